@@ -1,0 +1,72 @@
+"""One exception tree. Every message says what came, what was wanted, where, and how to go on.
+
+Each class carries the exit code that the command line ends with.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class PyroVAEError(Exception):
+    """Whatever pyro_vae refuses on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(PyroVAEError, ValueError):
+    """An option, a config key or an argument that cannot be used as given."""
+
+    exit_code = 2
+
+
+class DeviceError(UsageError):
+    """A device that was asked for and is not there."""
+
+
+class ProgramError(UsageError):
+    """A (model, guide) pair that a function here cannot treat: names the site and the reason."""
+
+
+class DataError(PyroVAEError, ValueError):
+    """Data that cannot be used as given: names the rows."""
+
+    exit_code = 3
+
+
+class ShapeError(DataError):
+    """Data, or what a network is fed, of another shape than was wanted."""
+
+
+class SupportError(DataError):
+    """Data outside the support of the likelihood: it has no log-likelihood there."""
+
+
+class RunFolderError(PyroVAEError):
+    """A run folder that is missing, foreign, damaged, or in the way."""
+
+    exit_code = 4
+
+
+class DivergedError(PyroVAEError, ArithmeticError):
+    """Training met a non-finite loss or gradient; the model holds its last good weights. `result` is the run so far."""
+
+    exit_code = 5
+
+    def __init__(self, message: str, result: Any = None) -> None:
+        super().__init__(message)
+        self.result = result
+
+
+class Interrupted(PyroVAEError, KeyboardInterrupt):
+    """Ctrl-C during training; the model holds its best weights so far. `result` is the run so far."""
+
+    exit_code = 130
+
+    def __init__(self, message: str, result: Any = None) -> None:
+        super().__init__(message)
+        self.result = result
+
+
+class DataConversionWarning(UserWarning):
+    """Data that was converted (a copy; the caller's array is left as it was)."""

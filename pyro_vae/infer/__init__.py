@@ -1,0 +1,1 @@
+"""Any (model, guide) pair to log weights, and bounds of them. Knows nothing of our models."""

@@ -1,0 +1,1 @@
+"""Callables that return distributions, and what they are made of."""
