@@ -1,5 +1,9 @@
 """Variational autoencoders as Pyro programs, with log-likelihoods one can trust."""
 
+from . import errors
+from .data import binarize
+from .evaluate.evidence import Evidence
+from .evaluate.importance import log_likelihood
 from .infer.bounds import elbo, iwae
 from .infer.weights import log_weights
 from .models.vae import VAE
@@ -7,3 +11,7 @@ from .parts.conditional import Conditional
 from .parts.families import bernoulli, binomial, normal
 from .parts.networks import MLP, ConvDecoder, ConvEncoder
 from .parts.priors import StandardNormal
+from .train.fit import fit
+from .train.schedules import constant, cosine, warmup
+from .train.step import adam
+from .use import encode, interpolate, reconstruct, sample

@@ -1,0 +1,66 @@
+"""Grey values in [0, 1] as the probabilities of binary ones: x_bin ~ Bernoulli(x)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pyro_vae.errors import SupportError
+
+from .rows import say_rows
+
+
+def binarize(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """x_bin ~ Bernoulli(x), element by element: zeros and ones of x's shape and dtype.
+
+    Drawn once, it makes a data set (static binarization); drawn anew each epoch, it makes the training set the
+    distribution itself (dynamic). Numbers under one are not comparable with numbers under the other.
+
+    Args:
+        x: grey values in [0, 1], of any shape; unchecked here (see :func:`check_grey`), as it runs for every batch.
+        generator: on x's device; None draws from torch's global one.
+
+    References:
+        On the Quantitative Analysis of Deep Belief Networks (Salakhutdinov & Murray, 2008),
+        https://doi.org/10.1145/1390156.1390266
+        Importance Weighted Autoencoders (Burda, Grosse & Salakhutdinov, 2016), https://arxiv.org/abs/1509.00519
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae.data import binarize
+        >>> binarize(torch.tensor([[0.0, 1.0, 1.0]]))
+        tensor([[0., 1., 1.]])
+    """
+    return torch.bernoulli(x, generator=generator)
+
+
+def static_binarization(x: Tensor, seed: int) -> Tensor:
+    """x_bin ~ Bernoulli(x), once, from a private generator: the same for the same seed and device.
+
+    Raises:
+        SupportError: a value outside [0, 1].
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae.data import static_binarization
+        >>> x = torch.full((5, 64), 0.5)
+        >>> torch.equal(static_binarization(x, seed=0), static_binarization(x, seed=0))
+        True
+    """
+    return binarize(check_grey(x), torch.Generator(x.device).manual_seed(seed))
+
+
+def check_grey(x: Tensor, name: str = "x") -> Tensor:
+    """x, if every value lies in [0, 1].
+
+    Raises:
+        SupportError: a value outside (or NaN); the message names the rows.
+    """
+    bad = ~((x >= 0) & (x <= 1))
+    if bad.any():
+        raise SupportError(
+            f"{name} has values outside [0, 1] in {say_rows(torch.atleast_1d(bad))}; its values lie in "
+            f"[{x.min().item():g}, {x.max().item():g}]. Binarization takes each value for a probability: "
+            "divide 0..255 pixels by 255."
+        )
+    return x

@@ -1,0 +1,208 @@
+"""Data sets by name or by path: flat float32 rows, split once and for all, with a record of what was done to them."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pyro_vae.errors import DataError, ShapeError, UsageError
+
+from .binarize import binarize, check_grey
+from .files import ENDINGS, read_file
+from .idx import CLASSES, read_images
+from .rows import convert
+from .source import Part, Source, Split, shuffled
+
+NAMES = ("digits", *CLASSES)
+POLICIES = {
+    "static": "static binarization, once, seed {seed}",
+    "dynamic": "dynamic binarization: train redrawn each epoch, validation and test drawn once with seed {seed}",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """A data set, split, with what a number computed on it must be reported with.
+
+    Attributes:
+        name: of the data set, or of the file.
+        train: rows to fit; grey under dynamic binarization.
+        validation: rows to choose by.
+        test: rows to report on.
+        shape: of one row: (channels, height, width) for images, (d,) for tables.
+        policy: a sentence on what the values are.
+        digest: SHA-256 of the arrays as their files hold them, before scaling and binarization, in hexadecimal.
+        transform: None, or what draws a training batch anew each time: ``transform(x, generator)``.
+        notes: what was converted, and how the rows were split.
+    """
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    shape: tuple[int, ...]
+    policy: str
+    digest: str
+    transform: Callable[[Tensor, torch.Generator | None], Tensor] | None = None
+    notes: tuple[str, ...] = ()
+
+
+def load(
+    name: str | Path,
+    *,
+    data_dir: str | Path | None = None,
+    download: bool = False,
+    binarization: str = "none",
+    seed: int = 0,
+) -> Data:
+    """A data set by name ("digits", "mnist", "fashion_mnist") or by the path of an .npy, .npz or .csv file.
+
+    Digits (1,797 rows of counts 0..16, from scikit-learn) are split 1,437 / 180 / 180 by a permutation from numpy's
+    ``default_rng(0)``, whatever `seed`; both MNISTs 59,600 / 400 / 10,000 in the order of the files, as Burda et al. do;
+    own files 80/10/10 per cent by `seed`, unless they hold ``x_train``, ``x_validation`` and ``x_test``.
+
+    Args:
+        name: of the data set, or a path.
+        data_dir: the folder that holds ``MNIST/raw``; None takes ``$PYRO_VAE_DATA``.
+        download: lets torchvision fetch what is missing into `data_dir`. Nothing else touches the network.
+        binarization: "none"; "static": all rows drawn once; "dynamic": validation and test drawn once, training rows kept
+            grey, with ``transform`` to draw them. Validation and test are the same rows of zeros and ones in both.
+        seed: of the draws, and of the split of own files.
+
+    Raises:
+        UsageError: an unknown name or binarization, or no data folder named.
+        DataError: files missing, damaged, or holding what cannot be used; the message names files, rows, columns.
+        SupportError: own values outside [0, 1], where binarization is asked for.
+
+    References:
+        Importance Weighted Autoencoders (Burda, Grosse & Salakhutdinov, 2016), https://arxiv.org/abs/1509.00519
+
+    Example:
+        >>> from pyro_vae.data import load
+        >>> data = load("digits")
+        >>> data.train.x.shape, data.shape, data.policy
+        (torch.Size([1437, 64]), (1, 8, 8), 'counts 0..16')
+    """
+    check_options(binarization, seed)
+    source = find(name, data_dir, download, seed)
+    binary = binarization != "none"
+    done = [prepare(part, source, binary) for part in source.parts]
+    shape = event_shape(source.parts)
+    train, validation, test = draw(source.cut([split for split, _ in done]), binarization, seed)
+    return Data(
+        name=source.name,
+        train=train,
+        validation=validation,
+        test=test,
+        shape=shape,
+        policy=POLICIES[binarization].format(seed=seed) if binary else source.policy,
+        digest=source.digest(),
+        transform=binarize if binarization == "dynamic" else None,
+        notes=tuple(dict.fromkeys([*source.notes, *(note for _, notes in done for note in notes)])),
+    )
+
+
+def check_options(binarization: str, seed: int) -> None:
+    """Refuses other binarizations, and seeds that numpy and torch do not both take."""
+    if binarization not in ("none", *POLICIES):
+        raise UsageError(f"binarization {binarization!r} is unknown. Take one of: none, {', '.join(POLICIES)}.")
+    if not 0 <= seed < 2**63:
+        raise UsageError(f"seed {seed} is out of range. Take one from 0 to 2**63 - 1.")
+
+
+def find(name: str | Path, data_dir: str | Path | None, download: bool, seed: int) -> Source:
+    """The source that a name or a path stands for."""
+    if name == "digits":
+        return read_digits()
+    if isinstance(name, str) and name in CLASSES:
+        return read_images(name, data_folder(name, data_dir), download)
+    if Path(name).suffix.lower() in ENDINGS:
+        return read_file(Path(name).expanduser(), seed)
+    close = difflib.get_close_matches(str(name).lower(), NAMES, n=1)
+    raise UsageError(
+        f"no data set {str(name)!r}{f' (did you mean {close[0]!r}?)' if close else ''}. "
+        f"Take one of: {', '.join(NAMES)}, or the path of a file that ends in {', '.join(ENDINGS)}."
+    )
+
+
+def data_folder(name: str, data_dir: str | Path | None) -> Path:
+    """The folder asked for, or the environment's."""
+    folder = data_dir or os.environ.get("PYRO_VAE_DATA")
+    if not folder:
+        raise UsageError(
+            f"{name} lies in a folder, and none is named. Name it with --data-dir (data_dir=) or $PYRO_VAE_DATA; "
+            "with --download (download=True) the files are fetched into it. digits needs neither."
+        )
+    return Path(folder).expanduser()
+
+
+def read_digits() -> Source:
+    """scikit-learn's bundled 8×8 digits: how many of 16 pixels were set, in each of 64 cells."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    notes = ("split 1437/180/180 by a permutation from seed 0, whatever the seed",)
+    part = Part("x", digits.images, digits.target)
+    return Source("digits", (part,), shuffled(0), "counts 0..16", grey=16.0, notes=notes)
+
+
+def prepare(part: Part, source: Source, binary: bool) -> tuple[Split, list[str]]:
+    """One part as flat float32 rows, and what was converted."""
+    x, note = convert(part.x, part.name, torch.float32)
+    if (scale := source.scale * (source.grey if binary else 1.0)) != 1.0:
+        x = x / scale
+    x = x.reshape(len(x), -1)
+    if binary:
+        check_grey(x, part.name)
+    notes = [note] if note else []
+    if part.y is None:
+        return Split(x), notes
+    y, y_note = labels(part)
+    return Split(x, y), [*notes, *y_note]
+
+
+def labels(part: Part) -> tuple[Tensor, list[str]]:
+    """y of one part: int64 where it is whole numbers, float32 otherwise, one for each row."""
+    assert part.y is not None
+    whole = part.y.dtype.kind in "biu"
+    name = part.name.replace("x", "y", 1)
+    y, note = convert(part.y, name, torch.int64 if whole else torch.float32)
+    if len(y) != len(part.x):
+        raise ShapeError(f"{part.name} has {len(part.x)} rows, {name} has {len(y)}. Give each row one label.")
+    return y, [note] if note and not whole else []
+
+
+def event_shape(parts: tuple[Part, ...]) -> tuple[int, ...]:
+    """(channels, height, width) of images, (d,) of tables, the same for all parts."""
+    shapes = {part.name: part.x.shape[1:] for part in parts}
+    first = parts[0].x.shape[1:]
+    if any(shape != first for shape in shapes.values()):
+        raise ShapeError(f"rows differ in shape: {shapes}. Give training, validation and test the same columns.")
+    if len(first) > 3:
+        raise ShapeError(
+            f"x has shape {parts[0].x.shape}, wanted (N, d), (N, height, width) or (N, channels, height, width). "
+            "Flatten what is left into columns."
+        )
+    return {0: (1,), 1: first, 2: (1, *first), 3: first}[len(first)]
+
+
+def draw(splits: tuple[Split, Split, Split], binarization: str, seed: int) -> tuple[Split, Split, Split]:
+    """The splits, binarized as asked for: test, validation, then train from one generator."""
+    if binarization == "none":
+        return splits
+    train, validation, test = splits
+    generator = torch.Generator().manual_seed(seed)
+    test = Split(binarize(test.x, generator), test.y)
+    validation = Split(binarize(validation.x, generator), validation.y)
+    if binarization == "static":
+        train = Split(binarize(train.x, generator), train.y)
+    return train, validation, test
+
+
+__all__ = ["Data", "DataError", "Split", "load"]

@@ -1,0 +1,155 @@
+"""A user's own file, ``.npy``, ``.npz`` or ``.csv``, as a :class:`Source`. Pickles are never loaded."""
+
+from __future__ import annotations
+
+import csv
+import zipfile
+import zlib
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from pyro_vae.errors import DataError
+
+from .source import Part, Source, as_given, shuffled
+
+ENDINGS = (".npy", ".npz", ".csv")
+SPLITS = ("train", "validation", "test")
+UNREADABLE = (ValueError, OSError, EOFError, KeyError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error)
+
+
+def read_file(path: Path, seed: int) -> Source:
+    """The rows of a file, with labels where it has them under ``y``.
+
+    Args:
+        path: ``.npy``: one array. ``.npz``: one array, or ``x`` and perhaps ``y``, or ``x_train``, ``x_validation`` and
+            ``x_test``, perhaps each with its ``y_...``. ``.csv``: numbers between commas, perhaps under one line of
+            names, of which ``y`` marks the labels.
+        seed: of the permutation that splits the rows 80/10/10, where the file does not split them itself.
+
+    Raises:
+        DataError: a missing, damaged or truncated file, a pickle, a cell that is no number, a row of another length.
+    """
+    if not path.is_file():
+        raise DataError(f"no file {path}. Check the path; it is taken from the current folder unless it starts with /.")
+    arrays = read_csv(path) if path.suffix.lower() == ".csv" else read_numpy(path)
+    if all(f"x_{split}" in arrays for split in SPLITS):
+        parts = tuple(Part(f"x_{s}", arrays[f"x_{s}"], arrays.get(f"y_{s}")) for s in SPLITS)
+        return Source(path.name, parts, as_given, notes=("split as the file does", *unused(arrays, SPLITS)))
+    x = pick(arrays, path)
+    part = Part("x", arrays[x], arrays.get("y"))
+    notes = (f"split 80/10/10 per cent by a permutation from seed {seed}", *unused(arrays, (), x))
+    return Source(path.name, (part,), shuffled(seed), notes=notes)
+
+
+def pick(arrays: dict[str, np.ndarray], path: Path) -> str:
+    """The key of x: ``x``, or the only one."""
+    if "x" in arrays:
+        return "x"
+    if len(arrays) == 1:
+        return next(iter(arrays))
+    raise DataError(
+        f"{path} holds {sorted(arrays) or 'nothing'}, and none of them is x. Save one array, or x (and y), or x_train, "
+        "x_validation and x_test: np.savez(path, x=x, y=y)."
+    )
+
+
+def unused(arrays: dict[str, np.ndarray], splits: tuple[str, ...], x: str = "x") -> list[str]:
+    """A note on arrays that nobody reads."""
+    read = {f"{v}_{s}" for v in "xy" for s in splits} or {x, "y"}
+    rest = sorted(set(arrays) - read)
+    return [f"not read: {', '.join(rest)}"] if rest else []
+
+
+def read_numpy(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npy (as x) or .npz file."""
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return {"x": loaded}
+        with loaded:
+            return {key: loaded[key] for key in loaded.files}
+    except UNREADABLE as e:
+        raise DataError(f"{path}: {why(e)}") from e
+
+
+def why(e: BaseException) -> str:
+    """What numpy's error means for the user."""
+    if "Object arrays" in str(e):
+        return (
+            "it holds pickled Python objects, and pickles are never loaded, as they can run code. "
+            "Re-save it as a plain numeric array: np.save(path, np.asarray(rows, dtype=np.float32))."
+        )
+    if "pickled data" in str(e):
+        return (
+            "no numpy file, but a pickle or a damaged file, and pickles are never loaded, as they can run code. "
+            "Re-save it as a plain numeric array with np.save."
+        )
+    return f"damaged or truncated ({type(e).__name__}: {e}). Write or copy it again."
+
+
+def read_csv(path: Path) -> dict[str, np.ndarray]:
+    """The numbers of a .csv file: x ``(N, d)``, float64, and y ``(N,)`` where a column is called so."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            names, values, width = parse(filled(csv.reader(file)), path)
+    except (csv.Error, UnicodeDecodeError, OSError) as e:
+        raise DataError(f"{path} cannot be read as comma-separated text in UTF-8 ({e}).") from e
+    if not values:
+        raise DataError(f"{path} is empty: it has no row of numbers.")
+    table = np.frombuffer(values).reshape(-1, width)
+    if "y" not in names:
+        return {"x": table}
+    column = names.index("y")
+    y = table[:, column]
+    whole = np.isfinite(y).all() and (y == y.round()).all() and (abs(y) < 2**53).all()
+    return {"x": np.delete(table, column, axis=1), "y": y.astype(np.int64) if whole else y}
+
+
+def filled(reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:
+    """(line number, cells) of every line that is not blank."""
+    for cells in reader:
+        if cells:
+            yield reader.line_num, [cell.strip() for cell in cells]  # type: ignore[attr-defined]
+
+
+def parse(lines: Iterator[tuple[int, list[str]]], path: Path) -> tuple[list[str], array[float], int]:
+    """The names (a first line without any number), all values in one line, and the width of the table."""
+    names: list[str] = []
+    values = array("d")
+    width = row = 0
+    for line, cells in lines:
+        if not width:
+            width = len(cells)
+            if not any(is_number(cell) for cell in cells):
+                names = cells
+                continue
+        where = f"{path}, row {row} (counted from 0; line {line} of the file)"
+        if len(cells) != width:
+            raise DataError(
+                f"{where}: {len(cells)} cells, wanted {width} as in the first line. Make the rows equally long."
+            )
+        values.extend(number(cell, where, column) for column, cell in enumerate(cells))
+        row += 1
+    return names, values, width
+
+
+def number(cell: str, where: str, column: int) -> float:
+    """The cell's value."""
+    if is_number(cell):
+        return float(cell)
+    raise DataError(
+        f"{where}, column {column}: {cell!r} is no number. Cells are numbers between commas; encode text as numbers and "
+        "fill gaps in. Names may stand in the first line only, and there in every column."
+    )
+
+
+def is_number(cell: str) -> bool:
+    """Whether a cell reads as a number (Python's ``1_000`` does not)."""
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return "_" not in cell

@@ -1,0 +1,152 @@
+"""MNIST and Fashion-MNIST from a folder laid out as torchvision does, unpacked or as ``.gz``; every file is checked first."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from pyro_vae.errors import DataError
+
+from .source import Part, Source, hold_out
+
+CLASSES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}  # torchvision's class, which names its folder too
+ROWS = {"train": 60_000, "t10k": 10_000}
+HEADERS = {
+    f"{part}-{content}-ubyte": struct.pack(">4I", 2051, n, 28, 28) if "3" in content else struct.pack(">2I", 2049, n)
+    for part, n in ROWS.items()
+    for content in ("images-idx3", "labels-idx1")
+}
+
+
+def read_images(name: str, data_dir: Path, download: bool = False) -> Source:
+    """The 60,000 + 10,000 images ``(N, 28, 28)`` of 0..255 and their labels; validation is the last 400 training images.
+
+    Args:
+        name: "mnist" or "fashion_mnist".
+        data_dir: the folder that holds ``MNIST/raw`` or ``FashionMNIST/raw``.
+        download: lets torchvision fetch what is missing.
+
+    Raises:
+        DataError: files missing, truncated or damaged, or a download that failed.
+
+    References:
+        Importance Weighted Autoencoders (Burda, Grosse & Salakhutdinov, 2016), https://arxiv.org/abs/1509.00519
+    """
+    folder = data_dir / CLASSES[name] / "raw"
+    if download and missing(folder):
+        fetch(name, data_dir)
+    if lacking := missing(folder):
+        raise DataError(
+            f"{name}: {len(lacking)} of 4 files are missing: {', '.join(lacking)} (or the same with .gz). "
+            f"They belong in {folder}. Put them there, name another folder with --data-dir (data_dir=) or "
+            "$PYRO_VAE_DATA, or fetch them with --download (download=True)."
+        )
+    parts = read_torchvision(name, data_dir) if unpacked(folder) else read_bytes(folder)
+    return Source(
+        name=name,
+        parts=parts,
+        cut=partial(hold_out, rows=400),
+        policy="grey pixels in [0, 1], not binarized",
+        scale=255.0,
+        notes=("x: divided by 255",),
+    )
+
+
+def missing(folder: Path) -> list[str]:
+    """Those of the four files that are there neither plain nor as .gz."""
+    return [f for f in HEADERS if not (folder / f).is_file() and not (folder / f"{f}.gz").is_file()]
+
+
+def unpacked(folder: Path) -> bool:
+    """Whether torchvision reads these files: all plain, and no old ``processed`` folder, whose pickles it would prefer."""
+    return all((folder / f).is_file() for f in HEADERS) and not has_pickles(folder)
+
+
+def has_pickles(folder: Path) -> bool:
+    """Whether an old torchvision left its ``processed`` folder beside `folder`."""
+    return (folder.parent / "processed").exists()
+
+
+def fetch(name: str, data_dir: Path) -> None:
+    """torchvision's download."""
+    import torchvision.datasets
+
+    if has_pickles(data_dir / CLASSES[name] / "raw"):
+        return
+    try:
+        getattr(torchvision.datasets, CLASSES[name])(data_dir, download=True)
+    except Exception as e:  # whatever a network, a disk or a foreign archive can raise
+        raise DataError(
+            f"{name} could not be downloaded into {data_dir}: {e} "
+            "Fetch the files elsewhere and name their folder with --data-dir (data_dir=) or $PYRO_VAE_DATA."
+        ) from e
+
+
+def read_torchvision(name: str, data_dir: Path) -> tuple[Part, ...]:
+    """Unpacked files, through torchvision, once their sizes and headers are right."""
+    import torchvision.datasets
+
+    for file, header in HEADERS.items():
+        path = data_dir / CLASSES[name] / "raw" / file
+        with path.open("rb") as f:
+            check_idx(path, f.read(len(header)), header, path.stat().st_size)
+    sets = (getattr(torchvision.datasets, CLASSES[name])(data_dir, train=train) for train in (True, False))
+    return tuple(Part("x", s.data.numpy(), s.targets.numpy()) for s in sets)
+
+
+def read_bytes(folder: Path) -> tuple[Part, ...]:
+    """The same files with numpy: plain where they are, out of the .gz (in memory) where they are not."""
+    return tuple(
+        Part(
+            "x",
+            read_idx(folder, f"{part}-images-idx3-ubyte").reshape(n, 28, 28),
+            read_idx(folder, f"{part}-labels-idx1-ubyte"),
+        )
+        for part, n in ROWS.items()
+    )
+
+
+def read_idx(folder: Path, file: str) -> np.ndarray:
+    """The values of one IDX file, flat."""
+    path, header = folder / file, HEADERS[file]
+    if path.is_file():
+        content = path.read_bytes()
+    else:
+        path = folder / f"{file}.gz"
+        content = gunzip(path, wanted_size(header))
+    check_idx(path, content[: len(header)], header, len(content))
+    return np.frombuffer(content, np.uint8, offset=len(header))
+
+
+def gunzip(path: Path, size: int) -> bytes:
+    """What a .gz holds, as far as it goes, but no more than a byte above `size`."""
+    stream = zlib.decompressobj(wbits=31)
+    try:
+        content = stream.decompress(path.read_bytes(), size + 1)
+    except zlib.error as e:
+        raise DataError(f"{path} is damaged ({e}). Delete it and fetch it again.") from e
+    if len(content) == size and not stream.eof:
+        raise DataError(f"{path} is truncated: its checksum is missing. Delete it and fetch it again.")
+    return content
+
+
+def wanted_size(header: bytes) -> int:
+    """The size of the file with this header: header and one byte for each value."""
+    rows = struct.unpack(">I", header[4:8])[0]
+    return len(header) + rows * (784 if len(header) == 16 else 1)
+
+
+def check_idx(path: Path, start: bytes, header: bytes, size: int) -> None:
+    """Refuses a file of another size, or of another kind."""
+    if size != wanted_size(header):
+        what = "truncated" if size < wanted_size(header) else "too long"
+        raise DataError(
+            f"{path} is {what}: {size:,} bytes{' unpacked' if path.suffix == '.gz' else ''}, wanted "
+            f"{wanted_size(header):,}. Delete it and fetch it again."
+        )
+    if start != header:
+        raise DataError(f"{path} does not start as that file does. Delete it and fetch it again.")

@@ -1,0 +1,159 @@
+"""Whatever holds numbers in rows, as one checked tensor: real, finite, not empty."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_vae.errors import DataConversionWarning, DataError, ShapeError
+
+NUMERIC = "biuf"  # numpy's kinds: bool, int, unsigned, float
+
+
+def as_rows(
+    x: Any, name: str = "x", dtype: torch.dtype | None = None, device: torch.device | str | None = None
+) -> Tensor:
+    """x as a finite tensor of shape ``(N, *event)``, N > 0, detached; x itself is left as it is.
+
+    Shares memory with x where nothing needs converting (a float tensor, a writable contiguous float32 array).
+
+    Args:
+        x: a tensor, a numpy array, nested lists, or anything with ``.to_numpy()``, of any real dtype.
+        name: what messages call it.
+        dtype: what to convert to. None keeps float tensors and numpy float32, and takes all else to torch's default.
+        device: where to; None leaves it where it is.
+
+    Raises:
+        DataError: not numbers, complex, masked, empty, or with NaN or infinite values (the message names the rows).
+        ShapeError: a single number.
+
+    Warns:
+        DataConversionWarning: the dtype was changed (lists have none, so they convert silently).
+
+    Example:
+        >>> from pyro_vae.data import as_rows
+        >>> as_rows([[0, 1], [1, 1], [1, 0]]).shape
+        torch.Size([3, 2])
+    """
+    rows, note = convert(x, name, dtype, device)
+    if note and not isinstance(x, list | tuple):
+        kind = "tensor" if isinstance(x, Tensor) else "array"
+        warnings.warn(f"{note} (a copy; your {kind} is unchanged)", DataConversionWarning, stacklevel=2)
+    return rows
+
+
+def same_rows(x: Tensor, *context: Tensor) -> None:
+    """Checks that every context has the rows of x.
+
+    Raises:
+        ShapeError: a context of another length; the message says both.
+    """
+    for i, c in enumerate(context):
+        rows = "none" if c.dim() == 0 else len(c)
+        if rows != len(x):
+            raise ShapeError(
+                f"x has {len(x)} rows, context {i} has {rows} (shape {tuple(c.shape)}). "
+                "Give each row of x one row of every context, in the same order."
+            )
+
+
+def convert(
+    x: Any, name: str, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+) -> tuple[Tensor, str | None]:
+    """:func:`as_rows` that hands back a line on the conversion, or None, instead of a warning."""
+    source = x.detach() if isinstance(x, Tensor) else real_array(x, name)
+    check_rows(source, name)
+    wanted = dtype or default_dtype(source)
+    note = f"{name}: converted from {said(source)} to {wanted}" if said(source) not in alike(wanted) else None
+    rows = source if isinstance(source, Tensor) else tensor_of(source)
+    check_finite(rows, name)
+    converted = rows.to(device=device, dtype=wanted)
+    if wanted.is_floating_point and wanted.itemsize < rows.dtype.itemsize:
+        check_finite(
+            converted, name, f" once converted from {rows.dtype} to {wanted}", "Rescale x, or pass a wider dtype."
+        )
+    return converted, note
+
+
+def real_array(x: Any, name: str) -> np.ndarray:
+    """x as a numpy array of real numbers."""
+    if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
+        rows = say_rows(torch.from_numpy(np.array(np.ma.getmaskarray(x), ndmin=1)))
+        raise DataError(f"{name} has masked entries in {rows}. Drop those rows, or fill them in (x.filled(...)).")
+    try:
+        array = np.asarray(x.to_numpy() if hasattr(x, "to_numpy") else x)
+    except (ValueError, TypeError, RuntimeError) as e:
+        raise DataError(f"{name} cannot be read as one array ({e}). Give rows of one length, holding numbers.") from e
+    if array.dtype.kind not in NUMERIC:
+        raise DataError(
+            f"{name} (a {type(x).__name__}) has dtype {array.dtype}, wanted real numbers. Encode text or categories as "
+            "numbers, split complex values into real and imaginary part, or make a sparse matrix dense first."
+        )
+    return array
+
+
+def check_rows(source: Tensor | np.ndarray, name: str) -> None:
+    """Refuses complex and sparse tensors, single numbers, and arrays that hold nothing."""
+    shape = tuple(source.shape)
+    if isinstance(source, Tensor) and (source.is_complex() or source.layout != torch.strided):
+        raise DataError(
+            f"{name} is a {source.layout} tensor of dtype {source.dtype}, wanted a dense one of real numbers. "
+            "Split complex values into real and imaginary part; make a sparse tensor dense with .to_dense()."
+        )
+    if not shape:
+        raise ShapeError(f"{name} is a single number, wanted rows: shape (N, d). Give one row as x[None].")
+    if 0 in shape:
+        lacks = "rows" if shape[0] == 0 else "columns"
+        raise DataError(
+            f"{name} is empty: shape {shape}. It has no {lacks}: check the selection or file it comes from."
+        )
+
+
+def default_dtype(source: Tensor | np.ndarray) -> torch.dtype:
+    """What dtype=None means."""
+    if isinstance(source, Tensor):
+        return source.dtype if source.dtype.is_floating_point else torch.get_default_dtype()
+    is_float32 = source.dtype.kind == "f" and source.dtype.itemsize == 4
+    return torch.float32 if is_float32 else torch.get_default_dtype()
+
+
+def said(source: Tensor | np.ndarray) -> str:
+    """The dtype as a message says it."""
+    return str(source.dtype) if isinstance(source, Tensor) else f"numpy {source.dtype.newbyteorder('=')}"
+
+
+def alike(dtype: torch.dtype) -> tuple[str, str]:
+    """What :func:`said` says of sources that are of this dtype already."""
+    return str(dtype), f"numpy {str(dtype).removeprefix('torch.')}"
+
+
+def tensor_of(array: np.ndarray) -> Tensor:
+    """A tensor of an array of any byte order, stride, alignment or float width; a copy only where torch needs one."""
+    longer = array.dtype.kind == "f" and array.dtype.itemsize > 8
+    native = np.dtype(np.float64) if longer else array.dtype.newbyteorder("=")
+    with np.errstate(over="ignore"):
+        return torch.from_numpy(np.require(array, native, ["C_CONTIGUOUS", "ALIGNED", "WRITEABLE"]))
+
+
+def check_finite(
+    rows: Tensor, name: str, when: str = "", hint: str = "Drop those rows, or fill the gaps in first."
+) -> None:
+    """Refuses NaN and infinite values, by row."""
+    if not rows.is_floating_point():
+        return
+    bad = ~torch.isfinite(rows)
+    if bad.any():
+        raise DataError(f"{name} has NaN or infinite values{when} in {say_rows(bad)}. {hint}")
+
+
+def say_rows(bad: Tensor) -> str:
+    """Where a mask ``(N, *event)`` holds: how many rows, the first five of them, and the first column."""
+    bad = bad.reshape(len(bad), -1)
+    rows = bad.any(1).nonzero().flatten().tolist()
+    column = int(bad[rows[0]].nonzero()[0])
+    shown = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
+    return f"{len(rows)} of {len(bad)} rows: {shown} (counted from 0; in row {rows[0]} first in column {column})"

@@ -1,0 +1,1 @@
+"""log p(x) and what can be said of it."""

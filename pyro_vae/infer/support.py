@@ -1,0 +1,110 @@
+"""Is the data inside the likelihood's support? Outside it there is no log-likelihood."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_vae.errors import ShapeError, SupportError
+
+from .programs import evaluation_mode
+from .weights import Program, Site, find_plates, trace_pair
+
+Batch = tuple[Tensor, ...]
+
+
+def check_support(
+    model: Program, guide: Program, *args: Tensor, chunk_size: int = 2000, prepare: Callable[[Batch], Batch] | None = None
+) -> None:
+    """Runs the pair once over all rows and checks each observed value: its shape, and the support of its distribution.
+
+    Args:
+        model: as for :func:`~pyro_vae.log_weights`.
+        guide: likewise.
+        *args: x of shape ``(N, *event)`` and contexts with N rows.
+        chunk_size: rows at a time.
+        prepare: what a batch goes through before it is trained on (dynamic binarization).
+
+    Raises:
+        ShapeError: an observed value of another shape than its distribution, which would broadcast in silence.
+        SupportError: values outside the support; names the site, the rows, one value, and the way out.
+        ProgramError: a pair that cannot be treated row by row.
+    """
+    prepare = prepare or (lambda batch: batch)
+    with evaluation_mode(model, guide), pyro.validation_enabled(False):
+        dim = find_plates(model, guide, *prepare(tuple(a[:1] for a in args))).dim
+        bad: dict[str, list[int]] = {}
+        examples: dict[str, tuple[Site, Tensor]] = {}
+        for start in range(0, len(args[0]), chunk_size):
+            _, sites = trace_pair(model, guide, *prepare(tuple(a[start : start + chunk_size] for a in args)))
+            for name, site in sites.items():
+                if site["is_observed"] and not (inside := rows_inside(name, site, dim)).all():
+                    rows = (~inside).nonzero().flatten()
+                    bad.setdefault(name, []).extend((rows + start).tolist())
+                    examples.setdefault(name, (site, rows[0]))
+    for name, rows in bad.items():
+        raise SupportError(describe(name, *examples[name], rows, len(args[0])))
+
+
+def rows_inside(name: str, site: Site, dim: int) -> Tensor:
+    """Which rows of an observed site lie in the support, ``(N,)``."""
+    value, fn = site["value"], site["fn"]
+    if value.shape != fn.shape():
+        raise ShapeError(
+            f"site {name!r}: the data has shape {tuple(value.shape)}, its distribution {tuple(fn.shape())} (batch "
+            f"{tuple(fn.batch_shape)}, event {tuple(fn.event_shape)}). Give x the shape of what the likelihood generates."
+        )
+    inside = fn.support.check(value)
+    other = [d for d in range(-inside.dim(), 0) if d != dim]
+    return inside.movedim(dim, 0).flatten(1).all(1) if other else inside
+
+
+def describe(name: str, site: Site, row: Tensor, rows: list[int], total: int) -> str:
+    """What came, what was wanted, which rows, how to go on."""
+    fn = site["fn"]
+    base, support = fn, fn.support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    while hasattr(base, "base_dist"):
+        base = base.base_dist
+    value = site["value"][row].flatten()
+    outside = (~support.check(value)).nonzero().flatten() if support.event_dim == 0 and _elementwise(support) else None
+    where = f"row {rows[0]} holds {value[outside[0]].item():g} in column {outside[0].item()}" if outside is not None and len(
+        outside
+    ) else f"row {rows[0]} is one"
+    listed = ", ".join(map(str, rows[:5])) + (", …" if len(rows) > 5 else "")
+    return (
+        f"site {name!r}: {len(rows)} of {total} rows lie outside the support of {type(base).__name__} ({_say(support)}): "
+        f"{where} (rows {listed}). {_advice(support)}"
+    )
+
+
+def _elementwise(support: Any) -> bool:
+    """Whether the constraint can be checked value by value (bounds that are tensors belong to their own element)."""
+    bounds = (getattr(support, b, 0) for b in ("lower_bound", "upper_bound"))
+    return all(not isinstance(b, Tensor) or b.numel() == 1 for b in bounds)
+
+
+def _say(support: Any) -> str:
+    if isinstance(support, type(constraints.boolean)):
+        return "0 or 1"
+    if isinstance(support, constraints.integer_interval):
+        low, high = (torch.as_tensor(b).max().item() for b in (support.lower_bound, support.upper_bound))
+        return f"whole numbers {low:g} to {high:g}"
+    return str(support)
+
+
+def _advice(support: Any) -> str:
+    if isinstance(support, type(constraints.boolean)):
+        return (
+            "Grey values have no Bernoulli likelihood: binarize them (pyro_vae.binarize, or --binarization dynamic), "
+            "or choose a likelihood whose support they lie in."
+        )
+    if isinstance(support, constraints.integer_interval):
+        return "Give counts in that range, or choose another likelihood (binomial takes total_count, the largest count)."
+    return "Remove or repair these rows, or choose a likelihood whose support they lie in."

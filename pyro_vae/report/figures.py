@@ -1,0 +1,142 @@
+"""Pictures. matplotlib is imported when the first is drawn; figures are made without pyplot, so nothing global changes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, BLUE, ORANGE, GREY = "#222222", "#2b6cb0", "#dd6b20", "#999999"
+
+
+def figure(width: float = 7.0, height: float = 4.0) -> Figure:
+    """An empty figure, laid out to fit what is put in it."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=150, layout="constrained")
+
+
+def save(fig: Figure, path: Path) -> Path:
+    """The figure as PNG (without dates or versions: the same picture is the same file)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fig.savefig(path, metadata={"Software": None})
+    return path
+
+
+def axes(fig: Figure, xlabel: str, ylabel: str, title: str) -> Axes:
+    """One plain panel."""
+    ax = fig.add_subplot()
+    ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
+def training_curve(history: Sequence[dict[str, Any]], floor: float | None = None) -> Figure:
+    """The ELBO on training and validation rows after each epoch, and the floor of a model without latents."""
+    fig = figure()
+    ax = axes(fig, "epoch", "nats per row", "ELBO while training")
+    epochs = [r["epoch"] for r in history]
+    ax.plot(epochs, [r["train_elbo"] for r in history], color=GREY, label="training rows")
+    ax.plot(epochs, [r["elbo"] for r in history], color=BLUE, label="validation rows")
+    if floor is not None:
+        ax.axhline(floor, color=ORANGE, linestyle="--", label="independent elements (test rows, exact)")
+    ax.set_ylim(*robust_limits([v for r in history for v in (r["elbo"], r["train_elbo"])] + [floor or history[-1]["elbo"]]))
+    ax.legend(frameon=False, loc="lower right")
+    return fig
+
+
+def robust_limits(values: Sequence[float]) -> tuple[float, float]:
+    """Limits that a few steep first epochs do not stretch."""
+    low, high = np.quantile(values, 0.05), max(values)
+    pad = 0.08 * (high - low) + 1e-6
+    return float(low - pad), float(high + pad)
+
+
+def evidence_curve(points: Sequence[dict[str, Any]]) -> Figure:
+    """log p(x) by importance sampling, the ELBO below it, and the gap between them: KL(q(z | x) ‖ p(z | x))."""
+    fig = figure()
+    ax = axes(fig, "epoch", "nats per row", "log p(x) = ELBO + KL(q(z|x) ‖ p(z|x))")
+    epochs = np.array([p["epoch"] for p in points])
+    log_px, elbo = (np.array([p[key] for p in points]) for key in ("log_px", "elbo"))
+    error = 2 * np.array([p["log_px_mc_se"] or 0.0 for p in points])
+    ax.fill_between(epochs, elbo, log_px, color=ORANGE, alpha=0.25, label="gap: KL(q(z|x) ‖ p(z|x))")
+    ax.errorbar(epochs, log_px, error, color=BLUE, marker="o", markersize=4, capsize=2, label="log p(x) ± 2 Monte Carlo s.e.")
+    ax.plot(epochs, elbo, color=INK, marker="o", markersize=4, label="ELBO")
+    ax.annotate(
+        f"gap {log_px[-1] - elbo[-1]:.2f}", (epochs[-1], (log_px[-1] + elbo[-1]) / 2), xytext=(-6, 0),
+        textcoords="offset points", ha="right", va="center", color=ORANGE,
+    )  # fmt: skip
+    if len(epochs) > 2 and epochs[-1] > 20 * max(epochs[0], 1):
+        ax.set_xscale("log")
+    ax.set_ylim(*robust_limits([*log_px, *elbo]))
+    samples, rows = points[-1]["num_samples"], points[-1]["rows"]
+    ax.set_title(f"K = {samples} importance samples on {rows} validation rows", fontsize=8, color=GREY, loc="right", y=0.02)
+    ax.legend(frameon=False, loc="center right")
+    return fig
+
+
+def image_grid(rows: Sequence[np.ndarray], labels: Sequence[str], shape: tuple[int, ...], title: str) -> Figure:
+    """Rows of images ``(n, channels * height * width)``, each with its label."""
+    columns = max(len(r) for r in rows)
+    fig = figure(0.62 * columns + 1.3, 0.66 * len(rows) + 0.45)
+    grid = fig.subplots(len(rows), columns, squeeze=False)
+    for i, images in enumerate(rows):
+        for j, ax in enumerate(grid[i]):
+            ax.set(xticks=[], yticks=[])
+            ax.spines[:].set_visible(False)
+            if j < len(images):
+                show(ax, images[j], shape)
+        grid[i, 0].set_ylabel(labels[i], rotation=0, ha="right", va="center", fontsize=9)
+    fig.suptitle(title, fontsize=10)
+    return fig
+
+
+def show(ax: Axes, image: np.ndarray, shape: tuple[int, ...]) -> None:
+    """One row as a picture: grey for one channel, a strip of bars for a table."""
+    if len(shape) == 3:
+        picture = image.reshape(shape).transpose(1, 2, 0)
+        low, high = float(picture.min()), float(picture.max())
+        scaled = (picture - low) / (high - low or 1.0)
+        ax.imshow(scaled if shape[0] == 3 else scaled[..., 0], cmap="gray_r", interpolation="nearest", vmin=0, vmax=1)
+    else:
+        ax.bar(range(len(image)), image, color=BLUE)
+
+
+def sample_grid(samples: np.ndarray, shape: tuple[int, ...], columns: int = 12, title: str = "x ~ p(x | z), z ~ p(z)") -> Figure:
+    """Samples of the model, in rows."""
+    rows = [samples[i : i + columns] for i in range(0, len(samples), columns)]
+    return image_grid(rows, [""] * len(rows), shape, title)
+
+
+def latent_map(z: np.ndarray, labels: np.ndarray | None, title: str = "posterior means") -> Figure:
+    """Posterior means, in two dimensions (the first two principal components where there are more), coloured by label."""
+    fig = figure(5.5, 5.0)
+    names = ["z1", "z2"]
+    if z.shape[1] > 2:
+        centred = z - z.mean(0)
+        _, spread, directions = np.linalg.svd(centred, full_matrices=False)
+        share = spread**2 / (spread**2).sum()
+        z, names = centred @ directions[:2].T, [f"principal component {i + 1} ({share[i]:.0%} of variance)" for i in (0, 1)]
+    elif z.shape[1] == 1:
+        z, names = np.column_stack([z, np.zeros(len(z))]), ["z1", ""]
+    ax = axes(fig, *names, title)
+    if labels is None:
+        ax.scatter(*z.T, s=6, color=BLUE, alpha=0.6, linewidths=0)
+        return fig
+    for label in np.unique(labels):
+        ax.scatter(*z[labels == label].T, s=8, alpha=0.75, linewidths=0, color=f"C{int(label) % 10}", label=str(label))
+    ax.legend(frameon=False, markerscale=2, loc="center left", bbox_to_anchor=(1, 0.5), title="label")
+    return fig
+
+
+def thin(count: int, most: int = 10) -> list[int]:
+    """At most `most` epochs out of 1..count, from the first to the last, spread evenly on a log scale."""
+    spread = np.geomspace(1, count, min(most, count))
+    return sorted({math.ceil(s - 1e-9) for s in spread})

@@ -1,0 +1,163 @@
+"""The configuration of a run: names and numbers only, so that reading one never runs anything."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from cyclopts import Parameter
+
+from pyro_vae.errors import UsageError
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What to train, on what, and how. "auto" is resolved from the data and recorded as resolved.
+
+    Parameters
+    ----------
+    data
+        digits (bundled), mnist, fashion_mnist, or a .npy, .npz or .csv file.
+    binarization
+        none, static (once, seeded) or dynamic (training rows anew each epoch); auto: dynamic for mnist and fashion_mnist
+        under a Bernoulli, else none.
+    data_seed
+        Of binarization, and of the split of a file of one's own.
+    prior
+        p(z).
+    likelihood
+        p(x given z); auto: binomial for digits, bernoulli for binary pixels, else normal.
+    total_count
+        Largest count of a binomial likelihood.
+    posterior
+        q(z given x).
+    network
+        mlp, or conv for images (28 x 28, or other multiples of 4).
+    hidden
+        Widths of the mlp's hidden layers; the decoder mirrors them.
+    activation
+        Between the mlp's layers.
+    latent_dim
+        Dimensions of z.
+    objective
+        elbo (Trace_ELBO), mean_field_elbo (analytic KL) or iwae (RenyiELBO with alpha 0).
+    num_particles
+        K: particles a row in the objective.
+    epochs
+        Passes over the training rows.
+    batch_size
+        Rows a step.
+    learning_rate
+        Of Adam.
+    schedule
+        Of the learning rate.
+    warmup
+        Fraction of training over which the learning rate rises.
+    patience
+        Stop after so many epochs without a better validation ELBO.
+    seed
+        Of weights, order, binarization during training, and noise.
+    """
+
+    data: str = "digits"
+    binarization: Literal["auto", "none", "static", "dynamic"] = "auto"
+    data_seed: int = 0
+    prior: Literal["standard_normal"] = "standard_normal"
+    likelihood: Literal["auto", "bernoulli", "binomial", "normal"] = "auto"
+    total_count: int = 16
+    posterior: Literal["normal"] = "normal"
+    network: Literal["mlp", "conv"] = "mlp"
+    hidden: Annotated[tuple[int, ...], Parameter(consume_multiple=True, negative=())] = (256, 256)
+    activation: Literal["relu", "tanh", "softplus", "silu"] = "relu"
+    latent_dim: int = 16
+    objective: Literal["elbo", "mean_field_elbo", "iwae"] = "elbo"
+    num_particles: int = 1
+    epochs: int = 100
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    schedule: Literal["constant", "cosine"] = "cosine"
+    warmup: float = 0.02
+    patience: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, wanted in POSITIVE.items():
+            values = getattr(self, name)
+            for value in values if isinstance(values, tuple) else (values,):
+                if value is not None and not value > 0:
+                    raise UsageError(f"{name} must be {wanted} greater than 0, got {value}")
+        if not 0 <= self.warmup < 1:
+            raise UsageError(f"warmup is a fraction of training, 0 to 1, got {self.warmup}")
+        if self.seed < 0 or self.data_seed < 0:
+            raise UsageError("seeds are whole numbers from 0")
+
+    def resolved(self) -> Config:
+        """The same, with every "auto" decided."""
+        images = self.data in ("mnist", "fashion_mnist")
+        binary = self.binarization in ("static", "dynamic")
+        likelihood = self.likelihood
+        if likelihood == "auto":
+            likelihood = "bernoulli" if images or binary else "binomial" if self.data == "digits" else "normal"
+        binarization = self.binarization
+        if binarization == "auto":
+            binarization = "dynamic" if images and likelihood == "bernoulli" else "none"
+        return dataclasses.replace(self, likelihood=likelihood, binarization=binarization)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain names and numbers, for JSON."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Any) -> Config:
+        """The configuration that `to_dict` wrote; refuses unknown keys, with a suggestion, and values of another type."""
+        if not isinstance(values, dict):
+            raise UsageError(f"a config is a JSON object of names and values, got {type(values).__name__}")
+        hints = get_type_hints(cls)
+        for key, value in values.items():
+            if key not in hints:
+                close = difflib.get_close_matches(key, hints, 1)
+                hint = f"; did you mean {close[0]!r}?" if close else f"; known keys: {', '.join(hints)}"
+                raise UsageError(f"unknown config key {key!r}{hint}")
+            if not fits(value, hints[key]):
+                raise UsageError(f"config key {key!r}: {value!r} is not {say(hints[key])}")
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+POSITIVE = {
+    name: kind
+    for kind, names in {
+        "a whole number": ("total_count", "hidden", "latent_dim", "num_particles", "epochs", "batch_size", "patience"),
+        "a number": ("learning_rate",),
+    }.items()
+    for name in names
+}
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a JSON value is of a field's type."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return value in args
+    if origin in (Union, types.UnionType):
+        return any(fits(value, a) for a in args)
+    if origin is tuple:
+        return isinstance(value, list | tuple) and all(fits(v, args[0]) for v in value)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool)
+
+
+def say(hint: Any) -> str:
+    """A field's type in words."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return "one of " + ", ".join(map(repr, args))
+    if origin in (Union, types.UnionType):
+        return " or ".join(say(a) for a in args)
+    if origin is tuple:
+        return f"a list of {say(args[0])}"
+    return {int: "a whole number", float: "a number", str: "a string", type(None): "null"}.get(hint, str(hint))

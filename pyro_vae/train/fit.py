@@ -1,0 +1,147 @@
+"""`fit`: raises the ELBO of any model and guide on data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro.infer import ELBO, Trace_ELBO
+
+from pyro_vae.data.rows import as_rows, same_rows
+from pyro_vae.errors import DeviceError, UsageError
+from pyro_vae.infer.programs import like_parameters, owners, programs
+from pyro_vae.infer.support import check_support
+from pyro_vae.infer.weights import Program
+from pyro_vae.seeding import seeded
+
+from .loop import FIXED, Batch, Fit, Loop, Transform
+from .monitor import Reporter
+from .schedules import Schedule, constant
+from .step import MakeOptimizer, Step, adam
+
+
+def fit(
+    vae: Any,
+    x: Any,
+    *context: Any,
+    validation: Any = None,
+    objective: ELBO | None = None,
+    optimizer: MakeOptimizer | None = None,
+    epochs: int = 100,
+    batch_size: int | None = None,
+    schedule: Schedule = constant,
+    patience: int | None = None,
+    transform: Transform | None = None,
+    device: torch.device | str | None = None,
+    seed: int = 0,
+    on_epoch: Callable[[dict[str, Any]], dict[str, Any] | None] | None = None,
+    verbose: bool = True,
+) -> Fit:
+    r"""Raises the ELBO of a model and guide on data, by stochastic variational inference.
+
+    After every epoch the true ELBO = E_q[log p(x | z)] − KL(q(z | x) ‖ p(z)) is logged in nats per datum, whatever loss was
+    trained. With validation rows, the weights of the best validation ELBO are kept; without, the last.
+
+    Args:
+        vae: a :class:`VAE`, any object with ``model`` and ``guide``, or a tuple ``(model, guide)`` of Pyro programs.
+        x: data ``(N, *event)``: a tensor, an array, anything :func:`~pyro_vae.data.as_rows` takes.
+        *context: what the programs take beside x, each with N rows.
+        validation: x to validate on, or a tuple ``(x, *context)``.
+        objective: any :class:`pyro.infer.ELBO`; ``Trace_ELBO()`` by default.
+        optimizer: parameters to a torch optimizer, such as ``adam(lr=1e-3)`` or ``functools.partial(torch.optim.SGD, lr=0.1)``.
+        epochs: passes over the data.
+        batch_size: rows a step, 128 (or N, if smaller) by default; a shorter last batch is used, too.
+        schedule: fraction of training done to a multiple of the learning rate, such as ``warmup(cosine)``.
+        patience: stop after this many epochs without a better validation ELBO; None never stops early.
+        transform: ``transform(x_batch, generator)`` makes each training batch, such as :func:`~pyro_vae.binarize` (dynamic
+            binarization). Validation rows are taken as they are: fix them once.
+        device: where to train; None is where the model is. Data is kept there whole.
+        seed: of order, binarization and noise; the global random state is left as it was.
+        on_epoch: called with each epoch's record; what it returns joins the record.
+        verbose: a progress bar on a terminal, a line an epoch elsewhere (standard error).
+
+    Returns:
+        A :class:`Fit`; the model itself is trained in place.
+
+    Raises:
+        DataError, SupportError, ShapeError: data that cannot be used or has no likelihood, before anything is trained.
+        DeviceError: a device that is not there.
+        DivergedError: a loss or gradient that is not finite: names step and rows; the last good weights are restored.
+        Interrupted: Ctrl-C; the best weights so far are restored.
+
+    References:
+        Stochastic Variational Inference (Hoffman, Blei, Wang & Paisley, 2013), https://arxiv.org/abs/1206.7051
+
+    Example:
+        >>> from pyro_vae import VAE, StandardNormal, Conditional, MLP, normal, fit
+        >>> vae = VAE(StandardNormal(1), Conditional(MLP(1, 2 * 3), normal), Conditional(MLP(3, 2 * 1), normal))
+        >>> run = fit(vae, torch.randn(64, 3), epochs=2, verbose=False)
+        >>> sorted(run.history[-1])
+        ['elbo', 'epoch', 'kl', 'loss', 'lr', 'reconstruction', 'seconds', 'step', 'train_elbo']
+    """
+    model, guide = programs(vae)
+    modules = owners(vae, model, guide)
+    place = move(modules, device)
+    train = tensors((x, *context), "x", model, guide, place)
+    valid = None if validation is None else tensors(validation, "validation x", model, guide, place)
+    size = resolve_batch_size(batch_size, len(train[0]))
+    if epochs < 1:
+        raise UsageError(f"epochs must be at least 1, got {epochs}")
+    step = Step(model, guide, objective or Trace_ELBO(), optimizer or adam())
+    loop = Loop(step, modules, train, valid, transform, size, epochs, schedule, patience, seed)
+    with seeded(seed, FIXED, device=loop.device):
+        check_support(model, guide, *train, prepare=loop.fixed_draw)
+        if valid is not None:
+            check_support(model, guide, *valid)
+    with Reporter(epochs, verbose, on_epoch) as reporter:
+        return loop.run(reporter)
+
+
+def move(modules: list[torch.nn.Module], device: torch.device | str | None) -> torch.device | None:
+    """Modules to the device that was asked for; where they are, if none was."""
+    if device is None:
+        like = like_parameters(*modules)
+        return None if like is None else like.device
+    place = resolve_device(device)
+    for module in modules:
+        module.to(place)
+    return place
+
+
+def resolve_device(device: torch.device | str) -> torch.device:
+    """The device of that name ("auto": CUDA where there is one).
+
+    Raises:
+        DeviceError: no such device here. Never falls back to another in silence.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise DeviceError(f"{device!r} is no device: say cpu, cuda, cuda:1 or auto") from error
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise DeviceError(f"device {device!r} was asked for, but torch sees no CUDA here. Say device='cpu' or 'auto'.")
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise DeviceError(f"device {device!r} was asked for, but torch sees {torch.cuda.device_count()} CUDA device(s) here.")
+    return place
+
+
+def tensors(args: Any, name: str, model: Program, guide: Program, place: torch.device | None) -> Batch:
+    """x, or (x, *context), as checked tensors of the programs' dtype on their device."""
+    x, *context = args if isinstance(args, tuple) else (args,)
+    like = like_parameters(model, guide)
+    x = as_rows(x, name, dtype=None if like is None else like.dtype)
+    batch = (x, *(as_rows(c, f"{name}: context {i}", dtype=x.dtype) for i, c in enumerate(context)))
+    same_rows(*batch)
+    return tuple(a.to(place or x.device) for a in batch)
+
+
+def resolve_batch_size(batch_size: int | None, rows: int) -> int:
+    """What was asked for, if the data has that many rows; min(128, N) if nothing was."""
+    if batch_size is None:
+        return min(128, rows)
+    if not 1 <= batch_size <= rows:
+        raise UsageError(f"batch_size={batch_size} with {rows} training rows: choose 1 to {rows} ({rows} is full-batch).")
+    return batch_size

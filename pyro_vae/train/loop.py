@@ -1,0 +1,189 @@
+"""The loop: epochs of steps, the true ELBO after each, best weights kept."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_vae.errors import DivergedError, Interrupted
+from pyro_vae.seeding import seeded, stream
+
+from .monitor import row_elbo, true_elbo
+from .schedules import Schedule
+from .step import Step
+
+Batch = tuple[Tensor, ...]
+Transform = Callable[[Tensor, torch.Generator], Tensor]
+SHUFFLE, NOISE, ELBO_NOISE, FIXED = range(4)  # streams of the seed: order and binarization, z, ELBO, drawn once
+
+
+@dataclass
+class Fit:
+    """What a training run was.
+
+    Attributes:
+        history: one record an epoch: epoch, step, lr, loss (the objective's, per datum), elbo, reconstruction and kl (nats
+            per datum, on the validation rows if there are any), train_elbo, seconds, and what `on_epoch` returned.
+        best_epoch: whose weights the model holds now.
+        stopped: why it ended.
+    """
+
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best_epoch: int = 0
+    stopped: str = ""
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The record of the best epoch."""
+        return next((r for r in self.history if r["epoch"] == self.best_epoch), {})
+
+
+@dataclass
+class Loop:
+    """One run of `fit`: what it trains, on what, and how far it is."""
+
+    step: Step
+    modules: list[nn.Module]
+    train: Batch
+    valid: Batch | None
+    transform: Transform | None
+    size: int
+    epochs: int
+    schedule: Schedule
+    patience: int | None
+    seed: int
+    done: int = 0
+    best_elbo: float = -math.inf
+    kept: list[Tensor] | None = None
+    fit: Fit = field(default_factory=Fit)
+
+    def run(self, report: Callable[[dict[str, Any]], None]) -> Fit:
+        """All epochs; restores the best weights, and the modules' modes, however it ends."""
+        flags = [(m, m.training) for root in self.modules for m in root.modules()]
+        try:
+            for epoch in range(1, self.epochs + 1):
+                self.fit.history.append(record := self.epoch(epoch))
+                self.keep(record)
+                report(record)
+                if self.patience is not None and epoch - self.fit.best_epoch >= self.patience:
+                    self.fit.stopped = f"no better ELBO for {self.patience} epochs"
+                    return self.fit
+            self.fit.stopped = f"{self.epochs} epochs done"
+            return self.fit
+        except KeyboardInterrupt:
+            self.fit.stopped = "interrupted"
+            raise Interrupted(f"interrupted at step {self.done}; the model holds {self.held}", self.fit) from None
+        finally:
+            self.restore()
+            for module, training in flags:
+                module.training = training
+
+    def epoch(self, epoch: int) -> dict[str, Any]:
+        """One pass over the training rows, and what it led to."""
+        start, total = time.perf_counter(), 0.0
+        for module in self.modules:
+            module.train()
+        with seeded(self.seed, NOISE, epoch, device=self.device):
+            for rows, batch in self.batches(epoch):
+                total += self.update(rows, batch)
+        seconds = time.perf_counter() - start
+        record = {"epoch": epoch, "step": self.done, "lr": self.step.rate, "loss": total / len(self.train[0])}
+        record |= self.measure()
+        if not math.isfinite(record["elbo"]):
+            raise self.diverged(f"the ELBO after epoch {epoch} is {record['elbo']}")
+        return record | {"seconds": round(seconds, 4)}
+
+    def batches(self, epoch: int) -> Iterator[tuple[Tensor, Batch]]:
+        """Shuffled batches with their row numbers; order and binarization depend on (seed, epoch) alone."""
+        generator = torch.Generator(self.device).manual_seed(stream(self.seed, SHUFFLE, epoch))
+        order = torch.randperm(len(self.train[0]), generator=generator, device=self.device)
+        for rows in order.split(self.size):
+            x, *context = (a.index_select(0, rows) for a in self.train)
+            yield rows, (self.transform(x, generator) if self.transform else x, *context)
+
+    def update(self, rows: Tensor, batch: Batch) -> float:
+        """One step; a divergence is reported with its rows, and leaves the weights as they were."""
+        planned = self.epochs * -(-len(self.train[0]) // self.size)
+        try:
+            loss = self.step.loss_and_grads(*batch)
+            if self.kept is None:
+                self.kept = self.state()
+            self.step.update(self.schedule((self.done + 1) / planned))
+        except DivergedError as error:
+            raise self.diverged(f"{error} on rows {self.suspects(rows, batch)}") from None
+        self.done += 1
+        return loss
+
+    @property
+    def held(self) -> str:
+        """Which weights are kept."""
+        return f"the weights of epoch {self.fit.best_epoch}" if self.fit.best_epoch else "its starting weights"
+
+    def diverged(self, what: str) -> DivergedError:
+        self.fit.stopped = "diverged"
+        return DivergedError(
+            f"step {self.done + 1}: {what}. Training stopped; the model holds {self.held}. Try a smaller learning rate or a "
+            "warm-up (schedule=warmup(cosine)), and look at those rows.",
+            self.fit,
+        )
+
+    def suspects(self, rows: Tensor, batch: Batch) -> str:
+        """The batch's rows whose own ELBO is not finite, or all of them if none stands out."""
+        with seeded(self.seed, FIXED, device=self.device):
+            elbo = row_elbo(self.step, batch)
+        culprits = rows if elbo is None or elbo.isfinite().all() else rows[~elbo.isfinite()]
+        listed = sorted(culprits.tolist())
+        return ", ".join(map(str, listed[:20])) + (f", … ({len(listed)} in all)" if len(listed) > 20 else "")
+
+    def measure(self) -> dict[str, float | None]:
+        """The true ELBO and its terms, under the same noise after every epoch."""
+        train = self.train_sample
+        with seeded(self.seed, ELBO_NOISE, device=self.device):
+            terms = true_elbo(self.step, train if self.valid is None else self.valid)
+        if self.valid is None:
+            return terms | {"train_elbo": terms["elbo"]}
+        with seeded(self.seed, ELBO_NOISE, device=self.device):
+            return terms | {"train_elbo": true_elbo(self.step, train)["elbo"]}
+
+    @cached_property
+    def train_sample(self) -> Batch:
+        """The training rows that the ELBO is logged on: 2,000 at most, the same throughout, binarized once."""
+        every = max(1, len(self.train[0]) // 2000)
+        return self.fixed_draw(tuple(a[::every][:2000] for a in self.train))
+
+    def fixed_draw(self, batch: Batch) -> Batch:
+        """A batch as training would see it, from a seed of its own."""
+        if self.transform is None:
+            return batch
+        generator = torch.Generator(self.device).manual_seed(stream(self.seed, FIXED))
+        return (self.transform(batch[0], generator), *batch[1:])
+
+    def keep(self, record: dict[str, Any]) -> None:
+        """Remembers the weights if they are the best so far (without validation rows: the newest)."""
+        if self.valid is None or record["elbo"] > self.best_elbo:
+            self.best_elbo, self.fit.best_epoch = record["elbo"], record["epoch"]
+            self.kept = self.state()
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [*self.step.parameters, *(b for m in self.modules for b in m.buffers())]
+
+    def state(self) -> list[Tensor]:
+        return [t.detach().clone() for t in self.tensors]
+
+    def restore(self) -> None:
+        if self.kept is not None:
+            with torch.no_grad():
+                for tensor, kept in zip(self.tensors, self.kept, strict=True):
+                    tensor.copy_(kept)
+
+    @property
+    def device(self) -> torch.device:
+        return self.train[0].device

@@ -1,0 +1,110 @@
+"""What a trained VAE is used for: encode, reconstruct, sample, interpolate.
+
+For anything with ``prior``, ``likelihood`` and ``posterior`` that return distributions; contexts c come last. Nothing here
+changes the model, its mode, or the global random state; only `sample` draws, from a seed of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor
+
+from pyro_vae.data.rows import as_rows, same_rows
+from pyro_vae.errors import ProgramError, UsageError
+from pyro_vae.infer.programs import evaluation_mode, like_parameters
+from pyro_vae.seeding import seeded
+
+
+class HasParts(Protocol):
+    """p(z), p(x | z) and q(z | x), each a callable that returns a distribution."""
+
+    prior: Any
+    likelihood: Any
+    posterior: Any
+
+
+def encode(vae: HasParts, x: Any, *c: Any) -> Tensor:
+    """E[z | x] under q(z | x): the posterior's mean, never a hidden random draw.
+
+    Args:
+        vae: the model.
+        x: data ``(N, *event)``.
+        *c: contexts with N rows, where the model has them.
+
+    Returns:
+        ``(N, latent_dim)``.
+
+    Raises:
+        ProgramError: a posterior without a mean in closed form.
+
+    Example:
+        >>> from pyro_vae import VAE, StandardNormal, Conditional, MLP, bernoulli, normal, encode
+        >>> vae = VAE(StandardNormal(2), Conditional(MLP(2, 9), bernoulli), Conditional(MLP(9, 2 * 2), normal))
+        >>> encode(vae, torch.ones(5, 9)).shape
+        torch.Size([5, 2])
+    """
+    with evaluation_mode(vae):
+        return _mean(vae.posterior(*_rows(vae, x, *c)), "the posterior q(z | x)")
+
+
+def reconstruct(vae: HasParts, x: Any, *c: Any) -> Tensor:
+    """E[x | z] at z = E[z | x]: each row through the encoder's and the decoder's mean, ``(N, *event)``."""
+    x, *c = _rows(vae, x, *c)
+    return _decode(vae, encode(vae, x, *c), *c)
+
+
+def interpolate(vae: HasParts, start: Any, end: Any, *c: Any, steps: int = 10) -> Tensor:
+    """E[x | z] along the straight line from E[z | start] to E[z | end], row by row, ends included: ``(steps, N, *event)``."""
+    if steps < 2:
+        raise UsageError(f"an interpolation has at least 2 steps, its ends; got {steps}")
+    start, end, *c = _rows(vae, start, end, *c)
+    a, b = encode(vae, start, *c), encode(vae, end, *c)
+    t = torch.linspace(0, 1, steps, dtype=a.dtype, device=a.device).reshape(-1, *[1] * a.dim())
+    return _decode(vae, a + t * (b - a), *c)
+
+
+def sample(vae: HasParts, num_samples: int, *c: Any, seed: int = 0, mean: bool = False) -> Tensor:
+    """x ~ p(x | z) for z ~ p(z), ``(num_samples, *event)``.
+
+    Args:
+        vae: the model.
+        num_samples: how many.
+        *c: contexts with `num_samples` rows, where the model has them.
+        seed: the same seed draws the same samples, whatever was drawn before.
+        mean: E[x | z] of each z drawn, in place of a draw of x.
+    """
+    if num_samples < 1:
+        raise UsageError(f"num_samples must be at least 1, got {num_samples}")
+    c = _rows(vae, *c) if c else ()
+    if c and len(c[0]) != num_samples:
+        raise UsageError(f"{num_samples} samples need a context of as many rows, got {len(c[0])}")
+    like = like_parameters(vae)
+    with evaluation_mode(vae), seeded(seed, device=like.device if like is not None else "cpu"):
+        z = vae.prior(*c).expand((num_samples,)).sample()
+        return _decode(vae, z, *c) if mean else vae.likelihood(z, *c).sample()
+
+
+def _decode(vae: HasParts, z: Tensor, *c: Tensor) -> Tensor:
+    with evaluation_mode(vae):
+        return _mean(vae.likelihood(z, *c), "the likelihood p(x | z)")
+
+
+def _rows(vae: HasParts, *arrays: Any) -> tuple[Tensor, ...]:
+    like = like_parameters(vae)
+    dtype, device = (None, None) if like is None else (like.dtype, like.device)
+    rows = tuple(as_rows(a, dtype=dtype, device=device) for a in arrays)
+    same_rows(*rows)
+    return rows
+
+
+def _mean(d: TorchDistributionMixin, role: str) -> Tensor:
+    try:
+        return d.mean
+    except NotImplementedError as error:
+        raise ProgramError(
+            f"{role} is a {type(d).__name__}, which has no mean in closed form; average draws of your own: "
+            "vae.posterior(x).sample((100,)).mean(0)"
+        ) from error
