@@ -1,7 +1,8 @@
 """Arrays in, checked tensors out: rows of any array library, binarization, and data sets with a fixed split."""
 
 from .binarize import binarize, check_grey, static_binarization
-from .datasets import Data, Split, load
+from .datasets import Data, load
 from .rows import as_rows, same_rows
+from .source import Split
 
 __all__ = ["Data", "Split", "as_rows", "binarize", "check_grey", "load", "same_rows", "static_binarization"]

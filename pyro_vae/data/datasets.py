@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pyro_vae.errors import DataError, ShapeError, UsageError
+from pyro_vae.errors import ShapeError, UsageError
 
 from .binarize import binarize, check_grey
 from .files import ENDINGS, read_file
@@ -64,15 +64,15 @@ def load(
     """A data set by name ("digits", "mnist", "fashion_mnist") or by the path of an .npy, .npz or .csv file.
 
     Digits (1,797 rows of counts 0..16, from scikit-learn) are split 1,437 / 180 / 180 by a permutation from numpy's
-    ``default_rng(0)``, whatever `seed`; both MNISTs 59,600 / 400 / 10,000 in the order of the files, as Burda et al. do;
+    ``default_rng(0)``, whatever `seed`; both MNISTs 59,600 / 400 / 10,000 in the order of the files (Burda et al.);
     own files 80/10/10 per cent by `seed`, unless they hold ``x_train``, ``x_validation`` and ``x_test``.
 
     Args:
         name: of the data set, or a path.
         data_dir: the folder that holds ``MNIST/raw``; None takes ``$PYRO_VAE_DATA``.
         download: lets torchvision fetch what is missing into `data_dir`. Nothing else touches the network.
-        binarization: "none"; "static": all rows drawn once; "dynamic": validation and test drawn once, training rows kept
-            grey, with ``transform`` to draw them. Validation and test are the same rows of zeros and ones in both.
+        binarization: "none"; "static": all rows drawn once; "dynamic": validation and test drawn once, training rows
+            kept grey, with ``transform`` to draw them. Validation and test are the same rows of zeros and ones in both.
         seed: of the draws, and of the split of own files.
 
     Raises:
@@ -203,6 +203,3 @@ def draw(splits: tuple[Split, Split, Split], binarization: str, seed: int) -> tu
     if binarization == "static":
         train = Split(binarize(train.x, generator), train.y)
     return train, validation, test
-
-
-__all__ = ["Data", "DataError", "Split", "load"]

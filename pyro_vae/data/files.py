@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import tokenize
 import zipfile
 import zlib
 from array import array
@@ -17,7 +18,10 @@ from .source import Part, Source, as_given, shuffled
 
 ENDINGS = (".npy", ".npz", ".csv")
 SPLITS = ("train", "validation", "test")
-UNREADABLE = (ValueError, OSError, EOFError, KeyError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error)
+UNREADABLE = (  # what np.load raises for damaged files, found by damaging them
+    *(ValueError, OSError, EOFError, KeyError, MemoryError, RuntimeError),
+    *(tokenize.TokenError, zipfile.BadZipFile, zlib.error),
+)
 
 
 def read_file(path: Path, seed: int) -> Source:
@@ -37,10 +41,12 @@ def read_file(path: Path, seed: int) -> Source:
     arrays = read_csv(path) if path.suffix.lower() == ".csv" else read_numpy(path)
     if all(f"x_{split}" in arrays for split in SPLITS):
         parts = tuple(Part(f"x_{s}", arrays[f"x_{s}"], arrays.get(f"y_{s}")) for s in SPLITS)
-        return Source(path.name, parts, as_given, notes=("split as the file does", *unused(arrays, SPLITS)))
+        return Source(
+            path.name, parts, as_given, notes=("split as the file does", *layout(parts[0].x), *unused(arrays, SPLITS))
+        )
     x = pick(arrays, path)
     part = Part("x", arrays[x], arrays.get("y"))
-    notes = (f"split 80/10/10 per cent by a permutation from seed {seed}", *unused(arrays, (), x))
+    notes = (f"split 80/10/10 per cent by a permutation from seed {seed}", *layout(part.x), *unused(arrays, (), x))
     return Source(path.name, (part,), shuffled(seed), notes=notes)
 
 
@@ -63,14 +69,18 @@ def unused(arrays: dict[str, np.ndarray], splits: tuple[str, ...], x: str = "x")
     return [f"not read: {', '.join(rest)}"] if rest else []
 
 
+def layout(x: np.ndarray) -> list[str]:
+    """A note on what the dimensions of x are taken for, unless they are rows and columns."""
+    names = {1: "rows of one value", 3: "(rows, height, width)", 4: "(rows, channels, height, width)"}
+    return [f"shape {x.shape} read as {names[x.ndim]}"] if x.ndim in names else []
+
+
 def read_numpy(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an .npy (as x) or .npz file."""
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {"x": loaded}
-        with loaded:
-            return {key: loaded[key] for key in loaded.files}
+        with path.open("rb") as file:  # opened here, as numpy leaves a damaged .npz open
+            loaded = np.load(file, allow_pickle=False)
+            return {"x": loaded} if isinstance(loaded, np.ndarray) else {key: loaded[key] for key in loaded.files}
     except UNREADABLE as e:
         raise DataError(f"{path}: {why(e)}") from e
 
@@ -82,7 +92,7 @@ def why(e: BaseException) -> str:
             "it holds pickled Python objects, and pickles are never loaded, as they can run code. "
             "Re-save it as a plain numeric array: np.save(path, np.asarray(rows, dtype=np.float32))."
         )
-    if "pickled data" in str(e):
+    if "pickled" in str(e):  # numpy says so of whatever does not start as its own files do
         return (
             "no numpy file, but a pickle or a damaged file, and pickles are never loaded, as they can run code. "
             "Re-save it as a plain numeric array with np.save."
@@ -141,8 +151,8 @@ def number(cell: str, where: str, column: int) -> float:
     if is_number(cell):
         return float(cell)
     raise DataError(
-        f"{where}, column {column}: {cell!r} is no number. Cells are numbers between commas; encode text as numbers and "
-        "fill gaps in. Names may stand in the first line only, and there in every column."
+        f"{where}, column {column}: {cell!r} is no number. Cells are numbers between commas; encode text as numbers "
+        "and fill gaps in. Names may stand in the first line only, and there in every column."
     )
 
 

@@ -1,4 +1,4 @@
-"""MNIST and Fashion-MNIST from a folder laid out as torchvision does, unpacked or as ``.gz``; every file is checked first."""
+"""MNIST and Fashion-MNIST from a folder laid out as torchvision does, plain or ``.gz``; every file is checked first."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HEADERS = {
 
 
 def read_images(name: str, data_dir: Path, download: bool = False) -> Source:
-    """The 60,000 + 10,000 images ``(N, 28, 28)`` of 0..255 and their labels; validation is the last 400 training images.
+    """The 60,000 + 10,000 images ``(N, 28, 28)`` of 0..255 and their labels; the last 400 training images validate.
 
     Args:
         name: "mnist" or "fashion_mnist".
@@ -62,7 +62,7 @@ def missing(folder: Path) -> list[str]:
 
 
 def unpacked(folder: Path) -> bool:
-    """Whether torchvision reads these files: all plain, and no old ``processed`` folder, whose pickles it would prefer."""
+    """Whether torchvision reads these files: all plain, and no old ``processed`` folder, whose pickles it prefers."""
     return all((folder / f).is_file() for f in HEADERS) and not has_pickles(folder)
 
 
@@ -81,7 +81,7 @@ def fetch(name: str, data_dir: Path) -> None:
         getattr(torchvision.datasets, CLASSES[name])(data_dir, download=True)
     except Exception as e:  # whatever a network, a disk or a foreign archive can raise
         raise DataError(
-            f"{name} could not be downloaded into {data_dir}: {e} "
+            f"{name} could not be downloaded into {data_dir} ({' '.join(str(e).split())}). "
             "Fetch the files elsewhere and name their folder with --data-dir (data_dir=) or $PYRO_VAE_DATA."
         ) from e
 

@@ -72,7 +72,7 @@ def convert(
     rows = source if isinstance(source, Tensor) else tensor_of(source)
     check_finite(rows, name)
     converted = rows.to(device=device, dtype=wanted)
-    if wanted.is_floating_point and wanted.itemsize < rows.dtype.itemsize:
+    if converted.dtype != rows.dtype:
         check_finite(
             converted, name, f" once converted from {rows.dtype} to {wanted}", "Rescale x, or pass a wider dtype."
         )

@@ -82,7 +82,7 @@ def as_given(parts: Sequence[Split]) -> tuple[Split, Split, Split]:
 
 
 def hold_out(parts: Sequence[Split], rows: int) -> tuple[Split, Split, Split]:
-    """(train, test), with the last `rows` of train for validation: for MNIST's 400, the split of Burda et al. (2016)."""
+    """(train, test), with the last `rows` of train for validation: 400 of MNIST's in Burda et al. (2016)."""
     train, test = parts
     return train[: len(train) - rows], train[len(train) - rows :], test
 

@@ -6,15 +6,14 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor
 
 from pyro_vae.data.rows import as_rows, same_rows
 from pyro_vae.errors import ProgramError, UsageError
-from pyro_vae.infer.programs import evaluation_mode, like_parameters
+from pyro_vae.infer.programs import evaluation_mode, like_parameters, resolve_device, without_validation
 from pyro_vae.infer.support import check_support
-from pyro_vae.infer.weights import Plates, Program, find_plates, log_probs
+from pyro_vae.infer.weights import Program, find_plates, log_probs
 from pyro_vae.progress import tracked
 from pyro_vae.seeding import seeded
 
@@ -106,6 +105,7 @@ def log_likelihood(
     Raises:
         SupportError, ShapeError, DataError: x outside the support of the likelihood, of another shape, not finite.
         ProgramError: a pair that has no importance weight for each row.
+        DeviceError: a device that is not there.
 
     References:
         Importance Weighted Autoencoders (Burda, Grosse & Salakhutdinov, 2016), https://arxiv.org/abs/1509.00519
@@ -130,9 +130,9 @@ def log_likelihood(
     args, device = prepare(model, guide, x, *context, device=device)
     with evaluation_mode(model, guide), seeded(seed, device=device):
         check_support(model, guide, *args)
-        plates = find_plates(model, guide, *args)
+        plates = find_plates(model, guide, *(a[:1] for a in args))
     parts = []
-    with evaluation_mode(model, guide), pyro.validation_enabled(False):
+    with evaluation_mode(model, guide), without_validation():
         for i, rows in enumerate(tracked(row_chunks(args, num_samples, chunk_size), "log p(x)", verbose)):
             moments = Moments(len(rows[0]))
             for j, particles in enumerate(particle_chunks(num_samples, chunk_size // len(rows[0]))):
@@ -157,7 +157,7 @@ def prepare(
     x = as_rows(x, dtype=None if like is None else like.dtype)
     args = (x, *(as_rows(c, f"context {i}", dtype=x.dtype) for i, c in enumerate(context)))
     same_rows(*args)
-    place = torch.device(device) if device is not None else (x if like is None else like).device
+    place = resolve_device(device) if device is not None else (x if like is None else like).device
     return tuple(a.to(place) for a in args), place
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
+from pyro import settings
 from torch import Tensor, nn
 
-from pyro_vae.errors import UsageError
+from pyro_vae.errors import DeviceError, UsageError
 
 Program = Callable[..., Any]
 
@@ -26,15 +28,43 @@ def programs(pair: Any) -> tuple[Program, Program]:
 
 
 def owners(*things: Any) -> list[nn.Module]:
-    """The modules among `things` and behind their methods, each once."""
-    found = [m for t in things for m in (t, getattr(t, "__self__", None)) if isinstance(m, nn.Module)]
+    """The modules among `things` and behind their methods, effect handlers and partials looked through, each once."""
+    layers = [layer for t in things for layer in unwrapped(t)]
+    found = [m for t in layers for m in (t, getattr(t, "__self__", None)) if isinstance(m, nn.Module)]
     return list(dict.fromkeys(found))
+
+
+def unwrapped(thing: Any) -> Iterator[Any]:
+    """The thing, and what its effect handlers (``poutine.scale(model, ...)``) and partials are wrapped around."""
+    while thing is not None:
+        yield thing
+        thing = getattr(thing, "__wrapped__", None) or (thing.func if isinstance(thing, partial) else None)
 
 
 def like_parameters(*things: Any) -> Tensor | None:
     """The first floating-point parameter of the programs' modules (its dtype and device are theirs); None without one."""
     floats = (p for m in owners(*things) for p in m.parameters() if p.is_floating_point())
     return next(floats, None)
+
+
+def resolve_device(device: torch.device | str) -> torch.device:
+    """The device of that name ("auto": CUDA where there is one).
+
+    Raises:
+        DeviceError: no such device here. Never falls back to another in silence.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise DeviceError(f"{device!r} is no device: say cpu, cuda, cuda:1 or auto") from error
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise DeviceError(f"device {device!r} was asked for, but torch sees no CUDA here. Say device='cpu' or 'auto'.")
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        seen = torch.cuda.device_count()
+        raise DeviceError(f"device {device!r} was asked for, but torch sees {seen} CUDA device(s) here.")
+    return place
 
 
 @contextmanager
@@ -49,3 +79,9 @@ def evaluation_mode(*things: Any) -> Iterator[None]:
     finally:
         for module, training in flags:
             module.training = training
+
+
+def without_validation() -> AbstractContextManager[None]:
+    """Pyro's and torch's checks off; each switch is restored by itself (pyro.validation_enabled sets all alike)."""
+    switches = ("distributions_pyro", "distributions_torch", "infer", "poutine")
+    return settings.context(**{f"validate_{switch}": False for switch in switches})

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_vae.errors import ShapeError, SupportError
 
-from .programs import evaluation_mode
+from .programs import evaluation_mode, without_validation
 from .weights import Program, Site, find_plates, trace_pair
 
 Batch = tuple[Tensor, ...]
@@ -36,7 +35,7 @@ def check_support(
         ProgramError: a pair that cannot be treated row by row.
     """
     prepare = prepare or (lambda batch: batch)
-    with evaluation_mode(model, guide), pyro.validation_enabled(False):
+    with evaluation_mode(model, guide), without_validation():
         dim = find_plates(model, guide, *prepare(tuple(a[:1] for a in args))).dim
         bad: dict[str, list[int]] = {}
         examples: dict[str, tuple[Site, Tensor]] = {}

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
-from pyro.infer import ELBO, Trace_ELBO
+from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO
 
 from pyro_vae.data.rows import as_rows, same_rows
-from pyro_vae.errors import DeviceError, UsageError
-from pyro_vae.infer.programs import like_parameters, owners, programs
+from pyro_vae.errors import ProgramError, UsageError
+from pyro_vae.infer.programs import like_parameters, owners, programs, resolve_device
 from pyro_vae.infer.support import check_support
 from pyro_vae.infer.weights import Program
 from pyro_vae.seeding import seeded
@@ -90,7 +91,8 @@ def fit(
         raise UsageError(f"epochs must be at least 1, got {epochs}")
     step = Step(model, guide, objective or Trace_ELBO(), optimizer or adam())
     loop = Loop(step, modules, train, valid, transform, size, epochs, schedule, patience, seed)
-    with seeded(seed, FIXED, device=loop.device):
+    summed_over = (ProgramError,) if isinstance(objective, TraceEnum_ELBO) else ()  # enumerated sites: not row by row
+    with seeded(seed, FIXED, device=loop.device), suppress(*summed_over):
         check_support(model, guide, *train, prepare=loop.fixed_draw)
         if valid is not None:
             check_support(model, guide, *valid)
@@ -106,25 +108,6 @@ def move(modules: list[torch.nn.Module], device: torch.device | str | None) -> t
     place = resolve_device(device)
     for module in modules:
         module.to(place)
-    return place
-
-
-def resolve_device(device: torch.device | str) -> torch.device:
-    """The device of that name ("auto": CUDA where there is one).
-
-    Raises:
-        DeviceError: no such device here. Never falls back to another in silence.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        place = torch.device(device)
-    except RuntimeError as error:
-        raise DeviceError(f"{device!r} is no device: say cpu, cuda, cuda:1 or auto") from error
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise DeviceError(f"device {device!r} was asked for, but torch sees no CUDA here. Say device='cpu' or 'auto'.")
-    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-        raise DeviceError(f"device {device!r} was asked for, but torch sees {torch.cuda.device_count()} CUDA device(s) here.")
     return place
 
 

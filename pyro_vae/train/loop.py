@@ -61,12 +61,13 @@ class Loop:
     seed: int
     done: int = 0
     best_elbo: float = -math.inf
-    kept: list[Tensor] | None = None
+    kept: list[Tensor] = field(default_factory=list)
     fit: Fit = field(default_factory=Fit)
 
     def run(self, report: Callable[[dict[str, Any]], None]) -> Fit:
         """All epochs; restores the best weights, and the modules' modes, however it ends."""
         flags = [(m, m.training) for root in self.modules for m in root.modules()]
+        self.kept = self.state()
         try:
             for epoch in range(1, self.epochs + 1):
                 self.fit.history.append(record := self.epoch(epoch))
@@ -113,8 +114,8 @@ class Loop:
         planned = self.epochs * -(-len(self.train[0]) // self.size)
         try:
             loss = self.step.loss_and_grads(*batch)
-            if self.kept is None:
-                self.kept = self.state()
+            if not self.done:  # the first loss found the parameters
+                self.kept += [p.detach().clone() for p in self.step.parameters]
             self.step.update(self.schedule((self.done + 1) / planned))
         except DivergedError as error:
             raise self.diverged(f"{error} on rows {self.suspects(rows, batch)}") from None
@@ -173,16 +174,15 @@ class Loop:
 
     @property
     def tensors(self) -> list[Tensor]:
-        return [*self.step.parameters, *(b for m in self.modules for b in m.buffers())]
+        return [*(b for m in self.modules for b in m.buffers()), *self.step.parameters]
 
     def state(self) -> list[Tensor]:
         return [t.detach().clone() for t in self.tensors]
 
     def restore(self) -> None:
-        if self.kept is not None:
-            with torch.no_grad():
-                for tensor, kept in zip(self.tensors, self.kept, strict=True):
-                    tensor.copy_(kept)
+        with torch.no_grad():
+            for tensor, kept in zip(self.tensors, self.kept, strict=False):  # before the first step: buffers only
+                tensor.copy_(kept)
 
     @property
     def device(self) -> torch.device:

@@ -10,7 +10,7 @@ from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO
 from torch import Tensor
 
 from pyro_vae.errors import ProgramError
-from pyro_vae.infer.programs import evaluation_mode
+from pyro_vae.infer.programs import evaluation_mode, without_validation
 from pyro_vae.infer.weights import find_plates, log_probs
 from pyro_vae.progress import bar
 
@@ -24,7 +24,7 @@ def true_elbo(step: Step, batch: tuple[Tensor, ...], chunk_size: int = 2000) -> 
 
     Pairs that have no log weight for each row (enumerated sites) get the ELBO of Pyro's own estimator, without terms.
     """
-    with evaluation_mode(step.model, step.guide):
+    with evaluation_mode(step.model, step.guide), without_validation():
         chunks = [tuple(a[i : i + chunk_size] for a in batch) for i in range(0, len(batch[0]), chunk_size)]
         try:
             plates = find_plates(step.model, step.guide, *(a[:1] for a in batch))
@@ -40,9 +40,9 @@ def true_elbo(step: Step, batch: tuple[Tensor, ...], chunk_size: int = 2000) -> 
 def row_elbo(step: Step, batch: tuple[Tensor, ...]) -> Tensor | None:
     """One draw of each row's ELBO, or None where the pair has no log weight for each row."""
     try:
-        with evaluation_mode(step.model, step.guide):
+        with evaluation_mode(step.model, step.guide), without_validation():
             return log_probs(step.model, step.guide, *batch).log_w.mean(0)
-    except (ProgramError, ValueError):  # a ValueError is Pyro's, on parameters that are NaN
+    except (ProgramError, ValueError):  # a ValueError is torch's, on a covariance of NaN
         return None
 
 

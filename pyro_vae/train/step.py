@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
-import pyro
 import torch
-from pyro import poutine
 from pyro.infer import ELBO
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import Message
 from torch import Tensor
 
 from pyro_vae.errors import DivergedError, UsageError
+from pyro_vae.infer.programs import without_validation
 from pyro_vae.infer.weights import Program
 
 MakeOptimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
@@ -28,6 +30,21 @@ def adam(lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999)) -> MakeOpt
         return torch.optim.Adam(parameters, lr=lr, betas=betas, fused=True)
 
     return make
+
+
+class Declared(Messenger):
+    """Collects the (unconstrained) parameters that programs declare; drops gradients that earlier work left on them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parameters: dict[Tensor, None] = {}
+
+    def _pyro_post_param(self, msg: Message) -> None:
+        value: Any = msg["value"]
+        parameter = value.unconstrained()
+        if parameter not in self.parameters:
+            parameter.grad = None
+            self.parameters[parameter] = None
 
 
 class Step:
@@ -69,7 +86,7 @@ class Step:
             loss = self._first(*batch)
         else:
             self.optimizer.zero_grad(set_to_none=True)
-            with pyro.validation_enabled(False):
+            with without_validation():
                 loss = float(self.objective.loss_and_grads(self.model, self.guide, *batch))
         if not math.isfinite(loss):
             raise DivergedError(f"the loss is {loss}")
@@ -91,10 +108,9 @@ class Step:
         return float(self.optimizer.param_groups[0]["lr"]) if self.optimizer else 0.0
 
     def _first(self, *batch: Tensor) -> float:
-        with poutine.trace(param_only=True) as found:
+        with Declared() as declared:
             loss = float(self.objective.loss_and_grads(self.model, self.guide, *batch))
-        sites = (site for site in found.trace.nodes.values() if site["type"] == "param")
-        self.parameters = list(dict.fromkeys(site["value"].unconstrained() for site in sites))
+        self.parameters = list(declared.parameters)
         if not self.parameters:
             raise UsageError(
                 "the programs declare no parameters, so there is nothing to train: use pyro.param, pyro.module or a VAE."

@@ -1,0 +1,49 @@
+"""What every test starts from: a seed, an empty parameter store of its own, and settings that must outlive it unchanged."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyro
+import pytest
+import torch
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="where models are trained and scored: cpu, cuda, cuda:1")
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """The device that was asked for. One that is not there ends the run: a skip would pass for a success."""
+    asked = request.config.getoption("--device")
+    try:
+        torch.zeros(1, device=asked)
+    except (RuntimeError, AssertionError) as error:
+        pytest.exit(f"--device {asked} is not here: {str(error).splitlines()[0]}", returncode=pytest.ExitCode.USAGE_ERROR)
+    return torch.device(asked)
+
+
+@pytest.fixture(autouse=True)
+def isolated() -> Iterator[None]:
+    """Seeds torch, gives the test a parameter store of its own, and checks what no code here may change."""
+    before = settings()
+    torch.manual_seed(0)
+    with pyro.get_param_store().scope():
+        yield
+    after = settings()
+    assert after == before, f"the test changed {[name for name in before if after[name] != before[name]]}"
+
+
+def settings() -> dict[str, Any]:
+    """Switches of the whole process: Pyro's (torch's distribution validation is one of them), and torch's defaults."""
+    return pyro.settings.get() | {
+        "default dtype": torch.get_default_dtype(),
+        "grad mode": torch.is_grad_enabled(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+@pytest.fixture(autouse=True)
+def torch_in_doctests(doctest_namespace: dict[str, Any]) -> None:
+    doctest_namespace["torch"] = torch

@@ -1,0 +1,300 @@
+"""The command line: `pyro-vae demo`, `train`, `evaluate`, `sample`, `encode`, `reconstruct`, `interpolate`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import cyclopts
+import numpy as np
+from cyclopts import App, Parameter
+from rich.console import Console
+from rich.table import Table
+
+from pyro_vae.errors import PyroVAEError, UsageError
+from pyro_vae.report import figures
+from pyro_vae.runs import folder
+from pyro_vae.runs.config import Config
+from pyro_vae.use import encode as encode_rows
+from pyro_vae.use import interpolate as interpolate_rows
+from pyro_vae.use import reconstruct as reconstruct_rows
+from pyro_vae.use import sample as draw_samples
+from pyro_vae.workflows import Run, evaluate_run, open_data, open_run, rows_of, train_run
+
+app = App(
+    name="pyro-vae",
+    help="Variational autoencoders as Pyro programs, with log-likelihoods one can trust.",
+    version_flags=["--version"],
+)
+DEMO = Config(
+    data="digits",
+    hidden=(128, 128),
+    latent_dim=10,
+    objective="mean_field_elbo",
+    epochs=300,
+    batch_size=64,
+    learning_rate=2e-3,
+)
+
+DataDir = Annotated[Path | None, Parameter(help="Folder with MNIST/raw and FashionMNIST/raw; else $PYRO_VAE_DATA.")]
+Device = Annotated[str, Parameter(help="cpu, cuda, cuda:1, or auto (CUDA where there is one).")]
+Samples = Annotated[int, Parameter(help="K: importance samples a row.")]
+Overwrite = Annotated[bool, Parameter(negative=(), help="Replace the run that the folder holds.")]
+
+
+@app.command
+def demo(*, run: Path = Path("runs/demo"), overwrite: Overwrite = False, num_samples: Samples = 5000) -> None:
+    """Trains a VAE on bundled digits in under a minute: log p(x) with error bars, and pictures."""
+    again = (run / "config.json").is_file() and folder.read_config(run).get("made_by") == "demo"
+    evidence = train_run(
+        DEMO, run, overwrite=overwrite or again, device="cpu", num_samples=num_samples, made_by="demo"
+    )
+    report(evidence, run)
+
+
+@app.command
+def train(
+    *,
+    config: Config = Config(),  # noqa: B008 (frozen)
+    run: Path,
+    overwrite: Overwrite = False,
+    data_dir: DataDir = None,
+    download: Annotated[bool, Parameter(negative=(), help="Fetch missing image files into the data folder.")] = False,
+    device: Device = "auto",
+    num_samples: Samples = 1000,
+) -> None:
+    """Trains a VAE, scores the test rows and draws the pictures, into a run folder.
+
+    Parameters
+    ----------
+    run
+        Folder to make.
+    """
+    evidence = train_run(
+        config, run, overwrite=overwrite, data_dir=data_dir, download=download, device=device, num_samples=num_samples
+    )
+    report(evidence, run)
+
+
+@app.command
+def evaluate(
+    run: Path,
+    /,
+    *,
+    split: str = "test",
+    rows: int | None = None,
+    num_samples: Samples = 5000,
+    seed: int = 0,
+    data_dir: DataDir = None,
+    device: Device = "auto",
+) -> None:
+    """Scores a run: log p(x) by importance sampling, from its folder alone.
+
+    Parameters
+    ----------
+    run
+        Run folder.
+    split
+        test, validation or train.
+    rows
+        Score only the first so many rows.
+    seed
+        Of the importance samples.
+    """
+    evidence = evaluate_run(
+        run, split=split, rows=rows, num_samples=num_samples, seed=seed, data_dir=data_dir, device=device
+    )
+    report(evidence, run)
+
+
+@app.command
+def sample(run: Path, /, *, num_samples: int = 48, seed: int = 0, mean: bool = False, out: Path | None = None) -> None:
+    """Draws x ~ p(x | z), z ~ p(z): an array (.npy) and, for images, a picture beside it.
+
+    Parameters
+    ----------
+    run
+        Run folder.
+    num_samples
+        How many.
+    seed
+        The same seed draws the same samples.
+    mean
+        E[x | z] of each z drawn, in place of a draw of x.
+    out
+        Array file; RUN/samples.npy by default.
+    """
+    opened = open_run(run)
+    x = draw_samples(opened.vae, num_samples, seed=seed, mean=mean).numpy()
+    title = "E[x | z], z ~ p(z)" if mean else "x ~ p(x | z), z ~ p(z)"
+    write(opened, x, out, "samples", lambda: figures.sample_grid(x, opened.shape, title=title))
+
+
+@app.command
+def encode(
+    run: Path, /, *, split: str = "test", rows: int | None = None, data_dir: DataDir = None, out: Path | None = None
+) -> None:
+    """Posterior means E[z | x] of a split: an array (.npy), and a map coloured by label.
+
+    Parameters
+    ----------
+    run
+        Run folder.
+    split
+        test, validation or train.
+    rows
+        Only the first so many rows.
+    out
+        Array file; RUN/encoded.npy by default.
+    """
+    opened, part = open_split(run, split, data_dir)
+    z = encode_rows(opened.vae, part.x[:rows]).numpy()
+    labels = None if part.y is None else part.y[:rows].numpy()
+    write(opened, z, out, "encoded", lambda: figures.latent_map(z, labels))
+
+
+@app.command
+def reconstruct(
+    run: Path, /, *, split: str = "test", rows: int = 12, data_dir: DataDir = None, out: Path | None = None
+) -> None:
+    """E[x | z] at z = E[z | x] for rows of a split: an array (.npy), and a picture beside the originals.
+
+    Parameters
+    ----------
+    run
+        Run folder.
+    split
+        test, validation or train.
+    rows
+        The first so many rows.
+    out
+        Array file; RUN/reconstructed.npy by default.
+    """
+    opened, part = open_split(run, split, data_dir)
+    x = part.x[:rows]
+    again = reconstruct_rows(opened.vae, x).numpy()
+    pairs = [x.numpy()[:12], again[:12]]
+    title = f"{split} rows and their reconstructions"
+    write(
+        opened, again, out, "reconstructed", lambda: figures.image_grid(pairs, ["x", "E[x | z]"], opened.shape, title)
+    )
+
+
+@app.command
+def interpolate(
+    run: Path,
+    /,
+    *,
+    start: int = 0,
+    end: int = 1,
+    steps: int = 10,
+    split: str = "test",
+    data_dir: DataDir = None,
+    out: Path | None = None,
+) -> None:
+    """E[x | z] along the line between the posterior means of two rows: an array (.npy) and a picture.
+
+    Parameters
+    ----------
+    run
+        Run folder.
+    start
+        Row to start from.
+    end
+        Row to end at.
+    steps
+        Points on the line, ends included.
+    split
+        test, validation or train.
+    out
+        Array file; RUN/interpolated.npy by default.
+    """
+    opened, part = open_split(run, split, data_dir)
+    for row in (start, end):
+        if not 0 <= row < len(part):
+            raise UsageError(f"row {row} is not in the {split} split, which has rows 0 to {len(part) - 1}")
+    x = interpolate_rows(opened.vae, part.x[start : start + 1], part.x[end : end + 1], steps=steps)[:, 0].numpy()
+    title = f"from {split} row {start} to {end}"
+    write(opened, x, out, "interpolated", lambda: figures.sample_grid(x, opened.shape, columns=steps, title=title))
+
+
+def open_split(run: Path, split: str, data_dir: Path | None) -> tuple[Run, Any]:
+    """A run and the rows of one split of its data."""
+    opened = open_run(run)
+    return opened, rows_of(open_data(opened, data_dir), split)
+
+
+def write(run: Run, array: np.ndarray, out: Path | None, name: str, draw: Any) -> None:
+    """An array to `out`, its picture into the run's figures, and a line that says where."""
+    import io
+
+    target, buffer = out or run.path / f"{name}.npy", io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder.write_atomic(target, buffer.getvalue())
+    picture = figures.save(draw(), run.path / "figures" / f"{name}.png")
+    print(f"{target}  {array.shape}\n{picture}")
+
+
+def report(evidence: dict[str, Any], run: Path) -> None:
+    """The numbers with their errors and health, and where the rest is."""
+    table = Table(title=f"{evidence['split']} ({evidence['rows']} rows, {evidence['policy']}); nats per row, higher is better")
+    for column in ("", "log p(x)", "± Monte Carlo", "± data", "ELBO", "gap", "ESS median (least)"):
+        table.add_column(column, justify="right" if column else "left")
+
+    def number(key: str, source: dict[str, Any] = evidence) -> str:
+        return "unknown" if source.get(key) is None else f"{source[key]:.3f}"
+
+    ess = f"{evidence['ess_median']:.0f} ({evidence['ess_min']:.1f}) of {evidence['num_samples']}"
+    elbo = f"{number('elbo')} ± {number('elbo_mc_se')}"
+    table.add_row("VAE", number("log_px"), number("log_px_mc_se"), number("log_px_data_se"), elbo, number("gap"), ess)
+    base = evidence["floor"]
+    table.add_row("independent elements", number("log_px", base), "exact", number("log_px_data_se", base), "", "", "")
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    print(f"run folder: {run}\npictures:   {run / 'figures'}")
+
+
+@app.meta.default
+def launch(
+    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    config: Annotated[Path | None, Parameter(help="JSON of config keys (a run's config.json will do); flags override it.")] = None,
+) -> None:
+    """Runs a command, with defaults from a config file if one is named."""
+    app.config = (cyclopts.config.Dict(read_keys(config), use_commands_as_keys=False),) if config else ()
+    app(tokens, exit_on_error=False, print_error=True, result_action="return_value")
+
+
+def read_keys(path: Path) -> dict[str, Any]:
+    """The config keys of a JSON file, checked."""
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--config {path}: {error}") from error
+    if isinstance(values, dict) and isinstance(values.get("config"), dict):
+        values = values["config"]
+    Config.from_dict(values)
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns its exit code: 0, 2 usage, 3 data, 4 run folder, 5 diverged, 130 interrupted."""
+    warnings.showwarning = lambda message, *_, **__: print(f"note: {message}", file=sys.stderr)
+    try:
+        app.meta(argv, exit_on_error=False, print_error=True, result_action="return_value")
+    except cyclopts.CycloptsError:
+        return 2
+    except PyroVAEError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

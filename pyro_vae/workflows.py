@@ -1,0 +1,312 @@
+"""Whole runs: train, evaluate and use a model in a run folder. What the command line does, as functions."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyro.infer
+import torch
+from torch import Tensor
+
+from pyro_vae.data import Data, Split, load
+from pyro_vae.errors import DivergedError, Interrupted, RunFolderError, UsageError
+from pyro_vae.evaluate.evidence import Evidence
+from pyro_vae.evaluate.importance import log_likelihood
+from pyro_vae.infer.support import check_support
+from pyro_vae.models.vae import VAE
+from pyro_vae.report import figures
+from pyro_vae.runs import folder
+from pyro_vae.runs.config import Config
+from pyro_vae.runs.registry import build, floor
+from pyro_vae.seeding import seeded
+from pyro_vae.train.fit import fit, resolve_device
+from pyro_vae.train.loop import Fit
+from pyro_vae.train.schedules import constant, cosine, warmup
+from pyro_vae.train.step import adam
+from pyro_vae.use import encode, reconstruct, sample
+
+SPLITS = ("test", "validation", "train")
+CURVE_ROWS, CURVE_SAMPLES = 400, 200  # of the log p(x) that is followed during training
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run opened from its folder: what it was told, what it learned, and on what."""
+
+    path: Path
+    config: Config
+    record: dict[str, Any]
+    vae: VAE
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one row."""
+        return tuple(self.record["data"]["shape"])
+
+
+def open_run(path: Path, device: str = "cpu") -> Run:
+    """The model of a run folder, rebuilt from the folder alone.
+
+    Raises:
+        RunFolderError: the folder, its config or its weights are missing, damaged or of something else.
+    """
+    record = folder.read_config(path)
+    try:
+        config = Config.from_dict(record["config"])
+        with seeded(0):
+            vae = build(config, tuple(record["data"]["shape"]))
+    except (UsageError, KeyError, TypeError) as error:
+        raise RunFolderError(f"{path / 'config.json'} cannot be used: {error}") from error
+    folder.load_model(path, vae)
+    return Run(path, config, record, vae.to(resolve_device(device)).eval())
+
+
+def open_data(run: Run, data_dir: Path | None = None) -> Data:
+    """The data a run was trained on.
+
+    Raises:
+        RunFolderError: it is no longer the same.
+    """
+    config = run.config
+    data = load(config.data, data_dir=data_dir, binarization=config.binarization, seed=config.data_seed)
+    if data.digest != run.record["data"]["digest"]:
+        raise RunFolderError(
+            f"the data of {run.path} has changed: {config.data} had digest {run.record['data']['digest'][:12]}… when it was "
+            f"trained, and has {data.digest[:12]}… now. Restore the data, or train again."
+        )
+    return data
+
+
+def train_run(
+    config: Config,
+    path: Path,
+    *,
+    overwrite: bool = False,
+    data_dir: Path | None = None,
+    download: bool = False,
+    device: str = "auto",
+    num_samples: int = 1000,
+    made_by: str = "train",
+) -> dict[str, Any]:
+    """Trains, evaluates on the test rows, draws the pictures; returns what evidence.json holds.
+
+    The data is loaded and checked before the folder is touched. A run that is interrupted or diverges leaves its best
+    weights and its metrics behind.
+    """
+    config, place = config.resolved(), resolve_device(device)
+    data = load(
+        config.data, data_dir=data_dir, download=download, binarization=config.binarization, seed=config.data_seed
+    )
+    with seeded(config.seed):
+        vae = build(config, data.shape, data.train.x).to(place)
+        for split in (data.validation, data.test):
+            check_support(vae.model, vae.guide, split.x.to(place))
+    folder.create(path, overwrite)
+    folder.write_json(path / "config.json", describe(config, data, made_by))
+    curve = Curve(vae, data.validation.x, config.epochs, path)
+    start = time.perf_counter()
+    try:
+        run = train(config, vae, data, place, curve)
+    except (Interrupted, DivergedError):
+        folder.save_model(path, vae)
+        raise
+    seconds = time.perf_counter() - start
+    folder.save_model(path, vae)
+    evidence = score(Run(path, config, {}, vae.eval()), data, "test", num_samples=num_samples, training=training(run, seconds))
+    draw_figures(path, vae, data, run, curve.points, evidence["floor"]["log_px"])
+    return evidence
+
+
+def train(config: Config, vae: VAE, data: Data, place: torch.device, curve: Curve) -> Fit:
+    """`fit`, as the config says."""
+    schedule = {"constant": constant, "cosine": cosine}[config.schedule]
+    return fit(
+        vae,
+        data.train.x,
+        validation=data.validation.x,
+        objective=objective_of(config),
+        optimizer=adam(config.learning_rate),
+        epochs=config.epochs,
+        batch_size=min(config.batch_size, len(data.train)),
+        schedule=warmup(schedule, config.warmup),
+        patience=config.patience,
+        transform=data.transform,
+        device=place,
+        seed=config.seed,
+        on_epoch=curve,
+    )
+
+
+def objective_of(config: Config) -> pyro.infer.ELBO:
+    """The objective that a config names."""
+    many = {"num_particles": config.num_particles, "vectorize_particles": config.num_particles > 1}
+    if config.num_particles > 1:
+        many["max_plate_nesting"] = 1
+    match config.objective:
+        case "elbo":
+            return pyro.infer.Trace_ELBO(**many)
+        case "mean_field_elbo":
+            return pyro.infer.TraceMeanField_ELBO(**many)
+        case _:
+            return pyro.infer.RenyiELBO(alpha=0, **many)
+
+
+class Curve:
+    """Called after each epoch: writes its record, and at a few epochs estimates log p(x) on validation rows."""
+
+    def __init__(self, vae: VAE, x: Tensor, epochs: int, path: Path) -> None:
+        self.vae, self.x, self.path = vae, x[:CURVE_ROWS], path
+        self.epochs = set(figures.thin(epochs))
+        self.points: list[dict[str, Any]] = []
+
+    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
+        extra = {}
+        if record["epoch"] in self.epochs:
+            evidence = log_likelihood(
+                self.vae.model, self.vae.guide, self.x, num_samples=CURVE_SAMPLES, verbose=False
+            ).summary()
+            extra = {"evidence": evidence}
+            self.points.append({"epoch": record["epoch"], **evidence})
+        folder.append_line(self.path / "metrics.jsonl", record | extra)
+        return extra
+
+
+def describe(config: Config, data: Data, made_by: str) -> dict[str, Any]:
+    """What config.json holds."""
+    return {
+        "schema": folder.SCHEMA,
+        "made_by": made_by,
+        "versions": versions(),
+        "config": config.to_dict(),
+        "data": {
+            "name": data.name,
+            "shape": list(data.shape),
+            "digest": data.digest,
+            "policy": data.policy,
+            "rows": {name: len(getattr(data, name)) for name in SPLITS},
+            "notes": list(data.notes),
+        },
+    }
+
+
+def versions() -> dict[str, str]:
+    """What the numbers of a run may depend on."""
+    packages = ("pyro-vae", "torch", "pyro-ppl")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+
+
+def machine(place: torch.device) -> str:
+    """Where a number was made."""
+    if place.type == "cuda":
+        return torch.cuda.get_device_name(place)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"CPU ({platform.machine()}), {cores} cores, {torch.get_num_threads()} threads"
+
+
+def training(run: Fit, seconds: float) -> dict[str, Any]:
+    """What evidence.json says of the training."""
+    return {"best_epoch": run.best_epoch, "epochs": len(run.history), "stopped": run.stopped, "seconds": round(seconds, 1)}
+
+
+def evaluate_run(
+    path: Path,
+    *,
+    split: str = "test",
+    rows: int | None = None,
+    num_samples: int = 5000,
+    seed: int = 0,
+    data_dir: Path | None = None,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """log p(x) of a run on a split of its data; written to evidence.json and evidence.csv, and returned."""
+    run = open_run(path, device)
+    return score(run, open_data(run, data_dir), split, rows=rows, num_samples=num_samples, seed=seed)
+
+
+def score(
+    run: Run,
+    data: Data,
+    split: str,
+    *,
+    rows: int | None = None,
+    num_samples: int = 1000,
+    seed: int = 0,
+    training: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Evidence on a split beside the floor on the same rows, with all that the numbers depend on."""
+    x = rows_of(data, split).x
+    if rows is not None and not 1 <= rows <= len(x):
+        raise UsageError(f"rows={rows}, but the {split} split has 1 to {len(x)}")
+    x = x[:rows]
+    start = time.perf_counter()
+    evidence = log_likelihood(run.vae.model, run.vae.guide, x, num_samples=num_samples, seed=seed)
+    seconds = time.perf_counter() - start
+    train_rows = data.train.x if data.transform is None else data.train.x.double()  # grey means are the Bernoulli's own
+    baseline = floor(run.config, train_rows, x)
+    result = evidence.summary() | {
+        "split": f"{data.name}, {split}, first {len(x)} rows" if rows else f"{data.name}, {split}",
+        "policy": data.policy,
+        "floor": floor_summary(run.config, baseline),
+        "training": training or previous(run.path).get("training"),
+        "machine": machine(next(run.vae.parameters()).device),
+        "seconds": round(seconds, 1),
+        "versions": versions(),
+    }
+    folder.write_json(run.path / "evidence.json", result)
+    folder.write_atomic(run.path / "evidence.csv", evidence.rows_csv())
+    return result
+
+
+def previous(path: Path) -> dict[str, Any]:
+    """The evidence that stands in the folder already."""
+    return folder.read_json(path / "evidence.json") if (path / "evidence.json").is_file() else {}
+
+
+def floor_summary(config: Config, log_px: Tensor) -> dict[str, Any]:
+    """Mean and data error of the floor; it is exact, so it has no Monte Carlo error."""
+    data_se = log_px.std().item() / len(log_px) ** 0.5 if len(log_px) > 1 else None
+    return {
+        "model": f"independent {config.likelihood} elements, fitted to the training rows",
+        "log_px": log_px.mean().item(),
+        "log_px_data_se": data_se,
+    }
+
+
+def rows_of(data: Data, split: str) -> Split:
+    """One split, by name."""
+    if split not in SPLITS:
+        raise UsageError(f"no split {split!r}; take one of {', '.join(SPLITS)}")
+    if split == "train" and data.transform is not None:
+        raise UsageError("training rows are grey under dynamic binarization and have no likelihood: score test or validation")
+    return getattr(data, split)
+
+
+def draw_figures(
+    path: Path, vae: VAE, data: Data, run: Fit, points: Sequence[dict[str, Any]], floor_px: float
+) -> None:
+    """Every picture of a run into figures/."""
+    shown, out = data.test.x[:12], path / "figures"
+    figures.save(figures.training_curve(run.history, floor_px), out / "training.png")
+    figures.save(figures.evidence_curve(points), out / "evidence.png")
+    figures.save(
+        figures.image_grid(
+            [shown.numpy(), reconstruct(vae, shown).cpu().numpy()],
+            ["x", "E[x | z]"],
+            data.shape,
+            "test rows and their reconstructions",
+        ),
+        out / "reconstructions.png",
+    )
+    draws, means = (sample(vae, 48, mean=mean).cpu().numpy() for mean in (False, True))
+    figures.save(figures.sample_grid(draws, data.shape), out / "samples.png")
+    figures.save(figures.sample_grid(means, data.shape, title="E[x | z], z ~ p(z)"), out / "sample_means.png")
+    labels = None if data.test.y is None else data.test.y.numpy()[:2000]
+    z = encode(vae, data.test.x[:2000]).cpu().numpy()
+    figures.save(figures.latent_map(z, labels, f"E[z | x] of {len(z)} test rows"), out / "latent.png")
