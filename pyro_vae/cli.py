@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import warnings
@@ -16,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pyro_vae.errors import PyroVAEError, UsageError
+from pyro_vae.evaluate.evidence import LOW_ESS
 from pyro_vae.report import figures
 from pyro_vae.runs import folder
 from pyro_vae.runs.config import Config
@@ -35,7 +37,7 @@ DEMO = Config(
     hidden=(128, 128),
     latent_dim=10,
     objective="mean_field_elbo",
-    epochs=300,
+    epochs=150,
     batch_size=64,
     learning_rate=2e-3,
 )
@@ -230,8 +232,6 @@ def open_split(run: Path, split: str, data_dir: Path | None) -> tuple[Run, Any]:
 
 def write(run: Run, array: np.ndarray, out: Path | None, name: str, draw: Any) -> None:
     """An array to `out`, its picture into the run's figures, and a line that says where."""
-    import io
-
     target, buffer = out or run.path / f"{name}.npy", io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -255,6 +255,11 @@ def report(evidence: dict[str, Any], run: Path) -> None:
     base = evidence["floor"]
     table.add_row("independent elements", number("log_px", base), "exact", number("log_px_data_se", base), "", "", "")
     Console(width=None if sys.stdout.isatty() else 140).print(table)
+    if low := evidence["rows_of_low_ess"]:
+        print(
+            f"{low} of {evidence['rows']} rows have an ESS below {LOW_ESS}: their log p(x) is a lower bound that more samples would "
+            "raise, and its Monte Carlo error is not to be believed for them."
+        )
     print(f"run folder: {run}\npictures:   {run / 'figures'}")
 
 

@@ -307,6 +307,8 @@ def draw_figures(
     draws, means = (sample(vae, 48, mean=mean).cpu().numpy() for mean in (False, True))
     figures.save(figures.sample_grid(draws, data.shape), out / "samples.png")
     figures.save(figures.sample_grid(means, data.shape, title="E[x | z], z ~ p(z)"), out / "sample_means.png")
-    labels = None if data.test.y is None else data.test.y.numpy()[:2000]
-    z = encode(vae, data.test.x[:2000]).cpu().numpy()
-    figures.save(figures.latent_map(z, labels, f"E[z | x] of {len(z)} test rows"), out / "latent.png")
+    split = "train" if data.transform is None else "test"
+    part = getattr(data, split)
+    labels = None if part.y is None else part.y.numpy()[:2000]
+    z = encode(vae, part.x[:2000]).cpu().numpy()
+    figures.save(figures.latent_map(z, labels, f"E[z | x] of {len(z)} {split} rows"), out / "latent.png")

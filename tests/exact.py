@@ -15,7 +15,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from sklearn.decomposition import FactorAnalysis
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_vae import VAE
 
@@ -43,7 +43,8 @@ class LinearGaussian:
         data = rng.normal(size=(rows, latents)) @ rng.normal(size=(latents, columns)) + rng.normal(size=(rows, columns))
         self.sklearn = FactorAnalysis(latents).fit(data + 3.0)
         self.x = torch.tensor(data + 3.0, device=device)
-        self.a = torch.tensor(self.sklearn.components_, device=device)
+        turn, _ = np.linalg.qr(rng.normal(size=(latents, latents)))  # same p(x); but now the latents are correlated given x
+        self.a = torch.tensor(turn @ self.sklearn.components_, device=device)
         self.noise = torch.tensor(self.sklearn.noise_variance_, device=device)
         self.mean = torch.tensor(self.sklearn.mean_, device=device)
         self.latents = latents
@@ -72,6 +73,12 @@ class LinearGaussian:
         q = self.mean_field(x)
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(q.loc, q.cov.diagonal().sqrt()).to_event(1))
+
+    def delta_guide(self, x: Tensor) -> None:
+        """A point with a density: no noise at all, so that two runs can be compared exactly."""
+        loc = self.exact(x).loc
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Delta(loc, log_density=loc.sum(-1), event_dim=1))
 
     def vae(self, exact: bool = True) -> VAE:
         """The same as a `VAE` of lambdas (no parameters)."""
@@ -117,11 +124,9 @@ class LinearGaussian:
         return 0.5 * (trace + quadratic - self.latents + p.cov.logdet() - q.cov.logdet())
 
 
-class BinomialData(nn.Module):
-    """Counts 0..16 in clusters, as in scikit-learn's digits, but smaller: ``(rows, 12)``."""
-
-    def forward(self, rows: int, seed: int = 0) -> Tensor:
-        generator = torch.Generator().manual_seed(seed)
-        centres = torch.rand(3, 12, generator=torch.Generator().manual_seed(99)) * 0.8 + 0.1
-        chosen = centres[torch.randint(3, (rows,), generator=generator)]
-        return torch.binomial(torch.full_like(chosen, 16.0), chosen, generator=generator)
+def counts(rows: int, seed: int = 0, device: torch.device | str = "cpu") -> Tensor:
+    """Counts 0..16 in three clusters, as scikit-learn's digits but smaller: ``(rows, 12)``."""
+    draws = torch.Generator().manual_seed(seed)
+    centres = torch.rand(3, 12, generator=torch.Generator().manual_seed(99)) * 0.8 + 0.1
+    chosen = centres[torch.randint(3, (rows,), generator=draws)]
+    return torch.binomial(torch.full_like(chosen, 16.0), chosen, generator=draws).to(device)

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+LOW_ESS = 10  # below it a row's estimate rests on a handful of particles, and its own error bar is not to be believed
 ROW_FIELDS = ("log_px", "mc_se", "ess", "elbo", "elbo_se")
 
 
@@ -55,6 +56,7 @@ class Evidence:
             "gap": self.gap.mean().item(),
             "ess_median": self.ess.median().item(),
             "ess_min": self.ess.min().item(),
+            "rows_of_low_ess": int((self.ess < LOW_ESS).sum()),
             "rows": rows,
             "num_samples": self.num_samples,
             "seed": self.seed,
@@ -75,7 +77,8 @@ class Evidence:
         return (
             f"log p(x) {s['log_px']:.3f} ± {say(s['log_px_mc_se'])} (Monte Carlo) ± {say(s['log_px_data_se'])} (data) nats | "
             f"ELBO {s['elbo']:.3f} ± {say(s['elbo_mc_se'])} | gap {s['gap']:.3f} | "
-            f"ESS median {s['ess_median']:.0f}, least {s['ess_min']:.1f} of {s['num_samples']} | {s['rows']} rows"
+            f"ESS median {s['ess_median']:.0f}, least {s['ess_min']:.1f} of {s['num_samples']} | "
+            f"{s['rows']} rows, {s['rows_of_low_ess']} with ESS below {LOW_ESS}"
         )
 
     __repr__ = __str__

@@ -45,9 +45,11 @@ def training_curve(history: Sequence[dict[str, Any]], floor: float | None = None
     epochs = [r["epoch"] for r in history]
     ax.plot(epochs, [r["train_elbo"] for r in history], color=GREY, label="training rows")
     ax.plot(epochs, [r["elbo"] for r in history], color=BLUE, label="validation rows")
-    if floor is not None:
-        ax.axhline(floor, color=ORANGE, linestyle="--", label="independent elements (test rows, exact)")
-    ax.set_ylim(*robust_limits([v for r in history for v in (r["elbo"], r["train_elbo"])] + [floor or history[-1]["elbo"]]))
+    ax.set_ylim(*robust_limits([v for r in history for v in (r["elbo"], r["train_elbo"])]))
+    if floor is not None and floor > ax.get_ylim()[0]:
+        ax.axhline(floor, color=ORANGE, linestyle="--", label="independent elements, exact")
+    elif floor is not None:
+        ax.plot([], [], " ", label=f"(independent elements: {floor:.1f}, below)")
     ax.legend(frameon=False, loc="lower right")
     return fig
 
@@ -70,15 +72,15 @@ def evidence_curve(points: Sequence[dict[str, Any]]) -> Figure:
     ax.errorbar(epochs, log_px, error, color=BLUE, marker="o", markersize=4, capsize=2, label="log p(x) ± 2 Monte Carlo s.e.")
     ax.plot(epochs, elbo, color=INK, marker="o", markersize=4, label="ELBO")
     ax.annotate(
-        f"gap {log_px[-1] - elbo[-1]:.2f}", (epochs[-1], (log_px[-1] + elbo[-1]) / 2), xytext=(-6, 0),
-        textcoords="offset points", ha="right", va="center", color=ORANGE,
+        f"gap {log_px[-1] - elbo[-1]:.2f} nats", (epochs[-1], (log_px[-1] + elbo[-1]) / 2), xytext=(-30, -42),
+        textcoords="offset points", ha="right", va="center", color=ORANGE, arrowprops={"arrowstyle": "-", "color": ORANGE},
     )  # fmt: skip
     if len(epochs) > 2 and epochs[-1] > 20 * max(epochs[0], 1):
         ax.set_xscale("log")
     ax.set_ylim(*robust_limits([*log_px, *elbo]))
     samples, rows = points[-1]["num_samples"], points[-1]["rows"]
     ax.set_title(f"K = {samples} importance samples on {rows} validation rows", fontsize=8, color=GREY, loc="right", y=0.02)
-    ax.legend(frameon=False, loc="center right")
+    ax.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 0.08))
     return fig
 
 

@@ -1,0 +1,551 @@
+"""log p(x) against exact oracles, its error bars against repetition, and what it leaves as it found it."""
+
+import csv
+import io
+import math
+import subprocess
+import sys
+from functools import partial
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from exact import LinearGaussian, counts
+from pyro import poutine
+from torch import nn
+
+from pyro_vae import MLP, VAE, Conditional, Evidence, StandardNormal, bernoulli, binomial, fit, normal
+from pyro_vae import log_likelihood as noisy_log_likelihood
+from pyro_vae.errors import (
+    DataConversionWarning,
+    DataError,
+    DeviceError,
+    ProgramError,
+    ShapeError,
+    SupportError,
+    UsageError,
+)
+from pyro_vae.evaluate.importance import Moments
+
+log_likelihood = partial(noisy_log_likelihood, verbose=False)
+
+
+@pytest.fixture
+def lg(device):
+    return LinearGaussian(device=device)
+
+
+def small_vae(device="cpu", family=bernoulli, width=6):
+    vae = VAE(StandardNormal(2), Conditional(MLP(2, width, (8,)), family), Conditional(MLP(width, 4, (8,)), normal))
+    return vae.to(device)
+
+
+def binary(rows=7, device="cpu"):
+    return torch.bernoulli(torch.full((rows, 6), 0.3)).to(device)
+
+
+def same(a, b):
+    """Bit by bit."""
+    return all(torch.equal(getattr(a, f), getattr(b, f)) for f in ("log_px", "mc_se", "ess", "elbo", "elbo_se"))
+
+
+# truth
+
+
+def check_exact(evidence, exact):
+    """5 Monte Carlo standard errors in each row (many rows), 4 in the mean: its SE is sqrt(sum mc_se^2) / N."""
+    off = evidence.log_px - exact.cpu()
+    assert (off.abs() < 5 * evidence.mc_se).all()
+    assert off.mean().abs() < 4 * evidence.mc_se.square().sum().sqrt() / len(off)
+
+
+def test_log_px_is_sklearns(lg):
+    exact = lg.log_px(lg.x)
+    evidence = log_likelihood(lg.model, lg.mean_field_guide, lg.x, num_samples=4000)
+    check_exact(evidence, exact)
+    assert (evidence.mc_se > 0).all() and (evidence.ess < 4000).all() and (evidence.ess > 1).all()
+    with pytest.raises(AssertionError):
+        check_exact(log_likelihood(lg.model, lg.mean_field_guide, lg.x + 0.1, num_samples=4000), exact)
+
+
+@pytest.mark.parametrize("pair", ["programs", "VAE"])
+def test_with_the_exact_posterior_there_is_no_error(lg, pair):
+    model, guide = (lg.model, lg.exact_guide) if pair == "programs" else (lg.vae().model, lg.vae().guide)
+    evidence = log_likelihood(model, guide, lg.x, num_samples=50)
+    torch.testing.assert_close(evidence.log_px, lg.log_px(lg.x).cpu(), rtol=0, atol=1e-8)
+    torch.testing.assert_close(evidence.elbo, evidence.log_px, rtol=0, atol=1e-8)
+    torch.testing.assert_close(evidence.ess, torch.full((40,), 50.0, dtype=torch.float64), rtol=1e-8, atol=0)
+    assert (evidence.mc_se < 1e-6).all() and (evidence.elbo_se < 1e-6).all() and (evidence.gap.abs() < 1e-8).all()
+
+
+def test_elbo_and_kl_add_up_to_log_px(lg):
+    """In closed form to 1e-10, by sampling within 4 standard errors of the mean, sqrt(sum elbo_se^2) / N."""
+    q = lg.mean_field(lg.x)
+    exact_elbo = lg.elbo(lg.x, q)
+    torch.testing.assert_close(exact_elbo + lg.kl_to_posterior(lg.x, q), lg.log_px(lg.x), rtol=0, atol=1e-10)
+    torch.testing.assert_close(lg.elbo(lg.x, lg.exact(lg.x)), lg.log_px(lg.x), rtol=0, atol=1e-10)
+    assert (lg.kl_to_posterior(lg.x, q) > 0.01).all()
+    evidence = log_likelihood(lg.model, lg.mean_field_guide, lg.x, num_samples=2000)
+    off = evidence.elbo - exact_elbo.cpu()
+    assert (off.abs() < 5 * evidence.elbo_se).all()
+    assert off.mean().abs() < 4 * evidence.elbo_se.square().sum().sqrt() / len(off)
+    gap_se = (evidence.mc_se.square() + evidence.elbo_se.square()).sum().sqrt() / len(off)
+    assert (evidence.gap.mean() - lg.kl_to_posterior(lg.x, q).mean()).abs() < 4 * gap_se
+
+
+def check_rises(evidences):
+    """log p is above the ELBO, and does not fall with K by 4 standard errors of the paired difference, sd(d) / sqrt(N)."""
+    for evidence in evidences:
+        assert (evidence.log_px >= evidence.elbo - 1e-9).all()
+    for a, b in zip(evidences, evidences[1:], strict=False):
+        d = b.log_px - a.log_px
+        assert d.mean() > -4 * d.std() / len(d) ** 0.5
+
+
+def test_the_bound_rises_with_k_in_the_linear_gaussian(lg):
+    evidences = [log_likelihood(lg.model, lg.mean_field_guide, lg.x, num_samples=k) for k in (1, 10, 100, 1000)]
+    check_rises(evidences)
+    off = evidences[-1].log_px.mean() - lg.log_px(lg.x).mean().cpu()
+    assert off < 4 * evidences[-1].mc_se.square().sum().sqrt() / 40
+
+
+def test_the_bound_rises_with_k_in_a_trained_binomial_vae(device):
+    vae = small_vae(device, binomial(16), 12)
+    fit(vae, counts(300, device=device), epochs=15, batch_size=50, verbose=False)
+    evidences = [log_likelihood(vae.model, vae.guide, counts(103, 1, device), num_samples=k) for k in (1, 10, 100, 1000)]
+    check_rises(evidences)
+    assert evidences[-1].log_px.mean() > evidences[0].log_px.mean() + 0.1
+    with pytest.raises(AssertionError):
+        check_rises(evidences[::-1])
+
+
+# error bars
+
+
+def check_honest(error, values):
+    """The sd over 200 repetitions is the error that was given, within 20 % (4 standard errors of an sd: 4 / sqrt(400))."""
+    assert ((values.std(0) / error.mean(0) - 1).abs() < 0.2).all()
+
+
+def test_the_error_bars_are_what_repetition_shows(lg):
+    """200 repetitions: 20 seeds, each row 10 times (rows have noise of their own)."""
+    x = lg.x[:3].repeat(10, 1)
+    runs = [log_likelihood(lg.model, lg.mean_field_guide, x, num_samples=300, seed=s) for s in range(20)]
+    of = {f: torch.stack([getattr(r, f) for r in runs]).reshape(200, 3) for f in ("log_px", "mc_se", "elbo", "elbo_se")}
+    check_honest(of["mc_se"], of["log_px"])
+    check_honest(of["elbo_se"], of["elbo"])
+    with pytest.raises(AssertionError):
+        check_honest(of["mc_se"] * 300**0.5, of["log_px"])  # root K forgotten
+    with pytest.raises(AssertionError):
+        check_honest(of["elbo_se"], of["log_px"])  # the error of something else
+
+
+def test_the_two_errors_are_kept_apart(lg):
+    s = log_likelihood(lg.model, lg.mean_field_guide, lg.x, num_samples=100).summary()
+    more = log_likelihood(lg.model, lg.mean_field_guide, lg.x, num_samples=6400).summary()
+    data_se = lg.log_px(lg.x).std().item() / 40**0.5
+    assert s["log_px_data_se"] == pytest.approx(data_se, rel=0.05)
+    assert more["log_px_data_se"] == pytest.approx(data_se, rel=0.02)
+    assert 4 < s["log_px_mc_se"] / more["log_px_mc_se"] < 16  # about sqrt(64)
+
+
+def test_one_row_and_one_particle_leave_errors_unknown(lg):
+    one_row = log_likelihood(lg.model, lg.mean_field_guide, lg.x[:1], num_samples=10)
+    assert one_row.summary()["log_px_data_se"] is None and one_row.summary()["log_px_mc_se"] > 0
+    one_particle = log_likelihood(lg.model, lg.mean_field_guide, lg.x, num_samples=1)
+    s = one_particle.summary()
+    assert s["log_px_mc_se"] is None and s["elbo_mc_se"] is None and s["log_px_data_se"] > 0
+    assert torch.equal(one_particle.log_px, one_particle.elbo)
+    assert "± unknown (Monte Carlo)" in str(one_particle) and "± unknown (data)" in str(one_row)
+    assert (one_particle.ess == 1).all()
+
+
+# chunks
+
+
+def direct(log_w):
+    """What Moments streams, all at once in the natural scale."""
+    w, k = log_w.exp(), len(log_w)
+    return {
+        "log_px": w.mean(0).log(),
+        "mc_se": w.std(0) / w.mean(0) / k**0.5,
+        "ess": w.sum(0) ** 2 / (w**2).sum(0),
+        "elbo": log_w.mean(0),
+        "elbo_se": log_w.std(0) / k**0.5,
+    }
+
+
+def check_streamed(make, k=701, block=300):
+    log_w = torch.randn(k, 4, dtype=torch.float64)
+    moments = make(4)
+    for part in log_w.split(block):
+        moments.add(part)
+    for name, value in direct(log_w).items():
+        torch.testing.assert_close(getattr(moments, name), value, rtol=1e-9, atol=1e-9)
+
+
+class RoundedUp(Moments):
+    """Broken: counts whole blocks."""
+
+    def add(self, log_w):
+        super().add(log_w)
+        self.count += 300 - len(log_w)
+
+
+class MeanOfMeans(Moments):
+    """Broken: averages the blocks' averages, though they are uneven."""
+
+    def __init__(self, rows):
+        super().__init__(rows)
+        self.blocks = []
+
+    def add(self, log_w):
+        super().add(log_w)
+        self.blocks.append(log_w.logsumexp(0) - math.log(len(log_w)))
+
+    @property
+    def log_px(self):
+        return torch.stack(self.blocks).logsumexp(0) - math.log(len(self.blocks))
+
+
+def test_streamed_moments_are_the_direct_ones():
+    check_streamed(Moments)
+
+
+@pytest.mark.parametrize("broken", [RoundedUp, MeanOfMeans])
+def test_wrong_streaming_is_caught(broken):
+    with pytest.raises(AssertionError):
+        check_streamed(broken)
+
+
+def test_moments_survive_weights_that_no_float_holds():
+    moments = Moments(1)
+    moments.add(torch.tensor([[-20000.0], [-20001.0]], dtype=torch.float64))
+    expected = -20000 + math.log((1 + math.exp(-1)) / 2)
+    assert moments.log_px.item() == pytest.approx(expected, abs=1e-9) and 1 < moments.ess.item() < 2
+    gone = Moments(1)
+    gone.add(torch.full((3, 1), -math.inf))
+    assert gone.log_px.item() == -math.inf
+
+
+def rows_103(lg):
+    return lg.x[torch.arange(103, device=lg.x.device) % 40]
+
+
+@pytest.mark.parametrize("chunk_size", [1, 7, 64, 103, 1000])
+def test_chunks_give_what_one_pass_gives(lg, chunk_size):
+    """Exactly, with a guide that has no noise. 103 rows and 10 particles divide by none of the chunks."""
+    x = rows_103(lg)
+    at_once = log_likelihood(lg.model, lg.delta_guide, x, num_samples=10, chunk_size=10**6)
+    chunked = log_likelihood(lg.model, lg.delta_guide, x, num_samples=10, chunk_size=chunk_size)
+    assert len(chunked) == 103
+    torch.testing.assert_close(chunked.log_px, at_once.log_px, rtol=0, atol=1e-10)
+    torch.testing.assert_close(chunked.elbo, at_once.elbo, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("vectorized", [True, False])
+def test_chunks_of_noisy_particles_agree_within_error(lg, vectorized):
+    x = rows_103(lg)
+    a = log_likelihood(lg.model, lg.mean_field_guide, x, num_samples=70, chunk_size=10**6)
+    b = log_likelihood(
+        lg.model, lg.mean_field_guide, x, num_samples=70, chunk_size=3000, vectorize_particles=vectorized, seed=1
+    )
+    se = (a.mc_se.square() + b.mc_se.square()).sqrt()
+    assert (a.log_px - b.log_px).mean().abs() < 4 * se.square().sum().sqrt() / 103
+
+
+@pytest.mark.parametrize("num_samples", [1, 63, 65, 1001])
+def test_every_particle_is_counted_once(lg, num_samples):
+    """Under the exact posterior the ESS is K and log p is exact: a wrong count would shift it by a logarithm."""
+    evidence = log_likelihood(lg.model, lg.exact_guide, lg.x[:3], num_samples=num_samples, chunk_size=200)
+    torch.testing.assert_close(evidence.ess, torch.full((3,), float(num_samples), dtype=torch.float64))
+    torch.testing.assert_close(evidence.log_px, lg.log_px(lg.x[:3]).cpu(), rtol=0, atol=1e-8)
+    assert evidence.num_samples == num_samples
+
+
+def check_mean(mean, rows):
+    assert mean == pytest.approx(rows.mean().item(), abs=1e-12)
+
+
+def test_the_mean_is_over_rows_not_over_chunks(lg):
+    evidence = log_likelihood(lg.model, lg.delta_guide, rows_103(lg), num_samples=10, chunk_size=500)
+    check_mean(evidence.summary()["log_px"], evidence.log_px)
+    of_batches = torch.stack([part.mean() for part in evidence.log_px.split(50)]).mean().item()
+    with pytest.raises(AssertionError):
+        check_mean(of_batches, evidence.log_px)
+
+
+def test_no_pass_takes_more_rows_than_a_chunk(lg):
+    seen = []
+
+    def model(x):
+        seen.append(len(x))
+        return lg.model(x)
+
+    log_likelihood(model, lg.exact_guide, lg.x.repeat(100, 1), num_samples=1, chunk_size=500)
+    assert max(seen) <= 2000 and max(seen[-5:]) <= 500
+
+
+MEMORY = """
+import resource, torch, pyro, pyro.distributions as dist
+from pyro_vae import log_likelihood
+torch.set_num_threads(1)
+weight = torch.randn(4, 64)
+def model(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z @ weight, 1.0).to_event(1), obs=x)
+def guide(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+def peak(k):
+    log_likelihood(model, guide, torch.zeros(20, 64), num_samples=k, chunk_size=CHUNK, verbose=False)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+few = peak(500)
+print((peak(20_000) - few) / 1024)
+"""
+
+
+def growth(chunk_size):
+    """MiB that the peak of a fresh process grows by from 500 to 20,000 particles."""
+    code = MEMORY.replace("CHUNK", str(chunk_size))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
+    return float(done.stdout)
+
+
+def test_memory_does_not_grow_with_particles():
+    assert growth(8192) < 50
+    assert growth(10**9) > 50, "all at once would"
+
+
+# what is left alone
+
+
+def test_the_same_seed_gives_the_same_bits_whatever_ran_before(device):
+    vae, x = small_vae(device), binary(device=device)
+    first = log_likelihood(vae.model, vae.guide, x, num_samples=20, seed=5)
+    torch.randn(1000, device=device)
+    log_likelihood(vae.model, vae.guide, x, num_samples=3)
+    assert same(log_likelihood(vae.model, vae.guide, x, num_samples=20, seed=5), first)
+    assert not same(log_likelihood(vae.model, vae.guide, x, num_samples=20, seed=6), first)
+
+
+def test_the_global_random_state_is_unchanged(device):
+    vae, x = small_vae(device), binary(device=device)
+    cpu = torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    log_likelihood(vae.model, vae.guide, x, num_samples=20)
+    assert torch.equal(torch.get_rng_state(), cpu)
+    assert cuda is None or torch.equal(torch.cuda.get_rng_state(device), cuda)
+
+
+class Uneven(VAE):
+    """BatchNorm in the encoder and dropout in the decoder, so that modes matter."""
+
+    def __init__(self):
+        encoder = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4))
+        decoder = nn.Sequential(nn.Linear(2, 8), nn.Dropout(0.5), nn.Linear(8, 6))
+        super().__init__(StandardNormal(2), Conditional(decoder, bernoulli), Conditional(encoder, normal))
+
+
+def test_nothing_of_the_model_or_its_optimizer_changes(device):
+    vae, x = Uneven().to(device), binary(device=device)
+    optimizer = torch.optim.Adam(vae.parameters())
+    vae.posterior(x).rsample().sum().backward()
+    optimizer.step()
+    vae.likelihood.eval()
+    flags = {n: m.training for n, m in vae.named_modules()}
+    state = {n: t.clone() for n, t in vae.state_dict().items()}
+    grads = {n: p.grad.clone() for n, p in vae.named_parameters() if p.grad is not None}
+    moments = {k: t.clone() for p in optimizer.state.values() for k, t in p.items()}
+    store = dict(pyro.get_param_store().items())
+    evidence = log_likelihood(vae.model, vae.guide, x, num_samples=20)
+    assert {n: m.training for n, m in vae.named_modules()} == flags and flags["posterior.net.1"]
+    assert all(torch.equal(t, state[n]) for n, t in vae.state_dict().items())
+    assert all(torch.equal(p.grad, grads[n]) for n, p in vae.named_parameters() if n in grads)
+    assert all(torch.equal(t, moments[k]) for p in optimizer.state.values() for k, t in list(p.items())[:1])
+    assert all(p.requires_grad for p in vae.parameters()) and store == {}
+    assert not evidence.log_px.requires_grad
+
+
+def test_scoring_runs_in_eval_mode_whatever_mode_the_model_is_in(device):
+    vae, x = Uneven().to(device), binary(device=device)
+    vae.train()
+    vae.posterior(x)
+    scores = {mode: log_likelihood(vae.train(mode).model, vae.guide, x, num_samples=20) for mode in (True, False)}
+    assert same(scores[True], scores[False])
+
+
+@pytest.mark.parametrize("wrap", [lambda p: poutine.scale(p, scale=0.5), lambda p: partial(p), poutine.condition])
+def test_effect_handlers_do_not_hide_the_modules(wrap):
+    """Dropout is off under poutine.scale(vae.model, ...), too."""
+    vae, x = Uneven(), binary()
+    wrap = partial(poutine.condition, data={}) if wrap is poutine.condition else wrap
+    plain = log_likelihood(vae.model, vae.guide, x, num_samples=20)
+    assert same(log_likelihood(wrap(vae.model), wrap(vae.guide), x, num_samples=20), plain)
+    assert vae.posterior.net.training
+
+
+def test_validation_switches_come_back_one_by_one(monkeypatch):
+    """Torch's switch off, Pyro's on (as importing some libraries leaves them): Pyro's own handler would set both alike."""
+    monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", False)
+    before = pyro.settings.get()
+    vae = small_vae()
+    log_likelihood(vae.model, vae.guide, binary(), num_samples=2)
+    fit(vae, binary(), epochs=1, verbose=False)
+    assert pyro.settings.get() == before
+    with pyro.validation_enabled(False):
+        pass
+    assert pyro.settings.get() != before
+
+
+def test_validation_switches_come_back_after_an_error():
+    vae, x = small_vae(), binary()
+    with torch.no_grad():
+        vae.likelihood.net[0].weight.fill_(math.nan)
+    with pytest.raises(ProgramError, match=r"NaN or \+inf for rows \[0, 1, 2, 3, 4\]"):
+        log_likelihood(vae.model, vae.guide, x, num_samples=2)  # conftest.py checks the switches
+
+
+# what is refused
+
+
+def test_grey_pixels_have_no_bernoulli_likelihood():
+    vae, x = small_vae(), binary()
+    x[2, 3], x[5, 0] = 0.4, 0.7
+    message = r"site 'x': 2 of 7 rows lie outside the support of Bernoulli \(0 or 1\): row 2 holds 0\.4 in column 3 \(rows 2, 5\)"
+    with pytest.raises(SupportError, match=message) as caught:
+        log_likelihood(vae.model, vae.guide, x)
+    assert "binarize" in str(caught.value)
+
+
+def test_rows_are_counted_from_the_start_of_the_data():
+    """Beyond the first pass of the check, too."""
+    vae, x = small_vae(), binary(2500)
+    x[2345, 1] = 0.5
+    with pytest.raises(SupportError, match=r"1 of 2500 rows .* row 2345 holds 0\.5 in column 1 \(rows 2345\)"):
+        log_likelihood(vae.model, vae.guide, x, num_samples=1)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_missing_and_infinite_values_are_named(value):
+    vae, x = small_vae(), binary()
+    x[4, 2] = value
+    with pytest.raises(DataError, match=r"x has NaN or infinite values in 1 of 7 rows: 4 .* column 2"):
+        log_likelihood(vae.model, vae.guide, x)
+
+
+@pytest.mark.parametrize("value", [-1.0, 2.5, 17.0])
+def test_no_counts(value):
+    vae, x = small_vae(family=binomial(16), width=12), counts(7)
+    x[3, 1] = value
+    message = rf"1 of 7 rows .* Binomial \(whole numbers 0 to 16\): row 3 holds {value:g} in column 1"
+    with pytest.raises(SupportError, match=message):
+        log_likelihood(vae.model, vae.guide, x)
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (6,), (5, 2, 3), (5, 6, 1)], ids=str)
+def test_another_shape_is_refused(shape):
+    vae = small_vae()
+    with pytest.raises(ShapeError):
+        log_likelihood(vae.model, vae.guide, torch.zeros(shape))
+
+
+@pytest.mark.parametrize("shape", [(5, 4, 6), (5, 5, 6), (5, 1, 6)], ids=str)
+def test_another_rank_is_refused(shape):
+    """The right width in the last dimension does not make (N, M, d) rows."""
+    vae = small_vae()
+    with pytest.raises(ValueError):
+        log_likelihood(vae.model, vae.guide, torch.zeros(shape), num_samples=3)
+
+
+@pytest.mark.parametrize("shape", [(0, 6), (5, 0)], ids=str)
+def test_nothing_is_refused(shape):
+    vae = small_vae()
+    with pytest.raises(DataError, match="x is empty"):
+        log_likelihood(vae.model, vae.guide, torch.zeros(shape))
+
+
+def test_data_that_would_broadcast_in_silence_is_refused():
+    def posterior(x):
+        return dist.Normal(x.mean(-1, keepdim=True).expand(-1, 2), 1.0).to_event(1)
+
+    vae = VAE(StandardNormal(2), Conditional(MLP(2, 6), bernoulli), posterior)
+    with pytest.raises(ShapeError, match=r"site 'x': the data has shape \(5, 1\), its distribution \(5, 6\)"):
+        log_likelihood(vae.model, vae.guide, torch.ones(5, 1))
+
+
+def test_a_plate_that_draws_its_own_subsample_is_refused(lg):
+    def plate(x):
+        return pyro.plate("data", len(x), subsample_size=min(len(x), 5))
+
+    def model(x):
+        with plate(x) as rows:
+            z = pyro.sample("z", lg.prior())
+            pyro.sample("x", lg.likelihood(z), obs=x[rows])
+
+    def guide(x):
+        with plate(x) as rows:
+            pyro.sample("z", lg.normal(lg.exact(x[rows])))
+
+    with pytest.raises(ProgramError, match="5 rows where x has 40: a subsampling plate cannot be scored"):
+        log_likelihood(model, guide, lg.x, num_samples=3)
+
+
+@pytest.mark.parametrize("wrong", [{"num_samples": 0}, {"chunk_size": 0}])
+def test_numbers_below_one_are_refused(wrong):
+    vae = small_vae()
+    with pytest.raises(UsageError, match="must be at least 1"):
+        log_likelihood(vae.model, vae.guide, binary(), **wrong)
+
+
+@pytest.mark.parametrize("name", ["nonsense", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused(name):
+    vae = small_vae()
+    with pytest.raises(DeviceError, match=name):
+        log_likelihood(vae.model, vae.guide, binary(), device=name)
+
+
+# what is taken, and what is handed back
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.uint8, np.bool_])
+def test_numpy_is_converted_with_a_warning_and_left_as_it_was(kind, device):
+    vae = small_vae(device)
+    array = binary().numpy().astype(kind)
+    before = array.copy()
+    with pytest.warns(DataConversionWarning, match=r"to torch.float32 \(a copy; your array is unchanged\)"):
+        evidence = log_likelihood(vae.model, vae.guide, array, num_samples=5)
+    assert array.dtype == kind and (array == before).all()
+    assert same(evidence, log_likelihood(vae.model, vae.guide, binary_from(before, device), num_samples=5))
+
+
+def binary_from(array, device):
+    return torch.tensor(array.astype(np.float32), device=device)
+
+
+def test_rows_csv_keeps_floats_to_the_last_bit(lg):
+    for k in (1, 20):
+        evidence = log_likelihood(lg.model, lg.mean_field_guide, lg.x, num_samples=k)
+        rows = list(csv.DictReader(io.StringIO(evidence.rows_csv())))
+        assert [int(r["row"]) for r in rows] == list(range(40))
+        for field in ("log_px", "mc_se", "ess", "elbo", "elbo_se"):
+            read = torch.tensor([float(r[field]) for r in rows], dtype=torch.float64)
+            torch.testing.assert_close(read, getattr(evidence, field), rtol=0, atol=0, equal_nan=True)
+
+
+def test_evidence_is_float64_on_the_cpu(device):
+    vae = small_vae(device)
+    evidence = log_likelihood(vae.model, vae.guide, binary(device=device), num_samples=5)
+    assert isinstance(evidence, Evidence)
+    assert evidence.log_px.dtype == torch.float64 and evidence.log_px.device.type == "cpu"
+
+
+def test_float32_is_as_good_as_its_digits(lg):
+    """The same pair in float32: within 1e-4 of exact, as its 7 digits allow."""
+    single = LinearGaussian(device=lg.x.device)
+    single.x, single.a, single.noise, single.mean = (t.float() for t in (lg.x, lg.a, lg.noise, lg.mean))
+    evidence = log_likelihood(single.model, single.exact_guide, single.x, num_samples=20)
+    torch.testing.assert_close(evidence.log_px, lg.log_px(lg.x).cpu(), rtol=0, atol=1e-4)
