@@ -1,18 +1,18 @@
 """What a VAE maximises, in numbers: log p(x) = ELBO(x) + KL(q(z|x) ‖ p(z|x)).
 
-Bayes' rule, p(z|x) = p(x, z) / p(x), holds at every z: log p(x) = log p(x, z) - log p(z|x). Add and subtract log q(z|x),
-and average over z ~ q(z|x), which the left side does not depend on:
+Bayes' rule, p(z|x) = p(x, z) / p(x), holds at every z: log p(x) = log p(x, z) - log p(z|x). Add and subtract log q(z|x)
+on the right, and average over z ~ q(z|x); the left side does not depend on z:
 
     log p(x) = E_q[log p(x, z) - log q(z|x)]  +  E_q[log q(z|x) - log p(z|x)]
              =             ELBO(x)            +     KL(q(z|x) ‖ p(z|x))
 
-A KL is never negative, so the ELBO is a lower bound of log p(x), and equal to it where q is the posterior. It needs neither
-p(x) nor the posterior, so it can be trained on; with log p(x, z) = log p(x|z) + log p(z) it reads
+A KL is never negative, so the ELBO is a lower bound of log p(x), and equal to it where q is the posterior. It needs
+neither p(x) nor the posterior, so it can be trained on; with log p(x, z) = log p(x|z) + log p(z) it reads
 
     ELBO(x) = E_q[log p(x|z)] - KL(q(z|x) ‖ p(z))
 
-With two latents each of these integrals can be done by quadrature. This script trains a small VAE on 8×8 digits, computes
-every term by itself for a few test images, checks that the two sides agree, and draws them.
+With two latents each of these integrals can be done by quadrature. This script trains a small VAE on 8×8 digits,
+computes every term by itself for a few test images, checks that the two sides agree, and draws them.
 
     python examples/elbo.py            # well under a minute; prints two tables and draws elbo.png
 """
@@ -27,12 +27,13 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.legend_handler import HandlerTuple
 from matplotlib.lines import Line2D
 from matplotlib.patches import Ellipse, Patch
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
-from pyro_vae import MLP, VAE, Conditional, Evidence, StandardNormal, adam, binomial, fit, log_likelihood, normal
+from pyro_vae import MLP, VAE, Conditional, StandardNormal, adam, binomial, fit, log_likelihood, normal
 from pyro_vae.data import load
 from pyro_vae.report.figures import BLUE, INK, ORANGE, figure, robust_limits, save, show, thin
 
@@ -82,7 +83,7 @@ def kl_to_prior(vae: VAE, x: Tensor) -> Tensor:
 
 
 def kl_to_posterior(vae: VAE, x: Tensor, log_px: Tensor, points: int = 65) -> Tensor:
-    """KL(q(z|x) ‖ p(z|x)) = ∫ q(z|x) (log q(z|x) - log p(z|x)) dz, by the trapezoid rule over u in z = loc + scale u."""
+    """KL(q(z|x) ‖ p(z|x)) = ∫ q(z|x) (log q(z|x) - log p(z|x)) dz, by the trapezoid rule in the same u."""
     q = vae.posterior(x)
     u = grid(8.0, points)
     z = q.mean + q.stddev * u
@@ -117,79 +118,36 @@ class Terms:
 def walk(vae: VAE, x: Tensor, epoch: int, points: int) -> Terms:
     """All terms, in float64, and the check that both sides of the identity agree.
 
-    The posterior in KL(q ‖ p(z|x)) is normalised by every second grid point only. Divided by the same sum as log p(x), it
-    would make log p(x) drop out of the residual, and a wrong value of it would go unseen.
+    p(z|x) in KL(q ‖ p(z|x)) is normalised by every second grid point only: divided by the same sum as log p(x), it would
+    make log p(x) drop out of the residual, and a wrong value of it would go unseen.
     """
     vae = copy.deepcopy(vae).double()
     step = 2 * EDGE / (points - 1)
     log_pxz = log_joint(vae, x, grid(EDGE, points))
     log_px, halved = log_evidence(log_pxz, step), log_evidence(log_pxz[::2, ::2], 2 * step)
-    terms = Terms(
-        epoch, log_px, log_px - halved, reconstruction(vae, x), kl_to_prior(vae, x), kl_to_posterior(vae, x, halved)
-    )
+    kls = kl_to_prior(vae, x), kl_to_posterior(vae, x, halved)
+    terms = Terms(epoch, log_px, log_px - halved, reconstruction(vae, x), *kls)
     assert terms.residual.abs().max() < 1e-3, f"residual {terms.residual.tolist()}: the posterior needs more --points"
     return terms
 
 
-COLUMNS = ("log p(x)", "ELBO", "E_q log p(x|z)", "KL(q‖p(z))", "KL(q‖p(z|x))", "residual", "grid error")
+HEAD = f"{'log p(x)':>12} ={'ELBO':>10} + KL(q‖p(z|x))  | ELBO = E_q log p(x|z) - KL(q‖p(z))  | residual grid error"
 
 
-def heading(label: str, *more: str) -> str:
-    """The heads of the columns."""
-    return (
-        f"{label:>8}"
-        + "".join(f"{name:>15}" for name in COLUMNS[:5])
-        + "".join(f"{n:>12}" for n in COLUMNS[5:])
-        + "".join(more)
-    )
-
-
-def line(label: object, terms: Terms, rows: slice) -> str:
-    """The terms, averaged over some images, and the largest error among these."""
-    values = (terms.log_px, terms.elbo, terms.reconstruction, terms.kl_prior, terms.kl_posterior)
-    errors = (terms.residual, terms.grid_error)
-    numbers = [f"{v[rows].mean():15.4f}" for v in values] + [f"{e[rows].abs().max():12.0e}" for e in errors]
-    return f"{label:>8}" + "".join(numbers)
-
-
-def print_images(terms: Terms, labels: Tensor, sampled: Evidence) -> None:
-    """The terms for each image after training, and log p(x) by importance sampling for comparison."""
-    print(heading("digit", f"   by {sampled.num_samples} samples   (ESS)"))
-    for i, (label, log_px, se, ess) in enumerate(
-        zip(labels.tolist(), sampled.log_px, sampled.mc_se, sampled.ess, strict=True)
-    ):
-        print(line(label, terms, slice(i, i + 1)) + f"{log_px:12.3f} ± {se:.3f} {ess:5.0f}")
-
-
-@torch.no_grad()
-def draw(vae: VAE, x: Tensor, history: list[Terms]) -> Figure:
-    """Left, the bound and its gap while training; right, posterior and q for the images of least, median and largest gap."""
-    fig = figure(12.5, 4.2)
-    order = history[-1].kl_posterior.argsort().tolist()
-    chosen = list(dict.fromkeys([order[0], order[len(order) // 2], order[-1]]))
-    left, *right = fig.subplots(1, 1 + len(chosen), width_ratios=[1.45, *[1] * len(chosen)])
-    draw_gap(left, history)
-    vae = copy.deepcopy(vae).double()
-    for ax, i in zip(right, chosen, strict=True):
-        draw_posterior(ax, vae, x[i : i + 1], history[-1].kl_posterior[i])
-    right[0].set_ylabel("z2")
-    handles = [Patch(color=BLUE, alpha=0.5), Line2D([], [], color=ORANGE)]
-    names = ["exact p(z|x): the regions that hold 39, 86 and 99% of it", "q(z|x): 1σ and 2σ (39 and 86%)"]
-    fig.legend(handles, names, loc="outside lower right", ncols=2, frameon=False)
-    return fig
+def line(t: Terms, rows: slice = slice(None)) -> str:
+    """The terms, averaged over images, and the largest errors."""
+    means = [v[rows].mean() for v in (t.log_px, t.elbo, t.kl_posterior, t.reconstruction, t.kl_prior)]
+    errors = [e[rows].abs().max() for e in (t.residual, t.grid_error)]
+    return "{:12.4f}{:12.4f}{:16.4f}{:25.4f}{:13.4f}{:13.0e}{:11.0e}".format(*means, *errors)
 
 
 def draw_gap(ax: Axes, history: list[Terms]) -> None:
     """log p(x), the ELBO beneath it, and between them KL(q(z|x) ‖ p(z|x)): means over the images."""
     epochs = [t.epoch for t in history]
-    log_px, elbo = ([getattr(t, name).mean().item() for t in history] for name in ("log_px", "elbo"))
-    ax.fill_between(epochs, elbo, log_px, color=ORANGE, alpha=0.3, lw=0, label="gap: KL(q(z|x) ‖ p(z|x))")
+    log_px, elbo = ([v.mean().item() for v in values] for values in zip(*((t.log_px, t.elbo) for t in history)))
+    ax.fill_between(epochs, elbo, log_px, color=ORANGE, alpha=0.3, lw=0, label="KL(q(z|x) ‖ p(z|x))")
     ax.plot(epochs, log_px, color=BLUE, marker="o", markersize=4, label="log p(x), by quadrature")
     ax.plot(epochs, elbo, color=INK, marker="o", markersize=4, label="ELBO")
-    ax.annotate(
-        f"{log_px[-1] - elbo[-1]:.2f} nats", (epochs[-1], (log_px[-1] + elbo[-1]) / 2), color=ORANGE,
-        xytext=(6, 0), textcoords="offset points", va="center",
-    )  # fmt: skip
     ax.set(xscale="log", xlabel="epoch", ylabel=f"nats, mean over {len(history[0].log_px)} test images")
     ax.set(title="log p(x) = ELBO + KL(q(z|x) ‖ p(z|x))", ylim=robust_limits(log_px + elbo))
     ax.set_xticks(epochs, epochs)
@@ -198,28 +156,46 @@ def draw_gap(ax: Axes, history: list[Terms]) -> None:
     ax.legend(frameon=False, loc="lower right")
 
 
-def draw_posterior(ax: Axes, vae: VAE, x: Tensor, gap: Tensor) -> None:
-    """p(z|x) over a window around q(z|x), and q's ellipses."""
+def draw_posterior(ax: Axes, vae: VAE, x: Tensor, title: str) -> None:
+    """p(z|x) over a window around q(z|x), as regions of highest density, and q's ellipses of the same mass."""
     q = vae.posterior(x)
-    centre, scale = q.mean[0], q.stddev[0]
-    z = centre + grid(5.5 * scale.max().item(), 161)
-    posterior = log_joint(vae, x, z)[..., 0].flatten().softmax(0)
-    held, at = posterior.sort(descending=True)
-    mass = torch.empty_like(posterior).scatter(0, at, held.cumsum(0)).view(161, 161)  # of all points denser than this
-    levels = [0.0, 1 - math.exp(-0.5), 1 - math.exp(-2.0), 0.99]
-    ax.contourf(z[..., 0, 0], z[..., 0, 1], mass, levels=levels, colors=[BLUE] * 3, alpha=0.3)
+    loc, scale = q.mean[0], q.stddev[0]
+    z = loc + grid(5.5 * scale.max().item(), 161)
+    densest, order = log_joint(vae, x, z).flatten().softmax(0).sort(descending=True)
+    mass = torch.empty_like(densest).scatter(0, order, densest.cumsum(0)).view(161, 161)
+    levels = [0, 1 - math.exp(-1 / 2), 1 - math.exp(-2), 0.99]  # 39% and 86%: what 1σ and 2σ hold in two dimensions
+    ax.contourf(*z[:, :, 0].movedim(-1, 0), mass, levels=levels, colors=BLUE, alpha=[0.75, 0.45, 0.2])
     for sigmas in (1, 2):
-        ax.add_patch(Ellipse(centre.tolist(), *(2 * sigmas * scale).tolist(), fill=False, color=ORANGE, lw=1.8))
-    ax.set(aspect="equal", xlabel="z1", title=f"gap {gap:.2f} nats")
-    inset = ax.inset_axes((0.02, 0.74, 0.24, 0.24))
-    inset.set(xticks=[], yticks=[])
+        ax.add_patch(Ellipse(loc, *(2 * sigmas * scale), fill=False, color=ORANGE, lw=1.8))
+    ax.set(aspect="equal", xlabel="z1", title=title)
+    inset = ax.inset_axes((0.02, 0.74, 0.24, 0.24), xticks=[], yticks=[])
     show(inset, x.numpy(), (1, 8, 8))
 
 
-def main(epochs: int = 60, out: Path = Path("elbo.png"), images: int = 6, points: int = 401) -> None:
-    """Trains, prints every term while training and for each image after it, and draws them."""
+@torch.no_grad()
+def draw(vae: VAE, x: Tensor, history: list[Terms]) -> Figure:
+    """The gap while training; the posterior and q for the images where it is smallest, in the middle, and largest."""
+    fig = figure(12.5, 4.2)
+    first, *others = fig.subplots(1, 4, width_ratios=[1.45, 1, 1, 1])
+    draw_gap(first, history)
+    gap = history[-1].kl_posterior
+    order = gap.argsort()
+    for ax, i in zip(others, (order[0], order[len(order) // 2], order[-1]), strict=True):
+        draw_posterior(ax, copy.deepcopy(vae).double(), x[i : i + 1], f"KL(q(z|x) ‖ p(z|x)) = {gap[i]:.2f}")
+    others[0].set_ylabel("z2")
+    shades = tuple(Patch(color=BLUE, alpha=alpha, lw=0) for alpha in (0.75, 0.45, 0.2))
+    handles = {"exact p(z|x): where 39, 86, 99% of it lie": shades, "q(z|x): 1σ, 2σ": Line2D([], [], color=ORANGE)}
+    fig.legend(
+        handles.values(), handles.keys(), handler_map={tuple: HandlerTuple(None)},
+        loc="outside lower right", ncols=2, frameon=False,
+    )  # fmt: skip
+    return fig
+
+
+def main(epochs: int = 60, out: Path = Path("elbo.png"), images: int = 6, points: int = 441) -> None:
+    """Trains, printing the mean of every term; then prints the terms of each image, and draws them."""
     data = load("digits")
-    x = data.test.x[:images].double()
+    x, labels = data.test.x[:images].double(), data.test.y[:images].tolist()
     torch.manual_seed(0)
     vae = build()
     history: list[Terms] = []
@@ -227,23 +203,24 @@ def main(epochs: int = 60, out: Path = Path("elbo.png"), images: int = 6, points
     def look(record: dict) -> None:
         if record["epoch"] in thin(epochs, 8):
             history.append(walk(vae, x, record["epoch"], points))
-            print(line(record["epoch"], history[-1], slice(None)), flush=True)
+            print(f"{record['epoch']:5}{line(history[-1])}", flush=True)
 
-    print(f"While training: means over {images} test images, in nats, and the largest error\n{heading('epoch')}")
+    print(f"Nats, mean over {images} test images (errors: the largest)\nepoch{HEAD}")
     fit(vae, data.train.x, epochs=epochs, optimizer=adam(lr=3e-3), on_epoch=look, verbose=False)
-    print("\nAfter training: each image")
-    sampled = log_likelihood(vae.model, vae.guide, x, num_samples=1000, verbose=False)
-    print_images(history[-1], data.test.y[:images], sampled)
+    sampled = log_likelihood(vae.model, vae.guide, data.test.x[:images], num_samples=1000, verbose=False)
     print(
-        f"\nlog p(x) = ELBO + KL(q‖p(z|x)) and ELBO = E_q log p(x|z) - KL(q‖p(z)); drawn in {save(draw(vae, x, history), out)}"
+        f"\nEach image after epoch {epochs}, and log p(x) by {sampled.num_samples} importance samples\ndigit{HEAD}  sampled"
     )
+    for i, (digit, log_px, se, ess) in enumerate(zip(labels, sampled.log_px, sampled.mc_se, sampled.ess, strict=True)):
+        print(f"{digit:5}{line(history[-1], slice(i, i + 1))}{log_px:12.3f} ± {se:.3f} (ESS {ess:.0f})")
+    print(f"\nPicture: {save(draw(vae, x, history), out)}")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--out", type=Path, default=Path("elbo.png"))
-    parser.add_argument("--points", type=int, default=401, help="grid points a side")
+    parser.add_argument("--points", type=int, default=441, help="grid points a side; an odd number")
     parser.add_argument("--quick", action="store_true", help="2 epochs on a small grid, to see that it runs")
     given = parser.parse_args()
-    main(2 if given.quick else given.epochs, given.out, points=161 if given.quick else given.points)
+    main(2 if given.quick else given.epochs, given.out, points=121 if given.quick else given.points)

@@ -15,3 +15,15 @@ from .train.fit import fit
 from .train.schedules import constant, cosine, warmup
 from .train.step import adam
 from .use import encode, interpolate, reconstruct, sample
+
+__all__ = [  # noqa: RUF022 (grouped as in the README)
+    # models and their parts
+    "VAE", "Conditional", "StandardNormal", "bernoulli", "binomial", "normal", "MLP", "ConvEncoder", "ConvDecoder",
+    # training
+    "fit", "adam", "constant", "cosine", "warmup", "binarize",
+    # log weights, bounds, evidence
+    "log_weights", "elbo", "iwae", "log_likelihood", "Evidence",
+    # using a model
+    "encode", "reconstruct", "sample", "interpolate",
+    "errors",
+]  # fmt: skip

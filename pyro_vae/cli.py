@@ -52,9 +52,7 @@ Overwrite = Annotated[bool, Parameter(negative=(), help="Replace the run that th
 def demo(*, run: Path = Path("runs/demo"), overwrite: Overwrite = False, num_samples: Samples = 5000) -> None:
     """Trains a VAE on bundled digits in under a minute: log p(x) with error bars, and pictures."""
     again = (run / "config.json").is_file() and folder.read_config(run).get("made_by") == "demo"
-    evidence = train_run(
-        DEMO, run, overwrite=overwrite or again, device="cpu", num_samples=num_samples, made_by="demo"
-    )
+    evidence = train_run(DEMO, run, overwrite=overwrite or again, device="cpu", num_samples=num_samples, made_by="demo")
     report(evidence, run)
 
 
@@ -242,7 +240,9 @@ def write(run: Run, array: np.ndarray, out: Path | None, name: str, draw: Any) -
 
 def report(evidence: dict[str, Any], run: Path) -> None:
     """The numbers with their errors and health, and where the rest is."""
-    table = Table(title=f"{evidence['split']} ({evidence['rows']} rows, {evidence['policy']}); nats per row, higher is better")
+    table = Table(
+        title=f"{evidence['split']} ({evidence['rows']} rows, {evidence['policy']}); nats per row, higher is better"
+    )
     for column in ("", "log p(x)", "± Monte Carlo", "± data", "ELBO", "gap", "ESS median (least)"):
         table.add_column(column, justify="right" if column else "left")
 
@@ -257,8 +257,8 @@ def report(evidence: dict[str, Any], run: Path) -> None:
     Console(width=None if sys.stdout.isatty() else 140).print(table)
     if low := evidence["rows_of_low_ess"]:
         print(
-            f"{low} of {evidence['rows']} rows have an ESS below {LOW_ESS}: their log p(x) is a lower bound that more samples would "
-            "raise, and its Monte Carlo error is not to be believed for them."
+            f"{low} of {evidence['rows']} rows have an ESS below {LOW_ESS}: their log p(x) is a lower bound that more samples "
+            "would raise, and its Monte Carlo error is not to be believed for them."
         )
     print(f"run folder: {run}\npictures:   {run / 'figures'}")
 
@@ -266,7 +266,9 @@ def report(evidence: dict[str, Any], run: Path) -> None:
 @app.meta.default
 def launch(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
-    config: Annotated[Path | None, Parameter(help="JSON of config keys (a run's config.json will do); flags override it.")] = None,
+    config: Annotated[
+        Path | None, Parameter(help="JSON of config keys (a run's config.json will do); flags override it.")
+    ] = None,
 ) -> None:
     """Runs a command, with defaults from a config file if one is named."""
     app.config = (cyclopts.config.Dict(read_keys(config), use_commands_as_keys=False),) if config else ()

@@ -52,18 +52,18 @@ def encode(vae: HasParts, x: Any, *c: Any) -> Tensor:
 
 def reconstruct(vae: HasParts, x: Any, *c: Any) -> Tensor:
     """E[x | z] at z = E[z | x]: each row through the encoder's and the decoder's mean, ``(N, *event)``."""
-    x, *c = _rows(vae, x, *c)
-    return _decode(vae, encode(vae, x, *c), *c)
+    rows = _rows(vae, x, *c)
+    return _decode(vae, encode(vae, *rows), *rows[1:])
 
 
 def interpolate(vae: HasParts, start: Any, end: Any, *c: Any, steps: int = 10) -> Tensor:
     """E[x | z] along the straight line from E[z | start] to E[z | end], row by row, ends included: ``(steps, N, *event)``."""
     if steps < 2:
         raise UsageError(f"an interpolation has at least 2 steps, its ends; got {steps}")
-    start, end, *c = _rows(vae, start, end, *c)
-    a, b = encode(vae, start, *c), encode(vae, end, *c)
+    start, end, *context = _rows(vae, start, end, *c)
+    a, b = encode(vae, start, *context), encode(vae, end, *context)
     t = torch.linspace(0, 1, steps, dtype=a.dtype, device=a.device).reshape(-1, *[1] * a.dim())
-    return _decode(vae, a + t * (b - a), *c)
+    return _decode(vae, a + t * (b - a), *context)
 
 
 def sample(vae: HasParts, num_samples: int, *c: Any, seed: int = 0, mean: bool = False) -> Tensor:

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from pyro_vae.data import Data, Split, load
 from pyro_vae.errors import DivergedError, Interrupted, RunFolderError, UsageError
-from pyro_vae.evaluate.evidence import Evidence
 from pyro_vae.evaluate.importance import log_likelihood
 from pyro_vae.infer.support import check_support
 from pyro_vae.models.vae import VAE
@@ -119,7 +118,9 @@ def train_run(
         raise
     seconds = time.perf_counter() - start
     folder.save_model(path, vae)
-    evidence = score(Run(path, config, {}, vae.eval()), data, "test", num_samples=num_samples, training=training(run, seconds))
+    evidence = score(
+        Run(path, config, {}, vae.eval()), data, "test", num_samples=num_samples, training=training(run, seconds)
+    )
     draw_figures(path, vae, data, run, curve.points, evidence["floor"]["log_px"])
     return evidence
 
@@ -212,7 +213,12 @@ def machine(place: torch.device) -> str:
 
 def training(run: Fit, seconds: float) -> dict[str, Any]:
     """What evidence.json says of the training."""
-    return {"best_epoch": run.best_epoch, "epochs": len(run.history), "stopped": run.stopped, "seconds": round(seconds, 1)}
+    return {
+        "best_epoch": run.best_epoch,
+        "epochs": len(run.history),
+        "stopped": run.stopped,
+        "seconds": round(seconds, 1),
+    }
 
 
 def evaluate_run(
@@ -284,13 +290,13 @@ def rows_of(data: Data, split: str) -> Split:
     if split not in SPLITS:
         raise UsageError(f"no split {split!r}; take one of {', '.join(SPLITS)}")
     if split == "train" and data.transform is not None:
-        raise UsageError("training rows are grey under dynamic binarization and have no likelihood: score test or validation")
+        raise UsageError(
+            "training rows are grey under dynamic binarization and have no likelihood: score test or validation"
+        )
     return getattr(data, split)
 
 
-def draw_figures(
-    path: Path, vae: VAE, data: Data, run: Fit, points: Sequence[dict[str, Any]], floor_px: float
-) -> None:
+def draw_figures(path: Path, vae: VAE, data: Data, run: Fit, points: Sequence[dict[str, Any]], floor_px: float) -> None:
     """Every picture of a run into figures/."""
     shown, out = data.test.x[:12], path / "figures"
     figures.save(figures.training_curve(run.history, floor_px), out / "training.png")

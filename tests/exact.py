@@ -29,25 +29,26 @@ class Gaussian:
 
 
 class LinearGaussian:
-    """The exact oracle, in float64.
+    """The exact oracle, in float64, with 2 latents.
 
     Args:
-        latents: L.
         columns: d.
         rows: how many rows FactorAnalysis is fitted on; they are `x`.
         device: where everything lies.
     """
 
-    def __init__(self, latents: int = 2, columns: int = 5, rows: int = 40, device: torch.device | str = "cpu") -> None:
+    latents = 2
+
+    def __init__(self, columns: int = 5, rows: int = 40, device: torch.device | str = "cpu") -> None:
         rng = np.random.default_rng(0)
-        data = rng.normal(size=(rows, latents)) @ rng.normal(size=(latents, columns)) + rng.normal(size=(rows, columns))
-        self.sklearn = FactorAnalysis(latents).fit(data + 3.0)
-        self.x = torch.tensor(data + 3.0, device=device)
-        turn, _ = np.linalg.qr(rng.normal(size=(latents, latents)))  # same p(x); but now the latents are correlated given x
+        factors = rng.normal(size=(rows, 2)) * [2.0, 1.0]
+        data = 3.0 + factors @ rng.normal(size=(2, columns)) + rng.normal(size=(rows, columns))
+        self.sklearn = FactorAnalysis(2).fit(data)
+        turn = np.array([[1, 1], [-1, 1]]) / 2**0.5  # leaves p(x) as it is, and makes the latents correlated given x
+        self.x = torch.tensor(data, device=device)
         self.a = torch.tensor(turn @ self.sklearn.components_, device=device)
         self.noise = torch.tensor(self.sklearn.noise_variance_, device=device)
         self.mean = torch.tensor(self.sklearn.mean_, device=device)
-        self.latents = latents
 
     # p(x, z) and three q(z | x), by hand
 
@@ -69,7 +70,7 @@ class LinearGaussian:
             pyro.sample("z", self.normal(self.exact(x)))
 
     def mean_field_guide(self, x: Tensor) -> None:
-        """The right mean and the best diagonal variances, but no correlations."""
+        """The right means and variances, but no correlations: every weight has a finite variance."""
         q = self.mean_field(x)
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(q.loc, q.cov.diagonal().sqrt()).to_event(1))
@@ -97,7 +98,8 @@ class LinearGaussian:
         return Gaussian(((x - self.mean) / self.noise) @ self.a.T @ cov, cov)
 
     def mean_field(self, x: Tensor) -> Gaussian:
-        return Gaussian(self.exact(x).loc, (1 / self.precision.diagonal()).diag())
+        p = self.exact(x)
+        return Gaussian(p.loc, p.cov.diagonal().diag())
 
     @staticmethod
     def normal(q: Gaussian) -> dist.Distribution:

@@ -401,12 +401,37 @@ def test_validation_switches_come_back_one_by_one(monkeypatch):
     assert pyro.settings.get() != before
 
 
-def test_validation_switches_come_back_after_an_error():
-    vae, x = small_vae(), binary()
+class NaNFor(VAE):
+    """Puts out NaN for rows that begin with `value`."""
+
+    def __init__(self, value):
+        super().__init__(StandardNormal(2), self.decode, Conditional(MLP(6, 4, (8,)), normal))
+        self.value, self.net = value, MLP(2, 6, (8,))
+
+    def decode(self, z):
+        return dist.Normal(self.net(z), 1.0).to_event(1)
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", self.prior())
+            loc = torch.where(x[:, :1] == self.value, math.nan, self.net(z))
+            pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+
+def test_rows_whose_weights_are_nan_are_named():
+    """After which conftest.py checks that the validation switches are back."""
+    vae, x = NaNFor(7.0), torch.randn(50, 6)
+    x[[31, 44], 0] = 7.0
+    with pytest.raises(ProgramError, match=r"NaN or \+inf for rows \[31, 44\]"):
+        log_likelihood(vae.model, vae.guide, x, num_samples=4, chunk_size=40)
+
+
+def test_a_model_of_nan_is_refused_by_torch():
+    vae = small_vae()
     with torch.no_grad():
         vae.likelihood.net[0].weight.fill_(math.nan)
-    with pytest.raises(ProgramError, match=r"NaN or \+inf for rows \[0, 1, 2, 3, 4\]"):
-        log_likelihood(vae.model, vae.guide, x, num_samples=2)  # conftest.py checks the switches
+    with pytest.raises(ValueError, match="Expected parameter logits"):
+        log_likelihood(vae.model, vae.guide, binary(), num_samples=2)
 
 
 # what is refused

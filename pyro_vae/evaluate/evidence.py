@@ -44,8 +44,10 @@ class Evidence:
         return self.log_px - self.elbo
 
     def summary(self) -> dict[str, Any]:
-        """Means over rows: log p(x) with its Monte Carlo error (more particles shrink it) and its data error (more rows
-        shrink it) apart; ELBO, gap, and the health of the weights. None stands for an error that one row or one particle leaves unknown."""
+        """Means over rows, errors apart: Monte Carlo (more particles shrink it) and data (more rows shrink it).
+
+        Also ELBO, gap, and the health of the weights. None stands for an error that one row or particle leaves unknown.
+        """
         rows = len(self)
         return {
             "log_px": self.log_px.mean().item(),

@@ -17,7 +17,7 @@ from pyro_vae.infer.weights import Program, find_plates, log_probs
 from pyro_vae.progress import tracked
 from pyro_vae.seeding import seeded
 
-from .evidence import Evidence
+from .evidence import ROW_FIELDS, Evidence
 
 
 class Moments:
@@ -84,8 +84,8 @@ def log_likelihood(
     r"""log p̂(x_n) = log 1/K Σ_k p(x_n, z_kn) / q(z_kn | x_n) for each row, with its Monte Carlo error; and the ELBO.
 
     E[p̂] = p(x): exp(log p̂) is unbiased, so log p̂ is a lower bound in expectation that tightens with K. Streamed: memory
-    grows with `chunk_size`, not with K · N. Changes no parameter, no module's mode, no optimizer and no global random state; the same
-    seed gives the same numbers, whatever was run before.
+    grows with `chunk_size`, not with K · N. Changes no parameter, no module's mode, no optimizer and no global random
+    state; the same seed gives the same numbers, whatever was run before.
 
     Args:
         model: a Pyro program, as for :func:`~pyro_vae.log_weights`.
@@ -138,15 +138,17 @@ def log_likelihood(
             for j, particles in enumerate(particle_chunks(num_samples, chunk_size // len(rows[0]))):
                 with seeded(seed, i, j, device=device):
                     log_w = log_probs(
-                        model, guide, *rows, num_particles=particles, plates=plates, vectorize_particles=vectorize_particles
+                        model,
+                        guide,
+                        *rows,
+                        num_particles=particles,
+                        plates=plates,
+                        vectorize_particles=vectorize_particles,
                     ).log_w
                 moments.add(checked(log_w, particles, len(rows[0])))
             parts.append(moments)
-    return Evidence(
-        *(torch.cat([getattr(m, field) for m in parts]) for field in ("log_px", "mc_se", "ess", "elbo", "elbo_se")),
-        num_samples=num_samples,
-        seed=seed,
-    )
+    by_row = {field: torch.cat([getattr(m, field) for m in parts]) for field in ROW_FIELDS}
+    return Evidence(**by_row, num_samples=num_samples, seed=seed)
 
 
 def prepare(
@@ -178,8 +180,8 @@ def checked(log_w: Tensor, particles: int, rows: int) -> Tensor:
     """log_w, if it holds one finite-or-minus-infinite weight for each particle and row."""
     if log_w.shape != (particles, rows):
         raise ProgramError(
-            f"the programs gave log weights for {log_w.shape[-1]} rows where x has {rows}: a subsampling plate cannot be scored. "
-            "Let the data plate run over the rows that are passed in."
+            f"the programs gave log weights for {log_w.shape[-1]} rows where x has {rows}: a subsampling plate cannot be "
+            "scored. Let the data plate run over the rows that are passed in."
         )
     if (log_w.isnan() | (log_w == math.inf)).any():
         bad = (log_w.isnan() | (log_w == math.inf)).any(0).nonzero().flatten().tolist()

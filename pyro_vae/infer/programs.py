@@ -18,7 +18,9 @@ Program = Callable[..., Any]
 
 def programs(pair: Any) -> tuple[Program, Program]:
     """(model, guide) of a VAE, of any object with these two attributes, or of a tuple of two callables."""
-    pair_of = pair if isinstance(pair, tuple) and len(pair) == 2 else (getattr(pair, r, None) for r in ("model", "guide"))
+    pair_of = (
+        pair if isinstance(pair, tuple) and len(pair) == 2 else (getattr(pair, r, None) for r in ("model", "guide"))
+    )
     model, guide = pair_of
     if callable(model) and callable(guide):
         return model, guide

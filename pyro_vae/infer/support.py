@@ -18,7 +18,11 @@ Batch = tuple[Tensor, ...]
 
 
 def check_support(
-    model: Program, guide: Program, *args: Tensor, chunk_size: int = 2000, prepare: Callable[[Batch], Batch] | None = None
+    model: Program,
+    guide: Program,
+    *args: Tensor,
+    chunk_size: int = 2000,
+    prepare: Callable[[Batch], Batch] | None = None,
 ) -> None:
     """Runs the pair once over all rows and checks each observed value: its shape, and the support of its distribution.
 
@@ -46,8 +50,8 @@ def check_support(
                     rows = (~inside).nonzero().flatten()
                     bad.setdefault(name, []).extend((rows + start).tolist())
                     examples.setdefault(name, (site, rows[0]))
-    for name, rows in bad.items():
-        raise SupportError(describe(name, *examples[name], rows, len(args[0])))
+    for name, where in bad.items():
+        raise SupportError(describe(name, *examples[name], where, len(args[0])))
 
 
 def rows_inside(name: str, site: Site, dim: int) -> Tensor:
@@ -73,9 +77,11 @@ def describe(name: str, site: Site, row: Tensor, rows: list[int], total: int) ->
         base = base.base_dist
     value = site["value"][row].flatten()
     outside = (~support.check(value)).nonzero().flatten() if support.event_dim == 0 and _elementwise(support) else None
-    where = f"row {rows[0]} holds {value[outside[0]].item():g} in column {outside[0].item()}" if outside is not None and len(
-        outside
-    ) else f"row {rows[0]} is one"
+    where = (
+        f"row {rows[0]} holds {value[outside[0]].item():g} in column {outside[0].item()}"
+        if outside is not None and len(outside)
+        else f"row {rows[0]} is one"
+    )
     listed = ", ".join(map(str, rows[:5])) + (", …" if len(rows) > 5 else "")
     return (
         f"site {name!r}: {len(rows)} of {total} rows lie outside the support of {type(base).__name__} ({_say(support)}): "
@@ -105,5 +111,7 @@ def _advice(support: Any) -> str:
             "or choose a likelihood whose support they lie in."
         )
     if isinstance(support, constraints.integer_interval):
-        return "Give counts in that range, or choose another likelihood (binomial takes total_count, the largest count)."
+        return (
+            "Give counts in that range, or choose another likelihood (binomial takes total_count, the largest count)."
+        )
     return "Remove or repair these rows, or choose a likelihood whose support they lie in."

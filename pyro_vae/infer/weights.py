@@ -153,9 +153,10 @@ def trace_pair(model: Program, guide: Program, *args: Any, **kwargs: Any) -> tup
 
 def sample_sites(trace: poutine.Trace) -> dict[str, Site]:
     """The sites that carry a density: no parameters, plates' own indices or deterministic values."""
+    nodes: dict[str, Any] = dict(trace.nodes)
     return {
         name: site
-        for name, site in trace.nodes.items()
+        for name, site in nodes.items()
         if site["type"] == "sample" and not site_is_subsample(site) and not site["infer"].get("_deterministic")
     }
 
@@ -186,8 +187,8 @@ def find_plates(model: Program, guide: Program, *args: Any, **kwargs: Any) -> Pl
     sites = [*p.items(), *((f"{name} (guide)", site) for name, site in q.items())]
     frames = {name: [f for f in site["cond_indep_stack"] if f.vectorized] for name, site in sites}
     data = data_plate(frames)
-    nesting = max(-f.dim for stack in frames.values() for f in stack)
-    return Plates(data.name, data.dim, nesting)
+    dims = {f.name: f.dim for stack in frames.values() for f in stack if f.dim is not None}
+    return Plates(data.name, dims[data.name], max(-dim for dim in dims.values()))
 
 
 def data_plate(frames: dict[str, list[CondIndepStackFrame]]) -> CondIndepStackFrame:

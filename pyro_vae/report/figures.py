@@ -69,7 +69,9 @@ def evidence_curve(points: Sequence[dict[str, Any]]) -> Figure:
     log_px, elbo = (np.array([p[key] for p in points]) for key in ("log_px", "elbo"))
     error = 2 * np.array([p["log_px_mc_se"] or 0.0 for p in points])
     ax.fill_between(epochs, elbo, log_px, color=ORANGE, alpha=0.25, label="gap: KL(q(z|x) ‖ p(z|x))")
-    ax.errorbar(epochs, log_px, error, color=BLUE, marker="o", markersize=4, capsize=2, label="log p(x) ± 2 Monte Carlo s.e.")
+    ax.errorbar(
+        epochs, log_px, error, color=BLUE, marker="o", markersize=4, capsize=2, label="log p(x) ± 2 Monte Carlo s.e."
+    )
     ax.plot(epochs, elbo, color=INK, marker="o", markersize=4, label="ELBO")
     ax.annotate(
         f"gap {log_px[-1] - elbo[-1]:.2f} nats", (epochs[-1], (log_px[-1] + elbo[-1]) / 2), xytext=(-30, -42),
@@ -79,7 +81,9 @@ def evidence_curve(points: Sequence[dict[str, Any]]) -> Figure:
         ax.set_xscale("log")
     ax.set_ylim(*robust_limits([*log_px, *elbo]))
     samples, rows = points[-1]["num_samples"], points[-1]["rows"]
-    ax.set_title(f"K = {samples} importance samples on {rows} validation rows", fontsize=8, color=GREY, loc="right", y=0.02)
+    ax.set_title(
+        f"K = {samples} importance samples on {rows} validation rows", fontsize=8, color=GREY, loc="right", y=0.02
+    )
     ax.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 0.08))
     return fig
 
@@ -111,7 +115,9 @@ def show(ax: Axes, image: np.ndarray, shape: tuple[int, ...]) -> None:
         ax.bar(range(len(image)), image, color=BLUE)
 
 
-def sample_grid(samples: np.ndarray, shape: tuple[int, ...], columns: int = 12, title: str = "x ~ p(x | z), z ~ p(z)") -> Figure:
+def sample_grid(
+    samples: np.ndarray, shape: tuple[int, ...], columns: int = 12, title: str = "x ~ p(x | z), z ~ p(z)"
+) -> Figure:
     """Samples of the model, in rows."""
     rows = [samples[i : i + columns] for i in range(0, len(samples), columns)]
     return image_grid(rows, [""] * len(rows), shape, title)
@@ -125,15 +131,19 @@ def latent_map(z: np.ndarray, labels: np.ndarray | None, title: str = "posterior
         centred = z - z.mean(0)
         _, spread, directions = np.linalg.svd(centred, full_matrices=False)
         share = spread**2 / (spread**2).sum()
-        z, names = centred @ directions[:2].T, [f"principal component {i + 1} ({share[i]:.0%} of variance)" for i in (0, 1)]
+        z, names = (
+            centred @ directions[:2].T,
+            [f"principal component {i + 1} ({share[i]:.0%} of variance)" for i in (0, 1)],
+        )
     elif z.shape[1] == 1:
         z, names = np.column_stack([z, np.zeros(len(z))]), ["z1", ""]
-    ax = axes(fig, *names, title)
+    ax = axes(fig, names[0], names[1], title)
     if labels is None:
-        ax.scatter(*z.T, s=6, color=BLUE, alpha=0.6, linewidths=0)
+        ax.scatter(z[:, 0], z[:, 1], s=6, color=BLUE, alpha=0.6, linewidths=0)
         return fig
     for label in np.unique(labels):
-        ax.scatter(*z[labels == label].T, s=8, alpha=0.75, linewidths=0, color=f"C{int(label) % 10}", label=str(label))
+        here = z[labels == label]
+        ax.scatter(here[:, 0], here[:, 1], s=8, alpha=0.75, linewidths=0, color=f"C{int(label) % 10}", label=str(label))
     ax.legend(frameon=False, markerscale=2, loc="center left", bbox_to_anchor=(1, 0.5), title="label")
     return fig
 

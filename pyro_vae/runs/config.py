@@ -124,7 +124,8 @@ class Config:
                 raise UsageError(f"unknown config key {key!r}{hint}")
             if not fits(value, hints[key]):
                 raise UsageError(f"config key {key!r}: {value!r} is not {say(hints[key])}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**arguments)
 
 
 POSITIVE = {

@@ -85,7 +85,7 @@ def build(config: Config, shape: tuple[int, ...], x: Tensor | None = None) -> VA
         nn.init.zeros_(layer.bias)
     if x is not None and isinstance(decoder, MLP):
         with torch.no_grad():
-            decoder[-1].bias.copy_(likelihood.marginal(x))
+            list(decoder.parameters())[-1].copy_(likelihood.marginal(x))
     return vae
 
 
@@ -96,7 +96,9 @@ def networks(config: Config, shape: tuple[int, ...], encoded: int, width: int) -
         encoder = MLP(size, encoded, config.hidden, activation)
         return encoder, MLP(config.latent_dim, width * size, config.hidden[::-1], activation)
     if len(shape) != 3 or shape[1] % 4 or shape[2] % 4:
-        raise UsageError(f"network conv takes images whose height and width are multiples of 4, not data of shape {shape}")
+        raise UsageError(
+            f"network conv takes images whose height and width are multiples of 4, not data of shape {shape}"
+        )
     channels, height, wide = shape
     return ConvEncoder(encoded, shape=(channels, height, wide)), ConvDecoder(
         config.latent_dim, shape=(width * channels, height, wide)

@@ -126,5 +126,7 @@ def resolve_batch_size(batch_size: int | None, rows: int) -> int:
     if batch_size is None:
         return min(128, rows)
     if not 1 <= batch_size <= rows:
-        raise UsageError(f"batch_size={batch_size} with {rows} training rows: choose 1 to {rows} ({rows} is full-batch).")
+        raise UsageError(
+            f"batch_size={batch_size} with {rows} training rows: choose 1 to {rows} ({rows} is full-batch)."
+        )
     return batch_size

@@ -143,7 +143,7 @@ class Loop:
         listed = sorted(culprits.tolist())
         return ", ".join(map(str, listed[:20])) + (f", … ({len(listed)} in all)" if len(listed) > 20 else "")
 
-    def measure(self) -> dict[str, float | None]:
+    def measure(self) -> dict[str, Any]:
         """The true ELBO and its terms, under the same noise after every epoch."""
         train = self.train_sample
         with seeded(self.seed, ELBO_NOISE, device=self.device):

@@ -46,7 +46,7 @@ def row_elbo(step: Step, batch: tuple[Tensor, ...]) -> Tensor | None:
         return None
 
 
-def pyro_elbo(step: Step) -> Trace_ELBO:
+def pyro_elbo(step: Step) -> Any:
     """The trained objective if its loss is the ELBO; Trace_ELBO otherwise."""
     is_elbo = isinstance(step.objective, (TraceEnum_ELBO, TraceGraph_ELBO)) or type(step.objective) is Trace_ELBO
     return step.objective if is_elbo else Trace_ELBO()

@@ -87,7 +87,7 @@ class Step:
         else:
             self.optimizer.zero_grad(set_to_none=True)
             with without_validation():
-                loss = float(self.objective.loss_and_grads(self.model, self.guide, *batch))
+                loss = float(self.objective.loss_and_grads(self.model, self.guide, *batch))  # type: ignore[attr-defined]
         if not math.isfinite(loss):
             raise DivergedError(f"the loss is {loss}")
         return loss
@@ -109,7 +109,7 @@ class Step:
 
     def _first(self, *batch: Tensor) -> float:
         with Declared() as declared:
-            loss = float(self.objective.loss_and_grads(self.model, self.guide, *batch))
+            loss = float(self.objective.loss_and_grads(self.model, self.guide, *batch))  # type: ignore[attr-defined]
         self.parameters = list(declared.parameters)
         if not self.parameters:
             raise UsageError(
