@@ -19,7 +19,9 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     try:
         torch.zeros(1, device=asked)
     except (RuntimeError, AssertionError) as error:
-        pytest.exit(f"--device {asked} is not here: {str(error).splitlines()[0]}", returncode=pytest.ExitCode.USAGE_ERROR)
+        pytest.exit(
+            f"--device {asked} is not here: {str(error).splitlines()[0]}", returncode=pytest.ExitCode.USAGE_ERROR
+        )
     return torch.device(asked)
 
 

@@ -31,6 +31,7 @@ app = App(
     name="pyro-vae",
     help="Variational autoencoders as Pyro programs, with log-likelihoods one can trust.",
     version_flags=["--version"],
+    suppress_keyboard_interrupt=False,  # main reports it, with what was kept
 )
 DEMO = Config(
     data="digits",
@@ -289,9 +290,10 @@ def read_keys(path: Path) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns its exit code: 0, 2 usage, 3 data, 4 run folder, 5 diverged, 130 interrupted."""
-    warnings.showwarning = lambda message, *_, **__: print(f"note: {message}", file=sys.stderr)
     try:
-        app.meta(argv, exit_on_error=False, print_error=True, result_action="return_value")
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: print(f"note: {message}", file=sys.stderr)
+            app.meta(argv, exit_on_error=False, print_error=True, result_action="return_value")
     except cyclopts.CycloptsError:
         return 2
     except PyroVAEError as error:

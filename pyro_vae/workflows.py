@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -103,6 +104,8 @@ def train_run(
     data = load(
         config.data, data_dir=data_dir, download=download, binarization=config.binarization, seed=config.data_seed
     )
+    for note in data.notes:
+        print(f"note: {note}", file=sys.stderr)
     with seeded(config.seed):
         vae = build(config, data.shape, data.train.x).to(place)
         for split in (data.validation, data.test):

@@ -41,7 +41,7 @@ class LinearGaussian:
 
     def __init__(self, columns: int = 5, rows: int = 40, device: torch.device | str = "cpu") -> None:
         rng = np.random.default_rng(0)
-        factors = rng.normal(size=(rows, 2)) * [2.0, 1.0]
+        factors = rng.normal(size=(rows, 2)) * [1.6, 1.0]
         data = 3.0 + factors @ rng.normal(size=(2, columns)) + rng.normal(size=(rows, columns))
         self.sklearn = FactorAnalysis(2).fit(data)
         turn = np.array([[1, 1], [-1, 1]]) / 2**0.5  # leaves p(x) as it is, and makes the latents correlated given x

@@ -274,5 +274,7 @@ def test_an_import_that_changes_something_is_noticed():
 
 
 def test_importing_leaves_the_heavy_libraries_alone():
-    code = "import sys, pyro_vae; print([m for m in ('matplotlib', 'torchvision', 'sklearn', 'zuko') if m in sys.modules])"
+    code = (
+        "import sys, pyro_vae; print([m for m in ('matplotlib', 'torchvision', 'sklearn', 'zuko') if m in sys.modules])"
+    )
     assert run_python(code) == "[]"

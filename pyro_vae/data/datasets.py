@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -148,7 +148,7 @@ def read_digits() -> Source:
 
     digits = load_digits()
     notes = ("split 1437/180/180 by a permutation from seed 0, whatever the seed",)
-    part = Part("x", digits.images, digits.target)
+    part = Part("x", digits.images.astype("float32"), digits.target)
     return Source("digits", (part,), shuffled(0), "counts 0..16", grey=16.0, notes=notes)
 
 
@@ -198,8 +198,8 @@ def draw(splits: tuple[Split, Split, Split], binarization: str, seed: int) -> tu
         return splits
     train, validation, test = splits
     generator = torch.Generator().manual_seed(seed)
-    test = Split(binarize(test.x, generator), test.y)
-    validation = Split(binarize(validation.x, generator), validation.y)
+    test = replace(test, x=binarize(test.x, generator))
+    validation = replace(validation, x=binarize(validation.x, generator))
     if binarization == "static":
-        train = Split(binarize(train.x, generator), train.y)
+        train = replace(train, x=binarize(train.x, generator))
     return train, validation, test

@@ -20,16 +20,23 @@ class Split:
     Attributes:
         x: ``(N, d)``, float32.
         y: labels with N rows, or None.
+        rows: where each row stands in the array that it comes from; None is in order, from 0.
     """
 
     x: Tensor
     y: Tensor | None = None
+    rows: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.x)
 
     def __getitem__(self, rows: slice | np.ndarray) -> Split:
-        return Split(self.x[rows], None if self.y is None else self.y[rows])
+        return Split(self.x[rows], None if self.y is None else self.y[rows], self.numbers[rows])
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """`rows`, counted out where it is None."""
+        return np.arange(len(self)) if self.rows is None else self.rows
 
 
 Cut = Callable[[Sequence[Split]], tuple[Split, Split, Split]]

@@ -131,7 +131,7 @@ def log_likelihood(
     with evaluation_mode(model, guide), seeded(seed, device=device):
         check_support(model, guide, *args)
         plates = find_plates(model, guide, *(a[:1] for a in args))
-    parts = []
+    parts: list[Moments] = []
     with evaluation_mode(model, guide), without_validation():
         for i, rows in enumerate(tracked(row_chunks(args, num_samples, chunk_size), "log p(x)", verbose)):
             moments = Moments(len(rows[0]))
@@ -145,7 +145,7 @@ def log_likelihood(
                         plates=plates,
                         vectorize_particles=vectorize_particles,
                     ).log_w
-                moments.add(checked(log_w, particles, len(rows[0])))
+                moments.add(checked(log_w, particles, len(rows[0]), sum(len(m.total) for m in parts)))
             parts.append(moments)
     by_row = {field: torch.cat([getattr(m, field) for m in parts]) for field in ROW_FIELDS}
     return Evidence(**by_row, num_samples=num_samples, seed=seed)
@@ -176,17 +176,17 @@ def particle_chunks(num_samples: int, chunk: int) -> Iterator[int]:
         yield min(chunk, num_samples - start)
 
 
-def checked(log_w: Tensor, particles: int, rows: int) -> Tensor:
-    """log_w, if it holds one finite-or-minus-infinite weight for each particle and row."""
+def checked(log_w: Tensor, particles: int, rows: int, start: int) -> Tensor:
+    """log_w, if it holds one finite-or-minus-infinite weight for each particle and row, which are counted from `start`."""
     if log_w.shape != (particles, rows):
         raise ProgramError(
             f"the programs gave log weights for {log_w.shape[-1]} rows where x has {rows}: a subsampling plate cannot be "
             "scored. Let the data plate run over the rows that are passed in."
         )
     if (log_w.isnan() | (log_w == math.inf)).any():
-        bad = (log_w.isnan() | (log_w == math.inf)).any(0).nonzero().flatten().tolist()
+        bad = (start + (log_w.isnan() | (log_w == math.inf)).any(0).nonzero().flatten()).tolist()
         raise ProgramError(
-            f"log weights are NaN or +inf for rows {bad[:5]} of a chunk: the model or guide put out non-finite parameters "
+            f"log weights are NaN or +inf for rows {bad[:5]}: the model or guide put out non-finite parameters "
             "for data that is finite and in the support. Look at the weights and at those rows."
         )
     return log_w

@@ -42,14 +42,14 @@ def check_support(
     with evaluation_mode(model, guide), without_validation():
         dim = find_plates(model, guide, *prepare(tuple(a[:1] for a in args))).dim
         bad: dict[str, list[int]] = {}
-        examples: dict[str, tuple[Site, Tensor]] = {}
+        examples: dict[str, tuple[Site, int, int]] = {}
         for start in range(0, len(args[0]), chunk_size):
             _, sites = trace_pair(model, guide, *prepare(tuple(a[start : start + chunk_size] for a in args)))
             for name, site in sites.items():
                 if site["is_observed"] and not (inside := rows_inside(name, site, dim)).all():
                     rows = (~inside).nonzero().flatten()
                     bad.setdefault(name, []).extend((rows + start).tolist())
-                    examples.setdefault(name, (site, rows[0]))
+                    examples.setdefault(name, (site, dim, int(rows[0])))
     for name, where in bad.items():
         raise SupportError(describe(name, *examples[name], where, len(args[0])))
 
@@ -67,7 +67,7 @@ def rows_inside(name: str, site: Site, dim: int) -> Tensor:
     return inside.movedim(dim, 0).flatten(1).all(1) if other else inside
 
 
-def describe(name: str, site: Site, row: Tensor, rows: list[int], total: int) -> str:
+def describe(name: str, site: Site, dim: int, row: int, rows: list[int], total: int) -> str:
     """What came, what was wanted, which rows, how to go on."""
     fn = site["fn"]
     base, support = fn, fn.support
@@ -75,24 +75,17 @@ def describe(name: str, site: Site, row: Tensor, rows: list[int], total: int) ->
         support = support.base_constraint
     while hasattr(base, "base_dist"):
         base = base.base_dist
-    value = site["value"][row].flatten()
-    outside = (~support.check(value)).nonzero().flatten() if support.event_dim == 0 and _elementwise(support) else None
-    where = (
-        f"row {rows[0]} holds {value[outside[0]].item():g} in column {outside[0].item()}"
-        if outside is not None and len(outside)
-        else f"row {rows[0]} is one"
-    )
+    where = f"row {rows[0]} is one"
+    if support.event_dim == 0:  # checked value by value
+        pair = torch.stack([site["value"], support.check(site["value"]).to(site["value"])])
+        value, inside = pair.movedim(dim - fn.event_dim, 1)[:, row].flatten(1)
+        column = int((inside == 0).nonzero()[0])
+        where = f"row {rows[0]} holds {value[column].item():g} in column {column}"
     listed = ", ".join(map(str, rows[:5])) + (", …" if len(rows) > 5 else "")
     return (
         f"site {name!r}: {len(rows)} of {total} rows lie outside the support of {type(base).__name__} ({_say(support)}): "
         f"{where} (rows {listed}). {_advice(support)}"
     )
-
-
-def _elementwise(support: Any) -> bool:
-    """Whether the constraint can be checked value by value (bounds that are tensors belong to their own element)."""
-    bounds = (getattr(support, b, 0) for b in ("lower_bound", "upper_bound"))
-    return all(not isinstance(b, Tensor) or b.numel() == 1 for b in bounds)
 
 
 def _say(support: Any) -> str:

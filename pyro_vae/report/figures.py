@@ -89,30 +89,31 @@ def evidence_curve(points: Sequence[dict[str, Any]]) -> Figure:
 
 
 def image_grid(rows: Sequence[np.ndarray], labels: Sequence[str], shape: tuple[int, ...], title: str) -> Figure:
-    """Rows of images ``(n, channels * height * width)``, each with its label."""
-    columns = max(len(r) for r in rows)
-    fig = figure(0.62 * columns + 1.3, 0.66 * len(rows) + 0.45)
-    grid = fig.subplots(len(rows), columns, squeeze=False)
-    for i, images in enumerate(rows):
-        for j, ax in enumerate(grid[i]):
-            ax.set(xticks=[], yticks=[])
-            ax.spines[:].set_visible(False)
-            if j < len(images):
-                show(ax, images[j], shape)
-        grid[i, 0].set_ylabel(labels[i], rotation=0, ha="right", va="center", fontsize=9)
-    fig.suptitle(title, fontsize=10)
+    """Rows of images ``(n, channels * height * width)``, each with its label, on one scale. A table's row is a strip."""
+    picture = tile(rows, shape if len(shape) == 3 else (1, 1, shape[0]))
+    height, width = picture.shape[:2]
+    fig = figure(8.0, min(8.0 * height / width, 10.0) + 0.45)
+    ax = fig.add_subplot()
+    grey = picture.shape[2] == 1
+    ax.imshow(picture[..., 0] if grey else picture, cmap="gray_r", interpolation="nearest", aspect="auto" if height < 9 else 1)
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
+    ax.set_xticks([])
+    ax.set_yticks([(i + 0.5) * (height + 1) / len(rows) - 1 for i in range(len(rows))], labels, fontsize=9)
+    ax.set_title(title, fontsize=10)
     return fig
 
 
-def show(ax: Axes, image: np.ndarray, shape: tuple[int, ...]) -> None:
-    """One row as a picture: grey for one channel, a strip of bars for a table."""
-    if len(shape) == 3:
-        picture = image.reshape(shape).transpose(1, 2, 0)
-        low, high = float(picture.min()), float(picture.max())
-        scaled = (picture - low) / (high - low or 1.0)
-        ax.imshow(scaled if shape[0] == 3 else scaled[..., 0], cmap="gray_r", interpolation="nearest", vmin=0, vmax=1)
-    else:
-        ax.bar(range(len(image)), image, color=BLUE)
+def tile(rows: Sequence[np.ndarray], shape: tuple[int, int, int]) -> np.ndarray:
+    """Images side by side, one pixel apart, scaled to 0..1 by the least and the largest value of all; gaps are NaN."""
+    channels, h, w = shape
+    low, high = (float(f([f(r) for r in rows])) for f in (np.min, np.max))
+    canvas = np.full((len(rows) * (h + 1) - 1, max(map(len, rows)) * (w + 1) - 1, channels), np.nan)
+    for i, images in enumerate(rows):
+        for j, image in enumerate(images):
+            scaled = (image.reshape(channels, h, w).transpose(1, 2, 0) - low) / (high - low or 1.0)
+            canvas[i * (h + 1) : i * (h + 1) + h, j * (w + 1) : j * (w + 1) + w] = scaled
+    return canvas if channels == 1 else np.nan_to_num(canvas, nan=1.0)
 
 
 def sample_grid(

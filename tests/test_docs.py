@@ -1,0 +1,52 @@
+"""Every example runs in its short form, and every README block runs."""
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
+def test_example(path, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [path.name, "--quick"])
+    runpy.run_path(str(path), run_name="__main__")
+    assert capsys.readouterr().out.strip()
+
+
+def test_the_examples_are_those_the_readme_lists():
+    listed = set(re.findall(r"\(examples/(\w+)\.py\)", (ROOT / "README.md").read_text()))
+    assert {p.stem for p in EXAMPLES} == listed
+
+
+def test_readme_blocks_run_in_order(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert len(blocks) >= 4
+    namespace = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), namespace)
+    assert "log p(x)" in capsys.readouterr().out
+    assert namespace["path"].shape == (7, 1, 64)
+
+
+def test_the_quickstart_is_the_readmes_script():
+    def core(text):
+        return re.sub(r"\s+|#.*", "", text[text.index("vae = VAE(") : text.index("binomial(16)")])
+
+    script = (ROOT / "examples" / "quickstart.py").read_text()
+    assert core(script) == core((ROOT / "README.md").read_text())
+
+
+def test_readme_files_exist():
+    for name in re.findall(r"\]\(([\w/.]+)\)", (ROOT / "README.md").read_text()):
+        assert (ROOT / name).exists(), name
+
+
+def test_contributing_is_short():
+    assert len((ROOT / "CONTRIBUTING.md").read_text().splitlines()) < 60

@@ -1,0 +1,653 @@
+"""Training: equal to stock SVI step by step, logged in true ELBO, repeatable, and safe when it goes wrong."""
+
+import copy
+import math
+import re
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from exact import LinearGaussian
+from pyro import poutine
+from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
+from pyro.infer.autoguide import AutoNormal
+from torch import nn
+from torch.distributions import constraints
+
+from pyro_vae import (
+    MLP,
+    VAE,
+    Conditional,
+    StandardNormal,
+    adam,
+    bernoulli,
+    binarize,
+    cosine,
+    log_likelihood,
+    normal,
+    warmup,
+)
+from pyro_vae import fit as noisy_fit
+from pyro_vae.errors import (
+    DataConversionWarning,
+    DataError,
+    DeviceError,
+    DivergedError,
+    Interrupted,
+    ProgramError,
+    ShapeError,
+    SupportError,
+    UsageError,
+)
+from pyro_vae.models.register import register
+from pyro_vae.seeding import seeded
+from pyro_vae.train.loop import ELBO_NOISE
+from pyro_vae.train.monitor import true_elbo
+from pyro_vae.train.step import Step
+
+fit = partial(noisy_fit, verbose=False)
+sgd = partial(torch.optim.SGD, lr=0.01)
+still = partial(torch.optim.SGD, lr=0.0)
+
+
+def small_vae(device="cpu", dtype=torch.float32):
+    vae = VAE(StandardNormal(2), Conditional(MLP(2, 6, (8,)), bernoulli), Conditional(MLP(6, 4, (8,)), normal))
+    return vae.to(device, dtype)
+
+
+def binary(rows=40, device="cpu", dtype=torch.float32, seed=0):
+    draws = torch.Generator().manual_seed(seed)
+    return torch.bernoulli(torch.full((rows, 6), 0.3), generator=draws).to(device, dtype)
+
+
+def weights(vae):
+    return {name: t.detach().clone() for name, t in vae.state_dict().items()}
+
+
+def same(a, b):
+    """Bit by bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def numbers(run):
+    """The history without its clock."""
+    return [{k: v for k, v in record.items() if k != "seconds"} for record in run.history]
+
+
+# one step
+
+
+OBJECTIVES = {
+    "Trace_ELBO": lambda: Trace_ELBO(),
+    "4 particles": lambda: Trace_ELBO(num_particles=4, vectorize_particles=True, max_plate_nesting=1),
+    "TraceMeanField_ELBO": lambda: TraceMeanField_ELBO(),
+    "RenyiELBO": lambda: RenyiELBO(num_particles=4, vectorize_particles=True, max_plate_nesting=1),
+}
+
+
+def check_like_svi(vae, other, x, objective, rate=0.01):
+    """Losses and gradients of three steps, the noise being the same; SVI's gradients are read off its SGD steps."""
+    svi = SVI(vae.model, vae.guide, pyro.optim.SGD({"lr": rate}), objective())
+    step = Step(other.model, other.guide, objective(), partial(torch.optim.SGD, lr=rate))
+    for seed in range(3):
+        before = [p.detach().clone() for p in vae.parameters()]
+        torch.manual_seed(seed)
+        theirs = svi.step(x)
+        gradients = [(b - p.detach()) / rate for b, p in zip(before, vae.parameters(), strict=True)]
+        torch.manual_seed(seed)
+        ours = step.loss_and_grads(x)
+        assert ours == pytest.approx(theirs, abs=1e-6)
+        torch.testing.assert_close([p.grad for p in other.parameters()], gradients, rtol=0, atol=1e-6)
+        step.update()
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_step_is_stock_svis(name, device):
+    vae = small_vae(device, torch.float64)
+    check_like_svi(vae, copy.deepcopy(vae), binary(20, device, torch.float64), OBJECTIVES[name])
+
+
+def test_another_loss_is_not_stock_svis():
+    vae = small_vae(dtype=torch.float64)
+    other = copy.deepcopy(vae)
+    scaled = SimpleNamespace(
+        model=poutine.scale(other.model, scale=0.9), guide=other.guide, parameters=other.parameters
+    )
+    with pytest.raises(AssertionError):
+        check_like_svi(vae, scaled, binary(20, dtype=torch.float64), Trace_ELBO)
+
+
+def test_gradients_left_by_earlier_work_do_not_enter():
+    """A VAE that was trained before, or whose user called backward(), starts from a clean gradient."""
+    vae, x = small_vae(), binary()
+    clean = copy.deepcopy(vae)
+    for p in vae.parameters():
+        p.grad = torch.full_like(p, 1000.0)
+    fit(vae, x, epochs=1, optimizer=sgd)
+    fit(clean, x, epochs=1, optimizer=sgd)
+    assert same(weights(vae), weights(clean))
+
+
+def test_a_program_without_parameters_is_refused():
+    lg = LinearGaussian()
+    with pytest.raises(UsageError, match="declare no parameters"):
+        fit((lg.model, lg.exact_guide), lg.x, epochs=1)
+
+
+# repeatable, and nothing else touched
+
+
+def test_the_same_seed_gives_the_same_run_whatever_ran_before(device):
+    """Bit by bit on the CPU."""
+    x, start = binary(device=device), small_vae(device)
+    first, second, other = (copy.deepcopy(start) for _ in range(3))
+    a = fit(first, x, validation=x[:7], epochs=3, batch_size=16)
+    torch.randn(1000, device=device)
+    b = fit(second, x, validation=x[:7], epochs=3, batch_size=16)
+    fit(other, x, validation=x[:7], epochs=3, batch_size=16, seed=1)
+    if device.type == "cpu":
+        assert same(weights(first), weights(second)) and numbers(a) == numbers(b)
+    torch.testing.assert_close(weights(first), weights(second))
+    assert not same(weights(first), weights(other)) and not same(weights(first), weights(start))
+
+
+def test_the_global_random_state_and_modes_are_unchanged(device):
+    vae = small_vae(device).eval()
+    vae.likelihood.train()
+    flags = {n: m.training for n, m in vae.named_modules()}
+    cpu = torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    during = []
+    x = binary(device=device)
+    fit(vae, x, epochs=2, transform=binarize, on_epoch=lambda r: during.append(vae.training))
+    assert torch.equal(torch.get_rng_state(), cpu)
+    assert cuda is None or torch.equal(torch.cuda.get_rng_state(device), cuda)
+    assert {n: m.training for n, m in vae.named_modules()} == flags and during == [True, True]
+
+
+def test_a_fit_inside_a_fit_changes_neither():
+    x, start = binary(), small_vae()
+    alone_a, alone_b, a, b = (copy.deepcopy(start) for _ in range(4))
+    fit(alone_a, x, epochs=3, batch_size=16)
+    fit(alone_b, x, epochs=2, batch_size=8, seed=4)
+    fit(
+        a,
+        x,
+        epochs=3,
+        batch_size=16,
+        on_epoch=lambda r: fit(b, x, epochs=2, batch_size=8, seed=4) and None if r["epoch"] == 2 else None,
+    )
+    assert same(weights(a), weights(alone_a)) and same(weights(b), weights(alone_b))
+
+
+def test_fits_one_after_the_other_are_independent():
+    x, start = binary(), small_vae()
+    alone, after = copy.deepcopy(start), copy.deepcopy(start)
+    fit(alone, x, epochs=2)
+    fit(small_vae(), x, epochs=2)
+    fit(after, x, epochs=2)
+    assert same(weights(alone), weights(after))
+
+
+# what is logged and kept
+
+
+def check_logged(record, vae, x):
+    """The true ELBO of each row from 50 other particles, within 4 standard errors: those of the logged single draw,
+    sqrt(sum var(log w)) / N, and of the estimate, added in squares."""
+    evidence = log_likelihood(vae.model, vae.guide, x, num_samples=50, seed=9, verbose=False)
+    variance = evidence.elbo_se.square().sum() / len(x) ** 2
+    se = (50 * variance + variance).sqrt().item()
+    assert abs(record["elbo"] - evidence.elbo.mean().item()) < 4 * se
+    assert record["elbo"] == pytest.approx(record["reconstruction"] - record["kl"], abs=1e-6)
+    assert record["kl"] > 0
+
+
+@pytest.mark.parametrize("objective", ["Trace_ELBO", "RenyiELBO", "scaled"])
+def test_the_logged_elbo_is_the_true_one_whatever_is_trained(objective, device):
+    vae, x = small_vae(device), binary(300, device)
+    pair = vae
+    if objective == "scaled":
+        pair = poutine.scale(vae.model, scale=0.1), poutine.scale(vae.guide, scale=0.1)
+    renyi = RenyiELBO(alpha=0.5, num_particles=4, vectorize_particles=True, max_plate_nesting=1)
+    run = fit(pair, x, validation=x[:200], epochs=8, objective=renyi if objective == "RenyiELBO" else None)
+    check_logged(run.best, vae, x[:200])
+    if objective == "scaled":
+        with pytest.raises(AssertionError):
+            check_logged(run.best | {"elbo": -run.best["loss"]}, vae, x[:200])
+    assert run.history[-1]["elbo"] > run.history[0]["elbo"]
+
+
+def test_without_validation_rows_the_training_rows_are_logged(device):
+    vae, x = small_vae(device), binary(200, device)
+    run = fit(vae, x, epochs=2)
+    check_logged(run.history[-1], vae, x)
+    assert run.best_epoch == 2 and run.history[-1]["elbo"] == run.history[-1]["train_elbo"]
+
+
+def rough(done):
+    """Learns for half of the time, then spoils it."""
+    return 1.0 if done < 0.5 else 60.0
+
+
+def check_held(run, vae, x):
+    """The model holds the weights of the epoch with the best validation ELBO: evaluated again under the same noise."""
+    best = max(run.history, key=lambda record: record["elbo"])
+    assert run.best_epoch == best["epoch"] and run.best is best
+    with seeded(0, ELBO_NOISE, device=x.device):
+        again = true_elbo(Step(vae.model, vae.guide, Trace_ELBO(), sgd), (x,))["elbo"]
+    assert again == best["elbo"]
+
+
+def test_the_best_weights_are_held(device):
+    vae, x = small_vae(device), binary(60, device)
+    spoilt = copy.deepcopy(vae)
+    last = {}
+    run = fit(
+        vae,
+        x[:40],
+        validation=x[40:],
+        epochs=8,
+        optimizer=adam(0.02),
+        schedule=rough,
+        batch_size=8,
+        on_epoch=lambda r: last.update(weights(vae)),
+    )
+    assert 1 <= run.best_epoch < 8 and len(run.history) == 8 and run.stopped == "8 epochs done"
+    check_held(run, vae, x[40:])
+    spoilt.load_state_dict(last)
+    with pytest.raises(AssertionError):
+        check_held(run, spoilt, x[40:])
+
+
+def test_patience_stops(device):
+    """Nothing is learnt at rate 0, so the first epoch stays the best."""
+    vae, x = small_vae(device), binary(device=device)
+    run = fit(vae, x, validation=x[:9], epochs=50, patience=3, optimizer=still)
+    assert len(run.history) == 4 and run.best_epoch == 1 and run.stopped == "no better ELBO for 3 epochs"
+
+
+def test_on_epoch_adds_to_the_record():
+    run = fit(small_vae(), binary(), epochs=2, on_epoch=lambda r: {"twice": 2 * r["epoch"]})
+    assert [r["twice"] for r in run.history] == [2, 4]
+
+
+def test_the_record_counts_steps_and_rates():
+    run = fit(small_vae(), binary(10), epochs=5, batch_size=4, optimizer=sgd, schedule=warmup(cosine, 0.2))
+    assert [r["step"] for r in run.history] == [3, 6, 9, 12, 15]
+    expected = [0.01 * min(1, t / 3) * (1 + math.cos(math.pi * t / 15)) / 2 for t in (3, 6, 9, 12, 15)]
+    assert [r["lr"] for r in run.history] == pytest.approx(expected, abs=1e-12)
+
+
+def test_progress_goes_to_standard_error(capsys):
+    noisy_fit(small_vae(), binary(), epochs=2)
+    out, err = capsys.readouterr()
+    assert out == "" and err.splitlines()[-1].startswith("epoch 2/2  loss ")
+
+
+# means over uneven batches
+
+
+def noiseless(lg):
+    """A pair without noise, with one parameter, so that every row's ELBO is known."""
+
+    def model(x):
+        shift = pyro.param("shift", lambda: torch.zeros((), dtype=x.dtype, device=x.device))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", lg.prior())
+            pyro.sample("x", lg.likelihood(z + shift), obs=x)
+
+    z = lg.exact(lg.x).loc
+    rows = lg.likelihood(z).log_prob(lg.x) + lg.prior().log_prob(z) - z.sum(-1)
+    return model, lg.delta_guide, rows
+
+
+def check_mean(value, rows):
+    assert value == pytest.approx(rows.mean().item(), abs=1e-9)
+
+
+def test_the_loss_is_per_datum_with_an_uneven_last_batch(device):
+    lg = LinearGaussian(device=device)
+    model, guide, rows = noiseless(lg)
+    run = fit((model, guide), lg.x, epochs=1, batch_size=17, optimizer=still)
+    check_mean(-run.history[0]["loss"], rows)
+    check_mean(run.history[0]["elbo"], rows)
+    of_batches = torch.stack([batch.mean() for batch in rows.split(17)])
+    with pytest.raises(AssertionError):
+        check_mean(of_batches.mean().item(), rows)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 17, 39, 40, 1000])
+def test_the_validation_elbo_is_a_mean_over_rows(chunk_size):
+    lg = LinearGaussian()
+    model, guide, rows = noiseless(lg)
+    terms = true_elbo(Step(model, guide, Trace_ELBO(), sgd), (lg.x,), chunk_size=chunk_size)
+    check_mean(terms["elbo"], rows)
+    check_mean(terms["reconstruction"], lg.likelihood(lg.exact(lg.x).loc).log_prob(lg.x))
+
+
+# what can be trained
+
+
+def by_hand(device):
+    """None of our classes: pyro.module and pyro.param."""
+    encoder, decoder = nn.Linear(6, 2).to(device), nn.Linear(2, 6).to(device)
+
+    def model(x):
+        pyro.module("decoder", decoder)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=decoder(z)).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.module("encoder", encoder)
+        scale = pyro.param("scale", x.new_ones(2), constraint=constraints.positive)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(encoder(x), scale).to_event(1))
+
+    return model, guide
+
+
+@pytest.mark.parametrize("kind", ["tuple", "object"])
+def test_any_pair_of_programs_trains(kind, device):
+    model, guide = by_hand(device)
+    pair = (model, guide) if kind == "tuple" else SimpleNamespace(model=model, guide=guide)
+    x = binary(100, device)
+    run = fit(pair, x, validation=x, epochs=30, batch_size=20, optimizer=adam(0.01))
+    assert run.history[-1]["elbo"] > run.history[0]["elbo"] + 0.3
+    assert set(pyro.get_param_store().keys()) >= {"scale", "encoder$$$weight", "decoder$$$bias"}
+    assert not torch.equal(pyro.param("scale").detach(), torch.ones(2, device=device))
+
+
+def test_of_programs_by_hand_the_best_parameters_are_held():
+    """Those of pyro.param as well: they belong to no module."""
+    pair, x, kept = by_hand("cpu"), binary(60), {}
+
+    def keep(record):
+        kept[record["epoch"]] = {n: p.detach().clone() for n, p in pyro.get_param_store().items()}
+
+    run = fit(
+        pair, x[:40], validation=x[40:], epochs=8, batch_size=8, optimizer=adam(0.03), schedule=rough, on_epoch=keep
+    )
+    now = {n: p.detach() for n, p in pyro.get_param_store().items()}
+    assert run.best_epoch < 8 and same(now, kept[run.best_epoch]) and not same(now, kept[8])
+
+
+def test_what_is_no_pair_is_refused():
+    for thing in (nn.Linear(2, 2), (1, 2), SimpleNamespace(model=len), "vae"):
+        with pytest.raises(UsageError, match=r"wanted a VAE, an object with \.model and \.guide, or a tuple"):
+            fit(thing, binary())
+
+
+def test_an_autoguide_is_refused_by_its_site():
+    """AutoNormal keeps parameters for each row of the first batch it sees; it amortizes nothing."""
+    model, _ = by_hand("cpu")
+    with pytest.raises(ProgramError, match="site 'z_unconstrained' is in the guide but is no latent of the model"):
+        fit((model, AutoNormal(model)), binary(), epochs=1)
+
+
+def mixture(x):
+    weight = pyro.param("weight", lambda: x.new_tensor([0.5, 0.5]), constraint=constraints.simplex)
+    loc = pyro.param("loc", lambda: x.new_tensor([-0.5, 0.5]))
+    with pyro.plate("data", len(x)):
+        k = pyro.sample("k", dist.Categorical(weight), infer={"enumerate": "parallel"})
+        pyro.sample("x", dist.Normal(loc[k], 1.0), obs=x)
+
+
+def test_enumerated_latents_train_with_trace_enum_elbo(device):
+    """And the logged ELBO, that of the sum over components, is log p(x)."""
+    x = torch.cat([torch.randn(50) - 3, torch.randn(30) + 3]).to(device)
+    pair = mixture, lambda x: None
+    run = fit(pair, x, objective=TraceEnum_ELBO(max_plate_nesting=1), epochs=100, batch_size=20, optimizer=adam(0.05))
+    weight, loc = pyro.param("weight").detach(), pyro.param("loc").detach()
+    exact = (weight.log() + dist.Normal(loc, 1.0).log_prob(x[:, None])).logsumexp(-1).mean().item()
+    assert run.history[-1]["elbo"] == pytest.approx(exact, abs=1e-4)
+    assert run.history[-1]["reconstruction"] is None and run.history[-1]["kl"] is None
+    assert run.history[-1]["elbo"] > run.history[0]["elbo"] + 1
+    with pytest.raises(ProgramError, match="site 'k' of the model is marked for enumeration"):
+        fit(pair, x, epochs=1)
+
+
+def test_one_row_trains(device):
+    vae, x = small_vae(device), binary(1, device)
+    start = weights(vae)
+    run = fit(vae, x, epochs=3)
+    assert len(run.history) == 3 and not same(start, weights(vae))
+
+
+def test_dynamic_binarization_draws_anew_and_leaves_validation_fixed(device):
+    vae, grey, drawn = small_vae(device), torch.full((30, 6), 0.5, device=device), []
+
+    def transform(x, generator):
+        drawn.append(binarize(x, generator))
+        return drawn[-1]
+
+    run = fit(vae, grey, validation=binary(20, device), epochs=4, transform=transform, optimizer=still)
+    epochs = drawn[-4:]
+    assert all(((x == 0) | (x == 1)).all() for x in drawn)
+    assert all(not torch.equal(epochs[i], epochs[j]) for i in range(4) for j in range(i))
+    assert len({r["elbo"] for r in run.history}) == len({r["train_elbo"] for r in run.history}) == 1
+    assert len({r["loss"] for r in run.history}) == 4
+    with pytest.raises(SupportError, match="binarize"):
+        fit(vae, grey, validation=grey, epochs=1, transform=binarize)
+    with pytest.raises(SupportError, match="30 of 30 rows"):
+        fit(vae, grey, epochs=1)
+
+
+def test_float64_data_is_converted_with_a_warning_and_left_as_it_was():
+    vae, array = small_vae(), binary().numpy().astype(np.float64)
+    before = array.copy()
+    with pytest.warns(DataConversionWarning, match="x: converted from numpy float64 to torch.float32"):
+        fit(vae, array, epochs=1)
+    assert array.dtype == np.float64 and (array == before).all()
+    tensor = torch.from_numpy(array)
+    with pytest.warns(DataConversionWarning, match="validation x: converted from torch.float64"):
+        fit(vae, binary(), validation=tensor, epochs=1)
+    assert tensor.dtype == torch.float64
+
+
+# refusals before anything is trained
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"batch_size": 41}, r"batch_size=41 with 40 training rows: choose 1 to 40 \(40 is full-batch\)"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(wrong, message):
+    with pytest.raises(UsageError, match=message):
+        fit(small_vae(), binary(), **wrong)
+
+
+def test_devices_that_are_not_there_are_refused(monkeypatch):
+    vae, x = small_vae(), binary()
+    with pytest.raises(DeviceError, match="'nonsense' is no device"):
+        fit(vae, x, device="nonsense")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(DeviceError, match="'cuda' was asked for, but torch sees no CUDA here"):
+        fit(vae, x, device="cuda")
+    assert len(fit(vae, x, device="auto", epochs=1).history) == 1
+
+
+def test_the_model_moves_to_the_device_that_is_asked_for(device):
+    vae = small_vae()
+    fit(vae, binary(), epochs=1, device=device)
+    assert {p.device.type for p in vae.parameters()} == {device.type}
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        (torch.full((4, 6), math.nan), DataError, "x has NaN or infinite values"),
+        (torch.zeros(0, 6), DataError, "x is empty"),
+        (torch.zeros(4, 5), ShapeError, "MLP takes 6 features"),
+        (torch.full((4, 6), 2.0), SupportError, "4 of 4 rows"),
+    ],
+)
+def test_data_that_cannot_be_used_is_refused_before_training(x, error, message):
+    vae = small_vae()
+    start = weights(vae)
+    with pytest.raises(error, match=message):
+        fit(vae, x, epochs=1)
+    with pytest.raises(error, match=message):
+        fit(vae, binary(), validation=x, epochs=1)
+    assert same(weights(vae), start)
+
+
+# when it goes wrong
+
+
+class Trap(VAE):
+    """A VAE with BatchNorm and dropout that goes wrong, once armed, for the row that begins with 7."""
+
+    def __init__(self, spoil):
+        encoder = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.2), nn.ReLU(), nn.Linear(8, 4))
+        super().__init__(StandardNormal(2), Conditional(MLP(2, 12, (8,)), normal), Conditional(encoder, normal))
+        self.spoil, self.armed = spoil, False
+
+    def model(self, x):
+        register(self)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", self.prior())
+            d = self.likelihood(z).base_dist
+            here = (x[:, :1] == 7) & torch.tensor(self.armed, device=x.device)
+            pyro.sample("x", dist.Normal(self.spoil(d.loc, here, z), d.scale).to_event(1), obs=x)
+
+
+def to_nan(loc, here, z):
+    return loc.masked_fill(here, math.nan)
+
+
+def to_infinity(loc, here, z):
+    return loc.masked_fill(here, math.inf)
+
+
+def steep(loc, here, z):
+    """The same value, but the root of 0 has no finite slope."""
+    return loc + (z[..., :1] * 0).abs().sqrt() if here.any() else loc
+
+
+def trapped(spoil, device, arm_after=2, **options):
+    """Trains until the trap snaps; the error, the model, and what it held after each epoch."""
+    vae, x = Trap(spoil).to(device), torch.randn(40, 6).to(device)
+    x[13, 0] = 7.0
+    held = {0: weights(vae)}
+    vae.armed = arm_after == 0
+
+    def on_epoch(record):
+        held[record["epoch"]] = weights(vae)
+        vae.armed = record["epoch"] >= arm_after
+
+    with pytest.raises(DivergedError) as caught:
+        fit(vae, x, epochs=5, batch_size=10, on_epoch=on_epoch, **options)
+    return caught.value, vae, held
+
+
+def rows_named(error):
+    return [int(row) for row in re.search(r"on rows ([\d, ]+)", str(error))[1].split(", ")]
+
+
+@pytest.mark.filterwarnings("ignore:Encountered NaN")  # Pyro's word on the same loss
+@pytest.mark.parametrize(("spoil", "loss"), [(to_nan, "nan"), (to_infinity, "inf")])
+def test_a_loss_that_is_not_finite_names_step_and_row(spoil, loss, device):
+    error, vae, held = trapped(spoil, device)
+    assert re.match(rf"step (9|10|11|12): the loss is {loss} on rows 13\. ", str(error))
+    assert "the model holds the weights of epoch 2" in str(error) and error.exit_code == 5
+    assert error.result.stopped == "diverged" and len(error.result.history) == 2
+    assert same(weights(vae), held[2]) and not same(weights(vae), held[1])
+    assert all(t.isfinite().all() for t in weights(vae).values())
+
+
+def test_a_gradient_that_is_not_finite_is_caught_with_the_loss_finite(device):
+    error, vae, held = trapped(steep, device)
+    assert re.match(r"step (9|10|11|12): a gradient is not finite on rows ", str(error))
+    assert len(rows_named(error)) == 10 and 13 in rows_named(error)
+    assert same(weights(vae), held[2])
+
+
+def test_a_divergence_in_the_first_step_leaves_the_start(device):
+    """Buffers, too: the forward pass that diverged had moved the batch statistics."""
+    error, vae, held = trapped(to_infinity, device, arm_after=0, optimizer=still)
+    assert "the loss is inf on rows 13" in str(error)
+    assert "the model holds its starting weights" in str(error) and same(weights(vae), held[0])
+
+
+def test_parameters_that_are_nan_in_the_first_step_are_refused_by_torch():
+    """The first step runs under validation, which says more than a loss of NaN does."""
+    vae, x = small_vae(), binary()
+    with torch.no_grad():
+        vae.likelihood.net[0].weight.fill_(math.nan)
+    with pytest.raises(ValueError, match="Expected parameter logits"):
+        fit(vae, x, epochs=1)
+
+
+def test_weights_that_blow_up_in_the_last_step_of_an_epoch_are_caught(device):
+    vae, x = small_vae(device), binary(device=device)
+    start = weights(vae)
+    with pytest.raises(DivergedError, match="the ELBO after epoch 1 is") as caught:
+        fit(vae, x, epochs=3, optimizer=partial(torch.optim.SGD, lr=1e38))
+    assert same(weights(vae), start) and caught.value.result.history == []
+
+
+def test_validation_holds_the_best_weights_through_a_divergence(device):
+    vae, x = small_vae(device), binary(60, device)
+    kept = {}
+
+    def on_epoch(record):
+        kept[record["epoch"]] = weights(vae)
+
+    with pytest.raises(DivergedError) as caught:
+        fit(
+            vae,
+            x[:40],
+            validation=x[40:],
+            epochs=10,
+            on_epoch=on_epoch,
+            optimizer=adam(0.01),
+            schedule=lambda done: 1.0 if done < 0.5 else math.inf,
+        )
+    run = caught.value.result
+    assert len(run.history) >= 4 and same(weights(vae), kept[run.best_epoch])
+    check_held(run, vae, x[40:])
+
+
+@pytest.mark.parametrize("at", ["epoch", "step"])
+def test_ctrl_c_holds_the_best_weights(at, device):
+    vae, x, kept = small_vae(device), binary(60, device), {}
+    vae.eval()
+
+    def on_epoch(record):
+        kept[record["epoch"]] = weights(vae)
+        if record["epoch"] == 3 and at == "epoch":
+            raise KeyboardInterrupt
+
+    def transform(x, generator):
+        if 3 in kept:
+            raise KeyboardInterrupt
+        return x
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        fit(vae, x[:40], validation=x[40:], epochs=9, on_epoch=on_epoch, transform=transform)
+    error = caught.value
+    assert isinstance(error, Interrupted) and error.exit_code == 130 and "interrupted at step 3" in str(error)
+    assert len(error.result.history) == 3 and error.result.stopped == "interrupted"
+    assert same(weights(vae), kept[error.result.best_epoch]) and not vae.training
+    check_held(error.result, vae, x[40:])
+
+
+def test_any_other_error_of_the_users_passes_through_and_leaves_order():
+    vae = small_vae().eval()
+
+    def on_epoch(record):
+        raise LookupError("mine")
+
+    with pytest.raises(LookupError, match="mine"):
+        fit(vae, binary(), epochs=2, on_epoch=on_epoch)
+    assert not vae.training
