@@ -30,8 +30,10 @@ def isolated() -> Iterator[None]:
     """Seeds torch, gives the test a parameter store of its own, and checks what no code here may change."""
     before = settings()
     torch.manual_seed(0)
+    threads = torch.get_num_threads()
     with pyro.get_param_store().scope():
         yield
+    torch.set_num_threads(threads)  # an example is a script: it may set them
     after = settings()
     assert after == before, f"the test changed {[name for name in before if after[name] != before[name]]}"
 
@@ -42,7 +44,6 @@ def settings() -> dict[str, Any]:
         "default dtype": torch.get_default_dtype(),
         "grad mode": torch.is_grad_enabled(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "threads": torch.get_num_threads(),
     }
 
 

@@ -33,6 +33,7 @@ app = App(
     version_flags=["--version"],
     suppress_keyboard_interrupt=False,  # main reports it, with what was kept
 )
+app.meta.suppress_keyboard_interrupt = False
 DEMO = Config(
     data="digits",
     hidden=(128, 128),

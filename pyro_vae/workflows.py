@@ -16,8 +16,8 @@ import pyro.infer
 import torch
 from torch import Tensor
 
-from pyro_vae.data import Data, Split, load
-from pyro_vae.errors import DivergedError, Interrupted, RunFolderError, UsageError
+from pyro_vae.data import Data, Split, binarize, load
+from pyro_vae.errors import DivergedError, Interrupted, RunFolderError, SupportError, UsageError
 from pyro_vae.evaluate.importance import log_likelihood
 from pyro_vae.infer.support import check_support
 from pyro_vae.models.vae import VAE
@@ -108,8 +108,7 @@ def train_run(
         print(f"note: {note}", file=sys.stderr)
     with seeded(config.seed):
         vae = build(config, data.shape, data.train.x).to(place)
-        for split in (data.validation, data.test):
-            check_support(vae.model, vae.guide, split.x.to(place))
+        check_splits(vae, data, place)
     folder.create(path, overwrite)
     folder.write_json(path / "config.json", describe(config, data, made_by))
     curve = Curve(vae, data.validation.x, config.epochs, path)
@@ -126,6 +125,18 @@ def train_run(
     )
     draw_figures(path, vae, data, run, curve.points, evidence["floor"]["log_px"])
     return evidence
+
+
+def check_splits(vae: VAE, data: Data, place: torch.device) -> None:
+    """Every row inside the likelihood's support; rows are numbered as in the file that they come from."""
+    for name in ("train", "validation", "test"):
+        split: Split = getattr(data, name)
+        grey = name == "train" and data.transform is not None
+        x = binarize(split.x, torch.Generator().manual_seed(0)) if grey else split.x
+        try:
+            check_support(vae.model, vae.guide, x.to(place), numbers=split.numbers.tolist())
+        except SupportError as error:
+            raise SupportError(f"{data.name}, {name} rows: {error}") from None
 
 
 def train(config: Config, vae: VAE, data: Data, place: torch.device, curve: Curve) -> Fit:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ def check_support(
     *args: Tensor,
     chunk_size: int = 2000,
     prepare: Callable[[Batch], Batch] | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> None:
     """Runs the pair once over all rows and checks each observed value: its shape, and the support of its distribution.
 
@@ -32,6 +33,7 @@ def check_support(
         *args: x of shape ``(N, *event)`` and contexts with N rows.
         chunk_size: rows at a time.
         prepare: what a batch goes through before it is trained on (dynamic binarization).
+        numbers: what the message calls the rows; their position, from 0, by default.
 
     Raises:
         ShapeError: an observed value of another shape than its distribution, which would broadcast in silence.
@@ -48,7 +50,8 @@ def check_support(
             for name, site in sites.items():
                 if site["is_observed"] and not (inside := rows_inside(name, site, dim)).all():
                     rows = (~inside).nonzero().flatten()
-                    bad.setdefault(name, []).extend((rows + start).tolist())
+                    said = [int(r if numbers is None else numbers[r]) for r in (rows + start).tolist()]
+                    bad.setdefault(name, []).extend(said)
                     examples.setdefault(name, (site, dim, int(rows[0])))
     for name, where in bad.items():
         raise SupportError(describe(name, *examples[name], where, len(args[0])))

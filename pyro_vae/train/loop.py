@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -70,7 +71,9 @@ class Loop:
         self.kept = self.state()
         try:
             for epoch in range(1, self.epochs + 1):
-                self.fit.history.append(record := self.epoch(epoch))
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", "Encountered NaN")  # Pyro's; the DivergedError says more
+                    self.fit.history.append(record := self.epoch(epoch))
                 self.keep(record)
                 report(record)
                 if self.patience is not None and epoch - self.fit.best_epoch >= self.patience:
