@@ -6,12 +6,14 @@ import io
 import json
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import cyclopts
 import numpy as np
+import torch
 from cyclopts import App, Parameter
 from rich.console import Console
 from rich.table import Table
@@ -54,7 +56,9 @@ Overwrite = Annotated[bool, Parameter(negative=(), help="Replace the run that th
 def demo(*, run: Path = Path("runs/demo"), overwrite: Overwrite = False, num_samples: Samples = 5000) -> None:
     """Trains a VAE on bundled digits in under a minute: log p(x) with error bars, and pictures."""
     again = (run / "config.json").is_file() and folder.read_config(run).get("made_by") == "demo"
-    evidence = train_run(DEMO, run, overwrite=overwrite or again, device="cpu", num_samples=num_samples, made_by="demo")
+    replace = overwrite or again
+    with one_thread():
+        evidence = train_run(DEMO, run, overwrite=replace, device="cpu", num_samples=num_samples, made_by="demo")
     report(evidence, run)
 
 
@@ -222,6 +226,17 @@ def interpolate(
     x = interpolate_rows(opened.vae, part.x[start : start + 1], part.x[end : end + 1], steps=steps)[:, 0].numpy()
     title = f"from {split} row {start} to {end}"
     write(opened, x, out, "interpolated", lambda: figures.sample_grid(x, opened.shape, columns=steps, title=title))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """On networks as small as the demo's, threads wait for each other more than they help."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def open_split(run: Path, split: str, data_dir: Path | None) -> tuple[Run, Any]:

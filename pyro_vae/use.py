@@ -12,7 +12,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
-from pyro_vae.data.rows import as_rows, same_rows
+from pyro_vae.data.rows import batch_of
 from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.infer.programs import evaluation_mode, like_parameters
 from pyro_vae.seeding import seeded
@@ -60,7 +60,9 @@ def interpolate(vae: HasParts, start: Any, end: Any, *c: Any, steps: int = 10) -
     """E[x | z] along the straight line from E[z | start] to E[z | end], row by row, ends included: ``(steps, N, *event)``."""
     if steps < 2:
         raise UsageError(f"an interpolation has at least 2 steps, its ends; got {steps}")
-    start, end, *context = _rows(vae, start, end, *c)
+    (start,), (end, *context) = _rows(vae, start), _rows(vae, end, *c)
+    if len(start) != len(end):
+        raise UsageError(f"an interpolation starts and ends at as many rows, got {len(start)} and {len(end)}")
     a, b = encode(vae, start, *context), encode(vae, end, *context)
     t = torch.linspace(0, 1, steps, dtype=a.dtype, device=a.device).reshape(-1, *[1] * a.dim())
     return _decode(vae, a + t * (b - a), *context)
@@ -93,11 +95,7 @@ def _decode(vae: HasParts, z: Tensor, *c: Tensor) -> Tensor:
 
 
 def _rows(vae: HasParts, *arrays: Any) -> tuple[Tensor, ...]:
-    like = like_parameters(vae)
-    dtype, device = (None, None) if like is None else (like.dtype, like.device)
-    rows = tuple(as_rows(a, dtype=dtype, device=device) for a in arrays)
-    same_rows(*rows)
-    return rows
+    return batch_of(*arrays, like=like_parameters(vae))
 
 
 def _mean(d: TorchDistributionMixin, role: str) -> Tensor:

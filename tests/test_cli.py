@@ -82,7 +82,17 @@ def test_a_reloaded_run_gives_the_same_log_px_to_the_last_bit_in_a_fresh_process
     else:
         main(["evaluate", str(run), "--num-samples", "20", "--device", str(device)])
         before = (run / "evidence.csv").read_bytes()
-    command = [sys.executable, "-m", "pyro_vae.cli", "evaluate", str(run), "--num-samples", "20", "--device", str(device)]
+    command = [
+        sys.executable,
+        "-m",
+        "pyro_vae.cli",
+        "evaluate",
+        str(run),
+        "--num-samples",
+        "20",
+        "--device",
+        str(device),
+    ]
     subprocess.run(command, check=True, capture_output=True)
     assert (run / "evidence.csv").read_bytes() == before
 

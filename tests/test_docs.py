@@ -50,3 +50,9 @@ def test_readme_files_exist():
 
 def test_contributing_is_short():
     assert len((ROOT / "CONTRIBUTING.md").read_text().splitlines()) < 60
+
+
+def test_the_results_table_is_that_of_the_runs():
+    """No figure in results/README.md that the run's own evidence.json does not hold."""
+    module = runpy.run_path(str(ROOT / "results" / "table.py"))
+    assert module["table"]() in (ROOT / "results" / "README.md").read_text()

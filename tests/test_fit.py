@@ -578,13 +578,51 @@ def test_a_divergence_in_the_first_step_leaves_the_start(device):
     assert "the model holds its starting weights" in str(error) and same(weights(vae), held[0])
 
 
-def test_parameters_that_are_nan_in_the_first_step_are_refused_by_torch():
+def test_parameters_that_are_nan_in_the_first_step_are_a_divergence():
     """The first step runs under validation, which says more than a loss of NaN does."""
     vae, x = small_vae(), binary()
     with torch.no_grad():
         vae.likelihood.net[0].weight.fill_(math.nan)
-    with pytest.raises(ValueError, match="Expected parameter logits"):
+    with pytest.raises(DivergedError, match=r"step 1: .* not finite: Expected parameter logits"):
         fit(vae, x, epochs=1)
+
+
+def test_what_is_wrong_with_a_program_is_left_to_pyro_to_say(device):
+    """An error in the first step that is not about numbers is no divergence."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2, device=x.device), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z.sum(-1, keepdim=True), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        scale = pyro.param("scale", torch.ones(2, device=x.device))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0 * scale, scale - 2.0).to_event(1))
+
+    with pytest.raises(ValueError, match="Expected parameter scale") as caught:
+        fit((model, guide), torch.zeros(5, 1, device=device), epochs=1)
+    assert not isinstance(caught.value, DivergedError)
+
+
+def test_labels_as_context_stay_whole_numbers(device):
+    seen = []
+
+    def model(x, c):
+        seen.append(c.dtype)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1, device=x.device), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x, c):
+        loc = pyro.param("loc", torch.zeros(3, 1, device=x.device))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc[c], 1.0).to_event(1))
+
+    x, c = torch.randn(6, 1, device=device), np.arange(6) % 3
+    fit((model, guide), x, c, epochs=1, verbose=False)
+    log_likelihood(model, guide, x, c, num_samples=2)
+    assert set(seen) == {torch.int64}
 
 
 def test_weights_that_blow_up_in_the_last_step_of_an_epoch_are_caught(device):
@@ -636,7 +674,8 @@ def test_ctrl_c_holds_the_best_weights(at, device):
         fit(vae, x[:40], validation=x[40:], epochs=9, on_epoch=on_epoch, transform=transform)
     error = caught.value
     assert isinstance(error, Interrupted) and error.exit_code == 130 and "interrupted at step 3" in str(error)
-    assert len(error.result.history) == 3 and error.result.stopped == "interrupted"
+    complete = 2 if at == "epoch" else 3  # an epoch whose report was interrupted is neither kept nor recorded
+    assert len(error.result.history) == complete and error.result.stopped == "interrupted"
     assert same(weights(vae), kept[error.result.best_epoch]) and not vae.training
     check_held(error.result, vae, x[40:])
 

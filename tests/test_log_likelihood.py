@@ -430,12 +430,18 @@ def test_rows_whose_weights_are_nan_are_named():
         log_likelihood(vae.model, vae.guide, x, num_samples=4, chunk_size=40)
 
 
-def test_a_model_of_nan_is_refused_by_torch():
+def test_a_model_of_nan_is_refused():
     vae = small_vae()
     with torch.no_grad():
         vae.likelihood.net[0].weight.fill_(math.nan)
-    with pytest.raises(ValueError, match="Expected parameter logits"):
+    with pytest.raises(ProgramError, match=r"NaN or \+inf for rows \[0, 1"):
         log_likelihood(vae.model, vae.guide, binary(), num_samples=2)
+
+
+def test_data_on_another_device_than_the_model_is_refused():
+    vae = small_vae().to("meta")
+    with pytest.raises(DeviceError, match="the model is on meta"):
+        log_likelihood(vae.model, vae.guide, binary(), device="cpu")
 
 
 # what is refused

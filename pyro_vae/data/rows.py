@@ -46,6 +46,34 @@ def as_rows(
     return rows
 
 
+def batch_of(
+    x: Any, *context: Any, name: str = "x", like: Tensor | None = None, device: torch.device | str | None = None
+) -> tuple[Tensor, ...]:
+    """x and its contexts as programs take them: rows of one number, in the dtype and on the device of `like`.
+
+    Args:
+        x: as for :func:`as_rows`.
+        *context: each with N rows; whole numbers and booleans (labels) stay what they are.
+        name: what messages call x.
+        like: a parameter of the programs; None leaves x's dtype and device to x.
+        device: where to, in place of `like`'s device.
+
+    Raises:
+        DataError, ShapeError: as :func:`as_rows` and :func:`same_rows`.
+    """
+    place = device if device is not None or like is None else like.device
+    rows = as_rows(x, name, None if like is None else like.dtype, place)
+    batch = (rows, *(as_rows(c, f"{name}: context {i}", whole(c) or rows.dtype, place) for i, c in enumerate(context)))
+    same_rows(*batch)
+    return batch
+
+
+def whole(x: Any) -> torch.dtype | None:
+    """The dtype of whole numbers and booleans, which labels keep; None for anything else."""
+    source = x if isinstance(x, Tensor) else torch.from_numpy(np.zeros(0, real_array(x, "context").dtype))
+    return None if source.is_floating_point() or source.is_complex() else source.dtype
+
+
 def same_rows(x: Tensor, *context: Tensor) -> None:
     """Checks that every context has the rows of x.
 

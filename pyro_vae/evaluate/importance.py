@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.data.rows import as_rows, same_rows
-from pyro_vae.errors import ProgramError, UsageError
+from pyro_vae.data.rows import batch_of
+from pyro_vae.errors import DeviceError, ProgramError, UsageError
 from pyro_vae.infer.programs import evaluation_mode, like_parameters, resolve_device, without_validation
 from pyro_vae.infer.support import check_support
 from pyro_vae.infer.weights import Program, find_plates, log_probs
@@ -76,7 +76,7 @@ def log_likelihood(
     *context: Any,
     num_samples: int = 1000,
     seed: int = 0,
-    chunk_size: int = 8192,
+    chunk_size: int = 4096,
     vectorize_particles: bool = True,
     device: torch.device | str | None = None,
     verbose: bool = True,
@@ -97,6 +97,8 @@ def log_likelihood(
         chunk_size: (row, particle) pairs run at a time.
         vectorize_particles: as for :func:`~pyro_vae.log_weights`.
         device: where to compute; None is where the programs' parameters are, or x for programs that no module owns.
+            Modules whose methods the programs are get scored in eval mode; call ``.eval()`` yourself on modules that a plain
+            function closes over.
         verbose: a progress bar, on a terminal only.
 
     Returns:
@@ -127,8 +129,14 @@ def log_likelihood(
     """
     if num_samples < 1 or chunk_size < 1:
         raise UsageError(f"num_samples and chunk_size must be at least 1, got {num_samples} and {chunk_size}")
-    args, device = prepare(model, guide, x, *context, device=device)
-    with evaluation_mode(model, guide), seeded(seed, device=device):
+    like = like_parameters(model, guide)
+    args = batch_of(x, *context, like=like, device=None if device is None else resolve_device(device))
+    device = args[0].device
+    if like is not None and like.device != device:
+        raise DeviceError(
+            f"the data goes to {device}, but the model is on {like.device}: move it there, vae.to({str(device)!r})"
+        )
+    with evaluation_mode(model, guide), without_validation(), seeded(seed, device=device):
         check_support(model, guide, *args)
         plates = find_plates(model, guide, *(a[:1] for a in args))
     parts: list[Moments] = []
@@ -149,18 +157,6 @@ def log_likelihood(
             parts.append(moments)
     by_row = {field: torch.cat([getattr(m, field) for m in parts]) for field in ROW_FIELDS}
     return Evidence(**by_row, num_samples=num_samples, seed=seed)
-
-
-def prepare(
-    model: Program, guide: Program, x: Any, *context: Any, device: torch.device | str | None = None
-) -> tuple[tuple[Tensor, ...], torch.device]:
-    """x and contexts as tensors of the programs' dtype on the device where they are scored."""
-    like = like_parameters(model, guide)
-    x = as_rows(x, dtype=None if like is None else like.dtype)
-    args = (x, *(as_rows(c, f"context {i}", dtype=x.dtype) for i, c in enumerate(context)))
-    same_rows(*args)
-    place = resolve_device(device) if device is not None else (x if like is None else like).device
-    return tuple(a.to(place) for a in args), place
 
 
 def row_chunks(args: tuple[Tensor, ...], num_samples: int, chunk_size: int) -> list[tuple[Tensor, ...]]:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_vae.errors import ShapeError, SupportError
+from pyro_vae.errors import PyroVAEError, ShapeError, SupportError
 
 from .programs import evaluation_mode, without_validation
-from .weights import Program, Site, find_plates, trace_pair
+from .weights import Plates, Program, Site, find_plates, trace_pair
 
 Batch = tuple[Tensor, ...]
 
@@ -42,7 +42,7 @@ def check_support(
     """
     prepare = prepare or (lambda batch: batch)
     with evaluation_mode(model, guide), without_validation():
-        dim = find_plates(model, guide, *prepare(tuple(a[:1] for a in args))).dim
+        dim = plates_of_one_row(model, guide, *prepare(tuple(a[:1] for a in args))).dim
         bad: dict[str, list[int]] = {}
         examples: dict[str, tuple[Site, int, int]] = {}
         for start in range(0, len(args[0]), chunk_size):
@@ -55,6 +55,19 @@ def check_support(
                     examples.setdefault(name, (site, dim, int(rows[0])))
     for name, where in bad.items():
         raise SupportError(describe(name, *examples[name], where, len(args[0])))
+
+
+def plates_of_one_row(model: Program, guide: Program, *args: Tensor) -> Plates:
+    """`find_plates`, with what torch or Pyro say of data that the programs cannot take put down to the data's shape."""
+    try:
+        return find_plates(model, guide, *args)
+    except PyroVAEError:
+        raise
+    except (ValueError, RuntimeError) as error:
+        shape = tuple(args[0].shape[1:])
+        raise ShapeError(
+            f"the programs do not run on a row of shape {shape}. Give x the shape that they take. They said: {error}"
+        ) from error
 
 
 def rows_inside(name: str, site: Site, dim: int) -> Tensor:

@@ -95,7 +95,9 @@ def image_grid(rows: Sequence[np.ndarray], labels: Sequence[str], shape: tuple[i
     fig = figure(8.0, min(8.0 * height / width, 10.0) + 0.45)
     ax = fig.add_subplot()
     grey = picture.shape[2] == 1
-    ax.imshow(picture[..., 0] if grey else picture, cmap="gray_r", interpolation="nearest", aspect="auto" if height < 9 else 1)
+    ax.imshow(
+        picture[..., 0] if grey else picture, cmap="gray_r", interpolation="nearest", aspect="auto" if height < 9 else 1
+    )
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
     ax.set_xticks([])

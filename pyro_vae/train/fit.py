@@ -9,14 +9,13 @@ from typing import Any
 import torch
 from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO
 
-from pyro_vae.data.rows import as_rows, same_rows
+from pyro_vae.data.rows import batch_of
 from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.infer.programs import like_parameters, owners, programs, resolve_device
 from pyro_vae.infer.support import check_support
-from pyro_vae.infer.weights import Program
 from pyro_vae.seeding import seeded
 
-from .loop import FIXED, Batch, Fit, Loop, Transform
+from .loop import FIXED, Fit, Loop, Transform
 from .monitor import Reporter
 from .schedules import Schedule, constant
 from .step import MakeOptimizer, Step, adam
@@ -84,8 +83,10 @@ def fit(
     model, guide = programs(vae)
     modules = owners(vae, model, guide)
     place = move(modules, device)
-    train = tensors((x, *context), "x", model, guide, place)
-    valid = None if validation is None else tensors(validation, "validation x", model, guide, place)
+    like = like_parameters(model, guide)
+    train = batch_of(x, *context, like=like, device=place)
+    held = validation if isinstance(validation, tuple) else (validation,)
+    valid = None if validation is None else batch_of(*held, name="validation x", like=like, device=place)
     size = resolve_batch_size(batch_size, len(train[0]))
     if epochs < 1:
         raise UsageError(f"epochs must be at least 1, got {epochs}")
@@ -109,16 +110,6 @@ def move(modules: list[torch.nn.Module], device: torch.device | str | None) -> t
     for module in modules:
         module.to(place)
     return place
-
-
-def tensors(args: Any, name: str, model: Program, guide: Program, place: torch.device | None) -> Batch:
-    """x, or (x, *context), as checked tensors of the programs' dtype on their device."""
-    x, *context = args if isinstance(args, tuple) else (args,)
-    like = like_parameters(model, guide)
-    x = as_rows(x, name, dtype=None if like is None else like.dtype)
-    batch = (x, *(as_rows(c, f"{name}: context {i}", dtype=x.dtype) for i, c in enumerate(context)))
-    same_rows(*batch)
-    return tuple(a.to(place or x.device) for a in batch)
 
 
 def resolve_batch_size(batch_size: int | None, rows: int) -> int:

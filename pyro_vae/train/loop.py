@@ -73,9 +73,10 @@ class Loop:
             for epoch in range(1, self.epochs + 1):
                 with warnings.catch_warnings():
                     warnings.filterwarnings("ignore", "Encountered NaN")  # Pyro's; the DivergedError says more
-                    self.fit.history.append(record := self.epoch(epoch))
+                    record = self.epoch(epoch)
+                report(record)  # before anything is kept: what was interrupted here is not the best
+                self.fit.history.append(record)
                 self.keep(record)
-                report(record)
                 if self.patience is not None and epoch - self.fit.best_epoch >= self.patience:
                     self.fit.stopped = f"no better ELBO for {self.patience} epochs"
                     return self.fit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -57,7 +58,8 @@ class Step:
         model: a Pyro program.
         guide: its guide.
         objective: any :class:`pyro.infer.ELBO`.
-        make_optimizer: makes the optimizer of the (unconstrained) parameters.
+        make_optimizer: makes the optimizer of the (unconstrained) parameters that the first call declares; what is
+            declared only later is not trained.
     """
 
     def __init__(self, model: Program, guide: Program, objective: ELBO, make_optimizer: MakeOptimizer) -> None:
@@ -108,8 +110,13 @@ class Step:
         return float(self.optimizer.param_groups[0]["lr"]) if self.optimizer else 0.0
 
     def _first(self, *batch: Tensor) -> float:
-        with Declared() as declared:
-            loss = float(self.objective.loss_and_grads(self.model, self.guide, *batch))  # type: ignore[attr-defined]
+        try:
+            with Declared() as declared:
+                loss = float(self.objective.loss_and_grads(self.model, self.guide, *batch))  # type: ignore[attr-defined]
+        except ValueError as error:
+            if not re.search(r"\b(nan|inf)\b", str(error)):
+                raise  # not about numbers: Pyro says what is wrong with the programs
+            raise DivergedError(f"a distribution has parameters that are not finite: {error}") from error
         self.parameters = list(declared.parameters)
         if not self.parameters:
             raise UsageError(
