@@ -5,9 +5,11 @@ import re
 from pathlib import Path
 
 HERE = Path(__file__).parent
-HEAD = """| run | log p(x) | ± Monte Carlo | ± data | ELBO | gap | floor | K | rows | seed | ESS median (rows below 10) | trained | machine |
-|---|---|---|---|---|---|---|---|---|---|---|---|---|
-"""
+COLUMNS = (
+    ("run", "log p(x)", "± Monte Carlo", "± data", "ELBO", "gap", "floor", "K", "rows", "seed")
+    + ("ESS median (rows below 10)", "trained", "machine")
+)  # fmt: skip
+HEAD = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}\n"
 
 
 def number(value: float | None, digits: int = 3) -> str:
