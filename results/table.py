@@ -5,10 +5,8 @@ import re
 from pathlib import Path
 
 HERE = Path(__file__).parent
-COLUMNS = (
-    "run; log p(x); ± Monte Carlo; ± data; ELBO; gap; floor; K; rows; seed; "
-    "ESS median (rows below 10); trained; machine"
-).split("; ")
+COLUMNS = ["run", "log p(x)", "± Monte Carlo", "± data", "ELBO", "gap", "floor", "K", "rows", "seed"]
+COLUMNS += ["ESS median (rows below 10)", "trained", "machine"]
 HEAD = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}\n"
 
 
