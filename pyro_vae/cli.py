@@ -270,8 +270,9 @@ def report(evidence: dict[str, Any], run: Path) -> None:
     elbo = f"{number('elbo')} ± {number('elbo_mc_se')}"
     table.add_row("VAE", number("log_px"), number("log_px_mc_se"), number("log_px_data_se"), elbo, number("gap"), ess)
     base = evidence["floor"]
-    table.add_row("independent elements", number("log_px", base), "exact", number("log_px_data_se", base), "", "", "")
+    table.add_row("floor", number("log_px", base), "exact", number("log_px_data_se", base), "", "", "")
     Console(width=None if sys.stdout.isatty() else 140).print(table)
+    print(f"floor: {base['model']}, exact")
     if low := evidence["rows_of_low_ess"]:
         print(
             f"{low} of {evidence['rows']} rows have an ESS below {LOW_ESS}: their log p(x) is a lower bound that more samples "

@@ -328,7 +328,7 @@ def test_demo_replaces_only_a_demo(run, capsys, monkeypatch):
     other = run.parent / "demo"
     for _ in range(2):
         assert main(["demo", "--run", str(other), "--num-samples", "5"]) == 0
-    assert "independent elements" in capsys.readouterr().out
+    assert "independent binomial elements" in capsys.readouterr().out
 
 
 def test_help_names_every_command(capsys):
