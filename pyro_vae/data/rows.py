@@ -56,14 +56,16 @@ def batch_of(
         *context: each with N rows; whole numbers and booleans (labels) stay what they are.
         name: what messages call x.
         like: a parameter of the programs; None leaves x's dtype and device to x.
-        device: where to, in place of `like`'s device.
+        device: where to, in place of `like`'s device; without either, contexts go where x is.
 
     Raises:
         DataError, ShapeError: as :func:`as_rows` and :func:`same_rows`.
     """
     place = device if device is not None or like is None else like.device
     rows = as_rows(x, name, None if like is None else like.dtype, place)
-    batch = (rows, *(as_rows(c, f"{name}: context {i}", whole(c) or rows.dtype, place) for i, c in enumerate(context)))
+    dtypes = [whole(c) or rows.dtype for c in context]
+    contexts = (as_rows(c, f"{name}: context {i}", dtypes[i], rows.device) for i, c in enumerate(context))
+    batch = (rows, *contexts)
     same_rows(*batch)
     return batch
 
