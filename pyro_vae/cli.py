@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -23,6 +25,7 @@ from pyro_vae.evaluate.evidence import LOW_ESS
 from pyro_vae.report import figures
 from pyro_vae.runs import folder
 from pyro_vae.runs.config import Config
+from pyro_vae.runs.registry import ROLES, names, options_for
 from pyro_vae.use import encode as encode_rows
 from pyro_vae.use import interpolate as interpolate_rows
 from pyro_vae.use import reconstruct as reconstruct_rows
@@ -115,6 +118,21 @@ def evaluate(
         run, split=split, rows=rows, num_samples=num_samples, seed=seed, data_dir=data_dir, device=device
     )
     report(evidence, run)
+
+
+@app.command
+def parts() -> None:
+    """Lists the parts that --prior, --likelihood and --posterior can name, with support, options and reference."""
+    for role in ROLES:
+        table = Table(title=f"--{role} NAME  (options: --{role}.OPTION VALUE)", title_justify="left")
+        for column in ("name", "formula", "support", "options", "reference"):
+            table.add_column(column, overflow="fold", no_wrap=column == "name")
+        for name in names(role):
+            spec = ROLES[role][name]
+            options = {k: "needed" if v is inspect.Parameter.empty else v for k, v in options_for(role, name).items()}
+            listed = ", ".join(f"{k.replace('_', '-')}={v}" for k, v in options.items())
+            table.add_row(name, spec.formula, spec.support, listed, spec.reference)
+        Console(width=None if sys.stdout.isatty() else 160).print(table, markup=False)
 
 
 @app.command
@@ -289,8 +307,20 @@ def launch(
     ] = None,
 ) -> None:
     """Runs a command, with defaults from a config file if one is named."""
-    app.config = (cyclopts.config.Dict(read_keys(config), use_commands_as_keys=False),) if config else ()
-    app(tokens, exit_on_error=False, print_error=True, result_action="return_value")
+    words = [re.sub(r"^--(prior|likelihood|posterior)\.", r"--\1-options.", token) for token in tokens]
+    keys = read_keys(config) if config else {}
+    for role in [key for key in keys if key.endswith("_options")]:
+        flag = f"--{role.replace('_', '-')}"
+        said = {word.split("=")[0] for word in words}
+        options = {f"{flag}.{k.replace('_', '-')}": v for k, v in keys.pop(role).items()}
+        words += [f"{f}={text(v)}" for f, v in options.items() if f not in said]
+    app.config = (cyclopts.config.Dict(keys, use_commands_as_keys=False),) if config else ()
+    app(words, exit_on_error=False, print_error=True, result_action="return_value")
+
+
+def text(option: Any) -> str:
+    """An option of a part as the command line writes it."""
+    return ",".join(map(str, option)) if isinstance(option, list) else str(option)
 
 
 def read_keys(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ changes the model, its mode, or the global random state; only `sample` draws, fr
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from pyro_vae.data.rows import batch_of
 from pyro_vae.errors import ProgramError, UsageError
-from pyro_vae.infer.programs import evaluation_mode, like_parameters
+from pyro_vae.infer.programs import evaluation_mode, like_parameters, without_validation
+from pyro_vae.infer.support import MASK, takes_missing
 from pyro_vae.seeding import seeded
 
 
@@ -38,7 +40,7 @@ def encode(vae: HasParts, x: Any, *c: Any) -> Tensor:
         ``(N, latent_dim)``.
 
     Raises:
-        ProgramError: a posterior without a mean in closed form.
+        ProgramError: a posterior without a mean in closed form, or one that does not take NaN where x has missing values.
 
     Example:
         >>> from pyro_vae import VAE, StandardNormal, Conditional, MLP, bernoulli, normal, encode
@@ -46,8 +48,13 @@ def encode(vae: HasParts, x: Any, *c: Any) -> Tensor:
         >>> encode(vae, torch.ones(5, 9)).shape
         torch.Size([5, 2])
     """
-    with evaluation_mode(vae):
-        return _mean(vae.posterior(*_rows(vae, x, *c)), "the posterior q(z | x)")
+    rows = _rows(vae, x, *c)
+    missing = bool(rows[0].isnan().any())
+    with evaluation_mode(vae), without_validation() if missing else nullcontext():  # the message below says more
+        z = _mean(vae.posterior(*rows), "the posterior q(z | x)")
+    if missing and z.isnan().any():
+        raise ProgramError(f"the posterior's mean is NaN where x has missing values. {MASK}")
+    return z
 
 
 def reconstruct(vae: HasParts, x: Any, *c: Any) -> Tensor:
@@ -80,7 +87,7 @@ def sample(vae: HasParts, num_samples: int, *c: Any, seed: int = 0, mean: bool =
     """
     if num_samples < 1:
         raise UsageError(f"num_samples must be at least 1, got {num_samples}")
-    c = _rows(vae, *c) if c else ()
+    c = batch_of(*c, like=like_parameters(vae)) if c else ()
     if c and len(c[0]) != num_samples:
         raise UsageError(f"{num_samples} samples need a context of as many rows, got {len(c[0])}")
     like = like_parameters(vae)
@@ -95,7 +102,8 @@ def _decode(vae: HasParts, z: Tensor, *c: Tensor) -> Tensor:
 
 
 def _rows(vae: HasParts, *arrays: Any) -> tuple[Tensor, ...]:
-    return batch_of(*arrays, like=like_parameters(vae))
+    missing = takes_missing(vae, vae.prior, vae.likelihood, vae.posterior)
+    return batch_of(*arrays, like=like_parameters(vae), missing=missing)
 
 
 def _mean(d: TorchDistributionMixin, role: str) -> Tensor:

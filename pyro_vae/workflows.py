@@ -6,7 +6,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,14 +17,15 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data import Data, Split, binarize, load
-from pyro_vae.errors import DivergedError, Interrupted, RunFolderError, SupportError, UsageError
+from pyro_vae.errors import DivergedError, Interrupted, ProgramError, RunFolderError, SupportError, UsageError
 from pyro_vae.evaluate.importance import log_likelihood
 from pyro_vae.infer.support import check_support
 from pyro_vae.models.vae import VAE
 from pyro_vae.report import figures
 from pyro_vae.runs import folder
 from pyro_vae.runs.config import Config
-from pyro_vae.runs.registry import build, floor
+from pyro_vae.runs.marginal import floor
+from pyro_vae.runs.registry import build, likelihood_of, resolved
 from pyro_vae.seeding import seeded
 from pyro_vae.train.fit import fit, resolve_device
 from pyro_vae.train.loop import Fit
@@ -59,7 +60,7 @@ def open_run(path: Path, device: str = "cpu") -> Run:
     """
     record = folder.read_config(path)
     try:
-        config = Config.from_dict(record["config"])
+        config = resolved(Config.from_dict(record["config"]))
         with seeded(0):
             vae = build(config, tuple(record["data"]["shape"]))
     except (UsageError, KeyError, TypeError) as error:
@@ -100,7 +101,7 @@ def train_run(
     The data is loaded and checked before the folder is touched. A run that is interrupted or diverges leaves its best
     weights and its metrics behind.
     """
-    config, place = config.resolved(), resolve_device(device)
+    config, place = resolved(config), resolve_device(device)
     data = load(
         config.data, data_dir=data_dir, download=download, binarization=config.binarization, seed=config.data_seed
     )
@@ -269,7 +270,8 @@ def score(
     evidence = log_likelihood(run.vae.model, run.vae.guide, x, num_samples=num_samples, seed=seed)
     seconds = time.perf_counter() - start
     train_rows = data.train.x if data.transform is None else data.train.x.double()  # grey means are the Bernoulli's own
-    baseline = floor(run.config, train_rows, x)
+    family, width = likelihood_of(run.config, x.shape[1])
+    baseline = floor(run.config.likelihood, family, width * x.shape[1], train_rows, x)
     result = evidence.summary() | {
         "split": f"{data.name}, {split}, first {len(x)} rows" if rows else f"{data.name}, {split}",
         "policy": data.policy,
@@ -311,24 +313,35 @@ def rows_of(data: Data, split: str) -> Split:
 
 
 def draw_figures(path: Path, vae: VAE, data: Data, run: Fit, points: Sequence[dict[str, Any]], floor_px: float) -> None:
-    """Every picture of a run into figures/."""
-    shown, out = data.test.x[:12], path / "figures"
-    figures.save(figures.training_curve(run.history, floor_px), out / "training.png")
-    figures.save(figures.evidence_curve(points), out / "evidence.png")
-    figures.save(
-        figures.image_grid(
-            [shown.numpy(), reconstruct(vae, shown).cpu().numpy()],
-            ["x", "E[x | z]"],
-            data.shape,
-            "test rows and their reconstructions",
+    """Every picture of a run into figures/; those that need a mean that the parts do not have are left out, with a note."""
+    pictures: dict[str, Callable[[], Any]] = {
+        "training": lambda: figures.training_curve(run.history, floor_px),
+        "evidence": lambda: figures.evidence_curve(points),
+        "samples": lambda: figures.sample_grid(sample(vae, 48).cpu().numpy(), data.shape),
+        "sample_means": lambda: figures.sample_grid(
+            sample(vae, 48, mean=True).cpu().numpy(), data.shape, title="E[x | z], z ~ p(z)"
         ),
-        out / "reconstructions.png",
-    )
-    draws, means = (sample(vae, 48, mean=mean).cpu().numpy() for mean in (False, True))
-    figures.save(figures.sample_grid(draws, data.shape), out / "samples.png")
-    figures.save(figures.sample_grid(means, data.shape, title="E[x | z], z ~ p(z)"), out / "sample_means.png")
+        "reconstructions": lambda: reconstructions(vae, data),
+        "latent": lambda: latent(vae, data),
+    }
+    for name, draw in pictures.items():
+        try:
+            figures.save(draw(), path / "figures" / f"{name}.png")
+        except ProgramError as error:
+            print(f"note: no picture {name}.png: {error}", file=sys.stderr)
+
+
+def reconstructions(vae: VAE, data: Data) -> Any:
+    """Test rows beside their reconstructions."""
+    x = data.test.x[:12]
+    rows = [x.numpy(), reconstruct(vae, x).cpu().numpy()]
+    return figures.image_grid(rows, ["x", "E[x | z]"], data.shape, "test rows and their reconstructions")
+
+
+def latent(vae: VAE, data: Data) -> Any:
+    """Posterior means of 2,000 rows: of training rows, or of test rows where those are grey."""
     split = "train" if data.transform is None else "test"
-    part = getattr(data, split)
+    part: Split = getattr(data, split)
     labels = None if part.y is None else part.y.numpy()[:2000]
     z = encode(vae, part.x[:2000]).cpu().numpy()
-    figures.save(figures.latent_map(z, labels, f"E[z | x] of {len(z)} {split} rows"), out / "latent.png")
+    return figures.latent_map(z, labels, f"E[z | x] of {len(z)} {split} rows")

@@ -181,11 +181,12 @@ def test_bad_data_is_refused_before_a_run_is_overwritten(run, train, tmp_path, c
 
 
 def test_counts_that_are_none(train, tmp_path, capsys):
+    count = ["--likelihood", "binomial", "--likelihood.total-count", "16"]
     for bad in (-1.0, 2.5, 17.0):
         x = np.full((40, 6), 3.0, np.float32)
         x[7, 2] = bad
         np.save(tmp_path / "x.npy", x)
-        assert train("run", "--data", str(tmp_path / "x.npy"), "--likelihood", "binomial", "--data-seed", "1") == 3
+        assert train("run", "--data", str(tmp_path / "x.npy"), *count, "--data-seed", "1") == 3
         said = capsys.readouterr().err
         assert "whole numbers 0 to 16" in said and f"row 7 holds {bad:g} in column 2" in said
         assert not (tmp_path / "run").exists()
@@ -197,7 +198,13 @@ def test_counts_that_are_none(train, tmp_path, capsys):
         (["train", "--run", "r", "--latnt-dim", "4"], "--latent-dim"),
         (["train", "--run", "r", "--latent-dim", "x"], "int"),
         (["train", "--run", "r", "--latent-dim", "0"], "latent_dim must be"),
-        (["train", "--run", "r", "--likelihood", "bernouli"], "bernoulli"),
+        (["train", "--run", "r", "--likelihood", "bernouli"], "did you mean 'bernoulli'"),
+        (["train", "--run", "r", "--prior", "os.system"], "known: standard_normal"),
+        (["train", "--run", "r", "--prior", "vamp", "--prior.componets", "3"], "did you mean 'components'"),
+        (["train", "--run", "r", "--prior", "vamp", "--prior.components", "3.5"], "not a whole number"),
+        (["train", "--run", "r", "--prior", "dirichlet"], "'logistic_normal'"),
+        (["train", "--run", "r", "--prior", "vamp", "--posterior", "semi_amortized"], "take another"),
+        (["train", "--run", "r", "--data", "x.csv", "--likelihood", "binomial"], "--likelihood.total-count"),
         (["train", "--run", "r", "--data", "mnits"], "mnist"),
         (["train", "--run", "r", "--device", "nonsense"], "no device"),
         (["train"], "--run"),
@@ -235,7 +242,14 @@ def test_config_files(train, tmp_path, capsys):
 def test_config_round_trip_and_refusals():
     config = Config(hidden=(3, 4), patience=None)
     assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    for bad in ({"hidden": [1.5]}, {"epochs": True}, {"prior": "os.system"}, {"learning_rate": "1"}, ["epochs"]):
+    for bad in (
+        {"hidden": [1.5]},
+        {"epochs": True},
+        {"prior": 3},
+        {"prior_options": 3},
+        {"learning_rate": "1"},
+        ["epochs"],
+    ):
         with pytest.raises(UsageError):
             Config.from_dict(bad)
 
@@ -335,3 +349,43 @@ def test_help_names_every_command(capsys):
     assert main(["--help"]) == 0
     said = capsys.readouterr().out
     assert all(name in said for name in ("demo", "train", "evaluate", "sample", "encode", "reconstruct", "interpolate"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--prior", "vamp", "--prior.components", "7", "--binarization", "dynamic"],
+        ["--prior", "flow", "--prior.kind", "maf", "--prior.hidden", "8,8", "--likelihood", "categorical"],
+        ["--posterior", "flow", "--posterior.transforms", "2", "--likelihood", "discretized_logistic"],
+        ["--prior", "mixture", "--posterior", "full_normal", "--likelihood", "poisson", "--network", "conv"],
+        ["--prior", "dirichlet", "--posterior", "logistic_normal", "--likelihood", "negative_binomial"],
+    ],
+    ids=lambda options: " ".join(options[:4]),
+)
+def test_named_parts_train_and_come_back_from_the_folder(train, tmp_path, device, options):
+    assert train("run", "--latent-dim", "3", *options) == 0
+    first = folder.read_json(tmp_path / "run" / "evidence.json")
+    assert main(["evaluate", str(tmp_path / "run"), "--num-samples", "20", "--device", str(device)]) == 0
+    assert folder.read_json(tmp_path / "run" / "evidence.json")["log_px"] == pytest.approx(first["log_px"], abs=1e-9)
+    config = folder.read_config(tmp_path / "run")["config"]
+    assert config["prior"] == options[1] or config["posterior"] == options[1]
+    again = ["train", "--config", str(tmp_path / "run" / "config.json"), "--run", str(tmp_path / "b"), "--epochs", "1"]
+    assert main([*again, "--num-samples", "2", "--device", str(device)]) == 0
+    assert folder.read_config(tmp_path / "b")["config"] == config | {"epochs": 1}
+
+
+def test_flags_override_single_options_of_a_config_file(run, tmp_path, device):
+    file = tmp_path / "c.json"
+    file.write_text('{"prior": "flow", "prior_options": {"kind": "maf", "transforms": 1, "hidden": [4]}, "epochs": 1}')
+    given = ["train", "--config", str(file), "--run", str(tmp_path / "f"), "--prior.transforms", "2", "--hidden", "8"]
+    assert main([*given, "--latent-dim", "2", "--num-samples", "2", "--device", str(device)]) == 0
+    made = folder.read_config(tmp_path / "f")["config"]["prior_options"]
+    assert made == {"kind": "maf", "transforms": 2, "hidden": [4]}
+
+
+def test_parts_lists_every_part(capsys):
+    from pyro_vae.runs.registry import ROLES, names
+
+    assert main(["parts"]) == 0
+    said = capsys.readouterr().out
+    assert all(name in said for role in ROLES for name in names(role))

@@ -15,7 +15,11 @@ NUMERIC = "biuf"  # numpy's kinds: bool, int, unsigned, float
 
 
 def as_rows(
-    x: Any, name: str = "x", dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    x: Any,
+    name: str = "x",
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    missing: bool = False,
 ) -> Tensor:
     """x as a finite tensor of shape ``(N, *event)``, N > 0, detached; x itself is left as it is.
 
@@ -26,6 +30,7 @@ def as_rows(
         name: what messages call it.
         dtype: what to convert to. None keeps float tensors and numpy float32, and takes all else to torch's default.
         device: where to; None leaves it where it is.
+        missing: NaN stands for what was not observed, and stays. Infinite values are refused either way.
 
     Raises:
         DataError: not numbers, complex, masked, empty, or with NaN or infinite values (the message names the rows).
@@ -39,7 +44,7 @@ def as_rows(
         >>> as_rows([[0, 1], [1, 1], [1, 0]]).shape
         torch.Size([3, 2])
     """
-    rows, note = convert(x, name, dtype, device)
+    rows, note = convert(x, name, dtype, device, missing)
     if note and not isinstance(x, list | tuple):
         kind = "tensor" if isinstance(x, Tensor) else "array"
         warnings.warn(f"{note} (a copy; your {kind} is unchanged)", DataConversionWarning, stacklevel=2)
@@ -47,7 +52,12 @@ def as_rows(
 
 
 def batch_of(
-    x: Any, *context: Any, name: str = "x", like: Tensor | None = None, device: torch.device | str | None = None
+    x: Any,
+    *context: Any,
+    name: str = "x",
+    like: Tensor | None = None,
+    device: torch.device | str | None = None,
+    missing: bool = False,
 ) -> tuple[Tensor, ...]:
     """x and its contexts as programs take them: rows of one number, in the dtype and on the device of `like`.
 
@@ -57,12 +67,13 @@ def batch_of(
         name: what messages call x.
         like: a parameter of the programs; None leaves x's dtype and device to x.
         device: where to, in place of `like`'s device; without either, contexts go where x is.
+        missing: x may hold NaN, for what was not observed; contexts may not.
 
     Raises:
         DataError, ShapeError: as :func:`as_rows` and :func:`same_rows`.
     """
     place = device if device is not None or like is None else like.device
-    rows = as_rows(x, name, None if like is None else like.dtype, place)
+    rows = as_rows(x, name, None if like is None else like.dtype, place, missing)
     dtypes = [whole(c) or rows.dtype for c in context]
     contexts = (as_rows(c, f"{name}: context {i}", dtypes[i], rows.device) for i, c in enumerate(context))
     batch = (rows, *contexts)
@@ -92,7 +103,11 @@ def same_rows(x: Tensor, *context: Tensor) -> None:
 
 
 def convert(
-    x: Any, name: str, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    x: Any,
+    name: str,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    missing: bool = False,
 ) -> tuple[Tensor, str | None]:
     """:func:`as_rows` that hands back a line on the conversion, or None, instead of a warning."""
     source = x.detach() if isinstance(x, Tensor) else real_array(x, name)
@@ -100,12 +115,12 @@ def convert(
     wanted = dtype or default_dtype(source)
     note = f"{name}: converted from {said(source)} to {wanted}" if said(source) not in alike(wanted) else None
     rows = source if isinstance(source, Tensor) else tensor_of(source)
-    check_finite(rows, name)
+    missing = missing and wanted.is_floating_point  # whole numbers have no NaN
+    check_finite(rows, name, missing=missing)
     converted = rows.to(device=device, dtype=wanted)
     if converted.dtype != rows.dtype:
-        check_finite(
-            converted, name, f" once converted from {rows.dtype} to {wanted}", "Rescale x, or pass a wider dtype."
-        )
+        when, hint = f" once converted from {rows.dtype} to {wanted}", "Rescale x, or pass a wider dtype."
+        check_finite(converted, name, when, hint, missing)
     return converted, note
 
 
@@ -170,14 +185,19 @@ def tensor_of(array: np.ndarray) -> Tensor:
 
 
 def check_finite(
-    rows: Tensor, name: str, when: str = "", hint: str = "Drop those rows, or fill the gaps in first."
+    rows: Tensor,
+    name: str,
+    when: str = "",
+    hint: str = "Drop those rows, or fill the gaps in first (or model the gaps: SkipMissing, WithMask).",
+    missing: bool = False,
 ) -> None:
-    """Refuses NaN and infinite values, by row."""
+    """Refuses NaN (unless it may stand for what is missing) and infinite values, by row."""
     if not rows.is_floating_point():
         return
-    bad = ~torch.isfinite(rows)
+    bad = rows.isinf() if missing else ~torch.isfinite(rows)
     if bad.any():
-        raise DataError(f"{name} has NaN or infinite values{when} in {say_rows(bad)}. {hint}")
+        what = "infinite values" if missing else "NaN or infinite values"
+        raise DataError(f"{name} has {what}{when} in {say_rows(bad)}. {hint}")
 
 
 def say_rows(bad: Tensor) -> str:

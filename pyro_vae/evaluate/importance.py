@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_vae.data.rows import batch_of
 from pyro_vae.errors import DeviceError, ProgramError, UsageError
 from pyro_vae.infer.programs import evaluation_mode, like_parameters, resolve_device, without_validation
-from pyro_vae.infer.support import check_support
+from pyro_vae.infer.support import check_support, takes_missing
 from pyro_vae.infer.weights import Program, find_plates, log_probs
 from pyro_vae.progress import tracked
 from pyro_vae.seeding import seeded
@@ -78,6 +78,7 @@ def log_likelihood(
     seed: int = 0,
     chunk_size: int = 4096,
     vectorize_particles: bool = True,
+    missing: bool = False,
     device: torch.device | str | None = None,
     verbose: bool = True,
 ) -> Evidence:
@@ -96,6 +97,8 @@ def log_likelihood(
         seed: of the particles; each block of rows and particles has a stream of its own.
         chunk_size: (row, particle) pairs run at a time.
         vectorize_particles: as for :func:`~pyro_vae.log_weights`.
+        missing: x may hold NaN, for what was not observed: the result is log p(x_obs). Modules that say so
+            (:class:`~pyro_vae.parts.missing.SkipMissing`) need no word here; plain functions that close over them do.
         device: where to compute; None is where the programs' parameters are, or x for programs that no module owns.
             Modules whose methods the programs are get scored in eval mode; call ``.eval()`` yourself on modules that a plain
             function closes over.
@@ -130,7 +133,8 @@ def log_likelihood(
     if num_samples < 1 or chunk_size < 1:
         raise UsageError(f"num_samples and chunk_size must be at least 1, got {num_samples} and {chunk_size}")
     like = like_parameters(model, guide)
-    args = batch_of(x, *context, like=like, device=None if device is None else resolve_device(device))
+    place = None if device is None else resolve_device(device)
+    args = batch_of(x, *context, like=like, device=place, missing=missing or takes_missing(model, guide))
     device = args[0].device
     if like is not None and like.device != device:
         raise DeviceError(

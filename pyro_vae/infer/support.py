@@ -9,12 +9,17 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_vae.errors import PyroVAEError, ShapeError, SupportError
+from pyro_vae.errors import ProgramError, PyroVAEError, ShapeError, SupportError
 
-from .programs import evaluation_mode, without_validation
+from .programs import evaluation_mode, owners, without_validation
 from .weights import Plates, Program, Site, find_plates, trace_pair
 
 Batch = tuple[Tensor, ...]
+
+
+def takes_missing(*things: Any) -> bool:
+    """Whether a module of these programs says (``takes_missing = True``) that NaN in x stands for what is missing."""
+    return any(getattr(m, "takes_missing", False) for owner in owners(*things) for m in owner.modules())
 
 
 def check_support(
@@ -38,15 +43,19 @@ def check_support(
     Raises:
         ShapeError: an observed value of another shape than its distribution, which would broadcast in silence.
         SupportError: values outside the support; names the site, the rows, one value, and the way out.
-        ProgramError: a pair that cannot be treated row by row.
+        ProgramError: a pair that cannot be treated row by row, or a guide that turns missing values into NaN latents.
     """
     prepare = prepare or (lambda batch: batch)
     with evaluation_mode(model, guide), without_validation():
         dim = plates_of_one_row(model, guide, *prepare(tuple(a[:1] for a in args))).dim
         bad: dict[str, list[int]] = {}
+        blind: dict[str, list[int]] = {}
         examples: dict[str, tuple[Site, int, int]] = {}
         for start in range(0, len(args[0]), chunk_size):
-            _, sites = trace_pair(model, guide, *prepare(tuple(a[start : start + chunk_size] for a in args)))
+            batch = prepare(tuple(a[start : start + chunk_size] for a in args))
+            latents, sites = trace_pair(model, guide, *batch)
+            for name, row in nan_latents(batch[0], latents, dim):
+                blind.setdefault(name, []).append(row + start if numbers is None else int(numbers[row + start]))
             for name, site in sites.items():
                 if site["is_observed"] and not (inside := rows_inside(name, site, dim)).all():
                     rows = (~inside).nonzero().flatten()
@@ -55,6 +64,26 @@ def check_support(
                     examples.setdefault(name, (site, dim, int(rows[0])))
     for name, where in bad.items():
         raise SupportError(describe(name, *examples[name], where, len(args[0])))
+    for name, where in blind.items():
+        raise ProgramError(
+            f"site {name!r}: the guide draws NaN for rows {where[:5]}, which have missing values. {MASK}"
+        )
+
+
+MASK = "Give it an encoder that takes NaN: WithMask(net), whose net has 2 d inputs where x has d columns."
+
+
+def nan_latents(x: Tensor, sites: dict[str, Site], dim: int) -> list[tuple[str, int]]:
+    """Sites of the guide and rows of x, where x has missing values and the draw of z is NaN."""
+    missing = x.isnan().flatten(1).any(1) if x.dim() > 1 else x.isnan()
+    if not missing.any():
+        return []
+    drawn = {name: site["value"].isnan().movedim(dim - site["fn"].event_dim, 0) for name, site in sites.items()}
+    return [
+        (name, row)
+        for name, nan in drawn.items()
+        for row in (missing & nan.reshape(len(nan), -1).any(1)).nonzero().flatten().tolist()
+    ]
 
 
 def plates_of_one_row(model: Program, guide: Program, *args: Tensor) -> Plates:
@@ -91,20 +120,23 @@ def describe(name: str, site: Site, dim: int, row: int, rows: list[int], total: 
         support = support.base_constraint
     while hasattr(base, "base_dist"):
         base = base.base_dist
-    where = f"row {rows[0]} is one"
+    where, advice = f"row {rows[0]} is one", _advice(getattr(support, "observed", support))
     if support.event_dim == 0:  # checked value by value
         pair = torch.stack([site["value"], support.check(site["value"]).to(site["value"])])
         value, inside = pair.movedim(dim - fn.event_dim, 1)[:, row].flatten(1)
         column = int((inside == 0).nonzero()[0])
         where = f"row {rows[0]} holds {value[column].item():g} in column {column}"
+        advice = "Wrap the likelihood in SkipMissing, or drop these rows." if value[column].isnan() else advice
     listed = ", ".join(map(str, rows[:5])) + (", …" if len(rows) > 5 else "")
     return (
         f"site {name!r}: {len(rows)} of {total} rows lie outside the support of {type(base).__name__} ({_say(support)}): "
-        f"{where} (rows {listed}). {_advice(support)}"
+        f"{where} (rows {listed}). {advice}"
     )
 
 
 def _say(support: Any) -> str:
+    if hasattr(support, "observed"):
+        return f"{_say(support.observed)}, or NaN where missing"
     if isinstance(support, type(constraints.boolean)):
         return "0 or 1"
     if isinstance(support, constraints.integer_interval):

@@ -2,52 +2,202 @@
 
 A family of one's own is a function of this kind:
 
-    >>> def student_t(h):
+    >>> import pyro.distributions as dist
+    >>> from torch.nn.functional import softplus
+    >>> def wide(h):
     ...     loc, scale = h.chunk(2, -1)
-    ...     return dist.StudentT(3.0, loc, softplus(scale) + 1e-4)
-    >>> student_t(torch.zeros(5, 8)).batch_shape
+    ...     return dist.Cauchy(loc, softplus(scale) + 1e-4)
+    >>> wide(torch.zeros(5, 8)).batch_shape
     torch.Size([5, 4])
+
+Every family here keeps to this. Features come part by part, as `chunk` cuts them: n features an element and d elements
+are n blocks of d. Whatever must be positive is log(1 + e^h) + 1e-4. Features of ±10⁴ have finite log-probabilities and
+gradients in float32 (right to about 1e-3 of themselves there; the lgamma of counts or parameters above 10⁴ cancels).
+One that takes options is a function of them that returns the family.
 """
 
 from __future__ import annotations
 
-import pyro.distributions as dist
-from torch import Tensor
-from torch.nn.functional import softplus
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from pyro_vae.errors import ShapeError, UsageError
 
 from .conditional import Family
+from .distributions import Columns
+from .families_common import MIN_SCALE, at_least
+from .families_continuous import (
+    SharedNormal,
+    beta,
+    continuous_bernoulli,
+    gamma,
+    laplace,
+    log_normal,
+    normal,
+    normal_fixed,
+    student_t,
+)
+from .families_counts import (
+    bernoulli,
+    binomial,
+    categorical,
+    discretized_logistic,
+    discretized_logistic_mixture,
+    multinomial,
+    negative_binomial,
+    poisson,
+    zero_inflated_negative_binomial,
+    zero_inflated_poisson,
+)
 
-MIN_SCALE = 1e-4  # keeps the density finite, in float32 too, where softplus underflows to 0
+__all__ = [  # noqa: RUF022 (by support)
+    "bernoulli", "binomial", "categorical", "multinomial", "discretized_logistic", "discretized_logistic_mixture",
+    "poisson", "negative_binomial", "zero_inflated_poisson", "zero_inflated_negative_binomial",
+    "normal", "normal_fixed", "SharedNormal", "laplace", "student_t",
+    "log_normal", "gamma", "beta", "continuous_bernoulli",
+    "columns", "FamilySpec", "FAMILIES", "MIN_SCALE",
+]  # fmt: skip
 
 
-def bernoulli(h: Tensor) -> dist.Bernoulli:
-    r"""p(y = 1) = 1 / (1 + e^{-h}), for y in {0, 1}; d features for d elements.
+def columns(spec: Sequence[tuple[Family, int, int]]) -> Family:
+    r"""p(y) = Π_b p_b(y_b): a table whose columns have different families; one y is a row (event dim 1).
 
-    Grey values between 0 and 1 are outside its support: binarize them, or choose another family.
-    """
-    return dist.Bernoulli(logits=h)
-
-
-def binomial(total_count: int) -> Family:
-    r"""p(y) = C(n, y) s(h)^y (1 - s(h))^{n - y}, for counts y in 0..n with s the logistic function.
+    Features: each block's, one block after the other. Support: each block's own. Columns without a mean (classes) have NaN.
 
     Args:
-        total_count: n, the same for every element.
+        spec: for each block of columns (family, how many features it takes in all, how many columns it makes).
+
+    Returns:
+        A family; a module, so that blocks with parameters of their own (:class:`SharedNormal`) are trained.
+
+    Raises:
+        ShapeError: another number of features than the blocks take, or a block that makes other columns than it says.
 
     Example:
-        >>> from pyro_vae.parts.families import binomial
-        >>> binomial(16)(torch.zeros(64)).mean[0]
-        tensor(8.)
+        >>> from pyro_vae.parts.families import categorical, columns, normal, poisson
+        >>> table = columns([(normal, 2 * 3, 3), (categorical(4), 4 * 1, 1), (poisson, 2, 2)])
+        >>> row = table(torch.zeros(5, 6 + 4 + 2))
+        >>> row.batch_shape, row.event_shape
+        (torch.Size([5]), torch.Size([6]))
+    """
+    return _Columns(spec)
+
+
+class _Columns(nn.Module):
+    """What `columns` returns."""
+
+    def __init__(self, spec: Sequence[tuple[Family, int, int]]) -> None:
+        super().__init__()
+        if not spec:
+            raise UsageError("columns takes at least one block: [(family, features, width), ...]")
+        self.families = [family for family, _, _ in spec]
+        self.features = [at_least(1, features, "features of a block") for _, features, _ in spec]
+        self.widths = [at_least(1, width, "width of a block") for _, _, width in spec]
+        self.parametrised = nn.ModuleList(f for f in self.families if isinstance(f, nn.Module))
+        names = (getattr(f, "__name__", type(f).__name__) for f in self.families)
+        self.__name__ = f"columns({', '.join(f'{n} x {w}' for n, w in zip(names, self.widths, strict=True))})"
+
+    def forward(self, h: Tensor) -> Columns:
+        if h.dim() == 0 or h.shape[-1] != sum(self.features):
+            raise ShapeError(
+                f"{self.__name__} takes {sum(self.features)} features "
+                f"({' + '.join(map(str, self.features))}), got an input of shape {tuple(h.shape)}"
+            )
+        blocks = [f(part) for f, part in zip(self.families, h.split(self.features, -1), strict=True)]
+        blocks = [d.to_event(1 - d.event_dim) for d in blocks]
+        made = [d.event_shape[0] for d in blocks]
+        if made != self.widths:
+            raise ShapeError(f"{self.__name__}: its blocks make {made} columns of their features, not {self.widths}")
+        return Columns(blocks)
+
+    def extra_repr(self) -> str:
+        return self.__name__
+
+
+# the closed table that configs name families from
+
+
+@dataclass(frozen=True)
+class FamilySpec:
+    """One family: how it is made, what it takes, what it says.
+
+    `make(**options)` returns the family; `features(**options)` is how many features an element it takes (0 where they
+    depend on the blocks, as for columns). `options` maps each option to its default, `inspect.Parameter.empty` where the
+    data has to say.
     """
 
-    def family(h: Tensor) -> dist.Binomial:
-        return dist.Binomial(total_count, logits=h)
+    name: str
+    make: Callable[..., Family]
+    features: Callable[..., int]
+    support: str
+    formula: str
+    reference: str = "textbook"
 
-    family.__name__ = f"binomial({total_count})"
-    return family
+    @property
+    def options(self) -> dict[str, Any]:
+        return {name: p.default for name, p in inspect.signature(self.make).parameters.items()}
 
 
-def normal(h: Tensor) -> dist.Normal:
-    r"""N(loc, scale²) with (loc, s) = the two halves of h and scale = log(1 + e^s) + 1e-4; 2 d features for d elements."""
-    loc, scale = h.chunk(2, -1)
-    return dist.Normal(loc, softplus(scale) + MIN_SCALE)
+def _fixed(count: int) -> Callable[..., int]:
+    return lambda **_: count
+
+
+def _plain(family: Family, count: int, *words: str) -> FamilySpec:
+    """A family that takes no options."""
+    return FamilySpec(family.__name__, lambda: family, _fixed(count), *words)
+
+
+_PIXELCNN = "Salimans, Karpathy, Chen & Kingma, 2017, https://arxiv.org/abs/1701.05517"
+_CONTINUOUS_BERNOULLI = "Loaiza-Ganem & Cunningham, 2019, https://arxiv.org/abs/1907.06845"
+_CALIBRATED = "Rybkin, Daniilidis & Levine, 2021, https://arxiv.org/abs/2006.13202"
+_LAMBERT = "Lambert, 1992, https://doi.org/10.2307/1269547"
+_SCVI = "Lopez, Regier, Cole, Jordan & Yosef, 2018, https://doi.org/10.1038/s41592-018-0229-2"
+
+_SPECS = [
+    _plain(bernoulli, 1, "0 or 1", "s(h)^y (1 - s(h))^(1 - y)"),
+    FamilySpec("binomial", binomial, _fixed(1), "counts 0..total_count", "C(n, y) s(h)^y (1 - s(h))^(n - y)"),
+    FamilySpec(
+        "categorical", categorical, lambda num_classes: num_classes, "classes 0..num_classes - 1", "softmax(h)_y"
+    ),
+    FamilySpec(
+        "multinomial", multinomial, _fixed(1), "counts that sum to total_count", "n! prod softmax(h)_i^y_i / y_i!"
+    ),
+    FamilySpec(
+        "discretized_logistic", discretized_logistic, _fixed(2), "counts 0..levels - 1",
+        "F(y + 1/2) - F(y - 1/2), F a logistic cdf; the edges take the tails", _PIXELCNN,
+    ),
+    FamilySpec(
+        "discretized_logistic_mixture", discretized_logistic_mixture, lambda levels=256, components=5: 3 * components,
+        "counts 0..levels - 1", "sum_k pi_k discretized_logistic_k(y)", _PIXELCNN,
+    ),
+    _plain(poisson, 1, "counts from 0", "rate^y exp(-rate) / y!"),
+    _plain(negative_binomial, 2, "counts from 0", "Gamma(y + r) / (Gamma(r) y!) (r / (r + mu))^r (mu / (r + mu))^y"),
+    _plain(zero_inflated_poisson, 2, "counts from 0", "g [y = 0] + (1 - g) poisson(y)", _LAMBERT),
+    _plain(
+        zero_inflated_negative_binomial, 3, "counts from 0", "g [y = 0] + (1 - g) negative_binomial(y)", _SCVI
+    ),
+    _plain(normal, 2, "real numbers", "N(y; loc, scale^2), loc and scale for each datum"),
+    FamilySpec("normal_fixed", normal_fixed, _fixed(1), "real numbers", "N(y; h, scale^2), the scale given"),
+    FamilySpec(
+        "SharedNormal", SharedNormal, _fixed(1), "real numbers",
+        "N(y; h, scale^2), one learned scale an element", _CALIBRATED,
+    ),
+    _plain(laplace, 2, "real numbers", "exp(-|y - loc| / scale) / (2 scale)"),
+    FamilySpec(
+        "student_t", student_t, _fixed(2), "real numbers", "t_df((y - loc) / scale) / scale"
+    ),
+    _plain(log_normal, 2, "positive numbers", "N(log y; loc, scale^2) / y"),
+    _plain(gamma, 2, "positive numbers", "b^a y^(a - 1) exp(-b y) / Gamma(a)"),
+    _plain(beta, 2, "numbers between 0 and 1, both excluded", "y^(a - 1) (1 - y)^(b - 1) / B(a, b)"),
+    _plain(
+        continuous_bernoulli, 1, "numbers between 0 and 1, both included", "h exp(h y) / (exp(h) - 1)",
+        _CONTINUOUS_BERNOULLI,
+    ),
+    FamilySpec("columns", columns, _fixed(0), "each column's own", "prod_b p_b(y_b)"),
+]  # fmt: skip
+
+FAMILIES: dict[str, FamilySpec] = {spec.name: spec for spec in _SPECS}

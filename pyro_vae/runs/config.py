@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import types
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from cyclopts import Parameter
 
 from pyro_vae.errors import UsageError
+
+Options = dict[str, str]  # from the command line all are strings; the registry reads them by their defaults
 
 
 @Parameter(name="*")
@@ -28,13 +30,17 @@ class Config:
     data_seed
         Of binarization, and of the split of a file of one's own.
     prior
-        p(z).
+        p(z), by a name that `pyro-vae parts` lists.
+    prior_options
+        Its options, as in --prior vamp --prior.components 500.
     likelihood
-        p(x given z); auto: binomial for digits, bernoulli for binary pixels, else normal.
-    total_count
-        Largest count of a binomial likelihood.
+        p(x given z), by name; auto: binomial for digits, bernoulli for binary pixels, else normal.
+    likelihood_options
+        As in --likelihood binomial --likelihood.total-count 16.
     posterior
-        q(z given x).
+        q(z given x), by name.
+    posterior_options
+        As in --posterior flow --posterior.transforms 4.
     network
         mlp, or conv for images (28 x 28, or other multiples of 4).
     hidden
@@ -66,10 +72,12 @@ class Config:
     data: str = "digits"
     binarization: Literal["auto", "none", "static", "dynamic"] = "auto"
     data_seed: int = 0
-    prior: Literal["standard_normal"] = "standard_normal"
-    likelihood: Literal["auto", "bernoulli", "binomial", "normal"] = "auto"
-    total_count: int = 16
-    posterior: Literal["normal"] = "normal"
+    prior: str = "standard_normal"
+    prior_options: Options = field(default_factory=dict)
+    likelihood: str = "auto"
+    likelihood_options: Options = field(default_factory=dict)
+    posterior: str = "normal"
+    posterior_options: Options = field(default_factory=dict)
     network: Literal["mlp", "conv"] = "mlp"
     hidden: Annotated[tuple[int, ...], Parameter(consume_multiple=True, negative=())] = (256, 256)
     activation: Literal["relu", "tanh", "softplus", "silu"] = "relu"
@@ -131,7 +139,7 @@ class Config:
 POSITIVE = {
     name: kind
     for kind, names in {
-        "a whole number": ("total_count", "hidden", "latent_dim", "num_particles", "epochs", "batch_size", "patience"),
+        "a whole number": ("hidden", "latent_dim", "num_particles", "epochs", "batch_size", "patience"),
         "a number": ("learning_rate",),
     }.items()
     for name in names
@@ -147,6 +155,11 @@ def fits(value: Any, hint: Any) -> bool:
         return any(fits(value, a) for a in args)
     if origin is tuple:
         return isinstance(value, list | tuple) and all(fits(v, args[0]) for v in value)
+    if origin is dict:  # a part's options: plain values, or lists of them
+        if not isinstance(value, dict):
+            return False
+        plain = (v for option in value.values() for v in (option if isinstance(option, list) else [option]))
+        return all(isinstance(v, str | int | float | bool | None) for v in plain)
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     return isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool)
@@ -161,4 +174,6 @@ def say(hint: Any) -> str:
         return " or ".join(say(a) for a in args)
     if origin is tuple:
         return f"a list of {say(args[0])}"
+    if origin is dict:
+        return "an object of names and plain values"
     return {int: "a whole number", float: "a number", str: "a string", type(None): "null"}.get(hint, str(hint))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO
 from pyro_vae.data.rows import batch_of
 from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.infer.programs import like_parameters, owners, programs, resolve_device
-from pyro_vae.infer.support import check_support
+from pyro_vae.infer.support import check_support, takes_missing
 from pyro_vae.seeding import seeded
 
 from .loop import FIXED, Fit, Loop, Transform
@@ -35,6 +36,7 @@ def fit(
     transform: Transform | None = None,
     device: torch.device | str | None = None,
     seed: int = 0,
+    missing: bool = False,
     on_epoch: Callable[[dict[str, Any]], dict[str, Any] | None] | None = None,
     verbose: bool = True,
 ) -> Fit:
@@ -58,6 +60,8 @@ def fit(
             binarization). Validation rows are taken as they are: fix them once.
         device: where to train; None is where the model is. Data is kept there whole.
         seed: of order, binarization and noise; the global random state is left as it was.
+        missing: x may hold NaN, for what was not observed. Modules that say so (:class:`~pyro_vae.parts.missing.SkipMissing`)
+            need no word here; plain functions that close over them do. Every likelihood is still asked whether it takes NaN.
         on_epoch: called with each epoch's record; what it returns joins the record.
         verbose: a progress bar on a terminal, a line an epoch elsewhere (standard error).
 
@@ -84,9 +88,11 @@ def fit(
     modules = owners(vae, model, guide)
     place = move(modules, device)
     like = like_parameters(model, guide)
-    train = batch_of(x, *context, like=like, device=place)
+    missing = missing or takes_missing(vae, model, guide)
+    train = batch_of(x, *context, like=like, device=place, missing=missing)
     held = validation if isinstance(validation, tuple) else (validation,)
-    valid = None if validation is None else batch_of(*held, name="validation x", like=like, device=place)
+    checked = partial(batch_of, name="validation x", like=like, device=place, missing=missing)
+    valid = None if validation is None else checked(*held)
     size = resolve_batch_size(batch_size, len(train[0]))
     if epochs < 1:
         raise UsageError(f"epochs must be at least 1, got {epochs}")

@@ -1,0 +1,42 @@
+"""What families share: the layout of features, the floor under every positive parameter, the checks of options."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from pyro_vae.errors import ShapeError, UsageError
+
+MIN_SCALE = 1e-4  # keeps the density finite, in float32 too, where softplus underflows to 0
+
+
+def parts(h: Tensor, count: int, name: str) -> Tensor:
+    """``(*batch, count d)`` as ``(count, *batch, d)``: part j of element i is feature j d + i, as `chunk` has it.
+
+    Raises:
+        ShapeError: a number of features that `count` does not divide.
+    """
+    if h.dim() == 0 or h.shape[-1] % count:
+        got = h.shape[-1] if h.dim() else "a number with no dimension"
+        raise ShapeError(
+            f"{name} takes {count} feature{'s' * (count > 1)} an element, got {got}. "
+            f"Let the network put out {count} times as many features as there are elements."
+        )
+    return h.unflatten(-1, (count, h.shape[-1] // count)).movedim(-2, 0)
+
+
+def positive(h: Tensor) -> Tensor:
+    """log(1 + e^h) + 1e-4: at least 1e-4, and linear in large h."""
+    return softplus(h) + MIN_SCALE
+
+
+def at_least(low: int, value: int, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise UsageError(f"{name} must be a whole number of at least {low}, got {value!r}")
+    return value
+
+
+def above_zero(value: float, name: str) -> float:
+    if not 0 < value < float("inf"):
+        raise UsageError(f"{name} must be positive and finite, got {value!r}")
+    return value
