@@ -278,3 +278,17 @@ def test_importing_leaves_the_heavy_libraries_alone():
         "import sys, pyro_vae; print([m for m in ('matplotlib', 'torchvision', 'sklearn', 'zuko') if m in sys.modules])"
     )
     assert run_python(code) == "[]"
+
+
+def test_forgetting_models_that_shared_a_parameter_is_quiet(monkeypatch):
+    """Pyro's store keeps one name a tensor: two modules that share one are forgotten without an error in a finalizer."""
+    raised = []
+    monkeypatch.setattr(sys, "unraisablehook", raised.append)
+    shared = nn.Linear(2, 1)
+    first, second = nn.Sequential(shared), nn.Sequential(shared)
+    register(first)
+    register(second)
+    before = len(pyro.get_param_store())
+    del first, second
+    gc.collect()
+    assert raised == [] and len(pyro.get_param_store()) == before - 4

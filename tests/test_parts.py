@@ -9,7 +9,18 @@ from torch import nn
 from torch.distributions import kl_divergence
 
 import pyro_vae
-from pyro_vae import MLP, Conditional, ConvDecoder, ConvEncoder, StandardNormal, bernoulli, binomial, normal
+from pyro_vae import (
+    MLP,
+    Conditional,
+    ConvDecoder,
+    ConvEncoder,
+    SkipMissing,
+    StandardNormal,
+    WithMask,
+    bernoulli,
+    binomial,
+    normal,
+)
 from pyro_vae.errors import ShapeError
 
 SHAPE = (1, 8, 8)
@@ -27,6 +38,8 @@ PARTS = {
     "ConvEncoder": lambda: (Conditional(ConvEncoder(2 * 4, 2, width=3, shape=SHAPE), normal), (64, 2), (4,)),
     "ConvDecoder": lambda: (Conditional(ConvDecoder(3 + 2, width=3, shape=SHAPE), bernoulli), (3, 2), (64,)),
     "Conditional": lambda: (Conditional(nn.Linear(3, 4), bernoulli), (3,), (4,)),
+    "SkipMissing": lambda: (SkipMissing(Conditional(MLP(3, 4, (6,)), bernoulli)), (3,), (4,)),
+    "WithMask": lambda: (Conditional(WithMask(MLP(2 * 3 + 2, 2 * 4, (6,))), normal), (3, 2), (4,)),
 }
 
 

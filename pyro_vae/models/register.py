@@ -18,7 +18,10 @@ def _forget(name: str) -> None:
     """Empties the store of a module that no longer exists."""
     store = pyro.get_param_store()
     for key in [key for key in store.keys() if key.startswith(f"{name}$$$")]:  # noqa: SIM118 (not a dict)
-        del store[key]
+        tensor = store._params.pop(key)  # not `del store[key]`, which fails where two modules share a parameter
+        store._constraints.pop(key, None)
+        if store._param_to_name.get(tensor) == key:
+            del store._param_to_name[tensor]
 
 
 def register(module: nn.Module) -> None:

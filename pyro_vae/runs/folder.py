@@ -119,7 +119,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def save_model(path: Path, module: torch.nn.Module) -> None:
     """The module's parameters and buffers as model.safetensors."""
-    state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in module.state_dict().items()}  # shared: twice
+    state = {
+        name: tensor.detach().cpu().clone().contiguous() for name, tensor in module.state_dict().items()
+    }  # shared: twice
     write_atomic(path / "model.safetensors", dump_tensors(state))
 
 

@@ -1,0 +1,140 @@
+"""Every cell of the registry: a (prior, likelihood, posterior) that is allowed trains and scores, one that is not says why."""
+
+import inspect
+from itertools import product
+
+import pyro
+import pytest
+import torch
+from pyro.infer import SVI, Trace_ELBO
+from pyro.optim import Adam
+
+from pyro_vae import log_weights
+from pyro_vae.errors import UsageError
+from pyro_vae.parts import families, posteriors, priors
+from pyro_vae.runs.config import Config
+from pyro_vae.runs.marginal import fit_marginal, floor, marginal_features
+from pyro_vae.runs.registry import ROLES, build, likelihood_of, names, options_of, read, resolved
+
+NEEDED = {"total_count": 4, "num_classes": 4}
+SMALL = {"components": 3, "levels": 5, "hidden": "6", "context_features": 4, "transforms": 1, "steps": 2, "rank": 1}
+ELEMENTS, DIM, ROWS = 3, 3, 4
+
+
+def config(prior: str, likelihood: str, posterior: str) -> Config:
+    """A small config of these parts, options made small, those that are needed given."""
+    said = {"prior": prior, "likelihood": likelihood, "posterior": posterior}
+    options = {}
+    for role, name in said.items():
+        known = ROLES[role][name].options
+        options[f"{role}_options"] = {k: v for k, v in (SMALL | NEEDED).items() if k in known}
+    return resolved(Config(data="x.csv", latent_dim=DIM, hidden=(5,), activation="tanh", **said, **options))
+
+
+def allowed(prior: str, posterior: str) -> bool:
+    """Whether two parts live on the same space, and neither is made of the other."""
+    p, q = priors.PRIORS[prior], posteriors.POSTERIORS[posterior]
+    return p.support in ("any", q.support) and not ("posterior" in p.needs and "prior" in q.needs)
+
+
+PAIRS = list(product(names("prior"), names("posterior")))
+
+
+@pytest.mark.parametrize(("prior", "posterior"), [pair for pair in PAIRS if allowed(*pair)])
+def test_allowed_cells_train_and_score(prior, posterior, device):
+    """One step of stock SVI with a finite gradient at every parameter, and finite log weights, under every likelihood."""
+    for likelihood in names("likelihood"):
+        pyro.clear_param_store()
+        torch.manual_seed(1)
+        vae = build(config(prior, likelihood, posterior), (ELEMENTS,)).to(device)
+        with torch.no_grad():
+            z = vae.prior().expand((ROWS,)).sample()
+            x = vae.likelihood(z).sample().float()
+        svi = SVI(vae.model, vae.guide, Adam({"lr": 1e-3}), Trace_ELBO())
+        cell = f"{prior}, {likelihood}, {posterior}"
+        assert torch.isfinite(torch.tensor(svi.step(x))), cell
+        Trace_ELBO().loss_and_grads(vae.model, vae.guide, x)
+        bad = [n for n, p in vae.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+        assert bad == [], f"{cell}: no finite gradient at {bad}"
+        with torch.no_grad():
+            log_w = log_weights(vae.model, vae.guide, x, num_particles=2)
+        assert log_w.shape == (2, ROWS) and log_w.isfinite().all(), cell
+
+
+@pytest.mark.parametrize(("prior", "posterior"), [pair for pair in PAIRS if not allowed(*pair)])
+def test_refused_cells_name_both_parts_and_why(prior, posterior):
+    with pytest.raises(UsageError) as caught:
+        build(config(prior, "bernoulli", posterior), (ELEMENTS,))
+    said = str(caught.value)
+    assert f"prior {prior!r}" in said and f"posterior {posterior!r}" in said
+
+
+def test_every_public_prior_is_in_the_table():
+    """A module class of priors.py or flows.py called like a prior, but missing from PRIORS, fails here."""
+    from pyro_vae.parts import flows
+
+    classes = {c for m in (priors, flows) for c in vars(m).values() if inspect.isclass(c)}
+    ours = {c for c in classes if issubclass(c, torch.nn.Module) and c.__module__.startswith("pyro_vae.parts.")}
+    leaves = {c for c in ours if not c.__subclasses__()}
+    of_priors = {c for c in leaves if c.__module__.endswith("priors") or c.__name__.endswith("Prior")}
+    made = {type(build(config(name, "bernoulli", first_fit(name)), (ELEMENTS,)).prior) for name in names("prior")}
+    assert of_priors == made
+
+
+def first_fit(prior: str) -> str:
+    return next(q for q in names("posterior") if allowed(prior, q))
+
+
+def test_every_public_family_is_in_the_table():
+    exported = {n for n in families.__all__ if callable(getattr(families, n)) and n not in ("FamilySpec",)}
+    assert exported <= set(families.FAMILIES)
+
+
+@pytest.mark.parametrize("likelihood", names("likelihood"))
+def test_the_marginal_beats_no_fit_at_all(likelihood):
+    """The floor of independent elements is finite and, on the rows it was fitted to, no worse than features of zero."""
+    torch.manual_seed(0)
+    c = config("standard_normal", likelihood, "normal")
+    family, width = likelihood_of(c, ELEMENTS)
+    h = torch.randn(width * ELEMENTS).expand(200, -1)
+    with torch.no_grad():
+        x = family(h).sample().float()
+    px = floor(likelihood, family, width * ELEMENTS, x, x)
+    d = family(torch.zeros(width * ELEMENTS))
+    with torch.no_grad():
+        unfit = d.to_event(1 - d.event_dim).log_prob(x).double()
+    assert px.shape == (200,) and px.isfinite().all() and px.mean() >= unfit.mean()
+
+
+def test_closed_form_and_gradient_marginals_agree():
+    x = torch.bernoulli(torch.tensor([0.2, 0.7]).expand(400, 2))
+    closed = marginal_features("bernoulli", families.bernoulli, 2, x)
+    fitted, _ = fit_marginal(families.bernoulli, 2, x)
+    torch.testing.assert_close(fitted, closed, atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("value", "default", "wanted"),
+    [
+        ("5", 3, 5),
+        ("0.5", 1.0, 0.5),
+        ("2", 1.0, 2.0),
+        ("True", False, True),
+        ("maf", "nsf", "maf"),
+        ("4,5", (1,), (4, 5)),
+    ],
+)
+def test_options_are_read_by_their_defaults(value, default, wanted):
+    made = read("it", value, default)
+    assert made == wanted and type(made) is type(wanted)
+
+
+@pytest.mark.parametrize(("value", "default"), [("x", 3), ("0.5", 3), ("true", 3), ("3", True), ("[1]", 2.0)])
+def test_options_that_cannot_be_read_are_refused(value, default):
+    with pytest.raises(UsageError, match="it"):
+        read("it", value, default)
+
+
+def test_what_the_data_says_is_no_option():
+    with pytest.raises(UsageError, match="no option 'initial'"):
+        options_of("prior", "vamp", {"initial": "3"})
