@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import io
 import json
 import re
@@ -17,15 +16,13 @@ import cyclopts
 import numpy as np
 import torch
 from cyclopts import App, Parameter
-from rich.console import Console
-from rich.table import Table
 
 from pyro_vae.errors import PyroVAEError, UsageError
-from pyro_vae.evaluate.evidence import LOW_ESS
+from pyro_vae.listing import markdown_table, print_parts, report
 from pyro_vae.report import figures
 from pyro_vae.runs import folder
 from pyro_vae.runs.config import Config
-from pyro_vae.runs.registry import ROLES, names, options_for
+from pyro_vae.runs.registry import ROLES
 from pyro_vae.use import encode as encode_rows
 from pyro_vae.use import interpolate as interpolate_rows
 from pyro_vae.use import reconstruct as reconstruct_rows
@@ -121,18 +118,16 @@ def evaluate(
 
 
 @app.command
-def parts() -> None:
-    """Lists the parts that --prior, --likelihood and --posterior can name, with support, options and reference."""
+def parts(*, markdown: Annotated[bool, Parameter(negative=())] = False) -> None:
+    """Lists the parts that --prior, --likelihood and --posterior can name, with support, options and reference.
+
+    Parameters
+    ----------
+    markdown
+        As Markdown, the table of the README.
+    """
     for role in ROLES:
-        table = Table(title=f"--{role} NAME  (options: --{role}.OPTION VALUE)", title_justify="left")
-        for column in ("name", "formula", "support", "options", "reference"):
-            table.add_column(column, overflow="fold", no_wrap=column == "name")
-        for name in names(role):
-            spec = ROLES[role][name]
-            options = {k: "needed" if v is inspect.Parameter.empty else v for k, v in options_for(role, name).items()}
-            listed = ", ".join(f"{k.replace('_', '-')}={v}" for k, v in options.items())
-            table.add_row(name, spec.formula, spec.support, listed, spec.reference)
-        Console(width=None if sys.stdout.isatty() else 160).print(table, markup=False)
+        print(markdown_table(role)) if markdown else print_parts(role)
 
 
 @app.command
@@ -271,32 +266,6 @@ def write(run: Run, array: np.ndarray, out: Path | None, name: str, draw: Any) -
     folder.write_atomic(target, buffer.getvalue())
     picture = figures.save(draw(), run.path / "figures" / f"{name}.png")
     print(f"{target}  {array.shape}\n{picture}")
-
-
-def report(evidence: dict[str, Any], run: Path) -> None:
-    """The numbers with their errors and health, and where the rest is."""
-    table = Table(
-        title=f"{evidence['split']} ({evidence['rows']} rows, {evidence['policy']}); nats per row, higher is better"
-    )
-    for column in ("", "log p(x)", "± Monte Carlo", "± data", "ELBO", "gap", "ESS median (least)"):
-        table.add_column(column, justify="right" if column else "left")
-
-    def number(key: str, source: dict[str, Any] = evidence) -> str:
-        return "unknown" if source.get(key) is None else f"{source[key]:.3f}"
-
-    ess = f"{evidence['ess_median']:.0f} ({evidence['ess_min']:.1f}) of {evidence['num_samples']}"
-    elbo = f"{number('elbo')} ± {number('elbo_mc_se')}"
-    table.add_row("VAE", number("log_px"), number("log_px_mc_se"), number("log_px_data_se"), elbo, number("gap"), ess)
-    base = evidence["floor"]
-    table.add_row("floor", number("log_px", base), "exact", number("log_px_data_se", base), "", "", "")
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
-    print(f"floor: {base['model']}, exact")
-    if low := evidence["rows_of_low_ess"]:
-        print(
-            f"{low} of {evidence['rows']} rows have an ESS below {LOW_ESS}: their log p(x) is a lower bound that more samples "
-            "would raise, and its Monte Carlo error is not to be believed for them."
-        )
-    print(f"run folder: {run}\npictures:   {run / 'figures'}")
 
 
 @app.meta.default

@@ -56,3 +56,11 @@ def test_the_results_table_is_that_of_the_runs():
     """No figure in results/README.md that the run's own evidence.json does not hold."""
     module = runpy.run_path(str(ROOT / "results" / "table.py"))
     assert module["table"]() in (ROOT / "results" / "README.md").read_text()
+
+
+def test_the_readmes_table_of_parts_is_that_of_the_registry():
+    """As `pyro-vae parts --markdown` prints it."""
+    from pyro_vae.listing import markdown_table
+
+    readme = (ROOT / "README.md").read_text()
+    assert all(markdown_table(role).strip() in readme for role in ("prior", "likelihood", "posterior"))

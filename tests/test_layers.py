@@ -21,6 +21,8 @@ ALLOWED = {
     "train": GROUND | {"infer", "data"},
     "runs": GROUND | {"parts", "models"},
     "use": GROUND | {"infer", "data"},
+    "listing": GROUND | {"runs", "evaluate"},
+    "pictures": GROUND | {"report", "use", "data", "models", "train"},
     "workflows": None,  # everything
     "cli": None,
     "__init__": None,

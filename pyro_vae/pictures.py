@@ -1,0 +1,50 @@
+"""Every picture of a run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pyro_vae.data import Data, Split
+from pyro_vae.errors import ProgramError
+from pyro_vae.models.vae import VAE
+from pyro_vae.report import figures
+from pyro_vae.train.loop import Fit
+from pyro_vae.use import encode, reconstruct, sample
+
+
+def draw_figures(path: Path, vae: VAE, data: Data, run: Fit, points: Sequence[dict[str, Any]], floor_px: float) -> None:
+    """Every picture of a run into figures/; those that need a mean that the parts do not have are left out, with a note."""
+    pictures: dict[str, Callable[[], Any]] = {
+        "training": lambda: figures.training_curve(run.history, floor_px),
+        "evidence": lambda: figures.evidence_curve(points),
+        "samples": lambda: figures.sample_grid(sample(vae, 48).cpu().numpy(), data.shape),
+        "sample_means": lambda: figures.sample_grid(
+            sample(vae, 48, mean=True).cpu().numpy(), data.shape, title="E[x | z], z ~ p(z)"
+        ),
+        "reconstructions": lambda: reconstructions(vae, data),
+        "latent": lambda: latent(vae, data),
+    }
+    for name, draw in pictures.items():
+        try:
+            figures.save(draw(), path / "figures" / f"{name}.png")
+        except ProgramError as error:
+            print(f"note: no picture {name}.png: {error}", file=sys.stderr)
+
+
+def reconstructions(vae: VAE, data: Data) -> Any:
+    """Test rows beside their reconstructions."""
+    x = data.test.x[:12]
+    rows = [x.numpy(), reconstruct(vae, x).cpu().numpy()]
+    return figures.image_grid(rows, ["x", "E[x | z]"], data.shape, "test rows and their reconstructions")
+
+
+def latent(vae: VAE, data: Data) -> Any:
+    """Posterior means of 2,000 rows: of training rows, or of test rows where those are grey."""
+    split = "train" if data.transform is None else "test"
+    part: Split = getattr(data, split)
+    labels = None if part.y is None else part.y.numpy()[:2000]
+    z = encode(vae, part.x[:2000]).cpu().numpy()
+    return figures.latent_map(z, labels, f"E[z | x] of {len(z)} {split} rows")
