@@ -6,6 +6,7 @@ from .evaluate.evidence import Evidence
 from .evaluate.importance import log_likelihood
 from .evaluate.impute import impute, impute_mean
 from .infer.bounds import elbo, iwae
+from .infer.check import check
 from .infer.weights import log_weights
 from .models.vae import VAE
 from .parts import families, posteriors, priors
@@ -29,7 +30,7 @@ __all__ = [  # noqa: RUF022 (grouped as in the README)
     # training
     "fit", "adam", "constant", "cosine", "warmup", "binarize",
     # log weights, bounds, evidence
-    "log_weights", "elbo", "iwae", "log_likelihood", "Evidence",
+    "check", "log_weights", "elbo", "iwae", "log_likelihood", "Evidence",
     # using a model
     "encode", "reconstruct", "sample", "interpolate",
     "errors",

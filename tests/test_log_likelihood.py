@@ -456,6 +456,22 @@ def test_grey_pixels_have_no_bernoulli_likelihood():
     assert "binarize" in str(caught.value)
 
 
+def test_rows_of_one_number_outside_the_support_are_named():
+    """x of shape (N,): a row is a scalar."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Poisson(z.exp()), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(SupportError, match=r"1 of 3 rows .*: row 1 holds -2 in column 0"):
+        log_likelihood(model, guide, torch.tensor([1.0, -2.0, 0.0]))
+
+
 def test_rows_are_counted_from_the_start_of_the_data():
     """Beyond the first pass of the check, too."""
     vae, x = small_vae(), binary(2500)

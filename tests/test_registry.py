@@ -9,7 +9,7 @@ import torch
 from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import Adam
 
-from pyro_vae import log_weights
+from pyro_vae import check, log_weights
 from pyro_vae.errors import UsageError
 from pyro_vae.parts import families, posteriors, priors
 from pyro_vae.runs.config import Config
@@ -50,8 +50,13 @@ def test_allowed_cells_train_and_score(prior, posterior, device):
         with torch.no_grad():
             z = vae.prior().expand((ROWS,)).sample()
             x = vae.likelihood(z).sample().float()
-        svi = SVI(vae.model, vae.guide, Adam({"lr": 1e-3}), Trace_ELBO())
         cell = f"{prior}, {likelihood}, {posterior}"
+        report = check(vae.model, vae.guide, x)
+        discrete = [f for f in report.findings if f.kind == "discrete"]
+        assert report.ok and len(report.findings) == len(discrete) == (posterior == "one_hot_categorical"), (
+            f"{cell}: {report}"
+        )
+        svi = SVI(vae.model, vae.guide, Adam({"lr": 1e-3}), Trace_ELBO())
         assert torch.isfinite(torch.tensor(svi.step(x))), cell
         Trace_ELBO().loss_and_grads(vae.model, vae.guide, x)
         bad = [n for n, p in vae.named_parameters() if p.grad is None or not p.grad.isfinite().all()]

@@ -123,7 +123,7 @@ def describe(name: str, site: Site, dim: int, row: int, rows: list[int], total: 
     where, advice = f"row {rows[0]} is one", _advice(getattr(support, "observed", support))
     if support.event_dim == 0:  # checked value by value
         pair = torch.stack([site["value"], support.check(site["value"]).to(site["value"])])
-        value, inside = pair.movedim(dim - fn.event_dim, 1)[:, row].flatten(1)
+        value, inside = pair.movedim(dim - fn.event_dim, 1)[:, row].reshape(2, -1)
         column = int((inside == 0).nonzero()[0])
         where = f"row {rows[0]} holds {value[column].item():g} in column {column}"
         advice = "Wrap the likelihood in SkipMissing, or drop these rows." if value[column].isnan() else advice
