@@ -12,8 +12,7 @@ A family here takes the features of one row, ``(*batch, features)``, and returns
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -29,6 +28,7 @@ from .conditional import Conditional, Family
 from .families import MIN_SCALE, normal
 from .flows import FlowPosterior
 from .priors import LinearOneHot, at_least
+from .spec import PartSpec
 from .sphere import PowerSpherical
 
 BOUND = 10.0  # of off-diagonal features, so that float32 can still factor and solve
@@ -357,31 +357,6 @@ class SemiAmortized(nn.Module):
 Encoder = Callable[[int], Callable[..., Tensor]]
 
 
-@dataclass(frozen=True)
-class PosteriorSpec:
-    """One posterior that can be built by name.
-
-    Attributes:
-        name: its name.
-        make: ``make(encoder, dim, **options)`` is the module q(z | x); ``encoder(out_features)`` makes its network.
-        support: "real", "simplex", "sphere" or "one-hot": a prior of the same support goes with it.
-        formula: q(z | x), in a line.
-        reparameterised: whether draws carry gradients.
-        options: further arguments, with their defaults.
-        needs: arguments without a default, by keyword.
-        reference: where it comes from.
-    """
-
-    name: str
-    make: Callable[..., nn.Module]
-    support: str
-    formula: str
-    reparameterised: bool = True
-    options: Mapping[str, Any] = field(default_factory=dict)
-    needs: tuple[str, ...] = ()
-    reference: str = ""
-
-
 def _normal(encoder: Encoder, dim: int) -> Conditional:
     return Conditional(encoder(2 * dim), normal)
 
@@ -431,13 +406,13 @@ def _semi_amortized(
     return SemiAmortized(_normal(encoder, dim), likelihood, prior, steps, lr)
 
 
-POSTERIORS: dict[str, PosteriorSpec] = {
+POSTERIORS: dict[str, PartSpec] = {
     spec.name: spec
     for spec in (
-        PosteriorSpec("normal", _normal, "real", "N(loc, diag(scale²))", reference="https://arxiv.org/abs/1312.6114"),
-        PosteriorSpec("low_rank_normal", _low_rank, "real", "N(loc, S (I + U U') S)", options={"rank": 2}),
-        PosteriorSpec("full_normal", _full, "real", "N(loc, L L')"),
-        PosteriorSpec(
+        PartSpec("normal", _normal, "real", "N(loc, diag(scale²))", reference="https://arxiv.org/abs/1312.6114"),
+        PartSpec("low_rank_normal", _low_rank, "real", "N(loc, S (I + U U') S)", options={"rank": 2}),
+        PartSpec("full_normal", _full, "real", "N(loc, L L')"),
+        PartSpec(
             "mixture_normal",
             _mixture,
             "real",
@@ -445,7 +420,7 @@ POSTERIORS: dict[str, PosteriorSpec] = {
             options={"components": 5},
             reference="https://arxiv.org/abs/1805.08498",
         ),
-        PosteriorSpec(
+        PartSpec(
             "flow",
             _flow,
             "real",
@@ -453,25 +428,25 @@ POSTERIORS: dict[str, PosteriorSpec] = {
             options={"kind": "iaf", "transforms": 3, "context_features": 64, "hidden": (64, 64)},
             reference="https://arxiv.org/abs/1606.04934",
         ),
-        PosteriorSpec("one_hot_categorical", _one_hot, "one-hot", "softmax(h)_k", False),
-        PosteriorSpec(
+        PartSpec("one_hot_categorical", _one_hot, "one-hot", "softmax(h)_k", False),
+        PartSpec(
             "one_hot_categorical_st",
             _one_hot_st,
             "one-hot",
             "softmax(h)_k",
             reference="https://arxiv.org/abs/1308.3432",
         ),
-        PosteriorSpec(
+        PartSpec(
             "logistic_normal",
             _logistic,
             "simplex",
             "softmax(loc + scale ε)",
             reference="https://arxiv.org/abs/1703.01488",
         ),
-        PosteriorSpec(
+        PartSpec(
             "power_spherical", _spherical, "sphere", "C(κ) (1 + μ·z)^κ", reference="https://arxiv.org/abs/2006.04437"
         ),
-        PosteriorSpec(
+        PartSpec(
             "semi_amortized",
             _semi_amortized,
             "real",

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -17,6 +16,7 @@ from pyro_vae.errors import ShapeError, UsageError
 
 from .families import MIN_SCALE
 from .flows import FlowPrior
+from .spec import PartSpec
 from .sphere import SphereUniform
 
 
@@ -357,45 +357,19 @@ class Dirichlet(nn.Module):
         return f"dim={self.raw.numel()}, learned={isinstance(self.raw, nn.Parameter)}"
 
 
-@dataclass(frozen=True)
-class PriorSpec:
-    """One prior that can be built by name.
-
-    Attributes:
-        name: its name.
-        make: ``make(dim, **options)`` is the module; those that need more take it by keyword (see `needs`).
-        support: "real", "simplex", "sphere" or "one-hot": a posterior of the same support goes with it; "any" is the
-            posterior's own.
-        formula: p(z), in a line.
-        reparameterised: whether draws carry gradients.
-        options: further arguments, with their defaults.
-        needs: arguments without a default, by keyword.
-        reference: where it comes from.
-    """
-
-    name: str
-    make: Callable[..., nn.Module]
-    support: str
-    formula: str
-    reparameterised: bool = True
-    options: Mapping[str, Any] = field(default_factory=dict)
-    needs: tuple[str, ...] = ()
-    reference: str = ""
-
-
 def _vamp(dim: int, *, posterior: Any, shape: int | Sequence[int], components: int = 500, **options: Any) -> VampPrior:
     return VampPrior(posterior, components, shape, **options)
 
 
-PRIORS: dict[str, PriorSpec] = {
+PRIORS: dict[str, PartSpec] = {
     spec.name: spec
     for spec in (
-        PriorSpec("standard_normal", StandardNormal, "real", "N(0, I)"),
-        PriorSpec("normal", DiagonalNormal, "real", "N(loc, diag(scale²))", options={"learned": True}),
-        PriorSpec("laplace", Laplace, "real", "Π Laplace(loc, scale)", options={"learned": False}),
-        PriorSpec("student_t", StudentT, "real", "Π t_df(loc, scale)", options={"df": 5.0, "learned": False}),
-        PriorSpec("mixture", Mixture, "real", "Σ π_k N(loc_k, diag(scale_k²))", False, {"components": 10}),
-        PriorSpec(
+        PartSpec("standard_normal", StandardNormal, "real", "N(0, I)"),
+        PartSpec("normal", DiagonalNormal, "real", "N(loc, diag(scale²))", options={"learned": True}),
+        PartSpec("laplace", Laplace, "real", "Π Laplace(loc, scale)", options={"learned": False}),
+        PartSpec("student_t", StudentT, "real", "Π t_df(loc, scale)", options={"df": 5.0, "learned": False}),
+        PartSpec("mixture", Mixture, "real", "Σ π_k N(loc_k, diag(scale_k²))", False, {"components": 10}),
+        PartSpec(
             "vamp",
             _vamp,
             "any",
@@ -405,7 +379,7 @@ PRIORS: dict[str, PriorSpec] = {
             ("posterior", "shape"),
             "https://arxiv.org/abs/1705.07120",
         ),
-        PriorSpec(
+        PartSpec(
             "flow",
             FlowPrior,
             "real",
@@ -413,9 +387,9 @@ PRIORS: dict[str, PriorSpec] = {
             options={"kind": "nsf", "transforms": 3, "hidden": (64, 64)},
             reference="https://arxiv.org/abs/1906.04032, https://arxiv.org/abs/1705.07057",
         ),
-        PriorSpec("uniform_sphere", UniformSphere, "sphere", "1 / area", reference="https://arxiv.org/abs/1804.00891"),
-        PriorSpec("one_hot", OneHot, "one-hot", "π_k", False, {"learned": False}),
-        PriorSpec(
+        PartSpec("uniform_sphere", UniformSphere, "sphere", "1 / area", reference="https://arxiv.org/abs/1804.00891"),
+        PartSpec("one_hot", OneHot, "one-hot", "π_k", False, {"learned": False}),
+        PartSpec(
             "dirichlet",
             Dirichlet,
             "simplex",
