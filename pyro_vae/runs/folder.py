@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 
-from pyro_vae.errors import PyroVAEError, RunFolderError, UsageError
+from pyro_vae.errors import RunFolderError
 
 SCHEMA = 1
 OURS = ("config.json", "metrics.jsonl", "model.safetensors", "evidence.json", "evidence.csv")
@@ -121,7 +121,7 @@ def save_model(path: Path, module: torch.nn.Module) -> None:
     """The module's parameters and buffers as model.safetensors."""
     state = {
         name: tensor.detach().cpu().clone().contiguous() for name, tensor in module.state_dict().items()
-    }  # shared: twice
+    }  # cloned, as the format refuses tensors that share memory (a VampPrior holds the posterior)
     write_atomic(path / "model.safetensors", dump_tensors(state))
 
 
@@ -150,8 +150,3 @@ def load_model(path: Path, module: torch.nn.Module) -> None:
     if bad := [name for name, t in state.items() if not t.isfinite().all()]:
         raise RunFolderError(f"{file} holds non-finite values in {bad[0]!r}")
     module.load_state_dict(state)
-
-
-def config_error(path: Path, error: UsageError) -> PyroVAEError:
-    """A config that a run folder holds and this version cannot use: the folder's fault, not the command's."""
-    return RunFolderError(f"{path / 'config.json'}: {error}")
