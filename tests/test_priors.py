@@ -14,6 +14,7 @@ from torch import nn
 from pyro_vae import MLP, VAE, Conditional, StandardNormal, bernoulli, log_likelihood, log_weights, normal
 from pyro_vae.errors import ShapeError, UsageError
 from pyro_vae.parts.flows import FlowPrior
+from pyro_vae.parts.mixtures import NormalMixture, mixture
 from pyro_vae.parts.posteriors import POSTERIORS
 from pyro_vae.parts.priors import (
     PRIORS,
@@ -293,3 +294,48 @@ def test_each_prior_with_each_posterior_of_its_support(prior, posterior):
 def test_impossible_sizes_are_refused(make):
     with pytest.raises(UsageError):
         make()
+
+
+@pytest.mark.parametrize("batch", [(), (4,), (3, 4)])
+def test_normal_mixture_is_torchs_mixture(batch):
+    torch.manual_seed(0)
+    logits = torch.randn(6, dtype=torch.float64, requires_grad=True)
+    loc = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
+    scale = torch.rand(6, 3, dtype=torch.float64).add(0.1).requires_grad_()
+    z = torch.randn(*batch, 3, dtype=torch.float64, requires_grad=True)
+    parts = dist.Categorical(logits=logits), dist.Normal(loc, scale).to_event(1)
+    ours, torchs = mixture(*parts), dist.MixtureSameFamily(*parts)
+    assert isinstance(ours, NormalMixture) and isinstance(ours.expand(batch), NormalMixture)
+    assert ours.expand(batch).batch_shape == batch
+    mine, wanted = ours.expand(batch).log_prob(z), torchs.expand(batch).log_prob(z)
+    assert torch.allclose(mine, wanted, rtol=1e-12)
+    for a, b in zip(
+        *(torch.autograd.grad(y.sum(), (logits, loc, scale, z), retain_graph=True) for y in (mine, wanted)), strict=True
+    ):
+        assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_normal_mixture_keeps_its_digits_in_float32():
+    """Far out and with narrow components the exponents cancel: float32 products would be off by whole nats."""
+    torch.manual_seed(0)
+    loc, z = 1e3 + torch.randn(4, 50), 1e3 + torch.randn(20, 50)
+    parts = dist.Categorical(logits=torch.zeros(4)), dist.Normal(loc, torch.full((4, 50), 0.5)).to_event(1)
+    exact = dist.MixtureSameFamily(
+        dist.Categorical(logits=torch.zeros(4).double()), dist.Normal(loc.double(), 0.5).to_event(1)
+    ).log_prob(z.double())
+    assert torch.allclose(mixture(*parts).log_prob(z).double(), exact, rtol=1e-6)
+
+
+def test_normal_mixture_draws_each_component_as_often_as_its_weight():
+    torch.manual_seed(0)
+    parts = dist.Categorical(torch.tensor([0.2, 0.8])), dist.Normal(torch.tensor([[-5.0], [5.0]]), 0.5).to_event(1)
+    z = mixture(*parts).expand((10_000,)).sample().squeeze(-1)
+    assert abs((z > 0).double().mean().item() - 0.8) < 4 * (0.8 * 0.2 / 10_000) ** 0.5
+    assert abs(z[z > 0].std().item() - 0.5) < 0.02 and abs(z[z > 0].mean().item() - 5) < 0.03
+
+
+def test_components_of_another_kind_are_torchs_mixture():
+    weights = dist.Categorical(torch.ones(2))
+    assert type(mixture(weights, dist.Laplace(torch.zeros(2, 3), 1.0).to_event(1))) is dist.MixtureSameFamily
+    per_row = dist.Categorical(torch.ones(5, 2)), dist.Normal(torch.zeros(5, 2, 3), 1.0).to_event(1)
+    assert type(mixture(*per_row)) is dist.MixtureSameFamily

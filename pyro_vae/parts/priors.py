@@ -16,6 +16,7 @@ from pyro_vae.errors import ShapeError, UsageError
 
 from .families import MIN_SCALE
 from .flows import FlowPrior
+from .mixtures import mixture
 from .spec import PartSpec
 from .sphere import SphereUniform
 
@@ -173,7 +174,7 @@ class Mixture(nn.Module):
 
     def forward(self, *context: Tensor) -> TorchDistributionMixin:
         components = dist.Normal(self.loc, softplus(self.raw_scale) + MIN_SCALE).to_event(1)
-        return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), components)
+        return mixture(dist.Categorical(logits=self.logits), components)
 
     def extra_repr(self) -> str:
         return f"dim={self.loc.shape[1]}, components={self.loc.shape[0]}"
@@ -242,7 +243,7 @@ class VampPrior(nn.Module):
     def forward(self, *context: Tensor) -> TorchDistributionMixin:
         components = self.posterior(self.pseudo_inputs, *(c.unsqueeze(-2) for c in context))
         weights = dist.Categorical(logits=self.raw.new_zeros(len(self.raw))).expand(components.batch_shape[:-1])
-        return dist.MixtureSameFamily(weights, components)
+        return mixture(weights, components)
 
     def extra_repr(self) -> str:
         return f"components={len(self.raw)}, shape={tuple(self.raw.shape[1:])}, bounds={self.bounds}"
