@@ -1,4 +1,4 @@
-"""The command line: `pyro-vae demo`, `train`, `evaluate`, `sample`, `encode`, `reconstruct`, `interpolate`."""
+"""The command line: `pyro-vae demo`, `train`, `evaluate`, `compare`, `sample`, `encode`, `reconstruct`, `interpolate`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ import cyclopts
 import numpy as np
 import torch
 from cyclopts import App, Parameter
+from rich.console import Console
 
+from pyro_vae.comparing import compare_runs, forest, put
 from pyro_vae.errors import PyroVAEError, UsageError
 from pyro_vae.listing import markdown_table, print_parts, report
 from pyro_vae.report import figures
@@ -115,6 +117,33 @@ def evaluate(
         run, split=split, rows=rows, num_samples=num_samples, seed=seed, data_dir=data_dir, device=device
     )
     report(evidence, run)
+
+
+@app.command
+def compare(*runs: Path, csv: Path | None = None, latex: Path | None = None, figure: Path | None = None) -> None:
+    """Compares runs on the rows that all were scored on: log p(x), and paired differences to the best with their errors.
+
+    Parameters
+    ----------
+    runs
+        Run folders, two or more.
+    csv
+        File for the numbers, to the last bit.
+    latex
+        File for the table, a plain tabular.
+    figure
+        File for a forest plot of the differences (.png).
+    """
+    if figure and figure.suffix.lower() != ".png":
+        raise UsageError(f"--figure {figure}: pictures are PNG; give the file the ending .png")
+    made = compare_runs(runs)
+    Console(width=None if sys.stdout.isatty() else 160).print(made.table())
+    for note in made.notes:
+        print(f"note: {note}")
+    for path, content in ((csv, made.csv), (latex, made.latex), (figure, lambda: forest(made))):
+        if path:
+            put(path, content())
+            print(path)
 
 
 @app.command

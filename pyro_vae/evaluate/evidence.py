@@ -7,7 +7,10 @@ import io
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
+
+from pyro_vae.errors import DataError
 
 LOW_ESS = 10  # below it a row's estimate rests on a handful of particles, and its own error bar is not to be believed
 ROW_FIELDS = ("log_px", "mc_se", "ess", "elbo", "elbo_se")
@@ -73,6 +76,36 @@ class Evidence:
         columns = [getattr(self, field).tolist() for field in ROW_FIELDS]
         writer.writerows([i, *map(repr, values)] for i, values in enumerate(zip(*columns, strict=True)))
         return out.getvalue()
+
+    @classmethod
+    def from_csv(cls, text: str, *, num_samples: int, seed: int) -> Evidence:
+        """What `rows_csv` wrote, to the last bit.
+
+        Args:
+            text: of the file; further columns are left alone.
+            num_samples: K, which the rows do not say.
+            seed: of the particles.
+
+        Raises:
+            DataError: a column is missing, a row is out of order, or a cell is no number.
+
+        Example:
+            >>> from pyro_vae import Evidence
+            >>> rows = torch.tensor([[-1.5, -0.1]], dtype=torch.float64).expand(5, 2)
+            >>> evidence = Evidence(*rows, num_samples=7, seed=0)
+            >>> Evidence.from_csv(evidence.rows_csv(), num_samples=7, seed=0).log_px.tolist()
+            [-1.5, -0.1]
+        """
+        lines = list(csv.DictReader(io.StringIO(text)))
+        if not lines or (missing := [field for field in ("row", *ROW_FIELDS) if field not in lines[0]]):
+            raise DataError(f"no evidence: {f'the column {missing[0]!r} is missing' if lines else 'there are no rows'}")
+        if [line["row"] for line in lines] != [str(i) for i in range(len(lines))]:
+            raise DataError(f"no evidence: its {len(lines)} rows are not numbered 0 to {len(lines) - 1} in order")
+        try:
+            table = torch.tensor([[float(line[field]) for field in ROW_FIELDS] for line in lines], dtype=torch.float64)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"no evidence: a cell is no number ({error})") from error
+        return cls(**dict(zip(ROW_FIELDS, table.unbind(1), strict=True)), num_samples=num_samples, seed=seed)
 
     def __str__(self) -> str:
         s = self.summary()

@@ -155,3 +155,26 @@ def thin(count: int, most: int = 10) -> list[int]:
     """At most `most` epochs out of 1..count, from the first to the last, spread evenly on a log scale."""
     spread = np.geomspace(1, count, min(most, count))
     return sorted({math.ceil(s - 1e-9) for s in spread})
+
+
+def forest(
+    names: Sequence[str], differences: Sequence[float], errors: Sequence[float | None], caption: str = ""
+) -> Figure:
+    """Models one below the other, the best on top: differences to it ± 2 paired standard errors, in nats per row."""
+    fig = figure(7.0, 1.5 + 0.32 * len(names))
+    ax = axes(
+        fig, "log p(x) − best, nats per row", "", "Paired difference to the best: bars ± 2 s.e., numbers ± 1 s.e."
+    )
+    at = np.arange(len(names))
+    bars = 2 * np.array([e or 0.0 for e in errors])
+    ax.axvline(0, color=GREY, linestyle="--", linewidth=1)
+    ax.errorbar(differences, at, xerr=bars, color=BLUE, marker="o", markersize=5, capsize=3, linestyle="")
+    for y, (difference, error) in enumerate(zip(differences, errors, strict=True)):
+        said = "best" if y == 0 else f"{difference:.2f} ± {'unknown' if error is None else f'{error:.2f}'}"
+        ax.annotate(
+            said.replace("-", "−"), (1.02, y), xycoords=ax.get_yaxis_transform(), va="center", fontsize=8, color=INK
+        )
+    ax.set_yticks(at, [name.replace("$", r"\$") for name in names])
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    fig.supxlabel(caption, fontsize=8, color=GREY)
+    return fig

@@ -1,0 +1,428 @@
+"""Models on the same rows: the paired error is the right one, unlike rows are refused, and the tables hold the numbers."""
+
+import csv
+import inspect
+import io
+import json
+import shutil
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+from exact import LinearGaussian
+from torch.distributions import MultivariateNormal, kl_divergence
+
+from pyro_vae import Evidence, log_likelihood
+from pyro_vae.cli import main
+from pyro_vae.comparing import compare_runs, kind
+from pyro_vae.errors import DataError, PyroVAEError, RunFolderError, ShapeError, UsageError
+from pyro_vae.evaluate.compare import Compared, Comparison, compare
+from pyro_vae.parts.families import FAMILIES
+from pyro_vae.report import figures
+from pyro_vae.runs.config import Config
+
+RUNS = ("narrow", "wide")
+
+
+def evidence(log_px, mc_se=0.0, ess=50.0, elbo_gap=1.0, num_samples=50):
+    """Evidence with these values, row by row or the same in all."""
+    log_px = torch.as_tensor(log_px, dtype=torch.float64)
+    mc_se, ess, elbo_gap = (torch.as_tensor(v, dtype=torch.float64).expand(len(log_px)) for v in (mc_se, ess, elbo_gap))
+    return Evidence(log_px, mc_se, ess, log_px - elbo_gap, mc_se, num_samples=num_samples, seed=0)
+
+
+def by_name(made):
+    return {model.name: model for model in made.models}
+
+
+# the numbers
+
+
+def test_a_comparison_is_the_hand_calculation():
+    a, b = np.array([-1.0, -5.0, -9.0, -20.0]), np.array([-2.0, -5.5, -8.0, -27.0])
+    noise_a, noise_b = np.array([0.1, 0.2, 0.1, 0.4]), np.array([0.3, 0.1, 0.1, 0.2])
+    made = compare(
+        {"b": evidence(b, noise_b, elbo_gap=2.0), "a": evidence(a, noise_a, ess=[9.9, 10, 1, 50])},
+        seconds={"a": 3.0},
+        active_units={"b": 7},
+    )
+    assert [m.name for m in made.models] == ["a", "b"] and made.rows == 4
+    best, other = made.models
+    assert (best.difference, best.difference_se, best.difference_mc_se) == (0.0, 0.0, 0.0)
+    d = b - a
+    assert other.difference == pytest.approx(d.mean(), rel=1e-12)
+    assert other.difference_se == pytest.approx(d.std(ddof=1) / 2, rel=1e-12)
+    assert other.difference_mc_se == pytest.approx(np.sqrt((noise_a**2).sum() + (noise_b**2).sum()) / 4, rel=1e-12)
+    assert best.log_px == a.mean() and best.mc_se == pytest.approx(np.sqrt((noise_a**2).sum()) / 4, rel=1e-12)
+    assert best.data_se == pytest.approx(a.std(ddof=1) / 2, rel=1e-12)
+    assert (best.low_ess, other.low_ess, best.gap, other.gap) == (0.5, 0.0, 1.0, 2.0)
+    assert (best.seconds, other.seconds, best.active_units, other.active_units) == (3.0, None, None, 7)
+
+
+def two_gaussians():
+    """Two models with p(x) in closed form, of which the first made the data, and E_p[log q(x) − log p(x)] = −KL(p ‖ q)."""
+    a, b = LinearGaussian(), LinearGaussian()
+    b.noise = b.noise * 1.5
+    p, q = (MultivariateNormal(m.mean, m.a.T @ m.a + m.noise.diag()) for m in (a, b))
+    return a, b, p, q, -kl_divergence(p, q).item()
+
+
+def test_the_difference_of_two_models_is_the_exact_one():
+    a, b, p, q, truth = two_gaussians()
+    x = p.sample((300,))
+    made = compare(
+        {m: log_likelihood(g.model, g.mean_field_guide, x, num_samples=400) for m, g in (("a", a), ("b", b))}
+    )
+    found = by_name(made)["b"]
+    assert abs(found.difference - truth) < 4 * found.difference_se
+    assert abs(found.difference - (q.log_prob(x) - p.log_prob(x)).mean()) < 4 * found.difference_mc_se
+    assert found.difference_mc_se < found.difference_se
+    apart = sum(m.data_se**2 for m in made.models) ** 0.5
+    assert apart > 3 * found.difference_se  # the error that forgets the pairing
+
+
+def test_the_paired_error_covers_data_and_particles_once():
+    """z = (Δ − truth) / SE over 400 data sets has sd 1 (its own s.e.: 1 / √800). Monte Carlo noise of 0.5 nats a row."""
+    _, _, p, q, truth = two_gaussians()
+    z, unpaired, twice = [], [], []
+    for _ in range(400):
+        x = p.sample((60,))
+        noisy = [evidence(d.log_prob(x) + 0.5 * torch.randn(60, dtype=torch.float64), mc_se=0.5) for d in (p, q)]
+        made = compare(dict(zip("ab", noisy, strict=True)))
+        a, b, other = *by_name(made).values(), made.models[1]
+        error = (by_name(made)["b"].difference - by_name(made)["a"].difference) - truth
+        z.append(error / other.difference_se)
+        unpaired.append(error / (a.data_se**2 + b.data_se**2) ** 0.5)
+        twice.append(error / (other.difference_se**2 + other.difference_mc_se**2) ** 0.5)
+    off = 4 / 800**0.5
+    assert abs(np.mean(z)) < 4 / 400**0.5 and abs(np.std(z) - 1) < off
+    assert np.std(unpaired) < 1 - off and np.std(twice) < 1 - off
+
+
+def test_the_same_rows_twice_differ_by_nothing():
+    e = evidence(torch.randn(9))
+    other = compare({"a": e, "b": evidence(e.log_px)}).models[1]
+    assert (other.name, other.difference, other.difference_se) == ("b", 0.0, 0.0)
+
+
+def test_what_is_not_known_is_none_and_says_so():
+    one_row = compare({"a": evidence([-1.0]), "b": evidence([-2.0])})
+    assert one_row.models[1].difference_se is None and one_row.models[1].data_se is None
+    one_particle = compare({"a": evidence([-1.0, -2.0], mc_se=torch.nan), "b": evidence([-2.0, -2.5], mc_se=0.1)})
+    assert one_particle.models[0].mc_se is None and one_particle.models[1].difference_mc_se is None
+    assert one_particle.models[1].difference_se == pytest.approx(0.25)
+    assert "unknown" in str(one_row) and "unknown" in str(one_particle)
+    assert json.dumps(one_row.to_dict(), allow_nan=False)
+
+
+def test_bounds_that_are_loose_are_noted():
+    made = compare({"a": evidence([-1.0, -2.0]), "b": evidence([-2.0, -2.0], num_samples=5000, ess=3.0)})
+    assert "50, 5000 samples" in made.notes[0] and made.notes[1].startswith("b: rows with an ESS below 10")
+    assert compare({"a": evidence([-1.0, -2.0]), "b": evidence([-2.0, -2.0])}).notes == ()
+
+
+GOOD = evidence([-1.0, -2.0, -3.0])
+
+
+@pytest.mark.parametrize(
+    ("given", "more", "error", "says"),
+    [
+        ({}, {}, UsageError, "two models or more, got 0"),
+        ({"a": GOOD}, {}, UsageError, "two models or more, got 1"),
+        ([("a", GOOD), ("a", GOOD)], {}, UsageError, "'a' stands for 2 models"),
+        ({"a": GOOD, "b": GOOD}, {"seconds": {"c": 1.0}}, UsageError, "seconds of 'c'.*a, b"),
+        ({"a": GOOD, "b": evidence([-1.0, -2.0])}, {}, ShapeError, "'a' has 3 rows and 'b' has 2"),
+        (
+            {"a": GOOD, "b": evidence([-1.0, -torch.inf, torch.nan])},
+            {},
+            DataError,
+            r"'b' is not finite in 2 of 3 rows, the first \[1, 2\]",
+        ),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(given, more, error, says):
+    with pytest.raises(error, match=says):
+        compare(given, **more)
+
+
+# the tables
+
+
+def odd():
+    """Three models under names that mean something to LaTeX, rich and CSV."""
+    numbers = torch.randn(3, 20, dtype=torch.float64) / 3 - 90
+    names = (r"a_1 & 50% #2 {x} $y$ ~^\ <b>", 'b, "quoted"', "c [red]d[/red]")
+    return compare(
+        {n: evidence(v, mc_se=0.1 / 3) for n, v in zip(names, numbers, strict=True)}, seconds={names[0]: 1 / 3}
+    )
+
+
+def test_csv_keeps_every_bit():
+    made = odd()
+    lines = list(csv.DictReader(io.StringIO(made.csv())))
+    assert len(lines) == len(made) == 3
+    for line, model in zip(lines, made.models, strict=True):
+        for field in (f.name for f in fields(Compared)):
+            value = getattr(model, field)
+            assert line[field] == "" if value is None else type(value)(line[field]) == value
+
+
+def test_latex_is_escaped_and_holds_the_numbers():
+    made = odd()
+    text = made.latex()
+    escaped = (
+        r"a\_1 \& 50\% \#2 \{x\} \$y\$ \textasciitilde{}\textasciicircum{}\textbackslash{} \textless{}b\textgreater{}"
+    )
+    assert escaped in text
+    lines = text.splitlines()
+    assert lines[0] == r"\begin{tabular}{l" + "r" * 9 + "}" and lines[-1] == r"\end{tabular}"
+    body = [line for line in lines if line.endswith(r"\\")]
+    assert len(body) == 4 and all(line.replace(r"\&", "").count("&") == 9 for line in body)
+    assert f"$-${abs(made.models[0].log_px):.3f}" in body[1] and "best" in body[1]
+
+
+def test_the_table_shows_names_as_they_are_and_every_number():
+    made = odd()
+    shown = str(made)
+    for model in made.models:
+        assert model.name in shown and f"{model.log_px:.3f}" in shown
+    for model in made.models[1:]:
+        assert f"{model.difference:.3f}" in shown and f"{model.difference_se:.3f}" in shown
+    assert "0.3" in shown and "active units" not in shown
+
+
+def test_forest_draws_two_standard_errors():
+    fig = figures.forest(["best", "$a$", "b"], [0.0, -1.0, -3.0], [0.0, 0.25, None], "K = 50")
+    ax = fig.axes[0]
+    (bars,) = ax.collections
+    spans = [(s[0, 0], s[1, 0]) for s in bars.get_segments()]
+    assert spans == [(0.0, 0.0), (-1.5, -0.5), (-3.0, -3.0)]
+    assert [t.get_text() for t in ax.texts] == ["best", "−1.00 ± 0.25", "−3.00 ± unknown"]
+    assert ax.yaxis_inverted()  # the best on top
+
+
+# evidence read back
+
+
+def test_evidence_comes_back_to_the_last_bit():
+    e = Evidence(*torch.randn(5, 30, dtype=torch.float64), num_samples=7, seed=3)
+    e.mc_se[2] = torch.nan
+    again = Evidence.from_csv(e.rows_csv(), num_samples=7, seed=3)
+    for name in ("log_px", "mc_se", "ess", "elbo", "elbo_se"):
+        assert torch.equal(getattr(e, name).nan_to_num(9), getattr(again, name).nan_to_num(9))
+    assert again.summary() == Evidence.from_csv(again.rows_csv(), num_samples=7, seed=3).summary()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "no rows"),
+        ("row,log_px,mc_se,ess,elbo\n0,1,1,1,1\n", "'elbo_se' is missing"),
+        ("row,log_px,mc_se,ess,elbo,elbo_se\n0,1,1,1,1,1\n2,1,1,1,1,1\n", "not numbered 0 to 1"),
+        ("row,log_px,mc_se,ess,elbo,elbo_se\n0,x,1,1,1,1\n", "no number"),
+        ("row,log_px,mc_se,ess,elbo,elbo_se\n0,1,1\n", "no number"),
+    ],
+)
+def test_a_damaged_csv_is_refused(text, says):
+    with pytest.raises(DataError, match=says):
+        Evidence.from_csv(text, num_samples=1, seed=0)
+
+
+# saved runs
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, request):
+    """Two small runs on digits."""
+    path = tmp_path_factory.mktemp("trained")
+    for name, hidden in zip(RUNS, ("4", "16"), strict=True):
+        options = [
+            "--hidden",
+            hidden,
+            "--latent-dim",
+            "2",
+            "--epochs",
+            "1",
+            "--num-samples",
+            "20",
+            "--batch-size",
+            "256",
+        ]
+        options += ["--device", request.config.getoption("--device")]
+        assert main(["train", "--run", str(path / name), *options]) == 0
+    return path
+
+
+@pytest.fixture
+def runs(tmp_path, trained):
+    """Copies of them."""
+    return [shutil.copytree(trained / name, tmp_path / name) for name in RUNS]
+
+
+def edit(path, **changes):
+    """Changes a run's JSON: config.data_seed=1 is config__data_seed=1, of evidence.json evidence__split."""
+    for key, value in changes.items():
+        where, _, name = key.partition("__")
+        file = path / ("evidence.json" if where == "evidence" else "config.json")
+        record = json.loads(file.read_text())
+        (record if where == "evidence" else record[where])[name] = value
+        file.write_text(json.dumps(record))
+
+
+def test_runs_compare_by_their_evidence(runs):
+    made = compare_runs(runs)
+    loaded = {p.name: Evidence.from_csv((p / "evidence.csv").read_text(), num_samples=20, seed=0) for p in runs}
+    direct = compare(loaded)
+    for a, b in zip(made.models, direct.models, strict=True):
+        assert (a.name, a.log_px, a.difference, a.difference_se) == (b.name, b.log_px, b.difference, b.difference_se)
+        summary = json.loads((runs[0].parent / a.name / "evidence.json").read_text())
+        assert a.log_px == summary["log_px"] and a.seconds == summary["training"]["seconds"] and a.num_samples == 20
+    assert made.rows == 180 and any("of training" in note for note in made.notes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"data__digest": "f" * 64}, "as their data differ.*Train both on the same file"),
+        ({"data__policy": "static binarization, once, seed 0"}, "values differ: counts 0..16 and static binarization"),
+        (
+            {"config__likelihood": "normal", "config__likelihood_options": {}},
+            r"kind of log p\(x\) differ: log probability.*and log density.*units",
+        ),
+        ({"evidence__split": "digits, validation"}, "split differ: test and validation.*evaluate RUN --split"),
+    ],
+)
+def test_runs_whose_numbers_are_not_of_the_same_thing_are_refused(runs, changes, says):
+    edit(runs[1], **changes)
+    with pytest.raises(DataError, match=says) as caught:
+        compare_runs(runs)
+    assert "'narrow' and 'wide'" in str(caught.value)
+    assert main(["compare", *map(str, runs)]) == 3
+
+
+def test_own_files_are_compared_on_the_same_shuffle_only(runs):
+    for run, seed in zip(runs, (0, 1), strict=True):
+        edit(
+            run,
+            config__data="a, b.npy",
+            config__data_seed=seed,
+            data__name="a, b.npy",
+            evidence__split="a, b.npy, test",
+        )
+    with pytest.raises(DataError, match=r"shuffle of the data differ: 0 and 1.*--data-seed"):
+        compare_runs(runs)
+    edit(runs[1], config__data_seed=0)
+    assert len(compare_runs(runs)) == 2
+
+
+def test_digits_are_split_the_same_whatever_the_data_seed(runs):
+    edit(runs[1], config__data_seed=1)
+    assert len(compare_runs(runs)) == 2
+
+
+def test_other_likelihoods_of_the_same_kind_are_compared(runs):
+    edit(runs[1], config__likelihood="poisson", config__likelihood_options={})
+    assert len(compare_runs(runs)) == 2
+
+
+def test_runs_scored_on_other_rows_are_refused_and_other_samples_are_noted(runs, capsys):
+    assert main(["evaluate", str(runs[0]), "--rows", "50", "--num-samples", "20"]) == 0
+    assert main(["compare", *map(str, runs)]) == 3
+    assert "rows differ: 50 and 180" in capsys.readouterr().err
+    assert main(["evaluate", str(runs[0]), "--rows", "180", "--num-samples", "30"]) == 0  # all rows, named otherwise
+    assert main(["compare", *map(str, runs)]) == 0
+    assert "scored with 20, 30 samples" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["evidence.json", "evidence.csv"])
+def test_a_run_that_was_not_scored_is_sent_to_evaluate(runs, name):
+    (runs[1] / name).unlink()
+    with pytest.raises(RunFolderError, match=rf"{name}: it was never scored.*pyro-vae evaluate .*wide"):
+        compare_runs(runs)
+    assert main(["compare", *map(str, runs)]) == 4
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda p: edit(p, evidence__log_px=-1.0), "different evaluations"),
+        (lambda p: edit(p, evidence__rows=179), "different evaluations"),
+        (lambda p: edit(p, evidence__log_px="-1"), "cannot be used"),
+        (lambda p: edit(p, evidence__split=None), "cannot be used"),
+        (lambda p: edit(p, data__shape=8), "cannot be used"),
+        (lambda p: (p / "evidence.csv").write_text("row\n0\n"), "cannot be used.*log_px"),
+        (lambda p: (p / "evidence.csv").write_bytes(b"\xff\xfe"), "cannot be used"),
+        (lambda p: (p / "evidence.json").write_text("[]"), "cannot be used"),
+        (lambda p: edit(p, config__likelihood="nothing"), "cannot be used.*nothing"),
+        (lambda p: shutil.rmtree(p), "no run folder"),
+    ],
+)
+def test_a_damaged_run_is_refused(runs, damage, says):
+    damage(runs[1])
+    with pytest.raises(RunFolderError, match=says):
+        compare_runs(runs)
+    assert main(["compare", *map(str, runs)]) == 4
+
+
+def test_parts_of_ones_own_are_compared(runs):
+    for run in runs:
+        edit(run, config__prior="mine", config__likelihood="ours", config__likelihood_options={})
+    with pytest.raises(RunFolderError, match=r"no likelihood 'ours'.*components="):
+        compare_runs(runs)
+    assert len(compare_runs(runs, {"ours": FAMILIES["poisson"].make()})) == 2
+    edit(runs[1], config__likelihood="normal")
+    with pytest.raises(DataError, match=r"log probability.*log density"):
+        compare_runs(runs, {"ours": FAMILIES["poisson"].make()})
+
+
+def test_active_units_are_those_of_the_epoch_kept(runs):
+    (runs[0] / "metrics.jsonl").unlink()
+    lines = [{"epoch": epoch, "active_units": units} for epoch, units in ((1, 2), (2, 7))]
+    (runs[1] / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    made = compare_runs(runs)
+    assert by_name(made)["wide"].active_units == 2 and by_name(made)["narrow"].active_units is None
+    assert "active units" in str(made) and "validation rows" in made.notes[-1]
+    (runs[1] / "metrics.jsonl").write_text('{"epoch": 1}\n')
+    assert "active units" not in str(compare_runs(runs))
+
+
+def test_folders_of_one_name_go_by_their_paths(runs, tmp_path):
+    other = shutil.copytree(runs[1], tmp_path / "more" / "narrow")
+    assert {m.name for m in compare_runs([*runs, other]).models} == {str(runs[0]), str(other), "wide"}
+    with pytest.raises(UsageError, match="named twice"):
+        compare_runs([runs[0], runs[0].parent / "wide" / ".." / "narrow"])
+
+
+def test_the_command_line_compares(runs, tmp_path, capsys):
+    files = {option: tmp_path / "new" / f"out.{option}" for option in ("csv", "latex")}
+    files["figure"] = tmp_path / "new" / "forest.png"
+    asked = [word for option, path in files.items() for word in (f"--{option}", str(path))]
+    assert main(["compare", *map(str, runs), *asked]) == 0
+    shown, made = capsys.readouterr().out, compare_runs(runs)
+    assert isinstance(made, Comparison)
+    for model in made.models:
+        assert model.name in shown and f"{model.log_px:.3f}" in shown
+    assert f"{made.models[1].difference_se:.3f}" in shown and "note: seconds" in shown
+    assert files["csv"].read_text() == made.csv() and files["latex"].read_text() == made.latex()
+    assert files["figure"].read_bytes().startswith(b"\x89PNG") and all(str(p) in shown for p in files.values())
+
+
+def test_exit_codes_of_compare(runs, tmp_path):
+    (tmp_path / "file").write_text("")
+    two = list(map(str, runs))
+    assert main(["compare"]) == 2 and main(["compare", two[0]]) == 2 and main(["compare", two[0], two[0]]) == 2
+    assert main(["compare", *two, "--figure", str(tmp_path / "forest.jpg")]) == 2
+    assert main(["compare", *two, "--csv", str(tmp_path / "file" / "a.csv")]) == 4
+    assert main(["compare", *two, "--figure", str(tmp_path / "file" / "a.png")]) == 4
+    assert main(["compare", two[0], str(tmp_path / "nowhere")]) == 4
+    assert issubclass(DataError, PyroVAEError) and DataError.exit_code == 3
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "columns"])
+def test_the_kind_of_log_px_is_that_of_the_familys_support(name):
+    spec = FAMILIES[name]
+    options = {k: 4 for k, default in spec.options.items() if default is inspect.Parameter.empty and k != "dim"}
+    said = kind(Config(likelihood=name, likelihood_options=options), (1, 2, 2), {})
+    whole = spec.support.startswith(("0 or 1", "counts", "classes"))
+    assert said.startswith("log probability" if whole else "log density")
