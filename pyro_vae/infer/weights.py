@@ -161,9 +161,13 @@ def sample_sites(trace: poutine.Trace) -> dict[str, Site]:
     }
 
 
-def row_log_prob(name: str, site: Site, plates: Plates) -> Tensor:
-    """One site's log-probability, summed over inner plates: ``(K, N)``."""
-    log_prob = scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])
+def row_log_prob(name: str, site: Site, plates: Plates, scale: Any = 1.0) -> Tensor:
+    """One site's log-probability times `scale`, summed over inner plates: ``(K, N)``."""
+    return sum_rows(name, scale_and_mask(site["fn"].log_prob(site["value"]), scale=scale, mask=site["mask"]), plates)
+
+
+def sum_rows(name: str, log_prob: Tensor, plates: Plates) -> Tensor:
+    """What a site has along its plates, summed over inner ones: ``(K, N)``."""
     particle_dim = -1 - plates.nesting
     if log_prob.dim() != plates.nesting + 1:
         raise ProgramError(

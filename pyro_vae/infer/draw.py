@@ -1,0 +1,280 @@
+r"""K draws from the guide with their log weights, and the three ways in which a gradient reaches them.
+
+    log w_k = log p_θ(x, z_k) − log q_φ(z_k | x),   z_k = z_φ(ε_k)
+
+depends on the parameters *directly through the model* (θ), through the *path* z_φ, and directly through the *score*
+log q_φ at fixed z. A gradient estimator is a choice of how much each particle weighs in each of the three.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from pyro import plate, poutine
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import Message
+from torch import Tensor
+
+from pyro_vae.errors import ProgramError
+
+from .weights import PARTICLES, LogProbs, Plates, Program, Site, check_pair, row_log_prob, sample_sites, sum_terms
+
+Sites = dict[str, Site]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A model and a guide with what they are called on, and where their data plate is."""
+
+    model: Program
+    guide: Program
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    plates: Plates
+
+    def run(self, program: Program, particles: int, like: poutine.Trace | None = None) -> poutine.Trace:
+        """The program's trace under a plate of particles, with the draws (and subsampled rows) of another if one is given."""
+        replayed = program if like is None else poutine.replay(program, trace=like)
+        with plate(PARTICLES, particles, dim=-1 - self.plates.nesting):
+            return poutine.trace(replayed).get_trace(*self.args, **self.kwargs)
+
+
+def with_values(trace: poutine.Trace, values: Mapping[str, Tensor]) -> poutine.Trace:
+    """A copy of a trace with other latent values."""
+    copy = trace.copy()
+    for name, value in values.items():
+        copy.nodes[name] = {**copy.nodes[name], "value": value}
+    return copy
+
+
+class Detached(Messenger):
+    """Draws are handed on without their path to the parameters they were drawn with."""
+
+    def _pyro_post_sample(self, msg: Message) -> None:
+        if not msg["is_observed"] and isinstance(msg["value"], Tensor):
+            msg["value"] = msg["value"].detach()
+
+
+@dataclass
+class Run:
+    """One run of both programs: P particles a row, ``(P, N)`` wherever a tensor is spoken of.
+
+    Args:
+        pair: the programs.
+        particles: P.
+        detached: draws have no path to φ.
+        weighable: the path of each particle can be given a weight of its own.
+    """
+
+    pair: Pair
+    particles: int
+    detached: bool = False
+    weighable: bool = False
+    path: Tensor | None = field(default=None, init=False)  # multiplies gradients along z, on their way back
+
+    def __post_init__(self) -> None:
+        with Detached() if self.detached else nullcontext():
+            self.trace = self.pair.run(self.pair.guide, self.particles)
+        self.q = sample_sites(self.trace)
+        self.values = {name: self.handed(site) for name, site in self.q.items()}
+        handed = with_values(self.trace, self.values) if self.weighable else self.trace
+        self.p = sample_sites(self.pair.run(self.pair.model, self.particles, handed))
+        check_pair(self.p, self.q)
+        self.scales = Scales.of(self.p, self.q, self.pair.plates)
+
+    def handed(self, site: Site) -> Tensor:
+        """The draw as the densities see it: itself, or a copy whose gradient is multiplied by `path`."""
+        value: Tensor = site["value"]
+        if not (self.weighable and value.requires_grad):
+            return value
+        copy, event = value.view_as(value), (1,) * site["fn"].event_dim
+
+        def weigh(gradient: Tensor) -> Tensor:
+            return gradient if self.path is None else gradient * self.along_plates(self.path, event)
+
+        copy.register_hook(weigh)
+        return copy
+
+    def along_plates(self, by_row: Tensor, event: tuple[int, ...] = ()) -> Tensor:
+        """A (P, N) tensor in the shape of the plates, with event dimensions of size 1."""
+        shape = [1] * (self.pair.plates.nesting + 1)
+        shape[0], shape[self.pair.plates.dim] = by_row.shape
+        return by_row.reshape(*shape, *event)
+
+    @cached_property
+    def terms(self) -> LogProbs:
+        """log p(x | z), log p(z) and log q(z | x) by site."""
+        observed = {name: site for name, site in self.p.items() if site["is_observed"]}
+        latent = {name: site for name, site in self.p.items() if not site["is_observed"]}
+        q = self.guide_at(self.values) if self.weighable else self.q
+        return LogProbs(
+            self.score("model", observed, {}), self.score("model", latent, {}), self.score("guide", q, self.values)
+        )
+
+    def score(self, program: str, sites: Sites, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Each site's log-probability at these values (its own by default), with the scale that a handler gave it."""
+        scale = self.scales.inner
+        return {
+            name: row_log_prob(
+                name, {**site, "value": values.get(name, site["value"])}, self.pair.plates, scale[program, name]
+            )
+            for name, site in sites.items()
+        }
+
+    def guide_at(self, values: Mapping[str, Tensor]) -> Sites:
+        """The guide's sites at other draws: where one latent depends on another, its parameters do, too."""
+        if len(self.q) == 1:
+            return self.q
+        return sample_sites(self.pair.run(self.pair.guide, self.particles, with_values(self.trace, values)))
+
+    @cached_property
+    def held_score(self) -> Tensor:
+        """log q_φ(z | x) at the same draws, held fixed: what depends on φ directly, and nothing else."""
+        held = {name: site["value"].detach() for name, site in self.q.items()}
+        return sum_terms(self.score("guide", self.guide_at(held), held))
+
+    @property
+    def row_weight(self) -> Any:
+        """What each row counts in a loss: a number, or ``(N,)``."""
+        weight, plates = self.scales.outer, self.pair.plates
+        if not isinstance(weight, Tensor) or weight.numel() == 1:
+            return weight
+        along = weight.movedim(plates.dim, -1) if weight.dim() >= -plates.dim else weight
+        if along.shape[-1] != along.numel():
+            raise ProgramError(
+                f"a handler weighs the whole program by a tensor of shape {tuple(weight.shape)}; wanted one number, or one "
+                f"for each row along the plate {plates.data!r}"
+            )
+        return along.reshape(-1)
+
+    def surrogate(self, model: Tensor, path: Tensor | None, score: Tensor | None) -> Tensor:
+        """As :meth:`Draw.surrogate`, with tensors ``(P, N)``."""
+        if path is not None:
+            least = torch.finfo(path.dtype).eps ** 2 * path.abs()  # where a underflows b may not: b / a stays defined
+            model = torch.where(model.abs() < least, least, model)
+            self.path = torch.where(model == 0, torch.zeros_like(path), path / model)
+        total = model * self.terms.log_w
+        if score is not None:
+            total = total + (model - score) * self.held_score
+        return total.sum(0)
+
+
+@dataclass
+class Draw:
+    """All particles of a row, in one run of the programs or in several; ``(*K, N)`` is ``(K, N)``, or ``(M, K, N)`` in groups.
+
+    Attributes:
+        runs: of the programs.
+        groups: M, or None where particles are not grouped.
+    """
+
+    runs: list[Run]
+    groups: int | None = None
+
+    @cached_property
+    def terms(self) -> LogProbs:
+        """log p(x | z), log p(z) and log q(z | x) by site, ``(P, N)`` with all P particles in one dimension."""
+        if len(self.runs) == 1:
+            return self.runs[0].terms
+        return LogProbs(
+            *(
+                {site: torch.cat([getattr(run.terms, kind)[site] for run in self.runs]) for site in first}
+                for kind in ("observed", "prior", "posterior")
+                for first in [getattr(self.runs[0].terms, kind)]
+            )
+        )
+
+    @cached_property
+    def log_w(self) -> Tensor:
+        """log p(x, z) − log q(z | x), ``(*K, N)``, nats."""
+        return self.grouped(self.terms.log_w)
+
+    def grouped(self, flat: Tensor) -> Tensor:
+        """(P, N) as (*K, N)."""
+        return flat if self.groups is None else flat.reshape(self.groups, -1, flat.shape[-1])
+
+    @property
+    def first(self) -> Run:
+        """The first run, whose sites are those of all."""
+        return self.runs[0]
+
+    def without_path(self) -> list[str]:
+        """Latent sites whose draws carry no gradient of φ: no ``rsample``."""
+        return [name for name, site in self.first.q.items() if not getattr(site["fn"], "has_rsample", False)]
+
+    def split(self, weights: Tensor) -> list[Tensor]:
+        """(*K, N) weights as (P, N) ones for each run, detached."""
+        sizes = [run.particles for run in self.runs]
+        return list(weights.detach().reshape(sum(sizes), -1).split(sizes))
+
+    def surrogate(self, model: Tensor, path: Tensor | None = None, score: Tensor | None = None) -> Tensor:
+        r"""``(N,)``, whose gradient is Σ_k a_k ∂_θ log p_θ(x, z_k) + b_k ∂_z log w_k · ∂_φ z_k − c_k ∂_φ log q_φ(z_k | x).
+
+        Args:
+            model: a, ``(*K, N)``, as b and c.
+            path: b, a by default; anything else needs weighable draws.
+            score: c, a by default.
+        """
+        none: list[Tensor | None] = [None] * len(self.runs)
+        b, c = (none if weights is None else self.split(weights) for weights in (path, score))
+        parts = enumerate(zip(self.runs, self.split(model), b, c, strict=True))
+        return sum_terms({f"{i}": run.surrogate(a_i, b_i, c_i) for i, (run, a_i, b_i, c_i) in parts})
+
+
+@dataclass(frozen=True)
+class Scales:
+    """How much the rows weigh in a loss (`outer`), and how much each site weighs in its row (`inner`).
+
+    A subsampled plate counts each row N / B times, and a handler over the whole program weighs all sites alike: both
+    multiply a row's bound from outside. What a handler does to some sites only (β on the latents) changes the bound.
+    """
+
+    outer: Any
+    inner: Mapping[tuple[str, str], Any]
+
+    @classmethod
+    def of(cls, p: Sites, q: Sites, plates: Plates) -> Scales:
+        sites = {("model", n): s for n, s in p.items()} | {("guide", n): s for n, s in q.items()}
+        ratio = subsampling(next(iter(sites.values())), plates.data)
+        inner = {key: scaled(site["scale"], ratio) for key, site in sites.items()}
+        first = next(iter(inner.values()))
+        if all(same(s, first) for s in inner.values()):
+            return cls(scaled(first, 1 / ratio), dict.fromkeys(inner, 1.0))
+        return cls(ratio, inner)
+
+
+def subsampling(site: Site, name: str) -> float:
+    """Full size over subsample size of the plate of that name."""
+    frame = next(f for f in site["cond_indep_stack"] if f.name == name)
+    full = frame.full_size if frame.full_size is not None else frame.size
+    return float(full) / float(frame.size)
+
+
+def scaled(scale: Any, ratio: float) -> Any:
+    """scale / ratio; exactly 1.0 where only rounding keeps it from that."""
+    value = scale if ratio == 1 else scale / ratio
+    return 1.0 if isinstance(value, float | int) and abs(value - 1) < 1e-12 else value
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two scales are one. Tensors are looked into only where both are, so that β on a GPU costs no wait."""
+    if isinstance(a, Tensor) != isinstance(b, Tensor):
+        return False
+    return a is b or (torch.equal(a, b) if isinstance(a, Tensor) else a == b)
+
+
+def check_inner_plates(run: Run, bound: Callable[[Tensor], Tensor]) -> None:
+    """Refuses subsampled plates within a row under a bound that is not linear in log w."""
+    for site in [*run.p.values(), *run.q.values()]:
+        for frame in site["cond_indep_stack"]:
+            if frame.name not in (run.pair.plates.data, PARTICLES) and frame.full_size not in (None, frame.size):
+                raise ProgramError(
+                    f"site {site['name']!r} lies in the plate {frame.name!r}, which subsamples {frame.size} of "
+                    f"{frame.full_size} within a row: its scaled sum is unbiased for log p, so Bound(elbo) is right and "
+                    f"{bound} is not. Take Bound(elbo), or the whole plate."
+                )

@@ -1,0 +1,204 @@
+r"""`Bound`: any bound, any gradient estimator, as one of Pyro's ELBO objectives; per row, whatever the plates."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from pyro.infer import ELBO
+from pyro.infer.enum import get_importance_trace
+from pyro.infer.util import is_validation_enabled
+from torch import Tensor
+
+from pyro_vae.errors import ProgramError, UsageError
+
+from .bounds import elbo
+from .draw import Draw, Pair, Run, check_inner_plates
+from .estimators import BoundFunction, Estimator, guide_bound, pathwise
+from .weights import Plates, Program, find_plates
+
+Term = Callable[[Draw], Tensor]
+
+
+class Bound(ELBO):
+    r"""loss = −Σ_n s_n F(log w_·n), with F a bound on log p(x_n) and log w_kn = log p(x_n, z_kn) − log q(z_kn | x_n).
+
+    The bound is of each row by itself; s_n is what a row counts (N / B under a subsampled plate, 1 otherwise), so mini-batch
+    losses are unbiased and the bound stays one. Handlers that weigh some sites (β on the latents) change log w.
+    Works in stock :class:`pyro.infer.SVI`, in :func:`~pyro_vae.fit`, and called as a module: ``Bound(iwae)(model, guide)(x)``.
+
+    Args:
+        bound: a function of log weights, ``(K, N)`` → ``(N,)``, such as :func:`~pyro_vae.elbo`, :func:`~pyro_vae.iwae` or
+            ``renyi(0.5)``; ``(M, K, N)`` → ``(N,)`` with `num_groups`.
+        num_particles: K.
+        estimator: of the gradient: ``pathwise``, ``stl``, ``dreg``, ``gdreg``, ``vimco``, ``rws`` or ``analytic_kl``.
+        num_groups: M, for ``miwae`` and ``piwae``: M · K particles a row.
+        terms: functions of the draw, each ``(N,)`` in nats, that are added to the bound, such as ``free_bits(0.5)``.
+        vectorize_particles: run both programs once for all particles; False runs them M · K times, for programs that do not
+            broadcast.
+
+    Raises:
+        UsageError: fewer than one particle or group; particles that memory has no room for.
+        ProgramError: a pair without a log weight for each row, a site that the estimator cannot treat (it names the site
+            and what can), a bound of the wrong shape, or NaN weights (where validation is on).
+
+    References:
+        Importance Weighted Autoencoders (Burda, Grosse & Salakhutdinov, 2016), https://arxiv.org/abs/1509.00519
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyro.infer import SVI
+        >>> from pyro_vae import VAE, StandardNormal, Conditional, MLP, bernoulli, normal, iwae, dreg
+        >>> vae = VAE(StandardNormal(2), Conditional(MLP(2, 9), bernoulli), Conditional(MLP(9, 2 * 2), normal))
+        >>> objective = Bound(iwae, num_particles=8, estimator=dreg)
+        >>> svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), objective)
+        >>> x = torch.ones(5, 9)
+        >>> svi.step(x) > 0, objective.per_row(vae.model, vae.guide, x).shape
+        (True, torch.Size([5]))
+    """
+
+    def __init__(
+        self,
+        bound: BoundFunction = elbo,
+        num_particles: int = 1,
+        *,
+        estimator: Estimator = pathwise,
+        num_groups: int | None = None,
+        terms: Sequence[Term] = (),
+        vectorize_particles: bool = True,
+    ) -> None:
+        for name, value in (("num_particles", num_particles), ("num_groups", num_groups)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise UsageError(f"{name} must be a whole number from 1, got {value!r}")
+        if not callable(bound):
+            raise UsageError(f"a bound is a function of log weights, such as elbo or iwae; got {bound!r}")
+        super().__init__(num_particles=num_particles, vectorize_particles=vectorize_particles)
+        self.bound, self.estimator, self.num_groups, self.terms = bound, estimator, num_groups, tuple(terms)
+        self.known: tuple[Program, Program, Plates] | None = None
+
+    def __repr__(self) -> str:
+        groups = f", num_groups={self.num_groups}" if self.num_groups else ""
+        name = getattr(self.bound, "__name__", repr(self.bound))
+        return f"Bound({name}, num_particles={self.num_particles}{groups}, estimator={self.estimator!r})"
+
+    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+        """−Σ_n s_n F_n, a number without a gradient."""
+        with torch.no_grad():
+            return self.differentiable_loss(model, guide, *args, **kwargs)
+
+    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss, with its gradient added to the parameters'."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        if loss.requires_grad:
+            loss.backward()
+        return loss.detach()
+
+    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss, whose ``backward()`` leaves the estimator's gradient on the parameters."""
+        value, surrogate, draw = self.estimate(model, guide, args, kwargs)
+        rows = surrogate if value is surrogate else surrogate + (value - surrogate).detach()
+        return -(rows * draw.first.row_weight).sum()
+
+    def per_row(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+        """F of each row (with the added terms), ``(N,)``, nats; without a gradient, and without s_n."""
+        with torch.no_grad():
+            return self.estimate(model, guide, args, kwargs)[0]
+
+    def estimate(
+        self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Tensor, Tensor, Draw]:
+        """Each row's bound, what to differentiate in its place, and the draw that both were made of."""
+        draw = self.draw(model, guide, args, kwargs)
+        if self.bound is not elbo:
+            check_inner_plates(draw.first, self.bound)
+        if is_validation_enabled():
+            self.check_weights(draw)
+        value, surrogate = self.estimator(draw, self.bound)
+        rows = draw.log_w.shape[-1]
+        if value.shape != (rows,) or surrogate.shape != (rows,):
+            raise ProgramError(
+                f"{self!r}: log weights of shape {tuple(draw.log_w.shape)} gave a bound of shape {tuple(value.shape)}; "
+                f"wanted one number a row, ({rows},). Reduce over particles only."
+            )
+        for term in self.terms:
+            added = term(draw)
+            same = value is surrogate
+            value = value + added
+            surrogate = value if same else surrogate + added
+        return value, surrogate, draw
+
+    def draw(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Draw:
+        """The particles: one run of the programs, or one for each."""
+        pair = Pair(model, guide, args, kwargs, self.plates(model, guide, args, kwargs))
+        detached = getattr(self.estimator, "detached", False)
+        weighable = getattr(self.estimator, "weighable", False) or guide_bound(self.bound) is not self.bound
+        total = self.num_particles * (self.num_groups or 1)
+        sizes = [total] if self.vectorize_particles else [1] * total
+        return Draw([Run(pair, size, detached, weighable) for size in sizes], self.num_groups)
+
+    def plates(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plates:
+        """Where the pair keeps its rows; found once, by a run of one particle that also says what memory it takes."""
+        if self.known is None or self.known[:2] != (model, guide):
+            with torch.random.fork_rng(devices=cuda_devices(args)):  # draws of its own would shift those that follow
+                plates = find_plates(model, guide, *args, **kwargs)
+                self.check_memory(Pair(model, guide, args, kwargs, plates))
+            self.known = (model, guide, plates)
+        return self.known[2]
+
+    def check_memory(self, pair: Pair) -> None:
+        """Refuses more particles than there is memory for, before anything is run with them."""
+        particles = self.num_particles * (self.num_groups or 1)
+        if particles < 64:
+            return
+        one, free = saved_bytes(pair), free_bytes(pair.args)
+        if free is not None and one * particles > free:
+            rows = max(1, int(len(pair.args[0]) * free / (one * particles)))
+            raise UsageError(
+                f"{particles} particles of {len(pair.args[0])} rows need about {one * particles / 2**30:.1f} GiB for their "
+                f"gradients, and {free / 2**30:.1f} GiB are free. Rows are independent of one another: take batches of "
+                f"{rows} rows or fewer (batch_size={rows}), or fewer particles."
+            )
+
+    def check_weights(self, draw: Draw) -> None:
+        """Names the row and the particle of a NaN weight."""
+        bad = draw.terms.log_w.isnan()
+        if bad.any():
+            particle, row = bad.nonzero()[0].tolist()
+            raise ProgramError(
+                f"log w is NaN for row {row}, particle {particle} ({int(bad.any(0).sum())} of {bad.shape[1]} rows in all): "
+                "model or guide put out parameters that are not finite, or x holds NaN. Look at that row."
+            )
+
+    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:  # Pyro's abstract method
+        return get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
+
+
+def cuda_devices(args: tuple[Any, ...]) -> list[torch.device]:
+    """The GPUs that the data is on."""
+    return list({a.device for a in args if isinstance(a, Tensor) and a.device.type == "cuda"})
+
+
+def saved_bytes(pair: Pair) -> int:
+    """What one particle a row keeps for the backward pass: the storages that autograd saves, parameters aside."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if not (tensor.is_leaf and tensor.requires_grad):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        Run(pair, 1).terms.log_w.sum()
+    return sum(kept.values())
+
+
+def free_bytes(args: tuple[Any, ...]) -> int | None:
+    """Free memory of the device that the data is on, or None where the system does not say."""
+    if devices := cuda_devices(args):
+        return torch.cuda.mem_get_info(devices[0])[0]
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return None

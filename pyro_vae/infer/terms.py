@@ -1,0 +1,263 @@
+r"""Terms that an objective adds to its bound: functions of the draw, ``(N,)`` in nats, ``Bound(elbo, terms=[free_bits(0.5)])``.
+
+What is trained is then another objective; the logged ELBO and every evaluation stay what they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vae.errors import ProgramError, UsageError
+
+from .analytic import kl
+from .draw import Draw, Run
+from .latents import closed_kl, univariate
+
+SCALES = (0.2, 0.5, 1.0, 2.0, 5.0)  # of the kernel's squared width, as multiples of the latents' dimension
+
+
+def at_least(name: str, value: float, least: float) -> None:
+    if not value >= least:
+        raise UsageError(f"{name} must be {least} or more, got {value}")
+
+
+@dataclass(frozen=True)
+class free_bits:
+    r"""Σ_g [mean_n KL_g < λ] (KL_gn − λ): the ELBO becomes log p(x | z) − Σ_g max(λ, mean_n KL_g).
+
+    A group g of latents whose KL, averaged over the batch, is below λ pays no more for being used: it cannot collapse.
+    The trained loss is a bound still, a looser one; its KL is in closed form where there is one.
+
+    Args:
+        nats: λ for each group.
+        per: "unit" for each latent coordinate (of sites whose prior and posterior both factorise), "site" for whole sites.
+
+    References:
+        Improving Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016), appendix C.8,
+        https://arxiv.org/abs/1606.04934
+
+    Example:
+        >>> from pyro_vae import Bound, elbo
+        >>> Bound(elbo, terms=[free_bits(0.25)]).terms
+        (free_bits(nats=0.25, per='unit'),)
+    """
+
+    nats: float
+    per: str = "unit"
+
+    def __post_init__(self) -> None:
+        at_least("nats", self.nats, 0)
+        if self.per not in ("unit", "site"):
+            raise UsageError(f"free bits are per 'unit' or per 'site', got {self.per!r}")
+
+    def __call__(self, draw: Draw) -> Tensor:
+        groups = torch.cat([group for name in draw.first.q for group in self.groups(draw, name)], -1)  # (N, groups)
+        below = groups.detach().mean(0) < self.nats
+        return torch.where(below, groups - self.nats, torch.zeros_like(groups)).sum(-1)
+
+    def groups(self, draw: Draw, name: str) -> list[Tensor]:
+        """The KL of a site's groups, ``(N, groups)``, mean over particles."""
+        per_run = [unit_kl(run, name) if self.per == "unit" else whole_kl(run, name) for run in draw.runs]
+        return [torch.cat(per_run).mean(0)]
+
+
+def whole_kl(run: Run, name: str) -> Tensor:
+    """A site's KL, ``(P, N, 1)``."""
+    term = closed_kl(run.q[name]["fn"], run.p[name]["fn"])
+    if term is None:
+        term = (run.terms.posterior[name] - run.terms.prior[name]) / scale_of(run, name)
+        return term.unsqueeze(-1)
+    return by_row(run, term.expand(run.q[name]["fn"].batch_shape), 0)
+
+
+def unit_kl(run: Run, name: str) -> Tensor:
+    """The KL of each unit of a site, ``(P, N, units)``, not scaled by handlers."""
+    q, p, z = univariate(run.q[name]["fn"]), univariate(run.p[name]["fn"]), run.q[name]["value"]
+    if q is None or p is None:
+        raise ProgramError(
+            f"site {name!r}: {type(run.q[name]['fn']).__name__} and {type(run.p[name]['fn']).__name__} are not both products "
+            'of one-dimensional distributions, so there is no KL per unit. Take free_bits(nats, per="site").'
+        )
+    term = closed_kl(q, p)
+    return by_row(
+        run, q.log_prob(z) - p.log_prob(z) if term is None else term.expand(z.shape), run.q[name]["fn"].event_dim
+    )
+
+
+def scale_of(run: Run, name: str) -> Any:
+    return run.scales.inner["guide", name]
+
+
+def by_row(run: Run, tensor: Tensor, event_dim: int) -> Tensor:
+    """``(P, N, units)``: inner plates and event dimensions as units."""
+    plates = run.pair.plates
+    moved = tensor.movedim((-1 - plates.nesting - event_dim, plates.dim - event_dim), (0, 1))
+    return moved.reshape(*moved.shape[:2], -1)
+
+
+@dataclass
+class capacity:
+    r"""KL − γ |KL − C|: the ELBO becomes log p(x | z) − γ |KL(q(z | x) ‖ p(z)) − C|, with C growing as training goes on.
+
+    Args:
+        nats: C at the end of training.
+        gamma: γ, how strictly it is held.
+        schedule: fraction of training done to a multiple of C; ``fit(..., on_step=term.at)`` tells it how far training is.
+
+    References:
+        Understanding disentangling in beta-VAE (Burgess et al., 2018), https://arxiv.org/abs/1804.03599
+
+    Example:
+        >>> term = capacity(25.0, gamma=100.0, schedule=lambda done: min(1.0, 2 * done))
+        >>> term.at(0.25)
+        >>> term.now
+        12.5
+    """
+
+    nats: float
+    gamma: float = 1.0
+    schedule: Callable[[float], float] | None = None
+
+    def __post_init__(self) -> None:
+        at_least("nats", self.nats, 0)
+        at_least("gamma", self.gamma, 0)
+        self.at(0.0)
+
+    def at(self, done: float) -> None:
+        """Sets C for the next step, at a fraction `done` of training."""
+        self.now = self.nats if self.schedule is None else self.nats * self.schedule(done)
+
+    def __call__(self, draw: Draw) -> Tensor:
+        total = torch.cat([kl(run) for run in draw.runs]).mean(0)
+        return total - self.gamma * (total - self.now).abs()
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """KL = mutual information + total correlation + dimension-wise KL, each ``(N,)`` at the draws, in nats."""
+
+    mutual_information: Tensor
+    total_correlation: Tensor
+    dimension_wise_kl: Tensor
+
+
+def decompose_kl(draw: Draw, dataset_size: int, stratified: bool = False) -> Decomposition:
+    r"""E KL(q(z | x) ‖ p(z)) = I(x; z) + KL(q(z) ‖ Π_d q(z_d)) + Σ_d KL(q(z_d) ‖ p(z_d)), estimated from a batch.
+
+        log q(z_i) ≈ log Σ_j w_ij q(z_i | x_j)   over the B rows of the batch, N the size of the data set
+
+    *Weighted* (Chen et al.): w_ij = 1 / (N B), too small by a factor between B (rows whose latents are far apart) and N (all
+    alike), whatever B is. So log q(z) comes out log B to log N too small, I(x; z) as much too large, and the total
+    correlation, which sets one log q(z) against D of them, up to (D − 1) log N too large: nearly constants, which a gradient
+    does not see; the figures are not to be quoted. *Stratified*: w_ii = 1 / N and w_ij = (N − 1) / (N (B − 1)), unbiased for
+    q(z), hence log q(z) too small by Jensen's inequality alone; exact for B = N. Its gradient has more variance.
+
+    Raises:
+        UsageError: a data set smaller than the batch.
+        ProgramError: more than one latent site, or one that does not factorise.
+
+    References:
+        Isolating Sources of Disentanglement in VAEs (Chen et al., 2018), https://arxiv.org/abs/1802.04942
+    """
+    run = draw.first
+    name, *more = run.q
+    if more or len(draw.runs) != 1:
+        raise ProgramError(f"the decomposition is of one latent site, in one vectorised run; here are {list(run.q)}")
+    q, p, z = univariate(run.q[name]["fn"]), univariate(run.p[name]["fn"]), run.q[name]["value"]
+    if q is None or p is None or run.pair.plates.nesting != 1 or run.q[name]["fn"].event_dim != 1:
+        raise ProgramError(f"site {name!r}: prior and posterior must both be products of one-dimensional distributions")
+    if dataset_size < z.shape[1]:
+        raise UsageError(f"dataset_size={dataset_size}, but a batch has {z.shape[1]} rows: give the size of the data")
+    each = q.expand((len(z), 1, *z.shape[1:])).log_prob(z.unsqueeze(2))  # (P, i, j, D): z_i under q(z | x_j)
+    log_weight = minibatch_weights(z.shape[1], dataset_size, stratified).to(z).log()
+    log_qz = (each.sum(-1) + log_weight).logsumexp(2)
+    log_product = (each + log_weight.unsqueeze(-1)).logsumexp(2).sum(-1)
+    log_qzx, log_pz = q.log_prob(z).sum(-1), p.log_prob(z).sum(-1)
+    parts = (log_qzx - log_qz, log_qz - log_product, log_product - log_pz)
+    return Decomposition(*(part.mean(0) for part in parts))
+
+
+def minibatch_weights(rows: int, dataset_size: int, stratified: bool) -> Tensor:
+    """w_ij, ``(B, B)``."""
+    if not stratified:
+        return torch.full((rows, rows), 1 / (rows * dataset_size))
+    others = (dataset_size - 1) / (dataset_size * (rows - 1)) if rows > 1 else 0.0
+    return torch.full((rows, rows), others).fill_diagonal_(1 / dataset_size)
+
+
+@dataclass(frozen=True)
+class total_correlation:
+    r"""−(β − 1) TC: the ELBO of β-TC-VAE, which weighs the total correlation KL(q(z) ‖ Π_d q(z_d)) by β, the rest by 1.
+
+    Args:
+        beta: β ≥ 0; 1 is the ELBO.
+        dataset_size: N.
+        stratified: how :func:`decompose_kl` weighs the rows of a batch; its bias is stated there.
+
+    Example:
+        >>> from pyro_vae import Bound, elbo
+        >>> objective = Bound(elbo, terms=[total_correlation(6.0, dataset_size=60_000)])
+    """
+
+    beta: float
+    dataset_size: int
+    stratified: bool = False
+
+    def __post_init__(self) -> None:
+        at_least("beta", self.beta, 0)
+        at_least("dataset_size", self.dataset_size, 1)
+
+    def __call__(self, draw: Draw) -> Tensor:
+        return -(self.beta - 1) * decompose_kl(draw, self.dataset_size, self.stratified).total_correlation
+
+
+@dataclass(frozen=True)
+class mmd:
+    r"""−λ MMD²(q(z), p(z)), the same for every row: draws of the batch shall look like draws of the prior (InfoVAE).
+
+    MMD² = E k(z, z') − 2 E k(z, y) + E k(y, y') with z, z' ~ q(z) of different rows and y, y' ~ p(z), without bias, under a
+    sum of Gaussian kernels whose squared widths are 0.2 to 5 times the number of latents. With ``Beta(1 − α)`` around model
+    and guide it is InfoVAE's objective; with ``Beta(0)`` a Wasserstein autoencoder's.
+
+    References:
+        InfoVAE (Zhao, Song & Ermon, 2019), https://arxiv.org/abs/1706.02262
+        A Kernel Two-Sample Test (Gretton et al., 2012), https://jmlr.org/papers/v13/gretton12a.html
+
+    Example:
+        >>> from pyro_vae import Bound, elbo
+        >>> Bound(elbo, terms=[mmd(10.0)]).terms
+        (mmd(weight=10.0),)
+    """
+
+    weight: float
+
+    def __post_init__(self) -> None:
+        at_least("weight", self.weight, 0)
+
+    def __call__(self, draw: Draw) -> Tensor:
+        run = draw.first
+        q = torch.cat([by_row(run, site["value"], site["fn"].event_dim) for site in run.q.values()], -1)
+        p = torch.cat([by_row(run, run.p[n]["fn"].sample(), site["fn"].event_dim) for n, site in run.q.items()], -1)
+        if q.shape[1] < 2:
+            raise UsageError("mmd compares the rows of a batch with one another: at least 2 are needed")
+        distance = squared_mmd(q, p).mean(0)
+        return (-self.weight * distance).expand(q.shape[1])
+
+
+def squared_mmd(a: Tensor, b: Tensor) -> Tensor:
+    """The unbiased MMD² of samples ``(..., n, d)``."""
+    n, width = a.shape[-2], a.shape[-1]
+
+    def kernel(u: Tensor, v: Tensor) -> Tensor:
+        squared = (u.square().sum(-1).unsqueeze(-1) + v.square().sum(-1).unsqueeze(-2) - 2 * u @ v.mT).clamp_min(0)
+        return torch.stack([(-squared / (2 * s * width)).exp() for s in SCALES]).mean(0)
+
+    def off_diagonal(k: Tensor) -> Tensor:
+        return (k.sum((-2, -1)) - k.diagonal(dim1=-2, dim2=-1).sum(-1)) / (n * (n - 1))
+
+    return off_diagonal(kernel(a, a)) + off_diagonal(kernel(b, b)) - 2 * kernel(a, b).mean((-2, -1))
