@@ -15,6 +15,7 @@ from pyro_vae import MLP, Conditional
 from pyro_vae.errors import ShapeError, UsageError
 from pyro_vae.parts import families, families_continuous, families_counts
 from pyro_vae.parts.families import FAMILIES
+from pyro_vae.parts.fitting import fitting
 
 TABLE = [(families.normal, 2, 1), (families.categorical(3), 3, 1), (families.bernoulli, 1, 1)]
 
@@ -450,3 +451,31 @@ def test_columns_refuse_other_widths():
         families.columns(TABLE)(torch.zeros(5, 7))
     with pytest.raises(ShapeError, match=r"make \[3\] columns of their features, not \[2\]"):
         families.columns([(families.normal, 6, 2)])(torch.zeros(5, 6))
+
+
+REAL = {"normal", "normal_fixed", "SharedNormal", "laplace", "student_t"}
+FROM_0 = {"poisson", "negative_binomial", "zero_inflated_poisson", "zero_inflated_negative_binomial"}
+BOUNDED = {"binomial", "categorical", "discretized_logistic", "discretized_logistic_mixture"}
+
+
+@pytest.mark.parametrize(
+    ("x", "fit"),
+    [
+        ([[0.0, 1.0], [1.0, 1.0]], REAL | FROM_0 | BOUNDED | {"bernoulli", "continuous_bernoulli"}),
+        ([[0.0, 1.0], [1.0, 0.0]], REAL | FROM_0 | BOUNDED | {"bernoulli", "continuous_bernoulli", "multinomial"}),
+        ([[0.0, 256.0], [1.0, 3.0]], REAL | FROM_0 | BOUNDED),
+        ([[0.0, 0.5], [1.0, 1.0]], REAL | {"continuous_bernoulli"}),
+        ([[0.2, 0.5], [0.9, 0.1]], REAL | {"continuous_bernoulli", "beta", "gamma", "log_normal"}),
+        ([[1.5, 2.0], [3.0, 4.0]], REAL | {"gamma", "log_normal"}),
+        ([[0.0, 1.5], [3.0, 4.0]], REAL),
+        ([[-1.0, 1.0], [3.0, 4.0]], REAL),
+        ([[-3.0, -1.0], [-3.0, -1.0]], REAL),
+        ([[math.nan, 1.5], [math.nan, 2.0]], REAL | {"gamma", "log_normal"}),
+        ([[math.nan, math.nan]], set()),
+    ],
+)
+def test_the_families_that_fit_some_data(x, fit):
+    """Those whose own support and density, on all the rows, say so: bounds from the data."""
+    x = torch.tensor(x)
+    assert set(fitting(x)) == fit and set(fitting(x.reshape(len(x), 1, 2))) == fit
+    assert set(fitting(x.repeat(1, 3))) == fit

@@ -184,11 +184,17 @@ def tensor_of(array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.require(array, native, ["C_CONTIGUOUS", "ALIGNED", "WRITEABLE"]))
 
 
+GAPS = (
+    "Drop those rows, or fill the gaps in first. To model gaps, in Python only: SkipMissing(likelihood), WithMask(net) and "
+    "fit(..., missing=True) take NaN."
+)
+
+
 def check_finite(
     rows: Tensor,
     name: str,
     when: str = "",
-    hint: str = "Drop those rows, or fill the gaps in first (or model the gaps: SkipMissing, WithMask).",
+    hint: str = GAPS,
     missing: bool = False,
 ) -> None:
     """Refuses NaN (unless it may stand for what is missing) and infinite values, by row."""

@@ -19,7 +19,7 @@ from pyro_vae.seeding import seeded
 from .check_parameters import ghost_training, gradients, modules, named_parameters, shared
 from .findings import Finding, Report, Run, own_store, run
 from .programs import evaluation_mode, without_validation
-from .support import MASK, describe, rows_inside
+from .support import MASK, base_name, describe, rows_inside
 from .weights import Program, Site
 
 
@@ -240,45 +240,21 @@ def data_fits(name: str, site: Site, data: str | None) -> Iterator[Finding]:
         what, fix = outside(name, site, dim, (~good).nonzero().flatten().tolist(), len(good))
         yield Finding("support", where, what, fix)
         return
-    yield from on_the_edge(where, site)
+    name = base_name(site["fn"])
+    if not site["fn"].log_prob(value).isfinite().all():
+        fix = "choose a likelihood that covers the data, and bound what the network puts into it"
+        yield Finding("density", where, f"log p(x | z) of {name} is not finite on this batch", fix)
     if counts(bare(site["fn"].support)) and 200 <= (top := value.nan_to_num().max().item()) <= 255:
-        what = f"whole numbers up to {top:g} under {base_name(site)}: are these pixels?"
+        what = f"whole numbers up to {top:g} under {name}: are these pixels?"
         fix = "scale pixels to [0, 1], or use a likelihood of 256 values (binomial); keep it if they are counts"
         yield Finding("pixels", where, what, fix, "warning")
 
 
 def outside(name: str, site: Site, dim: int, rows: list[int], total: int) -> tuple[str, str]:
     """What `describe` says, in two parts."""
-    if site["value"].dim() > 1:
-        said = describe(name, site, dim, rows[0], rows, total).removeprefix(f"site {name!r}: ")
-        what, _, fix = said.partition("). ")
-        return f"{what})", fix.rstrip(".")
-    what = (
-        f"{len(rows)} of {total} rows lie outside the support of {base_name(site)} ({bare(site['fn'].support)}): row "
-    )
-    what += f"{rows[0]} holds {site['value'][rows[0]].item():g} (rows {', '.join(map(str, rows[:5]))})"
-    return what, "repair these rows, or choose a likelihood whose support they lie in"
-
-
-def on_the_edge(where: str, site: Site) -> Iterator[Finding]:
-    """Data where the density is zero or infinite: exact 0 and 1 under Beta (torch's support holds them)."""
-    value, name = site["value"], base_name(site)
-    if name == "Beta" and (edge := int(((value == 0) | (value == 1)).sum())):
-        fix = "squeeze the data into the open interval, (x (n - 1) + 0.5) / n, or choose a likelihood with mass on 0 and 1"
-        yield Finding(
-            "support", where, f"{edge} values are exactly 0 or 1, where a Beta density is zero or infinite", fix
-        )
-    elif not site["fn"].log_prob(value).isfinite().all():
-        fix = "choose a likelihood that covers the data, and bound what the network puts into it"
-        yield Finding("density", where, f"log p(x | z) of {name} is not finite on this batch", fix)
-
-
-def base_name(site: Site) -> str:
-    """The class of a distribution, to_event and masks looked through."""
-    fn = site["fn"]
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return type(fn).__name__
+    said = describe(name, site, dim, rows[0], rows, total).removeprefix(f"site {name!r}: ")
+    what, _, fix = said.partition("). ")
+    return f"{what})", fix.rstrip(".")
 
 
 def counts(support: Any) -> bool:

@@ -25,8 +25,13 @@ class Finding:
     fix: str
     level: str = "error"
 
+    @property
+    def said(self) -> str:
+        """Where, what and the fix, in a line."""
+        return f"{self.where}: {self.what}{'' if self.what.endswith('?') else '.'} Fix: {self.fix}"
+
     def __str__(self) -> str:
-        return f"{'✗' if self.level == 'error' else '!'} {self.where}: {self.what}. Fix: {self.fix}"
+        return f"{'✗' if self.level == 'error' else '!'} {self.said}"
 
 
 RAISES: dict[str, type[PyroVAEError]] = {"support": SupportError, "shape": ShapeError, "width": ShapeError}

@@ -42,7 +42,8 @@ def check_support(
 
     Raises:
         ShapeError: an observed value of another shape than its distribution, which would broadcast in silence.
-        SupportError: values outside the support; names the site, the rows, one value, and the way out.
+        SupportError: values outside the support, or on an edge of it where the density is zero or infinite (0 and 1 under
+            Beta); names the site, the rows, one value, the least and the largest of all, and the way out.
         ProgramError: a pair that cannot be treated row by row, or a guide that turns missing values into NaN latents.
     """
     prepare = prepare or (lambda batch: batch)
@@ -51,19 +52,24 @@ def check_support(
         bad: dict[str, list[int]] = {}
         blind: dict[str, list[int]] = {}
         examples: dict[str, tuple[Site, int, int]] = {}
+        spans: dict[str, Span] = {}
         for start in range(0, len(args[0]), chunk_size):
             batch = prepare(tuple(a[start : start + chunk_size] for a in args))
             latents, sites = trace_pair(model, guide, *batch)
             for name, row in nan_latents(batch[0], latents, dim):
                 blind.setdefault(name, []).append(row + start if numbers is None else int(numbers[row + start]))
             for name, site in sites.items():
-                if site["is_observed"] and not (inside := rows_inside(name, site, dim)).all():
+                if not site["is_observed"]:
+                    continue
+                inside = rows_inside(name, site, dim)
+                spans[name] = span(site["value"], spans.get(name))
+                if not inside.all():
                     rows = (~inside).nonzero().flatten()
                     said = [int(r if numbers is None else numbers[r]) for r in (rows + start).tolist()]
                     bad.setdefault(name, []).extend(said)
                     examples.setdefault(name, (site, dim, int(rows[0])))
     for name, where in bad.items():
-        raise SupportError(describe(name, *examples[name], where, len(args[0])))
+        raise SupportError(describe(name, *examples[name], where, len(args[0]), spans[name]))
     for name, where in blind.items():
         raise ProgramError(
             f"site {name!r}: the guide draws NaN for rows {where[:5]}, which have missing values. {MASK}"
@@ -107,31 +113,76 @@ def rows_inside(name: str, site: Site, dim: int) -> Tensor:
             f"site {name!r}: the data has shape {tuple(value.shape)}, its distribution {tuple(fn.shape())} (batch "
             f"{tuple(fn.batch_shape)}, event {tuple(fn.event_shape)}). Give x the shape of what the likelihood generates."
         )
-    inside = fn.support.check(value)
+    inside = allowed(site, fn.support)
     other = [d for d in range(-inside.dim(), 0) if d != dim]
     return inside.movedim(dim, 0).flatten(1).all(1) if other else inside
 
 
-def describe(name: str, site: Site, dim: int, row: int, rows: list[int], total: int) -> str:
-    """What came, what was wanted, which rows, how to go on."""
-    fn = site["fn"]
-    base, support = fn, fn.support
+EDGES = {"Beta": (0.0, 1.0)}  # torch's support holds them, but the density there is zero or infinite
+OPEN = (
+    "squeeze x into the open interval, as in (x (n - 1) + 0.5) / n for [0, 1], or choose a likelihood with mass there."
+)
+Span = tuple[float, float]
+
+
+def base_name(d: Any) -> str:
+    """The class of a distribution, to_event and masks looked through."""
+    while hasattr(d, "base_dist"):
+        d = d.base_dist
+    return type(d).__name__
+
+
+def allowed(site: Site, support: Any) -> Tensor:
+    """Which values of a site have a density: those in the support, its open edges left out."""
+    value, inside = site["value"], support.check(site["value"])
+    if not (edges := EDGES.get(base_name(site["fn"]))):
+        return inside
+    edge = torch.isin(value, torch.tensor(edges).to(value))
+    return inside & ~edge.unsqueeze(-1).flatten(inside.dim()).any(-1)
+
+
+def span(value: Tensor, so_far: Span | None = None) -> Span:
+    """The least and the largest value, NaN left out."""
+    known = value[~value.isnan()]
+    low, high = so_far or (float("inf"), float("-inf"))
+    return (min(low, known.min().item()), max(high, known.max().item())) if known.numel() else (low, high)
+
+
+def describe(name: str, site: Site, dim: int, row: int, rows: list[int], total: int, whole: Span | None = None) -> str:
+    """What came, what was wanted, which rows, how to go on; `whole` is the span of all rows, if the site has not them all."""
+    fn, support = site["fn"], site["fn"].support
     while isinstance(support, constraints.independent):
         support = support.base_constraint
-    while hasattr(base, "base_dist"):
-        base = base.base_dist
-    where, advice = f"row {rows[0]} is one", _advice(getattr(support, "observed", support))
-    if support.event_dim == 0:  # checked value by value
-        pair = torch.stack([site["value"], support.check(site["value"]).to(site["value"])])
-        value, inside = pair.movedim(dim - fn.event_dim, 1)[:, row].reshape(2, -1)
-        column = int((inside == 0).nonzero()[0])
-        where = f"row {rows[0]} holds {value[column].item():g} in column {column}"
-        advice = "Wrap the likelihood in SkipMissing, or drop these rows." if value[column].isnan() else advice
+    holds, advice = "is one", _advice(getattr(support, "observed", support))
+    if support.event_dim == 0:
+        holds, advice = _value(site, dim, row, support, advice)
+    elif isinstance(support, type(constraints.simplex)):
+        sums = site["value"].movedim(dim - fn.event_dim, 0)[row].sum(-1).flatten()
+        holds = f"sums to {sums[(sums - 1).abs().argmax()].item():g}"
     listed = ", ".join(map(str, rows[:5])) + (", …" if len(rows) > 5 else "")
+    low, high = whole or span(site["value"])
     return (
-        f"site {name!r}: {len(rows)} of {total} rows lie outside the support of {type(base).__name__} ({_say(support)}): "
-        f"{where} (rows {listed}). {advice}"
+        f"site {name!r}: {len(rows)} of {total} rows lie outside the support of {base_name(fn)} ({_say(support)}"
+        f"{_excluded(fn, support)}): row {rows[0]} {holds} (rows {listed}; values go from {low:g} to {high:g}). {advice}"
     )
+
+
+def _value(site: Site, dim: int, row: int, support: Any, advice: str) -> tuple[str, str]:
+    """The first value of a row that is outside a support which is checked value by value, and what to do about it."""
+    pair = torch.stack([site["value"], allowed(site, support).to(site["value"])])
+    value, inside = pair.movedim(dim - site["fn"].event_dim, 1)[:, row].reshape(2, -1)
+    column = int((inside == 0).nonzero()[0])
+    if value[column].isnan():
+        advice = "Wrap the likelihood in SkipMissing, or drop these rows."
+    elif value[column].item() in EDGES.get(base_name(site["fn"]), ()):
+        advice = f"The density there is zero or infinite: {OPEN}"
+    return f"holds {value[column].item():g}{f' in column {column}' if site['value'].dim() > 1 else ''}", advice
+
+
+def _excluded(fn: Any, support: Any) -> str:
+    """What a support forgets to say of its edges."""
+    edges = EDGES.get(base_name(fn))
+    return ", both excluded" if edges and bool(support.check(torch.tensor(edges)).all()) else ""
 
 
 def _say(support: Any) -> str:
