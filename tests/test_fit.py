@@ -13,10 +13,11 @@ import pytest
 import torch
 from exact import LinearGaussian
 from pyro import poutine
-from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
+from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoNormal
 from torch import nn
 from torch.distributions import constraints
+from torch.nn.functional import softplus
 
 from pyro_vae import (
     MLP,
@@ -27,6 +28,7 @@ from pyro_vae import (
     bernoulli,
     binarize,
     cosine,
+    families,
     log_likelihood,
     normal,
     warmup,
@@ -43,10 +45,14 @@ from pyro_vae.errors import (
     SupportError,
     UsageError,
 )
+from pyro_vae.infer.check_training import check_training
+from pyro_vae.infer.latents import latents
+from pyro_vae.infer.support import check_support
 from pyro_vae.models.register import register
 from pyro_vae.seeding import seeded
+from pyro_vae.train import loop
 from pyro_vae.train.loop import ELBO_NOISE
-from pyro_vae.train.monitor import true_elbo
+from pyro_vae.train.monitor import LATENT_KEYS, collapsed, true_elbo
 from pyro_vae.train.step import Step
 
 fit = partial(noisy_fit, verbose=False)
@@ -276,6 +282,64 @@ def test_on_epoch_adds_to_the_record():
     assert [r["twice"] for r in run.history] == [2, 4]
 
 
+# what the latents carry
+
+
+def test_the_record_says_what_the_latents_carry(device):
+    vae, x = small_vae(device), binary(60, device)
+    run = fit(vae, x[:40], validation=x[40:], epochs=2)
+    found = latents(vae.model, vae.guide, x[40:])
+    record = run.history[-1] if run.best_epoch == 2 else run.best
+    assert record["active_units"] == found.active() and record["active_units_0.001"] == found.active(0.001)
+    assert record["kl_per_unit"] == pytest.approx(found.kl_per_unit.tolist(), abs=1e-4)
+    assert abs(record["mutual_information"] - found.mutual_information) < 6 * found.mutual_information_se
+
+
+def test_latents_that_have_no_such_figures_get_none():
+    x = torch.randn(20)
+    run = fit((mixture, lambda x: None), x, objective=TraceEnum_ELBO(max_plate_nesting=1), epochs=1)
+    assert [run.best[key] for key in LATENT_KEYS] == [None] * 4 and run.warnings == []
+
+
+def test_watching_the_latents_changes_no_run(monkeypatch):
+    x, start = binary(), small_vae()
+    watched, blind = copy.deepcopy(start), copy.deepcopy(start)
+    a = fit(watched, x, validation=x[:9], epochs=6, batch_size=16)
+    monkeypatch.setattr(loop, "latent_use", lambda step, batch, seed: {"mutual_information": None})
+    b = fit(blind, x, validation=x[:9], epochs=6, batch_size=16)
+    assert same(weights(watched), weights(blind))
+    assert [r["elbo"] for r in a.history] == [r["elbo"] for r in b.history]
+    assert [r["loss"] for r in a.history] == [r["loss"] for r in b.history]
+
+
+def deaf():
+    """The encoder's last layer is 0 and stays so: q(z | x) = p(z), nearly."""
+    vae = small_vae()
+    for parameter in vae.posterior.net[-1].parameters():
+        nn.init.zeros_(parameter).requires_grad_(False)
+    return vae
+
+
+def test_latents_that_carry_nothing_are_warned_of_once(capsys):
+    run = noisy_fit(deaf(), binary(), epochs=8)
+    (warning,) = run.warnings
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: posterior collapse")]
+    assert lines == [f"warning: {warning}"]
+    assert warning.startswith("posterior collapse at epoch 5: no unit is active")
+    for remedy in ("Beta", "free_bits", "Aggressive", "sticking-the-landing", "IWAE", "smaller decoder"):
+        assert remedy in warning
+
+
+def test_no_such_warning_before_the_fifth_epoch_or_of_latents_that_carry_something(capsys):
+    assert fit(deaf(), binary(), epochs=4).warnings == []
+    assert len(fit(deaf(), binary(), epochs=5).warnings) == 1
+    told = {"active_units": 1, "mutual_information": 0.06, "kl": 0.2, "epoch": 9}
+    assert collapsed(told) is None and collapsed(told | {"mutual_information": None, "kl": None}) is None
+    for sign in ({"active_units": 0}, {"mutual_information": 0.04}, {"kl": 0.09}):
+        assert collapsed(told | sign) is not None
+    assert capsys.readouterr().err == ""
+
+
 def test_the_record_counts_steps_and_rates():
     run = fit(small_vae(), binary(10), epochs=5, batch_size=4, optimizer=sgd, schedule=warmup(cosine, 0.2))
     assert [r["step"] for r in run.history] == [3, 6, 9, 12, 15]
@@ -499,6 +563,146 @@ def test_data_that_cannot_be_used_is_refused_before_training(x, error, message):
     with pytest.raises(error, match=message):
         fit(vae, binary(), validation=x, epochs=1)
     assert same(weights(vae), start)
+
+
+# what a first check stops, what it says, and what it leaves alone
+
+
+def crooked(prior=None, width=2):
+    """A pair of programs whose prior is not the posterior's."""
+    net = nn.Linear(6, 2)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", prior or dist.Normal(torch.zeros(width), 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=z.sum(-1, keepdim=True).expand(*z.shape[:-1], 6)).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.module("net", net)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(net(x), 1.0).to_event(1))
+
+    return model, guide
+
+
+def test_the_range_is_that_of_all_rows_whatever_the_chunks():
+    vae, x = small_vae(), binary()
+    x[3, 1], x[17, 2], x[33, 0] = 0.5, 7.0, -2.0
+    with pytest.raises(
+        SupportError, match=r"3 of 40 rows.*row 3 holds 0.5 in column 1 \(rows 3, 17, 33; values go from -2 to 7"
+    ):
+        check_support(vae.model, vae.guide, x, chunk_size=10)
+
+
+def test_programs_at_odds_are_refused_before_training():
+    with pytest.raises(ShapeError, match=r"site 'z': the prior draws values of shape \(1,\), the posterior \(2,\)"):
+        fit(crooked(width=1), binary())
+    simplex = dist.Dirichlet(torch.ones(2))
+    with pytest.raises(SupportError, match="the prior lives on Simplex"):
+        fit(crooked(simplex), binary())
+
+
+def test_ghost_training_is_refused():
+    """A second pair under a fixed name of pyro.module: its own encoder would never move."""
+    fit(crooked(), binary(), epochs=1)
+    with pytest.raises(ProgramError, match="ghost training"):
+        fit(crooked(), binary(), epochs=1)
+
+
+def test_what_may_be_meant_is_said_and_trains(capsys):
+    vae = small_vae()
+    vae.spare = nn.Linear(1, 7, bias=False)
+    noisy_fit(vae, binary(), epochs=1)
+    note = "note: parameter 'spare.weight': it gets no gradient: the ELBO does not depend on it."
+    assert capsys.readouterr().err.count(note) == 1
+    vae.spare.requires_grad_(False)
+    noisy_fit(vae, binary(), epochs=1)
+    fit(small_vae(), binary(), epochs=1)
+    assert "note" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("top", "said"), [(255, True), (40, False)])
+def test_pixels_under_poisson_are_asked_about(top, said, capsys):
+    vae = VAE(StandardNormal(2), Conditional(MLP(2, 6, (8,)), families.poisson), Conditional(MLP(6, 4, (8,)), normal))
+    noisy_fit(vae, torch.randint(0, top + 1, (100, 6)).float().clamp_min(top - 3), epochs=1)
+    assert ("are these pixels? Fix: scale pixels to [0, 1]" in capsys.readouterr().err) == said
+
+
+def discrete():
+    """A Bernoulli latent, by score function."""
+    net = nn.Linear(6, 1)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(torch.tensor(0.5)))
+            pyro.sample("x", dist.Bernoulli(logits=z.unsqueeze(-1).expand(*z.shape, 6)).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.module(f"net{id(net)}", net)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Bernoulli(logits=net(x).squeeze(-1)))
+
+    return model, guide
+
+
+@pytest.mark.parametrize(("objective", "said"), [(Trace_ELBO, False), (TraceGraph_ELBO, False), (RenyiELBO, True)])
+def test_discrete_latents_train_and_only_what_leaves_them_out_says_so(objective, said, capsys):
+    noisy_fit(discrete(), binary(), epochs=1, objective=objective(**({"num_particles": 2} if said else {})))
+    assert ("has no pathwise gradient" in capsys.readouterr().err) == said
+
+
+def test_a_plate_of_fixed_size_trains_in_full_batches():
+    """check's 64 rows do not fit it, the batch does."""
+
+    def model(x):
+        with pyro.plate("data", 100):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=z.sum(-1, keepdim=True).expand(*z.shape[:-1], 6)).to_event(1), obs=x)
+
+    def guide(x):
+        loc = pyro.param("loc", torch.zeros(2))
+        with pyro.plate("data", 100):
+            pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+
+    def trains(size):
+        return check_training(model, guide, Trace_ELBO(), lambda n: (binary(100)[:n],), size)
+
+    assert trains(100) == []
+    with pytest.raises(ProgramError, match="size 100"):
+        trains(50)
+
+
+def test_the_first_check_leaves_the_training_as_it_was(monkeypatch):
+    x, start = binary(100), small_vae()
+    checked, unchecked = copy.deepcopy(start), copy.deepcopy(start)
+    a = fit(checked, x, epochs=2, transform=binarize)
+    monkeypatch.setattr("pyro_vae.train.fit.check_training", lambda *_: [])
+    b = fit(unchecked, x, epochs=2, transform=binarize)
+    assert same(weights(checked), weights(unchecked)) and numbers(a) == numbers(b)
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "spoil", "message"),
+    [
+        (families.beta, 0.0, r"\(0 < y < 1\): row 77 holds 0 in column 2 \(rows 77; values go from 0 to 0\.5\)"),
+        (
+            families.beta,
+            1.0,
+            r"row 77 holds 1 in column 2 \(rows 77; values go from 0\.5 to 1\)\. The density there is zero",
+        ),
+        (families.categorical(256), 256.0, r"row 77 holds 256 in column 2 \(rows 77; values go from 1 to 256\)"),
+        (lambda h: dist.Dirichlet(softplus(h)), 0.75, r"row 77 sums to 1\.75 \(rows 77; values go from 0 to 0\.75\)"),
+    ],
+)
+def test_support_errors_give_row_and_range(likelihood, spoil, message):
+    x = torch.full((100, 6), 1.0 if spoil > 200 else 0.5)
+    if spoil == 0.75:
+        x[:, 2:] = 0.0
+    x[77, 2] = spoil
+    features = 6 * 256 if spoil > 200 else 6 if spoil == 0.75 else 12
+    vae = VAE(StandardNormal(2), Conditional(MLP(2, features), likelihood), Conditional(MLP(6, 4), normal))
+    with pytest.raises(SupportError, match=f"1 of 100 rows.*{message}"):
+        fit(vae, x)
 
 
 # when it goes wrong

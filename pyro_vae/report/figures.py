@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,23 @@ def robust_limits(values: Sequence[float]) -> tuple[float, float]:
     low, high = np.quantile(values, 0.05), max(values)
     pad = 0.08 * (high - low) + 1e-6
     return float(low - pad), float(high + pad)
+
+
+def unit_bars(kl: Sequence[float], activity: Sequence[float] | None = None, threshold: float = 0.01) -> Figure:
+    """KL(q(z_u | x) ‖ p(z_u)) of each unit u in nats a row, the largest first; active units apart from the others."""
+    order = np.argsort(-np.asarray(kl, dtype=float), kind="stable")
+    active = np.asarray(kl if activity is None else activity, dtype=float)[order] > threshold
+    criterion = "KL" if activity is None else "Var E[z|x]"
+    fig = figure(max(4.0, min(10.0, 2.0 + 0.14 * len(order))), 3.2)
+    ax = axes(fig, "unit, by KL", "nats per row", f"KL of each unit: {active.sum()} of {len(order)} active")
+    at, heights = np.arange(len(order)), np.asarray(kl, dtype=float)[order]
+    for chosen, color, sign in ((active, BLUE, ">"), (~active, GREY, "≤")):
+        ax.bar(at[chosen], heights[chosen], color=color, label=f"{criterion} {sign} {threshold:g}")
+    ax.set_xticks(
+        at if len(order) <= 30 else at[:: len(order) // 15], order if len(order) <= 30 else order[:: len(order) // 15]
+    )
+    ax.legend(frameon=False, loc="upper right")
+    return fig
 
 
 def evidence_curve(points: Sequence[dict[str, Any]]) -> Figure:
@@ -177,4 +195,33 @@ def forest(
     ax.set_yticks(at, [name.replace("$", r"\$") for name in names])
     ax.set_ylim(len(names) - 0.5, -0.5)
     fig.supxlabel(caption, fontsize=8, color=GREY)
+    return fig
+
+
+def signal_to_noise(reports: Mapping[int, Mapping[str, Any]]) -> Figure:
+    """Signal-to-noise ratio of gradients against K, on log scales: encoder and decoder, a line for each estimator.
+
+    Args:
+        reports: K to what ``GradientReport.to_dict()`` gives; objectives are named by their estimators.
+    """
+    fig = figure(9.0, 3.8)
+    names = list(dict.fromkeys(name for r in reports.values() for name in r["objectives"]))
+    floor = max(r["snr_floor"] for r in reports.values())
+    panels = fig.subplots(1, 2, sharey=True)
+    for ax, part in zip(panels, ("encoder", "decoder"), strict=True):
+        for name, style in zip(names, cycle(zip((GREY, BLUE, ORANGE, INK), ("o", "s", "^", "D"), strict=True))):
+            found = [
+                (k, r["objectives"][name][part]["snr_mean"]) for k, r in reports.items() if name in r["objectives"]
+            ]
+            ks, snr = zip(*((k, value) for k, value in found if value is not None), strict=True)
+            ax.plot(ks, snr, color=style[0], marker=style[1], markersize=5, label=name)
+        ax.axhline(floor, color=GREY, linestyle=":", linewidth=1, label="no signal at all")
+        ax.set(xlabel="K, particles a row", title=part, xscale="log", yscale="log")
+        ax.set_xticks(list(reports), [str(k) for k in reports])
+        ax.minorticks_off()
+        ax.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("|mean| / sd of the gradient,\naverage over coordinates")
+    panels[1].legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    draws, rows = (next(iter(reports.values()))[key] for key in ("draws", "rows"))
+    fig.supxlabel(f"{draws} draws of the gradient on {rows} rows", fontsize=8, color=GREY)
     return fig

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -12,14 +13,18 @@ from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO
 
 from pyro_vae.data.rows import batch_of
 from pyro_vae.errors import ProgramError, UsageError
+from pyro_vae.infer.check_training import check_training
 from pyro_vae.infer.programs import like_parameters, owners, programs, resolve_device
 from pyro_vae.infer.support import check_support, takes_missing
 from pyro_vae.seeding import seeded
 
+from .lagging import Aggressive, Lagging
 from .loop import FIXED, Fit, Loop, Transform
 from .monitor import Reporter
 from .schedules import Schedule, constant
 from .step import MakeOptimizer, Step, adam
+
+FEW = 5  # of the notes that a first check leads to
 
 
 def fit(
@@ -33,17 +38,20 @@ def fit(
     batch_size: int | None = None,
     schedule: Schedule = constant,
     patience: int | None = None,
+    aggressive: Aggressive | None = None,
     transform: Transform | None = None,
     device: torch.device | str | None = None,
     seed: int = 0,
     missing: bool = False,
+    on_step: Callable[[float], Any] | None = None,
     on_epoch: Callable[[dict[str, Any]], dict[str, Any] | None] | None = None,
     verbose: bool = True,
 ) -> Fit:
     r"""Raises the ELBO of a model and guide on data, by stochastic variational inference.
 
     After every epoch the true ELBO = E_q[log p(x | z)] − KL(q(z | x) ‖ p(z)) is logged in nats per datum, whatever loss was
-    trained. With validation rows, the weights of the best validation ELBO are kept; without, the last.
+    trained, and what the latents carry: active units, I(x; z), the KL of each (see :class:`Fit`). With validation rows, the
+    weights of the best validation ELBO are kept; without, the last.
 
     Args:
         vae: a :class:`VAE`, any object with ``model`` and ``guide``, or a tuple ``(model, guide)`` of Pyro programs.
@@ -56,12 +64,16 @@ def fit(
         batch_size: rows a step, 128 (or N, if smaller) by default; a shorter last batch is used, too.
         schedule: fraction of training done to a multiple of the learning rate, such as ``warmup(cosine)``.
         patience: stop after this many epochs without a better validation ELBO; None never stops early.
+        aggressive: an :class:`~pyro_vae.train.lagging.Aggressive` encoder, that catches up before each update of the
+            model, against posterior collapse; None is ordinary training.
         transform: ``transform(x_batch, generator)`` makes each training batch, such as :func:`~pyro_vae.binarize` (dynamic
             binarization). Validation rows are taken as they are: fix them once.
         device: where to train; None is where the model is. Data is kept there whole.
         seed: of order, binarization and noise; the global random state is left as it was.
         missing: x may hold NaN, for what was not observed. Modules that say so (:class:`~pyro_vae.parts.missing.SkipMissing`)
             need no word here; plain functions that close over them do. Every likelihood is still asked whether it takes NaN.
+        on_step: called before each step with the fraction of training done, 0 to 1: for what changes as training goes on,
+            such as :meth:`Beta.at <pyro_vae.Beta.at>`.
         on_epoch: called with each epoch's record; what it returns joins the record.
         verbose: a progress bar on a terminal, a line an epoch elsewhere (standard error).
 
@@ -70,6 +82,7 @@ def fit(
 
     Raises:
         DataError, SupportError, ShapeError: data that cannot be used or has no likelihood, before anything is trained.
+        ProgramError: programs that :func:`~pyro_vae.check` finds at odds with each other; lesser findings are printed.
         DeviceError: a device that is not there.
         DivergedError: a loss or gradient that is not finite: names step and rows; the last good weights are restored.
         Interrupted: Ctrl-C; the best weights so far are restored.
@@ -82,7 +95,8 @@ def fit(
         >>> vae = VAE(StandardNormal(1), Conditional(MLP(1, 2 * 3), normal), Conditional(MLP(3, 2 * 1), normal))
         >>> run = fit(vae, torch.randn(64, 3), epochs=2, verbose=False)
         >>> sorted(run.history[-1])
-        ['elbo', 'epoch', 'kl', 'loss', 'lr', 'reconstruction', 'seconds', 'step', 'train_elbo']
+        ['active_units', 'active_units_0.001', 'elbo', 'epoch', 'kl', 'kl_per_unit', 'loss', 'lr', 'mutual_information',
+         'reconstruction', 'seconds', 'step', 'train_elbo']
     """
     model, guide = programs(vae)
     modules = owners(vae, model, guide)
@@ -97,12 +111,16 @@ def fit(
     if epochs < 1:
         raise UsageError(f"epochs must be at least 1, got {epochs}")
     step = Step(model, guide, objective or Trace_ELBO(), optimizer or adam())
-    loop = Loop(step, modules, train, valid, transform, size, epochs, schedule, patience, seed)
+    lagging = None if aggressive is None else Lagging(aggressive, step)
+    loop = Loop(step, modules, train, valid, transform, size, epochs, schedule, patience, seed, lagging, on_step)
     summed_over = (ProgramError,) if isinstance(objective, TraceEnum_ELBO) else ()  # enumerated sites: not row by row
     with seeded(seed, FIXED, device=loop.device), suppress(*summed_over):
         check_support(model, guide, *train, prepare=loop.fixed_draw)
         if valid is not None:
             check_support(model, guide, *valid)
+    notes = check_training(model, guide, step.objective, lambda n: loop.fixed_draw(tuple(a[:n] for a in train)), size)
+    for note in notes[:FEW] if verbose else ():
+        print(f"note: {note}", file=sys.stderr)
     with Reporter(epochs, verbose, on_epoch) as reporter:
         return loop.run(reporter)
 

@@ -16,13 +16,15 @@ from torch import Tensor, nn
 from pyro_vae.errors import DivergedError, Interrupted
 from pyro_vae.seeding import seeded, stream
 
-from .monitor import row_elbo, true_elbo
+from .lagging import Lagging
+from .monitor import Reporter, collapsed, latent_use, row_elbo, true_elbo
 from .schedules import Schedule
 from .step import Step
 
 Batch = tuple[Tensor, ...]
 Transform = Callable[[Tensor, torch.Generator], Tensor]
 SHUFFLE, NOISE, ELBO_NOISE, FIXED = range(4)  # streams of the seed: order and binarization, z, ELBO, drawn once
+LATENTS, FURTHER = 4, 5  # what latents carry, batches of the aggressive encoder
 
 
 @dataclass
@@ -31,14 +33,20 @@ class Fit:
 
     Attributes:
         history: one record an epoch: epoch, step, lr, loss (the objective's, per datum), elbo, reconstruction and kl (nats
-            per datum, on the validation rows if there are any), train_elbo, seconds, and what `on_epoch` returned.
+            per datum, on the validation rows if there are any), train_elbo; of at most 500 of the same rows, active_units and
+            active_units_0.001 (Var_x(E[z | x]) above 0.01 and 0.001), mutual_information (nats, a lower bound on I(x; z)
+            and at most log of 200 rows, 32 where q is dear) and kl_per_unit (nats), each None where it is not defined, see
+            :func:`~pyro_vae.infer.latents.latents`; seconds; with `aggressive`, whether the epoch was and its inner_steps;
+            and what `on_epoch` returned.
         best_epoch: whose weights the model holds now.
         stopped: why it ended.
+        warnings: what was noticed on the way: latents that carry nothing (posterior collapse).
     """
 
     history: list[dict[str, Any]] = field(default_factory=list)
     best_epoch: int = 0
     stopped: str = ""
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def best(self) -> dict[str, Any]:
@@ -60,12 +68,14 @@ class Loop:
     schedule: Schedule
     patience: int | None
     seed: int
+    lagging: Lagging | None = None
+    on_step: Callable[[float], Any] | None = None
     done: int = 0
     best_elbo: float = -math.inf
     kept: list[Tensor] = field(default_factory=list)
     fit: Fit = field(default_factory=Fit)
 
-    def run(self, report: Callable[[dict[str, Any]], None]) -> Fit:
+    def run(self, report: Reporter) -> Fit:
         """All epochs; restores the best weights, and the modules' modes, however it ends."""
         flags = [(m, m.training) for root in self.modules for m in root.modules()]
         self.kept = self.state()
@@ -77,6 +87,7 @@ class Loop:
                 report(record)  # before anything is kept: what was interrupted here is not the best
                 self.fit.history.append(record)
                 self.keep(record)
+                self.warn(record, report)
                 if self.patience is not None and epoch - self.fit.best_epoch >= self.patience:
                     self.fit.stopped = f"no better ELBO for {self.patience} epochs"
                     return self.fit
@@ -95,36 +106,64 @@ class Loop:
         start, total = time.perf_counter(), 0.0
         for module in self.modules:
             module.train()
+        further = self.further(epoch)
         with seeded(self.seed, NOISE, epoch, device=self.device):
             for rows, batch in self.batches(epoch):
-                total += self.update(rows, batch)
+                total += self.update(rows, batch, further)
         seconds = time.perf_counter() - start
         record = {"epoch": epoch, "step": self.done, "lr": self.step.rate, "loss": total / len(self.train[0])}
         record |= self.measure()
         if not math.isfinite(record["elbo"]):
             raise self.diverged(f"the ELBO after epoch {epoch} is {record['elbo']}")
+        record |= latent_use(
+            self.step, self.train_sample if self.valid is None else self.valid, stream(self.seed, LATENTS)
+        )
+        if self.lagging is not None:
+            record |= self.lagging.after(record["mutual_information"])
         return record | {"seconds": round(seconds, 4)}
 
     def batches(self, epoch: int) -> Iterator[tuple[Tensor, Batch]]:
         """Shuffled batches with their row numbers; order and binarization depend on (seed, epoch) alone."""
-        generator = torch.Generator(self.device).manual_seed(stream(self.seed, SHUFFLE, epoch))
+        yield from self.shuffled(torch.Generator(self.device).manual_seed(stream(self.seed, SHUFFLE, epoch)))
+
+    def further(self, epoch: int) -> Iterator[tuple[Tensor, Batch]]:
+        """Other batches, without end."""
+        generator = torch.Generator(self.device).manual_seed(stream(self.seed, FURTHER, epoch))
+        while True:
+            yield from self.shuffled(generator)
+
+    def shuffled(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Batch]]:
         order = torch.randperm(len(self.train[0]), generator=generator, device=self.device)
         for rows in order.split(self.size):
             x, *context = (a.index_select(0, rows) for a in self.train)
             yield rows, (self.transform(x, generator) if self.transform else x, *context)
 
-    def update(self, rows: Tensor, batch: Batch) -> float:
-        """One step; a divergence is reported with its rows, and leaves the weights as they were."""
-        planned = self.epochs * -(-len(self.train[0]) // self.size)
-        try:
-            loss = self.step.loss_and_grads(*batch)
-            if not self.done:  # the first loss found the parameters
-                self.kept += [p.detach().clone() for p in self.step.parameters]
-            self.step.update(self.schedule((self.done + 1) / planned))
-        except DivergedError as error:
-            raise self.diverged(f"{error} on rows {self.suspects(rows, batch)}") from None
+    def update(self, rows: Tensor, batch: Batch, further: Iterator[tuple[Tensor, Batch]]) -> float:
+        """One step, and what comes before it: schedules of the objective, an aggressive encoder."""
+        if self.on_step is not None:
+            self.on_step(self.done / self.planned)
+        loss = self.lagging.update(self.move, (rows, batch), further) if self.lagging else self.move(rows, batch)
         self.done += 1
         return loss
+
+    def move(self, rows: Tensor, batch: Batch, frozen: Callable[[Batch], list[Tensor]] | None = None) -> float:
+        """One update; a divergence is reported with its rows, and leaves the weights as they were."""
+        first = self.step.optimizer is None
+        try:
+            loss = self.step.loss_and_grads(*batch)
+            if first:  # the first loss found the parameters
+                self.kept += [p.detach().clone() for p in self.step.parameters]
+            for parameter in frozen(batch) if frozen else ():
+                parameter.grad = None
+            self.step.update(self.schedule((self.done + 1) / self.planned))
+        except DivergedError as error:
+            raise self.diverged(f"{error} on rows {self.suspects(rows, batch)}") from None
+        return loss
+
+    @property
+    def planned(self) -> int:
+        """Steps in all."""
+        return self.epochs * -(-len(self.train[0]) // self.size)
 
     @property
     def held(self) -> str:
@@ -169,6 +208,12 @@ class Loop:
             return batch
         generator = torch.Generator(self.device).manual_seed(stream(self.seed, FIXED))
         return (self.transform(batch[0], generator), *batch[1:])
+
+    def warn(self, record: dict[str, Any], report: Reporter) -> None:
+        """Says once that the latents carry nothing."""
+        if not self.fit.warnings and (message := collapsed(record)):
+            self.fit.warnings.append(message)
+            report.note(f"warning: {message}")
 
     def keep(self, record: dict[str, Any]) -> None:
         """Remembers the weights if they are the best so far (without validation rows: the newest)."""

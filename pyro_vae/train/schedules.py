@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from pyro_vae.errors import UsageError
+
 Schedule = Callable[[float], float]
 
 
@@ -31,3 +33,24 @@ def warmup(schedule: Schedule, fraction: float = 0.02) -> Schedule:
         return min(1.0, done / fraction) * schedule(done) if fraction > 0 else schedule(done)
 
     return risen
+
+
+def cyclical(cycles: int = 4, rising: float = 0.5) -> Schedule:
+    """From 0 to 1 over the first part `rising` of each of the cycles, then 1 to its end: for β, not for learning rates.
+
+    References:
+        Cyclical Annealing Schedule: A Simple Approach to Mitigating KL Vanishing (Fu et al., 2019),
+        https://arxiv.org/abs/1903.10145
+
+    Example:
+        >>> from pyro_vae.train.schedules import cyclical
+        >>> [cyclical(2)(t) for t in (0.0, 0.125, 0.25, 0.4, 0.5, 1.0)]
+        [0.0, 0.5, 1.0, 1.0, 0.0, 1.0]
+    """
+    if cycles < 1 or not 0 < rising <= 1:
+        raise UsageError(f"cyclical takes 1 or more cycles and a rising part in (0, 1], got {cycles} and {rising}")
+
+    def swung(done: float) -> float:
+        return 1.0 if done >= 1 else min(1.0, done * cycles % 1 / rising)
+
+    return swung
