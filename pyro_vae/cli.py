@@ -24,7 +24,7 @@ from pyro_vae.listing import markdown_table, print_parts, report
 from pyro_vae.report import figures
 from pyro_vae.runs import folder
 from pyro_vae.runs.config import Config
-from pyro_vae.runs.registry import ROLES
+from pyro_vae.runs.registry import TABLES
 from pyro_vae.use import encode as encode_rows
 from pyro_vae.use import interpolate as interpolate_rows
 from pyro_vae.use import reconstruct as reconstruct_rows
@@ -148,14 +148,14 @@ def compare(*runs: Path, csv: Path | None = None, latex: Path | None = None, fig
 
 @app.command
 def parts(*, markdown: Annotated[bool, Parameter(negative=())] = False) -> None:
-    """Lists the parts that --prior, --likelihood and --posterior can name, with support, options and reference.
+    """Lists what --prior, --likelihood, --posterior, --objective, --gradient and --kl can name, with options and reference.
 
     Parameters
     ----------
     markdown
         As Markdown, the table of the README.
     """
-    for role in ROLES:
+    for role in TABLES:
         print(markdown_table(role)) if markdown else print_parts(role)
 
 
@@ -305,7 +305,7 @@ def launch(
     ] = None,
 ) -> None:
     """Runs a command, with defaults from a config file if one is named."""
-    words = [re.sub(r"^--(prior|likelihood|posterior)\.", r"--\1-options.", token) for token in tokens]
+    words = [re.sub(r"^--(prior|likelihood|posterior|objective|kl)\.", r"--\1-options.", token) for token in tokens]
     keys = read_keys(config) if config else {}
     for role in [key for key in keys if key.endswith("_options")]:
         flag = f"--{role.replace('_', '-')}"

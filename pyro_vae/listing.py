@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pyro_vae.evaluate.evidence import LOW_ESS
-from pyro_vae.runs.registry import ROLES, names, options_for
+from pyro_vae.runs.registry import TABLES, names, options_for
 
 PART_COLUMNS = ("name", "formula", "support", "options", "reference")
 
@@ -20,7 +20,7 @@ def part_rows(role: str) -> list[tuple[str, ...]]:
     """One row a part, in the columns of PART_COLUMNS."""
     rows: list[tuple[str, ...]] = []
     for name in names(role):
-        spec = ROLES[role][name]
+        spec = TABLES[role][name]
         options = {k: "needed" if v is inspect.Parameter.empty else v for k, v in options_for(role, name).items()}
         listed = ", ".join(f"{k.replace('_', '-')}={v}" for k, v in options.items())
         rows.append((name, spec.formula, spec.support, listed, spec.reference))

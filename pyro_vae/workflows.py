@@ -6,26 +6,28 @@ import os
 import platform
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import pyro.infer
 import torch
 from torch import Tensor
 
 from pyro_vae.data import Data, Split, binarize, load
 from pyro_vae.errors import DivergedError, Interrupted, RunFolderError, SupportError, UsageError
 from pyro_vae.evaluate.importance import log_likelihood
+from pyro_vae.infer.check_training import check_training
 from pyro_vae.infer.support import check_support
 from pyro_vae.models.vae import VAE
+from pyro_vae.parts.fitting import fitting
 from pyro_vae.pictures import draw_figures
 from pyro_vae.report import figures
 from pyro_vae.runs import folder
+from pyro_vae.runs.components import NOTHING, Components
 from pyro_vae.runs.config import Config
 from pyro_vae.runs.marginal import floor
-from pyro_vae.runs.registry import build, likelihood_of, resolved
+from pyro_vae.runs.registry import build, check_names, likelihood_of, objective_of, resolved, unregistered
 from pyro_vae.seeding import seeded
 from pyro_vae.train.fit import fit, resolve_device
 from pyro_vae.train.loop import Fit
@@ -44,28 +46,61 @@ class Run:
     config: Config
     record: dict[str, Any]
     vae: VAE
+    components: Components = field(default_factory=dict)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of one row."""
         return tuple(self.record["data"]["shape"])
 
+    @property
+    def evidence(self) -> dict[str, Any]:
+        """What evidence.json holds: log p(x) and its errors; nothing before the run is scored."""
+        return previous(self.path)
 
-def open_run(path: Path, device: str = "cpu") -> Run:
-    """The model of a run folder, rebuilt from the folder alone.
+
+def load_run(path: Path | str, components: Components = NOTHING, device: str = "cpu") -> Run:
+    """The model of a run folder, rebuilt from the folder alone, and from parts of one's own if it was trained with such.
+
+    Args:
+        path: the folder.
+        components: name to part, as :func:`train_run` had them (:mod:`pyro_vae.runs.components`); a config holds names only,
+            and nothing in a folder is ever imported or executed.
+        device: where to put the model.
+
+    Returns:
+        A :class:`Run`: its ``vae``, ``config``, ``record`` and ``evidence``.
 
     Raises:
-        RunFolderError: the folder, its config or its weights are missing, damaged or of something else.
+        RunFolderError: the folder, its config or its weights are missing, damaged or of something else, or it needs a part
+            that is neither registered nor among the components.
+        UsageError: a component with the name of a registered part.
     """
+    path = Path(path)
     record = folder.read_config(path)
+    check_names(components)
     try:
-        config = resolved(Config.from_dict(record["config"]))
+        config = Config.from_dict(record["config"])
+        if unknown := unregistered(config, components):
+            raise UsageError(say_unknown(unknown))
+        config = resolved(config, components)
         with seeded(0):
-            vae = build(config, tuple(record["data"]["shape"]))
+            vae = build(config, tuple(record["data"]["shape"]), components=components)
     except (UsageError, KeyError, TypeError) as error:
         raise RunFolderError(f"{path / 'config.json'} cannot be used: {error}") from error
     folder.load_model(path, vae)
-    return Run(path, config, record, vae.to(resolve_device(device)).eval())
+    return Run(path, config, record, vae.to(resolve_device(device)).eval(), components)
+
+
+open_run = load_run  # as the command line calls it
+
+
+def say_unknown(unknown: list[tuple[str, str]]) -> str:
+    """Which parts a run needs, and how to give them."""
+    named = " and ".join(f"the {role} {name!r}" for role, name in unknown)
+    given = ", ".join(f"{name!r}: ..." for _, name in unknown)
+    what = "which is no registered part" if len(unknown) == 1 else "which are no registered parts"
+    return f"the run uses {named}, {what}. Pass load_run(path, components={{{given}}}), in Python."
 
 
 def open_data(run: Run, data_dir: Path | None = None) -> Data:
@@ -86,8 +121,9 @@ def open_data(run: Run, data_dir: Path | None = None) -> Data:
 
 def train_run(
     config: Config,
-    path: Path,
+    path: Path | str,
     *,
+    components: Components = NOTHING,
     overwrite: bool = False,
     data_dir: Path | None = None,
     download: bool = False,
@@ -99,16 +135,20 @@ def train_run(
 
     The data is loaded and checked before the folder is touched. A run that is interrupted or diverges leaves its best
     weights and its metrics behind.
+
+    `components` are parts of one's own, by the names that the config uses (:mod:`pyro_vae.runs.components`):
+    ``train_run(Config(prior="mine"), "runs/a", components={"mine": MyPrior})``; :func:`load_run` takes the same.
     """
-    config, place = resolved(config), resolve_device(device)
+    config, place, path = resolved(config, components), resolve_device(device), Path(path)
     data = load(
         config.data, data_dir=data_dir, download=download, binarization=config.binarization, seed=config.data_seed
     )
     for note in data.notes:
         print(f"note: {note}", file=sys.stderr)
     with seeded(config.seed):
-        vae = build(config, data.shape, data.train.x).to(place)
+        vae = build(config, data.shape, data.train.x, components).to(place)
         check_splits(vae, data, place)
+        check_first(config, vae, data, place)
     folder.create(path, overwrite)
     folder.write_json(path / "config.json", describe(config, data, made_by))
     curve = Curve(vae, data.validation.x, config.epochs, path)
@@ -121,7 +161,11 @@ def train_run(
     seconds = time.perf_counter() - start
     folder.save_model(path, vae)
     evidence = score(
-        Run(path, config, {}, vae.eval()), data, "test", num_samples=num_samples, training=training(run, seconds)
+        Run(path, config, {}, vae.eval(), components),
+        data,
+        "test",
+        num_samples=num_samples,
+        training=training(run, seconds),
     )
     draw_figures(path, vae, data, run, curve.points, evidence["floor"]["log_px"])
     return evidence
@@ -129,24 +173,39 @@ def train_run(
 
 def check_splits(vae: VAE, data: Data, place: torch.device) -> None:
     """Every row inside the likelihood's support; rows are numbered as in the file that they come from."""
-    for name in ("train", "validation", "test"):
-        split: Split = getattr(data, name)
-        grey = name == "train" and data.transform is not None
-        x = binarize(split.x, torch.Generator().manual_seed(0)) if grey else split.x
+    for name in SPLITS[::-1]:
         try:
-            check_support(vae.model, vae.guide, x.to(place), numbers=split.numbers.tolist())
+            check_support(
+                vae.model, vae.guide, drawn(data, name).to(place), numbers=getattr(data, name).numbers.tolist()
+            )
         except SupportError as error:
-            raise SupportError(f"{data.name}, {name} rows: {error}") from None
+            fit = ", ".join(fitting(torch.cat([drawn(data, name) for name in SPLITS]))) or "none"
+            raise SupportError(f"{data.name}, {name} rows: {error} Families that fit this data: {fit}.") from None
+
+
+def drawn(data: Data, name: str, rows: int | None = None) -> Tensor:
+    """The (first) rows of a split, binarized once where training binarizes them."""
+    x: Tensor = getattr(data, name).x[:rows]
+    grey = name == "train" and data.transform is not None
+    return binarize(x, torch.Generator().manual_seed(0)) if grey else x
+
+
+def check_first(config: Config, vae: VAE, data: Data, place: torch.device) -> None:
+    """What `fit` will check, while no folder is touched yet."""
+    size = min(config.batch_size, len(data.train))
+    objective = objective_of(config, len(data.train))
+    check_training(*objective.pair(vae), objective.elbo, lambda n: (drawn(data, "train", n).to(place),), size)
 
 
 def train(config: Config, vae: VAE, data: Data, place: torch.device, curve: Curve) -> Fit:
     """`fit`, as the config says."""
     schedule = {"constant": constant, "cosine": cosine}[config.schedule]
+    objective = objective_of(config, len(data.train))
     return fit(
-        vae,
+        objective.pair(vae),
         data.train.x,
         validation=data.validation.x,
-        objective=objective_of(config),
+        objective=objective.elbo,
         optimizer=adam(config.learning_rate),
         epochs=config.epochs,
         batch_size=min(config.batch_size, len(data.train)),
@@ -155,22 +214,9 @@ def train(config: Config, vae: VAE, data: Data, place: torch.device, curve: Curv
         transform=data.transform,
         device=place,
         seed=config.seed,
+        on_step=objective.on_step,
         on_epoch=curve,
     )
-
-
-def objective_of(config: Config) -> pyro.infer.ELBO:
-    """The objective that a config names."""
-    many = {"num_particles": config.num_particles, "vectorize_particles": config.num_particles > 1}
-    if config.num_particles > 1:
-        many["max_plate_nesting"] = 1
-    match config.objective:
-        case "elbo":
-            return pyro.infer.Trace_ELBO(**many)
-        case "mean_field_elbo":
-            return pyro.infer.TraceMeanField_ELBO(**many)
-        case _:
-            return pyro.infer.RenyiELBO(alpha=0, **many)
 
 
 class Curve:
@@ -236,8 +282,9 @@ def training(run: Fit, seconds: float) -> dict[str, Any]:
 
 
 def evaluate_run(
-    path: Path,
+    path: Path | str,
     *,
+    components: Components = NOTHING,
     split: str = "test",
     rows: int | None = None,
     num_samples: int = 5000,
@@ -246,7 +293,7 @@ def evaluate_run(
     device: str = "auto",
 ) -> dict[str, Any]:
     """log p(x) of a run on a split of its data; written to evidence.json and evidence.csv, and returned."""
-    run = open_run(path, device)
+    run = load_run(path, components, device)
     return score(run, open_data(run, data_dir), split, rows=rows, num_samples=num_samples, seed=seed)
 
 
@@ -269,7 +316,7 @@ def score(
     evidence = log_likelihood(run.vae.model, run.vae.guide, x, num_samples=num_samples, seed=seed)
     seconds = time.perf_counter() - start
     train_rows = data.train.x if data.transform is None else data.train.x.double()  # grey means are the Bernoulli's own
-    family, width = likelihood_of(run.config, x.shape[1])
+    family, width = likelihood_of(run.config, x.shape[1], run.components)
     baseline = floor(run.config.likelihood, family, width * x.shape[1], train_rows, x)
     result = evidence.summary() | {
         "split": f"{data.name}, {split}, first {len(x)} rows" if rows else f"{data.name}, {split}",

@@ -15,11 +15,15 @@ from safetensors.torch import load_file, save_file
 
 from pyro_vae.cli import main
 from pyro_vae.errors import RunFolderError, UsageError
+from pyro_vae.parts.fitting import fitting
 from pyro_vae.runs import folder
 from pyro_vae.runs.config import Config
 from pyro_vae.workflows import open_run
 
 SMALL = {"--hidden": "8", "--latent-dim": "2", "--epochs": "2", "--batch-size": "256", "--num-samples": "20"}
+
+
+ONE_HOT = ["--prior", "one_hot", "--posterior", "one_hot_categorical"]
 
 
 def small(*more):
@@ -115,9 +119,22 @@ def test_another_seed_trains_other_weights(run, tmp_path, train):
     [
         ["--binarization", "dynamic"],
         ["--binarization", "static", "--network", "conv"],
-        ["--objective", "iwae", "--num-particles", "3"],
+        ["--objective", "iwae", "--objective.particles", "3", "--gradient", "dreg"],
         ["--objective", "mean_field_elbo", "--likelihood", "normal", "--activation", "tanh"],
         ["--schedule", "constant", "--patience", "1"],
+        [
+            "--objective",
+            "piwae",
+            "--objective.groups",
+            "2",
+            "--kl",
+            "beta",
+            "--kl.beta",
+            "2",
+            "--kl.schedule",
+            "cyclical",
+        ],
+        ["--kl", "tc", "--kl.beta", "3"],
     ],
 )
 def test_options_train(train, tmp_path, options):
@@ -193,6 +210,82 @@ def test_counts_that_are_none(train, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("likelihood", "bad", "said"),
+    [
+        ("beta", 0.0, "Beta (0 < y < 1): row 7 holds 0 in column 2 (rows 7; values go from 0 to 0.5)"),
+        (
+            "beta",
+            1.0,
+            "row 7 holds 1 in column 2 (rows 7; values go from 0.5 to 1). The density there is zero or infinite",
+        ),
+        (
+            "categorical",
+            256.0,
+            "(whole numbers 0 to 255): row 7 holds 256 in column 2 (rows 7; values go from 3 to 256)",
+        ),
+        ("poisson", 0.25, "row 7 holds 0.25 in column 2 (rows 7; values go from 0.25 to 3)"),
+        ("multinomial", 4.0, "row 7 is one (rows 7; values go from 3 to 4)"),
+    ],
+)
+def test_data_outside_a_support_comes_with_its_range_and_the_families_that_fit(
+    train, tmp_path, capsys, likelihood, bad, said
+):
+    x = np.full((40, 6), 0.5 if likelihood == "beta" else 3.0, np.float32)
+    x[7, 2] = bad
+    np.save(tmp_path / "x.npy", x)
+    needs = {"categorical": ("num-classes", "256"), "multinomial": ("total-count", "18")}.get(likelihood)
+    options = [f"--likelihood.{needs[0]}", needs[1]] if needs else []
+    assert train("run", "--data", str(tmp_path / "x.npy"), "--likelihood", likelihood, *options) == 3
+    error, _, fit = capsys.readouterr().err.partition(" Families that fit this data: ")
+    assert said in error
+    families = fit.strip().rstrip(".").split(", ")
+    assert families == fitting(torch.from_numpy(x)) and likelihood not in set(families) - {"categorical"}
+    count = ["--batch-size", "8", "--epochs", "1"]
+    assert train("run", "--data", str(tmp_path / "x.npy"), "--likelihood", families[-1], *count) == 0
+
+
+def test_pixels_under_poisson_are_asked_about_and_trained(train, tmp_path, capsys):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).integers(0, 256, (100, 6)).astype(np.float32))
+    assert train("run", "--data", str(tmp_path / "x.npy"), "--likelihood", "poisson", "--batch-size", "64") == 0
+    said = capsys.readouterr().err
+    assert said.count("note: site 'x': whole numbers up to 255 under Poisson: are these pixels? Fix: scale pixels") == 1
+
+
+@pytest.mark.parametrize("ending", ["npy", "csv"])
+def test_missing_values_in_a_file_are_refused_with_the_way_in_python(train, tmp_path, capsys, ending):
+    x = np.ones((40, 3), np.float32)
+    x[7, 2] = np.nan
+    np.save(tmp_path / "x.npy", x)
+    np.savetxt(tmp_path / "x.csv", x, delimiter=",")
+    assert train("run", "--data", str(tmp_path / f"x.{ending}")) == 3
+    said = capsys.readouterr().err
+    assert "1 of 40 rows: 7 " in said
+    assert all(word in said for word in ("in Python only", "SkipMissing", "WithMask", "fit(..., missing=True)"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("prior", [["one_hot"], ["vamp", "--prior.components", "3"]], ids=lambda p: p[0])
+def test_enumerated_latents_train_and_are_scored_by_drawing(train, tmp_path, device, prior):
+    options = [
+        "--prior",
+        *prior,
+        "--posterior",
+        "one_hot_categorical",
+        "--objective",
+        "trace_enum",
+        "--latent-dim",
+        "4",
+    ]
+    assert train("run", *options) == 0
+    evidence = folder.read_json(tmp_path / "run" / "evidence.json")
+    assert evidence["log_px"] >= evidence["elbo"] and evidence["num_samples"] == 20
+    metrics = folder.read_lines(tmp_path / "run" / "metrics.jsonl")
+    assert metrics[1]["elbo"] > metrics[0]["elbo"] and metrics[0]["kl"] is None
+    assert main(["evaluate", str(tmp_path / "run"), "--num-samples", "20", "--device", str(device)]) == 0
+    assert folder.read_json(tmp_path / "run" / "evidence.json")["log_px"] == pytest.approx(evidence["log_px"], abs=1e-9)
+
+
+@pytest.mark.parametrize(
     ("arguments", "hint"),
     [
         (["train", "--run", "r", "--latnt-dim", "4"], "--latent-dim"),
@@ -204,6 +297,17 @@ def test_counts_that_are_none(train, tmp_path, capsys):
         (["train", "--run", "r", "--prior", "vamp", "--prior.components", "3.5"], "not a whole number"),
         (["train", "--run", "r", "--prior", "dirichlet"], "'logistic_normal'"),
         (["train", "--run", "r", "--prior", "vamp", "--posterior", "semi_amortized"], "take another"),
+        (["train", "--run", "r", "--objective", "trace_enum"], "'one_hot_categorical'"),
+        (["train", "--run", "r", *ONE_HOT, "--objective", "iwae"], "--gradient vimco or rws"),
+        (["train", "--run", "r", *ONE_HOT], "trace_enum, which sums z out"),
+        (["train", "--run", "r", "--objective", "iwea"], "did you mean 'iwae'"),
+        (["train", "--run", "r", "--objective", "renyi", "--objective.alpha", "-1"], "alpha"),
+        (["train", "--run", "r", "--objective", "iwae", "--objective.alpha", "1"], "has no option 'alpha'"),
+        (["train", "--run", "r", "--gradient", "drge"], "did you mean 'dreg'"),
+        (["train", "--run", "r", "--gradient", "vimco"], "--objective.particles 2 or more"),
+        (["train", "--run", "r", "--objective", "mean_field_elbo", "--gradient", "stl"], "one gradient, pathwise"),
+        (["train", "--run", "r", "--objective", "iwae", "--kl", "free_bits"], "adds a term to the ELBO"),
+        (["train", "--run", "r", "--kl", "beta", "--kl.schedule", "up"], "constant, linear, cyclical"),
         (["train", "--run", "r", "--data", "x.csv", "--likelihood", "binomial"], "--likelihood.total-count"),
         (["train", "--run", "r", "--data", "mnits"], "mnist"),
         (["train", "--run", "r", "--device", "nonsense"], "no device"),
@@ -233,7 +337,7 @@ def test_config_files(train, tmp_path, capsys):
     file.write_text('{"latent_dim": "3"}')
     assert train("run", "--config", str(file)) == 2
     assert "whole number" in capsys.readouterr().err
-    file.write_text('{"latent_dim": 3, "epochs": 1, "objective": "iwae", "num_particles": 2}')
+    file.write_text('{"latent_dim": 3, "epochs": 1, "objective": "iwae", "objective_options": {"particles": 2}}')
     assert main(["train", "--config", str(file), "--run", str(tmp_path / "run"), "--hidden", "8"]) == 0
     config = folder.read_config(tmp_path / "run")["config"]
     assert (config["latent_dim"], config["objective"], config["hidden"]) == (3, "iwae", [8])

@@ -19,7 +19,7 @@ ALLOWED = {
     "report": GROUND,
     "evaluate": GROUND | {"infer", "data"},
     "train": GROUND | {"infer", "data"},
-    "runs": GROUND | {"parts", "models"},
+    "runs": GROUND | {"parts", "models", "infer"},
     "use": GROUND | {"infer", "data"},
     "listing": GROUND | {"runs", "evaluate"},
     "pictures": GROUND | {"report", "use", "data", "models", "train"},

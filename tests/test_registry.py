@@ -1,6 +1,8 @@
 """Every cell of the registry: a (prior, likelihood, posterior) that is allowed trains and scores, one that is not says why."""
 
 import inspect
+import math
+from dataclasses import replace
 from itertools import product
 
 import pyro
@@ -14,11 +16,12 @@ from pyro_vae.errors import UsageError
 from pyro_vae.parts import families, posteriors, priors
 from pyro_vae.runs.config import Config
 from pyro_vae.runs.marginal import fit_marginal, floor, marginal_features
-from pyro_vae.runs.registry import ROLES, build, likelihood_of, names, options_of, read, resolved
+from pyro_vae.runs.objectives import GRADIENTS, KLS, OBJECTIVES
+from pyro_vae.runs.registry import ROLES, build, likelihood_of, names, objective_of, options_of, read, resolved
 
 NEEDED = {"total_count": 4, "num_classes": 4}
 SMALL = {"components": 3, "levels": 5, "hidden": "6", "context_features": 4, "transforms": 1, "steps": 2, "rank": 1}
-ELEMENTS, DIM, ROWS = 3, 3, 4
+ELEMENTS, DIM, ROWS = 3, 3, 8  # enough rows that no likelihood draws zeros alone, from which no encoder learns
 
 
 def config(prior: str, likelihood: str, posterior: str) -> Config:
@@ -28,6 +31,8 @@ def config(prior: str, likelihood: str, posterior: str) -> Config:
     for role, name in said.items():
         known = ROLES[role][name].options
         options[f"{role}_options"] = {k: v for k, v in (SMALL | NEEDED).items() if k in known}
+    if posterior == "one_hot_categorical":  # has no rsample
+        options |= {"gradient": "vimco", "objective_options": {"particles": 2}}
     return resolved(Config(data="x.csv", latent_dim=DIM, hidden=(5,), activation="tanh", **said, **options))
 
 
@@ -143,3 +148,93 @@ def test_options_that_cannot_be_read_are_refused(value, default):
 def test_what_the_data_says_is_no_option():
     with pytest.raises(UsageError, match="no option 'initial'"):
         options_of("prior", "vamp", {"initial": "3"})
+
+
+def enumerated_elbo(vae, x):
+    """Σ_k q(e_k | x) (log p(x | e_k) + log p(e_k) − log q(e_k | x)) of each row."""
+    z = torch.eye(DIM)
+    log_p = torch.stack([vae.likelihood(e).log_prob(x) for e in z], -1) + vae.prior().log_prob(z)
+    log_q = torch.stack([vae.posterior(x).log_prob(e) for e in z], -1)
+    return (log_q.exp() * (log_p - log_q)).sum(-1)
+
+
+def test_trace_enum_is_the_sum_over_every_value_of_z():
+    """The loss and its gradient, without noise; two particles of it are the same number."""
+    torch.manual_seed(1)
+    x = torch.bernoulli(torch.full((ROWS, ELEMENTS), 0.5))
+    for particles in (1, 2):
+        options = {"objective_options": {"particles": particles}, "gradient": "pathwise"}
+        c = resolved(replace(config("one_hot", "bernoulli", "one_hot_categorical"), objective="trace_enum", **options))
+        vae, objective = build(c, (ELEMENTS,)), objective_of(c, ROWS)
+        exact = enumerated_elbo(vae, x).sum()
+        wanted = torch.autograd.grad(exact, list(vae.parameters()))
+        loss = objective.elbo.loss_and_grads(*objective.pair(vae), x)
+        assert loss == pytest.approx(-exact.item(), abs=1e-5)
+        for p, grad in zip(vae.parameters(), wanted, strict=True):
+            torch.testing.assert_close(p.grad, -grad, atol=1e-5, rtol=0)
+
+
+def test_trace_enum_refuses_pathwise_draws_which_pyro_would_not_weigh():
+    """A straight-through posterior's sum would be over values of weight 1: larger than the ELBO by about their number."""
+    c = config("one_hot", "bernoulli", "one_hot_categorical_st")
+    torch.manual_seed(1)
+    vae, x = build(c, (ELEMENTS,)), torch.ones(ROWS, ELEMENTS)
+    c = replace(c, objective="trace_enum")
+    objective = objective_of(c, ROWS)
+    unweighted = objective.elbo.loss(*objective.pair(vae), x)
+    assert unweighted > -2 * enumerated_elbo(vae, x).sum().item()
+    with pytest.raises(
+        UsageError, match=r"draws of posterior 'one_hot_categorical_st' are pathwise.*'one_hot_categorical'"
+    ):
+        resolved(c)
+
+
+def steps_with(objective, gradient, kl):
+    """One loss of these names, and the gradients it leaves; None where the names are refused."""
+    torch.manual_seed(1)
+    posterior = {"trace_enum": "one_hot_categorical"}.get(objective, "normal")
+    c = config("one_hot" if objective == "trace_enum" else "standard_normal", "bernoulli", posterior)
+    few = {k: 3 for k in ("particles", "groups") if k in OBJECTIVES[objective].options}
+    try:
+        c = resolved(replace(c, objective=objective, gradient=gradient, kl=kl, objective_options=few, kl_options={}))
+    except UsageError:
+        return None
+    vae, made = build(c, (ELEMENTS,)), objective_of(c, 50)
+    loss = made.elbo.loss_and_grads(*made.pair(vae), torch.bernoulli(torch.full((ROWS, ELEMENTS), 0.5)))
+    return float(loss), [p.grad for p in vae.parameters()]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_objectives_gradients_and_kls_go_together_or_say_why(objective):
+    """Every allowed cell has a finite loss and a finite gradient at every parameter; the refused ones are those expected."""
+    for gradient, kl in product(GRADIENTS, KLS):
+        closed = objective in ("mean_field_elbo", "trace_enum") and gradient != "pathwise"
+        added = kl not in ("plain", "beta") and objective not in ("elbo", "mean_field_elbo")
+        smooth = objective == "jackknife" and gradient in ("dreg", "gdreg")
+        pathless = gradient == "rws" and kl not in ("plain", "beta")  # detached draws: a term has no gradient
+        made = steps_with(objective, gradient, kl)
+        assert (made is None) == (closed or added or smooth or pathless), (gradient, kl)
+        if made is not None:
+            loss, grads = made
+            assert math.isfinite(loss) and all(g is not None and g.isfinite().all() for g in grads), (gradient, kl)
+
+
+def test_an_options_default_is_recorded_and_its_value_reaches_the_objective():
+    c = Config(
+        objective="renyi", objective_options={"alpha": "0.3"}, kl="beta", kl_options={"beta": "2", "schedule": "linear"}
+    )
+    c = resolved(c)
+    assert c.objective_options == {"particles": 5, "alpha": 0.3}
+    assert c.kl_options == {"beta": 2.0, "schedule": "linear", "warmup": 0.25, "cycles": 4}
+    made = objective_of(c, 100)
+    assert repr(made.elbo) == "Bound(renyi(alpha=0.3), num_particles=5, estimator=pathwise)"
+    made.on_step(0.125)
+    assert made.kl.handler.value == 1.0
+    assert objective_of(resolved(Config(kl="tc")), 100).elbo.terms[0].dataset_size == 100
+
+
+def test_old_and_unknown_keys_are_refused_by_name():
+    with pytest.raises(UsageError, match="unknown config key 'num_particles'"):
+        Config.from_dict({"num_particles": 4})
+    with pytest.raises(UsageError, match="no kl 'bta'; did you mean 'beta'"):
+        resolved(Config(kl="bta"))

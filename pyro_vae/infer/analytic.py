@@ -3,6 +3,7 @@ r"""The ELBO with its KL in closed form, site by site: less noise than log q(z |
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from pyro.distributions.util import scale_and_mask
@@ -11,10 +12,10 @@ from torch import Tensor
 from pyro_vae.errors import ProgramError, UsageError
 
 from .bounds import elbo
-from .draw import Draw, Run
+from .draw import Draw, Run, same
 from .estimators import BoundFunction, Estimate, Result
 from .latents import closed_kl
-from .weights import sum_rows, sum_terms
+from .weights import row_log_prob, sum_rows, sum_terms
 
 
 def analytic_kl(exact: bool = False) -> Estimate:
@@ -55,26 +56,45 @@ def _mean_field(draw: Draw, bound: BoundFunction, exact: bool) -> Result:
 
 
 def kl(run: Run, exact: bool = False) -> Tensor:
-    """KL(q(z | x) ‖ p(z)) of all sites, ``(P, N)``."""
-    ordered = list(run.q) == [name for name, site in run.p.items() if not site["is_observed"]]
-    found = {name: site_kl(run, name) if ordered else None for name in run.q}
-    if exact and (without := [name for name, term in found.items() if term is None]):
-        q, p = (type(sites[without[0]]["fn"]).__name__ for sites in (run.q, run.p))
-        why = (
-            f"KL({q} ‖ {p}) has no closed form" if ordered else "guide and model draw their latents in different orders"
-        )
-        raise ProgramError(f"site {without[0]!r}: {why}. Pass exact=False to take it at the draws.")
-    terms = run.terms
-    return sum_terms(
-        {name: terms.posterior[name] - terms.prior[name] if term is None else term for name, term in found.items()}
-    )
+    """KL(q(z | x) ‖ p(z)) of all sites, ``(P, N)``, as handlers weigh it."""
+    return sum_terms({name: site_kl(run, name, run.scales.inner["guide", name], exact) for name in run.q})
 
 
-def site_kl(run: Run, name: str) -> Tensor | None:
-    """One site's KL in closed form, ``(P, N)``, or None."""
+def site_kl(run: Run, name: str, scale: Any = 1.0, exact: bool = False) -> Tensor:
+    """One site's KL times `scale`, ``(P, N)``: in closed form where there is one, or at the draws."""
     q, p = run.q[name], run.p[name]
-    term = closed_kl(q["fn"], p["fn"])
-    if term is None:
-        return None
-    term = term.expand(q["fn"].batch_shape)
-    return sum_rows(name, scale_and_mask(term, scale=run.scales.inner["guide", name], mask=q["mask"]), run.pair.plates)
+    why = not_closed(run, name)
+    term = None if why else closed_kl(q["fn"], p["fn"])
+    if term is not None:
+        term = term.expand(q["fn"].batch_shape)
+        return sum_rows(name, scale_and_mask(term, scale=scale, mask=q["mask"]), run.pair.plates)
+    if exact:
+        kinds = " ‖ ".join(type(site["fn"]).__name__ for site in (q, p))
+        raise ProgramError(
+            f"site {name!r}: {why or f'KL({kinds}) has no closed form'}. Pass exact=False to take it at the draws."
+        )
+    inner = run.scales.inner
+    scales = (scale, scale) if same_scale(run, name) else (inner["guide", name], inner["model", name])
+    log_q, log_p = (row_log_prob(name, site, run.pair.plates, s) for site, s in zip((q, p), scales, strict=True))
+    return log_q - log_p
+
+
+def not_closed(run: Run, name: str) -> str | None:
+    """Why a site's KL is not that of its two distributions, given the draws of the sites before it; None if it is."""
+    if list(run.q) != [other for other, site in run.p.items() if not site["is_observed"]]:
+        return "guide and model draw their latents in different orders"
+    if not (same_scale(run, name) and same_mask(run.q[name]["mask"], run.p[name]["mask"])):
+        return "handlers weigh or mask it differently in guide and model"
+    return None
+
+
+def same_scale(run: Run, name: str) -> bool:
+    """Whether log q and log p of a site weigh alike."""
+    return same(run.scales.inner["guide", name], run.scales.inner["model", name])
+
+
+def same_mask(a: Any, b: Any) -> bool:
+    """Whether two masks (tensors, bools or None) are one."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return torch.equal(a, b)
+    return a is b

@@ -8,8 +8,10 @@ log q_φ at fixed z. A gradient estimator is a choice of how much each particle 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -22,6 +24,8 @@ from torch import Tensor
 
 from pyro_vae.errors import ProgramError
 
+from .bounds import FLOOR
+from .handlers import BETA
 from .weights import PARTICLES, LogProbs, Plates, Program, Site, check_pair, row_log_prob, sample_sites, sum_terms
 
 Sites = dict[str, Site]
@@ -46,10 +50,10 @@ class Pair:
 
 def with_values(trace: poutine.Trace, values: Mapping[str, Tensor]) -> poutine.Trace:
     """A copy of a trace with other latent values."""
-    copy = trace.copy()
+    other = trace.copy()
     for name, value in values.items():
-        copy.nodes[name] = {**copy.nodes[name], "value": value}
-    return copy
+        other.nodes[name] = {**other.nodes[name], "value": value}
+    return other
 
 
 class Detached(Messenger):
@@ -92,13 +96,24 @@ class Run:
         value: Tensor = site["value"]
         if not (self.weighable and value.requires_grad):
             return value
-        copy, event = value.view_as(value), (1,) * site["fn"].event_dim
+        handed, event = value.view_as(value), (1,) * site["fn"].event_dim
 
         def weigh(gradient: Tensor) -> Tensor:
             return gradient if self.path is None else gradient * self.along_plates(self.path, event)
 
-        copy.register_hook(weigh)
-        return copy
+        handed.register_hook(weigh)
+        return handed
+
+    def plain(self) -> Run:
+        """The same draws, their paths not weighable: the model is run on them once more, if they were."""
+        if not self.weighable:
+            return self
+        plain = copy(self)
+        plain.weighable, plain.values = False, {name: site["value"] for name, site in self.q.items()}
+        plain.p = sample_sites(self.pair.run(self.pair.model, self.particles, self.trace))
+        for cached in ("terms", "held_score"):
+            plain.__dict__.pop(cached, None)
+        return plain
 
     def along_plates(self, by_row: Tensor, event: tuple[int, ...] = ()) -> Tensor:
         """A (P, N) tensor in the shape of the plates, with event dimensions of size 1."""
@@ -138,17 +153,25 @@ class Run:
         held = {name: site["value"].detach() for name, site in self.q.items()}
         return sum_terms(self.score("guide", self.guide_at(held), held))
 
+    def log_q(self, names: Sequence[str]) -> Tensor:
+        """log q(z | x) of these sites as they were drawn: no handler's scale, and paths of weight 1; ``(P, N)``."""
+        return sum_terms({name: row_log_prob(name, self.q[name], self.pair.plates) for name in names})
+
     @property
     def row_weight(self) -> Any:
         """What each row counts in a loss: a number, or ``(N,)``."""
-        weight, plates = self.scales.outer, self.pair.plates
+        return self.by_row(self.scales.outer)
+
+    def by_row(self, weight: Any) -> Any:
+        """A handler's scale as a number, or ``(N,)``."""
+        plates = self.pair.plates
         if not isinstance(weight, Tensor) or weight.numel() == 1:
             return weight
         along = weight.movedim(plates.dim, -1) if weight.dim() >= -plates.dim else weight
         if along.shape[-1] != along.numel():
             raise ProgramError(
-                f"a handler weighs the whole program by a tensor of shape {tuple(weight.shape)}; wanted one number, or one "
-                f"for each row along the plate {plates.data!r}"
+                f"a handler weighs sites by a tensor of shape {tuple(weight.shape)}; wanted one number, or one for each row "
+                f"along the plate {plates.data!r}"
             )
         return along.reshape(-1)
 
@@ -158,7 +181,7 @@ class Run:
             least = torch.finfo(path.dtype).eps ** 2 * path.abs()  # where a underflows b may not: b / a stays defined
             model = torch.where(model.abs() < least, least, model)
             self.path = torch.where(model == 0, torch.zeros_like(path), path / model)
-        total = model * self.terms.log_w
+        total = model * self.terms.log_w.clamp_min(FLOOR)  # 0 · −∞ would be NaN
         if score is not None:
             total = total + (model - score) * self.held_score
         return total.sum(0)
@@ -203,6 +226,10 @@ class Draw:
         """The first run, whose sites are those of all."""
         return self.runs[0]
 
+    def plain(self) -> Draw:
+        """The same draws with the paths that they were drawn with: what an added term is to be differentiated through."""
+        return Draw([run.plain() for run in self.runs], self.groups)
+
     def without_path(self) -> list[str]:
         """Latent sites whose draws carry no gradient of φ: no ``rsample``."""
         return [name for name, site in self.first.q.items() if not getattr(site["fn"], "has_rsample", False)]
@@ -231,7 +258,7 @@ class Scales:
     """How much the rows weigh in a loss (`outer`), and how much each site weighs in its row (`inner`).
 
     A subsampled plate counts each row N / B times, and a handler over the whole program weighs all sites alike: both
-    multiply a row's bound from outside. What a handler does to some sites only (β on the latents) changes the bound.
+    multiply a row's bound from outside. :class:`~pyro_vae.Beta`, and what a handler does to some sites only, change the bound.
     """
 
     outer: Any
@@ -240,12 +267,12 @@ class Scales:
     @classmethod
     def of(cls, p: Sites, q: Sites, plates: Plates) -> Scales:
         sites = {("model", n): s for n, s in p.items()} | {("guide", n): s for n, s in q.items()}
+        beta = {key: site["infer"].get(BETA, 1.0) for key, site in sites.items()}
+        whole = next(s["scale"] for s in p.values() if s["is_observed"])  # β is of latents
+        if all(same(site["scale"], whole if beta[key] == 1 else whole * beta[key]) for key, site in sites.items()):
+            return cls(whole, beta)
         ratio = subsampling(next(iter(sites.values())), plates.data)
-        inner = {key: scaled(site["scale"], ratio) for key, site in sites.items()}
-        first = next(iter(inner.values()))
-        if all(same(s, first) for s in inner.values()):
-            return cls(scaled(first, 1 / ratio), dict.fromkeys(inner, 1.0))
-        return cls(ratio, inner)
+        return cls(ratio, {key: scaled(site["scale"], ratio) for key, site in sites.items()})
 
 
 def subsampling(site: Site, name: str) -> float:
@@ -262,10 +289,12 @@ def scaled(scale: Any, ratio: float) -> Any:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two scales are one. Tensors are looked into only where both are, so that β on a GPU costs no wait."""
+    """Whether two scales are one, but for rounding. Tensors are looked into only where both are: that waits for a GPU."""
     if isinstance(a, Tensor) != isinstance(b, Tensor):
         return False
-    return a is b or (torch.equal(a, b) if isinstance(a, Tensor) else a == b)
+    if isinstance(a, Tensor):
+        return a.shape == b.shape and torch.allclose(a, b, rtol=1e-6, atol=0)
+    return math.isclose(a, b, rel_tol=1e-12)
 
 
 def check_inner_plates(run: Run, bound: Callable[[Tensor], Tensor]) -> None:

@@ -4,13 +4,15 @@ With F(log w) the bound, F_k = ∂F / ∂ log w_k and F_kk its second derivative
 
     Σ_k a_k ∂_θ log p_θ(x, z_k)  +  b_k ∂_z log w_k · ∂_φ z_k  −  c_k ∂_φ log q_φ(z_k | x)
 
-| estimator       | a (model) | b (path)    | c (score)            |
-|-----------------|-----------|-------------|----------------------|
-| ``pathwise``    | F_k       | F_k         | F_k                  |
-| ``stl``         | F_k       | F_k         | 0                    |
-| ``dreg``        | F_k       | F_k − F_kk  | 0                    |
-| ``vimco``       | F_k       | F_k or none | F_k − (F − F_{−k})   |
-| ``rws``         | F_k       | 0           | −w_k / Σ_j w_j       |
+| estimator       | a (model) | b (path)     | c (score)            |
+|-----------------|-----------|--------------|----------------------|
+| ``pathwise``    | F_k       | F_k          | F_k                  |
+| ``stl``         | F_k       | F_k          | 0                    |
+| ``dreg``        | F_k       | F_k − β F_kk | 0                    |
+| ``vimco``       | F_k       | F_k or none  | F_k − (F − F_{−k})   |
+| ``rws``         | F_k       | 0            | −w_k / Σ_j w_j       |
+
+β is what handlers weigh log q by within log w (1 without any). ``gdreg`` is ``dreg`` but for the prior's parameters.
 
 An estimator is a callable ``(draw, bound) -> (value, surrogate)``, each ``(N,)``: the bound of each row, and what to
 differentiate. It asks for draws by two attributes: ``detached`` (no path) and ``weighable`` (a path of another weight).
@@ -27,8 +29,8 @@ from torch import Tensor
 
 from pyro_vae.errors import ProgramError, UsageError
 
-from .bounds import iwae
-from .draw import Draw, Run
+from .bounds import iwae, jackknife
+from .draw import Draw, Run, same
 from .weights import sum_rows, sum_terms
 
 BoundFunction = Callable[[Tensor], Tensor]
@@ -85,6 +87,11 @@ def first(bound: BoundFunction, log_w: Tensor) -> Tensor:
 
 def second(bound: BoundFunction, log_w: Tensor) -> Tensor:
     """F_kk = ∂²F / ∂ (log w_k)², of the shape of log_w, detached."""
+    if isinstance(bound, jackknife):
+        raise UsageError(
+            f"{bound!r} has no second derivative here (torch's of logcumsumexp is wrong where a gradient is 0), which dreg "
+            "and gdreg need: take estimator=pathwise."
+        )
     if bound is iwae:
         weights = log_w.detach().softmax(0)
         return weights * (1 - weights)
@@ -110,12 +117,25 @@ def without_one(bound: BoundFunction, log_w: Tensor) -> Tensor:
         raise UsageError(
             f"vimco's baseline for a particle is made of the others: num_particles must be at least 2, got {k}"
         )
-    others = (log_w.sum(-2, keepdim=True) - log_w) / (k - 1)
-    one = torch.eye(log_w.numel() // rows, dtype=torch.bool, device=log_w.device)
-    replaced = one.reshape(-1, *groups, k, 1)
-    each = torch.where(replaced, others, log_w)  # (P, *K, N): particle p replaced
+    one = torch.eye(log_w.numel() // rows, dtype=torch.bool, device=log_w.device).reshape(-1, *groups, k, 1)
+    others = torch.where(one, torch.zeros_like(log_w), log_w).sum(-2, keepdim=True) / (k - 1)
+    each = torch.where(one, others, log_w)  # (P, *K, N): particle p replaced
     columns = each.movedim(0, -2).reshape(*groups, k, -1)
-    return bound(columns).reshape(*groups, k, rows)
+    baseline = bound(columns).reshape(*groups, k, rows)
+    return baseline.nan_to_num(nan=0.0, neginf=0.0)  # all others weigh 0: any constant is a baseline
+
+
+def doubly(draw: Draw, bound: BoundFunction, programs: tuple[str, ...] = ("guide",)) -> Tensor:
+    """F_k − β F_kk, ``(*K, N)``: β, which handlers weigh log q by, weighs the score and so what replaces it."""
+    run = draw.first
+    scales = {(program, name): run.scales.inner[program, name] for program in programs for name in run.q}
+    beta = next(iter(scales.values()))
+    if not all(same(scale, beta) for scale in scales.values()):
+        raise ProgramError(
+            f"handlers weigh the latent sites {list(run.q)} unlike one another, and dreg and gdreg need one weight for all "
+            "of log q (gdreg for log p(z), too): take estimator=pathwise, or one handler around all latents (Beta)."
+        )
+    return first(bound, draw.log_w) - run.by_row(beta) * second(bound, draw.log_w)
 
 
 def _pathwise(draw: Draw, bound: BoundFunction) -> Result:
@@ -133,7 +153,7 @@ def _pathwise(draw: Draw, bound: BoundFunction) -> Result:
 def _two_bounds(draw: Draw, bound: BoundFunction) -> Result:
     """The model follows one bound, the guide another (PIWAE)."""
     a, b = first(bound, draw.log_w), first(guide_bound(bound), draw.log_w)
-    return bound(draw.log_w), draw.surrogate(a, b, b)
+    return bound(draw.log_w), draw.surrogate(a) if guide_bound(bound) is bound else draw.surrogate(a, b, b)
 
 
 def _stl(draw: Draw, bound: BoundFunction) -> Result:
@@ -152,14 +172,14 @@ def _stl(draw: Draw, bound: BoundFunction) -> Result:
 def _dreg(draw: Draw, bound: BoundFunction) -> Result:
     r"""F_k for the model, F_k − F_kk for the path: the score, reparameterised once more. For ``iwae`` these are w̃_k and w̃_k².
 
-    Unbiased for any bound that is twice differentiable in log w: E[F_k ∂_φ log q] = E[F_kk ∂_z log w_k · ∂_φ z_k].
+    Unbiased for any bound that is twice differentiable in log w: E[F_k ∂_φ log q] = E[F_kk ∂_z log w_k · ∂_φ z_k]. Under
+    ``Beta`` the score is β ∂_φ log q, and the path's weight F_k − β F_kk.
 
     References:
         Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives (Tucker et al., 2019),
         https://arxiv.org/abs/1810.04152
     """
-    follow = guide_bound(bound)
-    a, b = first(bound, draw.log_w), first(follow, draw.log_w) - second(follow, draw.log_w)
+    a, b = first(bound, draw.log_w), doubly(draw, guide_bound(bound))
     return bound(draw.log_w), draw.surrogate(a, b, torch.zeros_like(a))
 
 
@@ -173,23 +193,25 @@ def _gdreg(draw: Draw, bound: BoundFunction) -> Result:
     References:
         Generalized Doubly Reparameterized Gradient Estimators (Bauer & Mnih, 2021), https://arxiv.org/abs/2101.11046
     """
-    follow = guide_bound(bound)
-    a, b = first(bound, draw.log_w), first(follow, draw.log_w) - second(follow, draw.log_w)
-    parts = zip(draw.runs, draw.split(a), draw.split(b), strict=True)
+    a, path = first(bound, draw.log_w), doubly(draw, guide_bound(bound))
+    parts = zip(draw.runs, draw.split(a), draw.split(doubly(draw, bound, ("guide", "model"))), strict=True)
     moved = {f"{i}": moved_prior(*part) for i, part in enumerate(parts)}  # before paths are weighed
-    return bound(draw.log_w), draw.surrogate(a, b, torch.zeros_like(a)) + sum_terms(moved)
+    return bound(draw.log_w), draw.surrogate(a, path, torch.zeros_like(a)) + sum_terms(moved)
 
 
 def moved_prior(run: Run, a: Tensor, b: Tensor) -> Tensor:
     """What replaces a_k ∂_θ log p_θ(z_k) by a gradient through z = loc_θ + scale_θ ε, ``(N,)``."""
     name, base = location_scale(run)
     site, z = run.p[name], run.values[name]
+    if not z.requires_grad:  # a guide without parameters: nothing to differentiate along, and nothing to replace
+        return torch.zeros_like(a[0])
     direct = a * run.score("model", {name: site}, {name: z.detach()})[name]
-    with torch.enable_grad():
-        along = (a * run.terms.reconstruction - b * run.terms.log_w).sum()
-        gradient = torch.autograd.grad(along, z, retain_graph=True)[0] if z.requires_grad else torch.zeros_like(z)
+    along = (a * run.terms.reconstruction - b * run.terms.log_w).sum()
+    gradient = torch.autograd.grad(along, z, retain_graph=True)[0]
     noise = ((z - base.loc) / base.scale).detach()
-    moved = (gradient * (base.loc + base.scale * noise)).sum(tuple(range(-site["fn"].event_dim, 0)))
+    moved = gradient * (base.loc + base.scale * noise)
+    if event := site["fn"].event_dim:
+        moved = moved.flatten(-event).sum(-1)
     return (sum_rows(name, moved, run.pair.plates) - direct).sum(0)
 
 
@@ -218,29 +240,30 @@ def _vimco(draw: Draw, bound: BoundFunction) -> Result:
     References:
         Variational Inference for Monte Carlo Objectives (Mnih & Rezende, 2016), https://arxiv.org/abs/1602.06725
     """
-    value = bound(draw.log_w)
-    surrogate = draw.surrogate(first(bound, draw.log_w))
+    value, surrogate = _two_bounds(draw, bound)
     if sites := draw.without_path():
-        log_w = draw.log_w.detach()
-        signal = value.detach() - without_one(bound, log_w)
-        log_q = sum_terms({name: draw.terms.posterior[name] for name in sites})
-        surrogate = surrogate + (signal.reshape(log_q.shape) * log_q).sum(0)
+        follow, log_w = guide_bound(bound), draw.log_w.detach()
+        signal = draw.split(follow(log_w) - without_one(follow, log_w))
+        parts = enumerate(zip(draw.runs, signal, strict=True))
+        surrogate = surrogate + sum_terms({f"{i}": (s * run.log_q(sites)).sum(0) for i, (run, s) in parts})
     return value, surrogate
 
 
 def _rws(draw: Draw, bound: BoundFunction) -> Result:
     r"""Wake phases, per row: F_k ∂_θ log p for the model, Σ_k w̃_k ∂_φ log q(z_k | x) for the guide.
 
-    The guide descends KL(p(z | x) ‖ q(z | x)), not the bound: it covers what the posterior does. No ``rsample`` is needed,
-    and more particles make both gradients better.
+    The guide descends KL(p(z | x) ‖ q(z | x)), not the bound: it covers what the posterior does (under ``Beta``, that of the
+    prior p(z)^β). No ``rsample`` is needed, and more particles make both gradients better.
 
     References:
         Reweighted Wake-Sleep (Bornschein & Bengio, 2015), https://arxiv.org/abs/1406.2751
         Revisiting Reweighted Wake-Sleep (Le et al., 2019), https://arxiv.org/abs/1805.10469
     """
-    a, log_w = first(bound, draw.log_w), draw.log_w.detach()
-    wake = log_w.reshape(-1, log_w.shape[-1]).softmax(0).reshape(log_w.shape)
-    return bound(draw.log_w), draw.surrogate(a, score=-wake)
+    a = first(bound, draw.log_w)
+    log_q = torch.cat([run.log_q(list(run.q)) for run in draw.runs])  # draws have no path here: φ comes in directly
+    log_p = draw.terms.reconstruction + sum_terms(draw.terms.prior)
+    wake = (log_p - log_q).detach().softmax(0)
+    return bound(draw.log_w), draw.surrogate(a, score=torch.zeros_like(a)) + (wake * log_q).sum(0)
 
 
 pathwise = Estimate("pathwise", _pathwise)

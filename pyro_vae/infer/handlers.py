@@ -3,13 +3,15 @@ r"""Effect handlers that change what is trained, and not what a model is: they w
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from pyro.poutine.util import site_is_subsample
 
 from pyro_vae.errors import UsageError
+
+BETA = "_beta"  # where a site says how much of its scale is β: the rest weighs rows, not sites
 
 
 class Beta(Messenger):
@@ -58,4 +60,6 @@ class Beta(Messenger):
     def _pyro_sample(self, msg: Message) -> None:
         observed = msg["is_observed"] or (msg["infer"] or {}).get("_deterministic")
         if not observed and not site_is_subsample(msg):
-            msg["scale"] = msg["scale"] * self.value
+            infer: dict[str, Any] = dict(msg["infer"] or {})
+            infer[BETA] = infer.get(BETA, 1.0) * self.value
+            msg["scale"], msg["infer"] = msg["scale"] * self.value, cast(Any, infer)

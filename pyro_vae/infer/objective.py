@@ -2,7 +2,6 @@ r"""`Bound`: any bound, any gradient estimator, as one of Pyro's ELBO objectives
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -74,6 +73,10 @@ class Bound(ELBO):
                 raise UsageError(f"{name} must be a whole number from 1, got {value!r}")
         if not callable(bound):
             raise UsageError(f"a bound is a function of log weights, such as elbo or iwae; got {bound!r}")
+        if terms and getattr(estimator, "detached", False):
+            raise UsageError(
+                f"estimator {estimator!r} draws without a path to the guide, so added terms would not train it: take another."
+            )
         super().__init__(num_particles=num_particles, vectorize_particles=vectorize_particles)
         self.bound, self.estimator, self.num_groups, self.terms = bound, estimator, num_groups, tuple(terms)
         self.known: tuple[Program, Program, Plates] | None = None
@@ -122,8 +125,9 @@ class Bound(ELBO):
                 f"{self!r}: log weights of shape {tuple(draw.log_w.shape)} gave a bound of shape {tuple(value.shape)}; "
                 f"wanted one number a row, ({rows},). Reduce over particles only."
             )
+        plain = draw.plain() if self.terms else draw
         for term in self.terms:
-            added = term(draw)
+            added = term(plain)
             same = value is surrogate
             value = value + added
             surrogate = value if same else surrogate + added
@@ -150,15 +154,18 @@ class Bound(ELBO):
     def check_memory(self, pair: Pair) -> None:
         """Refuses more particles than there is memory for, before anything is run with them."""
         particles = self.num_particles * (self.num_groups or 1)
-        if particles < 64:
+        free = free_bytes(pair.args) if particles >= 64 else None
+        if free is None:
             return
-        one, free = saved_bytes(pair), free_bytes(pair.args)
-        if free is not None and one * particles > free:
-            rows = max(1, int(len(pair.args[0]) * free / (one * particles)))
+        one, rows = saved_bytes(pair, 1)
+        each = saved_bytes(pair, 2)[0] - one if self.vectorize_particles else one  # what is saved once is saved once
+        needed = one + (particles - 1) * each
+        if needed > free:
+            fit = max(1, int(rows * free / needed))
             raise UsageError(
-                f"{particles} particles of {len(pair.args[0])} rows need about {one * particles / 2**30:.1f} GiB for their "
-                f"gradients, and {free / 2**30:.1f} GiB are free. Rows are independent of one another: take batches of "
-                f"{rows} rows or fewer (batch_size={rows}), or fewer particles."
+                f"{particles} particles of {rows} rows need about {needed / 2**30:.1f} GiB for their gradients, and "
+                f"{free / 2**30:.1f} GiB are free. Rows are independent of one another: take batches of {fit} rows or fewer "
+                f"(batch_size={fit}), or fewer particles."
             )
 
     def check_weights(self, draw: Draw) -> None:
@@ -180,8 +187,8 @@ def cuda_devices(args: tuple[Any, ...]) -> list[torch.device]:
     return list({a.device for a in args if isinstance(a, Tensor) and a.device.type == "cuda"})
 
 
-def saved_bytes(pair: Pair) -> int:
-    """What one particle a row keeps for the backward pass: the storages that autograd saves, parameters aside."""
+def saved_bytes(pair: Pair, particles: int) -> tuple[int, int]:
+    """What so many particles a row keep for the backward pass (storages that autograd saves, parameters aside), and rows."""
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -190,8 +197,9 @@ def saved_bytes(pair: Pair) -> int:
         return tensor
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        Run(pair, 1).terms.log_w.sum()
-    return sum(kept.values())
+        log_w = Run(pair, particles).terms.log_w
+        log_w.sum()
+    return sum(kept.values()), log_w.shape[-1]
 
 
 def free_bytes(args: tuple[Any, ...]) -> int | None:
@@ -199,6 +207,7 @@ def free_bytes(args: tuple[Any, ...]) -> int | None:
     if devices := cuda_devices(args):
         return torch.cuda.mem_get_info(devices[0])[0]
     try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
+        with open("/proc/meminfo") as lines:  # what caches hold is free, too
+            return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
         return None

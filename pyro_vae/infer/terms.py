@@ -5,7 +5,7 @@ What is trained is then another objective; the logged ELBO and every evaluation 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,10 @@ from torch import Tensor
 
 from pyro_vae.errors import ProgramError, UsageError
 
-from .analytic import kl
+from .analytic import kl, not_closed, same_scale, site_kl
 from .draw import Draw, Run
-from .latents import closed_kl, univariate
+from .latents import closed_kl, masked, univariate
+from .weights import sample_sites, sum_terms
 
 SCALES = (0.2, 0.5, 1.0, 2.0, 5.0)  # of the kernel's squared width, as multiples of the latents' dimension
 
@@ -31,11 +32,17 @@ class free_bits:
     r"""Σ_g [mean_n KL_g < λ] (KL_gn − λ): the ELBO becomes log p(x | z) − Σ_g max(λ, mean_n KL_g).
 
     A group g of latents whose KL, averaged over the batch, is below λ pays no more for being used: it cannot collapse.
-    The trained loss is a bound still, a looser one; its KL is in closed form where there is one.
+    The trained loss is a bound still, a looser one. Its KL is in closed form where there is one, so that the gradient of a
+    group below λ is 0 under ``analytic_kl``, and 0 in expectation under estimators that take the KL at the draws. Under
+    :class:`~pyro_vae.Beta` it is β max(λ, mean_n KL_g).
 
     Args:
         nats: λ for each group.
         per: "unit" for each latent coordinate (of sites whose prior and posterior both factorise), "site" for whole sites.
+
+    Raises:
+        UsageError: a negative λ, or another `per`.
+        ProgramError: under "unit", a site that does not factorise; a handler that weighs rows of a latent differently.
 
     References:
         Improving Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016), appendix C.8,
@@ -56,41 +63,46 @@ class free_bits:
             raise UsageError(f"free bits are per 'unit' or per 'site', got {self.per!r}")
 
     def __call__(self, draw: Draw) -> Tensor:
-        groups = torch.cat([group for name in draw.first.q for group in self.groups(draw, name)], -1)  # (N, groups)
-        below = groups.detach().mean(0) < self.nats
-        return torch.where(below, groups - self.nats, torch.zeros_like(groups)).sum(-1)
+        return sum_terms({name: self.of_site(draw, name) for name in draw.first.q})
 
-    def groups(self, draw: Draw, name: str) -> list[Tensor]:
-        """The KL of a site's groups, ``(N, groups)``, mean over particles."""
-        per_run = [unit_kl(run, name) if self.per == "unit" else whole_kl(run, name) for run in draw.runs]
-        return [torch.cat(per_run).mean(0)]
+    def of_site(self, draw: Draw, name: str) -> Tensor:
+        """β Σ_g [mean_n KL_g < λ] (KL_gn − λ), ``(N,)``."""
+        beta, of_run = beta_of(draw.first, name), unit_kl if self.per == "unit" else whole_kl
+        groups = torch.cat([of_run(run, name) for run in draw.runs]).mean(0)  # (N, groups)
+        below = groups.detach().mean(0) < self.nats
+        return beta * torch.where(below, groups - self.nats, torch.zeros_like(groups)).sum(-1)
+
+
+def beta_of(run: Run, name: str) -> float:
+    """What :class:`~pyro_vae.Beta` makes of a site's KL: one number."""
+    beta = run.scales.inner["guide", name]
+    if isinstance(beta, Tensor) or not same_scale(run, name):
+        raise ProgramError(
+            f"site {name!r}: a handler weighs its rows, or log p and log q, by different numbers, so it has no one β. "
+            "Weigh model and guide alike, by Beta(β) or by poutine.scale around both of them whole."
+        )
+    return float(beta)
 
 
 def whole_kl(run: Run, name: str) -> Tensor:
-    """A site's KL, ``(P, N, 1)``."""
-    term = closed_kl(run.q[name]["fn"], run.p[name]["fn"])
-    if term is None:
-        term = (run.terms.posterior[name] - run.terms.prior[name]) / scale_of(run, name)
-        return term.unsqueeze(-1)
-    return by_row(run, term.expand(run.q[name]["fn"].batch_shape), 0)
+    """A site's KL, ``(P, N, 1)``, not weighed by handlers."""
+    return site_kl(run, name).unsqueeze(-1)
 
 
 def unit_kl(run: Run, name: str) -> Tensor:
-    """The KL of each unit of a site, ``(P, N, units)``, not scaled by handlers."""
-    q, p, z = univariate(run.q[name]["fn"]), univariate(run.p[name]["fn"]), run.q[name]["value"]
+    """The KL of each unit of a site, ``(P, N, units)``, not weighed by handlers."""
+    site = run.q[name]
+    q, p, z, dims = univariate(site["fn"]), univariate(run.p[name]["fn"]), site["value"], site["fn"].event_dim
     if q is None or p is None:
         raise ProgramError(
-            f"site {name!r}: {type(run.q[name]['fn']).__name__} and {type(run.p[name]['fn']).__name__} are not both products "
+            f"site {name!r}: {type(site['fn']).__name__} and {type(run.p[name]['fn']).__name__} are not both products "
             'of one-dimensional distributions, so there is no KL per unit. Take free_bits(nats, per="site").'
         )
-    term = closed_kl(q, p)
-    return by_row(
-        run, q.log_prob(z) - p.log_prob(z) if term is None else term.expand(z.shape), run.q[name]["fn"].event_dim
-    )
-
-
-def scale_of(run: Run, name: str) -> Any:
-    return run.scales.inner["guide", name]
+    term = None if not_closed(run, name) else closed_kl(q, p)
+    if term is None:
+        drawn = masked(q.log_prob(z), site["mask"], dims) - masked(p.log_prob(z), run.p[name]["mask"], dims)
+        return by_row(run, drawn, dims)
+    return by_row(run, masked(term.expand(z.shape), site["mask"], dims), dims)
 
 
 def by_row(run: Run, tensor: Tensor, event_dim: int) -> Tensor:
@@ -103,6 +115,8 @@ def by_row(run: Run, tensor: Tensor, event_dim: int) -> Tensor:
 @dataclass
 class capacity:
     r"""KL − γ |KL − C|: the ELBO becomes log p(x | z) − γ |KL(q(z | x) ‖ p(z)) − C|, with C growing as training goes on.
+
+    Row by row, and in place of a β: under a :class:`~pyro_vae.Beta` other than 1 it is refused.
 
     Args:
         nats: C at the end of training.
@@ -133,6 +147,8 @@ class capacity:
         self.now = self.nats if self.schedule is None else self.nats * self.schedule(done)
 
     def __call__(self, draw: Draw) -> Tensor:
+        if any(beta_of(draw.first, name) != 1 for name in draw.first.q):
+            raise UsageError("capacity holds the KL itself, so Beta has nothing to weigh: take one of the two.")
         total = torch.cat([kl(run) for run in draw.runs]).mean(0)
         return total - self.gamma * (total - self.now).abs()
 
@@ -164,30 +180,44 @@ def decompose_kl(draw: Draw, dataset_size: int, stratified: bool = False) -> Dec
     References:
         Isolating Sources of Disentanglement in VAEs (Chen et al., 2018), https://arxiv.org/abs/1802.04942
     """
-    run = draw.first
-    name, *more = run.q
-    if more or len(draw.runs) != 1:
-        raise ProgramError(f"the decomposition is of one latent site, in one vectorised run; here are {list(run.q)}")
-    q, p, z = univariate(run.q[name]["fn"]), univariate(run.p[name]["fn"]), run.q[name]["value"]
-    if q is None or p is None or run.pair.plates.nesting != 1 or run.q[name]["fn"].event_dim != 1:
-        raise ProgramError(f"site {name!r}: prior and posterior must both be products of one-dimensional distributions")
+    parts = [decompose_run(run, dataset_size, stratified) for run in draw.runs]
+    return Decomposition(*(torch.cat(part).mean(0) for part in zip(*parts, strict=True)))
+
+
+def decompose_run(run: Run, dataset_size: int, stratified: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The three terms of :func:`decompose_kl`, ``(P, N)``."""
+    q, p, z = factors(run)
     if dataset_size < z.shape[1]:
         raise UsageError(f"dataset_size={dataset_size}, but a batch has {z.shape[1]} rows: give the size of the data")
-    each = q.expand((len(z), 1, *z.shape[1:])).log_prob(z.unsqueeze(2))  # (P, i, j, D): z_i under q(z | x_j)
-    log_weight = minibatch_weights(z.shape[1], dataset_size, stratified).to(z).log()
+    each = q.log_prob(z.transpose(0, 1).unsqueeze(2)).transpose(0, 1)  # (P, i, j, D): z_i under q(z | x_j)
+    log_weight = minibatch_weights(z.shape[1], dataset_size, stratified).log().to(z)
     log_qz = (each.sum(-1) + log_weight).logsumexp(2)
     log_product = (each + log_weight.unsqueeze(-1)).logsumexp(2).sum(-1)
     log_qzx, log_pz = q.log_prob(z).sum(-1), p.log_prob(z).sum(-1)
-    parts = (log_qzx - log_qz, log_qz - log_product, log_product - log_pz)
-    return Decomposition(*(part.mean(0) for part in parts))
+    return log_qzx - log_qz, log_qz - log_product, log_product - log_pz
+
+
+def factors(run: Run) -> tuple[Any, Any, Tensor]:
+    """Of the one latent site: q and p of its units, batch ``(P, N, D)``, and the draws."""
+    name, *more = run.q
+    if more:
+        raise ProgramError(f"the decomposition is of one latent site; here are {list(run.q)}")
+    site = run.q[name]
+    q, p = univariate(site["fn"]), univariate(run.p[name]["fn"])
+    if q is None or p is None or run.pair.plates.nesting != 1 or site["fn"].event_dim != 1:
+        raise ProgramError(
+            f"site {name!r}: prior and posterior must both be products of one-dimensional distributions, "
+            "dist.Normal(loc, scale).to_event(1) for one"
+        )
+    return q, p, site["value"]
 
 
 def minibatch_weights(rows: int, dataset_size: int, stratified: bool) -> Tensor:
-    """w_ij, ``(B, B)``."""
+    """w_ij, ``(B, B)``, float64."""
     if not stratified:
-        return torch.full((rows, rows), 1 / (rows * dataset_size))
+        return torch.full((rows, rows), 1 / (rows * dataset_size), dtype=torch.float64)
     others = (dataset_size - 1) / (dataset_size * (rows - 1)) if rows > 1 else 0.0
-    return torch.full((rows, rows), others).fill_diagonal_(1 / dataset_size)
+    return torch.full((rows, rows), others, dtype=torch.float64).fill_diagonal_(1 / dataset_size)
 
 
 @dataclass(frozen=True)
@@ -241,12 +271,26 @@ class mmd:
 
     def __call__(self, draw: Draw) -> Tensor:
         run = draw.first
-        q = torch.cat([by_row(run, site["value"], site["fn"].event_dim) for site in run.q.values()], -1)
-        p = torch.cat([by_row(run, run.p[n]["fn"].sample(), site["fn"].event_dim) for n, site in run.q.items()], -1)
+        if sites := draw.without_path():
+            raise ProgramError(f"site {sites[0]!r} has no rsample: mmd has no gradient for the guide there.")
+        q = flat(run, {name: site["value"] for name, site in run.q.items()})
+        p = flat(run, prior_draws(run))
         if q.shape[1] < 2:
             raise UsageError("mmd compares the rows of a batch with one another: at least 2 are needed")
-        distance = squared_mmd(q, p).mean(0)
-        return (-self.weight * distance).expand(q.shape[1])
+        return (-self.weight * squared_mmd(q, p).mean(0)).expand(q.shape[1])
+
+
+def flat(run: Run, values: Mapping[str, Tensor]) -> Tensor:
+    """Latents side by side, ``(P, N, units)``."""
+    return torch.cat([by_row(run, values[name], site["fn"].event_dim) for name, site in run.q.items()], -1)
+
+
+def prior_draws(run: Run) -> Mapping[str, Tensor]:
+    """Latents as the model draws them: of a hierarchy, each given its own parents."""
+    if len(run.q) == 1:
+        return {name: run.p[name]["fn"].expand(site["fn"].batch_shape)() for name, site in run.q.items()}
+    free = sample_sites(run.pair.run(run.pair.model, run.particles))
+    return {name: free[name]["value"] for name in run.q}
 
 
 def squared_mmd(a: Tensor, b: Tensor) -> Tensor:

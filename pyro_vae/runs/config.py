@@ -50,9 +50,15 @@ class Config:
     latent_dim
         Dimensions of z.
     objective
-        elbo (Trace_ELBO), mean_field_elbo (analytic KL) or iwae (RenyiELBO with alpha 0).
-    num_particles
-        K: particles a row in the objective.
+        Bound that is trained, by a name that `pyro-vae parts` lists.
+    objective_options
+        As in --objective iwae --objective.particles 8.
+    gradient
+        Its gradient estimator, by name.
+    kl
+        How its KL is treated, by name: plain, beta, free_bits ...
+    kl_options
+        As in --kl beta --kl.beta 4 --kl.schedule cyclical.
     epochs
         Passes over the training rows.
     batch_size
@@ -82,8 +88,11 @@ class Config:
     hidden: Annotated[tuple[int, ...], Parameter(consume_multiple=True, negative=())] = (256, 256)
     activation: Literal["relu", "tanh", "softplus", "silu"] = "relu"
     latent_dim: int = 16
-    objective: Literal["elbo", "mean_field_elbo", "iwae"] = "elbo"
-    num_particles: int = 1
+    objective: str = "elbo"
+    objective_options: Options = field(default_factory=dict)
+    gradient: str = "pathwise"
+    kl: str = "plain"
+    kl_options: Options = field(default_factory=dict)
     epochs: int = 100
     batch_size: int = 128
     learning_rate: float = 1e-3
@@ -139,7 +148,7 @@ class Config:
 POSITIVE = {
     name: kind
     for kind, names in {
-        "a whole number": ("hidden", "latent_dim", "num_particles", "epochs", "batch_size", "patience"),
+        "a whole number": ("hidden", "latent_dim", "epochs", "batch_size", "patience"),
         "a number": ("learning_rate",),
     }.items()
     for name in names

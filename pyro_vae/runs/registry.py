@@ -20,12 +20,17 @@ from pyro_vae.parts.families import FAMILIES
 from pyro_vae.parts.networks import MLP, ConvDecoder, ConvEncoder
 from pyro_vae.parts.posteriors import POSTERIORS
 from pyro_vae.parts.priors import PRIORS
+from pyro_vae.parts.spec import PartSpec
 
+from .components import NOTHING, Components, adopt, plain
 from .config import Config
 from .marginal import marginal_features
+from .objectives import GRADIENTS, KLS, OBJECTIVES, SCORED, Objective, make_objective
 
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "softplus": nn.Softplus, "silu": nn.SiLU}
 ROLES: dict[str, Mapping[str, Any]] = {"prior": PRIORS, "likelihood": FAMILIES, "posterior": POSTERIORS}
+CHOICES: dict[str, Mapping[str, Any]] = {"objective": OBJECTIVES, "gradient": GRADIENTS, "kl": KLS}
+TABLES = ROLES | CHOICES
 UNNAMED = {"likelihood": {"columns"}}  # made of other parts, so they have no form on the command line
 SUPPLIED = ("dim", "initial", "bounds")  # options that the data says, or that no word can
 DIGITS = {"binomial": {"total_count": 16}, "categorical": {"num_classes": 17}, "discretized_logistic": {"levels": 17}}
@@ -33,40 +38,65 @@ DIGITS["discretized_logistic_mixture"] = DIGITS["discretized_logistic"]
 
 
 def names(role: str) -> list[str]:
-    """What a config may call a part of this role."""
-    return [name for name in ROLES[role] if name not in UNNAMED.get(role, ())]
+    """What a config may call a part of this role, or an objective, a gradient, a treatment of the KL."""
+    return [name for name in TABLES[role] if name not in UNNAMED.get(role, ())]
 
 
-def spec_of(role: str, name: str) -> Any:
-    """The part of that name.
+def spec_of(role: str, name: str, components: Components = NOTHING) -> Any:
+    """The part of that name: of the registry, or of the caller's own (:mod:`pyro_vae.runs.components`).
 
     Raises:
         UsageError: an unknown name, with the nearest known ones.
     """
     if name in names(role):
-        return ROLES[role][name]
-    close = difflib.get_close_matches(name, names(role), 3)
-    hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"known: {', '.join(names(role))}"
-    raise UsageError(f"no {role} {name!r}; {hint} (`pyro-vae parts` lists them; pass parts of your own as objects)")
+        return TABLES[role][name]
+    if name in components and role in ROLES:
+        return adopt(role, name, components[name])
+    known = [*names(role), *(components if role in ROLES else ())]
+    close = difflib.get_close_matches(name, known, 3)
+    hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"known: {', '.join(known)}"
+    if role in CHOICES:
+        raise UsageError(f"no {role} {name!r}; {hint} (`pyro-vae parts` lists them; in Python, any object will do)")
+    raise UsageError(
+        f"no {role} {name!r}; {hint} (`pyro-vae parts` lists them; parts of your own are passed as objects, in Python: "
+        f"components={{{name!r}: ...}})"
+    )
 
 
-def options_for(role: str, name: str) -> dict[str, Any]:
+def unregistered(config: Config, components: Components = NOTHING) -> list[tuple[str, str]]:
+    """(role, name) of the parts that a config names and nobody here knows."""
+    said = [(role, getattr(config, role)) for role in ROLES]
+    return [(role, name) for role, name in said if name not in (*names(role), *components, "auto")]
+
+
+def check_names(components: Components) -> None:
+    """Refuses parts of one's own under names that mean something already."""
+    taken = {"auto", *(name for table in ROLES.values() for name in table)}
+    if both := sorted(taken & components.keys()):
+        raise UsageError(
+            f"component {both[0]!r}: a registered part is called so, and a config would mean either. Take another name."
+        )
+
+
+def options_for(role: str, name: str, components: Components = NOTHING) -> dict[str, Any]:
     """The options that a config may give a part, with their defaults: those that the data does not say."""
-    return {k: v for k, v in spec_of(role, name).options.items() if k not in SUPPLIED}
+    supplied = SUPPLIED if name in TABLES[role] else ("dim",) if role == "likelihood" else ()
+    return {k: v for k, v in spec_of(role, name, components).options.items() if k not in supplied}
 
 
-def options_of(role: str, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def options_of(role: str, name: str, given: Mapping[str, Any], components: Components = NOTHING) -> dict[str, Any]:
     """A part's options, each of the type of its default.
 
     Args:
         role: prior, likelihood or posterior.
         name: of the part.
         given: what the config says, strings where it came from the command line.
+        components: parts of the caller's own; where these have no default, or None, any plain value will do.
 
     Raises:
         UsageError: an option that the part does not have, lacks, or cannot read.
     """
-    known = options_for(role, name)
+    known = options_for(role, name, components)
     made: dict[str, Any] = {}
     for key, value in given.items():
         key = key.replace("-", "_")
@@ -74,7 +104,9 @@ def options_of(role: str, name: str, given: Mapping[str, Any]) -> dict[str, Any]
             close = difflib.get_close_matches(key, known, 1)
             hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known) or 'none'}"
             raise UsageError(f"{role} {name!r} has no option {key!r}; {hint}")
-        made[key] = read(f"{role} {name!r}: option {key!r}", value, known[key])
+        free = name in components and (known[key] is None or known[key] is inspect.Parameter.empty)
+        what = f"{role} {name!r}: option {key!r}"
+        made[key] = plain(what, value) if free else read(what, value, known[key])
     if missing := [k for k, v in known.items() if v is inspect.Parameter.empty and k not in made]:
         raise UsageError(f"{role} {name!r} needs {missing[0]!r}: --{role}.{missing[0].replace('_', '-')} VALUE")
     return made
@@ -100,25 +132,67 @@ def read(what: str, value: Any, default: Any) -> Any:
     return kind(value)
 
 
-def resolved(config: Config) -> Config:
+def resolved(config: Config, components: Components = NOTHING) -> Config:
     """The config with every "auto" decided, every name known and every option read; what a run records."""
+    check_names(components)
     config = config.resolved()
     likelihood: dict[str, Any] = dict(config.likelihood_options)
     if config.data == "digits" and config.binarization == "none":
         likelihood = DIGITS.get(config.likelihood, {}) | likelihood
-    check_supports(config.prior, config.posterior)
-    return dataclasses.replace(
+    check_supports(config.prior, config.posterior, components)
+    check_objective(config, components)
+    made = dataclasses.replace(
         config,
-        prior_options=options_of("prior", config.prior, config.prior_options),
-        likelihood_options=options_of("likelihood", config.likelihood, likelihood),
-        posterior_options=options_of("posterior", config.posterior, config.posterior_options),
+        prior_options=options_of("prior", config.prior, config.prior_options, components),
+        likelihood_options=options_of("likelihood", config.likelihood, likelihood, components),
+        posterior_options=options_of("posterior", config.posterior, config.posterior_options, components),
+        objective_options=all_options("objective", config.objective, config.objective_options),
+        kl_options=all_options("kl", config.kl, config.kl_options),
+    )
+    objective_of(made, dataset_size=1)  # refuses what does not go together, before any data is read
+    return made
+
+
+def all_options(role: str, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Every option, as given or by default."""
+    return {**TABLES[role][name].options, **options_of(role, name, given)}
+
+
+def check_objective(config: Config, components: Components = NOTHING) -> None:
+    """Refuses objectives that a posterior's draws cannot be trained with (Pyro sums pathwise values without their weights)."""
+    spec = spec_of("posterior", config.posterior, components)
+    for role in CHOICES:
+        spec_of(role, getattr(config, role))
+    if config.objective == "trace_enum" and spec.reparameterised:
+        fit = [name for name in names("posterior") if not POSTERIORS[name].reparameterised]
+        raise UsageError(
+            f"objective 'trace_enum' sums over every value of z, and the draws of posterior {config.posterior!r} are pathwise. "
+            f"Take posterior {' or '.join(map(repr, fit))} (of your own: a PartSpec with reparameterised=False), or objective "
+            "'elbo'."
+        )
+    if config.objective != "trace_enum" and config.gradient not in SCORED and not spec.reparameterised:
+        raise UsageError(
+            f"the draws of posterior {config.posterior!r} carry no gradient (no rsample), which gradient {config.gradient!r} "
+            f"needs. Take --gradient {' or '.join(SCORED)} with --objective iwae or elbo (--objective.particles 2 or more), or "
+            "--objective trace_enum, which sums z out."
+        )
+
+
+def objective_of(config: Config, dataset_size: int) -> Objective:
+    """What a resolved config says to train, on so many rows.
+
+    Raises:
+        UsageError: an objective, a gradient and a treatment of the KL that do not go together.
+    """
+    return make_objective(
+        (config.objective, config.objective_options), config.gradient, (config.kl, config.kl_options), dataset_size
     )
 
 
-def check_supports(prior: str, posterior: str) -> None:
+def check_supports(prior: str, posterior: str, components: Components = NOTHING) -> None:
     """Refuses a prior and a posterior over different spaces: KL(q(z | x) ‖ p(z)) would be infinite or undefined."""
-    p, q = spec_of("prior", prior).support, spec_of("posterior", posterior).support
-    if p not in ("any", q):
+    p, q = spec_of("prior", prior, components).support, spec_of("posterior", posterior, components).support
+    if p != q and "any" not in (p, q):
         fit = [name for name in names("posterior") if POSTERIORS[name].support == p]
         raise UsageError(
             f"prior {prior!r} lives on {p} latents, posterior {posterior!r} on {q} ones: KL(q ‖ p) is undefined. "
@@ -126,16 +200,16 @@ def check_supports(prior: str, posterior: str) -> None:
         )
 
 
-def likelihood_of(config: Config, elements: int) -> tuple[Any, int]:
+def likelihood_of(config: Config, elements: int, components: Components = NOTHING) -> tuple[Any, int]:
     """The family that a resolved config names, and how many features it takes for each element."""
-    spec = spec_of("likelihood", config.likelihood)
+    spec = spec_of("likelihood", config.likelihood, components)
     options: dict[str, Any] = dict(config.likelihood_options)
     if "dim" in spec.options:
         options["dim"] = elements
     return spec.make(**options), spec.features(**options)
 
 
-def build(config: Config, shape: tuple[int, ...], x: Tensor | None = None) -> VAE:
+def build(config: Config, shape: tuple[int, ...], x: Tensor | None = None, components: Components = NOTHING) -> VAE:
     """The VAE of a resolved config, for data of that shape.
 
     Args:
@@ -143,22 +217,29 @@ def build(config: Config, shape: tuple[int, ...], x: Tensor | None = None) -> VA
         shape: of one row: (d,) or (channels, height, width).
         x: training rows; their marginal starts the decoder's output bias, so that training begins at the floor, and some
             of them start a VampPrior's pseudo-inputs.
+        components: parts of the caller's own, by the names that the config uses.
 
     Raises:
         UsageError: parts that do not go together, or a network that this shape has no use for.
     """
-    check_supports(config.prior, config.posterior)
+    check_supports(config.prior, config.posterior, components)
     elements = math.prod(shape)
-    family, width = likelihood_of(config, elements)
-    prior, posterior = PRIORS[config.prior], POSTERIORS[config.posterior]
-    if "posterior" in prior.needs and "prior" in posterior.needs:
+    family, width = likelihood_of(config, elements, components)
+    specs = {role: spec_of(role, getattr(config, role), components) for role in ("posterior", "prior")}
+    if "posterior" in specs["prior"].needs and "prior" in specs["posterior"].needs:
         raise UsageError(
             f"prior {config.prior!r} is made of its posterior, and posterior {config.posterior!r} of its prior: take another "
             "of either."
         )
     parts: dict[str, Any] = {"shape": elements, "encoders": []}
-    for role in ("posterior", "likelihood", "prior") if not posterior.needs else ("likelihood", "prior", "posterior"):
-        parts[role] = make(role, config, shape, parts, family, width, x)
+    todo = ["posterior", "likelihood", "prior"]
+    while todo:  # the first whose needs are made
+        role = next(r for r in todo if r == "likelihood" or parts.keys() >= set(specs[r].needs))
+        todo.remove(role)
+        if role == "likelihood":
+            parts[role] = Conditional(decoder_of(config, shape, width), family)
+        else:
+            parts[role] = make(role, specs[role], config, shape, parts, x)
     for network in (parts["likelihood"].net, *parts["encoders"]):
         start(network)
     if x is not None and isinstance(parts["likelihood"].net, MLP):
@@ -168,17 +249,14 @@ def build(config: Config, shape: tuple[int, ...], x: Tensor | None = None) -> VA
 
 
 def make(
-    role: str, config: Config, shape: tuple[int, ...], parts: dict[str, Any], family: Any, width: int, x: Tensor | None
+    role: str, spec: PartSpec, config: Config, shape: tuple[int, ...], parts: dict[str, Any], x: Tensor | None
 ) -> nn.Module:
-    """One role's part, from those made before it."""
-    if role == "likelihood":
-        return Conditional(decoder_of(config, shape, width), family)
-    spec = ROLES[role][getattr(config, role)]
+    """The prior or the posterior, from the parts made before it."""
     options: dict[str, Any] = dict(getattr(config, f"{role}_options"))
     needs = {need: parts[need] for need in spec.needs}
     if role == "posterior":
         return spec.make(encoder_of(config, shape, parts["encoders"]), config.latent_dim, **needs, **options)
-    if x is not None and "initial" in spec.options:
+    if x is not None and "shape" in needs and {"initial", "components"} <= spec.options.keys():
         count = options.get("components", spec.options["components"])
         options["initial"] = x[torch.arange(count) * len(x) // count]
     return spec.make(config.latent_dim, **needs, **options)
