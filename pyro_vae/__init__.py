@@ -11,6 +11,7 @@ from .infer.analytic import analytic_kl
 from .infer.bounds import ciwae, elbo, iwae, jackknife, miwae, piwae, renyi, tvo
 from .infer.check import check
 from .infer.estimators import dreg, gdreg, pathwise, rws, stl, vimco
+from .infer.gradients import GradientReport, gradient_report
 from .infer.handlers import Beta
 from .infer.latents import Latents, latents
 from .infer.objective import Bound
@@ -43,6 +44,7 @@ __all__ = [  # noqa: RUF022 (grouped as in the README)
     "log_weights", "Bound", "elbo", "iwae", "miwae", "piwae", "ciwae", "renyi", "tvo", "jackknife",
     "pathwise", "stl", "dreg", "gdreg", "vimco", "rws", "analytic_kl",
     "Beta", "cyclical", "free_bits", "capacity", "total_correlation", "mmd",
+    "gradient_report", "GradientReport",
     # what is wrong, and how good it is
     "check", "latents", "Latents", "log_likelihood", "Evidence", "compare", "compare_runs", "Comparison",
     # using a model

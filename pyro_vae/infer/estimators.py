@@ -128,9 +128,8 @@ def without_one(bound: BoundFunction, log_w: Tensor) -> Tensor:
 def doubly(draw: Draw, bound: BoundFunction, programs: tuple[str, ...] = ("guide",)) -> Tensor:
     """F_k − β F_kk, ``(*K, N)``: β, which handlers weigh log q by, weighs the score and so what replaces it."""
     run = draw.first
-    scales = {(program, name): run.scales.inner[program, name] for program in programs for name in run.q}
-    beta = next(iter(scales.values()))
-    if not all(same(scale, beta) for scale in scales.values()):
+    beta, *more = (run.scales.inner[program, name] for program in programs for name in run.q)
+    if not all(same(scale, beta) for scale in more):
         raise ProgramError(
             f"handlers weigh the latent sites {list(run.q)} unlike one another, and dreg and gdreg need one weight for all "
             "of log q (gdreg for log p(z), too): take estimator=pathwise, or one handler around all latents (Beta)."

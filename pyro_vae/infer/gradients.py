@@ -41,7 +41,7 @@ class GradientStats:
 
     @property
     def snr(self) -> Tensor:
-        """\\|mean\\| / sd of each coordinate that varies."""
+        """|mean| / sd of each coordinate that varies."""
         varies = self.variance > 0
         return self.mean[varies].abs() / self.variance[varies].sqrt()
 
@@ -93,12 +93,13 @@ class GradientReport:
         return {"objectives": objectives} | {name: getattr(self, name) for name in known}
 
     def __str__(self) -> str:
-        width = max(map(len, self.stats))
+        width = max(map(len, ["objective", *self.stats]))
         heads = f"{'objective':{width}}  part        varying/all   variance  SNR mean  SNR median  cosine to reference"
         lines = [line(name.ljust(width), part, s) for name, parts in self.stats.items() for part, s in parts.items()]
         said = (
-            f"{self.draws} draws of the gradient on {self.rows} rows, seed {self.seed}; SNR = |mean| / sd over coordinates that vary. "
-            f"An SNR of 0 shows as {self.snr_floor:.3f} (noise). The reference is a mean of {self.reference_draws} other draws."
+            f"{self.draws} draws of the gradient on {self.rows} rows, seed {self.seed}; SNR = |mean| / sd over coordinates "
+            f"that vary. An SNR of 0 shows as {self.snr_floor:.3f} (noise). The reference is a mean of {self.reference_draws} "
+            "other draws."
         )
         return "\n".join([heads, *lines, said])
 

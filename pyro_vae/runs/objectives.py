@@ -269,7 +269,9 @@ def make_objective(
             "mean_field_elbo, or --kl beta, which any objective takes."
         )
     if objective[0] == "jackknife" and gradient in ("dreg", "gdreg"):
-        raise UsageError(f"objective 'jackknife' has no second derivative here, which gradient {gradient!r} needs: take 'pathwise'")
+        raise UsageError(
+            f"objective 'jackknife' has no second derivative here, which gradient {gradient!r} needs: take 'pathwise'"
+        )
     made = OBJECTIVES[objective[0]].make(GRADIENTS[gradient].make(), treated.terms, **objective[1])
     if gradient == "vimco" and made.num_particles < 2:
         raise UsageError("gradient 'vimco' compares particles with one another: --objective.particles 2 or more")
