@@ -13,7 +13,36 @@ POINTS = [
     for e in (1, 3, 30)
 ]
 HISTORY = [{"epoch": e, "elbo": -100 - 200 / e, "train_elbo": -95 - 200 / e} for e in range(1, 30)]
+GAPS = {
+    "a": {"approximation": {"value": 1.4, "mc_se": 0.1}, "amortisation": {"value": 0.8, "mc_se": None}},
+    "b_$x$": {"approximation": {"value": 0.4, "mc_se": 0.1}, "amortisation": {"value": -0.05, "mc_se": 0.1}},
+}
+PARTS = {
+    "a": {
+        "rows": 100,
+        "parts": {"mutual information": {"value": 3.0, "mc_se": 0.1}, "marginal KL": {"value": 2.0, "mc_se": 0.1}},
+    },
+    "b": {
+        "rows": 50,
+        "parts": {k: {"value": 1.0, "mc_se": 0.0} for k in ("mutual information", "total correlation", "dw")},
+    },
+}
+CALIBRATION = {
+    "names": ["z[0]", "z[1]", "log p(x, z)"], "differences": [[0.2, 0.1, -0.2], [0.0, 0.02, 0.01], [0.0, 0.01, 0.02]],
+    "lower": [-0.1, -0.12, -0.1], "upper": [0.1, 0.12, 0.1], "coverage": 0.953, "adjusted": [1e-6, 0.3, 0.8],
+    "words": ["too narrow", "uniform", "uniform"], "level": 0.05, "rows": 100, "num_draws": 3,
+}  # fmt: skip
+CHECK = {
+    "kind": "posterior", "rows": 8, "num_draws": 20,
+    "statistics": {
+        "mean": {"observed": [2.5], "replicated": list(np.linspace(0, 2, 20)), "p": 0.0},
+        "share of zeros": {"observed": [0.0], "replicated": [0.0] * 20, "p": 1.0},
+        "log p(x | z)": {"observed": list(np.linspace(-3, -2, 20)), "replicated": list(np.linspace(-4, -1, 20)), "p": 0.4},
+    },
+}  # fmt: skip
 DRAWN = {
+    "gaps": lambda: figures.gap_bars(GAPS),
+    "decomposition": lambda: figures.decomposition_bars(PARTS),
     "training": lambda: figures.training_curve(HISTORY, floor=-110.0),
     "evidence": lambda: figures.evidence_curve(POINTS),
     "images": lambda: figures.image_grid([np.eye(16)[:3], np.eye(16)[:2]], ["a", "b"], (1, 4, 4), "t"),
@@ -25,6 +54,9 @@ DRAWN = {
     "latent 1": lambda: figures.latent_map(np.arange(5.0)[:, None], None),
     "latent 2": lambda: figures.latent_map(np.eye(2), np.array([0, 1])),
     "latent 7": lambda: figures.latent_map(np.random.default_rng(0).normal(size=(30, 7)), np.arange(30) % 10),
+    "calibration": lambda: figures.ecdf_differences(CALIBRATION),
+    "one quantity": lambda: figures.ecdf_differences(CALIBRATION, most=1),
+    "predictive check": lambda: figures.predictive_panels(CHECK),
 }
 
 
@@ -51,6 +83,21 @@ def test_unit_bars_are_sorted_and_coloured_by_activity():
     assert ax.get_title() == "KL of each unit: 2 of 3 active"
 
 
+def test_gap_bars_end_where_the_gap_does():
+    """Parts end to end; a part below 0 goes to the left; the sum is said in words."""
+    ax = figures.gap_bars(GAPS).axes[0]
+    ends = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in ax.patches]
+    assert np.allclose(ends[:4], [(0, 1.4), (1.4, 2.2), (0, 0.4), (0, -0.05)])
+    assert [text.get_text() for text in ax.texts] == ["2.20 = 1.40 + 0.80", "0.35 = 0.40 − 0.05"]
+    assert len(ax.collections) == 3  # error bars, where an error is known
+
+
+def test_decomposition_bars_say_how_much_information_there_can_be():
+    ax = figures.decomposition_bars(PARTS).axes[0]
+    assert "log 50 = 3.91, log 100 = 4.61" in ax.get_xlabel()
+    assert [text.get_text() for text in ax.texts] == ["5.00 = 3.00 + 2.00", "3.00 = 1.00 + 1.00 + 1.00"]
+
+
 def test_pictures_leave_pyplot_alone():
     code = "import sys, numpy; from pyro_vae.report import figures; figures.latent_map(numpy.eye(2), None)"
     check = "; assert 'matplotlib.figure' in sys.modules and 'matplotlib.pyplot' not in sys.modules"
@@ -61,3 +108,27 @@ def test_pictures_leave_pyplot_alone():
 def test_thin_is_from_first_to_last(count, most):
     chosen = figures.thin(count, most)
     assert chosen[0] == 1 and chosen[-1] == count and len(chosen) <= most and chosen == sorted(set(chosen))
+
+
+def test_ecdf_differences_show_curve_band_and_verdict():
+    """Rejected quantities stand out; where there is no room, the least p-values and log p(x, z) are shown."""
+    fig = figures.ecdf_differences(CALIBRATION)
+    assert [ax.get_title() for ax in fig.axes] == [
+        "z[0]\ntoo narrow, p 1e-06", "z[1]\nuniform, p 0.3", "log p(x, z)\nuniform, p 0.8"
+    ]  # fmt: skip
+    curve, other = (ax.get_lines()[0] for ax in fig.axes[:2])
+    assert np.allclose(curve.get_ydata(), [0, 0.2, 0.1, -0.2, 0]) and np.allclose(
+        curve.get_xdata(), [0, 0.25, 0.5, 0.75, 1]
+    )
+    assert curve.get_color() != other.get_color()
+    assert fig.axes[0].collections[0].get_datalim(fig.axes[0].transData).extents[1::2].tolist() == [-0.12, 0.12]
+    few = figures.ecdf_differences(CALIBRATION, most=2)
+    assert [ax.get_title().split("\n")[0] for ax in few.axes] == ["z[0]", "log p(x, z)"]
+
+
+def test_predictive_panels_show_the_data_beside_the_model():
+    mean, zeros, log_p = figures.predictive_panels(CHECK).axes
+    assert mean.get_title() == "mean\np < 0.05" and zeros.get_title() == "share of zeros\nalways the same"
+    assert log_p.get_title() == "log p(x | z)\np 0.400"
+    assert mean.get_lines()[0].get_xdata()[0] == 2.5
+    assert sum(bar.get_height() for bar in mean.containers[0]) == 20
