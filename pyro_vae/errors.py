@@ -58,8 +58,18 @@ class DivergedError(PyroVAEError, ArithmeticError):
         self.result = result
 
 
+class UnreliableError(PyroVAEError, ArithmeticError):
+    """An estimate whose own diagnostics say not to believe it, where `strict` was asked for. `result` is the estimate."""
+
+    exit_code = 5
+
+    def __init__(self, message: str, result: Any = None) -> None:
+        super().__init__(message)
+        self.result = result
+
+
 class Interrupted(PyroVAEError, KeyboardInterrupt):
-    """Ctrl-C during training; the model holds its best weights so far. `result` is the run so far."""
+    """Ctrl-C during training, when the model holds its best weights so far, or evaluation. `result` is what there is so far."""
 
     exit_code = 130
 

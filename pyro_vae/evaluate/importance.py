@@ -2,71 +2,28 @@ r"""log p(x) by importance sampling, streamed over rows and particles."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+import copy
+from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pyro_vae.data.rows import batch_of
-from pyro_vae.errors import DeviceError, ProgramError, UsageError
+from pyro_vae.errors import DeviceError, Interrupted, UnreliableError, UsageError
 from pyro_vae.infer.programs import evaluation_mode, like_parameters, resolve_device, without_validation
 from pyro_vae.infer.support import check_support, takes_missing
-from pyro_vae.infer.weights import Program, find_plates, log_probs
+from pyro_vae.infer.weights import Program, find_plates
 from pyro_vae.progress import tracked
 from pyro_vae.seeding import seeded
 
-from .evidence import ROW_FIELDS, Evidence
+from .evidence import Evidence
+from .measure import measure_of
+from .moments import ROWS, Ledger, Moments
+from .proposals import GUIDE, Proposal
+from .sampler import Sampler, checked
 
-
-class Moments:
-    """Running sums of K log weights for each of N rows, in float64: log Σ w, log Σ w², Σ log w, Σ (log w)².
-
-    Memory is O(N), whatever K. The order and size of the blocks added does not matter beyond rounding.
-    """
-
-    def __init__(self, num_rows: int) -> None:
-        self.count = 0
-        self.log_w = torch.full((num_rows,), -math.inf, dtype=torch.float64)
-        self.log_w2 = torch.full((num_rows,), -math.inf, dtype=torch.float64)
-        self.total = torch.zeros(num_rows, dtype=torch.float64)
-        self.total2 = torch.zeros(num_rows, dtype=torch.float64)
-
-    def add(self, log_w: Tensor) -> None:
-        """Takes in log weights ``(particles, N)``."""
-        log_w = log_w.detach().to("cpu", torch.float64)
-        self.count += len(log_w)
-        self.log_w = torch.logaddexp(self.log_w, log_w.logsumexp(0))
-        self.log_w2 = torch.logaddexp(self.log_w2, (2 * log_w).logsumexp(0))
-        self.total += log_w.sum(0)
-        self.total2 += log_w.square().sum(0)
-
-    @property
-    def log_px(self) -> Tensor:
-        """log p̂ = log 1/K Σ w."""
-        return self.log_w - math.log(self.count)
-
-    @property
-    def ess(self) -> Tensor:
-        """(Σ w)² / Σ w², between 1 and K."""
-        return (2 * self.log_w - self.log_w2).exp().clamp(1, self.count)
-
-    @property
-    def mc_se(self) -> Tensor:
-        """Delta method: sd(w) / (mean(w) √K) = √((K/ESS − 1) / (K − 1)); NaN for K = 1, where nothing is known of it."""
-        return ((self.count / self.ess - 1).clamp_min(0) / (self.count - 1 or math.nan)).sqrt()
-
-    @property
-    def elbo(self) -> Tensor:
-        """1/K Σ log w."""
-        return self.total / self.count
-
-    @property
-    def elbo_se(self) -> Tensor:
-        """sd(log w) / √K; NaN for K = 1."""
-        variance = (self.total2 / self.count - self.elbo.square()).clamp_min(0)
-        return (variance / (self.count - 1 or math.nan)).sqrt()
+__all__ = ["Moments", "checked", "log_likelihood"]
 
 
 def log_likelihood(
@@ -75,6 +32,13 @@ def log_likelihood(
     x: Any,
     *context: Any,
     num_samples: int = 1000,
+    proposal: Proposal = GUIDE,
+    target_se: float | None = None,
+    max_samples: int = 100_000,
+    rows: range | None = None,
+    particles: range | None = None,
+    resume: Evidence | None = None,
+    strict: bool = False,
     seed: int = 0,
     chunk_size: int = 4096,
     vectorize_particles: bool = True,
@@ -86,7 +50,11 @@ def log_likelihood(
 
     E[p̂] = p(x): exp(log p̂) is unbiased, so log p̂ is a lower bound in expectation that tightens with K. Streamed: memory
     grows with `chunk_size`, not with K · N. Changes no parameter, no module's mode, no optimizer and no global random
-    state; the same seed gives the same numbers, whatever was run before.
+    state.
+
+    Rows go in blocks of 64 and particles in blocks of 4096 (row, particle) pairs, each with a stream of its own from the
+    seed. So the numbers are the same to the bit whatever order, process or resumption runs them. Another `chunk_size` runs the
+    same particles in other shapes, and gives the same numbers to rounding (of the programs' own dtype).
 
     Args:
         model: a Pyro program, as for :func:`~pyro_vae.log_weights`.
@@ -94,8 +62,20 @@ def log_likelihood(
         x: data ``(N, *event)``: a tensor, an array, anything :func:`~pyro_vae.data.as_rows` takes.
         *context: what the programs take beside x, each with N rows.
         num_samples: K, particles a row.
-        seed: of the particles; each block of rows and particles has a stream of its own.
-        chunk_size: (row, particle) pairs run at a time.
+        proposal: what they are drawn from: the guide, :func:`~pyro_vae.evaluate.proposals.defensive` or
+            :func:`~pyro_vae.evaluate.proposals.widened`. The ELBO is then the proposal's, too.
+        target_se: doubles K, block of rows by block of rows, until each row's Monte Carlo error is at most this (nats). K then
+            depends on the draws, so that p̂ is no longer strictly unbiased: believe it where k̂ is low.
+        max_samples: K at most under `target_se`; rows that it does not suffice for are flagged.
+        rows: which rows of x to run, for a part to be joined with others by :meth:`Evidence.merge`; starts at a multiple of
+            64, and stops at one or at the end.
+        particles: which of the K particles to run, likewise.
+        resume: evidence of the same programs, rows and seed: what it holds is not run again, only what `num_samples`,
+            `rows` and `particles` add to it.
+        strict: raise where a row is flagged, in place of handing it out with its flag.
+        seed: of the particles.
+        chunk_size: (row, particle) pairs that the model is run on at a time; halved where memory does not suffice. The guide
+            runs on whole blocks.
         vectorize_particles: as for :func:`~pyro_vae.log_weights`.
         missing: x may hold NaN, for what was not observed: the result is log p(x_obs). Modules that say so
             (:class:`~pyro_vae.parts.missing.SkipMissing`) need no word here; plain functions that close over them do.
@@ -105,11 +85,13 @@ def log_likelihood(
         verbose: a progress bar, on a terminal only.
 
     Returns:
-        An :class:`Evidence`: per-row ``log_px``, ``mc_se``, ``ess``, ``elbo``, and their means, in nats.
+        An :class:`Evidence`: per-row ``log_px``, ``mc_se``, ``ess``, ``khat``, ``elbo`` …, and their means, in nats.
 
     Raises:
         SupportError, ShapeError, DataError: x outside the support of the likelihood, of another shape, not finite.
-        ProgramError: a pair that has no importance weight for each row.
+        ProgramError: a pair that has no importance weight for each row; weights that are NaN (row and site are named).
+        Interrupted: Ctrl-C; its ``result``, if not None, is evidence of what is there so far, to ``resume`` from.
+        UnreliableError: `strict`, and a row is flagged; its ``result`` is the evidence.
         DeviceError: a device that is not there.
 
     References:
@@ -132,6 +114,7 @@ def log_likelihood(
     """
     if num_samples < 1 or chunk_size < 1:
         raise UsageError(f"num_samples and chunk_size must be at least 1, got {num_samples} and {chunk_size}")
+    check_target(target_se, max_samples, num_samples, particles)
     like = like_parameters(model, guide)
     place = None if device is None else resolve_device(device)
     args = batch_of(x, *context, like=like, device=place, missing=missing or takes_missing(model, guide))
@@ -140,53 +123,80 @@ def log_likelihood(
         raise DeviceError(
             f"the data goes to {device}, but the model is on {like.device}: move it there, vae.to({str(device)!r})"
         )
+    ledgers = open_ledgers(len(args[0]), num_samples, rows, resume, seed, proposal)
     with evaluation_mode(model, guide), without_validation(), seeded(seed, device=device):
         check_support(model, guide, *args)
         plates = find_plates(model, guide, *(a[:1] for a in args))
-    parts: list[Moments] = []
-    with evaluation_mode(model, guide), without_validation():
-        for i, rows in enumerate(tracked(row_chunks(args, num_samples, chunk_size), "log p(x)", verbose)):
-            moments = Moments(len(rows[0]))
-            for j, particles in enumerate(particle_chunks(num_samples, chunk_size // len(rows[0]))):
-                with seeded(seed, i, j, device=device):
-                    log_w = log_probs(
-                        model,
-                        guide,
-                        *rows,
-                        num_particles=particles,
-                        plates=plates,
-                        vectorize_particles=vectorize_particles,
-                    ).log_w
-                moments.add(checked(log_w, particles, len(rows[0]), sum(len(m.total) for m in parts)))
-            parts.append(moments)
-    by_row = {field: torch.cat([getattr(m, field) for m in parts]) for field in ROW_FIELDS}
-    return Evidence(**by_row, num_samples=num_samples, seed=seed)
+        measure = measure_of(model, guide, *(a[:1] for a in args))
+    sampler = Sampler(model, guide, plates, proposal, seed, chunk_size, vectorize_particles)
+    said = {"seed": seed, "proposal": str(proposal), "measure": measure, "target_se": target_se}
+    try:
+        with evaluation_mode(model, guide), without_validation():
+            for ledger in tracked(ledgers, "log p(x)", verbose):
+                if rows is None or ledger.rows.start in rows:
+                    batch = tuple(a[ledger.rows.start : ledger.rows.stop] for a in args)
+                    sampler.fill(ledger, batch, range(ledger.planned) if particles is None else particles)
+                    while target_se is not None and not met(ledger, target_se) and ledger.planned < max_samples:
+                        ledger.plan(min(2 * ledger.planned, max_samples))
+                        sampler.fill(ledger, batch, range(ledger.planned))
+                ledger.moments.top.trim()
+    except KeyboardInterrupt:
+        raise interrupted(ledgers, said) from None
+    evidence = Evidence.of(ledgers, **said)
+    if strict and len(evidence.flagged):
+        raise UnreliableError(evidence.why_flagged(), evidence)
+    return evidence
 
 
-def row_chunks(args: tuple[Tensor, ...], num_samples: int, chunk_size: int) -> list[tuple[Tensor, ...]]:
-    """Rows in chunks small enough that at least min(K, 64) of their particles fit in one pass."""
-    step = max(1, chunk_size // min(num_samples, 64))
-    return [tuple(a[i : i + step] for a in args) for i in range(0, len(args[0]), step)]
+def interrupted(ledgers: Sequence[Ledger], said: dict[str, Any]) -> Interrupted:
+    """What is there so far, to go on from."""
+    begun = list(takewhile(len, ledgers))
+    result = Evidence.of(begun, **said) if begun else None
+    last = f"the rows before {begun[-1].rows.stop}" if begun else "no row"
+    return Interrupted(f"interrupted: {last} have particles; go on with resume=error.result", result)
 
 
-def particle_chunks(num_samples: int, chunk: int) -> Iterator[int]:
-    """K as chunks: their sizes add up to K exactly."""
-    chunk = max(1, chunk)
-    for start in range(0, num_samples, chunk):
-        yield min(chunk, num_samples - start)
-
-
-def checked(log_w: Tensor, particles: int, rows: int, start: int) -> Tensor:
-    """log_w, if it holds one finite-or-minus-infinite weight for each particle and row, which are counted from `start`."""
-    if log_w.shape != (particles, rows):
-        raise ProgramError(
-            f"the programs gave log weights for {log_w.shape[-1]} rows where x has {rows}: a subsampling plate cannot be "
-            "scored. Let the data plate run over the rows that are passed in."
+def check_target(target_se: float | None, max_samples: int, num_samples: int, particles: range | None) -> None:
+    """Refuses a target that cannot be aimed at."""
+    if target_se is None:
+        return
+    if not target_se > 0:
+        raise UsageError(f"target_se must be above 0 nats, got {target_se}")
+    if max_samples < num_samples:
+        raise UsageError(
+            f"max_samples={max_samples} is below num_samples={num_samples}, which is where target_se starts"
         )
-    if (log_w.isnan() | (log_w == math.inf)).any():
-        bad = (start + (log_w.isnan() | (log_w == math.inf)).any(0).nonzero().flatten()).tolist()
-        raise ProgramError(
-            f"log weights are NaN or +inf for rows {bad[:5]}: the model or guide put out non-finite parameters "
-            "for data that is finite and in the support. Look at the weights and at those rows."
+    if particles is not None:
+        raise UsageError(
+            "target_se asks for as many particles as it takes, particles= for some of them: give one of the two"
         )
-    return log_w
+
+
+def met(ledger: Ledger, target_se: float) -> bool:
+    """Whether every row of the block is within the target; an error that is not known is not."""
+    return bool((ledger.total().mc_se <= target_se).all())
+
+
+def open_ledgers(
+    num_rows: int, num_samples: int, rows: range | None, resume: Evidence | None, seed: int, proposal: Proposal
+) -> list[Ledger]:
+    """One for each block of rows, with what is there already."""
+    rows = range(num_rows) if rows is None else rows
+    if not rows or rows.step != 1 or rows.start % ROWS or not (rows.stop % ROWS == 0 or rows.stop == num_rows):
+        raise UsageError(
+            f"rows={rows} is no run of whole blocks: start at a multiple of {ROWS}, stop at one or at {num_rows}"
+        )
+    if not 0 <= rows.start < rows.stop <= num_rows:
+        raise UsageError(f"rows={rows}, but x has {num_rows} rows")
+    blocks = [range(start, min(start + ROWS, num_rows)) for start in range(rows.start, rows.stop, ROWS)]
+    ledgers = {block: Ledger(block, num_samples) for block in blocks}
+    if resume is not None:
+        resume.check_same(seed=seed, proposal=str(proposal))
+        for held in copy.deepcopy(resume.ledgers):
+            if held.rows.stop > num_rows or (len(held.rows) < ROWS and held.rows.stop != num_rows):
+                there = f"rows {held.rows.start} to {held.rows.stop - 1}"
+                raise UsageError(f"resume holds {there} of other data: x has {num_rows} rows")
+            if held.rows in ledgers:
+                held.plan(num_samples)
+            ledgers[held.rows] = held
+    return sorted(ledgers.values(), key=lambda ledger: ledger.rows.start)

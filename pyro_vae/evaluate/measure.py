@@ -1,0 +1,62 @@
+"""With respect to what a density is one: counting, or length. Numbers of different measures cannot be compared."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_vae.infer.support import base_name
+from pyro_vae.infer.weights import Program, trace_pair
+
+UNNORMALISED = ("Unit", "ImproperUniform")  # pyro.factor and its like
+CATEGORIES = ("Categorical", "OneHotCategorical", "OneHotCategoricalStraightThrough")
+
+
+def measure_of(model: Program, guide: Program, *args: Tensor) -> str:
+    """What log p(x) is a density with respect to, judged by the supports of the observed sites.
+
+    "binary", "categories" and "counts" are probabilities (log p(x) ≤ 0); "continuous" is a density per unit of x, which moves
+    by log |scale| with each rescaled column; "score" is a term of no distribution (``pyro.factor``), which makes the sum no
+    log-likelihood. Several are joined by " x ".
+
+    Args:
+        model: as for :func:`~pyro_vae.log_weights`.
+        guide: likewise.
+        *args: x and contexts; one row is enough.
+
+    Example:
+        >>> from pyro_vae import VAE, StandardNormal, Conditional, MLP, bernoulli, normal
+        >>> vae = VAE(StandardNormal(1), Conditional(MLP(1, 3), bernoulli), Conditional(MLP(3, 2), normal))
+        >>> measure_of(vae.model, vae.guide, torch.zeros(1, 3))
+        'binary'
+    """
+    with torch.no_grad():
+        _, sites = trace_pair(model, guide, *args)
+    kinds = [kind for site in sites.values() if site["is_observed"] for kind in measures_of(site["fn"])]
+    return " x ".join(sorted(set(kinds)))
+
+
+def measures_of(fn: Any) -> list[str]:
+    """Of one distribution, block by block if it has blocks of columns."""
+    if base_name(fn) in UNNORMALISED:
+        return ["score"]
+    support = fn.support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    blocks = getattr(fn, "blocks", None) or getattr(getattr(fn, "base_dist", None), "blocks", None)
+    return [kind for block in blocks for kind in measures_of(block)] if blocks else [kind_of(fn, support)]
+
+
+def kind_of(fn: Any, support: Any) -> str:
+    """Of one support, missing values aside."""
+    support = getattr(support, "observed", support)
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    if not support.is_discrete:
+        return "continuous"
+    if isinstance(support, type(constraints.boolean)):
+        return "binary"
+    return "categories" if base_name(fn) in CATEGORIES else "counts"

@@ -1,0 +1,91 @@
+"""Evidence with its particles on disk: to go on later, or to merge what several processes computed. No pickle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pyro_vae.errors import DataError
+
+from .evidence import Evidence
+from .moments import Ledger
+
+SAID = ("seed", "proposal", "measure", "target_se")
+
+
+def save_evidence(evidence: Evidence, path: str | Path) -> None:
+    """Writes evidence and the sums of its particles as safetensors; :func:`load_evidence` reads the same bits.
+
+    Args:
+        evidence: from :func:`~pyro_vae.log_likelihood`.
+        path: of the file, which is overwritten.
+
+    Raises:
+        UsageError: evidence that was read from a table, and holds no particles.
+    """
+    evidence.check_same()
+    tensors: dict[str, Tensor] = {}
+    ledgers: list[list[int]] = []
+    for i, ledger in enumerate(evidence.ledgers):
+        tensors |= {f"{i}/{name}": value.contiguous() for name, value in tensors_of(ledger).items()}
+        start, stop, count = ledger.rows.start, ledger.rows.stop, ledger.moments.count
+        ledgers.append([start, stop, ledger.planned, ledger.done, count, ledger.moments.top.keep])
+    said = {name: getattr(evidence, name) for name in SAID}
+    save_file(tensors, path, {"evidence": json.dumps({"said": said, "ledgers": ledgers})})
+
+
+def load_evidence(path: str | Path) -> Evidence:
+    """What :func:`save_evidence` wrote, ready for ``resume=`` and :meth:`~pyro_vae.Evidence.merge`.
+
+    Raises:
+        DataError: a file that is missing, damaged or of another kind.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from pyro_vae import VAE, StandardNormal, Conditional, MLP, bernoulli, normal, log_likelihood
+        >>> vae = VAE(StandardNormal(1), Conditional(MLP(1, 3), bernoulli), Conditional(MLP(3, 2), normal))
+        >>> evidence = log_likelihood(vae.model, vae.guide, torch.eye(3), num_samples=50)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_evidence(evidence, f"{folder}/evidence.safetensors")
+        ...     again = load_evidence(f"{folder}/evidence.safetensors")
+        >>> more = log_likelihood(vae.model, vae.guide, torch.eye(3), num_samples=100, resume=again)
+        >>> more.num_samples
+        100
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            head = json.loads(file.metadata()["evidence"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        ledgers = [ledger_of(tensors, i, *numbers) for i, numbers in enumerate(head["ledgers"])]
+        return Evidence.of(ledgers, **head["said"])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path} holds no evidence that can be gone on from ({error!r}): run it again") from error
+
+
+def tensors_of(ledger: Ledger) -> dict[str, Tensor]:
+    """All that a ledger holds, by name."""
+    top = ledger.moments.top
+    found: dict[str, Tensor] = {"sums": ledger.moments.sums, "top": top.values, "cut": top.cut}
+    found |= {f"waiting/{block}": sums for block, sums in ledger.waiting.items()}
+    return found | {f"piece/{b}/{o}": piece for b, pieces in ledger.pieces.items() for o, piece in pieces.items()}
+
+
+def ledger_of(
+    tensors: dict[str, Tensor], i: int, start: int, stop: int, planned: int, done: int, count: int, keep: int
+) -> Ledger:
+    """The ledger number `i` of a file."""
+    ledger = Ledger(range(start, stop), planned)
+    moments = ledger.moments
+    moments.sums, moments.count, ledger.done = tensors[f"{i}/sums"], count, done
+    moments.top.values, moments.top.cut, moments.top.keep = tensors[f"{i}/top"], tensors[f"{i}/cut"], keep
+    for name, value in tensors.items():
+        number, kind, *place = name.split("/")
+        if int(number) == i and kind == "waiting":
+            ledger.waiting[int(place[0])] = value
+        elif int(number) == i and kind == "piece":
+            ledger.pieces.setdefault(int(place[0]), {})[int(place[1])] = value
+    return ledger
