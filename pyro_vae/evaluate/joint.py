@@ -1,0 +1,258 @@
+r"""log p(x_n, z) at latents of one's choosing, for any Pyro program: what the exact oracles add up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from pyro import plate, poutine
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import Message
+from torch import Tensor
+from torch.distributions import biject_to
+
+from pyro_vae.data.rows import batch_of
+from pyro_vae.errors import ProgramError
+from pyro_vae.infer.programs import evaluation_mode, like_parameters, without_validation
+from pyro_vae.infer.support import base_name, check_support, takes_missing
+from pyro_vae.infer.weights import (
+    PARTICLES,
+    Plates,
+    Program,
+    Site,
+    find_plates,
+    row_log_prob,
+    sample_sites,
+    sum_rows,
+    sum_terms,
+)
+from pyro_vae.seeding import seeded
+
+from .measure import measure_of
+
+IMPROPER = ("Unit", "ImproperUniform")
+LEVELS = 32  # of an observed value, up to which log p(x | z) is looked up and not computed for each row
+NEVER = -1e30  # a log-probability that stands for −∞ in a matrix product, where 0 · −∞ would be NaN
+
+
+@dataclass(frozen=True)
+class Spot:
+    """Where one latent site of one row lies: its batch sizes (the data plate's left out) and its event shape."""
+
+    name: str
+    inner: tuple[int, ...]
+    event: tuple[int, ...]
+    site: Site
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.inner) * math.prod(self.event)
+
+    def arrange(self, flat: Tensor, plates: Plates) -> Tensor:
+        """``(G, R, size)`` as the site has it: particles on the left, rows where the data plate is."""
+        shaped = flat.reshape(*flat.shape[:2], *self.inner, *self.event)
+        return shaped.movedim(1, 1 + plates.nesting + plates.dim)
+
+
+class Place(Messenger):
+    """Puts latent sites where they are told to be; `unconstrained` values go through the support's bijection first."""
+
+    def __init__(self, values: dict[str, Tensor], like: dict[str, Site], unconstrained: bool) -> None:
+        super().__init__()
+        self.values, self.like, self.unconstrained = values, like, unconstrained
+        self.log_det: dict[str, Tensor] = {}
+
+    def _pyro_sample(self, msg: Message) -> None:
+        name = cast(str, msg["name"])
+        if name not in self.values or msg["is_observed"]:
+            return
+        fn, value = cast(Any, msg["fn"]), self.values[name]
+        if self.unconstrained:
+            to_support = bijection(fn)
+            u, value = value, to_support(value)
+            log_det = to_support.log_abs_det_jacobian(u, value)
+            extra = log_det.dim() - (value.dim() - fn.event_dim)
+            self.log_det[name] = log_det.sum(tuple(range(-extra, 0))) if extra else log_det
+        msg["value"] = value.to(self.like[name]["value"])
+        msg["done"] = True
+
+
+def unmarked(site: Any) -> Any:
+    """Takes a site's mark for enumeration away: here it is placed, not summed by Pyro."""
+    return {"enumerate": None}
+
+
+class Joint:
+    """log p(x_n, z) of a Pyro program, of N rows of data and at any z.
+
+    Args:
+        model: a Pyro program with one data plate.
+        guide: owns modules too; it is not run.
+        x: data ``(N, *event)``.
+        c: contexts with N rows.
+        missing: x may hold NaN.
+    """
+
+    def __init__(self, model: Program, guide: Program | None, x: Any, c: tuple[Any, ...], missing: bool) -> None:
+        self.model: Program = poutine.infer_config(model, config_fn=unmarked)
+        self.guide = guide
+        like = like_parameters(model, guide)
+        self.args = batch_of(x, *c, like=like, missing=missing or takes_missing(model, guide))
+        self.device, self.eps = self.args[0].device, torch.finfo(self.args[0].dtype).eps
+        check_support(self.model, self.prior, *self.args)
+        one = tuple(a[:1] for a in self.args)
+        self.measure = measure_of(self.model, self.prior, *one)
+        self.plates = find_plates(self.model, self.prior, *one)
+        sites = sample_sites(poutine.trace(self.model).get_trace(*one))
+        self.latents = {name: site for name, site in sites.items() if not site["is_observed"]}
+        self.observed = {name: site for name, site in sites.items() if site["is_observed"]}
+        if improper := [name for name, site in sites.items() if base_name(site["fn"]) in IMPROPER]:
+            raise ProgramError(
+                f"site {improper[0]!r} (pyro.factor, ImproperUniform) has no normalising constant: the result would be no "
+                "log p(x). Write it as a distribution."
+            )
+        if not self.latents:
+            raise ProgramError("the model has no latent site: there is nothing to sum or integrate over.")
+
+    def __len__(self) -> int:
+        return len(self.args[0])
+
+    @property
+    def prior(self) -> Program:
+        """The latent sites of the model, as a guide."""
+        return poutine.block(self.model, hide_fn=lambda site: site["type"] == "sample" and site["is_observed"])
+
+    def spot(self, name: str, event: tuple[int, ...]) -> Spot:
+        """Where a latent site lies, if its values had that event shape."""
+        site = self.latents[name]
+        batch = [1] * (self.plates.nesting - len(site["fn"].batch_shape)) + list(site["fn"].batch_shape)
+        del batch[self.plates.nesting + self.plates.dim]
+        return Spot(name, tuple(batch), event, site)
+
+    def values(self, flat: Tensor, spots: list[Spot]) -> dict[str, Tensor]:
+        """``(G, R, D)`` cut up for the sites."""
+        parts = flat.split([spot.size for spot in spots], -1)
+        return {spot.name: spot.arrange(part, self.plates) for spot, part in zip(spots, parts, strict=True)}
+
+    def rows(self, index: Tensor) -> tuple[Tensor, ...]:
+        return tuple(a[index] for a in self.args)
+
+    def data(self, index: Tensor) -> dict[str, Tensor]:
+        """What is observed in the rows of `index`, by site, in the shape of the site's distribution."""
+        sites = sample_sites(poutine.trace(self.model).get_trace(*self.rows(index)))
+        return {name: sites[name]["value"].expand(sites[name]["fn"].shape()) for name in self.observed}
+
+    def log_prior(self, values: dict[str, Tensor], index: Tensor) -> Tensor:
+        """log p(z_g), ``(G, R)`` in float64."""
+        sites, _ = self.trace(values, self.rows(index), unconstrained=False)
+        return self.add_up({name: row_log_prob(name, sites[name], self.plates) for name in self.latents}, {})
+
+    def trace(self, values: dict[str, Tensor], rows: tuple[Tensor, ...], unconstrained: bool) -> tuple[Any, Any]:
+        """Sites of the model with latents ``(G, *batch, *event)`` in place, and log |dz/du| by site."""
+        place = Place(values, self.latents, unconstrained)
+        # the plate inside: it broadcasts no site whose value is set already
+        with place, plate(PARTICLES, len(next(iter(values.values()))), dim=-1 - self.plates.nesting):
+            trace = poutine.trace(self.model).get_trace(*rows)
+        return sample_sites(trace), place.log_det
+
+    def log_prob(self, values: dict[str, Tensor], index: Tensor, unconstrained: bool = False) -> Tensor:
+        """log p(x_n, z_g) (+ log |dz/du|) for the rows of `index`, ``(G, R)`` in float64."""
+        sites, log_det = self.trace(values, self.rows(index), unconstrained)
+        return self.add_up({name: row_log_prob(name, site, self.plates) for name, site in sites.items()}, log_det)
+
+    def add_up(self, terms: dict[str, Tensor], log_det: dict[str, Tensor]) -> Tensor:
+        """Sites' terms and Jacobians, in float64."""
+        jacobians = {f"|d {name}|": sum_rows(name, t, self.plates) for name, t in log_det.items()}
+        return sum_terms({name: term.double() for name, term in (terms | jacobians).items()})
+
+
+class Shared:
+    """log p(x_n, z_g) of all rows from one run of the program at each z_g: where p(z) and p(x | z) are the same for all rows.
+
+    `of` hands back None where they are not: it compares with row-by-row runs, for every row, at a few z.
+    """
+
+    def __init__(self, joint: Joint, lookup: bool) -> None:
+        self.joint, self.first = joint, torch.zeros(1, dtype=torch.long, device=joint.device)
+        self.data = joint.data(torch.arange(len(joint), device=joint.device))
+        self.tables = {name: self.table(name) for name in self.data if lookup}
+
+    @classmethod
+    def of(cls, joint: Joint, probes: dict[str, Tensor], unconstrained: bool = False) -> Shared | None:
+        """The first way of sharing that gives, for every row, what row-by-row runs give at `probes`, values of one row."""
+        everyone = torch.arange(len(joint), device=joint.device)
+        axis = 1 + joint.plates.nesting + joint.plates.dim
+        spread = {name: v.repeat_interleave(len(joint), axis) for name, v in probes.items()}
+        wanted = torch.cat(
+            [
+                joint.log_prob({n: v.index_select(axis, part) for n, v in spread.items()}, part, unconstrained)
+                for part in everyone.split(512)
+            ],
+            1,
+        )
+        for lookup in (True, False):
+            try:
+                shared = cls(joint, lookup)
+                got = shared.log_prob(probes, everyone, unconstrained)
+            except (RuntimeError, ValueError, NotImplementedError):  # it does not broadcast
+                continue
+            if torch.allclose(got, wanted, rtol=50 * joint.eps, atol=200 * joint.eps, equal_nan=True):
+                return shared
+        return None
+
+    def table(self, name: str) -> tuple[Tensor, Tensor] | None:
+        """The few values that x takes, and where: levels ``(V,)`` and ``(V units, N)``; None for many values."""
+        fn, value = self.joint.observed[name]["fn"], self.data[name]
+        levels = value[~value.isnan()].unique()
+        if univariate(fn) is None or not 0 < len(levels) <= min(LEVELS, (len(self.joint) + 1) // 2):
+            return None
+        units = value.movedim(self.joint.plates.dim - fn.event_dim, 0).reshape(len(self.joint), -1)
+        return levels, torch.cat([(units == level).T for level in levels]).double()
+
+    def log_prob(self, values: dict[str, Tensor], index: Tensor, unconstrained: bool = False) -> Tensor:
+        """As :meth:`Joint.log_prob`, for values ``(G, *batch, *event)`` of one row."""
+        joint = self.joint
+        sites, log_det = joint.trace(values, joint.rows(self.first), unconstrained)
+        terms = {
+            name: self.score(name, site, index) if name in self.data else row_log_prob(name, site, joint.plates)
+            for name, site in sites.items()
+        }
+        return joint.add_up(terms, log_det)
+
+    def score(self, name: str, site: Site, index: Tensor) -> Tensor:
+        """log p(x_n | z_g) of one observed site, ``(G, R)``."""
+        plates, fn = self.joint.plates, site["fn"]
+        if (table := self.tables.get(name)) is None or site["mask"] is not None:
+            value = self.data[name].index_select(plates.dim - fn.event_dim, index)
+            return row_log_prob(name, {"fn": fn, "value": value, "mask": site["mask"]}, plates)
+        levels, where = table
+        base: Any = univariate(fn)
+        looked_up = torch.cat([base.log_prob(level).flatten(1).double() for level in levels], 1)
+        total = looked_up.clamp_min(NEVER) @ where[:, index]
+        return torch.where(total < NEVER / 2, -math.inf, total)
+
+
+def bijection(fn: Any) -> Any:
+    """From R^d to the support of a distribution; that of a mixture is its components'."""
+    support = fn.support
+    while type(support).__name__ == "MixtureSameFamilyConstraint":
+        support = support.base_constraint
+    return biject_to(support)
+
+
+def univariate(fn: Any) -> Any:
+    """The distribution of single elements that `fn` is a product of, or None."""
+    while hasattr(fn, "base_dist") and not isinstance(fn, torch.distributions.TransformedDistribution):
+        fn = fn.base_dist
+    return fn if fn.event_dim == 0 else None
+
+
+@contextmanager
+def untouched(*things: Any, seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
+    """No gradients, eval mode, no validation and a private random stream; all is put back."""
+    with evaluation_mode(*things), without_validation(), seeded(seed, device=device):
+        yield

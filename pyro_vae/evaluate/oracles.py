@@ -1,0 +1,192 @@
+r"""log p(x) without sampling: by quadrature where the latents are few, and by whichever oracle applies."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from pyro import plate, poutine
+from torch import Tensor
+
+from pyro_vae.errors import ProgramError, UsageError
+from pyro_vae.infer.support import base_name
+from pyro_vae.infer.weights import PARTICLES, Program, sample_sites
+
+from .enumeration import enumerate_latents
+from .exact import Exact
+from .grid import FIRST, Box, Density, Rule
+from .joint import Joint, Shared, Spot, bijection, untouched
+from .linear_gaussian import linear_gaussian
+
+__all__ = ["Exact", "auto", "enumerate_latents", "linear_gaussian", "quadrature"]
+NO_DENSITY = {
+    "Delta": "which has no density to integrate: compute it in the model.",
+    "VonMises": "an angle: its density is that of one turn, and the grid is over all of R. Use importance sampling.",
+}
+MAX_DIMS = 3
+BLOCK = 64  # rows whose grids are laid at once, where each has its own
+
+
+def quadrature(
+    model: Program,
+    guide: Program | None,
+    x: Any,
+    *context: Any,
+    points: int = 300_000,
+    tol: float = 1e-4,
+    share: bool | None = None,
+    chunk_size: int = 16384,
+    missing: bool = False,
+    seed: int = 0,
+) -> Exact:
+    r"""log p(x_n) = log ∫ p(x_n | z) p(z) dz by the trapezoid rule, for latents of 1 to 3 continuous dimensions in all.
+
+        log p(x_n) ≈ log Σ_g h^D p(x_n, z(u_g)) |dz/du|,   u unconstrained
+
+    on a grid over a box that is moved until it holds the integrand of each row, down to e^−16 tol of its maximum. The rule
+    converges exponentially on smooth integrands that vanish at the edges; its error is the change on leaving out every
+    second point along each axis, plus what the outermost points say of the mass outside. The grid is refined until that is
+    below `tol`. Where p(z) and p(x | z) do not depend on the row, one grid serves all rows and the decoder runs once at each
+    of its points; rows it is too coarse for, and all others, have grids of their own.
+
+    What it can miss: a second mode so narrow that it lies between the points of every grid on the way, and that neither
+    draws of the prior nor of the guide point at. Kinks (a Laplace prior, ReLUs) slow the convergence; the error says so.
+
+    Args:
+        model: a Pyro program, as for :func:`~pyro_vae.log_weights`.
+        guide: its guide: some draws of it say where to look first. None leaves that to the prior.
+        x: data ``(N, *event)``.
+        *context: what the programs take beside x, each with N rows.
+        points: the most grid points that a row may have.
+        tol: error to aim at in each row, in nats; single precision ends at about 1e-7 |log p(x)|.
+        share: one grid for all rows, where the program allows it. None: for more than 64 rows; fewer have their own sooner.
+        chunk_size: (row, grid point) pairs run at a time.
+        missing: as for :func:`~pyro_vae.log_likelihood`.
+        seed: of the draws that say where to look first.
+
+    Returns:
+        An :class:`~pyro_vae.evaluate.exact.Exact`; rows whose error stayed above `tol` are flagged.
+
+    Raises:
+        ProgramError: discrete latents, latents on a manifold, or more than 3 dimensions, by site; or log p(x, z) is NaN.
+        UsageError: `points` too few for a first grid, `tol` or `chunk_size` not positive.
+
+    References:
+        The Exponentially Convergent Trapezoidal Rule (Trefethen & Weideman, 2014), https://doi.org/10.1137/130932132
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+        ...         pyro.sample("x", dist.Poisson(rate), obs=x)
+        >>> quadrature(model, None, torch.tensor([0.0, 3.0], dtype=torch.float64)).log_px.exp()   # 1/4, 4/32
+        tensor([0.2500, 0.1250], dtype=torch.float64)
+    """
+    if not tol > 0 or chunk_size < 1:
+        raise UsageError(f"tol and chunk_size must be above 0, got {tol} and {chunk_size}")
+    with untouched(model, guide, seed=seed):
+        joint = Joint(model, guide, x, context, missing)
+        spots = unconstrained_spots(joint)
+        dims = sum(spot.size for spot in spots)
+        if points < FIRST[dims] ** dims:
+            raise UsageError(f"points must be at least {FIRST[dims] ** dims} for {dims} dimensions, got {points}")
+        rule = Rule(dims, tol, points, chunk_size, joint.eps)
+        everyone = torch.arange(len(joint), device=joint.device)
+        log_px, error = torch.full((2, len(joint)), math.inf, dtype=torch.float64, device=joint.device)
+        todo, how = everyone, "a grid for each row"
+        wanted = len(joint) > BLOCK if share is None else share
+        if shared := shareable(joint, spots) if wanted else None:
+            f = on_grid(joint, spots, shared)
+            box = rule.zoom(f, scout(joint, guide, spots, everyone[:BLOCK], together=True), everyone)
+            log_px, error = rule.refine(f, box, everyone)
+            todo, how = everyone[rule.rough(log_px, error)], "one grid for all rows"
+        for rows in todo.split(BLOCK) if len(todo) else ():
+            f = on_grid(joint, spots, None)
+            box = rule.fit(f, scout(joint, guide, spots, rows), rows)
+            log_px[rows], error[rows] = rule.refine(f, box, rows)
+        if shared and len(todo):
+            how += f", {len(todo)} of them finer ones of their own"
+    flagged = rule.rough(log_px, error)
+    return Exact(log_px.cpu(), error.cpu(), flagged.cpu(), f"quadrature in {dims} dimensions", joint.measure, how)
+
+
+def unconstrained_spots(joint: Joint) -> list[Spot]:
+    """The latent sites as the grid sees them; refuses, by site, what has no grid."""
+    spots = []
+    for name, site in joint.latents.items():
+        fn = site["fn"]
+        if fn.support.is_discrete:
+            raise ProgramError(
+                f"site {name!r} is discrete ({base_name(fn)}): there is no grid over it. Where all latents are discrete, "
+                "enumerate_latents sums over them; a mixture written as one distribution (MixtureSameFamily) needs no sum."
+            )
+        if base_name(fn) in NO_DENSITY:
+            raise ProgramError(f"site {name!r} is a {base_name(fn)}, {NO_DENSITY[base_name(fn)]}")
+        try:
+            shape = bijection(fn).inverse_shape(site["value"].shape)
+        except NotImplementedError as error:
+            raise ProgramError(
+                f"site {name!r}: the support of {base_name(fn)} ({fn.support}) has no map from R^d, so there is no grid "
+                "over it. Use log_likelihood with method='importance'."
+            ) from error
+        spots.append(joint.spot(name, tuple(shape[len(fn.batch_shape) :])))
+    if (dims := sum(spot.size for spot in spots)) > MAX_DIMS:
+        sizes = ", ".join(f"{spot.name!r} {spot.size}" for spot in spots)
+        raise ProgramError(
+            f"the latents have {dims} dimensions in all ({sizes}): a grid takes 1 to {MAX_DIMS}. Use log_likelihood with "
+            "method='importance', or linear_gaussian where all is Gaussian."
+        )
+    return spots
+
+
+def shareable(joint: Joint, spots: list[Spot]) -> Shared | None:
+    """The one-row program that stands for all rows, where there is one."""
+    probes = torch.randn(4, 1, sum(spot.size for spot in spots), dtype=torch.float64, device=joint.device)
+    return Shared.of(joint, joint.values(probes, spots), unconstrained=True)
+
+
+def on_grid(joint: Joint, spots: list[Spot], shared: Shared | None) -> Density:
+    """log p(x_n, z(u)) + log |dz/du|; u has one row where the program is shared."""
+
+    def density(u: Tensor, rows: Tensor) -> Tensor:
+        return (shared or joint).log_prob(joint.values(u, spots), rows, unconstrained=True)
+
+    return density
+
+
+def scout(joint: Joint, guide: Program | None, spots: list[Spot], rows: Tensor, together: bool = False) -> Box:
+    """A first box: where draws of the prior and of the guide lie, and half their range more on either side."""
+    lows, highs = [], []
+    for program, count in ((joint.prior, 256), (guide, 32)):
+        if program is None:
+            continue
+        with plate(PARTICLES, count, dim=-1 - joint.plates.nesting):
+            q = poutine.trace(program).get_trace(*joint.rows(rows))
+            p = sample_sites(poutine.trace(poutine.replay(joint.model, trace=q)).get_trace(*joint.rows(rows)))
+        u = torch.cat([unconstrain(p[spot.name], joint, len(rows)) for spot in spots], -1)
+        lows.append(torch.where(u.isfinite(), u, math.inf).amin(0))
+        highs.append(torch.where(u.isfinite(), u, -math.inf).amax(0))
+    low, high = torch.stack(lows).amin(0), torch.stack(highs).amax(0)
+    if together:
+        low, high = low.amin(0, keepdim=True), high.amax(0, keepdim=True)
+    margin = (high - low).clamp_min(1e-6) / 2
+    return Box.between(low - margin, high + margin)
+
+
+def unconstrain(site: Any, joint: Joint, rows: int) -> Tensor:
+    """A site's draws in R^d, ``(G, R, size)``."""
+    u = bijection(site["fn"]).inv(site["value"].double())
+    return u.movedim(1 + joint.plates.nesting + joint.plates.dim, 1).reshape(len(u), rows, -1)
+
+
+def auto(model: Program, guide: Program | None, x: Any, *context: Any, missing: bool = False) -> Exact | None:
+    """The first oracle that applies, of linear_gaussian, enumerate_latents and quadrature, if it flags no row; else None."""
+    for oracle in (linear_gaussian, enumerate_latents, quadrature):
+        try:
+            found = oracle(model, guide, x, *context, missing=missing)
+        except ProgramError:
+            continue
+        return None if found.flagged.any() else found
+    return None
