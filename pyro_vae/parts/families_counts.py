@@ -6,17 +6,18 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from .bernoulli import Bernoulli
 from .conditional import Family
 from .distributions import DiscretizedLogistic, Multinomial, ZeroInflated
 from .families_common import at_least, parts, positive
 
 
-def bernoulli(h: Tensor) -> dist.Bernoulli:
+def bernoulli(h: Tensor) -> Bernoulli:
     r"""p(y = 1) = 1 / (1 + e^{-h}), for y in {0, 1}; d features for d elements.
 
     Grey values between 0 and 1 are outside its support: binarize them, or choose another family.
     """
-    return dist.Bernoulli(logits=h)
+    return Bernoulli(logits=h)
 
 
 def binomial(total_count: int) -> Family:

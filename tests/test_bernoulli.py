@@ -1,0 +1,84 @@
+"""The Bernoullis' one logarithm for many elements, against Pyro's own and against float64."""
+
+import pyro.distributions as dist
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+
+from pyro_vae import bernoulli
+from pyro_vae.parts import bernoulli as module
+
+
+def rows(count, shape=(5,), dtype=torch.float64, spread=3.0):
+    generator = torch.Generator().manual_seed(count)
+    h = spread * torch.randn(*shape, count, dtype=dtype, generator=generator)
+    return h, (torch.rand(count, dtype=dtype, generator=generator) < 0.4).to(dtype)
+
+
+@pytest.mark.parametrize("count", [1, 2, 119, 120, 121, 240, 241, 784])
+def test_it_is_pyros(count):
+    h, y = rows(count)
+    torch.testing.assert_close(
+        bernoulli(h).to_event(1).log_prob(y), dist.Bernoulli(logits=h).to_event(1).log_prob(y), rtol=1e-12, atol=1e-12
+    )
+
+
+def test_the_largest_products_stay_finite():
+    """Every factor is 2, as many as there can be: one more a group would end float32."""
+    for count in (120, 784, 12000):
+        got = bernoulli(torch.zeros(count)).to_event(1).log_prob(torch.ones(count))
+        assert got.item() == pytest.approx(-count * 0.6931471805599453, rel=1e-6)
+
+
+def test_too_long_a_product_is_found(monkeypatch):
+    monkeypatch.setattr(module, "FACTORS", 130)
+    assert not bernoulli(torch.zeros(130)).to_event(1).log_prob(torch.ones(130)).isfinite()
+
+
+@pytest.mark.parametrize("size", [0.0, 1.0, 30.0, 200.0, 1e4])
+def test_float32_is_as_near_to_float64_as_pyros(size):
+    h, y = rows(784, (64,), torch.float32)
+    h = h * size
+    exact = dist.Bernoulli(logits=h.double()).to_event(1).log_prob(y.double())
+    pyros = dist.Bernoulli(logits=h).to_event(1).log_prob(y)
+    ours = bernoulli(h).to_event(1).log_prob(y)
+    scale = exact.abs() + 1
+    assert ((ours - exact).abs() / scale).max() <= max(2 * ((pyros - exact).abs() / scale).max().item(), 1e-6)
+
+
+def test_gradients_of_first_and_second_order():
+    h, y = rows(7, (3, 2))
+    y = y.expand(2, 7).clone()
+    assert gradcheck(module.LogProb.apply, (h.requires_grad_(), y.requires_grad_()))
+    assert gradgradcheck(module.LogProb.apply, (h, y))
+
+
+def test_logits_that_all_rows_share_get_the_sum_of_their_gradients():
+    h, _ = rows(6, ())
+    y = torch.eye(6, dtype=h.dtype)
+    wanted = torch.autograd.grad(dist.Bernoulli(logits=h.requires_grad_()).to_event(1).log_prob(y).sum(), h)
+    assert torch.allclose(*torch.autograd.grad(bernoulli(h).to_event(1).log_prob(y).sum(), h), *wanted)
+
+
+def test_events_of_two_dimensions_broadcasting_expansion_and_masks():
+    h, y = rows(12, (4, 3))
+    ours, pyros = bernoulli(h), dist.Bernoulli(logits=h)
+    y = y.expand(5, 1, 3, 12)
+    torch.testing.assert_close(ours.to_event(2).log_prob(y), pyros.to_event(2).log_prob(y))
+    wide, mask = ours.to_event(1).expand([5, 4, 3]), torch.tensor([True, False, True])
+    assert isinstance(wide, module.Bernoullis)
+    torch.testing.assert_close(wide.mask(mask).log_prob(y), pyros.to_event(1).expand([5, 4, 3]).mask(mask).log_prob(y))
+    assert ours.to_event(0).log_prob(y).shape == (5, 4, 3, 12)
+    torch.testing.assert_close(ours.to_event(1).log_prob(y[..., :1]), pyros.to_event(1).log_prob(y[..., :1]))
+
+
+def test_vmap():
+    h, y = rows(12, (4, 3))
+    torch.testing.assert_close(
+        torch.vmap(lambda a: bernoulli(a).to_event(1).log_prob(y))(h), bernoulli(h).to_event(1).log_prob(y)
+    )
+
+
+def test_grey_is_still_refused():
+    with pytest.raises(ValueError, match="within the support"):
+        bernoulli(torch.zeros(3)).to_event(1).log_prob(torch.tensor([0.0, 0.5, 1.0]))
