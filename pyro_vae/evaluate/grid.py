@@ -1,4 +1,4 @@
-r"""The trapezoid rule in a few dimensions, for many rows at once: where to lay the grid, how fine, and its error."""
+r"""The trapezoid rule in a few dimensions, for many rows at once: lattices that are refined where each row's integrand is."""
 
 from __future__ import annotations
 
@@ -12,32 +12,21 @@ from torch import Tensor
 from pyro_vae.errors import ProgramError
 
 Density = Callable[[Tensor, Tensor], Tensor]  # u (G, R, D) and rows to log p(x, u), (G, R)
-COARSE = {1: 65, 2: 21, 3: 11}  # points along each axis of the grid that looks for the mass
-FIRST = {1: 65, 2: 31, 3: 25}  # and of the first one that is summed
-ROUNDS = 40  # of looking for the mass
+COARSE = {1: 65, 2: 21, 3: 11}  # points along each axis of the grid that widens the box
+FIRST = {1: 65, 2: 31, 3: 21}  # and the fewest of the first lattice
+ALONE = {1: 513, 2: 97, 3: 25}  # of the first lattice that a row has for itself
+TOGETHER = {1: 4097, 2: 513, 3: 65}  # and of one that many rows share
+BITS = {1: 50, 2: 26, 3: 17}  # of a whole-number coordinate in a key; rows have the rest
+ROUNDS = 40  # of widening
 MARGIN = 16.0  # nats below tol times the maximum, from where on the integrand is left out
 
 
 @dataclass(frozen=True)
 class Box:
-    """A box in coordinates v, u = centre + axes v, with axes lower triangular; R is 1 where all rows share it.
-
-    Attributes:
-        lower: its edges in v, ``(R, D)``.
-        upper: likewise.
-        centre: ``(R, D)``.
-        axes: ``(R, D, D)``.
-    """
+    """Where the first lattice lies: its edges in u, ``(R, D)`` each; R is 1 where all rows share it."""
 
     lower: Tensor
     upper: Tensor
-    centre: Tensor
-    axes: Tensor
-
-    @classmethod
-    def between(cls, low: Tensor, high: Tensor) -> Box:
-        """With edges along the axes of u."""
-        return cls(low, high, torch.zeros_like(low), torch.diag_embed(torch.ones_like(low)))
 
     @property
     def width(self) -> Tensor:
@@ -45,23 +34,68 @@ class Box:
 
     def of(self, which: Tensor) -> Box:
         """The boxes of some of its rows."""
-        if len(self.lower) == 1:
-            return self
-        return Box(self.lower[which], self.upper[which], self.centre[which], self.axes[which])
+        return self if len(self.lower) == 1 else Box(self.lower[which], self.upper[which])
+
+    def lattice(self, m: int, rows: int) -> Lattice:
+        """m points along each axis, from edge to edge."""
+        return Lattice(self.lower.expand(rows, -1), (self.width / (m - 1)).expand(rows, -1))
 
     def at(self, digits: Tensor, m: int) -> Tensor:
         """Grid points u ``(G, R, D)`` of digits 0 … m − 1, ``(G, D)``."""
-        v = self.lower + self.width * (digits.to(self.lower) / (m - 1)).unsqueeze(1)
-        return self.centre + torch.einsum("rij,grj->gri", self.axes, v)
+        return self.lower + self.width * (digits.to(self.lower) / (m - 1)).unsqueeze(1)
 
-    def log_cell(self, m: int) -> Tensor:
-        """log h^D |du/dv| of a grid of m points along each axis, ``(R,)``."""
-        return (self.width / (m - 1)).log().sum(-1) + self.axes.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
+@dataclass(frozen=True)
+class Lattice:
+    """u = origin + step k for whole numbers k, row by row; both are ``(R, D)``."""
+
+    origin: Tensor
+    step: Tensor
+
+    def at(self, points: Points) -> Tensor:
+        """``(1, P, D)``."""
+        return (self.origin[points.row] + self.step[points.row] * points.digits).unsqueeze(0)
+
+    def halved(self) -> Lattice:
+        return Lattice(self.origin, self.step / 2)
+
+    @property
+    def log_cell(self) -> Tensor:
+        """log h_1 … h_D, ``(R,)``."""
+        return self.step.log().sum(-1)
+
+
+@dataclass(frozen=True)
+class Points:
+    """Some lattice points of some rows: rows ``(P,)``, whole numbers ``(P, D)``, and the integrand there ``(P,)``."""
+
+    row: Tensor
+    digits: Tensor
+    values: Tensor
+
+    def of(self, which: Tensor) -> Points:
+        return Points(self.row[which], self.digits[which], self.values[which])
+
+    def joined(self, other: Points) -> Points:
+        pairs = zip((self.row, self.digits, self.values), (other.row, other.digits, other.values), strict=True)
+        return Points(*(torch.cat(pair) for pair in pairs))
+
+    def above(self, depth: float, rows: int) -> Points:
+        """Those within `depth` of their row's maximum."""
+        top = torch.full((rows,), -math.inf, dtype=self.values.dtype, device=self.values.device)
+        top = top.scatter_reduce(0, self.row, self.values, "amax")
+        return self.of(self.values > top[self.row] - depth)
+
+    def log_sums(self, index: Tensor, size: int) -> Tensor:
+        """log Σ e^value over the points of each index."""
+        top = torch.full((size,), -math.inf, dtype=self.values.dtype, device=self.values.device)
+        top = top.scatter_reduce(0, index, self.values, "amax")
+        return top + torch.zeros_like(top).index_add(0, index, (self.values - top[index]).exp()).log()
 
 
 @dataclass(frozen=True)
 class Rule:
-    """The trapezoid rule in `dims` dimensions: where to lay the grid, how fine, and what is known of its error."""
+    """The trapezoid rule in `dims` dimensions: where to lay the lattice, how fine, and what is known of its error."""
 
     dims: int
     tol: float
@@ -77,119 +111,164 @@ class Rule:
         """Rows whose error is above what was asked for, and above rounding."""
         return ~(error <= torch.maximum(3 * self.floor(log_px), torch.full_like(error, self.tol)))
 
-    def digits(self, start: int, stop: int, m: int, device: torch.device) -> Tensor:
-        """Grid points start … stop − 1 by their digits along each axis, ``(G, D)``."""
-        return torch.arange(start, stop, device=device).unsqueeze(-1) // m ** torch.arange(self.dims, device=device) % m
-
     @property
     def depth(self) -> float:
         """Nats below the maximum, from where on the integrand is left out."""
         return MARGIN - math.log(self.tol)
 
-    def fit(self, f: Density, box: Box, rows: Tensor) -> Box:
-        """A box for each row, along the axes of its posterior: few points show a narrow one that lies aslant."""
-        box = self.zoom(f, box, rows)
-        for _ in range(2):
-            box = self.zoom(f, self.turn(f, box, rows), rows)
-        return box
+    def along(self, most: int) -> int:
+        """Points along each axis of a first lattice: `most`, if no row gets more than it may have."""
+        return min(most, int(self.points ** (1 / self.dims) + 1e-9))
 
-    def turn(self, f: Density, box: Box, rows: Tensor) -> Box:
-        """Coordinates in which what the coarse grid shows of each posterior has mean 0 and covariance I."""
-        m = COARSE[self.dims]
-        points, values = self.look(f, box, rows, m)
-        weights = values.softmax(0).unsqueeze(-1)
-        centre = (weights * points).sum(0)
-        spread = torch.einsum("gri,grj->rij", weights * (points - centre), points - centre)
-        cell = box.axes * (box.width / (m - 1)).unsqueeze(-2) / 4  # what is narrower than that the grid cannot show
-        axes, failed = torch.linalg.cholesky_ex(spread + cell @ cell.mT)
-        seen = centre.isfinite().all(-1) & (failed == 0)
-        reach = torch.full_like(box.upper, 1 + math.sqrt(2 * self.depth))
-        return Box(
-            torch.where(seen[:, None], -reach, box.lower),
-            torch.where(seen[:, None], reach, box.upper),
-            torch.where(seen[:, None], centre, box.centre),
-            torch.where(seen[:, None, None], axes, box.axes),
-        )
+    # the first lattice
 
-    def zoom(self, f: Density, box: Box, rows: Tensor) -> Box:
-        """Moves, widens and narrows the box until a coarse grid shows each row's mass inside and spread out."""
+    def digits(self, start: int, stop: int, m: int, device: torch.device) -> Tensor:
+        """Grid points start … stop − 1 by their digits along each axis, ``(G, D)``."""
+        return torch.arange(start, stop, device=device).unsqueeze(-1) // m ** torch.arange(self.dims, device=device) % m
+
+    def widen(self, f: Density, box: Box, rows: Tensor) -> Box:
+        """Moves the edges out until a coarse grid shows the mass of each row inside; all it has seen stays in the box."""
         m, everyone = COARSE[self.dims], torch.arange(len(rows), device=rows.device)
+        at_once = max(1, 64 * self.chunk_size // m**self.dims)
         for _ in range(ROUNDS):
-            found = [self.span(f, box.of(part), rows[part], m) for part in everyone.split(self.rows_at_once(m))]
+            found = [self.span(f, box.of(part), rows[part], m) for part in everyone.split(at_once)]
             low, high = (torch.cat(ends) for ends in zip(*found, strict=True))
             if len(box.lower) == 1:
                 low, high = low.amin(0, keepdim=True), high.amax(0, keepdim=True)
-            step = box.width / (m - 1)
-            lower = torch.where(low == 0, box.lower - box.width / 2, box.lower + (low - 1) * step)
-            upper = torch.where(high == m - 1, box.upper + box.width / 2, box.lower + (high + 1) * step)
-            settled = (low > 0) & (high < m - 1) & (upper - lower > 0.7 * box.width)
-            box = replace(box, lower=lower, upper=upper)
-            if settled.all():
+            if (low > 0).all() and (high < m - 1).all():
                 break
+            lower = torch.where(low == 0, box.lower - box.width / 2, box.lower)
+            box = replace(box, lower=lower, upper=torch.where(high == m - 1, box.upper + box.width / 2, box.upper))
         return box
-
-    def rows_at_once(self, m: int) -> int:
-        return max(1, 64 * self.chunk_size // m**self.dims)
 
     def span(self, f: Density, box: Box, rows: Tensor, m: int) -> tuple[Tensor, Tensor]:
         """First and last digit along each axis of the points that matter, ``(R, D)`` each."""
-        _, values = self.look(f, box, rows, m)
+        digits = self.digits(0, m**self.dims, m, rows.device)
+        values = torch.cat([f(part, rows) for part in box.at(digits, m).split(self.at_once(rows))])
+        values = values.nan_to_num(nan=-math.inf, posinf=-math.inf)
         keep = (values > values.amax(0) - self.depth) & values.isfinite()
-        keep = (keep | ~keep.any(0)).unsqueeze(-1)  # nothing seen yet: look everywhere, and further out
-        digits = self.digits(0, m**self.dims, m, rows.device).unsqueeze(1)
-        return torch.where(keep, digits, m).amin(0), torch.where(keep, digits, -1).amax(0)
-
-    def look(self, f: Density, box: Box, rows: Tensor, m: int) -> tuple[Tensor, Tensor]:
-        """All grid points and the integrand there, NaN left out: ``(G, R, D)`` and ``(G, R)``."""
-        points = box.at(self.digits(0, m**self.dims, m, rows.device), m)
-        values = torch.cat([f(part, rows) for part in points.split(self.at_once(rows))])
-        return points, values.nan_to_num(nan=-math.inf, posinf=-math.inf)
+        keep = (keep | ~keep.any(0)).unsqueeze(-1)  # nothing seen yet: look further out everywhere
+        return torch.where(keep, digits.unsqueeze(1), m).amin(0), torch.where(keep, digits.unsqueeze(1), -1).amax(0)
 
     def at_once(self, rows: Tensor) -> int:
         return max(1, self.chunk_size // len(rows))
 
-    def refine(self, f: Density, box: Box, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """log p(x) and its error, on grids of halved spacing until the error is small or the points too many."""
-        log_px, error = torch.full((2, len(rows)), math.inf, dtype=torch.float64, device=rows.device)
-        m, todo = FIRST[self.dims], torch.arange(len(rows), device=rows.device)
-        while len(todo) and m**self.dims <= self.points:
-            fine, change, outside = self.integrate(f, box.of(todo), rows[todo], m)
-            floor = self.floor(fine)
-            log_px[todo], error[todo] = fine, change + outside + floor
-            todo, m = todo[~(change <= torch.maximum(floor, torch.full_like(floor, self.tol / 2)))], 2 * m - 1
-        return log_px, error
-
-    def integrate(self, f: Density, box: Box, rows: Tensor, m: int) -> tuple[Tensor, Tensor, Tensor]:
-        """log of the trapezoid sum, its change when every second point is left out, and the share of mass outside, ``(R,)``."""
-        sums = torch.full((4, len(rows)), -math.inf, dtype=torch.float64, device=rows.device)
-        chunk = self.at_once(rows)
+    def first(self, f: Density, box: Box, rows: Tensor, m: int) -> tuple[Lattice, Points]:
+        """What matters of m points along each axis, NaN left out; streamed, so that the rest takes no memory."""
+        top = torch.full((len(rows),), -math.inf, dtype=torch.float64, device=rows.device)
+        parts, chunk, wrong = [], self.at_once(rows), torch.zeros_like(rows, dtype=torch.bool)
         for start in range(0, m**self.dims, chunk):
             digits = self.digits(start, min(start + chunk, m**self.dims), m, rows.device)
-            from_edge = torch.minimum(digits, m - 1 - digits)
-            log_f = f(box.at(digits, m), rows)
-            if (bad := (log_f.isnan() | (log_f == math.inf)).any(0)).any():
-                raise ProgramError(
-                    f"log p(x, z) is NaN or +inf for rows {rows[bad][:5].tolist()} at some z: the model puts out "
-                    "non-finite parameters there."
-                )
-            layer = from_edge.amin(-1)
-            halved = log_f - math.log(2) * (from_edge == 0).sum(-1, keepdim=True)  # the rule's weights at its ends
-            parts = (
-                (halved, layer >= 0),
-                (halved, (digits % 2 == 0).all(-1)),
-                (log_f, layer == 0),
-                (log_f, layer == 1),
-            )
-            sums = torch.logaddexp(sums, torch.stack([masked_logsumexp(*part) for part in parts]))
-        fine, coarse, rim, inner = sums
-        change = (fine - coarse - self.dims * math.log(2)).abs()
-        ratio = (
-            (rim - inner).exp().nan_to_num(nan=0.0)
-        )  # of neighbouring layers; the rest of a geometric series lies outside
-        outside = torch.where(ratio < 1, (rim - fine).exp().nan_to_num(nan=0.0) / (1 - ratio), math.inf)
-        return fine + box.log_cell(m), change, outside
+            values = f(box.at(digits, m), rows)
+            wrong |= (values.isnan() | (values == math.inf)).any(0)
+            values = values.nan_to_num(nan=-math.inf, posinf=-math.inf)
+            top = torch.maximum(top, values.amax(0))
+            point, row = (values > top - self.depth).nonzero(as_tuple=True)
+            parts.append(Points(row, digits[point], values[point, row]))
+        check((wrong & (top == -math.inf)).nonzero().flatten(), rows)
+        whole = Points(*(torch.cat([getattr(p, name) for p in parts]) for name in ("row", "digits", "values")))
+        return box.lattice(m, len(rows)), whole.above(self.depth, len(rows))
+
+    # finer ones
+
+    def integrate(self, f: Density, box: Box, rows: Tensor, m: int, finer: Density) -> tuple[Tensor, Tensor, Tensor]:
+        """log p(x), its error, and which rows took lattices finer than the first, ``(R,)`` each.
+
+        `f` is run on the first lattice, and `finer` on points that each row has for itself, ``(1, P, D)``.
+        """
+        lattice, points = self.first(f, box, rows, m)
+        log_px, change = self.summed(lattice, points)
+        edge = ((points.digits == 0) | (points.digits == m - 1)).any(-1)
+        change[points.row[edge]] = math.inf  # there may be more of it outside
+        left = refined = ~self.settled(log_px, change)
+        for _ in range(BITS[self.dims] - 1 - m.bit_length()):
+            if not left.any():
+                break
+            lattice, points = lattice.halved(), points.of(left[points.row])
+            points, whole = self.cover(finer, lattice, self.children(points), rows)
+            now, moved = self.summed(lattice, points)
+            now_left = left & whole
+            log_px, change = torch.where(now_left, now, log_px), torch.where(now_left, moved, change)
+            left = now_left & ~self.settled(log_px, change)
+        left_out = 1e-6 * self.tol  # of the mass, by far more than what lies below `depth`
+        return log_px, change + self.floor(log_px) + left_out, refined
+
+    def settled(self, log_px: Tensor, change: Tensor) -> Tensor:
+        return change <= torch.maximum(self.floor(log_px), torch.full_like(log_px, self.tol / 2))
+
+    def summed(self, lattice: Lattice, points: Points) -> tuple[Tensor, Tensor]:
+        """log of the trapezoid sum, and the most that any of its 2^D lattices of twice the spacing is off it, ``(R,)``."""
+        rows, classes = len(lattice.step), 2**self.dims
+        parity = (points.digits & 1) @ (2 ** torch.arange(self.dims, device=points.row.device))
+        halves = points.log_sums(points.row * classes + parity, rows * classes).view(rows, classes)
+        total = halves.logsumexp(-1)
+        off = (halves + math.log(classes) - total.unsqueeze(-1)).abs().amax(-1)
+        return total + lattice.log_cell, off.nan_to_num(nan=math.inf, posinf=math.inf)
+
+    def children(self, points: Points) -> Tensor:
+        """Keys of the points of the halved lattice that lie at or next to these."""
+        return self.around(points.row, 2 * points.digits)
+
+    def around(self, row: Tensor, digits: Tensor) -> Tensor:
+        """Keys of these points and their neighbours, each once."""
+        steps = self.digits(0, 3**self.dims, 3, row.device) - 1
+        near = digits.unsqueeze(1) + steps
+        return self.keys(row.unsqueeze(1).expand(near.shape[:2]).flatten(), near.flatten(0, 1)).unique()
+
+    def keys(self, row: Tensor, digits: Tensor) -> Tensor:
+        """A row and its whole numbers as one whole number."""
+        bits = BITS[self.dims]
+        for axis in digits.unbind(-1):
+            row = (row << bits) + axis + (1 << (bits - 1))
+        return row
+
+    def unlocked(self, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows and whole numbers of keys."""
+        bits, axes = BITS[self.dims], []
+        for _ in range(self.dims):
+            axes.append((keys & ((1 << bits) - 1)) - (1 << (bits - 1)))
+            keys = keys >> bits
+        return keys, torch.stack(axes[::-1], -1)
+
+    def cover(self, f: Density, lattice: Lattice, keys: Tensor, rows: Tensor) -> tuple[Points, Tensor]:
+        """All that matters, connected with these points: grown until no neighbour of what matters is left out.
+
+        Also the rows for which that took no more points than they may have, ``(R,)``.
+        """
+        count, seen = len(rows), keys[:0]
+        points = Points(keys[:0], keys.new_empty(0, self.dims), lattice.step.new_empty(0))
+        used = torch.zeros(count, dtype=torch.long, device=rows.device)
+        while len(keys):
+            row, digits = self.unlocked(keys)
+            used, seen = used + row.bincount(minlength=count), torch.cat([seen, keys])
+            within = (used <= self.points)[row]
+            new = self.evaluate(f, lattice, row[within], digits[within], rows)
+            points = points.joined(new).above(self.depth, count)
+            fresh = points.of(torch.isin(self.keys(points.row, points.digits), keys))
+            near = self.around(fresh.row, fresh.digits)
+            keys = near[~torch.isin(near, seen)]
+        return points, used <= self.points
+
+    def evaluate(self, f: Density, lattice: Lattice, row: Tensor, digits: Tensor, rows: Tensor) -> Points:
+        """The integrand at points of one's choosing.
+
+        Raises:
+            ProgramError: it is NaN or +inf.
+        """
+        points = Points(row, digits, lattice.step.new_empty(len(row)))
+        if not len(row):
+            return points
+        u, everyone = lattice.at(points), torch.arange(len(row), device=row.device)
+        parts = [f(u[:, part], rows[row[part]])[0].double() for part in everyone.split(self.chunk_size)]
+        values = torch.cat(parts)
+        check(row[values.isnan() | (values == math.inf)], rows)
+        return replace(points, values=values)
 
 
-def masked_logsumexp(values: Tensor, keep: Tensor) -> Tensor:
-    """log Σ e^v over the kept rows of ``(G, R)``; −∞ for none."""
-    return values[keep].logsumexp(0) if keep.any() else torch.full_like(values[0], -math.inf)
+def check(bad: Tensor, rows: Tensor) -> None:
+    """Refuses rows whose integrand is no number."""
+    if len(bad):
+        raise ProgramError(
+            f"log p(x, z) is NaN or +inf for rows {rows[bad].unique()[:5].tolist()} at some z: the model puts out non-finite "
+            "parameters there."
+        )

@@ -15,7 +15,7 @@ from pyro_vae.infer.weights import PARTICLES, Program, sample_sites
 
 from .enumeration import enumerate_latents
 from .exact import Exact
-from .grid import FIRST, Box, Density, Rule
+from .grid import ALONE, FIRST, TOGETHER, Box, Density, Rule
 from .joint import Joint, Shared, Spot, bijection, untouched
 from .linear_gaussian import linear_gaussian
 
@@ -25,7 +25,8 @@ NO_DENSITY = {
     "VonMises": "an angle: its density is that of one turn, and the grid is over all of R. Use importance sampling.",
 }
 MAX_DIMS = 3
-BLOCK = 64  # rows whose grids are laid at once, where each has its own
+FEW = 16  # rows, up to which a grid for each is less work than one for all
+BLOCK = {True: 512, False: 64}  # rows treated at once, on a shared grid or not
 
 
 def quadrature(
@@ -44,23 +45,23 @@ def quadrature(
 
         log p(x_n) ≈ log Σ_g h^D p(x_n, z(u_g)) |dz/du|,   u unconstrained
 
-    on a grid over a box that is moved until it holds the integrand of each row, down to e^−16 tol of its maximum. The rule
-    converges exponentially on smooth integrands that vanish at the edges; its error is the change on leaving out every
-    second point along each axis, plus what the outermost points say of the mass outside. The grid is refined until that is
-    below `tol`. Where p(z) and p(x | z) do not depend on the row, one grid serves all rows and the decoder runs once at each
-    of its points; rows it is too coarse for, and all others, have grids of their own.
+    on a lattice of spacing h, which converges exponentially as h falls, for smooth integrands. A first lattice covers a box
+    that holds the mass of each row: where p(z) and p(x | z) do not depend on the row, one for all rows, and the decoder runs
+    once at each of its points. Its spacing is then halved for the rows that need it, but only where their integrand is above
+    e^−16 tol of its maximum, and what is connected with that. So several modes are no more work than one. The error is the
+    most that any of the 2^D lattices of twice the spacing, which make up the last one, is off it.
 
-    What it can miss: a second mode so narrow that it lies between the points of every grid on the way, and that neither
-    draws of the prior nor of the guide point at. Kinks (a Laplace prior, ReLUs) slow the convergence; the error says so.
+    What it can miss: a second mode that is so narrow that all points of the first lattice lie e^16 / tol below the best one
+    of them. Kinks (a Laplace prior, ReLUs) slow the convergence; the error says so.
 
     Args:
         model: a Pyro program, as for :func:`~pyro_vae.log_weights`.
         guide: its guide: some draws of it say where to look first. None leaves that to the prior.
         x: data ``(N, *event)``.
         *context: what the programs take beside x, each with N rows.
-        points: the most grid points that a row may have.
+        points: the most points that a row may have on a lattice.
         tol: error to aim at in each row, in nats; single precision ends at about 1e-7 |log p(x)|.
-        share: one grid for all rows, where the program allows it. None: for more than 64 rows; fewer have their own sooner.
+        share: one first lattice for all rows, where the program allows it. None: for more than 16 rows.
         chunk_size: (row, grid point) pairs run at a time.
         missing: as for :func:`~pyro_vae.log_likelihood`.
         seed: of the draws that say where to look first.
@@ -95,19 +96,17 @@ def quadrature(
         rule = Rule(dims, tol, points, chunk_size, joint.eps)
         everyone = torch.arange(len(joint), device=joint.device)
         log_px, error = torch.full((2, len(joint)), math.inf, dtype=torch.float64, device=joint.device)
-        todo, how = everyone, "a grid for each row"
-        wanted = len(joint) > BLOCK if share is None else share
-        if shared := shareable(joint, spots) if wanted else None:
-            f = on_grid(joint, spots, shared)
-            box = rule.zoom(f, scout(joint, guide, spots, everyone[:BLOCK], together=True), everyone)
-            log_px, error = rule.refine(f, box, everyone)
-            todo, how = everyone[rule.rough(log_px, error)], "one grid for all rows"
-        for rows in todo.split(BLOCK) if len(todo) else ():
-            f = on_grid(joint, spots, None)
-            box = rule.fit(f, scout(joint, guide, spots, rows), rows)
-            log_px[rows], error[rows] = rule.refine(f, box, rows)
-        if shared and len(todo):
-            how += f", {len(todo)} of them finer ones of their own"
+        refined = torch.zeros(len(joint), dtype=torch.bool, device=joint.device)
+        shared = shareable(joint, spots) if (len(joint) > FEW if share is None else share) else None
+        alone = on_grid(joint, spots, None)
+        first = on_grid(joint, spots, shared) if shared else alone
+        for rows in everyone.split(BLOCK[bool(shared)]):
+            box = rule.widen(first, scout(joint, guide, spots, rows, together=bool(shared)), rows)
+            m = rule.along((TOGETHER if shared else ALONE)[dims])
+            log_px[rows], error[rows], refined[rows] = rule.integrate(first, box, rows, m, alone)
+        how = "one grid for all rows" if shared else "a grid for each row"
+        if refined.any():
+            how += f", refined for {int(refined.sum())} of them"
     flagged = rule.rough(log_px, error)
     return Exact(log_px.cpu(), error.cpu(), flagged.cpu(), f"quadrature in {dims} dimensions", joint.measure, how)
 
@@ -172,7 +171,7 @@ def scout(joint: Joint, guide: Program | None, spots: list[Spot], rows: Tensor, 
     if together:
         low, high = low.amin(0, keepdim=True), high.amax(0, keepdim=True)
     margin = (high - low).clamp_min(1e-6) / 2
-    return Box.between(low - margin, high + margin)
+    return Box(low - margin, high + margin)
 
 
 def unconstrain(site: Any, joint: Joint, rows: int) -> Tensor:
