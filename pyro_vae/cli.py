@@ -21,7 +21,7 @@ from rich.console import Console
 from pyro_vae.comparing import compare_runs, forest, put
 from pyro_vae.errors import PyroVAEError, UsageError
 from pyro_vae.listing import markdown_table, print_parts, report
-from pyro_vae.report import figures
+from pyro_vae.report import figures, latents
 from pyro_vae.runs import folder
 from pyro_vae.runs.config import Config
 from pyro_vae.runs.registry import TABLES
@@ -202,7 +202,7 @@ def encode(
     opened, part = open_split(run, split, data_dir)
     z = encode_rows(opened.vae, part.x[:rows]).numpy()
     labels = None if part.y is None else part.y[:rows].numpy()
-    write(opened, z, out, "encoded", lambda: figures.latent_map(z, labels))
+    write(opened, z, out, "encoded", lambda: latents.latent_map(z, labels))
 
 
 @app.command

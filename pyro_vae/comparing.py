@@ -14,7 +14,7 @@ from pyro_vae.data.datasets import NAMES
 from pyro_vae.errors import DataError, RunFolderError, UsageError
 from pyro_vae.evaluate.compare import Comparison, compare
 from pyro_vae.evaluate.evidence import Evidence
-from pyro_vae.report import figures
+from pyro_vae.report import bars, figures
 from pyro_vae.runs import folder
 from pyro_vae.runs.config import Config
 from pyro_vae.runs.registry import likelihood_of
@@ -148,7 +148,7 @@ def forest(made: Comparison) -> Any:
     """The picture of a comparison."""
     names, differences, errors = zip(*[(m.name, m.difference, m.difference_se) for m in made.models], strict=True)
     samples = ", ".join(map(str, sorted({m.num_samples for m in made.models})))
-    return figures.forest(names, differences, errors, f"K = {samples} importance samples on {made.rows} rows")
+    return bars.forest(names, differences, errors, f"K = {samples} importance samples on {made.rows} rows")
 
 
 def put(path: Path, content: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from pyro_vae.data import Data, Split
 from pyro_vae.errors import ProgramError
 from pyro_vae.models.vae import VAE
-from pyro_vae.report import figures
+from pyro_vae.report import figures, latents
 from pyro_vae.train.loop import Fit
 from pyro_vae.use import encode, reconstruct, sample
 
@@ -47,4 +47,4 @@ def latent(vae: VAE, data: Data) -> Any:
     part: Split = getattr(data, split)
     labels = None if part.y is None else part.y.numpy()[:2000]
     z = encode(vae, part.x[:2000]).cpu().numpy()
-    return figures.latent_map(z, labels, f"E[z | x] of {len(z)} {split} rows")
+    return latents.latent_map(z, labels, f"E[z | x] of {len(z)} {split} rows")

@@ -19,7 +19,7 @@ from pyro_vae.comparing import compare_runs, kind
 from pyro_vae.errors import DataError, PyroVAEError, RunFolderError, ShapeError, UsageError
 from pyro_vae.evaluate.compare import Compared, Comparison, compare
 from pyro_vae.parts.families import FAMILIES
-from pyro_vae.report import figures
+from pyro_vae.report.bars import forest
 from pyro_vae.runs.config import Config
 
 RUNS = ("narrow", "wide")
@@ -193,7 +193,7 @@ def test_the_table_shows_names_as_they_are_and_every_number():
 
 
 def test_forest_draws_two_standard_errors():
-    fig = figures.forest(["best", "$a$", "b"], [0.0, -1.0, -3.0], [0.0, 0.25, None], "K = 50")
+    fig = forest(["best", "$a$", "b"], [0.0, -1.0, -3.0], [0.0, 0.25, None], "K = 50")
     ax = fig.axes[0]
     (bars,) = ax.collections
     spans = [(s[0, 0], s[1, 0]) for s in bars.get_segments()]

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from pyro_vae.report import figures
+from pyro_vae.report import bars, calibration, figures, latents
 
 POINTS = [
     {"epoch": e, "log_px": -90 - 50 / e, "log_px_mc_se": 0.1, "elbo": -95 - 60 / e, "num_samples": 200, "rows": 40}
@@ -41,22 +41,22 @@ CHECK = {
     },
 }  # fmt: skip
 DRAWN = {
-    "gaps": lambda: figures.gap_bars(GAPS),
-    "decomposition": lambda: figures.decomposition_bars(PARTS),
+    "gaps": lambda: bars.gap_bars(GAPS),
+    "decomposition": lambda: bars.decomposition_bars(PARTS),
     "training": lambda: figures.training_curve(HISTORY, floor=-110.0),
     "evidence": lambda: figures.evidence_curve(POINTS),
     "images": lambda: figures.image_grid([np.eye(16)[:3], np.eye(16)[:2]], ["a", "b"], (1, 4, 4), "t"),
     "colour": lambda: figures.sample_grid(np.random.default_rng(0).random((5, 48)), (3, 4, 4), columns=3),
     "table": lambda: figures.sample_grid(np.arange(12.0).reshape(2, 6), (6,)),
-    "units": lambda: figures.unit_bars([0.1, 2.0, 0.001], [0.5, 0.9, 0.0]),
-    "units without activity": lambda: figures.unit_bars([0.5]),
-    "40 units": lambda: figures.unit_bars(np.linspace(0, 2, 40), np.zeros(40)),
-    "latent 1": lambda: figures.latent_map(np.arange(5.0)[:, None], None),
-    "latent 2": lambda: figures.latent_map(np.eye(2), np.array([0, 1])),
-    "latent 7": lambda: figures.latent_map(np.random.default_rng(0).normal(size=(30, 7)), np.arange(30) % 10),
-    "calibration": lambda: figures.ecdf_differences(CALIBRATION),
-    "one quantity": lambda: figures.ecdf_differences(CALIBRATION, most=1),
-    "predictive check": lambda: figures.predictive_panels(CHECK),
+    "units": lambda: latents.unit_bars([0.1, 2.0, 0.001], [0.5, 0.9, 0.0]),
+    "units without activity": lambda: latents.unit_bars([0.5]),
+    "40 units": lambda: latents.unit_bars(np.linspace(0, 2, 40), np.zeros(40)),
+    "latent 1": lambda: latents.latent_map(np.arange(5.0)[:, None], None),
+    "latent 2": lambda: latents.latent_map(np.eye(2), np.array([0, 1])),
+    "latent 7": lambda: latents.latent_map(np.random.default_rng(0).normal(size=(30, 7)), np.arange(30) % 10),
+    "calibration": lambda: calibration.ecdf_differences(CALIBRATION),
+    "one quantity": lambda: calibration.ecdf_differences(CALIBRATION, most=1),
+    "predictive check": lambda: calibration.predictive_panels(CHECK),
 }
 
 
@@ -75,7 +75,7 @@ def test_evidence_curve_shows_its_numbers():
 
 def test_unit_bars_are_sorted_and_coloured_by_activity():
     """Not by their KL: a unit of little KL can be active, and one of much (a scale that is off) need not be."""
-    ax = figures.unit_bars([0.1, 2.0, 0.7], [0.5, 0.9, 0.005]).axes[0]
+    ax = latents.unit_bars([0.1, 2.0, 0.7], [0.5, 0.9, 0.005]).axes[0]
     bars = sorted((bar.get_x(), bar.get_height(), bar.get_facecolor()) for group in ax.containers for bar in group)
     assert [height for _, height, _ in bars] == [2.0, 0.7, 0.1]
     assert bars[0][2] == bars[2][2] != bars[1][2]
@@ -85,7 +85,7 @@ def test_unit_bars_are_sorted_and_coloured_by_activity():
 
 def test_gap_bars_end_where_the_gap_does():
     """Parts end to end; a part below 0 goes to the left; the sum is said in words."""
-    ax = figures.gap_bars(GAPS).axes[0]
+    ax = bars.gap_bars(GAPS).axes[0]
     ends = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in ax.patches]
     assert np.allclose(ends[:4], [(0, 1.4), (1.4, 2.2), (0, 0.4), (0, -0.05)])
     assert [text.get_text() for text in ax.texts] == ["2.20 = 1.40 + 0.80", "0.35 = 0.40 − 0.05"]
@@ -93,13 +93,13 @@ def test_gap_bars_end_where_the_gap_does():
 
 
 def test_decomposition_bars_say_how_much_information_there_can_be():
-    ax = figures.decomposition_bars(PARTS).axes[0]
+    ax = bars.decomposition_bars(PARTS).axes[0]
     assert "log 50 = 3.91, log 100 = 4.61" in ax.get_xlabel()
     assert [text.get_text() for text in ax.texts] == ["5.00 = 3.00 + 2.00", "3.00 = 1.00 + 1.00 + 1.00"]
 
 
 def test_pictures_leave_pyplot_alone():
-    code = "import sys, numpy; from pyro_vae.report import figures; figures.latent_map(numpy.eye(2), None)"
+    code = "import sys, numpy; from pyro_vae.report import latents; latents.latent_map(numpy.eye(2), None)"
     check = "; assert 'matplotlib.figure' in sys.modules and 'matplotlib.pyplot' not in sys.modules"
     subprocess.run([sys.executable, "-c", code + check], check=True)
 
@@ -112,7 +112,7 @@ def test_thin_is_from_first_to_last(count, most):
 
 def test_ecdf_differences_show_curve_band_and_verdict():
     """Rejected quantities stand out; where there is no room, the least p-values and log p(x, z) are shown."""
-    fig = figures.ecdf_differences(CALIBRATION)
+    fig = calibration.ecdf_differences(CALIBRATION)
     assert [ax.get_title() for ax in fig.axes] == [
         "z[0]\ntoo narrow, p 1e-06", "z[1]\nuniform, p 0.3", "log p(x, z)\nuniform, p 0.8"
     ]  # fmt: skip
@@ -122,12 +122,12 @@ def test_ecdf_differences_show_curve_band_and_verdict():
     )
     assert curve.get_color() != other.get_color()
     assert fig.axes[0].collections[0].get_datalim(fig.axes[0].transData).extents[1::2].tolist() == [-0.12, 0.12]
-    few = figures.ecdf_differences(CALIBRATION, most=2)
+    few = calibration.ecdf_differences(CALIBRATION, most=2)
     assert [ax.get_title().split("\n")[0] for ax in few.axes] == ["z[0]", "log p(x, z)"]
 
 
 def test_predictive_panels_show_the_data_beside_the_model():
-    mean, zeros, log_p = figures.predictive_panels(CHECK).axes
+    mean, zeros, log_p = calibration.predictive_panels(CHECK).axes
     assert mean.get_title() == "mean\np < 0.05" and zeros.get_title() == "share of zeros\nalways the same"
     assert log_p.get_title() == "log p(x | z)\np 0.400"
     assert mean.get_lines()[0].get_xdata()[0] == 2.5

@@ -76,7 +76,7 @@ class Calibration:
         return band(len(self), self.num_draws + 1, 1 - self.level)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain names and numbers, for JSON and for :func:`~pyro_vae.report.figures.ecdf_differences`."""
+        """Plain names and numbers, for JSON and for :func:`~pyro_vae.report.calibration.ecdf_differences`."""
         ranks = self.num_draws + 1
         uniform = torch.arange(1, ranks, dtype=torch.float64) / ranks
         limits = self.band

@@ -97,7 +97,7 @@ class ElboDecomposition:
         return {"mutual information": self.mutual_information, "total correlation": tc, "dimension-wise KL": each}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain names and numbers, for JSON and for ``report.figures.decomposition_bars``."""
+        """Plain names and numbers, for JSON and for ``report.bars.decomposition_bars``."""
         return {
             "elbo": self.elbo,
             "reconstruction": asdict(self.reconstruction),

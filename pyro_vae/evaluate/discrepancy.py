@@ -75,7 +75,7 @@ class PredictiveCheck:
         return tuple(name for name, d in self.statistics.items() if d.extreme)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain names and numbers, for JSON and for :func:`~pyro_vae.report.figures.predictive_panels`."""
+        """Plain names and numbers, for JSON and for :func:`~pyro_vae.report.calibration.predictive_panels`."""
         found = {
             name: {
                 "observed": d.observed.mean(1).tolist(),

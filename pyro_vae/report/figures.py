@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, BLUE, ORANGE, GREY = "#222222", "#2b6cb0", "#dd6b20", "#999999"
+INK, BLUE, ORANGE, GREEN, GREY = "#222222", "#2b6cb0", "#dd6b20", "#2f855a", "#999999"
 
 
 def figure(width: float = 7.0, height: float = 4.0) -> Figure:
@@ -39,6 +39,24 @@ def axes(fig: Figure, xlabel: str, ylabel: str, title: str) -> Axes:
     return ax
 
 
+def grid(count: int, columns: int, share: bool = False) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` plain panels in rows of at most `columns`; with one scale for all, if shared."""
+    columns = min(columns, count)
+    fig = figure(0.6 + 2.4 * max(columns, 2), 0.9 + 2.1 * math.ceil(count / columns))
+    panels = list(fig.subplots(math.ceil(count / columns), columns, squeeze=False, sharex=share, sharey=share).flat)
+    for ax in panels[count:]:
+        ax.remove()
+    for ax in panels[:count]:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.tick_params(labelsize=8)
+    return fig, panels[:count]
+
+
+def plain(name: str) -> str:
+    """A name that matplotlib does not read as mathematics."""
+    return name.replace("$", r"\$")
+
+
 def training_curve(history: Sequence[dict[str, Any]], floor: float | None = None) -> Figure:
     """The ELBO on training and validation rows after each epoch, and the floor of a model without latents."""
     fig = figure()
@@ -52,30 +70,6 @@ def training_curve(history: Sequence[dict[str, Any]], floor: float | None = None
     elif floor is not None:
         ax.plot([], [], " ", label=f"(independent elements: {floor:.1f}, below)")
     ax.legend(frameon=False, loc="lower right")
-    return fig
-
-
-def robust_limits(values: Sequence[float]) -> tuple[float, float]:
-    """Limits that a few steep first epochs do not stretch."""
-    low, high = np.quantile(values, 0.05), max(values)
-    pad = 0.08 * (high - low) + 1e-6
-    return float(low - pad), float(high + pad)
-
-
-def unit_bars(kl: Sequence[float], activity: Sequence[float] | None = None, threshold: float = 0.01) -> Figure:
-    """KL(q(z_u | x) ‖ p(z_u)) of each unit u in nats a row, the largest first; active units apart from the others."""
-    order = np.argsort(-np.asarray(kl, dtype=float), kind="stable")
-    active = np.asarray(kl if activity is None else activity, dtype=float)[order] > threshold
-    criterion = "KL" if activity is None else "Var E[z|x]"
-    fig = figure(max(4.0, min(10.0, 2.0 + 0.14 * len(order))), 3.2)
-    ax = axes(fig, "unit, by KL", "nats per row", f"KL of each unit: {active.sum()} of {len(order)} active")
-    at, heights = np.arange(len(order)), np.asarray(kl, dtype=float)[order]
-    for chosen, color, sign in ((active, BLUE, ">"), (~active, GREY, "≤")):
-        ax.bar(at[chosen], heights[chosen], color=color, label=f"{criterion} {sign} {threshold:g}")
-    ax.set_xticks(
-        at if len(order) <= 30 else at[:: len(order) // 15], order if len(order) <= 30 else order[:: len(order) // 15]
-    )
-    ax.legend(frameon=False, loc="upper right")
     return fig
 
 
@@ -104,6 +98,19 @@ def evidence_curve(points: Sequence[dict[str, Any]]) -> Figure:
     )
     ax.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 0.08))
     return fig
+
+
+def robust_limits(values: Sequence[float]) -> tuple[float, float]:
+    """Limits that a few steep first epochs do not stretch."""
+    low, high = np.quantile(values, 0.05), max(values)
+    pad = 0.08 * (high - low) + 1e-6
+    return float(low - pad), float(high + pad)
+
+
+def thin(count: int, most: int = 10) -> list[int]:
+    """At most `most` epochs out of 1..count, from the first to the last, spread evenly on a log scale."""
+    spread = np.geomspace(1, count, min(most, count))
+    return sorted({math.ceil(s - 1e-9) for s in spread})
 
 
 def image_grid(rows: Sequence[np.ndarray], labels: Sequence[str], shape: tuple[int, ...], title: str) -> Figure:
@@ -144,60 +151,6 @@ def sample_grid(
     return image_grid(rows, [""] * len(rows), shape, title)
 
 
-def latent_map(z: np.ndarray, labels: np.ndarray | None, title: str = "posterior means") -> Figure:
-    """Posterior means, in two dimensions (the first two principal components where there are more), coloured by label."""
-    fig = figure(5.5, 5.0)
-    names = ["z1", "z2"]
-    if z.shape[1] > 2:
-        centred = z - z.mean(0)
-        _, spread, directions = np.linalg.svd(centred, full_matrices=False)
-        share = spread**2 / (spread**2).sum()
-        z, names = (
-            centred @ directions[:2].T,
-            [f"principal component {i + 1} ({share[i]:.0%} of variance)" for i in (0, 1)],
-        )
-    elif z.shape[1] == 1:
-        z, names = np.column_stack([z, np.zeros(len(z))]), ["z1", ""]
-    ax = axes(fig, names[0], names[1], title)
-    if labels is None:
-        ax.scatter(z[:, 0], z[:, 1], s=6, color=BLUE, alpha=0.6, linewidths=0)
-        return fig
-    for label in np.unique(labels):
-        here = z[labels == label]
-        ax.scatter(here[:, 0], here[:, 1], s=8, alpha=0.75, linewidths=0, color=f"C{int(label) % 10}", label=str(label))
-    ax.legend(frameon=False, markerscale=2, loc="center left", bbox_to_anchor=(1, 0.5), title="label")
-    return fig
-
-
-def thin(count: int, most: int = 10) -> list[int]:
-    """At most `most` epochs out of 1..count, from the first to the last, spread evenly on a log scale."""
-    spread = np.geomspace(1, count, min(most, count))
-    return sorted({math.ceil(s - 1e-9) for s in spread})
-
-
-def forest(
-    names: Sequence[str], differences: Sequence[float], errors: Sequence[float | None], caption: str = ""
-) -> Figure:
-    """Models one below the other, the best on top: differences to it ± 2 paired standard errors, in nats per row."""
-    fig = figure(7.0, 1.5 + 0.32 * len(names))
-    ax = axes(
-        fig, "log p(x) − best, nats per row", "", "Paired difference to the best: bars ± 2 s.e., numbers ± 1 s.e."
-    )
-    at = np.arange(len(names))
-    bars = 2 * np.array([e or 0.0 for e in errors])
-    ax.axvline(0, color=GREY, linestyle="--", linewidth=1)
-    ax.errorbar(differences, at, xerr=bars, color=BLUE, marker="o", markersize=5, capsize=3, linestyle="")
-    for y, (difference, error) in enumerate(zip(differences, errors, strict=True)):
-        said = "best" if y == 0 else f"{difference:.2f} ± {'unknown' if error is None else f'{error:.2f}'}"
-        ax.annotate(
-            said.replace("-", "−"), (1.02, y), xycoords=ax.get_yaxis_transform(), va="center", fontsize=8, color=INK
-        )
-    ax.set_yticks(at, [name.replace("$", r"\$") for name in names])
-    ax.set_ylim(len(names) - 0.5, -0.5)
-    fig.supxlabel(caption, fontsize=8, color=GREY)
-    return fig
-
-
 def signal_to_noise(reports: Mapping[int, Mapping[str, Any]]) -> Figure:
     """Signal-to-noise ratio of gradients against K, on log scales: encoder and decoder, a line for each estimator.
 
@@ -225,142 +178,3 @@ def signal_to_noise(reports: Mapping[int, Mapping[str, Any]]) -> Figure:
     draws, rows = (next(iter(reports.values()))[key] for key in ("draws", "rows"))
     fig.supxlabel(f"{draws} draws of the gradient on {rows} rows", fontsize=8, color=GREY)
     return fig
-
-
-def grid(count: int, columns: int, share: bool = False) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` plain panels in rows of at most `columns`; with one scale for all, if shared."""
-    columns = min(columns, count)
-    fig = figure(0.6 + 2.4 * max(columns, 2), 0.9 + 2.1 * math.ceil(count / columns))
-    panels = list(fig.subplots(math.ceil(count / columns), columns, squeeze=False, sharex=share, sharey=share).flat)
-    for ax in panels[count:]:
-        ax.remove()
-    for ax in panels[:count]:
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.tick_params(labelsize=8)
-    return fig, panels[:count]
-
-
-def ecdf_differences(calibration: Mapping[str, Any], most: int = 16) -> Figure:
-    """ECDF of the ranks − that of uniform ranks, a panel for each quantity, with the band that holds the whole curve.
-
-    ∪-shaped ranks (draws too narrow) rise above the band and fall below it; draws too wide do it the other way round; draws
-    too high stay above, draws too low below.
-
-    Args:
-        calibration: what ``Calibration.to_dict()`` gives.
-        most: panels; where there are more quantities, those of the least p-values and log p(x, z) are drawn.
-    """
-    names, p = calibration["names"], calibration["adjusted"]
-    shown = sorted(sorted(range(len(names)), key=lambda i: (i != len(names) - 1, p[i]))[:most])
-    fig, panels = grid(len(shown), 4, share=True)
-    lower, upper = (np.array([0.0, *calibration[key], 0.0]) for key in ("lower", "upper"))
-    at = np.linspace(0, 1, len(lower))
-    for ax, i in zip(panels, shown, strict=True):
-        color = ORANGE if p[i] <= calibration["level"] else BLUE
-        ax.fill_between(at, lower, upper, color=GREY, alpha=0.25, linewidth=0)
-        ax.plot(at, [0.0, *calibration["differences"][i], 0.0], color=color, linewidth=1.2)
-        ax.set_title(f"{plain(names[i])}\n{calibration['words'][i]}, p {p[i]:.2g}", fontsize=8, color=INK)
-    fig.supxlabel(
-        f"rank / (L + 1), of {calibration['num_draws']} draws on {calibration['rows']} simulated rows", fontsize=8
-    )
-    fig.supylabel("ECDF − uniform", fontsize=8)
-    left_out = f"; {len(shown)} of {len(names)} quantities" if len(shown) < len(names) else ""
-    title = f"Band: {calibration['coverage']:.1%} for a whole curve; p corrected for their number{left_out}"
-    fig.suptitle(title, fontsize=9)
-    return fig
-
-
-def predictive_panels(check: Mapping[str, Any]) -> Figure:
-    """Histograms of T(x_rep), a panel for each statistic (its mean over all rows), and T(x): a line.
-
-    Where T(x, z) depends on the latents it has a histogram of its own; p compares the two draw by draw.
-
-    Args:
-        check: what ``PredictiveCheck.to_dict()`` gives.
-    """
-    fig, panels = grid(len(check["statistics"]), 3)
-    for ax, (name, found) in zip(panels, check["statistics"].items(), strict=True):
-        replicated, observed = np.array(found["replicated"]), np.array(found["observed"])
-        every = np.concatenate([replicated, observed]) if len(observed) > 1 else replicated
-        edges = np.histogram_bin_edges(every, 24).tolist()
-        ax.hist(replicated, edges, color=BLUE, alpha=0.6, label="T(x_rep), model")
-        if len(observed) > 1:
-            ax.hist(observed, edges, histtype="step", color=ORANGE, linewidth=1.4)
-        else:
-            ax.axvline(observed[0], color=ORANGE, linewidth=1.8)
-        ax.set_yticks([])
-        ax.locator_params(axis="x", nbins=4)
-        same = np.ptp(np.concatenate([replicated, observed])) == 0
-        said = "always the same" if same else f"p {said_p(found['p'], len(replicated))}"
-        ax.set_title(f"{plain(name)}\n{said}", fontsize=8, color=INK)
-    panels[0].plot([], [], color=ORANGE, label="T(x), data")
-    fig.legend(*panels[0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=2, fontsize=8)
-    rows, draws = check["rows"], check["num_draws"]
-    fig.suptitle(
-        f"{check['kind']} predictive check: {draws} replications of {rows} rows; p = P(T(x_rep) ≥ T(x))", fontsize=9
-    )
-    return fig
-
-
-def said_p(p: float, draws: int) -> str:
-    """A share of draws, as far as the number of draws can tell."""
-    return f"< {1 / draws:.2g}" if p == 0 else f"> {1 - 1 / draws:.3g}" if p == 1 else f"{p:.3f}"
-
-
-def plain(name: str) -> str:
-    """A name that matplotlib does not read as mathematics."""
-    return name.replace("$", r"\$")
-
-
-def stacked(names: Sequence[str], parts: Sequence[Mapping[str, Mapping[str, Any]]], label: str, title: str) -> Figure:
-    """A bar a name, its parts end to end, each part's end ± 2 of its own Monte Carlo standard errors; the sum beside it."""
-    labels = list(dict.fromkeys(part for found in parts for part in found))
-    colors = dict(zip(labels, cycle((BLUE, ORANGE, GREY, "#2f855a")), strict=False))
-    fig = figure(7.0, 1.6 + 0.42 * len(names))
-    ax = axes(fig, label, "", title)
-    for y, found in enumerate(parts):
-        ends = {1: 0.0, -1: 0.0}  # what is below 0, by chance or by a bad encoder, goes to the left
-        for i, (name, part) in enumerate(found.items()):
-            value, side = part["value"], -1 if part["value"] < 0 else 1
-            ax.barh(y, value, 0.62, left=ends[side], color=colors[name], alpha=0.85)
-            ends[side] += value
-            if part["mc_se"] is not None:
-                lift = y + 0.12 * (i - (len(found) - 1) / 2)
-                ax.errorbar(ends[side], lift, xerr=2 * part["mc_se"], color=INK, capsize=2, elinewidth=1, linewidth=0)
-        values = [part["value"] for part in found.values()]
-        said = f"{sum(values):.2f} = {' + '.join(f'{value:.2f}' for value in values)}"
-        said = said.replace("+ -", "- ").replace("-", "−")
-        ax.annotate(said, (1.02, y), xycoords=ax.get_yaxis_transform(), va="center", fontsize=8, color=INK)
-    for name in labels:
-        ax.barh(0, 0, color=colors[name], alpha=0.85, label=name)
-    ax.axvline(0, color=INK, linewidth=0.8)
-    ax.set_yticks(range(len(names)), [plain(name) for name in names])
-    ax.set_ylim(len(names) - 0.5, -0.5)
-    fig.legend(frameon=False, loc="outside lower center", ncols=len(labels), fontsize=8)
-    return fig
-
-
-def gap_bars(found: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """log p(x) − ELBO as approximation + amortisation gap, a bar for each model or split.
-
-    Args:
-        found: a name to what ``Gaps.summary()`` gives.
-    """
-    parts = [
-        {"approximation: the family": s["approximation"], "amortisation: the encoder": s["amortisation"]}
-        for s in found.values()
-    ]
-    return stacked(list(found), parts, "nats per row, ± 2 Monte Carlo s.e.", "log p(x) − ELBO, and where it comes from")
-
-
-def decomposition_bars(found: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """KL(q(z | x) ‖ p(z)) as mutual information + total correlation + dimension-wise KL, a bar for each model or split.
-
-    Args:
-        found: a name to what ``ElboDecomposition.to_dict()`` gives.
-    """
-    rows = sorted({d["rows"] for d in found.values()})
-    most = ", ".join(f"log {n} = {math.log(n):.2f}" for n in rows)
-    label = f"nats per row, ± 2 Monte Carlo s.e.\n(mutual information is at most {most})"
-    parts = [d["parts"] for d in found.values()]
-    return stacked(list(found), parts, label, "KL(q(z|x) ‖ p(z)), and what it is spent on")

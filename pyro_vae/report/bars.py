@@ -1,0 +1,92 @@
+"""Pictures with a line for each model: parts end to end, and paired differences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .figures import BLUE, GREEN, GREY, INK, ORANGE, axes, figure, plain
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def stacked(names: Sequence[str], parts: Sequence[Mapping[str, Mapping[str, Any]]], label: str, title: str) -> Figure:
+    """A bar a name, its parts end to end, each part's end ± 2 of its own Monte Carlo standard errors; the sum beside it."""
+    labels = list(dict.fromkeys(part for found in parts for part in found))
+    colors = dict(zip(labels, cycle((BLUE, ORANGE, GREY, GREEN)), strict=False))
+    fig = figure(7.0, 1.6 + 0.42 * len(names))
+    ax = axes(fig, label, "", title)
+    for y, found in enumerate(parts):
+        ends = {1: 0.0, -1: 0.0}  # what is below 0, by chance or by a bad encoder, goes to the left
+        for i, (name, part) in enumerate(found.items()):
+            value, side = part["value"], -1 if part["value"] < 0 else 1
+            ax.barh(y, value, 0.62, left=ends[side], color=colors[name], alpha=0.85)
+            ends[side] += value
+            if part["mc_se"] is not None:
+                lift = y + 0.12 * (i - (len(found) - 1) / 2)
+                ax.errorbar(ends[side], lift, xerr=2 * part["mc_se"], color=INK, capsize=2, elinewidth=1, linewidth=0)
+        values = [part["value"] for part in found.values()]
+        said = f"{sum(values):.2f} = {' + '.join(f'{value:.2f}' for value in values)}"
+        said = said.replace("+ -", "- ").replace("-", "−")
+        ax.annotate(said, (1.02, y), xycoords=ax.get_yaxis_transform(), va="center", fontsize=8, color=INK)
+    for name in labels:
+        ax.barh(0, 0, color=colors[name], alpha=0.85, label=name)
+    ax.axvline(0, color=INK, linewidth=0.8)
+    ax.set_yticks(range(len(names)), [plain(name) for name in names])
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    fig.legend(frameon=False, loc="outside lower center", ncols=len(labels), fontsize=8)
+    return fig
+
+
+def gap_bars(found: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """log p(x) − ELBO as approximation + amortisation gap, a bar for each model or split.
+
+    Args:
+        found: a name to what ``Gaps.summary()`` gives.
+    """
+    parts = [
+        {"approximation: the family": s["approximation"], "amortisation: the encoder": s["amortisation"]}
+        for s in found.values()
+    ]
+    return stacked(list(found), parts, "nats per row, ± 2 Monte Carlo s.e.", "log p(x) − ELBO, and where it comes from")
+
+
+def decomposition_bars(found: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """KL(q(z | x) ‖ p(z)) as mutual information + total correlation + dimension-wise KL, a bar for each model or split.
+
+    Args:
+        found: a name to what ``ElboDecomposition.to_dict()`` gives.
+    """
+    rows = sorted({d["rows"] for d in found.values()})
+    most = ", ".join(f"log {n} = {math.log(n):.2f}" for n in rows)
+    label = f"nats per row, ± 2 Monte Carlo s.e.\n(mutual information is at most {most})"
+    parts = [d["parts"] for d in found.values()]
+    return stacked(list(found), parts, label, "KL(q(z|x) ‖ p(z)), and what it is spent on")
+
+
+def forest(
+    names: Sequence[str], differences: Sequence[float], errors: Sequence[float | None], caption: str = ""
+) -> Figure:
+    """Models one below the other, the best on top: differences to it ± 2 paired standard errors, in nats per row."""
+    fig = figure(7.0, 1.5 + 0.32 * len(names))
+    ax = axes(
+        fig, "log p(x) − best, nats per row", "", "Paired difference to the best: bars ± 2 s.e., numbers ± 1 s.e."
+    )
+    at = np.arange(len(names))
+    bars = 2 * np.array([e or 0.0 for e in errors])
+    ax.axvline(0, color=GREY, linestyle="--", linewidth=1)
+    ax.errorbar(differences, at, xerr=bars, color=BLUE, marker="o", markersize=5, capsize=3, linestyle="")
+    for y, (difference, error) in enumerate(zip(differences, errors, strict=True)):
+        said = "best" if y == 0 else f"{difference:.2f} ± {'unknown' if error is None else f'{error:.2f}'}"
+        ax.annotate(
+            said.replace("-", "−"), (1.02, y), xycoords=ax.get_yaxis_transform(), va="center", fontsize=8, color=INK
+        )
+    ax.set_yticks(at, [plain(name) for name in names])
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    fig.supxlabel(caption, fontsize=8, color=GREY)
+    return fig

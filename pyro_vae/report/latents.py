@@ -1,0 +1,55 @@
+"""Pictures of latents: where the posterior means lie, and what each unit carries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .figures import BLUE, GREY, axes, figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def latent_map(z: np.ndarray, labels: np.ndarray | None, title: str = "posterior means") -> Figure:
+    """Posterior means, in two dimensions (the first two principal components where there are more), coloured by label."""
+    fig = figure(5.5, 5.0)
+    names = ["z1", "z2"]
+    if z.shape[1] > 2:
+        centred = z - z.mean(0)
+        _, spread, directions = np.linalg.svd(centred, full_matrices=False)
+        share = spread**2 / (spread**2).sum()
+        z, names = (
+            centred @ directions[:2].T,
+            [f"principal component {i + 1} ({share[i]:.0%} of variance)" for i in (0, 1)],
+        )
+    elif z.shape[1] == 1:
+        z, names = np.column_stack([z, np.zeros(len(z))]), ["z1", ""]
+    ax = axes(fig, names[0], names[1], title)
+    if labels is None:
+        ax.scatter(z[:, 0], z[:, 1], s=6, color=BLUE, alpha=0.6, linewidths=0)
+        return fig
+    for label in np.unique(labels):
+        here = z[labels == label]
+        ax.scatter(here[:, 0], here[:, 1], s=8, alpha=0.75, linewidths=0, color=f"C{int(label) % 10}", label=str(label))
+    ax.legend(frameon=False, markerscale=2, loc="center left", bbox_to_anchor=(1, 0.5), title="label")
+    return fig
+
+
+def unit_bars(kl: Sequence[float], activity: Sequence[float] | None = None, threshold: float = 0.01) -> Figure:
+    """KL(q(z_u | x) ‖ p(z_u)) of each unit u in nats a row, the largest first; active units apart from the others."""
+    order = np.argsort(-np.asarray(kl, dtype=float), kind="stable")
+    active = np.asarray(kl if activity is None else activity, dtype=float)[order] > threshold
+    criterion = "KL" if activity is None else "Var E[z|x]"
+    fig = figure(max(4.0, min(10.0, 2.0 + 0.14 * len(order))), 3.2)
+    ax = axes(fig, "unit, by KL", "nats per row", f"KL of each unit: {active.sum()} of {len(order)} active")
+    at, heights = np.arange(len(order)), np.asarray(kl, dtype=float)[order]
+    for chosen, color, sign in ((active, BLUE, ">"), (~active, GREY, "≤")):
+        ax.bar(at[chosen], heights[chosen], color=color, label=f"{criterion} {sign} {threshold:g}")
+    ax.set_xticks(
+        at if len(order) <= 30 else at[:: len(order) // 15], order if len(order) <= 30 else order[:: len(order) // 15]
+    )
+    ax.legend(frameon=False, loc="upper right")
+    return fig
