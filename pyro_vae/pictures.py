@@ -7,10 +7,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from pyro_vae.data import Data, Split
 from pyro_vae.errors import ProgramError
 from pyro_vae.models.vae import VAE
 from pyro_vae.report import figures, latents
+from pyro_vae.report.evidence import khat_histogram
 from pyro_vae.train.loop import Fit
 from pyro_vae.use import encode, reconstruct, sample
 
@@ -32,6 +35,16 @@ def draw_figures(path: Path, vae: VAE, data: Data, run: Fit, points: Sequence[di
             figures.save(draw(), path / "figures" / f"{name}.png")
         except ProgramError as error:
             print(f"note: no picture {name}.png: {error}", file=sys.stderr)
+
+
+def draw_khat(path: Path, evidence: Any, x: Tensor, shape: tuple[int, ...]) -> None:
+    """Pareto k̂ of the rows just scored into figures/khat.png, the flagged ones shown; nothing where no k̂ is known (K < 25)."""
+    picture = path / "figures" / "khat.png"
+    if evidence.khat.isnan().all():
+        picture.unlink(missing_ok=True)  # that of an earlier evaluation is of other numbers
+        return
+    khat, threshold = evidence.khat.numpy(), evidence.threshold.max().item()
+    figures.save(khat_histogram(khat, evidence.flagged.tolist(), threshold, x.cpu().numpy(), shape), picture)
 
 
 def reconstructions(vae: VAE, data: Data) -> Any:

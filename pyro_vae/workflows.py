@@ -21,7 +21,7 @@ from pyro_vae.infer.check_training import check_training
 from pyro_vae.infer.support import check_support
 from pyro_vae.models.vae import VAE
 from pyro_vae.parts.fitting import fitting
-from pyro_vae.pictures import draw_figures
+from pyro_vae.pictures import draw_figures, draw_khat
 from pyro_vae.report import figures
 from pyro_vae.runs import folder
 from pyro_vae.runs.components import NOTHING, Components
@@ -329,6 +329,7 @@ def score(
     }
     folder.write_json(run.path / "evidence.json", result)
     folder.write_atomic(run.path / "evidence.csv", evidence.rows_csv())
+    draw_khat(run.path, evidence, x, data.shape)
     return result
 
 

@@ -1,0 +1,69 @@
+r"""log p̂(x) of the first K particles, as K grows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pyro_vae.errors import UsageError
+from pyro_vae.infer.weights import Program
+
+from .evidence import Evidence
+from .importance import log_likelihood
+
+SAMPLES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+OURS = {"num_samples", "particles", "resume", "target_se", "strict"}  # options that would contradict `samples`
+
+
+def convergence(
+    model: Program, guide: Program, x: Any, *context: Any, samples: Sequence[int] = SAMPLES, **options: Any
+) -> list[Evidence]:
+    r"""log p̂_K(x_n) = log 1/K Σ_{k ≤ K} w_kn for each K of `samples`, of one run of particles: does the bound still rise?
+
+    E[log p̂_K] rises with K to log p(x). Each K adds particles to those of the K before, so a weight is computed once, and the
+    last is what :func:`~pyro_vae.log_likelihood` says with as many `num_samples`, to the bit. The estimates share particles:
+    they are not independent, and log p̂ need not rise from each K to the next.
+
+    Args:
+        model: a Pyro program, as for :func:`~pyro_vae.log_likelihood`.
+        guide: its guide.
+        x: data ``(N, *event)``.
+        *context: what the programs take beside x, each with N rows.
+        samples: K, rising.
+        **options: of :func:`~pyro_vae.log_likelihood`: `proposal`, `seed`, `chunk_size`, `missing` …
+
+    Returns:
+        An :class:`~pyro_vae.Evidence` for each K; their ``summary()`` is what
+        :func:`~pyro_vae.report.evidence.convergence_curve` draws.
+
+    Raises:
+        UsageError: `samples` that do not rise from 1 or more, or options that say how many particles in another way.
+        ProgramError, SupportError, ShapeError, DataError: as :func:`~pyro_vae.log_likelihood`.
+
+    References:
+        Importance Weighted Autoencoders (Burda, Grosse & Salakhutdinov, 2016; the bound rises with K),
+        https://arxiv.org/abs/1509.00519
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae import VAE, StandardNormal, Conditional, MLP, bernoulli, normal, log_likelihood
+        >>> vae = VAE(StandardNormal(1), Conditional(MLP(1, 3), bernoulli), Conditional(MLP(3, 2), normal))
+        >>> found = convergence(vae.model, vae.guide, torch.eye(3), samples=(1, 10, 100))
+        >>> [evidence.num_samples for evidence in found]
+        [1, 10, 100]
+        >>> bool((found[-1].log_px == log_likelihood(vae.model, vae.guide, torch.eye(3), num_samples=100).log_px).all())
+        True
+    """
+    if twice := OURS & options.keys():
+        raise UsageError(f"convergence takes `samples`, each K in turn, and no {' or '.join(sorted(twice))}")
+    if not samples or samples[0] < 1 or list(samples) != sorted(set(samples)):
+        raise UsageError(f"samples must rise from 1 or more, got {tuple(samples)}")
+    found: list[Evidence] = []
+    for k in samples:
+        held = found[-1] if found else None
+        found.append(
+            log_likelihood(
+                model, guide, x, *context, num_samples=samples[-1], particles=range(k), resume=held, **options
+            )
+        )
+    return found

@@ -1,0 +1,193 @@
+"""Pictures of evidence: between which ends log p(x) lies, which rows not to believe, and what is left to gain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .figures import BLUE, GREEN, GREY, INK, ORANGE, axes, figure, plain
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Numbers = Mapping[str, Any]
+P_HAT, K_HAT = r"$\hat{p}$", r"$\hat{k}$"
+
+
+def bracket_ends(found: Mapping[str, Numbers], exact: Mapping[str, Numbers] | None = None) -> Figure:
+    """log p(x) between its ends, a panel for each set of rows: a mark a method ± 2 Monte Carlo standard errors.
+
+    Lower ends point up the axis, upper ends down it. An upper end that is strict is filled; an approximate one is hollow and
+    says so. The exact value, where there is one, is a line.
+
+    Args:
+        found: a name of the rows to what ``Bracket.summary()`` gives.
+        exact: the same names to what ``Exact.summary()`` gives, for those that an oracle knows.
+    """
+    fig, exact = figure(7.5, 0.7 + 1.6 * len(found)), exact or {}
+    panels = fig.subplots(len(found), 1, squeeze=False).flat
+    for ax, (name, s) in zip(panels, found.items(), strict=True):
+        draw_ends(ax, s, exact.get(name))
+        said = "unknown" if s["gap_se"] is None else f"{s['gap_se']:.3f}"
+        title = f"{s['rows']} {name}: upper − lower end = {s['gap']:.3f} ± {said} (s.e. over rows)"
+        ax.set_title(plain(title.replace(" -", " −")), fontsize=9, loc="left")
+    ax.set_xlabel("log p(x), nats per row; bars ± 2 Monte Carlo s.e.", fontsize=9)
+    methods = ", ".join(dict.fromkeys(e["method"] for e in exact.values()))
+    handles = [ax.axvline(np.nan, color=INK, linewidth=1, label=f"exact: {methods}")] if exact else []
+    fig.legend(handles=handles, frameon=False, loc="outside lower center", fontsize=8)
+    return fig
+
+
+def draw_ends(ax: Axes, s: Numbers, exact: Numbers | None) -> None:
+    """Both lower ends, the upper one, and what lies between the better lower end and it."""
+    strict = s["upper_is"] != "approximate"
+    ends = [
+        ("importance sampling\nlower end", "importance", BLUE, ">", BLUE),
+        ("annealing (AIS)\nlower end", "annealing", BLUE, ">", BLUE),
+        ("reverse annealing\nupper end, strict", "upper", ORANGE, "<", ORANGE)
+        if strict
+        else ("reverse annealing\nAPPROXIMATE upper end", "upper", ORANGE, "<", "white"),
+    ]
+    ax.axvspan(*sorted((s["lower"], s["upper"])), color=GREY, alpha=0.25 if strict else 0.12, linewidth=0)
+    for y, (_, key, color, marker, fill) in enumerate(ends):
+        bars = ax.errorbar(s[key], y, xerr=2 * (s[f"{key}_mc_se"] or 0.0), color=color, capsize=3)
+        bars[2][0].set_linestyle("-" if fill == color else ":")
+        ax.plot(s[key], y, marker, color=color, markersize=8, markerfacecolor=fill)
+    if exact is not None:
+        ax.axvline(exact["log_px"], color=INK, linewidth=1, zorder=0)
+    ax.set_yticks(range(len(ends)), [name for name, *_ in ends], fontsize=8)
+    ax.set_ylim(len(ends) - 0.5, -0.5)
+    ax.tick_params(axis="x", labelsize=8)
+    ax.locator_params(axis="x", nbins=6)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def khat_histogram(
+    khat: np.ndarray,
+    flagged: Sequence[int],
+    threshold: float,
+    x: np.ndarray | None = None,
+    shape: tuple[int, ...] = (),
+    most: int = 20,
+) -> Figure:
+    """Pareto k̂ of the rows' weights, those above the threshold apart; beside it the flagged rows themselves, worst first.
+
+    Args:
+        khat: of each row, ``(N,)``; −∞ (weights without a tail) is drawn at the left edge, NaN (not known) is only counted.
+        flagged: numbers of the rows not to believe, for whichever reason.
+        threshold: above which k̂ is not to be believed.
+        x: the rows, ``(N, D)``; None leaves them out.
+        shape: of a row: channels, height and width of an image; a table's row is a strip.
+        most: rows shown.
+    """
+    bad, known = np.isin(np.arange(len(khat)), flagged), ~np.isnan(khat)
+    worst = sorted(flagged, key=lambda i: -np.nan_to_num(khat[i], nan=np.inf))[:most]
+    beside = [] if x is None else [(khat[i], x[i]) for i in worst]
+    fig = figure(9.5 if beside else 6.0, 4.0)
+    sides: Any = fig.subfigures(1, 2, width_ratios=(1.15, 1)) if beside else (fig, fig)
+    ax = axes(sides[0], f"Pareto {K_HAT} of a row's weights", "rows", f"{bad.sum()} of {len(khat)} rows flagged")
+    finite = khat[np.isfinite(khat)]
+    edges = np.histogram_bin_edges(np.append(finite, threshold), min(30, max(8, len(finite) // 6)))
+    edges += threshold - edges[np.abs(edges - threshold).argmin()]  # the threshold parts two bars
+    inside = np.clip(khat, edges[0], edges[-1])
+    kept, out = inside[known & ~bad], inside[known & bad]
+    ax.hist([kept, out], edges.tolist(), stacked=True, color=[BLUE, ORANGE], label=["believed", "flagged"])
+    ax.axvline(threshold, color=INK, linestyle="--", linewidth=1, label=f"threshold {threshold:.2f}")
+    if unknown := int((~known).sum()):
+        ax.plot([], [], " ", label=f"({unknown} not known)")
+    ax.locator_params(axis="y", integer=True)
+    ax.legend(frameon=False, fontsize=8)
+    if beside:
+        show_rows(sides[1], beside, shape, len(flagged))
+    return fig
+
+
+def show_rows(fig: Any, rows: Sequence[tuple[float, np.ndarray]], shape: tuple[int, ...], of: int) -> None:
+    """Rows as images, on one scale, the k̂ of each above it."""
+    columns = 5 if len(shape) == 3 else 1
+    picture = shape if len(shape) == 3 else (1, 1, shape[0])
+    low, high = (float(f([f(row) for _, row in rows])) for f in (np.min, np.max))
+    panels = list(fig.subplots(-(-len(rows) // columns), columns, squeeze=False).flat)
+    for ax in panels:
+        ax.set_axis_off()
+    for ax, (khat, row) in zip(panels, rows, strict=False):
+        image = row.reshape(picture).transpose(1, 2, 0)
+        scaled = (image - low) / (high - low or 1.0)
+        grey = {"X": scaled[..., 0], "cmap": "gray_r", "vmin": 0, "vmax": 1} if picture[0] == 1 else {"X": scaled}
+        ax.imshow(**grey, interpolation="nearest", aspect="auto" if columns == 1 else 1)
+        ax.set_title("?" if np.isnan(khat) else f"{khat:.2f}".replace("-", "−"), fontsize=8, pad=2)
+    shown = "" if of == len(rows) else f"{len(rows)} of "
+    fig.suptitle(f"{shown}{of} flagged rows and their {K_HAT}, worst first", fontsize=9)
+
+
+def convergence_curve(points: Sequence[Numbers], exact: Numbers | None = None) -> Figure:
+    """log p̂(x) of the first K particles against K, with its Monte Carlo band; the jackknife beside it, which is no bound.
+
+    Args:
+        points: of rising K, what ``Evidence.summary()`` gives.
+        exact: what ``Exact.summary()`` gives, if an oracle knows log p(x).
+    """
+    fig = figure(7.5, 4.2)
+    last = points[-1]
+    ax = axes(fig, "K, particles a row", "nats per row", f"How far the bound still rises ({last['rows']} rows)")
+    ks, log_px = (np.array([p[key] for p in points], dtype=float) for key in ("num_samples", "log_px"))
+    band = 2 * np.array([np.nan if p["log_px_mc_se"] is None else p["log_px_mc_se"] for p in points])
+    ax.fill_between(ks, log_px - band, log_px + band, color=BLUE, alpha=0.2, linewidth=0)
+    ax.plot(ks, log_px, color=BLUE, marker="o", markersize=4, label=f"log {P_HAT}, a lower bound; ± 2 Monte Carlo s.e.")
+    jackknife = np.array([np.nan if p.get("jackknife") is None else p["jackknife"] for p in points])
+    ax.plot(ks, jackknife, color=ORANGE, marker="s", markersize=4, linestyle=":", label="jackknife: no bound")
+    if exact is not None:
+        ax.axhline(exact["log_px"], color=INK, linewidth=1, label=f"log p(x), {exact['method']}")
+    ax.axhline(last["elbo"], color=GREY, linestyle="--", linewidth=1.2, label=f"ELBO ({last['num_samples']} particles)")
+    ax.set(xscale="log")
+    ax.set_xticks(ks, [f"{k:g}" for k in ks])
+    ax.minorticks_off()
+    fig.legend(frameon=False, fontsize=8, ncols=2, loc="outside lower center")
+    return fig
+
+
+def rate_distortion_curve(
+    rates: Sequence[float], distortions: Sequence[float], encoders: Mapping[str, Numbers], log_px: float
+) -> Figure:
+    """The least rate at each distortion with this prior and decoder, and where encoders stand: above it by their gap.
+
+    Rate + distortion = −log p(x) touches the curve at β = 1, and passes below every encoder: an encoder's own line,
+    −ELBO, is KL(q ‖ posterior) above it.
+
+    Args:
+        rates: R(β) of ``Annealed.rate_distortion()``, β from 0 to 1, nats per row.
+        distortions: D(β).
+        encoders: a name to what ``ElboDecomposition.to_dict()`` gives, of the same rows.
+        log_px: mean log p(x) of those rows.
+    """
+    fig = figure(7.0, 4.6)
+    ax = axes(
+        fig, "rate: KL to the prior, nats per row", "distortion: −E log p(x | z), nats per row", "Rate and distortion"
+    )
+    rate, distortion = np.asarray(rates), np.asarray(distortions)
+    points = {name: (d["kl"]["value"], -d["reconstruction"]["value"]) for name, d in encoders.items()}
+    errors = {name: [2 * d[k]["mc_se"] for k in ("kl", "reconstruction")] for name, d in encoders.items()}
+    wide = 1.15 * max(rate.max(), *(r for r, _ in points.values()))
+    line = np.array([0.0, wide])
+    ax.plot(rate, distortion, color=BLUE, linewidth=1.8, label="the least, with this prior and decoder (AIS)")
+    ax.plot(
+        rate[-1],
+        distortion[-1],
+        color=BLUE,
+        marker="o",
+        markersize=6,
+        label="its end, β = 1: the posteriors",
+        linestyle="",
+    )
+    ax.plot(line, -log_px - line, color=BLUE, linestyle=":", linewidth=1, label=f"R + D = −log p(x) = {-log_px:.2f}")
+    for (name, (r, d)), color, marker in zip(points.items(), (ORANGE, GREEN, INK, GREY), "sD^v", strict=False):
+        ax.errorbar(r, d, errors[name][1], errors[name][0], color=color, marker=marker, label=plain(name), linestyle="")
+        ax.plot(line, r + d - line, color=color, linestyle="--", linewidth=1, label=f"R + D = −ELBO = {r + d:.2f}")
+    least = min(distortion[-1], *(d for _, d in points.values()))
+    most = max(-log_px, *(r + d for r, d in points.values()))
+    ax.set(xlim=(0, wide), ylim=(least - 0.15 * (most - least), most + 1.5 * (most - least)))
+    ax.legend(frameon=False, fontsize=8)
+    return fig
