@@ -30,8 +30,8 @@ from pyro_vae.report.calibration import ecdf_differences
 from pyro_vae.report.figures import save
 
 
-def trained(epochs: int) -> tuple[VAE, Tensor]:
-    """The VAE, and its test rows."""
+def trained(epochs: int) -> tuple[VAE, Tensor, Tensor]:
+    """The VAE, its training and its test rows."""
     data = load("digits")  # counts 0..16
     train, validation, test = ((split.x > 7).float() for split in (data.train, data.validation, data.test))
     vae = VAE(
@@ -40,7 +40,7 @@ def trained(epochs: int) -> tuple[VAE, Tensor]:
         posterior=Conditional(MLP(64, 2 * 2, hidden=(64,), activation=nn.Tanh), normal),
     )
     fit(vae, train, validation=validation, objective=Trace_ELBO(), optimizer=adam(3e-3), epochs=epochs, verbose=False)
-    return vae, test
+    return vae, train, test
 
 
 def show(name: str, value: float, error: float | None, kind: str, note: str = "") -> None:
@@ -77,8 +77,8 @@ def show_parts(title: str, parts: dict) -> None:
 def main(epochs=100, samples=SAMPLES, rows=180, steps=500, simulated=1000, tol=1e-4, **annealing) -> None:
     start = time.process_time()
     torch.manual_seed(0)
-    vae, x = trained(epochs)
-    pair, x, quiet = (vae.model, vae.guide), x[:rows], {"verbose": False}
+    vae, train, test = trained(epochs)
+    pair, x, quiet = (vae.model, vae.guide), test[:rows], {"verbose": False}
     print(f"{'':38}{'nats a row':>9}   error   of what")
 
     exact = quadrature(*pair, x, tol=tol)
@@ -98,8 +98,8 @@ def main(epochs=100, samples=SAMPLES, rows=180, steps=500, simulated=1000, tol=1
         most = (auc * (1 - auc) / min(n, rows - n)) ** 0.5
         show("  AUC of k̂, for errors above 0.1 nat", auc, most, "at most", f"{n} such rows")
 
-    annealed = ais(*pair, x, **annealing, **quiet)
-    print(f"Annealing from the prior, {annealed.settings.num_temperatures} temperatures, 16 chains")
+    annealed = ais(*pair, x, num_chains=64, **annealing, **quiet)
+    print(f"Annealing from the prior, {annealed.settings.num_temperatures} temperatures, 64 chains")
     beside(annealed, exact, f"acceptance {annealed.acceptance.mean():.2f}")
 
     options = {"num_samples": samples[-1]} | annealing | quiet
@@ -109,10 +109,12 @@ def main(epochs=100, samples=SAMPLES, rows=180, steps=500, simulated=1000, tol=1
     for name, found in brackets.items():
         show_bracket(name, found, truths[name])
 
-    parts = gaps(*pair, x, log_px=exact, steps=steps, **quiet).summary()
-    names = ("gap", "approximation", "amortisation")
-    show_parts("log p(x) − ELBO, and where it comes from", {name: parts[name] for name in names})
-    spent = decompose(*pair, x, **quiet).to_dict()
+    rows_of = {"test rows": (x, exact), "training rows": (train[:rows], quadrature(*pair, train[:rows], tol=tol))}
+    lost = {name: gaps(*pair, y, log_px=truth, steps=steps, **quiet).summary() for name, (y, truth) in rows_of.items()}
+    for name, found in lost.items():
+        names = ("gap", "approximation", "amortisation")
+        show_parts(f"log p(x) − ELBO of {rows} {name}, and where it comes from", {part: found[part] for part in names})
+    spent = decompose(*pair, x, num_samples=50, **quiet).to_dict()
     title = "ELBO = reconstruction (− distortion) − KL (rate), and what the KL is spent on"
     show_parts(title, {"reconstruction": spent["reconstruction"], "KL": spent["kl"], **spent["parts"]})
     ranks = simulation_based_calibration(*pair, x[:1], num_rows=simulated)
@@ -126,7 +128,7 @@ def main(epochs=100, samples=SAMPLES, rows=180, steps=500, simulated=1000, tol=1
         "khat": evidence.khat_histogram(khat, sampled.flagged.tolist(), threshold, x.numpy(), (1, 8, 8)),
         "convergence": evidence.convergence_curve([found.summary() for found in growing], e),
         "rate_distortion": evidence.rate_distortion_curve(rates, distortions, {"the encoder": spent}, e["log_px"]),
-        "gaps": bars.gap_bars({"test rows": parts}),
+        "gaps": bars.gap_bars(lost),
         "decomposition": bars.decomposition_bars({"test rows": spent}),
         "calibration": ecdf_differences(ranks.to_dict()),
     }

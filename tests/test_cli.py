@@ -67,6 +67,16 @@ def test_a_run_folder_holds_what_it_says(run):
     assert {"floor", "policy", "machine", "seed", "versions", "training"} <= evidence.keys()
 
 
+def test_evaluate_draws_khat_where_it_is_known(run, device):
+    """K = 20 has no k̂, so training drew none; a later evaluation without k̂ leaves no picture of an earlier one."""
+    picture, evaluate = run / "figures" / "khat.png", ["evaluate", str(run), "--device", str(device), "--num-samples"]
+    assert not picture.exists()
+    assert main([*evaluate, "30"]) == 0
+    assert len(picture.read_bytes()) > 3000
+    assert main([*evaluate, "20"]) == 0
+    assert not picture.exists()
+
+
 def test_floor_is_the_exact_log_likelihood_of_independent_binomials(run):
     from scipy.stats import binom
 

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from pyro_vae.report import bars, calibration, figures, latents
+from pyro_vae.report import bars, calibration, evidence, figures, latents
 
 POINTS = [
     {"epoch": e, "log_px": -90 - 50 / e, "log_px_mc_se": 0.1, "elbo": -95 - 60 / e, "num_samples": 200, "rows": 40}
@@ -40,7 +40,31 @@ CHECK = {
         "log p(x | z)": {"observed": list(np.linspace(-3, -2, 20)), "replicated": list(np.linspace(-4, -1, 20)), "p": 0.4},
     },
 }  # fmt: skip
+BRACKETS = {
+    name: {
+        "importance": -20.5, "importance_mc_se": 0.02, "annealing": -20.4, "annealing_mc_se": None, "lower": -20.4,
+        "upper": -20.3, "upper_mc_se": 0.01, "upper_is": kind, "gap": 0.1, "gap_se": 0.03, "rows": 9,
+    }
+    for name, kind in (("drawn", "strict in expectation"), ("real", "approximate"))
+}  # fmt: skip
+EXACT = {"log_px": -20.35, "method": "quadrature in 2 dimensions"}
+GROWING = [
+    {"num_samples": k, "rows": 9, "log_px": -20.4 - 1 / k, "log_px_mc_se": se, "jackknife": j, "elbo": -21.5}
+    for k, se, j in ((1, None, None), (10, 0.1, -20.3), (100, 0.05, -20.41))
+]
+KHAT, FLAGGED, X = np.array([0.1, 0.9, -np.inf, 0.75, np.nan, 0.3, 0.7, 0.65]), [1, 3, 4, 6], np.eye(8, 16)
+SPENT = {"kl": {"value": 2.5, "mc_se": 0.05}, "reconstruction": {"value": -18.5, "mc_se": 0.1}}
+CURVE = ([0.0, 1.0, 2.0, 2.6], [90.0, 21.0, 18.2, 17.75])
 DRAWN = {
+    "bracket": lambda: evidence.bracket_ends(BRACKETS, {"drawn": EXACT}),
+    "bracket without exact": lambda: evidence.bracket_ends({"real": BRACKETS["real"] | {"gap_se": None}}),
+    "khat": lambda: evidence.khat_histogram(KHAT, FLAGGED, 0.7, X, (1, 4, 4)),
+    "khat in colour": lambda: evidence.khat_histogram(KHAT, FLAGGED, 0.7, np.eye(8, 48), (3, 4, 4)),
+    "khat of a table": lambda: evidence.khat_histogram(KHAT, FLAGGED, 0.7, X, (16,)),
+    "khat, none flagged": lambda: evidence.khat_histogram(KHAT[:1], [], 0.7, X[:1], (1, 4, 4)),
+    "khat, no tails": lambda: evidence.khat_histogram(np.full(5, -np.inf), [], 0.7),
+    "convergence": lambda: evidence.convergence_curve(GROWING, EXACT),
+    "rate and distortion": lambda: evidence.rate_distortion_curve(*CURVE, {"a": SPENT, "b_$x$": SPENT}, -20.35),
     "gaps": lambda: bars.gap_bars(GAPS),
     "decomposition": lambda: bars.decomposition_bars(PARTS),
     "training": lambda: figures.training_curve(HISTORY, floor=-110.0),
@@ -132,3 +156,66 @@ def test_predictive_panels_show_the_data_beside_the_model():
     assert log_p.get_title() == "log p(x | z)\np 0.400"
     assert mean.get_lines()[0].get_xdata()[0] == 2.5
     assert sum(bar.get_height() for bar in mean.containers[0]) == 20
+
+
+def test_bracket_ends_tell_strict_from_approximate():
+    """By mark, line and name; the exact value is drawn where it is known, and no error where it is not."""
+    strict, real = evidence.bracket_ends(BRACKETS, {"drawn": EXACT}).axes
+    assert [t.get_text().split("\n")[1] for t in strict.get_yticklabels()] == [
+        "lower end",
+        "lower end",
+        "upper end, strict",
+    ]
+    assert real.get_yticklabels()[2].get_text() == "reverse annealing\nAPPROXIMATE upper end"
+    marks = {ax: [line for line in ax.get_lines() if line.get_marker() in "<>"] for ax in (strict, real)}
+    for found in marks.values():
+        assert [(m.get_marker(), m.get_xdata()[0]) for m in found] == [(">", -20.5), (">", -20.4), ("<", -20.3)]
+    fills = [found[2].get_markerfacecolor() for found in marks.values()]
+    assert fills == [figures.ORANGE, "white"]
+    spans = [[s[:, 0].tolist() for s in bar.get_segments()] for bar in strict.collections]
+    assert np.allclose(np.array(spans)[:, 0], [(-20.54, -20.46), (-20.4, -20.4), (-20.32, -20.28)])
+    assert [bar.get_linestyle()[0][1] is None for bar in real.collections] == [True, True, False]
+    at = [line.get_xdata()[0] for line in strict.get_lines() if list(line.get_ydata()) == [0, 1]]
+    assert at == [-20.35] and strict.get_title("left") == "9 drawn: upper − lower end = 0.100 ± 0.030 (s.e. over rows)"
+    assert not [line for line in real.get_lines() if line.get_xdata()[0] == -20.35]
+
+
+def test_khat_histogram_counts_every_row_once_and_shows_the_flagged():
+    """No tail (−∞) at the left edge; not known (NaN) only counted; the worst row first, each under its own k̂."""
+    fig = evidence.khat_histogram(KHAT, FLAGGED, 0.7, X, (1, 4, 4))
+    ax, *images = [ax for ax in fig.axes if ax.images or ax.patches]
+    kept, flagged = ([bar.get_height() for bar in group] for group in ax.containers)
+    assert (sum(kept), sum(flagged)) == (4, 3) and kept[0] >= 1
+    ends = [bar.get_x() + bar.get_width() for bar in ax.containers[0] if bar.get_height()]
+    starts = [bar.get_x() for bar in ax.containers[1] if bar.get_height()]
+    assert max(ends) <= 0.7 + 1e-9 and min(starts) >= 0.7 - 1e-9  # the threshold parts them
+    assert ax.get_title() == "4 of 8 rows flagged"
+    assert "(1 not known)" in [t.get_text() for t in fig.subfigs[0].legends[0].get_texts()]
+    assert [i.get_title() for i in images] == ["?", "0.90", "0.75", "0.70"]
+    assert [int(i.images[0].get_array().argmax()) for i in images] == [4, 1, 3, 6]
+    few = evidence.khat_histogram(KHAT, FLAGGED, 0.7, X, (1, 4, 4), most=2)
+    assert len([i for i in few.axes if i.images]) == 2
+    assert few.subfigs[1].get_suptitle().startswith("2 of 4 flagged")
+
+
+def test_convergence_curve_marks_the_jackknife_as_no_bound():
+    ax = evidence.convergence_curve(GROWING, EXACT).axes[0]
+    lines = {line.get_label(): line.get_ydata() for line in ax.get_lines()}
+    assert np.allclose(lines["jackknife: no bound"], [np.nan, -20.3, -20.41], equal_nan=True)
+    bound = next(y for name, y in lines.items() if "a lower bound" in name)
+    assert np.allclose(bound, [-21.4, -20.5, -20.41])
+    assert lines["ELBO (100 particles)"][0] == -21.5 and lines["log p(x), quadrature in 2 dimensions"][0] == -20.35
+    band = ax.collections[0].get_datalim(ax.transData).extents
+    assert np.allclose(band, [10, -20.7, 100, -20.3])  # K = 1 has no error
+
+
+def test_rate_distortion_puts_the_encoder_its_gap_above():
+    """Its line of R + D = −ELBO has slope −1, and lies KL(q ‖ posterior) above that of the posterior."""
+    ax = evidence.rate_distortion_curve(*CURVE, {"a": SPENT}, -20.35).axes[0]
+    lines = {line.get_label(): line for line in ax.get_lines()}
+    own, best = lines["R + D = −ELBO = 21.00"], lines["R + D = −log p(x) = 20.35"]
+    assert np.allclose(own.get_ydata() - best.get_ydata(), 0.65)
+    assert np.allclose(np.diff(own.get_ydata()), -np.diff(own.get_xdata()))
+    end = lines["its end, β = 1: the posteriors"]
+    assert end.get_xdata()[0] + end.get_ydata()[0] == pytest.approx(20.35)
+    assert ax.get_ylim()[0] < 17.75 and ax.get_ylim()[1] < 90 and ax.get_xlim()[1] > 2.6

@@ -84,11 +84,11 @@ def khat_histogram(
         most: rows shown.
     """
     bad, known = np.isin(np.arange(len(khat)), flagged), ~np.isnan(khat)
-    worst = sorted(flagged, key=lambda i: -np.nan_to_num(khat[i], nan=np.inf))[:most]
-    beside = [] if x is None else [(khat[i], x[i]) for i in worst]
-    fig = figure(9.5 if beside else 6.0, 4.0)
-    sides: Any = fig.subfigures(1, 2, width_ratios=(1.15, 1)) if beside else (fig, fig)
-    ax = axes(sides[0], f"Pareto {K_HAT} of a row's weights", "rows", f"{bad.sum()} of {len(khat)} rows flagged")
+    worst = [] if x is None else sorted(flagged, key=lambda i: -np.nan_to_num(khat[i], nan=np.inf))[:most]
+    fig = figure(9.5 if worst else 6.0, 4.2)
+    sides: Any = fig.subfigures(1, 2, width_ratios=(1.15, 1)) if worst else (fig,)
+    ax = axes(sides[0], f"Pareto {K_HAT} of a row's weights", "rows", "")
+    ax.set_title(f"{bad.sum()} of {len(khat)} rows flagged", fontsize=10)
     finite = khat[np.isfinite(khat)]
     edges = np.histogram_bin_edges(np.append(finite, threshold), min(30, max(8, len(finite) // 6)))
     edges += threshold - edges[np.abs(edges - threshold).argmin()]  # the threshold parts two bars
@@ -99,28 +99,37 @@ def khat_histogram(
     if unknown := int((~known).sum()):
         ax.plot([], [], " ", label=f"({unknown} not known)")
     ax.locator_params(axis="y", integer=True)
-    ax.legend(frameon=False, fontsize=8)
-    if beside:
-        show_rows(sides[1], beside, shape, len(flagged))
+    sides[0].legend(frameon=False, fontsize=8, ncols=4, loc="outside lower center")
+    if x is not None and worst:
+        labels = ["?" if np.isnan(khat[i]) else f"{khat[i]:.2f}".replace("-", "−") for i in worst]
+        shown = "" if len(worst) == len(flagged) else f"{len(worst)} of "
+        sides[1].suptitle(f"{shown}{len(flagged)} flagged rows and their {K_HAT}, worst first", fontsize=10)
+        if len(shape) == 3:
+            show_images(sides[1], x[worst], labels, shape, most)
+        else:
+            show_strips(sides[1], x[worst], labels)
     return fig
 
 
-def show_rows(fig: Any, rows: Sequence[tuple[float, np.ndarray]], shape: tuple[int, ...], of: int) -> None:
-    """Rows as images, on one scale, the k̂ of each above it."""
-    columns = 5 if len(shape) == 3 else 1
-    picture = shape if len(shape) == 3 else (1, 1, shape[0])
-    low, high = (float(f([f(row) for _, row in rows])) for f in (np.min, np.max))
-    panels = list(fig.subplots(-(-len(rows) // columns), columns, squeeze=False).flat)
+def show_images(fig: Any, rows: np.ndarray, labels: Sequence[str], shape: tuple[int, ...], most: int) -> None:
+    """Images on one scale, five in a line, each under its label; with room for `most`."""
+    low, high = np.nanmin(rows), np.nanmax(rows)
+    panels = list(fig.subplots(-(-most // 5), 5, squeeze=False).flat)
     for ax in panels:
         ax.set_axis_off()
-    for ax, (khat, row) in zip(panels, rows, strict=False):
-        image = row.reshape(picture).transpose(1, 2, 0)
-        scaled = (image - low) / (high - low or 1.0)
-        grey = {"X": scaled[..., 0], "cmap": "gray_r", "vmin": 0, "vmax": 1} if picture[0] == 1 else {"X": scaled}
-        ax.imshow(**grey, interpolation="nearest", aspect="auto" if columns == 1 else 1)
-        ax.set_title("?" if np.isnan(khat) else f"{khat:.2f}".replace("-", "−"), fontsize=8, pad=2)
-    shown = "" if of == len(rows) else f"{len(rows)} of "
-    fig.suptitle(f"{shown}{of} flagged rows and their {K_HAT}, worst first", fontsize=9)
+    for ax, row, label in zip(panels, rows, labels, strict=False):
+        image = (row.reshape(shape).transpose(1, 2, 0) - low) / (high - low or 1.0)
+        ax.imshow(image[..., 0] if shape[0] == 1 else image, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+        ax.set_title(label, fontsize=8, pad=2)
+
+
+def show_strips(fig: Any, rows: np.ndarray, labels: Sequence[str]) -> None:
+    """A table's rows as strips on one scale, each beside its label."""
+    ax = fig.add_subplot()
+    ax.imshow(rows, cmap="gray_r", interpolation="nearest", aspect="auto")
+    ax.set_yticks(range(len(rows)), labels, fontsize=8)
+    ax.set_xlabel("element of x")
+    ax.locator_params(axis="x", integer=True)
 
 
 def convergence_curve(points: Sequence[Numbers], exact: Numbers | None = None) -> Figure:
