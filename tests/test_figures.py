@@ -58,8 +58,8 @@ CURVE = ([0.0, 1.0, 2.0, 2.6], [90.0, 21.0, 18.2, 17.75])
 DRAWN = {
     "bracket": lambda: evidence.bracket_ends(BRACKETS, {"drawn": EXACT}),
     "bracket without exact": lambda: evidence.bracket_ends({"real": BRACKETS["real"] | {"gap_se": None}}),
-    "khat": lambda: evidence.khat_histogram(KHAT, FLAGGED, 0.7, X, (1, 4, 4)),
-    "khat in colour": lambda: evidence.khat_histogram(KHAT, FLAGGED, 0.7, np.eye(8, 48), (3, 4, 4)),
+    "khat": lambda: evidence.khat_histogram(KHAT, FLAGGED, 0.7, X, (1, 4, 4), most=5),
+    "khat in colour": lambda: evidence.khat_histogram(KHAT, FLAGGED, 0.7, np.eye(8, 48), (3, 4, 4), most=5),
     "khat of a table": lambda: evidence.khat_histogram(KHAT, FLAGGED, 0.7, X, (16,)),
     "khat, none flagged": lambda: evidence.khat_histogram(KHAT[:1], [], 0.7, X[:1], (1, 4, 4)),
     "khat, no tails": lambda: evidence.khat_histogram(np.full(5, -np.inf), [], 0.7),
@@ -182,7 +182,7 @@ def test_bracket_ends_tell_strict_from_approximate():
 
 def test_khat_histogram_counts_every_row_once_and_shows_the_flagged():
     """No tail (−∞) at the left edge; not known (NaN) only counted; the worst row first, each under its own k̂."""
-    fig = evidence.khat_histogram(KHAT, FLAGGED, 0.7, X, (1, 4, 4))
+    fig = evidence.khat_histogram(KHAT, FLAGGED, 0.7, X, (1, 4, 4), most=5)
     ax, *images = [ax for ax in fig.axes if ax.images or ax.patches]
     kept, flagged = ([bar.get_height() for bar in group] for group in ax.containers)
     assert (sum(kept), sum(flagged)) == (4, 3) and kept[0] >= 1
