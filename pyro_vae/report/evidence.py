@@ -20,7 +20,8 @@ P_HAT, K_HAT = r"$\hat{p}$", r"$\hat{k}$"
 def bracket_ends(found: Mapping[str, Numbers], exact: Mapping[str, Numbers] | None = None) -> Figure:
     """log p(x) between its ends, a panel for each set of rows: a mark a method ± 2 Monte Carlo standard errors.
 
-    Lower ends point up the axis, upper ends down it. An upper end that is strict is filled; an approximate one is hollow and
+    Lower ends point up the axis, upper ends down it; errors of upper ends are too small, as chains of a row share their start,
+    but that of the difference, which is said in words, is not. An upper end that is strict is filled; an approximate one is hollow and
     says so. The exact value, where there is one, is a line.
 
     Args:
@@ -164,7 +165,8 @@ def rate_distortion_curve(
     """The least rate at each distortion with this prior and decoder, and where encoders stand: above it by their gap.
 
     Rate + distortion = −log p(x) touches the curve at β = 1, and passes below every encoder: an encoder's own line,
-    −ELBO, is KL(q ‖ posterior) above it.
+    −ELBO, is KL(q ‖ posterior) above it. The curve's own Monte Carlo noise is not drawn: it moves points mostly along the
+    curve, and the fewer chains there are, the more.
 
     Args:
         rates: R(β) of ``Annealed.rate_distortion()``, β from 0 to 1, nats per row.
