@@ -20,9 +20,9 @@ P_HAT, K_HAT = r"$\hat{p}$", r"$\hat{k}$"
 def bracket_ends(found: Mapping[str, Numbers], exact: Mapping[str, Numbers] | None = None) -> Figure:
     """log p(x) between its ends, a panel for each set of rows: a mark a method ± 2 Monte Carlo standard errors.
 
-    Lower ends point up the axis, upper ends down it; errors of upper ends are too small, as chains of a row share their start,
-    but that of the difference, which is said in words, is not. An upper end that is strict is filled; an approximate one is hollow and
-    says so. The exact value, where there is one, is a line.
+    Lower ends point up the axis, upper ends down it. An upper end that is strict is filled; an approximate one is hollow and
+    says so. Errors of upper ends are too small, as chains of a row share their start; that of the difference, said in words,
+    is not. The exact value, where there is one, is a line.
 
     Args:
         found: a name of the rows to what ``Bracket.summary()`` gives.
