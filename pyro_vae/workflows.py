@@ -18,9 +18,9 @@ from pyro_vae.data import Data, Split, binarize, load
 from pyro_vae.errors import DivergedError, Interrupted, RunFolderError, SupportError, UsageError
 from pyro_vae.evaluate.importance import log_likelihood
 from pyro_vae.infer.check_training import check_training
-from pyro_vae.infer.support import check_support
+from pyro_vae.infer.support import FITTING, check_support
 from pyro_vae.models.vae import VAE
-from pyro_vae.parts.fitting import fitting
+from pyro_vae.parts.families import fitting
 from pyro_vae.pictures import draw_figures
 from pyro_vae.report import figures
 from pyro_vae.runs import folder
@@ -180,7 +180,9 @@ def check_splits(vae: VAE, data: Data, place: torch.device) -> None:
             )
         except SupportError as error:
             fit = ", ".join(fitting(torch.cat([drawn(data, name) for name in SPLITS]))) or "none"
-            raise SupportError(f"{data.name}, {name} rows: {error} Families that fit this data: {fit}.") from None
+            raise SupportError(
+                f"{data.name}, {name} rows: {str(error).removesuffix(FITTING)} Families that fit this data: {fit}."
+            ) from None
 
 
 def drawn(data: Data, name: str, rows: int | None = None) -> Tensor:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from pyro_vae.cli import main
 from pyro_vae.errors import RunFolderError, UsageError
-from pyro_vae.parts.fitting import fitting
+from pyro_vae.parts.families import fitting
 from pyro_vae.runs import folder
 from pyro_vae.runs.config import Config
 from pyro_vae.workflows import open_run
@@ -224,18 +224,22 @@ def test_counts_that_are_none(train, tmp_path, capsys):
             "(whole numbers 0 to 255): row 7 holds 256 in column 2 (rows 7; values go from 3 to 256)",
         ),
         ("poisson", 0.25, "row 7 holds 0.25 in column 2 (rows 7; values go from 0.25 to 3)"),
-        ("multinomial", 4.0, "row 7 is one (rows 7; values go from 3 to 4)"),
+        ("multinomial", 4.0, "(whole numbers that sum to 18): row 7 sums to 19 (rows 7; values go from 3 to 4)"),
     ],
 )
+@pytest.mark.parametrize("seed", ["0", "1"], ids=["validation row", "training row"])
 def test_data_outside_a_support_comes_with_its_range_and_the_families_that_fit(
-    train, tmp_path, capsys, likelihood, bad, said
+    train, tmp_path, capsys, likelihood, bad, said, seed
 ):
     x = np.full((40, 6), 0.5 if likelihood == "beta" else 3.0, np.float32)
     x[7, 2] = bad
+    held = np.random.default_rng(int(seed)).permutation(40)[32:]
+    assert (7 in held) == (seed == "0")  # as the ids say
     np.save(tmp_path / "x.npy", x)
     needs = {"categorical": ("num-classes", "256"), "multinomial": ("total-count", "18")}.get(likelihood)
     options = [f"--likelihood.{needs[0]}", needs[1]] if needs else []
-    assert train("run", "--data", str(tmp_path / "x.npy"), "--likelihood", likelihood, *options) == 3
+    options += ["--data", str(tmp_path / "x.npy"), "--data-seed", seed]
+    assert train("run", "--likelihood", likelihood, *options) == 3
     error, _, fit = capsys.readouterr().err.partition(" Families that fit this data: ")
     assert said in error
     families = fit.strip().rstrip(".").split(", ")

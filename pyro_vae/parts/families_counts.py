@@ -32,6 +32,7 @@ def binomial(total_count: int) -> Family:
         >>> binomial(16)(torch.zeros(64)).mean[0]
         tensor(8.)
     """
+    at_least(1, total_count, "total_count")
 
     def family(h: Tensor) -> dist.Binomial:
         return dist.Binomial(total_count, logits=h)

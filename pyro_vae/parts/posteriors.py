@@ -335,7 +335,10 @@ class SemiAmortized(nn.Module):
         """log p(x | z) + log p(z) − log q_h(z), for one draw of z each row."""
         q = self.distribution(h)
         if not q.has_rsample:
-            raise UsageError(f"SemiAmortized needs a reparameterised family, got {self.posterior.family}")
+            name = getattr(self.posterior.family, "__name__", self.posterior.family)
+            raise UsageError(
+                f"SemiAmortized needs a reparameterised family, got {name}: refine a normal, or train {name} as is"
+            )
         z = q.rsample()
         log_p = self.likelihood(z, *context).log_prob(x) + self.prior(*context).log_prob(z)
         return log_p - q.log_prob(z)

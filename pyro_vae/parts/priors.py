@@ -35,6 +35,7 @@ class StandardNormal(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
+        at_least(1, dim=dim)
         self.register_buffer("loc", torch.zeros(dim), persistent=False)
         self.register_buffer("scale", torch.ones(dim), persistent=False)
 

@@ -39,22 +39,31 @@ def marginal_features(name: str, family: Any, features: int, x: Tensor) -> Tenso
 
 
 def fit_marginal(family: Any, features: int, x: Tensor, steps: int = 300, rows: int = 500) -> tuple[Tensor, Any]:
-    """Features, and a copy of the family (it may have parameters), that maximise the mean log-density of some rows."""
+    """Features, and a copy of the family (it may have parameters), that maximise the mean log-density of some rows.
+
+    Rows outside the support are left out: whoever asks refuses them with a better message than a density would.
+    """
     family = copy.deepcopy(family) if isinstance(family, nn.Module) else family
-    x = x[:: max(1, len(x) // rows)]
     h = torch.zeros(features, requires_grad=True)
+    x = x[of_rows(family(h)).support.check(x)]
+    x = x[:: max(1, len(x) // rows)]
     parameters = [h, *(family.parameters() if isinstance(family, nn.Module) else ())]
     optimizer = torch.optim.Adam(parameters, lr=0.1)
-    for _ in range(steps):
+    for _ in range(steps if len(x) else 0):
         optimizer.zero_grad()
         (-row_log_prob(family(h), x).mean()).backward()
         optimizer.step()
     return h.detach(), family
 
 
+def of_rows(d: Any) -> Any:
+    """A distribution over elements as one over rows of them."""
+    return d.to_event(1 - d.event_dim)
+
+
 def row_log_prob(d: Any, x: Tensor) -> Tensor:
     """log-density of each row, ``(N,)``."""
-    return d.to_event(1 - d.event_dim).log_prob(x)
+    return of_rows(d).log_prob(x)
 
 
 def floor(name: str, family: Any, features: int, train: Tensor, x: Tensor) -> Tensor:
