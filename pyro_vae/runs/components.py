@@ -66,7 +66,7 @@ def part_spec(role: str, name: str, part: Callable[..., Any]) -> PartSpec:
     named = named[1 if role == "prior" else 2 :]
     needs = tuple(p.name for p in named if p.name in GIVEN[role] and p.default is p.empty)
     options = {p.name: p.default for p in named if p.name not in needs}
-    return PartSpec(name, part, "any", "the caller's own", options=options, needs=needs)
+    return PartSpec(name, part, "any", "the caller's own", options=options, needs=needs, reference="")
 
 
 def family_spec(name: str, family: Callable[..., Any]) -> FamilySpec:
