@@ -110,13 +110,25 @@ def open_data(run: Run, data_dir: Path | None = None) -> Data:
         RunFolderError: it is no longer the same.
     """
     config = run.config
-    data = load(config.data, data_dir=data_dir, binarization=config.binarization, seed=config.data_seed)
+    data = load_data(config, data_dir)
     if data.digest != run.record["data"]["digest"]:
         raise RunFolderError(
             f"the data of {run.path} has changed: {config.data} had digest {run.record['data']['digest'][:12]}… when it was "
             f"trained, and has {data.digest[:12]}… now. Restore the data, or train again."
         )
     return data
+
+
+def load_data(config: Config, data_dir: Path | None, download: bool = False) -> Data:
+    """The data that a config names, as it says."""
+    return load(
+        config.data,
+        data_dir=data_dir,
+        download=download,
+        binarization=config.binarization,
+        seed=config.data_seed,
+        missing=config.missing,
+    )
 
 
 def train_run(
@@ -140,9 +152,7 @@ def train_run(
     ``train_run(Config(prior="mine"), "runs/a", components={"mine": MyPrior})``; :func:`load_run` takes the same.
     """
     config, place, path = resolved(config, components), resolve_device(device), Path(path)
-    data = load(
-        config.data, data_dir=data_dir, download=download, binarization=config.binarization, seed=config.data_seed
-    )
+    data = load_data(config, data_dir, download)
     for note in data.notes:
         print(f"note: {note}", file=sys.stderr)
     with seeded(config.seed):
@@ -318,8 +328,8 @@ def score(
     evidence = log_likelihood(run.vae.model, run.vae.guide, x, num_samples=num_samples, seed=seed)
     seconds = time.perf_counter() - start
     train_rows = data.train.x if data.transform is None else data.train.x.double()  # grey means are the Bernoulli's own
-    family, width = likelihood_of(run.config, x.shape[1], run.components)
-    baseline = floor(run.config.likelihood, family, width * x.shape[1], train_rows, x)
+    family, features = likelihood_of(run.config, x.shape[1], run.components)
+    baseline = floor(run.config.likelihood, family, features, train_rows, x)
     result = evidence.summary() | {
         "split": f"{data.name}, {split}, first {len(x)} rows" if rows else f"{data.name}, {split}",
         "policy": data.policy,

@@ -19,7 +19,7 @@ from pyro_vae.runs.marginal import fit_marginal, floor, marginal_features
 from pyro_vae.runs.objectives import GRADIENTS, KLS, OBJECTIVES
 from pyro_vae.runs.registry import ROLES, build, likelihood_of, names, objective_of, options_of, read, resolved
 
-NEEDED = {"total_count": 4, "num_classes": 4}
+NEEDED = {"total_count": 4, "num_classes": 4, "blocks": "normal:1,poisson:1,categorical:1:num-classes=4"}
 SMALL = {"components": 3, "levels": 5, "hidden": "6", "context_features": 4, "transforms": 1, "steps": 2, "rank": 1}
 ELEMENTS, DIM, ROWS = 3, 3, 8  # enough rows that no likelihood draws zeros alone, from which no encoder learns
 
@@ -105,12 +105,12 @@ def test_the_marginal_beats_no_fit_at_all(likelihood):
     """The floor of independent elements is finite and, on the rows it was fitted to, no worse than features of zero."""
     torch.manual_seed(0)
     c = config("standard_normal", likelihood, "normal")
-    family, width = likelihood_of(c, ELEMENTS)
-    h = torch.randn(width * ELEMENTS).expand(200, -1)
+    family, features = likelihood_of(c, ELEMENTS)
+    h = torch.randn(features).expand(200, -1)
     with torch.no_grad():
         x = family(h).sample().float()
-    px = floor(likelihood, family, width * ELEMENTS, x, x)
-    d = family(torch.zeros(width * ELEMENTS))
+    px = floor(likelihood, family, features, x, x)
+    d = family(torch.zeros(features))
     with torch.no_grad():
         unfit = d.to_event(1 - d.event_dim).log_prob(x).double()
     assert px.shape == (200,) and px.isfinite().all() and px.mean() >= unfit.mean()

@@ -45,6 +45,7 @@ __all__ = [
     "power_spherical",
 ]  # fmt: skip
 
+MAX_NORM = 5.0  # of a row's gradient in SemiAmortized
 BOUND = 10.0  # of off-diagonal features, so that float32 can still factor and solve
 
 
@@ -311,6 +312,7 @@ class SemiAmortized(nn.Module):
 
         h_0 = net(x),   h_{t+1} = h_t + lr ∇_h [log p(x | z) + log p(z) − log q_h(z)],  z ~ q_{h_t}  (one draw a step)
 
+    Gradients longer than 5 are cut to that length, as Kim et al. do: under a sharp likelihood the steps would run away.
     First order only: the encoder is trained as if h_T − h_0 were constant, and no gradient goes through the refinement to
     likelihood or prior (Kim et al. backpropagate through it). The refined q is a proper q(z | x), given the draws that
     refined it: bounds and importance weights hold. It costs `steps` decoder passes a call, evaluation included, and draws
@@ -372,7 +374,8 @@ class SemiAmortized(nn.Module):
             for _ in range(self.steps):
                 h.requires_grad_()
                 (grad,) = torch.autograd.grad(self.elbo(h, x, *context).sum(), h)
-                h = (h + self.lr * grad).detach()
+                cut = (MAX_NORM / grad.norm(dim=-1, keepdim=True)).clamp(max=1.0)
+                h = (h + self.lr * cut * grad).detach()
         return self.distribution(start + (h - start.detach()))
 
     def extra_repr(self) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.parts.families import MIN_SCALE
+from pyro_vae.parts.missing import Observed
 
 
 def success_logits(x: Tensor, total_count: float) -> Tensor:
@@ -27,8 +28,11 @@ def normal_moments(x: Tensor) -> Tensor:
 def marginal_features(name: str, family: Any, features: int, x: Tensor) -> Tensor:
     """The features, the same for every row, under which independent elements fit the rows: ``(features,)``.
 
-    In closed form for bernoulli, binomial and normal; by gradient, from zero, for every other family.
+    In closed form for bernoulli, binomial and normal; by gradient, from zero, for every other family, and where values
+    are missing.
     """
+    if x.isnan().any():
+        return fit_marginal(family, features, x)[0]
     if name == "bernoulli":
         return success_logits(x, 1)
     if name == "binomial":
@@ -45,7 +49,7 @@ def fit_marginal(family: Any, features: int, x: Tensor, steps: int = 300, rows: 
     """
     family = copy.deepcopy(family) if isinstance(family, nn.Module) else family
     h = torch.zeros(features, requires_grad=True)
-    x = x[of_rows(family(h)).support.check(x)]
+    x = x[of_rows(family(h), x).support.check(x)]
     x = x[:: max(1, len(x) // rows)]
     parameters = [h, *(family.parameters() if isinstance(family, nn.Module) else ())]
     optimizer = torch.optim.Adam(parameters, lr=0.1)
@@ -56,14 +60,15 @@ def fit_marginal(family: Any, features: int, x: Tensor, steps: int = 300, rows: 
     return h.detach(), family
 
 
-def of_rows(d: Any) -> Any:
-    """A distribution over elements as one over rows of them."""
-    return d.to_event(1 - d.event_dim)
+def of_rows(d: Any, x: Tensor) -> Any:
+    """A distribution over elements as one over rows of them, of what is observed in x."""
+    d = d.to_event(1 - d.event_dim)
+    return Observed(d) if x.isnan().any() else d
 
 
 def row_log_prob(d: Any, x: Tensor) -> Tensor:
     """log-density of each row, ``(N,)``."""
-    return of_rows(d).log_prob(x)
+    return of_rows(d, x).log_prob(x)
 
 
 def floor(name: str, family: Any, features: int, train: Tensor, x: Tensor) -> Tensor:
@@ -75,7 +80,7 @@ def floor(name: str, family: Any, features: int, train: Tensor, x: Tensor) -> Te
         >>> floor("bernoulli", bernoulli, 1, torch.tensor([[1.0], [0.0]]), torch.tensor([[1.0]]))   # log 1/2
         tensor([-0.6931], dtype=torch.float64)
     """
-    if name in ("bernoulli", "binomial", "normal"):
+    if name in ("bernoulli", "binomial", "normal") and not train.isnan().any():
         return row_log_prob(family(marginal_features(name, family, features, train).double()), x.double())
     h, fitted = fit_marginal(family, features, train)
     with torch.no_grad():
