@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+from dataclasses import replace
 
 from pyro_vae.errors import UsageError
 from pyro_vae.parts.conditional import Family
@@ -60,10 +61,8 @@ def options_of(text: str, spec: FamilySpec, given: dict[str, str], width: int) -
     return made
 
 
-COLUMNS = FamilySpec(
-    "columns",
-    named_columns,
-    FAMILIES["columns"].features,
-    *(getattr(FAMILIES["columns"], field) for field in ("support", "formula")),
-    "Nazabal, Olmos, Ghahramani & Valera, 2020, https://arxiv.org/abs/1807.03653",
+COLUMNS = replace(
+    FAMILIES["columns"],
+    make=named_columns,
+    reference="Nazabal, Olmos, Ghahramani & Valera, 2020, https://arxiv.org/abs/1807.03653",
 )
