@@ -174,6 +174,20 @@ def test_trace_enum_is_the_sum_over_every_value_of_z():
             torch.testing.assert_close(p.grad, -grad, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("prior", ["one_hot", "vamp"])
+def test_every_enumerated_cell_is_that_sum_under_every_likelihood(prior):
+    for likelihood in names("likelihood"):
+        torch.manual_seed(1)
+        one = {"objective": "trace_enum", "gradient": "pathwise", "objective_options": {}}
+        c = resolved(replace(config(prior, likelihood, "one_hot_categorical"), **one))
+        vae, objective = build(c, (ELEMENTS,)), objective_of(c, ROWS)
+        with torch.no_grad():
+            x = vae.likelihood(vae.prior().expand((ROWS,)).sample()).sample().float()
+        loss = objective.elbo.loss_and_grads(*objective.pair(vae), x)
+        assert loss == pytest.approx(-enumerated_elbo(vae, x).sum().item(), rel=1e-4, abs=1e-4), likelihood
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in vae.parameters()), likelihood
+
+
 def test_trace_enum_refuses_pathwise_draws_which_pyro_would_not_weigh():
     """A straight-through posterior's sum would be over values of weight 1: larger than the ELBO by about their number."""
     c = config("one_hot", "bernoulli", "one_hot_categorical_st")
