@@ -127,8 +127,8 @@ def common_of(record: dict[str, Any], components: Mapping[str, Any]) -> dict[str
 def kind(config: Config, shape: tuple[int, ...], components: Mapping[str, Any]) -> str:
     """The measure that p(x | z) has its density with respect to: counting or Lebesgue, as the family's support says."""
     elements = math.prod(shape)
-    family, width = likelihood_of(config, elements, components)
-    discrete = family(torch.zeros(1, width * elements)).support.is_discrete
+    family, features = likelihood_of(config, elements, components)
+    discrete = family(torch.zeros(1, features)).support.is_discrete
     return "log probability (counting measure)" if discrete else "log density (Lebesgue measure)"
 
 

@@ -58,13 +58,27 @@ def encode(vae: HasParts, x: Any, *c: Any) -> Tensor:
 
 
 def reconstruct(vae: HasParts, x: Any, *c: Any) -> Tensor:
-    """E[x | z] at z = E[z | x]: each row through the encoder's and the decoder's mean, ``(N, *event)``."""
+    """E[x | z] at z = E[z | x]: each row through the encoder's and the decoder's mean, ``(N, *event)``.
+
+    Example:
+        >>> from pyro_vae import VAE, StandardNormal, Conditional, MLP, bernoulli, normal, reconstruct
+        >>> vae = VAE(StandardNormal(2), Conditional(MLP(2, 9), bernoulli), Conditional(MLP(9, 2 * 2), normal))
+        >>> reconstruct(vae, torch.ones(5, 9)).shape
+        torch.Size([5, 9])
+    """
     rows = _rows(vae, x, *c)
     return _decode(vae, encode(vae, *rows), *rows[1:])
 
 
 def interpolate(vae: HasParts, start: Any, end: Any, *c: Any, steps: int = 10) -> Tensor:
-    """E[x | z] along the straight line from E[z | start] to E[z | end], row by row, ends included: ``(steps, N, *event)``."""
+    """E[x | z] along the straight line from E[z | start] to E[z | end], row by row, ends included: ``(steps, N, *event)``.
+
+    Example:
+        >>> from pyro_vae import VAE, StandardNormal, Conditional, MLP, bernoulli, normal, interpolate
+        >>> vae = VAE(StandardNormal(2), Conditional(MLP(2, 9), bernoulli), Conditional(MLP(9, 2 * 2), normal))
+        >>> interpolate(vae, torch.zeros(5, 9), torch.ones(5, 9), steps=7).shape
+        torch.Size([7, 5, 9])
+    """
     if steps < 2:
         raise UsageError(f"an interpolation has at least 2 steps, its ends; got {steps}")
     (start,), (end, *context) = _rows(vae, start), _rows(vae, end, *c)
@@ -84,6 +98,12 @@ def sample(vae: HasParts, num_samples: int, *c: Any, seed: int = 0, mean: bool =
         *c: contexts with `num_samples` rows, where the model has them.
         seed: the same seed draws the same samples, whatever was drawn before.
         mean: E[x | z] of each z drawn, in place of a draw of x.
+
+    Example:
+        >>> from pyro_vae import VAE, StandardNormal, Conditional, MLP, bernoulli, normal, sample
+        >>> vae = VAE(StandardNormal(2), Conditional(MLP(2, 9), bernoulli), Conditional(MLP(9, 2 * 2), normal))
+        >>> sample(vae, 10, seed=3).shape
+        torch.Size([10, 9])
     """
     if num_samples < 1:
         raise UsageError(f"num_samples must be at least 1, got {num_samples}")

@@ -18,9 +18,9 @@ from pyro_vae.data import Data, Split, binarize, load
 from pyro_vae.errors import DivergedError, Interrupted, RunFolderError, SupportError, UsageError
 from pyro_vae.evaluate.importance import log_likelihood
 from pyro_vae.infer.check_training import check_training
-from pyro_vae.infer.support import check_support
+from pyro_vae.infer.support import FITTING, check_support
 from pyro_vae.models.vae import VAE
-from pyro_vae.parts.fitting import fitting
+from pyro_vae.parts.families import fitting
 from pyro_vae.pictures import draw_figures, draw_khat
 from pyro_vae.report import figures
 from pyro_vae.runs import folder
@@ -110,13 +110,25 @@ def open_data(run: Run, data_dir: Path | None = None) -> Data:
         RunFolderError: it is no longer the same.
     """
     config = run.config
-    data = load(config.data, data_dir=data_dir, binarization=config.binarization, seed=config.data_seed)
+    data = load_data(config, data_dir)
     if data.digest != run.record["data"]["digest"]:
         raise RunFolderError(
             f"the data of {run.path} has changed: {config.data} had digest {run.record['data']['digest'][:12]}… when it was "
             f"trained, and has {data.digest[:12]}… now. Restore the data, or train again."
         )
     return data
+
+
+def load_data(config: Config, data_dir: Path | None, download: bool = False) -> Data:
+    """The data that a config names, as it says."""
+    return load(
+        config.data,
+        data_dir=data_dir,
+        download=download,
+        binarization=config.binarization,
+        seed=config.data_seed,
+        missing=config.missing,
+    )
 
 
 def train_run(
@@ -140,9 +152,7 @@ def train_run(
     ``train_run(Config(prior="mine"), "runs/a", components={"mine": MyPrior})``; :func:`load_run` takes the same.
     """
     config, place, path = resolved(config, components), resolve_device(device), Path(path)
-    data = load(
-        config.data, data_dir=data_dir, download=download, binarization=config.binarization, seed=config.data_seed
-    )
+    data = load_data(config, data_dir, download)
     for note in data.notes:
         print(f"note: {note}", file=sys.stderr)
     with seeded(config.seed):
@@ -180,7 +190,9 @@ def check_splits(vae: VAE, data: Data, place: torch.device) -> None:
             )
         except SupportError as error:
             fit = ", ".join(fitting(torch.cat([drawn(data, name) for name in SPLITS]))) or "none"
-            raise SupportError(f"{data.name}, {name} rows: {error} Families that fit this data: {fit}.") from None
+            raise SupportError(
+                f"{data.name}, {name} rows: {str(error).removesuffix(FITTING)} Families that fit this data: {fit}."
+            ) from None
 
 
 def drawn(data: Data, name: str, rows: int | None = None) -> Tensor:
@@ -316,8 +328,8 @@ def score(
     evidence = log_likelihood(run.vae.model, run.vae.guide, x, num_samples=num_samples, seed=seed)
     seconds = time.perf_counter() - start
     train_rows = data.train.x if data.transform is None else data.train.x.double()  # grey means are the Bernoulli's own
-    family, width = likelihood_of(run.config, x.shape[1], run.components)
-    baseline = floor(run.config.likelihood, family, width * x.shape[1], train_rows, x)
+    family, features = likelihood_of(run.config, x.shape[1], run.components)
+    baseline = floor(run.config.likelihood, family, features, train_rows, x)
     result = evidence.summary() | {
         "split": f"{data.name}, {split}, first {len(x)} rows" if rows else f"{data.name}, {split}",
         "policy": data.policy,

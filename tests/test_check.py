@@ -218,8 +218,14 @@ BROKEN = {
     "event undeclared, square": (MODEL, undeclared(5), FIVE, "event", "error", r"site 'z': .*to_event\(1\)"),
     "event undeclared, one": (MODEL, undeclared(1), FIVE, "event", "error", r"site 'z': .*to_event\(1\)"),
     "widths": (*pair(wide(3), wide(2), lambda z: UNIT), FIVE, "width", "error", r"\(3,\), the posterior \(2,\)"),
-    "real under simplex": (*pair(SIMPLEX, WIDE, lambda z: UNIT), FIVE, "support", "error", "prior lives on Simplex"),
-    "simplex under real": (*pair(WIDE, SIMPLEX, lambda z: UNIT), FIVE, "support", "error", "posterior on Simplex"),
+    "real under simplex": (
+        *pair(SIMPLEX, WIDE, lambda z: UNIT),
+        FIVE,
+        "support",
+        "error",
+        "prior lives on numbers .*sum to 1",
+    ),
+    "simplex under real": (*pair(WIDE, SIMPLEX, lambda z: UNIT), FIVE, "support", "error", "posterior on .*sum to 1"),
     "real under positive": (
         *pair(dist.Exponential(1.0), UNIT),
         FIVE,

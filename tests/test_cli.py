@@ -13,9 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pyro_vae import impute
 from pyro_vae.cli import main
 from pyro_vae.errors import RunFolderError, UsageError
-from pyro_vae.parts.fitting import fitting
+from pyro_vae.parts.families import fitting
 from pyro_vae.runs import folder
 from pyro_vae.runs.config import Config
 from pyro_vae.workflows import open_run
@@ -234,18 +235,22 @@ def test_counts_that_are_none(train, tmp_path, capsys):
             "(whole numbers 0 to 255): row 7 holds 256 in column 2 (rows 7; values go from 3 to 256)",
         ),
         ("poisson", 0.25, "row 7 holds 0.25 in column 2 (rows 7; values go from 0.25 to 3)"),
-        ("multinomial", 4.0, "row 7 is one (rows 7; values go from 3 to 4)"),
+        ("multinomial", 4.0, "(whole numbers that sum to 18): row 7 sums to 19 (rows 7; values go from 3 to 4)"),
     ],
 )
+@pytest.mark.parametrize("seed", ["0", "1"], ids=["validation row", "training row"])
 def test_data_outside_a_support_comes_with_its_range_and_the_families_that_fit(
-    train, tmp_path, capsys, likelihood, bad, said
+    train, tmp_path, capsys, likelihood, bad, said, seed
 ):
     x = np.full((40, 6), 0.5 if likelihood == "beta" else 3.0, np.float32)
     x[7, 2] = bad
+    held = np.random.default_rng(int(seed)).permutation(40)[32:]
+    assert (7 in held) == (seed == "0")  # as the ids say
     np.save(tmp_path / "x.npy", x)
     needs = {"categorical": ("num-classes", "256"), "multinomial": ("total-count", "18")}.get(likelihood)
     options = [f"--likelihood.{needs[0]}", needs[1]] if needs else []
-    assert train("run", "--data", str(tmp_path / "x.npy"), "--likelihood", likelihood, *options) == 3
+    options += ["--data", str(tmp_path / "x.npy"), "--data-seed", seed]
+    assert train("run", "--likelihood", likelihood, *options) == 3
     error, _, fit = capsys.readouterr().err.partition(" Families that fit this data: ")
     assert said in error
     families = fit.strip().rstrip(".").split(", ")
@@ -262,7 +267,7 @@ def test_pixels_under_poisson_are_asked_about_and_trained(train, tmp_path, capsy
 
 
 @pytest.mark.parametrize("ending", ["npy", "csv"])
-def test_missing_values_in_a_file_are_refused_with_the_way_in_python(train, tmp_path, capsys, ending):
+def test_missing_values_in_a_file_are_refused_with_the_way_to_model_them(train, tmp_path, capsys, ending):
     x = np.ones((40, 3), np.float32)
     x[7, 2] = np.nan
     np.save(tmp_path / "x.npy", x)
@@ -270,8 +275,102 @@ def test_missing_values_in_a_file_are_refused_with_the_way_in_python(train, tmp_
     assert train("run", "--data", str(tmp_path / f"x.{ending}")) == 3
     said = capsys.readouterr().err
     assert "1 of 40 rows: 7 " in said
-    assert all(word in said for word in ("in Python only", "SkipMissing", "WithMask", "fit(..., missing=True)"))
+    assert all(word in said for word in ("--missing", "SkipMissing", "WithMask", "fit(..., missing=True)"))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def gaps(tmp_path):
+    """A table with empty cells and rows, and what it holds."""
+    x = np.random.default_rng(0).random((60, 4)).astype(np.float32)
+    x[::3, 1], x[6], x[:, 3] = np.nan, np.nan, np.where(x[:, 3] < 0.5, np.nan, x[:, 3])
+    lines = (",".join("" if np.isnan(v) else repr(float(v)) for v in row) for row in x)
+    (tmp_path / "gaps.csv").write_text("a,b,c,d\n" + "\n".join(lines) + "\n")
+    return x
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [],
+        ["--prior", "vamp", "--prior.components", "5", "--likelihood", "continuous_bernoulli"],
+        ["--posterior", "semi_amortized", "--likelihood", "SharedNormal"],
+        ["--objective", "iwae", "--gradient", "dreg", "--kl", "beta"],
+    ],
+    ids=["plain", "vamp", "semi_amortized", "objective"],
+)
+def test_a_table_with_empty_cells_trains_scores_and_is_imputed(train, gaps, tmp_path, parts):
+    run = tmp_path / "run"
+    assert train("run", "--data", str(tmp_path / "gaps.csv"), "--missing", "--batch-size", "16", *parts) == 0
+    assert all(tensor.isfinite().all() for tensor in load_file(run / "model.safetensors").values())
+    evidence = folder.read_json(run / "evidence.json")
+    assert f"{100 * np.isnan(gaps).mean():.1f} % of them missing" in evidence["policy"]
+    assert np.isfinite(evidence["log_px"]) and np.isfinite(evidence["floor"]["log_px"])
+    again = ["evaluate", str(run), "--split", "train", "--num-samples", "20"]
+    assert main(again) == 0 and main(["encode", str(run), "--split", "train"]) == 0
+    assert np.isfinite(np.load(run / "encoded.npy")).all()
+    opened = open_run(run)
+    filled = impute(opened.vae, torch.from_numpy(gaps), num_samples=20)
+    assert filled.isfinite().all() and (filled == torch.from_numpy(gaps)).any(0)[..., 0].any()
+
+
+def test_the_floor_of_a_table_with_gaps_is_that_of_what_is_observed(train, gaps, tmp_path):
+    """Columns of normals, each fitted to its own observed training values; a row of nothing scores 0."""
+    from scipy.stats import norm
+
+    from pyro_vae.data import load
+
+    assert train("run", "--data", str(tmp_path / "gaps.csv"), "--missing", "--batch-size", "16") == 0
+    data = load(tmp_path / "gaps.csv", missing=True)
+    fitted, rows = data.train.x.double().numpy(), data.test.x.double().numpy()
+    exact = np.nansum(norm.logpdf(rows, np.nanmean(fitted, 0), np.nanstd(fitted, 0)), 1)
+    assert folder.read_json(tmp_path / "run" / "evidence.json")["floor"]["log_px"] == pytest.approx(
+        exact.mean(), abs=5e-3
+    )
+
+
+def test_missing_goes_with_no_binarization(train, gaps, tmp_path, capsys):
+    assert train("run", "--data", str(tmp_path / "gaps.csv"), "--missing", "--binarization", "static") == 2
+    assert "what is missing has none: take binarization none" in capsys.readouterr().err
+
+
+TABLE = ["--likelihood", "columns", "--likelihood.blocks", "normal:2,poisson:1,categorical:1:num-classes=3"]
+
+
+def test_a_table_of_families_trains_by_name_and_comes_back(train, tmp_path):
+    draw = np.random.default_rng(0)
+    x = np.column_stack([draw.normal(size=(60, 2)), draw.poisson(2.0, 60), draw.integers(0, 3, 60)])
+    np.save(tmp_path / "x.npy", x)
+    assert train("run", "--data", str(tmp_path / "x.npy"), "--batch-size", "16", *TABLE) == 0
+    opened = open_run(tmp_path / "run")
+    assert opened.config.likelihood_options == {"blocks": TABLE[-1]}
+    assert opened.vae.likelihood.family.__name__ == "columns(normal x 2, poisson x 1, categorical(3) x 1)"
+    evidence = folder.read_json(tmp_path / "run" / "evidence.json")
+    assert np.isfinite(evidence["log_px"]) and np.isfinite(evidence["floor"]["log_px"])
+    again = ["train", "--config", str(tmp_path / "run" / "config.json"), "--run", str(tmp_path / "b")]
+    assert main([*again, "--num-samples", "2"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("blocks", "said"),
+    [
+        (None, "blocks are NAME:WIDTH or NAME:WIDTH:OPTION=VALUE"),
+        ("normal", "block 'normal': blocks are NAME:WIDTH"),
+        ("normal:x", "block 'normal:x': blocks are NAME:WIDTH"),
+        ("nrmal:4", "block 'nrmal:4': no family 'nrmal' of single columns; did you mean 'normal'"),
+        ("multinomial:4", "no family 'multinomial' of single columns"),
+        ("columns:4", "no family 'columns' of single columns"),
+        ("normal:4:scale=1", "block 'normal:4:scale=1': normal has no option 'scale'; it has none"),
+        ("categorical:4", "block 'categorical:4': categorical needs num-classes"),
+        ("categorical:4:num-classes=x", "cannot read 'x'"),
+        ("normal:2,poisson:1", "blocks make 3 columns, the data has 4"),
+    ],
+)
+def test_blocks_that_cannot_be_read(train, tmp_path, capsys, blocks, said):
+    np.save(tmp_path / "x.npy", np.ones((60, 4), np.float32))
+    options = ["--likelihood.blocks", blocks] if blocks else []
+    assert train("run", "--data", str(tmp_path / "x.npy"), "--likelihood", "columns", *options) == 2
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("prior", [["one_hot"], ["vamp", "--prior.components", "3"]], ids=lambda p: p[0])

@@ -39,7 +39,7 @@ from pyro_vae import (
     tvo,
     vimco,
 )
-from pyro_vae.errors import ProgramError, UsageError
+from pyro_vae.errors import DivergedError, ProgramError, UsageError
 from pyro_vae.infer import objective as objective_module
 from pyro_vae.infer.programs import without_validation
 from pyro_vae.models.register import register
@@ -642,9 +642,43 @@ def test_nan_weights_are_named(vae, x):
             pyro.sample("x", vae.likelihood(pyro.sample("z", vae.prior())), obs=x)
             pyro.sample("bad", dist.Unit(bad, validate_args=False), obs=x[:, :0])
 
-    raises(r"row 4, particle 0 \(1 of 7 rows", model, vae.guide, x)
+    raises(r"row 4 of the batch, particle 0 \(1 of 7 rows", model, vae.guide, x)
     with without_validation():
         assert Bound(iwae, 2).loss_and_grads(model, vae.guide, x).isnan()
+
+
+def test_one_weight_for_each_particle_is_no_bound_even_where_there_are_as_many_rows(vae, x):
+    raises(
+        r"\(7, 8\).*wanted one number a row, \(8,\)", vae.model, vae.guide, x, objective=Bound(lambda w: w.mean(-1), 7)
+    )
+
+
+@pytest.mark.parametrize(("bound", "said"), [(lambda w: 3.0, "type float"), (lambda w: None, "type NoneType")])
+@pytest.mark.parametrize("estimator", [pathwise, dreg])
+def test_a_bound_that_is_no_tensor(bound, said, estimator, vae, x):
+    raises(f"gave a bound of {said}; wanted", vae.model, vae.guide, x, objective=Bound(bound, 2, estimator=estimator))
+
+
+def test_what_is_no_bound_or_no_estimator():
+    with pytest.raises(UsageError, match=r"make one first, renyi\(\.\.\.\)"):
+        Bound(renyi, 2)
+    with pytest.raises(UsageError, match=r"an estimator is an object such as dreg.*got 'dreg'"):
+        Bound(iwae, 2, estimator="dreg")
+    with pytest.raises(UsageError, match="num_particles must be a whole number from 1, got None"):
+        Bound(iwae, None)
+
+
+def test_a_row_that_torch_would_refuse_is_named(vae, x):
+    """torch says of a NaN parameter which tensor it is; `fit` says which rows of the data, and keeps the weights."""
+    x = x.clone()
+    x[4, 1] = math.nan
+    raises(r"row 4 of the batch, particle 0 \(1 of 7 rows", vae.model, vae.guide, x, objective=Bound(iwae, 2))
+    vae.likelihood.net[0].weight.data[0, 0] = math.nan
+    with pytest.raises(
+        DivergedError, match=r"step 1: log w is NaN for row . of the batch, .* on rows 0, 1, 2"
+    ) as caught:
+        fit(vae, torch.zeros_like(x), objective=Bound(iwae, 2), epochs=1, verbose=False)
+    assert "tensor(" not in str(caught.value)
 
 
 @pytest.mark.parametrize("bad", [0, -1, 1.5, "8", True])
@@ -670,7 +704,10 @@ def test_more_particles_than_memory_has_room_for(vae, x, monkeypatch):
     monkeypatch.setattr(objective_module, "free_bytes", lambda args: int(needed * 1.02))
     Bound(iwae, 512).loss(vae.model, vae.guide, x)
     monkeypatch.setattr(objective_module, "free_bytes", lambda args: int(needed * 0.5))
-    with pytest.raises(UsageError, match=r"512 particles of 7 rows need about .* GiB.*are free.*batch_size=3\)"):
+    with pytest.raises(
+        UsageError,
+        match=r"512 particles of 7 rows need about .* GiB.*are free.*batch_size=3, --batch-size 3\), or 256 particles",
+    ):
         Bound(iwae, 512).loss(vae.model, vae.guide, x)
     Bound(iwae, 512).loss(vae.model, vae.guide, x[:3])
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from pyro_vae import MLP, VAE, Conditional, StandardNormal, bernoulli, log_likelihood, log_weights, normal
 from pyro_vae.errors import ShapeError, UsageError
+from pyro_vae.parts.families import normal_fixed
 from pyro_vae.parts.flows import FlowPosterior
 from pyro_vae.parts.posteriors import (
     POSTERIORS,
@@ -350,6 +351,18 @@ def test_semi_amortized_steps_raise_the_elbo_and_leave_gradients_alone():
 
 def normal_of_known_scale(h):
     return dist.Normal(h, 0.5)
+
+
+def test_semi_amortized_steps_do_not_run_away_under_a_sharp_likelihood():
+    """Uncut, the first step at scale 1e-3 throws z some thousands away, and the next ends in NaN."""
+    torch.manual_seed(0)
+    prior, likelihood = StandardNormal(2), Conditional(MLP(2, 6), normal_fixed(1e-3))
+    q = SemiAmortized(Conditional(MLP(6, 4), normal), likelihood, prior, steps=20)
+    x = torch.rand(50, 6)
+    start, refined = q.posterior(x), q(x)
+    assert (refined.mean - start.mean).norm(dim=-1).max() <= 20 * 0.1 * 5
+    z = refined.sample()
+    assert likelihood(z).log_prob(x).mean() > likelihood(start.sample()).log_prob(x).mean()
 
 
 def test_a_mixture_of_one_is_a_normal():

@@ -19,7 +19,7 @@ from pyro_vae.runs.marginal import fit_marginal, floor, marginal_features
 from pyro_vae.runs.objectives import GRADIENTS, KLS, OBJECTIVES
 from pyro_vae.runs.registry import ROLES, build, likelihood_of, names, objective_of, options_of, read, resolved
 
-NEEDED = {"total_count": 4, "num_classes": 4}
+NEEDED = {"total_count": 4, "num_classes": 4, "blocks": "normal:1,poisson:1,categorical:1:num-classes=4"}
 SMALL = {"components": 3, "levels": 5, "hidden": "6", "context_features": 4, "transforms": 1, "steps": 2, "rank": 1}
 ELEMENTS, DIM, ROWS = 3, 3, 8  # enough rows that no likelihood draws zeros alone, from which no encoder learns
 
@@ -96,7 +96,7 @@ def first_fit(prior: str) -> str:
 
 
 def test_every_public_family_is_in_the_table():
-    exported = {n for n in families.__all__ if callable(getattr(families, n)) and n not in ("FamilySpec",)}
+    exported = {n for n in families.__all__ if callable(getattr(families, n)) and n not in ("FamilySpec", "fitting")}
     assert exported <= set(families.FAMILIES)
 
 
@@ -105,12 +105,12 @@ def test_the_marginal_beats_no_fit_at_all(likelihood):
     """The floor of independent elements is finite and, on the rows it was fitted to, no worse than features of zero."""
     torch.manual_seed(0)
     c = config("standard_normal", likelihood, "normal")
-    family, width = likelihood_of(c, ELEMENTS)
-    h = torch.randn(width * ELEMENTS).expand(200, -1)
+    family, features = likelihood_of(c, ELEMENTS)
+    h = torch.randn(features).expand(200, -1)
     with torch.no_grad():
         x = family(h).sample().float()
-    px = floor(likelihood, family, width * ELEMENTS, x, x)
-    d = family(torch.zeros(width * ELEMENTS))
+    px = floor(likelihood, family, features, x, x)
+    d = family(torch.zeros(features))
     with torch.no_grad():
         unfit = d.to_event(1 - d.event_dim).log_prob(x).double()
     assert px.shape == (200,) and px.isfinite().all() and px.mean() >= unfit.mean()
@@ -172,6 +172,20 @@ def test_trace_enum_is_the_sum_over_every_value_of_z():
         assert loss == pytest.approx(-exact.item(), abs=1e-5)
         for p, grad in zip(vae.parameters(), wanted, strict=True):
             torch.testing.assert_close(p.grad, -grad, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("prior", ["one_hot", "vamp"])
+def test_every_enumerated_cell_is_that_sum_under_every_likelihood(prior):
+    for likelihood in names("likelihood"):
+        torch.manual_seed(1)
+        one = {"objective": "trace_enum", "gradient": "pathwise", "objective_options": {}}
+        c = resolved(replace(config(prior, likelihood, "one_hot_categorical"), **one))
+        vae, objective = build(c, (ELEMENTS,)), objective_of(c, ROWS)
+        with torch.no_grad():
+            x = vae.likelihood(vae.prior().expand((ROWS,)).sample()).sample().float()
+        loss = objective.elbo.loss_and_grads(*objective.pair(vae), x)
+        assert loss == pytest.approx(-enumerated_elbo(vae, x).sum().item(), rel=1e-4, abs=1e-4), likelihood
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in vae.parameters()), likelihood
 
 
 def test_trace_enum_refuses_pathwise_draws_which_pyro_would_not_weigh():

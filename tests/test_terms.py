@@ -39,6 +39,7 @@ from pyro_vae import (
 )
 from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.infer.aggregate import SCALES, decompose_kl, minibatch_weights, squared_mmd
+from pyro_vae.infer.programs import owners
 
 DOUBLE = torch.float64
 MEAN_FIELD = analytic_kl(exact=True)
@@ -177,6 +178,16 @@ def test_schedules_through_fit(schedule, wanted):
 
     fit(beta.pair(make_vae(torch.float32)), torch.ones(16, 6), epochs=4, batch_size=8, on_step=at, verbose=False)
     assert seen == pytest.approx(wanted)
+
+
+def test_the_modules_behind_beta_are_found_in_whatever_order_handlers_are(vae):
+    """Their mode, dtype and device are what `fit` and evaluation go by."""
+    model, guide = Beta(2.0).pair(vae)
+    assert owners(model, guide) == owners(poutine.scale(model, 0.5), Beta().pair((model, guide))[1]) == [vae]
+    seen = []
+    vae.likelihood.register_forward_hook(lambda m, *_: seen.append(m.training))
+    fit((model, guide), make_x().tolist(), epochs=1, verbose=False)  # a list takes the dtype of the parameters
+    assert set(seen) == {True, False}
 
 
 @pytest.mark.parametrize("bad", [-0.1, math.nan])

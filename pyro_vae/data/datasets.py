@@ -60,6 +60,7 @@ def load(
     download: bool = False,
     binarization: str = "none",
     seed: int = 0,
+    missing: bool = False,
 ) -> Data:
     """A data set by name ("digits", "mnist", "fashion_mnist") or by the path of an .npy, .npz or .csv file.
 
@@ -74,6 +75,7 @@ def load(
         binarization: "none"; "static": all rows drawn once; "dynamic": validation and test drawn once, training rows
             kept grey, with ``transform`` to draw them. Validation and test are the same rows of zeros and ones in both.
         seed: of the draws, and of the split of own files.
+        missing: NaN, and empty cells of a .csv, stand for what was not observed, and stay as NaN; refused otherwise.
 
     Raises:
         UsageError: an unknown name or binarization, or no data folder named.
@@ -89,10 +91,10 @@ def load(
         >>> data.train.x.shape, data.shape, data.policy
         (torch.Size([1437, 64]), (1, 8, 8), 'counts 0..16')
     """
-    check_options(binarization, seed)
+    check_options(binarization, seed, missing)
     source = find(name, data_dir, download, seed)
     binary = binarization != "none"
-    done = [prepare(part, source, binary) for part in source.parts]
+    done = [prepare(part, source, binary, missing) for part in source.parts]
     shape = event_shape(source.parts)
     train, validation, test = draw(source.cut([split for split, _ in done]), binarization, seed)
     return Data(
@@ -101,15 +103,28 @@ def load(
         validation=validation,
         test=test,
         shape=shape,
-        policy=POLICIES[binarization].format(seed=seed) if binary else source.policy,
+        policy=POLICIES[binarization].format(seed=seed)
+        if binary
+        else source.policy + say_missing([s for s, _ in done]),
         digest=source.digest(),
         transform=binarize if binarization == "dynamic" else None,
         notes=tuple(dict.fromkeys([*source.notes, *(note for _, notes in done for note in notes)])),
     )
 
 
-def check_options(binarization: str, seed: int) -> None:
-    """Refuses other binarizations, and seeds that numpy and torch do not both take."""
+def say_missing(splits: list[Split]) -> str:
+    """How much is missing, for the policy."""
+    gaps, cells = (sum(f(s.x) for s in splits) for f in (lambda x: int(x.isnan().sum()), Tensor.numel))
+    return f", {100 * gaps / cells:.1f} % of them missing: log p of what is observed" if gaps else ""
+
+
+def check_options(binarization: str, seed: int, missing: bool) -> None:
+    """Refuses other binarizations, also of what is missing, and seeds that numpy and torch do not both take."""
+    if missing and binarization != "none":
+        raise UsageError(
+            f"binarization {binarization!r} takes each value for a probability, and what is missing has none: take "
+            "binarization none, or leave out missing."
+        )
     if binarization not in ("none", *POLICIES):
         raise UsageError(f"binarization {binarization!r} is unknown. Take one of: none, {', '.join(POLICIES)}.")
     if not 0 <= seed < 2**63:
@@ -152,9 +167,9 @@ def read_digits() -> Source:
     return Source("digits", (part,), shuffled(0), "counts 0..16", grey=16.0, notes=notes)
 
 
-def prepare(part: Part, source: Source, binary: bool) -> tuple[Split, list[str]]:
+def prepare(part: Part, source: Source, binary: bool, missing: bool) -> tuple[Split, list[str]]:
     """One part as flat float32 rows, and what was converted."""
-    x, note = convert(part.x, part.name, torch.float32)
+    x, note = convert(part.x, part.name, torch.float32, missing=missing)
     if (scale := source.scale * (source.grey if binary else 1.0)) != 1.0:
         x = x / scale
     x = x.reshape(len(x), -1)

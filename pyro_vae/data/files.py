@@ -147,12 +147,12 @@ def parse(lines: Iterator[tuple[int, list[str]]], path: Path) -> tuple[list[str]
 
 
 def number(cell: str, where: str, column: int) -> float:
-    """The cell's value."""
-    if is_number(cell):
-        return float(cell)
+    """The cell's value; NaN where it is empty, which :func:`~pyro_vae.data.load` takes for missing, or refuses."""
+    if is_number(cell) or not cell:
+        return float(cell or "nan")
     raise DataError(
-        f"{where}, column {column}: {cell!r} is no number. Cells are numbers between commas; encode text as numbers "
-        "and fill gaps in. Names may stand in the first line only, and there in every column."
+        f"{where}, column {column}: {cell!r} is no number. Cells are numbers between commas; encode text as numbers, "
+        "and leave gaps empty (--missing). Names may stand in the first line only, and there in every column."
     )
 
 

@@ -185,8 +185,8 @@ def tensor_of(array: np.ndarray) -> Tensor:
 
 
 GAPS = (
-    "Drop those rows, or fill the gaps in first. To model gaps, in Python only: SkipMissing(likelihood), WithMask(net) and "
-    "fit(..., missing=True) take NaN."
+    "Drop those rows, or fill the gaps in first. To model gaps: --missing on the command line; in Python, "
+    "SkipMissing(likelihood), WithMask(net) and fit(..., missing=True) take NaN."
 )
 
 

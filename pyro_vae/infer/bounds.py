@@ -19,6 +19,11 @@ from torch import Tensor
 
 from pyro_vae.errors import ShapeError, UsageError
 
+
+def is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 FLOOR = -1e30  # a log weight that is 0 to every sum, and yet no infinity, whose differences are NaN
 
 
@@ -152,7 +157,7 @@ class ciwae:
     beta: float
 
     def __post_init__(self) -> None:
-        if not 0 <= self.beta <= 1:
+        if not is_number(self.beta) or not 0 <= self.beta <= 1:
             raise UsageError(f"ciwae takes beta from 0 (IWAE) to 1 (the ELBO), got {self.beta!r}")
 
     def __call__(self, log_w: Tensor) -> Tensor:
@@ -189,12 +194,12 @@ class renyi:
     alpha: float
 
     def __post_init__(self) -> None:
-        if self.alpha < 0:
+        if is_number(self.alpha) and self.alpha < 0:
             raise UsageError(
                 f"renyi takes alpha of at least 0, got {self.alpha!r}: below 0 the value is no bound at finite K, neither "
                 "upper nor lower (Li & Turner, 2016). Take 0 (IWAE) to 1 (the ELBO), or above 1: a lower bound still."
             )
-        if not math.isfinite(self.alpha):
+        if not is_number(self.alpha) or not math.isfinite(self.alpha):
             raise UsageError(
                 f"renyi takes a finite alpha, got {self.alpha!r}. Take 0 (IWAE), 1 (the ELBO), or between."
             )
@@ -249,6 +254,10 @@ class tvo:
             if self.partitions < 1:
                 raise UsageError(f"tvo takes at least 1 partition, got {self.partitions}")
             return
+        if isinstance(self.partitions, str) or not isinstance(self.partitions, Sequence):
+            raise UsageError(
+                f"tvo takes a whole number of partitions, or a sequence from 0 to 1; got {self.partitions!r}"
+            )
         object.__setattr__(self, "partitions", tuple(float(b) for b in self.partitions))
         rises = all(low < high for low, high in pairwise(self.betas))
         if not rises or self.betas[:1] != (0,) or self.betas[-1:] != (1,):

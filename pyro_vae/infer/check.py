@@ -19,7 +19,7 @@ from pyro_vae.seeding import seeded
 from .check_parameters import ghost_training, gradients, modules, named_parameters, shared
 from .findings import Finding, Report, Run, own_store, run
 from .programs import evaluation_mode, without_validation
-from .support import MASK, base_name, describe, rows_inside
+from .support import MASK, base_name, describe, rows_inside, say_support
 from .weights import Program, Site
 
 
@@ -213,7 +213,7 @@ def pair_fits(name: str, prior: Site, posterior: Site) -> Iterator[Finding]:
         here, there = p.support, q.support
     except (NotImplementedError, AttributeError):
         return
-    what = f"the prior lives on {bare(here)}, the posterior on {bare(there)}"
+    what = f"the prior lives on {say_support(bare(here))}, the posterior on {say_support(bare(there))}"
     if inside(there, posterior["value"]) and not inside(here, posterior["value"]):
         fix = "choose a posterior on the prior's support; the guide draws where the prior has none"
         yield Finding("support", where, what, fix)

@@ -59,6 +59,10 @@ class Estimate:
     weighable: bool = False
     needs_path: bool = True
 
+    def __post_init__(self) -> None:
+        told = getattr(self.function, "func", self.function).__doc__ or type(self).__doc__
+        object.__setattr__(self, "__doc__", told)  # what `stl?` shows is what sticking the landing is
+
     def __call__(self, draw: Draw, bound: BoundFunction) -> Result:
         if self.needs_path and (sites := draw.without_path()):
             kind = type(draw.first.q[sites[0]]["fn"]).__name__
@@ -142,6 +146,11 @@ def _pathwise(draw: Draw, bound: BoundFunction) -> Result:
 
     References:
         Auto-Encoding Variational Bayes (Kingma & Welling, 2014), https://arxiv.org/abs/1312.6114
+
+    Example:
+        >>> from pyro_vae import Bound, elbo, pathwise
+        >>> Bound(elbo, 1, estimator=pathwise)
+        Bound(elbo, num_particles=1, estimator=pathwise)
     """
     if guide_bound(bound) is not bound:
         return _two_bounds(draw, bound)
@@ -163,6 +172,11 @@ def _stl(draw: Draw, bound: BoundFunction) -> Result:
 
     References:
         Sticking the Landing (Roeder, Wu & Duvenaud, 2017), https://arxiv.org/abs/1703.09194
+
+    Example:
+        >>> from pyro_vae import Bound, elbo, stl
+        >>> Bound(elbo, 1, estimator=stl)
+        Bound(elbo, num_particles=1, estimator=stl)
     """
     a, b = first(bound, draw.log_w), first(guide_bound(bound), draw.log_w)
     return bound(draw.log_w), draw.surrogate(a, None if bound is guide_bound(bound) else b, torch.zeros_like(a))
@@ -177,6 +191,11 @@ def _dreg(draw: Draw, bound: BoundFunction) -> Result:
     References:
         Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives (Tucker et al., 2019),
         https://arxiv.org/abs/1810.04152
+
+    Example:
+        >>> from pyro_vae import Bound, iwae, dreg
+        >>> Bound(iwae, 8, estimator=dreg)
+        Bound(iwae, num_particles=8, estimator=dreg)
     """
     a, b = first(bound, draw.log_w), doubly(draw, guide_bound(bound))
     return bound(draw.log_w), draw.surrogate(a, b, torch.zeros_like(a))
@@ -191,6 +210,11 @@ def _gdreg(draw: Draw, bound: BoundFunction) -> Result:
 
     References:
         Generalized Doubly Reparameterized Gradient Estimators (Bauer & Mnih, 2021), https://arxiv.org/abs/2101.11046
+
+    Example:
+        >>> from pyro_vae import Bound, iwae, gdreg
+        >>> Bound(iwae, 8, estimator=gdreg)
+        Bound(iwae, num_particles=8, estimator=gdreg)
     """
     a, path = first(bound, draw.log_w), doubly(draw, guide_bound(bound))
     parts = zip(draw.runs, draw.split(a), draw.split(doubly(draw, bound, ("guide", "model"))), strict=True)
@@ -238,6 +262,11 @@ def _vimco(draw: Draw, bound: BoundFunction) -> Result:
 
     References:
         Variational Inference for Monte Carlo Objectives (Mnih & Rezende, 2016), https://arxiv.org/abs/1602.06725
+
+    Example:
+        >>> from pyro_vae import Bound, iwae, vimco
+        >>> Bound(iwae, 8, estimator=vimco)
+        Bound(iwae, num_particles=8, estimator=vimco)
     """
     value, surrogate = _two_bounds(draw, bound)
     if sites := draw.without_path():
@@ -257,6 +286,11 @@ def _rws(draw: Draw, bound: BoundFunction) -> Result:
     References:
         Reweighted Wake-Sleep (Bornschein & Bengio, 2015), https://arxiv.org/abs/1406.2751
         Revisiting Reweighted Wake-Sleep (Le et al., 2019), https://arxiv.org/abs/1805.10469
+
+    Example:
+        >>> from pyro_vae import Bound, iwae, rws
+        >>> Bound(iwae, 8, estimator=rws)
+        Bound(iwae, num_particles=8, estimator=rws)
     """
     a = first(bound, draw.log_w)
     log_q = torch.cat([run.log_q(list(run.q)) for run in draw.runs])  # draws have no path here: φ comes in directly

@@ -16,6 +16,7 @@ from pyro_vae.errors import ProgramError, UsageError
 from .bounds import elbo
 from .draw import Draw, Pair, Run, check_inner_plates
 from .estimators import BoundFunction, Estimator, guide_bound, pathwise
+from .programs import without_validation
 from .weights import Plates, Program, find_plates
 
 Term = Callable[[Draw], Tensor]
@@ -69,10 +70,14 @@ class Bound(ELBO):
         vectorize_particles: bool = True,
     ) -> None:
         for name, value in (("num_particles", num_particles), ("num_groups", num_groups)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            wrong = isinstance(value, bool) or not isinstance(value, int) or value < 1
+            if wrong and not (value is None and name == "num_groups"):
                 raise UsageError(f"{name} must be a whole number from 1, got {value!r}")
-        if not callable(bound):
-            raise UsageError(f"a bound is a function of log weights, such as elbo or iwae; got {bound!r}")
+        if not callable(bound) or isinstance(bound, type):
+            made = f": make one first, {bound.__name__}(...)" if isinstance(bound, type) else ""
+            raise UsageError(f"a bound is a function of log weights, such as elbo or iwae; got {bound!r}{made}")
+        if not callable(estimator):
+            raise UsageError(f"an estimator is an object such as dreg or stl, from pyro_vae; got {estimator!r}")
         if terms and getattr(estimator, "detached", False):
             raise UsageError(
                 f"estimator {estimator!r} draws without a path to the guide, so added terms would not train it: take another."
@@ -113,18 +118,12 @@ class Bound(ELBO):
         self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Tensor, Tensor, Draw]:
         """Each row's bound, what to differentiate in its place, and the draw that both were made of."""
-        draw = self.draw(model, guide, args, kwargs)
+        draw = self.checked_draw(model, guide, args, kwargs)
         if self.bound is not elbo:
             check_inner_plates(draw.first, self.bound)
-        if is_validation_enabled():
-            self.check_weights(draw)
         value, surrogate = self.estimator(draw, self.bound)
-        rows = draw.log_w.shape[-1]
-        if value.shape != (rows,) or surrogate.shape != (rows,):
-            raise ProgramError(
-                f"{self!r}: log weights of shape {tuple(draw.log_w.shape)} gave a bound of shape {tuple(value.shape)}; "
-                f"wanted one number a row, ({rows},). Reduce over particles only."
-            )
+        for made in (value, surrogate):
+            self.check_bound(draw.log_w, made)
         plain = draw.plain() if self.terms else draw
         for term in self.terms:
             added = term(plain)
@@ -141,6 +140,33 @@ class Bound(ELBO):
         total = self.num_particles * (self.num_groups or 1)
         sizes = [total] if self.vectorize_particles else [1] * total
         return Draw([Run(pair, size, detached, weighable) for size in sizes], self.num_groups)
+
+    def checked_draw(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Draw:
+        """The draw; where validation is on, with weights that are numbers and a bound of the right shape."""
+        if not is_validation_enabled():
+            return self.draw(model, guide, args, kwargs)
+        try:
+            draw = self.draw(model, guide, args, kwargs)
+            self.check_weights(draw)
+        except ProgramError:
+            raise
+        except ValueError:  # torch's, of a parameter that is NaN: says which tensor, not which row
+            with without_validation(), torch.no_grad():
+                self.check_weights(self.draw(model, guide, args, kwargs))
+            raise
+        log_w = draw.log_w.detach()
+        for some in (log_w, torch.cat([log_w, log_w[..., :1]], -1)):  # where K = N, one shape says nothing
+            self.check_bound(some, self.bound(some))
+        return draw
+
+    def check_bound(self, log_w: Tensor, value: Any) -> None:
+        """Refuses a bound that is not one number a row."""
+        came = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
+        if came != f"shape {(log_w.shape[-1],)}":
+            raise ProgramError(
+                f"{self!r}: log weights of shape {tuple(log_w.shape)} gave a bound of {came}; wanted one number a row, "
+                f"({log_w.shape[-1]},). Reduce over particles only, with torch's functions."
+            )
 
     def plates(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plates:
         """Where the pair keeps its rows; found once, by a run of one particle that also says what memory it takes."""
@@ -161,11 +187,11 @@ class Bound(ELBO):
         each = saved_bytes(pair, 2)[0] - one if self.vectorize_particles else one  # what is saved once is saved once
         needed = one + (particles - 1) * each
         if needed > free:
-            fit = max(1, int(rows * free / needed))
+            fit, few = int(rows * free / needed), int(particles * free / needed)
+            smaller = f"batches of {fit} rows or fewer (batch_size={fit}, --batch-size {fit}), or " if fit else ""
             raise UsageError(
                 f"{particles} particles of {rows} rows need about {needed / 2**30:.1f} GiB for their gradients, and "
-                f"{free / 2**30:.1f} GiB are free. Rows are independent of one another: take batches of {fit} rows or fewer "
-                f"(batch_size={fit}), or fewer particles."
+                f"{free / 2**30:.1f} GiB are free. Rows are independent of one another: take {smaller}{few} particles or fewer."
             )
 
     def check_weights(self, draw: Draw) -> None:
@@ -174,7 +200,8 @@ class Bound(ELBO):
         if bad.any():
             particle, row = bad.nonzero()[0].tolist()
             raise ProgramError(
-                f"log w is NaN for row {row}, particle {particle} ({int(bad.any(0).sum())} of {bad.shape[1]} rows in all): "
+                f"log w is NaN for row {row} of the batch, particle {particle} ({int(bad.any(0).sum())} of {bad.shape[1]} "
+                "rows in all): "
                 "model or guide put out parameters that are not finite, or x holds NaN. Look at that row."
             )
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from pyro import settings
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyro_vae.errors import DeviceError, UsageError
@@ -37,10 +38,16 @@ def owners(*things: Any) -> list[nn.Module]:
 
 
 def unwrapped(thing: Any) -> Iterator[Any]:
-    """The thing, and what its effect handlers (``poutine.scale(model, ...)``) and partials are wrapped around."""
+    """The thing, and what its effect handlers (``poutine.scale(model, ...)``, ``Beta()(model)``) and partials wrap."""
     while thing is not None:
         yield thing
-        thing = getattr(thing, "__wrapped__", None) or (thing.func if isinstance(thing, partial) else None)
+        inner = (thing.args[1] if handles(thing) else thing.func) if isinstance(thing, partial) else None
+        thing = getattr(thing, "__wrapped__", None) or inner
+
+
+def handles(thing: partial[Any]) -> bool:
+    """Whether this is a handler called on a program, which Pyro makes partial(wrap, handler, program)."""
+    return len(thing.args) == 2 and isinstance(thing.args[0], Messenger)
 
 
 def like_parameters(*things: Any) -> Tensor | None:

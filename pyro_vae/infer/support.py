@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from pyro import poutine
+from pyro.distributions import constraints
 from torch import Tensor
-from torch.distributions import constraints
 
 from pyro_vae.errors import ProgramError, PyroVAEError, ShapeError, SupportError
 
@@ -69,7 +70,7 @@ def check_support(
                     bad.setdefault(name, []).extend(said)
                     examples.setdefault(name, (site, dim, int(rows[0])))
     for name, where in bad.items():
-        raise SupportError(describe(name, *examples[name], where, len(args[0]), spans[name]))
+        raise SupportError(describe(name, *examples[name], where, len(args[0]), spans[name]) + FITTING)
     for name, where in blind.items():
         raise ProgramError(
             f"site {name!r}: the guide draws NaN for rows {where[:5]}, which have missing values. {MASK}"
@@ -96,13 +97,30 @@ def plates_of_one_row(model: Program, guide: Program, *args: Tensor) -> Plates:
     """`find_plates`, with what torch or Pyro say of data that the programs cannot take put down to the data's shape."""
     try:
         return find_plates(model, guide, *args)
-    except PyroVAEError:
+    except ProgramError:
         raise
     except (ValueError, RuntimeError) as error:
-        shape = tuple(args[0].shape[1:])
+        shape, said = tuple(args[0].shape[1:]), str(error).partition("Trace Shapes:")[0].strip()
+        if (where := culprit(model, guide, args)) is None:
+            raise
+        if isinstance(error, PyroVAEError):  # of a part of ours; it lacks only which program it is in
+            raise type(error)(f"{where}, on a row of shape {shape}: {said}") from error
         raise ShapeError(
-            f"the programs do not run on a row of shape {shape}. Give x the shape that they take. They said: {error}"
+            f"{where} does not run on a row of shape {shape}. Give x the shape that it takes. It said: {said}"
         ) from error
+
+
+def culprit(model: Program, guide: Program, args: Batch) -> str | None:
+    """Which program stops on a batch, if one does."""
+    try:
+        trace = poutine.trace(guide).get_trace(*args)
+    except Exception:
+        return "the guide, q(z | x)"
+    try:
+        poutine.replay(model, trace=trace)(*args)
+    except Exception:
+        return "the model, p(z) p(x | z)"
+    return None
 
 
 def rows_inside(name: str, site: Site, dim: int) -> Tensor:
@@ -118,10 +136,12 @@ def rows_inside(name: str, site: Site, dim: int) -> Tensor:
     return inside.movedim(dim, 0).flatten(1).all(1) if other else inside
 
 
-EDGES = {"Beta": (0.0, 1.0)}  # torch's support holds them, but the density there is zero or infinite
-OPEN = (
-    "squeeze x into the open interval, as in (x (n - 1) + 0.5) / n for [0, 1], or choose a likelihood with mass there."
-)
+FITTING = " pyro_vae.families.fitting(x) lists the families that fit."
+EDGES = {"Beta": (0.0, 1.0), "Dirichlet": (0.0,)}  # torch's support holds them; the density there is zero or infinite
+OPEN = {
+    "Beta": "squeeze x into the open interval, as in (x (n - 1) + 0.5) / n, or choose a likelihood with mass there.",
+    "Dirichlet": "replace zeros by a little more (x + 0.5 / n, divided by its sum), or model the counts (multinomial).",
+}
 Span = tuple[float, float]
 
 
@@ -156,13 +176,12 @@ def describe(name: str, site: Site, dim: int, row: int, rows: list[int], total: 
     holds, advice = "is one", _advice(getattr(support, "observed", support))
     if support.event_dim == 0:
         holds, advice = _value(site, dim, row, support, advice)
-    elif isinstance(support, type(constraints.simplex)):
-        sums = site["value"].movedim(dim - fn.event_dim, 0)[row].sum(-1).flatten()
-        holds = f"sums to {sums[(sums - 1).abs().argmax()].item():g}"
+    elif support.event_dim == 1 and not hasattr(support, "supports"):
+        holds, advice = _vector(site, dim, row, advice)
     listed = ", ".join(map(str, rows[:5])) + (", …" if len(rows) > 5 else "")
     low, high = whole or span(site["value"])
     return (
-        f"site {name!r}: {len(rows)} of {total} rows lie outside the support of {base_name(fn)} ({_say(support)}"
+        f"site {name!r}: {len(rows)} of {total} rows lie outside the support of {base_name(fn)} ({say_support(support)}"
         f"{_excluded(fn, support)}): row {rows[0]} {holds} (rows {listed}; values go from {low:g} to {high:g}). {advice}"
     )
 
@@ -175,25 +194,52 @@ def _value(site: Site, dim: int, row: int, support: Any, advice: str) -> tuple[s
     if value[column].isnan():
         advice = "Wrap the likelihood in SkipMissing, or drop these rows."
     elif value[column].item() in EDGES.get(base_name(site["fn"]), ()):
-        advice = f"The density there is zero or infinite: {OPEN}"
+        advice = f"The density there is zero or infinite: {OPEN[base_name(site['fn'])]}"
     return f"holds {value[column].item():g}{f' in column {column}' if site['value'].dim() > 1 else ''}", advice
+
+
+def _vector(site: Site, dim: int, row: int, advice: str) -> tuple[str, str]:
+    """A row that is outside a support of whole vectors, and what to do about it."""
+    fn = site["fn"]
+    vectors = site["value"].movedim(dim - fn.event_dim, 0)[row].reshape(-1, fn.event_shape[-1])
+    inside = fn.support.check(site["value"]).movedim(dim, 0)[row].flatten()
+    if inside.all():
+        edge = EDGES[base_name(fn)]
+        return f"holds {edge[0]:g}", f"The density there is zero or infinite: {OPEN[base_name(fn)]}"
+    first = vectors[int((~inside).nonzero()[0])]
+    least = f", its least value is {first.min().item():g}" if first.min() < 0 else ""
+    return f"sums to {first.sum().item():g}{least}", advice
 
 
 def _excluded(fn: Any, support: Any) -> str:
     """What a support forgets to say of its edges."""
     edges = EDGES.get(base_name(fn))
-    return ", both excluded" if edges and bool(support.check(torch.tensor(edges)).all()) else ""
+    if not edges or (support.event_dim == 0 and not bool(support.check(torch.tensor(edges)).all())):
+        return ""
+    return ", both excluded" if len(edges) > 1 else f", {edges[0]:g} excluded"
 
 
-def _say(support: Any) -> str:
+WORDS = {
+    type(constraints.boolean): "0 or 1",
+    type(constraints.real): "finite numbers",
+    type(constraints.simplex): "numbers from 0 that sum to 1",
+    type(constraints.sphere): "vectors of length 1",
+    type(constraints.one_hot): "one-hot vectors",
+    constraints.integer_interval: "whole numbers {lower:g} to {upper:g}",
+    type(constraints.nonnegative_integer): "whole numbers from {lower:g}",
+    type(constraints.positive): "numbers above {lower:g}",
+    type(constraints.nonnegative): "numbers from {lower:g}",
+    type(constraints.unit_interval): "numbers {lower:g} to {upper:g}",
+}
+
+
+def say_support(support: Any) -> str:
+    """A support in words."""
     if hasattr(support, "observed"):
-        return f"{_say(support.observed)}, or NaN where missing"
-    if isinstance(support, type(constraints.boolean)):
-        return "0 or 1"
-    if isinstance(support, constraints.integer_interval):
-        low, high = (torch.as_tensor(b).max().item() for b in (support.lower_bound, support.upper_bound))
-        return f"whole numbers {low:g} to {high:g}"
-    return str(support)
+        return f"{say_support(support.observed)}, or NaN where missing"
+    words = next((words for kind, words in WORDS.items() if isinstance(support, kind)), str(support))
+    ends = {end: torch.as_tensor(getattr(support, f"{end}_bound", 0)).max().item() for end in ("lower", "upper")}
+    return words.format(**ends)
 
 
 def _advice(support: Any) -> str:
@@ -204,6 +250,7 @@ def _advice(support: Any) -> str:
         )
     if isinstance(support, constraints.integer_interval):
         return (
-            "Give counts in that range, or choose another likelihood (binomial takes total_count, the largest count)."
+            "Give values in that range, or widen it: the largest value is binomial's total_count, categorical's "
+            "num_classes - 1, discretized_logistic's levels - 1."
         )
     return "Remove or repair these rows, or choose a likelihood whose support they lie in."

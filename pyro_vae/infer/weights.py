@@ -13,7 +13,7 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_vae.errors import ProgramError
+from pyro_vae.errors import ProgramError, ShapeError
 
 Program = Callable[..., Any]
 Site = dict[str, Any]
@@ -242,5 +242,12 @@ def check_pair(p: dict[str, Site], q: dict[str, Site]) -> None:
             f"site {extra[0]!r} is in the guide but is no latent of the model. Rename it, sample it in the model too, "
             'or mark it infer={"is_auxiliary": True} and score with an ELBO that knows auxiliary sites.'
         )
+    for name in sorted(latent):
+        wide, narrow = (tuple(site[name]["fn"].event_shape) for site in (p, q))
+        if wide != narrow:
+            raise ShapeError(
+                f"site {name!r}: the prior draws values of shape {wide}, the posterior {narrow}. Give prior and posterior the "
+                "same number of dimensions."
+            )
     if not any(site["is_observed"] for site in p.values()):
         raise ProgramError("the model observes nothing: pass the data as pyro.sample(..., obs=x).")

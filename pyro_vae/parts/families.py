@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pyro_vae.errors import ShapeError, UsageError
@@ -59,7 +60,7 @@ __all__ = [  # noqa: RUF022 (by support)
     "poisson", "negative_binomial", "zero_inflated_poisson", "zero_inflated_negative_binomial",
     "normal", "normal_fixed", "SharedNormal", "laplace", "student_t",
     "log_normal", "gamma", "beta", "continuous_bernoulli",
-    "columns", "FamilySpec", "FAMILIES", "MIN_SCALE",
+    "columns", "fitting", "FamilySpec", "FAMILIES", "MIN_SCALE",
 ]  # fmt: skip
 
 
@@ -92,8 +93,8 @@ class _Columns(nn.Module):
 
     def __init__(self, spec: Sequence[tuple[Family, int, int]]) -> None:
         super().__init__()
-        if not spec:
-            raise UsageError("columns takes at least one block: [(family, features, width), ...]")
+        if not spec or any(not isinstance(block, tuple | list) or len(block) != 3 for block in spec):
+            raise UsageError(f"columns takes at least one block: [(family, features, width), ...]; got {spec!r}")
         self.families = [family for family, _, _ in spec]
         self.features = [at_least(1, features, "features of a block") for _, features, _ in spec]
         self.widths = [at_least(1, width, "width of a block") for _, _, width in spec]
@@ -201,3 +202,34 @@ _SPECS = [
 ]  # fmt: skip
 
 FAMILIES: dict[str, FamilySpec] = {spec.name: spec for spec in _SPECS}
+
+
+def fitting(x: Tensor) -> list[str]:
+    """Names of the families in whose support every row of x lies, ``(N, *event)``; NaN is left out of account.
+
+    Options that bound the support (total_count, num_classes, levels) are set by the largest value of x.
+
+    Example:
+        >>> fitting(torch.tensor([[0.0, 0.5], [0.25, 1.0]]))
+        ['normal', 'normal_fixed', 'SharedNormal', 'laplace', 'student_t', 'continuous_bernoulli']
+    """
+    values, rows = x[~x.isnan()].float(), x.reshape(len(x), -1).float()
+    if not values.numel():
+        return []
+    broken, total = values[values != values.round()][:1], rows.sum(1)
+    probe = torch.cat([torch.stack(torch.aminmax(values)), broken]).unsqueeze(-1)  # these decide for any interval
+    one_total = not len(broken) and bool((total == total[0]).all())
+    tried = {"multinomial": (rows[:1], total[0]) if one_total else None, "columns": None}
+    cases = {name: tried.get(name, (probe, probe.max())) for name in FAMILIES}
+    return [name for name, case in cases.items() if case and _holds(FAMILIES[name], *case)]
+
+
+def _holds(spec: FamilySpec, x: Tensor, largest: Tensor) -> bool:
+    """Whether the support of a family, its bounds as wide as the data needs, holds every value."""
+    top = max(1, int(largest))
+    bounds = {"total_count": top, "num_classes": top + 1, "levels": top + 1, "dim": x.shape[1]}
+    options = {name: bounds[name] for name in spec.options if name in bounds}
+    features = spec.features(**options) * x.shape[1]
+    if features > 100_000:  # classes by the million are no classes
+        return False
+    return bool(spec.make(**options)(torch.zeros(features)).support.check(x).all())

@@ -19,6 +19,10 @@ def normal(h: Tensor) -> dist.Normal:
     r"""N(loc, scale²) with (loc, s) = the two halves of h and scale = log(1 + e^s) + 1e-4; 2 d features for d elements.
 
     Support: all real numbers.
+
+    Example:
+        >>> normal(torch.zeros(3, 8)).batch_shape
+        torch.Size([3, 4])
     """
     loc, scale = parts(h, 2, "normal")
     return dist.Normal(loc, positive(scale))
@@ -83,7 +87,12 @@ class SharedNormal(nn.Module):
 
 
 def laplace(h: Tensor) -> dist.Laplace:
-    r"""p(y) = e^{−|y − loc| / b} / 2b with (loc, s) = halves of h, b = log(1 + e^s) + 1e-4; 2 features an element, reals."""
+    r"""p(y) = e^{−|y − loc| / b} / 2b with (loc, s) = halves of h, b = log(1 + e^s) + 1e-4; 2 features an element, reals.
+
+    Example:
+        >>> laplace(torch.zeros(3, 8)).batch_shape
+        torch.Size([3, 4])
+    """
     loc, scale = parts(h, 2, "laplace")
     return dist.Laplace(loc, positive(scale))
 
@@ -115,6 +124,10 @@ def log_normal(h: Tensor) -> dist.LogNormal:
     r"""log y ~ N(loc, scale²), y > 0; (loc, s) = halves of h, scale = log(1 + e^s) + 1e-4; 2 features an element.
 
     loc is held within ±30 and scale below 8, or samples and means would leave float32; the gradient is 0 beyond.
+
+    Example:
+        >>> log_normal(torch.tensor([-99.0, 0.0])).loc
+        tensor([-30.])
     """
     loc, scale = parts(h, 2, "log_normal")
     return dist.LogNormal(loc.clamp(-MAX_LOG_LOC, MAX_LOG_LOC), positive(scale).clamp(max=MAX_LOG_SCALE))
@@ -124,6 +137,10 @@ def gamma(h: Tensor) -> Gamma:
     r"""p(y) = β^α y^{α − 1} e^{−βy} / Γ(α), y > 0; α and β are log(1 + e^·) + 1e-4 of h's halves; 2 features an element.
 
     Its mean is α / β. y = 0 is outside: the density there is 0 or infinite.
+
+    Example:
+        >>> gamma(torch.zeros(8)).mean[0]
+        tensor(1.)
     """
     concentration, rate = parts(h, 2, "gamma")
     return Gamma(positive(concentration), positive(rate))
@@ -133,6 +150,10 @@ def beta(h: Tensor) -> Beta:
     r"""p(y) = y^{α − 1} (1 − y)^{β − 1} / B(α, β), 0 < y < 1; α, β = log(1 + e^·) + 1e-4 of h's halves; 2 features an element.
 
     Its mean is α / (α + β). 0 and 1 are outside: the density there is 0 or infinite; continuous_bernoulli takes them.
+
+    Example:
+        >>> beta(torch.zeros(8)).mean[0]
+        tensor(0.5000)
     """
     concentration1, concentration0 = parts(h, 2, "beta")
     return Beta(positive(concentration1), positive(concentration0))
@@ -144,5 +165,9 @@ def continuous_bernoulli(h: Tensor) -> ContinuousBernoulli:
     References:
         The continuous Bernoulli: fixing a pervasive error in variational autoencoders (Loaiza-Ganem & Cunningham, 2019),
         https://arxiv.org/abs/1907.06845
+
+    Example:
+        >>> continuous_bernoulli(torch.tensor([0.0, 1e4])).mean
+        tensor([0.5000, 0.9999])
     """
     return ContinuousBernoulli(h)

@@ -16,6 +16,10 @@ def bernoulli(h: Tensor) -> Bernoulli:
     r"""p(y = 1) = 1 / (1 + e^{-h}), for y in {0, 1}; d features for d elements.
 
     Grey values between 0 and 1 are outside its support: binarize them, or choose another family.
+
+    Example:
+        >>> bernoulli(torch.zeros(4)).mean[0]
+        tensor(0.5000)
     """
     return Bernoulli(logits=h)
 
@@ -33,6 +37,7 @@ def binomial(total_count: int) -> Family:
         >>> binomial(16)(torch.zeros(64)).mean[0]
         tensor(8.)
     """
+    at_least(1, total_count, "total_count")
 
     def family(h: Tensor) -> dist.Binomial:
         return dist.Binomial(total_count, logits=h)
@@ -65,7 +70,12 @@ def categorical(num_classes: int) -> Family:
 
 
 def poisson(h: Tensor) -> dist.Poisson:
-    r"""p(y) = λ^y e^{−λ} / y!, for counts y ≥ 0 and λ = log(1 + e^h) + 1e-4; d features for d elements."""
+    r"""p(y) = λ^y e^{−λ} / y!, for counts y ≥ 0 and λ = log(1 + e^h) + 1e-4; d features for d elements.
+
+    Example:
+        >>> poisson(torch.tensor([3.0])).mean
+        tensor([3.0487])
+    """
     return dist.Poisson(positive(h))
 
 
@@ -78,6 +88,10 @@ def negative_binomial(h: Tensor) -> dist.NegativeBinomial:
     r"""p(y) = Γ(y + r) / (Γ(r) y!) (r / (r + μ))^r (μ / (r + μ))^y, counts y ≥ 0; 2 features an element.
 
     The halves of h give the mean μ and r, each as log(1 + e^·) + 1e-4; the variance is μ + μ² / r.
+
+    Example:
+        >>> negative_binomial(torch.zeros(3, 8)).batch_shape
+        torch.Size([3, 4])
     """
     return _negative_binomial(*parts(h, 2, "negative_binomial"))
 
@@ -89,6 +103,10 @@ def zero_inflated_poisson(h: Tensor) -> ZeroInflated:
 
     References:
         Zero-Inflated Poisson Regression (Lambert, 1992), https://doi.org/10.2307/1269547
+
+    Example:
+        >>> zero_inflated_poisson(torch.zeros(3, 8)).batch_shape
+        torch.Size([3, 4])
     """
     rate, gate = parts(h, 2, "zero_inflated_poisson")
     return ZeroInflated(dist.Poisson(positive(rate)), gate)
@@ -102,6 +120,10 @@ def zero_inflated_negative_binomial(h: Tensor) -> ZeroInflated:
     References:
         Deep generative modeling for single-cell transcriptomics (Lopez, Regier, Cole, Jordan & Yosef, 2018),
         https://doi.org/10.1038/s41592-018-0229-2
+
+    Example:
+        >>> zero_inflated_negative_binomial(torch.zeros(3, 12)).batch_shape
+        torch.Size([3, 4])
     """
     mean, size, gate = parts(h, 3, "zero_inflated_negative_binomial")
     return ZeroInflated(_negative_binomial(mean, size), gate)

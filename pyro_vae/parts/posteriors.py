@@ -31,6 +31,21 @@ from .priors import LinearOneHot, at_least
 from .spec import PartSpec
 from .sphere import PowerSpherical
 
+__all__ = [
+    "POSTERIORS",
+    "FlowPosterior",
+    "PartSpec",
+    "SemiAmortized",
+    "full_normal",
+    "logistic_normal",
+    "low_rank_normal",
+    "mixture_normal",
+    "one_hot_categorical",
+    "one_hot_categorical_st",
+    "power_spherical",
+]  # fmt: skip
+
+MAX_NORM = 5.0  # of a row's gradient in SemiAmortized
 BOUND = 10.0  # of off-diagonal features, so that float32 can still factor and solve
 
 
@@ -175,6 +190,10 @@ def one_hot_categorical(h: Tensor) -> LinearOneHot:
     r"""q(z = e_k) = softmax(h)_k over one-hot vectors; K features for K categories.
 
     Not reparameterised: Trace_ELBO uses the score function (unbiased, noisy), TraceEnum_ELBO can sum over z instead.
+
+    Example:
+        >>> one_hot_categorical(torch.zeros(5, 4)).sample().sum(-1)
+        tensor([1., 1., 1., 1., 1.])
     """
     return LinearOneHot(logits=h)
 
@@ -196,6 +215,10 @@ def one_hot_categorical_st(h: Tensor) -> StraightThroughOneHot:
     References:
         Estimating or Propagating Gradients Through Stochastic Neurons (Bengio, Léonard & Courville, 2013),
         https://arxiv.org/abs/1308.3432
+
+    Example:
+        >>> one_hot_categorical_st(torch.zeros(5, 4, requires_grad=True)).rsample().requires_grad
+        True
     """
     return StraightThroughOneHot(logits=h)
 
@@ -289,6 +312,7 @@ class SemiAmortized(nn.Module):
 
         h_0 = net(x),   h_{t+1} = h_t + lr ∇_h [log p(x | z) + log p(z) − log q_h(z)],  z ~ q_{h_t}  (one draw a step)
 
+    Gradients longer than 5 are cut to that length, as Kim et al. do: under a sharp likelihood the steps would run away.
     First order only: the encoder is trained as if h_T − h_0 were constant, and no gradient goes through the refinement to
     likelihood or prior (Kim et al. backpropagate through it). The refined q is a proper q(z | x), given the draws that
     refined it: bounds and importance weights hold. It costs `steps` decoder passes a call, evaluation included, and draws
@@ -335,7 +359,10 @@ class SemiAmortized(nn.Module):
         """log p(x | z) + log p(z) − log q_h(z), for one draw of z each row."""
         q = self.distribution(h)
         if not q.has_rsample:
-            raise UsageError(f"SemiAmortized needs a reparameterised family, got {self.posterior.family}")
+            name = getattr(self.posterior.family, "__name__", self.posterior.family)
+            raise UsageError(
+                f"SemiAmortized needs a reparameterised family, got {name}: refine a normal, or train {name} as is"
+            )
         z = q.rsample()
         log_p = self.likelihood(z, *context).log_prob(x) + self.prior(*context).log_prob(z)
         return log_p - q.log_prob(z)
@@ -347,7 +374,8 @@ class SemiAmortized(nn.Module):
             for _ in range(self.steps):
                 h.requires_grad_()
                 (grad,) = torch.autograd.grad(self.elbo(h, x, *context).sum(), h)
-                h = (h + self.lr * grad).detach()
+                cut = (MAX_NORM / grad.norm(dim=-1, keepdim=True)).clamp(max=1.0)
+                h = (h + self.lr * cut * grad).detach()
         return self.distribution(start + (h - start.detach()))
 
     def extra_repr(self) -> str:
@@ -409,8 +437,21 @@ def _semi_amortized(
 POSTERIORS: dict[str, PartSpec] = {
     spec.name: spec
     for spec in (
-        PartSpec("normal", _normal, "real", "N(loc, diag(scale²))", reference="https://arxiv.org/abs/1312.6114"),
-        PartSpec("low_rank_normal", _low_rank, "real", "N(loc, S (I + U U') S)", options={"rank": 2}),
+        PartSpec(
+            "normal",
+            _normal,
+            "real",
+            "N(loc, diag(scale²))",
+            reference="Kingma & Welling, 2014, https://arxiv.org/abs/1312.6114",
+        ),
+        PartSpec(
+            "low_rank_normal",
+            _low_rank,
+            "real",
+            "N(loc, S (I + U U') S)",
+            options={"rank": 2},
+            reference="Rezende, Mohamed & Wierstra, 2014, https://arxiv.org/abs/1401.4082",
+        ),
         PartSpec("full_normal", _full, "real", "N(loc, L L')"),
         PartSpec(
             "mixture_normal",
@@ -418,7 +459,7 @@ POSTERIORS: dict[str, PartSpec] = {
             "real",
             "Σ π_k N(loc_k, diag(scale_k²))",
             options={"components": 5},
-            reference="https://arxiv.org/abs/1805.08498",
+            reference="Figurnov, Mohamed & Mnih, 2018, https://arxiv.org/abs/1805.08498",
         ),
         PartSpec(
             "flow",
@@ -426,7 +467,7 @@ POSTERIORS: dict[str, PartSpec] = {
             "real",
             "N(f_h(z); 0, I) |det ∂f_h/∂z|",
             options={"kind": "iaf", "transforms": 3, "context_features": 64, "hidden": (64, 64)},
-            reference="https://arxiv.org/abs/1606.04934",
+            reference="Kingma et al., 2016, https://arxiv.org/abs/1606.04934",
         ),
         PartSpec("one_hot_categorical", _one_hot, "one-hot", "softmax(h)_k", False),
         PartSpec(
@@ -434,17 +475,21 @@ POSTERIORS: dict[str, PartSpec] = {
             _one_hot_st,
             "one-hot",
             "softmax(h)_k",
-            reference="https://arxiv.org/abs/1308.3432",
+            reference="Bengio, Léonard & Courville, 2013, https://arxiv.org/abs/1308.3432",
         ),
         PartSpec(
             "logistic_normal",
             _logistic,
             "simplex",
             "softmax(loc + scale ε)",
-            reference="https://arxiv.org/abs/1703.01488",
+            reference="Srivastava & Sutton, 2017, https://arxiv.org/abs/1703.01488",
         ),
         PartSpec(
-            "power_spherical", _spherical, "sphere", "C(κ) (1 + μ·z)^κ", reference="https://arxiv.org/abs/2006.04437"
+            "power_spherical",
+            _spherical,
+            "sphere",
+            "C(κ) (1 + μ·z)^κ",
+            reference="De Cao & Aziz, 2020, https://arxiv.org/abs/2006.04437",
         ),
         PartSpec(
             "semi_amortized",
@@ -453,7 +498,7 @@ POSTERIORS: dict[str, PartSpec] = {
             "N(loc, diag(scale²)), refined by gradient steps on the ELBO",
             options={"steps": 5, "lr": 0.1},
             needs=("likelihood", "prior"),
-            reference="https://arxiv.org/abs/1802.02550",
+            reference="Kim, Wiseman, Miller, Sontag & Rush, 2018, https://arxiv.org/abs/1802.02550",
         ),
     )
 }

@@ -20,6 +20,21 @@ from .mixtures import mixture
 from .spec import PartSpec
 from .sphere import SphereUniform
 
+__all__ = [
+    "PRIORS",
+    "DiagonalNormal",
+    "Dirichlet",
+    "FlowPrior",
+    "Laplace",
+    "Mixture",
+    "OneHot",
+    "PartSpec",
+    "StandardNormal",
+    "StudentT",
+    "UniformSphere",
+    "VampPrior",
+]  # fmt: skip
+
 
 class StandardNormal(nn.Module):
     r"""p(z) = N(0, I) in `dim` dimensions.
@@ -35,6 +50,7 @@ class StandardNormal(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
+        at_least(1, dim=dim)
         self.register_buffer("loc", torch.zeros(dim), persistent=False)
         self.register_buffer("scale", torch.ones(dim), persistent=False)
 
@@ -365,11 +381,25 @@ def _vamp(dim: int, *, posterior: Any, shape: int | Sequence[int], components: i
 PRIORS: dict[str, PartSpec] = {
     spec.name: spec
     for spec in (
-        PartSpec("standard_normal", StandardNormal, "real", "N(0, I)"),
+        PartSpec(
+            "standard_normal",
+            StandardNormal,
+            "real",
+            "N(0, I)",
+            reference="Kingma & Welling, 2014, https://arxiv.org/abs/1312.6114",
+        ),
         PartSpec("normal", DiagonalNormal, "real", "N(loc, diag(scale²))", options={"learned": True}),
         PartSpec("laplace", Laplace, "real", "Π Laplace(loc, scale)", options={"learned": False}),
         PartSpec("student_t", StudentT, "real", "Π t_df(loc, scale)", options={"df": 5.0, "learned": False}),
-        PartSpec("mixture", Mixture, "real", "Σ π_k N(loc_k, diag(scale_k²))", False, {"components": 10}),
+        PartSpec(
+            "mixture",
+            Mixture,
+            "real",
+            "Σ π_k N(loc_k, diag(scale_k²))",
+            False,
+            {"components": 10},
+            reference="Tomczak & Welling, 2018, https://arxiv.org/abs/1705.07120",
+        ),
         PartSpec(
             "vamp",
             _vamp,
@@ -378,7 +408,7 @@ PRIORS: dict[str, PartSpec] = {
             False,
             {"components": 500, "initial": None, "bounds": None},
             ("posterior", "shape"),
-            "https://arxiv.org/abs/1705.07120",
+            "Tomczak & Welling, 2018, https://arxiv.org/abs/1705.07120",
         ),
         PartSpec(
             "flow",
@@ -386,9 +416,16 @@ PRIORS: dict[str, PartSpec] = {
             "real",
             "N(f(z); 0, I) |det ∂f/∂z|",
             options={"kind": "nsf", "transforms": 3, "hidden": (64, 64)},
-            reference="https://arxiv.org/abs/1906.04032, https://arxiv.org/abs/1705.07057",
+            reference="Durkan et al., 2019, https://arxiv.org/abs/1906.04032; "
+            "Papamakarios et al., 2017, https://arxiv.org/abs/1705.07057",
         ),
-        PartSpec("uniform_sphere", UniformSphere, "sphere", "1 / area", reference="https://arxiv.org/abs/1804.00891"),
+        PartSpec(
+            "uniform_sphere",
+            UniformSphere,
+            "sphere",
+            "1 / area",
+            reference="Davidson, Falorsi, De Cao, Kipf & Tomczak, 2018, https://arxiv.org/abs/1804.00891",
+        ),
         PartSpec("one_hot", OneHot, "one-hot", "π_k", False, {"learned": False}),
         PartSpec(
             "dirichlet",
@@ -396,7 +433,7 @@ PRIORS: dict[str, PartSpec] = {
             "simplex",
             "Dirichlet(a)",
             options={"concentration": 1.0, "learned": False},
-            reference="https://arxiv.org/abs/1703.01488",
+            reference="Srivastava & Sutton, 2017, https://arxiv.org/abs/1703.01488",
         ),
     )
 }

@@ -23,7 +23,7 @@ class PartSpec:
         reparameterised: whether draws carry gradients.
         options: further arguments, with their defaults.
         needs: arguments without a default, by keyword.
-        reference: where it comes from.
+        reference: where it comes from: authors, year, address.
     """
 
     name: str
@@ -33,4 +33,4 @@ class PartSpec:
     reparameterised: bool = True
     options: Mapping[str, Any] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
-    reference: str = ""
+    reference: str = "textbook"

@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
+import json
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -66,7 +67,7 @@ def part_spec(role: str, name: str, part: Callable[..., Any]) -> PartSpec:
     named = named[1 if role == "prior" else 2 :]
     needs = tuple(p.name for p in named if p.name in GIVEN[role] and p.default is p.empty)
     options = {p.name: p.default for p in named if p.name not in needs}
-    return PartSpec(name, part, "any", "the caller's own", options=options, needs=needs)
+    return PartSpec(name, part, "any", "the caller's own", options=options, needs=needs, reference="")
 
 
 def family_spec(name: str, family: Callable[..., Any]) -> FamilySpec:
@@ -108,3 +109,23 @@ def plain(what: str, value: Any) -> Any:
         f"{what}: {value!r} is no plain value (number, string, true, false, or a list of them), and config.json holds no "
         "other. Let the component itself hold it: functools.partial(MyPrior, net=net)."
     )
+
+
+def read(what: str, value: Any, default: Any) -> Any:
+    """A value of the type of the default (a whole number where there is none): 4, 0.5, true, nsf, or 64,64."""
+    if isinstance(default, str):
+        return value
+    if isinstance(default, tuple) and isinstance(value, str):
+        value = f"[{value}]"
+    try:
+        value = json.loads(value.lower()) if isinstance(value, str) else value
+    except ValueError as error:
+        raise UsageError(f"{what}: cannot read {value!r}") from error
+    if isinstance(default, tuple):
+        return tuple(value) if isinstance(value, list) else (value,)
+    kind = int if default is inspect.Parameter.empty else type(default)
+    if isinstance(value, bool) != (kind is bool) or not isinstance(value, (int, float)):
+        raise UsageError(f"{what}: {value!r} is not {'true or false' if kind is bool else 'a number'}")
+    if kind is int and value != int(value):
+        raise UsageError(f"{what}: {value!r} is not a whole number")
+    return kind(value)

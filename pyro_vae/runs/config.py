@@ -29,6 +29,8 @@ class Config:
         under a Bernoulli, else none.
     data_seed
         Of binarization, and of the split of a file of one's own.
+    missing
+        NaN and empty cells are values that were not observed: the likelihood skips them, the encoder sees which they are.
     prior
         p(z), by a name that `pyro-vae parts` lists.
     prior_options
@@ -78,6 +80,7 @@ class Config:
     data: str = "digits"
     binarization: Literal["auto", "none", "static", "dynamic"] = "auto"
     data_seed: int = 0
+    missing: Annotated[bool, Parameter(negative=())] = False
     prior: str = "standard_normal"
     prior_options: Options = field(default_factory=dict)
     likelihood: str = "auto"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.parts.families import MIN_SCALE
+from pyro_vae.parts.missing import Observed
 
 
 def success_logits(x: Tensor, total_count: float) -> Tensor:
@@ -27,8 +28,11 @@ def normal_moments(x: Tensor) -> Tensor:
 def marginal_features(name: str, family: Any, features: int, x: Tensor) -> Tensor:
     """The features, the same for every row, under which independent elements fit the rows: ``(features,)``.
 
-    In closed form for bernoulli, binomial and normal; by gradient, from zero, for every other family.
+    In closed form for bernoulli, binomial and normal; by gradient, from zero, for every other family, and where values
+    are missing.
     """
+    if x.isnan().any():
+        return fit_marginal(family, features, x)[0]
     if name == "bernoulli":
         return success_logits(x, 1)
     if name == "binomial":
@@ -39,22 +43,32 @@ def marginal_features(name: str, family: Any, features: int, x: Tensor) -> Tenso
 
 
 def fit_marginal(family: Any, features: int, x: Tensor, steps: int = 300, rows: int = 500) -> tuple[Tensor, Any]:
-    """Features, and a copy of the family (it may have parameters), that maximise the mean log-density of some rows."""
+    """Features, and a copy of the family (it may have parameters), that maximise the mean log-density of some rows.
+
+    Rows outside the support are left out: whoever asks refuses them with a better message than a density would.
+    """
     family = copy.deepcopy(family) if isinstance(family, nn.Module) else family
-    x = x[:: max(1, len(x) // rows)]
     h = torch.zeros(features, requires_grad=True)
+    x = x[of_rows(family(h), x).support.check(x)]
+    x = x[:: max(1, len(x) // rows)]
     parameters = [h, *(family.parameters() if isinstance(family, nn.Module) else ())]
     optimizer = torch.optim.Adam(parameters, lr=0.1)
-    for _ in range(steps):
+    for _ in range(steps if len(x) else 0):
         optimizer.zero_grad()
         (-row_log_prob(family(h), x).mean()).backward()
         optimizer.step()
     return h.detach(), family
 
 
+def of_rows(d: Any, x: Tensor) -> Any:
+    """A distribution over elements as one over rows of them, of what is observed in x."""
+    d = d.to_event(1 - d.event_dim)
+    return Observed(d) if x.isnan().any() else d
+
+
 def row_log_prob(d: Any, x: Tensor) -> Tensor:
     """log-density of each row, ``(N,)``."""
-    return d.to_event(1 - d.event_dim).log_prob(x)
+    return of_rows(d, x).log_prob(x)
 
 
 def floor(name: str, family: Any, features: int, train: Tensor, x: Tensor) -> Tensor:
@@ -66,7 +80,7 @@ def floor(name: str, family: Any, features: int, train: Tensor, x: Tensor) -> Te
         >>> floor("bernoulli", bernoulli, 1, torch.tensor([[1.0], [0.0]]), torch.tensor([[1.0]]))   # log 1/2
         tensor([-0.6931], dtype=torch.float64)
     """
-    if name in ("bernoulli", "binomial", "normal"):
+    if name in ("bernoulli", "binomial", "normal") and not train.isnan().any():
         return row_log_prob(family(marginal_features(name, family, features, train).double()), x.double())
     h, fitted = fit_marginal(family, features, train)
     with torch.no_grad():

@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
-import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,21 +16,26 @@ from pyro_vae.errors import UsageError
 from pyro_vae.models.vae import VAE
 from pyro_vae.parts.conditional import Conditional
 from pyro_vae.parts.families import FAMILIES
-from pyro_vae.parts.networks import MLP, ConvDecoder, ConvEncoder
+from pyro_vae.parts.missing import SkipMissing
+from pyro_vae.parts.networks import MLP
 from pyro_vae.parts.posteriors import POSTERIORS
 from pyro_vae.parts.priors import PRIORS
 from pyro_vae.parts.spec import PartSpec
 
-from .components import NOTHING, Components, adopt, plain
+from .columns import COLUMNS
+from .components import NOTHING, Components, adopt, plain, read
 from .config import Config
 from .marginal import marginal_features
+from .networks import decoder_of, encoder_of, start
 from .objectives import GRADIENTS, KLS, OBJECTIVES, SCORED, Objective, make_objective
 
-ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "softplus": nn.Softplus, "silu": nn.SiLU}
-ROLES: dict[str, Mapping[str, Any]] = {"prior": PRIORS, "likelihood": FAMILIES, "posterior": POSTERIORS}
+ROLES: dict[str, Mapping[str, Any]] = {
+    "prior": PRIORS,
+    "likelihood": FAMILIES | {"columns": COLUMNS},
+    "posterior": POSTERIORS,
+}
 CHOICES: dict[str, Mapping[str, Any]] = {"objective": OBJECTIVES, "gradient": GRADIENTS, "kl": KLS}
 TABLES = ROLES | CHOICES
-UNNAMED = {"likelihood": {"columns"}}  # made of other parts, so they have no form on the command line
 SUPPLIED = ("dim", "initial", "bounds")  # options that the data says, or that no word can
 DIGITS = {"binomial": {"total_count": 16}, "categorical": {"num_classes": 17}, "discretized_logistic": {"levels": 17}}
 DIGITS["discretized_logistic_mixture"] = DIGITS["discretized_logistic"]
@@ -39,7 +43,7 @@ DIGITS["discretized_logistic_mixture"] = DIGITS["discretized_logistic"]
 
 def names(role: str) -> list[str]:
     """What a config may call a part of this role, or an objective, a gradient, a treatment of the KL."""
-    return [name for name in TABLES[role] if name not in UNNAMED.get(role, ())]
+    return list(TABLES[role])
 
 
 def spec_of(role: str, name: str, components: Components = NOTHING) -> Any:
@@ -112,26 +116,6 @@ def options_of(role: str, name: str, given: Mapping[str, Any], components: Compo
     return made
 
 
-def read(what: str, value: Any, default: Any) -> Any:
-    """A value of the type of the default (a whole number where there is none): 4, 0.5, true, nsf, or 64,64."""
-    if isinstance(default, str):
-        return value
-    if isinstance(default, tuple) and isinstance(value, str):
-        value = f"[{value}]"
-    try:
-        value = json.loads(value.lower()) if isinstance(value, str) else value
-    except ValueError as error:
-        raise UsageError(f"{what}: cannot read {value!r}") from error
-    if isinstance(default, tuple):
-        return tuple(value) if isinstance(value, list) else (value,)
-    kind = int if default is inspect.Parameter.empty else type(default)
-    if isinstance(value, bool) != (kind is bool) or not isinstance(value, (int, float)):
-        raise UsageError(f"{what}: {value!r} is not {'true or false' if kind is bool else 'a number'}")
-    if kind is int and value != int(value):
-        raise UsageError(f"{what}: {value!r} is not a whole number")
-    return kind(value)
-
-
 def resolved(config: Config, components: Components = NOTHING) -> Config:
     """The config with every "auto" decided, every name known and every option read; what a run records."""
     check_names(components)
@@ -201,12 +185,17 @@ def check_supports(prior: str, posterior: str, components: Components = NOTHING)
 
 
 def likelihood_of(config: Config, elements: int, components: Components = NOTHING) -> tuple[Any, int]:
-    """The family that a resolved config names, and how many features it takes for each element."""
+    """The family that a resolved config names, and how many features it takes for a row of so many elements."""
     spec = spec_of("likelihood", config.likelihood, components)
     options: dict[str, Any] = dict(config.likelihood_options)
     if "dim" in spec.options:
         options["dim"] = elements
-    return spec.make(**options), spec.features(**options)
+    family = spec.make(**options)
+    if spec is not COLUMNS:
+        return family, spec.features(**options) * elements
+    if (made := sum(family.widths)) != elements:
+        raise UsageError(f"likelihood 'columns': its blocks make {made} columns, the data has {elements}")
+    return family, sum(family.features)
 
 
 def build(config: Config, shape: tuple[int, ...], x: Tensor | None = None, components: Components = NOTHING) -> VAE:
@@ -224,27 +213,29 @@ def build(config: Config, shape: tuple[int, ...], x: Tensor | None = None, compo
     """
     check_supports(config.prior, config.posterior, components)
     elements = math.prod(shape)
-    family, width = likelihood_of(config, elements, components)
+    family, features = likelihood_of(config, elements, components)
     specs = {role: spec_of(role, getattr(config, role), components) for role in ("posterior", "prior")}
     if "posterior" in specs["prior"].needs and "prior" in specs["posterior"].needs:
         raise UsageError(
             f"prior {config.prior!r} is made of its posterior, and posterior {config.posterior!r} of its prior: take another "
             "of either."
         )
-    parts: dict[str, Any] = {"shape": elements, "encoders": []}
+    fill = None if not config.missing else torch.zeros(elements) if x is None else x.nanmean(0).nan_to_num()
+    decoder = Conditional(decoder_of(config, shape, features), family)
+    parts: dict[str, Any] = {"shape": elements, "encoders": [], "fill": fill}
     todo = ["posterior", "likelihood", "prior"]
     while todo:  # the first whose needs are made
         role = next(r for r in todo if r == "likelihood" or parts.keys() >= set(specs[r].needs))
         todo.remove(role)
         if role == "likelihood":
-            parts[role] = Conditional(decoder_of(config, shape, width), family)
+            parts[role] = SkipMissing(decoder) if config.missing else decoder
         else:
             parts[role] = make(role, specs[role], config, shape, parts, x)
-    for network in (parts["likelihood"].net, *parts["encoders"]):
+    for network in (decoder.net, *parts["encoders"]):
         start(network)
-    if x is not None and isinstance(parts["likelihood"].net, MLP):
-        bias = list(parts["likelihood"].net.parameters())[-1]
-        bias.data.copy_(marginal_features(config.likelihood, family, width * elements, x))
+    if x is not None and isinstance(decoder.net, MLP):
+        bias = list(decoder.net.parameters())[-1]
+        bias.data.copy_(marginal_features(config.likelihood, family, features, x))
     return VAE(parts["prior"], parts["likelihood"], parts["posterior"])
 
 
@@ -255,45 +246,11 @@ def make(
     options: dict[str, Any] = dict(getattr(config, f"{role}_options"))
     needs = {need: parts[need] for need in spec.needs}
     if role == "posterior":
-        return spec.make(encoder_of(config, shape, parts["encoders"]), config.latent_dim, **needs, **options)
+        return spec.make(
+            encoder_of(config, shape, parts["encoders"], parts["fill"]), config.latent_dim, **needs, **options
+        )
     if x is not None and "shape" in needs and {"initial", "components"} <= spec.options.keys():
         count = options.get("components", spec.options["components"])
-        options["initial"] = x[torch.arange(count) * len(x) // count]
+        rows = x[torch.arange(count) * len(x) // count]
+        options["initial"] = rows if parts["fill"] is None else torch.where(rows.isnan(), parts["fill"], rows)
     return spec.make(config.latent_dim, **needs, **options)
-
-
-def start(network: nn.Module) -> None:
-    """Glorot-uniform weights and zero biases in the dense layers (Glorot & Bengio, 2010)."""
-    for layer in (m for m in network.modules() if isinstance(m, nn.Linear)):
-        nn.init.xavier_uniform_(layer.weight)
-        nn.init.zeros_(layer.bias)
-
-
-def encoder_of(config: Config, shape: tuple[int, ...], made: list[nn.Module]) -> Callable[[int], nn.Module]:
-    """Makes the encoder network, for as many features as the posterior asks for, and notes it in `made`."""
-
-    def encoder(features: int) -> nn.Module:
-        if config.network == "mlp":
-            made.append(MLP(math.prod(shape), features, config.hidden, ACTIVATIONS[config.activation]))
-        else:
-            made.append(ConvEncoder(features, shape=image_shape(shape)))
-        return made[-1]
-
-    return encoder
-
-
-def decoder_of(config: Config, shape: tuple[int, ...], width: int) -> nn.Module:
-    """The decoder network, `width` features an element."""
-    if config.network == "mlp":
-        return MLP(config.latent_dim, width * math.prod(shape), config.hidden[::-1], ACTIVATIONS[config.activation])
-    channels, height, wide = image_shape(shape)
-    return ConvDecoder(config.latent_dim, shape=(width * channels, height, wide))
-
-
-def image_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """(channels, height, width), if the convolutions divide them."""
-    if len(shape) != 3 or shape[1] % 4 or shape[2] % 4:
-        raise UsageError(
-            f"network conv takes images whose height and width are multiples of 4, not data of shape {shape}"
-        )
-    return shape[0], shape[1], shape[2]

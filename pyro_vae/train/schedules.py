@@ -11,12 +11,24 @@ Schedule = Callable[[float], float]
 
 
 def constant(done: float) -> float:
-    """1 throughout."""
+    """1 throughout.
+
+    Example:
+        >>> from pyro_vae import constant
+        >>> constant(0.3)
+        1.0
+    """
     return 1.0
 
 
 def cosine(done: float) -> float:
-    """(1 + cos π t) / 2: from 1 down to 0. SGDR (Loshchilov & Hutter, 2017), https://arxiv.org/abs/1608.03983"""
+    """(1 + cos π t) / 2: from 1 down to 0. SGDR (Loshchilov & Hutter, 2017), https://arxiv.org/abs/1608.03983
+
+    Example:
+        >>> from pyro_vae import cosine
+        >>> [round(cosine(t), 3) for t in (0.0, 0.5, 1.0)]
+        [1.0, 0.5, 0.0]
+    """
     return 0.5 * (1 + math.cos(math.pi * done))
 
 

@@ -13,7 +13,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from torch import Tensor
 
-from pyro_vae.errors import DivergedError, UsageError
+from pyro_vae.errors import DivergedError, ProgramError, UsageError
 from pyro_vae.infer.programs import without_validation
 from pyro_vae.infer.weights import Program
 
@@ -25,6 +25,10 @@ def adam(lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999)) -> MakeOpt
 
     References:
         Adam: A Method for Stochastic Optimization (Kingma & Ba, 2015), https://arxiv.org/abs/1412.6980
+
+    Example:
+        >>> adam(lr=1e-2)([torch.zeros(1, requires_grad=True)]).defaults["lr"]
+        0.01
     """
 
     def make(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
@@ -114,9 +118,12 @@ class Step:
             with Declared() as declared:
                 loss = float(self.objective.loss_and_grads(self.model, self.guide, *batch))  # type: ignore[attr-defined]
         except ValueError as error:
-            if not re.search(r"\b(nan|inf)\b", str(error)):
+            if not re.search(r"\b(nan|inf)\b", str(error), re.IGNORECASE):
                 raise  # not about numbers: Pyro says what is wrong with the programs
-            raise DivergedError(f"a distribution has parameters that are not finite: {error}") from error
+            what = "" if isinstance(error, ProgramError) else "a distribution has parameters that are not finite: "
+            raise DivergedError(
+                what + str(error).splitlines()[0].partition(": model or guide")[0].rstrip(":")
+            ) from error
         self.parameters = list(declared.parameters)
         if not self.parameters:
             raise UsageError(

@@ -1,0 +1,65 @@
+"""The networks that a config asks for, in the shape of the data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from pyro_vae.errors import UsageError
+from pyro_vae.parts.missing import WithMask
+from pyro_vae.parts.networks import MLP, ConvDecoder, ConvEncoder
+
+from .config import Config
+
+ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "softplus": nn.Softplus, "silu": nn.SiLU}
+
+
+def start(network: nn.Module) -> None:
+    """Glorot-uniform weights and zero biases in the dense layers (Glorot & Bengio, 2010)."""
+    for layer in (m for m in network.modules() if isinstance(m, nn.Linear)):
+        nn.init.xavier_uniform_(layer.weight)
+        nn.init.zeros_(layer.bias)
+
+
+def encoder_of(
+    config: Config, shape: tuple[int, ...], made: list[nn.Module], fill: Tensor | None
+) -> Callable[[int], nn.Module]:
+    """Makes the encoder network, for as many features as the posterior asks for, and notes it in `made`.
+
+    With `fill`, what stands for missing values, it sees values and mask.
+    """
+    planes = 1 if fill is None else 2
+
+    def encoder(features: int) -> nn.Module:
+        if config.network == "mlp":
+            net: nn.Module = MLP(planes * math.prod(shape), features, config.hidden, ACTIVATIONS[config.activation])
+        else:
+            channels, height, width = image_shape(shape)
+            net = ConvEncoder(features, shape=(planes * channels, height, width))
+        made.append(net if fill is None else WithMask(net, fill))
+        return made[-1]
+
+    return encoder
+
+
+def decoder_of(config: Config, shape: tuple[int, ...], features: int) -> nn.Module:
+    """The decoder network, so many features a row."""
+    if config.network == "mlp":
+        return MLP(config.latent_dim, features, config.hidden[::-1], ACTIVATIONS[config.activation])
+    _, height, width = image_shape(shape)
+    if features % (height * width):
+        raise UsageError(
+            f"network conv puts out whole images, not the {features} features of this likelihood: take mlp"
+        )
+    return ConvDecoder(config.latent_dim, shape=(features // (height * width), height, width))
+
+
+def image_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """(channels, height, width), if the convolutions divide them."""
+    if len(shape) != 3 or shape[1] % 4 or shape[2] % 4:
+        raise UsageError(
+            f"network conv takes images whose height and width are multiples of 4, not data of shape {shape}"
+        )
+    return shape[0], shape[1], shape[2]
