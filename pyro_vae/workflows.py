@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pyro_vae.data import Data, Split, binarize, load
 from pyro_vae.errors import DivergedError, Interrupted, RunFolderError, SupportError, UsageError
-from pyro_vae.evaluate.importance import log_likelihood
+from pyro_vae.evaluate.likelihood import log_likelihood
 from pyro_vae.infer.check_training import check_training
 from pyro_vae.infer.support import FITTING, check_support
 from pyro_vae.models.vae import VAE

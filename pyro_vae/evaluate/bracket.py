@@ -16,9 +16,10 @@ from pyro_vae.infer.weights import Program
 
 from .annealed import Annealed, errors, log_mean
 from .annealing import forward, prepare
-from .evidence import Evidence, known, say
-from .importance import log_likelihood
+from .evidence import Evidence
+from .importance import importance
 from .paths import Settings
+from .reading import known, say
 from .reversal import Latents, reverse
 from .simulate import simulate
 
@@ -177,7 +178,7 @@ def bracket(
         verbose,
     )
     task = prepare(model, guide, x, context, settings)
-    sampled = log_likelihood(
+    sampled = importance(
         model, guide, *task.args, num_samples=num_samples, seed=seed, chunk_size=chunk_size, verbose=verbose
     )
     ahead = forward(task)

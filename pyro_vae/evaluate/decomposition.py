@@ -17,8 +17,8 @@ from pyro_vae.infer.weights import Program, find_plates
 from pyro_vae.seeding import seeded
 
 from .aggregate import PROBES, Chunk, Form, aggregate, crossed, form_of, posteriors, scored
-from .evidence import say
 from .gaps import prepared, slices
+from .reading import say
 
 ROWS = 2048  # that the guide is run on at a time
 

@@ -17,8 +17,9 @@ from pyro_vae.infer.weights import Plates, Program, find_plates, log_probs
 from pyro_vae.progress import tracked
 from pyro_vae.seeding import seeded
 
-from .evidence import LOW_ESS, known, say
+from .evidence import LOW_ESS
 from .local import Batch, Free, LocalSite, local_guide, local_sites, optimise, start_of
+from .reading import LogPx, known, say
 
 TOLERANCE = 0.01  # nats: a row that since the middle of the steps gained less has converged
 Number = dict[str, float | None]
@@ -128,7 +129,7 @@ def gaps(
     guide: Program,
     x: Any,
     *context: Any,
-    log_px: Any = None,
+    log_px: Tensor | LogPx | None = None,
     steps: int = 500,
     lr: float = 0.05,
     num_particles: int = 8,
@@ -232,10 +233,9 @@ def slices(args: Batch, step: int) -> list[Batch]:
     return [tuple(a[i : i + max(1, step)] for a in args) for i in range(0, len(args[0]), max(1, step))]
 
 
-def as_truth(log_px: Any, rows: int) -> tuple[Tensor, Tensor]:
-    """A given log p(x), and its error: `mc_se` of an estimate, `error` of an oracle, 0 where none came with it."""
-    values = log_px if isinstance(log_px, Tensor) else log_px.log_px
-    se = getattr(log_px, "mc_se", getattr(log_px, "error", None))
+def as_truth(log_px: Tensor | LogPx, rows: int) -> tuple[Tensor, Tensor]:
+    """A given log p(x), and its error: 0 for bare numbers."""
+    values, se = (log_px, None) if isinstance(log_px, Tensor) else (log_px.log_px, log_px.mc_se)
     values = values.detach().to("cpu", torch.float64)
     if values.shape != (rows,):
         raise ShapeError(
