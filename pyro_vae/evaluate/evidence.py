@@ -109,7 +109,10 @@ class Evidence:
             raise UsageError("this evidence holds no particles (it was read from a file): it cannot be added to")
         for name, value in wanted.items():
             if getattr(self, name) != value:
-                raise UsageError(f"evidence with {name} {getattr(self, name)!r} and {value!r} cannot be put together")
+                raise UsageError(
+                    f"evidence with {name} {getattr(self, name)!r} and {value!r} cannot be put together: run all of it with "
+                    "the same, or start anew, without resume"
+                )
 
     def __len__(self) -> int:
         return len(self.log_px)
