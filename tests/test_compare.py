@@ -370,7 +370,8 @@ def test_runs_scored_on_other_rows_are_refused_and_other_samples_are_noted(runs,
 
 
 def test_an_exact_run_is_compared_with_a_sampled_one(runs, capsys):
-    assert main(["evaluate", str(runs[0]), "--method", "exact"]) == 0
+    assert main(["evaluate", str(runs[0]), "--rows", "6", "--method", "exact"]) == 0
+    assert main(["evaluate", str(runs[1]), "--rows", "6", "--num-samples", "20"]) == 0
     assert main(["compare", *map(str, runs)]) == 0
     assert "importance sampling, quadrature in 2 dimensions: sampling puts a model below" in capsys.readouterr().out
     exact, sampled = by_name(compare_runs(runs))["narrow"], by_name(compare_runs(runs))["wide"]
