@@ -282,8 +282,8 @@ def cautions(models: tuple[Compared, ...]) -> list[str]:
     found = []
     if len(methods := {m.method for m in models}) > 1:
         found.append(
-            f"scored by {', '.join(sorted(methods))}: sampling puts a model below its log p(x), an oracle does not. Score all "
-            "by the same method."
+            f"scored by {', '.join(sorted(methods))}: each falls short of log p(x) by an amount of its own, an oracle by "
+            "none. Score all by the same method."
         )
     if len(counts := {m.num_samples for m in models if m.num_samples}) > 1:
         found.append(
