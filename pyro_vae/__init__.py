@@ -8,6 +8,7 @@ from .evaluate.annealing import ais
 from .evaluate.bracket import Bracket, bdmc, bracket
 from .evaluate.calibration import Calibration, simulation_based_calibration
 from .evaluate.compare import Comparison, compare
+from .evaluate.convergence import convergence
 from .evaluate.decomposition import ElboDecomposition, decompose
 from .evaluate.discrepancy import PredictiveCheck
 from .evaluate.enumeration import enumerate_latents
@@ -65,7 +66,7 @@ __all__ = [  # noqa: RUF022 (grouped as in the README)
     # what is wrong
     "check", "latents", "Latents",
     # how good it is: log p(x), by particles, exactly, or between two ends
-    "log_likelihood", "Evidence", "defensive", "widened", "pareto_khat", "save_evidence", "load_evidence",
+    "log_likelihood", "Evidence", "defensive", "widened", "pareto_khat", "convergence", "save_evidence", "load_evidence",
     "linear_gaussian", "enumerate_latents", "quadrature", "Exact",
     "ais", "Annealed", "bracket", "bdmc", "Bracket", "simulate", "Simulated",
     # where the gap comes from, which model is better, whether to believe q(z | x) and p(x)

@@ -14,6 +14,7 @@ from pyro_vae import (
     bdmc,
     bracket,
     compare,
+    convergence,
     decompose,
     defensive,
     enumerate_latents,
@@ -40,6 +41,7 @@ def by_quadrature(model, guide, x):
 FUNCTIONS = {  # name: how it is run, and the numbers it finds, row by row or in the mean
     "importance": (partial(log_likelihood, **SAMPLED), lambda found: found.log_px),
     "defensive": (partial(log_likelihood, proposal=defensive(0.3), **SAMPLED), lambda found: found.log_px),
+    "convergence": (partial(convergence, samples=(5, 20), verbose=False), lambda found: found[-1].log_px),
     "auto": (partial(log_likelihood, method="auto", **SAMPLED), lambda found: found.log_px),
     "linear_gaussian": (linear_gaussian, lambda found: found.log_px),
     "quadrature": (by_quadrature, lambda found: found.log_px),
@@ -211,7 +213,7 @@ def test_a_factor_is_refused_or_makes_a_score(name):
     except ProgramError as error:
         assert "'penalty'" in str(error)
     else:
-        found = getattr(found, "importance", found)
+        found = found[-1] if isinstance(found, list) else getattr(found, "importance", found)
         assert found.measure == "continuous x score" and "score" in str(found)
         said = found.to_dict() if hasattr(found, "to_dict") else found.summary()
         assert said["measure"] == found.measure

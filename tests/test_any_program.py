@@ -24,6 +24,7 @@ from pyro_vae import (
     bracket,
     compare,
     compare_runs,
+    convergence,
     decompose,
     defensive,
     enumerate_latents,
@@ -151,6 +152,14 @@ def by_importance_sampling():
     within(enough.log_px, exact(X), enough.mc_se)
     with pytest.raises(UnreliableError, match="not to be believed"):
         log_likelihood(model, narrow_guide, X, num_samples=500, strict=True, verbose=False)
+
+
+def by_more_and_more_particles():
+    """In the mean over rows and draws the bound rises with K, to log p(x)."""
+    found = convergence(model, guide, drawn(1000), samples=(1, 10, 1000), verbose=False)
+    one, ten, many = (e.log_px.mean() for e in found)
+    assert one < ten < many
+    within(many, exact(drawn(1000)).mean(), found[-1].mc_se.square().sum().sqrt() / 1000)
 
 
 def by_whichever_method():
@@ -296,6 +305,7 @@ def kept_and_gone_on_with(folder):
 
 GOES = {
     by_importance_sampling: [log_likelihood, defensive, widened],
+    by_more_and_more_particles: [convergence],
     by_whichever_method: [log_likelihood],
     by_quadrature: [quadrature],
     not_by_enumeration: [enumerate_latents],

@@ -16,11 +16,13 @@ from torch.distributions import MultivariateNormal, kl_divergence
 
 from pyro_vae import Evidence, Exact, ais, log_likelihood
 from pyro_vae.cli import main
-from pyro_vae.comparing import compare_runs, forest, kind
+from pyro_vae.comparing import compare_runs, kind
+from pyro_vae.comparing import forest as forest_of
 from pyro_vae.errors import DataError, PyroVAEError, RunFolderError, ShapeError, UsageError
 from pyro_vae.evaluate.compare import Compared, Comparison, compare
 from pyro_vae.parts.families import FAMILIES
 from pyro_vae.report.bars import forest
+from pyro_vae.report.figures import save
 from pyro_vae.runs.config import Config
 
 RUNS = ("narrow", "wide")
@@ -382,7 +384,7 @@ def test_an_exact_run_is_compared_with_a_sampled_one(runs, capsys):
         None,
     )
     assert exact.flagged == 0 and sampled.flagged == 1  # k̂ takes more than 20 particles
-    assert figures.save(forest(compare_runs(runs)), runs[0] / "forest.png").is_file()
+    assert save(forest_of(compare_runs(runs)), runs[0] / "forest.png").is_file()
 
 
 @pytest.mark.parametrize("name", ["evidence.json", "evidence.csv"])

@@ -62,8 +62,6 @@ def convergence(
     for k in samples:
         held = found[-1] if found else None
         found.append(
-            importance(
-                model, guide, x, *context, num_samples=samples[-1], particles=range(k), resume=held, **options
-            )
+            importance(model, guide, x, *context, num_samples=samples[-1], particles=range(k), resume=held, **options)
         )
     return found

@@ -58,7 +58,8 @@ class Exact:
         rows = len(self)
         return {
             "log_px": self.log_px.mean().item(),
-            "log_px_mc_se": self.error.mean().item(),
+            "log_px_error": self.error.mean().item(),
+            "log_px_mc_se": self.error.mean().item(),  # the same, where others have theirs
             "log_px_data_se": known(self.log_px.std() / rows**0.5) if rows > 1 else None,
             "largest_error": self.error.max().item(),
             "rows_flagged": len(self.flagged),
