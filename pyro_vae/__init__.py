@@ -3,10 +3,28 @@
 from . import errors
 from .comparing import compare_runs
 from .data import binarize
+from .evaluate.annealed import Annealed
+from .evaluate.annealing import ais
+from .evaluate.bracket import Bracket, bdmc, bracket
+from .evaluate.calibration import Calibration, simulation_based_calibration
 from .evaluate.compare import Comparison, compare
+from .evaluate.convergence import convergence
+from .evaluate.decomposition import ElboDecomposition, decompose
+from .evaluate.discrepancy import PredictiveCheck
+from .evaluate.enumeration import enumerate_latents
 from .evaluate.evidence import Evidence
-from .evaluate.importance import log_likelihood
+from .evaluate.exact import Exact
+from .evaluate.gaps import Gaps, gaps
 from .evaluate.impute import impute, impute_mean
+from .evaluate.likelihood import log_likelihood
+from .evaluate.linear_gaussian import linear_gaussian
+from .evaluate.oracles import quadrature
+from .evaluate.overfitting import Overfitting, overfitting
+from .evaluate.pareto import pareto_khat
+from .evaluate.predictive import posterior_predictive_check, prior_predictive_check
+from .evaluate.proposals import defensive, widened
+from .evaluate.saving import load_evidence, save_evidence
+from .evaluate.simulate import Simulated, simulate
 from .infer.analytic import analytic_kl
 from .infer.bounds import ciwae, elbo, iwae, jackknife, miwae, piwae, renyi, tvo
 from .infer.check import check
@@ -45,8 +63,17 @@ __all__ = [  # noqa: RUF022 (grouped as in the README)
     "pathwise", "stl", "dreg", "gdreg", "vimco", "rws", "analytic_kl",
     "Beta", "cyclical", "free_bits", "capacity", "total_correlation", "mmd",
     "gradient_report", "GradientReport",
-    # what is wrong, and how good it is
-    "check", "latents", "Latents", "log_likelihood", "Evidence", "compare", "compare_runs", "Comparison",
+    # what is wrong
+    "check", "latents", "Latents",
+    # how good it is: log p(x), by particles, exactly, or between two ends
+    "log_likelihood", "Evidence", "defensive", "widened", "pareto_khat", "convergence", "save_evidence", "load_evidence",
+    "linear_gaussian", "enumerate_latents", "quadrature", "Exact",
+    "ais", "Annealed", "bracket", "bdmc", "Bracket", "simulate", "Simulated",
+    # where the gap comes from, which model is better, whether to believe q(z | x) and p(x)
+    "gaps", "Gaps", "overfitting", "Overfitting", "decompose", "ElboDecomposition",
+    "compare", "compare_runs", "Comparison",
+    "simulation_based_calibration", "Calibration",
+    "posterior_predictive_check", "prior_predictive_check", "PredictiveCheck",
     # using a model
     "encode", "reconstruct", "sample", "interpolate", "load_run",
     "errors",

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import cyclopts
 import numpy as np
@@ -95,12 +95,17 @@ def evaluate(
     *,
     split: str = "test",
     rows: int | None = None,
+    method: Literal["importance", "auto", "exact"] = "importance",
     num_samples: Samples = 5000,
+    target_se: float | None = None,
+    max_samples: int = 100_000,
+    proposal: Literal["guide", "defensive", "widened"] = "guide",
+    resume: Annotated[bool, Parameter(negative=())] = False,
     seed: int = 0,
     data_dir: DataDir = None,
     device: Device = "auto",
 ) -> None:
-    """Scores a run: log p(x) by importance sampling, from its folder alone.
+    """Scores a run: log p(x) by importance sampling or exactly, from its folder alone.
 
     Parameters
     ----------
@@ -110,11 +115,32 @@ def evaluate(
         test, validation or train.
     rows
         Score only the first so many rows.
+    method
+        auto: exact where the model allows it (closed form, enumeration, quadrature), else importance sampling.
+    target_se
+        Double K, up to --max-samples, until the Monte Carlo error of every row is at most this (nats).
+    max_samples
+        K at most under --target-se; rows that it does not suffice for are flagged.
+    proposal
+        What the samples are drawn from: the guide, a tenth of them from the prior, or the guide with its scales times 1.5.
+    resume
+        Go on from the samples that an earlier evaluation left in the folder (an interrupted one does), and keep them.
     seed
         Of the importance samples.
     """
     evidence = evaluate_run(
-        run, split=split, rows=rows, num_samples=num_samples, seed=seed, data_dir=data_dir, device=device
+        run,
+        split=split,
+        rows=rows,
+        method=method,
+        num_samples=num_samples,
+        target_se=target_se,
+        max_samples=max_samples,
+        proposal=proposal,
+        resume=resume,
+        seed=seed,
+        data_dir=data_dir,
+        device=device,
     )
     report(evidence, run)
 

@@ -14,6 +14,7 @@ from pyro_vae.data.datasets import NAMES
 from pyro_vae.errors import DataError, RunFolderError, UsageError
 from pyro_vae.evaluate.compare import Comparison, compare
 from pyro_vae.evaluate.evidence import Evidence
+from pyro_vae.evaluate.exact import Exact
 from pyro_vae.report import bars, figures
 from pyro_vae.runs import folder
 from pyro_vae.runs.config import Config
@@ -35,7 +36,7 @@ class Scored:
     """A run with the evidence that its folder holds; `common` is what it must share with whom it is compared, as in WHY."""
 
     path: Path
-    evidence: Evidence
+    evidence: Evidence | Exact
     common: dict[str, Any]
     seconds: float | None
     active_units: int | None
@@ -91,8 +92,7 @@ def read(path: Path, components: Mapping[str, Any]) -> Scored:
             raise RunFolderError(f"{path} has no {name}: it was never scored. Make it: pyro-vae evaluate {path}")
     summary = folder.read_json(path / "evidence.json")
     try:
-        text = (path / "evidence.csv").read_text()
-        evidence = Evidence.from_csv(text, num_samples=summary["num_samples"], seed=summary["seed"])
+        evidence = evidence_of((path / "evidence.csv").read_text(), summary)
         scored = Scored(path, evidence, {}, *beside(path, summary))
         together = len(evidence) == summary["rows"] and math.isclose(evidence.log_px.mean(), summary["log_px"])
         split = summary["split"].removeprefix(f"{record['data']['name']}, ").split(", ")[0]
@@ -104,6 +104,14 @@ def read(path: Path, components: Mapping[str, Any]) -> Scored:
         return replace(scored, common=common_of(record, components) | {"split": split, "rows": len(evidence)})
     except (UsageError, KeyError, TypeError) as error:
         raise RunFolderError(f"{path / 'config.json'} cannot be used: {error}") from error
+
+
+def evidence_of(text: str, summary: dict[str, Any]) -> Evidence | Exact:
+    """What evidence.csv and evidence.json say together: particles', or an oracle's."""
+    if "how" in summary:
+        return Exact.from_csv(text, **{name: summary[name] for name in ("method", "measure", "how")})
+    said = {name: summary[name] for name in ("measure", "proposal", "target_se") if name in summary}
+    return Evidence.from_csv(text, num_samples=summary["num_samples"], seed=summary["seed"], **said)
 
 
 def beside(path: Path, summary: dict[str, Any]) -> tuple[float | None, int | None, str]:
@@ -147,8 +155,9 @@ def check_common(runs: dict[str, Scored]) -> None:
 def forest(made: Comparison) -> Any:
     """The picture of a comparison."""
     names, differences, errors = zip(*[(m.name, m.difference, m.difference_se) for m in made.models], strict=True)
-    samples = ", ".join(map(str, sorted({m.num_samples for m in made.models})))
-    return bars.forest(names, differences, errors, f"K = {samples} importance samples on {made.rows} rows")
+    samples = ", ".join(map(str, sorted({m.num_samples for m in made.models if m.num_samples})))
+    how = f"K = {samples} importance samples" if samples else "exact"
+    return bars.forest(names, differences, errors, f"{how} on {made.rows} rows")
 
 
 def put(path: Path, content: Any) -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from pyro_vae.evaluate.evidence import LOW_ESS
+from pyro_vae.evaluate.evidence import LEAST, LOW_ESS
+from pyro_vae.evaluate.measure import dominating
 from pyro_vae.runs.registry import TABLES, names, options_for
 
+MEASURES = {"counting": "a log probability", "Lebesgue": "a log density, which moves with the scale of x"}
 PART_COLUMNS = ("name", "formula", "support", "options", "reference")
 
 
@@ -45,26 +48,71 @@ def print_parts(role: str) -> None:
 
 
 def report(evidence: dict[str, Any], run: Path) -> None:
-    """The numbers with their errors and health, and where the rest is."""
-    table = Table(
-        title=f"{evidence['split']} ({evidence['rows']} rows, {evidence['policy']}); nats per row, higher is better"
-    )
-    for column in ("", "log p(x)", "± Monte Carlo", "± data", "ELBO", "gap", "ESS median (least)"):
-        table.add_column(column, justify="right" if column else "left")
-
-    def number(key: str, source: dict[str, Any] = evidence) -> str:
-        return "unknown" if source.get(key) is None else f"{source[key]:.3f}"
-
-    ess = f"{evidence['ess_median']:.0f} ({evidence['ess_min']:.1f}) of {evidence['num_samples']}"
-    elbo = f"{number('elbo')} ± {number('elbo_mc_se')}"
-    table.add_row("VAE", number("log_px"), number("log_px_mc_se"), number("log_px_data_se"), elbo, number("gap"), ess)
-    base = evidence["floor"]
-    table.add_row("floor", number("log_px", base), "exact", number("log_px_data_se", base), "", "", "")
+    """The numbers with their errors, measure and health, and where the rest is."""
+    title = f"{evidence['split']} ({evidence['rows']} rows, {evidence['policy']}); nats per row, higher is better"
+    columns = scores(evidence)
+    table = Table(title=title, min_width=len(title))
+    for heading, *_ in columns:
+        table.add_column(heading, justify="right" if heading else "left")
+    for cells in list(zip(*columns, strict=True))[1:]:
+        table.add_row(*cells)
     Console(width=None if sys.stdout.isatty() else 140).print(table)
-    print(f"floor: {base['model']}, exact")
-    if low := evidence["rows_of_low_ess"]:
-        print(
-            f"{low} of {evidence['rows']} rows have an ESS below {LOW_ESS}: their log p(x) is a lower bound that more samples "
+    print(f"floor: {evidence['floor']['model']}, exact\n{unit(evidence)}")
+    for line in health(evidence):
+        print(line)
+    print(f"run folder: {run}\npictures:   {run / 'figures'}")
+
+
+def scores(evidence: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Heading, and the cells of the VAE and of the floor, column by column; an oracle has no ELBO and no weights."""
+    base, sampled = evidence["floor"], "elbo" in evidence
+    error = number(evidence, "log_px_mc_se") if sampled else f"{evidence['log_px_mc_se']:.1e}"
+    shown = [
+        ("", "VAE", "floor"),
+        ("log p(x)", number(evidence, "log_px"), number(base, "log_px")),
+        ("± Monte Carlo" if sampled else "± numerical", error, "exact"),
+        ("± data", number(evidence, "log_px_data_se"), number(base, "log_px_data_se")),
+    ]
+    if sampled:
+        ess = f"{evidence['ess_median']:.0f} ({evidence['ess_min']:.1f}) of {evidence['num_samples']}"
+        shown += [
+            ("ELBO", f"{number(evidence, 'elbo')} ± {number(evidence, 'elbo_mc_se')}", ""),
+            ("gap", number(evidence, "gap"), ""),
+            ("ESS median (least)", ess, ""),
+        ]
+    return shown
+
+
+def number(source: dict[str, Any], key: str) -> str:
+    return "unknown" if source.get(key) is None else f"{source[key]:.3f}"
+
+
+def unit(evidence: dict[str, Any]) -> str:
+    """Method and measure, and the number in bits."""
+    how = evidence["how"] if "how" in evidence else f"from the {evidence['proposal']}"
+    kind = MEASURES.get(
+        dominating(evidence["measure"]), "a log density in some columns of x, a log probability in others"
+    )
+    bits = f"{evidence['bits_per_dim']:.4f} bits for each of {evidence['elements']} elements (lower is better)"
+    return f"measure: {evidence['measure']}, {kind}; {bits}\nmethod: {evidence['method']}, {how}"
+
+
+def health(evidence: dict[str, Any]) -> Iterator[str]:
+    """What speaks against the number."""
+    rows = evidence["rows"]
+    if low := evidence.get("rows_of_low_ess"):
+        yield (
+            f"{low} of {rows} rows have an ESS below {LOW_ESS}: their log p(x) is a lower bound that more samples "
             "would raise, and its Monte Carlo error is not to be believed for them."
         )
-    print(f"run folder: {run}\npictures:   {run / 'figures'}")
+    if flagged := evidence.get("rows_flagged"):
+        why = "their error is above what was asked for" if "how" in evidence else flags(evidence)
+        yield f"{flagged} of {rows} rows are flagged, not to be believed: {why}."
+
+
+def flags(evidence: dict[str, Any]) -> str:
+    """Why rows by importance sampling are flagged."""
+    few = evidence["num_samples"] < LEAST
+    said = f"k̂ takes {LEAST} samples" if few else f"k̂ is above {evidence['khat_threshold']:.2f}"
+    target = evidence["target_se"]
+    return said if target is None else f"{said}, or the Monte Carlo error above {target:g}"

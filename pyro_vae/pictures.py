@@ -38,9 +38,9 @@ def draw_figures(path: Path, vae: VAE, data: Data, run: Fit, points: Sequence[di
 
 
 def draw_khat(path: Path, evidence: Any, x: Tensor, shape: tuple[int, ...]) -> None:
-    """Pareto k̂ of the rows just scored into figures/khat.png, the flagged ones shown; nothing where no k̂ is known (K < 25)."""
+    """Pareto k̂ of the rows just scored into figures/khat.png, the flagged ones shown; nothing where no k̂ is known."""
     picture = path / "figures" / "khat.png"
-    if evidence.khat.isnan().all():
+    if getattr(evidence, "khat", None) is None or evidence.khat.isnan().all():
         picture.unlink(missing_ok=True)  # that of an earlier evaluation is of other numbers
         return
     khat, threshold = evidence.khat.numpy(), evidence.threshold.max().item()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pyro_vae.data import Data, Split, binarize, load
 from pyro_vae.errors import DivergedError, Interrupted, RunFolderError, SupportError, UsageError
-from pyro_vae.evaluate.importance import log_likelihood
+from pyro_vae.evaluate.likelihood import log_likelihood
 from pyro_vae.infer.check_training import check_training
 from pyro_vae.infer.support import FITTING, check_support
 from pyro_vae.models.vae import VAE
@@ -28,6 +28,7 @@ from pyro_vae.runs.components import NOTHING, Components
 from pyro_vae.runs.config import Config
 from pyro_vae.runs.marginal import floor
 from pyro_vae.runs.registry import build, check_names, likelihood_of, objective_of, resolved, unregistered
+from pyro_vae.scoring import log_px_of
 from pyro_vae.seeding import seeded
 from pyro_vae.train.fit import fit, resolve_device
 from pyro_vae.train.loop import Fit
@@ -303,10 +304,16 @@ def evaluate_run(
     seed: int = 0,
     data_dir: Path | None = None,
     device: str = "auto",
+    **options: Any,
 ) -> dict[str, Any]:
-    """log p(x) of a run on a split of its data; written to evidence.json and evidence.csv, and returned."""
+    """log p(x) of a run on a split of its data; written to evidence.json and evidence.csv, and returned.
+
+    `options` are those of :func:`~pyro_vae.scoring.log_px_of`: ``method="auto"``, ``proposal="defensive"``, ``target_se=0.01``,
+    ``max_samples``, and ``resume=True``, which goes on from the particles that an earlier evaluation left in the folder (an
+    interrupted one always does), adds what is missing, and keeps all for the next time.
+    """
     run = load_run(path, components, device)
-    return score(run, open_data(run, data_dir), split, rows=rows, num_samples=num_samples, seed=seed)
+    return score(run, open_data(run, data_dir), split, rows=rows, num_samples=num_samples, seed=seed, **options)
 
 
 def score(
@@ -318,6 +325,7 @@ def score(
     num_samples: int = 1000,
     seed: int = 0,
     training: dict[str, Any] | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
     """Evidence on a split beside the floor on the same rows, with all that the numbers depend on."""
     x = rows_of(data, split).x
@@ -325,12 +333,14 @@ def score(
         raise UsageError(f"rows={rows}, but the {split} split has 1 to {len(x)}")
     x = x[:rows]
     start = time.perf_counter()
-    evidence = log_likelihood(run.vae.model, run.vae.guide, x, num_samples=num_samples, seed=seed)
+    evidence = log_px_of(run.vae, x, folder.particles(run.path, split), num_samples=num_samples, seed=seed, **options)
     seconds = time.perf_counter() - start
     train_rows = data.train.x if data.transform is None else data.train.x.double()  # grey means are the Bernoulli's own
     family, features = likelihood_of(run.config, x.shape[1], run.components)
     baseline = floor(run.config.likelihood, family, features, train_rows, x)
     result = evidence.summary() | {
+        "bits_per_dim": evidence.bits_per_dim(x[0].numel()).mean().item(),
+        "elements": x[0].numel(),
         "split": f"{data.name}, {split}, first {len(x)} rows" if rows else f"{data.name}, {split}",
         "policy": data.policy,
         "floor": floor_summary(run.config, baseline),

@@ -10,19 +10,23 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import torch
+from conjugate import GammaPoisson
 from exact import LinearGaussian
 from torch.distributions import MultivariateNormal, kl_divergence
 
-from pyro_vae import Evidence, log_likelihood
+from pyro_vae import Evidence, Exact, ais, log_likelihood
 from pyro_vae.cli import main
 from pyro_vae.comparing import compare_runs, kind
+from pyro_vae.comparing import forest as forest_of
 from pyro_vae.errors import DataError, PyroVAEError, RunFolderError, ShapeError, UsageError
 from pyro_vae.evaluate.compare import Compared, Comparison, compare
 from pyro_vae.parts.families import FAMILIES
 from pyro_vae.report.bars import forest
+from pyro_vae.report.figures import save
 from pyro_vae.runs.config import Config
 
 RUNS = ("narrow", "wide")
+GP = GammaPoisson()
 
 
 def evidence(log_px, mc_se=0.0, ess=50.0, elbo_gap=1.0, num_samples=50):
@@ -144,6 +148,38 @@ GOOD = evidence([-1.0, -2.0, -3.0])
 def test_what_cannot_be_compared_is_refused(given, more, error, says):
     with pytest.raises(error, match=says):
         compare(given, **more)
+
+
+def exactly(log_px, error=0.0, measure="counts"):
+    """What an oracle says of the same rows."""
+    log_px = torch.as_tensor(log_px, dtype=torch.float64)
+    error = torch.full_like(log_px, error)
+    return Exact(log_px, error, error < 1e-4, "by hand", measure, "")
+
+
+def test_whatever_has_log_px_is_compared():
+    """An oracle, annealing and importance sampling: what one does not have is left open, and the methods are named."""
+    annealed = ais(GP.model, GP.guide, torch.tensor([1.0, 2.0, 3.0]), num_temperatures=3, num_chains=4, verbose=False)
+    made = compare(
+        {"exact": exactly([-1.0, -2.0, -2.5], 1e-3), "annealed": annealed, "sampled": evidence([-9.0, -9, -9])}
+    )
+    first, second, third = (by_name(made)[name] for name in ("exact", "annealed", "sampled"))
+    assert (first.gap, first.low_ess, first.num_samples, first.flagged) == (None, None, None, 1.0)
+    assert (
+        second.method == "annealed importance sampling from the prior" and second.mc_se > 0 and second.flagged is None
+    )
+    assert third.difference == pytest.approx(-9 + 5.5 / 3) and third.num_samples == 50 and third.flagged is None
+    assert third.difference_mc_se == pytest.approx(1e-3 / 3**0.5)
+    assert "annealed importance sampling from the prior, by hand, importance sampling" in made.notes[0]
+    assert "100.0%" in str(made) and json.dumps(made.to_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize("other", ["continuous", "score", "continuous x counts"])
+def test_another_dominating_measure_is_refused(other):
+    assert compare({"a": exactly([-1.0, -2.0]), "b": exactly([-2.0, -2.0], measure="binary")})
+    assert compare({"a": exactly([-1.0, -2.0]), "b": exactly([-2.0, -2.0], measure=None)})
+    with pytest.raises(DataError, match=f"'a' is of measure 'counts' and that of 'b' is '{other}'"):
+        compare({"a": exactly([-1.0, -2.0]), "b": exactly([-2.0, -2.0], measure=other)})
 
 
 # the tables
@@ -333,6 +369,22 @@ def test_runs_scored_on_other_rows_are_refused_and_other_samples_are_noted(runs,
     assert main(["evaluate", str(runs[0]), "--rows", "180", "--num-samples", "30"]) == 0  # all rows, named otherwise
     assert main(["compare", *map(str, runs)]) == 0
     assert "scored with 20, 30 samples" in capsys.readouterr().out
+
+
+def test_an_exact_run_is_compared_with_a_sampled_one(runs, capsys):
+    assert main(["evaluate", str(runs[0]), "--rows", "6", "--method", "exact"]) == 0
+    assert main(["evaluate", str(runs[1]), "--rows", "6", "--num-samples", "20"]) == 0
+    assert main(["compare", *map(str, runs)]) == 0
+    assert "importance sampling, quadrature in 2 dimensions: each falls short" in capsys.readouterr().out
+    exact, sampled = by_name(compare_runs(runs))["narrow"], by_name(compare_runs(runs))["wide"]
+    assert (exact.method, exact.gap, exact.low_ess, exact.num_samples) == (
+        "quadrature in 2 dimensions",
+        None,
+        None,
+        None,
+    )
+    assert exact.flagged == 0 and sampled.flagged == 1  # k̂ takes more than 20 particles
+    assert save(forest_of(compare_runs(runs)), runs[0] / "forest.png").is_file()
 
 
 @pytest.mark.parametrize("name", ["evidence.json", "evidence.csv"])

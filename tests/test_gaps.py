@@ -1,7 +1,6 @@
 """Approximation and amortisation gaps against closed forms: linear-Gaussian, and Gamma-Poisson with two families."""
 
 import math
-from types import SimpleNamespace
 
 import pyro
 import pyro.distributions as dist
@@ -10,7 +9,7 @@ import torch
 from exact import Gaussian, LinearGaussian
 from torch.distributions import kl_divergence
 
-from pyro_vae import MLP, VAE, Conditional, StandardNormal, bernoulli, log_likelihood, normal, posteriors
+from pyro_vae import MLP, VAE, Conditional, Exact, StandardNormal, bernoulli, log_likelihood, normal, posteriors
 from pyro_vae.errors import ProgramError, ShapeError, UsageError
 from pyro_vae.evaluate import gaps as module
 from pyro_vae.evaluate.gaps import figures, gaps
@@ -79,7 +78,7 @@ def test_a_given_log_px_is_taken_with_its_error():
     rough = log_likelihood(LG.model, wrong_guide, X, num_samples=50, verbose=False)
     loose = gaps(LG.model, wrong_guide, X, steps=20, log_px=rough)
     assert torch.equal(loose.log_px, rough.log_px) and (loose.approximation_se >= rough.mc_se).all()
-    oracle = SimpleNamespace(log_px=truth, error=torch.full_like(truth, 0.5))
+    oracle = Exact(truth, torch.full_like(truth, 0.5), truth < 0, "by hand", "continuous", "")
     assert (gaps(LG.model, wrong_guide, X, steps=1, log_px=oracle).gap_se > 0.5).all()
 
 

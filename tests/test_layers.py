@@ -23,6 +23,7 @@ ALLOWED = {
     "use": GROUND | {"infer", "data"},
     "listing": GROUND | {"runs", "evaluate"},
     "pictures": GROUND | {"report", "use", "data", "models", "train"},
+    "scoring": GROUND | {"evaluate", "models"},
     "comparing": GROUND | {"runs", "evaluate", "report", "data"},
     "workflows": None,  # everything
     "cli": None,

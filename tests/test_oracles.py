@@ -12,11 +12,12 @@ from exact import LinearGaussian
 from scipy import stats
 from torch import nn
 
-from pyro_vae import MLP, VAE, Conditional, StandardNormal, bernoulli, normal
+from pyro_vae import MLP, VAE, Conditional, Evidence, StandardNormal, bernoulli, normal
 from pyro_vae import log_likelihood as noisy_log_likelihood
 from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.evaluate import enumeration, grid, joint
-from pyro_vae.evaluate.oracles import Exact, auto, enumerate_latents, linear_gaussian, quadrature
+from pyro_vae.evaluate.oracles import Exact, enumerate_latents, linear_gaussian, quadrature
+from pyro_vae.evaluate.oracles import exact as by_an_oracle
 from pyro_vae.parts.missing import SkipMissing, WithMask
 
 log_likelihood = partial(noisy_log_likelihood, verbose=False)
@@ -60,7 +61,7 @@ def fails(check):
 def test_linear_gaussian_is_sklearns(lg):
     exact = linear_gaussian(lg.model, lg.mean_field_guide, lg.x)
     close(exact.log_px, lg.log_px(lg.x).cpu(), 1e-10)
-    assert exact.error.eq(0).all() and not exact.flagged.any() and exact.measure == "continuous"
+    assert exact.error.eq(0).all() and not len(exact.flagged) and exact.measure == "continuous"
     fails(lambda: close(linear_gaussian(lg.model, None, lg.x + 0.01).log_px, lg.log_px(lg.x).cpu(), 1e-10))
 
 
@@ -77,7 +78,7 @@ def test_quadrature_is_the_closed_form(dims, noise):
     model, x = linear_model(dims, noise)
     exact, found = linear_gaussian(model, None, x), quadrature(model, None, x, tol=1e-9 if dims < 3 else 1e-4)
     close(found.log_px, exact.log_px)
-    assert not found.flagged.any() and found.method == f"quadrature in {dims} dimensions"
+    assert not len(found.flagged) and found.method == f"quadrature in {dims} dimensions"
 
 
 def gamma_poisson(x):
@@ -355,7 +356,7 @@ def test_errors_are_honest():
         for points in (31**2, 61**2):
             found = quadrature(*pair, tol=1e-8, points=points)
             assert ((found.log_px - true.log_px).abs() <= 3 * found.error + true.error).all()
-    assert found.flagged.all() and found.error.max() < 1
+    assert len(found.flagged) == len(found) and found.error.max() < 1
 
 
 def cut_at_the_mode(monkeypatch, x):
@@ -371,7 +372,7 @@ def test_a_first_grid_that_cuts_the_mass_is_grown(monkeypatch):
     exact = linear_gaussian(model, None, x).log_px
     cut_at_the_mode(monkeypatch, x)
     found = quadrature(model, None, x)
-    assert not found.flagged.any() and ((found.log_px - exact).abs() <= found.error).all()
+    assert not len(found.flagged) and ((found.log_px - exact).abs() <= found.error).all()
 
 
 def test_mass_that_is_cut_is_found_out(monkeypatch):
@@ -426,7 +427,7 @@ def test_single_precision_says_how_far_it_goes():
 
     exact = linear_gaussian(model, None, x)
     for found in (quadrature(single, None, x.float()), linear_gaussian(single, None, x.float())):
-        assert found.log_px.dtype == torch.float64 and not found.flagged.any()
+        assert found.log_px.dtype == torch.float64 and not len(found.flagged)
         close(found.log_px, exact.log_px, 1e-4)
 
 
@@ -448,6 +449,12 @@ def mixed(x):
         k = pyro.sample("k", dist.Bernoulli(0.5))
         z = pyro.sample("z", dist.Normal(k, 1.0))
         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def mixed_guide(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("k", dist.Bernoulli(0.5 + 0 * x))
+        pyro.sample("z", dist.Normal(x / 2, 1.5))
 
 
 def factored(x):
@@ -546,26 +553,53 @@ def test_nothing_is_changed():
     assert torch.equal(first.log_px, quadrature(vae.model, vae.guide, x).log_px)
 
 
-def test_auto_takes_the_first_that_applies(lg):
-    assert auto(lg.model, lg.exact_guide, lg.x).method == "linear-Gaussian closed form"
-    assert auto(discrete, None, torch.zeros(2, 4)).method == "enumeration"
-    assert auto(gamma_poisson, None, torch.ones(2)).method == "quadrature in 1 dimensions"
-    assert auto(mixed, None, torch.zeros(2)) is None
+def test_the_first_that_applies_is_taken(lg):
+    assert by_an_oracle(lg.model, lg.exact_guide, lg.x).method == "linear-Gaussian closed form"
+    assert by_an_oracle(discrete, None, torch.zeros(2, 4)).method == "enumeration"
+    assert by_an_oracle(gamma_poisson, None, torch.ones(2)).method == "quadrature in 1 dimensions"
+    with pytest.raises(ProgramError) as caught:
+        by_an_oracle(mixed, None, torch.zeros(2))
+    assert all(f"{name}: site" in str(caught.value) for name in ("linear_gaussian", "enumerate_latents", "quadrature"))
+
+
+def test_auto_is_an_oracle_where_one_applies_and_sampling_where_none_does(monkeypatch):
+    x = torch.tensor([0.0, 1.0, 5.0])
+    found = log_likelihood(gamma_poisson, lognormal_guide, x, method="auto", num_samples=50)
+    assert isinstance(found, Exact) and "quadrature in 1 dimensions" in str(found)
+    close(found.log_px, stats.nbinom.logpmf(x.numpy(), 2.5, 0.7 / 1.7), 1e-5)
+    sampled = log_likelihood(mixed, mixed_guide, torch.zeros(2), method="auto", num_samples=50)
+    assert isinstance(sampled, Evidence) and sampled.num_samples == 50 and "importance sampling" in str(sampled)
+    monkeypatch.setattr(grid.Rule, "rough", lambda self, log_px, error: torch.ones_like(error, dtype=torch.bool))
+    rough = log_likelihood(gamma_poisson, lognormal_guide, x, method="auto", num_samples=50)
+    assert isinstance(rough, Evidence)  # a flagged oracle is none
+
+
+def test_a_method_that_is_none_and_parts_of_what_may_be_exact():
+    x = torch.ones(2)
+    with pytest.raises(UsageError, match="importance, exact, auto, got 'annealing'"):
+        log_likelihood(gamma_poisson, lognormal_guide, x, method="annealing")
+    with pytest.raises(UsageError, match="particles= runs a part"):
+        log_likelihood(gamma_poisson, lognormal_guide, x, method="auto", particles=range(64))
+    with pytest.raises(ProgramError, match="no oracle applies"):
+        noisy_log_likelihood(mixed, mixed_guide, x, method="exact")
 
 
 def test_a_result_says_what_it_is():
     exact = Exact(
         torch.tensor([-1.0, -3.0]),
         torch.tensor([0.0, 1e-5]),
-        torch.tensor([False, True]),
+        torch.tensor([True, False]),
         "a method",
         "counts",
         "a way",
     )
     s = exact.summary()
     assert (s["log_px"], s["log_px_data_se"], s["rows_flagged"]) == pytest.approx((-2.0, 1.0, 1))
-    assert (s["log_px_error"], s["largest_error"]) == pytest.approx((5e-6, 1e-5))
+    assert (s["log_px_mc_se"], s["largest_error"]) == pytest.approx((5e-6, 1e-5))
     assert "a method" in str(exact) and "counts" in str(exact) and "1 flagged" in str(exact)
+    assert exact.flagged.tolist() == [1] and exact.bits_per_dim(2).tolist() == pytest.approx([0.7213475, 2.1640426])
+    again = Exact.from_csv(exact.rows_csv(), method="a method", measure="counts", how="a way")
+    assert str(again) == str(exact) and torch.equal(again.error, exact.error.double())
 
 
 # broken variants are found

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from pyro_vae.errors import UsageError
 
-from .evidence import known, say
 from .paths import Frozen, Settings
+from .reading import known, say
 from .unconstrained import Point
 
 
@@ -135,6 +135,11 @@ class Annealed:
         return len(self.log_px)
 
     @property
+    def method(self) -> str:
+        """As every estimate says how it was made."""
+        return f"annealed importance sampling from the {self.settings.start}"
+
+    @property
     def acceptance(self) -> Tensor:
         """Mean acceptance of each row, ``(N,)``."""
         return self.acceptance_by_temperature.mean(0)
@@ -182,6 +187,7 @@ class Annealed:
             "start": self.settings.start,
             "schedule": self.settings.schedule,
             "seed": self.settings.seed,
+            "method": self.method,
             "measure": self.measure,
             "unit": "nats per row, higher is better; a lower bound in expectation",
         }

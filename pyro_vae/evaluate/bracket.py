@@ -16,9 +16,10 @@ from pyro_vae.infer.weights import Program
 
 from .annealed import Annealed, errors, log_mean
 from .annealing import forward, prepare
-from .evidence import Evidence, known, say
-from .importance import log_likelihood
+from .evidence import Evidence
+from .importance import importance
 from .paths import Settings
+from .reading import known, say
 from .reversal import Latents, reverse
 from .simulate import simulate
 
@@ -161,6 +162,21 @@ def bracket(
     References:
         Sandwiching the Marginal Likelihood Using Bidirectional Monte Carlo (Grosse, Ghahramani & Adams, 2015),
         https://arxiv.org/abs/1511.02543
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyro_vae import bracket
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):   # too wide
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x / 2, 0.9))
+        >>> x = torch.tensor([0.0, 1.0])
+        >>> found, exact = bracket(model, guide, x, num_temperatures=10), dist.Normal(0.0, 2**0.5).log_prob(x)
+        >>> bool((found.lower - exact < 0.05).all()), bool((exact - found.upper < 0.05).all()), found.strict
+        (True, True, False)
     """
     if refresh < 0:
         raise UsageError(f"refresh must be at least 0, got {refresh}")
@@ -177,7 +193,7 @@ def bracket(
         verbose,
     )
     task = prepare(model, guide, x, context, settings)
-    sampled = log_likelihood(
+    sampled = importance(
         model, guide, *task.args, num_samples=num_samples, seed=seed, chunk_size=chunk_size, verbose=verbose
     )
     ahead = forward(task)

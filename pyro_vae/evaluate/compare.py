@@ -17,7 +17,9 @@ from torch import Tensor
 
 from pyro_vae.errors import DataError, ShapeError, UsageError
 
-from .evidence import LOW_ESS, Evidence, known, say
+from .evidence import LOW_ESS
+from .measure import dominating
+from .reading import LogPx, known, say
 
 LATEX = str.maketrans(
     {c: f"\\{c}" for c in "&%$#_{}"}
@@ -38,11 +40,13 @@ class Compared:
         difference: mean over rows of log_px − the best model's; 0 or less.
         difference_se: its paired standard error: rows and particles, both models.
         difference_mc_se: the part of that which particles alone would leave, taking both models' to be independent.
-        gap: log p(x) − ELBO.
+        gap: log p(x) − ELBO; an oracle and annealing have no ELBO.
         low_ess: share of rows with an effective sample size below 10, whose log_px is loose and whose mc_se is too small.
         num_samples: K, particles a row.
         seconds: whatever was timed.
         active_units: latents that the model uses.
+        flagged: share of rows that are not to be believed (k̂, or an oracle's error).
+        method: that log p(x) was computed by.
     """
 
     name: str
@@ -52,11 +56,13 @@ class Compared:
     difference: float
     difference_se: float | None
     difference_mc_se: float | None
-    gap: float
-    low_ess: float
-    num_samples: int
+    gap: float | None
+    low_ess: float | None
+    num_samples: int | None
     seconds: float | None = None
     active_units: int | None = None
+    flagged: float | None = None
+    method: str = "importance sampling"
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,7 @@ class Comparison:
         return len(self.models)
 
     def cells(self) -> list[list[str]]:
-        """The table as text: headings, then one line a model; seconds and active units where any is known."""
+        """The table as text: headings, then one line a model; from the gap on, what is known of any."""
         return [list(column) for column in zip(*columns(self.models), strict=True)]
 
     def table(self) -> Table:
@@ -128,7 +134,7 @@ class Comparison:
 
 
 def compare(
-    evidence: Mapping[str, Evidence] | Iterable[tuple[str, Evidence]],
+    evidence: Mapping[str, LogPx] | Iterable[tuple[str, LogPx]],
     *,
     seconds: Mapping[str, float | None] | None = None,
     active_units: Mapping[str, int | None] | None = None,
@@ -149,9 +155,9 @@ def compare(
     2.6 SE for 5 comparisons, 2.8 for 10, which is Bonferroni's 5 per cent).
 
     Args:
-        evidence: by name, of :func:`~pyro_vae.log_likelihood` on the same rows in the same order (that they are the same is
-            the caller's word: :func:`~pyro_vae.comparing.compare_runs` checks it for saved runs), as values of one kind:
-            log probabilities are not comparable with log densities, nor densities of rescaled data with each other.
+        evidence: by name, of :func:`~pyro_vae.log_likelihood`, :func:`~pyro_vae.ais` or an oracle on the same rows in the same
+            order (that they are the same is the caller's word: :func:`~pyro_vae.comparing.compare_runs` checks it for saved
+            runs). Densities of rescaled data are not comparable with each other, which no one can see from the numbers.
         seconds: what each took (training, say), to be shown beside.
         active_units: latents that each uses, to be shown beside.
 
@@ -161,7 +167,8 @@ def compare(
     Raises:
         UsageError: fewer than two, a name twice, seconds or active units of a name that is not there.
         ShapeError: not as many rows in one as in another.
-        DataError: a row whose log p̂ is not finite, which would decide the comparison alone.
+        DataError: a row whose log p̂ is not finite, which would decide the comparison alone; or log probabilities beside log
+            densities.
 
     References:
         Adding Error Bars to Evals: A Statistical Approach to Language Model Evaluations (Miller, 2024),
@@ -195,7 +202,7 @@ def compare(
     return Comparison(models, len(best), tuple(cautions(models)))
 
 
-def check(pairs: list[tuple[str, Evidence]], beside: dict[str, Mapping[str, Any]]) -> None:
+def check(pairs: list[tuple[str, LogPx]], beside: dict[str, Mapping[str, Any]]) -> None:
     """Refuses what cannot be compared."""
     names = [name for name, _ in pairs]
     if len(names) < 2:
@@ -212,6 +219,7 @@ def check(pairs: list[tuple[str, Evidence]], beside: dict[str, Mapping[str, Any]
                 f"{first!r} has {len(e)} rows and {name!r} has {len(other)}: differences are taken row by row. Score both "
                 "on the same rows."
             )
+    check_measures({name: e.measure for name, e in pairs if e.measure})
     for name, e in pairs:
         if bad := (~e.log_px.isfinite()).nonzero().flatten().tolist():
             raise DataError(
@@ -221,20 +229,37 @@ def check(pairs: list[tuple[str, Evidence]], beside: dict[str, Mapping[str, Any]
             )
 
 
-def means(e: Evidence) -> dict[str, Any]:
+def check_measures(measures: dict[str, str]) -> None:
+    """Refuses probabilities beside densities; what does not say its measure is let pass."""
+    for name, measure in measures.items():
+        first, other = next(iter(measures.items()))
+        if dominating(measure) != dominating(other):
+            raise DataError(
+                f"log p(x) of {first!r} is of measure {other!r} and that of {name!r} is {measure!r}: a log probability, a log "
+                "density and a score have no difference. Give both a likelihood of one kind."
+            )
+
+
+def means(e: LogPx) -> dict[str, Any]:
     """What `summary` says of one model alone."""
     s = e.summary()
+
+    def share(count: str) -> float | None:
+        return None if s.get(count) is None else s[count] / len(e)
+
     return {
         "log_px": s["log_px"],
         "mc_se": s["log_px_mc_se"],
         "data_se": s["log_px_data_se"],
-        "gap": s["gap"],
-        "low_ess": s["rows_of_low_ess"] / len(e),
-        "num_samples": e.num_samples,
+        "gap": s.get("gap"),
+        "low_ess": share("rows_of_low_ess"),
+        "num_samples": s.get("num_samples"),
+        "flagged": share("rows_flagged"),
+        "method": e.method,
     }
 
 
-def paired(e: Evidence, best: Evidence) -> dict[str, Any]:
+def paired(e: LogPx, best: LogPx) -> dict[str, Any]:
     """Mean over rows of the differences to the best, and its standard errors; all 0 for the best itself."""
     if e is best:
         return {"difference": 0.0, "difference_se": 0.0, "difference_mc_se": 0.0}
@@ -255,7 +280,12 @@ def standard_error(d: Tensor) -> float | None:
 def cautions(models: tuple[Compared, ...]) -> list[str]:
     """What makes some of the bounds looser than others."""
     found = []
-    if len(counts := {m.num_samples for m in models}) > 1:
+    if len(methods := {m.method for m in models}) > 1:
+        found.append(
+            f"scored by {', '.join(sorted(methods))}: each falls short of log p(x) by an amount of its own, an oracle by "
+            "none. Score all by the same method."
+        )
+    if len(counts := {m.num_samples for m in models if m.num_samples}) > 1:
         found.append(
             f"scored with {', '.join(map(str, sorted(counts)))} samples a row: fewer samples put a model lower. Score all "
             "with the same number."
@@ -278,11 +308,12 @@ def columns(models: tuple[Compared, ...]) -> list[list[str]]:
         ["± data", *(say(m.data_se) for m in models)],
         ["difference", *("best" if m is best else say(m.difference) for m in models)],
         ["± paired", *("" if m is best else say(m.difference_se) for m in models)],
-        ["gap", *(say(m.gap) for m in models)],
-        [f"ESS < {LOW_ESS}", *(f"{m.low_ess:.1%}" for m in models)],
-        ["K", *(str(m.num_samples) for m in models)],
     ]
     for heading, values, form in (
+        ("gap", [m.gap for m in models], ".3f"),
+        (f"ESS < {LOW_ESS}", [m.low_ess for m in models], ".1%"),
+        ("flagged", [m.flagged for m in models], ".1%"),
+        ("K", [m.num_samples for m in models], "d"),
         ("active units", [m.active_units for m in models], "d"),
         ("seconds", [m.seconds for m in models], ".1f"),
     ):

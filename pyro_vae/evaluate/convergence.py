@@ -9,7 +9,7 @@ from pyro_vae.errors import UsageError
 from pyro_vae.infer.weights import Program
 
 from .evidence import Evidence
-from .importance import log_likelihood
+from .importance import importance
 
 SAMPLES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 OURS = {"num_samples", "particles", "resume", "target_se", "strict"}  # options that would contradict `samples`
@@ -62,8 +62,6 @@ def convergence(
     for k in samples:
         held = found[-1] if found else None
         found.append(
-            log_likelihood(
-                model, guide, x, *context, num_samples=samples[-1], particles=range(k), resume=held, **options
-            )
+            importance(model, guide, x, *context, num_samples=samples[-1], particles=range(k), resume=held, **options)
         )
     return found

@@ -3,7 +3,7 @@ r"""The ELBO taken apart over all rows: reconstruction, and KL = mutual informat
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -17,8 +17,9 @@ from pyro_vae.infer.weights import Program, find_plates
 from pyro_vae.seeding import seeded
 
 from .aggregate import PROBES, Chunk, Form, aggregate, crossed, form_of, posteriors, scored
-from .evidence import say
 from .gaps import prepared, slices
+from .measure import measure_of
+from .reading import say
 
 ROWS = 2048  # that the guide is run on at a time
 
@@ -55,6 +56,7 @@ class ElboDecomposition:
         rows: N.
         num_samples: S, draws a row.
         seed: of the draws.
+        measure: that the ELBO and its reconstruction are densities with respect to; "score" for one of no distribution.
     """
 
     reconstruction: Quantity
@@ -69,6 +71,7 @@ class ElboDecomposition:
     rows: int
     num_samples: int
     seed: int
+    measure: str | None = None
 
     @property
     def rate(self) -> float:
@@ -112,6 +115,7 @@ class ElboDecomposition:
             "rows": self.rows,
             "num_samples": self.num_samples,
             "seed": self.seed,
+            "measure": self.measure,
             "unit": "nats per row",
         }
 
@@ -122,6 +126,7 @@ class ElboDecomposition:
             f"ELBO {self.elbo:.3f} = reconstruction {self.reconstruction} − KL {self.kl} | KL = {parts} nats (± Monte Carlo "
             f"± data) | information at most log {self.rows} = {math.log(self.rows):.2f} | {self.active()} of {units} units "
             f"active | {self.num_samples} draws a row{f' | {self.whole}' if self.whole else ''}"
+            f"{f' | {self.measure}' if self.measure else ''}"
         )
 
     __repr__ = __str__
@@ -202,7 +207,8 @@ def decompose(
         z = {name: crossed([c.values[name] for c in chunks], dim) for name, dim in form.dims.items()}
         mixture = [posteriors(guide, rows, plates, form, seed) for rows in slices(args, ROWS)]
         log_q, units = aggregate(mixture, z, len(args[0]), min(ROWS, len(args[0])), form.q_product, verbose)
-    return assembled(chunks, log_q, units, form, num_samples, seed)
+        measure = measure_of(model, guide, *(a[:1] for a in args))
+    return replace(assembled(chunks, log_q, units, form, num_samples, seed), measure=measure)
 
 
 def assembled(

@@ -67,7 +67,7 @@ def enumerate_latents(
         log_px = torch.cat([codes.add_up(rows, shared, chunk_size) for rows in everyone.split(step)])
     how = f"{codes.total} codes of {', '.join(repr(name) for name in joint.latents)}"
     none = torch.zeros_like(log_px)
-    return Exact(log_px.cpu(), none.cpu(), none.bool().cpu(), "enumeration", joint.measure, how)
+    return Exact(log_px.cpu(), none.cpu(), (none == 0).cpu(), "enumeration", joint.measure, how)
 
 
 class Codes:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.errors import DataError, UsageError
+from pyro_vae.errors import UsageError
 
 from .moments import Ledger
 from .pareto import MIN_TAIL, khat_threshold
+from .reading import bits_per_dim, finite, known, say
+from .tables import read_columns, write_columns
 
 LOW_ESS = 10  # below it a row's estimate rests on a handful of particles, and its own error bar is not to be believed
 LEAST = 5 * MIN_TAIL  # particles for a k̂
@@ -110,10 +109,18 @@ class Evidence:
             raise UsageError("this evidence holds no particles (it was read from a file): it cannot be added to")
         for name, value in wanted.items():
             if getattr(self, name) != value:
-                raise UsageError(f"evidence with {name} {getattr(self, name)!r} and {value!r} cannot be put together")
+                raise UsageError(
+                    f"evidence with {name} {getattr(self, name)!r} and {value!r} cannot be put together: run all of it with "
+                    "the same, or start anew, without resume"
+                )
 
     def __len__(self) -> int:
         return len(self.log_px)
+
+    @property
+    def method(self) -> str:
+        """As every estimate says how it was made."""
+        return "importance sampling"
 
     @property
     def gap(self) -> Tensor:
@@ -177,9 +184,7 @@ class Evidence:
             >>> Evidence(rows[0], *rows.expand(4, 1), num_samples=1, seed=0).bits_per_dim(4).item()
             2.0
         """
-        if event_size < 1:
-            raise UsageError(f"event_size is the number of elements of one row of x, at least 1; got {event_size}")
-        return -self.log_px / (event_size * math.log(2))
+        return bits_per_dim(self.log_px, event_size)
 
     def summary(self) -> dict[str, Any]:
         """Means over rows, errors apart: Monte Carlo (more particles shrink it) and data (more rows shrink it).
@@ -201,6 +206,7 @@ class Evidence:
             "num_samples": self.num_samples,
             "seed": self.seed,
             "unit": "nats per row, higher is better",
+            "method": self.method,
             "measure": self.measure,
             "proposal": self.proposal,
             **self.diagnostics(),
@@ -222,13 +228,8 @@ class Evidence:
 
     def rows_csv(self) -> str:
         """One line a row: row, log_px, mc_se, ess, elbo, elbo_se, khat, max_share, jackknife, samples; to the last bit."""
-        out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
         names = [field for field in ROW_FIELDS + DIAGNOSTICS if getattr(self, field) is not None]
-        writer.writerow(["row", *names])
-        columns = [getattr(self, field).tolist() for field in names]
-        writer.writerows([i, *map(repr, values)] for i, values in enumerate(zip(*columns, strict=True)))
-        return out.getvalue()
+        return write_columns({name: getattr(self, name) for name in names})
 
     @classmethod
     def from_csv(cls, text: str, *, num_samples: int, seed: int, **said: Any) -> Evidence:
@@ -250,23 +251,14 @@ class Evidence:
             >>> Evidence.from_csv(evidence.rows_csv(), num_samples=7, seed=0).log_px.tolist()
             [-1.5, -0.1]
         """
-        lines = list(csv.DictReader(io.StringIO(text)))
-        if not lines or (missing := [field for field in ("row", *ROW_FIELDS) if field not in lines[0]]):
-            raise DataError(f"no evidence: {f'the column {missing[0]!r} is missing' if lines else 'there are no rows'}")
-        if [line["row"] for line in lines] != [str(i) for i in range(len(lines))]:
-            raise DataError(f"no evidence: its {len(lines)} rows are not numbered 0 to {len(lines) - 1} in order")
-        try:
-            names = [field for field in ROW_FIELDS + DIAGNOSTICS if field in lines[0]]
-            table = torch.tensor([[float(line[field]) for field in names] for line in lines], dtype=torch.float64)
-        except (TypeError, ValueError) as error:
-            raise DataError(f"no evidence: a cell is no number ({error})") from error
-        said |= zip(names, table.unbind(1), strict=True)
+        said |= read_columns(text, ROW_FIELDS, DIAGNOSTICS)
         return cls(num_samples=num_samples, seed=seed, **said)
 
     def __str__(self) -> str:
         s = self.summary()
         return (
             f"log p(x) {s['log_px']:.3f} ± {say(s['log_px_mc_se'])} (Monte Carlo) ± {say(s['log_px_data_se'])} (data) nats | "
+            f"{self.method} from the {self.proposal}{f', {self.measure}' if self.measure else ''} | "
             f"ELBO {s['elbo']:.3f} ± {say(s['elbo_mc_se'])} | gap {s['gap']:.3f} | "
             f"ESS median {s['ess_median']:.0f}, least {s['ess_min']:.1f} of {s['num_samples']} | "
             f"{s['rows']} rows, {s['rows_of_low_ess']} with ESS below {LOW_ESS}{self.say_flagged(s)}"
@@ -281,18 +273,3 @@ class Evidence:
         return f", {s['rows_flagged']} flagged ({why}{target}) | jackknife {say(s['jackknife'])} (no bound)"
 
     __repr__ = __str__
-
-
-def known(value: Tensor) -> float | None:
-    """A number, or None where it is not defined (one particle, one row)."""
-    return None if value.isnan() else value.item()
-
-
-def finite(value: Tensor) -> float | None:
-    """A number that JSON has, too."""
-    return value.item() if value.isfinite() else None
-
-
-def say(error: float | None) -> str:
-    """An error bar in print."""
-    return "unknown" if error is None else f"{error:.3f}"

@@ -17,8 +17,10 @@ from pyro_vae.infer.weights import Plates, Program, find_plates, log_probs
 from pyro_vae.progress import tracked
 from pyro_vae.seeding import seeded
 
-from .evidence import LOW_ESS, known, say
+from .evidence import LOW_ESS
 from .local import Batch, Free, LocalSite, local_guide, local_sites, optimise, start_of
+from .measure import measure_of
+from .reading import LogPx, known, say
 
 TOLERANCE = 0.01  # nats: a row that since the middle of the steps gained less has converged
 Number = dict[str, float | None]
@@ -43,6 +45,7 @@ class Gaps:
         steps: of the optimisation.
         num_samples: K, draws a row, none of which q* was fitted on.
         seed: of all noise.
+        measure: that log p(x) and the ELBO are densities with respect to; "score" for one of no distribution.
     """
 
     log_px: Tensor
@@ -59,6 +62,7 @@ class Gaps:
     steps: int
     num_samples: int
     seed: int
+    measure: str | None = None
 
     def __len__(self) -> int:
         return len(self.log_px)
@@ -97,6 +101,7 @@ class Gaps:
             "steps": self.steps,
             "num_samples": self.num_samples,
             "seed": self.seed,
+            "measure": self.measure,
             "unit": "nats per row",
         }
 
@@ -107,6 +112,7 @@ class Gaps:
         return (
             f"{said[0]} = {' + '.join(said[1:])} nats (± Monte Carlo ± data) | {len(self)} rows, {unfinished} not converged "
             f"after {self.steps} steps, {s['rows_of_low_ess']} with ESS below {LOW_ESS} of {self.num_samples}"
+            f"{f' | {self.measure}' if self.measure else ''}"
         )
 
     __repr__ = __str__
@@ -128,7 +134,7 @@ def gaps(
     guide: Program,
     x: Any,
     *context: Any,
-    log_px: Any = None,
+    log_px: Tensor | LogPx | None = None,
     steps: int = 500,
     lr: float = 0.05,
     num_particles: int = 8,
@@ -204,6 +210,7 @@ def gaps(
         with seeded(seed, device=args[0].device):
             check_support(model, guide, *args)
             plates = find_plates(model, guide, *(a[:1] for a in args))
+            measure = measure_of(model, guide, *(a[:1] for a in args))
         parts: list[dict[str, Tensor]] = []
         size = chunk_size // max(num_particles, min(num_samples, 64))
         for i, rows in enumerate(tracked(slices(args, size), "gaps", verbose)):
@@ -218,7 +225,7 @@ def gaps(
             )
             parts.append(figures(q, middle, last, of))
     by_row = {field: torch.cat([part[field] for part in parts]) for field in parts[0]}
-    return Gaps(**by_row, given=truth is not None, steps=steps, num_samples=num_samples, seed=seed)
+    return Gaps(**by_row, given=truth is not None, steps=steps, num_samples=num_samples, seed=seed, measure=measure)
 
 
 def prepared(model: Program, guide: Program, x: Any, context: tuple[Any, ...], missing: bool = False) -> Batch:
@@ -232,10 +239,9 @@ def slices(args: Batch, step: int) -> list[Batch]:
     return [tuple(a[i : i + max(1, step)] for a in args) for i in range(0, len(args[0]), max(1, step))]
 
 
-def as_truth(log_px: Any, rows: int) -> tuple[Tensor, Tensor]:
-    """A given log p(x), and its error: `mc_se` of an estimate, `error` of an oracle, 0 where none came with it."""
-    values = log_px if isinstance(log_px, Tensor) else log_px.log_px
-    se = getattr(log_px, "mc_se", getattr(log_px, "error", None))
+def as_truth(log_px: Tensor | LogPx, rows: int) -> tuple[Tensor, Tensor]:
+    """A given log p(x), and its error: 0 for bare numbers."""
+    values, se = (log_px, None) if isinstance(log_px, Tensor) else (log_px.log_px, log_px.mc_se)
     values = values.detach().to("cpu", torch.float64)
     if values.shape != (rows,):
         raise ShapeError(

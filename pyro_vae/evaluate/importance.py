@@ -23,10 +23,10 @@ from .moments import ROWS, Ledger, Moments
 from .proposals import GUIDE, Proposal
 from .sampler import Sampler, checked
 
-__all__ = ["Moments", "checked", "log_likelihood"]
+__all__ = ["Moments", "checked", "importance"]
 
 
-def log_likelihood(
+def importance(
     model: Program,
     guide: Program,
     x: Any,
@@ -99,7 +99,6 @@ def log_likelihood(
 
     Example:
         >>> import pyro, pyro.distributions as dist
-        >>> from pyro_vae import log_likelihood
         >>> def model(x):
         ...     with pyro.plate("data", len(x)):
         ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -107,7 +106,7 @@ def log_likelihood(
         >>> def prior_as_guide(x):
         ...     with pyro.plate("data", len(x)):
         ...         pyro.sample("z", dist.Normal(0.0, 1.0))
-        >>> evidence = log_likelihood(model, prior_as_guide, torch.tensor([0.0, 1.0]), num_samples=5000)
+        >>> evidence = importance(model, prior_as_guide, torch.tensor([0.0, 1.0]), num_samples=5000)
         >>> exact = dist.Normal(0.0, 2**0.5).log_prob(torch.tensor([0.0, 1.0]))
         >>> bool(((evidence.log_px - exact).abs() < 4 * evidence.mc_se).all())
         True

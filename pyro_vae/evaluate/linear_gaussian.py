@@ -74,7 +74,7 @@ def linear_gaussian(
         )
     none = torch.zeros_like(log_px)
     how = f"{sum(spot.size for spot in spots)} latent dimensions"
-    return Exact(log_px.cpu(), none.cpu(), none.bool().cpu(), "linear-Gaussian closed form", joint.measure, how)
+    return Exact(log_px.cpu(), none.cpu(), (none == 0).cpu(), "linear-Gaussian closed form", joint.measure, how)
 
 
 def gaussian(name: str, fn: Any) -> Any:

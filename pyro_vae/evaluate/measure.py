@@ -12,6 +12,7 @@ from pyro_vae.infer.support import base_name
 from pyro_vae.infer.weights import Program, trace_pair
 
 UNNORMALISED = ("Unit", "ImproperUniform")  # pyro.factor and its like
+DOMINATING = {"binary": "counting", "categories": "counting", "counts": "counting", "continuous": "Lebesgue"}
 CATEGORIES = ("Categorical", "OneHotCategorical", "OneHotCategoricalStraightThrough")
 
 
@@ -37,6 +38,16 @@ def measure_of(model: Program, guide: Program, *args: Tensor) -> str:
         _, sites = trace_pair(model, guide, *args)
     kinds = [kind for site in sites.values() if site["is_observed"] for kind in measures_of(site["fn"])]
     return " x ".join(sorted(set(kinds)))
+
+
+def dominating(measure: str) -> str:
+    """Counting, length, or both: what numbers must share for a difference between them to mean anything.
+
+    Example:
+        >>> dominating("binary"), dominating("counts"), dominating("binary x continuous")
+        ('counting', 'counting', 'Lebesgue x counting')
+    """
+    return " x ".join(sorted({DOMINATING.get(kind, kind) for kind in measure.split(" x ")}))
 
 
 def measures_of(fn: Any) -> list[str]:

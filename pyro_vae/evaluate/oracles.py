@@ -3,6 +3,7 @@ r"""log p(x) without sampling: by quadrature where the latents are few, and by w
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from .grid import ALONE, FIRST, TOGETHER, Box, Density, Rule
 from .joint import Joint, Shared, Spot, bijection, untouched
 from .linear_gaussian import linear_gaussian
 
-__all__ = ["Exact", "auto", "enumerate_latents", "linear_gaussian", "quadrature"]
+__all__ = ["Exact", "enumerate_latents", "exact", "linear_gaussian", "quadrature"]
 NO_DENSITY = {
     "Delta": "which has no density to integrate: compute it in the model.",
     "VonMises": "an angle: its density is that of one turn, and the grid is over all of R. Use importance sampling.",
@@ -107,8 +108,8 @@ def quadrature(
         how = "one grid for all rows" if shared else "a grid for each row"
         if refined.any():
             how += f", refined for {int(refined.sum())} of them"
-    flagged = rule.rough(log_px, error)
-    return Exact(log_px.cpu(), error.cpu(), flagged.cpu(), f"quadrature in {dims} dimensions", joint.measure, how)
+    reliable = ~rule.rough(log_px, error)
+    return Exact(log_px.cpu(), error.cpu(), reliable.cpu(), f"quadrature in {dims} dimensions", joint.measure, how)
 
 
 def unconstrained_spots(joint: Joint) -> list[Spot]:
@@ -180,12 +181,34 @@ def unconstrain(site: Any, joint: Joint, rows: int) -> Tensor:
     return u.movedim(1 + joint.plates.nesting + joint.plates.dim, 1).reshape(len(u), rows, -1)
 
 
-def auto(model: Program, guide: Program | None, x: Any, *context: Any, missing: bool = False) -> Exact | None:
-    """The first oracle that applies, of linear_gaussian, enumerate_latents and quadrature, if it flags no row; else None."""
-    for oracle in (linear_gaussian, enumerate_latents, quadrature):
+def exact(model: Program, guide: Program | None, x: Any, *context: Any, missing: bool = False) -> Exact:
+    """log p(x_n) by the first oracle that applies, of linear_gaussian, enumerate_latents and quadrature.
+
+    Args:
+        model: a Pyro program, as for :func:`~pyro_vae.log_weights`.
+        guide: its guide; may be None, as no oracle needs one.
+        x: data ``(N, *event)``.
+        *context: what the programs take beside x, each with N rows.
+        missing: as for :func:`~pyro_vae.log_likelihood`.
+
+    Raises:
+        ProgramError: none applies; why, oracle by oracle.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Bernoulli(0.2 + 0.4 * pyro.sample("z", dist.Bernoulli(0.25))), obs=x)
+        >>> print(exact(model, None, torch.tensor([0.0, 1.0])))
+        log p(x) -0.780 ± 0.0e+00 (enumeration) ... | 2 codes of 'z' | binary | ...
+    """
+    why = []
+    for oracle in ORACLES:
         try:
-            found = oracle(model, guide, x, *context, missing=missing)
-        except ProgramError:
-            continue
-        return None if found.flagged.any() else found
-    return None
+            return oracle(model, guide, x, *context, missing=missing)
+        except ProgramError as error:
+            why.append(f"{oracle.__name__}: {error}")
+    raise ProgramError("no oracle applies to this model. " + " | ".join(why))
+
+
+ORACLES: tuple[Callable[..., Exact], ...] = (linear_gaussian, enumerate_latents, quadrature)

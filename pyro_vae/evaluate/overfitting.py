@@ -27,6 +27,11 @@ class Overfitting:
     test: Gaps
 
     @property
+    def measure(self) -> str | None:
+        """That log p(x) is a density with respect to."""
+        return self.train.measure
+
+    @property
     def decoder(self) -> Number:
         """log p(x) of training rows − of test rows: how much better the model itself knows what it has seen."""
         return difference(self.train.log_px, self.test.log_px, self.train.log_px_se, self.test.log_px_se)
@@ -51,13 +56,15 @@ class Overfitting:
             "elbo": total,
             "train": self.train.summary(),
             "test": self.test.summary(),
+            "measure": self.measure,
             "unit": "nats per row",
         }
 
     def __str__(self) -> str:
         s = self.summary()
         parts = " + ".join(f"{name} {told(s[name])}" for name in ("decoder", "approximation", "encoder"))
-        return f"ELBO of training rows − of test rows: {s['elbo']:.3f} = {parts} nats (± Monte Carlo ± data)"
+        measure = f" | {self.measure}" if self.measure else ""
+        return f"ELBO of training rows − of test rows: {s['elbo']:.3f} = {parts} nats (± Monte Carlo ± data){measure}"
 
     __repr__ = __str__
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from pyro_vae.errors import DataError
@@ -35,7 +35,9 @@ def save_evidence(evidence: Evidence, path: str | Path) -> None:
         start, stop, count = ledger.rows.start, ledger.rows.stop, ledger.moments.count
         ledgers.append([start, stop, ledger.planned, ledger.done, count, ledger.moments.top.keep])
     said = {name: getattr(evidence, name) for name in SAID}
-    save_file(tensors, path, {"evidence": json.dumps({"said": said, "ledgers": ledgers})})
+    part = Path(f"{path}.part")  # renamed when whole: what is there already outlives an interruption
+    part.write_bytes(save(tensors, {"evidence": json.dumps({"said": said, "ledgers": ledgers})}))
+    part.replace(path)
 
 
 def load_evidence(path: str | Path) -> Evidence:

@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_vae.data.rows import batch_of
 from pyro_vae.errors import ProgramError, ShapeError
 from pyro_vae.infer.programs import evaluation_mode, like_parameters, without_validation
-from pyro_vae.infer.weights import Program, Site, sample_sites
+from pyro_vae.infer.weights import Program, Site, data_plate, sample_sites
 from pyro_vae.seeding import seeded
 
 Batch = tuple[Tensor, ...]
@@ -51,7 +51,8 @@ def simulate(model: Program, x: Any, *context: Any, seed: int = 0) -> Simulated:
 
     Raises:
         ProgramError: an observation that is none of the arguments (a transformed x, a ``pyro.factor``), so that no draw of it
-            says what the argument would have been; or a model that reads the values of x beside observing them.
+            says what the argument would have been; a model that reads the values of x beside observing them; or a latent that
+            rows share, outside the data plate.
         ShapeError: a template of another shape than the model draws.
 
     Example:
@@ -76,6 +77,7 @@ def draw(model: Program, args: Batch, seed: int, *block: int) -> Simulated:
     def once(args: Batch) -> tuple[dict[str, Site], Batch]:
         with seeded(seed, *block, device=args[0].device):
             sites = free_sites(model, *args)
+        check_rows(sites)
         return sites, tuple(replicated(args, sites))
 
     sites, drawn = once(args)
@@ -87,6 +89,11 @@ def draw(model: Program, args: Batch, seed: int, *block: int) -> Simulated:
                 "element by element in a program of your own."
             )
     return Simulated({name: s["value"] for name, s in sites.items() if not was_observed(s)}, drawn)
+
+
+def check_rows(sites: Mapping[str, Site]) -> None:
+    """Refuses, by site, a latent that rows share: what is drawn for one of them would say something of the others."""
+    data_plate({name: [f for f in site["cond_indep_stack"] if f.vectorized] for name, site in sites.items()})
 
 
 def free_sites(model: Program, *args: Tensor, latents: Mapping[str, Tensor] | None = None) -> dict[str, Site]:

@@ -1,5 +1,7 @@
 """A run folder: config.json, metrics.jsonl, model.safetensors, evidence.json and .csv, figures/.
 
+After an evaluation that was interrupted, or is to be gone on with, also particles-SPLIT.safetensors.
+
 Every file is written under another name and renamed when whole. Nothing in it is executed: names, numbers, tensors.
 """
 
@@ -56,8 +58,17 @@ def create(path: Path, overwrite: bool = False) -> Path:
 
 def clear(path: Path) -> None:
     """Deletes what a run wrote, and nothing else."""
-    for file in [*(path / name for name in OURS), *(path / "figures").glob("*.png")]:
+    for file in [
+        *(path / name for name in OURS),
+        *path.glob("particles-*.safetensors"),
+        *(path / "figures").glob("*.png"),
+    ]:
         file.unlink(missing_ok=True)
+
+
+def particles(path: Path, split: str) -> Path:
+    """The file for particles of one split's rows, where an evaluation can be gone on with."""
+    return path / f"particles-{split}.safetensors"
 
 
 def write_json(path: Path, value: Any) -> None:
