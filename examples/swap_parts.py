@@ -13,7 +13,6 @@ P(x) = ∫ p((x + u) / 17) 17⁻⁶⁴ du, and log P(x) ≥ E_u[log p(y)] - 64 l
 """
 
 import argparse
-import math
 import time
 from pathlib import Path
 
@@ -22,11 +21,12 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor
 
 from pyro_vae import MLP, VAE, Conditional, Evidence, adam, errors, families, fit, log_likelihood, posteriors, priors
-from pyro_vae.data import load
+from pyro_vae.data import dequantize, load
 from pyro_vae.report.figures import BLUE, GREY, INK, ORANGE, figure, save
 from pyro_vae.train.schedules import cosine, warmup
 
 D, BOUND = 8, "normal, dequantised (bound)"  # latents, and the one part whose number is not log p(x) but below it
+noised = dequantize(17)
 
 
 def encoder(features: int, family=families.normal) -> Conditional:
@@ -70,16 +70,12 @@ def gallery(x: Tensor) -> list[tuple]:
     ]
 
 
-def dequantize(x: Tensor, generator: torch.Generator) -> Tensor:
-    return (x + torch.rand(x.shape, generator=generator)) / 17
-
-
 def score_bound(vae: VAE, x: Tensor, num_samples: int, draws: int = 8) -> Evidence:
     """E_u[log p(y)] - 64 log 17, averaged over draws of u; their spread holds the noise of u and of z."""
-    generator, jacobian = torch.Generator().manual_seed(0), 64 * math.log(17)
-    y = torch.cat([dequantize(x, generator) for _ in range(draws)])
-    e = log_likelihood(vae.model, vae.guide, y, num_samples=num_samples, verbose=False)
-    log_px, ess, elbo = (values.view(draws, -1) for values in (e.log_px - jacobian, e.ess, e.elbo - jacobian))
+    generator = torch.Generator().manual_seed(0)
+    y = torch.cat([noised(x, generator) for _ in range(draws)])
+    e = log_likelihood(vae.model, vae.guide, y, num_samples=num_samples, verbose=False).of_counts(17, 64)
+    log_px, ess, elbo = (values.view(draws, -1) for values in (e.log_px, e.ess, e.elbo))
     mean, se = (torch.stack((log_px, elbo, ess)).mean(1), torch.stack((log_px, elbo)).std(1) / draws**0.5)
     return Evidence(mean[0], se[0], mean[2], mean[1], se[1], num_samples, seed=0)
 
@@ -90,8 +86,8 @@ def train_and_score(build, data, part: str, epochs: int, num_samples: int) -> Ev
     torch.manual_seed(seed)
     vae, test, noise = build(), data.test.x, torch.Generator().manual_seed(1)
     fit(
-        vae, data.train.x, validation=dequantize(data.validation.x, noise) if noisy else data.validation.x,
-        transform=dequantize if noisy else None, objective=Trace_ELBO(), optimizer=adam(2e-3), schedule=warmup(cosine),
+        vae, data.train.x, validation=noised(data.validation.x, noise) if noisy else data.validation.x,
+        transform=noised if noisy else None, objective=Trace_ELBO(), optimizer=adam(2e-3), schedule=warmup(cosine),
         batch_size=128, epochs=epochs, seed=seed, verbose=False,
     )  # fmt: skip
     if noisy:

@@ -14,10 +14,11 @@ from torch import nn
 
 from pyro_vae import MLP, VAE, Conditional, StandardNormal, bernoulli, normal
 from pyro_vae import log_likelihood as noisy_log_likelihood
-from pyro_vae.errors import DataError, Interrupted, ProgramError, ShapeError, UnreliableError, UsageError
+from pyro_vae.data import dequantize
+from pyro_vae.errors import DataError, Interrupted, ProgramError, ShapeError, SupportError, UnreliableError, UsageError
 from pyro_vae.evaluate import sampler
 from pyro_vae.evaluate.evidence import DIAGNOSTICS, ROW_FIELDS, Evidence
-from pyro_vae.evaluate.measure import measure_of
+from pyro_vae.evaluate.measure import dominating, measure_of
 from pyro_vae.evaluate.moments import Ledger, Moments
 from pyro_vae.evaluate.pareto import Top, gpd_shape, khat_threshold, pareto_khat, tail_size
 from pyro_vae.evaluate.proposals import GUIDE, Proposal, defensive, widen, widened
@@ -645,6 +646,39 @@ def test_bits_per_dim():
     assert evidence.bits_per_dim(3).tolist() == pytest.approx([2.0, 2.0])
     with pytest.raises(UsageError, match="event_size"):
         evidence.bits_per_dim(0)
+
+
+def test_dequantised_evidence_is_a_bound_on_the_counts():
+    """One column of counts, P(x) = F((x + 1) / 5) − F(x / 5) for a normal F: the bound lies below it, by Jensen's gap."""
+    d = dist.Normal(torch.tensor(0.4, dtype=torch.float64), 0.3)
+
+    def model(y):
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(y.new_zeros(()), 1.0))
+            pyro.sample("y", dist.Normal(0.4 + 0 * z, 0.3), obs=y)
+
+    def guide(y):
+        with pyro.plate("data", len(y)):
+            pyro.sample("z", dist.Normal(y.new_zeros(()), 1.0))
+
+    x = torch.arange(5.0, dtype=torch.float64)
+    exact = (d.cdf((x + 1) / 5) - d.cdf(x / 5)).log()
+    y = dequantize(5)(x.repeat(4000), torch.Generator().manual_seed(0))
+    found = log_likelihood(model, guide, y, num_samples=1, verbose=False).of_counts(5, 1)
+    bound = found.log_px.view(4000, 5)
+    mean, se = bound.mean(0), bound.std(0) / 4000**0.5
+    assert (mean < exact + 4 * se).all() and (exact - mean < 0.1).all()
+    assert found.measure == "counts, dequantised" and dominating(found.measure) == "counting"
+    with pytest.raises(UsageError, match="density"):
+        found.of_counts(5, 1)
+
+
+def test_only_counts_are_dequantised():
+    for bad in (-1.0, 5.0, 0.5, math.nan):
+        with pytest.raises(SupportError, match="row"):
+            dequantize(5)(torch.tensor([[bad]]))
+    with pytest.raises(UsageError):
+        dequantize(1)
 
 
 @pytest.mark.parametrize(

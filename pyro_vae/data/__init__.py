@@ -2,7 +2,19 @@
 
 from .binarize import binarize, check_grey, static_binarization
 from .datasets import Data, load
+from .dequantize import dequantize
 from .rows import as_rows, batch_of, same_rows
 from .source import Split
 
-__all__ = ["Data", "Split", "as_rows", "batch_of", "binarize", "check_grey", "load", "same_rows", "static_binarization"]
+__all__ = [
+    "Data",
+    "Split",
+    "as_rows",
+    "batch_of",
+    "binarize",
+    "check_grey",
+    "dequantize",
+    "load",
+    "same_rows",
+    "static_binarization",
+]

@@ -12,7 +12,13 @@ from pyro_vae.infer.support import base_name
 from pyro_vae.infer.weights import Program, trace_pair
 
 UNNORMALISED = ("Unit", "ImproperUniform")  # pyro.factor and its like
-DOMINATING = {"binary": "counting", "categories": "counting", "counts": "counting", "continuous": "Lebesgue"}
+DOMINATING = {
+    "binary": "counting",
+    "categories": "counting",
+    "counts": "counting",
+    "counts, dequantised": "counting",  # a bound on it, by Evidence.of_counts
+    "continuous": "Lebesgue",
+}
 CATEGORIES = ("Categorical", "OneHotCategorical", "OneHotCategoricalStraightThrough")
 
 
