@@ -110,7 +110,7 @@ def fit(
     size = resolve_batch_size(batch_size, len(train[0]))
     if epochs < 1:
         raise UsageError(f"epochs must be at least 1, got {epochs}")
-    step = Step(model, guide, objective or Trace_ELBO(), optimizer or adam())
+    step = Step(model, guide, objective or Trace_ELBO(), optimizer or adam(), prompt=aggressive is not None)
     lagging = None if aggressive is None else Lagging(aggressive, step)
     loop = Loop(step, modules, train, valid, transform, size, epochs, schedule, patience, seed, lagging, on_step)
     summed_over = (ProgramError,) if isinstance(objective, TraceEnum_ELBO) else ()  # enumerated sites: not row by row

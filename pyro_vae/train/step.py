@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -14,8 +13,12 @@ from pyro.poutine.runtime import Message
 from torch import Tensor
 
 from pyro_vae.errors import DivergedError, UsageError
+from pyro_vae.infer.handlers import Settled
 from pyro_vae.infer.programs import without_validation
+from pyro_vae.infer.stock import tensor_loss
 from pyro_vae.infer.weights import Program
+
+from .watch import Late, Prompt, Watch, can_skip
 
 MakeOptimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 
@@ -48,11 +51,46 @@ class Declared(Messenger):
             self.parameters[parameter] = None
 
 
+class Lean:
+    """The step as the programs run: one tensor for the loss, parameters not declared again, nothing validated or read back.
+
+    Objectives without such a form (:func:`~pyro_vae.infer.stock.tensor_loss`) run by their own ``loss_and_grads``.
+    """
+
+    name = "eager"
+
+    def __init__(self, step: Step) -> None:
+        self.step, self.loss = step, tensor_loss(step.objective)
+
+    def __call__(self, *batch: Tensor) -> Tensor:
+        """The loss; gradients are added to the parameters' own."""
+        model, guide = self.step.model, self.step.guide
+        with without_validation():
+            if self.loss is None:
+                return stock_loss(self.step, *batch)
+            with Settled():
+                loss = self.loss(model, guide, *batch)
+            if loss.requires_grad:
+                loss.backward()
+        return loss.detach()
+
+
+def stock_loss(step: Step, *batch: Tensor) -> Tensor:
+    """The loss of the objective's own ``loss_and_grads``, a tensor where the data is."""
+    objective: Any = step.objective
+    loss = objective.loss_and_grads(step.model, step.guide, *batch)
+    if isinstance(loss, Tensor):
+        return loss.detach()
+    dtype = batch[0].dtype if batch[0].is_floating_point() else None
+    return torch.as_tensor(loss, dtype=dtype, device=batch[0].device)
+
+
 class Step:
     """Stock SVI on one optimizer: the loss and gradients of ``objective.loss_and_grads``, summed over the batch.
 
     The first call runs under Pyro's full validation and finds the parameters, as :class:`pyro.infer.SVI` does at each
-    step; later calls run without validation, which they leave as they found it.
+    step; later calls run without validation, which they leave as they found it. Losses are tensors, which nothing has
+    waited for: on a GPU whether they are finite is asked at logging points (``watch.ask()``), on the CPU at once.
 
     Args:
         model: a Pyro program.
@@ -60,15 +98,20 @@ class Step:
         objective: any :class:`pyro.infer.ELBO`.
         make_optimizer: makes the optimizer of the (unconstrained) parameters that the first call declares; what is
             declared only later is not trained.
+        prompt: ask at each step on a GPU, too.
     """
 
-    def __init__(self, model: Program, guide: Program, objective: ELBO, make_optimizer: MakeOptimizer) -> None:
+    def __init__(
+        self, model: Program, guide: Program, objective: ELBO, make_optimizer: MakeOptimizer, prompt: bool = False
+    ) -> None:
         self.model, self.guide, self.objective = model, guide, objective
-        self.make_optimizer = make_optimizer
+        self.make_optimizer, self.prompt = make_optimizer, prompt
         self.parameters: list[Tensor] = []
         self.optimizer: torch.optim.Optimizer | None = None
+        self.watch: Watch = Prompt()
+        self.engine: Callable[..., Tensor] = Lean(self)
 
-    def __call__(self, *batch: Tensor, rate: float = 1.0) -> float:
+    def __call__(self, *batch: Tensor, rate: float = 1.0) -> Tensor:
         """One update; returns the loss. `rate` multiplies the optimizer's own learning rates.
 
         Raises:
@@ -78,7 +121,7 @@ class Step:
         self.update(rate)
         return loss
 
-    def loss_and_grads(self, *batch: Tensor) -> float:
+    def loss_and_grads(self, *batch: Tensor) -> Tensor:
         """The objective's loss, with gradients left on the parameters and nothing updated.
 
         Raises:
@@ -88,18 +131,14 @@ class Step:
             loss = self._first(*batch)
         else:
             self.optimizer.zero_grad(set_to_none=True)
-            with without_validation():
-                loss = float(self.objective.loss_and_grads(self.model, self.guide, *batch))  # type: ignore[attr-defined]
-        if not math.isfinite(loss):
-            raise DivergedError(f"the loss is {loss}")
+            loss = self.engine(*batch)
+        self.watch.loss(loss)
         return loss
 
     def update(self, rate: float = 1.0) -> None:
         """Moves the parameters along their gradients, if these are finite."""
         assert self.optimizer is not None
-        grads = [p.grad for p in self.parameters if p.grad is not None]
-        if not torch.nn.utils.get_total_norm(grads).isfinite():
-            raise DivergedError("a gradient is not finite")
+        self.watch.gradients([p.grad for p in self.parameters if p.grad is not None], self.optimizer)
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = base * rate
         self.optimizer.step()
@@ -109,10 +148,10 @@ class Step:
         """The learning rate of the last step."""
         return float(self.optimizer.param_groups[0]["lr"]) if self.optimizer else 0.0
 
-    def _first(self, *batch: Tensor) -> float:
+    def _first(self, *batch: Tensor) -> Tensor:
         try:
             with Declared() as declared:
-                loss = float(self.objective.loss_and_grads(self.model, self.guide, *batch))  # type: ignore[attr-defined]
+                loss = stock_loss(self, *batch)
         except ValueError as error:
             if not re.search(r"\b(nan|inf)\b", str(error)):
                 raise  # not about numbers: Pyro says what is wrong with the programs
@@ -124,4 +163,7 @@ class Step:
             )
         self.optimizer = self.make_optimizer(self.parameters)
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
+        place = self.parameters[0].device
+        if place.type == "cuda" and not self.prompt and can_skip(self.optimizer):
+            self.watch = Late(place)
         return loss
