@@ -48,6 +48,8 @@ class Beta(Messenger):
         4.0
     """
 
+    dials = ("value",)  # what `at` changes
+
     def __init__(self, beta: float = 1.0, schedule: Callable[[float], float] | None = None) -> None:
         super().__init__()
         if not beta >= 0:

@@ -18,6 +18,7 @@ from pyro_vae.infer.programs import like_parameters, owners, programs, resolve_d
 from pyro_vae.infer.support import check_support, takes_missing
 from pyro_vae.seeding import seeded
 
+from .engines import choose
 from .lagging import Aggressive, Lagging
 from .loop import FIXED, Fit, Loop, Transform
 from .monitor import Reporter
@@ -43,6 +44,7 @@ def fit(
     device: torch.device | str | None = None,
     seed: int = 0,
     missing: bool = False,
+    engine: str = "auto",
     on_step: Callable[[float], Any] | None = None,
     on_epoch: Callable[[dict[str, Any]], dict[str, Any] | None] | None = None,
     verbose: bool = True,
@@ -72,6 +74,11 @@ def fit(
         seed: of order, binarization and noise; the global random state is left as it was.
         missing: x may hold NaN, for what was not observed. Modules that say so (:class:`~pyro_vae.parts.missing.SkipMissing`)
             need no word here; plain functions that close over them do. Every likelihood is still asked whether it takes NaN.
+        engine: how each step's loss and gradients are computed, with the same results but for rounding. "eager" runs the
+            programs; "trace" runs them once for each kind of batch and keeps the flat graph of tensor operations; "compile"
+            puts that through Inductor (needs a C++ compiler, takes 10 to 30 seconds once); "auto" chooses by the number of
+            steps. Each graph is checked against eager when it is made and at each epoch; what cannot be traced runs eager,
+            and :attr:`Fit.engine` says why.
         on_step: called before each step with the fraction of training done, 0 to 1: for what changes as training goes on,
             such as :meth:`Beta.at <pyro_vae.Beta.at>`.
         on_epoch: called with each epoch's record; what it returns joins the record.
@@ -111,6 +118,8 @@ def fit(
     if epochs < 1:
         raise UsageError(f"epochs must be at least 1, got {epochs}")
     step = Step(model, guide, objective or Trace_ELBO(), optimizer or adam(), prompt=aggressive is not None)
+    planned = epochs * -(-len(train[0]) // size)
+    step.engine, step.why = choose(engine, step, modules, on_step, planned)
     lagging = None if aggressive is None else Lagging(aggressive, step)
     loop = Loop(step, modules, train, valid, transform, size, epochs, schedule, patience, seed, lagging, on_step)
     summed_over = (ProgramError,) if isinstance(objective, TraceEnum_ELBO) else ()  # enumerated sites: not row by row

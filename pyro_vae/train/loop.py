@@ -42,12 +42,14 @@ class Fit:
         best_epoch: whose weights the model holds now.
         stopped: why it ended.
         warnings: what was noticed on the way: latents that carry nothing (posterior collapse).
+        engine: how steps were computed, and why, a line each.
     """
 
     history: list[dict[str, Any]] = field(default_factory=list)
     best_epoch: int = 0
     stopped: str = ""
     warnings: list[str] = field(default_factory=list)
+    engine: str = ""
 
     @property
     def best(self) -> dict[str, Any]:
@@ -98,6 +100,7 @@ class Loop:
             self.fit.stopped = "interrupted"
             raise Interrupted(f"interrupted at step {self.done}; the model holds {self.held}", self.fit) from None
         finally:
+            self.fit.engine = self.step.explain()
             self.restore()
             for module, training in flags:
                 module.training = training
@@ -109,6 +112,7 @@ class Loop:
         for module in self.modules:
             module.train()
         further = self.further(epoch)
+        self.step.engine.renew()
         with seeded(self.seed, NOISE, epoch, device=self.device):
             for rows, batch in self.batches(epoch):
                 losses.append(self.update(rows, batch, further))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from pyro.infer import ELBO
@@ -51,6 +51,18 @@ class Declared(Messenger):
             self.parameters[parameter] = None
 
 
+class Engine(Protocol):
+    """How a step's loss and gradients are computed: a loss, and gradients left on the parameters, whose own are None."""
+
+    name: str
+    notes: list[str]
+
+    def __call__(self, *batch: Tensor) -> Tensor: ...
+
+    def renew(self) -> None:
+        """Called at each epoch, before whose steps anything may have been changed."""
+
+
 class Lean:
     """The step as the programs run: one tensor for the loss, parameters not declared again, nothing validated or read back.
 
@@ -61,6 +73,10 @@ class Lean:
 
     def __init__(self, step: Step) -> None:
         self.step, self.loss = step, tensor_loss(step.objective)
+        self.notes: list[str] = []
+
+    def renew(self) -> None:
+        """Nothing is kept from step to step."""
 
     def __call__(self, *batch: Tensor) -> Tensor:
         """The loss; gradients are added to the parameters' own."""
@@ -109,7 +125,8 @@ class Step:
         self.parameters: list[Tensor] = []
         self.optimizer: torch.optim.Optimizer | None = None
         self.watch: Watch = Prompt()
-        self.engine: Callable[..., Tensor] = Lean(self)
+        self.engine: Engine = Lean(self)
+        self.why = ""
 
     def __call__(self, *batch: Tensor, rate: float = 1.0) -> Tensor:
         """One update; returns the loss. `rate` multiplies the optimizer's own learning rates.
@@ -142,6 +159,10 @@ class Step:
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = base * rate
         self.optimizer.step()
+
+    def explain(self) -> str:
+        """Which engine computes the loss and gradients, why it was chosen, and what it has met on the way."""
+        return "\n".join([f"engine {self.engine.name} ({self.why or 'the default'})", *self.engine.notes])
 
     @property
     def rate(self) -> float:
