@@ -385,6 +385,13 @@ def test_nothing_is_left_of_a_trace(monkeypatch):
     assert type(beta.value) is float
 
 
+def test_the_compilers_log1p_is_exact_to_the_last_digits():
+    x = torch.cat([torch.logspace(-40, 38, 4001), -torch.logspace(-40, -0.001, 1001)])
+    exact = x.double().log1p()
+    off = ((compiled.log1p(x).double() - exact) / exact).abs()
+    assert off.max() < 4e-7 and ((x + 1).log().double() / exact - 1).abs().max() > 0.5
+
+
 # dials
 
 

@@ -14,12 +14,16 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_vae import MLP, VAE, Bound, Conditional, StandardNormal, adam, bernoulli, fit, iwae, normal
-from pyro_vae.errors import DivergedError
+from pyro_vae.errors import DivergedError, UsageError
 from pyro_vae.infer.handlers import Settled
 from pyro_vae.infer.programs import without_validation
 from pyro_vae.infer.stock import mean_field, tensor_loss, trace_elbo, unscored
 from pyro_vae.models.register import register
+from pyro_vae.train import threads
+from pyro_vae.train.precision import Bfloat16
 from pyro_vae.train.step import Step
+from pyro_vae.train.threads import all_threads, mkl
+from pyro_vae.train.update import take_step
 from pyro_vae.train.watch import Late, can_skip
 
 sgd = partial(torch.optim.SGD, lr=0.01)
@@ -234,3 +238,93 @@ def test_fit_that_asks_late_names_the_same_step_and_rows(monkeypatch, device):
         said.append((str(caught.value), {n: t.clone() for n, t in vae.state_dict().items()}))
     assert said[0][0] == said[1][0] and "the loss is nan on rows 40. " in said[0][0]
     assert all(torch.equal(t, said[1][1][n]) for n, t in said[0][1].items())
+
+
+# the optimizer's step
+
+
+def trained(optimizer, step, times=4, skip=None):
+    w, b = torch.linspace(-1, 1, 40, requires_grad=True), torch.zeros((), requires_grad=True)
+    of = optimizer([w, b])
+    for i in range(times):
+        for p in (w, b):
+            p.grad = torch.cos(p.detach() * (i + 1))
+        of.found_inf = skip[i] if skip else None
+        step(of)
+    return [w, b, *(t for p in (w, b) for _, t in sorted(of.state[p].items()))]
+
+
+@pytest.mark.parametrize("options", [{}, {"weight_decay": 0.1, "betas": (0.5, 0.9), "eps": 1e-3}, {"amsgrad": True}])
+def test_an_optimizer_step_is_torchs(options):
+    make = partial(torch.optim.Adam, lr=0.1, fused=True, **options)
+    for skip in (None, [torch.tensor(float(i == 2)) for i in range(4)]):
+        ours, theirs = trained(make, take_step, skip=skip), trained(make, lambda o: o.step(), skip=skip)
+        assert all(map(torch.equal, ours, theirs))
+    assert not torch.equal(ours[0], trained(make, take_step)[0])
+
+
+def test_who_listens_to_an_optimizer_is_heard():
+    heard = []
+
+    def make(parameters):
+        optimizer = torch.optim.Adam(parameters, fused=True)
+        optimizer.register_step_post_hook(lambda *_: heard.append(1))
+        return optimizer
+
+    trained(make, take_step)
+    assert len(heard) == 4
+    frozen = torch.ones(2, requires_grad=True)  # no gradient: it stands still
+    optimizer = torch.optim.Adam([frozen, other := torch.ones(2, requires_grad=True)], fused=True)
+    for _ in range(3):
+        other.grad = torch.ones(2)
+        take_step(optimizer)
+    assert torch.equal(frozen, torch.ones(2)) and not torch.equal(other, torch.ones(2))
+
+
+# bfloat16, and threads
+
+
+def test_bfloat16_is_of_networks_alone_and_within_a_tenth_of_a_nat():
+    torch.manual_seed(1)
+    x = torch.bernoulli(torch.full((64, 784), 0.13))
+    vae = VAE(StandardNormal(8), Conditional(MLP(8, 784, (64,)), bernoulli), Conditional(MLP(784, 16, (64,)), normal))
+    fit(vae, x, epochs=15, batch_size=16, optimizer=adam(0.003), verbose=False, precision="bf16")
+    exact, rounded = Bound(), Bound()
+    torch.manual_seed(2)
+    a = exact.per_row(vae.model, vae.guide, x)
+    torch.manual_seed(2)
+    with Bfloat16():
+        b = rounded.per_row(vae.model, vae.guide, x)
+    assert b.dtype == torch.float32 and not torch.equal(a, b)
+    assert (a.mean() - b.mean()).abs() < 0.1 and (a - b).abs().max() < 1
+    with pytest.raises(UsageError, match="choose one of float32, bf16"):
+        fit(vae, x, precision="fp8")
+
+
+def test_a_run_in_bfloat16_is_another_but_no_worse():
+    x, losses, held = binary(200, dtype=torch.float32), {}, {}
+    for precision, engine in (("float32", "eager"), ("bf16", "eager"), ("bf16", "trace")):
+        torch.manual_seed(0)
+        vae = small_vae(dtype=torch.float32)
+        run = fit(vae, x, epochs=6, optimizer=adam(0.01), verbose=False, precision=precision, engine=engine)
+        losses[precision, engine], held[precision, engine] = run.history[-1]["elbo"], list(vae.parameters())
+    assert losses["bf16", "eager"] == pytest.approx(losses["float32", "eager"], abs=0.1)
+    assert not torch.equal(held["bf16", "eager"][0], held["float32", "eager"][0])
+    assert all(map(torch.equal, held["bf16", "eager"], held["bf16", "trace"]))
+
+
+@pytest.mark.skipif(mkl() is None, reason="torch without MKL's switch")
+def test_the_matrix_library_gets_its_threads_back():
+    library = mkl()
+    for was in (1, 0):
+        library.MKL_Set_Dynamic(was)
+        with pytest.raises(LookupError), all_threads() as switched:
+            assert switched and library.mkl_serv_get_dynamic() == 0
+            raise LookupError
+        assert library.mkl_serv_get_dynamic() == was
+
+
+def test_without_the_switch_nothing_happens(monkeypatch):
+    monkeypatch.setattr(threads, "mkl", lambda: None)
+    with all_threads() as switched:
+        assert switched is False

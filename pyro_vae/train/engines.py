@@ -11,7 +11,6 @@ from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
 
 from pyro_vae.errors import UsageError
-from pyro_vae.infer.handlers import Settled
 from pyro_vae.infer.programs import without_validation
 
 from .checked import Result, disagreement, gradients_of, replayed
@@ -106,17 +105,10 @@ class Traced:
         return flat
 
     def traced(self, batch: tuple[Tensor, ...]) -> Flat:
-        step = self.step
         known: Known = []
-        loss_of = self.eager.loss
-        assert loss_of is not None
-
-        def loss(*inputs: Tensor) -> Tensor:
-            return loss_of(step.model, step.guide, *inputs)
-
-        quiet = (replayed(self.buffers, batch[0].device), without_validation(), Settled())
-        with quiet[0], quiet[1], quiet[2], self.panel.traced(step.parameters[0], known):
-            flat = trace(loss, step.parameters, batch)
+        parameters = self.step.parameters
+        with replayed(self.buffers, batch[0].device), without_validation(), self.panel.traced(parameters[0], known):
+            flat = trace(self.eager.value, parameters, batch)
         flat.known = known
         return flat
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +19,8 @@ from pyro_vae.infer.programs import without_validation
 from pyro_vae.infer.stock import tensor_loss
 from pyro_vae.infer.weights import Program
 
+from .precision import Context
+from .update import take_step
 from .watch import Late, Prompt, Watch, can_skip
 
 MakeOptimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
@@ -80,21 +83,26 @@ class Lean:
 
     def __call__(self, *batch: Tensor) -> Tensor:
         """The loss; gradients are added to the parameters' own."""
-        model, guide = self.step.model, self.step.guide
         with without_validation():
             if self.loss is None:
                 return stock_loss(self.step, *batch)
-            with Settled():
-                loss = self.loss(model, guide, *batch)
+            loss = self.value(*batch)
             if loss.requires_grad:
                 loss.backward()
         return loss.detach()
+
+    def value(self, *batch: Tensor) -> Tensor:
+        """The loss as one tensor, with its graph."""
+        assert self.loss is not None
+        with Settled(), self.step.precision():
+            return self.loss(self.step.model, self.step.guide, *batch)
 
 
 def stock_loss(step: Step, *batch: Tensor) -> Tensor:
     """The loss of the objective's own ``loss_and_grads``, a tensor where the data is."""
     objective: Any = step.objective
-    loss = objective.loss_and_grads(step.model, step.guide, *batch)
+    with step.precision():
+        loss = objective.loss_and_grads(step.model, step.guide, *batch)
     if isinstance(loss, Tensor):
         return loss.detach()
     dtype = batch[0].dtype if batch[0].is_floating_point() else None
@@ -115,13 +123,20 @@ class Step:
         make_optimizer: makes the optimizer of the (unconstrained) parameters that the first call declares; what is
             declared only later is not trained.
         prompt: ask at each step on a GPU, too.
+        precision: the context that networks run in.
     """
 
     def __init__(
-        self, model: Program, guide: Program, objective: ELBO, make_optimizer: MakeOptimizer, prompt: bool = False
+        self,
+        model: Program,
+        guide: Program,
+        objective: ELBO,
+        make_optimizer: MakeOptimizer,
+        prompt: bool = False,
+        precision: Context = nullcontext,
     ) -> None:
         self.model, self.guide, self.objective = model, guide, objective
-        self.make_optimizer, self.prompt = make_optimizer, prompt
+        self.make_optimizer, self.prompt, self.precision = make_optimizer, prompt, precision
         self.parameters: list[Tensor] = []
         self.optimizer: torch.optim.Optimizer | None = None
         self.watch: Watch = Prompt()
@@ -147,7 +162,8 @@ class Step:
         if self.optimizer is None:
             loss = self._first(*batch)
         else:
-            self.optimizer.zero_grad(set_to_none=True)
+            for p in self.parameters:
+                p.grad = None
             loss = self.engine(*batch)
         self.watch.loss(loss)
         return loss
@@ -158,7 +174,7 @@ class Step:
         self.watch.gradients([p.grad for p in self.parameters if p.grad is not None], self.optimizer)
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = base * rate
-        self.optimizer.step()
+        take_step(self.optimizer)
 
     def explain(self) -> str:
         """Which engine computes the loss and gradients, why it was chosen, and what it has met on the way."""

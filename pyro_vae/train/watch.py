@@ -35,7 +35,7 @@ class Prompt:
             raise DivergedError(LOSS.format(loss.item()))
 
     def gradients(self, gradients: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> None:
-        if not torch.nn.utils.get_total_norm(gradients).isfinite():
+        if not math.isfinite(torch.nn.utils.get_total_norm(gradients)):
             raise DivergedError(GRADIENT)
 
     def ask(self) -> None:
