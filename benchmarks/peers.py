@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pyro_vae import MLP, VAE, Bound, Conditional, StandardNormal, adam, bernoulli, iwae, normal, posteriors, priors
 from pyro_vae.train.compiled import as_found, compiler
 from pyro_vae.train.dials import Panel
-from pyro_vae.train.engines import Traced
+from pyro_vae.train.engines import FINISH, Traced
 from pyro_vae.train.step import Lean, Step
 
 Run = Callable[[int], Any]
@@ -75,7 +75,7 @@ def ours(case: Case, x: Tensor, engine: str) -> Run:
     """What `fit` does at each step."""
     vae = vae_of(case).to(x.device)
     step = Step(vae.model, vae.guide, objective_of(case), adam())
-    step.engine = Lean(step) if engine == "eager" else Traced(step, [vae], Panel(None), engine == "compile")
+    step.engine = Lean(step) if engine == "eager" else Traced(step, [vae], Panel(None), FINISH.get(engine), engine)
     batch = batches(x, case.batch)
 
     def run(steps: int) -> None:
@@ -134,6 +134,8 @@ def peers(case: Case, device: torch.device) -> dict[str, Peer]:
     if compiler() or device.type == "cuda":
         found |= {f"{OURS} compile": partial(ours, engine="compile")}
         found |= {"PyTorch, compiled, fused Adam": partial(by_hand, fused=True, compiled=True)}
+    if device.type == "cuda":
+        found |= {f"{OURS} graph": partial(ours, engine="graph")}
     found |= {"Pyro": stock, "Pyro, no validation": partial(stock, validate=False)}
     found |= {"Pyro, no validation, fused Adam": partial(stock, validate=False, fused=True)}
     if case.kind == "elbo" and importlib.util.find_spec("numpyro"):

@@ -45,6 +45,7 @@ from pyro_vae.models.register import register
 from pyro_vae.train import compiled, engines
 from pyro_vae.train.dials import Dial, Frozen, holds
 from pyro_vae.train.engines import Traced, resolve
+from pyro_vae.train.graph import Recorded
 from pyro_vae.train.step import Step
 from pyro_vae.train.trace import Untraceable, difference, trace
 
@@ -419,11 +420,65 @@ def test_a_dial_does_arithmetic_as_its_number_does():
             use(dial)
 
 
+# a CUDA graph, as far as it goes without a device
+
+
+class Again:
+    """Records by keeping the function, and replays by running it once more into the memory of the first results."""
+
+    def record(self, function):
+        self.function = function
+        self.results = function()
+        return self.results
+
+    def replay(self):
+        for old, new in zip(self.results, self.function(), strict=True):
+            old.copy_(new)
+
+
+class Stale(Again):
+    """Gives the first results for ever."""
+
+    def replay(self):
+        pass
+
+
+def recorded_by(recorder, monkeypatch):
+    monkeypatch.setitem(engines.FINISH, "trace", lambda flat, batch: Recorded(flat, batch, recorder()))
+    monkeypatch.setitem(engines.MADE, "trace", "recorded")
+
+
+@pytest.mark.parametrize("make", [plain, noisy])
+def test_a_recorded_run_is_the_eager_one(make, monkeypatch):
+    recorded_by(Again, monkeypatch)
+    check_same(make, objective=Trace_ELBO)
+    assert "recorded in" in runs(make, "trace")[2]
+
+
+def test_a_recording_that_does_not_run_again_is_refused(monkeypatch):
+    recorded_by(Stale, monkeypatch)
+    check_refused(plain, "the captured step is not the eager one")
+
+
+def test_parameters_that_moved_are_found(monkeypatch):
+    recorded_by(Again, monkeypatch)
+    vae = small_vae()
+
+    def move(record):
+        vae.likelihood.net[0].weight.data = vae.likelihood.net[0].weight.data.clone()
+
+    assert (
+        "eager from here on: a parameter or buffer has moved"
+        in fit(vae, binary(), engine="trace", on_epoch=move).engine
+    )
+
+
 # which engine
 
 
 def test_auto_goes_by_the_length_of_the_run(monkeypatch):
     assert [resolve("auto", n)[0] for n in (10, 5000, 10**6)] == ["eager", "trace", "compile"]
+    assert resolve("auto", 5000, torch.device("cuda"))[0] == resolve("graph", 1, torch.device("cuda"))[0] == "graph"
     monkeypatch.setattr(engines, "compiler", lambda: None)
     assert resolve("auto", 10**6) == ("trace", "auto: 1000000 steps; no C++ compiler for more")
     assert resolve("compile", 1) == ("trace", "compile was asked for, but no C++ compiler (g++ or clang++) was found")

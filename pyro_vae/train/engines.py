@@ -16,10 +16,15 @@ from pyro_vae.infer.programs import without_validation
 from .checked import Result, disagreement, gradients_of, replayed
 from .compiled import compile_flat, compiler
 from .dials import Known, Panel, holds
+from .graph import record
 from .step import Lean, Step
 from .trace import Flat, Untraceable, difference, trace
 
+Finish = Callable[[Flat, Sequence[Tensor]], Callable[..., Any]]
+FINISH: dict[str, Finish] = {"compile": compile_flat, "graph": record}
+MADE = {"compile": "compiled", "graph": "recorded as a CUDA graph"}
 ENGINES = ("auto", "eager", "trace", "compile", "graph")
+CPU = torch.device("cpu")
 WORTH_TRACE, WORTH_COMPILE = 500, 10_000  # steps, from which half a second and half a minute pay for themselves
 RARE = 8  # times in an epoch that a further kind of batch is met before it is traced, too
 MOST = 8  # traces in all
@@ -38,12 +43,14 @@ class Traced:
         step: whose losses.
         modules: of the programs: their modes and buffers.
         panel: numbers that change from step to step.
-        compiled: through Inductor, for the kind of batch that is met first.
+        finish: what makes something faster of the graph, for the kind of batch that is met first: Inductor, a CUDA graph.
+        name: what it is called.
     """
 
-    def __init__(self, step: Step, modules: Sequence[nn.Module], panel: Panel, compiled: bool = False) -> None:
-        self.step, self.modules, self.panel, self.compiled = step, list(modules), panel, compiled
-        self.name = "compile" if compiled else "trace"
+    def __init__(
+        self, step: Step, modules: Sequence[nn.Module], panel: Panel, finish: Finish | None = None, name: str = "trace"
+    ) -> None:
+        self.step, self.modules, self.panel, self.finish, self.name = step, list(modules), panel, finish, name
         self.eager = Lean(step)
         self.graphs: dict[Any, list[Flat]] = {}
         self.seen: dict[Any, int] = {}
@@ -81,16 +88,17 @@ class Traced:
             raise Untraceable(reason)
         if sum(map(len, self.graphs.values())) >= MOST:
             raise Untraceable(f"more than {MOST} kinds of batch or of changing numbers")
-        flat = self.capture(batch, self.compiled and key == self.main)
+        flat = self.capture(batch, self.finish if key == self.main else None)
         loss = self.checked(key, flat, batch)
         self.graphs.setdefault(key, []).append(flat)
         return loss
 
-    def capture(self, batch: tuple[Tensor, ...], compiled: bool) -> Flat:
-        """Two traces that agree, one of them compiled if asked for."""
+    def capture(self, batch: tuple[Tensor, ...], finish: Finish | None) -> Flat:
+        """Two traces that agree, one of them made faster where that is asked for."""
         start = time.perf_counter()
+        other = tuple(a.flip(0) for a in batch)
         flat = self.traced(batch)
-        apart = difference(flat, self.traced(tuple(a.flip(0) for a in batch)))
+        apart = difference(flat, self.traced(other))
         if apart:
             raise Untraceable(f"two traces of one step differ: {apart}. A number of the programs' own changes")
         owned = {id(b) for b in self.buffers}
@@ -98,10 +106,11 @@ class Traced:
             raise Untraceable("the programs change a tensor in place that is no buffer of their modules")
         seconds = time.perf_counter() - start
         self.said.append(f"traced {flat.operations} operations in {seconds:.1f} s, for {len(batch[0])} rows")
-        if compiled:
+        if finish is not None:
             start = time.perf_counter()
-            flat.run = compile_flat(flat, batch)
-            self.said.append(f"compiled in {time.perf_counter() - start:.1f} s")
+            with replayed(self.buffers, batch[0].device):
+                flat.run = finish(flat, other)  # not the batch that it is checked on
+            self.said.append(f"{MADE[self.name]} in {time.perf_counter() - start:.1f} s")
         return flat
 
     def traced(self, batch: tuple[Tensor, ...]) -> Flat:
@@ -235,7 +244,12 @@ def close(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
 
 
 def choose(
-    engine: str, step: Step, modules: Sequence[nn.Module], on_step: Callable[[float], Any] | None, planned: int
+    engine: str,
+    step: Step,
+    modules: Sequence[nn.Module],
+    on_step: Callable[[float], Any] | None,
+    planned: int,
+    device: torch.device = CPU,
 ) -> tuple[Any, str]:
     """The engine of that name, and why it was taken.
 
@@ -245,28 +259,33 @@ def choose(
         modules: of the programs.
         on_step: what is called before each step.
         planned: steps in all.
+        device: where the data is.
 
     Raises:
         UsageError: no such engine, or one that this device cannot run.
     """
     if engine not in ENGINES:
         raise UsageError(f"engine={engine!r}: choose one of {', '.join(ENGINES)}")
-    name, why = resolve(engine, planned)
+    name, why = resolve(engine, planned, device)
     if name == "eager":
         return Lean(step), why
-    return Traced(step, modules, Panel(on_step), compiled=name == "compile"), why
+    return Traced(step, modules, Panel(on_step), FINISH.get(name), name), why
 
 
-def resolve(engine: str, planned: int) -> tuple[str, str]:
-    """What "auto" comes to on the CPU, and what stands in the way of what was asked for."""
-    if engine == "graph":
-        raise UsageError("engine='graph' needs a CUDA device: take 'compile' or 'trace' on the CPU, or 'auto'")
+def resolve(engine: str, planned: int, device: torch.device = CPU) -> tuple[str, str]:
+    """What "auto" comes to on a device, and what stands in the way of what was asked for."""
+    if engine == "graph" and device.type != "cuda":
+        raise UsageError(
+            f"engine='graph' needs a CUDA device, and the data is on {device}: take 'compile' or 'trace', or 'auto'"
+        )
     if engine == "compile" and compiler() is None:
         return "trace", "compile was asked for, but no C++ compiler (g++ or clang++) was found"
     if engine != "auto":
         return engine, "asked for"
     if planned < WORTH_TRACE:
         return "eager", f"auto: {planned} steps are over before a trace pays"
+    if device.type == "cuda":
+        return "graph", f"auto: {planned} steps on CUDA"
     if planned < WORTH_COMPILE or compiler() is None:
         return "trace", f"auto: {planned} steps" + ("" if compiler() else "; no C++ compiler for more")
     return "compile", f"auto: {planned} steps pay for compiling"

@@ -79,7 +79,8 @@ def fit(
             need no word here; plain functions that close over them do. Every likelihood is still asked whether it takes NaN.
         engine: how each step's loss and gradients are computed, with the same results but for rounding. "eager" runs the
             programs; "trace" runs them once for each kind of batch and keeps the flat graph of tensor operations; "compile"
-            puts that through Inductor (needs a C++ compiler, takes 10 to 30 seconds once); "auto" chooses by the number of
+            puts that through Inductor (needs a C++ compiler, takes 10 to 30 seconds once); "graph" replays it as a CUDA
+            graph; "auto" chooses by the number of
             steps. Each graph is checked against eager when it is made and at each epoch; what cannot be traced runs eager,
             and :attr:`Fit.engine` says why.
         precision: "bf16" multiplies within linear and convolutional layers in bfloat16 while training, the rest in float32;
@@ -126,7 +127,7 @@ def fit(
         model, guide, objective or Trace_ELBO(), optimizer or adam(), aggressive is not None, precision_of(precision)
     )
     planned = epochs * -(-len(train[0]) // size)
-    step.engine, step.why = choose(engine, step, modules, on_step, planned)
+    step.engine, step.why = choose(engine, step, modules, on_step, planned, train[0].device)
     lagging = None if aggressive is None else Lagging(aggressive, step)
     loop = Loop(step, modules, train, valid, transform, size, epochs, schedule, patience, seed, lagging, on_step)
     summed_over = (ProgramError,) if isinstance(objective, TraceEnum_ELBO) else ()  # enumerated sites: not row by row
