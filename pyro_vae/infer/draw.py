@@ -294,7 +294,9 @@ def same(a: Any, b: Any) -> bool:
         return False
     if isinstance(a, Tensor):
         return a.shape == b.shape and torch.allclose(a, b, rtol=1e-6, atol=0)
-    return math.isclose(a, b, rel_tol=1e-12)
+    if isinstance(a, float | int) and isinstance(b, float | int):
+        return math.isclose(a, b, rel_tol=1e-12)
+    return bool(a == b)
 
 
 def check_inner_plates(run: Run, bound: Callable[[Tensor], Tensor]) -> None:

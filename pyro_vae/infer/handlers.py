@@ -11,6 +11,13 @@ from pyro.poutine.util import site_is_subsample
 
 from pyro_vae.errors import UsageError
 
+
+class Settled(Messenger):
+    """Says that the parameters are known, so that our modules need not declare them once more: within a training step."""
+
+    settled = True
+
+
 BETA = "_beta"  # where a site says how much of its scale is β: the rest weighs rows, not sites
 
 
@@ -40,6 +47,8 @@ class Beta(Messenger):
         >>> beta.value
         4.0
     """
+
+    dials = ("value",)  # what `at` changes
 
     def __init__(self, beta: float = 1.0, schedule: Callable[[float], float] | None = None) -> None:
         super().__init__()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -71,7 +72,7 @@ class free_bits:
         return beta * torch.where(below, groups - self.nats, torch.zeros_like(groups)).sum(-1)
 
 
-def beta_of(run: Run, name: str) -> float:
+def beta_of(run: Run, name: str) -> Any:
     """What :class:`~pyro_vae.Beta` makes of a site's KL: one number."""
     beta = run.scales.inner["guide", name]
     if isinstance(beta, Tensor) or not same_scale(run, name):
@@ -79,7 +80,7 @@ def beta_of(run: Run, name: str) -> float:
             f"site {name!r}: a handler weighs its rows, or log p and log q, by different numbers, so it has no one β. "
             "Weigh model and guide alike, by Beta(β) or by poutine.scale around both of them whole."
         )
-    return float(beta)
+    return beta
 
 
 def whole_kl(run: Run, name: str) -> Tensor:
@@ -123,6 +124,8 @@ class capacity:
         >>> term.now
         12.5
     """
+
+    dials: ClassVar[tuple[str, ...]] = ("now",)  # what `at` changes
 
     nats: float
     gamma: float = 1.0

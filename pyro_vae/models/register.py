@@ -6,6 +6,7 @@ import itertools
 import weakref
 
 import pyro
+from pyro.poutine.runtime import _PYRO_STACK
 from torch import nn
 
 from pyro_vae.errors import ProgramError
@@ -29,11 +30,15 @@ def register(module: nn.Module) -> None:
 
     Like ``pyro.module(name, module)``, with a name made afresh for each instance (deep copies included): under a fixed
     name, the second model of a process is silently never trained. Frozen parameters are left out without a warning.
+    Under a handler that says that parameters are known (its ``settled`` is true), as within the steps of ``fit``, nothing
+    is declared again.
 
     Raises:
         ProgramError: Pyro's store holds another tensor under the name (a store that was loaded or set by hand), which
             would be trained in the module's place.
     """
+    if any(getattr(handler, "settled", False) for handler in _PYRO_STACK):
+        return
     name = _names.get(module)
     if name is None:
         name = _names[module] = f"{type(module).__name__}.{next(_count)}"

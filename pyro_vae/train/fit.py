@@ -18,11 +18,14 @@ from pyro_vae.infer.programs import like_parameters, owners, programs, resolve_d
 from pyro_vae.infer.support import check_support, takes_missing
 from pyro_vae.seeding import seeded
 
+from .engines import choose
 from .lagging import Aggressive, Lagging
 from .loop import FIXED, Fit, Loop, Transform
 from .monitor import Reporter
+from .precision import precision_of
 from .schedules import Schedule, constant
 from .step import MakeOptimizer, Step, adam
+from .threads import all_threads
 
 FEW = 5  # of the notes that a first check leads to
 
@@ -43,6 +46,8 @@ def fit(
     device: torch.device | str | None = None,
     seed: int = 0,
     missing: bool = False,
+    engine: str = "auto",
+    precision: str = "float32",
     on_step: Callable[[float], Any] | None = None,
     on_epoch: Callable[[dict[str, Any]], dict[str, Any] | None] | None = None,
     verbose: bool = True,
@@ -72,6 +77,14 @@ def fit(
         seed: of order, binarization and noise; the global random state is left as it was.
         missing: x may hold NaN, for what was not observed. Modules that say so (:class:`~pyro_vae.parts.missing.SkipMissing`)
             need no word here; plain functions that close over them do. Every likelihood is still asked whether it takes NaN.
+        engine: how each step's loss and gradients are computed, with the same results but for rounding. "eager" runs the
+            programs; "trace" runs them once for each kind of batch and keeps the flat graph of tensor operations; "compile"
+            puts that through Inductor (needs a C++ compiler, takes 10 to 30 seconds once); "graph" replays it as a CUDA
+            graph; "auto" chooses by the number of
+            steps. Each graph is checked against eager when it is made and at each epoch; what cannot be traced runs eager,
+            and :attr:`Fit.engine` says why.
+        precision: "bf16" multiplies within linear and convolutional layers in bfloat16 while training, the rest in float32;
+            what is logged and evaluated is float32 throughout.
         on_step: called before each step with the fraction of training done, 0 to 1: for what changes as training goes on,
             such as :meth:`Beta.at <pyro_vae.Beta.at>`.
         on_epoch: called with each epoch's record; what it returns joins the record.
@@ -110,7 +123,11 @@ def fit(
     size = resolve_batch_size(batch_size, len(train[0]))
     if epochs < 1:
         raise UsageError(f"epochs must be at least 1, got {epochs}")
-    step = Step(model, guide, objective or Trace_ELBO(), optimizer or adam())
+    step = Step(
+        model, guide, objective or Trace_ELBO(), optimizer or adam(), aggressive is not None, precision_of(precision)
+    )
+    planned = epochs * -(-len(train[0]) // size)
+    step.engine, step.why = choose(engine, step, modules, on_step, planned, train[0].device)
     lagging = None if aggressive is None else Lagging(aggressive, step)
     loop = Loop(step, modules, train, valid, transform, size, epochs, schedule, patience, seed, lagging, on_step)
     summed_over = (ProgramError,) if isinstance(objective, TraceEnum_ELBO) else ()  # enumerated sites: not row by row
@@ -121,7 +138,7 @@ def fit(
     notes = check_training(model, guide, step.objective, lambda n: loop.fixed_draw(tuple(a[:n] for a in train)), size)
     for note in notes[:FEW] if verbose else ():
         print(f"note: {note}", file=sys.stderr)
-    with Reporter(epochs, verbose, on_epoch) as reporter:
+    with all_threads(), Reporter(epochs, verbose, on_epoch) as reporter:
         return loop.run(reporter)
 
 

@@ -20,7 +20,7 @@ from .step import Step
 
 Batch = tuple[Tensor, ...]
 Numbered = tuple[Tensor, Batch]  # row numbers and the batch
-Move = Callable[[Tensor, Batch, Callable[[Batch], list[Tensor]] | None], float]
+Move = Callable[[Tensor, Batch, Callable[[Batch], list[Tensor]] | None], Tensor]
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Lagging:
         self.on, self.best, self.stale, self.inner = True, -math.inf, 0, 0
         self.parts: tuple[list[Tensor], list[Tensor]] | None = None
 
-    def update(self, move: Move, now: Numbered, further: Iterator[Numbered]) -> float:
+    def update(self, move: Move, now: Numbered, further: Iterator[Numbered]) -> Tensor:
         """The update of the loop's batch, after those of the guide; its loss. `move` makes one update and returns its loss."""
         if not self.on:
             return move(*now, None)
@@ -80,15 +80,16 @@ class Lagging:
         """Guide-only updates until their mean loss stops falling."""
         before, done = math.inf, 0
         while done < self.options.max_inner:
-            total, rows = 0.0, 0
+            losses, rows = [], 0
             for _ in range(min(self.options.check_every, self.options.max_inner - done)):
-                total += move(*now, self.not_guides)
+                losses.append(move(*now, self.not_guides))
                 rows += len(now[0])
                 done += 1
                 now = next(further)
-            if not total / rows < before:
+            mean = math.fsum(map(float, losses)) / rows
+            if not mean < before:
                 break
-            before = total / rows
+            before = mean
         self.inner += done
 
     def only_guides(self, batch: Batch) -> list[Tensor]:

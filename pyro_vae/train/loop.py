@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import torch
@@ -41,12 +42,14 @@ class Fit:
         best_epoch: whose weights the model holds now.
         stopped: why it ended.
         warnings: what was noticed on the way: latents that carry nothing (posterior collapse).
+        engine: how steps were computed, and why, a line each.
     """
 
     history: list[dict[str, Any]] = field(default_factory=list)
     best_epoch: int = 0
     stopped: str = ""
     warnings: list[str] = field(default_factory=list)
+    engine: str = ""
 
     @property
     def best(self) -> dict[str, Any]:
@@ -97,19 +100,24 @@ class Loop:
             self.fit.stopped = "interrupted"
             raise Interrupted(f"interrupted at step {self.done}; the model holds {self.held}", self.fit) from None
         finally:
+            self.fit.engine = self.step.explain()
             self.restore()
             for module, training in flags:
                 module.training = training
 
     def epoch(self, epoch: int) -> dict[str, Any]:
         """One pass over the training rows, and what it led to."""
-        start, total = time.perf_counter(), 0.0
+        start, done = time.perf_counter(), self.done
+        losses: list[Tensor] = []
         for module in self.modules:
             module.train()
         further = self.further(epoch)
+        self.step.engine.renew()
         with seeded(self.seed, NOISE, epoch, device=self.device):
             for rows, batch in self.batches(epoch):
-                total += self.update(rows, batch, further)
+                losses.append(self.update(rows, batch, further))
+            self.settle(epoch, done)
+        total = torch.stack(losses).double().sum().item()
         seconds = time.perf_counter() - start
         record = {"epoch": epoch, "step": self.done, "lr": self.step.rate, "loss": total / len(self.train[0])}
         record |= self.measure()
@@ -121,6 +129,14 @@ class Loop:
         if self.lagging is not None:
             record |= self.lagging.after(record["mutual_information"])
         return record | {"seconds": round(seconds, 4)}
+
+    def settle(self, epoch: int, before: int) -> None:
+        """Where steps are not asked one by one: whether all of this epoch's were finite; names the first that was not."""
+        if trouble := self.step.watch.ask():
+            fine, what = trouble
+            self.done = before + fine
+            rows, batch = next(islice(self.batches(epoch), fine, None))  # the same again, and the weights were kept
+            raise self.diverged(f"{what} on rows {self.suspects(rows, batch)}")
 
     def batches(self, epoch: int) -> Iterator[tuple[Tensor, Batch]]:
         """Shuffled batches with their row numbers; order and binarization depend on (seed, epoch) alone."""
@@ -138,7 +154,7 @@ class Loop:
             x, *context = (a.index_select(0, rows) for a in self.train)
             yield rows, (self.transform(x, generator) if self.transform else x, *context)
 
-    def update(self, rows: Tensor, batch: Batch, further: Iterator[tuple[Tensor, Batch]]) -> float:
+    def update(self, rows: Tensor, batch: Batch, further: Iterator[tuple[Tensor, Batch]]) -> Tensor:
         """One step, and what comes before it: schedules of the objective, an aggressive encoder."""
         if self.on_step is not None:
             self.on_step(self.done / self.planned)
@@ -146,7 +162,7 @@ class Loop:
         self.done += 1
         return loss
 
-    def move(self, rows: Tensor, batch: Batch, frozen: Callable[[Batch], list[Tensor]] | None = None) -> float:
+    def move(self, rows: Tensor, batch: Batch, frozen: Callable[[Batch], list[Tensor]] | None = None) -> Tensor:
         """One update; a divergence is reported with its rows, and leaves the weights as they were."""
         first = self.step.optimizer is None
         try:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterable
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, Protocol
 
 import torch
 from pyro.infer import ELBO
@@ -14,8 +14,14 @@ from pyro.poutine.runtime import Message
 from torch import Tensor
 
 from pyro_vae.errors import DivergedError, ProgramError, UsageError
+from pyro_vae.infer.handlers import Settled
 from pyro_vae.infer.programs import without_validation
+from pyro_vae.infer.stock import tensor_loss
 from pyro_vae.infer.weights import Program
+
+from .precision import Context
+from .update import take_step
+from .watch import Late, Prompt, Watch, can_skip
 
 MakeOptimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 
@@ -52,11 +58,67 @@ class Declared(Messenger):
             self.parameters[parameter] = None
 
 
+class Engine(Protocol):
+    """How a step's loss and gradients are computed: a loss, and gradients left on the parameters, whose own are None."""
+
+    name: str
+    notes: list[str]
+
+    def __call__(self, *batch: Tensor) -> Tensor: ...
+
+    def renew(self) -> None:
+        """Called at each epoch, before whose steps anything may have been changed."""
+
+
+class Lean:
+    """The step as the programs run: one tensor for the loss, parameters not declared again, nothing validated or read back.
+
+    Objectives without such a form (:func:`~pyro_vae.infer.stock.tensor_loss`) run by their own ``loss_and_grads``.
+    """
+
+    name = "eager"
+
+    def __init__(self, step: Step) -> None:
+        self.step, self.loss = step, tensor_loss(step.objective)
+        self.notes: list[str] = []
+
+    def renew(self) -> None:
+        """Nothing is kept from step to step."""
+
+    def __call__(self, *batch: Tensor) -> Tensor:
+        """The loss; gradients are added to the parameters' own."""
+        with without_validation():
+            if self.loss is None:
+                return stock_loss(self.step, *batch)
+            loss = self.value(*batch)
+            if loss.requires_grad:
+                loss.backward()
+        return loss.detach()
+
+    def value(self, *batch: Tensor) -> Tensor:
+        """The loss as one tensor, with its graph."""
+        assert self.loss is not None
+        with Settled(), self.step.precision():
+            return self.loss(self.step.model, self.step.guide, *batch)
+
+
+def stock_loss(step: Step, *batch: Tensor) -> Tensor:
+    """The loss of the objective's own ``loss_and_grads``, a tensor where the data is."""
+    objective: Any = step.objective
+    with step.precision():
+        loss = objective.loss_and_grads(step.model, step.guide, *batch)
+    if isinstance(loss, Tensor):
+        return loss.detach()
+    dtype = batch[0].dtype if batch[0].is_floating_point() else None
+    return torch.as_tensor(loss, dtype=dtype, device=batch[0].device)
+
+
 class Step:
     """Stock SVI on one optimizer: the loss and gradients of ``objective.loss_and_grads``, summed over the batch.
 
     The first call runs under Pyro's full validation and finds the parameters, as :class:`pyro.infer.SVI` does at each
-    step; later calls run without validation, which they leave as they found it.
+    step; later calls run without validation, which they leave as they found it. Losses are tensors, which nothing has
+    waited for: on a GPU whether they are finite is asked at logging points (``watch.ask()``), on the CPU at once.
 
     Args:
         model: a Pyro program.
@@ -64,15 +126,28 @@ class Step:
         objective: any :class:`pyro.infer.ELBO`.
         make_optimizer: makes the optimizer of the (unconstrained) parameters that the first call declares; what is
             declared only later is not trained.
+        prompt: ask at each step on a GPU, too.
+        precision: the context that networks run in.
     """
 
-    def __init__(self, model: Program, guide: Program, objective: ELBO, make_optimizer: MakeOptimizer) -> None:
+    def __init__(
+        self,
+        model: Program,
+        guide: Program,
+        objective: ELBO,
+        make_optimizer: MakeOptimizer,
+        prompt: bool = False,
+        precision: Context = nullcontext,
+    ) -> None:
         self.model, self.guide, self.objective = model, guide, objective
-        self.make_optimizer = make_optimizer
+        self.make_optimizer, self.prompt, self.precision = make_optimizer, prompt, precision
         self.parameters: list[Tensor] = []
         self.optimizer: torch.optim.Optimizer | None = None
+        self.watch: Watch = Prompt()
+        self.engine: Engine = Lean(self)
+        self.why = ""
 
-    def __call__(self, *batch: Tensor, rate: float = 1.0) -> float:
+    def __call__(self, *batch: Tensor, rate: float = 1.0) -> Tensor:
         """One update; returns the loss. `rate` multiplies the optimizer's own learning rates.
 
         Raises:
@@ -82,7 +157,7 @@ class Step:
         self.update(rate)
         return loss
 
-    def loss_and_grads(self, *batch: Tensor) -> float:
+    def loss_and_grads(self, *batch: Tensor) -> Tensor:
         """The objective's loss, with gradients left on the parameters and nothing updated.
 
         Raises:
@@ -91,32 +166,33 @@ class Step:
         if self.optimizer is None:
             loss = self._first(*batch)
         else:
-            self.optimizer.zero_grad(set_to_none=True)
-            with without_validation():
-                loss = float(self.objective.loss_and_grads(self.model, self.guide, *batch))  # type: ignore[attr-defined]
-        if not math.isfinite(loss):
-            raise DivergedError(f"the loss is {loss}")
+            for p in self.parameters:
+                p.grad = None
+            loss = self.engine(*batch)
+        self.watch.loss(loss)
         return loss
 
     def update(self, rate: float = 1.0) -> None:
         """Moves the parameters along their gradients, if these are finite."""
         assert self.optimizer is not None
-        grads = [p.grad for p in self.parameters if p.grad is not None]
-        if not torch.nn.utils.get_total_norm(grads).isfinite():
-            raise DivergedError("a gradient is not finite")
+        self.watch.gradients([p.grad for p in self.parameters if p.grad is not None], self.optimizer)
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = base * rate
-        self.optimizer.step()
+        take_step(self.optimizer)
+
+    def explain(self) -> str:
+        """Which engine computes the loss and gradients, why it was chosen, and what it has met on the way."""
+        return "\n".join([f"engine {self.engine.name} ({self.why or 'the default'})", *self.engine.notes])
 
     @property
     def rate(self) -> float:
         """The learning rate of the last step."""
         return float(self.optimizer.param_groups[0]["lr"]) if self.optimizer else 0.0
 
-    def _first(self, *batch: Tensor) -> float:
+    def _first(self, *batch: Tensor) -> Tensor:
         try:
             with Declared() as declared:
-                loss = float(self.objective.loss_and_grads(self.model, self.guide, *batch))  # type: ignore[attr-defined]
+                loss = stock_loss(self, *batch)
         except ValueError as error:
             if not re.search(r"\b(nan|inf)\b", str(error), re.IGNORECASE):
                 raise  # not about numbers: Pyro says what is wrong with the programs
@@ -131,4 +207,7 @@ class Step:
             )
         self.optimizer = self.make_optimizer(self.parameters)
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
+        place = self.parameters[0].device
+        if place.type == "cuda" and not self.prompt and can_skip(self.optimizer):
+            self.watch = Late(place)
         return loss

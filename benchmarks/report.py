@@ -1,0 +1,108 @@
+"""The results as a table, JSON and a picture."""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+from peers import OURS
+from timing import Times, ratio
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """The processor's kind, and versions: nothing else of the machine."""
+    cpu = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo") as lines:
+            cpu = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {"cpu": cpu, "gpu": gpu, "threads": torch.get_num_threads(), "torch": torch.__version__, "float": "float32"}
+
+
+def best_of_ours(times: dict[str, Times]) -> str:
+    return min((name for name in times if name.startswith(OURS)), key=lambda name: times[name].median)
+
+
+def record(name: str, times: dict[str, Times], failed: dict[str, str]) -> dict[str, Any]:
+    """One case: for everybody the median step, the spread over blocks, and the time over that of our best engine."""
+    best = best_of_ours(times)
+    rows = {
+        who: {
+            "ms": t.median,
+            "least_ms": min(t.wall),
+            "cpu_ms": sorted(t.cpu)[len(t.cpu) // 2],
+            "first_s": t.first,
+            "ratio": ratio(t, times[best]),
+        }
+        for who, t in times.items()
+    }
+    return {"case": name, "ours": best, "peers": rows, "failed": failed}
+
+
+def table(results: dict[str, Any]) -> str:
+    """Markdown."""
+    m = results["machine"]
+    lines = [
+        f"{m['cpu']}{', ' + m['gpu'] if m['gpu'] else ''}, {m['threads']} threads, torch {m['torch']}, float32; medians of "
+        f"{results['blocks']} interleaved blocks. Ratio: a peer's time over that of our fastest engine, block by block.",
+    ]
+    for case in results["cases"]:
+        lines += ["", f"### {case['case']}", "", "| | ms a step | least | CPU ms | first 3 steps, s | ratio |"]
+        lines += ["|---|---|---|---|---|---|"]
+        for who, r in sorted(case["peers"].items(), key=lambda item: item[1]["ms"]):
+            mark = " **(ours)**" if who == case["ours"] else ""
+            numbers = f"{r['ms']:.2f} | {r['least_ms']:.2f} | {r['cpu_ms']:.2f} | {r['first_s']:.1f} | {r['ratio']:.2f}"
+            lines.append(f"| {who}{mark} | {numbers} |")
+        lines += [f"| {who} | failed: {why} | | | | |" for who, why in case["failed"].items()]
+    if growth := results.get("growth"):
+        lines += ["", f"### How cost grows ({growth['engine']}, around {growth['base']})", ""]
+        for axis, of in growth["step_ms"].items():
+            lines.append(f"- {axis}: " + ", ".join(f"{value}: {ms:.2f} ms" for value, ms in of.items()))
+        kept = ", ".join(f"{k}: {mib:.1f} MiB" for k, mib in growth["memory_mib"].items())
+        lines += [f"- kept for the backward pass, by particles: {kept}"]
+        lines += [f"- evaluation: {growth['evaluation']:.3g} particles a second"]
+    return "\n".join(lines) + "\n"
+
+
+def picture(results: dict[str, Any], path: Path) -> None:
+    """Bars of the ratios, and how cost grows."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    cases, growth = results["cases"], results.get("growth")
+    figure, axes = pyplot.subplots(
+        1, 2 if growth else 1, figsize=(13 if growth else 7, 1.5 + 1.6 * len(cases)), squeeze=False
+    )
+    bars, at = axes[0, 0], 0.0
+    for case in cases:
+        bars.text(0, at - 0.7, case["case"], fontsize=8, weight="bold", va="center")
+        for who, r in sorted(case["peers"].items(), key=lambda item: item[1]["ratio"]):
+            bars.barh(at, r["ratio"], color="tab:orange" if who.startswith(OURS) else "tab:gray")
+            bars.text(r["ratio"], at, f" {who}: {r['ms']:.2f} ms", fontsize=7, va="center")
+            at += 1
+        at += 1.5
+    bars.invert_yaxis()
+    bars.set(xlabel="time over our fastest engine's", yticks=[])
+    bars.axvline(1, color="black", linewidth=0.5)
+    if growth:
+        for axis, of in growth["step_ms"].items():
+            axes[0, 1].plot(list(of), list(of.values()), marker="o", label=axis)
+        axes[0, 1].set(xscale="log", yscale="log", xlabel="size", ylabel="ms a step", title=growth["base"])
+        axes[0, 1].legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+def write(results: dict[str, Any], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "benchmarks.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    (folder / "benchmarks.md").write_text(table(results), encoding="utf-8")
+    picture(results, folder / "benchmarks.png")

@@ -1,0 +1,57 @@
+"""A captured step against the eager one, on the same state and noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # of a gradient's norm, over all parameters
+Result = tuple[Tensor, list[Tensor | None]]  # loss, and each parameter's gradient
+
+
+@contextmanager
+def replayed(buffers: Sequence[Tensor], device: torch.device) -> Iterator[None]:
+    """Random state and buffers are put back after, so that the next run sees the same."""
+    held = [b.detach().clone() for b in buffers]
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+    with torch.no_grad():
+        for buffer, before in zip(buffers, held, strict=True):
+            buffer.copy_(before)
+
+
+def disagreement(eager: Result, captured: Result) -> tuple[float, str | None]:
+    """The larger relative difference of loss and gradients, and what to say of it; None where it is rounding."""
+    (loss, gradients), (other, others) = eager, captured
+    reached = [g is not None for g in gradients]
+    if reached != [g is not None for g in others]:
+        return float("inf"), "gradients reach other parameters"
+    ours = [g.double() for g in gradients if g is not None]
+    theirs = [g.double() for g in others if g is not None]
+    tolerance = TOLERANCE.get(loss.dtype, 2e-2)
+    off_loss = relative([loss.double()], [other.double()])
+    off = relative(ours, theirs)
+    if off_loss > tolerance / 10:
+        return off_loss, f"its loss is {other.item():.8g}, eager's {loss.item():.8g}"
+    return max(off, off_loss), f"its gradient is off by {off:.1g} of eager's" if off > tolerance else None
+
+
+def relative(a: list[Tensor], b: list[Tensor]) -> float:
+    """‖a − b‖ / ‖a‖; 0 where both are not finite in the same places."""
+    pairs = [(x.nan_to_num(0.0, 0.0, 0.0), y.nan_to_num(0.0, 0.0, 0.0)) for x, y in zip(a, b, strict=True)]
+    if any(not torch.equal(x.isfinite(), y.isfinite()) for x, y in zip(a, b, strict=True)):
+        return float("inf")
+    norm = sum(x.square().sum().item() for x, _ in pairs) ** 0.5
+    off = sum((x - y).square().sum().item() for x, y in pairs) ** 0.5
+    return off / norm if norm else off
+
+
+def gradients_of(run: Callable[..., Tensor], parameters: Sequence[Tensor], batch: Sequence[Tensor]) -> Result:
+    """The loss, and the gradients that an eager run leaves on the parameters."""
+    for p in parameters:
+        p.grad = None
+    loss = run(*batch)
+    return loss, [p.grad for p in parameters]

@@ -1,0 +1,160 @@
+"""Numbers that change as training goes on (β, a capacity), as tensors: a trace would freeze a Python number.
+
+An object says which of its numbers they are by a class attribute ``dials``; its method, given to ``fit`` as ``on_step``,
+moves them. While a step is traced each is a :class:`Dial`, and what the programs ask of it (``beta == 1``) is remembered
+with the answer: the trace holds for as long as the answers do.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Known = list[tuple[Callable[[], bool], bool]]  # what was asked, and what the answer was
+
+
+class Frozen(Exception):
+    """A dial was turned into a plain number: the trace would not follow it."""
+
+
+class Dial:
+    """A number with two faces: a plain one, read afresh, for questions; a 0-d tensor for arithmetic with tensors."""
+
+    def __init__(self, read: Callable[[], float], tensor: Tensor, known: Known) -> None:
+        self.read, self.tensor, self.known = read, tensor, known
+
+    def __repr__(self) -> str:
+        return f"Dial({self.read()})"
+
+    def __float__(self) -> float:
+        raise Frozen("a number that changes as training goes on is turned into a plain one")
+
+    __int__ = __index__ = __bool__ = __float__
+    __hash__ = None  # type: ignore[assignment]
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args, kwargs = torch.utils._pytree.tree_map(as_tensor, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+    def combined(self, other: Any, do: Callable[[Any, Any], Any]) -> Any:
+        if isinstance(other, Dial):
+            return Dial(lambda: do(self.read(), other.read()), do(self.tensor, other.tensor), self.known)
+        if isinstance(other, int | float):
+            return Dial(lambda: do(self.read(), other), do(self.tensor, other), self.known)
+        return do(self.tensor, other) if isinstance(other, Tensor) else NotImplemented
+
+    def asked(self, other: Any, do: Callable[[Any, Any], Any]) -> Any:
+        """Answers, and remembers; of a tensor, element by element."""
+        if isinstance(other, Tensor):
+            return do(self.tensor, other)
+        that = other.read if isinstance(other, Dial) else lambda: other
+        answer = do(self.read(), that())
+        self.known.append((lambda: do(self.read(), that()), answer))
+        return answer
+
+    def __add__(self, other: Any) -> Any:
+        return self.combined(other, operator.add)
+
+    def __sub__(self, other: Any) -> Any:
+        return self.combined(other, operator.sub)
+
+    def __mul__(self, other: Any) -> Any:
+        return self.combined(other, operator.mul)
+
+    def __truediv__(self, other: Any) -> Any:
+        return self.combined(other, operator.truediv)
+
+    def __rsub__(self, other: Any) -> Any:
+        return self.combined(other, lambda a, b: b - a)
+
+    def __rtruediv__(self, other: Any) -> Any:
+        return self.combined(other, lambda a, b: b / a)
+
+    __radd__, __rmul__ = __add__, __mul__
+
+    def __neg__(self) -> Dial:
+        return self * -1.0
+
+    def __eq__(self, other: object) -> bool:
+        return self.asked(other, operator.eq)
+
+    def __lt__(self, other: Any) -> bool:
+        return self.asked(other, operator.lt)
+
+    def __le__(self, other: Any) -> bool:
+        return self.asked(other, operator.le)
+
+    def __gt__(self, other: Any) -> bool:
+        return self.asked(other, operator.gt)
+
+    def __ge__(self, other: Any) -> bool:
+        return self.asked(other, operator.ge)
+
+
+def as_tensor(value: Any) -> Any:
+    return value.tensor if isinstance(value, Dial) else value
+
+
+class Panel:
+    """The dials that a run's ``on_step`` moves.
+
+    Example:
+        >>> from pyro_vae import Beta, warmup, constant
+        >>> beta = Beta(4.0, warmup(constant, 0.5))
+        >>> panel = Panel(beta.at)
+        >>> known = []
+        >>> with panel.traced(torch.zeros(1), known):
+        ...     torch.ones(2) * beta.value, beta.value == 4
+        (tensor([0., 0.]), False)
+        >>> beta.at(0.5)
+        >>> panel.turn()
+        >>> panel.tensors, holds(known)     # the tensor follows; an answer has changed
+        ([tensor(4.)], False)
+    """
+
+    def __init__(self, on_step: Callable[[float], Any] | None) -> None:
+        owner = getattr(on_step, "__self__", None)
+        self.numbers: Sequence[tuple[Any, str]] = [(owner, name) for name in getattr(owner, "dials", ())]
+        self.unseen = on_step is not None and not self.numbers
+        self.tensors: list[Tensor] = []
+
+    def turn(self) -> None:
+        """Takes the numbers of now into the tensors."""
+        for tensor, (owner, name) in zip(self.tensors, self.numbers, strict=False):  # none before the first trace
+            tensor.fill_(getattr(owner, name))
+
+    @contextmanager
+    def traced(self, like: Tensor, known: Known) -> Iterator[None]:
+        """Each number is a dial inside, in the dtype and on the device of `like`."""
+        plain = [getattr(owner, name) for owner, name in self.numbers]
+        if not self.tensors:
+            self.tensors = [like.new_tensor(number) for number in plain]
+        try:
+            for (owner, name), number, tensor in zip(self.numbers, plain, self.tensors, strict=True):
+                setattr(owner, name, Dial(Reader(owner, name, number), tensor, known))
+            yield
+        finally:
+            for (owner, name), number in zip(self.numbers, plain, strict=True):
+                setattr(owner, name, number)
+
+
+class Reader:
+    """An object's number, as it is now; the one that it had, while a dial stands in its place."""
+
+    def __init__(self, owner: Any, name: str, number: float) -> None:
+        self.owner, self.name, self.number = owner, name, number
+
+    def __call__(self) -> float:
+        now = getattr(self.owner, self.name)
+        return self.number if isinstance(now, Dial) else now
+
+
+def holds(known: Known) -> bool:
+    """Whether every question still has the answer that the trace was made with."""
+    return all(question() == answer for question, answer in known)

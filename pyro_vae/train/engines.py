@@ -1,0 +1,291 @@
+"""How a step's loss and gradients are computed: as the programs run, from a trace of them, or from a compiled trace."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from pyro.poutine.runtime import _PYRO_STACK
+from torch import Tensor, nn
+
+from pyro_vae.errors import UsageError
+from pyro_vae.infer.programs import without_validation
+
+from .checked import Result, disagreement, gradients_of, replayed
+from .compiled import compile_flat, compiler
+from .dials import Known, Panel, holds
+from .graph import record
+from .step import Lean, Step
+from .trace import Flat, Untraceable, difference, trace
+
+Finish = Callable[[Flat, Sequence[Tensor]], Callable[..., Any]]
+FINISH: dict[str, Finish] = {"compile": compile_flat, "graph": record}
+MADE = {"compile": "compiled", "graph": "recorded as a CUDA graph"}
+ENGINES = ("auto", "eager", "trace", "compile", "graph")
+CPU = torch.device("cpu")
+WORTH_TRACE, WORTH_COMPILE = 500, 10_000  # steps, from which half a second and half a minute pay for themselves
+RARE = 8  # times in an epoch that a further kind of batch is met before it is traced, too
+MOST = 8  # traces in all
+TRIES = 3  # audits that may fail before the run goes on eager
+
+
+class Traced:
+    """Loss and gradients from a flat graph, one for each kind of batch; eager, with the reason, where that is not safe.
+
+    A graph holds for one key: shapes, dtypes and devices of the batch, modes of the modules, which parameters are trained,
+    the objective's options, autocast, precision and threads. It is made twice from other rows and noise, and compared;
+    then run against the eager step on the same state and noise. That is done anew at each epoch (:meth:`renew`), for what was
+    changed between them.
+
+    Args:
+        step: whose losses.
+        modules: of the programs: their modes and buffers.
+        panel: numbers that change from step to step.
+        finish: what makes something faster of the graph, for the kind of batch that is met first: Inductor, a CUDA graph.
+        name: what it is called.
+    """
+
+    def __init__(
+        self, step: Step, modules: Sequence[nn.Module], panel: Panel, finish: Finish | None = None, name: str = "trace"
+    ) -> None:
+        self.step, self.modules, self.panel, self.finish, self.name = step, list(modules), panel, finish, name
+        self.eager = Lean(step)
+        self.graphs: dict[Any, list[Flat]] = {}
+        self.seen: dict[Any, int] = {}
+        self.due: set[Any] = set()  # keys whose graphs are checked when they are next met
+        self.failed = 0
+        self.main: Any = None  # the kind of batch that is met first
+        self.refused: str | None = None
+        self.said: list[str] = []
+        self.checks, self.off = 0, 0.0
+
+    def __call__(self, *batch: Tensor) -> Tensor:
+        """The loss; gradients are left on the parameters, whose own are gone before."""
+        if self.refused:
+            return self.eager(*batch)
+        key = self.key(batch)
+        self.seen[key] = self.seen.get(key, 0) + 1
+        self.panel.turn()
+        flat = next((f for f in self.graphs.get(key, ()) if holds(f.known)), None)
+        try:
+            if flat is None:
+                return self.first(key, batch)
+            return self.checked(key, flat, batch) if key in self.due else self.take(*flat(*batch), flat.wanted)
+        except Untraceable as why:
+            self.refuse(str(why))
+            for p in self.step.parameters:
+                p.grad = None
+            return self.eager(*batch)
+
+    def first(self, key: Any, batch: tuple[Tensor, ...]) -> Tensor:
+        """A batch for which there is no graph: one is made of it, unless its kind is rare."""
+        self.main = self.main or key
+        if key != self.main and key not in self.graphs and self.seen[key] < RARE:
+            return self.eager(*batch)
+        if reason := self.hindrance():
+            raise Untraceable(reason)
+        if sum(map(len, self.graphs.values())) >= MOST:
+            raise Untraceable(f"more than {MOST} kinds of batch or of changing numbers")
+        flat = self.capture(batch, self.finish if key == self.main else None)
+        loss = self.checked(key, flat, batch)
+        self.graphs.setdefault(key, []).append(flat)
+        return loss
+
+    def capture(self, batch: tuple[Tensor, ...], finish: Finish | None) -> Flat:
+        """Two traces that agree, one of them made faster where that is asked for."""
+        start = time.perf_counter()
+        other = tuple(a.flip(0) for a in batch)
+        flat = self.traced(batch)
+        apart = difference(flat, self.traced(other))
+        if apart:
+            raise Untraceable(f"two traces of one step differ: {apart}. A number of the programs' own changes")
+        owned = {id(b) for b in self.buffers}
+        if any(id(t) not in owned for t in flat.changed()):
+            raise Untraceable("the programs change a tensor in place that is no buffer of their modules")
+        seconds = time.perf_counter() - start
+        self.said.append(f"traced {flat.operations} operations in {seconds:.1f} s, for {len(batch[0])} rows")
+        if finish is not None:
+            start = time.perf_counter()
+            with replayed(self.buffers, batch[0].device):
+                flat.run = finish(flat, other)  # not the batch that it is checked on
+            self.said.append(f"{MADE[self.name]} in {time.perf_counter() - start:.1f} s")
+        return flat
+
+    def traced(self, batch: tuple[Tensor, ...]) -> Flat:
+        known: Known = []
+        parameters = self.step.parameters
+        with replayed(self.buffers, batch[0].device), without_validation(), self.panel.traced(parameters[0], known):
+            flat = trace(self.eager.value, parameters, batch)
+        flat.known = known
+        return flat
+
+    def checked(self, key: Any, flat: Flat, batch: tuple[Tensor, ...]) -> Tensor:
+        """One step of the graph, after the same by eager: refused if they differ, made anew if it is an old one."""
+        self.due.discard(key)
+        with replayed(self.buffers, batch[0].device):
+            eager = gradients_of(self.eager, self.step.parameters, batch)
+            after = [b.clone() for b in self.buffers]
+        random, held = rng(batch[0].device), [b.clone() for b in self.buffers]
+        loss, gradients = flat(*batch)
+        captured: Result = loss, [None] * len(self.step.parameters)
+        for i, g in zip(flat.wanted, gradients, strict=True):
+            captured[1][i] = g
+        off, what = disagreement(eager, captured)
+        if what is None and not all(map(torch.equal, after, self.buffers)):
+            what = None if close(after, self.buffers) else "it leaves other buffers (batch statistics)"
+        if what is None:
+            self.checks, self.off = self.checks + 1, max(off, self.off)
+            return self.take(loss, gradients, flat.wanted)
+        restore(random, batch[0].device, self.buffers, held)
+        if flat not in self.graphs.get(key, ()) or self.failed >= TRIES:
+            raise Untraceable(f"the captured step is not the eager one: {what}")
+        self.failed += 1
+        self.said.append(f"{what}: something changed between epochs, traced anew")
+        self.graphs.pop(key)
+        return self.first(key, batch)
+
+    def take(self, loss: Tensor, gradients: Sequence[Tensor], wanted: Sequence[int]) -> Tensor:
+        """Leaves the gradients where the optimizer looks for them."""
+        for p in self.step.parameters:
+            p.grad = None
+        for i, gradient in zip(wanted, gradients, strict=True):
+            self.step.parameters[i].grad = gradient
+        return loss
+
+    def renew(self) -> None:
+        """Asks for a check of each graph before it is next used: an epoch has passed, and what ran between may matter."""
+        self.due = set(self.graphs)
+        self.seen.clear()
+
+    @property
+    def notes(self) -> list[str]:
+        """What was traced, checked and refused."""
+        checked = f"checked against eager {self.checks} times: off by {self.off:.1g} at most"
+        return [*self.said, *([checked] if self.checks else [])]
+
+    def key(self, batch: tuple[Tensor, ...]) -> Any:
+        """What a graph is good for."""
+        kinds = tuple((a.shape, a.stride(), a.dtype, a.device) for a in batch)
+        modes = tuple(m.training for root in self.modules for m in root.modules())
+        return (
+            kinds,
+            modes,
+            tuple(p.requires_grad for p in self.step.parameters),
+            options(self.step.objective),
+            ambient(),
+        )
+
+    @property
+    def buffers(self) -> list[Tensor]:
+        return list({id(b): b for m in self.modules for b in m.buffers()}.values())
+
+    def hindrance(self) -> str | None:
+        """What no trace could hold, if there is such a thing."""
+        if self.eager.loss is None:
+            name = type(self.step.objective).__name__
+            return f"{name} reads numbers back at each step (Trace_ELBO, TraceMeanField_ELBO and Bound do not)"
+        if self.panel.unseen:
+            return (
+                "on_step may change any number of the programs, which a trace would freeze (the method of an object that "
+                "names its numbers in `dials`, such as Beta.at, is followed)"
+            )
+        if _PYRO_STACK:
+            return "training runs inside other Pyro handlers, which would see only the first steps"
+        hooked = any(p._backward_hooks for p in self.step.parameters)
+        return "a parameter has a hook on its gradient" if hooked else None
+
+    def refuse(self, reason: str) -> None:
+        """From here on eager."""
+        self.refused = reason
+        self.graphs.clear()
+        self.said.append(f"eager from here on: {reason}")
+
+
+def options(objective: Any) -> tuple[Any, ...]:
+    """What an objective was set to, as far as it can be compared."""
+    plain = (int, float, str, bool, type(None))
+    ignored = ("known", "max_plate_nesting")
+    return tuple((k, v if isinstance(v, plain) else id(v)) for k, v in vars(objective).items() if k not in ignored)
+
+
+def ambient() -> tuple[Any, ...]:
+    """What a run depends on beside its inputs."""
+    return (
+        torch.is_autocast_enabled("cpu"),
+        torch.is_autocast_enabled("cuda"),
+        torch.get_float32_matmul_precision(),
+        torch.get_default_dtype(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.get_num_threads(),
+    )
+
+
+def rng(device: torch.device) -> tuple[Tensor, ...]:
+    cpu = torch.get_rng_state()
+    return (cpu, torch.cuda.get_rng_state(device)) if device.type == "cuda" else (cpu,)
+
+
+def restore(
+    random: tuple[Tensor, ...], device: torch.device, buffers: Sequence[Tensor], held: Sequence[Tensor]
+) -> None:
+    torch.set_rng_state(random[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(random[1], device)
+    with torch.no_grad():
+        for buffer, before in zip(buffers, held, strict=True):
+            buffer.copy_(before)
+
+
+def close(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
+    pairs = zip(a, b, strict=True)
+    return all(torch.allclose(x, y, rtol=1e-4, atol=1e-6) if x.is_floating_point() else x.equal(y) for x, y in pairs)
+
+
+def choose(
+    engine: str,
+    step: Step,
+    modules: Sequence[nn.Module],
+    on_step: Callable[[float], Any] | None,
+    planned: int,
+    device: torch.device = CPU,
+) -> tuple[Any, str]:
+    """The engine of that name, and why it was taken.
+
+    Args:
+        engine: one of "auto", "eager", "trace", "compile", "graph".
+        step: whose losses; its parameters need not be known yet.
+        modules: of the programs.
+        on_step: what is called before each step.
+        planned: steps in all.
+        device: where the data is.
+
+    Raises:
+        UsageError: no such engine, or one that this device cannot run.
+    """
+    if engine not in ENGINES:
+        raise UsageError(f"engine={engine!r}: choose one of {', '.join(ENGINES)}")
+    name, why = resolve(engine, planned, device)
+    if name == "eager":
+        return Lean(step), why
+    return Traced(step, modules, Panel(on_step), FINISH.get(name), name), why
+
+
+def resolve(engine: str, planned: int, device: torch.device = CPU) -> tuple[str, str]:
+    """What "auto" comes to on a device, and what stands in the way of what was asked for."""
+    if engine == "graph" and device.type != "cuda":
+        raise UsageError(
+            f"engine='graph' needs a CUDA device, and the data is on {device}: take 'compile' or 'trace', or 'auto'"
+        )
+    if engine == "compile" and compiler() is None:
+        return "trace", "compile was asked for, but no C++ compiler (g++ or clang++) was found"
+    if engine != "auto":
+        return engine, "asked for"
+    if planned < WORTH_TRACE:
+        return "eager", f"auto: {planned} steps are over before a trace pays"
+    if device.type == "cuda":
+        return "graph", f"auto: {planned} steps on CUDA"
+    if planned < WORTH_COMPILE or compiler() is None:
+        return "trace", f"auto: {planned} steps" + ("" if compiler() else "; no C++ compiler for more")
+    return "compile", f"auto: {planned} steps pay for compiling"

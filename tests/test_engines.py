@@ -1,0 +1,518 @@
+"""Engines: the same run as eager, bit by bit where nothing is compiled; and what cannot be traced runs eager, by its reason."""
+
+import itertools
+import random
+from functools import partial
+from types import SimpleNamespace
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
+from torch import nn
+from torch.distributions import Distribution, constraints
+
+from pyro_vae import (
+    MLP,
+    VAE,
+    Beta,
+    Bound,
+    Conditional,
+    StandardNormal,
+    adam,
+    bernoulli,
+    capacity,
+    constant,
+    dreg,
+    elbo,
+    fit,
+    free_bits,
+    gdreg,
+    iwae,
+    normal,
+    piwae,
+    posteriors,
+    priors,
+    rws,
+    vimco,
+    warmup,
+)
+from pyro_vae.errors import UsageError
+from pyro_vae.infer.analytic import analytic_kl
+from pyro_vae.models.register import register
+from pyro_vae.train import compiled, engines
+from pyro_vae.train.dials import Dial, Frozen, holds
+from pyro_vae.train.engines import Traced, resolve
+from pyro_vae.train.graph import Recorded
+from pyro_vae.train.step import Step
+from pyro_vae.train.trace import Untraceable, difference, trace
+
+fit = partial(fit, verbose=False, epochs=2, batch_size=8, seed=5)
+MLP8 = partial(MLP, hidden=(8,))
+
+
+def small_vae(prior=None, posterior=None):
+    q = posterior or Conditional(MLP8(6, 4), normal)
+    return VAE(prior(q) if prior else StandardNormal(2), Conditional(MLP8(2, 6), bernoulli), q)
+
+
+def binary(rows=20):
+    return torch.bernoulli(torch.full((rows, 6), 0.3), generator=torch.Generator().manual_seed(0))
+
+
+def weights(*modules):
+    return [t.detach().clone() for m in modules for t in (*m.parameters(), *m.buffers())]
+
+
+def runs(make, engine, **options):
+    """A run of a fresh pair on this engine: its history without the clock, the weights, what it says of the engine."""
+    torch.manual_seed(1)
+    random.seed(2)
+    pyro.clear_param_store()
+    pair, *modules = make()
+    run = fit(pair, binary(), engine=engine, **{k: v() if k == "objective" else v for k, v in options.items()})
+    history = [{k: v for k, v in record.items() if k != "seconds"} for record in run.history]
+    store = [p.detach().clone() for _, p in sorted(pyro.get_param_store().items()) if not p._is_view()]
+    return history, weights(*modules) or store, run.engine
+
+
+def check_same(make, **options):
+    """Traced and eager, bit by bit; the trace was in use to the end."""
+    a, held, _ = runs(make, "eager", **options)
+    b, other, said = runs(make, "trace", **options)
+    assert "traced" in said and "eager from here on" not in said, said
+    assert a == b and all(map(torch.equal, held, other))
+
+
+def check_refused(make, reason, **options):
+    """Eager from some step on, by this reason; nothing of the run is another."""
+    a, held, _ = runs(make, "eager", **options)
+    b, other, said = runs(make, "trace", **options)
+    assert f"eager from here on: {reason}" in said, said
+    assert a == b and all(map(torch.equal, held, other))
+
+
+def plain():
+    vae = small_vae()
+    return vae, vae
+
+
+# the same run
+
+
+OBJECTIVES = {
+    "Trace_ELBO": Trace_ELBO,
+    "4 particles": lambda: Trace_ELBO(num_particles=4, vectorize_particles=True, max_plate_nesting=1),
+    "TraceMeanField_ELBO": TraceMeanField_ELBO,
+    "elbo": Bound,
+    "iwae": lambda: Bound(iwae, 3),
+    "iwae one by one": lambda: Bound(iwae, 2, vectorize_particles=False),
+    "piwae": lambda: Bound(piwae, 2, num_groups=2),
+    "dreg": lambda: Bound(iwae, 3, estimator=dreg),
+    "rws": lambda: Bound(iwae, 3, estimator=rws),
+    "vimco": lambda: Bound(iwae, 3, estimator=vimco),
+    "analytic_kl": lambda: Bound(elbo, estimator=analytic_kl()),
+    "free bits": lambda: Bound(elbo, terms=[free_bits(0.2)]),
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_traced_run_is_the_eager_one_whatever_the_objective(name):
+    check_same(plain, objective=OBJECTIVES[name])
+
+
+def vamp():
+    vae = small_vae(lambda q: priors.VampPrior(q, 5, 6))
+    return vae, vae
+
+
+def flow():
+    vae = small_vae(posterior=posteriors.FlowPosterior(MLP8(6, 64), 2, transforms=1))
+    return vae, vae
+
+
+def noisy():
+    """Batch norm changes buffers, dropout draws."""
+    net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.ReLU(), nn.Linear(8, 4))
+    vae = small_vae(posterior=Conditional(net, normal))
+    return vae, vae
+
+
+def by_hand():
+    """Plain programs, with a constrained parameter of Pyro's store."""
+    encoder, decoder = nn.Linear(6, 2), nn.Linear(2, 6)
+
+    def model(x):
+        pyro.module("decoder", decoder)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=decoder(z)).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.module("encoder", encoder)
+        scale = pyro.param("scale", torch.ones(2), constraint=constraints.positive)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(encoder(x), scale).to_event(1))
+
+    return (model, guide), encoder, decoder
+
+
+def coins():
+    """A latent without a path: its score function is differentiated."""
+    net = nn.Linear(6, 1)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Bernoulli(torch.tensor(0.5)))
+            pyro.sample("x", dist.Bernoulli(logits=k.unsqueeze(-1).expand(*k.shape, 6)).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.module(f"net{id(net)}", net)
+        with pyro.plate("data", len(x)):
+            pyro.sample("k", dist.Bernoulli(logits=net(x).squeeze(-1)))
+
+    return (model, guide), net
+
+
+@pytest.mark.parametrize("make", [vamp, flow, noisy, by_hand, coins])
+def test_a_traced_run_is_the_eager_one_whatever_the_programs(make):
+    check_same(make, objective=Trace_ELBO)
+
+
+def test_a_trace_is_eager_for_100_steps_with_schedules():
+    check_same(plain, epochs=10, batch_size=2, schedule=warmup(constant, 0.5), optimizer=adam(0.01))
+
+
+def annealed(objective, beta):
+    """The weights after a run in which β or a capacity moves at each step."""
+    check = []
+    for engine in ("eager", "trace"):
+        torch.manual_seed(1)
+        vae = small_vae()
+        moved = beta()
+        pair = moved.pair(vae) if isinstance(moved, Beta) else vae
+        run = fit(pair, binary(), objective=objective(moved), engine=engine, on_step=moved.at, epochs=4)
+        check.append((weights(vae), run))
+    return check
+
+
+@pytest.mark.parametrize(
+    ("objective", "beta"),
+    [
+        (lambda b: Bound(), lambda: Beta(4.0, warmup(constant, 0.6))),
+        (lambda b: Trace_ELBO(), lambda: Beta(1.0, warmup(constant, 0.6))),
+        (lambda b: Bound(iwae, 3, estimator=dreg), lambda: Beta(2.0, lambda done: 1 - done)),
+        (lambda b: Bound(iwae, 3, estimator=gdreg), lambda: Beta(2.0, lambda done: 1 - done)),
+        (lambda b: Bound(elbo, terms=[free_bits(0.1)]), lambda: Beta(2.0, lambda done: 1 - done)),
+        (lambda c: Bound(elbo, terms=[c]), lambda: capacity(2.0, 5.0, lambda done: done)),
+    ],
+)
+def test_numbers_that_move_are_followed(objective, beta):
+    (held, _), (other, run) = annealed(objective, beta)
+    assert "traced" in run.engine and "eager from here on" not in run.engine, run.engine
+    torch.testing.assert_close(other, held, rtol=1e-5, atol=1e-7)
+
+
+def test_a_frozen_number_is_another_run(monkeypatch):
+    """What the dials are for: without them, and without the checks, β stays what it was when the step was traced."""
+    monkeypatch.setattr(Beta, "dials", ())
+    monkeypatch.setattr(Traced, "hindrance", lambda self: None)
+    monkeypatch.setattr(Traced, "renew", lambda self: None)
+    (held, _), (other, _) = annealed(lambda b: Bound(), lambda: Beta(4.0, warmup(constant, 0.6)))
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(other, held, rtol=1e-5, atol=1e-7)
+
+
+def test_the_last_uneven_batch_runs_eager_and_a_frequent_one_is_traced():
+    vae = small_vae()
+    step = Step(vae.model, vae.guide, Trace_ELBO(), adam())
+    step.engine = engine = Traced(step, [vae], engines.Panel(None))
+    step(binary())
+    for rows in [8] * 3 + [5] * (engines.RARE - 1):
+        step(binary()[:rows])
+    assert len(engine.graphs) == 1
+    step(binary()[:5])
+    assert len(engine.graphs) == 2 and engine.refused is None
+
+
+# what is refused, and why
+
+
+def spoilt(inside):
+    """A VAE in whose model something is done with z, x and the module itself."""
+
+    class Spoilt(VAE):
+        times, tape = 0, torch.zeros(2)
+
+        def model(self, x):
+            register(self)
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", self.prior())
+                z = inside(self, z, x)
+                pyro.sample("x", self.likelihood(z), obs=x)
+
+    def make():
+        vae = Spoilt(StandardNormal(2), Conditional(MLP8(2, 6), bernoulli), Conditional(MLP8(6, 4), normal))
+        return vae, vae
+
+    return make
+
+
+def counted(self, z, x):
+    self.times += 1
+    return z * (1 + 0.01 * self.times)
+
+
+def taped(self, z, x):
+    type(self).tape.add_(1)
+    return z
+
+
+@pytest.mark.parametrize(
+    ("inside", "reason"),
+    [
+        (lambda self, z, x: z if z.mean() > 0 else -z, r"Tensor.__bool__() reads numbers back (after site 'z')"),
+        (lambda self, z, x: z * x.sum().item(), "Tensor.item() reads numbers back (after site 'z')"),
+        (lambda self, z, x: z * self.likelihood.net[0].bias.tolist()[0], "Tensor.tolist() reads numbers back"),
+        (lambda self, z, x: z + 0 * x[x > 0].sum(), "aten.index.Tensor depends on the numbers in a tensor"),
+        (lambda self, z, x: z * random.random(), "two traces of one step differ: mul.Tensor takes"),
+        (counted, "two traces of one step differ: mul.Tensor takes"),
+        (taped, "the programs change a tensor in place that is no buffer"),
+    ],
+)
+def test_what_cannot_be_traced_runs_eager_and_says_why(inside, reason, monkeypatch):
+    make = spoilt(inside)
+    if inside in (counted, taped) or "random" in inside.__code__.co_names:  # whose own state tracing moves on
+        torch.manual_seed(1)
+        vae, _ = make()
+        assert reason.split("(")[0] in fit(vae, binary(), engine="trace").engine.replace("aten.", "")
+    else:
+        check_refused(make, reason)
+
+
+def test_objectives_that_read_numbers_back_run_eager():
+    check_refused(plain, "RenyiELBO reads numbers back", objective=partial(RenyiELBO, num_particles=2))
+
+
+def test_an_on_step_that_may_do_anything_runs_eager():
+    check_refused(plain, "on_step may change any number", on_step=lambda done: None)
+
+
+def test_training_inside_a_handler_runs_eager():
+    vae = small_vae()
+    with poutine.scale(scale=0.5):
+        run = fit(vae, binary(), engine="trace")
+    assert "eager from here on: training runs inside other Pyro handlers" in run.engine
+
+
+def scaled():
+    """A VAE whose likelihood holds a plain number that on_epoch changes."""
+
+    class Sharp(Conditional):
+        sharp = 1.0
+
+        def forward(self, *parents):
+            return super().forward(*(self.sharp * p for p in parents))
+
+    vae = VAE(StandardNormal(2), Sharp(MLP8(2, 6), bernoulli), Conditional(MLP8(6, 4), normal))
+    return vae, vae
+
+
+def test_what_changes_between_epochs_is_traced_anew():
+    def on_epoch(vae, record):
+        vae.likelihood.sharp = 1.0 + record["epoch"]
+
+    def make():
+        vae, _ = scaled()
+        made.append(vae)
+        return vae, vae
+
+    made = []
+    check_same(make, on_epoch=lambda record: on_epoch(made[-1], record))
+    *_, said = runs(make, "trace", on_epoch=lambda record: on_epoch(made[-1], record))
+    assert said.count("something changed between epochs, traced anew") == 1
+    check_refused(
+        make,
+        "the captured step is not the eager one: its loss is",
+        epochs=5,
+        on_epoch=lambda record: on_epoch(made[-1], record),
+    )
+
+
+@pytest.mark.parametrize("wrong", ["loss", "gradient"])
+def test_a_graph_that_is_not_the_step_is_never_used(wrong, monkeypatch):
+    def crooked(loss_of, parameters, batch):
+        flat = trace(loss_of, parameters, batch)
+
+        def run(*inputs):
+            loss, first, *others = flat.module.forward(*inputs)
+            return (1.001 * loss, first, *others) if wrong == "loss" else (loss, 1.01 * first, *others)
+
+        flat.run = run
+        return flat
+
+    monkeypatch.setattr(engines, "trace", crooked)
+    check_refused(plain, f"the captured step is not the eager one: its {wrong} is")
+
+
+def test_two_traces_of_different_programs_differ():
+    x = binary(4)
+    w = torch.ones(6, requires_grad=True)
+    a, same, b, c = (
+        trace(f, [w], [x])
+        for f in (
+            lambda x: (2.0 * x * w).sum(),
+            lambda x: (2.0 * x * w).sum(),
+            lambda x: (3.0 * x * w).sum(),
+            lambda x: (2.0 * x * w).exp().sum(),
+        )
+    )
+    assert difference(a, same) is None
+    assert "2.0 in one, 3.0 in the other" in difference(a, b) and "exp" in difference(a, c)
+
+
+def test_nothing_is_left_of_a_trace(monkeypatch):
+    vae, x = small_vae(), binary()
+    store = dict(pyro.get_param_store().items())
+    before = torch.get_rng_state(), torch.get_num_threads(), Distribution._validate_args
+    fit(vae, x, engine="trace")
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert (torch.get_num_threads(), Distribution._validate_args) == before[1:]
+    assert all(type(p) is nn.Parameter for p in vae.parameters()) and store == {}
+    beta = Beta(0.5, constant)
+    fit(beta.pair(vae), x, engine="trace", on_step=beta.at)
+    assert type(beta.value) is float
+
+
+def test_the_compilers_log1p_is_exact_to_the_last_digits():
+    x = torch.cat([torch.logspace(-40, 38, 4001), -torch.logspace(-40, -0.001, 1001)])
+    exact = x.double().log1p()
+    off = ((compiled.log1p(x).double() - exact) / exact).abs()
+    assert off.max() < 4e-7 and ((x + 1).log().double() / exact - 1).abs().max() > 0.5
+
+
+# dials
+
+
+def test_a_dial_does_arithmetic_as_its_number_does():
+    known = []
+    number = [0.3]
+    dial = Dial(lambda: number[0], torch.tensor(0.3), known)
+    x = torch.tensor([1.0, 2.0])
+    for f in (
+        lambda d: 2 * d * x,
+        lambda d: x * d,
+        lambda d: x - (1 - d),
+        lambda d: x / (d + 1) + 3 / (d - 2) * x,
+        lambda d: -d * x + torch.mul(x, d),
+        lambda d: (d * d + d / d) * x,
+        lambda d: torch.where(x > d, x, d * x),
+    ):
+        torch.testing.assert_close(f(dial), f(0.3))
+    assert dial == 0.3 and dial < 1 and dial >= 0.3 and not dial > 1 and 2 * dial <= 0.6
+    assert (x > dial).tolist() == [True, True] and holds(known)
+    number[0] = 0.4
+    assert not holds(known)
+    for use in (float, int, bool):
+        with pytest.raises(Frozen):
+            use(dial)
+
+
+# a CUDA graph, as far as it goes without a device
+
+
+class Again:
+    """Records by keeping the function, and replays by running it once more into the memory of the first results."""
+
+    def record(self, function):
+        self.function = function
+        self.results = function()
+        return self.results
+
+    def replay(self):
+        for old, new in zip(self.results, self.function(), strict=True):
+            old.copy_(new)
+
+
+class Stale(Again):
+    """Gives the first results for ever."""
+
+    def replay(self):
+        pass
+
+
+def recorded_by(recorder, monkeypatch):
+    monkeypatch.setitem(engines.FINISH, "trace", lambda flat, batch: Recorded(flat, batch, recorder()))
+    monkeypatch.setitem(engines.MADE, "trace", "recorded")
+
+
+@pytest.mark.parametrize("make", [plain, noisy])
+def test_a_recorded_run_is_the_eager_one(make, monkeypatch):
+    recorded_by(Again, monkeypatch)
+    check_same(make, objective=Trace_ELBO)
+    assert "recorded in" in runs(make, "trace")[2]
+
+
+def test_a_recording_that_does_not_run_again_is_refused(monkeypatch):
+    recorded_by(Stale, monkeypatch)
+    check_refused(plain, "the captured step is not the eager one")
+
+
+def test_parameters_that_moved_are_found(monkeypatch):
+    recorded_by(Again, monkeypatch)
+    vae = small_vae()
+
+    def move(record):
+        vae.likelihood.net[0].weight.data = vae.likelihood.net[0].weight.data.clone()
+
+    assert (
+        "eager from here on: a parameter or buffer has moved"
+        in fit(vae, binary(), engine="trace", on_epoch=move).engine
+    )
+
+
+# which engine
+
+
+def test_auto_goes_by_the_length_of_the_run(monkeypatch):
+    assert [resolve("auto", n)[0] for n in (10, 5000, 10**6)] == ["eager", "trace", "compile"]
+    assert resolve("auto", 5000, torch.device("cuda"))[0] == resolve("graph", 1, torch.device("cuda"))[0] == "graph"
+    monkeypatch.setattr(engines, "compiler", lambda: None)
+    assert resolve("auto", 10**6) == ("trace", "auto: 1000000 steps; no C++ compiler for more")
+    assert resolve("compile", 1) == ("trace", "compile was asked for, but no C++ compiler (g++ or clang++) was found")
+    vae = small_vae()
+    assert "engine trace (compile was asked for, but no C++" in fit(vae, binary(), engine="compile").engine
+
+
+def test_engines_that_are_not_here_are_refused():
+    for engine, message in (
+        ("fast", "choose one of auto, eager, trace, compile, graph"),
+        ("graph", "needs a CUDA device"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            fit(small_vae(), binary(), engine=engine)
+
+
+def test_a_compiler_that_fails_leaves_the_run_eager(monkeypatch):
+    monkeypatch.setattr(compiled, "compiler", lambda: None)
+    with pytest.raises(Untraceable, match="no C"):
+        compiled.compile_flat(SimpleNamespace(), [torch.zeros(1)])
+    a, held, _ = runs(plain, "eager")
+    b, other, said = runs(plain, "compile")
+    assert "eager from here on: no C++ compiler" in said and a == b and all(map(torch.equal, held, other))
+
+
+@pytest.mark.skipif(compiled.compiler() is None, reason="no C++ compiler")
+def test_a_compiled_run_is_the_eager_one_within_rounding():
+    validate, threads, state = Distribution._validate_args, torch.get_num_threads(), torch.get_rng_state()
+    a, held, _ = runs(plain, "eager", epochs=25)
+    b, other, said = runs(plain, "compile", epochs=25)
+    assert "compiled in" in said and "eager from here on" not in said, said
+    torch.testing.assert_close(other, held, rtol=1e-4, atol=1e-5)
+    for one, two in itertools.islice(zip(a, b, strict=True), 25):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
+    assert (Distribution._validate_args, torch.get_num_threads()) == (validate, threads)
+    assert not torch.equal(state, torch.get_rng_state())  # `runs` seeds anew; `fit` itself put it back
+    torch.manual_seed(1)
