@@ -7,6 +7,7 @@ estimators is compared on the same noise, which makes the test sharper. Broken v
 tests of whole networks, whose rows share their weights, make do with 120 to 200 draws.
 """
 
+import gc
 import itertools
 import math
 from functools import partial
@@ -47,6 +48,7 @@ from pyro_vae import (
     vimco,
 )
 from pyro_vae.errors import ProgramError, UsageError
+from pyro_vae.infer.draw import Run
 from pyro_vae.infer.estimators import Estimate, first, without_one
 
 ROWS = 4000
@@ -1044,3 +1046,14 @@ def test_a_bernoulli_vae_of_the_library():
         return torch.stack(out).double()
 
     assert t_values(draws(dreg), draws(pathwise)).abs().max() < 4
+
+
+@pytest.mark.parametrize("estimator", [pathwise, stl, dreg, gdreg])
+def test_a_step_leaves_nothing_behind(estimator):
+    """A hook that holds what it hangs on is never collected: 13 MB a step of MNIST, until the machine is full."""
+    vae = VAE(StandardNormal(2), Conditional(MLP(2, 6), normal), Conditional(MLP(3, 4), normal))
+    objective, x = Bound(iwae, 3, estimator=estimator), torch.randn(4, 3)
+    for _ in range(3):
+        objective.loss_and_grads(vae.model, vae.guide, x)
+    gc.collect()
+    assert not [kept for kept in gc.get_objects() if type(kept) is Run]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from copy import copy
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -65,6 +65,21 @@ class Detached(Messenger):
 
 
 @dataclass
+class Path:
+    """What gradients along z are multiplied by on their way back. A hook that held the run itself would keep it for good."""
+
+    plates: Plates
+    weight: Tensor | None = None
+
+    def weigh(self, gradient: Tensor, event: tuple[int, ...]) -> Tensor:
+        if self.weight is None:
+            return gradient
+        shape = [1] * (self.plates.nesting + 1)
+        shape[0], shape[self.plates.dim] = self.weight.shape
+        return gradient * self.weight.reshape(*shape, *event)
+
+
+@dataclass
 class Run:
     """One run of both programs: P particles a row, ``(P, N)`` wherever a tensor is spoken of.
 
@@ -79,9 +94,10 @@ class Run:
     particles: int
     detached: bool = False
     weighable: bool = False
-    path: Tensor | None = field(default=None, init=False)  # multiplies gradients along z, on their way back
+    path: Path = field(init=False)
 
     def __post_init__(self) -> None:
+        self.path = Path(self.pair.plates)
         with Detached() if self.detached else nullcontext():
             self.trace = self.pair.run(self.pair.guide, self.particles)
         self.q = sample_sites(self.trace)
@@ -96,12 +112,8 @@ class Run:
         value: Tensor = site["value"]
         if not (self.weighable and value.requires_grad):
             return value
-        handed, event = value.view_as(value), (1,) * site["fn"].event_dim
-
-        def weigh(gradient: Tensor) -> Tensor:
-            return gradient if self.path is None else gradient * self.along_plates(self.path, event)
-
-        handed.register_hook(weigh)
+        handed = value.view_as(value)
+        handed.register_hook(partial(self.path.weigh, event=(1,) * site["fn"].event_dim))
         return handed
 
     def plain(self) -> Run:
@@ -114,12 +126,6 @@ class Run:
         for cached in ("terms", "held_score"):
             plain.__dict__.pop(cached, None)
         return plain
-
-    def along_plates(self, by_row: Tensor, event: tuple[int, ...] = ()) -> Tensor:
-        """A (P, N) tensor in the shape of the plates, with event dimensions of size 1."""
-        shape = [1] * (self.pair.plates.nesting + 1)
-        shape[0], shape[self.pair.plates.dim] = by_row.shape
-        return by_row.reshape(*shape, *event)
 
     @cached_property
     def terms(self) -> LogProbs:
@@ -180,7 +186,7 @@ class Run:
         if path is not None:
             least = torch.finfo(path.dtype).eps ** 2 * path.abs()  # where a underflows b may not: b / a stays defined
             model = torch.where(model.abs() < least, least, model)
-            self.path = torch.where(model == 0, torch.zeros_like(path), path / model)
+            self.path.weight = torch.where(model == 0, torch.zeros_like(path), path / model)
         total = model * self.terms.log_w.clamp_min(FLOOR)  # 0 · −∞ would be NaN
         if score is not None:
             total = total + (model - score) * self.held_score
