@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 
 
@@ -34,12 +33,10 @@ def main() -> None:
     options = arguments()
     os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))
     os.environ.setdefault("XLA_FLAGS", f"--xla_cpu_multi_thread_eigen={'true' if options.threads > 1 else 'false'}")
-    sys.path.insert(0, str(Path(__file__).parent))
-    from run import benchmark
+    from .report import table, write  # torch reads its threads when it is imported
+    from .run import benchmark
 
     results = benchmark(options)
-    from report import table, write
-
     write(results, options.out)
     print(table(results))
 

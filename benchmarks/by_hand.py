@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 
 import torch
-import zuko
-from cases import COMPONENTS, FLOW_HIDDEN, PIXELS, Case
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
+
+from pyro_vae.parts.flows import make_flow
+
+from .cases import COMPONENTS, FLOW_HIDDEN, PIXELS, Case
 
 
 def normal_log_prob(z: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
@@ -25,7 +27,7 @@ class ByHand(nn.Module):
         self.encoder = nn.Sequential(nn.Linear(PIXELS, case.hidden), nn.Softplus(), nn.Linear(case.hidden, features))
         self.decoder = nn.Sequential(nn.Linear(case.latent, case.hidden), nn.Softplus(), nn.Linear(case.hidden, PIXELS))
         if case.kind == "flow":
-            self.flow = zuko.flows.MAF(case.latent, FLOW_HIDDEN, transforms=2, hidden_features=(FLOW_HIDDEN,))
+            self.flow = make_flow("iaf", case.latent, FLOW_HIDDEN, 2, (FLOW_HIDDEN,))  # zuko's
         if case.kind == "vamp":
             self.pseudo = nn.Parameter(torch.rand(COMPONENTS, PIXELS))
 

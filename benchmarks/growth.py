@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from cases import Case
-from peers import ours, vae_of
-from timing import timed
 
 from pyro_vae import log_likelihood
 from pyro_vae.infer.draw import Pair
 from pyro_vae.infer.objective import saved_bytes
 from pyro_vae.infer.weights import find_plates
+
+from .cases import Case
+from .peers import ours, vae_of
+from .timing import timed
 
 AXES = {
     "batch": (20, 64, 128, 512, 1024, 4096),

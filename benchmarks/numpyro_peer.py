@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
-from cases import PIXELS, Case
 from jax import lax, random
 from numpyro.infer import SVI, Trace_ELBO
 from numpyro.optim import Adam
+
+from .cases import PIXELS, Case
 
 
 def layer(key: Any, rows: int, columns: int) -> tuple[Any, Any]:

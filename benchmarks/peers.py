@@ -9,8 +9,6 @@ from typing import Any
 
 import pyro
 import torch
-from by_hand import ByHand
-from cases import COMPONENTS, FLOW_HIDDEN, PIXELS, Case
 from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor, nn
 
@@ -19,6 +17,9 @@ from pyro_vae.train.compiled import as_found, compiler
 from pyro_vae.train.dials import Panel
 from pyro_vae.train.engines import FINISH, Traced
 from pyro_vae.train.step import Lean, Step
+
+from .by_hand import ByHand
+from .cases import COMPONENTS, FLOW_HIDDEN, PIXELS, Case
 
 Run = Callable[[int], Any]
 Peer = Callable[[Case, Tensor], Run]
@@ -61,7 +62,7 @@ def vae_of(case: Case) -> VAE:
     net = partial(MLP, hidden=(case.hidden,), activation=nn.Softplus)
     posterior: Any = Conditional(net(PIXELS, 2 * case.latent), normal)
     if case.kind == "flow":
-        flow = partial(posteriors.FlowPosterior, context=FLOW_HIDDEN, transforms=2, hidden=(FLOW_HIDDEN,))
+        flow = partial(posteriors.FlowPosterior, transforms=2, context_features=FLOW_HIDDEN, hidden=(FLOW_HIDDEN,))
         posterior = flow(net(PIXELS, FLOW_HIDDEN), case.latent)
     prior = priors.VampPrior(posterior, COMPONENTS, PIXELS) if case.kind == "vamp" else StandardNormal(case.latent)
     return VAE(prior, Conditional(net(case.latent, PIXELS), bernoulli), posterior)
@@ -115,14 +116,14 @@ def stock(case: Case, x: Tensor, validate: bool = True, fused: bool = False) -> 
 
 def numpyro_scan(case: Case, x: Tensor) -> Run:
     """NumPyro's SVI, steps within one compiled loop over data on the device."""
-    from numpyro_peer import scan
+    from .numpyro_peer import scan
 
     return scan(case, x)
 
 
 def pythae_trainer(case: Case, x: Tensor) -> Run:
     """pythae's own trainer on its VAE of the same layers."""
-    from pythae_peer import trainer
+    from .pythae_peer import trainer
 
     return trainer(case, x)
 

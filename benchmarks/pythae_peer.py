@@ -9,13 +9,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from cases import PIXELS, Case
 from pythae.models import VAE, VAEConfig
 from pythae.models.base.base_utils import ModelOutput
 from pythae.models.nn import BaseDecoder, BaseEncoder
 from pythae.trainers import BaseTrainer, BaseTrainerConfig
 from torch import Tensor, nn
 from torch.nn.functional import softplus
+
+from .cases import PIXELS, Case
 
 
 class Encoder(BaseEncoder):

@@ -7,11 +7,12 @@ import sys
 from typing import Any
 
 import torch
-from cases import KINDS, QUICK, SIZES, Case, data
-from growth import evaluation, memory, step_times
-from peers import OURS, peers
-from report import machine, record
-from timing import interleave
+
+from .cases import KINDS, QUICK, SIZES, Case, data
+from .growth import evaluation, memory, step_times
+from .peers import OURS, peers
+from .report import machine, record
+from .timing import interleave
 
 
 def benchmark(options: argparse.Namespace) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-from peers import Run
+
+from .peers import Run
 
 
 @dataclass
@@ -63,6 +64,6 @@ def interleave(
     return times, failed
 
 
-def ratio(theirs: Times, ours: Times) -> float:
+def ratio(theirs: list[float], ours: list[float]) -> float:
     """Their time over ours: the median over blocks of ratios within a block."""
-    return statistics.median(t / o for t, o in zip(theirs.wall, ours.wall, strict=True))
+    return statistics.median(t / o for t, o in zip(theirs, ours, strict=True))

@@ -1,17 +1,21 @@
 """pyro_vae.data: what comes in, what is refused and how it is said, splits, binarization, files."""
 
 import gzip
+import math
 import os
 import pickle
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from pyro_vae import MLP, VAE, Conditional, StandardNormal, bernoulli, fit, normal
 from pyro_vae.data import as_rows, binarize, check_grey, load, same_rows, static_binarization
+from pyro_vae.data import rows as row_module
 from pyro_vae.errors import DataConversionWarning, DataError, ShapeError, SupportError, UsageError
 
 SHARED = Path(os.environ.get("PYRO_VAE_DATA") or Path(__file__).resolve().parents[2] / "shared/data")
@@ -543,3 +547,36 @@ def test_csv_of_bytes(tmp_path):
     (tmp_path / "x.csv").write_bytes(b"\xff\xfe1,2\n")
     with pytest.raises(DataError, match="UTF-8"):
         load(tmp_path / "x.csv")
+
+
+def test_a_file_larger_than_what_may_be_copied_trains_from_disk(tmp_path, monkeypatch):
+    """Nothing of its size is allocated, the file stays as it is, and the run is that of the array in memory."""
+    held = np.random.default_rng(0).random((20_000, 64), dtype=np.float32).round()
+    np.save(tmp_path / "x.npy", held)
+    before = (tmp_path / "x.npy").read_bytes()
+    monkeypatch.setattr(row_module, "AT_ONCE", 10_000)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    tracemalloc.start()
+    x = as_rows(mapped)
+    peak = tracemalloc.get_traced_memory()[1]
+    copied = as_rows(mapped[1:])  # a part of a file is copied
+    tracemalloc.stop()
+    assert peak < held.nbytes / 10 and copied.shape == (19_999, 64)
+    assert torch.equal(x, torch.from_numpy(held))
+    x[0, 0] = 7.0  # copy-on-write
+    assert (tmp_path / "x.npy").read_bytes() == before
+    runs = []
+    for source in (held, np.load(tmp_path / "x.npy", mmap_mode="r")):
+        torch.manual_seed(0)
+        vae = VAE(StandardNormal(2), Conditional(MLP(2, 64, (4,)), bernoulli), Conditional(MLP(64, 4, (4,)), normal))
+        runs.append(fit(vae, source, epochs=1, batch_size=5000, verbose=False).history[0]["elbo"])
+    assert runs[0] == runs[1]
+
+
+def test_what_is_not_finite_is_found_in_any_chunk(monkeypatch):
+    monkeypatch.setattr(row_module, "AT_ONCE", 7)
+    x = torch.zeros(10, 3)
+    assert as_rows(x) is x or torch.equal(as_rows(x), x)
+    x[8, 1] = math.nan
+    with pytest.raises(DataError, match=r"1 of 10 rows: 8 \(counted from 0; in row 8 first in column 1\)"):
+        as_rows(x)

@@ -460,6 +460,21 @@ def test_a_recording_that_does_not_run_again_is_refused(monkeypatch):
     check_refused(plain, "the captured step is not the eager one")
 
 
+def test_auto_waits_with_what_takes_long(monkeypatch):
+    made = []
+    vae = small_vae()
+    step = Step(vae.model, vae.guide, Trace_ELBO(), adam())
+
+    def finish(flat, batch):
+        made.append(engine.checks)
+        return flat.module.forward
+
+    step.engine = engine = Traced(step, [vae], engines.Panel(None), finish, "compile", patience=4)
+    for _ in range(9):
+        step(binary())
+    assert made == [1] and engine.checks == 2 and engine.refused is None
+
+
 def test_parameters_that_moved_are_found(monkeypatch):
     recorded_by(Again, monkeypatch)
     vae = small_vae()

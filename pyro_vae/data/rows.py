@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import warnings
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from pyro_vae.errors import DataConversionWarning, DataError, ShapeError
 
+AT_ONCE = 2**24  # numbers that are checked at a time
 NUMERIC = "biuf"  # numpy's kinds: bool, int, unsigned, float
 
 
@@ -23,7 +25,8 @@ def as_rows(
 ) -> Tensor:
     """x as a finite tensor of shape ``(N, *event)``, N > 0, detached; x itself is left as it is.
 
-    Shares memory with x where nothing needs converting (a float tensor, a writable contiguous float32 array).
+    Shares memory with x where nothing needs converting (a float tensor, a writable contiguous float32 array); a float32 file
+    that is memory-mapped (``np.load(path, mmap_mode="r")``) stays on disk, and is read as its rows are.
 
     Args:
         x: a tensor, a numpy array, nested lists, or anything with ``.to_numpy()``, of any real dtype.
@@ -178,10 +181,26 @@ def alike(dtype: torch.dtype) -> tuple[str, str]:
 
 def tensor_of(array: np.ndarray) -> Tensor:
     """A tensor of an array of any byte order, stride, alignment or float width; a copy only where torch needs one."""
+    array = private(array)
     longer = array.dtype.kind == "f" and array.dtype.itemsize > 8
     native = np.dtype(np.float64) if longer else array.dtype.newbyteorder("=")
     with np.errstate(over="ignore"):
         return torch.from_numpy(np.require(array, native, ["C_CONTIGUOUS", "ALIGNED", "WRITEABLE"]))
+
+
+def private(array: np.ndarray) -> np.ndarray:
+    """A file that is mapped to be read, mapped once more as copy-on-write: torch takes it as it is, and pages are read as
+    rows are asked for, so that it may be larger than the memory. Any other array is handed back."""
+    whole = array if isinstance(array, np.memmap) else array.base
+    if array.flags.writeable or not isinstance(whole, np.memmap) or not isinstance(whole.base, mmap.mmap):
+        return array
+    if (
+        whole.filename is None
+        or (whole.shape, whole.dtype) != (array.shape, array.dtype)
+        or not array.flags.c_contiguous
+    ):
+        return array  # a part of a file
+    return np.memmap(whole.filename, whole.dtype, "c", whole.offset, whole.shape)
 
 
 GAPS = (
@@ -200,8 +219,10 @@ def check_finite(
     """Refuses NaN (unless it may stand for what is missing) and infinite values, by row."""
     if not rows.is_floating_point():
         return
-    bad = rows.isinf() if missing else ~torch.isfinite(rows)
-    if bad.any():
+    of = torch.isinf if missing else lambda chunk: ~torch.isfinite(chunk)
+    chunks = rows.split(max(1, AT_ONCE * len(rows) // rows.numel()))  # a file may be larger than the memory
+    if any(of(chunk).any() for chunk in chunks):
+        bad = of(rows)
         what = "infinite values" if missing else "NaN or infinite values"
         raise DataError(f"{name} has {what}{when} in {say_rows(bad)}. {hint}")
 

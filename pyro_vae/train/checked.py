@@ -55,3 +55,24 @@ def gradients_of(run: Callable[..., Tensor], parameters: Sequence[Tensor], batch
         p.grad = None
     loss = run(*batch)
     return loss, [p.grad for p in parameters]
+
+
+def rng(device: torch.device) -> tuple[Tensor, ...]:
+    cpu = torch.get_rng_state()
+    return (cpu, torch.cuda.get_rng_state(device)) if device.type == "cuda" else (cpu,)
+
+
+def restore(
+    random: tuple[Tensor, ...], device: torch.device, buffers: Sequence[Tensor], held: Sequence[Tensor]
+) -> None:
+    torch.set_rng_state(random[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(random[1], device)
+    with torch.no_grad():
+        for buffer, before in zip(buffers, held, strict=True):
+            buffer.copy_(before)
+
+
+def close(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
+    pairs = zip(a, b, strict=True)
+    return all(torch.allclose(x, y, rtol=1e-4, atol=1e-6) if x.is_floating_point() else x.equal(y) for x, y in pairs)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pyro_vae.errors import UsageError
 from pyro_vae.infer.programs import without_validation
 
-from .checked import Result, disagreement, gradients_of, replayed
+from .checked import Result, close, disagreement, gradients_of, replayed, restore, rng
 from .compiled import compile_flat, compiler
 from .dials import Known, Panel, holds
 from .graph import record
@@ -26,6 +26,7 @@ MADE = {"compile": "compiled", "graph": "recorded as a CUDA graph"}
 ENGINES = ("auto", "eager", "trace", "compile", "graph")
 CPU = torch.device("cpu")
 WORTH_TRACE, WORTH_COMPILE = 500, 10_000  # steps, from which half a second and half a minute pay for themselves
+PATIENCE = 1000  # steps of a run on "auto" before it waits for a compiler
 RARE = 8  # times in an epoch that a further kind of batch is met before it is traced, too
 MOST = 8  # traces in all
 TRIES = 3  # audits that may fail before the run goes on eager
@@ -45,12 +46,20 @@ class Traced:
         panel: numbers that change from step to step.
         finish: what makes something faster of the graph, for the kind of batch that is met first: Inductor, a CUDA graph.
         name: what it is called.
+        patience: steps that the flat graph makes before: a run that is stopped soon does not wait for a compiler.
     """
 
     def __init__(
-        self, step: Step, modules: Sequence[nn.Module], panel: Panel, finish: Finish | None = None, name: str = "trace"
+        self,
+        step: Step,
+        modules: Sequence[nn.Module],
+        panel: Panel,
+        finish: Finish | None = None,
+        name: str = "trace",
+        patience: int = 0,
     ) -> None:
         self.step, self.modules, self.panel, self.finish, self.name = step, list(modules), panel, finish, name
+        self.patience = patience
         self.eager = Lean(step)
         self.graphs: dict[Any, list[Flat]] = {}
         self.seen: dict[Any, int] = {}
@@ -72,6 +81,7 @@ class Traced:
         try:
             if flat is None:
                 return self.first(key, batch)
+            self.hasten(key, flat, batch)
             return self.checked(key, flat, batch) if key in self.due else self.take(*flat(*batch), flat.wanted)
         except Untraceable as why:
             self.refuse(str(why))
@@ -88,17 +98,17 @@ class Traced:
             raise Untraceable(reason)
         if sum(map(len, self.graphs.values())) >= MOST:
             raise Untraceable(f"more than {MOST} kinds of batch or of changing numbers")
-        flat = self.capture(batch, self.finish if key == self.main else None)
+        flat = self.capture(batch)
+        self.hasten(key, flat, batch)
         loss = self.checked(key, flat, batch)
         self.graphs.setdefault(key, []).append(flat)
         return loss
 
-    def capture(self, batch: tuple[Tensor, ...], finish: Finish | None) -> Flat:
-        """Two traces that agree, one of them made faster where that is asked for."""
+    def capture(self, batch: tuple[Tensor, ...]) -> Flat:
+        """Two traces that agree."""
         start = time.perf_counter()
-        other = tuple(a.flip(0) for a in batch)
         flat = self.traced(batch)
-        apart = difference(flat, self.traced(other))
+        apart = difference(flat, self.traced(tuple(a.flip(0) for a in batch)))
         if apart:
             raise Untraceable(f"two traces of one step differ: {apart}. A number of the programs' own changes")
         owned = {id(b) for b in self.buffers}
@@ -106,12 +116,18 @@ class Traced:
             raise Untraceable("the programs change a tensor in place that is no buffer of their modules")
         seconds = time.perf_counter() - start
         self.said.append(f"traced {flat.operations} operations in {seconds:.1f} s, for {len(batch[0])} rows")
-        if finish is not None:
-            start = time.perf_counter()
-            with replayed(self.buffers, batch[0].device):
-                flat.run = finish(flat, other)  # not the batch that it is checked on
-            self.said.append(f"{MADE[self.name]} in {time.perf_counter() - start:.1f} s")
         return flat
+
+    def hasten(self, key: Any, flat: Flat, batch: tuple[Tensor, ...]) -> None:
+        """Makes something faster of the main graph, once it is time; it is checked before it is used."""
+        self.patience -= 1
+        if self.finish is None or flat.run is not None or key != self.main or self.patience >= 0:
+            return
+        start = time.perf_counter()
+        with replayed(self.buffers, batch[0].device):
+            flat.run = self.finish(flat, tuple(a.flip(0) for a in batch))  # not the batch that it is checked on
+        self.said.append(f"{MADE[self.name]} in {time.perf_counter() - start:.1f} s")
+        self.due.add(key)
 
     def traced(self, batch: tuple[Tensor, ...]) -> Flat:
         known: Known = []
@@ -222,27 +238,6 @@ def ambient() -> tuple[Any, ...]:
     )
 
 
-def rng(device: torch.device) -> tuple[Tensor, ...]:
-    cpu = torch.get_rng_state()
-    return (cpu, torch.cuda.get_rng_state(device)) if device.type == "cuda" else (cpu,)
-
-
-def restore(
-    random: tuple[Tensor, ...], device: torch.device, buffers: Sequence[Tensor], held: Sequence[Tensor]
-) -> None:
-    torch.set_rng_state(random[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(random[1], device)
-    with torch.no_grad():
-        for buffer, before in zip(buffers, held, strict=True):
-            buffer.copy_(before)
-
-
-def close(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
-    pairs = zip(a, b, strict=True)
-    return all(torch.allclose(x, y, rtol=1e-4, atol=1e-6) if x.is_floating_point() else x.equal(y) for x, y in pairs)
-
-
 def choose(
     engine: str,
     step: Step,
@@ -269,7 +264,8 @@ def choose(
     name, why = resolve(engine, planned, device)
     if name == "eager":
         return Lean(step), why
-    return Traced(step, modules, Panel(on_step), FINISH.get(name), name), why
+    patience = PATIENCE if engine == "auto" and name == "compile" else 0
+    return Traced(step, modules, Panel(on_step), FINISH.get(name), name, patience), why
 
 
 def resolve(engine: str, planned: int, device: torch.device = CPU) -> tuple[str, str]:
@@ -288,4 +284,4 @@ def resolve(engine: str, planned: int, device: torch.device = CPU) -> tuple[str,
         return "graph", f"auto: {planned} steps on CUDA"
     if planned < WORTH_COMPILE or compiler() is None:
         return "trace", f"auto: {planned} steps" + ("" if compiler() else "; no C++ compiler for more")
-    return "compile", f"auto: {planned} steps pay for compiling"
+    return "compile", f"auto: {planned} steps pay for compiling, after the first {PATIENCE}"
