@@ -85,7 +85,7 @@ def many_latents(vae, x, rows: int, num_samples: int, annealing: dict, path: Pat
     print(
         f"test rows, annealing from the guide − importance sampling (K = {num_samples}): {paired(difference)} over rows"
     )
-    found = {f"{rows} rows that the model drew": drawn.summary(), f"{rows} test rows": real.summary()}
+    found = {"rows that the model drew": drawn.summary(), "test rows": real.summary()}
     print(f"Picture: {save(bracket_ends(found), path)}")
 
 
@@ -125,7 +125,7 @@ if __name__ == "__main__":
         many_latents(vae, x, 8, 50, {"num_temperatures": 5, "num_chains": 4}, Path("mnist_bracket.png"))
     if said.two:
         vae, x = opened(said.two)
-        two_latents(vae, x[: said.rows], 5000, {"num_temperatures": 1000, "num_chains": 16})
+        two_latents(vae, x[: said.rows], 5000, {"num_temperatures": 1000, "num_chains": 32})
     if said.run:
         vae, x = opened(said.run)
         settings = {"start": "guide", "num_temperatures": 200, "num_chains": 16}

@@ -73,3 +73,12 @@ def test_an_engine_that_gave_up_is_not_timed_as_if_it_ran(monkeypatch):
     monkeypatch.setattr("pyro_vae.train.engines.Traced.hindrance", lambda self: "out of order")
     with pytest.raises(RuntimeError, match="eager from here on: out of order"):
         ours(QUICK[0], data(CPU), "trace")(3)
+
+
+def test_evaluation_beside_its_matrix_products():
+    from benchmarks.evaluation import main
+
+    threads = torch.get_num_threads()
+    found = main(64, 64, 1, None)
+    torch.set_num_threads(threads)
+    assert 0 < found["share_of_matmul_rate_median"] < 2 and found["memory_mb_more_at_ten_k"] >= 0

@@ -14,6 +14,8 @@ from pyro_vae.runs.registry import TABLES, names
 
 MODULES = ("families", "priors", "posteriors")
 TOLD = {"FamilySpec", "PartSpec", "Evidence", "Latents", "Comparison", "GradientReport"}  # what is returned or listed
+TOLD |= {"Exact", "Annealed", "Bracket", "Simulated", "Gaps", "Overfitting", "ElboDecomposition", "Calibration"}
+TOLD |= {"PredictiveCheck", "save_evidence"}  # returned, too; and the other half of load_evidence's example
 TOLD |= {"load_run", "compare_runs"}  # of run folders, which the README's blocks make
 
 

@@ -1,0 +1,101 @@
+"""How much of the machine's matrix-multiplication rate an evaluation reaches: `python -m benchmarks.evaluation`.
+
+log p(x) of a 784-200-200-50 Bernoulli VAE by importance sampling, beside the decoder's matrix products alone, of the same
+shapes and as many: the ratio of their CPU times, in interleaved blocks of one process and one thread. And the memory that an
+evaluation keeps, at K and at ten times K.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import pyro_vae as pv
+
+WIDTHS = (50, 200, 200, 784)
+CHUNK = 4096  # pairs of row and particle at a time, log_likelihood's own
+
+
+def vae() -> pv.VAE:
+    def mlp(widths: tuple[int, ...]) -> pv.MLP:
+        return pv.MLP(widths[0], widths[-1], hidden=widths[1:-1], activation=nn.Tanh)
+
+    return pv.VAE(
+        pv.StandardNormal(WIDTHS[0]),
+        pv.Conditional(mlp(WIDTHS), pv.bernoulli),
+        pv.Conditional(mlp((*WIDTHS[:0:-1], 2 * WIDTHS[0])), pv.normal),
+    )
+
+
+def products(weights: list[Tensor], pairs: int) -> None:
+    """The decoder's matrix products for so many pairs."""
+    z = torch.randn(CHUNK, WIDTHS[0])
+    for _ in range(pairs // CHUNK):
+        h = z
+        for w in weights:
+            h = h @ w
+
+
+def cpu_seconds(work: Callable[[], object]) -> float:
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+def megabytes() -> float:
+    """The most that the process has had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main(rows: int, samples: int, blocks: int, out: Path | None) -> dict[str, float]:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model, x = vae(), (torch.rand(rows, WIDTHS[-1]) < 0.3).float()
+    weights = [torch.randn(a, b) / a**0.5 for a, b in pairwise(WIDTHS)]
+
+    def evaluate(k: int) -> None:
+        pv.log_likelihood(model.model, model.guide, x, num_samples=k, verbose=False)
+
+    evaluate(samples)
+    small = megabytes()
+    evaluate(10 * samples)
+    grown = megabytes() - small
+    pairs = rows * samples
+    times = [
+        (cpu_seconds(lambda: products(weights, pairs)), cpu_seconds(lambda: evaluate(samples))) for _ in range(blocks)
+    ]
+    ratios = [a / b for a, b in times]
+    flops = 2 * sum(a * b for a, b in pairwise(WIDTHS)) * pairs
+    found = {
+        "rows": rows,
+        "samples": samples,
+        "blocks": blocks,
+        "share_of_matmul_rate_median": statistics.median(ratios),
+        "share_least": min(ratios),
+        "share_most": max(ratios),
+        "matmul_gflops_per_cpu_second": flops / statistics.median(a for a, _ in times) / 1e9,
+        "pairs_per_cpu_second": pairs / statistics.median(b for _, b in times),
+        "memory_mb_at_k": small,
+        "memory_mb_more_at_ten_k": grown,
+    }
+    print(json.dumps(found, indent=1))
+    if out is not None:
+        out.write_text(json.dumps(found, indent=1))
+    return found
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--quick", action="store_true", help="a short form")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    said = parser.parse_args()
+    main(*((64, 64, 1) if said.quick else (128, 1000, 9)), said.out)
