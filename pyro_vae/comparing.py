@@ -18,6 +18,7 @@ from pyro_vae.report import figures
 from pyro_vae.runs import folder
 from pyro_vae.runs.config import Config
 from pyro_vae.runs.registry import likelihood_of
+from pyro_vae.runs.safe import check_seal
 
 WHY = {  # what two runs must have in common, in the order in which it is looked at
     "data": "Log-likelihoods of different data have no difference. Train both on the same file.",
@@ -89,9 +90,8 @@ def read(path: Path, components: Mapping[str, Any]) -> Scored:
     for name in ("evidence.json", "evidence.csv"):
         if not (path / name).is_file():
             raise RunFolderError(f"{path} has no {name}: it was never scored. Make it: pyro-vae evaluate {path}")
-    summary = folder.read_json(path / "evidence.json")
+    summary, text = folder.read_evidence(path)
     try:
-        text = (path / "evidence.csv").read_text()
         evidence = Evidence.from_csv(text, num_samples=summary["num_samples"], seed=summary["seed"])
         scored = Scored(path, evidence, {}, *beside(path, summary))
         together = len(evidence) == summary["rows"] and math.isclose(evidence.log_px.mean(), summary["log_px"])
@@ -101,14 +101,18 @@ def read(path: Path, components: Mapping[str, Any]) -> Scored:
     if not together:
         raise RunFolderError(f"evidence.json and evidence.csv of {path} are of different evaluations. {again}")
     try:
-        return replace(scored, common=common_of(record, components) | {"split": split, "rows": len(evidence)})
+        made = replace(scored, common=common_of(record, components) | {"split": split, "rows": len(evidence)})
     except (UsageError, KeyError, TypeError) as error:
         raise RunFolderError(f"{path / 'config.json'} cannot be used: {error}") from error
+    check_seal(record, path / "config.json")
+    return made
 
 
 def beside(path: Path, summary: dict[str, Any]) -> tuple[float | None, int | None, str]:
     """Seconds of training, active units and the machine, where the folder has them."""
     trained = summary.get("training") or {}
+    if "active_units" in trained:
+        return trained.get("seconds"), trained["active_units"], str(summary.get("machine"))
     kept = (line for line in folder.read_lines(path / "metrics.jsonl") if line["epoch"] == trained.get("best_epoch"))
     return trained.get("seconds"), next(kept, {}).get("active_units"), str(summary.get("machine"))
 

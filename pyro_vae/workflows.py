@@ -15,19 +15,25 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data import Data, Split, binarize, load
-from pyro_vae.errors import DivergedError, Interrupted, RunFolderError, SupportError, UsageError
+from pyro_vae.errors import DivergedError, Interrupted, PyroVAEError, RunFolderError, SupportError, UsageError
 from pyro_vae.evaluate.importance import log_likelihood
 from pyro_vae.infer.check_training import check_training
 from pyro_vae.infer.support import check_support
+from pyro_vae.keeping import Keeper
 from pyro_vae.models.vae import VAE
 from pyro_vae.parts.fitting import fitting
 from pyro_vae.pictures import draw_figures
 from pyro_vae.report import figures
+from pyro_vae.rescoring import log_px_in_blocks
 from pyro_vae.runs import folder
+from pyro_vae.runs.checkpoint import Generation
 from pyro_vae.runs.components import NOTHING, Components
 from pyro_vae.runs.config import Config
+from pyro_vae.runs.frugal import frugal
+from pyro_vae.runs.lock import locked
 from pyro_vae.runs.marginal import floor
 from pyro_vae.runs.registry import build, check_names, likelihood_of, objective_of, resolved, unregistered
+from pyro_vae.runs.safe import check_seal, digest_of, sha256
 from pyro_vae.seeding import seeded
 from pyro_vae.train.fit import fit, resolve_device
 from pyro_vae.train.loop import Fit
@@ -36,6 +42,9 @@ from pyro_vae.train.step import adam
 
 SPLITS = ("test", "validation", "train")
 CURVE_ROWS, CURVE_SAMPLES = 400, 200  # of the log p(x) that is followed during training
+MINUTES = 5.0  # between checkpoints
+BAD_STEPS = 5  # in a row, before training stops
+FAULTS = (PyroVAEError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -59,14 +68,19 @@ class Run:
         return previous(self.path)
 
 
-def load_run(path: Path | str, components: Components = NOTHING, device: str = "cpu") -> Run:
+def load_run(
+    path: Path | str, components: Components = NOTHING, device: str = "cpu", *, allow_nonfinite: bool = False
+) -> Run:
     """The model of a run folder, rebuilt from the folder alone, and from parts of one's own if it was trained with such.
+
+    Of a run that is still training, or was killed, it is the best model so far, from the newest checkpoint that is whole.
 
     Args:
         path: the folder.
         components: name to part, as :func:`train_run` had them (:mod:`pyro_vae.runs.components`); a config holds names only,
             and nothing in a folder is ever imported or executed.
         device: where to put the model.
+        allow_nonfinite: hand out a model with NaN or infinite weights, which is refused otherwise.
 
     Returns:
         A :class:`Run`: its ``vae``, ``config``, ``record`` and ``evidence``.
@@ -79,16 +93,18 @@ def load_run(path: Path | str, components: Components = NOTHING, device: str = "
     path = Path(path)
     record = folder.read_config(path)
     check_names(components)
+    source = folder.Weights.of(path)
     try:
         config = Config.from_dict(record["config"])
         if unknown := unregistered(config, components):
             raise UsageError(say_unknown(unknown))
         config = resolved(config, components)
-        with seeded(0):
+        with seeded(0), frugal(source.layout):
             vae = build(config, tuple(record["data"]["shape"]), components=components)
-    except (UsageError, KeyError, TypeError) as error:
-        raise RunFolderError(f"{path / 'config.json'} cannot be used: {error}") from error
-    folder.load_model(path, vae)
+    except FAULTS as error:
+        raise RunFolderError(f"{path / 'config.json'} cannot be used: {' '.join(str(error).split())[:500]}") from error
+    source.fill(vae, allow_nonfinite)
+    check_seal(record, path / "config.json")
     return Run(path, config, record, vae.to(resolve_device(device)).eval(), components)
 
 
@@ -129,17 +145,54 @@ def train_run(
     download: bool = False,
     device: str = "auto",
     num_samples: int = 1000,
+    minutes: float = MINUTES,
     made_by: str = "train",
 ) -> dict[str, Any]:
     """Trains, evaluates on the test rows, draws the pictures; returns what evidence.json holds.
 
-    The data is loaded and checked before the folder is touched. A run that is interrupted or diverges leaves its best
-    weights and its metrics behind.
+    The data is loaded and checked before the folder is touched. The whole state is saved before the first step, every few
+    `minutes`, at SIGINT and SIGTERM, and at the end; :func:`~pyro_vae.resuming.resume_run` goes on from there.
 
     `components` are parts of one's own, by the names that the config uses (:mod:`pyro_vae.runs.components`):
     ``train_run(Config(prior="mine"), "runs/a", components={"mine": MyPrior})``; :func:`load_run` takes the same.
+
+    Raises:
+        Interrupted, Terminated, DivergedError: the folder holds the best weights, the metrics and the state so far.
+        BusyError: another process writes to the folder.
+        StorageError: a folder that cannot be written to; what was saved stays.
     """
-    config, place, path = resolved(config, components), resolve_device(device), Path(path)
+    path = Path(path)
+    job = prepare(config, path, components, data_dir, download, device)
+    folder.check_free(path, overwrite)
+    folder.make(path)
+    with locked(path):
+        folder.create(path, overwrite)
+        folder.write_json(path / "config.json", describe(job.config, job.data, made_by))
+        return carry_out(job, job.keeper(minutes), num_samples=num_samples)
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A training that has been checked and has not begun."""
+
+    config: Config
+    path: Path
+    components: Components
+    data: Data
+    vae: VAE
+    place: torch.device
+
+    def keeper(self, minutes: float, spent: float = 0.0, **more: Any) -> Keeper:
+        """Of its state, in its folder."""
+        about = {"versions": versions(), "config": digest_of(self.config.to_dict()), "data": self.data.digest, **more}
+        return Keeper(self.path, minutes=minutes, about=about, how=f"pyro-vae train --resume {self.path}", spent=spent)
+
+
+def prepare(
+    config: Config, path: Path, components: Components, data_dir: Path | None, download: bool, device: str
+) -> Job:
+    """The data and the model of a config, checked; nothing is written."""
+    config, place = resolved(config, components), resolve_device(device)
     data = load(
         config.data, data_dir=data_dir, download=download, binarization=config.binarization, seed=config.data_seed
     )
@@ -149,25 +202,30 @@ def train_run(
         vae = build(config, data.shape, data.train.x, components).to(place)
         check_splits(vae, data, place)
         check_first(config, vae, data, place)
-    folder.create(path, overwrite)
-    folder.write_json(path / "config.json", describe(config, data, made_by))
-    curve = Curve(vae, data.validation.x, config.epochs, path)
-    start = time.perf_counter()
+    return Job(config, path, components, data, vae, place)
+
+
+def carry_out(
+    job: Job, keeper: Keeper, *, num_samples: int, resume: Generation | None = None, fork: bool = False
+) -> dict[str, Any]:
+    """Trains, or goes on; then scores and draws. For whoever holds the folder's lock."""
+    path, vae = job.path, job.vae
+    curve = Curve(vae, job.data.validation.x, job.config.epochs, path)
     try:
-        run = train(config, vae, data, place, curve)
+        with keeper.listening():
+            run = train(job, curve, keeper, resume, fork)
     except (Interrupted, DivergedError):
         folder.save_model(path, vae)
         raise
-    seconds = time.perf_counter() - start
+    seconds = keeper.seconds
     folder.save_model(path, vae)
-    evidence = score(
-        Run(path, config, {}, vae.eval(), components),
-        data,
-        "test",
-        num_samples=num_samples,
-        training=training(run, seconds),
-    )
-    draw_figures(path, vae, data, run, curve.points, evidence["floor"]["log_px"])
+    curve.points = [{"epoch": r["epoch"], **r["evidence"]} for r in run.history if "evidence" in r]
+    opened = Run(path, job.config, {}, vae.eval(), job.components)
+    said = training(run, seconds) | {
+        k: keeper.checkpoints.about[k] for k in ("resumed",) if k in keeper.checkpoints.about
+    }
+    evidence = score(opened, job.data, "test", num_samples=num_samples, training=said, wait=True)
+    draw_figures(path, vae, job.data, run, curve.points, evidence["floor"]["log_px"])
     return evidence
 
 
@@ -197,12 +255,13 @@ def check_first(config: Config, vae: VAE, data: Data, place: torch.device) -> No
     check_training(*objective.pair(vae), objective.elbo, lambda n: (drawn(data, "train", n).to(place),), size)
 
 
-def train(config: Config, vae: VAE, data: Data, place: torch.device, curve: Curve) -> Fit:
+def train(job: Job, curve: Curve, keeper: Keeper, resume: Generation | None, fork: bool) -> Fit:
     """`fit`, as the config says."""
+    config, data = job.config, job.data
     schedule = {"constant": constant, "cosine": cosine}[config.schedule]
     objective = objective_of(config, len(data.train))
     return fit(
-        objective.pair(vae),
+        objective.pair(job.vae),
         data.train.x,
         validation=data.validation.x,
         objective=objective.elbo,
@@ -212,10 +271,14 @@ def train(config: Config, vae: VAE, data: Data, place: torch.device, curve: Curv
         schedule=warmup(schedule, config.warmup),
         patience=config.patience,
         transform=data.transform,
-        device=place,
+        device=job.place,
         seed=config.seed,
         on_step=objective.on_step,
         on_epoch=curve,
+        bad_steps=BAD_STEPS,
+        keeper=keeper,
+        resume=resume,
+        fork=fork,
     )
 
 
@@ -275,6 +338,7 @@ def training(run: Fit, seconds: float) -> dict[str, Any]:
     """What evidence.json says of the training."""
     return {
         "best_epoch": run.best_epoch,
+        "active_units": run.best.get("active_units"),
         "epochs": len(run.history),
         "stopped": run.stopped,
         "seconds": round(seconds, 1),
@@ -292,7 +356,10 @@ def evaluate_run(
     data_dir: Path | None = None,
     device: str = "auto",
 ) -> dict[str, Any]:
-    """log p(x) of a run on a split of its data; written to evidence.json and evidence.csv, and returned."""
+    """log p(x) of a run on a split of its data; written to evidence.json and evidence.csv, and returned.
+
+    Interrupted or killed, and called again with the same arguments, it goes on where it was, to the same bits.
+    """
     run = load_run(path, components, device)
     return score(run, open_data(run, data_dir), split, rows=rows, num_samples=num_samples, seed=seed)
 
@@ -306,14 +373,29 @@ def score(
     num_samples: int = 1000,
     seed: int = 0,
     training: dict[str, Any] | None = None,
+    wait: bool = False,
 ) -> dict[str, Any]:
     """Evidence on a split beside the floor on the same rows, with all that the numbers depend on."""
+    with locked(run.path, folder.EVALUATION_LOCK, wait):
+        return scored(run, data, split, rows, num_samples, seed, training)
+
+
+def scored(
+    run: Run,
+    data: Data,
+    split: str,
+    rows: int | None,
+    num_samples: int,
+    seed: int,
+    training: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """As :func:`score`, for whoever holds the evaluation's lock."""
     x = rows_of(data, split).x
     if rows is not None and not 1 <= rows <= len(x):
         raise UsageError(f"rows={rows}, but the {split} split has 1 to {len(x)}")
     x = x[:rows]
     start = time.perf_counter()
-    evidence = log_likelihood(run.vae.model, run.vae.guide, x, num_samples=num_samples, seed=seed)
+    evidence = log_px_in_blocks(run.path, run.vae, x, num_samples=num_samples, seed=seed)
     seconds = time.perf_counter() - start
     train_rows = data.train.x if data.transform is None else data.train.x.double()  # grey means are the Bernoulli's own
     family, width = likelihood_of(run.config, x.shape[1], run.components)
@@ -327,14 +409,15 @@ def score(
         "seconds": round(seconds, 1),
         "versions": versions(),
     }
-    folder.write_json(run.path / "evidence.json", result)
-    folder.write_atomic(run.path / "evidence.csv", evidence.rows_csv())
+    table = evidence.rows_csv()
+    folder.write_atomic(run.path / "evidence.csv", table)
+    folder.write_json(run.path / "evidence.json", result | {folder.CSV: sha256(table.encode())})
     return result
 
 
 def previous(path: Path) -> dict[str, Any]:
     """The evidence that stands in the folder already."""
-    return folder.read_json(path / "evidence.json") if (path / "evidence.json").is_file() else {}
+    return folder.read_sealed(path / "evidence.json") if (path / "evidence.json").is_file() else {}
 
 
 def floor_summary(config: Config, log_px: Tensor) -> dict[str, Any]:

@@ -24,7 +24,12 @@ ALLOWED = {
     "listing": GROUND | {"runs", "evaluate"},
     "pictures": GROUND | {"report", "use", "data", "models", "train"},
     "comparing": GROUND | {"runs", "evaluate", "report", "data"},
+    "keeping": GROUND | {"runs", "train"},
+    "rescoring": GROUND | {"runs", "evaluate"},
     "workflows": None,  # everything
+    "resuming": None,
+    "replaying": None,
+    "selftest": None,
     "cli": None,
     "__init__": None,
     "__main__": None,

@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from pyro_vae.errors import DataError
 
 from .evidence import Evidence
-from .moments import Ledger
+from .moments import ROWS, Ledger
 
 SAID = ("seed", "proposal", "measure", "target_se")
 
@@ -27,6 +27,11 @@ def save_evidence(evidence: Evidence, path: str | Path) -> None:
     Raises:
         UsageError: evidence that was read from a table, and holds no particles.
     """
+    Path(path).write_bytes(evidence_bytes(evidence))
+
+
+def evidence_bytes(evidence: Evidence) -> bytes:
+    """What :func:`save_evidence` writes."""
     evidence.check_same()
     tensors: dict[str, Tensor] = {}
     ledgers: list[list[int]] = []
@@ -35,7 +40,7 @@ def save_evidence(evidence: Evidence, path: str | Path) -> None:
         start, stop, count = ledger.rows.start, ledger.rows.stop, ledger.moments.count
         ledgers.append([start, stop, ledger.planned, ledger.done, count, ledger.moments.top.keep])
     said = {name: getattr(evidence, name) for name in SAID}
-    save_file(tensors, path, {"evidence": json.dumps({"said": said, "ledgers": ledgers})})
+    return save(tensors, {"evidence": json.dumps({"said": said, "ledgers": ledgers})})
 
 
 def load_evidence(path: str | Path) -> Evidence:
@@ -61,8 +66,8 @@ def load_evidence(path: str | Path) -> Evidence:
             head = json.loads(file.metadata()["evidence"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         ledgers = [ledger_of(tensors, i, *numbers) for i, numbers in enumerate(head["ledgers"])]
-        return Evidence.of(ledgers, **head["said"])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        return Evidence.of(ledgers, **{name: head["said"][name] for name in SAID})
+    except (SafetensorError, OSError, LookupError, TypeError, ValueError, RuntimeError, RecursionError) as error:
         raise DataError(f"{path} holds no evidence that can be gone on from ({error!r}): run it again") from error
 
 
@@ -78,6 +83,10 @@ def ledger_of(
     tensors: dict[str, Tensor], i: int, start: int, stop: int, planned: int, done: int, count: int, keep: int
 ) -> Ledger:
     """The ledger number `i` of a file."""
+    if not all(type(n) is int for n in (start, stop, planned, done, count, keep)) or not 0 < stop - start <= ROWS:
+        raise ValueError(f"ledger {i} is of no block of rows")
+    if tensors[f"{i}/sums"].shape != (4, stop - start) or len(tensors[f"{i}/top"]) != stop - start:
+        raise ValueError(f"ledger {i} holds other rows than it says")
     ledger = Ledger(range(start, stop), planned)
     moments = ledger.moments
     moments.sums, moments.count, ledger.done = tensors[f"{i}/sums"], count, done

@@ -13,12 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.errors import DivergedError, Interrupted
+from pyro_vae.errors import DeviceMemoryError, DivergedError, Interrupted, Terminated
 from pyro_vae.seeding import seeded, stream
 
 from .lagging import Lagging
 from .monitor import Reporter, collapsed, latent_use, row_elbo, true_elbo
+from .order import Order
+from .rescue import Keeper, Miss, capsule
 from .schedules import Schedule
+from .state import Place, about
 from .step import Step
 
 Batch = tuple[Tensor, ...]
@@ -70,7 +73,12 @@ class Loop:
     seed: int
     lagging: Lagging | None = None
     on_step: Callable[[float], Any] | None = None
+    keeper: Keeper | None = None
+    bad_steps: int = 1
     done: int = 0
+    moves: int = 0
+    bad: int = 0
+    place: Place = field(default_factory=Place)
     best_elbo: float = -math.inf
     kept: list[Tensor] = field(default_factory=list)
     fit: Fit = field(default_factory=Fit)
@@ -78,9 +86,11 @@ class Loop:
     def run(self, report: Reporter) -> Fit:
         """All epochs; restores the best weights, and the modules' modes, however it ends."""
         flags = [(m, m.training) for root in self.modules for m in root.modules()]
-        self.kept = self.state()
+        self.kept = self.kept or self.state()
         try:
-            for epoch in range(1, self.epochs + 1):
+            if self.keeper is not None:
+                self.keeper.before(self)
+            for epoch in range(self.place.epoch, self.epochs + 1 if not self.fit.stopped else 0):
                 with warnings.catch_warnings():
                     warnings.filterwarnings("ignore", "Encountered NaN")  # Pyro's; the DivergedError says more
                     record = self.epoch(epoch)
@@ -88,30 +98,52 @@ class Loop:
                 self.fit.history.append(record)
                 self.keep(record)
                 self.warn(record, report)
+                self.place = Place(epoch + 1)
                 if self.patience is not None and epoch - self.fit.best_epoch >= self.patience:
                     self.fit.stopped = f"no better ELBO for {self.patience} epochs"
-                    return self.fit
-            self.fit.stopped = f"{self.epochs} epochs done"
+                    break
+                if self.keeper is not None:
+                    self.keeper.after_epoch(self)
+            self.fit.stopped = self.fit.stopped or f"{self.epochs} epochs done"
+            if self.keeper is not None:
+                self.keeper.done(self)
             return self.fit
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as signal:
+            kind, saved = self.interrupted(signal)
             self.fit.stopped = "interrupted"
-            raise Interrupted(f"interrupted at step {self.done}; the model holds {self.held}", self.fit) from None
+            raise kind(f"interrupted at step {self.done}; the model holds {self.held}{saved}", self.fit) from None
+        except Exception as error:
+            if self.keeper is not None and not isinstance(error, DivergedError):
+                self.keeper.failed(self, error)
+            raise
         finally:
             self.restore()
             for module, training in flags:
                 module.training = training
 
     def epoch(self, epoch: int) -> dict[str, Any]:
-        """One pass over the training rows, and what it led to."""
-        start, total = time.perf_counter(), 0.0
+        """One pass over the training rows, or what is left of it, and what it led to."""
+        place, start = self.place, time.perf_counter() - self.place.seconds
         for module in self.modules:
             module.train()
-        further = self.further(epoch)
         with seeded(self.seed, NOISE, epoch, device=self.device):
-            for rows, batch in self.batches(epoch):
-                total += self.update(rows, batch, further)
+            place.open(self, {"order": stream(self.seed, SHUFFLE, epoch), "further": stream(self.seed, FURTHER, epoch)})
+            further = self.further()
+            for rows, batch in self.batches():
+                place.total += self.update(rows, batch, further)
+                if self.keeper is not None:
+                    place.seconds = time.perf_counter() - start
+                    place.note(self)
+                    self.keeper.after_step(self)
         seconds = time.perf_counter() - start
-        record = {"epoch": epoch, "step": self.done, "lr": self.step.rate, "loss": total / len(self.train[0])}
+        seen = len(self.train[0]) - place.skipped
+        record: dict[str, Any] = {
+            "epoch": epoch,
+            "step": self.done,
+            "lr": self.step.rate,
+            "loss": place.total / seen if seen else None,
+        }
+        record |= {"rows_skipped": place.skipped} if place.skipped else {}
         record |= self.measure()
         if not math.isfinite(record["elbo"]):
             raise self.diverged(f"the ELBO after epoch {epoch} is {record['elbo']}")
@@ -122,21 +154,21 @@ class Loop:
             record |= self.lagging.after(record["mutual_information"])
         return record | {"seconds": round(seconds, 4)}
 
-    def batches(self, epoch: int) -> Iterator[tuple[Tensor, Batch]]:
+    def batches(self) -> Iterator[tuple[Tensor, Batch]]:
         """Shuffled batches with their row numbers; order and binarization depend on (seed, epoch) alone."""
-        yield from self.shuffled(torch.Generator(self.device).manual_seed(stream(self.seed, SHUFFLE, epoch)))
+        assert self.place.order is not None
+        return self.shuffled(self.place.order)
 
-    def further(self, epoch: int) -> Iterator[tuple[Tensor, Batch]]:
+    def further(self) -> Iterator[tuple[Tensor, Batch]]:
         """Other batches, without end."""
-        generator = torch.Generator(self.device).manual_seed(stream(self.seed, FURTHER, epoch))
+        assert self.place.further is not None
         while True:
-            yield from self.shuffled(generator)
+            yield from self.shuffled(self.place.further)
 
-    def shuffled(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Batch]]:
-        order = torch.randperm(len(self.train[0]), generator=generator, device=self.device)
-        for rows in order.split(self.size):
+    def shuffled(self, order: Order) -> Iterator[tuple[Tensor, Batch]]:
+        for rows in order.one_pass():
             x, *context = (a.index_select(0, rows) for a in self.train)
-            yield rows, (self.transform(x, generator) if self.transform else x, *context)
+            yield rows, (self.transform(x, order.generator) if self.transform else x, *context)
 
     def update(self, rows: Tensor, batch: Batch, further: Iterator[tuple[Tensor, Batch]]) -> float:
         """One step, and what comes before it: schedules of the objective, an aggressive encoder."""
@@ -147,8 +179,9 @@ class Loop:
         return loss
 
     def move(self, rows: Tensor, batch: Batch, frozen: Callable[[Batch], list[Tensor]] | None = None) -> float:
-        """One update; a divergence is reported with its rows, and leaves the weights as they were."""
+        """One update; one that diverges leaves the weights as they were, and is skipped or reported with its rows."""
         first = self.step.optimizer is None
+        before = Miss.before(self) if self.keeper is not None or self.bad_steps > 1 else None
         try:
             loss = self.step.loss_and_grads(*batch)
             if first:  # the first loss found the parameters
@@ -157,8 +190,38 @@ class Loop:
                 parameter.grad = None
             self.step.update(self.schedule((self.done + 1) / self.planned))
         except DivergedError as error:
-            raise self.diverged(f"{error} on rows {self.suspects(rows, batch)}") from None
+            return self.missed(error, rows, batch, before)
+        except torch.OutOfMemoryError as error:
+            raise self.too_large(error, len(rows)) from error
+        self.moves, self.bad = self.moves + 1, 0
         return loss
+
+    def missed(self, error: DivergedError, rows: Tensor, batch: Batch, before: Miss | None) -> float:
+        """A step that diverged: skipped, as long as there are not `bad_steps` of them in a row."""
+        self.bad += 1
+        if before is not None:
+            before.undo(self)
+        if before is None or self.bad >= self.bad_steps or self.step.optimizer is None:
+            stopped = self.diverged(f"{error} on rows {self.suspects(rows, batch)}")
+            raise stopped if before is None else capsule(self, stopped, before, rows, batch) from None
+        self.place.skipped += len(rows)
+        return 0.0
+
+    def too_large(self, error: Exception, rows: int) -> DeviceMemoryError:
+        return DeviceMemoryError(
+            f"step {self.done + 1}: a batch of {rows} rows does not fit on {self.device} ({str(error).splitlines()[0]}). Take "
+            f"a smaller one: batch_size={max(1, rows // 2)}."
+        )
+
+    def interrupted(self, signal: KeyboardInterrupt) -> tuple[type[Interrupted], str]:
+        """What to raise, and what was saved to go on from."""
+        said = "" if self.keeper is None else self.keeper.failed(self, signal)
+        return Terminated if getattr(signal, "terminated", False) else Interrupted, said
+
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        """What its saved states go with."""
+        return about(self)
 
     @property
     def planned(self) -> int:
