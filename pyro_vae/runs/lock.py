@@ -44,11 +44,13 @@ def locked(path: Path, name: str = LOCK, wait: bool = False) -> Iterator[None]:
         pyro_vae.errors.BusyError: ... is being written to by process ...
     """
     lock, owner = FileLock(path / name, timeout=-1 if wait else 0), path / f"{name}.json"
-    try:
-        with storage(f"cannot lock {path}"):
+    with storage(f"cannot lock {path}"):
+        try:
             lock.acquire()
-    except Timeout:
-        raise BusyError(f"{path} is being written to by {said(owner)}. Wait for it, or take another folder.") from None
+        except Timeout:  # an OSError, too
+            raise BusyError(
+                f"{path} is being written to by {said(owner)}. Wait for it, or take another folder."
+            ) from None
     try:
         me = {
             "pid": os.getpid(),
