@@ -23,7 +23,6 @@ from pyro_vae.runs.checkpoint import Checkpoints, Generation
 from pyro_vae.runs.folder import DIVERGENCE, remove
 from pyro_vae.runs.safe import LIMIT, dump, seal
 from pyro_vae.train.loop import Loop
-from pyro_vae.train.rescue import buffers
 from pyro_vae.train.state import capture
 
 FAILURES = 3  # saves in a row that may fail, if training has been saved before
@@ -95,6 +94,8 @@ class Keeper:
 
     def before(self, loop: Loop) -> None:
         if not self.checkpoints.numbers():
+            with storage(f"cannot make {self.path}"):
+                self.path.mkdir(parents=True, exist_ok=True)
             self.save(loop)
 
     def after_step(self, loop: Loop) -> None:
@@ -115,8 +116,7 @@ class Keeper:
         """Saves the state after the last step, if the weights are still its own."""
         if isinstance(error, Signalled):
             return f". Saved; go on with: {self.how}"
-        moved = loop.moves != loop.place.moves or (loop.place.order is not None and any(True for _ in buffers(loop)))
-        if moved or not loop.done or loop.bad:
+        if not loop.place.is_whole(loop) or not loop.done or loop.bad:
             return f". Go on from the last checkpoint with: {self.how}" if self.checkpoints.numbers() else ""
         try:
             self.save(loop, interrupted=True)

@@ -40,7 +40,12 @@ def unwrapped(thing: Any) -> Iterator[Any]:
     """The thing, and what its effect handlers (``poutine.scale(model, ...)``) and partials are wrapped around."""
     while thing is not None:
         yield thing
-        thing = getattr(thing, "__wrapped__", None) or (thing.func if isinstance(thing, partial) else None)
+        thing = getattr(thing, "__wrapped__", None) or (inner(thing) if isinstance(thing, partial) else None)
+
+
+def inner(thing: partial[Any]) -> Any:
+    """What a partial calls; a handler called on a method is Pyro's partial of (handler, method)."""
+    return thing.args[1] if getattr(thing.func, "__name__", "") == "_context_wrap" else thing.func
 
 
 def like_parameters(*things: Any) -> Tensor | None:

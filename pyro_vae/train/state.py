@@ -53,7 +53,7 @@ class Place:
         order: of the epoch's batches; None between epochs.
         further: of the aggressive encoder's.
         states: of the generators after the last step, with the places in both orders; empty before the epoch's first.
-        moves: updates of the weights so far, when `states` was noted.
+        moves: updates of the weights so far, and versions of the buffers, when `states` was noted.
     """
 
     epoch: int = 1
@@ -65,6 +65,7 @@ class Place:
     states: dict[str, Tensor] = field(default_factory=dict)
     places: dict[str, int] = field(default_factory=dict)
     moves: int = 0
+    versions: tuple[int, ...] = ()
 
     def open(self, loop: Loop, seeds: Mapping[str, int]) -> None:
         """Starts the epoch's orders, or finds the place in them that was noted. For inside the noise's own stream."""
@@ -73,6 +74,7 @@ class Place:
             if name in self.places:
                 order.find(self.places[name], {k: self.states[f"{name}.{k}"] for k in ("before", "now")})
             setattr(self, name, order)
+        self.moves, self.versions = loop.moves, versions(loop)
         set_noise({k: v for k, v in self.states.items() if k.startswith("noise")}, loop.device)
 
     def note(self, loop: Loop) -> None:
@@ -82,7 +84,16 @@ class Place:
         self.states = noise(loop.device)
         self.states |= {f"{name}.{k}": v for name, order in orders.items() for k, v in order.states().items()}
         self.places = {name: order.place for name, order in orders.items()}
-        self.moves = loop.moves
+        self.moves, self.versions = loop.moves, versions(loop)
+
+    def is_whole(self, loop: Loop) -> bool:
+        """Whether weights and buffers are still those of the last step."""
+        return self.order is None or (self.moves, self.versions) == (loop.moves, versions(loop))
+
+
+def versions(loop: Loop) -> tuple[int, ...]:
+    """Of the buffers: a forward pass in training mode counts them up where it changes them."""
+    return tuple(buffer._version for module in loop.modules for buffer in module.buffers())
 
 
 def noise(device: torch.device) -> dict[str, Tensor]:
