@@ -193,8 +193,8 @@ def test_b7_10_12_tensors_of_a_stranger_are_refused(tmp_path, kind):
 
 def test_many_tensors_and_files_of_holes_are_refused(tmp_path):
     file = tmp_path / "model.safetensors"
-    file.write_bytes(tensors({f"{i}": F32 | {"shape": [0], "data_offsets": [0, 0]} for i in range(60_000)}))
-    with pytest.raises(RunFolderError, match="60,000 tensors"):
+    file.write_bytes(tensors({f"{i}": F32 | {"shape": [0], "data_offsets": [0, 0]} for i in range(24_000)}))
+    with pytest.raises(RunFolderError, match="24,000 tensors"):
         safe.read_layout(file)
     head = json.dumps({"w": {"dtype": "F32", "shape": [10**12], "data_offsets": [0, 4 * 10**12]}}).encode()
     with file.open("wb") as hollow:

@@ -4,6 +4,7 @@ import math
 import os
 import signal
 from functools import partial
+from itertools import pairwise
 
 import pyro
 import pyro.distributions as dist
@@ -200,7 +201,7 @@ def test_b7_17_18_another_run_is_refused_with_a_table_and_forks(tmp_path):
     vae, _ = plain()
     with pytest.raises(CheckpointError, match=r"data \(SHA-256\)"):
         fit(vae, 1 - binary(), keeper=Keeper(tmp_path), resume=Keeper(tmp_path).newest(), epochs=3, batch_size=8)
-    run, keeper = trained(plain, tmp_path, resume=True, batch_size=5, epochs=4, fork=True)
+    run, _ = trained(plain, tmp_path, resume=True, batch_size=5, epochs=4, fork=True)
     assert [r["epoch"] for r in run.history] == [1, 2, 3, 4] and run.history[-1]["step"] == 4 * 4
 
 
@@ -208,7 +209,9 @@ def test_b7_15_another_models_state_is_refused_by_name_and_shape(tmp_path):
     with pytest.raises(Killed):
         trained(plain, tmp_path, 4)
     with pytest.raises(CheckpointError, match=r"another model: 'posterior.net.1.bias' is .* there and"):
-        fit(noisy_layers()[0], binary(), validation=binary(12), resume=Keeper(tmp_path).newest(), epochs=3, batch_size=8)
+        fit(
+            noisy_layers()[0], binary(), validation=binary(12), resume=Keeper(tmp_path).newest(), epochs=3, batch_size=8
+        )
 
 
 def test_b7_16_a_state_of_nan_is_refused(tmp_path):
@@ -260,7 +263,7 @@ def test_b7_03_a_signal_finishes_the_step_saves_and_goes_on_exactly(tmp_path, nu
             os.kill(os.getpid(), number)  # from inside the step
         return binarize(x, generator)
 
-    vae, options = binarized()
+    vae, _ = binarized()
     held = binary(12)
     more = {"schedule": warmup(cosine, 0.5), "epochs": 3, "batch_size": 8}
     keeper, before = Keeper(tmp_path / "cut"), signal.getsignal(number)
@@ -350,7 +353,7 @@ def test_b7_30_a_step_that_diverges_is_skipped_with_the_weights_and_buffers_unto
     run = fit(vae, x, epochs=2, batch_size=4, bad_steps=3, on_step=look, validation=grey()[:8])
     assert len(run.history) == 2 and all(record["rows_skipped"] == 4 for record in run.history)
     assert all(math.isfinite(record["loss"]) for record in run.history)
-    untouched = [a == b for a, b in zip(held, held[1:], strict=False)]
+    untouched = [a == b for a, b in pairwise(held)]
     assert sum(untouched) == 2  # one step of five in each epoch
 
 

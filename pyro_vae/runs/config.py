@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import types
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -133,7 +134,7 @@ class Config:
         """The configuration that `to_dict` wrote; refuses unknown keys, with a suggestion, and values of another type."""
         if not isinstance(values, dict):
             raise UsageError(f"a config is a JSON object of names and values, got {type(values).__name__}")
-        hints = get_type_hints(cls)
+        hints = hints_of(cls)
         for key, value in values.items():
             if key not in hints:
                 close = difflib.get_close_matches(key, hints, 1)
@@ -153,6 +154,12 @@ POSITIVE = {
     }.items()
     for name in names
 }
+
+
+@functools.cache
+def hints_of(kind: type) -> dict[str, Any]:
+    """The types of a dataclass's fields, once: to read them evaluates what they are written as."""
+    return get_type_hints(kind)
 
 
 def fits(value: Any, hint: Any) -> bool:

@@ -26,6 +26,8 @@ from .checkpoint import Checkpoints
 from .lock import LOCK
 from .safe import (
     HEADER_BYTES,
+    JSON_BYTES,
+    MIB,
     Layout,
     check_finite,
     check_layout,
@@ -112,7 +114,7 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(made, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, limit: int = JSON_BYTES) -> Any:
     """The JSON of a run's file.
 
     Raises:
@@ -122,7 +124,7 @@ def read_json(path: Path) -> Any:
         raise RunFolderError(f"there is no run folder {path.parent}")
     if not path.is_file():
         raise RunFolderError(f"{path.parent} is no whole run: {path.name} is missing. Train it again.")
-    return parse_json(read_bytes(path), path)
+    return parse_json(read_bytes(path, limit), path)
 
 
 def read_sealed(path: Path) -> Any:
@@ -139,7 +141,7 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         RunFolderError: missing, damaged, of another program or a newer version.
     """
-    record = read_json(path / "config.json")
+    record = read_json(path / "config.json", MIB)
     if not isinstance(record, dict) or not {"schema", "config", "data"} <= record.keys():
         raise RunFolderError(f"{path / 'config.json'} is not a run of pyro_vae: it lacks schema, config or data")
     if record["schema"] != SCHEMA:

@@ -23,9 +23,9 @@ from torch import Tensor
 from pyro_vae.errors import RunFolderError
 
 MIB = 2**20
-JSON_BYTES, HEADER_BYTES, HOLLOW = 64 * MIB, 8 * MIB, 256 * MIB
+JSON_BYTES, HEADER_BYTES, HOLLOW = 64 * MIB, 2 * MIB, 256 * MIB
 LIMIT = 64 * 1024 * MIB  # of any file
-DEPTH, NAME, TENSORS = 64, 512, 50_000
+DEPTH, NAME, TENSORS = 64, 512, 20_000
 SEAL = "sha256"
 DTYPES = {
     **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "BOOL": torch.bool},
@@ -61,7 +61,7 @@ def read_bytes(path: Path, limit: int = JSON_BYTES) -> bytes:
             size = os.fstat(file.fileno()).st_size
             if size > limit:
                 raise OSError(f"{size:,} bytes, and at most {limit:,} are read")
-            return file.read(limit)
+            return file.read(size)  # not `limit`: so much would be taken at once
     except (OSError, ValueError) as error:
         raise damaged(path, error) from error
 

@@ -79,6 +79,7 @@ class Loop:
     moves: int = 0
     bad: int = 0
     place: Place = field(default_factory=Place)
+    skipped: tuple[Miss, Tensor, Batch] | None = None  # the last step, if it diverged
     best_elbo: float = -math.inf
     kept: list[Tensor] = field(default_factory=list)
     fit: Fit = field(default_factory=Fit)
@@ -146,7 +147,8 @@ class Loop:
         record |= {"rows_skipped": place.skipped} if place.skipped else {}
         record |= self.measure()
         if not math.isfinite(record["elbo"]):
-            raise self.diverged(f"the ELBO after epoch {epoch} is {record['elbo']}")
+            stopped = self.diverged(f"the ELBO after epoch {epoch} is {record['elbo']}")
+            raise capsule(self, stopped, *self.skipped) if self.skipped else stopped
         record |= latent_use(
             self.step, self.train_sample if self.valid is None else self.valid, stream(self.seed, LATENTS)
         )
@@ -193,7 +195,7 @@ class Loop:
             return self.missed(error, rows, batch, before)
         except torch.OutOfMemoryError as error:
             raise self.too_large(error, len(rows)) from error
-        self.moves, self.bad = self.moves + 1, 0
+        self.moves, self.bad, self.skipped = self.moves + 1, 0, None
         return loss
 
     def missed(self, error: DivergedError, rows: Tensor, batch: Batch, before: Miss | None) -> float:
@@ -204,7 +206,7 @@ class Loop:
         if before is None or self.bad >= self.bad_steps or self.step.optimizer is None:
             stopped = self.diverged(f"{error} on rows {self.suspects(rows, batch)}")
             raise stopped if before is None else capsule(self, stopped, before, rows, batch) from None
-        self.place.skipped += len(rows)
+        self.place.skipped, self.skipped = self.place.skipped + len(rows), (before, rows, batch)
         return 0.0
 
     def too_large(self, error: Exception, rows: int) -> DeviceMemoryError:

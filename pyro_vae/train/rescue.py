@@ -77,7 +77,7 @@ def capsule(loop: Loop, error: DivergedError, before: Miss, rows: Tensor, batch:
             "seed": loop.seed,
         }
         head |= {"rows": rows.tolist(), "said": str(error), "site": site, "size": loop.size}
-        tensors = {f"batch/{i}": a for i, a in enumerate(batch)}
+        tensors = {f"{i}": a for i, a in enumerate(batch)}
         saved = loop.keeper.capsule(head, {"model": named(loop), "rng": before.noise, "batch": tensors})
     return DivergedError(f"{error}{f' First bad site: {site}.' if site else ''}{saved}", error.result)
 
