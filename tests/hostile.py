@@ -1,6 +1,6 @@
-"""A corpus of run folders as an attacker would make them, each from a good one; and a process that opens them all, watched.
+"""A corpus of run folders as an attacker would make them, each from a good one; and a process that opens them, watched.
 
-usage: hostile.py GOOD FOLDER: prints one JSON object a hostile run: what refused it, how long it took, what was imported or run.
+usage: hostile.py GOOD FOLDER: prints one JSON object a hostile run: what refused it, its seconds, what was imported or run.
 """
 
 import json

@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import hostile
@@ -135,10 +136,8 @@ def test_fuzzed_configs_of_a_run_are_refused_or_used(good, key, value):
 def test_fuzzed_config_files_are_usage_errors_or_configs(tmp_path, content):
     file = tmp_path / "c.json"
     file.write_bytes(content)
-    try:
+    with suppress(UsageError):
         assert isinstance(read_keys(file), dict)
-    except UsageError:
-        pass
 
 
 @pytest.mark.parametrize("ending", ["npy", "npz", "csv"])
@@ -148,10 +147,8 @@ def test_b7_38_fuzzed_arrays_are_read_or_data_errors(tmp_path, ending, edits, cu
     x, file = np.arange(12.0).reshape(4, 3), tmp_path / f"x.{ending}"
     {"npy": np.save, "npz": np.savez, "csv": lambda f, a: np.savetxt(f, a, delimiter=",")}[ending](file, x)
     file.write_bytes(changed(file.read_bytes(), edits, cut))
-    try:
+    with suppress(DataError):
         read_file(file, 0)
-    except DataError:
-        pass
 
 
 @fuzz
@@ -180,10 +177,8 @@ def test_fuzzed_evidence_is_a_data_error_or_evidence(tmp_path, content, edits, c
     for bad in (content, changed(whole, edits, cut)):
         file = tmp_path / "e.safetensors"
         file.write_bytes(bad)
-        try:
+        with suppress(DataError):
             load_evidence(file)
-        except DataError:
-            pass
 
 
 def test_a_zip_bomb_takes_no_more_memory_than_its_array_may_hold(tmp_path):

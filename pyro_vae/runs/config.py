@@ -157,7 +157,7 @@ POSITIVE = {
 
 
 @functools.cache
-def hints_of(kind: type) -> dict[str, Any]:
+def hints_of(kind: Any) -> dict[str, Any]:
     """The types of a dataclass's fields, once: to read them evaluates what they are written as."""
     return get_type_hints(kind)
 

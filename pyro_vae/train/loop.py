@@ -217,8 +217,8 @@ class Loop:
 
     def interrupted(self, signal: KeyboardInterrupt) -> tuple[type[Interrupted], str]:
         """What to raise, and what was saved to go on from."""
-        said = "" if self.keeper is None else self.keeper.failed(self, signal)
-        return Terminated if getattr(signal, "terminated", False) else Interrupted, said
+        kind = Terminated if getattr(signal, "terminated", False) else Interrupted
+        return kind, "" if self.keeper is None else self.keeper.failed(self, signal)
 
     @cached_property
     def about(self) -> dict[str, Any]:
