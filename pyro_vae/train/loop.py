@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.errors import DeviceMemoryError, DivergedError, Interrupted, Terminated
+from pyro_vae.errors import DivergedError, Interrupted, Terminated
 from pyro_vae.seeding import seeded, stream
 
 from .lagging import Lagging
 from .monitor import Reporter, collapsed, latent_use, row_elbo, true_elbo
 from .order import Order
-from .rescue import Keeper, Miss, capsule
+from .rescue import Keeper, Miss, capsule, too_large
 from .schedules import Schedule
 from .state import Place, about
 from .step import Step
@@ -194,7 +194,7 @@ class Loop:
         except DivergedError as error:
             return self.missed(error, rows, batch, before)
         except torch.OutOfMemoryError as error:
-            raise self.too_large(error, len(rows)) from error
+            raise too_large(self, error, len(rows)) from error
         self.moves, self.bad, self.skipped = self.moves + 1, 0, None
         return loss
 
@@ -208,12 +208,6 @@ class Loop:
             raise stopped if before is None else capsule(self, stopped, before, rows, batch) from None
         self.place.skipped, self.skipped = self.place.skipped + len(rows), (before, rows, batch)
         return 0.0
-
-    def too_large(self, error: Exception, rows: int) -> DeviceMemoryError:
-        return DeviceMemoryError(
-            f"step {self.done + 1}: a batch of {rows} rows does not fit on {self.device} ({str(error).splitlines()[0]}). Take "
-            f"a smaller one: batch_size={max(1, rows // 2)}."
-        )
 
     def interrupted(self, signal: KeyboardInterrupt) -> tuple[type[Interrupted], str]:
         """What to raise, and what was saved to go on from."""
