@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from pyro import poutine
@@ -15,10 +15,7 @@ from pyro_vae.infer.programs import Program, without_validation
 from pyro_vae.infer.weights import sample_sites
 from pyro_vae.seeding import seeded
 
-from .state import Groups, named, noise, set_noise
-
-if TYPE_CHECKING:
-    from .loop import Loop
+from .state import Groups, Loop, named, noise, set_noise
 
 
 class Keeper(Protocol):

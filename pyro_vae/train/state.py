@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import pyro
 import torch
@@ -22,9 +22,7 @@ from pyro_vae.seeding import seeded
 from .order import Order
 from .plain import pack, unpack
 
-if TYPE_CHECKING:
-    from .loop import Loop
-
+Loop = Any  # a loop.Loop, which imports this
 Groups = dict[str, dict[str, Tensor]]
 ORDERS = ("order", "further")
 ELEMENTWISE = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "sum")
