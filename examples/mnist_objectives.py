@@ -21,6 +21,8 @@ import pyro_vae as pv
 from pyro_vae import Bound, elbo, iwae
 from pyro_vae.data import load
 from pyro_vae.infer.latents import latents
+from pyro_vae.runs.config import Config
+from pyro_vae.runs.registry import build
 
 OBJECTIVES = {
     "ELBO": lambda: Bound(elbo),
@@ -28,31 +30,23 @@ OBJECTIVES = {
     "IWAE-5, DReG": lambda: Bound(iwae, 5, estimator=pv.dreg),
     "IWAE-5, STL": lambda: Bound(iwae, 5, estimator=pv.stl),
 }
-MNIST = {"data": "mnist", "hidden": (200, 200), "latent_dim": 50, "rows": 1000, "num_samples": 5000}
-QUICK = {"data": "digits", "hidden": (16,), "latent_dim": 4, "rows": 50, "num_samples": 50}
+BURDA = Config(data="mnist", hidden=(200, 200), activation="tanh", latent_dim=50)  # as `pyro-vae train` starts it
+SMALL = Config(data="digits", likelihood="bernoulli", hidden=(16,), latent_dim=4)
+MNIST = {"config": BURDA, "rows": 1000, "num_samples": 5000}
+QUICK = {"config": SMALL, "rows": 50, "num_samples": 50}
 
 
 class Spent(Exception):
     """The run's CPU time is used up."""
 
 
-def network(width: int, hidden: tuple[int, ...], latent_dim: int) -> pv.VAE:
-    def mlp(inputs: int, outputs: int) -> pv.MLP:
-        return pv.MLP(inputs, outputs, hidden=hidden, activation=torch.nn.Tanh)
-
-    return pv.VAE(
-        prior=pv.StandardNormal(latent_dim),
-        likelihood=pv.Conditional(mlp(latent_dim, width), pv.bernoulli),
-        posterior=pv.Conditional(mlp(width, 2 * latent_dim), pv.normal),
-    )
-
-
 def job(name: str, seed: int, seconds: float, setting: dict) -> dict:
     """Trains one model for so many seconds of CPU time, and scores it."""
     torch.set_num_threads(1)  # CPU time is then the work done, however many runs share the machine
     torch.manual_seed(seed)
-    data = load(setting["data"], binarization="dynamic")
-    vae = network(data.train.x.shape[1], setting["hidden"], setting["latent_dim"])
+    config = setting["config"].resolved()
+    data = load(config.data, binarization="dynamic")
+    vae = build(config, data.shape, data.train.x)
     start, schedule, epochs = time.process_time(), pv.warmup(pv.cosine), []
 
     def spent() -> float:

@@ -176,6 +176,21 @@ def coins():
     return (model, guide), net
 
 
+def halfway():
+    """Batch norm in training mode, and after it a look at the numbers, where a trace stops."""
+
+    class Looks(nn.Module):
+        def forward(self, h):
+            return h if h.mean() > -1e9 else -h
+
+    vae = small_vae(posterior=Conditional(nn.Sequential(nn.BatchNorm1d(6), Looks(), nn.Linear(6, 4)), normal))
+    return vae, vae
+
+
+def test_a_trace_that_stops_halfway_leaves_no_buffer_behind_that_eager_would_not():
+    check_refused(halfway, "", objective=Trace_ELBO)
+
+
 @pytest.mark.parametrize("make", [vamp, flow, noisy, by_hand, coins])
 def test_a_traced_run_is_the_eager_one_whatever_the_programs(make):
     check_same(make, objective=Trace_ELBO)

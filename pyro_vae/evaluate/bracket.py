@@ -107,17 +107,12 @@ def bracket(
     *context: Any,
     latents: Latents | None = None,
     num_samples: int = 1000,
-    start: str = "guide",
-    num_temperatures: int = 100,
-    num_chains: int = 16,
-    leapfrog_steps: int = 10,
-    schedule: str = "sigmoid",
-    step_size: float | None = None,
-    target_acceptance: float = 0.65,
     refresh: int = 20,
+    start: str = "guide",
     seed: int = 0,
     chunk_size: int = 16384,
     verbose: bool = True,
+    **options: Any,
 ) -> Bracket:
     r"""lower_n ≤ log p(x_n) ≤ upper_n, by importance sampling and annealing from below, reverse annealing from above.
 
@@ -141,17 +136,13 @@ def bracket(
         *context: what the programs take beside x, each with N rows.
         latents: by site, of rows that the model drew (from :func:`~pyro_vae.evaluate.simulate.simulate`).
         num_samples: K of importance sampling.
-        start: of the annealing; the others as for :func:`~pyro_vae.evaluate.annealing.ais`.
-        num_temperatures: likewise.
-        num_chains: likewise.
-        leapfrog_steps: likewise.
-        schedule: likewise.
-        step_size: likewise.
-        target_acceptance: likewise.
         refresh: transitions at β = 1 before the reverse run.
+        start: of the annealing, "guide" or "prior".
         seed: of everything.
         chunk_size: (row, particle) or (row, chain) pairs run at a time.
         verbose: a progress bar, on a terminal only.
+        **options: further ones of :func:`~pyro_vae.evaluate.annealing.ais`: `num_temperatures`, `num_chains`,
+            `leapfrog_steps`, `schedule`, `step_size`, `target_acceptance`.
 
     Returns:
         A :class:`Bracket`.
@@ -180,18 +171,7 @@ def bracket(
     """
     if refresh < 0:
         raise UsageError(f"refresh must be at least 0, got {refresh}")
-    settings = Settings(
-        start,
-        num_temperatures,
-        num_chains,
-        leapfrog_steps,
-        schedule,
-        step_size,
-        target_acceptance,
-        seed,
-        chunk_size,
-        verbose,
-    )
+    settings = Settings(start=start, seed=seed, chunk_size=chunk_size, verbose=verbose, **options)
     task = prepare(model, guide, x, context, settings)
     sampled = importance(
         model, guide, *task.args, num_samples=num_samples, seed=seed, chunk_size=chunk_size, verbose=verbose

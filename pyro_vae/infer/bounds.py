@@ -19,11 +19,6 @@ from torch import Tensor
 
 from pyro_vae.errors import ShapeError, UsageError
 
-
-def is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 FLOOR = -1e30  # a log weight that is 0 to every sum, and yet no infinity, whose differences are NaN
 
 
@@ -370,6 +365,11 @@ def log_power_mean(log_w: Tensor, power: float) -> Tensor:
     with torch.no_grad():
         rough = (log_mean_exp(power * log_w, 0) / power).clamp(log_w.amin(0), log_w.amax(0)).nan_to_num(neginf=0.0)
     return rough + (power * (log_w - rough)).expm1().mean(0).log1p() / power
+
+
+def is_number(value: object) -> bool:
+    """Whether an option is a number; True and False are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def check_weights(log_w: Tensor, dims: int, name: str) -> None:

@@ -11,14 +11,13 @@ from pyro.poutine.util import site_is_subsample
 
 from pyro_vae.errors import UsageError
 
+BETA = "_beta"  # where a site says how much of its scale is β: the rest weighs rows, not sites
+
 
 class Settled(Messenger):
     """Says that the parameters are known, so that our modules need not declare them once more: within a training step."""
 
     settled = True
-
-
-BETA = "_beta"  # where a site says how much of its scale is β: the rest weighs rows, not sites
 
 
 class Beta(Messenger):

@@ -20,9 +20,8 @@ from torch import Tensor
 from .objective import Bound
 from .weights import Program, Site, sample_sites
 
-TensorLoss = Callable[
-    ..., Tensor
-]  # (model, guide, *batch) -> a number whose backward() leaves the objective's gradient
+# (model, guide, *batch) -> a number whose backward() leaves the objective's gradient
+TensorLoss = Callable[..., Tensor]
 Traces = tuple[poutine.Trace, poutine.Trace]
 
 

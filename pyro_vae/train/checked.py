@@ -14,13 +14,12 @@ Result = tuple[Tensor, list[Tensor | None]]  # loss, and each parameter's gradie
 
 @contextmanager
 def replayed(buffers: Sequence[Tensor], device: torch.device) -> Iterator[None]:
-    """Random state and buffers are put back after, so that the next run sees the same."""
-    held = [b.detach().clone() for b in buffers]
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    """Random state and buffers are put back after, however it ends, so that the next run sees the same."""
+    random, held = rng(device), [b.detach().clone() for b in buffers]
+    try:
         yield
-    with torch.no_grad():
-        for buffer, before in zip(buffers, held, strict=True):
-            buffer.copy_(before)
+    finally:
+        restore(random, device, buffers, held)
 
 
 def disagreement(eager: Result, captured: Result) -> tuple[float, str | None]:
