@@ -20,6 +20,7 @@ from pyro_vae.data import load
 from pyro_vae.evaluate.annealing import ais
 from pyro_vae.evaluate.bracket import bdmc, bracket
 from pyro_vae.evaluate.oracles import quadrature
+from pyro_vae.opening import load_run, open_data
 from pyro_vae.report.evidence import bracket_ends
 from pyro_vae.report.figures import save
 
@@ -104,8 +105,6 @@ def short_vae(latent_dim: int):
 
 def opened(path: Path):
     """The model of a run and its test rows."""
-    from pyro_vae.workflows import load_run, open_data
-
     run = load_run(path)
     return run.vae, open_data(run).test.x
 

@@ -36,6 +36,7 @@ from .infer.objective import Bound
 from .infer.terms import capacity, free_bits, mmd, total_correlation
 from .infer.weights import log_weights
 from .models.vae import VAE
+from .opening import load_run
 from .parts import families, posteriors, priors
 from .parts.conditional import Conditional
 from .parts.families import bernoulli, binomial, normal
@@ -47,7 +48,6 @@ from .train.lagging import Aggressive
 from .train.schedules import constant, cosine, cyclical, warmup
 from .train.step import adam
 from .use import encode, interpolate, reconstruct, sample
-from .workflows import load_run
 
 __all__ = [  # noqa: RUF022 (grouped as in the README)
     # models and their parts

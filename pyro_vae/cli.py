@@ -21,15 +21,17 @@ from rich.console import Console
 from pyro_vae.comparing import compare_runs, forest, put
 from pyro_vae.errors import PyroVAEError, UsageError
 from pyro_vae.listing import markdown_table, print_parts, report
+from pyro_vae.opening import Run, load_run, open_data
 from pyro_vae.report import figures, latents
 from pyro_vae.runs import folder
 from pyro_vae.runs.config import Config
 from pyro_vae.runs.registry import TABLES
+from pyro_vae.scoring import evaluate_run, rows_of
 from pyro_vae.use import encode as encode_rows
 from pyro_vae.use import interpolate as interpolate_rows
 from pyro_vae.use import reconstruct as reconstruct_rows
 from pyro_vae.use import sample as draw_samples
-from pyro_vae.workflows import Run, evaluate_run, open_data, open_run, rows_of, train_run
+from pyro_vae.workflows import train_run
 
 app = App(
     name="pyro-vae",
@@ -202,7 +204,7 @@ def sample(run: Path, /, *, num_samples: int = 48, seed: int = 0, mean: bool = F
     out
         Array file; RUN/samples.npy by default.
     """
-    opened = open_run(run)
+    opened = load_run(run)
     x = draw_samples(opened.vae, num_samples, seed=seed, mean=mean).numpy()
     title = "E[x | z], z ~ p(z)" if mean else "x ~ p(x | z), z ~ p(z)"
     write(opened, x, out, "samples", lambda: figures.sample_grid(x, opened.shape, title=title))
@@ -309,7 +311,7 @@ def one_thread() -> Iterator[None]:
 
 def open_split(run: Path, split: str, data_dir: Path | None) -> tuple[Run, Any]:
     """A run and the rows of one split of its data."""
-    opened = open_run(run)
+    opened = load_run(run)
     return opened, rows_of(open_data(opened, data_dir), split)
 
 

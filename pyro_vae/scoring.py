@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from pyro_vae.data import Data, Split
 from pyro_vae.errors import Interrupted, UsageError
 from pyro_vae.evaluate.evidence import Evidence
 from pyro_vae.evaluate.exact import Exact
@@ -14,7 +20,15 @@ from pyro_vae.evaluate.likelihood import log_likelihood
 from pyro_vae.evaluate.proposals import GUIDE, Proposal, defensive, widened
 from pyro_vae.evaluate.saving import load_evidence, save_evidence
 from pyro_vae.models.vae import VAE
+from pyro_vae.opening import Run, load_run, open_data, previous
+from pyro_vae.pictures import draw_khat
+from pyro_vae.runs import folder
+from pyro_vae.runs.components import NOTHING, Components
+from pyro_vae.runs.config import Config
+from pyro_vae.runs.marginal import floor
+from pyro_vae.runs.registry import likelihood_of
 
+SPLITS = ("test", "validation", "train")
 PROPOSALS: dict[str, Proposal] = {"guide": GUIDE, "defensive": defensive(), "widened": widened()}
 
 
@@ -66,3 +80,99 @@ def keep(found: Any, file: Path) -> str:
         return "no row has particles, and nothing was kept"
     save_evidence(found, file)
     return f"the particles so far of rows 0 to {len(found) - 1} are in {file}; the same command with --resume goes on"
+
+
+def evaluate_run(
+    path: Path | str,
+    *,
+    components: Components = NOTHING,
+    split: str = "test",
+    rows: int | None = None,
+    num_samples: int = 5000,
+    seed: int = 0,
+    data_dir: Path | None = None,
+    device: str = "auto",
+    **options: Any,
+) -> dict[str, Any]:
+    """log p(x) of a run on a split of its data; written to evidence.json and evidence.csv, and returned.
+
+    `options` are those of :func:`log_px_of`: ``method="auto"``, ``proposal="defensive"``, ``target_se=0.01``,
+    ``max_samples``, and ``resume=True``, which goes on from the particles that an earlier evaluation left in the folder (an
+    interrupted one always does), adds what is missing, and keeps all for the next time.
+    """
+    run = load_run(path, components, device)
+    return score(run, open_data(run, data_dir), split, rows=rows, num_samples=num_samples, seed=seed, **options)
+
+
+def score(
+    run: Run,
+    data: Data,
+    split: str,
+    *,
+    rows: int | None = None,
+    num_samples: int = 1000,
+    seed: int = 0,
+    training: dict[str, Any] | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Evidence on a split beside the floor on the same rows, with all that the numbers depend on."""
+    x = rows_of(data, split).x
+    if rows is not None and not 1 <= rows <= len(x):
+        raise UsageError(f"rows={rows}, but the {split} split has 1 to {len(x)}")
+    x = x[:rows]
+    start = time.perf_counter()
+    evidence = log_px_of(run.vae, x, folder.particles(run.path, split), num_samples=num_samples, seed=seed, **options)
+    seconds = time.perf_counter() - start
+    train_rows = data.train.x if data.transform is None else data.train.x.double()  # grey means are the Bernoulli's own
+    family, features = likelihood_of(run.config, x.shape[1], run.components)
+    baseline = floor(run.config.likelihood, family, features, train_rows, x)
+    result = evidence.summary() | {
+        "bits_per_dim": evidence.bits_per_dim(x[0].numel()).mean().item(),
+        "elements": x[0].numel(),
+        "split": f"{data.name}, {split}, first {len(x)} rows" if rows else f"{data.name}, {split}",
+        "policy": data.policy,
+        "floor": floor_summary(run.config, baseline),
+        "training": training or previous(run.path).get("training"),
+        "machine": machine(next(run.vae.parameters()).device),
+        "seconds": round(seconds, 1),
+        "versions": versions(),
+    }
+    folder.write_json(run.path / "evidence.json", result)
+    folder.write_atomic(run.path / "evidence.csv", evidence.rows_csv())
+    draw_khat(run.path, evidence, x, data.shape)
+    return result
+
+
+def floor_summary(config: Config, log_px: Tensor) -> dict[str, Any]:
+    """Mean and data error of the floor; it is exact, so it has no Monte Carlo error."""
+    data_se = log_px.std().item() / len(log_px) ** 0.5 if len(log_px) > 1 else None
+    return {
+        "model": f"independent {config.likelihood} elements, fitted to the training rows",
+        "log_px": log_px.mean().item(),
+        "log_px_data_se": data_se,
+    }
+
+
+def rows_of(data: Data, split: str) -> Split:
+    """One split, by name."""
+    if split not in SPLITS:
+        raise UsageError(f"no split {split!r}; take one of {', '.join(SPLITS)}")
+    if split == "train" and data.transform is not None:
+        raise UsageError(
+            "training rows are grey under dynamic binarization and have no likelihood: score test or validation"
+        )
+    return getattr(data, split)
+
+
+def versions() -> dict[str, str]:
+    """What the numbers of a run may depend on."""
+    packages = ("pyro-vae", "torch", "pyro-ppl")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+
+
+def machine(place: torch.device) -> str:
+    """Where a number was made."""
+    if place.type == "cuda":
+        return torch.cuda.get_device_name(place)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"CPU ({platform.machine()}), {cores} cores, {torch.get_num_threads()} threads"

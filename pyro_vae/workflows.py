@@ -1,135 +1,37 @@
-"""Whole runs: train, evaluate and use a model in a run folder. What the command line does, as functions."""
+"""Whole training runs in a run folder: checked, trained, scored and drawn. What `pyro-vae train` does, as a function."""
 
 from __future__ import annotations
 
-import os
-import platform
 import sys
 import time
-from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_vae.data import Data, Split, binarize, load
-from pyro_vae.errors import DivergedError, Interrupted, RunFolderError, SupportError, UsageError
+from pyro_vae.data import Data, binarize
+from pyro_vae.errors import DivergedError, Interrupted, SupportError
 from pyro_vae.evaluate.likelihood import log_likelihood
 from pyro_vae.infer.check_training import check_training
 from pyro_vae.infer.support import FITTING, check_support
 from pyro_vae.models.vae import VAE
+from pyro_vae.opening import Run, load_data
 from pyro_vae.parts.families import fitting
-from pyro_vae.pictures import draw_figures, draw_khat
+from pyro_vae.pictures import draw_figures
 from pyro_vae.report import figures
 from pyro_vae.runs import folder
 from pyro_vae.runs.components import NOTHING, Components
 from pyro_vae.runs.config import Config
-from pyro_vae.runs.marginal import floor
-from pyro_vae.runs.registry import build, check_names, likelihood_of, objective_of, resolved, unregistered
-from pyro_vae.scoring import log_px_of
+from pyro_vae.runs.registry import build, objective_of, resolved
+from pyro_vae.scoring import SPLITS, score, versions
 from pyro_vae.seeding import seeded
 from pyro_vae.train.fit import fit, resolve_device
 from pyro_vae.train.loop import Fit
 from pyro_vae.train.schedules import constant, cosine, warmup
 from pyro_vae.train.step import adam
 
-SPLITS = ("test", "validation", "train")
 CURVE_ROWS, CURVE_SAMPLES = 400, 200  # of the log p(x) that is followed during training
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run opened from its folder: what it was told, what it learned, and on what."""
-
-    path: Path
-    config: Config
-    record: dict[str, Any]
-    vae: VAE
-    components: Components = field(default_factory=dict)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of one row."""
-        return tuple(self.record["data"]["shape"])
-
-    @property
-    def evidence(self) -> dict[str, Any]:
-        """What evidence.json holds: log p(x) and its errors; nothing before the run is scored."""
-        return previous(self.path)
-
-
-def load_run(path: Path | str, components: Components = NOTHING, device: str = "cpu") -> Run:
-    """The model of a run folder, rebuilt from the folder alone, and from parts of one's own if it was trained with such.
-
-    Args:
-        path: the folder.
-        components: name to part, as :func:`train_run` had them (:mod:`pyro_vae.runs.components`); a config holds names only,
-            and nothing in a folder is ever imported or executed.
-        device: where to put the model.
-
-    Returns:
-        A :class:`Run`: its ``vae``, ``config``, ``record`` and ``evidence``.
-
-    Raises:
-        RunFolderError: the folder, its config or its weights are missing, damaged or of something else, or it needs a part
-            that is neither registered nor among the components.
-        UsageError: a component with the name of a registered part.
-    """
-    path = Path(path)
-    record = folder.read_config(path)
-    check_names(components)
-    try:
-        config = Config.from_dict(record["config"])
-        if unknown := unregistered(config, components):
-            raise UsageError(say_unknown(unknown))
-        config = resolved(config, components)
-        with seeded(0):
-            vae = build(config, tuple(record["data"]["shape"]), components=components)
-    except (UsageError, KeyError, TypeError) as error:
-        raise RunFolderError(f"{path / 'config.json'} cannot be used: {error}") from error
-    folder.load_model(path, vae)
-    return Run(path, config, record, vae.to(resolve_device(device)).eval(), components)
-
-
-open_run = load_run  # as the command line calls it
-
-
-def say_unknown(unknown: list[tuple[str, str]]) -> str:
-    """Which parts a run needs, and how to give them."""
-    named = " and ".join(f"the {role} {name!r}" for role, name in unknown)
-    given = ", ".join(f"{name!r}: ..." for _, name in unknown)
-    what = "which is no registered part" if len(unknown) == 1 else "which are no registered parts"
-    return f"the run uses {named}, {what}. Pass load_run(path, components={{{given}}}), in Python."
-
-
-def open_data(run: Run, data_dir: Path | None = None) -> Data:
-    """The data a run was trained on.
-
-    Raises:
-        RunFolderError: it is no longer the same.
-    """
-    config = run.config
-    data = load_data(config, data_dir)
-    if data.digest != run.record["data"]["digest"]:
-        raise RunFolderError(
-            f"the data of {run.path} has changed: {config.data} had digest {run.record['data']['digest'][:12]}… when it was "
-            f"trained, and has {data.digest[:12]}… now. Restore the data, or train again."
-        )
-    return data
-
-
-def load_data(config: Config, data_dir: Path | None, download: bool = False) -> Data:
-    """The data that a config names, as it says."""
-    return load(
-        config.data,
-        data_dir=data_dir,
-        download=download,
-        binarization=config.binarization,
-        seed=config.data_seed,
-        missing=config.missing,
-    )
 
 
 def train_run(
@@ -150,7 +52,7 @@ def train_run(
     weights and its metrics behind.
 
     `components` are parts of one's own, by the names that the config uses (:mod:`pyro_vae.runs.components`):
-    ``train_run(Config(prior="mine"), "runs/a", components={"mine": MyPrior})``; :func:`load_run` takes the same.
+    ``train_run(Config(prior="mine"), "runs/a", components={"mine": MyPrior})``; :func:`~pyro_vae.load_run` takes the same.
     """
     config, place, path = resolved(config, components), resolve_device(device), Path(path)
     data = load_data(config, data_dir, download)
@@ -270,20 +172,6 @@ def describe(config: Config, data: Data, made_by: str) -> dict[str, Any]:
     }
 
 
-def versions() -> dict[str, str]:
-    """What the numbers of a run may depend on."""
-    packages = ("pyro-vae", "torch", "pyro-ppl")
-    return {"python": platform.python_version()} | {name: version(name) for name in packages}
-
-
-def machine(place: torch.device) -> str:
-    """Where a number was made."""
-    if place.type == "cuda":
-        return torch.cuda.get_device_name(place)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"CPU ({platform.machine()}), {cores} cores, {torch.get_num_threads()} threads"
-
-
 def training(run: Fit, seconds: float) -> dict[str, Any]:
     """What evidence.json says of the training."""
     return {
@@ -292,90 +180,3 @@ def training(run: Fit, seconds: float) -> dict[str, Any]:
         "stopped": run.stopped,
         "seconds": round(seconds, 1),
     }
-
-
-def evaluate_run(
-    path: Path | str,
-    *,
-    components: Components = NOTHING,
-    split: str = "test",
-    rows: int | None = None,
-    num_samples: int = 5000,
-    seed: int = 0,
-    data_dir: Path | None = None,
-    device: str = "auto",
-    **options: Any,
-) -> dict[str, Any]:
-    """log p(x) of a run on a split of its data; written to evidence.json and evidence.csv, and returned.
-
-    `options` are those of :func:`~pyro_vae.scoring.log_px_of`: ``method="auto"``, ``proposal="defensive"``, ``target_se=0.01``,
-    ``max_samples``, and ``resume=True``, which goes on from the particles that an earlier evaluation left in the folder (an
-    interrupted one always does), adds what is missing, and keeps all for the next time.
-    """
-    run = load_run(path, components, device)
-    return score(run, open_data(run, data_dir), split, rows=rows, num_samples=num_samples, seed=seed, **options)
-
-
-def score(
-    run: Run,
-    data: Data,
-    split: str,
-    *,
-    rows: int | None = None,
-    num_samples: int = 1000,
-    seed: int = 0,
-    training: dict[str, Any] | None = None,
-    **options: Any,
-) -> dict[str, Any]:
-    """Evidence on a split beside the floor on the same rows, with all that the numbers depend on."""
-    x = rows_of(data, split).x
-    if rows is not None and not 1 <= rows <= len(x):
-        raise UsageError(f"rows={rows}, but the {split} split has 1 to {len(x)}")
-    x = x[:rows]
-    start = time.perf_counter()
-    evidence = log_px_of(run.vae, x, folder.particles(run.path, split), num_samples=num_samples, seed=seed, **options)
-    seconds = time.perf_counter() - start
-    train_rows = data.train.x if data.transform is None else data.train.x.double()  # grey means are the Bernoulli's own
-    family, features = likelihood_of(run.config, x.shape[1], run.components)
-    baseline = floor(run.config.likelihood, family, features, train_rows, x)
-    result = evidence.summary() | {
-        "bits_per_dim": evidence.bits_per_dim(x[0].numel()).mean().item(),
-        "elements": x[0].numel(),
-        "split": f"{data.name}, {split}, first {len(x)} rows" if rows else f"{data.name}, {split}",
-        "policy": data.policy,
-        "floor": floor_summary(run.config, baseline),
-        "training": training or previous(run.path).get("training"),
-        "machine": machine(next(run.vae.parameters()).device),
-        "seconds": round(seconds, 1),
-        "versions": versions(),
-    }
-    folder.write_json(run.path / "evidence.json", result)
-    folder.write_atomic(run.path / "evidence.csv", evidence.rows_csv())
-    draw_khat(run.path, evidence, x, data.shape)
-    return result
-
-
-def previous(path: Path) -> dict[str, Any]:
-    """The evidence that stands in the folder already."""
-    return folder.read_json(path / "evidence.json") if (path / "evidence.json").is_file() else {}
-
-
-def floor_summary(config: Config, log_px: Tensor) -> dict[str, Any]:
-    """Mean and data error of the floor; it is exact, so it has no Monte Carlo error."""
-    data_se = log_px.std().item() / len(log_px) ** 0.5 if len(log_px) > 1 else None
-    return {
-        "model": f"independent {config.likelihood} elements, fitted to the training rows",
-        "log_px": log_px.mean().item(),
-        "log_px_data_se": data_se,
-    }
-
-
-def rows_of(data: Data, split: str) -> Split:
-    """One split, by name."""
-    if split not in SPLITS:
-        raise UsageError(f"no split {split!r}; take one of {', '.join(SPLITS)}")
-    if split == "train" and data.transform is not None:
-        raise UsageError(
-            "training rows are grey under dynamic binarization and have no likelihood: score test or validation"
-        )
-    return getattr(data, split)

@@ -21,10 +21,10 @@ from pyro_vae.errors import RunFolderError, UsageError
 from pyro_vae.evaluate.oracles import quadrature
 from pyro_vae.evaluate.sampler import Sampler
 from pyro_vae.evaluate.saving import load_evidence
+from pyro_vae.opening import load_run
 from pyro_vae.parts.families import fitting
 from pyro_vae.runs import folder
 from pyro_vae.runs.config import Config
-from pyro_vae.workflows import open_run
 
 SMALL = {"--hidden": "8", "--latent-dim": "2", "--epochs": "2", "--batch-size": "256", "--num-samples": "20"}
 
@@ -314,7 +314,7 @@ def test_a_table_with_empty_cells_trains_scores_and_is_imputed(train, gaps, tmp_
     again = ["evaluate", str(run), "--split", "train", "--num-samples", "20"]
     assert main(again) == 0 and main(["encode", str(run), "--split", "train"]) == 0
     assert np.isfinite(np.load(run / "encoded.npy")).all()
-    opened = open_run(run)
+    opened = load_run(run)
     filled = impute(opened.vae, torch.from_numpy(gaps), num_samples=20)
     assert filled.isfinite().all() and (filled == torch.from_numpy(gaps)).any(0)[..., 0].any()
 
@@ -347,7 +347,7 @@ def test_a_table_of_families_trains_by_name_and_comes_back(train, tmp_path):
     x = np.column_stack([draw.normal(size=(60, 2)), draw.poisson(2.0, 60), draw.integers(0, 3, 60)])
     np.save(tmp_path / "x.npy", x)
     assert train("run", "--data", str(tmp_path / "x.npy"), "--batch-size", "16", *TABLE) == 0
-    opened = open_run(tmp_path / "run")
+    opened = load_run(tmp_path / "run")
     assert opened.config.likelihood_options == {"blocks": TABLE[-1]}
     assert opened.vae.likelihood.family.__name__ == "columns(normal x 2, poisson x 1, categorical(3) x 1)"
     evidence = folder.read_json(tmp_path / "run" / "evidence.json")
@@ -513,7 +513,7 @@ def test_damaged_run_folders_exit_4(run, capsys):
     config.unlink()
     evaluated("config.json is missing")
     with pytest.raises(RunFolderError, match="no run folder"):
-        open_run(run / "nowhere")
+        load_run(run / "nowhere")
 
 
 def load_bytes(content):
@@ -563,7 +563,7 @@ def test_evaluate_by_an_oracle_where_one_applies(run, capsys):
     said, found = capsys.readouterr().out, folder.read_json(run / "evidence.json")
     assert "method: quadrature in 2 dimensions" in said and "± numerical" in said and "ELBO" not in said
     assert "measure: counts, a log probability" in said and f"{found['bits_per_dim']:.4f} bits for each of 64" in said
-    opened, rows = open_run(run), load("digits").test.x[:6]
+    opened, rows = load_run(run), load("digits").test.x[:6]
     exact = quadrature(opened.vae.model, opened.vae.guide, rows)
     kept = [float(line.split(",")[1]) for line in (run / "evidence.csv").read_text().splitlines()[1:]]
     assert kept == exact.log_px.tolist() and found["log_px"] == exact.log_px.mean().item()

@@ -21,7 +21,8 @@ from pyro_vae.parts.spec import PartSpec
 from pyro_vae.runs.components import adopt, features_of
 from pyro_vae.runs.config import Config
 from pyro_vae.runs.registry import build, resolved
-from pyro_vae.workflows import evaluate_run, train_run
+from pyro_vae.scoring import evaluate_run
+from pyro_vae.workflows import train_run
 
 
 class Shifted(nn.Module):

@@ -23,7 +23,8 @@ ALLOWED = {
     "use": GROUND | {"infer", "data"},
     "listing": GROUND | {"runs", "evaluate"},
     "pictures": GROUND | {"report", "use", "data", "models", "train"},
-    "scoring": GROUND | {"evaluate", "models"},
+    "opening": GROUND | {"data", "infer", "models", "runs"},
+    "scoring": GROUND | {"data", "evaluate", "models", "opening", "pictures", "runs"},
     "comparing": GROUND | {"runs", "evaluate", "report", "data"},
     "workflows": None,  # everything
     "cli": None,

@@ -1,0 +1,112 @@
+"""A run opened from its folder: its model, rebuilt, and the data that it was trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pyro_vae.data import Data, load
+from pyro_vae.errors import RunFolderError, UsageError
+from pyro_vae.infer.programs import resolve_device
+from pyro_vae.models.vae import VAE
+from pyro_vae.runs import folder
+from pyro_vae.runs.components import NOTHING, Components
+from pyro_vae.runs.config import Config
+from pyro_vae.runs.registry import build, check_names, resolved, unregistered
+from pyro_vae.seeding import seeded
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run opened from its folder: what it was told, what it learned, and on what."""
+
+    path: Path
+    config: Config
+    record: dict[str, Any]
+    vae: VAE
+    components: Components = field(default_factory=dict)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one row."""
+        return tuple(self.record["data"]["shape"])
+
+    @property
+    def evidence(self) -> dict[str, Any]:
+        """What evidence.json holds: log p(x) and its errors; nothing before the run is scored."""
+        return previous(self.path)
+
+
+def load_run(path: Path | str, components: Components = NOTHING, device: str = "cpu") -> Run:
+    """The model of a run folder, rebuilt from the folder alone, and from parts of one's own if it was trained with such.
+
+    Args:
+        path: the folder.
+        components: name to part, as :func:`~pyro_vae.workflows.train_run` had them (:mod:`pyro_vae.runs.components`); a
+            config holds names only, and nothing in a folder is ever imported or executed.
+        device: where to put the model.
+
+    Returns:
+        A :class:`Run`: its ``vae``, ``config``, ``record`` and ``evidence``.
+
+    Raises:
+        RunFolderError: the folder, its config or its weights are missing, damaged or of something else, or it needs a part
+            that is neither registered nor among the components.
+        UsageError: a component with the name of a registered part.
+    """
+    path = Path(path)
+    record = folder.read_config(path)
+    check_names(components)
+    try:
+        config = Config.from_dict(record["config"])
+        if unknown := unregistered(config, components):
+            raise UsageError(say_unknown(unknown))
+        config = resolved(config, components)
+        with seeded(0):
+            vae = build(config, tuple(record["data"]["shape"]), components=components)
+    except (UsageError, KeyError, TypeError) as error:
+        raise RunFolderError(f"{path / 'config.json'} cannot be used: {error}") from error
+    folder.load_model(path, vae)
+    return Run(path, config, record, vae.to(resolve_device(device)).eval(), components)
+
+
+def say_unknown(unknown: list[tuple[str, str]]) -> str:
+    """Which parts a run needs, and how to give them."""
+    named = " and ".join(f"the {role} {name!r}" for role, name in unknown)
+    given = ", ".join(f"{name!r}: ..." for _, name in unknown)
+    what = "which is no registered part" if len(unknown) == 1 else "which are no registered parts"
+    return f"the run uses {named}, {what}. Pass load_run(path, components={{{given}}}), in Python."
+
+
+def open_data(run: Run, data_dir: Path | None = None) -> Data:
+    """The data a run was trained on.
+
+    Raises:
+        RunFolderError: it is no longer the same.
+    """
+    config = run.config
+    data = load_data(config, data_dir)
+    if data.digest != run.record["data"]["digest"]:
+        raise RunFolderError(
+            f"the data of {run.path} has changed: {config.data} had digest {run.record['data']['digest'][:12]}… when it was "
+            f"trained, and has {data.digest[:12]}… now. Restore the data, or train again."
+        )
+    return data
+
+
+def load_data(config: Config, data_dir: Path | None, download: bool = False) -> Data:
+    """The data that a config names, as it says."""
+    return load(
+        config.data,
+        data_dir=data_dir,
+        download=download,
+        binarization=config.binarization,
+        seed=config.data_seed,
+        missing=config.missing,
+    )
+
+
+def previous(path: Path) -> dict[str, Any]:
+    """The evidence that stands in the folder already."""
+    return folder.read_json(path / "evidence.json") if (path / "evidence.json").is_file() else {}
