@@ -82,3 +82,12 @@ def test_evaluation_beside_its_matrix_products():
     found = main(64, 64, 1, None)
     torch.set_num_threads(threads)
     assert 0 < found["share_of_matmul_rate_median"] < 2 and found["memory_mb_more_at_ten_k"] >= 0
+
+
+def test_engines_that_agree_are_nought_apart():
+    from benchmarks.agreement import main
+
+    threads = torch.get_num_threads()
+    found = main(2, 1, False, None)
+    torch.set_num_threads(threads)
+    assert found["trace float32"]["each"] == [0.0, 0.0] and found["trace float32"]["said"].startswith("engine trace")
