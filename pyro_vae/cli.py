@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,6 +21,7 @@ from rich.console import Console
 
 from pyro_vae.comparing import compare_runs, forest, put
 from pyro_vae.errors import PyroVAEError, RunFolderError, UsageError
+from pyro_vae.infer.memory import fitting
 from pyro_vae.keeping import terminable
 from pyro_vae.listing import markdown_table, print_parts, report
 from pyro_vae.opening import Run, load_run, open_data
@@ -27,6 +29,7 @@ from pyro_vae.replaying import replay_step
 from pyro_vae.report import figures, latents
 from pyro_vae.resuming import resume_run
 from pyro_vae.runs import folder
+from pyro_vae.runs.atomic import storage
 from pyro_vae.runs.config import Config
 from pyro_vae.runs.registry import TABLES
 from pyro_vae.runs.safe import parse_json, read_bytes
@@ -418,19 +421,55 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0, 2 usage, 3 data, 4 run folder, 5 diverged, 6 storage, 7 device memory, 75 busy, 130 and 143 interrupted.
     """
+    with printable():
+        try:
+            return run_command(argv)
+        except PyroVAEError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return error.exit_code
+        except KeyboardInterrupt as signal:
+            print("interrupted", file=sys.stderr)
+            return 143 if getattr(signal, "terminated", False) else 130
+        except (BrokenPipeError, SystemExit) as end:  # `| head` has read enough; of it rich makes a SystemExit
+            if not isinstance(end, BrokenPipeError) and not isinstance(end.__context__, BrokenPipeError):
+                raise
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+
+
+def run_command(argv: Sequence[str] | None) -> int:
+    """The command; whatever the system refuses on the way is one of our errors."""
     try:
-        with warnings.catch_warnings(), terminable():
+        with (
+            warnings.catch_warnings(),
+            terminable(),
+            storage("cannot go on"),
+            fitting("what was asked for", "Take fewer rows, smaller batches, or --device cpu."),
+        ):
             warnings.showwarning = lambda message, *_, **__: print(f"note: {message}", file=sys.stderr)
             app.meta(argv, exit_on_error=False, print_error=True, result_action="return_value")
+            sys.stdout.flush()
     except cyclopts.CycloptsError:
         return 2
-    except PyroVAEError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt as signal:
-        print("interrupted", file=sys.stderr)
-        return 143 if getattr(signal, "terminated", False) else 130
     return 0
+
+
+@contextmanager
+def printable() -> Iterator[None]:
+    """Output that is closed goes nowhere, and signs that it cannot show (an ASCII terminal, ±) are replaced: no crash."""
+    before = sys.stdout, sys.stderr
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        sys.stdout, sys.stderr = (nowhere if stream is None else stream for stream in before)
+        found = [(s, s.errors) for s in (sys.stdout, sys.stderr) if isinstance(s, io.TextIOWrapper)]
+        for stream, _ in found:
+            stream.reconfigure(errors="replace")
+        try:
+            yield
+        finally:
+            sys.stdout, sys.stderr = before
+            for stream, errors in found:
+                stream.reconfigure(errors=errors)
 
 
 if __name__ == "__main__":

@@ -120,8 +120,6 @@ def evidence_of(text: str, summary: dict[str, Any]) -> Evidence | Exact:
 def beside(path: Path, summary: dict[str, Any]) -> tuple[float | None, int | None, str]:
     """Seconds of training, active units and the machine, where the folder has them."""
     trained = summary.get("training") or {}
-    if "active_units" in trained:
-        return trained.get("seconds"), trained["active_units"], str(summary.get("machine"))
     kept = (line for line in folder.read_lines(path / "metrics.jsonl") if line["epoch"] == trained.get("best_epoch"))
     return trained.get("seconds"), next(kept, {}).get("active_units"), str(summary.get("machine"))
 

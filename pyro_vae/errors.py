@@ -68,8 +68,8 @@ class StorageError(PyroVAEError):
     exit_code = 6
 
 
-class DeviceMemoryError(PyroVAEError):
-    """A step, or the smallest chunk of an evaluation, that the memory of its device does not hold."""
+class DeviceMemoryError(PyroVAEError, MemoryError):
+    """A step, or the smallest chunk of an evaluation, that the memory of its device, or of the host, does not hold."""
 
     exit_code = 7
 

@@ -64,6 +64,7 @@ def resume_run(
     if fork is None:
         refuse(path, differences(record, job))
         folder.make(path)
+        folder.check_own(path)
         with locked(path):
             return go_on(job, record, num_samples, minutes)
     saved = newest(job, path)

@@ -117,6 +117,7 @@ def score(
     **options: Any,
 ) -> dict[str, Any]:
     """Evidence on a split beside the floor on the same rows, with all that the numbers depend on; by one process at a time."""
+    folder.check_own(run.path)
     with locked(run.path, folder.EVALUATION_LOCK, wait):
         return scored(run, data, split, rows, training, num_samples=num_samples, seed=seed, **options)
 

@@ -238,7 +238,6 @@ def training(run: Fit, seconds: float) -> dict[str, Any]:
     """What evidence.json says of the training."""
     return {
         "best_epoch": run.best_epoch,
-        "active_units": run.best.get("active_units"),
         "epochs": len(run.history),
         "stopped": run.stopped,
         "seconds": round(seconds, 1),

@@ -120,7 +120,7 @@ def test_where_no_generation_can_be_trusted_it_says_which_and_why(saved):
     ],
     ids=["up", "absolute", "missing", "negative", "huge", "nothing", "list", "newer schema", "no object"],
 )
-def test_b7_13_a_manifest_that_names_anything_else_is_refused_though_sealed(saved, spoil):
+def test_b7_13_14_a_manifest_that_names_anything_else_is_refused_though_sealed(saved, spoil):
     """Path traversal and absolute paths; sizes that lie; B7 14: another schema."""
     path = saved.folder / "000002" / "manifest.json"
     made = spoil({k: v for k, v in json.loads(path.read_bytes()).items() if k != "sha256"})

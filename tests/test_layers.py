@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "pyro_vae"
 GROUND = {"digests", "errors", "seeding", "progress"}
 ALLOWED = {
     "errors": set(),
-    "seeding": set(),
+    "seeding": {"errors"},
     "progress": set(),
     "digests": set(),
     "parts": GROUND,

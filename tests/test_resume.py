@@ -415,7 +415,7 @@ def test_b7_30_after_some_in_a_row_training_stops_with_the_first_bad_site_and_a_
     assert all(t.isfinite().all() for t in keeper.newest().groups["model"].values())
 
 
-def test_a_device_that_does_not_hold_a_batch_is_said_with_a_batch_that_may_fit(monkeypatch):
+def test_b7_33_a_device_that_does_not_hold_a_batch_is_said_with_a_batch_that_may_fit(monkeypatch):
     from pyro_vae.errors import DeviceMemoryError
     from pyro_vae.train.step import Step
 
@@ -423,6 +423,6 @@ def test_a_device_that_does_not_hold_a_batch_is_said_with_a_batch_that_may_fit(m
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.\nmore")
 
     monkeypatch.setattr(Step, "loss_and_grads", full)
-    with pytest.raises(DeviceMemoryError, match=r"a batch of 8 rows does not fit .* batch_size=4") as caught:
+    with pytest.raises(DeviceMemoryError, match=r"a batch of 8 rows on cpu does not fit .* batch_size=4") as caught:
         fit(small_vae(), binary(), epochs=1, batch_size=8)
     assert caught.value.exit_code == 7

@@ -11,6 +11,7 @@ import torch
 
 from pyro_vae.data.rows import batch_of
 from pyro_vae.errors import DeviceError, Interrupted, Terminated, UnreliableError, UsageError
+from pyro_vae.infer.memory import SMALLER, fitting
 from pyro_vae.infer.programs import evaluation_mode, like_parameters, resolve_device, without_validation
 from pyro_vae.infer.support import check_support, takes_missing
 from pyro_vae.infer.weights import Program, find_plates
@@ -137,10 +138,11 @@ def importance(
             for ledger in tracked(ledgers, "log p(x)", verbose):
                 if rows is None or ledger.rows.start in rows:
                     batch = tuple(a[ledger.rows.start : ledger.rows.stop] for a in args)
-                    sampler.fill(ledger, batch, range(ledger.planned) if particles is None else particles)
-                    while target_se is not None and not met(ledger, target_se) and ledger.planned < max_samples:
-                        ledger.plan(min(2 * ledger.planned, max_samples))
-                        sampler.fill(ledger, batch, range(ledger.planned))
+                    with fitting(f"the smallest chunk of particles on {device}", SMALLER):
+                        sampler.fill(ledger, batch, range(ledger.planned) if particles is None else particles)
+                        while target_se is not None and not met(ledger, target_se) and ledger.planned < max_samples:
+                            ledger.plan(min(2 * ledger.planned, max_samples))
+                            sampler.fill(ledger, batch, range(ledger.planned))
                 ledger.moments.top.trim()
                 if on_block is not None:
                     on_block(ledgers, said)

@@ -72,7 +72,7 @@ def load_evidence(path: str | Path) -> Evidence:
     try:
         content = Path(path).read_bytes()
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror or error}): is it the right file?") from error
+        raise DataError(f"{path} holds no evidence, as it cannot be read: {error.strerror or error}") from error
     return evidence_from(content, path)[0]
 
 

@@ -114,9 +114,14 @@ def storage(what: str) -> Iterator[None]:
     """Turns the system's refusals to write into a StorageError that says how to go on."""
     try:
         yield
+    except BrokenPipeError:  # nobody reads what is printed: no disk's doing
+        raise
     except OSError as error:
         hint = WAYS_ON.get(error.errno or 0, "See to the disk and go on")
-        raise StorageError(f"{what}: {error.strerror or error}. {hint}. What was saved before is as it was.") from error
+        where = f", {error.filename}" if error.filename and str(error.filename) not in what else ""
+        raise StorageError(
+            f"{what}{where}: {error.strerror or error}. {hint}. What was saved before is as it was."
+        ) from error
 
 
 def sweep(path: Path) -> None:

@@ -61,9 +61,11 @@ def check_free(path: Path, overwrite: bool = False) -> Path:
     Raises:
         RunFolderError: the folder holds something already: a run (unless `overwrite`), or what is none of ours.
     """
-    if path.exists() and not path.is_dir():
+    with storage(f"cannot create {path}"):
+        there, is_folder = path.exists(), path.is_dir()
+    if there and not is_folder:
         raise RunFolderError(f"{path} is a file; a run needs a folder of its own")
-    if path.is_dir() and any(not left_over(entry) for entry in path.iterdir()):
+    if is_folder and any(not left_over(entry) for entry in path.iterdir()):
         if not (path / "config.json").is_file():
             raise RunFolderError(f"{path} is not empty and holds no run: choose another folder with --run")
         read_config(path)  # refuses a folder with somebody else's config.json
@@ -87,6 +89,18 @@ def create(path: Path, overwrite: bool = False) -> Path:
     with storage(f"cannot create {path}"):
         (path / "figures").mkdir(exist_ok=True)
     return path
+
+
+def check_own(path: Path) -> None:
+    """That what is written into a run stays in it: no entry of the folder is a link.
+
+    Raises:
+        RunFolderError: one is.
+    """
+    if links := sorted(entry.name for entry in path.iterdir() if entry.is_symlink()):
+        raise RunFolderError(
+            f"{path / links[0]} is a link, and links in a run are not followed: put what it leads to there"
+        )
 
 
 def make(path: Path) -> None:

@@ -6,6 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -15,12 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.errors import DivergedError, Interrupted, Terminated
+from pyro_vae.infer.memory import fitting
 from pyro_vae.seeding import seeded, stream
 
 from .lagging import Lagging
 from .monitor import Reporter, collapsed, latent_use, row_elbo, true_elbo
 from .order import Order
-from .rescue import Keeper, Miss, capsule, too_large
+from .rescue import Keeper, Miss, capsule
 from .schedules import Schedule
 from .state import Place, about
 from .step import Step
@@ -207,7 +209,10 @@ class Loop:
         first = self.step.optimizer is None
         before = Miss.before(self) if self.keeper is not None or self.bad_steps > 1 else None
         try:
-            loss = self.step.loss_and_grads(*batch)
+            with self.memory(
+                f"a batch of {len(rows)} rows", f"Take a smaller one: batch_size={max(1, len(rows) // 2)}."
+            ):
+                loss = self.step.loss_and_grads(*batch)
             if first:  # the first loss found the parameters
                 self.kept += [p.detach().clone() for p in self.step.parameters]
             for parameter in frozen(batch) if frozen else ():
@@ -215,10 +220,12 @@ class Loop:
             self.step.update(self.schedule((self.done + 1) / self.planned))
         except DivergedError as error:
             return self.missed(error, rows, batch, before)
-        except torch.OutOfMemoryError as error:
-            raise too_large(self, error, len(rows)) from error
         self.moves, self.bad, self.skipped = self.moves + 1, 0, None
         return loss
+
+    def memory(self, what: str, way_on: str) -> AbstractContextManager[None]:
+        """What a step asks for is there, or a DeviceMemoryError says what is not."""
+        return fitting(f"step {self.done + 1}: {what} on {self.device}", way_on)
 
     def missed(self, error: DivergedError, rows: Tensor, batch: Batch, before: Miss | None) -> Tensor:
         """A step that diverged: skipped, as long as there are not `bad_steps` of them in a row."""
@@ -269,13 +276,16 @@ class Loop:
 
     def measure(self) -> dict[str, Any]:
         """The true ELBO and its terms, under the same noise after every epoch."""
-        train = self.train_sample
-        with seeded(self.seed, ELBO_NOISE, device=self.device):
-            terms = true_elbo(self.step, train if self.valid is None else self.valid)
-        if self.valid is None:
-            return terms | {"train_elbo": terms["elbo"]}
-        with seeded(self.seed, ELBO_NOISE, device=self.device):
-            return terms | {"train_elbo": true_elbo(self.step, train)["elbo"]}
+        train = self.true_elbo(self.train_sample)
+        terms = train if self.valid is None else self.true_elbo(self.valid)
+        return terms | {"train_elbo": train["elbo"]}
+
+    def true_elbo(self, batch: Batch) -> dict[str, Any]:
+        with (
+            seeded(self.seed, ELBO_NOISE, device=self.device),
+            self.memory(f"the ELBO of {len(batch[0])} rows", "Validate on fewer rows."),
+        ):
+            return true_elbo(self.step, batch)
 
     @cached_property
     def train_sample(self) -> Batch:

@@ -10,7 +10,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_vae.errors import DeviceMemoryError, DivergedError
+from pyro_vae.errors import DivergedError
 from pyro_vae.infer.programs import Program, without_validation
 from pyro_vae.infer.weights import sample_sites
 from pyro_vae.seeding import seeded
@@ -110,11 +110,3 @@ def worst(trace: poutine.Trace, program: str) -> str:
                 bad = ~held.isfinite()
                 return f"{name!r} of the {program}: {what} {held[bad].flatten()[0].item()} ({int(bad.sum())} of {bad.numel()})"
     return ""
-
-
-def too_large(loop: Loop, error: Exception, rows: int) -> DeviceMemoryError:
-    """Of a batch that the device does not hold, with one that may fit."""
-    return DeviceMemoryError(
-        f"step {loop.done + 1}: a batch of {rows} rows does not fit on {loop.device} ({str(error).splitlines()[0]}). Take a "
-        f"smaller one: batch_size={max(1, rows // 2)}."
-    )
