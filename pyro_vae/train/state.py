@@ -78,8 +78,7 @@ class Place:
 
     def note(self, loop: Loop) -> None:
         """Notes the generators' states, between two steps."""
-        assert self.order is not None and self.further is not None
-        orders = {name: getattr(self, name) for name in ORDERS}
+        orders = {name: getattr(self, name) for name in ORDERS[: 1 if loop.lagging is None else 2]}
         self.states = noise(loop.device)
         self.states |= {f"{name}.{k}": v for name, order in orders.items() for k, v in order.states().items()}
         self.places = {name: order.place for name, order in orders.items()}
