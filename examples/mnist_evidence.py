@@ -124,7 +124,8 @@ if __name__ == "__main__":
         many_latents(vae, x, 8, 50, {"num_temperatures": 5, "num_chains": 4}, Path("mnist_bracket.png"))
     if said.two:
         vae, x = opened(said.two)
-        two_latents(vae, x[: said.rows], 5000, {"num_temperatures": 1000, "num_chains": 16})
+        settings = {"num_temperatures": 1000, "num_chains": 64, "leapfrog_steps": 2}
+        two_latents(vae, x[: said.rows], 5000, settings)
     if said.run:
         vae, x = opened(said.run)
         settings = {"start": "guide", "num_temperatures": 200, "num_chains": 16}

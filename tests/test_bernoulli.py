@@ -24,15 +24,27 @@ def test_it_is_pyros(count):
 
 
 def test_the_largest_products_stay_finite():
-    """Every factor is 2, as many as there can be: one more a group would end float32."""
+    """Every factor is ½, as many as there can be."""
     for count in (120, 784, 12000):
         got = bernoulli(torch.zeros(count)).to_event(1).log_prob(torch.ones(count))
         assert got.item() == pytest.approx(-count * 0.6931471805599453, rel=1e-6)
 
 
 def test_too_long_a_product_is_found(monkeypatch):
-    monkeypatch.setattr(module, "FACTORS", 130)
-    assert not bernoulli(torch.zeros(130)).to_event(1).log_prob(torch.ones(130)).isfinite()
+    monkeypatch.setattr(module, "FACTORS", 160)
+    assert not bernoulli(torch.zeros(160)).to_event(1).log_prob(torch.ones(160)).isfinite()
+
+
+@pytest.mark.parametrize("shape", [(12,), (3, 12), (1, 3, 12), (7, 3, 12), (7, 1, 12)])
+@pytest.mark.parametrize("given", [(12,), (3, 12), (7, 3, 12), (2, 7, 3, 12)])
+@pytest.mark.parametrize("cached", [1, 40, 80, 10_000])
+def test_pieces_that_fit_in_the_cache_give_the_same_bits(shape, given, cached, monkeypatch):
+    h, _ = rows(12, shape[:-1], torch.float32)
+    y = (torch.rand(given, generator=torch.Generator().manual_seed(0)) < 0.4).float()
+    whole = bernoulli(h.requires_grad_()).to_event(1).log_prob(y)
+    monkeypatch.setattr(module, "CACHED", cached)
+    with torch.no_grad():
+        assert torch.equal(bernoulli(h).to_event(1).log_prob(y), whole)
 
 
 @pytest.mark.parametrize("size", [0.0, 1.0, 30.0, 200.0, 1e4])

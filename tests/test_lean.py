@@ -19,7 +19,8 @@ from pyro_vae.infer.handlers import Settled
 from pyro_vae.infer.programs import without_validation
 from pyro_vae.infer.stock import mean_field, tensor_loss, trace_elbo, unscored
 from pyro_vae.models.register import register
-from pyro_vae.train import threads
+from pyro_vae.train import checked, threads
+from pyro_vae.train.compiled import compiler
 from pyro_vae.train.precision import Bfloat16
 from pyro_vae.train.step import Step
 from pyro_vae.train.threads import all_threads, mkl
@@ -311,6 +312,23 @@ def test_a_run_in_bfloat16_is_another_but_no_worse():
     assert losses["bf16", "eager"] == pytest.approx(losses["float32", "eager"], abs=0.1)
     assert not torch.equal(held["bf16", "eager"][0], held["float32", "eager"][0])
     assert all(map(torch.equal, held["bf16", "eager"], held["bf16", "trace"]))
+
+
+@pytest.mark.skipif(compiler() is None, reason="no C++ compiler")
+def test_compiled_bfloat16_rounds_elsewhere_and_is_taken(monkeypatch):
+    torch.manual_seed(0)
+    x = torch.bernoulli(torch.full((256, 784), 0.13))
+
+    def engine():
+        torch.manual_seed(1)
+        vae = VAE(
+            StandardNormal(8), Conditional(MLP(8, 784, (64,)), bernoulli), Conditional(MLP(784, 16, (64,)), normal)
+        )
+        return fit(vae, x, epochs=2, batch_size=64, verbose=False, precision="bf16", engine="compile").engine
+
+    assert "compiled in" in (said := engine()) and "eager from here on" not in said, said
+    monkeypatch.setattr(checked, "ROUNDED", 1e-9)
+    assert "eager from here on" in engine()
 
 
 @pytest.mark.skipif(mkl() is None, reason="torch without MKL's switch")

@@ -2,6 +2,7 @@ r"""Many Bernoullis at once: log p(y) = Σ_i [h_i y_i − log(1 + e^{h_i})], wit
 
 from __future__ import annotations
 
+from itertools import repeat
 from typing import Any
 
 import pyro.distributions as dist
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-FACTORS = 120  # each is at most 2, so that their product stays below 2^127, where float32 ends
+FACTORS = 120  # each is at least ½, so that their product stays above 2^−126, where float32 loses digits
+CACHED = 2**18  # elements worked on at a time where no gradient is wanted: what a core's cache holds
 
 
 class Bernoulli(dist.Bernoulli):
@@ -29,8 +31,8 @@ class Bernoulli(dist.Bernoulli):
 class Bernoullis(dist.Independent):
     r"""log p(y) = Σ_i [h_i y_i − log(1 + e^{h_i})]: what ``Independent`` gives, some nine times as fast on a CPU.
 
-    With log(1 + e^h) = max(h, 0) + log(1 + e^{−|h|}), and the sum of the last terms one logarithm of a product. Elements that
-    are to be scored one by one, such as those of rows with missing values, are those of ``base_dist``.
+    With log(1 + e^h) = max(h, 0) − log σ(|h|), and the sum of the last terms one logarithm of a product. Elements that are to
+    be scored one by one, such as those of rows with missing values, are those of ``base_dist``.
     """
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -39,7 +41,8 @@ class Bernoullis(dist.Independent):
         h, n = self.base_dist.logits, self.reinterpreted_batch_ndims
         if value.shape[-n:] != h.shape[-n:] or not (value.dtype == h.dtype in (torch.float32, torch.float64)):
             return super().log_prob(value)
-        return LogProb.apply(h.flatten(-n), value.flatten(-n))
+        h, y = h.flatten(-n), value.flatten(-n)
+        return LogProb.apply(h, y) if torch.is_grad_enabled() else in_pieces(h, y)
 
 
 class LogProb(torch.autograd.Function):
@@ -49,9 +52,7 @@ class LogProb(torch.autograd.Function):
 
     @staticmethod
     def forward(h: Tensor, y: Tensor) -> Tensor:
-        above = h.relu()
-        linear = (h * y).sum(-1) - above.sum(-1)
-        return linear - log_product(above.mul_(-2).add_(h).exp_().add_(1))  # −|h| = h − 2 max(h, 0), in the same memory
+        return (h * y).sum(-1) - h.relu().sum(-1) + log_product(h.abs().sigmoid_())
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -67,8 +68,17 @@ class LogProb(torch.autograd.Function):
         )
 
 
+def in_pieces(h: Tensor, y: Tensor) -> Tensor:
+    """The same, some particles after the others: each piece stays in the cache from the first operation to the last."""
+    count = CACHED // max(1, h[0].numel())
+    if h.dim() < 3 or y.dim() > h.dim() or not 0 < count < len(h) or not h.is_cpu:
+        return LogProb.forward(h, y)
+    pieces = y.split(count) if y.dim() == h.dim() and len(y) == len(h) else repeat(y)
+    return torch.cat([LogProb.forward(part, some) for part, some in zip(h.split(count), pieces, strict=False)])
+
+
 def log_product(factors: Tensor) -> Tensor:
-    """Σ_i log f_i over the last dimension, for 1 ≤ f_i ≤ 2."""
+    """Σ_i log f_i over the last dimension, for ½ ≤ f_i ≤ 1."""
     count = factors.shape[-1]
     groups = max(1, -(-count // FACTORS))
     size = -(-count // groups)

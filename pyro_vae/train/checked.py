@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # of a gradient's norm, over all parameters
+ROUNDED = 2e-3  # the same, where layers round to the 8 bits of bfloat16: a compiler fuses, and rounds elsewhere
 Result = tuple[Tensor, list[Tensor | None]]  # loss, and each parameter's gradient
 
 
@@ -22,15 +23,18 @@ def replayed(buffers: Sequence[Tensor], device: torch.device) -> Iterator[None]:
         restore(random, device, buffers, held)
 
 
-def disagreement(eager: Result, captured: Result) -> tuple[float, str | None]:
-    """The larger relative difference of loss and gradients, and what to say of it; None where it is rounding."""
+def disagreement(eager: Result, captured: Result, rounded: bool = False) -> tuple[float, str | None]:
+    """The larger relative difference of loss and gradients, and what to say of it; None where it is rounding.
+
+    `rounded`: layers multiply in bfloat16.
+    """
     (loss, gradients), (other, others) = eager, captured
     reached = [g is not None for g in gradients]
     if reached != [g is not None for g in others]:
         return float("inf"), "gradients reach other parameters"
     ours = [g.double() for g in gradients if g is not None]
     theirs = [g.double() for g in others if g is not None]
-    tolerance = TOLERANCE.get(loss.dtype, 2e-2)
+    tolerance = ROUNDED if rounded else TOLERANCE.get(loss.dtype, 2e-2)
     off_loss = relative([loss.double()], [other.double()])
     off = relative(ours, theirs)
     if off_loss > tolerance / 10:

@@ -17,6 +17,7 @@ from .checked import Result, close, disagreement, gradients_of, replayed, restor
 from .compiled import compile_flat, compiler
 from .dials import Known, Panel, holds
 from .graph import record
+from .precision import Bfloat16
 from .step import Lean, Step
 from .trace import Flat, Untraceable, difference, trace
 
@@ -155,7 +156,7 @@ class Traced:
         captured: Result = loss, [None] * len(self.step.parameters)
         for i, g in zip(flat.wanted, gradients, strict=True):
             captured[1][i] = g
-        off, what = disagreement(eager, captured)
+        off, what = disagreement(eager, captured, self.step.precision is Bfloat16)
         if what is None and not all(map(torch.equal, after, self.buffers)):
             what = None if close(after, self.buffers) else "it leaves other buffers (batch statistics)"
         if what is None:
