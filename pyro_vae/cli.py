@@ -149,6 +149,7 @@ def evaluate(
     max_samples: int = 100_000,
     proposal: Literal["guide", "defensive", "widened"] = "guide",
     resume: Annotated[bool, Parameter(negative=())] = False,
+    strict: Annotated[bool, Parameter(negative=())] = False,
     seed: int = 0,
     data_dir: DataDir = None,
     device: Device = "auto",
@@ -173,6 +174,8 @@ def evaluate(
         What the samples are drawn from: the guide, a tenth of them from the prior, or the guide with its scales times 1.5.
     resume
         Go on from the samples that an earlier evaluation left in the folder (an interrupted one does), and keep them.
+    strict
+        Exit 5, once all is written, if a row's estimate is not to be believed.
     seed
         Of the importance samples.
     """
@@ -186,6 +189,7 @@ def evaluate(
         max_samples=max_samples,
         proposal=proposal,
         resume=resume,
+        strict=strict,
         seed=seed,
         data_dir=data_dir,
         device=device,

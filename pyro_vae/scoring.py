@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_vae.data import Data, Split
 from pyro_vae.digests import sha256, tensor_digest
-from pyro_vae.errors import Interrupted, UsageError
+from pyro_vae.errors import Interrupted, UnreliableError, UsageError
 from pyro_vae.evaluate.evidence import Evidence
 from pyro_vae.evaluate.exact import Exact
 from pyro_vae.evaluate.likelihood import log_likelihood
@@ -92,13 +92,15 @@ def evaluate_run(
     """log p(x) of a run on a split of its data; written to evidence.json and evidence.csv, and returned.
 
     `options` are those of :func:`log_px_of`: ``method="auto"``, ``proposal="defensive"``, ``target_se=0.01``,
-    ``max_samples``, and ``resume=True``, which goes on from the particles that an earlier evaluation left in the folder (an
-    interrupted or killed one does), adds what is missing, and keeps all for the next time.
+    ``max_samples``; ``resume=True``, which goes on from the particles that an earlier evaluation left in the folder (an
+    interrupted or killed one does), adds what is missing, and keeps all for the next time; and ``strict=True``, an error,
+    once all is written, if a row is flagged.
 
     Raises:
         RunFolderError: the run or its data are not what they were.
         BusyError: another process scores the same run.
         StorageError, DeviceMemoryError: the disk is full; a row is too large for the device.
+        UnreliableError: under `strict`, rows are flagged.
     """
     run = load_run(path, components, device)
     return score(run, open_data(run, data_dir), split, rows=rows, num_samples=num_samples, seed=seed, **options)
@@ -123,7 +125,14 @@ def score(
 
 
 def scored(
-    run: Run, data: Data, split: str, rows: int | None, training: dict[str, Any] | None, **options: Any
+    run: Run,
+    data: Data,
+    split: str,
+    rows: int | None,
+    training: dict[str, Any] | None,
+    *,
+    strict: bool = False,
+    **options: Any,
 ) -> dict[str, Any]:
     """As :func:`score`, for whoever holds the evaluation's lock."""
     x = rows_of(data, split).x
@@ -155,6 +164,8 @@ def scored(
     if not options.get("keep", options.get("resume")) and (kept.written or options.get("resume")):
         kept.forget()  # what another evaluation left stays
     draw_khat(run.path, evidence, x, data.shape)
+    if strict and isinstance(evidence, Evidence) and len(evidence.flagged):
+        raise UnreliableError(evidence.why_flagged(), evidence)
     return result
 
 

@@ -325,6 +325,19 @@ def test_b7_40_a_huge_seed_is_a_seed():
     assert made[0] == made[1] != made[2]
 
 
+# 36: numbers that are not to be believed
+
+
+def test_b7_36_an_unreliable_number_is_written_with_its_flag_and_exits_5_under_strict(run, capsys):
+    """Five particles say nothing of their own tail: every row is flagged."""
+    arguments = ["evaluate", str(run), "--num-samples", "5", "--seed", "3", "--device", "cpu"]
+    assert main(arguments) == 0 and "5 flagged" in capsys.readouterr().out
+    (run / "evidence.csv").unlink()
+    assert main([*arguments, "--strict"]) == 5
+    assert "rows" in capsys.readouterr().err and load_run(run).evidence["rows_flagged"] == 5
+    assert (run / "evidence.csv").exists()
+
+
 # the system refuses
 
 

@@ -145,6 +145,7 @@ def about(loop: Loop) -> dict[str, Any]:
     }
 
 
+ELSEWHERE = {"rows", "batch size", "data (SHA-256)", "device"}  # with these others, the place in an epoch says nothing
 FREE = ("device", "torch", "threads", "engine")  # may change, but then the bits do, too
 
 
@@ -194,11 +195,13 @@ def restore(loop: Loop, saved: Saved, fork: bool = False) -> None:
     try:
         state = unpack(saved.head["plain"], saved.groups["optimizer"])
         put(loop, state, saved)
+        if not changed.keys() & {"engine", *ELSEWHERE}:
+            loop.step.engine.go_on(state["engine"])
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"the checkpoint's state cannot be used: {error!r}") from error
-    if changed.keys() & {"rows", "batch size", "data (SHA-256)", "device"}:  # the place says nothing here
+    if changed.keys() & ELSEWHERE:
         loop.place = Place(loop.place.epoch)
         loop.done = (loop.place.epoch - 1) * -(-len(loop.train[0]) // loop.size)
     if changed.keys() & {"data (SHA-256)", "patience", "epochs"}:
@@ -226,8 +229,6 @@ def put(loop: Loop, state: dict[str, Any], saved: Saved) -> None:
         setattr(loop.lagging, name, value)
     loop.fit.__dict__.update({field.name: state["fit"][field.name] for field in dataclasses.fields(loop.fit)})
     loop.place = Place(**state["place"], states=dict(saved.groups["rng"]))
-    if saved.head["about"].get("engine") == loop.step.engine.name:
-        loop.step.engine.go_on(state["engine"])
 
 
 def prime(loop: Loop) -> None:
