@@ -91,3 +91,12 @@ def test_the_cost_of_checkpoints_is_measured(tmp_path, capsys):
     assert json.loads((tmp_path / "checkpoints.json").read_text()) == found and "in all" in capsys.readouterr().out
     assert all(math.isfinite(value) and value > 0 for value in found.values())
     assert found["share"] == found["note_share"] + found["save_share"]
+
+
+def test_engines_that_agree_are_nought_apart():
+    from benchmarks.agreement import main
+
+    threads = torch.get_num_threads()
+    found = main(2, 1, False, None)
+    torch.set_num_threads(threads)
+    assert found["trace float32"]["each"] == [0.0, 0.0] and found["trace float32"]["said"].startswith("engine trace")

@@ -331,7 +331,7 @@ def test_b7_40_a_huge_seed_is_a_seed():
 def test_b7_36_an_unreliable_number_is_written_with_its_flag_and_exits_5_under_strict(run, capsys):
     """Five particles say nothing of their own tail: every row is flagged."""
     arguments = ["evaluate", str(run), "--num-samples", "5", "--seed", "3", "--device", "cpu"]
-    assert main(arguments) == 0 and "5 flagged" in capsys.readouterr().out
+    assert main(arguments) == 0 and "flagged, not to be believed" in capsys.readouterr().out
     (run / "evidence.csv").unlink()
     assert main([*arguments, "--strict"]) == 5
     assert "rows" in capsys.readouterr().err and load_run(run).evidence["rows_flagged"] == 5

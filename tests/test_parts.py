@@ -1,6 +1,7 @@
 """Every public part, by one conformance test; and the families' numerics and closed-form KLs."""
 
 import inspect
+import math
 
 import pyro.distributions as dist
 import pytest
@@ -22,6 +23,7 @@ from pyro_vae import (
     normal,
 )
 from pyro_vae.errors import ShapeError
+from pyro_vae.parts.networks import Tanh
 
 SHAPE = (1, 8, 8)
 BATCHES = [(), (5,), (3, 5)]
@@ -279,3 +281,15 @@ def test_the_standard_normal_prior_has_its_closed_form_kl():
     by_hand = 0.5 * (loc.square() + scale.square() - 1 - 2 * scale.log()).sum(-1)
     torch.testing.assert_close(kl, by_hand)
     torch.testing.assert_close(kl_divergence(q, StandardNormal(2)()), by_hand)
+
+
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 3e-7), (torch.float64, 1e-15)])
+def test_tanh_is_tanh(dtype, near):
+    x = torch.cat([torch.linspace(-30, 30, 999, dtype=dtype), torch.tensor([0.0, math.inf, -math.inf], dtype=dtype)])
+    before, exact = x.clone(), x.double().tanh()
+    with torch.no_grad():
+        assert (Tanh()(x) - exact).abs().max() < near and torch.equal(x, before)
+    slope = torch.autograd.grad(Tanh()(x.requires_grad_()).sum(), x)[0]
+    assert (slope - (1 - exact**2)).abs().max() < 4 * near
+    y = torch.randn(5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(Tanh(), y) and torch.autograd.gradgradcheck(Tanh(), y)

@@ -153,7 +153,7 @@ def test_a_traced_run_goes_on_to_the_same_bits(case, tmp_path, monkeypatch):
     monkeypatch.setattr(engines, "RARE", 2)
     whole = trained(case, tmp_path / "whole", engine="trace")
     assert "traced" in whole[0].engine and "refused" not in whole[0].engine
-    for step in (2, 2 * STEPS + 2):
+    for step in (2, 2 * STEPS + 1):
         with pytest.raises(Killed):
             trained(case, tmp_path / str(step), step, engine="trace")
         run, keeper = trained(case, tmp_path / str(step), resume=True, engine="trace")

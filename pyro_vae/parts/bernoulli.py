@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 FACTORS = 120  # each is at least ½, so that their product stays above 2^−126, where float32 loses digits
-CACHED = 2**18  # elements worked on at a time where no gradient is wanted: what a core's cache holds
+CACHED = 2**19  # elements worked on at a time where no gradient is wanted: what a core's cache holds
 
 
 class Bernoulli(dist.Bernoulli):

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from pyro_vae.errors import UsageError
 from pyro_vae.parts.missing import WithMask
-from pyro_vae.parts.networks import MLP, ConvDecoder, ConvEncoder
+from pyro_vae.parts.networks import MLP, ConvDecoder, ConvEncoder, Tanh
 
 from .config import Config
 
-ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "softplus": nn.Softplus, "silu": nn.SiLU}
+ACTIVATIONS = {"relu": nn.ReLU, "tanh": Tanh, "softplus": nn.Softplus, "silu": nn.SiLU}
 
 
 def start(network: nn.Module) -> None:
