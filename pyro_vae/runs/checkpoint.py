@@ -63,7 +63,7 @@ class Checkpoints:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     checkpoints = Checkpoints(Path(folder))
         ...     number = checkpoints.save({"step": 3}, {"model": {"w": torch.ones(2)}})
-        ...     checkpoints.newest().groups["model"]["w"]
+        ...     checkpoints.newest(groups=("model",)).groups["model"]["w"]
         tensor([1., 1.])
     """
 
