@@ -1,14 +1,15 @@
-"""The command line: `pyro-vae demo`, `train`, `evaluate`, `compare`, `sample`, `encode`, `reconstruct`, `interpolate`."""
+"""The command line: `pyro-vae demo`, `train`, `evaluate`, `compare`, `sample`, `encode`, `replay`, `selftest` and others."""
 
 from __future__ import annotations
 
 import io
-import json
+import os
 import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,19 +20,25 @@ from cyclopts import App, Parameter
 from rich.console import Console
 
 from pyro_vae.comparing import compare_runs, forest, put
-from pyro_vae.errors import PyroVAEError, UsageError
+from pyro_vae.errors import PyroVAEError, RunFolderError, UsageError
+from pyro_vae.infer.memory import fitting
+from pyro_vae.keeping import terminable
 from pyro_vae.listing import markdown_table, print_parts, report
 from pyro_vae.opening import Run, load_run, open_data
+from pyro_vae.replaying import replay_step
 from pyro_vae.report import figures, latents
+from pyro_vae.resuming import resume_run
 from pyro_vae.runs import folder
+from pyro_vae.runs.atomic import storage
 from pyro_vae.runs.config import Config
 from pyro_vae.runs.registry import TABLES
+from pyro_vae.runs.safe import parse_json, read_bytes
 from pyro_vae.scoring import evaluate_run, rows_of
 from pyro_vae.use import encode as encode_rows
 from pyro_vae.use import interpolate as interpolate_rows
 from pyro_vae.use import reconstruct as reconstruct_rows
 from pyro_vae.use import sample as draw_samples
-from pyro_vae.workflows import train_run
+from pyro_vae.workflows import MINUTES, train_run
 
 app = App(
     name="pyro-vae",
@@ -70,24 +77,63 @@ def demo(*, run: Path = Path("runs/demo"), overwrite: Overwrite = False, num_sam
 def train(
     *,
     config: Config = Config(),  # noqa: B008 (frozen)
-    run: Path,
+    run: Path | None = None,
+    resume: Path | None = None,
+    fork: Path | None = None,
     overwrite: Overwrite = False,
     data_dir: DataDir = None,
     download: Annotated[bool, Parameter(negative=(), help="Fetch missing image files into the data folder.")] = False,
     device: Device = "auto",
     num_samples: Samples = 1000,
+    checkpoint_minutes: float = MINUTES,
 ) -> None:
-    """Trains a VAE, scores the test rows and draws the pictures, into a run folder.
+    """Trains a VAE, scores the test rows and draws the pictures, into a run folder; or goes on with a run.
 
     Parameters
     ----------
     run
         Folder to make.
+    resume
+        Folder of a run that was interrupted, killed or diverged: goes on from its newest whole checkpoint.
+    fork
+        With --resume: folder to make for a run of its own, that begins with that one's state, under other options.
+    checkpoint_minutes
+        Between saves of the whole state.
     """
-    evidence = train_run(
-        config, run, overwrite=overwrite, data_dir=data_dir, download=download, device=device, num_samples=num_samples
-    )
-    report(evidence, run)
+    if (run is None) == (resume is None):
+        raise UsageError("say --run FOLDER for a new run, or --resume FOLDER to go on with one (--fork NEW beside it)")
+    if fork is not None and resume is None:
+        raise UsageError("--fork NEW goes with --resume FOLDER")
+    common: dict[str, Any] = {
+        "data_dir": data_dir,
+        "device": device,
+        "num_samples": num_samples,
+        "minutes": checkpoint_minutes,
+    }
+    if resume is not None:
+        report(resume_run(resume, config, fork=fork, **common), fork or resume)
+    elif run is not None:
+        report(train_run(config, run, overwrite=overwrite, download=download, **common), run)
+
+
+@app.command
+def replay(run: Path, /, *, device: Device = "cpu") -> None:
+    """Runs the step again at which a run diverged, from its folder alone: same weights, batch and noise; site by site.
+
+    Parameters
+    ----------
+    run
+        Run folder with a folder `divergence`.
+    """
+    print(replay_step(run, device=device))
+
+
+@app.command(name="selftest")
+def selftest_command() -> None:
+    """Checks this machine within a minute: exact oracle, kill and resume, full disk, damaged files, GPU against CPU."""
+    from pyro_vae.selftest import selftest
+
+    selftest()
 
 
 @app.command
@@ -103,6 +149,7 @@ def evaluate(
     max_samples: int = 100_000,
     proposal: Literal["guide", "defensive", "widened"] = "guide",
     resume: Annotated[bool, Parameter(negative=())] = False,
+    strict: Annotated[bool, Parameter(negative=())] = False,
     seed: int = 0,
     data_dir: DataDir = None,
     device: Device = "auto",
@@ -127,6 +174,8 @@ def evaluate(
         What the samples are drawn from: the guide, a tenth of them from the prior, or the guide with its scales times 1.5.
     resume
         Go on from the samples that an earlier evaluation left in the folder (an interrupted one does), and keep them.
+    strict
+        Exit 5, once all is written, if a row's estimate is not to be believed.
     seed
         Of the importance samples.
     """
@@ -140,6 +189,7 @@ def evaluate(
         max_samples=max_samples,
         proposal=proposal,
         resume=resume,
+        strict=strict,
         seed=seed,
         data_dir=data_dir,
         device=device,
@@ -333,6 +383,9 @@ def launch(
     ] = None,
 ) -> None:
     """Runs a command, with defaults from a config file if one is named."""
+    if tokens[:1] == ("train",) and config is None and (resumed := resumed_run(tokens)):
+        config = Path(resumed) / "config.json"
+        folder.read_config(Path(resumed))
     words = [re.sub(r"^--(prior|likelihood|posterior|objective|kl)\.", r"--\1-options.", token) for token in tokens]
     keys = read_keys(config) if config else {}
     for role in [key for key in keys if key.endswith("_options")]:
@@ -344,6 +397,12 @@ def launch(
     app(words, exit_on_error=False, print_error=True, result_action="return_value")
 
 
+def resumed_run(tokens: Sequence[str]) -> str | None:
+    """The folder in ``--resume FOLDER``: its config is what options are beside."""
+    said = (word.partition("=")[2] for word in tokens if word.startswith("--resume="))
+    return next((word for name, word in pairwise(tokens) if name == "--resume"), next(said, None))
+
+
 def text(option: Any) -> str:
     """An option of a part as the command line writes it."""
     return ",".join(map(str, option)) if isinstance(option, list) else str(option)
@@ -352,8 +411,8 @@ def text(option: Any) -> str:
 def read_keys(path: Path) -> dict[str, Any]:
     """The config keys of a JSON file, checked."""
     try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        values = parse_json(read_bytes(path), path)
+    except RunFolderError as error:
         raise UsageError(f"--config {path}: {error}") from error
     if isinstance(values, dict) and isinstance(values.get("config"), dict):
         values = values["config"]
@@ -362,20 +421,59 @@ def read_keys(path: Path) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns its exit code: 0, 2 usage, 3 data, 4 run folder, 5 diverged, 130 interrupted."""
+    """Runs the command line; returns its exit code.
+
+    0, 2 usage, 3 data, 4 run folder, 5 diverged, 6 storage, 7 device memory, 75 busy, 130 and 143 interrupted.
+    """
+    with printable():
+        try:
+            return run_command(argv)
+        except PyroVAEError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return error.exit_code
+        except KeyboardInterrupt as signal:
+            print("interrupted", file=sys.stderr)
+            return 143 if getattr(signal, "terminated", False) else 130
+        except (BrokenPipeError, SystemExit) as end:  # `| head` has read enough; of it rich makes a SystemExit
+            if not isinstance(end, BrokenPipeError) and not isinstance(end.__context__, BrokenPipeError):
+                raise
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+
+
+def run_command(argv: Sequence[str] | None) -> int:
+    """The command; whatever the system refuses on the way is one of our errors."""
     try:
-        with warnings.catch_warnings():
+        with (
+            warnings.catch_warnings(),
+            terminable(),
+            storage("cannot go on"),
+            fitting("what was asked for", "Take fewer rows, smaller batches, or --device cpu."),
+        ):
             warnings.showwarning = lambda message, *_, **__: print(f"note: {message}", file=sys.stderr)
             app.meta(argv, exit_on_error=False, print_error=True, result_action="return_value")
+            sys.stdout.flush()
     except cyclopts.CycloptsError:
         return 2
-    except PyroVAEError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
     return 0
+
+
+@contextmanager
+def printable() -> Iterator[None]:
+    """Output that is closed goes nowhere, and signs that it cannot show (an ASCII terminal, ±) are replaced: no crash."""
+    before = sys.stdout, sys.stderr
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        sys.stdout, sys.stderr = (nowhere if stream is None else stream for stream in before)
+        found = [(s, s.errors) for s in (sys.stdout, sys.stderr) if isinstance(s, io.TextIOWrapper)]
+        for stream, _ in found:
+            stream.reconfigure(errors="replace")
+        try:
+            yield
+        finally:
+            sys.stdout, sys.stderr = before
+            for stream, errors in found:
+                stream.reconfigure(errors=errors)
 
 
 if __name__ == "__main__":

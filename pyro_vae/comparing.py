@@ -19,6 +19,7 @@ from pyro_vae.report import bars, figures
 from pyro_vae.runs import folder
 from pyro_vae.runs.config import Config
 from pyro_vae.runs.registry import likelihood_of
+from pyro_vae.runs.safe import check_seal
 
 WHY = {  # what two runs must have in common, in the order in which it is looked at
     "data": "Log-likelihoods of different data have no difference. Train both on the same file.",
@@ -90,9 +91,9 @@ def read(path: Path, components: Mapping[str, Any]) -> Scored:
     for name in ("evidence.json", "evidence.csv"):
         if not (path / name).is_file():
             raise RunFolderError(f"{path} has no {name}: it was never scored. Make it: pyro-vae evaluate {path}")
-    summary = folder.read_json(path / "evidence.json")
+    summary, text = folder.read_evidence(path)
     try:
-        evidence = evidence_of((path / "evidence.csv").read_text(), summary)
+        evidence = evidence_of(text, summary)
         scored = Scored(path, evidence, {}, *beside(path, summary))
         together = len(evidence) == summary["rows"] and math.isclose(evidence.log_px.mean(), summary["log_px"])
         split = summary["split"].removeprefix(f"{record['data']['name']}, ").split(", ")[0]
@@ -101,9 +102,11 @@ def read(path: Path, components: Mapping[str, Any]) -> Scored:
     if not together:
         raise RunFolderError(f"evidence.json and evidence.csv of {path} are of different evaluations. {again}")
     try:
-        return replace(scored, common=common_of(record, components) | {"split": split, "rows": len(evidence)})
+        made = replace(scored, common=common_of(record, components) | {"split": split, "rows": len(evidence)})
     except (UsageError, KeyError, TypeError) as error:
         raise RunFolderError(f"{path / 'config.json'} cannot be used: {error}") from error
+    check_seal(record, path / "config.json")
+    return made
 
 
 def evidence_of(text: str, summary: dict[str, Any]) -> Evidence | Exact:

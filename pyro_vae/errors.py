@@ -48,6 +48,10 @@ class RunFolderError(PyroVAEError):
     exit_code = 4
 
 
+class CheckpointError(RunFolderError):
+    """A checkpoint that cannot be gone on from: damaged, of another model, or of a run that was told something else."""
+
+
 class DivergedError(PyroVAEError, ArithmeticError):
     """Training met a non-finite loss or gradient; the model holds its last good weights. `result` is the run so far."""
 
@@ -56,6 +60,24 @@ class DivergedError(PyroVAEError, ArithmeticError):
     def __init__(self, message: str, result: Any = None) -> None:
         super().__init__(message)
         self.result = result
+
+
+class StorageError(PyroVAEError):
+    """What could not be written: the disk is full, read-only or gone. What was saved before is as it was."""
+
+    exit_code = 6
+
+
+class DeviceMemoryError(PyroVAEError, MemoryError):
+    """A step, or the smallest chunk of an evaluation, that the memory of its device, or of the host, does not hold."""
+
+    exit_code = 7
+
+
+class BusyError(PyroVAEError):
+    """A run folder that another process is writing to; the message names it."""
+
+    exit_code = 75
 
 
 class UnreliableError(PyroVAEError, ArithmeticError):
@@ -76,6 +98,12 @@ class Interrupted(PyroVAEError, KeyboardInterrupt):
     def __init__(self, message: str, result: Any = None) -> None:
         super().__init__(message)
         self.result = result
+
+
+class Terminated(Interrupted):
+    """SIGTERM, where Ctrl-C would be an `Interrupted`."""
+
+    exit_code = 143
 
 
 class DataConversionWarning(UserWarning):

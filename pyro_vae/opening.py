@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vae.data import Data, load
-from pyro_vae.errors import RunFolderError, UsageError
+from pyro_vae.errors import PyroVAEError, RunFolderError, UsageError
 from pyro_vae.infer.programs import resolve_device
 from pyro_vae.models.vae import VAE
 from pyro_vae.runs import folder
 from pyro_vae.runs.components import NOTHING, Components
 from pyro_vae.runs.config import Config
+from pyro_vae.runs.frugal import frugal
 from pyro_vae.runs.registry import build, check_names, resolved, unregistered
+from pyro_vae.runs.safe import check_seal
 from pyro_vae.seeding import seeded
+
+FAULTS = (PyroVAEError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -38,14 +42,19 @@ class Run:
         return previous(self.path)
 
 
-def load_run(path: Path | str, components: Components = NOTHING, device: str = "cpu") -> Run:
+def load_run(
+    path: Path | str, components: Components = NOTHING, device: str = "cpu", *, allow_nonfinite: bool = False
+) -> Run:
     """The model of a run folder, rebuilt from the folder alone, and from parts of one's own if it was trained with such.
+
+    Of a run that is still training, or was killed, it is the best model so far, from the newest checkpoint that is whole.
 
     Args:
         path: the folder.
         components: name to part, as :func:`~pyro_vae.workflows.train_run` had them (:mod:`pyro_vae.runs.components`); a
             config holds names only, and nothing in a folder is ever imported or executed.
         device: where to put the model.
+        allow_nonfinite: hand out a model with NaN or infinite weights, which is refused otherwise.
 
     Returns:
         A :class:`Run`: its ``vae``, ``config``, ``record`` and ``evidence``.
@@ -58,16 +67,18 @@ def load_run(path: Path | str, components: Components = NOTHING, device: str = "
     path = Path(path)
     record = folder.read_config(path)
     check_names(components)
+    source = folder.Weights.of(path)
     try:
         config = Config.from_dict(record["config"])
         if unknown := unregistered(config, components):
             raise UsageError(say_unknown(unknown))
         config = resolved(config, components)
-        with seeded(0):
+        with seeded(0), frugal(source.layout):
             vae = build(config, tuple(record["data"]["shape"]), components=components)
-    except (UsageError, KeyError, TypeError) as error:
-        raise RunFolderError(f"{path / 'config.json'} cannot be used: {error}") from error
-    folder.load_model(path, vae)
+    except FAULTS as error:
+        raise RunFolderError(f"{path / 'config.json'} cannot be used: {' '.join(str(error).split())[:500]}") from error
+    source.fill(vae, allow_nonfinite)
+    check_seal(record, path / "config.json")
     return Run(path, config, record, vae.to(resolve_device(device)).eval(), components)
 
 
@@ -109,4 +120,4 @@ def load_data(config: Config, data_dir: Path | None, download: bool = False) -> 
 
 def previous(path: Path) -> dict[str, Any]:
     """The evidence that stands in the folder already."""
-    return folder.read_json(path / "evidence.json") if (path / "evidence.json").is_file() else {}
+    return folder.read_sealed(path / "evidence.json") if (path / "evidence.json").is_file() else {}

@@ -13,18 +13,20 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data import Data, Split
-from pyro_vae.errors import Interrupted, UsageError
+from pyro_vae.digests import sha256, tensor_digest
+from pyro_vae.errors import Interrupted, UnreliableError, UsageError
 from pyro_vae.evaluate.evidence import Evidence
 from pyro_vae.evaluate.exact import Exact
 from pyro_vae.evaluate.likelihood import log_likelihood
 from pyro_vae.evaluate.proposals import GUIDE, Proposal, defensive, widened
-from pyro_vae.evaluate.saving import load_evidence, save_evidence
 from pyro_vae.models.vae import VAE
 from pyro_vae.opening import Run, load_run, open_data, previous
+from pyro_vae.particles import Kept
 from pyro_vae.pictures import draw_khat
 from pyro_vae.runs import folder
 from pyro_vae.runs.components import NOTHING, Components
 from pyro_vae.runs.config import Config
+from pyro_vae.runs.lock import locked
 from pyro_vae.runs.marginal import floor
 from pyro_vae.runs.registry import likelihood_of
 
@@ -35,11 +37,12 @@ PROPOSALS: dict[str, Proposal] = {"guide": GUIDE, "defensive": defensive(), "wid
 def log_px_of(
     vae: VAE,
     x: Tensor,
-    kept: Path,
+    kept: Kept,
     *,
     method: str = "importance",
     proposal: str = "guide",
     resume: bool = False,
+    keep: bool | None = None,
     **options: Any,
 ) -> Evidence | Exact:
     """log p(x) of some rows of a saved run.
@@ -47,39 +50,31 @@ def log_px_of(
     Args:
         vae: of the run.
         x: the rows.
-        kept: file for the sums of particles: written after an interruption, and always under `resume`.
+        kept: the file for the sums of particles, written every few seconds and at an interruption.
         method: of :func:`~pyro_vae.log_likelihood`; an exact one takes none of what follows.
         proposal: a name of PROPOSALS.
         resume: go on from what `kept` holds, if it is there.
+        keep: the file stays when all is done, so that more can be added; None is as `resume`.
         **options: of importance sampling.
 
     Raises:
         UsageError: no such proposal; particles of another seed or proposal, or of other rows, in `kept`.
-        DataError: `kept` is damaged.
-        Interrupted: Ctrl-C.
+        CheckpointError: the particles in `kept` are of other weights or data.
+        RunFolderError, DataError: `kept` is damaged.
+        Interrupted, Terminated: Ctrl-C, SIGTERM.
     """
     if proposal not in PROPOSALS:
         raise UsageError(f"no proposal {proposal!r}; take one of {', '.join(PROPOSALS)}")
     if method == "exact":
         return log_likelihood(vae.model, vae.guide, x, method=method)
-    begun = load_evidence(kept) if resume and kept.is_file() else None
+    options |= {"method": method, "proposal": PROPOSALS[proposal], "resume": kept.read() if resume else None}
     try:
-        found = log_likelihood(
-            vae.model, vae.guide, x, method=method, proposal=PROPOSALS[proposal], resume=begun, **options
-        )
+        found = log_likelihood(vae.model, vae.guide, x, on_block=kept.take, **options)
     except Interrupted as error:
-        raise Interrupted(f"interrupted: {keep(error.result, kept)}", error.result) from None
-    if resume:
-        keep(found, kept)
+        raise type(error)(f"interrupted: {kept.rest(error.result)}", error.result) from None
+    if isinstance(found, Evidence) and (resume if keep is None else keep):
+        kept.write(found)
     return found
-
-
-def keep(found: Any, file: Path) -> str:
-    """Puts particles into a file, if there are any; says so."""
-    if not isinstance(found, Evidence):
-        return "no row has particles, and nothing was kept"
-    save_evidence(found, file)
-    return f"the particles so far of rows 0 to {len(found) - 1} are in {file}; the same command with --resume goes on"
 
 
 def evaluate_run(
@@ -97,8 +92,15 @@ def evaluate_run(
     """log p(x) of a run on a split of its data; written to evidence.json and evidence.csv, and returned.
 
     `options` are those of :func:`log_px_of`: ``method="auto"``, ``proposal="defensive"``, ``target_se=0.01``,
-    ``max_samples``, and ``resume=True``, which goes on from the particles that an earlier evaluation left in the folder (an
-    interrupted one always does), adds what is missing, and keeps all for the next time.
+    ``max_samples``; ``resume=True``, which goes on from the particles that an earlier evaluation left in the folder (an
+    interrupted or killed one does), adds what is missing, and keeps all for the next time; and ``strict=True``, an error,
+    once all is written, if a row is flagged.
+
+    Raises:
+        RunFolderError: the run or its data are not what they were.
+        BusyError: another process scores the same run.
+        StorageError, DeviceMemoryError: the disk is full; a row is too large for the device.
+        UnreliableError: under `strict`, rows are flagged.
     """
     run = load_run(path, components, device)
     return score(run, open_data(run, data_dir), split, rows=rows, num_samples=num_samples, seed=seed, **options)
@@ -113,15 +115,34 @@ def score(
     num_samples: int = 1000,
     seed: int = 0,
     training: dict[str, Any] | None = None,
+    wait: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
-    """Evidence on a split beside the floor on the same rows, with all that the numbers depend on."""
+    """Evidence on a split beside the floor on the same rows, with all that the numbers depend on; by one process at a time."""
+    folder.check_own(run.path)
+    with locked(run.path, folder.EVALUATION_LOCK, wait):
+        return scored(run, data, split, rows, training, num_samples=num_samples, seed=seed, **options)
+
+
+def scored(
+    run: Run,
+    data: Data,
+    split: str,
+    rows: int | None,
+    training: dict[str, Any] | None,
+    *,
+    strict: bool = False,
+    **options: Any,
+) -> dict[str, Any]:
+    """As :func:`score`, for whoever holds the evaluation's lock."""
     x = rows_of(data, split).x
     if rows is not None and not 1 <= rows <= len(x):
         raise UsageError(f"rows={rows}, but the {split} split has 1 to {len(x)}")
     x = x[:rows]
     start = time.perf_counter()
-    evidence = log_px_of(run.vae, x, folder.particles(run.path, split), num_samples=num_samples, seed=seed, **options)
+    of = {"weights": tensor_digest(run.vae.state_dict()), "data": data.digest, "split": split}
+    kept = Kept(folder.particles(run.path, split), of, strict=training is None)
+    evidence = log_px_of(run.vae, x, kept, **options)
     seconds = time.perf_counter() - start
     train_rows = data.train.x if data.transform is None else data.train.x.double()  # grey means are the Bernoulli's own
     family, features = likelihood_of(run.config, x.shape[1], run.components)
@@ -137,9 +158,14 @@ def score(
         "seconds": round(seconds, 1),
         "versions": versions(),
     }
-    folder.write_json(run.path / "evidence.json", result)
-    folder.write_atomic(run.path / "evidence.csv", evidence.rows_csv())
+    table = evidence.rows_csv()
+    folder.write_atomic(run.path / "evidence.csv", table)
+    folder.write_json(run.path / "evidence.json", result | {folder.CSV: sha256(table.encode())})
+    if not options.get("keep", options.get("resume")) and (kept.written or options.get("resume")):
+        kept.forget()  # what another evaluation left stays
     draw_khat(run.path, evidence, x, data.shape)
+    if strict and isinstance(evidence, Evidence) and len(evidence.flagged):
+        raise UnreliableError(evidence.why_flagged(), evidence)
     return result
 
 

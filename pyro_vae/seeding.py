@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from pyro_vae.errors import UsageError
+
 
 @contextmanager
 def seeded(seed: int, *block: int, device: torch.device | str = "cpu") -> Iterator[None]:
@@ -38,6 +40,12 @@ def seeded(seed: int, *block: int, device: torch.device | str = "cpu") -> Iterat
 
 
 def stream(seed: int, *block: int) -> int:
-    """A 63-bit seed for one part of the work: well mixed, and the same in every process."""
-    state = np.random.SeedSequence(entropy=seed, spawn_key=block).generate_state(1, np.uint64)[0]
+    """A 63-bit seed for one part of the work: well mixed, and the same in every process.
+
+    Raises:
+        UsageError: a seed that is no whole number from 0.
+    """
+    if not hasattr(seed, "__index__") or seed < 0:
+        raise UsageError(f"seed={seed!r}: a seed is a whole number from 0, so that the same can be drawn again")
+    state = np.random.SeedSequence(entropy=int(seed), spawn_key=block).generate_state(1, np.uint64)[0]
     return int(state >> 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +11,22 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data import Data, binarize
+from pyro_vae.digests import digest_of
 from pyro_vae.errors import DivergedError, Interrupted, SupportError
 from pyro_vae.evaluate.likelihood import log_likelihood
 from pyro_vae.infer.check_training import check_training
 from pyro_vae.infer.support import FITTING, check_support
+from pyro_vae.keeping import Keeper
 from pyro_vae.models.vae import VAE
 from pyro_vae.opening import Run, load_data
 from pyro_vae.parts.families import fitting
 from pyro_vae.pictures import draw_figures
 from pyro_vae.report import figures
 from pyro_vae.runs import folder
+from pyro_vae.runs.checkpoint import Generation
 from pyro_vae.runs.components import NOTHING, Components
 from pyro_vae.runs.config import Config
+from pyro_vae.runs.lock import locked
 from pyro_vae.runs.registry import build, objective_of, resolved
 from pyro_vae.scoring import SPLITS, score, versions
 from pyro_vae.seeding import seeded
@@ -32,6 +36,8 @@ from pyro_vae.train.schedules import constant, cosine, warmup
 from pyro_vae.train.step import adam
 
 CURVE_ROWS, CURVE_SAMPLES = 400, 200  # of the log p(x) that is followed during training
+MINUTES = 5.0  # between checkpoints
+BAD_STEPS = 5  # in a row, before training stops
 
 
 def train_run(
@@ -44,17 +50,54 @@ def train_run(
     download: bool = False,
     device: str = "auto",
     num_samples: int = 1000,
+    minutes: float = MINUTES,
     made_by: str = "train",
 ) -> dict[str, Any]:
     """Trains, evaluates on the test rows, draws the pictures; returns what evidence.json holds.
 
-    The data is loaded and checked before the folder is touched. A run that is interrupted or diverges leaves its best
-    weights and its metrics behind.
+    The data is loaded and checked before the folder is touched. The whole state is saved before the first step, every few
+    `minutes`, at SIGINT and SIGTERM, and at the end; :func:`~pyro_vae.resuming.resume_run` goes on from there.
 
     `components` are parts of one's own, by the names that the config uses (:mod:`pyro_vae.runs.components`):
     ``train_run(Config(prior="mine"), "runs/a", components={"mine": MyPrior})``; :func:`~pyro_vae.load_run` takes the same.
+
+    Raises:
+        Interrupted, Terminated, DivergedError: the folder holds the best weights, the metrics and the state so far.
+        BusyError: another process writes to the folder.
+        StorageError: a folder that cannot be written to; what was saved stays.
     """
-    config, place, path = resolved(config, components), resolve_device(device), Path(path)
+    path = Path(path)
+    job = prepare(config, path, components, data_dir, download, device)
+    folder.check_free(path, overwrite)
+    folder.make(path)
+    with locked(path):
+        folder.create(path, overwrite)
+        folder.write_json(path / "config.json", describe(job.config, job.data, made_by))
+        return carry_out(job, job.keeper(minutes), num_samples=num_samples)
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A training that has been checked and has not begun."""
+
+    config: Config
+    path: Path
+    components: Components
+    data: Data
+    vae: VAE
+    place: torch.device
+
+    def keeper(self, minutes: float, spent: float = 0.0, **more: Any) -> Keeper:
+        """Of its state, in its folder."""
+        about = {"versions": versions(), "config": digest_of(self.config.to_dict()), "data": self.data.digest, **more}
+        return Keeper(self.path, minutes=minutes, about=about, how=f"pyro-vae train --resume {self.path}", spent=spent)
+
+
+def prepare(
+    config: Config, path: Path, components: Components, data_dir: Path | None, download: bool, device: str
+) -> Job:
+    """The data and the model of a config, checked; nothing is written."""
+    config, place = resolved(config, components), resolve_device(device)
     data = load_data(config, data_dir, download)
     for note in data.notes:
         print(f"note: {note}", file=sys.stderr)
@@ -62,25 +105,39 @@ def train_run(
         vae = build(config, data.shape, data.train.x, components).to(place)
         check_splits(vae, data, place)
         check_first(config, vae, data, place)
-    folder.create(path, overwrite)
-    folder.write_json(path / "config.json", describe(config, data, made_by))
-    curve = Curve(vae, data.validation.x, config.epochs, path)
-    start = time.perf_counter()
+    return Job(config, path, components, data, vae, place)
+
+
+def carry_out(
+    job: Job, keeper: Keeper, *, num_samples: int, resume: Generation | None = None, fork: bool = False
+) -> dict[str, Any]:
+    """Trains, or goes on; then scores and draws. For whoever holds the folder's lock."""
+    path, vae = job.path, job.vae
+    curve = Curve(vae, job.data.validation.x, job.config.epochs, path)
     try:
-        run = train(config, vae, data, place, curve)
+        with keeper.listening():
+            run = train(job, curve, keeper, resume, fork)
     except (Interrupted, DivergedError):
         folder.save_model(path, vae)
         raise
-    seconds = time.perf_counter() - start
+    seconds = keeper.seconds
     folder.save_model(path, vae)
+    curve.points = [{"epoch": r["epoch"], **r["evidence"]} for r in run.history if "evidence" in r]
+    opened = Run(path, job.config, {}, vae.eval(), job.components)
+    said = training(run, seconds)
+    if resumed := keeper.checkpoints.about.get("resumed"):
+        said["resumed"] = resumed | {"exact": resumed["exact"] and run.exact}
     evidence = score(
-        Run(path, config, {}, vae.eval(), components),
-        data,
+        opened,
+        job.data,
         "test",
         num_samples=num_samples,
-        training=training(run, seconds),
+        training=said,
+        wait=True,
+        resume=resume is not None,
+        keep=False,
     )
-    draw_figures(path, vae, data, run, curve.points, evidence["floor"]["log_px"])
+    draw_figures(path, vae, job.data, run, curve.points, evidence["floor"]["log_px"])
     return evidence
 
 
@@ -112,12 +169,13 @@ def check_first(config: Config, vae: VAE, data: Data, place: torch.device) -> No
     check_training(*objective.pair(vae), objective.elbo, lambda n: (drawn(data, "train", n).to(place),), size)
 
 
-def train(config: Config, vae: VAE, data: Data, place: torch.device, curve: Curve) -> Fit:
+def train(job: Job, curve: Curve, keeper: Keeper, resume: Generation | None, fork: bool) -> Fit:
     """`fit`, as the config says."""
+    config, data = job.config, job.data
     schedule = {"constant": constant, "cosine": cosine}[config.schedule]
     objective = objective_of(config, len(data.train))
     return fit(
-        objective.pair(vae),
+        objective.pair(job.vae),
         data.train.x,
         validation=data.validation.x,
         objective=objective.elbo,
@@ -127,10 +185,14 @@ def train(config: Config, vae: VAE, data: Data, place: torch.device, curve: Curv
         schedule=warmup(schedule, config.warmup),
         patience=config.patience,
         transform=data.transform,
-        device=place,
+        device=job.place,
         seed=config.seed,
         on_step=objective.on_step,
         on_epoch=curve,
+        bad_steps=BAD_STEPS,
+        keeper=keeper,
+        resume=resume,
+        fork=fork,
     )
 
 

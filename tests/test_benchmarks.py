@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import checkpoints
 from benchmarks.by_hand import ByHand
 from benchmarks.cases import KINDS, QUICK, Case, data
 from benchmarks.peers import objective_of, ours, vae_of
@@ -82,6 +83,14 @@ def test_evaluation_beside_its_matrix_products():
     found = main(64, 64, 1, None)
     torch.set_num_threads(threads)
     assert 0 < found["share_of_matmul_rate_median"] < 2 and found["memory_mb_more_at_ten_k"] >= 0
+
+
+def test_the_cost_of_checkpoints_is_measured(tmp_path, capsys):
+    """The figures of a tiny training add up; how large they are is the benchmark's to say."""
+    found = checkpoints.main(rows=256, epochs=2, saves=2, out=tmp_path / "checkpoints.json")
+    assert json.loads((tmp_path / "checkpoints.json").read_text()) == found and "in all" in capsys.readouterr().out
+    assert all(math.isfinite(value) and value > 0 for value in found.values())
+    assert found["share"] == found["note_share"] + found["save_share"]
 
 
 def test_engines_that_agree_are_nought_apart():

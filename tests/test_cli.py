@@ -61,7 +61,13 @@ def run(tmp_path, trained):
 def test_a_run_folder_holds_what_it_says(run):
     names = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file()}
     pictures = ("training", "evidence", "reconstructions", "samples", "sample_means", "latent")
-    assert names == {*folder.OURS, *(f"figures/{name}.png" for name in pictures)}
+    generation = [f"{name}.safetensors" for name in ("model", "best", "optimizer", "rng")] + [
+        "state.json",
+        "manifest.json",
+    ]
+    kept = {f"checkpoints/{number:06d}/{name}" for number in (1, 2) for name in generation}
+    locks = {".lock", ".evaluation.lock"}
+    assert names == {*folder.OURS, *(f"figures/{name}.png" for name in pictures), *kept, *locks}
     record = folder.read_config(run)
     assert record["config"]["likelihood"] == "binomial" and record["data"]["policy"] == "counts 0..16"
     metrics = folder.read_lines(run / "metrics.jsonl")
@@ -438,7 +444,7 @@ def test_usage_errors_exit_2_with_a_suggestion(arguments, hint, capsys, tmp_path
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA here, so asking for it is no error")
-def test_cuda_without_cuda_is_an_error(capsys, tmp_path):
+def test_b7_35_cuda_without_cuda_is_an_error(capsys, tmp_path):
     assert main(["train", "--run", str(tmp_path / "r"), "--device", "cuda"]) == 2
     assert "no CUDA" in capsys.readouterr().err
 
@@ -489,6 +495,8 @@ def test_damaged_run_folders_exit_4(run, capsys):
     weights.write_bytes(b"PK\x03\x04 a pickle, perhaps")
     evaluated("damaged")
     weights.unlink()
+    assert main(["evaluate", str(run), "--num-samples", "5"]) == 0  # from the checkpoint, which has the same weights
+    shutil.rmtree(run / "checkpoints")
     evaluated("model.safetensors is missing")
     save_file({"other": torch.zeros(3)}, weights)
     evaluated("not of the model")

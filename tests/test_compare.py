@@ -18,11 +18,13 @@ from pyro_vae import Evidence, Exact, ais, log_likelihood
 from pyro_vae.cli import main
 from pyro_vae.comparing import compare_runs, kind
 from pyro_vae.comparing import forest as forest_of
+from pyro_vae.digests import sha256
 from pyro_vae.errors import DataError, PyroVAEError, RunFolderError, ShapeError, UsageError
 from pyro_vae.evaluate.compare import Compared, Comparison, compare
 from pyro_vae.parts.families import FAMILIES
 from pyro_vae.report.bars import forest
 from pyro_vae.report.figures import save
+from pyro_vae.runs import folder
 from pyro_vae.runs.config import Config
 
 RUNS = ("narrow", "wide")
@@ -297,13 +299,20 @@ def runs(tmp_path, trained):
 
 
 def edit(path, **changes):
-    """Changes a run's JSON: config.data_seed=1 is config__data_seed=1, of evidence.json evidence__split."""
+    """Changes a run's JSON as if it had been written so: config.data_seed=1 is config__data_seed=1, of evidence.json
+    evidence__split."""
     for key, value in changes.items():
         where, _, name = key.partition("__")
         file = path / ("evidence.json" if where == "evidence" else "config.json")
         record = json.loads(file.read_text())
         (record if where == "evidence" else record[where])[name] = value
-        file.write_text(json.dumps(record))
+        folder.write_json(file, record)
+
+
+def table(path, content):
+    """Another evidence.csv, as if it had been written so."""
+    (path / "evidence.csv").write_bytes(content)
+    edit(path, evidence__csv_sha256=sha256(content))
 
 
 def test_runs_compare_by_their_evidence(runs):
@@ -403,9 +412,10 @@ def test_a_run_that_was_not_scored_is_sent_to_evaluate(runs, name):
         (lambda p: edit(p, evidence__log_px="-1"), "cannot be used"),
         (lambda p: edit(p, evidence__split=None), "cannot be used"),
         (lambda p: edit(p, data__shape=8), "cannot be used"),
-        (lambda p: (p / "evidence.csv").write_text("row\n0\n"), "cannot be used.*log_px"),
-        (lambda p: (p / "evidence.csv").write_bytes(b"\xff\xfe"), "cannot be used"),
-        (lambda p: (p / "evidence.json").write_text("[]"), "cannot be used"),
+        (lambda p: table(p, b"row\n0\n"), "cannot be used.*log_px"),
+        (lambda p: table(p, b"\xff\xfe"), "cannot be used"),
+        (lambda p: (p / "evidence.csv").write_text("row\n0\n"), "different evaluations"),
+        (lambda p: (p / "evidence.json").write_text("[]"), "is no evidence"),
         (lambda p: edit(p, config__likelihood="nothing"), "cannot be used.*nothing"),
         (lambda p: shutil.rmtree(p), "no run folder"),
     ],

@@ -15,7 +15,16 @@ from torch import nn
 from pyro_vae import MLP, VAE, Conditional, StandardNormal, bernoulli, normal
 from pyro_vae import log_likelihood as noisy_log_likelihood
 from pyro_vae.data import dequantize
-from pyro_vae.errors import DataError, Interrupted, ProgramError, ShapeError, SupportError, UnreliableError, UsageError
+from pyro_vae.errors import (
+    DataError,
+    DeviceMemoryError,
+    Interrupted,
+    ProgramError,
+    ShapeError,
+    SupportError,
+    UnreliableError,
+    UsageError,
+)
 from pyro_vae.evaluate import sampler
 from pyro_vae.evaluate.evidence import DIAGNOSTICS, ROW_FIELDS, Evidence
 from pyro_vae.evaluate.measure import dominating, measure_of
@@ -344,7 +353,7 @@ def check_flags(evidence):
     assert evidence.flagged.tolist() == [2, 4] and evidence.reliable.tolist() == [True, True, False, True, False]
 
 
-def test_flags_are_where_the_shape_is_above_the_threshold():
+def test_b7_36_flags_are_where_the_shape_is_above_the_threshold():
     evidence = of_weights(pareto_rows([0.2, 0.3, 1.2, 0.4, 1.5]))
     check_flags(evidence)
     s = evidence.summary()
@@ -365,7 +374,7 @@ def test_weights_of_zero_are_flagged():
     assert evidence.flagged.tolist() == [0, 1] and evidence.summary()["max_share"] is None
 
 
-def test_strict_raises_and_names_the_rows():
+def test_b7_36_strict_raises_and_names_the_rows():
     o = Chain(40)
     with pytest.raises(
         UnreliableError, match=r"in \d+ of 40 rows, the first \[\d+, .*k̂ is above 0.67.*defensive"
@@ -545,7 +554,7 @@ def test_no_pass_of_the_model_takes_more_than_a_chunk():
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory")])
-def test_too_little_memory_takes_smaller_chunks(error):
+def test_b7_33_too_little_memory_takes_smaller_chunks(error):
     o = Chain(150)
 
     def model(x):
@@ -562,7 +571,7 @@ def test_too_little_memory_takes_smaller_chunks(error):
     )
 
 
-def test_what_does_not_fit_at_all_is_not_hidden():
+def test_b7_33_what_does_not_fit_at_all_is_not_hidden():
     o = Chain(3)
 
     def model(x):
@@ -573,7 +582,7 @@ def test_what_does_not_fit_at_all_is_not_hidden():
             z2 = pyro.sample("z2", dist.Normal(z1, 1.0))
             pyro.sample("x", dist.Normal(z2, 1.0), obs=x)
 
-    with pytest.raises(RuntimeError, match="out of memory"):
+    with pytest.raises(DeviceMemoryError, match=r"the smallest chunk of particles on cpu does not fit.*out of memory"):
         log_likelihood(model, o.guide, o.x, num_samples=10)
 
 

@@ -7,11 +7,12 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "pyro_vae"
 
-GROUND = {"errors", "seeding", "progress"}
+GROUND = {"digests", "errors", "seeding", "progress"}
 ALLOWED = {
     "errors": set(),
-    "seeding": set(),
+    "seeding": {"errors"},
     "progress": set(),
+    "digests": set(),
     "parts": GROUND,
     "models": GROUND,
     "infer": GROUND,
@@ -24,9 +25,14 @@ ALLOWED = {
     "listing": GROUND | {"runs", "evaluate"},
     "pictures": GROUND | {"report", "use", "data", "models", "train"},
     "opening": GROUND | {"data", "infer", "models", "runs"},
-    "scoring": GROUND | {"data", "evaluate", "models", "opening", "pictures", "runs"},
+    "scoring": GROUND | {"data", "evaluate", "models", "opening", "particles", "pictures", "runs"},
     "comparing": GROUND | {"runs", "evaluate", "report", "data"},
+    "keeping": GROUND | {"runs", "train"},
+    "particles": GROUND | {"runs", "evaluate"},
     "workflows": None,  # everything
+    "resuming": None,
+    "replaying": None,
+    "selftest": None,
     "cli": None,
     "__init__": None,
     "__main__": None,

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from pyro_vae.errors import DataConversionWarning, DataError, ShapeError
 
+from .items import is_items, read_items
+
 AT_ONCE = 2**24  # numbers that are checked at a time
 NUMERIC = "biuf"  # numpy's kinds: bool, int, unsigned, float
 
@@ -29,7 +31,8 @@ def as_rows(
     that is memory-mapped (``np.load(path, mmap_mode="r")``) stays on disk, and is read as its rows are.
 
     Args:
-        x: a tensor, a numpy array, nested lists, or anything with ``.to_numpy()``, of any real dtype.
+        x: a tensor, a numpy array, nested lists, anything with ``.to_numpy()``, or a data set with a length that hands out one
+            row for each number; of any real dtype.
         name: what messages call it.
         dtype: what to convert to. None keeps float tensors and numpy float32, and takes all else to torch's default.
         device: where to; None leaves it where it is.
@@ -133,8 +136,12 @@ def real_array(x: Any, name: str) -> np.ndarray:
         rows = say_rows(torch.from_numpy(np.array(np.ma.getmaskarray(x), ndmin=1)))
         raise DataError(f"{name} has masked entries in {rows}. Drop those rows, or fill them in (x.filled(...)).")
     try:
+        if is_items(x):
+            x = read_items(x, name)
         array = np.asarray(x.to_numpy() if hasattr(x, "to_numpy") else x)
     except (ValueError, TypeError, RuntimeError) as e:
+        if isinstance(e, DataError):
+            raise
         raise DataError(f"{name} cannot be read as one array ({e}). Give rows of one length, holding numbers.") from e
     if array.dtype.kind not in NUMERIC:
         raise DataError(

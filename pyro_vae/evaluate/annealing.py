@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_vae.data.rows import batch_of
 from pyro_vae.errors import ProgramError
+from pyro_vae.infer.memory import SMALLER, fitting
 from pyro_vae.infer.programs import evaluation_mode, like_parameters, without_validation
 from pyro_vae.infer.support import check_support, takes_missing
 from pyro_vae.infer.weights import Plates, Program, find_plates
@@ -147,7 +148,8 @@ class Task:
 
     def quietly(self, work: Callable[[], Any]) -> Any:
         """The work done with modules in eval mode and no checks; all switches put back."""
-        with evaluation_mode(self.model, self.guide), without_validation():
+        what = f"annealing {self.step} rows with {self.settings.num_chains} chains each on {self.device}"
+        with evaluation_mode(self.model, self.guide), without_validation(), fitting(what, SMALLER):
             return work()
 
     def schedule(self) -> Tensor:

@@ -3,14 +3,15 @@ r"""log p(x) by importance sampling, streamed over rows and particles."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import takewhile
 from typing import Any
 
 import torch
 
 from pyro_vae.data.rows import batch_of
-from pyro_vae.errors import DeviceError, Interrupted, UnreliableError, UsageError
+from pyro_vae.errors import DeviceError, Interrupted, Terminated, UnreliableError, UsageError
+from pyro_vae.infer.memory import SMALLER, fitting
 from pyro_vae.infer.programs import evaluation_mode, like_parameters, resolve_device, without_validation
 from pyro_vae.infer.support import check_support, takes_missing
 from pyro_vae.infer.weights import Program, find_plates
@@ -44,6 +45,7 @@ def importance(
     vectorize_particles: bool = True,
     missing: bool = False,
     device: torch.device | str | None = None,
+    on_block: Callable[[Sequence[Ledger], dict[str, Any]], None] | None = None,
     verbose: bool = True,
 ) -> Evidence:
     r"""log p̂(x_n) = log 1/K Σ_k p(x_n, z_kn) / q(z_kn | x_n) for each row, with its Monte Carlo error; and the ELBO.
@@ -82,6 +84,8 @@ def importance(
         device: where to compute; None is where the programs' parameters are, or x for programs that no module owns.
             Modules whose methods the programs are get scored in eval mode; call ``.eval()`` yourself on modules that a plain
             function closes over.
+        on_block: called after each block of rows with the :class:`~pyro_vae.evaluate.moments.Ledger` of every block (those to
+            come are empty) and what else an Evidence says, to keep them.
         verbose: a progress bar, on a terminal only.
 
     Returns:
@@ -134,25 +138,29 @@ def importance(
             for ledger in tracked(ledgers, "log p(x)", verbose):
                 if rows is None or ledger.rows.start in rows:
                     batch = tuple(a[ledger.rows.start : ledger.rows.stop] for a in args)
-                    sampler.fill(ledger, batch, range(ledger.planned) if particles is None else particles)
-                    while target_se is not None and not met(ledger, target_se) and ledger.planned < max_samples:
-                        ledger.plan(min(2 * ledger.planned, max_samples))
-                        sampler.fill(ledger, batch, range(ledger.planned))
+                    with fitting(f"the smallest chunk of particles on {device}", SMALLER):
+                        sampler.fill(ledger, batch, range(ledger.planned) if particles is None else particles)
+                        while target_se is not None and not met(ledger, target_se) and ledger.planned < max_samples:
+                            ledger.plan(min(2 * ledger.planned, max_samples))
+                            sampler.fill(ledger, batch, range(ledger.planned))
                 ledger.moments.top.trim()
-    except KeyboardInterrupt:
-        raise interrupted(ledgers, said) from None
+                if on_block is not None:
+                    on_block(ledgers, said)
+    except KeyboardInterrupt as signal:
+        raise interrupted(ledgers, said, signal) from None
     evidence = Evidence.of(ledgers, **said)
     if strict and len(evidence.flagged):
         raise UnreliableError(evidence.why_flagged(), evidence)
     return evidence
 
 
-def interrupted(ledgers: Sequence[Ledger], said: dict[str, Any]) -> Interrupted:
+def interrupted(ledgers: Sequence[Ledger], said: dict[str, Any], signal: KeyboardInterrupt) -> Interrupted:
     """What is there so far, to go on from."""
+    kind = Terminated if getattr(signal, "terminated", False) else Interrupted
     begun = list(takewhile(len, ledgers))
     result = Evidence.of(begun, **said) if begun else None
     last = f"the rows before {begun[-1].rows.stop}" if begun else "no row"
-    return Interrupted(f"interrupted: {last} have particles; go on with resume=error.result", result)
+    return kind(f"interrupted: {last} have particles; go on with resume=error.result", result)
 
 
 def check_target(target_se: float | None, max_samples: int, num_samples: int, particles: range | None) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.errors import ProgramError, UsageError
+from pyro_vae.infer.memory import out_of_memory
 from pyro_vae.infer.weights import LogProbs, Plates, Program
 from pyro_vae.seeding import seeded, stream
 
@@ -88,12 +89,6 @@ class Sampler:
             log_w = self.proposal.log_w(terms)
             found.append(checked(log_w, len(part), len(some[0]), first_row + rows.start, terms))
         return torch.cat(found)
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """On the device or on the host, which says so in words only."""
-    said = ("can't allocate memory", "not enough memory", "alloc_cpu")
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in said)
 
 
 def check_rows(log_w: Tensor, particles: int, rows: int) -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
+from pyro_vae.digests import digest_of, tensor_digest
 from pyro_vae.errors import DataError
 
 from .evidence import Evidence
-from .moments import Ledger
+from .moments import ROWS, Ledger
 
+SEAL = "sha256"
 SAID = ("seed", "proposal", "measure", "target_se")
 
 
@@ -27,6 +31,14 @@ def save_evidence(evidence: Evidence, path: str | Path) -> None:
     Raises:
         UsageError: evidence that was read from a table, and holds no particles.
     """
+    Path(path).write_bytes(evidence_bytes(evidence))
+
+
+def evidence_bytes(evidence: Evidence, of: Mapping[str, str] | None = None) -> bytes:
+    """What :func:`save_evidence` writes, with the SHA-256 of all that it says.
+
+    `of`: digests of what the particles are of (the weights, the data), for :func:`evidence_from` to hand back.
+    """
     evidence.check_same()
     tensors: dict[str, Tensor] = {}
     ledgers: list[list[int]] = []
@@ -35,9 +47,8 @@ def save_evidence(evidence: Evidence, path: str | Path) -> None:
         start, stop, count = ledger.rows.start, ledger.rows.stop, ledger.moments.count
         ledgers.append([start, stop, ledger.planned, ledger.done, count, ledger.moments.top.keep])
     said = {name: getattr(evidence, name) for name in SAID}
-    part = Path(f"{path}.part")  # renamed when whole: what is there already outlives an interruption
-    part.write_bytes(save(tensors, {"evidence": json.dumps({"said": said, "ledgers": ledgers})}))
-    part.replace(path)
+    head = {"said": said, "ledgers": ledgers, "of": dict(of or {})}
+    return save(tensors, {"evidence": json.dumps(head | {SEAL: digest_of(head)}), SEAL: tensor_digest(tensors)})
 
 
 def load_evidence(path: str | Path) -> Evidence:
@@ -59,12 +70,28 @@ def load_evidence(path: str | Path) -> Evidence:
         100
     """
     try:
-        with safe_open(path, "pt") as file:
-            head = json.loads(file.metadata()["evidence"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} holds no evidence, as it cannot be read: {error.strerror or error}") from error
+    return evidence_from(content, path)[0]
+
+
+def evidence_from(content: bytes, path: str | Path) -> tuple[Evidence, dict[str, Any]]:
+    """What :func:`evidence_bytes` made, and the digests of what it is of; `path` is what messages call it.
+
+    Raises:
+        DataError: it is damaged or of another kind.
+    """
+    try:
+        tensors = load(content)
+        said = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+        head = json.loads(said["evidence"])
+        seals = head.pop(SEAL, None), said.get(SEAL)
+        if seals not in ((None, None), (digest_of(head), tensor_digest(tensors))):  # none: from before there were seals
+            raise ValueError("its SHA-256 is not that of what it holds")
         ledgers = [ledger_of(tensors, i, *numbers) for i, numbers in enumerate(head["ledgers"])]
-        return Evidence.of(ledgers, **head["said"])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        return Evidence.of(ledgers, **{name: head["said"][name] for name in SAID}), dict(head.get("of", {}))
+    except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError, RecursionError) as error:
         raise DataError(f"{path} holds no evidence that can be gone on from ({error!r}): run it again") from error
 
 
@@ -80,6 +107,10 @@ def ledger_of(
     tensors: dict[str, Tensor], i: int, start: int, stop: int, planned: int, done: int, count: int, keep: int
 ) -> Ledger:
     """The ledger number `i` of a file."""
+    if not all(type(n) is int for n in (start, stop, planned, done, count, keep)) or not 0 < stop - start <= ROWS:
+        raise ValueError(f"ledger {i} is of no block of rows")
+    if tensors[f"{i}/sums"].shape != (4, stop - start) or len(tensors[f"{i}/top"]) != stop - start:
+        raise ValueError(f"ledger {i} holds other rows than it says")
     ledger = Ledger(range(start, stop), planned)
     moments = ledger.moments
     moments.sums, moments.count, ledger.done = tensors[f"{i}/sums"], count, done

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import types
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -136,14 +137,14 @@ class Config:
         """The configuration that `to_dict` wrote; refuses unknown keys, with a suggestion, and values of another type."""
         if not isinstance(values, dict):
             raise UsageError(f"a config is a JSON object of names and values, got {type(values).__name__}")
-        hints = get_type_hints(cls)
+        known = hints()
         for key, value in values.items():
-            if key not in hints:
-                close = difflib.get_close_matches(key, hints, 1)
-                hint = f"; did you mean {close[0]!r}?" if close else f"; known keys: {', '.join(hints)}"
+            if key not in known:
+                close = difflib.get_close_matches(key, known, 1)
+                hint = f"; did you mean {close[0]!r}?" if close else f"; known keys: {', '.join(known)}"
                 raise UsageError(f"unknown config key {key!r}{hint}")
-            if not fits(value, hints[key]):
-                raise UsageError(f"config key {key!r}: {value!r} is not {say(hints[key])}")
+            if not fits(value, known[key]):
+                raise UsageError(f"config key {key!r}: {value!r} is not {say(known[key])}")
         arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**arguments)
 
@@ -156,6 +157,12 @@ POSITIVE = {
     }.items()
     for name in names
 }
+
+
+@functools.cache
+def hints() -> dict[str, Any]:
+    """The types of a config's fields, once: to read them evaluates what they are written as."""
+    return get_type_hints(Config)
 
 
 def fits(value: Any, hint: Any) -> bool:

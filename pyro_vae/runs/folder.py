@@ -1,69 +1,134 @@
-"""A run folder: config.json, metrics.jsonl, model.safetensors, evidence.json and .csv, figures/.
+"""A run folder: config.json, metrics.jsonl, model.safetensors, evidence.json and .csv, figures/, checkpoints/.
 
 After an evaluation that was interrupted, or is to be gone on with, also particles-SPLIT.safetensors.
 
-Every file is written under another name and renamed when whole. Nothing in it is executed: names, numbers, tensors.
+Every file is written under another name, synced, and renamed when whole; JSON and tensors carry their SHA-256. Nothing in it
+is executed: names, numbers, tensors.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
+import shutil
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as dump_tensors
+from torch import Tensor
 
+from pyro_vae.digests import sha256
 from pyro_vae.errors import RunFolderError
+
+from .atomic import PART, storage, write_atomic
+from .checkpoint import FOLDER as CHECKPOINTS
+from .checkpoint import Checkpoints
+from .lock import LOCK
+from .safe import (
+    HEADER_BYTES,
+    JSON_BYTES,
+    MIB,
+    SEAL,
+    Layout,
+    check_finite,
+    check_layout,
+    check_seal,
+    damaged,
+    dump,
+    layout_of,
+    parse,
+    parse_json,
+    read_bytes,
+    read_layout,
+    seal,
+)
 
 SCHEMA = 1
 OURS = ("config.json", "metrics.jsonl", "model.safetensors", "evidence.json", "evidence.csv")
+EVALUATION_LOCK = ".evaluation.lock"
+DIVERGENCE = "divergence"
+CSV = "csv_sha256"  # what evidence.json calls the SHA-256 of evidence.csv
+FOLDERS = (CHECKPOINTS, DIVERGENCE)  # generations of the state; a step that diverged
+LOCKS = tuple(f"{name}{ending}" for name in (LOCK, EVALUATION_LOCK) for ending in ("", ".json"))
 
 
-def write_atomic(path: Path, content: bytes | str) -> None:
-    """The file as a whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise RunFolderError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-def create(path: Path, overwrite: bool = False) -> Path:
-    """An empty run folder.
+def check_free(path: Path, overwrite: bool = False) -> Path:
+    """The path, if a run may be made there.
 
     Raises:
         RunFolderError: the folder holds something already: a run (unless `overwrite`), or what is none of ours.
     """
-    if path.exists() and not path.is_dir():
+    with storage(f"cannot create {path}"):
+        there, is_folder = path.exists(), path.is_dir()
+    if there and not is_folder:
         raise RunFolderError(f"{path} is a file; a run needs a folder of its own")
-    if path.is_dir() and any(path.iterdir()):
+    if is_folder and any(not left_over(entry) for entry in path.iterdir()):
         if not (path / "config.json").is_file():
             raise RunFolderError(f"{path} is not empty and holds no run: choose another folder with --run")
         read_config(path)  # refuses a folder with somebody else's config.json
         if not overwrite:
-            raise RunFolderError(f"{path} holds a run already: choose another folder with --run, or pass --overwrite")
-        clear(path)
-    try:
-        (path / "figures").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunFolderError(f"cannot create {path}: {error.strerror or error}") from error
+            raise RunFolderError(
+                f"{path} holds a run already: choose another folder with --run, or pass --overwrite. To go on with one that "
+                f"was interrupted: pyro-vae train --resume {path}"
+            )
     return path
+
+
+def left_over(entry: Path) -> bool:
+    """Whether something is there only because a run was killed before it had begun, or never got the lock."""
+    return entry.name in LOCKS or entry.name.endswith(PART) or (entry.name == "figures" and not any(entry.iterdir()))
+
+
+def create(path: Path, overwrite: bool = False) -> Path:
+    """An empty run folder, as far as :func:`check_free` lets it be one. For whoever holds its lock."""
+    check_free(path, overwrite)
+    clear(path)
+    with storage(f"cannot create {path}"):
+        (path / "figures").mkdir(exist_ok=True)
+    return path
+
+
+def check_own(path: Path) -> None:
+    """That what is written into a run stays in it: no entry of the folder is a link.
+
+    Raises:
+        RunFolderError: one is.
+    """
+    if links := sorted(entry.name for entry in path.iterdir() if entry.is_symlink()):
+        raise RunFolderError(
+            f"{path / links[0]} is a link, and links in a run are not followed: put what it leads to there"
+        )
+
+
+def make(path: Path) -> None:
+    """The folder itself, so that it can be locked."""
+    with storage(f"cannot create {path}"):
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK):
+            raise PermissionError(13, "it is read-only")
 
 
 def clear(path: Path) -> None:
     """Deletes what a run wrote, and nothing else."""
-    for file in [
-        *(path / name for name in OURS),
-        *path.glob("particles-*.safetensors"),
-        *(path / "figures").glob("*.png"),
-    ]:
-        file.unlink(missing_ok=True)
+    with storage(f"cannot clear {path}"):
+        for file in [
+            *(path / name for name in OURS),
+            *path.glob("particles-*.safetensors"),
+            *(path / "figures").glob("*.png"),
+            *path.glob(f".*{PART}"),
+        ]:
+            file.unlink(missing_ok=True)
+        for folder in FOLDERS:
+            remove(path / folder)
+
+
+def remove(folder: Path) -> None:
+    """Deletes a folder of ours, if it is there; never what a link leads to."""
+    if folder.is_dir() and not folder.is_symlink():
+        shutil.rmtree(folder)
 
 
 def particles(path: Path, split: str) -> Path:
@@ -72,11 +137,12 @@ def particles(path: Path, split: str) -> Path:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Indented JSON; floats to the last bit, no NaN."""
-    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Indented JSON; floats to the last bit, no NaN; an object with the SHA-256 of all else in it."""
+    made = seal(value) if isinstance(value, dict) else value
+    write_atomic(path, json.dumps(made, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, limit: int = JSON_BYTES) -> Any:
     """The JSON of a run's file.
 
     Raises:
@@ -86,10 +152,15 @@ def read_json(path: Path) -> Any:
         raise RunFolderError(f"there is no run folder {path.parent}")
     if not path.is_file():
         raise RunFolderError(f"{path.parent} is no whole run: {path.name} is missing. Train it again.")
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise RunFolderError(f"{path} is damaged ({error}). Train the run again, or restore the file.") from error
+    return parse_json(read_bytes(path, limit), path)
+
+
+def read_sealed(path: Path) -> Any:
+    """:func:`read_json`, and that it is what was written."""
+    value = read_json(path)
+    if isinstance(value, dict):
+        check_seal(value, path)
+    return value
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -98,7 +169,7 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         RunFolderError: missing, damaged, of another program or a newer version.
     """
-    record = read_json(path / "config.json")
+    record = read_json(path / "config.json", MIB)
     if not isinstance(record, dict) or not {"schema", "config", "data"} <= record.keys():
         raise RunFolderError(f"{path / 'config.json'} is not a run of pyro_vae: it lacks schema, config or data")
     if record["schema"] != SCHEMA:
@@ -106,58 +177,117 @@ def read_config(path: Path) -> dict[str, Any]:
     return record
 
 
+def read_evidence(path: Path) -> tuple[dict[str, Any], str]:
+    """evidence.json and the text of evidence.csv, of one and the same evaluation.
+
+    Raises:
+        RunFolderError: missing, damaged, or of different evaluations (one was killed between the two files, or is just
+            writing them: they are looked at a second time).
+    """
+    for last in (False, True):
+        table, summary = read_bytes(path / "evidence.csv"), read_sealed(path / "evidence.json")
+        if not isinstance(summary, dict):
+            raise RunFolderError(f"{path / 'evidence.json'} is no evidence")
+        if summary.get(CSV, sha256(table)) == sha256(table):
+            return summary, table.decode(errors="replace")
+        time.sleep(0 if last else 0.2)
+    raise RunFolderError(
+        f"evidence.json and evidence.csv of {path} are of different evaluations. Make it again: pyro-vae evaluate {path}"
+    )
+
+
 def append_line(path: Path, record: dict[str, Any]) -> None:
-    """One record more in a .jsonl file."""
-    try:
-        with path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
-    except OSError as error:
-        raise RunFolderError(f"cannot write {path}: {error.strerror or error}") from error
+    """One record more in a .jsonl file, with the SHA-256 of all else in it."""
+    with storage(f"cannot write {path}"), path.open("a") as file:
+        file.write(line_of(record))
+
+
+def line_of(record: dict[str, Any]) -> str:
+    return json.dumps(seal(record)) + "\n"
+
+
+def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
+    """The records as a whole .jsonl file."""
+    write_atomic(path, "".join(map(line_of, records)))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a .jsonl file; a torn last line, from a run that was killed, is left out."""
-    lines = path.read_text().splitlines() if path.is_file() else []
-    records = []
-    for number, line in enumerate(lines, 1):
-        try:
-            records.append(json.loads(line))
-        except ValueError as error:
-            if number < len(lines):
-                raise RunFolderError(f"{path}, line {number} is damaged ({error})") from error
-    return records
+    """The records of a .jsonl file; a torn last line, from a run that was killed, is left out.
+
+    Raises:
+        RunFolderError: any other line that is damaged.
+    """
+    *lines, torn = read_bytes(path).split(b"\n") if path.is_file() else [b""]
+    return [record_of(line, Path(f"{path}, line {number}")) for number, line in enumerate(lines, 1)] + last_of(torn)
+
+
+def record_of(line: bytes, where: Path) -> dict[str, Any]:
+    record = parse_json(line, where)
+    if not isinstance(record, dict):
+        raise damaged(where, "no JSON object")
+    check_seal(record, where)
+    return {name: value for name, value in record.items() if name != SEAL}
+
+
+def last_of(line: bytes) -> list[dict[str, Any]]:
+    """What comes after the last end of a line: a record that lacks only that, or what a kill left of one."""
+    try:
+        return [record_of(line, Path("the last line"))] if line else []
+    except RunFolderError:
+        return []
 
 
 def save_model(path: Path, module: torch.nn.Module) -> None:
     """The module's parameters and buffers as model.safetensors."""
-    state = {
-        name: tensor.detach().cpu().clone().contiguous() for name, tensor in module.state_dict().items()
-    }  # cloned, as the format refuses tensors that share memory (a VampPrior holds the posterior)
-    write_atomic(path / "model.safetensors", dump_tensors(state))
+    write_atomic(path / "model.safetensors", dump(module.state_dict()))
 
 
-def load_model(path: Path, module: torch.nn.Module) -> None:
-    """Fills a module from model.safetensors, which must hold exactly its tensors.
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """A run's weights: of model.safetensors, or, before training has ended, the best of its newest checkpoint.
 
-    Raises:
-        RunFolderError: the file is missing or damaged, or its tensors differ in name, shape or dtype from the module's, or
-            are not finite.
+    Attributes:
+        file: that holds them.
+        layout: names, shapes and dtypes, as its header says.
+        tensors: themselves, where they had to be read to be trusted.
     """
-    file = path / "model.safetensors"
-    if not file.is_file():
-        raise RunFolderError(f"{path} is no whole run: model.safetensors is missing. Train it again.")
-    try:
-        state = load_tensors(file.read_bytes())
-    except (OSError, SafetensorError, ValueError) as error:
-        raise RunFolderError(f"{file} is damaged ({error}). Train the run again, or restore the file.") from error
-    wanted = {name: (tuple(t.shape), t.dtype) for name, t in module.state_dict().items()}
-    found = {name: (tuple(t.shape), t.dtype) for name, t in state.items()}
-    if wanted != found:
-        odd = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
-        raise RunFolderError(
-            f"{file} is not of the model in config.json: {odd[0]!r} is {found.get(odd[0], 'missing')} there and "
-            f"{wanted.get(odd[0], 'absent')} in the model ({len(odd)} tensors differ)"
-        )
-    if bad := [name for name, t in state.items() if not t.isfinite().all()]:
-        raise RunFolderError(f"{file} holds non-finite values in {bad[0]!r}")
-    module.load_state_dict(state)
+
+    file: Path
+    layout: Layout
+    tensors: dict[str, Tensor] | None = None
+
+    @classmethod
+    def of(cls, path: Path) -> Weights:
+        """Of a run folder.
+
+        Raises:
+            RunFolderError: there are none, or they are damaged.
+        """
+        file = path / "model.safetensors"
+        if os.path.lexists(file):
+            return cls(file, read_layout(file))
+        newest = Checkpoints(path).newest(groups=("best",))
+        if newest is None:
+            raise RunFolderError(f"{path} is no whole run: model.safetensors is missing. Train it again.")
+        file = Checkpoints(path).folder / f"{newest.number:06d}" / "best.safetensors"
+        return cls(file, layout_of(newest.groups["best"]), newest.groups["best"])
+
+    def fill(self, module: torch.nn.Module, allow_nonfinite: bool = False) -> None:
+        """Fills a module, which must have exactly these tensors.
+
+        Raises:
+            RunFolderError: the tensors differ in name, shape or dtype from the module's, are damaged, or are not finite
+                (unless `allow_nonfinite`).
+        """
+        wanted = layout_of(module.state_dict())
+        derived = (
+            dict(module.named_buffers(remove_duplicate=False)).keys() - wanted.keys()
+        )  # a checkpoint has them, too
+        check_layout({k: v for k, v in self.layout.items() if k not in derived}, wanted, self.file)
+        bound = sum(math.prod(shape) * dtype.itemsize for shape, dtype in wanted.values()) + HEADER_BYTES + 8
+        state = parse(read_bytes(self.file, bound), self.file) if self.tensors is None else self.tensors
+        state = {name: tensor for name, tensor in state.items() if name not in derived}
+        check_layout(layout_of(state), wanted, self.file)
+        if not allow_nonfinite:
+            check_finite(state, self.file)
+        module.load_state_dict(state)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -63,10 +63,12 @@ class Traced:
         self.patience = patience
         self.eager = Lean(step)
         self.graphs: dict[Any, list[Flat]] = {}
-        self.seen: dict[Any, int] = {}
+        self.seen: dict[str, int] = {}  # kinds of batch, this epoch
+        self.often: set[str] = set()  # kinds that were traced though not met first
         self.due: set[Any] = set()  # keys whose graphs are checked when they are next met
         self.failed = 0
-        self.main: Any = None  # the kind of batch that is met first
+        self.main: Any = None  # the key that is met first
+        self.first_kind = ""  # its kind of batch
         self.refused: str | None = None
         self.said: list[str] = []
         self.checks, self.off = 0, 0.0
@@ -76,7 +78,8 @@ class Traced:
         if self.refused:
             return self.eager(*batch)
         key = self.key(batch)
-        self.seen[key] = self.seen.get(key, 0) + 1
+        kind = kind_of(batch)
+        self.seen[kind] = self.seen.get(kind, 0) + 1
         self.panel.turn()
         flat = next((f for f in self.graphs.get(key, ()) if holds(f.known)), None)
         try:
@@ -92,8 +95,11 @@ class Traced:
 
     def first(self, key: Any, batch: tuple[Tensor, ...]) -> Tensor:
         """A batch for which there is no graph: one is made of it, unless its kind is rare."""
-        self.main = self.main or key
-        if key != self.main and key not in self.graphs and self.seen[key] < RARE:
+        kind = kind_of(batch)
+        self.first_kind = self.first_kind or kind
+        if kind == self.first_kind:
+            self.main = self.main or key
+        if key != self.main and key not in self.graphs and kind not in self.often and self.seen[kind] < RARE:
             return self.eager(*batch)
         if reason := self.hindrance():
             raise Untraceable(reason)
@@ -103,6 +109,7 @@ class Traced:
         self.hasten(key, flat, batch)
         loss = self.checked(key, flat, batch)
         self.graphs.setdefault(key, []).append(flat)
+        self.often.add(kind)
         return loss
 
     def capture(self, batch: tuple[Tensor, ...]) -> Flat:
@@ -176,6 +183,24 @@ class Traced:
         self.due = set(self.graphs)
         self.seen.clear()
 
+    def state(self) -> dict[str, Any]:
+        """Which kinds of batch are traced, and what decides when others are, and when the compiler is called."""
+        seen, often = dict(self.seen), sorted(self.often)
+        return {
+            "seen": seen,
+            "often": often,
+            "first": self.first_kind,
+            "patience": self.patience,
+            "refused": self.refused,
+        }
+
+    def go_on(self, state: Mapping[str, Any]) -> None:
+        """Traces are made anew when their kind of batch is met: what they compute is the same to the bit."""
+        self.seen, self.often, self.first_kind = dict(state["seen"]), set(state["often"]), str(state["first"])
+        self.patience = int(state["patience"])
+        if state["refused"] is not None:
+            self.refuse(str(state["refused"]))
+
     @property
     def notes(self) -> list[str]:
         """What was traced, checked and refused."""
@@ -218,6 +243,11 @@ class Traced:
         self.refused = reason
         self.graphs.clear()
         self.said.append(f"eager from here on: {reason}")
+
+
+def kind_of(batch: Sequence[Tensor]) -> str:
+    """Shapes and dtypes of a batch."""
+    return "; ".join(f"{a.dtype} {tuple(a.shape)}" for a in batch)
 
 
 def options(objective: Any) -> tuple[Any, ...]:

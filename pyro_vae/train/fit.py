@@ -23,7 +23,9 @@ from .lagging import Aggressive, Lagging
 from .loop import FIXED, Fit, Loop, Transform
 from .monitor import Reporter
 from .precision import precision_of
+from .rescue import Keeper
 from .schedules import Schedule, constant
+from .state import Saved, restore
 from .step import MakeOptimizer, Step, adam
 from .threads import all_threads
 
@@ -50,6 +52,10 @@ def fit(
     precision: str = "float32",
     on_step: Callable[[float], Any] | None = None,
     on_epoch: Callable[[dict[str, Any]], dict[str, Any] | None] | None = None,
+    bad_steps: int = 1,
+    keeper: Keeper | None = None,
+    resume: Saved | None = None,
+    fork: bool = False,
     verbose: bool = True,
 ) -> Fit:
     r"""Raises the ELBO of a model and guide on data, by stochastic variational inference.
@@ -87,6 +93,15 @@ def fit(
         on_step: called before each step with the fraction of training done, 0 to 1: for what changes as training goes on,
             such as :meth:`Beta.at <pyro_vae.Beta.at>`.
         on_epoch: called with each epoch's record; what it returns joins the record.
+        bad_steps: stop at this many steps in a row whose loss or gradient is not finite. Those before are skipped, with the
+            weights as they were; 1 stops at the first.
+        keeper: a :class:`~pyro_vae.keeping.Keeper`, that saves the training's whole state before the first step, every few
+            minutes, at an interruption and at the end; None keeps nothing.
+        resume: a state that a keeper saved (``keeper.newest()``): goes on from there, in the middle of an epoch if need be, to
+            the same bits as without the interruption (on the same device and versions; on CUDA with deterministic algorithms).
+            All other arguments as they were. On another device, number of threads, version of torch or engine it goes on, says
+            so, and :attr:`Fit.exact` is False.
+        fork: lets them be others: the weights, the optimizer and the history are taken over.
         verbose: a progress bar on a terminal, a line an epoch elsewhere (standard error).
 
     Returns:
@@ -96,7 +111,9 @@ def fit(
         DataError, SupportError, ShapeError: data that cannot be used or has no likelihood, before anything is trained.
         ProgramError: programs that :func:`~pyro_vae.check` finds at odds with each other; lesser findings are printed.
         DeviceError: a device that is not there.
-        DivergedError: a loss or gradient that is not finite: names step and rows; the last good weights are restored.
+        DivergedError: losses or gradients that are not finite: names step and rows; the last good weights are restored.
+        CheckpointError: `resume` is of another run: says what differs.
+        DeviceMemoryError: a batch that the device does not hold.
         Interrupted: Ctrl-C; the best weights so far are restored.
 
     References:
@@ -120,15 +137,30 @@ def fit(
     checked = partial(batch_of, name="validation x", like=like, device=place, missing=missing)
     valid = None if validation is None else checked(*held)
     size = resolve_batch_size(batch_size, len(train[0]))
-    if epochs < 1:
-        raise UsageError(f"epochs must be at least 1, got {epochs}")
-    step = Step(
-        model, guide, objective or Trace_ELBO(), optimizer or adam(), aggressive is not None, precision_of(precision)
-    )
+    for name, value in (("epochs", epochs), ("bad_steps", bad_steps)):
+        if value < 1:
+            raise UsageError(f"{name} must be at least 1, got {value}")
+    prompt = aggressive is not None or bad_steps > 1 or keeper is not None or resume is not None
+    step = Step(model, guide, objective or Trace_ELBO(), optimizer or adam(), prompt, precision_of(precision))
     planned = epochs * -(-len(train[0]) // size)
     step.engine, step.why = choose(engine, step, modules, on_step, planned, train[0].device)
     lagging = None if aggressive is None else Lagging(aggressive, step)
-    loop = Loop(step, modules, train, valid, transform, size, epochs, schedule, patience, seed, lagging, on_step)
+    loop = Loop(
+        step,
+        modules,
+        train,
+        valid,
+        transform,
+        size,
+        epochs,
+        schedule,
+        patience,
+        seed,
+        lagging,
+        on_step,
+        keeper,
+        bad_steps,
+    )
     summed_over = (ProgramError,) if isinstance(objective, TraceEnum_ELBO) else ()  # enumerated sites: not row by row
     with seeded(seed, FIXED, device=loop.device), suppress(*summed_over):
         check_support(model, guide, *train, prepare=loop.fixed_draw)
@@ -138,6 +170,8 @@ def fit(
     for note in notes[:FEW] if verbose else ():
         print(f"note: {note}", file=sys.stderr)
     with all_threads(), Reporter(epochs, verbose, on_epoch) as reporter:
+        if resume is not None:
+            restore(loop, resume, fork)
         return loop.run(reporter)
 
 

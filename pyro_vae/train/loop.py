@@ -6,6 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -14,12 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.errors import DivergedError, Interrupted
+from pyro_vae.errors import DivergedError, Interrupted, Terminated
+from pyro_vae.infer.memory import fitting
 from pyro_vae.seeding import seeded, stream
 
 from .lagging import Lagging
 from .monitor import Reporter, collapsed, latent_use, row_elbo, true_elbo
+from .order import Order
+from .rescue import Keeper, Miss, capsule
 from .schedules import Schedule
+from .state import Place, about
 from .step import Step
 
 Batch = tuple[Tensor, ...]
@@ -43,6 +48,7 @@ class Fit:
         stopped: why it ended.
         warnings: what was noticed on the way: latents that carry nothing (posterior collapse).
         engine: how steps were computed, and why, a line each.
+        exact: whether what the bits depend on (device, threads, torch, engine) was the same wherever it was gone on with.
     """
 
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -50,6 +56,7 @@ class Fit:
     stopped: str = ""
     warnings: list[str] = field(default_factory=list)
     engine: str = ""
+    exact: bool = True
 
     @property
     def best(self) -> dict[str, Any]:
@@ -73,7 +80,13 @@ class Loop:
     seed: int
     lagging: Lagging | None = None
     on_step: Callable[[float], Any] | None = None
+    keeper: Keeper | None = None
+    bad_steps: int = 1
     done: int = 0
+    moves: int = 0
+    bad: int = 0
+    place: Place = field(default_factory=Place)
+    skipped: tuple[Miss, Tensor, Batch] | None = None  # the last step, if it diverged
     best_elbo: float = -math.inf
     kept: list[Tensor] = field(default_factory=list)
     fit: Fit = field(default_factory=Fit)
@@ -81,9 +94,11 @@ class Loop:
     def run(self, report: Reporter) -> Fit:
         """All epochs; restores the best weights, and the modules' modes, however it ends."""
         flags = [(m, m.training) for root in self.modules for m in root.modules()]
-        self.kept = self.state()
+        self.kept = self.kept or self.state()
         try:
-            for epoch in range(1, self.epochs + 1):
+            if self.keeper is not None:
+                self.keeper.before(self)
+            for epoch in range(self.place.epoch, self.epochs + 1 if not self.fit.stopped else 0):
                 with warnings.catch_warnings():
                     warnings.filterwarnings("ignore", "Encountered NaN")  # Pyro's; the DivergedError says more
                     record = self.epoch(epoch)
@@ -91,14 +106,24 @@ class Loop:
                 self.fit.history.append(record)
                 self.keep(record)
                 self.warn(record, report)
+                self.place = Place(epoch + 1)
                 if self.patience is not None and epoch - self.fit.best_epoch >= self.patience:
                     self.fit.stopped = f"no better ELBO for {self.patience} epochs"
-                    return self.fit
-            self.fit.stopped = f"{self.epochs} epochs done"
+                    break
+                if self.keeper is not None:
+                    self.keeper.after_epoch(self)
+            self.fit.stopped = self.fit.stopped or f"{self.epochs} epochs done"
+            if self.keeper is not None:
+                self.keeper.done(self)
             return self.fit
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as signal:
+            kind, saved = self.interrupted(signal)
             self.fit.stopped = "interrupted"
-            raise Interrupted(f"interrupted at step {self.done}; the model holds {self.held}", self.fit) from None
+            raise kind(f"interrupted at step {self.done}; the model holds {self.held}{saved}", self.fit) from None
+        except Exception as error:
+            if self.keeper is not None and not isinstance(error, DivergedError):
+                self.keeper.failed(self, error)
+            raise
         finally:
             self.fit.engine = self.step.explain()
             self.restore()
@@ -106,23 +131,36 @@ class Loop:
                 module.training = training
 
     def epoch(self, epoch: int) -> dict[str, Any]:
-        """One pass over the training rows, and what it led to."""
-        start, done = time.perf_counter(), self.done
-        losses: list[Tensor] = []
+        """One pass over the training rows, or what is left of it, and what it led to."""
+        place, start = self.place, time.perf_counter() - self.place.seconds
         for module in self.modules:
             module.train()
-        further = self.further(epoch)
-        self.step.engine.renew()
+        done = self.done
+        if not place.states:  # what an engine counts in an epoch was put back with the place
+            self.step.engine.renew()
         with seeded(self.seed, NOISE, epoch, device=self.device):
-            for rows, batch in self.batches(epoch):
-                losses.append(self.update(rows, batch, further))
+            place.open(self, {"order": stream(self.seed, SHUFFLE, epoch), "further": stream(self.seed, FURTHER, epoch)})
+            further = self.further()
+            for rows, batch in self.batches():
+                place.total = place.total + self.update(rows, batch, further).double()
+                if self.keeper is not None:
+                    place.seconds = time.perf_counter() - start
+                    place.note(self)
+                    self.keeper.after_step(self)
             self.settle(epoch, done)
-        total = torch.stack(losses).double().sum().item()
         seconds = time.perf_counter() - start
-        record = {"epoch": epoch, "step": self.done, "lr": self.step.rate, "loss": total / len(self.train[0])}
+        seen = len(self.train[0]) - place.skipped
+        record: dict[str, Any] = {
+            "epoch": epoch,
+            "step": self.done,
+            "lr": self.step.rate,
+            "loss": float(place.total) / seen if seen else None,
+        }
+        record |= {"rows_skipped": place.skipped} if place.skipped else {}
         record |= self.measure()
         if not math.isfinite(record["elbo"]):
-            raise self.diverged(f"the ELBO after epoch {epoch} is {record['elbo']}")
+            stopped = self.diverged(f"the ELBO after epoch {epoch} is {record['elbo']}")
+            raise capsule(self, stopped, *self.skipped) if self.skipped else stopped
         record |= latent_use(
             self.step, self.train_sample if self.valid is None else self.valid, stream(self.seed, LATENTS)
         )
@@ -131,28 +169,32 @@ class Loop:
         return record | {"seconds": round(seconds, 4)}
 
     def settle(self, epoch: int, before: int) -> None:
-        """Where steps are not asked one by one: whether all of this epoch's were finite; names the first that was not."""
+        """Where steps are not asked one by one: whether all of this epoch's were finite; names the first that was not.
+
+        That is so without a keeper only, so the epoch began with its first batch.
+        """
         if trouble := self.step.watch.ask():
             fine, what = trouble
             self.done = before + fine
-            rows, batch = next(islice(self.batches(epoch), fine, None))  # the same again, and the weights were kept
+            order = Order(len(self.train[0]), self.size, stream(self.seed, SHUFFLE, epoch), self.device)
+            rows, batch = next(islice(self.shuffled(order), fine, None))  # the same again, and the weights were kept
             raise self.diverged(f"{what} on rows {self.suspects(rows, batch)}")
 
-    def batches(self, epoch: int) -> Iterator[tuple[Tensor, Batch]]:
+    def batches(self) -> Iterator[tuple[Tensor, Batch]]:
         """Shuffled batches with their row numbers; order and binarization depend on (seed, epoch) alone."""
-        yield from self.shuffled(torch.Generator(self.device).manual_seed(stream(self.seed, SHUFFLE, epoch)))
+        assert self.place.order is not None
+        return self.shuffled(self.place.order)
 
-    def further(self, epoch: int) -> Iterator[tuple[Tensor, Batch]]:
+    def further(self) -> Iterator[tuple[Tensor, Batch]]:
         """Other batches, without end."""
-        generator = torch.Generator(self.device).manual_seed(stream(self.seed, FURTHER, epoch))
+        assert self.place.further is not None
         while True:
-            yield from self.shuffled(generator)
+            yield from self.shuffled(self.place.further)
 
-    def shuffled(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Batch]]:
-        order = torch.randperm(len(self.train[0]), generator=generator, device=self.device)
-        for rows in order.split(self.size):
+    def shuffled(self, order: Order) -> Iterator[tuple[Tensor, Batch]]:
+        for rows in order.one_pass():
             x, *context = (a.index_select(0, rows) for a in self.train)
-            yield rows, (self.transform(x, generator) if self.transform else x, *context)
+            yield rows, (self.transform(x, order.generator) if self.transform else x, *context)
 
     def update(self, rows: Tensor, batch: Batch, further: Iterator[tuple[Tensor, Batch]]) -> Tensor:
         """One step, and what comes before it: schedules of the objective, an aggressive encoder."""
@@ -163,18 +205,48 @@ class Loop:
         return loss
 
     def move(self, rows: Tensor, batch: Batch, frozen: Callable[[Batch], list[Tensor]] | None = None) -> Tensor:
-        """One update; a divergence is reported with its rows, and leaves the weights as they were."""
+        """One update; one that diverges leaves the weights as they were, and is skipped or reported with its rows."""
         first = self.step.optimizer is None
+        before = Miss.before(self) if self.keeper is not None or self.bad_steps > 1 else None
         try:
-            loss = self.step.loss_and_grads(*batch)
+            with self.memory(
+                f"a batch of {len(rows)} rows", f"Take a smaller one: batch_size={max(1, len(rows) // 2)}."
+            ):
+                loss = self.step.loss_and_grads(*batch)
             if first:  # the first loss found the parameters
                 self.kept += [p.detach().clone() for p in self.step.parameters]
             for parameter in frozen(batch) if frozen else ():
                 parameter.grad = None
             self.step.update(self.schedule((self.done + 1) / self.planned))
         except DivergedError as error:
-            raise self.diverged(f"{error} on rows {self.suspects(rows, batch)}") from None
+            return self.missed(error, rows, batch, before)
+        self.moves, self.bad, self.skipped = self.moves + 1, 0, None
         return loss
+
+    def memory(self, what: str, way_on: str) -> AbstractContextManager[None]:
+        """What a step asks for is there, or a DeviceMemoryError says what is not."""
+        return fitting(f"step {self.done + 1}: {what} on {self.device}", way_on)
+
+    def missed(self, error: DivergedError, rows: Tensor, batch: Batch, before: Miss | None) -> Tensor:
+        """A step that diverged: skipped, as long as there are not `bad_steps` of them in a row."""
+        self.bad += 1
+        if before is not None:
+            before.undo(self)
+        if before is None or self.bad >= self.bad_steps or self.step.optimizer is None:
+            stopped = self.diverged(f"{error} on rows {self.suspects(rows, batch)}")
+            raise stopped if before is None else capsule(self, stopped, before, rows, batch) from None
+        self.place.skipped, self.skipped = self.place.skipped + len(rows), (before, rows, batch)
+        return torch.zeros((), device=self.device)
+
+    def interrupted(self, signal: KeyboardInterrupt) -> tuple[type[Interrupted], str]:
+        """What to raise, and what was saved to go on from."""
+        kind = Terminated if getattr(signal, "terminated", False) else Interrupted
+        return kind, "" if self.keeper is None else self.keeper.failed(self, signal)
+
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        """What its saved states go with."""
+        return about(self)
 
     @property
     def planned(self) -> int:
@@ -204,13 +276,16 @@ class Loop:
 
     def measure(self) -> dict[str, Any]:
         """The true ELBO and its terms, under the same noise after every epoch."""
-        train = self.train_sample
-        with seeded(self.seed, ELBO_NOISE, device=self.device):
-            terms = true_elbo(self.step, train if self.valid is None else self.valid)
-        if self.valid is None:
-            return terms | {"train_elbo": terms["elbo"]}
-        with seeded(self.seed, ELBO_NOISE, device=self.device):
-            return terms | {"train_elbo": true_elbo(self.step, train)["elbo"]}
+        train = self.true_elbo(self.train_sample)
+        terms = train if self.valid is None else self.true_elbo(self.valid)
+        return terms | {"train_elbo": train["elbo"]}
+
+    def true_elbo(self, batch: Batch) -> dict[str, Any]:
+        with (
+            seeded(self.seed, ELBO_NOISE, device=self.device),
+            self.memory(f"the ELBO of {len(batch[0])} rows", "Validate on fewer rows."),
+        ):
+            return true_elbo(self.step, batch)
 
     @cached_property
     def train_sample(self) -> Batch:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any, Protocol
 
@@ -69,6 +69,12 @@ class Engine(Protocol):
     def renew(self) -> None:
         """Called at each epoch, before whose steps anything may have been changed."""
 
+    def state(self) -> dict[str, Any]:
+        """What the choice of how to compute the next step depends on, in plain values."""
+
+    def go_on(self, state: Mapping[str, Any]) -> None:
+        """Makes the choices from here on that the engine of that state would have made."""
+
 
 class Lean:
     """The step as the programs run: one tensor for the loss, parameters not declared again, nothing validated or read back.
@@ -84,6 +90,13 @@ class Lean:
 
     def renew(self) -> None:
         """Nothing is kept from step to step."""
+
+    def state(self) -> dict[str, Any]:
+        """Nothing: each step is computed the same way."""
+        return {}
+
+    def go_on(self, state: Mapping[str, Any]) -> None:
+        """There is nothing to put back."""
 
     def __call__(self, *batch: Tensor) -> Tensor:
         """The loss; gradients are added to the parameters' own."""

@@ -1,0 +1,46 @@
+"""Memory that a device, or the host, does not have: told apart from other errors, and said in one way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from pyro_vae.errors import DeviceMemoryError
+
+WORDS = ("can't allocate memory", "not enough memory", "alloc_cpu")  # the host says so in words only
+SMALLER = "Free some of it, take a smaller chunk_size, or device='cpu'."
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether it is memory that was lacking, on the device or on the host."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in WORDS)
+
+
+@contextmanager
+def fitting(what: str, way_on: str) -> Iterator[None]:
+    """What runs inside has the memory that it asks for, or there is one error that says what did not fit.
+
+    Args:
+        what: starts the message: "a batch of 500 rows on cuda:0".
+        way_on: what to do, a sentence.
+
+    Raises:
+        DeviceMemoryError: it does not fit.
+
+    Example:
+        >>> from pyro_vae.infer.memory import fitting
+        >>> with fitting("a batch of 500 rows", "Take a smaller one: batch_size=250."):
+        ...     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        Traceback (most recent call last):
+        pyro_vae.errors.DeviceMemoryError: a batch of 500 rows does not fit into memory (CUDA out of memory. Tried to
+        allocate 2.00 GiB.). Take a smaller one: batch_size=250.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, DeviceMemoryError) or not out_of_memory(error):
+            raise
+        said = (str(error).strip().splitlines() or ["no message"])[0]
+        raise DeviceMemoryError(f"{what} does not fit into memory ({said}). {way_on}") from error

@@ -1,0 +1,198 @@
+"""Checkpoints: generations of a training's state, each whole or not there, the two newest kept.
+
+A generation is a folder ``checkpoints/000042`` of safetensors (``model``, ``best``, ``optimizer``, ``rng``), ``state.json``
+and ``manifest.json``, which holds the SHA-256 and the size of every other file. It is made in memory, written under another
+name, synced, and published by one rename. A reader trusts a generation whose every digest is right, and else goes back one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pyro_vae.digests import sha256
+from pyro_vae.errors import CheckpointError, RunFolderError
+
+from .atomic import crash_point, publish, storage, sweep
+from .safe import LIMIT, MIB, SEAL, check_seal, dump, parse, parse_json, read_bytes, seal
+
+SCHEMA = 1
+FOLDER, MANIFEST, STATE = "checkpoints", "manifest.json", "state.json"
+GROUPS = ("model", "best", "optimizer", "rng")
+KEPT = 2
+Groups = Mapping[str, Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True, eq=False)
+class Generation:
+    """One saved state of a training.
+
+    Attributes:
+        number: counted from 1.
+        manifest: schema, library versions, where training was, digests.
+        head: the plain part of the state.
+        groups: its tensors: model, best, optimizer, rng.
+        notes: what was wrong with newer ones.
+    """
+
+    number: int
+    manifest: dict[str, Any]
+    head: dict[str, Any]
+    groups: dict[str, dict[str, Tensor]]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class Checkpoints:
+    """The generations in a folder.
+
+    Args:
+        path: the folder that holds, or will hold, ``checkpoints``.
+        about: what every manifest says beside where training was: versions, digests of config and data.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from pyro_vae.runs.checkpoint import Checkpoints
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     checkpoints = Checkpoints(Path(folder))
+        ...     number = checkpoints.save({"step": 3}, {"model": {"w": torch.ones(2)}})
+        ...     checkpoints.newest(groups=("model",)).groups["model"]["w"]
+        tensor([1., 1.])
+    """
+
+    path: Path
+    about: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        return self.path / FOLDER
+
+    def numbers(self) -> list[int]:
+        """Of the generations that are there, whole or not, the newest first."""
+        names = [p.name for p in self.folder.iterdir()] if self.folder.is_dir() and not self.folder.is_symlink() else []
+        return sorted((int(name) for name in names if re.fullmatch(r"\d{6,12}", name)), reverse=True)
+
+    def save(self, head: Mapping[str, Any], groups: Groups, **where: Any) -> int:
+        """Publishes a generation and deletes all but the newest two.
+
+        Args:
+            head: plain values.
+            groups: tensors by group and name.
+            **where: what the manifest says of it: step, epoch, position, and whether it was an interruption.
+
+        Raises:
+            StorageError: it cannot be written; the generations before are as they were.
+        """
+        files = {f"{group}.safetensors": dump(tensors) for group, tensors in groups.items()}
+        files[STATE] = json.dumps(head, allow_nan=False).encode()
+        listed = {name: {"sha256": sha256(content), "bytes": len(content)} for name, content in files.items()}
+        manifest = seal({"schema": SCHEMA, **self.about, **where, "files": listed})
+        files[MANIFEST] = (json.dumps(manifest, indent=2) + "\n").encode()
+        number = next(iter(self.numbers()), 0) + 1
+        with storage(f"cannot make {self.folder}"):
+            self.folder.mkdir(exist_ok=True)
+            sweep(self.folder)
+        publish(self.folder / f"{number:06d}", files)
+        self.forget(KEPT)
+        return number
+
+    def forget(self, kept: int = 0) -> None:
+        """Deletes all generations but the newest `kept`: their manifest first, so that none is ever half there."""
+        for number in self.numbers()[kept:]:
+            old = self.folder / f"{number:06d}"
+            with storage(f"cannot delete {old}"):
+                (old / MANIFEST).unlink(missing_ok=True)
+                crash_point("forgotten")
+                shutil.rmtree(old, ignore_errors=True)
+        if not kept:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def discard(self, after: int) -> None:
+        """Deletes the generations after one that was gone back to."""
+        for number in self.numbers():
+            if number > after:
+                shutil.rmtree(self.folder / f"{number:06d}", ignore_errors=True)
+
+    def newest(self, groups: tuple[str, ...] = GROUPS, limit: int = LIMIT) -> Generation | None:
+        """The newest generation that is whole; None where there never was any.
+
+        Args:
+            groups: which tensors to read.
+            limit: bytes of a file, at most.
+
+        Raises:
+            CheckpointError: there are generations, and none of them can be trusted.
+        """
+        numbers = self.numbers()
+        wrong: list[str] = []
+        for number in numbers:
+            try:
+                return self.read(number, groups, limit, tuple(wrong))
+            except RunFolderError as error:
+                wrong.append(f"generation {number} is passed over: {error}")
+        if self.numbers() != numbers:  # a writer published and deleted in the meantime
+            return self.newest(groups, limit)
+        if wrong:
+            raise CheckpointError(
+                f"no checkpoint of {self.path} can be trusted: {' '.join(wrong)} Train the run again."
+            )
+        return None
+
+    def read(self, number: int, groups: tuple[str, ...], limit: int, notes: tuple[str, ...] = ()) -> Generation:
+        """One generation, every byte that is read of it checked."""
+        here = self.folder / f"{number:06d}"
+        if here.is_symlink():
+            raise CheckpointError(f"{here} is a link; links are not followed.")
+        manifest = read_manifest(here)
+        wanted = [STATE, *(f"{group}.safetensors" for group in groups)]
+        if missing := [name for name in wanted if name not in manifest["files"]]:
+            raise CheckpointError(f"{here / MANIFEST} lists no {missing[0]}.")
+        content = {name: self.checked(here / name, manifest["files"][name], limit) for name in wanted}
+        head = parse_json(content[STATE], here / STATE)
+        if not isinstance(head, dict):
+            raise CheckpointError(f"{here / STATE} is no state of a training.")
+        tensors = {g: parse(content[f"{g}.safetensors"], here / f"{g}.safetensors") for g in groups}
+        return Generation(number, manifest, head, tensors, notes)
+
+    @staticmethod
+    def checked(path: Path, said: Mapping[str, Any], limit: int) -> bytes:
+        """A file's content, if its size and digest are the manifest's."""
+        if said["bytes"] > limit:
+            raise CheckpointError(f"{path} has {said['bytes']:,} bytes, and at most {limit:,} are read.")
+        content = read_bytes(path, said["bytes"])
+        if len(content) != said["bytes"] or sha256(content) != said["sha256"]:
+            raise CheckpointError(f"{path} is damaged (its size or its SHA-256 is not that of the manifest).")
+        return content
+
+
+FILE_NAMES = {STATE, *(f"{group}.safetensors" for group in GROUPS)}
+
+
+def read_manifest(here: Path) -> dict[str, Any]:
+    """A generation's manifest: known file names only, so that no path in it can leave the folder.
+
+    Raises:
+        RunFolderError: damaged, of another schema, or naming other files than a generation has.
+    """
+    path = here / MANIFEST
+    manifest = parse_json(read_bytes(path, MIB), path)
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        raise CheckpointError(f"{path} is no manifest of a checkpoint.")
+    if manifest.get("schema") != SCHEMA:
+        raise CheckpointError(f"{path} has schema {manifest.get('schema')!r}; this version of pyro_vae reads {SCHEMA}.")
+    if odd := sorted(manifest["files"].keys() - FILE_NAMES):
+        raise CheckpointError(f"{path} names {odd[0][:200]!r}, which is no file of a checkpoint.")
+    for name, said in manifest["files"].items():
+        if not (isinstance(said, dict) and type(said.get("bytes")) is int and said["bytes"] >= 0 and "sha256" in said):
+            raise CheckpointError(f"{path} says nothing of the size and digest of {name}.")
+    if SEAL not in manifest:
+        raise CheckpointError(f"{path} has no {SEAL} of its own.")
+    check_seal(manifest, path)
+    return manifest

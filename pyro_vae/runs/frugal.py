@@ -1,0 +1,52 @@
+"""A model built within bounds: what a config asks for is refused before memory is taken that its weights do not fill."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pyro_vae.errors import RunFolderError
+
+from .safe import Layout
+
+SPARE_BYTES, SPARE_CALLS = 64 * 2**20, 5_000
+
+
+class Frugal(TorchDispatchMode):
+    """Refuses factories of tensors (zeros, randn, arange …) once they come to more than the weights account for."""
+
+    def __init__(self, layout: Layout) -> None:
+        super().__init__()
+        held = sum(math.prod(shape) * dtype.itemsize for shape, dtype in layout.values())
+        self.bytes, self.calls = 8 * held + SPARE_BYTES, 100 * len(layout) + SPARE_CALLS
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        self.calls -= 1
+        if not any(isinstance(a, Tensor) for a in args) and "device" in kwargs and "generator" not in kwargs:
+            shaped = func(*args, **{**kwargs, "device": "meta", "pin_memory": False})
+            self.bytes -= shaped.numel() * shaped.element_size()
+        if self.bytes < 0 or self.calls < 0:
+            raise RunFolderError("config.json asks for a model far larger than the weights beside it")
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def frugal(layout: Layout) -> Iterator[None]:
+    """Bounds what is built inside by the layout of the weights that will fill it.
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae.runs.frugal import frugal
+        >>> with frugal({"w": ((10, 10), torch.float32)}):
+        ...     torch.nn.Linear(10**6, 10**6)
+        Traceback (most recent call last):
+        pyro_vae.errors.RunFolderError: config.json asks for a model far larger than the weights beside it
+    """
+    with Frugal(layout):
+        yield

@@ -1,0 +1,78 @@
+"""One writer a run folder. The lock is the kernel's, so that it ends with its process, kill −9 included."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from pyro_vae.errors import BusyError
+
+from .atomic import storage, write_atomic
+
+LOCK = ".lock"
+PATIENCE = 1.0  # seconds for the owner to say who it is
+
+
+@contextmanager
+def locked(path: Path, name: str = LOCK, wait: bool = False) -> Iterator[None]:
+    """Holds a folder for one writer.
+
+    Args:
+        path: the folder, which exists.
+        name: of the lock's file in it; beside it stands who holds it.
+        wait: until it is free, in place of refusing.
+
+    Raises:
+        BusyError: another process holds it; names its pid, its host and since when.
+        StorageError: the folder cannot be written to.
+
+    Example:
+        >>> import tempfile
+        >>> from pyro_vae.runs.lock import locked
+        >>> with tempfile.TemporaryDirectory() as folder, locked(Path(folder)):
+        ...     with locked(Path(folder)):  # doctest: +IGNORE_EXCEPTION_DETAIL
+        ...         pass
+        Traceback (most recent call last):
+        pyro_vae.errors.BusyError: ... is being written to by process ...
+    """
+    lock, owner = FileLock(path / name, timeout=-1 if wait else 0), path / f"{name}.json"
+    with storage(f"cannot lock {path}"):
+        try:
+            lock.acquire()
+        except Timeout:  # an OSError, too
+            raise BusyError(
+                f"{path} is being written to by {said(owner)}. Wait for it, or take another folder."
+            ) from None
+    try:
+        me = {
+            "pid": os.getpid(),
+            "host": platform.node(),
+            "since": datetime.now().astimezone().isoformat(" ", "seconds"),
+        }
+        write_atomic(owner, json.dumps(me))
+        yield
+    finally:
+        with suppress(OSError):
+            owner.unlink(missing_ok=True)
+        lock.release()
+
+
+def said(owner: Path) -> str:
+    """Who holds the lock, once it has said so."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            held = json.loads(owner.read_text())
+            return f"process {int(held['pid'])} on {str(held['host'])[:80]} since {str(held['since'])[:40]}"
+        except (OSError, ValueError, KeyError, TypeError):
+            if time.monotonic() > deadline:
+                return "another process"
+        time.sleep(0.02)

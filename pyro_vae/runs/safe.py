@@ -1,0 +1,221 @@
+"""Reading what a stranger may have made: plain data within limits, from regular files of the folder, or a refusal.
+
+Nothing read here is executed or imported, and nothing is allocated that the file does not fill.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as parse_tensors
+from safetensors.torch import save as dump_tensors
+from torch import Tensor
+
+from pyro_vae.digests import digest_of, tensor_digest
+from pyro_vae.errors import RunFolderError
+
+MIB = 2**20
+JSON_BYTES, HEADER_BYTES, HOLLOW = 64 * MIB, 2 * MIB, 256 * MIB
+LIMIT = 64 * 1024 * MIB  # of any file
+DEPTH, NAME, TENSORS = 64, 512, 20_000
+SEAL = "sha256"
+DTYPES = {
+    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "BOOL": torch.bool},
+    **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8},
+}
+Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]  # name to shape and dtype
+AGAIN = "Restore the file, or make the run again."
+
+
+def damaged(path: Path, why: object) -> RunFolderError:
+    return RunFolderError(f"{path} is damaged ({why}). {AGAIN}")
+
+
+def open_regular(path: Path) -> int:
+    """A handle on a regular file: no link, no pipe, no folder, no gigabytes of holes; never waits."""
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    held = os.fstat(handle)
+    hollow = held.st_size > HOLLOW and getattr(held, "st_blocks", held.st_size) * 512 < held.st_size // 4
+    if not stat.S_ISREG(held.st_mode) or hollow:
+        os.close(handle)
+        raise OSError("most of it is holes" if hollow else "not a regular file")
+    return handle
+
+
+def read_bytes(path: Path, limit: int = JSON_BYTES) -> bytes:
+    """The content of a regular file.
+
+    Raises:
+        RunFolderError: missing, a link, no file, or longer than `limit` bytes.
+    """
+    try:
+        with open(open_regular(path), "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > limit:
+                raise OSError(f"{size:,} bytes, and at most {limit:,} are read")
+            return file.read(size)  # not `limit`: so much would be taken at once
+    except (OSError, ValueError) as error:
+        raise damaged(path, error) from error
+
+
+def parse_json(content: bytes, path: Path) -> Any:
+    """JSON as RFC 8259 has it: finite numbers, no name twice, at most 64 levels deep.
+
+    Raises:
+        RunFolderError: anything else; `path` is what messages call it.
+
+    Example:
+        >>> from pyro_vae.runs.safe import parse_json
+        >>> parse_json(b'{"epochs": 3}', Path("config.json"))
+        {'epochs': 3}
+    """
+    try:
+        value = json.loads(
+            content.decode(), object_pairs_hook=once, parse_constant=no_number, parse_float=finite_number
+        )
+        check_depth(value)
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, error if isinstance(error, ValueError) else "nested too deeply") from error
+    return value
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise ValueError("a name stands twice in an object")
+    return made
+
+
+def no_number(word: str) -> NoReturn:
+    raise ValueError(f"{word} is no number in JSON")
+
+
+def finite_number(word: str) -> float:
+    if not math.isfinite(value := float(word)):
+        raise ValueError(f"{word} is out of range")
+    return value
+
+
+def check_depth(value: Any) -> None:
+    """Refuses what is nested deeper than anything that is written here."""
+    level = [value]
+    for _ in range(DEPTH):
+        level = [v for item in level if isinstance(item, dict | list) for v in inside(item)]
+    if level:
+        raise ValueError(f"nested more than {DEPTH} levels deep")
+
+
+def inside(item: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return item.values() if isinstance(item, dict) else item
+
+
+def seal(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record with the SHA-256 of all else in it, so that a flipped bit shows."""
+    return {**record, SEAL: digest_of({k: v for k, v in record.items() if k != SEAL})}
+
+
+def check_seal(record: Mapping[str, Any], path: Path) -> None:
+    """Refuses a record that is not what was sealed; one from before there were seals passes.
+
+    Raises:
+        RunFolderError: the digest is of something else.
+    """
+    if SEAL in record and record[SEAL] != digest_of({k: v for k, v in record.items() if k != SEAL}):
+        raise damaged(path, "its SHA-256 is not that of what it holds: it has changed since it was written")
+
+
+def dump(tensors: Mapping[str, Tensor]) -> bytes:
+    """Tensors as safetensors, sealed; cloned, as the format refuses tensors that share memory (a VampPrior's posterior)."""
+    whole = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
+    return dump_tensors(whole, {SEAL: tensor_digest(whole)})
+
+
+def parse_header(start: bytes, size: int, path: Path) -> tuple[Layout, str | None]:
+    """What a safetensors file of `size` bytes says that it holds, and its seal, from its first bytes."""
+    length = int.from_bytes(start[:8], "little")
+    if len(start) < 8 or not 2 <= length <= min(HEADER_BYTES, size - 8):
+        raise damaged(path, "it does not start as a safetensors file does")
+    header = parse_json(start[8 : 8 + length], path)
+    try:
+        said = header.pop("__metadata__", {})
+        layout = {name: entry_of(name, entry) for name, entry in header.items()}
+        held = sum(math.prod(shape) * dtype.itemsize for shape, dtype in layout.values())
+        if len(layout) > TENSORS or held != size - 8 - length:
+            raise ValueError(
+                f"its header tells of {len(layout):,} tensors of {held:,} bytes in all, not of what it holds"
+            )
+        return layout, said.get(SEAL)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise damaged(path, error if isinstance(error, ValueError) else "its header is malformed") from error
+
+
+def entry_of(name: str, entry: dict[str, Any]) -> tuple[tuple[int, ...], torch.dtype]:
+    shape = tuple(entry["shape"])
+    if len(name) > NAME or len(shape) > 16 or not all(type(n) is int and 0 <= n < 2**62 for n in shape):
+        raise ValueError(f"tensor {name[:80]!r} has a name or a shape that nothing here writes")
+    if entry["dtype"] not in DTYPES:
+        raise ValueError(f"tensor {name[:80]!r} has dtype {str(entry['dtype'])[:20]!r}, which nothing here writes")
+    return shape, DTYPES[entry["dtype"]]
+
+
+def read_layout(path: Path) -> Layout:
+    """Names, shapes and dtypes of a safetensors file, of which no more than the header is read.
+
+    Raises:
+        RunFolderError: damaged, or of another kind.
+    """
+    try:
+        with open(open_regular(path), "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            start = file.read(8)
+            start += file.read(min(int.from_bytes(start, "little"), HEADER_BYTES))
+    except (OSError, ValueError) as error:
+        raise damaged(path, error) from error
+    return parse_header(start, size, path)[0]
+
+
+def parse(content: bytes, path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, if they are those that were sealed.
+
+    Raises:
+        RunFolderError: damaged, or of another kind.
+    """
+    _, said = parse_header(content, len(content), path)
+    try:
+        tensors = parse_tensors(content)
+    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        raise damaged(path, error) from error
+    if said is not None and said != tensor_digest(tensors):
+        raise damaged(path, "its SHA-256 is not that of its tensors: it has changed since it was written")
+    return tensors
+
+
+def layout_of(tensors: Mapping[str, Tensor]) -> Layout:
+    return {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}
+
+
+def check_layout(found: Layout, wanted: Layout, path: Path, error: type[RunFolderError] = RunFolderError) -> None:
+    """Refuses tensors that differ from the model's in name, shape or dtype."""
+    odd = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+    if odd:
+        raise error(
+            f"{path} is not of the model in config.json: {odd[0]!r} is {found.get(odd[0], 'missing')} there and "
+            f"{wanted.get(odd[0], 'absent')} in the model ({len(odd)} tensors differ)"
+        )
+
+
+def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuses NaN and infinite values."""
+    if bad := [name for name, t in tensors.items() if not t.isfinite().all()]:
+        raise RunFolderError(
+            f"{path} holds non-finite values in {bad[0]!r} ({len(bad)} tensors). Numbers of such a model mean nothing; "
+            "to look at it all the same, in Python: load_run(path, allow_nonfinite=True)."
+        )

@@ -1,0 +1,375 @@
+"""Faults that a trainer and an evaluator should survive, by their numbers in the table B7, where no other file has them."""
+
+import errno
+import io
+import locale
+import math
+import os
+import re
+import resource
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+import pyro_vae
+from pyro_vae import MLP, VAE, Conditional, StandardNormal, bernoulli, fit, log_likelihood, normal, workflows
+from pyro_vae.cli import main
+from pyro_vae.data import as_rows
+from pyro_vae.errors import DataError, DeviceMemoryError, RunFolderError, StorageError, UsageError
+from pyro_vae.opening import load_run
+from pyro_vae.resuming import resume_run
+from pyro_vae.runs.config import Config
+from pyro_vae.scoring import evaluate_run
+from pyro_vae.workflows import train_run
+
+HERE, SOURCE = Path(__file__).parent, Path(pyro_vae.__file__).parent
+LEFT_OUT = {
+    28: "there are no worker processes: data is one array, and a DataLoader is refused with the way to make one of it (27)",
+    43: "nothing that runs is optional: every import is a dependency of the package (extras are for tests and benchmarks)",
+}
+
+
+def test_every_row_of_the_table_has_a_test_or_a_reason():
+    said = re.findall(r"def test_b7((?:_\d\d)+)_", "".join(file.read_text() for file in HERE.glob("test_*.py")))
+    rows = {int(number) for numbers in said for number in numbers.strip("_").split("_")}
+    assert rows.isdisjoint(LEFT_OUT) and rows | set(LEFT_OUT) == set(range(1, 44))
+
+
+def small_vae():
+    torch.manual_seed(0)
+    return VAE(StandardNormal(2), Conditional(MLP(2, 6, (8,)), bernoulli), Conditional(MLP(6, 4, (8,)), normal))
+
+
+def model(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def guide(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(x / 2, 0.8))
+
+
+# 27: data sets that are no arrays
+
+
+class Items:
+    """A map-style data set, one of whose items may be a fault."""
+
+    def __init__(self, fault=None):
+        self.fault = fault
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, i):
+        if i == 17 and isinstance(self.fault, Exception):
+            raise self.fault
+        if i == 17 and self.fault is not None:
+            return self.fault
+        return torch.full((3,), float(i))
+
+
+def test_b7_27_a_data_set_of_items_is_read():
+    assert as_rows(Items()).tolist() == [[float(i)] * 3 for i in range(20)]
+    assert len(fit(small_vae(), torch.utils.data.Subset(Bits(), range(8)), epochs=1, verbose=False).history) == 1
+
+
+class Bits(torch.utils.data.Dataset):
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, i):
+        return torch.tensor([float(i >> bit & 1) for bit in range(6)])
+
+
+@pytest.mark.parametrize("fault", [KeyError("k"), OSError("no such picture"), ValueError("bad"), IndexError("i")])
+def test_b7_27_an_item_that_cannot_be_read_is_named_with_its_error(fault):
+    with pytest.raises(DataError, match=rf"x\[17\] cannot be read: {type(fault).__name__}") as caught:
+        as_rows(Items(fault))
+    assert caught.value.__cause__ is fault
+
+
+def test_b7_27_items_of_other_shapes_and_of_several_parts_are_named():
+    with pytest.raises(DataError, match=r"x\[17\] has shape \(4,\), and x\[0\] has \(3,\)"):
+        as_rows(Items(torch.zeros(4)))
+    with pytest.raises(DataError, match=r"x\[0\] is a tuple.*torch\.stack"):
+        as_rows(torch.utils.data.TensorDataset(torch.zeros(4, 3), torch.zeros(4)))
+
+
+@pytest.mark.parametrize(
+    "stream", [(row for row in torch.zeros(3, 2)), iter([[1.0]]), torch.utils.data.DataLoader(Bits(), 4)]
+)
+def test_b7_27_streams_and_loaders_are_refused_with_the_way_to_an_array(stream):
+    with pytest.raises(DataError, match=r"is a stream.*torch\.stack.*torch\.cat"):
+        as_rows(stream)
+
+
+# 33, 34: memory
+
+
+def test_b7_33_an_evaluation_in_training_that_does_not_fit_says_so(monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.")
+
+    monkeypatch.setattr("pyro_vae.train.loop.true_elbo", full)
+    with pytest.raises(DeviceMemoryError, match=r"the ELBO of 8 rows on cpu does not fit.*fewer rows") as caught:
+        fit(small_vae(), torch.ones(8, 6), epochs=1, verbose=False)
+    assert caught.value.exit_code == 7
+
+
+def test_b7_33_whatever_else_does_not_fit_exits_7(monkeypatch, capsys):
+    def full(*_, **__):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr("pyro_vae.cli.draw_samples", full)
+    monkeypatch.setattr("pyro_vae.cli.load_run", lambda *_: argument)
+    argument = type("Run", (), {"vae": None})()
+    assert main(["sample", "run"]) == 7
+    assert "does not fit into memory" in capsys.readouterr().err
+
+
+def in_child(work):
+    """The work in a forked child; its exit code."""
+    child = os.fork()
+    if not child:
+        code = 1
+        with suppress(BaseException):
+            code = work()
+        os._exit(code or 0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits on memory are Linux's")
+def test_b7_34_a_million_particles_take_no_more_memory_than_a_chunk():
+    """All at once they would take 8 MB a row and site; 64 rows of them 1.5 GB."""
+    x = torch.linspace(-1, 1, 64)
+
+    def many():
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * resource.getpagesize() + 2**28
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        try:
+            torch.zeros(2**27)  # 512 MiB: the limit is one
+        except RuntimeError:
+            evidence = log_likelihood(model, guide, x[:2], num_samples=10**6, verbose=False)
+            exact = dist.Normal(0.0, math.sqrt(2)).log_prob(x[:2])
+            return 0 if ((evidence.log_px - exact).abs() < 5 * evidence.mc_se + 1e-6).all() else 3
+        return 2
+
+    assert in_child(many) == 0
+
+
+@pytest.mark.parametrize("number", [2**63, 10**30])
+def test_b7_34_more_particles_than_fit_a_word_do_not_overflow(number):
+    """Some blocks of them, and then Ctrl-C."""
+    from pyro_vae.errors import Interrupted
+    from pyro_vae.evaluate.sampler import Sampler
+
+    weigh, left = Sampler.weigh, [3]
+
+    def some(self, draws, args, first_row):
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+        return weigh(self, draws, args, first_row)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted) as caught:
+        patch.setattr(Sampler, "weigh", some)
+        log_likelihood(model, guide, torch.zeros(64), num_samples=number, verbose=False)
+    assert caught.value.result.samples.max() > 0
+
+
+# 39, 42: names, surroundings, outputs
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    here = tmp_path_factory.mktemp("faults")
+    np.save(here / "x.npy", np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32))
+    config = Config(data=str(here / "x.npy"), hidden=(4,), latent_dim=2, epochs=1, batch_size=16)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workflows, "draw_figures", lambda *_: None)
+        train_run(config, here / "run", num_samples=5, device="cpu")
+    return here / "run"
+
+
+@pytest.mark.parametrize(
+    "name", ["with spaces", "two\nlines", "🐑 ü", "<script>alert(1)</script>", "-x", "CON", "[bold]"]
+)
+def test_b7_39_any_name_that_the_system_takes_is_a_runs(run, tmp_path, monkeypatch, capsys, name):
+    monkeypatch.setattr(workflows, "draw_figures", lambda *_: None)
+    path = tmp_path / name
+    path.mkdir(parents=True)
+    config = Config(**(load_run(run).config.__dict__ | {"epochs": 1}))
+    train_run(config, path, num_samples=3, device="cpu")
+    assert main(["evaluate", str(path), "--num-samples", "3", "--device", "cpu"]) == 0
+    assert name in capsys.readouterr().out and load_run(path).evidence["num_samples"] == 3
+
+
+def test_b7_39_a_name_that_is_too_long_is_a_storage_error(run, tmp_path):
+    with pytest.raises(StorageError, match="cannot create"):
+        train_run(load_run(run).config, tmp_path / ("x" * 300), device="cpu")
+
+
+def test_a_link_in_a_run_is_not_written_through(run, tmp_path):
+    """A stranger's folder cannot send what is written to elsewhere."""
+    import shutil
+
+    for name in ("figures", "checkpoints", "metrics.jsonl", ".lock"):
+        copy = Path(shutil.copytree(run, tmp_path / f"copy of {name}"))
+        victim = tmp_path / f"victim of {name}"
+        entry = copy / name
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
+        victim.mkdir() if "." not in name else victim.write_text("mine")
+        entry.symlink_to(victim)
+        for work in (evaluate_run, resume_run):
+            with pytest.raises(RunFolderError, match=f"{re.escape(name)} is a link"):
+                work(copy, device="cpu", num_samples=3)
+        assert list(victim.iterdir()) == [] if victim.is_dir() else victim.read_text() == "mine"
+
+
+def told(arguments, output, encoding="utf-8"):
+    """The command line in a child whose standard output is a file descriptor."""
+
+    def work():
+        os.dup2(output, 1)
+        sys.stdout = io.TextIOWrapper(os.fdopen(1, "wb"), encoding=encoding)
+        return main(arguments)
+
+    return in_child(work)
+
+
+def test_b7_42_output_that_nobody_reads_ends_the_command_quietly():
+    """`pyro-vae parts | head`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    assert told(["parts"], writer) == 0
+    os.close(writer)
+
+
+def test_b7_42_output_that_is_closed_is_no_crash():
+    def work():
+        sys.stdout = sys.stderr = None  # what Python makes of `>&- 2>&-`
+        code = main(["parts"])
+        return code if sys.stdout is None else 9
+
+    assert in_child(work) == 0
+
+
+def test_b7_42_a_terminal_that_knows_only_ascii_gets_question_marks(run, tmp_path):
+    with (tmp_path / "out").open("wb") as out:
+        arguments = ["evaluate", str(run), "--num-samples", "3", "--device", "cpu"]
+        assert told(arguments, out.fileno(), "ascii") == 0
+    said = (tmp_path / "out").read_bytes()
+    assert b"log p(x)" in said and b" ? " in said
+
+
+@pytest.mark.parametrize("surroundings", [{"TERM": "dumb"}, {"TERM": ""}, {"COLUMNS": "1"}, {"NO_COLOR": "1"}])
+def test_b7_42_no_terminal_is_needed(surroundings, monkeypatch, capsys):
+    for name, value in surroundings.items():
+        monkeypatch.setenv(name, value)
+    assert main(["parts"]) == 0 and "standard_normal" in capsys.readouterr().out.replace("\n", "")
+
+
+def test_b7_42_a_decimal_comma_changes_no_number(run):
+    """Numbers that are written and read are Python's, whatever the locale is."""
+    wanted = (run / "evidence.csv").read_text()
+    before = locale.setlocale(locale.LC_ALL)
+    found = None
+    for name in ("de_DE.UTF-8", "fr_FR.UTF-8", "de_DE", "nl_NL.UTF-8"):
+        with suppress(locale.Error):
+            found = locale.setlocale(locale.LC_ALL, name)
+            break
+    if found is None:
+        pytest.skip("no locale with a decimal comma is installed here")
+    try:
+        assert locale.localeconv()["decimal_point"] == ","
+        evaluate_run(run, num_samples=5, device="cpu")
+        assert (run / "evidence.csv").read_text() == wanted
+    finally:
+        locale.setlocale(locale.LC_ALL, before)
+
+
+def test_b7_42_no_duration_is_taken_from_a_clock_that_may_jump():
+    """Only monotonic clocks are asked; the wall clock says when, and nothing is computed from it."""
+    for file in SOURCE.rglob("*.py"):
+        text = file.read_text()
+        assert not re.search(r"\btime\.time\(", text), file
+        assert text.count("datetime.now(") == (file.name == "lock.py"), file
+
+
+# 40: seeds
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, None, "0"])
+def test_b7_40_a_seed_that_is_none_is_refused(seed):
+    with pytest.raises(UsageError, match="a seed is a whole number from 0"):
+        fit(small_vae(), torch.ones(8, 6), epochs=1, seed=seed, verbose=False)
+    with pytest.raises(UsageError, match="a seed is a whole number from 0"):
+        log_likelihood(model, guide, torch.zeros(3), num_samples=5, seed=seed)
+
+
+def test_b7_40_a_huge_seed_is_a_seed():
+    made = [
+        log_likelihood(model, guide, torch.zeros(3), num_samples=5, seed=s).log_px.tolist() for s in (2**80, 2**80, 1)
+    ]
+    assert made[0] == made[1] != made[2]
+
+
+# 36: numbers that are not to be believed
+
+
+def test_b7_36_an_unreliable_number_is_written_with_its_flag_and_exits_5_under_strict(run, capsys):
+    """Five particles say nothing of their own tail: every row is flagged."""
+    arguments = ["evaluate", str(run), "--num-samples", "5", "--seed", "3", "--device", "cpu"]
+    assert main(arguments) == 0 and "flagged, not to be believed" in capsys.readouterr().out
+    (run / "evidence.csv").unlink()
+    assert main([*arguments, "--strict"]) == 5
+    assert "rows" in capsys.readouterr().err and load_run(run).evidence["rows_flagged"] == 5
+    assert (run / "evidence.csv").exists()
+
+
+# the system refuses
+
+
+def test_whatever_the_system_refuses_to_write_exits_6(run, monkeypatch, capsys):
+    """A picture, say, for which no other file has a word."""
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device", "figures/samples.png")
+
+    monkeypatch.setattr("pyro_vae.cli.figures.save", full)
+    assert main(["sample", str(run)]) == 6
+    said = capsys.readouterr().err
+    assert "figures/samples.png" in said and "Free some space" in said
+
+
+def test_without_a_network_everything_runs(run):
+    """Opening and scoring a run in a network namespace of its own, which has none."""
+    if subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode:
+        pytest.skip("no network namespaces here (unshare -rn)")
+    code = "import sys; from pyro_vae.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [
+        "unshare",
+        "-rn",
+        sys.executable,
+        "-c",
+        code,
+        "evaluate",
+        str(run),
+        "--num-samples",
+        "3",
+        "--device",
+        "cpu",
+    ]
+    env = os.environ | {"PYTHONPATH": str(SOURCE.parent), "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, env=env, check=True, capture_output=True)

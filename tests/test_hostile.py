@@ -1,0 +1,198 @@
+"""Runs and files of strangers: every entry of the corpus is refused, fast, in little memory, and nothing of it is executed."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import hostile
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import pyro_vae
+from pyro_vae import workflows
+from pyro_vae.cli import read_keys
+from pyro_vae.data import idx
+from pyro_vae.data.files import read_file
+from pyro_vae.errors import DataError, PyroVAEError, UsageError
+from pyro_vae.evaluate.saving import load_evidence
+from pyro_vae.opening import load_run
+from pyro_vae.runs import folder, safe
+from pyro_vae.runs.config import Config
+from pyro_vae.workflows import train_run
+
+HERE = Path(__file__).parent
+ENV = os.environ | {"PYTHONPATH": str(Path(pyro_vae.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+EXAMPLES = 2000 if os.environ.get("PYRO_VAE_HEAVY") else 60
+fuzz = settings(  # the same examples every time; as many as take seconds
+    derandomize=True,
+    database=None,
+    deadline=None,
+    max_examples=EXAMPLES,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    here = tmp_path_factory.mktemp("good")
+    np.save(here / "x.npy", np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32))
+    config = Config(data=str(here / "x.npy"), hidden=(4,), latent_dim=2, epochs=2, batch_size=16)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workflows, "draw_figures", lambda *_: None)
+        train_run(config, here / "run", num_samples=20, device="cpu")
+    return here / "run"
+
+
+@pytest.fixture(scope="module")
+def refused(good, tmp_path_factory):
+    """What became of every entry, in a process with 1 GiB to spare and every import, call and unpickling on record."""
+    here = tmp_path_factory.mktemp("corpus")
+    command = [sys.executable, str(HERE / "hostile.py"), str(good), str(here)]
+    said = subprocess.run(command, capture_output=True, text=True, env=ENV, check=True).stdout
+    return {made["name"]: made for made in map(json.loads, said.splitlines())}
+
+
+@pytest.mark.parametrize("name", hostile.CORPUS)
+def test_b7_10_11_12_13_a_hostile_run_is_refused_and_nothing_of_it_runs(refused, name):
+    made = refused[name]
+    assert made["said"] and made["said"].startswith(("RunFolderError", "CheckpointError", "UsageError")), made
+    assert made["events"] == [] and made["seconds"] < 2
+
+
+def test_no_canary_was_left(refused):
+    assert refused[hostile.CANARY]["said"] is False
+
+
+def test_the_hook_sees_what_it_watches_for(tmp_path):
+    """A pickle that is loaded leaves its canary, and its events."""
+    script = (
+        "import sys, pickle; sys.path.insert(0, sys.argv[1]); import hostile; sys.addaudithook(hostile.hook); "
+        "pickle.loads(hostile.pickled(sys.argv[2])); print(hostile.BAD)"
+    )
+    command = [sys.executable, "-c", script, str(HERE), str(tmp_path / "canary")]
+    said = subprocess.run(command, capture_output=True, text=True, env=ENV, check=True).stdout
+    assert (tmp_path / "canary").exists() and "pickle.find_class" in said and "os.mkdir" in said
+
+
+# fuzzing: any bytes and any JSON, a good file with bytes changed
+
+
+def changed(content, edits, cut):
+    """A file with some bytes replaced, and perhaps cut."""
+    spoiled = bytearray(content)
+    for place, value in edits:
+        spoiled[place % len(spoiled)] = value
+    return bytes(spoiled[: cut % (len(spoiled) + 1)] if cut else spoiled)
+
+
+EDITS = st.lists(st.tuples(st.integers(0, 2**16), st.integers(0, 255)), max_size=6)
+CUT = st.one_of(st.just(0), st.integers(0, 2**16))
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+JSON = st.recursive(
+    LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+@fuzz
+@given(edits=EDITS, cut=CUT)
+def test_fuzzed_files_of_a_run_are_refused_or_read_as_they_were(good, name, edits, cut):
+    file = good / name
+    whole = file.read_bytes()
+    before = load_run(good)
+    file.write_bytes(changed(whole, edits, cut))
+    try:
+        assert load_run(good).config == before.config
+    except PyroVAEError:
+        pass
+    finally:
+        file.write_bytes(whole)
+
+
+@fuzz
+@given(key=st.sampled_from(list(Config().to_dict())), value=JSON)
+def test_fuzzed_configs_of_a_run_are_refused_or_used(good, key, value):
+    """Sealed, as an attacker would seal them."""
+    whole = (good / "config.json").read_bytes()
+    record = folder.read_config(good)
+    record["config"][key] = value
+    try:
+        (good / "config.json").write_text(json.dumps(safe.seal(record)))
+        load_run(good)
+    except PyroVAEError:
+        pass
+    finally:
+        (good / "config.json").write_bytes(whole)
+
+
+@fuzz
+@given(content=st.binary(max_size=200) | JSON.map(lambda v: json.dumps(v).encode()))
+def test_fuzzed_config_files_are_usage_errors_or_configs(tmp_path, content):
+    file = tmp_path / "c.json"
+    file.write_bytes(content)
+    with suppress(UsageError):
+        assert isinstance(read_keys(file), dict)
+
+
+@pytest.mark.parametrize("ending", ["npy", "npz", "csv"])
+@fuzz
+@given(edits=EDITS, cut=CUT)
+def test_b7_38_fuzzed_arrays_are_read_or_data_errors(tmp_path, ending, edits, cut):
+    x, file = np.arange(12.0).reshape(4, 3), tmp_path / f"x.{ending}"
+    {"npy": np.save, "npz": np.savez, "csv": lambda f, a: np.savetxt(f, a, delimiter=",")}[ending](file, x)
+    file.write_bytes(changed(file.read_bytes(), edits, cut))
+    with suppress(DataError):
+        read_file(file, 0)
+
+
+@fuzz
+@given(content=st.binary(max_size=64), packed=st.booleans())
+def test_b7_38_fuzzed_images_are_data_errors(tmp_path, content, packed):
+    name = "t10k-labels-idx1-ubyte"
+    for ending in ("", ".gz"):
+        (tmp_path / f"{name}{ending}").unlink(missing_ok=True)
+    (tmp_path / f"{name}{'.gz' if packed else ''}").write_bytes((b"\x1f\x8b\x08\x00" if packed else b"") + content)
+    with pytest.raises(DataError):
+        idx.read_idx(tmp_path, name)
+
+
+@fuzz
+@given(content=st.binary(max_size=200), edits=EDITS, cut=CUT)
+def test_fuzzed_evidence_is_a_data_error_or_evidence(tmp_path, content, edits, cut):
+    import torch
+
+    from pyro_vae.evaluate.evidence import Evidence
+    from pyro_vae.evaluate.moments import Ledger
+    from pyro_vae.evaluate.saving import evidence_bytes
+
+    ledger = Ledger(range(0, 2), 3)
+    ledger.take(0, 0, torch.randn(3, 2))
+    whole = evidence_bytes(Evidence.of([ledger], seed=0))
+    for bad in (content, changed(whole, edits, cut)):
+        file = tmp_path / "e.safetensors"
+        file.write_bytes(bad)
+        with suppress(DataError):
+            load_evidence(file)
+
+
+def test_a_zip_bomb_takes_no_more_memory_than_its_array_may_hold(tmp_path):
+    """B7 38: an .npz whose header asks for 10^12 numbers."""
+    file = tmp_path / "x.npz"
+    np.savez_compressed(file, x=np.zeros(10))
+    import zipfile
+
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as bomb:
+        head = b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000,), }"
+        head += b" " * (128 - 10 - len(head) - 1) + b"\n"
+        bomb.writestr("x.npy", b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head)
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    with pytest.raises(DataError):
+        read_file(file, 0)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20 and time.process_time() - start < 2

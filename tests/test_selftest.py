@@ -1,0 +1,74 @@
+"""The self-test finds what is wrong: each check passes here, and fails where the thing that it is of is broken."""
+
+import pytest
+import torch
+
+from pyro_vae import selftest
+from pyro_vae.cli import main
+from pyro_vae.errors import StorageError
+from pyro_vae.runs.checkpoint import Checkpoints
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch, request):
+    """Its own process is started in one test only."""
+    if "whole" not in request.node.name:
+        monkeypatch.delitem(selftest.CHECKS, "kill and resume")
+
+
+def results():
+    return {name: (result, found) for name, result, found, _ in selftest.outcomes()}
+
+
+def test_the_whole_selftest_passes_and_prints_a_table(capsys):
+    assert main(["selftest"]) == 0
+    said = capsys.readouterr().out
+    assert all(name.split()[0] in said for name in selftest.CHECKS) and "FAILED" not in said
+    assert "to the" in said and "nats" in said
+
+
+def test_a_wrong_estimate_is_found(monkeypatch):
+    real = selftest.log_likelihood
+
+    def biased(*args, **options):
+        evidence = real(*args, **options)
+        evidence.log_px.add_(0.001)
+        return evidence
+
+    monkeypatch.setattr(selftest, "log_likelihood", biased)
+    assert results()["log p(x) against closed form"][0] == "FAILED"
+
+
+def test_a_reader_without_digests_is_found(monkeypatch):
+    monkeypatch.setattr(
+        Checkpoints, "checked", staticmethod(lambda path, said, limit: path.read_bytes().ljust(said["bytes"]))
+    )
+    monkeypatch.setattr("pyro_vae.runs.checkpoint.check_seal", lambda *_: None)
+    monkeypatch.setattr("pyro_vae.runs.safe.tensor_digest", lambda tensors: "same")
+    assert results()["damaged files"][0] == "FAILED"
+
+
+def test_a_save_that_leaves_half_a_generation_is_found(monkeypatch):
+    real = Checkpoints.save
+
+    def save(self, head, groups, **where):
+        try:
+            return real(self, head, groups, **where)
+        except StorageError:
+            (self.folder / "000002").mkdir()
+            raise
+
+    monkeypatch.setattr(Checkpoints, "save", save)
+    assert results()["full disk"][0] == "FAILED"
+
+
+def test_a_check_that_moves_the_random_state_is_found(monkeypatch, capsys):
+    monkeypatch.setitem(selftest.CHECKS, "full disk", lambda here: str(torch.rand(1)))
+    assert results()["validation and random state"][0] == "FAILED"
+    assert main(["selftest"]) == 1
+    assert "1 of 5 checks failed" in capsys.readouterr().err
+
+
+def test_without_cuda_the_comparison_is_skipped_and_says_so(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert results()["GPU against CPU"] == ("skipped", "no CUDA here")
