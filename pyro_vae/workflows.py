@@ -30,6 +30,7 @@ from pyro_vae.runs.lock import locked
 from pyro_vae.runs.registry import build, objective_of, resolved
 from pyro_vae.scoring import SPLITS, score, versions
 from pyro_vae.seeding import seeded
+from pyro_vae.train.engines import resolve
 from pyro_vae.train.fit import fit, resolve_device
 from pyro_vae.train.loop import Fit
 from pyro_vae.train.schedules import constant, cosine, warmup
@@ -166,6 +167,7 @@ def check_first(config: Config, vae: VAE, data: Data, place: torch.device) -> No
     """What `fit` will check, while no folder is touched yet."""
     size = min(config.batch_size, len(data.train))
     objective = objective_of(config, len(data.train))
+    resolve(config.engine, 1, place)
     check_training(*objective.pair(vae), objective.elbo, lambda n: (drawn(data, "train", n).to(place),), size)
 
 
@@ -187,6 +189,8 @@ def train(job: Job, curve: Curve, keeper: Keeper, resume: Generation | None, for
         transform=data.transform,
         device=job.place,
         seed=config.seed,
+        engine=config.engine,
+        precision=config.precision,
         on_step=objective.on_step,
         on_epoch=curve,
         bad_steps=BAD_STEPS,
@@ -241,4 +245,5 @@ def training(run: Fit, seconds: float) -> dict[str, Any]:
         "epochs": len(run.history),
         "stopped": run.stopped,
         "seconds": round(seconds, 1),
+        "engine": run.engine.splitlines(),
     }

@@ -79,6 +79,20 @@ def test_a_run_folder_holds_what_it_says(run):
     assert {"floor", "policy", "machine", "seed", "versions", "training"} <= evidence.keys()
 
 
+def test_engine_and_precision_are_options_of_a_run(train, tmp_path, capsys):
+    assert train("run", "--engine", "trace", "--precision", "bf16") == 0
+    said = folder.read_json(tmp_path / "run" / "evidence.json")["training"]["engine"]
+    assert said[0] == "engine trace (asked for)" and "checked against eager" in said[-1]
+    assert folder.read_config(tmp_path / "run")["config"]["precision"] == "bf16"
+    assert train("fast", "--engine", "fast") == 2 and train("half", "--precision", "fp8") == 2
+
+
+def test_an_engine_that_the_device_cannot_run_is_refused_before_a_folder_is_made(tmp_path, capsys):
+    path = tmp_path / "run"
+    assert main(["train", "--run", str(path), "--device", "cpu", "--engine", "graph", *small()]) == 2
+    assert "needs a CUDA device" in capsys.readouterr().err and not path.exists()
+
+
 def test_evaluate_draws_khat_where_it_is_known(run, device):
     """K = 20 has no k̂, so training drew none; a later evaluation without k̂ leaves no picture of an earlier one."""
     picture, evaluate = run / "figures" / "khat.png", ["evaluate", str(run), "--device", str(device), "--num-samples"]

@@ -74,6 +74,10 @@ class Config:
         Fraction of training over which the learning rate rises.
     patience
         Stop after so many epochs without a better validation ELBO.
+    engine
+        How a step is computed, with the same results but for rounding: as the programs run, from a trace, compiled.
+    precision
+        Of products within layers while training.
     seed
         Of weights, order, binarization during training, and noise.
     """
@@ -103,6 +107,8 @@ class Config:
     schedule: Literal["constant", "cosine"] = "cosine"
     warmup: float = 0.02
     patience: int | None = None
+    engine: Literal["auto", "eager", "trace", "compile", "graph"] = "auto"
+    precision: Literal["float32", "bf16"] = "float32"
     seed: int = 0
 
     def __post_init__(self) -> None:
