@@ -96,7 +96,7 @@ def versions(loop: Loop) -> tuple[int, ...]:
 
 def noise(device: torch.device) -> dict[str, Tensor]:
     """The global generators' states: of the CPU, and of a CUDA device."""
-    states = {"noise": torch.get_rng_state()}
+    states = {"noise": torch.default_generator.get_state()}
     return states | {"noise.cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else states
 
 
