@@ -38,6 +38,15 @@ def isolated() -> Iterator[None]:
     assert after == before, f"the test changed {[name for name in before if after[name] != before[name]]}"
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For modules that fork: a child has its parent's memory, but not the threads that OpenMP waits for."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def settings() -> dict[str, Any]:
     """Switches of the whole process: Pyro's (torch's distribution validation is one of them), and torch's defaults."""
     return pyro.settings.get() | {

@@ -21,6 +21,8 @@ from pyro_vae.runs import atomic, folder, safe
 from pyro_vae.runs.checkpoint import GROUPS, Checkpoints
 from pyro_vae.runs.lock import locked
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 HEAVY = bool(os.environ.get("PYRO_VAE_HEAVY"))
 
 

@@ -29,6 +29,8 @@ from pyro_vae.runs.config import Config
 from pyro_vae.scoring import evaluate_run
 from pyro_vae.workflows import train_run
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 HERE, SOURCE = Path(__file__).parent, Path(pyro_vae.__file__).parent
 LEFT_OUT = {
     28: "there are no worker processes: data is one array, and a DataLoader is refused with the way to make one of it (27)",

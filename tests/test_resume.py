@@ -25,6 +25,8 @@ from pyro_vae.train.compiled import compiler
 from pyro_vae.train.lagging import Aggressive
 from pyro_vae.train.plain import pack, unpack
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 fit = partial(noisy_fit, verbose=False)
 
 

@@ -36,6 +36,8 @@ from pyro_vae.runs.lock import locked
 from pyro_vae.scoring import evaluate_run
 from pyro_vae.workflows import train_run
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 HEAVY = bool(os.environ.get("PYRO_VAE_HEAVY"))
 HERE = Path(__file__).parent
 
