@@ -90,13 +90,14 @@ def picture(results: dict[str, Any], path: Path) -> None:
     )
     bars, at = axes[0, 0], 0.0
     for case in cases:
-        bars.text(0, at - 0.7, case["case"], fontsize=8, weight="bold", va="center")
+        bars.text(0, at - 0.9, case["case"], fontsize=8, weight="bold", va="center")
         for who, r in sorted(case["peers"].items(), key=lambda item: item[1]["ratio"]):
             bars.barh(at, r["ratio"], color="tab:orange" if who.startswith(OURS) else "tab:gray")
             bars.text(r["ratio"], at, f" {who}: {r['ms']:.2f} ms", fontsize=7, va="center")
             at += 1
         at += 1.5
-    bars.invert_yaxis()
+    longest = max(r["ratio"] for case in cases for r in case["peers"].values())
+    bars.set(xlim=(0, 1.3 * longest), ylim=(at - 1, -2))
     bars.set(xlabel="time over our fastest engine's", yticks=[])
     bars.axvline(1, color="black", linewidth=0.5)
     if growth:
