@@ -102,9 +102,11 @@ def picture(results: dict[str, Any], path: Path) -> None:
     bars.axvline(1, color="black", linewidth=0.5)
     if growth:
         for axis, of in growth["step_ms"].items():
-            axes[0, 1].plot(list(of), list(of.values()), marker="o", label=axis)
+            axes[0, 1].plot([float(size) for size in of], list(of.values()), marker="o", label=axis)
         axes[0, 1].set(xscale="log", yscale="log", xlabel="size", ylabel="ms a step", title=growth["base"])
         axes[0, 1].legend()
+        axes[0, 1].set_box_aspect(0.8)
+        axes[0, 1].set_anchor("N")
     figure.tight_layout()
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
