@@ -92,7 +92,7 @@ def main(rows: int, epochs: int, saves: int, out: Path | None) -> dict[str, floa
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m benchmarks.checkpoints", description=__doc__)
-    parser.add_argument("--rows", type=int, default=50_000)
+    parser.add_argument("--rows", type=int, default=59_600)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--saves", type=int, default=9)
     parser.add_argument("--out", type=Path)

@@ -20,7 +20,7 @@ from cyclopts import App, Parameter
 from rich.console import Console
 
 from pyro_vae.comparing import compare_runs, forest, put
-from pyro_vae.errors import PyroVAEError, RunFolderError, UsageError
+from pyro_vae.errors import Interrupted, PyroVAEError, RunFolderError, UsageError
 from pyro_vae.infer.memory import fitting
 from pyro_vae.keeping import terminable
 from pyro_vae.listing import markdown_table, print_parts, report
@@ -433,7 +433,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return error.exit_code
         except KeyboardInterrupt as signal:
             print("interrupted", file=sys.stderr)
-            return 143 if getattr(signal, "terminated", False) else 130
+            return Interrupted.kind(signal).exit_code
         except (BrokenPipeError, SystemExit) as end:  # `| head` has read enough; of it rich makes a SystemExit
             if not isinstance(end, BrokenPipeError) and not isinstance(end.__context__, BrokenPipeError):
                 raise

@@ -99,6 +99,11 @@ class Interrupted(PyroVAEError, KeyboardInterrupt):
         super().__init__(message)
         self.result = result
 
+    @staticmethod
+    def kind(signal: KeyboardInterrupt) -> type[Interrupted]:
+        """What to raise for it: Ctrl-C, or a SIGTERM that came as such."""
+        return Terminated if getattr(signal, "terminated", False) else Interrupted
+
 
 class Terminated(Interrupted):
     """SIGTERM, where Ctrl-C would be an `Interrupted`."""

@@ -23,7 +23,7 @@ from pyro_vae.train.plain import unpack
 from pyro_vae.train.state import table
 from pyro_vae.workflows import MINUTES, Job, carry_out, describe, prepare
 
-EXACT = ("versions", "device")  # what the bits depend on beside config and data
+ELSEWHERE = "torch"  # of the versions: training compares it, with device, threads and engine, and says so
 
 
 def resume_run(
@@ -96,7 +96,7 @@ def go_on(job: Job, record: Mapping[str, Any], num_samples: int, minutes: float)
     keeper = job.keeper(minutes)
     if saved is not None:
         keeper.checkpoints.discard(saved.number)
-        keeper = job.keeper(minutes, float(saved.manifest.get("seconds", 0.0)), resumed=resumed(job, saved.manifest))
+        keeper = job.keeper(minutes, float(saved.manifest.get("seconds", 0.0)), resumed=resumed(saved.manifest))
     write_metrics(path, saved)
     return carry_out(job, keeper, num_samples=num_samples, resume=saved)
 
@@ -109,10 +109,10 @@ def newest(job: Job, path: Path) -> Generation | None:
     return keeper.newest(limit=16 * held + 64 * MIB)
 
 
-def resumed(job: Job, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """How often, and whether to the bit; says so where it is not."""
-    now = {"versions": versions(), "device": job.place.type}
-    changed = {name: (manifest.get(name), now[name]) for name in EXACT if manifest.get(name) != now[name]}
+def resumed(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """How often, and whether under the same libraries; says so where not."""
+    then = manifest.get("versions") or {}
+    changed = {k: (then.get(k), v) for k, v in versions().items() if k != ELSEWHERE and then.get(k) != v}
     if changed:
         print(f"note: the run goes on, but not bit-exact:\n{table(changed)}", file=sys.stderr)
     before = manifest.get("resumed") or {}

@@ -42,7 +42,6 @@ def log_px_of(
     method: str = "importance",
     proposal: str = "guide",
     resume: bool = False,
-    keep: bool | None = None,
     **options: Any,
 ) -> Evidence | Exact:
     """log p(x) of some rows of a saved run.
@@ -54,7 +53,6 @@ def log_px_of(
         method: of :func:`~pyro_vae.log_likelihood`; an exact one takes none of what follows.
         proposal: a name of PROPOSALS.
         resume: go on from what `kept` holds, if it is there.
-        keep: the file stays when all is done, so that more can be added; None is as `resume`.
         **options: of importance sampling.
 
     Raises:
@@ -69,12 +67,9 @@ def log_px_of(
         return log_likelihood(vae.model, vae.guide, x, method=method)
     options |= {"method": method, "proposal": PROPOSALS[proposal], "resume": kept.read() if resume else None}
     try:
-        found = log_likelihood(vae.model, vae.guide, x, on_block=kept.take, **options)
+        return log_likelihood(vae.model, vae.guide, x, on_block=kept.take, **options)
     except Interrupted as error:
         raise type(error)(f"interrupted: {kept.rest(error.result)}", error.result) from None
-    if isinstance(found, Evidence) and (resume if keep is None else keep):
-        kept.write(found)
-    return found
 
 
 def evaluate_run(
@@ -131,10 +126,13 @@ def scored(
     rows: int | None,
     training: dict[str, Any] | None,
     *,
+    resume: bool = False,
+    keep: bool | None = None,
     strict: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
-    """As :func:`score`, for whoever holds the evaluation's lock."""
+    """As :func:`score`, for whoever holds the evaluation's lock. `keep`: the particles stay; None is as `resume`."""
+    keep = resume if keep is None else keep
     x = rows_of(data, split).x
     if rows is not None and not 1 <= rows <= len(x):
         raise UsageError(f"rows={rows}, but the {split} split has 1 to {len(x)}")
@@ -142,7 +140,9 @@ def scored(
     start = time.perf_counter()
     of = {"weights": tensor_digest(run.vae.state_dict()), "data": data.digest, "split": split}
     kept = Kept(folder.particles(run.path, split), of, strict=training is None)
-    evidence = log_px_of(run.vae, x, kept, **options)
+    evidence = log_px_of(run.vae, x, kept, resume=resume, **options)
+    if keep and isinstance(evidence, Evidence):
+        kept.write(evidence)
     seconds = time.perf_counter() - start
     train_rows = data.train.x if data.transform is None else data.train.x.double()  # grey means are the Bernoulli's own
     family, features = likelihood_of(run.config, x.shape[1], run.components)
@@ -161,7 +161,7 @@ def scored(
     table = evidence.rows_csv()
     folder.write_atomic(run.path / "evidence.csv", table)
     folder.write_json(run.path / "evidence.json", result | {folder.CSV: sha256(table.encode())})
-    if not options.get("keep", options.get("resume")) and (kept.written or options.get("resume")):
+    if not keep and (kept.written or resume):
         kept.forget()  # what another evaluation left stays
     draw_khat(run.path, evidence, x, data.shape)
     if strict and isinstance(evidence, Evidence) and len(evidence.flagged):

@@ -123,7 +123,7 @@ def carry_out(
         raise
     seconds = keeper.seconds
     folder.save_model(path, vae)
-    curve.points = [{"epoch": r["epoch"], **r["evidence"]} for r in run.history if "evidence" in r]
+    points = [{"epoch": r["epoch"], **r["evidence"]} for r in run.history if "evidence" in r]
     opened = Run(path, job.config, {}, vae.eval(), job.components)
     said = training(run, seconds)
     if resumed := keeper.checkpoints.about.get("resumed"):
@@ -138,7 +138,7 @@ def carry_out(
         resume=resume is not None,
         keep=False,
     )
-    draw_figures(path, vae, job.data, run, curve.points, evidence["floor"]["log_px"])
+    draw_figures(path, vae, job.data, run, points, evidence["floor"]["log_px"])
     return evidence
 
 
@@ -206,7 +206,6 @@ class Curve:
     def __init__(self, vae: VAE, x: Tensor, epochs: int, path: Path) -> None:
         self.vae, self.x, self.path = vae, x[:CURVE_ROWS], path
         self.epochs = set(figures.thin(epochs))
-        self.points: list[dict[str, Any]] = []
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
         extra = {}
@@ -215,7 +214,6 @@ class Curve:
                 self.vae.model, self.vae.guide, self.x, num_samples=CURVE_SAMPLES, verbose=False
             ).summary()
             extra = {"evidence": evidence}
-            self.points.append({"epoch": record["epoch"], **evidence})
         folder.append_line(self.path / "metrics.jsonl", record | extra)
         return extra
 

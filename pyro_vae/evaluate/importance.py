@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pyro_vae.data.rows import batch_of
-from pyro_vae.errors import DeviceError, Interrupted, Terminated, UnreliableError, UsageError
+from pyro_vae.errors import DeviceError, Interrupted, UnreliableError, UsageError
 from pyro_vae.infer.memory import SMALLER, fitting
 from pyro_vae.infer.programs import evaluation_mode, like_parameters, resolve_device, without_validation
 from pyro_vae.infer.support import check_support, takes_missing
@@ -156,11 +156,10 @@ def importance(
 
 def interrupted(ledgers: Sequence[Ledger], said: dict[str, Any], signal: KeyboardInterrupt) -> Interrupted:
     """What is there so far, to go on from."""
-    kind = Terminated if getattr(signal, "terminated", False) else Interrupted
     begun = list(takewhile(len, ledgers))
     result = Evidence.of(begun, **said) if begun else None
     last = f"the rows before {begun[-1].rows.stop}" if begun else "no row"
-    return kind(f"interrupted: {last} have particles; go on with resume=error.result", result)
+    return Interrupted.kind(signal)(f"interrupted: {last} have particles; go on with resume=error.result", result)
 
 
 def check_target(target_se: float | None, max_samples: int, num_samples: int, particles: range | None) -> None:

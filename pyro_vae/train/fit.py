@@ -20,8 +20,9 @@ from pyro_vae.seeding import seeded
 
 from .engines import choose
 from .lagging import Aggressive, Lagging
-from .loop import FIXED, Fit, Loop, Transform
+from .loop import Fit, Loop, Transform
 from .monitor import Reporter
+from .order import FIXED
 from .precision import precision_of
 from .rescue import Keeper
 from .schedules import Schedule, constant

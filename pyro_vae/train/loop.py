@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.errors import DivergedError, Interrupted, Terminated
+from pyro_vae.errors import DivergedError, Interrupted
 from pyro_vae.infer.memory import fitting
 from pyro_vae.seeding import seeded, stream
 
 from .lagging import Lagging
 from .monitor import Reporter, collapsed, latent_use, row_elbo, true_elbo
-from .order import Order
+from .order import ELBO_NOISE, FIXED, FURTHER, LATENTS, NOISE, SHUFFLE, Order
 from .rescue import Keeper, Miss, capsule
 from .schedules import Schedule
 from .state import Place, about
@@ -29,8 +29,6 @@ from .step import Step
 
 Batch = tuple[Tensor, ...]
 Transform = Callable[[Tensor, torch.Generator], Tensor]
-SHUFFLE, NOISE, ELBO_NOISE, FIXED = range(4)  # streams of the seed: order and binarization, z, ELBO, drawn once
-LATENTS, FURTHER = 4, 5  # what latents carry, batches of the aggressive encoder
 
 
 @dataclass
@@ -117,9 +115,10 @@ class Loop:
                 self.keeper.done(self)
             return self.fit
         except KeyboardInterrupt as signal:
-            kind, saved = self.interrupted(signal)
+            saved = "" if self.keeper is None else self.keeper.failed(self, signal)
             self.fit.stopped = "interrupted"
-            raise kind(f"interrupted at step {self.done}; the model holds {self.held}{saved}", self.fit) from None
+            what = f"interrupted at step {self.done}; the model holds {self.held}{saved}"
+            raise Interrupted.kind(signal)(what, self.fit) from None
         except Exception as error:
             if self.keeper is not None and not isinstance(error, DivergedError):
                 self.keeper.failed(self, error)
@@ -237,11 +236,6 @@ class Loop:
             raise stopped if before is None else capsule(self, stopped, before, rows, batch) from None
         self.place.skipped, self.skipped = self.place.skipped + len(rows), (before, rows, batch)
         return torch.zeros((), device=self.device)
-
-    def interrupted(self, signal: KeyboardInterrupt) -> tuple[type[Interrupted], str]:
-        """What to raise, and what was saved to go on from."""
-        kind = Terminated if getattr(signal, "terminated", False) else Interrupted
-        return kind, "" if self.keeper is None else self.keeper.failed(self, signal)
 
     @cached_property
     def about(self) -> dict[str, Any]:

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+SHUFFLE, NOISE, ELBO_NOISE, FIXED = range(4)  # streams of a seed: order and binarization, z, ELBO, drawn once
+LATENTS, FURTHER = 4, 5  # what latents carry, batches of the aggressive encoder
+
 
 class Order:
     """Row numbers in batches, a new permutation each pass, from a generator of its own.

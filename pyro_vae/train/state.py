@@ -7,7 +7,6 @@ history, early stopping and the aggressive encoder. Not in it: what a callable o
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,17 +16,17 @@ import pyro
 import torch
 from torch import Tensor
 
+from pyro_vae.digests import tensor_digest
 from pyro_vae.errors import CheckpointError, DivergedError
 from pyro_vae.seeding import seeded
 
-from .order import Order
+from .order import FIXED, Order
 from .plain import pack, unpack
 
 Loop = Any  # a loop.Loop, which imports this
 Groups = dict[str, dict[str, Tensor]]
 ORDERS = ("order", "further")
 ELEMENTWISE = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "sum")
-FIXED = 3  # the loop's stream for what is drawn once
 
 
 class Saved(Protocol):
@@ -126,18 +125,14 @@ def named(loop: Loop) -> dict[str, Tensor]:
 
 def about(loop: Loop) -> dict[str, Any]:
     """What a state goes with: another run's cannot be gone on from."""
-    total = hashlib.sha256()
-    for array in (*loop.train, *(loop.valid or ())):
-        held = array.detach().cpu().contiguous()
-        total.update(f"{held.dtype}{tuple(held.shape)}".encode())
-        total.update(held.reshape(-1).view(torch.uint8).numpy().data)
+    data = {f"{i}": array for i, array in enumerate((*loop.train, *(loop.valid or ())))}
     return {
         "rows": len(loop.train[0]),
         "batch size": loop.size,
         "epochs": loop.epochs,
         "patience": loop.patience,
         "seed": loop.seed,
-        "data (SHA-256)": total.hexdigest(),
+        "data (SHA-256)": tensor_digest(data),
         "device": loop.device.type,
         "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),
