@@ -634,7 +634,7 @@ def test_evaluate_until_the_error_is_small_enough_from_another_proposal(run, cap
 
 
 def test_demo_replaces_only_a_demo(run, capsys, monkeypatch):
-    monkeypatch.setattr("pyro_vae.cli.DEMO", Config(epochs=1, hidden=(8,), latent_dim=2, batch_size=512))
+    monkeypatch.setattr("pyro_vae.commands.DEMO", Config(epochs=1, hidden=(8,), latent_dim=2, batch_size=512))
     assert main(["demo", "--run", str(run), "--num-samples", "5"]) == 4
     other = run.parent / "demo"
     for _ in range(2):

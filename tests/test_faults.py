@@ -132,8 +132,8 @@ def test_b7_33_whatever_else_does_not_fit_exits_7(monkeypatch, capsys):
     def full(*_, **__):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr("pyro_vae.cli.draw_samples", full)
-    monkeypatch.setattr("pyro_vae.cli.load_run", lambda *_: argument)
+    monkeypatch.setattr("pyro_vae.commands.draw_samples", full)
+    monkeypatch.setattr("pyro_vae.commands.load_run", lambda *_: argument)
     argument = type("Run", (), {"vae": None})()
     assert main(["sample", "run"]) == 7
     assert "does not fit into memory" in capsys.readouterr().err
@@ -349,7 +349,7 @@ def test_whatever_the_system_refuses_to_write_exits_6(run, monkeypatch, capsys):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device", "figures/samples.png")
 
-    monkeypatch.setattr("pyro_vae.cli.figures.save", full)
+    monkeypatch.setattr("pyro_vae.commands.figures.save", full)
     assert main(["sample", str(run)]) == 6
     said = capsys.readouterr().err
     assert "figures/samples.png" in said and "Free some space" in said

@@ -33,6 +33,7 @@ ALLOWED = {
     "resuming": None,
     "replaying": None,
     "selftest": None,
+    "commands": None,
     "cli": None,
     "__init__": None,
     "__main__": None,
