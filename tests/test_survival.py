@@ -325,6 +325,17 @@ def test_a_killed_evaluation_goes_on_block_by_block_to_the_same_bits(many, capsy
     assert not kept.exists()  # nothing was asked to be kept
 
 
+def test_particles_that_nobody_asked_for_go_and_those_of_another_evaluation_stay(many, monkeypatch):
+    run, _, _ = many
+    kept = killed_evaluation(run)
+    left = kept.read_bytes()
+    evaluate_run(run, num_samples=10, device="cpu")  # over before it has written any of its own
+    assert kept.read_bytes() == left
+    monkeypatch.setattr("pyro_vae.particles.SECONDS", 0.0)
+    evaluate_run(run, num_samples=70, device="cpu")  # written on the way
+    assert not kept.exists()
+
+
 def test_damaged_particles_are_refused_at_any_byte(many):
     run, _, table = many
     kept = killed_evaluation(run, 1)
