@@ -162,6 +162,12 @@ def test_binarize_has_the_mean_of_a_bernoulli():
     assert ((draws.mean(0) - x).abs() <= 4 * (x * (1 - x) / n).sqrt()).all()
 
 
+def test_binarize_takes_ends_as_certain_and_keeps_what_is_missing():
+    ends = binarize(torch.tensor([0.0, 1.0, math.nan]).repeat(100_000, 1), torch.Generator().manual_seed(0))
+    assert torch.equal(ends[:, :2], torch.tensor([0.0, 1.0]).repeat(100_000, 1))
+    assert not ends[:, 0].signbit().any() and ends[:, 2].isnan().all()
+
+
 def test_binarize_draws_from_the_generator_and_keeps_the_dtype():
     x = torch.full((100, 8), 0.5, dtype=torch.float64)
     state = torch.get_rng_state()

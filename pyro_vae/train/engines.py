@@ -178,6 +178,12 @@ class Traced:
             self.step.parameters[i].grad = gradient
         return loss
 
+    def ready(self, rows: int) -> Flat | None:
+        """The graph for batches of so many rows and the numbers of now, if this epoch has seen it checked."""
+        if self.refused or self.main is None or self.main in self.due or self.main[0][0][0][0] != rows:
+            return None
+        return next((flat for flat in self.graphs.get(self.main, ()) if holds(flat.known)), None)
+
     def renew(self) -> None:
         """Asks for a check of each graph before it is next used: an epoch has passed, and what ran between may matter."""
         self.due = set(self.graphs)

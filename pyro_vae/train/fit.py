@@ -19,6 +19,7 @@ from pyro_vae.infer.support import check_support, takes_missing
 from pyro_vae.seeding import seeded
 
 from .engines import choose
+from .feed import Resident, feed_of, near
 from .lagging import Aggressive, Lagging
 from .loop import Fit, Loop, Transform
 from .monitor import Reporter
@@ -29,6 +30,7 @@ from .schedules import Schedule, constant
 from .state import Saved, restore
 from .step import MakeOptimizer, Step, adam
 from .threads import all_threads
+from .whole import Whole
 
 FEW = 5  # of the notes that a first check leads to
 
@@ -80,14 +82,15 @@ def fit(
             model, against posterior collapse; None is ordinary training.
         transform: ``transform(x_batch, generator)`` makes each training batch, such as :func:`~pyro_vae.binarize` (dynamic
             binarization). Validation rows are taken as they are: fix them once.
-        device: where to train; None is where the model is. Data is kept there whole.
+        device: where to train; None is where the model is. Data is kept there whole, if it takes no more than half of a GPU's
+            free memory; if it does, it stays on the host, and each batch is sent while the step before it runs.
         seed: of order, binarization and noise; the global random state is left as it was.
         missing: x may hold NaN, for what was not observed. Modules that say so (:class:`~pyro_vae.parts.missing.SkipMissing`)
             need no word here; plain functions that close over them do. Every likelihood is still asked whether it takes NaN.
         engine: how each step's loss and gradients are computed, with the same results but for rounding. "eager" runs the
             programs; "trace" runs them once for each kind of batch and keeps the flat graph of tensor operations; "compile"
             puts that through Inductor (needs a C++ compiler, takes 10 to 30 seconds once); "graph" replays it as a CUDA
-            graph; "auto" chooses by the device and the number of steps. Each graph is checked against eager when it is made
+            graph, under Adam and without a keeper 16 whole steps at a time; "auto" chooses by the device and the number of steps. Each graph is checked against eager when it is made
             and at each epoch; what cannot be traced runs eager, and :attr:`Fit.engine` says why.
         precision: "bf16" multiplies within linear and convolutional layers in bfloat16 while training, the rest in float32;
             what is logged and evaluated is float32 throughout.
@@ -133,7 +136,8 @@ def fit(
     place = move(modules, device)
     like = like_parameters(model, guide)
     missing = missing or takes_missing(vae, model, guide)
-    train = batch_of(x, *context, like=like, device=place, missing=missing)
+    rows = batch_of(x, *context, like=like, device=near(x, place), missing=missing)
+    train, feed = feed_of(rows, place or rows[0].device)
     held = validation if isinstance(validation, tuple) else (validation,)
     checked = partial(batch_of, name="validation x", like=like, device=place, missing=missing)
     valid = None if validation is None else checked(*held)
@@ -144,12 +148,14 @@ def fit(
     prompt = aggressive is not None or bad_steps > 1 or keeper is not None or resume is not None
     step = Step(model, guide, objective or Trace_ELBO(), optimizer or adam(), prompt, precision_of(precision))
     planned = epochs * -(-len(train[0]) // size)
-    step.engine, step.why = choose(engine, step, modules, on_step, planned, train[0].device)
+    step.engine, step.why = choose(engine, step, modules, on_step, planned, feed.device)
     lagging = None if aggressive is None else Lagging(aggressive, step)
+    several = isinstance(feed, Resident) and step.engine.name == "graph" and not prompt
     loop = Loop(
         step,
         modules,
         train,
+        feed,
         valid,
         transform,
         size,
@@ -161,6 +167,7 @@ def fit(
         on_step,
         keeper,
         bad_steps,
+        Whole(step, feed, transform, size, schedule, on_step) if several and isinstance(feed, Resident) else None,
     )
     summed_over = (ProgramError,) if isinstance(objective, TraceEnum_ELBO) else ()  # enumerated sites: not row by row
     with seeded(seed, FIXED, device=loop.device), suppress(*summed_over):

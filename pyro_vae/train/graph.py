@@ -27,11 +27,13 @@ class Recorder(Protocol):
 
 
 class CudaRecorder:
-    """``torch.cuda.CUDAGraph``, after a warm-up on a stream of its own. Noise comes from the device's default generator,
-    whose state the graph reads and advances at each replay."""
+    """``torch.cuda.CUDAGraph``, after a warm-up on a stream of its own. Noise comes from the device's default generator and
+    from `generators`, whose states the graph reads and advances at each replay."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, generators: Sequence[torch.Generator] = ()) -> None:
         self.device, self.graph = device, torch.cuda.CUDAGraph()
+        for generator in generators:
+            self.graph.register_generator_state(generator)
 
     def record(self, function: Callable[[], list[Tensor]]) -> list[Tensor]:
         side = torch.cuda.Stream(self.device)

@@ -19,6 +19,7 @@ from pyro_vae.errors import DivergedError, Interrupted
 from pyro_vae.infer.memory import fitting
 from pyro_vae.seeding import seeded, stream
 
+from .feed import Feed
 from .lagging import Lagging
 from .monitor import Reporter, collapsed, latent_use, row_elbo, true_elbo
 from .order import ELBO_NOISE, FIXED, FURTHER, LATENTS, NOISE, SHUFFLE, Order
@@ -26,6 +27,7 @@ from .rescue import Keeper, Miss, capsule
 from .schedules import Schedule
 from .state import Place, about
 from .step import Step
+from .whole import STEPS, Whole
 
 Batch = tuple[Tensor, ...]
 Transform = Callable[[Tensor, torch.Generator], Tensor]
@@ -69,6 +71,7 @@ class Loop:
     step: Step
     modules: list[nn.Module]
     train: Batch
+    feed: Feed
     valid: Batch | None
     transform: Transform | None
     size: int
@@ -80,6 +83,7 @@ class Loop:
     on_step: Callable[[float], Any] | None = None
     keeper: Keeper | None = None
     bad_steps: int = 1
+    whole: Whole | None = None
     done: int = 0
     moves: int = 0
     bad: int = 0
@@ -125,6 +129,7 @@ class Loop:
             raise
         finally:
             self.fit.engine = self.step.explain()
+            self.feed.close()
             self.restore()
             for module, training in flags:
                 module.training = training
@@ -141,7 +146,7 @@ class Loop:
             place.open(self, {"order": stream(self.seed, SHUFFLE, epoch), "further": stream(self.seed, FURTHER, epoch)})
             further = self.further()
             for rows, batch in self.batches():
-                place.total = place.total + self.update(rows, batch, further).double()
+                place.total = place.total + self.update(rows, batch, further).double() + self.leap(place)
                 if self.keeper is not None:
                     place.seconds = time.perf_counter() - start
                     place.note(self)
@@ -175,9 +180,13 @@ class Loop:
         if trouble := self.step.watch.ask():
             fine, what = trouble
             self.done = before + fine
-            order = Order(len(self.train[0]), self.size, stream(self.seed, SHUFFLE, epoch), self.device)
+            order = self.order(stream(self.seed, SHUFFLE, epoch))
             rows, batch = next(islice(self.shuffled(order), fine, None))  # the same again, and the weights were kept
             raise self.diverged(f"{what} on rows {self.suspects(rows, batch)}")
+
+    def order(self, seed: int) -> Order:
+        """Of the training rows, batch after batch."""
+        return Order(len(self.train[0]), self.size, seed, self.device, self.feed.rows_on)
 
     def batches(self) -> Iterator[tuple[Tensor, Batch]]:
         """Shuffled batches with their row numbers; order and binarization depend on (seed, epoch) alone."""
@@ -192,7 +201,7 @@ class Loop:
 
     def shuffled(self, order: Order) -> Iterator[tuple[Tensor, Batch]]:
         for rows in order.one_pass():
-            x, *context = (a.index_select(0, rows) for a in self.train)
+            x, *context = self.feed.take(rows, order.ahead)
             yield rows, (self.transform(x, order.generator) if self.transform else x, *context)
 
     def update(self, rows: Tensor, batch: Batch, further: Iterator[tuple[Tensor, Batch]]) -> Tensor:
@@ -221,6 +230,16 @@ class Loop:
             return self.missed(error, rows, batch, before)
         self.moves, self.bad, self.skipped = self.moves + 1, 0, None
         return loss
+
+    def leap(self, place: Place) -> Tensor | float:
+        """The steps after it, as far as they can be made several at a time; their loss."""
+        total: Tensor | float = 0.0
+        while self.whole is not None and place.order is not None:
+            loss = self.whole(place.order, self.done, self.planned)
+            if loss is None:
+                break
+            total, self.done, self.moves = total + loss, self.done + STEPS, self.moves + STEPS
+        return total
 
     def memory(self, what: str, way_on: str) -> AbstractContextManager[None]:
         """What a step asks for is there, or a DeviceMemoryError says what is not."""
@@ -264,7 +283,7 @@ class Loop:
         """The batch's rows whose own ELBO is not finite, or all of them if none stands out."""
         with seeded(self.seed, FIXED, device=self.device):
             elbo = row_elbo(self.step, batch)
-        culprits = rows if elbo is None or elbo.isfinite().all() else rows[~elbo.isfinite()]
+        culprits = rows if elbo is None or elbo.isfinite().all() else rows[~elbo.isfinite().to(rows.device)]
         listed = sorted(culprits.tolist())
         return ", ".join(map(str, listed[:20])) + (f", … ({len(listed)} in all)" if len(listed) > 20 else "")
 
@@ -289,6 +308,7 @@ class Loop:
 
     def fixed_draw(self, batch: Batch) -> Batch:
         """A batch as training would see it, from a seed of its own."""
+        batch = tuple(a.to(self.device) for a in batch)
         if self.transform is None:
             return batch
         generator = torch.Generator(self.device).manual_seed(stream(self.seed, FIXED))
@@ -320,4 +340,4 @@ class Loop:
 
     @property
     def device(self) -> torch.device:
-        return self.train[0].device
+        return self.feed.device

@@ -21,6 +21,7 @@ class Order:
         size: rows a batch; the last of a pass may have fewer.
         seed: of the generator.
         device: where permutations are drawn.
+        rows_on: where they are handed out; None is the same device.
 
     Example:
         >>> from pyro_vae.train.order import Order
@@ -32,8 +33,16 @@ class Order:
         [True, True]
     """
 
-    def __init__(self, rows: int, size: int, seed: int, device: torch.device | str = "cpu") -> None:
-        self.rows, self.size = rows, size
+    def __init__(
+        self,
+        rows: int,
+        size: int,
+        seed: int,
+        device: torch.device | str = "cpu",
+        rows_on: torch.device | None = None,
+    ) -> None:
+        self.rows, self.size, self.rows_on = rows, size, rows_on
+        self.chunks: tuple[Tensor, ...] = ()
         self.generator = torch.Generator(device).manual_seed(seed)
         self.place = 0  # batches of this pass that were handed out
         self.before = self.generator.get_state()  # its permutation was drawn from
@@ -47,10 +56,24 @@ class Order:
         if self.within is not None:
             self.generator.set_state(self.within)
             self.within = None
-        for batch in order.split(self.size)[self.place :]:
+        self.chunks = order.to(self.rows_on or order.device).split(self.size)
+        while self.place < len(self.chunks):
             self.place += 1
-            yield batch
-        self.place = 0
+            yield self.chunks[self.place - 1]
+        self.place, self.chunks = 0, ()
+
+    @property
+    def ahead(self) -> Tensor | None:
+        """The batch that comes next in this pass; None after its last."""
+        return self.chunks[self.place] if self.place < len(self.chunks) else None
+
+    def several(self, count: int) -> Tensor | None:
+        """The next `count` batches at once, ``(count, size)``; None if there are not so many whole ones left."""
+        chunks = self.chunks[self.place : self.place + count]
+        if len(chunks) < count or len(chunks[-1]) < self.size:
+            return None
+        self.place += count
+        return torch.stack(chunks)
 
     def states(self) -> dict[str, Tensor]:
         """What `find` needs beside the place."""

@@ -68,7 +68,7 @@ class Place:
     def open(self, loop: Loop, seeds: Mapping[str, int]) -> None:
         """Starts the epoch's orders, or finds the place in them that was noted. For inside the noise's own stream."""
         for name, seed in seeds.items():
-            order = Order(len(loop.train[0]), loop.size, seed, loop.device)
+            order = loop.order(seed)
             if name in self.places:
                 order.find(self.places[name], {k: self.states[f"{name}.{k}"] for k in ("before", "now")})
             setattr(self, name, order)

@@ -21,7 +21,7 @@ from pyro_vae.infer.weights import Program
 
 from .precision import Context
 from .update import take_step
-from .watch import Late, Prompt, Watch, can_skip
+from .watch import Prompt, Watch, watch_of
 
 MakeOptimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 
@@ -220,7 +220,5 @@ class Step:
             )
         self.optimizer = self.make_optimizer(self.parameters)
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
-        place = self.parameters[0].device
-        if place.type == "cuda" and not self.prompt and can_skip(self.optimizer):
-            self.watch = Late(place)
+        self.watch = watch_of(self.parameters[0].device, self.optimizer, self.prompt)
         return loss

@@ -47,7 +47,8 @@ def known(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> bool:
     return all(p.grad is not None and len(optimizer.state.get(p, ())) for p in group["params"])
 
 
-def fused_adam(optimizer: Any, group: dict[str, Any]) -> None:
+def fused_adam(optimizer: Any, group: dict[str, Any], rate: Tensor | None = None) -> None:
+    """The kernel, on one group; `rate` is read on the device in place of the group's own learning rate."""
     parameters: list[Tensor] = group["params"]
     states = [optimizer.state[p] for p in parameters]
     steps, skip = [s["step"] for s in states], getattr(optimizer, "found_inf", None)
@@ -60,7 +61,7 @@ def fused_adam(optimizer: Any, group: dict[str, Any]) -> None:
             [s["exp_avg_sq"] for s in states],
             [],
             steps,
-            lr=group["lr"],
+            lr=group["lr"] if rate is None else rate,
             beta1=group["betas"][0],
             beta2=group["betas"][1],
             weight_decay=group["weight_decay"],

@@ -67,11 +67,21 @@ class Late:
         )
         optimizer.found_inf = self.bad  # type: ignore[attr-defined]
 
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What it remembers."""
+        return self.bad, self.fine, self.reason
+
     def ask(self) -> tuple[int, str] | None:
-        bad, fine, reason = torch.stack([self.bad, self.fine, self.reason]).tolist()
-        for tensor in (self.bad, self.fine, self.reason):
+        bad, fine, reason = torch.stack(self.tensors).tolist()
+        for tensor in self.tensors:
             tensor.zero_()
         return (int(fine), GRADIENT if math.isfinite(reason) else LOSS.format(reason)) if bad else None
+
+
+def watch_of(device: torch.device, optimizer: torch.optim.Optimizer, prompt: bool) -> Watch:
+    """On a GPU, late, where the optimizer can skip a step and nobody wants to know at once."""
+    return Late(device) if device.type == "cuda" and not prompt and can_skip(optimizer) else Prompt()
 
 
 def can_skip(optimizer: torch.optim.Optimizer) -> bool:

@@ -1,0 +1,160 @@
+"""Whole steps, several to a replay: rows, binarization, loss, gradients and update stay on the device between logging points.
+
+Written against torch's documentation and exercised on the CPU with a recorder that runs the function again; on a device it
+has not been run yet. What it replays is the traced step that was checked against eager, and the optimizer's own kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checked import replayed
+from .dials import holds
+from .engines import Traced
+from .feed import Resident
+from .graph import CudaRecorder, Recorder
+from .order import Order
+from .schedules import Schedule
+from .step import Step
+from .trace import Flat
+from .update import fused_adam, plain
+from .watch import Late
+
+STEPS = 16  # to a replay
+Transform = Callable[[Tensor, torch.Generator], Tensor]
+MakeRecorder = Callable[[torch.device, Sequence[torch.Generator]], Recorder]
+
+
+class Whole:
+    """A run's steps, :data:`STEPS` at a time, wherever there is a checked graph for whole batches.
+
+    Row numbers, learning rates and numbers that change are written into buffers before each replay; losses are summed on the
+    device. Binarization draws from a generator of its own, which is set to the order's state before and hands it back after,
+    so that every draw is the one that single steps would have made.
+
+    Args:
+        step: whose engine holds the graph.
+        feed: rows on the device.
+        transform: what makes a training batch of them, or None.
+        size: rows a batch.
+        schedule: fraction of training done to a multiple of the learning rates.
+        on_step: as for :func:`~pyro_vae.fit`.
+        recorder: makes what records.
+    """
+
+    def __init__(
+        self,
+        step: Step,
+        feed: Resident,
+        transform: Transform | None,
+        size: int,
+        schedule: Schedule,
+        on_step: Callable[[float], Any] | None = None,
+        recorder: MakeRecorder = CudaRecorder,
+    ) -> None:
+        self.step, self.feed, self.transform, self.size = step, feed, transform, size
+        self.schedule, self.on_step, self.make = schedule, on_step, recorder
+        self.generator = torch.Generator(feed.device)
+        self.flat: Flat | None = None  # what was recorded
+        self.places: list[int] = []  # and where in memory it reads and writes
+        self.failed = False
+
+    def __call__(self, order: Order, done: int, planned: int) -> Tensor | None:
+        """The summed loss of the next steps; None, and nothing done, where they must go one by one."""
+        engine, watch, optimizer = self.step.engine, self.step.watch, self.step.optimizer
+        if self.failed or not isinstance(engine, Traced) or not isinstance(watch, Late) or not known_adam(optimizer):
+            return None
+        assert optimizer is not None
+        numbers = self.numbers(engine, done, planned)
+        rows = order.several(STEPS) if numbers else None
+        if numbers is None or rows is None:
+            return None
+        flat, rates, dials = numbers
+        changing = [*self.step.parameters, *engine.buffers, *moments(optimizer), *watch.tensors, *engine.panel.tensors]
+        places = [t.data_ptr() for t in (*changing, *flat.state)]
+        if flat is not self.flat or places != self.places:
+            try:
+                with replayed(changing, self.feed.device):
+                    self.record(engine, flat, optimizer, len(rates[0]), len(dials[0]))
+            except RuntimeError as error:
+                self.failed, order.place = True, order.place - STEPS
+                engine.said.append(f"steps are replayed one by one: {str(error).splitlines()[0]}")
+                return None
+            self.flat, self.places = flat, places
+            engine.said.append(f"{STEPS} whole steps to a replay")
+        self.rows.copy_(rows)
+        self.rates.copy_(torch.tensor(rates), non_blocking=True)
+        self.dials.copy_(torch.tensor(dials, dtype=self.dials.dtype), non_blocking=True)
+        self.generator.set_state(order.generator.get_state())
+        self.total.zero_()
+        self.recorder.replay()
+        order.generator.set_state(self.generator.get_state())
+        for group, rate in zip(optimizer.param_groups, rates[-1], strict=True):
+            group["lr"] = rate
+        for p in self.step.parameters:
+            p.grad = None  # it is the recording's own memory
+        return self.total.clone()
+
+    def numbers(
+        self, engine: Traced, done: int, planned: int
+    ) -> tuple[Flat, list[list[float]], list[list[float]]] | None:
+        """The graph, learning rates and moving numbers of the next steps; None unless one graph is good for all of them."""
+        flat: Flat | None = None
+        rates, dials = [], []
+        for at in range(done, done + STEPS):
+            if self.on_step is not None:
+                self.on_step(at / planned)
+            flat = flat or engine.ready(self.size)
+            if flat is None or not holds(flat.known) or len(flat.wanted) < len(self.step.parameters):
+                return None
+            rates.append([base * self.schedule((at + 1) / planned) for base in self.step.base_rates])
+            dials.append([float(getattr(owner, name)) for owner, name in engine.panel.numbers])
+        assert flat is not None
+        return flat, rates, dials
+
+    def record(self, engine: Traced, flat: Flat, optimizer: torch.optim.Optimizer, groups: int, dials: int) -> None:
+        """Has the steps recorded; whoever calls puts back what running them changed."""
+        device = self.feed.device
+        self.rows = torch.zeros(STEPS, self.size, dtype=torch.long, device=device)
+        self.rates = torch.zeros(STEPS, groups, device=device)  # fused Adam reads float32
+        self.dials = torch.zeros(STEPS, dials, dtype=self.step.parameters[0].dtype, device=device)
+        self.total = torch.zeros((), dtype=torch.float64, device=device)
+        self.recorder = self.make(device, [self.generator])
+
+        def steps() -> list[Tensor]:
+            for row in range(STEPS):
+                self.total.add_(self.one(engine, flat, optimizer, row))
+            return []
+
+        with torch.no_grad():
+            self.recorder.record(steps)
+
+    def one(self, engine: Traced, flat: Flat, optimizer: torch.optim.Optimizer, row: int) -> Tensor:
+        """One step, from what the buffers hold for it."""
+        for tensor, number in zip(engine.panel.tensors, self.dials[row], strict=True):
+            tensor.copy_(number)
+        x, *context = self.feed.take(self.rows[row])
+        batch = (self.transform(x, self.generator) if self.transform else x, *context)
+        loss, *gradients = flat.module.forward(*batch, *flat.state)
+        engine.take(loss, gradients, flat.wanted)
+        self.step.watch.loss(loss)
+        self.step.watch.gradients(gradients, optimizer)
+        for group, rate in zip(optimizer.param_groups, self.rates[row], strict=True):
+            fused_adam(optimizer, group, rate)
+        return loss
+
+
+def known_adam(optimizer: torch.optim.Optimizer | None) -> bool:
+    """Whether it is torch's fused Adam, with a state for every parameter: the first step makes the states."""
+    if optimizer is None or not plain(optimizer):
+        return False
+    return all(len(optimizer.state.get(p, ())) for group in optimizer.param_groups for p in group["params"])
+
+
+def moments(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """What it keeps of each parameter."""
+    return [t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]

@@ -1,0 +1,137 @@
+"""Rows that stay on the host: the same batches, one ahead of the step, from a thread that ends with the run."""
+
+import sys
+import threading
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from pyro_vae import MLP, VAE, Conditional, StandardNormal, bernoulli, binarize, normal
+from pyro_vae import fit as fit_
+from pyro_vae.errors import DivergedError, Interrupted
+from pyro_vae.train import feed
+from pyro_vae.train.feed import Resident, Streamed, feed_of, near
+from pyro_vae.train.order import Order
+
+fit = partial(fit_, verbose=False, epochs=3, batch_size=8, seed=5, engine="eager")
+CPU = torch.device("cpu")
+ROWS = torch.rand(43, 6, generator=torch.Generator().manual_seed(1))
+
+
+def make():
+    torch.manual_seed(0)
+    return VAE(StandardNormal(2), Conditional(MLP(2, 6, (8,)), bernoulli), Conditional(MLP(6, 4, (8,)), normal))
+
+
+@pytest.fixture
+def streamed(monkeypatch):
+    """Has `fit` leave its rows on the host; lists what was fetched, by which thread."""
+    fetched = []
+
+    class Noted(Streamed):
+        def fetch(self, rows):
+            fetched.append((threading.current_thread().name, rows.tolist()))
+            return super().fetch(rows)
+
+    monkeypatch.setattr(sys.modules["pyro_vae.train.fit"], "feed_of", lambda data, device: (data, Noted(data, device)))
+    return fetched
+
+
+def alive():
+    return [t for t in threading.enumerate() if t.name.startswith("pyro_vae-rows")]
+
+
+def test_a_run_from_the_host_is_the_run_from_the_device_to_the_bit(request):
+    at_home = make()
+    a = fit(at_home, ROWS, validation=ROWS[:9].round(), transform=binarize)
+    fetched = request.getfixturevalue("streamed")
+    sent = make()
+    b = fit(sent, ROWS, validation=ROWS[:9].round(), transform=binarize)
+    assert [r["loss"] for r in a.history] == [r["loss"] for r in b.history]
+    assert all(torch.equal(v, sent.state_dict()[n]) for n, v in at_home.state_dict().items())
+    assert [name.startswith("pyro_vae-rows") for name, _ in fetched] == [False, True, True, True, True, True] * 3
+    assert not alive()
+
+
+def test_a_memory_mapped_file_is_streamed_as_it_is(tmp_path, streamed):
+    np.save(tmp_path / "x.npy", ROWS.round().numpy())
+    held, mapped = make(), make()
+    fit(held, ROWS.round())
+    fit(mapped, np.load(tmp_path / "x.npy", mmap_mode="r"))
+    assert all(torch.equal(v, mapped.state_dict()[n]) for n, v in held.state_dict().items())
+
+
+def test_labels_come_along():
+    of = Streamed((ROWS, torch.arange(43)), CPU)
+    order = Order(43, 8, seed=0)
+    for rows in order.one_pass():
+        x, y = of.take(rows, order.ahead)
+        assert torch.equal(y, rows) and torch.equal(x, ROWS[rows])
+    assert len(rows) == 3 and of.coming is None
+    of.close()
+
+
+def test_another_batch_than_was_announced_is_fetched():
+    of = Streamed((ROWS,), CPU)
+    first, second, third = torch.arange(40).split(20)[0], torch.arange(7), torch.arange(3, 9)
+    of.take(first, second)
+    assert torch.equal(of.take(third)[0], ROWS[3:9])
+    of.close()
+
+
+@pytest.mark.parametrize("trouble", [OSError("the disk is gone"), KeyboardInterrupt()])
+def test_trouble_in_the_thread_is_the_runs_and_the_thread_ends(trouble, monkeypatch, streamed):
+    fetch = Streamed.fetch
+
+    def third(self, rows):
+        if len(streamed) == 3:
+            raise trouble
+        return fetch(self, rows)
+
+    monkeypatch.setattr(Streamed, "fetch", third)
+    with pytest.raises(Interrupted if isinstance(trouble, KeyboardInterrupt) else OSError):
+        fit(make(), ROWS, transform=binarize)
+    assert not alive()
+
+
+def test_a_bad_row_from_the_host_is_named(streamed):
+    vae = make()
+    x = ROWS.round()
+
+    def spoil(record):
+        x[11, 2] = float("nan")  # after it was checked
+
+    with pytest.raises(DivergedError, match="on rows 11"):
+        fit(vae, x, on_epoch=spoil)
+
+
+def test_rows_go_to_the_device_if_they_take_half_of_its_memory_at_most(monkeypatch):
+    device = torch.device("meta")
+    monkeypatch.setattr(feed, "room", lambda _: 2.0 * ROWS.nbytes)
+    assert isinstance(feed_of((ROWS,), device)[1], Resident)
+    monkeypatch.setattr(feed, "room", lambda _: 2.0 * ROWS.nbytes - 1)
+    data, kept = feed_of((ROWS,), device)
+    assert isinstance(kept, Streamed) and data[0] is ROWS and (kept.device, kept.rows_on) == (device, CPU)
+    kept.close()
+    assert isinstance(feed_of((ROWS,), CPU)[1], Resident)
+
+
+def test_what_may_not_fit_on_a_gpu_is_converted_on_the_host():
+    cuda = torch.device("cuda", 0)
+    assert near(ROWS, cuda) == near([[1.0]], cuda) == CPU
+    assert near(ROWS, CPU) == CPU and near(ROWS, None) is None
+    assert near(torch.empty(1, device="meta"), torch.device("meta")) == torch.device("meta")
+
+
+def test_an_order_knows_what_comes_and_gives_several_at_once():
+    order, again = Order(43, 8, seed=3), Order(43, 8, seed=3)
+    one_by_one = list(again.one_pass())
+    batches = order.one_pass()
+    assert order.ahead is None and torch.equal(next(batches), one_by_one[0])
+    assert torch.equal(order.ahead, one_by_one[1])
+    assert torch.equal(order.several(3), torch.stack(one_by_one[1:4])) and order.place == 4
+    assert order.several(2) is None and order.several(3) is None  # an uneven one; too few
+    assert [b.tolist() for b in batches] == [b.tolist() for b in one_by_one[4:]]
+    assert order.ahead is None and order.place == 0

@@ -1,0 +1,264 @@
+"""Whole steps, several to a replay, with a recorder that runs the function again: the run that single steps make."""
+
+import math
+import sys
+from functools import partial
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pyro_vae import (
+    MLP,
+    VAE,
+    Beta,
+    Bound,
+    Conditional,
+    StandardNormal,
+    adam,
+    bernoulli,
+    binarize,
+    constant,
+    cosine,
+    iwae,
+    normal,
+    warmup,
+)
+from pyro_vae import fit as fit_
+from pyro_vae.errors import DivergedError
+from pyro_vae.models.register import register
+from pyro_vae.train import engines, step
+from pyro_vae.train.graph import Recorded
+from pyro_vae.train.watch import Late, Prompt, can_skip
+from pyro_vae.train.whole import STEPS, Whole
+
+fit = partial(fit_, verbose=False, epochs=3, batch_size=8, seed=5)
+ROWS = 8 * (2 * STEPS + 5) + 3  # one step alone, two replays, four alone, an uneven one
+
+
+class Again:
+    """Records by keeping the function, and replays by running it once more into the memory of the first results."""
+
+    replays = 0
+
+    def __init__(self, *about):
+        pass
+
+    def record(self, function):
+        self.function = function
+        self.results = function()
+        return self.results
+
+    def replay(self):
+        type(self).replays += 1
+        with torch.no_grad():
+            for old, new in zip(self.results, self.function(), strict=True):
+                old.copy_(new)
+
+
+class NumbersRead(TorchDispatchMode):
+    """Counts what turns a tensor into a Python number."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def on_device(monkeypatch):
+    """What `fit` does on CUDA, on the CPU; counts the replays of several steps."""
+
+    class Several(Again):
+        replays = 0
+
+    def use(recorder=Several):
+        monkeypatch.setattr(engines, "resolve", lambda engine, *_: (engine, "a test"))
+        monkeypatch.setitem(engines.FINISH, "graph", lambda flat, batch: Recorded(flat, batch, Again()))
+        monkeypatch.setattr(
+            step,
+            "watch_of",
+            lambda device, optimizer, prompt: Prompt() if prompt or not can_skip(optimizer) else Late(device),
+        )
+        monkeypatch.setattr(sys.modules["pyro_vae.train.fit"], "Whole", partial(Whole, recorder=recorder))
+        return recorder
+
+    return use
+
+
+def make():
+    torch.manual_seed(0)
+    return VAE(
+        StandardNormal(2), Conditional(MLP(2, 6, (8,)), bernoulli), Conditional(MLP(6, 4, (8,)), normal)
+    ).double()
+
+
+def grey():
+    return torch.rand(ROWS, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def same(a, b, tolerance=1e-6):
+    for name, value in a.state_dict().items():
+        torch.testing.assert_close(b.state_dict()[name], value, rtol=tolerance, atol=tolerance)
+
+
+def black_and_white():
+    return grey().round()
+
+
+def both(on_device, recorder=None, x=None, **options):
+    """Eager's model and run, and those of whole steps; how many replays there were. `on_step` makes one for each run."""
+    x = grey() if x is None else x
+    made = []
+    for engine in ("eager", "graph"):
+        own = {name: value() if name == "on_step" else value for name, value in options.items()}
+        vae = make()
+        made += [vae, fit(vae, x, engine=engine, **{"transform": binarize} | own)]
+        several = on_device(*([recorder] if recorder else []))
+    return *made, several.replays
+
+
+@pytest.mark.parametrize("objective", [Trace_ELBO, TraceMeanField_ELBO, Bound, partial(Bound, iwae, 3)])
+@pytest.mark.parametrize("transform", [None, binarize])
+def test_whole_steps_make_the_run_of_single_steps(objective, transform, on_device):
+    x = None if transform else black_and_white()
+    eager, a, whole, b, replays = both(
+        on_device, x=x, objective=objective(), transform=transform, schedule=warmup(cosine, 0.3), optimizer=adam(1e-2)
+    )
+    assert (
+        replays == 3 * 2 and f"{STEPS} whole steps to a replay" in b.engine and "eager" not in b.engine.splitlines()[0]
+    )
+    same(eager, whole)
+    for old, new in zip(a.history, b.history, strict=True):
+        assert (old["step"], old["lr"]) == (new["step"], new["lr"])
+        assert old["loss"] == pytest.approx(new["loss"], rel=1e-6) and old["elbo"] == pytest.approx(
+            new["elbo"], rel=1e-6
+        )
+
+
+class Stuck(Again):
+    """Replays nothing."""
+
+    replays = 0
+
+    def replay(self):
+        type(self).replays += 1
+
+
+def test_a_replay_that_does_nothing_is_another_run(on_device):
+    eager, _, whole, _, _ = both(on_device, Stuck)
+    with pytest.raises(AssertionError):
+        same(eager, whole, 1e-3)
+
+
+def test_numbers_that_move_are_followed_within_a_replay(on_device):
+    runs = []
+    for engine in ("eager", "graph"):
+        beta, vae = Beta(1.0, warmup(constant, 0.5)), make()
+        runs.append((vae, fit(beta.pair(vae), grey(), engine=engine, transform=binarize, on_step=beta.at)))
+        several = on_device()
+    (eager, _), (whole, b) = runs
+    same(eager, whole)
+    assert b.engine.count("whole steps to a replay") == 1 and several.replays == 6
+
+
+def test_nothing_is_read_back_between_logging_points(on_device, monkeypatch):
+    read, call = [], Whole.__call__
+
+    def counted(self, *args):
+        with NumbersRead() as mode:
+            total = call(self, *args)
+        read.append((total is not None, mode.count))
+        return total
+
+    monkeypatch.setattr(Whole, "__call__", counted)
+    both(on_device)
+    counts = [count for went, count in read if went]
+    assert counts == [0] * 6
+
+
+class Trap(VAE):
+    """Not finite at the one row that says so, once armed."""
+
+    def __init__(self, *parts):
+        super().__init__(*parts)
+        self.register_buffer("armed", torch.tensor(False))
+
+    def model(self, x):
+        register(self)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", self.prior())
+            bad = (x[:, :1] > 1.5) & self.armed
+            pyro.sample(
+                "x", dist.Normal(self.likelihood(z).base_dist.loc.masked_fill(bad, math.nan), 1).to_event(1), obs=x
+            )
+
+
+def test_a_step_that_is_not_finite_is_named_though_it_was_in_the_middle_of_a_replay(on_device):
+    x = black_and_white()
+    x[100, 0] = 2.0
+    said = []
+    for engine in ("eager", "graph"):
+        torch.manual_seed(0)
+        vae = Trap(
+            StandardNormal(2), Conditional(MLP(2, 12, (8,)), normal), Conditional(MLP(6, 4, (8,)), normal)
+        ).double()
+
+        def arm(record, vae=vae):
+            vae.armed.fill_(record["epoch"] == 2)
+
+        with pytest.raises(DivergedError) as caught:
+            fit(vae, x, engine=engine, epochs=4, on_epoch=arm)
+        said.append((str(caught.value), vae))
+        several = on_device()
+    assert said[0][0] == said[1][0] and "on rows 100. " in said[0][0]
+    same(said[0][1], said[1][1])
+    assert several.replays >= 4
+
+
+class Broken(Again):
+    replays = 0
+
+    def record(self, function):
+        function()
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+
+def test_steps_that_cannot_be_recorded_go_one_by_one(on_device):
+    eager, _, whole, b, replays = both(on_device, Broken)
+    same(eager, whole)
+    assert replays == 0 and "one by one: operation not permitted when stream is capturing\n" in b.engine + "\n"
+
+
+@pytest.mark.parametrize("what", ["parameter", "moment"])
+def test_what_has_moved_is_recorded_anew(what, on_device, monkeypatch):
+    held = []
+    monkeypatch.setattr(step.Step, "update", lambda self, *a, f=step.Step.update: held.append(self) or f(self, *a))
+
+    def move(record):
+        steps = held[-1]
+        if what == "parameter":
+            steps.parameters[0].data = steps.parameters[0].data.clone()
+        else:
+            state = steps.optimizer.state[steps.parameters[0]]
+            state["exp_avg"] = state["exp_avg"].clone()
+
+    eager, _, whole, b, replays = both(on_device, on_epoch=move)
+    same(eager, whole)
+    if what == "moment":  # parameters: the engine itself goes eager
+        assert b.engine.count("whole steps to a replay") == 3 and replays == 6
+
+
+def test_other_optimizers_and_keepers_have_their_steps_one_by_one(on_device):
+    eager, _, whole, _, replays = both(on_device, optimizer=partial(torch.optim.SGD, lr=1e-3))
+    same(eager, whole)
+    assert replays == 0
+    eager, _, whole, _, replays = both(on_device, bad_steps=2)
+    same(eager, whole)
+    assert replays == 0
