@@ -90,7 +90,8 @@ def fit(
         engine: how each step's loss and gradients are computed, with the same results but for rounding. "eager" runs the
             programs; "trace" runs them once for each kind of batch and keeps the flat graph of tensor operations; "compile"
             puts that through Inductor (needs a C++ compiler, takes 10 to 30 seconds once); "graph" replays it as a CUDA
-            graph, under Adam and without a keeper 16 whole steps at a time; "auto" chooses by the device and the number of steps. Each graph is checked against eager when it is made
+            graph, under Adam and without a keeper 16 whole steps at a time; "auto" chooses by the device and the number of
+            steps. Each graph is checked against eager when it is made
             and at each epoch; what cannot be traced runs eager, and :attr:`Fit.engine` says why.
         precision: "bf16" multiplies within linear and convolutional layers in bfloat16 while training, the rest in float32;
             what is logged and evaluated is float32 throughout.
