@@ -11,6 +11,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
+from recording import Again
 from torch import nn
 from torch.distributions import Distribution, constraints
 
@@ -436,19 +437,6 @@ def test_a_dial_does_arithmetic_as_its_number_does():
 
 
 # a CUDA graph, as far as it goes without a device
-
-
-class Again:
-    """Records by keeping the function, and replays by running it once more into the memory of the first results."""
-
-    def record(self, function):
-        self.function = function
-        self.results = function()
-        return self.results
-
-    def replay(self):
-        for old, new in zip(self.results, self.function(), strict=True):
-            old.copy_(new)
 
 
 class Stale(Again):

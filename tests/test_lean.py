@@ -10,8 +10,8 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from recording import NumbersRead
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_vae import MLP, VAE, Bound, Conditional, StandardNormal, adam, bernoulli, fit, iwae, normal
 from pyro_vae.errors import DivergedError, UsageError
@@ -137,18 +137,6 @@ def test_objectives_without_a_tensor_form_keep_their_own():
 
 
 # nothing read back, nothing declared
-
-
-class NumbersRead(TorchDispatchMode):
-    """Counts what turns a tensor into a Python number."""
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func is torch.ops.aten._local_scalar_dense.default
-        return func(*args, **(kwargs or {}))
 
 
 def late(step, x):

@@ -1,7 +1,6 @@
 """Whole steps, several to a replay, with a recorder that runs the function again: the run that single steps make."""
 
 import math
-import sys
 from functools import partial
 
 import pyro
@@ -9,7 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
-from torch.utils._python_dispatch import TorchDispatchMode
+from recording import Again, NumbersRead
 
 from pyro_vae import (
     MLP,
@@ -30,7 +29,7 @@ from pyro_vae import (
 from pyro_vae import fit as fit_
 from pyro_vae.errors import DivergedError
 from pyro_vae.models.register import register
-from pyro_vae.train import engines, step
+from pyro_vae.train import engines, step, whole
 from pyro_vae.train.graph import Recorded
 from pyro_vae.train.watch import Late, Prompt, can_skip
 from pyro_vae.train.whole import STEPS, Whole
@@ -39,46 +38,12 @@ fit = partial(fit_, verbose=False, epochs=3, batch_size=8, seed=5)
 ROWS = 8 * (2 * STEPS + 5) + 3  # one step alone, two replays, four alone, an uneven one
 
 
-class Again:
-    """Records by keeping the function, and replays by running it once more into the memory of the first results."""
-
-    replays = 0
-
-    def __init__(self, *about):
-        pass
-
-    def record(self, function):
-        self.function = function
-        self.results = function()
-        return self.results
-
-    def replay(self):
-        type(self).replays += 1
-        with torch.no_grad():
-            for old, new in zip(self.results, self.function(), strict=True):
-                old.copy_(new)
-
-
-class NumbersRead(TorchDispatchMode):
-    """Counts what turns a tensor into a Python number."""
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func is torch.ops.aten._local_scalar_dense.default
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.fixture
 def on_device(monkeypatch):
-    """What `fit` does on CUDA, on the CPU; counts the replays of several steps."""
+    """What `fit` does on CUDA, on the CPU; what it returns counts the replays of several steps."""
 
-    class Several(Again):
-        replays = 0
-
-    def use(recorder=Several):
+    def use(recorder=Again):
+        made = []
         monkeypatch.setattr(engines, "resolve", lambda engine, *_: (engine, "a test"))
         monkeypatch.setitem(engines.FINISH, "graph", lambda flat, batch: Recorded(flat, batch, Again()))
         monkeypatch.setattr(
@@ -86,8 +51,8 @@ def on_device(monkeypatch):
             "watch_of",
             lambda device, optimizer, prompt: Prompt() if prompt or not can_skip(optimizer) else Late(device),
         )
-        monkeypatch.setattr(sys.modules["pyro_vae.train.fit"], "Whole", partial(Whole, recorder=recorder))
-        return recorder
+        monkeypatch.setattr(whole, "CudaRecorder", lambda *_: made.append(recorder()) or made[-1])
+        return lambda: sum(one.replays for one in made)
 
     return use
 
@@ -112,29 +77,29 @@ def black_and_white():
     return grey().round()
 
 
-def both(on_device, recorder=None, x=None, **options):
+def both(on_device, recorder=Again, x=None, **options):
     """Eager's model and run, and those of whole steps; how many replays there were. `on_step` makes one for each run."""
     x = grey() if x is None else x
     made = []
     for engine in ("eager", "graph"):
+        replays = on_device(recorder) if engine == "graph" else None
         own = {name: value() if name == "on_step" else value for name, value in options.items()}
         vae = make()
         made += [vae, fit(vae, x, engine=engine, **{"transform": binarize} | own)]
-        several = on_device(*([recorder] if recorder else []))
-    return *made, several.replays
+    return *made, replays()
 
 
 @pytest.mark.parametrize("objective", [Trace_ELBO, TraceMeanField_ELBO, Bound, partial(Bound, iwae, 3)])
 @pytest.mark.parametrize("transform", [None, binarize])
 def test_whole_steps_make_the_run_of_single_steps(objective, transform, on_device):
     x = None if transform else black_and_white()
-    eager, a, whole, b, replays = both(
+    eager, a, several, b, replays = both(
         on_device, x=x, objective=objective(), transform=transform, schedule=warmup(cosine, 0.3), optimizer=adam(1e-2)
     )
     assert (
         replays == 3 * 2 and f"{STEPS} whole steps to a replay" in b.engine and "eager" not in b.engine.splitlines()[0]
     )
-    same(eager, whole)
+    same(eager, several)
     for old, new in zip(a.history, b.history, strict=True):
         assert (old["step"], old["lr"]) == (new["step"], new["lr"])
         assert old["loss"] == pytest.approx(new["loss"], rel=1e-6) and old["elbo"] == pytest.approx(
@@ -145,27 +110,34 @@ def test_whole_steps_make_the_run_of_single_steps(objective, transform, on_devic
 class Stuck(Again):
     """Replays nothing."""
 
-    replays = 0
-
     def replay(self):
-        type(self).replays += 1
+        pass
 
 
 def test_a_replay_that_does_nothing_is_another_run(on_device):
-    eager, _, whole, _, _ = both(on_device, Stuck)
+    eager, _, several, _, _ = both(on_device, Stuck)
     with pytest.raises(AssertionError):
-        same(eager, whole, 1e-3)
+        same(eager, several, 1e-3)
 
 
 def test_numbers_that_move_are_followed_within_a_replay(on_device):
     runs = []
     for engine in ("eager", "graph"):
+        replays = on_device() if engine == "graph" else None
         beta, vae = Beta(1.0, warmup(constant, 0.5)), make()
-        runs.append((vae, fit(beta.pair(vae), grey(), engine=engine, transform=binarize, on_step=beta.at)))
-        several = on_device()
-    (eager, _), (whole, b) = runs
-    same(eager, whole)
-    assert b.engine.count("whole steps to a replay") == 1 and several.replays == 6
+        run = fit(
+            beta.pair(vae),
+            grey(),
+            engine=engine,
+            transform=binarize,
+            on_step=beta.at,
+            on_epoch=lambda r, beta=beta: {"beta": beta.value},
+        )
+        runs.append((vae, run))
+    (eager, a), (several, b) = runs
+    same(eager, several)
+    assert b.engine.count("whole steps to a replay") == 1 and replays() == 6
+    assert [r["beta"] for r in a.history] == [r["beta"] for r in b.history]  # nobody looks ahead of the epoch
 
 
 def test_nothing_is_read_back_between_logging_points(on_device, monkeypatch):
@@ -205,6 +177,7 @@ def test_a_step_that_is_not_finite_is_named_though_it_was_in_the_middle_of_a_rep
     x[100, 0] = 2.0
     said = []
     for engine in ("eager", "graph"):
+        replays = on_device() if engine == "graph" else None
         torch.manual_seed(0)
         vae = Trap(
             StandardNormal(2), Conditional(MLP(2, 12, (8,)), normal), Conditional(MLP(6, 4, (8,)), normal)
@@ -216,23 +189,20 @@ def test_a_step_that_is_not_finite_is_named_though_it_was_in_the_middle_of_a_rep
         with pytest.raises(DivergedError) as caught:
             fit(vae, x, engine=engine, epochs=4, on_epoch=arm)
         said.append((str(caught.value), vae))
-        several = on_device()
     assert said[0][0] == said[1][0] and "on rows 100. " in said[0][0]
     same(said[0][1], said[1][1])
-    assert several.replays >= 4
+    assert replays() >= 4
 
 
 class Broken(Again):
-    replays = 0
-
     def record(self, function):
         function()
         raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
 
 def test_steps_that_cannot_be_recorded_go_one_by_one(on_device):
-    eager, _, whole, b, replays = both(on_device, Broken)
-    same(eager, whole)
+    eager, _, several, b, replays = both(on_device, Broken)
+    same(eager, several)
     assert replays == 0 and "one by one: operation not permitted when stream is capturing\n" in b.engine + "\n"
 
 
@@ -249,16 +219,16 @@ def test_what_has_moved_is_recorded_anew(what, on_device, monkeypatch):
             state = steps.optimizer.state[steps.parameters[0]]
             state["exp_avg"] = state["exp_avg"].clone()
 
-    eager, _, whole, b, replays = both(on_device, on_epoch=move)
-    same(eager, whole)
+    eager, _, several, b, replays = both(on_device, on_epoch=move)
+    same(eager, several)
     if what == "moment":  # parameters: the engine itself goes eager
         assert b.engine.count("whole steps to a replay") == 3 and replays == 6
 
 
 def test_other_optimizers_and_keepers_have_their_steps_one_by_one(on_device):
-    eager, _, whole, _, replays = both(on_device, optimizer=partial(torch.optim.SGD, lr=1e-3))
-    same(eager, whole)
+    eager, _, several, _, replays = both(on_device, optimizer=partial(torch.optim.SGD, lr=1e-3))
+    same(eager, several)
     assert replays == 0
-    eager, _, whole, _, replays = both(on_device, bad_steps=2)
-    same(eager, whole)
+    eager, _, several, _, replays = both(on_device, bad_steps=2)
+    same(eager, several)
     assert replays == 0

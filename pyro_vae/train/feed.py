@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 Batch = tuple[Tensor, ...]
+Transform = Callable[[Tensor, torch.Generator], Tensor]  # what makes a training batch of x's rows
 SHARE = 0.5  # of a device's free memory that the rows may take; the rest is for the model and its steps
 
 

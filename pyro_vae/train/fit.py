@@ -19,9 +19,9 @@ from pyro_vae.infer.support import check_support, takes_missing
 from pyro_vae.seeding import seeded
 
 from .engines import choose
-from .feed import Resident, feed_of, near
+from .feed import Transform, feed_of, near
 from .lagging import Aggressive, Lagging
-from .loop import Fit, Loop, Transform
+from .loop import Fit, Loop
 from .monitor import Reporter
 from .order import FIXED
 from .precision import precision_of
@@ -30,7 +30,7 @@ from .schedules import Schedule, constant
 from .state import Saved, restore
 from .step import MakeOptimizer, Step, adam
 from .threads import all_threads
-from .whole import Whole
+from .whole import whole_of
 
 FEW = 5  # of the notes that a first check leads to
 
@@ -151,7 +151,6 @@ def fit(
     planned = epochs * -(-len(train[0]) // size)
     step.engine, step.why = choose(engine, step, modules, on_step, planned, feed.device)
     lagging = None if aggressive is None else Lagging(aggressive, step)
-    several = isinstance(feed, Resident) and step.engine.name == "graph" and not prompt
     loop = Loop(
         step,
         modules,
@@ -168,7 +167,7 @@ def fit(
         on_step,
         keeper,
         bad_steps,
-        Whole(step, feed, transform, size, schedule, on_step) if several and isinstance(feed, Resident) else None,
+        whole_of(step, feed, transform, size, schedule, on_step),
     )
     summed_over = (ProgramError,) if isinstance(objective, TraceEnum_ELBO) else ()  # enumerated sites: not row by row
     with seeded(seed, FIXED, device=loop.device), suppress(*summed_over):

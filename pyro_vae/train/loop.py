@@ -19,7 +19,7 @@ from pyro_vae.errors import DivergedError, Interrupted
 from pyro_vae.infer.memory import fitting
 from pyro_vae.seeding import seeded, stream
 
-from .feed import Feed
+from .feed import Batch, Feed, Transform
 from .lagging import Lagging
 from .monitor import Reporter, collapsed, latent_use, row_elbo, true_elbo
 from .order import ELBO_NOISE, FIXED, FURTHER, LATENTS, NOISE, SHUFFLE, Order
@@ -28,9 +28,6 @@ from .schedules import Schedule
 from .state import Place, about
 from .step import Step
 from .whole import STEPS, Whole
-
-Batch = tuple[Tensor, ...]
-Transform = Callable[[Tensor, torch.Generator], Tensor]
 
 
 @dataclass

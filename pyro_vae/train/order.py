@@ -68,11 +68,10 @@ class Order:
         return self.chunks[self.place] if self.place < len(self.chunks) else None
 
     def several(self, count: int) -> Tensor | None:
-        """The next `count` batches at once, ``(count, size)``; None if there are not so many whole ones left."""
+        """The next `count` batches, ``(count, size)``, not handed out yet; None if there are not so many whole ones left."""
         chunks = self.chunks[self.place : self.place + count]
         if len(chunks) < count or len(chunks[-1]) < self.size:
             return None
-        self.place += count
         return torch.stack(chunks)
 
     def states(self) -> dict[str, Tensor]:

@@ -26,7 +26,7 @@ def take_step(optimizer: torch.optim.Optimizer) -> None:
         >>> w.detach(), optimizer.state_dict()["state"][0]["step"]
         (tensor([0.7000, 0.7000, 0.7000]), tensor(3.))
     """
-    if plain(optimizer) and all(known(optimizer, group) for group in optimizer.param_groups):
+    if begun(optimizer) and all(p.grad is not None for group in optimizer.param_groups for p in group["params"]):
         for group in optimizer.param_groups:
             fused_adam(optimizer, group)
     else:
@@ -42,9 +42,10 @@ def plain(optimizer: torch.optim.Optimizer) -> bool:
     return type(optimizer) is torch.optim.Adam and usual and not listened and not wrapped
 
 
-def known(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> bool:
-    """Whether every parameter has a gradient and a state: the first step makes the states."""
-    return all(p.grad is not None and len(optimizer.state.get(p, ())) for p in group["params"])
+def begun(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether it is :func:`plain`, and every parameter has a state: the first step makes the states."""
+    groups = optimizer.param_groups
+    return plain(optimizer) and all(len(optimizer.state.get(p, ())) for group in groups for p in group["params"])
 
 
 def fused_adam(optimizer: Any, group: dict[str, Any], rate: Tensor | None = None) -> None:
@@ -56,7 +57,7 @@ def fused_adam(optimizer: Any, group: dict[str, Any], rate: Tensor | None = None
         torch._foreach_add_(steps, 1)
         torch._fused_adam_(
             parameters,
-            [p.grad for p in parameters if p.grad is not None],  # all: see `known`
+            [p.grad for p in parameters if p.grad is not None],  # all of them
             [s["exp_avg"] for s in states],
             [s["exp_avg_sq"] for s in states],
             [],

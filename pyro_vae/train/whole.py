@@ -15,17 +15,16 @@ from torch import Tensor
 from .checked import replayed
 from .dials import holds
 from .engines import Traced
-from .feed import Resident
+from .feed import Feed, Resident, Transform
 from .graph import CudaRecorder, Recorder
 from .order import Order
 from .schedules import Schedule
 from .step import Step
 from .trace import Flat
-from .update import fused_adam, plain
+from .update import begun, fused_adam
 from .watch import Late
 
 STEPS = 16  # to a replay
-Transform = Callable[[Tensor, torch.Generator], Tensor]
 MakeRecorder = Callable[[torch.device, Sequence[torch.Generator]], Recorder]
 
 
@@ -54,7 +53,8 @@ class Whole:
         size: int,
         schedule: Schedule,
         on_step: Callable[[float], Any] | None = None,
-        recorder: MakeRecorder = CudaRecorder,
+        *,
+        recorder: MakeRecorder,
     ) -> None:
         self.step, self.feed, self.transform, self.size = step, feed, transform, size
         self.schedule, self.on_step, self.make = schedule, on_step, recorder
@@ -66,12 +66,11 @@ class Whole:
     def __call__(self, order: Order, done: int, planned: int) -> Tensor | None:
         """The summed loss of the next steps; None, and nothing done, where they must go one by one."""
         engine, watch, optimizer = self.step.engine, self.step.watch, self.step.optimizer
-        if self.failed or not isinstance(engine, Traced) or not isinstance(watch, Late) or not known_adam(optimizer):
+        if self.failed or not isinstance(engine, Traced) or not isinstance(watch, Late) or optimizer is None:
             return None
-        assert optimizer is not None
-        numbers = self.numbers(engine, done, planned)
-        rows = order.several(STEPS) if numbers else None
-        if numbers is None or rows is None:
+        rows = order.several(STEPS) if begun(optimizer) else None
+        numbers = None if rows is None else self.numbers(engine, done, planned)  # moves what `on_step` moves
+        if rows is None or numbers is None:
             return None
         flat, rates, dials = numbers
         changing = [*self.step.parameters, *engine.buffers, *moments(optimizer), *watch.tensors, *engine.panel.tensors]
@@ -81,7 +80,7 @@ class Whole:
                 with replayed(changing, self.feed.device):
                     self.record(engine, flat, optimizer, len(rates[0]), len(dials[0]))
             except RuntimeError as error:
-                self.failed, order.place = True, order.place - STEPS
+                self.failed = True
                 engine.said.append(f"steps are replayed one by one: {str(error).splitlines()[0]}")
                 return None
             self.flat, self.places = flat, places
@@ -92,6 +91,7 @@ class Whole:
         self.generator.set_state(order.generator.get_state())
         self.total.zero_()
         self.recorder.replay()
+        order.place += STEPS
         order.generator.set_state(self.generator.get_state())
         for group, rate in zip(optimizer.param_groups, rates[-1], strict=True):
             group["lr"] = rate
@@ -148,13 +148,20 @@ class Whole:
         return loss
 
 
-def known_adam(optimizer: torch.optim.Optimizer | None) -> bool:
-    """Whether it is torch's fused Adam, with a state for every parameter: the first step makes the states."""
-    if optimizer is None or not plain(optimizer):
-        return False
-    return all(len(optimizer.state.get(p, ())) for group in optimizer.param_groups for p in group["params"])
-
-
 def moments(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     """What it keeps of each parameter."""
     return [t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
+
+
+def whole_of(
+    step: Step,
+    feed: Feed,
+    transform: Transform | None,
+    size: int,
+    schedule: Schedule,
+    on_step: Callable[[float], Any] | None,
+) -> Whole | None:
+    """For the graph engine, with rows on the device, where nobody asks at each step whether it was finite."""
+    if not isinstance(feed, Resident) or step.engine.name != "graph" or step.prompt:
+        return None
+    return Whole(step, feed, transform, size, schedule, on_step, recorder=CudaRecorder)
