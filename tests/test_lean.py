@@ -19,7 +19,7 @@ from pyro_vae.infer.handlers import Settled
 from pyro_vae.infer.programs import without_validation
 from pyro_vae.infer.stock import mean_field, tensor_loss, trace_elbo, unscored
 from pyro_vae.models.register import register
-from pyro_vae.train import checked, threads
+from pyro_vae.train import checked, precision, threads
 from pyro_vae.train.compiled import compiler
 from pyro_vae.train.precision import Bfloat16
 from pyro_vae.train.step import Step
@@ -292,14 +292,30 @@ def test_bfloat16_is_of_networks_alone_and_within_a_tenth_of_a_nat():
 
 def test_a_run_in_bfloat16_is_another_but_no_worse():
     x, losses, held = binary(200, dtype=torch.float32), {}, {}
-    for precision, engine in (("float32", "eager"), ("bf16", "eager"), ("bf16", "trace")):
+    for name, engine in (("float32", "eager"), ("bf16", "eager"), ("bf16", "trace")):
         torch.manual_seed(0)
         vae = small_vae(dtype=torch.float32)
-        run = fit(vae, x, epochs=6, optimizer=adam(0.01), verbose=False, precision=precision, engine=engine)
-        losses[precision, engine], held[precision, engine] = run.history[-1]["elbo"], list(vae.parameters())
+        run = fit(vae, x, epochs=6, optimizer=adam(0.01), verbose=False, precision=name, engine=engine)
+        losses[name, engine], held[name, engine] = run.history[-1]["elbo"], list(vae.parameters())
     assert losses["bf16", "eager"] == pytest.approx(losses["float32", "eager"], abs=0.1)
     assert not torch.equal(held["bf16", "eager"][0], held["float32", "eager"][0])
     assert all(map(torch.equal, held["bf16", "eager"], held["bf16", "trace"]))
+
+
+def test_where_bfloat16_is_the_slower_it_is_said_before_training(monkeypatch, capsys):
+    x, vae = binary(50, dtype=torch.float32), small_vae(dtype=torch.float32)
+
+    def said(name: str, bfloat16: float) -> str:
+        monkeypatch.setattr(precision, "seconds", lambda dtype: bfloat16 if dtype == torch.bfloat16 else 1e-3)
+        fit(vae, x, epochs=1, precision=name)
+        return "".join(line for line in capsys.readouterr().err.splitlines() if line.startswith("note: precision"))
+
+    assert said("bf16", 2e-3) == (
+        "note: precision='bf16': products in bfloat16 run at 0.50 of float32's speed here, leave it out"
+    )
+    assert said("bf16", 0.5e-3) == said("float32", 2e-3) == ""
+    monkeypatch.undo()
+    assert 0 < precision.seconds(torch.float32) < 1
 
 
 @pytest.mark.skipif(compiler() is None, reason="no C++ compiler")

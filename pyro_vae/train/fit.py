@@ -24,7 +24,7 @@ from .lagging import Aggressive, Lagging
 from .loop import Fit, Loop
 from .monitor import Reporter
 from .order import FIXED
-from .precision import precision_of
+from .precision import precision_of, remarks
 from .rescue import Keeper
 from .schedules import Schedule, constant
 from .state import Saved, restore
@@ -91,10 +91,10 @@ def fit(
             programs; "trace" runs them once for each kind of batch and keeps the flat graph of tensor operations; "compile"
             puts that through Inductor (needs a C++ compiler, takes 10 to 30 seconds once); "graph" replays it as a CUDA
             graph, under Adam and without a keeper 16 whole steps at a time; "auto" chooses by the device and the number of
-            steps. Each graph is checked against eager when it is made
-            and at each epoch; what cannot be traced runs eager, and :attr:`Fit.engine` says why.
+            steps. Each graph is checked against eager when it is made and at each epoch; what cannot be traced runs eager,
+            and :attr:`Fit.engine` says why.
         precision: "bf16" multiplies within linear and convolutional layers in bfloat16 while training, the rest in float32;
-            what is logged and evaluated is float32 throughout.
+            what is logged and evaluated is float32 throughout. A CPU on which that is slower is timed and said so.
         on_step: called before each step with the fraction of training done, 0 to 1: for what changes as training goes on,
             such as :meth:`Beta.at <pyro_vae.Beta.at>`.
         on_epoch: called with each epoch's record; what it returns joins the record.
@@ -174,7 +174,8 @@ def fit(
         check_support(model, guide, *train, prepare=loop.fixed_draw)
         if valid is not None:
             check_support(model, guide, *valid)
-    notes = check_training(model, guide, step.objective, lambda n: loop.fixed_draw(tuple(a[:n] for a in train)), size)
+    notes = remarks(precision, feed.device)
+    notes += check_training(model, guide, step.objective, lambda n: loop.fixed_draw(tuple(a[:n] for a in train)), size)
     for note in notes[:FEW] if verbose else ():
         print(f"note: {note}", file=sys.stderr)
     with all_threads(), Reporter(epochs, verbose, on_epoch) as reporter:
