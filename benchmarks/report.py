@@ -1,4 +1,4 @@
-"""The results as a table, JSON and a picture."""
+"""The results as a table, JSON and pictures."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 
 from .peers import OURS
 from .timing import Times, ratio
@@ -77,43 +78,51 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def picture(results: dict[str, Any], path: Path) -> None:
-    """Bars of the ratios, and how cost grows."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    cases, growth = results["cases"], results.get("growth")
-    figure, axes = pyplot.subplots(
-        1, 2 if growth else 1, figsize=(13 if growth else 7, 1.5 + 1.6 * len(cases)), squeeze=False
-    )
-    bars, at = axes[0, 0], 0.0
+def bars(cases: list[dict[str, Any]], path: Path) -> None:
+    """Everybody's time over that of our fastest engine, case by case."""
+    figure, axes = canvas(1, (7, 1.5 + 1.6 * len(cases)))
+    ax, at = axes[0], 0.0
     for case in cases:
-        bars.text(0, at - 0.9, case["case"], fontsize=8, weight="bold", va="center")
+        ax.text(0, at - 0.9, case["case"], fontsize=8, weight="bold", va="center")
         for who, r in sorted(case["peers"].items(), key=lambda item: item[1]["ratio"]):
-            bars.barh(at, r["ratio"], color="tab:orange" if who.startswith(OURS) else "tab:gray")
-            bars.text(r["ratio"], at, f" {who}: {r['ms']:.2f} ms", fontsize=7, va="center")
+            ax.barh(at, r["ratio"], color="tab:orange" if who.startswith(OURS) else "tab:gray")
+            ax.text(max(r["ratio"], 1), at, f" {who}: {r['ms']:.2f} ms", fontsize=7, va="center")
             at += 1
         at += 1.5
     longest = max(r["ratio"] for case in cases for r in case["peers"].values())
-    bars.set(xlim=(0, 1.3 * longest), ylim=(at - 1, -2))
-    bars.set(xlabel="time over our fastest engine's", yticks=[])
-    bars.axvline(1, color="black", linewidth=0.5)
-    if growth:
-        for axis, of in growth["step_ms"].items():
-            axes[0, 1].plot([float(size) for size in of], list(of.values()), marker="o", label=axis)
-        axes[0, 1].set(xscale="log", yscale="log", xlabel="size", ylabel="ms a step", title=growth["base"])
-        axes[0, 1].legend()
-        axes[0, 1].set_box_aspect(0.8)
-        axes[0, 1].set_anchor("N")
-    figure.tight_layout()
+    ax.set(xlim=(0, 1.3 * longest), ylim=(at - 1, -2), xlabel="time over our fastest engine's", yticks=[])
+    ax.axvline(1, color="black", linewidth=0.5)
     figure.savefig(path, dpi=130)
-    pyplot.close(figure)
+
+
+def curves(growth: dict[str, Any], path: Path) -> None:
+    """A step's time along each axis, and its memory along particles; a grey line is proportional to the axis."""
+    panels = [(axis, "ms a step", of) for axis, of in growth["step_ms"].items()]
+    panels.append(("particles", "MiB for the backward pass", growth["memory_mib"]))
+    figure, axes = canvas(len(panels), (2.6 * len(panels), 3))
+    figure.suptitle(f"{growth['engine']}, around {growth['base']}")
+    for ax, (axis, unit, of) in zip(axes, panels, strict=True):
+        sizes, values = [float(size) for size in of], list(of.values())
+        ax.plot(sizes, [values[-1] * size / sizes[-1] for size in sizes], color="tab:gray", linewidth=0.8)
+        ax.plot(sizes, values, marker="o", color="tab:orange")
+        ax.set(xscale="log", yscale="log", xlabel=axis, ylabel=unit)
+        ax.set_ylim(min(values) / 2, max(values) * 1.5)
+        ax.set_xticks(sizes, [f"{size:g}" for size in sizes], rotation=90)
+        ax.set_yticks(ends := [min(values), max(values)], [f"{value:.3g}" for value in ends])
+        ax.minorticks_off()
+    figure.savefig(path, dpi=130)
+
+
+def canvas(panels: int, size: tuple[float, float]) -> tuple[Figure, list[Any]]:
+    """A figure of its own, which no window is opened for."""
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, list(figure.subplots(1, panels, squeeze=False)[0])
 
 
 def write(results: dict[str, Any], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "benchmarks.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     (folder / "benchmarks.md").write_text(table(results), encoding="utf-8")
-    picture(results, folder / "benchmarks.png")
+    bars(results["cases"], folder / "benchmarks.png")
+    if growth := results.get("growth"):
+        curves(growth, folder / "growth.png")

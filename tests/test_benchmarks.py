@@ -29,7 +29,7 @@ def test_the_quick_form_writes_table_json_and_picture(tmp_path):
         assert case["peers"][case["ours"]]["ratio"] == 1 and "pyro_vae" in case["ours"]
         assert all(math.isfinite(r["ms"]) and r["ms"] > 0 for r in case["peers"].values())
     assert done.stdout.startswith((tmp_path / "benchmarks.md").read_text()[:40])
-    assert (tmp_path / "benchmarks.png").stat().st_size > 10_000
+    assert all((tmp_path / name).stat().st_size > 10_000 for name in ("benchmarks.png", "growth.png"))
 
 
 def test_a_ratio_is_taken_block_by_block():
