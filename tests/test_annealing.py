@@ -76,9 +76,8 @@ def test_linear_gaussian(device, schedule):
         result = ais(lg.model, lg.mean_field_guide, x, start=start, **options)
         check_close(result, lg.log_px(x))
         check_unbiased((result.log_px - lg.log_px(x).cpu()).exp())
-        assert (
-            result.acceptance.shape == (200,) and ((result.acceptance - 0.65).abs() < 0.15).all()
-        )  # what the pilot aims at
+        off = (result.acceptance - 0.65).abs()  # what the pilot aims at; over seeds 0.03 to 0.045, and 0.16 at most
+        assert off.shape == (200,) and off.mean() < 0.06 and off.max() < 0.25
     exact = ais(lg.model, lg.exact_guide, lg.x, start="guide", **options)
     torch.testing.assert_close(exact.log_w, lg.log_px(lg.x).cpu().expand(16, 40), rtol=0, atol=1e-8)
 
