@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
+
+from pyro_vae.report.figures import GREY, ORANGE, axes, figure, grid, save
 
 from .peers import OURS
 from .timing import Times, ratio
@@ -80,43 +81,36 @@ def table(results: dict[str, Any]) -> str:
 
 def bars(cases: list[dict[str, Any]], path: Path) -> None:
     """Everybody's time over that of our fastest engine, case by case."""
-    figure, axes = canvas(1, (7, 1.5 + 1.6 * len(cases)))
-    ax, at = axes[0], 0.0
+    fig = figure(7, 1.5 + 1.6 * len(cases))
+    ax, at = axes(fig, "time over our fastest engine's", "", ""), 0.0
     for case in cases:
         ax.text(0, at - 0.9, case["case"], fontsize=8, weight="bold", va="center")
         for who, r in sorted(case["peers"].items(), key=lambda item: item[1]["ratio"]):
-            ax.barh(at, r["ratio"], color="tab:orange" if who.startswith(OURS) else "tab:gray")
+            ax.barh(at, r["ratio"], color=ORANGE if who.startswith(OURS) else GREY)
             ax.text(max(r["ratio"], 1), at, f" {who}: {r['ms']:.2f} ms", fontsize=7, va="center")
             at += 1
         at += 1.5
     longest = max(r["ratio"] for case in cases for r in case["peers"].values())
-    ax.set(xlim=(0, 1.3 * longest), ylim=(at - 1, -2), xlabel="time over our fastest engine's", yticks=[])
+    ax.set(xlim=(0, 1.3 * longest), ylim=(at - 1, -2), yticks=[])
     ax.axvline(1, color="black", linewidth=0.5)
-    figure.savefig(path, dpi=130)
+    save(fig, path)
 
 
 def curves(growth: dict[str, Any], path: Path) -> None:
     """A step's time along each axis, and its memory along particles; a grey line is proportional to the axis."""
-    panels = [(axis, "ms a step", of) for axis, of in growth["step_ms"].items()]
-    panels.append(("particles", "MiB for the backward pass", growth["memory_mib"]))
-    figure, axes = canvas(len(panels), (2.6 * len(panels), 3))
-    figure.suptitle(f"{growth['engine']}, around {growth['base']}")
-    for ax, (axis, unit, of) in zip(axes, panels, strict=True):
+    drawn = [(axis, "ms a step", of) for axis, of in growth["step_ms"].items()]
+    drawn.append(("particles", "MiB for the backward pass", growth["memory_mib"]))
+    fig, panels = grid(len(drawn), len(drawn))
+    fig.suptitle(f"{growth['engine']}, around {growth['base']}")
+    for ax, (axis, unit, of) in zip(panels, drawn, strict=True):
         sizes, values = [float(size) for size in of], list(of.values())
-        ax.plot(sizes, [values[-1] * size / sizes[-1] for size in sizes], color="tab:gray", linewidth=0.8)
-        ax.plot(sizes, values, marker="o", color="tab:orange")
-        ax.set(xscale="log", yscale="log", xlabel=axis, ylabel=unit)
-        ax.set_ylim(min(values) / 2, max(values) * 1.5)
+        ax.plot(sizes, [values[-1] * size / sizes[-1] for size in sizes], color=GREY, linewidth=0.8)
+        ax.plot(sizes, values, marker="o", color=ORANGE)
+        ax.set(xscale="log", yscale="log", xlabel=axis, ylabel=unit, ylim=(min(values) / 2, max(values) * 1.5))
         ax.set_xticks(sizes, [f"{size:g}" for size in sizes], rotation=90)
         ax.set_yticks(ends := [min(values), max(values)], [f"{value:.3g}" for value in ends])
         ax.minorticks_off()
-    figure.savefig(path, dpi=130)
-
-
-def canvas(panels: int, size: tuple[float, float]) -> tuple[Figure, list[Any]]:
-    """A figure of its own, which no window is opened for."""
-    figure = Figure(figsize=size, layout="constrained")
-    return figure, list(figure.subplots(1, panels, squeeze=False)[0])
+    save(fig, path)
 
 
 def write(results: dict[str, Any], folder: Path) -> None:

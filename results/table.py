@@ -5,7 +5,18 @@ import re
 from pathlib import Path
 
 HERE = Path(__file__).parent
-COLUMNS = ["run", "log p(x)", "± Monte Carlo", "± data", "ELBO", "gap", "floor", "K", "rows", "seed"]
+COLUMNS = [
+    "run",
+    "log p(x)",
+    "± Monte Carlo",
+    "± data",
+    "ELBO",
+    "gap",
+    "floor",
+    "K",
+    "rows",
+    "seed: training, evaluation",
+]
 COLUMNS += ["ESS median (rows below 10)", "trained", "machine"]
 HEAD = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}\n"
 
@@ -15,8 +26,8 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def row(path: Path) -> str:
-    """One run in a line; all of it from its evidence.json."""
-    e = json.loads((path / "evidence.json").read_text())
+    """One run in a line; all of it from its evidence.json and config.json."""
+    e, config = (json.loads((path / name).read_text()) for name in ("evidence.json", "config.json"))
     t = e["training"]
     cells = [
         f"[{path.name}]({path.name}/evidence.json)",
@@ -28,7 +39,7 @@ def row(path: Path) -> str:
         number(e["floor"]["log_px"]),
         str(e["num_samples"]),
         f"{e['rows']} ({e['split']})",
-        str(e["seed"]),
+        f"{config['config']['seed']}, {e['seed']}",
         f"{e['ess_median']:.0f} ({e['rows_of_low_ess']})",
         f"{t['epochs']} epochs, {t['seconds'] / 60:.1f} min",
         e["machine"],

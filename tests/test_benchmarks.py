@@ -18,7 +18,7 @@ from benchmarks.timing import interleave, ratio
 CPU = torch.device("cpu")
 
 
-def test_the_quick_form_writes_table_json_and_picture(tmp_path):
+def test_the_quick_form_writes_table_json_and_pictures(tmp_path):
     root = Path(__file__).parents[1]
     command = [sys.executable, "-m", "benchmarks", "--quick", "--threads", "1", "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True, timeout=300)

@@ -94,7 +94,7 @@ def fit(
             steps. Each graph is checked against eager when it is made and at each epoch; what cannot be traced runs eager,
             and :attr:`Fit.engine` says why.
         precision: "bf16" multiplies within linear and convolutional layers in bfloat16 while training, the rest in float32;
-            what is logged and evaluated is float32 throughout. A CPU on which that is slower is timed and said so.
+            what is logged and evaluated is float32 throughout. On a CPU that is slower with it, a note says so.
         on_step: called before each step with the fraction of training done, 0 to 1: for what changes as training goes on,
             such as :meth:`Beta.at <pyro_vae.Beta.at>`.
         on_epoch: called with each epoch's record; what it returns joins the record.
@@ -169,19 +169,26 @@ def fit(
         bad_steps,
         whole_of(step, feed, transform, size, schedule, on_step),
     )
-    summed_over = (ProgramError,) if isinstance(objective, TraceEnum_ELBO) else ()  # enumerated sites: not row by row
-    with seeded(seed, FIXED, device=loop.device), suppress(*summed_over):
-        check_support(model, guide, *train, prepare=loop.fixed_draw)
-        if valid is not None:
-            check_support(model, guide, *valid)
-    notes = remarks(precision, feed.device)
-    notes += check_training(model, guide, step.objective, lambda n: loop.fixed_draw(tuple(a[:n] for a in train)), size)
+    notes = remarks(precision, feed.device) + examine(loop)
     for note in notes[:FEW] if verbose else ():
         print(f"note: {note}", file=sys.stderr)
     with all_threads(), Reporter(epochs, verbose, on_epoch) as reporter:
         if resume is not None:
             restore(loop, resume, fork)
         return loop.run(reporter)
+
+
+def examine(loop: Loop) -> list[str]:
+    """Whether the data has a likelihood, which is raised if not; then what the programs are advised to change."""
+    model, guide, objective = loop.step.model, loop.step.guide, loop.step.objective
+    summed_over = (ProgramError,) if isinstance(objective, TraceEnum_ELBO) else ()  # enumerated sites: not row by row
+    with seeded(loop.seed, FIXED, device=loop.device), suppress(*summed_over):
+        check_support(model, guide, *loop.train, prepare=loop.fixed_draw)
+        if loop.valid is not None:
+            check_support(model, guide, *loop.valid)
+    return check_training(
+        model, guide, objective, lambda n: loop.fixed_draw(tuple(a[:n] for a in loop.train)), loop.size
+    )
 
 
 def move(modules: list[torch.nn.Module], device: torch.device | str | None) -> torch.device | None:
