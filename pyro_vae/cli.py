@@ -17,13 +17,13 @@ import cyclopts
 from cyclopts import Parameter
 
 from pyro_vae.commands import app
+from pyro_vae.common.atomic_write import storage
+from pyro_vae.common.safe_read import parse_json, read_bytes
 from pyro_vae.errors import Interrupted, PyroVAEError, RunFolderError, UsageError
 from pyro_vae.infer.memory import fitting
 from pyro_vae.keeping import terminable
 from pyro_vae.runs import folder
-from pyro_vae.runs.atomic import storage
 from pyro_vae.runs.config import Config
-from pyro_vae.runs.safe import parse_json, read_bytes
 
 
 @app.meta.default

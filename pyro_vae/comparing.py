@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from pyro_vae.common.safe_read import check_seal
 from pyro_vae.data.datasets import NAMES
 from pyro_vae.errors import DataError, RunFolderError, UsageError
 from pyro_vae.evaluate.compare import Comparison, compare
@@ -19,7 +20,6 @@ from pyro_vae.report import bars, figures
 from pyro_vae.runs import folder
 from pyro_vae.runs.config import Config
 from pyro_vae.runs.registry import likelihood_of
-from pyro_vae.runs.safe import check_seal
 
 WHY = {  # what two runs must have in common, in the order in which it is looked at
     "data": "Log-likelihoods of different data have no difference. Train both on the same file.",

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.common.atomic_write import publish, storage
+from pyro_vae.common.safe_read import LIMIT, dump, seal
 from pyro_vae.errors import StorageError
-from pyro_vae.runs.atomic import publish, storage
 from pyro_vae.runs.checkpoint import Checkpoints, Generation
 from pyro_vae.runs.folder import DIVERGENCE, remove
-from pyro_vae.runs.safe import LIMIT, dump, seal
 from pyro_vae.train.loop import Loop
 from pyro_vae.train.state import capture
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pyro_vae.common.safe_read import check_seal
 from pyro_vae.data import Data, load
 from pyro_vae.errors import PyroVAEError, RunFolderError, UsageError
 from pyro_vae.infer.programs import resolve_device
@@ -15,7 +16,6 @@ from pyro_vae.runs.components import NOTHING, Components
 from pyro_vae.runs.config import Config
 from pyro_vae.runs.frugal import frugal
 from pyro_vae.runs.registry import build, check_names, resolved, unregistered
-from pyro_vae.runs.safe import check_seal
 from pyro_vae.seeding import seeded
 
 FAULTS = (PyroVAEError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError, MemoryError)

@@ -10,12 +10,12 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from pyro_vae.common.atomic_write import write_atomic
+from pyro_vae.common.safe_read import LIMIT, parse, read_bytes
 from pyro_vae.errors import CheckpointError, StorageError
 from pyro_vae.evaluate.evidence import Evidence
 from pyro_vae.evaluate.moments import Ledger
 from pyro_vae.evaluate.saving import evidence_bytes, evidence_from
-from pyro_vae.runs.atomic import write_atomic
-from pyro_vae.runs.safe import LIMIT, parse, read_bytes
 
 SECONDS = 20.0  # of work that a kill may cost, at first
 SHARE = 0.01  # of the time may go into writing

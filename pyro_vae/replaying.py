@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pyro_vae.common.safe_read import LIMIT, check_layout, check_seal, layout_of, parse, parse_json, read_bytes
 from pyro_vae.errors import DivergedError, RunFolderError
 from pyro_vae.infer.programs import resolve_device
 from pyro_vae.opening import FAULTS
@@ -13,7 +14,6 @@ from pyro_vae.runs.components import NOTHING, Components
 from pyro_vae.runs.config import Config
 from pyro_vae.runs.frugal import frugal
 from pyro_vae.runs.registry import build, check_names, objective_of, resolved
-from pyro_vae.runs.safe import LIMIT, check_layout, check_seal, layout_of, parse, parse_json, read_bytes
 from pyro_vae.seeding import seeded
 from pyro_vae.train.rescue import bad_site
 from pyro_vae.train.state import set_noise

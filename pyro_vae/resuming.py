@@ -8,16 +8,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pyro_vae.common.atomic_write import sweep
+from pyro_vae.common.safe_read import MIB, check_seal
 from pyro_vae.digests import digest_of
 from pyro_vae.errors import CheckpointError, RunFolderError, UsageError
 from pyro_vae.opening import previous
 from pyro_vae.runs import folder
-from pyro_vae.runs.atomic import sweep
 from pyro_vae.runs.checkpoint import Generation
 from pyro_vae.runs.components import NOTHING, Components
 from pyro_vae.runs.config import Config
 from pyro_vae.runs.lock import locked
-from pyro_vae.runs.safe import MIB, check_seal
 from pyro_vae.scoring import versions
 from pyro_vae.train.plain import unpack
 from pyro_vae.train.state import table

@@ -20,6 +20,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from pyro_vae.common.safe_read import dump, parse
 from pyro_vae.data.binarize import binarize
 from pyro_vae.digests import tensor_digest
 from pyro_vae.errors import PyroVAEError, RunFolderError, StorageError
@@ -28,7 +29,6 @@ from pyro_vae.keeping import Keeper
 from pyro_vae.runs.checkpoint import GROUPS, Checkpoints
 from pyro_vae.runs.config import Config
 from pyro_vae.runs.registry import build, resolved
-from pyro_vae.runs.safe import dump, parse
 from pyro_vae.scoring import machine
 from pyro_vae.seeding import seeded
 from pyro_vae.train.fit import fit

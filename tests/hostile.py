@@ -16,12 +16,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pyro_vae.cli import main as command
+from pyro_vae.common.safe_read import seal
 from pyro_vae.errors import PyroVAEError
 from pyro_vae.opening import load_run
 from pyro_vae.resuming import resume_run
 from pyro_vae.runs.config import Config
 from pyro_vae.runs.registry import build, resolved
-from pyro_vae.runs.safe import seal
 
 CANARY = "canary"
 RUN, BAD = ("import", "exec", "os.", "subprocess", "pickle", "marshal", "socket", "ctypes", "shutil", "urllib"), []

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 
 import pyro_vae.workflows as workflows
+from pyro_vae.common import atomic_write as atomic
 from pyro_vae.digests import sha256, tensor_digest
 from pyro_vae.resuming import resume_run
-from pyro_vae.runs import atomic, folder
+from pyro_vae.runs import folder
 from pyro_vae.runs.checkpoint import Checkpoints
 from pyro_vae.runs.config import Config
 

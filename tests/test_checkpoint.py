@@ -15,9 +15,11 @@ import pytest
 import torch
 
 import pyro_vae
+from pyro_vae.common import atomic_write as atomic
+from pyro_vae.common import safe_read as safe
 from pyro_vae.digests import sha256
 from pyro_vae.errors import BusyError, CheckpointError, RunFolderError, StorageError
-from pyro_vae.runs import atomic, folder, safe
+from pyro_vae.runs import folder
 from pyro_vae.runs.checkpoint import GROUPS, Checkpoints
 from pyro_vae.runs.lock import locked
 

@@ -18,12 +18,13 @@ from hypothesis import strategies as st
 import pyro_vae
 from pyro_vae import workflows
 from pyro_vae.cli import read_keys
+from pyro_vae.common import safe_read as safe
 from pyro_vae.data import idx
 from pyro_vae.data.files import read_file
 from pyro_vae.errors import DataError, PyroVAEError, UsageError
 from pyro_vae.evaluate.saving import load_evidence
 from pyro_vae.opening import load_run
-from pyro_vae.runs import folder, safe
+from pyro_vae.runs import folder
 from pyro_vae.runs.config import Config
 from pyro_vae.workflows import train_run
 

@@ -7,9 +7,10 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "pyro_vae"
 
-GROUND = {"digests", "errors", "seeding", "progress"}
+GROUND = {"common", "digests", "errors", "seeding", "progress"}
 ALLOWED = {
     "errors": set(),
+    "common": {"digests", "errors"},
     "seeding": {"errors"},
     "progress": set(),
     "digests": set(),

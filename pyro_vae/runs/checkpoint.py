@@ -17,11 +17,10 @@ from typing import Any
 
 from torch import Tensor
 
+from pyro_vae.common.atomic_write import crash_point, publish, storage, sweep
+from pyro_vae.common.safe_read import LIMIT, MIB, SEAL, check_seal, dump, parse, parse_json, read_bytes, seal
 from pyro_vae.digests import sha256
 from pyro_vae.errors import CheckpointError, RunFolderError
-
-from .atomic import crash_point, publish, storage, sweep
-from .safe import LIMIT, MIB, SEAL, check_seal, dump, parse, parse_json, read_bytes, seal
 
 SCHEMA = 1
 FOLDER, MANIFEST, STATE = "checkpoints", "manifest.json", "state.json"

@@ -20,14 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.digests import sha256
-from pyro_vae.errors import RunFolderError
-
-from .atomic import PART, storage, write_atomic
-from .checkpoint import FOLDER as CHECKPOINTS
-from .checkpoint import Checkpoints
-from .lock import LOCK
-from .safe import (
+from pyro_vae.common.atomic_write import PART, storage, write_atomic
+from pyro_vae.common.safe_read import (
     HEADER_BYTES,
     JSON_BYTES,
     MIB,
@@ -45,6 +39,12 @@ from .safe import (
     read_layout,
     seal,
 )
+from pyro_vae.digests import sha256
+from pyro_vae.errors import RunFolderError
+
+from .checkpoint import FOLDER as CHECKPOINTS
+from .checkpoint import Checkpoints
+from .lock import LOCK
 
 SCHEMA = 1
 OURS = ("config.json", "metrics.jsonl", "model.safetensors", "evidence.json", "evidence.csv")

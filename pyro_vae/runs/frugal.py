@@ -10,9 +10,8 @@ from typing import Any
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pyro_vae.common.safe_read import Layout
 from pyro_vae.errors import RunFolderError
-
-from .safe import Layout
 
 SPARE_BYTES, SPARE_CALLS = 64 * 2**20, 5_000
 

@@ -13,9 +13,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from pyro_vae.common.atomic_write import storage, write_atomic
 from pyro_vae.errors import BusyError
-
-from .atomic import storage, write_atomic
 
 LOCK = ".lock"
 PATIENCE = 1.0  # seconds for the owner to say who it is

@@ -43,7 +43,7 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 
     Example:
         >>> import tempfile
-        >>> from pyro_vae.runs.atomic import write_atomic
+        >>> from pyro_vae.common.atomic_write import write_atomic
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     write_atomic(Path(folder) / "a.txt", "whole")
         ...     [p.name for p in Path(folder).iterdir()]

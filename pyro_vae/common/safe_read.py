@@ -73,7 +73,7 @@ def parse_json(content: bytes, path: Path) -> Any:
         RunFolderError: anything else; `path` is what messages call it.
 
     Example:
-        >>> from pyro_vae.runs.safe import parse_json
+        >>> from pyro_vae.common.safe_read import parse_json
         >>> parse_json(b'{"epochs": 3}', Path("config.json"))
         {'epochs': 3}
     """
