@@ -412,6 +412,18 @@ def test_b7_21_the_lock_of_a_killed_process_is_free_at_once(tmp_path):
         pass
 
 
+def test_a_pipe_in_the_place_of_the_lock_s_owner_is_not_waited_for(tmp_path):
+    """Whoever is refused reads who holds the lock; what a stranger put there must not hold it up."""
+    with locked(tmp_path):
+        (tmp_path / ".lock.json").unlink()
+        os.mkfifo(tmp_path / ".lock.json")
+        code = (
+            "import pathlib, sys; from pyro_vae.runs.lock import locked; locked(pathlib.Path(sys.argv[1])).__enter__()"
+        )
+        refused = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, timeout=120)
+    assert "BusyError" in refused.stderr and "written to by another process" in refused.stderr
+
+
 def write_until(path, end):
     saved, step = Checkpoints(path), 1
     while time.monotonic() < end or step < 6:

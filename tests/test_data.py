@@ -586,3 +586,46 @@ def test_what_is_not_finite_is_found_in_any_chunk(monkeypatch):
     x[8, 1] = math.nan
     with pytest.raises(DataError, match=r"1 of 10 rows: 8 \(counted from 0; in row 8 first in column 1\)"):
         as_rows(x)
+
+
+# files far larger than what they should hold
+
+
+def peak_growth(code, *arguments):
+    """GiB by which the memory of a child of its own grows while it runs some code, and what the code prints."""
+    start = "import resource, sys\npeak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20\n"
+    wrapped = f"{start}from pyro_vae.data import load\nbefore = peak()\n{code}\nprint(peak() - before)"
+    run = subprocess.run(
+        [sys.executable, "-c", wrapped, *map(str, arguments)], capture_output=True, text=True, check=True
+    )
+    *said, grown = run.stdout.splitlines()
+    return float(grown), "\n".join(said)
+
+
+LOADING = """
+try:
+    load(sys.argv[1], data_dir=sys.argv[2])
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_mnist_file_of_3_gib_is_not_read_into_memory(tmp_path, packed):
+    raw = lay_out(tmp_path)
+    (raw / FILES[1]).unlink()  # so that the files are read with numpy, this one out of its .gz
+    (raw / f"{FILES[1]}.gz").write_bytes(gzip.compress(bytes(60_008)))
+    name = f"{FILES[1]}.gz" if packed else FILES[0]
+    with (raw / name).open("ab") as file:
+        file.truncate(3 * 2**30)
+    grown, said = peak_growth(LOADING, "mnist", tmp_path)
+    assert said.startswith(f"DataError {raw}") and (packed or "too long: 3,221,225,472 bytes" in said)
+    assert grown < 0.5
+
+
+def test_a_csv_file_of_3_gib_of_zeros_is_not_read_into_memory(tmp_path):
+    with (tmp_path / "x.csv").open("wb") as file:
+        file.truncate(3 * 2**30)
+    grown, said = peak_growth(LOADING, tmp_path / "x.csv", tmp_path)
+    assert "DataError" in said and "x.csv cannot be read" in said and "a line has more than" in said
+    assert grown < 1

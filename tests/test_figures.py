@@ -1,11 +1,14 @@
 """Pictures: they draw, without pyplot, the same file each time, and what they show is what they were given."""
 
+import errno
+import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+from pyro_vae.errors import StorageError
 from pyro_vae.report import bars, calibration, evidence, figures, latents
 
 POINTS = [
@@ -219,3 +222,19 @@ def test_rate_distortion_puts_the_encoder_its_gap_above():
     end = lines["its end, β = 1: the posteriors"]
     assert end.get_xdata()[0] + end.get_ydata()[0] == pytest.approx(20.35)
     assert ax.get_ylim()[0] < 17.75 and ax.get_ylim()[1] < 90 and ax.get_xlim()[1] > 2.6
+
+
+def test_a_full_disk_leaves_the_picture_that_was_there(tmp_path, monkeypatch):
+    picture = figures.save(figures.training_curve(HISTORY), tmp_path / "figures" / "training.png")
+    before = picture.read_bytes()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(StorageError, match=r"cannot write .*training\.png.*Free some space"):
+            figures.save(figures.training_curve(HISTORY[:5]), picture)
+    assert picture.read_bytes() == before and list(picture.parent.iterdir()) == [picture]
+    with pytest.raises(StorageError, match="cannot write"):  # a file in the place of the folder
+        figures.save(figures.training_curve(HISTORY), picture / "more.png")

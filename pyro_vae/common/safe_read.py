@@ -5,6 +5,7 @@ Nothing read here is executed or imported, and nothing is allocated that the fil
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -40,8 +41,17 @@ def damaged(path: Path, why: object) -> RunFolderError:
 
 
 def open_regular(path: Path) -> int:
-    """A handle on a regular file: no link, no pipe, no folder, no gigabytes of holes; never waits."""
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    """Open a regular file: no link, no pipe, no folder, no gigabytes of holes; never wait.
+
+    Raises:
+        OSError: it is missing, or another thing.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError("a link, and links are not followed") from error
+        raise
     held = os.fstat(handle)
     hollow = held.st_size > HOLLOW and getattr(held, "st_blocks", held.st_size) * 512 < held.st_size // 4
     if not stat.S_ISREG(held.st_mode) or hollow:
@@ -50,18 +60,27 @@ def open_regular(path: Path) -> int:
     return handle
 
 
+def read_regular(path: Path, limit: int) -> bytes:
+    """Read a regular file of at most `limit` bytes.
+
+    Raises:
+        OSError: missing, a link, no file, or longer.
+    """
+    with open(open_regular(path), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise OSError(f"{size:,} bytes, and at most {limit:,} are read")
+        return file.read(size)  # not `limit`: so much would be taken at once
+
+
 def read_bytes(path: Path, limit: int = JSON_BYTES) -> bytes:
-    """The content of a regular file.
+    """The content of a run's file, by :func:`read_regular`.
 
     Raises:
         RunFolderError: missing, a link, no file, or longer than `limit` bytes.
     """
     try:
-        with open(open_regular(path), "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > limit:
-                raise OSError(f"{size:,} bytes, and at most {limit:,} are read")
-            return file.read(size)  # not `limit`: so much would be taken at once
+        return read_regular(path, limit)
     except (OSError, ValueError) as error:
         raise damaged(path, error) from error
 

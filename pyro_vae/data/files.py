@@ -9,6 +9,7 @@ import zlib
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from pyro_vae.errors import DataError
 from .source import Part, Source, as_given, shuffled
 
 ENDINGS = (".npy", ".npz", ".csv")
+LINE = 2**26  # characters of a line, at most: some million columns
 SPLITS = ("train", "validation", "test")
 UNREADABLE = (  # what np.load raises for damaged files, found by damaging them
     *(ValueError, OSError, EOFError, KeyError, MemoryError, RuntimeError),
@@ -104,7 +106,7 @@ def read_csv(path: Path) -> dict[str, np.ndarray]:
     """The numbers of a .csv file: x ``(N, d)``, float64, and y ``(N,)`` where a column is called so."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            names, values, width = parse(filled(csv.reader(file)), path)
+            names, values, width = parse(filled(csv.reader(lines_of(file))), path)
     except (csv.Error, UnicodeDecodeError, OSError) as e:
         raise DataError(f"{path} cannot be read as comma-separated text in UTF-8 ({e}).") from e
     if not values:
@@ -116,6 +118,18 @@ def read_csv(path: Path) -> dict[str, np.ndarray]:
     y = table[:, column]
     whole = np.isfinite(y).all() and (y == y.round()).all() and (abs(y) < 2**53).all()
     return {"x": np.delete(table, column, axis=1), "y": y.astype(np.int64) if whole else y}
+
+
+def lines_of(file: IO[str]) -> Iterator[str]:
+    """Yield the lines of a text; a file of zeros has one line, which may be as long as the disk, and is not read whole.
+
+    Raises:
+        csv.Error: a line longer than a table has.
+    """
+    while line := file.readline(LINE):
+        if len(line) == LINE:
+            raise csv.Error(f"a line has more than {LINE:,} characters")
+        yield line
 
 
 def filled(reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:

@@ -114,19 +114,26 @@ def read_idx(folder: Path, file: str) -> np.ndarray:
     """The values of one IDX file, flat."""
     path, header = folder / file, HEADERS[file]
     if path.is_file():
-        content = path.read_bytes()
+        size, content = path.stat().st_size, read_start(path, wanted_size(header))
     else:
         path = folder / f"{file}.gz"
         content = gunzip(path, wanted_size(header))
-    check_idx(path, content[: len(header)], header, len(content))
+        size = len(content)
+    check_idx(path, content[: len(header)], header, size)
     return np.frombuffer(content, np.uint8, offset=len(header))
+
+
+def read_start(path: Path, most: int) -> bytes:
+    """Read the first bytes of a file, at most so many: one that is far too long is not read into memory."""
+    with path.open("rb") as file:
+        return file.read(min(most, path.stat().st_size))
 
 
 def gunzip(path: Path, size: int) -> bytes:
     """What a .gz holds, as far as it goes, but no more than a byte above `size`."""
     stream = zlib.decompressobj(wbits=31)
     try:
-        content = stream.decompress(path.read_bytes(), size + 1)
+        content = stream.decompress(read_start(path, 2 * size), size + 1)
     except zlib.error as e:
         raise DataError(f"{path} is damaged ({e}). Delete it and fetch it again.") from e
     if len(content) == size and not stream.eof:

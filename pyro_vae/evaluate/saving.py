@@ -11,6 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from pyro_vae.common.atomic_write import write_atomic
+from pyro_vae.common.safe_read import LIMIT, read_regular
 from pyro_vae.digests import digest_of, tensor_digest
 from pyro_vae.errors import DataError
 
@@ -26,12 +28,13 @@ def save_evidence(evidence: Evidence, path: str | Path) -> None:
 
     Args:
         evidence: from :func:`~pyro_vae.log_likelihood`.
-        path: of the file, which is overwritten.
+        path: of the file, which is replaced as a whole or, if that fails, left as it is.
 
     Raises:
         UsageError: evidence that was read from a table, and holds no particles.
+        StorageError: it cannot be written: the disk is full, read-only, or the folder is missing.
     """
-    Path(path).write_bytes(evidence_bytes(evidence))
+    write_atomic(Path(path), evidence_bytes(evidence))
 
 
 def evidence_bytes(evidence: Evidence, of: Mapping[str, str] | None = None) -> bytes:
@@ -55,7 +58,7 @@ def load_evidence(path: str | Path) -> Evidence:
     """What :func:`save_evidence` wrote, ready for ``resume=`` and :meth:`~pyro_vae.Evidence.merge`.
 
     Raises:
-        DataError: a file that is missing, damaged or of another kind.
+        DataError: a file that is missing, damaged or of another kind; a link, a pipe, a folder.
 
     Example:
         >>> import tempfile, torch
@@ -70,9 +73,10 @@ def load_evidence(path: str | Path) -> Evidence:
         100
     """
     try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} holds no evidence, as it cannot be read: {error.strerror or error}") from error
+        content = read_regular(Path(path), LIMIT)
+    except (OSError, ValueError) as error:  # ValueError: a path that holds a zero byte
+        why = getattr(error, "strerror", None) or error
+        raise DataError(f"{path} holds no evidence, as it cannot be read: {why}. Give the file itself.") from error
     return evidence_from(content, path)[0]
 
 

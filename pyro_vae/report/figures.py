@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from itertools import cycle
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from pyro_vae.common.atomic_write import storage, write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,9 +28,16 @@ def figure(width: float = 7.0, height: float = 4.0) -> Figure:
 
 
 def save(fig: Figure, path: Path) -> Path:
-    """The figure as PNG (without dates or versions: the same picture is the same file)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(path, metadata={"Software": None})
+    """Write the figure as PNG, whole or not at all (without dates or versions: the same picture is the same file).
+
+    Raises:
+        StorageError: it cannot be written; a file of that name is as it was.
+    """
+    content = io.BytesIO()
+    fig.savefig(content, format="png", metadata={"Software": None})
+    with storage(f"cannot write {path}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, content.getvalue())
     return path
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from pyro_vae.common.atomic_write import storage, write_atomic
-from pyro_vae.errors import BusyError
+from pyro_vae.common.safe_read import MIB, read_bytes
+from pyro_vae.errors import BusyError, RunFolderError
 
 LOCK = ".lock"
 PATIENCE = 1.0  # seconds for the owner to say who it is
@@ -69,9 +70,9 @@ def said(owner: Path) -> str:
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
-            held = json.loads(owner.read_text())
+            held = json.loads(read_bytes(owner, MIB))
             return f"process {int(held['pid'])} on {str(held['host'])[:80]} since {str(held['since'])[:40]}"
-        except (OSError, ValueError, KeyError, TypeError):
+        except (RunFolderError, RecursionError, ValueError, KeyError, TypeError):
             if time.monotonic() > deadline:
                 return "another process"
         time.sleep(0.02)
