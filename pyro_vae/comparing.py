@@ -16,6 +16,7 @@ from pyro_vae.errors import DataError, RunFolderError, UsageError
 from pyro_vae.evaluate.compare import Comparison, compare
 from pyro_vae.evaluate.evidence import Evidence
 from pyro_vae.evaluate.exact import Exact
+from pyro_vae.infer.support import support_of_site
 from pyro_vae.report import bars, figures
 from pyro_vae.runs import folder
 from pyro_vae.runs.config import Config
@@ -139,7 +140,7 @@ def kind(config: Config, shape: tuple[int, ...], components: Mapping[str, Any]) 
     """The measure that p(x | z) has its density with respect to: counting or Lebesgue, as the family's support says."""
     elements = math.prod(shape)
     family, features = likelihood_of(config, elements, components)
-    discrete = family(torch.zeros(1, features)).support.is_discrete
+    discrete = support_of_site("x", family(torch.zeros(1, features))).is_discrete
     return "log probability (counting measure)" if discrete else "log density (Lebesgue measure)"
 
 

@@ -27,7 +27,7 @@ ALLOWED = {
     "pictures": GROUND | {"report", "use", "data", "models", "train"},
     "opening": GROUND | {"data", "infer", "models", "runs"},
     "scoring": GROUND | {"data", "evaluate", "models", "opening", "particles", "pictures", "runs"},
-    "comparing": GROUND | {"runs", "evaluate", "report", "data"},
+    "comparing": GROUND | {"runs", "evaluate", "infer", "report", "data"},
     "keeping": GROUND | {"runs", "train"},
     "particles": GROUND | {"runs", "evaluate"},
     "workflows": None,  # everything

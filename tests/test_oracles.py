@@ -9,16 +9,21 @@ import pyro.distributions as dist
 import pytest
 import torch
 from exact import LinearGaussian
+from pyro.contrib.zuko import ZukoToPyro
 from scipy import stats
 from torch import nn
 
-from pyro_vae import MLP, VAE, Conditional, Evidence, StandardNormal, bernoulli, normal
+from pyro_vae import MLP, VAE, Conditional, Evidence, StandardNormal, ais, bernoulli, check, normal
 from pyro_vae import log_likelihood as noisy_log_likelihood
 from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.evaluate import enumeration, grid, joint
+from pyro_vae.evaluate.measure import measure_of
 from pyro_vae.evaluate.oracles import Exact, enumerate_latents, linear_gaussian, quadrature
 from pyro_vae.evaluate.oracles import exact as by_an_oracle
-from pyro_vae.parts.missing import SkipMissing, WithMask
+from pyro_vae.infer.support import check_support
+from pyro_vae.parts.flows import FlowPrior
+from pyro_vae.parts.missing import Observed, SkipMissing, WithMask
+from pyro_vae.runs import marginal
 
 log_likelihood = partial(noisy_log_likelihood, verbose=False)
 nan = math.nan
@@ -572,6 +577,92 @@ def test_auto_is_an_oracle_where_one_applies_and_sampling_where_none_does(monkey
     monkeypatch.setattr(grid.Rule, "rough", lambda self, log_px, error: torch.ones_like(error, dtype=torch.bool))
     rough = log_likelihood(gamma_poisson, lognormal_guide, x, method="auto", num_samples=50)
     assert isinstance(rough, Evidence)  # a flagged oracle is none
+
+
+class Silent(dist.TorchDistribution):
+    """A distribution of the user's own that does not say its support: N(0, I) in `width` dimensions."""
+
+    arg_constraints = {}  # noqa: RUF012
+    has_rsample = True
+
+    def __init__(self, batch=(), width=2):
+        super().__init__(torch.Size(batch), torch.Size([width] if width else []), validate_args=False)
+
+    def expand(self, batch_shape, _instance=None):
+        return Silent(batch_shape, *(self.event_shape or [0]))
+
+    def rsample(self, sample_shape=()):
+        return torch.randn(*sample_shape, *self.batch_shape, *self.event_shape)
+
+    def log_prob(self, value):
+        terms = dist.Normal(0.0, 1.0).log_prob(value)
+        return terms.sum(-1) if self.event_shape else terms
+
+
+def bare_flow():
+    torch.manual_seed(0)
+    return ZukoToPyro(FlowPrior(2).flow())
+
+
+def of_latent(prior):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", prior)
+            pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+
+    return model, guide
+
+
+@pytest.mark.parametrize("prior", [bare_flow, Silent, lambda: Silent().mask(True)], ids=["flow", "own", "masked"])
+def test_a_latent_that_does_not_say_its_support(prior):
+    """The automatic method samples, to the same bits as if it had been told to; each oracle names the site."""
+    (model, guide), x = of_latent(prior()), torch.tensor([0.3, -1.0])
+    auto = log_likelihood(model, guide, x, method="auto", num_samples=50)
+    assert isinstance(auto, Evidence) and "importance sampling" in str(auto)
+    assert torch.equal(auto.log_px, log_likelihood(model, guide, x, num_samples=50).log_px)
+    for oracle in (linear_gaussian, enumerate_latents, quadrature):
+        with pytest.raises(ProgramError, match="site 'z'"):
+            oracle(model, guide, x)
+    for oracle in (enumerate_latents, quadrature):
+        with pytest.raises(ProgramError, match=r"site 'z': .* does not say what its support is"):
+            oracle(model, guide, x)
+    with pytest.raises(ProgramError, match=r"no oracle applies.*quadrature: site 'z'"):
+        noisy_log_likelihood(model, guide, x, method="exact")
+
+
+def test_ais_names_a_latent_of_ones_own_that_does_not_say_its_support():
+    with pytest.raises(ProgramError, match="site 'z'"):
+        ais(*of_latent(Silent()), torch.tensor([0.3]), num_temperatures=2, verbose=False)
+
+
+def test_an_observed_site_that_does_not_say_its_support_is_named():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", Silent((len(x),)), obs=x + 0 * z)
+
+    guide, x = of_latent(Silent())[1], torch.zeros(3, 2)
+    for refused in (
+        lambda: noisy_log_likelihood(model, guide, x, num_samples=3, verbose=False),
+        lambda: noisy_log_likelihood(model, guide, x, method="auto", num_samples=3, verbose=False),
+        lambda: quadrature(model, guide, x),
+        lambda: measure_of(model, guide, x),
+        lambda: check_support(model, guide, x),
+    ):
+        with pytest.raises(ProgramError, match="site 'x': Silent does not say what its support is"):
+            refused()
+    assert check(model, guide, x).ok  # says nothing of what it cannot know
+
+
+def test_missing_values_of_a_distribution_that_does_not_say_its_support():
+    with pytest.raises(ProgramError, match="a Silent does not say what its support is, and so not what may stand"):
+        Observed(Silent((3,), 0)).log_prob(torch.tensor([0.0, nan, 1.0]))
+    with pytest.raises(ProgramError, match="site 'x': Silent does not say"):
+        marginal.fit_marginal(lambda h: Silent((len(h),), 0), 3, torch.zeros(4, 3))
 
 
 def test_a_method_that_is_none_and_parts_of_what_may_be_exact():

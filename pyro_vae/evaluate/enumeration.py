@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.errors import ProgramError, UsageError
-from pyro_vae.infer.support import base_name
+from pyro_vae.infer.support import base_name, support_of_site
 from pyro_vae.infer.weights import Program
 
 from .exact import Exact
@@ -124,7 +124,7 @@ def listed(name: str, fn: Any) -> Tensor:
     """Every value of one element of a discrete site, ``(V, *event of the element)``."""
     while isinstance(fn, torch.distributions.Independent):
         fn = fn.base_dist
-    if not fn.support.is_discrete:
+    if not support_of_site(name, fn).is_discrete:
         raise ProgramError(
             f"site {name!r} is continuous ({base_name(fn)}): it cannot be enumerated. Where all latents are continuous and "
             "few, quadrature integrates over them."

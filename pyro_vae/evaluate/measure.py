@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_vae.infer.support import base_name
+from pyro_vae.infer.support import base_name, support_of_site
 from pyro_vae.infer.weights import Program, trace_pair
 
 UNNORMALISED = ("Unit", "ImproperUniform")  # pyro.factor and its like
@@ -42,7 +42,8 @@ def measure_of(model: Program, guide: Program, *args: Tensor) -> str:
     """
     with torch.no_grad():
         _, sites = trace_pair(model, guide, *args)
-    kinds = [kind for site in sites.values() if site["is_observed"] for kind in measures_of(site["fn"])]
+    observed = {name: site["fn"] for name, site in sites.items() if site["is_observed"]}
+    kinds = [kind for name, fn in observed.items() for kind in measures_of(name, fn)]
     return " x ".join(sorted(set(kinds)))
 
 
@@ -56,15 +57,15 @@ def dominating(measure: str) -> str:
     return " x ".join(sorted({DOMINATING.get(kind, kind) for kind in measure.split(" x ")}))
 
 
-def measures_of(fn: Any) -> list[str]:
-    """Of one distribution, block by block if it has blocks of columns."""
+def measures_of(name: str, fn: Any) -> list[str]:
+    """Of the distribution of a site, block by block if it has blocks of columns."""
     if base_name(fn) in UNNORMALISED:
         return ["score"]
-    support = fn.support
+    support = support_of_site(name, fn)
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     blocks = getattr(fn, "blocks", None) or getattr(getattr(fn, "base_dist", None), "blocks", None)
-    return [kind for block in blocks for kind in measures_of(block)] if blocks else [kind_of(fn, support)]
+    return [kind for block in blocks for kind in measures_of(name, block)] if blocks else [kind_of(fn, support)]
 
 
 def kind_of(fn: Any, support: Any) -> str:

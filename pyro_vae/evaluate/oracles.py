@@ -11,7 +11,7 @@ from pyro import plate, poutine
 from torch import Tensor
 
 from pyro_vae.errors import ProgramError, UsageError
-from pyro_vae.infer.support import base_name
+from pyro_vae.infer.support import base_name, support_of_site
 from pyro_vae.infer.weights import PARTICLES, Program, sample_sites
 
 from .enumeration import enumerate_latents
@@ -117,7 +117,7 @@ def unconstrained_spots(joint: Joint) -> list[Spot]:
     spots = []
     for name, site in joint.latents.items():
         fn = site["fn"]
-        if fn.support.is_discrete:
+        if support_of_site(name, fn).is_discrete:
             raise ProgramError(
                 f"site {name!r} is discrete ({base_name(fn)}): there is no grid over it. Where all latents are discrete, "
                 "enumerate_latents sums over them; a mixture written as one distribution (MixtureSameFamily) needs no sum."

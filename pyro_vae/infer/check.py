@@ -13,7 +13,7 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_vae.errors import ShapeError
+from pyro_vae.errors import ProgramError, ShapeError
 from pyro_vae.seeding import seeded
 
 from .check_parameters import ghost_training, gradients, modules, named_parameters, shared
@@ -234,7 +234,7 @@ def data_fits(name: str, site: Site, data: str | None) -> Iterator[Finding]:
         what, _, fix = str(error).removeprefix(f"{where}: ").partition("). ")
         yield Finding("shape", where, f"{what})", fix.rstrip("."))
         return
-    except (NotImplementedError, AttributeError):
+    except (ProgramError, NotImplementedError, AttributeError):
         return
     if not good.all():
         what, fix = outside(name, site, dim, (~good).nonzero().flatten().tolist(), len(good))

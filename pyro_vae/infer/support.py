@@ -124,14 +124,14 @@ def culprit(model: Program, guide: Program, args: Batch) -> str | None:
 
 
 def rows_inside(name: str, site: Site, dim: int) -> Tensor:
-    """Which rows of an observed site lie in the support, ``(N,)``."""
+    """Which rows of an observed site lie in the support, ``(N,)``; a ProgramError where it declares none."""
     value, fn = site["value"], site["fn"]
     if value.shape != fn.shape():
         raise ShapeError(
             f"site {name!r}: the data has shape {tuple(value.shape)}, its distribution {tuple(fn.shape())} (batch "
             f"{tuple(fn.batch_shape)}, event {tuple(fn.event_shape)}). Give x the shape of what the likelihood generates."
         )
-    inside = allowed(site, fn.support)
+    inside = allowed(site, support_of_site(name, fn))
     other = [d for d in range(-inside.dim(), 0) if d != dim]
     return inside.movedim(dim, 0).flatten(1).all(1) if other else inside
 
@@ -150,6 +150,21 @@ def base_name(d: Any) -> str:
     while hasattr(d, "base_dist"):
         d = d.base_dist
     return type(d).__name__
+
+
+def support_of_site(name: str, fn: Any) -> Any:
+    """Look up the support that the distribution of a site declares.
+
+    Raises:
+        ProgramError: it declares none (a bare ``ZukoToPyro``, a distribution of the user's own); names the site.
+    """
+    try:
+        return fn.support
+    except (NotImplementedError, AttributeError) as error:
+        raise ProgramError(
+            f"site {name!r}: {base_name(fn)} does not say what its support is. Give its class one, as in "
+            "support = pyro.distributions.constraints.real_vector."
+        ) from error
 
 
 def allowed(site: Site, support: Any) -> Tensor:

@@ -155,7 +155,13 @@ def filler(d: Any) -> Tensor:
 
     Continuous elements: their mean (a constant far from it may have no finite density in float32), if that is finite.
     """
-    support = d.support
+    try:
+        support = d.support
+    except NotImplementedError as error:
+        raise ProgramError(
+            f"a {type(d).__name__} does not say what its support is, and so not what may stand for a missing value. Give "
+            "its class one, as in support = pyro.distributions.constraints.real."
+        ) from error
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
     constant = feasible(support)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.infer.support import support_of_site
 from pyro_vae.parts.families import MIN_SCALE
 from pyro_vae.parts.missing import Observed
 
@@ -49,7 +50,7 @@ def fit_marginal(family: Any, features: int, x: Tensor, steps: int = 300, rows: 
     """
     family = copy.deepcopy(family) if isinstance(family, nn.Module) else family
     h = torch.zeros(features, requires_grad=True)
-    x = x[of_rows(family(h), x).support.check(x)]
+    x = x[support_of_site("x", of_rows(family(h), x)).check(x)]
     x = x[:: max(1, len(x) // rows)]
     parameters = [h, *(family.parameters() if isinstance(family, nn.Module) else ())]
     optimizer = torch.optim.Adam(parameters, lr=0.1)
