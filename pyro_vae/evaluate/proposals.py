@@ -19,6 +19,7 @@ from pyro.poutine.runtime import Message
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_vae.common.pyro_private import is_deterministic
 from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.infer.weights import PARTICLES, LogProbs, Plates, Program, row_log_prob, sample_sites, sum_terms
 
@@ -116,8 +117,7 @@ class Widened(Messenger):
         self.factor = factor
 
     def _pyro_sample(self, msg: Message) -> None:
-        deterministic = (msg["infer"] or {}).get("_deterministic")
-        if not (msg["is_observed"] or deterministic or site_is_subsample(msg)):
+        if not (msg["is_observed"] or is_deterministic(msg) or site_is_subsample(msg)):
             msg["fn"] = cast(Any, widen(msg["fn"], self.factor, str(msg["name"])))
 
 

@@ -13,11 +13,12 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_vae.common.pyro_private import own_store
 from pyro_vae.errors import ProgramError, ShapeError
 from pyro_vae.seeding import seeded
 
 from .check_parameters import ghost_training, gradients, modules, named_parameters, shared
-from .findings import Finding, Report, Run, own_store, run
+from .findings import Finding, Report, Run, run
 from .programs import evaluation_mode, without_validation
 from .support import MASK, base_name, describe, rows_inside, say_support
 from .weights import Program, Site

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyro
 from pyro import poutine
 
 from pyro_vae.errors import ProgramError, PyroVAEError, ShapeError, SupportError
@@ -88,17 +86,3 @@ def run(program: str, function: Callable[..., Any], batch: tuple[Any, ...]) -> R
             done.stopped = error
     done.trace, done.sites = tracer.trace, sample_sites(tracer.trace)
     return done
-
-
-@contextmanager
-def own_store() -> Iterator[None]:
-    """Pyro's parameter store as it is now, inside; what is added to it is forgotten after."""
-    store, names = pyro.get_param_store(), ("_params", "_constraints", "_param_to_name")
-    before = {name: getattr(store, name) for name in names}
-    try:
-        for name, values in before.items():
-            setattr(store, name, dict(values))
-        yield
-    finally:
-        for name, values in before.items():
-            setattr(store, name, values)

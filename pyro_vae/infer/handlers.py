@@ -9,6 +9,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from pyro.poutine.util import site_is_subsample
 
+from pyro_vae.common.pyro_private import is_deterministic
 from pyro_vae.errors import UsageError
 
 BETA = "_beta"  # where a site says how much of its scale is β: the rest weighs rows, not sites
@@ -66,7 +67,7 @@ class Beta(Messenger):
         return self(model), self(guide)
 
     def _pyro_sample(self, msg: Message) -> None:
-        observed = msg["is_observed"] or (msg["infer"] or {}).get("_deterministic")
+        observed = msg["is_observed"] or is_deterministic(msg)
         if not observed and not site_is_subsample(msg):
             infer: dict[str, Any] = dict(msg["infer"] or {})
             infer[BETA] = infer.get(BETA, 1.0) * self.value

@@ -6,16 +6,17 @@ Stock ``loss_and_grads`` turns each site's log-probability into a Python number,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from copy import copy
 from typing import Any
 
 import torch
 from pyro import poutine
 from pyro.distributions.util import is_identically_zero, scale_and_mask
 from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
-from pyro.infer.trace_elbo import _compute_log_r
+from pyro.infer.util import MultiFrameTensor, get_plate_stacks
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
+
+from pyro_vae.common.pyro_private import vectorized_traces, vectorizes
 
 from .objective import Bound
 from .weights import Program, Site, sample_sites
@@ -48,7 +49,7 @@ def tensor_loss(objective: ELBO) -> TensorLoss | None:
         return objective.differentiable_loss
     forms: dict[type[ELBO], Callable[..., Tensor]] = {Trace_ELBO: trace_elbo, TraceMeanField_ELBO: mean_field}
     of_particle = forms.get(type(objective))
-    if of_particle is None:
+    if of_particle is None or (objective.vectorize_particles and not vectorizes()):
         return None
 
     def loss(model: Program, guide: Program, *batch: Tensor) -> Tensor:
@@ -60,12 +61,11 @@ def tensor_loss(objective: ELBO) -> TensorLoss | None:
 
 def unscored(objective: Any, model: Program, guide: Program, batch: tuple[Tensor, ...]) -> Iterator[Traces]:
     """(model, guide) traces for the objective's particles, in its own order, with no log-probability taken yet."""
-    plain = copy(objective)
-    plain._get_trace = trace_pair
-    traces = plain._get_traces(model, guide, batch, {})
-    for pair in traces:
-        objective.max_plate_nesting = plain.max_plate_nesting  # found by a run of the programs: once is enough
-        yield pair
+    if objective.vectorize_particles:
+        yield from vectorized_traces(objective, trace_pair, model, guide, batch)
+    else:
+        for _ in range(objective.num_particles):
+            yield trace_pair(model, guide, batch, {})
 
 
 def trace_pair(model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traces:
@@ -86,10 +86,20 @@ def trace_elbo(p: poutine.Trace, q: poutine.Trace) -> Tensor:
         if not is_identically_zero(entropy):
             surrogate = surrogate - entropy.sum()
         if not is_identically_zero(score):
-            log_r = _compute_log_r(p, q).sum_to(site["cond_indep_stack"])
+            log_r = log_ratios(p, q).sum_to(site["cond_indep_stack"])
             surrogate = surrogate + (log_r * score).sum()
     value = log_p - log_q
     return surrogate if follows else surrogate + (value - surrogate).detach()
+
+
+def log_ratios(p: poutine.Trace, q: poutine.Trace) -> MultiFrameTensor:
+    """log p − log q of each site of the model, by the plates that it stands in: what a score is multiplied by."""
+    stacks, ratios = get_plate_stacks(p), MultiFrameTensor()
+    for name, site in p.nodes.items():
+        if site["type"] == "sample":
+            ratio = site["log_prob"] if site["is_observed"] else site["log_prob"] - q.nodes[name]["log_prob"]
+            ratios.add((stacks[name], ratio.detach()))
+    return ratios
 
 
 def mean_field(p: poutine.Trace, q: poutine.Trace) -> Tensor:

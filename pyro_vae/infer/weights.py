@@ -13,6 +13,7 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_vae.common.pyro_private import is_deterministic
 from pyro_vae.errors import ProgramError, ShapeError
 
 Program = Callable[..., Any]
@@ -157,7 +158,7 @@ def sample_sites(trace: poutine.Trace) -> dict[str, Site]:
     return {
         name: site
         for name, site in nodes.items()
-        if site["type"] == "sample" and not site_is_subsample(site) and not site["infer"].get("_deterministic")
+        if site["type"] == "sample" and not site_is_subsample(site) and not is_deterministic(site)
     }
 
 

@@ -6,9 +6,9 @@ import itertools
 import weakref
 
 import pyro
-from pyro.poutine.runtime import _PYRO_STACK
 from torch import nn
 
+from pyro_vae.common.pyro_private import active_handlers
 from pyro_vae.errors import ProgramError
 
 _names: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
@@ -18,11 +18,12 @@ _count = itertools.count()
 def _forget(name: str) -> None:
     """Empties the store of a module that no longer exists."""
     store = pyro.get_param_store()
-    for key in [key for key in store.keys() if key.startswith(f"{name}$$$")]:  # noqa: SIM118 (not a dict)
-        tensor = store._params.pop(key)  # not `del store[key]`, which fails where two modules share a parameter
-        store._constraints.pop(key, None)
-        if store._param_to_name.get(tensor) == key:
-            del store._param_to_name[tensor]
+    held = list(store.named_parameters())
+    for key, tensor in held:
+        if key.startswith(f"{name}$$$"):
+            del store[key]
+            shared = {other: t for other, t in held if t is tensor and other in store}  # by another module
+            store.set_state({"params": shared, "constraints": {}})  # `del` has forgotten whose it is
 
 
 def register(module: nn.Module) -> None:
@@ -37,7 +38,7 @@ def register(module: nn.Module) -> None:
         ProgramError: Pyro's store holds another tensor under the name (a store that was loaded or set by hand), which
             would be trained in the module's place.
     """
-    if any(getattr(handler, "settled", False) for handler in _PYRO_STACK):
+    if any(getattr(handler, "settled", False) for handler in active_handlers()):
         return
     name = _names.get(module)
     if name is None:

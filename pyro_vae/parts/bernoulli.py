@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from pyro_vae.common.torch_private import validate_sample
+
 FACTORS = 120  # each is at least ½, so that their product stays above 2^−126, where float32 loses digits
 CACHED = 2**19  # elements worked on at a time where no gradient is wanted: what a core's cache holds
 
@@ -37,7 +39,7 @@ class Bernoullis(dist.Independent):
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
-            self.base_dist._validate_sample(value)
+            validate_sample(self.base_dist, value)
         h, n = self.base_dist.logits, self.reinterpreted_batch_ndims
         if value.shape[-n:] != h.shape[-n:] or not (value.dtype == h.dtype in (torch.float32, torch.float64)):
             return super().log_prob(value)

@@ -11,10 +11,10 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from pyro import settings
 from pyro.contrib.zuko import ZukoToPyro
 from pyro.distributions import constraints
 from torch import Size, Tensor, nn
-from torch.distributions import Distribution
 
 from pyro_vae.errors import UsageError
 
@@ -23,11 +23,8 @@ KINDS = ("nsf", "maf", "iaf")
 
 def import_zuko() -> ModuleType:
     """zuko, with torch's (and so Pyro's) distribution validation as it was before."""
-    validate = Distribution._validate_args
-    try:
+    with settings.context(validate_distributions_torch=settings.get("validate_distributions_torch")):
         import zuko
-    finally:
-        Distribution._validate_args = validate
     return zuko
 
 

@@ -27,7 +27,6 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution, TorchDistributionMixin
 from torch import Tensor, nn
 from torch.distributions import Independent, constraints
-from torch.distributions.utils import _sum_rightmost
 
 from pyro_vae.errors import ProgramError
 
@@ -113,7 +112,8 @@ class Observed(TorchDistribution):
 def score(d: Any, value: Tensor) -> Tensor:
     """log-density with the missing elements' terms set to 0, summed where and in the order that d itself sums."""
     if isinstance(d, Independent):
-        return _sum_rightmost(score(d.base_dist, value), d.reinterpreted_batch_ndims)
+        terms, dims = score(d.base_dist, value), d.reinterpreted_batch_ndims
+        return terms.flatten(-dims).sum(-1) if dims else terms
     if blocks := blocks_of(d):
         return torch.stack([score(b, v) for b, v in zip(blocks, value.split(d.widths, -1), strict=True)]).sum(0)
     # NaN must be gone before log_prob: where() after it would leave 0 · NaN = NaN in the gradient

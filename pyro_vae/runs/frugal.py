@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from pyro_vae.common.safe_read import Layout
+from pyro_vae.common.torch_private import dispatching
 from pyro_vae.errors import RunFolderError
 
+NAMES = "arange empty empty_strided eye full linspace logspace ones rand randint randn randperm tensor zeros"
+FACTORIES = [getattr(torch, name) for name in NAMES.split()]
 SPARE_BYTES, SPARE_CALLS = 64 * 2**20, 5_000
 
 
-class Frugal(TorchDispatchMode):
+class Frugal:
     """Refuses factories of tensors (zeros, randn, arange …) once they come to more than the weights account for."""
 
     def __init__(self, layout: Layout) -> None:
-        super().__init__()
         held = sum(math.prod(shape) * dtype.itemsize for shape, dtype in layout.values())
         self.bytes, self.calls = 8 * held + SPARE_BYTES, 100 * len(layout) + SPARE_CALLS
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+    def __call__(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         self.calls -= 1
         if not any(isinstance(a, Tensor) for a in args) and "device" in kwargs and "generator" not in kwargs:
             shaped = func(*args, **{**kwargs, "device": "meta", "pin_memory": False})
@@ -33,6 +35,18 @@ class Frugal(TorchDispatchMode):
         if self.bytes < 0 or self.calls < 0:
             raise RunFolderError("config.json asks for a model far larger than the weights beside it")
         return func(*args, **kwargs)
+
+
+class Calls(TorchFunctionMode):
+    """Hands on what Python calls of the factories: for a torch that shows no operations."""
+
+    def __init__(self, handle: Frugal) -> None:
+        super().__init__()
+        self.handle = handle
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        return self.handle(func, args, {"device": None, **kwargs}) if func in FACTORIES else func(*args, **kwargs)
 
 
 @contextmanager
@@ -47,5 +61,6 @@ def frugal(layout: Layout) -> Iterator[None]:
         Traceback (most recent call last):
         pyro_vae.errors.RunFolderError: config.json asks for a model far larger than the weights beside it
     """
-    with Frugal(layout):
+    bounds = Frugal(layout)
+    with dispatching(bounds) or Calls(bounds):
         yield

@@ -11,10 +11,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from pyro import settings
 from torch import Tensor
-from torch.distributions import Distribution
 
-from .trace import Flat, Untraceable
+from pyro_vae.common import torch_private
+
+from .trace import Flat, Unfinished, Untraceable
+
+VALIDATE = "validate_distributions_torch"
 
 
 def compiler() -> str | None:
@@ -26,14 +30,14 @@ def compile_flat(flat: Flat, batch: Sequence[Tensor]) -> Callable[..., Any]:
     """The graph as machine code, drawing the noise that it draws uncompiled.
 
     Raises:
+        Unfinished: torch has no Inductor, or calls it otherwise.
         Untraceable: no compiler, or the compiler gave up.
     """
     if batch[0].device.type == "cpu" and compiler() is None:
         raise Untraceable("no C++ compiler (g++ or clang++) was found, which Inductor needs")
-    from torch._inductor import config
-    from torch._inductor.compile_fx import compile_fx
-    from torch._inductor.decomposition import select_decomp_table
-
+    if reason := torch_private.lacks(*torch_private.INDUCTOR):
+        raise Unfinished(reason)
+    config, compile_fx, select_decomp_table = map(torch_private.find, torch_private.INDUCTOR)
     try:
         with as_found(), torch.no_grad(), config.patch(fallback_random=True, compile_threads=1):
             table = {**select_decomp_table(), torch.ops.aten.log1p.default: log1p}
@@ -62,7 +66,7 @@ def log1p(x: Tensor) -> Tensor:
 @contextmanager
 def as_found() -> Iterator[None]:
     """Distribution validation and threads are put back; the compiler's warnings and log lines stay with it."""
-    validate, threads = Distribution._validate_args, torch.get_num_threads()
+    validate, threads = settings.get(VALIDATE), torch.get_num_threads()
     log = logging.getLogger("torch.utils.cpp_extension")
     level = log.level
     try:
@@ -72,6 +76,6 @@ def as_found() -> Iterator[None]:
             yield
     finally:
         log.setLevel(level)
-        Distribution.set_default_validate_args(validate)
+        settings.set(**{VALIDATE: validate})
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)

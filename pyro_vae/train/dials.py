@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor
 
 Known = list[tuple[Callable[[], bool], bool]]  # what was asked, and what the answer was
@@ -39,8 +38,7 @@ class Dial:
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        args, kwargs = torch.utils._pytree.tree_map(as_tensor, (args, kwargs or {}))
-        return func(*args, **kwargs)
+        return func(*as_tensor(args), **as_tensor(kwargs or {}))
 
     def combined(self, other: Any, do: Callable[[Any, Any], Any]) -> Any:
         if isinstance(other, Dial):
@@ -98,6 +96,12 @@ class Dial:
 
 
 def as_tensor(value: Any) -> Any:
+    """A dial's tensor, also within tuples, lists and dictionaries."""
+    if isinstance(value, tuple | list):
+        inner = map(as_tensor, value)
+        return list(inner) if isinstance(value, list) else tuple(inner)
+    if isinstance(value, dict):
+        return {key: as_tensor(inner) for key, inner in value.items()}
     return value.tensor if isinstance(value, Dial) else value
 
 
@@ -105,6 +109,7 @@ class Panel:
     """The dials that a run's ``on_step`` moves.
 
     Example:
+        >>> import torch
         >>> from pyro_vae import Beta, warmup, constant
         >>> beta = Beta(4.0, warmup(constant, 0.5))
         >>> panel = Panel(beta.at)

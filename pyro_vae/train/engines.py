@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor, nn
 
+from pyro_vae.common import torch_private
 from pyro_vae.errors import UsageError
 from pyro_vae.infer.programs import without_validation
 
@@ -19,7 +20,7 @@ from .dials import Known, Panel, holds
 from .graph import record
 from .precision import Bfloat16
 from .step import Lean, Step
-from .trace import Flat, Untraceable, difference, trace
+from .trace import Flat, Unfinished, Untraceable, difference, trace
 
 Finish = Callable[[Flat, Sequence[Tensor]], Callable[..., Any]]
 FINISH: dict[str, Finish] = {"compile": compile_flat, "graph": record}
@@ -133,7 +134,12 @@ class Traced:
             return
         start = time.perf_counter()
         with replayed(self.buffers, batch[0].device):
-            flat.run = self.finish(flat, tuple(a.flip(0) for a in batch))  # not the batch that it is checked on
+            try:
+                flat.run = self.finish(flat, tuple(a.flip(0) for a in batch))  # not the batch that it is checked on
+            except Unfinished as why:
+                self.finish = None
+                self.said.append(f"the trace goes on as it is: {why}")
+                return
         self.said.append(f"{MADE[self.name]} in {time.perf_counter() - start:.1f} s")
         self.due.add(key)
 
@@ -239,9 +245,9 @@ class Traced:
                 "on_step may change any number of the programs, which a trace would freeze (the method of an object that "
                 "names its numbers in `dials`, such as Beta.at, is followed)"
             )
-        if _PYRO_STACK:
+        if am_i_wrapped():
             return "training runs inside other Pyro handlers, which would see only the first steps"
-        hooked = any(p._backward_hooks for p in self.step.parameters)
+        hooked = any(torch_private.has_hook(p) for p in self.step.parameters)
         return "a parameter has a hook on its gradient" if hooked else None
 
     def refuse(self, reason: str) -> None:
@@ -313,6 +319,8 @@ def resolve(engine: str, planned: int, device: torch.device = CPU) -> tuple[str,
         )
     if engine == "compile" and compiler() is None:
         return "trace", "compile was asked for, but no C++ compiler (g++ or clang++) was found"
+    if engine == "compile" and (reason := torch_private.lacks(*torch_private.INDUCTOR)):
+        return "trace", f"compile was asked for, but {reason}"
     if engine != "auto":
         return engine, "asked for"
     if planned < WORTH_TRACE:

@@ -46,8 +46,8 @@ class Bfloat16(TorchFunctionMode):
         kwargs = kwargs or {}
         if func not in PRODUCTS or args[0].dtype != torch.float32:
             return func(*args, **kwargs)
-        args, kwargs = torch.utils._pytree.tree_map_only(Tensor, Tensor.bfloat16, (args, kwargs))
-        return func(*args, **kwargs).float()
+        narrow = {k: v.bfloat16() if isinstance(v, Tensor) else v for k, v in kwargs.items()}
+        return func(*(a.bfloat16() if isinstance(a, Tensor) else a for a in args), **narrow).float()
 
 
 Context = Callable[[], AbstractContextManager[Any]]

@@ -16,6 +16,7 @@ import pyro
 import torch
 from torch import Tensor
 
+from pyro_vae.common.torch_private import version
 from pyro_vae.digests import tensor_digest
 from pyro_vae.errors import CheckpointError, DivergedError
 from pyro_vae.seeding import seeded
@@ -90,7 +91,7 @@ class Place:
 
 def versions(loop: Loop) -> tuple[int, ...]:
     """Of the buffers: a forward pass in training mode counts them up where it changes them."""
-    return tuple(buffer._version for module in loop.modules for buffer in module.buffers())
+    return tuple(version(buffer) for module in loop.modules for buffer in module.buffers())
 
 
 def noise(device: torch.device) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from torch import Tensor
 
+from pyro_vae.common.torch_private import fused_works
 from pyro_vae.errors import DivergedError, ProgramError, UsageError
 from pyro_vae.infer.handlers import Settled
 from pyro_vae.infer.programs import without_validation
@@ -38,7 +39,7 @@ def adam(lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999)) -> MakeOpt
     """
 
     def make(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
-        return torch.optim.Adam(parameters, lr=lr, betas=betas, fused=True)
+        return torch.optim.Adam(parameters, lr=lr, betas=betas, fused=fused_works() or None)
 
     return make
 

@@ -17,7 +17,8 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from pyro_vae.common import torch_private
 
 from .dials import Known
 
@@ -27,6 +28,10 @@ READS_OF = {getattr(Tensor, name): name for name in READS} | {torch.equal: "equa
 
 class Untraceable(Exception):
     """Why a step cannot be traced, or its trace cannot be trusted."""
+
+
+class Unfinished(Exception):
+    """Why nothing faster can be made of a trace, which is good as it is."""
 
 
 class Sites(Messenger):
@@ -50,17 +55,15 @@ class NoCalls(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class NoReads(TorchDispatchMode):
-    """Refuses operations whose result, or its shape, hangs on the numbers in a tensor."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten.index.Tensor:
-            hangs = any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])  # else whole numbers
-        else:
-            hangs = bool({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags))
-        if hangs:
-            raise Untraceable(f"{func} depends on the numbers in a tensor")
-        return func(*args, **(kwargs or {}))
+def no_reads(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """Runs an operation, unless its result, or its shape, hangs on the numbers in a tensor."""
+    if func is torch.ops.aten.index.Tensor:
+        hangs = any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])  # else whole numbers
+    else:
+        hangs = bool({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags))
+    if hangs:
+        raise Untraceable(f"{func} depends on the numbers in a tensor")
+    return func(*args, **kwargs)
 
 
 @dataclass(eq=False)
@@ -101,7 +104,7 @@ class Flat:
 
 def writes(node: fx.Node) -> list[fx.Node]:
     """The arguments that an operation changes in place."""
-    schema = getattr(node.target, "_schema", None)
+    schema = torch_private.schema(node.target)
     if node.op != "call_function" or schema is None or not schema.is_mutable:
         return []
     named = [
@@ -121,7 +124,7 @@ def root_of(node: fx.Node) -> fx.Node:
 
 
 def shares(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
+    schema = torch_private.schema(node.target)
     return schema is not None and any(r.alias_info is not None for r in schema.returns)
 
 
@@ -131,9 +134,10 @@ def trace(loss_of: Callable[..., Tensor], parameters: Sequence[Tensor], batch: S
     Raises:
         Untraceable: what the programs do that no graph can hold; the site before it is named.
     """
-    from torch._subclasses import FakeTensorMode
-    from torch.fx.experimental.proxy_tensor import make_fx  # imports torch's compiler, a second or two
-
+    if reason := torch_private.no_trace():
+        raise Untraceable(reason)
+    make_fx, watching = torch_private.find(torch_private.MAKE_FX), torch_private.dispatching(no_reads)
+    assert watching is not None
     wanted: list[int] = []
 
     def loss_and_gradients(*inputs: Tensor) -> list[Tensor]:
@@ -144,10 +148,7 @@ def trace(loss_of: Callable[..., Tensor], parameters: Sequence[Tensor], batch: S
         wanted[:] = [i for i, _ in pairs]
         return [loss.detach(), *(like(g, parameters[i]) for i, g in pairs)]
 
-    shared = torch._guards.TracingContext(
-        FakeTensorMode(allow_fallback_kernels=True)
-    )  # or each node makes its own, slowly
-    with naming_the_site(), NoCalls(), NoReads(), torch._guards.tracing(shared):
+    with naming_the_site(), NoCalls(), watching, torch_private.shared_fakes():
         module = make_fx(loss_and_gradients, tracing_mode="real")(*batch)
     return Flat(module, lift(module), wanted)
 
@@ -218,8 +219,18 @@ def difference(a: Flat, b: Flat) -> str | None:
 
 def flat_arguments(node: fx.Node, numbers: dict[fx.Node, int]) -> list[Any]:
     """The arguments of an operation, nodes by their place in the graph."""
-    flat, _ = torch.utils._pytree.tree_flatten((node.args, dict(node.kwargs)))
-    return [("node", numbers[value]) if isinstance(value, fx.Node) else value for value in flat]
+    values = leaves((node.args, node.kwargs))
+    return [("node", numbers[value]) if isinstance(value, fx.Node) else value for value in values]
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """What tuples, lists and dictionaries hold in the end."""
+    inner = value.values() if isinstance(value, dict) else value
+    if isinstance(value, tuple | list | dict):
+        for one in inner:
+            yield from leaves(one)
+    else:
+        yield value
 
 
 def equal(x: Any, y: Any) -> bool:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.common import torch_private
+
 OFF = ("amsgrad", "maximize", "capturable", "differentiable", "decoupled_weight_decay")
 
 
@@ -35,41 +37,23 @@ def take_step(optimizer: torch.optim.Optimizer) -> None:
 
 def plain(optimizer: torch.optim.Optimizer) -> bool:
     """Whether it is torch's own Adam, fused, with nobody listening."""
-    listened = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
     wrapped = "step" in vars(optimizer)  # learning-rate schedulers and scalers of torch wrap it
     groups: Sequence[Any] = optimizer.param_groups
     usual = all(g.get("fused") and type(g["lr"]) is float and not any(g.get(k) for k in OFF) for g in groups)
-    return type(optimizer) is torch.optim.Adam and usual and not listened and not wrapped
+    return type(optimizer) is torch.optim.Adam and usual and not torch_private.heard(optimizer) and not wrapped
 
 
 def begun(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether it is :func:`plain`, and every parameter has a state: the first step makes the states."""
-    groups = optimizer.param_groups
-    return plain(optimizer) and all(len(optimizer.state.get(p, ())) for group in groups for p in group["params"])
+    """Whether it is :func:`plain`, with a kernel to call, and every parameter has a state: the first step makes the states."""
+    groups, works = optimizer.param_groups, torch_private.kernel_works()
+    return (
+        works and plain(optimizer) and all(len(optimizer.state.get(p, ())) for group in groups for p in group["params"])
+    )
 
 
 def fused_adam(optimizer: Any, group: dict[str, Any], rate: Tensor | None = None) -> None:
     """The kernel, on one group; `rate` is read on the device in place of the group's own learning rate."""
     parameters: list[Tensor] = group["params"]
     states = [optimizer.state[p] for p in parameters]
-    steps, skip = [s["step"] for s in states], getattr(optimizer, "found_inf", None)
-    with torch.no_grad():
-        torch._foreach_add_(steps, 1)
-        torch._fused_adam_(
-            parameters,
-            [p.grad for p in parameters if p.grad is not None],  # all of them
-            [s["exp_avg"] for s in states],
-            [s["exp_avg_sq"] for s in states],
-            [],
-            steps,
-            lr=group["lr"] if rate is None else rate,
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            amsgrad=False,
-            maximize=False,
-            found_inf=skip,
-        )
-        if skip is not None:
-            torch._foreach_sub_(steps, [skip] * len(steps))
+    skip = getattr(optimizer, "found_inf", None)
+    torch_private.fused_adam(parameters, states, group, group["lr"] if rate is None else rate, skip)

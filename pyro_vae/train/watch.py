@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from pyro_vae.common.torch_private import takes_found_inf
 from pyro_vae.errors import DivergedError
 
 LOSS, GRADIENT = "the loss is {}", "a gradient is not finite"
@@ -87,4 +88,4 @@ def watch_of(device: torch.device, optimizer: torch.optim.Optimizer, prompt: boo
 def can_skip(optimizer: torch.optim.Optimizer) -> bool:
     """Whether it takes ``found_inf``: torch's fused Adam, AdamW, SGD and Adagrad do."""
     fused = all(group.get("fused") for group in optimizer.param_groups)
-    return fused and bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+    return fused and takes_found_inf(optimizer)
