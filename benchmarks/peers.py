@@ -76,7 +76,7 @@ def ours(case: Case, x: Tensor, engine: str) -> Run:
     """What `fit` does at each step."""
     vae = vae_of(case).to(x.device)
     step = Step(vae.model, vae.guide, objective_of(case), adam())
-    step.engine = Lean(step) if engine == "eager" else Traced(step, [vae], Panel(None), FINISH.get(engine), engine)
+    step.engine = Lean(step) if engine == "eager" else Traced(step, [vae], Panel(), FINISH.get(engine), engine)
     batch = batches(x, case.batch)
 
     def run(steps: int) -> None:

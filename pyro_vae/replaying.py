@@ -42,8 +42,8 @@ def replay_step(path: Path | str, components: Components = NOTHING, device: str 
             tensor.data.copy_(groups["model"][name])
         vae.to(place)
         batch = tuple(groups["batch"][str(i)].to(place) for i in range(len(groups["batch"])))
-        if objective.on_step is not None:
-            objective.on_step(float(head["done"]))
+        for moved in objective.scheduled:
+            moved.at(float(head["done"]))
         step = Step(*objective.pair(vae), objective.elbo, adam(0.0))
         return replayed(step, batch, groups["rng"], head, place)
     except FAULTS as error:

@@ -191,7 +191,7 @@ def train(job: Job, curve: Curve, keeper: Keeper, resume: Generation | None, for
         seed=config.seed,
         engine=config.engine,
         precision=config.precision,
-        on_step=objective.on_step,
+        scheduled=objective.scheduled,
         on_epoch=curve,
         bad_steps=BAD_STEPS,
         keeper=keeper,

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from contextlib import nullcontext
 from functools import partial
 from types import SimpleNamespace
 
@@ -44,7 +45,7 @@ from pyro_vae.errors import UsageError
 from pyro_vae.infer.analytic import analytic_kl
 from pyro_vae.models.register import register
 from pyro_vae.train import compiled, engines
-from pyro_vae.train.dials import Dial, Frozen, holds
+from pyro_vae.train.dials import Dial, Frozen, Panel, holds
 from pyro_vae.train.engines import Traced, resolve
 from pyro_vae.train.graph import Recorded
 from pyro_vae.train.step import Step
@@ -209,7 +210,7 @@ def annealed(objective, beta):
         vae = small_vae()
         moved = beta()
         pair = moved.pair(vae) if isinstance(moved, Beta) else vae
-        run = fit(pair, binary(), objective=objective(moved), engine=engine, on_step=moved.at, epochs=4)
+        run = fit(pair, binary(), objective=objective(moved), engine=engine, scheduled=[moved], epochs=4)
         check.append((weights(vae), run))
     return check
 
@@ -232,8 +233,8 @@ def test_numbers_that_move_are_followed(objective, beta):
 
 
 def test_a_frozen_number_is_another_run(monkeypatch):
-    """What the dials are for: without them, and without the checks, β stays what it was when the step was traced."""
-    monkeypatch.setattr(Beta, "dials", ())
+    """What scheduled values are for: without them, and without the checks, β stays what it was when the step was traced."""
+    monkeypatch.setattr(Panel, "traced", lambda self, like, known: nullcontext())
     monkeypatch.setattr(Traced, "hindrance", lambda self: None)
     monkeypatch.setattr(Traced, "renew", lambda self: None)
     (held, _), (other, _) = annealed(lambda b: Bound(), lambda: Beta(4.0, warmup(constant, 0.6)))
@@ -244,7 +245,7 @@ def test_a_frozen_number_is_another_run(monkeypatch):
 def test_the_last_uneven_batch_runs_eager_and_a_frequent_one_is_traced():
     vae = small_vae()
     step = Step(vae.model, vae.guide, Trace_ELBO(), adam())
-    step.engine = engine = Traced(step, [vae], engines.Panel(None))
+    step.engine = engine = Traced(step, [vae], engines.Panel())
     step(binary())
     for rows in [8] * 3 + [5] * (engines.RARE - 1):
         step(binary()[:rows])
@@ -312,8 +313,86 @@ def test_objectives_that_read_numbers_back_run_eager():
     check_refused(plain, "RenyiELBO reads numbers back", objective=partial(RenyiELBO, num_particles=2))
 
 
-def test_an_on_step_that_may_do_anything_runs_eager():
-    check_refused(plain, "on_step may change any number", on_step=lambda done: None)
+@pytest.mark.parametrize("on_step", [lambda done: None, Beta().at], ids=["function", "method"])
+def test_an_on_step_that_may_do_anything_runs_eager(on_step):
+    check_refused(plain, "on_step may change any number", on_step=on_step)
+
+
+def test_a_function_is_called_after_what_is_scheduled_has_moved():
+    beta, seen = Beta(2.0, lambda done: done), []
+    fit(
+        beta.pair(small_vae()),
+        binary()[:16],
+        scheduled=[beta],
+        on_step=lambda done: seen.append((done, beta.value)),
+        engine="trace",
+    )
+    assert seen == [(0.0, 0.0), (0.25, 0.5), (0.5, 1.0), (0.75, 1.5)]
+
+
+class Moved:
+    """Keeps the contract of `Scheduled`, unless told otherwise."""
+
+    scheduled_names = ("weight",)
+
+    def __init__(self, weight=1.0, **others):
+        self.weight = weight
+        self.__dict__.update(others)
+
+    def at(self, done):
+        self.weight = 1.0 + done
+
+
+def without_a_number():
+    moved = Moved()
+    del moved.weight
+    return moved
+
+
+@pytest.mark.parametrize(
+    ("scheduled", "message"),
+    [
+        (lambda: Moved(), "scheduled must be a list, such as .* got a Moved"),
+        (lambda: [Moved(), Moved().at], r"scheduled\[1\] is a method, .* give the Moved itself"),
+        (lambda: [lambda done: None], r"scheduled\[0\] is a function, .* goes to on_step="),
+        (lambda: [Beta], r"scheduled\[0\] is Beta, and wanted is an object"),
+        (lambda: [object()], r"scheduled\[0\] is a object, .*`scheduled_names`"),
+        (lambda: [Moved(scheduled_names=("weight", "wieght"))], "lists 'wieght'.* there is no such attribute"),
+        (lambda: [without_a_number()], "lists 'weight'.* there is no such attribute"),
+        (lambda: [Moved(torch.tensor(1.0))], "lists 'weight'.* it is a Tensor"),
+        (lambda: [Moved(scheduled_names="weight")], "must be a tuple of names, .* got 'weight'"),
+        (lambda: [Moved(scheduled_names=())], "must be a tuple of names"),
+        (lambda: 2 * [Moved()], r"scheduled\[1\] is the same Moved as one before it"),
+    ],
+    ids=["alone", "method", "function", "class", "object", "typo", "unset", "tensor", "string", "nothing", "twice"],
+)
+@pytest.mark.parametrize("engine", ["eager", "trace"])
+def test_what_cannot_be_scheduled_is_refused_before_training(scheduled, message, engine):
+    vae = small_vae()
+    before = weights(vae)
+    with pytest.raises(UsageError, match=message):
+        fit(vae, binary(), engine=engine, scheduled=scheduled())
+    torch.testing.assert_close(weights(vae), before, rtol=0, atol=0)
+
+
+def test_several_objects_of_ones_own_are_followed():
+    """Two numbers of two objects, read by the likelihood itself."""
+
+    def run(engine):
+        torch.manual_seed(1)
+        one, two = Moved(), Moved()
+
+        class Sharp(Conditional):
+            def forward(self, *parents):
+                return super().forward(*(one.weight * p / two.weight + two.weight for p in parents))
+
+        vae = VAE(StandardNormal(2), Sharp(MLP8(2, 6), bernoulli), Conditional(MLP8(6, 4), normal))
+        report = fit(vae, binary(), engine=engine, scheduled=(one, two))
+        return weights(vae), report.engine
+
+    (eager, _), (traced, report) = run("eager"), run("trace")
+    assert "traced" in report and "eager from here on" not in report, report
+    torch.testing.assert_close(traced, eager, rtol=1e-5, atol=1e-7)
 
 
 def test_training_inside_a_handler_runs_eager():
@@ -398,7 +477,7 @@ def test_nothing_is_left_of_a_trace(monkeypatch):
     assert (torch.get_num_threads(), Distribution._validate_args) == before[1:]
     assert all(type(p) is nn.Parameter for p in vae.parameters()) and store == {}
     beta = Beta(0.5, constant)
-    fit(beta.pair(vae), x, engine="trace", on_step=beta.at)
+    fit(beta.pair(vae), x, engine="trace", scheduled=[beta])
     assert type(beta.value) is float
 
 
@@ -472,7 +551,7 @@ def test_auto_waits_with_what_takes_long(monkeypatch):
         made.append(engine.checks)
         return flat.module.forward
 
-    step.engine = engine = Traced(step, [vae], engines.Panel(None), finish, "compile", patience=4)
+    step.engine = engine = Traced(step, [vae], engines.Panel(), finish, "compile", patience=4)
     for _ in range(9):
         step(binary())
     assert made == [1] and engine.checks == 2 and engine.refused is None

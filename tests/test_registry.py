@@ -242,7 +242,7 @@ def test_an_options_default_is_recorded_and_its_value_reaches_the_objective():
     assert c.kl_options == {"beta": 2.0, "schedule": "linear", "warmup": 0.25, "cycles": 4}
     made = objective_of(c, 100)
     assert repr(made.elbo) == "Bound(renyi(alpha=0.3), num_particles=5, estimator=pathwise)"
-    made.on_step(0.125)
+    made.scheduled[0].at(0.125)
     assert made.kl.handler.value == 1.0
     assert objective_of(resolved(Config(kl="tc")), 100).elbo.terms[0].dataset_size == 100
 

@@ -71,7 +71,7 @@ def binarized():
 
 def annealed():
     vae, beta = small_vae(), Beta(2.0, lambda done: min(1.0, 2 * done))
-    return beta.pair((vae.model, vae.guide)), {"on_step": beta.at, "transform": binarize}
+    return beta.pair((vae.model, vae.guide)), {"scheduled": [beta], "transform": binarize}
 
 
 def aggressive():

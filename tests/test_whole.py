@@ -78,14 +78,13 @@ def black_and_white():
 
 
 def both(on_device, recorder=Again, x=None, **options):
-    """Eager's model and run, and those of whole steps; how many replays there were. `on_step` makes one for each run."""
+    """Eager's model and run, and those of whole steps; how many replays there were."""
     x = grey() if x is None else x
     made = []
     for engine in ("eager", "graph"):
         replays = on_device(recorder) if engine == "graph" else None
-        own = {name: value() if name == "on_step" else value for name, value in options.items()}
         vae = make()
-        made += [vae, fit(vae, x, engine=engine, **{"transform": binarize} | own)]
+        made += [vae, fit(vae, x, engine=engine, **{"transform": binarize} | options)]
     return *made, replays()
 
 
@@ -130,7 +129,7 @@ def test_numbers_that_move_are_followed_within_a_replay(on_device):
             grey(),
             engine=engine,
             transform=binarize,
-            on_step=beta.at,
+            scheduled=[beta],
             on_epoch=lambda r, beta=beta: {"beta": beta.value},
         )
         runs.append((vae, run))

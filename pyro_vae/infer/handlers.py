@@ -31,7 +31,7 @@ class Beta(Messenger):
     Args:
         beta: β ≥ 0.
         schedule: fraction of training done to a multiple of β, such as ``warmup(constant, 0.1)`` or ``cyclical(4)``;
-            ``fit(..., on_step=beta.at)`` tells it how far training is.
+            ``fit(..., scheduled=[beta])`` tells it how far training is.
 
     References:
         beta-VAE (Higgins et al., 2017), https://openreview.net/forum?id=Sy2fzU9gl
@@ -43,12 +43,12 @@ class Beta(Messenger):
         >>> from pyro_vae import VAE, StandardNormal, Conditional, MLP, normal, fit, warmup, constant
         >>> vae = VAE(StandardNormal(1), Conditional(MLP(1, 2 * 3), normal), Conditional(MLP(3, 2 * 1), normal))
         >>> beta = Beta(4.0, warmup(constant, 0.5))
-        >>> run = fit(beta.pair(vae), torch.randn(64, 3), epochs=2, on_step=beta.at, verbose=False)
+        >>> run = fit(beta.pair(vae), torch.randn(64, 3), epochs=2, scheduled=[beta], verbose=False)
         >>> beta.value
         4.0
     """
 
-    dials = ("value",)  # what `at` changes
+    scheduled_names = ("value",)  # what `at` sets
 
     def __init__(self, beta: float = 1.0, schedule: Callable[[float], float] | None = None) -> None:
         super().__init__()

@@ -113,7 +113,7 @@ class capacity:
     Args:
         nats: C at the end of training.
         gamma: γ, how strictly it is held.
-        schedule: fraction of training done to a multiple of C; ``fit(..., on_step=term.at)`` tells it how far training is.
+        schedule: fraction of training done to a multiple of C; ``fit(..., scheduled=[term])`` tells it how far training is.
 
     References:
         Understanding disentangling in beta-VAE (Burgess et al., 2018), https://arxiv.org/abs/1804.03599
@@ -125,7 +125,7 @@ class capacity:
         12.5
     """
 
-    dials: ClassVar[tuple[str, ...]] = ("now",)  # what `at` changes
+    scheduled_names: ClassVar[tuple[str, ...]] = ("now",)  # what `at` sets
 
     nats: float
     gamma: float = 1.0

@@ -13,6 +13,7 @@ from pyro_vae.infer import bounds, estimators, terms
 from pyro_vae.infer.analytic import analytic_kl
 from pyro_vae.infer.handlers import Beta
 from pyro_vae.infer.objective import Bound, Term
+from pyro_vae.objectives.scheduled import Scheduled
 
 
 @dataclass(frozen=True)
@@ -38,16 +39,16 @@ class ObjectiveSpec:
 
 @dataclass(frozen=True)
 class Kl:
-    """How the KL is treated: a handler around both programs, terms of the objective, and who hears how far training is."""
+    """How the KL is treated: a handler around both programs, terms of the objective, and what moves as training goes on."""
 
     handler: Beta | None = None
     terms: tuple[Term, ...] = ()
-    at: Callable[[float], None] | None = None
+    scheduled: tuple[Scheduled, ...] = ()
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What `fit` is told: the loss, the programs to run it on, and what to tell how far training is."""
+    """What `fit` is told: the loss, the programs to run it on, and what moves as training goes on."""
 
     elbo: ELBO
     kl: Kl
@@ -59,8 +60,8 @@ class Objective:
         return programs if self.kl.handler is None else self.kl.handler.pair(programs)
 
     @property
-    def on_step(self) -> Callable[[float], None] | None:
-        return self.kl.at
+    def scheduled(self) -> tuple[Scheduled, ...]:
+        return self.kl.scheduled
 
 
 def of_weights(make: Callable[..., Any]) -> Callable[..., ELBO]:
@@ -237,7 +238,7 @@ SCORED = ("vimco", "rws")  # gradients for draws without rsample
 SCHEDULES = ("constant", "linear", "cyclical")
 
 
-def scheduled(schedule: str, warmup: float, cycles: int) -> Callable[[float], float] | None:
+def schedule_of(schedule: str, warmup: float, cycles: int) -> Callable[[float], float] | None:
     """Fraction of training done to a multiple of β."""
     if schedule not in SCHEDULES:
         raise UsageError(f"--kl.schedule is one of {', '.join(SCHEDULES)}, got {schedule!r}")
@@ -250,13 +251,13 @@ def scheduled(schedule: str, warmup: float, cycles: int) -> Callable[[float], fl
 
 
 def with_beta(beta: float, schedule: str, warmup: float, cycles: int) -> Kl:
-    handler = Beta(beta, scheduled(schedule, warmup, cycles))
-    return Kl(handler, at=handler.at)
+    handler = Beta(beta, schedule_of(schedule, warmup, cycles))
+    return Kl(handler, scheduled=(handler,))
 
 
 def with_capacity(nats: float, gamma: float, warmup: float) -> Kl:
-    term = terms.capacity(nats, gamma, scheduled("linear", warmup, 1))
-    return Kl(terms=(term,), at=term.at)
+    term = terms.capacity(nats, gamma, schedule_of("linear", warmup, 1))
+    return Kl(terms=(term,), scheduled=(term,))
 
 
 KLS = {

@@ -1,8 +1,8 @@
 """Numbers that change as training goes on (β, a capacity), as tensors: a trace would freeze a Python number.
 
-An object says which of its numbers they are by a class attribute ``dials``; its method, given to ``fit`` as ``on_step``,
-moves them. While a step is traced each is a :class:`Dial`, and what the programs ask of it (``beta == 1``) is remembered
-with the answer: the trace holds for as long as the answers do.
+An object says which of its numbers they are, and moves them (:class:`~pyro_vae.objectives.scheduled.Scheduled`). While a step
+is traced each is a :class:`Dial`, and what the programs ask of it (``beta == 1``) is remembered with the answer: the trace
+holds for as long as the answers do.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
+
+from pyro_vae.objectives.scheduled import Scheduled, scheduled_numbers
 
 Known = list[tuple[Callable[[], bool], bool]]  # what was asked, and what the answer was
 
@@ -106,13 +108,17 @@ def as_tensor(value: Any) -> Any:
 
 
 class Panel:
-    """The dials that a run's ``on_step`` moves.
+    """The numbers that a run moves.
+
+    Args:
+        scheduled: the objects that move them.
+        unseen: whether a function may move any other number, too, which nobody could follow.
 
     Example:
         >>> import torch
         >>> from pyro_vae import Beta, warmup, constant
         >>> beta = Beta(4.0, warmup(constant, 0.5))
-        >>> panel = Panel(beta.at)
+        >>> panel = Panel([beta])
         >>> known = []
         >>> with panel.traced(torch.zeros(1), known):
         ...     torch.ones(2) * beta.value, beta.value == 4
@@ -123,10 +129,8 @@ class Panel:
         ([tensor(4.)], False)
     """
 
-    def __init__(self, on_step: Callable[[float], Any] | None) -> None:
-        owner = getattr(on_step, "__self__", None)
-        self.numbers: Sequence[tuple[Any, str]] = [(owner, name) for name in getattr(owner, "dials", ())]
-        self.unseen = on_step is not None and not self.numbers
+    def __init__(self, scheduled: Sequence[Scheduled] = (), unseen: bool = False) -> None:
+        self.numbers, self.unseen = scheduled_numbers(scheduled), unseen
         self.tensors: list[Tensor] = []
 
     def turn(self) -> None:

@@ -242,8 +242,8 @@ class Traced:
             return f"{name} reads numbers back at each step (Trace_ELBO, TraceMeanField_ELBO and Bound do not)"
         if self.panel.unseen:
             return (
-                "on_step may change any number of the programs, which a trace would freeze (the method of an object that "
-                "names its numbers in `dials`, such as Beta.at, is followed)"
+                "on_step may change any number of the programs, which a trace would freeze (objects that name the numbers "
+                "they move are followed: scheduled=[beta])"
             )
         if am_i_wrapped():
             return "training runs inside other Pyro handlers, which would see only the first steps"
@@ -285,7 +285,7 @@ def choose(
     engine: str,
     step: Step,
     modules: Sequence[nn.Module],
-    on_step: Callable[[float], Any] | None,
+    panel: Panel,
     planned: int,
     device: torch.device = CPU,
 ) -> tuple[Any, str]:
@@ -295,7 +295,7 @@ def choose(
         engine: one of "auto", "eager", "trace", "compile", "graph".
         step: whose losses; its parameters need not be known yet.
         modules: of the programs.
-        on_step: what is called before each step.
+        panel: numbers that change from step to step.
         planned: steps in all.
         device: where the data is.
 
@@ -308,7 +308,7 @@ def choose(
     if name == "eager":
         return Lean(step), why
     patience = PATIENCE if engine == "auto" and name == "compile" else 0
-    return Traced(step, modules, Panel(on_step), FINISH.get(name), name, patience), why
+    return Traced(step, modules, panel, FINISH.get(name), name, patience), why
 
 
 def resolve(engine: str, planned: int, device: torch.device = CPU) -> tuple[str, str]:

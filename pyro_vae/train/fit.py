@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -16,8 +16,10 @@ from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.infer.check_training import check_training
 from pyro_vae.infer.programs import like_parameters, owners, programs, resolve_device
 from pyro_vae.infer.support import check_support, takes_missing
+from pyro_vae.objectives.scheduled import Scheduled
 from pyro_vae.seeding import seeded
 
+from .dials import Panel
 from .engines import choose
 from .feed import Transform, feed_of, near
 from .lagging import Aggressive, Lagging
@@ -53,6 +55,7 @@ def fit(
     missing: bool = False,
     engine: str = "auto",
     precision: str = "float32",
+    scheduled: Sequence[Scheduled] = (),
     on_step: Callable[[float], Any] | None = None,
     on_epoch: Callable[[dict[str, Any]], dict[str, Any] | None] | None = None,
     bad_steps: int = 1,
@@ -95,8 +98,11 @@ def fit(
             and :attr:`Fit.engine` says why.
         precision: "bf16" multiplies within linear and convolutional layers in bfloat16 while training, the rest in float32;
             what is logged and evaluated is float32 throughout. On a CPU that is slower with it, a note says so.
-        on_step: called before each step with the fraction of training done, 0 to 1: for what changes as training goes on,
-            such as :meth:`Beta.at <pyro_vae.Beta.at>`.
+        scheduled: what changes as training goes on, such as a :class:`~pyro_vae.Beta` or a ``capacity`` with a schedule: their
+            ``at`` is told the fraction of training done, 0 to 1, before each step, and every engine follows their numbers
+            (:class:`~pyro_vae.objectives.scheduled.Scheduled`).
+        on_step: a function that is called with the same fraction, after them. As it may change any number of the programs,
+            no step is traced: what can be, give as `scheduled`.
         on_epoch: called with each epoch's record; what it returns joins the record.
         bad_steps: stop at this many steps in a row whose loss or gradient is not finite. Those before are skipped, with the
             weights as they were; 1 stops at the first.
@@ -149,7 +155,7 @@ def fit(
     prompt = aggressive is not None or bad_steps > 1 or keeper is not None or resume is not None
     step = Step(model, guide, objective or Trace_ELBO(), optimizer or adam(), prompt, precision_of(precision))
     planned = epochs * -(-len(train[0]) // size)
-    step.engine, step.why = choose(engine, step, modules, on_step, planned, feed.device)
+    step.engine, step.why = choose(engine, step, modules, Panel(scheduled, on_step is not None), planned, feed.device)
     lagging = None if aggressive is None else Lagging(aggressive, step)
     loop = Loop(
         step,
@@ -164,10 +170,11 @@ def fit(
         patience,
         seed,
         lagging,
+        scheduled,
         on_step,
         keeper,
         bad_steps,
-        whole_of(step, feed, transform, size, schedule, on_step),
+        whole_of(step, feed, transform, size, schedule, scheduled) if on_step is None else None,
     )
     notes = remarks(precision, feed.device) + examine(loop)
     for note in notes[:FEW] if verbose else ():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pyro_vae.errors import DivergedError, Interrupted
 from pyro_vae.infer.memory import fitting
+from pyro_vae.objectives.scheduled import Scheduled
 from pyro_vae.seeding import seeded, stream
 
 from .feed import Batch, Feed, Transform
@@ -77,6 +78,7 @@ class Loop:
     patience: int | None
     seed: int
     lagging: Lagging | None = None
+    scheduled: Sequence[Scheduled] = ()
     on_step: Callable[[float], Any] | None = None
     keeper: Keeper | None = None
     bad_steps: int = 1
@@ -203,11 +205,17 @@ class Loop:
 
     def update(self, rows: Tensor, batch: Batch, further: Iterator[tuple[Tensor, Batch]]) -> Tensor:
         """One step, and what comes before it: schedules of the objective, an aggressive encoder."""
-        if self.on_step is not None:
-            self.on_step(self.done / self.planned)
+        self.move_schedules(self.done / self.planned)
         loss = self.lagging.update(self.move, (rows, batch), further) if self.lagging else self.move(rows, batch)
         self.done += 1
         return loss
+
+    def move_schedules(self, done: float) -> None:
+        """Tells scheduled objects, and then a function of the user's own, how far training is."""
+        for moved in self.scheduled:
+            moved.at(done)
+        if self.on_step is not None:
+            self.on_step(done)
 
     def move(self, rows: Tensor, batch: Batch, frozen: Callable[[Batch], list[Tensor]] | None = None) -> Tensor:
         """One update; one that diverges leaves the weights as they were, and is skipped or reported with its rows."""

@@ -210,8 +210,7 @@ def restore(loop: Loop, saved: Saved, fork: bool = False) -> None:
 def put(loop: Loop, state: dict[str, Any], saved: Saved) -> None:
     loop.done, loop.bad, loop.best_elbo = int(state["done"]), int(state["bad"]), float(state["best_elbo"])
     if saved.head["optimizer"] is not None:
-        if loop.on_step is not None:
-            loop.on_step(max(0, loop.done - 1) / loop.planned)
+        loop.move_schedules(max(0, loop.done - 1) / loop.planned)
         prime(loop)
     fill(named(loop), saved.groups["model"])
     if loop.step.optimizer is not None:

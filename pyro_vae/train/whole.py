@@ -7,10 +7,11 @@ has not been run yet. What it replays is the traced step that was checked agains
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from pyro_vae.objectives.scheduled import Scheduled
 
 from .checked import replayed
 from .dials import holds
@@ -41,7 +42,7 @@ class Whole:
         transform: what makes a training batch of them, or None.
         size: rows a batch.
         schedule: fraction of training done to a multiple of the learning rates.
-        on_step: as for :func:`~pyro_vae.fit`.
+        scheduled: as for :func:`~pyro_vae.fit`.
         recorder: makes what records.
     """
 
@@ -52,12 +53,12 @@ class Whole:
         transform: Transform | None,
         size: int,
         schedule: Schedule,
-        on_step: Callable[[float], Any] | None = None,
+        scheduled: Sequence[Scheduled] = (),
         *,
         recorder: MakeRecorder,
     ) -> None:
         self.step, self.feed, self.transform, self.size = step, feed, transform, size
-        self.schedule, self.on_step, self.make = schedule, on_step, recorder
+        self.schedule, self.scheduled, self.make = schedule, scheduled, recorder
         self.generator = torch.Generator(feed.device)
         self.flat: Flat | None = None  # what was recorded
         self.places: list[int] = []  # and where in memory it reads and writes
@@ -69,7 +70,7 @@ class Whole:
         if self.failed or not isinstance(engine, Traced) or not isinstance(watch, Late) or optimizer is None:
             return None
         rows = order.several(STEPS) if begun(optimizer) else None
-        numbers = None if rows is None else self.numbers(engine, done, planned)  # moves what `on_step` moves
+        numbers = None if rows is None else self.numbers(engine, done, planned)  # moves what is scheduled
         if rows is None or numbers is None:
             return None
         flat, rates, dials = numbers
@@ -106,8 +107,8 @@ class Whole:
         flat: Flat | None = None
         rates, dials = [], []
         for at in range(done, done + STEPS):
-            if self.on_step is not None:
-                self.on_step(at / planned)
+            for moved in self.scheduled:
+                moved.at(at / planned)
             flat = flat or engine.ready(self.size)
             if flat is None or not holds(flat.known) or len(flat.wanted) < len(self.step.parameters):
                 return None
@@ -159,9 +160,9 @@ def whole_of(
     transform: Transform | None,
     size: int,
     schedule: Schedule,
-    on_step: Callable[[float], Any] | None,
+    scheduled: Sequence[Scheduled],
 ) -> Whole | None:
     """For the graph engine, with rows on the device, where nobody asks at each step whether it was finite."""
     if not isinstance(feed, Resident) or step.engine.name != "graph" or step.prompt:
         return None
-    return Whole(step, feed, transform, size, schedule, on_step, recorder=CudaRecorder)
+    return Whole(step, feed, transform, size, schedule, scheduled, recorder=CudaRecorder)

@@ -1,0 +1,1 @@
+"""What training climbs: bounds, their gradients, and numbers that change on the way."""
