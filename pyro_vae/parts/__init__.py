@@ -1,1 +1,1 @@
-"""Callables that return distributions, and what they are made of."""
+"""Priors, likelihood families, posteriors and networks: callables that return distributions, and what they are made of."""

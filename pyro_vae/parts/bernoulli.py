@@ -1,4 +1,4 @@
-r"""Many Bernoullis at once: log p(y) = Σ_i [h_i y_i − log(1 + e^{h_i})], with one logarithm for a hundred elements."""
+r"""Bernoulli likelihoods of many elements: log p(y) = Σ_i [h_i y_i − log(1 + e^{h_i})], one logarithm for 120 of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CACHED = 2**19  # elements worked on at a time where no gradient is wanted: what
 
 
 class Bernoulli(dist.Bernoulli):
-    """Pyro's, but :meth:`to_event` makes a :class:`Bernoullis` of it.
+    """Pyro's Bernoulli, whose :meth:`to_event` returns the faster :class:`Bernoullis`.
 
     Example:
         >>> from pyro_vae.parts.bernoulli import Bernoulli
@@ -50,7 +50,7 @@ class Bernoullis(dist.Independent):
 class LogProb(torch.autograd.Function):
     """h·y − Σ log(1 + e^h) over the last dimension; its gradients are y − σ(h) and h."""
 
-    generate_vmap_rule = True
+    generate_vmap_rule = True  # so that torch.func.vmap goes through it
 
     @staticmethod
     def forward(h: Tensor, y: Tensor) -> Tensor:
@@ -63,20 +63,20 @@ class LogProb(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         (h, y), grad = ctx.saved_tensors, grad.unsqueeze(-1)
-        wanted_h, wanted_y = ctx.needs_input_grad
+        needs_h, needs_y = ctx.needs_input_grad
         return (
-            ((y - h.sigmoid()) * grad).sum_to_size(h.shape) if wanted_h else None,
-            (h * grad).sum_to_size(y.shape) if wanted_y else None,
+            ((y - h.sigmoid()) * grad).sum_to_size(h.shape) if needs_h else None,
+            (h * grad).sum_to_size(y.shape) if needs_y else None,
         )
 
 
 def in_pieces(h: Tensor, y: Tensor) -> Tensor:
-    """The same, some particles after the others: each piece stays in the cache from the first operation to the last."""
+    """Score some particles at a time, so that each piece stays in the cache from the first operation to the last."""
     count = CACHED // max(1, h[0].numel())
     if h.dim() < 3 or y.dim() > h.dim() or not 0 < count < len(h) or not h.is_cpu:
         return LogProb.forward(h, y)
-    pieces = y.split(count) if y.dim() == h.dim() and len(y) == len(h) else repeat(y)
-    return torch.cat([LogProb.forward(part, some) for part, some in zip(h.split(count), pieces, strict=False)])
+    ys = y.split(count) if y.dim() == h.dim() and len(y) == len(h) else repeat(y)
+    return torch.cat([LogProb.forward(h_piece, y_piece) for h_piece, y_piece in zip(h.split(count), ys, strict=False)])
 
 
 def log_product(factors: Tensor) -> Tensor:
@@ -85,5 +85,5 @@ def log_product(factors: Tensor) -> Tensor:
     groups = max(1, -(-count // FACTORS))
     size = -(-count // groups)
     if short := groups * size - count:
-        factors = pad(factors, (0, short), value=1.0)
+        factors = pad(factors, (0, short), value=1.0)  # log 1 = 0
     return factors.unflatten(-1, (groups, size)).prod(-1).log().sum(-1)

@@ -80,7 +80,7 @@ class ContinuousBernoulli(dist.TorchDistribution):
         return new
 
     def _near_0(self, width: float = 0.25) -> tuple[Tensor, Tensor]:
-        """Where |η| is small, and |η| with those replaced, so that no gradient comes from a division by 0."""
+        """Return where |η| is small, and |η| with 1 there: where() after a division by 0 would leave NaN in the gradient."""
         near = self.logits.abs() < width
         return near, torch.where(near, torch.ones_like(self.logits), self.logits).abs()
 
@@ -171,11 +171,12 @@ class DiscretizedLogistic(dist.TorchDistribution):
         shape = self._extended_shape(torch.Size(sample_shape))
         with torch.no_grad():
             limits = torch.finfo(self.loc.dtype)
+            # the logit of 0 and of 1 is infinite
             u = torch.rand(shape, dtype=self.loc.dtype, device=self.loc.device).clamp(limits.tiny, 1 - limits.eps)
             return (self.loc + self.scale * u.logit()).round().clamp(0, self.levels - 1)
 
     def _at_least(self) -> tuple[Tensor, Tensor]:
-        """k = 1..levels − 1 and P(y ≥ k), with k as the last dimension."""
+        """Return k = 1..levels − 1 and P(y ≥ k), with k as the last dimension."""
         k = torch.arange(1, self.levels, dtype=self.loc.dtype, device=self.loc.device)
         return k, torch.sigmoid((self.loc.unsqueeze(-1) - k + 0.5) / self.scale.unsqueeze(-1))
 
@@ -187,7 +188,7 @@ class DiscretizedLogistic(dist.TorchDistribution):
     @property
     def variance(self) -> Tensor:
         k, tail = self._at_least()
-        return (((2 * k - 1) * tail).sum(-1) - self.mean.square()).clamp_min(0)
+        return (((2 * k - 1) * tail).sum(-1) - self.mean.square()).clamp_min(0)  # E[y²] − E[y]², rounded
 
 
 class ZeroInflated(dist.TorchDistribution):
@@ -327,7 +328,7 @@ class Columns(dist.TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """NaN in columns that have none, such as classes."""
+        """Means of the columns; NaN in those that have none, such as classes."""
         return self._moments("mean")
 
     @property
@@ -335,9 +336,9 @@ class Columns(dist.TorchDistribution):
         return self._moments("variance")
 
     def _moments(self, name: str) -> Tensor:
-        found = [_moment(b, name) for b in self.blocks]
-        like = next((m for m in found if m is not None), torch.empty(()))
-        pairs = zip(found, self.blocks, strict=True)
+        moments = [_moment(b, name) for b in self.blocks]
+        like = next((m for m in moments if m is not None), torch.empty(()))
+        pairs = zip(moments, self.blocks, strict=True)
         return torch.cat([like.new_full(b.shape(), math.nan) if m is None else m for m, b in pairs], -1)
 
 
@@ -349,7 +350,7 @@ def _moment(block: TorchDistributionMixin, name: str) -> Tensor | None:
 
 
 class ColumnsConstraint(constraints.Constraint):
-    """Every block of columns within its own support."""
+    """Rows whose blocks of columns lie each in a support of its own."""
 
     event_dim = 1
 
@@ -361,14 +362,14 @@ class ColumnsConstraint(constraints.Constraint):
         return self.check_blocks(value).all(-1)
 
     def check_blocks(self, value: Tensor) -> Tensor:
-        """Which blocks are within their support, ``(*batch, blocks)``."""
+        """Return which blocks are within their support, ``(*batch, blocks)``."""
         values = value.split(self.widths, -1)
         return torch.stack([s.check(v) for s, v in zip(self.supports, values, strict=True)], -1)
 
     def __repr__(self) -> str:
-        said, start = [], 0
+        blocks, start = [], 0
         for support, width in zip(self.supports, self.widths, strict=True):
             base = getattr(support, "base_constraint", support)
-            said.append(f"{start}..{start + width - 1}: {base}" if width > 1 else f"{start}: {base}")
+            blocks.append(f"{start}..{start + width - 1}: {base}" if width > 1 else f"{start}: {base}")
             start += width
-        return f"columns {'; '.join(said)}"
+        return f"columns {'; '.join(blocks)}"

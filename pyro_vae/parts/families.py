@@ -1,4 +1,4 @@
-"""Families: functions from features (what a network put out) to a distribution over elements.
+"""Likelihood families p(x | z): functions from features (what a network puts out) to a distribution over elements.
 
 A family of one's own is a function of this kind:
 
@@ -89,7 +89,7 @@ def columns(spec: Sequence[tuple[Family, int, int]]) -> Family:
 
 
 class _Columns(nn.Module):
-    """What `columns` returns."""
+    """The family that :func:`columns` returns."""
 
     def __init__(self, spec: Sequence[tuple[Family, int, int]]) -> None:
         super().__init__()
@@ -110,9 +110,9 @@ class _Columns(nn.Module):
             )
         blocks = [f(part) for f, part in zip(self.families, h.split(self.features, -1), strict=True)]
         blocks = [d.to_event(1 - d.event_dim) for d in blocks]
-        made = [d.event_shape[0] for d in blocks]
-        if made != self.widths:
-            raise ShapeError(f"{self.__name__}: its blocks make {made} columns of their features, not {self.widths}")
+        widths = [d.event_shape[0] for d in blocks]
+        if widths != self.widths:
+            raise ShapeError(f"{self.__name__}: its blocks make {widths} columns of their features, not {self.widths}")
         return Columns(blocks)
 
     def extra_repr(self) -> str:
@@ -124,7 +124,7 @@ class _Columns(nn.Module):
 
 @dataclass(frozen=True)
 class FamilySpec:
-    """One family: how it is made, what it takes, what it says.
+    """One likelihood family of the registry: its constructor, its options, its support and its formula.
 
     `make(**options)` returns the family; `features(**options)` is how many features an element it takes (0 where they
     depend on the blocks, as for columns). `options` maps each option to its default, `inspect.Parameter.empty` where the
@@ -205,7 +205,7 @@ FAMILIES: dict[str, FamilySpec] = {spec.name: spec for spec in _SPECS}
 
 
 def fitting(x: Tensor) -> list[str]:
-    """Names of the families in whose support every row of x lies, ``(N, *event)``; NaN is left out of account.
+    """Return the names of the families in whose support every row of x lies, ``(N, *event)``; NaN is left out of account.
 
     Options that bound the support (total_count, num_classes, levels) are set by the largest value of x.
 
@@ -225,7 +225,7 @@ def fitting(x: Tensor) -> list[str]:
 
 
 def _holds(spec: FamilySpec, x: Tensor, largest: Tensor) -> bool:
-    """Whether the support of a family, its bounds as wide as the data needs, holds every value."""
+    """Return whether the support of a family, its bounds as wide as the data needs, holds every value."""
     top = max(1, int(largest))
     bounds = {"total_count": top, "num_classes": top + 1, "levels": top + 1, "dim": x.shape[1]}
     options = {name: bounds[name] for name in spec.options if name in bounds}

@@ -1,4 +1,4 @@
-"""What families share: the layout of features, the floor under every positive parameter, the checks of options."""
+"""Features of a network as parameters: their layout, the floor under every positive one, the checks of options."""
 
 from __future__ import annotations
 

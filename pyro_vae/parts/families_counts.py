@@ -1,4 +1,4 @@
-"""Families over 0/1, classes and counts. Layout of features and floors: see :mod:`.families`."""
+"""Likelihood families over 0/1, classes and counts. Layout of features and floors: see :mod:`.families`."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def zero_inflated_negative_binomial(h: Tensor) -> ZeroInflated:
 
 
 def _discretized(loc: Tensor, scale: Tensor, levels: int) -> DiscretizedLogistic:
-    """From PixelCNN++'s units, in which the levels span −1..1, to counts."""
+    """Convert loc and scale from PixelCNN++'s units, in which the levels span −1..1, to counts."""
     half = (levels - 1) / 2
     return DiscretizedLogistic(half * (1 + loc), half * positive(scale), levels)
 

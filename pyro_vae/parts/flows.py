@@ -22,7 +22,7 @@ KINDS = ("nsf", "maf", "iaf")
 
 
 def import_zuko() -> ModuleType:
-    """zuko, with torch's (and so Pyro's) distribution validation as it was before."""
+    """Import zuko, and leave torch's (and so Pyro's) distribution validation as it was before."""
     with settings.context(validate_distributions_torch=settings.get("validate_distributions_torch")):
         import zuko
     return zuko
@@ -54,7 +54,7 @@ class FlowDistribution(ZukoToPyro):
 
 
 def make_flow(kind: str, dim: int, context: int, transforms: int, hidden: Sequence[int]) -> nn.Module:
-    """A lazy zuko flow: called with a context ``(*batch, context)``, or None, it returns a distribution over R^dim.
+    """Build a lazy zuko flow: called with a context ``(*batch, context)``, or None, it returns a distribution over R^dim.
 
     ``"maf"`` scores in one pass and draws in `dim`; ``"iaf"`` is its inverse; ``"nsf"`` is autoregressive with
     rational-quadratic splines, which act in [−5, 5], so an affine map comes between them and z.
@@ -72,7 +72,7 @@ def make_flow(kind: str, dim: int, context: int, transforms: int, hidden: Sequen
     if kind == "nsf":
         affine = zuko.flows.ElementWiseTransform(dim, context, hidden_features=tuple(hidden))
         if not context:
-            for parameter in affine.parameters():
+            for parameter in affine.parameters():  # without a context it is two constants: start at the identity
                 nn.init.zeros_(parameter)
         steps = [affine, *steps]
     return zuko.flows.Flow(steps, flow.base)

@@ -1,4 +1,4 @@
-r"""Missing data: NaN in x means unobserved. A likelihood that skips what is missing, an encoder net that knows what is.
+r"""Missing data: NaN in x means unobserved. A likelihood that skips what is missing, an encoder that sees the mask.
 
 For a likelihood that factorises over elements, p(x_obs | z) = Π over observed j of p(x_j | z): leaving factors out integrates
 x_mis out exactly, so log p(x_obs) is bounded and estimated as log p(x) is (for values missing at random).
@@ -32,7 +32,7 @@ from pyro_vae.errors import ProgramError
 
 
 class OrMissing(constraints.Constraint):
-    """The values that `observed` holds, and NaN."""
+    """The values that the constraint `observed` allows, and NaN."""
 
     def __init__(self, observed: Any) -> None:
         self.observed = observed
@@ -110,7 +110,7 @@ class Observed(TorchDistribution):
 
 
 def score(d: Any, value: Tensor) -> Tensor:
-    """log-density with the missing elements' terms set to 0, summed where and in the order that d itself sums."""
+    """Sum the log-densities of the elements, those of missing ones set to 0, in the order in which d itself sums."""
     if isinstance(d, Independent):
         terms, dims = score(d.base_dist, value), d.reinterpreted_batch_ndims
         return terms.flatten(-dims).sum(-1) if dims else terms
@@ -122,7 +122,7 @@ def score(d: Any, value: Tensor) -> Tensor:
 
 
 def support_of(d: Any) -> Any:
-    """The support of d, each element of which may be NaN."""
+    """Return the support of d with NaN allowed in each element."""
     if isinstance(d, Independent):
         return constraints.independent(support_of(d.base_dist), d.reinterpreted_batch_ndims)
     if blocks := blocks_of(d):
@@ -131,12 +131,12 @@ def support_of(d: Any) -> Any:
 
 
 def blocks_of(d: Any) -> list[Any]:
-    """The distributions that a table of columns (:func:`~pyro_vae.parts.families.columns`) is made of; none otherwise."""
+    """Return the distributions that a table of columns (:func:`~pyro_vae.parts.families.columns`) is made of, or none."""
     return d.blocks if hasattr(d, "blocks") and hasattr(d, "widths") else []
 
 
 def check_factorises(d: Any) -> None:
-    """Refuses what is not made of single elements by ``to_event`` or in blocks."""
+    """Refuse a distribution that is not made of single elements by ``to_event`` or in blocks."""
     while isinstance(d, Independent):
         d = d.base_dist
     blocks = blocks_of(d)
@@ -151,7 +151,7 @@ def check_factorises(d: Any) -> None:
 
 
 def filler(d: Any) -> Tensor:
-    """A value inside the support of each element, where log-density and gradient are finite; a constant, never drawn.
+    """Return a constant inside the support of each element, where log-density and gradient are finite; nothing is drawn.
 
     Continuous elements: their mean (a constant far from it may have no finite density in float32), if that is finite.
     """
@@ -175,11 +175,11 @@ def filler(d: Any) -> Tensor:
 
 
 def feasible(support: Any) -> Tensor:
-    """A value that satisfies an elementwise constraint: the least of a discrete one, inside the bounds of others."""
+    """Return a value that satisfies an elementwise constraint: the least of a discrete one, inside the bounds of others."""
     low, high = (getattr(support, f"{end}_bound", None) for end in ("lower", "upper"))
     if low is None and high is None:
-        tried = (torch.tensor(c) for c in (0.0, 0.5, 1.0))
-        return next((c for c in tried if bool(support.check(c).all())), torch.tensor(0.0))
+        candidates = (torch.tensor(c) for c in (0.0, 0.5, 1.0))
+        return next((c for c in candidates if bool(support.check(c).all())), torch.tensor(0.0))
     if low is None:
         return torch.as_tensor(high).detach() - 1.0
     low = torch.as_tensor(low).detach()
@@ -246,6 +246,7 @@ class WithMask(nn.Module):
     def __init__(self, net: Callable[..., Tensor], fill: float | Tensor = 0.0) -> None:
         super().__init__()
         self.net = net
+        # saved with the weights, as the encoder was trained on it
         self.register_buffer("fill", torch.as_tensor(fill, dtype=torch.get_default_dtype()).detach().clone())
 
     def forward(self, x: Tensor, *c: Tensor) -> Tensor:

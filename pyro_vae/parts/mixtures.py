@@ -56,7 +56,7 @@ class NormalMixture(dist.MixtureSameFamily):
         return (exponent + (constant + weights.logits)).logsumexp(-1).to(value.dtype)
 
     def sample(self, sample_shape: Size | tuple[int, ...] = ()) -> Tensor:
-        """A component for each draw, then a draw from it."""
+        """Draw a component for each draw, then z from it."""
         weights, normal = self.shared
         with torch.no_grad():
             k = weights.sample(self._extended_shape(sample_shape)[:-1])
@@ -64,7 +64,7 @@ class NormalMixture(dist.MixtureSameFamily):
 
 
 def mixture(weights: dist.Categorical, components: TorchDistributionMixin) -> TorchDistributionMixin:
-    """Σ_k π_k components_k: a :class:`NormalMixture` where the components are shared diagonal Gaussians, else torch's."""
+    """Build Σ_k π_k components_k: a :class:`NormalMixture` of shared diagonal Gaussians, torch's own of all else."""
     base = getattr(components, "base_dist", None)
     diagonal = type(base) is dist.Normal and len(components.event_shape) == 1
     shared = len(components.batch_shape) == 1 and not weights.batch_shape

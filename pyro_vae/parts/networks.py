@@ -1,4 +1,4 @@
-"""Networks that leave the left alone: features on the right, any batch shape before them.
+"""Encoder and decoder networks: features on the right, any batch shape on the left.
 
 Several inputs are broadcast against each other and concatenated, so ``net(z, c)`` takes a context as it takes particles.
 """
@@ -15,19 +15,19 @@ from pyro_vae.errors import ShapeError
 
 
 def concatenate(inputs: Sequence[Tensor]) -> Tensor:
-    """Inputs of shapes ``(*batch_i, d_i)`` as one of shape ``(*broadcast batch, sum of d_i)``."""
+    """Concatenate inputs of shapes ``(*batch_i, d_i)`` to one of shape ``(*broadcast batch, sum of d_i)``."""
     if len(inputs) == 1:
         return inputs[0]
     batch = torch.broadcast_shapes(*(i.shape[:-1] for i in inputs))
     return torch.cat([i.expand(*batch, i.shape[-1]) for i in inputs], -1)
 
 
-def check_features(h: Tensor, wanted: int, network: nn.Module) -> Tensor:
-    """h, if its rightmost size is `wanted`; a ShapeError that says both otherwise."""
-    if h.dim() == 0 or h.shape[-1] != wanted:
+def check_features(h: Tensor, width: int, network: nn.Module) -> Tensor:
+    """Return h if its rightmost size is `width`; raise a ShapeError that says both otherwise."""
+    if h.dim() == 0 or h.shape[-1] != width:
         raise ShapeError(
-            f"{type(network).__name__} takes {wanted} features in the last dimension, got an input of shape "
-            f"{tuple(h.shape)}. Flatten each row to {wanted} values, or build the network for this width."
+            f"{type(network).__name__} takes {width} features in the last dimension, got an input of shape "
+            f"{tuple(h.shape)}. Flatten each row to {width} values, or build the network for this width."
         )
     return h
 
@@ -44,7 +44,7 @@ class Tanh(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not x.is_cpu:
             return x.tanh()
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled():  # autograd keeps the sigmoid: it must not be written over
             return 2 * (2 * x).sigmoid() - 1
         return (2 * x).sigmoid_().mul_(2).sub_(1)
 

@@ -1,4 +1,4 @@
-r"""q(z | x): families for a whole latent vector, used as ``Conditional(net, family)``, and posteriors that are more.
+r"""Posteriors q(z | x): families for a whole latent vector, used as ``Conditional(net, family)``, and their registry.
 
 A family here takes the features of one row, ``(*batch, features)``, and returns a distribution over z of event shape
 ``(d,)``. (Elementwise families, such as ``normal``, are in :mod:`pyro_vae.parts.families`.)
@@ -64,7 +64,7 @@ def named(family: Callable[[Tensor], Any], name: str) -> Family:
 
 
 def widths(h: Tensor, per_dim: int, extra: int, family: str) -> int:
-    """d, if h has per_dim · d + extra features."""
+    """Return d, where h has per_dim · d + extra features."""
     d, rest = divmod(h.shape[-1] - extra, per_dim)
     if d < 1 or rest:
         raise ShapeError(
@@ -148,9 +148,10 @@ class MixtureNormal(dist.MixtureSameFamily):
             w = log_w.softmax(-1)
             t = (z[..., i : i + 1] - component.loc) / component.scale / 2**0.5
             below, above = torch.special.erfc(-t) / 2, -torch.special.erfc(t) / 2  # equal but for the constant 1
-            upper = (w * below).sum(-1, keepdim=True) > 0.5
+            upper = (w * below).sum(-1, keepdim=True) > 0.5  # the tail that is small keeps its digits
             cdf = (w * torch.where(upper, above, below)).sum(-1)
             density = (w / component.scale * torch.exp(-t.square()) / (2 * math.pi) ** 0.5).sum(-1)
+            # its value is 0, its gradient ∂F/∂θ over the density; √tiny keeps 1 / density and its square finite
             step = (cdf - cdf.detach()) / density.detach().clamp(min=torch.finfo(z.dtype).tiny ** 0.5)
             draws.append(z[..., i] - step)
             log_w = log_w + component.log_prob(draws[-1].unsqueeze(-1))
@@ -208,7 +209,7 @@ class StraightThroughOneHot(dist.OneHotCategoricalStraightThrough):
 
 
 def one_hot_categorical_st(h: Tensor) -> StraightThroughOneHot:
-    r"""As :func:`one_hot_categorical`, with straight-through draws: dz/dh = d softmax(h)/dh, biased but of low variance.
+    r"""q(z = e_k) = softmax(h)_k with straight-through draws: dz/dh = d softmax(h)/dh, biased but of low variance.
 
     Pair it with the prior ``OneHot``, whose log density has a gradient in z.
 

@@ -1,4 +1,4 @@
-"""p(z): modules that return a distribution when called. They take a context and may leave it unused."""
+"""Priors p(z): modules that return a distribution when called. They take a context and may leave it unused."""
 
 from __future__ import annotations
 
@@ -51,6 +51,7 @@ class StandardNormal(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         at_least(1, dim=dim)
+        # constants: they move with `.to(device)`, and are not saved
         self.register_buffer("loc", torch.zeros(dim), persistent=False)
         self.register_buffer("scale", torch.ones(dim), persistent=False)
 
@@ -62,14 +63,14 @@ class StandardNormal(nn.Module):
 
 
 def at_least(minimum: float, **sizes: float) -> None:
-    """Refuses sizes below `minimum`, by name."""
+    """Refuse sizes below `minimum`, by name."""
     for name, size in sizes.items():
         if size < minimum:
             raise UsageError(f"{name} must be at least {minimum}, got {size}")
 
 
 def unsoftplus(y: float) -> float:
-    """The number whose softplus is y."""
+    """log(e^y − 1): the number whose softplus is y."""
     return math.log(math.expm1(y))
 
 
@@ -238,19 +239,20 @@ class VampPrior(nn.Module):
         at_least(1, components=components)
         if bounds is not None and not bounds[0] < bounds[1]:
             raise UsageError(f"bounds are (low, high) with low < high, got {bounds}")
-        wanted = (components, shape) if isinstance(shape, int) else (components, *shape)
+        size = (components, shape) if isinstance(shape, int) else (components, *shape)
         self.posterior, self.bounds = posterior, bounds
         if initial is None:
-            u = torch.randn(wanted) if bounds is None else torch.rand(wanted) * (bounds[1] - bounds[0]) + bounds[0]
+            u = torch.randn(size) if bounds is None else torch.rand(size) * (bounds[1] - bounds[0]) + bounds[0]
         else:
             u = initial.detach().clone()
-        if tuple(u.shape) != wanted:
-            raise ShapeError(f"initial pseudo-inputs must have shape {wanted}, got {tuple(u.shape)}")
+        if tuple(u.shape) != size:
+            raise ShapeError(f"initial pseudo-inputs must have shape {size}, got {tuple(u.shape)}")
+        # 1e-2: a pixel of exactly 0 or 1 would start at an infinite logit
         self.raw = nn.Parameter(u if bounds is None else torch.logit((u - bounds[0]) / (bounds[1] - bounds[0]), 1e-2))
 
     @property
     def pseudo_inputs(self) -> Tensor:
-        """u, ``(K, *shape)``."""
+        """Pseudo-inputs u, ``(K, *shape)``, within the bounds."""
         if self.bounds is None:
             return self.raw
         low, high = self.bounds
@@ -361,6 +363,7 @@ class Dirichlet(nn.Module):
         at_least(2, dim=dim)
         if not concentration > MIN_SCALE:
             raise UsageError(f"concentration must be above {MIN_SCALE}, got {concentration}")
+        # softplus is the identity above 50, and its inverse would overflow above 700
         raw = torch.full((dim,), unsoftplus(concentration - MIN_SCALE) if concentration < 50 else concentration)
         if learned:
             self.register_parameter("raw", nn.Parameter(raw))

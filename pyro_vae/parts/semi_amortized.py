@@ -1,4 +1,4 @@
-"""q(z | x) that starts at the encoder's output and is refined for each row."""
+"""Semi-amortized posterior: q(z | x) that starts at the encoder's output and is refined for each row."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pyro_vae.errors import UsageError
 from .conditional import Conditional
 from .priors import at_least
 
-MAX_NORM = 5.0  # of a row's gradient
+MAX_NORM = 5.0  # longest gradient of a row
 
 
 class SemiAmortized(nn.Module):
@@ -85,7 +85,7 @@ class SemiAmortized(nn.Module):
                 (grad,) = torch.autograd.grad(self.elbo(h, x, *context).sum(), h)
                 cut = (MAX_NORM / grad.norm(dim=-1, keepdim=True)).clamp(max=1.0)
                 h = (h + self.lr * cut * grad).detach()
-        return self.distribution(start + (h - start.detach()))
+        return self.distribution(start + (h - start.detach()))  # the value of h, the gradient of the encoder
 
     def extra_repr(self) -> str:
         return f"steps={self.steps}, lr={self.lr}"

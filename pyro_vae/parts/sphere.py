@@ -1,4 +1,4 @@
-"""Distributions on the unit sphere {z in R^d : |z| = 1}. Densities are with respect to its surface area, all of them."""
+"""Distributions on the unit sphere {z in R^d : |z| = 1}; every density is with respect to its surface area."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class PowerSpherical(TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        r"""μ κ / (2β + κ): inside the sphere; `mode` is the direction."""
+        r"""μ κ / (2β + κ): a point inside the sphere; `mode` is the direction."""
         return self.loc * (self.concentration / (2 * self.half + self.concentration)).unsqueeze(-1)
 
     @property
@@ -118,7 +118,7 @@ class PowerSpherical(TorchDistribution):
         b = torch.distributions.Dirichlet(
             torch.stack([alpha, torch.full_like(alpha, self.half)], -1), validate_args=False
         ).rsample()
-        near, far = b.clamp(min=torch.finfo(b.dtype).tiny ** 0.5).split(1, -1)
+        near, far = b.clamp(min=torch.finfo(b.dtype).tiny ** 0.5).split(1, -1)  # √ has an infinite gradient at 0
         v = normalize(torch.randn(*shape[:-1], shape[-1] - 1, dtype=b.dtype, device=b.device), dim=-1)
         y = torch.cat([near - far, 2 * (near * far).sqrt() * v], -1)  # around the first axis
         loc = self.loc.expand(shape)
