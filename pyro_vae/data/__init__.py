@@ -1,4 +1,4 @@
-"""Arrays in, checked tensors out: rows of any array library, binarization, and data sets with a fixed split."""
+"""Data in, checked tensors out: arrays of any library, binarization, and data sets (MNIST, digits, files) in a fixed split."""
 
 from .binarize import binarize, check_grey, static_binarization
 from .datasets import Data, load

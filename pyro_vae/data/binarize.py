@@ -1,4 +1,4 @@
-"""Grey values in [0, 1] as the probabilities of binary ones: x_bin ~ Bernoulli(x)."""
+"""Binarization: grey values in [0, 1] as the probabilities of binary ones, x_bin ~ Bernoulli(x)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pyro_vae.errors import SupportError
 
-from .rows import say_rows
+from .rows import format_rows
 
 
 def binarize(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -54,7 +54,7 @@ def static_binarization(x: Tensor, seed: int) -> Tensor:
 
 
 def check_grey(x: Tensor, name: str = "x") -> Tensor:
-    """x, if every value lies in [0, 1].
+    """Return x if every value lies in [0, 1].
 
     Raises:
         SupportError: a value outside (or NaN); the message names the rows.
@@ -62,7 +62,7 @@ def check_grey(x: Tensor, name: str = "x") -> Tensor:
     bad = ~((x >= 0) & (x <= 1))
     if bad.any():
         raise SupportError(
-            f"{name} has values outside [0, 1] in {say_rows(torch.atleast_1d(bad))}; its values lie in "
+            f"{name} has values outside [0, 1] in {format_rows(torch.atleast_1d(bad))}; its values lie in "
             f"[{x.min().item():g}, {x.max().item():g}]. Binarization takes each value for a probability: "
             "divide 0..255 pixels by 255."
         )

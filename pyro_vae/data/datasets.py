@@ -1,4 +1,4 @@
-"""Data sets by name or by path: flat float32 rows, split once and for all, with a record of what was done to them."""
+"""Data sets by name or by path: flat float32 rows in a fixed split, with a record of every conversion."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import difflib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from .binarize import binarize, check_grey
 from .files import ENDINGS, read_file
 from .idx import CLASSES, read_images
 from .rows import convert
-from .source import Part, Source, Split, shuffled
+from .source import Part, Source, Split, shuffle
 
 NAMES = ("digits", *CLASSES)
 POLICIES = {
@@ -28,7 +29,7 @@ POLICIES = {
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """A data set, split, with what a number computed on it must be reported with.
+    """A data set in its split, with the facts that belong beside every number computed on it.
 
     Attributes:
         name: of the data set, or of the file.
@@ -36,7 +37,7 @@ class Data:
         validation: rows to choose by.
         test: rows to report on.
         shape: of one row: (channels, height, width) for images, (d,) for tables.
-        policy: a sentence on what the values are.
+        policy: what the values are, in a sentence.
         digest: SHA-256 of the arrays as their files hold them, before scaling and binarization, in hexadecimal.
         transform: None, or what draws a training batch anew each time: ``transform(x, generator)``.
         notes: what was converted, and how the rows were split.
@@ -62,7 +63,7 @@ def load(
     seed: int = 0,
     missing: bool = False,
 ) -> Data:
-    """A data set by name ("digits", "mnist", "fashion_mnist") or by the path of an .npy, .npz or .csv file.
+    """Load a data set by name ("digits", "mnist", "fashion_mnist") or by the path of an .npy, .npz or .csv file.
 
     Digits (1,797 rows of counts 0..16, from scikit-learn) are split 1,437 / 180 / 180 by a permutation from numpy's
     ``default_rng(0)``, whatever `seed`; both MNISTs 59,600 / 400 / 10,000 in the order of the files (Burda et al.);
@@ -92,11 +93,11 @@ def load(
         (torch.Size([1437, 64]), (1, 8, 8), 'counts 0..16')
     """
     check_options(binarization, seed, missing)
-    source = find(name, data_dir, download, seed)
+    source = find_source(name, data_dir, download, seed)
     binary = binarization != "none"
-    done = [prepare(part, source, binary, missing) for part in source.parts]
+    prepared = [prepare(part, source, binary, missing) for part in source.parts]
     shape = event_shape(source.parts)
-    train, validation, test = draw(source.cut([split for split, _ in done]), binarization, seed)
+    train, validation, test = draw(source.cut([split for split, _ in prepared]), binarization, seed)
     return Data(
         name=source.name,
         train=train,
@@ -105,21 +106,21 @@ def load(
         shape=shape,
         policy=POLICIES[binarization].format(seed=seed)
         if binary
-        else source.policy + say_missing([s for s, _ in done]),
+        else source.policy + format_missing([s for s, _ in prepared]),
         digest=source.digest(),
         transform=binarize if binarization == "dynamic" else None,
-        notes=tuple(dict.fromkeys([*source.notes, *(note for _, notes in done for note in notes)])),
+        notes=tuple(dict.fromkeys([*source.notes, *(note for _, notes in prepared for note in notes)])),
     )
 
 
-def say_missing(splits: list[Split]) -> str:
-    """How much is missing, for the policy."""
-    gaps, cells = (sum(f(s.x) for s in splits) for f in (lambda x: int(x.isnan().sum()), Tensor.numel))
-    return f", {100 * gaps / cells:.1f} % of them missing: log p of what is observed" if gaps else ""
+def format_missing(splits: list[Split]) -> str:
+    """Format the share of missing values, to follow the policy; empty where none is missing."""
+    missing, cells = (sum(f(s.x) for s in splits) for f in (lambda x: int(x.isnan().sum()), Tensor.numel))
+    return f", {100 * missing / cells:.1f} % of them missing: log p of what is observed" if missing else ""
 
 
 def check_options(binarization: str, seed: int, missing: bool) -> None:
-    """Refuses other binarizations, also of what is missing, and seeds that numpy and torch do not both take."""
+    """Refuse an unknown binarization, one of missing values, and seeds that numpy and torch do not both take."""
     if missing and binarization != "none":
         raise UsageError(
             f"binarization {binarization!r} takes each value for a probability, and what is missing has none: take "
@@ -131,8 +132,8 @@ def check_options(binarization: str, seed: int, missing: bool) -> None:
         raise UsageError(f"seed {seed} is out of range. Take one from 0 to 2**63 - 1.")
 
 
-def find(name: str | Path, data_dir: str | Path | None, download: bool, seed: int) -> Source:
-    """The source that a name or a path stands for."""
+def find_source(name: str | Path, data_dir: str | Path | None, download: bool, seed: int) -> Source:
+    """Return the source that a name or a path stands for."""
     if name == "digits":
         return read_digits()
     if isinstance(name, str) and name in CLASSES:
@@ -147,7 +148,7 @@ def find(name: str | Path, data_dir: str | Path | None, download: bool, seed: in
 
 
 def data_folder(name: str, data_dir: str | Path | None) -> Path:
-    """The folder asked for, or the environment's."""
+    """Return the folder asked for, or the one that $PYRO_VAE_DATA names."""
     folder = data_dir or os.environ.get("PYRO_VAE_DATA")
     if not folder:
         raise UsageError(
@@ -158,17 +159,17 @@ def data_folder(name: str, data_dir: str | Path | None) -> Path:
 
 
 def read_digits() -> Source:
-    """scikit-learn's bundled 8×8 digits: how many of 16 pixels were set, in each of 64 cells."""
+    """Read scikit-learn's bundled 8×8 digits: how many of 16 pixels are set in each of 64 cells."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     notes = ("split 1437/180/180 by a permutation from seed 0, whatever the seed",)
     part = Part("x", digits.images.astype("float32"), digits.target)
-    return Source("digits", (part,), shuffled(0), "counts 0..16", grey=16.0, notes=notes)
+    return Source("digits", (part,), partial(shuffle, seed=0), "counts 0..16", grey=16.0, notes=notes)
 
 
 def prepare(part: Part, source: Source, binary: bool, missing: bool) -> tuple[Split, list[str]]:
-    """One part as flat float32 rows, and what was converted."""
+    """Convert one part to flat float32 rows, and note what was converted."""
     x, note = convert(part.x, part.name, torch.float32, missing=missing)
     if (scale := source.scale * (source.grey if binary else 1.0)) != 1.0:
         x = x / scale
@@ -183,18 +184,18 @@ def prepare(part: Part, source: Source, binary: bool, missing: bool) -> tuple[Sp
 
 
 def labels(part: Part) -> tuple[Tensor, list[str]]:
-    """y of one part: int64 where it is whole numbers, float32 otherwise, one for each row."""
+    """Convert y of one part: to int64 where it is whole numbers, to float32 otherwise; one for each row."""
     assert part.y is not None
-    whole = part.y.dtype.kind in "biu"
+    are_integers = part.y.dtype.kind in "biu"
     name = part.name.replace("x", "y", 1)
-    y, note = convert(part.y, name, torch.int64 if whole else torch.float32)
+    y, note = convert(part.y, name, torch.int64 if are_integers else torch.float32)
     if len(y) != len(part.x):
         raise ShapeError(f"{part.name} has {len(part.x)} rows, {name} has {len(y)}. Give each row one label.")
-    return y, [note] if note and not whole else []
+    return y, [note] if note and not are_integers else []
 
 
 def event_shape(parts: tuple[Part, ...]) -> tuple[int, ...]:
-    """(channels, height, width) of images, (d,) of tables, the same for all parts."""
+    """Return (channels, height, width) of images or (d,) of tables; it is the same for all parts."""
     shapes = {part.name: part.x.shape[1:] for part in parts}
     first = parts[0].x.shape[1:]
     if any(shape != first for shape in shapes.values()):
@@ -208,11 +209,12 @@ def event_shape(parts: tuple[Part, ...]) -> tuple[int, ...]:
 
 
 def draw(splits: tuple[Split, Split, Split], binarization: str, seed: int) -> tuple[Split, Split, Split]:
-    """The splits, binarized as asked for: test, validation, then train from one generator."""
+    """Binarize the splits as asked for."""
     if binarization == "none":
         return splits
     train, validation, test = splits
     generator = torch.Generator().manual_seed(seed)
+    # test, validation, then train: the first two are the same rows whether training rows are drawn here or each epoch
     test = replace(test, x=binarize(test.x, generator))
     validation = replace(validation, x=binarize(validation.x, generator))
     if binarization == "static":

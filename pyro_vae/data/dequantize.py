@@ -1,4 +1,4 @@
-"""Counts as densities see them: y = (x + u) / levels, with u uniform on [0, 1)."""
+"""Dequantization: counts as densities see them, y = (x + u) / levels, u uniform on [0, 1)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor
 
 from pyro_vae.errors import SupportError, UsageError
 
-from .rows import say_rows
+from .rows import format_rows
 
 
 def dequantize(levels: int) -> Callable[..., Tensor]:
-    r"""A transform of counts x in 0 … levels − 1: y = (x + u) / levels in [0, 1), u uniform on [0, 1), element by element.
+    r"""Make a transform of counts x in 0 … levels − 1: y = (x + u) / levels in [0, 1), u uniform on [0, 1), element by element.
 
     A density p(y) then says something of the counts: log P(x) = log ∫ p((x + u) / levels) du − D log levels, and
     E_u[log p(y)] − D log levels lies below it. Without u, a density on a few values can be driven up without end. Pass it as
@@ -41,7 +41,7 @@ def dequantize(levels: int) -> Callable[..., Tensor]:
     def transform(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         bad = ~((x >= 0) & (x < levels) & (x == x.round()))
         if bad.any():
-            raise SupportError(f"x holds no counts 0 to {levels - 1} in {say_rows(torch.atleast_1d(bad))}")
+            raise SupportError(f"x holds no counts 0 to {levels - 1} in {format_rows(torch.atleast_1d(bad))}")
         return (x + torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device)) / levels
 
     return transform

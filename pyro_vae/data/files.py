@@ -1,4 +1,4 @@
-"""A user's own file, ``.npy``, ``.npz`` or ``.csv``, as a :class:`Source`. Pickles are never loaded."""
+"""Read a user's own file, ``.npy``, ``.npz`` or ``.csv``, as a :class:`Source`. Pickles are never loaded."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import zipfile
 import zlib
 from array import array
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from pyro_vae.errors import DataError
 
-from .source import Part, Source, as_given, shuffled
+from .source import Part, Source, as_given, shuffle
 
 ENDINGS = (".npy", ".npz", ".csv")
 LINE = 2**26  # characters of a line, at most: some million columns
@@ -27,7 +28,7 @@ UNREADABLE = (  # what np.load raises for damaged files, found by damaging them
 
 
 def read_file(path: Path, seed: int) -> Source:
-    """The rows of a file, with labels where it has them under ``y``.
+    """Read the rows of a file, with labels where it has them under ``y``.
 
     Args:
         path: ``.npy``: one array. ``.npz``: one array, or ``x`` and perhaps ``y``, or ``x_train``, ``x_validation`` and
@@ -46,14 +47,14 @@ def read_file(path: Path, seed: int) -> Source:
         return Source(
             path.name, parts, as_given, notes=("split as the file does", *layout(parts[0].x), *unused(arrays, SPLITS))
         )
-    x = pick(arrays, path)
+    x = key_of_x(arrays, path)
     part = Part("x", arrays[x], arrays.get("y"))
     notes = (f"split 80/10/10 per cent by a permutation from seed {seed}", *layout(part.x), *unused(arrays, (), x))
-    return Source(path.name, (part,), shuffled(seed), notes=notes)
+    return Source(path.name, (part,), partial(shuffle, seed=seed), notes=notes)
 
 
-def pick(arrays: dict[str, np.ndarray], path: Path) -> str:
-    """The key of x: ``x``, or the only one."""
+def key_of_x(arrays: dict[str, np.ndarray], path: Path) -> str:
+    """Return the key of x: ``x``, or the only one."""
     if "x" in arrays:
         return "x"
     if len(arrays) == 1:
@@ -65,30 +66,30 @@ def pick(arrays: dict[str, np.ndarray], path: Path) -> str:
 
 
 def unused(arrays: dict[str, np.ndarray], splits: tuple[str, ...], x: str = "x") -> list[str]:
-    """A note on arrays that nobody reads."""
+    """Note the arrays of a file that nothing reads."""
     read = {f"{v}_{s}" for v in "xy" for s in splits} or {x, "y"}
     rest = sorted(set(arrays) - read)
     return [f"not read: {', '.join(rest)}"] if rest else []
 
 
 def layout(x: np.ndarray) -> list[str]:
-    """A note on what the dimensions of x are taken for, unless they are rows and columns."""
+    """Note how the dimensions of x are read, unless they are rows and columns."""
     names = {1: "rows of one value", 3: "(rows, height, width)", 4: "(rows, channels, height, width)"}
     return [f"shape {x.shape} read as {names[x.ndim]}"] if x.ndim in names else []
 
 
 def read_numpy(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npy (as x) or .npz file."""
+    """Read the arrays of an .npy (as x) or .npz file."""
     try:
         with path.open("rb") as file:  # opened here, as numpy leaves a damaged .npz open
             loaded = np.load(file, allow_pickle=False)
             return {"x": loaded} if isinstance(loaded, np.ndarray) else {key: loaded[key] for key in loaded.files}
     except UNREADABLE as e:
-        raise DataError(f"{path}: {why(e)}") from e
+        raise DataError(f"{path}: {explain_error(e)}") from e
 
 
-def why(e: BaseException) -> str:
-    """What numpy's error means for the user."""
+def explain_error(e: BaseException) -> str:
+    """Explain numpy's error to the user."""
     if "Object arrays" in str(e):
         return (
             "it holds pickled Python objects, and pickles are never loaded, as they can run code. "
@@ -103,10 +104,10 @@ def why(e: BaseException) -> str:
 
 
 def read_csv(path: Path) -> dict[str, np.ndarray]:
-    """The numbers of a .csv file: x ``(N, d)``, float64, and y ``(N,)`` where a column is called so."""
+    """Read the numbers of a .csv file: x ``(N, d)``, float64, and y ``(N,)`` where a column is called so."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            names, values, width = parse(filled(csv.reader(lines_of(file))), path)
+            names, values, width = parse(nonblank_lines(csv.reader(lines_of(file))), path)
     except (csv.Error, UnicodeDecodeError, OSError) as e:
         raise DataError(f"{path} cannot be read as comma-separated text in UTF-8 ({e}).") from e
     if not values:
@@ -116,8 +117,9 @@ def read_csv(path: Path) -> dict[str, np.ndarray]:
         return {"x": table}
     column = names.index("y")
     y = table[:, column]
-    whole = np.isfinite(y).all() and (y == y.round()).all() and (abs(y) < 2**53).all()
-    return {"x": np.delete(table, column, axis=1), "y": y.astype(np.int64) if whole else y}
+    # float64 holds every whole number below 2^53, so that labels survive the way through it
+    are_integers = np.isfinite(y).all() and (y == y.round()).all() and (abs(y) < 2**53).all()
+    return {"x": np.delete(table, column, axis=1), "y": y.astype(np.int64) if are_integers else y}
 
 
 def lines_of(file: IO[str]) -> Iterator[str]:
@@ -132,15 +134,15 @@ def lines_of(file: IO[str]) -> Iterator[str]:
         yield line
 
 
-def filled(reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:
-    """(line number, cells) of every line that is not blank."""
+def nonblank_lines(reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:
+    """Yield (line number, cells) of every line that is not blank."""
     for cells in reader:
         if cells:
             yield reader.line_num, [cell.strip() for cell in cells]  # type: ignore[attr-defined]
 
 
 def parse(lines: Iterator[tuple[int, list[str]]], path: Path) -> tuple[list[str], array[float], int]:
-    """The names (a first line without any number), all values in one line, and the width of the table."""
+    """Parse the lines to names (a first line without any number), all values end to end, and the width of the table."""
     names: list[str] = []
     values = array("d")
     width = row = 0
@@ -155,13 +157,13 @@ def parse(lines: Iterator[tuple[int, list[str]]], path: Path) -> tuple[list[str]
             raise DataError(
                 f"{where}: {len(cells)} cells, wanted {width} as in the first line. Make the rows equally long."
             )
-        values.extend(number(cell, where, column) for column, cell in enumerate(cells))
+        values.extend(parse_number(cell, where, column) for column, cell in enumerate(cells))
         row += 1
     return names, values, width
 
 
-def number(cell: str, where: str, column: int) -> float:
-    """The cell's value; NaN where it is empty, which :func:`~pyro_vae.data.load` takes for missing, or refuses."""
+def parse_number(cell: str, where: str, column: int) -> float:
+    """Parse a cell; NaN where it is empty, which :func:`~pyro_vae.data.load` takes for missing, or refuses."""
     if is_number(cell) or not cell:
         return float(cell or "nan")
     raise DataError(
@@ -171,7 +173,7 @@ def number(cell: str, where: str, column: int) -> float:
 
 
 def is_number(cell: str) -> bool:
-    """Whether a cell reads as a number (Python's ``1_000`` does not)."""
+    """Return whether a cell reads as a number (Python's ``1_000`` does not)."""
     try:
         float(cell)
     except ValueError:

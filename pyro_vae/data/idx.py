@@ -23,7 +23,7 @@ HEADERS = {
 
 
 def read_images(name: str, data_dir: Path, download: bool = False) -> Source:
-    """The 60,000 + 10,000 images ``(N, 28, 28)`` of 0..255 and their labels; the last 400 training images validate.
+    """Read the 60,000 + 10,000 images ``(N, 28, 28)`` of 0..255 and their labels; the last 400 training images validate.
 
     Args:
         name: "mnist" or "fashion_mnist".
@@ -37,15 +37,15 @@ def read_images(name: str, data_dir: Path, download: bool = False) -> Source:
         Importance Weighted Autoencoders (Burda, Grosse & Salakhutdinov, 2016), https://arxiv.org/abs/1509.00519
     """
     folder = data_dir / CLASSES[name] / "raw"
-    if download and missing(folder):
+    if download and missing_files(folder):
         fetch(name, data_dir)
-    if lacking := missing(folder):
+    if lacking := missing_files(folder):
         raise DataError(
             f"{name}: {len(lacking)} of 4 files are missing: {', '.join(lacking)} (or the same with .gz). "
             f"They belong in {folder}. Put them there, name another folder with --data-dir (data_dir=) or "
             "$PYRO_VAE_DATA, or fetch them with --download (download=True)."
         )
-    parts = read_torchvision(name, data_dir) if unpacked(folder) else read_bytes(folder)
+    parts = read_torchvision(name, data_dir) if all_unpacked(folder) else read_bytes(folder)
     return Source(
         name=name,
         parts=parts,
@@ -56,23 +56,23 @@ def read_images(name: str, data_dir: Path, download: bool = False) -> Source:
     )
 
 
-def missing(folder: Path) -> list[str]:
-    """Those of the four files that are there neither plain nor as .gz."""
+def missing_files(folder: Path) -> list[str]:
+    """Return those of the four files that are there neither plain nor as .gz."""
     return [f for f in HEADERS if not (folder / f).is_file() and not (folder / f"{f}.gz").is_file()]
 
 
-def unpacked(folder: Path) -> bool:
-    """Whether torchvision reads these files: all plain, and no old ``processed`` folder, whose pickles it prefers."""
+def all_unpacked(folder: Path) -> bool:
+    """Return whether torchvision reads these files: all plain, and no old ``processed`` folder, whose pickles it prefers."""
     return all((folder / f).is_file() for f in HEADERS) and not has_pickles(folder)
 
 
 def has_pickles(folder: Path) -> bool:
-    """Whether an old torchvision left its ``processed`` folder beside `folder`."""
+    """Return whether an old torchvision left its ``processed`` folder beside `folder`."""
     return (folder.parent / "processed").exists()
 
 
 def fetch(name: str, data_dir: Path) -> None:
-    """torchvision's download."""
+    """Download the files with torchvision."""
     import torchvision.datasets
 
     if has_pickles(data_dir / CLASSES[name] / "raw"):
@@ -87,7 +87,7 @@ def fetch(name: str, data_dir: Path) -> None:
 
 
 def read_torchvision(name: str, data_dir: Path) -> tuple[Part, ...]:
-    """Unpacked files, through torchvision, once their sizes and headers are right."""
+    """Read unpacked files through torchvision, once their sizes and headers are right."""
     import torchvision.datasets
 
     for file, header in HEADERS.items():
@@ -99,7 +99,7 @@ def read_torchvision(name: str, data_dir: Path) -> tuple[Part, ...]:
 
 
 def read_bytes(folder: Path) -> tuple[Part, ...]:
-    """The same files with numpy: plain where they are, out of the .gz (in memory) where they are not."""
+    """Read the files with numpy: plain where they are, out of the .gz (in memory) where they are not."""
     return tuple(
         Part(
             "x",
@@ -111,13 +111,13 @@ def read_bytes(folder: Path) -> tuple[Part, ...]:
 
 
 def read_idx(folder: Path, file: str) -> np.ndarray:
-    """The values of one IDX file, flat."""
+    """Read the values of one IDX file, flat."""
     path, header = folder / file, HEADERS[file]
     if path.is_file():
-        size, content = path.stat().st_size, read_start(path, wanted_size(header))
+        size, content = path.stat().st_size, read_start(path, expected_size(header))
     else:
         path = folder / f"{file}.gz"
-        content = gunzip(path, wanted_size(header))
+        content = gunzip(path, expected_size(header))
         size = len(content)
     check_idx(path, content[: len(header)], header, size)
     return np.frombuffer(content, np.uint8, offset=len(header))
@@ -130,8 +130,8 @@ def read_start(path: Path, most: int) -> bytes:
 
 
 def gunzip(path: Path, size: int) -> bytes:
-    """What a .gz holds, as far as it goes, but no more than a byte above `size`."""
-    stream = zlib.decompressobj(wbits=31)
+    """Unpack a .gz, but no more than a byte above `size`: a file of holes would fill the memory."""
+    stream = zlib.decompressobj(wbits=31)  # a gzip header, and the largest window
     try:
         content = stream.decompress(read_start(path, 2 * size), size + 1)
     except zlib.error as e:
@@ -141,19 +141,19 @@ def gunzip(path: Path, size: int) -> bytes:
     return content
 
 
-def wanted_size(header: bytes) -> int:
-    """The size of the file with this header: header and one byte for each value."""
+def expected_size(header: bytes) -> int:
+    """Return the size of the file with this header: header and one byte for each value."""
     rows = struct.unpack(">I", header[4:8])[0]
     return len(header) + rows * (784 if len(header) == 16 else 1)
 
 
 def check_idx(path: Path, start: bytes, header: bytes, size: int) -> None:
-    """Refuses a file of another size, or of another kind."""
-    if size != wanted_size(header):
-        what = "truncated" if size < wanted_size(header) else "too long"
+    """Refuse a file of another size, or of another kind."""
+    if size != expected_size(header):
+        what = "truncated" if size < expected_size(header) else "too long"
         raise DataError(
             f"{path} is {what}: {size:,} bytes{' unpacked' if path.suffix == '.gz' else ''}, wanted "
-            f"{wanted_size(header):,}. Delete it and fetch it again."
+            f"{expected_size(header):,}. Delete it and fetch it again."
         )
     if start != header:
         raise DataError(f"{path} does not start as that file does. Delete it and fetch it again.")

@@ -1,4 +1,4 @@
-"""A data set that hands out its rows one by one, read into one array; what goes wrong on the way is named by its index."""
+"""Read a map-style data set row by row into one array; what goes wrong on the way is named by its index."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ARRAYS = ("__array__", "__array_interface__", "to_numpy", "__dlpack__")
 
 
 def is_items(x: Any) -> bool:
-    """Whether x is no array, but has rows to ask for: a map-style torch Dataset, or a stream of which there is no length."""
+    """Return whether x has rows to ask for and is no array: a map-style torch Dataset, or a stream without a length."""
     plain = isinstance(x, str | bytes | dict | list | tuple)
     return (
         not plain
@@ -22,7 +22,7 @@ def is_items(x: Any) -> bool:
 
 
 def read_items(x: Any, name: str) -> np.ndarray:
-    """The rows of a map-style data set as one array.
+    """Read the rows of a map-style data set as one array.
 
     Raises:
         DataError: a stream or a loader, which has no rows by number; an item that cannot be read, or is not as the first one,
@@ -53,7 +53,7 @@ def read_items(x: Any, name: str) -> np.ndarray:
 
 
 def read_item(x: Any, i: int, name: str) -> np.ndarray:
-    """One row, as an array."""
+    """Read one row as an array."""
     try:
         row = x[i]
     except Exception as error:  # the user's own code: whatever it raises belongs to row i

@@ -1,4 +1,4 @@
-"""Whatever holds numbers in rows, as one checked tensor: real, finite, not empty."""
+"""Arrays of any library as one checked tensor of rows: real, finite, not empty."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def as_rows(
     device: torch.device | str | None = None,
     missing: bool = False,
 ) -> Tensor:
-    """x as a finite tensor of shape ``(N, *event)``, N > 0, detached; x itself is left as it is.
+    """Convert x to a finite tensor of shape ``(N, *event)``, N > 0, detached; x itself is left as it is.
 
     Shares memory with x where nothing needs converting (a float tensor, a writable contiguous float32 array); a float32 file
     that is memory-mapped (``np.load(path, mmap_mode="r")``) stays on disk, and is read as its rows are.
@@ -65,7 +65,7 @@ def batch_of(
     device: torch.device | str | None = None,
     missing: bool = False,
 ) -> tuple[Tensor, ...]:
-    """x and its contexts as programs take them: rows of one number, in the dtype and on the device of `like`.
+    """Convert x and its contexts to what programs take: as many rows each, in the dtype and on the device of `like`.
 
     Args:
         x: as for :func:`as_rows`.
@@ -78,23 +78,23 @@ def batch_of(
     Raises:
         DataError, ShapeError: as :func:`as_rows` and :func:`same_rows`.
     """
-    place = device if device is not None or like is None else like.device
-    rows = as_rows(x, name, None if like is None else like.dtype, place, missing)
-    dtypes = [whole(c) or rows.dtype for c in context]
+    device = device if device is not None or like is None else like.device
+    rows = as_rows(x, name, None if like is None else like.dtype, device, missing)
+    dtypes = [integer_dtype(c) or rows.dtype for c in context]
     contexts = (as_rows(c, f"{name}: context {i}", dtypes[i], rows.device) for i, c in enumerate(context))
     batch = (rows, *contexts)
     same_rows(*batch)
     return batch
 
 
-def whole(x: Any) -> torch.dtype | None:
-    """The dtype of whole numbers and booleans, which labels keep; None for anything else."""
+def integer_dtype(x: Any) -> torch.dtype | None:
+    """Return the dtype of whole numbers and booleans, which labels keep; None for anything else."""
     source = x if isinstance(x, Tensor) else torch.from_numpy(np.zeros(0, real_array(x, "context").dtype))
     return None if source.is_floating_point() or source.is_complex() else source.dtype
 
 
 def same_rows(x: Tensor, *context: Tensor) -> None:
-    """Checks that every context has the rows of x.
+    """Check that every context has as many rows as x.
 
     Raises:
         ShapeError: a context of another length; the message says both.
@@ -115,25 +115,26 @@ def convert(
     device: torch.device | str | None = None,
     missing: bool = False,
 ) -> tuple[Tensor, str | None]:
-    """:func:`as_rows` that hands back a line on the conversion, or None, instead of a warning."""
+    """Convert as :func:`as_rows`, and return a line on the conversion, or None, in place of a warning."""
     source = x.detach() if isinstance(x, Tensor) else real_array(x, name)
     check_rows(source, name)
-    wanted = dtype or default_dtype(source)
-    note = f"{name}: converted from {said(source)} to {wanted}" if said(source) not in alike(wanted) else None
-    rows = source if isinstance(source, Tensor) else tensor_of(source)
-    missing = missing and wanted.is_floating_point  # whole numbers have no NaN
+    target = dtype or default_dtype(source)
+    same = (str(target), f"numpy {str(target).removeprefix('torch.')}")
+    note = None if dtype_name(source) in same else f"{name}: converted from {dtype_name(source)} to {target}"
+    rows = source if isinstance(source, Tensor) else to_tensor(source)
+    missing = missing and target.is_floating_point  # whole numbers have no NaN
     check_finite(rows, name, missing=missing)
-    converted = rows.to(device=device, dtype=wanted)
+    converted = rows.to(device=device, dtype=target)
     if converted.dtype != rows.dtype:
-        when, hint = f" once converted from {rows.dtype} to {wanted}", "Rescale x, or pass a wider dtype."
+        when, hint = f" once converted from {rows.dtype} to {target}", "Rescale x, or pass a wider dtype."
         check_finite(converted, name, when, hint, missing)
     return converted, note
 
 
 def real_array(x: Any, name: str) -> np.ndarray:
-    """x as a numpy array of real numbers."""
+    """Read x as a numpy array of real numbers."""
     if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
-        rows = say_rows(torch.from_numpy(np.array(np.ma.getmaskarray(x), ndmin=1)))
+        rows = format_rows(torch.from_numpy(np.array(np.ma.getmaskarray(x), ndmin=1)))
         raise DataError(f"{name} has masked entries in {rows}. Drop those rows, or fill them in (x.filled(...)).")
     try:
         if is_items(x):
@@ -152,7 +153,7 @@ def real_array(x: Any, name: str) -> np.ndarray:
 
 
 def check_rows(source: Tensor | np.ndarray, name: str) -> None:
-    """Refuses complex and sparse tensors, single numbers, and arrays that hold nothing."""
+    """Refuse complex and sparse tensors, single numbers, and arrays that hold nothing."""
     shape = tuple(source.shape)
     if isinstance(source, Tensor) and (source.is_complex() or source.layout != torch.strided):
         raise DataError(
@@ -169,45 +170,38 @@ def check_rows(source: Tensor | np.ndarray, name: str) -> None:
 
 
 def default_dtype(source: Tensor | np.ndarray) -> torch.dtype:
-    """What dtype=None means."""
+    """Return the dtype that dtype=None stands for."""
     if isinstance(source, Tensor):
         return source.dtype if source.dtype.is_floating_point else torch.get_default_dtype()
     is_float32 = source.dtype.kind == "f" and source.dtype.itemsize == 4
     return torch.float32 if is_float32 else torch.get_default_dtype()
 
 
-def said(source: Tensor | np.ndarray) -> str:
-    """The dtype as a message says it."""
+def dtype_name(source: Tensor | np.ndarray) -> str:
+    """Name the dtype as a message shall."""
     return str(source.dtype) if isinstance(source, Tensor) else f"numpy {source.dtype.newbyteorder('=')}"
 
 
-def alike(dtype: torch.dtype) -> tuple[str, str]:
-    """What :func:`said` says of sources that are of this dtype already."""
-    return str(dtype), f"numpy {str(dtype).removeprefix('torch.')}"
-
-
-def tensor_of(array: np.ndarray) -> Tensor:
-    """A tensor of an array of any byte order, stride, alignment or float width; a copy only where torch needs one."""
-    array = private(array)
+def to_tensor(array: np.ndarray) -> Tensor:
+    """Make a tensor of an array of any byte order, stride, alignment or float width; copy only where torch needs it."""
+    array = copy_on_write(array)
     longer = array.dtype.kind == "f" and array.dtype.itemsize > 8
     native = np.dtype(np.float64) if longer else array.dtype.newbyteorder("=")
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore"):  # what float64 cannot hold becomes infinite, and check_finite names its row
         return torch.from_numpy(np.require(array, native, ["C_CONTIGUOUS", "ALIGNED", "WRITEABLE"]))
 
 
-def private(array: np.ndarray) -> np.ndarray:
-    """A file that is mapped to be read, mapped once more as copy-on-write: torch takes it as it is, and pages are read as
-    rows are asked for, so that it may be larger than the memory. Any other array is handed back."""
-    whole = array if isinstance(array, np.memmap) else array.base
-    if array.flags.writeable or not isinstance(whole, np.memmap) or not isinstance(whole.base, mmap.mmap):
+def copy_on_write(array: np.ndarray) -> np.ndarray:
+    """Map a read-only file once more as copy-on-write; return any other array as it is.
+
+    Torch warns of memory that it may not write to. Pages are read as rows are asked for: a file may be larger than the memory.
+    """
+    file = array if isinstance(array, np.memmap) else array.base
+    if array.flags.writeable or not isinstance(file, np.memmap) or not isinstance(file.base, mmap.mmap):
         return array
-    if (
-        whole.filename is None
-        or (whole.shape, whole.dtype) != (array.shape, array.dtype)
-        or not array.flags.c_contiguous
-    ):
+    if file.filename is None or (file.shape, file.dtype) != (array.shape, array.dtype) or not array.flags.c_contiguous:
         return array  # a part of a file
-    return np.memmap(whole.filename, whole.dtype, "c", whole.offset, whole.shape)
+    return np.memmap(file.filename, file.dtype, "c", file.offset, file.shape)
 
 
 GAPS = (
@@ -223,19 +217,19 @@ def check_finite(
     hint: str = GAPS,
     missing: bool = False,
 ) -> None:
-    """Refuses NaN (unless it may stand for what is missing) and infinite values, by row."""
+    """Refuse NaN (unless it may stand for what is missing) and infinite values, by row."""
     if not rows.is_floating_point():
         return
-    of = torch.isinf if missing else lambda chunk: ~torch.isfinite(chunk)
+    find_bad = torch.isinf if missing else lambda chunk: ~torch.isfinite(chunk)
     chunks = rows.split(max(1, AT_ONCE * len(rows) // rows.numel()))  # a file may be larger than the memory
-    if any(of(chunk).any() for chunk in chunks):
-        bad = of(rows)
+    if any(find_bad(chunk).any() for chunk in chunks):
+        bad = find_bad(rows)
         what = "infinite values" if missing else "NaN or infinite values"
-        raise DataError(f"{name} has {what}{when} in {say_rows(bad)}. {hint}")
+        raise DataError(f"{name} has {what}{when} in {format_rows(bad)}. {hint}")
 
 
-def say_rows(bad: Tensor) -> str:
-    """Where a mask ``(N, *event)`` holds: how many rows, the first five of them, and the first column."""
+def format_rows(bad: Tensor) -> str:
+    """Format where a mask ``(N, *event)`` holds: how many rows, the first five of them, and the first column."""
     bad = bad.reshape(len(bad), -1)
     rows = bad.any(1).nonzero().flatten().tolist()
     column = int(bad[rows[0]].nonzero()[0])

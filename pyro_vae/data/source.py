@@ -1,11 +1,10 @@
-"""What a data set's files hold, before anything is converted, and how it is cut into training, validation and test."""
+"""Training, validation and test splits of a data set, and its source: arrays as its files hold them, unconverted."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from torch import Tensor
@@ -15,7 +14,7 @@ from pyro_vae.errors import DataError
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Rows for one purpose.
+    """The rows of one purpose: training, validation or test.
 
     Attributes:
         x: ``(N, d)``, float32.
@@ -35,7 +34,7 @@ class Split:
 
     @property
     def numbers(self) -> np.ndarray:
-        """`rows`, counted out where it is None."""
+        """Where each row stands in the array that it comes from."""
         return np.arange(len(self)) if self.rows is None else self.rows
 
 
@@ -74,7 +73,7 @@ class Source:
     notes: tuple[str, ...] = ()
 
     def digest(self) -> str:
-        """SHA-256 over dtype, shape and bytes of each part's x, in hexadecimal."""
+        """Return the SHA-256 over dtype, shape and bytes of each part's x, in hexadecimal."""
         total = hashlib.sha256()
         for part in self.parts:
             total.update(f"{part.x.dtype.str}{part.x.shape}".encode())
@@ -83,30 +82,25 @@ class Source:
 
 
 def as_given(parts: Sequence[Split]) -> tuple[Split, Split, Split]:
-    """Three parts, as they are."""
+    """Return the three parts as the file splits them."""
     train, validation, test = parts
     return train, validation, test
 
 
 def hold_out(parts: Sequence[Split], rows: int) -> tuple[Split, Split, Split]:
-    """(train, test), with the last `rows` of train for validation: 400 of MNIST's in Burda et al. (2016)."""
+    """Hold out the last `rows` of train for validation: (train, validation, test); 400 of MNIST's in Burda et al. (2016)."""
     train, test = parts
     return train[: len(train) - rows], train[len(train) - rows :], test
 
 
 def shuffle(parts: Sequence[Split], seed: int) -> tuple[Split, Split, Split]:
-    """80 / 10 / 10 per cent of one part, by a permutation from numpy's ``default_rng(seed)``."""
+    """Split one part 80 / 10 / 10 per cent, by a permutation from numpy's ``default_rng(seed)``."""
     (rows,) = parts
     if len(rows) < 3:
         raise DataError(
             f"{len(rows)} rows are too few: training, validation and test need one each, so at least 3 are needed."
         )
-    held = max(1, round(len(rows) / 10))
+    tenth = max(1, round(len(rows) / 10))
     order = np.random.default_rng(seed).permutation(len(rows))
-    train = len(rows) - 2 * held
-    return rows[order[:train]], rows[order[train:-held]], rows[order[-held:]]
-
-
-def shuffled(seed: int) -> Cut:
-    """:func:`shuffle` under this seed."""
-    return partial(shuffle, seed=seed)
+    train = len(rows) - 2 * tenth
+    return rows[order[:train]], rows[order[train:-tenth]], rows[order[-tenth:]]
