@@ -1,4 +1,4 @@
-"""SHA-256 of bytes, of plain values and of tensors: whether something is what it was. On the ground floor."""
+"""SHA-256 digests of bytes, of plain values and of tensors."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor
 
 
 def sha256(content: bytes | memoryview) -> str:
-    """In hexadecimal digits."""
+    """Return the SHA-256 in hexadecimal digits."""
     return hashlib.sha256(content).hexdigest()
 
 
 def digest_of(value: Any) -> str:
-    """SHA-256 of a plain value's JSON; the order of names does not matter.
+    """Return the SHA-256 of a plain value's JSON; the order of names does not matter.
 
     Example:
         >>> from pyro_vae.digests import digest_of
@@ -28,7 +28,7 @@ def digest_of(value: Any) -> str:
 
 
 def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names, dtypes, shapes and values.
+    """Return the SHA-256 of names, dtypes, shapes and values.
 
     Example:
         >>> from pyro_vae.digests import tensor_digest

@@ -1,4 +1,4 @@
-"""One exception tree. Every message says what came, what was wanted, where, and how to go on.
+"""The tree of errors. Every message says what came, what was wanted, where, and how to go on.
 
 Each class carries the exit code that the command line ends with.
 """
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class PyroVAEError(Exception):
-    """Whatever pyro_vae refuses on purpose."""
+    """Base of every error that pyro_vae raises on purpose."""
 
     exit_code = 1
 
@@ -49,21 +49,25 @@ class RunFolderError(PyroVAEError):
 
 
 class CheckpointError(RunFolderError):
-    """A checkpoint that cannot be gone on from: damaged, of another model, or of a run that was told something else."""
+    """A checkpoint that cannot be resumed: damaged, of another model, or of a run with other options."""
 
 
-class DivergedError(PyroVAEError, ArithmeticError):
-    """Training met a non-finite loss or gradient; the model holds its last good weights. `result` is the run so far."""
-
-    exit_code = 5
+class ErrorWithResult(PyroVAEError):
+    """An error that hands over what there is so far, as `result`."""
 
     def __init__(self, message: str, result: Any = None) -> None:
         super().__init__(message)
         self.result = result
 
 
+class DivergedError(ErrorWithResult, ArithmeticError):
+    """A non-finite loss or gradient in training; the model holds its last good weights. `result` is the run so far."""
+
+    exit_code = 5
+
+
 class StorageError(PyroVAEError):
-    """What could not be written: the disk is full, read-only or gone. What was saved before is as it was."""
+    """A file that could not be written: the disk is full, read-only or gone. What was saved before is as it was."""
 
     exit_code = 6
 
@@ -80,33 +84,25 @@ class BusyError(PyroVAEError):
     exit_code = 75
 
 
-class UnreliableError(PyroVAEError, ArithmeticError):
+class UnreliableError(ErrorWithResult, ArithmeticError):
     """An estimate whose own diagnostics say not to believe it, where `strict` was asked for. `result` is the estimate."""
 
     exit_code = 5
 
-    def __init__(self, message: str, result: Any = None) -> None:
-        super().__init__(message)
-        self.result = result
 
-
-class Interrupted(PyroVAEError, KeyboardInterrupt):
-    """Ctrl-C during training, when the model holds its best weights so far, or evaluation. `result` is what there is so far."""
+class Interrupted(ErrorWithResult, KeyboardInterrupt):
+    """Ctrl-C in training, when the model holds its best weights so far, or in evaluation. `result` is what there is so far."""
 
     exit_code = 130
 
-    def __init__(self, message: str, result: Any = None) -> None:
-        super().__init__(message)
-        self.result = result
-
     @staticmethod
     def kind(signal: KeyboardInterrupt) -> type[Interrupted]:
-        """What to raise for it: Ctrl-C, or a SIGTERM that came as such."""
+        """Return the class to raise for a signal: Ctrl-C, or a SIGTERM that came as such."""
         return Terminated if getattr(signal, "terminated", False) else Interrupted
 
 
 class Terminated(Interrupted):
-    """SIGTERM, where Ctrl-C would be an `Interrupted`."""
+    """SIGTERM, where Ctrl-C raises `Interrupted`."""
 
     exit_code = 143
 

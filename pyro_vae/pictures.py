@@ -1,4 +1,4 @@
-"""Every picture of a run."""
+"""Figures of a run, drawn into its folder."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def draw_figures(path: Path, vae: VAE, data: Data, run: Fit, points: Sequence[di
 
 
 def draw_khat(path: Path, evidence: Any, x: Tensor, shape: tuple[int, ...]) -> None:
-    """Pareto k̂ of the rows just scored into figures/khat.png, the flagged ones shown; nothing where no k̂ is known."""
+    """Draw Pareto k̂ of the rows just scored into figures/khat.png, the flagged ones shown; nothing where no k̂ is known."""
     picture = path / "figures" / "khat.png"
     if getattr(evidence, "khat", None) is None or evidence.khat.isnan().all():
         picture.unlink(missing_ok=True)  # that of an earlier evaluation is of other numbers
@@ -48,14 +48,14 @@ def draw_khat(path: Path, evidence: Any, x: Tensor, shape: tuple[int, ...]) -> N
 
 
 def reconstructions(vae: VAE, data: Data) -> Any:
-    """Test rows beside their reconstructions."""
+    """Plot test rows beside their reconstructions."""
     x = data.test.x[:12]
     rows = [x.numpy(), reconstruct(vae, x).cpu().numpy()]
     return figures.image_grid(rows, ["x", "E[x | z]"], data.shape, "test rows and their reconstructions")
 
 
 def latent(vae: VAE, data: Data) -> Any:
-    """Posterior means of 2,000 rows: of training rows, or of test rows where those are grey."""
+    """Plot posterior means of 2,000 rows: of training rows, or of test rows where those are grey."""
     split = "train" if data.transform is None else "test"
     part: Split = getattr(data, split)
     labels = None if part.y is None else part.y.numpy()[:2000]

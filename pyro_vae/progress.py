@@ -1,4 +1,4 @@
-"""Progress on a terminal, quiet elsewhere. On the ground floor: anything may import it."""
+"""Progress bars on a terminal, quiet elsewhere."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ T = TypeVar("T")
 
 
 def console() -> Console:
-    """Where progress goes: standard error, so that results can be piped."""
+    """Return the console of progress: standard error, so that results can be piped."""
     return Console(stderr=True)
 
 
 def bar(shown: bool) -> Progress:
-    """A progress bar that leaves nothing behind; not shown off a terminal."""
-    where = console()
+    """Make a progress bar that leaves nothing behind; not shown off a terminal."""
+    stderr = console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=where, transient=True, disable=not (shown and where.is_terminal))
+    return Progress(*columns, console=stderr, transient=True, disable=not (shown and stderr.is_terminal))
 
 
 def tracked(items: Sequence[T], description: str, shown: bool = True) -> Iterator[T]:
-    """The items, one by one, under a progress bar."""
+    """Yield the items, one by one, under a progress bar."""
     with bar(shown) as progress:
         yield from progress.track(items, description=description)

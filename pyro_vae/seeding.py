@@ -1,4 +1,4 @@
-"""Private random streams: what runs inside draws from its own seed, and leaves the global state as it found it."""
+"""Seeds and private random streams: a block draws from its own seed, and leaves the global state as it found it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pyro_vae.errors import UsageError
 
 @contextmanager
 def seeded(seed: int, *block: int, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Torch's generators (CPU, and `device` if it is CUDA) follow (seed, *block) inside, and are restored after.
+    """Seed torch (CPU, and `device` if it is CUDA) with (seed, *block) inside, and restore its generators after.
 
     Args:
         seed: any non-negative integer.
@@ -32,6 +32,7 @@ def seeded(seed: int, *block: int, device: torch.device | str = "cpu") -> Iterat
     device = torch.device(device)
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
+        # not torch.manual_seed, which would seed every GPU as well
         torch.random.default_generator.manual_seed(stream(seed, *block))
         if devices:
             with torch.cuda.device(device):
@@ -40,7 +41,7 @@ def seeded(seed: int, *block: int, device: torch.device | str = "cpu") -> Iterat
 
 
 def stream(seed: int, *block: int) -> int:
-    """A 63-bit seed for one part of the work: well mixed, and the same in every process.
+    """Mix a 63-bit seed for one part of the work, the same in every process.
 
     Raises:
         UsageError: a seed that is no whole number from 0.
@@ -48,4 +49,4 @@ def stream(seed: int, *block: int) -> int:
     if not hasattr(seed, "__index__") or seed < 0:
         raise UsageError(f"seed={seed!r}: a seed is a whole number from 0, so that the same can be drawn again")
     state = np.random.SeedSequence(entropy=int(seed), spawn_key=block).generate_state(1, np.uint64)[0]
-    return int(state >> 1)
+    return int(state >> 1)  # manual_seed takes 63 bits without a sign

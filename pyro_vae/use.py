@@ -1,4 +1,4 @@
-"""What a trained VAE is used for: encode, reconstruct, sample, interpolate.
+"""Use a trained VAE: encode, reconstruct, sample, interpolate.
 
 For anything with ``prior``, ``likelihood`` and ``posterior`` that return distributions; contexts c come last. Nothing here
 changes the model, its mode, or the global random state; only `sample` draws, from a seed of its own.
@@ -50,7 +50,8 @@ def encode(vae: HasParts, x: Any, *c: Any) -> Tensor:
     """
     rows = _rows(vae, x, *c)
     missing = bool(rows[0].isnan().any())
-    with evaluation_mode(vae), without_validation() if missing else nullcontext():  # the message below says more
+    # torch's validation would stop at a NaN parameter; the message below says more
+    with evaluation_mode(vae), without_validation() if missing else nullcontext():
         z = _mean(vae.posterior(*rows), "the posterior q(z | x)")
     if missing and z.isnan().any():
         raise ProgramError(f"the posterior's mean is NaN where x has missing values. {MASK}")
@@ -107,10 +108,10 @@ def sample(vae: HasParts, num_samples: int, *c: Any, seed: int = 0, mean: bool =
     """
     if num_samples < 1:
         raise UsageError(f"num_samples must be at least 1, got {num_samples}")
-    c = batch_of(*c, like=like_parameters(vae)) if c else ()
+    like = like_parameters(vae)
+    c = batch_of(*c, like=like) if c else ()
     if c and len(c[0]) != num_samples:
         raise UsageError(f"{num_samples} samples need a context of as many rows, got {len(c[0])}")
-    like = like_parameters(vae)
     with evaluation_mode(vae), seeded(seed, device=like.device if like is not None else "cpu"):
         z = vae.prior(*c).expand((num_samples,)).sample()
         return _decode(vae, z, *c) if mean else vae.likelihood(z, *c).sample()

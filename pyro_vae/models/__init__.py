@@ -1,1 +1,1 @@
-"""Pyro programs: a model and a guide."""
+"""Models as pairs of Pyro programs: a model and a guide."""

@@ -1,4 +1,4 @@
-"""A module's parameters into Pyro's store, under a name that no other instance has."""
+"""Parameters of a module in Pyro's store, under a name that no other instance has."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _count = itertools.count()
 
 
 def _forget(name: str) -> None:
-    """Empties the store of a module that no longer exists."""
+    """Empty the store of a module that no longer exists."""
     store = pyro.get_param_store()
     held = list(store.named_parameters())
     for key, tensor in held:
@@ -27,7 +27,7 @@ def _forget(name: str) -> None:
 
 
 def register(module: nn.Module) -> None:
-    """Declares every trainable parameter of `module` to Pyro, for :class:`pyro.infer.SVI` to find and train.
+    """Declare every trainable parameter of `module` to Pyro, for :class:`pyro.infer.SVI` to find and train.
 
     Like ``pyro.module(name, module)``, with a name made afresh for each instance (deep copies included): under a fixed
     name, the second model of a process is silently never trained. Frozen parameters are left out without a warning.

@@ -1,4 +1,4 @@
-"""One entry of the registry of priors and posteriors: how to build it by name, and what goes with it."""
+"""What the registry knows of a prior or a posterior that can be built by name."""
 
 from __future__ import annotations
 

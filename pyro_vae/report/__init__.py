@@ -1,1 +1,1 @@
-"""Pictures and tables of results."""
+"""Plots of training, evidence, latents and calibration, with matplotlib."""

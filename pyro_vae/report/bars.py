@@ -1,4 +1,4 @@
-"""Pictures with a line for each model: parts end to end, and paired differences."""
+"""Plots with a line for each model: bars of parts end to end, and paired differences."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ if TYPE_CHECKING:
 
 
 def stacked(names: Sequence[str], parts: Sequence[Mapping[str, Mapping[str, Any]]], label: str, title: str) -> Figure:
-    """A bar a name, its parts end to end, each part's end ± 2 of its own Monte Carlo standard errors; the sum beside it."""
-    labels = list(dict.fromkeys(part for found in parts for part in found))
+    """Plot a bar a name, its parts end to end, each part's end ± 2 of its own Monte Carlo standard errors, and their sum."""
+    labels = list(dict.fromkeys(part for bar in parts for part in bar))
     colors = dict(zip(labels, cycle((BLUE, ORANGE, GREY, GREEN)), strict=False))
     fig = figure(7.0, 1.6 + 0.42 * len(names))
     ax = axes(fig, label, "", title)
-    for y, found in enumerate(parts):
+    for y, bar in enumerate(parts):
         ends = {1: 0.0, -1: 0.0}  # what is below 0, by chance or by a bad encoder, goes to the left
-        for i, (name, part) in enumerate(found.items()):
+        for i, (name, part) in enumerate(bar.items()):
             value, side = part["value"], -1 if part["value"] < 0 else 1
             ax.barh(y, value, 0.62, left=ends[side], color=colors[name], alpha=0.85)
             ends[side] += value
             if part["mc_se"] is not None:
-                lift = y + 0.12 * (i - (len(found) - 1) / 2)
+                lift = y + 0.12 * (i - (len(bar) - 1) / 2)
                 ax.errorbar(ends[side], lift, xerr=2 * part["mc_se"], color=INK, capsize=2, elinewidth=1, linewidth=0)
-        values = [part["value"] for part in found.values()]
-        said = f"{sum(values):.2f} = {' + '.join(f'{value:.2f}' for value in values)}"
-        said = said.replace("+ -", "- ").replace("-", "−")
-        ax.annotate(said, (1.02, y), xycoords=ax.get_yaxis_transform(), va="center", fontsize=8, color=INK)
+        values = [part["value"] for part in bar.values()]
+        equation = f"{sum(values):.2f} = {' + '.join(f'{value:.2f}' for value in values)}"
+        equation = equation.replace("+ -", "- ").replace("-", "−")
+        ax.annotate(equation, (1.02, y), xycoords=ax.get_yaxis_transform(), va="center", fontsize=8, color=INK)
     for name in labels:
         ax.barh(0, 0, color=colors[name], alpha=0.85, label=name)
     ax.axvline(0, color=INK, linewidth=0.8)
@@ -43,36 +43,36 @@ def stacked(names: Sequence[str], parts: Sequence[Mapping[str, Mapping[str, Any]
     return fig
 
 
-def gap_bars(found: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """log p(x) − ELBO as approximation + amortisation gap, a bar for each model or split.
+def gap_bars(gaps: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Plot log p(x) − ELBO as approximation + amortisation gap, a bar for each model or split.
 
     Args:
-        found: a name to what ``Gaps.summary()`` gives.
+        gaps: a name to what ``Gaps.summary()`` gives.
     """
     parts = [
         {"approximation: the family": s["approximation"], "amortisation: the encoder": s["amortisation"]}
-        for s in found.values()
+        for s in gaps.values()
     ]
-    return stacked(list(found), parts, "nats per row, ± 2 Monte Carlo s.e.", "log p(x) − ELBO, and where it comes from")
+    return stacked(list(gaps), parts, "nats per row, ± 2 Monte Carlo s.e.", "log p(x) − ELBO, and where it comes from")
 
 
-def decomposition_bars(found: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """KL(q(z | x) ‖ p(z)) as mutual information + total correlation + dimension-wise KL, a bar for each model or split.
+def decomposition_bars(summaries: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Plot KL(q(z | x) ‖ p(z)) as mutual information + total correlation + dimension-wise KL, a bar for each model or split.
 
     Args:
-        found: a name to what ``ElboDecomposition.to_dict()`` gives.
+        summaries: a name to what ``ElboDecomposition.to_dict()`` gives.
     """
-    rows = sorted({d["rows"] for d in found.values()})
+    rows = sorted({d["rows"] for d in summaries.values()})
     most = ", ".join(f"log {n} = {math.log(n):.2f}" for n in rows)
     label = f"nats per row, ± 2 Monte Carlo s.e.\n(mutual information is at most {most})"
-    parts = [d["parts"] for d in found.values()]
-    return stacked(list(found), parts, label, "KL(q(z|x) ‖ p(z)), and what it is spent on")
+    parts = [d["parts"] for d in summaries.values()]
+    return stacked(list(summaries), parts, label, "KL(q(z|x) ‖ p(z)), and what it is spent on")
 
 
 def forest(
     names: Sequence[str], differences: Sequence[float], errors: Sequence[float | None], caption: str = ""
 ) -> Figure:
-    """Models one below the other, the best on top: differences to it ± 2 paired standard errors, in nats per row."""
+    """Plot models one below the other, the best on top: differences to it ± 2 paired standard errors, in nats per row."""
     fig = figure(7.0, 1.5 + 0.32 * len(names))
     ax = axes(
         fig, "log p(x) − best, nats per row", "", "Paired difference to the best: bars ± 2 s.e., numbers ± 1 s.e."
@@ -82,9 +82,9 @@ def forest(
     ax.axvline(0, color=GREY, linestyle="--", linewidth=1)
     ax.errorbar(differences, at, xerr=bars, color=BLUE, marker="o", markersize=5, capsize=3, linestyle="")
     for y, (difference, error) in enumerate(zip(differences, errors, strict=True)):
-        said = "best" if y == 0 else f"{difference:.2f} ± {'unknown' if error is None else f'{error:.2f}'}"
+        text = "best" if y == 0 else f"{difference:.2f} ± {'unknown' if error is None else f'{error:.2f}'}"
         ax.annotate(
-            said.replace("-", "−"), (1.02, y), xycoords=ax.get_yaxis_transform(), va="center", fontsize=8, color=INK
+            text.replace("-", "−"), (1.02, y), xycoords=ax.get_yaxis_transform(), va="center", fontsize=8, color=INK
         )
     ax.set_yticks(at, [plain(name) for name in names])
     ax.set_ylim(len(names) - 0.5, -0.5)

@@ -1,4 +1,4 @@
-"""Pictures of calibration: ranks that should be uniform, and data beside replications of it."""
+"""Plots of calibration: ranks that should be uniform, and data beside replications of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def ecdf_differences(calibration: Mapping[str, Any], most: int = 16) -> Figure:
-    """ECDF of the ranks − that of uniform ranks, a panel for each quantity, with the band that holds the whole curve.
+    """Plot the ECDF of the ranks − that of uniform ranks, a panel for each quantity, in the band that holds the whole curve.
 
     ∪-shaped ranks (draws too narrow) rise above the band and fall below it; draws too wide do it the other way round; draws
     too high stay above, draws too low below.
@@ -44,7 +44,7 @@ def ecdf_differences(calibration: Mapping[str, Any], most: int = 16) -> Figure:
 
 
 def predictive_panels(check: Mapping[str, Any]) -> Figure:
-    """Histograms of T(x_rep), a panel for each statistic (its mean over all rows), and T(x): a line.
+    """Plot histograms of T(x_rep), a panel for each statistic (its mean over all rows), and T(x) as a line.
 
     Where T(x, z) depends on the latents it has a histogram of its own; p compares the two draw by draw.
 
@@ -52,8 +52,8 @@ def predictive_panels(check: Mapping[str, Any]) -> Figure:
         check: what ``PredictiveCheck.to_dict()`` gives.
     """
     fig, panels = grid(len(check["statistics"]), 3)
-    for ax, (name, found) in zip(panels, check["statistics"].items(), strict=True):
-        replicated, observed = np.array(found["replicated"]), np.array(found["observed"])
+    for ax, (name, statistic) in zip(panels, check["statistics"].items(), strict=True):
+        replicated, observed = np.array(statistic["replicated"]), np.array(statistic["observed"])
         every = np.concatenate([replicated, observed]) if len(observed) > 1 else replicated
         edges = np.histogram_bin_edges(every, 24).tolist()
         ax.hist(replicated, edges, color=BLUE, alpha=0.6, label="T(x_rep), model")
@@ -64,8 +64,8 @@ def predictive_panels(check: Mapping[str, Any]) -> Figure:
         ax.set_yticks([])
         ax.locator_params(axis="x", nbins=4)
         same = np.ptp(np.concatenate([replicated, observed])) == 0
-        said = "always the same" if same else f"p {said_p(found['p'], len(replicated))}"
-        ax.set_title(f"{plain(name)}\n{said}", fontsize=8, color=INK)
+        verdict = "always the same" if same else f"p {format_p(statistic['p'], len(replicated))}"
+        ax.set_title(f"{plain(name)}\n{verdict}", fontsize=8, color=INK)
     panels[0].plot([], [], color=ORANGE, label="T(x), data")
     fig.legend(*panels[0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=2, fontsize=8)
     rows, draws = check["rows"], check["num_draws"]
@@ -75,6 +75,6 @@ def predictive_panels(check: Mapping[str, Any]) -> Figure:
     return fig
 
 
-def said_p(p: float, draws: int) -> str:
-    """A share of draws, as far as the number of draws can tell."""
+def format_p(p: float, draws: int) -> str:
+    """Format a share of draws with as many digits as the number of draws supports."""
     return f"< {1 / draws:.2g}" if p == 0 else f"> {1 - 1 / draws:.3g}" if p == 1 else f"{p:.3f}"

@@ -1,4 +1,4 @@
-"""Pictures of evidence: between which ends log p(x) lies, which rows not to believe, and what is left to gain."""
+"""Plots of evidence: brackets of log p(x), rows not to be believed, and rate against distortion."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ Numbers = Mapping[str, Any]
 P_HAT, K_HAT = r"$\hat{p}$", r"$\hat{k}$"
 
 
-def bracket_ends(found: Mapping[str, Numbers], exact: Mapping[str, Numbers] | None = None) -> Figure:
-    """log p(x) between its ends, a panel for each set of rows: a mark a method ± 2 Monte Carlo standard errors.
+def bracket_ends(brackets: Mapping[str, Numbers], exact: Mapping[str, Numbers] | None = None) -> Figure:
+    """Plot log p(x) between its ends, a panel for each set of rows: a mark a method ± 2 Monte Carlo standard errors.
 
     Lower ends point up the axis, upper ends down it. An upper end that is strict is filled; an approximate one is hollow and
     says so. Errors of upper ends are too small, as chains of a row share their start; that of the difference, said in words,
     is not. The exact value, where there is one, is a line.
 
     Args:
-        found: a name of the rows to what ``Bracket.summary()`` gives.
+        brackets: a name of the rows to what ``Bracket.summary()`` gives.
         exact: the same names to what ``Exact.summary()`` gives, for those that an oracle knows.
     """
-    fig, exact = figure(7.5, 0.7 + 1.6 * len(found)), exact or {}
-    panels = fig.subplots(len(found), 1, squeeze=False).flat
-    for ax, (name, s) in zip(panels, found.items(), strict=True):
+    fig, exact = figure(7.5, 0.7 + 1.6 * len(brackets)), exact or {}
+    panels = fig.subplots(len(brackets), 1, squeeze=False).flat
+    for ax, (name, s) in zip(panels, brackets.items(), strict=True):
         draw_ends(ax, s, exact.get(name))
-        said = "unknown" if s["gap_se"] is None else f"{s['gap_se']:.3f}"
-        title = f"{s['rows']} {name}: upper − lower end = {s['gap']:.3f} ± {said} (s.e. over rows)"
+        gap_se = "unknown" if s["gap_se"] is None else f"{s['gap_se']:.3f}"
+        title = f"{s['rows']} {name}: upper − lower end = {s['gap']:.3f} ± {gap_se} (s.e. over rows)"
         ax.set_title(plain(title.replace(" -", " −")), fontsize=9, loc="left")
     ax.set_xlabel("log p(x), nats per row; bars ± 2 Monte Carlo s.e.", fontsize=9)
     methods = ", ".join(dict.fromkeys(e["method"] for e in exact.values()))
@@ -43,7 +43,7 @@ def bracket_ends(found: Mapping[str, Numbers], exact: Mapping[str, Numbers] | No
 
 
 def draw_ends(ax: Axes, s: Numbers, exact: Numbers | None) -> None:
-    """Both lower ends, the upper one, and what lies between the better lower end and it."""
+    """Draw both lower ends, the upper one, and the span between the better lower end and it."""
     strict = s["upper_is"] != "approximate"
     ends = [
         ("importance sampling\nlower end", "importance", BLUE, ">", BLUE),
@@ -74,7 +74,7 @@ def khat_histogram(
     shape: tuple[int, ...] = (),
     most: int = 20,
 ) -> Figure:
-    """Pareto k̂ of the rows' weights, those above the threshold apart; beside it the flagged rows themselves, worst first.
+    """Plot Pareto k̂ of the rows' weights, flagged rows apart; beside it these rows themselves, worst first.
 
     Args:
         khat: of each row, ``(N,)``; −∞ (weights without a tail) is drawn at the left edge, NaN (not known) is only counted.
@@ -94,8 +94,8 @@ def khat_histogram(
     edges = np.histogram_bin_edges(np.append(finite, threshold), min(30, max(8, len(finite) // 6)))
     edges += threshold - edges[np.abs(edges - threshold).argmin()]  # the threshold parts two bars
     inside = np.clip(khat, edges[0], edges[-1])
-    kept, out = inside[known & ~bad], inside[known & bad]
-    ax.hist([kept, out], edges.tolist(), stacked=True, color=[BLUE, ORANGE], label=["believed", "flagged"])
+    believed, flagged_khat = inside[known & ~bad], inside[known & bad]
+    ax.hist([believed, flagged_khat], edges.tolist(), stacked=True, color=[BLUE, ORANGE], label=["believed", "flagged"])
     ax.axvline(threshold, color=INK, linestyle="--", linewidth=1, label=f"threshold {threshold:.2f}")
     if unknown := int((~known).sum()):
         ax.plot([], [], " ", label=f"({unknown} not known)")
@@ -113,7 +113,7 @@ def khat_histogram(
 
 
 def show_images(fig: Any, rows: np.ndarray, labels: Sequence[str], shape: tuple[int, ...], most: int) -> None:
-    """Images on one scale, five in a line, each under its label; with room for `most`."""
+    """Show images on one scale, five in a line, each under its label; with room for `most`."""
     low, high = np.nanmin(rows), np.nanmax(rows)
     panels = list(fig.subplots(-(-most // 5), 5, squeeze=False).flat)
     for ax in panels:
@@ -125,7 +125,7 @@ def show_images(fig: Any, rows: np.ndarray, labels: Sequence[str], shape: tuple[
 
 
 def show_strips(fig: Any, rows: np.ndarray, labels: Sequence[str]) -> None:
-    """A table's rows as strips on one scale, each beside its label."""
+    """Show a table's rows as strips on one scale, each beside its label."""
     ax = fig.add_subplot()
     ax.imshow(rows, cmap="gray_r", interpolation="nearest", aspect="auto")
     ax.set_yticks(range(len(rows)), labels, fontsize=8)
@@ -134,7 +134,7 @@ def show_strips(fig: Any, rows: np.ndarray, labels: Sequence[str]) -> None:
 
 
 def convergence_curve(points: Sequence[Numbers], exact: Numbers | None = None) -> Figure:
-    """log p̂(x) of the first K particles against K, with its Monte Carlo band; the jackknife beside it, which is no bound.
+    """Plot log p̂(x) of the first K particles against K, with its Monte Carlo band, and the jackknife, which is no bound.
 
     Args:
         points: of rising K, what ``Evidence.summary()`` gives.
@@ -162,7 +162,7 @@ def convergence_curve(points: Sequence[Numbers], exact: Numbers | None = None) -
 def rate_distortion_curve(
     rates: Sequence[float], distortions: Sequence[float], encoders: Mapping[str, Numbers], log_px: float
 ) -> Figure:
-    """The least rate at each distortion with this prior and decoder, and where encoders stand: above it by their gap.
+    """Plot the least rate at each distortion with this prior and decoder, and encoders above it by their gap.
 
     Rate + distortion = −log p(x) touches the curve at β = 1, and passes below every encoder: an encoder's own line,
     −ELBO, is KL(q ‖ posterior) above it. The curve's own Monte Carlo noise is not drawn: it moves points mostly along the
@@ -184,15 +184,7 @@ def rate_distortion_curve(
     wide = 1.15 * max(rate.max(), *(r for r, _ in points.values()))
     line = np.array([0.0, wide])
     ax.plot(rate, distortion, color=BLUE, linewidth=1.8, label="the least, with this prior and decoder (AIS)")
-    ax.plot(
-        rate[-1],
-        distortion[-1],
-        color=BLUE,
-        marker="o",
-        markersize=6,
-        label="its end, β = 1: the posteriors",
-        linestyle="",
-    )
+    ax.plot(rate[-1], distortion[-1], "o", color=BLUE, markersize=6, label="its end, β = 1: the posteriors")
     ax.plot(line, -log_px - line, color=BLUE, linestyle=":", linewidth=1, label=f"R + D = −log p(x) = {-log_px:.2f}")
     for (name, (r, d)), color, marker in zip(points.items(), (ORANGE, GREEN, INK, GREY), "sD^v", strict=False):
         ax.errorbar(r, d, errors[name][1], errors[name][0], color=color, marker=marker, label=plain(name), linestyle="")

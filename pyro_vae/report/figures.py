@@ -1,4 +1,4 @@
-"""Pictures. matplotlib is imported when the first is drawn; figures are made without pyplot, so nothing global changes."""
+"""Plots of a training, and what all plots share; matplotlib is imported with the first of them, and pyplot never."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ INK, BLUE, ORANGE, GREEN, GREY = "#222222", "#2b6cb0", "#dd6b20", "#2f855a", "#9
 
 
 def figure(width: float = 7.0, height: float = 4.0) -> Figure:
-    """An empty figure, laid out to fit what is put in it."""
+    """Make an empty figure, laid out to fit what is put in it."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=150, layout="constrained")
@@ -42,7 +42,7 @@ def save(fig: Figure, path: Path) -> Path:
 
 
 def axes(fig: Figure, xlabel: str, ylabel: str, title: str) -> Axes:
-    """One plain panel."""
+    """Add one plain panel."""
     ax = fig.add_subplot()
     ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
     ax.spines[["top", "right"]].set_visible(False)
@@ -50,7 +50,7 @@ def axes(fig: Figure, xlabel: str, ylabel: str, title: str) -> Axes:
 
 
 def grid(count: int, columns: int, share: bool = False) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` plain panels in rows of at most `columns`; with one scale for all, if shared."""
+    """Make a figure of `count` plain panels in rows of at most `columns`; with one scale for all, if shared."""
     columns = min(columns, count)
     fig = figure(0.6 + 2.4 * max(columns, 2), 0.9 + 2.1 * math.ceil(count / columns))
     panels = list(fig.subplots(math.ceil(count / columns), columns, squeeze=False, sharex=share, sharey=share).flat)
@@ -63,12 +63,12 @@ def grid(count: int, columns: int, share: bool = False) -> tuple[Figure, list[Ax
 
 
 def plain(name: str) -> str:
-    """A name that matplotlib does not read as mathematics."""
+    """Escape a name, so that matplotlib does not read it as mathematics."""
     return name.replace("$", r"\$")
 
 
 def training_curve(history: Sequence[dict[str, Any]], floor: float | None = None) -> Figure:
-    """The ELBO on training and validation rows after each epoch, and the floor of a model without latents."""
+    """Plot the ELBO on training and validation rows after each epoch, and the floor of a model without latents."""
     fig = figure()
     ax = axes(fig, "epoch", "nats per row", "ELBO while training")
     epochs = [r["epoch"] for r in history]
@@ -84,7 +84,7 @@ def training_curve(history: Sequence[dict[str, Any]], floor: float | None = None
 
 
 def evidence_curve(points: Sequence[dict[str, Any]]) -> Figure:
-    """log p(x) by importance sampling, the ELBO below it, and the gap between them: KL(q(z | x) ‖ p(z | x))."""
+    """Plot log p(x) by importance sampling, the ELBO below it, and the gap between them: KL(q(z | x) ‖ p(z | x))."""
     fig = figure()
     ax = axes(fig, "epoch", "nats per row", "log p(x) = ELBO + KL(q(z|x) ‖ p(z|x))")
     epochs = np.array([p["epoch"] for p in points])
@@ -111,28 +111,27 @@ def evidence_curve(points: Sequence[dict[str, Any]]) -> Figure:
 
 
 def robust_limits(values: Sequence[float]) -> tuple[float, float]:
-    """Limits that a few steep first epochs do not stretch."""
+    """Return limits that a few steep first epochs do not stretch."""
     low, high = np.quantile(values, 0.05), max(values)
     pad = 0.08 * (high - low) + 1e-6
     return float(low - pad), float(high + pad)
 
 
 def thin(count: int, most: int = 10) -> list[int]:
-    """At most `most` epochs out of 1..count, from the first to the last, spread evenly on a log scale."""
+    """Return at most `most` epochs out of 1..count, from the first to the last, spread evenly on a log scale."""
     spread = np.geomspace(1, count, min(most, count))
     return sorted({math.ceil(s - 1e-9) for s in spread})
 
 
 def image_grid(rows: Sequence[np.ndarray], labels: Sequence[str], shape: tuple[int, ...], title: str) -> Figure:
-    """Rows of images ``(n, channels * height * width)``, each with its label, on one scale. A table's row is a strip."""
+    """Plot rows of images ``(n, channels * height * width)``, each with its label, on one scale. A table's row is a strip."""
     picture = tile(rows, shape if len(shape) == 3 else (1, 1, shape[0]))
     height, width = picture.shape[:2]
     fig = figure(8.0, min(8.0 * height / width, 10.0) + 0.45)
     ax = fig.add_subplot()
     grey = picture.shape[2] == 1
-    ax.imshow(
-        picture[..., 0] if grey else picture, cmap="gray_r", interpolation="nearest", aspect="auto" if height < 9 else 1
-    )
+    aspect: Any = "auto" if height < 9 else 1
+    ax.imshow(picture[..., 0] if grey else picture, cmap="gray_r", interpolation="nearest", aspect=aspect)
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
     ax.set_xticks([])
@@ -142,7 +141,7 @@ def image_grid(rows: Sequence[np.ndarray], labels: Sequence[str], shape: tuple[i
 
 
 def tile(rows: Sequence[np.ndarray], shape: tuple[int, int, int]) -> np.ndarray:
-    """Images side by side, one pixel apart, scaled to 0..1 by the least and the largest value of all; gaps are NaN."""
+    """Tile images one pixel apart, scaled to 0..1 by the least and the largest value of all; gaps are NaN."""
     channels, h, w = shape
     low, high = (float(f([f(r) for r in rows])) for f in (np.min, np.max))
     canvas = np.full((len(rows) * (h + 1) - 1, max(map(len, rows)) * (w + 1) - 1, channels), np.nan)
@@ -156,13 +155,13 @@ def tile(rows: Sequence[np.ndarray], shape: tuple[int, int, int]) -> np.ndarray:
 def sample_grid(
     samples: np.ndarray, shape: tuple[int, ...], columns: int = 12, title: str = "x ~ p(x | z), z ~ p(z)"
 ) -> Figure:
-    """Samples of the model, in rows."""
+    """Plot samples of the model, in rows."""
     rows = [samples[i : i + columns] for i in range(0, len(samples), columns)]
     return image_grid(rows, [""] * len(rows), shape, title)
 
 
 def signal_to_noise(reports: Mapping[int, Mapping[str, Any]]) -> Figure:
-    """Signal-to-noise ratio of gradients against K, on log scales: encoder and decoder, a line for each estimator.
+    """Plot the signal-to-noise ratio of gradients against K, on log scales: encoder and decoder, a line for each estimator.
 
     Args:
         reports: K to what ``GradientReport.to_dict()`` gives; objectives are named by their estimators.
@@ -173,10 +172,10 @@ def signal_to_noise(reports: Mapping[int, Mapping[str, Any]]) -> Figure:
     panels = fig.subplots(1, 2, sharey=True)
     for ax, part in zip(panels, ("encoder", "decoder"), strict=True):
         for name, style in zip(names, cycle(zip((GREY, BLUE, ORANGE, INK), ("o", "s", "^", "D"), strict=True))):
-            found = [
+            points = [
                 (k, r["objectives"][name][part]["snr_mean"]) for k, r in reports.items() if name in r["objectives"]
             ]
-            ks, snr = zip(*((k, value) for k, value in found if value is not None), strict=True)
+            ks, snr = zip(*((k, value) for k, value in points if value is not None), strict=True)
             ax.plot(ks, snr, color=style[0], marker=style[1], markersize=5, label=name)
         ax.axhline(floor, color=GREY, linestyle=":", linewidth=1, label="no signal at all")
         ax.set(xlabel="K, particles a row", title=part, xscale="log", yscale="log")

@@ -1,4 +1,4 @@
-"""Pictures of latents: where the posterior means lie, and what each unit carries."""
+"""Plots of latents: a map of the posterior means, and the KL of each unit."""
 
 from __future__ import annotations
 
@@ -14,17 +14,15 @@ if TYPE_CHECKING:
 
 
 def latent_map(z: np.ndarray, labels: np.ndarray | None, title: str = "posterior means") -> Figure:
-    """Posterior means, in two dimensions (the first two principal components where there are more), coloured by label."""
+    """Plot posterior means in two dimensions (the first two principal components where there are more), coloured by label."""
     fig = figure(5.5, 5.0)
     names = ["z1", "z2"]
     if z.shape[1] > 2:
         centred = z - z.mean(0)
         _, spread, directions = np.linalg.svd(centred, full_matrices=False)
         share = spread**2 / (spread**2).sum()
-        z, names = (
-            centred @ directions[:2].T,
-            [f"principal component {i + 1} ({share[i]:.0%} of variance)" for i in (0, 1)],
-        )
+        names = [f"principal component {i + 1} ({share[i]:.0%} of variance)" for i in (0, 1)]
+        z = centred @ directions[:2].T
     elif z.shape[1] == 1:
         z, names = np.column_stack([z, np.zeros(len(z))]), ["z1", ""]
     ax = axes(fig, names[0], names[1], title)
@@ -39,7 +37,7 @@ def latent_map(z: np.ndarray, labels: np.ndarray | None, title: str = "posterior
 
 
 def unit_bars(kl: Sequence[float], activity: Sequence[float] | None = None, threshold: float = 0.01) -> Figure:
-    """KL(q(z_u | x) ‖ p(z_u)) of each unit u in nats a row, the largest first; active units apart from the others."""
+    """Plot KL(q(z_u | x) ‖ p(z_u)) of each unit u in nats a row, the largest first; active units apart from the others."""
     order = np.argsort(-np.asarray(kl, dtype=float), kind="stable")
     active = np.asarray(kl if activity is None else activity, dtype=float)[order] > threshold
     criterion = "KL" if activity is None else "Var E[z|x]"
@@ -48,8 +46,7 @@ def unit_bars(kl: Sequence[float], activity: Sequence[float] | None = None, thre
     at, heights = np.arange(len(order)), np.asarray(kl, dtype=float)[order]
     for chosen, color, sign in ((active, BLUE, ">"), (~active, GREY, "≤")):
         ax.bar(at[chosen], heights[chosen], color=color, label=f"{criterion} {sign} {threshold:g}")
-    ax.set_xticks(
-        at if len(order) <= 30 else at[:: len(order) // 15], order if len(order) <= 30 else order[:: len(order) // 15]
-    )
+    step = 1 if len(order) <= 30 else len(order) // 15
+    ax.set_xticks(at[::step], order[::step])
     ax.legend(frameon=False, loc="upper right")
     return fig
