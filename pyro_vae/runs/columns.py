@@ -1,4 +1,4 @@
-"""A table's families by name, as a config writes them: ``normal:3,poisson:2,categorical:1:num-classes=4``."""
+"""Tabular likelihoods by name, as a config writes them: ``normal:3,poisson:2,categorical:1:num-classes=4``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FORM = (
 
 
 def named_columns(blocks: str = "") -> Family:
-    """The family :func:`~pyro_vae.parts.families.columns` of blocks of columns, each by the name of its family.
+    """Build the family :func:`~pyro_vae.parts.families.columns` of blocks of columns, each by the name of its family.
 
     Raises:
         UsageError: what is no block, a family that is unknown or of whole rows, an option that it lacks.
@@ -33,7 +33,7 @@ def named_columns(blocks: str = "") -> Family:
 
 
 def block(text: str) -> tuple[Family, int, int]:
-    """(family, features in all, columns) of one block."""
+    """Read one block: (family, features in all, columns)."""
     name, width, *options = text.split(":") if ":" in text else (text, "")
     if not width.isdecimal() or not int(width) or not all("=" in option for option in options):
         raise UsageError(f"block {text!r}: {FORM}")

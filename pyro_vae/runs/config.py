@@ -1,4 +1,4 @@
-"""The configuration of a run: names and numbers only, so that reading one never runs anything."""
+"""Config of a run: names and numbers only, so that reading one never runs anything."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Options = dict[str, str]  # from the command line all are strings; the registry 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What to train, on what, and how. "auto" is resolved from the data and recorded as resolved.
+    """The model, the data and the training of a run. "auto" is resolved from the data and recorded as resolved.
 
     Parameters
     ----------
@@ -112,18 +112,18 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, wanted in POSITIVE.items():
+        for name, kind in POSITIVE.items():
             values = getattr(self, name)
             for value in values if isinstance(values, tuple) else (values,):
                 if value is not None and not value > 0:
-                    raise UsageError(f"{name} must be {wanted} greater than 0, got {value}")
+                    raise UsageError(f"{name} must be {kind} greater than 0, got {value}")
         if not 0 <= self.warmup < 1:
             raise UsageError(f"warmup is a fraction of training, 0 to 1, got {self.warmup}")
         if self.seed < 0 or self.data_seed < 0:
             raise UsageError("seeds are whole numbers from 0")
 
     def resolved(self) -> Config:
-        """The same, with every "auto" decided."""
+        """Return the same config with every "auto" decided."""
         images = self.data in ("mnist", "fashion_mnist")
         binary = self.binarization in ("static", "dynamic")
         likelihood = self.likelihood
@@ -135,22 +135,22 @@ class Config:
         return dataclasses.replace(self, likelihood=likelihood, binarization=binarization)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain names and numbers, for JSON."""
+        """Return plain names and numbers, for JSON."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: Any) -> Config:
-        """The configuration that `to_dict` wrote; refuses unknown keys, with a suggestion, and values of another type."""
+        """Read the config that `to_dict` wrote; refuse unknown keys, with a suggestion, and values of another type."""
         if not isinstance(values, dict):
             raise UsageError(f"a config is a JSON object of names and values, got {type(values).__name__}")
-        known = hints()
+        known = field_types()
         for key, value in values.items():
             if key not in known:
                 close = difflib.get_close_matches(key, known, 1)
                 hint = f"; did you mean {close[0]!r}?" if close else f"; known keys: {', '.join(known)}"
                 raise UsageError(f"unknown config key {key!r}{hint}")
             if not fits(value, known[key]):
-                raise UsageError(f"config key {key!r}: {value!r} is not {say(known[key])}")
+                raise UsageError(f"config key {key!r}: {value!r} is not {describe_type(known[key])}")
         arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**arguments)
 
@@ -166,13 +166,13 @@ POSITIVE = {
 
 
 @functools.cache
-def hints() -> dict[str, Any]:
-    """The types of a config's fields, once: to read them evaluates what they are written as."""
+def field_types() -> dict[str, Any]:
+    """Evaluate the types of a config's fields, once."""
     return get_type_hints(Config)
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a JSON value is of a field's type."""
+    """Return whether a JSON value is of a field's type."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is Literal:
         return value in args
@@ -190,15 +190,15 @@ def fits(value: Any, hint: Any) -> bool:
     return isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool)
 
 
-def say(hint: Any) -> str:
-    """A field's type in words."""
+def describe_type(hint: Any) -> str:
+    """Describe a field's type in words."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is Literal:
         return "one of " + ", ".join(map(repr, args))
     if origin in (Union, types.UnionType):
-        return " or ".join(say(a) for a in args)
+        return " or ".join(describe_type(a) for a in args)
     if origin is tuple:
-        return f"a list of {say(args[0])}"
+        return f"a list of {describe_type(args[0])}"
     if origin is dict:
         return "an object of names and plain values"
     return {int: "a whole number", float: "a number", str: "a string", type(None): "null"}.get(hint, str(hint))

@@ -1,4 +1,4 @@
-"""A run folder: config.json, metrics.jsonl, model.safetensors, evidence.json and .csv, figures/, checkpoints/.
+"""Files of a run folder: config.json, metrics.jsonl, model.safetensors, evidence.json and .csv, figures/, checkpoints/.
 
 After an evaluation that was interrupted, or is to be gone on with, also particles-SPLIT.safetensors.
 
@@ -56,16 +56,16 @@ LOCKS = tuple(f"{name}{ending}" for name in (LOCK, EVALUATION_LOCK) for ending i
 
 
 def check_free(path: Path, overwrite: bool = False) -> Path:
-    """The path, if a run may be made there.
+    """Return the path if a run may be made there.
 
     Raises:
         RunFolderError: the folder holds something already: a run (unless `overwrite`), or what is none of ours.
     """
     with storage(f"cannot create {path}"):
-        there, is_folder = path.exists(), path.is_dir()
-    if there and not is_folder:
+        exists, is_folder = path.exists(), path.is_dir()
+    if exists and not is_folder:
         raise RunFolderError(f"{path} is a file; a run needs a folder of its own")
-    if is_folder and any(not left_over(entry) for entry in path.iterdir()):
+    if is_folder and any(not is_left_over(entry) for entry in path.iterdir()):
         if not (path / "config.json").is_file():
             raise RunFolderError(f"{path} is not empty and holds no run: choose another folder with --run")
         read_config(path)  # refuses a folder with somebody else's config.json
@@ -77,13 +77,13 @@ def check_free(path: Path, overwrite: bool = False) -> Path:
     return path
 
 
-def left_over(entry: Path) -> bool:
-    """Whether something is there only because a run was killed before it had begun, or never got the lock."""
+def is_left_over(entry: Path) -> bool:
+    """Return whether an entry is left over from a run that was killed before it had begun, or never got the lock."""
     return entry.name in LOCKS or entry.name.endswith(PART) or (entry.name == "figures" and not any(entry.iterdir()))
 
 
 def create(path: Path, overwrite: bool = False) -> Path:
-    """An empty run folder, as far as :func:`check_free` lets it be one. For whoever holds its lock."""
+    """Empty a folder for a run, as far as :func:`check_free` allows. For the holder of its lock."""
     check_free(path, overwrite)
     clear(path)
     with storage(f"cannot create {path}"):
@@ -92,7 +92,7 @@ def create(path: Path, overwrite: bool = False) -> Path:
 
 
 def check_own(path: Path) -> None:
-    """That what is written into a run stays in it: no entry of the folder is a link.
+    """Check that no entry of the folder is a link, so that what is written into a run stays in it.
 
     Raises:
         RunFolderError: one is.
@@ -104,7 +104,7 @@ def check_own(path: Path) -> None:
 
 
 def make(path: Path) -> None:
-    """The folder itself, so that it can be locked."""
+    """Make the folder itself, so that it can be locked."""
     with storage(f"cannot create {path}"):
         path.mkdir(parents=True, exist_ok=True)
         if not os.access(path, os.W_OK):
@@ -112,7 +112,7 @@ def make(path: Path) -> None:
 
 
 def clear(path: Path) -> None:
-    """Deletes what a run wrote, and nothing else."""
+    """Delete what a run wrote, and nothing else."""
     with storage(f"cannot clear {path}"):
         for file in [
             *(path / name for name in OURS),
@@ -126,24 +126,24 @@ def clear(path: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Deletes a folder of ours, if it is there; never what a link leads to."""
+    """Delete a folder of ours, if it is there; never what a link leads to."""
     if folder.is_dir() and not folder.is_symlink():
         shutil.rmtree(folder)
 
 
 def particles(path: Path, split: str) -> Path:
-    """The file for particles of one split's rows, where an evaluation can be gone on with."""
+    """Return the path of the particles of one split's rows, with which an evaluation can be resumed."""
     return path / f"particles-{split}.safetensors"
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Indented JSON; floats to the last bit, no NaN; an object with the SHA-256 of all else in it."""
-    made = seal(value) if isinstance(value, dict) else value
-    write_atomic(path, json.dumps(made, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write indented JSON; floats to the last bit, no NaN; an object with the SHA-256 of all else in it."""
+    sealed = seal(value) if isinstance(value, dict) else value
+    write_atomic(path, json.dumps(sealed, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: Path, limit: int = JSON_BYTES) -> Any:
-    """The JSON of a run's file.
+    """Read a run's JSON file.
 
     Raises:
         RunFolderError: missing, unreadable or damaged.
@@ -156,7 +156,7 @@ def read_json(path: Path, limit: int = JSON_BYTES) -> Any:
 
 
 def read_sealed(path: Path) -> Any:
-    """:func:`read_json`, and that it is what was written."""
+    """Read a JSON file, and check that it is what was written."""
     value = read_json(path)
     if isinstance(value, dict):
         check_seal(value, path)
@@ -164,7 +164,7 @@ def read_sealed(path: Path) -> Any:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """What config.json holds: schema, versions, config, and what is known of the data.
+    """Read config.json: schema, versions, config, and what is known of the data.
 
     Raises:
         RunFolderError: missing, damaged, of another program or a newer version.
@@ -178,7 +178,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def read_evidence(path: Path) -> tuple[dict[str, Any], str]:
-    """evidence.json and the text of evidence.csv, of one and the same evaluation.
+    """Read evidence.json and the text of evidence.csv, of one and the same evaluation.
 
     Raises:
         RunFolderError: missing, damaged, or of different evaluations (one was killed between the two files, or is just
@@ -197,31 +197,31 @@ def read_evidence(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
-    """One record more in a .jsonl file, with the SHA-256 of all else in it."""
+    """Append one record to a .jsonl file, with the SHA-256 of all else in it."""
     with storage(f"cannot write {path}"), path.open("a") as file:
-        file.write(line_of(record))
+        file.write(format_line(record))
 
 
-def line_of(record: dict[str, Any]) -> str:
+def format_line(record: dict[str, Any]) -> str:
     return json.dumps(seal(record)) + "\n"
 
 
 def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
-    """The records as a whole .jsonl file."""
-    write_atomic(path, "".join(map(line_of, records)))
+    """Write the records as a whole .jsonl file."""
+    write_atomic(path, "".join(map(format_line, records)))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a .jsonl file; a torn last line, from a run that was killed, is left out.
+    """Read the records of a .jsonl file; a torn last line, from a run that was killed, is left out.
 
     Raises:
         RunFolderError: any other line that is damaged.
     """
     *lines, torn = read_bytes(path).split(b"\n") if path.is_file() else [b""]
-    return [record_of(line, Path(f"{path}, line {number}")) for number, line in enumerate(lines, 1)] + last_of(torn)
+    return [parse_line(line, Path(f"{path}, line {number}")) for number, line in enumerate(lines, 1)] + parse_torn(torn)
 
 
-def record_of(line: bytes, where: Path) -> dict[str, Any]:
+def parse_line(line: bytes, where: Path) -> dict[str, Any]:
     record = parse_json(line, where)
     if not isinstance(record, dict):
         raise damaged(where, "no JSON object")
@@ -229,16 +229,16 @@ def record_of(line: bytes, where: Path) -> dict[str, Any]:
     return {name: value for name, value in record.items() if name != SEAL}
 
 
-def last_of(line: bytes) -> list[dict[str, Any]]:
-    """What comes after the last end of a line: a record that lacks only that, or what a kill left of one."""
+def parse_torn(line: bytes) -> list[dict[str, Any]]:
+    """Read what follows the last end of a line: a record that lacks only that, or what a kill left of one."""
     try:
-        return [record_of(line, Path("the last line"))] if line else []
+        return [parse_line(line, Path("the last line"))] if line else []
     except RunFolderError:
         return []
 
 
 def save_model(path: Path, module: torch.nn.Module) -> None:
-    """The module's parameters and buffers as model.safetensors."""
+    """Save the module's parameters and buffers as model.safetensors."""
     write_atomic(path / "model.safetensors", dump(module.state_dict()))
 
 
@@ -258,7 +258,7 @@ class Weights:
 
     @classmethod
     def of(cls, path: Path) -> Weights:
-        """Of a run folder.
+        """Find the weights of a run folder.
 
         Raises:
             RunFolderError: there are none, or they are damaged.
@@ -273,21 +273,20 @@ class Weights:
         return cls(file, layout_of(newest.groups["best"]), newest.groups["best"])
 
     def fill(self, module: torch.nn.Module, allow_nonfinite: bool = False) -> None:
-        """Fills a module, which must have exactly these tensors.
+        """Load the weights into a module, which must have exactly these tensors.
 
         Raises:
             RunFolderError: the tensors differ in name, shape or dtype from the module's, are damaged, or are not finite
                 (unless `allow_nonfinite`).
         """
-        wanted = layout_of(module.state_dict())
-        derived = (
-            dict(module.named_buffers(remove_duplicate=False)).keys() - wanted.keys()
-        )  # a checkpoint has them, too
-        check_layout({k: v for k, v in self.layout.items() if k not in derived}, wanted, self.file)
-        bound = sum(math.prod(shape) * dtype.itemsize for shape, dtype in wanted.values()) + HEADER_BYTES + 8
+        expected = layout_of(module.state_dict())
+        # buffers that are not saved with a model, such as N(0, I)'s: a checkpoint has them, too
+        derived = dict(module.named_buffers(remove_duplicate=False)).keys() - expected.keys()
+        check_layout({k: v for k, v in self.layout.items() if k not in derived}, expected, self.file)
+        bound = sum(math.prod(shape) * dtype.itemsize for shape, dtype in expected.values()) + HEADER_BYTES + 8
         state = parse(read_bytes(self.file, bound), self.file) if self.tensors is None else self.tensors
         state = {name: tensor for name, tensor in state.items() if name not in derived}
-        check_layout(layout_of(state), wanted, self.file)
+        check_layout(layout_of(state), expected, self.file)
         if not allow_nonfinite:
             check_finite(state, self.file)
         module.load_state_dict(state)

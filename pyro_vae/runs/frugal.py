@@ -1,4 +1,4 @@
-"""A model built within bounds: what a config asks for is refused before memory is taken that its weights do not fill."""
+"""Limits on building a model: refuse what a config asks for before it takes memory that the weights beside it do not fill."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Calls(TorchFunctionMode):
 
 @contextmanager
 def frugal(layout: Layout) -> Iterator[None]:
-    """Bounds what is built inside by the layout of the weights that will fill it.
+    """Limit what is built inside by the layout of the weights that will fill it.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""One writer a run folder. The lock is the kernel's, so that it ends with its process, kill −9 included."""
+"""Lock of a run folder: one writer each. It is the kernel's, so that it ends with its process, kill −9 included."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PATIENCE = 1.0  # seconds for the owner to say who it is
 
 @contextmanager
 def locked(path: Path, name: str = LOCK, wait: bool = False) -> Iterator[None]:
-    """Holds a folder for one writer.
+    """Lock a folder for one writer.
 
     Args:
         path: the folder, which exists.
@@ -49,15 +49,11 @@ def locked(path: Path, name: str = LOCK, wait: bool = False) -> Iterator[None]:
             lock.acquire()
         except Timeout:  # an OSError, too
             raise BusyError(
-                f"{path} is being written to by {said(owner)}. Wait for it, or take another folder."
+                f"{path} is being written to by {describe_owner(owner)}. Wait for it, or take another folder."
             ) from None
     try:
-        me = {
-            "pid": os.getpid(),
-            "host": platform.node(),
-            "since": datetime.now().astimezone().isoformat(" ", "seconds"),
-        }
-        write_atomic(owner, json.dumps(me))
+        since = datetime.now().astimezone().isoformat(" ", "seconds")
+        write_atomic(owner, json.dumps({"pid": os.getpid(), "host": platform.node(), "since": since}))
         yield
     finally:
         with suppress(OSError):
@@ -65,8 +61,8 @@ def locked(path: Path, name: str = LOCK, wait: bool = False) -> Iterator[None]:
         lock.release()
 
 
-def said(owner: Path) -> str:
-    """Who holds the lock, once it has said so."""
+def describe_owner(owner: Path) -> str:
+    """Describe the process that holds the lock, once it has written who it is."""
     deadline = time.monotonic() + PATIENCE
     while True:
         try:

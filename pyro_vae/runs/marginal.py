@@ -1,4 +1,4 @@
-"""Independent elements fitted to the training rows: where a decoder's output bias starts, and the floor it must clear."""
+"""Marginal baseline: independent elements fitted to the training rows, where an output bias starts and a floor for log p(x)."""
 
 from __future__ import annotations
 
@@ -12,39 +12,37 @@ from pyro_vae.infer.support import support_of_site
 from pyro_vae.parts.families import MIN_SCALE
 from pyro_vae.parts.missing import Observed
 
+CLOSED_FORM = ("bernoulli", "binomial", "normal")
+
 
 def success_logits(x: Tensor, total_count: float) -> Tensor:
-    """logit of each column's success rate, with half a success and half a failure added (Jeffreys' prior)."""
+    """Return the logit of each column's success rate, with half a success and half a failure added (Jeffreys' prior)."""
     rate = (x.double().sum(0) + 0.5) / (len(x) * total_count + 1)
     return rate.logit().float()
 
 
 def normal_moments(x: Tensor) -> Tensor:
-    """Each column's mean, and its standard deviation (1e-3 at least) as the family's feature."""
+    """Return each column's mean, and its standard deviation (1e-3 at least) as the family's feature."""
     x = x.double()
     spread = (x.std(0, correction=0) - MIN_SCALE).clamp_min(1e-3)
-    return torch.cat([x.mean(0), spread.expm1().log()]).float()
+    return torch.cat([x.mean(0), spread.expm1().log()]).float()  # softplus of the feature is the spread
 
 
 def marginal_features(name: str, family: Any, features: int, x: Tensor) -> Tensor:
-    """The features, the same for every row, under which independent elements fit the rows: ``(features,)``.
+    """Return the features, one vector for every row, under which independent elements fit the rows: ``(features,)``.
 
     In closed form for bernoulli, binomial and normal; by gradient, from zero, for every other family, and where values
     are missing.
     """
-    if x.isnan().any():
+    if name not in CLOSED_FORM or x.isnan().any():
         return fit_marginal(family, features, x)[0]
-    if name == "bernoulli":
-        return success_logits(x, 1)
-    if name == "binomial":
-        return success_logits(x, float(family(torch.zeros(1)).total_count))
     if name == "normal":
         return normal_moments(x)
-    return fit_marginal(family, features, x)[0]
+    return success_logits(x, 1 if name == "bernoulli" else float(family(torch.zeros(1)).total_count))
 
 
 def fit_marginal(family: Any, features: int, x: Tensor, steps: int = 300, rows: int = 500) -> tuple[Tensor, Any]:
-    """Features, and a copy of the family (it may have parameters), that maximise the mean log-density of some rows.
+    """Fit features, and a copy of the family (it may have parameters), to the mean log-density of some rows.
 
     Rows outside the support are left out: whoever asks refuses them with a better message than a density would.
     """
@@ -62,7 +60,7 @@ def fit_marginal(family: Any, features: int, x: Tensor, steps: int = 300, rows: 
 
 
 def of_rows(d: Any, x: Tensor) -> Any:
-    """A distribution over elements as one over rows of them, of what is observed in x."""
+    """Make of a distribution over elements one over rows of them, of what is observed in x."""
     d = d.to_event(1 - d.event_dim)
     return Observed(d) if x.isnan().any() else d
 
@@ -73,7 +71,7 @@ def row_log_prob(d: Any, x: Tensor) -> Tensor:
 
 
 def floor(name: str, family: Any, features: int, train: Tensor, x: Tensor) -> Tensor:
-    """Exact log p(x) of each row under independent elements fitted to the training rows: the floor a VAE must clear.
+    """Return exact log p(x) of each row under independent elements fitted to the training rows: a VAE must clear it.
 
     Example:
         >>> from pyro_vae import bernoulli
@@ -81,7 +79,7 @@ def floor(name: str, family: Any, features: int, train: Tensor, x: Tensor) -> Te
         >>> floor("bernoulli", bernoulli, 1, torch.tensor([[1.0], [0.0]]), torch.tensor([[1.0]]))   # log 1/2
         tensor([-0.6931], dtype=torch.float64)
     """
-    if name in ("bernoulli", "binomial", "normal") and not train.isnan().any():
+    if name in CLOSED_FORM and not train.isnan().any():
         return row_log_prob(family(marginal_features(name, family, features, train).double()), x.double())
     h, fitted = fit_marginal(family, features, train)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The networks that a config asks for, in the shape of the data."""
+"""Build the networks that a config asks for, in the shape of the data."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from .config import Config
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": Tanh, "softplus": nn.Softplus, "silu": nn.SiLU}
 
 
-def start(network: nn.Module) -> None:
-    """Glorot-uniform weights and zero biases in the dense layers (Glorot & Bengio, 2010)."""
+def init_dense(network: nn.Module) -> None:
+    """Initialise the dense layers: Glorot-uniform weights and zero biases (Glorot & Bengio, 2010)."""
     for layer in (m for m in network.modules() if isinstance(m, nn.Linear)):
         nn.init.xavier_uniform_(layer.weight)
         nn.init.zeros_(layer.bias)
 
 
 def encoder_of(
-    config: Config, shape: tuple[int, ...], made: list[nn.Module], fill: Tensor | None
+    config: Config, shape: tuple[int, ...], built: list[nn.Module], fill: Tensor | None
 ) -> Callable[[int], nn.Module]:
-    """Makes the encoder network, for as many features as the posterior asks for, and notes it in `made`.
+    """Return a builder of the encoder, given how many features the posterior asks for; it appends what it builds to `built`.
 
-    With `fill`, what stands for missing values, it sees values and mask.
+    With `fill`, what stands for missing values, the network sees values and mask.
     """
     planes = 1 if fill is None else 2
 
@@ -38,14 +38,14 @@ def encoder_of(
         else:
             channels, height, width = image_shape(shape)
             net = ConvEncoder(features, shape=(planes * channels, height, width))
-        made.append(net if fill is None else WithMask(net, fill))
-        return made[-1]
+        built.append(net if fill is None else WithMask(net, fill))
+        return built[-1]
 
     return encoder
 
 
 def decoder_of(config: Config, shape: tuple[int, ...], features: int) -> nn.Module:
-    """The decoder network, so many features a row."""
+    """Build the decoder network, for so many features a row."""
     if config.network == "mlp":
         return MLP(config.latent_dim, features, config.hidden[::-1], ACTIVATIONS[config.activation])
     _, height, width = image_shape(shape)
@@ -57,7 +57,7 @@ def decoder_of(config: Config, shape: tuple[int, ...], features: int) -> nn.Modu
 
 
 def image_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """(channels, height, width), if the convolutions divide them."""
+    """Return (channels, height, width) if the convolutions divide them."""
     if len(shape) != 3 or shape[1] % 4 or shape[2] % 4:
         raise UsageError(
             f"network conv takes images whose height and width are multiples of 4, not data of shape {shape}"

@@ -26,7 +26,7 @@ from .columns import COLUMNS
 from .components import NOTHING, Components, adopt, plain, read
 from .config import Config
 from .marginal import marginal_features
-from .networks import decoder_of, encoder_of, start
+from .networks import decoder_of, encoder_of, init_dense
 from .objectives import GRADIENTS, KLS, OBJECTIVES, SCORED, Objective, make_objective
 
 ROLES: dict[str, Mapping[str, Any]] = {
@@ -232,7 +232,7 @@ def build(config: Config, shape: tuple[int, ...], x: Tensor | None = None, compo
         else:
             parts[role] = make(role, specs[role], config, shape, parts, x)
     for network in (decoder.net, *parts["encoders"]):
-        start(network)
+        init_dense(network)
     if x is not None and isinstance(decoder.net, MLP):
         bias = list(decoder.net.parameters())[-1]
         bias.data.copy_(marginal_features(config.likelihood, family, features, x))
