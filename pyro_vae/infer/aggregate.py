@@ -1,4 +1,4 @@
-r"""The aggregate posterior q(z) = E_x q(z | x), from a batch: its part in the KL, and how far it is from the prior."""
+r"""Aggregate posterior q(z) = E_x q(z | x) of a minibatch: the parts of the KL, and its distance from the prior."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def decompose_kl(draw: Draw, dataset_size: int, stratified: bool = False) -> Dec
 
 
 def decompose_run(run: Run, dataset_size: int, stratified: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """The three terms of :func:`decompose_kl`, ``(P, N)``."""
+    """Return the three terms of :func:`decompose_kl`, ``(P, N)``."""
     q, p, z = factors(run)
     if dataset_size < z.shape[1]:
         raise UsageError(f"dataset_size={dataset_size}, but a batch has {z.shape[1]} rows: give the size of the data")
@@ -71,7 +71,7 @@ def decompose_run(run: Run, dataset_size: int, stratified: bool) -> tuple[Tensor
 
 
 def factors(run: Run) -> tuple[Any, Any, Tensor]:
-    """Of the one latent site: q of its units, batch ``(P, N, D)``, the prior, and the draws."""
+    """Return q of each unit of the one latent site, batch ``(P, N, D)``, the prior, and the draws."""
     name, *more = run.q
     if more:
         raise ProgramError(f"the decomposition is of one latent site; here are {list(run.q)}")
@@ -86,7 +86,7 @@ def factors(run: Run) -> tuple[Any, Any, Tensor]:
 
 
 def minibatch_weights(rows: int, dataset_size: int, stratified: bool) -> Tensor:
-    """w_ij, ``(B, B)``, float64."""
+    """w_ij, ``(B, B)``: 1 / (N B), or stratified weights; in float64, as N may be large."""
     if not stratified:
         return torch.full((rows, rows), 1 / (rows * dataset_size), dtype=torch.float64)
     others = (dataset_size - 1) / (dataset_size * (rows - 1)) if rows > 1 else 0.0
@@ -99,7 +99,7 @@ def flat(run: Run, values: Mapping[str, Tensor]) -> Tensor:
 
 
 def prior_draws(run: Run) -> Mapping[str, Tensor]:
-    """Latents as the model draws them: of a hierarchy, each given its own parents."""
+    """Draw the latents as the model does: in a hierarchy, each given its own parents."""
     if len(run.q) == 1:
         return {name: run.p[name]["fn"].expand(site["fn"].batch_shape)() for name, site in run.q.items()}
     free = sample_sites(run.pair.run(run.pair.model, run.particles))
@@ -107,7 +107,7 @@ def prior_draws(run: Run) -> Mapping[str, Tensor]:
 
 
 def squared_mmd(a: Tensor, b: Tensor) -> Tensor:
-    """The unbiased MMD² of samples ``(..., n, d)``."""
+    """Estimate MMD² of samples ``(..., n, d)`` without bias."""
     n, width = a.shape[-2], a.shape[-1]
 
     def kernel(u: Tensor, v: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-r"""The ELBO with its KL in closed form, site by site: less noise than log q(z | x) − log p(z) at one draw."""
+r"""Analytic KL: the ELBO with its KL in closed form, site by site; less noise than log q(z | x) − log p(z) at one draw."""
 
 from __future__ import annotations
 
@@ -56,22 +56,22 @@ def _mean_field(draw: Draw, bound: BoundFunction, exact: bool) -> Result:
 
 
 def kl(run: Run, exact: bool = False) -> Tensor:
-    """KL(q(z | x) ‖ p(z)) of all sites, ``(P, N)``, as handlers weigh it."""
+    """KL(q(z | x) ‖ p(z)) of all sites, ``(P, N)``, weighed as handlers weigh it."""
     return sum_terms({name: site_kl(run, name, run.scales.inner["guide", name], exact) for name in run.q})
 
 
 def site_kl(run: Run, name: str, scale: Any = 1.0, exact: bool = False) -> Tensor:
-    """One site's KL times `scale`, ``(P, N)``: in closed form where there is one, or at the draws."""
+    """Return one site's KL times `scale`, ``(P, N)``: in closed form where there is one, or at the draws."""
     q, p = run.q[name], run.p[name]
-    why = not_closed(run, name)
-    term = None if why else closed_kl(q["fn"], p["fn"])
+    obstacle = not_closed(run, name)
+    term = None if obstacle else closed_kl(q["fn"], p["fn"])
     if term is not None:
         term = term.expand(q["fn"].batch_shape)
         return sum_rows(name, scale_and_mask(term, scale=scale, mask=q["mask"]), run.pair.plates)
     if exact:
         kinds = " ‖ ".join(type(site["fn"]).__name__ for site in (q, p))
         raise ProgramError(
-            f"site {name!r}: {why or f'KL({kinds}) has no closed form'}. Pass exact=False to take it at the draws."
+            f"site {name!r}: {obstacle or f'KL({kinds}) has no closed form'}. Pass exact=False to take it at the draws."
         )
     inner = run.scales.inner
     scales = (scale, scale) if same_scale(run, name) else (inner["guide", name], inner["model", name])
@@ -89,12 +89,12 @@ def not_closed(run: Run, name: str) -> str | None:
 
 
 def same_scale(run: Run, name: str) -> bool:
-    """Whether log q and log p of a site weigh alike."""
+    """Return whether handlers weigh log q and log p of a site alike."""
     return same(run.scales.inner["guide", name], run.scales.inner["model", name])
 
 
 def same_mask(a: Any, b: Any) -> bool:
-    """Whether two masks (tensors, bools or None) are one."""
+    """Return whether two masks (tensors, bools or None) are equal."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return torch.equal(a, b)
     return a is b

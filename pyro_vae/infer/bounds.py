@@ -260,7 +260,7 @@ class tvo:
 
     @property
     def betas(self) -> tuple[float, ...]:
-        """β_0 … β_J."""
+        """The partition β_0 … β_J."""
         if not isinstance(self.partitions, int):
             return tuple(self.partitions)
         steps = self.partitions - 1
@@ -319,23 +319,26 @@ class jackknife:
         for j in range(m + 1):
             c = (-1) ** j * (k - j) ** m / (math.factorial(m - j) * math.factorial(j))
             total = total + c * mean_without(floored, j)
+        # a FLOOR that is left in the sum means a weight of 0: the limit is infinite, and has no gradient
         total = torch.where(total.abs() < -FLOOR / 1e6, total, total.detach() * math.inf)
         return total.to(log_w.dtype)
 
 
 def mean_without(log_w: Tensor, count: int) -> Tensor:
-    """The mean of IWAE over all subsets of the K weights that leave `count` out: ``(N,)``."""
+    """Average IWAE over all subsets of the K weights that leave `count` out: ``(N,)``."""
     k = len(log_w)
     if count == 0:
         return log_mean_exp(log_w, 0)
-    none = torch.full_like(log_w[0], FLOOR)
-    after = torch.cat([log_w[1:].flip(0).logcumsumexp(0).flip(0), none[None]])
-    sums = torch.stack([part.sum(0) for part in sums_without(log_w, none, after, count)])
+    zero_weight = torch.full_like(log_w[0], FLOOR)
+    after = torch.cat([log_w[1:].flip(0).logcumsumexp(0).flip(0), zero_weight[None]])
+    sums = torch.stack([part.sum(0) for part in sums_without(log_w, zero_weight, after, count)])
     return sums.sum(0) / math.comb(k, count) - math.log(k - count)
 
 
 def sums_without(log_w: Tensor, before: Tensor, after: Tensor, count: int) -> Iterator[Tensor]:
-    """log Σ w over what stays, for every choice of `count` to leave out, in parts ``(choices, N)``; nothing is subtracted.
+    """Yield log Σ w over the weights that stay, for every choice of `count` to leave out, in parts ``(choices, N)``.
+
+    Nothing is subtracted: log(Σ w − w_k) would cancel where w_k is nearly all of the sum.
 
     Args:
         log_w: the weights to choose from, ``(k, N)``.
@@ -352,7 +355,7 @@ def sums_without(log_w: Tensor, before: Tensor, after: Tensor, count: int) -> It
 
 
 def log_mean_exp(log_w: Tensor, dim: int) -> Tensor:
-    """log of the mean of w along `dim`."""
+    """log 1/K Σ w along `dim`."""
     return log_w.logsumexp(dim) - math.log(log_w.shape[dim])
 
 
@@ -368,16 +371,16 @@ def log_power_mean(log_w: Tensor, power: float) -> Tensor:
 
 
 def is_number(value: object) -> bool:
-    """Whether an option is a number; True and False are none."""
+    """Return whether an option is a number; True and False are none."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def check_weights(log_w: Tensor, dims: int, name: str) -> None:
-    """Refuses log weights that are not ``(K, N)`` (`dims` 2) or ``(M, K, N)`` (`dims` 3), or of which there are none."""
+    """Refuse log weights that are not ``(K, N)`` (`dims` 2) or ``(M, K, N)`` (`dims` 3), or of which there are none."""
     shape = tuple(log_w.shape)
-    wanted = "(K, N)" if dims == 2 else "(M, K, N)"
+    expected = "(K, N)" if dims == 2 else "(M, K, N)"
     if len(shape) != dims:
         groups = "pass num_groups=M to Bound" if dims == 3 else "it takes no groups; miwae and piwae do"
-        raise ShapeError(f"{name} wants log weights {wanted}, got shape {shape}: {groups}.")
+        raise ShapeError(f"{name} wants log weights {expected}, got shape {shape}: {groups}.")
     if 0 in shape[:-1]:
-        raise ShapeError(f"{name} wants at least one log weight a row, {wanted}, got shape {shape}.")
+        raise ShapeError(f"{name} wants at least one log weight a row, {expected}, got shape {shape}.")

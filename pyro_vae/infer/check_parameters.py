@@ -1,4 +1,4 @@
-"""Are the programs' parameters trained: does a gradient reach each, and does each belong to one model alone?"""
+"""Check parameters: that a gradient reaches each, and that each belongs to one model alone."""
 
 from __future__ import annotations
 
@@ -15,41 +15,41 @@ from .weights import Program, Site
 
 
 def trained(site: Site) -> Tensor:
-    """The tensor of the store behind a parameter site: what an optimizer is given."""
+    """Return the tensor of the store behind a parameter site, which an optimizer is given."""
     value = site["value"]
     return value.unconstrained() if hasattr(value, "unconstrained") else value
 
 
 def ghost_training(runs: Sequence[Run]) -> dict[str, Finding]:
-    """By the store's name: parameters that a pyro.module(name, m) hides behind another module's tensors."""
-    found = {}
+    """Find parameters that pyro.module(name, m) hides behind another module's tensors, by the store's name."""
+    ghosts = {}
     for name, site in ((n, s) for r in runs for n, s in r.params.items()):
         own = site["args"][1] if len(site["args"]) > 1 else None
         if isinstance(own, nn.Parameter) and "$$$" in name and trained(site) is not own:
             module, _, key = name.partition("$$$")
             what = f"Pyro's store holds another tensor under pyro.module({module!r}, ...): ghost training of this one"
             fix = "give each instance a name of its own, or pyro.clear_param_store() before it"
-            found[name] = Finding("ghost", f"parameter {key!r}", what, fix)
-    return found
+            ghosts[name] = Finding("ghost", f"parameter {key!r}", what, fix)
+    return ghosts
 
 
 def modules(thing: Any) -> list[nn.Module]:
-    """The modules of a VAE, a module, or a tuple of programs."""
+    """Return the modules of a VAE, a module, or a tuple of programs."""
     return owners(thing) if isinstance(thing, nn.Module) else owners(*programs(thing))
 
 
-def labelled(found: list[nn.Module]) -> dict[str, Tensor]:
-    """Parameters by name, with the module's class in front where there are several modules."""
-    several = len(found) > 1
+def labelled(owned: list[nn.Module]) -> dict[str, Tensor]:
+    """Name the parameters, with the module's class in front where there are several modules."""
+    several = len(owned) > 1
     return {
-        f"{type(m).__name__}{i}.{n}" if several else n: t for i, m in enumerate(found) for n, t in m.named_parameters()
+        f"{type(m).__name__}{i}.{n}" if several else n: t for i, m in enumerate(owned) for n, t in m.named_parameters()
     }
 
 
 def named_parameters(
     model: Program, guide: Program, runs: Sequence[Run], ghosts: dict[str, Finding]
 ) -> dict[str, Tensor]:
-    """What is to be trained, each tensor once: the modules' parameters and those that the programs declare."""
+    """Name each tensor to be trained once: the modules' parameters and those that the programs declare."""
     declared = {n: trained(s) for r in runs for n, s in r.params.items() if n not in ghosts}
     named = labelled(owners(model, guide)) | {n.rpartition("$$$")[2]: t for n, t in declared.items()}
     once = {id(t): n for n, t in reversed(named.items()) if t.requires_grad}
@@ -59,7 +59,7 @@ def named_parameters(
 def gradients(
     model: Program, guide: Program, batch: tuple[Any, ...], named: dict[str, Tensor], quiet: bool
 ) -> list[Finding]:
-    """Parameters that one Trace_ELBO step would leave alone (None, zero), or destroy (not finite)."""
+    """Find parameters that one Trace_ELBO step would leave alone (None, zero), or destroy (not finite)."""
     if not named:
         return []
     try:
@@ -70,8 +70,8 @@ def gradients(
                 torch.autograd.grad(loss, list(named.values()), allow_unused=True) if linked else [None] * len(named)
             )
     except Exception as error:
-        said = f"Trace_ELBO has no gradient: {type(error).__name__}: {str(error)[:400]}".rstrip(".")
-        return [] if quiet else [Finding("gradient", "model and guide", said, "make Trace_ELBO run on the pair first")]
+        what = f"Trace_ELBO has no gradient: {type(error).__name__}: {str(error)[:400]}".rstrip(".")
+        return [] if quiet else [Finding("gradient", "model and guide", what, "make Trace_ELBO run on the pair first")]
     return [f for (n, g) in zip(named, grads, strict=True) for f in gradient_of(n, g, quiet)]
 
 
@@ -89,7 +89,7 @@ def gradient_of(name: str, grad: Tensor | None, quiet: bool) -> Iterator[Finding
 
 
 def shared(model: Program, guide: Program, batch: tuple[Any, ...], others: list[Any]) -> Iterator[Finding]:
-    """Parameters that belong to another model too, by identity; and fixed names that two models give to pyro.module."""
+    """Find parameters that belong to another model too, by identity; and fixed names that two models give to pyro.module."""
     mine = {id(t): n for n, t in labelled(owners(model, guide)).items()}
     for i, other in enumerate(others):
         for name, tensor in labelled(modules(other)).items():

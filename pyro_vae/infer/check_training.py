@@ -1,4 +1,4 @@
-"""`check`, as training asks it: what is certainly wrong is raised, what may be meant is said."""
+"""Checks before training: raise what is certainly wrong, and return notes on what may be meant."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ STOPS_ENUMERATED = {
 def check_training(
     model: Program, guide: Program, objective: ELBO, first: Callable[[int], tuple[Tensor, ...]], batch_size: int
 ) -> list[str]:
-    """What :func:`~pyro_vae.check` finds on a first small batch, before anything is trained.
+    """Run :func:`~pyro_vae.check` on a first small batch, before anything is trained.
 
-    Stops for what makes the ELBO another number than it says: sites, plates and event dimensions, widths, supports, ghost
-    training. Only says what a training may mean to be so (a parameter without a gradient, whole numbers that look like
-    pixels), or what its first step finds itself (numbers that are not finite).
+    Raises what makes the ELBO another number than it says: sites, plates and event dimensions, widths, supports, ghost
+    training. Returns as notes what may be meant (a parameter without a gradient, whole numbers that look like pixels), or
+    what the first step finds itself (numbers that are not finite).
 
     Args:
         model: a Pyro program.
@@ -40,7 +40,7 @@ def check_training(
         batch_size: rows a step. A finding on fewer rows that is none on a whole batch (a plate of fixed size) is none.
 
     Returns:
-        A line for each thing to say.
+        A note for each finding that does not stop training.
 
     Raises:
         ProgramError, ShapeError, SupportError: what stops, with all such findings in the message.
@@ -59,7 +59,7 @@ def certain(report: Report, objective: ELBO) -> Report:
 
 
 def worth_saying(finding: Finding, objective: Any) -> bool:
-    """Whether a finding that stops nothing says something of this objective."""
+    """Return whether a finding that stops nothing matters to this objective."""
     plain = isinstance(objective, Trace_ELBO | TraceGraph_ELBO | RenyiELBO | Bound) and not isinstance(
         objective, TraceEnum_ELBO
     )

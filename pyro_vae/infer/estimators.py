@@ -1,4 +1,4 @@
-r"""Gradient estimators: how much each particle weighs in the gradient of a bound, by way of the model, the path and the score.
+r"""Gradient estimators: the weight of each particle in the gradient of a bound, by way of the model, the path and the score.
 
 With F(log w) the bound, F_k = ∂F / ∂ log w_k and F_kk its second derivative, the gradient is
 
@@ -38,7 +38,7 @@ Result = tuple[Tensor, Tensor]
 
 
 class Estimator(Protocol):
-    """What :class:`~pyro_vae.Bound` takes as its estimator."""
+    """The gradient estimators that :class:`~pyro_vae.Bound` takes."""
 
     @property
     def detached(self) -> bool: ...
@@ -51,7 +51,7 @@ class Estimator(Protocol):
 
 @dataclass(frozen=True, repr=False)
 class Estimate:
-    """An estimator: a function ``(draw, bound) -> (value, surrogate)``, and what it asks of a draw."""
+    """A gradient estimator: a function ``(draw, bound) -> (value, surrogate)``, and the kind of draw that it needs."""
 
     name: str
     function: Callable[[Draw, BoundFunction], Result]
@@ -60,8 +60,8 @@ class Estimate:
     needs_path: bool = True
 
     def __post_init__(self) -> None:
-        told = getattr(self.function, "func", self.function).__doc__ or type(self).__doc__
-        object.__setattr__(self, "__doc__", told)  # what `stl?` shows is what sticking the landing is
+        text = getattr(self.function, "func", self.function).__doc__ or type(self).__doc__
+        object.__setattr__(self, "__doc__", text)  # so that `stl?` shows what sticking the landing is
 
     def __call__(self, draw: Draw, bound: BoundFunction) -> Result:
         if self.needs_path and (sites := draw.without_path()):
@@ -78,13 +78,13 @@ class Estimate:
 
 
 def guide_bound(bound: BoundFunction) -> BoundFunction:
-    """The bound that the guide's gradient follows, where it is another one (``piwae``)."""
+    """Return the bound that the guide's gradient follows, where it is another one (``piwae``)."""
     return getattr(bound, "guide_bound", bound)
 
 
 def first(bound: BoundFunction, log_w: Tensor) -> Tensor:
     """F_k = ∂F / ∂ log w_k, of the shape of log_w, detached."""
-    with torch.enable_grad():
+    with torch.enable_grad():  # of the bound alone: `per_row` runs under no_grad
         leaf = log_w.detach().requires_grad_()
         return torch.autograd.grad(bound(leaf).sum(), leaf)[0]
 
@@ -159,7 +159,7 @@ def _pathwise(draw: Draw, bound: BoundFunction) -> Result:
 
 
 def _two_bounds(draw: Draw, bound: BoundFunction) -> Result:
-    """The model follows one bound, the guide another (PIWAE)."""
+    """Let the model follow one bound, and the guide another (PIWAE)."""
     a, b = first(bound, draw.log_w), first(guide_bound(bound), draw.log_w)
     return bound(draw.log_w), draw.surrogate(a) if guide_bound(bound) is bound else draw.surrogate(a, b, b)
 
@@ -223,7 +223,7 @@ def _gdreg(draw: Draw, bound: BoundFunction) -> Result:
 
 
 def moved_prior(run: Run, a: Tensor, b: Tensor) -> Tensor:
-    """What replaces a_k ∂_θ log p_θ(z_k) by a gradient through z = loc_θ + scale_θ ε, ``(N,)``."""
+    """Replace a_k ∂_θ log p_θ(z_k) by a gradient through z = loc_θ + scale_θ ε, ``(N,)``."""
     name, base = location_scale(run)
     site, z = run.p[name], run.values[name]
     if not z.requires_grad:  # a guide without parameters: nothing to differentiate along, and nothing to replace
@@ -232,14 +232,14 @@ def moved_prior(run: Run, a: Tensor, b: Tensor) -> Tensor:
     along = (a * run.terms.reconstruction - b * run.terms.log_w).sum()
     gradient = torch.autograd.grad(along, z, retain_graph=True)[0]
     noise = ((z - base.loc) / base.scale).detach()
-    moved = gradient * (base.loc + base.scale * noise)
+    moved = gradient * (base.loc + base.scale * noise)  # z again, now a function of θ
     if event := site["fn"].event_dim:
         moved = moved.flatten(-event).sum(-1)
     return (sum_rows(name, moved, run.pair.plates) - direct).sum(0)
 
 
 def location_scale(run: Run) -> tuple[str, Any]:
-    """The one latent site, and its prior's base distribution."""
+    """Return the one latent site, and its prior's base distribution."""
     name, *more = run.q
     if more:
         raise ProgramError(f"gdreg treats one latent site, and here are {[name, *more]}: take estimator=dreg.")

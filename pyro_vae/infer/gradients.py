@@ -1,4 +1,4 @@
-r"""How noisy gradients are: mean, variance, signal-to-noise ratio and direction of each objective's, over many draws."""
+r"""Gradient noise: mean, variance, signal-to-noise ratio and direction of each objective's gradient, over many draws."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class GradientStats:
         return self.mean[varies].abs() / self.variance[varies].sqrt()
 
     def summary(self) -> dict[str, Any]:
-        """Averages over coordinates; the signal-to-noise ratio's are over those that vary."""
+        """Average over coordinates; the signal-to-noise ratio over those that vary."""
         snr, variance = self.snr, self.variance
         return {
             "coordinates": len(self.mean),
@@ -83,11 +83,11 @@ class GradientReport:
 
     @property
     def snr_floor(self) -> float:
-        """What a signal-to-noise ratio of 0 comes out as on average: √(2 / (π draws))."""
+        """√(2 / (π draws)): the average estimate of a signal-to-noise ratio of 0."""
         return math.sqrt(2 / (math.pi * self.draws))
 
     def to_dict(self) -> dict[str, Any]:
-        """Numbers only, ready for JSON."""
+        """Return numbers only, ready for JSON."""
         objectives = {name: {part: s.summary() for part, s in parts.items()} for name, parts in self.stats.items()}
         known = ("draws", "reference_draws", "rows", "seed", "snr_floor")
         return {"objectives": objectives} | {name: getattr(self, name) for name in known}
@@ -96,16 +96,16 @@ class GradientReport:
         width = max(map(len, ["objective", *self.stats]))
         heads = f"{'objective':{width}}  part        varying/all   variance  SNR mean  SNR median  cosine to reference"
         lines = [line(name.ljust(width), part, s) for name, parts in self.stats.items() for part, s in parts.items()]
-        said = (
+        footer = (
             f"{self.draws} draws of the gradient on {self.rows} rows, seed {self.seed}; SNR = |mean| / sd over coordinates "
             f"that vary. An SNR of 0 shows as {self.snr_floor:.3f} (noise). The reference is a mean of {self.reference_draws} "
             "other draws."
         )
-        return "\n".join([heads, *lines, said])
+        return "\n".join([heads, *lines, footer])
 
 
 def line(name: str, part: str, stats: GradientStats) -> str:
-    """A row of the table."""
+    """Format a row of the table."""
     s = stats.summary()
     numbers = [cell(s["variance"], 11, ".3g"), cell(s["snr_mean"], 10, ".3f"), cell(s["snr_median"], 12, ".3f")]
     cosine = f"{cell(s['cosine'], 7, '.3f')} ± {cell(s['cosine_se'], 1, '.3f')}"
@@ -127,12 +127,12 @@ def gradient_report(
     reference_draws: int | None = None,
     seed: int = 0,
 ) -> GradientReport:
-    r"""Mean, variance and signal-to-noise ratio \|E g\| / sd g of each objective's gradient g, and its cosine to a reference.
+    r"""Estimate mean, variance and signal-to-noise ratio \|E g\| / sd g of each objective's gradient g, and its direction.
 
     Of the bound, summed over rows, at the parameters as they are, in eval mode. *Encoder* are the parameters that the
     guide's draws or densities depend on (those that the model shares with it, too, as under a VampPrior), *decoder* the
     model's others. Objectives are drawn on the same seeds. Nothing is changed: no parameter, no ``.grad``, no global
-    random state. Memory is that of a few gradients, whatever `draws`.
+    random state. Memory is that of a few gradients, whatever `draws`. The direction is the mean cosine to a reference.
 
     An estimated \|mean\| / sd is never 0: without any signal it is √(2 / (π draws)) on average, and its standard error is
     about 1 / √draws. A reference of R draws is noisy, too: cosines are too small by a factor of about √(1 + ρ / R), ρ the
@@ -186,13 +186,13 @@ def gradient_report(
 
 @contextmanager
 def mode(model: Program, guide: Program) -> Iterator[None]:
-    """Modules in eval mode, gradients on; without cuDNN, whose RNNs have no gradient in eval mode."""
+    """Put modules in eval mode with gradients on; without cuDNN, whose RNNs have no gradient in eval mode."""
     with evaluation_mode(model, guide), torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
         yield
 
 
 def by_name(objectives: Mapping[str, ELBO] | Sequence[ELBO]) -> dict[str, Any]:
-    """Objectives by name; those of a list by how they print."""
+    """Name the objectives; those of a list by how they print."""
     pairs = list(objectives.items()) if isinstance(objectives, Mapping) else [(repr(o), o) for o in objectives]
     named: dict[str, Any] = dict(pairs)
     if not named or len(named) < len(pairs):
@@ -207,7 +207,7 @@ def by_name(objectives: Mapping[str, ELBO] | Sequence[ELBO]) -> dict[str, Any]:
 
 
 def split_parameters(model: Program, guide: Program, args: tuple[Any, ...]) -> dict[str, list[Tensor]]:
-    """The parameters that the guide depends on, and the others that the model does; by autograd, whoever declares them."""
+    """Find the parameters that the guide depends on, and the others that the model does, by autograd."""
     q = poutine.trace(guide).get_trace(*args)
     p = poutine.trace(poutine.replay(model, trace=q)).get_trace(*args)
     nodes: list[Any] = [*q.nodes.values(), *p.nodes.values()]
@@ -222,7 +222,7 @@ def split_parameters(model: Program, guide: Program, args: tuple[Any, ...]) -> d
 
 
 def reached(terms: list[Tensor], parameters: list[Tensor]) -> list[Tensor]:
-    """The parameters that the terms depend on."""
+    """Return the parameters that the terms depend on."""
     linked = [term.sum() for term in terms if term.requires_grad]
     if not linked:
         return []
@@ -231,20 +231,18 @@ def reached(terms: list[Tensor], parameters: list[Tensor]) -> list[Tensor]:
 
 
 def gradient_of(value: Tensor, parts: Mapping[str, list[Tensor]]) -> Gradient:
-    """∂ value of each part's parameters, end to end; 0 where it does not depend on them. ``.grad`` is left alone."""
+    """Concatenate ∂ value of each part's parameters; 0 where it does not depend on them. ``.grad`` is left alone."""
     parameters = [p for group in parts.values() for p in group]
     grads = torch.autograd.grad(value, parameters, allow_unused=True)
     flat = [(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, grads, strict=True)]
     split = len(parts["encoder"])
     empty = value.new_zeros(0)
-    return {
-        "encoder": torch.cat([empty, *flat[:split]]).double(),
-        "decoder": torch.cat([empty, *flat[split:]]).double(),
-    }
+    gradients = {"encoder": flat[:split], "decoder": flat[split:]}
+    return {part: torch.cat([empty, *pieces]).double() for part, pieces in gradients.items()}
 
 
 def mean_of(draw: Callable[[int], Gradient], count: int) -> Gradient:
-    """The mean of `count` gradients."""
+    """Average `count` gradients."""
     mean = draw(0)
     for i in range(1, count):
         gradient = draw(i)
@@ -253,7 +251,7 @@ def mean_of(draw: Callable[[int], Gradient], count: int) -> Gradient:
 
 
 def measure(draw: Callable[[int], Gradient], count: int, reference: Gradient) -> dict[str, GradientStats]:
-    """Mean and variance as they run (Welford's), and cosines."""
+    """Accumulate mean and variance (Welford's), and cosines."""
     cosines: dict[str, list[Tensor]] = {part: [] for part in reference}
     mean, square = ({part: torch.zeros_like(r) for part, r in reference.items()} for _ in range(2))
     for i in range(count):

@@ -1,4 +1,4 @@
-r"""Effect handlers that change what is trained, and not what a model is: they wrap model and guide."""
+r"""Beta handler: β KL in any objective. Effect handlers change what is trained, and not what a model is."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BETA = "_beta"  # where a site says how much of its scale is β: the rest weighs
 
 
 class Settled(Messenger):
-    """Says that the parameters are known, so that our modules need not declare them once more: within a training step."""
+    """A handler within which our modules do not declare their parameters again, as within a training step."""
 
     settled = True
 
@@ -58,11 +58,11 @@ class Beta(Messenger):
         self.at(0.0)
 
     def at(self, done: float) -> None:
-        """Sets β for the next step, at a fraction `done` of training."""
+        """Set β for the next step, at a fraction `done` of training."""
         self.value = self.beta if self.schedule is None else self.beta * self.schedule(done)
 
     def pair(self, vae: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
-        """(model, guide) under this handler."""
+        """Return (model, guide) under this handler."""
         model, guide = vae if isinstance(vae, tuple) else (vae.model, vae.guide)
         return self(model), self(guide)
 

@@ -1,4 +1,4 @@
-"""The mutual information of x and z under q, from below: what a row's latents tell of which row it was."""
+"""Mutual information of x and z under q, from below: how well a row's latents tell it from other rows."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def run(guide: Program, rows: tuple[Tensor, ...], plates: Plates, particles: int
 
 
 def crossed(site: Site, plates: Plates) -> Tensor:
-    """One particle's draws for B rows as B particles, each of which gives every row the draw of one."""
+    """Give every row the draw of one row: one particle's draws for B rows become B particles."""
     value, event_dim = site["value"], site["fn"].event_dim
     particles, data = (d - event_dim for d in (-1 - plates.nesting, plates.dim))
     shape = list(value.shape)

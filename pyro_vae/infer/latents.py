@@ -1,4 +1,4 @@
-r"""What the latents of any (model, guide) pair carry: KL a unit, active units, and I(x; z), in nats."""
+r"""Latent usage of any (model, guide) pair: KL a unit, active units, and I(x; z), in nats."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Units:
 
 @dataclass(frozen=True)
 class Latents:
-    """What the latents carry: made by :func:`latents`.
+    """Usage of the latents: made by :func:`latents`.
 
     Attributes:
         sites: the :class:`Units` of each latent site.
@@ -78,7 +78,7 @@ class Latents:
 
     @property
     def units(self) -> int:
-        """How many coordinates can be active."""
+        """The number of coordinates that can be active."""
         return len(self.activity)
 
     @property
@@ -89,11 +89,11 @@ class Latents:
         return torch.cat([units.kl for units in self.sites.values()])
 
     def active(self, threshold: float = ACTIVE) -> int:
-        """How many units have Var_x(E[z_u | x]) > threshold."""
+        """Count the units with Var_x(E[z_u | x]) > threshold."""
         return int((self.activity > threshold).sum())
 
     def share(self, threshold: float = ACTIVE) -> float:
-        """The share of units that are active; NaN where no unit can be."""
+        """Return the share of units that are active; NaN where no unit can be."""
         return self.active(threshold) / self.units if self.units else math.nan
 
     def __str__(self) -> str:
@@ -158,8 +158,8 @@ def latents(
         ...     with pyro.plate("data", len(x)):
         ...         loc = torch.stack([x / 2, 0 * x], -1)
         ...         pyro.sample("z", dist.Normal(loc, torch.tensor([0.5**0.5, 1.0])).to_event(1))
-        >>> found = latents(model, guide, torch.tensor([-1.0, 0.0, 1.0]))
-        >>> found.kl_per_unit, found.active()
+        >>> usage = latents(model, guide, torch.tensor([-1.0, 0.0, 1.0]))
+        >>> usage.kl_per_unit, usage.active()
         (tensor([0.1799, 0.0000], dtype=torch.float64), 1)
     """
     if num_samples < 2 or batch < 1 or chunk_size < 1:
@@ -180,13 +180,13 @@ def latents(
 
 
 def spread(rows: Tensor, count: int) -> Tensor:
-    """At most `count` of the rows, evenly spaced."""
+    """Return at most `count` of the rows, evenly spaced."""
     return rows[:: max(1, len(rows) // count)][:count]
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """Of one site and n rows: unit KLs and posterior means, ``(n, units)``, the variance of each, and where they come from."""
+    """One site on n rows: unit KLs and posterior means, ``(n, units)``, the variance of each, and where they come from."""
 
     kl: Tensor
     kl_noise: Tensor
@@ -207,7 +207,7 @@ def measured(model: Program, guide: Program, rows: Batch, plates: Plates, num_sa
 
 
 def drawn(q: Site, p: Site, plates: Plates, same_order: bool) -> Drawn:
-    """The KL of each unit of a site, and its posterior means."""
+    """Measure the KL of each unit of a site, and its posterior means."""
     bases = univariate(q["fn"]), univariate(p["fn"])
     factorised = None not in bases
     fq, fp = bases if factorised else (q["fn"], p["fn"])
@@ -223,15 +223,15 @@ def drawn(q: Site, p: Site, plates: Plates, same_order: bool) -> Drawn:
 
 
 def univariate(fn: Any) -> Any:
-    """The one-dimensional distribution that `fn` makes independent units of; None if there is none."""
+    """Return the one-dimensional distribution that `fn` makes independent units of; None if there is none."""
     while isinstance(fn, Independent):
         fn = fn.base_dist
     return None if fn.event_dim else fn
 
 
 def closed_kl(q: Any, p: Any) -> Tensor | None:
-    """KL(q ‖ p), if there is a closed form. (Pyro's of a Delta leaves its density out.)"""
-    if isinstance(q, dist.Delta):
+    """KL(q ‖ p) if there is a closed form, else None."""
+    if isinstance(q, dist.Delta):  # Pyro's KL of a Delta leaves its density out
         return None
     try:
         return kl_divergence(q, p)
@@ -240,14 +240,14 @@ def closed_kl(q: Any, p: Any) -> Tensor | None:
 
 
 def masked(log_prob: Tensor, mask: Any, dims: int) -> Tensor:
-    """log-probabilities of units, `dims` dimensions of them on the right, where the rows' mask is on; else 0."""
+    """Set log-probabilities of units, `dims` dimensions of them on the right, to 0 where the rows' mask is off."""
     if isinstance(mask, Tensor):
         mask = mask.reshape(*mask.shape, *[1] * dims)
     return scale_and_mask(log_prob, mask=mask)
 
 
 def posterior_mean(site: Site) -> tuple[Tensor, bool]:
-    """E[z | x] and True; or the draw itself and False. NaN where a mean has no meaning: categories have no order."""
+    """Return E[z | x] and True, or the draw itself and False. NaN where a mean has no meaning: categories have no order."""
     value = site["value"]
     if isinstance(univariate(site["fn"]), Categorical):
         return torch.full_like(value, math.nan, dtype=torch.float64), True
@@ -258,7 +258,7 @@ def posterior_mean(site: Site) -> tuple[Tensor, bool]:
 
 
 def by_row(tensor: Tensor, event_dim: int, plates: Plates) -> Tensor:
-    """``(S, n, units)``, float64 on the CPU: inner plates and event dimensions become units."""
+    """Reorder to ``(S, n, units)``, float64 on the CPU: inner plates and event dimensions become units."""
     if tensor.dim() - event_dim != plates.nesting + 1:
         raise ProgramError(
             f"a latent site has batch shape {tuple(tensor.shape[: tensor.dim() - event_dim])} under plates of "
@@ -269,12 +269,12 @@ def by_row(tensor: Tensor, event_dim: int, plates: Plates) -> Tensor:
 
 
 def moments(draws: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean over S draws, and its variance by chance; exactly 0 for draws that are all the same."""
-    return draws.mean(0), (draws - draws[0]).var(0) / len(draws)
+    """Return the mean over S draws, and its variance by chance; exactly 0 for draws that are all the same."""
+    return draws.mean(0), (draws - draws[0]).var(0) / len(draws)  # shifted: equal draws leave no rounding
 
 
 def join(parts: list[Drawn]) -> Units:
-    """Means over rows."""
+    """Average over rows."""
     kl, kl_noise, mean, mean_noise = (
         torch.cat([getattr(part, field) for part in parts]) for field in ("kl", "kl_noise", "mean", "mean_noise")
     )

@@ -1,4 +1,4 @@
-"""Memory that a device, or the host, does not have: told apart from other errors, and said in one way."""
+"""Out of memory: tell it apart from other errors, on a device or the host, and raise one error for it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ SMALLER = "Free some of it, take a smaller chunk_size, or device='cpu'."
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether it is memory that was lacking, on the device or on the host."""
+    """Return whether memory was lacking, on the device or on the host."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in WORDS)
 
 
 @contextmanager
 def fitting(what: str, way_on: str) -> Iterator[None]:
-    """What runs inside has the memory that it asks for, or there is one error that says what did not fit.
+    """Raise one error that names what did not fit, where memory runs out inside.
 
     Args:
         what: starts the message: "a batch of 500 rows on cuda:0".
@@ -42,5 +42,5 @@ def fitting(what: str, way_on: str) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, DeviceMemoryError) or not out_of_memory(error):
             raise
-        said = (str(error).strip().splitlines() or ["no message"])[0]
-        raise DeviceMemoryError(f"{what} does not fit into memory ({said}). {way_on}") from error
+        reason = (str(error).strip().splitlines() or ["no message"])[0]
+        raise DeviceMemoryError(f"{what} does not fit into memory ({reason}). {way_on}") from error

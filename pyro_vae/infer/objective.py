@@ -1,4 +1,4 @@
-r"""`Bound`: any bound, any gradient estimator, as one of Pyro's ELBO objectives; per row, whatever the plates."""
+r"""`Bound`: any bound with any gradient estimator as one of Pyro's ELBO objectives; per row, whatever the plates."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ class Bound(ELBO):
             if wrong and not (value is None and name == "num_groups"):
                 raise UsageError(f"{name} must be a whole number from 1, got {value!r}")
         if not callable(bound) or isinstance(bound, type):
-            made = f": make one first, {bound.__name__}(...)" if isinstance(bound, type) else ""
-            raise UsageError(f"a bound is a function of log weights, such as elbo or iwae; got {bound!r}{made}")
+            hint = f": make one first, {bound.__name__}(...)" if isinstance(bound, type) else ""
+            raise UsageError(f"a bound is a function of log weights, such as elbo or iwae; got {bound!r}{hint}")
         if not callable(estimator):
             raise UsageError(f"an estimator is an object such as dreg or stl, from pyro_vae; got {estimator!r}")
         if terms and getattr(estimator, "detached", False):
@@ -97,15 +97,16 @@ class Bound(ELBO):
             return self.differentiable_loss(model, guide, *args, **kwargs)
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """The loss, with its gradient added to the parameters'."""
+        """Return the loss, and add its gradient to the parameters'."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward()
         return loss.detach()
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """The loss, whose ``backward()`` leaves the estimator's gradient on the parameters."""
+        """Return the loss, whose ``backward()`` leaves the estimator's gradient on the parameters."""
         value, surrogate, draw = self.estimate(model, guide, args, kwargs)
+        # the value of the bound, the gradient of the surrogate
         rows = surrogate if value is surrogate else surrogate + (value - surrogate).detach()
         return -(rows * draw.first.row_weight).sum()
 
@@ -117,13 +118,13 @@ class Bound(ELBO):
     def estimate(
         self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Tensor, Tensor, Draw]:
-        """Each row's bound, what to differentiate in its place, and the draw that both were made of."""
+        """Return each row's bound, the surrogate to differentiate in its place, and the draw that both were made of."""
         draw = self.checked_draw(model, guide, args, kwargs)
         if self.bound is not elbo:
             check_inner_plates(draw.first, self.bound)
         value, surrogate = self.estimator(draw, self.bound)
-        for made in (value, surrogate):
-            self.check_bound(draw.log_w, made)
+        for per_row in (value, surrogate):
+            self.check_bound(draw.log_w, per_row)
         plain = draw.plain() if self.terms else draw
         for term in self.terms:
             added = term(plain)
@@ -142,7 +143,7 @@ class Bound(ELBO):
         return Draw([Run(pair, size, detached, weighable) for size in sizes], self.num_groups)
 
     def checked_draw(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Draw:
-        """The draw; where validation is on, with weights that are numbers and a bound of the right shape."""
+        """Draw; where validation is on, check that the weights are numbers and the bound has the right shape."""
         if not is_validation_enabled():
             return self.draw(model, guide, args, kwargs)
         try:
@@ -160,16 +161,16 @@ class Bound(ELBO):
         return draw
 
     def check_bound(self, log_w: Tensor, value: Any) -> None:
-        """Refuses a bound that is not one number a row."""
-        came = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
-        if came != f"shape {(log_w.shape[-1],)}":
+        """Refuse a bound that is not one number a row."""
+        form = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
+        if form != f"shape {(log_w.shape[-1],)}":
             raise ProgramError(
-                f"{self!r}: log weights of shape {tuple(log_w.shape)} gave a bound of {came}; wanted one number a row, "
+                f"{self!r}: log weights of shape {tuple(log_w.shape)} gave a bound of {form}; wanted one number a row, "
                 f"({log_w.shape[-1]},). Reduce over particles only, with torch's functions."
             )
 
     def plates(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plates:
-        """Where the pair keeps its rows; found once, by a run of one particle that also says what memory it takes."""
+        """Find where the pair keeps its rows, once, by a run of one particle that also measures its memory."""
         if self.known is None or self.known[:2] != (model, guide):
             with torch.random.fork_rng(devices=cuda_devices(args)):  # draws of its own would shift those that follow
                 plates = find_plates(model, guide, *args, **kwargs)
@@ -195,7 +196,7 @@ class Bound(ELBO):
             )
 
     def check_weights(self, draw: Draw) -> None:
-        """Names the row and the particle of a NaN weight."""
+        """Name the row and the particle of a NaN weight."""
         bad = draw.terms.log_w.isnan()
         if bad.any():
             particle, row = bad.nonzero()[0].tolist()
@@ -210,7 +211,7 @@ class Bound(ELBO):
 
 
 def cuda_devices(args: tuple[Any, ...]) -> list[torch.device]:
-    """The GPUs that the data is on."""
+    """Return the GPUs that the data is on."""
     return list({a.device for a in args if isinstance(a, Tensor) and a.device.type == "cuda"})
 
 
@@ -230,7 +231,7 @@ def saved_bytes(pair: Pair, particles: int) -> tuple[int, int]:
 
 
 def free_bytes(args: tuple[Any, ...]) -> int | None:
-    """Free memory of the device that the data is on, or None where the system does not say."""
+    """Return the free memory of the device that the data is on, or None where the system does not tell."""
     if devices := cuda_devices(args):
         return torch.cuda.mem_get_info(devices[0])[0]
     try:

@@ -1,4 +1,4 @@
-r"""Pyro's own objectives as one tensor: the loss and gradient of ``Trace_ELBO`` without reading a number back.
+r"""Pyro's own ELBO objectives as one tensor: the loss and gradient of ``Trace_ELBO`` without reading a number back.
 
 Stock ``loss_and_grads`` turns each site's log-probability into a Python number, which waits for a GPU and cannot be traced.
 """
@@ -27,7 +27,7 @@ Traces = tuple[poutine.Trace, poutine.Trace]
 
 
 def tensor_loss(objective: ELBO) -> TensorLoss | None:
-    """The objective's loss as one differentiable tensor that nothing is read back from; None where there is no such form.
+    """Return the objective's loss as one differentiable tensor that nothing is read back from, or None without such a form.
 
     For :class:`~pyro_vae.Bound`, and for ``Trace_ELBO`` and ``TraceMeanField_ELBO`` themselves (not their subclasses, whose
     estimators are their own). The gradient is that of ``loss_and_grads``.
@@ -89,7 +89,7 @@ def trace_elbo(p: poutine.Trace, q: poutine.Trace) -> Tensor:
             log_r = log_ratios(p, q).sum_to(site["cond_indep_stack"])
             surrogate = surrogate + (log_r * score).sum()
     value = log_p - log_q
-    return surrogate if follows else surrogate + (value - surrogate).detach()
+    return surrogate if follows else surrogate + (value - surrogate).detach()  # the value, the surrogate's gradient
 
 
 def log_ratios(p: poutine.Trace, q: poutine.Trace) -> MultiFrameTensor:
@@ -122,5 +122,5 @@ def log_prob(site: Site) -> Tensor:
 
 
 def sum_sites(terms: list[Any]) -> Any:
-    """Their sum, 0.0 of none."""
+    """Add the terms; 0.0 for none."""
     return sum(terms[1:], start=terms[0]) if terms else 0.0

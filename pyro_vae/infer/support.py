@@ -1,4 +1,4 @@
-"""Is the data inside the likelihood's support? Outside it there is no log-likelihood."""
+"""Support of the likelihood: check that the data lies in it. Outside it there is no log-likelihood."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Batch = tuple[Tensor, ...]
 
 
 def takes_missing(*things: Any) -> bool:
-    """Whether a module of these programs says (``takes_missing = True``) that NaN in x stands for what is missing."""
+    """Return whether a module of these programs declares (``takes_missing = True``) that NaN in x means missing."""
     return any(getattr(m, "takes_missing", False) for owner in owners(*things) for m in owner.modules())
 
 
@@ -31,7 +31,7 @@ def check_support(
     prepare: Callable[[Batch], Batch] | None = None,
     numbers: Sequence[int] | None = None,
 ) -> None:
-    """Runs the pair once over all rows and checks each observed value: its shape, and the support of its distribution.
+    """Run the pair once over all rows and check each observed value: its shape, and the support of its distribution.
 
     Args:
         model: as for :func:`~pyro_vae.log_weights`.
@@ -66,8 +66,8 @@ def check_support(
                 spans[name] = span(site["value"], spans.get(name))
                 if not inside.all():
                     rows = (~inside).nonzero().flatten()
-                    said = [int(r if numbers is None else numbers[r]) for r in (rows + start).tolist()]
-                    bad.setdefault(name, []).extend(said)
+                    outside = [int(r if numbers is None else numbers[r]) for r in (rows + start).tolist()]
+                    bad.setdefault(name, []).extend(outside)
                     examples.setdefault(name, (site, dim, int(rows[0])))
     for name, where in bad.items():
         raise SupportError(describe(name, *examples[name], where, len(args[0]), spans[name]) + FITTING)
@@ -81,7 +81,7 @@ MASK = "Give it an encoder that takes NaN: WithMask(net), whose net has 2 d inpu
 
 
 def nan_latents(x: Tensor, sites: dict[str, Site], dim: int) -> list[tuple[str, int]]:
-    """Sites of the guide and rows of x, where x has missing values and the draw of z is NaN."""
+    """Find sites of the guide and rows of x, where x has missing values and the draw of z is NaN."""
     missing = x.isnan().flatten(1).any(1) if x.dim() > 1 else x.isnan()
     if not missing.any():
         return []
@@ -94,24 +94,24 @@ def nan_latents(x: Tensor, sites: dict[str, Site], dim: int) -> list[tuple[str, 
 
 
 def plates_of_one_row(model: Program, guide: Program, *args: Tensor) -> Plates:
-    """`find_plates`, with what torch or Pyro say of data that the programs cannot take put down to the data's shape."""
+    """Find the plates on one row, and name the data's shape where the programs cannot take it."""
     try:
         return find_plates(model, guide, *args)
     except ProgramError:
         raise
     except (ValueError, RuntimeError) as error:
-        shape, said = tuple(args[0].shape[1:]), str(error).partition("Trace Shapes:")[0].strip()
+        shape, reason = tuple(args[0].shape[1:]), str(error).partition("Trace Shapes:")[0].strip()
         if (where := culprit(model, guide, args)) is None:
             raise
         if isinstance(error, PyroVAEError):  # of a part of ours; it lacks only which program it is in
-            raise type(error)(f"{where}, on a row of shape {shape}: {said}") from error
+            raise type(error)(f"{where}, on a row of shape {shape}: {reason}") from error
         raise ShapeError(
-            f"{where} does not run on a row of shape {shape}. Give x the shape that it takes. It said: {said}"
+            f"{where} does not run on a row of shape {shape}. Give x the shape that it takes. It said: {reason}"
         ) from error
 
 
 def culprit(model: Program, guide: Program, args: Batch) -> str | None:
-    """Which program stops on a batch, if one does."""
+    """Return which program stops on a batch, if one does."""
     try:
         trace = poutine.trace(guide).get_trace(*args)
     except Exception:
@@ -146,7 +146,7 @@ Span = tuple[float, float]
 
 
 def base_name(d: Any) -> str:
-    """The class of a distribution, to_event and masks looked through."""
+    """Return the class of a distribution, beneath to_event and masks."""
     while hasattr(d, "base_dist"):
         d = d.base_dist
     return type(d).__name__
@@ -168,7 +168,7 @@ def support_of_site(name: str, fn: Any) -> Any:
 
 
 def allowed(site: Site, support: Any) -> Tensor:
-    """Which values of a site have a density: those in the support, its open edges left out."""
+    """Return which values of a site have a density: those in the support, without its open edges."""
     value, inside = site["value"], support.check(site["value"])
     if not (edges := EDGES.get(base_name(site["fn"]))):
         return inside
@@ -177,32 +177,35 @@ def allowed(site: Site, support: Any) -> Tensor:
 
 
 def span(value: Tensor, so_far: Span | None = None) -> Span:
-    """The least and the largest value, NaN left out."""
+    """Return the least and the largest value, NaN left out."""
     known = value[~value.isnan()]
     low, high = so_far or (float("inf"), float("-inf"))
     return (min(low, known.min().item()), max(high, known.max().item())) if known.numel() else (low, high)
 
 
-def describe(name: str, site: Site, dim: int, row: int, rows: list[int], total: int, whole: Span | None = None) -> str:
-    """What came, what was wanted, which rows, how to go on; `whole` is the span of all rows, if the site has not them all."""
+def describe(name: str, site: Site, dim: int, row: int, rows: list[int], total: int, extent: Span | None = None) -> str:
+    """Describe what came, what was wanted, which rows, and how to go on.
+
+    `extent` is the span of all rows, where the site does not hold them all.
+    """
     fn, support = site["fn"], site["fn"].support
     while isinstance(support, constraints.independent):
         support = support.base_constraint
-    holds, advice = "is one", _advice(getattr(support, "observed", support))
+    content, advice = "is one", _advice(getattr(support, "observed", support))
     if support.event_dim == 0:
-        holds, advice = _value(site, dim, row, support, advice)
+        content, advice = _value(site, dim, row, support, advice)
     elif support.event_dim == 1 and not hasattr(support, "supports"):
-        holds, advice = _vector(site, dim, row, advice)
-    listed = ", ".join(map(str, rows[:5])) + (", …" if len(rows) > 5 else "")
-    low, high = whole or span(site["value"])
+        content, advice = _vector(site, dim, row, advice)
+    first_rows = ", ".join(map(str, rows[:5])) + (", …" if len(rows) > 5 else "")
+    low, high = extent or span(site["value"])
     return (
         f"site {name!r}: {len(rows)} of {total} rows lie outside the support of {base_name(fn)} ({say_support(support)}"
-        f"{_excluded(fn, support)}): row {rows[0]} {holds} (rows {listed}; values go from {low:g} to {high:g}). {advice}"
+        f"{_excluded(fn, support)}): row {rows[0]} {content} (rows {first_rows}; values go from {low:g} to {high:g}). {advice}"
     )
 
 
 def _value(site: Site, dim: int, row: int, support: Any, advice: str) -> tuple[str, str]:
-    """The first value of a row that is outside a support which is checked value by value, and what to do about it."""
+    """Describe the first value of a row outside a support that is checked value by value, and the way out."""
     pair = torch.stack([site["value"], allowed(site, support).to(site["value"])])
     value, inside = pair.movedim(dim - site["fn"].event_dim, 1)[:, row].reshape(2, -1)
     column = int((inside == 0).nonzero()[0])
@@ -214,7 +217,7 @@ def _value(site: Site, dim: int, row: int, support: Any, advice: str) -> tuple[s
 
 
 def _vector(site: Site, dim: int, row: int, advice: str) -> tuple[str, str]:
-    """A row that is outside a support of whole vectors, and what to do about it."""
+    """Describe a row outside a support of whole vectors, and the way out."""
     fn = site["fn"]
     vectors = site["value"].movedim(dim - fn.event_dim, 0)[row].reshape(-1, fn.event_shape[-1])
     inside = fn.support.check(site["value"]).movedim(dim, 0)[row].flatten()
@@ -227,7 +230,7 @@ def _vector(site: Site, dim: int, row: int, advice: str) -> tuple[str, str]:
 
 
 def _excluded(fn: Any, support: Any) -> str:
-    """What a support forgets to say of its edges."""
+    """Name the edges that a support leaves out."""
     edges = EDGES.get(base_name(fn))
     if not edges or (support.event_dim == 0 and not bool(support.check(torch.tensor(edges)).all())):
         return ""
@@ -249,7 +252,7 @@ WORDS = {
 
 
 def say_support(support: Any) -> str:
-    """A support in words."""
+    """Describe a support in words."""
     if hasattr(support, "observed"):
         return f"{say_support(support.observed)}, or NaN where missing"
     words = next((words for kind, words in WORDS.items() if isinstance(support, kind)), str(support))

@@ -1,6 +1,6 @@
-r"""Terms that an objective adds to its bound: functions of the draw, ``(N,)`` in nats, ``Bound(elbo, terms=[free_bits(0.5)])``.
+r"""KL terms added to a bound (free bits, capacity, total correlation, MMD): functions of the draw, ``(N,)`` in nats.
 
-What is trained is then another objective; the logged ELBO and every evaluation stay what they are.
+``Bound(elbo, terms=[free_bits(0.5)])`` trains another objective; the logged ELBO and every evaluation stay what they are.
 """
 
 from __future__ import annotations
@@ -68,12 +68,12 @@ class free_bits:
         """β Σ_g [mean_n KL_g < λ] (KL_gn − λ), ``(N,)``."""
         beta, of_run = beta_of(draw.first, name), unit_kl if self.per == "unit" else whole_kl
         groups = torch.cat([of_run(run, name) for run in draw.runs]).mean(0)  # (N, groups)
-        below = groups.detach().mean(0) < self.nats
+        below = groups.detach().mean(0) < self.nats  # decided by the batch, not by single rows
         return beta * torch.where(below, groups - self.nats, torch.zeros_like(groups)).sum(-1)
 
 
 def beta_of(run: Run, name: str) -> Any:
-    """What :class:`~pyro_vae.Beta` makes of a site's KL: one number."""
+    """Return the weight that :class:`~pyro_vae.Beta` gives a site's KL: one number."""
     beta = run.scales.inner["guide", name]
     if isinstance(beta, Tensor) or not same_scale(run, name):
         raise ProgramError(
@@ -84,12 +84,12 @@ def beta_of(run: Run, name: str) -> Any:
 
 
 def whole_kl(run: Run, name: str) -> Tensor:
-    """A site's KL, ``(P, N, 1)``, not weighed by handlers."""
+    """Return a site's KL, ``(P, N, 1)``, not weighed by handlers."""
     return site_kl(run, name).unsqueeze(-1)
 
 
 def unit_kl(run: Run, name: str) -> Tensor:
-    """The KL of each unit of a site, ``(P, N, units)``, not weighed by handlers."""
+    """Return the KL of each unit of a site, ``(P, N, units)``, not weighed by handlers."""
     site = run.q[name]
     q, p, z, dims = univariate(site["fn"]), univariate(run.p[name]["fn"]), site["value"], site["fn"].event_dim
     if q is None or p is None:
@@ -137,7 +137,7 @@ class capacity:
         self.at(0.0)
 
     def at(self, done: float) -> None:
-        """Sets C for the next step, at a fraction `done` of training."""
+        """Set C for the next step, at a fraction `done` of training."""
         self.now = self.nats if self.schedule is None else self.nats * self.schedule(done)
 
     def __call__(self, draw: Draw) -> Tensor:
