@@ -1,4 +1,4 @@
-r"""The aggregate posterior q(z) = 1/N Σ_n q(z | x_n) over all N rows, exact: every draw under every row's posterior."""
+r"""Aggregate posterior q(z) = 1/N Σ_n q(z | x_n) over all N rows, exact: every draw under every row's posterior."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Scorer = Callable[[Values], Tensor]
 
 @dataclass(frozen=True)
 class Form:
-    """How q(z | x) and p(z) factorise.
+    """Factorisation of q(z | x) and p(z).
 
     Args:
         dims: of each site, the dimension of its draws that runs over rows.
@@ -71,7 +71,7 @@ def form_of(model: Program, guide: Program, rows: Batch, plates: Plates) -> Form
 def product(
     what: str, sites: dict[str, Site], drawn_by: dict[str, Site], dims: dict[str, int]
 ) -> tuple[bool, str | None]:
-    """Whether no site depends on draws of another; and why the sites are no product over units, if they are none."""
+    """Return whether no site depends on draws of another, and why the sites are no product over units, if they are none."""
     for name, site in sites.items():
         value = drawn_by[name]["value"]
         log_prob = site["fn"].log_prob(first_of(value, dims[name]).expand_as(value))
@@ -85,7 +85,7 @@ def product(
 
 
 def first_of(value: Tensor, dim: int) -> Tensor:
-    """The draw of the first particle and row, dimensions kept."""
+    """Return the draw of the first particle and row, dimensions kept."""
     return value.narrow(0, 0, 1).narrow(dim, 0, 1)
 
 
@@ -102,7 +102,7 @@ def check_shared(model: Program, q: dict[str, Site], dims: dict[str, int], rows:
 
 
 def spread(value: Tensor, dim: int, rows: int) -> Tensor:
-    """A draw for one row, of size 1 along `dim`, given to all."""
+    """Give a draw for one row, of size 1 along `dim`, to all rows."""
     shape = list(value.shape)
     shape[dim] = rows
     return value.expand(shape)
@@ -110,7 +110,7 @@ def spread(value: Tensor, dim: int, rows: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Of n rows: draws ``(S, n, …)`` by site, and their terms ``(S, n)``, those of p(z) ``(S, n, units)`` in float64."""
+    """Draws of n rows, ``(S, n, …)`` by site, and their terms ``(S, n)``, those of p(z) ``(S, n, units)`` in float64."""
 
     values: Values
     reconstruction: Tensor
@@ -135,8 +135,10 @@ def scored(model: Program, guide: Program, rows: Batch, plates: Plates, num_samp
 
 
 def unit_log_probs(sites: dict[str, Site], values: Values, plates: Plates) -> Tensor:
-    """log-probabilities of the units of all sites side by side, ``(draws, n, units)`` in float64; a site that is no product
-    is one unit."""
+    """Concatenate the log-probabilities of the units of all sites, ``(draws, n, units)`` in float64.
+
+    A site that is no product is one unit.
+    """
     return torch.cat([of_units(site["fn"], values[name], plates) for name, site in sites.items()], -1)
 
 
@@ -148,7 +150,7 @@ def of_units(fn: Any, value: Tensor, plates: Plates) -> Tensor:
 
 
 def crossed(values: list[Tensor], dim: int) -> Tensor:
-    """All draws ``(S · N, …)`` as particles, of size 1 along the dimension of rows: each to be scored under every row."""
+    """Line up all draws ``(S · N, …)`` as particles, of size 1 along the dimension of rows, to be scored under every row."""
     return torch.cat(values, 1).flatten(0, 1).unsqueeze(dim)
 
 
@@ -171,16 +173,16 @@ def posteriors(guide: Program, rows: Batch, plates: Plates, form: Form, seed: in
 def aggregate(
     mixture: list[Scorer], z: Values, rows: int, block: int, split: bool, verbose: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """log q(z) of all draws, ``(S · N,)``, and log q(z_u), ``(S · N, units)``: log 1/N Σ_m q(· | x_m), block by block."""
+    """Return log q(z) = log 1/N Σ_m q(z | x_m) of all draws, ``(S · N,)``, and log q(z_u), ``(S · N, units)``."""
     draws = len(next(iter(z.values())))
     width = sum(v[0].numel() for v in z.values())
     step = max(1, CELLS // (block * width))
     joint, units = [], []
     for start in tracked(range(0, draws, step), "aggregate posterior", verbose):
-        some = {name: v[start : start + step] for name, v in z.items()}
+        z_block = {name: v[start : start + step] for name, v in z.items()}
         log_q, log_u = (torch.tensor(-math.inf, dtype=torch.float64),) * 2
         for log_qx in mixture:
-            each = log_qx(some)
+            each = log_qx(z_block)
             log_q = torch.logaddexp(log_q, each.sum(-1).logsumexp(1).cpu())
             if split:
                 log_u = torch.logaddexp(log_u, each.logsumexp(1).cpu())

@@ -1,4 +1,4 @@
-r"""Simulation-based calibration: is q(z | x) the posterior, on data whose z is known?"""
+r"""Simulation-based calibration (SBC): test q(z | x) against the posterior, on data whose z is known."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Calibration:
 
     @property
     def adjusted(self) -> Tensor:
-        """The p-values corrected for their number (Holm), ``(Q,)``."""
+        """p-values corrected for their number (Holm), ``(Q,)``."""
         return holm(self.p_value)
 
     @property
@@ -60,23 +60,23 @@ class Calibration:
 
     @property
     def passed(self) -> bool:
-        """Nothing rejected. With few rows that says little: see :func:`simulation_based_calibration`."""
+        """True where nothing is rejected. With few rows that says little: see :func:`simulation_based_calibration`."""
         return not self.rejected
 
     @property
     def words(self) -> tuple[str, ...]:
-        """What the ranks of each quantity say of q's draws: "uniform", or what they are in comparison with the posterior."""
+        """Verdict for each quantity: "uniform", or how q's draws differ from the posterior."""
         shift, spread = moments(self.ranks, self.num_draws + 1)
-        found = zip(self.adjusted.tolist(), shift.tolist(), spread.tolist(), strict=True)
-        return tuple("uniform" if p > self.level else describe(a, b) for p, a, b in found)
+        verdicts = zip(self.adjusted.tolist(), shift.tolist(), spread.tolist(), strict=True)
+        return tuple("uniform" if p > self.level else describe(a, b) for p, a, b in verdicts)
 
     @property
     def band(self) -> Band:
-        """Where one quantity's counts #{rank < i} lie, all at once, with probability 1 − level if it is calibrated."""
+        """Bounds of one quantity's counts #{rank < i}, all at once, with probability 1 − level if it is calibrated."""
         return band(len(self), self.num_draws + 1, 1 - self.level)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain names and numbers, for JSON and for :func:`~pyro_vae.report.calibration.ecdf_differences`."""
+        """Return plain names and numbers, for JSON and for :func:`~pyro_vae.report.calibration.ecdf_differences`."""
         ranks = self.num_draws + 1
         uniform = torch.arange(1, ranks, dtype=torch.float64) / ranks
         limits = self.band
@@ -101,9 +101,9 @@ class Calibration:
         if not rejected:
             least = self.adjusted.min().item()
             return f"no miscalibration found in {len(self.names)} quantities ({rows}; least adjusted p {least:.2g})"
-        found = sorted(zip(self.adjusted.tolist(), self.names, self.words, strict=True))[: len(rejected)]
-        lines = [f"  {name}: {words} (adjusted p {p:.2g})" for p, name, words in found[:20]]
-        more = [f"  and {len(found) - 20} more"] if len(found) > 20 else []
+        worst = sorted(zip(self.adjusted.tolist(), self.names, self.words, strict=True))[: len(rejected)]
+        lines = [f"  {name}: {words} (adjusted p {p:.2g})" for p, name, words in worst[:20]]
+        more = [f"  and {len(worst) - 20} more"] if len(worst) > 20 else []
         return "\n".join([f"miscalibrated: {len(rejected)} of {len(self.names)} quantities ({rows})", *lines, *more])
 
     __repr__ = __str__
@@ -200,10 +200,10 @@ def simulation_based_calibration(
 
 
 def describe(shift: float, spread: float) -> str:
-    """Words for ranks that are not uniform: standard errors of their mean and of their variance. A low rank: q is too high."""
-    said = []
+    """Describe ranks that are not uniform, by standard errors of their mean and of their variance."""
+    faults = []  # a low rank of the truth: q is too high
     if abs(spread) > NOTABLE:
-        said.append((abs(spread), "too narrow" if spread > 0 else "too wide"))
+        faults.append((abs(spread), "too narrow" if spread > 0 else "too wide"))
     if abs(shift) > NOTABLE:
-        said.append((abs(shift), "too high" if shift < 0 else "too low"))
-    return " and ".join(word for _, word in sorted(said, reverse=True)) or "of another shape"
+        faults.append((abs(shift), "too high" if shift < 0 else "too low"))
+    return " and ".join(word for _, word in sorted(faults, reverse=True)) or "of another shape"

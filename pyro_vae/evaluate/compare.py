@@ -1,4 +1,4 @@
-"""Models on the same rows: who has the higher log p(x), and by how much more than chance."""
+"""Compare models on the same rows: differences of log p(x), paired row by row, with standard errors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LATEX = str.maketrans(
 
 @dataclass(frozen=True)
 class Compared:
-    """One model of a comparison; in nats per row. None stands for what is not known.
+    """One model of a comparison; in nats per row, None where a number is not known.
 
     Attributes:
         name: of the model.
@@ -83,11 +83,11 @@ class Comparison:
         return len(self.models)
 
     def cells(self) -> list[list[str]]:
-        """The table as text: headings, then one line a model; from the gap on, what is known of any."""
+        """Return the table as text: headings, then one line a model; from the gap on, columns that any model knows."""
         return [list(column) for column in zip(*columns(self.models), strict=True)]
 
     def table(self) -> Table:
-        """For a rich console."""
+        """Return a table for a rich console."""
         title = f"{self.rows} rows; nats per row, higher is better; differences paired, row by row, with the best"
         table = Table(title=title, title_justify="left")
         head, *lines = self.cells()
@@ -98,7 +98,7 @@ class Comparison:
         return table
 
     def csv(self) -> str:
-        """One line a model, in the fields of :class:`Compared`; floats to the last bit, nothing where nothing is known."""
+        """Format one line a model, in the fields of :class:`Compared`; floats to the last bit, nothing where not known."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow([field.name for field in fields(Compared)])
@@ -106,7 +106,7 @@ class Comparison:
         return out.getvalue()
 
     def latex(self) -> str:
-        """A plain tabular, which needs no package."""
+        """Format a plain tabular, which needs no package."""
         head, *lines = ([cell.translate(LATEX) for cell in line] for line in self.cells())
         body = [[line[0], *(cell.replace("-", "$-$") for cell in line[1:])] for line in lines]
         rows = [" & ".join(line) + r" \\" for line in (head, *body)]
@@ -115,14 +115,9 @@ class Comparison:
         return "\n".join([start, rule, rows[0], rule, *rows[1:], rule, r"\end{tabular}", ""])
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain names and numbers, for JSON."""
-        models = [asdict(model) for model in self.models]
-        return {
-            "models": models,
-            "rows": self.rows,
-            "notes": list(self.notes),
-            "unit": "nats per row, higher is better",
-        }
+        """Return plain names and numbers, for JSON."""
+        models, unit = [asdict(model) for model in self.models], "nats per row, higher is better"
+        return {"models": models, "rows": self.rows, "notes": list(self.notes), "unit": unit}
 
     def __str__(self) -> str:
         console = Console(file=io.StringIO(), width=160, color_system=None)
@@ -203,7 +198,7 @@ def compare(
 
 
 def check(pairs: list[tuple[str, LogPx]], beside: dict[str, Mapping[str, Any]]) -> None:
-    """Refuses what cannot be compared."""
+    """Refuse evidence that cannot be compared."""
     names = [name for name, _ in pairs]
     if len(names) < 2:
         raise UsageError(f"a comparison takes two models or more, got {len(names)}")
@@ -230,7 +225,7 @@ def check(pairs: list[tuple[str, LogPx]], beside: dict[str, Mapping[str, Any]]) 
 
 
 def check_measures(measures: dict[str, str]) -> None:
-    """Refuses probabilities beside densities; what does not say its measure is let pass."""
+    """Refuse probabilities beside densities; evidence without a measure is let pass."""
     for name, measure in measures.items():
         first, other = next(iter(measures.items()))
         if dominating(measure) != dominating(other):
@@ -241,7 +236,7 @@ def check_measures(measures: dict[str, str]) -> None:
 
 
 def means(e: LogPx) -> dict[str, Any]:
-    """What `summary` says of one model alone."""
+    """Summarise one model alone."""
     s = e.summary()
 
     def share(count: str) -> float | None:
@@ -260,7 +255,7 @@ def means(e: LogPx) -> dict[str, Any]:
 
 
 def paired(e: LogPx, best: LogPx) -> dict[str, Any]:
-    """Mean over rows of the differences to the best, and its standard errors; all 0 for the best itself."""
+    """Average the differences to the best over rows, with standard errors; all 0 for the best itself."""
     if e is best:
         return {"difference": 0.0, "difference_se": 0.0, "difference_mc_se": 0.0}
     d = e.log_px - best.log_px
@@ -278,28 +273,28 @@ def standard_error(d: Tensor) -> float | None:
 
 
 def cautions(models: tuple[Compared, ...]) -> list[str]:
-    """What makes some of the bounds looser than others."""
-    found = []
+    """Name what makes some of the bounds looser than others."""
+    notes = []
     if len(methods := {m.method for m in models}) > 1:
-        found.append(
+        notes.append(
             f"scored by {', '.join(sorted(methods))}: each falls short of log p(x) by an amount of its own, an oracle by "
             "none. Score all by the same method."
         )
     if len(counts := {m.num_samples for m in models if m.num_samples}) > 1:
-        found.append(
+        notes.append(
             f"scored with {', '.join(map(str, sorted(counts)))} samples a row: fewer samples put a model lower. Score all "
             "with the same number."
         )
     if flagged := [m.name for m in models if m.low_ess]:
-        found.append(
+        notes.append(
             f"{', '.join(flagged)}: rows with an ESS below {LOW_ESS} have a loose lower bound, and a Monte Carlo error that is "
             "too small; more samples would raise them."
         )
-    return found
+    return notes
 
 
 def columns(models: tuple[Compared, ...]) -> list[list[str]]:
-    """Headings and cells, column by column."""
+    """Return headings and cells, column by column."""
     best = models[0]
     shown = [
         ["", *(m.name for m in models)],

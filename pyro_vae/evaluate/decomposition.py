@@ -1,4 +1,4 @@
-r"""The ELBO taken apart over all rows: reconstruction, and KL = mutual information + total correlation + dimension-wise KL."""
+r"""ELBO decomposition over all rows: reconstruction, and KL = mutual information + total correlation + dimension-wise KL."""
 
 from __future__ import annotations
 
@@ -89,18 +89,18 @@ class ElboDecomposition:
         return self.reconstruction.value - self.kl.value
 
     def active(self, threshold: float = ACTIVE) -> int:
-        """How many units have Var_x(E[z_u | x]) > threshold."""
+        """Count the units with Var_x(E[z_u | x]) > threshold."""
         return sum(int((units.activity > threshold).sum()) for units in self.sites.values())
 
     def parts(self) -> dict[str, Quantity]:
-        """What KL is the sum of."""
+        """Return the terms that KL is the sum of."""
         tc, each = self.total_correlation, self.dimension_wise_kl
         if tc is None or each is None:
             return {"mutual information": self.mutual_information, "marginal KL": self.marginal_kl}
         return {"mutual information": self.mutual_information, "total correlation": tc, "dimension-wise KL": each}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain names and numbers, for JSON and for ``report.bars.decomposition_bars``."""
+        """Return plain names and numbers, for JSON and for ``report.bars.decomposition_bars``."""
         return {
             "elbo": self.elbo,
             "reconstruction": asdict(self.reconstruction),
@@ -188,10 +188,10 @@ def decompose(
         >>> def guide(x):   # four posteriors far apart in the first unit; the second is collapsed
         ...     with pyro.plate("data", len(x)):
         ...         pyro.sample("z", dist.Normal(torch.stack([x, 0 * x], -1), torch.tensor([0.1, 1.0])).to_event(1))
-        >>> found = decompose(model, guide, torch.tensor([-3.0, -1.0, 1.0, 3.0]), num_samples=50)
-        >>> print(f"{found.mutual_information.value:.4f}, log 4 = {math.log(4):.4f}, {found.active()} active")
+        >>> terms = decompose(model, guide, torch.tensor([-3.0, -1.0, 1.0, 3.0]), num_samples=50)
+        >>> print(f"{terms.mutual_information.value:.4f}, log 4 = {math.log(4):.4f}, {terms.active()} active")
         1.3863, log 4 = 1.3863, 1 active
-        >>> abs(sum(part.value for part in found.parts().values()) - found.kl.value) < 1e-9
+        >>> abs(sum(part.value for part in terms.parts().values()) - terms.kl.value) < 1e-9
         True
     """
     if num_samples < 2 or chunk_size < 1:
@@ -214,7 +214,7 @@ def decompose(
 def assembled(
     chunks: list[Chunk], log_q: Tensor, units: Tensor | None, form: Form, num_samples: int, seed: int
 ) -> ElboDecomposition:
-    """Means and errors of the terms, ``(S, N)`` each."""
+    """Average the terms, ``(S, N)`` each, with their errors."""
     reconstruction, log_qx = (torch.cat([getattr(c, name) for c in chunks], 1) for name in ("reconstruction", "log_qx"))
     p_units = torch.cat([c.log_p for c in chunks], 1)
     log_p, log_q = p_units.sum(-1), log_q.reshape(log_qx.shape)
@@ -237,7 +237,7 @@ def assembled(
 
 
 def quantity(draws: Tensor) -> Quantity:
-    """The mean of ``(S, N)``; draws vary within rows by chance, row means between rows by data."""
+    """Average ``(S, N)``: draws vary within rows by chance, row means between rows by data."""
     by_row, noise = moments(draws)
     rows = len(by_row)
     data_se = (by_row.std() / rows**0.5).item() if rows > 1 else None

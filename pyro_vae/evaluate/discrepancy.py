@@ -1,4 +1,4 @@
-"""What a predictive check found: statistics of the data beside those of data that the model draws."""
+"""Predictive check results: statistics of the data beside those of data that the model draws."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ class Discrepancy:
 
     @property
     def extreme(self) -> bool:
-        """Whether the mean of T over all rows is that far out."""
-        whole, seen = self.replicated.mean(1), self.observed.mean(1)
-        return min(self.p, (whole <= seen).double().mean().item()) < EXTREME
+        """True where the mean of T over all rows is as far out as that."""
+        means, observed_mean = self.replicated.mean(1), self.observed.mean(1)
+        return min(self.p, (means <= observed_mean).double().mean().item()) < EXTREME
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,12 +71,12 @@ class PredictiveCheck:
 
     @property
     def extreme(self) -> tuple[str, ...]:
-        """Statistics whose mean over rows is unlike that of any but 2.5 per cent of the replications, on either side."""
+        """Names of statistics whose mean over rows is beyond all but 2.5 per cent of the replications, on either side."""
         return tuple(name for name, d in self.statistics.items() if d.extreme)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain names and numbers, for JSON and for :func:`~pyro_vae.report.calibration.predictive_panels`."""
-        found = {
+        """Return plain names and numbers, for JSON and for :func:`~pyro_vae.report.calibration.predictive_panels`."""
+        statistics = {
             name: {
                 "observed": d.observed.mean(1).tolist(),
                 "replicated": d.replicated.mean(1).tolist(),
@@ -86,13 +86,8 @@ class PredictiveCheck:
             }
             for name, d in self.statistics.items()
         }
-        return {
-            "kind": self.kind,
-            "statistics": found,
-            "rows": self.rows,
-            "num_draws": self.num_draws,
-            "seed": self.seed,
-        }
+        known = {"rows": self.rows, "num_draws": self.num_draws, "seed": self.seed}
+        return {"kind": self.kind, "statistics": statistics} | known
 
     def __str__(self) -> str:
         def line(name: str, d: Discrepancy) -> str:

@@ -1,4 +1,4 @@
-"""What is known of log p(x) after an evaluation, with its two errors apart."""
+"""Evidence: importance-sampled log p(x) of each row, with Monte Carlo and data errors apart."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DIAGNOSTICS = ("khat", "max_share", "jackknife", "samples")  # which evidence of
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    r"""Per row and in the mean: log p̂(x), its Monte Carlo error, effective sample size and ELBO, in nats; higher is better.
+    r"""log p̂(x) of each row and in the mean, with Monte Carlo error, effective sample size and ELBO, in nats; higher is better.
 
     Attributes:
         log_px: importance-sampled log p(x_n), ``(N,)`` in float64: a lower bound in expectation.
@@ -65,17 +65,17 @@ class Evidence:
     ledgers: Sequence[Ledger] = ()
 
     @classmethod
-    def of(cls, ledgers: Sequence[Ledger], **said: Any) -> Evidence:
-        """What the ledgers of all rows add up to."""
+    def of(cls, ledgers: Sequence[Ledger], **facts: Any) -> Evidence:
+        """Sum up the ledgers of all rows."""
         if gap := [b.rows.start for a, b in pairwise(ledgers) if a.rows.stop != b.rows.start]:
             raise UsageError(f"the rows before row {gap[0]} are missing: merge parts that leave none out between them")
         parts = [ledger.total() for ledger in ledgers]
-        said |= {field: torch.cat([getattr(m, field) for m in parts]) for field in ROW_FIELDS + DIAGNOSTICS}
-        return cls(num_samples=max(m.count for m in parts), ledgers=tuple(ledgers), **said)
+        facts |= {field: torch.cat([getattr(m, field) for m in parts]) for field in ROW_FIELDS + DIAGNOSTICS}
+        return cls(num_samples=max(m.count for m in parts), ledgers=tuple(ledgers), **facts)
 
     @classmethod
     def merge(cls, parts: Iterable[Evidence]) -> Evidence:
-        """Parts of one evaluation as a whole: disjoint in rows or in particles; in any order, and to the bit.
+        """Merge parts of one evaluation: disjoint in rows or in particles; in any order, and to the bit.
 
         Args:
             parts: from :func:`~pyro_vae.log_likelihood` with `rows` or `particles`, the same in all else.
@@ -96,20 +96,20 @@ class Evidence:
         if not parts:
             raise UsageError("there is nothing to merge: give the parts of one evaluation")
         first = parts[0]
-        found: dict[int, Ledger] = {}
+        ledgers: dict[int, Ledger] = {}
         for part in parts:
             part.check_same(seed=first.seed, proposal=first.proposal, measure=first.measure)
             for ledger in part.ledgers:
                 start = ledger.rows.start
-                found[start] = found[start].joined(ledger) if start in found else ledger
-        said = {"seed": first.seed, "proposal": first.proposal, "measure": first.measure, "target_se": first.target_se}
-        return cls.of([found[start] for start in sorted(found)], **said)
+                ledgers[start] = ledgers[start].joined(ledger) if start in ledgers else ledger
+        facts = {"seed": first.seed, "proposal": first.proposal, "measure": first.measure, "target_se": first.target_se}
+        return cls.of([ledgers[start] for start in sorted(ledgers)], **facts)
 
-    def check_same(self, **wanted: Any) -> None:
-        """Refuses evidence without its particles, or of another kind than `wanted`."""
+    def check_same(self, **expected: Any) -> None:
+        """Refuse evidence without its particles, or with other attributes than `expected`."""
         if not self.ledgers:
             raise UsageError("this evidence holds no particles (it was read from a file): it cannot be added to")
-        for name, value in wanted.items():
+        for name, value in expected.items():
             if getattr(self, name) != value:
                 raise UsageError(
                     f"evidence with {name} {getattr(self, name)!r} and {value!r} cannot be put together: run all of it with "
@@ -121,7 +121,7 @@ class Evidence:
 
     @property
     def method(self) -> str:
-        """As every estimate says how it was made."""
+        """The name of the method, as of every estimate."""
         return "importance sampling"
 
     @property
@@ -162,7 +162,7 @@ class Evidence:
         return (~self.reliable | self.unmet).nonzero().flatten()
 
     def why_flagged(self) -> str:
-        """Which rows are flagged, why, and what to do."""
+        """Explain which rows are flagged, why, and what to do."""
         parts = []
         for rows, why in (
             ((~self.reliable).nonzero(), f"k̂ is above {self.threshold.max():.2f}, or not known"),
@@ -189,7 +189,7 @@ class Evidence:
         return bits_per_dim(self.log_px, event_size)
 
     def of_counts(self, levels: int, event_size: int) -> Evidence:
-        """Evidence of counts x from that of their dequantised y = (x + u) / levels: every log less the Jacobian D log levels.
+        """Convert evidence of dequantised y = (x + u) / levels to that of the counts x: every log less D log levels.
 
         E_u[log p(y)] − D log levels ≤ log P(x): a lower bound, whose measure is "counts, dequantised".
 
@@ -217,7 +217,7 @@ class Evidence:
         return dataclasses.replace(self, **moved, measure="counts, dequantised", ledgers=())  # type: ignore[arg-type]
 
     def summary(self) -> dict[str, Any]:
-        """Means over rows, errors apart: Monte Carlo (more particles shrink it) and data (more rows shrink it).
+        """Average over rows, errors apart: Monte Carlo (more particles shrink it) and data (more rows shrink it).
 
         Also ELBO, gap, and the health of the weights. None stands for an error that one row or particle leaves unknown.
         """
@@ -243,7 +243,7 @@ class Evidence:
         }
 
     def diagnostics(self) -> dict[str, Any]:
-        """Of the weights, for :meth:`summary`; nothing for evidence that has none."""
+        """Summarise the weights, for :meth:`summary`; empty for evidence that has none."""
         if self.khat is None or self.max_share is None or self.jackknife is None:
             return {}
         return {
@@ -257,7 +257,7 @@ class Evidence:
         }
 
     def rows_csv(self) -> str:
-        """One line a row: row, log_px, mc_se, ess, elbo, elbo_se, khat, max_share, jackknife, samples; to the last bit."""
+        """Format one line a row: row, log_px, mc_se, ess, elbo, elbo_se, khat, max_share, jackknife, samples."""
         names = [field for field in ROW_FIELDS + DIAGNOSTICS if getattr(self, field) is not None]
         return write_columns({name: getattr(self, name) for name in names})
 
@@ -295,7 +295,7 @@ class Evidence:
         )
 
     def say_flagged(self, s: dict[str, Any]) -> str:
-        """How many rows are flagged, and the jackknife beside the bound."""
+        """Format how many rows are flagged, and the jackknife beside the bound."""
         if "rows_flagged" not in s:
             return ""
         why = f"k̂ above {s['khat_threshold']:.2f}" if self.num_samples >= LEAST else f"k̂ takes {LEAST} particles"

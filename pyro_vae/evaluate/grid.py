@@ -1,4 +1,4 @@
-r"""The trapezoid rule in a few dimensions, for many rows at once: lattices that are refined where each row's integrand is."""
+r"""Trapezoid rule in a few dimensions, for many rows at once: lattices that are refined where each row's integrand is."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MARGIN = 16.0  # nats below tol times the maximum, from where on the integrand i
 
 @dataclass(frozen=True)
 class Box:
-    """Where the first lattice lies: its edges in u, ``(R, D)`` each; R is 1 where all rows share it."""
+    """Edges of the first lattice in u, ``(R, D)`` each; R is 1 where all rows share it."""
 
     lower: Tensor
     upper: Tensor
@@ -33,15 +33,15 @@ class Box:
         return self.upper - self.lower
 
     def of(self, which: Tensor) -> Box:
-        """The boxes of some of its rows."""
+        """Return the boxes of some of its rows."""
         return self if len(self.lower) == 1 else Box(self.lower[which], self.upper[which])
 
     def lattice(self, m: int, rows: int) -> Lattice:
-        """m points along each axis, from edge to edge."""
+        """Lay m points along each axis, from edge to edge."""
         return Lattice(self.lower.expand(rows, -1), (self.width / (m - 1)).expand(rows, -1))
 
     def at(self, digits: Tensor, m: int) -> Tensor:
-        """Grid points u ``(G, R, D)`` of digits 0 … m − 1, ``(G, D)``."""
+        """Return grid points u ``(G, R, D)`` of digits 0 … m − 1, ``(G, D)``."""
         return self.lower + self.width * (digits.to(self.lower) / (m - 1)).unsqueeze(1)
 
 
@@ -53,7 +53,7 @@ class Lattice:
     step: Tensor
 
     def at(self, points: Points) -> Tensor:
-        """``(1, P, D)``."""
+        """Return the points u, ``(1, P, D)``."""
         return (self.origin[points.row] + self.step[points.row] * points.digits).unsqueeze(0)
 
     def halved(self) -> Lattice:
@@ -81,13 +81,13 @@ class Points:
         return Points(*(torch.cat(pair) for pair in pairs))
 
     def above(self, depth: float, rows: int) -> Points:
-        """Those within `depth` of their row's maximum."""
+        """Keep the points within `depth` of their row's maximum."""
         top = torch.full((rows,), -math.inf, dtype=self.values.dtype, device=self.values.device)
         top = top.scatter_reduce(0, self.row, self.values, "amax")
         return self.of(self.values > top[self.row] - depth)
 
     def log_sums(self, index: Tensor, size: int) -> Tensor:
-        """log Σ e^value over the points of each index."""
+        """log Σ e^value over the points of each index, ``(size,)``."""
         top = torch.full((size,), -math.inf, dtype=self.values.dtype, device=self.values.device)
         top = top.scatter_reduce(0, index, self.values, "amax")
         return top + torch.zeros_like(top).index_add(0, index, (self.values - top[index]).exp()).log()
@@ -95,7 +95,7 @@ class Points:
 
 @dataclass(frozen=True)
 class Rule:
-    """The trapezoid rule in `dims` dimensions: where to lay the lattice, how fine, and what is known of its error."""
+    """The trapezoid rule in `dims` dimensions: where the lattice lies, how fine it is, and how large its error may be."""
 
     dims: int
     tol: float
@@ -104,11 +104,11 @@ class Rule:
     eps: float
 
     def floor(self, log_px: Tensor) -> Tensor:
-        """What rounding leaves of log p(x)."""
+        """Return the error that rounding leaves in log p(x)."""
         return 4 * self.eps * (log_px.abs() + 1)
 
     def rough(self, log_px: Tensor, error: Tensor) -> Tensor:
-        """Rows whose error is above what was asked for, and above rounding."""
+        """Return which rows have an error above the one asked for, and above rounding."""
         return ~(error <= torch.maximum(3 * self.floor(log_px), torch.full_like(error, self.tol)))
 
     @property
@@ -117,22 +117,22 @@ class Rule:
         return MARGIN - math.log(self.tol)
 
     def along(self, most: int) -> int:
-        """Points along each axis of a first lattice: `most`, if no row gets more than it may have."""
+        """Return the points along each axis of a first lattice: `most`, if no row gets more than it may have."""
         return min(most, int(self.points ** (1 / self.dims) + 1e-9))
 
     # the first lattice
 
     def digits(self, start: int, stop: int, m: int, device: torch.device) -> Tensor:
-        """Grid points start … stop − 1 by their digits along each axis, ``(G, D)``."""
+        """Return grid points start … stop − 1 by their digits along each axis, ``(G, D)``."""
         return torch.arange(start, stop, device=device).unsqueeze(-1) // m ** torch.arange(self.dims, device=device) % m
 
     def widen(self, f: Density, box: Box, rows: Tensor) -> Box:
-        """Moves the edges out until a coarse grid shows the mass of each row inside; all it has seen stays in the box."""
+        """Move the edges out until a coarse grid shows the mass of each row inside; the box never shrinks."""
         m, everyone = COARSE[self.dims], torch.arange(len(rows), device=rows.device)
         at_once = max(1, 64 * self.chunk_size // m**self.dims)
         for _ in range(ROUNDS):
-            found = [self.span(f, box.of(part), rows[part], m) for part in everyone.split(at_once)]
-            low, high = (torch.cat(ends) for ends in zip(*found, strict=True))
+            spans = [self.span(f, box.of(part), rows[part], m) for part in everyone.split(at_once)]
+            low, high = (torch.cat(ends) for ends in zip(*spans, strict=True))
             if len(box.lower) == 1:
                 low, high = low.amin(0, keepdim=True), high.amax(0, keepdim=True)
             if (low > 0).all() and (high < m - 1).all():
@@ -142,7 +142,7 @@ class Rule:
         return box
 
     def span(self, f: Density, box: Box, rows: Tensor, m: int) -> tuple[Tensor, Tensor]:
-        """First and last digit along each axis of the points that matter, ``(R, D)`` each."""
+        """Return the first and last digit along each axis of the points that matter, ``(R, D)`` each."""
         digits = self.digits(0, m**self.dims, m, rows.device)
         values = torch.cat([f(part, rows) for part in box.at(digits, m).split(self.at_once(rows))])
         values = values.nan_to_num(nan=-math.inf, posinf=-math.inf)
@@ -154,7 +154,7 @@ class Rule:
         return max(1, self.chunk_size // len(rows))
 
     def first(self, f: Density, box: Box, rows: Tensor, m: int) -> tuple[Lattice, Points]:
-        """What matters of m points along each axis, NaN left out; streamed, so that the rest takes no memory."""
+        """Lay m points along each axis, and keep those that matter; streamed, so that the rest takes no memory."""
         top = torch.full((len(rows),), -math.inf, dtype=torch.float64, device=rows.device)
         parts, chunk, wrong = [], self.at_once(rows), torch.zeros_like(rows, dtype=torch.bool)
         for start in range(0, m**self.dims, chunk):
@@ -166,13 +166,13 @@ class Rule:
             point, row = (values > top - self.depth).nonzero(as_tuple=True)
             parts.append(Points(row, digits[point], values[point, row]))
         check((wrong & (top == -math.inf)).nonzero().flatten(), rows)
-        whole = Points(*(torch.cat([getattr(p, name) for p in parts]) for name in ("row", "digits", "values")))
-        return box.lattice(m, len(rows)), whole.above(self.depth, len(rows))
+        points = Points(*(torch.cat([getattr(p, name) for p in parts]) for name in ("row", "digits", "values")))
+        return box.lattice(m, len(rows)), points.above(self.depth, len(rows))
 
     # finer ones
 
     def integrate(self, f: Density, box: Box, rows: Tensor, m: int, finer: Density) -> tuple[Tensor, Tensor, Tensor]:
-        """log p(x), its error, and which rows took lattices finer than the first, ``(R,)`` each.
+        """Return log p(x), its error, and which rows took lattices finer than the first, ``(R,)`` each.
 
         `f` is run on the first lattice, and `finer` on points that each row has for itself, ``(1, P, D)``.
         """
@@ -185,9 +185,9 @@ class Rule:
             if not left.any():
                 break
             lattice, points = lattice.halved(), points.of(left[points.row])
-            points, whole = self.cover(finer, lattice, self.children(points), rows)
+            points, complete = self.cover(finer, lattice, self.children(points), rows)
             now, moved = self.summed(lattice, points)
-            now_left = left & whole
+            now_left = left & complete
             log_px, change = torch.where(now_left, now, log_px), torch.where(now_left, moved, change)
             left = now_left & ~self.settled(log_px, change)
         left_out = 1e-6 * self.tol  # of the mass, by far more than what lies below `depth`
@@ -197,7 +197,7 @@ class Rule:
         return change <= torch.maximum(self.floor(log_px), torch.full_like(log_px, self.tol / 2))
 
     def summed(self, lattice: Lattice, points: Points) -> tuple[Tensor, Tensor]:
-        """log of the trapezoid sum, and the most that any of its 2^D lattices of twice the spacing is off it, ``(R,)``."""
+        """Return log of the trapezoid sum, and its largest distance from its 2^D lattices of twice the spacing, ``(R,)``."""
         rows, classes = len(lattice.step), 2**self.dims
         parity = (points.digits & 1) @ (2 ** torch.arange(self.dims, device=points.row.device))
         halves = points.log_sums(points.row * classes + parity, rows * classes).view(rows, classes)
@@ -206,24 +206,24 @@ class Rule:
         return total + lattice.log_cell, off.nan_to_num(nan=math.inf, posinf=math.inf)
 
     def children(self, points: Points) -> Tensor:
-        """Keys of the points of the halved lattice that lie at or next to these."""
+        """Return keys of the points of the halved lattice that lie at or next to these."""
         return self.around(points.row, 2 * points.digits)
 
     def around(self, row: Tensor, digits: Tensor) -> Tensor:
-        """Keys of these points and their neighbours, each once."""
+        """Return keys of these points and their neighbours, each once."""
         steps = self.digits(0, 3**self.dims, 3, row.device) - 1
         near = digits.unsqueeze(1) + steps
         return self.keys(row.unsqueeze(1).expand(near.shape[:2]).flatten(), near.flatten(0, 1)).unique()
 
     def keys(self, row: Tensor, digits: Tensor) -> Tensor:
-        """A row and its whole numbers as one whole number."""
+        """Pack a row and its whole numbers into one whole number."""
         bits = BITS[self.dims]
         for axis in digits.unbind(-1):
             row = (row << bits) + axis + (1 << (bits - 1))
         return row
 
     def unlocked(self, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows and whole numbers of keys."""
+        """Unpack keys to rows and whole numbers."""
         bits, axes = BITS[self.dims], []
         for _ in range(self.dims):
             axes.append((keys & ((1 << bits) - 1)) - (1 << (bits - 1)))
@@ -231,9 +231,9 @@ class Rule:
         return keys, torch.stack(axes[::-1], -1)
 
     def cover(self, f: Density, lattice: Lattice, keys: Tensor, rows: Tensor) -> tuple[Points, Tensor]:
-        """All that matters, connected with these points: grown until no neighbour of what matters is left out.
+        """Grow these points until no neighbour of a point that matters is left out.
 
-        Also the rows for which that took no more points than they may have, ``(R,)``.
+        Returns them, and the rows for which that took no more points than they may have, ``(R,)``.
         """
         count, seen = len(rows), keys[:0]
         points = Points(keys[:0], keys.new_empty(0, self.dims), lattice.step.new_empty(0))
@@ -250,7 +250,7 @@ class Rule:
         return points, used <= self.points
 
     def evaluate(self, f: Density, lattice: Lattice, row: Tensor, digits: Tensor, rows: Tensor) -> Points:
-        """The integrand at points of one's choosing.
+        """Evaluate the integrand at chosen points.
 
         Raises:
             ProgramError: it is NaN or +inf.
@@ -266,7 +266,7 @@ class Rule:
 
 
 def check(bad: Tensor, rows: Tensor) -> None:
-    """Refuses rows whose integrand is no number."""
+    """Refuse rows whose integrand is no number."""
     if len(bad):
         raise ProgramError(
             f"log p(x, z) is NaN or +inf for rows {rows[bad].unique()[:5].tolist()} at some z: the model puts out non-finite "

@@ -13,7 +13,7 @@ Density = Callable[[Tensor], Point]
 
 
 def transition(density: Density, beta: float, point: Point, step: Tensor, leapfrogs: int) -> tuple[Point, Tensor]:
-    r"""One trajectory, accepted with probability min(1, exp(−ΔH)): leaves log start + β ratio invariant.
+    r"""Run one trajectory, accepted with probability min(1, exp(−ΔH)): leaves log start + β ratio invariant.
 
     H(u, v) = −log density_β(u) + ½ |v|², v ~ N(0, I).
 
@@ -39,7 +39,7 @@ def transition(density: Density, beta: float, point: Point, step: Tensor, leapfr
 def leapfrog(
     density: Density, beta: float, point: Point, momentum: Tensor, step: Tensor, leapfrogs: int
 ) -> tuple[Point, Tensor]:
-    """Half a kick, L drifts with whole kicks between them, half a kick: reversible, and keeps volume."""
+    """Take half a kick, L drifts with whole kicks between them, half a kick: reversible, and keeps volume."""
     momentum = momentum + step / 2 * point.slope(beta)
     for i in range(leapfrogs):
         point = density(point.u + step * momentum)
@@ -48,12 +48,12 @@ def leapfrog(
 
 
 def kinetic(momentum: Tensor) -> Tensor:
-    """½ |v|², in float64."""
+    """½ |v|², in float64: a difference of energies decides, and each is a sum of D terms."""
     return momentum.double().square().sum(-1) / 2
 
 
 def accepts(change: Tensor) -> Tensor:
-    """Metropolis: with probability min(1, exp(change)); never where the change is NaN (a trajectory that diverged)."""
+    """Accept with probability min(1, exp(change)), and never where the change is NaN (a trajectory that diverged)."""
     return torch.rand_like(change).log() < change
 
 

@@ -1,4 +1,4 @@
-"""With respect to what a density is one: counting, or length. Numbers of different measures cannot be compared."""
+"""Measure of a density, counting or length: log p(x) of different measures cannot be compared."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CATEGORIES = ("Categorical", "OneHotCategorical", "OneHotCategoricalStraightThro
 
 
 def measure_of(model: Program, guide: Program, *args: Tensor) -> str:
-    """What log p(x) is a density with respect to, judged by the supports of the observed sites.
+    """Name what log p(x) is a density with respect to, judged by the supports of the observed sites.
 
     "binary", "categories" and "counts" are probabilities (log p(x) ≤ 0); "continuous" is a density per unit of x, which moves
     by log |scale| with each rescaled column; "score" is a term of no distribution (``pyro.factor``), which makes the sum no
@@ -48,7 +48,7 @@ def measure_of(model: Program, guide: Program, *args: Tensor) -> str:
 
 
 def dominating(measure: str) -> str:
-    """Counting, length, or both: what numbers must share for a difference between them to mean anything.
+    """Name the dominating measure, counting, length or both: numbers are comparable only under the same.
 
     Example:
         >>> dominating("binary"), dominating("counts"), dominating("binary x continuous")
@@ -69,7 +69,7 @@ def measures_of(name: str, fn: Any) -> list[str]:
 
 
 def kind_of(fn: Any, support: Any) -> str:
-    """Of one support, missing values aside."""
+    """Name the measure of one support, missing values aside."""
     support = getattr(support, "observed", support)
     while isinstance(support, constraints.independent):
         support = support.base_constraint

@@ -1,4 +1,4 @@
-r"""Running sums of log weights, and which particles they are of: whatever order blocks come in, the sums are the same bits."""
+r"""Accumulator of log weights: running sums, and the particles they are of; the same bits in whatever order blocks come."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ class Moments:
         self.top = Top(num_rows, tail_size(planned) + SPARE)
 
     def add(self, log_w: Tensor) -> None:
-        """Takes in log weights ``(particles, N)``."""
+        """Add log weights ``(particles, N)``."""
         log_w = log_w.detach().to("cpu", torch.float64)
         self.include(sums_of(log_w), len(log_w))
         self.top.add(log_w)
 
     def include(self, sums: Tensor, count: int) -> None:
-        """Takes in the sums of `count` particles, but not their largest."""
+        """Add the sums of `count` particles, but not their largest."""
         self.count += count
         self.sums = torch.cat([torch.logaddexp(self.sums[:2], sums[:2]), self.sums[2:] + sums[2:]])
         self.top.keep = max(self.top.keep, tail_size(self.count) + SPARE)
@@ -114,12 +114,12 @@ class Moments:
 
 
 def sums_of(log_w: Tensor) -> Tensor:
-    """log Σ w, log Σ w², Σ log w, Σ (log w)² of ``(particles, N)``: ``(4, N)``."""
+    """Return log Σ w, log Σ w², Σ log w, Σ (log w)² of ``(particles, N)``: ``(4, N)``."""
     return torch.stack([log_w.logsumexp(0), (2 * log_w).logsumexp(0), log_w.sum(0), log_w.square().sum(0)])
 
 
 class Ledger:
-    """The moments of a block of rows, and which of K particles they are of.
+    """Running sums of a block of rows, and the record of which of K particles they are of.
 
     Particles come in blocks of `size`, each drawn whole. Sums are added block after block: those that came before their turn
     wait, and so do the weights of a block that is not complete. Hence the same bits, whoever computed which first.
@@ -138,23 +138,23 @@ class Ledger:
         self.pieces: dict[int, dict[int, Tensor]] = {}
 
     def __len__(self) -> int:
-        """How many particles it holds."""
+        """The number of particles that it holds."""
         pieces = (len(piece) for pieces in self.pieces.values() for piece in pieces.values())
         return self.size * (self.done + len(self.waiting)) + sum(pieces)
 
     def extent(self, block: int) -> int:
-        """How many particles a block is drawn with."""
+        """Return how many particles a block is drawn with."""
         return min(self.size, self.planned - block * self.size)
 
     def holds(self, block: int) -> bool:
         return block < self.done or block in self.waiting
 
-    def missing(self, wanted: range) -> Iterator[Piece]:
-        """What of the wanted particles is still to be run."""
-        for block in range(wanted.start // self.size, -(-wanted.stop // self.size) if wanted else 0):
+    def missing(self, particles: range) -> Iterator[Piece]:
+        """Yield the pieces of a range of particles that are still to be run."""
+        for block in range(particles.start // self.size, -(-particles.stop // self.size) if particles else 0):
             if not self.holds(block):
                 start = block * self.size
-                low, high = max(wanted.start - start, 0), min(wanted.stop - start, self.extent(block))
+                low, high = max(particles.start - start, 0), min(particles.stop - start, self.extent(block))
                 for offset, piece in sorted(self.pieces.get(block, {}).items()):
                     if low < offset < high:
                         yield block, low, offset
@@ -164,7 +164,7 @@ class Ledger:
                     yield block, low, high
 
     def take(self, block: int, offset: int, log_w: Tensor) -> None:
-        """Takes in particles of one block, ``(particles, rows)``, the first of which is number `offset` there."""
+        """Add particles of one block, ``(particles, rows)``, the first of which is number `offset` there."""
         pieces = self.pieces.setdefault(block, {})
         ends = [(o, o + len(p)) for o, p in pieces.items()]
         if self.holds(block) or any(o < offset + len(log_w) and offset < end for o, end in ends):
@@ -175,19 +175,20 @@ class Ledger:
             )
         pieces[offset] = log_w.detach().to("cpu", torch.float64, copy=True)
         if sum(map(len, pieces.values())) == self.size:
-            whole = in_order(self.pieces.pop(block))
-            self.moments.top.add(whole)
-            self.waiting[block] = sums_of(whole)
+            whole_block = in_order(self.pieces.pop(block))
+            self.moments.top.add(whole_block)
+            self.waiting[block] = sums_of(whole_block)
             self.settle()
 
     def settle(self) -> None:
-        """Adds the sums whose turn it is."""
+        """Add the sums whose turn it is."""
+        # floating-point sums depend on the order: block after block, whichever was computed first
         while self.done in self.waiting:
             self.moments.include(self.waiting.pop(self.done), self.size)
             self.done += 1
 
     def plan(self, planned: int) -> None:
-        """Raises K, if it is higher; a last block that was short is dropped, to be drawn whole."""
+        """Raise K to `planned`, if it is lower; a last block that was short is dropped, to be drawn whole."""
         if planned > self.planned:
             if self.planned % self.size:
                 self.pieces.pop(self.planned // self.size, None)
@@ -195,7 +196,7 @@ class Ledger:
             self.moments.top.keep = max(self.moments.top.keep, tail_size(planned) + SPARE)
 
     def total(self) -> Moments:
-        """The moments of all that is there."""
+        """Return the sums of all particles that are there."""
         total = copy.deepcopy(self.moments)
         for block in sorted(self.waiting):
             total.include(self.waiting[block], self.size)
@@ -204,7 +205,7 @@ class Ledger:
         return total
 
     def joined(self, other: Ledger) -> Ledger:
-        """The two as one; they share no particle."""
+        """Return the two as one; they share no particle."""
         if (self.rows, self.planned) != (other.rows, other.planned):
             raise UsageError(
                 f"rows {self.rows.start} to {self.rows.stop - 1} of {self.planned} particles do not go with rows "
@@ -216,16 +217,16 @@ class Ledger:
         if less.done or twice:
             block = 0 if less.done else twice[0]
             raise UsageError(f"particles from {block * self.size} on are there twice: merge parts that share none.")
-        made = copy.deepcopy(more)
-        made.moments.top.merge(less.moments.top)
-        made.waiting |= less.waiting
+        both = copy.deepcopy(more)
+        both.moments.top.merge(less.moments.top)
+        both.waiting |= less.waiting
         for block, pieces in less.pieces.items():
             for offset, piece in pieces.items():
-                made.take(block, offset, piece)
-        made.settle()
-        return made
+                both.take(block, offset, piece)
+        both.settle()
+        return both
 
 
 def in_order(pieces: dict[int, Tensor]) -> Tensor:
-    """The pieces of a block, one after the other."""
+    """Concatenate the pieces of a block in order."""
     return torch.cat([pieces[offset] for offset in sorted(pieces)])

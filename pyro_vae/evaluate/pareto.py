@@ -1,4 +1,4 @@
-r"""How heavy the tail of the weights is: Pareto k̂ of each row, from its largest weights alone.
+r"""Pareto k̂ of importance weights: how heavy each row's tail is, from its largest weights alone.
 
 The weights' largest M are taken to exceed the next by a generalised Pareto variable of shape k: moments of order 1/k and
 above are infinite. Below 0.7 the error of log 1/K Σ w falls fast enough with K to be believed.
@@ -38,7 +38,7 @@ def khat_threshold(count: int) -> float:
 
 
 def pareto_khat(log_w: Tensor) -> Tensor:
-    r"""k̂ of the K weights of each row: the shape of a generalised Pareto fitted to the largest M, shrunk towards 0.5.
+    r"""Estimate k̂ of the K weights of each row: the shape of a generalised Pareto fitted to the largest M, shrunk towards 0.5.
 
     Args:
         log_w: log weights ``(K, N)``, nats.
@@ -67,7 +67,7 @@ def pareto_khat(log_w: Tensor) -> Tensor:
 
 
 def khat_of(largest: Tensor, count: int) -> Tensor:
-    """k̂ from the M + 1 largest log weights ``(N, M + 1)`` out of `count`, in descending order."""
+    """Estimate k̂ from the M + 1 largest log weights ``(N, M + 1)`` out of `count`, in descending order."""
     tail = tail_size(count)
     if tail < MIN_TAIL:
         return torch.full((len(largest),), math.nan, dtype=torch.float64)
@@ -78,7 +78,7 @@ def khat_of(largest: Tensor, count: int) -> Tensor:
 
 
 def gpd_shape(y: Tensor) -> Tensor:
-    r"""The shape k of a generalised Pareto of which each row is a sample: k(b) = mean log(1 − b y), b by its posterior mean.
+    r"""Fit the shape k of a generalised Pareto to each row: k(b) = mean log(1 − b y), b by its posterior mean.
 
     b is summed over a grid of 30 + √M points under Zhang & Stephens' prior, with the profile likelihood
     M (log(−b / k(b)) − k(b) − 1). A prior of 10 observations at 0.5 steadies k.
@@ -92,7 +92,7 @@ def gpd_shape(y: Tensor) -> Tensor:
     b = 1 / y[:, -1:] + grid / (3 * y[:, math.floor(m / 4 + 0.5) - 1, None])
     k = shape_at(b, y)
     weight = (m * ((-b / k).log() - k - 1)).softmax(1)
-    weight = torch.where(weight >= 10 * torch.finfo(y.dtype).eps, weight, 0 * weight)
+    weight = torch.where(weight >= 10 * torch.finfo(y.dtype).eps, weight, 0 * weight)  # as arviz does
     b = (b * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True)
     return (m * shape_at(b, y).squeeze(1) + 10 * 0.5) / (m + 10)
 
@@ -107,7 +107,7 @@ class Top:
 
     Attributes:
         values: ``(N, ≤ 2 keep)``, in no order.
-        cut: the largest of those let go, ``(N,)``; what is below it is incomplete.
+        cut: the largest of those dropped, ``(N,)``; below it the values are incomplete.
     """
 
     def __init__(self, num_rows: int, keep: int) -> None:
@@ -116,27 +116,27 @@ class Top:
         self.cut = torch.full((num_rows,), -math.inf, dtype=torch.float64)
 
     def add(self, log_w: Tensor) -> None:
-        """Takes in log weights ``(particles, N)``."""
+        """Add log weights ``(particles, N)``."""
         self.values = torch.cat([self.values, log_w.T], 1)
         if self.values.shape[1] > 2 * self.keep:
             self.trim()
 
     def trim(self) -> None:
-        """Lets go of all but the largest `keep`, which are then in descending order."""
+        """Drop all but the largest `keep`, which are then in descending order."""
         ordered = self.values.topk(min(self.keep + 1, self.values.shape[1]), dim=1).values
         self.values = ordered[:, : self.keep].clone()
         if ordered.shape[1] > self.keep:
             self.cut = torch.maximum(self.cut, ordered[:, self.keep])
 
     def merge(self, other: Top) -> None:
-        """Takes in what another has kept of other particles."""
+        """Add the largest weights of other particles."""
         self.add(other.values.T)
         self.cut = torch.maximum(self.cut, other.cut)
 
     def khat(self, count: int) -> Tensor:
-        """k̂ of the `count` weights these are the largest of; NaN where too many of them had been let go to know."""
-        wanted = min(tail_size(count) + 1, count)
-        if self.values.shape[1] < wanted:
+        """k̂ of the `count` weights that these are the largest of; NaN where too many of them were dropped to know."""
+        tail = min(tail_size(count) + 1, count)
+        if self.values.shape[1] < tail:
             return torch.full_like(self.cut, math.nan)
-        largest = self.values.topk(wanted, dim=1).values
+        largest = self.values.topk(tail, dim=1).values
         return torch.where(self.cut > largest[:, -1], math.nan, khat_of(largest, count))

@@ -1,4 +1,4 @@
-r"""From a start to the posterior: temperatures β, and step sizes that a pilot run tunes and freezes."""
+r"""Annealing schedule for AIS: temperatures β from a start to the posterior, and step sizes that a pilot run tunes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LEAST, MOST = 1e-6, 1e2  # of a step
 
 @dataclass(frozen=True)
 class Settings:
-    """The options of :func:`~pyro_vae.evaluate.annealing.ais`."""
+    """Options of :func:`~pyro_vae.evaluate.annealing.ais`."""
 
     start: str = "prior"
     num_temperatures: int = 100
@@ -36,7 +36,7 @@ class Settings:
     verbose: bool = True
 
     def check(self) -> None:
-        """Refuses what is out of range."""
+        """Refuse options out of range."""
         for name in ("num_temperatures", "num_chains", "leapfrog_steps", "chunk_size"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -53,7 +53,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Frozen:
-    """What a weighted run may not change: β ``(T + 1,)`` and ε at each for each row, ``(T + 1, N)``.
+    """A path, fixed before weights are taken: β ``(T + 1,)`` and ε at each for each row, ``(T + 1, N)``.
 
     `spread`, ``(T + 1,)``, is the root mean square over rows of the chains' sd of log ratio; only pilot runs know it.
     """
@@ -63,7 +63,7 @@ class Frozen:
     spread: Tensor | None = None
 
     def reversed(self) -> Frozen:
-        """The same path from its end."""
+        """Return the same path from its end."""
         return Frozen(self.betas.flip(0), self.steps.flip(0))
 
 
@@ -84,7 +84,7 @@ def betas(schedule: str, num_temperatures: int) -> Tensor:
 
 
 def adaptive(pilot: Frozen, num_temperatures: int, floor: float = 0.1) -> Tensor:
-    r"""β_t at equal thermodynamic lengths Λ(β) = ∫_0^β √Var_b(log ratio) db, least variance for many of them.
+    r"""Place β_t at equal thermodynamic lengths Λ(β) = ∫_0^β √Var_b(log ratio) db, least variance for many of them.
 
     The sd under each π_b is the pilot run's, with `floor` times its mean along the path added, so that no stretch is left out.
 
@@ -96,16 +96,16 @@ def adaptive(pilot: Frozen, num_temperatures: int, floor: float = 0.1) -> Tensor
     mean = torch.trapezoid(speed, b)
     speed = speed + (floor * mean if mean > 0 else 1)
     length = torch.cat([b.new_zeros(1), torch.cumulative_trapezoid(speed, b)])
-    wanted = torch.linspace(0, 1, num_temperatures + 1, dtype=b.dtype) * length[-1]
-    right = torch.searchsorted(length, wanted).clamp(1, len(b) - 1)
-    share = (wanted - length[right - 1]) / (length[right] - length[right - 1])
-    found = b[right - 1] + share * (b[right] - b[right - 1])
-    found[0], found[-1] = 0, 1
-    return found
+    targets = torch.linspace(0, 1, num_temperatures + 1, dtype=b.dtype) * length[-1]
+    right = torch.searchsorted(length, targets).clamp(1, len(b) - 1)
+    share = (targets - length[right - 1]) / (length[right] - length[right - 1])
+    temperatures = b[right - 1] + share * (b[right] - b[right - 1])
+    temperatures[0], temperatures[-1] = 0, 1
+    return temperatures
 
 
 def pilot(density: Densities, at: Tensor, settings: Settings) -> Frozen:
-    """Walks the path `at`, and tunes the step of each row at each β to the target acceptance; gives no weights."""
+    """Walk the path `at`, and tune the step of each row at each β to the target acceptance; no weights are taken."""
     point = density(density.draw(settings.num_chains))
     step = torch.full((point.u.shape[1],), 0.5, dtype=torch.float64, device=point.u.device)
     steps, spread = [], []

@@ -1,4 +1,4 @@
-r"""Predictive checks: do data drawn from the model look like the data, in what a statistic sees?"""
+r"""Predictive checks, posterior and prior: compare data drawn from the model with the data, in chosen statistics."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RECONSTRUCTION = "log p(x | z)"
 
 
 def elements(x: Tensor) -> Tensor:
-    """Rows of numbers, ``(rows, d)``."""
+    """Flatten rows to ``(rows, d)``."""
     return x.reshape(len(x), -1)
 
 
@@ -132,7 +132,7 @@ def prior_predictive_check(
     seed: int = 0,
     chunk_size: int = 8192,
 ) -> PredictiveCheck:
-    r"""p = P(T(x_rep) ≥ T(x)),  x_rep ~ p(x | z), z ~ p(z): what :func:`posterior_predictive_check` is, without the guide.
+    r"""p = P(T(x_rep) ≥ T(x)),  x_rep ~ p(x | z), z ~ p(z): as :func:`posterior_predictive_check`, without the guide.
 
     Given the model's parameters, x is used once: the p-values of continuous T are uniform if the model is true (of training
     rows, that the parameters have seen, nearly). They ask whether the model generates rows like these at all, not whether it
@@ -178,7 +178,7 @@ def prior_predictive_check(
 
 
 class Kept:
-    """What the statistics are of the replications of one block of rows after the other."""
+    """Accumulator of the statistics of replications, one block of rows after the other."""
 
     def __init__(self, statistics: Mapping[str, Statistic], observed: Mapping[str, Tensor]) -> None:
         self.statistics, self.observed = statistics, observed
@@ -187,17 +187,17 @@ class Kept:
         self.reconstruction: list[tuple[Tensor, Tensor]] = []
 
     def add(self, again: Tensor, log_p: Tensor, log_p_again: Tensor) -> None:
-        """x_rep ``(S, n, *event)``, and log p(x | z) and log p(x_rep | z), ``(S, n)``."""
-        for name, found in self.by_row.items():
-            found.append(on_replications(name, self.statistics[name], again, whole=False))
+        """Add x_rep ``(S, n, *event)``, and log p(x | z) and log p(x_rep | z), ``(S, n)``."""
+        for name, blocks in self.by_row.items():
+            blocks.append(on_replications(name, self.statistics[name], again, whole=False))
         if len(self.by_row) < len(self.statistics):
             self.replications.append(again)
         self.reconstruction.append((log_p.double().cpu(), log_p_again.double().cpu()))
 
     def result(self) -> dict[str, Discrepancy]:
-        """All of them, in the order they were given in."""
-        found = {name: self.of(name) for name in self.statistics}
-        return found | {RECONSTRUCTION: Discrepancy(*(torch.cat(p, 1) for p in zip(*self.reconstruction, strict=True)))}
+        """Return all statistics, in the order in which they were given."""
+        reconstruction = Discrepancy(*(torch.cat(p, 1) for p in zip(*self.reconstruction, strict=True)))
+        return {name: self.of(name) for name in self.statistics} | {RECONSTRUCTION: reconstruction}
 
     def of(self, name: str) -> Discrepancy:
         if name in self.by_row:
@@ -230,20 +230,20 @@ def observation_log_prob(sites: Mapping[str, Site], plates: Plates) -> Tensor:
     return sum_terms({name: row_log_prob(name, site, plates) for name, site in sites.items()})
 
 
-def evaluated(name: str, statistic: Statistic, x: Tensor, wanted: tuple[int, ...] = (0, 1)) -> Tensor:
+def evaluated(name: str, statistic: Statistic, x: Tensor, dims: tuple[int, ...] = (0, 1)) -> Tensor:
     """T(x) in float64: ``(rows,)``, or one number of all rows; `wanted` are the dimensions it may have."""
-    found = torch.as_tensor(statistic(x)).detach().to("cpu", torch.float64)
-    if found.shape not in ((len(x),), ()) or found.dim() not in wanted:
+    value = torch.as_tensor(statistic(x)).detach().to("cpu", torch.float64)
+    if value.shape not in ((len(x),), ()) or value.dim() not in dims:
         raise ShapeError(
-            f"the statistic {name!r} returned shape {tuple(found.shape)} for {len(x)} rows of shape {tuple(x.shape[1:])}; "
+            f"the statistic {name!r} returned shape {tuple(value.shape)} for {len(x)} rows of shape {tuple(x.shape[1:])}; "
             f"wanted ({len(x)},), one number a row, or always (), one for all rows. Reduce it: t.flatten(1).mean(1)."
         )
-    if found.isnan().any():
-        rows = found.isnan().reshape(-1).nonzero().flatten().tolist()
+    if value.isnan().any():
+        rows = value.isnan().reshape(-1).nonzero().flatten().tolist()
         raise DataError(
             f"the statistic {name!r} is NaN in rows {rows[:5]} (data or replications): it compares with nothing"
         )
-    return found
+    return value
 
 
 def on_replications(name: str, statistic: Statistic, again: Tensor, whole: bool) -> Tensor:

@@ -1,4 +1,4 @@
-r"""The rank of the z that data was simulated from, among draws of q(z | x)."""
+r"""Ranks for simulation-based calibration: the rank of the true z among draws of q(z | x)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Ranking:
     vectorized: bool
 
     def split(self, draws: int) -> list[int]:
-        """How many particles each run of a program takes."""
+        """Return how many particles each run of a program draws."""
         return [draws] if self.vectorized else [1] * draws
 
     def posterior(self, args: Batch, draws: int) -> list[poutine.Trace]:
@@ -68,6 +68,7 @@ def block_ranks(pair: Ranking, truth: Simulated, num_draws: int) -> tuple[tuple[
         units, flat = by_unit(name, value, sites[name], pair.plates)
         names += units
         ranks.append(rank(name, flat))
+    # log p(x, z) of a discrete z takes few values, and equal ones differ by rounding: ties, too
     near = 16 * torch.finfo(joint.dtype).eps * joint.abs().nan_to_num(posinf=0, neginf=0).amax(0, keepdim=True)
     ranks.append(rank(JOINT, joint.unsqueeze(-1), near.unsqueeze(-1)))
     return (*names, JOINT), torch.cat(ranks, 1)
@@ -90,7 +91,7 @@ def by_unit(name: str, value: Tensor, site: Site, plates: Plates) -> tuple[list[
 
 
 def rank(name: str, values: Tensor, near: Tensor | float = 0.0) -> Tensor:
-    """The rank of the first among the others, ``(N, U)``, for values ``(1 + L, N, U)``; what is `near` is a tie."""
+    """Rank the first among the others, ``(N, U)``, for values ``(1 + L, N, U)``; differences up to `near` are ties."""
     if values.isnan().any():
         rows = values.isnan().any(0).any(-1).nonzero().flatten().tolist()
         raise ProgramError(

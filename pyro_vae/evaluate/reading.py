@@ -1,4 +1,4 @@
-"""What every estimate of log p(x) can be asked, whatever computed it; and numbers in print."""
+"""Protocol of every estimate of log p(x), whatever computed it; and numbers in print."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pyro_vae.errors import UsageError
 
 
 class LogPx(Protocol):
-    """log p(x) of each row, in nats, higher is better: importance sampling's, annealing's or an oracle's.
+    """An estimate of log p(x), row by row, in nats: by importance sampling, annealing or an oracle; higher is better.
 
-    What takes log p(x) from elsewhere (:func:`~pyro_vae.compare`, :func:`~pyro_vae.gaps`) asks no more of it than this.
+    Functions that take log p(x) from elsewhere (:func:`~pyro_vae.compare`, :func:`~pyro_vae.gaps`) need no more than this.
     """
 
     @property
@@ -23,23 +23,23 @@ class LogPx(Protocol):
 
     @property
     def mc_se(self) -> Tensor:
-        """The error of each: Monte Carlo, or an oracle's own (0 in closed form)."""
+        """Errors of log_px, ``(N,)``: Monte Carlo, or an oracle's own (0 in closed form)."""
         ...
 
     @property
     def method(self) -> str:
-        """That computed it."""
+        """The method that computed it."""
         ...
 
     @property
     def measure(self) -> str | None:
-        """That it is a density with respect to (:func:`~pyro_vae.evaluate.measure.measure_of`); None if not known."""
+        """The measure that p(x) is a density of (:func:`~pyro_vae.evaluate.measure.measure_of`); None if not known."""
         ...
 
     def __len__(self) -> int: ...
 
     def summary(self) -> dict[str, Any]:
-        """Means over rows, with errors; at least log_px, log_px_mc_se, log_px_data_se, rows, method, measure."""
+        """Average over rows, with errors; at least log_px, log_px_mc_se, log_px_data_se, rows, method, measure."""
         ...
 
 
@@ -51,15 +51,15 @@ def bits_per_dim(log_px: Tensor, event_size: int) -> Tensor:
 
 
 def known(value: Tensor) -> float | None:
-    """A number, or None where it is not defined (one particle, one row)."""
+    """Return a number, or None where it is not defined (one particle, one row)."""
     return None if value.isnan() else value.item()
 
 
 def finite(value: Tensor) -> float | None:
-    """A number that JSON has, too."""
+    """Return a number, or None where JSON has none."""
     return value.item() if value.isfinite() else None
 
 
 def say(error: float | None) -> str:
-    """An error bar in print."""
+    """Format a number in nats."""
     return "unknown" if error is None else f"{error:.3f}"

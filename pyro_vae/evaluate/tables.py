@@ -1,4 +1,4 @@
-"""One number a row and column as CSV, to the last bit."""
+"""Columns of numbers as CSV, to the last bit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pyro_vae.errors import DataError
 
 
 def write_columns(columns: dict[str, Tensor]) -> str:
-    """One line a row: its number, and the columns, floats with all their digits."""
+    """Format one line a row: its number, and the columns, floats with all their digits."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["row", *columns])
@@ -23,7 +23,7 @@ def write_columns(columns: dict[str, Tensor]) -> str:
 
 
 def read_columns(text: str, needed: Sequence[str], welcome: Sequence[str] = ()) -> dict[str, Tensor]:
-    """What :func:`write_columns` wrote, in float64; those of the `welcome` columns that are there, and no others.
+    """Read what :func:`write_columns` wrote, in float64: the columns `needed`, and those of `welcome` that are there.
 
     Raises:
         DataError: a column is missing, a row is out of order, or a cell is no number.

@@ -1,4 +1,4 @@
-r"""Are N ranks uniform on 0..L? Exactly, by their empirical distribution function and its simultaneous band."""
+r"""Rank uniformity: an exact test that N ranks are uniform on 0..L, and the simultaneous band of their ECDF."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch.nn.functional import conv1d, pad
 
 @dataclass(frozen=True, eq=False)
 class Band:
-    """Where the counts #{rank < i}, i = 1..L, of uniform ranks all lie at once.
+    """Bounds within which the counts #{rank < i}, i = 1..L, of uniform ranks all lie at once.
 
     Attributes:
         lower: the least, ``(L,)``.
         upper: the largest, ``(L,)``.
-        coverage: the probability of it: at least what was asked for, and not exactly that, as counts are whole.
+        coverage: the probability of that: at least what was asked for, and not exactly that, as counts are whole.
     """
 
     lower: Tensor
@@ -93,16 +93,16 @@ def stays_inside(allowed: Tensor, num_ranks: int) -> Tensor:
 
 
 def poisson(count: Tensor, rate: float) -> Tensor:
-    """The probability of a count."""
+    """P(count) under Poisson(rate), in float64."""
     count = count.double()
     return (count * torch.tensor(rate, dtype=torch.float64).log() - rate - torch.lgamma(count + 1)).exp()
 
 
 @lru_cache(maxsize=16)
 def band(num: int, num_ranks: int, level: float = 0.95) -> Band:
-    """The counts that N uniform ranks have, all at once, with probability `level` at least; as the test, so the band.
+    """Return the band that holds all counts of N uniform ranks at once with probability `level` at least.
 
-    Equal pointwise tails, as wide as it takes. A curve leaves the band at level 1 − α where its p-value is at most α.
+    Equal pointwise tails, as in the test: a curve leaves the band at level 1 − α where its p-value is at most α.
 
     Args:
         num: N.
@@ -127,7 +127,7 @@ def band(num: int, num_ranks: int, level: float = 0.95) -> Band:
 
 
 def holm(p: Tensor) -> Tensor:
-    """p-values of m tests, such that the least is at most α with probability α at most if all hypotheses hold.
+    """Correct the p-values of m tests: the least is at most α with probability α at most if all hypotheses hold.
 
     References:
         A Simple Sequentially Rejective Multiple Test Procedure (Holm, 1979), https://www.jstor.org/stable/4615733
@@ -142,7 +142,7 @@ def holm(p: Tensor) -> Tensor:
 
 
 def moments(ranks: Tensor, num_ranks: int) -> tuple[Tensor, Tensor]:
-    """How many standard errors mean and variance of u = (rank + ½) / (L + 1) are from those of uniform ranks; ``(Q,)`` each."""
+    """Return mean and variance of u = (rank + ½) / (L + 1), in standard errors from those of uniform ranks; ``(Q,)`` each."""
     exact = (torch.arange(num_ranks, dtype=torch.float64) + 0.5) / num_ranks - 0.5
     u = (ranks.double() + 0.5) / num_ranks - 0.5
     both = [(u.mean(0), exact), (u.square().mean(0), exact.square())]
