@@ -96,17 +96,15 @@ def load(
     source = find_source(name, data_dir, download, seed)
     binary = binarization != "none"
     prepared = [prepare(part, source, binary, missing) for part in source.parts]
-    shape = event_shape(source.parts)
-    train, validation, test = draw(source.cut([split for split, _ in prepared]), binarization, seed)
+    splits, shape = [split for split, _ in prepared], event_shape(source.parts)
+    train, validation, test = draw(source.cut(splits), binarization, seed)
     return Data(
         name=source.name,
         train=train,
         validation=validation,
         test=test,
         shape=shape,
-        policy=POLICIES[binarization].format(seed=seed)
-        if binary
-        else source.policy + format_missing([s for s, _ in prepared]),
+        policy=POLICIES[binarization].format(seed=seed) if binary else source.policy + format_missing(splits),
         digest=source.digest(),
         transform=binarize if binarization == "dynamic" else None,
         notes=tuple(dict.fromkeys([*source.notes, *(note for _, notes in prepared for note in notes)])),

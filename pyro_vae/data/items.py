@@ -13,12 +13,9 @@ ARRAYS = ("__array__", "__array_interface__", "to_numpy", "__dlpack__")
 
 def is_items(x: Any) -> bool:
     """Return whether x has rows to ask for and is no array: a map-style torch Dataset, or a stream without a length."""
-    plain = isinstance(x, str | bytes | dict | list | tuple)
-    return (
-        not plain
-        and not any(hasattr(x, name) for name in ARRAYS)
-        and (hasattr(x, "__iter__") or hasattr(x, "__getitem__"))
-    )
+    if isinstance(x, str | bytes | dict | list | tuple) or any(hasattr(x, name) for name in ARRAYS):
+        return False
+    return hasattr(x, "__iter__") or hasattr(x, "__getitem__")
 
 
 def read_items(x: Any, name: str) -> np.ndarray:

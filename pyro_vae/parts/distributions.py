@@ -73,9 +73,7 @@ class ContinuousBernoulli(dist.TorchDistribution):
         super().__init__(logits.shape, validate_args=validate_args)
 
     def expand(self, batch_shape: Shape, _instance: Any = None) -> ContinuousBernoulli:
-        new = self._get_checked_instance(ContinuousBernoulli, _instance)
-        new.logits = self.logits.expand(torch.Size(batch_shape))
-        dist.TorchDistribution.__init__(new, torch.Size(batch_shape), validate_args=False)
+        new = ContinuousBernoulli(self.logits.expand(torch.Size(batch_shape)), validate_args=False)
         new._validate_args = self._validate_args
         return new
 
@@ -152,10 +150,8 @@ class DiscretizedLogistic(dist.TorchDistribution):
         return constraints.integer_interval(0, self.levels - 1)
 
     def expand(self, batch_shape: Shape, _instance: Any = None) -> DiscretizedLogistic:
-        new = self._get_checked_instance(DiscretizedLogistic, _instance)
-        batch_shape = torch.Size(batch_shape)
-        new.loc, new.scale, new.levels = self.loc.expand(batch_shape), self.scale.expand(batch_shape), self.levels
-        dist.TorchDistribution.__init__(new, batch_shape, validate_args=False)
+        loc, scale = (t.expand(torch.Size(batch_shape)) for t in (self.loc, self.scale))
+        new = DiscretizedLogistic(loc, scale, self.levels, validate_args=False)
         new._validate_args = self._validate_args
         return new
 
@@ -219,10 +215,7 @@ class ZeroInflated(dist.TorchDistribution):
         return self.base.support
 
     def expand(self, batch_shape: Shape, _instance: Any = None) -> ZeroInflated:
-        new = self._get_checked_instance(ZeroInflated, _instance)
-        batch_shape = torch.Size(batch_shape)
-        new.base, new.gate_logits = self.base.expand(batch_shape), self.gate_logits.expand(batch_shape)
-        dist.TorchDistribution.__init__(new, batch_shape, validate_args=False)
+        new = ZeroInflated(self.base, self.gate_logits.expand(torch.Size(batch_shape)), validate_args=False)
         new._validate_args = self._validate_args
         return new
 
@@ -308,9 +301,7 @@ class Columns(dist.TorchDistribution):
         return all(b.has_rsample for b in self.blocks)
 
     def expand(self, batch_shape: Shape, _instance: Any = None) -> Columns:
-        new = self._get_checked_instance(Columns, _instance)
-        new.blocks = [b.expand(torch.Size(batch_shape)) for b in self.blocks]
-        dist.TorchDistribution.__init__(new, torch.Size(batch_shape), self.event_shape, validate_args=False)
+        new = Columns([b.expand(torch.Size(batch_shape)) for b in self.blocks], validate_args=False)
         new._validate_args = self._validate_args
         return new
 

@@ -124,7 +124,7 @@ class _Columns(nn.Module):
 
 @dataclass(frozen=True)
 class FamilySpec:
-    """One likelihood family of the registry: its constructor, its options, its support and its formula.
+    """One family: how it is made, what it takes, what it says.
 
     `make(**options)` returns the family; `features(**options)` is how many features an element it takes (0 where they
     depend on the blocks, as for columns). `options` maps each option to its default, `inspect.Parameter.empty` where the
@@ -225,7 +225,7 @@ def fitting(x: Tensor) -> list[str]:
 
 
 def _holds(spec: FamilySpec, x: Tensor, largest: Tensor) -> bool:
-    """Return whether the support of a family, its bounds as wide as the data needs, holds every value."""
+    """Whether the support of a family, its bounds as wide as the data needs, holds every value."""
     top = max(1, int(largest))
     bounds = {"total_count": top, "num_classes": top + 1, "levels": top + 1, "dim": x.shape[1]}
     options = {name: bounds[name] for name in spec.options if name in bounds}
