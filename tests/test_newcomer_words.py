@@ -1,7 +1,9 @@
 """A newcomer who types the field's word finds the file that answers: 24 words, by a search over file names.
 
-Each word stands beside what is typed into a file finder, and the file that should come up. A search finds the paths that hold
-every part of what was typed; where no path does, the files whose first line does (the module's docstring).
+Each word stands beside what is typed into a file finder, and the file that should come up. What is typed is the word itself, or
+the next one that comes to mind: no path holds the letters of "NaN loss", "seeds" or "AIS temperatures", and their answers are
+sought as divergence, random and annealing schedule. A search finds the paths that hold every part of what was typed; where no
+path does, the files whose first line does (the module's docstring).
 """
 
 import ast
