@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from pyro_vae.common.spec import REQUIRED
 from pyro_vae.evaluate.evidence import LEAST, LOW_ESS
 from pyro_vae.evaluate.measure import dominating
 from pyro_vae.runs.registry import TABLES, names, options_for
@@ -24,7 +24,7 @@ def part_rows(role: str) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for name in names(role):
         spec = TABLES[role][name]
-        options = {k: "needed" if v is inspect.Parameter.empty else v for k, v in options_for(role, name).items()}
+        options = {k: "needed" if v is REQUIRED else v for k, v in options_for(role, name).items()}
         listed = ", ".join(f"{k.replace('_', '-')}={v}" for k, v in options.items())
         rows.append((name, spec.formula, spec.support, listed, spec.reference))
     return rows

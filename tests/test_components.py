@@ -12,12 +12,12 @@ from torch.nn.functional import softplus
 
 from pyro_vae import MLP, Conditional, encode, load_run, log_likelihood, normal
 from pyro_vae.cli import main
+from pyro_vae.common.spec import REQUIRED, Spec
 from pyro_vae.data import load
 from pyro_vae.errors import RunFolderError, ShapeError, UsageError
-from pyro_vae.parts.families import FAMILIES, FamilySpec
+from pyro_vae.parts.families import FAMILIES
 from pyro_vae.parts.posteriors import POSTERIORS
 from pyro_vae.parts.priors import PRIORS
-from pyro_vae.parts.spec import PartSpec
 from pyro_vae.runs.components import adopt, features_of
 from pyro_vae.runs.config import Config
 from pyro_vae.runs.registry import build, resolved
@@ -142,10 +142,12 @@ def built(components, **said):
 def test_a_spec_says_more():
     vae = built({"mine": PRIORS["vamp"]}, prior="mine", prior_options={"components": 4})
     assert vae.prior().batch_shape == ()
-    spec = PartSpec("", Shifted, "simplex", "", options={"start": 1.0})
+    spec = Spec(make=Shifted, support="simplex", formula="", options={"start": 1.0})
     with pytest.raises(UsageError, match="prior 'mine' lives on simplex latents"):
         built({"mine": spec}, prior="mine")
-    binomial = FamilySpec("", FAMILIES["binomial"].make, FAMILIES["binomial"].features, "", "")
+    binomial = Spec(
+        make=FAMILIES["binomial"].make, features=1, options={"total_count": REQUIRED}, support="", formula=""
+    )
     counts = built({"mine": binomial}, likelihood="mine", likelihood_options={"total_count": 3})
     assert (counts.likelihood(torch.zeros(5, 3)).base_dist.total_count == 3).all()
     for role, spec in (("prior", binomial), ("likelihood", PRIORS["vamp"])):

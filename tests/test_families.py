@@ -51,7 +51,7 @@ CONTINUOUS = [name for name in ELEMENTWISE if name not in DISCRETE]
 def made(name, d=2):
     """The family, and the features it takes for d elements (for its three columns, if it is `columns`)."""
     spec, options = FAMILIES[name], CASES[name][0]
-    return spec.make(**options), 6 if name == "columns" else d * spec.features(**options)
+    return spec.make(**options), 6 if name == "columns" else d * spec.num_features(**options)
 
 
 def rows_of_multinomial(total=3, d=2):
@@ -75,7 +75,7 @@ def public_families():
     found = set()
     for module in (families, families_continuous, families_counts):
         for name, o in vars(module).items():
-            ours = inspect.getmodule(o) is module and name not in ("FamilySpec", "fitting")
+            ours = inspect.getmodule(o) is module and name != "fitting"
             if ours and not name.startswith("_") and (inspect.isfunction(o) or inspect.isclass(o)):
                 found.add(name)
     return found
@@ -83,20 +83,20 @@ def public_families():
 
 def test_every_public_family_is_in_the_table_and_is_tested_here():
     assert public_families() == set(FAMILIES) == set(CASES)
-    assert set(families.__all__) - {"FamilySpec", "FAMILIES", "MIN_SCALE", "fitting"} == set(FAMILIES)
+    assert set(families.__all__) - {"FAMILIES", "MIN_SCALE", "fitting"} == set(FAMILIES)
     for name, spec in FAMILIES.items():
-        assert spec.name == name and spec.support and spec.formula and spec.reference
+        assert spec.support and spec.formula and spec.reference
         assert set(spec.options) == set(CASES[name][0])
-        assert isinstance(spec.features(**CASES[name][0]), int)
+        assert isinstance(spec.num_features(**CASES[name][0]), int)
 
 
 def test_the_table_says_which_options_have_a_default():
     assert FAMILIES["discretized_logistic_mixture"].options == {"levels": 256, "components": 5}
     assert FAMILIES["binomial"].options == {"total_count": inspect.Parameter.empty}
     assert FAMILIES["normal"].options == {}
-    assert FAMILIES["categorical"].features(num_classes=7) == 7
+    assert FAMILIES["categorical"].num_features(num_classes=7) == 7
     with pytest.raises(AttributeError):
-        FAMILIES["normal"].name = "other"
+        FAMILIES["normal"].formula = "other"
 
 
 # shapes

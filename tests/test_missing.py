@@ -151,7 +151,7 @@ def made(name):
     if name not in TABLE:
         return {"bernoulli": (bernoulli, 1), "binomial": (binomial(16), 1), "normal": (normal, 2)}[name]
     options = {o: GIVEN[o] for o, default in TABLE[name].options.items() if default is inspect.Parameter.empty}
-    return TABLE[name].make(**options), TABLE[name].features(**options)
+    return TABLE[name].make(**options), TABLE[name].num_features(**options)
 
 
 def elementwise(name, batch=(5,)):

@@ -18,14 +18,12 @@ One that takes options is a function of them that returns the family.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.common.spec import REQUIRED, Spec
 from pyro_vae.errors import ShapeError, UsageError
 
 from .conditional import Family
@@ -60,7 +58,7 @@ __all__ = [  # noqa: RUF022 (by support)
     "poisson", "negative_binomial", "zero_inflated_poisson", "zero_inflated_negative_binomial",
     "normal", "normal_fixed", "SharedNormal", "laplace", "student_t",
     "log_normal", "gamma", "beta", "continuous_bernoulli",
-    "columns", "fitting", "FamilySpec", "FAMILIES", "MIN_SCALE",
+    "columns", "fitting", "FAMILIES", "MIN_SCALE",
 ]  # fmt: skip
 
 
@@ -121,87 +119,82 @@ class _Columns(nn.Module):
 
 # the closed table that configs name families from
 
-
-@dataclass(frozen=True)
-class FamilySpec:
-    """One family: how it is made, what it takes, what it says.
-
-    `make(**options)` returns the family; `features(**options)` is how many features an element it takes (0 where they
-    depend on the blocks, as for columns). `options` maps each option to its default, `inspect.Parameter.empty` where the
-    data has to say.
-    """
-
-    name: str
-    make: Callable[..., Family]
-    features: Callable[..., int]
-    support: str
-    formula: str
-    reference: str = "textbook"
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return {name: p.default for name, p in inspect.signature(self.make).parameters.items()}
-
-
-def _fixed(count: int) -> Callable[..., int]:
-    return lambda **_: count
-
-
-def _plain(family: Family, count: int, *words: str) -> FamilySpec:
-    """A family that takes no options."""
-    return FamilySpec(family.__name__, lambda: family, _fixed(count), *words)
-
-
 _PIXELCNN = "Salimans, Karpathy, Chen & Kingma, 2017, https://arxiv.org/abs/1701.05517"
 _CONTINUOUS_BERNOULLI = "Loaiza-Ganem & Cunningham, 2019, https://arxiv.org/abs/1907.06845"
 _CALIBRATED = "Rybkin, Daniilidis & Levine, 2021, https://arxiv.org/abs/2006.13202"
 _LAMBERT = "Lambert, 1992, https://doi.org/10.2307/1269547"
 _SCVI = "Lopez, Regier, Cole, Jordan & Yosef, 2018, https://doi.org/10.1038/s41592-018-0229-2"
 
-_SPECS = [
-    _plain(bernoulli, 1, "0 or 1", "s(h)^y (1 - s(h))^(1 - y)"),
-    FamilySpec("binomial", binomial, _fixed(1), "counts 0..total_count", "C(n, y) s(h)^y (1 - s(h))^(n - y)"),
-    FamilySpec(
-        "categorical", categorical, lambda num_classes: num_classes, "classes 0..num_classes - 1", "softmax(h)_y"
+FAMILIES: dict[str, Spec] = {
+    "bernoulli": Spec(make=lambda: bernoulli, features=1, support="0 or 1", formula="s(h)^y (1 - s(h))^(1 - y)"),
+    "binomial": Spec(
+        make=binomial, features=1, options={"total_count": REQUIRED},
+        support="counts 0..total_count", formula="C(n, y) s(h)^y (1 - s(h))^(n - y)",
     ),
-    FamilySpec(
-        "multinomial", multinomial, _fixed(1), "counts that sum to total_count", "n! prod softmax(h)_i^y_i / y_i!"
+    "categorical": Spec(
+        make=categorical, features=lambda num_classes: num_classes, options={"num_classes": REQUIRED},
+        support="classes 0..num_classes - 1", formula="softmax(h)_y",
     ),
-    FamilySpec(
-        "discretized_logistic", discretized_logistic, _fixed(2), "counts 0..levels - 1",
-        "F(y + 1/2) - F(y - 1/2), F a logistic cdf; the edges take the tails", _PIXELCNN,
+    "multinomial": Spec(
+        make=multinomial, features=1, options={"total_count": REQUIRED},
+        support="counts that sum to total_count", formula="n! prod softmax(h)_i^y_i / y_i!",
     ),
-    FamilySpec(
-        "discretized_logistic_mixture", discretized_logistic_mixture, lambda levels=256, components=5: 3 * components,
-        "counts 0..levels - 1", "sum_k pi_k discretized_logistic_k(y)", _PIXELCNN,
+    "discretized_logistic": Spec(
+        make=discretized_logistic, features=2, support="counts 0..levels - 1",
+        formula="F(y + 1/2) - F(y - 1/2), F a logistic cdf; the edges take the tails", reference=_PIXELCNN,
     ),
-    _plain(poisson, 1, "counts from 0", "rate^y exp(-rate) / y!"),
-    _plain(negative_binomial, 2, "counts from 0", "Gamma(y + r) / (Gamma(r) y!) (r / (r + mu))^r (mu / (r + mu))^y"),
-    _plain(zero_inflated_poisson, 2, "counts from 0", "g [y = 0] + (1 - g) poisson(y)", _LAMBERT),
-    _plain(
-        zero_inflated_negative_binomial, 3, "counts from 0", "g [y = 0] + (1 - g) negative_binomial(y)", _SCVI
+    "discretized_logistic_mixture": Spec(
+        make=discretized_logistic_mixture, features=lambda levels=256, components=5: 3 * components,
+        support="counts 0..levels - 1", formula="sum_k pi_k discretized_logistic_k(y)", reference=_PIXELCNN,
     ),
-    _plain(normal, 2, "real numbers", "N(y; loc, scale^2), loc and scale for each datum"),
-    FamilySpec("normal_fixed", normal_fixed, _fixed(1), "real numbers", "N(y; h, scale^2), the scale given"),
-    FamilySpec(
-        "SharedNormal", SharedNormal, _fixed(1), "real numbers",
-        "N(y; h, scale^2), one learned scale an element", _CALIBRATED,
+    "poisson": Spec(make=lambda: poisson, features=1, support="counts from 0", formula="rate^y exp(-rate) / y!"),
+    "negative_binomial": Spec(
+        make=lambda: negative_binomial, features=2,
+        support="counts from 0", formula="Gamma(y + r) / (Gamma(r) y!) (r / (r + mu))^r (mu / (r + mu))^y",
     ),
-    _plain(laplace, 2, "real numbers", "exp(-|y - loc| / scale) / (2 scale)"),
-    FamilySpec(
-        "student_t", student_t, _fixed(2), "real numbers", "t_df((y - loc) / scale) / scale"
+    "zero_inflated_poisson": Spec(
+        make=lambda: zero_inflated_poisson, features=2,
+        support="counts from 0", formula="g [y = 0] + (1 - g) poisson(y)", reference=_LAMBERT,
     ),
-    _plain(log_normal, 2, "positive numbers", "N(log y; loc, scale^2) / y"),
-    _plain(gamma, 2, "positive numbers", "b^a y^(a - 1) exp(-b y) / Gamma(a)"),
-    _plain(beta, 2, "numbers between 0 and 1, both excluded", "y^(a - 1) (1 - y)^(b - 1) / B(a, b)"),
-    _plain(
-        continuous_bernoulli, 1, "numbers between 0 and 1, both included", "h exp(h y) / (exp(h) - 1)",
-        _CONTINUOUS_BERNOULLI,
+    "zero_inflated_negative_binomial": Spec(
+        make=lambda: zero_inflated_negative_binomial, features=3,
+        support="counts from 0", formula="g [y = 0] + (1 - g) negative_binomial(y)", reference=_SCVI,
     ),
-    FamilySpec("columns", columns, _fixed(0), "each column's own", "prod_b p_b(y_b)"),
-]  # fmt: skip
-
-FAMILIES: dict[str, FamilySpec] = {spec.name: spec for spec in _SPECS}
+    "normal": Spec(
+        make=lambda: normal, features=2,
+        support="real numbers", formula="N(y; loc, scale^2), loc and scale for each datum",
+    ),
+    "normal_fixed": Spec(
+        make=normal_fixed, features=1, support="real numbers", formula="N(y; h, scale^2), the scale given"
+    ),
+    "SharedNormal": Spec(
+        make=SharedNormal, features=1, options={"dim": REQUIRED},
+        support="real numbers", formula="N(y; h, scale^2), one learned scale an element", reference=_CALIBRATED,
+    ),
+    "laplace": Spec(
+        make=lambda: laplace, features=2, support="real numbers", formula="exp(-|y - loc| / scale) / (2 scale)"
+    ),
+    "student_t": Spec(
+        make=student_t, features=2, support="real numbers", formula="t_df((y - loc) / scale) / scale"
+    ),
+    "log_normal": Spec(
+        make=lambda: log_normal, features=2, support="positive numbers", formula="N(log y; loc, scale^2) / y"
+    ),
+    "gamma": Spec(
+        make=lambda: gamma, features=2, support="positive numbers", formula="b^a y^(a - 1) exp(-b y) / Gamma(a)"
+    ),
+    "beta": Spec(
+        make=lambda: beta, features=2,
+        support="numbers between 0 and 1, both excluded", formula="y^(a - 1) (1 - y)^(b - 1) / B(a, b)",
+    ),
+    "continuous_bernoulli": Spec(
+        make=lambda: continuous_bernoulli, features=1, support="numbers between 0 and 1, both included",
+        formula="h exp(h y) / (exp(h) - 1)", reference=_CONTINUOUS_BERNOULLI,
+    ),
+    "columns": Spec(  # of as many features as its blocks take
+        make=columns, features=0, options={"spec": REQUIRED}, support="each column's own", formula="prod_b p_b(y_b)"
+    ),
+}  # fmt: skip
 
 
 def fitting(x: Tensor) -> list[str]:
@@ -224,12 +217,12 @@ def fitting(x: Tensor) -> list[str]:
     return [name for name, case in cases.items() if case and _holds(FAMILIES[name], *case)]
 
 
-def _holds(spec: FamilySpec, x: Tensor, largest: Tensor) -> bool:
+def _holds(spec: Spec, x: Tensor, largest: Tensor) -> bool:
     """Whether the support of a family, its bounds as wide as the data needs, holds every value."""
     top = max(1, int(largest))
     bounds = {"total_count": top, "num_classes": top + 1, "levels": top + 1, "dim": x.shape[1]}
     options = {name: bounds[name] for name in spec.options if name in bounds}
-    features = spec.features(**options) * x.shape[1]
+    features = spec.num_features(**options) * x.shape[1]
     if features > 100_000:  # classes by the million are no classes
         return False
     return bool(spec.make(**options)(torch.zeros(features)).support.check(x).all())

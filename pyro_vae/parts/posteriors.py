@@ -22,6 +22,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Size, Tensor
 from torch.nn.functional import normalize, softplus
 
+from pyro_vae.common.spec import Spec
 from pyro_vae.errors import ShapeError
 
 from .conditional import Conditional, Family
@@ -29,13 +30,11 @@ from .families import MIN_SCALE, normal
 from .flows import FlowPosterior
 from .priors import LinearOneHot, at_least
 from .semi_amortized import SemiAmortized
-from .spec import PartSpec
 from .sphere import PowerSpherical
 
 __all__ = [
     "POSTERIORS",
     "FlowPosterior",
-    "PartSpec",
     "SemiAmortized",
     "full_normal",
     "logistic_normal",
@@ -360,71 +359,40 @@ def _semi_amortized(
     return SemiAmortized(_normal(encoder, dim), likelihood, prior, steps, lr)
 
 
-POSTERIORS: dict[str, PartSpec] = {
-    spec.name: spec
-    for spec in (
-        PartSpec(
-            "normal",
-            _normal,
-            "real",
-            "N(loc, diag(scale²))",
-            reference="Kingma & Welling, 2014, https://arxiv.org/abs/1312.6114",
-        ),
-        PartSpec(
-            "low_rank_normal",
-            _low_rank,
-            "real",
-            "N(loc, S (I + U U') S)",
-            options={"rank": 2},
-            reference="Rezende, Mohamed & Wierstra, 2014, https://arxiv.org/abs/1401.4082",
-        ),
-        PartSpec("full_normal", _full, "real", "N(loc, L L')"),
-        PartSpec(
-            "mixture_normal",
-            _mixture,
-            "real",
-            "Σ π_k N(loc_k, diag(scale_k²))",
-            options={"components": 5},
-            reference="Figurnov, Mohamed & Mnih, 2018, https://arxiv.org/abs/1805.08498",
-        ),
-        PartSpec(
-            "flow",
-            _flow,
-            "real",
-            "N(f_h(z); 0, I) |det ∂f_h/∂z|",
-            options={"kind": "iaf", "transforms": 3, "context_features": 64, "hidden": (64, 64)},
-            reference="Kingma et al., 2016, https://arxiv.org/abs/1606.04934",
-        ),
-        PartSpec("one_hot_categorical", _one_hot, "one-hot", "softmax(h)_k", False),
-        PartSpec(
-            "one_hot_categorical_st",
-            _one_hot_st,
-            "one-hot",
-            "softmax(h)_k",
-            reference="Bengio, Léonard & Courville, 2013, https://arxiv.org/abs/1308.3432",
-        ),
-        PartSpec(
-            "logistic_normal",
-            _logistic,
-            "simplex",
-            "softmax(loc + scale ε)",
-            reference="Srivastava & Sutton, 2017, https://arxiv.org/abs/1703.01488",
-        ),
-        PartSpec(
-            "power_spherical",
-            _spherical,
-            "sphere",
-            "C(κ) (1 + μ·z)^κ",
-            reference="De Cao & Aziz, 2020, https://arxiv.org/abs/2006.04437",
-        ),
-        PartSpec(
-            "semi_amortized",
-            _semi_amortized,
-            "real",
-            "N(loc, diag(scale²)), refined by gradient steps on the ELBO",
-            options={"steps": 5, "lr": 0.1},
-            needs=("likelihood", "prior"),
-            reference="Kim, Wiseman, Miller, Sontag & Rush, 2018, https://arxiv.org/abs/1802.02550",
-        ),
-    )
-}
+POSTERIORS: dict[str, Spec] = {
+    "normal": Spec(
+        make=_normal, support="real", formula="N(loc, diag(scale²))",
+        reference="Kingma & Welling, 2014, https://arxiv.org/abs/1312.6114",
+    ),
+    "low_rank_normal": Spec(
+        make=_low_rank, support="real", formula="N(loc, S (I + U U') S)",
+        reference="Rezende, Mohamed & Wierstra, 2014, https://arxiv.org/abs/1401.4082",
+    ),
+    "full_normal": Spec(make=_full, support="real", formula="N(loc, L L')"),
+    "mixture_normal": Spec(
+        make=_mixture, support="real", formula="Σ π_k N(loc_k, diag(scale_k²))",
+        reference="Figurnov, Mohamed & Mnih, 2018, https://arxiv.org/abs/1805.08498",
+    ),
+    "flow": Spec(
+        make=_flow, support="real", formula="N(f_h(z); 0, I) |det ∂f_h/∂z|",
+        reference="Kingma et al., 2016, https://arxiv.org/abs/1606.04934",
+    ),
+    "one_hot_categorical": Spec(make=_one_hot, support="one-hot", formula="softmax(h)_k", reparameterised=False),
+    "one_hot_categorical_st": Spec(
+        make=_one_hot_st, support="one-hot", formula="softmax(h)_k",
+        reference="Bengio, Léonard & Courville, 2013, https://arxiv.org/abs/1308.3432",
+    ),
+    "logistic_normal": Spec(
+        make=_logistic, support="simplex", formula="softmax(loc + scale ε)",
+        reference="Srivastava & Sutton, 2017, https://arxiv.org/abs/1703.01488",
+    ),
+    "power_spherical": Spec(
+        make=_spherical, support="sphere", formula="C(κ) (1 + μ·z)^κ",
+        reference="De Cao & Aziz, 2020, https://arxiv.org/abs/2006.04437",
+    ),
+    "semi_amortized": Spec(
+        make=_semi_amortized, support="real", formula="N(loc, diag(scale²)), refined by gradient steps on the ELBO",
+        needs=("likelihood", "prior"),
+        reference="Kim, Wiseman, Miller, Sontag & Rush, 2018, https://arxiv.org/abs/1802.02550",
+    ),
+}  # fmt: skip

@@ -12,12 +12,12 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from pyro_vae.common.spec import Spec
 from pyro_vae.errors import ShapeError, UsageError
 
 from .families import MIN_SCALE
 from .flows import FlowPrior
 from .mixtures import mixture
-from .spec import PartSpec
 from .sphere import SphereUniform
 
 __all__ = [
@@ -28,7 +28,6 @@ __all__ = [
     "Laplace",
     "Mixture",
     "OneHot",
-    "PartSpec",
     "StandardNormal",
     "StudentT",
     "UniformSphere",
@@ -377,66 +376,46 @@ class Dirichlet(nn.Module):
         return f"dim={self.raw.numel()}, learned={isinstance(self.raw, nn.Parameter)}"
 
 
-def _vamp(dim: int, *, posterior: Any, shape: int | Sequence[int], components: int = 500, **options: Any) -> VampPrior:
-    return VampPrior(posterior, components, shape, **options)
+def _vamp(
+    dim: int,
+    *,
+    posterior: Any,
+    shape: int | Sequence[int],
+    components: int = 500,
+    initial: Tensor | None = None,
+    bounds: tuple[float, float] | None = None,
+) -> VampPrior:
+    return VampPrior(posterior, components, shape, initial, bounds)
 
 
-PRIORS: dict[str, PartSpec] = {
-    spec.name: spec
-    for spec in (
-        PartSpec(
-            "standard_normal",
-            StandardNormal,
-            "real",
-            "N(0, I)",
-            reference="Kingma & Welling, 2014, https://arxiv.org/abs/1312.6114",
-        ),
-        PartSpec("normal", DiagonalNormal, "real", "N(loc, diag(scale²))", options={"learned": True}),
-        PartSpec("laplace", Laplace, "real", "Π Laplace(loc, scale)", options={"learned": False}),
-        PartSpec("student_t", StudentT, "real", "Π t_df(loc, scale)", options={"df": 5.0, "learned": False}),
-        PartSpec(
-            "mixture",
-            Mixture,
-            "real",
-            "Σ π_k N(loc_k, diag(scale_k²))",
-            False,
-            {"components": 10},
-            reference="Tomczak & Welling, 2018, https://arxiv.org/abs/1705.07120",
-        ),
-        PartSpec(
-            "vamp",
-            _vamp,
-            "any",
-            "1/K Σ q(z | u_k)",
-            False,
-            {"components": 500, "initial": None, "bounds": None},
-            ("posterior", "shape"),
-            "Tomczak & Welling, 2018, https://arxiv.org/abs/1705.07120",
-        ),
-        PartSpec(
-            "flow",
-            FlowPrior,
-            "real",
-            "N(f(z); 0, I) |det ∂f/∂z|",
-            options={"kind": "nsf", "transforms": 3, "hidden": (64, 64)},
-            reference="Durkan et al., 2019, https://arxiv.org/abs/1906.04032; "
-            "Papamakarios et al., 2017, https://arxiv.org/abs/1705.07057",
-        ),
-        PartSpec(
-            "uniform_sphere",
-            UniformSphere,
-            "sphere",
-            "1 / area",
-            reference="Davidson, Falorsi, De Cao, Kipf & Tomczak, 2018, https://arxiv.org/abs/1804.00891",
-        ),
-        PartSpec("one_hot", OneHot, "one-hot", "π_k", False, {"learned": False}),
-        PartSpec(
-            "dirichlet",
-            Dirichlet,
-            "simplex",
-            "Dirichlet(a)",
-            options={"concentration": 1.0, "learned": False},
-            reference="Srivastava & Sutton, 2017, https://arxiv.org/abs/1703.01488",
-        ),
-    )
-}
+PRIORS: dict[str, Spec] = {
+    "standard_normal": Spec(
+        make=StandardNormal, support="real", formula="N(0, I)",
+        reference="Kingma & Welling, 2014, https://arxiv.org/abs/1312.6114",
+    ),
+    "normal": Spec(make=DiagonalNormal, support="real", formula="N(loc, diag(scale²))"),
+    "laplace": Spec(make=Laplace, support="real", formula="Π Laplace(loc, scale)"),
+    "student_t": Spec(make=StudentT, support="real", formula="Π t_df(loc, scale)"),
+    "mixture": Spec(
+        make=Mixture, support="real", formula="Σ π_k N(loc_k, diag(scale_k²))", reparameterised=False,
+        reference="Tomczak & Welling, 2018, https://arxiv.org/abs/1705.07120",
+    ),
+    "vamp": Spec(
+        make=_vamp, support="any", formula="1/K Σ q(z | u_k)", reparameterised=False, needs=("posterior", "shape"),
+        reference="Tomczak & Welling, 2018, https://arxiv.org/abs/1705.07120",
+    ),
+    "flow": Spec(
+        make=FlowPrior, support="real", formula="N(f(z); 0, I) |det ∂f/∂z|",
+        reference="Durkan et al., 2019, https://arxiv.org/abs/1906.04032; "
+        "Papamakarios et al., 2017, https://arxiv.org/abs/1705.07057",
+    ),
+    "uniform_sphere": Spec(
+        make=UniformSphere, support="sphere", formula="1 / area",
+        reference="Davidson, Falorsi, De Cao, Kipf & Tomczak, 2018, https://arxiv.org/abs/1804.00891",
+    ),
+    "one_hot": Spec(make=OneHot, support="one-hot", formula="π_k", reparameterised=False),
+    "dirichlet": Spec(
+        make=Dirichlet, support="simplex", formula="Dirichlet(a)",
+        reference="Srivastava & Sutton, 2017, https://arxiv.org/abs/1703.01488",
+    ),
+}  # fmt: skip

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 from dataclasses import replace
 
+from pyro_vae.common.spec import REQUIRED
 from pyro_vae.errors import UsageError
 from pyro_vae.parts.conditional import Family
-from pyro_vae.parts.families import FAMILIES, FamilySpec, columns
+from pyro_vae.parts.families import FAMILIES, columns
 
 from .components import read
 
@@ -41,22 +41,23 @@ def block(text: str) -> tuple[Family, int, int]:
         close = difflib.get_close_matches(name, SINGLE, 2)
         hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"known: {', '.join(SINGLE)}"
         raise UsageError(f"block {text!r}: no family {name!r} of single columns; {hint}")
-    made = options_of(text, FAMILIES[name], dict(option.split("=", 1) for option in options), int(width))
-    return FAMILIES[name].make(**made), FAMILIES[name].features(**made) * int(width), int(width)
+    made = options_of(text, name, dict(option.split("=", 1) for option in options), int(width))
+    return FAMILIES[name].make(**made), FAMILIES[name].num_features(**made) * int(width), int(width)
 
 
-def options_of(text: str, spec: FamilySpec, given: dict[str, str], width: int) -> dict[str, object]:
+def options_of(text: str, family: str, given: dict[str, str], width: int) -> dict[str, object]:
     """A block's options, each of the type of its default."""
-    known = {k: v for k, v in spec.options.items() if k != "dim"}
-    made: dict[str, object] = {"dim": width} if "dim" in spec.options else {}
+    options = FAMILIES[family].options
+    known = {k: v for k, v in options.items() if k != "dim"}
+    made: dict[str, object] = {"dim": width} if "dim" in options else {}
     for key, value in given.items():
         if (name := key.replace("-", "_")) not in known:
-            raise UsageError(f"block {text!r}: {spec.name} has no option {key!r}; it has {', '.join(known) or 'none'}")
+            raise UsageError(f"block {text!r}: {family} has no option {key!r}; it has {', '.join(known) or 'none'}")
         made[name] = read(f"block {text!r}: option {key!r}", value, known[name])
     for name, default in known.items():
-        if default is inspect.Parameter.empty and name not in made:
+        if default is REQUIRED and name not in made:
             raise UsageError(
-                f"block {text!r}: {spec.name} needs {name.replace('_', '-')}: {text}:{name.replace('_', '-')}=VALUE"
+                f"block {text!r}: {family} needs {name.replace('_', '-')}: {text}:{name.replace('_', '-')}=VALUE"
             )
     return made
 
@@ -64,5 +65,6 @@ def options_of(text: str, spec: FamilySpec, given: dict[str, str], width: int) -
 COLUMNS = replace(
     FAMILIES["columns"],
     make=named_columns,
+    options={"blocks": ""},
     reference="Nazabal, Olmos, Ghahramani & Valera, 2020, https://arxiv.org/abs/1807.03653",
 )

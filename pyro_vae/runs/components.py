@@ -9,13 +9,12 @@ A config holds the name alone, never an import path. What a component may be, by
 
 Options are the further parameters by name, plain values as JSON has them. Parameters ``prior``, ``posterior``,
 ``likelihood`` and ``shape`` without a default are given by the model itself. Such parts go with parts of any support; a
-:class:`~pyro_vae.parts.spec.PartSpec` (or :class:`~pyro_vae.parts.families.FamilySpec`) in their place says more.
+:class:`~pyro_vae.Spec` in their place says more.
 """
 
 from __future__ import annotations
 
 import copy
-import dataclasses
 import inspect
 import json
 from collections.abc import Callable, Mapping
@@ -25,22 +24,21 @@ from typing import Any
 import torch
 from torch import nn
 
+from pyro_vae.common.spec import REQUIRED, Spec
 from pyro_vae.errors import UsageError
-from pyro_vae.parts.families import FamilySpec
-from pyro_vae.parts.spec import PartSpec
 
 Components = Mapping[str, Any]
 NOTHING: Components = MappingProxyType({})
 GIVEN = {"prior": ("posterior", "likelihood", "shape"), "posterior": ("prior", "likelihood", "shape")}
 PROBE = 2520  # features: 1 to 10 an element all divide them
 CALLS = {
-    "prior": "a class or function MyPrior(dim, **options), or a PartSpec",
-    "posterior": "a class or function MyPosterior(encoder, dim, **options), or a PartSpec",
-    "likelihood": "a function features -> distribution, or a FamilySpec (for one that takes options)",
+    "prior": "a class or function MyPrior(dim, **options), or a Spec",
+    "posterior": "a class or function MyPosterior(encoder, dim, **options), or a Spec",
+    "likelihood": "a function features -> distribution, or a Spec with `features` (for one that takes options)",
 }
 
 
-def adopt(role: str, name: str, part: Any) -> Any:
+def adopt(role: str, name: str, part: Any) -> Spec:
     """What the registry would know of a part of the caller's own.
 
     Raises:
@@ -51,29 +49,33 @@ def adopt(role: str, name: str, part: Any) -> Any:
         >>> adopt("prior", "mine", lambda dim, df=3.0: ...).options
         {'df': 3.0}
     """
-    kind = FamilySpec if role == "likelihood" else PartSpec
-    if isinstance(part, kind):
-        return dataclasses.replace(part, name=name)
-    made = inspect.isclass(part) if role == "likelihood" else isinstance(part, nn.Module)
-    if made or not callable(part) or isinstance(part, PartSpec | FamilySpec):
+    of_likelihood = role == "likelihood"
+    if isinstance(part, Spec) and (part.features is not None) == of_likelihood:
+        return part
+    made = inspect.isclass(part) if of_likelihood else isinstance(part, nn.Module)
+    if made or not callable(part):
         what = f"the class {part.__name__}" if inspect.isclass(part) else f"a {type(part).__name__}"
         raise UsageError(f"component {name!r} is {what}; as a {role} it has to be {CALLS[role]}")
-    return family_spec(name, part) if role == "likelihood" else part_spec(role, name, part)
+    return likelihood_spec(name, part) if of_likelihood else part_spec(role, part)
 
 
-def part_spec(role: str, name: str, part: Callable[..., Any]) -> PartSpec:
+def part_spec(role: str, part: Callable[..., Any]) -> Spec:
     """Of a prior or a posterior: its options and needs are read off its parameters."""
     named = [p for p in inspect.signature(part).parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     named = named[1 if role == "prior" else 2 :]
     needs = tuple(p.name for p in named if p.name in GIVEN[role] and p.default is p.empty)
     options = {p.name: p.default for p in named if p.name not in needs}
-    return PartSpec(name, part, "any", "the caller's own", options=options, needs=needs, reference="")
+    return Spec(make=part, support="any", formula="the caller's own", options=options, needs=needs, reference="")
 
 
-def family_spec(name: str, family: Callable[..., Any]) -> FamilySpec:
+def likelihood_spec(name: str, family: Callable[..., Any]) -> Spec:
     """Of a family without options."""
-    return FamilySpec(
-        name, lambda: copy.deepcopy(family), lambda: features_of(name, family), "any", "the caller's own", ""
+    return Spec(
+        make=lambda: copy.deepcopy(family),
+        features=lambda: features_of(name, family),
+        support="any",
+        formula="the caller's own",
+        reference="",
     )
 
 
@@ -123,7 +125,7 @@ def read(what: str, value: Any, default: Any) -> Any:
         raise UsageError(f"{what}: cannot read {value!r}") from error
     if isinstance(default, tuple):
         return tuple(value) if isinstance(value, list) else (value,)
-    kind = int if default is inspect.Parameter.empty else type(default)
+    kind = int if default is REQUIRED else type(default)
     if isinstance(value, bool) != (kind is bool) or not isinstance(value, (int, float)):
         raise UsageError(f"{what}: {value!r} is not {'true or false' if kind is bool else 'a number'}")
     if kind is int and value != int(value):

@@ -3,38 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from pyro.infer import ELBO, TraceEnum_ELBO, config_enumerate
 
+from pyro_vae.common.spec import Spec
 from pyro_vae.errors import UsageError
 from pyro_vae.infer import bounds, estimators, terms
 from pyro_vae.infer.analytic import analytic_kl
 from pyro_vae.infer.handlers import Beta
 from pyro_vae.infer.objective import Bound, Term
 from pyro_vae.objectives.scheduled import Scheduled
-
-
-@dataclass(frozen=True)
-class ObjectiveSpec:
-    """One bound, estimator or treatment of the KL.
-
-    Attributes:
-        name: its name.
-        make: makes it from its options.
-        support: what its value is, or what it needs ("bound", "estimate", "rsample" …).
-        formula: in a line.
-        options: with their defaults.
-        reference: where it comes from.
-    """
-
-    name: str
-    make: Callable[..., Any]
-    support: str
-    formula: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    reference: str = ""
 
 
 @dataclass(frozen=True)
@@ -97,141 +77,75 @@ def enumerated(gradient: Any, added: tuple[Term, ...], particles: int) -> ELBO:
     return TraceEnum_ELBO(num_particles=particles, vectorize_particles=particles > 1, max_plate_nesting=1)
 
 
-def spec(name: str, make: Any, formula: str, reference: str, support: str = "bound", **options: Any) -> ObjectiveSpec:
-    return ObjectiveSpec(name, make, support, formula, options, reference)
+OBJECTIVES: dict[str, Spec] = {
+    "elbo": Spec(
+        make=plain(bounds.elbo), support="bound", formula="1/K Σ_k log w_k", options={"particles": 1},
+        reference="Kingma & Welling, 2014, https://arxiv.org/abs/1312.6114",
+    ),
+    "mean_field_elbo": Spec(
+        make=mean_field, support="bound", formula="E_q log p(x|z) − KL(q ‖ p), KL in closed form", options={"particles": 1},
+        reference="Kingma & Welling, 2014, https://arxiv.org/abs/1312.6114",
+    ),
+    "iwae": Spec(
+        make=plain(bounds.iwae), support="bound", formula="log 1/K Σ_k w_k", options={"particles": 5},
+        reference="Burda, Grosse & Salakhutdinov, 2016, https://arxiv.org/abs/1509.00519",
+    ),
+    "miwae": Spec(
+        make=plain(bounds.miwae), support="bound", formula="1/M Σ_m log 1/K Σ_k w_mk", options={"particles": 4, "groups": 4},
+        reference="Rainforth et al., 2018, https://arxiv.org/abs/1802.04537",
+    ),
+    "piwae": Spec(
+        make=plain(bounds.piwae), support="bound", formula="model: iwae of M·K, guide: miwae",
+        options={"particles": 4, "groups": 4}, reference="Rainforth et al., 2018, https://arxiv.org/abs/1802.04537",
+    ),
+    "ciwae": Spec(
+        make=of_weights(bounds.ciwae), support="bound", formula="β elbo + (1 − β) iwae",
+        options={"particles": 5, "beta": 0.5}, reference="Rainforth et al., 2018, https://arxiv.org/abs/1802.04537",
+    ),
+    "renyi": Spec(
+        make=of_weights(bounds.renyi), support="bound", formula="1/(1−α) log 1/K Σ_k w_k^(1−α)",
+        options={"particles": 5, "alpha": 0.5}, reference="Li & Turner, 2016, https://arxiv.org/abs/1602.02311",
+    ),
+    "tvo": Spec(
+        make=of_weights(bounds.tvo), support="bound", formula="Σ_j (β_{j+1} − β_j) E_{π_βj} log w",
+        options={"particles": 10, "partitions": 5}, reference="Masrani, Le & Wood, 2019, https://arxiv.org/abs/1907.00031",
+    ),
+    "jackknife": Spec(
+        make=of_weights(bounds.jackknife), support="estimate, no bound", formula="Σ_j c_j iwae of K − j",
+        options={"particles": 5, "order": 1}, reference="Nowozin, 2018, https://openreview.net/forum?id=HyZoi-WRb",
+    ),
+    "trace_enum": Spec(
+        make=enumerated, support="enumerated z", formula="log w summed over discrete z", options={"particles": 1},
+        reference="Bingham et al., 2019, https://jmlr.org/papers/v20/18-403.html (Pyro's TraceEnum_ELBO)",
+    ),
+}  # fmt: skip
 
-
-OBJECTIVES = {
-    s.name: s
-    for s in (
-        spec(
-            "elbo",
-            plain(bounds.elbo),
-            "1/K Σ_k log w_k",
-            "Kingma & Welling, 2014, https://arxiv.org/abs/1312.6114",
-            particles=1,
-        ),
-        spec(
-            "mean_field_elbo",
-            mean_field,
-            "E_q log p(x|z) − KL(q ‖ p), KL in closed form",
-            "Kingma & Welling, 2014, https://arxiv.org/abs/1312.6114",
-            particles=1,
-        ),
-        spec(
-            "iwae",
-            plain(bounds.iwae),
-            "log 1/K Σ_k w_k",
-            "Burda, Grosse & Salakhutdinov, 2016, https://arxiv.org/abs/1509.00519",
-            particles=5,
-        ),
-        spec(
-            "miwae",
-            plain(bounds.miwae),
-            "1/M Σ_m log 1/K Σ_k w_mk",
-            "Rainforth et al., 2018, https://arxiv.org/abs/1802.04537",
-            particles=4,
-            groups=4,
-        ),
-        spec(
-            "piwae",
-            plain(bounds.piwae),
-            "model: iwae of M·K, guide: miwae",
-            "Rainforth et al., 2018, https://arxiv.org/abs/1802.04537",
-            particles=4,
-            groups=4,
-        ),
-        spec(
-            "ciwae",
-            of_weights(bounds.ciwae),
-            "β elbo + (1 − β) iwae",
-            "Rainforth et al., 2018, https://arxiv.org/abs/1802.04537",
-            particles=5,
-            beta=0.5,
-        ),
-        spec(
-            "renyi",
-            of_weights(bounds.renyi),
-            "1/(1−α) log 1/K Σ_k w_k^(1−α)",
-            "Li & Turner, 2016, https://arxiv.org/abs/1602.02311",
-            particles=5,
-            alpha=0.5,
-        ),
-        spec(
-            "tvo",
-            of_weights(bounds.tvo),
-            "Σ_j (β_{j+1} − β_j) E_{π_βj} log w",
-            "Masrani, Le & Wood, 2019, https://arxiv.org/abs/1907.00031",
-            particles=10,
-            partitions=5,
-        ),
-        spec(
-            "jackknife",
-            of_weights(bounds.jackknife),
-            "Σ_j c_j iwae of K − j",
-            "Nowozin, 2018, https://openreview.net/forum?id=HyZoi-WRb",
-            "estimate, no bound",
-            particles=5,
-            order=1,
-        ),
-        spec(
-            "trace_enum",
-            enumerated,
-            "log w summed over discrete z",
-            "Bingham et al., 2019, https://jmlr.org/papers/v20/18-403.html (Pyro's TraceEnum_ELBO)",
-            "enumerated z",
-            particles=1,
-        ),
-    )
-}
-
-GRADIENTS = {
-    s.name: s
-    for s in (
-        spec(
-            "pathwise",
-            lambda: estimators.pathwise,
-            "∇ F(log w(z_φ(ε)))",
-            "Kingma & Welling, 2014, https://arxiv.org/abs/1312.6114",
-            "rsample",
-        ),
-        spec(
-            "stl",
-            lambda: estimators.stl,
-            "path alone, no score",
-            "Roeder, Wu & Duvenaud, 2017, https://arxiv.org/abs/1703.09194",
-            "rsample",
-        ),
-        spec(
-            "dreg",
-            lambda: estimators.dreg,
-            "score reparameterised: F_k − F_kk",
-            "Tucker, Lawson, Gu & Maddison, 2019, https://arxiv.org/abs/1810.04152",
-            "rsample",
-        ),
-        spec(
-            "gdreg",
-            lambda: estimators.gdreg,
-            "dreg, the prior's parameters too",
-            "Bauer & Mnih, 2021, https://arxiv.org/abs/2101.11046",
-            "rsample",
-        ),
-        spec(
-            "vimco",
-            lambda: estimators.vimco,
-            "(F − F_{−k}) ∇ log q(z_k)",
-            "Mnih & Rezende, 2016, https://arxiv.org/abs/1602.06725",
-            "any z, K ≥ 2",
-        ),
-        spec(
-            "rws",
-            lambda: estimators.rws,
-            "wake phases: Σ_k w̃_k ∇ log q(z_k)",
-            "Bornschein & Bengio, 2015, https://arxiv.org/abs/1406.2751",
-            "any z",
-        ),
-    )
-}
+GRADIENTS: dict[str, Spec] = {
+    "pathwise": Spec(
+        make=lambda: estimators.pathwise, support="rsample", formula="∇ F(log w(z_φ(ε)))",
+        reference="Kingma & Welling, 2014, https://arxiv.org/abs/1312.6114",
+    ),
+    "stl": Spec(
+        make=lambda: estimators.stl, support="rsample", formula="path alone, no score",
+        reference="Roeder, Wu & Duvenaud, 2017, https://arxiv.org/abs/1703.09194",
+    ),
+    "dreg": Spec(
+        make=lambda: estimators.dreg, support="rsample", formula="score reparameterised: F_k − F_kk",
+        reference="Tucker, Lawson, Gu & Maddison, 2019, https://arxiv.org/abs/1810.04152",
+    ),
+    "gdreg": Spec(
+        make=lambda: estimators.gdreg, support="rsample", formula="dreg, the prior's parameters too",
+        reference="Bauer & Mnih, 2021, https://arxiv.org/abs/2101.11046",
+    ),
+    "vimco": Spec(
+        make=lambda: estimators.vimco, support="any z, K ≥ 2", formula="(F − F_{−k}) ∇ log q(z_k)",
+        reference="Mnih & Rezende, 2016, https://arxiv.org/abs/1602.06725",
+    ),
+    "rws": Spec(
+        make=lambda: estimators.rws, support="any z", formula="wake phases: Σ_k w̃_k ∇ log q(z_k)",
+        reference="Bornschein & Bengio, 2015, https://arxiv.org/abs/1406.2751",
+    ),
+}  # fmt: skip
 
 LINEAR = ("elbo", "mean_field_elbo")  # objectives that a term may be added to
 SCORED = ("vimco", "rws")  # gradients for draws without rsample
@@ -250,68 +164,47 @@ def schedule_of(schedule: str, warmup: float, cycles: int) -> Callable[[float], 
     return lambda done: 1.0 if done >= 1 else min(1.0, done * repeats % 1 / warmup)
 
 
-def with_beta(beta: float, schedule: str, warmup: float, cycles: int) -> Kl:
+def with_beta(beta: float = 1.0, schedule: str = "constant", warmup: float = 0.25, cycles: int = 4) -> Kl:
     handler = Beta(beta, schedule_of(schedule, warmup, cycles))
     return Kl(handler, scheduled=(handler,))
 
 
-def with_capacity(nats: float, gamma: float, warmup: float) -> Kl:
+def with_capacity(nats: float = 25.0, gamma: float = 10.0, warmup: float = 1.0) -> Kl:
     term = terms.capacity(nats, gamma, schedule_of("linear", warmup, 1))
     return Kl(terms=(term,), scheduled=(term,))
 
 
-KLS = {
-    s.name: s
-    for s in (
-        spec("plain", Kl, "KL(q ‖ p)", "Kingma & Welling, 2014, https://arxiv.org/abs/1312.6114", "bound"),
-        spec(
-            "beta",
-            with_beta,
-            "β KL, with its schedule",
-            "Higgins et al., 2017, https://openreview.net/forum?id=Sy2fzU9gl",
-            "bound for β ≥ 1",
-            beta=1.0,
-            schedule="constant",
-            warmup=0.25,
-            cycles=4,
-        ),
-        spec(
-            "free_bits",
-            lambda **o: Kl(terms=(terms.free_bits(**o),)),
-            "Σ_g max(λ, KL_g)",
-            "Kingma et al., 2016, https://arxiv.org/abs/1606.04934",
-            nats=0.25,
-            per="unit",
-        ),
-        spec(
-            "capacity",
-            with_capacity,
-            "γ |KL − C|, C rising",
-            "Burgess et al., 2018, https://arxiv.org/abs/1804.03599",
-            "no bound",
-            nats=25.0,
-            gamma=10.0,
-            warmup=1.0,
-        ),
-        spec(
-            "tc",
-            lambda **o: Kl(terms=(terms.total_correlation(**o),)),
-            "KL + (β − 1) TC",
-            "Chen, Li, Grosse & Duvenaud, 2018, https://arxiv.org/abs/1802.04942",
-            "no bound",
-            beta=4.0,
-            stratified=False,
-        ),
-        spec(
-            "mmd",
-            lambda **o: Kl(terms=(terms.mmd(**o),)),
-            "KL + λ MMD²(q(z), p(z))",
-            "Zhao, Song & Ermon, 2019, https://arxiv.org/abs/1706.02262",
-            "no bound",
-            weight=10.0,
-        ),
-    )
-}
+def with_total_correlation(dataset_size: int, beta: float = 4.0, stratified: bool = False) -> Kl:
+    return Kl(terms=(terms.total_correlation(beta, dataset_size, stratified),))
+
+
+KLS: dict[str, Spec] = {
+    "plain": Spec(
+        make=Kl, support="bound", formula="KL(q ‖ p)", options={},
+        reference="Kingma & Welling, 2014, https://arxiv.org/abs/1312.6114",
+    ),
+    "beta": Spec(
+        make=with_beta, support="bound for β ≥ 1", formula="β KL, with its schedule",
+        reference="Higgins et al., 2017, https://openreview.net/forum?id=Sy2fzU9gl",
+    ),
+    "free_bits": Spec(
+        make=lambda nats=0.25, per="unit": Kl(terms=(terms.free_bits(nats, per),)),
+        support="bound", formula="Σ_g max(λ, KL_g)",
+        reference="Kingma et al., 2016, https://arxiv.org/abs/1606.04934",
+    ),
+    "capacity": Spec(
+        make=with_capacity, support="no bound", formula="γ |KL − C|, C rising",
+        reference="Burgess et al., 2018, https://arxiv.org/abs/1804.03599",
+    ),
+    "tc": Spec(
+        make=with_total_correlation, support="no bound", formula="KL + (β − 1) TC",
+        reference="Chen, Li, Grosse & Duvenaud, 2018, https://arxiv.org/abs/1802.04942",
+    ),
+    "mmd": Spec(
+        make=lambda weight=10.0: Kl(terms=(terms.mmd(weight),)), support="no bound", formula="KL + λ MMD²(q(z), p(z))",
+        reference="Zhao, Song & Ermon, 2019, https://arxiv.org/abs/1706.02262",
+    ),
+}  # fmt: skip
 
 
 def make_objective(

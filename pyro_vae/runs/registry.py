@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import inspect
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.common.spec import REQUIRED, Spec
 from pyro_vae.errors import UsageError
 from pyro_vae.models.vae import VAE
 from pyro_vae.parts.conditional import Conditional
@@ -20,7 +20,6 @@ from pyro_vae.parts.missing import SkipMissing
 from pyro_vae.parts.networks import MLP
 from pyro_vae.parts.posteriors import POSTERIORS
 from pyro_vae.parts.priors import PRIORS
-from pyro_vae.parts.spec import PartSpec
 
 from .columns import COLUMNS
 from .components import NOTHING, Components, adopt, plain, read
@@ -29,12 +28,12 @@ from .marginal import marginal_features
 from .networks import decoder_of, encoder_of, init_dense
 from .objectives import GRADIENTS, KLS, OBJECTIVES, SCORED, Objective, make_objective
 
-ROLES: dict[str, Mapping[str, Any]] = {
+ROLES: dict[str, Mapping[str, Spec]] = {
     "prior": PRIORS,
     "likelihood": FAMILIES | {"columns": COLUMNS},
     "posterior": POSTERIORS,
 }
-CHOICES: dict[str, Mapping[str, Any]] = {"objective": OBJECTIVES, "gradient": GRADIENTS, "kl": KLS}
+CHOICES: dict[str, Mapping[str, Spec]] = {"objective": OBJECTIVES, "gradient": GRADIENTS, "kl": KLS}
 TABLES = ROLES | CHOICES
 SUPPLIED = ("dim", "initial", "bounds")  # options that the data says, or that no word can
 DIGITS = {"binomial": {"total_count": 16}, "categorical": {"num_classes": 17}, "discretized_logistic": {"levels": 17}}
@@ -46,7 +45,7 @@ def names(role: str) -> list[str]:
     return list(TABLES[role])
 
 
-def spec_of(role: str, name: str, components: Components = NOTHING) -> Any:
+def spec_of(role: str, name: str, components: Components = NOTHING) -> Spec:
     """The part of that name: of the registry, or of the caller's own (:mod:`pyro_vae.runs.components`).
 
     Raises:
@@ -108,10 +107,10 @@ def options_of(role: str, name: str, given: Mapping[str, Any], components: Compo
             close = difflib.get_close_matches(key, known, 1)
             hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known) or 'none'}"
             raise UsageError(f"{role} {name!r} has no option {key!r}; {hint}")
-        free = name in components and (known[key] is None or known[key] is inspect.Parameter.empty)
+        free = name in components and (known[key] is None or known[key] is REQUIRED)
         what = f"{role} {name!r}: option {key!r}"
         made[key] = plain(what, value) if free else read(what, value, known[key])
-    if missing := [k for k, v in known.items() if v is inspect.Parameter.empty and k not in made]:
+    if missing := [k for k, v in known.items() if v is REQUIRED and k not in made]:
         raise UsageError(f"{role} {name!r} needs {missing[0]!r}: --{role}.{missing[0].replace('_', '-')} VALUE")
     return made
 
@@ -151,7 +150,7 @@ def check_objective(config: Config, components: Components = NOTHING) -> None:
         fit = [name for name in names("posterior") if not POSTERIORS[name].reparameterised]
         raise UsageError(
             f"objective 'trace_enum' sums over every value of z, and the draws of posterior {config.posterior!r} are pathwise. "
-            f"Take posterior {' or '.join(map(repr, fit))} (of your own: a PartSpec with reparameterised=False), or objective "
+            f"Take posterior {' or '.join(map(repr, fit))} (of your own: a Spec with reparameterised=False), or objective "
             "'elbo'."
         )
     if config.objective != "trace_enum" and config.gradient not in SCORED and not spec.reparameterised:
@@ -192,7 +191,7 @@ def likelihood_of(config: Config, elements: int, components: Components = NOTHIN
         options["dim"] = elements
     family = spec.make(**options)
     if spec is not COLUMNS:
-        return family, spec.features(**options) * elements
+        return family, spec.num_features(**options) * elements
     if (made := sum(family.widths)) != elements:
         raise UsageError(f"likelihood 'columns': its blocks make {made} columns, the data has {elements}")
     return family, sum(family.features)
@@ -240,7 +239,7 @@ def build(config: Config, shape: tuple[int, ...], x: Tensor | None = None, compo
 
 
 def make(
-    role: str, spec: PartSpec, config: Config, shape: tuple[int, ...], parts: dict[str, Any], x: Tensor | None
+    role: str, spec: Spec, config: Config, shape: tuple[int, ...], parts: dict[str, Any], x: Tensor | None
 ) -> nn.Module:
     """The prior or the posterior, from the parts made before it."""
     options: dict[str, Any] = dict(getattr(config, f"{role}_options"))
