@@ -1,8 +1,9 @@
 """Variational autoencoders as Pyro programs, with log-likelihoods one can trust."""
 
 from . import errors
+from .common.spec import Spec
 from .comparing import compare_runs
-from .data import binarize
+from .data import Data, binarize
 from .evaluate.annealed import Annealed
 from .evaluate.annealing import ais
 from .evaluate.bracket import Bracket, bdmc, bracket
@@ -29,6 +30,7 @@ from .infer.analytic import analytic_kl
 from .infer.bounds import ciwae, elbo, iwae, jackknife, miwae, piwae, renyi, tvo
 from .infer.check import check
 from .infer.estimators import dreg, gdreg, pathwise, rws, stl, vimco
+from .infer.findings import CheckReport
 from .infer.gradients import GradientReport, gradient_report
 from .infer.handlers import Beta
 from .infer.latents import Latents, latents
@@ -43,11 +45,15 @@ from .parts.families import bernoulli, binomial, normal
 from .parts.missing import SkipMissing, WithMask
 from .parts.networks import MLP, ConvDecoder, ConvEncoder
 from .parts.priors import StandardNormal
+from .resuming import resume_run
+from .runs.config import Config
+from .scoring import evaluate_run
 from .train.fit import fit
 from .train.lagging import Aggressive
 from .train.schedules import constant, cosine, cyclical, warmup
 from .train.step import adam
 from .use import encode, interpolate, reconstruct, sample
+from .workflows import train_run
 
 __all__ = [  # noqa: RUF022 (grouped as in the README)
     # models and their parts
@@ -64,17 +70,19 @@ __all__ = [  # noqa: RUF022 (grouped as in the README)
     "Beta", "cyclical", "free_bits", "capacity", "total_correlation", "mmd",
     "gradient_report", "GradientReport",
     # what is wrong
-    "check", "latents", "Latents",
+    "check", "CheckReport", "latents", "Latents",
     # how good it is: log p(x), by particles, exactly, or between two ends
     "log_likelihood", "Evidence", "defensive", "widened", "pareto_khat", "convergence", "save_evidence", "load_evidence",
     "linear_gaussian", "enumerate_latents", "quadrature", "Exact",
     "ais", "Annealed", "bracket", "bdmc", "Bracket", "simulate", "Simulated",
     # where the gap comes from, which model is better, whether to believe q(z | x) and p(x)
     "gaps", "Gaps", "overfitting", "Overfitting", "decompose", "ElboDecomposition",
-    "compare", "compare_runs", "Comparison",
+    "compare", "Comparison",
     "simulation_based_calibration", "Calibration",
     "posterior_predictive_check", "prior_predictive_check", "PredictiveCheck",
     # using a model
-    "encode", "reconstruct", "sample", "interpolate", "load_run",
+    "encode", "reconstruct", "sample", "interpolate",
+    # runs on disk
+    "Config", "Data", "Spec", "train_run", "resume_run", "evaluate_run", "compare_runs", "load_run",
     "errors",
 ]  # fmt: skip

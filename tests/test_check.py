@@ -11,9 +11,9 @@ from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 from torch import nn
 
-from pyro_vae import MLP, VAE, Conditional, StandardNormal, bernoulli, normal
+from pyro_vae import MLP, VAE, CheckReport, Conditional, StandardNormal, bernoulli, normal
 from pyro_vae.errors import ProgramError, ShapeError, SupportError
-from pyro_vae.infer.check import Finding, Report, check
+from pyro_vae.infer.check import Finding, check
 
 
 def small_vae(kind=VAE, likelihood=bernoulli, posterior=normal):
@@ -421,8 +421,8 @@ def test_the_report_raises_the_class_of_its_first_error():
 
     for kind, error in (("support", SupportError), ("shape", ShapeError), ("plate", ProgramError)):
         with pytest.raises(error, match=r"✗ site 'x': it is so. Fix: do so"):
-            Report((finding("pixels", "warning"), finding(kind))).raise_if_bad()
-    Report((finding("pixels", "warning"),)).raise_if_bad()
+            CheckReport((finding("pixels", "warning"), finding(kind))).raise_if_bad()
+    CheckReport((finding("pixels", "warning"),)).raise_if_bad()
 
 
 class Restless(VAE):

@@ -13,18 +13,20 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.pyro_private import own_store
 from pyro_vae.errors import ProgramError, ShapeError
 from pyro_vae.seeding import seeded
 
 from .check_parameters import ghost_training, gradients, modules, named_parameters, shared
-from .findings import Finding, Report, Run, run
+from .findings import CheckReport, Finding, Run, run
 from .programs import evaluation_mode, without_validation
 from .support import MASK, base_name, describe, rows_inside, say_support
 from .weights import Program, Site
 
 
-def check(model: Program, guide: Program, *batch: Any, others: Iterable[Any] = (), seed: int = 0) -> Report:
+@suggest_keywords
+def check(model: Program, guide: Program, *batch: Any, others: Iterable[Any] = (), seed: int = 0) -> CheckReport:
     r"""Is (model, guide) a pair p(x, z), q(z | x) with log w[n] = log p(x_n, z_n) − log q(z_n | x_n) and its gradients?
 
     Runs both programs on one batch, in eval mode, on a private random stream and a private copy of Pyro's store, and says
@@ -42,7 +44,7 @@ def check(model: Program, guide: Program, *batch: Any, others: Iterable[Any] = (
         seed: of the private random stream.
 
     Returns:
-        A :class:`Report`; never raises for what it diagnoses (``report.raise_if_bad()`` does). Findings are of one draw
+        A :class:`CheckReport`; never raises for what it diagnoses (``report.raise_if_bad()`` does). Findings are of one draw
         and one batch: what they name is wrong there; no finding is no proof.
 
     Example:
@@ -69,7 +71,7 @@ def check(model: Program, guide: Program, *batch: Any, others: Iterable[Any] = (
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")
-        return Report(tuple(diagnose(model, guide, batch, others)))
+        return CheckReport(tuple(diagnose(model, guide, batch, others)))
 
 
 def diagnose(model: Program, guide: Program, batch: tuple[Any, ...], others: list[Any]) -> list[Finding]:

@@ -9,7 +9,7 @@ from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_E
 from torch import Tensor
 
 from .check import check
-from .findings import Finding, Report
+from .findings import CheckReport, Finding
 from .objective import Bound
 from .weights import Program
 
@@ -52,10 +52,10 @@ def check_training(
     return [f.said for f in report.findings if worth_saying(f, objective)]
 
 
-def certain(report: Report, objective: ELBO) -> Report:
+def certain(report: CheckReport, objective: ELBO) -> CheckReport:
     """The errors that no training can mean."""
     kinds = STOPS_ENUMERATED if isinstance(objective, TraceEnum_ELBO) else STOPS
-    return Report(tuple(f for f in report.errors if f.kind in kinds))
+    return CheckReport(tuple(f for f in report.errors if f.kind in kinds))
 
 
 def worth_saying(finding: Finding, objective: Any) -> bool:

@@ -36,8 +36,13 @@ RAISES: dict[str, type[PyroVAEError]] = {"support": SupportError, "shape": Shape
 
 
 @dataclass(frozen=True)
-class Report:
-    """The findings of :func:`check`; `ok` where none is an error. Prints one line for each."""
+class CheckReport:
+    """The findings of :func:`~pyro_vae.check`; `ok` where none is an error. Prints one line for each.
+
+    Example:
+        >>> print(CheckReport((Finding("site", "site 'z'", "it has no prior", "sample it in the model"),)))
+        ✗ site 'z': it has no prior. Fix: sample it in the model
+    """
 
     findings: tuple[Finding, ...]
 
