@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.data import Data, binarize
 from pyro_vae.digests import digest_of
 from pyro_vae.errors import DivergedError, Interrupted, SupportError
@@ -28,7 +29,7 @@ from pyro_vae.runs.components import NOTHING, Components
 from pyro_vae.runs.config import Config
 from pyro_vae.runs.lock import locked
 from pyro_vae.runs.registry import build, objective_of, resolved
-from pyro_vae.scoring import SPLITS, score, versions
+from pyro_vae.scoring import SPLITS, EvaluationOptions, evaluate_opened, versions
 from pyro_vae.seeding import seeded
 from pyro_vae.train.engines import resolve
 from pyro_vae.train.fit import fit, resolve_device
@@ -41,6 +42,7 @@ MINUTES = 5.0  # between checkpoints
 BAD_STEPS = 5  # in a row, before training stops
 
 
+@suggest_keywords
 def train_run(
     config: Config,
     path: Path | str,
@@ -128,16 +130,8 @@ def carry_out(
     said = training(run, seconds)
     if resumed := keeper.checkpoints.about.get("resumed"):
         said["resumed"] = resumed | {"exact": resumed["exact"] and run.exact}
-    evidence = score(
-        opened,
-        job.data,
-        "test",
-        num_samples=num_samples,
-        training=said,
-        wait=True,
-        resume=resume is not None,
-        keep=False,
-    )
+    options = EvaluationOptions(num_samples=num_samples, resume=resume is not None)
+    evidence = evaluate_opened(opened, job.data, options, training=said, wait=True)
     draw_figures(path, vae, job.data, run, points, evidence["floor"]["log_px"])
     return evidence
 
