@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.safe_read import check_seal
 from pyro_vae.data.datasets import NAMES
 from pyro_vae.errors import DataError, RunFolderError, UsageError
@@ -45,6 +46,7 @@ class Scored:
     machine: str
 
 
+@suggest_keywords
 def compare_runs(paths: Sequence[str | Path], components: Mapping[str, Any] | None = None) -> Comparison:
     """:func:`~pyro_vae.evaluate.compare.compare` of saved runs, by the names of their folders; seconds are of training.
 

@@ -20,6 +20,10 @@ class UsageError(PyroVAEError, ValueError):
     exit_code = 2
 
 
+class KeywordError(UsageError, TypeError):
+    """A keyword that a function does not have: names the function, and the keyword that was meant."""
+
+
 class DeviceError(UsageError):
     """A device that was asked for and is not there."""
 

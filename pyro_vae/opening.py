@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.safe_read import check_seal
 from pyro_vae.data import Data, load
 from pyro_vae.errors import PyroVAEError, RunFolderError, UsageError
@@ -42,6 +43,7 @@ class Run:
         return previous(self.path)
 
 
+@suggest_keywords
 def load_run(
     path: Path | str, components: Components = NOTHING, device: str = "cpu", *, allow_nonfinite: bool = False
 ) -> Run:

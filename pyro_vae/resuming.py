@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vae.common.atomic_write import sweep
+from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.safe_read import MIB, check_seal
 from pyro_vae.digests import digest_of
 from pyro_vae.errors import CheckpointError, RunFolderError, UsageError
@@ -26,6 +27,7 @@ from pyro_vae.workflows import MINUTES, Job, carry_out, describe, prepare
 ELSEWHERE = "torch"  # of the versions: training compares it, with device, threads and engine, and says so
 
 
+@suggest_keywords
 def resume_run(
     path: Path | str,
     config: Config | None = None,

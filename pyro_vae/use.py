@@ -13,6 +13,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
+from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.data.rows import batch_of
 from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.infer.programs import evaluation_mode, like_parameters, without_validation
@@ -71,6 +72,7 @@ def reconstruct(vae: HasParts, x: Any, *c: Any) -> Tensor:
     return _decode(vae, encode(vae, *rows), *rows[1:])
 
 
+@suggest_keywords
 def interpolate(vae: HasParts, start: Any, end: Any, *c: Any, steps: int = 10) -> Tensor:
     """E[x | z] along the straight line from E[z | start] to E[z | end], row by row, ends included: ``(steps, N, *event)``.
 
@@ -90,6 +92,7 @@ def interpolate(vae: HasParts, start: Any, end: Any, *c: Any, steps: int = 10) -
     return _decode(vae, a + t * (b - a), *context)
 
 
+@suggest_keywords
 def sample(vae: HasParts, num_samples: int, *c: Any, seed: int = 0, mean: bool = False) -> Tensor:
     """x ~ p(x | z) for z ~ p(z), ``(num_samples, *event)``.
 

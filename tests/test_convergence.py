@@ -75,8 +75,8 @@ def test_no_block_of_particles_is_run_twice():
         ({"samples": (5, 5)}, "must rise"),
         ({"samples": ()}, "must rise"),
         ({"samples": (0, 5)}, "must rise"),
-        ({"target_se": 0.1}, "no target_se"),
-        ({"num_samples": 5, "strict": True}, "no num_samples or strict"),
+        ({"target_se": 0.1}, "convergence.. has no argument 'target_se'"),
+        ({"num_samples": 5, "strict": True}, "convergence.. has no argument 'num_samples'; did you mean 'samples'?"),
     ],
 )
 def test_refuses_what_contradicts_the_samples(options, said):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import SupportError
 
 from .rows import format_rows
 
 
+@suggest_keywords
 def binarize(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """x_bin ~ Bernoulli(x), element by element: zeros and ones of x's shape and dtype.
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.data.rows import batch_of
 from pyro_vae.errors import ProgramError
 from pyro_vae.infer.memory import SMALLER, fitting
@@ -28,6 +29,7 @@ STREAMS = 5  # of a seed: (seed, 5, kind, chunk), apart from importance sampling
 SCHEDULE, PILOT, FORWARD = range(3)
 
 
+@suggest_keywords
 def ais(
     model: Program,
     guide: Program,
@@ -102,17 +104,10 @@ def ais(
         True
     """
     settings = Settings(
-        start,
-        num_temperatures,
-        num_chains,
-        leapfrog_steps,
-        schedule,
-        step_size,
-        target_acceptance,
-        seed,
-        chunk_size,
-        verbose,
-    )
+        start=start, num_temperatures=num_temperatures, num_chains=num_chains, leapfrog_steps=leapfrog_steps,
+        schedule=schedule, step_size=step_size, target_acceptance=target_acceptance,
+        seed=seed, chunk_size=chunk_size, verbose=verbose,
+    )  # fmt: skip
     task = prepare(model, guide, x, context, settings)
     return forward(task).result(settings, task.measure)
 

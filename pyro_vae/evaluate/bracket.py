@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.data.rows import batch_of
 from pyro_vae.errors import UsageError
 from pyro_vae.infer.programs import like_parameters
@@ -100,6 +101,7 @@ class Bracket:
     __repr__ = __str__
 
 
+@suggest_keywords
 def bracket(
     model: Program,
     guide: Program,
@@ -109,10 +111,15 @@ def bracket(
     num_samples: int = 1000,
     refresh: int = 20,
     start: str = "guide",
+    num_temperatures: int = 100,
+    num_chains: int = 16,
+    leapfrog_steps: int = 10,
+    schedule: str = "sigmoid",
+    step_size: float | None = None,
+    target_acceptance: float = 0.65,
     seed: int = 0,
     chunk_size: int = 16384,
     verbose: bool = True,
-    **options: Any,
 ) -> Bracket:
     r"""lower_n ≤ log p(x_n) ≤ upper_n, by importance sampling and annealing from below, reverse annealing from above.
 
@@ -138,11 +145,11 @@ def bracket(
         num_samples: K of importance sampling.
         refresh: transitions at β = 1 before the reverse run.
         start: of the annealing, "guide" or "prior".
+        num_temperatures, num_chains, leapfrog_steps, schedule, step_size, target_acceptance: of the annealing, as for
+            :func:`~pyro_vae.evaluate.annealing.ais`.
         seed: of everything.
         chunk_size: (row, particle) or (row, chain) pairs run at a time.
         verbose: a progress bar, on a terminal only.
-        **options: further ones of :func:`~pyro_vae.evaluate.annealing.ais`: `num_temperatures`, `num_chains`,
-            `leapfrog_steps`, `schedule`, `step_size`, `target_acceptance`.
 
     Returns:
         A :class:`Bracket`.
@@ -172,7 +179,11 @@ def bracket(
     """
     if refresh < 0:
         raise UsageError(f"refresh must be at least 0, got {refresh}")
-    settings = Settings(start=start, seed=seed, chunk_size=chunk_size, verbose=verbose, **options)
+    settings = Settings(
+        start=start, num_temperatures=num_temperatures, num_chains=num_chains, leapfrog_steps=leapfrog_steps,
+        schedule=schedule, step_size=step_size, target_acceptance=target_acceptance,
+        seed=seed, chunk_size=chunk_size, verbose=verbose,
+    )  # fmt: skip
     task = prepare(model, guide, x, context, settings)
     sampled = importance(
         model, guide, *task.args, num_samples=num_samples, seed=seed, chunk_size=chunk_size, verbose=verbose
@@ -196,14 +207,25 @@ def bracket(
     )
 
 
+@suggest_keywords
 def bdmc(
     model: Program,
     guide: Program,
     x: Any,
     *context: Any,
     num_rows: int | None = None,
+    num_samples: int = 1000,
+    refresh: int = 20,
+    start: str = "guide",
+    num_temperatures: int = 100,
+    num_chains: int = 16,
+    leapfrog_steps: int = 10,
+    schedule: str = "sigmoid",
+    step_size: float | None = None,
+    target_acceptance: float = 0.65,
     seed: int = 0,
-    **options: Any,
+    chunk_size: int = 16384,
+    verbose: bool = True,
 ) -> Bracket:
     r"""The bracket of rows that the model draws itself: both ends are strict in expectation (bidirectional Monte Carlo).
 
@@ -220,7 +242,8 @@ def bdmc(
         *context: with as many rows; these are used.
         num_rows: how many to draw; the template and contexts are cut or repeated. As many as x has by default.
         seed: of the rows, and of everything else.
-        **options: of :func:`bracket`.
+        num_samples, refresh, start, num_temperatures, num_chains, leapfrog_steps, schedule, step_size, target_acceptance,
+        chunk_size, verbose: as for :func:`bracket`.
 
     Raises:
         ProgramError: rows that cannot be drawn, as :func:`~pyro_vae.evaluate.simulate.simulate`; and as :func:`bracket`.
@@ -243,8 +266,6 @@ def bdmc(
         >>> bool(result.gap.abs().max() < 1e-5)    # with the exact posterior there is no gap
         True
     """
-    if "latents" in options:
-        raise UsageError("bdmc draws rows and latents itself; pass your own to bracket(..., latents=...)")
     args = batch_of(x, *context, like=like_parameters(model, guide), missing=takes_missing(model, guide))
     if num_rows is not None:
         if num_rows < 1:
@@ -252,7 +273,12 @@ def bdmc(
         chosen = torch.arange(num_rows, device=args[0].device) % len(args[0])
         args = tuple(a[chosen] for a in args)
     drawn = simulate(model, *args, seed=seed)
-    return bracket(model, guide, *drawn.args, latents=drawn.latents, seed=seed, **options)
+    return bracket(
+        model, guide, *drawn.args, latents=drawn.latents, num_samples=num_samples, refresh=refresh,
+        start=start, num_temperatures=num_temperatures, num_chains=num_chains, leapfrog_steps=leapfrog_steps,
+        schedule=schedule, step_size=step_size, target_acceptance=target_acceptance,
+        seed=seed, chunk_size=chunk_size, verbose=verbose,
+    )  # fmt: skip
 
 
 def by_annealing(annealed: Tensor, sampled: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.data.rows import batch_of
 from pyro_vae.errors import UsageError
 from pyro_vae.infer.programs import evaluation_mode, like_parameters, without_validation
@@ -109,6 +110,7 @@ class Calibration:
     __repr__ = __str__
 
 
+@suggest_keywords
 def simulation_based_calibration(
     model: Program,
     guide: Program,

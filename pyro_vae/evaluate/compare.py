@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import DataError, ShapeError, UsageError
 
 from .evidence import LOW_ESS
@@ -128,6 +129,7 @@ class Comparison:
     __repr__ = __str__
 
 
+@suggest_keywords
 def compare(
     evidence: Mapping[str, LogPx] | Iterable[tuple[str, LogPx]],
     *,

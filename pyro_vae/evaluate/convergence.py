@@ -5,18 +5,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
+from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import UsageError
 from pyro_vae.infer.weights import Program
 
 from .evidence import Evidence
 from .importance import importance
+from .proposals import GUIDE, Proposal
 
 SAMPLES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
-OURS = {"num_samples", "particles", "resume", "target_se", "strict"}  # options that would contradict `samples`
 
 
+@suggest_keywords
 def convergence(
-    model: Program, guide: Program, x: Any, *context: Any, samples: Sequence[int] = SAMPLES, **options: Any
+    model: Program,
+    guide: Program,
+    x: Any,
+    *context: Any,
+    samples: Sequence[int] = SAMPLES,
+    proposal: Proposal = GUIDE,
+    rows: range | None = None,
+    seed: int = 0,
+    chunk_size: int = 4096,
+    vectorize_particles: bool = True,
+    missing: bool = False,
+    device: torch.device | str | None = None,
+    verbose: bool = True,
 ) -> list[Evidence]:
     r"""log p̂_K(x_n) = log 1/K Σ_{k ≤ K} w_kn for each K of `samples`, of one run of particles: does the bound still rise?
 
@@ -30,14 +46,15 @@ def convergence(
         x: data ``(N, *event)``.
         *context: what the programs take beside x, each with N rows.
         samples: K, rising.
-        **options: of :func:`~pyro_vae.log_likelihood`: `proposal`, `seed`, `chunk_size`, `missing` …
+        proposal, rows, seed, chunk_size, vectorize_particles, missing, device, verbose: as for
+            :func:`~pyro_vae.log_likelihood`.
 
     Returns:
         An :class:`~pyro_vae.Evidence` for each K; their ``summary()`` is what
         :func:`~pyro_vae.report.evidence.convergence_curve` draws.
 
     Raises:
-        UsageError: `samples` that do not rise from 1 or more, or options that say how many particles in another way.
+        UsageError: `samples` that do not rise from 1 or more.
         ProgramError, SupportError, ShapeError, DataError: as :func:`~pyro_vae.log_likelihood`.
 
     References:
@@ -54,14 +71,14 @@ def convergence(
         >>> bool((found[-1].log_px == log_likelihood(vae.model, vae.guide, torch.eye(3), num_samples=100).log_px).all())
         True
     """
-    if twice := OURS & options.keys():
-        raise UsageError(f"convergence takes `samples`, each K in turn, and no {' or '.join(sorted(twice))}")
     if not samples or samples[0] < 1 or list(samples) != sorted(set(samples)):
         raise UsageError(f"samples must rise from 1 or more, got {tuple(samples)}")
     found: list[Evidence] = []
     for k in samples:
-        held = found[-1] if found else None
-        found.append(
-            importance(model, guide, x, *context, num_samples=samples[-1], particles=range(k), resume=held, **options)
-        )
+        evidence = importance(
+            model, guide, x, *context, num_samples=samples[-1], particles=range(k), resume=found[-1] if found else None,
+            proposal=proposal, rows=rows, seed=seed, chunk_size=chunk_size, vectorize_particles=vectorize_particles,
+            missing=missing, device=device, verbose=verbose,
+        )  # fmt: skip
+        found.append(evidence)
     return found

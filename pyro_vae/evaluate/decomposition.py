@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import UsageError
 from pyro_vae.infer.latents import ACTIVE, Units, join, moments
 from pyro_vae.infer.programs import evaluation_mode, without_validation
@@ -132,6 +133,7 @@ class ElboDecomposition:
     __repr__ = __str__
 
 
+@suggest_keywords
 def decompose(
     model: Program,
     guide: Program,

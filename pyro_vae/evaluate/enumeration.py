@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.infer.support import base_name, support_of_site
 from pyro_vae.infer.weights import Program
@@ -19,6 +20,7 @@ MAX_CODES = 2**16
 BLOCK = 64  # rows at a time, where each needs runs of its own
 
 
+@suggest_keywords
 def enumerate_latents(
     model: Program,
     guide: Program | None,

@@ -262,14 +262,23 @@ class Evidence:
         return write_columns({name: getattr(self, name) for name in names})
 
     @classmethod
-    def from_csv(cls, text: str, *, num_samples: int, seed: int, **said: Any) -> Evidence:
+    def from_csv(
+        cls,
+        text: str,
+        *,
+        num_samples: int,
+        seed: int,
+        measure: str | None = None,
+        proposal: str = "guide",
+        target_se: float | None = None,
+    ) -> Evidence:
         """What `rows_csv` wrote, to the last bit.
 
         Args:
             text: of the file; further columns are left alone.
             num_samples: K, the most that any row has.
             seed: of the particles.
-            **said: what else the rows do not say: `measure`, `proposal`, `target_se`.
+            measure, proposal, target_se: as the evidence had them.
 
         Raises:
             DataError: a column is missing, a row is out of order, or a cell is no number.
@@ -281,8 +290,10 @@ class Evidence:
             >>> Evidence.from_csv(evidence.rows_csv(), num_samples=7, seed=0).log_px.tolist()
             [-1.5, -0.1]
         """
-        said |= read_columns(text, ROW_FIELDS, DIAGNOSTICS)
-        return cls(num_samples=num_samples, seed=seed, **said)
+        columns: dict[str, Any] = read_columns(text, ROW_FIELDS, DIAGNOSTICS)
+        return cls(
+            num_samples=num_samples, seed=seed, measure=measure, proposal=proposal, target_se=target_se, **columns
+        )
 
     def __str__(self) -> str:
         s = self.summary()

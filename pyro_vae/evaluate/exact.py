@@ -75,7 +75,7 @@ class Exact:
         return write_columns({name: getattr(self, name).double() for name in FIELDS})
 
     @classmethod
-    def from_csv(cls, text: str, **said: Any) -> Exact:
+    def from_csv(cls, text: str, *, method: str, measure: str | None, how: str) -> Exact:
         """What `rows_csv` wrote, to the last bit; with `method`, `measure` and `how`, which the rows do not say.
 
         Raises:
@@ -88,7 +88,7 @@ class Exact:
             log p(x) -1.500 ± 0.0e+00 (by hand) ± unknown (data) nats | counts | 1 rows, 0 flagged, largest error 0.0e+00
         """
         columns = read_columns(text, FIELDS)
-        return cls(columns["log_px"], columns["error"], columns["reliable"] > 0, **said)
+        return cls(columns["log_px"], columns["error"], columns["reliable"] > 0, method, measure, how)
 
     def __str__(self) -> str:
         s = self.summary()

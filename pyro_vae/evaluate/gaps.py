@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.data.rows import batch_of
 from pyro_vae.errors import ProgramError, ShapeError, UsageError
 from pyro_vae.infer.programs import evaluation_mode, like_parameters, without_validation
@@ -18,7 +19,7 @@ from pyro_vae.progress import tracked
 from pyro_vae.seeding import seeded
 
 from .evidence import LOW_ESS
-from .local import Batch, Free, LocalSite, local_guide, local_sites, optimise, start_of
+from .local import Batch, local_guide, local_sites, optimise, start_of
 from .measure import measure_of
 from .reading import LogPx, known, say
 
@@ -129,6 +130,7 @@ def told(number: Number) -> str:
     return f"{number['value']:.3f} ± {say(number['mc_se'])} ± {say(number['data_se'])}"
 
 
+@suggest_keywords
 def gaps(
     model: Program,
     guide: Program,
@@ -220,9 +222,11 @@ def gaps(
                 sites = local_sites(model, guide, rows, plates)
                 half, best = optimise(model, rows, sites, plates, steps, num_particles, lr)
             q, middle, last = (
-                weights(model, rows, sites, free, plates, num_samples, chunk_size, (seed, i, 1), done)
+                weights(model, local_guide(sites, free, plates), rows, plates, num_samples, chunk_size, (seed, i, 1))
                 for free in (start_of(sites), half, best)
             )
+            for log_w in (q, middle, last):
+                check_weights(log_w, done)
             parts.append(figures(q, middle, last, of))
     by_row = {field: torch.cat([part[field] for part in parts]) for field in parts[0]}
     return Gaps(**by_row, given=truth is not None, steps=steps, num_samples=num_samples, seed=seed, measure=measure)
@@ -252,30 +256,30 @@ def as_truth(log_px: Tensor | LogPx, rows: int) -> tuple[Tensor, Tensor]:
 
 def weights(
     model: Program,
+    guide: Program,
     rows: Batch,
-    sites: dict[str, LocalSite],
-    free: Free,
     plates: Plates,
     num_samples: int,
     chunk_size: int,
     block: tuple[int, ...],
-    start: int,
 ) -> Tensor:
     """log p(x, z) − log q(z) of K draws of a row, ``(K, n)``; the same block of seeds is the same noise."""
-    guide, step = local_guide(sites, free, plates), max(1, chunk_size // len(rows[0]))
-    parts = []
+    step, parts = max(1, chunk_size // len(rows[0])), []
     for j, done in enumerate(range(0, num_samples, step)):
         with seeded(*block, j, device=rows[0].device):
             terms = log_probs(model, guide, *rows, num_particles=min(step, num_samples - done), plates=plates)
         parts.append(terms.log_w.to("cpu", torch.float64))
-    log_w = torch.cat(parts)
+    return torch.cat(parts)
+
+
+def check_weights(log_w: Tensor, start: int) -> None:
+    """Refuse log weights ``(K, n)`` that are NaN or +inf, by row; `start` is the first row's number."""
     if (bad := log_w.isnan() | (log_w == math.inf)).any():
         rows_said = (start + bad.any(0).nonzero().flatten()).tolist()
         raise ProgramError(
             f"log weights are NaN or +inf for rows {rows_said[:5]}, with the guide's own parameters or on the way to better "
             "ones. Look at those rows; a smaller lr takes shorter steps."
         )
-    return log_w
 
 
 def figures(q: Tensor, half: Tensor, best: Tensor, truth: tuple[Tensor, ...] | None) -> dict[str, Tensor]:

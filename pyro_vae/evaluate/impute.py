@@ -10,6 +10,7 @@ import torch
 from pyro import plate, poutine
 from torch import Tensor
 
+from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.data.rows import batch_of
 from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.infer.programs import evaluation_mode, like_parameters, programs, without_validation
@@ -33,6 +34,7 @@ from .importance import checked
 Chunk = Callable[["Particles"], Tensor]
 
 
+@suggest_keywords
 def impute(
     vae: Any, x: Any, *c: Any, num_samples: int = 1000, draws: int = 1, seed: int = 0, chunk_size: int = 16384
 ) -> Tensor:
@@ -73,9 +75,10 @@ def impute(
     """
     if draws < 1:
         raise UsageError(f"draws must be at least 1, got {draws}")
-    return run(lambda particles: particles.draw(draws), vae, x, c, num_samples, seed, chunk_size, 1)
+    return run(lambda particles: particles.draw(draws), vae, x, c, num_samples, seed, chunk_size)
 
 
+@suggest_keywords
 def impute_mean(vae: Any, x: Any, *c: Any, num_samples: int = 1000, seed: int = 0, chunk_size: int = 16384) -> Tensor:
     r"""E[x_mis | x_obs] ≈ Σ_k w_k E[x | z_k] / Σ_k w_k, with what was observed unchanged: ``(N, *event)``.
 
@@ -94,13 +97,11 @@ def impute_mean(vae: Any, x: Any, *c: Any, num_samples: int = 1000, seed: int = 
         >>> impute_mean(vae, torch.tensor([[1.0, torch.nan, 0.0]]), num_samples=10).shape
         torch.Size([1, 3])
     """
-    return run(lambda particles: particles.mean(), vae, x, c, num_samples, seed, chunk_size, 0)
+    return run(lambda particles: particles.mean().unsqueeze(0), vae, x, c, num_samples, seed, chunk_size).squeeze(0)
 
 
-def run(
-    each: Chunk, vae: Any, x: Any, c: tuple[Any, ...], num_samples: int, seed: int, chunk_size: int, dim: int
-) -> Tensor:
-    """`each` of K weighted particles for all rows, in chunks of rows that are joined along `dim`."""
+def run(each: Chunk, vae: Any, x: Any, c: tuple[Any, ...], num_samples: int, seed: int, chunk_size: int) -> Tensor:
+    """`each` of K weighted particles for all rows, ``(draws, N, *event)``, in chunks of rows."""
     if num_samples < 1 or chunk_size < 1:
         raise UsageError(f"num_samples and chunk_size must be at least 1, got {num_samples} and {chunk_size}")
     model, guide = programs(vae)
@@ -114,7 +115,7 @@ def run(
             with seeded(seed, i, device=device):
                 rows = tuple(a[start : start + step] for a in args)
                 done.append(each(Particles(model, guide, rows, plates, num_samples, start)))
-    return torch.cat(done, dim)
+    return torch.cat(done, 1)
 
 
 class Particles:

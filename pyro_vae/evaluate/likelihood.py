@@ -2,40 +2,79 @@ r"""log p(x), by the method that is asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, overload
 
-from pyro_vae.errors import ProgramError, UsageError
+import torch
+
+from pyro_vae.common.keywords import suggest_keywords
+from pyro_vae.errors import KeywordError, ProgramError, UsageError
 from pyro_vae.infer.weights import Program
 
 from .evidence import Evidence
 from .exact import Exact
 from .importance import importance
+from .moments import Ledger
 from .oracles import exact
+from .proposals import GUIDE, Proposal
 
 PARTS = ("rows", "particles")  # of an evaluation by importance sampling, to be merged; an oracle has none
+METHODS = ("importance", "exact", "auto")
+DEFAULTS = {p.name: p.default for p in inspect.signature(importance).parameters.values()}
+OnBlock = Callable[[Sequence[Ledger], dict[str, Any]], None]
 
 
+# fmt: off
 @overload
 def log_likelihood(
-    model: Program, guide: Program, x: Any, *context: Any, method: Literal["importance"] = ..., **options: Any
+    model: Program, guide: Program, x: Any, *context: Any, method: Literal["importance"] = ..., num_samples: int = ...,
+    proposal: Proposal = ..., target_se: float | None = ..., max_samples: int = ..., rows: range | None = ...,
+    particles: range | None = ..., resume: Evidence | None = ..., strict: bool = ..., seed: int = ..., chunk_size: int = ...,
+    vectorize_particles: bool = ..., missing: bool = ..., device: torch.device | str | None = ...,
+    on_block: OnBlock | None = ..., verbose: bool = ...,
 ) -> Evidence: ...
 
 
 @overload
 def log_likelihood(
-    model: Program, guide: Program, x: Any, *context: Any, method: Literal["exact"], **options: Any
+    model: Program, guide: Program, x: Any, *context: Any, method: Literal["exact"], missing: bool = ...
 ) -> Exact: ...
 
 
 @overload
 def log_likelihood(
-    model: Program, guide: Program, x: Any, *context: Any, method: str, **options: Any
+    model: Program, guide: Program, x: Any, *context: Any, method: str, num_samples: int = ...,
+    proposal: Proposal = ..., target_se: float | None = ..., max_samples: int = ..., rows: range | None = ...,
+    particles: range | None = ..., resume: Evidence | None = ..., strict: bool = ..., seed: int = ..., chunk_size: int = ...,
+    vectorize_particles: bool = ..., missing: bool = ..., device: torch.device | str | None = ...,
+    on_block: OnBlock | None = ..., verbose: bool = ...,
 ) -> Evidence | Exact: ...
+# fmt: on
 
 
+@suggest_keywords
 def log_likelihood(
-    model: Program, guide: Program, x: Any, *context: Any, method: str = "importance", **options: Any
+    model: Program,
+    guide: Program,
+    x: Any,
+    *context: Any,
+    method: str = "importance",
+    num_samples: int = 1000,
+    proposal: Proposal = GUIDE,
+    target_se: float | None = None,
+    max_samples: int = 100_000,
+    rows: range | None = None,
+    particles: range | None = None,
+    resume: Evidence | None = None,
+    strict: bool = False,
+    seed: int = 0,
+    chunk_size: int = 4096,
+    vectorize_particles: bool = True,
+    missing: bool = False,
+    device: torch.device | str | None = None,
+    on_block: OnBlock | None = None,
+    verbose: bool = True,
 ) -> Evidence | Exact:
     r"""log p(x_n) of each row, in nats: by importance sampling, or exactly where the model allows it.
 
@@ -55,15 +94,16 @@ def log_likelihood(
         x: data ``(N, *event)``: a tensor, an array, anything :func:`~pyro_vae.data.as_rows` takes.
         *context: what the programs take beside x, each with N rows.
         method: as above.
-        **options: of :func:`~pyro_vae.evaluate.importance.importance`, which explains them: `num_samples` (1000), `proposal`
-            (the guide), `target_se` and `max_samples`, `rows` and `particles` (parts, to be merged), `resume`, `strict`,
-            `seed`, `chunk_size`, `missing`, `device`, `verbose`.
+        missing: x may hold NaN, for what was not observed: the result is log p(x_obs).
+        num_samples, proposal, target_se, max_samples, rows, particles, resume, strict, seed, chunk_size,
+        vectorize_particles, device, on_block, verbose: of :func:`~pyro_vae.evaluate.importance.importance`, which
+            explains them; ``"exact"`` takes none of these.
 
     Returns:
         An :class:`~pyro_vae.Evidence` or, of an oracle, an :class:`~pyro_vae.Exact`.
 
     Raises:
-        UsageError: no such method, or parts of what may be exact.
+        UsageError: no such method, an argument that the method does not take, or parts of what may be exact.
         ProgramError: ``"exact"``, and no oracle applies; or a pair that cannot be treated row by row.
         SupportError, ShapeError, DataError, Interrupted, UnreliableError, DeviceError: as
             :func:`~pyro_vae.evaluate.importance.importance`.
@@ -87,22 +127,30 @@ def log_likelihood(
     """
     if method not in METHODS:
         raise UsageError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    return METHODS[method](model, guide, x, *context, **options)
+    options: dict[str, Any] = {
+        "num_samples": num_samples, "proposal": proposal, "target_se": target_se, "max_samples": max_samples, "rows": rows,
+        "particles": particles, "resume": resume, "strict": strict, "seed": seed, "chunk_size": chunk_size,
+        "vectorize_particles": vectorize_particles, "device": device, "on_block": on_block, "verbose": verbose,
+    }  # fmt: skip
+    given = [name for name, value in options.items() if value != DEFAULTS[name]]
+    if method == "exact":
+        if given:
+            raise KeywordError(f"method='exact' takes no {given[0]}=, which is of importance sampling: leave it out")
+        return exact(model, guide, x, *context, missing=missing)
+    if method == "auto":
+        if parts := [name for name in PARTS if name in given]:
+            raise UsageError(
+                f"{parts[0]}= runs a part of the particles, and an oracle has none: give method='importance'"
+            )
+        if (found := by_oracle(model, guide, x, *context, missing=missing)) is not None:
+            return found
+    return importance(model, guide, x, *context, missing=missing, **options)
 
 
-def auto(
-    model: Program, guide: Program, x: Any, *context: Any, missing: bool = False, **options: Any
-) -> Evidence | Exact:
-    """By an oracle, if one applies and flags no row; otherwise by importance sampling."""
-    if parts := [name for name in PARTS if options.get(name) is not None]:
-        raise UsageError(f"{parts[0]}= runs a part of the particles, and an oracle has none: give method='importance'")
+def by_oracle(model: Program, guide: Program, x: Any, *context: Any, missing: bool) -> Exact | None:
+    """What an oracle says, if one applies and flags no row."""
     try:
         found = exact(model, guide, x, *context, missing=missing)
     except ProgramError:
-        found = None
-    if found is None or len(found.flagged):
-        return importance(model, guide, x, *context, missing=missing, **options)
-    return found
-
-
-METHODS: dict[str, Callable[..., Any]] = {"importance": importance, "exact": exact, "auto": auto}
+        return None
+    return None if len(found.flagged) else found

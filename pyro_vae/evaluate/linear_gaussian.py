@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch import distributions as td
 
+from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import ProgramError
 from pyro_vae.infer.support import base_name
 from pyro_vae.infer.weights import Program, Site
@@ -20,6 +21,7 @@ BLOCK = 64  # rows at a time, where parameters differ by row
 RADII = (1.0, 3.0, 10.0)  # of the random z at which a mean must be affine
 
 
+@suggest_keywords
 def linear_gaussian(
     model: Program,
     guide: Program | None,

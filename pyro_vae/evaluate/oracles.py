@@ -10,6 +10,7 @@ import torch
 from pyro import plate, poutine
 from torch import Tensor
 
+from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.infer.support import base_name, support_of_site
 from pyro_vae.infer.weights import PARTICLES, Program, sample_sites
@@ -30,6 +31,7 @@ FEW = 16  # rows, up to which a grid for each is less work than one for all
 BLOCK = {True: 512, False: 64}  # rows treated at once, on a shared grid or not
 
 
+@suggest_keywords
 def quadrature(
     model: Program,
     guide: Program | None,

@@ -8,10 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
+from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.infer.weights import Program
 from pyro_vae.seeding import stream
 
 from .gaps import Gaps, Number, gaps, mean, told
+from .reading import LogPx
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +82,23 @@ def difference(a: Tensor, b: Tensor, a_se: Tensor, b_se: Tensor) -> Number:
     return {"value": a.mean().item() - b.mean().item(), "mc_se": joint("mc_se"), "data_se": joint("data_se")}
 
 
-def overfitting(model: Program, guide: Program, train: Any, test: Any, *, seed: int = 0, **options: Any) -> Overfitting:
+@suggest_keywords
+def overfitting(
+    model: Program,
+    guide: Program,
+    train: Any,
+    test: Any,
+    *,
+    log_px: tuple[Tensor | LogPx, Tensor | LogPx] | None = None,
+    steps: int = 500,
+    lr: float = 0.05,
+    num_particles: int = 8,
+    num_samples: int = 1000,
+    seed: int = 0,
+    chunk_size: int = 4096,
+    missing: bool = False,
+    verbose: bool = True,
+) -> Overfitting:
     r"""ELBO_train − ELBO_test = Δ log p(x) − Δ approximation gap − Δ amortisation gap, Δ = training rows − test rows.
 
     Means over the rows of each split. The first part is the decoder's overfitting, the last the encoder's: q(z | x) fits
@@ -92,8 +110,9 @@ def overfitting(model: Program, guide: Program, train: Any, test: Any, *, seed: 
         guide: likewise.
         train: x, or a tuple of x and contexts, of rows that were trained on; the preprocessing of both splits must be one.
         test: likewise of rows that were not.
+        log_px: as for :func:`gaps`, a pair (train, test).
         seed: of the noise, which differs between splits.
-        **options: of :func:`gaps`, for both splits; `log_px` as a pair (train, test).
+        steps, lr, num_particles, num_samples, chunk_size, missing, verbose: as for :func:`gaps`, for both splits.
 
     References:
         On the Quantitative Analysis of Decoder-Based Generative Models (Wu et al., 2017), https://arxiv.org/abs/1611.04273
@@ -113,11 +132,13 @@ def overfitting(model: Program, guide: Program, train: Any, test: Any, *, seed: 
         >>> round(found.encoder["value"], 1)
         0.1
     """
-    pairs = options.pop("log_px", None) or (None, None)
     splits = [given if isinstance(given, tuple) else (given,) for given in (train, test)]
     seeds = seed, stream(seed, 1)
     found = [
-        gaps(model, guide, *split, log_px=log_px, seed=own, **options)
-        for split, log_px, own in zip(splits, pairs, seeds, strict=True)
-    ]
+        gaps(
+            model, guide, *split, log_px=given, steps=steps, lr=lr, num_particles=num_particles, num_samples=num_samples,
+            seed=own, chunk_size=chunk_size, missing=missing, verbose=verbose,
+        )
+        for split, given, own in zip(splits, log_px or (None, None), seeds, strict=True)
+    ]  # fmt: skip
     return Overfitting(*found)

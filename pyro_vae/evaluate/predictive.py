@@ -9,6 +9,7 @@ import torch
 from pyro import plate
 from torch import Tensor
 
+from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.data.rows import batch_of
 from pyro_vae.errors import DataError, ShapeError, UsageError
 from pyro_vae.infer.programs import evaluation_mode, like_parameters, without_validation
@@ -37,6 +38,7 @@ STATISTICS: dict[str, Statistic] = {
 }
 
 
+@suggest_keywords
 def posterior_predictive_check(
     model: Program,
     guide: Program,
@@ -123,6 +125,7 @@ def posterior_predictive_check(
     return PredictiveCheck(kept.result(), "posterior", rows, num_draws, seed)
 
 
+@suggest_keywords
 def prior_predictive_check(
     model: Program,
     x: Any,

@@ -19,6 +19,7 @@ from pyro.poutine.runtime import Message
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.pyro_private import is_deterministic
 from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.infer.weights import PARTICLES, LogProbs, Plates, Program, row_log_prob, sample_sites, sum_terms
@@ -71,6 +72,7 @@ class Proposal:
 GUIDE = Proposal()
 
 
+@suggest_keywords
 def defensive(weight: float = 0.1) -> Proposal:
     r"""q(z) = (1 − weight) · guide(z | x) + weight · p(z), row by row, for the whole program; so w ≤ p(x | z) / weight.
 
@@ -93,6 +95,7 @@ def defensive(weight: float = 0.1) -> Proposal:
     return Proposal(weight=weight)
 
 
+@suggest_keywords
 def widened(factor: float = 1.5) -> Proposal:
     r"""q(z) = guide(z | x) with the scale of every latent multiplied by `factor`.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,7 @@ def evidence_from(content: bytes, path: str | Path) -> tuple[Evidence, dict[str,
         seals = head.pop(SEAL, None), said.get(SEAL)
         if seals not in ((None, None), (digest_of(head), tensor_digest(tensors))):  # none: from before there were seals
             raise ValueError("its SHA-256 is not that of what it holds")
-        ledgers = [ledger_of(tensors, i, *numbers) for i, numbers in enumerate(head["ledgers"])]
+        ledgers = [ledger_of(tensors, i, numbers) for i, numbers in enumerate(head["ledgers"])]
         return Evidence.of(ledgers, **{name: head["said"][name] for name in SAID}), dict(head.get("of", {}))
     except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError, RecursionError) as error:
         raise DataError(f"{path} holds no evidence that can be gone on from ({error!r}): run it again") from error
@@ -107,11 +107,10 @@ def tensors_of(ledger: Ledger) -> dict[str, Tensor]:
     return found | {f"piece/{b}/{o}": piece for b, pieces in ledger.pieces.items() for o, piece in pieces.items()}
 
 
-def ledger_of(
-    tensors: dict[str, Tensor], i: int, start: int, stop: int, planned: int, done: int, count: int, keep: int
-) -> Ledger:
-    """The ledger number `i` of a file."""
-    if not all(type(n) is int for n in (start, stop, planned, done, count, keep)) or not 0 < stop - start <= ROWS:
+def ledger_of(tensors: dict[str, Tensor], i: int, numbers: Sequence[int]) -> Ledger:
+    """The ledger number `i` of a file, whose head says its numbers."""
+    start, stop, planned, done, count, keep = numbers
+    if not all(type(n) is int for n in numbers) or not 0 < stop - start <= ROWS:
         raise ValueError(f"ledger {i} is of no block of rows")
     if tensors[f"{i}/sums"].shape != (4, stop - start) or len(tensors[f"{i}/top"]) != stop - start:
         raise ValueError(f"ledger {i} holds other rows than it says")

@@ -10,6 +10,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.data.rows import batch_of
 from pyro_vae.errors import ProgramError, ShapeError
 from pyro_vae.infer.programs import evaluation_mode, like_parameters, without_validation
@@ -37,6 +38,7 @@ class Simulated:
         return self.args[0]
 
 
+@suggest_keywords
 def simulate(model: Program, x: Any, *context: Any, seed: int = 0) -> Simulated:
     r"""z_n ~ p(z | c_n), x_n ~ p(x | z_n, c_n) for each row n: the model run with its observations undone.
 

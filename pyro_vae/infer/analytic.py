@@ -9,6 +9,7 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
+from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import ProgramError, UsageError
 
 from .bounds import elbo
@@ -18,6 +19,7 @@ from .latents import closed_kl
 from .weights import row_log_prob, sum_rows, sum_terms
 
 
+@suggest_keywords
 def analytic_kl(exact: bool = False) -> Estimate:
     r"""Estimator of the mean-field ELBO: 1/K Σ_k log p(x | z_k) − Σ_sites KL(q(z | x) ‖ p(z)), for ``Bound(elbo)`` alone.
 

@@ -14,6 +14,7 @@ from pyro import poutine
 from pyro.infer import ELBO
 from torch import Tensor
 
+from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import UsageError
 from pyro_vae.seeding import seeded
 
@@ -117,6 +118,7 @@ def cell(value: float | None, width: int, form: str) -> str:
     return f"{'-' if value is None else format(value, form):>{width}}"
 
 
+@suggest_keywords
 def gradient_report(
     vae: Any,
     x: Tensor,

@@ -13,6 +13,7 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import Categorical, Independent, kl_divergence
 
+from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.seeding import seeded
 
@@ -104,6 +105,7 @@ class Latents:
         )
 
 
+@suggest_keywords
 def latents(
     model: Program,
     guide: Program,

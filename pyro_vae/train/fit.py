@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO
 
+from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.data.rows import batch_of
 from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.infer.check_training import check_training
@@ -37,6 +38,7 @@ from .whole import whole_of
 FEW = 5  # of the notes that a first check leads to
 
 
+@suggest_keywords
 def fit(
     vae: Any,
     x: Any,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import UsageError
 
 Schedule = Callable[[float], float]
@@ -32,6 +33,7 @@ def cosine(done: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * done))
 
 
+@suggest_keywords
 def warmup(schedule: Schedule, fraction: float = 0.02) -> Schedule:
     """`schedule`, after a linear rise over the first `fraction` of training: min(1, t / fraction) × schedule(t).
 
@@ -47,6 +49,7 @@ def warmup(schedule: Schedule, fraction: float = 0.02) -> Schedule:
     return risen
 
 
+@suggest_keywords
 def cyclical(cycles: int = 4, rising: float = 0.5) -> Schedule:
     """From 0 to 1 over the first part `rising` of each of the cycles, then 1 to its end: for β, not for learning rates.
 

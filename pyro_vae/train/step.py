@@ -13,6 +13,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from torch import Tensor
 
+from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.torch_private import fused_works
 from pyro_vae.errors import DivergedError, ProgramError, UsageError
 from pyro_vae.infer.handlers import Settled
@@ -27,6 +28,7 @@ from .watch import Prompt, Watch, watch_of
 MakeOptimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 
 
+@suggest_keywords
 def adam(lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999)) -> MakeOptimizer:
     """Adam over all parameters at once, in one fused kernel where torch has one for the device.
 
