@@ -21,7 +21,6 @@ import pyro_vae as pv
 from pyro_vae import Bound, elbo, iwae
 from pyro_vae.data import load
 from pyro_vae.infer.latents import latents
-from pyro_vae.runs.config import Config
 from pyro_vae.runs.registry import build
 
 OBJECTIVES = {
@@ -30,8 +29,8 @@ OBJECTIVES = {
     "IWAE-5, DReG": lambda: Bound(iwae, 5, estimator=pv.dreg),
     "IWAE-5, STL": lambda: Bound(iwae, 5, estimator=pv.stl),
 }
-BURDA = Config(data="mnist", hidden=(200, 200), activation="tanh", latent_dim=50)  # as `pyro-vae train` starts it
-SMALL = Config(data="digits", likelihood="bernoulli", hidden=(16,), latent_dim=4)
+BURDA = pv.Config(data="mnist", hidden=(200, 200), activation="tanh", latent_dim=50)  # as `pyro-vae train` starts it
+SMALL = pv.Config(data="digits", likelihood="bernoulli", hidden=(16,), latent_dim=4)
 MNIST = {"config": BURDA, "rows": 1000, "num_samples": 5000}
 QUICK = {"config": SMALL, "rows": 50, "num_samples": 50}
 

@@ -164,12 +164,12 @@ def schedule_of(schedule: str, warmup: float, cycles: int) -> Callable[[float], 
     return lambda done: 1.0 if done >= 1 else min(1.0, done * repeats % 1 / warmup)
 
 
-def with_beta(beta: float = 1.0, schedule: str = "constant", warmup: float = 0.25, cycles: int = 4) -> Kl:
+def with_beta(beta: float, schedule: str, warmup: float, cycles: int) -> Kl:
     handler = Beta(beta, schedule_of(schedule, warmup, cycles))
     return Kl(handler, scheduled=(handler,))
 
 
-def with_capacity(nats: float = 25.0, gamma: float = 10.0, warmup: float = 1.0) -> Kl:
+def with_capacity(nats: float, gamma: float, warmup: float) -> Kl:
     term = terms.capacity(nats, gamma, schedule_of("linear", warmup, 1))
     return Kl(terms=(term,), scheduled=(term,))
 
@@ -185,6 +185,7 @@ KLS: dict[str, Spec] = {
     ),
     "beta": Spec(
         make=with_beta, support="bound for β ≥ 1", formula="β KL, with its schedule",
+        options={"beta": 1.0, "schedule": "constant", "warmup": 0.25, "cycles": 4},
         reference="Higgins et al., 2017, https://openreview.net/forum?id=Sy2fzU9gl",
     ),
     "free_bits": Spec(
@@ -194,6 +195,7 @@ KLS: dict[str, Spec] = {
     ),
     "capacity": Spec(
         make=with_capacity, support="no bound", formula="γ |KL − C|, C rising",
+        options={"nats": 25.0, "gamma": 10.0, "warmup": 1.0},
         reference="Burgess et al., 2018, https://arxiv.org/abs/1804.03599",
     ),
     "tc": Spec(
