@@ -17,7 +17,7 @@ from pyro_vae import normal as normal_family
 from pyro_vae.errors import ProgramError, SupportError, UsageError
 from pyro_vae.evaluate import annealing
 from pyro_vae.evaluate.paths import Frozen, Settings, adaptive, betas
-from pyro_vae.evaluate.unconstrained import Densities
+from pyro_vae.evidence.annealing.densities import Densities
 from pyro_vae.infer.weights import find_plates
 from pyro_vae.parts.flows import FlowPrior
 

@@ -6,7 +6,10 @@ from conjugate import BetaBernoulli, GammaPoisson, NormalGamma
 from test_annealing import check_frozen, check_unbiased, drawn, quick
 from test_bracket import check_upper, narrow
 
-from pyro_vae.evaluate import annealing, hmc, unconstrained
+from pyro_vae.evaluate import annealing, hmc
+from pyro_vae.evidence.annealing.densities import Densities, total
+from pyro_vae.infer.weights import sum_rows
+from pyro_vae.programs.unconstrained import SubstituteLatents
 
 
 def forward(problem, **options):
@@ -54,13 +57,14 @@ def adapting_by_acceptance(density, frozen, t, point, log_w, leapfrogs, right=an
     return point, log_w, acceptance
 
 
-def standard_normal(name, site, plates):
+def standard_normal(density, latents):
     """Every prior is N(0, 1)."""
-    return unconstrained.sum_rows(name, torch.distributions.Normal(0.0, 1.0).log_prob(site["value"]), plates)
+    log_prob = torch.distributions.Normal(0.0, 1.0).log_prob
+    return total({name: sum_rows(name, log_prob(site["value"]), density.plates) for name, site in latents.items()})
 
 
-def no_jacobian(name, site, u, plates):
-    return unconstrained.sum_rows(name, torch.zeros_like(site["value"]), plates)
+def no_jacobian(placed, name, site):
+    return sum_rows(name, torch.zeros_like(site["value"]), placed.layouts[name].plates)
 
 
 def always(change):
@@ -81,8 +85,8 @@ CHECKS = {
 BROKEN = {
     "transition before weight": (annealing, "advance", transition_first),
     "leapfrog off by one": (hmc, "leapfrog", one_drift_too_few),
-    "prior hard-coded": (unconstrained, "log_prior", standard_normal),
-    "Jacobian missing": (unconstrained, "log_jacobian", no_jacobian),
+    "prior hard-coded": (Densities, "log_prior", standard_normal),
+    "Jacobian missing": (SubstituteLatents, "log_jacobian", no_jacobian),
     "no Metropolis correction": (hmc, "accepts", always),
     "step adapted inside the run": (annealing, "transition", stepping_by_its_gradient),
 }

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from pyro_vae.errors import UsageError
+from pyro_vae.evidence.annealing.densities import Point
 
 from .paths import Frozen, Settings
 from .reading import known, say
-from .unconstrained import Point
 
 
 @dataclass

@@ -12,6 +12,7 @@ from torch import Tensor
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.data.rows import batch_of
 from pyro_vae.errors import ProgramError
+from pyro_vae.evidence.annealing.densities import Densities, Point
 from pyro_vae.infer.memory import SMALLER, fitting
 from pyro_vae.infer.programs import evaluation_mode, like_parameters, without_validation
 from pyro_vae.infer.support import check_support, takes_missing
@@ -23,7 +24,6 @@ from .annealed import Annealed, Run
 from .hmc import Density, transition
 from .measure import measure_of
 from .paths import Frozen, Settings, adaptive, betas, pilot
-from .unconstrained import Densities, Point
 
 STREAMS = 5  # of a seed: (seed, 5, kind, chunk), apart from importance sampling's (seed, rows, particles)
 SCHEDULE, PILOT, FORWARD = range(3)

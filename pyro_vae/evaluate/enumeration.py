@@ -10,8 +10,9 @@ from torch import Tensor
 
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import ProgramError, UsageError
-from pyro_vae.infer.support import base_name, support_of_site
+from pyro_vae.infer.support import base_name
 from pyro_vae.infer.weights import Program
+from pyro_vae.programs.unconstrained import is_discrete
 
 from .exact import Exact
 from .joint import Joint, Shared, untouched
@@ -78,9 +79,8 @@ class Codes:
     def __init__(self, joint: Joint) -> None:
         self.joint = joint
         self.supports = {name: listed(name, site["fn"]) for name, site in joint.latents.items()}
-        self.spots = {name: joint.spot(name, tuple(site["fn"].event_shape)) for name, site in joint.latents.items()}
         self.elements = {
-            name: spot.size // math.prod(self.supports[name].shape[1:]) for name, spot in self.spots.items()
+            layout.name: layout.size // math.prod(self.supports[layout.name].shape[1:]) for layout in joint.layouts
         }
         counts = {name: len(values) ** self.elements[name] for name, values in self.supports.items()}
         self.total = math.prod(counts.values())
@@ -91,24 +91,23 @@ class Codes:
                 "log_likelihood with method='importance'."
             )
 
-    def values(self, codes: Tensor, rows: int = 1) -> dict[str, Tensor]:
-        """Sites' values of numbered codes, the same for each row: ``(G, *batch, *event)``."""
-        found = {}
+    def values(self, codes: Tensor) -> Tensor:
+        """Sites' values of numbered codes, side by side: ``(G, 1, D)``."""
+        columns = []
         for name, support in self.supports.items():
             digits = []
             for _ in range(self.elements[name]):
                 digits.append(codes % len(support))
                 codes = codes // len(support)
-            flat = support[torch.stack(digits, -1)].reshape(len(codes), 1, -1)
-            found[name] = self.spots[name].arrange(flat.expand(-1, rows, -1), self.joint.plates)
-        return found
+            columns.append(support[torch.stack(digits, -1)].reshape(len(codes), 1, -1))
+        return torch.cat(columns, -1)
 
     def add_up(self, rows: Tensor, shared: Shared | None, chunk_size: int) -> Tensor:
         """log Σ_z p(x_n, z) of some rows, ``(R,)``; checks that Σ_z p(z) is 1."""
         log_px = log_one = torch.full((len(rows),), -math.inf, dtype=torch.float64, device=rows.device)
         everything = torch.arange(self.total, device=rows.device)
         for codes in everything.split(max(1, chunk_size // len(rows))):
-            values = self.values(codes, 1 if shared else len(rows))
+            values = self.values(codes).expand(-1, 1 if shared else len(rows), -1)
             log_p = (shared or self.joint).log_prob(values, rows)
             prior = self.joint.log_prior(values, rows[:1] if shared else rows)
             log_px = torch.logaddexp(log_px, log_p.logsumexp(0))
@@ -126,7 +125,7 @@ def listed(name: str, fn: Any) -> Tensor:
     """Every value of one element of a discrete site, ``(V, *event of the element)``."""
     while isinstance(fn, torch.distributions.Independent):
         fn = fn.base_dist
-    if not support_of_site(name, fn).is_discrete:
+    if not is_discrete(name, fn):
         raise ProgramError(
             f"site {name!r} is continuous ({base_name(fn)}): it cannot be enumerated. Where all latents are continuous and "
             "few, quadrature integrates over them."

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .unconstrained import Point
+from pyro_vae.evidence.annealing.densities import Point
 
 Density = Callable[[Tensor], Point]
 

@@ -5,15 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from pyro import plate, poutine
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.runtime import Message
 from torch import Tensor
-from torch.distributions import biject_to
 
 from pyro_vae.data.rows import batch_of
 from pyro_vae.errors import ProgramError
@@ -21,15 +17,14 @@ from pyro_vae.infer.programs import evaluation_mode, like_parameters, without_va
 from pyro_vae.infer.support import base_name, check_support, takes_missing
 from pyro_vae.infer.weights import (
     PARTICLES,
-    Plates,
     Program,
     Site,
     find_plates,
     row_log_prob,
     sample_sites,
-    sum_rows,
     sum_terms,
 )
+from pyro_vae.programs.unconstrained import SiteLayout, SubstituteLatents
 from pyro_vae.seeding import seeded
 
 from .measure import measure_of
@@ -39,55 +34,13 @@ LEVELS = 32  # of an observed value, up to which log p(x | z) is looked up and n
 NEVER = -1e30  # a log-probability that stands for −∞ in a matrix product, where 0 · −∞ would be NaN
 
 
-@dataclass(frozen=True)
-class Spot:
-    """Where one latent site of one row lies: its batch sizes (the data plate's left out) and its event shape."""
-
-    name: str
-    inner: tuple[int, ...]
-    event: tuple[int, ...]
-    site: Site
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.inner) * math.prod(self.event)
-
-    def arrange(self, flat: Tensor, plates: Plates) -> Tensor:
-        """``(G, R, size)`` as the site has it: particles on the left, rows where the data plate is."""
-        shaped = flat.reshape(*flat.shape[:2], *self.inner, *self.event)
-        return shaped.movedim(1, 1 + plates.nesting + plates.dim)
-
-
-class Place(Messenger):
-    """Puts latent sites where they are told to be; `unconstrained` values go through the support's bijection first."""
-
-    def __init__(self, values: dict[str, Tensor], like: dict[str, Site], unconstrained: bool) -> None:
-        super().__init__()
-        self.values, self.like, self.unconstrained = values, like, unconstrained
-        self.log_det: dict[str, Tensor] = {}
-
-    def _pyro_sample(self, msg: Message) -> None:
-        name = cast(str, msg["name"])
-        if name not in self.values or msg["is_observed"]:
-            return
-        fn, value = cast(Any, msg["fn"]), self.values[name]
-        if self.unconstrained:
-            to_support = bijection(fn)
-            u, value = value, to_support(value)
-            log_det = to_support.log_abs_det_jacobian(u, value)
-            extra = log_det.dim() - (value.dim() - fn.event_dim)
-            self.log_det[name] = log_det.sum(tuple(range(-extra, 0))) if extra else log_det
-        msg["value"] = value.to(self.like[name]["value"])
-        msg["done"] = True
-
-
 def unmarked(site: Any) -> Any:
     """Takes a site's mark for enumeration away: here it is placed, not summed by Pyro."""
     return {"enumerate": None}
 
 
 class Joint:
-    """log p(x_n, z) of a Pyro program, of N rows of data and at any z.
+    """log p(x_n, z) of a Pyro program, of N rows of data and at any z ``(G, R, D)``: G points for each of R rows.
 
     Args:
         model: a Pyro program with one data plate.
@@ -95,9 +48,18 @@ class Joint:
         x: data ``(N, *event)``.
         c: contexts with N rows.
         missing: x may hold NaN.
+        unconstrained: points are u on the real line, z = T(u), and densities hold log |dz/du|.
     """
 
-    def __init__(self, model: Program, guide: Program | None, x: Any, c: tuple[Any, ...], missing: bool) -> None:
+    def __init__(
+        self,
+        model: Program,
+        guide: Program | None,
+        x: Any,
+        c: tuple[Any, ...],
+        missing: bool,
+        unconstrained: bool = False,
+    ) -> None:
         self.model: Program = poutine.infer_config(model, config_fn=unmarked)
         self.guide = guide
         like = like_parameters(model, guide)
@@ -117,6 +79,8 @@ class Joint:
             )
         if not self.latents:
             raise ProgramError("the model has no latent site: there is nothing to sum or integrate over.")
+        self.layouts = [SiteLayout.of(name, site, self.plates, unconstrained) for name, site in self.latents.items()]
+        self.dims = sum(layout.size for layout in self.layouts)
 
     def __len__(self) -> int:
         return len(self.args[0])
@@ -126,18 +90,6 @@ class Joint:
         """The latent sites of the model, as a guide."""
         return poutine.block(self.model, hide_fn=lambda site: site["type"] == "sample" and site["is_observed"])
 
-    def spot(self, name: str, event: tuple[int, ...]) -> Spot:
-        """Where a latent site lies, if its values had that event shape."""
-        site = self.latents[name]
-        batch = [1] * (self.plates.nesting - len(site["fn"].batch_shape)) + list(site["fn"].batch_shape)
-        del batch[self.plates.nesting + self.plates.dim]
-        return Spot(name, tuple(batch), event, site)
-
-    def values(self, flat: Tensor, spots: list[Spot]) -> dict[str, Tensor]:
-        """``(G, R, D)`` cut up for the sites."""
-        parts = flat.split([spot.size for spot in spots], -1)
-        return {spot.name: spot.arrange(part, self.plates) for spot, part in zip(spots, parts, strict=True)}
-
     def rows(self, index: Tensor) -> tuple[Tensor, ...]:
         return tuple(a[index] for a in self.args)
 
@@ -146,27 +98,29 @@ class Joint:
         sites = sample_sites(poutine.trace(self.model).get_trace(*self.rows(index)))
         return {name: sites[name]["value"].expand(sites[name]["fn"].shape()) for name in self.observed}
 
-    def log_prior(self, values: dict[str, Tensor], index: Tensor) -> Tensor:
+    def log_prior(self, z: Tensor, index: Tensor) -> Tensor:
         """log p(z_g), ``(G, R)`` in float64."""
-        sites, _ = self.trace(values, self.rows(index), unconstrained=False)
+        sites, _ = self.trace(z, self.rows(index))
         return self.add_up({name: row_log_prob(name, sites[name], self.plates) for name in self.latents}, {})
 
-    def trace(self, values: dict[str, Tensor], rows: tuple[Tensor, ...], unconstrained: bool) -> tuple[Any, Any]:
-        """Sites of the model with latents ``(G, *batch, *event)`` in place, and log |dz/du| by site."""
-        place = Place(values, self.latents, unconstrained)
+    def trace(self, z: Tensor, rows: tuple[Tensor, ...]) -> tuple[dict[str, Site], dict[str, Tensor]]:
+        """Sites of the model with its latents at z, and log |dz/du| by site, ``(G, R)``."""
         # the plate inside: it broadcasts no site whose value is set already
-        with place, plate(PARTICLES, len(next(iter(values.values()))), dim=-1 - self.plates.nesting):
-            trace = poutine.trace(self.model).get_trace(*rows)
-        return sample_sites(trace), place.log_det
+        with (
+            SubstituteLatents.at(z, self.layouts) as placed,
+            plate(PARTICLES, len(z), dim=-1 - self.plates.nesting),
+        ):
+            sites = sample_sites(poutine.trace(self.model).get_trace(*rows))
+        return sites, placed.log_jacobians(sites)
 
-    def log_prob(self, values: dict[str, Tensor], index: Tensor, unconstrained: bool = False) -> Tensor:
+    def log_prob(self, z: Tensor, index: Tensor) -> Tensor:
         """log p(x_n, z_g) (+ log |dz/du|) for the rows of `index`, ``(G, R)`` in float64."""
-        sites, log_det = self.trace(values, self.rows(index), unconstrained)
+        sites, log_det = self.trace(z, self.rows(index))
         return self.add_up({name: row_log_prob(name, site, self.plates) for name, site in sites.items()}, log_det)
 
     def add_up(self, terms: dict[str, Tensor], log_det: dict[str, Tensor]) -> Tensor:
         """Sites' terms and Jacobians, in float64."""
-        jacobians = {f"|d {name}|": sum_rows(name, t, self.plates) for name, t in log_det.items()}
+        jacobians = {f"|d {name}|": term for name, term in log_det.items()}
         return sum_terms({name: term.double() for name, term in (terms | jacobians).items()})
 
 
@@ -182,22 +136,14 @@ class Shared:
         self.tables = {name: self.table(name) for name in self.data if lookup}
 
     @classmethod
-    def of(cls, joint: Joint, probes: dict[str, Tensor], unconstrained: bool = False) -> Shared | None:
-        """The first way of sharing that gives, for every row, what row-by-row runs give at `probes`, values of one row."""
+    def of(cls, joint: Joint, probes: Tensor) -> Shared | None:
+        """The first way of sharing that gives, for every row, what row-by-row runs give at `probes`, ``(G, 1, D)``."""
         everyone = torch.arange(len(joint), device=joint.device)
-        axis = 1 + joint.plates.nesting + joint.plates.dim
-        spread = {name: v.repeat_interleave(len(joint), axis) for name, v in probes.items()}
-        wanted = torch.cat(
-            [
-                joint.log_prob({n: v.index_select(axis, part) for n, v in spread.items()}, part, unconstrained)
-                for part in everyone.split(512)
-            ],
-            1,
-        )
+        wanted = torch.cat([joint.log_prob(probes.expand(-1, len(part), -1), part) for part in everyone.split(512)], 1)
         for lookup in (True, False):
             try:
                 shared = cls(joint, lookup)
-                got = shared.log_prob(probes, everyone, unconstrained)
+                got = shared.log_prob(probes, everyone)
             except (RuntimeError, ValueError, NotImplementedError):  # it does not broadcast
                 continue
             if torch.allclose(got, wanted, rtol=50 * joint.eps, atol=200 * joint.eps, equal_nan=True):
@@ -213,10 +159,10 @@ class Shared:
         units = value.movedim(self.joint.plates.dim - fn.event_dim, 0).reshape(len(self.joint), -1)
         return levels, torch.cat([(units == level).T for level in levels]).double()
 
-    def log_prob(self, values: dict[str, Tensor], index: Tensor, unconstrained: bool = False) -> Tensor:
-        """As :meth:`Joint.log_prob`, for values ``(G, *batch, *event)`` of one row."""
+    def log_prob(self, z: Tensor, index: Tensor) -> Tensor:
+        """As :meth:`Joint.log_prob`, for points ``(G, 1, D)`` of one row."""
         joint = self.joint
-        sites, log_det = joint.trace(values, joint.rows(self.first), unconstrained)
+        sites, log_det = joint.trace(z, joint.rows(self.first))
         terms = {
             name: self.score(name, site, index) if name in self.data else row_log_prob(name, site, joint.plates)
             for name, site in sites.items()
@@ -234,14 +180,6 @@ class Shared:
         looked_up = torch.cat([base.log_prob(level).flatten(1).double() for level in levels], 1)
         total = looked_up.clamp_min(NEVER) @ where[:, index]
         return torch.where(total < NEVER / 2, -math.inf, total)
-
-
-def bijection(fn: Any) -> Any:
-    """From R^d to the support of a distribution; that of a mixture is its components'."""
-    support = fn.support
-    while type(support).__name__ == "MixtureSameFamilyConstraint":
-        support = support.base_constraint
-    return biject_to(support)
 
 
 def univariate(fn: Any) -> Any:

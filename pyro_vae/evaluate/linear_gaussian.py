@@ -15,7 +15,7 @@ from pyro_vae.infer.support import base_name
 from pyro_vae.infer.weights import Program, Site
 
 from .exact import Exact
-from .joint import Joint, Spot, untouched
+from .joint import Joint, untouched
 
 BLOCK = 64  # rows at a time, where parameters differ by row
 RADII = (1.0, 3.0, 10.0)  # of the random z at which a mean must be affine
@@ -69,13 +69,12 @@ def linear_gaussian(
         joint = Joint(model, guide, x, context, missing)
         for name, site in (joint.latents | joint.observed).items():
             gaussian(name, site["fn"])
-        spots = [joint.spot(name, tuple(site["fn"].event_shape)) for name, site in joint.latents.items()]
         everyone = torch.arange(len(joint), device=joint.device)
         log_px = torch.cat(
-            [Gaussian(joint, spots, rows, tol).log_px() for rows in everyone.split(BLOCK if context else len(joint))]
+            [Gaussian(joint, rows, tol).log_px() for rows in everyone.split(BLOCK if context else len(joint))]
         )
     none = torch.zeros_like(log_px)
-    how = f"{sum(spot.size for spot in spots)} latent dimensions"
+    how = f"{joint.dims} latent dimensions"
     return Exact(log_px.cpu(), none.cpu(), (none == 0).cpu(), "linear-Gaussian closed form", joint.measure, how)
 
 
@@ -94,9 +93,9 @@ def gaussian(name: str, fn: Any) -> Any:
 class Gaussian:
     """The program of some rows as matrices: z = B z + b_z + N(0, Q), x = A z + b_x + N(0, R)."""
 
-    def __init__(self, joint: Joint, spots: list[Spot], rows: Tensor, tol: float) -> None:
-        self.joint, self.spots, self.rows, self.tol = joint, spots, rows, max(tol, 50 * joint.eps)
-        self.size = sum(spot.size for spot in spots)
+    def __init__(self, joint: Joint, rows: Tensor, tol: float) -> None:
+        self.joint, self.rows, self.tol = joint, rows, max(tol, 50 * joint.eps)
+        self.size = joint.dims
         shared = len(joint.args) == 1  # without a context, one row's matrices are all rows'
         self.sites = self.run(self.probes(1 if shared else len(rows)), rows[:1] if shared else rows)
         self.a, self.b, self.cov = zip(*(self.affine(name) for name in (*joint.latents, *joint.observed)), strict=True)
@@ -110,10 +109,10 @@ class Gaussian:
 
     def run(self, z: Tensor, rows: Tensor) -> dict[str, Site]:
         """The sites of the program at z."""
-        sites, _ = self.joint.trace(self.joint.values(z, self.spots), self.joint.rows(rows), unconstrained=False)
+        sites, _ = self.joint.trace(z, self.joint.rows(rows))
         if masked := [name for name, site in sites.items() if site["mask"] is not None]:
             raise ProgramError(f"site {masked[0]!r} is masked: no closed form. Use quadrature, or importance sampling.")
-        return dict(sites)
+        return sites
 
     def affine(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
         """A ``(R, k, D)``, b ``(R, k)`` and the covariance ``(R, k, k)`` of a site."""
@@ -143,7 +142,7 @@ class Gaussian:
         data, sites = self.joint.data(self.rows), self.joint.observed
         x = torch.cat([by_row(data[name], self.joint, sites[name]["fn"].event_dim, 0) for name in sites], -1).double()
         z = self.z[1 + self.size :, None].expand(-1, len(x), -1)
-        wanted = self.joint.log_prob(self.joint.values(z, self.spots), self.rows)
+        wanted = self.joint.log_prob(z, self.rows)
         for point, log_p in zip(self.z[1 + self.size :], wanted, strict=True):
             mine = log_normal(point.expand(len(x), -1), into @ point + start, noise) + log_normal(
                 x, onto @ point + shift, rest

@@ -12,20 +12,15 @@ from torch import Tensor
 
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import ProgramError, UsageError
-from pyro_vae.infer.support import base_name, support_of_site
 from pyro_vae.infer.weights import PARTICLES, Program, sample_sites
 
 from .enumeration import enumerate_latents
 from .exact import Exact
-from .grid import ALONE, FIRST, TOGETHER, Box, Density, Rule
-from .joint import Joint, Shared, Spot, bijection, untouched
+from .grid import ALONE, FIRST, TOGETHER, Box, Rule
+from .joint import Joint, Shared, untouched
 from .linear_gaussian import linear_gaussian
 
 __all__ = ["Exact", "enumerate_latents", "exact", "linear_gaussian", "quadrature"]
-NO_DENSITY = {
-    "Delta": "which has no density to integrate: compute it in the model.",
-    "VonMises": "an angle: its density is that of one turn, and the grid is over all of R. Use importance sampling.",
-}
 MAX_DIMS = 3
 FEW = 16  # rows, up to which a grid for each is less work than one for all
 BLOCK = {True: 512, False: 64}  # rows treated at once, on a shared grid or not
@@ -91,20 +86,19 @@ def quadrature(
     if not tol > 0 or chunk_size < 1:
         raise UsageError(f"tol and chunk_size must be above 0, got {tol} and {chunk_size}")
     with untouched(model, guide, seed=seed):
-        joint = Joint(model, guide, x, context, missing)
-        spots = unconstrained_spots(joint)
-        dims = sum(spot.size for spot in spots)
+        joint = Joint(model, guide, x, context, missing, unconstrained=True)
+        dims = few_dims(joint)
         if points < FIRST[dims] ** dims:
             raise UsageError(f"points must be at least {FIRST[dims] ** dims} for {dims} dimensions, got {points}")
         rule = Rule(dims, tol, points, chunk_size, joint.eps)
         everyone = torch.arange(len(joint), device=joint.device)
         log_px, error = torch.full((2, len(joint)), math.inf, dtype=torch.float64, device=joint.device)
         refined = torch.zeros(len(joint), dtype=torch.bool, device=joint.device)
-        shared = shareable(joint, spots) if (len(joint) > FEW if share is None else share) else None
-        alone = on_grid(joint, spots, None)
-        first = on_grid(joint, spots, shared) if shared else alone
+        shared = shareable(joint) if (len(joint) > FEW if share is None else share) else None
+        alone = joint.log_prob
+        first = shared.log_prob if shared else alone
         for rows in everyone.split(BLOCK[bool(shared)]):
-            box = rule.widen(first, scout(joint, guide, spots, rows, together=bool(shared)), rows)
+            box = rule.widen(first, scout(joint, guide, rows, together=bool(shared)), rows)
             m = rule.along((TOGETHER if shared else ALONE)[dims])
             log_px[rows], error[rows], refined[rows] = rule.integrate(first, box, rows, m, alone)
         how = "one grid for all rows" if shared else "a grid for each row"
@@ -114,51 +108,23 @@ def quadrature(
     return Exact(log_px.cpu(), error.cpu(), reliable.cpu(), f"quadrature in {dims} dimensions", joint.measure, how)
 
 
-def unconstrained_spots(joint: Joint) -> list[Spot]:
-    """The latent sites as the grid sees them; refuses, by site, what has no grid."""
-    spots = []
-    for name, site in joint.latents.items():
-        fn = site["fn"]
-        if support_of_site(name, fn).is_discrete:
-            raise ProgramError(
-                f"site {name!r} is discrete ({base_name(fn)}): there is no grid over it. Where all latents are discrete, "
-                "enumerate_latents sums over them; a mixture written as one distribution (MixtureSameFamily) needs no sum."
-            )
-        if base_name(fn) in NO_DENSITY:
-            raise ProgramError(f"site {name!r} is a {base_name(fn)}, {NO_DENSITY[base_name(fn)]}")
-        try:
-            shape = bijection(fn).inverse_shape(site["value"].shape)
-        except NotImplementedError as error:
-            raise ProgramError(
-                f"site {name!r}: the support of {base_name(fn)} ({fn.support}) has no map from R^d, so there is no grid "
-                "over it. Use log_likelihood with method='importance'."
-            ) from error
-        spots.append(joint.spot(name, tuple(shape[len(fn.batch_shape) :])))
-    if (dims := sum(spot.size for spot in spots)) > MAX_DIMS:
-        sizes = ", ".join(f"{spot.name!r} {spot.size}" for spot in spots)
+def few_dims(joint: Joint) -> int:
+    """The dimensions of the latents in all; refuses more than a grid takes."""
+    if joint.dims > MAX_DIMS:
+        sizes = ", ".join(f"{layout.name!r} {layout.size}" for layout in joint.layouts)
         raise ProgramError(
-            f"the latents have {dims} dimensions in all ({sizes}): a grid takes 1 to {MAX_DIMS}. Use log_likelihood with "
+            f"the latents have {joint.dims} dimensions in all ({sizes}): a grid takes 1 to {MAX_DIMS}. Use log_likelihood with "
             "method='importance', or linear_gaussian where all is Gaussian."
         )
-    return spots
+    return joint.dims
 
 
-def shareable(joint: Joint, spots: list[Spot]) -> Shared | None:
+def shareable(joint: Joint) -> Shared | None:
     """The one-row program that stands for all rows, where there is one."""
-    probes = torch.randn(4, 1, sum(spot.size for spot in spots), dtype=torch.float64, device=joint.device)
-    return Shared.of(joint, joint.values(probes, spots), unconstrained=True)
+    return Shared.of(joint, torch.randn(4, 1, joint.dims, dtype=torch.float64, device=joint.device))
 
 
-def on_grid(joint: Joint, spots: list[Spot], shared: Shared | None) -> Density:
-    """log p(x_n, z(u)) + log |dz/du|; u has one row where the program is shared."""
-
-    def density(u: Tensor, rows: Tensor) -> Tensor:
-        return (shared or joint).log_prob(joint.values(u, spots), rows, unconstrained=True)
-
-    return density
-
-
-def scout(joint: Joint, guide: Program | None, spots: list[Spot], rows: Tensor, together: bool = False) -> Box:
+def scout(joint: Joint, guide: Program | None, rows: Tensor, together: bool = False) -> Box:
     """A first box: where draws of the prior and of the guide lie, and half their range more on either side."""
     lows, highs = [], []
     for program, count in ((joint.prior, 256), (guide, 32)):
@@ -167,7 +133,7 @@ def scout(joint: Joint, guide: Program | None, spots: list[Spot], rows: Tensor, 
         with plate(PARTICLES, count, dim=-1 - joint.plates.nesting):
             q = poutine.trace(program).get_trace(*joint.rows(rows))
             p = sample_sites(poutine.trace(poutine.replay(joint.model, trace=q)).get_trace(*joint.rows(rows)))
-        u = torch.cat([unconstrain(p[spot.name], joint, len(rows)) for spot in spots], -1)
+        u = torch.cat([layout.unconstrain(p[layout.name], torch.float64) for layout in joint.layouts], -1)
         lows.append(torch.where(u.isfinite(), u, math.inf).amin(0))
         highs.append(torch.where(u.isfinite(), u, -math.inf).amax(0))
     low, high = torch.stack(lows).amin(0), torch.stack(highs).amax(0)
@@ -175,12 +141,6 @@ def scout(joint: Joint, guide: Program | None, spots: list[Spot], rows: Tensor, 
         low, high = low.amin(0, keepdim=True), high.amax(0, keepdim=True)
     margin = (high - low).clamp_min(1e-6) / 2
     return Box(low - margin, high + margin)
-
-
-def unconstrain(site: Any, joint: Joint, rows: int) -> Tensor:
-    """A site's draws in R^d, ``(G, R, size)``."""
-    u = bijection(site["fn"]).inv(site["value"].double())
-    return u.movedim(1 + joint.plates.nesting + joint.plates.dim, 1).reshape(len(u), rows, -1)
 
 
 def exact(model: Program, guide: Program | None, x: Any, *context: Any, missing: bool = False) -> Exact:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from pyro_vae.errors import UsageError
+from pyro_vae.evidence.annealing.densities import Densities
 
 from . import hmc
-from .unconstrained import Densities
 
 STARTS = ("prior", "guide")
 SCHEDULES = ("sigmoid", "linear", "adaptive")

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from pyro_vae.errors import ProgramError, ShapeError
+from pyro_vae.evidence.annealing.densities import Densities, Point
 
 from .annealed import Run
 from .annealing import Task, anneal, checked
 from .hmc import Density, transition
 from .paths import Frozen
-from .unconstrained import Densities, Point
 
 Latents = dict[str, Tensor]
 REVERSE, RESAMPLE = 3, 4  # kinds of streams, after those of annealing
@@ -41,21 +41,22 @@ def reverse(task: Task, refresh: int, latents: Latents | None, ahead: Run) -> Ru
 
 def rows_of(latents: Latents, rows: slice, density: Densities) -> Latents:
     """The latents of some rows."""
-    if missing := [name for name in density.slots if name not in latents]:
+    if missing := [layout.name for layout in density.layouts if layout.name not in latents]:
         raise ProgramError(
             f"latents lack site {missing[0]!r}: pass the values of every latent site, as simulate gives them"
         )
     found = {}
-    for name, slot in density.slots.items():
-        values = latents[name].movedim(density.plates.dim - slot.event_dim, 0)
-        found[name] = values[rows].movedim(0, density.plates.dim - slot.event_dim)
+    for layout in density.layouts:
+        dim = layout.plates.dim - layout.event_dim
+        found[layout.name] = latents[layout.name].movedim(dim, 0)[rows].movedim(0, dim)
     return found
 
 
 def check_latents(latents: Latents, rows: int, density: Densities) -> None:
     """Refuses latents of other rows."""
-    for name, slot in density.slots.items():
-        if name in latents and (got := latents[name].shape[density.plates.dim - slot.event_dim]) != rows:
+    for layout in density.layouts:
+        name, dim = layout.name, layout.plates.dim - layout.event_dim
+        if name in latents and (got := latents[name].shape[dim]) != rows:
             raise ShapeError(
                 f"latents of site {name!r} have {got} rows, x has {rows}: give each row the latents it was drawn with"
             )

@@ -1,0 +1,1 @@
+"""log p(x) of each row, by sampling, annealing or exactly."""

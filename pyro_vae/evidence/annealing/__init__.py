@@ -1,0 +1,1 @@
+"""Annealed importance sampling: densities along the path, transitions, schedules."""

@@ -1,0 +1,188 @@
+r"""Log densities of a (model, guide) pair, and their gradients, at latents on the real line: what annealing walks on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pyro import plate, poutine
+from torch import Tensor
+
+from pyro_vae.errors import ProgramError
+from pyro_vae.infer.weights import (
+    PARTICLES,
+    Plates,
+    Program,
+    Site,
+    check_pair,
+    row_log_prob,
+    sample_sites,
+    sum_terms,
+    trace_pair,
+)
+from pyro_vae.programs.unconstrained import SiteLayout, SubstituteLatents, check_continuous
+
+Sites = dict[str, Site]
+Start = Literal["prior", "guide"]
+
+
+@dataclass(frozen=True)
+class Point:
+    r"""Chains at u, with what a path between two densities needs there.
+
+    Attributes:
+        u: ``(chains, N, D)``.
+        start: log density that the chains start from, at u, ``(chains, N)``, nats.
+        ratio: log p(x, z) − log start density: the Jacobians cancel, and for ``start="prior"`` this is log p(x | z).
+        d_start: gradient of `start`, ``(chains, N, D)``.
+        d_ratio: gradient of `ratio`.
+    """
+
+    u: Tensor
+    start: Tensor
+    ratio: Tensor
+    d_start: Tensor
+    d_ratio: Tensor
+
+    def log_density(self, beta: float) -> Tensor:
+        """log start^(1−β) (start · ratio)^β = log start + β ratio, in float64."""
+        return self.start.double() + beta * self.ratio.double()
+
+    def slope(self, beta: float) -> Tensor:
+        """The gradient of :meth:`log_density`."""
+        return self.d_start + beta * self.d_ratio
+
+    def replaced(self, other: Point, where: Tensor) -> Point:
+        """The other's chains `where` says so, ``(chains, N)``; its own elsewhere."""
+        return Point(
+            torch.where(where[..., None], other.u, self.u),
+            torch.where(where, other.start, self.start),
+            torch.where(where, other.ratio, self.ratio),
+            torch.where(where[..., None], other.d_start, self.d_start),
+            torch.where(where[..., None], other.d_ratio, self.d_ratio),
+        )
+
+
+class Densities:
+    r"""log start(u) and log p(x, z(u)) + log |∂z/∂u| for a batch of rows, with gradients in u.
+
+    z = T(u) site by site, T = ``biject_to`` of the support that the *model* gives the site, which may depend on latents
+    before it. Nothing is scaled: plate sizes and ``poutine.scale`` stay out, masks stay in.
+
+    Args:
+        model: a Pyro program, as for :func:`~pyro_vae.log_weights`.
+        guide: its guide; only asked where it is the start.
+        args: x and contexts, as tensors.
+        plates: from :func:`~pyro_vae.infer.weights.find_plates`.
+        start: where chains start, the model's prior or the guide.
+
+    Raises:
+        ProgramError: a latent that is discrete, or whose support no smooth map takes to the real line; names the site.
+    """
+
+    def __init__(self, model: Program, guide: Program, args: tuple[Tensor, ...], plates: Plates, start: Start) -> None:
+        self.model, self.guide, self.args, self.plates, self.from_prior = model, guide, args, plates, start == "prior"
+        self.layouts: list[SiteLayout] = []  # known from the first trace on
+
+    # from programs to u and back
+
+    def draw(self, chains: int) -> Tensor:
+        """u at exact draws of the start, ``(chains, N, D)``."""
+        with self.chains(chains):
+            if self.from_prior:
+                return self.flat(self.trace(self.model))
+            q, p = trace_pair(self.model, self.guide, *self.args)
+        check_pair(p, q)
+        for name in self.latents(p):
+            check_continuous(f"{name} (guide)", q[name])
+        return self.flat(p)
+
+    def at(self, latents: dict[str, Tensor], chains: int) -> Tensor:
+        """u with every chain at the same latents, each as a site holds it without chains."""
+        with SubstituteLatents(latents), self.chains(chains):
+            return self.flat(self.trace(self.model))
+
+    def trace(self, program: Program) -> Sites:
+        """The sites of one run on the rows."""
+        return sample_sites(poutine.trace(program).get_trace(*self.args))
+
+    def latents(self, p: Sites) -> Sites:
+        """The model's latent sites."""
+        return {name: site for name, site in p.items() if not site["is_observed"]}
+
+    def chains(self, count: int) -> plate:
+        """The plate of the chains, left of all others."""
+        return plate(PARTICLES, count, dim=-1 - self.plates.nesting)
+
+    def flat(self, p: Sites) -> Tensor:
+        """The latent sites of the model's trace, unconstrained, side by side: ``(chains, N, D)``."""
+        latents = self.latents(p)
+        if not latents:
+            raise ProgramError("the model has no latent site: log p(x) is the log-probability of what it observes.")
+        self.layouts = [SiteLayout.of(name, site, self.plates, unconstrained=True) for name, site in latents.items()]
+        columns = [layout.unconstrain(latents[layout.name]) for layout in self.layouts]
+        for layout, u in zip(self.layouts, columns, strict=True):
+            check_finite(layout.name, u)
+        u = torch.cat(columns, -1)
+        if u.shape[1] != len(self.args[0]):
+            raise ProgramError(
+                f"the model draws latents for {u.shape[1]} rows where x has {len(self.args[0])}: a subsampling plate cannot be "
+                "scored. Let the data plate run over the rows that are passed in."
+            )
+        return u
+
+    # the densities
+
+    def __call__(self, u: Tensor) -> Point:
+        """Values and gradients at u ``(chains, N, D)``: one run of the model, and one of the guide if it is the start."""
+        with torch.enable_grad():
+            u = u.detach().requires_grad_()
+            start, ratio = self.scores(u)
+            d_start, d_ratio = gradient(start, u), gradient(ratio, u)
+        return Point(u.detach(), start.detach(), ratio.detach(), d_start, d_ratio)
+
+    def scores(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """(log start, log joint − log start), each ``(chains, N)``."""
+        with SubstituteLatents.at(u, self.layouts) as placed, self.chains(len(u)):
+            p = self.trace(self.model)
+        latents = self.latents(p)
+        observed = {name: site for name, site in p.items() if site["is_observed"]}
+        jacobian = total(placed.log_jacobians(p))
+        prior, likelihood = self.log_prior(latents), self.log_prob(observed)
+        if self.from_prior:
+            return prior + jacobian, likelihood
+        with SubstituteLatents({name: site["value"] for name, site in latents.items()}), self.chains(len(u)):
+            guide = self.log_prob(self.trace(self.guide))
+        return guide + jacobian, likelihood + prior - guide
+
+    def log_prior(self, latents: Sites) -> Tensor:
+        """log p(z), ``(chains, N)``."""
+        return self.log_prob(latents)
+
+    def log_prob(self, sites: Sites) -> Tensor:
+        """Sites' log-probabilities added up, ``(chains, N)``."""
+        return total({name: row_log_prob(name, site, self.plates) for name, site in sites.items()})
+
+
+def total(terms: dict[str, Tensor]) -> Tensor:
+    """The sites' terms added up in float64."""
+    return sum_terms({name: term.double() for name, term in terms.items()})
+
+
+def gradient(y: Tensor, u: Tensor) -> Tensor:
+    """∂y/∂u for y ``(chains, N)`` whose every entry depends on its own u alone; zero where it depends on none."""
+    if not y.requires_grad:
+        return torch.zeros_like(u)
+    return torch.autograd.grad(y.sum(), u, retain_graph=True, materialize_grads=True)[0]
+
+
+def check_finite(name: str, u: Tensor) -> None:
+    """Refuses draws on the edge of the support, which lie at infinity in u, or outside it."""
+    bad = ~u.isfinite().flatten(2).all(2).all(0)
+    if bad.any():
+        raise ProgramError(
+            f"site {name!r}: draws for rows {bad.nonzero().flatten().tolist()[:5]} lie on the edge of the support that the "
+            "model gives it, or outside: they have no place on the real line. Give the guide the support of the prior, and "
+            "keep either away from 0 and 1 (float64 helps)."
+        )

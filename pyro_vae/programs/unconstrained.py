@@ -1,0 +1,258 @@
+r"""Latents at chosen values on the real line: z = T(u) site by site, T from R^D to the support that the model gives."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro.contrib.zuko import ZukoToPyro
+from pyro.distributions import ExpandedDistribution, MaskedDistribution
+from pyro.distributions.util import scale_and_mask, sum_rightmost
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+from torch.distributions import Independent, MixtureSameFamily, biject_to, constraints
+from torch.distributions.transforms import Transform
+
+from pyro_vae.errors import ProgramError
+from pyro_vae.infer.support import base_name
+from pyro_vae.infer.weights import Plates, Site, sum_rows
+
+REFUSED = {
+    "Delta": "a single point, which has no density: compute it in the model; a guide needs a spread (Normal, LogNormal).",
+    "VonMises": "an angle: it has a density on one turn only, not on the real line. Use importance sampling.",
+}
+ZUKO = "zuko.distributions"  # by name: importing zuko switches torch's validation off
+
+
+# the support of a distribution, and its map
+
+
+def support_of(fn: Any) -> constraints.Constraint:
+    """The support of a distribution, as one that has a map from R^D: a mixture's is that of its components.
+
+    zuko's flows and mixtures do not say theirs: it is what their transform starts from, if their base is over R^D.
+
+    Raises:
+        NotImplementedError: nothing says it, or components of a mixture differ in theirs.
+    """
+    if isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution):
+        support = support_of(fn.base_dist)
+    elif isinstance(fn, MixtureSameFamily):
+        support = shared_by_components(support_of(fn.component_distribution), len(fn.event_shape))
+    elif type(fn) is ZukoToPyro:
+        support = support_of(fn.dist)
+    else:
+        support = support_of_zuko(fn) if type(fn).__module__ == ZUKO else own_support(fn)
+    dims = len(fn.event_shape) - support.event_dim
+    return constraints.independent(support, dims) if dims > 0 else support
+
+
+def own_support(fn: Any) -> Any:
+    """What a distribution says itself."""
+    try:
+        return fn.support
+    except (NotImplementedError, AttributeError) as error:  # AttributeError: of a transform without a codomain
+        raise NotImplementedError(f"{type(fn).__name__} does not say its support") from error
+
+
+def support_of_zuko(fn: Any) -> Any:
+    """What a flow's transform starts from, and a mixture's base is over, if that base is over R^D."""
+    if type(fn).__name__ in ("NormalizingFlow", "Mixture") and is_real(base := support_of(fn.base)):
+        return fn.transform.domain if hasattr(fn, "transform") else base
+    return own_support(fn)
+
+
+def shared_by_components(support: Any, event_dim: int) -> Any:
+    """One component's support, without the dimension of components in its bounds, if all have the same."""
+    if isinstance(support, constraints.independent):
+        base = shared_by_components(support.base_constraint, event_dim)
+        return constraints.independent(base, support.reinterpreted_batch_ndims)
+    if support.is_discrete:
+        return support
+    support = copy.copy(support)
+    for name, bound in vars(support).items():
+        if isinstance(bound, Tensor) and bound.dim() > event_dim:
+            first = bound.select(-1 - event_dim, 0)
+            if (bound != first.unsqueeze(-1 - event_dim)).any():
+                raise NotImplementedError("the components of a mixture have different supports")
+            setattr(support, name, first)
+    return support
+
+
+def is_real(support: Any) -> bool:
+    """Whether a support is all of R^D."""
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return isinstance(support, type(constraints.real))
+
+
+def bijection(fn: Any) -> Transform:
+    """The map T from R^D onto the support of a distribution.
+
+    Example:
+        >>> import torch, pyro.distributions as dist
+        >>> bijection(dist.Gamma(2.0, 1.0))(torch.tensor(0.0))
+        tensor(1.)
+    """
+    return biject_to(support_of(fn))
+
+
+def is_discrete(name: str, fn: Any) -> bool:
+    """Whether a latent takes separate values only.
+
+    Raises:
+        ProgramError: its distribution does not say its support.
+    """
+    try:
+        return bool(support_of(fn).is_discrete)
+    except NotImplementedError as error:
+        raise ProgramError(
+            f"site {name!r}: {error}. Give the distribution a `support` property (constraints.real_vector, if its values are "
+            "any vectors), or use importance sampling."
+        ) from error
+
+
+def check_continuous(name: str, site: Site) -> None:
+    """Refuses, by site, a latent that has no density on the real line.
+
+    Raises:
+        ProgramError: it is discrete, a point or an angle, has a support without a map, or does not say its support.
+    """
+    fn, kind = site["fn"], base_name(site["fn"])
+    if why := REFUSED.get(kind):
+        raise ProgramError(f"site {name!r} is a {kind}, {why}")
+    if is_discrete(name, fn):
+        raise ProgramError(
+            f"site {name!r} is discrete ({kind}): it has no place on the real line, so no grid and no gradient. Sum it out by "
+            "enumeration (enumerate_latents, exact for a few classes), or use importance sampling; a mixture written as one "
+            "distribution (MixtureSameFamily) needs no sum."
+        )
+    try:
+        bijection(fn)
+    except NotImplementedError as error:
+        raise ProgramError(
+            f"site {name!r} ({kind}) has a support ({support_of(fn)}) that no smooth one-to-one map takes to the real line. "
+            "Use importance sampling, or write the site as a transformed real one."
+        ) from error
+
+
+# where the values of sites lie side by side, and back at the sites
+
+
+@dataclass(frozen=True)
+class SiteLayout:
+    """How the values of one latent site lie in the columns of a tensor ``(G, R, D)``, G particles of R rows.
+
+    Attributes:
+        name: of the site.
+        batch: sizes of its plates beside the data's.
+        event: event shape of what lies there: of u on the real line, or of z itself.
+        event_dim: dimensions of an event of z.
+        dtype: of z.
+        plates: of the program.
+        unconstrained: whether u lies there, z = T(u), or z.
+    """
+
+    name: str
+    batch: tuple[int, ...]
+    event: tuple[int, ...]
+    event_dim: int
+    dtype: torch.dtype
+    plates: Plates
+    unconstrained: bool
+
+    @classmethod
+    def of(cls, name: str, site: Site, plates: Plates, unconstrained: bool) -> SiteLayout:
+        """The layout of a site, from a trace with or without particles.
+
+        Raises:
+            ProgramError: `unconstrained`, and the site has no density on the real line.
+        """
+        fn, value = site["fn"], site["value"]
+        if unconstrained:
+            check_continuous(name, site)
+        shape = bijection(fn).inverse_shape(value.shape) if unconstrained else value.shape
+        dims = value.dim() - fn.event_dim
+        batch = [1] * (plates.nesting - dims) + list(value.shape[:dims])[-plates.nesting :]
+        del batch[plates.dim]
+        return cls(name, tuple(batch), tuple(shape[dims:]), fn.event_dim, value.dtype, plates, unconstrained)
+
+    @property
+    def size(self) -> int:
+        """How many columns it takes."""
+        return math.prod(self.batch) * math.prod(self.event)
+
+    @property
+    def row_dim(self) -> int:
+        """The dimension of the rows in the site's values, from the left, behind G particles."""
+        return 1 + self.plates.nesting + self.plates.dim
+
+    def arrange(self, columns: Tensor) -> Tensor:
+        """``(G, R, size)`` in the site's own shape, particles on the left, rows where the data plate is."""
+        return columns.reshape(*columns.shape[:2], *self.batch, *self.event).movedim(1, self.row_dim)
+
+    def flatten(self, value: Tensor) -> Tensor:
+        """``(G, *batch, *event)`` as columns ``(G, R, size)``."""
+        moved = value.movedim(self.row_dim, 1)
+        return moved.reshape(*moved.shape[:2], -1)
+
+    def unconstrain(self, site: Site, dtype: torch.dtype | None = None) -> Tensor:
+        """u = T⁻¹(z) of the site's value in a trace, computed in `dtype`, as columns ``(G, R, size)``."""
+        return self.flatten(bijection(site["fn"]).inv(site["value"].to(dtype or self.dtype)))
+
+
+class SubstituteLatents(Messenger):
+    """Puts latent sites at chosen values; enter it before the plate of particles, which then broadcasts the sites.
+
+    Args:
+        values: by site, broadcast to the site's shape; other sites are drawn.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> with SubstituteLatents({"z": torch.tensor(2.0)}):
+        ...     pyro.sample("z", dist.Normal(torch.zeros(3), 1.0))
+        tensor([2., 2., 2.])
+    """
+
+    def __init__(self, values: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
+        self.layouts: dict[str, SiteLayout] = {}
+        self.moved: dict[str, tuple[Transform, Tensor, Tensor]] = {}  # T, u and z by site
+
+    @classmethod
+    def at(cls, flat: Tensor, layouts: Sequence[SiteLayout]) -> SubstituteLatents:
+        """Latents whose values, or coordinates on the real line, lie side by side: ``(G, R, D)``."""
+        parts = flat.split([layout.size for layout in layouts], -1)
+        placed = cls({layout.name: layout.arrange(part) for layout, part in zip(layouts, parts, strict=True)})
+        placed.layouts = {layout.name: layout for layout in layouts}
+        return placed
+
+    def _pyro_sample(self, msg: Any) -> None:
+        name, fn = msg["name"], msg["fn"]
+        if msg["is_observed"] or name not in self.values:
+            return
+        value, layout = self.values[name], self.layouts.get(name)
+        if layout is None:
+            value = value.expand(fn.shape())
+        elif layout.unconstrained:
+            to_support, u = bijection(fn), value
+            value = to_support(u)
+            self.moved[name] = to_support, u, value
+        msg["value"] = value if layout is None else value.to(layout.dtype)
+        msg["done"] = True
+
+    def log_jacobians(self, sites: dict[str, Site]) -> dict[str, Tensor]:
+        """log |∂z/∂u| of each site that was put there by its u, ``(G, R)``, from the trace that was made."""
+        return {name: self.log_jacobian(name, sites[name]) for name in self.moved}
+
+    def log_jacobian(self, name: str, site: Site) -> Tensor:
+        """Of one site; under the site's mask, as its density is."""
+        to_support, u, z = self.moved[name]
+        log_det = to_support.log_abs_det_jacobian(u, z)
+        log_det = sum_rightmost(log_det, log_det.dim() - (z.dim() - site["fn"].event_dim))
+        return sum_rows(name, scale_and_mask(log_det, mask=site["mask"]), self.layouts[name].plates)
