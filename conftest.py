@@ -1,5 +1,6 @@
 """What every test starts from: a seed, an empty parameter store of its own, and settings that must outlive it unchanged."""
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,9 +8,24 @@ import pyro
 import pytest
 import torch
 
+from tests.helpers.ids import word
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="where models are trained and scored: cpu, cuda, cuda:1")
+
+
+def pytest_configure() -> None:
+    """Shares the cores out among the workers of `pytest -n`: each has all of them by default, and waits for the others."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if workers > 1:
+        threads = max(1, (os.cpu_count() or 1) // workers)
+        torch.set_num_threads(threads)
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # for the processes that tests start
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    return word(val)
 
 
 @pytest.fixture(scope="session")

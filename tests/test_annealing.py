@@ -7,8 +7,6 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from conjugate import PROBLEMS, GammaPoisson, NormalGamma
-from exact import LinearGaussian
 from pyro import poutine
 from pyro.contrib.zuko import ZukoToPyro
 
@@ -20,6 +18,8 @@ from pyro_vae.evaluate.paths import Frozen, Settings, adaptive, betas
 from pyro_vae.evidence.annealing.densities import Densities
 from pyro_vae.infer.weights import find_plates
 from pyro_vae.parts.flows import FlowPrior
+from tests.helpers.conjugate import PROBLEMS, GammaPoisson, NormalGamma
+from tests.helpers.exact import LinearGaussian
 
 ais = partial(annealing.ais, verbose=False)
 quick = partial(ais, num_temperatures=4, num_chains=4, leapfrog_steps=3, step_size=0.5)

@@ -64,7 +64,7 @@ def test_a_part_fed_another_width_is_named_with_its_program(broken, said):
     ],
     ids=lambda v: getattr(v, "__name__", str(v))[:20],
 )
-def test_b7_24_rows_outside_a_support_come_with_words_and_a_way_out(family, features, row, said):
+def test_rows_outside_a_support_come_with_words_and_a_way_out(family, features, row, said):
     x = torch.full((6, 4), 1.0) if family is not dirichlet else X.clone()
     if family.__name__.startswith("multinomial"):
         x = torch.eye(4)[:1].repeat(6, 1)

@@ -4,7 +4,6 @@ import json
 import math
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,14 +13,14 @@ from benchmarks.by_hand import ByHand
 from benchmarks.cases import KINDS, QUICK, Case, data
 from benchmarks.peers import objective_of, ours, vae_of
 from benchmarks.timing import interleave, ratio
+from tests.helpers.paths import ROOT
 
 CPU = torch.device("cpu")
 
 
 def test_the_quick_form_writes_table_json_and_pictures(tmp_path):
-    root = Path(__file__).parents[1]
     command = [sys.executable, "-m", "benchmarks", "--quick", "--threads", "1", "--out", str(tmp_path)]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=300)
     results = json.loads((tmp_path / "benchmarks.json").read_text())
     assert [case["case"] for case in results["cases"]] == [case.name for case in QUICK]
     for case in results["cases"]:

@@ -5,13 +5,13 @@ from itertools import combinations, pairwise
 
 import pytest
 import torch
-from exact import LinearGaussian
 from torch.autograd import gradcheck
 from torch.autograd.graph import saved_tensors_hooks
 
 from pyro_vae import elbo, iwae, log_weights
 from pyro_vae.errors import PyroVAEError, ShapeError, UsageError
 from pyro_vae.infer.bounds import ciwae, jackknife, miwae, piwae, renyi, tvo
+from tests.helpers.exact import LinearGaussian
 
 DOUBLE = torch.float64
 FLAT = [elbo, iwae, ciwae(0.0), ciwae(0.3), ciwae(1.0), tvo(), tvo(1), tvo((0, 0.1, 1))]  # (K, N)

@@ -6,13 +6,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from conjugate import PROBLEMS, GammaPoisson, NormalGamma
-from exact import LinearGaussian
-from test_annealing import check_unbiased, drawn, grouped, grouped_guide, small_vae
 
 from pyro_vae.errors import ProgramError, ShapeError, UsageError
 from pyro_vae.evaluate import bracket as module
 from pyro_vae.evaluate.simulate import simulate
+from tests.helpers.conjugate import PROBLEMS, GammaPoisson, NormalGamma
+from tests.helpers.exact import LinearGaussian
+from tests.test_annealing import check_unbiased, drawn, grouped, grouped_guide, small_vae
 
 QUICK = {
     "num_samples": 50,

@@ -7,7 +7,6 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from exact import LinearGaussian
 from scipy.stats import chi2, kstest, norm
 from torch import nn
 
@@ -18,6 +17,7 @@ from pyro_vae.evaluate.calibration import simulation_based_calibration as calibr
 from pyro_vae.evaluate.predictive import STATISTICS, posterior_predictive_check, prior_predictive_check
 from pyro_vae.evaluate.simulate import simulate
 from pyro_vae.evaluate.uniformity import band, cumulative, holm, moments, p_values, tails
+from tests.helpers.exact import LinearGaussian
 
 ONE = torch.zeros(1)
 

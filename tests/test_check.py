@@ -295,7 +295,7 @@ def only(report, kind):
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_b7_29_a_broken_pair_is_named(name):
+def test_a_broken_pair_is_named(name):
     model, guide, x, kind, level, line = BROKEN[name]
     report = check(model, guide, x)
     assert only(report, kind).level == level

@@ -67,7 +67,7 @@ FILES = ["manifest.json", "state.json", *(f"{group}.safetensors" for group in GR
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_b7_07_a_file_cut_at_any_length_is_detected_and_the_generation_before_is_taken(saved, name):
+def test_a_file_cut_at_any_length_is_detected_and_the_generation_before_is_taken(saved, name):
     file = saved.folder / "000002" / name
     whole = file.read_bytes()
     stride = 1 if HEAVY or name == "manifest.json" else 5
@@ -83,7 +83,7 @@ def test_b7_07_a_file_cut_at_any_length_is_detected_and_the_generation_before_is
     assert steps(saved) == (1, 1)
 
 
-def test_b7_08_bits_flipped_anywhere_in_a_generation_are_detected_or_change_nothing(saved):
+def test_bits_flipped_anywhere_in_a_generation_are_detected_or_change_nothing(saved):
     draw = random.Random(0)
     truth = saved.newest()
     harmless = 0
@@ -124,8 +124,8 @@ def test_where_no_generation_can_be_trusted_it_says_which_and_why(saved):
     ],
     ids=["up", "absolute", "missing", "negative", "huge", "nothing", "list", "newer schema", "no object"],
 )
-def test_b7_13_14_a_manifest_that_names_anything_else_is_refused_though_sealed(saved, spoil):
-    """Path traversal and absolute paths; sizes that lie; B7 14: another schema."""
+def test_a_manifest_that_names_anything_else_is_refused_though_sealed(saved, spoil):
+    """Path traversal and absolute paths; sizes that lie; another schema."""
     path = saved.folder / "000002" / "manifest.json"
     made = spoil({k: v for k, v in json.loads(path.read_bytes()).items() if k != "sha256"})
     path.write_text(json.dumps(safe.seal(made) if isinstance(made, dict) else made))
@@ -133,7 +133,7 @@ def test_b7_13_14_a_manifest_that_names_anything_else_is_refused_though_sealed(s
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "link", "loop", "link to the whole generation"])
-def test_b7_09_what_is_no_regular_file_is_refused_at_once(saved, tmp_path, kind):
+def test_what_is_no_regular_file_is_refused_at_once(saved, tmp_path, kind):
     here = saved.folder / "000002"
     file = here / "model.safetensors"
     content = file.read_bytes()
@@ -189,7 +189,7 @@ BAD_TENSORS = {
 
 
 @pytest.mark.parametrize("kind", BAD_TENSORS)
-def test_b7_10_12_tensors_of_a_stranger_are_refused(tmp_path, kind):
+def test_tensors_of_a_stranger_are_refused(tmp_path, kind):
     file = tmp_path / "model.safetensors"
     file.write_bytes(BAD_TENSORS[kind])
     with pytest.raises(RunFolderError, match=r"model\.safetensors is damaged"):
@@ -330,13 +330,13 @@ def full_disk(tmp_path_factory):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="tmpfs in a user namespace is Linux's")
 @pytest.mark.parametrize("step", STEPS)
-def test_b7_04_05_a_full_disk_loses_nothing_in_any_writing_step(full_disk, step):
+def test_a_full_disk_loses_nothing_in_any_writing_step(full_disk, step):
     said = full_disk[step]
     assert "StorageError" in said and "Free some space and go on" in said
     assert "left [] step 1 config {}" in said
 
 
-def test_b7_06_a_read_only_or_vanished_folder_is_a_storage_error(tmp_path):
+def test_a_read_only_or_vanished_folder_is_a_storage_error(tmp_path):
     saved = Checkpoints(tmp_path / "gone")
     with pytest.raises(StorageError, match="was it moved or deleted"):
         saved.save({}, groups(1))
@@ -372,7 +372,7 @@ def race(path, start, out, refused):
         out.put((os.getpid(), str(error), error.exit_code))
 
 
-def test_b7_20_of_eight_processes_one_writes_and_seven_are_told_who(tmp_path):
+def test_of_eight_processes_one_writes_and_seven_are_told_who(tmp_path):
     fork = multiprocessing.get_context("fork")
     Checkpoints(tmp_path).save({"step": 1}, groups(1))
     for turn in range(50 if HEAVY else 4):
@@ -398,7 +398,7 @@ def hold(path, ready):
         time.sleep(60)
 
 
-def test_b7_21_the_lock_of_a_killed_process_is_free_at_once(tmp_path):
+def test_the_lock_of_a_killed_process_is_free_at_once(tmp_path):
     fork = multiprocessing.get_context("fork")
     ready = fork.Event()
     owner = fork.Process(target=hold, args=(tmp_path, ready))
@@ -431,7 +431,7 @@ def write_until(path, end):
         saved.save({"step": step}, groups(step))
 
 
-def test_b7_22_a_reader_beside_a_writer_never_sees_a_torn_state(tmp_path):
+def test_a_reader_beside_a_writer_never_sees_a_torn_state(tmp_path):
     seconds = 60 if HEAVY else 3
     saved = Checkpoints(tmp_path)
     saved.save({"step": 1}, groups(1))

@@ -458,7 +458,7 @@ def test_usage_errors_exit_2_with_a_suggestion(arguments, hint, capsys, tmp_path
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA here, so asking for it is no error")
-def test_b7_35_cuda_without_cuda_is_an_error(capsys, tmp_path):
+def test_cuda_without_cuda_is_an_error(capsys, tmp_path):
     assert main(["train", "--run", str(tmp_path / "r"), "--device", "cuda"]) == 2
     assert "no CUDA" in capsys.readouterr().err
 

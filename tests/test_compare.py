@@ -10,8 +10,6 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import torch
-from conjugate import GammaPoisson
-from exact import LinearGaussian
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from pyro_vae import Evidence, Exact, ais, log_likelihood
@@ -26,6 +24,8 @@ from pyro_vae.report.bars import forest
 from pyro_vae.report.figures import save
 from pyro_vae.runs import folder
 from pyro_vae.runs.config import Config
+from tests.helpers.conjugate import GammaPoisson
+from tests.helpers.exact import LinearGaussian
 
 RUNS = ("narrow", "wide")
 GP = GammaPoisson()

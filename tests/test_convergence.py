@@ -4,11 +4,11 @@ from itertools import pairwise
 
 import pytest
 import torch
-from conjugate import GammaPoisson
 
 from pyro_vae import log_likelihood
 from pyro_vae.errors import UsageError
 from pyro_vae.evaluate.convergence import convergence
+from tests.helpers.conjugate import GammaPoisson
 
 PAIR = GammaPoisson()
 X = torch.arange(70).remainder(9).double()  # two blocks of rows

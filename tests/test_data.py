@@ -17,8 +17,9 @@ from pyro_vae import MLP, VAE, Conditional, StandardNormal, bernoulli, fit, norm
 from pyro_vae.data import as_rows, binarize, check_grey, load, same_rows, static_binarization
 from pyro_vae.data import rows as row_module
 from pyro_vae.errors import DataConversionWarning, DataError, ShapeError, SupportError, UsageError
+from tests.helpers.paths import ROOT
 
-SHARED = Path(os.environ.get("PYRO_VAE_DATA") or Path(__file__).resolve().parents[2] / "shared/data")
+SHARED = Path(os.environ.get("PYRO_VAE_DATA") or ROOT.parent / "shared/data")
 FILES = [f"{p}-{c}-ubyte" for p in ("train", "t10k") for c in ("images-idx3", "labels-idx1")]
 SIZES = [47_040_016, 60_008, 7_840_016, 10_008]
 needs_mnist = pytest.mark.skipif(
@@ -33,7 +34,7 @@ needs_mnist = pytest.mark.skipif(
 @pytest.mark.parametrize(
     "dtype", [np.float64, np.float16, np.int64, np.uint8, np.uint16, np.bool_, np.longdouble, ">f8"]
 )
-def test_b7_26_other_dtypes_are_copied_with_a_warning(dtype):
+def test_other_dtypes_are_copied_with_a_warning(dtype):
     array = np.array([[0, 1], [1, 0], [1, 1]]).astype(dtype)
     before = array.copy()
     with pytest.warns(
@@ -45,7 +46,7 @@ def test_b7_26_other_dtypes_are_copied_with_a_warning(dtype):
     assert array.dtype == before.dtype and (array == before).all()
 
 
-def test_b7_26_float32_passes_silently_in_any_layout():
+def test_float32_passes_silently_in_any_layout():
     array = np.arange(12, dtype=np.float32).reshape(3, 4)
     fixed = array.copy()
     fixed.flags.writeable = False
@@ -121,14 +122,14 @@ def test_lists_and_frames():
         ([], DataError, r"x is empty: shape \(0,\)"),
     ],
 )
-def test_b7_26_refused(x, error, message):
+def test_what_is_no_data_is_refused(x, error, message):
     with pytest.raises(error, match=message):
         as_rows(x)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("kind", [torch.tensor, np.array, list])
-def test_b7_23_non_finite_rows_are_named(bad, kind):
+def test_non_finite_rows_are_named(bad, kind):
     x = [[0.0, 0.0, 0.0] for _ in range(20)]
     for row in range(4, 18, 2):
         x[row][2] = bad
@@ -343,7 +344,7 @@ def test_another_kind_of_file(tmp_path):
         (lambda b: gzip.compress(bytes(20_000)), "too long"),
     ],
 )
-def test_b7_37_damaged_gz(tmp_path, cut, message):
+def test_a_damaged_gz_is_named(tmp_path, cut, message):
     raw = lay_out(tmp_path)
     labels = np.random.default_rng(0).integers(10, size=10_008, dtype=np.uint8).tobytes()
     (raw / FILES[3]).unlink()
@@ -352,7 +353,7 @@ def test_b7_37_damaged_gz(tmp_path, cut, message):
         load("mnist", data_dir=tmp_path)
 
 
-def test_b7_37_a_failed_download_says_so(tmp_path, monkeypatch, capsys):
+def test_a_failed_download_says_so(tmp_path, monkeypatch, capsys):
     import torchvision
 
     monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])

@@ -3,11 +3,11 @@
 import re
 import runpy
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.helpers.paths import ROOT
+
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 

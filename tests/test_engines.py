@@ -12,7 +12,6 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
-from recording import Again
 from torch import nn
 from torch.distributions import Distribution, constraints
 
@@ -50,6 +49,7 @@ from pyro_vae.train.engines import Traced, resolve
 from pyro_vae.train.graph import Recorded
 from pyro_vae.train.step import Step
 from pyro_vae.train.trace import Untraceable, difference, trace
+from tests.helpers.recording import Again
 
 fit = partial(fit, verbose=False, epochs=2, batch_size=8, seed=5)
 MLP8 = partial(MLP, hidden=(8,))

@@ -11,7 +11,6 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from exact import LinearGaussian
 from pyro import poutine
 from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoNormal
@@ -54,6 +53,7 @@ from pyro_vae.train import loop
 from pyro_vae.train.loop import ELBO_NOISE
 from pyro_vae.train.monitor import LATENT_KEYS, collapsed, true_elbo
 from pyro_vae.train.step import Step
+from tests.helpers.exact import LinearGaussian
 
 fit = partial(noisy_fit, verbose=False)
 sgd = partial(torch.optim.SGD, lr=0.01)
@@ -147,7 +147,7 @@ def test_a_program_without_parameters_is_refused():
 # repeatable, and nothing else touched
 
 
-def test_b7_40_the_same_seed_gives_the_same_run_whatever_ran_before(device):
+def test_the_same_seed_gives_the_same_run_whatever_ran_before(device):
     """Bit by bit on the CPU."""
     x, start = binary(device=device), small_vae(device)
     first, second, other = (copy.deepcopy(start) for _ in range(3))
@@ -161,7 +161,7 @@ def test_b7_40_the_same_seed_gives_the_same_run_whatever_ran_before(device):
     assert not same(weights(first), weights(other)) and not same(weights(first), weights(start))
 
 
-def test_b7_40_the_global_random_state_and_modes_are_unchanged(device):
+def test_the_global_random_state_and_modes_are_unchanged(device):
     vae = small_vae(device).eval()
     vae.likelihood.train()
     flags = {n: m.training for n, m in vae.named_modules()}
@@ -320,7 +320,7 @@ def deaf():
     return vae
 
 
-def test_b7_32_latents_that_carry_nothing_are_warned_of_once(capsys):
+def test_latents_that_carry_nothing_are_warned_of_once(capsys):
     run = noisy_fit(deaf(), binary(), epochs=8)
     (warning,) = run.warnings
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: posterior collapse")]
@@ -374,7 +374,7 @@ def check_mean(value, rows):
     assert value == pytest.approx(rows.mean().item(), abs=1e-9)
 
 
-def test_b7_25_the_loss_is_per_datum_with_an_uneven_last_batch(device):
+def test_the_loss_is_per_datum_with_an_uneven_last_batch(device):
     lg = LinearGaussian(device=device)
     model, guide, rows = noiseless(lg)
     run = fit((model, guide), lg.x, epochs=1, batch_size=17, optimizer=still)
@@ -476,7 +476,7 @@ def test_enumerated_latents_train_with_trace_enum_elbo(device):
         fit(pair, x, epochs=1)
 
 
-def test_b7_25_one_row_trains(device):
+def test_one_row_trains(device):
     vae, x = small_vae(device), binary(1, device)
     start = weights(vae)
     run = fit(vae, x, epochs=3)
@@ -530,7 +530,7 @@ def test_numbers_out_of_range_are_refused(wrong, message):
         fit(small_vae(), binary(), **wrong)
 
 
-def test_b7_35_devices_that_are_not_there_are_refused(monkeypatch):
+def test_devices_that_are_not_there_are_refused(monkeypatch):
     vae, x = small_vae(), binary()
     with pytest.raises(DeviceError, match="'nonsense' is no device"):
         fit(vae, x, device="nonsense")
@@ -555,7 +555,7 @@ def test_the_model_moves_to_the_device_that_is_asked_for(device):
         (torch.full((4, 6), 2.0), SupportError, "4 of 4 rows"),
     ],
 )
-def test_b7_25_data_that_cannot_be_used_is_refused_before_training(x, error, message):
+def test_data_that_cannot_be_used_is_refused_before_training(x, error, message):
     vae = small_vae()
     start = weights(vae)
     with pytest.raises(error, match=message):

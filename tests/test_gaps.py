@@ -6,7 +6,6 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from exact import Gaussian, LinearGaussian
 from torch.distributions import kl_divergence
 
 from pyro_vae import MLP, VAE, Conditional, Exact, StandardNormal, bernoulli, log_likelihood, normal, posteriors
@@ -17,6 +16,7 @@ from pyro_vae.evaluate.local import family_of
 from pyro_vae.evaluate.overfitting import overfitting
 from pyro_vae.infer.weights import log_probs
 from pyro_vae.seeding import seeded
+from tests.helpers.exact import Gaussian, LinearGaussian
 
 LG = LinearGaussian()
 X = LG.x[:12]

@@ -7,7 +7,6 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from exact import LinearGaussian
 from pyro.infer import RenyiELBO, Trace_ELBO
 from torch import nn
 
@@ -16,6 +15,7 @@ from pyro_vae.errors import UsageError
 from pyro_vae.infer.gradients import gradient_report
 from pyro_vae.report import figures
 from pyro_vae.seeding import seeded
+from tests.helpers.exact import LinearGaussian
 
 F64 = {"dtype": torch.float64}
 

@@ -9,7 +9,6 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-import hostile
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -27,8 +26,8 @@ from pyro_vae.opening import load_run
 from pyro_vae.runs import folder
 from pyro_vae.runs.config import Config
 from pyro_vae.workflows import train_run
+from tests.helpers import hostile
 
-HERE = Path(__file__).parent
 ENV = os.environ | {"PYTHONPATH": str(Path(pyro_vae.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
 EXAMPLES = 2000 if os.environ.get("PYRO_VAE_HEAVY") else 60
 fuzz = settings(  # the same examples every time; as many as take seconds
@@ -55,13 +54,13 @@ def good(tmp_path_factory):
 def refused(good, tmp_path_factory):
     """What became of every entry, in a process with 1 GiB to spare and every import, call and unpickling on record."""
     here = tmp_path_factory.mktemp("corpus")
-    command = [sys.executable, str(HERE / "hostile.py"), str(good), str(here)]
+    command = [sys.executable, hostile.__file__, str(good), str(here)]
     said = subprocess.run(command, capture_output=True, text=True, env=ENV, check=True).stdout
     return {made["name"]: made for made in map(json.loads, said.splitlines())}
 
 
 @pytest.mark.parametrize("name", hostile.CORPUS)
-def test_b7_10_11_12_13_a_hostile_run_is_refused_and_nothing_of_it_runs(refused, name):
+def test_a_hostile_run_is_refused_and_nothing_of_it_runs(refused, name):
     made = refused[name]
     assert made["said"] and made["said"].startswith(("RunFolderError", "CheckpointError", "UsageError")), made
     assert made["events"] == [] and made["seconds"] < 2
@@ -77,7 +76,7 @@ def test_the_hook_sees_what_it_watches_for(tmp_path):
         "import sys, pickle; sys.path.insert(0, sys.argv[1]); import hostile; sys.addaudithook(hostile.hook); "
         "pickle.loads(hostile.pickled(sys.argv[2])); print(hostile.BAD)"
     )
-    command = [sys.executable, "-c", script, str(HERE), str(tmp_path / "canary")]
+    command = [sys.executable, "-c", script, str(Path(hostile.__file__).parent), str(tmp_path / "canary")]
     said = subprocess.run(command, capture_output=True, text=True, env=ENV, check=True).stdout
     assert (tmp_path / "canary").exists() and "pickle.find_class" in said and "os.mkdir" in said
 
@@ -145,7 +144,7 @@ def test_fuzzed_config_files_are_usage_errors_or_configs(tmp_path, content):
 @pytest.mark.parametrize("ending", ["npy", "npz", "csv"])
 @fuzz
 @given(edits=EDITS, cut=CUT)
-def test_b7_38_fuzzed_arrays_are_read_or_data_errors(tmp_path, ending, edits, cut):
+def test_fuzzed_arrays_are_read_or_data_errors(tmp_path, ending, edits, cut):
     x, file = np.arange(12.0).reshape(4, 3), tmp_path / f"x.{ending}"
     {"npy": np.save, "npz": np.savez, "csv": lambda f, a: np.savetxt(f, a, delimiter=",")}[ending](file, x)
     file.write_bytes(changed(file.read_bytes(), edits, cut))
@@ -155,7 +154,7 @@ def test_b7_38_fuzzed_arrays_are_read_or_data_errors(tmp_path, ending, edits, cu
 
 @fuzz
 @given(content=st.binary(max_size=64), packed=st.booleans())
-def test_b7_38_fuzzed_images_are_data_errors(tmp_path, content, packed):
+def test_fuzzed_images_are_data_errors(tmp_path, content, packed):
     name = "t10k-labels-idx1-ubyte"
     for ending in ("", ".gz"):
         (tmp_path / f"{name}{ending}").unlink(missing_ok=True)
@@ -184,7 +183,7 @@ def test_fuzzed_evidence_is_a_data_error_or_evidence(tmp_path, content, edits, c
 
 
 def test_a_zip_bomb_takes_no_more_memory_than_its_array_may_hold(tmp_path):
-    """B7 38: an .npz whose header asks for 10^12 numbers."""
+    """An .npz whose header asks for 10^12 numbers."""
     file = tmp_path / "x.npz"
     np.savez_compressed(file, x=np.zeros(10))
     import zipfile

@@ -15,7 +15,6 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from exact import LinearGaussian
 from torch import nn
 
 from pyro_vae import MLP, VAE, Conditional, StandardNormal, bernoulli, normal
@@ -39,6 +38,7 @@ from pyro_vae.evaluate.moments import Ledger, Moments
 from pyro_vae.evaluate.pareto import Top, gpd_shape, khat_threshold, pareto_khat, tail_size
 from pyro_vae.evaluate.proposals import GUIDE, Proposal, defensive, widen, widened
 from pyro_vae.evaluate.saving import load_evidence, save_evidence
+from tests.helpers.exact import LinearGaussian
 
 log_likelihood = partial(noisy_log_likelihood, verbose=False)
 PROPOSALS = [GUIDE, defensive(0.2), widened(1.3), Proposal(weight=0.1, factor=1.2)]
@@ -115,14 +115,14 @@ def check_unbiased(model, guide, x, exact, proposal=GUIDE, k=20, repeats=20, **o
     assert (ratio.mean() - 1).abs() < 4 * ratio.std() / len(ratio) ** 0.5
 
 
-@pytest.mark.parametrize("proposal", PROPOSALS, ids=str)
+@pytest.mark.parametrize("proposal", PROPOSALS)
 @pytest.mark.parametrize("oracle", MODELS)
 def test_log_px_is_exact_within_its_error(oracle, proposal):
     o = oracle()
     check_within_errors(log_likelihood(o.model, o.guide, o.x, num_samples=2000, proposal=proposal), o.log_px())
 
 
-@pytest.mark.parametrize("proposal", PROPOSALS, ids=str)
+@pytest.mark.parametrize("proposal", PROPOSALS)
 @pytest.mark.parametrize("oracle", MODELS)
 def test_every_proposal_is_unbiased_in_the_natural_scale(oracle, proposal):
     o = oracle()
@@ -360,7 +360,7 @@ def check_flags(evidence):
     assert evidence.flagged.tolist() == [2, 4] and evidence.reliable.tolist() == [True, True, False, True, False]
 
 
-def test_b7_36_flags_are_where_the_shape_is_above_the_threshold():
+def test_flags_are_where_the_shape_is_above_the_threshold():
     evidence = of_weights(pareto_rows([0.2, 0.3, 1.2, 0.4, 1.5]))
     check_flags(evidence)
     s = evidence.summary()
@@ -381,7 +381,7 @@ def test_weights_of_zero_are_flagged():
     assert evidence.flagged.tolist() == [0, 1] and evidence.summary()["max_share"] is None
 
 
-def test_b7_36_strict_raises_and_names_the_rows():
+def test_strict_raises_and_names_the_rows():
     o = Chain(40)
     with pytest.raises(
         UnreliableError, match=r"in \d+ of 40 rows, the first \[\d+, .*k̂ is above 0.67.*defensive"
@@ -452,7 +452,7 @@ def neural():
         return vae, torch.bernoulli(torch.full((150, 20), 0.3))
 
 
-@pytest.mark.parametrize("proposal", [GUIDE, defensive(0.15)], ids=str)
+@pytest.mark.parametrize("proposal", [GUIDE, defensive(0.15)])
 def test_parts_merge_to_the_whole_in_any_order(neural, proposal):
     vae, x = neural
     run = partial(log_likelihood, vae.model, vae.guide, x, num_samples=500, proposal=proposal)
@@ -646,7 +646,7 @@ def test_no_pass_of_the_model_takes_more_than_a_chunk():
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory")])
-def test_b7_33_too_little_memory_takes_smaller_chunks(error):
+def test_too_little_memory_takes_smaller_chunks(error):
     o = Chain(150)
 
     def model(x):
@@ -663,7 +663,7 @@ def test_b7_33_too_little_memory_takes_smaller_chunks(error):
     )
 
 
-def test_b7_33_what_does_not_fit_at_all_is_not_hidden():
+def test_what_does_not_fit_at_all_is_not_hidden():
     o = Chain(3)
 
     def model(x):

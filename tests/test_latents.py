@@ -6,7 +6,6 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from exact import LinearGaussian
 from pyro import poutine
 from torch.distributions.transforms import AffineTransform
 
@@ -15,6 +14,7 @@ from pyro_vae.errors import ProgramError, ShapeError, UsageError
 from pyro_vae.infer import latents as module
 from pyro_vae.infer.latents import latents
 from pyro_vae.infer.weights import log_probs
+from tests.helpers.exact import LinearGaussian
 
 SLOPE, SCALE = torch.tensor([2.0, 0.3, 0.0]).double(), torch.tensor([0.5, 0.9, 1.0]).double()
 

@@ -1,11 +1,10 @@
 """The columns of the package stay apart: who imports whom, read off the import statements."""
 
 import ast
-from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).resolve().parents[1] / "pyro_vae"
+from tests.helpers.paths import SOURCE
 
 GROUND = {"common", "digests", "errors", "seeding", "progress"}
 ALLOWED = {
@@ -47,8 +46,8 @@ ALLOWED = {
 def modules() -> dict[str, str]:
     """Dotted name to source of every module of the package."""
     found = {}
-    for path in PACKAGE.rglob("*.py"):
-        parts = ("pyro_vae", *path.relative_to(PACKAGE).with_suffix("").parts)
+    for path in SOURCE.rglob("*.py"):
+        parts = ("pyro_vae", *path.relative_to(SOURCE).with_suffix("").parts)
         found[".".join(parts)] = path.read_text(encoding="utf-8")
     return found
 

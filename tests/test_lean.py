@@ -10,7 +10,6 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
-from recording import NumbersRead
 from torch import nn
 
 from pyro_vae import MLP, VAE, Bound, Conditional, StandardNormal, adam, bernoulli, fit, iwae, normal
@@ -26,6 +25,7 @@ from pyro_vae.train.step import Step
 from pyro_vae.train.threads import all_threads, mkl
 from pyro_vae.train.update import take_step
 from pyro_vae.train.watch import Late, can_skip
+from tests.helpers.recording import NumbersRead
 
 sgd = partial(torch.optim.SGD, lr=0.01)
 

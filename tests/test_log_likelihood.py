@@ -14,7 +14,6 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from exact import LinearGaussian, counts
 from pyro import poutine
 from torch import nn
 
@@ -30,6 +29,7 @@ from pyro_vae.errors import (
     UsageError,
 )
 from pyro_vae.evaluate.importance import Moments
+from tests.helpers.exact import LinearGaussian, counts
 
 log_likelihood = partial(noisy_log_likelihood, verbose=False)
 

@@ -9,7 +9,6 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from exact import LinearGaussian
 from sklearn.datasets import load_digits
 from torch import nn
 
@@ -35,6 +34,7 @@ from pyro_vae.infer.weights import log_probs
 from pyro_vae.parts import families
 from pyro_vae.parts.missing import Observed, SkipMissing, WithMask
 from pyro_vae.seeding import seeded
+from tests.helpers.exact import LinearGaussian
 
 fit, log_likelihood = partial(noisy_fit, verbose=False), partial(noisy_log_likelihood, verbose=False)
 nan = math.nan

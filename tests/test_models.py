@@ -81,7 +81,7 @@ def test_stock_pyro_trains_the_vae(kind, particles, vectorized, device):
     check_trains(small_vae(device), binary(20, device), loss)
 
 
-def test_b7_41_two_vaes_and_a_deep_copy_train_in_one_process(device):
+def test_two_vaes_and_a_deep_copy_train_in_one_process(device):
     x = binary(20, device)
     first = small_vae(device)
     check_trains(first, x)

@@ -3,13 +3,11 @@
 import itertools
 import math
 import runpy
-from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from exact import LinearGaussian
 from pyro import poutine
 from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 
@@ -44,6 +42,8 @@ from pyro_vae.infer import objective as objective_module
 from pyro_vae.infer.programs import without_validation
 from pyro_vae.models.register import register
 from pyro_vae.parts.posteriors import one_hot_categorical
+from tests.helpers.exact import LinearGaussian
+from tests.helpers.paths import ROOT
 
 DOUBLE = torch.float64
 ESTIMATORS = [pathwise, stl, dreg, gdreg, vimco, rws]
@@ -258,7 +258,7 @@ def test_all_subsets_average_to_the_full_loss():
         close(torch.stack(losses).mean(), Bound(bound, 3, estimator=stl).loss(*scaled_to(torch.arange(6)), x))
 
 
-@pytest.mark.parametrize("bound", [elbo, iwae, renyi(0.3), tvo(3)], ids=repr)
+@pytest.mark.parametrize("bound", [elbo, iwae, renyi(0.3), tvo(3)])
 def test_a_rows_bound_and_gradient_do_not_depend_on_the_size_of_the_plate(bound, vae, x):
     """N / B multiplies the loss and its gradient, and nothing inside."""
     (a, grads_a) = loss_and_grads(Bound(bound, 4), vae, x)
@@ -287,7 +287,7 @@ CASES += [
 
 
 @pytest.mark.parametrize("dtype", [DOUBLE, torch.float32])
-@pytest.mark.parametrize(("bound", "groups", "estimator"), CASES, ids=repr)
+@pytest.mark.parametrize(("bound", "groups", "estimator"), CASES)
 def test_all_ways_of_asking_agree(bound, groups, estimator, dtype, device):
     vae, x = make_vae(dtype).to(device), make_x(dtype).to(device)
     objective = Bound(bound, 3, estimator=estimator, num_groups=groups)
@@ -311,7 +311,7 @@ def test_all_ways_of_asking_agree(bound, groups, estimator, dtype, device):
         close(torch.zeros_like(p) if p.grad is None else p.grad, g, **tol)
 
 
-@pytest.mark.parametrize(("bound", "groups", "estimator"), CASES, ids=repr)
+@pytest.mark.parametrize(("bound", "groups", "estimator"), CASES)
 def test_looped_particles_have_the_vectorised_gradient(bound, groups, estimator):
     """Of a guide without noise, in which the order of draws plays no part."""
     weight = torch.nn.Parameter(torch.tensor([0.3, -0.2], dtype=DOUBLE))
@@ -350,7 +350,7 @@ def test_looped_particles_have_the_vectorised_gradient(bound, groups, estimator)
         close(one, other)
 
 
-@pytest.mark.parametrize(("bound", "groups", "estimator"), CASES, ids=repr)
+@pytest.mark.parametrize(("bound", "groups", "estimator"), CASES)
 def test_nothing_is_read_back_from_the_device(bound, groups, estimator, vae, x, monkeypatch):
     """No .item(), no tensor turned into a number, while a loss and its gradient are made."""
     objective = Bound(bound, 3, estimator=estimator, num_groups=groups)
@@ -369,9 +369,7 @@ def test_nothing_is_read_back_from_the_device(bound, groups, estimator, vae, x, 
 # training
 
 
-@pytest.mark.parametrize(
-    "objective", [Bound(), Bound(iwae, 4, estimator=dreg), Bound(miwae, 2, num_groups=2)], ids=repr
-)
+@pytest.mark.parametrize("objective", [Bound(), Bound(iwae, 4, estimator=dreg), Bound(miwae, 2, num_groups=2)])
 def test_trains_in_stock_svi(objective):
     vae, x = make_vae(torch.float32), make_x(torch.float32, rows=64)
     svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-2}), objective)
@@ -393,7 +391,7 @@ def test_trains_as_a_module_with_a_torch_optimizer():
     assert loss(x).item() < before - 5
 
 
-@pytest.mark.parametrize("objective", [Bound(iwae, 4, estimator=dreg), Bound(estimator=analytic_kl())], ids=repr)
+@pytest.mark.parametrize("objective", [Bound(iwae, 4, estimator=dreg), Bound(estimator=analytic_kl())])
 def test_trains_in_fit(objective):
     vae, x = make_vae(torch.float32), make_x(torch.float32, rows=96)
     run = fit(vae, x, objective=objective, epochs=8, batch_size=32, verbose=False)
@@ -458,7 +456,7 @@ def by_hand(vae, x, k, beta, seed=3):
     return vae.likelihood(z).log_prob(x) + beta * (vae.prior().log_prob(z) - q.log_prob(z))
 
 
-@pytest.mark.parametrize("bound", [elbo, iwae, renyi(0.5)], ids=repr)
+@pytest.mark.parametrize("bound", [elbo, iwae, renyi(0.5)])
 @pytest.mark.parametrize("whole", [1.0, 0.25, "rows"])
 def test_beta_is_inside_the_bound_and_other_scales_outside(bound, whole, vae, x):
     """In whichever order the handlers stand, at β = 0 too; under a subsampled plate as well."""
@@ -568,7 +566,7 @@ def test_several_latents_a_hierarchical_guide_and_a_context():
 
 
 def test_an_own_program_with_constrained_parameters():
-    own = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "own_program.py"))
+    own = runpy.run_path(str(ROOT / "examples" / "own_program.py"))
     x = own["curves"](64, 1)
     torch.manual_seed(0)
     run = fit((own["model"], own["guide"]), x, objective=Bound(iwae, 4, estimator=dreg), epochs=10, verbose=False)

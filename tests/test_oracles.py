@@ -8,7 +8,6 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from exact import LinearGaussian
 from pyro.contrib.zuko import ZukoToPyro
 from scipy import stats
 from torch import nn
@@ -24,6 +23,7 @@ from pyro_vae.infer.support import check_support
 from pyro_vae.parts.flows import FlowPrior
 from pyro_vae.parts.missing import Observed, SkipMissing, WithMask
 from pyro_vae.runs import marginal
+from tests.helpers.exact import LinearGaussian
 
 log_likelihood = partial(noisy_log_likelihood, verbose=False)
 nan = math.nan

@@ -6,7 +6,14 @@ from dataclasses import replace
 import pyro.distributions as dist
 import pytest
 import torch
-from test_importance import (
+
+from pyro_vae.errors import UsageError
+from pyro_vae.evaluate import evidence, moments, pareto, proposals, sampler
+from pyro_vae.evaluate.moments import Ledger, Moments, sums_of
+from pyro_vae.evaluate.pareto import pareto_khat, tail_size
+from pyro_vae.evaluate.proposals import GUIDE, Proposal, defensive, propose, terms_at, widen, widened
+from pyro_vae.infer.weights import sum_terms
+from tests.test_importance import (
     MODELS,
     Chain,
     GammaPoisson,
@@ -19,13 +26,6 @@ from test_importance import (
     of_weights,
     pareto_rows,
 )
-
-from pyro_vae.errors import UsageError
-from pyro_vae.evaluate import evidence, moments, pareto, proposals, sampler
-from pyro_vae.evaluate.moments import Ledger, Moments, sums_of
-from pyro_vae.evaluate.pareto import pareto_khat, tail_size
-from pyro_vae.evaluate.proposals import GUIDE, Proposal, defensive, propose, terms_at, widen, widened
-from pyro_vae.infer.weights import sum_terms
 
 K = 1000  # in 40 rows, not a multiple of the 102 particles of a block
 

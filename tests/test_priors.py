@@ -7,7 +7,6 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from exact import LinearGaussian
 from pyro.infer import SVI, Trace_ELBO
 from torch import nn
 
@@ -28,6 +27,7 @@ from pyro_vae.parts.priors import (
     UniformSphere,
     VampPrior,
 )
+from tests.helpers.exact import LinearGaussian
 
 DIM = 3
 SMALL = {"hidden": (16,), "transforms": 2}

@@ -134,7 +134,7 @@ def outcome(run, keeper):
 
 @pytest.mark.filterwarnings("ignore:.*will be used untrained")
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
-def test_b7_01_a_run_killed_after_any_step_goes_on_to_the_same_bits(case, tmp_path):
+def test_a_run_killed_after_any_step_goes_on_to_the_same_bits(case, tmp_path):
     """In the middle of an epoch, at its end, before the first step, and killed twice."""
     whole = outcome(*trained(case, tmp_path / "whole"))
     for step in (1, 2, STEPS, STEPS + 1) if HEAVY else (2, STEPS):
@@ -246,7 +246,7 @@ def test_a_whole_run_is_left_as_it_is(tmp_path):
     assert outcome(run, keeper) == whole and Checkpoints(tmp_path).numbers()[0] == before[0] + 1
 
 
-def test_b7_17_18_another_run_is_refused_with_a_table_and_forks(tmp_path):
+def test_another_run_is_refused_with_a_table_and_forks(tmp_path):
     with pytest.raises(Killed):
         trained(plain, tmp_path, 4)
     for change, said in [
@@ -264,7 +264,7 @@ def test_b7_17_18_another_run_is_refused_with_a_table_and_forks(tmp_path):
     assert [r["epoch"] for r in run.history] == [1, 2, 3, 4] and run.history[-1]["step"] == 4 * 4
 
 
-def test_b7_15_another_models_state_is_refused_by_name_and_shape(tmp_path):
+def test_another_models_state_is_refused_by_name_and_shape(tmp_path):
     with pytest.raises(Killed):
         trained(plain, tmp_path, 4)
     with pytest.raises(CheckpointError, match=r"another model: 'posterior.net.1.bias' is .* there and"):
@@ -273,7 +273,7 @@ def test_b7_15_another_models_state_is_refused_by_name_and_shape(tmp_path):
         )
 
 
-def test_b7_16_a_state_of_nan_is_refused(tmp_path):
+def test_a_state_of_nan_is_refused(tmp_path):
     with pytest.raises(Killed):
         trained(plain, tmp_path, 4)
     saved = Keeper(tmp_path).newest()
@@ -285,7 +285,7 @@ def test_b7_16_a_state_of_nan_is_refused(tmp_path):
         fit(vae, binary(), validation=held, resume=saved, **options, **more)
 
 
-def test_b7_19_another_version_of_torch_goes_on(tmp_path):
+def test_another_version_of_torch_goes_on(tmp_path):
     with pytest.raises(Killed):
         trained(plain, tmp_path, 4)
     saved = Keeper(tmp_path).newest()
@@ -312,7 +312,7 @@ def test_plain_values_come_back():
 
 
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, Interrupted), (signal.SIGTERM, Terminated)])
-def test_b7_03_a_signal_finishes_the_step_saves_and_goes_on_exactly(tmp_path, number, error):
+def test_a_signal_finishes_the_step_saves_and_goes_on_exactly(tmp_path, number, error):
     whole = outcome(*trained(binarized, tmp_path / "whole"))
     seen = []
 
@@ -337,7 +337,7 @@ def test_b7_03_a_signal_finishes_the_step_saves_and_goes_on_exactly(tmp_path, nu
     assert outcome(*trained(binarized, tmp_path / "cut", resume=True)) == whole
 
 
-def test_b7_03_a_second_signal_ends_the_process_at_once(tmp_path):
+def test_a_second_signal_ends_the_process_at_once(tmp_path):
     child = os.fork()
     if not child:
         keeper = Keeper(tmp_path)
@@ -402,7 +402,7 @@ def poisoned(rows):
     return vae, x
 
 
-def test_b7_30_a_step_that_diverges_is_skipped_with_the_weights_and_buffers_untouched():
+def test_a_step_that_diverges_is_skipped_with_the_weights_and_buffers_untouched():
     vae, x = poisoned([13])
     held = []
 
@@ -416,7 +416,7 @@ def test_b7_30_a_step_that_diverges_is_skipped_with_the_weights_and_buffers_unto
     assert sum(untouched) == 2  # one step of five in each epoch
 
 
-def test_b7_30_after_some_in_a_row_training_stops_with_the_first_bad_site_and_a_capsule(tmp_path):
+def test_after_some_in_a_row_training_stops_with_the_first_bad_site_and_a_capsule(tmp_path):
     vae, x = poisoned(range(20))
     start = tensor_digest(vae.state_dict())
     vae.likelihood.net[0].weight.requires_grad_(True)
@@ -431,7 +431,7 @@ def test_b7_30_after_some_in_a_row_training_stops_with_the_first_bad_site_and_a_
     assert all(t.isfinite().all() for t in keeper.newest().groups["model"].values())
 
 
-def test_b7_33_a_device_that_does_not_hold_a_batch_is_said_with_a_batch_that_may_fit(monkeypatch):
+def test_a_device_that_does_not_hold_a_batch_is_said_with_a_batch_that_may_fit(monkeypatch):
     from pyro_vae.errors import DeviceMemoryError
     from pyro_vae.train.step import Step
 

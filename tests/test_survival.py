@@ -35,11 +35,11 @@ from pyro_vae.runs.config import Config
 from pyro_vae.runs.lock import locked
 from pyro_vae.scoring import evaluate_run
 from pyro_vae.workflows import train_run
+from tests.helpers import kills
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 HEAVY = bool(os.environ.get("PYRO_VAE_HEAVY"))
-HERE = Path(__file__).parent
 
 
 @pytest.fixture(autouse=True)
@@ -73,14 +73,14 @@ def run(trained, tmp_path):
     return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
-def test_b7_01_02_killed_at_any_moment_a_run_ends_as_it_would_have(tmp_path):
+def test_killed_at_any_moment_a_run_ends_as_it_would_have(tmp_path):
     """kill −9, inside every window of a save and at random times, in processes of their own."""
-    kills = 20 if HEAVY else 6
-    command = [sys.executable, str(HERE / "kills.py"), str(tmp_path), str(kills)]
+    times = 20 if HEAVY else 6
+    command = [sys.executable, kills.__file__, str(tmp_path), str(times)]
     env = os.environ | {"PYTHONPATH": str(Path(pyro_vae.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     said = subprocess.run(command, capture_output=True, text=True, env=env, check=True).stdout
     whole, *cut = [json.loads(line) for line in said.splitlines()]
-    assert len(cut) == kills and any(made["codes"][0] == -9 for made in cut)
+    assert len(cut) == times and any(made["codes"][0] == -9 for made in cut)
     for made in cut:
         assert made["codes"][-1] == 0 and whole["half-written"] == []
         assert {k: v for k, v in made.items() if k not in ("how", "codes")} == {
@@ -91,7 +91,7 @@ def test_b7_01_02_killed_at_any_moment_a_run_ends_as_it_would_have(tmp_path):
 # going on
 
 
-def test_b7_17_changed_options_are_refused_with_a_table_unless_forked(run, config, tmp_path, capsys):
+def test_changed_options_are_refused_with_a_table_unless_forked(run, config, tmp_path, capsys):
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
     changed = ["--latent-dim", "3", "--learning-rate", "0.01"]
     assert main(["train", "--resume", str(run), *changed, "--device", "cpu"]) == 4
@@ -121,7 +121,7 @@ def test_a_run_is_new_or_gone_on_with(arguments, said, capsys, tmp_path, monkeyp
     assert said in capsys.readouterr().err
 
 
-def test_b7_18_changed_data_is_refused(run, config, data, tmp_path):
+def test_changed_data_is_refused(run, config, data, tmp_path):
     x = np.load(data)
     moved = tmp_path / "x.npy"
     np.save(moved, x)
@@ -137,7 +137,7 @@ def test_b7_18_changed_data_is_refused(run, config, data, tmp_path):
         evaluate_run(run, device="cpu")
 
 
-def test_b7_19_other_versions_go_on_and_say_so(config, tmp_path, monkeypatch, capsys):
+def test_other_versions_go_on_and_say_so(config, tmp_path, monkeypatch, capsys):
     cut(config, tmp_path / "run", monkeypatch)
     monkeypatch.setattr("pyro_vae.resuming.versions", lambda: {"pyro-ppl": "9.9"})
     evidence = resume_run(tmp_path / "run", device="cpu", num_samples=5)
@@ -185,7 +185,7 @@ def test_a_damaged_checkpoint_is_gone_back_from_and_said(config, trained, tmp_pa
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == (trained / "model.safetensors").read_bytes()
 
 
-def test_b7_20_a_second_writer_exits_75_and_changes_no_byte(run, capsys):
+def test_a_second_writer_exits_75_and_changes_no_byte(run, capsys):
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
     with locked(run):
         assert main(["train", "--resume", str(run), "--device", "cpu"]) == 75
@@ -231,7 +231,7 @@ print((run / "model.safetensors").read_bytes().hex())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="tmpfs in a user namespace is Linux's")
-def test_b7_04_a_run_on_a_disk_that_fills_up_stops_and_goes_on_exactly_once_there_is_room(trained, config, tmp_path):
+def test_a_run_on_a_disk_that_fills_up_stops_and_goes_on_exactly_once_there_is_room(trained, config, tmp_path):
     if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
         pytest.skip("no user namespaces here (unshare -rm), so no tmpfs to fill")
     script, disk = tmp_path / "script.py", tmp_path / "disk"
@@ -244,7 +244,7 @@ def test_b7_04_a_run_on_a_disk_that_fills_up_stops_and_goes_on_exactly_once_ther
     assert said[0] == "6 [] 3" and bytes.fromhex(said[1]) == (trained / "model.safetensors").read_bytes()
 
 
-def test_b7_06_a_folder_that_vanishes_is_a_storage_error(config, tmp_path, monkeypatch):
+def test_a_folder_that_vanishes_is_a_storage_error(config, tmp_path, monkeypatch):
     real = workflows.Curve.__call__
 
     def vanish(self, record):
@@ -259,7 +259,7 @@ def test_b7_06_a_folder_that_vanishes_is_a_storage_error(config, tmp_path, monke
 # divergence
 
 
-def test_b7_30_a_run_that_diverges_is_replayed_by_one_command(config, tmp_path, capsys):
+def test_a_run_that_diverges_is_replayed_by_one_command(config, tmp_path, capsys):
     options = ["--data", config.data, "--hidden", "4", "--latent-dim", "2", "--batch-size", "16", "--device", "cpu"]
     wild = ["--learning-rate", "1e20", "--warmup", "0", "--schedule", "constant"]
     assert main(["train", "--run", str(tmp_path / "run"), *options, *wild]) == 5
@@ -356,7 +356,7 @@ def test_damaged_particles_are_refused_at_any_byte(many):
     kept.unlink()
 
 
-def test_b7_18_particles_of_other_weights_or_data_are_not_gone_on_from(many, tmp_path):
+def test_particles_of_other_weights_or_data_are_not_gone_on_from(many, tmp_path):
     run, _, _ = many
     killed_evaluation(run)
     copy = Path(shutil.copytree(run, tmp_path / "copy"))
@@ -395,7 +395,7 @@ def same(a, b):
     return all(torch.equal(a[0][k], b[0][k]) for k in a[0]) and a[1:] == b[1:]
 
 
-def test_b7_08_bits_flipped_over_every_file_of_a_run_are_detected_or_change_nothing_that_is_told(run):
+def test_bits_flipped_over_every_file_of_a_run_are_detected_or_change_nothing_that_is_told(run):
     draw, truth = random.Random(0), every(run)
     files = [
         run / name for name in ("config.json", "model.safetensors", "evidence.json", "evidence.csv", "metrics.jsonl")
@@ -417,7 +417,7 @@ def test_b7_08_bits_flipped_over_every_file_of_a_run_are_detected_or_change_noth
     assert harmless.count("evidence.csv") == 0 and len(harmless) < (60 if HEAVY else 10)
 
 
-def test_b7_08_a_bit_flipped_in_the_metrics_is_detected_or_costs_the_last_epoch(run):
+def test_a_bit_flipped_in_the_metrics_is_detected_or_costs_the_last_epoch(run):
     """Each bit of the end of every line, where a line may become two or none, and 300 others."""
     file, draw = run / "metrics.jsonl", random.Random(0)
     whole, truth = file.read_bytes(), folder.read_lines(file)
@@ -445,7 +445,7 @@ def strip(told):
 
 
 @pytest.mark.parametrize("name", ["config.json", "evidence.json", "model.safetensors", "evidence.csv"])
-def test_b7_07_a_file_of_a_run_cut_anywhere_is_detected(run, name):
+def test_a_file_of_a_run_cut_anywhere_is_detected(run, name):
     truth, file = every(run), run / name
     whole = file.read_bytes()
     for length in sorted({*range(0, len(whole), 1 if HEAVY else 97), *range(len(whole) - 4, len(whole))}):
@@ -454,7 +454,7 @@ def test_b7_07_a_file_of_a_run_cut_anywhere_is_detected(run, name):
             assert same(every(run), truth) and whole[length:] == b"\n"
 
 
-def test_b7_16_nan_weights_are_handed_out_only_where_asked_for(run):
+def test_nan_weights_are_handed_out_only_where_asked_for(run):
     from safetensors.torch import load_file, save_file
 
     state = {

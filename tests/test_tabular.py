@@ -2,7 +2,6 @@
 
 import json
 import runpy
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from scipy.stats import multivariate_normal
 from sklearn.decomposition import FactorAnalysis
 from sklearn.mixture import GaussianMixture
 
-ROOT = Path(__file__).parents[1]
+from tests.helpers.paths import ROOT
 
 
 @pytest.fixture(scope="module")

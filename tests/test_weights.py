@@ -6,13 +6,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from exact import LinearGaussian
 from pyro import poutine
 from pyro.infer import RenyiELBO, Trace_ELBO
 
 from pyro_vae import MLP, VAE, Conditional, StandardNormal, bernoulli, elbo, iwae, log_weights, normal
 from pyro_vae.errors import ProgramError
 from pyro_vae.infer.weights import find_plates
+from tests.helpers.exact import LinearGaussian
 
 DOUBLE = torch.float64
 

@@ -8,7 +8,6 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
-from recording import Again, NumbersRead
 
 from pyro_vae import (
     MLP,
@@ -33,6 +32,7 @@ from pyro_vae.train import engines, step, whole
 from pyro_vae.train.graph import Recorded
 from pyro_vae.train.watch import Late, Prompt, can_skip
 from pyro_vae.train.whole import STEPS, Whole
+from tests.helpers.recording import Again, NumbersRead
 
 fit = partial(fit_, verbose=False, epochs=3, batch_size=8, seed=5)
 ROWS = 8 * (2 * STEPS + 5) + 3  # one step alone, two replays, four alone, an uneven one
