@@ -1,7 +1,6 @@
 """Annealed importance sampling against closed forms, in the scale where it is unbiased; and what it refuses."""
 
 import math
-from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -10,31 +9,17 @@ import torch
 from pyro import poutine
 from pyro.contrib.zuko import ZukoToPyro
 
-from pyro_vae import MLP, VAE, Conditional, StandardNormal, bernoulli, priors
+from pyro_vae import MLP, VAE, Conditional, bernoulli, priors
 from pyro_vae import normal as normal_family
 from pyro_vae.errors import ProgramError, SupportError, UsageError
-from pyro_vae.evaluate import annealing
 from pyro_vae.evaluate.paths import Frozen, Settings, adaptive, betas
 from pyro_vae.evidence.annealing.densities import Densities
 from pyro_vae.infer.weights import find_plates
 from pyro_vae.parts.flows import FlowPrior
+from tests.helpers.annealing import ais, check_frozen, check_unbiased, drawn, grouped, grouped_guide, quick
 from tests.helpers.conjugate import PROBLEMS, GammaPoisson, NormalGamma
 from tests.helpers.exact import LinearGaussian
-
-ais = partial(annealing.ais, verbose=False)
-quick = partial(ais, num_temperatures=4, num_chains=4, leapfrog_steps=3, step_size=0.5)
-
-
-def drawn(problem, n, seed=0):
-    torch.manual_seed(seed)
-    return problem.rows(n)
-
-
-def check_unbiased(ratio):
-    """mean(p̂ / p) within 4 SE of 1, SE = sd / √N over rows, whose chains are independent; and an SE that could tell."""
-    se = ratio.std() / len(ratio) ** 0.5
-    assert (ratio.mean() - 1).abs() < 4 * se, f"the mean is {ratio.mean():.3f} ± {se:.3f}"
-    assert se < 0.05
+from tests.helpers.small import small_vae
 
 
 def check_close(result, exact):
@@ -177,22 +162,6 @@ def test_the_start_is_a_density_in_u():
         torch.testing.assert_close(mass, torch.ones(2).double(), rtol=0, atol=1e-5)
 
 
-def grouped(x):
-    """Two sites of other widths, one in an inner plate, rows in dim -2: log p(x) = Σ_g log N(x_g; 0, 2) per row."""
-    with pyro.plate("rows", len(x), dim=-2):
-        shift = pyro.sample("shift", dist.Normal(torch.zeros(1, 2).double(), 1.0).to_event(1))
-        with pyro.plate("groups", 3, dim=-1):
-            z = pyro.sample("z", dist.Normal(0 * shift.sum(-1), 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-
-def grouped_guide(x):
-    with pyro.plate("rows", len(x), dim=-2):
-        pyro.sample("shift", dist.Normal(torch.zeros(1, 2).double(), 1.0).to_event(1))
-        with pyro.plate("groups", 3, dim=-1):
-            pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
-
-
 def test_inner_plates_and_several_sites():
     torch.manual_seed(0)
     x = torch.randn(50, 3).double()
@@ -215,13 +184,8 @@ def test_scale_does_not_enter_and_masks_do():
 # how it runs
 
 
-def small_vae():
-    torch.manual_seed(0)
-    return VAE(StandardNormal(2), Conditional(MLP(2, 6, (8,)), bernoulli), Conditional(MLP(6, 4, (8,)), normal_family))
-
-
 def test_nothing_changes_and_the_seed_decides():
-    vae = small_vae().train()
+    vae = small_vae(seed=0).train()
     x = torch.bernoulli(torch.full((7, 6), 0.3))
     for parameter in vae.parameters():
         parameter.requires_grad_(False)
@@ -263,7 +227,7 @@ def test_priors_of_the_package_go_through(prior):
 
 
 def test_parameters_that_want_gradients_get_none():
-    vae = small_vae()
+    vae = small_vae(seed=0)
     ais(vae.model, vae.guide, torch.zeros(3, 6), num_temperatures=2, leapfrog_steps=1)
     assert all(p.requires_grad and p.grad is None for p in vae.parameters())
 
@@ -274,28 +238,6 @@ def test_chunks_of_rows():
     result = quick(p.model, p.exact_guide, x, start="guide", chunk_size=16)
     torch.testing.assert_close(result.log_w, p.log_px(x).expand(4, 11), rtol=0, atol=1e-9)
     assert result.steps.shape == (5, 11) and result.acceptance.shape == (11,) and len(result) == 11
-
-
-def check_frozen(monkeypatch):
-    """What the pilot has tuned is what every transition of the weighted run gets."""
-    p, tuned, used = GammaPoisson(), [], []
-
-    def pilot(*args, original=annealing.pilot):
-        frozen = original(*args)
-        tuned.append(frozen.steps.clone())
-        return frozen
-
-    def transition(density, beta, point, step, leapfrogs, original=annealing.transition):
-        used.append(step.clone())
-        return original(density, beta, point, step, leapfrogs)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(annealing, "pilot", pilot)
-        patched.setattr(annealing, "transition", transition)
-        result = ais(p.model, p.guide, drawn(p, 5), num_temperatures=6, leapfrog_steps=2)
-    assert (tuned[0][1:] != tuned[0][:-1]).all()
-    assert torch.equal(torch.stack(used), tuned[0][1:]), "not the steps that the pilot has tuned"
-    assert torch.equal(result.steps, tuned[0])
 
 
 def test_the_weighted_run_uses_the_frozen_steps_only(monkeypatch):

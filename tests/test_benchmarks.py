@@ -13,7 +13,7 @@ from benchmarks.by_hand import ByHand
 from benchmarks.cases import KINDS, QUICK, Case, data
 from benchmarks.peers import objective_of, ours, vae_of
 from benchmarks.timing import interleave, ratio
-from tests.helpers.paths import ROOT
+from tests.helpers.environment import ROOT
 
 CPU = torch.device("cpu")
 

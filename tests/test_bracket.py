@@ -1,7 +1,5 @@
 """Both ends of the bracket against closed forms; rows that the model draws; what is approximate says so."""
 
-from functools import partial
-
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -10,31 +8,10 @@ import torch
 from pyro_vae.errors import ProgramError, ShapeError, UsageError
 from pyro_vae.evaluate import bracket as module
 from pyro_vae.evaluate.simulate import simulate
+from tests.helpers.annealing import bdmc, bracket, check_unbiased, check_upper, drawn, grouped, grouped_guide, narrow
 from tests.helpers.conjugate import PROBLEMS, GammaPoisson, NormalGamma
 from tests.helpers.exact import LinearGaussian
-from tests.test_annealing import check_unbiased, drawn, grouped, grouped_guide, small_vae
-
-QUICK = {
-    "num_samples": 50,
-    "num_temperatures": 4,
-    "num_chains": 4,
-    "leapfrog_steps": 3,
-    "step_size": 0.4,
-    "refresh": 1,
-    "verbose": False,
-}
-bracket = partial(module.bracket, **QUICK)
-bdmc = partial(module.bdmc, **QUICK)
-
-
-def narrow(p, rows, **options):
-    """Reverse annealing to a start with lighter tails than the posterior: 1 / p̂ has a finite variance."""
-    return bdmc(p.model, p.narrow_guide, drawn(p, 2), num_rows=rows, **options)
-
-
-def check_upper(p, result):
-    """mean(p / p̂_rev) is 1: chains of a row share their start, but rows are independent."""
-    check_unbiased((p.log_px(result.x) - result.upper).exp())
+from tests.helpers.small import small_vae
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
@@ -106,7 +83,7 @@ def test_inner_plates_are_drawn_and_reversed():
 
 
 def test_a_vae_goes_through():
-    vae = small_vae()
+    vae = small_vae(seed=0)
     result = bdmc(vae.model, vae.guide, torch.zeros(1, 6), num_rows=30)
     assert ((result.x == 0) | (result.x == 1)).all() and result.x.std() > 0
     assert result.gap.mean() > -4 * result.gap.std() / 30**0.5

@@ -17,14 +17,8 @@ from pyro_vae.evaluate.calibration import simulation_based_calibration as calibr
 from pyro_vae.evaluate.predictive import STATISTICS, posterior_predictive_check, prior_predictive_check
 from pyro_vae.evaluate.simulate import simulate
 from pyro_vae.evaluate.uniformity import band, cumulative, holm, moments, p_values, tails
-from tests.helpers.exact import LinearGaussian
 
 ONE = torch.zeros(1)
-
-
-@pytest.fixture
-def lg():
-    return LinearGaussian()
 
 
 def gaussian(x):

@@ -14,14 +14,7 @@ from torch import nn
 from pyro_vae import MLP, VAE, CheckReport, Conditional, StandardNormal, bernoulli, normal
 from pyro_vae.errors import ProgramError, ShapeError, SupportError
 from pyro_vae.infer.check import Finding, check
-
-
-def small_vae(kind=VAE, likelihood=bernoulli, posterior=normal):
-    return kind(
-        prior=StandardNormal(2),
-        likelihood=Conditional(MLP(2, 6, (8,)), likelihood),
-        posterior=Conditional(MLP(6, 2 * 2, (8,)), posterior),
-    )
+from tests.helpers.small import binary, small_vae
 
 
 class FixedName(VAE):
@@ -37,10 +30,6 @@ class FixedName(VAE):
         pyro.module("vae", self)
         with pyro.plate("data", len(x)):
             pyro.sample("z", self.posterior(x))
-
-
-def binary(rows=5):
-    return torch.bernoulli(torch.full((rows, 6), 0.5))
 
 
 def rows_of(x, name="data", dim=None):
@@ -325,10 +314,10 @@ def test_a_right_pair_has_no_finding(name):
 
 def test_a_good_vae_has_no_finding():
     vae = small_vae()
-    assert check(vae.model, vae.guide, binary(), others=[small_vae(), copy.deepcopy(vae)]).findings == ()
+    assert check(vae.model, vae.guide, binary(5), others=[small_vae(), copy.deepcopy(vae)]).findings == ()
     frozen = small_vae()
     frozen.likelihood.requires_grad_(False)
-    assert check(frozen.model, frozen.guide, binary()).findings == ()
+    assert check(frozen.model, frozen.guide, binary(5)).findings == ()
 
 
 def test_two_latents_in_inner_plates_are_fine():
@@ -352,14 +341,14 @@ def test_two_latents_in_inner_plates_are_fine():
 def test_a_parameter_without_gradient_is_named():
     vae = small_vae()
     vae.spare = nn.Linear(1, 1, bias=False)
-    report = check(vae.model, vae.guide, binary())
+    report = check(vae.model, vae.guide, binary(5))
     assert only(report, "gradient").where == "parameter 'spare.weight'" and not report.ok
     assert len(report.findings) == 1
 
 
 def test_a_detached_encoder_is_named():
     vae = small_vae(posterior=lambda features: normal(features.detach()))
-    report = check(vae.model, vae.guide, binary())
+    report = check(vae.model, vae.guide, binary(5))
     assert {f.where for f in report.findings} == {
         f"parameter 'posterior.{n}'" for n, _ in vae.posterior.named_parameters()
     }
@@ -367,13 +356,13 @@ def test_a_detached_encoder_is_named():
 
 def test_a_zero_gradient_is_a_warning():
     vae = small_vae(likelihood=lambda features: bernoulli(0 * features))
-    report = check(vae.model, vae.guide, binary())
+    report = check(vae.model, vae.guide, binary(5))
     assert only(report, "gradient").level == "warning" and report.ok and "all zero" in str(report)
 
 
 def test_a_gradient_that_is_not_finite_is_named():
     vae = small_vae(likelihood=lambda features: bernoulli(features * torch.inf))
-    assert "not finite" in str(check(vae.model, vae.guide, binary()))
+    assert "not finite" in str(check(vae.model, vae.guide, binary(5)))
 
 
 def test_parameters_of_plain_programs_are_found_in_the_store():
@@ -389,16 +378,16 @@ def test_parameters_of_plain_programs_are_found_in_the_store():
 def test_shared_parameters_are_named_in_both():
     a, b = small_vae(), small_vae()
     b.likelihood = a.likelihood
-    report = check(a.model, a.guide, binary(), others=[small_vae(), b])
+    report = check(a.model, a.guide, binary(5), others=[small_vae(), b])
     assert len(report.findings) == len(list(a.likelihood.parameters()))
     assert only(report, "shared").where == "parameter 'likelihood.net.0.weight'"
     assert "also 'likelihood.net.0.weight' of others[1] (VAE)" in str(report)
-    assert not check(a.model, a.guide, binary(), others=[(b.model, b.guide)]).ok
+    assert not check(a.model, a.guide, binary(5), others=[(b.model, b.guide)]).ok
 
 
 def test_ghost_training_is_named():
     """Pyro's fixed-name trap: after the first VAE's step, the second is not trained."""
-    first, second, x = small_vae(FixedName), small_vae(FixedName), binary()
+    first, second, x = small_vae(kind=FixedName), small_vae(kind=FixedName), binary(5)
     assert check(second.model, second.guide, x).findings == ()
     SVI(first.model, first.guide, pyro.optim.Adam({}), Trace_ELBO()).step(x)
     assert check(first.model, first.guide, x).findings == ()
@@ -407,8 +396,8 @@ def test_ghost_training_is_named():
 
 
 def test_ghost_training_to_come_is_named():
-    first, second = small_vae(FixedName), small_vae(FixedName)
-    report = check(first.model, first.guide, binary(), others=[second])
+    first, second = small_vae(kind=FixedName), small_vae(kind=FixedName)
+    report = check(first.model, first.guide, binary(5), others=[second])
     assert "of others[0]" in only(report, "ghost").where
 
 
@@ -439,7 +428,7 @@ class Restless(VAE):
 
 @pytest.mark.parametrize("broken", [False, True])
 def test_nothing_is_changed(broken):
-    vae, other, x = Restless(), small_vae(FixedName), binary()
+    vae, other, x = Restless(), small_vae(kind=FixedName), binary(5)
     SVI(other.model, other.guide, pyro.optim.Adam({}), Trace_ELBO()).step(x)
     for p in vae.likelihood.parameters():
         p.grad = torch.ones_like(p)
@@ -465,5 +454,5 @@ def test_nothing_is_changed(broken):
 
 
 def test_the_same_report_twice():
-    vae, x = small_vae(), binary() / 2
+    vae, x = small_vae(), binary(5) / 2
     assert check(vae.model, vae.guide, x, seed=1) == check(vae.model, vae.guide, x, seed=1)

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import pyro_vae
 from pyro_vae.common import atomic_write as atomic
 from pyro_vae.common import safe_read as safe
 from pyro_vae.digests import sha256
@@ -22,10 +21,9 @@ from pyro_vae.errors import BusyError, CheckpointError, RunFolderError, StorageE
 from pyro_vae.runs import folder
 from pyro_vae.runs.checkpoint import GROUPS, Checkpoints
 from pyro_vae.runs.lock import locked
+from tests.helpers.environment import ENV, HEAVY
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-HEAVY = bool(os.environ.get("PYRO_VAE_HEAVY"))
 
 
 def groups(seed):
@@ -323,8 +321,7 @@ def full_disk(tmp_path_factory):
     script.write_text(FULL)
     mounted = 'mount -t tmpfs -o size=256k none "$1" && exec "$0" "$2" "$1" "${@:3}"'
     command = ["unshare", "-rm", "bash", "-c", mounted, sys.executable, str(here), str(script), *STEPS]
-    env = os.environ | {"PYTHONPATH": str(Path(pyro_vae.__file__).parents[1])}
-    said = subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout
+    said = subprocess.run(command, capture_output=True, text=True, check=True, env=ENV).stdout
     return dict(zip(STEPS, said.split("== ")[1:], strict=True))
 
 

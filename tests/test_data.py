@@ -17,7 +17,7 @@ from pyro_vae import MLP, VAE, Conditional, StandardNormal, bernoulli, fit, norm
 from pyro_vae.data import as_rows, binarize, check_grey, load, same_rows, static_binarization
 from pyro_vae.data import rows as row_module
 from pyro_vae.errors import DataConversionWarning, DataError, ShapeError, SupportError, UsageError
-from tests.helpers.paths import ROOT
+from tests.helpers.environment import ROOT
 
 SHARED = Path(os.environ.get("PYRO_VAE_DATA") or ROOT.parent / "shared/data")
 FILES = [f"{p}-{c}-ubyte" for p in ("train", "t10k") for c in ("images-idx3", "labels-idx1")]

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.helpers.paths import ROOT
+from tests.helpers.environment import ROOT
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 

@@ -50,18 +50,10 @@ from pyro_vae.train.graph import Recorded
 from pyro_vae.train.step import Step
 from pyro_vae.train.trace import Untraceable, difference, trace
 from tests.helpers.recording import Again
+from tests.helpers.small import binary, small_vae
 
 fit = partial(fit, verbose=False, epochs=2, batch_size=8, seed=5)
 MLP8 = partial(MLP, hidden=(8,))
-
-
-def small_vae(prior=None, posterior=None):
-    q = posterior or Conditional(MLP8(6, 4), normal)
-    return VAE(prior(q) if prior else StandardNormal(2), Conditional(MLP8(2, 6), bernoulli), q)
-
-
-def binary(rows=20):
-    return torch.bernoulli(torch.full((rows, 6), 0.3), generator=torch.Generator().manual_seed(0))
 
 
 def weights(*modules):
@@ -74,7 +66,7 @@ def runs(make, engine, **options):
     random.seed(2)
     pyro.clear_param_store()
     pair, *modules = make()
-    run = fit(pair, binary(), engine=engine, **{k: v() if k == "objective" else v for k, v in options.items()})
+    run = fit(pair, binary(20), engine=engine, **{k: v() if k == "objective" else v for k, v in options.items()})
     history = [{k: v for k, v in record.items() if k != "seconds"} for record in run.history]
     store = [p.detach().clone() for _, p in sorted(pyro.get_param_store().items()) if not p._is_view()]
     return history, weights(*modules) or store, run.engine
@@ -126,7 +118,8 @@ def test_a_traced_run_is_the_eager_one_whatever_the_objective(name):
 
 
 def vamp():
-    vae = small_vae(lambda q: priors.VampPrior(q, 5, 6))
+    q = Conditional(MLP8(6, 4), normal)
+    vae = small_vae(priors.VampPrior(q, 5, 6), posterior=q)
     return vae, vae
 
 
@@ -210,7 +203,7 @@ def annealed(objective, beta):
         vae = small_vae()
         moved = beta()
         pair = moved.pair(vae) if isinstance(moved, Beta) else vae
-        run = fit(pair, binary(), objective=objective(moved), engine=engine, scheduled=[moved], epochs=4)
+        run = fit(pair, binary(20), objective=objective(moved), engine=engine, scheduled=[moved], epochs=4)
         check.append((weights(vae), run))
     return check
 
@@ -246,11 +239,11 @@ def test_the_last_uneven_batch_runs_eager_and_a_frequent_one_is_traced():
     vae = small_vae()
     step = Step(vae.model, vae.guide, Trace_ELBO(), adam())
     step.engine = engine = Traced(step, [vae], engines.Panel())
-    step(binary())
+    step(binary(20))
     for rows in [8] * 3 + [5] * (engines.RARE - 1):
-        step(binary()[:rows])
+        step(binary(20)[:rows])
     assert len(engine.graphs) == 1
-    step(binary()[:5])
+    step(binary(20)[:5])
     assert len(engine.graphs) == 2 and engine.refused is None
 
 
@@ -304,7 +297,7 @@ def test_what_cannot_be_traced_runs_eager_and_says_why(inside, reason, monkeypat
     if inside in (counted, taped) or "random" in inside.__code__.co_names:  # whose own state tracing moves on
         torch.manual_seed(1)
         vae, _ = make()
-        assert reason.split("(")[0] in fit(vae, binary(), engine="trace").engine.replace("aten.", "")
+        assert reason.split("(")[0] in fit(vae, binary(20), engine="trace").engine.replace("aten.", "")
     else:
         check_refused(make, reason)
 
@@ -398,7 +391,7 @@ def test_several_objects_of_ones_own_are_followed():
 def test_training_inside_a_handler_runs_eager():
     vae = small_vae()
     with poutine.scale(scale=0.5):
-        run = fit(vae, binary(), engine="trace")
+        run = fit(vae, binary(20), engine="trace")
     assert "eager from here on: training runs inside other Pyro handlers" in run.engine
 
 
@@ -469,7 +462,7 @@ def test_two_traces_of_different_programs_differ():
 
 
 def test_nothing_is_left_of_a_trace(monkeypatch):
-    vae, x = small_vae(), binary()
+    vae, x = small_vae(), binary(20)
     store = dict(pyro.get_param_store().items())
     before = torch.get_rng_state(), torch.get_num_threads(), Distribution._validate_args
     fit(vae, x, engine="trace")
@@ -553,7 +546,7 @@ def test_auto_waits_with_what_takes_long(monkeypatch):
 
     step.engine = engine = Traced(step, [vae], engines.Panel(), finish, "compile", patience=4)
     for _ in range(9):
-        step(binary())
+        step(binary(20))
     assert made == [1] and engine.checks == 2 and engine.refused is None
 
 
@@ -566,7 +559,7 @@ def test_parameters_that_moved_are_found(monkeypatch):
 
     assert (
         "eager from here on: a parameter or buffer has moved"
-        in fit(vae, binary(), engine="trace", on_epoch=move).engine
+        in fit(vae, binary(20), engine="trace", on_epoch=move).engine
     )
 
 
@@ -580,7 +573,7 @@ def test_auto_goes_by_the_length_of_the_run(monkeypatch):
     assert resolve("auto", 10**6) == ("trace", "auto: 1000000 steps; no C++ compiler for more")
     assert resolve("compile", 1) == ("trace", "compile was asked for, but no C++ compiler (g++ or clang++) was found")
     vae = small_vae()
-    assert "engine trace (compile was asked for, but no C++" in fit(vae, binary(), engine="compile").engine
+    assert "engine trace (compile was asked for, but no C++" in fit(vae, binary(20), engine="compile").engine
 
 
 def test_engines_that_are_not_here_are_refused():
@@ -589,7 +582,7 @@ def test_engines_that_are_not_here_are_refused():
         ("graph", "needs a CUDA device"),
     ):
         with pytest.raises(UsageError, match=message):
-            fit(small_vae(), binary(), engine=engine)
+            fit(small_vae(), binary(20), engine=engine)
 
 
 def test_a_compiler_that_fails_leaves_the_run_eager(monkeypatch):

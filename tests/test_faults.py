@@ -18,7 +18,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_vae import MLP, VAE, Conditional, StandardNormal, bernoulli, fit, log_likelihood, normal, workflows
+from pyro_vae import fit, log_likelihood, workflows
 from pyro_vae.cli import main
 from pyro_vae.data import as_rows
 from pyro_vae.errors import DataError, DeviceMemoryError, RunFolderError, StorageError, UsageError
@@ -27,7 +27,8 @@ from pyro_vae.resuming import resume_run
 from pyro_vae.runs.config import Config
 from pyro_vae.scoring import evaluate_run
 from pyro_vae.workflows import train_run
-from tests.helpers.paths import ROOT, SOURCE
+from tests.helpers.environment import ENV, ROOT, SOURCE
+from tests.helpers.small import small_vae
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -118,11 +119,6 @@ def sources():
     return "".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
 
 
-def small_vae():
-    torch.manual_seed(0)
-    return VAE(StandardNormal(2), Conditional(MLP(2, 6, (8,)), bernoulli), Conditional(MLP(6, 4, (8,)), normal))
-
-
 def model(x):
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
@@ -156,7 +152,7 @@ class Items:
 
 def test_a_data_set_of_items_is_read():
     assert as_rows(Items()).tolist() == [[float(i)] * 3 for i in range(20)]
-    assert len(fit(small_vae(), torch.utils.data.Subset(Bits(), range(8)), epochs=1, verbose=False).history) == 1
+    assert len(fit(small_vae(seed=0), torch.utils.data.Subset(Bits(), range(8)), epochs=1, verbose=False).history) == 1
 
 
 class Bits(torch.utils.data.Dataset):
@@ -198,7 +194,7 @@ def test_an_evaluation_in_training_that_does_not_fit_says_so(monkeypatch):
 
     monkeypatch.setattr("pyro_vae.train.loop.true_elbo", full)
     with pytest.raises(DeviceMemoryError, match=r"the ELBO of 8 rows on cpu does not fit.*fewer rows") as caught:
-        fit(small_vae(), torch.ones(8, 6), epochs=1, verbose=False)
+        fit(small_vae(seed=0), torch.ones(8, 6), epochs=1, verbose=False)
     assert caught.value.exit_code == 7
 
 
@@ -389,7 +385,7 @@ def test_no_duration_is_taken_from_a_clock_that_may_jump():
 @pytest.mark.parametrize("seed", [-1, 1.5, None, "0"])
 def test_a_seed_that_is_none_is_refused(seed):
     with pytest.raises(UsageError, match="a seed is a whole number from 0"):
-        fit(small_vae(), torch.ones(8, 6), epochs=1, seed=seed, verbose=False)
+        fit(small_vae(seed=0), torch.ones(8, 6), epochs=1, seed=seed, verbose=False)
     with pytest.raises(UsageError, match="a seed is a whole number from 0"):
         log_likelihood(model, guide, torch.zeros(3), num_samples=5, seed=seed)
 
@@ -447,5 +443,4 @@ def test_without_a_network_everything_runs(run):
         "--device",
         "cpu",
     ]
-    env = os.environ | {"PYTHONPATH": str(SOURCE.parent), "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, env=env, check=True, capture_output=True)
+    subprocess.run(command, env=ENV, check=True, capture_output=True)

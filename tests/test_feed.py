@@ -8,21 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_vae import MLP, VAE, Conditional, StandardNormal, bernoulli, binarize, normal
+from pyro_vae import binarize
 from pyro_vae import fit as fit_
 from pyro_vae.errors import DivergedError, Interrupted
 from pyro_vae.train import feed
 from pyro_vae.train.feed import Resident, Streamed, feed_of, near
 from pyro_vae.train.order import Order
+from tests.helpers.small import small_vae
 
 fit = partial(fit_, verbose=False, epochs=3, batch_size=8, seed=5, engine="eager")
 CPU = torch.device("cpu")
 ROWS = torch.rand(43, 6, generator=torch.Generator().manual_seed(1))
-
-
-def make():
-    torch.manual_seed(0)
-    return VAE(StandardNormal(2), Conditional(MLP(2, 6, (8,)), bernoulli), Conditional(MLP(6, 4, (8,)), normal))
 
 
 @pytest.fixture
@@ -44,10 +40,10 @@ def alive():
 
 
 def test_a_run_from_the_host_is_the_run_from_the_device_to_the_bit(request):
-    at_home = make()
+    at_home = small_vae(seed=0)
     a = fit(at_home, ROWS, validation=ROWS[:9].round(), transform=binarize)
     fetched = request.getfixturevalue("streamed")
-    sent = make()
+    sent = small_vae(seed=0)
     b = fit(sent, ROWS, validation=ROWS[:9].round(), transform=binarize)
     assert [r["loss"] for r in a.history] == [r["loss"] for r in b.history]
     assert all(torch.equal(v, sent.state_dict()[n]) for n, v in at_home.state_dict().items())
@@ -57,7 +53,7 @@ def test_a_run_from_the_host_is_the_run_from_the_device_to_the_bit(request):
 
 def test_a_memory_mapped_file_is_streamed_as_it_is(tmp_path, streamed):
     np.save(tmp_path / "x.npy", ROWS.round().numpy())
-    held, mapped = make(), make()
+    held, mapped = small_vae(seed=0), small_vae(seed=0)
     fit(held, ROWS.round())
     fit(mapped, np.load(tmp_path / "x.npy", mmap_mode="r"))
     assert all(torch.equal(v, mapped.state_dict()[n]) for n, v in held.state_dict().items())
@@ -92,12 +88,12 @@ def test_trouble_in_the_thread_is_the_runs_and_the_thread_ends(trouble, monkeypa
 
     monkeypatch.setattr(Streamed, "fetch", third)
     with pytest.raises(Interrupted if isinstance(trouble, KeyboardInterrupt) else OSError):
-        fit(make(), ROWS, transform=binarize)
+        fit(small_vae(seed=0), ROWS, transform=binarize)
     assert not alive()
 
 
 def test_a_bad_row_from_the_host_is_named(streamed):
-    vae = make()
+    vae = small_vae(seed=0)
     x = ROWS.round()
 
     def spoil(record):

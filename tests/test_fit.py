@@ -24,7 +24,6 @@ from pyro_vae import (
     Conditional,
     StandardNormal,
     adam,
-    bernoulli,
     binarize,
     cosine,
     families,
@@ -53,30 +52,13 @@ from pyro_vae.train import loop
 from pyro_vae.train.loop import ELBO_NOISE
 from pyro_vae.train.monitor import LATENT_KEYS, collapsed, true_elbo
 from pyro_vae.train.step import Step
+from tests.helpers.bits import same
 from tests.helpers.exact import LinearGaussian
+from tests.helpers.small import binary, small_vae, state_of
 
 fit = partial(noisy_fit, verbose=False)
 sgd = partial(torch.optim.SGD, lr=0.01)
 still = partial(torch.optim.SGD, lr=0.0)
-
-
-def small_vae(device="cpu", dtype=torch.float32):
-    vae = VAE(StandardNormal(2), Conditional(MLP(2, 6, (8,)), bernoulli), Conditional(MLP(6, 4, (8,)), normal))
-    return vae.to(device, dtype)
-
-
-def binary(rows=40, device="cpu", dtype=torch.float32, seed=0):
-    draws = torch.Generator().manual_seed(seed)
-    return torch.bernoulli(torch.full((rows, 6), 0.3), generator=draws).to(device, dtype)
-
-
-def weights(vae):
-    return {name: t.detach().clone() for name, t in vae.state_dict().items()}
-
-
-def same(a, b):
-    """Bit by bit."""
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def numbers(run):
@@ -113,12 +95,12 @@ def check_like_svi(vae, other, x, objective, rate=0.01):
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_a_step_is_stock_svis(name, device):
-    vae = small_vae(device, torch.float64)
+    vae = small_vae(device=device).double()
     check_like_svi(vae, copy.deepcopy(vae), binary(20, device, torch.float64), OBJECTIVES[name])
 
 
 def test_another_loss_is_not_stock_svis():
-    vae = small_vae(dtype=torch.float64)
+    vae = small_vae().double()
     other = copy.deepcopy(vae)
     scaled = SimpleNamespace(
         model=poutine.scale(other.model, scale=0.9), guide=other.guide, parameters=other.parameters
@@ -135,7 +117,7 @@ def test_gradients_left_by_earlier_work_do_not_enter():
         p.grad = torch.full_like(p, 1000.0)
     fit(vae, x, epochs=1, optimizer=sgd)
     fit(clean, x, epochs=1, optimizer=sgd)
-    assert same(weights(vae), weights(clean))
+    assert same(state_of(vae), state_of(clean))
 
 
 def test_a_program_without_parameters_is_refused():
@@ -149,20 +131,20 @@ def test_a_program_without_parameters_is_refused():
 
 def test_the_same_seed_gives_the_same_run_whatever_ran_before(device):
     """Bit by bit on the CPU."""
-    x, start = binary(device=device), small_vae(device)
+    x, start = binary(device=device), small_vae(device=device)
     first, second, other = (copy.deepcopy(start) for _ in range(3))
     a = fit(first, x, validation=x[:7], epochs=3, batch_size=16)
     torch.randn(1000, device=device)
     b = fit(second, x, validation=x[:7], epochs=3, batch_size=16)
     fit(other, x, validation=x[:7], epochs=3, batch_size=16, seed=1)
     if device.type == "cpu":
-        assert same(weights(first), weights(second)) and numbers(a) == numbers(b)
-    torch.testing.assert_close(weights(first), weights(second))
-    assert not same(weights(first), weights(other)) and not same(weights(first), weights(start))
+        assert same(state_of(first), state_of(second)) and numbers(a) == numbers(b)
+    torch.testing.assert_close(state_of(first), state_of(second))
+    assert not same(state_of(first), state_of(other)) and not same(state_of(first), state_of(start))
 
 
 def test_the_global_random_state_and_modes_are_unchanged(device):
-    vae = small_vae(device).eval()
+    vae = small_vae(device=device).eval()
     vae.likelihood.train()
     flags = {n: m.training for n, m in vae.named_modules()}
     cpu = torch.get_rng_state()
@@ -187,7 +169,7 @@ def test_a_fit_inside_a_fit_changes_neither():
         batch_size=16,
         on_epoch=lambda r: fit(b, x, epochs=2, batch_size=8, seed=4) and None if r["epoch"] == 2 else None,
     )
-    assert same(weights(a), weights(alone_a)) and same(weights(b), weights(alone_b))
+    assert same(state_of(a), state_of(alone_a)) and same(state_of(b), state_of(alone_b))
 
 
 def test_fits_one_after_the_other_are_independent():
@@ -196,7 +178,7 @@ def test_fits_one_after_the_other_are_independent():
     fit(alone, x, epochs=2)
     fit(small_vae(), x, epochs=2)
     fit(after, x, epochs=2)
-    assert same(weights(alone), weights(after))
+    assert same(state_of(alone), state_of(after))
 
 
 # what is logged and kept
@@ -215,7 +197,7 @@ def check_logged(record, vae, x):
 
 @pytest.mark.parametrize("objective", ["Trace_ELBO", "RenyiELBO", "scaled"])
 def test_the_logged_elbo_is_the_true_one_whatever_is_trained(objective, device):
-    vae, x = small_vae(device), binary(300, device)
+    vae, x = small_vae(device=device), binary(300, device)
     pair = vae
     if objective == "scaled":
         pair = poutine.scale(vae.model, scale=0.1), poutine.scale(vae.guide, scale=0.1)
@@ -229,7 +211,7 @@ def test_the_logged_elbo_is_the_true_one_whatever_is_trained(objective, device):
 
 
 def test_without_validation_rows_the_training_rows_are_logged(device):
-    vae, x = small_vae(device), binary(200, device)
+    vae, x = small_vae(device=device), binary(200, device)
     run = fit(vae, x, epochs=2)
     check_logged(run.history[-1], vae, x)
     assert run.best_epoch == 2 and run.history[-1]["elbo"] == run.history[-1]["train_elbo"]
@@ -250,7 +232,7 @@ def check_held(run, vae, x):
 
 
 def test_the_best_weights_are_held(device):
-    vae, x = small_vae(device), binary(60, device)
+    vae, x = small_vae(device=device), binary(60, device)
     spoilt = copy.deepcopy(vae)
     last = {}
     run = fit(
@@ -261,7 +243,7 @@ def test_the_best_weights_are_held(device):
         optimizer=adam(0.02),
         schedule=rough,
         batch_size=8,
-        on_epoch=lambda r: last.update(weights(vae)),
+        on_epoch=lambda r: last.update(state_of(vae)),
     )
     assert 1 <= run.best_epoch < 8 and len(run.history) == 8 and run.stopped == "8 epochs done"
     check_held(run, vae, x[40:])
@@ -272,7 +254,7 @@ def test_the_best_weights_are_held(device):
 
 def test_patience_stops(device):
     """Nothing is learnt at rate 0, so the first epoch stays the best."""
-    vae, x = small_vae(device), binary(device=device)
+    vae, x = small_vae(device=device), binary(device=device)
     run = fit(vae, x, validation=x[:9], epochs=50, patience=3, optimizer=still)
     assert len(run.history) == 4 and run.best_epoch == 1 and run.stopped == "no better ELBO for 3 epochs"
 
@@ -286,7 +268,7 @@ def test_on_epoch_adds_to_the_record():
 
 
 def test_the_record_says_what_the_latents_carry(device):
-    vae, x = small_vae(device), binary(60, device)
+    vae, x = small_vae(device=device), binary(60, device)
     run = fit(vae, x[:40], validation=x[40:], epochs=2)
     found = latents(vae.model, vae.guide, x[40:])
     record = run.history[-1] if run.best_epoch == 2 else run.best
@@ -307,7 +289,7 @@ def test_watching_the_latents_changes_no_run(monkeypatch):
     a = fit(watched, x, validation=x[:9], epochs=6, batch_size=16)
     monkeypatch.setattr(loop, "latent_use", lambda step, batch, seed: {"mutual_information": None})
     b = fit(blind, x, validation=x[:9], epochs=6, batch_size=16)
-    assert same(weights(watched), weights(blind))
+    assert same(state_of(watched), state_of(blind))
     assert [r["elbo"] for r in a.history] == [r["elbo"] for r in b.history]
     assert [r["loss"] for r in a.history] == [r["loss"] for r in b.history]
 
@@ -477,14 +459,14 @@ def test_enumerated_latents_train_with_trace_enum_elbo(device):
 
 
 def test_one_row_trains(device):
-    vae, x = small_vae(device), binary(1, device)
-    start = weights(vae)
+    vae, x = small_vae(device=device), binary(1, device)
+    start = state_of(vae)
     run = fit(vae, x, epochs=3)
-    assert len(run.history) == 3 and not same(start, weights(vae))
+    assert len(run.history) == 3 and not same(start, state_of(vae))
 
 
 def test_dynamic_binarization_draws_anew_and_leaves_validation_fixed(device):
-    vae, grey, drawn = small_vae(device), torch.full((30, 6), 0.5, device=device), []
+    vae, grey, drawn = small_vae(device=device), torch.full((30, 6), 0.5, device=device), []
 
     def transform(x, generator):
         drawn.append(binarize(x, generator))
@@ -557,12 +539,12 @@ def test_the_model_moves_to_the_device_that_is_asked_for(device):
 )
 def test_data_that_cannot_be_used_is_refused_before_training(x, error, message):
     vae = small_vae()
-    start = weights(vae)
+    start = state_of(vae)
     with pytest.raises(error, match=message):
         fit(vae, x, epochs=1)
     with pytest.raises(error, match=message):
         fit(vae, binary(), validation=x, epochs=1)
-    assert same(weights(vae), start)
+    assert same(state_of(vae), start)
 
 
 # what a first check stops, what it says, and what it leaves alone
@@ -678,7 +660,7 @@ def test_the_first_check_leaves_the_training_as_it_was(monkeypatch):
     a = fit(checked, x, epochs=2, transform=binarize)
     monkeypatch.setattr("pyro_vae.train.fit.check_training", lambda *_: [])
     b = fit(unchecked, x, epochs=2, transform=binarize)
-    assert same(weights(checked), weights(unchecked)) and numbers(a) == numbers(b)
+    assert same(state_of(checked), state_of(unchecked)) and numbers(a) == numbers(b)
 
 
 @pytest.mark.parametrize(
@@ -746,11 +728,11 @@ def trapped(spoil, device, arm_after=2, **options):
     """Trains until the trap snaps; the error, the model, and what it held after each epoch."""
     vae, x = Trap(spoil).to(device), torch.randn(40, 6).to(device)
     x[13, 0] = 7.0
-    held = {0: weights(vae)}
+    held = {0: state_of(vae)}
     vae.armed = arm_after == 0
 
     def on_epoch(record):
-        held[record["epoch"]] = weights(vae)
+        held[record["epoch"]] = state_of(vae)
         vae.armed = record["epoch"] >= arm_after
 
     with pytest.raises(DivergedError) as caught:
@@ -768,22 +750,22 @@ def test_a_loss_that_is_not_finite_names_step_and_row(spoil, loss, device):
     assert re.match(rf"step (9|10|11|12): the loss is {loss} on rows 13\. ", str(error))
     assert "the model holds the weights of epoch 2" in str(error) and error.exit_code == 5
     assert error.result.stopped == "diverged" and len(error.result.history) == 2
-    assert same(weights(vae), held[2]) and not same(weights(vae), held[1])
-    assert all(t.isfinite().all() for t in weights(vae).values())  # and, warnings being errors here, Pyro stayed quiet
+    assert same(state_of(vae), held[2]) and not same(state_of(vae), held[1])
+    assert all(t.isfinite().all() for t in state_of(vae).values())  # and, warnings being errors here, Pyro stayed quiet
 
 
 def test_a_gradient_that_is_not_finite_is_caught_with_the_loss_finite(device):
     error, vae, held = trapped(steep, device)
     assert re.match(r"step (9|10|11|12): a gradient is not finite on rows ", str(error))
     assert len(rows_named(error)) == 10 and 13 in rows_named(error)
-    assert same(weights(vae), held[2])
+    assert same(state_of(vae), held[2])
 
 
 def test_a_divergence_in_the_first_step_leaves_the_start(device):
     """Buffers, too: the forward pass that diverged had moved the batch statistics."""
     error, vae, held = trapped(to_infinity, device, arm_after=0, optimizer=still)
     assert "the loss is inf on rows 13" in str(error)
-    assert "the model holds its starting weights" in str(error) and same(weights(vae), held[0])
+    assert "the model holds its starting weights" in str(error) and same(state_of(vae), held[0])
 
 
 def test_parameters_that_are_nan_in_the_first_step_are_a_divergence():
@@ -834,19 +816,19 @@ def test_labels_as_context_stay_whole_numbers(device):
 
 
 def test_weights_that_blow_up_in_the_last_step_of_an_epoch_are_caught(device):
-    vae, x = small_vae(device), binary(device=device)
-    start = weights(vae)
+    vae, x = small_vae(device=device), binary(device=device)
+    start = state_of(vae)
     with pytest.raises(DivergedError, match="the ELBO after epoch 1 is") as caught:
         fit(vae, x, epochs=3, optimizer=partial(torch.optim.SGD, lr=1e38))
-    assert same(weights(vae), start) and caught.value.result.history == []
+    assert same(state_of(vae), start) and caught.value.result.history == []
 
 
 def test_validation_holds_the_best_weights_through_a_divergence(device):
-    vae, x = small_vae(device), binary(60, device)
+    vae, x = small_vae(device=device), binary(60, device)
     kept = {}
 
     def on_epoch(record):
-        kept[record["epoch"]] = weights(vae)
+        kept[record["epoch"]] = state_of(vae)
 
     with pytest.raises(DivergedError) as caught:
         fit(
@@ -859,17 +841,17 @@ def test_validation_holds_the_best_weights_through_a_divergence(device):
             schedule=lambda done: 1.0 if done < 0.5 else math.inf,
         )
     run = caught.value.result
-    assert len(run.history) >= 4 and same(weights(vae), kept[run.best_epoch])
+    assert len(run.history) >= 4 and same(state_of(vae), kept[run.best_epoch])
     check_held(run, vae, x[40:])
 
 
 @pytest.mark.parametrize("at", ["epoch", "step"])
 def test_ctrl_c_holds_the_best_weights(at, device):
-    vae, x, kept = small_vae(device), binary(60, device), {}
+    vae, x, kept = small_vae(device=device), binary(60, device), {}
     vae.eval()
 
     def on_epoch(record):
-        kept[record["epoch"]] = weights(vae)
+        kept[record["epoch"]] = state_of(vae)
         if record["epoch"] == 3 and at == "epoch":
             raise KeyboardInterrupt
 
@@ -884,7 +866,7 @@ def test_ctrl_c_holds_the_best_weights(at, device):
     assert isinstance(error, Interrupted) and error.exit_code == 130 and "interrupted at step 3" in str(error)
     complete = 2 if at == "epoch" else 3  # an epoch whose report was interrupted is neither kept nor recorded
     assert len(error.result.history) == complete and error.result.stopped == "interrupted"
-    assert same(weights(vae), kept[error.result.best_epoch]) and not vae.training
+    assert same(state_of(vae), kept[error.result.best_epoch]) and not vae.training
     check_held(error.result, vae, x[40:])
 
 

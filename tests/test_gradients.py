@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -16,6 +17,7 @@ from pyro_vae.infer.gradients import gradient_report
 from pyro_vae.report import figures
 from pyro_vae.seeding import seeded
 from tests.helpers.exact import LinearGaussian
+from tests.helpers.small import small_vae
 
 F64 = {"dtype": torch.float64}
 
@@ -59,11 +61,7 @@ def test_mean_and_variance_of_a_linear_gaussian_in_closed_form():
     torch.testing.assert_close(report["stl"]["decoder"].mean, report["pathwise"]["decoder"].mean)
 
 
-def small_vae(prior=None):
-    torch.manual_seed(0)
-    return VAE(
-        prior or StandardNormal(2), Conditional(MLP(2, 2 * 3, (4,)), normal), Conditional(MLP(3, 4, (4,)), normal)
-    )
+normal_vae = partial(small_vae, likelihood=normal, features=2, width=3, hidden=4, seed=0)
 
 
 def by_loop(vae, x, objective, parameters, draws, block):
@@ -80,7 +78,7 @@ def by_loop(vae, x, objective, parameters, draws, block):
 
 @pytest.mark.parametrize("other", [False, True])
 def test_against_a_plain_loop(other):
-    vae, x = small_vae(), torch.randn(6, 3)
+    vae, x = normal_vae(), torch.randn(6, 3)
     objective = Bound(iwae, 4, estimator=dreg)
     reference = Bound(iwae, 16) if other else None
     report = gradient_report(vae, x, objectives=[objective], draws=12, reference=reference, reference_draws=9)
@@ -131,7 +129,7 @@ def test_nothing_is_changed():
 
 def test_on_a_device(device):
     """Draws there follow the seed, and its random state is left alone."""
-    vae, x = small_vae().to(device), torch.randn(6, 3, device=device)
+    vae, x = normal_vae().to(device), torch.randn(6, 3, device=device)
     objectives = {"dreg": Bound(iwae, 3, estimator=dreg)}
     before = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
     a, b = (gradient_report(vae, x, objectives=objectives, draws=3) for _ in range(2))
@@ -142,7 +140,7 @@ def test_on_a_device(device):
 
 
 def test_objectives_are_drawn_on_the_same_noise():
-    vae, x = small_vae(), torch.randn(6, 3)
+    vae, x = normal_vae(), torch.randn(6, 3)
     a, b = (
         gradient_report(vae, x, objectives=o, draws=4)
         for o in ({"iwae": Bound(iwae, 2)}, {"first": Bound(elbo, 3), "iwae": Bound(iwae, 2), "again": Bound(iwae, 2)})
@@ -178,7 +176,7 @@ def test_programs_with_params_of_pyros():
 
 
 def test_table_and_dict_hold_the_same_numbers():
-    vae, x = small_vae(), torch.randn(6, 3)
+    vae, x = normal_vae(), torch.randn(6, 3)
     report = gradient_report(
         vae, x, objectives={"iwae": Bound(iwae, 2), "dreg": Bound(iwae, 2, estimator=dreg)}, draws=6
     )
@@ -222,7 +220,7 @@ def test_snr_floor_is_what_no_signal_shows():
 )
 def test_errors(options, said):
     with pytest.raises(UsageError, match=said):
-        gradient_report(small_vae(), torch.randn(6, 3), **options)
+        gradient_report(normal_vae(), torch.randn(6, 3), **options)
 
 
 def test_programs_without_parameters():
@@ -232,7 +230,7 @@ def test_programs_without_parameters():
 
 
 def test_the_picture_shows_its_numbers(tmp_path):
-    vae, x = small_vae(), torch.randn(6, 3)
+    vae, x = normal_vae(), torch.randn(6, 3)
     reports = {
         k: gradient_report(
             vae, x, objectives={e.name: Bound(iwae, k, estimator=e) for e in (pathwise, dreg)}, draws=4

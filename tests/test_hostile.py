@@ -1,7 +1,6 @@
 """Runs and files of strangers: every entry of the corpus is refused, fast, in little memory, and nothing of it is executed."""
 
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -14,7 +13,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import pyro_vae
 from pyro_vae import workflows
 from pyro_vae.cli import read_keys
 from pyro_vae.common import safe_read as safe
@@ -27,9 +25,9 @@ from pyro_vae.runs import folder
 from pyro_vae.runs.config import Config
 from pyro_vae.workflows import train_run
 from tests.helpers import hostile
+from tests.helpers.environment import ENV, HEAVY
 
-ENV = os.environ | {"PYTHONPATH": str(Path(pyro_vae.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-EXAMPLES = 2000 if os.environ.get("PYRO_VAE_HEAVY") else 60
+EXAMPLES = 2000 if HEAVY else 60
 fuzz = settings(  # the same examples every time; as many as take seconds
     derandomize=True,
     database=None,

@@ -18,7 +18,6 @@ import torch
 from torch import nn
 
 from pyro_vae import MLP, VAE, Conditional, StandardNormal, bernoulli, normal
-from pyro_vae import log_likelihood as noisy_log_likelihood
 from pyro_vae.data import dequantize
 from pyro_vae.errors import (
     DataError,
@@ -38,81 +37,25 @@ from pyro_vae.evaluate.moments import Ledger, Moments
 from pyro_vae.evaluate.pareto import Top, gpd_shape, khat_threshold, pareto_khat, tail_size
 from pyro_vae.evaluate.proposals import GUIDE, Proposal, defensive, widen, widened
 from pyro_vae.evaluate.saving import load_evidence, save_evidence
-from tests.helpers.exact import LinearGaussian
+from tests.helpers.bits import same
+from tests.helpers.importance import (
+    MODELS,
+    Chain,
+    check_arviz,
+    check_flags,
+    check_slopes,
+    check_unbiased,
+    check_within_errors,
+    gaussian_weights,
+    log_likelihood,
+    of_weights,
+    pareto_rows,
+)
 
-log_likelihood = partial(noisy_log_likelihood, verbose=False)
 PROPOSALS = [GUIDE, defensive(0.2), widened(1.3), Proposal(weight=0.1, factor=1.2)]
-FIELDS = ROW_FIELDS + DIAGNOSTICS
-
-
-class Chain:
-    """z1 ~ N(0, 1), z2 ~ N(z1, 1), x ~ N(z2, 1), so x ~ N(0, 3); a guide that is neither right nor far off."""
-
-    def __init__(self, rows=150, seed=0):
-        self.x = 3**0.5 * torch.randn(rows, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-    def model(self, x):
-        with pyro.plate("data", len(x)):
-            z1 = pyro.sample("z1", dist.Normal(torch.zeros((), dtype=x.dtype), 1.0))
-            z2 = pyro.sample("z2", dist.Normal(z1, 1.0))
-            pyro.sample("x", dist.Normal(z2, 1.0), obs=x)
-
-    def guide(self, x):
-        with pyro.plate("data", len(x)):
-            z1 = pyro.sample("z1", dist.Normal(0.3 * x, 0.9))
-            pyro.sample("z2", dist.Normal(0.4 * z1 + 0.4 * x, 0.8))
-
-    def log_px(self):
-        return dist.Normal(0.0, 3**0.5).log_prob(self.x)
-
-
-class GammaPoisson:
-    """z ~ Gamma(2, 1), x ~ Poisson(z), so x is negative binomial; a lognormal guide."""
-
-    x = torch.tensor([0.0, 1.0, 2.0, 3.0, 5.0, 9.0] * 25, dtype=torch.float64)
-
-    def model(self, x):
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Gamma(torch.tensor(2.0, dtype=x.dtype), 1.0))
-            pyro.sample("x", dist.Poisson(z), obs=x)
-
-    def guide(self, x):
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.LogNormal(((x + 2) / 2).log() - 0.1, (x + 2) ** -0.5))
-
-    def log_px(self):
-        return dist.NegativeBinomial(2.0, probs=torch.tensor(0.5, dtype=torch.float64)).log_prob(self.x)
-
-
-class Tall(LinearGaussian):
-    """The linear-Gaussian oracle under its mean-field guide, with the names of the others."""
-
-    guide = LinearGaussian.mean_field_guide
-
-    def log_px(self, x=None):
-        return super().log_px(self.x if x is None else x)
-
-
-MODELS = [Tall, Chain, GammaPoisson]
 
 
 # truth
-
-
-def check_within_errors(evidence, exact):
-    """5 standard errors in each row, 4 in the mean, sqrt(sum mc_se^2) / N."""
-    off = evidence.log_px - exact.cpu()
-    assert (off.abs() < 5 * evidence.mc_se + 1e-9).all()
-    assert off.mean().abs() < 4 * evidence.mc_se.square().sum().sqrt() / len(off) + 1e-9
-
-
-def check_unbiased(model, guide, x, exact, proposal=GUIDE, k=20, repeats=20, **options):
-    """Mean of p̂ / p over rows and repeats is 1 within 4 standard errors, sd / √(rows · repeats)."""
-    runs = [
-        log_likelihood(model, guide, x, num_samples=k, proposal=proposal, seed=s, **options) for s in range(repeats)
-    ]
-    ratio = torch.cat([(run.log_px - exact).exp() for run in runs])
-    assert (ratio.mean() - 1).abs() < 4 * ratio.std() / len(ratio) ** 0.5
 
 
 @pytest.mark.parametrize("proposal", PROPOSALS)
@@ -193,32 +136,6 @@ def test_widening_helps_a_narrow_guide():
 # bias
 
 
-def gaussian_weights(k, repeats, seed=0):
-    """log w for p = N(0, 1) and q = N(0, 4): E[w] = 1, and log p(x) = 0."""
-    z = 2 * torch.randn(k, repeats, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    return dist.Normal(0.0, 1.0).log_prob(z) - dist.Normal(0.0, 2.0).log_prob(z)
-
-
-def biases(jackknife, iwae, ks=(8, 16, 32, 64), repeats=40_000):
-    """Biases of the two over K. What is subtracted, mean(δ) and the U-statistic of δ = w − 1, has mean 0 exactly."""
-    found = []
-    for k in ks:
-        log_w = gaussian_weights(k, repeats, seed=k)
-        moments = Moments(repeats, k)
-        moments.add(log_w)
-        delta = log_w.exp() - 1
-        pairs = (delta.sum(0).square() - delta.square().sum(0)) / (k * (k - 1))
-        found.append([(iwae(moments) - delta.mean(0)).mean(), (jackknife(moments) - delta.mean(0) + pairs / 2).mean()])
-    slope = [np.polyfit(np.log(ks), np.log(np.abs(column)), 1)[0] for column in np.array(found).T]
-    return np.array(found), slope
-
-
-def check_slopes(jackknife=lambda m: m.jackknife, iwae=lambda m: m.log_px):
-    found, (bound, corrected) = biases(jackknife, iwae)
-    assert (found[:, 0] < 0).all() and bound == pytest.approx(-1, abs=0.15)
-    assert corrected == pytest.approx(-2, abs=0.3)
-
-
 def test_bias_falls_as_1_over_k_and_the_jackknifes_as_1_over_k_squared():
     check_slopes()
 
@@ -256,26 +173,6 @@ def test_the_residual_bias_is_the_delta_methods():
 
 
 # k̂
-
-
-def deterministic(k):
-    """Log weights that any machine makes alike: four rows of growing tails, ``(K, 4)``."""
-    u = (np.arange(1, k + 1) * (5**0.5 - 1) / 2) % 1
-    return torch.tensor(np.stack([-0.3 * np.log(u), -0.9 * np.log(u), 3 * np.sin(1e3 * u), 100 * u**2 - 5000.0], 1))
-
-
-ARVIZ = {  # arviz-stats 0.8.0, array_stats.psislw(-log_w)[1], log_w = deterministic(K)
-    25: [0.527025920755814, 0.6514026267960408, 0.13973713883294453, 4.155025319310197],
-    200: [0.27563845401988957, 0.6955789810979863, -1.0831309186929412, 8.84084763350471],
-    226: [0.24832588187583132, 0.675942570446324, -1.1418153131423567, 9.377441290143947],
-    1000: [0.29954510447544924, 0.8097773289973493, -1.4348220050468337, 5.306883326471947],
-    5000: [0.30874562286778406, 0.8696603068504718, -1.7165000373262116, 2.337377579556626],
-}
-
-
-def check_arviz(khat=pareto_khat):
-    for k, values in ARVIZ.items():
-        np.testing.assert_allclose(khat(deterministic(k)).numpy(), values, rtol=0, atol=1e-10)
 
 
 def test_khat_is_arvizs_frozen():
@@ -340,24 +237,6 @@ def test_thresholds():
 
 
 # flags
-
-
-def of_weights(log_w, **said):
-    """Evidence of given log weights, (K, N)."""
-    ledger = Ledger(range(log_w.shape[1]), len(log_w))
-    for block, part in enumerate(log_w.split(ledger.size)):
-        ledger.take(block, 0, part)
-    return Evidence.of([ledger], seed=0, **said)
-
-
-def pareto_rows(shapes, k=5000):
-    """w = u^-shape: the weights themselves are Pareto, of that shape."""
-    u = torch.rand(k, len(shapes), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    return -torch.tensor(shapes, dtype=torch.float64) * u.log()
-
-
-def check_flags(evidence):
-    assert evidence.flagged.tolist() == [2, 4] and evidence.reliable.tolist() == [True, True, False, True, False]
 
 
 def test_flags_are_where_the_shape_is_above_the_threshold():
@@ -436,11 +315,6 @@ def test_what_cannot_be_run_is_refused(wrong, says):
 
 
 # the same numbers, however they are run
-
-
-def same(a, b, fields=FIELDS):
-    """To the bit."""
-    return all(torch.equal(getattr(a, f).nan_to_num(7), getattr(b, f).nan_to_num(7)) for f in fields)
 
 
 @pytest.fixture(scope="module")
@@ -626,7 +500,7 @@ def test_the_number_does_not_depend_on_the_chunk(neural):
     default = run()
     for chunk_size in (50, 1000, 10_000, 10**6):
         other = run(chunk_size=chunk_size)
-        for field in FIELDS:
+        for field in ROW_FIELDS + DIAGNOSTICS:
             torch.testing.assert_close(getattr(other, field), getattr(default, field), rtol=1e-9, atol=1e-9, msg=field)
     vae.float()
 

@@ -20,24 +20,10 @@ from pyro_vae.parts.posteriors import SemiAmortized
 from pyro_vae.parts.priors import VampPrior
 from pyro_vae.train.lagging import Aggressive, Lagging, dependence
 from pyro_vae.train.step import Step
+from tests.helpers.bits import same
+from tests.helpers.small import binary, small_vae, state_of
 
 fit = partial(noisy_fit, verbose=False)
-
-
-def small_vae():
-    return VAE(StandardNormal(2), Conditional(MLP(2, 6, (8,)), bernoulli), Conditional(MLP(6, 4, (8,)), normal))
-
-
-def binary(rows=40):
-    return torch.bernoulli(torch.full((rows, 6), 0.3), generator=torch.Generator().manual_seed(0))
-
-
-def weights(vae):
-    return {name: t.detach().clone() for name, t in vae.state_dict().items()}
-
-
-def same(a, b):
-    return all(torch.equal(a[name], b[name]) for name in a)
 
 
 def moved(before, after):
@@ -106,9 +92,9 @@ def test_of_discrete_latents_by_hand():
 def test_the_split_changes_nothing():
     encoder = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.2), nn.Linear(8, 4))
     vae = VAE(StandardNormal(2), Conditional(MLP(2, 6, (8,)), bernoulli), Conditional(encoder, normal)).train()
-    before, state = weights(vae), torch.get_rng_state()
+    before, state = state_of(vae), torch.get_rng_state()
     names(vae, binary())
-    assert same(before, weights(vae)) and torch.equal(torch.get_rng_state(), state) and vae.posterior.training
+    assert same(before, state_of(vae)) and torch.equal(torch.get_rng_state(), state) and vae.posterior.training
     assert all(p.grad is None for p in vae.parameters())
 
 
@@ -120,9 +106,9 @@ def watched(vae, monkeypatch):
     log, update = [], Step.update
 
     def logged(step, rate=1.0):
-        before = weights(vae)
+        before = state_of(vae)
         update(step, rate)
-        log.append(moved(before, weights(vae)))
+        log.append(moved(before, state_of(vae)))
 
     monkeypatch.setattr(Step, "update", logged)
     return log
@@ -221,16 +207,16 @@ def test_the_seed_decides_and_without_it_nothing_changes():
     first = fit(a, x, aggressive=Aggressive(max_inner=12), **options)
     torch.randn(100)
     second = fit(b, x, aggressive=Aggressive(max_inner=12), **options)
-    assert same(weights(a), weights(b)) and numbers(first) == numbers(second)
+    assert same(state_of(a), state_of(b)) and numbers(first) == numbers(second)
     one, two = fit(plain, x, **options), fit(default, x, aggressive=None, **options)
-    assert same(weights(plain), weights(default)) and numbers(one) == numbers(two)
-    assert "aggressive" not in one.best and not same(weights(a), weights(plain))
+    assert same(state_of(plain), state_of(default)) and numbers(one) == numbers(two)
+    assert "aggressive" not in one.best and not same(state_of(a), state_of(plain))
 
 
 def test_a_divergence_in_an_inner_step_names_its_own_rows():
     x = torch.randn(40, 6)
     vae = VAE(StandardNormal(2), Conditional(MLP(2, 12, (8,)), normal), Conditional(MLP(6, 4, (8,)), normal))
-    start, calls = weights(vae), []
+    start, calls = state_of(vae), []
 
     def spoilt(batch, generator):  # the fifth batch, of the inner steps, holds a value that overflows
         calls.append(len(batch))
@@ -238,7 +224,7 @@ def test_a_divergence_in_an_inner_step_names_its_own_rows():
 
     with pytest.raises(DivergedError, match=r"on rows 13\. ") as caught:
         fit(vae, x, epochs=9, batch_size=40, transform=spoilt, aggressive=Aggressive(check_every=8, max_inner=8))
-    assert "the model holds its starting weights" in str(caught.value) and same(weights(vae), start)
+    assert "the model holds its starting weights" in str(caught.value) and same(state_of(vae), start)
 
 
 def test_a_guide_without_parameters_is_refused():

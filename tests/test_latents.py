@@ -9,12 +9,12 @@ import torch
 from pyro import poutine
 from torch.distributions.transforms import AffineTransform
 
-from pyro_vae import MLP, VAE, Conditional, StandardNormal, bernoulli, normal
 from pyro_vae.errors import ProgramError, ShapeError, UsageError
 from pyro_vae.infer import latents as module
 from pyro_vae.infer.latents import latents
 from pyro_vae.infer.weights import log_probs
 from tests.helpers.exact import LinearGaussian
+from tests.helpers.small import small_vae
 
 SLOPE, SCALE = torch.tensor([2.0, 0.3, 0.0]).double(), torch.tensor([0.5, 0.9, 1.0]).double()
 
@@ -102,7 +102,7 @@ def test_the_mean_of_draws_is_freed_of_their_noise():
 
 def test_the_total_is_the_kl_of_the_log_weights():
     torch.manual_seed(3)
-    vae = VAE(StandardNormal(2), Conditional(MLP(2, 6, (8,)), bernoulli), Conditional(MLP(6, 4, (8,)), normal))
+    vae = small_vae()
     x = torch.bernoulli(torch.full((50, 6), 0.4))
     draws = log_probs(vae.model, vae.guide, x, num_particles=400).kl.mean(1)
     found = latents(vae.model, vae.guide, x)
@@ -322,7 +322,7 @@ def test_a_posterior_that_draws_on_the_way_to_its_parameters_is_scored_as_drawn(
 
 
 def test_nothing_is_changed_and_the_seed_decides():
-    vae = VAE(StandardNormal(2), Conditional(MLP(2, 6, (8,)), bernoulli), Conditional(MLP(6, 4, (8,)), normal))
+    vae = small_vae()
     vae.posterior.eval()
     modes = {name: m.training for name, m in vae.named_modules()}
     before = {name: t.clone() for name, t in vae.state_dict().items()}

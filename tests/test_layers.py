@@ -4,7 +4,7 @@ import ast
 
 import pytest
 
-from tests.helpers.paths import SOURCE
+from tests.helpers.environment import SOURCE
 
 GROUND = {"common", "digests", "errors", "seeding", "progress"}
 ALLOWED = {

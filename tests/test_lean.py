@@ -26,18 +26,9 @@ from pyro_vae.train.threads import all_threads, mkl
 from pyro_vae.train.update import take_step
 from pyro_vae.train.watch import Late, can_skip
 from tests.helpers.recording import NumbersRead
+from tests.helpers.small import binary, small_vae
 
 sgd = partial(torch.optim.SGD, lr=0.01)
-
-
-def small_vae(device="cpu", dtype=torch.float64):
-    vae = VAE(StandardNormal(2), Conditional(MLP(2, 6, (8,)), bernoulli), Conditional(MLP(6, 4, (8,)), normal))
-    return vae.to(device, dtype)
-
-
-def binary(rows=20, device="cpu", dtype=torch.float64):
-    draws = torch.Generator().manual_seed(0)
-    return torch.bernoulli(torch.full((rows, 6), 0.3), generator=draws).to(device, dtype)
 
 
 class Coins(nn.Module):
@@ -100,11 +91,11 @@ def check_stock(make, vae, x, loss_of=None):
 @pytest.mark.parametrize("name", STOCK)
 def test_the_tensor_loss_is_stock_pyros(name, device):
     make, build = STOCK[name]
-    check_stock(make, build(device, torch.float64), binary(20, device))
+    check_stock(make, build(device, torch.float64), binary(20, device).double())
 
 
 def test_losses_that_leave_something_out_are_not_stock_pyros():
-    x = binary()
+    x = binary(20).double()
 
     def without_score(p, q):
         p.compute_log_prob()
@@ -112,8 +103,8 @@ def test_losses_that_leave_something_out_are_not_stock_pyros():
 
     for make, vae, wrong in (
         (Trace_ELBO, Coins().double(), without_score),
-        (TraceMeanField_ELBO, small_vae(), trace_elbo),
-        (Trace_ELBO, small_vae(), mean_field),
+        (TraceMeanField_ELBO, small_vae().double(), trace_elbo),
+        (Trace_ELBO, small_vae().double(), mean_field),
     ):
         objective = make()
         objective.loss(vae.model, vae.guide, x)
@@ -130,7 +121,7 @@ def test_objectives_without_a_tensor_form_keep_their_own():
         pass
 
     assert all(tensor_loss(o) is None for o in (Mine(), TraceGraph_ELBO(), RenyiELBO(num_particles=2)))
-    vae, x = small_vae(), binary()
+    vae, x = small_vae().double(), binary(20).double()
     step = Step(vae.model, vae.guide, RenyiELBO(num_particles=2), sgd)
     losses = [step(x) for _ in range(3)]
     assert all(isinstance(loss, torch.Tensor) for loss in losses) and step.parameters[0].grad.abs().sum() > 0
@@ -147,7 +138,7 @@ def late(step, x):
 
 @pytest.mark.parametrize("objective", [Trace_ELBO, TraceMeanField_ELBO, Bound, lambda: Bound(iwae, 3)])
 def test_a_step_reads_no_number_back(objective, device):
-    vae, x = small_vae(device), binary(20, device)
+    vae, x = small_vae(device=device).double(), binary(20, device).double()
     step = late(Step(vae.model, vae.guide, objective(), adam()), x)
     with NumbersRead() as read:
         step(x)
@@ -155,14 +146,14 @@ def test_a_step_reads_no_number_back(objective, device):
 
 
 def test_stock_pyro_reads_several():
-    vae, x = small_vae(), binary()
+    vae, x = small_vae().double(), binary(20).double()
     with NumbersRead() as read, without_validation():
         Trace_ELBO().loss_and_grads(vae.model, vae.guide, x)
     assert read.count >= 3
 
 
 def test_parameters_are_declared_in_the_first_step_only(monkeypatch):
-    vae, x, declared = small_vae(), binary(), []
+    vae, x, declared = small_vae().double(), binary(20).double(), []
     param = pyro.param
     monkeypatch.setattr(pyro, "param", lambda *a, **k: declared.append(a[0]) or param(*a, **k))
     step = Step(vae.model, vae.guide, Trace_ELBO(), adam())
@@ -177,7 +168,7 @@ def test_parameters_are_declared_in_the_first_step_only(monkeypatch):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_found_late_leaves_the_weights_of_the_step_before(value, device):
-    vae, x = small_vae(device), binary(20, device)
+    vae, x = small_vae(device=device).double(), binary(20, device).double()
     step = late(Step(vae.model, vae.guide, Bound(), adam()), x)
     assert can_skip(step.optimizer)
     for _ in range(2):
@@ -196,7 +187,7 @@ def test_a_loss_found_late_leaves_the_weights_of_the_step_before(value, device):
 
 
 def test_fit_that_asks_late_names_the_same_step_and_rows(monkeypatch, device):
-    x = torch.cat([binary(40, device), torch.randn(1, 6, device=device, dtype=torch.float64)])
+    x = torch.cat([binary(40, device).double(), torch.randn(1, 6, device=device, dtype=torch.float64)])
     armed = []
 
     class Trap(VAE):
@@ -291,10 +282,10 @@ def test_bfloat16_is_of_networks_alone_and_within_a_tenth_of_a_nat():
 
 
 def test_a_run_in_bfloat16_is_another_but_no_worse():
-    x, losses, held = binary(200, dtype=torch.float32), {}, {}
+    x, losses, held = binary(200), {}, {}
     for name, engine in (("float32", "eager"), ("bf16", "eager"), ("bf16", "trace")):
         torch.manual_seed(0)
-        vae = small_vae(dtype=torch.float32)
+        vae = small_vae()
         run = fit(vae, x, epochs=6, optimizer=adam(0.01), verbose=False, precision=name, engine=engine)
         losses[name, engine], held[name, engine] = run.history[-1]["elbo"], list(vae.parameters())
     assert losses["bf16", "eager"] == pytest.approx(losses["float32", "eager"], abs=0.1)
@@ -303,7 +294,7 @@ def test_a_run_in_bfloat16_is_another_but_no_worse():
 
 
 def test_where_bfloat16_is_the_slower_it_is_said_before_training(monkeypatch, capsys):
-    x, vae = binary(50, dtype=torch.float32), small_vae(dtype=torch.float32)
+    x, vae = binary(50), small_vae()
 
     def said(name: str, bfloat16: float) -> str:
         monkeypatch.setattr(precision, "seconds", lambda dtype: bfloat16 if dtype == torch.bfloat16 else 1e-3)

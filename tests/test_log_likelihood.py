@@ -29,28 +29,11 @@ from pyro_vae.errors import (
     UsageError,
 )
 from pyro_vae.evaluate.importance import Moments
+from tests.helpers.bits import same
 from tests.helpers.exact import LinearGaussian, counts
+from tests.helpers.small import binary, small_vae
 
 log_likelihood = partial(noisy_log_likelihood, verbose=False)
-
-
-@pytest.fixture
-def lg(device):
-    return LinearGaussian(device=device)
-
-
-def small_vae(device="cpu", family=bernoulli, width=6):
-    vae = VAE(StandardNormal(2), Conditional(MLP(2, width, (8,)), family), Conditional(MLP(width, 4, (8,)), normal))
-    return vae.to(device)
-
-
-def binary(rows=7, device="cpu"):
-    return torch.bernoulli(torch.full((rows, 6), 0.3)).to(device)
-
-
-def same(a, b):
-    """Bit by bit."""
-    return all(torch.equal(getattr(a, f), getattr(b, f)) for f in ("log_px", "mc_se", "ess", "elbo", "elbo_se"))
 
 
 # truth
@@ -114,7 +97,7 @@ def test_the_bound_rises_with_k_in_the_linear_gaussian(lg):
 
 
 def test_the_bound_rises_with_k_in_a_trained_binomial_vae(device):
-    vae = small_vae(device, binomial(16), 12)
+    vae = small_vae(likelihood=binomial(16), width=12, device=device)
     fit(vae, counts(300, device=device), epochs=15, batch_size=50, verbose=False)
     evidences = [
         log_likelihood(vae.model, vae.guide, counts(103, 1, device), num_samples=k) for k in (1, 10, 100, 1000)
@@ -327,7 +310,7 @@ def test_memory_does_not_grow_with_particles():
 
 
 def test_the_same_seed_gives_the_same_bits_whatever_ran_before(device):
-    vae, x = small_vae(device), binary(device=device)
+    vae, x = small_vae(device=device), binary(7, device)
     first = log_likelihood(vae.model, vae.guide, x, num_samples=20, seed=5)
     torch.randn(1000, device=device)
     log_likelihood(vae.model, vae.guide, x, num_samples=3)
@@ -336,7 +319,7 @@ def test_the_same_seed_gives_the_same_bits_whatever_ran_before(device):
 
 
 def test_the_global_random_state_is_unchanged(device):
-    vae, x = small_vae(device), binary(device=device)
+    vae, x = small_vae(device=device), binary(7, device)
     cpu = torch.get_rng_state()
     cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
     log_likelihood(vae.model, vae.guide, x, num_samples=20)
@@ -354,7 +337,7 @@ class Uneven(VAE):
 
 
 def test_nothing_of_the_model_or_its_optimizer_changes(device):
-    vae, x = Uneven().to(device), binary(device=device)
+    vae, x = Uneven().to(device), binary(7, device)
     optimizer = torch.optim.Adam(vae.parameters())
     vae.posterior(x).rsample().sum().backward()
     optimizer.step()
@@ -375,7 +358,7 @@ def test_nothing_of_the_model_or_its_optimizer_changes(device):
 
 
 def test_scoring_runs_in_eval_mode_whatever_mode_the_model_is_in(device):
-    vae, x = Uneven().to(device), binary(device=device)
+    vae, x = Uneven().to(device), binary(7, device)
     vae.train()
     vae.posterior(x)
     scores = {mode: log_likelihood(vae.train(mode).model, vae.guide, x, num_samples=20) for mode in (True, False)}
@@ -385,7 +368,7 @@ def test_scoring_runs_in_eval_mode_whatever_mode_the_model_is_in(device):
 @pytest.mark.parametrize("wrap", [lambda p: poutine.scale(p, scale=0.5), lambda p: partial(p), poutine.condition])
 def test_effect_handlers_do_not_hide_the_modules(wrap):
     """Dropout is off under poutine.scale(vae.model, ...), too."""
-    vae, x = Uneven(), binary()
+    vae, x = Uneven(), binary(7)
     wrap = partial(poutine.condition, data={}) if wrap is poutine.condition else wrap
     plain = log_likelihood(vae.model, vae.guide, x, num_samples=20)
     assert same(log_likelihood(wrap(vae.model), wrap(vae.guide), x, num_samples=20), plain)
@@ -397,8 +380,8 @@ def test_validation_switches_come_back_one_by_one(monkeypatch):
     monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", False)
     before = pyro.settings.get()
     vae = small_vae()
-    log_likelihood(vae.model, vae.guide, binary(), num_samples=2)
-    fit(vae, binary(), epochs=1, verbose=False)
+    log_likelihood(vae.model, vae.guide, binary(7), num_samples=2)
+    fit(vae, binary(7), epochs=1, verbose=False)
     assert pyro.settings.get() == before
     with pyro.validation_enabled(False):
         pass
@@ -435,20 +418,20 @@ def test_a_model_of_nan_is_refused():
     with torch.no_grad():
         vae.likelihood.net[0].weight.fill_(math.nan)
     with pytest.raises(ProgramError, match=r"NaN or \+inf for rows \[0, 1"):
-        log_likelihood(vae.model, vae.guide, binary(), num_samples=2)
+        log_likelihood(vae.model, vae.guide, binary(7), num_samples=2)
 
 
 def test_data_on_another_device_than_the_model_is_refused():
     vae = small_vae().to("meta")
     with pytest.raises(DeviceError, match="the model is on meta"):
-        log_likelihood(vae.model, vae.guide, binary(), device="cpu")
+        log_likelihood(vae.model, vae.guide, binary(7), device="cpu")
 
 
 # what is refused
 
 
 def test_grey_pixels_have_no_bernoulli_likelihood():
-    vae, x = small_vae(), binary()
+    vae, x = small_vae(), binary(7)
     x[2, 3], x[5, 0] = 0.4, 0.7
     message = r"site 'x': 2 of 7 rows .* Bernoulli \(0 or 1\): row 2 holds 0\.4 in column 3 \(rows 2, 5;"
     with pytest.raises(SupportError, match=message) as caught:
@@ -482,7 +465,7 @@ def test_rows_are_counted_from_the_start_of_the_data():
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_missing_and_infinite_values_are_named(value):
-    vae, x = small_vae(), binary()
+    vae, x = small_vae(), binary(7)
     x[4, 2] = value
     with pytest.raises(DataError, match=r"x has NaN or infinite values in 1 of 7 rows: 4 .* column 2"):
         log_likelihood(vae.model, vae.guide, x)
@@ -490,7 +473,7 @@ def test_missing_and_infinite_values_are_named(value):
 
 @pytest.mark.parametrize("value", [-1.0, 2.5, 17.0])
 def test_no_counts(value):
-    vae, x = small_vae(family=binomial(16), width=12), counts(7)
+    vae, x = small_vae(likelihood=binomial(16), width=12), counts(7)
     x[3, 1] = value
     message = rf"1 of 7 rows .* Binomial \(whole numbers 0 to 16\): row 3 holds {value:g} in column 1"
     with pytest.raises(SupportError, match=message):
@@ -549,14 +532,14 @@ def test_a_plate_that_draws_its_own_subsample_is_refused(lg):
 def test_numbers_below_one_are_refused(wrong):
     vae = small_vae()
     with pytest.raises(UsageError, match="must be at least 1"):
-        log_likelihood(vae.model, vae.guide, binary(), **wrong)
+        log_likelihood(vae.model, vae.guide, binary(7), **wrong)
 
 
 @pytest.mark.parametrize("name", ["nonsense", "cuda:99"])
 def test_a_device_that_is_not_there_is_refused(name):
     vae = small_vae()
     with pytest.raises(DeviceError, match=name):
-        log_likelihood(vae.model, vae.guide, binary(), device=name)
+        log_likelihood(vae.model, vae.guide, binary(7), device=name)
 
 
 # what is taken, and what is handed back
@@ -564,8 +547,8 @@ def test_a_device_that_is_not_there_is_refused(name):
 
 @pytest.mark.parametrize("kind", [np.float64, np.uint8, np.bool_])
 def test_numpy_is_converted_with_a_warning_and_left_as_it_was(kind, device):
-    vae = small_vae(device)
-    array = binary().numpy().astype(kind)
+    vae = small_vae(device=device)
+    array = binary(7).numpy().astype(kind)
     before = array.copy()
     with pytest.warns(DataConversionWarning, match=r"to torch.float32 \(a copy; your array is unchanged\)"):
         evidence = log_likelihood(vae.model, vae.guide, array, num_samples=5)
@@ -588,8 +571,8 @@ def test_rows_csv_keeps_floats_to_the_last_bit(lg):
 
 
 def test_evidence_is_float64_on_the_cpu(device):
-    vae = small_vae(device)
-    evidence = log_likelihood(vae.model, vae.guide, binary(device=device), num_samples=5)
+    vae = small_vae(device=device)
+    evidence = log_likelihood(vae.model, vae.guide, binary(7, device), num_samples=5)
     assert isinstance(evidence, Evidence)
     assert evidence.log_px.dtype == torch.float64 and evidence.log_px.device.type == "cpu"
 

@@ -35,6 +35,7 @@ from pyro_vae.parts import families
 from pyro_vae.parts.missing import Observed, SkipMissing, WithMask
 from pyro_vae.seeding import seeded
 from tests.helpers.exact import LinearGaussian
+from tests.helpers.small import binary, small_vae
 
 fit, log_likelihood = partial(noisy_fit, verbose=False), partial(noisy_log_likelihood, verbose=False)
 nan = math.nan
@@ -89,7 +90,7 @@ class Gappy(LinearGaussian):
 
 
 @pytest.fixture
-def lg(device):
+def gappy(device):
     return Gappy(device)
 
 
@@ -108,32 +109,32 @@ def check_log_px(evidence, exact):
     assert off.mean().abs() < 4 * evidence.mc_se.square().sum().sqrt() / len(off)
 
 
-def test_log_px_is_the_gaussian_marginal(lg):
-    vae = lg.vae(lg.wide)
-    evidence = log_likelihood(vae.model, vae.guide, lg.gaps, num_samples=3000)
-    check_log_px(evidence, lg.log_px(lg.gaps))
+def test_log_px_is_the_gaussian_marginal(gappy):
+    vae = gappy.vae(gappy.wide)
+    evidence = log_likelihood(vae.model, vae.guide, gappy.gaps, num_samples=3000)
+    check_log_px(evidence, gappy.log_px(gappy.gaps))
     assert (evidence.mc_se > 0).all()
-    filled = torch.where(lg.gaps.isnan(), lg.mean, lg.gaps)  # masked entries counted, at a filled-in value
+    filled = torch.where(gappy.gaps.isnan(), gappy.mean, gappy.gaps)  # masked entries counted, at a filled-in value
     with pytest.raises(AssertionError):
-        check_log_px(log_likelihood(vae.model, vae.guide, filled, num_samples=3000), lg.log_px(lg.gaps))
+        check_log_px(log_likelihood(vae.model, vae.guide, filled, num_samples=3000), gappy.log_px(gappy.gaps))
 
 
-def test_with_the_exact_posterior_of_what_is_observed_every_weight_is_p_of_it(lg):
-    vae = lg.vae(lg.exact)
-    log_w = log_probs(vae.model, vae.guide, lg.gaps, num_particles=20).log_w
-    torch.testing.assert_close(log_w, lg.log_px(lg.gaps).expand(20, -1), rtol=0, atol=1e-8)
+def test_with_the_exact_posterior_of_what_is_observed_every_weight_is_p_of_it(gappy):
+    vae = gappy.vae(gappy.exact)
+    log_w = log_probs(vae.model, vae.guide, gappy.gaps, num_particles=20).log_w
+    torch.testing.assert_close(log_w, gappy.log_px(gappy.gaps).expand(20, -1), rtol=0, atol=1e-8)
 
 
-def test_a_row_with_nothing_observed_scores_zero(lg):
+def test_a_row_with_nothing_observed_scores_zero(gappy):
     """So its ELBO is −KL(q(z | nothing) || p(z)), within 4 standard errors."""
-    x = lg.gaps[7:8]
-    vae = lg.vae(lg.wide)
+    x = gappy.gaps[7:8]
+    vae = gappy.vae(gappy.wide)
     terms = log_probs(vae.model, vae.guide, x, num_particles=4000)
     assert (terms.reconstruction == 0).all()
-    q = lg.wide(x)
+    q = gappy.wide(x)
     kl = 0.5 * (q.covariance_matrix[0].trace() + q.loc.square().sum() - 2 - q.covariance_matrix[0].logdet())
     assert (terms.log_w.mean() + kl).abs() < 4 * terms.log_w.std() / 4000**0.5
-    assert log_likelihood(vae.model, lg.vae(lg.exact).guide, x, num_samples=5).log_px.abs() < 1e-8
+    assert log_likelihood(vae.model, gappy.vae(gappy.exact).guide, x, num_samples=5).log_px.abs() < 1e-8
 
 
 # the likelihood
@@ -320,10 +321,6 @@ def test_the_encoder_sees_values_and_mask():
 # what is refused
 
 
-def binary(rows=7):
-    return torch.bernoulli(torch.full((rows, 6), 0.3))
-
-
 @pytest.mark.parametrize("use", ["fit", "log_likelihood", "encode", "reconstruct"])
 def test_nan_is_refused_without_wrappers_and_infinity_with_them(use):
     run = {
@@ -332,9 +329,9 @@ def test_nan_is_refused_without_wrappers_and_infinity_with_them(use):
         "encode": encode,
         "reconstruct": reconstruct,
     }[use]
-    x = binary()
+    x = binary(7)
     x[4, 2] = nan
-    plain = VAE(StandardNormal(2), Conditional(MLP(2, 6, (8,)), bernoulli), Conditional(MLP(6, 4, (8,)), normal))
+    plain = small_vae()
     with pytest.raises(DataError, match=r"x has NaN or infinite values in 1 of 7 rows: 4 .* column 2"):
         run(plain, x)
     blind = VAE(plain.prior, SkipMissing(plain.likelihood), plain.posterior)
@@ -348,7 +345,7 @@ def test_nan_is_refused_without_wrappers_and_infinity_with_them(use):
 
 @pytest.mark.parametrize("family", [bernoulli, binomial(16)])
 def test_a_plain_likelihood_under_an_encoder_that_takes_nan_is_refused_by_row(family):
-    x = binary()
+    x = binary(7)
     x[4, 2] = nan
     vae = vae_of(family)
     bare = VAE(vae.prior, vae.likelihood.likelihood, vae.posterior)
@@ -359,7 +356,7 @@ def test_a_plain_likelihood_under_an_encoder_that_takes_nan_is_refused_by_row(fa
 
 
 def test_values_outside_the_support_are_named_beside_missing_ones():
-    x = binary()
+    x = binary(7)
     x[4, 2], x[4, 3] = nan, 0.5
     with pytest.raises(
         SupportError, match=r"Bernoulli \(0 or 1, or NaN where missing\): row 4 holds 0.5 .*3.* binarize"
@@ -367,23 +364,23 @@ def test_values_outside_the_support_are_named_beside_missing_ones():
         fit(vae_of(), x, epochs=1)
 
 
-def test_plain_functions_say_that_x_may_be_missing(lg):
-    likelihood = SkipMissing(lg.likelihood)
+def test_plain_functions_say_that_x_may_be_missing(gappy):
+    likelihood = SkipMissing(gappy.likelihood)
 
     def model(x):
         with pyro.plate("data", len(x)):
-            pyro.sample("x", likelihood(pyro.sample("z", lg.prior())), obs=x)
+            pyro.sample("x", likelihood(pyro.sample("z", gappy.prior())), obs=x)
 
     def guide(x):
         with pyro.plate("data", len(x)):
-            pyro.sample("z", lg.exact(x))
+            pyro.sample("z", gappy.exact(x))
 
     with pytest.raises(DataError, match="NaN"):
-        log_likelihood(model, guide, lg.gaps)
-    evidence = log_likelihood(model, guide, lg.gaps, num_samples=3, missing=True)
-    torch.testing.assert_close(evidence.log_px, lg.log_px(lg.gaps).cpu(), rtol=0, atol=1e-8)
+        log_likelihood(model, guide, gappy.gaps)
+    evidence = log_likelihood(model, guide, gappy.gaps, num_samples=3, missing=True)
+    torch.testing.assert_close(evidence.log_px, gappy.log_px(gappy.gaps).cpu(), rtol=0, atol=1e-8)
     with pytest.raises(SupportError, match=r"Normal .* row 0 holds nan"):
-        log_likelihood(lg.model, guide, torch.full_like(lg.x, nan), missing=True)
+        log_likelihood(gappy.model, guide, torch.full_like(gappy.x, nan), missing=True)
 
 
 def test_rows_and_contexts():
@@ -416,16 +413,16 @@ def test_digits_with_gaps_train_and_held_out_log_px_improves(device):
 # imputation
 
 
-def replicas(lg, n):
+def replicas(gappy, n):
     """One row with two gaps, n times: each replica has particles of its own."""
-    row = lg.x[3].clone()
+    row = gappy.x[3].clone()
     row[[1, 3]] = nan
     return row, row.repeat(n, 1)
 
 
-def check_conditional(lg, row, draws):
+def check_conditional(gappy, row, draws):
     """Mean and covariance of draws (n, 2) against the exact conditional: 4 standard errors of each entry."""
-    mean, cov = lg.conditional(row)
+    mean, cov = gappy.conditional(row)
     n = len(draws)
     assert ((draws.mean(0) - mean).abs() < 4 * (cov.diagonal() / n).sqrt()).all()
     se = ((cov.diagonal()[:, None] * cov.diagonal() + cov.square()) / n).sqrt()  # of a Gaussian's sample covariance
@@ -433,40 +430,40 @@ def check_conditional(lg, row, draws):
 
 
 @pytest.mark.parametrize("posterior", ["exact", "wide"])
-def test_imputations_have_the_conditionals_mean_and_covariance(lg, posterior):
-    row, x = replicas(lg, 3000)
-    drawn = impute(lg.vae(getattr(lg, posterior)), x, num_samples=200, chunk_size=100_000)
+def test_imputations_have_the_conditionals_mean_and_covariance(gappy, posterior):
+    row, x = replicas(gappy, 3000)
+    drawn = impute(gappy.vae(getattr(gappy, posterior)), x, num_samples=200, chunk_size=100_000)
     assert drawn.shape == (1, 3000, 5) and torch.equal(drawn[0][~x.isnan()], x[~x.isnan()])
-    check_conditional(lg, row, drawn[0][:, [1, 3]])
+    check_conditional(gappy, row, drawn[0][:, [1, 3]])
 
 
-def test_imputation_without_weights_is_caught(lg, monkeypatch):
-    row, x = replicas(lg, 3000)
+def test_imputation_without_weights_is_caught(gappy, monkeypatch):
+    row, x = replicas(gappy, 3000)
     monkeypatch.setattr(imputation, "checked", lambda log_w, *_: torch.zeros_like(log_w))
-    drawn = impute(lg.vae(lg.wide), x, num_samples=50, chunk_size=100_000)
+    drawn = impute(gappy.vae(gappy.wide), x, num_samples=50, chunk_size=100_000)
     with pytest.raises(AssertionError):
-        check_conditional(lg, row, drawn[0][:, [1, 3]])
+        check_conditional(gappy, row, drawn[0][:, [1, 3]])
 
 
-def test_many_draws_of_one_row(lg):
+def test_many_draws_of_one_row(gappy):
     """Draws that share particles (exact posterior): their mean errs by draws and by particles."""
-    row, x = replicas(lg, 1)
-    drawn = impute(lg.vae(lg.exact), x, num_samples=4000, draws=4000)[:, 0, [1, 3]]
-    mean, cov = lg.conditional(row)
+    row, x = replicas(gappy, 1)
+    drawn = impute(gappy.vae(gappy.exact), x, num_samples=4000, draws=4000)[:, 0, [1, 3]]
+    mean, cov = gappy.conditional(row)
     assert ((drawn.mean(0) - mean).abs() < 4 * (2 * cov.diagonal() / 4000).sqrt()).all()
     assert len(drawn.unique(dim=0)) == 4000  # x is drawn anew, even where two draws share a particle
 
 
-def test_the_imputed_mean_is_the_conditionals(lg):
-    row, x = replicas(lg, 300)
-    means = impute_mean(lg.vae(lg.wide), x, num_samples=1000, chunk_size=100_000)
+def test_the_imputed_mean_is_the_conditionals(gappy):
+    row, x = replicas(gappy, 300)
+    means = impute_mean(gappy.vae(gappy.wide), x, num_samples=1000, chunk_size=100_000)
     assert means.shape == x.shape and torch.equal(means[~x.isnan()], x[~x.isnan()])
     found = means[:, [1, 3]]
-    assert ((found.mean(0) - lg.conditional(row)[0]).abs() < 4 * found.std(0) / 300**0.5).all()
-    off = impute_mean(lg.vae(lg.exact), lg.gaps, num_samples=4000) - lg.gaps.where(~lg.gaps.isnan(), 0.0)
+    assert ((found.mean(0) - gappy.conditional(row)[0]).abs() < 4 * found.std(0) / 300**0.5).all()
+    off = impute_mean(gappy.vae(gappy.exact), gappy.gaps, num_samples=4000) - gappy.gaps.where(~gappy.gaps.isnan(), 0.0)
     for n in (0, 1, 2, 7):  # rows with gaps of their own, and one with nothing observed
-        if (gap := lg.gaps[n].isnan()).any():
-            mean, cov = (lg.conditional(lg.gaps[n])) if (~gap).any() else (lg.mean, lg.cov)
+        if (gap := gappy.gaps[n].isnan()).any():
+            mean, cov = (gappy.conditional(gappy.gaps[n])) if (~gap).any() else (gappy.mean, gappy.cov)
             assert ((off[n][gap] - mean).abs() < 4 * (cov.diagonal() / 4000).sqrt()).all()
 
 

@@ -30,14 +30,7 @@ from pyro_vae import (
 )
 from pyro_vae.errors import ProgramError, ShapeError, UsageError
 from pyro_vae.models.register import register
-
-
-def small_vae(device="cpu", kind=VAE):
-    return kind(
-        prior=StandardNormal(2),
-        likelihood=Conditional(MLP(2, 6, (8,)), bernoulli),
-        posterior=Conditional(MLP(6, 2 * 2, (8,)), normal),
-    ).to(device)
+from tests.helpers.small import binary, small_vae
 
 
 def conditional_vae(device="cpu"):
@@ -46,10 +39,6 @@ def conditional_vae(device="cpu"):
         likelihood=Conditional(MLP(2 + 3, 6, (8,)), bernoulli),
         posterior=Conditional(MLP(6 + 3, 2 * 2, (8,)), normal),
     ).to(device)
-
-
-def binary(rows, device="cpu"):
-    return torch.bernoulli(torch.full((rows, 6), 0.3)).to(device)
 
 
 def frozen_copy(module):
@@ -78,14 +67,14 @@ ELBOS = (Trace_ELBO, TraceMeanField_ELBO, RenyiELBO, TraceGraph_ELBO)
 )  # RenyiELBO wants 2 particles or more
 def test_stock_pyro_trains_the_vae(kind, particles, vectorized, device):
     loss = kind(num_particles=particles, vectorize_particles=vectorized, max_plate_nesting=1)
-    check_trains(small_vae(device), binary(20, device), loss)
+    check_trains(small_vae(device=device), binary(20, device), loss)
 
 
 def test_two_vaes_and_a_deep_copy_train_in_one_process(device):
     x = binary(20, device)
-    first = small_vae(device)
+    first = small_vae(device=device)
     check_trains(first, x)
-    check_trains(small_vae(device), x)
+    check_trains(small_vae(device=device), x)
     check_trains(copy.deepcopy(first), x)
     check_trains(first, x)
 
@@ -153,7 +142,7 @@ def test_a_context_of_another_length_is_refused():
 
 def test_samples_come_from_the_model(device):
     """The mean of many samples is E[p(x | z)] within 4 standard errors, sd / sqrt(n); a seed repeats, another does not."""
-    vae = small_vae(device)
+    vae = small_vae(device=device)
     n = 20_000
     draws, means = sample(vae, n, seed=1), sample(vae, n, seed=2, mean=True)
     se = (draws.var(0) / n + means.var(0) / n).sqrt()
@@ -164,7 +153,7 @@ def test_samples_come_from_the_model(device):
 
 
 def test_using_a_vae_changes_neither_its_mode_nor_the_random_state(device):
-    vae = small_vae(device).train()
+    vae = small_vae(device=device).train()
     vae.likelihood.net.eval()
     flags, state = [m.training for m in vae.modules()], torch.get_rng_state()
     x = binary(4, device)

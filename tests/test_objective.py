@@ -17,7 +17,6 @@ from pyro_vae import (
     Beta,
     Bound,
     Conditional,
-    StandardNormal,
     analytic_kl,
     bernoulli,
     ciwae,
@@ -42,8 +41,9 @@ from pyro_vae.infer import objective as objective_module
 from pyro_vae.infer.programs import without_validation
 from pyro_vae.models.register import register
 from pyro_vae.parts.posteriors import one_hot_categorical
+from tests.helpers.environment import ROOT
 from tests.helpers.exact import LinearGaussian
-from tests.helpers.paths import ROOT
+from tests.helpers.small import binary, small_vae
 
 DOUBLE = torch.float64
 ESTIMATORS = [pathwise, stl, dreg, gdreg, vimco, rws]
@@ -53,25 +53,14 @@ def close(a, b, atol=1e-10, rtol=1e-10):
     torch.testing.assert_close(torch.as_tensor(a), torch.as_tensor(b), atol=atol, rtol=rtol, check_dtype=False)
 
 
-def make_vae(dtype=DOUBLE, seed=0):
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        vae = VAE(StandardNormal(2), Conditional(MLP(2, 6, (8,)), bernoulli), Conditional(MLP(6, 4, (8,)), normal))
-    return vae.to(dtype)
-
-
-def make_x(dtype=DOUBLE, rows=7):
-    return torch.bernoulli(torch.full((rows, 6), 0.4, dtype=dtype), generator=torch.Generator().manual_seed(1))
-
-
 @pytest.fixture
 def vae(device):
-    return make_vae().to(device)
+    return small_vae(device=device, seed=0).double()
 
 
 @pytest.fixture
 def x(device):
-    return make_x().to(device)
+    return binary(7, device, DOUBLE, seed=1)
 
 
 def loss_and_grads(objective, pair, *args, seed=3, modules=None):
@@ -289,7 +278,7 @@ CASES += [
 @pytest.mark.parametrize("dtype", [DOUBLE, torch.float32])
 @pytest.mark.parametrize(("bound", "groups", "estimator"), CASES)
 def test_all_ways_of_asking_agree(bound, groups, estimator, dtype, device):
-    vae, x = make_vae(dtype).to(device), make_x(dtype).to(device)
+    vae, x = small_vae(seed=0).to(dtype).to(device), binary(7, device, dtype, seed=1)
     objective = Bound(bound, 3, estimator=estimator, num_groups=groups)
     loss, grads = loss_and_grads(objective, vae, x)
 
@@ -371,7 +360,7 @@ def test_nothing_is_read_back_from_the_device(bound, groups, estimator, vae, x, 
 
 @pytest.mark.parametrize("objective", [Bound(), Bound(iwae, 4, estimator=dreg), Bound(miwae, 2, num_groups=2)])
 def test_trains_in_stock_svi(objective):
-    vae, x = make_vae(torch.float32), make_x(torch.float32, rows=64)
+    vae, x = small_vae(seed=0), binary(64, seed=1)
     svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-2}), objective)
     torch.manual_seed(0)
     losses = [svi.step(x) for _ in range(40)]
@@ -380,7 +369,7 @@ def test_trains_in_stock_svi(objective):
 
 
 def test_trains_as_a_module_with_a_torch_optimizer():
-    vae, x = make_vae(torch.float32), make_x(torch.float32, rows=64)
+    vae, x = small_vae(seed=0), binary(64, seed=1)
     loss, optimizer = Bound(iwae, 4, estimator=stl)(vae.model, vae.guide), torch.optim.Adam(vae.parameters(), lr=1e-2)
     torch.manual_seed(0)
     before = loss(x).item()
@@ -393,7 +382,7 @@ def test_trains_as_a_module_with_a_torch_optimizer():
 
 @pytest.mark.parametrize("objective", [Bound(iwae, 4, estimator=dreg), Bound(estimator=analytic_kl())])
 def test_trains_in_fit(objective):
-    vae, x = make_vae(torch.float32), make_x(torch.float32, rows=96)
+    vae, x = small_vae(seed=0), binary(96, seed=1)
     run = fit(vae, x, objective=objective, epochs=8, batch_size=32, verbose=False)
     assert run.history[-1]["loss"] < run.history[0]["loss"]
     assert run.history[-1]["elbo"] > run.history[0]["elbo"]
@@ -401,7 +390,7 @@ def test_trains_in_fit(objective):
 
 def test_the_logged_elbo_is_the_true_one_whatever_is_trained():
     """β = 0.1: the history's ELBO is log_likelihood's on the same rows, and the loss is another number."""
-    vae, x = make_vae(torch.float32), make_x(torch.float32, rows=400)
+    vae, x = small_vae(seed=0), binary(400, seed=1)
     beta, noises = Beta(0.1), []
     run = fit(beta.pair(vae), x, validation=x, objective=Bound(), epochs=15, verbose=False)
     evidence = log_likelihood(vae.model, vae.guide, x, num_samples=200, verbose=False)
@@ -414,7 +403,7 @@ def test_the_logged_elbo_is_the_true_one_whatever_is_trained():
 
 
 def test_analytic_kl_has_the_mean_of_the_sampled_one_and_less_noise():
-    vae, x = make_vae(), make_x()
+    vae, x = small_vae(seed=0).double(), binary(7, dtype=DOUBLE, seed=1)
     many, draws = x.repeat(400, 1), {}
     for name, objective in (("drawn", Bound()), ("closed", Bound(estimator=analytic_kl()))):
         torch.manual_seed(5)
@@ -483,7 +472,7 @@ class Pixels:
     """A model whose pixels lie in a plate within the row, all of them or a subsample."""
 
     def __init__(self, size=None):
-        self.vae, self.size = make_vae(), size
+        self.vae, self.size = small_vae(seed=0).double(), size
 
     def model(self, x):
         with pyro.plate("data", len(x), dim=-2):
@@ -499,7 +488,7 @@ class Pixels:
 
 
 def test_inner_plates_are_summed():
-    x = make_x()
+    x = binary(7, dtype=DOUBLE, seed=1)
     pixels = Pixels()
     for bound in (elbo, iwae):
         torch.manual_seed(3)
@@ -509,7 +498,7 @@ def test_inner_plates_are_summed():
 
 
 def test_subsampled_inner_plates_are_unbiased_under_the_elbo_and_refused_under_others():
-    x = make_x()
+    x = binary(7, dtype=DOUBLE, seed=1)
     pixels, whole = Pixels(size=2), Pixels()
     torch.manual_seed(0)
     objective = Bound(elbo, 8)
@@ -554,7 +543,7 @@ class Hierarchy:
 
 
 def test_several_latents_a_hierarchical_guide_and_a_context():
-    x = make_x()
+    x = binary(7, dtype=DOUBLE, seed=1)
     h, c = Hierarchy(), torch.linspace(-1, 1, 7, dtype=DOUBLE).unsqueeze(-1)
     pair = h.model, h.guide
     for k in (1, 4):
@@ -716,8 +705,8 @@ def test_free_memory_is_a_plausible_number():
 
 
 def test_a_kl_without_a_closed_form():
-    x = make_x()
-    twin, zero = make_vae(), torch.zeros(2, dtype=DOUBLE)
+    x = binary(7, dtype=DOUBLE, seed=1)
+    twin, zero = small_vae(seed=0).double(), torch.zeros(2, dtype=DOUBLE)
     vae = VAE(lambda: dist.StudentT(4.0, zero, 1.0).to_event(1), twin.likelihood, twin.posterior)
     raises(
         "site 'z': .*has no closed form.*exact=False",
@@ -734,7 +723,7 @@ def test_a_kl_without_a_closed_form():
 
 def test_closed_forms_only_where_they_are_the_kl():
     """Latents drawn in another order, or weighed on one side alone: at the draws, as log w has them."""
-    vae, x = make_vae(), make_x()
+    vae, x = small_vae(seed=0).double(), binary(7, dtype=DOUBLE, seed=1)
     one_sided = poutine.scale(vae.model, scale=0.5), vae.guide
     objective = Bound(estimator=analytic_kl())
     torch.manual_seed(0)
@@ -773,7 +762,7 @@ def test_analytic_kl_is_of_the_elbo_alone(vae, x):
 
 
 def test_a_guide_without_a_path():
-    x = make_x()
+    x = binary(7, dtype=DOUBLE, seed=1)
     vae = VAE(
         lambda: dist.OneHotCategorical(torch.ones(3, dtype=DOUBLE)),
         make_likelihood(),

@@ -23,15 +23,9 @@ from pyro_vae.infer.support import check_support
 from pyro_vae.parts.flows import FlowPrior
 from pyro_vae.parts.missing import Observed, SkipMissing, WithMask
 from pyro_vae.runs import marginal
-from tests.helpers.exact import LinearGaussian
 
 log_likelihood = partial(noisy_log_likelihood, verbose=False)
 nan = math.nan
-
-
-@pytest.fixture
-def lg(device):
-    return LinearGaussian(device=device)
 
 
 def draws(*shape, seed=0):

@@ -31,6 +31,7 @@ from pyro_vae.parts.posteriors import (
 )
 from pyro_vae.parts.priors import Dirichlet, OneHot, UniformSphere
 from pyro_vae.parts.sphere import PowerSpherical, SphereUniform, log_area
+from tests.helpers.small import encoder
 
 DIM = 3
 BATCHES = [(), (5,), (4, 5)]
@@ -51,10 +52,6 @@ FAMILIES = {  # family, features for 4 latents
     "power_spherical": (power_spherical, 5),
 }
 PRIOR_OF = {"real": StandardNormal, "simplex": Dirichlet, "sphere": UniformSphere, "one-hot": OneHot}
-
-
-def encoder(out_features):
-    return MLP(6, out_features, (16,), nn.Tanh)
 
 
 def make(name, dim=DIM):

@@ -7,9 +7,8 @@ from pyro_vae.evaluate import annealing, hmc
 from pyro_vae.evidence.annealing.densities import Densities, total
 from pyro_vae.infer.weights import sum_rows
 from pyro_vae.programs.unconstrained import SubstituteLatents
+from tests.helpers.annealing import check_frozen, check_unbiased, check_upper, drawn, narrow, quick
 from tests.helpers.conjugate import BetaBernoulli, GammaPoisson, NormalGamma
-from tests.test_annealing import check_frozen, check_unbiased, drawn, quick
-from tests.test_bracket import check_upper, narrow
 
 
 def forward(problem, **options):

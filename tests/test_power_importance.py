@@ -13,7 +13,7 @@ from pyro_vae.evaluate.moments import Ledger, Moments, sums_of
 from pyro_vae.evaluate.pareto import pareto_khat, tail_size
 from pyro_vae.evaluate.proposals import GUIDE, Proposal, defensive, propose, terms_at, widen, widened
 from pyro_vae.infer.weights import sum_terms
-from tests.test_importance import (
+from tests.helpers.importance import (
     MODELS,
     Chain,
     GammaPoisson,

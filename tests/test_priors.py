@@ -28,6 +28,7 @@ from pyro_vae.parts.priors import (
     VampPrior,
 )
 from tests.helpers.exact import LinearGaussian
+from tests.helpers.small import encoder
 
 DIM = 3
 SMALL = {"hidden": (16,), "transforms": 2}
@@ -46,10 +47,6 @@ MAKES = {  # of `dim` latents
     "dirichlet": lambda dim: Dirichlet(dim, 1.5, learned=True),
 }
 ON_THE_PLANE = ["normal", "laplace", "student_t", "mixture", "vamp", "nsf", "maf", "iaf"]
-
-
-def encoder(out_features):
-    return MLP(6, out_features, (16,), nn.Tanh)
 
 
 def jiggle(prior):

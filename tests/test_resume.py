@@ -24,6 +24,8 @@ from pyro_vae.train import engines
 from pyro_vae.train.compiled import compiler
 from pyro_vae.train.lagging import Aggressive
 from pyro_vae.train.plain import pack, unpack
+from tests.helpers.environment import HEAVY
+from tests.helpers.small import binary, small_vae
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -51,43 +53,35 @@ def grey(rows=20, device="cpu"):
     return torch.rand(rows, 6, generator=torch.Generator().manual_seed(0)).to(device)
 
 
-def binary(rows=20, seed=1):
-    return torch.bernoulli(grey(rows), generator=torch.Generator().manual_seed(seed))
-
-
-def small_vae(*layers):
-    torch.manual_seed(0)
-    encoder = nn.Sequential(MLP(6, 8), *layers, nn.Linear(8, 4))
-    return VAE(StandardNormal(2), Conditional(MLP(2, 6, (8,)), bernoulli), Conditional(encoder, normal))
-
-
 def plain():
-    return small_vae(), {}
+    return small_vae(seed=0), {}
 
 
 def binarized():
-    return small_vae(), {"transform": binarize}
+    return small_vae(seed=0), {"transform": binarize}
 
 
 def annealed():
-    vae, beta = small_vae(), Beta(2.0, lambda done: min(1.0, 2 * done))
+    vae, beta = small_vae(seed=0), Beta(2.0, lambda done: min(1.0, 2 * done))
     return beta.pair((vae.model, vae.guide)), {"scheduled": [beta], "transform": binarize}
 
 
 def aggressive():
-    return small_vae(), {"aggressive": Aggressive(check_every=2, max_inner=4), "transform": binarize}
+    return small_vae(seed=0), {"aggressive": Aggressive(check_every=2, max_inner=4), "transform": binarize}
 
 
 def noisy_layers():
-    return small_vae(nn.BatchNorm1d(8), nn.Dropout(0.3)), {"transform": binarize}
+    torch.manual_seed(0)
+    encoder = nn.Sequential(MLP(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 4))
+    return small_vae(posterior=Conditional(encoder, normal)), {"transform": binarize}
 
 
 def patient():
-    return small_vae(), {"patience": 1, "optimizer": adam(0.5), "transform": binarize}
+    return small_vae(seed=0), {"patience": 1, "optimizer": adam(0.5), "transform": binarize}
 
 
 def momentum():
-    return small_vae(), {"optimizer": partial(torch.optim.SGD, lr=0.01, momentum=0.9)}
+    return small_vae(seed=0), {"optimizer": partial(torch.optim.SGD, lr=0.01, momentum=0.9)}
 
 
 def by_hand():
@@ -108,7 +102,6 @@ def by_hand():
     return (model, guide), {}
 
 
-HEAVY = bool(os.environ.get("PYRO_VAE_HEAVY"))
 CASES = [plain, binarized, annealed, aggressive, noisy_layers, patient, momentum, by_hand]
 STEPS = 3  # an epoch: 20 rows in batches of 8
 
@@ -118,9 +111,9 @@ def trained(case, path, die_after=math.inf, resume=False, validated=True, **more
     vae, options = case()
     options = {"schedule": warmup(cosine, 0.5), "epochs": 3, "batch_size": 8} | options | more
     keeper = Mortal(path, die_after)
-    held = binary(12) if validated else None
+    held = binary(12, seed=1) if validated else None
     saved = keeper.newest() if resume else None
-    x = grey() if "transform" in options else binary()
+    x = grey() if "transform" in options else binary(20, seed=1)
     return fit(vae, x, validation=held, keeper=keeper, resume=saved, **options), keeper
 
 
@@ -204,7 +197,7 @@ def test_a_fork_with_other_batches_is_traced_anew(tmp_path):
 
 def test_the_module_under_a_handler_is_found():
     """Its parameters have names that another process gives them, too."""
-    vae, beta = small_vae(), Beta(2.0)
+    vae, beta = small_vae(seed=0), Beta(2.0)
     assert owners(*beta.pair(vae)) == [vae]
 
 
@@ -218,7 +211,7 @@ def test_without_validation_rows_it_goes_on_as_exactly(tmp_path):
 def test_keeping_a_run_changes_none_of_it(tmp_path):
     kept, _ = trained(binarized, tmp_path)
     vae, options = binarized()
-    held = binary(12)
+    held = binary(12, seed=1)
     bare = fit(vae, grey(), validation=held, schedule=warmup(cosine, 0.5), epochs=3, batch_size=8, **options)
     assert [r | {"seconds": 0} for r in bare.history] == [r | {"seconds": 0} for r in kept.history]
 
@@ -233,7 +226,7 @@ def test_a_state_without_one_of_its_generators_would_show(tmp_path, lost):
     saved = keeper.newest()
     saved.groups["rng"][lost] = torch.Generator().manual_seed(5).get_state()
     vae, options = binarized()
-    held = binary(12)
+    held = binary(12, seed=1)
     more = {"schedule": warmup(cosine, 0.5), "epochs": 3, "batch_size": 8}
     run = fit(vae, grey(), validation=held, keeper=keeper, resume=saved, **options, **more)
     assert outcome(run, keeper)[0] != whole[0]
@@ -259,7 +252,14 @@ def test_another_run_is_refused_with_a_table_and_forks(tmp_path):
             trained(plain, tmp_path, resume=True, **change)
     vae, _ = plain()
     with pytest.raises(CheckpointError, match=r"data \(SHA-256\)"):
-        fit(vae, 1 - binary(), keeper=Keeper(tmp_path), resume=Keeper(tmp_path).newest(), epochs=3, batch_size=8)
+        fit(
+            vae,
+            1 - binary(20, seed=1),
+            keeper=Keeper(tmp_path),
+            resume=Keeper(tmp_path).newest(),
+            epochs=3,
+            batch_size=8,
+        )
     run, _ = trained(plain, tmp_path, resume=True, batch_size=5, epochs=4, fork=True)
     assert [r["epoch"] for r in run.history] == [1, 2, 3, 4] and run.history[-1]["step"] == 4 * 4
 
@@ -269,7 +269,12 @@ def test_another_models_state_is_refused_by_name_and_shape(tmp_path):
         trained(plain, tmp_path, 4)
     with pytest.raises(CheckpointError, match=r"another model: 'posterior.net.1.bias' is .* there and"):
         fit(
-            noisy_layers()[0], binary(), validation=binary(12), resume=Keeper(tmp_path).newest(), epochs=3, batch_size=8
+            noisy_layers()[0],
+            binary(20, seed=1),
+            validation=binary(12, seed=1),
+            resume=Keeper(tmp_path).newest(),
+            epochs=3,
+            batch_size=8,
         )
 
 
@@ -279,10 +284,10 @@ def test_a_state_of_nan_is_refused(tmp_path):
     saved = Keeper(tmp_path).newest()
     next(iter(saved.groups["model"].values())).fill_(math.nan)
     vae, options = plain()
-    held = binary(12)
+    held = binary(12, seed=1)
     more = {"schedule": warmup(cosine, 0.5), "epochs": 3, "batch_size": 8}
     with pytest.raises(CheckpointError, match="non-finite"):
-        fit(vae, binary(), validation=held, resume=saved, **options, **more)
+        fit(vae, binary(20, seed=1), validation=held, resume=saved, **options, **more)
 
 
 def test_another_version_of_torch_goes_on(tmp_path):
@@ -291,8 +296,8 @@ def test_another_version_of_torch_goes_on(tmp_path):
     saved = Keeper(tmp_path).newest()
     saved.head["about"]["torch"] = "1.0"
     vae, _ = plain()
-    held = binary(12)
-    assert len(fit(vae, binary(), validation=held, resume=saved, epochs=3, batch_size=8).history) == 3
+    held = binary(12, seed=1)
+    assert len(fit(vae, binary(20, seed=1), validation=held, resume=saved, epochs=3, batch_size=8).history) == 3
 
 
 def test_what_a_record_holds_that_no_checkpoint_can_is_said(tmp_path):
@@ -323,7 +328,7 @@ def test_a_signal_finishes_the_step_saves_and_goes_on_exactly(tmp_path, number, 
         return binarize(x, generator)
 
     vae, _ = binarized()
-    held = binary(12)
+    held = binary(12, seed=1)
     more = {"schedule": warmup(cosine, 0.5), "epochs": 3, "batch_size": 8}
     keeper, before = Keeper(tmp_path / "cut"), signal.getsignal(number)
     stopped = seen.clear()  # the checks before training draw, too
@@ -374,7 +379,7 @@ def test_a_save_that_fails_is_tried_again_and_the_third_in_a_row_ends_training(t
 
     monkeypatch.setattr(Checkpoints, "save", full)
     with pytest.raises(StorageError):
-        fit(vae, binary(), keeper=keeper, epochs=3, batch_size=8, **options)
+        fit(vae, binary(20, seed=1), keeper=keeper, epochs=3, batch_size=8, **options)
     assert tries[:8] == [0, 1, 2, 3, 3, 4, 5, 6]  # 3: after the step, and after the epoch
     assert "no checkpoint at step 1" in capsys.readouterr().err and keeper.newest().manifest["step"] == 3
 
@@ -440,5 +445,5 @@ def test_a_device_that_does_not_hold_a_batch_is_said_with_a_batch_that_may_fit(m
 
     monkeypatch.setattr(Step, "loss_and_grads", full)
     with pytest.raises(DeviceMemoryError, match=r"a batch of 8 rows on cpu does not fit .* batch_size=4") as caught:
-        fit(small_vae(), binary(), epochs=1, batch_size=8)
+        fit(small_vae(seed=0), binary(20, seed=1), epochs=1, batch_size=8)
     assert caught.value.exit_code == 7

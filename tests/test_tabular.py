@@ -10,7 +10,7 @@ from scipy.stats import multivariate_normal
 from sklearn.decomposition import FactorAnalysis
 from sklearn.mixture import GaussianMixture
 
-from tests.helpers.paths import ROOT
+from tests.helpers.environment import ROOT
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,6 @@ from pyro_vae import (
     Beta,
     Bound,
     Conditional,
-    StandardNormal,
     adam,
     analytic_kl,
     bernoulli,
@@ -30,7 +29,6 @@ from pyro_vae import (
     free_bits,
     iwae,
     mmd,
-    normal,
     posteriors,
     rws,
     total_correlation,
@@ -40,6 +38,7 @@ from pyro_vae import (
 from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.infer.aggregate import SCALES, decompose_kl, minibatch_weights, squared_mmd
 from pyro_vae.infer.programs import owners
+from tests.helpers.small import binary, small_vae
 
 DOUBLE = torch.float64
 MEAN_FIELD = analytic_kl(exact=True)
@@ -49,26 +48,14 @@ def close(a, b, atol=1e-10):
     torch.testing.assert_close(torch.as_tensor(a), torch.as_tensor(b), atol=atol, rtol=1e-10)
 
 
-def make_vae(dtype=DOUBLE, posterior=None):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        likelihood = Conditional(MLP(2, 6, (8,)), bernoulli)
-        vae = VAE(StandardNormal(2), likelihood, posterior or Conditional(MLP(6, 4, (8,)), normal))
-    return vae.to(dtype)
-
-
 @pytest.fixture
 def vae(device):
-    return make_vae().to(device)
-
-
-def make_x():
-    return torch.bernoulli(torch.full((7, 6), 0.4, dtype=DOUBLE), generator=torch.Generator().manual_seed(1))
+    return small_vae(device=device, seed=0).double()
 
 
 @pytest.fixture
 def x(device):
-    return make_x().to(device)
+    return binary(7, device, DOUBLE, seed=1)
 
 
 class Rows:
@@ -174,7 +161,7 @@ def test_schedules_through_fit(schedule, wanted):
         beta.at(done)
         seen.append(beta.value)
 
-    fit(beta.pair(make_vae(torch.float32)), torch.ones(16, 6), epochs=4, batch_size=8, on_step=at, verbose=False)
+    fit(beta.pair(small_vae(seed=0)), torch.ones(16, 6), epochs=4, batch_size=8, on_step=at, verbose=False)
     assert seen == pytest.approx(wanted)
 
 
@@ -184,7 +171,9 @@ def test_the_modules_behind_beta_are_found_in_whatever_order_handlers_are(vae):
     assert owners(model, guide) == owners(poutine.scale(model, 0.5), Beta().pair((model, guide))[1]) == [vae]
     seen = []
     vae.likelihood.register_forward_hook(lambda m, *_: seen.append(m.training))
-    fit((model, guide), make_x().tolist(), epochs=1, verbose=False)  # a list takes the dtype of the parameters
+    fit(
+        (model, guide), binary(7, dtype=DOUBLE, seed=1).tolist(), epochs=1, verbose=False
+    )  # a list takes the dtype of the parameters
     assert set(seen) == {True, False}
 
 
@@ -270,9 +259,9 @@ def test_free_bits_under_a_pathwise_gradient_are_right_in_expectation():
 
 
 def test_a_posterior_that_does_not_factorise():
-    x = make_x()
+    x = binary(7, dtype=DOUBLE, seed=1)
     full = Conditional(MLP(6, 5, (8,)), posteriors.full_normal(2))
-    vae = make_vae(posterior=full)
+    vae = small_vae(posterior=full, seed=0).double()
     with pytest.raises(ProgramError, match=r"site 'z': .*no KL per unit.*per=\"site\""):
         Bound(terms=[free_bits(0.5)]).loss(vae.model, vae.guide, x)
     torch.manual_seed(0)
@@ -314,7 +303,7 @@ def test_capacity_by_hand():
 def test_the_schedule_of_capacity_through_fit():
     term, seen = capacity(8.0, gamma=2.0, schedule=lambda done: min(1.0, 2 * done)), []
     fit(
-        make_vae(torch.float32), torch.ones(16, 6), objective=Bound(terms=[term]), epochs=2, batch_size=8, verbose=False,
+        small_vae(seed=0), torch.ones(16, 6), objective=Bound(terms=[term]), epochs=2, batch_size=8, verbose=False,
         on_step=lambda done: (term.at(done), seen.append(term.now)),
     )  # fmt: skip
     assert seen == [0.0, 4.0, 8.0, 8.0]
@@ -413,11 +402,11 @@ def test_total_correlation_enters_the_bound_with_its_sign():
 
 
 def test_what_the_decomposition_refuses():
-    x = make_x()
+    x = binary(7, dtype=DOUBLE, seed=1)
     rows = gaussian_rows()
     with pytest.raises(UsageError, match="dataset_size=3, but a batch has 6 rows"):
         rows.per_row(Bound(terms=[total_correlation(2.0, dataset_size=3)]))
-    vae = make_vae(posterior=Conditional(MLP(6, 5, (8,)), posteriors.full_normal(2)))
+    vae = small_vae(posterior=Conditional(MLP(6, 5, (8,)), posteriors.full_normal(2)), seed=0).double()
     with pytest.raises(ProgramError, match=r"site 'z'.*product of one-dimensional"):
         Bound(terms=[total_correlation(2.0, dataset_size=30)]).loss(vae.model, vae.guide, x)
     with pytest.raises(ProgramError, match="one latent site"):
@@ -506,7 +495,7 @@ def chain():
 
 
 def test_what_mmd_refuses():
-    x = make_x()
+    x = binary(7, dtype=DOUBLE, seed=1)
     with pytest.raises(UsageError, match="at least 2"):
         Rows([[0.0]], [[1.0]]).per_row(Bound(terms=[mmd(1.0)]))
     vae = VAE(
@@ -588,7 +577,7 @@ def test_free_bits_take_units_or_sites():
 
 @pytest.mark.parametrize("term", [free_bits(0.5), capacity(4.0), total_correlation(4.0, dataset_size=64), mmd(1.0)])
 def test_each_trains_in_fit_and_the_true_elbo_is_logged(term):
-    vae = make_vae(torch.float32)
+    vae = small_vae(seed=0)
     x = torch.bernoulli(torch.rand(64, 1, generator=torch.Generator().manual_seed(0)).expand(64, 6))
     run = fit(vae, x, objective=Bound(terms=[term]), optimizer=adam(1e-2), epochs=6, batch_size=16, verbose=False)
     last = run.history[-1]

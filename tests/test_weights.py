@@ -9,28 +9,22 @@ import torch
 from pyro import poutine
 from pyro.infer import RenyiELBO, Trace_ELBO
 
-from pyro_vae import MLP, VAE, Conditional, StandardNormal, bernoulli, elbo, iwae, log_weights, normal
+from pyro_vae import elbo, iwae, log_weights
 from pyro_vae.errors import ProgramError
 from pyro_vae.infer.weights import find_plates
-from tests.helpers.exact import LinearGaussian
+from tests.helpers.small import binary, small_vae
 
 DOUBLE = torch.float64
 
 
 @pytest.fixture
-def lg(device):
-    return LinearGaussian(device=device)
-
-
-@pytest.fixture
 def vae(device):
-    vae = VAE(StandardNormal(2), Conditional(MLP(2, 6, (8,)), bernoulli), Conditional(MLP(6, 4, (8,)), normal))
-    return vae.to(device, DOUBLE)
+    return small_vae(device=device).double()
 
 
 @pytest.fixture
 def x(device):
-    return torch.bernoulli(torch.full((7, 6), 0.3, dtype=DOUBLE)).to(device)
+    return binary(7, device, DOUBLE)
 
 
 def close(a, b, atol=1e-8):

@@ -17,7 +17,6 @@ from pyro_vae import (
     Conditional,
     StandardNormal,
     adam,
-    bernoulli,
     binarize,
     constant,
     cosine,
@@ -33,6 +32,7 @@ from pyro_vae.train.graph import Recorded
 from pyro_vae.train.watch import Late, Prompt, can_skip
 from pyro_vae.train.whole import STEPS, Whole
 from tests.helpers.recording import Again, NumbersRead
+from tests.helpers.small import small_vae
 
 fit = partial(fit_, verbose=False, epochs=3, batch_size=8, seed=5)
 ROWS = 8 * (2 * STEPS + 5) + 3  # one step alone, two replays, four alone, an uneven one
@@ -57,18 +57,11 @@ def on_device(monkeypatch):
     return use
 
 
-def make():
-    torch.manual_seed(0)
-    return VAE(
-        StandardNormal(2), Conditional(MLP(2, 6, (8,)), bernoulli), Conditional(MLP(6, 4, (8,)), normal)
-    ).double()
-
-
 def grey():
     return torch.rand(ROWS, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-def same(a, b, tolerance=1e-6):
+def close_states(a, b, tolerance=1e-6):
     for name, value in a.state_dict().items():
         torch.testing.assert_close(b.state_dict()[name], value, rtol=tolerance, atol=tolerance)
 
@@ -83,7 +76,7 @@ def both(on_device, recorder=Again, x=None, **options):
     made = []
     for engine in ("eager", "graph"):
         replays = on_device(recorder) if engine == "graph" else None
-        vae = make()
+        vae = small_vae(seed=0).double()
         made += [vae, fit(vae, x, engine=engine, **{"transform": binarize} | options)]
     return *made, replays()
 
@@ -98,7 +91,7 @@ def test_whole_steps_make_the_run_of_single_steps(objective, transform, on_devic
     assert (
         replays == 3 * 2 and f"{STEPS} whole steps to a replay" in b.engine and "eager" not in b.engine.splitlines()[0]
     )
-    same(eager, several)
+    close_states(eager, several)
     for old, new in zip(a.history, b.history, strict=True):
         assert (old["step"], old["lr"]) == (new["step"], new["lr"])
         assert old["loss"] == pytest.approx(new["loss"], rel=1e-6) and old["elbo"] == pytest.approx(
@@ -116,14 +109,14 @@ class Stuck(Again):
 def test_a_replay_that_does_nothing_is_another_run(on_device):
     eager, _, several, _, _ = both(on_device, Stuck)
     with pytest.raises(AssertionError):
-        same(eager, several, 1e-3)
+        close_states(eager, several, 1e-3)
 
 
 def test_numbers_that_move_are_followed_within_a_replay(on_device):
     runs = []
     for engine in ("eager", "graph"):
         replays = on_device() if engine == "graph" else None
-        beta, vae = Beta(1.0, warmup(constant, 0.5)), make()
+        beta, vae = Beta(1.0, warmup(constant, 0.5)), small_vae(seed=0).double()
         run = fit(
             beta.pair(vae),
             grey(),
@@ -134,7 +127,7 @@ def test_numbers_that_move_are_followed_within_a_replay(on_device):
         )
         runs.append((vae, run))
     (eager, a), (several, b) = runs
-    same(eager, several)
+    close_states(eager, several)
     assert b.engine.count("whole steps to a replay") == 1 and replays() == 6
     assert [r["beta"] for r in a.history] == [r["beta"] for r in b.history]  # nobody looks ahead of the epoch
 
@@ -189,7 +182,7 @@ def test_a_step_that_is_not_finite_is_named_though_it_was_in_the_middle_of_a_rep
             fit(vae, x, engine=engine, epochs=4, on_epoch=arm)
         said.append((str(caught.value), vae))
     assert said[0][0] == said[1][0] and "on rows 100. " in said[0][0]
-    same(said[0][1], said[1][1])
+    close_states(said[0][1], said[1][1])
     assert replays() >= 4
 
 
@@ -201,7 +194,7 @@ class Broken(Again):
 
 def test_steps_that_cannot_be_recorded_go_one_by_one(on_device):
     eager, _, several, b, replays = both(on_device, Broken)
-    same(eager, several)
+    close_states(eager, several)
     assert replays == 0 and "one by one: operation not permitted when stream is capturing\n" in b.engine + "\n"
 
 
@@ -219,15 +212,15 @@ def test_what_has_moved_is_recorded_anew(what, on_device, monkeypatch):
             state["exp_avg"] = state["exp_avg"].clone()
 
     eager, _, several, b, replays = both(on_device, on_epoch=move)
-    same(eager, several)
+    close_states(eager, several)
     if what == "moment":  # parameters: the engine itself goes eager
         assert b.engine.count("whole steps to a replay") == 3 and replays == 6
 
 
 def test_other_optimizers_and_keepers_have_their_steps_one_by_one(on_device):
     eager, _, several, _, replays = both(on_device, optimizer=partial(torch.optim.SGD, lr=1e-3))
-    same(eager, several)
+    close_states(eager, several)
     assert replays == 0
     eager, _, several, _, replays = both(on_device, bad_steps=2)
-    same(eager, several)
+    close_states(eager, several)
     assert replays == 0
