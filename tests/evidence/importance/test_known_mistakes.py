@@ -1,4 +1,4 @@
-"""What tests/test_importance.py would see: known mistakes in importance sampling, made on purpose, each of which must fail."""
+"""What tests/evidence/importance would see: known mistakes in importance sampling, made on purpose, each of which must fail."""
 
 import math
 from dataclasses import replace
