@@ -9,7 +9,6 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import Trace_ELBO
-from recording import Again
 from torch import nn
 
 from pyro_vae import MLP, VAE, Beta, Conditional, StandardNormal, bernoulli, fit, log_weights, normal
@@ -21,6 +20,7 @@ from pyro_vae.parts.bernoulli import Bernoulli
 from pyro_vae.runs.frugal import frugal
 from pyro_vae.train import engines
 from pyro_vae.train.graph import Recorded
+from tests.helpers.recording import Again
 
 PACKAGE = Path(__file__).resolve().parents[1] / "pyro_vae"
 HOMES = ("common/torch_private.py", "common/pyro_private.py")
