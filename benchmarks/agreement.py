@@ -16,7 +16,7 @@ import torch
 
 import pyro_vae as pv
 from pyro_vae.data import load
-from pyro_vae.train.compiled import compiler
+from pyro_vae.training.engines.inductor import compiler
 
 
 def test_elbo(engine: str, precision: str, seed: int, epochs: int) -> tuple[float, str]:

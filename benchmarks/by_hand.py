@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
-from pyro_vae.parts.flows import make_flow
+from pyro_vae.distributions.flows import make_flow
 
 from .cases import COMPONENTS, FLOW_HIDDEN, PIXELS, Case
 

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 
 from pyro_vae import fit
-from pyro_vae.keeping import Keeper
-from pyro_vae.train.rescue import Miss
+from pyro_vae.runs.checkpointer import Keeper
+from pyro_vae.training.divergence import Miss
 
 from .evaluation import vae
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae.parts.networks import Tanh
+from pyro_vae.models.networks import Tanh
 
 WIDTHS = (50, 200, 200, 784)
 CHUNK = 4096  # pairs of row and particle at a time, log_likelihood's own

@@ -13,10 +13,10 @@ from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor, nn
 
 from pyro_vae import MLP, VAE, Bound, Conditional, StandardNormal, adam, bernoulli, iwae, normal, posteriors, priors
-from pyro_vae.train.compiled import as_found, compiler
-from pyro_vae.train.dials import Panel
-from pyro_vae.train.engines import FINISH, Traced
-from pyro_vae.train.step import Lean, Step
+from pyro_vae.training.engines.inductor import as_found, compiler
+from pyro_vae.training.engines.scheduled_values import Panel
+from pyro_vae.training.engines.traced import FINISH, Traced
+from pyro_vae.training.step import Lean, Step
 
 from .by_hand import ByHand
 from .cases import COMPONENTS, FLOW_HIDDEN, PIXELS, Case

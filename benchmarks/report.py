@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pyro_vae.report.figures import GREY, ORANGE, axes, figure, grid, save
+from pyro_vae.plots.figures import GREY, ORANGE, axes, figure, grid, save
 
 from .peers import OURS
 from .timing import Times, ratio

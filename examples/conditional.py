@@ -13,7 +13,7 @@ from torch.nn.functional import one_hot
 
 from pyro_vae import MLP, VAE, Conditional, StandardNormal, binomial, fit, log_likelihood, normal, sample
 from pyro_vae.data import load
-from pyro_vae.report.figures import image_grid, save
+from pyro_vae.plots.figures import image_grid, save
 
 D = 8  # latents
 WIDE = (128,)  # hidden layers

@@ -29,7 +29,7 @@ from torch.distributions import kl_divergence
 
 from pyro_vae import MLP, VAE, Conditional, StandardNormal, adam, binomial, fit, log_likelihood, normal
 from pyro_vae.data import load
-from pyro_vae.report.figures import BLUE, INK, ORANGE, figure, save, thin
+from pyro_vae.plots.figures import BLUE, INK, ORANGE, figure, save, thin
 
 EDGE = 7.0  # the grid for log p(x) covers [-7, 7]²: early in training, [-6, 6]² would cut off 1e-4 nats
 

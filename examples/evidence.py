@@ -18,16 +18,16 @@ from torch import Tensor, nn
 
 from pyro_vae import MLP, VAE, Conditional, StandardNormal, adam, bernoulli, fit, normal
 from pyro_vae.data import load
-from pyro_vae.evaluate.annealing import ais
-from pyro_vae.evaluate.bracket import bdmc, bracket
-from pyro_vae.evaluate.calibration import simulation_based_calibration
-from pyro_vae.evaluate.convergence import SAMPLES, convergence
-from pyro_vae.evaluate.decomposition import decompose
-from pyro_vae.evaluate.gaps import gaps
-from pyro_vae.evaluate.oracles import quadrature
-from pyro_vae.report import bars, evidence
-from pyro_vae.report.calibration import ecdf_differences
-from pyro_vae.report.figures import save
+from pyro_vae.diagnostics.elbo_decomposition import decompose
+from pyro_vae.diagnostics.inference_gaps import gaps
+from pyro_vae.diagnostics.sbc import simulation_based_calibration
+from pyro_vae.evidence.annealing.ais import ais
+from pyro_vae.evidence.annealing.bracket import bdmc, bracket
+from pyro_vae.evidence.exact.quadrature import quadrature
+from pyro_vae.evidence.importance.convergence import SAMPLES, convergence
+from pyro_vae.plots import bars, evidence
+from pyro_vae.plots.calibration import ecdf_differences
+from pyro_vae.plots.figures import save
 
 
 def trained(epochs: int) -> tuple[VAE, Tensor, Tensor]:

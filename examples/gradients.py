@@ -34,8 +34,8 @@ from pyro_vae import (
     stl,
 )
 from pyro_vae.data import load
-from pyro_vae.infer.gradients import GradientReport, gradient_report
-from pyro_vae.report.figures import save, signal_to_noise
+from pyro_vae.diagnostics.gradient_noise import GradientReport, gradient_report
+from pyro_vae.plots.figures import save, signal_to_noise
 
 
 def trained(epochs: int) -> tuple[VAE, torch.Tensor]:

@@ -17,12 +17,12 @@ import torch
 
 import pyro_vae as pv
 from pyro_vae.data import load
-from pyro_vae.evaluate.annealing import ais
-from pyro_vae.evaluate.bracket import bdmc, bracket
-from pyro_vae.evaluate.oracles import quadrature
-from pyro_vae.opening import load_run, open_data
-from pyro_vae.report.evidence import bracket_ends
-from pyro_vae.report.figures import save
+from pyro_vae.evidence.annealing.ais import ais
+from pyro_vae.evidence.annealing.bracket import bdmc, bracket
+from pyro_vae.evidence.exact.quadrature import quadrature
+from pyro_vae.plots.evidence import bracket_ends
+from pyro_vae.plots.figures import save
+from pyro_vae.runs.load import load_run, open_data
 
 BAD = 0.1  # nats: an error of importance sampling that k̂ should have told
 

@@ -20,7 +20,7 @@ import torch
 import pyro_vae as pv
 from pyro_vae import Bound, elbo, iwae
 from pyro_vae.data import load
-from pyro_vae.infer.latents import latents
+from pyro_vae.diagnostics.latent_usage import latents
 from pyro_vae.runs.registry import build
 
 OBJECTIVES = {

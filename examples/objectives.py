@@ -19,8 +19,8 @@ import torch
 import pyro_vae as pv
 from pyro_vae import Bound, elbo, iwae
 from pyro_vae.data import load
-from pyro_vae.infer.latents import latents
-from pyro_vae.report.figures import BLUE, GREY, INK, figure, save
+from pyro_vae.diagnostics.latent_usage import latents
+from pyro_vae.plots.figures import BLUE, GREY, INK, figure, save
 
 D = 16  # latents
 

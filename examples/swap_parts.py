@@ -20,16 +20,16 @@ import torch
 from pyro.infer import Trace_ELBO
 from torch import Tensor
 
-from pyro_vae import MLP, VAE, Conditional, Evidence, adam, errors, families, fit, log_likelihood, posteriors, priors
+from pyro_vae import MLP, VAE, Conditional, Evidence, adam, errors, fit, likelihoods, log_likelihood, posteriors, priors
 from pyro_vae.data import dequantize, load
-from pyro_vae.report.figures import BLUE, GREY, INK, ORANGE, figure, save
-from pyro_vae.train.schedules import cosine, warmup
+from pyro_vae.plots.figures import BLUE, GREY, INK, ORANGE, figure, save
+from pyro_vae.training.schedules import cosine, warmup
 
 D, BOUND = 8, "normal, dequantised (bound)"  # latents, and the one part whose number is not log p(x) but below it
 noised = dequantize(17)
 
 
-def encoder(features: int, family=families.normal) -> Conditional:
+def encoder(features: int, family=likelihoods.normal) -> Conditional:
     return Conditional(MLP(64, features, hidden=(128,)), family)
 
 
@@ -39,7 +39,7 @@ def decoder(features: int, family) -> Conditional:
 
 def make(prior=None, likelihood=None, posterior=None) -> VAE:
     """The baseline, but for the parts given."""
-    likelihood = likelihood or decoder(64, families.binomial(16))
+    likelihood = likelihood or decoder(64, likelihoods.binomial(16))
     return VAE(prior or priors.StandardNormal(D), likelihood, posterior or encoder(2 * D))
 
 
@@ -51,16 +51,16 @@ def vamp(rows: Tensor) -> VAE:
 
 def gallery(x: Tensor) -> list[tuple]:
     """Role, part, and how to make the model: a function, for each to start from the same seed."""
-    full, mixture, logistic = D + D * (D + 1) // 2, 5 * (1 + 2 * D), families.discretized_logistic(17)
+    full, mixture, logistic = D + D * (D + 1) // 2, 5 * (1 + 2 * D), likelihoods.discretized_logistic(17)
     return [
         ("prior", "standard normal", make),
         ("prior", "mixture of 10 normals", lambda: make(prior=priors.Mixture(D, components=10))),
         ("prior", "VampPrior, 50 inputs", lambda: vamp(x[:: len(x) // 50][:50])),
         ("prior", "flow (NSF)", lambda: make(prior=priors.FlowPrior(D))),
         ("likelihood", "binomial(16)", make),
-        ("likelihood", "categorical(17)", lambda: make(likelihood=decoder(17 * 64, families.categorical(17)))),
+        ("likelihood", "categorical(17)", lambda: make(likelihood=decoder(17 * 64, likelihoods.categorical(17)))),
         ("likelihood", "discretized_logistic(17)", lambda: make(likelihood=decoder(2 * 64, logistic))),
-        ("likelihood", BOUND, lambda: make(likelihood=decoder(2 * 64, families.normal))),
+        ("likelihood", BOUND, lambda: make(likelihood=decoder(2 * 64, likelihoods.normal))),
         ("posterior", "diagonal normal", make),
         ("posterior", "low-rank normal", lambda: make(posterior=encoder(D * (2 + 2), posteriors.low_rank_normal(2)))),
         ("posterior", "full normal", lambda: make(posterior=encoder(full, posteriors.full_normal(D)))),
@@ -133,7 +133,7 @@ def main(epochs: int = 150, num_samples: int = 1000) -> None:
         print(f"{role:11}{part:28}{logs}{s['elbo']:11.2f}{s['gap']:6.2f}{s['ess_median']:5.0f}{seconds:9.1f}")
     print(f"Picture: {save(draw(rows, num_samples), Path('swap_parts.png'))}")
     try:
-        fit(make(likelihood=decoder(64, families.bernoulli)), data.train.x / 16, epochs=epochs)
+        fit(make(likelihood=decoder(64, likelihoods.bernoulli)), data.train.x / 16, epochs=epochs)
     except errors.SupportError as error:
         print(f"Refused: Bernoulli on grey pixels: {error}")
 

@@ -35,8 +35,8 @@ from sklearn.experimental import enable_iterative_imputer  # noqa: F401 (impute.
 from torch import Tensor, nn
 
 import pyro_vae as pv
-from pyro_vae.report.figures import BLUE, GREY, INK, ORANGE, figure, save
-from pyro_vae.train.schedules import cosine, warmup
+from pyro_vae.plots.figures import BLUE, GREY, INK, ORANGE, figure, save
+from pyro_vae.training.schedules import cosine, warmup
 
 DATA = {"wine": (datasets.load_wine, 5), "breast cancer": (datasets.load_breast_cancer, 3)}  # and folds held out, of 5
 FAMILY = {"normal": dist.Normal, "student_t": partial(dist.StudentT, 5.0), "log_normal": dist.LogNormal}

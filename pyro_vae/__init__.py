@@ -1,65 +1,65 @@
 """Variational autoencoders as Pyro programs, with log-likelihoods one can trust."""
 
-from . import errors
-from .common.spec import Spec
-from .comparing import compare_runs
-from .data import Data, binarize
-from .evaluate.annealed import Annealed
-from .evaluate.annealing import ais
-from .evaluate.bracket import Bracket, bdmc, bracket
-from .evaluate.calibration import Calibration, simulation_based_calibration
-from .evaluate.compare import Comparison, compare
-from .evaluate.convergence import convergence
-from .evaluate.decomposition import ElboDecomposition, decompose
-from .evaluate.discrepancy import PredictiveCheck
-from .evaluate.enumeration import enumerate_latents
-from .evaluate.evidence import Evidence
-from .evaluate.exact import Exact
-from .evaluate.gaps import Gaps, gaps
-from .evaluate.impute import impute, impute_mean
-from .evaluate.likelihood import log_likelihood
-from .evaluate.linear_gaussian import linear_gaussian
-from .evaluate.oracles import quadrature
-from .evaluate.overfitting import Overfitting, overfitting
-from .evaluate.pareto import pareto_khat
-from .evaluate.predictive import posterior_predictive_check, prior_predictive_check
-from .evaluate.proposals import defensive, widened
-from .evaluate.saving import load_evidence, save_evidence
-from .evaluate.simulate import Simulated, simulate
-from .infer.analytic import analytic_kl
-from .infer.bounds import ciwae, elbo, iwae, jackknife, miwae, piwae, renyi, tvo
-from .infer.check import check
-from .infer.estimators import dreg, gdreg, pathwise, rws, stl, vimco
-from .infer.findings import CheckReport
-from .infer.gradients import GradientReport, gradient_report
-from .infer.handlers import Beta
-from .infer.latents import Latents, latents
-from .infer.objective import Bound
-from .infer.terms import capacity, free_bits, mmd, total_correlation
-from .infer.weights import log_weights
-from .models.vae import VAE
-from .opening import load_run
-from .parts import families, posteriors, priors
-from .parts.conditional import Conditional
-from .parts.families import bernoulli, binomial, normal
-from .parts.missing import SkipMissing, WithMask
-from .parts.networks import MLP, ConvDecoder, ConvEncoder
-from .parts.priors import StandardNormal
-from .resuming import resume_run
-from .runs.config import Config
-from .scoring import evaluate_run
-from .train.fit import fit
-from .train.lagging import Aggressive
-from .train.schedules import constant, cosine, cyclical, warmup
-from .train.step import adam
-from .use import encode, interpolate, reconstruct, sample
-from .workflows import train_run
+from pyro_vae import errors, likelihoods, posteriors, priors
+from pyro_vae.common.spec import Spec
+from pyro_vae.data import Data, binarize
+from pyro_vae.diagnostics.elbo_decomposition import ElboDecomposition, decompose
+from pyro_vae.diagnostics.gradient_noise import GradientReport, gradient_report
+from pyro_vae.diagnostics.inference_gaps import Gaps, gaps
+from pyro_vae.diagnostics.latent_usage import Latents, latents
+from pyro_vae.diagnostics.overfitting import Overfitting, overfitting
+from pyro_vae.diagnostics.predictive_checks import posterior_predictive_check, prior_predictive_check
+from pyro_vae.diagnostics.predictive_result import PredictiveCheck
+from pyro_vae.diagnostics.sbc import Calibration, simulation_based_calibration
+from pyro_vae.distributions.conditional import Conditional
+from pyro_vae.evidence.annealing.ais import ais
+from pyro_vae.evidence.annealing.bracket import Bracket, bdmc, bracket
+from pyro_vae.evidence.annealing.result import Annealed
+from pyro_vae.evidence.compare import Comparison, compare
+from pyro_vae.evidence.exact.enumeration import enumerate_latents
+from pyro_vae.evidence.exact.linear_gaussian import linear_gaussian
+from pyro_vae.evidence.exact.quadrature import quadrature
+from pyro_vae.evidence.exact.result import Exact
+from pyro_vae.evidence.importance.convergence import convergence
+from pyro_vae.evidence.importance.pareto import pareto_khat
+from pyro_vae.evidence.importance.proposals import defensive, widened
+from pyro_vae.evidence.importance.result import Evidence
+from pyro_vae.evidence.importance.storage import load_evidence, save_evidence
+from pyro_vae.evidence.imputation import impute, impute_mean
+from pyro_vae.evidence.log_likelihood import log_likelihood
+from pyro_vae.likelihoods.continuous import normal
+from pyro_vae.likelihoods.discrete import bernoulli, binomial
+from pyro_vae.models.missing import SkipMissing, WithMask
+from pyro_vae.models.networks import MLP, ConvDecoder, ConvEncoder
+from pyro_vae.models.usage import encode, interpolate, reconstruct, sample
+from pyro_vae.models.vae import VAE
+from pyro_vae.objectives.analytic_kl import analytic_kl
+from pyro_vae.objectives.beta import Beta
+from pyro_vae.objectives.bound_objective import Bound
+from pyro_vae.objectives.bounds import ciwae, elbo, iwae, jackknife, miwae, piwae, renyi, tvo
+from pyro_vae.objectives.gradient_estimators import dreg, gdreg, pathwise, rws, stl, vimco
+from pyro_vae.objectives.kl_terms import capacity, free_bits, mmd, total_correlation
+from pyro_vae.priors.simple import StandardNormal
+from pyro_vae.programs.check import check
+from pyro_vae.programs.findings import CheckReport
+from pyro_vae.programs.log_weights import log_weights
+from pyro_vae.programs.simulate import Simulated, simulate
+from pyro_vae.runs.compare_runs import compare_runs
+from pyro_vae.runs.config import Config
+from pyro_vae.runs.evaluate_run import evaluate_run
+from pyro_vae.runs.load import load_run
+from pyro_vae.runs.resume_run import resume_run
+from pyro_vae.runs.train_run import train_run
+from pyro_vae.training.aggressive_inference import Aggressive
+from pyro_vae.training.fit import fit
+from pyro_vae.training.schedules import constant, cosine, cyclical, warmup
+from pyro_vae.training.step import adam
 
 __all__ = [  # noqa: RUF022 (grouped as in the README)
     # models and their parts
     "VAE", "Conditional", "MLP", "ConvEncoder", "ConvDecoder",
     "StandardNormal", "bernoulli", "binomial", "normal",
-    "priors", "families", "posteriors",
+    "priors", "likelihoods", "posteriors",
     # missing data
     "SkipMissing", "WithMask", "impute", "impute_mean",
     # training

@@ -90,7 +90,7 @@ def run(name, model, guide, x):
 def test_every_function_is_here():
     """But for enumeration, which takes another kind of model, and functions of results."""
     of_programs = {
-        name for name in pyro_vae.__all__ if "pyro_vae.evaluate" in str(getattr(getattr(pyro_vae, name), "__module__", ""))
+        name for name in pyro_vae.__all__ if "pyro_vae.evidence" in str(getattr(getattr(pyro_vae, name), "__module__", ""))
         and isinstance(getattr(pyro_vae, name), type(ais))
     }  # fmt: skip
     proposals, results = {"defensive", "widened"}, {"compare", "pareto_khat", "save_evidence", "load_evidence"}
@@ -246,7 +246,7 @@ def test_importance_sampling_of_discrete_latents_is_enumerations():
     x = torch.linspace(-2, 5, 40)
     exact = enumerate_latents(classes, classes_guide, x)
     assert (log_likelihood(classes, classes_guide, x, method="auto").log_px == exact.log_px).all()
-    for proposal in (pyro_vae.evaluate.proposals.GUIDE, defensive(0.2)):
+    for proposal in (pyro_vae.evidence.importance.proposals.GUIDE, defensive(0.2)):
         found = log_likelihood(classes, classes_guide, x, num_samples=2000, proposal=proposal, verbose=False)
         assert ((found.log_px - exact.log_px).abs() < 4 * found.mc_se).all()
         ratio = (found.log_px - exact.log_px).exp()

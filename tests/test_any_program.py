@@ -44,7 +44,7 @@ from pyro_vae import (
     widened,
 )
 from pyro_vae.errors import ProgramError, UnreliableError
-from pyro_vae.evaluate.proposals import GUIDE
+from pyro_vae.evidence.importance.proposals import GUIDE
 
 A, B = 2.0, 0.5
 
@@ -344,7 +344,7 @@ def test_it_goes_through(check, tmp_path):
 def left_out(tried):
     """Public functions of evaluate that are not among those tried."""
     public = [getattr(pyro_vae, name) for name in pyro_vae.__all__]
-    functions = {f for f in public if inspect.isfunction(f) and f.__module__.startswith("pyro_vae.evaluate.")}
+    functions = {f for f in public if inspect.isfunction(f) and f.__module__.startswith("pyro_vae.evidence.")}
     return {f.__name__ for f in functions - set(tried) - set(ELSEWHERE)}
 
 
@@ -352,13 +352,13 @@ def test_no_public_function_is_left_out():
     tried = [f for functions in GOES.values() for f in functions]
     assert left_out(tried) == set()
     assert left_out([f for f in tried if f is not ais]) == {"ais"}
-    assert compare_runs.__module__ == "pyro_vae.comparing"  # of folders, not of programs
+    assert compare_runs.__module__ == "pyro_vae.runs.compare_runs"  # of folders, not of programs
 
 
 def test_every_function_of_programs_is_public():
     """Whatever takes a model and explains itself by an example is meant for users, and is exported."""
-    package = importlib.import_module("pyro_vae.evaluate")
-    modules = [importlib.import_module(f"pyro_vae.evaluate.{m.name}") for m in pkgutil.iter_modules(package.__path__)]
+    package = importlib.import_module("pyro_vae.evidence")
+    modules = [importlib.import_module(f"pyro_vae.evidence.{m.name}") for m in pkgutil.iter_modules(package.__path__)]
     own = [f for m in modules for _, f in inspect.getmembers(m, inspect.isfunction) if f.__module__ == m.__name__]
     of_programs = [f for f in own if next(iter(inspect.signature(f).parameters), "") == "model"]
     meant = {f.__name__ for f in of_programs if ">>>" in (f.__doc__ or "")}

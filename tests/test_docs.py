@@ -60,7 +60,7 @@ def test_the_results_table_is_that_of_the_runs():
 
 def test_the_readmes_table_of_parts_is_that_of_the_registry():
     """As `pyro-vae parts --markdown` prints it."""
-    from pyro_vae.listing import markdown_table
+    from pyro_vae.cli.tables import markdown_table
     from pyro_vae.runs.registry import TABLES
 
     readme = (ROOT / "README.md").read_text()

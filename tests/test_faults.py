@@ -18,15 +18,16 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_vae import fit, log_likelihood, workflows
-from pyro_vae.cli import main
+from pyro_vae import fit, log_likelihood
+from pyro_vae.cli.main import main
 from pyro_vae.data import as_rows
 from pyro_vae.errors import DataError, DeviceMemoryError, RunFolderError, StorageError, UsageError
-from pyro_vae.opening import load_run
-from pyro_vae.resuming import resume_run
+from pyro_vae.runs import train_run as train_run_module
 from pyro_vae.runs.config import Config
-from pyro_vae.scoring import evaluate_run
-from pyro_vae.workflows import train_run
+from pyro_vae.runs.evaluate_run import evaluate_run
+from pyro_vae.runs.load import load_run
+from pyro_vae.runs.resume_run import resume_run
+from pyro_vae.runs.train_run import train_run
 from tests.helpers.environment import ENV, ROOT, SOURCE
 from tests.helpers.small import small_vae
 
@@ -192,7 +193,7 @@ def test_an_evaluation_in_training_that_does_not_fit_says_so(monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.")
 
-    monkeypatch.setattr("pyro_vae.train.loop.true_elbo", full)
+    monkeypatch.setattr("pyro_vae.training.metrics.true_elbo", full)
     with pytest.raises(DeviceMemoryError, match=r"the ELBO of 8 rows on cpu does not fit.*fewer rows") as caught:
         fit(small_vae(seed=0), torch.ones(8, 6), epochs=1, verbose=False)
     assert caught.value.exit_code == 7
@@ -202,8 +203,8 @@ def test_whatever_else_does_not_fit_exits_7(monkeypatch, capsys):
     def full(*_, **__):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr("pyro_vae.commands.draw_samples", full)
-    monkeypatch.setattr("pyro_vae.commands.load_run", lambda *_: argument)
+    monkeypatch.setattr("pyro_vae.models.usage.sample", full)
+    monkeypatch.setattr("pyro_vae.runs.load.load_run", lambda *_: argument)
     argument = type("Run", (), {"vae": None})()
     assert main(["sample", "run"]) == 7
     assert "does not fit into memory" in capsys.readouterr().err
@@ -244,7 +245,7 @@ def test_a_million_particles_take_no_more_memory_than_a_chunk():
 def test_more_particles_than_fit_a_word_do_not_overflow(number):
     """Some blocks of them, and then Ctrl-C."""
     from pyro_vae.errors import Interrupted
-    from pyro_vae.evaluate.sampler import Sampler
+    from pyro_vae.evidence.importance.sampler import Sampler
 
     weigh, left = Sampler.weigh, [3]
 
@@ -269,7 +270,7 @@ def run(tmp_path_factory):
     np.save(here / "x.npy", np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32))
     config = Config(data=str(here / "x.npy"), hidden=(4,), latent_dim=2, epochs=1, batch_size=16)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(workflows, "draw_figures", lambda *_: None)
+        patch.setattr(train_run_module, "draw_figures", lambda *_: None)
         train_run(config, here / "run", num_samples=5, device="cpu")
     return here / "run"
 
@@ -278,7 +279,7 @@ def run(tmp_path_factory):
     "name", ["with spaces", "two\nlines", "🐑 ü", "<script>alert(1)</script>", "-x", "CON", "[bold]"]
 )
 def test_any_name_that_the_system_takes_is_a_runs(run, tmp_path, monkeypatch, capsys, name):
-    monkeypatch.setattr(workflows, "draw_figures", lambda *_: None)
+    monkeypatch.setattr(train_run_module, "draw_figures", lambda *_: None)
     path = tmp_path / name
     path.mkdir(parents=True)
     config = Config(**(load_run(run).config.__dict__ | {"epochs": 1}))
@@ -419,7 +420,7 @@ def test_whatever_the_system_refuses_to_write_exits_6(run, monkeypatch, capsys):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device", "figures/samples.png")
 
-    monkeypatch.setattr("pyro_vae.commands.figures.save", full)
+    monkeypatch.setattr("pyro_vae.plots.figures.save", full)
     assert main(["sample", str(run)]) == 6
     said = capsys.readouterr().err
     assert "figures/samples.png" in said and "Free some space" in said
@@ -429,7 +430,7 @@ def test_without_a_network_everything_runs(run):
     """Opening and scoring a run in a network namespace of its own, which has none."""
     if subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode:
         pytest.skip("no network namespaces here (unshare -rn)")
-    code = "import sys; from pyro_vae.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; from pyro_vae.cli.main import main; sys.exit(main(sys.argv[1:]))"
     command = [
         "unshare",
         "-rn",

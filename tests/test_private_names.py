@@ -13,13 +13,13 @@ from torch import nn
 
 from pyro_vae import MLP, VAE, Beta, Conditional, StandardNormal, bernoulli, fit, log_weights, normal
 from pyro_vae.common import pyro_private, torch_private
+from pyro_vae.distributions.bernoulli import Bernoulli
 from pyro_vae.errors import RunFolderError
-from pyro_vae.infer.stock import tensor_loss
-from pyro_vae.models.register import register
-from pyro_vae.parts.bernoulli import Bernoulli
-from pyro_vae.runs.frugal import frugal
-from pyro_vae.train import engines
-from pyro_vae.train.graph import Recorded
+from pyro_vae.objectives.pyro_elbos import tensor_loss
+from pyro_vae.programs.parameters import register
+from pyro_vae.runs.build_limits import bounded_build
+from pyro_vae.training.engines import traced
+from pyro_vae.training.engines.cuda_graph import Recorded
 from tests.helpers.recording import Again
 
 PACKAGE = Path(__file__).resolve().parents[1] / "pyro_vae"
@@ -184,13 +184,13 @@ def quick(monkeypatch):
     from torch._inductor import compile_fx
 
     monkeypatch.setattr(compile_fx, "compile_fx", lambda module, inputs, decompositions: module)
-    monkeypatch.setattr(engines, "compiler", lambda: "g++")
-    monkeypatch.setattr("pyro_vae.train.compiled.compiler", lambda: "g++")
+    monkeypatch.setattr(traced, "compiler", lambda: "g++")
+    monkeypatch.setattr("pyro_vae.training.engines.inductor.compiler", lambda: "g++")
     for name, value in (("WORTH_TRACE", 1), ("WORTH_COMPILE", 1), ("PATIENCE", 0)):
-        monkeypatch.setattr(engines, name, value)
-    resolve, graph = engines.resolve, ("graph", "asked for")
-    monkeypatch.setattr(engines, "resolve", lambda engine, *a: graph if engine == "graph" else resolve(engine, *a))
-    monkeypatch.setitem(engines.FINISH, "graph", lambda flat, batch: Recorded(flat, batch, Again()))
+        monkeypatch.setattr(traced, name, value)
+    resolve, graph = traced.resolve, ("graph", "asked for")
+    monkeypatch.setattr(traced, "resolve", lambda engine, *a: graph if engine == "graph" else resolve(engine, *a))
+    monkeypatch.setitem(traced.FINISH, "graph", lambda flat, batch: Recorded(flat, batch, Again()))
 
 
 UNTRACEABLE = {
@@ -270,11 +270,11 @@ def test_names_that_torch_itself_has_lost(path, monkeypatch):
 def test_without_a_dispatch_mode_a_model_is_still_built_within_bounds(monkeypatch):
     hide(torch_private.MODE, monkeypatch)
     layout = {"w": ((10, 10), torch.float32)}
-    with frugal(layout):
+    with bounded_build(layout):
         built = nn.Linear(10, 10)
     assert built.weight.shape == (10, 10)
     for large in (lambda: nn.Linear(10**6, 10**6), lambda: torch.zeros(10**6, 10**6), lambda: torch.arange(10**12)):
-        with pytest.raises(RunFolderError, match="far larger"), frugal(layout):
+        with pytest.raises(RunFolderError, match="far larger"), bounded_build(layout):
             large()
 
 
@@ -348,6 +348,6 @@ def test_a_pyro_that_marks_deterministic_sites_otherwise(monkeypatch):
         return log_weights(*Beta(0.5).pair((model, guide)), torch.ones(3, 1))
 
     whole = weights()
-    monkeypatch.setattr("pyro_vae.infer.weights.is_deterministic", lambda site: False)
-    monkeypatch.setattr("pyro_vae.infer.handlers.is_deterministic", lambda site: False)
+    monkeypatch.setattr("pyro_vae.common.pyro_private.is_deterministic", lambda site: False)
+    monkeypatch.setattr("pyro_vae.common.pyro_private.is_deterministic", lambda site: False)
     assert torch.equal(weights(), whole)

@@ -7,12 +7,12 @@ import re
 import pytest
 
 import pyro_vae
-from pyro_vae.parts.conditional import Conditional
-from pyro_vae.parts.posteriors import POSTERIORS
-from pyro_vae.runs.objectives import GRADIENTS, OBJECTIVES
+from pyro_vae.distributions.conditional import Conditional
+from pyro_vae.posteriors import POSTERIORS
+from pyro_vae.runs.objective_registry import GRADIENTS, OBJECTIVES
 from pyro_vae.runs.registry import TABLES, names
 
-MODULES = ("families", "priors", "posteriors")
+MODULES = ("likelihoods", "priors", "posteriors")
 TOLD = {"Evidence", "Latents", "Comparison", "GradientReport"}  # what is returned or listed
 TOLD |= {"Exact", "Annealed", "Bracket", "Simulated", "Gaps", "Overfitting", "ElboDecomposition", "Calibration"}
 TOLD |= {"PredictiveCheck", "save_evidence"}  # returned, too; and the other half of load_evidence's example
@@ -29,7 +29,7 @@ TOLD |= {
 
 def public():
     """Name to object, of the package and of its modules of parts."""
-    of_parts = [importlib.import_module(f"pyro_vae.parts.{module}") for module in MODULES]
+    of_parts = [importlib.import_module(f"pyro_vae.{module}") for module in MODULES]
     found = {name: getattr(m, name) for m in (pyro_vae, *of_parts) for name in m.__all__}
     return {name: o for name, o in found.items() if callable(o)}
 
@@ -57,7 +57,7 @@ def posterior_of(spec):
 
 
 def test_every_public_posterior_is_in_the_table():
-    from pyro_vae.parts import posteriors
+    from pyro_vae import posteriors
 
     exported = {n for n in posteriors.__all__ if callable(getattr(posteriors, n))}
     assert exported | {"normal"} == {posterior_of(spec) for spec in POSTERIORS.values()}
@@ -66,7 +66,7 @@ def test_every_public_posterior_is_in_the_table():
 def test_every_public_bound_and_estimator_is_in_the_tables():
     """A bound is a function of log weights or makes one; the mean-field ELBO is Bound(elbo, estimator=analytic_kl())."""
     here = {n: inspect.getmodule(o) for n, o in vars(pyro_vae).items() if callable(o)}
-    bounds = {n for n, m in here.items() if m and m.__name__.endswith("infer.bounds")}
+    bounds = {n for n, m in here.items() if m and m.__name__.endswith("objectives.bounds")}
     assert bounds | {"mean_field_elbo", "trace_enum"} == set(OBJECTIVES)
     estimators = {n for n, o in vars(pyro_vae).items() if type(o).__name__ == "Estimate"}
     assert estimators == set(GRADIENTS)

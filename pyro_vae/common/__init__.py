@@ -1,1 +1,1 @@
-"""Ground floor: what every other part may use, and what uses none of them."""
+"""Ground floor: random streams, digests, atomic writes, bounded reads, device, memory, progress."""

@@ -20,8 +20,9 @@ from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
-from pyro_vae.digests import digest_of, tensor_digest
 from pyro_vae.errors import RunFolderError
+
+from .digests import digest_of, tensor_digest
 
 MIB = 2**20
 JSON_BYTES, HEADER_BYTES, HOLLOW = 64 * MIB, 2 * MIB, 256 * MIB

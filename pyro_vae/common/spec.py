@@ -28,7 +28,7 @@ class Spec:
 
     Example:
         >>> from pyro_vae import Spec
-        >>> from pyro_vae.parts.priors import StudentT
+        >>> from pyro_vae.priors import StudentT
         >>> Spec(make=StudentT, formula="Π t_df(loc, scale)", support="real").options
         {'df': 5.0, 'learned': False}
     """

@@ -1,10 +1,10 @@
 """Data in, checked tensors out: arrays of any library, binarization, and data sets (MNIST, digits, files) in a fixed split."""
 
+from .arrays import as_rows, batch_of, same_rows
 from .binarize import binarize, check_grey, static_binarization
 from .datasets import Data, load
 from .dequantize import dequantize
-from .rows import as_rows, batch_of, same_rows
-from .source import Split
+from .splits import Split
 
 __all__ = [
     "Data",

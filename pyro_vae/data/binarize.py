@@ -8,7 +8,7 @@ from torch import Tensor
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import SupportError
 
-from .rows import format_rows
+from .arrays import format_rows
 
 
 @suggest_keywords

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from pyro_vae.errors import ShapeError, UsageError
 
+from .arrays import convert
 from .binarize import binarize, check_grey
-from .files import ENDINGS, read_file
-from .idx import CLASSES, read_images
-from .rows import convert
-from .source import Part, Source, Split, shuffle
+from .mnist import CLASSES, read_images
+from .splits import Part, Source, Split, shuffle
+from .user_files import ENDINGS, read_file
 
 NAMES = ("digits", *CLASSES)
 POLICIES = {

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyro_vae.errors import SupportError, UsageError
 
-from .rows import format_rows
+from .arrays import format_rows
 
 
 def dequantize(levels: int) -> Callable[..., Tensor]:

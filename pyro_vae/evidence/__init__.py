@@ -1,1 +1,1 @@
-"""log p(x) of each row, by sampling, annealing or exactly."""
+"""log p(x) one can trust: by particles, exactly, or between two ends."""

@@ -8,7 +8,7 @@ import pyro
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from .register import register
+from pyro_vae.programs.parameters import register
 
 
 class VAE(nn.Module):

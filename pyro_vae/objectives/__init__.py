@@ -1,1 +1,1 @@
-"""What training climbs: bounds, their gradients, and numbers that change on the way."""
+"""What is trained: bounds of log weights, gradient estimators, KL terms, handlers."""

@@ -1,1 +1,1 @@
-"""What is asked of any Pyro (model, guide) pair: its sites, its plates, its densities."""
+"""What is asked of any Pyro (model, guide): plates, sites, log weights, support, parameters."""

@@ -18,8 +18,10 @@ from torch.distributions import Independent, MixtureSameFamily, biject_to, const
 from torch.distributions.transforms import Transform
 
 from pyro_vae.errors import ProgramError
-from pyro_vae.infer.support import base_name
-from pyro_vae.infer.weights import Plates, Site, sum_rows
+
+from .plates import Plates, sum_rows
+from .sites import Site
+from .support import base_name
 
 REFUSED = {
     "Delta": "a single point, which has no density: compute it in the model; a guide needs a spread (Normal, LogNormal).",

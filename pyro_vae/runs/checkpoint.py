@@ -18,8 +18,8 @@ from typing import Any
 from torch import Tensor
 
 from pyro_vae.common.atomic_write import crash_point, publish, storage, sweep
+from pyro_vae.common.digests import sha256
 from pyro_vae.common.safe_read import LIMIT, MIB, SEAL, check_seal, dump, parse, parse_json, read_bytes, seal
-from pyro_vae.digests import sha256
 from pyro_vae.errors import CheckpointError, RunFolderError
 
 SCHEMA = 1

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.common.atomic_write import PART, storage, write_atomic
+from pyro_vae.common.digests import sha256
 from pyro_vae.common.safe_read import (
     HEADER_BYTES,
     JSON_BYTES,
@@ -39,7 +40,6 @@ from pyro_vae.common.safe_read import (
     read_layout,
     seal,
 )
-from pyro_vae.digests import sha256
 from pyro_vae.errors import RunFolderError
 
 from .checkpoint import FOLDER as CHECKPOINTS

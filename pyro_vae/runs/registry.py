@@ -12,21 +12,21 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.common.spec import REQUIRED, Spec
+from pyro_vae.distributions.conditional import Conditional
 from pyro_vae.errors import UsageError
+from pyro_vae.likelihoods.registry import FAMILIES
+from pyro_vae.models.missing import SkipMissing
+from pyro_vae.models.networks import MLP
 from pyro_vae.models.vae import VAE
-from pyro_vae.parts.conditional import Conditional
-from pyro_vae.parts.families import FAMILIES
-from pyro_vae.parts.missing import SkipMissing
-from pyro_vae.parts.networks import MLP
-from pyro_vae.parts.posteriors import POSTERIORS
-from pyro_vae.parts.priors import PRIORS
+from pyro_vae.posteriors.registry import POSTERIORS
+from pyro_vae.priors.registry import PRIORS
 
-from .columns import COLUMNS
-from .components import NOTHING, Components, adopt, plain, read
+from .build_networks import decoder_of, encoder_of, init_dense
 from .config import Config
-from .marginal import marginal_features
-from .networks import decoder_of, encoder_of, init_dense
-from .objectives import GRADIENTS, KLS, OBJECTIVES, SCORED, Objective, make_objective
+from .custom_components import NOTHING, Components, adopt, plain, read
+from .marginal_baseline import marginal_features
+from .objective_registry import GRADIENTS, KLS, OBJECTIVES, SCORED, Objective, make_objective
+from .tabular_spec import COLUMNS
 
 ROLES: dict[str, Mapping[str, Spec]] = {
     "prior": PRIORS,
@@ -46,7 +46,7 @@ def names(role: str) -> list[str]:
 
 
 def spec_of(role: str, name: str, components: Components = NOTHING) -> Spec:
-    """The part of that name: of the registry, or of the caller's own (:mod:`pyro_vae.runs.components`).
+    """The part of that name: of the registry, or of the caller's own (:mod:`pyro_vae.runs.custom_components`).
 
     Raises:
         UsageError: an unknown name, with the nearest known ones.

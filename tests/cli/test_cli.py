@@ -15,16 +15,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pyro_vae import impute
-from pyro_vae.cli import main
+from pyro_vae.cli.main import main
 from pyro_vae.data import load
 from pyro_vae.errors import RunFolderError, UsageError
-from pyro_vae.evaluate.oracles import quadrature
-from pyro_vae.evaluate.sampler import Sampler
-from pyro_vae.evaluate.saving import load_evidence
-from pyro_vae.opening import load_run
-from pyro_vae.parts.families import fitting
+from pyro_vae.evidence.exact.quadrature import quadrature
+from pyro_vae.evidence.importance.sampler import Sampler
+from pyro_vae.evidence.importance.storage import load_evidence
+from pyro_vae.likelihoods import fitting
 from pyro_vae.runs import folder
 from pyro_vae.runs.config import Config
+from pyro_vae.runs.load import load_run
 
 SMALL = {"--hidden": "8", "--latent-dim": "2", "--epochs": "2", "--batch-size": "256", "--num-samples": "20"}
 
@@ -125,7 +125,7 @@ def test_a_reloaded_run_gives_the_same_log_px_to_the_last_bit_in_a_fresh_process
     command = [
         sys.executable,
         "-m",
-        "pyro_vae.cli",
+        "pyro_vae.cli.main",
         "evaluate",
         str(run),
         "--num-samples",
@@ -562,7 +562,7 @@ def test_divergence_exits_5_and_keeps_finite_weights(train, tmp_path, capsys):
 
 def test_ctrl_c_saves_the_best_weights_and_exits_130(tmp_path, device):
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "pyro_vae.cli", "train", "--run", str(run), *small("--epochs", "100000")]
+    command = [sys.executable, "-m", "pyro_vae.cli.main", "train", "--run", str(run), *small("--epochs", "100000")]
     process = subprocess.Popen([*command, "--device", str(device)], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while len(folder.read_lines(run / "metrics.jsonl")) < 3 and time.monotonic() < deadline:
@@ -634,7 +634,7 @@ def test_evaluate_until_the_error_is_small_enough_from_another_proposal(run, cap
 
 
 def test_demo_replaces_only_a_demo(run, capsys, monkeypatch):
-    monkeypatch.setattr("pyro_vae.commands.DEMO", Config(epochs=1, hidden=(8,), latent_dim=2, batch_size=512))
+    monkeypatch.setattr("pyro_vae.cli.commands.DEMO", Config(epochs=1, hidden=(8,), latent_dim=2, batch_size=512))
     assert main(["demo", "--run", str(run), "--num-samples", "5"]) == 4
     other = run.parent / "demo"
     for _ in range(2):

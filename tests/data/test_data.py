@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from pyro_vae import MLP, VAE, Conditional, StandardNormal, bernoulli, fit, normal
+from pyro_vae.data import arrays as row_module
 from pyro_vae.data import as_rows, binarize, check_grey, load, same_rows, static_binarization
-from pyro_vae.data import rows as row_module
 from pyro_vae.errors import DataConversionWarning, DataError, ShapeError, SupportError, UsageError
 from tests.helpers.environment import ROOT
 

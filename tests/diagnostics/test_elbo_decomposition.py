@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from pyro_vae import MLP, VAE, Conditional, StandardNormal, bernoulli, latents, normal, posteriors
+from pyro_vae.common.random import seeded
+from pyro_vae.diagnostics import aggregate_posterior, elbo_decomposition
+from pyro_vae.diagnostics.elbo_decomposition import decompose
 from pyro_vae.errors import ProgramError, UsageError
-from pyro_vae.evaluate import aggregate, decomposition
-from pyro_vae.evaluate.decomposition import decompose
-from pyro_vae.infer.weights import log_probs
-from pyro_vae.seeding import seeded
+from pyro_vae.programs.log_weights import log_probs
 
 X = torch.tensor([[-1.5, -1.0], [0.2, 0.6], [1.0, 0.4], [1.6, 1.8], [-0.3, -0.9]]).double()
 SCALE = torch.tensor([0.5, 0.8]).double()
@@ -142,9 +142,9 @@ def test_posteriors_far_apart_tell_the_row():
 
 def test_a_part_of_the_rows_is_not_enough(monkeypatch):
     """Broken on purpose: q(z) from the draws' neighbours alone, as a minibatch would have it."""
-    whole = decomposition.posteriors
+    whole = elbo_decomposition.posteriors
     monkeypatch.setattr(
-        decomposition, "posteriors", lambda guide, rows, *rest: whole(guide, tuple(r[:3] for r in rows), *rest)
+        elbo_decomposition, "posteriors", lambda guide, rows, *rest: whole(guide, tuple(r[:3] for r in rows), *rest)
     )
     broken = decompose(model, guide, X, num_samples=4000)
     with pytest.raises(AssertionError):
@@ -153,8 +153,8 @@ def test_a_part_of_the_rows_is_not_enough(monkeypatch):
 
 def test_blocks_change_nothing(monkeypatch):
     a = decompose(model, guide, X, num_samples=7)
-    monkeypatch.setattr(decomposition, "ROWS", 2)
-    monkeypatch.setattr(aggregate, "CELLS", 11)
+    monkeypatch.setattr(elbo_decomposition, "ROWS", 2)
+    monkeypatch.setattr(aggregate_posterior, "CELLS", 11)
     b = decompose(model, guide, X, num_samples=7)
     for name in TRUTH:
         assert getattr(a, name).value == pytest.approx(getattr(b, name).value, abs=1e-12)

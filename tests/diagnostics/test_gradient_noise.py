@@ -12,10 +12,10 @@ from pyro.infer import RenyiELBO, Trace_ELBO
 from torch import nn
 
 from pyro_vae import MLP, VAE, Bound, Conditional, StandardNormal, dreg, elbo, iwae, normal, pathwise, priors, stl
+from pyro_vae.common.random import seeded
+from pyro_vae.diagnostics.gradient_noise import gradient_report
 from pyro_vae.errors import UsageError
-from pyro_vae.infer.gradients import gradient_report
-from pyro_vae.report import figures
-from pyro_vae.seeding import seeded
+from pyro_vae.plots import figures
 from tests.helpers.exact import LinearGaussian
 from tests.helpers.small import small_vae
 

@@ -9,13 +9,13 @@ import torch
 from torch.distributions import kl_divergence
 
 from pyro_vae import MLP, VAE, Conditional, Exact, StandardNormal, bernoulli, log_likelihood, normal, posteriors
+from pyro_vae.common.random import seeded
+from pyro_vae.diagnostics import inference_gaps as module
+from pyro_vae.diagnostics.inference_gaps import figures, gaps
+from pyro_vae.diagnostics.overfitting import overfitting
+from pyro_vae.diagnostics.per_row_optimum import family_of
 from pyro_vae.errors import ProgramError, ShapeError, UsageError
-from pyro_vae.evaluate import gaps as module
-from pyro_vae.evaluate.gaps import figures, gaps
-from pyro_vae.evaluate.local import family_of
-from pyro_vae.evaluate.overfitting import overfitting
-from pyro_vae.infer.weights import log_probs
-from pyro_vae.seeding import seeded
+from pyro_vae.programs.log_weights import log_probs
 from tests.helpers.exact import Gaussian, LinearGaussian
 
 LG = LinearGaussian()

@@ -9,10 +9,10 @@ import torch
 from pyro import poutine
 from torch.distributions.transforms import AffineTransform
 
+from pyro_vae.diagnostics import latent_usage as module
+from pyro_vae.diagnostics.latent_usage import latents
 from pyro_vae.errors import ProgramError, ShapeError, UsageError
-from pyro_vae.infer import latents as module
-from pyro_vae.infer.latents import latents
-from pyro_vae.infer.weights import log_probs
+from pyro_vae.programs.log_weights import log_probs
 from tests.helpers.exact import LinearGaussian
 from tests.helpers.small import small_vae
 

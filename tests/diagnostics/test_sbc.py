@@ -11,12 +11,12 @@ from scipy.stats import chi2, kstest, norm
 from torch import nn
 
 from pyro_vae import MLP, VAE, Conditional, StandardNormal, bernoulli, normal
+from pyro_vae.diagnostics import sbc_ranks as ranks_module
+from pyro_vae.diagnostics.predictive_checks import STATISTICS, posterior_predictive_check, prior_predictive_check
+from pyro_vae.diagnostics.rank_uniformity import band, cumulative, holm, moments, p_values, tails
+from pyro_vae.diagnostics.sbc import simulation_based_calibration as calibrate
 from pyro_vae.errors import DataError, ProgramError, ShapeError, UsageError
-from pyro_vae.evaluate import ranks as ranks_module
-from pyro_vae.evaluate.calibration import simulation_based_calibration as calibrate
-from pyro_vae.evaluate.predictive import STATISTICS, posterior_predictive_check, prior_predictive_check
-from pyro_vae.evaluate.simulate import simulate
-from pyro_vae.evaluate.uniformity import band, cumulative, holm, moments, p_values, tails
+from pyro_vae.programs.simulate import simulate
 
 ONE = torch.zeros(1)
 

@@ -6,7 +6,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 from pyro_vae import bernoulli
-from pyro_vae.parts import bernoulli as module
+from pyro_vae.distributions import bernoulli as module
 
 
 def rows(count, shape=(5,), dtype=torch.float64, spread=3.0):

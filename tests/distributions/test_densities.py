@@ -7,17 +7,11 @@ import torch
 from scipy import stats
 
 from pyro_vae import log_likelihood
+from pyro_vae.distributions.continuous import Beta, ContinuousBernoulli, Gamma
+from pyro_vae.distributions.counts import DiscretizedLogistic, Multinomial, ZeroInflated
+from pyro_vae.distributions.tabular import Columns
 from pyro_vae.errors import SupportError
-from pyro_vae.parts.distributions import (
-    Beta,
-    Columns,
-    ContinuousBernoulli,
-    DiscretizedLogistic,
-    Gamma,
-    Multinomial,
-    ZeroInflated,
-)
-from pyro_vae.parts.families import MIN_SCALE, negative_binomial
+from pyro_vae.likelihoods import MIN_SCALE, negative_binomial
 
 DOUBLE = torch.float64
 

@@ -13,16 +13,16 @@ import torch
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from pyro_vae import Evidence, Exact, ais, log_likelihood
-from pyro_vae.cli import main
-from pyro_vae.comparing import compare_runs, kind
-from pyro_vae.comparing import forest as forest_of
-from pyro_vae.digests import sha256
+from pyro_vae.cli.main import main
+from pyro_vae.common.digests import sha256
 from pyro_vae.errors import DataError, PyroVAEError, RunFolderError, ShapeError, UsageError
-from pyro_vae.evaluate.compare import Compared, Comparison, compare
-from pyro_vae.parts.families import FAMILIES
-from pyro_vae.report.bars import forest
-from pyro_vae.report.figures import save
+from pyro_vae.evidence.compare import Compared, Comparison, compare
+from pyro_vae.likelihoods import FAMILIES
+from pyro_vae.plots.bars import forest
+from pyro_vae.plots.figures import save
 from pyro_vae.runs import folder
+from pyro_vae.runs.compare_runs import compare_runs, kind
+from pyro_vae.runs.compare_runs import forest as forest_of
 from pyro_vae.runs.config import Config
 from tests.helpers.conjugate import GammaPoisson
 from tests.helpers.exact import LinearGaussian

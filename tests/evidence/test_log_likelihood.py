@@ -28,7 +28,7 @@ from pyro_vae.errors import (
     SupportError,
     UsageError,
 )
-from pyro_vae.evaluate.importance import Moments
+from pyro_vae.evidence.importance.accumulator import WeightSums
 from tests.helpers.bits import same
 from tests.helpers.exact import LinearGaussian, counts
 from tests.helpers.small import binary, small_vae
@@ -171,7 +171,7 @@ def check_streamed(make, k=701, block=300):
         torch.testing.assert_close(getattr(moments, name), value, rtol=1e-9, atol=1e-9)
 
 
-class RoundedUp(Moments):
+class RoundedUp(WeightSums):
     """Broken: counts whole blocks."""
 
     def add(self, log_w):
@@ -179,7 +179,7 @@ class RoundedUp(Moments):
         self.count += 300 - len(log_w)
 
 
-class MeanOfMeans(Moments):
+class MeanOfMeans(WeightSums):
     """Broken: averages the blocks' averages, though they are uneven."""
 
     def __init__(self, rows):
@@ -196,7 +196,7 @@ class MeanOfMeans(Moments):
 
 
 def test_streamed_moments_are_the_direct_ones():
-    check_streamed(Moments)
+    check_streamed(WeightSums)
 
 
 @pytest.mark.parametrize("broken", [RoundedUp, MeanOfMeans])
@@ -206,11 +206,11 @@ def test_wrong_streaming_is_caught(broken):
 
 
 def test_moments_survive_weights_that_no_float_holds():
-    moments = Moments(1)
+    moments = WeightSums(1)
     moments.add(torch.tensor([[-20000.0], [-20001.0]], dtype=torch.float64))
     expected = -20000 + math.log((1 + math.exp(-1)) / 2)
     assert moments.log_px.item() == pytest.approx(expected, abs=1e-9) and 1 < moments.ess.item() < 2
-    gone = Moments(1)
+    gone = WeightSums(1)
     gone.add(torch.full((3, 1), -math.inf))
     assert gone.log_px.item() == -math.inf
 

@@ -6,11 +6,11 @@ import pyro
 import pyro.distributions as dist
 import torch
 
-from pyro_vae.evaluate import annealing
-from pyro_vae.evaluate import bracket as module
+from pyro_vae.evidence.annealing import ais as ais_module
+from pyro_vae.evidence.annealing import bracket as module
 from tests.helpers.conjugate import GammaPoisson
 
-ais = partial(annealing.ais, verbose=False)
+ais = partial(ais_module.ais, verbose=False)
 
 
 quick = partial(ais, num_temperatures=4, num_chains=4, leapfrog_steps=3, step_size=0.5)
@@ -48,18 +48,18 @@ def check_frozen(monkeypatch):
     """What the pilot has tuned is what every transition of the weighted run gets."""
     p, tuned, used = GammaPoisson(), [], []
 
-    def pilot(*args, original=annealing.pilot):
+    def pilot(*args, original=ais_module.pilot):
         frozen = original(*args)
         tuned.append(frozen.steps.clone())
         return frozen
 
-    def transition(density, beta, point, step, leapfrogs, original=annealing.transition):
+    def transition(density, beta, point, step, leapfrogs, original=ais_module.transition):
         used.append(step.clone())
         return original(density, beta, point, step, leapfrogs)
 
     with monkeypatch.context() as patched:
-        patched.setattr(annealing, "pilot", pilot)
-        patched.setattr(annealing, "transition", transition)
+        patched.setattr(ais_module, "pilot", pilot)
+        patched.setattr(ais_module, "transition", transition)
         result = ais(p.model, p.guide, drawn(p, 5), num_temperatures=6, leapfrog_steps=2)
     assert (tuned[0][1:] != tuned[0][:-1]).all()
     assert torch.equal(torch.stack(used), tuned[0][1:]), "not the steps that the pilot has tuned"

@@ -2,7 +2,7 @@
 
 import torch
 
-from pyro_vae.evaluate.evidence import DIAGNOSTICS, ROW_FIELDS
+from pyro_vae.evidence.importance.result import DIAGNOSTICS, ROW_FIELDS
 
 
 def same(a, b, fields=ROW_FIELDS + DIAGNOSTICS):

@@ -15,13 +15,13 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from pyro_vae.cli import main as command
+from pyro_vae.cli.main import main as command
 from pyro_vae.common.safe_read import seal
 from pyro_vae.errors import PyroVAEError
-from pyro_vae.opening import load_run
-from pyro_vae.resuming import resume_run
 from pyro_vae.runs.config import Config
+from pyro_vae.runs.load import load_run
 from pyro_vae.runs.registry import build, resolved
+from pyro_vae.runs.resume_run import resume_run
 
 CANARY = "canary"
 RUN, BAD = ("import", "exec", "os.", "subprocess", "pickle", "marshal", "socket", "ctypes", "shutil", "urllib"), []

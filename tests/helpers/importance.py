@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from pyro_vae import log_likelihood as noisy_log_likelihood
-from pyro_vae.evaluate.evidence import Evidence
-from pyro_vae.evaluate.moments import Ledger, Moments
-from pyro_vae.evaluate.pareto import pareto_khat
-from pyro_vae.evaluate.proposals import GUIDE
+from pyro_vae.evidence.importance.accumulator import RowBlock, WeightSums
+from pyro_vae.evidence.importance.pareto import pareto_khat
+from pyro_vae.evidence.importance.proposals import GUIDE
+from pyro_vae.evidence.importance.result import Evidence
 from tests.helpers.exact import LinearGaussian
 
 log_likelihood = partial(noisy_log_likelihood, verbose=False)
@@ -96,7 +96,7 @@ def biases(jackknife, iwae, ks=(8, 16, 32, 64), repeats=40_000):
     found = []
     for k in ks:
         log_w = gaussian_weights(k, repeats, seed=k)
-        moments = Moments(repeats, k)
+        moments = WeightSums(repeats, k)
         moments.add(log_w)
         delta = log_w.exp() - 1
         pairs = (delta.sum(0).square() - delta.square().sum(0)) / (k * (k - 1))
@@ -133,7 +133,7 @@ def check_arviz(khat=pareto_khat):
 
 def of_weights(log_w, **said):
     """Evidence of given log weights, (K, N)."""
-    ledger = Ledger(range(log_w.shape[1]), len(log_w))
+    ledger = RowBlock(range(log_w.shape[1]), len(log_w))
     for block, part in enumerate(log_w.split(ledger.size)):
         ledger.take(block, 0, part)
     return Evidence.of([ledger], seed=0, **said)

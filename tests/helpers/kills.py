@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import pyro_vae.workflows as workflows
+import pyro_vae.runs.train_run as workflows
 from pyro_vae.common import atomic_write as atomic
-from pyro_vae.digests import sha256, tensor_digest
-from pyro_vae.resuming import resume_run
+from pyro_vae.common.digests import sha256, tensor_digest
 from pyro_vae.runs import folder
 from pyro_vae.runs.checkpoint import Checkpoints
 from pyro_vae.runs.config import Config
+from pyro_vae.runs.resume_run import resume_run
 
 POINTS = ("written", "renamed", "model", "best", "optimizer", "rng", "state", "manifest", "unpublished", "published")
 POINTS += ("forgotten",)

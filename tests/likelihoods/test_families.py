@@ -11,12 +11,11 @@ import torch
 from scipy import stats
 from torch import nn
 
-from pyro_vae import MLP, Conditional
+from pyro_vae import MLP, Conditional, likelihoods
 from pyro_vae.errors import ShapeError, UsageError
-from pyro_vae.parts import families, families_continuous, families_counts
-from pyro_vae.parts.families import FAMILIES, fitting
+from pyro_vae.likelihoods import FAMILIES, continuous, discrete, fitting
 
-TABLE = [(families.normal, 2, 1), (families.categorical(3), 3, 1), (families.bernoulli, 1, 1)]
+TABLE = [(likelihoods.normal, 2, 1), (likelihoods.categorical(3), 3, 1), (likelihoods.bernoulli, 1, 1)]
 
 # options to make it with; its support, as a list of values or as "real", "positive", "unit", "open unit"; values to score
 # at extreme features
@@ -73,7 +72,7 @@ def in_support(name, d=2):
 def public_families():
     """Public functions and modules of the files that define families, helpers' file apart."""
     found = set()
-    for module in (families, families_continuous, families_counts):
+    for module in (likelihoods, continuous, discrete):
         for name, o in vars(module).items():
             ours = inspect.getmodule(o) is module and name != "fitting"
             if ours and not name.startswith("_") and (inspect.isfunction(o) or inspect.isclass(o)):
@@ -83,7 +82,7 @@ def public_families():
 
 def test_every_public_family_is_in_the_table_and_is_tested_here():
     assert public_families() == set(FAMILIES) == set(CASES)
-    assert set(families.__all__) - {"FAMILIES", "MIN_SCALE", "fitting"} == set(FAMILIES)
+    assert set(likelihoods.__all__) - {"FAMILIES", "MIN_SCALE", "fitting"} == set(FAMILIES)
     for name, spec in FAMILIES.items():
         assert spec.support and spec.formula and spec.reference
         assert set(spec.options) == set(CASES[name][0])
@@ -164,7 +163,7 @@ def test_densities_sum_or_integrate_to_1(name):
 
 
 def test_multinomial_sums_to_1_over_counts_with_that_sum():
-    d = families.multinomial(3)(torch.tensor([0.3, -2.0], dtype=torch.float64))
+    d = likelihoods.multinomial(3)(torch.tensor([0.3, -2.0], dtype=torch.float64))
     torch.testing.assert_close(d.log_prob(rows_of_multinomial().double()).exp().sum().item(), 1.0)
 
 
@@ -230,7 +229,7 @@ def goodness(d, support, draws=6000):
 @pytest.mark.parametrize("name", ELEMENTWISE)
 def test_samples_follow_the_density(name):
     if name == "SharedNormal":
-        family, features = families.SharedNormal(1), 1
+        family, features = likelihoods.SharedNormal(1), 1
     else:
         family, features = made(name, d=1)
     h = torch.randn(features, dtype=torch.float64) * 0.7
@@ -310,7 +309,7 @@ def test_extreme_features_stay_finite_in_float32(name):
 
 @pytest.mark.parametrize("value", [-1e4, -50.0, 50.0, 1e4])
 def test_a_shared_scale_stays_finite_too(value):
-    family = families.SharedNormal(2)
+    family = likelihoods.SharedNormal(2)
     with torch.no_grad():
         family.log_scale.fill_(value)
     log_prob = family(torch.zeros(2)).log_prob(torch.tensor([1.0, -1e4]))
@@ -337,14 +336,14 @@ def test_a_family_that_does_not_stay_finite_is_caught(broken):
 
 def test_features_come_part_by_part():
     h = torch.arange(6, dtype=torch.float64)
-    d = families.categorical(3)(h)  # classes of element 0: features 0, 2, 4
+    d = likelihoods.categorical(3)(h)  # classes of element 0: features 0, 2, 4
     torch.testing.assert_close(d.logits.exp(), torch.softmax(h.view(3, 2).T, -1))
-    d = families.zero_inflated_negative_binomial(h)
+    d = likelihoods.zero_inflated_negative_binomial(h)
     softplus = nn.functional.softplus(h) + 1e-4
     torch.testing.assert_close(d.base.mean, softplus[:2])
     torch.testing.assert_close(d.base.variance, softplus[:2] + softplus[:2] ** 2 / softplus[2:4])
     torch.testing.assert_close(d.gate_logits, h[4:])
-    d = families.discretized_logistic_mixture(16, 2)(torch.arange(12, dtype=torch.float64))
+    d = likelihoods.discretized_logistic_mixture(16, 2)(torch.arange(12, dtype=torch.float64))
     torch.testing.assert_close(d.mixture_distribution.logits.diff(), torch.full((2, 1), 2.0, dtype=torch.float64))
     torch.testing.assert_close(d.component_distribution.loc[1], 7.5 * (1 + torch.tensor([5.0, 7.0]).double()))
 
@@ -352,20 +351,20 @@ def test_features_come_part_by_part():
 def test_formulas_in_the_parameters_that_docstrings_name():
     h = torch.tensor([0.4, -1.0], dtype=torch.float64)
     positive = nn.functional.softplus(h) + 1e-4
-    torch.testing.assert_close(families.poisson(h).mean, positive)
-    torch.testing.assert_close(families.gamma(h).mean, positive[:1] / positive[1:])
-    torch.testing.assert_close(families.beta(h).mean, positive[:1] / positive.sum())
-    torch.testing.assert_close(families.laplace(h).log_prob(h[:1]), -(2 * positive[1:]).log())
-    torch.testing.assert_close(families.log_normal(h).mean, (h[:1] + positive[1:] ** 2 / 2).exp())
-    torch.testing.assert_close(families.normal_fixed(0.5)(h).variance, torch.full_like(h, 0.25))
-    torch.testing.assert_close(families.student_t(5.0)(h).variance, positive[1:] ** 2 * 5 / 3)
+    torch.testing.assert_close(likelihoods.poisson(h).mean, positive)
+    torch.testing.assert_close(likelihoods.gamma(h).mean, positive[:1] / positive[1:])
+    torch.testing.assert_close(likelihoods.beta(h).mean, positive[:1] / positive.sum())
+    torch.testing.assert_close(likelihoods.laplace(h).log_prob(h[:1]), -(2 * positive[1:]).log())
+    torch.testing.assert_close(likelihoods.log_normal(h).mean, (h[:1] + positive[1:] ** 2 / 2).exp())
+    torch.testing.assert_close(likelihoods.normal_fixed(0.5)(h).variance, torch.full_like(h, 0.25))
+    torch.testing.assert_close(likelihoods.student_t(5.0)(h).variance, positive[1:] ** 2 * 5 / 3)
 
 
 def test_a_mixture_of_one_component_is_the_component():
     h = torch.randn(4)
     y = torch.arange(16.0).unsqueeze(-1)
-    one = families.discretized_logistic_mixture(16, 1)(torch.cat([torch.randn(2), h]))
-    torch.testing.assert_close(one.log_prob(y), families.discretized_logistic(16)(h).log_prob(y))
+    one = likelihoods.discretized_logistic_mixture(16, 1)(torch.cat([torch.randn(2), h]))
+    torch.testing.assert_close(one.log_prob(y), likelihoods.discretized_logistic(16)(h).log_prob(y))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -396,23 +395,23 @@ def test_features_that_cannot_be_divided_are_refused(name, count):
 
 def test_a_shared_scale_refuses_other_widths():
     with pytest.raises(ShapeError, match=r"SharedNormal\(2\) takes 2 features, one an element, got shape \(5, 1\)"):
-        families.SharedNormal(2)(torch.zeros(5, 1))
+        likelihoods.SharedNormal(2)(torch.zeros(5, 1))
 
 
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: families.categorical(1),
-        lambda: families.multinomial(0),
-        lambda: families.discretized_logistic(1),
-        lambda: families.discretized_logistic_mixture(16, 0),
-        lambda: families.discretized_logistic_mixture(2.5),
-        lambda: families.normal_fixed(0.0),
-        lambda: families.normal_fixed(math.nan),
-        lambda: families.student_t(-1.0),
-        lambda: families.SharedNormal(0),
-        lambda: families.columns([]),
-        lambda: families.columns([(families.normal, 2, 0)]),
+        lambda: likelihoods.categorical(1),
+        lambda: likelihoods.multinomial(0),
+        lambda: likelihoods.discretized_logistic(1),
+        lambda: likelihoods.discretized_logistic_mixture(16, 0),
+        lambda: likelihoods.discretized_logistic_mixture(2.5),
+        lambda: likelihoods.normal_fixed(0.0),
+        lambda: likelihoods.normal_fixed(math.nan),
+        lambda: likelihoods.student_t(-1.0),
+        lambda: likelihoods.SharedNormal(0),
+        lambda: likelihoods.columns([]),
+        lambda: likelihoods.columns([(likelihoods.normal, 2, 0)]),
     ],
 )
 def test_options_that_make_no_sense_are_refused(make):
@@ -425,12 +424,12 @@ def test_options_that_make_no_sense_are_refused(make):
 
 def test_columns_score_a_row_as_their_blocks_do():
     h = torch.randn(5, 6)
-    d = families.columns(TABLE)(h)
+    d = likelihoods.columns(TABLE)(h)
     y = d.sample()
     by_hand = (
-        families.normal(h[:, :2]).log_prob(y[:, :1])
-        + families.categorical(3)(h[:, 2:5]).log_prob(y[:, 1:2])
-        + families.bernoulli(h[:, 5:]).log_prob(y[:, 2:])
+        likelihoods.normal(h[:, :2]).log_prob(y[:, :1])
+        + likelihoods.categorical(3)(h[:, 2:5]).log_prob(y[:, 1:2])
+        + likelihoods.bernoulli(h[:, 5:]).log_prob(y[:, 2:])
     )
     torch.testing.assert_close(d.log_prob(y), by_hand.squeeze(-1))
     torch.testing.assert_close(d.mean[:, 0], h[:, 0])
@@ -438,7 +437,7 @@ def test_columns_score_a_row_as_their_blocks_do():
 
 
 def test_columns_train_the_parameters_of_their_blocks():
-    table = families.columns([(families.SharedNormal(2), 2, 2), (families.poisson, 1, 1)])
+    table = likelihoods.columns([(likelihoods.SharedNormal(2), 2, 2), (likelihoods.poisson, 1, 1)])
     part = Conditional(nn.Linear(3, 3), table)
     assert "family.parametrised.0.log_scale" in part.state_dict()
     part(torch.zeros(5, 3)).log_prob(torch.ones(5, 3)).sum().backward()
@@ -447,9 +446,9 @@ def test_columns_train_the_parameters_of_their_blocks():
 
 def test_columns_refuse_other_widths():
     with pytest.raises(ShapeError, match=r"takes 6 features \(2 \+ 3 \+ 1\), got an input of shape \(5, 7\)"):
-        families.columns(TABLE)(torch.zeros(5, 7))
+        likelihoods.columns(TABLE)(torch.zeros(5, 7))
     with pytest.raises(ShapeError, match=r"make \[3\] columns of their features, not \[2\]"):
-        families.columns([(families.normal, 6, 2)])(torch.zeros(5, 6))
+        likelihoods.columns([(likelihoods.normal, 6, 2)])(torch.zeros(5, 6))
 
 
 REAL = {"normal", "normal_fixed", "SharedNormal", "laplace", "student_t"}

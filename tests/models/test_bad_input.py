@@ -7,10 +7,21 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_vae import MLP, VAE, Conditional, StandardNormal, binomial, families, fit, log_likelihood, log_weights, normal
+from pyro_vae import (
+    MLP,
+    VAE,
+    Conditional,
+    StandardNormal,
+    binomial,
+    fit,
+    likelihoods,
+    log_likelihood,
+    log_weights,
+    normal,
+)
 from pyro_vae.errors import ShapeError, SupportError, UsageError
-from pyro_vae.parts.families import categorical, columns, multinomial, poisson
-from pyro_vae.parts.posteriors import low_rank_normal
+from pyro_vae.likelihoods import categorical, columns, multinomial, poisson
+from pyro_vae.posteriors import low_rank_normal
 
 X = torch.full((6, 4), 0.25)
 
@@ -58,7 +69,7 @@ def test_a_part_fed_another_width_is_named_with_its_program(broken, said):
         (dirichlet, 4, [-0.5, 0.5, 0.5, 0.5], "row 2 sums to 1, its least value is -0.5 "),
         (dirichlet, 4, [0.0, 0.5, 0.25, 0.25], r"row 2 holds 0 .*density there is zero or infinite: replace zeros"),
         (multinomial(1), 4, [1.0, 1.0, 0.0, 0.0], r"whole numbers that sum to 1\): row 2 sums to 2 "),
-        (families.gamma, 8, [-1.0, 0.5, 0.25, 0.25], r"Gamma \(numbers above 0\): row 2 holds -1 in column 0 "),
+        (likelihoods.gamma, 8, [-1.0, 0.5, 0.25, 0.25], r"Gamma \(numbers above 0\): row 2 holds -1 in column 0 "),
         (poisson, 4, [1.0, 0.5, 1.0, 1.0], r"Poisson \(whole numbers from 0\): row 2 holds 0.5 in column 1 "),
         (categorical(256), 1024, [1.0, 256.0, 1.0, 1.0], r"holds 256 .* categorical's num_classes - 1"),
     ],
@@ -72,7 +83,7 @@ def test_rows_outside_a_support_come_with_words_and_a_way_out(family, features, 
     with pytest.raises(SupportError, match=f"site 'x': 1 of 6 rows .*{said}") as caught:
         fit(vae(family, features), x, epochs=1, verbose=False)
     assert re.search(r"values go from .* to .*families.fitting\(x\) lists", str(caught.value))
-    assert family.__name__ not in families.fitting(x) or family.__name__.startswith("categorical")
+    assert family.__name__ not in likelihoods.fitting(x) or family.__name__.startswith("categorical")
 
 
 @pytest.mark.parametrize("total", [0, -1, 2.5, "a"])

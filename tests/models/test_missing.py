@@ -12,7 +12,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-import pyro_vae.evaluate.impute as imputation
+import pyro_vae.evidence.imputation as imputation
 from pyro_vae import (
     MLP,
     VAE,
@@ -22,18 +22,19 @@ from pyro_vae import (
     bernoulli,
     binomial,
     encode,
+    likelihoods,
     normal,
     reconstruct,
 )
 from pyro_vae import fit as noisy_fit
 from pyro_vae import log_likelihood as noisy_log_likelihood
+from pyro_vae.common.random import seeded
 from pyro_vae.data import as_rows, batch_of
+from pyro_vae.distributions.missing import Observed
 from pyro_vae.errors import DataError, ProgramError, SupportError
-from pyro_vae.evaluate.impute import impute, impute_mean
-from pyro_vae.infer.weights import log_probs
-from pyro_vae.parts import families
-from pyro_vae.parts.missing import Observed, SkipMissing, WithMask
-from pyro_vae.seeding import seeded
+from pyro_vae.evidence.imputation import impute, impute_mean
+from pyro_vae.models.missing import SkipMissing, WithMask
+from pyro_vae.programs.log_weights import log_probs
 from tests.helpers.exact import LinearGaussian
 from tests.helpers.small import binary, small_vae
 
@@ -143,7 +144,7 @@ def test_a_row_with_nothing_observed_scores_zero(gappy):
 WIDTH = 6
 GIVEN = {"total_count": 16, "num_classes": 3, "dim": WIDTH}
 NOT_ELEMENTWISE = {"multinomial", "columns"}  # refused, and tested by itself
-TABLE = getattr(families, "FAMILIES", {})
+TABLE = getattr(likelihoods, "FAMILIES", {})
 FAMILIES = sorted({*TABLE, "bernoulli", "binomial", "normal"} - NOT_ELEMENTWISE)
 
 
@@ -282,7 +283,7 @@ def test_draws_and_moments_are_the_bases():
 @pytest.mark.skipif("columns" not in TABLE, reason="no table of families")
 def test_a_table_of_families_skips_each_column_by_itself():
     """Mixed columns, those of classes included, which have no mean."""
-    family = families.columns([(normal, 4, 2), (families.categorical(3), 3, 1), (families.poisson, 3, 3)])
+    family = likelihoods.columns([(normal, 4, 2), (likelihoods.categorical(3), 3, 1), (likelihoods.poisson, 3, 3)])
     h = torch.randn(5, 10, requires_grad=True)
     d = family(h)
     x, observed = d.sample(), Observed(d)

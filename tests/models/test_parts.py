@@ -23,7 +23,7 @@ from pyro_vae import (
     normal,
 )
 from pyro_vae.errors import ShapeError
-from pyro_vae.parts.networks import Tanh
+from pyro_vae.models.networks import Tanh
 
 SHAPE = (1, 8, 8)
 BATCHES = [(), (5,), (3, 5)]
@@ -48,7 +48,7 @@ PARTS = {
 def public_parts() -> set[str]:
     """What pyro_vae exports of its parts: classes and functions defined there."""
     here = {n: o for n, o in vars(pyro_vae).items() if not n.startswith("_") and callable(o)}
-    return {n for n, o in here.items() if inspect.getmodule(o).__name__.startswith("pyro_vae.parts.")}
+    return {n for n, o in here.items() if inspect.getmodule(o).__name__.startswith("pyro_vae.distributions.")}
 
 
 def missing(registry) -> set[str]:

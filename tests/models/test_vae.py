@@ -29,7 +29,7 @@ from pyro_vae import (
     sample,
 )
 from pyro_vae.errors import ProgramError, ShapeError, UsageError
-from pyro_vae.models.register import register
+from pyro_vae.programs.parameters import register
 from tests.helpers.small import binary, small_vae
 
 

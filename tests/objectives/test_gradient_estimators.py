@@ -47,8 +47,8 @@ from pyro_vae import (
     vimco,
 )
 from pyro_vae.errors import ProgramError, UsageError
-from pyro_vae.infer.draw import Run
-from pyro_vae.infer.estimators import Estimate, first, without_one
+from pyro_vae.objectives.gradient_estimators import Estimate, first, without_one
+from pyro_vae.objectives.particles import ParticleRun
 from tests.helpers.exact import LinearGaussian
 
 ROWS = 4000
@@ -1056,4 +1056,4 @@ def test_a_step_leaves_nothing_behind(estimator):
     for _ in range(3):
         objective.loss_and_grads(vae.model, vae.guide, x)
     gc.collect()
-    assert not [kept for kept in gc.get_objects() if type(kept) is Run]
+    assert not [kept for kept in gc.get_objects() if type(kept) is ParticleRun]

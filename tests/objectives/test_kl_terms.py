@@ -36,8 +36,8 @@ from pyro_vae import (
     warmup,
 )
 from pyro_vae.errors import ProgramError, UsageError
-from pyro_vae.infer.aggregate import SCALES, decompose_kl, minibatch_weights, squared_mmd
-from pyro_vae.infer.programs import owners
+from pyro_vae.objectives.minibatch_aggregate import SCALES, decompose_kl, minibatch_weights, squared_mmd
+from pyro_vae.programs.pair import owners
 from tests.helpers.small import binary, small_vae
 
 DOUBLE = torch.float64

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pyro_vae.errors import StorageError
-from pyro_vae.report import bars, calibration, evidence, figures, latents
+from pyro_vae.plots import bars, calibration, evidence, figures, latents
 
 POINTS = [
     {"epoch": e, "log_px": -90 - 50 / e, "log_px_mc_se": 0.1, "elbo": -95 - 60 / e, "num_samples": 200, "rows": 40}
@@ -126,7 +126,7 @@ def test_decomposition_bars_say_how_much_information_there_can_be():
 
 
 def test_pictures_leave_pyplot_alone():
-    code = "import sys, numpy; from pyro_vae.report import latents; latents.latent_map(numpy.eye(2), None)"
+    code = "import sys, numpy; from pyro_vae.plots import latents; latents.latent_map(numpy.eye(2), None)"
     check = "; assert 'matplotlib.figure' in sys.modules and 'matplotlib.pyplot' not in sys.modules"
     subprocess.run([sys.executable, "-c", code + check], check=True)
 

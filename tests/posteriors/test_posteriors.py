@@ -13,14 +13,14 @@ from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from torch import nn
 
 from pyro_vae import MLP, VAE, Conditional, StandardNormal, bernoulli, log_likelihood, log_weights, normal
+from pyro_vae.distributions.mixtures import MixtureNormal
+from pyro_vae.distributions.simplex import SoftmaxNormal
+from pyro_vae.distributions.sphere import PowerSpherical, SphereUniform, log_area
 from pyro_vae.errors import ShapeError, UsageError
-from pyro_vae.parts.families import normal_fixed
-from pyro_vae.parts.flows import FlowPosterior
-from pyro_vae.parts.posteriors import (
+from pyro_vae.likelihoods import normal_fixed
+from pyro_vae.posteriors import (
     POSTERIORS,
-    MixtureNormal,
     SemiAmortized,
-    SoftmaxNormal,
     full_normal,
     logistic_normal,
     low_rank_normal,
@@ -29,8 +29,8 @@ from pyro_vae.parts.posteriors import (
     one_hot_categorical_st,
     power_spherical,
 )
-from pyro_vae.parts.priors import Dirichlet, OneHot, UniformSphere
-from pyro_vae.parts.sphere import PowerSpherical, SphereUniform, log_area
+from pyro_vae.posteriors.flow import FlowPosterior
+from pyro_vae.priors import Dirichlet, OneHot, UniformSphere
 from tests.helpers.small import encoder
 
 DIM = 3
@@ -400,11 +400,11 @@ def test_wrong_flows_are_refused():
 def test_zuko_is_imported_late_and_changes_no_switch():
     program = """
 import sys, torch, pyro, pyro_vae
-import pyro_vae.parts.posteriors, pyro_vae.parts.priors
+import pyro_vae.posteriors, pyro_vae.priors
 assert "zuko" not in sys.modules
 before, D = pyro.settings.get(), torch.distributions.Distribution
 assert D._validate_args is True
-pyro_vae.parts.priors.FlowPrior(2)
+pyro_vae.priors.FlowPrior(2)
 assert "zuko" in sys.modules
 assert D._validate_args is True and pyro.settings.get() == before
 try:

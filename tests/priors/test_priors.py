@@ -11,22 +11,22 @@ from pyro.infer import SVI, Trace_ELBO
 from torch import nn
 
 from pyro_vae import MLP, VAE, Conditional, StandardNormal, bernoulli, log_likelihood, log_weights, normal
+from pyro_vae.distributions.mixtures import NormalMixture, mixture
+from pyro_vae.distributions.one_hot import LinearOneHot
 from pyro_vae.errors import ShapeError, UsageError
-from pyro_vae.parts.flows import FlowPrior
-from pyro_vae.parts.mixtures import NormalMixture, mixture
-from pyro_vae.parts.posteriors import POSTERIORS
-from pyro_vae.parts.priors import (
+from pyro_vae.posteriors import POSTERIORS
+from pyro_vae.priors import (
     PRIORS,
     DiagonalNormal,
     Dirichlet,
     Laplace,
-    LinearOneHot,
     Mixture,
     OneHot,
     StudentT,
     UniformSphere,
     VampPrior,
 )
+from pyro_vae.priors.flow import FlowPrior
 from tests.helpers.exact import LinearGaussian
 from tests.helpers.small import encoder
 

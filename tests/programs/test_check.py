@@ -13,7 +13,8 @@ from torch import nn
 
 from pyro_vae import MLP, VAE, CheckReport, Conditional, StandardNormal, bernoulli, normal
 from pyro_vae.errors import ProgramError, ShapeError, SupportError
-from pyro_vae.infer.check import Finding, check
+from pyro_vae.programs.check import check
+from pyro_vae.programs.findings import Finding
 from tests.helpers.small import binary, small_vae
 
 

@@ -11,7 +11,7 @@ from pyro.infer import RenyiELBO, Trace_ELBO
 
 from pyro_vae import elbo, iwae, log_weights
 from pyro_vae.errors import ProgramError
-from pyro_vae.infer.weights import find_plates
+from pyro_vae.programs.plates import find_plates
 from tests.helpers.small import binary, small_vae
 
 DOUBLE = torch.float64

@@ -16,7 +16,7 @@ import torch
 
 from pyro_vae.common import atomic_write as atomic
 from pyro_vae.common import safe_read as safe
-from pyro_vae.digests import sha256
+from pyro_vae.common.digests import sha256
 from pyro_vae.errors import BusyError, CheckpointError, RunFolderError, StorageError
 from pyro_vae.runs import folder
 from pyro_vae.runs.checkpoint import GROUPS, Checkpoints

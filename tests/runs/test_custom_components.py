@@ -11,18 +11,18 @@ from torch import nn
 from torch.nn.functional import softplus
 
 from pyro_vae import MLP, Conditional, encode, load_run, log_likelihood, normal
-from pyro_vae.cli import main
+from pyro_vae.cli.main import main
 from pyro_vae.common.spec import REQUIRED, Spec
 from pyro_vae.data import load
 from pyro_vae.errors import RunFolderError, ShapeError, UsageError
-from pyro_vae.parts.families import FAMILIES
-from pyro_vae.parts.posteriors import POSTERIORS
-from pyro_vae.parts.priors import PRIORS
-from pyro_vae.runs.components import adopt, features_of
+from pyro_vae.likelihoods import FAMILIES
+from pyro_vae.posteriors import POSTERIORS
+from pyro_vae.priors import PRIORS
 from pyro_vae.runs.config import Config
+from pyro_vae.runs.custom_components import adopt, features_of
+from pyro_vae.runs.evaluate_run import evaluate_run
 from pyro_vae.runs.registry import build, resolved
-from pyro_vae.scoring import evaluate_run
-from pyro_vae.workflows import train_run
+from pyro_vae.runs.train_run import train_run
 
 
 class Shifted(nn.Module):

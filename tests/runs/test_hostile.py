@@ -13,17 +13,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pyro_vae import workflows
-from pyro_vae.cli import read_keys
+from pyro_vae.cli.main import read_keys
 from pyro_vae.common import safe_read as safe
-from pyro_vae.data import idx
-from pyro_vae.data.files import read_file
+from pyro_vae.data import mnist
+from pyro_vae.data.user_files import read_file
 from pyro_vae.errors import DataError, PyroVAEError, UsageError
-from pyro_vae.evaluate.saving import load_evidence
-from pyro_vae.opening import load_run
+from pyro_vae.evidence.importance.storage import load_evidence
 from pyro_vae.runs import folder
+from pyro_vae.runs import train_run as train_run_module
 from pyro_vae.runs.config import Config
-from pyro_vae.workflows import train_run
+from pyro_vae.runs.load import load_run
+from pyro_vae.runs.train_run import train_run
 from tests.helpers import hostile
 from tests.helpers.environment import ENV, HEAVY
 
@@ -43,7 +43,7 @@ def good(tmp_path_factory):
     np.save(here / "x.npy", np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32))
     config = Config(data=str(here / "x.npy"), hidden=(4,), latent_dim=2, epochs=2, batch_size=16)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(workflows, "draw_figures", lambda *_: None)
+        patch.setattr(train_run_module, "draw_figures", lambda *_: None)
         train_run(config, here / "run", num_samples=20, device="cpu")
     return here / "run"
 
@@ -158,7 +158,7 @@ def test_fuzzed_images_are_data_errors(tmp_path, content, packed):
         (tmp_path / f"{name}{ending}").unlink(missing_ok=True)
     (tmp_path / f"{name}{'.gz' if packed else ''}").write_bytes((b"\x1f\x8b\x08\x00" if packed else b"") + content)
     with pytest.raises(DataError):
-        idx.read_idx(tmp_path, name)
+        mnist.read_idx(tmp_path, name)
 
 
 @fuzz
@@ -166,11 +166,11 @@ def test_fuzzed_images_are_data_errors(tmp_path, content, packed):
 def test_fuzzed_evidence_is_a_data_error_or_evidence(tmp_path, content, edits, cut):
     import torch
 
-    from pyro_vae.evaluate.evidence import Evidence
-    from pyro_vae.evaluate.moments import Ledger
-    from pyro_vae.evaluate.saving import evidence_bytes
+    from pyro_vae.evidence.importance.accumulator import RowBlock
+    from pyro_vae.evidence.importance.result import Evidence
+    from pyro_vae.evidence.importance.storage import evidence_bytes
 
-    ledger = Ledger(range(0, 2), 3)
+    ledger = RowBlock(range(0, 2), 3)
     ledger.take(0, 0, torch.randn(3, 2))
     whole = evidence_bytes(Evidence.of([ledger], seed=0))
     for bad in (content, changed(whole, edits, cut)):

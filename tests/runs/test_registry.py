@@ -11,13 +11,13 @@ import torch
 from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import Adam
 
-from pyro_vae import check, log_weights
+from pyro_vae import check, likelihoods, log_weights, posteriors, priors
 from pyro_vae.errors import UsageError
-from pyro_vae.parts import families, posteriors, priors
 from pyro_vae.runs.config import Config
-from pyro_vae.runs.marginal import fit_marginal, floor, marginal_features
-from pyro_vae.runs.objectives import GRADIENTS, KLS, OBJECTIVES
-from pyro_vae.runs.registry import ROLES, build, likelihood_of, names, objective_of, options_of, read, resolved
+from pyro_vae.runs.custom_components import read
+from pyro_vae.runs.marginal_baseline import fit_marginal, floor, marginal_features
+from pyro_vae.runs.objective_registry import GRADIENTS, KLS, OBJECTIVES
+from pyro_vae.runs.registry import ROLES, build, likelihood_of, names, objective_of, options_of, resolved
 
 NEEDED = {"total_count": 4, "num_classes": 4, "blocks": "normal:1,poisson:1,categorical:1:num-classes=4"}
 SMALL = {"components": 3, "levels": 5, "hidden": "6", "context_features": 4, "transforms": 1, "steps": 2, "rank": 1}
@@ -81,10 +81,10 @@ def test_refused_cells_name_both_parts_and_why(prior, posterior):
 
 def test_every_public_prior_is_in_the_table():
     """A module class of priors.py or flows.py called like a prior, but missing from PRIORS, fails here."""
-    from pyro_vae.parts import flows
+    from pyro_vae.distributions import flows
 
     classes = {c for m in (priors, flows) for c in vars(m).values() if inspect.isclass(c)}
-    ours = {c for c in classes if issubclass(c, torch.nn.Module) and c.__module__.startswith("pyro_vae.parts.")}
+    ours = {c for c in classes if issubclass(c, torch.nn.Module) and c.__module__.startswith("pyro_vae.distributions.")}
     leaves = {c for c in ours if not c.__subclasses__()}
     of_priors = {c for c in leaves if c.__module__.endswith("priors") or c.__name__.endswith("Prior")}
     made = {type(build(config(name, "bernoulli", first_fit(name)), (ELEMENTS,)).prior) for name in names("prior")}
@@ -96,8 +96,8 @@ def first_fit(prior: str) -> str:
 
 
 def test_every_public_family_is_in_the_table():
-    exported = {n for n in families.__all__ if callable(getattr(families, n)) and n != "fitting"}
-    assert exported <= set(families.FAMILIES)
+    exported = {n for n in likelihoods.__all__ if callable(getattr(likelihoods, n)) and n != "fitting"}
+    assert exported <= set(likelihoods.FAMILIES)
 
 
 @pytest.mark.parametrize("likelihood", names("likelihood"))
@@ -118,8 +118,8 @@ def test_the_marginal_beats_no_fit_at_all(likelihood):
 
 def test_closed_form_and_gradient_marginals_agree():
     x = torch.bernoulli(torch.tensor([0.2, 0.7]).expand(400, 2))
-    closed = marginal_features("bernoulli", families.bernoulli, 2, x)
-    fitted, _ = fit_marginal(families.bernoulli, 2, x)
+    closed = marginal_features("bernoulli", likelihoods.bernoulli, 2, x)
+    fitted, _ = fit_marginal(likelihoods.bernoulli, 2, x)
     torch.testing.assert_close(fitted, closed, atol=0.02, rtol=0)
 
 

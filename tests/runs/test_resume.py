@@ -15,15 +15,15 @@ from torch.distributions import constraints
 
 from pyro_vae import MLP, VAE, Beta, Conditional, StandardNormal, adam, bernoulli, binarize, cosine, normal, warmup
 from pyro_vae import fit as noisy_fit
-from pyro_vae.digests import tensor_digest
+from pyro_vae.common.digests import tensor_digest
 from pyro_vae.errors import CheckpointError, DivergedError, Interrupted, StorageError, Terminated, UsageError
-from pyro_vae.infer.programs import owners
-from pyro_vae.keeping import Keeper
+from pyro_vae.programs.pair import owners
 from pyro_vae.runs.checkpoint import Checkpoints
-from pyro_vae.train import engines
-from pyro_vae.train.compiled import compiler
-from pyro_vae.train.lagging import Aggressive
-from pyro_vae.train.plain import pack, unpack
+from pyro_vae.runs.checkpointer import Keeper
+from pyro_vae.training.aggressive_inference import Aggressive
+from pyro_vae.training.engines import traced
+from pyro_vae.training.engines.inductor import compiler
+from pyro_vae.training.serialize import pack, unpack
 from tests.helpers.environment import HEAVY
 from tests.helpers.small import binary, small_vae
 
@@ -145,7 +145,7 @@ def test_a_run_killed_after_any_step_goes_on_to_the_same_bits(case, tmp_path):
 @pytest.mark.parametrize("case", CASES[:5] if HEAVY else [annealed, aggressive], ids=lambda case: case.__name__)
 def test_a_traced_run_goes_on_to_the_same_bits(case, tmp_path, monkeypatch):
     """A short last batch that is traced once it is met often enough, and changing numbers, included."""
-    monkeypatch.setattr(engines, "RARE", 2)
+    monkeypatch.setattr(traced, "RARE", 2)
     whole = trained(case, tmp_path / "whole", engine="trace")
     assert "traced" in whole[0].engine and "refused" not in whole[0].engine
     for step in (2, 2 * STEPS + 1):
@@ -166,10 +166,10 @@ def choices(keeper):
 def test_a_run_that_compiles_on_the_way_goes_on_to_the_same_bits(tmp_path, monkeypatch):
     """auto: cut before the compiler is called, and after; the flat graph's steps and the compiled ones are where they were."""
     for name, value in {"WORTH_TRACE": 1, "WORTH_COMPILE": 1, "PATIENCE": 4}.items():
-        monkeypatch.setattr(engines, name, value)
+        monkeypatch.setattr(traced, name, value)
     made = []
-    finish = engines.FINISH["compile"]
-    monkeypatch.setitem(engines.FINISH, "compile", lambda *a: made.append(1) or finish(*a))
+    finish = traced.FINISH["compile"]
+    monkeypatch.setitem(traced.FINISH, "compile", lambda *a: made.append(1) or finish(*a))
     whole = outcome(*trained(annealed, tmp_path / "whole", batch_size=10, epochs=5))
     assert len(made) == 1
     for step in (3, 8) if HEAVY else (8,):
@@ -438,7 +438,7 @@ def test_after_some_in_a_row_training_stops_with_the_first_bad_site_and_a_capsul
 
 def test_a_device_that_does_not_hold_a_batch_is_said_with_a_batch_that_may_fit(monkeypatch):
     from pyro_vae.errors import DeviceMemoryError
-    from pyro_vae.train.step import Step
+    from pyro_vae.training.step import Step
 
     def full(self, *batch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.\nmore")

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from pyro_vae import selftest
-from pyro_vae.cli import main
+from pyro_vae.cli.main import main
 from pyro_vae.errors import StorageError
+from pyro_vae.runs import selftest as selftest_module
 from pyro_vae.runs.checkpoint import Checkpoints
 
 
@@ -13,29 +13,29 @@ from pyro_vae.runs.checkpoint import Checkpoints
 def quick(monkeypatch, request):
     """Its own process is started in one test only."""
     if "whole" not in request.node.name:
-        monkeypatch.delitem(selftest.CHECKS, "kill and resume")
+        monkeypatch.delitem(selftest_module.CHECKS, "kill and resume")
 
 
 def results():
-    return {name: (result, found) for name, result, found, _ in selftest.outcomes()}
+    return {name: (result, found) for name, result, found, _ in selftest_module.outcomes()}
 
 
 def test_the_whole_selftest_passes_and_prints_a_table(capsys):
     assert main(["selftest"]) == 0
     said = capsys.readouterr().out
-    assert all(name.split()[0] in said for name in selftest.CHECKS) and "FAILED" not in said
+    assert all(name.split()[0] in said for name in selftest_module.CHECKS) and "FAILED" not in said
     assert "to the" in said and "nats" in said
 
 
 def test_a_wrong_estimate_is_found(monkeypatch):
-    real = selftest.log_likelihood
+    real = selftest_module.log_likelihood
 
     def biased(*args, **options):
         evidence = real(*args, **options)
         evidence.log_px.add_(0.001)
         return evidence
 
-    monkeypatch.setattr(selftest, "log_likelihood", biased)
+    monkeypatch.setattr(selftest_module, "log_likelihood", biased)
     assert results()["log p(x) against closed form"][0] == "FAILED"
 
 
@@ -43,8 +43,8 @@ def test_a_reader_without_digests_is_found(monkeypatch):
     monkeypatch.setattr(
         Checkpoints, "checked", staticmethod(lambda path, said, limit: path.read_bytes().ljust(said["bytes"]))
     )
-    monkeypatch.setattr("pyro_vae.runs.checkpoint.check_seal", lambda *_: None)
-    monkeypatch.setattr("pyro_vae.common.safe_read.tensor_digest", lambda tensors: "same")
+    monkeypatch.setattr("pyro_vae.common.safe_read.check_seal", lambda *_: None)
+    monkeypatch.setattr("pyro_vae.common.digests.tensor_digest", lambda tensors: "same")
     assert results()["damaged files"][0] == "FAILED"
 
 
@@ -63,7 +63,7 @@ def test_a_save_that_leaves_half_a_generation_is_found(monkeypatch):
 
 
 def test_a_check_that_moves_the_random_state_is_found(monkeypatch, capsys):
-    monkeypatch.setitem(selftest.CHECKS, "full disk", lambda here: str(torch.rand(1)))
+    monkeypatch.setitem(selftest_module.CHECKS, "full disk", lambda here: str(torch.rand(1)))
     assert results()["validation and random state"][0] == "FAILED"
     assert main(["selftest"]) == 1
     assert "1 of 5 checks failed" in capsys.readouterr().err

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_vae import workflows
-from pyro_vae.cli import main
+from pyro_vae.cli.main import main
 from pyro_vae.errors import (
     BusyError,
     CheckpointError,
@@ -24,16 +23,17 @@ from pyro_vae.errors import (
     RunFolderError,
     StorageError,
 )
-from pyro_vae.evaluate.saving import load_evidence
-from pyro_vae.opening import load_run
-from pyro_vae.particles import Kept
-from pyro_vae.resuming import resume_run
+from pyro_vae.evidence.importance.storage import load_evidence
 from pyro_vae.runs import folder
+from pyro_vae.runs import train_run as train_run_module
 from pyro_vae.runs.checkpoint import Checkpoints
 from pyro_vae.runs.config import Config
+from pyro_vae.runs.evaluate_run import evaluate_run
+from pyro_vae.runs.load import load_run
 from pyro_vae.runs.lock import locked
-from pyro_vae.scoring import evaluate_run
-from pyro_vae.workflows import train_run
+from pyro_vae.runs.particle_cache import ParticleCache
+from pyro_vae.runs.resume_run import resume_run
+from pyro_vae.runs.train_run import train_run
 from tests.helpers import kills
 from tests.helpers.bits import same
 from tests.helpers.environment import ENV, HEAVY
@@ -43,7 +43,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
-    monkeypatch.setattr(workflows, "draw_figures", lambda *_: None)
+    monkeypatch.setattr(train_run_module, "draw_figures", lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def config(data):
 def trained(config, tmp_path_factory):
     path = tmp_path_factory.mktemp("trained") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(workflows, "draw_figures", lambda *_: None)
+        patch.setattr(train_run_module, "draw_figures", lambda *_: None)
         train_run(config, path, num_samples=20, device="cpu")
     return path
 
@@ -137,7 +137,7 @@ def test_changed_data_is_refused(run, config, data, tmp_path):
 
 def test_other_versions_go_on_and_say_so(config, tmp_path, monkeypatch, capsys):
     cut(config, tmp_path / "run", monkeypatch)
-    monkeypatch.setattr("pyro_vae.resuming.versions", lambda: {"pyro-ppl": "9.9"})
+    monkeypatch.setattr("pyro_vae.common.environment.versions", lambda: {"pyro-ppl": "9.9"})
     evidence = resume_run(tmp_path / "run", device="cpu", num_samples=5)
     assert "not bit-exact" in (said := capsys.readouterr().err) and "pyro-ppl" in said
     assert evidence["training"]["resumed"] == {"times": 1, "exact": False}
@@ -146,7 +146,7 @@ def test_other_versions_go_on_and_say_so(config, tmp_path, monkeypatch, capsys):
 def cut(config, path, monkeypatch, epoch=1):
     """A run whose user's terminal is closed after an epoch."""
     with monkeypatch.context() as patch:
-        patch.setattr(workflows.Curve, "__call__", interrupting(workflows.Curve.__call__, epoch))
+        patch.setattr(train_run_module.Curve, "__call__", interrupting(train_run_module.Curve.__call__, epoch))
         with pytest.raises(Interrupted, match="go on with: pyro-vae train --resume"):
             train_run(config, path, device="cpu", num_samples=5)
 
@@ -199,7 +199,7 @@ ON_A_DISK = """
 import pathlib, sys
 from pyro_vae import keeping, workflows
 from pyro_vae.errors import StorageError
-from pyro_vae.resuming import resume_run
+from pyro_vae.runs.resume_run import resume_run
 from pyro_vae.runs.checkpoint import Checkpoints
 from pyro_vae.runs.config import Config
 
@@ -242,13 +242,13 @@ def test_a_run_on_a_disk_that_fills_up_stops_and_goes_on_exactly_once_there_is_r
 
 
 def test_a_folder_that_vanishes_is_a_storage_error(config, tmp_path, monkeypatch):
-    real = workflows.Curve.__call__
+    real = train_run_module.Curve.__call__
 
     def vanish(self, record):
         shutil.rmtree(self.path)
         return real(self, record)
 
-    monkeypatch.setattr(workflows.Curve, "__call__", vanish)
+    monkeypatch.setattr(train_run_module.Curve, "__call__", vanish)
     with pytest.raises(StorageError, match="was it moved or deleted"):
         train_run(config, tmp_path / "run", device="cpu")
 
@@ -282,7 +282,7 @@ def many(config, tmp_path_factory):
     np.save(here / "x.npy", np.random.default_rng(1).normal(size=(1500, 6)).astype(np.float32))
     made = Config(**(config.__dict__ | {"data": str(here / "x.npy"), "epochs": 1, "batch_size": 500}))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(workflows, "draw_figures", lambda *_: None)
+        patch.setattr(train_run_module, "draw_figures", lambda *_: None)
         train_run(made, here / "run", device="cpu", num_samples=10)
     whole = evaluate_run(here / "run", num_samples=70, device="cpu")
     return here / "run", whole["log_px"], (here / "run" / "evidence.csv").read_bytes()
@@ -292,7 +292,7 @@ def killed_evaluation(run, blocks=2):
     """An evaluation in a child that is killed, kill -9, after some blocks; each is written at once."""
     child = os.fork()
     if not child:
-        real, taken = Kept.take, []
+        real, taken = ParticleCache.take, []
 
         def take(self, ledgers, said):
             self.wait = 0
@@ -301,7 +301,7 @@ def killed_evaluation(run, blocks=2):
             if len(taken) == blocks:
                 os.kill(os.getpid(), 9)
 
-        Kept.take = take
+        ParticleCache.take = take
         with suppress(BaseException):
             evaluate_run(run, num_samples=70, device="cpu")
         os._exit(1)
@@ -328,7 +328,7 @@ def test_particles_that_nobody_asked_for_go_and_those_of_another_evaluation_stay
     left = kept.read_bytes()
     evaluate_run(run, num_samples=10, device="cpu")  # over before it has written any of its own
     assert kept.read_bytes() == left
-    monkeypatch.setattr("pyro_vae.particles.SECONDS", 0.0)
+    monkeypatch.setattr("pyro_vae.runs.particle_cache.SECONDS", 0.0)
     evaluate_run(run, num_samples=70, device="cpu")  # written on the way
     assert not kept.exists()
 

@@ -13,13 +13,13 @@ from torch import nn
 
 from pyro_vae import MLP, VAE, Conditional, StandardNormal, adam, bernoulli, normal
 from pyro_vae import fit as noisy_fit
+from pyro_vae.diagnostics.latent_usage import latents
 from pyro_vae.errors import DivergedError, UsageError
-from pyro_vae.infer.latents import latents
-from pyro_vae.models.register import register
-from pyro_vae.parts.posteriors import SemiAmortized
-from pyro_vae.parts.priors import VampPrior
-from pyro_vae.train.lagging import Aggressive, Lagging, dependence
-from pyro_vae.train.step import Step
+from pyro_vae.posteriors import SemiAmortized
+from pyro_vae.priors import VampPrior
+from pyro_vae.programs.parameters import register
+from pyro_vae.training.aggressive_inference import Aggressive, Lagging, dependence
+from pyro_vae.training.step import Step
 from tests.helpers.bits import same
 from tests.helpers.small import binary, small_vae, state_of
 

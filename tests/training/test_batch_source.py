@@ -11,9 +11,9 @@ import torch
 from pyro_vae import binarize
 from pyro_vae import fit as fit_
 from pyro_vae.errors import DivergedError, Interrupted
-from pyro_vae.train import feed
-from pyro_vae.train.feed import Resident, Streamed, feed_of, near
-from pyro_vae.train.order import Order
+from pyro_vae.training import batch_source
+from pyro_vae.training.batch_source import Resident, Streamed, feed_of, near
+from pyro_vae.training.shuffle import Order
 from tests.helpers.small import small_vae
 
 fit = partial(fit_, verbose=False, epochs=3, batch_size=8, seed=5, engine="eager")
@@ -31,7 +31,9 @@ def streamed(monkeypatch):
             fetched.append((threading.current_thread().name, rows.tolist()))
             return super().fetch(rows)
 
-    monkeypatch.setattr(sys.modules["pyro_vae.train.fit"], "feed_of", lambda data, device: (data, Noted(data, device)))
+    monkeypatch.setattr(
+        sys.modules["pyro_vae.training.fit"], "feed_of", lambda data, device: (data, Noted(data, device))
+    )
     return fetched
 
 
@@ -105,9 +107,9 @@ def test_a_bad_row_from_the_host_is_named(streamed):
 
 def test_rows_go_to_the_device_if_they_take_half_of_its_memory_at_most(monkeypatch):
     device = torch.device("meta")
-    monkeypatch.setattr(feed, "room", lambda _: 2.0 * ROWS.nbytes)
+    monkeypatch.setattr(batch_source, "room", lambda _: 2.0 * ROWS.nbytes)
     assert isinstance(feed_of((ROWS,), device)[1], Resident)
-    monkeypatch.setattr(feed, "room", lambda _: 2.0 * ROWS.nbytes - 1)
+    monkeypatch.setattr(batch_source, "room", lambda _: 2.0 * ROWS.nbytes - 1)
     data, kept = feed_of((ROWS,), device)
     assert isinstance(kept, Streamed) and data[0] is ROWS and (kept.device, kept.rows_on) == (device, CPU)
     kept.close()

@@ -26,12 +26,14 @@ from pyro_vae import (
     adam,
     binarize,
     cosine,
-    families,
+    likelihoods,
     log_likelihood,
     normal,
     warmup,
 )
 from pyro_vae import fit as noisy_fit
+from pyro_vae.common.random import seeded
+from pyro_vae.diagnostics.latent_usage import latents
 from pyro_vae.errors import (
     DataConversionWarning,
     DataError,
@@ -43,15 +45,13 @@ from pyro_vae.errors import (
     SupportError,
     UsageError,
 )
-from pyro_vae.infer.check_training import check_training
-from pyro_vae.infer.latents import latents
-from pyro_vae.infer.support import check_support
-from pyro_vae.models.register import register
-from pyro_vae.seeding import seeded
-from pyro_vae.train import loop
-from pyro_vae.train.loop import ELBO_NOISE
-from pyro_vae.train.monitor import LATENT_KEYS, collapsed, true_elbo
-from pyro_vae.train.step import Step
+from pyro_vae.programs.parameters import register
+from pyro_vae.programs.support import check_support
+from pyro_vae.training import trainer
+from pyro_vae.training.metrics import LATENT_KEYS, collapsed, true_elbo
+from pyro_vae.training.preflight import check_training
+from pyro_vae.training.shuffle import ELBO_NOISE
+from pyro_vae.training.step import Step
 from tests.helpers.bits import same
 from tests.helpers.exact import LinearGaussian
 from tests.helpers.small import binary, small_vae, state_of
@@ -287,7 +287,7 @@ def test_watching_the_latents_changes_no_run(monkeypatch):
     x, start = binary(), small_vae()
     watched, blind = copy.deepcopy(start), copy.deepcopy(start)
     a = fit(watched, x, validation=x[:9], epochs=6, batch_size=16)
-    monkeypatch.setattr(loop, "latent_use", lambda step, batch, seed: {"mutual_information": None})
+    monkeypatch.setattr(trainer, "latent_use", lambda step, batch, seed: {"mutual_information": None})
     b = fit(blind, x, validation=x[:9], epochs=6, batch_size=16)
     assert same(state_of(watched), state_of(blind))
     assert [r["elbo"] for r in a.history] == [r["elbo"] for r in b.history]
@@ -605,7 +605,9 @@ def test_what_may_be_meant_is_said_and_trains(capsys):
 
 @pytest.mark.parametrize(("top", "said"), [(255, True), (40, False)])
 def test_pixels_under_poisson_are_asked_about(top, said, capsys):
-    vae = VAE(StandardNormal(2), Conditional(MLP(2, 6, (8,)), families.poisson), Conditional(MLP(6, 4, (8,)), normal))
+    vae = VAE(
+        StandardNormal(2), Conditional(MLP(2, 6, (8,)), likelihoods.poisson), Conditional(MLP(6, 4, (8,)), normal)
+    )
     noisy_fit(vae, torch.randint(0, top + 1, (100, 6)).float().clamp_min(top - 3), epochs=1)
     assert ("are these pixels? Fix: scale pixels to [0, 1]" in capsys.readouterr().err) == said
 
@@ -658,7 +660,7 @@ def test_the_first_check_leaves_the_training_as_it_was(monkeypatch):
     x, start = binary(100), small_vae()
     checked, unchecked = copy.deepcopy(start), copy.deepcopy(start)
     a = fit(checked, x, epochs=2, transform=binarize)
-    monkeypatch.setattr("pyro_vae.train.fit.check_training", lambda *_: [])
+    monkeypatch.setattr("pyro_vae.training.preflight.check_training", lambda *_: [])
     b = fit(unchecked, x, epochs=2, transform=binarize)
     assert same(state_of(checked), state_of(unchecked)) and numbers(a) == numbers(b)
 
@@ -666,13 +668,13 @@ def test_the_first_check_leaves_the_training_as_it_was(monkeypatch):
 @pytest.mark.parametrize(
     ("likelihood", "spoil", "message"),
     [
-        (families.beta, 0.0, r"\(0 < y < 1\): row 77 holds 0 in column 2 \(rows 77; values go from 0 to 0\.5\)"),
+        (likelihoods.beta, 0.0, r"\(0 < y < 1\): row 77 holds 0 in column 2 \(rows 77; values go from 0 to 0\.5\)"),
         (
-            families.beta,
+            likelihoods.beta,
             1.0,
             r"row 77 holds 1 in column 2 \(rows 77; values go from 0\.5 to 1\)\. The density there is zero",
         ),
-        (families.categorical(256), 256.0, r"row 77 holds 256 in column 2 \(rows 77; values go from 1 to 256\)"),
+        (likelihoods.categorical(256), 256.0, r"row 77 holds 256 in column 2 \(rows 77; values go from 1 to 256\)"),
         (
             lambda h: dist.Dirichlet(softplus(h)),
             0.75,

@@ -14,17 +14,17 @@ from torch import nn
 
 from pyro_vae import MLP, VAE, Bound, Conditional, StandardNormal, adam, bernoulli, fit, iwae, normal
 from pyro_vae.errors import DivergedError, UsageError
-from pyro_vae.infer.handlers import Settled
-from pyro_vae.infer.programs import without_validation
-from pyro_vae.infer.stock import mean_field, tensor_loss, trace_elbo, unscored
-from pyro_vae.models.register import register
-from pyro_vae.train import checked, precision, threads
-from pyro_vae.train.compiled import compiler
-from pyro_vae.train.precision import Bfloat16
-from pyro_vae.train.step import Step
-from pyro_vae.train.threads import all_threads, mkl
-from pyro_vae.train.update import take_step
-from pyro_vae.train.watch import Late, can_skip
+from pyro_vae.objectives.pyro_elbos import mean_field, tensor_loss, trace_elbo, unscored
+from pyro_vae.programs.pair import without_validation
+from pyro_vae.programs.parameters import ParametersRegistered, register
+from pyro_vae.training import mkl_threads, precision
+from pyro_vae.training.engines import verify
+from pyro_vae.training.engines.inductor import compiler
+from pyro_vae.training.finite_checks import Late, can_skip
+from pyro_vae.training.fused_adam import take_step
+from pyro_vae.training.mkl_threads import all_threads, mkl
+from pyro_vae.training.precision import Bfloat16
+from pyro_vae.training.step import Step
 from tests.helpers.recording import NumbersRead
 from tests.helpers.small import binary, small_vae
 
@@ -76,7 +76,7 @@ def stock(objective, vae, x):
 
 def lean(loss_of, vae, x):
     torch.manual_seed(3)
-    with without_validation(), Settled():
+    with without_validation(), ParametersRegistered():
         loss = loss_of(vae.model, vae.guide, x)
     return loss.item(), torch.autograd.grad(loss, list(vae.parameters()))
 
@@ -322,7 +322,7 @@ def test_compiled_bfloat16_rounds_elsewhere_and_is_taken(monkeypatch):
         return fit(vae, x, epochs=2, batch_size=64, verbose=False, precision="bf16", engine="compile").engine
 
     assert "compiled in" in (said := engine()) and "eager from here on" not in said, said
-    monkeypatch.setattr(checked, "ROUNDED", 1e-9)
+    monkeypatch.setattr(verify, "ROUNDED", 1e-9)
     assert "eager from here on" in engine()
 
 
@@ -338,6 +338,6 @@ def test_the_matrix_library_gets_its_threads_back():
 
 
 def test_without_the_switch_nothing_happens(monkeypatch):
-    monkeypatch.setattr(threads, "mkl", lambda: None)
+    monkeypatch.setattr(mkl_threads, "mkl", lambda: None)
     with all_threads() as switched:
         assert switched is False

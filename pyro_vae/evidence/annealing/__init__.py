@@ -1,1 +1,1 @@
-"""Annealed importance sampling: densities along the path, transitions, schedules."""
+"""log p(x) by annealed importance sampling, forward and in reverse."""

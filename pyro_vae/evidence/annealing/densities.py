@@ -10,17 +10,8 @@ from pyro import plate, poutine
 from torch import Tensor
 
 from pyro_vae.errors import ProgramError
-from pyro_vae.infer.weights import (
-    PARTICLES,
-    Plates,
-    Program,
-    Site,
-    check_pair,
-    row_log_prob,
-    sample_sites,
-    sum_terms,
-    trace_pair,
-)
+from pyro_vae.programs.plates import Plates, row_log_prob
+from pyro_vae.programs.sites import PARTICLES, Program, Site, check_pair, sample_sites, sum_terms, trace_pair
 from pyro_vae.programs.unconstrained import SiteLayout, SubstituteLatents, check_continuous
 
 Sites = dict[str, Site]
@@ -74,7 +65,7 @@ class Densities:
         model: a Pyro program, as for :func:`~pyro_vae.log_weights`.
         guide: its guide; only asked where it is the start.
         args: x and contexts, as tensors.
-        plates: from :func:`~pyro_vae.infer.weights.find_plates`.
+        plates: from :func:`~pyro_vae.programs.plates.find_plates`.
         start: where chains start, the model's prior or the guide.
 
     Raises:

@@ -12,10 +12,10 @@ from pyro.contrib.zuko import ZukoToPyro
 from pyro_vae import MLP, VAE, Conditional, bernoulli, priors
 from pyro_vae import normal as normal_family
 from pyro_vae.errors import ProgramError, SupportError, UsageError
-from pyro_vae.evaluate.paths import Frozen, Settings, adaptive, betas
 from pyro_vae.evidence.annealing.densities import Densities
-from pyro_vae.infer.weights import find_plates
-from pyro_vae.parts.flows import FlowPrior
+from pyro_vae.evidence.annealing.schedule import AISSettings, AnnealingPath, adaptive, betas
+from pyro_vae.priors.flow import FlowPrior
+from pyro_vae.programs.plates import find_plates
 from tests.helpers.annealing import ais, check_frozen, check_unbiased, drawn, grouped, grouped_guide, quick
 from tests.helpers.conjugate import PROBLEMS, GammaPoisson, NormalGamma
 from tests.helpers.exact import LinearGaussian
@@ -266,10 +266,10 @@ def test_schedules():
 
 def test_adaptive_is_dense_where_the_ratio_varies():
     b = torch.linspace(0, 1, 101).double()
-    steep = adaptive(Frozen(b, torch.ones(101, 1), torch.where(b < 0.1, 100.0, 1.0).double()), 20)
+    steep = adaptive(AnnealingPath(b, torch.ones(101, 1), torch.where(b < 0.1, 100.0, 1.0).double()), 20)
     assert steep[0] == 0 and steep[-1] == 1 and (steep.diff() > 0).all()
     assert (steep < 0.12).sum() > 12
-    flat = adaptive(Frozen(b, torch.ones(101, 1), torch.zeros(101).double()), 4)
+    flat = adaptive(AnnealingPath(b, torch.ones(101, 1), torch.zeros(101).double()), 4)
     torch.testing.assert_close(flat, torch.linspace(0, 1, 5).double())
 
 
@@ -365,4 +365,4 @@ def test_a_subsampling_plate():
 )
 def test_options_out_of_range(options):
     with pytest.raises(UsageError, match=next(iter(options))):
-        Settings(**options).check()
+        AISSettings(**options).check()

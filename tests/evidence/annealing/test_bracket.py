@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from pyro_vae.errors import ProgramError, ShapeError, UsageError
-from pyro_vae.evaluate import bracket as module
-from pyro_vae.evaluate.simulate import simulate
+from pyro_vae.evidence.annealing import bracket as module
+from pyro_vae.programs.simulate import simulate
 from tests.helpers.annealing import bdmc, bracket, check_unbiased, check_upper, drawn, grouped, grouped_guide, narrow
 from tests.helpers.conjugate import PROBLEMS, GammaPoisson, NormalGamma
 from tests.helpers.exact import LinearGaussian

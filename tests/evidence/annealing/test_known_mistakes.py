@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from pyro_vae.evaluate import annealing, hmc
+from pyro_vae.evidence.annealing import ais as ais_module
+from pyro_vae.evidence.annealing import hmc
 from pyro_vae.evidence.annealing.densities import Densities, total
-from pyro_vae.infer.weights import sum_rows
+from pyro_vae.programs.plates import sum_rows
 from pyro_vae.programs.unconstrained import SubstituteLatents
 from tests.helpers.annealing import check_frozen, check_unbiased, check_upper, drawn, narrow, quick
 from tests.helpers.conjugate import BetaBernoulli, GammaPoisson, NormalGamma
@@ -48,7 +49,7 @@ def stepping_by_its_gradient(density, beta, point, step, leapfrogs):
     return point.replaced(end, hmc.accepts(change)), change.clamp(max=0).exp()
 
 
-def adapting_by_acceptance(density, frozen, t, point, log_w, leapfrogs, right=annealing.advance):
+def adapting_by_acceptance(density, frozen, t, point, log_w, leapfrogs, right=ais_module.advance):
     """Steps follow the acceptance of the weighted run, shared by chains: a bias too small to see; the steps show it."""
     point, log_w, acceptance = right(density, frozen, t, point, log_w, leapfrogs)
     if t + 1 < len(frozen.steps):
@@ -82,12 +83,12 @@ CHECKS = {
     "beta, back": lambda: backward(BetaBernoulli, step_size=1.2),
 }
 BROKEN = {
-    "transition before weight": (annealing, "advance", transition_first),
+    "transition before weight": (ais_module, "advance", transition_first),
     "leapfrog off by one": (hmc, "leapfrog", one_drift_too_few),
     "prior hard-coded": (Densities, "log_prior", standard_normal),
     "Jacobian missing": (SubstituteLatents, "log_jacobian", no_jacobian),
     "no Metropolis correction": (hmc, "accepts", always),
-    "step adapted inside the run": (annealing, "transition", stepping_by_its_gradient),
+    "step adapted inside the run": (ais_module, "transition", stepping_by_its_gradient),
 }
 CAUGHT = [
     ("transition before weight", "gamma"),
@@ -129,6 +130,6 @@ def test_every_broken_one_is_caught():
 
 def test_steps_that_adapt_by_acceptance_are_seen(monkeypatch):
     check_frozen(monkeypatch)
-    monkeypatch.setattr(annealing, "advance", adapting_by_acceptance)
+    monkeypatch.setattr(ais_module, "advance", adapting_by_acceptance)
     with pytest.raises(AssertionError, match="not the steps"):
         check_frozen(monkeypatch)

@@ -14,15 +14,19 @@ from torch import nn
 
 from pyro_vae import MLP, VAE, Conditional, Evidence, StandardNormal, ais, bernoulli, check, normal
 from pyro_vae import log_likelihood as noisy_log_likelihood
+from pyro_vae.distributions.missing import Observed
 from pyro_vae.errors import ProgramError, UsageError
-from pyro_vae.evaluate import enumeration, grid, joint
-from pyro_vae.evaluate.measure import measure_of
-from pyro_vae.evaluate.oracles import Exact, enumerate_latents, linear_gaussian, quadrature
-from pyro_vae.evaluate.oracles import exact as by_an_oracle
-from pyro_vae.infer.support import check_support
-from pyro_vae.parts.flows import FlowPrior
-from pyro_vae.parts.missing import Observed, SkipMissing, WithMask
-from pyro_vae.runs import marginal
+from pyro_vae.evidence.exact import enumeration, joint, trapezoid
+from pyro_vae.evidence.exact.choose import exact as by_an_oracle
+from pyro_vae.evidence.exact.enumeration import enumerate_latents
+from pyro_vae.evidence.exact.linear_gaussian import linear_gaussian
+from pyro_vae.evidence.exact.quadrature import quadrature
+from pyro_vae.evidence.exact.result import Exact
+from pyro_vae.models.missing import SkipMissing, WithMask
+from pyro_vae.priors.flow import FlowPrior
+from pyro_vae.programs.measure import measure_of
+from pyro_vae.programs.support import check_support
+from pyro_vae.runs import marginal_baseline
 
 log_likelihood = partial(noisy_log_likelihood, verbose=False)
 nan = math.nan
@@ -308,7 +312,7 @@ def test_one_grid_and_many_agree_and_so_do_looking_up_and_scoring(pair, monkeypa
 
 
 def test_the_shared_decoder_runs_once_at_each_grid_point(monkeypatch):
-    monkeypatch.setattr(grid, "ROUNDS", 0)  # of looking where to lay the grid
+    monkeypatch.setattr(trapezoid, "ROUNDS", 0)  # of looking where to lay the grid
     vae, x = curved()
     seen = []
     vae.likelihood.register_forward_hook(lambda module, args, out: seen.append(math.prod(args[0].shape[:-1])))
@@ -362,7 +366,7 @@ def cut_at_the_mode(monkeypatch, x):
     """A first grid that ends where the posterior has its maximum."""
     a = draws(1, 4)
     monkeypatch.setattr(
-        grid.Rule, "widen", lambda self, f, box, rows: grid.Box(box.lower, (x @ a.T / a.square().sum())[rows])
+        trapezoid.Rule, "widen", lambda self, f, box, rows: trapezoid.Box(box.lower, (x @ a.T / a.square().sum())[rows])
     )
 
 
@@ -379,8 +383,8 @@ def test_mass_that_is_cut_is_found_out(monkeypatch):
     model, x = linear_model(1)
     exact = linear_gaussian(model, None, x).log_px
     cut_at_the_mode(monkeypatch, x)
-    both = grid.Rule.around
-    monkeypatch.setattr(grid.Rule, "around", lambda self, row, digits: both(self, row, digits - 1))
+    both = trapezoid.Rule.around
+    monkeypatch.setattr(trapezoid.Rule, "around", lambda self, row, digits: both(self, row, digits - 1))
     found = quadrature(model, None, x)
     assert not ((found.log_px - exact).abs() <= found.error).any()
 
@@ -568,7 +572,7 @@ def test_auto_is_an_oracle_where_one_applies_and_sampling_where_none_does(monkey
     close(found.log_px, stats.nbinom.logpmf(x.numpy(), 2.5, 0.7 / 1.7), 1e-5)
     sampled = log_likelihood(mixed, mixed_guide, torch.zeros(2), method="auto", num_samples=50)
     assert isinstance(sampled, Evidence) and sampled.num_samples == 50 and "importance sampling" in str(sampled)
-    monkeypatch.setattr(grid.Rule, "rough", lambda self, log_px, error: torch.ones_like(error, dtype=torch.bool))
+    monkeypatch.setattr(trapezoid.Rule, "rough", lambda self, log_px, error: torch.ones_like(error, dtype=torch.bool))
     rough = log_likelihood(gamma_poisson, lognormal_guide, x, method="auto", num_samples=50)
     assert isinstance(rough, Evidence)  # a flagged oracle is none
 
@@ -656,7 +660,7 @@ def test_missing_values_of_a_distribution_that_does_not_say_its_support():
     with pytest.raises(ProgramError, match="a Silent does not say what its support is, and so not what may stand"):
         Observed(Silent((3,), 0)).log_prob(torch.tensor([0.0, nan, 1.0]))
     with pytest.raises(ProgramError, match="site 'x': Silent does not say"):
-        marginal.fit_marginal(lambda h: Silent((len(h),), 0), 3, torch.zeros(4, 3))
+        marginal_baseline.fit_marginal(lambda h: Silent((len(h),), 0), 3, torch.zeros(4, 3))
 
 
 def test_a_method_that_is_none_and_parts_of_what_may_be_exact():
@@ -701,12 +705,12 @@ def test_a_missing_jacobian_is_found(monkeypatch):
 
 
 def test_grid_weights_that_are_off_are_found(monkeypatch):
-    monkeypatch.setattr(grid.Lattice, "log_cell", property(lambda self: (1.01 * self.step).log().sum(-1)))
+    monkeypatch.setattr(trapezoid.Lattice, "log_cell", property(lambda self: (1.01 * self.step).log().sum(-1)))
     fails(gamma_poisson_check)
 
 
 def test_a_halving_that_is_forgotten_is_found(monkeypatch):
-    monkeypatch.setattr(grid.Lattice, "halved", lambda self: self)
+    monkeypatch.setattr(trapezoid.Lattice, "halved", lambda self: self)
     fails(lambda: test_quadrature_is_the_closed_form(2, 0.02))
 
 

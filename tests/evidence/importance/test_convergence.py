@@ -7,7 +7,7 @@ import torch
 
 from pyro_vae import log_likelihood
 from pyro_vae.errors import UsageError
-from pyro_vae.evaluate.convergence import convergence
+from pyro_vae.evidence.importance.convergence import convergence
 from tests.helpers.conjugate import GammaPoisson
 
 PAIR = GammaPoisson()

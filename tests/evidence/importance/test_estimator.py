@@ -30,13 +30,13 @@ from pyro_vae.errors import (
     UnreliableError,
     UsageError,
 )
-from pyro_vae.evaluate import sampler
-from pyro_vae.evaluate.evidence import DIAGNOSTICS, ROW_FIELDS, Evidence
-from pyro_vae.evaluate.measure import dominating, measure_of
-from pyro_vae.evaluate.moments import Ledger, Moments
-from pyro_vae.evaluate.pareto import Top, gpd_shape, khat_threshold, pareto_khat, tail_size
-from pyro_vae.evaluate.proposals import GUIDE, Proposal, defensive, widen, widened
-from pyro_vae.evaluate.saving import load_evidence, save_evidence
+from pyro_vae.evidence.importance import sampler
+from pyro_vae.evidence.importance.accumulator import RowBlock, WeightSums
+from pyro_vae.evidence.importance.pareto import LargestWeights, gpd_shape, khat_threshold, pareto_khat, tail_size
+from pyro_vae.evidence.importance.proposals import GUIDE, Proposal, defensive, widen, widened
+from pyro_vae.evidence.importance.result import DIAGNOSTICS, ROW_FIELDS, Evidence
+from pyro_vae.evidence.importance.storage import load_evidence, save_evidence
+from pyro_vae.programs.measure import dominating, measure_of
 from tests.helpers.bits import same
 from tests.helpers.importance import (
     MODELS,
@@ -144,7 +144,7 @@ def test_the_jackknife_is_leave_one_out():
     """Against K L_K − (K − 1) mean_k L of all but k, by hand; for K > 64 the smaller weights enter by their squares only."""
     for k, atol in ((2, 1e-12), (7, 1e-12), (64, 1e-12), (65, 2e-5), (400, 1e-6), (3000, 1e-7)):
         log_w = 2 * torch.randn(k, 5, dtype=torch.float64)
-        moments = Moments(5, k)
+        moments = WeightSums(5, k)
         for part in log_w.split(17):
             moments.add(part)
         without = torch.stack([torch.cat([log_w[:i], log_w[i + 1 :]]).logsumexp(0) for i in range(k)]) - math.log(k - 1)
@@ -153,7 +153,7 @@ def test_the_jackknife_is_leave_one_out():
 
 
 def test_the_jackknife_of_one_weight_that_is_all():
-    moments = Moments(1)
+    moments = WeightSums(1)
     moments.add(torch.tensor([[-900.0], [0.0], [-901.0]], dtype=torch.float64))
     without = [
         torch.tensor(w).logsumexp(0).item() - math.log(2) for w in ([0.0, -901.0], [-900.0, -901.0], [-900.0, 0.0])
@@ -164,7 +164,7 @@ def test_the_jackknife_of_one_weight_that_is_all():
 
 def test_the_residual_bias_is_the_delta_methods():
     """−½ (1/ESS − 1/K) in the mean over repeats, against the bias that is known: −½ Var(w) / K, Var(w) = 4/√7 − 1."""
-    moments = Moments(20_000, 200)
+    moments = WeightSums(20_000, 200)
     moments.add(gaussian_weights(200, 20_000))
     ess = Evidence(*torch.zeros(5, 20_000), num_samples=200, seed=0)
     estimated = -0.5 * (1 / moments.ess - 1 / 200)
@@ -217,7 +217,7 @@ def test_khat_does_not_move_with_a_constant():
 def test_the_tail_is_streamed():
     log_w = 3 * torch.randn(5000, 4, dtype=torch.float64)
     for step in (1000, 37):
-        top = Top(4, tail_size(5000) + 64)
+        top = LargestWeights(4, tail_size(5000) + 64)
         for part in log_w.split(step):
             top.add(part)
             assert top.values.shape[1] <= 2 * top.keep + step
@@ -225,7 +225,7 @@ def test_the_tail_is_streamed():
 
 
 def test_a_tail_that_was_let_go_is_not_made_up():
-    top = Top(1, 64)
+    top = LargestWeights(1, 64)
     top.add(torch.arange(1000.0, dtype=torch.float64).flip(0)[:, None])
     top.add(torch.full((4000, 1), -5.0, dtype=torch.float64))
     assert top.khat(5000).isnan().all()
@@ -556,7 +556,7 @@ def test_the_ledger_is_small():
     """Floats held after K particles, by row: they grow with √K at most."""
 
     def held(k):
-        ledger = Ledger(range(64), k)
+        ledger = RowBlock(range(64), k)
         for block in range(-(-k // ledger.size)):
             ledger.take(block, 0, torch.randn(ledger.extent(block), 64, dtype=torch.float64))
         tensors = [ledger.moments.sums, ledger.moments.top.values, *ledger.waiting.values()]

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from pyro_vae.errors import UsageError
-from pyro_vae.evaluate import evidence, moments, pareto, proposals, sampler
-from pyro_vae.evaluate.moments import Ledger, Moments, sums_of
-from pyro_vae.evaluate.pareto import pareto_khat, tail_size
-from pyro_vae.evaluate.proposals import GUIDE, Proposal, defensive, propose, terms_at, widen, widened
-from pyro_vae.infer.weights import sum_terms
+from pyro_vae.evidence.importance import accumulator, pareto, proposals, result, sampler
+from pyro_vae.evidence.importance.accumulator import RowBlock, WeightSums, sums_of
+from pyro_vae.evidence.importance.pareto import pareto_khat, tail_size
+from pyro_vae.evidence.importance.proposals import GUIDE, Proposal, defensive, propose, terms_at, widen, widened
+from pyro_vae.programs.sites import sum_terms
 from tests.helpers.importance import (
     MODELS,
     Chain,
@@ -137,10 +137,10 @@ def widened_by_the_variance(d, factor, site):
 
 
 BROKEN = [  # where, what, the mistake, what it is tried on
-    (Moments, "log_px", property(rounded_k), {}),
-    (Moments, "log_px", property(k_forgotten), {}),
-    (Moments, "log_px", property(mean_of_batch_means), {"k": 60}),
-    (Moments, "log_px", property(softmax_of_the_loss), {"k": 60}),
+    (WeightSums, "log_px", property(rounded_k), {}),
+    (WeightSums, "log_px", property(k_forgotten), {}),
+    (WeightSums, "log_px", property(mean_of_batch_means), {"k": 60}),
+    (WeightSums, "log_px", property(softmax_of_the_loss), {"k": 60}),
     (sampler.Sampler, "weigh", scaled_weights, {}),
     (sampler.Sampler, "weigh", summed_over_the_batch, {}),
     (sampler.Sampler, "draw", same_particles_in_each_block, {"k": 20_000}),
@@ -169,7 +169,7 @@ def test_another_proposal_is_no_mistake(monkeypatch):
 
 def check_extremes():
     """log p̂ of weights that no float holds."""
-    moments = Moments(1)
+    moments = WeightSums(1)
     moments.add(torch.tensor([[-20000.0], [-20900.0], [-20001.0]], dtype=torch.float64))
     assert moments.log_px.item() == pytest.approx(-20000 + math.log((1 + math.exp(-1)) / 3), abs=1e-9)
 
@@ -182,7 +182,7 @@ def shifted_by_the_least(log_w):
 
 def test_a_logsumexp_shifted_by_the_least_fails(monkeypatch):
     check_extremes()
-    monkeypatch.setattr(moments, "sums_of", shifted_by_the_least)
+    monkeypatch.setattr(accumulator, "sums_of", shifted_by_the_least)
     with pytest.raises(AssertionError):
         check_extremes()
 
@@ -233,19 +233,19 @@ def test_wrong_tails_fail(wrong):
 def test_wrong_thresholds_fail(monkeypatch, wrong):
     shapes = [0.2, 0.3, 1.2, 0.4, 1.5]
     check_flags(of_weights(pareto_rows(shapes)))
-    monkeypatch.setattr(evidence, "khat_threshold", wrong)
+    monkeypatch.setattr(result, "khat_threshold", wrong)
     with pytest.raises(AssertionError):
         check_flags(of_weights(pareto_rows(shapes)))
 
 
-class Overlapping(Ledger):
+class Overlapping(RowBlock):
     """Counts pieces that come twice."""
 
     def take(self, block, offset, log_w):
         self.moments.add(log_w)
 
 
-class OutOfTurn(Ledger):
+class OutOfTurn(RowBlock):
     """Adds sums as they come, not in their order."""
 
     def settle(self):
@@ -269,6 +269,6 @@ def check_order(kind):
 
 @pytest.mark.parametrize("broken", [Overlapping, OutOfTurn])
 def test_wrong_ledgers_fail(broken):
-    check_order(Ledger)
+    check_order(RowBlock)
     with pytest.raises((AssertionError, pytest.fail.Exception)):
         check_order(broken)

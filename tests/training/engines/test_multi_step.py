@@ -26,11 +26,12 @@ from pyro_vae import (
 )
 from pyro_vae import fit as fit_
 from pyro_vae.errors import DivergedError
-from pyro_vae.models.register import register
-from pyro_vae.train import engines, step, whole
-from pyro_vae.train.graph import Recorded
-from pyro_vae.train.watch import Late, Prompt, can_skip
-from pyro_vae.train.whole import STEPS, Whole
+from pyro_vae.programs.parameters import register
+from pyro_vae.training import step
+from pyro_vae.training.engines import multi_step, traced
+from pyro_vae.training.engines.cuda_graph import Recorded
+from pyro_vae.training.engines.multi_step import STEPS, Whole
+from pyro_vae.training.finite_checks import Late, Prompt, can_skip
 from tests.helpers.recording import Again, NumbersRead
 from tests.helpers.small import small_vae
 
@@ -44,14 +45,14 @@ def on_device(monkeypatch):
 
     def use(recorder=Again):
         made = []
-        monkeypatch.setattr(engines, "resolve", lambda engine, *_: (engine, "a test"))
-        monkeypatch.setitem(engines.FINISH, "graph", lambda flat, batch: Recorded(flat, batch, Again()))
+        monkeypatch.setattr(traced, "resolve", lambda engine, *_: (engine, "a test"))
+        monkeypatch.setitem(traced.FINISH, "graph", lambda flat, batch: Recorded(flat, batch, Again()))
         monkeypatch.setattr(
             step,
             "watch_of",
             lambda device, optimizer, prompt: Prompt() if prompt or not can_skip(optimizer) else Late(device),
         )
-        monkeypatch.setattr(whole, "CudaRecorder", lambda *_: made.append(recorder()) or made[-1])
+        monkeypatch.setattr(multi_step, "CudaRecorder", lambda *_: made.append(recorder()) or made[-1])
         return lambda: sum(one.replays for one in made)
 
     return use

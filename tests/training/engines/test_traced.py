@@ -41,14 +41,14 @@ from pyro_vae import (
     warmup,
 )
 from pyro_vae.errors import UsageError
-from pyro_vae.infer.analytic import analytic_kl
-from pyro_vae.models.register import register
-from pyro_vae.train import compiled, engines
-from pyro_vae.train.dials import Dial, Frozen, Panel, holds
-from pyro_vae.train.engines import Traced, resolve
-from pyro_vae.train.graph import Recorded
-from pyro_vae.train.step import Step
-from pyro_vae.train.trace import Untraceable, difference, trace
+from pyro_vae.objectives.analytic_kl import analytic_kl
+from pyro_vae.programs.parameters import register
+from pyro_vae.training.engines import inductor, traced
+from pyro_vae.training.engines.cuda_graph import Recorded
+from pyro_vae.training.engines.flat_graph import Untraceable, difference, trace
+from pyro_vae.training.engines.scheduled_values import Dial, Frozen, Panel, holds
+from pyro_vae.training.engines.traced import Traced, resolve
+from pyro_vae.training.step import Step
 from tests.helpers.recording import Again
 from tests.helpers.small import binary, small_vae
 
@@ -238,9 +238,9 @@ def test_a_frozen_number_is_another_run(monkeypatch):
 def test_the_last_uneven_batch_runs_eager_and_a_frequent_one_is_traced():
     vae = small_vae()
     step = Step(vae.model, vae.guide, Trace_ELBO(), adam())
-    step.engine = engine = Traced(step, [vae], engines.Panel())
+    step.engine = engine = Traced(step, [vae], traced.Panel())
     step(binary(20))
-    for rows in [8] * 3 + [5] * (engines.RARE - 1):
+    for rows in [8] * 3 + [5] * (traced.RARE - 1):
         step(binary(20)[:rows])
     assert len(engine.graphs) == 1
     step(binary(20)[:5])
@@ -441,7 +441,7 @@ def test_a_graph_that_is_not_the_step_is_never_used(wrong, monkeypatch):
         flat.run = run
         return flat
 
-    monkeypatch.setattr(engines, "trace", crooked)
+    monkeypatch.setattr(traced, "trace", crooked)
     check_refused(plain, f"the captured step is not the eager one: its {wrong} is")
 
 
@@ -477,7 +477,7 @@ def test_nothing_is_left_of_a_trace(monkeypatch):
 def test_the_compilers_log1p_is_exact_to_the_last_digits():
     x = torch.cat([torch.logspace(-40, 38, 4001), -torch.logspace(-40, -0.001, 1001)])
     exact = x.double().log1p()
-    off = ((compiled.log1p(x).double() - exact) / exact).abs()
+    off = ((inductor.log1p(x).double() - exact) / exact).abs()
     assert off.max() < 4e-7 and ((x + 1).log().double() / exact - 1).abs().max() > 0.5
 
 
@@ -519,8 +519,8 @@ class Stale(Again):
 
 
 def recorded_by(recorder, monkeypatch):
-    monkeypatch.setitem(engines.FINISH, "trace", lambda flat, batch: Recorded(flat, batch, recorder()))
-    monkeypatch.setitem(engines.MADE, "trace", "recorded")
+    monkeypatch.setitem(traced.FINISH, "trace", lambda flat, batch: Recorded(flat, batch, recorder()))
+    monkeypatch.setitem(traced.MADE, "trace", "recorded")
 
 
 @pytest.mark.parametrize("make", [plain, noisy])
@@ -544,7 +544,7 @@ def test_auto_waits_with_what_takes_long(monkeypatch):
         made.append(engine.checks)
         return flat.module.forward
 
-    step.engine = engine = Traced(step, [vae], engines.Panel(), finish, "compile", patience=4)
+    step.engine = engine = Traced(step, [vae], traced.Panel(), finish, "compile", patience=4)
     for _ in range(9):
         step(binary(20))
     assert made == [1] and engine.checks == 2 and engine.refused is None
@@ -569,7 +569,7 @@ def test_parameters_that_moved_are_found(monkeypatch):
 def test_auto_goes_by_the_length_of_the_run(monkeypatch):
     assert [resolve("auto", n)[0] for n in (10, 5000, 10**6)] == ["eager", "trace", "compile"]
     assert resolve("auto", 5000, torch.device("cuda"))[0] == resolve("graph", 1, torch.device("cuda"))[0] == "graph"
-    monkeypatch.setattr(engines, "compiler", lambda: None)
+    monkeypatch.setattr(traced, "compiler", lambda: None)
     assert resolve("auto", 10**6) == ("trace", "auto: 1000000 steps; no C++ compiler for more")
     assert resolve("compile", 1) == ("trace", "compile was asked for, but no C++ compiler (g++ or clang++) was found")
     vae = small_vae()
@@ -586,15 +586,15 @@ def test_engines_that_are_not_here_are_refused():
 
 
 def test_a_compiler_that_fails_leaves_the_run_eager(monkeypatch):
-    monkeypatch.setattr(compiled, "compiler", lambda: None)
+    monkeypatch.setattr(inductor, "compiler", lambda: None)
     with pytest.raises(Untraceable, match="no C"):
-        compiled.compile_flat(SimpleNamespace(), [torch.zeros(1)])
+        inductor.compile_flat(SimpleNamespace(), [torch.zeros(1)])
     a, held, _ = runs(plain, "eager")
     b, other, said = runs(plain, "compile")
     assert "eager from here on: no C++ compiler" in said and a == b and all(map(torch.equal, held, other))
 
 
-@pytest.mark.skipif(compiled.compiler() is None, reason="no C++ compiler")
+@pytest.mark.skipif(inductor.compiler() is None, reason="no C++ compiler")
 def test_a_compiled_run_is_the_eager_one_within_rounding():
     validate, threads, state = Distribution._validate_args, torch.get_num_threads(), torch.get_rng_state()
     a, held, _ = runs(plain, "eager", epochs=25)

@@ -1,0 +1,132 @@
+"""The command line, `pyro-vae`: a config file under the flags, and what errors, signals and a closed output come to."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any
+
+import cyclopts
+from cyclopts import Parameter
+
+from pyro_vae.common.atomic_write import storage
+from pyro_vae.common.memory import fitting
+from pyro_vae.common.safe_read import parse_json, read_bytes
+from pyro_vae.errors import Interrupted, PyroVAEError, RunFolderError, UsageError
+from pyro_vae.runs import folder
+from pyro_vae.runs.checkpointer import terminable
+from pyro_vae.runs.config import Config
+
+from .commands import app
+
+
+@app.meta.default
+def launch(
+    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    config: Annotated[
+        Path | None, Parameter(help="JSON of config keys (a run's config.json will do); flags override it.")
+    ] = None,
+) -> None:
+    """Runs a command, with defaults from a config file if one is named."""
+    if tokens[:1] == ("train",) and config is None and (resumed := resumed_run(tokens)):
+        config = Path(resumed) / "config.json"
+        folder.read_config(Path(resumed))
+    words = [re.sub(r"^--(prior|likelihood|posterior|objective|kl)\.", r"--\1-options.", token) for token in tokens]
+    keys = read_keys(config) if config else {}
+    for role in [key for key in keys if key.endswith("_options")]:
+        flag = f"--{role.replace('_', '-')}"
+        said = {word.split("=")[0] for word in words}
+        options = {f"{flag}.{k.replace('_', '-')}": v for k, v in keys.pop(role).items()}
+        words += [f"{f}={text(v)}" for f, v in options.items() if f not in said]
+    app.config = (cyclopts.config.Dict(keys, use_commands_as_keys=False),) if config else ()
+    app(words, exit_on_error=False, print_error=True, result_action="return_value")
+
+
+def resumed_run(tokens: Sequence[str]) -> str | None:
+    """The folder in ``--resume FOLDER``: its config is what options are beside."""
+    said = (word.partition("=")[2] for word in tokens if word.startswith("--resume="))
+    return next((word for name, word in pairwise(tokens) if name == "--resume"), next(said, None))
+
+
+def text(option: Any) -> str:
+    """An option of a part as the command line writes it."""
+    return ",".join(map(str, option)) if isinstance(option, list) else str(option)
+
+
+def read_keys(path: Path) -> dict[str, Any]:
+    """The config keys of a JSON file, checked."""
+    try:
+        values = parse_json(read_bytes(path), path)
+    except RunFolderError as error:
+        raise UsageError(f"--config {path}: {error}") from error
+    if isinstance(values, dict) and isinstance(values.get("config"), dict):
+        values = values["config"]
+    Config.from_dict(values)
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns its exit code.
+
+    0, 2 usage, 3 data, 4 run folder, 5 diverged, 6 storage, 7 device memory, 75 busy, 130 and 143 interrupted.
+    """
+    with printable():
+        try:
+            return run_command(argv)
+        except PyroVAEError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return error.exit_code
+        except KeyboardInterrupt as signal:
+            print("interrupted", file=sys.stderr)
+            return Interrupted.kind(signal).exit_code
+        except (BrokenPipeError, SystemExit) as end:  # `| head` has read enough; of it rich makes a SystemExit
+            if not isinstance(end, BrokenPipeError) and not isinstance(end.__context__, BrokenPipeError):
+                raise
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+
+
+def run_command(argv: Sequence[str] | None) -> int:
+    """The command; whatever the system refuses on the way is one of our errors."""
+    try:
+        with (
+            warnings.catch_warnings(),
+            terminable(),
+            storage("cannot go on"),
+            fitting("what was asked for", "Take fewer rows, smaller batches, or --device cpu."),
+        ):
+            warnings.showwarning = lambda message, *_, **__: print(f"note: {message}", file=sys.stderr)
+            app.meta(argv, exit_on_error=False, print_error=True, result_action="return_value")
+            sys.stdout.flush()
+    except cyclopts.CycloptsError:
+        return 2
+    return 0
+
+
+@contextmanager
+def printable() -> Iterator[None]:
+    """Output that is closed goes nowhere, and signs that it cannot show (an ASCII terminal, ±) are replaced: no crash."""
+    before = sys.stdout, sys.stderr
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        sys.stdout, sys.stderr = (nowhere if stream is None else stream for stream in before)
+        found = [(s, s.errors) for s in (sys.stdout, sys.stderr) if isinstance(s, io.TextIOWrapper)]
+        for stream, _ in found:
+            stream.reconfigure(errors="replace")
+        try:
+            yield
+        finally:
+            sys.stdout, sys.stderr = before
+            for stream, errors in found:
+                stream.reconfigure(errors=errors)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,43 @@
+"""SHA-256 digests of bytes, of plain values and of tensors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def sha256(content: bytes | memoryview) -> str:
+    """Return the SHA-256 in hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def digest_of(value: Any) -> str:
+    """Return the SHA-256 of a plain value's JSON; the order of names does not matter.
+
+    Example:
+        >>> from pyro_vae.common.digests import digest_of
+        >>> digest_of({"a": 1, "b": 2}) == digest_of({"b": 2, "a": 1})
+        True
+    """
+    return sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode())
+
+
+def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of names, dtypes, shapes and values.
+
+    Example:
+        >>> from pyro_vae.common.digests import tensor_digest
+        >>> tensor_digest({"w": torch.zeros(2)}) == tensor_digest({"w": torch.zeros(2, dtype=torch.float64)})
+        False
+    """
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        t = tensors[name].detach().cpu().contiguous()
+        total.update(f"{name}\0{t.dtype}\0{tuple(t.shape)}\0".encode())
+        total.update(t.reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()

@@ -1,0 +1,23 @@
+"""Versions and machine, as saved beside every number."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import version
+
+import torch
+
+
+def versions() -> dict[str, str]:
+    """What the numbers of a run may depend on."""
+    packages = ("pyro-vae", "torch", "pyro-ppl")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+
+
+def machine(place: torch.device) -> str:
+    """Where a number was made."""
+    if place.type == "cuda":
+        return torch.cuda.get_device_name(place)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"CPU ({platform.machine()}), {cores} cores, {torch.get_num_threads()} threads"

@@ -1,0 +1,290 @@
+"""Arrays of any library as one checked tensor of rows: real, finite, not empty."""
+
+from __future__ import annotations
+
+import mmap
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_vae.errors import DataConversionWarning, DataError, ShapeError
+
+AT_ONCE = 2**24  # numbers that are checked at a time
+NUMERIC = "biuf"  # numpy's kinds: bool, int, unsigned, float
+
+
+def as_rows(
+    x: Any,
+    name: str = "x",
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    missing: bool = False,
+) -> Tensor:
+    """Convert x to a finite tensor of shape ``(N, *event)``, N > 0, detached; x itself is left as it is.
+
+    Shares memory with x where nothing needs converting (a float tensor, a writable contiguous float32 array); a float32 file
+    that is memory-mapped (``np.load(path, mmap_mode="r")``) stays on disk, and is read as its rows are.
+
+    Args:
+        x: a tensor, a numpy array, nested lists, anything with ``.to_numpy()``, or a data set with a length that hands out one
+            row for each number; of any real dtype.
+        name: what messages call it.
+        dtype: what to convert to. None keeps float tensors and numpy float32, and takes all else to torch's default.
+        device: where to; None leaves it where it is.
+        missing: NaN stands for what was not observed, and stays. Infinite values are refused either way.
+
+    Raises:
+        DataError: not numbers, complex, masked, empty, or with NaN or infinite values (the message names the rows).
+        ShapeError: a single number.
+
+    Warns:
+        DataConversionWarning: the dtype was changed (lists have none, so they convert silently).
+
+    Example:
+        >>> from pyro_vae.data import as_rows
+        >>> as_rows([[0, 1], [1, 1], [1, 0]]).shape
+        torch.Size([3, 2])
+    """
+    rows, note = convert(x, name, dtype, device, missing)
+    if note and not isinstance(x, list | tuple):
+        kind = "tensor" if isinstance(x, Tensor) else "array"
+        warnings.warn(f"{note} (a copy; your {kind} is unchanged)", DataConversionWarning, stacklevel=2)
+    return rows
+
+
+def batch_of(
+    x: Any,
+    *context: Any,
+    name: str = "x",
+    like: Tensor | None = None,
+    device: torch.device | str | None = None,
+    missing: bool = False,
+) -> tuple[Tensor, ...]:
+    """Convert x and its contexts to what programs take: as many rows each, in the dtype and on the device of `like`.
+
+    Args:
+        x: as for :func:`as_rows`.
+        *context: each with N rows; whole numbers and booleans (labels) stay what they are.
+        name: what messages call x.
+        like: a parameter of the programs; None leaves x's dtype and device to x.
+        device: where to, in place of `like`'s device; without either, contexts go where x is.
+        missing: x may hold NaN, for what was not observed; contexts may not.
+
+    Raises:
+        DataError, ShapeError: as :func:`as_rows` and :func:`same_rows`.
+    """
+    device = device if device is not None or like is None else like.device
+    rows = as_rows(x, name, None if like is None else like.dtype, device, missing)
+    dtypes = [integer_dtype(c) or rows.dtype for c in context]
+    contexts = (as_rows(c, f"{name}: context {i}", dtypes[i], rows.device) for i, c in enumerate(context))
+    batch = (rows, *contexts)
+    same_rows(*batch)
+    return batch
+
+
+def integer_dtype(x: Any) -> torch.dtype | None:
+    """Return the dtype of whole numbers and booleans, which labels keep; None for anything else."""
+    source = x if isinstance(x, Tensor) else torch.from_numpy(np.zeros(0, real_array(x, "context").dtype))
+    return None if source.is_floating_point() or source.is_complex() else source.dtype
+
+
+def same_rows(x: Tensor, *context: Tensor) -> None:
+    """Check that every context has as many rows as x.
+
+    Raises:
+        ShapeError: a context of another length; the message says both.
+    """
+    for i, c in enumerate(context):
+        rows = "none" if c.dim() == 0 else len(c)
+        if rows != len(x):
+            raise ShapeError(
+                f"x has {len(x)} rows, context {i} has {rows} (shape {tuple(c.shape)}). "
+                "Give each row of x one row of every context, in the same order."
+            )
+
+
+def convert(
+    x: Any,
+    name: str,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    missing: bool = False,
+) -> tuple[Tensor, str | None]:
+    """Convert as :func:`as_rows`, and return a line on the conversion, or None, in place of a warning."""
+    source = x.detach() if isinstance(x, Tensor) else real_array(x, name)
+    check_rows(source, name)
+    target = dtype or default_dtype(source)
+    same = (str(target), f"numpy {str(target).removeprefix('torch.')}")
+    note = None if dtype_name(source) in same else f"{name}: converted from {dtype_name(source)} to {target}"
+    rows = source if isinstance(source, Tensor) else to_tensor(source)
+    missing = missing and target.is_floating_point  # whole numbers have no NaN
+    check_finite(rows, name, missing=missing)
+    converted = rows.to(device=device, dtype=target)
+    if converted.dtype != rows.dtype:
+        when, hint = f" once converted from {rows.dtype} to {target}", "Rescale x, or pass a wider dtype."
+        check_finite(converted, name, when, hint, missing)
+    return converted, note
+
+
+def real_array(x: Any, name: str) -> np.ndarray:
+    """Read x as a numpy array of real numbers."""
+    if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
+        rows = format_rows(torch.from_numpy(np.array(np.ma.getmaskarray(x), ndmin=1)))
+        raise DataError(f"{name} has masked entries in {rows}. Drop those rows, or fill them in (x.filled(...)).")
+    try:
+        if is_items(x):
+            x = read_items(x, name)
+        array = np.asarray(x.to_numpy() if hasattr(x, "to_numpy") else x)
+    except (ValueError, TypeError, RuntimeError) as e:
+        if isinstance(e, DataError):
+            raise
+        raise DataError(f"{name} cannot be read as one array ({e}). Give rows of one length, holding numbers.") from e
+    if array.dtype.kind not in NUMERIC:
+        raise DataError(
+            f"{name} (a {type(x).__name__}) has dtype {array.dtype}, wanted real numbers. Encode text or categories as "
+            "numbers, split complex values into real and imaginary part, or make a sparse matrix dense first."
+        )
+    return array
+
+
+def check_rows(source: Tensor | np.ndarray, name: str) -> None:
+    """Refuse complex and sparse tensors, single numbers, and arrays that hold nothing."""
+    shape = tuple(source.shape)
+    if isinstance(source, Tensor) and (source.is_complex() or source.layout != torch.strided):
+        raise DataError(
+            f"{name} is a {source.layout} tensor of dtype {source.dtype}, wanted a dense one of real numbers. "
+            "Split complex values into real and imaginary part; make a sparse tensor dense with .to_dense()."
+        )
+    if not shape:
+        raise ShapeError(f"{name} is a single number, wanted rows: shape (N, d). Give one row as x[None].")
+    if 0 in shape:
+        lacks = "rows" if shape[0] == 0 else "columns"
+        raise DataError(
+            f"{name} is empty: shape {shape}. It has no {lacks}: check the selection or file it comes from."
+        )
+
+
+def default_dtype(source: Tensor | np.ndarray) -> torch.dtype:
+    """Return the dtype that dtype=None stands for."""
+    if isinstance(source, Tensor):
+        return source.dtype if source.dtype.is_floating_point else torch.get_default_dtype()
+    is_float32 = source.dtype.kind == "f" and source.dtype.itemsize == 4
+    return torch.float32 if is_float32 else torch.get_default_dtype()
+
+
+def dtype_name(source: Tensor | np.ndarray) -> str:
+    """Name the dtype as a message shall."""
+    return str(source.dtype) if isinstance(source, Tensor) else f"numpy {source.dtype.newbyteorder('=')}"
+
+
+def to_tensor(array: np.ndarray) -> Tensor:
+    """Make a tensor of an array of any byte order, stride, alignment or float width; copy only where torch needs it."""
+    array = copy_on_write(array)
+    longer = array.dtype.kind == "f" and array.dtype.itemsize > 8
+    native = np.dtype(np.float64) if longer else array.dtype.newbyteorder("=")
+    with np.errstate(over="ignore"):  # what float64 cannot hold becomes infinite, and check_finite names its row
+        return torch.from_numpy(np.require(array, native, ["C_CONTIGUOUS", "ALIGNED", "WRITEABLE"]))
+
+
+def copy_on_write(array: np.ndarray) -> np.ndarray:
+    """Map a read-only file once more as copy-on-write; return any other array as it is.
+
+    Torch warns of memory that it may not write to. Pages are read as rows are asked for: a file may be larger than the memory.
+    """
+    file = array if isinstance(array, np.memmap) else array.base
+    if array.flags.writeable or not isinstance(file, np.memmap) or not isinstance(file.base, mmap.mmap):
+        return array
+    if file.filename is None or (file.shape, file.dtype) != (array.shape, array.dtype) or not array.flags.c_contiguous:
+        return array  # a part of a file
+    return np.memmap(file.filename, file.dtype, "c", file.offset, file.shape)
+
+
+GAPS = (
+    "Drop those rows, or fill the gaps in first. To model gaps: --missing on the command line; in Python, "
+    "SkipMissing(likelihood), WithMask(net) and fit(..., missing=True) take NaN."
+)
+
+
+def check_finite(
+    rows: Tensor,
+    name: str,
+    when: str = "",
+    hint: str = GAPS,
+    missing: bool = False,
+) -> None:
+    """Refuse NaN (unless it may stand for what is missing) and infinite values, by row."""
+    if not rows.is_floating_point():
+        return
+    find_bad = torch.isinf if missing else lambda chunk: ~torch.isfinite(chunk)
+    chunks = rows.split(max(1, AT_ONCE * len(rows) // rows.numel()))  # a file may be larger than the memory
+    if any(find_bad(chunk).any() for chunk in chunks):
+        bad = find_bad(rows)
+        what = "infinite values" if missing else "NaN or infinite values"
+        raise DataError(f"{name} has {what}{when} in {format_rows(bad)}. {hint}")
+
+
+def format_rows(bad: Tensor) -> str:
+    """Format where a mask ``(N, *event)`` holds: how many rows, the first five of them, and the first column."""
+    bad = bad.reshape(len(bad), -1)
+    rows = bad.any(1).nonzero().flatten().tolist()
+    column = int(bad[rows[0]].nonzero()[0])
+    shown = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
+    return f"{len(rows)} of {len(bad)} rows: {shown} (counted from 0; in row {rows[0]} first in column {column})"
+
+
+ARRAYS = ("__array__", "__array_interface__", "to_numpy", "__dlpack__")
+
+
+def is_items(x: Any) -> bool:
+    """Return whether x has rows to ask for and is no array: a map-style torch Dataset, or a stream without a length."""
+    if isinstance(x, str | bytes | dict | list | tuple) or any(hasattr(x, name) for name in ARRAYS):
+        return False
+    return hasattr(x, "__iter__") or hasattr(x, "__getitem__")
+
+
+def read_items(x: Any, name: str) -> np.ndarray:
+    """Read the rows of a map-style data set as one array.
+
+    Raises:
+        DataError: a stream or a loader, which has no rows by number; an item that cannot be read, or is not as the first one,
+            with its index.
+
+    Example:
+        >>> from pyro_vae.data.arrays import read_items
+        >>> class Squares:
+        ...     def __len__(self):
+        ...         return 3
+        ...     def __getitem__(self, i):
+        ...         return np.array([i, i * i])
+        >>> read_items(Squares(), "x").tolist()
+        [[0, 0], [1, 1], [2, 4]]
+    """
+    if not (hasattr(x, "__len__") and hasattr(x, "__getitem__")):
+        raise DataError(
+            f"{name} (a {type(x).__name__}) is a stream, whose rows have no numbers. Read it into one array first: "
+            "torch.stack([row for row in data]); of a DataLoader: torch.cat([batch for batch in loader])."
+        )
+    rows = [read_item(x, i, name) for i in range(len(x))]
+    for i, row in enumerate(rows):
+        if row.shape != rows[0].shape:
+            raise DataError(
+                f"{name}[{i}] has shape {row.shape}, and {name}[0] has {rows[0].shape}: rows are of one shape."
+            )
+    return np.stack(rows) if rows else np.zeros(0)
+
+
+def read_item(x: Any, i: int, name: str) -> np.ndarray:
+    """Read one row as an array."""
+    try:
+        row = x[i]
+    except Exception as error:  # the user's own code: whatever it raises belongs to row i
+        raise DataError(f"{name}[{i}] cannot be read: {type(error).__name__}: {error}") from error
+    if isinstance(row, tuple | dict):
+        raise DataError(
+            f"{name}[{i}] is a {type(row).__name__}, wanted one array. Pass what is to be modelled: "
+            "torch.stack([row for row, *_ in data])."
+        )
+    return np.asarray(row)

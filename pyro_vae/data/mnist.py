@@ -1,0 +1,159 @@
+"""MNIST and Fashion-MNIST from a folder laid out as torchvision does, plain or ``.gz``; every file is checked first."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from pyro_vae.errors import DataError
+
+from .splits import Part, Source, hold_out
+
+CLASSES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}  # torchvision's class, which names its folder too
+ROWS = {"train": 60_000, "t10k": 10_000}
+HEADERS = {
+    f"{part}-{content}-ubyte": struct.pack(">4I", 2051, n, 28, 28) if "3" in content else struct.pack(">2I", 2049, n)
+    for part, n in ROWS.items()
+    for content in ("images-idx3", "labels-idx1")
+}
+
+
+def read_images(name: str, data_dir: Path, download: bool = False) -> Source:
+    """Read the 60,000 + 10,000 images ``(N, 28, 28)`` of 0..255 and their labels; the last 400 training images validate.
+
+    Args:
+        name: "mnist" or "fashion_mnist".
+        data_dir: the folder that holds ``MNIST/raw`` or ``FashionMNIST/raw``.
+        download: lets torchvision fetch what is missing.
+
+    Raises:
+        DataError: files missing, truncated or damaged, or a download that failed.
+
+    References:
+        Importance Weighted Autoencoders (Burda, Grosse & Salakhutdinov, 2016), https://arxiv.org/abs/1509.00519
+    """
+    folder = data_dir / CLASSES[name] / "raw"
+    if download and missing_files(folder):
+        fetch(name, data_dir)
+    if lacking := missing_files(folder):
+        raise DataError(
+            f"{name}: {len(lacking)} of 4 files are missing: {', '.join(lacking)} (or the same with .gz). "
+            f"They belong in {folder}. Put them there, name another folder with --data-dir (data_dir=) or "
+            "$PYRO_VAE_DATA, or fetch them with --download (download=True)."
+        )
+    parts = read_torchvision(name, data_dir) if all_unpacked(folder) else read_bytes(folder)
+    return Source(
+        name=name,
+        parts=parts,
+        cut=partial(hold_out, rows=400),
+        policy="grey pixels in [0, 1], not binarized",
+        scale=255.0,
+        notes=("x: divided by 255",),
+    )
+
+
+def missing_files(folder: Path) -> list[str]:
+    """Return those of the four files that are there neither plain nor as .gz."""
+    return [f for f in HEADERS if not (folder / f).is_file() and not (folder / f"{f}.gz").is_file()]
+
+
+def all_unpacked(folder: Path) -> bool:
+    """Return whether torchvision reads these files: all plain, and no old ``processed`` folder, whose pickles it prefers."""
+    return all((folder / f).is_file() for f in HEADERS) and not has_pickles(folder)
+
+
+def has_pickles(folder: Path) -> bool:
+    """Return whether an old torchvision left its ``processed`` folder beside `folder`."""
+    return (folder.parent / "processed").exists()
+
+
+def fetch(name: str, data_dir: Path) -> None:
+    """Download the files with torchvision."""
+    import torchvision.datasets
+
+    if has_pickles(data_dir / CLASSES[name] / "raw"):
+        return
+    try:
+        getattr(torchvision.datasets, CLASSES[name])(data_dir, download=True)
+    except Exception as e:  # whatever a network, a disk or a foreign archive can raise
+        raise DataError(
+            f"{name} could not be downloaded into {data_dir} ({' '.join(str(e).split())}). "
+            "Fetch the files elsewhere and name their folder with --data-dir (data_dir=) or $PYRO_VAE_DATA."
+        ) from e
+
+
+def read_torchvision(name: str, data_dir: Path) -> tuple[Part, ...]:
+    """Read unpacked files through torchvision, once their sizes and headers are right."""
+    import torchvision.datasets
+
+    for file, header in HEADERS.items():
+        path = data_dir / CLASSES[name] / "raw" / file
+        with path.open("rb") as f:
+            check_idx(path, f.read(len(header)), header, path.stat().st_size)
+    sets = (getattr(torchvision.datasets, CLASSES[name])(data_dir, train=train) for train in (True, False))
+    return tuple(Part("x", s.data.numpy(), s.targets.numpy()) for s in sets)
+
+
+def read_bytes(folder: Path) -> tuple[Part, ...]:
+    """Read the files with numpy: plain where they are, out of the .gz (in memory) where they are not."""
+    return tuple(
+        Part(
+            "x",
+            read_idx(folder, f"{part}-images-idx3-ubyte").reshape(n, 28, 28),
+            read_idx(folder, f"{part}-labels-idx1-ubyte"),
+        )
+        for part, n in ROWS.items()
+    )
+
+
+def read_idx(folder: Path, file: str) -> np.ndarray:
+    """Read the values of one IDX file, flat."""
+    path, header = folder / file, HEADERS[file]
+    if path.is_file():
+        size, content = path.stat().st_size, read_start(path, expected_size(header))
+    else:
+        path = folder / f"{file}.gz"
+        content = gunzip(path, expected_size(header))
+        size = len(content)
+    check_idx(path, content[: len(header)], header, size)
+    return np.frombuffer(content, np.uint8, offset=len(header))
+
+
+def read_start(path: Path, most: int) -> bytes:
+    """Read the first bytes of a file, at most so many: one that is far too long is not read into memory."""
+    with path.open("rb") as file:
+        return file.read(min(most, path.stat().st_size))
+
+
+def gunzip(path: Path, size: int) -> bytes:
+    """Unpack a .gz, but no more than a byte above `size`: a file of holes would fill the memory."""
+    stream = zlib.decompressobj(wbits=31)  # a gzip header, and the largest window
+    try:
+        content = stream.decompress(read_start(path, 2 * size), size + 1)
+    except zlib.error as e:
+        raise DataError(f"{path} is damaged ({e}). Delete it and fetch it again.") from e
+    if len(content) == size and not stream.eof:
+        raise DataError(f"{path} is truncated: its checksum is missing. Delete it and fetch it again.")
+    return content
+
+
+def expected_size(header: bytes) -> int:
+    """Return the size of the file with this header: header and one byte for each value."""
+    rows = struct.unpack(">I", header[4:8])[0]
+    return len(header) + rows * (784 if len(header) == 16 else 1)
+
+
+def check_idx(path: Path, start: bytes, header: bytes, size: int) -> None:
+    """Refuse a file of another size, or of another kind."""
+    if size != expected_size(header):
+        what = "truncated" if size < expected_size(header) else "too long"
+        raise DataError(
+            f"{path} is {what}: {size:,} bytes{' unpacked' if path.suffix == '.gz' else ''}, wanted "
+            f"{expected_size(header):,}. Delete it and fetch it again."
+        )
+    if start != header:
+        raise DataError(f"{path} does not start as that file does. Delete it and fetch it again.")

@@ -1,0 +1,184 @@
+r"""Aggregate posterior q(z) = 1/N Σ_n q(z | x_n) over all N rows, exact: every draw under every row's posterior."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro import plate, poutine
+from torch import Tensor
+
+from pyro_vae.common.progress import tracked
+from pyro_vae.errors import ProgramError
+from pyro_vae.programs.plates import Plates, row_log_prob
+from pyro_vae.programs.sites import PARTICLES, Program, Site, check_pair, sample_sites, sum_terms, trace_pair
+from pyro_vae.programs.units import univariate
+
+from .latent_usage import Drawn, drawn
+from .mutual_information import run
+
+CELLS = 2**18  # (draw, row, unit) log-probabilities held at a time
+PROBES = 64  # rows that the form of the programs is read off
+Batch = tuple[Tensor, ...]
+Values = dict[str, Tensor]
+Scorer = Callable[[Values], Tensor]
+
+
+@dataclass(frozen=True)
+class PosteriorForm:
+    """Factorisation of q(z | x) and p(z).
+
+    Args:
+        dims: of each site, the dimension of its draws that runs over rows.
+        fixed: no site of the guide depends on draws of another.
+        q_product: q(z | x) is a product over units.
+        p_product: and p(z).
+        why: what is no product; None where both are.
+    """
+
+    dims: dict[str, int]
+    fixed: bool
+    q_product: bool
+    p_product: bool
+    why: str | None
+
+
+def form_of(model: Program, guide: Program, rows: Batch, plates: Plates) -> PosteriorForm:
+    """The form of a pair, from a few rows and draws."""
+    with plate(PARTICLES, 8, dim=-1 - plates.nesting):
+        q, p = trace_pair(model, guide, *rows)
+    check_pair(p, q)
+    for name, site in (*q.items(), *((name, p[name]) for name in q)):
+        if site["mask"] is not None and site["mask"] is not True:
+            raise ProgramError(f"latent site {name!r} is masked: its units differ between rows, so they have no q(z)")
+    dims = {name: plates.dim - site["fn"].event_dim for name, site in q.items()}
+    check_shared(model, q, dims, rows, plates)
+    fixed, q_why = product("q(z | x)", q, q, dims)
+    _, p_why = product("p(z)", {name: p[name] for name in q}, q, dims)
+    return PosteriorForm(dims, fixed, q_why is None, q_why is None and p_why is None, q_why or p_why)
+
+
+def product(
+    what: str, sites: dict[str, Site], drawn_by: dict[str, Site], dims: dict[str, int]
+) -> tuple[bool, str | None]:
+    """Return whether no site depends on draws of another, and why the sites are no product over units, if they are none."""
+    for name, site in sites.items():
+        value = drawn_by[name]["value"]
+        log_prob = site["fn"].log_prob(first_of(value, dims[name]).expand_as(value))
+        if not torch.equal(log_prob, log_prob[:1].expand_as(log_prob)):
+            return False, f"{what} is no product: site {name!r} depends on draws of another"
+    for name, site in sites.items():
+        if univariate(site["fn"]) is None:
+            kind = type(getattr(site["fn"], "base_dist", site["fn"])).__name__
+            return True, f"{what} is no product of one-dimensional distributions: site {name!r} is a {kind}"
+    return True, None
+
+
+def first_of(value: Tensor, dim: int) -> Tensor:
+    """Return the draw of the first particle and row, dimensions kept."""
+    return value.narrow(0, 0, 1).narrow(dim, 0, 1)
+
+
+def check_shared(model: Program, q: dict[str, Site], dims: dict[str, int], rows: Batch, plates: Plates) -> None:
+    """Refuses a prior that gives one z another density in another row."""
+    some = {name: spread(first_of(q[name]["value"], dim), dim, len(rows[0])) for name, dim in dims.items()}
+    p = run(poutine.condition(model, some), rows, plates, 1, 0)
+    log_p = sum_terms({name: row_log_prob(name, p[name], plates) for name in q})
+    if not torch.allclose(log_p, log_p[:, :1].expand_as(log_p), rtol=1e-4, atol=1e-4):
+        raise ProgramError(
+            "the prior is not the same for every row (it depends on a context, or on x), so there is no p(z) to set q(z) "
+            "against. Decompose the rows of one context at a time, or see latents(...) for the KL alone."
+        )
+
+
+def spread(value: Tensor, dim: int, rows: int) -> Tensor:
+    """Give a draw for one row, of size 1 along `dim`, to all rows."""
+    shape = list(value.shape)
+    shape[dim] = rows
+    return value.expand(shape)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Draws of n rows, ``(S, n, …)`` by site, and their terms ``(S, n)``, those of p(z) ``(S, n, units)`` in float64."""
+
+    values: Values
+    reconstruction: Tensor
+    log_qx: Tensor
+    log_p: Tensor
+    sites: dict[str, Drawn]
+
+
+def scored(model: Program, guide: Program, rows: Batch, plates: Plates, num_samples: int) -> Chunk:
+    """S draws for each of some rows, and what the programs say of them."""
+    with plate(PARTICLES, num_samples, dim=-1 - plates.nesting):
+        q, p = trace_pair(model, guide, *rows)
+    same_order = list(q) == [name for name, site in p.items() if not site["is_observed"]]
+    observed = {name: row_log_prob(name, site, plates) for name, site in p.items() if site["is_observed"]}
+    return Chunk(
+        {name: site["value"].movedim(plates.dim - site["fn"].event_dim, 1) for name, site in q.items()},
+        sum_terms(observed).to("cpu", torch.float64),
+        unit_log_probs(q, {name: site["value"] for name, site in q.items()}, plates).sum(-1).cpu(),
+        unit_log_probs({name: p[name] for name in q}, {name: q[name]["value"] for name in q}, plates).cpu(),
+        {name: drawn(site, p[name], plates, same_order) for name, site in q.items()},
+    )
+
+
+def unit_log_probs(sites: dict[str, Site], values: Values, plates: Plates) -> Tensor:
+    """Concatenate the log-probabilities of the units of all sites, ``(draws, n, units)`` in float64.
+
+    A site that is no product is one unit.
+    """
+    return torch.cat([of_units(site["fn"], values[name], plates) for name, site in sites.items()], -1)
+
+
+def of_units(fn: Any, value: Tensor, plates: Plates) -> Tensor:
+    base = univariate(fn)
+    log_prob, dims = (fn.log_prob(value), 0) if base is None else (base.log_prob(value), fn.event_dim)
+    moved = log_prob.movedim((-1 - plates.nesting - dims, plates.dim - dims), (0, 1))
+    return moved.reshape(*moved.shape[:2], -1).double()
+
+
+def crossed(values: list[Tensor], dim: int) -> Tensor:
+    """Line up all draws ``(S · N, …)`` as particles, of size 1 along the dimension of rows, to be scored under every row."""
+    return torch.cat(values, 1).flatten(0, 1).unsqueeze(dim)
+
+
+def posteriors(guide: Program, rows: Batch, plates: Plates, form: PosteriorForm, seed: int) -> Scorer:
+    """log q(z_u | x_m) of any draws, for some rows: ``(draws, n, units)``.
+
+    One run of the guide serves all draws where no site depends on another; of a hierarchy it runs on every block of them.
+    """
+    fixed = sample_sites(poutine.trace(guide).get_trace(*rows)) if form.fixed else None
+
+    def of(z: Values) -> Tensor:
+        given = {name: spread(v, form.dims[name], len(rows[0])) for name, v in z.items()}
+        conditioned = poutine.condition(guide, given)
+        sites = fixed or run(conditioned, rows, plates, len(next(iter(z.values()))), seed)
+        return unit_log_probs(sites, given, plates)
+
+    return of
+
+
+def aggregate(
+    mixture: list[Scorer], z: Values, rows: int, block: int, split: bool, verbose: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return log q(z) = log 1/N Σ_m q(z | x_m) of all draws, ``(S · N,)``, and log q(z_u), ``(S · N, units)``."""
+    draws = len(next(iter(z.values())))
+    width = sum(v[0].numel() for v in z.values())
+    step = max(1, CELLS // (block * width))
+    joint, units = [], []
+    for start in tracked(range(0, draws, step), "aggregate posterior", verbose):
+        z_block = {name: v[start : start + step] for name, v in z.items()}
+        log_q, log_u = (torch.tensor(-math.inf, dtype=torch.float64),) * 2
+        for log_qx in mixture:
+            each = log_qx(z_block)
+            log_q = torch.logaddexp(log_q, each.sum(-1).logsumexp(1).cpu())
+            if split:
+                log_u = torch.logaddexp(log_u, each.logsumexp(1).cpu())
+        joint.append(log_q - math.log(rows))
+        units.append(log_u - math.log(rows))
+    return torch.cat(joint), torch.cat(units) if split else None

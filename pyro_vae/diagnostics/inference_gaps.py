@@ -1,0 +1,307 @@
+r"""Where log p(x) − ELBO comes from: a family that is too poor, or an encoder that misses the best of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vae.common.keywords import suggest_keywords
+from pyro_vae.common.progress import tracked
+from pyro_vae.common.random import seeded
+from pyro_vae.data.arrays import batch_of
+from pyro_vae.errors import ProgramError, ShapeError, UsageError
+from pyro_vae.evidence.estimate import LogPx, known, say
+from pyro_vae.evidence.importance.result import LOW_ESS
+from pyro_vae.programs.log_weights import log_probs
+from pyro_vae.programs.measure import measure_of
+from pyro_vae.programs.pair import evaluation_mode, like_parameters, without_validation
+from pyro_vae.programs.plates import Plates, find_plates
+from pyro_vae.programs.sites import Program
+from pyro_vae.programs.support import check_support, takes_missing
+
+from .per_row_optimum import Batch, local_guide, local_sites, optimise, start_of
+
+TOLERANCE = 0.01  # nats: a row that since the middle of the steps gained less has converged
+Number = dict[str, float | None]
+
+
+@dataclass(frozen=True, eq=False)
+class Gaps:
+    r"""log p(x) − ELBO(q) = [log p(x) − ELBO(q*)] + [ELBO(q*) − ELBO(q)]: made by :func:`gaps`; ``(N,)``, nats, float64.
+
+    Attributes:
+        log_px: log p(x_n), as given, or from importance sampling with q*.
+        best_elbo: ELBO(q*_n), q*_n the best of the guide's family for row n.
+        elbo: ELBO(q(z | x_n)).
+        approximation_se: Monte Carlo standard error of `approximation` (that of a given log p(x) counted in).
+        amortisation_se: likewise; paired, q and q* being drawn from the same noise.
+        gap_se: likewise of their sum.
+        log_px_se: likewise of log p(x).
+        improvement: what ELBO(q*_n) gained since the middle of the steps.
+        improvement_se: its paired Monte Carlo standard error.
+        ess: effective sample size of q*'s weights, of `num_samples`.
+        given: whether log p(x) was given.
+        steps: of the optimisation.
+        num_samples: K, draws a row, none of which q* was fitted on.
+        seed: of all noise.
+        measure: that log p(x) and the ELBO are densities with respect to; "score" for one of no distribution.
+    """
+
+    log_px: Tensor
+    best_elbo: Tensor
+    elbo: Tensor
+    approximation_se: Tensor
+    amortisation_se: Tensor
+    gap_se: Tensor
+    log_px_se: Tensor
+    improvement: Tensor
+    improvement_se: Tensor
+    ess: Tensor
+    given: bool
+    steps: int
+    num_samples: int
+    seed: int
+    measure: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.log_px)
+
+    @property
+    def approximation(self) -> Tensor:
+        """log p(x) − ELBO(q*) = KL(q* ‖ p(z | x)): what no encoder can win back."""
+        return self.log_px - self.best_elbo
+
+    @property
+    def amortisation(self) -> Tensor:
+        """ELBO(q*) − ELBO(q): what the encoder loses against fitting each row by itself."""
+        return self.best_elbo - self.elbo
+
+    @property
+    def gap(self) -> Tensor:
+        """log p(x) − ELBO(q)."""
+        return self.log_px - self.elbo
+
+    @property
+    def converged(self) -> Tensor:
+        """Rows that since the middle of the steps gained less than 2 standard errors, or than 0.01 nat."""
+        return self.improvement <= (2 * self.improvement_se).clamp_min(TOLERANCE)
+
+    def summary(self) -> dict[str, Any]:
+        """Means over rows, each with its Monte Carlo error (more draws shrink it) and its data error (more rows do)."""
+        return {
+            "log_px": mean(self.log_px, self.log_px_se),
+            "approximation": mean(self.approximation, self.approximation_se),
+            "amortisation": mean(self.amortisation, self.amortisation_se),
+            "gap": mean(self.gap, self.gap_se),
+            "rows_not_converged": (~self.converged).nonzero().flatten().tolist(),
+            "rows_of_low_ess": int((self.ess < LOW_ESS).sum()),
+            "log_px_from": "given" if self.given else "importance sampling with q*: a lower bound in expectation",
+            "rows": len(self),
+            "steps": self.steps,
+            "num_samples": self.num_samples,
+            "seed": self.seed,
+            "measure": self.measure,
+            "unit": "nats per row",
+        }
+
+    def __str__(self) -> str:
+        s = self.summary()
+        said = [f"{n} {told(s[n])}" for n in ("gap", "approximation", "amortisation")]
+        unfinished = len(s["rows_not_converged"])
+        return (
+            f"{said[0]} = {' + '.join(said[1:])} nats (± Monte Carlo ± data) | {len(self)} rows, {unfinished} not converged "
+            f"after {self.steps} steps, {s['rows_of_low_ess']} with ESS below {LOW_ESS} of {self.num_samples}"
+            f"{f' | {self.measure}' if self.measure else ''}"
+        )
+
+    __repr__ = __str__
+
+
+def mean(values: Tensor, se: Tensor) -> Number:
+    """The mean over rows, its Monte Carlo and its data error; None for an error that one row or draw leaves unknown."""
+    rows = len(values)
+    data_se = known(values.std() / rows**0.5) if rows > 1 else None
+    return {"value": values.mean().item(), "mc_se": known(se.square().sum().sqrt() / rows), "data_se": data_se}
+
+
+def told(number: Number) -> str:
+    return f"{number['value']:.3f} ± {say(number['mc_se'])} ± {say(number['data_se'])}"
+
+
+@suggest_keywords
+def gaps(
+    model: Program,
+    guide: Program,
+    x: Any,
+    *context: Any,
+    log_px: Tensor | LogPx | None = None,
+    steps: int = 500,
+    lr: float = 0.05,
+    num_particles: int = 8,
+    num_samples: int = 1000,
+    seed: int = 0,
+    chunk_size: int = 4096,
+    missing: bool = False,
+    verbose: bool = True,
+) -> Gaps:
+    r"""log p(x) − ELBO(q) = [log p(x) − ELBO(q*)] + [ELBO(q*) − ELBO(q)] for each row: approximation + amortisation gap.
+
+    q* is the best of the guide's own family for one row: the distributions that the guide draws from, with parameters
+    that belong to this row alone, all of them free (so a scale that the guide holds fixed is fitted, too). From the
+    amortised parameters, in unconstrained space, Adam climbs the ELBO of all rows of a chunk at once, with fresh draws at
+    every step. All figures are then taken from K other draws, the same noise for q and q*, so that no fit to noise can
+    flatter q*: what it did not find shows as a smaller amortisation and a larger approximation gap, alike.
+
+    Where log p(x) is not given it is the importance-sampled bound of q*, too low by about 1/2 (1/ESS − 1/K), and so is the
+    approximation gap. Changes no parameter, no module's mode and no global random state.
+
+    Args:
+        model: a Pyro program, as for :func:`~pyro_vae.log_weights`; it must broadcast over particles.
+        guide: its guide. Several latent sites are taken, if the parameters of none depend on draws of another.
+        x: data ``(N, *event)``.
+        *context: what the programs take beside x, each with N rows.
+        log_px: log p(x_n), ``(N,)``, exact or from a stronger estimator; or what holds it as ``log_px``, with its error (an
+            :class:`~pyro_vae.Evidence`, an annealed estimate, an oracle's).
+        steps: of Adam, a row.
+        lr: its first rate, in unconstrained parameters; falls to 0 by a cosine.
+        num_particles: draws a row and step.
+        num_samples: K, draws a row for the figures; 2 at least.
+        seed: of all noise.
+        chunk_size: (row, particle) pairs run at a time.
+        missing: x may hold NaN, as for :func:`~pyro_vae.log_likelihood`.
+        verbose: a progress bar, on a terminal only.
+
+    Returns:
+        :class:`Gaps`: per row, ``summary()`` for the means; ``converged`` says which rows need more steps.
+
+    Raises:
+        ProgramError: a site of the guide that is no family (a flow), is discrete, or depends on another site's draws.
+        ShapeError: another number of log p(x) than rows.
+        SupportError, DataError: as :func:`~pyro_vae.log_likelihood`.
+
+    References:
+        Inference Suboptimality in Variational Autoencoders (Cremer, Li & Duvenaud, 2018),
+        https://arxiv.org/abs/1801.03558
+        Sticking the Landing (Roeder, Wu & Duvenaud, 2017; the gradient), https://arxiv.org/abs/1703.09194
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):   # the posterior is N(x / 2, 1/2): the family holds it, this encoder is 0.3 off
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x / 2 + 0.3, 0.5**0.5))
+        >>> found = gaps(model, guide, torch.tensor([0.0, 1.0]), steps=200)
+        >>> (found.approximation.abs() < 1e-3).tolist(), found.converged.tolist()
+        ([True, True], [True, True])
+        >>> bool(((found.amortisation - 0.3**2).abs() < 4 * found.amortisation_se).all())
+        True
+    """
+    if num_samples < 2 or min(steps, num_particles, chunk_size) < 1 or not lr > 0:
+        raise UsageError(
+            "num_samples must be at least 2 (for its own error), steps, num_particles and chunk_size at least 1, lr above "
+            f"0; got {num_samples}, {steps}, {num_particles}, {chunk_size}, {lr}"
+        )
+    args = prepared(model, guide, x, context, missing)
+    truth = None if log_px is None else as_truth(log_px, len(args[0]))
+    with evaluation_mode(model, guide), without_validation():
+        with seeded(seed, device=args[0].device):
+            check_support(model, guide, *args)
+            plates = find_plates(model, guide, *(a[:1] for a in args))
+            measure = measure_of(model, guide, *(a[:1] for a in args))
+        parts: list[dict[str, Tensor]] = []
+        size = chunk_size // max(num_particles, min(num_samples, 64))
+        for i, rows in enumerate(tracked(slices(args, size), "gaps", verbose)):
+            done = sum(len(part["elbo"]) for part in parts)
+            of = None if truth is None else tuple(t[done : done + len(rows[0])] for t in truth)
+            with seeded(seed, i, 0, device=rows[0].device):
+                sites = local_sites(model, guide, rows, plates)
+                half, best = optimise(model, rows, sites, plates, steps, num_particles, lr)
+            q, middle, last = (
+                weights(model, local_guide(sites, free, plates), rows, plates, num_samples, chunk_size, (seed, i, 1))
+                for free in (start_of(sites), half, best)
+            )
+            for log_w in (q, middle, last):
+                check_weights(log_w, done)
+            parts.append(figures(q, middle, last, of))
+    by_row = {field: torch.cat([part[field] for part in parts]) for field in parts[0]}
+    return Gaps(**by_row, given=truth is not None, steps=steps, num_samples=num_samples, seed=seed, measure=measure)
+
+
+def prepared(model: Program, guide: Program, x: Any, context: tuple[Any, ...], missing: bool = False) -> Batch:
+    """x and its contexts, as the programs take them."""
+    like = like_parameters(model, guide)
+    return batch_of(x, *context, like=like, missing=missing or takes_missing(model, guide))
+
+
+def slices(args: Batch, step: int) -> list[Batch]:
+    """Rows, `step` at a time (and one at least)."""
+    return [tuple(a[i : i + max(1, step)] for a in args) for i in range(0, len(args[0]), max(1, step))]
+
+
+def as_truth(log_px: Tensor | LogPx, rows: int) -> tuple[Tensor, Tensor]:
+    """A given log p(x), and its error: 0 for bare numbers."""
+    values, se = (log_px, None) if isinstance(log_px, Tensor) else (log_px.log_px, log_px.mc_se)
+    values = values.detach().to("cpu", torch.float64)
+    if values.shape != (rows,):
+        raise ShapeError(
+            f"log_px has shape {tuple(values.shape)} where x has {rows} rows: give one number for each row"
+        )
+    return values, torch.zeros_like(values) if se is None else se.to("cpu", torch.float64)
+
+
+def weights(
+    model: Program,
+    guide: Program,
+    rows: Batch,
+    plates: Plates,
+    num_samples: int,
+    chunk_size: int,
+    block: tuple[int, ...],
+) -> Tensor:
+    """log p(x, z) − log q(z) of K draws of a row, ``(K, n)``; the same block of seeds is the same noise."""
+    step, parts = max(1, chunk_size // len(rows[0])), []
+    for j, done in enumerate(range(0, num_samples, step)):
+        with seeded(*block, j, device=rows[0].device):
+            terms = log_probs(model, guide, *rows, num_particles=min(step, num_samples - done), plates=plates)
+        parts.append(terms.log_w.to("cpu", torch.float64))
+    return torch.cat(parts)
+
+
+def check_weights(log_w: Tensor, start: int) -> None:
+    """Refuse log weights ``(K, n)`` that are NaN or +inf, by row; `start` is the first row's number."""
+    if (bad := log_w.isnan() | (log_w == math.inf)).any():
+        rows_said = (start + bad.any(0).nonzero().flatten()).tolist()
+        raise ProgramError(
+            f"log weights are NaN or +inf for rows {rows_said[:5]}, with the guide's own parameters or on the way to better "
+            "ones. Look at those rows; a smaller lr takes shorter steps."
+        )
+
+
+def figures(q: Tensor, half: Tensor, best: Tensor, truth: tuple[Tensor, ...] | None) -> dict[str, Tensor]:
+    """Means over draws and their standard errors, from log weights ``(K, n)`` of q, q* half way, and q*."""
+
+    def se(draws: Tensor) -> Tensor:
+        return draws.std(0) / len(draws) ** 0.5
+
+    estimate = best.logsumexp(0) - math.log(len(best))
+    share = (best - estimate).exp()  # of mean 1: what each draw adds to the error of log p̂, by the delta method
+    log_px, own, error = (estimate, share, 0.0) if truth is None else (truth[0], 0.0, truth[1])
+    return {
+        "log_px": log_px,
+        "best_elbo": best.mean(0),
+        "elbo": q.mean(0),
+        "approximation_se": (se(own - best).square() + error**2).sqrt(),
+        "amortisation_se": se(best - q),
+        "gap_se": (se(own - q).square() + error**2).sqrt(),
+        "log_px_se": se(share) if truth is None else truth[1],
+        "improvement": (best - half).mean(0),
+        "improvement_se": se(best - half),
+        "ess": len(best) / share.square().mean(0),
+    }

@@ -1,0 +1,194 @@
+r"""The best of the guide's own family for each row: q(z | x_n) = q(z; λ_n), every λ_n free, none from an encoder."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import plate, poutine
+from torch import Tensor
+from torch.distributions import Independent, MixtureSameFamily, transform_to
+
+from pyro_vae.errors import ProgramError
+from pyro_vae.programs.plates import Plates, row_log_prob
+from pyro_vae.programs.sites import PARTICLES, Program, Site, check_pair, sample_sites, sum_terms, trace_pair
+
+PROBES = 4  # particles on which a site's parameters must agree, to be those of the row alone
+SAME = ({"logits", "probs"}, {"scale_tril", "covariance_matrix", "precision_matrix"})  # of each, one is free
+PREFERRED = ("logits", "scale_tril")
+Batch = tuple[Tensor, ...]
+Free = dict[str, list[Tensor]]
+
+
+@dataclass(frozen=True)
+class PosteriorFamily:
+    """A distribution as a function of unconstrained tensors, ``(1, N, …)`` each, and where they start."""
+
+    start: list[Tensor]
+    build: Callable[[Sequence[Tensor]], Any]
+
+
+@dataclass(frozen=True)
+class LocalSite:
+    """One site of the guide: its family, and the mask it is scored under."""
+
+    family: PosteriorFamily
+    mask: Any
+
+
+def family_of(fn: Any) -> PosteriorFamily:
+    """The family that a distribution is of: its class, over all values of its arguments."""
+    if isinstance(fn, Independent):
+        base, dims = family_of(fn.base_dist), fn.reinterpreted_batch_ndims
+        return PosteriorFamily(base.start, lambda free: dist.Independent(base.build(free), dims))
+    if isinstance(fn, MixtureSameFamily):
+        weights, parts = family_of(fn.mixture_distribution), family_of(fn.component_distribution)
+        count, kind = len(weights.start), type(fn)
+        return PosteriorFamily(
+            weights.start + parts.start,
+            lambda free: kind(weights.build(free[:count]), parts.build(free[count:]), validate_args=False),
+        )
+    return elementary(fn)
+
+
+def elementary(fn: Any) -> PosteriorFamily:
+    """The family of a distribution that is made of tensors: those that have a constraint are free, the others stay."""
+    kind, arguments = type(fn), inspect.signature(type(fn).__init__).parameters
+    limits = {n: c for n, c in fn.arg_constraints.items() if n in arguments and not c.is_discrete and chosen(n, fn)}
+    if not limits:
+        raise TypeError("it has no parameters of its own")
+    needed = [n for n, a in arguments.items() if n != "self" and a.default is a.empty and n not in limits]
+    fixed = {n: one_particle(getattr(fn, n), fn) for n in needed}
+    maps = {n: transform_to(c) for n, c in limits.items()}
+    start = [transform.inv(one_particle(getattr(fn, n), fn)).clone() for n, transform in maps.items()]
+
+    def build(free: Sequence[Tensor]) -> Any:
+        values = {n: transform(v) for (n, transform), v in zip(maps.items(), free, strict=True)}
+        return kind(**values, **fixed, validate_args=False)
+
+    return PosteriorFamily(start, build)
+
+
+def one_particle(value: Any, fn: Any) -> Any:
+    """A parameter of the first particle, ``(1, N, …)``, if it is that of all."""
+    if not isinstance(value, Tensor) or value.shape[: len(fn.batch_shape)] != fn.batch_shape:
+        return value
+    if not torch.equal(value, value[:1].expand_as(value)):
+        raise ValueError("its parameters depend on the draws of other sites, so a row has no one set of them")
+    return value[:1].detach()
+
+
+def chosen(name: str, fn: Any) -> bool:
+    """Whether a parameter is free: of several that say the same, one is."""
+    return all(name not in same or name in PREFERRED for same in SAME if len(same & set(fn.arg_constraints)) > 1)
+
+
+def local_sites(model: Program, guide: Program, rows: Batch, plates: Plates) -> dict[str, LocalSite]:
+    """The guide's sites with parameters of each row's own.
+
+    Raises:
+        ProgramError: a site that is no such family, or whose parameters depend on draws.
+    """
+    with plate(PARTICLES, PROBES, dim=-1 - plates.nesting):
+        q, p = trace_pair(model, guide, *rows)
+    check_pair(p, q)
+    return {name: local_site(name, site, plates) for name, site in q.items()}
+
+
+def local_site(name: str, site: Site, plates: Plates) -> LocalSite:
+    fn, mask = site["fn"], site["mask"]
+    if not fn.has_rsample:
+        raise refused(name, fn, "it has no reparameterised draws (rsample), whose gradient finds the best parameters")
+    try:
+        family = family_of(fn)
+        again = family.build(family.start).log_prob(site["value"])
+        first = fn.log_prob(site["value"])
+    except (NotImplementedError, TypeError, AttributeError, IndexError, RuntimeError, ValueError) as error:
+        raise refused(name, fn, str(error) or type(error).__name__) from error
+    if not all(t.isfinite().all() for t in family.start):
+        raise refused(name, fn, "its parameters are not finite, or on the edge of what they may be, for some rows")
+    if again.shape != first.shape or not torch.allclose(again, first, rtol=1e-3, atol=1e-3):
+        raise refused(name, fn, "made again from its parameters it has another density")
+    crowded = isinstance(mask, Tensor) and mask.dim() > plates.nesting
+    return LocalSite(family, mask[:1] if crowded else mask)
+
+
+def refused(name: str, fn: Any, why: str) -> ProgramError:
+    while isinstance(fn, Independent):
+        fn = fn.base_dist
+    return ProgramError(
+        f"site {name!r}: the best {type(fn).__name__} for each row cannot be found: {why}. Gaps are taken of guides whose "
+        "sites are distributions with parameters of x alone (Normal, MultivariateNormal, LogNormal, Gamma, Beta, mixtures "
+        "with rsample …); of others, log p(x) − ELBO is one number: log_likelihood(...).gap."
+    )
+
+
+def local_guide(sites: dict[str, LocalSite], free: Free, plates: Plates) -> Program:
+    """A guide that draws each site from its family at these parameters."""
+
+    def guide(*args: Any) -> None:
+        with pyro.plate(plates.data, len(args[0]), dim=plates.dim):
+            for name, site in sites.items():
+                with nullcontext() if site.mask is None else poutine.mask(mask=site.mask):
+                    pyro.sample(name, site.family.build(free[name]))
+
+    return guide
+
+
+def start_of(sites: dict[str, LocalSite]) -> Free:
+    return {name: site.family.start for name, site in sites.items()}
+
+
+def copy_of(free: Free) -> Free:
+    return {name: [t.detach().clone() for t in tensors] for name, tensors in free.items()}
+
+
+def path_bound(
+    model: Program, rows: Batch, sites: dict[str, LocalSite], free: Free, plates: Plates, particles: int
+) -> Tensor:
+    r"""mean_k log p(x, z_k) − log q(z_k; λ held), ``(N,)``: its gradient is that of the ELBO, and 0 where q is exact."""
+    with plate(PARTICLES, particles, dim=-1 - plates.nesting):
+        trace = poutine.trace(local_guide(sites, free, plates)).get_trace(*rows)
+        p = sample_sites(poutine.trace(poutine.replay(model, trace=trace)).get_trace(*rows))
+    q, held = sample_sites(trace), copy_of(free)
+    log_p = sum_terms({n: row_log_prob(n, site, plates) for n, site in p.items()})
+    log_q = sum_terms(
+        {n: row_log_prob(n, {**q[n], "fn": site.family.build(held[n])}, plates) for n, site in sites.items()}
+    )
+    return (log_p - log_q).mean(0)
+
+
+def optimise(
+    model: Program, rows: Batch, sites: dict[str, LocalSite], plates: Plates, steps: int, particles: int, lr: float
+) -> tuple[Free, Free]:
+    r"""λ_n about half way and after all steps: Adam with fresh draws, its rate from `lr` down to 0 by a cosine.
+
+    Half way is the mean over the middle fifth of the steps, so that the jitter of single steps is no lack of convergence.
+    Adam is elementwise, so rows do not see one another. Gradients are the path's alone (Roeder et al.), which are without
+    noise where q is the posterior. No gradient is left on the programs' parameters.
+    """
+    free = copy_of(start_of(sites))
+    leaves = [t.requires_grad_() for tensors in free.values() for t in tensors]
+    adam, half = torch.optim.Adam(leaves, lr=lr), {name: [0 * t.detach() for t in ts] for name, ts in free.items()}
+    middle = range(2 * steps // 5, max(3 * steps // 5, 2 * steps // 5 + 1))
+    for step in range(steps):
+        adam.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2
+        with torch.enable_grad():
+            loss = -path_bound(model, rows, sites, free, plates, particles).sum()
+            gradients = torch.autograd.grad(loss, leaves)
+        for leaf, gradient in zip(leaves, gradients, strict=True):
+            leaf.grad = gradient.nan_to_num(0.0, 0.0, 0.0)  # a draw that has no gradient moves nothing
+        adam.step()
+        if step in middle:
+            half = {
+                name: [m + t.detach() / len(middle) for m, t in zip(half[name], free[name], strict=True)]
+                for name in free
+            }
+    return half, copy_of(free)

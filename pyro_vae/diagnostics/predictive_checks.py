@@ -1,0 +1,257 @@
+r"""Predictive checks, posterior and prior: compare data drawn from the model with the data, in chosen statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from pyro import plate
+from torch import Tensor
+
+from pyro_vae.common.keywords import suggest_keywords
+from pyro_vae.common.random import seeded
+from pyro_vae.data.arrays import batch_of
+from pyro_vae.errors import DataError, ShapeError, UsageError
+from pyro_vae.evidence.imputation import Particles
+from pyro_vae.programs.pair import evaluation_mode, like_parameters, without_validation
+from pyro_vae.programs.plates import Plates, find_plates, row_log_prob
+from pyro_vae.programs.simulate import Batch, draw, free_sites, replicated, was_observed
+from pyro_vae.programs.sites import PARTICLES, Program, Site, sum_terms
+from pyro_vae.programs.support import check_support
+
+from .predictive_result import Discrepancy, PredictiveCheck
+
+Statistic = Callable[[Tensor], Tensor]
+RECONSTRUCTION = "log p(x | z)"
+
+
+def elements(x: Tensor) -> Tensor:
+    """Flatten rows to ``(rows, d)``."""
+    return x.reshape(len(x), -1)
+
+
+STATISTICS: dict[str, Statistic] = {
+    "mean": lambda x: elements(x).mean(1),
+    "standard deviation": lambda x: elements(x).std(1, correction=0),
+    "share of zeros": lambda x: (elements(x) == 0).to(x.dtype).mean(1),
+    "max": lambda x: elements(x).amax(1),
+}
+
+
+@suggest_keywords
+def posterior_predictive_check(
+    model: Program,
+    guide: Program,
+    x: Any,
+    *context: Any,
+    statistics: Mapping[str, Statistic] | None = None,
+    num_draws: int = 200,
+    num_particles: int | None = None,
+    seed: int = 0,
+    chunk_size: int = 8192,
+) -> PredictiveCheck:
+    r"""p = P(T(x_rep) ≥ T(x)),  x_rep ~ p(x | z), z ~ q(z | x): for each row, and for the mean of T over all rows.
+
+    Beside the statistics given, T = log p(x | z), of the same z on both sides: does the model draw rows as probable as the
+    data are?
+
+    These p-values are not frequentist ones. x is used twice, to find z and to be compared: under a true model they are not
+    uniform but crowd around ½, for a T that z can fit more than for others. So a p near 0 or 1 says that the model misses T,
+    and one near ½ says little; they are not to be corrected for their number, averaged into a test, or compared between
+    models (a model that overfits its rows does well). And they are of model *and* guide: a q that is too narrow makes
+    replications too alike; `num_particles` takes most of that away. :func:`prior_predictive_check` uses x once.
+
+    P counts ties as ≥: of a discrete T, such as a share of zeros, p may be 1 with nothing wrong, and is then not called
+    extreme.
+
+    Args:
+        model: a Pyro program, as for :func:`~pyro_vae.log_weights`, that observes x whole.
+        guide: its guide.
+        x: data ``(N, *event)``.
+        *context: what the programs take beside x, each with N rows.
+        statistics: name to function ``(rows, *event) -> (rows,)``; or ``-> ()``, a statistic of all rows together, for which
+            all S replications of the data are held in memory. None is mean, standard deviation, share of zeros and max
+            of each row (``STATISTICS``).
+        num_draws: S.
+        num_particles: K; z is then drawn from K particles of q by their weights p(x, z) / q(z | x), which comes closer to
+            the posterior than q itself; S of them with replacement, so K should be some times S. None takes z ~ q.
+        seed: of all draws.
+        chunk_size: (row, particle) pairs run at a time, one row's at least.
+
+    Raises:
+        ShapeError: a statistic that returns neither one number a row nor one in all (it is named).
+        DataError: a statistic that is NaN.
+        SupportError, ProgramError: as :func:`~pyro_vae.log_likelihood`; a model that does not observe x whole.
+
+    References:
+        Posterior Predictive Assessment of Model Fitness via Realized Discrepancies (Gelman, Meng & Stern, 1996),
+        https://www3.stat.sinica.edu.tw/statistica/j6n4/j6n41/j6n41.htm
+        P Values for Composite Null Models (Bayarri & Berger, 2000), https://doi.org/10.1080/01621459.2000.10474309
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyro_vae.diagnostics.predictive_checks import posterior_predictive_check
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Gamma(2.0, 1.0))
+        ...         pyro.sample("x", dist.Poisson(z.unsqueeze(-1)).expand((*z.shape, 5)).to_event(1), obs=x)
+        >>> def guide(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Gamma(2.0 + x.sum(-1), 6.0))
+        >>> x = torch.tensor([[0.0, 0, 0, 0, 9]]).expand(20, 5)   # more zeros than a Poisson has
+        >>> posterior_predictive_check(model, guide, x).extreme
+        ('standard deviation', 'share of zeros', 'max', 'log p(x | z)')
+    """
+    draws = num_particles or num_draws
+    if min(num_draws, draws, chunk_size) < 1:
+        raise UsageError(
+            f"num_draws, num_particles and chunk_size must be 1 or more, got {num_draws}, {num_particles} and {chunk_size}"
+        )
+    chosen = STATISTICS if statistics is None else statistics
+    args = batch_of(x, *context, like=like_parameters(model, guide))
+    observed = {name: evaluated(name, t, args[0]) for name, t in chosen.items()}
+    step, device = max(1, chunk_size // max(draws, num_draws)), args[0].device
+    kept, rows = ReplicatedStatistics(chosen, observed), len(args[0])
+    with evaluation_mode(model, guide), without_validation():
+        with seeded(seed, device=device):
+            check_support(model, guide, *args)
+            plates = find_plates(model, guide, *(a[:1] for a in args))
+        draw(model, tuple(a[:1] for a in args), seed)  # refuses, by name, what cannot be replicated
+        for i, start in enumerate(range(0, rows, step)):
+            part = tuple(a[start : start + step] for a in args)
+            with seeded(seed, i, device=device):
+                particles = Particles(model, guide, part, plates, draws, start)
+                kept.add(*replications(particles, part, plates, num_draws, resample=num_particles is not None))
+    return PredictiveCheck(kept.result(), "posterior", rows, num_draws, seed)
+
+
+@suggest_keywords
+def prior_predictive_check(
+    model: Program,
+    x: Any,
+    *context: Any,
+    statistics: Mapping[str, Statistic] | None = None,
+    num_draws: int = 200,
+    seed: int = 0,
+    chunk_size: int = 8192,
+) -> PredictiveCheck:
+    r"""p = P(T(x_rep) ≥ T(x)),  x_rep ~ p(x | z), z ~ p(z): as :func:`posterior_predictive_check`, without the guide.
+
+    Given the model's parameters, x is used once: the p-values of continuous T are uniform if the model is true (of training
+    rows, that the parameters have seen, nearly). They ask whether the model generates rows like these at all, not whether it
+    reconstructs these.
+
+    Args:
+        model: a Pyro program that observes x whole.
+        x: data ``(N, *event)``.
+        *context: what the model takes beside x, each with N rows.
+        statistics: as for :func:`posterior_predictive_check`.
+        num_draws: S, data sets drawn.
+        seed: of all draws.
+        chunk_size: rows drawn at a time, N at least.
+
+    Raises:
+        ShapeError, DataError: a statistic of another shape, or NaN.
+        ProgramError: a model that cannot be simulated.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyro_vae.diagnostics.predictive_checks import prior_predictive_check
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(0.0, 1.0).expand([len(x), 4]).to_event(1), obs=x)
+        >>> prior_predictive_check(model, 1 + torch.randn(50, 4)).extreme
+        ('mean', 'max')
+    """
+    if min(num_draws, chunk_size) < 1:
+        raise UsageError(f"num_draws and chunk_size must be 1 or more, got {num_draws} and {chunk_size}")
+    chosen = STATISTICS if statistics is None else statistics
+    args = batch_of(x, *context, like=like_parameters(model))
+    rows, shape = len(args[0]), args[0].shape
+    observed = {name: evaluated(name, t, args[0]) for name, t in chosen.items()}
+    found: dict[str, list[Tensor]] = {name: [] for name in chosen}
+    with evaluation_mode(model), without_validation():
+        for i, start in enumerate(range(0, num_draws, max(1, chunk_size // rows))):
+            times = min(max(1, chunk_size // rows), num_draws - start)
+            again = draw(model, tuple(a.repeat(times, *[1] * (a.dim() - 1)) for a in args), seed, i).x
+            for name, t in chosen.items():
+                found[name].append(on_replications(name, t, again.reshape(times, *shape), observed[name].dim() == 0))
+    statistics_ = {name: Discrepancy(observed[name].reshape(1, -1), torch.cat(found[name])) for name in chosen}
+    return PredictiveCheck(statistics_, "prior", rows, num_draws, seed)
+
+
+class ReplicatedStatistics:
+    """Accumulator of the statistics of replications, one block of rows after the other."""
+
+    def __init__(self, statistics: Mapping[str, Statistic], observed: Mapping[str, Tensor]) -> None:
+        self.statistics, self.observed = statistics, observed
+        self.by_row: dict[str, list[Tensor]] = {name: [] for name, t in observed.items() if t.dim() == 1}
+        self.replications: list[Tensor] = []
+        self.reconstruction: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, again: Tensor, log_p: Tensor, log_p_again: Tensor) -> None:
+        """Add x_rep ``(S, n, *event)``, and log p(x | z) and log p(x_rep | z), ``(S, n)``."""
+        for name, blocks in self.by_row.items():
+            blocks.append(on_replications(name, self.statistics[name], again, whole=False))
+        if len(self.by_row) < len(self.statistics):
+            self.replications.append(again)
+        self.reconstruction.append((log_p.double().cpu(), log_p_again.double().cpu()))
+
+    def result(self) -> dict[str, Discrepancy]:
+        """Return all statistics, in the order in which they were given."""
+        reconstruction = Discrepancy(*(torch.cat(p, 1) for p in zip(*self.reconstruction, strict=True)))
+        return {name: self.of(name) for name in self.statistics} | {RECONSTRUCTION: reconstruction}
+
+    def of(self, name: str) -> Discrepancy:
+        if name in self.by_row:
+            return Discrepancy(self.observed[name].unsqueeze(0), torch.cat(self.by_row[name], 1))
+        whole = on_replications(name, self.statistics[name], torch.cat(self.replications, 1), whole=True)
+        return Discrepancy(self.observed[name].reshape(1, 1), whole)
+
+
+def replications(
+    particles: Particles, args: Batch, plates: Plates, draws: int, resample: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x_rep ``(S, n, *event)``, log p(x | z) and log p(x_rep | z), ``(S, n)``, for z of the guide or resampled by weight."""
+    log_p = observation_log_prob({n: s for n, s in particles.sites.items() if s["is_observed"]}, plates)
+    z = {name: site["value"] for name, site in particles.latents.items()}
+    if resample:
+        chosen = torch.multinomial(particles.weights.T, draws, replacement=True).T
+        log_p = log_p.gather(0, chosen)
+        z = {
+            name: torch.take_along_dim(z[name], particles.aligned(chosen, site["fn"].event_dim), 0)
+            for name, site in particles.latents.items()
+        }
+    with plate(PARTICLES, draws, dim=-1 - plates.nesting):
+        sites = free_sites(particles.model, *args, latents=z)
+    again = observation_log_prob({n: s for n, s in sites.items() if was_observed(s)}, plates)
+    return replicated(args, sites, (draws,))[0], log_p, again
+
+
+def observation_log_prob(sites: Mapping[str, Site], plates: Plates) -> Tensor:
+    """log p of what these sites hold, ``(S, n)``."""
+    return sum_terms({name: row_log_prob(name, site, plates) for name, site in sites.items()})
+
+
+def evaluated(name: str, statistic: Statistic, x: Tensor, dims: tuple[int, ...] = (0, 1)) -> Tensor:
+    """T(x) in float64: ``(rows,)``, or one number of all rows; `wanted` are the dimensions it may have."""
+    value = torch.as_tensor(statistic(x)).detach().to("cpu", torch.float64)
+    if value.shape not in ((len(x),), ()) or value.dim() not in dims:
+        raise ShapeError(
+            f"the statistic {name!r} returned shape {tuple(value.shape)} for {len(x)} rows of shape {tuple(x.shape[1:])}; "
+            f"wanted ({len(x)},), one number a row, or always (), one for all rows. Reduce it: t.flatten(1).mean(1)."
+        )
+    if value.isnan().any():
+        rows = value.isnan().reshape(-1).nonzero().flatten().tolist()
+        raise DataError(
+            f"the statistic {name!r} is NaN in rows {rows[:5]} (data or replications): it compares with nothing"
+        )
+    return value
+
+
+def on_replications(name: str, statistic: Statistic, again: Tensor, whole: bool) -> Tensor:
+    """T of x_rep ``(S, n, *event)``: ``(S, n)``; or ``(S, 1)`` for one of all rows together."""
+    if whole:
+        return torch.stack([evaluated(name, statistic, one, (0,)) for one in again]).reshape(-1, 1)
+    return evaluated(name, statistic, again.flatten(0, 1), (1,)).reshape(again.shape[:2])

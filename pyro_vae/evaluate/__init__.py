@@ -1,1 +1,0 @@
-"""log p(x) and what can be said of it."""

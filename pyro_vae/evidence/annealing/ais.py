@@ -1,0 +1,230 @@
+r"""log p(x) by annealed importance sampling, for any pair whose latents are continuous."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vae.common.keywords import suggest_keywords
+from pyro_vae.common.memory import SMALLER, fitting
+from pyro_vae.common.progress import tracked
+from pyro_vae.common.random import seeded
+from pyro_vae.data.arrays import batch_of
+from pyro_vae.errors import ProgramError
+from pyro_vae.programs.measure import measure_of
+from pyro_vae.programs.pair import evaluation_mode, like_parameters, without_validation
+from pyro_vae.programs.plates import Plates, find_plates
+from pyro_vae.programs.sites import Program
+from pyro_vae.programs.support import check_support, takes_missing
+
+from .densities import Densities, Point
+from .hmc import Density, transition
+from .result import Annealed, AnnealedRun
+from .schedule import AISSettings, AnnealingPath, adaptive, betas, pilot
+
+STREAMS = 5  # of a seed: (seed, 5, kind, chunk), apart from importance sampling's (seed, rows, particles)
+SCHEDULE, PILOT, FORWARD = range(3)
+
+
+@suggest_keywords
+def ais(
+    model: Program,
+    guide: Program,
+    x: Any,
+    *context: Any,
+    start: str = "prior",
+    num_temperatures: int = 100,
+    num_chains: int = 16,
+    leapfrog_steps: int = 10,
+    schedule: str = "sigmoid",
+    step_size: float | None = None,
+    target_acceptance: float = 0.65,
+    seed: int = 0,
+    chunk_size: int = 16384,
+    verbose: bool = True,
+) -> Annealed:
+    r"""log p̂(x_n) = log 1/C Σ_c w_cn,  log w = Σ_t (β_t − β_{t−1}) log [p(x, z_{t−1}) / start(z_{t−1})]: AIS, E[p̂] = p(x).
+
+    Chains start at draws z_0 of the prior or of the guide and walk along π_β ∝ start^(1−β) p(x, z)^β, from β_0 = 0 to
+    β_T = 1, by Hamiltonian Monte Carlo in unconstrained coordinates: the weight is taken *before* each transition, and each
+    transition leaves its π_β invariant. Then exp(log p̂) is unbiased and log p̂ is a lower bound in expectation, however badly
+    the chains mix; it tightens with T. For that the step sizes must not depend on the weighted run: a pilot run with a
+    stream of its own tunes one for each row and temperature, and they are frozen.
+
+    With the guide as start, T can be some ten times smaller (Wu et al.); with the prior, nothing of the guide's faults is
+    inherited, and the run holds the whole rate–distortion curve.
+
+    Args:
+        model: a Pyro program, as for :func:`~pyro_vae.log_weights`; its parameters need no gradient.
+        guide: its guide.
+        x: data ``(N, *event)``: a tensor, an array, anything :func:`~pyro_vae.data.as_rows` takes.
+        *context: what the programs take beside x, each with N rows.
+        start: "prior" or "guide".
+        num_temperatures: T, intervals between β = 0 and 1; each costs one trajectory.
+        num_chains: C, chains a row.
+        leapfrog_steps: L, gradient evaluations a trajectory.
+        schedule: "sigmoid" (dense at both ends), "linear", or "adaptive" (equal thermodynamic lengths, chosen in a pilot run
+            on the first rows; all rows share it).
+        step_size: ε for all rows and temperatures, in place of the pilot run.
+        target_acceptance: that the pilot run aims at.
+        seed: of the chains; the same seed gives the same numbers.
+        chunk_size: (row, chain) pairs run at a time.
+        verbose: a progress bar, on a terminal only.
+
+    Returns:
+        An :class:`Annealed`: per row ``log_px``, ``mc_se``, ``ess``, ``acceptance``, in nats.
+
+    Raises:
+        ProgramError: a pair that cannot be treated row by row, a discrete latent, weights that are NaN; names site or rows.
+        SupportError, ShapeError, DataError: x outside the support of the likelihood, of another shape, not finite.
+        UsageError: an option out of range.
+
+    References:
+        Annealed Importance Sampling (Neal, 2001), https://arxiv.org/abs/physics/9803008;
+        On the Quantitative Analysis of Decoder-Based Generative Models (Wu, Burda, Salakhutdinov & Grosse, 2017),
+        https://arxiv.org/abs/1611.04273
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyro_vae.evidence.annealing.ais import ais
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Gamma(2.0, 1.0))
+        ...         pyro.sample("x", dist.Poisson(z), obs=x)
+        >>> def guide(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.LogNormal((x + 1).log() - 0.7, 0.6))
+        >>> x = torch.tensor([0.0, 3.0])
+        >>> result = ais(model, guide, x, num_temperatures=20, num_chains=50)
+        >>> exact = dist.GammaPoisson(2.0, 1.0).log_prob(x)
+        >>> bool(((result.log_px - exact).abs() < 4 * result.mc_se).all())
+        True
+    """
+    settings = AISSettings(
+        start=start, num_temperatures=num_temperatures, num_chains=num_chains, leapfrog_steps=leapfrog_steps,
+        schedule=schedule, step_size=step_size, target_acceptance=target_acceptance,
+        seed=seed, chunk_size=chunk_size, verbose=verbose,
+    )  # fmt: skip
+    task = prepare(model, guide, x, context, settings)
+    return forward(task).result(settings, task.measure)
+
+
+class AnnealingTask:
+    """A pair and its checked rows, in chunks, each with its own densities and frozen settings."""
+
+    def __init__(
+        self,
+        model: Program,
+        guide: Program,
+        args: tuple[Tensor, ...],
+        plates: Plates,
+        measure: str,
+        settings: AISSettings,
+    ) -> None:
+        self.model, self.guide, self.args, self.plates = model, guide, args, plates
+        self.measure, self.settings = measure, settings
+        self.device = args[0].device
+        self.step = max(1, settings.chunk_size // settings.num_chains)
+        self.starts = range(0, len(args[0]), self.step)
+        self.betas = self.schedule()
+        self.frozen = [self.tune(i) for i in range(len(self.starts))]
+
+    def densities(self, i: int) -> Densities:
+        """Of chunk i."""
+        rows = tuple(a[self.starts[i] : self.starts[i] + self.step] for a in self.args)
+        return Densities(self.model, self.guide, rows, self.plates, self.settings.start)  # type: ignore[arg-type]
+
+    def stream(self, kind: int, i: int) -> Any:
+        """The random stream of one kind of work on chunk i."""
+        return seeded(self.settings.seed, STREAMS, kind, i, device=self.device)
+
+    def quietly(self, work: Callable[[], Any]) -> Any:
+        """The work done with modules in eval mode and no checks; all switches put back."""
+        what = f"annealing {self.step} rows with {self.settings.num_chains} chains each on {self.device}"
+        with evaluation_mode(self.model, self.guide), without_validation(), fitting(what, SMALLER):
+            return work()
+
+    def schedule(self) -> Tensor:
+        """β_0 = 0 … β_T = 1, shared by all rows."""
+        if self.settings.schedule != "adaptive":
+            return betas(self.settings.schedule, self.settings.num_temperatures)
+        first = self.piloted(0, betas("sigmoid", max(50, self.settings.num_temperatures)), SCHEDULE)
+        return adaptive(first, self.settings.num_temperatures)
+
+    def piloted(self, i: int, at: Tensor, kind: int) -> AnnealingPath:
+        """A pilot run on chunk i, along the path `at`."""
+
+        def work() -> AnnealingPath:
+            with self.stream(kind, i):
+                return pilot(self.densities(i), at, self.settings)
+
+        return self.quietly(work)
+
+    def tune(self, i: int) -> AnnealingPath:
+        """Step sizes for chunk i, ``(T + 1, N)``."""
+        if self.settings.step_size is None:
+            return self.piloted(i, self.betas, PILOT)
+        rows = min(self.step, len(self.args[0]) - self.starts[i])
+        return AnnealingPath(
+            self.betas, torch.full((len(self.betas), rows), self.settings.step_size, dtype=torch.float64)
+        )
+
+
+def prepare(model: Program, guide: Program, x: Any, context: tuple[Any, ...], settings: AISSettings) -> AnnealingTask:
+    """Checks the options, the rows and the pair, and tunes the steps."""
+    settings.check()
+    args = batch_of(x, *context, like=like_parameters(model, guide), missing=takes_missing(model, guide))
+    with evaluation_mode(model, guide), without_validation(), seeded(settings.seed, device=args[0].device):
+        check_support(model, guide, *args)
+        one = tuple(a[:1] for a in args)
+        plates, measure = find_plates(model, guide, *one), measure_of(model, guide, *one)
+    return AnnealingTask(model, guide, args, plates, measure, settings)
+
+
+def forward(task: AnnealingTask) -> AnnealedRun:
+    """The weighted run from β = 0 to 1: E[exp(log w)] = p(x)."""
+
+    def chunk(i: int) -> AnnealedRun:
+        with task.stream(FORWARD, i):
+            density = task.densities(i)
+            point = density(density.draw(task.settings.num_chains))
+            return anneal(density, point, task.frozen[i], task.settings, "AIS")
+
+    return checked(AnnealedRun.joined([task.quietly(partial(chunk, i)) for i in range(len(task.starts))]))
+
+
+def anneal(
+    density: Density, point: Point, frozen: AnnealingPath, settings: AISSettings, description: str
+) -> AnnealedRun:
+    """Chains carried along the path that `frozen` says, from its first β to its last, with their weights."""
+    log_w = torch.zeros_like(point.ratio)
+    run = AnnealedRun.begun(point, frozen)
+    for t in tracked(range(1, len(frozen.betas)), description, settings.verbose):
+        point, log_w, acceptance = advance(density, frozen, t, point, log_w, settings.leapfrog_steps)
+        run.add(point, log_w, acceptance)
+    return run
+
+
+def advance(
+    density: Density, frozen: AnnealingPath, t: int, point: Point, log_w: Tensor, leapfrogs: int
+) -> tuple[Point, Tensor, Tensor]:
+    """First the weight, log w += (β_t − β_{t−1}) ratio(u_{t−1}); then a transition that leaves π_{β_t} invariant."""
+    before, beta = frozen.betas[t - 1].item(), frozen.betas[t].item()
+    log_w = log_w + (beta - before) * point.ratio
+    point, acceptance = transition(density, beta, point, frozen.steps[t], leapfrogs)
+    return point, log_w, acceptance
+
+
+def checked(run: AnnealedRun) -> AnnealedRun:
+    """The run, if its weights are finite or zero."""
+    bad = (run.log_w.isnan() | (run.log_w == torch.inf)).any(0)
+    if bad.any():
+        raise ProgramError(
+            f"annealed log weights are NaN or +inf for rows {bad.nonzero().flatten().tolist()[:5]}: model or guide put out "
+            "non-finite log-probabilities on the way. Look at those rows, and at the densities near the start."
+        )
+    return run

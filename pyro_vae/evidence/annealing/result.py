@@ -1,0 +1,204 @@
+"""What an annealed run found, with its errors."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vae.errors import UsageError
+from pyro_vae.evidence.estimate import known, say
+
+from .densities import Point
+from .schedule import AISSettings, AnnealingPath
+
+
+@dataclass
+class AnnealedRun:
+    """One weighted run of C chains for each of N rows, as it goes along its path of T + 1 temperatures.
+
+    Attributes:
+        frozen: path and steps.
+        u: where the chains are, ``(C, N, D)``.
+        log_w: their log weights, ``(C, N)`` in float64.
+        log_z: log mean weight at each temperature, a list of ``(N,)``.
+        ratio: weighted mean of log ratio at each temperature, likewise.
+        acceptance: mean over chains of each transition, likewise, T of them.
+    """
+
+    frozen: AnnealingPath
+    u: Tensor
+    log_w: Tensor
+    log_z: list[Tensor] = field(default_factory=list)
+    ratio: list[Tensor] = field(default_factory=list)
+    acceptance: list[Tensor] = field(default_factory=list)
+
+    @classmethod
+    def begun(cls, point: Point, frozen: AnnealingPath) -> AnnealedRun:
+        """Before the first transition."""
+        run = cls(frozen, point.u, torch.zeros_like(point.ratio))
+        run.note(point)
+        return run
+
+    def add(self, point: Point, log_w: Tensor, acceptance: Tensor) -> None:
+        """After a transition."""
+        self.u, self.log_w = point.u, log_w
+        self.acceptance.append(acceptance.mean(0).cpu())
+        self.note(point)
+
+    def note(self, point: Point) -> None:
+        """log Ẑ_β, and Σ w ratio / Σ w, at the present temperature."""
+        w = self.log_w.softmax(0)
+        self.log_z.append(log_mean(self.log_w).cpu())
+        self.ratio.append(torch.where(w > 0, w * point.ratio, 0).sum(0).cpu())
+
+    @classmethod
+    def joined(cls, runs: list[AnnealedRun]) -> AnnealedRun:
+        """Runs of chunks of rows as one."""
+        first = runs[0].frozen
+
+        def rows(pieces: list[list[Tensor]]) -> list[Tensor]:
+            return [torch.cat(parts) for parts in zip(*pieces, strict=True)]
+
+        return cls(
+            AnnealingPath(first.betas, torch.cat([r.frozen.steps for r in runs], 1)),
+            torch.cat([r.u for r in runs], 1),
+            torch.cat([r.log_w for r in runs], 1),
+            rows([r.log_z for r in runs]),
+            rows([r.ratio for r in runs]),
+            rows([r.acceptance for r in runs]),
+        )
+
+    def result(self, settings: AISSettings, measure: str) -> Annealed:
+        """For the user."""
+        log_w = self.log_w.cpu()
+        return Annealed(
+            log_mean(log_w),
+            *errors(log_w),
+            torch.stack(self.acceptance),
+            log_w,
+            self.frozen.betas,
+            self.frozen.steps.cpu(),
+            torch.stack(self.log_z),
+            torch.stack(self.ratio),
+            settings,
+            measure,
+        )
+
+
+def log_mean(log_w: Tensor) -> Tensor:
+    """log 1/C Σ_c w_c of each row."""
+    return log_w.logsumexp(0) - math.log(len(log_w))
+
+
+def errors(log_w: Tensor) -> tuple[Tensor, Tensor]:
+    """(standard error of log mean w by the delta method, √((C/ESS − 1) / (C − 1)); ESS (Σ w)² / Σ w²), each ``(N,)``."""
+    chains = len(log_w)
+    ess = (2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0)).exp().clamp(1, chains)
+    return ((chains / ess - 1).clamp_min(0) / (chains - 1 or math.nan)).sqrt(), ess
+
+
+@dataclass(frozen=True, eq=False)
+class Annealed:
+    r"""log p̂(x) of each row by annealed importance sampling: a lower bound in expectation, E[p̂] = p(x); nats.
+
+    Attributes:
+        log_px: log mean weight, ``(N,)`` in float64.
+        mc_se: its Monte Carlo standard error (delta method; believe it where ess is large).
+        ess: effective number of chains of each row, between 1 and C.
+        acceptance_by_temperature: mean over chains of each transition, ``(T, N)``.
+        log_w: the weights, ``(C, N)``.
+        betas: the path, ``(T + 1,)``.
+        steps: frozen step sizes, ``(T + 1, N)``.
+        log_z: log Ẑ_β of each row at each temperature, ``(T + 1, N)``; the last is `log_px`.
+        ratio: E_β[log p(x, z) − log start], ``(T + 1, N)``: with the prior as start, E_β[log p(x | z)].
+        settings: that it was run with.
+        measure: that log p(x) is a density with respect to; "score" for one of no distribution (``pyro.factor``).
+    """
+
+    log_px: Tensor
+    mc_se: Tensor
+    ess: Tensor
+    acceptance_by_temperature: Tensor
+    log_w: Tensor
+    betas: Tensor
+    steps: Tensor
+    log_z: Tensor
+    ratio: Tensor
+    settings: AISSettings
+    measure: str
+
+    def __len__(self) -> int:
+        return len(self.log_px)
+
+    @property
+    def method(self) -> str:
+        """As every estimate says how it was made."""
+        return f"annealed importance sampling from the {self.settings.start}"
+
+    @property
+    def acceptance(self) -> Tensor:
+        """Mean acceptance of each row, ``(N,)``."""
+        return self.acceptance_by_temperature.mean(0)
+
+    def rate_distortion(self) -> tuple[Tensor, Tensor, Tensor]:
+        r"""(β, R(β), D(β)), each ``(T + 1,)``, nats, means over rows, for π_β ∝ p(z) p(x | z)^β.
+
+            D(β) = −E_β[log p(x | z)],  R(β) = KL(π_β ‖ p(z)) = −β D(β) − log Z_β
+
+        The best rate at each distortion that any encoder could reach with this prior and decoder. log Ẑ_β is a lower bound in
+        expectation, so rates lean upwards. R(1) + D(1) = −log p̂(x).
+
+        Raises:
+            UsageError: the chains started at the guide, whose path is another one.
+
+        References:
+            Evaluating Lossy Compression Rates of Deep Generative Models (Huang, Makhzani, Cao & Grosse, 2020),
+            https://arxiv.org/abs/2008.06653
+        """
+        if self.settings.start != "prior":
+            raise UsageError(
+                f"the rate–distortion curve runs along prior · likelihood^β; chains started at the {self.settings.start}. "
+                "Run ais(..., start='prior')."
+            )
+        distortion = -self.ratio.mean(1)
+        rate = -self.betas * distortion - self.log_z.mean(1)
+        rate[0] = 0  # π_0 is the prior, and 0 · ∞ would be NaN
+        return self.betas, rate, distortion
+
+    def summary(self) -> dict[str, Any]:
+        """Means over rows, errors apart: Monte Carlo (more chains or temperatures shrink it) and data (more rows shrink it)."""
+        rows = len(self)
+        return {
+            "log_px": self.log_px.mean().item(),
+            "log_px_mc_se": known(self.mc_se.square().sum().sqrt() / rows),
+            "log_px_data_se": known(self.log_px.std() / rows**0.5) if rows > 1 else None,
+            "ess_median": self.ess.median().item(),
+            "ess_min": self.ess.min().item(),
+            "acceptance": self.acceptance.mean().item(),
+            "acceptance_min": self.acceptance.min().item(),
+            "rows": rows,
+            "num_chains": self.settings.num_chains,
+            "num_temperatures": self.settings.num_temperatures,
+            "leapfrog_steps": self.settings.leapfrog_steps,
+            "start": self.settings.start,
+            "schedule": self.settings.schedule,
+            "seed": self.settings.seed,
+            "method": self.method,
+            "measure": self.measure,
+            "unit": "nats per row, higher is better; a lower bound in expectation",
+        }
+
+    def __str__(self) -> str:
+        s = self.summary()
+        return (
+            f"log p(x) ≥ {s['log_px']:.3f} ± {say(s['log_px_mc_se'])} (Monte Carlo) ± {say(s['log_px_data_se'])} (data) nats | "
+            f"AIS from the {s['start']}, {s['num_chains']} chains × {s['num_temperatures']} temperatures × "
+            f"{s['leapfrog_steps']} leapfrogs | ESS median {s['ess_median']:.1f}, least {s['ess_min']:.1f} | "
+            f"acceptance {s['acceptance']:.2f}, least {s['acceptance_min']:.2f} | {s['rows']} rows, {self.measure}"
+        )
+
+    __repr__ = __str__

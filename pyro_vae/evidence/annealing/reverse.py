@@ -1,0 +1,75 @@
+r"""Annealing from the posterior back to the start: 1 / p(x) without bias, so log p(x) from above."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from pyro_vae.errors import ProgramError, ShapeError
+
+from .ais import AnnealingTask, anneal, checked
+from .densities import Densities, Point
+from .hmc import Density, transition
+from .result import AnnealedRun
+from .schedule import AnnealingPath
+
+Latents = dict[str, Tensor]
+REVERSE, RESAMPLE = 3, 4  # kinds of streams, after those of annealing
+
+
+def reverse(task: AnnealingTask, refresh: int, latents: Latents | None, ahead: AnnealedRun) -> AnnealedRun:
+    """The weighted run from β = 1 to 0: E[exp(log w)] = 1 / p(x) if it starts at exact draws of p(z | x)."""
+
+    def chunk(i: int) -> AnnealedRun:
+        density, settings = task.densities(i), task.settings
+        rows = slice(task.starts[i], task.starts[i] + task.step)
+        with task.stream(RESAMPLE, i):
+            u = density.draw(settings.num_chains)  # also lays out the sites
+            if latents is None:
+                u = resampled(ahead.u[:, rows], ahead.log_w[:, rows])
+            else:
+                check_latents(latents, len(task.args[0]), density)
+                u = density.at(rows_of(latents, rows, density), settings.num_chains)
+        with task.stream(REVERSE, i):
+            point = refreshed(density, density(u), task.frozen[i], refresh, settings.leapfrog_steps)
+            return anneal(density, point, task.frozen[i].reversed(), settings, "reverse AIS")
+
+    return checked(AnnealedRun.joined([task.quietly(partial(chunk, i)) for i in range(len(task.starts))]))
+
+
+def rows_of(latents: Latents, rows: slice, density: Densities) -> Latents:
+    """The latents of some rows."""
+    if missing := [layout.name for layout in density.layouts if layout.name not in latents]:
+        raise ProgramError(
+            f"latents lack site {missing[0]!r}: pass the values of every latent site, as simulate gives them"
+        )
+    found = {}
+    for layout in density.layouts:
+        dim = layout.plates.dim - layout.event_dim
+        found[layout.name] = latents[layout.name].movedim(dim, 0)[rows].movedim(0, dim)
+    return found
+
+
+def check_latents(latents: Latents, rows: int, density: Densities) -> None:
+    """Refuses latents of other rows."""
+    for layout in density.layouts:
+        name, dim = layout.name, layout.plates.dim - layout.event_dim
+        if name in latents and (got := latents[name].shape[dim]) != rows:
+            raise ShapeError(
+                f"latents of site {name!r} have {got} rows, x has {rows}: give each row the latents it was drawn with"
+            )
+
+
+def resampled(u: Tensor, log_w: Tensor) -> Tensor:
+    """Chains drawn anew by their weights, with replacement, row by row."""
+    chosen = torch.multinomial(log_w.softmax(0).nan_to_num(1).T, len(u), replacement=True).T
+    return torch.take_along_dim(u, chosen[..., None], 0)
+
+
+def refreshed(density: Density, point: Point, frozen: AnnealingPath, times: int, leapfrogs: int) -> Point:
+    """Further transitions at β = 1, which leave the posterior as it is, and take chains that share a start apart."""
+    for _ in range(times):
+        point, _ = transition(density, 1.0, point, frozen.steps[-1], leapfrogs)
+    return point

@@ -1,0 +1,320 @@
+"""Compare models on the same rows: differences of log p(x), paired row by row, with standard errors."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, astuple, dataclass, fields
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+from pyro_vae.common.keywords import suggest_keywords
+from pyro_vae.errors import DataError, ShapeError, UsageError
+from pyro_vae.evidence.importance.result import LOW_ESS
+from pyro_vae.programs.measure import dominating
+
+from .estimate import LogPx, known, say
+
+LATEX = str.maketrans(
+    {c: f"\\{c}" for c in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
+    | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
+)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One model of a comparison; in nats per row, None where a number is not known.
+
+    Attributes:
+        name: of the model.
+        log_px: mean over rows.
+        mc_se: its Monte Carlo standard error.
+        data_se: its data standard error. Not the error of a difference.
+        difference: mean over rows of log_px − the best model's; 0 or less.
+        difference_se: its paired standard error: rows and particles, both models.
+        difference_mc_se: the part of that which particles alone would leave, taking both models' to be independent.
+        gap: log p(x) − ELBO; an oracle and annealing have no ELBO.
+        low_ess: share of rows with an effective sample size below 10, whose log_px is loose and whose mc_se is too small.
+        num_samples: K, particles a row.
+        seconds: whatever was timed.
+        active_units: latents that the model uses.
+        flagged: share of rows that are not to be believed (k̂, or an oracle's error).
+        method: that log p(x) was computed by.
+    """
+
+    name: str
+    log_px: float
+    mc_se: float | None
+    data_se: float | None
+    difference: float
+    difference_se: float | None
+    difference_mc_se: float | None
+    gap: float | None
+    low_ess: float | None
+    num_samples: int | None
+    seconds: float | None = None
+    active_units: int | None = None
+    flagged: float | None = None
+    method: str = "importance sampling"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Models on the same rows, the best first; printed as a table.
+
+    Attributes:
+        models: one each.
+        rows: N, that all were scored on.
+        notes: what the reader should know beside the numbers.
+    """
+
+    models: tuple[Compared, ...]
+    rows: int
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.models)
+
+    def cells(self) -> list[list[str]]:
+        """Return the table as text: headings, then one line a model; from the gap on, columns that any model knows."""
+        return [list(column) for column in zip(*columns(self.models), strict=True)]
+
+    def table(self) -> Table:
+        """Return a table for a rich console."""
+        title = f"{self.rows} rows; nats per row, higher is better; differences paired, row by row, with the best"
+        table = Table(title=title, title_justify="left")
+        head, *lines = self.cells()
+        for heading in head:
+            table.add_column(heading, justify="right" if heading else "left", no_wrap=bool(heading))
+        for name, *rest in lines:
+            table.add_row(Text(name), *rest)  # a Text, as brackets in a name are no markup
+        return table
+
+    def csv(self) -> str:
+        """Format one line a model, in the fields of :class:`Compared`; floats to the last bit, nothing where not known."""
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow([field.name for field in fields(Compared)])
+        writer.writerows(astuple(model) for model in self.models)
+        return out.getvalue()
+
+    def latex(self) -> str:
+        """Format a plain tabular, which needs no package."""
+        head, *lines = ([cell.translate(LATEX) for cell in line] for line in self.cells())
+        body = [[line[0], *(cell.replace("-", "$-$") for cell in line[1:])] for line in lines]
+        rows = [" & ".join(line) + r" \\" for line in (head, *body)]
+        rule = r"\hline"
+        start = rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}"
+        return "\n".join([start, rule, rows[0], rule, *rows[1:], rule, r"\end{tabular}", ""])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain names and numbers, for JSON."""
+        models, unit = [asdict(model) for model in self.models], "nats per row, higher is better"
+        return {"models": models, "rows": self.rows, "notes": list(self.notes), "unit": unit}
+
+    def __str__(self) -> str:
+        console = Console(file=io.StringIO(), width=160, color_system=None)
+        with console.capture() as capture:
+            console.print(self.table())
+        return capture.get() + "".join(f"note: {note}\n" for note in self.notes)
+
+    __repr__ = __str__
+
+
+@suggest_keywords
+def compare(
+    evidence: Mapping[str, LogPx] | Iterable[tuple[str, LogPx]],
+    *,
+    seconds: Mapping[str, float | None] | None = None,
+    active_units: Mapping[str, int | None] | None = None,
+) -> Comparison:
+    r"""Δ_m = 1/N Σ_n d_n with d_n = log p̂_m(x_n) − log p̂_best(x_n), and SE(Δ_m) = sd_n(d) / √N: paired, row by row.
+
+    What makes a row hard is hard for both models and leaves d_n, so the paired error is far below that of the two means
+    apart. The sd is over rows of *estimates*: each d_n holds the Monte Carlo noise of both, fresh in each row, so
+
+        E[sd_n(d)²] = Var_n(log p_m − log p_best) + mean_n Var(noise of d_n),
+
+    and the Monte Carlo errors are in SE(Δ_m) already. They are not added again; √Σ_n (mc_m[n]² + mc_best[n]²) / N stands
+    beside it as `difference_mc_se`, the part that more particles would take away.
+
+    Two things the errors leave out. Each log p̂ is a lower bound in expectation: a model with a worse guide, a lower ESS or a
+    smaller K is put below its true log p(x), and the difference is between bounds. And the best of M models was chosen on
+    these rows: with many of them it leads partly by luck, and some of M − 1 differences exceed 2 SE by chance (take
+    2.6 SE for 5 comparisons, 2.8 for 10, which is Bonferroni's 5 per cent).
+
+    Args:
+        evidence: by name, of :func:`~pyro_vae.log_likelihood`, :func:`~pyro_vae.ais` or an oracle on the same rows in the same
+            order (that they are the same is the caller's word: :func:`~pyro_vae.runs.compare_runs.compare_runs` checks it
+            for saved
+            runs). Densities of rescaled data are not comparable with each other, which no one can see from the numbers.
+        seconds: what each took (training, say), to be shown beside.
+        active_units: latents that each uses, to be shown beside.
+
+    Returns:
+        A :class:`Comparison`: the best first, with ``table()``, ``csv()``, ``latex()`` and ``to_dict()``.
+
+    Raises:
+        UsageError: fewer than two, a name twice, seconds or active units of a name that is not there.
+        ShapeError: not as many rows in one as in another.
+        DataError: a row whose log p̂ is not finite, which would decide the comparison alone; or log probabilities beside log
+            densities.
+
+    References:
+        Adding Error Bars to Evals: A Statistical Approach to Language Model Evaluations (Miller, 2024),
+        https://arxiv.org/abs/2411.00640 (paired differences)
+
+    Example:
+        >>> from pyro_vae import Evidence
+        >>> def known(log_px):
+        ...     rows, none = torch.tensor(log_px), torch.zeros(len(log_px))
+        ...     return Evidence(rows, none, none + 50, rows - 1, none, num_samples=50, seed=0)
+        >>> result = compare({"a": known([-10.0, -20.0, -30.0]), "b": known([-11.0, -20.5, -31.5])})
+        >>> [(m.name, m.difference, round(m.difference_se, 3)) for m in result.models]
+        [('a', 0.0, 0.0), ('b', -1.0, 0.289)]
+        >>> print(f"unpaired, it would be ± {sum(m.data_se**2 for m in result.models) ** 0.5:.1f}")
+        unpaired, it would be ± 8.3
+    """
+    pairs = list(evidence.items() if isinstance(evidence, Mapping) else evidence)
+    check(pairs, {"seconds": seconds or {}, "active_units": active_units or {}})
+    ranked = sorted(pairs, key=lambda pair: -pair[1].log_px.mean().item())
+    best = ranked[0][1]
+    models = tuple(
+        Compared(
+            name,
+            **means(e),
+            **paired(e, best),
+            seconds=(seconds or {}).get(name),
+            active_units=(active_units or {}).get(name),
+        )
+        for name, e in ranked
+    )
+    return Comparison(models, len(best), tuple(cautions(models)))
+
+
+def check(pairs: list[tuple[str, LogPx]], beside: dict[str, Mapping[str, Any]]) -> None:
+    """Refuse evidence that cannot be compared."""
+    names = [name for name, _ in pairs]
+    if len(names) < 2:
+        raise UsageError(f"a comparison takes two models or more, got {len(names)}")
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise UsageError(f"the name {twice[0]!r} stands for {names.count(twice[0])} models: give each one of its own")
+    for what, values in beside.items():
+        if unknown := [name for name in values if name not in names]:
+            raise UsageError(f"{what} of {unknown[0]!r}, which is not compared; the names are {', '.join(names)}")
+    (first, e), *others = pairs
+    for name, other in others:
+        if len(other) != len(e):
+            raise ShapeError(
+                f"{first!r} has {len(e)} rows and {name!r} has {len(other)}: differences are taken row by row. Score both "
+                "on the same rows."
+            )
+    check_measures({name: e.measure for name, e in pairs if e.measure})
+    for name, e in pairs:
+        if bad := (~e.log_px.isfinite()).nonzero().flatten().tolist():
+            raise DataError(
+                f"log p(x) of {name!r} is not finite in {len(bad)} of {len(e)} rows, the first {bad[:5]}: no mean, and no "
+                "difference, survives it. Look at those rows: a guide that misses the posterior, or a model that excludes "
+                "them."
+            )
+
+
+def check_measures(measures: dict[str, str]) -> None:
+    """Refuse probabilities beside densities; evidence without a measure is let pass."""
+    for name, measure in measures.items():
+        first, other = next(iter(measures.items()))
+        if dominating(measure) != dominating(other):
+            raise DataError(
+                f"log p(x) of {first!r} is of measure {other!r} and that of {name!r} is {measure!r}: a log probability, a log "
+                "density and a score have no difference. Give both a likelihood of one kind."
+            )
+
+
+def means(e: LogPx) -> dict[str, Any]:
+    """Summarise one model alone."""
+    s = e.summary()
+
+    def share(count: str) -> float | None:
+        return None if s.get(count) is None else s[count] / len(e)
+
+    return {
+        "log_px": s["log_px"],
+        "mc_se": s["log_px_mc_se"],
+        "data_se": s["log_px_data_se"],
+        "gap": s.get("gap"),
+        "low_ess": share("rows_of_low_ess"),
+        "num_samples": s.get("num_samples"),
+        "flagged": share("rows_flagged"),
+        "method": e.method,
+    }
+
+
+def paired(e: LogPx, best: LogPx) -> dict[str, Any]:
+    """Average the differences to the best over rows, with standard errors; all 0 for the best itself."""
+    if e is best:
+        return {"difference": 0.0, "difference_se": 0.0, "difference_mc_se": 0.0}
+    d = e.log_px - best.log_px
+    noise = torch.cat([e.mc_se, best.mc_se])
+    return {
+        "difference": d.mean().item(),
+        "difference_se": standard_error(d),
+        "difference_mc_se": known(noise.square().sum().sqrt() / len(d)),
+    }
+
+
+def standard_error(d: Tensor) -> float | None:
+    """sd / √N; None for one row."""
+    return known(d.std() / len(d) ** 0.5) if len(d) > 1 else None
+
+
+def cautions(models: tuple[Compared, ...]) -> list[str]:
+    """Name what makes some of the bounds looser than others."""
+    notes = []
+    if len(methods := {m.method for m in models}) > 1:
+        notes.append(
+            f"scored by {', '.join(sorted(methods))}: each falls short of log p(x) by an amount of its own, an oracle by "
+            "none. Score all by the same method."
+        )
+    if len(counts := {m.num_samples for m in models if m.num_samples}) > 1:
+        notes.append(
+            f"scored with {', '.join(map(str, sorted(counts)))} samples a row: fewer samples put a model lower. Score all "
+            "with the same number."
+        )
+    if flagged := [m.name for m in models if m.low_ess]:
+        notes.append(
+            f"{', '.join(flagged)}: rows with an ESS below {LOW_ESS} have a loose lower bound, and a Monte Carlo error that is "
+            "too small; more samples would raise them."
+        )
+    return notes
+
+
+def columns(models: tuple[Compared, ...]) -> list[list[str]]:
+    """Return headings and cells, column by column."""
+    best = models[0]
+    shown = [
+        ["", *(m.name for m in models)],
+        ["log p(x)", *(say(m.log_px) for m in models)],
+        ["± Monte Carlo", *(say(m.mc_se) for m in models)],
+        ["± data", *(say(m.data_se) for m in models)],
+        ["difference", *("best" if m is best else say(m.difference) for m in models)],
+        ["± paired", *("" if m is best else say(m.difference_se) for m in models)],
+    ]
+    for heading, values, form in (
+        ("gap", [m.gap for m in models], ".3f"),
+        (f"ESS < {LOW_ESS}", [m.low_ess for m in models], ".1%"),
+        ("flagged", [m.flagged for m in models], ".1%"),
+        ("K", [m.num_samples for m in models], "d"),
+        ("active units", [m.active_units for m in models], "d"),
+        ("seconds", [m.seconds for m in models], ".1f"),
+    ):
+        if any(v is not None for v in values):
+            shown.append([heading, *("" if v is None else format(v, form) for v in values)])
+    return shown

@@ -1,0 +1,1 @@
+"""log p(x) exactly: quadrature, enumeration, linear-Gaussian programs."""

@@ -1,0 +1,139 @@
+r"""log p(x) as a finite sum, where all latents are discrete."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vae.common.keywords import suggest_keywords
+from pyro_vae.errors import ProgramError, UsageError
+from pyro_vae.programs.sites import Program
+from pyro_vae.programs.support import base_name
+from pyro_vae.programs.unconstrained import is_discrete
+
+from .joint import Joint, Shared, untouched
+from .result import Exact
+
+MAX_CODES = 2**16
+BLOCK = 64  # rows at a time, where each needs runs of its own
+
+
+@suggest_keywords
+def enumerate_latents(
+    model: Program,
+    guide: Program | None,
+    x: Any,
+    *context: Any,
+    chunk_size: int = 16384,
+    missing: bool = False,
+) -> Exact:
+    r"""log p(x_n) = log Σ_z p(x_n | z) p(z), over every code z of the discrete latents; exact up to rounding.
+
+    Several sites make a product of codes, elements of a site likewise; later sites may depend on earlier ones. Marks for
+    enumeration (``infer={"enumerate": "parallel"}``) are neither needed nor in the way.
+
+    Args:
+        model: a Pyro program, as for :func:`~pyro_vae.log_weights`.
+        guide: not run; its modules are put in eval mode too. May be None.
+        x: data ``(N, *event)``.
+        *context: what the program takes beside x, each with N rows.
+        chunk_size: (row, code) pairs run at a time.
+        missing: as for :func:`~pyro_vae.log_likelihood`.
+
+    Returns:
+        An :class:`~pyro_vae.evidence.exact.result.Exact` of error 0.
+
+    Raises:
+        ProgramError: a continuous latent, one without a finite list of values, or more than 2^16 codes in all, by site; or
+            codes whose prior probabilities do not add up to 1.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Bernoulli(0.25))
+        ...         pyro.sample("x", dist.Bernoulli(0.2 + 0.4 * z), obs=x)
+        >>> enumerate_latents(model, None, torch.tensor([0.0, 1.0])).log_px.exp()   # 0.3 = 0.75 · 0.2 + 0.25 · 0.6
+        tensor([0.7000, 0.3000], dtype=torch.float64)
+    """
+    if chunk_size < 1:
+        raise UsageError(f"chunk_size must be above 0, got {chunk_size}")
+    with untouched(model, guide, seed=0):
+        joint = Joint(model, guide, x, context, missing)
+        codes = Codes(joint)
+        everyone = torch.arange(len(joint), device=joint.device)
+        shared = Shared.of(joint, codes.values(torch.tensor([0, codes.total - 1], device=joint.device)))
+        step = len(joint) if shared else BLOCK
+        log_px = torch.cat([codes.add_up(rows, shared, chunk_size) for rows in everyone.split(step)])
+    how = f"{codes.total} codes of {', '.join(repr(name) for name in joint.latents)}"
+    none = torch.zeros_like(log_px)
+    return Exact(log_px.cpu(), none.cpu(), (none == 0).cpu(), "enumeration", joint.measure, how)
+
+
+class Codes:
+    """All codes of a model's discrete latents, numbered: a digit for each element of each site."""
+
+    def __init__(self, joint: Joint) -> None:
+        self.joint = joint
+        self.supports = {name: listed(name, site["fn"]) for name, site in joint.latents.items()}
+        self.elements = {
+            layout.name: layout.size // math.prod(self.supports[layout.name].shape[1:]) for layout in joint.layouts
+        }
+        counts = {name: len(values) ** self.elements[name] for name, values in self.supports.items()}
+        self.total = math.prod(counts.values())
+        if self.total > MAX_CODES:
+            said = ", ".join(f"{name!r} {count}" for name, count in counts.items())
+            raise ProgramError(
+                f"the latents have {self.total:.6g} codes in all ({said}): enumeration takes up to {MAX_CODES}. Use "
+                "log_likelihood with method='importance'."
+            )
+
+    def values(self, codes: Tensor) -> Tensor:
+        """Sites' values of numbered codes, side by side: ``(G, 1, D)``."""
+        columns = []
+        for name, support in self.supports.items():
+            digits = []
+            for _ in range(self.elements[name]):
+                digits.append(codes % len(support))
+                codes = codes // len(support)
+            columns.append(support[torch.stack(digits, -1)].reshape(len(codes), 1, -1))
+        return torch.cat(columns, -1)
+
+    def add_up(self, rows: Tensor, shared: Shared | None, chunk_size: int) -> Tensor:
+        """log Σ_z p(x_n, z) of some rows, ``(R,)``; checks that Σ_z p(z) is 1."""
+        log_px = log_one = torch.full((len(rows),), -math.inf, dtype=torch.float64, device=rows.device)
+        everything = torch.arange(self.total, device=rows.device)
+        for codes in everything.split(max(1, chunk_size // len(rows))):
+            values = self.values(codes).expand(-1, 1 if shared else len(rows), -1)
+            log_p = (shared or self.joint).log_prob(values, rows)
+            prior = self.joint.log_prior(values, rows[:1] if shared else rows)
+            log_px = torch.logaddexp(log_px, log_p.logsumexp(0))
+            log_one = torch.logaddexp(log_one, prior.logsumexp(0))
+        if not (log_one.abs() < 1e-4).all() or log_px.isnan().any():
+            raise ProgramError(
+                f"the prior probabilities of the {self.total} codes of {', '.join(map(repr, self.supports))} add up to "
+                f"{log_one[log_one.abs().argmax()].exp():.6g}, not to 1: the values of a site depend on another's, or are not "
+                "all listed."
+            )
+        return log_px
+
+
+def listed(name: str, fn: Any) -> Tensor:
+    """Every value of one element of a discrete site, ``(V, *event of the element)``."""
+    while isinstance(fn, torch.distributions.Independent):
+        fn = fn.base_dist
+    if not is_discrete(name, fn):
+        raise ProgramError(
+            f"site {name!r} is continuous ({base_name(fn)}): it cannot be enumerated. Where all latents are continuous and "
+            "few, quadrature integrates over them."
+        )
+    try:
+        if not fn.has_enumerate_support:
+            raise NotImplementedError("infinitely many values")
+        values: Tensor = fn.enumerate_support(expand=False)
+    except NotImplementedError as error:
+        raise ProgramError(f"site {name!r} ({base_name(fn)}) has no list of values: {error}.") from error
+    return values.reshape(len(values), *fn.event_shape)

@@ -1,0 +1,188 @@
+r"""log p(x_n, z) at latents of one's choosing, for any Pyro program: what the exact oracles add up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pyro import plate, poutine
+from torch import Tensor
+
+from pyro_vae.common.random import seeded
+from pyro_vae.data.arrays import batch_of
+from pyro_vae.errors import ProgramError
+from pyro_vae.programs.measure import measure_of
+from pyro_vae.programs.pair import evaluation_mode, like_parameters, without_validation
+from pyro_vae.programs.plates import find_plates, row_log_prob
+from pyro_vae.programs.sites import PARTICLES, Program, Site, sample_sites, sum_terms
+from pyro_vae.programs.support import base_name, check_support, takes_missing
+from pyro_vae.programs.unconstrained import SiteLayout, SubstituteLatents
+
+IMPROPER = ("Unit", "ImproperUniform")
+LEVELS = 32  # of an observed value, up to which log p(x | z) is looked up and not computed for each row
+NEVER = -1e30  # a log-probability that stands for −∞ in a matrix product, where 0 · −∞ would be NaN
+
+
+def unmarked(site: Any) -> Any:
+    """Takes a site's mark for enumeration away: here it is placed, not summed by Pyro."""
+    return {"enumerate": None}
+
+
+class Joint:
+    """log p(x_n, z) of a Pyro program, of N rows of data and at any z ``(G, R, D)``: G points for each of R rows.
+
+    Args:
+        model: a Pyro program with one data plate.
+        guide: owns modules too; it is not run.
+        x: data ``(N, *event)``.
+        c: contexts with N rows.
+        missing: x may hold NaN.
+        unconstrained: points are u on the real line, z = T(u), and densities hold log |dz/du|.
+    """
+
+    def __init__(
+        self,
+        model: Program,
+        guide: Program | None,
+        x: Any,
+        c: tuple[Any, ...],
+        missing: bool,
+        unconstrained: bool = False,
+    ) -> None:
+        self.model: Program = poutine.infer_config(model, config_fn=unmarked)
+        self.guide = guide
+        like = like_parameters(model, guide)
+        self.args = batch_of(x, *c, like=like, missing=missing or takes_missing(model, guide))
+        self.device, self.eps = self.args[0].device, torch.finfo(self.args[0].dtype).eps
+        check_support(self.model, self.prior, *self.args)
+        one = tuple(a[:1] for a in self.args)
+        self.measure = measure_of(self.model, self.prior, *one)
+        self.plates = find_plates(self.model, self.prior, *one)
+        sites = sample_sites(poutine.trace(self.model).get_trace(*one))
+        self.latents = {name: site for name, site in sites.items() if not site["is_observed"]}
+        self.observed = {name: site for name, site in sites.items() if site["is_observed"]}
+        if improper := [name for name, site in sites.items() if base_name(site["fn"]) in IMPROPER]:
+            raise ProgramError(
+                f"site {improper[0]!r} (pyro.factor, ImproperUniform) has no normalising constant: the result would be no "
+                "log p(x). Write it as a distribution."
+            )
+        if not self.latents:
+            raise ProgramError("the model has no latent site: there is nothing to sum or integrate over.")
+        self.layouts = [SiteLayout.of(name, site, self.plates, unconstrained) for name, site in self.latents.items()]
+        self.dims = sum(layout.size for layout in self.layouts)
+
+    def __len__(self) -> int:
+        return len(self.args[0])
+
+    @property
+    def prior(self) -> Program:
+        """The latent sites of the model, as a guide."""
+        return poutine.block(self.model, hide_fn=lambda site: site["type"] == "sample" and site["is_observed"])
+
+    def rows(self, index: Tensor) -> tuple[Tensor, ...]:
+        return tuple(a[index] for a in self.args)
+
+    def data(self, index: Tensor) -> dict[str, Tensor]:
+        """What is observed in the rows of `index`, by site, in the shape of the site's distribution."""
+        sites = sample_sites(poutine.trace(self.model).get_trace(*self.rows(index)))
+        return {name: sites[name]["value"].expand(sites[name]["fn"].shape()) for name in self.observed}
+
+    def log_prior(self, z: Tensor, index: Tensor) -> Tensor:
+        """log p(z_g), ``(G, R)`` in float64."""
+        sites, _ = self.trace(z, self.rows(index))
+        return self.add_up({name: row_log_prob(name, sites[name], self.plates) for name in self.latents}, {})
+
+    def trace(self, z: Tensor, rows: tuple[Tensor, ...]) -> tuple[dict[str, Site], dict[str, Tensor]]:
+        """Sites of the model with its latents at z, and log |dz/du| by site, ``(G, R)``."""
+        # the plate inside: it broadcasts no site whose value is set already
+        with (
+            SubstituteLatents.at(z, self.layouts) as placed,
+            plate(PARTICLES, len(z), dim=-1 - self.plates.nesting),
+        ):
+            sites = sample_sites(poutine.trace(self.model).get_trace(*rows))
+        return sites, placed.log_jacobians(sites)
+
+    def log_prob(self, z: Tensor, index: Tensor) -> Tensor:
+        """log p(x_n, z_g) (+ log |dz/du|) for the rows of `index`, ``(G, R)`` in float64."""
+        sites, log_det = self.trace(z, self.rows(index))
+        return self.add_up({name: row_log_prob(name, site, self.plates) for name, site in sites.items()}, log_det)
+
+    def add_up(self, terms: dict[str, Tensor], log_det: dict[str, Tensor]) -> Tensor:
+        """Sites' terms and Jacobians, in float64."""
+        jacobians = {f"|d {name}|": term for name, term in log_det.items()}
+        return sum_terms({name: term.double() for name, term in (terms | jacobians).items()})
+
+
+class Shared:
+    """log p(x_n, z_g) of all rows from one run of the program at each z_g: where p(z) and p(x | z) are the same for all rows.
+
+    `of` hands back None where they are not: it compares with row-by-row runs, for every row, at a few z.
+    """
+
+    def __init__(self, joint: Joint, lookup: bool) -> None:
+        self.joint, self.first = joint, torch.zeros(1, dtype=torch.long, device=joint.device)
+        self.data = joint.data(torch.arange(len(joint), device=joint.device))
+        self.tables = {name: self.table(name) for name in self.data if lookup}
+
+    @classmethod
+    def of(cls, joint: Joint, probes: Tensor) -> Shared | None:
+        """The first way of sharing that gives, for every row, what row-by-row runs give at `probes`, ``(G, 1, D)``."""
+        everyone = torch.arange(len(joint), device=joint.device)
+        wanted = torch.cat([joint.log_prob(probes.expand(-1, len(part), -1), part) for part in everyone.split(512)], 1)
+        for lookup in (True, False):
+            try:
+                shared = cls(joint, lookup)
+                got = shared.log_prob(probes, everyone)
+            except (RuntimeError, ValueError, NotImplementedError):  # it does not broadcast
+                continue
+            if torch.allclose(got, wanted, rtol=50 * joint.eps, atol=200 * joint.eps, equal_nan=True):
+                return shared
+        return None
+
+    def table(self, name: str) -> tuple[Tensor, Tensor] | None:
+        """The few values that x takes, and where: levels ``(V,)`` and ``(V units, N)``; None for many values."""
+        fn, value = self.joint.observed[name]["fn"], self.data[name]
+        levels = value[~value.isnan()].unique()
+        if univariate(fn) is None or not 0 < len(levels) <= min(LEVELS, (len(self.joint) + 1) // 2):
+            return None
+        units = value.movedim(self.joint.plates.dim - fn.event_dim, 0).reshape(len(self.joint), -1)
+        return levels, torch.cat([(units == level).T for level in levels]).double()
+
+    def log_prob(self, z: Tensor, index: Tensor) -> Tensor:
+        """As :meth:`Joint.log_prob`, for points ``(G, 1, D)`` of one row."""
+        joint = self.joint
+        sites, log_det = joint.trace(z, joint.rows(self.first))
+        terms = {
+            name: self.score(name, site, index) if name in self.data else row_log_prob(name, site, joint.plates)
+            for name, site in sites.items()
+        }
+        return joint.add_up(terms, log_det)
+
+    def score(self, name: str, site: Site, index: Tensor) -> Tensor:
+        """log p(x_n | z_g) of one observed site, ``(G, R)``."""
+        plates, fn = self.joint.plates, site["fn"]
+        if (table := self.tables.get(name)) is None or site["mask"] is not None:
+            value = self.data[name].index_select(plates.dim - fn.event_dim, index)
+            return row_log_prob(name, {"fn": fn, "value": value, "mask": site["mask"]}, plates)
+        levels, where = table
+        base: Any = univariate(fn)
+        looked_up = torch.cat([base.log_prob(level).flatten(1).double() for level in levels], 1)
+        total = looked_up.clamp_min(NEVER) @ where[:, index]
+        return torch.where(total < NEVER / 2, -math.inf, total)
+
+
+def univariate(fn: Any) -> Any:
+    """The distribution of single elements that `fn` is a product of, or None."""
+    while hasattr(fn, "base_dist") and not isinstance(fn, torch.distributions.TransformedDistribution):
+        fn = fn.base_dist
+    return fn if fn.event_dim == 0 else None
+
+
+@contextmanager
+def untouched(*things: Any, seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
+    """No gradients, eval mode, no validation and a private random stream; all is put back."""
+    with evaluation_mode(*things), without_validation(), seeded(seed, device=device):
+        yield

@@ -1,0 +1,215 @@
+r"""log p(x) in closed form, where the program is linear and Gaussian; whether it is, is found out by running it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch import distributions as td
+
+from pyro_vae.common.keywords import suggest_keywords
+from pyro_vae.errors import ProgramError
+from pyro_vae.programs.sites import Program, Site
+from pyro_vae.programs.support import base_name
+
+from .joint import Joint, untouched
+from .result import Exact
+
+BLOCK = 64  # rows at a time, where parameters differ by row
+RADII = (1.0, 3.0, 10.0)  # of the random z at which a mean must be affine
+
+
+@suggest_keywords
+def linear_gaussian(
+    model: Program,
+    guide: Program | None,
+    x: Any,
+    *context: Any,
+    missing: bool = False,
+    tol: float = 1e-6,
+    seed: int = 0,
+) -> Exact:
+    r"""log p(x_n) = log N(x_n; A μ + b, A Σ Aᵀ + R) for p(z) = N(μ, Σ) and p(x | z) = N(A z + b, R), in float64.
+
+    Runs the program at z = 0, at the unit vectors and at random z, reads the means and covariances of its sites, and checks
+    that means are affine in z and covariances constant. Several latent sites may depend on each other (linearly), as x
+    may on a context; NaN in x is marginalised. The formula's p(x, z) is held against the program's at random z in the end.
+
+    Args:
+        model: a Pyro program, as for :func:`~pyro_vae.log_weights`, whose sites are Normal or MultivariateNormal.
+        guide: not run; its modules are put in eval mode too. May be None.
+        x: data ``(N, *event)``.
+        *context: what the program takes beside x, each with N rows.
+        missing: as for :func:`~pyro_vae.log_likelihood`.
+        tol: relative departure from affine means and constant covariances that passes for rounding.
+        seed: of the random z.
+
+    Returns:
+        An :class:`~pyro_vae.evidence.exact.result.Exact` of error 0.
+
+    Raises:
+        ProgramError: a site that is not Gaussian, whose mean is not affine or whose covariance varies with z.
+
+    References:
+        Probabilistic Principal Component Analysis (Tipping & Bishop, 1999), https://doi.org/10.1111/1467-9868.00196
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 2.0))
+        ...         pyro.sample("x", dist.Normal(3 * z + 1, 0.5), obs=x)
+        >>> x = torch.tensor([0.0, 1.0])
+        >>> linear_gaussian(model, None, x).log_px, dist.Normal(1.0, 36.25**0.5).log_prob(x)
+        (tensor([-2.7280, -2.7142], dtype=torch.float64), tensor([-2.7280, -2.7142]))
+    """
+    with untouched(model, guide, seed=seed):
+        joint = Joint(model, guide, x, context, missing)
+        for name, site in (joint.latents | joint.observed).items():
+            gaussian(name, site["fn"])
+        everyone = torch.arange(len(joint), device=joint.device)
+        log_px = torch.cat(
+            [Gaussian(joint, rows, tol).log_px() for rows in everyone.split(BLOCK if context else len(joint))]
+        )
+    none = torch.zeros_like(log_px)
+    how = f"{joint.dims} latent dimensions"
+    return Exact(log_px.cpu(), none.cpu(), (none == 0).cpu(), "linear-Gaussian closed form", joint.measure, how)
+
+
+def gaussian(name: str, fn: Any) -> Any:
+    """The Normal or MultivariateNormal that a site is made of."""
+    while hasattr(fn, "base_dist") and not isinstance(fn, td.TransformedDistribution):
+        fn = fn.base_dist
+    if isinstance(fn, td.Normal | td.MultivariateNormal | td.LowRankMultivariateNormal):
+        return fn
+    raise ProgramError(
+        f"site {name!r} is a {base_name(fn)}, wanted a Normal or MultivariateNormal: no closed form. For up to 3 latent "
+        "dimensions there is quadrature, for discrete latents enumerate_latents."
+    )
+
+
+class Gaussian:
+    """The program of some rows as matrices: z = B z + b_z + N(0, Q), x = A z + b_x + N(0, R)."""
+
+    def __init__(self, joint: Joint, rows: Tensor, tol: float) -> None:
+        self.joint, self.rows, self.tol = joint, rows, max(tol, 50 * joint.eps)
+        self.size = joint.dims
+        shared = len(joint.args) == 1  # without a context, one row's matrices are all rows'
+        self.sites = self.run(self.probes(1 if shared else len(rows)), rows[:1] if shared else rows)
+        self.a, self.b, self.cov = zip(*(self.affine(name) for name in (*joint.latents, *joint.observed)), strict=True)
+
+    def probes(self, rows: int) -> Tensor:
+        """z = 0, the unit vectors, and random z further and further out: ``(1 + D + 3, rows, D)``."""
+        exact = torch.cat([torch.zeros(1, self.size), torch.eye(self.size)]).to(self.joint.device, torch.float64)
+        radii = torch.tensor(RADII).to(exact).unsqueeze(-1)
+        self.z = torch.cat([exact, radii * torch.randn(len(RADII), self.size).to(exact)])
+        return self.z.unsqueeze(1).expand(-1, rows, -1)
+
+    def run(self, z: Tensor, rows: Tensor) -> dict[str, Site]:
+        """The sites of the program at z."""
+        sites, _ = self.joint.trace(z, self.joint.rows(rows))
+        if masked := [name for name, site in sites.items() if site["mask"] is not None]:
+            raise ProgramError(f"site {masked[0]!r} is masked: no closed form. Use quadrature, or importance sampling.")
+        return sites
+
+    def affine(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
+        """A ``(R, k, D)``, b ``(R, k)`` and the covariance ``(R, k, k)`` of a site."""
+        mean, cov = moments(name, self.sites[name], self.joint)
+        b, end = mean[0], 1 + self.size
+        a = (mean[1:end] - b).movedim(0, -1)
+        guess = b + torch.einsum("rkd,pd->prk", a, self.z[end:])
+        off = (mean[end:] - guess).abs().amax() / (1 + mean.abs().amax())
+        if not off <= self.tol:
+            raise ProgramError(
+                f"site {name!r}: its mean is not affine in z (off by {off:.1e} of its size): no closed form."
+            )
+        off = (cov - cov[:1]).abs().amax() / cov[0].abs().amax()
+        if not off <= self.tol:
+            raise ProgramError(
+                f"site {name!r}: its covariance varies with z (by {off:.1e} of its size): no closed form."
+            )
+        return a, b, embed(cov[0])
+
+    def log_px(self) -> Tensor:
+        """log p(x) of the rows, their p(x, z) held against the program's."""
+        depth = len(self.joint.latents)
+        (into, start, noise), (onto, shift, rest) = (
+            (torch.cat(self.a[part], 1), torch.cat(self.b[part], 1), block_diagonal(self.cov[part]))
+            for part in (slice(depth), slice(depth, None))
+        )
+        data, sites = self.joint.data(self.rows), self.joint.observed
+        x = torch.cat([by_row(data[name], self.joint, sites[name]["fn"].event_dim, 0) for name in sites], -1).double()
+        z = self.z[1 + self.size :, None].expand(-1, len(x), -1)
+        wanted = self.joint.log_prob(z, self.rows)
+        for point, log_p in zip(self.z[1 + self.size :], wanted, strict=True):
+            mine = log_normal(point.expand(len(x), -1), into @ point + start, noise) + log_normal(
+                x, onto @ point + shift, rest
+            )
+            if not ((mine - log_p).abs() <= self.tol * (1 + log_p.abs())).all():
+                raise ProgramError(
+                    "p(x, z) of the program is not that of its sites' means and covariances: no closed form."
+                )
+        back = torch.linalg.inv(torch.eye(self.size).to(into) - into)
+        loc, cov = (back @ start.unsqueeze(-1)).squeeze(-1), back @ noise @ back.mT
+        return log_normal(x, shift + (onto @ loc.unsqueeze(-1)).squeeze(-1), onto @ cov @ onto.mT + rest)
+
+
+def by_row(tensor: Tensor, joint: Joint, event_dim: int, to: int) -> Tensor:
+    """The data plate's dimension moved to `to`, and all that follow as one."""
+    moved = tensor.movedim(joint.plates.dim - event_dim, to)
+    return moved.reshape(*moved.shape[: to + 1], -1)
+
+
+def moments(name: str, site: Site, joint: Joint) -> tuple[Tensor, Tensor]:
+    """Mean ``(P, R, k)``, and covariance ``(P, R, blocks, m, m)`` of a site, in float64."""
+    fn, base = site["fn"], gaussian(name, site["fn"])
+    shape = fn.shape()
+    mean = by_row(base.mean.double().expand(shape), joint, fn.event_dim, 1)
+    if isinstance(base, td.Normal):
+        variance = by_row(base.variance.double().expand(shape), joint, fn.event_dim, 1)
+        return mean, variance[..., None, None]
+    m = shape[-1]
+    cov = base.covariance_matrix.double().expand(*shape, m).movedim(joint.plates.dim - fn.event_dim - 1, 1)
+    return mean, cov.reshape(*mean.shape[:2], -1, m, m)
+
+
+def embed(blocks: Tensor) -> Tensor:
+    """``(R, blocks, m, m)`` as block-diagonal matrices ``(R, blocks m, blocks m)``."""
+    count, size = blocks.shape[1], blocks.shape[1] * blocks.shape[2]
+    whole = torch.einsum("reij,ef->reifj", blocks, torch.eye(count).to(blocks))
+    return whole.reshape(len(blocks), size, size)
+
+
+def block_diagonal(parts: tuple[Tensor, ...]) -> Tensor:
+    """Covariances ``(R, k, k)`` of independent noises as one."""
+    return torch.stack([torch.block_diag(*row) for row in zip(*parts, strict=True)])
+
+
+def log_normal(x: Tensor, mean: Tensor, cov: Tensor) -> Tensor:
+    """log N(x; mean, cov) of rows ``(N, d)``; NaN is marginalised; one mean and cov may stand for all rows."""
+    if x.isnan().any():
+        cov = cov.expand(len(x), -1, -1)
+        few = max(1, 2**24 // x.shape[1] ** 2)
+        parts = (t.split(few) for t in (x, mean.expand_as(x), cov))
+        return torch.cat([log_observed(*part) for part in zip(*parts, strict=True)])
+    return log_complete(x - mean, cov)
+
+
+def log_observed(x: Tensor, mean: Tensor, cov: Tensor) -> Tensor:
+    """The same, of what is not NaN: the rest becomes independent N(0, 1) at 0, and its densities are taken off."""
+    gone = x.isnan()
+    alone = torch.diag_embed(gone.to(cov))
+    kept = torch.where(gone.unsqueeze(-1) | gone.unsqueeze(-2), 0.0, cov) + alone
+    return log_complete((x - mean).nan_to_num(), kept) + 0.5 * math.log(2 * math.pi) * gone.to(cov).sum(-1)
+
+
+def log_complete(residual: Tensor, cov: Tensor) -> Tensor:
+    """log N(residual; 0, cov), ``(N,)``."""
+    chol = torch.linalg.cholesky(cov)
+    columns = residual.T.unsqueeze(0) if len(chol) == 1 else residual.unsqueeze(-1)
+    white = torch.linalg.solve_triangular(chol, columns, upper=False)
+    square = white.square().sum(1).flatten()
+    half_log_det = chol.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return -0.5 * (square + residual.shape[1] * math.log(2 * math.pi)) - half_log_det

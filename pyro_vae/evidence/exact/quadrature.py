@@ -1,0 +1,139 @@
+r"""log p(x) without sampling: by quadrature where the latents are few, and by whichever oracle applies."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from pyro import plate, poutine
+from torch import Tensor
+
+from pyro_vae.common.keywords import suggest_keywords
+from pyro_vae.errors import ProgramError, UsageError
+from pyro_vae.programs.sites import PARTICLES, Program, sample_sites
+
+from .joint import Joint, Shared, untouched
+from .result import Exact
+from .trapezoid import ALONE, FIRST, TOGETHER, Box, Rule
+
+MAX_DIMS = 3
+FEW = 16  # rows, up to which a grid for each is less work than one for all
+BLOCK = {True: 512, False: 64}  # rows treated at once, on a shared grid or not
+
+
+@suggest_keywords
+def quadrature(
+    model: Program,
+    guide: Program | None,
+    x: Any,
+    *context: Any,
+    points: int = 300_000,
+    tol: float = 1e-4,
+    share: bool | None = None,
+    chunk_size: int = 16384,
+    missing: bool = False,
+    seed: int = 0,
+) -> Exact:
+    r"""log p(x_n) = log ∫ p(x_n | z) p(z) dz by the trapezoid rule, for latents of 1 to 3 continuous dimensions in all.
+
+        log p(x_n) ≈ log Σ_g h^D p(x_n, z(u_g)) |dz/du|,   u unconstrained
+
+    on a lattice of spacing h, which converges exponentially as h falls, for smooth integrands. A first lattice covers a box
+    that holds the mass of each row: where p(z) and p(x | z) do not depend on the row, one for all rows, and the decoder runs
+    once at each of its points. Its spacing is then halved for the rows that need it, but only where their integrand is above
+    e^−16 tol of its maximum, and what is connected with that. So several modes are no more work than one. The error is the
+    most that any of the 2^D lattices of twice the spacing, which make up the last one, is off it.
+
+    What it can miss: a second mode that is so narrow that all points of the first lattice lie e^16 / tol below the best one
+    of them. Kinks (a Laplace prior, ReLUs) slow the convergence; the error says so.
+
+    Args:
+        model: a Pyro program, as for :func:`~pyro_vae.log_weights`.
+        guide: its guide: some draws of it say where to look first. None leaves that to the prior.
+        x: data ``(N, *event)``.
+        *context: what the programs take beside x, each with N rows.
+        points: the most points that a row may have on a lattice.
+        tol: error to aim at in each row, in nats; single precision ends at about 1e-7 |log p(x)|.
+        share: one first lattice for all rows, where the program allows it. None: for more than 16 rows.
+        chunk_size: (row, grid point) pairs run at a time.
+        missing: as for :func:`~pyro_vae.log_likelihood`.
+        seed: of the draws that say where to look first.
+
+    Returns:
+        An :class:`~pyro_vae.evidence.exact.result.Exact`; rows whose error stayed above `tol` are flagged.
+
+    Raises:
+        ProgramError: discrete latents, latents on a manifold, or more than 3 dimensions, by site; or log p(x, z) is NaN.
+        UsageError: `points` too few for a first grid, `tol` or `chunk_size` not positive.
+
+    References:
+        The Exponentially Convergent Trapezoidal Rule (Trefethen & Weideman, 2014), https://doi.org/10.1137/130932132
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+        ...         pyro.sample("x", dist.Poisson(rate), obs=x)
+        >>> quadrature(model, None, torch.tensor([0.0, 3.0], dtype=torch.float64)).log_px.exp()   # 1/4, 4/32
+        tensor([0.2500, 0.1250], dtype=torch.float64)
+    """
+    if not tol > 0 or chunk_size < 1:
+        raise UsageError(f"tol and chunk_size must be above 0, got {tol} and {chunk_size}")
+    with untouched(model, guide, seed=seed):
+        joint = Joint(model, guide, x, context, missing, unconstrained=True)
+        dims = few_dims(joint)
+        if points < FIRST[dims] ** dims:
+            raise UsageError(f"points must be at least {FIRST[dims] ** dims} for {dims} dimensions, got {points}")
+        rule = Rule(dims, tol, points, chunk_size, joint.eps)
+        everyone = torch.arange(len(joint), device=joint.device)
+        log_px, error = torch.full((2, len(joint)), math.inf, dtype=torch.float64, device=joint.device)
+        refined = torch.zeros(len(joint), dtype=torch.bool, device=joint.device)
+        shared = shareable(joint) if (len(joint) > FEW if share is None else share) else None
+        alone = joint.log_prob
+        first = shared.log_prob if shared else alone
+        for rows in everyone.split(BLOCK[bool(shared)]):
+            box = rule.widen(first, scout(joint, guide, rows, together=bool(shared)), rows)
+            m = rule.along((TOGETHER if shared else ALONE)[dims])
+            log_px[rows], error[rows], refined[rows] = rule.integrate(first, box, rows, m, alone)
+        how = "one grid for all rows" if shared else "a grid for each row"
+        if refined.any():
+            how += f", refined for {int(refined.sum())} of them"
+    reliable = ~rule.rough(log_px, error)
+    return Exact(log_px.cpu(), error.cpu(), reliable.cpu(), f"quadrature in {dims} dimensions", joint.measure, how)
+
+
+def few_dims(joint: Joint) -> int:
+    """The dimensions of the latents in all; refuses more than a grid takes."""
+    if joint.dims > MAX_DIMS:
+        sizes = ", ".join(f"{layout.name!r} {layout.size}" for layout in joint.layouts)
+        raise ProgramError(
+            f"the latents have {joint.dims} dimensions in all ({sizes}): a grid takes 1 to {MAX_DIMS}. Use log_likelihood with "
+            "method='importance', or linear_gaussian where all is Gaussian."
+        )
+    return joint.dims
+
+
+def shareable(joint: Joint) -> Shared | None:
+    """The one-row program that stands for all rows, where there is one."""
+    return Shared.of(joint, torch.randn(4, 1, joint.dims, dtype=torch.float64, device=joint.device))
+
+
+def scout(joint: Joint, guide: Program | None, rows: Tensor, together: bool = False) -> Box:
+    """A first box: where draws of the prior and of the guide lie, and half their range more on either side."""
+    lows, highs = [], []
+    for program, count in ((joint.prior, 256), (guide, 32)):
+        if program is None:
+            continue
+        with plate(PARTICLES, count, dim=-1 - joint.plates.nesting):
+            q = poutine.trace(program).get_trace(*joint.rows(rows))
+            p = sample_sites(poutine.trace(poutine.replay(joint.model, trace=q)).get_trace(*joint.rows(rows)))
+        u = torch.cat([layout.unconstrain(p[layout.name], torch.float64) for layout in joint.layouts], -1)
+        lows.append(torch.where(u.isfinite(), u, math.inf).amin(0))
+        highs.append(torch.where(u.isfinite(), u, -math.inf).amax(0))
+    low, high = torch.stack(lows).amin(0), torch.stack(highs).amax(0)
+    if together:
+        low, high = low.amin(0, keepdim=True), high.amax(0, keepdim=True)
+    margin = (high - low).clamp_min(1e-6) / 2
+    return Box(low - margin, high + margin)

@@ -1,0 +1,101 @@
+"""What an exact method says of log p(x)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from pyro_vae.common.csv_columns import read_columns, write_columns
+from pyro_vae.evidence.estimate import bits_per_dim, known, say
+
+FIELDS = ("log_px", "error", "reliable")
+
+
+@dataclass(frozen=True, eq=False)
+class Exact:
+    """log p(x) of each row without sampling error, in nats; higher is better.
+
+    Read like :class:`~pyro_vae.Evidence`: what takes the one takes the other (:func:`~pyro_vae.compare`,
+    :func:`~pyro_vae.gaps`). There is no ELBO here, and no particles.
+
+    Attributes:
+        log_px: log p(x_n), ``(N,)`` in float64.
+        error: of each; 0 in closed form, otherwise estimated (:func:`~pyro_vae.evidence.exact.quadrature.quadrature` says how).
+        reliable: rows whose error is no larger than what was asked for, ``(N,)``.
+        method: that computed it.
+        measure: what log p(x) is a density with respect to (:func:`~pyro_vae.programs.measure.measure_of`).
+        how: grid, codes or sizes, in words.
+    """
+
+    log_px: Tensor
+    error: Tensor
+    reliable: Tensor
+    method: str
+    measure: str | None
+    how: str
+
+    def __len__(self) -> int:
+        return len(self.log_px)
+
+    @property
+    def mc_se(self) -> Tensor:
+        """`error`, under the name that errors of log p(x) go by elsewhere; nothing was drawn."""
+        return self.error
+
+    @property
+    def flagged(self) -> Tensor:
+        """Numbers of the rows not to believe."""
+        return (~self.reliable).nonzero().flatten()
+
+    def bits_per_dim(self, event_size: int) -> Tensor:
+        """−log p(x) / (D log 2) for each row, as of :meth:`pyro_vae.Evidence.bits_per_dim`."""
+        return bits_per_dim(self.log_px, event_size)
+
+    def summary(self) -> dict[str, Any]:
+        """Mean over rows, its error (of the rows, as if all had one sign) and its data error (more rows shrink it)."""
+        rows = len(self)
+        return {
+            "log_px": self.log_px.mean().item(),
+            "log_px_error": self.error.mean().item(),
+            "log_px_mc_se": self.error.mean().item(),  # the same, where others have theirs
+            "log_px_data_se": known(self.log_px.std() / rows**0.5) if rows > 1 else None,
+            "largest_error": self.error.max().item(),
+            "rows_flagged": len(self.flagged),
+            "rows": rows,
+            "method": self.method,
+            "how": self.how,
+            "measure": self.measure,
+            "unit": "nats per row, higher is better",
+        }
+
+    def rows_csv(self) -> str:
+        """One line a row: row, log_px, error, reliable (1 or 0); to the last bit."""
+        return write_columns({name: getattr(self, name).double() for name in FIELDS})
+
+    @classmethod
+    def from_csv(cls, text: str, *, method: str, measure: str | None, how: str) -> Exact:
+        """What `rows_csv` wrote, to the last bit; with `method`, `measure` and `how`, which the rows do not say.
+
+        Raises:
+            DataError: a column is missing, a row is out of order, or a cell is no number.
+
+        Example:
+            >>> import torch
+            >>> exact = Exact(torch.tensor([-1.5]), torch.tensor([0.0]), torch.tensor([True]), "by hand", "counts", "")
+            >>> Exact.from_csv(exact.rows_csv(), method="by hand", measure="counts", how="")
+            log p(x) -1.500 ± 0.0e+00 (by hand) ± unknown (data) nats | counts | 1 rows, 0 flagged, largest error 0.0e+00
+        """
+        columns = read_columns(text, FIELDS)
+        return cls(columns["log_px"], columns["error"], columns["reliable"] > 0, method, measure, how)
+
+    def __str__(self) -> str:
+        s = self.summary()
+        said = " | ".join(filter(None, (self.how, self.measure)))
+        return (
+            f"log p(x) {s['log_px']:.3f} ± {s['log_px_mc_se']:.1e} ({self.method}) ± {say(s['log_px_data_se'])} (data) nats | "
+            f"{said} | {s['rows']} rows, {s['rows_flagged']} flagged, largest error {s['largest_error']:.1e}"
+        )
+
+    __repr__ = __str__

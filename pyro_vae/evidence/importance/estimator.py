@@ -1,0 +1,209 @@
+r"""log p(x) by importance sampling, streamed over rows and particles."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from itertools import takewhile
+from typing import Any
+
+import torch
+
+from pyro_vae.common.device import resolve_device
+from pyro_vae.common.memory import SMALLER, fitting
+from pyro_vae.common.progress import tracked
+from pyro_vae.common.random import seeded
+from pyro_vae.data.arrays import batch_of
+from pyro_vae.errors import DeviceError, Interrupted, UnreliableError, UsageError
+from pyro_vae.programs.measure import measure_of
+from pyro_vae.programs.pair import evaluation_mode, like_parameters, without_validation
+from pyro_vae.programs.plates import find_plates
+from pyro_vae.programs.sites import Program
+from pyro_vae.programs.support import check_support, takes_missing
+
+from .accumulator import ROWS, RowBlock
+from .proposals import GUIDE, Proposal
+from .result import Evidence
+from .sampler import Sampler
+
+
+def importance(
+    model: Program,
+    guide: Program,
+    x: Any,
+    *context: Any,
+    num_samples: int = 1000,
+    proposal: Proposal = GUIDE,
+    target_se: float | None = None,
+    max_samples: int = 100_000,
+    rows: range | None = None,
+    particles: range | None = None,
+    resume: Evidence | None = None,
+    strict: bool = False,
+    seed: int = 0,
+    chunk_size: int = 4096,
+    vectorize_particles: bool = True,
+    missing: bool = False,
+    device: torch.device | str | None = None,
+    on_block: Callable[[Sequence[RowBlock], dict[str, Any]], None] | None = None,
+    verbose: bool = True,
+) -> Evidence:
+    r"""log p̂(x_n) = log 1/K Σ_k p(x_n, z_kn) / q(z_kn | x_n) for each row, with its Monte Carlo error; and the ELBO.
+
+    E[p̂] = p(x): exp(log p̂) is unbiased, so log p̂ is a lower bound in expectation that tightens with K. Streamed: memory
+    grows with `chunk_size`, not with K · N. Changes no parameter, no module's mode, no optimizer and no global random
+    state.
+
+    Rows go in blocks of 64 and particles in blocks of 4096 (row, particle) pairs, each with a stream of its own from the
+    seed. So the numbers are the same to the bit whatever order, process or resumption runs them. Another `chunk_size` runs the
+    same particles in other shapes, and gives the same numbers to rounding (of the programs' own dtype).
+
+    Args:
+        model: a Pyro program, as for :func:`~pyro_vae.log_weights`.
+        guide: its guide, the proposal.
+        x: data ``(N, *event)``: a tensor, an array, anything :func:`~pyro_vae.data.as_rows` takes.
+        *context: what the programs take beside x, each with N rows.
+        num_samples: K, particles a row.
+        proposal: what they are drawn from: the guide, :func:`~pyro_vae.evidence.importance.proposals.defensive` or
+            :func:`~pyro_vae.evidence.importance.proposals.widened`. The ELBO is then the proposal's, too.
+        target_se: doubles K, block of rows by block of rows, until each row's Monte Carlo error is at most this (nats). K then
+            depends on the draws, so that p̂ is no longer strictly unbiased: believe it where k̂ is low.
+        max_samples: K at most under `target_se`; rows that it does not suffice for are flagged.
+        rows: which rows of x to run, for a part to be joined with others by :meth:`Evidence.merge`; starts at a multiple of
+            64, and stops at one or at the end.
+        particles: which of the K particles to run, likewise.
+        resume: evidence of the same programs, rows and seed: what it holds is not run again, only what `num_samples`,
+            `rows` and `particles` add to it.
+        strict: raise where a row is flagged, in place of handing it out with its flag.
+        seed: of the particles.
+        chunk_size: (row, particle) pairs that the model is run on at a time; halved where memory does not suffice. The guide
+            runs on whole blocks.
+        vectorize_particles: as for :func:`~pyro_vae.log_weights`.
+        missing: x may hold NaN, for what was not observed: the result is log p(x_obs). Modules that say so
+            (:class:`~pyro_vae.models.missing.SkipMissing`) need no word here; plain functions that close over them do.
+        device: where to compute; None is where the programs' parameters are, or x for programs that no module owns.
+            Modules whose methods the programs are get scored in eval mode; call ``.eval()`` yourself on modules that a plain
+            function closes over.
+        on_block: called after each block of rows with the :class:`~pyro_vae.evidence.importance.accumulator.RowBlock` of
+        every block (those to
+            come are empty) and what else an Evidence says, to keep them.
+        verbose: a progress bar, on a terminal only.
+
+    Returns:
+        An :class:`Evidence`: per-row ``log_px``, ``mc_se``, ``ess``, ``khat``, ``elbo`` …, and their means, in nats.
+
+    Raises:
+        SupportError, ShapeError, DataError: x outside the support of the likelihood, of another shape, not finite.
+        ProgramError: a pair that has no importance weight for each row; weights that are NaN (row and site are named).
+        Interrupted: Ctrl-C; its ``result``, if not None, is evidence of what is there so far, to ``resume`` from.
+        UnreliableError: `strict`, and a row is flagged; its ``result`` is the evidence.
+        DeviceError: a device that is not there.
+
+    References:
+        Importance Weighted Autoencoders (Burda, Grosse & Salakhutdinov, 2016), https://arxiv.org/abs/1509.00519
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def prior_as_guide(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(0.0, 1.0))
+        >>> evidence = importance(model, prior_as_guide, torch.tensor([0.0, 1.0]), num_samples=5000)
+        >>> exact = dist.Normal(0.0, 2**0.5).log_prob(torch.tensor([0.0, 1.0]))
+        >>> bool(((evidence.log_px - exact).abs() < 4 * evidence.mc_se).all())
+        True
+    """
+    if num_samples < 1 or chunk_size < 1:
+        raise UsageError(f"num_samples and chunk_size must be at least 1, got {num_samples} and {chunk_size}")
+    check_target(target_se, max_samples, num_samples, particles)
+    like = like_parameters(model, guide)
+    place = None if device is None else resolve_device(device)
+    args = batch_of(x, *context, like=like, device=place, missing=missing or takes_missing(model, guide))
+    device = args[0].device
+    if like is not None and like.device != device:
+        raise DeviceError(
+            f"the data goes to {device}, but the model is on {like.device}: move it there, vae.to({str(device)!r})"
+        )
+    ledgers = open_row_blocks(len(args[0]), num_samples, rows, resume, seed, proposal)
+    with evaluation_mode(model, guide), without_validation(), seeded(seed, device=device):
+        check_support(model, guide, *args)
+        plates = find_plates(model, guide, *(a[:1] for a in args))
+        measure = measure_of(model, guide, *(a[:1] for a in args))
+    sampler = Sampler(model, guide, plates, proposal, seed, chunk_size, vectorize_particles)
+    said = {"seed": seed, "proposal": str(proposal), "measure": measure, "target_se": target_se}
+    try:
+        with evaluation_mode(model, guide), without_validation():
+            for ledger in tracked(ledgers, "log p(x)", verbose):
+                if rows is None or ledger.rows.start in rows:
+                    batch = tuple(a[ledger.rows.start : ledger.rows.stop] for a in args)
+                    with fitting(f"the smallest chunk of particles on {device}", SMALLER):
+                        sampler.fill(ledger, batch, range(ledger.planned) if particles is None else particles)
+                        while target_se is not None and not met(ledger, target_se) and ledger.planned < max_samples:
+                            ledger.plan(min(2 * ledger.planned, max_samples))
+                            sampler.fill(ledger, batch, range(ledger.planned))
+                ledger.moments.top.trim()
+                if on_block is not None:
+                    on_block(ledgers, said)
+    except KeyboardInterrupt as signal:
+        raise interrupted(ledgers, said, signal) from None
+    evidence = Evidence.of(ledgers, **said)
+    if strict and len(evidence.flagged):
+        raise UnreliableError(evidence.why_flagged(), evidence)
+    return evidence
+
+
+def interrupted(ledgers: Sequence[RowBlock], said: dict[str, Any], signal: KeyboardInterrupt) -> Interrupted:
+    """What is there so far, to go on from."""
+    begun = list(takewhile(len, ledgers))
+    result = Evidence.of(begun, **said) if begun else None
+    last = f"the rows before {begun[-1].rows.stop}" if begun else "no row"
+    return Interrupted.kind(signal)(f"interrupted: {last} have particles; go on with resume=error.result", result)
+
+
+def check_target(target_se: float | None, max_samples: int, num_samples: int, particles: range | None) -> None:
+    """Refuses a target that cannot be aimed at."""
+    if target_se is None:
+        return
+    if not target_se > 0:
+        raise UsageError(f"target_se must be above 0 nats, got {target_se}")
+    if max_samples < num_samples:
+        raise UsageError(
+            f"max_samples={max_samples} is below num_samples={num_samples}, which is where target_se starts"
+        )
+    if particles is not None:
+        raise UsageError(
+            "target_se asks for as many particles as it takes, particles= for some of them: give one of the two"
+        )
+
+
+def met(ledger: RowBlock, target_se: float) -> bool:
+    """Whether every row of the block is within the target; an error that is not known is not."""
+    return bool((ledger.total().mc_se <= target_se).all())
+
+
+def open_row_blocks(
+    num_rows: int, num_samples: int, rows: range | None, resume: Evidence | None, seed: int, proposal: Proposal
+) -> list[RowBlock]:
+    """One for each block of rows, with what is there already."""
+    rows = range(num_rows) if rows is None else rows
+    if not rows or rows.step != 1 or rows.start % ROWS or not (rows.stop % ROWS == 0 or rows.stop == num_rows):
+        raise UsageError(
+            f"rows={rows} is no run of whole blocks: start at a multiple of {ROWS}, stop at one or at {num_rows}"
+        )
+    if not 0 <= rows.start < rows.stop <= num_rows:
+        raise UsageError(f"rows={rows}, but x has {num_rows} rows")
+    blocks = [range(start, min(start + ROWS, num_rows)) for start in range(rows.start, rows.stop, ROWS)]
+    ledgers = {block: RowBlock(block, num_samples) for block in blocks}
+    if resume is not None:
+        resume.check_same(seed=seed, proposal=str(proposal))
+        for held in copy.deepcopy(resume.ledgers):
+            if held.rows.stop > num_rows or (len(held.rows) < ROWS and held.rows.stop != num_rows):
+                there = f"rows {held.rows.start} to {held.rows.stop - 1}"
+                raise UsageError(f"resume holds {there} of other data: x has {num_rows} rows")
+            if held.rows in ledgers:
+                held.plan(num_samples)
+            ledgers[held.rows] = held
+    return sorted(ledgers.values(), key=lambda ledger: ledger.rows.start)

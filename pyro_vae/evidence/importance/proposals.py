@@ -1,0 +1,229 @@
+r"""What particles are drawn from: the guide, the guide and the prior, or a wider guide; with its exact density.
+
+    q(z) = (1 − weight) · guide(z | x) + weight · p(z)
+
+Any of them leaves E[p̂] = p(x): only the spread of the weights differs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from pyro import distributions as dist
+from pyro import plate, poutine
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import Message
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from pyro_vae.common.keywords import suggest_keywords
+from pyro_vae.common.pyro_private import is_deterministic
+from pyro_vae.errors import ProgramError, UsageError
+from pyro_vae.programs.plates import Plates, row_log_prob
+from pyro_vae.programs.sites import PARTICLES, LogProbs, Program, sample_sites, sum_terms
+
+Args = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """(1 − weight) · guide + weight · prior, the guide's scales multiplied by `factor`.
+
+    Attributes:
+        weight: share of the prior, 0 ≤ weight < 1.
+        factor: of the guide's scales, above 0.
+    """
+
+    weight: float = 0.0
+    factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight < 1:
+            raise UsageError(f"the prior's weight must be from 0 to below 1, got {self.weight}")
+        if not 0 < self.factor < math.inf:
+            raise UsageError(f"the factor of the guide's scales must be above 0 and finite, got {self.factor}")
+
+    def guide(self, guide: Program) -> Program:
+        """The guide, widened."""
+        return guide if self.factor == 1 else Widened(self.factor)(guide)
+
+    def from_prior(self, start: int, stop: int, offset: float) -> int:
+        """How many of the particles from `start` to `stop` − 1 come from the prior: ⌊weight · k + offset⌋, as k goes on.
+
+        With an offset that is uniform on [0, 1) their expected number is weight · (stop − start), and E[p̂] = p(x).
+        """
+        return math.floor(self.weight * stop + offset) - math.floor(self.weight * start + offset)
+
+    def log_w(self, terms: LogProbs) -> Tensor:
+        """log p(x, z) − log q(z), ``(K, N)``; `terms.posterior` is the (widened) guide's."""
+        if not self.weight:
+            return terms.log_w
+        prior = sum_terms(terms.prior)
+        guide = math.log1p(-self.weight) + sum_terms(terms.posterior)
+        return terms.reconstruction + prior - torch.logaddexp(guide, math.log(self.weight) + prior)
+
+    def __str__(self) -> str:
+        guide = "guide" if self.factor == 1 else f"guide widened by {self.factor:g}"
+        return guide if not self.weight else f"{1 - self.weight:g} {guide} + {self.weight:g} prior"
+
+
+GUIDE = Proposal()
+
+
+@suggest_keywords
+def defensive(weight: float = 0.1) -> Proposal:
+    r"""q(z) = (1 − weight) · guide(z | x) + weight · p(z), row by row, for the whole program; so w ≤ p(x | z) / weight.
+
+    Weights are bounded wherever p(x | z) is, as for any likelihood of discrete data: their variance is finite, whatever the
+    guide leaves out. It may still take many particles to show: k̂ says whether K were enough. The price is a share `weight` of
+    the particles, and a second run of the guide. log q is of the mixture, whichever of the two z was drawn from. The prior's
+    particles are stratified: every 1 / weight-th, from a random start; `mc_se` leaves that out, and is rather too large.
+
+    Args:
+        weight: share of the prior, 0 ≤ weight < 1.
+
+    References:
+        Weighted Average Importance Sampling and Defensive Mixture Distributions (Hesterberg, 1995),
+        https://doi.org/10.1080/00401706.1995.10484303
+
+    Example:
+        >>> print(defensive(0.1))
+        0.9 guide + 0.1 prior
+    """
+    return Proposal(weight=weight)
+
+
+@suggest_keywords
+def widened(factor: float = 1.5) -> Proposal:
+    r"""q(z) = guide(z | x) with the scale of every latent multiplied by `factor`.
+
+    For guides that are too narrow, as those trained by the ELBO are. Takes location-scale latents (normal, Student's t,
+    Laplace, lognormal, multivariate normal …) and refuses others, by site.
+
+    Args:
+        factor: above 0.
+
+    Example:
+        >>> print(widened(1.5))
+        guide widened by 1.5
+    """
+    return Proposal(factor=factor)
+
+
+class Widened(Messenger):
+    """Multiplies the scales of a guide's latents."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def _pyro_sample(self, msg: Message) -> None:
+        if not (msg["is_observed"] or is_deterministic(msg) or site_is_subsample(msg)):
+            msg["fn"] = cast(Any, widen(msg["fn"], self.factor, str(msg["name"])))
+
+
+def widen(d: Any, factor: float, site: str) -> Any:
+    """The distribution with its scale multiplied.
+
+    Raises:
+        ProgramError: it has no location and scale.
+    """
+    if isinstance(d, torch.distributions.Independent):
+        return dist.Independent(widen(d.base_dist, factor, site), d.reinterpreted_batch_ndims)
+    if isinstance(d, dist.MultivariateNormal):
+        return dist.MultivariateNormal(d.loc, scale_tril=factor * d.scale_tril)
+    if isinstance(d, dist.LowRankMultivariateNormal):
+        return dist.LowRankMultivariateNormal(d.loc, factor * d.cov_factor, factor**2 * d.cov_diag)
+    if type(d) is dist.TransformedDistribution:
+        return dist.TransformedDistribution(widen(d.base_dist, factor, site), d.transforms)
+    if {"loc", "scale"} <= set(d.arg_constraints):
+        given = {name: getattr(d, name) for name in d.arg_constraints}
+        return type(d)(**given | {"scale": factor * d.scale})
+    raise ProgramError(
+        f"site {site!r} of the guide is a {type(d).__name__}, which has no location and scale to widen. Score with the guide "
+        "itself, or with defensive(0.1), which takes any latent."
+    )
+
+
+@dataclass(frozen=True)
+class Draws:
+    """K particles of the latents of N rows, and log q of the (widened) guide at each, ``(K, N)`` by site."""
+
+    values: dict[str, Tensor]
+    event_dims: dict[str, int]
+    posterior: dict[str, Tensor]
+    plates: Plates
+
+    def __len__(self) -> int:
+        return len(next(iter(self.posterior.values())))
+
+    def part(self, particles: slice, rows: slice = slice(None)) -> Draws:
+        """Some of the particles, of some of the rows."""
+        values = {
+            name: cut(cut(v, -1 - self.plates.nesting - event, particles), self.plates.dim - event, rows)
+            for (name, v), event in zip(self.values.items(), self.event_dims.values(), strict=True)
+        }
+        return replace(self, values=values, posterior={n: q[particles, rows] for n, q in self.posterior.items()})
+
+    def replayed(self, program: Program) -> Program:
+        """The program with these values for its latents."""
+        trace = poutine.Trace()
+        for name, value in self.values.items():
+            trace.add_node(name, name=name, type="sample", is_observed=False, value=value, infer={})
+        return poutine.replay(program, trace=trace)
+
+
+def cut(value: Tensor, dim: int, part: slice) -> Tensor:
+    """value[…, part, …] along a dim from the right; what is the same all along it stays."""
+    return value if value.shape[dim] == 1 else value.movedim(dim, 0)[part].movedim(0, dim)
+
+
+def joined(parts: list[Draws]) -> Draws:
+    """Particles of the same rows, one after the other."""
+    first, *others = parts
+    if not others:
+        return first
+    particle_dim = -1 - first.plates.nesting
+    values = {n: torch.cat([p.values[n] for p in parts], particle_dim - e) for n, e in first.event_dims.items()}
+    return replace(
+        first, values=values, posterior={n: torch.cat([p.posterior[n] for p in parts]) for n in first.posterior}
+    )
+
+
+def draw(program: Program, particles: int, plates: Plates, args: Args) -> Draws:
+    """Runs a guide, or a model for its prior: its latents, and the log-probabilities of all its sites."""
+    with plate(PARTICLES, particles, dim=-1 - plates.nesting):
+        trace = poutine.trace(program).get_trace(*args)
+    sites = sample_sites(trace)
+    latent = {name: site for name, site in sites.items() if not site["is_observed"]}
+    return Draws(
+        {name: site["value"] for name, site in latent.items()},
+        {name: site["fn"].event_dim for name, site in latent.items()},
+        {name: row_log_prob(name, site, plates) for name, site in sites.items()},
+        plates,
+    )
+
+
+def propose(
+    proposal: Proposal, model: Program, guide: Program, fresh: int, prior: int, plates: Plates, args: Args
+) -> Draws:
+    """`fresh` particles from the guide and `prior` from the prior, with the guide's log q at all of them."""
+    guide = proposal.guide(guide)
+    drawn = [draw(program, count, plates, args) for program, count in ((guide, fresh), (model, prior)) if count]
+    if not prior:
+        return drawn[0]
+    mixed = joined([replace(d, posterior={}) for d in drawn])
+    return draw(mixed.replayed(guide), fresh + prior, plates, args)
+
+
+def terms_at(model: Program, draws: Draws, args: Args) -> LogProbs:
+    """The model's log-probabilities at particles that were drawn before."""
+    with plate(PARTICLES, len(draws), dim=-1 - draws.plates.nesting):
+        trace = poutine.trace(draws.replayed(model)).get_trace(*args)
+    sites = {name: (site, row_log_prob(name, site, draws.plates)) for name, site in sample_sites(trace).items()}
+    observed = {name: term for name, (site, term) in sites.items() if site["is_observed"]}
+    prior = {name: term for name, (site, term) in sites.items() if not site["is_observed"]}
+    return LogProbs(observed, prior, draws.posterior)

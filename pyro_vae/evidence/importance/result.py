@@ -1,0 +1,316 @@
+"""Evidence: importance-sampled log p(x) of each row, with Monte Carlo and data errors apart."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vae.common.csv_columns import read_columns, write_columns
+from pyro_vae.errors import UsageError
+from pyro_vae.evidence.estimate import bits_per_dim, finite, known, say
+
+from .accumulator import RowBlock
+from .pareto import MIN_TAIL, khat_threshold
+
+LOW_ESS = 10  # below it a row's estimate rests on a handful of particles, and its own error bar is not to be believed
+LEAST = 5 * MIN_TAIL  # particles for a k̂
+FLAT = 1e-3  # the largest weight is within this of the mean weight: there is no tail to speak of
+ROW_FIELDS = ("log_px", "mc_se", "ess", "elbo", "elbo_se")
+DIAGNOSTICS = ("khat", "max_share", "jackknife", "samples")  # which evidence of an older version lacks
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    r"""log p̂(x) of each row and in the mean, with Monte Carlo error, effective sample size and ELBO, in nats; higher is better.
+
+    Attributes:
+        log_px: importance-sampled log p(x_n), ``(N,)`` in float64: a lower bound in expectation.
+        mc_se: Monte Carlo standard error of each `log_px` (delta method; believe it where ess is large).
+        ess: effective sample size (Σ w)² / Σ w² of each row, between 1 and `num_samples`.
+        elbo: the evidence lower bound of each row.
+        elbo_se: Monte Carlo standard error of each `elbo`.
+        num_samples: K, particles a row (the most that any row has).
+        seed: of the particles.
+        khat: Pareto k̂ of each row's weights; NaN where it is not known (K < 25), −∞ where they have no tail.
+        max_share: the share of the largest weight in each row's sum.
+        jackknife: `log_px` less its jackknife estimate of bias: nearer to log p(x) where k̂ is low, but **no bound**.
+        samples: K of each row.
+        measure: what log p(x) is a density with respect to: "binary", "counts", "continuous" …; None if not known.
+        proposal: what the particles were drawn from; the ELBO is its, too.
+        target_se: the Monte Carlo error that was aimed at in each row.
+        ledgers: which particles it holds, block of rows by block of rows, for :meth:`merge` and ``resume=``.
+    """
+
+    log_px: Tensor
+    mc_se: Tensor
+    ess: Tensor
+    elbo: Tensor
+    elbo_se: Tensor
+    num_samples: int
+    seed: int
+    khat: Tensor | None = None
+    max_share: Tensor | None = None
+    jackknife: Tensor | None = None
+    samples: Tensor | None = None
+    measure: str | None = None
+    proposal: str = "guide"
+    target_se: float | None = None
+    ledgers: Sequence[RowBlock] = ()
+
+    @classmethod
+    def of(cls, ledgers: Sequence[RowBlock], **facts: Any) -> Evidence:
+        """Sum up the ledgers of all rows."""
+        if gap := [b.rows.start for a, b in pairwise(ledgers) if a.rows.stop != b.rows.start]:
+            raise UsageError(f"the rows before row {gap[0]} are missing: merge parts that leave none out between them")
+        parts = [ledger.total() for ledger in ledgers]
+        facts |= {field: torch.cat([getattr(m, field) for m in parts]) for field in ROW_FIELDS + DIAGNOSTICS}
+        return cls(num_samples=max(m.count for m in parts), ledgers=tuple(ledgers), **facts)
+
+    @classmethod
+    def merge(cls, parts: Iterable[Evidence]) -> Evidence:
+        """Merge parts of one evaluation: disjoint in rows or in particles; in any order, and to the bit.
+
+        Args:
+            parts: from :func:`~pyro_vae.log_likelihood` with `rows` or `particles`, the same in all else.
+
+        Raises:
+            UsageError: parts of other seeds or proposals, that share particles, leave out rows in between, or hold none.
+
+        Example:
+            >>> from pyro_vae import VAE, StandardNormal, Conditional, MLP, bernoulli, normal, log_likelihood
+            >>> vae = VAE(StandardNormal(1), Conditional(MLP(1, 3), bernoulli), Conditional(MLP(3, 2), normal))
+            >>> x = torch.eye(3)
+            >>> some = [log_likelihood(vae.model, vae.guide, x, particles=range(a, a + 500)) for a in (500, 0)]
+            >>> whole = log_likelihood(vae.model, vae.guide, x, num_samples=1000)
+            >>> bool((Evidence.merge(some).log_px == whole.log_px).all())
+            True
+        """
+        parts = list(parts)
+        if not parts:
+            raise UsageError("there is nothing to merge: give the parts of one evaluation")
+        first = parts[0]
+        ledgers: dict[int, RowBlock] = {}
+        for part in parts:
+            part.check_same(seed=first.seed, proposal=first.proposal, measure=first.measure)
+            for ledger in part.ledgers:
+                start = ledger.rows.start
+                ledgers[start] = ledgers[start].joined(ledger) if start in ledgers else ledger
+        facts = {"seed": first.seed, "proposal": first.proposal, "measure": first.measure, "target_se": first.target_se}
+        return cls.of([ledgers[start] for start in sorted(ledgers)], **facts)
+
+    def check_same(self, **expected: Any) -> None:
+        """Refuse evidence without its particles, or with other attributes than `expected`."""
+        if not self.ledgers:
+            raise UsageError("this evidence holds no particles (it was read from a file): it cannot be added to")
+        for name, value in expected.items():
+            if getattr(self, name) != value:
+                raise UsageError(
+                    f"evidence with {name} {getattr(self, name)!r} and {value!r} cannot be put together: run all of it with "
+                    "the same, or start anew, without resume"
+                )
+
+    def __len__(self) -> int:
+        return len(self.log_px)
+
+    @property
+    def method(self) -> str:
+        """The name of the method, as of every estimate."""
+        return "importance sampling"
+
+    @property
+    def gap(self) -> Tensor:
+        """log p(x) − ELBO for each row: an estimate of KL(q(z | x) ‖ p(z | x)) from below (log_px being a lower bound)."""
+        return self.log_px - self.elbo
+
+    @property
+    def counts(self) -> Tensor:
+        """K of each row."""
+        return torch.full_like(self.log_px, self.num_samples) if self.samples is None else self.samples
+
+    @property
+    def bias(self) -> Tensor:
+        """−½ (1/ESS − 1/K), about E[log p̂] − log p(x) for each row (delta method; believe it where k̂ is low)."""
+        return -0.5 * (1 / self.ess - 1 / self.counts)
+
+    @property
+    def threshold(self) -> Tensor:
+        """min(1 − 1 / log10 K, 0.7) of each row."""
+        return self.counts.clone().apply_(lambda k: khat_threshold(int(k)))
+
+    @property
+    def reliable(self) -> Tensor:
+        """Rows whose k̂ is below the threshold, or whose weights are all but equal; False where k̂ is not known."""
+        if self.khat is None or self.max_share is None:
+            return torch.zeros_like(self.log_px, dtype=torch.bool)
+        return (self.khat < self.threshold) | (self.max_share * self.counts < 1 + FLAT)
+
+    @property
+    def unmet(self) -> Tensor:
+        """Rows whose Monte Carlo error is above `target_se`, with as many particles as were allowed."""
+        return torch.zeros_like(self.reliable) if self.target_se is None else ~(self.mc_se <= self.target_se)
+
+    @property
+    def flagged(self) -> Tensor:
+        """Numbers of the rows not to believe: not `reliable`, or short of the target."""
+        return (~self.reliable | self.unmet).nonzero().flatten()
+
+    def why_flagged(self) -> str:
+        """Explain which rows are flagged, why, and what to do."""
+        parts = []
+        for rows, why in (
+            ((~self.reliable).nonzero(), f"k̂ is above {self.threshold.max():.2f}, or not known"),
+            (self.unmet.nonzero(), f"the Monte Carlo error is above target_se={self.target_se}"),
+        ):
+            if len(rows):
+                parts.append(f"in {len(rows)} of {len(self)} rows, the first {rows.flatten().tolist()[:5]}, {why}")
+        return (
+            f"log p(x) is not to be believed: {'; '.join(parts)} (K up to {self.num_samples}, {self.proposal}). Add particles "
+            "(resume=, max_samples=), or take another proposal (defensive(), widened()) or a guide that fits better."
+        )
+
+    def bits_per_dim(self, event_size: int) -> Tensor:
+        """−log p̂(x) / (D log 2) for each row: bits for each of the D elements of x; here lower is better.
+
+        A code length where x is discrete. Where `measure` is "continuous" it moves with the scale of x: for pixels scaled from
+        0..255 to 0..1, log p(x) of the unscaled ones is lower by D log 255.
+
+        Example:
+            >>> rows = torch.tensor([[-8 * 0.6931471805599453]], dtype=torch.float64)
+            >>> Evidence(rows[0], *rows.expand(4, 1), num_samples=1, seed=0).bits_per_dim(4).item()
+            2.0
+        """
+        return bits_per_dim(self.log_px, event_size)
+
+    def of_counts(self, levels: int, event_size: int) -> Evidence:
+        """Convert evidence of dequantised y = (x + u) / levels to that of the counts x: every log less D log levels.
+
+        E_u[log p(y)] − D log levels ≤ log P(x): a lower bound, whose measure is "counts, dequantised".
+
+        Args:
+            levels: as for :func:`~pyro_vae.data.dequantize`.
+            event_size: D, elements of one row.
+
+        Raises:
+            UsageError: evidence of what is no density.
+
+        References:
+            A Note on the Evaluation of Generative Models (Theis, van den Oord & Bethge, 2016),
+            https://arxiv.org/abs/1511.01844
+
+        Example:
+            >>> uniform = torch.zeros(5, 1, dtype=torch.float64)  # p(y) = 1 on [0, 1]^2
+            >>> Evidence(*uniform, num_samples=1, seed=0, measure="continuous").of_counts(17, 2).log_px.exp() * 17**2
+            tensor([1.0000], dtype=torch.float64)
+        """
+        if self.measure != "continuous":
+            raise UsageError(f"only a density has a Jacobian; this evidence is of measure {self.measure!r}")
+        less = event_size * math.log(levels)
+        jackknife = None if self.jackknife is None else self.jackknife - less
+        moved = {"log_px": self.log_px - less, "elbo": self.elbo - less, "jackknife": jackknife}
+        return dataclasses.replace(self, **moved, measure="counts, dequantised", ledgers=())  # type: ignore[arg-type]
+
+    def summary(self) -> dict[str, Any]:
+        """Average over rows, errors apart: Monte Carlo (more particles shrink it) and data (more rows shrink it).
+
+        Also ELBO, gap, and the health of the weights. None stands for an error that one row or particle leaves unknown.
+        """
+        rows = len(self)
+        return {
+            "log_px": self.log_px.mean().item(),
+            "log_px_mc_se": known(self.mc_se.square().sum().sqrt() / rows),
+            "log_px_data_se": known(self.log_px.std() / rows**0.5) if rows > 1 else None,
+            "elbo": self.elbo.mean().item(),
+            "elbo_mc_se": known(self.elbo_se.square().sum().sqrt() / rows),
+            "gap": self.gap.mean().item(),
+            "ess_median": self.ess.median().item(),
+            "ess_min": self.ess.min().item(),
+            "rows_of_low_ess": int((self.ess < LOW_ESS).sum()),
+            "rows": rows,
+            "num_samples": self.num_samples,
+            "seed": self.seed,
+            "unit": "nats per row, higher is better",
+            "method": self.method,
+            "measure": self.measure,
+            "proposal": self.proposal,
+            **self.diagnostics(),
+        }
+
+    def diagnostics(self) -> dict[str, Any]:
+        """Summarise the weights, for :meth:`summary`; empty for evidence that has none."""
+        if self.khat is None or self.max_share is None or self.jackknife is None:
+            return {}
+        return {
+            "bias": finite(self.bias.mean()),
+            "jackknife": finite(self.jackknife.mean()),
+            "khat_max": finite(self.khat.max()),
+            "khat_threshold": finite(self.threshold.max()),
+            "max_share": finite(self.max_share.max()),
+            "rows_flagged": len(self.flagged),
+            "target_se": self.target_se,
+        }
+
+    def rows_csv(self) -> str:
+        """Format one line a row: row, log_px, mc_se, ess, elbo, elbo_se, khat, max_share, jackknife, samples."""
+        names = [field for field in ROW_FIELDS + DIAGNOSTICS if getattr(self, field) is not None]
+        return write_columns({name: getattr(self, name) for name in names})
+
+    @classmethod
+    def from_csv(
+        cls,
+        text: str,
+        *,
+        num_samples: int,
+        seed: int,
+        measure: str | None = None,
+        proposal: str = "guide",
+        target_se: float | None = None,
+    ) -> Evidence:
+        """What `rows_csv` wrote, to the last bit.
+
+        Args:
+            text: of the file; further columns are left alone.
+            num_samples: K, the most that any row has.
+            seed: of the particles.
+            measure, proposal, target_se: as the evidence had them.
+
+        Raises:
+            DataError: a column is missing, a row is out of order, or a cell is no number.
+
+        Example:
+            >>> from pyro_vae import Evidence
+            >>> rows = torch.tensor([[-1.5, -0.1]], dtype=torch.float64).expand(5, 2)
+            >>> evidence = Evidence(*rows, num_samples=7, seed=0)
+            >>> Evidence.from_csv(evidence.rows_csv(), num_samples=7, seed=0).log_px.tolist()
+            [-1.5, -0.1]
+        """
+        columns: dict[str, Any] = read_columns(text, ROW_FIELDS, DIAGNOSTICS)
+        return cls(
+            num_samples=num_samples, seed=seed, measure=measure, proposal=proposal, target_se=target_se, **columns
+        )
+
+    def __str__(self) -> str:
+        s = self.summary()
+        return (
+            f"log p(x) {s['log_px']:.3f} ± {say(s['log_px_mc_se'])} (Monte Carlo) ± {say(s['log_px_data_se'])} (data) nats | "
+            f"{self.method} from the {self.proposal}{f', {self.measure}' if self.measure else ''} | "
+            f"ELBO {s['elbo']:.3f} ± {say(s['elbo_mc_se'])} | gap {s['gap']:.3f} | "
+            f"ESS median {s['ess_median']:.0f}, least {s['ess_min']:.1f} of {s['num_samples']} | "
+            f"{s['rows']} rows, {s['rows_of_low_ess']} with ESS below {LOW_ESS}{self.say_flagged(s)}"
+        )
+
+    def say_flagged(self, s: dict[str, Any]) -> str:
+        """Format how many rows are flagged, and the jackknife beside the bound."""
+        if "rows_flagged" not in s:
+            return ""
+        why = f"k̂ above {s['khat_threshold']:.2f}" if self.num_samples >= LEAST else f"k̂ takes {LEAST} particles"
+        target = "" if self.target_se is None else f" or ± above {self.target_se:g}"
+        return f", {s['rows_flagged']} flagged ({why}{target}) | jackknife {say(s['jackknife'])} (no bound)"
+
+    __repr__ = __str__

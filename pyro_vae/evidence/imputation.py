@@ -1,0 +1,176 @@
+r"""What was not observed, given what was: x_mis | x_obs, by importance resampling."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro import plate, poutine
+from torch import Tensor
+
+from pyro_vae.common.keywords import suggest_keywords
+from pyro_vae.common.random import seeded
+from pyro_vae.data.arrays import batch_of
+from pyro_vae.errors import ProgramError, UsageError
+from pyro_vae.evidence.importance.sampler import checked
+from pyro_vae.programs.pair import evaluation_mode, like_parameters, programs, without_validation
+from pyro_vae.programs.plates import Plates, find_plates, row_log_prob
+from pyro_vae.programs.sites import PARTICLES, Program, Site, check_pair, sample_sites, sum_terms, trace_pair
+from pyro_vae.programs.support import check_support
+
+Chunk = Callable[["Particles"], Tensor]
+
+
+@suggest_keywords
+def impute(
+    vae: Any, x: Any, *c: Any, num_samples: int = 1000, draws: int = 1, seed: int = 0, chunk_size: int = 16384
+) -> Tensor:
+    r"""x_mis ~ p(x_mis | x_obs), with what was observed unchanged: ``(draws, N, *event)``.
+
+    z_k ~ q(z | x_obs) with weights w_k = p(x_obs | z_k) p(z_k) / q(z_k | x_obs); each draw takes one z_k with probability
+    w_k / Σ w, and x_mis from p(x | z_k). Exact as K grows; for finite K its error is that of the weights, so look at the
+    effective sample size of these rows (``log_likelihood(...).ess``). Draws of one row share its K particles.
+
+    Args:
+        vae: a :class:`VAE`, any object with ``model`` and ``guide``, or a tuple of two Pyro programs, whose likelihood and
+            encoder take NaN (:class:`~pyro_vae.models.missing.SkipMissing`, :class:`~pyro_vae.models.missing.WithMask`).
+        x: data ``(N, *event)``; NaN is what was not observed.
+        *c: contexts with N rows, where the model has them.
+        num_samples: K, particles a row.
+        draws: imputations of each row.
+        seed: the same seed draws the same, whatever was drawn before; the global random state is left as it was.
+        chunk_size: (row, particle) pairs run at a time, of one row at least.
+
+    Raises:
+        SupportError, DataError: values that the likelihood does not take (NaN is one, for a plain likelihood).
+        ProgramError: a pair that has no importance weight for each row, or no one site that x is observed at.
+
+    References:
+        MIWAE: Deep Generative Modelling and Imputation of Incomplete Data Sets (Mattei & Frellsen, 2019),
+        https://arxiv.org/abs/1812.02633
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> from pyro_vae import VAE, StandardNormal, Conditional, MLP, bernoulli, normal
+        >>> from pyro_vae.evidence.imputation import impute
+        >>> from pyro_vae.models.missing import SkipMissing, WithMask
+        >>> decoder, encoder = Conditional(MLP(2, 3), bernoulli), Conditional(WithMask(MLP(6, 4)), normal)
+        >>> vae = VAE(StandardNormal(2), SkipMissing(decoder), encoder)
+        >>> x = torch.tensor([[1.0, torch.nan, 0.0]])
+        >>> impute(vae, x, num_samples=10, draws=5)[:, 0, ::2].unique(dim=0)
+        tensor([[1., 0.]])
+    """
+    if draws < 1:
+        raise UsageError(f"draws must be at least 1, got {draws}")
+    return run(lambda particles: particles.draw(draws), vae, x, c, num_samples, seed, chunk_size)
+
+
+@suggest_keywords
+def impute_mean(vae: Any, x: Any, *c: Any, num_samples: int = 1000, seed: int = 0, chunk_size: int = 16384) -> Tensor:
+    r"""E[x_mis | x_obs] ≈ Σ_k w_k E[x | z_k] / Σ_k w_k, with what was observed unchanged: ``(N, *event)``.
+
+    Arguments and errors as for :func:`impute`; the likelihood must have a mean in closed form.
+
+    References:
+        MIWAE: Deep Generative Modelling and Imputation of Incomplete Data Sets (Mattei & Frellsen, 2019),
+        https://arxiv.org/abs/1812.02633
+
+    Example:
+        >>> from pyro_vae import VAE, StandardNormal, Conditional, MLP, bernoulli, normal
+        >>> from pyro_vae.evidence.imputation import impute_mean
+        >>> from pyro_vae.models.missing import SkipMissing, WithMask
+        >>> decoder, encoder = Conditional(MLP(2, 3), bernoulli), Conditional(WithMask(MLP(6, 4)), normal)
+        >>> vae = VAE(StandardNormal(2), SkipMissing(decoder), encoder)
+        >>> impute_mean(vae, torch.tensor([[1.0, torch.nan, 0.0]]), num_samples=10).shape
+        torch.Size([1, 3])
+    """
+    return run(lambda particles: particles.mean().unsqueeze(0), vae, x, c, num_samples, seed, chunk_size).squeeze(0)
+
+
+def run(each: Chunk, vae: Any, x: Any, c: tuple[Any, ...], num_samples: int, seed: int, chunk_size: int) -> Tensor:
+    """`each` of K weighted particles for all rows, ``(draws, N, *event)``, in chunks of rows."""
+    if num_samples < 1 or chunk_size < 1:
+        raise UsageError(f"num_samples and chunk_size must be at least 1, got {num_samples} and {chunk_size}")
+    model, guide = programs(vae)
+    args = batch_of(x, *c, like=like_parameters(model, guide), missing=True)  # check_support asks the likelihood
+    device, step, done = args[0].device, max(1, chunk_size // num_samples), []
+    with evaluation_mode(model, guide), without_validation():
+        with seeded(seed, device=device):
+            check_support(model, guide, *args)
+            plates = find_plates(model, guide, *(a[:1] for a in args))
+        for i, start in enumerate(range(0, len(args[0]), step)):
+            with seeded(seed, i, device=device):
+                rows = tuple(a[start : start + step] for a in args)
+                done.append(each(Particles(model, guide, rows, plates, num_samples, start)))
+    return torch.cat(done, 1)
+
+
+class Particles:
+    """K particles of each row, z_k ~ q(z | x_obs), with their weights w_k / Σ w, ``(K, N)`` in float64."""
+
+    def __init__(
+        self, model: Program, guide: Program, args: tuple[Tensor, ...], plates: Plates, num: int, start: int
+    ) -> None:
+        self.model, self.args, self.plates = model, args, plates
+        with plate(PARTICLES, num, dim=-1 - plates.nesting):
+            self.latents, self.sites = trace_pair(model, guide, *args)
+        check_pair(self.sites, self.latents)
+        p, q = (
+            sum_terms({name: row_log_prob(name, site, plates) for name, site in sites.items()})
+            for sites in (self.sites, self.latents)
+        )
+        log_w = checked(p - q, num, len(args[0]), start).double()
+        if (hopeless := (log_w == -math.inf).all(0)).any():
+            rows = (start + hopeless.nonzero().flatten()).tolist()
+            raise ProgramError(f"all weights are 0 for rows {rows[:5]}: no particle explains what was observed there.")
+        self.weights = log_w.softmax(0)
+
+    def mean(self) -> Tensor:
+        """x with its gaps filled by the weighted mean of E[x | z_k]."""
+        site = site_of(self.args[0], self.sites)
+        try:
+            means = site["fn"].mean
+        except NotImplementedError as error:
+            raise ProgramError(
+                f"the likelihood is a {type(site['fn']).__name__}, which has no mean in closed form; average draws of impute"
+            ) from error
+        weights = self.aligned(self.weights, site["fn"].event_dim).to(means)
+        filled = fill(self.args[0], (weights * means).sum(0))
+        if filled.isnan().any():
+            raise ProgramError("E[x | z] is NaN in columns that have no mean, such as classes; average draws of impute")
+        return filled
+
+    def draw(self, draws: int) -> Tensor:
+        """x with its gaps filled by draws from p(x | z), of z resampled by weight."""
+        chosen = torch.multinomial(self.weights.T, draws, replacement=True).T
+        z = {
+            name: torch.take_along_dim(site["value"], self.aligned(chosen, site["fn"].event_dim), 0)
+            for name, site in self.latents.items()
+        }
+        with plate(PARTICLES, draws, dim=-1 - self.plates.nesting):
+            trace = poutine.trace(poutine.condition(self.model, data=z)).get_trace(*self.args)
+        return fill(self.args[0], site_of(self.args[0], sample_sites(trace))["fn"].sample())
+
+    def aligned(self, values: Tensor, event_dim: int) -> Tensor:
+        """values ``(k, N)`` beside a site's: particles on the left, rows where the data plate is."""
+        shape = [len(values)] + [1] * (self.plates.nesting + event_dim)
+        shape[self.plates.dim - event_dim] = values.shape[1]
+        return values.reshape(shape)
+
+
+def site_of(x: Tensor, sites: dict[str, Site]) -> Site:
+    """The one site that x is observed at."""
+    observed = [site for site in sites.values() if site["value"] is x]
+    if len(observed) != 1 or observed[0]["fn"].shape()[1:] != x.shape:
+        raise ProgramError(
+            f"x is observed at {len(observed)} sites, wanted one of its own shape {tuple(x.shape)}: "
+            'pass it whole, pyro.sample("x", likelihood, obs=x).'
+        )
+    return observed[0]
+
+
+def fill(x: Tensor, filled: Tensor) -> Tensor:
+    """x, and `filled` where x is NaN."""
+    return torch.where(x.isnan(), filled.to(x), x)

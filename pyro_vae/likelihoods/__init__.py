@@ -1,0 +1,54 @@
+"""Likelihood families: functions from features (what a network put out) to a distribution over elements."""
+
+from pyro_vae.distributions.features import MIN_SCALE
+
+from .continuous import (
+    SharedNormal,
+    beta,
+    continuous_bernoulli,
+    gamma,
+    laplace,
+    log_normal,
+    normal,
+    normal_fixed,
+    student_t,
+)
+from .discrete import (
+    bernoulli,
+    binomial,
+    categorical,
+    discretized_logistic,
+    discretized_logistic_mixture,
+    multinomial,
+    negative_binomial,
+    poisson,
+    zero_inflated_negative_binomial,
+    zero_inflated_poisson,
+)
+from .registry import FAMILIES, columns, fitting
+
+__all__ = [
+    "FAMILIES",
+    "MIN_SCALE",
+    "SharedNormal",
+    "bernoulli",
+    "beta",
+    "binomial",
+    "categorical",
+    "columns",
+    "continuous_bernoulli",
+    "discretized_logistic",
+    "discretized_logistic_mixture",
+    "fitting",
+    "gamma",
+    "laplace",
+    "log_normal",
+    "multinomial",
+    "negative_binomial",
+    "normal",
+    "normal_fixed",
+    "poisson",
+    "student_t",
+    "zero_inflated_negative_binomial",
+    "zero_inflated_poisson",
+]

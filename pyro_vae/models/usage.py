@@ -1,0 +1,140 @@
+"""Use a trained VAE: encode, reconstruct, sample, interpolate.
+
+For anything with ``prior``, ``likelihood`` and ``posterior`` that return distributions; contexts c come last. Nothing here
+changes the model, its mode, or the global random state; only `sample` draws, from a seed of its own.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any, Protocol
+
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor
+
+from pyro_vae.common.keywords import suggest_keywords
+from pyro_vae.common.random import seeded
+from pyro_vae.data.arrays import batch_of
+from pyro_vae.errors import ProgramError, UsageError
+from pyro_vae.programs.pair import evaluation_mode, like_parameters, without_validation
+from pyro_vae.programs.support import MASK, takes_missing
+
+
+class HasParts(Protocol):
+    """p(z), p(x | z) and q(z | x), each a callable that returns a distribution."""
+
+    prior: Any
+    likelihood: Any
+    posterior: Any
+
+
+def encode(vae: HasParts, x: Any, *c: Any) -> Tensor:
+    """E[z | x] under q(z | x): the posterior's mean, never a hidden random draw.
+
+    Args:
+        vae: the model.
+        x: data ``(N, *event)``.
+        *c: contexts with N rows, where the model has them.
+
+    Returns:
+        ``(N, latent_dim)``.
+
+    Raises:
+        ProgramError: a posterior without a mean in closed form, or one that does not take NaN where x has missing values.
+
+    Example:
+        >>> from pyro_vae import VAE, StandardNormal, Conditional, MLP, bernoulli, normal, encode
+        >>> vae = VAE(StandardNormal(2), Conditional(MLP(2, 9), bernoulli), Conditional(MLP(9, 2 * 2), normal))
+        >>> encode(vae, torch.ones(5, 9)).shape
+        torch.Size([5, 2])
+    """
+    rows = _rows(vae, x, *c)
+    missing = bool(rows[0].isnan().any())
+    # torch's validation would stop at a NaN parameter; the message below says more
+    with evaluation_mode(vae), without_validation() if missing else nullcontext():
+        z = _mean(vae.posterior(*rows), "the posterior q(z | x)")
+    if missing and z.isnan().any():
+        raise ProgramError(f"the posterior's mean is NaN where x has missing values. {MASK}")
+    return z
+
+
+def reconstruct(vae: HasParts, x: Any, *c: Any) -> Tensor:
+    """E[x | z] at z = E[z | x]: each row through the encoder's and the decoder's mean, ``(N, *event)``.
+
+    Example:
+        >>> from pyro_vae import VAE, StandardNormal, Conditional, MLP, bernoulli, normal, reconstruct
+        >>> vae = VAE(StandardNormal(2), Conditional(MLP(2, 9), bernoulli), Conditional(MLP(9, 2 * 2), normal))
+        >>> reconstruct(vae, torch.ones(5, 9)).shape
+        torch.Size([5, 9])
+    """
+    rows = _rows(vae, x, *c)
+    return _decode(vae, encode(vae, *rows), *rows[1:])
+
+
+@suggest_keywords
+def interpolate(vae: HasParts, start: Any, end: Any, *c: Any, steps: int = 10) -> Tensor:
+    """E[x | z] along the straight line from E[z | start] to E[z | end], row by row, ends included: ``(steps, N, *event)``.
+
+    Example:
+        >>> from pyro_vae import VAE, StandardNormal, Conditional, MLP, bernoulli, normal, interpolate
+        >>> vae = VAE(StandardNormal(2), Conditional(MLP(2, 9), bernoulli), Conditional(MLP(9, 2 * 2), normal))
+        >>> interpolate(vae, torch.zeros(5, 9), torch.ones(5, 9), steps=7).shape
+        torch.Size([7, 5, 9])
+    """
+    if steps < 2:
+        raise UsageError(f"an interpolation has at least 2 steps, its ends; got {steps}")
+    (start,), (end, *context) = _rows(vae, start), _rows(vae, end, *c)
+    if len(start) != len(end):
+        raise UsageError(f"an interpolation starts and ends at as many rows, got {len(start)} and {len(end)}")
+    a, b = encode(vae, start, *context), encode(vae, end, *context)
+    t = torch.linspace(0, 1, steps, dtype=a.dtype, device=a.device).reshape(-1, *[1] * a.dim())
+    return _decode(vae, a + t * (b - a), *context)
+
+
+@suggest_keywords
+def sample(vae: HasParts, num_samples: int, *c: Any, seed: int = 0, mean: bool = False) -> Tensor:
+    """x ~ p(x | z) for z ~ p(z), ``(num_samples, *event)``.
+
+    Args:
+        vae: the model.
+        num_samples: how many.
+        *c: contexts with `num_samples` rows, where the model has them.
+        seed: the same seed draws the same samples, whatever was drawn before.
+        mean: E[x | z] of each z drawn, in place of a draw of x.
+
+    Example:
+        >>> from pyro_vae import VAE, StandardNormal, Conditional, MLP, bernoulli, normal, sample
+        >>> vae = VAE(StandardNormal(2), Conditional(MLP(2, 9), bernoulli), Conditional(MLP(9, 2 * 2), normal))
+        >>> sample(vae, 10, seed=3).shape
+        torch.Size([10, 9])
+    """
+    if num_samples < 1:
+        raise UsageError(f"num_samples must be at least 1, got {num_samples}")
+    like = like_parameters(vae)
+    c = batch_of(*c, like=like) if c else ()
+    if c and len(c[0]) != num_samples:
+        raise UsageError(f"{num_samples} samples need a context of as many rows, got {len(c[0])}")
+    with evaluation_mode(vae), seeded(seed, device=like.device if like is not None else "cpu"):
+        z = vae.prior(*c).expand((num_samples,)).sample()
+        return _decode(vae, z, *c) if mean else vae.likelihood(z, *c).sample()
+
+
+def _decode(vae: HasParts, z: Tensor, *c: Tensor) -> Tensor:
+    with evaluation_mode(vae):
+        return _mean(vae.likelihood(z, *c), "the likelihood p(x | z)")
+
+
+def _rows(vae: HasParts, *arrays: Any) -> tuple[Tensor, ...]:
+    missing = takes_missing(vae, vae.prior, vae.likelihood, vae.posterior)
+    return batch_of(*arrays, like=like_parameters(vae), missing=missing)
+
+
+def _mean(d: TorchDistributionMixin, role: str) -> Tensor:
+    try:
+        return d.mean
+    except NotImplementedError as error:
+        raise ProgramError(
+            f"{role} is a {type(d).__name__}, which has no mean in closed form; average draws of your own: "
+            "vae.posterior(x).sample((100,)).mean(0)"
+        ) from error

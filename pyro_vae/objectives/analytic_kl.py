@@ -1,0 +1,103 @@
+r"""Analytic KL: the ELBO with its KL in closed form, site by site; less noise than log q(z | x) − log p(z) at one draw."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from pyro.distributions.util import scale_and_mask
+from torch import Tensor
+
+from pyro_vae.common.keywords import suggest_keywords
+from pyro_vae.errors import ProgramError, UsageError
+from pyro_vae.programs.plates import row_log_prob, sum_rows
+from pyro_vae.programs.sites import sum_terms
+from pyro_vae.programs.units import closed_kl
+
+from .bounds import elbo
+from .gradient_estimators import BoundFunction, Estimate, Result
+from .particles import Draw, ParticleRun, same
+
+
+@suggest_keywords
+def analytic_kl(exact: bool = False) -> Estimate:
+    r"""Estimator of the mean-field ELBO: 1/K Σ_k log p(x | z_k) − Σ_sites KL(q(z | x) ‖ p(z)), for ``Bound(elbo)`` alone.
+
+    The KL of a site is in closed form where torch has one for its two distributions, and log q − log p at the draws where it
+    has none. Of a hierarchy, KL(q(z2 | z1, x) ‖ p(z2 | z1)) is averaged over draws of z1; where guide and model draw their
+    latents in different orders no closed form is used.
+
+    Args:
+        exact: refuse sites without a closed form in place of taking draws.
+
+    Raises:
+        ProgramError: with `exact`, a site without a closed form.
+        UsageError: under another bound than ``elbo``: a KL inside a logarithm of a mean is no bound.
+
+    References:
+        Auto-Encoding Variational Bayes (Kingma & Welling, 2014), appendix B, https://arxiv.org/abs/1312.6114
+
+    Example:
+        >>> from pyro_vae import VAE, StandardNormal, Conditional, MLP, bernoulli, normal, Bound, elbo
+        >>> vae = VAE(StandardNormal(2), Conditional(MLP(2, 9), bernoulli), Conditional(MLP(9, 2 * 2), normal))
+        >>> Bound(elbo, estimator=analytic_kl(exact=True)).per_row(vae.model, vae.guide, torch.ones(5, 9)).shape
+        torch.Size([5])
+    """
+    return Estimate("analytic_kl", partial(_mean_field, exact=exact))
+
+
+def _mean_field(draw: Draw, bound: BoundFunction, exact: bool) -> Result:
+    if bound is not elbo:
+        raise UsageError(
+            "estimator analytic_kl is of the ELBO alone: E_q[log w] splits into terms, the log of a mean of weights does "
+            "not. Take Bound(elbo, estimator=analytic_kl()), or another estimator."
+        )
+    log_w = torch.cat([run.terms.reconstruction - kl(run, exact) for run in draw.runs])
+    value = bound(draw.grouped(log_w))
+    return value, value
+
+
+def kl(run: ParticleRun, exact: bool = False) -> Tensor:
+    """KL(q(z | x) ‖ p(z)) of all sites, ``(P, N)``, weighed as handlers weigh it."""
+    return sum_terms({name: site_kl(run, name, run.scales.inner["guide", name], exact) for name in run.q})
+
+
+def site_kl(run: ParticleRun, name: str, scale: Any = 1.0, exact: bool = False) -> Tensor:
+    """Return one site's KL times `scale`, ``(P, N)``: in closed form where there is one, or at the draws."""
+    q, p = run.q[name], run.p[name]
+    obstacle = not_closed(run, name)
+    term = None if obstacle else closed_kl(q["fn"], p["fn"])
+    if term is not None:
+        term = term.expand(q["fn"].batch_shape)
+        return sum_rows(name, scale_and_mask(term, scale=scale, mask=q["mask"]), run.pair.plates)
+    if exact:
+        kinds = " ‖ ".join(type(site["fn"]).__name__ for site in (q, p))
+        raise ProgramError(
+            f"site {name!r}: {obstacle or f'KL({kinds}) has no closed form'}. Pass exact=False to take it at the draws."
+        )
+    inner = run.scales.inner
+    scales = (scale, scale) if same_scale(run, name) else (inner["guide", name], inner["model", name])
+    log_q, log_p = (row_log_prob(name, site, run.pair.plates, s) for site, s in zip((q, p), scales, strict=True))
+    return log_q - log_p
+
+
+def not_closed(run: ParticleRun, name: str) -> str | None:
+    """Why a site's KL is not that of its two distributions, given the draws of the sites before it; None if it is."""
+    if list(run.q) != [other for other, site in run.p.items() if not site["is_observed"]]:
+        return "guide and model draw their latents in different orders"
+    if not (same_scale(run, name) and same_mask(run.q[name]["mask"], run.p[name]["mask"])):
+        return "handlers weigh or mask it differently in guide and model"
+    return None
+
+
+def same_scale(run: ParticleRun, name: str) -> bool:
+    """Return whether handlers weigh log q and log p of a site alike."""
+    return same(run.scales.inner["guide", name], run.scales.inner["model", name])
+
+
+def same_mask(a: Any, b: Any) -> bool:
+    """Return whether two masks (tensors, bools or None) are equal."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return torch.equal(a, b)
+    return a is b

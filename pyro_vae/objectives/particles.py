@@ -1,0 +1,318 @@
+r"""K draws from the guide with their log weights, and the three ways in which a gradient reaches them.
+
+    log w_k = log p_θ(x, z_k) − log q_φ(z_k | x),   z_k = z_φ(ε_k)
+
+depends on the parameters *directly through the model* (θ), through the *path* z_φ, and directly through the *score*
+log q_φ at fixed z. A gradient estimator is a choice of how much each particle weighs in each of the three.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from copy import copy
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from pyro import plate, poutine
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import Message
+from torch import Tensor
+
+from pyro_vae.errors import ProgramError
+from pyro_vae.programs.plates import Plates, row_log_prob
+from pyro_vae.programs.sites import PARTICLES, LogProbs, Program, Site, check_pair, sample_sites, sum_terms
+
+from .beta import BETA
+from .bounds import FLOOR
+
+Sites = dict[str, Site]
+
+
+@dataclass(frozen=True)
+class ProgramPair:
+    """A model and a guide with what they are called on, and where their data plate is."""
+
+    model: Program
+    guide: Program
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    plates: Plates
+
+    def run(self, program: Program, particles: int, like: poutine.Trace | None = None) -> poutine.Trace:
+        """The program's trace under a plate of particles, with the draws (and subsampled rows) of another if one is given."""
+        replayed = program if like is None else poutine.replay(program, trace=like)
+        with plate(PARTICLES, particles, dim=-1 - self.plates.nesting):
+            return poutine.trace(replayed).get_trace(*self.args, **self.kwargs)
+
+
+def with_values(trace: poutine.Trace, values: Mapping[str, Tensor]) -> poutine.Trace:
+    """A copy of a trace with other latent values."""
+    other = trace.copy()
+    for name, value in values.items():
+        other.nodes[name] = {**other.nodes[name], "value": value}
+    return other
+
+
+class Detached(Messenger):
+    """Draws are handed on without their path to the parameters they were drawn with."""
+
+    def _pyro_post_sample(self, msg: Message) -> None:
+        if not msg["is_observed"] and isinstance(msg["value"], Tensor):
+            msg["value"] = msg["value"].detach()
+
+
+@dataclass
+class Path:
+    """What gradients along z are multiplied by on their way back. A hook that held the run itself would keep it for good."""
+
+    plates: Plates
+    weight: Tensor | None = None
+
+    def weigh(self, gradient: Tensor, event: tuple[int, ...]) -> Tensor:
+        if self.weight is None:
+            return gradient
+        shape = [1] * (self.plates.nesting + 1)
+        shape[0], shape[self.plates.dim] = self.weight.shape
+        return gradient * self.weight.reshape(*shape, *event)
+
+
+@dataclass
+class ParticleRun:
+    """One run of both programs: P particles a row, ``(P, N)`` wherever a tensor is spoken of.
+
+    Args:
+        pair: the programs.
+        particles: P.
+        detached: draws have no path to φ.
+        weighable: the path of each particle can be given a weight of its own.
+    """
+
+    pair: ProgramPair
+    particles: int
+    detached: bool = False
+    weighable: bool = False
+    path: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.path = Path(self.pair.plates)
+        with Detached() if self.detached else nullcontext():
+            self.trace = self.pair.run(self.pair.guide, self.particles)
+        self.q = sample_sites(self.trace)
+        self.values = {name: self.handed(site) for name, site in self.q.items()}
+        handed = with_values(self.trace, self.values) if self.weighable else self.trace
+        self.p = sample_sites(self.pair.run(self.pair.model, self.particles, handed))
+        check_pair(self.p, self.q)
+        self.scales = Scales.of(self.p, self.q, self.pair.plates)
+
+    def handed(self, site: Site) -> Tensor:
+        """The draw as the densities see it: itself, or a copy whose gradient is multiplied by `path`."""
+        value: Tensor = site["value"]
+        if not (self.weighable and value.requires_grad):
+            return value
+        handed = value.view_as(value)
+        handed.register_hook(partial(self.path.weigh, event=(1,) * site["fn"].event_dim))
+        return handed
+
+    def plain(self) -> ParticleRun:
+        """The same draws, their paths not weighable: the model is run on them once more, if they were."""
+        if not self.weighable:
+            return self
+        plain = copy(self)
+        plain.weighable, plain.values = False, {name: site["value"] for name, site in self.q.items()}
+        plain.p = sample_sites(self.pair.run(self.pair.model, self.particles, self.trace))
+        for cached in ("terms", "held_score"):
+            plain.__dict__.pop(cached, None)
+        return plain
+
+    @cached_property
+    def terms(self) -> LogProbs:
+        """log p(x | z), log p(z) and log q(z | x) by site."""
+        observed = {name: site for name, site in self.p.items() if site["is_observed"]}
+        latent = {name: site for name, site in self.p.items() if not site["is_observed"]}
+        q = self.guide_at(self.values) if self.weighable else self.q
+        return LogProbs(
+            self.score("model", observed, {}), self.score("model", latent, {}), self.score("guide", q, self.values)
+        )
+
+    def score(self, program: str, sites: Sites, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Each site's log-probability at these values (its own by default), with the scale that a handler gave it."""
+        scale = self.scales.inner
+        return {
+            name: row_log_prob(
+                name, {**site, "value": values.get(name, site["value"])}, self.pair.plates, scale[program, name]
+            )
+            for name, site in sites.items()
+        }
+
+    def guide_at(self, values: Mapping[str, Tensor]) -> Sites:
+        """The guide's sites at other draws: where one latent depends on another, its parameters do, too."""
+        if len(self.q) == 1:
+            return self.q
+        return sample_sites(self.pair.run(self.pair.guide, self.particles, with_values(self.trace, values)))
+
+    @cached_property
+    def held_score(self) -> Tensor:
+        """log q_φ(z | x) at the same draws, held fixed: what depends on φ directly, and nothing else."""
+        held = {name: site["value"].detach() for name, site in self.q.items()}
+        return sum_terms(self.score("guide", self.guide_at(held), held))
+
+    def log_q(self, names: Sequence[str]) -> Tensor:
+        """log q(z | x) of these sites as they were drawn: no handler's scale, and paths of weight 1; ``(P, N)``."""
+        return sum_terms({name: row_log_prob(name, self.q[name], self.pair.plates) for name in names})
+
+    @property
+    def row_weight(self) -> Any:
+        """What each row counts in a loss: a number, or ``(N,)``."""
+        return self.by_row(self.scales.outer)
+
+    def by_row(self, weight: Any) -> Any:
+        """A handler's scale as a number, or ``(N,)``."""
+        plates = self.pair.plates
+        if not isinstance(weight, Tensor) or weight.numel() == 1:
+            return weight
+        along = weight.movedim(plates.dim, -1) if weight.dim() >= -plates.dim else weight
+        if along.shape[-1] != along.numel():
+            raise ProgramError(
+                f"a handler weighs sites by a tensor of shape {tuple(weight.shape)}; wanted one number, or one for each row "
+                f"along the plate {plates.data!r}"
+            )
+        return along.reshape(-1)
+
+    def surrogate(self, model: Tensor, path: Tensor | None, score: Tensor | None) -> Tensor:
+        """As :meth:`Draw.surrogate`, with tensors ``(P, N)``."""
+        if path is not None:
+            least = torch.finfo(path.dtype).eps ** 2 * path.abs()  # where a underflows b may not: b / a stays defined
+            model = torch.where(model.abs() < least, least, model)
+            self.path.weight = torch.where(model == 0, torch.zeros_like(path), path / model)
+        total = model * self.terms.log_w.clamp_min(FLOOR)  # 0 · −∞ would be NaN
+        if score is not None:
+            total = total + (model - score) * self.held_score
+        return total.sum(0)
+
+
+@dataclass
+class Draw:
+    """All particles of a row, in one run of the programs or in several; ``(*K, N)`` is ``(K, N)``, or ``(M, K, N)`` in groups.
+
+    Attributes:
+        runs: of the programs.
+        groups: M, or None where particles are not grouped.
+    """
+
+    runs: list[ParticleRun]
+    groups: int | None = None
+
+    @cached_property
+    def terms(self) -> LogProbs:
+        """log p(x | z), log p(z) and log q(z | x) by site, ``(P, N)`` with all P particles in one dimension."""
+        if len(self.runs) == 1:
+            return self.runs[0].terms
+        return LogProbs(
+            *(
+                {site: torch.cat([getattr(run.terms, kind)[site] for run in self.runs]) for site in first}
+                for kind in ("observed", "prior", "posterior")
+                for first in [getattr(self.runs[0].terms, kind)]
+            )
+        )
+
+    @cached_property
+    def log_w(self) -> Tensor:
+        """log p(x, z) − log q(z | x), ``(*K, N)``, nats."""
+        return self.grouped(self.terms.log_w)
+
+    def grouped(self, flat: Tensor) -> Tensor:
+        """(P, N) as (*K, N)."""
+        return flat if self.groups is None else flat.reshape(self.groups, -1, flat.shape[-1])
+
+    @property
+    def first(self) -> ParticleRun:
+        """The first run, whose sites are those of all."""
+        return self.runs[0]
+
+    def plain(self) -> Draw:
+        """The same draws with the paths that they were drawn with: what an added term is to be differentiated through."""
+        return Draw([run.plain() for run in self.runs], self.groups)
+
+    def without_path(self) -> list[str]:
+        """Latent sites whose draws carry no gradient of φ: no ``rsample``."""
+        return [name for name, site in self.first.q.items() if not getattr(site["fn"], "has_rsample", False)]
+
+    def split(self, weights: Tensor) -> list[Tensor]:
+        """(*K, N) weights as (P, N) ones for each run, detached."""
+        sizes = [run.particles for run in self.runs]
+        return list(weights.detach().reshape(sum(sizes), -1).split(sizes))
+
+    def surrogate(self, model: Tensor, path: Tensor | None = None, score: Tensor | None = None) -> Tensor:
+        r"""``(N,)``, whose gradient is Σ_k a_k ∂_θ log p_θ(x, z_k) + b_k ∂_z log w_k · ∂_φ z_k − c_k ∂_φ log q_φ(z_k | x).
+
+        Args:
+            model: a, ``(*K, N)``, as b and c.
+            path: b, a by default; anything else needs weighable draws.
+            score: c, a by default.
+        """
+        none: list[Tensor | None] = [None] * len(self.runs)
+        b, c = (none if weights is None else self.split(weights) for weights in (path, score))
+        parts = enumerate(zip(self.runs, self.split(model), b, c, strict=True))
+        return sum_terms({f"{i}": run.surrogate(a_i, b_i, c_i) for i, (run, a_i, b_i, c_i) in parts})
+
+
+@dataclass(frozen=True)
+class Scales:
+    """How much the rows weigh in a loss (`outer`), and how much each site weighs in its row (`inner`).
+
+    A subsampled plate counts each row N / B times, and a handler over the whole program weighs all sites alike: both
+    multiply a row's bound from outside. :class:`~pyro_vae.Beta`, and what a handler does to some sites only, change the bound.
+    """
+
+    outer: Any
+    inner: Mapping[tuple[str, str], Any]
+
+    @classmethod
+    def of(cls, p: Sites, q: Sites, plates: Plates) -> Scales:
+        sites = {("model", n): s for n, s in p.items()} | {("guide", n): s for n, s in q.items()}
+        beta = {key: site["infer"].get(BETA, 1.0) for key, site in sites.items()}
+        whole = next(s["scale"] for s in p.values() if s["is_observed"])  # β is of latents
+        if all(same(site["scale"], whole if beta[key] == 1 else whole * beta[key]) for key, site in sites.items()):
+            return cls(whole, beta)
+        ratio = subsampling(next(iter(sites.values())), plates.data)
+        return cls(ratio, {key: scaled(site["scale"], ratio) for key, site in sites.items()})
+
+
+def subsampling(site: Site, name: str) -> float:
+    """Full size over subsample size of the plate of that name."""
+    frame = next(f for f in site["cond_indep_stack"] if f.name == name)
+    full = frame.full_size if frame.full_size is not None else frame.size
+    return float(full) / float(frame.size)
+
+
+def scaled(scale: Any, ratio: float) -> Any:
+    """scale / ratio; exactly 1.0 where only rounding keeps it from that."""
+    value = scale if ratio == 1 else scale / ratio
+    return 1.0 if isinstance(value, float | int) and abs(value - 1) < 1e-12 else value
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two scales are one, but for rounding. Tensors are looked into only where both are: that waits for a GPU."""
+    if isinstance(a, Tensor) != isinstance(b, Tensor):
+        return False
+    if isinstance(a, Tensor):
+        return a.shape == b.shape and torch.allclose(a, b, rtol=1e-6, atol=0)
+    if isinstance(a, float | int) and isinstance(b, float | int):
+        return math.isclose(a, b, rel_tol=1e-12)
+    return bool(a == b)
+
+
+def check_inner_plates(run: ParticleRun, bound: Callable[[Tensor], Tensor]) -> None:
+    """Refuses subsampled plates within a row under a bound that is not linear in log w."""
+    for site in [*run.p.values(), *run.q.values()]:
+        for frame in site["cond_indep_stack"]:
+            if frame.name not in (run.pair.plates.data, PARTICLES) and frame.full_size not in (None, frame.size):
+                raise ProgramError(
+                    f"site {site['name']!r} lies in the plate {frame.name!r}, which subsamples {frame.size} of "
+                    f"{frame.full_size} within a row: its scaled sum is unbiased for log p, so Bound(elbo) is right and "
+                    f"{bound} is not. Take Bound(elbo), or the whole plate."
+                )

@@ -1,0 +1,273 @@
+"""What is wrong with a pair of programs, in words, before it is trained: every diagnosis names the site and the fix."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.poutine.indep_messenger import CondIndepStackFrame
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_vae.common.keywords import suggest_keywords
+from pyro_vae.common.pyro_private import own_store
+from pyro_vae.common.random import seeded
+from pyro_vae.errors import ProgramError, ShapeError
+
+from .check_parameters import ghost_training, gradients, modules, named_parameters, shared
+from .findings import CheckReport, Finding, ProgramTrace, run
+from .pair import evaluation_mode, without_validation
+from .sites import Program, Site
+from .support import MASK, base_name, describe, rows_inside, say_support
+
+
+@suggest_keywords
+def check(model: Program, guide: Program, *batch: Any, others: Iterable[Any] = (), seed: int = 0) -> CheckReport:
+    r"""Is (model, guide) a pair p(x, z), q(z | x) with log w[n] = log p(x_n, z_n) − log q(z_n | x_n) and its gradients?
+
+    Runs both programs on one batch, in eval mode, on a private random stream and a private copy of Pyro's store, and says
+    what is wrong: sites of one program only, plates (none, of another size, in one program only, a site outside), a
+    forgotten ``obs``, undeclared event dimensions, widths and supports of prior and posterior, data outside the likelihood's
+    support or that look like pixels under counts, latents without a pathwise gradient, parameters without a gradient,
+    parameters shared with other models, and modules whose parameters Pyro's store does not train ("ghost training").
+    Parameters, gradients, modes, the store and the global random state stay as they were.
+
+    Args:
+        model: a Pyro program with one plate over the N rows.
+        guide: a Pyro program for the same latent sites.
+        *batch: what both take: x of shape ``(N, *event)`` and contexts with N rows.
+        others: models (a VAE, a module, or a tuple (model, guide)) that should share no parameter with this pair.
+        seed: of the private random stream.
+
+    Returns:
+        A :class:`CheckReport`; never raises for what it diagnoses (``report.raise_if_bad()`` does). Findings are of one draw
+        and one batch: what they name is wrong there; no finding is no proof.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyro_vae.programs.check import check
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("w", dist.Normal(x / 2, 0.7))
+        >>> print(check(model, guide, torch.zeros(3)))
+        ✗ site 'z': it is a latent of the model but not in the guide. Fix: give the guide a pyro.sample('z', ...), ...
+        ✗ site 'w': it is in the guide but is no latent of the model. Fix: rename it ...
+    """
+    others = list(others)
+    devices = [a.device for a in batch if isinstance(a, Tensor)] or [torch.device("cpu")]
+    with (
+        seeded(seed, device=devices[0]),
+        own_store(),
+        evaluation_mode(model, guide, *(m for o in others for m in modules(o))),
+        without_validation(),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        return CheckReport(tuple(diagnose(model, guide, batch, others)))
+
+
+def diagnose(model: Program, guide: Program, batch: tuple[Any, ...], others: list[Any]) -> list[Finding]:
+    """All findings; what would only repeat an earlier one in other words is left out."""
+    rows = len(batch[0]) if batch and isinstance(batch[0], Tensor) and batch[0].dim() else None
+    p, q = run("model", model, batch), run("guide", guide, batch)
+    found = [*stopped(p, rows), *stopped(q, rows)]
+    if not found:
+        found += [*unpaired(p, q, batch), *unplated(p, q, rows)]
+    for name in [n for n in p.latents if n in q.latents]:
+        found += pair_fits(name, p.sites[name], q.sites[name])
+    if q.stopped is None and not found:  # the model on the guide's draws, as every objective runs it
+        replayed = run("model", poutine.replay(model, trace=q.trace), batch)
+        found += stopped(replayed, rows)
+        p = replayed if replayed.stopped is None else p
+    if not any(f.kind in ("plate", "event") for f in found):
+        found += [f for n, s in p.sites.items() if s["is_observed"] for f in data_fits(n, s, main_plate(p, q))]
+    found += [f for n, s in q.latents.items() for f in pathwise(n, s)]
+    ghosts = ghost_training([p, q])
+    if p.stopped is None and q.stopped is None and not any(f.kind in ("run", "site", "width", "obs") for f in found):
+        found += gradients(model, guide, batch, named_parameters(model, guide, [p, q], ghosts), quiet=bool(found))
+    return [*found, *ghosts.values(), *shared(model, guide, batch, others)]
+
+
+MISMATCH = re.compile(r"Shape mismatch inside plate\('(.+)'\) at site (.+) dim (-\d+), (\d+) vs (\d+)")
+DECLARE = "declare what belongs to one row with .to_event({})"
+
+
+def stopped(done: ProgramTrace, rows: int | None) -> list[Finding]:
+    """Why a program did not run to its end."""
+    if done.stopped is None:
+        return []
+    if not (m := MISMATCH.search(str(done.stopped))):
+        said = f"{type(done.stopped).__name__}: {str(done.stopped).strip()[:400]}".rstrip(".")
+        return [Finding("run", done.program, f"it does not run on this batch: {said}", "make it run on its own first")]
+    plate, site, dim, size, came = m.groups()
+    what = f"in the {done.program} it has size {came} in dimension {dim}, where the plate {plate!r} has size {size}"
+    if rows is not None and int(size) != rows:
+        fix = f"the batch has {rows} rows: pyro.plate({plate!r}, len(x)), or subsample= for rows of a larger data set"
+        return [Finding("plate", f"site {site!r}", what, fix)]
+    fix = f"{DECLARE.format(1)}, or give the distribution one batch entry a row"
+    return [Finding("event", f"site {site!r}", what, fix)]
+
+
+def unpaired(p: ProgramTrace, q: ProgramTrace, batch: tuple[Any, ...]) -> Iterator[Finding]:
+    """Sites of one program only, and observations that were forgotten."""
+    shape = batch[0].shape if batch and isinstance(batch[0], Tensor) else None
+    forgotten = [n for n, s in p.latents.items() if n not in q.sites and s["value"].shape == shape]
+    unseen = not any(s["is_observed"] for s in p.sites.values())
+    if unseen and not forgotten:
+        yield Finding("obs", "model", "it observes nothing", "pass the data as pyro.sample(..., obs=x)")
+    for name in [n for n in p.latents if n not in q.latents]:
+        if name in forgotten and unseen:
+            what = "the model draws it, in the shape of the data, and the guide does not: its observation is forgotten"
+            yield Finding("obs", f"site {name!r}", what, f"pyro.sample({name!r}, ..., obs=x)")
+            continue
+        hint = " (obs=x: it has the shape of the data)" if name in forgotten else " (obs=...)"
+        fix = f"give the guide a pyro.sample({name!r}, ...), or observe it{hint}"
+        yield Finding("site", f"site {name!r}", "it is a latent of the model but not in the guide", fix)
+    for name in [n for n in q.latents if n not in p.latents]:
+        seen = name in p.sites and p.sites[name]["is_observed"]
+        what = f"it is in the guide but {'the model observes it' if seen else 'is no latent of the model'}"
+        fix = (
+            "leave it out of the guide" if seen else f"rename it to a latent of the model, or sample {name!r} there too"
+        )
+        yield Finding("site", f"site {name!r}", what, fix)
+
+
+def frames(site: Site) -> dict[str, CondIndepStackFrame]:
+    return {f.name: f for f in site["cond_indep_stack"] if f.vectorized}
+
+
+def main_plate(*runs: ProgramTrace) -> str | None:
+    """The plate called "data", or else the one that holds most sites."""
+    names = [name for r in runs for site in r.sites.values() for name in frames(site)]
+    return "data" if "data" in names else max(names, key=names.count, default=None)
+
+
+def unplated(p: ProgramTrace, q: ProgramTrace, rows: int | None) -> Iterator[Finding]:
+    """Plates: none, of another size, in one program only; sites outside; batch dimensions that no plate declares."""
+    data = main_plate(p, q)
+    if data is None:
+        if p.sites or q.sites:
+            fix = 'put the sites of model and guide under `with pyro.plate("data", len(x)):`'
+            yield Finding("plate", "model and guide", "no data plate: nothing says which dimension runs over rows", fix)
+        return
+    for name in dict.fromkeys([*p.sites, *q.sites]):
+        where, held = f"site {name!r}", {r.program: r.sites[name] for r in (p, q) if name in r.sites}
+        stacks = {program: frames(site) for program, site in held.items()}
+        said = {program: say_plates(stack) for program, stack in stacks.items()}
+        if len(set(said.values())) > 1:
+            what = f"plates differ: {said['model']} in the model, {said['guide']} in the guide"
+            yield Finding("plate", where, what, "use the same plates (name, size, dim) in both programs")
+        elif data not in next(iter(stacks.values())):
+            fix = "move it into the plate, or make it a parameter (pyro.param)"
+            yield Finding("plate", where, f"it lies outside the plate {data!r}: it is shared by all rows", fix)
+        elif rows is not None and (size := next(iter(stacks.values()))[data].size) != rows:
+            fix = f"pyro.plate({data!r}, len(x))"
+            yield Finding("plate", where, f"its plate {data!r} has size {size}, the batch {rows} rows", fix)
+        for program, site in held.items():
+            yield from undeclared(where, program, site, stacks[program])
+
+
+def say_plates(stack: dict[str, CondIndepStackFrame]) -> str:
+    return ", ".join(sorted(f"{f.name!r} of size {f.size} at dim {f.dim}" for f in stack.values())) or "none"
+
+
+def undeclared(where: str, program: str, site: Site, stack: dict[str, CondIndepStackFrame]) -> Iterator[Finding]:
+    """Batch dimensions beyond the plates, which would be taken for rows or particles."""
+    shape, declared = site["fn"].batch_shape, {f.dim for f in stack.values()}
+    extra = [d for d in range(-len(shape), 0) if shape[d] > 1 and d not in declared]
+    if stack and extra:
+        what = f"in the {program} its batch shape {tuple(shape)} has dimension {extra[-1]}, which no plate declares"
+        yield Finding("event", where, what, DECLARE.format(len(extra)))
+
+
+def bare(support: Any) -> Any:
+    """A support without the dimensions it is declared over, and without what stands for missing values."""
+    support = getattr(support, "observed", support)
+    return bare(support.base_constraint) if isinstance(support, constraints.independent) else support
+
+
+def inside(support: Any, value: Tensor) -> bool:
+    """Whether all of it lies there; True where the support cannot say."""
+    try:
+        return bool(support.check(value).all())
+    except (NotImplementedError, AttributeError, RuntimeError, ValueError):
+        return True
+
+
+def pair_fits(name: str, prior: Site, posterior: Site) -> Iterator[Finding]:
+    """Width and support of p(z) against q(z | x), on the draws of each."""
+    where, p, q = f"site {name!r}", prior["fn"], posterior["fn"]
+    if p.event_shape != q.event_shape:
+        what = f"the prior draws values of shape {tuple(p.event_shape)}, the posterior {tuple(q.event_shape)}"
+        yield Finding("width", where, what, "give prior and posterior the same number of dimensions")
+        return
+    if posterior["value"].isnan().any():
+        yield Finding("nan", where, "the guide draws NaN", f"repair the batch or the guide's network. {MASK}"[:-1])
+        return
+    try:
+        here, there = p.support, q.support
+    except (NotImplementedError, AttributeError):
+        return
+    what = f"the prior lives on {say_support(bare(here))}, the posterior on {say_support(bare(there))}"
+    if inside(there, posterior["value"]) and not inside(here, posterior["value"]):
+        fix = "choose a posterior on the prior's support; the guide draws where the prior has none"
+        yield Finding("support", where, what, fix)
+    elif inside(here, prior["value"]) and not inside(there, prior["value"]):
+        kinds = [(c.is_discrete, "implex" in str(c), "phere" in str(c)) for c in (bare(here), bare(there))]
+        fix = "choose a posterior on the prior's support; the guide never draws some of what the prior allows"
+        yield Finding("support", where, what, fix, "error" if kinds[0] != kinds[1] else "warning")
+
+
+def data_fits(name: str, site: Site, data: str | None) -> Iterator[Finding]:
+    """The observed rows against the likelihood's support, and integers that look like pixels under counts."""
+    where, stack, value = f"site {name!r}", frames(site), site["value"]
+    if data not in stack or (dim := stack[data].dim) is None or not value.numel():
+        return
+    try:
+        good = rows_inside(name, site, dim)
+    except ShapeError as error:
+        what, _, fix = str(error).removeprefix(f"{where}: ").partition("). ")
+        yield Finding("shape", where, f"{what})", fix.rstrip("."))
+        return
+    except (ProgramError, NotImplementedError, AttributeError):
+        return
+    if not good.all():
+        what, fix = outside(name, site, dim, (~good).nonzero().flatten().tolist(), len(good))
+        yield Finding("support", where, what, fix)
+        return
+    name = base_name(site["fn"])
+    if not site["fn"].log_prob(value).isfinite().all():
+        fix = "choose a likelihood that covers the data, and bound what the network puts into it"
+        yield Finding("density", where, f"log p(x | z) of {name} is not finite on this batch", fix)
+    if counts(bare(site["fn"].support)) and 200 <= (top := value.nan_to_num().max().item()) <= 255:
+        what = f"whole numbers up to {top:g} under {name}: are these pixels?"
+        fix = "scale pixels to [0, 1], or use a likelihood of 256 values (binomial); keep it if they are counts"
+        yield Finding("pixels", where, what, fix, "warning")
+
+
+def outside(name: str, site: Site, dim: int, rows: list[int], total: int) -> tuple[str, str]:
+    """What `describe` says, in two parts."""
+    said = describe(name, site, dim, rows[0], rows, total).removeprefix(f"site {name!r}: ")
+    what, _, fix = said.partition("). ")
+    return f"{what})", fix.rstrip(".")
+
+
+def counts(support: Any) -> bool:
+    """Whole numbers without an upper bound: Poisson, negative binomial."""
+    return bool(support.is_discrete) and hasattr(support, "lower_bound") and not hasattr(support, "upper_bound")
+
+
+def pathwise(name: str, site: Site) -> Iterator[Finding]:
+    """A latent that no gradient passes through."""
+    if not site["fn"].has_rsample:
+        what = f"the guide's {type(site['fn']).__name__} has no pathwise gradient (has_rsample is False), so mean-field"
+        fix = "train with Pyro's TraceGraph_ELBO or Trace_ELBO (score function), or TraceEnum_ELBO (sums a discrete latent out)"
+        yield Finding("discrete", f"site {name!r}", f"{what} and IWAE objectives leave its part out", fix, "warning")

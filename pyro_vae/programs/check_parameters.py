@@ -1,0 +1,106 @@
+"""Check parameters: that a gradient reaches each, and that each belongs to one model alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from pyro.infer import Trace_ELBO
+from torch import Tensor, nn
+
+from .findings import Finding, ProgramTrace, run
+from .pair import owners, programs
+from .sites import Program, Site
+
+
+def trained(site: Site) -> Tensor:
+    """Return the tensor of the store behind a parameter site, which an optimizer is given."""
+    value = site["value"]
+    return value.unconstrained() if hasattr(value, "unconstrained") else value
+
+
+def ghost_training(runs: Sequence[ProgramTrace]) -> dict[str, Finding]:
+    """Find parameters that pyro.module(name, m) hides behind another module's tensors, by the store's name."""
+    ghosts = {}
+    for name, site in ((n, s) for r in runs for n, s in r.params.items()):
+        own = site["args"][1] if len(site["args"]) > 1 else None
+        if isinstance(own, nn.Parameter) and "$$$" in name and trained(site) is not own:
+            module, _, key = name.partition("$$$")
+            what = f"Pyro's store holds another tensor under pyro.module({module!r}, ...): ghost training of this one"
+            fix = "give each instance a name of its own, or pyro.clear_param_store() before it"
+            ghosts[name] = Finding("ghost", f"parameter {key!r}", what, fix)
+    return ghosts
+
+
+def modules(thing: Any) -> list[nn.Module]:
+    """Return the modules of a VAE, a module, or a tuple of programs."""
+    return owners(thing) if isinstance(thing, nn.Module) else owners(*programs(thing))
+
+
+def labelled(owned: list[nn.Module]) -> dict[str, Tensor]:
+    """Name the parameters, with the module's class in front where there are several modules."""
+    several = len(owned) > 1
+    return {
+        f"{type(m).__name__}{i}.{n}" if several else n: t for i, m in enumerate(owned) for n, t in m.named_parameters()
+    }
+
+
+def named_parameters(
+    model: Program, guide: Program, runs: Sequence[ProgramTrace], ghosts: dict[str, Finding]
+) -> dict[str, Tensor]:
+    """Name each tensor to be trained once: the modules' parameters and those that the programs declare."""
+    declared = {n: trained(s) for r in runs for n, s in r.params.items() if n not in ghosts}
+    named = labelled(owners(model, guide)) | {n.rpartition("$$$")[2]: t for n, t in declared.items()}
+    once = {id(t): n for n, t in reversed(named.items()) if t.requires_grad}
+    return {n: t for n, t in named.items() if once.get(id(t)) == n}
+
+
+def gradients(
+    model: Program, guide: Program, batch: tuple[Any, ...], named: dict[str, Tensor], quiet: bool
+) -> list[Finding]:
+    """Find parameters that one Trace_ELBO step would leave alone (None, zero), or destroy (not finite)."""
+    if not named:
+        return []
+    try:
+        with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):  # cuDNN's RNNs have none in eval mode
+            loss = Trace_ELBO().differentiable_loss(model, guide, *batch)
+            linked = isinstance(loss, Tensor) and loss.requires_grad
+            grads = (
+                torch.autograd.grad(loss, list(named.values()), allow_unused=True) if linked else [None] * len(named)
+            )
+    except Exception as error:
+        what = f"Trace_ELBO has no gradient: {type(error).__name__}: {str(error)[:400]}".rstrip(".")
+        return [] if quiet else [Finding("gradient", "model and guide", what, "make Trace_ELBO run on the pair first")]
+    return [f for (n, g) in zip(named, grads, strict=True) for f in gradient_of(n, g, quiet)]
+
+
+def gradient_of(name: str, grad: Tensor | None, quiet: bool) -> Iterator[Finding]:
+    where = f"parameter {name!r}"
+    if grad is None:
+        fix = "use it in the model or the guide (without .detach() or no_grad), or freeze it: requires_grad_(False)"
+        yield Finding("gradient", where, "it gets no gradient: the ELBO does not depend on it", fix)
+    elif not quiet and not grad.isfinite().all():
+        fix = "bound what the networks put into scales and logits (softplus, clamp), or rescale the data"
+        yield Finding("gradient", where, "its gradient is not finite", fix)
+    elif not grad.any():
+        fix = "see that what it feeds into is used; dead units and layers that start at zero look like this, too"
+        yield Finding("gradient", where, "its gradient is all zero on this batch", fix, "warning")
+
+
+def shared(model: Program, guide: Program, batch: tuple[Any, ...], others: list[Any]) -> Iterator[Finding]:
+    """Find parameters that belong to another model too, by identity; and fixed names that two models give to pyro.module."""
+    mine = {id(t): n for n, t in labelled(owners(model, guide)).items()}
+    for i, other in enumerate(others):
+        for name, tensor in labelled(modules(other)).items():
+            if id(tensor) in mine:
+                what = (
+                    f"it is also {name!r} of others[{i}] ({type(other).__name__}): training one model changes the other"
+                )
+                yield Finding(
+                    "shared", f"parameter {mine[id(tensor)]!r}", what, "copy.deepcopy the part, or build it anew"
+                )
+        pair = other if isinstance(other, tuple) else (getattr(other, "model", None), getattr(other, "guide", None))
+        runs = [run("other", program, batch) for program in pair if callable(program)]
+        for ghost in ghost_training(runs).values():
+            yield Finding("ghost", f"{ghost.where} of others[{i}]", ghost.what, ghost.fix)

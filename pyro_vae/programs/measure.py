@@ -1,0 +1,80 @@
+"""Measure of a density, counting or length: log p(x) of different measures cannot be compared."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from .sites import Program, trace_pair
+from .support import base_name, support_of_site
+
+UNNORMALISED = ("Unit", "ImproperUniform")  # pyro.factor and its like
+DOMINATING = {
+    "binary": "counting",
+    "categories": "counting",
+    "counts": "counting",
+    "counts, dequantised": "counting",  # a bound on it, by Evidence.of_counts
+    "continuous": "Lebesgue",
+}
+CATEGORIES = ("Categorical", "OneHotCategorical", "OneHotCategoricalStraightThrough")
+
+
+def measure_of(model: Program, guide: Program, *args: Tensor) -> str:
+    """Name what log p(x) is a density with respect to, judged by the supports of the observed sites.
+
+    "binary", "categories" and "counts" are probabilities (log p(x) ≤ 0); "continuous" is a density per unit of x, which moves
+    by log |scale| with each rescaled column; "score" is a term of no distribution (``pyro.factor``), which makes the sum no
+    log-likelihood. Several are joined by " x ".
+
+    Args:
+        model: as for :func:`~pyro_vae.log_weights`.
+        guide: likewise.
+        *args: x and contexts; one row is enough.
+
+    Example:
+        >>> from pyro_vae import VAE, StandardNormal, Conditional, MLP, bernoulli, normal
+        >>> vae = VAE(StandardNormal(1), Conditional(MLP(1, 3), bernoulli), Conditional(MLP(3, 2), normal))
+        >>> measure_of(vae.model, vae.guide, torch.zeros(1, 3))
+        'binary'
+    """
+    with torch.no_grad():
+        _, sites = trace_pair(model, guide, *args)
+    observed = {name: site["fn"] for name, site in sites.items() if site["is_observed"]}
+    kinds = [kind for name, fn in observed.items() for kind in measures_of(name, fn)]
+    return " x ".join(sorted(set(kinds)))
+
+
+def dominating(measure: str) -> str:
+    """Name the dominating measure, counting, length or both: numbers are comparable only under the same.
+
+    Example:
+        >>> dominating("binary"), dominating("counts"), dominating("binary x continuous")
+        ('counting', 'counting', 'Lebesgue x counting')
+    """
+    return " x ".join(sorted({DOMINATING.get(kind, kind) for kind in measure.split(" x ")}))
+
+
+def measures_of(name: str, fn: Any) -> list[str]:
+    """Of the distribution of a site, block by block if it has blocks of columns."""
+    if base_name(fn) in UNNORMALISED:
+        return ["score"]
+    support = support_of_site(name, fn)
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    blocks = getattr(fn, "blocks", None) or getattr(getattr(fn, "base_dist", None), "blocks", None)
+    return [kind for block in blocks for kind in measures_of(name, block)] if blocks else [kind_of(fn, support)]
+
+
+def kind_of(fn: Any, support: Any) -> str:
+    """Name the measure of one support, missing values aside."""
+    support = getattr(support, "observed", support)
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    if not support.is_discrete:
+        return "continuous"
+    if isinstance(support, type(constraints.boolean)):
+        return "binary"
+    return "categories" if base_name(fn) in CATEGORIES else "counts"

@@ -1,0 +1,84 @@
+"""Find the data plate of a model and guide."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.indep_messenger import CondIndepStackFrame
+from torch import Tensor
+
+from pyro_vae.errors import ProgramError
+
+from .sites import Program, Site, check_pair, trace_pair
+
+
+@dataclass(frozen=True)
+class Plates:
+    """Where a pair of programs keeps its data: the plate's name and dim, and how many dims its plates take in all."""
+
+    data: str
+    dim: int
+    nesting: int
+
+
+def row_log_prob(name: str, site: Site, plates: Plates, scale: Any = 1.0) -> Tensor:
+    """One site's log-probability times `scale`, summed over inner plates: ``(K, N)``."""
+    return sum_rows(name, scale_and_mask(site["fn"].log_prob(site["value"]), scale=scale, mask=site["mask"]), plates)
+
+
+def sum_rows(name: str, log_prob: Tensor, plates: Plates) -> Tensor:
+    """What a site has along its plates, summed over inner ones: ``(K, N)``."""
+    particle_dim = -1 - plates.nesting
+    if log_prob.dim() != plates.nesting + 1:
+        raise ProgramError(
+            f"site {name!r} has batch shape {tuple(log_prob.shape)} under plates of {plates.nesting + 1} dimensions "
+            "(particles and data). Declare what belongs to one row with .to_event(...), "
+            "or pass vectorize_particles=False if the program does not broadcast."
+        )
+    summed = [d for d in range(particle_dim, 0) if d not in (particle_dim, plates.dim)]
+    return log_prob.sum(summed) if summed else log_prob
+
+
+def find_plates(model: Program, guide: Program, *args: Any, **kwargs: Any) -> Plates:
+    """Runs the pair once, checks that it can be treated row by row, and says where its data plate is.
+
+    Raises:
+        ProgramError: as :func:`log_weights`.
+    """
+    with torch.no_grad():
+        q, p = trace_pair(model, guide, *args, **kwargs)
+    check_pair(p, q)
+    sites = [*p.items(), *((f"{name} (guide)", site) for name, site in q.items())]
+    frames = {name: [f for f in site["cond_indep_stack"] if f.vectorized] for name, site in sites}
+    data = data_plate(frames)
+    dims = {f.name: f.dim for stack in frames.values() for f in stack if f.dim is not None}
+    return Plates(data.name, dims[data.name], max(-dim for dim in dims.values()))
+
+
+def data_plate(frames: dict[str, list[CondIndepStackFrame]]) -> CondIndepStackFrame:
+    """The one plate that encloses every site."""
+    everywhere = {f.name: f for stack in frames.values() for f in stack}
+    shared = [f for f in everywhere.values() if all(f.name in {g.name for g in stack} for stack in frames.values())]
+    if len(shared) == 1:
+        return shared[0]
+    if named := [f for f in shared if f.name == "data"]:
+        return named[0]
+    if shared:
+        raise ProgramError(
+            f"plates {sorted(f.name for f in shared)} each enclose every site, so which of them runs over the rows of the "
+            'data is open. Name that plate "data".'
+        )
+    if not everywhere:
+        raise ProgramError(
+            "no data plate: no site lies in a pyro.plate, so nothing says which dimension runs over rows. "
+            'Put the sites of model and guide under `with pyro.plate("data", len(x)):`.'
+        )
+    widest = max(everywhere.values(), key=lambda f: sum(f.name in {g.name for g in stack} for stack in frames.values()))
+    outside = [name for name, stack in frames.items() if widest.name not in {f.name for f in stack}]
+    raise ProgramError(
+        f"site {outside[0]!r} lies outside the plate {widest.name!r}: it is shared by all rows, so log p(x) does not split "
+        "into rows. Move it into the plate, make it a parameter (pyro.param), or score the pair with Pyro's Trace_ELBO."
+    )

@@ -1,0 +1,105 @@
+"""The sample sites of a trace and their log-probabilities, row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pyro import poutine
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from pyro_vae.common.pyro_private import is_deterministic
+from pyro_vae.errors import ProgramError, ShapeError
+
+Program = Callable[..., Any]
+Site = dict[str, Any]
+PARTICLES = "particles"
+
+
+@dataclass(frozen=True)
+class LogProbs:
+    r"""The terms of log w, site by site, each ``(K, N)`` in nats; unscaled (plate sizes and ``poutine.scale`` left out).
+
+    Attributes:
+        observed: log p(x | z) for each observed site of the model.
+        prior: log p(z) for each latent site.
+        posterior: log q(z | x) for each latent site.
+    """
+
+    observed: dict[str, Tensor]
+    prior: dict[str, Tensor]
+    posterior: dict[str, Tensor]
+
+    @property
+    def reconstruction(self) -> Tensor:
+        """log p(x | z), summed over observed sites."""
+        return sum_terms(self.observed)
+
+    @property
+    def kl(self) -> Tensor:
+        """log q(z | x) − log p(z): one draw of KL(q(z | x) ‖ p(z)) for each particle."""
+        return sum_terms(self.posterior) - sum_terms(self.prior)
+
+    @property
+    def log_w(self) -> Tensor:
+        """log p(x, z) − log q(z | x)."""
+        return self.reconstruction - self.kl
+
+
+def sum_terms(terms: dict[str, Tensor]) -> Tensor:
+    """The sum of the sites' terms, without a leading zero tensor."""
+    first, *rest = terms.values()
+    for term in rest:
+        first = first + term
+    return first
+
+
+def trace_pair(model: Program, guide: Program, *args: Any, **kwargs: Any) -> tuple[dict[str, Site], dict[str, Site]]:
+    """Sites of the guide, and of the model replayed on the guide's draws."""
+    q = poutine.trace(guide).get_trace(*args, **kwargs)
+    p = poutine.trace(poutine.replay(model, trace=q)).get_trace(*args, **kwargs)
+    return sample_sites(q), sample_sites(p)
+
+
+def sample_sites(trace: poutine.Trace) -> dict[str, Site]:
+    """The sites that carry a density: no parameters, plates' own indices or deterministic values."""
+    nodes: dict[str, Any] = dict(trace.nodes)
+    return {
+        name: site
+        for name, site in nodes.items()
+        if site["type"] == "sample" and not site_is_subsample(site) and not is_deterministic(site)
+    }
+
+
+def check_pair(p: dict[str, Site], q: dict[str, Site]) -> None:
+    """Refuses, by site, pairs whose weights would not be p(x, z) / q(z | x)."""
+    for program, sites in (("model", p), ("guide", q)):
+        for name, site in sites.items():
+            if site["infer"].get("enumerate"):
+                raise ProgramError(
+                    f"site {name!r} of the {program} is marked for enumeration: it is summed over, not drawn, so it has no "
+                    "importance weight. Train with TraceEnum_ELBO; to score, drop the mark so that the guide draws it."
+                )
+    latent = {name for name, site in p.items() if not site["is_observed"]}
+    guided = {name for name, site in q.items() if not site["is_observed"]}
+    if missing := sorted(latent - guided):
+        raise ProgramError(
+            f"latent site {missing[0]!r} is in the model but not in the guide. Give it a pyro.sample of that name there, "
+            "or observe it."
+        )
+    if extra := sorted(guided - latent):
+        raise ProgramError(
+            f"site {extra[0]!r} is in the guide but is no latent of the model. Rename it, sample it in the model too, "
+            'or mark it infer={"is_auxiliary": True} and score with an ELBO that knows auxiliary sites.'
+        )
+    for name in sorted(latent):
+        wide, narrow = (tuple(site[name]["fn"].event_shape) for site in (p, q))
+        if wide != narrow:
+            raise ShapeError(
+                f"site {name!r}: the prior draws values of shape {wide}, the posterior {narrow}. Give prior and posterior the "
+                "same number of dimensions."
+            )
+    if not any(site["is_observed"] for site in p.values()):
+        raise ProgramError("the model observes nothing: pass the data as pyro.sample(..., obs=x).")

@@ -1,0 +1,275 @@
+"""Support of the likelihood: check that the data lies in it. Outside it there is no log-likelihood."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.distributions import constraints
+from torch import Tensor
+
+from pyro_vae.errors import ProgramError, PyroVAEError, ShapeError, SupportError
+
+from .pair import evaluation_mode, owners, without_validation
+from .plates import Plates, find_plates
+from .sites import Program, Site, trace_pair
+
+Batch = tuple[Tensor, ...]
+
+
+def takes_missing(*things: Any) -> bool:
+    """Return whether a module of these programs declares (``takes_missing = True``) that NaN in x means missing."""
+    return any(getattr(m, "takes_missing", False) for owner in owners(*things) for m in owner.modules())
+
+
+def check_support(
+    model: Program,
+    guide: Program,
+    *args: Tensor,
+    chunk_size: int = 2000,
+    prepare: Callable[[Batch], Batch] | None = None,
+    numbers: Sequence[int] | None = None,
+) -> None:
+    """Run the pair once over all rows and check each observed value: its shape, and the support of its distribution.
+
+    Args:
+        model: as for :func:`~pyro_vae.log_weights`.
+        guide: likewise.
+        *args: x of shape ``(N, *event)`` and contexts with N rows.
+        chunk_size: rows at a time.
+        prepare: what a batch goes through before it is trained on (dynamic binarization).
+        numbers: what the message calls the rows; their position, from 0, by default.
+
+    Raises:
+        ShapeError: an observed value of another shape than its distribution, which would broadcast in silence.
+        SupportError: values outside the support, or on an edge of it where the density is zero or infinite (0 and 1 under
+            Beta); names the site, the rows, one value, the least and the largest of all, and the way out.
+        ProgramError: a pair that cannot be treated row by row, or a guide that turns missing values into NaN latents.
+    """
+    prepare = prepare or (lambda batch: batch)
+    with evaluation_mode(model, guide), without_validation():
+        dim = plates_of_one_row(model, guide, *prepare(tuple(a[:1] for a in args))).dim
+        bad: dict[str, list[int]] = {}
+        blind: dict[str, list[int]] = {}
+        examples: dict[str, tuple[Site, int, int]] = {}
+        spans: dict[str, Span] = {}
+        for start in range(0, len(args[0]), chunk_size):
+            batch = prepare(tuple(a[start : start + chunk_size] for a in args))
+            latents, sites = trace_pair(model, guide, *batch)
+            for name, row in nan_latents(batch[0], latents, dim):
+                blind.setdefault(name, []).append(row + start if numbers is None else int(numbers[row + start]))
+            for name, site in sites.items():
+                if not site["is_observed"]:
+                    continue
+                inside = rows_inside(name, site, dim)
+                spans[name] = span(site["value"], spans.get(name))
+                if not inside.all():
+                    rows = (~inside).nonzero().flatten()
+                    outside = [int(r if numbers is None else numbers[r]) for r in (rows + start).tolist()]
+                    bad.setdefault(name, []).extend(outside)
+                    examples.setdefault(name, (site, dim, int(rows[0])))
+    for name, where in bad.items():
+        raise SupportError(describe(name, *examples[name], where, len(args[0]), spans[name]) + FITTING)
+    for name, where in blind.items():
+        raise ProgramError(
+            f"site {name!r}: the guide draws NaN for rows {where[:5]}, which have missing values. {MASK}"
+        )
+
+
+MASK = "Give it an encoder that takes NaN: WithMask(net), whose net has 2 d inputs where x has d columns."
+
+
+def nan_latents(x: Tensor, sites: dict[str, Site], dim: int) -> list[tuple[str, int]]:
+    """Find sites of the guide and rows of x, where x has missing values and the draw of z is NaN."""
+    missing = x.isnan().flatten(1).any(1) if x.dim() > 1 else x.isnan()
+    if not missing.any():
+        return []
+    drawn = {name: site["value"].isnan().movedim(dim - site["fn"].event_dim, 0) for name, site in sites.items()}
+    return [
+        (name, row)
+        for name, nan in drawn.items()
+        for row in (missing & nan.reshape(len(nan), -1).any(1)).nonzero().flatten().tolist()
+    ]
+
+
+def plates_of_one_row(model: Program, guide: Program, *args: Tensor) -> Plates:
+    """Find the plates on one row, and name the data's shape where the programs cannot take it."""
+    try:
+        return find_plates(model, guide, *args)
+    except ProgramError:
+        raise
+    except (ValueError, RuntimeError) as error:
+        shape, reason = tuple(args[0].shape[1:]), str(error).partition("Trace Shapes:")[0].strip()
+        if (where := culprit(model, guide, args)) is None:
+            raise
+        if isinstance(error, PyroVAEError):  # of a part of ours; it lacks only which program it is in
+            raise type(error)(f"{where}, on a row of shape {shape}: {reason}") from error
+        raise ShapeError(
+            f"{where} does not run on a row of shape {shape}. Give x the shape that it takes. It said: {reason}"
+        ) from error
+
+
+def culprit(model: Program, guide: Program, args: Batch) -> str | None:
+    """Return which program stops on a batch, if one does."""
+    try:
+        trace = poutine.trace(guide).get_trace(*args)
+    except Exception:
+        return "the guide, q(z | x)"
+    try:
+        poutine.replay(model, trace=trace)(*args)
+    except Exception:
+        return "the model, p(z) p(x | z)"
+    return None
+
+
+def rows_inside(name: str, site: Site, dim: int) -> Tensor:
+    """Which rows of an observed site lie in the support, ``(N,)``; a ProgramError where it declares none."""
+    value, fn = site["value"], site["fn"]
+    if value.shape != fn.shape():
+        raise ShapeError(
+            f"site {name!r}: the data has shape {tuple(value.shape)}, its distribution {tuple(fn.shape())} (batch "
+            f"{tuple(fn.batch_shape)}, event {tuple(fn.event_shape)}). Give x the shape of what the likelihood generates."
+        )
+    inside = allowed(site, support_of_site(name, fn))
+    other = [d for d in range(-inside.dim(), 0) if d != dim]
+    return inside.movedim(dim, 0).flatten(1).all(1) if other else inside
+
+
+FITTING = " pyro_vae.families.fitting(x) lists the families that fit."
+EDGES = {"Beta": (0.0, 1.0), "Dirichlet": (0.0,)}  # torch's support holds them; the density there is zero or infinite
+OPEN = {
+    "Beta": "squeeze x into the open interval, as in (x (n - 1) + 0.5) / n, or choose a likelihood with mass there.",
+    "Dirichlet": "replace zeros by a little more (x + 0.5 / n, divided by its sum), or model the counts (multinomial).",
+}
+Span = tuple[float, float]
+
+
+def base_name(d: Any) -> str:
+    """Return the class of a distribution, beneath to_event and masks."""
+    while hasattr(d, "base_dist"):
+        d = d.base_dist
+    return type(d).__name__
+
+
+def support_of_site(name: str, fn: Any) -> Any:
+    """Look up the support that the distribution of a site declares.
+
+    Raises:
+        ProgramError: it declares none (a bare ``ZukoToPyro``, a distribution of the user's own); names the site.
+    """
+    try:
+        return fn.support
+    except (NotImplementedError, AttributeError) as error:
+        raise ProgramError(
+            f"site {name!r}: {base_name(fn)} does not say what its support is. Give its class one, as in "
+            "support = pyro.distributions.constraints.real_vector."
+        ) from error
+
+
+def allowed(site: Site, support: Any) -> Tensor:
+    """Return which values of a site have a density: those in the support, without its open edges."""
+    value, inside = site["value"], support.check(site["value"])
+    if not (edges := EDGES.get(base_name(site["fn"]))):
+        return inside
+    edge = torch.isin(value, torch.tensor(edges).to(value))
+    return inside & ~edge.unsqueeze(-1).flatten(inside.dim()).any(-1)
+
+
+def span(value: Tensor, so_far: Span | None = None) -> Span:
+    """Return the least and the largest value, NaN left out."""
+    known = value[~value.isnan()]
+    low, high = so_far or (float("inf"), float("-inf"))
+    return (min(low, known.min().item()), max(high, known.max().item())) if known.numel() else (low, high)
+
+
+def describe(name: str, site: Site, dim: int, row: int, rows: list[int], total: int, extent: Span | None = None) -> str:
+    """Describe what came, what was wanted, which rows, and how to go on.
+
+    `extent` is the span of all rows, where the site does not hold them all.
+    """
+    fn, support = site["fn"], site["fn"].support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    content, advice = "is one", _advice(getattr(support, "observed", support))
+    if support.event_dim == 0:
+        content, advice = _value(site, dim, row, support, advice)
+    elif support.event_dim == 1 and not hasattr(support, "supports"):
+        content, advice = _vector(site, dim, row, advice)
+    first_rows = ", ".join(map(str, rows[:5])) + (", …" if len(rows) > 5 else "")
+    low, high = extent or span(site["value"])
+    return (
+        f"site {name!r}: {len(rows)} of {total} rows lie outside the support of {base_name(fn)} ({say_support(support)}"
+        f"{_excluded(fn, support)}): row {rows[0]} {content} (rows {first_rows}; values go from {low:g} to {high:g}). {advice}"
+    )
+
+
+def _value(site: Site, dim: int, row: int, support: Any, advice: str) -> tuple[str, str]:
+    """Describe the first value of a row outside a support that is checked value by value, and the way out."""
+    pair = torch.stack([site["value"], allowed(site, support).to(site["value"])])
+    value, inside = pair.movedim(dim - site["fn"].event_dim, 1)[:, row].reshape(2, -1)
+    column = int((inside == 0).nonzero()[0])
+    if value[column].isnan():
+        advice = "Wrap the likelihood in SkipMissing, or drop these rows."
+    elif value[column].item() in EDGES.get(base_name(site["fn"]), ()):
+        advice = f"The density there is zero or infinite: {OPEN[base_name(site['fn'])]}"
+    return f"holds {value[column].item():g}{f' in column {column}' if site['value'].dim() > 1 else ''}", advice
+
+
+def _vector(site: Site, dim: int, row: int, advice: str) -> tuple[str, str]:
+    """Describe a row outside a support of whole vectors, and the way out."""
+    fn = site["fn"]
+    vectors = site["value"].movedim(dim - fn.event_dim, 0)[row].reshape(-1, fn.event_shape[-1])
+    inside = fn.support.check(site["value"]).movedim(dim, 0)[row].flatten()
+    if inside.all():
+        edge = EDGES[base_name(fn)]
+        return f"holds {edge[0]:g}", f"The density there is zero or infinite: {OPEN[base_name(fn)]}"
+    first = vectors[int((~inside).nonzero()[0])]
+    least = f", its least value is {first.min().item():g}" if first.min() < 0 else ""
+    return f"sums to {first.sum().item():g}{least}", advice
+
+
+def _excluded(fn: Any, support: Any) -> str:
+    """Name the edges that a support leaves out."""
+    edges = EDGES.get(base_name(fn))
+    if not edges or (support.event_dim == 0 and not bool(support.check(torch.tensor(edges)).all())):
+        return ""
+    return ", both excluded" if len(edges) > 1 else f", {edges[0]:g} excluded"
+
+
+WORDS = {
+    type(constraints.boolean): "0 or 1",
+    type(constraints.real): "finite numbers",
+    type(constraints.simplex): "numbers from 0 that sum to 1",
+    type(constraints.sphere): "vectors of length 1",
+    type(constraints.one_hot): "one-hot vectors",
+    constraints.integer_interval: "whole numbers {lower:g} to {upper:g}",
+    type(constraints.nonnegative_integer): "whole numbers from {lower:g}",
+    type(constraints.positive): "numbers above {lower:g}",
+    type(constraints.nonnegative): "numbers from {lower:g}",
+    type(constraints.unit_interval): "numbers {lower:g} to {upper:g}",
+}
+
+
+def say_support(support: Any) -> str:
+    """Describe a support in words."""
+    if hasattr(support, "observed"):
+        return f"{say_support(support.observed)}, or NaN where missing"
+    words = next((words for kind, words in WORDS.items() if isinstance(support, kind)), str(support))
+    ends = {end: torch.as_tensor(getattr(support, f"{end}_bound", 0)).max().item() for end in ("lower", "upper")}
+    return words.format(**ends)
+
+
+def _advice(support: Any) -> str:
+    if isinstance(support, type(constraints.boolean)):
+        return (
+            "Grey values have no Bernoulli likelihood: binarize them (pyro_vae.binarize, or --binarization dynamic), "
+            "or choose a likelihood whose support they lie in."
+        )
+    if isinstance(support, constraints.integer_interval):
+        return (
+            "Give values in that range, or widen it: the largest value is binomial's total_count, categorical's "
+            "num_classes - 1, discretized_logistic's levels - 1."
+        )
+    return "Remove or repair these rows, or choose a likelihood whose support they lie in."

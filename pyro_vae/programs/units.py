@@ -1,0 +1,49 @@
+"""Single latent units: their KL, masks and rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.util import scale_and_mask
+from torch import Tensor
+from torch.distributions import Independent, kl_divergence
+
+from pyro_vae.errors import ProgramError
+from pyro_vae.programs.plates import Plates
+
+
+def univariate(fn: Any) -> Any:
+    """Return the one-dimensional distribution that `fn` makes independent units of; None if there is none."""
+    while isinstance(fn, Independent):
+        fn = fn.base_dist
+    return None if fn.event_dim else fn
+
+
+def closed_kl(q: Any, p: Any) -> Tensor | None:
+    """KL(q ‖ p) if there is a closed form, else None."""
+    if isinstance(q, dist.Delta):  # Pyro's KL of a Delta leaves its density out
+        return None
+    try:
+        return kl_divergence(q, p)
+    except NotImplementedError:
+        return None
+
+
+def masked(log_prob: Tensor, mask: Any, dims: int) -> Tensor:
+    """Set log-probabilities of units, `dims` dimensions of them on the right, to 0 where the rows' mask is off."""
+    if isinstance(mask, Tensor):
+        mask = mask.reshape(*mask.shape, *[1] * dims)
+    return scale_and_mask(log_prob, mask=mask)
+
+
+def by_row(tensor: Tensor, event_dim: int, plates: Plates) -> Tensor:
+    """Reorder to ``(S, n, units)``, float64 on the CPU: inner plates and event dimensions become units."""
+    if tensor.dim() - event_dim != plates.nesting + 1:
+        raise ProgramError(
+            f"a latent site has batch shape {tuple(tensor.shape[: tensor.dim() - event_dim])} under plates of "
+            f"{plates.nesting + 1} dimensions (particles and data). Declare what belongs to one row with .to_event(...)."
+        )
+    moved = tensor.movedim((-1 - plates.nesting - event_dim, plates.dim - event_dim), (0, 1))
+    return moved.reshape(*moved.shape[:2], -1).to("cpu", torch.float64)

@@ -1,1 +1,0 @@
-"""Plots of training, evidence, latents and calibration, with matplotlib."""

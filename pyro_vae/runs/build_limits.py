@@ -1,0 +1,66 @@
+"""Limits on building a model: refuse what a config asks for before it takes memory that the weights beside it do not fill."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from pyro_vae.common.safe_read import Layout
+from pyro_vae.common.torch_private import dispatching
+from pyro_vae.errors import RunFolderError
+
+NAMES = "arange empty empty_strided eye full linspace logspace ones rand randint randn randperm tensor zeros"
+FACTORIES = [getattr(torch, name) for name in NAMES.split()]
+SPARE_BYTES, SPARE_CALLS = 64 * 2**20, 5_000
+
+
+class BoundedBuild:
+    """Refuses factories of tensors (zeros, randn, arange …) once they come to more than the weights account for."""
+
+    def __init__(self, layout: Layout) -> None:
+        held = sum(math.prod(shape) * dtype.itemsize for shape, dtype in layout.values())
+        self.bytes, self.calls = 8 * held + SPARE_BYTES, 100 * len(layout) + SPARE_CALLS
+
+    def __call__(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        self.calls -= 1
+        if not any(isinstance(a, Tensor) for a in args) and "device" in kwargs and "generator" not in kwargs:
+            shaped = func(*args, **{**kwargs, "device": "meta", "pin_memory": False})
+            self.bytes -= shaped.numel() * shaped.element_size()
+        if self.bytes < 0 or self.calls < 0:
+            raise RunFolderError("config.json asks for a model far larger than the weights beside it")
+        return func(*args, **kwargs)
+
+
+class Calls(TorchFunctionMode):
+    """Hands on what Python calls of the factories: for a torch that shows no operations."""
+
+    def __init__(self, handle: BoundedBuild) -> None:
+        super().__init__()
+        self.handle = handle
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        return self.handle(func, args, {"device": None, **kwargs}) if func in FACTORIES else func(*args, **kwargs)
+
+
+@contextmanager
+def bounded_build(layout: Layout) -> Iterator[None]:
+    """Limit what is built inside by the layout of the weights that will fill it.
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae.runs.build_limits import bounded_build
+        >>> with frugal({"w": ((10, 10), torch.float32)}):
+        ...     torch.nn.Linear(10**6, 10**6)
+        Traceback (most recent call last):
+        pyro_vae.errors.RunFolderError: config.json asks for a model far larger than the weights beside it
+    """
+    bounds = BoundedBuild(layout)
+    with dispatching(bounds) or Calls(bounds):
+        yield

@@ -1,0 +1,176 @@
+"""Saved runs compared: read from their folders, and refused where their numbers are not of the same thing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pyro_vae.common.keywords import suggest_keywords
+from pyro_vae.common.safe_read import check_seal
+from pyro_vae.data.datasets import NAMES
+from pyro_vae.errors import DataError, RunFolderError, UsageError
+from pyro_vae.evidence.compare import Comparison, compare
+from pyro_vae.evidence.exact.result import Exact
+from pyro_vae.evidence.importance.result import Evidence
+from pyro_vae.plots import bars, figures
+from pyro_vae.programs.support import support_of_site
+
+from . import folder
+from .config import Config
+from .registry import likelihood_of
+
+WHY = {  # what two runs must have in common, in the order in which it is looked at
+    "data": "Log-likelihoods of different data have no difference. Train both on the same file.",
+    "shuffle of the data": "The same file was split by different seeds: the rows differ. Train both with the same --data-seed.",
+    "values": "Numbers under one binarization or scaling are not comparable with numbers under another.",
+    "kind of log p(x)": "A log probability and a log density differ in units: one is at most 0, the other moves with the "
+    "scale of x. Give both a likelihood of one kind.",
+    "split": "Score both alike: pyro-vae evaluate RUN --split NAME.",
+    "rows": "Score both alike: pyro-vae evaluate RUN --rows N.",
+}
+
+
+@dataclass(frozen=True)
+class ScoredRun:
+    """A run with the evidence that its folder holds; `common` is what it must share with whom it is compared, as in WHY."""
+
+    path: Path
+    evidence: Evidence | Exact
+    common: dict[str, Any]
+    seconds: float | None
+    active_units: int | None
+    machine: str
+
+
+@suggest_keywords
+def compare_runs(paths: Sequence[str | Path], components: Mapping[str, Any] | None = None) -> Comparison:
+    """:func:`~pyro_vae.evidence.compare.compare` of saved runs, by the names of their folders; seconds are of training.
+
+    Reads config.json, evidence.json and evidence.csv; no model is built and no data loaded. Active units are those that
+    metrics.jsonl counted on validation rows at the epoch whose weights were kept, where it has them.
+
+    Args:
+        paths: of run folders, each with the evidence that `pyro-vae train` and `pyro-vae evaluate` leave there.
+        components: likelihoods of the caller's own, by the names that the runs were trained with.
+
+    Raises:
+        UsageError: fewer than two runs, or one of them twice.
+        RunFolderError: a folder that is no run, is damaged, or holds no evidence.
+        DataError: runs on other data, another shuffle of it, other binarization, another split, other rows, or whose
+            likelihoods have densities with respect to different measures (masses and densities).
+    """
+    named = name_all([Path(path) for path in paths])
+    runs = {name: read(path, components or {}) for name, path in named.items()}
+    check_common(runs)
+    made = compare(
+        {name: run.evidence for name, run in runs.items()},
+        seconds={name: run.seconds for name, run in runs.items()},
+        active_units={name: run.active_units for name, run in runs.items()},
+    )
+    machines = " and ".join(sorted({run.machine for run in runs.values()}))
+    notes = [f"seconds are of training; scored on {machines}."]
+    if any(run.active_units is not None for run in runs.values()):
+        notes.append("active units are of the epoch kept, on (at most 500) validation rows: Var_x(E[z | x]) > 0.01.")
+    return replace(made, notes=(*made.notes, *notes))
+
+
+def name_all(paths: Sequence[Path]) -> dict[str, Path]:
+    """Each run under the name of its folder, or its whole path where two folders share a name."""
+    whole = [path.resolve() for path in paths]
+    if twice := [path for i, path in enumerate(paths) if whole[i] in whole[:i]]:
+        raise UsageError(f"{twice[0]} is named twice: a run has no difference to itself")
+    short = [path.name for path in whole]
+    return {n if short.count(n) == 1 else str(p): p for n, p in zip(short, paths, strict=True)}
+
+
+def read(path: Path, components: Mapping[str, Any]) -> ScoredRun:
+    """The evidence of a run folder, and what it is evidence of."""
+    record = folder.read_config(path)
+    again = f"Make it again: pyro-vae evaluate {path}"
+    for name in ("evidence.json", "evidence.csv"):
+        if not (path / name).is_file():
+            raise RunFolderError(f"{path} has no {name}: it was never scored. Make it: pyro-vae evaluate {path}")
+    summary, text = folder.read_evidence(path)
+    try:
+        evidence = evidence_of(text, summary)
+        scored = ScoredRun(path, evidence, {}, *beside(path, summary))
+        together = len(evidence) == summary["rows"] and math.isclose(evidence.log_px.mean(), summary["log_px"])
+        split = summary["split"].removeprefix(f"{record['data']['name']}, ").split(", ")[0]
+    except (DataError, KeyError, TypeError, AttributeError, OSError, UnicodeDecodeError) as error:
+        raise RunFolderError(f"the evidence of {path} cannot be used: {error!r}. {again}") from error
+    if not together:
+        raise RunFolderError(f"evidence.json and evidence.csv of {path} are of different evaluations. {again}")
+    try:
+        made = replace(scored, common=common_of(record, components) | {"split": split, "rows": len(evidence)})
+    except (UsageError, KeyError, TypeError) as error:
+        raise RunFolderError(f"{path / 'config.json'} cannot be used: {error}") from error
+    check_seal(record, path / "config.json")
+    return made
+
+
+def evidence_of(text: str, summary: dict[str, Any]) -> Evidence | Exact:
+    """What evidence.csv and evidence.json say together: particles', or an oracle's."""
+    if "how" in summary:
+        return Exact.from_csv(text, **{name: summary[name] for name in ("method", "measure", "how")})
+    said = {name: summary[name] for name in ("measure", "proposal", "target_se") if name in summary}
+    return Evidence.from_csv(text, num_samples=summary["num_samples"], seed=summary["seed"], **said)
+
+
+def beside(path: Path, summary: dict[str, Any]) -> tuple[float | None, int | None, str]:
+    """Seconds of training, active units and the machine, where the folder has them."""
+    trained = summary.get("training") or {}
+    kept = (line for line in folder.read_lines(path / "metrics.jsonl") if line["epoch"] == trained.get("best_epoch"))
+    return trained.get("seconds"), next(kept, {}).get("active_units"), str(summary.get("machine"))
+
+
+def common_of(record: dict[str, Any], components: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's log p(x) is of, under keys of WHY."""
+    config, data = Config.from_dict(record["config"]), record["data"]
+    return {
+        "data": data["digest"],
+        "shuffle of the data": None if config.data in NAMES else config.data_seed,
+        "values": data["policy"],
+        "kind of log p(x)": kind(config, tuple(data["shape"]), components),
+    }
+
+
+def kind(config: Config, shape: tuple[int, ...], components: Mapping[str, Any]) -> str:
+    """The measure that p(x | z) has its density with respect to: counting or Lebesgue, as the family's support says."""
+    elements = math.prod(shape)
+    family, features = likelihood_of(config, elements, components)
+    discrete = support_of_site("x", family(torch.zeros(1, features))).is_discrete
+    return "log probability (counting measure)" if discrete else "log density (Lebesgue measure)"
+
+
+def check_common(runs: dict[str, ScoredRun]) -> None:
+    """Refuses runs whose numbers are not of the same thing, by the first thing in which they differ."""
+    for first, name in zip(runs, list(runs)[1:], strict=False):
+        a, b = runs[first], runs[name]
+        for what, why in WHY.items():
+            if a.common[what] != b.common[what]:
+                raise DataError(
+                    f"{first!r} and {name!r} cannot be compared, as their {what} differ: {a.common[what]} and "
+                    f"{b.common[what]}. {why}"
+                )
+
+
+def forest(made: Comparison) -> Any:
+    """The picture of a comparison."""
+    names, differences, errors = zip(*[(m.name, m.difference, m.difference_se) for m in made.models], strict=True)
+    samples = ", ".join(map(str, sorted({m.num_samples for m in made.models if m.num_samples})))
+    how = f"K = {samples} importance samples" if samples else "exact"
+    return bars.forest(names, differences, errors, f"{how} on {made.rows} rows")
+
+
+def put(path: Path, content: Any) -> None:
+    """Text, or a figure as PNG, into a file; its folder is made."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder.write_atomic(path, content) if isinstance(content, str) else figures.save(content, path)
+    except OSError as error:
+        raise RunFolderError(f"cannot write {path}: {error.strerror or error}") from error

@@ -1,0 +1,127 @@
+"""A run opened from its folder: its model, rebuilt, and the data that it was trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pyro_vae.common.device import resolve_device
+from pyro_vae.common.keywords import suggest_keywords
+from pyro_vae.common.random import seeded
+from pyro_vae.common.safe_read import check_seal
+from pyro_vae.data import Data, load
+from pyro_vae.errors import PyroVAEError, RunFolderError, UsageError
+from pyro_vae.models.vae import VAE
+
+from . import folder
+from .build_limits import bounded_build
+from .config import Config
+from .custom_components import NOTHING, Components
+from .registry import build, check_names, resolved, unregistered
+
+FAULTS = (PyroVAEError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError, MemoryError)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run opened from its folder: what it was told, what it learned, and on what."""
+
+    path: Path
+    config: Config
+    record: dict[str, Any]
+    vae: VAE
+    components: Components = field(default_factory=dict)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one row."""
+        return tuple(self.record["data"]["shape"])
+
+    @property
+    def evidence(self) -> dict[str, Any]:
+        """What evidence.json holds: log p(x) and its errors; nothing before the run is scored."""
+        return previous(self.path)
+
+
+@suggest_keywords
+def load_run(
+    path: Path | str, components: Components = NOTHING, device: str = "cpu", *, allow_nonfinite: bool = False
+) -> Run:
+    """The model of a run folder, rebuilt from the folder alone, and from parts of one's own if it was trained with such.
+
+    Of a run that is still training, or was killed, it is the best model so far, from the newest checkpoint that is whole.
+
+    Args:
+        path: the folder.
+        components: name to part, as :func:`~pyro_vae.runs.train_run.train_run` had them
+        (:mod:`pyro_vae.runs.custom_components`); a
+            config holds names only, and nothing in a folder is ever imported or executed.
+        device: where to put the model.
+        allow_nonfinite: hand out a model with NaN or infinite weights, which is refused otherwise.
+
+    Returns:
+        A :class:`Run`: its ``vae``, ``config``, ``record`` and ``evidence``.
+
+    Raises:
+        RunFolderError: the folder, its config or its weights are missing, damaged or of something else, or it needs a part
+            that is neither registered nor among the components.
+        UsageError: a component with the name of a registered part.
+    """
+    path = Path(path)
+    record = folder.read_config(path)
+    check_names(components)
+    source = folder.Weights.of(path)
+    try:
+        config = Config.from_dict(record["config"])
+        if unknown := unregistered(config, components):
+            raise UsageError(say_unknown(unknown))
+        config = resolved(config, components)
+        with seeded(0), bounded_build(source.layout):
+            vae = build(config, tuple(record["data"]["shape"]), components=components)
+    except FAULTS as error:
+        raise RunFolderError(f"{path / 'config.json'} cannot be used: {' '.join(str(error).split())[:500]}") from error
+    source.fill(vae, allow_nonfinite)
+    check_seal(record, path / "config.json")
+    return Run(path, config, record, vae.to(resolve_device(device)).eval(), components)
+
+
+def say_unknown(unknown: list[tuple[str, str]]) -> str:
+    """Which parts a run needs, and how to give them."""
+    named = " and ".join(f"the {role} {name!r}" for role, name in unknown)
+    given = ", ".join(f"{name!r}: ..." for _, name in unknown)
+    what = "which is no registered part" if len(unknown) == 1 else "which are no registered parts"
+    return f"the run uses {named}, {what}. Pass load_run(path, components={{{given}}}), in Python."
+
+
+def open_data(run: Run, data_dir: Path | None = None) -> Data:
+    """The data a run was trained on.
+
+    Raises:
+        RunFolderError: it is no longer the same.
+    """
+    config = run.config
+    data = load_data(config, data_dir)
+    if data.digest != run.record["data"]["digest"]:
+        raise RunFolderError(
+            f"the data of {run.path} has changed: {config.data} had digest {run.record['data']['digest'][:12]}… when it was "
+            f"trained, and has {data.digest[:12]}… now. Restore the data, or train again."
+        )
+    return data
+
+
+def load_data(config: Config, data_dir: Path | None, download: bool = False) -> Data:
+    """The data that a config names, as it says."""
+    return load(
+        config.data,
+        data_dir=data_dir,
+        download=download,
+        binarization=config.binarization,
+        seed=config.data_seed,
+        missing=config.missing,
+    )
+
+
+def previous(path: Path) -> dict[str, Any]:
+    """The evidence that stands in the folder already."""
+    return folder.read_sealed(path / "evidence.json") if (path / "evidence.json").is_file() else {}

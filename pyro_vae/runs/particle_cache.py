@@ -1,0 +1,93 @@
+"""Particles of an evaluation that is under way, kept in the run's folder to go on from, block by block and to the same bits."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from pyro_vae.common.atomic_write import write_atomic
+from pyro_vae.common.safe_read import LIMIT, parse, read_bytes
+from pyro_vae.errors import CheckpointError, StorageError
+from pyro_vae.evidence.importance.accumulator import RowBlock
+from pyro_vae.evidence.importance.result import Evidence
+from pyro_vae.evidence.importance.storage import evidence_bytes, evidence_from
+
+SECONDS = 20.0  # of work that a kill may cost, at first
+SHARE = 0.01  # of the time may go into writing
+
+
+class ParticleCache:
+    """The particles so far of one split's rows, in one file that is always whole.
+
+    Args:
+        file: ``particles-SPLIT.safetensors``.
+        of: digests of what the particles are of: the weights, the data. Particles of anything else are not gone on from.
+        strict: such are an error, in place of none.
+    """
+
+    def __init__(self, file: Path, of: Mapping[str, str], strict: bool = True) -> None:
+        self.file, self.of, self.strict, self.written = file, dict(of), strict, False
+        self.at, self.wait = time.monotonic(), SECONDS
+
+    def read(self) -> Evidence | None:
+        """What is there to go on from; None where there is no file.
+
+        Raises:
+            CheckpointError: it is of other weights or other data.
+            RunFolderError, DataError: it is damaged.
+        """
+        if not os.path.lexists(self.file):
+            return None
+        content = read_bytes(self.file, LIMIT)
+        parse(content, self.file)  # within limits
+        found, of = evidence_from(content, self.file)
+        if other := [name for name, digest in self.of.items() if of.get(name) != digest]:
+            if not self.strict:
+                return None
+            raise CheckpointError(
+                f"{self.file} holds particles of other {other[0]} than the run's: it was trained, or given data, since. "
+                "Score it from the start, without --resume."
+            )
+        rows, most = len(found), found.num_samples
+        print(f"note: {rows} rows have up to {most} particles from before; going on from there.", file=sys.stderr)
+        return found
+
+    def take(self, ledgers: Sequence[RowBlock], said: dict[str, Any]) -> None:
+        """After a block of rows: now and then, all that is there is written."""
+        if time.monotonic() - self.at < self.wait:
+            return
+        start = time.monotonic()
+        try:
+            self.write(Evidence.of(list(takewhile(len, ledgers)), **said))
+        except StorageError as error:
+            print(f"note: {error} The evaluation goes on; its particles so far are not kept.", file=sys.stderr)
+        self.at = time.monotonic()
+        self.wait = max(self.wait, (self.at - start) / SHARE)
+
+    def write(self, evidence: Evidence) -> None:
+        """All of it, as one file.
+
+        Raises:
+            StorageError: it cannot be written; what was there is as it was.
+        """
+        write_atomic(self.file, evidence_bytes(evidence, self.of))
+        self.written = True
+
+    def rest(self, result: Any) -> str:
+        """What an interruption leaves; says so."""
+        if not isinstance(result, Evidence):
+            return "no row has particles, and nothing was kept"
+        try:
+            self.write(result)
+        except StorageError as error:
+            return f"the particles so far could not be kept: {error}"
+        return f"the particles so far of rows 0 to {len(result) - 1} are in {self.file}; the same command with --resume goes on"
+
+    def forget(self) -> None:
+        """Deletes the file."""
+        self.file.unlink(missing_ok=True)

@@ -1,0 +1,149 @@
+"""Going on with a run that was interrupted, killed, or diverged: to the same bits, or, forked, under another config."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pyro_vae.common.atomic_write import sweep
+from pyro_vae.common.digests import digest_of
+from pyro_vae.common.environment import versions
+from pyro_vae.common.keywords import suggest_keywords
+from pyro_vae.common.safe_read import MIB, check_seal
+from pyro_vae.errors import CheckpointError, RunFolderError, UsageError
+from pyro_vae.training.serialize import unpack
+from pyro_vae.training.training_state import table
+
+from . import folder
+from .checkpoint import Generation
+from .config import Config
+from .custom_components import NOTHING, Components
+from .load import previous
+from .lock import locked
+from .train_run import MINUTES, TrainingJob, carry_out, describe, prepare
+
+ELSEWHERE = "torch"  # of the versions: training compares it, with device, threads and engine, and says so
+
+
+@suggest_keywords
+def resume_run(
+    path: Path | str,
+    config: Config | None = None,
+    *,
+    fork: Path | str | None = None,
+    components: Components = NOTHING,
+    data_dir: Path | None = None,
+    device: str = "auto",
+    num_samples: int = 1000,
+    minutes: float = MINUTES,
+) -> dict[str, Any]:
+    """Goes on with a run's training from its newest whole checkpoint, scores it, draws; returns what evidence.json holds.
+
+    On the same device and versions, what comes out is the same to the bit as without the interruption: weights, optimizer,
+    metrics. A run that was trained already is scored, if it was not.
+
+    Args:
+        path: the run's folder.
+        config: what to train; None is the run's own. Another one takes a fork.
+        fork: a folder for a run of its own, that begins with this one's state, under `config` or on data that has changed.
+        components, data_dir, device, num_samples, minutes: as for :func:`~pyro_vae.runs.train_run.train_run`.
+
+    Raises:
+        CheckpointError: config or data differ (a table says how), or no checkpoint can be trusted.
+        RunFolderError: no run, or a damaged one.
+        BusyError: another process writes to the folder.
+    """
+    path = Path(path)
+    record = folder.read_config(path)
+    check_seal(record, path / "config.json")
+    try:
+        config = Config.from_dict(record["config"]) if config is None else config
+    except UsageError as error:
+        raise RunFolderError(f"{path / 'config.json'} cannot be used: {error}") from error
+    job = prepare(config, path if fork is None else Path(fork), components, data_dir, False, device)
+    if fork is None:
+        refuse(path, differences(record, job))
+        folder.make(path)
+        folder.check_own(path)
+        with locked(path):
+            return continue_run(job, record, num_samples, minutes)
+    saved = newest(job, path)
+    folder.check_free(job.path)
+    folder.make(job.path)
+    with locked(job.path):
+        folder.create(job.path)
+        made = describe(job.config, job.data, record.get("made_by", "train")) | {"forked_from": str(path.resolve())}
+        folder.write_json(job.path / "config.json", made)
+        write_metrics(job.path, saved)
+        keeper = job.keeper(minutes, resumed={"from": str(path), "exact": False})
+        return carry_out(job, keeper, num_samples=num_samples, resume=saved, fork=True)
+
+
+def continue_run(job: TrainingJob, record: Mapping[str, Any], num_samples: int, minutes: float) -> dict[str, Any]:
+    """As :func:`resume_run` without a fork, for whoever holds the folder's lock."""
+    path = job.path
+    sweep(path)
+    (path / "figures").mkdir(exist_ok=True)
+    saved = newest(job, path)
+    if saved is None:
+        shutil.rmtree(path / folder.DIVERGENCE, ignore_errors=True)
+        print(
+            "note: the run has no checkpoint, so it had not begun: training starts from the beginning.", file=sys.stderr
+        )
+    elif saved.manifest.get("finished") and (evidence := previous(path)):
+        print(f"note: {path} is a whole run already; its evidence is from before.", file=sys.stderr)
+        return evidence
+    keeper = job.keeper(minutes)
+    if saved is not None:
+        keeper.checkpoints.discard(saved.number)
+        keeper = job.keeper(minutes, float(saved.manifest.get("seconds", 0.0)), resumed=resumed(saved.manifest))
+    write_metrics(path, saved)
+    return carry_out(job, keeper, num_samples=num_samples, resume=saved)
+
+
+def newest(job: TrainingJob, path: Path) -> Generation | None:
+    """The newest checkpoint of a run, if it is of this config and data; says so if newer ones are damaged."""
+    held = sum(t.numel() * t.element_size() for t in job.vae.state_dict().values())
+    keeper = job.keeper(MINUTES)
+    keeper.checkpoints.path = path
+    return keeper.newest(limit=16 * held + 64 * MIB)
+
+
+def resumed(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """How often, and whether under the same libraries; says so where not."""
+    then = manifest.get("versions") or {}
+    changed = {k: (then.get(k), v) for k, v in versions().items() if k != ELSEWHERE and then.get(k) != v}
+    if changed:
+        print(f"note: the run goes on, but not bit-exact:\n{table(changed)}", file=sys.stderr)
+    before = manifest.get("resumed") or {}
+    return {"times": before.get("times", 0) + 1, "exact": before.get("exact", True) and not changed}
+
+
+def differences(record: Mapping[str, Any], job: TrainingJob) -> dict[str, tuple[Any, Any]]:
+    """Config keys and data that are not those of the run: name to (then, now)."""
+    then, now = record["config"], job.config.to_dict()
+    keys = dict.fromkeys([*then, *now])
+    changed = {
+        key: (then.get(key), now.get(key)) for key in keys if digest_of(then.get(key)) != digest_of(now.get(key))
+    }
+    if record["data"]["digest"] != job.data.digest:
+        changed["data (SHA-256)"] = (record["data"]["digest"][:16] + "…", job.data.digest[:16] + "…")
+    return changed
+
+
+def refuse(path: Path, changed: Mapping[str, tuple[Any, Any]]) -> None:
+    if changed:
+        raise CheckpointError(
+            f"{path} cannot be gone on with, as this is another run:\n{table(changed)}\nChange it back, or make a run of its "
+            f"own that begins with this one's state: pyro-vae train --resume {path} --fork NEW_FOLDER ..."
+        )
+
+
+def write_metrics(path: Path, saved: Generation | None) -> None:
+    """metrics.jsonl as it was at the checkpoint: later lines are written again, by the epochs that are trained again."""
+    history = [] if saved is None else unpack(saved.head["plain"], saved.groups["optimizer"])["fit"]["history"]
+    if history or (path / "metrics.jsonl").exists():
+        folder.write_lines(path / "metrics.jsonl", history)

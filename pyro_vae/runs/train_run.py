@@ -1,0 +1,244 @@
+"""Whole training runs in a run folder: checked, trained, scored and drawn. What `pyro-vae train` does, as a function."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vae.common.device import resolve_device
+from pyro_vae.common.digests import digest_of
+from pyro_vae.common.environment import versions
+from pyro_vae.common.keywords import suggest_keywords
+from pyro_vae.common.random import seeded
+from pyro_vae.data import Data, binarize
+from pyro_vae.errors import DivergedError, Interrupted, SupportError
+from pyro_vae.evidence.log_likelihood import log_likelihood
+from pyro_vae.likelihoods.registry import fitting
+from pyro_vae.models.vae import VAE
+from pyro_vae.plots import figures
+from pyro_vae.programs.support import FITTING, check_support
+from pyro_vae.training.engines.traced import resolve
+from pyro_vae.training.fit import fit
+from pyro_vae.training.preflight import check_training
+from pyro_vae.training.schedules import constant, cosine, warmup
+from pyro_vae.training.step import adam
+from pyro_vae.training.trainer import Fit
+
+from . import folder
+from .checkpoint import Generation
+from .checkpointer import Keeper
+from .config import Config
+from .custom_components import NOTHING, Components
+from .evaluate_run import SPLITS, EvaluationOptions, evaluate_opened
+from .load import Run, load_data
+from .lock import locked
+from .registry import build, objective_of, resolved
+from .run_figures import draw_figures
+
+CURVE_ROWS, CURVE_SAMPLES = 400, 200  # of the log p(x) that is followed during training
+MINUTES = 5.0  # between checkpoints
+BAD_STEPS = 5  # in a row, before training stops
+
+
+@suggest_keywords
+def train_run(
+    config: Config,
+    path: Path | str,
+    *,
+    components: Components = NOTHING,
+    overwrite: bool = False,
+    data_dir: Path | None = None,
+    download: bool = False,
+    device: str = "auto",
+    num_samples: int = 1000,
+    minutes: float = MINUTES,
+    made_by: str = "train",
+) -> dict[str, Any]:
+    """Trains, evaluates on the test rows, draws the pictures; returns what evidence.json holds.
+
+    The data is loaded and checked before the folder is touched. The whole state is saved before the first step, every few
+    `minutes`, at SIGINT and SIGTERM, and at the end; :func:`~pyro_vae.runs.resume_run.resume_run` goes on from there.
+
+    `components` are parts of one's own, by the names that the config uses (:mod:`pyro_vae.runs.custom_components`):
+    ``train_run(Config(prior="mine"), "runs/a", components={"mine": MyPrior})``; :func:`~pyro_vae.load_run` takes the same.
+
+    Raises:
+        Interrupted, Terminated, DivergedError: the folder holds the best weights, the metrics and the state so far.
+        BusyError: another process writes to the folder.
+        StorageError: a folder that cannot be written to; what was saved stays.
+    """
+    path = Path(path)
+    job = prepare(config, path, components, data_dir, download, device)
+    folder.check_free(path, overwrite)
+    folder.make(path)
+    with locked(path):
+        folder.create(path, overwrite)
+        folder.write_json(path / "config.json", describe(job.config, job.data, made_by))
+        return carry_out(job, job.keeper(minutes), num_samples=num_samples)
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingJob:
+    """A training that has been checked and has not begun."""
+
+    config: Config
+    path: Path
+    components: Components
+    data: Data
+    vae: VAE
+    place: torch.device
+
+    def keeper(self, minutes: float, spent: float = 0.0, **more: Any) -> Keeper:
+        """Of its state, in its folder."""
+        about = {"versions": versions(), "config": digest_of(self.config.to_dict()), "data": self.data.digest, **more}
+        return Keeper(self.path, minutes=minutes, about=about, how=f"pyro-vae train --resume {self.path}", spent=spent)
+
+
+def prepare(
+    config: Config, path: Path, components: Components, data_dir: Path | None, download: bool, device: str
+) -> TrainingJob:
+    """The data and the model of a config, checked; nothing is written."""
+    config, place = resolved(config, components), resolve_device(device)
+    data = load_data(config, data_dir, download)
+    for note in data.notes:
+        print(f"note: {note}", file=sys.stderr)
+    with seeded(config.seed):
+        vae = build(config, data.shape, data.train.x, components).to(place)
+        check_splits(vae, data, place)
+        check_first(config, vae, data, place)
+    return TrainingJob(config, path, components, data, vae, place)
+
+
+def carry_out(
+    job: TrainingJob, keeper: Keeper, *, num_samples: int, resume: Generation | None = None, fork: bool = False
+) -> dict[str, Any]:
+    """Trains, or goes on; then scores and draws. For whoever holds the folder's lock."""
+    path, vae = job.path, job.vae
+    curve = Curve(vae, job.data.validation.x, job.config.epochs, path)
+    try:
+        with keeper.listening():
+            run = train(job, curve, keeper, resume, fork)
+    except (Interrupted, DivergedError):
+        folder.save_model(path, vae)
+        raise
+    seconds = keeper.seconds
+    folder.save_model(path, vae)
+    points = [{"epoch": r["epoch"], **r["evidence"]} for r in run.history if "evidence" in r]
+    opened = Run(path, job.config, {}, vae.eval(), job.components)
+    said = training(run, seconds)
+    if resumed := keeper.checkpoints.about.get("resumed"):
+        said["resumed"] = resumed | {"exact": resumed["exact"] and run.exact}
+    options = EvaluationOptions(num_samples=num_samples, resume=resume is not None)
+    evidence = evaluate_opened(opened, job.data, options, training=said, wait=True)
+    draw_figures(path, vae, job.data, run, points, evidence["floor"]["log_px"])
+    return evidence
+
+
+def check_splits(vae: VAE, data: Data, place: torch.device) -> None:
+    """Every row inside the likelihood's support; rows are numbered as in the file that they come from."""
+    for name in SPLITS[::-1]:
+        try:
+            check_support(
+                vae.model, vae.guide, drawn(data, name).to(place), numbers=getattr(data, name).numbers.tolist()
+            )
+        except SupportError as error:
+            fit = ", ".join(fitting(torch.cat([drawn(data, name) for name in SPLITS]))) or "none"
+            raise SupportError(
+                f"{data.name}, {name} rows: {str(error).removesuffix(FITTING)} Families that fit this data: {fit}."
+            ) from None
+
+
+def drawn(data: Data, name: str, rows: int | None = None) -> Tensor:
+    """The (first) rows of a split, binarized once where training binarizes them."""
+    x: Tensor = getattr(data, name).x[:rows]
+    grey = name == "train" and data.transform is not None
+    return binarize(x, torch.Generator().manual_seed(0)) if grey else x
+
+
+def check_first(config: Config, vae: VAE, data: Data, place: torch.device) -> None:
+    """What `fit` will check, while no folder is touched yet."""
+    size = min(config.batch_size, len(data.train))
+    objective = objective_of(config, len(data.train))
+    resolve(config.engine, 1, place)
+    check_training(*objective.pair(vae), objective.elbo, lambda n: (drawn(data, "train", n).to(place),), size)
+
+
+def train(job: TrainingJob, curve: Curve, keeper: Keeper, resume: Generation | None, fork: bool) -> Fit:
+    """`fit`, as the config says."""
+    config, data = job.config, job.data
+    schedule = {"constant": constant, "cosine": cosine}[config.schedule]
+    objective = objective_of(config, len(data.train))
+    return fit(
+        objective.pair(job.vae),
+        data.train.x,
+        validation=data.validation.x,
+        objective=objective.elbo,
+        optimizer=adam(config.learning_rate),
+        epochs=config.epochs,
+        batch_size=min(config.batch_size, len(data.train)),
+        schedule=warmup(schedule, config.warmup),
+        patience=config.patience,
+        transform=data.transform,
+        device=job.place,
+        seed=config.seed,
+        engine=config.engine,
+        precision=config.precision,
+        scheduled=objective.scheduled,
+        on_epoch=curve,
+        bad_steps=BAD_STEPS,
+        keeper=keeper,
+        resume=resume,
+        fork=fork,
+    )
+
+
+class Curve:
+    """Called after each epoch: writes its record, and at a few epochs estimates log p(x) on validation rows."""
+
+    def __init__(self, vae: VAE, x: Tensor, epochs: int, path: Path) -> None:
+        self.vae, self.x, self.path = vae, x[:CURVE_ROWS], path
+        self.epochs = set(figures.thin(epochs))
+
+    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
+        extra = {}
+        if record["epoch"] in self.epochs:
+            evidence = log_likelihood(
+                self.vae.model, self.vae.guide, self.x, num_samples=CURVE_SAMPLES, verbose=False
+            ).summary()
+            extra = {"evidence": evidence}
+        folder.append_line(self.path / "metrics.jsonl", record | extra)
+        return extra
+
+
+def describe(config: Config, data: Data, made_by: str) -> dict[str, Any]:
+    """What config.json holds."""
+    return {
+        "schema": folder.SCHEMA,
+        "made_by": made_by,
+        "versions": versions(),
+        "config": config.to_dict(),
+        "data": {
+            "name": data.name,
+            "shape": list(data.shape),
+            "digest": data.digest,
+            "policy": data.policy,
+            "rows": {name: len(getattr(data, name)) for name in SPLITS},
+            "notes": list(data.notes),
+        },
+    }
+
+
+def training(run: Fit, seconds: float) -> dict[str, Any]:
+    """What evidence.json says of the training."""
+    return {
+        "best_epoch": run.best_epoch,
+        "epochs": len(run.history),
+        "stopped": run.stopped,
+        "seconds": round(seconds, 1),
+        "engine": run.engine.splitlines(),
+    }

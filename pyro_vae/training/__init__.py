@@ -1,0 +1,1 @@
+"""Train by stochastic gradients: `fit`, its trainer, states, checks and engines."""

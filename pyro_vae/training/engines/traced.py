@@ -1,0 +1,332 @@
+"""How a step's loss and gradients are computed: as the programs run, from a trace of them, or from a compiled trace."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from pyro.poutine.runtime import am_i_wrapped
+from torch import Tensor, nn
+
+from pyro_vae.common import torch_private
+from pyro_vae.errors import UsageError
+from pyro_vae.programs.pair import without_validation
+from pyro_vae.training.precision import Bfloat16
+from pyro_vae.training.step import Lean, Step
+
+from .cuda_graph import record
+from .flat_graph import Flat, Unfinished, Untraceable, difference, trace
+from .inductor import compile_flat, compiler
+from .scheduled_values import Known, Panel, holds
+from .verify import Result, close, disagreement, gradients_of, replayed, restore, rng
+
+Finish = Callable[[Flat, Sequence[Tensor]], Callable[..., Any]]
+FINISH: dict[str, Finish] = {"compile": compile_flat, "graph": record}
+MADE = {"compile": "compiled", "graph": "recorded as a CUDA graph"}
+ENGINES = ("auto", "eager", "trace", "compile", "graph")
+CPU = torch.device("cpu")
+WORTH_TRACE, WORTH_COMPILE = 500, 10_000  # steps, from which half a second and half a minute pay for themselves
+PATIENCE = 1000  # steps of a run on "auto" before it waits for a compiler
+RARE = 8  # times in an epoch that a further kind of batch is met before it is traced, too
+MOST = 8  # traces in all
+TRIES = 3  # audits that may fail before the run goes on eager
+
+
+class Traced:
+    """Loss and gradients from a flat graph, one for each kind of batch; eager, with the reason, where that is not safe.
+
+    A graph holds for one key: shapes, dtypes and devices of the batch, modes of the modules, which parameters are trained,
+    the objective's options, autocast, precision and threads. It is made twice from other rows and noise, and compared;
+    then run against the eager step on the same state and noise. That is done anew at each epoch (:meth:`renew`), for what was
+    changed between them.
+
+    Args:
+        step: whose losses.
+        modules: of the programs: their modes and buffers.
+        panel: numbers that change from step to step.
+        finish: what makes something faster of the graph, for the kind of batch that is met first: Inductor, a CUDA graph.
+        name: what it is called.
+        patience: steps that the flat graph makes before: a run that is stopped soon does not wait for a compiler.
+    """
+
+    def __init__(
+        self,
+        step: Step,
+        modules: Sequence[nn.Module],
+        panel: Panel,
+        finish: Finish | None = None,
+        name: str = "trace",
+        patience: int = 0,
+    ) -> None:
+        self.step, self.modules, self.panel, self.finish, self.name = step, list(modules), panel, finish, name
+        self.patience = patience
+        self.eager = Lean(step)
+        self.graphs: dict[Any, list[Flat]] = {}
+        self.seen: dict[str, int] = {}  # kinds of batch, this epoch
+        self.often: set[str] = set()  # kinds that were traced though not met first
+        self.due: set[Any] = set()  # keys whose graphs are checked when they are next met
+        self.failed = 0
+        self.main: Any = None  # the key that is met first
+        self.first_kind = ""  # its kind of batch
+        self.refused: str | None = None
+        self.said: list[str] = []
+        self.checks, self.off = 0, 0.0
+
+    def __call__(self, *batch: Tensor) -> Tensor:
+        """The loss; gradients are left on the parameters, whose own are gone before."""
+        if self.refused:
+            return self.eager(*batch)
+        key = self.key(batch)
+        kind = kind_of(batch)
+        self.seen[kind] = self.seen.get(kind, 0) + 1
+        self.panel.turn()
+        flat = next((f for f in self.graphs.get(key, ()) if holds(f.known)), None)
+        try:
+            if flat is None:
+                return self.first(key, batch)
+            self.hasten(key, flat, batch)
+            return self.checked(key, flat, batch) if key in self.due else self.take(*flat(*batch), flat.wanted)
+        except Untraceable as why:
+            self.refuse(str(why))
+            for p in self.step.parameters:
+                p.grad = None
+            return self.eager(*batch)
+
+    def first(self, key: Any, batch: tuple[Tensor, ...]) -> Tensor:
+        """A batch for which there is no graph: one is made of it, unless its kind is rare."""
+        kind = kind_of(batch)
+        self.first_kind = self.first_kind or kind
+        if kind == self.first_kind:
+            self.main = self.main or key
+        if key != self.main and key not in self.graphs and kind not in self.often and self.seen[kind] < RARE:
+            return self.eager(*batch)
+        if reason := self.hindrance():
+            raise Untraceable(reason)
+        if sum(map(len, self.graphs.values())) >= MOST:
+            raise Untraceable(f"more than {MOST} kinds of batch or of changing numbers")
+        flat = self.capture(batch)
+        self.hasten(key, flat, batch)
+        loss = self.checked(key, flat, batch)
+        self.graphs.setdefault(key, []).append(flat)
+        self.often.add(kind)
+        return loss
+
+    def capture(self, batch: tuple[Tensor, ...]) -> Flat:
+        """Two traces that agree."""
+        start = time.perf_counter()
+        flat = self.traced(batch)
+        apart = difference(flat, self.traced(tuple(a.flip(0) for a in batch)))
+        if apart:
+            raise Untraceable(f"two traces of one step differ: {apart}. A number of the programs' own changes")
+        owned = {id(b) for b in self.buffers}
+        if any(id(t) not in owned for t in flat.changed()):
+            raise Untraceable("the programs change a tensor in place that is no buffer of their modules")
+        seconds = time.perf_counter() - start
+        self.said.append(f"traced {flat.operations} operations in {seconds:.1f} s, for {len(batch[0])} rows")
+        return flat
+
+    def hasten(self, key: Any, flat: Flat, batch: tuple[Tensor, ...]) -> None:
+        """Makes something faster of the main graph, once it is time; it is checked before it is used."""
+        self.patience -= 1
+        if self.finish is None or flat.run is not None or key != self.main or self.patience >= 0:
+            return
+        start = time.perf_counter()
+        with replayed(self.buffers, batch[0].device):
+            try:
+                flat.run = self.finish(flat, tuple(a.flip(0) for a in batch))  # not the batch that it is checked on
+            except Unfinished as why:
+                self.finish = None
+                self.said.append(f"the trace goes on as it is: {why}")
+                return
+        self.said.append(f"{MADE[self.name]} in {time.perf_counter() - start:.1f} s")
+        self.due.add(key)
+
+    def traced(self, batch: tuple[Tensor, ...]) -> Flat:
+        known: Known = []
+        parameters = self.step.parameters
+        with replayed(self.buffers, batch[0].device), without_validation(), self.panel.traced(parameters[0], known):
+            flat = trace(self.eager.value, parameters, batch)
+        flat.known = known
+        return flat
+
+    def checked(self, key: Any, flat: Flat, batch: tuple[Tensor, ...]) -> Tensor:
+        """One step of the graph, after the same by eager: refused if they differ, made anew if it is an old one."""
+        self.due.discard(key)
+        with replayed(self.buffers, batch[0].device):
+            eager = gradients_of(self.eager, self.step.parameters, batch)
+            after = [b.clone() for b in self.buffers]
+        random, held = rng(batch[0].device), [b.clone() for b in self.buffers]
+        loss, gradients = flat(*batch)
+        captured: Result = loss, [None] * len(self.step.parameters)
+        for i, g in zip(flat.wanted, gradients, strict=True):
+            captured[1][i] = g
+        off, what = disagreement(eager, captured, self.step.precision is Bfloat16)
+        if what is None and not all(map(torch.equal, after, self.buffers)):
+            what = None if close(after, self.buffers) else "it leaves other buffers (batch statistics)"
+        if what is None:
+            self.checks, self.off = self.checks + 1, max(off, self.off)
+            return self.take(loss, gradients, flat.wanted)
+        restore(random, batch[0].device, self.buffers, held)
+        if flat not in self.graphs.get(key, ()) or self.failed >= TRIES:
+            raise Untraceable(f"the captured step is not the eager one: {what}")
+        self.failed += 1
+        self.said.append(f"{what}: something changed between epochs, traced anew")
+        self.graphs.pop(key)
+        return self.first(key, batch)
+
+    def take(self, loss: Tensor, gradients: Sequence[Tensor], wanted: Sequence[int]) -> Tensor:
+        """Leaves the gradients where the optimizer looks for them."""
+        for p in self.step.parameters:
+            p.grad = None
+        for i, gradient in zip(wanted, gradients, strict=True):
+            self.step.parameters[i].grad = gradient
+        return loss
+
+    def ready(self, rows: int) -> Flat | None:
+        """The graph for batches of so many rows and the numbers of now, if this epoch has seen it checked."""
+        if self.refused or self.main is None or self.main in self.due or self.main[0][0][0][0] != rows:
+            return None
+        return next((flat for flat in self.graphs.get(self.main, ()) if holds(flat.known)), None)
+
+    def renew(self) -> None:
+        """Asks for a check of each graph before it is next used: an epoch has passed, and what ran between may matter."""
+        self.due = set(self.graphs)
+        self.seen.clear()
+
+    def state(self) -> dict[str, Any]:
+        """Which kinds of batch are traced, and what decides when others are, and when the compiler is called."""
+        seen, often = dict(self.seen), sorted(self.often)
+        return {
+            "seen": seen,
+            "often": often,
+            "first": self.first_kind,
+            "patience": self.patience,
+            "refused": self.refused,
+        }
+
+    def go_on(self, state: Mapping[str, Any]) -> None:
+        """Traces are made anew when their kind of batch is met: what they compute is the same to the bit."""
+        self.seen, self.often, self.first_kind = dict(state["seen"]), set(state["often"]), str(state["first"])
+        self.patience = int(state["patience"])
+        if state["refused"] is not None:
+            self.refuse(str(state["refused"]))
+
+    @property
+    def notes(self) -> list[str]:
+        """What was traced, checked and refused."""
+        checked = f"checked against eager {self.checks} times: off by {self.off:.1g} at most"
+        return [*self.said, *([checked] if self.checks else [])]
+
+    def key(self, batch: tuple[Tensor, ...]) -> Any:
+        """What a graph is good for."""
+        kinds = tuple((a.shape, a.stride(), a.dtype, a.device) for a in batch)
+        modes = tuple(m.training for root in self.modules for m in root.modules())
+        return (
+            kinds,
+            modes,
+            tuple(p.requires_grad for p in self.step.parameters),
+            options(self.step.objective),
+            ambient(),
+        )
+
+    @property
+    def buffers(self) -> list[Tensor]:
+        return list({id(b): b for m in self.modules for b in m.buffers()}.values())
+
+    def hindrance(self) -> str | None:
+        """What no trace could hold, if there is such a thing."""
+        if self.eager.loss is None:
+            name = type(self.step.objective).__name__
+            return f"{name} reads numbers back at each step (Trace_ELBO, TraceMeanField_ELBO and Bound do not)"
+        if self.panel.unseen:
+            return (
+                "on_step may change any number of the programs, which a trace would freeze (objects that name the numbers "
+                "they move are followed: scheduled=[beta])"
+            )
+        if am_i_wrapped():
+            return "training runs inside other Pyro handlers, which would see only the first steps"
+        hooked = any(torch_private.has_hook(p) for p in self.step.parameters)
+        return "a parameter has a hook on its gradient" if hooked else None
+
+    def refuse(self, reason: str) -> None:
+        """From here on eager."""
+        self.refused = reason
+        self.graphs.clear()
+        self.said.append(f"eager from here on: {reason}")
+
+
+def kind_of(batch: Sequence[Tensor]) -> str:
+    """Shapes and dtypes of a batch."""
+    return "; ".join(f"{a.dtype} {tuple(a.shape)}" for a in batch)
+
+
+def options(objective: Any) -> tuple[Any, ...]:
+    """What an objective was set to, as far as it can be compared."""
+    plain = (int, float, str, bool, type(None))
+    ignored = ("known", "max_plate_nesting")
+    return tuple((k, v if isinstance(v, plain) else id(v)) for k, v in vars(objective).items() if k not in ignored)
+
+
+def ambient() -> tuple[Any, ...]:
+    """What a run depends on beside its inputs."""
+    return (
+        torch.is_autocast_enabled("cpu"),
+        torch.is_autocast_enabled("cuda"),
+        torch.get_float32_matmul_precision(),
+        torch.get_default_dtype(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.get_num_threads(),
+    )
+
+
+def choose(
+    engine: str,
+    step: Step,
+    modules: Sequence[nn.Module],
+    panel: Panel,
+    planned: int,
+    device: torch.device = CPU,
+) -> tuple[Any, str]:
+    """The engine of that name, and why it was taken.
+
+    Args:
+        engine: one of "auto", "eager", "trace", "compile", "graph".
+        step: whose losses; its parameters need not be known yet.
+        modules: of the programs.
+        panel: numbers that change from step to step.
+        planned: steps in all.
+        device: where the data is.
+
+    Raises:
+        UsageError: no such engine, or one that this device cannot run.
+    """
+    if engine not in ENGINES:
+        raise UsageError(f"engine={engine!r}: choose one of {', '.join(ENGINES)}")
+    name, why = resolve(engine, planned, device)
+    if name == "eager":
+        return Lean(step), why
+    patience = PATIENCE if engine == "auto" and name == "compile" else 0
+    return Traced(step, modules, panel, FINISH.get(name), name, patience), why
+
+
+def resolve(engine: str, planned: int, device: torch.device = CPU) -> tuple[str, str]:
+    """What "auto" comes to on a device, and what stands in the way of what was asked for."""
+    if engine == "graph" and device.type != "cuda":
+        raise UsageError(
+            f"engine='graph' needs a CUDA device, and the data is on {device}: take 'compile' or 'trace', or 'auto'"
+        )
+    if engine == "compile" and compiler() is None:
+        return "trace", "compile was asked for, but no C++ compiler (g++ or clang++) was found"
+    if engine == "compile" and (reason := torch_private.lacks(*torch_private.INDUCTOR)):
+        return "trace", f"compile was asked for, but {reason}"
+    if engine != "auto":
+        return engine, "asked for"
+    if planned < WORTH_TRACE:
+        return "eager", f"auto: {planned} steps are over before a trace pays"
+    if device.type == "cuda":
+        return "graph", f"auto: {planned} steps on CUDA"
+    if planned < WORTH_COMPILE or compiler() is None:
+        return "trace", f"auto: {planned} steps" + ("" if compiler() else "; no C++ compiler for more")
+    return "compile", f"auto: {planned} steps pay for compiling, after the first {PATIENCE}"

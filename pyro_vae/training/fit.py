@@ -1,0 +1,225 @@
+"""`fit`: raises the ELBO of any model and guide on data."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import torch
+from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO
+
+from pyro_vae.common.device import resolve_device
+from pyro_vae.common.keywords import suggest_keywords
+from pyro_vae.common.random import seeded
+from pyro_vae.data.arrays import batch_of
+from pyro_vae.errors import ProgramError, UsageError
+from pyro_vae.objectives.scheduled import Scheduled
+from pyro_vae.programs.pair import like_parameters, owners, programs
+from pyro_vae.programs.support import check_support, takes_missing
+from pyro_vae.training.engines.multi_step import whole_of
+from pyro_vae.training.engines.scheduled_values import Panel
+from pyro_vae.training.engines.traced import choose
+
+from .aggressive_inference import Aggressive, Lagging
+from .batch_source import Transform, feed_of, near
+from .divergence import Keeper
+from .metrics import Reporter
+from .mkl_threads import all_threads
+from .precision import precision_of, remarks
+from .preflight import check_training
+from .schedules import Schedule, constant
+from .shuffle import FIXED
+from .step import MakeOptimizer, Step, adam
+from .trainer import Fit, Loop
+from .training_state import Saved, restore
+
+FEW = 5  # of the notes that a first check leads to
+
+
+@suggest_keywords
+def fit(
+    vae: Any,
+    x: Any,
+    *context: Any,
+    validation: Any = None,
+    objective: ELBO | None = None,
+    optimizer: MakeOptimizer | None = None,
+    epochs: int = 100,
+    batch_size: int | None = None,
+    schedule: Schedule = constant,
+    patience: int | None = None,
+    aggressive: Aggressive | None = None,
+    transform: Transform | None = None,
+    device: torch.device | str | None = None,
+    seed: int = 0,
+    missing: bool = False,
+    engine: str = "auto",
+    precision: str = "float32",
+    scheduled: Sequence[Scheduled] = (),
+    on_step: Callable[[float], Any] | None = None,
+    on_epoch: Callable[[dict[str, Any]], dict[str, Any] | None] | None = None,
+    bad_steps: int = 1,
+    keeper: Keeper | None = None,
+    resume: Saved | None = None,
+    fork: bool = False,
+    verbose: bool = True,
+) -> Fit:
+    r"""Raises the ELBO of a model and guide on data, by stochastic variational inference.
+
+    After every epoch the true ELBO = E_q[log p(x | z)] − KL(q(z | x) ‖ p(z)) is logged in nats per datum, whatever loss was
+    trained, and what the latents carry: active units, I(x; z), the KL of each (see :class:`Fit`). With validation rows, the
+    weights of the best validation ELBO are kept; without, the last.
+
+    Args:
+        vae: a :class:`VAE`, any object with ``model`` and ``guide``, or a tuple ``(model, guide)`` of Pyro programs.
+        x: data ``(N, *event)``: a tensor, an array, anything :func:`~pyro_vae.data.as_rows` takes.
+        *context: what the programs take beside x, each with N rows.
+        validation: x to validate on, or a tuple ``(x, *context)``.
+        objective: any :class:`pyro.infer.ELBO`; ``Trace_ELBO()`` by default.
+        optimizer: parameters to a torch optimizer, such as ``adam(lr=1e-3)`` or ``functools.partial(torch.optim.SGD, lr=0.1)``.
+        epochs: passes over the data.
+        batch_size: rows a step, 128 (or N, if smaller) by default; a shorter last batch is used, too.
+        schedule: fraction of training done to a multiple of the learning rate, such as ``warmup(cosine)``.
+        patience: stop after this many epochs without a better validation ELBO; None never stops early.
+        aggressive: an :class:`~pyro_vae.training.aggressive_inference.Aggressive` encoder, that catches up before each
+        update of the
+            model, against posterior collapse; None is ordinary training.
+        transform: ``transform(x_batch, generator)`` makes each training batch, such as :func:`~pyro_vae.binarize` (dynamic
+            binarization). Validation rows are taken as they are: fix them once.
+        device: where to train; None is where the model is. Data is kept there whole, if it takes no more than half of a GPU's
+            free memory; if it does, it stays on the host, and each batch is sent while the step before it runs.
+        seed: of order, binarization and noise; the global random state is left as it was.
+        missing: x may hold NaN, for what was not observed. Modules that say so (:class:`~pyro_vae.models.missing.SkipMissing`)
+            need no word here; plain functions that close over them do. Every likelihood is still asked whether it takes NaN.
+        engine: how each step's loss and gradients are computed, with the same results but for rounding. "eager" runs the
+            programs; "trace" runs them once for each kind of batch and keeps the flat graph of tensor operations; "compile"
+            puts that through Inductor (needs a C++ compiler, takes 10 to 30 seconds once); "graph" replays it as a CUDA
+            graph, under Adam and without a keeper 16 whole steps at a time; "auto" chooses by the device and the number of
+            steps. Each graph is checked against eager when it is made and at each epoch; what cannot be traced runs eager,
+            and :attr:`Fit.engine` says why.
+        precision: "bf16" multiplies within linear and convolutional layers in bfloat16 while training, the rest in float32;
+            what is logged and evaluated is float32 throughout. On a CPU that is slower with it, a note says so.
+        scheduled: what changes as training goes on, such as a :class:`~pyro_vae.Beta` or a ``capacity`` with a schedule: their
+            ``at`` is told the fraction of training done, 0 to 1, before each step, and every engine follows their numbers
+            (:class:`~pyro_vae.objectives.scheduled.Scheduled`).
+        on_step: a function that is called with the same fraction, after them. As it may change any number of the programs,
+            no step is traced: what can be, give as `scheduled`.
+        on_epoch: called with each epoch's record; what it returns joins the record.
+        bad_steps: stop at this many steps in a row whose loss or gradient is not finite. Those before are skipped, with the
+            weights as they were; 1 stops at the first.
+        keeper: a :class:`~pyro_vae.runs.checkpointer.Keeper`, that saves the training's whole state before the first
+        step, every few
+            minutes, at an interruption and at the end; None keeps nothing.
+        resume: a state that a keeper saved (``keeper.newest()``): goes on from there, in the middle of an epoch if need be, to
+            the same bits as without the interruption (on the same device and versions; on CUDA with deterministic algorithms).
+            All other arguments as they were. On another device, number of threads, version of torch or engine it goes on, says
+            so, and :attr:`Fit.exact` is False.
+        fork: lets them be others: the weights, the optimizer and the history are taken over.
+        verbose: a progress bar on a terminal, a line an epoch elsewhere (standard error).
+
+    Returns:
+        A :class:`Fit`; the model itself is trained in place.
+
+    Raises:
+        DataError, SupportError, ShapeError: data that cannot be used or has no likelihood, before anything is trained.
+        ProgramError: programs that :func:`~pyro_vae.check` finds at odds with each other; lesser findings are printed.
+        DeviceError: a device that is not there.
+        DivergedError: losses or gradients that are not finite: names step and rows; the last good weights are restored.
+        CheckpointError: `resume` is of another run: says what differs.
+        DeviceMemoryError: a batch that the device does not hold.
+        Interrupted: Ctrl-C; the best weights so far are restored.
+
+    References:
+        Stochastic Variational Inference (Hoffman, Blei, Wang & Paisley, 2013), https://arxiv.org/abs/1206.7051
+
+    Example:
+        >>> from pyro_vae import VAE, StandardNormal, Conditional, MLP, normal, fit
+        >>> vae = VAE(StandardNormal(1), Conditional(MLP(1, 2 * 3), normal), Conditional(MLP(3, 2 * 1), normal))
+        >>> run = fit(vae, torch.randn(64, 3), epochs=2, verbose=False)
+        >>> sorted(run.history[-1])
+        ['active_units', 'active_units_0.001', 'elbo', 'epoch', 'kl', 'kl_per_unit', 'loss', 'lr', 'mutual_information',
+         'reconstruction', 'seconds', 'step', 'train_elbo']
+    """
+    model, guide = programs(vae)
+    modules = owners(vae, model, guide)
+    place = move(modules, device)
+    like = like_parameters(model, guide)
+    missing = missing or takes_missing(vae, model, guide)
+    rows = batch_of(x, *context, like=like, device=near(x, place), missing=missing)
+    train, feed = feed_of(rows, place or rows[0].device)
+    held = validation if isinstance(validation, tuple) else (validation,)
+    checked = partial(batch_of, name="validation x", like=like, device=place, missing=missing)
+    valid = None if validation is None else checked(*held)
+    size = resolve_batch_size(batch_size, len(train[0]))
+    for name, value in (("epochs", epochs), ("bad_steps", bad_steps)):
+        if value < 1:
+            raise UsageError(f"{name} must be at least 1, got {value}")
+    prompt = aggressive is not None or bad_steps > 1 or keeper is not None or resume is not None
+    step = Step(model, guide, objective or Trace_ELBO(), optimizer or adam(), prompt, precision_of(precision))
+    planned = epochs * -(-len(train[0]) // size)
+    step.engine, step.why = choose(engine, step, modules, Panel(scheduled, on_step is not None), planned, feed.device)
+    lagging = None if aggressive is None else Lagging(aggressive, step)
+    loop = Loop(
+        step,
+        modules,
+        train,
+        feed,
+        valid,
+        transform,
+        size,
+        epochs,
+        schedule,
+        patience,
+        seed,
+        lagging,
+        scheduled,
+        on_step,
+        keeper,
+        bad_steps,
+        whole_of(step, feed, transform, size, schedule, scheduled) if on_step is None else None,
+    )
+    notes = remarks(precision, feed.device) + examine(loop)
+    for note in notes[:FEW] if verbose else ():
+        print(f"note: {note}", file=sys.stderr)
+    with all_threads(), Reporter(epochs, verbose, on_epoch) as reporter:
+        if resume is not None:
+            restore(loop, resume, fork)
+        return loop.run(reporter)
+
+
+def examine(loop: Loop) -> list[str]:
+    """Whether the data has a likelihood, which is raised if not; then what the programs are advised to change."""
+    model, guide, objective = loop.step.model, loop.step.guide, loop.step.objective
+    summed_over = (ProgramError,) if isinstance(objective, TraceEnum_ELBO) else ()  # enumerated sites: not row by row
+    with seeded(loop.seed, FIXED, device=loop.device), suppress(*summed_over):
+        check_support(model, guide, *loop.train, prepare=loop.fixed_draw)
+        if loop.valid is not None:
+            check_support(model, guide, *loop.valid)
+    return check_training(
+        model, guide, objective, lambda n: loop.fixed_draw(tuple(a[:n] for a in loop.train)), loop.size
+    )
+
+
+def move(modules: list[torch.nn.Module], device: torch.device | str | None) -> torch.device | None:
+    """Modules to the device that was asked for; where they are, if none was."""
+    if device is None:
+        like = like_parameters(*modules)
+        return None if like is None else like.device
+    place = resolve_device(device)
+    for module in modules:
+        module.to(place)
+    return place
+
+
+def resolve_batch_size(batch_size: int | None, rows: int) -> int:
+    """What was asked for, if the data has that many rows; min(128, N) if nothing was."""
+    if batch_size is None:
+        return min(128, rows)
+    if not 1 <= batch_size <= rows:
+        raise UsageError(
+            f"batch_size={batch_size} with {rows} training rows: choose 1 to {rows} ({rows} is full-batch)."
+        )
+    return batch_size

@@ -1,0 +1,144 @@
+"""What is measured and shown while training: the true ELBO, one line an epoch or a progress bar."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+from pyro import poutine
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO
+from torch import Tensor
+
+from pyro_vae.common.progress import bar
+from pyro_vae.common.random import seeded
+from pyro_vae.diagnostics.latent_usage import ACTIVE, latents, spread
+from pyro_vae.errors import ProgramError
+from pyro_vae.programs.log_weights import log_probs
+from pyro_vae.programs.pair import evaluation_mode, without_validation
+from pyro_vae.programs.plates import find_plates
+from pyro_vae.programs.sites import sample_sites
+from pyro_vae.programs.units import univariate
+
+from .step import Step
+
+Record = dict[str, Any]
+
+
+def true_elbo(step: Step, batch: tuple[Tensor, ...], chunk_size: int = 2000) -> Record:
+    """ELBO, reconstruction E_q[log p(x | z)] and KL in nats per datum, one particle a row, whatever the objective is.
+
+    Pairs that have no log weight for each row (enumerated sites) get the ELBO of Pyro's own estimator, without terms.
+    """
+    with evaluation_mode(step.model, step.guide), without_validation():
+        chunks = [tuple(a[i : i + chunk_size] for a in batch) for i in range(0, len(batch[0]), chunk_size)]
+        try:
+            plates = find_plates(step.model, step.guide, *(a[:1] for a in batch))
+        except ProgramError:
+            elbo = sum(-pyro_elbo(step).loss(step.model, step.guide, *chunk) for chunk in chunks)
+            return {"elbo": elbo / len(batch[0]), "reconstruction": None, "kl": None}
+        terms = [log_probs(step.model, step.guide, *chunk, plates=plates) for chunk in chunks]
+        reconstruction, kl = (sum(getattr(t, f).sum().item() for t in terms) for f in ("reconstruction", "kl"))
+    rows = len(batch[0])
+    return {"elbo": (reconstruction - kl) / rows, "reconstruction": reconstruction / rows, "kl": kl / rows}
+
+
+def row_elbo(step: Step, batch: tuple[Tensor, ...]) -> Tensor | None:
+    """One draw of each row's ELBO, or None where the pair has no log weight for each row."""
+    try:
+        with evaluation_mode(step.model, step.guide), without_validation():
+            return log_probs(step.model, step.guide, *batch).log_w.mean(0)
+    except (ProgramError, ValueError):  # a ValueError is torch's, on a covariance of NaN
+        return None
+
+
+def pyro_elbo(step: Step) -> Any:
+    """The trained objective if its loss is the ELBO; Trace_ELBO otherwise."""
+    is_elbo = isinstance(step.objective, (TraceEnum_ELBO, TraceGraph_ELBO)) or type(step.objective) is Trace_ELBO
+    return step.objective if is_elbo else Trace_ELBO()
+
+
+ROWS, PAIRED = 500, 200  # rows for KL and activity, and for I(x; z)
+DEAR = 32  # for I(x; z) where each pair of rows may cost a network
+LESS_ACTIVE = 0.001
+JUDGED_FROM = 5  # epochs: before, an encoder has hardly begun
+LEAST_INFORMATION, LEAST_KL = 0.05, 0.1  # nats
+LATENT_KEYS = ("active_units", f"active_units_{LESS_ACTIVE}", "mutual_information", "kl_per_unit")
+
+
+def latent_use(step: Step, batch: tuple[Tensor, ...], seed: int) -> Record:
+    """Active units, I(x; z) and the KL of each unit, in nats, on at most 500 of the rows; None where they are not defined."""
+    batch = tuple(spread(a, ROWS) for a in batch)
+    try:
+        pairs = PAIRED if elementwise(step, batch) else DEAR
+        found = latents(step.model, step.guide, *batch, num_samples=2, batch=pairs, seed=seed)
+    except (ValueError, RuntimeError, IndexError):  # no density a row, or programs that do not broadcast over draws
+        return dict.fromkeys(LATENT_KEYS)
+    counts = [found.active(threshold) if found.units else None for threshold in (ACTIVE, LESS_ACTIVE)]
+    kl = None if found.kl_per_unit is None else [finite(v) for v in found.kl_per_unit.tolist()]
+    return dict(zip(LATENT_KEYS, [*counts, finite(found.mutual_information), kl], strict=True))
+
+
+def elementwise(step: Step, batch: tuple[Tensor, ...]) -> bool:
+    """Whether log q(z_i | x_j) is cheap for many pairs: one latent site of independent units."""
+    with evaluation_mode(step.model, step.guide), without_validation(), seeded(0, device=batch[0].device):
+        sites = sample_sites(poutine.trace(step.guide).get_trace(*(a[:1] for a in batch)))
+    return len(sites) == 1 and all(univariate(site["fn"]) is not None for site in sites.values())
+
+
+def finite(value: float) -> float | None:
+    """Rounded; None for what is no number."""
+    return round(value, 4) if math.isfinite(value) else None
+
+
+def collapsed(record: Record) -> str | None:
+    """What to say of latents that carry (almost) nothing of x, from the fifth epoch on; None if they carry something."""
+    active, information, kl = (record.get(key) for key in ("active_units", "mutual_information", "kl"))
+    signs = [
+        active == 0 and f"no unit is active (Var_x E[z|x] <= {ACTIVE})",
+        information is not None and information < LEAST_INFORMATION and f"I(x; z) is {information:.3f} nats",
+        kl is not None and kl < LEAST_KL and f"the KL is {kl:.3f} nats",
+    ]
+    if record["epoch"] < JUDGED_FROM or not any(signs):
+        return None
+    return (
+        f"posterior collapse at epoch {record['epoch']}: {', '.join(sign for sign in signs if sign)}, so z says (almost) "
+        "nothing of x. If x has structure for z to carry, try a KL warm-up (Beta), free bits (free_bits), "
+        "fit(..., aggressive=Aggressive()), the sticking-the-landing gradient (stl) or the IWAE bound (iwae), or a smaller "
+        "decoder."
+    )
+
+
+class Reporter:
+    """Called with each epoch's record: asks `on_epoch` for more, then shows it."""
+
+    def __init__(self, epochs: int, verbose: bool, on_epoch: Callable[[Record], Record | None] | None) -> None:
+        self.epochs, self.on_epoch, self.verbose = epochs, on_epoch, verbose
+        self.bar = bar(verbose)
+        self.lines = verbose and not self.bar.console.is_terminal
+
+    def __enter__(self) -> Reporter:
+        self.bar.start()
+        self.task = self.bar.add_task("training", total=self.epochs)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.bar.stop()
+
+    def __call__(self, record: Record) -> None:
+        record |= (self.on_epoch and self.on_epoch(record)) or {}
+        if self.lines:
+            print(f"epoch {record['epoch']}/{self.epochs}  {say(record)}", file=self.bar.console.file, flush=True)
+        self.bar.update(self.task, advance=1, description=say(record))
+
+    def note(self, line: str) -> None:
+        """A line that stays, on standard error."""
+        if self.verbose:
+            self.bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def say(record: Record) -> str:
+    """The record in a line."""
+    terms = "" if record["kl"] is None else f" = {record['reconstruction']:.3f} - KL {record['kl']:.3f}"
+    return f"loss {record['loss']:.3f}  ELBO {record['elbo']:.3f}{terms}"

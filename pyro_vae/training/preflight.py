@@ -1,0 +1,74 @@
+"""Checks before training: raise what is certainly wrong, and return notes on what may be meant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from torch import Tensor
+
+from pyro_vae.objectives.bound_objective import Bound
+from pyro_vae.programs.check import check
+from pyro_vae.programs.findings import CheckReport, Finding
+from pyro_vae.programs.sites import Program
+
+ROWS = 64
+STOPS = {"site", "plate", "event", "obs", "width", "support", "shape", "ghost"}
+STOPS_ENUMERATED = {
+    "width",
+    "support",
+    "shape",
+    "ghost",
+}  # check draws what TraceEnum_ELBO sums over, and takes it amiss
+
+
+def check_training(
+    model: Program, guide: Program, objective: ELBO, first: Callable[[int], tuple[Tensor, ...]], batch_size: int
+) -> list[str]:
+    """Run :func:`~pyro_vae.check` on a first small batch, before anything is trained.
+
+    Raises what makes the ELBO another number than it says: sites, plates and event dimensions, widths, supports, ghost
+    training. Returns as notes what may be meant (a parameter without a gradient, whole numbers that look like pixels), or
+    what the first step finds itself (numbers that are not finite).
+
+    Args:
+        model: a Pyro program.
+        guide: its guide.
+        objective: what is to be trained; findings that hold for others alone are left out.
+        first: ``first(n)`` is a batch of the first n rows, as training would see it.
+        batch_size: rows a step. A finding on fewer rows that is none on a whole batch (a plate of fixed size) is none.
+
+    Returns:
+        A note for each finding that does not stop training.
+
+    Raises:
+        ProgramError, ShapeError, SupportError: what stops, with all such findings in the message.
+    """
+    report = check(model, guide, *first(min(batch_size, ROWS)))
+    if batch_size > ROWS and not certain(report, objective).ok:
+        report = check(model, guide, *first(batch_size))
+    certain(report, objective).raise_if_bad()
+    return [f.said for f in report.findings if worth_saying(f, objective)]
+
+
+def certain(report: CheckReport, objective: ELBO) -> CheckReport:
+    """The errors that no training can mean."""
+    kinds = STOPS_ENUMERATED if isinstance(objective, TraceEnum_ELBO) else STOPS
+    return CheckReport(tuple(f for f in report.errors if f.kind in kinds))
+
+
+def worth_saying(finding: Finding, objective: Any) -> bool:
+    """Return whether a finding that stops nothing matters to this objective."""
+    plain = isinstance(objective, Trace_ELBO | TraceGraph_ELBO | RenyiELBO | Bound) and not isinstance(
+        objective, TraceEnum_ELBO
+    )
+    match finding.kind:
+        case "gradient":  # of Trace_ELBO
+            return plain
+        case "discrete":
+            return isinstance(objective, TraceMeanField_ELBO | RenyiELBO)
+        case "pixels":
+            return True
+        case _:
+            return plain and finding.level == "warning"

@@ -1,0 +1,227 @@
+"""One step of stochastic variational inference: loss, gradients, and an update of one torch optimizer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
+from typing import Any, Protocol
+
+import torch
+from pyro.infer import ELBO
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import Message
+from torch import Tensor
+
+from pyro_vae.common.keywords import suggest_keywords
+from pyro_vae.common.torch_private import fused_works
+from pyro_vae.errors import DivergedError, ProgramError, UsageError
+from pyro_vae.objectives.pyro_elbos import tensor_loss
+from pyro_vae.programs.pair import without_validation
+from pyro_vae.programs.parameters import ParametersRegistered
+from pyro_vae.programs.sites import Program
+
+from .finite_checks import Prompt, Watch, watch_of
+from .fused_adam import take_step
+from .precision import Context
+
+MakeOptimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
+
+
+@suggest_keywords
+def adam(lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999)) -> MakeOptimizer:
+    """Adam over all parameters at once, in one fused kernel where torch has one for the device.
+
+    References:
+        Adam: A Method for Stochastic Optimization (Kingma & Ba, 2015), https://arxiv.org/abs/1412.6980
+
+    Example:
+        >>> adam(lr=1e-2)([torch.zeros(1, requires_grad=True)]).defaults["lr"]
+        0.01
+    """
+
+    def make(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+        return torch.optim.Adam(parameters, lr=lr, betas=betas, fused=fused_works() or None)
+
+    return make
+
+
+class Declared(Messenger):
+    """Collects the (unconstrained) parameters that programs declare; drops gradients that earlier work left on them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parameters: dict[Tensor, None] = {}
+
+    def _pyro_post_param(self, msg: Message) -> None:
+        value: Any = msg["value"]
+        parameter = value.unconstrained()
+        if parameter not in self.parameters:
+            parameter.grad = None
+            self.parameters[parameter] = None
+
+
+class Engine(Protocol):
+    """How a step's loss and gradients are computed: a loss, and gradients left on the parameters, whose own are None."""
+
+    name: str
+    notes: list[str]
+
+    def __call__(self, *batch: Tensor) -> Tensor: ...
+
+    def renew(self) -> None:
+        """Called at each epoch, before whose steps anything may have been changed."""
+
+    def state(self) -> dict[str, Any]:
+        """What the choice of how to compute the next step depends on, in plain values."""
+
+    def go_on(self, state: Mapping[str, Any]) -> None:
+        """Makes the choices from here on that the engine of that state would have made."""
+
+
+class Lean:
+    """The step as the programs run: one tensor for the loss, parameters not declared again, nothing validated or read back.
+
+    Objectives without such a form (:func:`~pyro_vae.objectives.pyro_elbos.tensor_loss`) run by their own ``loss_and_grads``.
+    """
+
+    name = "eager"
+
+    def __init__(self, step: Step) -> None:
+        self.step, self.loss = step, tensor_loss(step.objective)
+        self.notes: list[str] = []
+
+    def renew(self) -> None:
+        """Nothing is kept from step to step."""
+
+    def state(self) -> dict[str, Any]:
+        """Nothing: each step is computed the same way."""
+        return {}
+
+    def go_on(self, state: Mapping[str, Any]) -> None:
+        """There is nothing to put back."""
+
+    def __call__(self, *batch: Tensor) -> Tensor:
+        """The loss; gradients are added to the parameters' own."""
+        with without_validation():
+            if self.loss is None:
+                return stock_loss(self.step, *batch)
+            loss = self.value(*batch)
+            if loss.requires_grad:
+                loss.backward()
+        return loss.detach()
+
+    def value(self, *batch: Tensor) -> Tensor:
+        """The loss as one tensor, with its graph."""
+        assert self.loss is not None
+        with ParametersRegistered(), self.step.precision():
+            return self.loss(self.step.model, self.step.guide, *batch)
+
+
+def stock_loss(step: Step, *batch: Tensor) -> Tensor:
+    """The loss of the objective's own ``loss_and_grads``, a tensor where the data is."""
+    objective: Any = step.objective
+    with step.precision():
+        loss = objective.loss_and_grads(step.model, step.guide, *batch)
+    if isinstance(loss, Tensor):
+        return loss.detach()
+    dtype = batch[0].dtype if batch[0].is_floating_point() else None
+    return torch.as_tensor(loss, dtype=dtype, device=batch[0].device)
+
+
+class Step:
+    """Stock SVI on one optimizer: the loss and gradients of ``objective.loss_and_grads``, summed over the batch.
+
+    The first call runs under Pyro's full validation and finds the parameters, as :class:`pyro.infer.SVI` does at each
+    step; later calls run without validation, which they leave as they found it. Losses are tensors, which nothing has
+    waited for: on a GPU whether they are finite is asked at logging points (``watch.ask()``), on the CPU at once.
+
+    Args:
+        model: a Pyro program.
+        guide: its guide.
+        objective: any :class:`pyro.infer.ELBO`.
+        make_optimizer: makes the optimizer of the (unconstrained) parameters that the first call declares; what is
+            declared only later is not trained.
+        prompt: ask at each step on a GPU, too.
+        precision: the context that networks run in.
+    """
+
+    def __init__(
+        self,
+        model: Program,
+        guide: Program,
+        objective: ELBO,
+        make_optimizer: MakeOptimizer,
+        prompt: bool = False,
+        precision: Context = nullcontext,
+    ) -> None:
+        self.model, self.guide, self.objective = model, guide, objective
+        self.make_optimizer, self.prompt, self.precision = make_optimizer, prompt, precision
+        self.parameters: list[Tensor] = []
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.watch: Watch = Prompt()
+        self.engine: Engine = Lean(self)
+        self.why = ""
+
+    def __call__(self, *batch: Tensor, rate: float = 1.0) -> Tensor:
+        """One update; returns the loss. `rate` multiplies the optimizer's own learning rates.
+
+        Raises:
+            DivergedError: the loss or a gradient is not finite; nothing was updated.
+        """
+        loss = self.loss_and_grads(*batch)
+        self.update(rate)
+        return loss
+
+    def loss_and_grads(self, *batch: Tensor) -> Tensor:
+        """The objective's loss, with gradients left on the parameters and nothing updated.
+
+        Raises:
+            DivergedError: the loss is not finite.
+        """
+        if self.optimizer is None:
+            loss = self._first(*batch)
+        else:
+            for p in self.parameters:
+                p.grad = None
+            loss = self.engine(*batch)
+        self.watch.loss(loss)
+        return loss
+
+    def update(self, rate: float = 1.0) -> None:
+        """Moves the parameters along their gradients, if these are finite."""
+        assert self.optimizer is not None
+        self.watch.gradients([p.grad for p in self.parameters if p.grad is not None], self.optimizer)
+        for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
+            group["lr"] = base * rate
+        take_step(self.optimizer)
+
+    def explain(self) -> str:
+        """Which engine computes the loss and gradients, why it was chosen, and what it has met on the way."""
+        return "\n".join([f"engine {self.engine.name} ({self.why or 'the default'})", *self.engine.notes])
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the last step."""
+        return float(self.optimizer.param_groups[0]["lr"]) if self.optimizer else 0.0
+
+    def _first(self, *batch: Tensor) -> Tensor:
+        try:
+            with Declared() as declared:
+                loss = stock_loss(self, *batch)
+        except ValueError as error:
+            if not re.search(r"\b(nan|inf)\b", str(error), re.IGNORECASE):
+                raise  # not about numbers: Pyro says what is wrong with the programs
+            what = "" if isinstance(error, ProgramError) else "a distribution has parameters that are not finite: "
+            raise DivergedError(
+                what + str(error).splitlines()[0].partition(": model or guide")[0].rstrip(":")
+            ) from error
+        self.parameters = list(declared.parameters)
+        if not self.parameters:
+            raise UsageError(
+                "the programs declare no parameters, so there is nothing to train: use pyro.param, pyro.module or a VAE."
+            )
+        self.optimizer = self.make_optimizer(self.parameters)
+        self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.watch = watch_of(self.parameters[0].device, self.optimizer, self.prompt)
+        return loss
