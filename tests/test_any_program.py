@@ -326,8 +326,8 @@ GOES = {
     kept_and_gone_on_with: [save_evidence, load_evidence],
 }
 ELSEWHERE = {  # what is no question to a program of one's own with complete data, and where it is tested
-    pyro_vae.impute: "test_missing.py",
-    pyro_vae.impute_mean: "test_missing.py",
+    pyro_vae.impute: "evidence/test_imputation.py",
+    pyro_vae.impute_mean: "evidence/test_imputation.py",
 }
 INNER = {"importance", "exact", "measure_of"}  # reached by way of log_likelihood, and of what it says
 

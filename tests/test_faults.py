@@ -1,4 +1,4 @@
-"""Faults that a trainer and an evaluator should survive: which test has each, and those that no other file has."""
+"""Faults that a trainer and an evaluator should survive, and which test has each."""
 
 import errno
 import io
