@@ -10,8 +10,7 @@ import torch
 
 from pyro_vae import log_likelihood
 from pyro_vae.objectives.bound_objective import saved_bytes
-from pyro_vae.objectives.particles import ProgramPair
-from pyro_vae.programs.plates import find_plates
+from pyro_vae.programs.problem import Problem
 
 from .cases import Case
 from .peers import ours, vae_of
@@ -46,8 +45,8 @@ def step_times(
 def memory(base: Case, x: torch.Tensor, particles: Sequence[int]) -> dict[int, float]:
     """MiB that one step keeps for the backward pass, by particles: what autograd saves, parameters aside."""
     vae, batch = vae_of(base).to(x.device), x[: base.batch].clone()
-    pair = ProgramPair(vae.model, vae.guide, (batch,), {}, find_plates(vae.model, vae.guide, batch))
-    return {k: saved_bytes(pair, k)[0] / 2**20 for k in particles}
+    problem = Problem.on(vae.model, vae.guide, batch)
+    return {k: saved_bytes(problem, k)[0] / 2**20 for k in particles}
 
 
 def evaluation(base: Case, x: torch.Tensor, rows: int, samples: int) -> float:

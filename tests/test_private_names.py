@@ -349,5 +349,5 @@ def test_a_pyro_that_marks_deterministic_sites_otherwise(monkeypatch):
 
     whole = weights()
     monkeypatch.setattr("pyro_vae.common.pyro_private.is_deterministic", lambda site: False)
-    monkeypatch.setattr("pyro_vae.common.pyro_private.is_deterministic", lambda site: False)
+    monkeypatch.setattr("pyro_vae.objectives.beta.is_deterministic", lambda site: False)
     assert torch.equal(weights(), whole)

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pyro import plate, poutine
 from torch import Tensor
 
 from pyro_vae.common.progress import tracked
 from pyro_vae.errors import ProgramError
-from pyro_vae.programs.plates import Plates, row_log_prob
-from pyro_vae.programs.sites import PARTICLES, Program, Site, check_pair, sample_sites, sum_terms, trace_pair
+from pyro_vae.programs.plates import Plates
+from pyro_vae.programs.problem import Problem
+from pyro_vae.programs.sites import Site, latent_sites, observed_sites
 from pyro_vae.programs.units import univariate
 
 from .latent_usage import Drawn, drawn
@@ -22,7 +22,6 @@ from .mutual_information import run
 
 CELLS = 2**18  # (draw, row, unit) log-probabilities held at a time
 PROBES = 64  # rows that the form of the programs is read off
-Batch = tuple[Tensor, ...]
 Values = dict[str, Tensor]
 Scorer = Callable[[Values], Tensor]
 
@@ -46,16 +45,14 @@ class PosteriorForm:
     why: str | None
 
 
-def form_of(model: Program, guide: Program, rows: Batch, plates: Plates) -> PosteriorForm:
+def form_of(problem: Problem) -> PosteriorForm:
     """The form of a pair, from a few rows and draws."""
-    with plate(PARTICLES, 8, dim=-1 - plates.nesting):
-        q, p = trace_pair(model, guide, *rows)
-    check_pair(p, q)
+    q, p = problem.draw(8)
     for name, site in (*q.items(), *((name, p[name]) for name in q)):
         if site["mask"] is not None and site["mask"] is not True:
             raise ProgramError(f"latent site {name!r} is masked: its units differ between rows, so they have no q(z)")
-    dims = {name: plates.dim - site["fn"].event_dim for name, site in q.items()}
-    check_shared(model, q, dims, rows, plates)
+    dims = {name: problem.plates.dim - site["fn"].event_dim for name, site in q.items()}
+    check_shared(problem, q, dims)
     fixed, q_why = product("q(z | x)", q, q, dims)
     _, p_why = product("p(z)", {name: p[name] for name in q}, q, dims)
     return PosteriorForm(dims, fixed, q_why is None, q_why is None and p_why is None, q_why or p_why)
@@ -82,11 +79,11 @@ def first_of(value: Tensor, dim: int) -> Tensor:
     return value.narrow(0, 0, 1).narrow(dim, 0, 1)
 
 
-def check_shared(model: Program, q: dict[str, Site], dims: dict[str, int], rows: Batch, plates: Plates) -> None:
+def check_shared(problem: Problem, q: dict[str, Site], dims: dict[str, int]) -> None:
     """Refuses a prior that gives one z another density in another row."""
-    some = {name: spread(first_of(q[name]["value"], dim), dim, len(rows[0])) for name, dim in dims.items()}
-    p = run(poutine.condition(model, some), rows, plates, 1, 0)
-    log_p = sum_terms({name: row_log_prob(name, p[name], plates) for name in q})
+    some = {name: spread(first_of(q[name]["value"], dim), dim, len(problem)) for name, dim in dims.items()}
+    p = run(problem, problem.model, 1, 0, some)
+    log_p = problem.log_prob({name: p[name] for name in q})
     if not torch.allclose(log_p, log_p[:, :1].expand_as(log_p), rtol=1e-4, atol=1e-4):
         raise ProgramError(
             "the prior is not the same for every row (it depends on a context, or on x), so there is no p(z) to set q(z) "
@@ -112,15 +109,13 @@ class Chunk:
     sites: dict[str, Drawn]
 
 
-def scored(model: Program, guide: Program, rows: Batch, plates: Plates, num_samples: int) -> Chunk:
+def scored(problem: Problem, num_samples: int) -> Chunk:
     """S draws for each of some rows, and what the programs say of them."""
-    with plate(PARTICLES, num_samples, dim=-1 - plates.nesting):
-        q, p = trace_pair(model, guide, *rows)
-    same_order = list(q) == [name for name, site in p.items() if not site["is_observed"]]
-    observed = {name: row_log_prob(name, site, plates) for name, site in p.items() if site["is_observed"]}
+    q, p = problem.draw(num_samples)
+    plates, same_order = problem.plates, list(q) == list(latent_sites(p))
     return Chunk(
         {name: site["value"].movedim(plates.dim - site["fn"].event_dim, 1) for name, site in q.items()},
-        sum_terms(observed).to("cpu", torch.float64),
+        problem.log_prob(observed_sites(p)).to("cpu", torch.float64),
         unit_log_probs(q, {name: site["value"] for name, site in q.items()}, plates).sum(-1).cpu(),
         unit_log_probs({name: p[name] for name in q}, {name: q[name]["value"] for name in q}, plates).cpu(),
         {name: drawn(site, p[name], plates, same_order) for name, site in q.items()},
@@ -138,8 +133,7 @@ def unit_log_probs(sites: dict[str, Site], values: Values, plates: Plates) -> Te
 def of_units(fn: Any, value: Tensor, plates: Plates) -> Tensor:
     base = univariate(fn)
     log_prob, dims = (fn.log_prob(value), 0) if base is None else (base.log_prob(value), fn.event_dim)
-    moved = log_prob.movedim((-1 - plates.nesting - dims, plates.dim - dims), (0, 1))
-    return moved.reshape(*moved.shape[:2], -1).double()
+    return plates.by_unit(log_prob, dims).double()
 
 
 def crossed(values: list[Tensor], dim: int) -> Tensor:
@@ -147,18 +141,17 @@ def crossed(values: list[Tensor], dim: int) -> Tensor:
     return torch.cat(values, 1).flatten(0, 1).unsqueeze(dim)
 
 
-def posteriors(guide: Program, rows: Batch, plates: Plates, form: PosteriorForm, seed: int) -> Scorer:
+def posteriors(problem: Problem, form: PosteriorForm, seed: int) -> Scorer:
     """log q(z_u | x_m) of any draws, for some rows: ``(draws, n, units)``.
 
     One run of the guide serves all draws where no site depends on another; of a hierarchy it runs on every block of them.
     """
-    fixed = sample_sites(poutine.trace(guide).get_trace(*rows)) if form.fixed else None
+    fixed = problem.sites(problem.guide) if form.fixed else None
 
     def of(z: Values) -> Tensor:
-        given = {name: spread(v, form.dims[name], len(rows[0])) for name, v in z.items()}
-        conditioned = poutine.condition(guide, given)
-        sites = fixed or run(conditioned, rows, plates, len(next(iter(z.values()))), seed)
-        return unit_log_probs(sites, given, plates)
+        given = {name: spread(v, form.dims[name], len(problem)) for name, v in z.items()}
+        sites = fixed or run(problem, problem.guide, len(next(iter(z.values()))), seed, given)
+        return unit_log_probs(sites, given, problem.plates)
 
     return of
 

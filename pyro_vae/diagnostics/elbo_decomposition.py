@@ -10,17 +10,13 @@ import torch
 from torch import Tensor
 
 from pyro_vae.common.keywords import suggest_keywords
-from pyro_vae.common.random import seeded
 from pyro_vae.errors import UsageError
 from pyro_vae.evidence.estimate import say
-from pyro_vae.programs.measure import measure_of
-from pyro_vae.programs.pair import evaluation_mode, without_validation
-from pyro_vae.programs.plates import find_plates
+from pyro_vae.programs.pair import quiet
+from pyro_vae.programs.problem import Problem, rows_of
 from pyro_vae.programs.sites import Program
-from pyro_vae.programs.support import check_support
 
 from .aggregate_posterior import PROBES, Chunk, PosteriorForm, aggregate, crossed, form_of, posteriors, scored
-from .inference_gaps import prepared, slices
 from .latent_usage import ACTIVE, Units, join, moments
 
 ROWS = 2048  # that the guide is run on at a time
@@ -201,17 +197,15 @@ def decompose(
         raise UsageError(
             f"num_samples must be at least 2 (for its own error) and chunk_size 1, got {num_samples}, {chunk_size}"
         )
-    args = prepared(model, guide, x, context, missing)
-    with evaluation_mode(model, guide), without_validation(), seeded(seed, device=args[0].device):
-        check_support(model, guide, *args)
-        plates = find_plates(model, guide, *(a[:1] for a in args))
-        form = form_of(model, guide, tuple(a[:PROBES] for a in args), plates)
-        chunks = [scored(model, guide, rows, plates, num_samples) for rows in slices(args, chunk_size // num_samples)]
+    args = rows_of(model, guide, x, *context, missing=missing)
+    with quiet(model, guide, seed=seed, device=args[0].device):
+        problem = Problem.checked(model, guide, *args)
+        form = form_of(problem.rows(slice(PROBES)))
+        chunks = [scored(some, num_samples) for some in problem.split(chunk_size // num_samples)]
         z = {name: crossed([c.values[name] for c in chunks], dim) for name, dim in form.dims.items()}
-        mixture = [posteriors(guide, rows, plates, form, seed) for rows in slices(args, ROWS)]
-        log_q, units = aggregate(mixture, z, len(args[0]), min(ROWS, len(args[0])), form.q_product, verbose)
-        measure = measure_of(model, guide, *(a[:1] for a in args))
-    return replace(assembled(chunks, log_q, units, form, num_samples, seed), measure=measure)
+        mixture = [posteriors(some, form, seed) for some in problem.split(ROWS)]
+        log_q, units = aggregate(mixture, z, len(problem), min(ROWS, len(problem)), form.q_product, verbose)
+    return replace(assembled(chunks, log_q, units, form, num_samples, seed), measure=problem.measure)
 
 
 def assembled(

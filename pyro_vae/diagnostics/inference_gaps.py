@@ -11,19 +11,13 @@ from torch import Tensor
 
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.progress import tracked
-from pyro_vae.common.random import seeded
-from pyro_vae.data.arrays import batch_of
 from pyro_vae.errors import ProgramError, ShapeError, UsageError
 from pyro_vae.evidence.estimate import LogPx, known, say
 from pyro_vae.evidence.importance.result import LOW_ESS
-from pyro_vae.programs.log_weights import log_probs
-from pyro_vae.programs.measure import measure_of
-from pyro_vae.programs.pair import evaluation_mode, like_parameters, without_validation
-from pyro_vae.programs.plates import Plates, find_plates
+from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.sites import Program
-from pyro_vae.programs.support import check_support, takes_missing
 
-from .per_row_optimum import Batch, local_guide, local_sites, optimise, start_of
+from .per_row_optimum import fitted, local_sites, optimise, start_of
 
 TOLERANCE = 0.01  # nats: a row that since the middle of the steps gained less has converged
 Number = dict[str, float | None]
@@ -208,41 +202,30 @@ def gaps(
             "num_samples must be at least 2 (for its own error), steps, num_particles and chunk_size at least 1, lr above "
             f"0; got {num_samples}, {steps}, {num_particles}, {chunk_size}, {lr}"
         )
-    args = prepared(model, guide, x, context, missing)
-    truth = None if log_px is None else as_truth(log_px, len(args[0]))
-    with evaluation_mode(model, guide), without_validation():
-        with seeded(seed, device=args[0].device):
-            check_support(model, guide, *args)
-            plates = find_plates(model, guide, *(a[:1] for a in args))
-            measure = measure_of(model, guide, *(a[:1] for a in args))
-        parts: list[dict[str, Tensor]] = []
-        size = chunk_size // max(num_particles, min(num_samples, 64))
-        for i, rows in enumerate(tracked(slices(args, size), "gaps", verbose)):
-            done = sum(len(part["elbo"]) for part in parts)
-            of = None if truth is None else tuple(t[done : done + len(rows[0])] for t in truth)
-            with seeded(seed, i, 0, device=rows[0].device):
-                sites = local_sites(model, guide, rows, plates)
-                half, best = optimise(model, rows, sites, plates, steps, num_particles, lr)
-            q, middle, last = (
-                weights(model, local_guide(sites, free, plates), rows, plates, num_samples, chunk_size, (seed, i, 1))
-                for free in (start_of(sites), half, best)
-            )
-            for log_w in (q, middle, last):
-                check_weights(log_w, done)
-            parts.append(figures(q, middle, last, of))
+    problem = Problem.of(model, guide, x, *context, seed=seed, missing=missing)
+    truth = None if log_px is None else as_truth(log_px, len(problem))
+    parts: list[dict[str, Tensor]] = []
+    size = chunk_size // max(num_particles, min(num_samples, 64))
+    for i, some in enumerate(tracked(problem.split(size), "gaps", verbose)):
+        done = sum(len(part["elbo"]) for part in parts)
+        of = None if truth is None else tuple(t[done : done + len(some)] for t in truth)
+        with some.quiet(seed, i, 0):
+            sites = local_sites(some)
+            half, best = optimise(some, sites, steps, num_particles, lr)
+        q, middle, last = (
+            weights(fitted(some, sites, free), num_samples, chunk_size, (seed, i, 1), done)
+            for free in (start_of(sites), half, best)
+        )
+        parts.append(figures(q, middle, last, of))
     by_row = {field: torch.cat([part[field] for part in parts]) for field in parts[0]}
-    return Gaps(**by_row, given=truth is not None, steps=steps, num_samples=num_samples, seed=seed, measure=measure)
-
-
-def prepared(model: Program, guide: Program, x: Any, context: tuple[Any, ...], missing: bool = False) -> Batch:
-    """x and its contexts, as the programs take them."""
-    like = like_parameters(model, guide)
-    return batch_of(x, *context, like=like, missing=missing or takes_missing(model, guide))
-
-
-def slices(args: Batch, step: int) -> list[Batch]:
-    """Rows, `step` at a time (and one at least)."""
-    return [tuple(a[i : i + max(1, step)] for a in args) for i in range(0, len(args[0]), max(1, step))]
+    return Gaps(
+        **by_row,
+        given=truth is not None,
+        steps=steps,
+        num_samples=num_samples,
+        seed=seed,
+        measure=problem.measure,
+    )
 
 
 def as_truth(log_px: Tensor | LogPx, rows: int) -> tuple[Tensor, Tensor]:
@@ -256,32 +239,21 @@ def as_truth(log_px: Tensor | LogPx, rows: int) -> tuple[Tensor, Tensor]:
     return values, torch.zeros_like(values) if se is None else se.to("cpu", torch.float64)
 
 
-def weights(
-    model: Program,
-    guide: Program,
-    rows: Batch,
-    plates: Plates,
-    num_samples: int,
-    chunk_size: int,
-    block: tuple[int, ...],
-) -> Tensor:
+def weights(problem: Problem, num_samples: int, chunk_size: int, block: tuple[int, ...], start: int) -> Tensor:
     """log p(x, z) − log q(z) of K draws of a row, ``(K, n)``; the same block of seeds is the same noise."""
-    step, parts = max(1, chunk_size // len(rows[0])), []
+    step = max(1, chunk_size // len(problem))
+    parts = []
     for j, done in enumerate(range(0, num_samples, step)):
-        with seeded(*block, j, device=rows[0].device):
-            terms = log_probs(model, guide, *rows, num_particles=min(step, num_samples - done), plates=plates)
-        parts.append(terms.log_w.to("cpu", torch.float64))
-    return torch.cat(parts)
-
-
-def check_weights(log_w: Tensor, start: int) -> None:
-    """Refuse log weights ``(K, n)`` that are NaN or +inf, by row; `start` is the first row's number."""
+        with problem.quiet(*block, j):
+            parts.append(problem.log_probs(min(step, num_samples - done)).log_w.to("cpu", torch.float64))
+    log_w = torch.cat(parts)
     if (bad := log_w.isnan() | (log_w == math.inf)).any():
         rows_said = (start + bad.any(0).nonzero().flatten()).tolist()
         raise ProgramError(
             f"log weights are NaN or +inf for rows {rows_said[:5]}, with the guide's own parameters or on the way to better "
             "ones. Look at those rows; a smaller lr takes shorter steps."
         )
+    return log_w
 
 
 def figures(q: Tensor, half: Tensor, best: Tensor, truth: tuple[Tensor, ...] | None) -> dict[str, Tensor]:

@@ -6,22 +6,20 @@ import math
 from dataclasses import dataclass
 
 import torch
-from pyro import plate
 from torch import Tensor
 from torch.distributions import Categorical
 
 from pyro_vae.common.keywords import suggest_keywords
-from pyro_vae.common.random import seeded
 from pyro_vae.errors import UsageError
-from pyro_vae.programs.pair import evaluation_mode, without_validation
-from pyro_vae.programs.plates import Plates, find_plates
-from pyro_vae.programs.sites import PARTICLES, Program, Site, check_pair, trace_pair
+from pyro_vae.programs.pair import quiet
+from pyro_vae.programs.plates import Plates
+from pyro_vae.programs.problem import Problem
+from pyro_vae.programs.sites import Program, Site, latent_sites
 from pyro_vae.programs.units import by_row, closed_kl, masked, univariate
 
 from .mutual_information import information
 
 ACTIVE = 0.01  # Burda's threshold on Var_x(E[z | x])
-Batch = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -168,16 +166,13 @@ def latents(
             "num_samples must be at least 2 (for its own noise), batch and chunk_size at least 1; "
             f"got {num_samples}, {batch}, {chunk_size}"
         )
-    rows, device = len(args[0]), args[0].device
-    with evaluation_mode(model, guide), without_validation(), seeded(seed, device=device):
-        plates = find_plates(model, guide, *(a[:1] for a in args))
-        size = max(1, chunk_size // num_samples)
-        chunks = [tuple(a[i : i + size] for a in args) for i in range(0, rows, size)]
-        parts = [measured(model, guide, chunk, plates, num_samples) for chunk in chunks]
-        terms = information(guide, tuple(spread(a, batch) for a in args), plates, seed)
+    with quiet(model, guide, seed=seed, device=args[0].device):
+        problem = Problem.on(model, guide, *(a[:1] for a in args)).over(*args)
+        parts = [measured(some, num_samples) for some in problem.split(chunk_size // num_samples)]
+        terms = information(problem.over(*(spread(a, batch) for a in args)), seed)
     sites = {name: join([part[name] for part in parts]) for name in parts[0]}
     se = terms.std().item() / len(terms) ** 0.5 if len(terms) > 1 else math.nan
-    return Latents(sites, terms.mean().item(), se, len(terms), rows, num_samples)
+    return Latents(sites, terms.mean().item(), se, len(terms), len(problem), num_samples)
 
 
 def spread(rows: Tensor, count: int) -> Tensor:
@@ -198,13 +193,11 @@ class Drawn:
     closed_mean: bool
 
 
-def measured(model: Program, guide: Program, rows: Batch, plates: Plates, num_samples: int) -> dict[str, Drawn]:
+def measured(problem: Problem, num_samples: int) -> dict[str, Drawn]:
     """Each latent site on some rows."""
-    with plate(PARTICLES, num_samples, dim=-1 - plates.nesting):
-        q, p = trace_pair(model, guide, *rows)
-    check_pair(p, q)
-    same_order = list(q) == [name for name, site in p.items() if not site["is_observed"]]
-    return {name: drawn(site, p[name], plates, same_order) for name, site in q.items()}
+    q, p = problem.draw(num_samples)
+    same_order = list(q) == list(latent_sites(p))
+    return {name: drawn(site, p[name], problem.plates, same_order) for name, site in q.items()}
 
 
 def drawn(q: Site, p: Site, plates: Plates, same_order: bool) -> Drawn:

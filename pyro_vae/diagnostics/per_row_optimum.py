@@ -6,24 +6,24 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro import plate, poutine
+from pyro import poutine
 from torch import Tensor
 from torch.distributions import Independent, MixtureSameFamily, transform_to
 
 from pyro_vae.errors import ProgramError
-from pyro_vae.programs.plates import Plates, row_log_prob
-from pyro_vae.programs.sites import PARTICLES, Program, Site, check_pair, sample_sites, sum_terms, trace_pair
+from pyro_vae.programs.plates import Plates
+from pyro_vae.programs.problem import Problem
+from pyro_vae.programs.sites import Site
 
 PROBES = 4  # particles on which a site's parameters must agree, to be those of the row alone
 SAME = ({"logits", "probs"}, {"scale_tril", "covariance_matrix", "precision_matrix"})  # of each, one is free
 PREFERRED = ("logits", "scale_tril")
-Batch = tuple[Tensor, ...]
 Free = dict[str, list[Tensor]]
 
 
@@ -90,16 +90,14 @@ def chosen(name: str, fn: Any) -> bool:
     return all(name not in same or name in PREFERRED for same in SAME if len(same & set(fn.arg_constraints)) > 1)
 
 
-def local_sites(model: Program, guide: Program, rows: Batch, plates: Plates) -> dict[str, LocalSite]:
+def local_sites(problem: Problem) -> dict[str, LocalSite]:
     """The guide's sites with parameters of each row's own.
 
     Raises:
         ProgramError: a site that is no such family, or whose parameters depend on draws.
     """
-    with plate(PARTICLES, PROBES, dim=-1 - plates.nesting):
-        q, p = trace_pair(model, guide, *rows)
-    check_pair(p, q)
-    return {name: local_site(name, site, plates) for name, site in q.items()}
+    q, _ = problem.draw(PROBES)
+    return {name: local_site(name, site, problem.plates) for name, site in q.items()}
 
 
 def local_site(name: str, site: Site, plates: Plates) -> LocalSite:
@@ -130,8 +128,9 @@ def refused(name: str, fn: Any, why: str) -> ProgramError:
     )
 
 
-def local_guide(sites: dict[str, LocalSite], free: Free, plates: Plates) -> Program:
-    """A guide that draws each site from its family at these parameters."""
+def fitted(problem: Problem, sites: dict[str, LocalSite], free: Free) -> Problem:
+    """The problem with a guide that draws each site from its family at these parameters."""
+    plates = problem.plates
 
     def guide(*args: Any) -> None:
         with pyro.plate(plates.data, len(args[0]), dim=plates.dim):
@@ -139,7 +138,7 @@ def local_guide(sites: dict[str, LocalSite], free: Free, plates: Plates) -> Prog
                 with nullcontext() if site.mask is None else poutine.mask(mask=site.mask):
                     pyro.sample(name, site.family.build(free[name]))
 
-    return guide
+    return replace(problem, guide=guide)
 
 
 def start_of(sites: dict[str, LocalSite]) -> Free:
@@ -150,24 +149,15 @@ def copy_of(free: Free) -> Free:
     return {name: [t.detach().clone() for t in tensors] for name, tensors in free.items()}
 
 
-def path_bound(
-    model: Program, rows: Batch, sites: dict[str, LocalSite], free: Free, plates: Plates, particles: int
-) -> Tensor:
+def path_bound(problem: Problem, sites: dict[str, LocalSite], free: Free, particles: int) -> Tensor:
     r"""mean_k log p(x, z_k) − log q(z_k; λ held), ``(N,)``: its gradient is that of the ELBO, and 0 where q is exact."""
-    with plate(PARTICLES, particles, dim=-1 - plates.nesting):
-        trace = poutine.trace(local_guide(sites, free, plates)).get_trace(*rows)
-        p = sample_sites(poutine.trace(poutine.replay(model, trace=trace)).get_trace(*rows))
-    q, held = sample_sites(trace), copy_of(free)
-    log_p = sum_terms({n: row_log_prob(n, site, plates) for n, site in p.items()})
-    log_q = sum_terms(
-        {n: row_log_prob(n, {**q[n], "fn": site.family.build(held[n])}, plates) for n, site in sites.items()}
-    )
-    return (log_p - log_q).mean(0)
+    q, p = fitted(problem, sites, free).draw(particles)
+    held = copy_of(free)
+    log_q = problem.log_prob({n: {**q[n], "fn": site.family.build(held[n])} for n, site in sites.items()})
+    return (problem.log_prob(p) - log_q).mean(0)
 
 
-def optimise(
-    model: Program, rows: Batch, sites: dict[str, LocalSite], plates: Plates, steps: int, particles: int, lr: float
-) -> tuple[Free, Free]:
+def optimise(problem: Problem, sites: dict[str, LocalSite], steps: int, particles: int, lr: float) -> tuple[Free, Free]:
     r"""λ_n about half way and after all steps: Adam with fresh draws, its rate from `lr` down to 0 by a cosine.
 
     Half way is the mean over the middle fifth of the steps, so that the jitter of single steps is no lack of convergence.
@@ -181,7 +171,7 @@ def optimise(
     for step in range(steps):
         adam.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2
         with torch.enable_grad():
-            loss = -path_bound(model, rows, sites, free, plates, particles).sum()
+            loss = -path_bound(problem, sites, free, particles).sum()
             gradients = torch.autograd.grad(loss, leaves)
         for leaf, gradient in zip(leaves, gradients, strict=True):
             leaf.grad = gradient.nan_to_num(0.0, 0.0, 0.0)  # a draw that has no gradient moves nothing

@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.programs.plates import row_log_prob, sum_rows
-from pyro_vae.programs.sites import sum_terms
+from pyro_vae.programs.sites import latent_sites, sum_terms
 from pyro_vae.programs.units import closed_kl
 
 from .bounds import elbo
@@ -70,7 +70,7 @@ def site_kl(run: ParticleRun, name: str, scale: Any = 1.0, exact: bool = False) 
     term = None if obstacle else closed_kl(q["fn"], p["fn"])
     if term is not None:
         term = term.expand(q["fn"].batch_shape)
-        return sum_rows(name, scale_and_mask(term, scale=scale, mask=q["mask"]), run.pair.plates)
+        return sum_rows(name, scale_and_mask(term, scale=scale, mask=q["mask"]), run.problem.plates)
     if exact:
         kinds = " ‖ ".join(type(site["fn"]).__name__ for site in (q, p))
         raise ProgramError(
@@ -78,13 +78,13 @@ def site_kl(run: ParticleRun, name: str, scale: Any = 1.0, exact: bool = False) 
         )
     inner = run.scales.inner
     scales = (scale, scale) if same_scale(run, name) else (inner["guide", name], inner["model", name])
-    log_q, log_p = (row_log_prob(name, site, run.pair.plates, s) for site, s in zip((q, p), scales, strict=True))
+    log_q, log_p = (row_log_prob(name, site, run.problem.plates, s) for site, s in zip((q, p), scales, strict=True))
     return log_q - log_p
 
 
 def not_closed(run: ParticleRun, name: str) -> str | None:
     """Why a site's KL is not that of its two distributions, given the draws of the sites before it; None if it is."""
-    if list(run.q) != [other for other, site in run.p.items() if not site["is_observed"]]:
+    if list(run.q) != list(latent_sites(run.p)):
         return "guide and model draw their latents in different orders"
     if not (same_scale(run, name) and same_mask(run.q[name]["mask"], run.p[name]["mask"])):
         return "handlers weigh or mask it differently in guide and model"

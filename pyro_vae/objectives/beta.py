@@ -7,10 +7,9 @@ from typing import Any, cast
 
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
-from pyro.poutine.util import site_is_subsample
 
-from pyro_vae.common.pyro_private import is_deterministic
 from pyro_vae.errors import UsageError
+from pyro_vae.programs.sites import is_latent
 
 BETA = "_beta"  # where a site says how much of its scale is β: the rest weighs rows, not sites
 
@@ -61,8 +60,7 @@ class Beta(Messenger):
         return self(model), self(guide)
 
     def _pyro_sample(self, msg: Message) -> None:
-        observed = msg["is_observed"] or is_deterministic(msg)
-        if not observed and not site_is_subsample(msg):
+        if is_latent(msg):
             infer: dict[str, Any] = dict(msg["infer"] or {})
             infer[BETA] = infer.get(BETA, 1.0) * self.value
             msg["scale"], msg["infer"] = msg["scale"] * self.value, cast(Any, infer)

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.programs.pair import without_validation
-from pyro_vae.programs.plates import Plates, find_plates
+from pyro_vae.programs.plates import Plates
+from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.sites import Program
 
 from .bounds import elbo
 from .gradient_estimators import BoundFunction, Estimator, guide_bound, pathwise
-from .particles import Draw, ParticleRun, ProgramPair, check_inner_plates
+from .particles import Draw, ParticleRun, check_inner_plates
 
 Term = Callable[[Draw], Tensor]
 
@@ -136,12 +137,12 @@ class Bound(ELBO):
 
     def draw(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Draw:
         """The particles: one run of the programs, or one for each."""
-        pair = ProgramPair(model, guide, args, kwargs, self.plates(model, guide, args, kwargs))
+        problem = Problem(model, guide, args, self.plates(model, guide, args, kwargs), kwargs)
         detached = getattr(self.estimator, "detached", False)
         weighable = getattr(self.estimator, "weighable", False) or guide_bound(self.bound) is not self.bound
         total = self.num_particles * (self.num_groups or 1)
         sizes = [total] if self.vectorize_particles else [1] * total
-        return Draw([ParticleRun(pair, size, detached, weighable) for size in sizes], self.num_groups)
+        return Draw([ParticleRun(problem, size, detached, weighable) for size in sizes], self.num_groups)
 
     def checked_draw(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Draw:
         """Draw; where validation is on, check that the weights are numbers and the bound has the right shape."""
@@ -174,19 +175,19 @@ class Bound(ELBO):
         """Find where the pair keeps its rows, once, by a run of one particle that also measures its memory."""
         if self.known is None or self.known[:2] != (model, guide):
             with torch.random.fork_rng(devices=cuda_devices(args)):  # draws of its own would shift those that follow
-                plates = find_plates(model, guide, *args, **kwargs)
-                self.check_memory(ProgramPair(model, guide, args, kwargs, plates))
-            self.known = (model, guide, plates)
+                problem = Problem.on(model, guide, *args, **kwargs)
+                self.check_memory(problem)
+            self.known = (model, guide, problem.plates)
         return self.known[2]
 
-    def check_memory(self, pair: ProgramPair) -> None:
+    def check_memory(self, problem: Problem) -> None:
         """Refuses more particles than there is memory for, before anything is run with them."""
         particles = self.num_particles * (self.num_groups or 1)
-        free = free_bytes(pair.args) if particles >= 64 else None
+        free = free_bytes(problem.args) if particles >= 64 else None
         if free is None:
             return
-        one, rows = saved_bytes(pair, 1)
-        each = saved_bytes(pair, 2)[0] - one if self.vectorize_particles else one  # what is saved once is saved once
+        one, rows = saved_bytes(problem, 1)
+        each = saved_bytes(problem, 2)[0] - one if self.vectorize_particles else one  # what is saved once is saved once
         needed = one + (particles - 1) * each
         if needed > free:
             fit, few = int(rows * free / needed), int(particles * free / needed)
@@ -216,7 +217,7 @@ def cuda_devices(args: tuple[Any, ...]) -> list[torch.device]:
     return list({a.device for a in args if isinstance(a, Tensor) and a.device.type == "cuda"})
 
 
-def saved_bytes(pair: ProgramPair, particles: int) -> tuple[int, int]:
+def saved_bytes(problem: Problem, particles: int) -> tuple[int, int]:
     """What so many particles a row keep for the backward pass (storages that autograd saves, parameters aside), and rows."""
     kept: dict[int, int] = {}
 
@@ -226,7 +227,7 @@ def saved_bytes(pair: ProgramPair, particles: int) -> tuple[int, int]:
         return tensor
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        log_w = ParticleRun(pair, particles).terms.log_w
+        log_w = ParticleRun(problem, particles).terms.log_w
         log_w.sum()
     return sum(kept.values()), log_w.shape[-1]
 

@@ -236,7 +236,7 @@ def moved_prior(run: ParticleRun, a: Tensor, b: Tensor) -> Tensor:
     moved = gradient * (base.loc + base.scale * noise)  # z again, now a function of θ
     if event := site["fn"].event_dim:
         moved = moved.flatten(-event).sum(-1)
-    return (sum_rows(name, moved, run.pair.plates) - direct).sum(0)
+    return (sum_rows(name, moved, run.problem.plates) - direct).sum(0)
 
 
 def location_scale(run: ParticleRun) -> tuple[str, Any]:

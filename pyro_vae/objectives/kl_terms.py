@@ -17,7 +17,7 @@ from pyro_vae.programs.sites import sum_terms
 from pyro_vae.programs.units import closed_kl, masked, univariate
 
 from .analytic_kl import kl, not_closed, same_scale, site_kl
-from .minibatch_aggregate import by_row, decompose_kl, flat, prior_draws, squared_mmd
+from .minibatch_aggregate import decompose_kl, flat, prior_draws, squared_mmd
 from .particles import Draw, ParticleRun
 
 
@@ -100,8 +100,8 @@ def unit_kl(run: ParticleRun, name: str) -> Tensor:
     term = None if not_closed(run, name) else closed_kl(q, p)
     if term is None:
         drawn = masked(q.log_prob(z), site["mask"], dims) - masked(p.log_prob(z), run.p[name]["mask"], dims)
-        return by_row(run, drawn, dims)
-    return by_row(run, masked(term.expand(z.shape), site["mask"], dims), dims)
+        return run.problem.plates.by_unit(drawn, dims)
+    return run.problem.plates.by_unit(masked(term.expand(z.shape), site["mask"], dims), dims)
 
 
 @dataclass

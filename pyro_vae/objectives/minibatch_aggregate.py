@@ -10,19 +10,11 @@ import torch
 from torch import Tensor
 
 from pyro_vae.errors import ProgramError, UsageError
-from pyro_vae.programs.sites import sample_sites
 from pyro_vae.programs.units import univariate
 
 from .particles import Draw, ParticleRun
 
 SCALES = (0.2, 0.5, 1.0, 2.0, 5.0)  # of the kernel's squared width, as multiples of the latents' dimension
-
-
-def by_row(run: ParticleRun, tensor: Tensor, event_dim: int) -> Tensor:
-    """``(P, N, units)``: inner plates and event dimensions as units."""
-    plates = run.pair.plates
-    moved = tensor.movedim((-1 - plates.nesting - event_dim, plates.dim - event_dim), (0, 1))
-    return moved.reshape(*moved.shape[:2], -1)
 
 
 @dataclass(frozen=True)
@@ -77,7 +69,7 @@ def factors(run: ParticleRun) -> tuple[Any, Any, Tensor]:
         raise ProgramError(f"the decomposition is of one latent site; here are {list(run.q)}")
     site = run.q[name]
     q = univariate(site["fn"])
-    if q is None or run.pair.plates.nesting != 1 or site["fn"].event_dim != 1:
+    if q is None or run.problem.plates.nesting != 1 or site["fn"].event_dim != 1:
         raise ProgramError(
             f"site {name!r}: the posterior must be a product of one-dimensional distributions, "
             "such as dist.Normal(loc, scale).to_event(1)"
@@ -95,14 +87,16 @@ def minibatch_weights(rows: int, dataset_size: int, stratified: bool) -> Tensor:
 
 def flat(run: ParticleRun, values: Mapping[str, Tensor]) -> Tensor:
     """Latents side by side, ``(P, N, units)``."""
-    return torch.cat([by_row(run, values[name], site["fn"].event_dim) for name, site in run.q.items()], -1)
+    return torch.cat(
+        [run.problem.plates.by_unit(values[name], site["fn"].event_dim) for name, site in run.q.items()], -1
+    )
 
 
 def prior_draws(run: ParticleRun) -> Mapping[str, Tensor]:
     """Draw the latents as the model does: in a hierarchy, each given its own parents."""
     if len(run.q) == 1:
         return {name: run.p[name]["fn"].expand(site["fn"].batch_shape)() for name, site in run.q.items()}
-    free = sample_sites(run.pair.run(run.pair.model, run.particles))
+    free = run.problem.sites(run.problem.model, run.particles)
     return {name: free[name]["value"] for name in run.q}
 
 

@@ -17,36 +17,30 @@ from functools import cached_property, partial
 from typing import Any
 
 import torch
-from pyro import plate, poutine
+from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from torch import Tensor
 
 from pyro_vae.errors import ProgramError
 from pyro_vae.programs.plates import Plates, row_log_prob
-from pyro_vae.programs.sites import PARTICLES, LogProbs, Program, Site, check_pair, sample_sites, sum_terms
+from pyro_vae.programs.problem import Problem
+from pyro_vae.programs.sites import (
+    PARTICLES,
+    LogProbs,
+    Site,
+    check_pair,
+    is_latent,
+    latent_sites,
+    observed_sites,
+    sample_sites,
+    sum_terms,
+)
 
 from .beta import BETA
 from .bounds import FLOOR
 
 Sites = dict[str, Site]
-
-
-@dataclass(frozen=True)
-class ProgramPair:
-    """A model and a guide with what they are called on, and where their data plate is."""
-
-    model: Program
-    guide: Program
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    plates: Plates
-
-    def run(self, program: Program, particles: int, like: poutine.Trace | None = None) -> poutine.Trace:
-        """The program's trace under a plate of particles, with the draws (and subsampled rows) of another if one is given."""
-        replayed = program if like is None else poutine.replay(program, trace=like)
-        with plate(PARTICLES, particles, dim=-1 - self.plates.nesting):
-            return poutine.trace(replayed).get_trace(*self.args, **self.kwargs)
 
 
 def with_values(trace: poutine.Trace, values: Mapping[str, Tensor]) -> poutine.Trace:
@@ -61,7 +55,7 @@ class Detached(Messenger):
     """Draws are handed on without their path to the parameters they were drawn with."""
 
     def _pyro_post_sample(self, msg: Message) -> None:
-        if not msg["is_observed"] and isinstance(msg["value"], Tensor):
+        if is_latent(msg) and isinstance(msg["value"], Tensor):
             msg["value"] = msg["value"].detach()
 
 
@@ -72,12 +66,10 @@ class Path:
     plates: Plates
     weight: Tensor | None = None
 
-    def weigh(self, gradient: Tensor, event: tuple[int, ...]) -> Tensor:
+    def weigh(self, gradient: Tensor, event_dim: int) -> Tensor:
         if self.weight is None:
             return gradient
-        shape = [1] * (self.plates.nesting + 1)
-        shape[0], shape[self.plates.dim] = self.weight.shape
-        return gradient * self.weight.reshape(*shape, *event)
+        return gradient * self.plates.beside(self.weight, event_dim)
 
 
 @dataclass
@@ -85,28 +77,28 @@ class ParticleRun:
     """One run of both programs: P particles a row, ``(P, N)`` wherever a tensor is spoken of.
 
     Args:
-        pair: the programs.
+        problem: the programs, on a batch.
         particles: P.
         detached: draws have no path to φ.
         weighable: the path of each particle can be given a weight of its own.
     """
 
-    pair: ProgramPair
+    problem: Problem
     particles: int
     detached: bool = False
     weighable: bool = False
     path: Path = field(init=False)
 
     def __post_init__(self) -> None:
-        self.path = Path(self.pair.plates)
+        self.path = Path(self.problem.plates)
         with Detached() if self.detached else nullcontext():
-            self.trace = self.pair.run(self.pair.guide, self.particles)
+            self.trace = self.problem.trace(self.problem.guide, self.particles)
         self.q = sample_sites(self.trace)
         self.values = {name: self.handed(site) for name, site in self.q.items()}
         handed = with_values(self.trace, self.values) if self.weighable else self.trace
-        self.p = sample_sites(self.pair.run(self.pair.model, self.particles, handed))
+        self.p = self.problem.sites(self.problem.model, self.particles, handed)
         check_pair(self.p, self.q)
-        self.scales = Scales.of(self.p, self.q, self.pair.plates)
+        self.scales = Scales.of(self.p, self.q, self.problem.plates)
 
     def handed(self, site: Site) -> Tensor:
         """The draw as the densities see it: itself, or a copy whose gradient is multiplied by `path`."""
@@ -114,7 +106,7 @@ class ParticleRun:
         if not (self.weighable and value.requires_grad):
             return value
         handed = value.view_as(value)
-        handed.register_hook(partial(self.path.weigh, event=(1,) * site["fn"].event_dim))
+        handed.register_hook(partial(self.path.weigh, event_dim=site["fn"].event_dim))
         return handed
 
     def plain(self) -> ParticleRun:
@@ -123,7 +115,7 @@ class ParticleRun:
             return self
         plain = copy(self)
         plain.weighable, plain.values = False, {name: site["value"] for name, site in self.q.items()}
-        plain.p = sample_sites(self.pair.run(self.pair.model, self.particles, self.trace))
+        plain.p = self.problem.sites(self.problem.model, self.particles, self.trace)
         for cached in ("terms", "held_score"):
             plain.__dict__.pop(cached, None)
         return plain
@@ -131,11 +123,11 @@ class ParticleRun:
     @cached_property
     def terms(self) -> LogProbs:
         """log p(x | z), log p(z) and log q(z | x) by site."""
-        observed = {name: site for name, site in self.p.items() if site["is_observed"]}
-        latent = {name: site for name, site in self.p.items() if not site["is_observed"]}
         q = self.guide_at(self.values) if self.weighable else self.q
         return LogProbs(
-            self.score("model", observed, {}), self.score("model", latent, {}), self.score("guide", q, self.values)
+            self.score("model", observed_sites(self.p), {}),
+            self.score("model", latent_sites(self.p), {}),
+            self.score("guide", q, self.values),
         )
 
     def score(self, program: str, sites: Sites, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -143,7 +135,7 @@ class ParticleRun:
         scale = self.scales.inner
         return {
             name: row_log_prob(
-                name, {**site, "value": values.get(name, site["value"])}, self.pair.plates, scale[program, name]
+                name, {**site, "value": values.get(name, site["value"])}, self.problem.plates, scale[program, name]
             )
             for name, site in sites.items()
         }
@@ -152,7 +144,7 @@ class ParticleRun:
         """The guide's sites at other draws: where one latent depends on another, its parameters do, too."""
         if len(self.q) == 1:
             return self.q
-        return sample_sites(self.pair.run(self.pair.guide, self.particles, with_values(self.trace, values)))
+        return self.problem.sites(self.problem.guide, self.particles, with_values(self.trace, values))
 
     @cached_property
     def held_score(self) -> Tensor:
@@ -162,7 +154,7 @@ class ParticleRun:
 
     def log_q(self, names: Sequence[str]) -> Tensor:
         """log q(z | x) of these sites as they were drawn: no handler's scale, and paths of weight 1; ``(P, N)``."""
-        return sum_terms({name: row_log_prob(name, self.q[name], self.pair.plates) for name in names})
+        return self.problem.log_prob({name: self.q[name] for name in names})
 
     @property
     def row_weight(self) -> Any:
@@ -171,7 +163,7 @@ class ParticleRun:
 
     def by_row(self, weight: Any) -> Any:
         """A handler's scale as a number, or ``(N,)``."""
-        plates = self.pair.plates
+        plates = self.problem.plates
         if not isinstance(weight, Tensor) or weight.numel() == 1:
             return weight
         along = weight.movedim(plates.dim, -1) if weight.dim() >= -plates.dim else weight
@@ -275,7 +267,7 @@ class Scales:
     def of(cls, p: Sites, q: Sites, plates: Plates) -> Scales:
         sites = {("model", n): s for n, s in p.items()} | {("guide", n): s for n, s in q.items()}
         beta = {key: site["infer"].get(BETA, 1.0) for key, site in sites.items()}
-        whole = next(s["scale"] for s in p.values() if s["is_observed"])  # β is of latents
+        whole = next(iter(observed_sites(p).values()))["scale"]  # β is of latents
         if all(same(site["scale"], whole if beta[key] == 1 else whole * beta[key]) for key, site in sites.items()):
             return cls(whole, beta)
         ratio = subsampling(next(iter(sites.values())), plates.data)
@@ -310,7 +302,7 @@ def check_inner_plates(run: ParticleRun, bound: Callable[[Tensor], Tensor]) -> N
     """Refuses subsampled plates within a row under a bound that is not linear in log w."""
     for site in [*run.p.values(), *run.q.values()]:
         for frame in site["cond_indep_stack"]:
-            if frame.name not in (run.pair.plates.data, PARTICLES) and frame.full_size not in (None, frame.size):
+            if frame.name not in (run.problem.plates.data, PARTICLES) and frame.full_size not in (None, frame.size):
                 raise ProgramError(
                     f"site {site['name']!r} lies in the plate {frame.name!r}, which subsamples {frame.size} of "
                     f"{frame.full_size} within a row: its scaled sum is unbiased for log p, so Bound(elbo) is right and "

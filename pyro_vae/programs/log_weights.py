@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from pyro import plate
 from torch import Tensor
 
-from .plates import Plates, find_plates, row_log_prob
-from .sites import PARTICLES, LogProbs, Program, Site, check_pair, trace_pair
+from .problem import Problem
+from .sites import Program
 
 
 def log_weights(
@@ -50,40 +49,7 @@ def log_weights(
         >>> log_weights(model, exact_posterior, x, num_particles=2)   # the exact posterior makes every weight p(x)
         tensor([[-1.2655, -1.5155], [-1.2655, -1.5155]])
     """
-    return log_probs(
-        model, guide, *args, num_particles=num_particles, vectorize_particles=vectorize_particles, **kwargs
-    ).log_w
-
-
-def log_probs(
-    model: Program,
-    guide: Program,
-    *args: Any,
-    num_particles: int = 1,
-    vectorize_particles: bool = True,
-    plates: Plates | None = None,
-    **kwargs: Any,
-) -> LogProbs:
-    """The terms of :func:`log_weights`, site by site: log p(x | z), log p(z) and log q(z | x), each ``(K, N)``.
-
-    `plates`, from :func:`find_plates`, saves the run that finds them when many calls follow one another.
-    """
-    plates = plates or find_plates(model, guide, *args, **kwargs)
-    if not vectorize_particles and num_particles > 1:
-        runs = [log_probs(model, guide, *args, plates=plates, **kwargs) for _ in range(num_particles)]
-        return LogProbs(
-            *(
-                {site: torch.cat([getattr(run, field)[site] for run in runs]) for site in getattr(runs[0], field)}
-                for field in ("observed", "prior", "posterior")
-            )
-        )
-    with plate(PARTICLES, num_particles, dim=-1 - plates.nesting):
-        q, p = trace_pair(model, guide, *args, **kwargs)
-    check_pair(p, q)
-
-    def score(sites: dict[str, Site]) -> dict[str, Tensor]:
-        return {name: row_log_prob(name, site, plates) for name, site in sites.items()}
-
-    observed = {name: site for name, site in p.items() if site["is_observed"]}
-    latent = {name: site for name, site in p.items() if not site["is_observed"]}
-    return LogProbs(score(observed), score(latent), score(q))
+    problem = Problem.on(model, guide, *args, **kwargs)
+    if vectorize_particles:
+        return problem.log_probs(num_particles).log_w
+    return torch.cat([problem.log_probs().log_w for _ in range(num_particles)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from pyro import settings
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
+from pyro_vae.common.random import seeded
 from pyro_vae.errors import UsageError
 
 Program = Callable[..., Any]
@@ -74,3 +75,23 @@ def without_validation() -> AbstractContextManager[None]:
     """Pyro's and torch's checks off; each switch is restored by itself (pyro.validation_enabled sets all alike)."""
     switches = ("distributions_pyro", "distributions_torch", "infer", "poutine")
     return settings.context(**{f"validate_{switch}": False for switch in switches})
+
+
+@contextmanager
+def quiet(
+    *things: Any, seed: int | None = None, block: tuple[int, ...] = (), device: torch.device | str = "cpu"
+) -> Iterator[None]:
+    """Evaluate: no gradients, eval mode, no validation, and a random stream of its own; all is put back after.
+
+    Args:
+        *things: programs, or modules.
+        seed: of the stream, with `block` as for :func:`~pyro_vae.common.random.seeded`; None draws from the stream around.
+        block: the part of the work.
+        device: where it runs.
+    """
+    with (
+        evaluation_mode(*things),
+        without_validation(),
+        nullcontext() if seed is None else seeded(seed, *block, device=device),
+    ):
+        yield

@@ -23,6 +23,26 @@ class Plates:
     dim: int
     nesting: int
 
+    @property
+    def particles(self) -> int:
+        """The dim of the particles: left of all the programs' own plates."""
+        return -1 - self.nesting
+
+    def leading(self, values: Tensor, event_dim: int = 0) -> Tensor:
+        """Values of a site, ``(K, ..., N, ..., *event)``, as ``(K, N, ..., *event)``."""
+        return values.movedim((self.particles - event_dim, self.dim - event_dim), (0, 1))
+
+    def by_unit(self, values: Tensor, event_dim: int = 0) -> Tensor:
+        """Values of a site as ``(K, N, units)``: inner plates and event dimensions are units."""
+        leading = self.leading(values, event_dim)
+        return leading.reshape(*leading.shape[:2], -1)
+
+    def beside(self, weights: Tensor, event_dim: int = 0) -> Tensor:
+        """``(K, N)`` with dimensions of size 1, to stand beside the values of a site."""
+        shape = [1] * (1 + self.nesting + event_dim)
+        shape[0], shape[self.dim - event_dim] = weights.shape
+        return weights.reshape(shape)
+
 
 def row_log_prob(name: str, site: Site, plates: Plates, scale: Any = 1.0) -> Tensor:
     """One site's log-probability times `scale`, summed over inner plates: ``(K, N)``."""
@@ -31,14 +51,13 @@ def row_log_prob(name: str, site: Site, plates: Plates, scale: Any = 1.0) -> Ten
 
 def sum_rows(name: str, log_prob: Tensor, plates: Plates) -> Tensor:
     """What a site has along its plates, summed over inner ones: ``(K, N)``."""
-    particle_dim = -1 - plates.nesting
     if log_prob.dim() != plates.nesting + 1:
         raise ProgramError(
             f"site {name!r} has batch shape {tuple(log_prob.shape)} under plates of {plates.nesting + 1} dimensions "
             "(particles and data). Declare what belongs to one row with .to_event(...), "
             "or pass vectorize_particles=False if the program does not broadcast."
         )
-    summed = [d for d in range(particle_dim, 0) if d not in (particle_dim, plates.dim)]
+    summed = [d for d in range(1 + plates.particles, 0) if d != plates.dim]
     return log_prob.sum(summed) if summed else log_prob
 
 

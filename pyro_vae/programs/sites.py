@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +73,21 @@ def sample_sites(trace: poutine.Trace) -> dict[str, Site]:
     }
 
 
+def is_latent(site: Any) -> bool:
+    """Whether a site (of a trace, or a message on its way) is drawn: no observation, no plate's indices, not deterministic."""
+    return not (site["is_observed"] or site_is_subsample(site) or is_deterministic(site))
+
+
+def latent_sites(sites: Mapping[str, Site]) -> dict[str, Site]:
+    """The sites that are drawn."""
+    return {name: site for name, site in sites.items() if not site["is_observed"]}
+
+
+def observed_sites(sites: Mapping[str, Site]) -> dict[str, Site]:
+    """The sites that hold data."""
+    return {name: site for name, site in sites.items() if site["is_observed"]}
+
+
 def check_pair(p: dict[str, Site], q: dict[str, Site]) -> None:
     """Refuses, by site, pairs whose weights would not be p(x, z) / q(z | x)."""
     for program, sites in (("model", p), ("guide", q)):
@@ -82,8 +97,7 @@ def check_pair(p: dict[str, Site], q: dict[str, Site]) -> None:
                     f"site {name!r} of the {program} is marked for enumeration: it is summed over, not drawn, so it has no "
                     "importance weight. Train with TraceEnum_ELBO; to score, drop the mark so that the guide draws it."
                 )
-    latent = {name for name, site in p.items() if not site["is_observed"]}
-    guided = {name for name, site in q.items() if not site["is_observed"]}
+    latent, guided = set(latent_sites(p)), set(latent_sites(q))
     if missing := sorted(latent - guided):
         raise ProgramError(
             f"latent site {missing[0]!r} is in the model but not in the guide. Give it a pyro.sample of that name there, "
@@ -101,5 +115,5 @@ def check_pair(p: dict[str, Site], q: dict[str, Site]) -> None:
                 f"site {name!r}: the prior draws values of shape {wide}, the posterior {narrow}. Give prior and posterior the "
                 "same number of dimensions."
             )
-    if not any(site["is_observed"] for site in p.values()):
+    if not observed_sites(p):
         raise ProgramError("the model observes nothing: pass the data as pyro.sample(..., obs=x).")

@@ -45,5 +45,4 @@ def by_row(tensor: Tensor, event_dim: int, plates: Plates) -> Tensor:
             f"a latent site has batch shape {tuple(tensor.shape[: tensor.dim() - event_dim])} under plates of "
             f"{plates.nesting + 1} dimensions (particles and data). Declare what belongs to one row with .to_event(...)."
         )
-    moved = tensor.movedim((-1 - plates.nesting - event_dim, plates.dim - event_dim), (0, 1))
-    return moved.reshape(*moved.shape[:2], -1).to("cpu", torch.float64)
+    return plates.by_unit(tensor, event_dim).to("cpu", torch.float64)

@@ -12,12 +12,10 @@ from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO
 from torch import Tensor
 
 from pyro_vae.common.progress import bar
-from pyro_vae.common.random import seeded
 from pyro_vae.diagnostics.latent_usage import ACTIVE, latents, spread
 from pyro_vae.errors import ProgramError
-from pyro_vae.programs.log_weights import log_probs
-from pyro_vae.programs.pair import evaluation_mode, without_validation
-from pyro_vae.programs.plates import find_plates
+from pyro_vae.programs.pair import quiet
+from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.sites import sample_sites
 from pyro_vae.programs.units import univariate
 
@@ -31,14 +29,14 @@ def true_elbo(step: Step, batch: tuple[Tensor, ...], chunk_size: int = 2000) -> 
 
     Pairs that have no log weight for each row (enumerated sites) get the ELBO of Pyro's own estimator, without terms.
     """
-    with evaluation_mode(step.model, step.guide), without_validation():
-        chunks = [tuple(a[i : i + chunk_size] for a in batch) for i in range(0, len(batch[0]), chunk_size)]
+    with quiet(step.model, step.guide):
         try:
-            plates = find_plates(step.model, step.guide, *(a[:1] for a in batch))
+            problem = Problem.on(step.model, step.guide, *(a[:1] for a in batch)).over(*batch)
         except ProgramError:
+            chunks = zip(*(a.split(chunk_size) for a in batch), strict=True)
             elbo = sum(-pyro_elbo(step).loss(step.model, step.guide, *chunk) for chunk in chunks)
             return {"elbo": elbo / len(batch[0]), "reconstruction": None, "kl": None}
-        terms = [log_probs(step.model, step.guide, *chunk, plates=plates) for chunk in chunks]
+        terms = [some.log_probs() for some in problem.split(chunk_size)]
         reconstruction, kl = (sum(getattr(t, f).sum().item() for t in terms) for f in ("reconstruction", "kl"))
     rows = len(batch[0])
     return {"elbo": (reconstruction - kl) / rows, "reconstruction": reconstruction / rows, "kl": kl / rows}
@@ -47,8 +45,8 @@ def true_elbo(step: Step, batch: tuple[Tensor, ...], chunk_size: int = 2000) -> 
 def row_elbo(step: Step, batch: tuple[Tensor, ...]) -> Tensor | None:
     """One draw of each row's ELBO, or None where the pair has no log weight for each row."""
     try:
-        with evaluation_mode(step.model, step.guide), without_validation():
-            return log_probs(step.model, step.guide, *batch).log_w.mean(0)
+        with quiet(step.model, step.guide):
+            return Problem.on(step.model, step.guide, *batch).log_probs().log_w.mean(0)
     except (ProgramError, ValueError):  # a ValueError is torch's, on a covariance of NaN
         return None
 
@@ -82,7 +80,7 @@ def latent_use(step: Step, batch: tuple[Tensor, ...], seed: int) -> Record:
 
 def elementwise(step: Step, batch: tuple[Tensor, ...]) -> bool:
     """Whether log q(z_i | x_j) is cheap for many pairs: one latent site of independent units."""
-    with evaluation_mode(step.model, step.guide), without_validation(), seeded(0, device=batch[0].device):
+    with quiet(step.model, step.guide, seed=0, device=batch[0].device):
         sites = sample_sites(poutine.trace(step.guide).get_trace(*(a[:1] for a in batch)))
     return len(sites) == 1 and all(univariate(site["fn"]) is not None for site in sites.values())
 

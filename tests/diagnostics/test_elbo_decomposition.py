@@ -12,7 +12,7 @@ from pyro_vae.common.random import seeded
 from pyro_vae.diagnostics import aggregate_posterior, elbo_decomposition
 from pyro_vae.diagnostics.elbo_decomposition import decompose
 from pyro_vae.errors import ProgramError, UsageError
-from pyro_vae.programs.log_weights import log_probs
+from pyro_vae.programs.problem import Problem
 
 X = torch.tensor([[-1.5, -1.0], [0.2, 0.6], [1.0, 0.4], [1.6, 1.8], [-0.3, -0.9]]).double()
 SCALE = torch.tensor([0.5, 0.8]).double()
@@ -105,7 +105,7 @@ def test_reconstruction_rate_distortion_and_active_units(found):
     expected = dist.Normal(X, 1.0).log_prob(X) - SCALE**2 / 2
     assert abs(found.reconstruction.value - expected.sum(1).mean().item()) < 4 * found.reconstruction.mc_se
     with seeded(0):
-        drawn = log_probs(model, guide, X, num_particles=4000)
+        drawn = Problem.on(model, guide, X).log_probs(4000)
     assert abs(found.elbo - drawn.log_w.mean().item()) < 6 * (found.reconstruction.mc_se + found.kl.mc_se)
     assert found.elbo == pytest.approx(-found.distortion - found.rate) and found.active() == 2
     assert found.active(threshold=1.4) == int((X.var(0) > 1.4).sum()) == 1
@@ -143,9 +143,7 @@ def test_posteriors_far_apart_tell_the_row():
 def test_a_part_of_the_rows_is_not_enough(monkeypatch):
     """Broken on purpose: q(z) from the draws' neighbours alone, as a minibatch would have it."""
     whole = elbo_decomposition.posteriors
-    monkeypatch.setattr(
-        elbo_decomposition, "posteriors", lambda guide, rows, *rest: whole(guide, tuple(r[:3] for r in rows), *rest)
-    )
+    monkeypatch.setattr(elbo_decomposition, "posteriors", lambda some, *rest: whole(some.rows(slice(3)), *rest))
     broken = decompose(model, guide, X, num_samples=4000)
     with pytest.raises(AssertionError):
         agrees(broken, TRUTH)

@@ -15,7 +15,6 @@ from pyro_vae.diagnostics.inference_gaps import figures, gaps
 from pyro_vae.diagnostics.overfitting import overfitting
 from pyro_vae.diagnostics.per_row_optimum import family_of
 from pyro_vae.errors import ProgramError, ShapeError, UsageError
-from pyro_vae.programs.log_weights import log_probs
 from tests.helpers.exact import Gaussian, LinearGaussian
 
 LG = LinearGaussian()
@@ -94,15 +93,14 @@ def test_scatter_of_the_gaps_is_what_their_errors_say():
 # broken on purpose
 
 
-def same_noise(model, rows, sites, plates, steps, particles, lr):
+def same_noise(problem, sites, steps, particles, lr):
     """Fits q* to the very draws that it is then scored on."""
     free = module.start_of(sites)
     leaves = [t.clone().requires_grad_() for t in free["z"]]
     adam = torch.optim.Adam(leaves, lr)
     for _ in range(steps):
         with torch.enable_grad(), seeded(0, 0, 1, 0):
-            guide = module.local_guide(sites, {"z": leaves}, plates)
-            log_w = log_probs(model, guide, *rows, num_particles=particles, plates=plates).log_w
+            log_w = module.fitted(problem, sites, {"z": leaves}).log_probs(particles).log_w
             gradients = torch.autograd.grad(-log_w.mean(0).sum(), leaves)
         for leaf, gradient in zip(leaves, gradients, strict=True):
             leaf.grad = gradient

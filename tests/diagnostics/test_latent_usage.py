@@ -12,7 +12,7 @@ from torch.distributions.transforms import AffineTransform
 from pyro_vae.diagnostics import latent_usage as module
 from pyro_vae.diagnostics.latent_usage import latents
 from pyro_vae.errors import ProgramError, ShapeError, UsageError
-from pyro_vae.programs.log_weights import log_probs
+from pyro_vae.programs.problem import Problem
 from tests.helpers.exact import LinearGaussian
 from tests.helpers.small import small_vae
 
@@ -104,7 +104,7 @@ def test_the_total_is_the_kl_of_the_log_weights():
     torch.manual_seed(3)
     vae = small_vae()
     x = torch.bernoulli(torch.full((50, 6), 0.4))
-    draws = log_probs(vae.model, vae.guide, x, num_particles=400).kl.mean(1)
+    draws = Problem.on(vae.model, vae.guide, x).log_probs(400).kl.mean(1)
     found = latents(vae.model, vae.guide, x)
     assert abs(found.kl - draws.mean()) < 4 * draws.std() / 20
     assert found.kl > 0

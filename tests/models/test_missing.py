@@ -34,7 +34,7 @@ from pyro_vae.distributions.missing import Observed
 from pyro_vae.errors import DataError, ProgramError, SupportError
 from pyro_vae.evidence.imputation import impute, impute_mean
 from pyro_vae.models.missing import SkipMissing, WithMask
-from pyro_vae.programs.log_weights import log_probs
+from pyro_vae.programs.problem import Problem
 from tests.helpers.exact import LinearGaussian
 from tests.helpers.small import binary, small_vae
 
@@ -122,7 +122,7 @@ def test_log_px_is_the_gaussian_marginal(gappy):
 
 def test_with_the_exact_posterior_of_what_is_observed_every_weight_is_p_of_it(gappy):
     vae = gappy.vae(gappy.exact)
-    log_w = log_probs(vae.model, vae.guide, gappy.gaps, num_particles=20).log_w
+    log_w = Problem.on(vae.model, vae.guide, gappy.gaps).log_probs(20).log_w
     torch.testing.assert_close(log_w, gappy.log_px(gappy.gaps).expand(20, -1), rtol=0, atol=1e-8)
 
 
@@ -130,7 +130,7 @@ def test_a_row_with_nothing_observed_scores_zero(gappy):
     """So its ELBO is −KL(q(z | nothing) || p(z)), within 4 standard errors."""
     x = gappy.gaps[7:8]
     vae = gappy.vae(gappy.wide)
-    terms = log_probs(vae.model, vae.guide, x, num_particles=4000)
+    terms = Problem.on(vae.model, vae.guide, x).log_probs(4000)
     assert (terms.reconstruction == 0).all()
     q = gappy.wide(x)
     kl = 0.5 * (q.covariance_matrix[0].trace() + q.loc.square().sum() - 2 - q.covariance_matrix[0].logdet())

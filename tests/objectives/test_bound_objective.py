@@ -41,6 +41,7 @@ from pyro_vae.objectives import bound_objective as objective_module
 from pyro_vae.posteriors import one_hot_categorical
 from pyro_vae.programs.pair import without_validation
 from pyro_vae.programs.parameters import register
+from pyro_vae.programs.problem import Problem
 from tests.helpers.environment import ROOT
 from tests.helpers.exact import LinearGaussian
 from tests.helpers.small import binary, small_vae
@@ -685,8 +686,7 @@ def test_groups_and_bounds_that_want_them(vae, x):
 
 def test_more_particles_than_memory_has_room_for(vae, x, monkeypatch):
     """The message's figure is what autograd saves; what does not grow with K is counted once."""
-    pair = objective_module.ProgramPair(vae.model, vae.guide, (x,), {}, Bound().plates(vae.model, vae.guide, (x,), {}))
-    needed, rows = objective_module.saved_bytes(pair, 512)
+    needed, rows = objective_module.saved_bytes(Problem.on(vae.model, vae.guide, x), 512)
     assert rows == 7 and needed > 512 * 7 * 8 * 8
     monkeypatch.setattr(objective_module, "free_bytes", lambda args: int(needed * 1.02))
     Bound(iwae, 512).loss(vae.model, vae.guide, x)

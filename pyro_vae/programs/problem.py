@@ -1,0 +1,180 @@
+r"""A pair of programs on the rows that something is asked of: how every evaluator runs them, and scores their sites."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from pyro import plate, poutine
+from torch import Tensor
+
+from pyro_vae.data.arrays import batch_of
+
+from .measure import measure_of
+from .pair import like_parameters, quiet
+from .plates import Plates, find_plates, row_log_prob
+from .sites import PARTICLES, LogProbs, Program, Site, check_pair, latent_sites, observed_sites, sample_sites, sum_terms
+from .support import check_support, takes_missing
+
+Sites = dict[str, Site]
+
+
+@dataclass(frozen=True)
+class Problem:
+    r"""A model and a guide, what they are called on, and where their data plate is.
+
+    Whatever is computed of K particles a row, ``(K, N)``, comes out of :meth:`trace`: there is no other plate of particles.
+
+    Attributes:
+        model: a Pyro program, as for :func:`~pyro_vae.log_weights`.
+        guide: its guide.
+        args: what both are called on: x ``(N, *event)``, and contexts with N rows.
+        plates: from :func:`~pyro_vae.programs.plates.find_plates`.
+        kwargs: what both are called with, the same for all rows.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def exact_posterior(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+        >>> problem = Problem.of(model, exact_posterior, [0.0, 1.0, 3.0], seed=0)
+        >>> with problem.quiet(0, 1):   # the exact posterior makes every weight p(x)
+        ...     problem.rows(slice(0, 2)).log_probs(particles=2).log_w
+        tensor([[-1.2655, -1.5155], [-1.2655, -1.5155]])
+    """
+
+    model: Program
+    guide: Program
+    args: tuple[Any, ...]
+    plates: Plates
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: Program, guide: Program, x: Any, *context: Any, seed: int, missing: bool = False) -> Problem:
+        """Take rows as :func:`rows_of` does, and check them and the pair in :func:`~pyro_vae.programs.pair.quiet`.
+
+        Args:
+            model: a Pyro program.
+            guide: its guide.
+            x: data ``(N, *event)``: a tensor, an array, anything :func:`~pyro_vae.data.as_rows` takes.
+            *context: what the programs take beside x, each with N rows.
+            seed: of the draws that the checks make.
+            missing: x may hold NaN, for what was not observed.
+
+        Raises:
+            DataError, ShapeError, SupportError: rows that are not finite, of another shape, or outside the support.
+            ProgramError: a pair that cannot be treated row by row.
+        """
+        args = rows_of(model, guide, x, *context, missing=missing)
+        with quiet(model, guide, seed=seed, device=args[0].device):
+            return cls.checked(model, guide, *args)
+
+    @classmethod
+    def checked(cls, model: Program, guide: Program, *args: Tensor) -> Problem:
+        """Check that all rows lie in the likelihood's support; find the plates by a run on the first one."""
+        check_support(model, guide, *args)
+        return cls.on(model, guide, *(a[:1] for a in args)).over(*args)
+
+    @classmethod
+    def on(cls, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Problem:
+        """Find the plates by one run of the pair on just these arguments; no row is checked."""
+        return cls(model, guide, args, find_plates(model, guide, *args, **kwargs), kwargs)
+
+    def __len__(self) -> int:
+        return len(self.args[0])
+
+    @property
+    def device(self) -> torch.device:
+        """Where x is."""
+        return self.args[0].device
+
+    @cached_property
+    def measure(self) -> str:
+        """What log p(x) is a density with respect to, as :func:`~pyro_vae.programs.measure.measure_of` says."""
+        with self.quiet(0):
+            return measure_of(self.model, self.guide, *self.rows(slice(1)).args)
+
+    def over(self, *args: Any) -> Problem:
+        """The same pair on other arguments."""
+        return replace(self, args=args)
+
+    def rows(self, part: slice | Tensor) -> Problem:
+        """The problem of some of the rows."""
+        return self.over(*(a[part] for a in self.args))
+
+    def split(self, size: int) -> list[Problem]:
+        """The problems of `size` rows each (1 at least), in order; the last one may have fewer."""
+        size = max(1, size)
+        return [self.rows(slice(start, start + size)) for start in range(0, len(self), size)]
+
+    def quiet(self, seed: int | None = None, *block: int) -> AbstractContextManager[None]:
+        """Run what is inside as :func:`~pyro_vae.programs.pair.quiet` does, on the random stream of (seed, *block)."""
+        return quiet(self.model, self.guide, seed=seed, block=block, device=self.device)
+
+    def trace(
+        self, program: Program, particles: int | None = None, at: poutine.Trace | Mapping[str, Tensor] | None = None
+    ) -> poutine.Trace:
+        """Run a program (the model, the guide, either under a handler) on the rows, under a plate of particles on the left.
+
+        Args:
+            program: what to run.
+            particles: K; None runs it without their plate.
+            at: latents to put in the place of draws. Those of a trace are replayed: they stay latent (and subsampled rows stay
+                the same). Values by site, ``(K, ..., N, ..., *event)``, are conditioned on: the sites count as observed.
+        """
+        if isinstance(at, Mapping):
+            program = poutine.condition(program, data=dict(at))
+        elif at is not None:
+            program = poutine.replay(program, trace=at)
+        with nullcontext() if particles is None else plate(PARTICLES, particles, dim=self.plates.particles):
+            return poutine.trace(program).get_trace(*self.args, **self.kwargs)
+
+    def sites(
+        self, program: Program, particles: int | None = None, at: poutine.Trace | Mapping[str, Tensor] | None = None
+    ) -> Sites:
+        """The sites of :meth:`trace` that carry a density."""
+        return sample_sites(self.trace(program, particles, at))
+
+    def draw(self, particles: int) -> tuple[Sites, Sites]:
+        """Sites of the guide with K draws, and of the model replayed on them; checked to be a pair."""
+        trace = self.trace(self.guide, particles)
+        q, p = sample_sites(trace), self.sites(self.model, particles, trace)
+        check_pair(p, q)
+        return q, p
+
+    def score(self, sites: Mapping[str, Site]) -> dict[str, Tensor]:
+        """log-probabilities by site, ``(K, N)`` in nats: inner plates summed, masked, unscaled."""
+        return {name: row_log_prob(name, site, self.plates) for name, site in sites.items()}
+
+    def log_prob(self, sites: Mapping[str, Site]) -> Tensor:
+        """The sum of :meth:`score`."""
+        return sum_terms(self.score(sites))
+
+    def log_probs(self, particles: int = 1) -> LogProbs:
+        """log p(x | z), log p(z) and log q(z | x) at K fresh draws of the guide, by site."""
+        q, p = self.draw(particles)
+        return LogProbs(self.score(observed_sites(p)), self.score(latent_sites(p)), self.score(q))
+
+
+def rows_of(
+    model: Program,
+    guide: Program,
+    x: Any,
+    *context: Any,
+    missing: bool = False,
+    device: torch.device | None = None,
+) -> tuple[Tensor, ...]:
+    """x and its contexts in the dtype and on the device of the pair's parameters, as :func:`~pyro_vae.data.arrays.batch_of`.
+
+    NaN in x is let through if `missing`, or if a module of the pair says that it takes it.
+    """
+    missing = missing or takes_missing(model, guide)
+    return batch_of(x, *context, like=like_parameters(model, guide), device=device, missing=missing)
