@@ -152,9 +152,9 @@ def copy_of(free: Free) -> Free:
 def path_bound(problem: Problem, sites: dict[str, LocalSite], free: Free, particles: int) -> Tensor:
     r"""mean_k log p(x, z_k) − log q(z_k; λ held), ``(N,)``: its gradient is that of the ELBO, and 0 where q is exact."""
     q, p = fitted(problem, sites, free).draw(particles)
-    held = copy_of(free)
+    log_p, held = problem.log_prob(p), copy_of(free)  # in this order: it is that in which gradients are added up
     log_q = problem.log_prob({n: {**q[n], "fn": site.family.build(held[n])} for n, site in sites.items()})
-    return (problem.log_prob(p) - log_q).mean(0)
+    return (log_p - log_q).mean(0)
 
 
 def optimise(problem: Problem, sites: dict[str, LocalSite], steps: int, particles: int, lr: float) -> tuple[Free, Free]:

@@ -6,19 +6,17 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from pyro import plate
+from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.common.keywords import suggest_keywords
-from pyro_vae.common.random import seeded
 from pyro_vae.data.arrays import batch_of
 from pyro_vae.errors import DataError, ShapeError, UsageError
 from pyro_vae.evidence.imputation import Particles
-from pyro_vae.programs.pair import evaluation_mode, like_parameters, without_validation
-from pyro_vae.programs.plates import Plates, find_plates, row_log_prob
-from pyro_vae.programs.simulate import Batch, draw, free_sites, replicated, was_observed
-from pyro_vae.programs.sites import PARTICLES, Program, Site, sum_terms
-from pyro_vae.programs.support import check_support
+from pyro_vae.programs.pair import like_parameters, quiet
+from pyro_vae.programs.problem import Problem
+from pyro_vae.programs.simulate import draw, replicated, was_observed
+from pyro_vae.programs.sites import Program, observed_sites
 
 from .predictive_result import Discrepancy, PredictiveCheck
 
@@ -111,19 +109,15 @@ def posterior_predictive_check(
     chosen = STATISTICS if statistics is None else statistics
     args = batch_of(x, *context, like=like_parameters(model, guide))
     observed = {name: evaluated(name, t, args[0]) for name, t in chosen.items()}
-    step, device = max(1, chunk_size // max(draws, num_draws)), args[0].device
-    kept, rows = ReplicatedStatistics(chosen, observed), len(args[0])
-    with evaluation_mode(model, guide), without_validation():
-        with seeded(seed, device=device):
-            check_support(model, guide, *args)
-            plates = find_plates(model, guide, *(a[:1] for a in args))
-        draw(model, tuple(a[:1] for a in args), seed)  # refuses, by name, what cannot be replicated
-        for i, start in enumerate(range(0, rows, step)):
-            part = tuple(a[start : start + step] for a in args)
-            with seeded(seed, i, device=device):
-                particles = Particles(model, guide, part, plates, draws, start)
-                kept.add(*replications(particles, part, plates, num_draws, resample=num_particles is not None))
-    return PredictiveCheck(kept.result(), "posterior", rows, num_draws, seed)
+    kept, start = ReplicatedStatistics(chosen, observed), 0
+    with quiet(model, guide, seed=seed, device=args[0].device):
+        problem = Problem.checked(model, guide, *args)
+        draw(model, problem.rows(slice(1)).args, seed)  # refuses, by name, what cannot be replicated
+    for i, some in enumerate(problem.split(chunk_size // max(draws, num_draws))):
+        with some.quiet(seed, i):
+            kept.add(*replications(Particles(some, draws, start), num_draws, resample=num_particles is not None))
+        start += len(some)
+    return PredictiveCheck(kept.result(), "posterior", len(problem), num_draws, seed)
 
 
 @suggest_keywords
@@ -171,7 +165,7 @@ def prior_predictive_check(
     rows, shape = len(args[0]), args[0].shape
     observed = {name: evaluated(name, t, args[0]) for name, t in chosen.items()}
     found: dict[str, list[Tensor]] = {name: [] for name in chosen}
-    with evaluation_mode(model), without_validation():
+    with quiet(model):
         for i, start in enumerate(range(0, num_draws, max(1, chunk_size // rows))):
             times = min(max(1, chunk_size // rows), num_draws - start)
             again = draw(model, tuple(a.repeat(times, *[1] * (a.dim() - 1)) for a in args), seed, i).x
@@ -210,28 +204,17 @@ class ReplicatedStatistics:
         return Discrepancy(self.observed[name].reshape(1, 1), whole)
 
 
-def replications(
-    particles: Particles, args: Batch, plates: Plates, draws: int, resample: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def replications(particles: Particles, draws: int, resample: bool) -> tuple[Tensor, Tensor, Tensor]:
     """x_rep ``(S, n, *event)``, log p(x | z) and log p(x_rep | z), ``(S, n)``, for z of the guide or resampled by weight."""
-    log_p = observation_log_prob({n: s for n, s in particles.sites.items() if s["is_observed"]}, plates)
+    problem = particles.problem
+    log_p = problem.log_prob(observed_sites(particles.sites))
     z = {name: site["value"] for name, site in particles.latents.items()}
     if resample:
-        chosen = torch.multinomial(particles.weights.T, draws, replacement=True).T
+        chosen, z = particles.resampled(draws)
         log_p = log_p.gather(0, chosen)
-        z = {
-            name: torch.take_along_dim(z[name], particles.aligned(chosen, site["fn"].event_dim), 0)
-            for name, site in particles.latents.items()
-        }
-    with plate(PARTICLES, draws, dim=-1 - plates.nesting):
-        sites = free_sites(particles.model, *args, latents=z)
-    again = observation_log_prob({n: s for n, s in sites.items() if was_observed(s)}, plates)
-    return replicated(args, sites, (draws,))[0], log_p, again
-
-
-def observation_log_prob(sites: Mapping[str, Site], plates: Plates) -> Tensor:
-    """log p of what these sites hold, ``(S, n)``."""
-    return sum_terms({name: row_log_prob(name, site, plates) for name, site in sites.items()})
+    sites = problem.sites(poutine.uncondition(problem.model), draws, z)
+    again = problem.log_prob({name: site for name, site in sites.items() if was_observed(site)})
+    return replicated(problem.args, sites, (draws,))[0], log_p, again
 
 
 def evaluated(name: str, statistic: Statistic, x: Tensor, dims: tuple[int, ...] = (0, 1)) -> Tensor:

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from pyro_vae.common.keywords import suggest_keywords
-from pyro_vae.common.random import seeded
 from pyro_vae.data.arrays import batch_of
 from pyro_vae.errors import UsageError
-from pyro_vae.programs.pair import evaluation_mode, like_parameters, without_validation
-from pyro_vae.programs.plates import find_plates
+from pyro_vae.programs.pair import like_parameters, quiet
+from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.simulate import draw
 from pyro_vae.programs.sites import Program
 
@@ -190,14 +189,13 @@ def simulation_based_calibration(
     template = batch_of(x, *context, like=like_parameters(model, guide), missing=True)
     turns = torch.arange(num_rows, device=template[0].device) % len(template[0])
     blocks, found = turns.split(max(1, chunk_size // num_draws)), []
-    with evaluation_mode(model, guide), without_validation():
+    with quiet(model, guide, seed=seed, device=template[0].device):
         first = draw(model, tuple(a[:1] for a in template), seed)  # the template itself may be no data
-        with seeded(seed, device=template[0].device):
-            plates = find_plates(model, guide, *first.args)
+        problem = Problem.on(model, guide, *first.args)
         for i, rows in enumerate(blocks):
             truth = draw(model, tuple(a[rows] for a in template), seed, i, 0)
-            with seeded(seed, i, 1, device=template[0].device):
-                names, ranks = block_ranks(Ranking(model, guide, plates, vectorize_particles), truth, num_draws)
+            with problem.quiet(seed, i, 1):
+                names, ranks = block_ranks(Ranking(problem.over(*truth.args), vectorize_particles), truth, num_draws)
             found.append(ranks.cpu())
     return Calibration(names, torch.cat(found), num_draws, level, seed)
 

@@ -7,65 +7,60 @@ from dataclasses import dataclass
 from itertools import product
 
 import torch
-from pyro import plate, poutine
+from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.errors import ProgramError
 from pyro_vae.objectives.particles import with_values
-from pyro_vae.programs.plates import Plates, row_log_prob
-from pyro_vae.programs.simulate import Batch, Simulated
-from pyro_vae.programs.sites import PARTICLES, Program, Site, check_pair, sample_sites, sum_terms
+from pyro_vae.programs.plates import Plates
+from pyro_vae.programs.problem import Problem
+from pyro_vae.programs.simulate import Simulated
+from pyro_vae.programs.sites import Site, check_pair, sample_sites
 
 JOINT = "log p(x, z)"
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """A pair, where its data plate is, and whether it broadcasts over particles."""
+    """A pair on simulated rows, and whether it broadcasts over particles."""
 
-    model: Program
-    guide: Program
-    plates: Plates
+    problem: Problem
     vectorized: bool
 
     def split(self, draws: int) -> list[int]:
         """Return how many particles each run of a program draws."""
         return [draws] if self.vectorized else [1] * draws
 
-    def posterior(self, args: Batch, draws: int) -> list[poutine.Trace]:
+    def posterior(self, draws: int) -> list[poutine.Trace]:
         """The guide's traces."""
-        return [self.traced(self.guide, args, n) for n in self.split(draws)]
+        return [self.problem.trace(self.problem.guide, n) for n in self.split(draws)]
 
-    def joint(self, args: Batch, like: poutine.Trace, values: Mapping[str, Tensor]) -> Tensor:
+    def joint(self, like: poutine.Trace, values: Mapping[str, Tensor]) -> Tensor:
         """log p(x, z) at latents ``(K, ..., N, ...)``: ``(K, N)``; `like` is a trace of the guide."""
         sizes = self.split(len(next(iter(values.values()))))
         parts = ({name: v.split(sizes)[i] for name, v in values.items()} for i in range(len(sizes)))
-        return torch.cat([self.scored(args, with_values(like, part), n) for part, n in zip(parts, sizes, strict=True)])
+        return torch.cat([self.scored(with_values(like, part), n) for part, n in zip(parts, sizes, strict=True)])
 
-    def scored(self, args: Batch, like: poutine.Trace, particles: int) -> Tensor:
-        p = sample_sites(self.traced(poutine.replay(self.model, trace=like), args, particles))
+    def scored(self, like: poutine.Trace, particles: int) -> Tensor:
+        p = self.problem.sites(self.problem.model, particles, like)
         check_pair(p, sample_sites(like))
-        return sum_terms({name: row_log_prob(name, site, self.plates) for name, site in p.items()})
-
-    def traced(self, program: Program, args: Batch, particles: int) -> poutine.Trace:
-        with plate(PARTICLES, particles, dim=-1 - self.plates.nesting):
-            return poutine.trace(program).get_trace(*args)
+        return self.problem.log_prob(p)
 
 
 def block_ranks(pair: Ranking, truth: Simulated, num_draws: int) -> tuple[tuple[str, ...], Tensor]:
     """Names of the quantities, and the ranks of the truth among L draws of the guide, ``(N, Q)``."""
-    traces = pair.posterior(truth.args, num_draws)
+    plates, traces = pair.problem.plates, pair.posterior(num_draws)
     drawn = [sample_sites(trace) for trace in traces]
     sites = drawn[0]
     values = {
-        name: torch.cat([lifted(truth.latents[name], site, pair.plates), *(d[name]["value"] for d in drawn)])
+        name: torch.cat([lifted(truth.latents[name], site, plates), *(d[name]["value"] for d in drawn)])
         for name, site in sites.items()
     }
-    joint = pair.joint(truth.args, traces[0], values)  # the truth and the draws in one run, rounded alike
+    joint = pair.joint(traces[0], values)  # the truth and the draws in one run, rounded alike
     names: list[str] = []
     ranks = []
     for name, value in values.items():
-        units, flat = by_unit(name, value, sites[name], pair.plates)
+        units, flat = by_unit(name, value, sites[name], plates)
         names += units
         ranks.append(rank(name, flat))
     # log p(x, z) of a discrete z takes few values, and equal ones differ by rounding: ties, too
@@ -82,8 +77,7 @@ def lifted(value: Tensor, site: Site, plates: Plates) -> Tensor:
 
 def by_unit(name: str, value: Tensor, site: Site, plates: Plates) -> tuple[list[str], Tensor]:
     """A site's coordinates: their names, and their values ``(K, N, units)``."""
-    event = site["fn"].event_dim
-    moved = value.movedim((-1 - plates.nesting - event, plates.dim - event), (0, 1))
+    moved = plates.leading(value, site["fn"].event_dim)
     where = product(*(range(size) for size in moved.shape[2:] if size > 1))
     labels = [",".join(map(str, index)) for index in where]
     units = [f"{name}[{label}]" if label else name for label in labels]

@@ -7,18 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from pyro import plate, poutine
 from torch import Tensor
 
 from pyro_vae.common.keywords import suggest_keywords
-from pyro_vae.common.random import seeded
-from pyro_vae.data.arrays import batch_of
 from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.evidence.importance.sampler import checked
-from pyro_vae.programs.pair import evaluation_mode, like_parameters, programs, without_validation
-from pyro_vae.programs.plates import Plates, find_plates, row_log_prob
-from pyro_vae.programs.sites import PARTICLES, Program, Site, check_pair, sample_sites, sum_terms, trace_pair
-from pyro_vae.programs.support import check_support
+from pyro_vae.programs.pair import programs
+from pyro_vae.programs.problem import Problem
+from pyro_vae.programs.sites import Site
 
 Chunk = Callable[["Particles"], Tensor]
 
@@ -94,34 +90,23 @@ def run(each: Chunk, vae: Any, x: Any, c: tuple[Any, ...], num_samples: int, see
     if num_samples < 1 or chunk_size < 1:
         raise UsageError(f"num_samples and chunk_size must be at least 1, got {num_samples} and {chunk_size}")
     model, guide = programs(vae)
-    args = batch_of(x, *c, like=like_parameters(model, guide), missing=True)  # check_support asks the likelihood
-    device, step, done = args[0].device, max(1, chunk_size // num_samples), []
-    with evaluation_mode(model, guide), without_validation():
-        with seeded(seed, device=device):
-            check_support(model, guide, *args)
-            plates = find_plates(model, guide, *(a[:1] for a in args))
-        for i, start in enumerate(range(0, len(args[0]), step)):
-            with seeded(seed, i, device=device):
-                rows = tuple(a[start : start + step] for a in args)
-                done.append(each(Particles(model, guide, rows, plates, num_samples, start)))
-    return torch.cat(done, 1)
+    problem = Problem.of(model, guide, x, *c, seed=seed, missing=True)  # the likelihood says whether it takes NaN
+    filled, start = [], 0
+    for i, some in enumerate(problem.split(chunk_size // num_samples)):
+        with some.quiet(seed, i):
+            filled.append(each(Particles(some, num_samples, start)))
+        start += len(some)
+    return torch.cat(filled, 1)
 
 
 class Particles:
     """K particles of each row, z_k ~ q(z | x_obs), with their weights w_k / Σ w, ``(K, N)`` in float64."""
 
-    def __init__(
-        self, model: Program, guide: Program, args: tuple[Tensor, ...], plates: Plates, num: int, start: int
-    ) -> None:
-        self.model, self.args, self.plates = model, args, plates
-        with plate(PARTICLES, num, dim=-1 - plates.nesting):
-            self.latents, self.sites = trace_pair(model, guide, *args)
-        check_pair(self.sites, self.latents)
-        p, q = (
-            sum_terms({name: row_log_prob(name, site, plates) for name, site in sites.items()})
-            for sites in (self.sites, self.latents)
-        )
-        log_w = checked(p - q, num, len(args[0]), start).double()
+    def __init__(self, problem: Problem, num: int, start: int) -> None:
+        self.problem, self.x = problem, problem.args[0]
+        self.latents, self.sites = problem.draw(num)
+        log_w = problem.log_prob(self.sites) - problem.log_prob(self.latents)
+        log_w = checked(log_w, num, len(problem), start).double()
         if (hopeless := (log_w == -math.inf).all(0)).any():
             rows = (start + hopeless.nonzero().flatten()).tolist()
             raise ProgramError(f"all weights are 0 for rows {rows[:5]}: no particle explains what was observed there.")
@@ -129,35 +114,33 @@ class Particles:
 
     def mean(self) -> Tensor:
         """x with its gaps filled by the weighted mean of E[x | z_k]."""
-        site = site_of(self.args[0], self.sites)
+        site = site_of(self.x, self.sites)
         try:
             means = site["fn"].mean
         except NotImplementedError as error:
             raise ProgramError(
                 f"the likelihood is a {type(site['fn']).__name__}, which has no mean in closed form; average draws of impute"
             ) from error
-        weights = self.aligned(self.weights, site["fn"].event_dim).to(means)
-        filled = fill(self.args[0], (weights * means).sum(0))
+        weights = self.problem.plates.beside(self.weights, site["fn"].event_dim).to(means)
+        filled = fill(self.x, (weights * means).sum(0))
         if filled.isnan().any():
             raise ProgramError("E[x | z] is NaN in columns that have no mean, such as classes; average draws of impute")
         return filled
 
     def draw(self, draws: int) -> Tensor:
         """x with its gaps filled by draws from p(x | z), of z resampled by weight."""
+        _, z = self.resampled(draws)
+        sites = self.problem.sites(self.problem.model, draws, z)
+        return fill(self.x, site_of(self.x, sites)["fn"].sample())
+
+    def resampled(self, draws: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Particles drawn by weight: their numbers ``(draws, N)``, and their latents."""
         chosen = torch.multinomial(self.weights.T, draws, replacement=True).T
-        z = {
-            name: torch.take_along_dim(site["value"], self.aligned(chosen, site["fn"].event_dim), 0)
+        beside = self.problem.plates.beside
+        return chosen, {
+            name: torch.take_along_dim(site["value"], beside(chosen, site["fn"].event_dim), 0)
             for name, site in self.latents.items()
         }
-        with plate(PARTICLES, draws, dim=-1 - self.plates.nesting):
-            trace = poutine.trace(poutine.condition(self.model, data=z)).get_trace(*self.args)
-        return fill(self.args[0], site_of(self.args[0], sample_sites(trace))["fn"].sample())
-
-    def aligned(self, values: Tensor, event_dim: int) -> Tensor:
-        """values ``(k, N)`` beside a site's: particles on the left, rows where the data plate is."""
-        shape = [len(values)] + [1] * (self.plates.nesting + event_dim)
-        shape[self.plates.dim - event_dim] = values.shape[1]
-        return values.reshape(shape)
 
 
 def site_of(x: Tensor, sites: dict[str, Site]) -> Site:

@@ -15,13 +15,12 @@ from torch.distributions import constraints
 
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.pyro_private import own_store
-from pyro_vae.common.random import seeded
 from pyro_vae.errors import ProgramError, ShapeError
 
 from .check_parameters import ghost_training, gradients, modules, named_parameters, shared
 from .findings import CheckReport, Finding, ProgramTrace, run
-from .pair import evaluation_mode, without_validation
-from .sites import Program, Site
+from .pair import quiet
+from .sites import Program, Site, observed_sites
 from .support import MASK, base_name, describe, rows_inside, say_support
 
 
@@ -64,10 +63,8 @@ def check(model: Program, guide: Program, *batch: Any, others: Iterable[Any] = (
     others = list(others)
     devices = [a.device for a in batch if isinstance(a, Tensor)] or [torch.device("cpu")]
     with (
-        seeded(seed, device=devices[0]),
+        quiet(model, guide, *(m for o in others for m in modules(o)), seed=seed, device=devices[0]),
         own_store(),
-        evaluation_mode(model, guide, *(m for o in others for m in modules(o))),
-        without_validation(),
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")
@@ -88,7 +85,7 @@ def diagnose(model: Program, guide: Program, batch: tuple[Any, ...], others: lis
         found += stopped(replayed, rows)
         p = replayed if replayed.stopped is None else p
     if not any(f.kind in ("plate", "event") for f in found):
-        found += [f for n, s in p.sites.items() if s["is_observed"] for f in data_fits(n, s, main_plate(p, q))]
+        found += [f for n, s in observed_sites(p.sites).items() for f in data_fits(n, s, main_plate(p, q))]
     found += [f for n, s in q.latents.items() for f in pathwise(n, s)]
     ghosts = ghost_training([p, q])
     if p.stopped is None and q.stopped is None and not any(f.kind in ("run", "site", "width", "obs") for f in found):
@@ -120,7 +117,7 @@ def unpaired(p: ProgramTrace, q: ProgramTrace, batch: tuple[Any, ...]) -> Iterat
     """Sites of one program only, and observations that were forgotten."""
     shape = batch[0].shape if batch and isinstance(batch[0], Tensor) else None
     forgotten = [n for n, s in p.latents.items() if n not in q.sites and s["value"].shape == shape]
-    unseen = not any(s["is_observed"] for s in p.sites.values())
+    unseen = not observed_sites(p.sites)
     if unseen and not forgotten:
         yield Finding("obs", "model", "it observes nothing", "pass the data as pyro.sample(..., obs=x)")
     for name in [n for n in p.latents if n not in q.latents]:
@@ -132,7 +129,7 @@ def unpaired(p: ProgramTrace, q: ProgramTrace, batch: tuple[Any, ...]) -> Iterat
         fix = f"give the guide a pyro.sample({name!r}, ...), or observe it{hint}"
         yield Finding("site", f"site {name!r}", "it is a latent of the model but not in the guide", fix)
     for name in [n for n in q.latents if n not in p.latents]:
-        seen = name in p.sites and p.sites[name]["is_observed"]
+        seen = name in observed_sites(p.sites)
         what = f"it is in the guide but {'the model observes it' if seen else 'is no latent of the model'}"
         fix = (
             "leave it out of the guide" if seen else f"rename it to a latent of the model, or sample {name!r} there too"

@@ -10,7 +10,7 @@ from pyro import poutine
 
 from pyro_vae.errors import ProgramError, PyroVAEError, ShapeError, SupportError
 
-from .sites import Site, sample_sites
+from .sites import Site, latent_sites, sample_sites
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class ProgramTrace:
 
     @property
     def latents(self) -> dict[str, Site]:
-        return {n: s for n, s in self.sites.items() if not s["is_observed"] and not s["infer"].get("is_auxiliary")}
+        return {n: s for n, s in latent_sites(self.sites).items() if not s["infer"].get("is_auxiliary")}
 
     @property
     def params(self) -> dict[str, Site]:

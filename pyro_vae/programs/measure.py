@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from .sites import Program, trace_pair
+from .sites import Program, observed_sites, trace_pair
 from .support import base_name, support_of_site
 
 UNNORMALISED = ("Unit", "ImproperUniform")  # pyro.factor and its like
@@ -42,8 +42,7 @@ def measure_of(model: Program, guide: Program, *args: Tensor) -> str:
     """
     with torch.no_grad():
         _, sites = trace_pair(model, guide, *args)
-    observed = {name: site["fn"] for name, site in sites.items() if site["is_observed"]}
-    kinds = [kind for name, fn in observed.items() for kind in measures_of(name, fn)]
+    kinds = [kind for name, site in observed_sites(sites).items() for kind in measures_of(name, site["fn"])]
     return " x ".join(sorted(set(kinds)))
 
 

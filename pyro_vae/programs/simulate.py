@@ -15,7 +15,7 @@ from pyro_vae.common.random import seeded
 from pyro_vae.data.arrays import batch_of
 from pyro_vae.errors import ProgramError, ShapeError
 
-from .pair import evaluation_mode, like_parameters, without_validation
+from .pair import like_parameters, quiet
 from .plates import data_plate
 from .sites import Program, Site, sample_sites
 
@@ -71,7 +71,7 @@ def simulate(model: Program, x: Any, *context: Any, seed: int = 0) -> Simulated:
         (torch.Size([3]), torch.Size([3]))
     """
     args = batch_of(x, *context, like=like_parameters(model), missing=True)  # a template may be what is not there
-    with evaluation_mode(model), without_validation():
+    with quiet(model):
         return draw(model, args, seed)
 
 
@@ -80,7 +80,7 @@ def draw(model: Program, args: Batch, seed: int, *block: int) -> Simulated:
 
     def once(args: Batch) -> tuple[dict[str, Site], Batch]:
         with seeded(seed, *block, device=args[0].device):
-            sites = free_sites(model, *args)
+            sites = sample_sites(poutine.trace(poutine.uncondition(model)).get_trace(*args))
         check_rows(sites)
         return sites, tuple(replicated(args, sites))
 
@@ -98,13 +98,6 @@ def draw(model: Program, args: Batch, seed: int, *block: int) -> Simulated:
 def check_rows(sites: Mapping[str, Site]) -> None:
     """Refuses, by site, a latent that rows share: what is drawn for one of them would say something of the others."""
     data_plate({name: [f for f in site["cond_indep_stack"] if f.vectorized] for name, site in sites.items()})
-
-
-def free_sites(model: Program, *args: Tensor, latents: Mapping[str, Tensor] | None = None) -> dict[str, Site]:
-    """Sites of the model with its observations drawn anew; given `latents`, or with them drawn, too."""
-    free = poutine.uncondition(model)
-    program = free if latents is None else poutine.condition(free, data=dict(latents))
-    return sample_sites(poutine.trace(program).get_trace(*args))
 
 
 def was_observed(site: Site) -> bool:

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from pyro_vae.errors import ProgramError, PyroVAEError, ShapeError, SupportError
 
-from .pair import evaluation_mode, owners, without_validation
+from .pair import owners, quiet
 from .plates import Plates, find_plates
-from .sites import Program, Site, trace_pair
+from .sites import Program, Site, observed_sites, trace_pair
 
 Batch = tuple[Tensor, ...]
 
@@ -49,7 +49,7 @@ def check_support(
         ProgramError: a pair that cannot be treated row by row, or a guide that turns missing values into NaN latents.
     """
     prepare = prepare or (lambda batch: batch)
-    with evaluation_mode(model, guide), without_validation():
+    with quiet(model, guide):
         dim = plates_of_one_row(model, guide, *prepare(tuple(a[:1] for a in args))).dim
         bad: dict[str, list[int]] = {}
         blind: dict[str, list[int]] = {}
@@ -60,9 +60,7 @@ def check_support(
             latents, sites = trace_pair(model, guide, *batch)
             for name, row in nan_latents(batch[0], latents, dim):
                 blind.setdefault(name, []).append(row + start if numbers is None else int(numbers[row + start]))
-            for name, site in sites.items():
-                if not site["is_observed"]:
-                    continue
+            for name, site in observed_sites(sites).items():
                 inside = rows_inside(name, site, dim)
                 spans[name] = span(site["value"], spans.get(name))
                 if not inside.all():

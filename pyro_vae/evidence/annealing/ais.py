@@ -13,13 +13,11 @@ from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.memory import SMALLER, fitting
 from pyro_vae.common.progress import tracked
 from pyro_vae.common.random import seeded
-from pyro_vae.data.arrays import batch_of
 from pyro_vae.errors import ProgramError
-from pyro_vae.programs.measure import measure_of
-from pyro_vae.programs.pair import evaluation_mode, like_parameters, without_validation
-from pyro_vae.programs.plates import Plates, find_plates
+from pyro_vae.programs.pair import evaluation_mode, without_validation
+from pyro_vae.programs.plates import Plates
+from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.sites import Program
-from pyro_vae.programs.support import check_support, takes_missing
 
 from .densities import Densities, Point
 from .hmc import Density, transition
@@ -177,12 +175,8 @@ class AnnealingTask:
 def prepare(model: Program, guide: Program, x: Any, context: tuple[Any, ...], settings: AISSettings) -> AnnealingTask:
     """Checks the options, the rows and the pair, and tunes the steps."""
     settings.check()
-    args = batch_of(x, *context, like=like_parameters(model, guide), missing=takes_missing(model, guide))
-    with evaluation_mode(model, guide), without_validation(), seeded(settings.seed, device=args[0].device):
-        check_support(model, guide, *args)
-        one = tuple(a[:1] for a in args)
-        plates, measure = find_plates(model, guide, *one), measure_of(model, guide, *one)
-    return AnnealingTask(model, guide, args, plates, measure, settings)
+    problem = Problem.of(model, guide, x, *context, seed=settings.seed)
+    return AnnealingTask(model, guide, problem.args, problem.plates, problem.measure, settings)
 
 
 def forward(task: AnnealingTask) -> AnnealedRun:

@@ -9,15 +9,13 @@ import torch
 from torch import Tensor
 
 from pyro_vae.common.keywords import suggest_keywords
-from pyro_vae.data.arrays import batch_of
 from pyro_vae.errors import UsageError
 from pyro_vae.evidence.estimate import known, say
 from pyro_vae.evidence.importance.estimator import importance
 from pyro_vae.evidence.importance.result import Evidence
-from pyro_vae.programs.pair import like_parameters
+from pyro_vae.programs.problem import rows_of
 from pyro_vae.programs.simulate import simulate
 from pyro_vae.programs.sites import Program
-from pyro_vae.programs.support import takes_missing
 
 from .ais import forward, prepare
 from .result import Annealed, errors, log_mean
@@ -266,7 +264,7 @@ def bdmc(
         >>> bool(result.gap.abs().max() < 1e-5)    # with the exact posterior there is no gap
         True
     """
-    args = batch_of(x, *context, like=like_parameters(model, guide), missing=takes_missing(model, guide))
+    args = rows_of(model, guide, x, *context)
     if num_rows is not None:
         if num_rows < 1:
             raise UsageError(f"num_rows must be at least 1, got {num_rows}")

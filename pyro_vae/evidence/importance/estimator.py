@@ -12,14 +12,10 @@ import torch
 from pyro_vae.common.device import resolve_device
 from pyro_vae.common.memory import SMALLER, fitting
 from pyro_vae.common.progress import tracked
-from pyro_vae.common.random import seeded
-from pyro_vae.data.arrays import batch_of
 from pyro_vae.errors import DeviceError, Interrupted, UnreliableError, UsageError
-from pyro_vae.programs.measure import measure_of
-from pyro_vae.programs.pair import evaluation_mode, like_parameters, without_validation
-from pyro_vae.programs.plates import find_plates
+from pyro_vae.programs.pair import like_parameters, quiet
+from pyro_vae.programs.problem import Problem, rows_of
 from pyro_vae.programs.sites import Program
-from pyro_vae.programs.support import check_support, takes_missing
 
 from .accumulator import ROWS, RowBlock
 from .proposals import GUIDE, Proposal
@@ -119,31 +115,28 @@ def importance(
     if num_samples < 1 or chunk_size < 1:
         raise UsageError(f"num_samples and chunk_size must be at least 1, got {num_samples} and {chunk_size}")
     check_target(target_se, max_samples, num_samples, particles)
-    like = like_parameters(model, guide)
     place = None if device is None else resolve_device(device)
-    args = batch_of(x, *context, like=like, device=place, missing=missing or takes_missing(model, guide))
-    device = args[0].device
+    args = rows_of(model, guide, x, *context, missing=missing, device=place)
+    device, like = args[0].device, like_parameters(model, guide)
     if like is not None and like.device != device:
         raise DeviceError(
             f"the data goes to {device}, but the model is on {like.device}: move it there, vae.to({str(device)!r})"
         )
     ledgers = open_row_blocks(len(args[0]), num_samples, rows, resume, seed, proposal)
-    with evaluation_mode(model, guide), without_validation(), seeded(seed, device=device):
-        check_support(model, guide, *args)
-        plates = find_plates(model, guide, *(a[:1] for a in args))
-        measure = measure_of(model, guide, *(a[:1] for a in args))
-    sampler = Sampler(model, guide, plates, proposal, seed, chunk_size, vectorize_particles)
-    said = {"seed": seed, "proposal": str(proposal), "measure": measure, "target_se": target_se}
+    with quiet(model, guide, seed=seed, device=device):
+        problem = Problem.checked(model, guide, *args)
+    sampler = Sampler(proposal, seed, chunk_size, vectorize_particles)
+    said = {"seed": seed, "proposal": str(proposal), "measure": problem.measure, "target_se": target_se}
     try:
-        with evaluation_mode(model, guide), without_validation():
+        with problem.quiet():
             for ledger in tracked(ledgers, "log p(x)", verbose):
                 if rows is None or ledger.rows.start in rows:
-                    batch = tuple(a[ledger.rows.start : ledger.rows.stop] for a in args)
+                    some = problem.rows(slice(ledger.rows.start, ledger.rows.stop))
                     with fitting(f"the smallest chunk of particles on {device}", SMALLER):
-                        sampler.fill(ledger, batch, range(ledger.planned) if particles is None else particles)
+                        sampler.fill(ledger, some, range(ledger.planned) if particles is None else particles)
                         while target_se is not None and not met(ledger, target_se) and ledger.planned < max_samples:
                             ledger.plan(min(2 * ledger.planned, max_samples))
-                            sampler.fill(ledger, batch, range(ledger.planned))
+                            sampler.fill(ledger, some, range(ledger.planned))
                 ledger.moments.top.trim()
                 if on_block is not None:
                     on_block(ledgers, said)

@@ -13,19 +13,16 @@ from typing import Any, cast
 
 import torch
 from pyro import distributions as dist
-from pyro import plate, poutine
+from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_vae.common.keywords import suggest_keywords
-from pyro_vae.common.pyro_private import is_deterministic
 from pyro_vae.errors import ProgramError, UsageError
-from pyro_vae.programs.plates import Plates, row_log_prob
-from pyro_vae.programs.sites import PARTICLES, LogProbs, Program, sample_sites, sum_terms
-
-Args = tuple[Tensor, ...]
+from pyro_vae.programs.plates import Plates
+from pyro_vae.programs.problem import Problem
+from pyro_vae.programs.sites import LogProbs, Program, is_latent, latent_sites, observed_sites, sum_terms
 
 
 @dataclass(frozen=True)
@@ -121,7 +118,7 @@ class Widened(Messenger):
         self.factor = factor
 
     def _pyro_sample(self, msg: Message) -> None:
-        if not (msg["is_observed"] or is_deterministic(msg) or site_is_subsample(msg)):
+        if is_latent(msg):
             msg["fn"] = cast(Any, widen(msg["fn"], self.factor, str(msg["name"])))
 
 
@@ -163,17 +160,18 @@ class Draws:
     def part(self, particles: slice, rows: slice = slice(None)) -> Draws:
         """Some of the particles, of some of the rows."""
         values = {
-            name: cut(cut(v, -1 - self.plates.nesting - event, particles), self.plates.dim - event, rows)
+            name: cut(cut(v, self.plates.particles - event, particles), self.plates.dim - event, rows)
             for (name, v), event in zip(self.values.items(), self.event_dims.values(), strict=True)
         }
         return replace(self, values=values, posterior={n: q[particles, rows] for n, q in self.posterior.items()})
 
-    def replayed(self, program: Program) -> Program:
-        """The program with these values for its latents."""
+    @property
+    def trace(self) -> poutine.Trace:
+        """The latents' values, to be replayed."""
         trace = poutine.Trace()
         for name, value in self.values.items():
             trace.add_node(name, name=name, type="sample", is_observed=False, value=value, infer={})
-        return poutine.replay(program, trace=trace)
+        return trace
 
 
 def cut(value: Tensor, dim: int, part: slice) -> Tensor:
@@ -186,44 +184,37 @@ def joined(parts: list[Draws]) -> Draws:
     first, *others = parts
     if not others:
         return first
-    particle_dim = -1 - first.plates.nesting
-    values = {n: torch.cat([p.values[n] for p in parts], particle_dim - e) for n, e in first.event_dims.items()}
+    values = {
+        n: torch.cat([p.values[n] for p in parts], first.plates.particles - e) for n, e in first.event_dims.items()
+    }
     return replace(
         first, values=values, posterior={n: torch.cat([p.posterior[n] for p in parts]) for n in first.posterior}
     )
 
 
-def draw(program: Program, particles: int, plates: Plates, args: Args) -> Draws:
+def draw(problem: Problem, program: Program, particles: int, at: poutine.Trace | None = None) -> Draws:
     """Runs a guide, or a model for its prior: its latents, and the log-probabilities of all its sites."""
-    with plate(PARTICLES, particles, dim=-1 - plates.nesting):
-        trace = poutine.trace(program).get_trace(*args)
-    sites = sample_sites(trace)
-    latent = {name: site for name, site in sites.items() if not site["is_observed"]}
+    sites = problem.sites(program, particles, at)
+    latent = latent_sites(sites)
     return Draws(
         {name: site["value"] for name, site in latent.items()},
         {name: site["fn"].event_dim for name, site in latent.items()},
-        {name: row_log_prob(name, site, plates) for name, site in sites.items()},
-        plates,
+        problem.score(sites),
+        problem.plates,
     )
 
 
-def propose(
-    proposal: Proposal, model: Program, guide: Program, fresh: int, prior: int, plates: Plates, args: Args
-) -> Draws:
+def propose(proposal: Proposal, problem: Problem, fresh: int, prior: int) -> Draws:
     """`fresh` particles from the guide and `prior` from the prior, with the guide's log q at all of them."""
-    guide = proposal.guide(guide)
-    drawn = [draw(program, count, plates, args) for program, count in ((guide, fresh), (model, prior)) if count]
+    guide = proposal.guide(problem.guide)
+    drawn = [draw(problem, program, count) for program, count in ((guide, fresh), (problem.model, prior)) if count]
     if not prior:
         return drawn[0]
     mixed = joined([replace(d, posterior={}) for d in drawn])
-    return draw(mixed.replayed(guide), fresh + prior, plates, args)
+    return draw(problem, guide, fresh + prior, mixed.trace)
 
 
-def terms_at(model: Program, draws: Draws, args: Args) -> LogProbs:
+def terms_at(problem: Problem, draws: Draws) -> LogProbs:
     """The model's log-probabilities at particles that were drawn before."""
-    with plate(PARTICLES, len(draws), dim=-1 - draws.plates.nesting):
-        trace = poutine.trace(draws.replayed(model)).get_trace(*args)
-    sites = {name: (site, row_log_prob(name, site, draws.plates)) for name, site in sample_sites(trace).items()}
-    observed = {name: term for name, (site, term) in sites.items() if site["is_observed"]}
-    prior = {name: term for name, (site, term) in sites.items() if not site["is_observed"]}
-    return LogProbs(observed, prior, draws.posterior)
+    sites = problem.sites(problem.model, len(draws), draws.trace)
+    return LogProbs(problem.score(observed_sites(sites)), problem.score(latent_sites(sites)), draws.posterior)

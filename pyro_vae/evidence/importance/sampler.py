@@ -10,85 +10,77 @@ import torch
 from torch import Tensor
 
 from pyro_vae.common.memory import out_of_memory
-from pyro_vae.common.random import seeded, stream
+from pyro_vae.common.random import stream
 from pyro_vae.errors import ProgramError, UsageError
-from pyro_vae.programs.plates import Plates
-from pyro_vae.programs.sites import LogProbs, Program
+from pyro_vae.programs.problem import Problem
+from pyro_vae.programs.sites import LogProbs
 
 from .accumulator import ROWS, RowBlock
-from .proposals import Args, Draws, Proposal, joined, propose, terms_at
+from .proposals import Draws, Proposal, joined, propose, terms_at
 
 
 @dataclass
 class Sampler:
     """Draws the particles of a block, and weighs them in chunks that fit in memory."""
 
-    model: Program
-    guide: Program
-    plates: Plates
     proposal: Proposal
     seed: int
     chunk: int
     vectorize: bool
 
-    def fill(self, ledger: RowBlock, args: Args, wanted: range) -> None:
-        """Runs what a ledger lacks of the wanted particles, as many blocks at a time as go into a chunk."""
+    def fill(self, ledger: RowBlock, problem: Problem, wanted: range) -> None:
+        """Runs what the ledger lacks of the wanted particles of its rows, as many blocks at a time as go into a chunk."""
         if wanted.step != 1 or not 0 <= wanted.start < wanted.stop <= ledger.planned:
             raise UsageError(
                 f"particles={wanted}, but num_samples={ledger.planned}: give a range of them, with a step of 1"
             )
-        together = max(1, self.chunk // (ledger.size * len(args[0])))
+        together = max(1, self.chunk // (ledger.size * len(problem)))
         for _, group in groupby(enumerate(ledger.missing(wanted)), lambda item: item[0] // together):
             pieces = [piece for _, piece in group]
-            draws = [self.draw(ledger, args, block) for block, _, _ in pieces]
-            log_w = self.weigh(
-                joined(draws), args, ledger.rows.start
-            )  # of whole blocks: the same shapes, so the same bits
+            draws = [self.draw(ledger, problem, block) for block, _, _ in pieces]
+            # whole blocks are weighed: the same shapes, so the same bits
+            log_w = self.weigh(joined(draws), problem, ledger.rows.start)
             for (block, low, high), part in zip(pieces, log_w.split([len(d) for d in draws]), strict=True):
                 ledger.take(block, low, part[low:high])
 
-    def draw(self, ledger: RowBlock, args: Args, block: int) -> Draws:
+    def draw(self, ledger: RowBlock, problem: Problem, block: int) -> Draws:
         """All particles of a block, from its own stream."""
         number = ledger.rows.start // ROWS
         offset = stream(self.seed, number) / 2**63
         start, count = block * ledger.size, ledger.extent(block)
         runs = [(start, start + count)] if self.vectorize else [(k, k + 1) for k in range(start, start + count)]
         parts = []
-        with seeded(self.seed, number, block, device=args[0].device):
+        with problem.quiet(self.seed, number, block):
             for first, stop in runs:
                 prior = self.proposal.from_prior(first, stop, offset)
                 fresh = stop - first - prior
-                parts.append(propose(self.proposal, self.model, self.guide, fresh, prior, self.plates, args))
+                parts.append(propose(self.proposal, problem, fresh, prior))
         draws = joined(parts)
         for log_q in draws.posterior.values():
-            check_rows(log_q, len(draws), len(args[0]))
+            check_rows(log_q, len(draws), len(problem))
         return draws
 
-    def weigh(self, draws: Draws, args: Args, first_row: int) -> Tensor:
+    def weigh(self, draws: Draws, problem: Problem, first_row: int) -> Tensor:
         """log w ``(K, N)``, in chunks that are halved until they fit."""
         try:
-            return torch.cat(
-                [self.weigh_rows(draws, args, rows, first_row) for rows in self.row_slices(len(args[0]))], 1
-            )
+            slices = [slice(start, start + self.chunk) for start in range(0, len(problem), self.chunk)]
+            return torch.cat([self.weigh_rows(draws, problem, rows, first_row) for rows in slices], 1)
         except RuntimeError as error:
             if not out_of_memory(error) or self.chunk == 1:
                 raise
-        self.chunk = max(1, min(self.chunk, len(draws) * len(args[0])) // 2)
-        return self.weigh(draws, args, first_row)
+        self.chunk = max(1, min(self.chunk, len(draws) * len(problem)) // 2)
+        return self.weigh(draws, problem, first_row)
 
-    def row_slices(self, rows: int) -> list[slice]:
-        return [slice(start, start + self.chunk) for start in range(0, rows, self.chunk)]
-
-    def weigh_rows(self, draws: Draws, args: Args, rows: slice, first_row: int) -> Tensor:
+    def weigh_rows(self, draws: Draws, problem: Problem, rows: slice, first_row: int) -> Tensor:
         """log w of some rows, a chunk of particles after the other."""
-        some = tuple(a[rows] for a in args)
-        step = max(1, self.chunk // len(some[0])) if self.vectorize else 1
+        some = problem.rows(rows)
+        step = max(1, self.chunk // len(some)) if self.vectorize else 1
         found = []
         for start in range(0, len(draws), step):
             part = draws.part(slice(start, start + step), rows)
-            terms = terms_at(self.model, part, some)
+            terms = terms_at(some, part)
             log_w = self.proposal.log_w(terms)
-            found.append(checked(log_w, len(part), len(some[0]), first_row + rows.start, terms))
+            found.append(checked(log_w, len(part), len(some), first_row + rows.start, terms))
         return torch.cat(found)
 
 

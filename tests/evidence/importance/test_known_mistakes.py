@@ -67,14 +67,14 @@ def mean_of_batch_means(self):
     return torch.stack([batch.logsumexp(0) - math.log(len(batch)) for batch in log_w[order].split(10)]).mean(0)
 
 
-def scaled_weights(self, draws, args, first_row):
+def scaled_weights(self, draws, problem, first_row):
     """N/B on log w before the logsumexp: what a subsampled plate's scale does to a bound that forgets to divide it out."""
-    return 1.05 * weigh(self, draws, args, first_row)
+    return 1.05 * weigh(self, draws, problem, first_row)
 
 
-def summed_over_the_batch(self, draws, args, first_row):
+def summed_over_the_batch(self, draws, problem, first_row):
     """One joint weight for all rows, shared out evenly: the mean of a batch's log p̂ is that of the product."""
-    log_w = weigh(self, draws, args, first_row)
+    log_w = weigh(self, draws, problem, first_row)
     return log_w.sum(1, keepdim=True).expand_as(log_w) / log_w.shape[1]
 
 
@@ -89,9 +89,9 @@ def k_forgotten(self):
     return self.sums[0]
 
 
-def same_particles_in_each_block(self, ledger, args, block):
+def same_particles_in_each_block(self, ledger, problem, block):
     """A seed that does not know the block: unbiased still, but its error bars are too small."""
-    return draw(self, ledger, args, 0 if ledger.extent(block) == ledger.extent(0) else block)
+    return draw(self, ledger, problem, 0 if ledger.extent(block) == ledger.extent(0) else block)
 
 
 def density_of_the_one_drawn(self, terms):
@@ -114,9 +114,9 @@ def mixture_site_by_site(self, terms):
     return terms.reconstruction + sum_terms(terms.prior) - sum(mixed)
 
 
-def prior_hard_coded(model, draws, args):
+def prior_hard_coded(problem, draws):
     """N(0, 1), whatever the model says."""
-    terms = terms_at(model, draws, args)
+    terms = terms_at(problem, draws)
     return replace(terms, prior={site: dist.Normal(0.0, 1.0).log_prob(z) for site, z in draws.values.items()})
 
 
@@ -125,10 +125,10 @@ def prior_too_seldom(self, start, stop, offset):
     return math.floor(self.weight * (stop - start) * 0.5)
 
 
-def drawn_wide_scored_narrow(proposal, model, guide, fresh, prior, plates, args):
+def drawn_wide_scored_narrow(proposal, problem, fresh, prior):
     """log q of the guide that was not widened."""
-    wide = propose(proposal, model, guide, fresh, prior, plates, args)
-    return proposals.draw(wide.replayed(guide), len(wide), plates, args)
+    wide = propose(proposal, problem, fresh, prior)
+    return proposals.draw(problem, problem.guide, len(wide), wide.trace)
 
 
 def widened_by_the_variance(d, factor, site):
