@@ -249,11 +249,11 @@ def test_more_particles_than_fit_a_word_do_not_overflow(number):
 
     weigh, left = Sampler.weigh, [3]
 
-    def some(self, draws, args, first_row):
+    def some(self, draws, problem):
         left[0] -= 1
         if not left[0]:
             raise KeyboardInterrupt
-        return weigh(self, draws, args, first_row)
+        return weigh(self, draws, problem)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted) as caught:
         patch.setattr(Sampler, "weigh", some)

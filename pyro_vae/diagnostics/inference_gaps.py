@@ -207,13 +207,12 @@ def gaps(
     parts: list[dict[str, Tensor]] = []
     size = chunk_size // max(num_particles, min(num_samples, 64))
     for i, some in enumerate(tracked(problem.split(size), "gaps", verbose)):
-        done = sum(len(part["elbo"]) for part in parts)
-        of = None if truth is None else tuple(t[done : done + len(some)] for t in truth)
+        of = None if truth is None else tuple(t[some.first : some.first + len(some)] for t in truth)
         with some.quiet(seed, i, 0):
             sites = local_sites(some)
             half, best = optimise(some, sites, steps, num_particles, lr)
         q, middle, last = (
-            weights(fitted(some, sites, free), num_samples, chunk_size, (seed, i, 1), done)
+            weights(fitted(some, sites, free), num_samples, chunk_size, (seed, i, 1))
             for free in (start_of(sites), half, best)
         )
         parts.append(figures(q, middle, last, of))
@@ -239,7 +238,7 @@ def as_truth(log_px: Tensor | LogPx, rows: int) -> tuple[Tensor, Tensor]:
     return values, torch.zeros_like(values) if se is None else se.to("cpu", torch.float64)
 
 
-def weights(problem: Problem, num_samples: int, chunk_size: int, block: tuple[int, ...], start: int) -> Tensor:
+def weights(problem: Problem, num_samples: int, chunk_size: int, block: tuple[int, ...]) -> Tensor:
     """log p(x, z) − log q(z) of K draws of a row, ``(K, n)``; the same block of seeds is the same noise."""
     step = max(1, chunk_size // len(problem))
     parts = []
@@ -248,9 +247,9 @@ def weights(problem: Problem, num_samples: int, chunk_size: int, block: tuple[in
             parts.append(problem.log_probs(min(step, num_samples - done)).log_w.to("cpu", torch.float64))
     log_w = torch.cat(parts)
     if (bad := log_w.isnan() | (log_w == math.inf)).any():
-        rows_said = (start + bad.any(0).nonzero().flatten()).tolist()
+        rows = problem.numbers(bad.any(0))
         raise ProgramError(
-            f"log weights are NaN or +inf for rows {rows_said[:5]}, with the guide's own parameters or on the way to better "
+            f"log weights are NaN or +inf for rows {rows}, with the guide's own parameters or on the way to better "
             "ones. Look at those rows; a smaller lr takes shorter steps."
         )
     return log_w

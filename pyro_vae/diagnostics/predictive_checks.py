@@ -109,14 +109,13 @@ def posterior_predictive_check(
     chosen = STATISTICS if statistics is None else statistics
     args = batch_of(x, *context, like=like_parameters(model, guide))
     observed = {name: evaluated(name, t, args[0]) for name, t in chosen.items()}
-    kept, start = ReplicatedStatistics(chosen, observed), 0
+    kept = ReplicatedStatistics(chosen, observed)
     with quiet(model, guide, seed=seed, device=args[0].device):
         problem = Problem.checked(model, guide, *args)
         draw(model, problem.rows(slice(1)).args, seed)  # refuses, by name, what cannot be replicated
     for i, some in enumerate(problem.split(chunk_size // max(draws, num_draws))):
         with some.quiet(seed, i):
-            kept.add(*replications(Particles(some, draws, start), num_draws, resample=num_particles is not None))
-        start += len(some)
+            kept.add(*replications(Particles(some, draws), num_draws, resample=num_particles is not None))
     return PredictiveCheck(kept.result(), "posterior", len(problem), num_draws, seed)
 
 

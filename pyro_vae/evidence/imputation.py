@@ -91,25 +91,24 @@ def run(each: Chunk, vae: Any, x: Any, c: tuple[Any, ...], num_samples: int, see
         raise UsageError(f"num_samples and chunk_size must be at least 1, got {num_samples} and {chunk_size}")
     model, guide = programs(vae)
     problem = Problem.of(model, guide, x, *c, seed=seed, missing=True)  # the likelihood says whether it takes NaN
-    filled, start = [], 0
+    filled = []
     for i, some in enumerate(problem.split(chunk_size // num_samples)):
         with some.quiet(seed, i):
-            filled.append(each(Particles(some, num_samples, start)))
-        start += len(some)
+            filled.append(each(Particles(some, num_samples)))
     return torch.cat(filled, 1)
 
 
 class Particles:
     """K particles of each row, z_k ~ q(z | x_obs), with their weights w_k / Σ w, ``(K, N)`` in float64."""
 
-    def __init__(self, problem: Problem, num: int, start: int) -> None:
+    def __init__(self, problem: Problem, num: int) -> None:
         self.problem, self.x = problem, problem.args[0]
         self.latents, self.sites = problem.draw(num)
         log_w = problem.log_prob(self.sites) - problem.log_prob(self.latents)
-        log_w = checked(log_w, num, len(problem), start).double()
+        log_w = checked(log_w, num, problem).double()
         if (hopeless := (log_w == -math.inf).all(0)).any():
-            rows = (start + hopeless.nonzero().flatten()).tolist()
-            raise ProgramError(f"all weights are 0 for rows {rows[:5]}: no particle explains what was observed there.")
+            rows = problem.numbers(hopeless)
+            raise ProgramError(f"all weights are 0 for rows {rows}: no particle explains what was observed there.")
         self.weights = log_w.softmax(0)
 
     def mean(self) -> Tensor:

@@ -20,6 +20,7 @@ from pyro_vae.errors import ProgramError, ShapeError
 from .check_parameters import ghost_training, gradients, modules, named_parameters, shared
 from .findings import CheckReport, Finding, ProgramTrace, run
 from .pair import quiet
+from .plates import frames_of
 from .sites import Program, Site, observed_sites
 from .support import MASK, base_name, describe, rows_inside, say_support
 
@@ -138,7 +139,7 @@ def unpaired(p: ProgramTrace, q: ProgramTrace, batch: tuple[Any, ...]) -> Iterat
 
 
 def frames(site: Site) -> dict[str, CondIndepStackFrame]:
-    return {f.name: f for f in site["cond_indep_stack"] if f.vectorized}
+    return {frame.name: frame for frame in frames_of(site)}
 
 
 def main_plate(*runs: ProgramTrace) -> str | None:

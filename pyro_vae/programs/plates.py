@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,15 +71,20 @@ def find_plates(model: Program, guide: Program, *args: Any, **kwargs: Any) -> Pl
     with torch.no_grad():
         q, p = trace_pair(model, guide, *args, **kwargs)
     check_pair(p, q)
-    sites = [*p.items(), *((f"{name} (guide)", site) for name, site in q.items())]
-    frames = {name: [f for f in site["cond_indep_stack"] if f.vectorized] for name, site in sites}
-    data = data_plate(frames)
-    dims = {f.name: f.dim for stack in frames.values() for f in stack if f.dim is not None}
+    sites = p | {f"{name} (guide)": site for name, site in q.items()}
+    data = data_plate(sites)
+    dims = {f.name: f.dim for site in sites.values() for f in frames_of(site) if f.dim is not None}
     return Plates(data.name, dims[data.name], max(-dim for dim in dims.values()))
 
 
-def data_plate(frames: dict[str, list[CondIndepStackFrame]]) -> CondIndepStackFrame:
+def frames_of(site: Site) -> list[CondIndepStackFrame]:
+    """The plates that a site lies in."""
+    return [frame for frame in site["cond_indep_stack"] if frame.vectorized]
+
+
+def data_plate(sites: Mapping[str, Site]) -> CondIndepStackFrame:
     """The one plate that encloses every site."""
+    frames = {name: frames_of(site) for name, site in sites.items()}
     everywhere = {f.name: f for stack in frames.values() for f in stack}
     shared = [f for f in everywhere.values() if all(f.name in {g.name for g in stack} for stack in frames.values())]
     if len(shared) == 1:

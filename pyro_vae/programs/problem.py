@@ -35,6 +35,7 @@ class Problem:
         args: what both are called on: x ``(N, *event)``, and contexts with N rows.
         plates: from :func:`~pyro_vae.programs.plates.find_plates`.
         kwargs: what both are called with, the same for all rows.
+        first: the number of the first row, where these rows are a part of others.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -56,6 +57,7 @@ class Problem:
     args: tuple[Any, ...]
     plates: Plates
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    first: int = 0
 
     @classmethod
     def of(cls, model: Program, guide: Program, x: Any, *context: Any, seed: int, missing: bool = False) -> Problem:
@@ -106,14 +108,18 @@ class Problem:
         """The same pair on other arguments."""
         return replace(self, args=args)
 
-    def rows(self, part: slice | Tensor) -> Problem:
+    def rows(self, part: slice) -> Problem:
         """The problem of some of the rows."""
-        return self.over(*(a[part] for a in self.args))
+        return replace(self, args=tuple(a[part] for a in self.args), first=self.first + (part.start or 0))
 
     def split(self, size: int) -> list[Problem]:
         """The problems of `size` rows each (1 at least), in order; the last one may have fewer."""
         size = max(1, size)
         return [self.rows(slice(start, start + size)) for start in range(0, len(self), size)]
+
+    def numbers(self, where: Tensor) -> list[int]:
+        """What to call the rows where a mask ``(N,)`` holds: their numbers, from 0, up to five of them."""
+        return [self.first + row for row in where.nonzero().flatten()[:5].tolist()]
 
     def quiet(self, seed: int | None = None, *block: int) -> AbstractContextManager[None]:
         """Run what is inside as :func:`~pyro_vae.programs.pair.quiet` does, on the random stream of (seed, *block)."""

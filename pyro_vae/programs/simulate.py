@@ -81,7 +81,9 @@ def draw(model: Program, args: Batch, seed: int, *block: int) -> Simulated:
     def once(args: Batch) -> tuple[dict[str, Site], Batch]:
         with seeded(seed, *block, device=args[0].device):
             sites = sample_sites(poutine.trace(poutine.uncondition(model)).get_trace(*args))
-        check_rows(sites)
+        data_plate(
+            sites
+        )  # refuses, by site, a latent that rows share: a draw of it for one row would say something of others
         return sites, tuple(replicated(args, sites))
 
     sites, drawn = once(args)
@@ -93,11 +95,6 @@ def draw(model: Program, args: Batch, seed: int, *block: int) -> Simulated:
                 "element by element in a program of your own."
             )
     return Simulated({name: s["value"] for name, s in sites.items() if not was_observed(s)}, drawn)
-
-
-def check_rows(sites: Mapping[str, Site]) -> None:
-    """Refuses, by site, a latent that rows share: what is drawn for one of them would say something of the others."""
-    data_plate({name: [f for f in site["cond_indep_stack"] if f.vectorized] for name, site in sites.items()})
 
 
 def was_observed(site: Site) -> bool:

@@ -602,11 +602,11 @@ def test_an_interrupted_evaluation_goes_on_from_the_folder(run, monkeypatch, cap
     assert not kept.exists()
     weigh, left = Sampler.weigh, [7]
 
-    def interrupted(self, draws, args, first_row):
+    def interrupted(self, draws, problem):
         left[0] -= 1
         if not left[0]:
             raise KeyboardInterrupt
-        return weigh(self, draws, args, first_row)
+        return weigh(self, draws, problem)
 
     with monkeypatch.context() as patch:
         patch.setattr(Sampler, "weigh", interrupted)

@@ -79,13 +79,14 @@ def test_a_slice_scores_as_the_whole_does(pair, rows):
     with problem.quiet(0, 1):
         q, p = problem.draw(4)
         whole = problem.log_prob(p)
-        for part in (slice(0, 3), slice(3, 7), torch.tensor([6, 0])):
+        for part in (slice(0, 3), slice(3, 7), slice(6, 7)):
             some = problem.rows(part)
             values = {"z": q["z"]["value"].movedim(dim, 0)[part].movedim(0, dim)}
             conditioned = some.log_prob(some.sites(some.model, 4, values))
             replayed = some.log_prob(some.sites(some.model, 4, trace_of(values)))
             assert torch.equal(conditioned, whole[:, part]) and torch.equal(replayed, whole[:, part])
-    assert [len(some) for some in problem.split(3)] == [3, 3, 1] and len(problem.split(0)) == 7
+    assert [(some.first, len(some)) for some in problem.split(3)] == [(0, 3), (3, 3), (6, 1)]
+    assert len(problem.split(0)) == 7 and problem.rows(slice(2, 7)).rows(slice(3, 5)).numbers(torch.ones(2)) == [5, 6]
 
 
 def trace_of(values):

@@ -39,7 +39,7 @@ class Sampler:
             pieces = [piece for _, piece in group]
             draws = [self.draw(ledger, problem, block) for block, _, _ in pieces]
             # whole blocks are weighed: the same shapes, so the same bits
-            log_w = self.weigh(joined(draws), problem, ledger.rows.start)
+            log_w = self.weigh(joined(draws), problem)
             for (block, low, high), part in zip(pieces, log_w.split([len(d) for d in draws]), strict=True):
                 ledger.take(block, low, part[low:high])
 
@@ -60,28 +60,27 @@ class Sampler:
             check_rows(log_q, len(draws), len(problem))
         return draws
 
-    def weigh(self, draws: Draws, problem: Problem, first_row: int) -> Tensor:
+    def weigh(self, draws: Draws, problem: Problem) -> Tensor:
         """log w ``(K, N)``, in chunks that are halved until they fit."""
         try:
             slices = [slice(start, start + self.chunk) for start in range(0, len(problem), self.chunk)]
-            return torch.cat([self.weigh_rows(draws, problem, rows, first_row) for rows in slices], 1)
+            return torch.cat([self.weigh_rows(draws, problem, rows) for rows in slices], 1)
         except RuntimeError as error:
             if not out_of_memory(error) or self.chunk == 1:
                 raise
         self.chunk = max(1, min(self.chunk, len(draws) * len(problem)) // 2)
-        return self.weigh(draws, problem, first_row)
+        return self.weigh(draws, problem)
 
-    def weigh_rows(self, draws: Draws, problem: Problem, rows: slice, first_row: int) -> Tensor:
+    def weigh_rows(self, draws: Draws, problem: Problem, rows: slice) -> Tensor:
         """log w of some rows, a chunk of particles after the other."""
         some = problem.rows(rows)
         step = max(1, self.chunk // len(some)) if self.vectorize else 1
-        found = []
+        chunks = []
         for start in range(0, len(draws), step):
             part = draws.part(slice(start, start + step), rows)
             terms = terms_at(some, part)
-            log_w = self.proposal.log_w(terms)
-            found.append(checked(log_w, len(part), len(some), first_row + rows.start, terms))
-        return torch.cat(found)
+            chunks.append(checked(self.proposal.log_w(terms), len(part), some, terms))
+        return torch.cat(chunks)
 
 
 def check_rows(log_w: Tensor, particles: int, rows: int) -> None:
@@ -93,15 +92,15 @@ def check_rows(log_w: Tensor, particles: int, rows: int) -> None:
         )
 
 
-def checked(log_w: Tensor, particles: int, rows: int, start: int, terms: LogProbs | None = None) -> Tensor:
-    """log_w, if it holds one finite-or-minus-infinite weight for each particle and row, which are counted from `start`."""
-    check_rows(log_w, particles, rows)
+def checked(log_w: Tensor, particles: int, problem: Problem, terms: LogProbs | None = None) -> Tensor:
+    """log_w, if it holds one finite-or-minus-infinite weight for each particle and row."""
+    check_rows(log_w, particles, len(problem))
     wrong = log_w.isnan() | (log_w == math.inf)
     if not wrong.any():
         return log_w
-    bad = (start + wrong.any(0).nonzero().flatten()).tolist()
+    rows = problem.numbers(wrong.any(0))
     raise ProgramError(
-        f"log weights are NaN or +inf for rows {bad[:5]}{'' if terms is None else blamed(terms, wrong)}: the model or guide "
+        f"log weights are NaN or +inf for rows {rows}{'' if terms is None else blamed(terms, wrong)}: the model or guide "
         "put out non-finite parameters for data that is finite and in the support. Look at the weights and at those rows."
     )
 

@@ -67,14 +67,14 @@ def mean_of_batch_means(self):
     return torch.stack([batch.logsumexp(0) - math.log(len(batch)) for batch in log_w[order].split(10)]).mean(0)
 
 
-def scaled_weights(self, draws, problem, first_row):
+def scaled_weights(self, draws, problem):
     """N/B on log w before the logsumexp: what a subsampled plate's scale does to a bound that forgets to divide it out."""
-    return 1.05 * weigh(self, draws, problem, first_row)
+    return 1.05 * weigh(self, draws, problem)
 
 
-def summed_over_the_batch(self, draws, problem, first_row):
+def summed_over_the_batch(self, draws, problem):
     """One joint weight for all rows, shared out evenly: the mean of a batch's log p̂ is that of the product."""
-    log_w = weigh(self, draws, problem, first_row)
+    log_w = weigh(self, draws, problem)
     return log_w.sum(1, keepdim=True).expand_as(log_w) / log_w.shape[1]
 
 
