@@ -18,7 +18,7 @@ from pyro_vae.programs.simulate import draw
 from pyro_vae.programs.sites import Program
 
 from .rank_uniformity import Band, band, cumulative, holm, moments, p_values
-from .sbc_ranks import Ranking, block_ranks
+from .sbc_ranks import block_ranks
 
 NOTABLE = 2.576  # standard errors, 1 per cent two-sided: for the words alone, which the p-value has licensed before
 
@@ -195,7 +195,7 @@ def simulation_based_calibration(
         for i, rows in enumerate(blocks):
             truth = draw(model, tuple(a[rows] for a in template), seed, i, 0)
             with problem.quiet(seed, i, 1):
-                names, ranks = block_ranks(Ranking(problem.over(*truth.args), vectorize_particles), truth, num_draws)
+                names, ranks = block_ranks(problem.over(*truth.args), truth, num_draws, vectorize_particles)
             found.append(ranks.cpu())
     return Calibration(names, torch.cat(found), num_draws, level, seed)
 

@@ -3,7 +3,6 @@ r"""Ranks for simulation-based calibration: the rank of the true z among draws o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import product
 
 import torch
@@ -11,52 +10,26 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.errors import ProgramError
-from pyro_vae.objectives.particles import with_values
 from pyro_vae.programs.plates import Plates
 from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.simulate import Simulated
-from pyro_vae.programs.sites import Site, check_pair, sample_sites
+from pyro_vae.programs.sites import Site, check_pair, sample_sites, with_values
 
 JOINT = "log p(x, z)"
 
 
-@dataclass(frozen=True)
-class Ranking:
-    """A pair on simulated rows, and whether it broadcasts over particles."""
-
-    problem: Problem
-    vectorized: bool
-
-    def split(self, draws: int) -> list[int]:
-        """Return how many particles each run of a program draws."""
-        return [draws] if self.vectorized else [1] * draws
-
-    def posterior(self, draws: int) -> list[poutine.Trace]:
-        """The guide's traces."""
-        return [self.problem.trace(self.problem.guide, n) for n in self.split(draws)]
-
-    def joint(self, like: poutine.Trace, values: Mapping[str, Tensor]) -> Tensor:
-        """log p(x, z) at latents ``(K, ..., N, ...)``: ``(K, N)``; `like` is a trace of the guide."""
-        sizes = self.split(len(next(iter(values.values()))))
-        parts = ({name: v.split(sizes)[i] for name, v in values.items()} for i in range(len(sizes)))
-        return torch.cat([self.scored(with_values(like, part), n) for part, n in zip(parts, sizes, strict=True)])
-
-    def scored(self, like: poutine.Trace, particles: int) -> Tensor:
-        p = self.problem.sites(self.problem.model, particles, like)
-        check_pair(p, sample_sites(like))
-        return self.problem.log_prob(p)
-
-
-def block_ranks(pair: Ranking, truth: Simulated, num_draws: int) -> tuple[tuple[str, ...], Tensor]:
-    """Names of the quantities, and the ranks of the truth among L draws of the guide, ``(N, Q)``."""
-    plates, traces = pair.problem.plates, pair.posterior(num_draws)
+def block_ranks(problem: Problem, truth: Simulated, num_draws: int, vectorized: bool) -> tuple[tuple[str, ...], Tensor]:
+    """Names of the quantities, and the ranks of the truth among L draws of the guide, ``(N, Q)``; `problem` is on its rows."""
+    plates, sizes = problem.plates, [num_draws] if vectorized else [1] * num_draws
+    traces = [problem.trace(problem.guide, size) for size in sizes]
     drawn = [sample_sites(trace) for trace in traces]
     sites = drawn[0]
     values = {
         name: torch.cat([lifted(truth.latents[name], site, plates), *(d[name]["value"] for d in drawn)])
         for name, site in sites.items()
     }
-    joint = pair.joint(traces[0], values)  # the truth and the draws in one run, rounded alike
+    # the truth and the draws in one run, rounded alike
+    joint = log_joint(problem, traces[0], values, [1 + num_draws] if vectorized else [1, *sizes])
     names: list[str] = []
     ranks = []
     for name, value in values.items():
@@ -67,6 +40,16 @@ def block_ranks(pair: Ranking, truth: Simulated, num_draws: int) -> tuple[tuple[
     near = 16 * torch.finfo(joint.dtype).eps * joint.abs().nan_to_num(posinf=0, neginf=0).amax(0, keepdim=True)
     ranks.append(rank(JOINT, joint.unsqueeze(-1), near.unsqueeze(-1)))
     return (*names, JOINT), torch.cat(ranks, 1)
+
+
+def log_joint(problem: Problem, like: poutine.Trace, values: Mapping[str, Tensor], sizes: list[int]) -> Tensor:
+    """log p(x, z) at latents ``(K, ..., N, ...)``: ``(K, N)``, in runs of so many; `like` is a trace of the guide."""
+    runs = []
+    for size, *part in zip(sizes, *(value.split(sizes) for value in values.values()), strict=True):
+        p = problem.sites(problem.model, size, with_values(like, dict(zip(values, part, strict=True))))
+        check_pair(p, sample_sites(like))
+        runs.append(problem.log_prob(p))
+    return torch.cat(runs)
 
 
 def lifted(value: Tensor, site: Site, plates: Plates) -> Tensor:

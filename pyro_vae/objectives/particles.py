@@ -17,7 +17,6 @@ from functools import cached_property, partial
 from typing import Any
 
 import torch
-from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from torch import Tensor
@@ -35,20 +34,13 @@ from pyro_vae.programs.sites import (
     observed_sites,
     sample_sites,
     sum_terms,
+    with_values,
 )
 
 from .beta import BETA
 from .bounds import FLOOR
 
 Sites = dict[str, Site]
-
-
-def with_values(trace: poutine.Trace, values: Mapping[str, Tensor]) -> poutine.Trace:
-    """A copy of a trace with other latent values."""
-    other = trace.copy()
-    for name, value in values.items():
-        other.nodes[name] = {**other.nodes[name], "value": value}
-    return other
 
 
 class Detached(Messenger):

@@ -172,7 +172,7 @@ class Problem:
 
 def rows_of(
     model: Program,
-    guide: Program,
+    guide: Program | None,
     x: Any,
     *context: Any,
     missing: bool = False,

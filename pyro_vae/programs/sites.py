@@ -73,6 +73,14 @@ def sample_sites(trace: poutine.Trace) -> dict[str, Site]:
     }
 
 
+def with_values(trace: poutine.Trace, values: Mapping[str, Tensor]) -> poutine.Trace:
+    """A copy of a trace with other latent values."""
+    other = trace.copy()
+    for name, value in values.items():
+        other.nodes[name] = {**other.nodes[name], "value": value}
+    return other
+
+
 def is_latent(site: Any) -> bool:
     """Whether a site (of a trace, or a message on its way) is drawn: no observation, no plate's indices, not deterministic."""
     return not (site["is_observed"] or site_is_subsample(site) or is_deterministic(site))

@@ -1,6 +1,8 @@
 """`Problem`: a pair on its rows, the one door to (particles, rows)."""
 
+import ast
 import math
+from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
@@ -9,6 +11,7 @@ import torch
 from pyro import poutine
 from torch import nn
 
+import pyro_vae
 from pyro_vae.common.random import seeded
 from pyro_vae.errors import DataError, ProgramError, ShapeError, SupportError
 from pyro_vae.programs.pair import quiet
@@ -218,3 +221,33 @@ def test_a_subsampled_row_count_is_no_row(rows):
 
     with pytest.raises((ProgramError, ValueError)):
         Problem.on(Shifted().model, guide, x, c).log_probs(3)
+
+
+# the one door
+
+
+OWN = {
+    "problem",
+    "joint",
+    "oracles",
+    "quadrature",
+    "unconstrained",
+    "densities",
+}  # all but the first put latents in place
+
+
+def plates_of_particles(source: str) -> list[int]:
+    """Lines where `plate(PARTICLES, ...)` or `plate("particles", ...)` is called."""
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call) and node.args]
+    names = {id(c): c.func.attr if isinstance(c.func, ast.Attribute) else getattr(c.func, "id", "") for c in calls}
+    first = {id(c): getattr(c.args[0], "id", getattr(c.args[0], "value", None)) for c in calls}
+    return [c.lineno for c in calls if names[id(c)] == "plate" and first[id(c)] in ("PARTICLES", "particles")]
+
+
+def test_no_other_module_opens_a_plate_of_particles():
+    package = Path(pyro_vae.__file__).parent
+    found = {path.stem for path in package.rglob("*.py") if plates_of_particles(path.read_text(encoding="utf-8"))}
+    assert "problem" in found and found <= OWN, f"run K particles by Problem.trace, not in {found - OWN}"
+    assert plates_of_particles(
+        'with pyro.plate("particles", 3, dim=-2), plate(PARTICLES, 3), plate("data", 3): ...'
+    ) == [1, 1]
