@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from pyro_vae.common.keywords import suggest_keywords
-from pyro_vae.data.arrays import batch_of
 from pyro_vae.errors import UsageError
-from pyro_vae.programs.pair import like_parameters, quiet
-from pyro_vae.programs.problem import Problem
+from pyro_vae.programs.pair import quiet
+from pyro_vae.programs.problem import Problem, rows_of
 from pyro_vae.programs.simulate import draw
 from pyro_vae.programs.sites import Program
 
@@ -186,7 +185,7 @@ def simulation_based_calibration(
             f"wanted num_rows of 2 or more, num_draws and chunk_size of 1 or more and a level between 0 and 1; got "
             f"{num_rows}, {num_draws}, {chunk_size} and {level}"
         )
-    template = batch_of(x, *context, like=like_parameters(model, guide), missing=True)
+    template = rows_of(model, guide, x, *context, missing=True)
     turns = torch.arange(num_rows, device=template[0].device) % len(template[0])
     blocks, found = turns.split(max(1, chunk_size // num_draws)), []
     with quiet(model, guide, seed=seed, device=template[0].device):

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.random import seeded
-from pyro_vae.data.arrays import batch_of
 from pyro_vae.errors import ProgramError, ShapeError
 
-from .pair import like_parameters, quiet
+from .pair import quiet
 from .plates import data_plate
+from .problem import rows_of
 from .sites import Program, Site, sample_sites
 
 Batch = tuple[Tensor, ...]
@@ -70,7 +70,7 @@ def simulate(model: Program, x: Any, *context: Any, seed: int = 0) -> Simulated:
         >>> drawn.x.shape, drawn.latents["z"].shape
         (torch.Size([3]), torch.Size([3]))
     """
-    args = batch_of(x, *context, like=like_parameters(model), missing=True)  # a template may be what is not there
+    args = rows_of(model, None, x, *context, missing=True)  # a template may be what is not there
     with quiet(model):
         return draw(model, args, seed)
 

@@ -2,8 +2,8 @@ r"""log p(x) by annealed importance sampling, for any pair whose latents are con
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,10 +12,7 @@ from torch import Tensor
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.memory import SMALLER, fitting
 from pyro_vae.common.progress import tracked
-from pyro_vae.common.random import seeded
 from pyro_vae.errors import ProgramError
-from pyro_vae.programs.pair import evaluation_mode, without_validation
-from pyro_vae.programs.plates import Plates
 from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.sites import Program
 
@@ -108,43 +105,29 @@ def ais(
         seed=seed, chunk_size=chunk_size, verbose=verbose,
     )  # fmt: skip
     task = prepare(model, guide, x, context, settings)
-    return forward(task).result(settings, task.measure)
+    return forward(task).result(settings, task.problem.measure)
 
 
 class AnnealingTask:
     """A pair and its checked rows, in chunks, each with its own densities and frozen settings."""
 
-    def __init__(
-        self,
-        model: Program,
-        guide: Program,
-        args: tuple[Tensor, ...],
-        plates: Plates,
-        measure: str,
-        settings: AISSettings,
-    ) -> None:
-        self.model, self.guide, self.args, self.plates = model, guide, args, plates
-        self.measure, self.settings = measure, settings
-        self.device = args[0].device
+    def __init__(self, problem: Problem, settings: AISSettings) -> None:
+        self.problem, self.settings = problem, settings
         self.step = max(1, settings.chunk_size // settings.num_chains)
-        self.starts = range(0, len(args[0]), self.step)
+        self.chunks = problem.split(self.step)
         self.betas = self.schedule()
-        self.frozen = [self.tune(i) for i in range(len(self.starts))]
+        self.frozen = [self.tune(i) for i in range(len(self.chunks))]
 
     def densities(self, i: int) -> Densities:
         """Of chunk i."""
-        rows = tuple(a[self.starts[i] : self.starts[i] + self.step] for a in self.args)
-        return Densities(self.model, self.guide, rows, self.plates, self.settings.start)  # type: ignore[arg-type]
+        return Densities(self.chunks[i], self.settings.start)  # type: ignore[arg-type]
 
-    def stream(self, kind: int, i: int) -> Any:
-        """The random stream of one kind of work on chunk i."""
-        return seeded(self.settings.seed, STREAMS, kind, i, device=self.device)
-
-    def quietly(self, work: Callable[[], Any]) -> Any:
-        """The work done with modules in eval mode and no checks; all switches put back."""
-        what = f"annealing {self.step} rows with {self.settings.num_chains} chains each on {self.device}"
-        with evaluation_mode(self.model, self.guide), without_validation(), fitting(what, SMALLER):
-            return work()
+    @contextmanager
+    def quiet(self, kind: int, i: int) -> Iterator[None]:
+        """Evaluate, on the random stream of one kind of work on chunk i; name what does not fit into memory."""
+        what = f"annealing {self.step} rows with {self.settings.num_chains} chains each on {self.problem.device}"
+        with fitting(what, SMALLER), self.problem.quiet(self.settings.seed, STREAMS, kind, i):
+            yield
 
     def schedule(self) -> Tensor:
         """β_0 = 0 … β_T = 1, shared by all rows."""
@@ -155,40 +138,32 @@ class AnnealingTask:
 
     def piloted(self, i: int, at: Tensor, kind: int) -> AnnealingPath:
         """A pilot run on chunk i, along the path `at`."""
-
-        def work() -> AnnealingPath:
-            with self.stream(kind, i):
-                return pilot(self.densities(i), at, self.settings)
-
-        return self.quietly(work)
+        with self.quiet(kind, i):
+            return pilot(self.densities(i), at, self.settings)
 
     def tune(self, i: int) -> AnnealingPath:
         """Step sizes for chunk i, ``(T + 1, N)``."""
         if self.settings.step_size is None:
             return self.piloted(i, self.betas, PILOT)
-        rows = min(self.step, len(self.args[0]) - self.starts[i])
-        return AnnealingPath(
-            self.betas, torch.full((len(self.betas), rows), self.settings.step_size, dtype=torch.float64)
-        )
+        shape = len(self.betas), len(self.chunks[i])
+        return AnnealingPath(self.betas, torch.full(shape, self.settings.step_size, dtype=torch.float64))
 
 
 def prepare(model: Program, guide: Program, x: Any, context: tuple[Any, ...], settings: AISSettings) -> AnnealingTask:
     """Checks the options, the rows and the pair, and tunes the steps."""
     settings.check()
-    problem = Problem.of(model, guide, x, *context, seed=settings.seed)
-    return AnnealingTask(model, guide, problem.args, problem.plates, problem.measure, settings)
+    return AnnealingTask(Problem.of(model, guide, x, *context, seed=settings.seed), settings)
 
 
 def forward(task: AnnealingTask) -> AnnealedRun:
     """The weighted run from β = 0 to 1: E[exp(log w)] = p(x)."""
-
-    def chunk(i: int) -> AnnealedRun:
-        with task.stream(FORWARD, i):
+    runs = []
+    for i, frozen in enumerate(task.frozen):
+        with task.quiet(FORWARD, i):
             density = task.densities(i)
             point = density(density.draw(task.settings.num_chains))
-            return anneal(density, point, task.frozen[i], task.settings, "AIS")
-
-    return checked(AnnealedRun.joined([task.quietly(partial(chunk, i)) for i in range(len(task.starts))]))
+            runs.append(anneal(density, point, frozen, task.settings, "AIS"))
+    return checked(AnnealedRun.joined(runs))
 
 
 def anneal(

@@ -184,10 +184,10 @@ def bracket(
     )  # fmt: skip
     task = prepare(model, guide, x, context, settings)
     sampled = importance(
-        model, guide, *task.args, num_samples=num_samples, seed=seed, chunk_size=chunk_size, verbose=verbose
+        model, guide, *task.problem.args, num_samples=num_samples, seed=seed, chunk_size=chunk_size, verbose=verbose
     )
     ahead = forward(task)
-    annealing = ahead.result(settings, task.measure)
+    annealing = ahead.result(settings, task.problem.measure)
     back = reverse(task, refresh, latents, ahead)
     chosen = by_annealing(annealing.log_px, sampled.log_px)
     upper_se, _ = errors(back.log_w.cpu())
@@ -201,7 +201,7 @@ def bracket(
         sampled,
         annealing,
         torch.stack(back.acceptance).mean(0),
-        task.args[0],
+        task.problem.args[0],
     )
 
 

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from pyro import plate, poutine
 from torch import Tensor
 
 from pyro_vae.errors import ProgramError
-from pyro_vae.programs.plates import Plates, row_log_prob
-from pyro_vae.programs.sites import PARTICLES, Program, Site, check_pair, sample_sites, sum_terms, trace_pair
+from pyro_vae.programs.problem import Problem
+from pyro_vae.programs.sites import Site, latent_sites, observed_sites, sum_terms
 from pyro_vae.programs.unconstrained import SiteLayout, SubstituteLatents, check_continuous
 
 Sites = dict[str, Site]
@@ -62,63 +61,46 @@ class Densities:
     before it. Nothing is scaled: plate sizes and ``poutine.scale`` stay out, masks stay in.
 
     Args:
-        model: a Pyro program, as for :func:`~pyro_vae.log_weights`.
-        guide: its guide; only asked where it is the start.
-        args: x and contexts, as tensors.
-        plates: from :func:`~pyro_vae.programs.plates.find_plates`.
+        problem: the pair on the rows; the guide is only asked where it is the start.
         start: where chains start, the model's prior or the guide.
 
     Raises:
         ProgramError: a latent that is discrete, or whose support no smooth map takes to the real line; names the site.
     """
 
-    def __init__(self, model: Program, guide: Program, args: tuple[Tensor, ...], plates: Plates, start: Start) -> None:
-        self.model, self.guide, self.args, self.plates, self.from_prior = model, guide, args, plates, start == "prior"
+    def __init__(self, problem: Problem, start: Start) -> None:
+        self.problem, self.from_prior = problem, start == "prior"
         self.layouts: list[SiteLayout] = []  # known from the first trace on
 
     # from programs to u and back
 
     def draw(self, chains: int) -> Tensor:
         """u at exact draws of the start, ``(chains, N, D)``."""
-        with self.chains(chains):
-            if self.from_prior:
-                return self.flat(self.trace(self.model))
-            q, p = trace_pair(self.model, self.guide, *self.args)
-        check_pair(p, q)
-        for name in self.latents(p):
+        if self.from_prior:
+            return self.flat(self.problem.sites(self.problem.model, chains))
+        q, p = self.problem.draw(chains)
+        for name in latent_sites(p):
             check_continuous(f"{name} (guide)", q[name])
         return self.flat(p)
 
     def at(self, latents: dict[str, Tensor], chains: int) -> Tensor:
         """u with every chain at the same latents, each as a site holds it without chains."""
-        with SubstituteLatents(latents), self.chains(chains):
-            return self.flat(self.trace(self.model))
-
-    def trace(self, program: Program) -> Sites:
-        """The sites of one run on the rows."""
-        return sample_sites(poutine.trace(program).get_trace(*self.args))
-
-    def latents(self, p: Sites) -> Sites:
-        """The model's latent sites."""
-        return {name: site for name, site in p.items() if not site["is_observed"]}
-
-    def chains(self, count: int) -> plate:
-        """The plate of the chains, left of all others."""
-        return plate(PARTICLES, count, dim=-1 - self.plates.nesting)
+        with SubstituteLatents(latents):
+            return self.flat(self.problem.sites(self.problem.model, chains))
 
     def flat(self, p: Sites) -> Tensor:
         """The latent sites of the model's trace, unconstrained, side by side: ``(chains, N, D)``."""
-        latents = self.latents(p)
+        latents, plates = latent_sites(p), self.problem.plates
         if not latents:
             raise ProgramError("the model has no latent site: log p(x) is the log-probability of what it observes.")
-        self.layouts = [SiteLayout.of(name, site, self.plates, unconstrained=True) for name, site in latents.items()]
+        self.layouts = [SiteLayout.of(name, site, plates, unconstrained=True) for name, site in latents.items()]
         columns = [layout.unconstrain(latents[layout.name]) for layout in self.layouts]
         for layout, u in zip(self.layouts, columns, strict=True):
-            check_finite(layout.name, u)
+            check_finite(layout.name, u, self.problem)
         u = torch.cat(columns, -1)
-        if u.shape[1] != len(self.args[0]):
+        if u.shape[1] != len(self.problem):
             raise ProgramError(
-                f"the model draws latents for {u.shape[1]} rows where x has {len(self.args[0])}: a subsampling plate cannot be "
+                f"the model draws latents for {u.shape[1]} rows where x has {len(self.problem)}: a subsampling plate cannot be "
                 "scored. Let the data plate run over the rows that are passed in."
             )
         return u
@@ -135,16 +117,14 @@ class Densities:
 
     def scores(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """(log start, log joint − log start), each ``(chains, N)``."""
-        with SubstituteLatents.at(u, self.layouts) as placed, self.chains(len(u)):
-            p = self.trace(self.model)
-        latents = self.latents(p)
-        observed = {name: site for name, site in p.items() if site["is_observed"]}
-        jacobian = total(placed.log_jacobians(p))
-        prior, likelihood = self.log_prior(latents), self.log_prob(observed)
+        with SubstituteLatents.at(u, self.layouts) as placed:
+            p = self.problem.sites(self.problem.model, len(u))
+        latents, jacobian = latent_sites(p), total(placed.log_jacobians(p))
+        prior, likelihood = self.log_prior(latents), self.log_prob(observed_sites(p))
         if self.from_prior:
             return prior + jacobian, likelihood
-        with SubstituteLatents({name: site["value"] for name, site in latents.items()}), self.chains(len(u)):
-            guide = self.log_prob(self.trace(self.guide))
+        with SubstituteLatents({name: site["value"] for name, site in latents.items()}):
+            guide = self.log_prob(self.problem.sites(self.problem.guide, len(u)))
         return guide + jacobian, likelihood + prior - guide
 
     def log_prior(self, latents: Sites) -> Tensor:
@@ -153,7 +133,7 @@ class Densities:
 
     def log_prob(self, sites: Sites) -> Tensor:
         """Sites' log-probabilities added up, ``(chains, N)``."""
-        return total({name: row_log_prob(name, site, self.plates) for name, site in sites.items()})
+        return total(self.problem.score(sites))
 
 
 def total(terms: dict[str, Tensor]) -> Tensor:
@@ -168,12 +148,12 @@ def gradient(y: Tensor, u: Tensor) -> Tensor:
     return torch.autograd.grad(y.sum(), u, retain_graph=True, materialize_grads=True)[0]
 
 
-def check_finite(name: str, u: Tensor) -> None:
+def check_finite(name: str, u: Tensor, problem: Problem) -> None:
     """Refuses draws on the edge of the support, which lie at infinity in u, or outside it."""
     bad = ~u.isfinite().flatten(2).all(2).all(0)
     if bad.any():
         raise ProgramError(
-            f"site {name!r}: draws for rows {bad.nonzero().flatten().tolist()[:5]} lie on the edge of the support that the "
+            f"site {name!r}: draws for rows {problem.numbers(bad)} lie on the edge of the support that the "
             "model gives it, or outside: they have no place on the real line. Give the guide the support of the prior, and "
             "keep either away from 0 and 1 (float64 helps)."
         )

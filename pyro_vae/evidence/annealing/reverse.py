@@ -2,8 +2,6 @@ r"""Annealing from the posterior back to the start: 1 / p(x) without bias, so lo
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
@@ -22,21 +20,20 @@ REVERSE, RESAMPLE = 3, 4  # kinds of streams, after those of annealing
 def reverse(task: AnnealingTask, refresh: int, latents: Latents | None, ahead: AnnealedRun) -> AnnealedRun:
     """The weighted run from β = 1 to 0: E[exp(log w)] = 1 / p(x) if it starts at exact draws of p(z | x)."""
 
-    def chunk(i: int) -> AnnealedRun:
-        density, settings = task.densities(i), task.settings
-        rows = slice(task.starts[i], task.starts[i] + task.step)
-        with task.stream(RESAMPLE, i):
+    settings, runs = task.settings, []
+    for i, chunk in enumerate(task.chunks):
+        density, rows = task.densities(i), slice(chunk.first, chunk.first + len(chunk))
+        with task.quiet(RESAMPLE, i):
             u = density.draw(settings.num_chains)  # also lays out the sites
             if latents is None:
                 u = resampled(ahead.u[:, rows], ahead.log_w[:, rows])
             else:
-                check_latents(latents, len(task.args[0]), density)
+                check_latents(latents, len(task.problem), density)
                 u = density.at(rows_of(latents, rows, density), settings.num_chains)
-        with task.stream(REVERSE, i):
+        with task.quiet(REVERSE, i):
             point = refreshed(density, density(u), task.frozen[i], refresh, settings.leapfrog_steps)
-            return anneal(density, point, task.frozen[i].reversed(), settings, "reverse AIS")
-
-    return checked(AnnealedRun.joined([task.quietly(partial(chunk, i)) for i in range(len(task.starts))]))
+            runs.append(anneal(density, point, task.frozen[i].reversed(), settings, "reverse AIS"))
+    return checked(AnnealedRun.joined(runs))
 
 
 def rows_of(latents: Latents, rows: slice, density: Densities) -> Latents:

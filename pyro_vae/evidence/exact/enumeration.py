@@ -10,11 +10,12 @@ from torch import Tensor
 
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import ProgramError, UsageError
+from pyro_vae.programs.pair import quiet
 from pyro_vae.programs.sites import Program
 from pyro_vae.programs.support import base_name
 from pyro_vae.programs.unconstrained import is_discrete
 
-from .joint import Joint, Shared, untouched
+from .joint import Joint, Shared
 from .result import Exact
 
 MAX_CODES = 2**16
@@ -61,7 +62,7 @@ def enumerate_latents(
     """
     if chunk_size < 1:
         raise UsageError(f"chunk_size must be above 0, got {chunk_size}")
-    with untouched(model, guide, seed=0):
+    with quiet(model, guide, seed=0):
         joint = Joint(model, guide, x, context, missing)
         codes = Codes(joint)
         everyone = torch.arange(len(joint), device=joint.device)

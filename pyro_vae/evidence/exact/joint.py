@@ -3,22 +3,18 @@ r"""log p(x_n, z) at latents of one's choosing, for any Pyro program: what the e
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-from pyro import plate, poutine
+from pyro import poutine
 from torch import Tensor
 
-from pyro_vae.common.random import seeded
-from pyro_vae.data.arrays import batch_of
 from pyro_vae.errors import ProgramError
 from pyro_vae.programs.measure import measure_of
-from pyro_vae.programs.pair import evaluation_mode, like_parameters, without_validation
-from pyro_vae.programs.plates import find_plates, row_log_prob
-from pyro_vae.programs.sites import PARTICLES, Program, Site, sample_sites, sum_terms
-from pyro_vae.programs.support import base_name, check_support, takes_missing
+from pyro_vae.programs.plates import row_log_prob
+from pyro_vae.programs.problem import Problem, rows_of
+from pyro_vae.programs.sites import Program, Site, latent_sites, observed_sites, sum_terms
+from pyro_vae.programs.support import base_name
 from pyro_vae.programs.unconstrained import SiteLayout, SubstituteLatents
 
 IMPROPER = ("Unit", "ImproperUniform")
@@ -26,9 +22,15 @@ LEVELS = 32  # of an observed value, up to which log p(x | z) is looked up and n
 NEVER = -1e30  # a log-probability that stands for −∞ in a matrix product, where 0 · −∞ would be NaN
 
 
-def unmarked(site: Any) -> Any:
+def without_mark(site: Any) -> Any:
     """Takes a site's mark for enumeration away: here it is placed, not summed by Pyro."""
     return {"enumerate": None}
+
+
+def prior_of(model: Program) -> Program:
+    """The latent sites of a model, as a guide."""
+    latent: Program = poutine.block(model, hide_fn=lambda site: site["type"] == "sample" and site["is_observed"])
+    return latent
 
 
 class Joint:
@@ -52,18 +54,15 @@ class Joint:
         missing: bool,
         unconstrained: bool = False,
     ) -> None:
-        self.model: Program = poutine.infer_config(model, config_fn=unmarked)
-        self.guide = guide
-        like = like_parameters(model, guide)
-        self.args = batch_of(x, *c, like=like, missing=missing or takes_missing(model, guide))
-        self.device, self.eps = self.args[0].device, torch.finfo(self.args[0].dtype).eps
-        check_support(self.model, self.prior, *self.args)
-        one = tuple(a[:1] for a in self.args)
-        self.measure = measure_of(self.model, self.prior, *one)
-        self.plates = find_plates(self.model, self.prior, *one)
-        sites = sample_sites(poutine.trace(self.model).get_trace(*one))
-        self.latents = {name: site for name, site in sites.items() if not site["is_observed"]}
-        self.observed = {name: site for name, site in sites.items() if site["is_observed"]}
+        args = rows_of(model, guide, x, *c, missing=missing)
+        self.device, self.eps = args[0].device, torch.finfo(args[0].dtype).eps
+        unmarked: Program = poutine.infer_config(model, config_fn=without_mark)
+        self.problem = Problem.checked(unmarked, prior_of(unmarked), *args)
+        one = self.problem.rows(slice(1))
+        # not problem.measure, which draws on a stream of its own: what is drawn from `seed` after it would be other draws
+        self.measure = measure_of(one.model, one.guide, *one.args)
+        sites = one.sites(one.model)
+        self.latents, self.observed = latent_sites(sites), observed_sites(sites)
         if improper := [name for name, site in sites.items() if base_name(site["fn"]) in IMPROPER]:
             raise ProgramError(
                 f"site {improper[0]!r} (pyro.factor, ImproperUniform) has no normalising constant: the result would be no "
@@ -71,44 +70,37 @@ class Joint:
             )
         if not self.latents:
             raise ProgramError("the model has no latent site: there is nothing to sum or integrate over.")
-        self.layouts = [SiteLayout.of(name, site, self.plates, unconstrained) for name, site in self.latents.items()]
+        plates = self.problem.plates
+        self.layouts = [SiteLayout.of(name, site, plates, unconstrained) for name, site in self.latents.items()]
         self.dims = sum(layout.size for layout in self.layouts)
 
     def __len__(self) -> int:
-        return len(self.args[0])
+        return len(self.problem)
 
-    @property
-    def prior(self) -> Program:
-        """The latent sites of the model, as a guide."""
-        return poutine.block(self.model, hide_fn=lambda site: site["type"] == "sample" and site["is_observed"])
-
-    def rows(self, index: Tensor) -> tuple[Tensor, ...]:
-        return tuple(a[index] for a in self.args)
+    def rows(self, index: Tensor) -> Problem:
+        """The model and its prior on the rows of `index`."""
+        return self.problem.over(*(a[index] for a in self.problem.args))
 
     def data(self, index: Tensor) -> dict[str, Tensor]:
         """What is observed in the rows of `index`, by site, in the shape of the site's distribution."""
-        sites = sample_sites(poutine.trace(self.model).get_trace(*self.rows(index)))
+        sites = self.rows(index).sites(self.problem.model)
         return {name: sites[name]["value"].expand(sites[name]["fn"].shape()) for name in self.observed}
 
     def log_prior(self, z: Tensor, index: Tensor) -> Tensor:
         """log p(z_g), ``(G, R)`` in float64."""
-        sites, _ = self.trace(z, self.rows(index))
-        return self.add_up({name: row_log_prob(name, sites[name], self.plates) for name in self.latents}, {})
+        sites, _ = self.trace(z, index)
+        return self.add_up(self.problem.score(latent_sites(sites)), {})
 
-    def trace(self, z: Tensor, rows: tuple[Tensor, ...]) -> tuple[dict[str, Site], dict[str, Tensor]]:
-        """Sites of the model with its latents at z, and log |dz/du| by site, ``(G, R)``."""
-        # the plate inside: it broadcasts no site whose value is set already
-        with (
-            SubstituteLatents.at(z, self.layouts) as placed,
-            plate(PARTICLES, len(z), dim=-1 - self.plates.nesting),
-        ):
-            sites = sample_sites(poutine.trace(self.model).get_trace(*rows))
+    def trace(self, z: Tensor, index: Tensor) -> tuple[dict[str, Site], dict[str, Tensor]]:
+        """Sites of the model on the rows of `index`, its latents at z, and log |dz/du| by site, ``(G, R)``."""
+        with SubstituteLatents.at(z, self.layouts) as placed:
+            sites = self.rows(index).sites(self.problem.model, len(z))
         return sites, placed.log_jacobians(sites)
 
     def log_prob(self, z: Tensor, index: Tensor) -> Tensor:
         """log p(x_n, z_g) (+ log |dz/du|) for the rows of `index`, ``(G, R)`` in float64."""
-        sites, log_det = self.trace(z, self.rows(index))
-        return self.add_up({name: row_log_prob(name, site, self.plates) for name, site in sites.items()}, log_det)
+        sites, log_det = self.trace(z, index)
+        return self.add_up(self.problem.score(sites), log_det)
 
     def add_up(self, terms: dict[str, Tensor], log_det: dict[str, Tensor]) -> Tensor:
         """Sites' terms and Jacobians, in float64."""
@@ -148,22 +140,22 @@ class Shared:
         levels = value[~value.isnan()].unique()
         if univariate(fn) is None or not 0 < len(levels) <= min(LEVELS, (len(self.joint) + 1) // 2):
             return None
-        units = value.movedim(self.joint.plates.dim - fn.event_dim, 0).reshape(len(self.joint), -1)
+        units = value.movedim(self.joint.problem.plates.dim - fn.event_dim, 0).reshape(len(self.joint), -1)
         return levels, torch.cat([(units == level).T for level in levels]).double()
 
     def log_prob(self, z: Tensor, index: Tensor) -> Tensor:
         """As :meth:`Joint.log_prob`, for points ``(G, 1, D)`` of one row."""
-        joint = self.joint
-        sites, log_det = joint.trace(z, joint.rows(self.first))
+        sites, log_det = self.joint.trace(z, self.first)
+        plates = self.joint.problem.plates
         terms = {
-            name: self.score(name, site, index) if name in self.data else row_log_prob(name, site, joint.plates)
+            name: self.score(name, site, index) if name in self.data else row_log_prob(name, site, plates)
             for name, site in sites.items()
         }
-        return joint.add_up(terms, log_det)
+        return self.joint.add_up(terms, log_det)
 
     def score(self, name: str, site: Site, index: Tensor) -> Tensor:
         """log p(x_n | z_g) of one observed site, ``(G, R)``."""
-        plates, fn = self.joint.plates, site["fn"]
+        plates, fn = self.joint.problem.plates, site["fn"]
         if (table := self.tables.get(name)) is None or site["mask"] is not None:
             value = self.data[name].index_select(plates.dim - fn.event_dim, index)
             return row_log_prob(name, {"fn": fn, "value": value, "mask": site["mask"]}, plates)
@@ -179,10 +171,3 @@ def univariate(fn: Any) -> Any:
     while hasattr(fn, "base_dist") and not isinstance(fn, torch.distributions.TransformedDistribution):
         fn = fn.base_dist
     return fn if fn.event_dim == 0 else None
-
-
-@contextmanager
-def untouched(*things: Any, seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
-    """No gradients, eval mode, no validation and a private random stream; all is put back."""
-    with evaluation_mode(*things), without_validation(), seeded(seed, device=device):
-        yield

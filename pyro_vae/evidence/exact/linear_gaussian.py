@@ -11,10 +11,11 @@ from torch import distributions as td
 
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import ProgramError
+from pyro_vae.programs.pair import quiet
 from pyro_vae.programs.sites import Program, Site
 from pyro_vae.programs.support import base_name
 
-from .joint import Joint, untouched
+from .joint import Joint
 from .result import Exact
 
 BLOCK = 64  # rows at a time, where parameters differ by row
@@ -65,7 +66,7 @@ def linear_gaussian(
         >>> linear_gaussian(model, None, x).log_px, dist.Normal(1.0, 36.25**0.5).log_prob(x)
         (tensor([-2.7280, -2.7142], dtype=torch.float64), tensor([-2.7280, -2.7142]))
     """
-    with untouched(model, guide, seed=seed):
+    with quiet(model, guide, seed=seed):
         joint = Joint(model, guide, x, context, missing)
         for name, site in (joint.latents | joint.observed).items():
             gaussian(name, site["fn"])
@@ -96,7 +97,7 @@ class Gaussian:
     def __init__(self, joint: Joint, rows: Tensor, tol: float) -> None:
         self.joint, self.rows, self.tol = joint, rows, max(tol, 50 * joint.eps)
         self.size = joint.dims
-        shared = len(joint.args) == 1  # without a context, one row's matrices are all rows'
+        shared = len(joint.problem.args) == 1  # without a context, one row's matrices are all rows'
         self.sites = self.run(self.probes(1 if shared else len(rows)), rows[:1] if shared else rows)
         self.a, self.b, self.cov = zip(*(self.affine(name) for name in (*joint.latents, *joint.observed)), strict=True)
 
@@ -109,7 +110,7 @@ class Gaussian:
 
     def run(self, z: Tensor, rows: Tensor) -> dict[str, Site]:
         """The sites of the program at z."""
-        sites, _ = self.joint.trace(z, self.joint.rows(rows))
+        sites, _ = self.joint.trace(z, rows)
         if masked := [name for name, site in sites.items() if site["mask"] is not None]:
             raise ProgramError(f"site {masked[0]!r} is masked: no closed form. Use quadrature, or importance sampling.")
         return sites
@@ -158,7 +159,7 @@ class Gaussian:
 
 def by_row(tensor: Tensor, joint: Joint, event_dim: int, to: int) -> Tensor:
     """The data plate's dimension moved to `to`, and all that follow as one."""
-    moved = tensor.movedim(joint.plates.dim - event_dim, to)
+    moved = tensor.movedim(joint.problem.plates.dim - event_dim, to)
     return moved.reshape(*moved.shape[: to + 1], -1)
 
 
@@ -171,7 +172,7 @@ def moments(name: str, site: Site, joint: Joint) -> tuple[Tensor, Tensor]:
         variance = by_row(base.variance.double().expand(shape), joint, fn.event_dim, 1)
         return mean, variance[..., None, None]
     m = shape[-1]
-    cov = base.covariance_matrix.double().expand(*shape, m).movedim(joint.plates.dim - fn.event_dim - 1, 1)
+    cov = base.covariance_matrix.double().expand(*shape, m).movedim(joint.problem.plates.dim - fn.event_dim - 1, 1)
     return mean, cov.reshape(*mean.shape[:2], -1, m, m)
 
 

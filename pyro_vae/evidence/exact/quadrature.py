@@ -6,14 +6,14 @@ import math
 from typing import Any
 
 import torch
-from pyro import plate, poutine
 from torch import Tensor
 
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import ProgramError, UsageError
-from pyro_vae.programs.sites import PARTICLES, Program, sample_sites
+from pyro_vae.programs.pair import quiet
+from pyro_vae.programs.sites import Program
 
-from .joint import Joint, Shared, untouched
+from .joint import Joint, Shared
 from .result import Exact
 from .trapezoid import ALONE, FIRST, TOGETHER, Box, Rule
 
@@ -81,7 +81,7 @@ def quadrature(
     """
     if not tol > 0 or chunk_size < 1:
         raise UsageError(f"tol and chunk_size must be above 0, got {tol} and {chunk_size}")
-    with untouched(model, guide, seed=seed):
+    with quiet(model, guide, seed=seed):
         joint = Joint(model, guide, x, context, missing, unconstrained=True)
         dims = few_dims(joint)
         if points < FIRST[dims] ** dims:
@@ -122,13 +122,11 @@ def shareable(joint: Joint) -> Shared | None:
 
 def scout(joint: Joint, guide: Program | None, rows: Tensor, together: bool = False) -> Box:
     """A first box: where draws of the prior and of the guide lie, and half their range more on either side."""
-    lows, highs = [], []
-    for program, count in ((joint.prior, 256), (guide, 32)):
+    lows, highs, some = [], [], joint.rows(rows)
+    for program, count in ((some.guide, 256), (guide, 32)):
         if program is None:
             continue
-        with plate(PARTICLES, count, dim=-1 - joint.plates.nesting):
-            q = poutine.trace(program).get_trace(*joint.rows(rows))
-            p = sample_sites(poutine.trace(poutine.replay(joint.model, trace=q)).get_trace(*joint.rows(rows)))
+        p = some.sites(some.model, count, some.trace(program, count))
         u = torch.cat([layout.unconstrain(p[layout.name], torch.float64) for layout in joint.layouts], -1)
         lows.append(torch.where(u.isfinite(), u, math.inf).amin(0))
         highs.append(torch.where(u.isfinite(), u, -math.inf).amax(0))

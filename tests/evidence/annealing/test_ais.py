@@ -15,7 +15,7 @@ from pyro_vae.errors import ProgramError, SupportError, UsageError
 from pyro_vae.evidence.annealing.densities import Densities
 from pyro_vae.evidence.annealing.schedule import AISSettings, AnnealingPath, adaptive, betas
 from pyro_vae.priors.flow import FlowPrior
-from pyro_vae.programs.plates import find_plates
+from pyro_vae.programs.problem import Problem
 from tests.helpers.annealing import ais, check_frozen, check_unbiased, drawn, grouped, grouped_guide, quick
 from tests.helpers.conjugate import PROBLEMS, GammaPoisson, NormalGamma
 from tests.helpers.exact import LinearGaussian
@@ -139,7 +139,7 @@ def test_densities_integrate_and_gradients_match(problem):
     """log joint − log start does not depend on the coordinates; gradients agree with differences of 1e-6."""
     p = problem()
     x = drawn(p, 3)
-    density = Densities(p.model, p.guide, (x,), find_plates(p.model, p.guide, x), "guide")
+    density = Densities(Problem.on(p.model, p.guide, x), "guide")
     u = density.draw(2)
     point = density(u)
     for d in range(u.shape[-1]):
@@ -155,7 +155,7 @@ def test_the_start_is_a_density_in_u():
     p = GammaPoisson()
     x = drawn(p, 2)
     for start in ("prior", "guide"):
-        density = Densities(p.model, p.guide, (x,), find_plates(p.model, p.guide, x), start)
+        density = Densities(Problem.on(p.model, p.guide, x), start)
         density.draw(1)
         u = torch.linspace(-30, 8, 40001).double()[:, None, None].expand(-1, 2, 1)
         mass = torch.trapezoid(density(u).start.exp(), u[:, 0, 0], dim=0)

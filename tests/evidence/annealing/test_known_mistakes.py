@@ -60,7 +60,9 @@ def adapting_by_acceptance(density, frozen, t, point, log_w, leapfrogs, right=ai
 def standard_normal(density, latents):
     """Every prior is N(0, 1)."""
     log_prob = torch.distributions.Normal(0.0, 1.0).log_prob
-    return total({name: sum_rows(name, log_prob(site["value"]), density.plates) for name, site in latents.items()})
+    return total(
+        {name: sum_rows(name, log_prob(site["value"]), density.problem.plates) for name, site in latents.items()}
+    )
 
 
 def no_jacobian(placed, name, site):
