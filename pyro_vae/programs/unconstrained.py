@@ -27,6 +27,7 @@ REFUSED = {
     "Delta": "a single point, which has no density: compute it in the model; a guide needs a spread (Normal, LogNormal).",
     "VonMises": "an angle: it has a density on one turn only, not on the real line. Use importance sampling.",
 }
+SAY_IT = "give it a `support` property (constraints.real_vector, if its values are any vectors)"
 ZUKO = "zuko.distributions"  # by name: importing zuko switches torch's validation off
 
 
@@ -58,7 +59,7 @@ def own_support(fn: Any) -> Any:
     try:
         return fn.support
     except (NotImplementedError, AttributeError) as error:  # AttributeError: of a transform without a codomain
-        raise NotImplementedError(f"{type(fn).__name__} does not say its support") from error
+        raise NotImplementedError(f"{type(fn).__name__} does not say its support: {SAY_IT}") from error
 
 
 def support_of_zuko(fn: Any) -> Any:
@@ -80,7 +81,7 @@ def shared_by_components(support: Any, event_dim: int) -> Any:
         if isinstance(bound, Tensor) and bound.dim() > event_dim:
             first = bound.select(-1 - event_dim, 0)
             if (bound != first.unsqueeze(-1 - event_dim)).any():
-                raise NotImplementedError("the components of a mixture have different supports")
+                raise NotImplementedError("the components of the mixture have different supports: give them one")
             setattr(support, name, first)
     return support
 
@@ -104,26 +105,15 @@ def bijection(fn: Any) -> Transform:
 
 
 def is_discrete(name: str, fn: Any) -> bool:
-    """Whether a latent takes separate values only.
-
-    Raises:
-        ProgramError: its distribution does not say its support.
-    """
+    """Whether a latent takes separate values only; a ProgramError if its distribution does not say its support."""
     try:
         return bool(support_of(fn).is_discrete)
     except NotImplementedError as error:
-        raise ProgramError(
-            f"site {name!r}: {error}. Give the distribution a `support` property (constraints.real_vector, if its values are "
-            "any vectors), or use importance sampling."
-        ) from error
+        raise ProgramError(f"site {name!r}: {error}, or use importance sampling.") from error
 
 
 def check_continuous(name: str, site: Site) -> None:
-    """Refuses, by site, a latent that has no density on the real line.
-
-    Raises:
-        ProgramError: it is discrete, a point or an angle, has a support without a map, or does not say its support.
-    """
+    """Refuses, by site, a latent without a density on the real line: a ProgramError that says why, and how to go on."""
     fn, kind = site["fn"], base_name(site["fn"])
     if why := REFUSED.get(kind):
         raise ProgramError(f"site {name!r} is a {kind}, {why}")
@@ -147,33 +137,19 @@ def check_continuous(name: str, site: Site) -> None:
 
 @dataclass(frozen=True)
 class SiteLayout:
-    """How the values of one latent site lie in the columns of a tensor ``(G, R, D)``, G particles of R rows.
-
-    Attributes:
-        name: of the site.
-        batch: sizes of its plates beside the data's.
-        event: event shape of what lies there: of u on the real line, or of z itself.
-        event_dim: dimensions of an event of z.
-        dtype: of z.
-        plates: of the program.
-        unconstrained: whether u lies there, z = T(u), or z.
-    """
+    """How the values of one latent site lie in columns of a tensor ``(G, R, D)``, G particles of R rows."""
 
     name: str
-    batch: tuple[int, ...]
-    event: tuple[int, ...]
-    event_dim: int
-    dtype: torch.dtype
+    batch: tuple[int, ...]  # sizes of its plates beside the data's
+    event: tuple[int, ...]  # shape of an event of what lies there
+    event_dim: int  # of z
+    dtype: torch.dtype  # of z
     plates: Plates
-    unconstrained: bool
+    unconstrained: bool  # u = T⁻¹(z) lies there, not z
 
     @classmethod
     def of(cls, name: str, site: Site, plates: Plates, unconstrained: bool) -> SiteLayout:
-        """The layout of a site, from a trace with or without particles.
-
-        Raises:
-            ProgramError: `unconstrained`, and the site has no density on the real line.
-        """
+        """The layout of a site of a trace, with or without particles; if `unconstrained`, :func:`check_continuous` first."""
         fn, value = site["fn"], site["value"]
         if unconstrained:
             check_continuous(name, site)
@@ -238,15 +214,12 @@ class SubstituteLatents(Messenger):
         name, fn = msg["name"], msg["fn"]
         if msg["is_observed"] or name not in self.values:
             return
-        value, layout = self.values[name], self.layouts.get(name)
-        if layout is None:
-            value = value.expand(fn.shape())
-        elif layout.unconstrained:
+        value, layout, msg["done"] = self.values[name], self.layouts.get(name), True
+        if layout is not None and layout.unconstrained:
             to_support, u = bijection(fn), value
             value = to_support(u)
             self.moved[name] = to_support, u, value
-        msg["value"] = value if layout is None else value.to(layout.dtype)
-        msg["done"] = True
+        msg["value"] = value.expand(fn.shape()) if layout is None else value.to(layout.dtype)
 
     def log_jacobians(self, sites: dict[str, Site]) -> dict[str, Tensor]:
         """log |∂z/∂u| of each site that was put there by its u, ``(G, R)``, from the trace that was made."""

@@ -2,7 +2,7 @@ r"""Log densities of a (model, guide) pair, and their gradients, at latents on t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
@@ -45,13 +45,8 @@ class Point:
 
     def replaced(self, other: Point, where: Tensor) -> Point:
         """The other's chains `where` says so, ``(chains, N)``; its own elsewhere."""
-        return Point(
-            torch.where(where[..., None], other.u, self.u),
-            torch.where(where, other.start, self.start),
-            torch.where(where, other.ratio, self.ratio),
-            torch.where(where[..., None], other.d_start, self.d_start),
-            torch.where(where[..., None], other.d_ratio, self.d_ratio),
-        )
+        pairs = [(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)]
+        return Point(*(torch.where(where[..., None] if a.dim() == 3 else where, b, a) for a, b in pairs))
 
 
 class Densities:
@@ -134,6 +129,11 @@ class Densities:
     def log_prob(self, sites: Sites) -> Tensor:
         """Sites' log-probabilities added up, ``(chains, N)``."""
         return total(self.problem.score(sites))
+
+
+def latent(p: Sites) -> Sites:
+    """The model's latent sites."""
+    return {name: site for name, site in p.items() if not site["is_observed"]}
 
 
 def total(terms: dict[str, Tensor]) -> Tensor:

@@ -28,35 +28,28 @@ def reverse(task: AnnealingTask, refresh: int, latents: Latents | None, ahead: A
             if latents is None:
                 u = resampled(ahead.u[:, rows], ahead.log_w[:, rows])
             else:
-                check_latents(latents, len(task.problem), density)
-                u = density.at(rows_of(latents, rows, density), settings.num_chains)
+                u = density.at(rows_of(latents, rows, len(task.problem), density), settings.num_chains)
         with task.quiet(REVERSE, i):
             point = refreshed(density, density(u), task.frozen[i], refresh, settings.leapfrog_steps)
             runs.append(anneal(density, point, task.frozen[i].reversed(), settings, "reverse AIS"))
     return checked(AnnealedRun.joined(runs))
 
 
-def rows_of(latents: Latents, rows: slice, density: Densities) -> Latents:
-    """The latents of some rows."""
-    if missing := [layout.name for layout in density.layouts if layout.name not in latents]:
-        raise ProgramError(
-            f"latents lack site {missing[0]!r}: pass the values of every latent site, as simulate gives them"
-        )
-    found = {}
-    for layout in density.layouts:
-        dim = layout.plates.dim - layout.event_dim
-        found[layout.name] = latents[layout.name].movedim(dim, 0)[rows].movedim(0, dim)
-    return found
-
-
-def check_latents(latents: Latents, rows: int, density: Densities) -> None:
-    """Refuses latents of other rows."""
+def rows_of(latents: Latents, rows: slice, total: int, density: Densities) -> Latents:
+    """The latents of some rows; refuses latents that lack a site, or are of another number of rows in all."""
+    chosen = {}
     for layout in density.layouts:
         name, dim = layout.name, layout.plates.dim - layout.event_dim
-        if name in latents and (got := latents[name].shape[dim]) != rows:
-            raise ShapeError(
-                f"latents of site {name!r} have {got} rows, x has {rows}: give each row the latents it was drawn with"
+        if name not in latents:
+            raise ProgramError(
+                f"latents lack site {name!r}: pass the values of every latent site, as simulate gives them"
             )
+        if (got := latents[name].shape[dim]) != total:
+            raise ShapeError(
+                f"latents of site {name!r} have {got} rows, x has {total}: give each row the latents it was drawn with"
+            )
+        chosen[name] = latents[name].movedim(dim, 0)[rows].movedim(0, dim)
+    return chosen
 
 
 def resampled(u: Tensor, log_w: Tensor) -> Tensor:

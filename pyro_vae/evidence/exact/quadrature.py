@@ -90,7 +90,9 @@ def quadrature(
         everyone = torch.arange(len(joint), device=joint.device)
         log_px, error = torch.full((2, len(joint)), math.inf, dtype=torch.float64, device=joint.device)
         refined = torch.zeros(len(joint), dtype=torch.bool, device=joint.device)
-        shared = shareable(joint) if (len(joint) > FEW if share is None else share) else None
+        shared = None
+        if len(joint) > FEW if share is None else share:
+            shared = Shared.of(joint, torch.randn(4, 1, dims, dtype=torch.float64, device=joint.device))
         alone = joint.log_prob
         first = shared.log_prob if shared else alone
         for rows in everyone.split(BLOCK[bool(shared)]):
@@ -113,11 +115,6 @@ def few_dims(joint: Joint) -> int:
             "method='importance', or linear_gaussian where all is Gaussian."
         )
     return joint.dims
-
-
-def shareable(joint: Joint) -> Shared | None:
-    """The one-row program that stands for all rows, where there is one."""
-    return Shared.of(joint, torch.randn(4, 1, joint.dims, dtype=torch.float64, device=joint.device))
 
 
 def scout(joint: Joint, guide: Program | None, rows: Tensor, together: bool = False) -> Box:
