@@ -28,7 +28,7 @@ REFUSED = {
     "VonMises": "an angle: it has a density on one turn only, not on the real line. Use importance sampling.",
 }
 SAY_IT = "give it a `support` property (constraints.real_vector, if its values are any vectors)"
-ZUKO = "zuko.distributions"  # by name: importing zuko switches torch's validation off
+ZUKO = "zuko.distributions.NormalizingFlow"  # by name: importing zuko switches torch's validation off
 
 
 # the support of a distribution, and its map
@@ -36,8 +36,6 @@ ZUKO = "zuko.distributions"  # by name: importing zuko switches torch's validati
 
 def support_of(fn: Any) -> constraints.Constraint:
     """The support of a distribution, as one that has a map from R^D: a mixture's is that of its components.
-
-    zuko's flows and mixtures do not say theirs: it is what their transform starts from, if their base is over R^D.
 
     Raises:
         NotImplementedError: nothing says it, or components of a mixture differ in theirs.
@@ -49,24 +47,19 @@ def support_of(fn: Any) -> constraints.Constraint:
     elif type(fn) is ZukoToPyro:
         support = support_of(fn.dist)
     else:
-        support = support_of_zuko(fn) if type(fn).__module__ == ZUKO else own_support(fn)
+        support = own_support(fn)
     dims = len(fn.event_shape) - support.event_dim
     return constraints.independent(support, dims) if dims > 0 else support
 
 
 def own_support(fn: Any) -> Any:
-    """What a distribution says itself."""
+    """What a distribution says itself; a flow of zuko does not, but has what its transform starts from if its base is real."""
+    if f"{type(fn).__module__}.{type(fn).__name__}" == ZUKO and is_real(support_of(fn.base)):
+        return fn.transform.domain
     try:
         return fn.support
-    except (NotImplementedError, AttributeError) as error:  # AttributeError: of a transform without a codomain
+    except NotImplementedError as error:
         raise NotImplementedError(f"{type(fn).__name__} does not say its support: {SAY_IT}") from error
-
-
-def support_of_zuko(fn: Any) -> Any:
-    """What a flow's transform starts from, and a mixture's base is over, if that base is over R^D."""
-    if type(fn).__name__ in ("NormalizingFlow", "Mixture") and is_real(base := support_of(fn.base)):
-        return fn.transform.domain if hasattr(fn, "transform") else base
-    return own_support(fn)
 
 
 def shared_by_components(support: Any, event_dim: int) -> Any:
