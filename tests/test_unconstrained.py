@@ -216,6 +216,15 @@ def test_uniform_components(rows):
             method(model, guide, x)
 
 
+def test_a_mixture_of_angles_is_refused_as_an_angle_is():
+    """torch says that an angle is any real number; its density repeats, so it has no integral there."""
+    angles = dist.VonMises(torch.zeros(2, 2).double(), 1.0)
+    model, guide = pair(lambda: mixture(angles, WEIGHTS.expand(2, 2)).to_event(1))
+    for method in (quadrature, partial(ais, **QUICK)):
+        with pytest.raises(ProgramError, match="site 'z' is a VonMises, an angle"):
+            method(model, guide, X)
+
+
 # layouts
 
 

@@ -21,7 +21,6 @@ from pyro_vae.errors import ProgramError
 
 from .plates import Plates, sum_rows
 from .sites import Site
-from .support import base_name
 
 REFUSED = {
     "Delta": "a single point, which has no density: compute it in the model; a guide needs a spread (Normal, LogNormal).",
@@ -107,8 +106,10 @@ def is_discrete(name: str, fn: Any) -> bool:
 
 def check_continuous(name: str, site: Site) -> None:
     """Refuses, by site, a latent without a density on the real line: a ProgramError that says why, and how to go on."""
-    fn, kind = site["fn"], base_name(site["fn"])
-    if why := REFUSED.get(kind):
+    fn = part = site["fn"]
+    while isinstance(part, MixtureSameFamily) or hasattr(part, "base_dist"):
+        part = part.component_distribution if isinstance(part, MixtureSameFamily) else part.base_dist
+    if why := REFUSED.get(kind := type(part).__name__):
         raise ProgramError(f"site {name!r} is a {kind}, {why}")
     if is_discrete(name, fn):
         raise ProgramError(
