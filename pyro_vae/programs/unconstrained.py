@@ -27,7 +27,8 @@ REFUSED = {
     "VonMises": "an angle: it has a density on one turn only, not on the real line. Use importance sampling.",
 }
 SAY_IT = "give it a `support` property (constraints.real_vector, if its values are any vectors)"
-ZUKO = "zuko.distributions.NormalizingFlow"  # by name: importing zuko switches torch's validation off
+WRAPPERS = (Independent, MaskedDistribution, ExpandedDistribution)
+ZUKO = ("zuko.distributions", "NormalizingFlow")  # by name: importing zuko switches torch's validation off
 
 
 # the support of a distribution, and its map
@@ -39,7 +40,7 @@ def support_of(fn: Any) -> constraints.Constraint:
     Raises:
         NotImplementedError: nothing says it, or components of a mixture differ in theirs.
     """
-    if isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution):
+    if isinstance(fn, WRAPPERS):
         support = support_of(fn.base_dist)
     elif isinstance(fn, MixtureSameFamily):
         support = shared_by_components(support_of(fn.component_distribution), len(fn.event_shape))
@@ -53,7 +54,7 @@ def support_of(fn: Any) -> constraints.Constraint:
 
 def own_support(fn: Any) -> Any:
     """What a distribution says itself; a flow of zuko does not, but has what its transform starts from if its base is real."""
-    if f"{type(fn).__module__}.{type(fn).__name__}" == ZUKO and is_real(support_of(fn.base)):
+    if (type(fn).__module__, type(fn).__name__) == ZUKO and is_real(support_of(fn.base)):
         return fn.transform.domain
     try:
         return fn.support
