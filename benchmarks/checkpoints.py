@@ -14,20 +14,20 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 
 from pyro_vae import fit
-from pyro_vae.runs.checkpointer import Keeper
-from pyro_vae.training.divergence import Miss
+from pyro_vae.runs.checkpointer import Checkpointer
+from pyro_vae.training.divergence import PreStepSnapshot
+from pyro_vae.training.trainer import Trainer
 
 from .evaluation import vae
 
 SAVES, MINUTES = 3, 5
 
 
-class Watched(Keeper):
+class Watched(Checkpointer):
     """Does all that is done between two steps once more, with a clock beside it; saves a few times in between."""
 
     def __init__(self, path: str, saves: int, steps: int) -> None:
@@ -38,20 +38,20 @@ class Watched(Keeper):
         self.begun: float | None = None
         self.saves: list[tuple[float, float]] = []
 
-    def again(self, loop: Any) -> None:
-        Miss.before(loop)
-        loop.place.note(loop)
-        super().after_step(loop)
+    def again(self, trainer: Trainer) -> None:
+        PreStepSnapshot.take(trainer.modules, trainer.device)
+        trainer.batches.note()
+        super().after_step(trainer)
 
-    def after_step(self, loop: Any) -> None:
+    def after_step(self, trainer: Trainer) -> None:
         if self.begun is not None:
             self.steps.append(time.process_time() - self.begun)
-        self.notes.append(timed(lambda: self.again(loop))[0])
-        if loop.done % self.every == 0:
-            self.saves.append(timed(lambda: self.save(loop)))
+        self.notes.append(timed(lambda: self.again(trainer))[0])
+        if trainer.state.step % self.every == 0:
+            self.saves.append(timed(lambda: self.save(trainer)))
         self.begun = time.process_time()
 
-    def after_epoch(self, loop: Any) -> None:
+    def after_epoch(self, trainer: Trainer) -> None:
         self.begun = None
 
 
@@ -67,15 +67,15 @@ def main(rows: int, epochs: int, saves: int, out: Path | None) -> dict[str, floa
     torch.manual_seed(0)
     x = torch.bernoulli(torch.rand(rows, 784))
     with tempfile.TemporaryDirectory() as folder:
-        keeper = Watched(folder, saves, epochs * -(-rows // 128))
-        fit(vae(), x, validation=x[:128], epochs=epochs, batch_size=128, keeper=keeper, verbose=False)
-    step, note = median(keeper.steps), median(keeper.notes)
+        checkpointer = Watched(folder, saves, epochs * -(-rows // 128))
+        fit(vae(), x, validation=x[:128], epochs=epochs, batch_size=128, callbacks=[checkpointer], verbose=False)
+    step, note = median(checkpointer.steps), median(checkpointer.notes)
     found = {
         "step_ms": 1e3 * step,
         "note_ms": 1e3 * note,
         "note_share": note / (step - note),
-        "save_ms": 1e3 * median(wall for _, wall in keeper.saves),
-        "save_cpu_ms": 1e3 * median(cpu for cpu, _ in keeper.saves),
+        "save_ms": 1e3 * median(wall for _, wall in checkpointer.saves),
+        "save_cpu_ms": 1e3 * median(cpu for cpu, _ in checkpointer.saves),
     }
     found["save_share"] = SAVES * found["save_ms"] / (1e3 * 60 * MINUTES)
     found["share"] = found["note_share"] + found["save_share"]

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from pyro_vae import MLP, VAE, Bound, Conditional, StandardNormal, adam, bernoulli, iwae, normal, posteriors, priors
 from pyro_vae.training.engines.inductor import as_found, compiler
-from pyro_vae.training.engines.scheduled_values import Panel
-from pyro_vae.training.engines.traced import FINISH, Traced
-from pyro_vae.training.step import Lean, Step
+from pyro_vae.training.engines.scheduled_values import ScheduledValues
+from pyro_vae.training.engines.traced import ACCELERATORS, TracedEngine
+from pyro_vae.training.step import EagerEngine, Step
 
 from .by_hand import ByHand
 from .cases import COMPONENTS, FLOW_HIDDEN, PIXELS, Case
@@ -76,13 +76,17 @@ def ours(case: Case, x: Tensor, engine: str) -> Run:
     """What `fit` does at each step."""
     vae = vae_of(case).to(x.device)
     step = Step(vae.model, vae.guide, objective_of(case), adam())
-    step.engine = Lean(step) if engine == "eager" else Traced(step, [vae], Panel(), FINISH.get(engine), engine)
+    step.engine = (
+        EagerEngine(step)
+        if engine == "eager"
+        else TracedEngine(step, [vae], ScheduledValues(), ACCELERATORS.get(engine), engine)
+    )
     batch = batches(x, case.batch)
 
     def run(steps: int) -> None:
         for _ in range(steps):
             step(batch())
-        if getattr(step.engine, "refused", None):
+        if getattr(step.engine, "eager_reason", None):
             raise RuntimeError(step.explain())
 
     return run

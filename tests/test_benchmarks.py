@@ -70,7 +70,7 @@ def test_by_hand_and_ours_are_one_model(kind):
 
 
 def test_an_engine_that_gave_up_is_not_timed_as_if_it_ran(monkeypatch):
-    monkeypatch.setattr("pyro_vae.training.engines.traced.Traced.hindrance", lambda self: "out of order")
+    monkeypatch.setattr("pyro_vae.training.engines.traced.TracedEngine.why_untraceable", lambda self: "out of order")
     with pytest.raises(RuntimeError, match="eager from here on: out of order"):
         ours(QUICK[0], data(CPU), "trace")(3)
 

@@ -190,7 +190,7 @@ def quick(monkeypatch):
         monkeypatch.setattr(traced, name, value)
     resolve, graph = traced.resolve, ("graph", "asked for")
     monkeypatch.setattr(traced, "resolve", lambda engine, *a: graph if engine == "graph" else resolve(engine, *a))
-    monkeypatch.setitem(traced.FINISH, "graph", lambda flat, batch: Recorded(flat, batch, Again()))
+    monkeypatch.setitem(traced.ACCELERATORS, "graph", lambda flat, batch: Recorded(flat, batch, Again()))
 
 
 UNTRACEABLE = {

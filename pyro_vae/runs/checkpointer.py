@@ -15,13 +15,13 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pyro_vae.common.atomic_write import publish, storage
 from pyro_vae.common.safe_read import LIMIT, dump, seal
 from pyro_vae.errors import StorageError
-from pyro_vae.training.trainer import Loop
-from pyro_vae.training.training_state import capture
+from pyro_vae.training.checkpoint_state import capture
+from pyro_vae.training.divergence import FailedStep
+from pyro_vae.training.trainer import Trainer, TrainingCallback
 
 from .checkpoint import Checkpoints, Generation
 from .folder import DIVERGENCE, remove
@@ -37,8 +37,9 @@ class Signalled(KeyboardInterrupt):
         self.terminated = number == signal.SIGTERM
 
 
-class Keeper:
-    """Saves the whole state of a training: ``fit(..., keeper=keeper, resume=keeper.newest())`` goes on to the same bits.
+class Checkpointer(TrainingCallback):
+    """Saves the whole state of a training, which goes on to the same bits:
+    ``fit(..., callbacks=[checkpointer], resume=checkpointer.newest())``.
 
     Args:
         path: a folder; the state goes into ``checkpoints`` in it (:mod:`pyro_vae.runs.checkpoint`).
@@ -51,12 +52,13 @@ class Keeper:
     Example:
         >>> import tempfile, torch
         >>> from pyro_vae import VAE, StandardNormal, Conditional, MLP, normal, fit
-        >>> from pyro_vae.runs.checkpointer import Keeper
+        >>> from pyro_vae.runs.checkpointer import Checkpointer
         >>> vae = VAE(StandardNormal(1), Conditional(MLP(1, 2 * 3), normal), Conditional(MLP(3, 2 * 1), normal))
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     keeper = Keeper(folder)
-        ...     run = fit(vae, torch.randn(64, 3), epochs=2, keeper=keeper, resume=keeper.newest(), verbose=False)
-        ...     keeper.newest().manifest["step"]
+        ...     checkpointer = Checkpointer(folder)
+        ...     resume = checkpointer.newest()
+        ...     run = fit(vae, torch.randn(64, 3), epochs=2, callbacks=[checkpointer], resume=resume, verbose=False)
+        ...     checkpointer.newest().manifest["step"]
         2
     """
 
@@ -67,7 +69,7 @@ class Keeper:
         minutes: float = 5.0,
         epochs: int | None = None,
         about: Mapping[str, Any] | None = None,
-        how: str = "fit(..., keeper=keeper, resume=keeper.newest())",
+        how: str = "fit(..., callbacks=[checkpointer], resume=checkpointer.newest())",
         spent: float = 0.0,
     ) -> None:
         self.path, self.minutes, self.epochs, self.how = Path(path), minutes, epochs, how
@@ -83,91 +85,111 @@ class Keeper:
         Raises:
             CheckpointError: there are some, and none can be trusted.
         """
-        found = self.checkpoints.newest(limit=limit)
-        for note in found.notes if found else ():
+        generation = self.checkpoints.newest(limit=limit)
+        for note in generation.notes if generation else ():
             print(f"note: {note}", file=sys.stderr)
-        return found
+        return generation
 
     @property
     def seconds(self) -> float:
         """Of training, this process's and what was spent before."""
         return time.monotonic() - self.start
 
-    def before(self, loop: Loop) -> None:
+    def before_training(self, trainer: Trainer) -> None:
         if not self.checkpoints.numbers():
             with storage(f"cannot make {self.path}"):
                 self.path.mkdir(parents=True, exist_ok=True)
-            self.save(loop)
+            self.save(trainer)
 
-    def after_step(self, loop: Loop) -> None:
+    def after_step(self, trainer: Trainer) -> None:
         if self.signal is not None:
-            self.stop(loop)
-        elif time.monotonic() - self.saved_at >= 60 * self.minutes:
-            self.try_to_save(loop)
+            self.save(trainer, interrupted=True)
+            raise Signalled(self.signal)
+        if time.monotonic() - self.saved_at >= 60 * self.minutes:
+            self.try_to_save(trainer)
 
-    def after_epoch(self, loop: Loop) -> None:
-        if self.epochs is not None and (loop.place.epoch - 1) % self.epochs == 0:
-            self.try_to_save(loop)
-        self.after_step(loop)
+    def after_epoch(self, trainer: Trainer) -> None:
+        if self.epochs is not None and (trainer.state.position.epoch - 1) % self.epochs == 0:
+            self.try_to_save(trainer)
+        self.after_step(trainer)
 
-    def done(self, loop: Loop) -> None:
-        self.save(loop, finished=True)
+    def after_training(self, trainer: Trainer) -> None:
+        self.save(trainer, finished=True)
 
-    def failed(self, loop: Loop, error: BaseException) -> str:
-        """Saves the state after the last step, if the weights are still its own."""
+    def on_error(self, trainer: Trainer, error: BaseException) -> str:
+        """Save the state after the last step, if the weights are still its own."""
         if isinstance(error, Signalled):
             return f". Saved; go on with: {self.how}"
-        if not loop.place.is_whole(loop) or not loop.done or loop.bad:
+        if not trainer.between_steps or not trainer.state.step or trainer.state.bad_steps:
             return f". Go on from the last checkpoint with: {self.how}" if self.checkpoints.numbers() else ""
         try:
-            self.save(loop, interrupted=True)
+            self.save(trainer, interrupted=True)
         except StorageError as failure:
             return f". Its state could not be saved: {failure}"
         return f". Saved; go on with: {self.how}"
 
-    def capsule(self, head: Mapping[str, Any], groups: Mapping[str, Mapping[str, Tensor]]) -> str:
-        """Writes the folder ``divergence``: the batch, the weights, the random state, as data."""
-        tensors = {f"{group}/{name}": t for group, held in groups.items() for name, t in held.items()}
-        said = json.dumps(seal({"schema": 1, "torch": str(torch.__version__), **head}), indent=2)
+    def on_failed_step(self, failed: FailedStep) -> str:
+        """Write the folder ``divergence``: the batch, the weights, the random state, as data."""
+        facts = {
+            "schema": 1,
+            "torch": str(torch.__version__),
+            "step": failed.number,
+            "epoch": failed.epoch,
+            "done": failed.done,
+            "seed": failed.seed,
+            "rows": failed.rows.tolist(),
+            "said": failed.message,
+            "site": failed.site,
+            "size": failed.batch_size,
+        }
+        groups = {
+            "model": failed.weights,
+            "rng": failed.noise,
+            "batch": {f"{i}": a for i, a in enumerate(failed.batch)},
+        }
+        tensors = {f"{group}/{name}": t for group, named in groups.items() for name, t in named.items()}
+        files = {"capsule.safetensors": dump(tensors), "capsule.json": json.dumps(seal(facts), indent=2).encode()}
         try:
             with storage(f"cannot replace {self.path / DIVERGENCE}"):
                 remove(self.path / DIVERGENCE)
-            publish(self.path / DIVERGENCE, {"capsule.safetensors": dump(tensors), "capsule.json": said.encode()})
+            publish(self.path / DIVERGENCE, files)
         except StorageError as failure:
             return f" The step could not be saved: {failure}"
         return f" The step is kept in {self.path / DIVERGENCE}; replay it with: pyro-vae replay {self.path}"
 
-    def stop(self, loop: Loop) -> None:
-        assert self.signal is not None
-        self.save(loop, interrupted=True)
-        raise Signalled(self.signal)
-
-    def try_to_save(self, loop: Loop) -> None:
-        """A state with steps in it that diverged is not worth going back to; a save that fails is tried again."""
-        if loop.bad:
+    def try_to_save(self, trainer: Trainer) -> None:
+        """Save, unless the last steps diverged: that is not worth going back to. A save that fails is tried again."""
+        if trainer.state.bad_steps:
             return
         try:
-            self.save(loop)
+            self.save(trainer)
         except StorageError as error:
             self.failures, self.saved_at = self.failures + 1, time.monotonic()
             if self.failures >= FAILURES:
                 raise
-            print(f"note: no checkpoint at step {loop.done}: {error} Training goes on.", file=sys.stderr)
+            print(f"note: no checkpoint at step {trainer.state.step}: {error} Training goes on.", file=sys.stderr)
 
-    def save(self, loop: Loop, **marks: bool) -> None:
-        """The state as the newest generation."""
-        head, groups = capture(loop)
-        where = {"step": loop.done, "epoch": loop.place.epoch, "position": loop.place.places.get("order", 0)}
-        self.checkpoints.save(head, groups, **where, seconds=self.seconds, device=loop.device.type, **marks)
+    def save(self, trainer: Trainer, **marks: bool) -> None:
+        """Save the state as the newest generation."""
+        head, groups = capture(trainer)
+        position = trainer.state.position
+        where = {
+            "step": trainer.state.step,
+            "epoch": position.epoch,
+            "position": position.batches_taken.get("order", 0),
+            "seconds": self.seconds,
+            "device": trainer.device.type,
+        }
+        self.checkpoints.save(head, groups, **where, **marks)
         self.failures, self.saved_at = 0, time.monotonic()
 
     @contextmanager
     def listening(self) -> Iterator[None]:
         """SIGINT and SIGTERM finish the step and save; a second one ends the process at once. In the main thread only."""
-        with handlers(dict.fromkeys((signal.SIGINT, signal.SIGTERM), self.hear)):
+        with handlers(dict.fromkeys((signal.SIGINT, signal.SIGTERM), self.on_signal)):
             yield
 
-    def hear(self, number: int, frame: FrameType | None) -> None:
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None:
             os._exit(128 + number)
         self.signal = number

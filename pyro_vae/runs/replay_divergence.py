@@ -11,7 +11,7 @@ from pyro_vae.common.safe_read import LIMIT, check_layout, check_seal, layout_of
 from pyro_vae.errors import DivergedError, RunFolderError
 from pyro_vae.training.divergence import bad_site
 from pyro_vae.training.step import Step, adam
-from pyro_vae.training.training_state import set_noise
+from pyro_vae.training.training_state import load_noise_states
 
 from . import folder
 from .build_limits import bounded_build
@@ -56,10 +56,10 @@ def replay_step(path: Path | str, components: Components = NOTHING, device: str 
 def replayed(step: Step, batch: Any, states: Any, head: dict[str, Any], place: Any) -> str:
     """What the step came to, beside what it came to then."""
     with seeded(0, device=place):
-        set_noise(states, place)
+        load_noise_states(states, place)
         site = bad_site(step.model, step.guide, batch)
     with seeded(0, device=place):
-        set_noise(states, place)
+        load_noise_states(states, place)
         try:
             loss = step.loss_and_grads(*batch)
             step.update(0.0)
@@ -77,7 +77,7 @@ def replayed(step: Step, batch: Any, states: Any, head: dict[str, Any], place: A
 
 
 def read_capsule(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """What :meth:`Keeper.capsule <pyro_vae.runs.checkpointer.Keeper.capsule>` wrote."""
+    """What :meth:`Checkpointer.on_failed_step <pyro_vae.runs.checkpointer.Checkpointer.on_failed_step>` wrote."""
     if not path.is_dir() or path.is_symlink():
         raise RunFolderError(f"there is no {path}: the run has not diverged, or went on since")
     file = path / "capsule.safetensors"

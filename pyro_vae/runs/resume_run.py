@@ -14,8 +14,8 @@ from pyro_vae.common.environment import versions
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.safe_read import MIB, check_seal
 from pyro_vae.errors import CheckpointError, RunFolderError, UsageError
+from pyro_vae.training.checkpoint_state import format_differences
 from pyro_vae.training.serialize import unpack
-from pyro_vae.training.training_state import table
 
 from . import folder
 from .checkpoint import Generation
@@ -78,8 +78,8 @@ def resume_run(
         made = describe(job.config, job.data, record.get("made_by", "train")) | {"forked_from": str(path.resolve())}
         folder.write_json(job.path / "config.json", made)
         write_metrics(job.path, saved)
-        keeper = job.keeper(minutes, resumed={"from": str(path), "exact": False})
-        return carry_out(job, keeper, num_samples=num_samples, resume=saved, fork=True)
+        checkpointer = job.checkpointer(minutes, resumed={"from": str(path), "exact": False})
+        return carry_out(job, checkpointer, num_samples=num_samples, resume=saved, fork=True)
 
 
 def continue_run(job: TrainingJob, record: Mapping[str, Any], num_samples: int, minutes: float) -> dict[str, Any]:
@@ -96,20 +96,22 @@ def continue_run(job: TrainingJob, record: Mapping[str, Any], num_samples: int, 
     elif saved.manifest.get("finished") and (evidence := previous(path)):
         print(f"note: {path} is a whole run already; its evidence is from before.", file=sys.stderr)
         return evidence
-    keeper = job.keeper(minutes)
+    checkpointer = job.checkpointer(minutes)
     if saved is not None:
-        keeper.checkpoints.discard(saved.number)
-        keeper = job.keeper(minutes, float(saved.manifest.get("seconds", 0.0)), resumed=resumed(saved.manifest))
+        checkpointer.checkpoints.discard(saved.number)
+        checkpointer = job.checkpointer(
+            minutes, float(saved.manifest.get("seconds", 0.0)), resumed=resumed(saved.manifest)
+        )
     write_metrics(path, saved)
-    return carry_out(job, keeper, num_samples=num_samples, resume=saved)
+    return carry_out(job, checkpointer, num_samples=num_samples, resume=saved)
 
 
 def newest(job: TrainingJob, path: Path) -> Generation | None:
     """The newest checkpoint of a run, if it is of this config and data; says so if newer ones are damaged."""
     held = sum(t.numel() * t.element_size() for t in job.vae.state_dict().values())
-    keeper = job.keeper(MINUTES)
-    keeper.checkpoints.path = path
-    return keeper.newest(limit=16 * held + 64 * MIB)
+    checkpointer = job.checkpointer(MINUTES)
+    checkpointer.checkpoints.path = path
+    return checkpointer.newest(limit=16 * held + 64 * MIB)
 
 
 def resumed(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,7 +119,7 @@ def resumed(manifest: Mapping[str, Any]) -> dict[str, Any]:
     then = manifest.get("versions") or {}
     changed = {k: (then.get(k), v) for k, v in versions().items() if k != ELSEWHERE and then.get(k) != v}
     if changed:
-        print(f"note: the run goes on, but not bit-exact:\n{table(changed)}", file=sys.stderr)
+        print(f"note: the run goes on, but not bit-exact:\n{format_differences(changed)}", file=sys.stderr)
     before = manifest.get("resumed") or {}
     return {"times": before.get("times", 0) + 1, "exact": before.get("exact", True) and not changed}
 
@@ -137,8 +139,8 @@ def differences(record: Mapping[str, Any], job: TrainingJob) -> dict[str, tuple[
 def refuse(path: Path, changed: Mapping[str, tuple[Any, Any]]) -> None:
     if changed:
         raise CheckpointError(
-            f"{path} cannot be gone on with, as this is another run:\n{table(changed)}\nChange it back, or make a run of its "
-            f"own that begins with this one's state: pyro-vae train --resume {path} --fork NEW_FOLDER ..."
+            f"{path} cannot be gone on with, as this is another run:\n{format_differences(changed)}\nChange it back, or make a "
+            f"run of its own that begins with this one's state: pyro-vae train --resume {path} --fork NEW_FOLDER ..."
         )
 
 

@@ -15,10 +15,12 @@ from pyro_vae.models.usage import encode, reconstruct, sample
 from pyro_vae.models.vae import VAE
 from pyro_vae.plots import figures, latents
 from pyro_vae.plots.evidence import khat_histogram
-from pyro_vae.training.trainer import Fit
+from pyro_vae.training.training_state import FitResult
 
 
-def draw_figures(path: Path, vae: VAE, data: Data, run: Fit, points: Sequence[dict[str, Any]], floor_px: float) -> None:
+def draw_figures(
+    path: Path, vae: VAE, data: Data, run: FitResult, points: Sequence[dict[str, Any]], floor_px: float
+) -> None:
     """Every picture of a run into figures/; those that need a mean that the parts do not have are left out, with a note."""
     pictures: dict[str, Callable[[], Any]] = {
         "training": lambda: figures.training_curve(run.history, floor_px),

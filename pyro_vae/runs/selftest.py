@@ -30,7 +30,7 @@ from pyro_vae.evidence.log_likelihood import log_likelihood
 from pyro_vae.training.fit import fit
 
 from .checkpoint import GROUPS, Checkpoints
-from .checkpointer import Keeper
+from .checkpointer import Checkpointer
 from .config import Config
 from .registry import build, resolved
 
@@ -96,11 +96,18 @@ def small_fit(path: str) -> Any:
     grey = torch.rand(60, 6, generator=torch.Generator().manual_seed(0))
     with seeded(0):
         vae = build(config, (6,))
-    keeper = Keeper(path, epochs=1)
+    checkpointer = Checkpointer(path, epochs=1)
     run = fit(
-        vae, grey, transform=binarize, epochs=4, batch_size=16, keeper=keeper, resume=keeper.newest(), verbose=False
+        vae,
+        grey,
+        transform=binarize,
+        epochs=4,
+        batch_size=16,
+        callbacks=[checkpointer],
+        resume=checkpointer.newest(),
+        verbose=False,
     )
-    return run, keeper.newest()
+    return run, checkpointer.newest()
 
 
 def kill_and_resume(here: Path) -> str:
@@ -113,7 +120,7 @@ def kill_and_resume(here: Path) -> str:
     assert child.returncode == -9, (
         f"the child was to be killed, and ended with {child.returncode}: {child.stderr[-300:]!r}"
     )
-    step = Keeper(here / "cut").newest().manifest["step"]  # type: ignore[union-attr]
+    step = Checkpointer(here / "cut").newest().manifest["step"]  # type: ignore[union-attr]
     (again, resumed), (whole, untouched) = small_fit(str(here / "cut")), small_fit(str(here / "whole"))
     for group in ("model", "best", "optimizer"):
         expect(tensor_digest(resumed.groups[group]) == tensor_digest(untouched.groups[group]), f"other bits: {group}")

@@ -27,11 +27,11 @@ from pyro_vae.training.fit import fit
 from pyro_vae.training.preflight import check_training
 from pyro_vae.training.schedules import constant, cosine, warmup
 from pyro_vae.training.step import adam
-from pyro_vae.training.trainer import Fit
+from pyro_vae.training.training_state import FitResult
 
 from . import folder
 from .checkpoint import Generation
-from .checkpointer import Keeper
+from .checkpointer import Checkpointer
 from .config import Config
 from .custom_components import NOTHING, Components
 from .evaluate_run import SPLITS, EvaluationOptions, evaluate_opened
@@ -79,7 +79,7 @@ def train_run(
     with locked(path):
         folder.create(path, overwrite)
         folder.write_json(path / "config.json", describe(job.config, job.data, made_by))
-        return carry_out(job, job.keeper(minutes), num_samples=num_samples)
+        return carry_out(job, job.checkpointer(minutes), num_samples=num_samples)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,10 +93,12 @@ class TrainingJob:
     vae: VAE
     place: torch.device
 
-    def keeper(self, minutes: float, spent: float = 0.0, **more: Any) -> Keeper:
+    def checkpointer(self, minutes: float, spent: float = 0.0, **more: Any) -> Checkpointer:
         """Of its state, in its folder."""
         about = {"versions": versions(), "config": digest_of(self.config.to_dict()), "data": self.data.digest, **more}
-        return Keeper(self.path, minutes=minutes, about=about, how=f"pyro-vae train --resume {self.path}", spent=spent)
+        return Checkpointer(
+            self.path, minutes=minutes, about=about, how=f"pyro-vae train --resume {self.path}", spent=spent
+        )
 
 
 def prepare(
@@ -115,23 +117,28 @@ def prepare(
 
 
 def carry_out(
-    job: TrainingJob, keeper: Keeper, *, num_samples: int, resume: Generation | None = None, fork: bool = False
+    job: TrainingJob,
+    checkpointer: Checkpointer,
+    *,
+    num_samples: int,
+    resume: Generation | None = None,
+    fork: bool = False,
 ) -> dict[str, Any]:
     """Trains, or goes on; then scores and draws. For whoever holds the folder's lock."""
     path, vae = job.path, job.vae
     curve = Curve(vae, job.data.validation.x, job.config.epochs, path)
     try:
-        with keeper.listening():
-            run = train(job, curve, keeper, resume, fork)
+        with checkpointer.listening():
+            run = train(job, curve, checkpointer, resume, fork)
     except (Interrupted, DivergedError):
         folder.save_model(path, vae)
         raise
-    seconds = keeper.seconds
+    seconds = checkpointer.seconds
     folder.save_model(path, vae)
     points = [{"epoch": r["epoch"], **r["evidence"]} for r in run.history if "evidence" in r]
     opened = Run(path, job.config, {}, vae.eval(), job.components)
     said = training(run, seconds)
-    if resumed := keeper.checkpoints.about.get("resumed"):
+    if resumed := checkpointer.checkpoints.about.get("resumed"):
         said["resumed"] = resumed | {"exact": resumed["exact"] and run.exact}
     options = EvaluationOptions(num_samples=num_samples, resume=resume is not None)
     evidence = evaluate_opened(opened, job.data, options, training=said, wait=True)
@@ -168,7 +175,9 @@ def check_first(config: Config, vae: VAE, data: Data, place: torch.device) -> No
     check_training(*objective.pair(vae), objective.elbo, lambda n: (drawn(data, "train", n).to(place),), size)
 
 
-def train(job: TrainingJob, curve: Curve, keeper: Keeper, resume: Generation | None, fork: bool) -> Fit:
+def train(
+    job: TrainingJob, curve: Curve, checkpointer: Checkpointer, resume: Generation | None, fork: bool
+) -> FitResult:
     """`fit`, as the config says."""
     config, data = job.config, job.data
     schedule = {"constant": constant, "cosine": cosine}[config.schedule]
@@ -191,7 +200,7 @@ def train(job: TrainingJob, curve: Curve, keeper: Keeper, resume: Generation | N
         scheduled=objective.scheduled,
         on_epoch=curve,
         bad_steps=BAD_STEPS,
-        keeper=keeper,
+        callbacks=[checkpointer],
         resume=resume,
         fork=fork,
     )
@@ -233,7 +242,7 @@ def describe(config: Config, data: Data, made_by: str) -> dict[str, Any]:
     }
 
 
-def training(run: Fit, seconds: float) -> dict[str, Any]:
+def training(run: FitResult, seconds: float) -> dict[str, Any]:
     """What evidence.json says of the training."""
     return {
         "best_epoch": run.best_epoch,

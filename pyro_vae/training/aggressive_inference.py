@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,8 +61,13 @@ class Aggressive:
                 raise UsageError(f"Aggressive: {name} must be at least 1, got {getattr(self, name)}")
 
 
-class Lagging:
-    """One run's schedule: whether it is still aggressive, and which parameters are which program's."""
+class AggressiveInference:
+    """Has the guide catch up before each update of the model, for as long as that helps.
+
+    Args:
+        options: when it ends.
+        step: whose parameters are split between guide and model.
+    """
 
     def __init__(self, options: Aggressive, step: Step) -> None:
         self.options, self.step = options, step
@@ -70,19 +75,19 @@ class Lagging:
         self.parts: tuple[list[Tensor], list[Tensor]] | None = None
 
     def update(self, move: Move, now: Numbered, further: Iterator[Numbered]) -> Tensor:
-        """The update of the loop's batch, after those of the guide; its loss. `move` makes one update and returns its loss."""
+        """Update the guide until it has caught up, then all with the step's own batch; `move` updates and returns the loss."""
         if not self.on:
             return move(*now, None)
-        self.chase(move, now, further)
-        return move(*now, self.only_guides)
+        self.catch_up(move, now, further)
+        return move(*now, self.guide_only)
 
-    def chase(self, move: Move, now: Numbered, further: Iterator[Numbered]) -> None:
-        """Guide-only updates until their mean loss stops falling."""
+    def catch_up(self, move: Move, now: Numbered, further: Iterator[Numbered]) -> None:
+        """Make guide-only updates until their mean loss stops falling."""
         before, done = math.inf, 0
         while done < self.options.max_inner:
             losses, rows = [], 0
             for _ in range(min(self.options.check_every, self.options.max_inner - done)):
-                losses.append(move(*now, self.not_guides))
+                losses.append(move(*now, self.not_in_guide))
                 rows += len(now[0])
                 done += 1
                 now = next(further)
@@ -92,11 +97,11 @@ class Lagging:
             before = mean
         self.inner += done
 
-    def only_guides(self, batch: Batch) -> list[Tensor]:
+    def guide_only(self, batch: Batch) -> list[Tensor]:
         """What the model does not depend on: it stands still while the model moves."""
         return self.split(batch)[0]
 
-    def not_guides(self, batch: Batch) -> list[Tensor]:
+    def not_in_guide(self, batch: Batch) -> list[Tensor]:
         """What the guide does not depend on: it stands still while the guide moves."""
         return self.split(batch)[1]
 
@@ -113,14 +118,22 @@ class Lagging:
             self.parts = [p for p in known if p in guide - model], [p for p in known if p not in guide]
         return self.parts
 
-    def after(self, mutual_information: float | None) -> dict[str, Any]:
-        """What the epoch's record says of the schedule; ends it once I(x; z) has stopped climbing."""
-        said = {"aggressive": self.on, "inner_steps": self.inner}
+    def state(self) -> dict[str, Any]:
+        """What decides whether the next epoch is aggressive, in plain values."""
+        return {name: getattr(self, name) for name in ("on", "best", "stale", "inner")}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state` gave."""
+        vars(self).update({name: state[name] for name in self.state()})
+
+    def end_epoch(self, mutual_information: float | None) -> dict[str, Any]:
+        """Describe the epoch for its record; end the schedule once I(x; z) has stopped climbing."""
+        facts = {"aggressive": self.on, "inner_steps": self.inner}
         climbs = mutual_information is not None and mutual_information > self.best
         self.best = mutual_information if mutual_information is not None and climbs else self.best
         self.stale, self.inner = 0 if climbs else self.stale + 1, 0
         self.on = self.on and self.stale < self.options.patience
-        return said
+        return facts
 
 
 def dependence(

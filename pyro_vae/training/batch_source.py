@@ -1,35 +1,41 @@
-"""Where the rows of a batch come from: the device that trains, or the host's memory (or disk), a batch ahead of the step."""
+"""What is trained on, batch by batch: rows on the device that trains, or in the host's memory (or disk), sent a step ahead."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from pyro_vae.common.digests import tensor_digest
+
+from .shuffle import ShuffledBatches
 
 Batch = tuple[Tensor, ...]
 Transform = Callable[[Tensor, torch.Generator], Tensor]  # what makes a training batch of x's rows
 SHARE = 0.5  # of a device's free memory that the rows may take; the rest is for the model and its steps
 
 
-class Feed(Protocol):
-    """Hands out the batch of these rows.
+class BatchSource(Protocol):
+    """Hands out the batch of given rows.
 
     Attributes:
         device: where batches are.
-        rows_on: where the row numbers should be.
+        rows_device: where the row numbers should be.
     """
 
     device: torch.device
-    rows_on: torch.device
+    rows_device: torch.device
 
-    def take(self, rows: Tensor, then: Tensor | None = None) -> Batch:
-        """The batch of these rows; `then` are those that will be asked for next."""
+    def fetch(self, rows: Tensor, then: Tensor | None = None) -> Batch:
+        """Hand out the batch of these rows; `then` are those that will be asked for next."""
 
     def close(self) -> None:
-        """Lets go of what was being fetched."""
+        """Let go of what is being fetched."""
 
 
 class Resident:
@@ -37,13 +43,13 @@ class Resident:
 
     def __init__(self, data: Batch) -> None:
         self.data, self.device = data, data[0].device
-        self.rows_on = self.device
+        self.rows_device = self.device
 
-    def take(self, rows: Tensor, then: Tensor | None = None) -> Batch:
+    def fetch(self, rows: Tensor, then: Tensor | None = None) -> Batch:
         return tuple(a.index_select(0, rows) for a in self.data)
 
     def close(self) -> None:
-        """Nothing is under way."""
+        """Do nothing: nothing is under way."""
 
 
 class Streamed:
@@ -54,29 +60,29 @@ class Streamed:
 
     Example:
         >>> feed = Streamed((torch.arange(10.0).view(5, 2),), torch.device("cpu"))
-        >>> feed.take(torch.tensor([3, 0]), torch.tensor([4]))[0].tolist()
+        >>> feed.fetch(torch.tensor([3, 0]), torch.tensor([4]))[0].tolist()
         [[6.0, 7.0], [0.0, 1.0]]
-        >>> feed.take(torch.tensor([4]))[0].tolist()
+        >>> feed.fetch(torch.tensor([4]))[0].tolist()
         [[8.0, 9.0]]
         >>> feed.close()
     """
 
     def __init__(self, data: Batch, device: torch.device) -> None:
-        self.data, self.device, self.rows_on = data, device, data[0].device
+        self.data, self.device, self.rows_device = data, device, data[0].device
         self.pool = ThreadPoolExecutor(1, "pyro_vae-rows")
-        self.coming: tuple[Tensor, Future[Any]] | None = None
-        self.lane = Pinned(data, device) if device.type == "cuda" else None
+        self.upcoming: tuple[Tensor, Future[Any]] | None = None
+        self.pinned = Pinned(data, device) if device.type == "cuda" else None
 
-    def take(self, rows: Tensor, then: Tensor | None = None) -> Batch:
-        ahead, future = self.coming or (None, None)
+    def fetch(self, rows: Tensor, then: Tensor | None = None) -> Batch:
+        ahead, future = self.upcoming or (None, None)
         batch: Any = None if future is None else future.result()  # waited for even if nobody wants it: one at a time
-        batch = batch if ahead is rows else self.fetch(rows)
-        self.coming = None if then is None else (then, self.pool.submit(self.fetch, then))
-        return self.lane.arrived(batch) if self.lane else batch
+        batch = batch if ahead is rows else self.gather(rows)
+        self.upcoming = None if then is None else (then, self.pool.submit(self.gather, then))
+        return self.pinned.arrived(batch) if self.pinned else batch
 
-    def fetch(self, rows: Tensor) -> Any:
-        if self.lane is not None:
-            return self.lane.send(rows)
+    def gather(self, rows: Tensor) -> Any:
+        if self.pinned is not None:
+            return self.pinned.send(rows)
         return tuple(a.index_select(0, rows).to(self.device) for a in self.data)
 
     def close(self) -> None:
@@ -122,23 +128,74 @@ class Pinned:
         return batch
 
 
-def feed_of(data: Batch, device: torch.device) -> tuple[Batch, Feed]:
-    """The rows where they are to stay, and what hands them out on `device`: there, if they fit in half of what is free."""
+@dataclass(frozen=True, eq=False)
+class TrainingData:
+    """The rows of a run, and how training batches are made of them.
+
+    Attributes:
+        train: training rows, x and what else the programs take, where they stay.
+        source: hands out batches of them on the device that trains.
+        batch_size: rows a batch; the last of a pass may have fewer.
+        validation: rows as evaluation sees them.
+        transform: makes a training batch of x's rows, drawing from the generator that it is given (binarization).
+    """
+
+    train: Batch
+    source: BatchSource
+    batch_size: int
+    validation: Batch | None = None
+    transform: Transform | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.source.device
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-len(self.train[0]) // self.batch_size)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the training and validation rows."""
+        return tensor_digest({f"{i}": a for i, a in enumerate((*self.train, *(self.validation or ())))})
+
+    def shuffle(self, seed: int) -> ShuffledBatches:
+        """An order of the training rows, a new one each pass."""
+        return ShuffledBatches(len(self.train[0]), self.batch_size, seed, self.device, self.source.rows_device)
+
+    def one_pass(self, order: ShuffledBatches) -> Iterator[tuple[Tensor, Batch]]:
+        """Hand out what is left of a pass: row numbers, and the batch of them."""
+        for rows in order.one_pass():
+            batch = self.source.fetch(rows, order.next_rows)
+            yield rows, self.transformed(batch, order.generator)
+
+    def fixed_batch(self, batch: Batch, seed: int) -> Batch:
+        """Move a batch to the device, and make of it what training sees, from a seed of its own."""
+        batch = tuple(a.to(self.device) for a in batch)
+        return self.transformed(batch, torch.Generator(self.device).manual_seed(seed))
+
+    def transformed(self, batch: Batch, generator: torch.Generator) -> Batch:
+        x, *context = batch
+        return (self.transform(x, generator) if self.transform else x, *context)
+
+
+def choose_batch_source(data: Batch, device: torch.device) -> tuple[Batch, BatchSource]:
+    """Move the rows to `device` if they fit in half of what is free there; return them, and what hands them out on it."""
     if all(a.device == device for a in data):
         return data, Resident(data)
-    if sum(a.nbytes for a in data) <= SHARE * room(device):
+    if sum(a.nbytes for a in data) <= SHARE * free_bytes(device):
         moved = tuple(a.to(device) for a in data)
         return moved, Resident(moved)
     return data, Streamed(data, device)
 
 
-def room(device: torch.device) -> float:
-    """Bytes that are free on it."""
+def free_bytes(device: torch.device) -> float:
+    """Ask how many bytes are free on a device."""
     return float(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else float("inf")
 
 
-def near(x: Any, device: torch.device | None) -> torch.device | None:
-    """Where to convert x: on `device`, but for what is elsewhere than a GPU, which may not fit there."""
+def conversion_device(x: Any, device: torch.device | None) -> torch.device | None:
+    """Choose where to convert x: on a GPU only what lies there already, as the whole of x may not fit beside the model."""
     if device is None or device.type != "cuda" or (isinstance(x, Tensor) and x.device == device):
         return device
     return torch.device("cpu")

@@ -1,92 +1,98 @@
-"""What is done when training goes wrong: who keeps its state, and the step that diverged, so that it can be replayed."""
+"""A step that diverged: what it must leave as it was, and all that is needed to run it again."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import torch
 from pyro import poutine
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_vae.common.random import seeded
-from pyro_vae.errors import DivergedError
 from pyro_vae.programs.pair import Program, without_validation
 from pyro_vae.programs.sites import sample_sites
 
-from .training_state import Groups, Loop, named, noise, set_noise
+from .metrics import row_elbo
+from .step import Step
+from .training_state import buffers_of, load_noise_states, noise_states
+
+LISTED = 20  # rows that a message names
 
 
-class Keeper(Protocol):
-    """Keeps a training's state, where `fit` tells it to look: see :class:`~pyro_vae.runs.checkpointer.Keeper`."""
+@dataclass(frozen=True, eq=False)
+class PreStepSnapshot:
+    """The random state and the buffers before a step.
 
-    def before(self, loop: Loop) -> None:
-        """Before the first step."""
-
-    def after_step(self, loop: Loop) -> None:
-        """Between two steps of an epoch."""
-
-    def after_epoch(self, loop: Loop) -> None:
-        """Between two epochs."""
-
-    def done(self, loop: Loop) -> None:
-        """After the last, the model still holding the last weights."""
-
-    def failed(self, loop: Loop, error: BaseException) -> str:
-        """After an error or an interruption; what was saved, for the message."""
-
-    def capsule(self, head: Mapping[str, Any], groups: Groups) -> str:
-        """A step that diverged, to replay; where it is kept, for the message."""
-
-
-@dataclass
-class Miss:
-    """What a step that diverges must leave as it was."""
+    Attributes:
+        noise: states of the global generators.
+        buffers: each buffer of the modules, and a copy of it.
+    """
 
     noise: dict[str, Tensor]
-    buffers: list[Tensor]
+    buffers: list[tuple[Tensor, Tensor]]
 
     @classmethod
-    def before(cls, loop: Loop) -> Miss:
-        return cls(noise(loop.device), [b.detach().clone() for b in buffers(loop)])
+    def take(cls, modules: Sequence[nn.Module], device: torch.device) -> PreStepSnapshot:
+        """Copy what a step changes even if it is not carried out."""
+        return cls(noise_states(device), [(b, b.detach().clone()) for b in buffers_of(modules)])
 
-    def undo(self, loop: Loop) -> None:
-        """Buffers as they were: a forward pass moves batch statistics."""
+    def restore_buffers(self) -> None:
+        """Put the buffers back: a forward pass moves batch statistics."""
         with torch.no_grad():
-            for buffer, kept in zip(buffers(loop), self.buffers, strict=True):
-                buffer.copy_(kept)
+            for buffer, before in self.buffers:
+                buffer.copy_(before)
 
 
-def buffers(loop: Loop) -> Iterable[Tensor]:
-    return (b for module in loop.modules for b in module.buffers())
+@dataclass(frozen=True, eq=False)
+class FailedStep:
+    """A step that diverged, to be saved as data and run again.
+
+    Attributes:
+        number: counted from 1.
+        epoch: that it is in.
+        done: fraction of training done before it.
+        seed: of the run.
+        batch_size: of the run.
+        rows: their numbers.
+        batch: x, and what else the programs take.
+        weights: parameters and buffers before it, by name.
+        noise: states of the global generators before it.
+        message: what training stopped with.
+        site: the first whose value or log-probability is not finite; "" where all are.
+    """
+
+    number: int
+    epoch: int
+    done: float
+    seed: int
+    batch_size: int
+    rows: Tensor
+    batch: tuple[Tensor, ...]
+    weights: dict[str, Tensor]
+    noise: dict[str, Tensor]
+    message: str
+    site: str
 
 
-def capsule(loop: Loop, error: DivergedError, before: Miss, rows: Tensor, batch: tuple[Tensor, ...]) -> DivergedError:
-    """The error with the first bad site, and where the step can be replayed from."""
-    site = first_bad_site(loop, before, batch)
-    saved = ""
-    if loop.keeper is not None:
-        head: dict[str, Any] = {
-            "step": loop.done + 1,
-            "epoch": loop.place.epoch,
-            "done": loop.done / loop.planned,
-            "seed": loop.seed,
-        }
-        head |= {"rows": rows.tolist(), "said": str(error), "site": site, "size": loop.size}
-        tensors = {f"{i}": a for i, a in enumerate(batch)}
-        saved = loop.keeper.capsule(head, {"model": named(loop), "rng": before.noise, "batch": tensors})
-    return DivergedError(f"{error}{f' First bad site: {site}.' if site else ''}{saved}", error.result)
+def suspect_rows(step: Step, rows: Tensor, batch: Sequence[Tensor]) -> str:
+    """List the batch's rows whose own ELBO is not finite, or all of them if none stands out."""
+    elbo = row_elbo(step, tuple(batch))
+    suspects = rows if elbo is None or elbo.isfinite().all() else rows[~elbo.isfinite().to(rows.device)]
+    numbers = sorted(suspects.tolist())
+    more = f", … ({len(numbers)} in all)" if len(numbers) > LISTED else ""
+    return ", ".join(map(str, numbers[:LISTED])) + more
 
 
-def first_bad_site(loop: Loop, before: Miss, batch: tuple[Tensor, ...]) -> str:
-    """The first site, guide before model, whose value or log-probability is not finite under the step's own noise."""
-    with seeded(0, device=loop.device):
-        set_noise(before.noise, loop.device)
+def first_bad_site(step: Step, before: PreStepSnapshot, batch: tuple[Tensor, ...]) -> str:
+    """Name the first site, guide before model, whose value or log-probability is not finite under the step's own noise."""
+    device = batch[0].device
+    with seeded(0, device=device):
+        load_noise_states(before.noise, device)
         try:
-            return bad_site(loop.step.model, loop.step.guide, batch)
+            return bad_site(step.model, step.guide, batch)
         finally:
-            before.undo(loop)
+            before.restore_buffers()
 
 
 def bad_site(model: Program, guide: Program, batch: tuple[Tensor, ...]) -> str:
@@ -94,19 +100,20 @@ def bad_site(model: Program, guide: Program, batch: tuple[Tensor, ...]) -> str:
     with torch.no_grad(), without_validation():
         try:
             q = poutine.trace(guide).get_trace(*batch)
-            if found := worst(q, "guide"):
-                return found
-            return worst(poutine.trace(poutine.replay(model, q)).get_trace(*batch), "model")
+            if site := describe_bad_site(q, "guide"):
+                return site
+            return describe_bad_site(poutine.trace(poutine.replay(model, q)).get_trace(*batch), "model")
         except (ValueError, RuntimeError, ArithmeticError) as error:
             return f"none, the programs stop ({' '.join(str(error).split())[:120]})"
 
 
-def worst(trace: poutine.Trace, program: str) -> str:
-    """The first site of a trace that is not finite, and what it looks like."""
+def describe_bad_site(trace: poutine.Trace, program: str) -> str:
+    """Name the first site of a trace that is not finite, and what it looks like; "" where there is none."""
     for name, site in sample_sites(trace).items():
         value, log_prob = site["value"], site["fn"].log_prob(site["value"])
-        for what, held in (("value", value), ("log-probability", log_prob)):
-            if not held.isfinite().all():
-                bad = ~held.isfinite()
-                return f"{name!r} of the {program}: {what} {held[bad].flatten()[0].item()} ({int(bad.sum())} of {bad.numel()})"
+        for what, tensor in (("value", value), ("log-probability", log_prob)):
+            bad = ~tensor.isfinite()
+            if bad.any():
+                first = tensor[bad].flatten()[0].item()
+                return f"{name!r} of the {program}: {what} {first} ({int(bad.sum())} of {bad.numel()})"
     return ""

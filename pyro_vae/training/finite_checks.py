@@ -15,35 +15,43 @@ from pyro_vae.errors import DivergedError
 LOSS, GRADIENT = "the loss is {}", "a gradient is not finite"
 
 
-class Watch(Protocol):
-    """What a step tells of its loss and gradients, and what a logging point asks."""
+class FiniteCheck(Protocol):
+    """Notices losses and gradients that are not finite."""
 
-    def loss(self, loss: Tensor) -> None:
-        """Raises DivergedError, or remembers, where the loss is not finite."""
+    def check_loss(self, loss: Tensor) -> None:
+        """Raise DivergedError, or remember, where the loss is not finite."""
 
-    def gradients(self, gradients: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> None:
-        """The same of the gradients, before the update that they are for."""
+    def check_gradients(self, gradients: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> None:
+        """Do the same of the gradients, before the update that they are for."""
 
-    def ask(self) -> tuple[int, str] | None:
-        """Steps that were fine since the last time, and what was wrong with the one after them; None if all were fine."""
+    def first_failure(self) -> tuple[int, str] | None:
+        """Count the good steps since the last time, and say what was wrong with the one after them; None if all were good."""
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What is remembered on the device between logging points."""
 
 
-class Prompt:
+class ImmediateFiniteCheck:
     """Asks at each step. On a GPU that waits for the device."""
 
-    def loss(self, loss: Tensor) -> None:
+    def check_loss(self, loss: Tensor) -> None:
         if not math.isfinite(loss):
             raise DivergedError(LOSS.format(loss.item()))
 
-    def gradients(self, gradients: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> None:
+    def check_gradients(self, gradients: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> None:
         if not math.isfinite(torch.nn.utils.get_total_norm(gradients)):
             raise DivergedError(GRADIENT)
 
-    def ask(self) -> None:
+    def first_failure(self) -> None:
         return None
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return ()
 
-class Late:
+
+class DeferredFiniteCheck:
     """Asks at logging points. From the first step that is not finite on, the optimizer skips its updates on the device.
 
     That is how mixed precision skips steps (``found_inf``, which fused optimizers take), so the weights stay those before
@@ -51,38 +59,41 @@ class Late:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.bad = torch.zeros((), device=device)  # 0 or 1, as found_inf is
-        self.fine, self.reason = torch.zeros((), device=device), torch.zeros((), device=device)
+        self.failed = torch.zeros((), device=device)  # 0 or 1, as found_inf is
+        self.good_steps, self.reason = torch.zeros((), device=device), torch.zeros((), device=device)
 
-    def loss(self, loss: Tensor) -> None:
-        self.now = (~loss.isfinite()).to(self.bad.dtype)
+    def check_loss(self, loss: Tensor) -> None:
+        self.bad_loss = (~loss.isfinite()).to(self.failed.dtype)
         self.value = loss
 
-    def gradients(self, gradients: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> None:
-        steep = (~torch.nn.utils.get_total_norm(gradients).isfinite()).to(self.bad.dtype)
-        was = self.bad.clone()
-        torch.maximum(self.bad, torch.maximum(self.now, steep), out=self.bad)
-        self.fine += 1 - self.bad
+    def check_gradients(self, gradients: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> None:
+        bad_gradients = (~torch.nn.utils.get_total_norm(gradients).isfinite()).to(self.failed.dtype)
+        was = self.failed.clone()
+        torch.maximum(self.failed, torch.maximum(self.bad_loss, bad_gradients), out=self.failed)
+        self.good_steps += 1 - self.failed
         self.reason.copy_(
-            torch.where(was == 0, torch.where(self.now > 0, self.value.to(self.reason), 0.0), self.reason)
+            torch.where(was == 0, torch.where(self.bad_loss > 0, self.value.to(self.reason), 0.0), self.reason)
         )
-        optimizer.found_inf = self.bad  # type: ignore[attr-defined]
+        optimizer.found_inf = self.failed  # type: ignore[attr-defined]
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What it remembers."""
-        return self.bad, self.fine, self.reason
+        return self.failed, self.good_steps, self.reason
 
-    def ask(self) -> tuple[int, str] | None:
-        bad, fine, reason = torch.stack(self.tensors).tolist()
+    def first_failure(self) -> tuple[int, str] | None:
+        failed, good_steps, reason = torch.stack(self.tensors).tolist()
         for tensor in self.tensors:
             tensor.zero_()
-        return (int(fine), GRADIENT if math.isfinite(reason) else LOSS.format(reason)) if bad else None
+        return (int(good_steps), GRADIENT if math.isfinite(reason) else LOSS.format(reason)) if failed else None
 
 
-def watch_of(device: torch.device, optimizer: torch.optim.Optimizer, prompt: bool) -> Watch:
-    """On a GPU, late, where the optimizer can skip a step and nobody wants to know at once."""
-    return Late(device) if device.type == "cuda" and not prompt and can_skip(optimizer) else Prompt()
+def choose_finite_check(device: torch.device, optimizer: torch.optim.Optimizer, immediate: bool) -> FiniteCheck:
+    """Defer the check on a GPU, where the optimizer can skip a step and nobody wants to know at once."""
+    return (
+        DeferredFiniteCheck(device)
+        if device.type == "cuda" and not immediate and can_skip(optimizer)
+        else ImmediateFiniteCheck()
+    )
 
 
 def can_skip(optimizer: torch.optim.Optimizer) -> bool:

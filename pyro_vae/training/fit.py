@@ -19,22 +19,23 @@ from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.objectives.scheduled import Scheduled
 from pyro_vae.programs.pair import like_parameters, owners, programs
 from pyro_vae.programs.support import check_support, takes_missing
-from pyro_vae.training.engines.multi_step import whole_of
-from pyro_vae.training.engines.scheduled_values import Panel
-from pyro_vae.training.engines.traced import choose
+from pyro_vae.training.engines.multi_step import choose_multi_step
+from pyro_vae.training.engines.scheduled_values import ScheduledValues
+from pyro_vae.training.engines.traced import choose_engine
 
-from .aggressive_inference import Aggressive, Lagging
-from .batch_source import Transform, feed_of, near
-from .divergence import Keeper
+from .aggressive_inference import Aggressive, AggressiveInference
+from .batch_source import TrainingData, Transform, choose_batch_source, conversion_device
+from .checkpoint_state import SavedState, restore
 from .metrics import Reporter
 from .mkl_threads import all_threads
+from .options import TrainingOptions
 from .precision import precision_of, remarks
 from .preflight import check_training
 from .schedules import Schedule, constant
 from .shuffle import FIXED
 from .step import MakeOptimizer, Step, adam
-from .trainer import Fit, Loop
-from .training_state import Saved, restore
+from .trainer import Trainer, TrainingCallback
+from .training_state import FitResult
 
 FEW = 5  # of the notes that a first check leads to
 
@@ -62,16 +63,16 @@ def fit(
     on_step: Callable[[float], Any] | None = None,
     on_epoch: Callable[[dict[str, Any]], dict[str, Any] | None] | None = None,
     bad_steps: int = 1,
-    keeper: Keeper | None = None,
-    resume: Saved | None = None,
+    callbacks: Sequence[TrainingCallback] = (),
+    resume: SavedState | None = None,
     fork: bool = False,
     verbose: bool = True,
-) -> Fit:
-    r"""Raises the ELBO of a model and guide on data, by stochastic variational inference.
+) -> FitResult:
+    r"""Raise the ELBO of a model and guide on data, by stochastic variational inference.
 
     After every epoch the true ELBO = E_q[log p(x | z)] − KL(q(z | x) ‖ p(z)) is logged in nats per datum, whatever loss was
-    trained, and what the latents carry: active units, I(x; z), the KL of each (see :class:`Fit`). With validation rows, the
-    weights of the best validation ELBO are kept; without, the last.
+    trained, and what the latents carry: active units, I(x; z), the KL of each (see :class:`FitResult`). With validation rows,
+    the weights of the best validation ELBO are kept; without, the last.
 
     Args:
         vae: a :class:`VAE`, any object with ``model`` and ``guide``, or a tuple ``(model, guide)`` of Pyro programs.
@@ -97,9 +98,9 @@ def fit(
         engine: how each step's loss and gradients are computed, with the same results but for rounding. "eager" runs the
             programs; "trace" runs them once for each kind of batch and keeps the flat graph of tensor operations; "compile"
             puts that through Inductor (needs a C++ compiler, takes 10 to 30 seconds once); "graph" replays it as a CUDA
-            graph, under Adam and without a keeper 16 whole steps at a time; "auto" chooses by the device and the number of
+            graph, under Adam and without callbacks 16 whole steps at a time; "auto" chooses by the device and the number of
             steps. Each graph is checked against eager when it is made and at each epoch; what cannot be traced runs eager,
-            and :attr:`Fit.engine` says why.
+            and :attr:`FitResult.engine` says why.
         precision: "bf16" multiplies within linear and convolutional layers in bfloat16 while training, the rest in float32;
             what is logged and evaluated is float32 throughout. On a CPU that is slower with it, a note says so.
         scheduled: what changes as training goes on, such as a :class:`~pyro_vae.Beta` or a ``capacity`` with a schedule: their
@@ -110,18 +111,20 @@ def fit(
         on_epoch: called with each epoch's record; what it returns joins the record.
         bad_steps: stop at this many steps in a row whose loss or gradient is not finite. Those before are skipped, with the
             weights as they were; 1 stops at the first.
-        keeper: a :class:`~pyro_vae.runs.checkpointer.Keeper`, that saves the training's whole state before the first
-        step, every few
-            minutes, at an interruption and at the end; None keeps nothing.
-        resume: a state that a keeper saved (``keeper.newest()``): goes on from there, in the middle of an epoch if need be, to
+        callbacks: what is called between steps and epochs, each a :class:`~pyro_vae.training.trainer.TrainingCallback`;
+        such as a
+            :class:`~pyro_vae.runs.checkpointer.Checkpointer`, that saves the training's whole state before the first
+            step, every few
+            minutes, at an interruption and at the end.
+        resume: a state that was saved (``checkpointer.newest()``): goes on from there, in the middle of an epoch if need be, to
             the same bits as without the interruption (on the same device and versions; on CUDA with deterministic algorithms).
             All other arguments as they were. On another device, number of threads, version of torch or engine it goes on, says
-            so, and :attr:`Fit.exact` is False.
+            so, and :attr:`FitResult.exact` is False.
         fork: lets them be others: the weights, the optimizer and the history are taken over.
         verbose: a progress bar on a terminal, a line an epoch elsewhere (standard error).
 
     Returns:
-        A :class:`Fit`; the model itself is trained in place.
+        A :class:`FitResult`; the model itself is trained in place.
 
     Raises:
         DataError, SupportError, ShapeError: data that cannot be used or has no likelihood, before anything is trained.
@@ -146,65 +149,69 @@ def fit(
     model, guide = programs(vae)
     modules = owners(vae, model, guide)
     place = move(modules, device)
-    like = like_parameters(model, guide)
     missing = missing or takes_missing(vae, model, guide)
-    rows = batch_of(x, *context, like=like, device=near(x, place), missing=missing)
-    train, feed = feed_of(rows, place or rows[0].device)
-    held = validation if isinstance(validation, tuple) else (validation,)
-    checked = partial(batch_of, name="validation x", like=like, device=place, missing=missing)
-    valid = None if validation is None else checked(*held)
-    size = resolve_batch_size(batch_size, len(train[0]))
-    for name, value in (("epochs", epochs), ("bad_steps", bad_steps)):
-        if value < 1:
-            raise UsageError(f"{name} must be at least 1, got {value}")
-    prompt = aggressive is not None or bad_steps > 1 or keeper is not None or resume is not None
-    step = Step(model, guide, objective or Trace_ELBO(), optimizer or adam(), prompt, precision_of(precision))
-    planned = epochs * -(-len(train[0]) // size)
-    step.engine, step.why = choose(engine, step, modules, Panel(scheduled, on_step is not None), planned, feed.device)
-    lagging = None if aggressive is None else Lagging(aggressive, step)
-    loop = Loop(
+    convert = partial(batch_of, like=like_parameters(model, guide), missing=missing)
+    rows = convert(x, *context, device=conversion_device(x, place))
+    train, source = choose_batch_source(rows, place or rows[0].device)
+    valid = None
+    if validation is not None:
+        parts = validation if isinstance(validation, tuple) else (validation,)
+        valid = convert(*parts, name="validation x", device=place)
+    data = TrainingData(train, source, resolve_batch_size(batch_size, len(train[0])), valid, transform)
+    options = TrainingOptions(epochs, schedule, patience, seed, bad_steps, scheduled, on_step)
+    check_callbacks(callbacks)
+    immediate = aggressive is not None or bad_steps > 1 or bool(callbacks) or resume is not None
+    step = Step(model, guide, objective or Trace_ELBO(), optimizer or adam(), immediate, precision_of(precision))
+    moving = ScheduledValues(scheduled, on_step is not None)
+    planned_steps = epochs * data.steps_per_epoch
+    step.engine, step.engine_reason = choose_engine(engine, step, modules, moving, planned_steps, data.device)
+    trainer = Trainer(
         step,
         modules,
-        train,
-        feed,
-        valid,
-        transform,
-        size,
-        epochs,
-        schedule,
-        patience,
-        seed,
-        lagging,
-        scheduled,
-        on_step,
-        keeper,
-        bad_steps,
-        whole_of(step, feed, transform, size, schedule, scheduled) if on_step is None else None,
+        data,
+        options,
+        callbacks,
+        None if aggressive is None else AggressiveInference(aggressive, step),
+        choose_multi_step(step, data, options),
     )
-    notes = remarks(precision, feed.device) + examine(loop)
+    notes = remarks(precision, data.device) + examine(trainer)
     for note in notes[:FEW] if verbose else ():
         print(f"note: {note}", file=sys.stderr)
     with all_threads(), Reporter(epochs, verbose, on_epoch) as reporter:
         if resume is not None:
-            restore(loop, resume, fork)
-        return loop.run(reporter)
+            restore(trainer, resume, fork)
+        return trainer.run(reporter)
 
 
-def examine(loop: Loop) -> list[str]:
-    """Whether the data has a likelihood, which is raised if not; then what the programs are advised to change."""
-    model, guide, objective = loop.step.model, loop.step.guide, loop.step.objective
-    summed_over = (ProgramError,) if isinstance(objective, TraceEnum_ELBO) else ()  # enumerated sites: not row by row
-    with seeded(loop.seed, FIXED, device=loop.device), suppress(*summed_over):
-        check_support(model, guide, *loop.train, prepare=loop.fixed_draw)
-        if loop.valid is not None:
-            check_support(model, guide, *loop.valid)
+def check_callbacks(callbacks: Sequence[TrainingCallback]) -> None:
+    """Refuse what is no list of callbacks, before anything is trained."""
+    if not isinstance(callbacks, list | tuple):
+        raise UsageError(
+            f"callbacks must be a list, such as callbacks=[checkpointer]; got a {type(callbacks).__name__}"
+        )
+    for i, callback in enumerate(callbacks):
+        if isinstance(callback, type) or not isinstance(callback, TrainingCallback):
+            raise UsageError(
+                f"callbacks[{i}] is {callback!r}, which lacks some of a TrainingCallback's methods: derive its class from "
+                "pyro_vae.training.trainer.TrainingCallback (a function of each epoch's record goes to on_epoch=)"
+            )
+
+
+def examine(trainer: Trainer) -> list[str]:
+    """Raise if the data has no likelihood; return what the programs are advised to change."""
+    step, data, fixed_batch = trainer.step, trainer.data, trainer.metrics.fixed_batch
+    summed_over = (ProgramError,) if isinstance(step.objective, TraceEnum_ELBO) else ()  # enumerated: not row by row
+    with seeded(trainer.options.seed, FIXED, device=data.device), suppress(*summed_over):
+        check_support(step.model, step.guide, *data.train, prepare=fixed_batch)
+        if data.validation is not None:
+            check_support(step.model, step.guide, *data.validation)
     return check_training(
-        model, guide, objective, lambda n: loop.fixed_draw(tuple(a[:n] for a in loop.train)), loop.size
+        step.model, step.guide, step.objective, lambda n: fixed_batch(tuple(a[:n] for a in data.train)), data.batch_size
     )
 
 
 def move(modules: list[torch.nn.Module], device: torch.device | str | None) -> torch.device | None:
-    """Modules to the device that was asked for; where they are, if none was."""
+    """Move modules to the device that was asked for, and return it; the one where they are, if none was."""
     if device is None:
         like = like_parameters(*modules)
         return None if like is None else like.device
@@ -215,7 +222,7 @@ def move(modules: list[torch.nn.Module], device: torch.device | str | None) -> t
 
 
 def resolve_batch_size(batch_size: int | None, rows: int) -> int:
-    """What was asked for, if the data has that many rows; min(128, N) if nothing was."""
+    """Check the batch size that was asked for against the rows that there are; min(128, N) if none was."""
     if batch_size is None:
         return min(128, rows)
     if not 1 <= batch_size <= rows:

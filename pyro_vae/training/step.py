@@ -21,7 +21,7 @@ from pyro_vae.programs.pair import without_validation
 from pyro_vae.programs.parameters import ParametersRegistered
 from pyro_vae.programs.sites import Program
 
-from .finite_checks import Prompt, Watch, watch_of
+from .finite_checks import FiniteCheck, ImmediateFiniteCheck, choose_finite_check
 from .fused_adam import take_step
 from .precision import Context
 
@@ -69,17 +69,17 @@ class Engine(Protocol):
 
     def __call__(self, *batch: Tensor) -> Tensor: ...
 
-    def renew(self) -> None:
+    def start_epoch(self) -> None:
         """Called at each epoch, before whose steps anything may have been changed."""
 
     def state(self) -> dict[str, Any]:
         """What the choice of how to compute the next step depends on, in plain values."""
 
-    def go_on(self, state: Mapping[str, Any]) -> None:
+    def load_state(self, state: Mapping[str, Any]) -> None:
         """Makes the choices from here on that the engine of that state would have made."""
 
 
-class Lean:
+class EagerEngine:
     """The step as the programs run: one tensor for the loss, parameters not declared again, nothing validated or read back.
 
     Objectives without such a form (:func:`~pyro_vae.objectives.pyro_elbos.tensor_loss`) run by their own ``loss_and_grads``.
@@ -91,14 +91,14 @@ class Lean:
         self.step, self.loss = step, tensor_loss(step.objective)
         self.notes: list[str] = []
 
-    def renew(self) -> None:
+    def start_epoch(self) -> None:
         """Nothing is kept from step to step."""
 
     def state(self) -> dict[str, Any]:
         """Nothing: each step is computed the same way."""
         return {}
 
-    def go_on(self, state: Mapping[str, Any]) -> None:
+    def load_state(self, state: Mapping[str, Any]) -> None:
         """There is nothing to put back."""
 
     def __call__(self, *batch: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ class Step:
         objective: any :class:`pyro.infer.ELBO`.
         make_optimizer: makes the optimizer of the (unconstrained) parameters that the first call declares; what is
             declared only later is not trained.
-        prompt: ask at each step on a GPU, too.
+        immediate: ask at each step on a GPU, too.
         precision: the context that networks run in.
     """
 
@@ -152,16 +152,16 @@ class Step:
         guide: Program,
         objective: ELBO,
         make_optimizer: MakeOptimizer,
-        prompt: bool = False,
+        immediate: bool = False,
         precision: Context = nullcontext,
     ) -> None:
         self.model, self.guide, self.objective = model, guide, objective
-        self.make_optimizer, self.prompt, self.precision = make_optimizer, prompt, precision
+        self.make_optimizer, self.immediate, self.precision = make_optimizer, immediate, precision
         self.parameters: list[Tensor] = []
         self.optimizer: torch.optim.Optimizer | None = None
-        self.watch: Watch = Prompt()
-        self.engine: Engine = Lean(self)
-        self.why = ""
+        self.finite_check: FiniteCheck = ImmediateFiniteCheck()
+        self.engine: Engine = EagerEngine(self)
+        self.engine_reason = ""
 
     def __call__(self, *batch: Tensor, rate: float = 1.0) -> Tensor:
         """One update; returns the loss. `rate` multiplies the optimizer's own learning rates.
@@ -185,20 +185,20 @@ class Step:
             for p in self.parameters:
                 p.grad = None
             loss = self.engine(*batch)
-        self.watch.loss(loss)
+        self.finite_check.check_loss(loss)
         return loss
 
     def update(self, rate: float = 1.0) -> None:
         """Moves the parameters along their gradients, if these are finite."""
         assert self.optimizer is not None
-        self.watch.gradients([p.grad for p in self.parameters if p.grad is not None], self.optimizer)
+        self.finite_check.check_gradients([p.grad for p in self.parameters if p.grad is not None], self.optimizer)
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = base * rate
         take_step(self.optimizer)
 
     def explain(self) -> str:
         """Which engine computes the loss and gradients, why it was chosen, and what it has met on the way."""
-        return "\n".join([f"engine {self.engine.name} ({self.why or 'the default'})", *self.engine.notes])
+        return "\n".join([f"engine {self.engine.name} ({self.engine_reason or 'the default'})", *self.engine.notes])
 
     @property
     def rate(self) -> float:
@@ -223,5 +223,5 @@ class Step:
             )
         self.optimizer = self.make_optimizer(self.parameters)
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.watch = watch_of(self.parameters[0].device, self.optimizer, self.prompt)
+        self.finite_check = choose_finite_check(self.parameters[0].device, self.optimizer, self.immediate)
         return loss

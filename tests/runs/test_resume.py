@@ -19,7 +19,7 @@ from pyro_vae.common.digests import tensor_digest
 from pyro_vae.errors import CheckpointError, DivergedError, Interrupted, StorageError, Terminated, UsageError
 from pyro_vae.programs.pair import owners
 from pyro_vae.runs.checkpoint import Checkpoints
-from pyro_vae.runs.checkpointer import Keeper
+from pyro_vae.runs.checkpointer import Checkpointer
 from pyro_vae.training.aggressive_inference import Aggressive
 from pyro_vae.training.engines import traced
 from pyro_vae.training.engines.inductor import compiler
@@ -36,16 +36,16 @@ class Killed(BaseException):
     """The process ends here: nothing more is written."""
 
 
-class Mortal(Keeper):
+class Mortal(Checkpointer):
     """Saves after every step, and is killed after some."""
 
     def __init__(self, path, die_after=math.inf):
         super().__init__(path, minutes=0)
         self.die_after = die_after
 
-    def after_step(self, loop):
-        self.try_to_save(loop)
-        if loop.done >= self.die_after:
+    def after_step(self, trainer):
+        self.try_to_save(trainer)
+        if trainer.state.step >= self.die_after:
             raise Killed
 
 
@@ -107,19 +107,19 @@ STEPS = 3  # an epoch: 20 rows in batches of 8
 
 
 def trained(case, path, die_after=math.inf, resume=False, validated=True, **more):
-    """The run and its keeper; built anew, as a fresh process would."""
+    """The run and its checkpointer; built anew, as a fresh process would."""
     vae, options = case()
     options = {"schedule": warmup(cosine, 0.5), "epochs": 3, "batch_size": 8} | options | more
-    keeper = Mortal(path, die_after)
+    checkpointer = Mortal(path, die_after)
     held = binary(12, seed=1) if validated else None
-    saved = keeper.newest() if resume else None
+    saved = checkpointer.newest() if resume else None
     x = grey() if "transform" in options else binary(20, seed=1)
-    return fit(vae, x, validation=held, keeper=keeper, resume=saved, **options), keeper
+    return fit(vae, x, validation=held, callbacks=[checkpointer], resume=saved, **options), checkpointer
 
 
-def outcome(run, keeper):
+def outcome(run, checkpointer):
     """All that a run leaves: digests of the last and the best weights, of the optimizer, and the metrics."""
-    last = keeper.newest()
+    last = checkpointer.newest()
     digests = {group: tensor_digest(last.groups[group]) for group in ("model", "best", "optimizer")}
     history = [{k: v for k, v in record.items() if k != "seconds"} for record in run.history]
     return digests, last.head["optimizer"], history, run.best_epoch, run.stopped, run.warnings
@@ -151,14 +151,14 @@ def test_a_traced_run_goes_on_to_the_same_bits(case, tmp_path, monkeypatch):
     for step in (2, 2 * STEPS + 1):
         with pytest.raises(Killed):
             trained(case, tmp_path / str(step), step, engine="trace")
-        run, keeper = trained(case, tmp_path / str(step), resume=True, engine="trace")
-        assert outcome(run, keeper) == outcome(*whole), step
-        assert "traced" in run.engine and run.exact and choices(keeper) == choices(whole[1])
+        run, checkpointer = trained(case, tmp_path / str(step), resume=True, engine="trace")
+        assert outcome(run, checkpointer) == outcome(*whole), step
+        assert "traced" in run.engine and run.exact and choices(checkpointer) == choices(whole[1])
 
 
-def choices(keeper):
+def choices(checkpointer):
     """What the engine had decided at the end."""
-    saved = keeper.newest()
+    saved = checkpointer.newest()
     return unpack(saved.head["plain"], saved.groups["optimizer"])["engine"]
 
 
@@ -168,8 +168,8 @@ def test_a_run_that_compiles_on_the_way_goes_on_to_the_same_bits(tmp_path, monke
     for name, value in {"WORTH_TRACE": 1, "WORTH_COMPILE": 1, "PATIENCE": 4}.items():
         monkeypatch.setattr(traced, name, value)
     made = []
-    finish = traced.FINISH["compile"]
-    monkeypatch.setitem(traced.FINISH, "compile", lambda *a: made.append(1) or finish(*a))
+    finish = traced.ACCELERATORS["compile"]
+    monkeypatch.setitem(traced.ACCELERATORS, "compile", lambda *a: made.append(1) or finish(*a))
     whole = outcome(*trained(annealed, tmp_path / "whole", batch_size=10, epochs=5))
     assert len(made) == 1
     for step in (3, 8) if HEAVY else (8,):
@@ -182,10 +182,10 @@ def test_a_run_that_compiles_on_the_way_goes_on_to_the_same_bits(tmp_path, monke
 def test_another_engine_goes_on_and_says_that_it_is_not_exact(tmp_path, capsys):
     with pytest.raises(Killed):
         trained(binarized, tmp_path, 4, engine="trace")
-    run, keeper = trained(binarized, tmp_path, resume=True, engine="eager")
+    run, checkpointer = trained(binarized, tmp_path, resume=True, engine="eager")
     said = capsys.readouterr().err
     assert "not bit-exact" in said and "engine  trace       eager" in said and not run.exact
-    assert len(run.history) == 3 and keeper.newest().head["about"]["engine"] == "eager"
+    assert len(run.history) == 3 and checkpointer.newest().head["about"]["engine"] == "eager"
 
 
 def test_a_fork_with_other_batches_is_traced_anew(tmp_path):
@@ -222,21 +222,21 @@ def test_a_state_without_one_of_its_generators_would_show(tmp_path, lost):
     whole = outcome(*trained(binarized, tmp_path / "whole"))
     with pytest.raises(Killed):
         trained(binarized, tmp_path / "cut", 2)
-    keeper = Mortal(tmp_path / "cut")
-    saved = keeper.newest()
+    checkpointer = Mortal(tmp_path / "cut")
+    saved = checkpointer.newest()
     saved.groups["rng"][lost] = torch.Generator().manual_seed(5).get_state()
     vae, options = binarized()
     held = binary(12, seed=1)
     more = {"schedule": warmup(cosine, 0.5), "epochs": 3, "batch_size": 8}
-    run = fit(vae, grey(), validation=held, keeper=keeper, resume=saved, **options, **more)
-    assert outcome(run, keeper)[0] != whole[0]
+    run = fit(vae, grey(), validation=held, callbacks=[checkpointer], resume=saved, **options, **more)
+    assert outcome(run, checkpointer)[0] != whole[0]
 
 
 def test_a_whole_run_is_left_as_it_is(tmp_path):
     whole = outcome(*trained(plain, tmp_path))
     before = Checkpoints(tmp_path).numbers()
-    run, keeper = trained(plain, tmp_path, resume=True)
-    assert outcome(run, keeper) == whole and Checkpoints(tmp_path).numbers()[0] == before[0] + 1
+    run, checkpointer = trained(plain, tmp_path, resume=True)
+    assert outcome(run, checkpointer) == whole and Checkpoints(tmp_path).numbers()[0] == before[0] + 1
 
 
 def test_another_run_is_refused_with_a_table_and_forks(tmp_path):
@@ -255,8 +255,8 @@ def test_another_run_is_refused_with_a_table_and_forks(tmp_path):
         fit(
             vae,
             1 - binary(20, seed=1),
-            keeper=Keeper(tmp_path),
-            resume=Keeper(tmp_path).newest(),
+            callbacks=[Checkpointer(tmp_path)],
+            resume=Checkpointer(tmp_path).newest(),
             epochs=3,
             batch_size=8,
         )
@@ -272,7 +272,7 @@ def test_another_models_state_is_refused_by_name_and_shape(tmp_path):
             noisy_layers()[0],
             binary(20, seed=1),
             validation=binary(12, seed=1),
-            resume=Keeper(tmp_path).newest(),
+            resume=Checkpointer(tmp_path).newest(),
             epochs=3,
             batch_size=8,
         )
@@ -281,7 +281,7 @@ def test_another_models_state_is_refused_by_name_and_shape(tmp_path):
 def test_a_state_of_nan_is_refused(tmp_path):
     with pytest.raises(Killed):
         trained(plain, tmp_path, 4)
-    saved = Keeper(tmp_path).newest()
+    saved = Checkpointer(tmp_path).newest()
     next(iter(saved.groups["model"].values())).fill_(math.nan)
     vae, options = plain()
     held = binary(12, seed=1)
@@ -293,7 +293,7 @@ def test_a_state_of_nan_is_refused(tmp_path):
 def test_another_version_of_torch_goes_on(tmp_path):
     with pytest.raises(Killed):
         trained(plain, tmp_path, 4)
-    saved = Keeper(tmp_path).newest()
+    saved = Checkpointer(tmp_path).newest()
     saved.head["about"]["torch"] = "1.0"
     vae, _ = plain()
     held = binary(12, seed=1)
@@ -330,14 +330,14 @@ def test_a_signal_finishes_the_step_saves_and_goes_on_exactly(tmp_path, number, 
     vae, _ = binarized()
     held = binary(12, seed=1)
     more = {"schedule": warmup(cosine, 0.5), "epochs": 3, "batch_size": 8}
-    keeper, before = Keeper(tmp_path / "cut"), signal.getsignal(number)
+    checkpointer, before = Checkpointer(tmp_path / "cut"), signal.getsignal(number)
     stopped = seen.clear()  # the checks before training draw, too
-    with pytest.raises(error) as caught, keeper.listening():
+    with pytest.raises(error) as caught, checkpointer.listening():
         stopped = True
-        fit(vae, grey(), validation=held, keeper=keeper, transform=stop, **more)
+        fit(vae, grey(), validation=held, callbacks=[checkpointer], transform=stop, **more)
     assert stopped and caught.value.exit_code == {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
     assert signal.getsignal(number) is before
-    manifest = keeper.newest().manifest
+    manifest = checkpointer.newest().manifest
     assert manifest["interrupted"] and f"interrupted at step {manifest['step']}" in str(caught.value)
     assert outcome(*trained(binarized, tmp_path / "cut", resume=True)) == whole
 
@@ -345,8 +345,8 @@ def test_a_signal_finishes_the_step_saves_and_goes_on_exactly(tmp_path, number, 
 def test_a_second_signal_ends_the_process_at_once(tmp_path):
     child = os.fork()
     if not child:
-        keeper = Keeper(tmp_path)
-        with keeper.listening():
+        checkpointer = Checkpointer(tmp_path)
+        with checkpointer.listening():
             os.kill(os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGTERM)
         os._exit(0)
@@ -362,14 +362,14 @@ def test_an_error_of_the_users_own_saves_the_state_that_is_whole(tmp_path):
 
     with pytest.raises(LookupError, match="mine"):
         trained(binarized, tmp_path / "cut", on_epoch=on_epoch)
-    saved = Keeper(tmp_path / "cut").newest()
+    saved = Checkpointer(tmp_path / "cut").newest()
     assert saved.manifest["interrupted"] and saved.manifest["step"] == 2 * STEPS
     assert outcome(*trained(binarized, tmp_path / "cut", resume=True)) == whole
 
 
 def test_a_save_that_fails_is_tried_again_and_the_third_in_a_row_ends_training(tmp_path, monkeypatch, capsys):
     vae, options = plain()
-    keeper, real, tries = Mortal(tmp_path), Checkpoints.save, []
+    checkpointer, real, tries = Mortal(tmp_path), Checkpoints.save, []
 
     def full(self, *args, **where):
         tries.append(where["step"])
@@ -379,9 +379,9 @@ def test_a_save_that_fails_is_tried_again_and_the_third_in_a_row_ends_training(t
 
     monkeypatch.setattr(Checkpoints, "save", full)
     with pytest.raises(StorageError):
-        fit(vae, binary(20, seed=1), keeper=keeper, epochs=3, batch_size=8, **options)
+        fit(vae, binary(20, seed=1), callbacks=[checkpointer], epochs=3, batch_size=8, **options)
     assert tries[:8] == [0, 1, 2, 3, 3, 4, 5, 6]  # 3: after the step, and after the epoch
-    assert "no checkpoint at step 1" in capsys.readouterr().err and keeper.newest().manifest["step"] == 3
+    assert "no checkpoint at step 1" in capsys.readouterr().err and checkpointer.newest().manifest["step"] == 3
 
 
 # steps that diverge
@@ -427,13 +427,13 @@ def test_after_some_in_a_row_training_stops_with_the_first_bad_site_and_a_capsul
     vae.likelihood.net[0].weight.requires_grad_(True)
     x_first = x.clone()
     x_first[:8, 0] = 0.5  # some batches are whole, so that training begins
-    keeper = Keeper(tmp_path)
+    checkpointer = Checkpointer(tmp_path)
     with pytest.raises(DivergedError, match=r"First bad site: 'x' of the model: log-probability nan") as caught:
-        fit(vae, x_first, epochs=9, batch_size=2, bad_steps=4, keeper=keeper, validation=grey()[:8])
+        fit(vae, x_first, epochs=9, batch_size=2, bad_steps=4, callbacks=[checkpointer], validation=grey()[:8])
     assert "replay it with: pyro-vae replay" in str(caught.value) and caught.value.exit_code == 5
     assert sorted(p.name for p in (tmp_path / "divergence").iterdir()) == ["capsule.json", "capsule.safetensors"]
     assert tensor_digest(vae.state_dict()) == start or caught.value.result.history
-    assert all(t.isfinite().all() for t in keeper.newest().groups["model"].values())
+    assert all(t.isfinite().all() for t in checkpointer.newest().groups["model"].values())
 
 
 def test_a_device_that_does_not_hold_a_batch_is_said_with_a_batch_that_may_fit(monkeypatch):

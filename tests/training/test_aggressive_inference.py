@@ -18,7 +18,7 @@ from pyro_vae.errors import DivergedError, UsageError
 from pyro_vae.posteriors import SemiAmortized
 from pyro_vae.priors import VampPrior
 from pyro_vae.programs.parameters import register
-from pyro_vae.training.aggressive_inference import Aggressive, Lagging, dependence
+from pyro_vae.training.aggressive_inference import Aggressive, AggressiveInference, dependence
 from pyro_vae.training.step import Step
 from tests.helpers.bits import same
 from tests.helpers.small import binary, small_vae, state_of
@@ -125,7 +125,7 @@ def test_inner_steps_move_the_guide_and_model_steps_the_model(monkeypatch):
 def test_without_freezing_all_would_move(monkeypatch):
     vae = small_vae()
     log = watched(vae, monkeypatch)
-    monkeypatch.setattr(Lagging, "split", lambda lagging, batch: ([], []))
+    monkeypatch.setattr(AggressiveInference, "split", lambda lagging, batch: ([], []))
     fit(vae, binary(), epochs=1, batch_size=20, aggressive=Aggressive(check_every=3, max_inner=3))
     assert all(roles == {"posterior", "likelihood"} for roles in log)
 
@@ -142,7 +142,9 @@ def test_a_shared_posterior_moves_in_both(monkeypatch):
 def test_after_it_has_ended_all_move_as_ever(monkeypatch):
     vae = small_vae()
     log = watched(vae, monkeypatch)
-    monkeypatch.setattr(Lagging, "after", lambda lagging, information: setattr(lagging, "on", False) or {})
+    monkeypatch.setattr(
+        AggressiveInference, "end_epoch", lambda lagging, information: setattr(lagging, "on", False) or {}
+    )
     fit(vae, binary(), epochs=2, batch_size=40, aggressive=Aggressive(check_every=1, max_inner=1))
     assert log == [{"posterior"}, {"likelihood"}, {"posterior", "likelihood"}]
 
@@ -150,11 +152,11 @@ def test_after_it_has_ended_all_move_as_ever(monkeypatch):
 # when it ends
 
 
-def chased(losses, **options):
+def caught_up(losses, **options):
     """How many guide-only updates are made while the loss of a batch of 10 rows goes as given."""
-    lagging = Lagging(Aggressive(**options), SimpleNamespace())
+    lagging = AggressiveInference(Aggressive(**options), SimpleNamespace())
     losses, now = iter(losses), (torch.arange(10), ())
-    lagging.chase(lambda rows, batch, frozen: next(losses), now, iter(lambda: now, None))
+    lagging.catch_up(lambda rows, batch, frozen: next(losses), now, iter(lambda: now, None))
     return lagging.inner
 
 
@@ -168,12 +170,12 @@ def chased(losses, **options):
     ],
 )
 def test_inner_steps_go_on_while_their_loss_falls(losses, updates):
-    assert chased(losses, check_every=2, max_inner=8) == updates
+    assert caught_up(losses, check_every=2, max_inner=8) == updates
 
 
 def test_the_cap_holds_between_looks():
-    assert chased(range(100, 0, -1), check_every=10, max_inner=7) == 7
-    assert chased(range(100, 0, -1), check_every=4, max_inner=10) == 10
+    assert caught_up(range(100, 0, -1), check_every=10, max_inner=7) == 7
+    assert caught_up(range(100, 0, -1), check_every=4, max_inner=10) == 10
 
 
 @pytest.mark.parametrize(
@@ -185,8 +187,8 @@ def test_the_cap_holds_between_looks():
     ],
 )
 def test_it_ends_once_information_stops_climbing(patience, climb, on):
-    lagging = Lagging(Aggressive(patience=patience), SimpleNamespace())
-    assert [lagging.after(information)["aggressive"] for information in climb] == on
+    lagging = AggressiveInference(Aggressive(patience=patience), SimpleNamespace())
+    assert [lagging.end_epoch(information)["aggressive"] for information in climb] == on
 
 
 def test_a_run_ends_it(monkeypatch):

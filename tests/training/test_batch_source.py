@@ -12,8 +12,8 @@ from pyro_vae import binarize
 from pyro_vae import fit as fit_
 from pyro_vae.errors import DivergedError, Interrupted
 from pyro_vae.training import batch_source
-from pyro_vae.training.batch_source import Resident, Streamed, feed_of, near
-from pyro_vae.training.shuffle import Order
+from pyro_vae.training.batch_source import Resident, Streamed, choose_batch_source, conversion_device
+from pyro_vae.training.shuffle import ShuffledBatches
 from tests.helpers.small import small_vae
 
 fit = partial(fit_, verbose=False, epochs=3, batch_size=8, seed=5, engine="eager")
@@ -27,12 +27,12 @@ def streamed(monkeypatch):
     fetched = []
 
     class Noted(Streamed):
-        def fetch(self, rows):
+        def gather(self, rows):
             fetched.append((threading.current_thread().name, rows.tolist()))
-            return super().fetch(rows)
+            return super().gather(rows)
 
     monkeypatch.setattr(
-        sys.modules["pyro_vae.training.fit"], "feed_of", lambda data, device: (data, Noted(data, device))
+        sys.modules["pyro_vae.training.fit"], "choose_batch_source", lambda data, device: (data, Noted(data, device))
     )
     return fetched
 
@@ -63,32 +63,32 @@ def test_a_memory_mapped_file_is_streamed_as_it_is(tmp_path, streamed):
 
 def test_labels_come_along():
     of = Streamed((ROWS, torch.arange(43)), CPU)
-    order = Order(43, 8, seed=0)
+    order = ShuffledBatches(43, 8, seed=0)
     for rows in order.one_pass():
-        x, y = of.take(rows, order.ahead)
+        x, y = of.fetch(rows, order.next_rows)
         assert torch.equal(y, rows) and torch.equal(x, ROWS[rows])
-    assert len(rows) == 3 and of.coming is None
+    assert len(rows) == 3 and of.upcoming is None
     of.close()
 
 
 def test_another_batch_than_was_announced_is_fetched():
     of = Streamed((ROWS,), CPU)
     first, second, third = torch.arange(40).split(20)[0], torch.arange(7), torch.arange(3, 9)
-    of.take(first, second)
-    assert torch.equal(of.take(third)[0], ROWS[3:9])
+    of.fetch(first, second)
+    assert torch.equal(of.fetch(third)[0], ROWS[3:9])
     of.close()
 
 
 @pytest.mark.parametrize("trouble", [OSError("the disk is gone"), KeyboardInterrupt()])
 def test_trouble_in_the_thread_is_the_runs_and_the_thread_ends(trouble, monkeypatch, streamed):
-    fetch = Streamed.fetch
+    gather = Streamed.gather
 
     def third(self, rows):
         if len(streamed) == 3:
             raise trouble
-        return fetch(self, rows)
+        return gather(self, rows)
 
-    monkeypatch.setattr(Streamed, "fetch", third)
+    monkeypatch.setattr(Streamed, "gather", third)
     with pytest.raises(Interrupted if isinstance(trouble, KeyboardInterrupt) else OSError):
         fit(small_vae(seed=0), ROWS, transform=binarize)
     assert not alive()
@@ -107,30 +107,30 @@ def test_a_bad_row_from_the_host_is_named(streamed):
 
 def test_rows_go_to_the_device_if_they_take_half_of_its_memory_at_most(monkeypatch):
     device = torch.device("meta")
-    monkeypatch.setattr(batch_source, "room", lambda _: 2.0 * ROWS.nbytes)
-    assert isinstance(feed_of((ROWS,), device)[1], Resident)
-    monkeypatch.setattr(batch_source, "room", lambda _: 2.0 * ROWS.nbytes - 1)
-    data, kept = feed_of((ROWS,), device)
-    assert isinstance(kept, Streamed) and data[0] is ROWS and (kept.device, kept.rows_on) == (device, CPU)
+    monkeypatch.setattr(batch_source, "free_bytes", lambda _: 2.0 * ROWS.nbytes)
+    assert isinstance(choose_batch_source((ROWS,), device)[1], Resident)
+    monkeypatch.setattr(batch_source, "free_bytes", lambda _: 2.0 * ROWS.nbytes - 1)
+    data, kept = choose_batch_source((ROWS,), device)
+    assert isinstance(kept, Streamed) and data[0] is ROWS and (kept.device, kept.rows_device) == (device, CPU)
     kept.close()
-    assert isinstance(feed_of((ROWS,), CPU)[1], Resident)
+    assert isinstance(choose_batch_source((ROWS,), CPU)[1], Resident)
 
 
 def test_what_may_not_fit_on_a_gpu_is_converted_on_the_host():
     cuda = torch.device("cuda", 0)
-    assert near(ROWS, cuda) == near([[1.0]], cuda) == CPU
-    assert near(ROWS, CPU) == CPU and near(ROWS, None) is None
-    assert near(torch.empty(1, device="meta"), torch.device("meta")) == torch.device("meta")
+    assert conversion_device(ROWS, cuda) == conversion_device([[1.0]], cuda) == CPU
+    assert conversion_device(ROWS, CPU) == CPU and conversion_device(ROWS, None) is None
+    assert conversion_device(torch.empty(1, device="meta"), torch.device("meta")) == torch.device("meta")
 
 
 def test_an_order_knows_what_comes_and_gives_several_at_once():
-    order, again = Order(43, 8, seed=3), Order(43, 8, seed=3)
+    order, again = ShuffledBatches(43, 8, seed=3), ShuffledBatches(43, 8, seed=3)
     one_by_one = list(again.one_pass())
     batches = order.one_pass()
-    assert order.ahead is None and torch.equal(next(batches), one_by_one[0])
-    assert torch.equal(order.ahead, one_by_one[1])
-    assert torch.equal(order.several(3), torch.stack(one_by_one[1:4])) and order.place == 1
-    order.place += 3
-    assert order.several(2) is None and order.several(3) is None  # an uneven one; too few
+    assert order.next_rows is None and torch.equal(next(batches), one_by_one[0])
+    assert torch.equal(order.next_rows, one_by_one[1])
+    assert torch.equal(order.next_batches(3), torch.stack(one_by_one[1:4])) and order.taken == 1
+    order.taken += 3
+    assert order.next_batches(2) is None and order.next_batches(3) is None  # an uneven one; too few
     assert [b.tolist() for b in batches] == [b.tolist() for b in one_by_one[4:]]
-    assert order.ahead is None and order.place == 0
+    assert order.next_rows is None and order.taken == 0

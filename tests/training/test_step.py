@@ -20,7 +20,7 @@ from pyro_vae.programs.parameters import ParametersRegistered, register
 from pyro_vae.training import mkl_threads, precision
 from pyro_vae.training.engines import verify
 from pyro_vae.training.engines.inductor import compiler
-from pyro_vae.training.finite_checks import Late, can_skip
+from pyro_vae.training.finite_checks import DeferredFiniteCheck, can_skip
 from pyro_vae.training.fused_adam import take_step
 from pyro_vae.training.mkl_threads import all_threads, mkl
 from pyro_vae.training.precision import Bfloat16
@@ -132,7 +132,7 @@ def test_objectives_without_a_tensor_form_keep_their_own():
 
 def late(step, x):
     step(x)
-    step.watch = Late(x.device)
+    step.finite_check = DeferredFiniteCheck(x.device)
     return step
 
 
@@ -179,9 +179,9 @@ def test_a_loss_found_late_leaves_the_weights_of_the_step_before(value, device):
     for batch in (spoilt, x, x):  # what comes after the bad step is skipped, too
         step(batch)
     assert all(torch.equal(before[name], value) for name, value in vae.state_dict().items())
-    fine, what = step.watch.ask()
+    fine, what = step.finite_check.first_failure()
     assert fine == 2 and what.startswith("the loss is ") and not what.endswith("0.0")
-    assert step.watch.ask() is None
+    assert step.finite_check.first_failure() is None
     step(x)
     assert not torch.equal(before["posterior.net.0.weight"], vae.state_dict()["posterior.net.0.weight"])
 
@@ -209,7 +209,7 @@ def test_fit_that_asks_late_names_the_same_step_and_rows(monkeypatch, device):
 
             def and_late(step, *batch, first=first):
                 loss = first(step, *batch)
-                step.watch = Late(batch[0].device)
+                step.finite_check = DeferredFiniteCheck(batch[0].device)
                 return loss
 
             monkeypatch.setattr(Step, "_first", and_late)

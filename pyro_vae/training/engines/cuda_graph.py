@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .flat_graph import Flat, Untraceable
+from .flat_graph import FlatGraph, Untraceable
 
 Function = Callable[..., Any]
 WARM = 3  # runs before a capture, in which kernels are chosen and libraries make their workspaces
@@ -59,7 +59,7 @@ class Recorded:
         Untraceable: constants or programs' tensors on another device, which a recording cannot read.
     """
 
-    def __init__(self, flat: Flat, batch: Sequence[Tensor], recorder: Recorder) -> None:
+    def __init__(self, flat: FlatGraph, batch: Sequence[Tensor], recorder: Recorder) -> None:
         device = batch[0].device
         if away := [t for t in flat.state if t.device != device]:
             raise Untraceable(
@@ -81,7 +81,7 @@ class Recorded:
         return [self.results[0].clone(), *self.results[1:]]
 
 
-def record(flat: Flat, batch: Sequence[Tensor]) -> Function:
+def record(flat: FlatGraph, batch: Sequence[Tensor]) -> Function:
     """The graph of a flat step on its device.
 
     Raises:

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from pyro_vae.common import torch_private
 
-from .scheduled_values import Known
+from .scheduled_values import Answers
 
 READS = ("item", "tolist", "numpy", "__array__", "__bool__", "__float__", "__int__", "__index__", "__complex__")
 READS_OF = {getattr(Tensor, name): name for name in READS} | {torch.equal: "equal", Tensor.equal: "equal"}
@@ -67,25 +67,25 @@ def no_reads(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
 
 
 @dataclass(eq=False)
-class Flat:
+class FlatGraph:
     """A traced step.
 
     Attributes:
-        module: ``module(*batch, *state)`` gives the loss and the gradients of `wanted`.
+        module: ``module(*batch, *state)`` gives the loss and the gradients of `reached`.
         state: the tensors that the programs hold.
-        wanted: positions of the parameters that a gradient reaches.
-        known: what the programs asked of numbers that change.
+        reached: positions of the parameters that a gradient reaches.
+        answers: what the programs asked of numbers that change.
         run: what is called, `module` or a compiled form of it.
     """
 
     module: fx.GraphModule
     state: list[Tensor]
-    wanted: list[int]
-    known: Known = field(default_factory=list)
+    reached: list[int]
+    answers: Answers = field(default_factory=list)
     run: Callable[..., Any] | None = None
 
     def __call__(self, *batch: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The loss and the gradients of `wanted`."""
+        """The loss and the gradients of `reached`."""
         with torch.no_grad():
             loss, *gradients = (self.run or self.module.forward)(*batch, *self.state)
         return loss, gradients
@@ -94,7 +94,7 @@ class Flat:
     def operations(self) -> int:
         return sum(node.op == "call_function" for node in self.module.graph.nodes)
 
-    def changed(self) -> list[Tensor]:
+    def mutated(self) -> list[Tensor]:
         """Tensors of the programs that the graph changes in place."""
         inputs = [node for node in self.module.graph.nodes if node.op == "placeholder"]
         held = dict(zip(inputs[len(inputs) - len(self.state) :], self.state, strict=True))
@@ -128,7 +128,7 @@ def shares(node: fx.Node) -> bool:
     return schema is not None and any(r.alias_info is not None for r in schema.returns)
 
 
-def trace(loss_of: Callable[..., Tensor], parameters: Sequence[Tensor], batch: Sequence[Tensor]) -> Flat:
+def trace(loss_of: Callable[..., Tensor], parameters: Sequence[Tensor], batch: Sequence[Tensor]) -> FlatGraph:
     """The flat graph of ``loss_of(*batch)`` and its gradients.
 
     Raises:
@@ -138,19 +138,19 @@ def trace(loss_of: Callable[..., Tensor], parameters: Sequence[Tensor], batch: S
         raise Untraceable(reason)
     make_fx, watching = torch_private.find(torch_private.MAKE_FX), torch_private.dispatching(no_reads)
     assert watching is not None
-    wanted: list[int] = []
+    reached: list[int] = []
 
     def loss_and_gradients(*inputs: Tensor) -> list[Tensor]:
         loss = loss_of(*inputs)
         learnt = [i for i, p in enumerate(parameters) if p.requires_grad]
         gradients = torch.autograd.grad(loss, [parameters[i] for i in learnt], allow_unused=True)
         pairs = [(i, g) for i, g in zip(learnt, gradients, strict=True) if g is not None]
-        wanted[:] = [i for i, _ in pairs]
+        reached[:] = [i for i, _ in pairs]
         return [loss.detach(), *(like(g, parameters[i]) for i, g in pairs)]
 
     with naming_the_site(), NoCalls(), watching, torch_private.shared_fakes():
         module = make_fx(loss_and_gradients, tracing_mode="real")(*batch)
-    return Flat(module, lift(module), wanted)
+    return FlatGraph(module, lift(module), reached)
 
 
 def like(gradient: Tensor, parameter: Tensor) -> Tensor:
@@ -191,12 +191,12 @@ def lift(module: fx.GraphModule) -> list[Tensor]:
     return state
 
 
-def difference(a: Flat, b: Flat) -> str | None:
+def difference(a: FlatGraph, b: FlatGraph) -> str | None:
     """What two traces of one step do not have in common; None if they are one.
 
     They are made from other rows and other noise, so a number that differs was frozen.
     """
-    if a.wanted != b.wanted:
+    if a.reached != b.reached:
         return "gradients reach other parameters"
     here, there = list(a.module.graph.nodes), list(b.module.graph.nodes)
     numbers = [{node: i for i, node in enumerate(nodes)} for nodes in (here, there)]

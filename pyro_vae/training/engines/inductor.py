@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pyro_vae.common import torch_private
 
-from .flat_graph import Flat, Unfinished, Untraceable
+from .flat_graph import FlatGraph, Unfinished, Untraceable
 
 VALIDATE = "validate_distributions_torch"
 
@@ -26,7 +26,7 @@ def compiler() -> str | None:
     return shutil.which(os.environ.get("CXX") or "g++") or shutil.which("clang++")
 
 
-def compile_flat(flat: Flat, batch: Sequence[Tensor]) -> Callable[..., Any]:
+def compile_flat(flat: FlatGraph, batch: Sequence[Tensor]) -> Callable[..., Any]:
     """The graph as machine code, drawing the noise that it draws uncompiled.
 
     Raises:

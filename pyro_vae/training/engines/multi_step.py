@@ -7,30 +7,39 @@ has not been run yet. What it replays is the traced step that was checked agains
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from pyro_vae.objectives.scheduled import Scheduled
-from pyro_vae.training.batch_source import Feed, Resident, Transform
-from pyro_vae.training.finite_checks import Late
+from pyro_vae.training.batch_source import Resident, TrainingData
+from pyro_vae.training.finite_checks import DeferredFiniteCheck
 from pyro_vae.training.fused_adam import begun, fused_adam
-from pyro_vae.training.schedules import Schedule
-from pyro_vae.training.shuffle import Order
+from pyro_vae.training.options import TrainingOptions
+from pyro_vae.training.shuffle import ShuffledBatches
 from pyro_vae.training.step import Step
 
 from .cuda_graph import CudaRecorder, Recorder
-from .flat_graph import Flat
-from .scheduled_values import holds
-from .traced import Traced
+from .flat_graph import FlatGraph
+from .scheduled_values import answers_hold
+from .traced import TracedEngine
 from .verify import replayed
 
 STEPS = 16  # to a replay
 MakeRecorder = Callable[[torch.device, Sequence[torch.Generator]], Recorder]
 
 
-class Whole:
-    """A run's steps, :data:`STEPS` at a time, wherever there is a checked graph for whole batches.
+@dataclass(frozen=True, eq=False)
+class NextSteps:
+    """What the next steps are made with: their graph, and a row for each step of learning rates and of scheduled numbers."""
+
+    flat: FlatGraph
+    rates: list[list[float]]
+    numbers: list[list[float]]
+
+
+class MultiStep:
+    """Makes a run's steps, :data:`STEPS` at a time, wherever there is a checked graph for whole batches.
 
     Row numbers, learning rates and numbers that change are written into buffers before each replay; losses are summed on the
     device. Binarization draws from a generator of its own, which is set to the order's state before and hands it back after,
@@ -38,131 +47,113 @@ class Whole:
 
     Args:
         step: whose engine holds the graph.
-        feed: rows on the device.
-        transform: what makes a training batch of them, or None.
-        size: rows a batch.
-        schedule: fraction of training done to a multiple of the learning rates.
-        scheduled: as for :func:`~pyro_vae.fit`.
+        data: rows on the device.
+        options: schedules of the learning rates and of the objective.
         recorder: makes what records.
     """
 
-    def __init__(
-        self,
-        step: Step,
-        feed: Resident,
-        transform: Transform | None,
-        size: int,
-        schedule: Schedule,
-        scheduled: Sequence[Scheduled] = (),
-        *,
-        recorder: MakeRecorder,
-    ) -> None:
-        self.step, self.feed, self.transform, self.size = step, feed, transform, size
-        self.schedule, self.scheduled, self.make = schedule, scheduled, recorder
-        self.generator = torch.Generator(feed.device)
-        self.flat: Flat | None = None  # what was recorded
-        self.places: list[int] = []  # and where in memory it reads and writes
+    def __init__(self, step: Step, data: TrainingData, options: TrainingOptions, *, recorder: MakeRecorder) -> None:
+        self.step, self.data, self.options, self.make_recorder = step, data, options, recorder
+        self.generator = torch.Generator(data.device)
+        self.flat: FlatGraph | None = None  # what was recorded
+        self.addresses: list[int] = []  # and where in memory it reads and writes
         self.failed = False
 
-    def __call__(self, order: Order, done: int, planned: int) -> Tensor | None:
-        """The summed loss of the next steps; None, and nothing done, where they must go one by one."""
-        engine, watch, optimizer = self.step.engine, self.step.watch, self.step.optimizer
-        if self.failed or not isinstance(engine, Traced) or not isinstance(watch, Late) or optimizer is None:
+    def __call__(self, order: ShuffledBatches, done: int, planned: int) -> Tensor | None:
+        """Make the next steps and return their summed loss; None, and nothing done, where they must go one by one."""
+        engine, optimizer = self.step.engine, self.step.optimizer
+        deferred = isinstance(self.step.finite_check, DeferredFiniteCheck)
+        if self.failed or not isinstance(engine, TracedEngine) or not deferred or optimizer is None:
             return None
-        rows = order.several(STEPS) if begun(optimizer) else None
-        numbers = None if rows is None else self.numbers(engine, done, planned)  # moves what is scheduled
-        if rows is None or numbers is None:
+        rows = order.next_batches(STEPS) if begun(optimizer) else None
+        steps = None if rows is None else self.next_steps(engine, done, planned)  # moves what is scheduled
+        if rows is None or steps is None or not self.record_if_needed(engine, optimizer, steps):
             return None
-        flat, rates, dials = numbers
-        changing = [*self.step.parameters, *engine.buffers, *moments(optimizer), *watch.tensors, *engine.panel.tensors]
-        places = [t.data_ptr() for t in (*changing, *flat.state)]
-        if flat is not self.flat or places != self.places:
-            try:
-                with replayed(changing, self.feed.device):
-                    self.record(engine, flat, optimizer, len(rates[0]), len(dials[0]))
-            except RuntimeError as error:
-                self.failed = True
-                engine.said.append(f"steps are replayed one by one: {str(error).splitlines()[0]}")
-                return None
-            self.flat, self.places = flat, places
-            engine.said.append(f"{STEPS} whole steps to a replay")
         self.rows.copy_(rows)
-        self.rates.copy_(torch.tensor(rates), non_blocking=True)
-        self.dials.copy_(torch.tensor(dials, dtype=self.dials.dtype), non_blocking=True)
+        self.rates.copy_(torch.tensor(steps.rates), non_blocking=True)
+        self.numbers.copy_(torch.tensor(steps.numbers, dtype=self.numbers.dtype), non_blocking=True)
         self.generator.set_state(order.generator.get_state())
         self.total.zero_()
         self.recorder.replay()
-        order.place += STEPS
+        order.taken += STEPS
         order.generator.set_state(self.generator.get_state())
-        for group, rate in zip(optimizer.param_groups, rates[-1], strict=True):
+        for group, rate in zip(optimizer.param_groups, steps.rates[-1], strict=True):
             group["lr"] = rate
         for p in self.step.parameters:
             p.grad = None  # it is the recording's own memory
         return self.total.clone()
 
-    def numbers(
-        self, engine: Traced, done: int, planned: int
-    ) -> tuple[Flat, list[list[float]], list[list[float]]] | None:
-        """The graph, learning rates and moving numbers of the next steps; None unless one graph is good for all of them."""
-        flat: Flat | None = None
-        rates, dials = [], []
+    def next_steps(self, engine: TracedEngine, done: int, planned: int) -> NextSteps | None:
+        """Look ahead at the schedules; None unless one graph is good for all of the steps."""
+        flat: FlatGraph | None = None
+        rates, numbers = [], []
         for at in range(done, done + STEPS):
-            for moved in self.scheduled:
-                moved.at(at / planned)
-            flat = flat or engine.ready(self.size)
-            if flat is None or not holds(flat.known) or len(flat.wanted) < len(self.step.parameters):
+            self.options.tell_progress(at / planned)
+            flat = flat or engine.ready(self.data.batch_size)
+            if flat is None or not answers_hold(flat.answers) or len(flat.reached) < len(self.step.parameters):
                 return None
-            rates.append([base * self.schedule((at + 1) / planned) for base in self.step.base_rates])
-            dials.append([float(getattr(owner, name)) for owner, name in engine.panel.numbers])
+            rates.append([base * self.options.schedule((at + 1) / planned) for base in self.step.base_rates])
+            numbers.append([float(getattr(owner, name)) for owner, name in engine.scheduled_values.numbers])
         assert flat is not None
-        return flat, rates, dials
+        return NextSteps(flat, rates, numbers)
 
-    def record(self, engine: Traced, flat: Flat, optimizer: torch.optim.Optimizer, groups: int, dials: int) -> None:
-        """Has the steps recorded; whoever calls puts back what running them changed."""
-        device = self.feed.device
-        self.rows = torch.zeros(STEPS, self.size, dtype=torch.long, device=device)
-        self.rates = torch.zeros(STEPS, groups, device=device)  # fused Adam reads float32
-        self.dials = torch.zeros(STEPS, dials, dtype=self.step.parameters[0].dtype, device=device)
+    def record_if_needed(self, engine: TracedEngine, optimizer: torch.optim.Optimizer, steps: NextSteps) -> bool:
+        """Record the graph, unless that was done and nothing has moved in memory since; False where it cannot be recorded."""
+        changing = [*self.step.parameters, *engine.buffers, *moments(optimizer), *engine.scheduled_values.tensors]
+        changing += self.step.finite_check.tensors
+        addresses = [t.data_ptr() for t in (*changing, *steps.flat.state)]
+        if steps.flat is self.flat and addresses == self.addresses:
+            return True
+        try:
+            with replayed(changing, self.data.device):  # recording runs the steps
+                self.record(engine, optimizer, steps)
+        except RuntimeError as error:
+            self.failed = True
+            engine.log.append(f"steps are replayed one by one: {str(error).splitlines()[0]}")
+            return False
+        self.flat, self.addresses = steps.flat, addresses
+        engine.log.append(f"{STEPS} whole steps to a replay")
+        return True
+
+    def record(self, engine: TracedEngine, optimizer: torch.optim.Optimizer, steps: NextSteps) -> None:
+        """Record the steps; whoever calls puts back what running them changed."""
+        device = self.data.device
+        self.rows = torch.zeros(STEPS, self.data.batch_size, dtype=torch.long, device=device)
+        self.rates = torch.zeros(STEPS, len(steps.rates[0]), device=device)  # fused Adam reads float32
+        self.numbers = torch.zeros(STEPS, len(steps.numbers[0]), dtype=self.step.parameters[0].dtype, device=device)
         self.total = torch.zeros((), dtype=torch.float64, device=device)
-        self.recorder = self.make(device, [self.generator])
+        self.recorder = self.make_recorder(device, [self.generator])
 
-        def steps() -> list[Tensor]:
+        def all_steps() -> list[Tensor]:
             for row in range(STEPS):
-                self.total.add_(self.one(engine, flat, optimizer, row))
+                self.total.add_(self.one_step(engine, steps.flat, optimizer, row))
             return []
 
         with torch.no_grad():
-            self.recorder.record(steps)
+            self.recorder.record(all_steps)
 
-    def one(self, engine: Traced, flat: Flat, optimizer: torch.optim.Optimizer, row: int) -> Tensor:
-        """One step, from what the buffers hold for it."""
-        for tensor, number in zip(engine.panel.tensors, self.dials[row], strict=True):
+    def one_step(self, engine: TracedEngine, flat: FlatGraph, optimizer: torch.optim.Optimizer, row: int) -> Tensor:
+        """Make one step, from what the buffers hold for it."""
+        for tensor, number in zip(engine.scheduled_values.tensors, self.numbers[row], strict=True):
             tensor.copy_(number)
-        x, *context = self.feed.take(self.rows[row])
-        batch = (self.transform(x, self.generator) if self.transform else x, *context)
+        batch = self.data.transformed(self.data.source.fetch(self.rows[row]), self.generator)
         loss, *gradients = flat.module.forward(*batch, *flat.state)
-        engine.take(loss, gradients, flat.wanted)
-        self.step.watch.loss(loss)
-        self.step.watch.gradients(gradients, optimizer)
+        engine.assign_gradients(loss, gradients, flat.reached)
+        self.step.finite_check.check_loss(loss)
+        self.step.finite_check.check_gradients(gradients, optimizer)
         for group, rate in zip(optimizer.param_groups, self.rates[row], strict=True):
             fused_adam(optimizer, group, rate)
         return loss
 
 
 def moments(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """What it keeps of each parameter."""
+    """List what an optimizer keeps of each parameter."""
     return [t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
 
 
-def whole_of(
-    step: Step,
-    feed: Feed,
-    transform: Transform | None,
-    size: int,
-    schedule: Schedule,
-    scheduled: Sequence[Scheduled],
-) -> Whole | None:
-    """For the graph engine, with rows on the device, where nobody asks at each step whether it was finite."""
-    if not isinstance(feed, Resident) or step.engine.name != "graph" or step.prompt:
+def choose_multi_step(step: Step, data: TrainingData, options: TrainingOptions) -> MultiStep | None:
+    """Take several steps at a time under the graph engine, with rows on the device, where nobody asks in between."""
+    one_by_one = step.immediate or options.on_step is not None
+    if not isinstance(data.source, Resident) or step.engine.name != "graph" or one_by_one:
         return None
-    return Whole(step, feed, transform, size, schedule, scheduled, recorder=CudaRecorder)
+    return MultiStep(step, data, options, recorder=CudaRecorder)

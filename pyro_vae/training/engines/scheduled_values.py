@@ -1,8 +1,8 @@
 """Numbers that change as training goes on (β, a capacity), as tensors: a trace would freeze a Python number.
 
-An object says which of its numbers they are, and moves them (:class:`~pyro_vae.objectives.scheduled.Scheduled`). While a step
-is traced each is a :class:`Dial`, and what the programs ask of it (``beta == 1``) is remembered with the answer: the trace
-holds for as long as the answers do.
+An object says which of its numbers they are, and moves them (:class:`~pyro_vae.objectives.scheduled.Scheduled`). While a
+step is traced each is a :class:`ScheduledValue`, and what the programs ask of it (``beta == 1``) is remembered with the answer:
+the trace holds for as long as the answers do.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from torch import Tensor
 
 from pyro_vae.objectives.scheduled import Scheduled, scheduled_numbers
 
-Known = list[tuple[Callable[[], bool], bool]]  # what was asked, and what the answer was
+Answers = list[tuple[Callable[[], bool], bool]]  # what was asked, and what the answer was
 
 
-class Frozen(Exception):
+class ReadAsNumber(Exception):
     """A dial was turned into a plain number: the trace would not follow it."""
 
 
-class Dial:
+class ScheduledValue:
     """A number with two faces: a plain one, read afresh, for questions; a 0-d tensor for arithmetic with tensors."""
 
-    def __init__(self, read: Callable[[], float], tensor: Tensor, known: Known) -> None:
-        self.read, self.tensor, self.known = read, tensor, known
+    def __init__(self, read: Callable[[], float], tensor: Tensor, answers: Answers) -> None:
+        self.read, self.tensor, self.answers = read, tensor, answers
 
     def __repr__(self) -> str:
-        return f"Dial({self.read()})"
+        return f"ScheduledValue({self.read()})"
 
     def __float__(self) -> float:
-        raise Frozen("a number that changes as training goes on is turned into a plain one")
+        raise ReadAsNumber("a number that changes as training goes on is turned into a plain one")
 
     __int__ = __index__ = __bool__ = __float__
     __hash__ = None  # type: ignore[assignment]
@@ -42,72 +42,72 @@ class Dial:
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return func(*as_tensor(args), **as_tensor(kwargs or {}))
 
-    def combined(self, other: Any, do: Callable[[Any, Any], Any]) -> Any:
-        if isinstance(other, Dial):
-            return Dial(lambda: do(self.read(), other.read()), do(self.tensor, other.tensor), self.known)
+    def combine(self, other: Any, do: Callable[[Any, Any], Any]) -> Any:
+        if isinstance(other, ScheduledValue):
+            return ScheduledValue(lambda: do(self.read(), other.read()), do(self.tensor, other.tensor), self.answers)
         if isinstance(other, int | float):
-            return Dial(lambda: do(self.read(), other), do(self.tensor, other), self.known)
+            return ScheduledValue(lambda: do(self.read(), other), do(self.tensor, other), self.answers)
         return do(self.tensor, other) if isinstance(other, Tensor) else NotImplemented
 
-    def asked(self, other: Any, do: Callable[[Any, Any], Any]) -> Any:
+    def compare(self, other: Any, do: Callable[[Any, Any], Any]) -> Any:
         """Answers, and remembers; of a tensor, element by element."""
         if isinstance(other, Tensor):
             return do(self.tensor, other)
-        that = other.read if isinstance(other, Dial) else lambda: other
+        that = other.read if isinstance(other, ScheduledValue) else lambda: other
         answer = do(self.read(), that())
-        self.known.append((lambda: do(self.read(), that()), answer))
+        self.answers.append((lambda: do(self.read(), that()), answer))
         return answer
 
     def __add__(self, other: Any) -> Any:
-        return self.combined(other, operator.add)
+        return self.combine(other, operator.add)
 
     def __sub__(self, other: Any) -> Any:
-        return self.combined(other, operator.sub)
+        return self.combine(other, operator.sub)
 
     def __mul__(self, other: Any) -> Any:
-        return self.combined(other, operator.mul)
+        return self.combine(other, operator.mul)
 
     def __truediv__(self, other: Any) -> Any:
-        return self.combined(other, operator.truediv)
+        return self.combine(other, operator.truediv)
 
     def __rsub__(self, other: Any) -> Any:
-        return self.combined(other, lambda a, b: b - a)
+        return self.combine(other, lambda a, b: b - a)
 
     def __rtruediv__(self, other: Any) -> Any:
-        return self.combined(other, lambda a, b: b / a)
+        return self.combine(other, lambda a, b: b / a)
 
     __radd__, __rmul__ = __add__, __mul__
 
-    def __neg__(self) -> Dial:
+    def __neg__(self) -> ScheduledValue:
         return self * -1.0
 
     def __eq__(self, other: object) -> bool:
-        return self.asked(other, operator.eq)
+        return self.compare(other, operator.eq)
 
     def __lt__(self, other: Any) -> bool:
-        return self.asked(other, operator.lt)
+        return self.compare(other, operator.lt)
 
     def __le__(self, other: Any) -> bool:
-        return self.asked(other, operator.le)
+        return self.compare(other, operator.le)
 
     def __gt__(self, other: Any) -> bool:
-        return self.asked(other, operator.gt)
+        return self.compare(other, operator.gt)
 
     def __ge__(self, other: Any) -> bool:
-        return self.asked(other, operator.ge)
+        return self.compare(other, operator.ge)
 
 
 def as_tensor(value: Any) -> Any:
-    """A dial's tensor, also within tuples, lists and dictionaries."""
+    """Put tensors in place of scheduled values, also within tuples, lists and dictionaries."""
     if isinstance(value, tuple | list):
         inner = map(as_tensor, value)
         return list(inner) if isinstance(value, list) else tuple(inner)
     if isinstance(value, dict):
         return {key: as_tensor(inner) for key, inner in value.items()}
-    return value.tensor if isinstance(value, Dial) else value
+    return value.tensor if isinstance(value, ScheduledValue) else value
 
 
-class Panel:
+class ScheduledValues:
     """The numbers that a run moves.
 
     Args:
@@ -118,14 +118,14 @@ class Panel:
         >>> import torch
         >>> from pyro_vae import Beta, warmup, constant
         >>> beta = Beta(4.0, warmup(constant, 0.5))
-        >>> panel = Panel([beta])
-        >>> known = []
-        >>> with panel.traced(torch.zeros(1), known):
+        >>> scheduled_values = ScheduledValues([beta])
+        >>> answers = []
+        >>> with scheduled_values.traced(torch.zeros(1), answers):
         ...     torch.ones(2) * beta.value, beta.value == 4
         (tensor([0., 0.]), False)
         >>> beta.at(0.5)
-        >>> panel.turn()
-        >>> panel.tensors, holds(known)     # the tensor follows; an answer has changed
+        >>> scheduled_values.refresh()
+        >>> scheduled_values.tensors, answers_hold(answers)     # the tensor follows; an answer has changed
         ([tensor(4.)], False)
     """
 
@@ -133,20 +133,20 @@ class Panel:
         self.numbers, self.unseen = scheduled_numbers(scheduled), unseen
         self.tensors: list[Tensor] = []
 
-    def turn(self) -> None:
+    def refresh(self) -> None:
         """Takes the numbers of now into the tensors."""
         for tensor, (owner, name) in zip(self.tensors, self.numbers, strict=False):  # none before the first trace
             tensor.fill_(getattr(owner, name))
 
     @contextmanager
-    def traced(self, like: Tensor, known: Known) -> Iterator[None]:
+    def traced(self, like: Tensor, answers: Answers) -> Iterator[None]:
         """Each number is a dial inside, in the dtype and on the device of `like`."""
         plain = [getattr(owner, name) for owner, name in self.numbers]
         if not self.tensors:
             self.tensors = [like.new_tensor(number) for number in plain]
         try:
             for (owner, name), number, tensor in zip(self.numbers, plain, self.tensors, strict=True):
-                setattr(owner, name, Dial(Reader(owner, name, number), tensor, known))
+                setattr(owner, name, ScheduledValue(Reader(owner, name, number), tensor, answers))
             yield
         finally:
             for (owner, name), number in zip(self.numbers, plain, strict=True):
@@ -161,9 +161,9 @@ class Reader:
 
     def __call__(self) -> float:
         now = getattr(self.owner, self.name)
-        return self.number if isinstance(now, Dial) else now
+        return self.number if isinstance(now, ScheduledValue) else now
 
 
-def holds(known: Known) -> bool:
+def answers_hold(answers: Answers) -> bool:
     """Whether every question still has the answer that the trace was made with."""
-    return all(question() == answer for question, answer in known)
+    return all(question() == answer for question, answer in answers)

@@ -14,16 +14,16 @@ from pyro_vae.common import torch_private
 from pyro_vae.errors import UsageError
 from pyro_vae.programs.pair import without_validation
 from pyro_vae.training.precision import Bfloat16
-from pyro_vae.training.step import Lean, Step
+from pyro_vae.training.step import EagerEngine, Step
 
 from .cuda_graph import record
-from .flat_graph import Flat, Unfinished, Untraceable, difference, trace
+from .flat_graph import FlatGraph, Unfinished, Untraceable, difference, trace
 from .inductor import compile_flat, compiler
-from .scheduled_values import Known, Panel, holds
+from .scheduled_values import Answers, ScheduledValues, answers_hold
 from .verify import Result, close, disagreement, gradients_of, replayed, restore, rng
 
-Finish = Callable[[Flat, Sequence[Tensor]], Callable[..., Any]]
-FINISH: dict[str, Finish] = {"compile": compile_flat, "graph": record}
+Accelerate = Callable[[FlatGraph, Sequence[Tensor]], Callable[..., Any]]
+ACCELERATORS: dict[str, Accelerate] = {"compile": compile_flat, "graph": record}
 MADE = {"compile": "compiled", "graph": "recorded as a CUDA graph"}
 ENGINES = ("auto", "eager", "trace", "compile", "graph")
 CPU = torch.device("cpu")
@@ -34,19 +34,19 @@ MOST = 8  # traces in all
 TRIES = 3  # audits that may fail before the run goes on eager
 
 
-class Traced:
+class TracedEngine:
     """Loss and gradients from a flat graph, one for each kind of batch; eager, with the reason, where that is not safe.
 
     A graph holds for one key: shapes, dtypes and devices of the batch, modes of the modules, which parameters are trained,
     the objective's options, autocast, precision and threads. It is made twice from other rows and noise, and compared;
-    then run against the eager step on the same state and noise. That is done anew at each epoch (:meth:`renew`), for what was
-    changed between them.
+    then run against the eager step on the same state and noise. That is done anew at each epoch
+    (:meth:`start_epoch`), for what was changed between them.
 
     Args:
         step: whose losses.
         modules: of the programs: their modes and buffers.
-        panel: numbers that change from step to step.
-        finish: what makes something faster of the graph, for the kind of batch that is met first: Inductor, a CUDA graph.
+        scheduled_values: numbers that change from step to step.
+        make_faster: what makes something faster of the graph, for the kind of batch that is met first: Inductor, a CUDA graph.
         name: what it is called.
         patience: steps that the flat graph makes before: a run that is stopped soon does not wait for a compiler.
     """
@@ -55,46 +55,54 @@ class Traced:
         self,
         step: Step,
         modules: Sequence[nn.Module],
-        panel: Panel,
-        finish: Finish | None = None,
+        scheduled_values: ScheduledValues,
+        make_faster: Accelerate | None = None,
         name: str = "trace",
         patience: int = 0,
     ) -> None:
-        self.step, self.modules, self.panel, self.finish, self.name = step, list(modules), panel, finish, name
+        self.step, self.modules, self.scheduled_values, self.make_faster, self.name = (
+            step,
+            list(modules),
+            scheduled_values,
+            make_faster,
+            name,
+        )
         self.patience = patience
-        self.eager = Lean(step)
-        self.graphs: dict[Any, list[Flat]] = {}
+        self.eager = EagerEngine(step)
+        self.graphs: dict[Any, list[FlatGraph]] = {}
         self.seen: dict[str, int] = {}  # kinds of batch, this epoch
         self.often: set[str] = set()  # kinds that were traced though not met first
         self.due: set[Any] = set()  # keys whose graphs are checked when they are next met
         self.failed = 0
         self.main: Any = None  # the key that is met first
         self.first_kind = ""  # its kind of batch
-        self.refused: str | None = None
-        self.said: list[str] = []
+        self.eager_reason: str | None = None
+        self.log: list[str] = []
         self.checks, self.off = 0, 0.0
 
     def __call__(self, *batch: Tensor) -> Tensor:
         """The loss; gradients are left on the parameters, whose own are gone before."""
-        if self.refused:
+        if self.eager_reason:
             return self.eager(*batch)
         key = self.key(batch)
         kind = kind_of(batch)
         self.seen[kind] = self.seen.get(kind, 0) + 1
-        self.panel.turn()
-        flat = next((f for f in self.graphs.get(key, ()) if holds(f.known)), None)
+        self.scheduled_values.refresh()
+        flat = next((f for f in self.graphs.get(key, ()) if answers_hold(f.answers)), None)
         try:
             if flat is None:
-                return self.first(key, batch)
-            self.hasten(key, flat, batch)
-            return self.checked(key, flat, batch) if key in self.due else self.take(*flat(*batch), flat.wanted)
+                return self.trace_kind(key, batch)
+            self.accelerate(key, flat, batch)
+            return (
+                self.check(key, flat, batch) if key in self.due else self.assign_gradients(*flat(*batch), flat.reached)
+            )
         except Untraceable as why:
-            self.refuse(str(why))
+            self.fall_back(str(why))
             for p in self.step.parameters:
                 p.grad = None
             return self.eager(*batch)
 
-    def first(self, key: Any, batch: tuple[Tensor, ...]) -> Tensor:
+    def trace_kind(self, key: Any, batch: tuple[Tensor, ...]) -> Tensor:
         """A batch for which there is no graph: one is made of it, unless its kind is rare."""
         kind = kind_of(batch)
         self.first_kind = self.first_kind or kind
@@ -102,18 +110,18 @@ class Traced:
             self.main = self.main or key
         if key != self.main and key not in self.graphs and kind not in self.often and self.seen[kind] < RARE:
             return self.eager(*batch)
-        if reason := self.hindrance():
+        if reason := self.why_untraceable():
             raise Untraceable(reason)
         if sum(map(len, self.graphs.values())) >= MOST:
             raise Untraceable(f"more than {MOST} kinds of batch or of changing numbers")
-        flat = self.capture(batch)
-        self.hasten(key, flat, batch)
-        loss = self.checked(key, flat, batch)
+        flat = self.trace_twice(batch)
+        self.accelerate(key, flat, batch)
+        loss = self.check(key, flat, batch)
         self.graphs.setdefault(key, []).append(flat)
         self.often.add(kind)
         return loss
 
-    def capture(self, batch: tuple[Tensor, ...]) -> Flat:
+    def trace_twice(self, batch: tuple[Tensor, ...]) -> FlatGraph:
         """Two traces that agree."""
         start = time.perf_counter()
         flat = self.traced(batch)
@@ -121,37 +129,43 @@ class Traced:
         if apart:
             raise Untraceable(f"two traces of one step differ: {apart}. A number of the programs' own changes")
         owned = {id(b) for b in self.buffers}
-        if any(id(t) not in owned for t in flat.changed()):
+        if any(id(t) not in owned for t in flat.mutated()):
             raise Untraceable("the programs change a tensor in place that is no buffer of their modules")
         seconds = time.perf_counter() - start
-        self.said.append(f"traced {flat.operations} operations in {seconds:.1f} s, for {len(batch[0])} rows")
+        self.log.append(f"traced {flat.operations} operations in {seconds:.1f} s, for {len(batch[0])} rows")
         return flat
 
-    def hasten(self, key: Any, flat: Flat, batch: tuple[Tensor, ...]) -> None:
+    def accelerate(self, key: Any, flat: FlatGraph, batch: tuple[Tensor, ...]) -> None:
         """Makes something faster of the main graph, once it is time; it is checked before it is used."""
         self.patience -= 1
-        if self.finish is None or flat.run is not None or key != self.main or self.patience >= 0:
+        if self.make_faster is None or flat.run is not None or key != self.main or self.patience >= 0:
             return
         start = time.perf_counter()
         with replayed(self.buffers, batch[0].device):
             try:
-                flat.run = self.finish(flat, tuple(a.flip(0) for a in batch))  # not the batch that it is checked on
+                flat.run = self.make_faster(
+                    flat, tuple(a.flip(0) for a in batch)
+                )  # not the batch that it is checked on
             except Unfinished as why:
-                self.finish = None
-                self.said.append(f"the trace goes on as it is: {why}")
+                self.make_faster = None
+                self.log.append(f"the trace goes on as it is: {why}")
                 return
-        self.said.append(f"{MADE[self.name]} in {time.perf_counter() - start:.1f} s")
+        self.log.append(f"{MADE[self.name]} in {time.perf_counter() - start:.1f} s")
         self.due.add(key)
 
-    def traced(self, batch: tuple[Tensor, ...]) -> Flat:
-        known: Known = []
+    def traced(self, batch: tuple[Tensor, ...]) -> FlatGraph:
+        answers: Answers = []
         parameters = self.step.parameters
-        with replayed(self.buffers, batch[0].device), without_validation(), self.panel.traced(parameters[0], known):
+        with (
+            replayed(self.buffers, batch[0].device),
+            without_validation(),
+            self.scheduled_values.traced(parameters[0], answers),
+        ):
             flat = trace(self.eager.value, parameters, batch)
-        flat.known = known
+        flat.answers = answers
         return flat
 
-    def checked(self, key: Any, flat: Flat, batch: tuple[Tensor, ...]) -> Tensor:
+    def check(self, key: Any, flat: FlatGraph, batch: tuple[Tensor, ...]) -> Tensor:
         """One step of the graph, after the same by eager: refused if they differ, made anew if it is an old one."""
         self.due.discard(key)
         with replayed(self.buffers, batch[0].device):
@@ -160,37 +174,37 @@ class Traced:
         random, held = rng(batch[0].device), [b.clone() for b in self.buffers]
         loss, gradients = flat(*batch)
         captured: Result = loss, [None] * len(self.step.parameters)
-        for i, g in zip(flat.wanted, gradients, strict=True):
+        for i, g in zip(flat.reached, gradients, strict=True):
             captured[1][i] = g
         off, what = disagreement(eager, captured, self.step.precision is Bfloat16)
         if what is None and not all(map(torch.equal, after, self.buffers)):
             what = None if close(after, self.buffers) else "it leaves other buffers (batch statistics)"
         if what is None:
             self.checks, self.off = self.checks + 1, max(off, self.off)
-            return self.take(loss, gradients, flat.wanted)
+            return self.assign_gradients(loss, gradients, flat.reached)
         restore(random, batch[0].device, self.buffers, held)
         if flat not in self.graphs.get(key, ()) or self.failed >= TRIES:
             raise Untraceable(f"the captured step is not the eager one: {what}")
         self.failed += 1
-        self.said.append(f"{what}: something changed between epochs, traced anew")
+        self.log.append(f"{what}: something changed between epochs, traced anew")
         self.graphs.pop(key)
-        return self.first(key, batch)
+        return self.trace_kind(key, batch)
 
-    def take(self, loss: Tensor, gradients: Sequence[Tensor], wanted: Sequence[int]) -> Tensor:
+    def assign_gradients(self, loss: Tensor, gradients: Sequence[Tensor], reached: Sequence[int]) -> Tensor:
         """Leaves the gradients where the optimizer looks for them."""
         for p in self.step.parameters:
             p.grad = None
-        for i, gradient in zip(wanted, gradients, strict=True):
+        for i, gradient in zip(reached, gradients, strict=True):
             self.step.parameters[i].grad = gradient
         return loss
 
-    def ready(self, rows: int) -> Flat | None:
+    def ready(self, rows: int) -> FlatGraph | None:
         """The graph for batches of so many rows and the numbers of now, if this epoch has seen it checked."""
-        if self.refused or self.main is None or self.main in self.due or self.main[0][0][0][0] != rows:
+        if self.eager_reason or self.main is None or self.main in self.due or self.main[0][0][0][0] != rows:
             return None
-        return next((flat for flat in self.graphs.get(self.main, ()) if holds(flat.known)), None)
+        return next((flat for flat in self.graphs.get(self.main, ()) if answers_hold(flat.answers)), None)
 
-    def renew(self) -> None:
+    def start_epoch(self) -> None:
         """Asks for a check of each graph before it is next used: an epoch has passed, and what ran between may matter."""
         self.due = set(self.graphs)
         self.seen.clear()
@@ -203,21 +217,21 @@ class Traced:
             "often": often,
             "first": self.first_kind,
             "patience": self.patience,
-            "refused": self.refused,
+            "refused": self.eager_reason,
         }
 
-    def go_on(self, state: Mapping[str, Any]) -> None:
+    def load_state(self, state: Mapping[str, Any]) -> None:
         """Traces are made anew when their kind of batch is met: what they compute is the same to the bit."""
         self.seen, self.often, self.first_kind = dict(state["seen"]), set(state["often"]), str(state["first"])
         self.patience = int(state["patience"])
         if state["refused"] is not None:
-            self.refuse(str(state["refused"]))
+            self.fall_back(str(state["refused"]))
 
     @property
     def notes(self) -> list[str]:
         """What was traced, checked and refused."""
         checked = f"checked against eager {self.checks} times: off by {self.off:.1g} at most"
-        return [*self.said, *([checked] if self.checks else [])]
+        return [*self.log, *([checked] if self.checks else [])]
 
     def key(self, batch: tuple[Tensor, ...]) -> Any:
         """What a graph is good for."""
@@ -235,12 +249,12 @@ class Traced:
     def buffers(self) -> list[Tensor]:
         return list({id(b): b for m in self.modules for b in m.buffers()}.values())
 
-    def hindrance(self) -> str | None:
+    def why_untraceable(self) -> str | None:
         """What no trace could hold, if there is such a thing."""
         if self.eager.loss is None:
             name = type(self.step.objective).__name__
             return f"{name} reads numbers back at each step (Trace_ELBO, TraceMeanField_ELBO and Bound do not)"
-        if self.panel.unseen:
+        if self.scheduled_values.unseen:
             return (
                 "on_step may change any number of the programs, which a trace would freeze (objects that name the numbers "
                 "they move are followed: scheduled=[beta])"
@@ -250,11 +264,11 @@ class Traced:
         hooked = any(torch_private.has_hook(p) for p in self.step.parameters)
         return "a parameter has a hook on its gradient" if hooked else None
 
-    def refuse(self, reason: str) -> None:
+    def fall_back(self, reason: str) -> None:
         """From here on eager."""
-        self.refused = reason
+        self.eager_reason = reason
         self.graphs.clear()
-        self.said.append(f"eager from here on: {reason}")
+        self.log.append(f"eager from here on: {reason}")
 
 
 def kind_of(batch: Sequence[Tensor]) -> str:
@@ -281,11 +295,11 @@ def ambient() -> tuple[Any, ...]:
     )
 
 
-def choose(
+def choose_engine(
     engine: str,
     step: Step,
     modules: Sequence[nn.Module],
-    panel: Panel,
+    scheduled_values: ScheduledValues,
     planned: int,
     device: torch.device = CPU,
 ) -> tuple[Any, str]:
@@ -295,7 +309,7 @@ def choose(
         engine: one of "auto", "eager", "trace", "compile", "graph".
         step: whose losses; its parameters need not be known yet.
         modules: of the programs.
-        panel: numbers that change from step to step.
+        scheduled_values: numbers that change from step to step.
         planned: steps in all.
         device: where the data is.
 
@@ -306,9 +320,9 @@ def choose(
         raise UsageError(f"engine={engine!r}: choose one of {', '.join(ENGINES)}")
     name, why = resolve(engine, planned, device)
     if name == "eager":
-        return Lean(step), why
+        return EagerEngine(step), why
     patience = PATIENCE if engine == "auto" and name == "compile" else 0
-    return Traced(step, modules, panel, FINISH.get(name), name, patience), why
+    return TracedEngine(step, modules, scheduled_values, ACCELERATORS.get(name), name, patience), why
 
 
 def resolve(engine: str, planned: int, device: torch.device = CPU) -> tuple[str, str]:

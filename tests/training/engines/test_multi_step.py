@@ -30,8 +30,8 @@ from pyro_vae.programs.parameters import register
 from pyro_vae.training import step
 from pyro_vae.training.engines import multi_step, traced
 from pyro_vae.training.engines.cuda_graph import Recorded
-from pyro_vae.training.engines.multi_step import STEPS, Whole
-from pyro_vae.training.finite_checks import Late, Prompt, can_skip
+from pyro_vae.training.engines.multi_step import STEPS, MultiStep
+from pyro_vae.training.finite_checks import DeferredFiniteCheck, ImmediateFiniteCheck, can_skip
 from tests.helpers.recording import Again, NumbersRead
 from tests.helpers.small import small_vae
 
@@ -46,11 +46,13 @@ def on_device(monkeypatch):
     def use(recorder=Again):
         made = []
         monkeypatch.setattr(traced, "resolve", lambda engine, *_: (engine, "a test"))
-        monkeypatch.setitem(traced.FINISH, "graph", lambda flat, batch: Recorded(flat, batch, Again()))
+        monkeypatch.setitem(traced.ACCELERATORS, "graph", lambda flat, batch: Recorded(flat, batch, Again()))
         monkeypatch.setattr(
             step,
-            "watch_of",
-            lambda device, optimizer, prompt: Prompt() if prompt or not can_skip(optimizer) else Late(device),
+            "choose_finite_check",
+            lambda device, optimizer, prompt: (
+                ImmediateFiniteCheck() if prompt or not can_skip(optimizer) else DeferredFiniteCheck(device)
+            ),
         )
         monkeypatch.setattr(multi_step, "CudaRecorder", lambda *_: made.append(recorder()) or made[-1])
         return lambda: sum(one.replays for one in made)
@@ -134,7 +136,7 @@ def test_numbers_that_move_are_followed_within_a_replay(on_device):
 
 
 def test_nothing_is_read_back_between_logging_points(on_device, monkeypatch):
-    read, call = [], Whole.__call__
+    read, call = [], MultiStep.__call__
 
     def counted(self, *args):
         with NumbersRead() as mode:
@@ -142,7 +144,7 @@ def test_nothing_is_read_back_between_logging_points(on_device, monkeypatch):
         read.append((total is not None, mode.count))
         return total
 
-    monkeypatch.setattr(Whole, "__call__", counted)
+    monkeypatch.setattr(MultiStep, "__call__", counted)
     both(on_device)
     counts = [count for went, count in read if went]
     assert counts == [0] * 6
@@ -218,7 +220,7 @@ def test_what_has_moved_is_recorded_anew(what, on_device, monkeypatch):
         assert b.engine.count("whole steps to a replay") == 3 and replays == 6
 
 
-def test_other_optimizers_and_keepers_have_their_steps_one_by_one(on_device):
+def test_other_optimizers_and_callbacks_have_their_steps_one_by_one(on_device):
     eager, _, several, _, replays = both(on_device, optimizer=partial(torch.optim.SGD, lr=1e-3))
     close_states(eager, several)
     assert replays == 0

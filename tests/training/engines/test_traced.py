@@ -46,8 +46,8 @@ from pyro_vae.programs.parameters import register
 from pyro_vae.training.engines import inductor, traced
 from pyro_vae.training.engines.cuda_graph import Recorded
 from pyro_vae.training.engines.flat_graph import Untraceable, difference, trace
-from pyro_vae.training.engines.scheduled_values import Dial, Frozen, Panel, holds
-from pyro_vae.training.engines.traced import Traced, resolve
+from pyro_vae.training.engines.scheduled_values import ReadAsNumber, ScheduledValue, ScheduledValues, answers_hold
+from pyro_vae.training.engines.traced import TracedEngine, resolve
 from pyro_vae.training.step import Step
 from tests.helpers.recording import Again
 from tests.helpers.small import binary, small_vae
@@ -227,9 +227,9 @@ def test_numbers_that_move_are_followed(objective, beta):
 
 def test_a_frozen_number_is_another_run(monkeypatch):
     """What scheduled values are for: without them, and without the checks, β stays what it was when the step was traced."""
-    monkeypatch.setattr(Panel, "traced", lambda self, like, known: nullcontext())
-    monkeypatch.setattr(Traced, "hindrance", lambda self: None)
-    monkeypatch.setattr(Traced, "renew", lambda self: None)
+    monkeypatch.setattr(ScheduledValues, "traced", lambda self, like, answers: nullcontext())
+    monkeypatch.setattr(TracedEngine, "why_untraceable", lambda self: None)
+    monkeypatch.setattr(TracedEngine, "start_epoch", lambda self: None)
     (held, _), (other, _) = annealed(lambda b: Bound(), lambda: Beta(4.0, warmup(constant, 0.6)))
     with pytest.raises(AssertionError):
         torch.testing.assert_close(other, held, rtol=1e-5, atol=1e-7)
@@ -238,13 +238,13 @@ def test_a_frozen_number_is_another_run(monkeypatch):
 def test_the_last_uneven_batch_runs_eager_and_a_frequent_one_is_traced():
     vae = small_vae()
     step = Step(vae.model, vae.guide, Trace_ELBO(), adam())
-    step.engine = engine = Traced(step, [vae], traced.Panel())
+    step.engine = engine = TracedEngine(step, [vae], traced.ScheduledValues())
     step(binary(20))
     for rows in [8] * 3 + [5] * (traced.RARE - 1):
         step(binary(20)[:rows])
     assert len(engine.graphs) == 1
     step(binary(20)[:5])
-    assert len(engine.graphs) == 2 and engine.refused is None
+    assert len(engine.graphs) == 2 and engine.eager_reason is None
 
 
 # what is refused, and why
@@ -485,9 +485,9 @@ def test_the_compilers_log1p_is_exact_to_the_last_digits():
 
 
 def test_a_dial_does_arithmetic_as_its_number_does():
-    known = []
+    answers = []
     number = [0.3]
-    dial = Dial(lambda: number[0], torch.tensor(0.3), known)
+    dial = ScheduledValue(lambda: number[0], torch.tensor(0.3), answers)
     x = torch.tensor([1.0, 2.0])
     for f in (
         lambda d: 2 * d * x,
@@ -500,11 +500,11 @@ def test_a_dial_does_arithmetic_as_its_number_does():
     ):
         torch.testing.assert_close(f(dial), f(0.3))
     assert dial == 0.3 and dial < 1 and dial >= 0.3 and not dial > 1 and 2 * dial <= 0.6
-    assert (x > dial).tolist() == [True, True] and holds(known)
+    assert (x > dial).tolist() == [True, True] and answers_hold(answers)
     number[0] = 0.4
-    assert not holds(known)
+    assert not answers_hold(answers)
     for use in (float, int, bool):
-        with pytest.raises(Frozen):
+        with pytest.raises(ReadAsNumber):
             use(dial)
 
 
@@ -519,7 +519,7 @@ class Stale(Again):
 
 
 def recorded_by(recorder, monkeypatch):
-    monkeypatch.setitem(traced.FINISH, "trace", lambda flat, batch: Recorded(flat, batch, recorder()))
+    monkeypatch.setitem(traced.ACCELERATORS, "trace", lambda flat, batch: Recorded(flat, batch, recorder()))
     monkeypatch.setitem(traced.MADE, "trace", "recorded")
 
 
@@ -544,10 +544,10 @@ def test_auto_waits_with_what_takes_long(monkeypatch):
         made.append(engine.checks)
         return flat.module.forward
 
-    step.engine = engine = Traced(step, [vae], traced.Panel(), finish, "compile", patience=4)
+    step.engine = engine = TracedEngine(step, [vae], traced.ScheduledValues(), finish, "compile", patience=4)
     for _ in range(9):
         step(binary(20))
-    assert made == [1] and engine.checks == 2 and engine.refused is None
+    assert made == [1] and engine.checks == 2 and engine.eager_reason is None
 
 
 def test_parameters_that_moved_are_found(monkeypatch):

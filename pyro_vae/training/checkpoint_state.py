@@ -1,0 +1,210 @@
+"""The whole state of a training between two steps, as a checkpoint holds it: captured, and put back to the bit.
+
+Weights and buffers, the best weights, the optimizer, every generator (noise, order, binarization), the position in the epoch,
+the history, early stopping and the aggressive encoder. Not in it: what a callable of the user's remembers of its own accord.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from pyro_vae.common.random import seeded
+from pyro_vae.errors import CheckpointError, DivergedError
+
+from .serialize import pack, unpack
+from .shuffle import FIXED
+from .trainer import Trainer
+from .training_state import EpochPosition, FitResult, named_tensors
+
+Groups = dict[str, dict[str, Tensor]]
+Differences = dict[str, tuple[Any, Any]]  # name to (then, now)
+
+ELEMENTWISE = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "sum")
+ELSEWHERE = {
+    "rows",
+    "batch size",
+    "data (SHA-256)",
+    "device",
+}  # with these others, the position in an epoch says nothing
+FREE = ("device", "torch", "threads", "engine")  # may change, but then the bits do, too
+
+
+class SavedState(Protocol):
+    """What was captured, as it was stored: a :class:`~pyro_vae.runs.checkpoint.Generation`, say."""
+
+    @property
+    def head(self) -> Mapping[str, Any]: ...
+
+    @property
+    def groups(self) -> Mapping[str, Mapping[str, Tensor]]: ...
+
+
+def identity(trainer: Trainer) -> dict[str, Any]:
+    """Describe the run that a state goes with: another one cannot go on from it."""
+    return {
+        "rows": len(trainer.data.train[0]),
+        "batch size": trainer.data.batch_size,
+        "epochs": trainer.options.epochs,
+        "patience": trainer.options.patience,
+        "seed": trainer.options.seed,
+        "data (SHA-256)": trainer.data.digest,
+        "device": trainer.device.type,
+        "torch": str(torch.__version__),
+        "threads": torch.get_num_threads(),
+        "engine": trainer.step.engine.name,
+    }
+
+
+def capture(trainer: Trainer) -> tuple[dict[str, Any], Groups]:
+    """Capture the state after the last step: plain values, and tensors by group (model, best, optimizer, rng)."""
+    state, optimizer = trainer.state, trainer.step.optimizer
+    tensors = named_tensors(trainer.modules, trainer.step.parameters)
+    best = {id(tensor): value for tensor, value in zip(trainer.tensors, state.best_tensors, strict=False)}
+    moments: dict[str, Tensor] = {}
+    packed = None if optimizer is None else pack(optimizer.state_dict(), "adam", moments)
+    head = {"about": identity(trainer), "plain": pack(plain_state(trainer), "state", moments), "optimizer": packed}
+    best_by_name = {name: best.get(id(tensor), tensor) for name, tensor in tensors.items()}
+    rng = state.position.generator_states
+    return head, {"model": tensors, "best": best_by_name, "optimizer": moments, "rng": rng}
+
+
+def plain_state(trainer: Trainer) -> dict[str, Any]:
+    """The state but for its tensors, by the names that it has on disk."""
+    state, position = trainer.state, trainer.state.position
+    result = dataclasses.asdict(state.result)
+    result["history"] = [record for record in result["history"] if record["epoch"] < position.epoch]
+    return {
+        "done": state.step,
+        "bad": state.bad_steps,
+        "best_elbo": state.best_elbo,
+        "lagging": trainer.aggressive and trainer.aggressive.state(),
+        "fit": result,
+        "place": {
+            "epoch": position.epoch,
+            "seconds": position.seconds,
+            "skipped": position.skipped_rows,
+            "places": position.batches_taken,
+            "total": float(position.loss_sum),
+        },
+        "engine": trainer.step.engine.state(),
+    }
+
+
+def restore(trainer: Trainer, saved: SavedState, fork: bool = False) -> None:
+    """Put a captured state into a trainer that has not begun.
+
+    Args:
+        trainer: with the model as it was built, or any other of the same tensors.
+        saved: head and groups, as of :func:`capture`.
+        fork: lets the data and the settings be others. With other data or batches, or on another device, the epoch starts
+            anew.
+
+    What the bits depend on beside these (:data:`FREE`) may have changed: that is said, and ``trainer.result.exact`` is False.
+
+    Raises:
+        CheckpointError: other settings or data, another model, or a state that was not captured here.
+    """
+    then, now = saved.head.get("about") or {}, identity(trainer)
+    changed = {name: (then.get(name), value) for name, value in now.items() if then.get(name) != value}
+    if bound := {name: pair for name, pair in changed.items() if name not in FREE and not fork}:
+        raise CheckpointError(
+            f"this is another run than the checkpoint is of:\n{format_differences(bound)}\nFork it, or change them back."
+        )
+    try:
+        plain = unpack(saved.head["plain"], saved.groups["optimizer"])
+        load_state(trainer, plain, saved)
+        if not changed.keys() & {"engine", *ELSEWHERE}:
+            trainer.step.engine.load_state(plain["engine"])
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"the checkpoint's state cannot be used: {error!r}") from error
+    adapt(trainer, changed)
+
+
+def adapt(trainer: Trainer, changed: Differences) -> None:
+    """Give up of a loaded state what does not hold under other data, settings or machines."""
+    state = trainer.state
+    if changed.keys() & ELSEWHERE:
+        state.position = EpochPosition(state.position.epoch)
+        state.step = (state.position.epoch - 1) * trainer.data.steps_per_epoch
+    if changed.keys() & {"data (SHA-256)", "patience", "epochs"}:
+        state.result.stopped = ""
+    if other := {name: pair for name, pair in changed.items() if name in FREE}:
+        state.result.exact = False
+        print(f"note: training goes on, but not bit-exact:\n{format_differences(other)}", file=sys.stderr)
+
+
+def load_state(trainer: Trainer, plain: dict[str, Any], saved: SavedState) -> None:
+    """Load plain values and tensors; the optimizer is made first, if it was there."""
+    state, step = trainer.state, trainer.step
+    state.step, state.bad_steps, state.best_elbo = int(plain["done"]), int(plain["bad"]), float(plain["best_elbo"])
+    if saved.head["optimizer"] is not None:
+        trainer.options.tell_progress(max(0, state.step - 1) / trainer.planned_steps)
+        make_optimizer(trainer)
+    tensors = named_tensors(trainer.modules, step.parameters)
+    copy_into(tensors, saved.groups["model"])
+    if step.optimizer is not None:
+        moments = unpack(saved.head["optimizer"], saved.groups["optimizer"])
+        check_moments(step.parameters, moments)
+        step.optimizer.load_state_dict(moments)
+    names, best = {id(tensor): name for name, tensor in tensors.items()}, saved.groups["best"]
+    state.best_tensors = [best[names[id(t)]].to(t.device, t.dtype, copy=True) for t in trainer.tensors]
+    if trainer.aggressive and plain["lagging"]:
+        trainer.aggressive.load_state(plain["lagging"])
+    state.result = FitResult(**{field.name: plain["fit"][field.name] for field in dataclasses.fields(FitResult)})
+    place = plain["place"]
+    state.position = EpochPosition(
+        place["epoch"], place["total"], place["seconds"], place["skipped"], place["places"], dict(saved.groups["rng"])
+    )
+
+
+def make_optimizer(trainer: Trainer) -> None:
+    """Have the step find its parameters and make its optimizer, and forget what else the call did."""
+    batch = trainer.metrics.fixed_batch(tuple(a[: trainer.data.batch_size] for a in trainer.data.train))
+    with seeded(trainer.options.seed, FIXED, device=trainer.device):
+        try:
+            trainer.step.loss_and_grads(*batch)
+        except DivergedError:
+            if trainer.step.optimizer is None:
+                raise
+    assert trainer.step.optimizer is not None
+    trainer.step.optimizer.zero_grad(set_to_none=True)
+
+
+def copy_into(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Copy values in, if they are of the same names, shapes and dtypes."""
+    ours, saved = ({n: (tuple(t.shape), t.dtype) for n, t in d.items()} for d in (tensors, values))
+    if odd := sorted(name for name in ours.keys() | saved.keys() if ours.get(name) != saved.get(name)):
+        raise CheckpointError(
+            f"the checkpoint is of another model: {odd[0]!r} is {saved.get(odd[0], 'missing')} there and "
+            f"{ours.get(odd[0], 'absent')} in the model ({len(odd)} tensors differ)"
+        )
+    if bad := [name for name, value in values.items() if not value.isfinite().all()]:
+        raise CheckpointError(f"the checkpoint holds non-finite values in {bad[0]!r}")
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            tensor.copy_(values[name])
+
+
+def check_moments(parameters: list[Tensor], moments: dict[str, Any]) -> None:
+    """Refuse an optimizer's state of other parameters."""
+    for index, state in moments["state"].items():
+        for name in ELEMENTWISE:
+            if name in state and state[name] is not None and state[name].shape != parameters[index].shape:
+                raise CheckpointError(
+                    f"the checkpoint's optimizer holds {name!r} of another shape for parameter {index}"
+                )
+
+
+def format_differences(changed: Mapping[str, tuple[Any, Any]]) -> str:
+    """Write differences in lines: name, then, now."""
+    lines = [("", "checkpoint", "now"), *((name, str(then), str(now)) for name, (then, now) in changed.items())]
+    widths = [max(len(line[column]) for line in lines) for column in range(2)]
+    return "\n".join(f"  {a:<{widths[0]}}  {b:<{widths[1]}}  {c}".rstrip() for a, b, c in lines)
