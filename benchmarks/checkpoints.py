@@ -19,8 +19,8 @@ import torch
 
 from pyro_vae import fit
 from pyro_vae.runs.checkpointer import Checkpointer
-from pyro_vae.training.divergence import PreStepSnapshot
 from pyro_vae.training.trainer import Trainer
+from pyro_vae.training.training_state import PreStepSnapshot, buffers_of
 
 from .evaluation import vae
 
@@ -39,8 +39,8 @@ class Watched(Checkpointer):
         self.saves: list[tuple[float, float]] = []
 
     def again(self, trainer: Trainer) -> None:
-        PreStepSnapshot.take(trainer.modules, trainer.device)
-        trainer.batches.note()
+        PreStepSnapshot.take(buffers_of(trainer.modules), trainer.device)
+        trainer.batches.note(trainer.versions)
         super().after_step(trainer)
 
     def after_step(self, trainer: Trainer) -> None:

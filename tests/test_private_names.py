@@ -18,7 +18,7 @@ from pyro_vae.errors import RunFolderError
 from pyro_vae.objectives.pyro_elbos import tensor_loss
 from pyro_vae.programs.parameters import register
 from pyro_vae.runs.build_limits import bounded_build
-from pyro_vae.training.engines import traced
+from pyro_vae.training.engines import choose, traced
 from pyro_vae.training.engines.cuda_graph import Recorded
 from tests.helpers.recording import Again
 
@@ -184,12 +184,12 @@ def quick(monkeypatch):
     from torch._inductor import compile_fx
 
     monkeypatch.setattr(compile_fx, "compile_fx", lambda module, inputs, decompositions: module)
-    monkeypatch.setattr(traced, "compiler", lambda: "g++")
+    monkeypatch.setattr(choose, "compiler", lambda: "g++")
     monkeypatch.setattr("pyro_vae.training.engines.inductor.compiler", lambda: "g++")
     for name, value in (("WORTH_TRACE", 1), ("WORTH_COMPILE", 1), ("PATIENCE", 0)):
-        monkeypatch.setattr(traced, name, value)
-    resolve, graph = traced.resolve, ("graph", "asked for")
-    monkeypatch.setattr(traced, "resolve", lambda engine, *a: graph if engine == "graph" else resolve(engine, *a))
+        monkeypatch.setattr(choose, name, value)
+    resolve, graph = choose.resolve, ("graph", "asked for")
+    monkeypatch.setattr(choose, "resolve", lambda engine, *a: graph if engine == "graph" else resolve(engine, *a))
     monkeypatch.setitem(traced.ACCELERATORS, "graph", lambda flat, batch: Recorded(flat, batch, Again()))
 
 

@@ -80,7 +80,7 @@ class Checkpointer(TrainingCallback):
         self.failures = 0
 
     def newest(self, limit: int = LIMIT) -> Generation | None:
-        """The newest state that can be trusted; None where there is none yet. Says so if it went back.
+        """Read the newest state that can be trusted; None where there is none yet. Says so if it went back.
 
         Raises:
             CheckpointError: there are some, and none can be trusted.
@@ -92,7 +92,7 @@ class Checkpointer(TrainingCallback):
 
     @property
     def seconds(self) -> float:
-        """Of training, this process's and what was spent before."""
+        """Seconds of training, this process's and what was spent before."""
         return time.monotonic() - self.start
 
     def before_training(self, trainer: Trainer) -> None:
@@ -185,7 +185,7 @@ class Checkpointer(TrainingCallback):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """SIGINT and SIGTERM finish the step and save; a second one ends the process at once. In the main thread only."""
+        """Have SIGINT and SIGTERM finish the step and save; a second one ends the process at once. In the main thread only."""
         with handlers(dict.fromkeys((signal.SIGINT, signal.SIGTERM), self.on_signal)):
             yield
 
@@ -196,12 +196,12 @@ class Checkpointer(TrainingCallback):
 
 
 @contextmanager
-def handlers(wanted: Mapping[int, Any]) -> Iterator[None]:
-    """Signal handlers, put back after; none outside the main thread, where Python takes none."""
+def handlers(by_signal: Mapping[int, Any]) -> Iterator[None]:
+    """Install signal handlers, and put those before them back; none outside the main thread, where Python takes none."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, handler) for number, handler in wanted.items()}
+    before = {number: signal.signal(number, handler) for number, handler in by_signal.items()}
     try:
         yield
     finally:
@@ -211,7 +211,7 @@ def handlers(wanted: Mapping[int, Any]) -> Iterator[None]:
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """SIGTERM as an exception, as Ctrl-C is one, so that whoever can saves what there is."""
+    """Raise SIGTERM as an exception, as Ctrl-C is one, so that whoever can saves what there is."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise Signalled(number)

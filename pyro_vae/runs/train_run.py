@@ -22,7 +22,7 @@ from pyro_vae.likelihoods.registry import fitting
 from pyro_vae.models.vae import VAE
 from pyro_vae.plots import figures
 from pyro_vae.programs.support import FITTING, check_support
-from pyro_vae.training.engines.traced import resolve
+from pyro_vae.training.engines.choose import resolve
 from pyro_vae.training.fit import fit
 from pyro_vae.training.preflight import check_training
 from pyro_vae.training.schedules import constant, cosine, warmup

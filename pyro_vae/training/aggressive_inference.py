@@ -75,11 +75,11 @@ class AggressiveInference:
         self.parts: tuple[list[Tensor], list[Tensor]] | None = None
 
     def update(self, move: Move, now: Numbered, further: Iterator[Numbered]) -> Tensor:
-        """Update the guide until it has caught up, then all with the step's own batch; `move` updates and returns the loss."""
+        """Update the guide until it has caught up, then the model; return that loss, as `move` does of one update."""
         if not self.on:
             return move(*now, None)
         self.catch_up(move, now, further)
-        return move(*now, self.guide_only)
+        return move(*now, lambda batch: self.split(batch)[0])  # what only the guide uses stands still
 
     def catch_up(self, move: Move, now: Numbered, further: Iterator[Numbered]) -> None:
         """Make guide-only updates until their mean loss stops falling."""
@@ -87,7 +87,7 @@ class AggressiveInference:
         while done < self.options.max_inner:
             losses, rows = [], 0
             for _ in range(min(self.options.check_every, self.options.max_inner - done)):
-                losses.append(move(*now, self.not_in_guide))
+                losses.append(move(*now, lambda batch: self.split(batch)[1]))
                 rows += len(now[0])
                 done += 1
                 now = next(further)
@@ -97,16 +97,8 @@ class AggressiveInference:
             before = mean
         self.inner += done
 
-    def guide_only(self, batch: Batch) -> list[Tensor]:
-        """What the model does not depend on: it stands still while the model moves."""
-        return self.split(batch)[0]
-
-    def not_in_guide(self, batch: Batch) -> list[Tensor]:
-        """What the guide does not depend on: it stands still while the guide moves."""
-        return self.split(batch)[1]
-
     def split(self, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
-        """Parameters that only the guide depends on, and those that it does not depend on; found once."""
+        """Find the parameters that only the guide depends on, and those that it does not depend on; once."""
         if self.parts is None:
             model, guide = dependence(self.step.model, self.step.guide, batch, self.step.parameters)
             if not guide:
@@ -139,7 +131,7 @@ class AggressiveInference:
 def dependence(
     model: Program, guide: Program, batch: Batch, parameters: list[Tensor]
 ) -> tuple[set[Tensor], set[Tensor]]:
-    """The parameters that the model depends on, and those that the guide does; a shared posterior is in both.
+    """Find the parameters that the model depends on, and those that the guide does; a shared posterior is in both.
 
     By autograd: of the guide's draws and their log-probabilities, and of the model's log-probabilities at these draws.
     Which program declares a parameter says nothing of it: a VAE declares all in both.
@@ -167,7 +159,7 @@ def log_probs(sites: dict[str, Site]) -> list[Tensor]:
 
 
 def reached(terms: Iterable[Tensor], parameters: list[Tensor]) -> set[Tensor]:
-    """The parameters that the terms depend on."""
+    """Find the parameters that the terms depend on."""
     linked = [term.sum() for term in terms if term.requires_grad]
     if not linked:
         return set()

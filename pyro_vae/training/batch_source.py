@@ -103,23 +103,23 @@ class Pinned:
         self.turn = 0
 
     def send(self, rows: Tensor) -> tuple[Batch, Any]:
-        """Gathers rows and starts their copy; the batch, and what happens once it is there."""
+        """Gather rows and start their copy; return the batch, and the event of its arrival."""
         i, self.turn = self.turn, 1 - self.turn
         if self.sent[i] is not None:
             self.sent[i].synchronize()  # its last copy is over, long since
         if not self.buffers[i] or len(self.buffers[i][0]) < len(rows):
             self.buffers[i] = [torch.empty(len(rows), *a.shape[1:], dtype=a.dtype, pin_memory=True) for a in self.data]
-        held = [
+        gathered = [
             torch.index_select(a, 0, rows, out=b[: len(rows)]) for a, b in zip(self.data, self.buffers[i], strict=True)
         ]
         with torch.cuda.stream(self.stream):
-            batch = tuple(a.to(self.device, non_blocking=True) for a in held)
+            batch = tuple(a.to(self.device, non_blocking=True) for a in gathered)
             self.sent[i] = torch.cuda.Event()
             self.sent[i].record(self.stream)
         return batch, self.sent[i]
 
     def arrived(self, sent: tuple[Batch, Any]) -> Batch:
-        """The batch, for the stream of now: it waits for the copy, and the host does not."""
+        """Have the current stream wait for the copy, which the host does not; return the batch."""
         batch, event = sent
         now = torch.cuda.current_stream(self.device)
         now.wait_event(event)

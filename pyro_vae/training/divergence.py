@@ -1,65 +1,31 @@
-"""A step that diverged: what it must leave as it was, and all that is needed to run it again."""
+"""A step that diverged: which rows and which site it was, and all that is needed to run it again."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from pyro import poutine
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_vae.common.random import seeded
 from pyro_vae.programs.pair import Program, without_validation
 from pyro_vae.programs.sites import sample_sites
 
 from .metrics import row_elbo
+from .shuffle import FIXED
 from .step import Step
-from .training_state import buffers_of, load_noise_states, noise_states
+from .training_state import PreStepSnapshot
 
 LISTED = 20  # rows that a message names
-
-
-@dataclass(frozen=True, eq=False)
-class PreStepSnapshot:
-    """The random state and the buffers before a step.
-
-    Attributes:
-        noise: states of the global generators.
-        buffers: each buffer of the modules, and a copy of it.
-    """
-
-    noise: dict[str, Tensor]
-    buffers: list[tuple[Tensor, Tensor]]
-
-    @classmethod
-    def take(cls, modules: Sequence[nn.Module], device: torch.device) -> PreStepSnapshot:
-        """Copy what a step changes even if it is not carried out."""
-        return cls(noise_states(device), [(b, b.detach().clone()) for b in buffers_of(modules)])
-
-    def restore_buffers(self) -> None:
-        """Put the buffers back: a forward pass moves batch statistics."""
-        with torch.no_grad():
-            for buffer, before in self.buffers:
-                buffer.copy_(before)
 
 
 @dataclass(frozen=True, eq=False)
 class FailedStep:
     """A step that diverged, to be saved as data and run again.
 
-    Attributes:
-        number: counted from 1.
-        epoch: that it is in.
-        done: fraction of training done before it.
-        seed: of the run.
-        batch_size: of the run.
-        rows: their numbers.
-        batch: x, and what else the programs take.
-        weights: parameters and buffers before it, by name.
-        noise: states of the global generators before it.
-        message: what training stopped with.
-        site: the first whose value or log-probability is not finite; "" where all are.
+    `done` is the fraction of training before it; `weights` (parameters and buffers by name) and `noise` (of the global
+    generators) are those before it; `site` is the first whose value or log-probability is not finite, "" where all are.
     """
 
     number: int
@@ -75,9 +41,10 @@ class FailedStep:
     site: str
 
 
-def suspect_rows(step: Step, rows: Tensor, batch: Sequence[Tensor]) -> str:
+def suspect_rows(step: Step, rows: Tensor, batch: tuple[Tensor, ...], seed: int) -> str:
     """List the batch's rows whose own ELBO is not finite, or all of them if none stands out."""
-    elbo = row_elbo(step, tuple(batch))
+    with seeded(seed, FIXED, device=batch[0].device):
+        elbo = row_elbo(step, batch)
     suspects = rows if elbo is None or elbo.isfinite().all() else rows[~elbo.isfinite().to(rows.device)]
     numbers = sorted(suspects.tolist())
     more = f", … ({len(numbers)} in all)" if len(numbers) > LISTED else ""
@@ -88,7 +55,7 @@ def first_bad_site(step: Step, before: PreStepSnapshot, batch: tuple[Tensor, ...
     """Name the first site, guide before model, whose value or log-probability is not finite under the step's own noise."""
     device = batch[0].device
     with seeded(0, device=device):
-        load_noise_states(before.noise, device)
+        before.restore()
         try:
             return bad_site(step.model, step.guide, batch)
         finally:

@@ -47,10 +47,11 @@ class EpochBatches:
         while True:
             yield from self.data.one_pass(self.orders["further"])
 
-    def note(self) -> None:
-        """Note the generators' states in the position, between two steps."""
+    def note(self, versions: tuple[int, ...]) -> None:
+        """Note the generators' states in the position, between two steps; `versions` are of weights and buffers."""
         states = noise_states(self.data.device)
         for name, order in self.orders.items():
             states |= {f"{name}.{k}": state for k, state in order.states().items()}
         self.position.generator_states = states
         self.position.batches_taken = {name: order.taken for name, order in self.orders.items()}
+        self.position.versions = versions  # last: whoever is interrupted here must not take this for a whole state

@@ -1,4 +1,4 @@
-"""Whether losses and gradients are finite: asked at each step where asking is free, at logging points on a GPU."""
+"""Checks that losses and gradients are finite: at each step where asking is free, at logging points on a GPU."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class FiniteCheck(Protocol):
 
 
 class ImmediateFiniteCheck:
-    """Asks at each step. On a GPU that waits for the device."""
+    """Checks at each step. On a GPU that waits for the device."""
 
     def check_loss(self, loss: Tensor) -> None:
         if not math.isfinite(loss):
@@ -52,7 +52,7 @@ class ImmediateFiniteCheck:
 
 
 class DeferredFiniteCheck:
-    """Asks at logging points. From the first step that is not finite on, the optimizer skips its updates on the device.
+    """Checks at logging points. From the first step that is not finite on, the optimizer skips its updates on the device.
 
     That is how mixed precision skips steps (``found_inf``, which fused optimizers take), so the weights stay those before
     the bad step, and nothing waits. For optimizers that :func:`can_skip`.
@@ -97,6 +97,6 @@ def choose_finite_check(device: torch.device, optimizer: torch.optim.Optimizer, 
 
 
 def can_skip(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether it takes ``found_inf``: torch's fused Adam, AdamW, SGD and Adagrad do."""
+    """Ask whether an optimizer takes ``found_inf``: torch's fused Adam, AdamW, SGD and Adagrad do."""
     fused = all(group.get("fused") for group in optimizer.param_groups)
     return fused and takes_found_inf(optimizer)

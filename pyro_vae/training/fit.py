@@ -19,9 +19,9 @@ from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.objectives.scheduled import Scheduled
 from pyro_vae.programs.pair import like_parameters, owners, programs
 from pyro_vae.programs.support import check_support, takes_missing
+from pyro_vae.training.engines.choose import choose_engine
 from pyro_vae.training.engines.multi_step import choose_multi_step
 from pyro_vae.training.engines.scheduled_values import ScheduledValues
-from pyro_vae.training.engines.traced import choose_engine
 
 from .aggressive_inference import Aggressive, AggressiveInference
 from .batch_source import TrainingData, Transform, choose_batch_source, conversion_device

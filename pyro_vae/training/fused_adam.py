@@ -36,7 +36,7 @@ def take_step(optimizer: torch.optim.Optimizer) -> None:
 
 
 def plain(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether it is torch's own Adam, fused, with nobody listening."""
+    """Ask whether it is torch's own Adam, fused, with nobody listening."""
     wrapped = "step" in vars(optimizer)  # learning-rate schedulers and scalers of torch wrap it
     groups: Sequence[Any] = optimizer.param_groups
     usual = all(g.get("fused") and type(g["lr"]) is float and not any(g.get(k) for k in OFF) for g in groups)
@@ -52,7 +52,7 @@ def begun(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def fused_adam(optimizer: Any, group: dict[str, Any], rate: Tensor | None = None) -> None:
-    """The kernel, on one group; `rate` is read on the device in place of the group's own learning rate."""
+    """Call the kernel on one group; `rate` is read on the device in place of the group's own learning rate."""
     parameters: list[Tensor] = group["params"]
     states = [optimizer.state[p] for p in parameters]
     skip = getattr(optimizer, "found_inf", None)

@@ -14,7 +14,7 @@ import torch
 
 @cache
 def mkl() -> Any:
-    """torch's MKL, if it is linked in where its switch can be reached; None otherwise."""
+    """Load torch's MKL, if it is linked in where its switch can be reached; None otherwise."""
     try:
         library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
         library.MKL_Set_Dynamic.argtypes, library.MKL_Set_Dynamic.restype = [ctypes.c_int], None
@@ -26,7 +26,7 @@ def mkl() -> Any:
 
 @contextmanager
 def all_threads() -> Iterator[bool]:
-    """MKL_DYNAMIC off inside, as it was after; says whether there was such a switch.
+    """Switch MKL_DYNAMIC off inside, and back after; say whether there was such a switch.
 
     MKL with MKL_DYNAMIC (its default) multiplies small matrices on one thread. ``torch.set_num_threads`` switches it off
     for good as a side effect; a process that got its threads from OMP_NUM_THREADS keeps it.

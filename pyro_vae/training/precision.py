@@ -55,7 +55,7 @@ PRECISIONS: dict[str, Context] = {"float32": nullcontext, "bf16": Bfloat16}
 
 
 def precision_of(name: str) -> Context:
-    """The context that a step's networks run in.
+    """Choose the context that a step's networks run in.
 
     Raises:
         UsageError: another name than "float32" or "bf16".

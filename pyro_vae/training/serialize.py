@@ -15,7 +15,7 @@ Tensors = dict[str, Tensor]
 
 
 def pack(value: Any, name: str, tensors: Tensors) -> Any:
-    """The value as plain JSON, its tensors moved to `tensors` under names that start with `name`.
+    """Write a value as plain JSON, its tensors moved to `tensors` under names that start with `name`.
 
     Raises:
         UsageError: a value that is neither plain nor a tensor; the message says where it stands.
@@ -23,10 +23,10 @@ def pack(value: Any, name: str, tensors: Tensors) -> Any:
     Example:
         >>> from pyro_vae.training.serialize import pack, unpack
         >>> tensors = {}
-        >>> said = pack({0: {"step": torch.ones(1), "betas": (0.9, float("inf"))}}, "adam", tensors)
-        >>> said
+        >>> packed = pack({0: {"step": torch.ones(1), "betas": (0.9, float("inf"))}}, "adam", tensors)
+        >>> packed
         {'dict': [[0, {'dict': [['step', {'tensor': 'adam/0/step'}], ['betas', {'tuple': [0.9, {'float': 'inf'}]}]]}]]}
-        >>> unpack(said, tensors)
+        >>> unpack(packed, tensors)
         {0: {'step': tensor([1.]), 'betas': (0.9, inf)}}
     """
     if isinstance(value, Tensor):
@@ -49,17 +49,17 @@ def pack(value: Any, name: str, tensors: Tensors) -> Any:
     )
 
 
-def unpack(said: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """What `pack` was given.
+def unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Read what `pack` has written.
 
     Raises:
         KeyError, TypeError, ValueError: it is nothing that `pack` made.
     """
-    if isinstance(said, list):
-        return [unpack(item, tensors) for item in said]
-    if not isinstance(said, dict):
-        return said
-    ((kind, held),) = said.items()
+    if isinstance(packed, list):
+        return [unpack(item, tensors) for item in packed]
+    if not isinstance(packed, dict):
+        return packed
+    ((kind, held),) = packed.items()
     if kind == "tensor":
         return tensors[held]
     if kind == "float":

@@ -1,4 +1,4 @@
-"""The order of the rows, batch after batch, with a place in it that can be noted and found again."""
+"""Shuffled batches of row numbers, with a place in them that can be noted and found again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LATENTS, FURTHER = 4, 5  # what latents carry, batches of the aggressive encoder
 class ShuffledBatches:
     """Row numbers in batches, a new permutation each pass, from a generator of its own.
 
-    Whoever makes the batches may draw from `generator`, too (binarization does); what it drew is part of the place.
+    Whoever makes the batches may draw from `generator`, too (binarization does); its state is part of the place.
 
     Args:
         rows: N.
@@ -49,7 +49,7 @@ class ShuffledBatches:
         self.resume_at: Tensor | None = None  # a state to go on from, once the permutation is drawn again
 
     def one_pass(self) -> Iterator[Tensor]:
-        """The batches that are left of this pass; called again, those of the next."""
+        """Hand out the batches that are left of this pass; called again, those of the next."""
         if self.resume_at is None:
             self.pass_start = self.generator.get_state()
         order = torch.randperm(self.rows, generator=self.generator, device=self.generator.device)
@@ -75,11 +75,11 @@ class ShuffledBatches:
         return torch.stack(chunks)
 
     def states(self) -> dict[str, Tensor]:
-        """What `find` needs beside the place."""
+        """Read what `seek` needs beside the number of batches."""
         now = self.generator.get_state() if self.resume_at is None else self.resume_at
         return {"before": self.pass_start, "now": now}
 
-    def seek(self, place: int, states: dict[str, Tensor]) -> None:
-        """Goes to a place in a pass."""
-        self.taken, self.pass_start, self.resume_at = place, states["before"], states["now"]
+    def seek(self, taken: int, states: dict[str, Tensor]) -> None:
+        """Go to where `taken` batches of a pass were handed out."""
+        self.taken, self.pass_start, self.resume_at = taken, states["before"], states["now"]
         self.generator.set_state(self.pass_start)

@@ -65,18 +65,21 @@ class Engine(Protocol):
     """How a step's loss and gradients are computed: a loss, and gradients left on the parameters, whose own are None."""
 
     name: str
-    notes: list[str]
+
+    @property
+    def notes(self) -> list[str]:
+        """What was met on the way, a line each."""
 
     def __call__(self, *batch: Tensor) -> Tensor: ...
 
     def start_epoch(self) -> None:
-        """Called at each epoch, before whose steps anything may have been changed."""
+        """Expect that anything may have been changed since the last epoch."""
 
     def state(self) -> dict[str, Any]:
-        """What the choice of how to compute the next step depends on, in plain values."""
+        """Tell what the choice of how to compute the next step depends on, in plain values."""
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Makes the choices from here on that the engine of that state would have made."""
+        """Make the choices from here on that the engine of that state would have made."""
 
 
 class EagerEngine:
@@ -92,17 +95,17 @@ class EagerEngine:
         self.notes: list[str] = []
 
     def start_epoch(self) -> None:
-        """Nothing is kept from step to step."""
+        """Do nothing: nothing is kept from step to step."""
 
     def state(self) -> dict[str, Any]:
         """Nothing: each step is computed the same way."""
         return {}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """There is nothing to put back."""
+        """Do nothing: there is nothing to put back."""
 
     def __call__(self, *batch: Tensor) -> Tensor:
-        """The loss; gradients are added to the parameters' own."""
+        """Return the loss; gradients are added to the parameters' own."""
         with without_validation():
             if self.loss is None:
                 return stock_loss(self.step, *batch)
@@ -112,14 +115,14 @@ class EagerEngine:
         return loss.detach()
 
     def value(self, *batch: Tensor) -> Tensor:
-        """The loss as one tensor, with its graph."""
+        """Return the loss as one tensor, with its graph."""
         assert self.loss is not None
         with ParametersRegistered(), self.step.precision():
             return self.loss(self.step.model, self.step.guide, *batch)
 
 
 def stock_loss(step: Step, *batch: Tensor) -> Tensor:
-    """The loss of the objective's own ``loss_and_grads``, a tensor where the data is."""
+    """Call the objective's own ``loss_and_grads``; return its loss as a tensor where the data is."""
     objective: Any = step.objective
     with step.precision():
         loss = objective.loss_and_grads(step.model, step.guide, *batch)
@@ -164,7 +167,7 @@ class Step:
         self.engine_reason = ""
 
     def __call__(self, *batch: Tensor, rate: float = 1.0) -> Tensor:
-        """One update; returns the loss. `rate` multiplies the optimizer's own learning rates.
+        """Make one update; return the loss. `rate` multiplies the optimizer's own learning rates.
 
         Raises:
             DivergedError: the loss or a gradient is not finite; nothing was updated.
@@ -174,7 +177,7 @@ class Step:
         return loss
 
     def loss_and_grads(self, *batch: Tensor) -> Tensor:
-        """The objective's loss, with gradients left on the parameters and nothing updated.
+        """Return the objective's loss, with gradients left on the parameters and nothing updated.
 
         Raises:
             DivergedError: the loss is not finite.
@@ -189,7 +192,7 @@ class Step:
         return loss
 
     def update(self, rate: float = 1.0) -> None:
-        """Moves the parameters along their gradients, if these are finite."""
+        """Move the parameters along their gradients, if these are finite."""
         assert self.optimizer is not None
         self.finite_check.check_gradients([p.grad for p in self.parameters if p.grad is not None], self.optimizer)
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
@@ -197,7 +200,7 @@ class Step:
         take_step(self.optimizer)
 
     def explain(self) -> str:
-        """Which engine computes the loss and gradients, why it was chosen, and what it has met on the way."""
+        """Say which engine computes the loss and gradients, why it was chosen, and what it has met on the way."""
         return "\n".join([f"engine {self.engine.name} ({self.engine_reason or 'the default'})", *self.engine.notes])
 
     @property

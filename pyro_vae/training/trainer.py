@@ -6,7 +6,6 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -18,18 +17,26 @@ from torch import Tensor, nn
 from pyro_vae.common.memory import fitting
 from pyro_vae.common.random import seeded, stream
 from pyro_vae.errors import DivergedError, Interrupted
-from pyro_vae.training.engines.multi_step import STEPS, MultiStep
+from pyro_vae.training.engines.multi_step import MultiStep
 
 from .aggressive_inference import AggressiveInference
 from .batch_source import Batch, TrainingData
-from .divergence import FailedStep, PreStepSnapshot, first_bad_site, suspect_rows
+from .divergence import FailedStep, first_bad_site, suspect_rows
 from .epoch_batches import EpochBatches
 from .epoch_metrics import EpochMetrics
 from .metrics import Record, Reporter, collapsed
 from .options import TrainingOptions
-from .shuffle import FIXED, NOISE, SHUFFLE, ShuffledBatches
+from .shuffle import NOISE, SHUFFLE
 from .step import Step
-from .training_state import EpochPosition, FitResult, TrainingState, buffer_versions, buffers_of, named_tensors
+from .training_state import (
+    EpochPosition,
+    FitResult,
+    PreStepSnapshot,
+    TrainingState,
+    buffer_versions,
+    buffers_of,
+    named_tensors,
+)
 
 
 @runtime_checkable
@@ -96,10 +103,9 @@ class Trainer:
             self.run_epochs(report)
         except KeyboardInterrupt as signal:
             raise self.interrupted(signal) from None
-        except DivergedError:
-            raise
         except Exception as error:
-            self.report_error(error)
+            if not isinstance(error, DivergedError):
+                self.report_error(error)
             raise
         finally:
             self.result.engine = self.step.explain()
@@ -162,10 +168,10 @@ class Trainer:
         for rows, batch in batches:
             position.loss_sum = position.loss_sum + self.train_batch(rows, batch, further).double()
             if self.multi_step is not None:
-                position.loss_sum = position.loss_sum + self.run_multi_steps(self.multi_step, batches.orders["order"])
+                position.loss_sum += self.multi_step.run(batches.orders["order"], self.state, self.planned_steps)
             if self.callbacks:
-                position.seconds, position.versions = time.perf_counter() - start, self.versions
-                batches.note()
+                position.seconds = time.perf_counter() - start
+                batches.note(self.versions)
                 for callback in self.callbacks:
                     callback.after_step(self)
 
@@ -180,14 +186,13 @@ class Trainer:
         return loss
 
     def update(self, rows: Tensor, batch: Batch, frozen: Callable[[Batch], list[Tensor]] | None = None) -> Tensor:
-        """Make one update but of what `frozen` names; one that diverges leaves the weights alone, and is skipped or raised."""
+        """Make one update, but of what is `frozen`; one that diverges leaves the weights as they were: skip it, or raise."""
         first = self.step.optimizer is None
         guarded = bool(self.callbacks) or self.options.bad_steps > 1
-        before = PreStepSnapshot.take(self.modules, self.device) if guarded else None
+        before = PreStepSnapshot.take(buffers_of(self.modules), self.device) if guarded else None
         try:
-            with self.memory(
-                f"a batch of {len(rows)} rows", f"Take a smaller one: batch_size={max(1, len(rows) // 2)}."
-            ):
+            what = f"step {self.state.step + 1}: a batch of {len(rows)} rows on {self.device}"
+            with fitting(what, f"Take a smaller one: batch_size={max(1, len(rows) // 2)}."):
                 loss = self.step.loss_and_grads(*batch)
             if first:  # the first loss found the parameters
                 self.state.best_tensors += [p.detach().clone() for p in self.step.parameters]
@@ -199,21 +204,13 @@ class Trainer:
         self.state.updates, self.state.bad_steps, self.skipped = self.state.updates + 1, 0, None
         return loss
 
-    def run_multi_steps(self, multi_step: MultiStep, order: ShuffledBatches) -> Tensor | float:
-        """Make the steps that come next, as far as they can be made several at a time; return their loss."""
-        total: Tensor | float = 0.0
-        while (loss := multi_step(order, self.state.step, self.planned_steps)) is not None:
-            total = total + loss
-            self.state.step, self.state.updates = self.state.step + STEPS, self.state.updates + STEPS
-        return total
-
     def skip_or_stop(self, error: DivergedError, rows: Tensor, batch: Batch, before: PreStepSnapshot | None) -> Tensor:
         """Skip a step that diverged, as long as there are not `bad_steps` of them in a row; then raise its error."""
         self.state.bad_steps += 1
         if before is not None:
             before.restore_buffers()
         if before is None or self.state.bad_steps >= self.options.bad_steps or self.step.optimizer is None:
-            stopped = self.diverged(f"{error} on rows {self.suspects(rows, batch)}")
+            stopped = self.diverged(f"{error} on rows {suspect_rows(self.step, rows, batch, self.options.seed)}")
             raise stopped if before is None else self.report_failed_step(stopped, before, rows, batch) from None
         self.state.position.skipped_rows += len(rows)
         self.skipped = before, rows, batch
@@ -229,11 +226,7 @@ class Trainer:
             self.state.step = first_step + fine_steps
             order = self.data.shuffle(stream(self.options.seed, SHUFFLE, self.state.position.epoch))
             rows, batch = next(islice(self.data.one_pass(order), fine_steps, None))  # again; the weights were kept
-            raise self.diverged(f"{what} on rows {self.suspects(rows, batch)}")
-
-    def suspects(self, rows: Tensor, batch: Batch) -> str:
-        with seeded(self.options.seed, FIXED, device=self.device):
-            return suspect_rows(self.step, rows, batch)
+            raise self.diverged(f"{what} on rows {suspect_rows(self.step, rows, batch, self.options.seed)}")
 
     @property
     def versions(self) -> tuple[int, ...]:
@@ -256,12 +249,6 @@ class Trainer:
     @property
     def device(self) -> torch.device:
         return self.data.device
-
-    # errors
-
-    def memory(self, what: str, way_on: str) -> AbstractContextManager[None]:
-        """Raise a DeviceMemoryError that says what a step asked for, where that is not there."""
-        return fitting(f"step {self.state.step + 1}: {what} on {self.device}", way_on)
 
     def report_error(self, error: BaseException) -> str:
         return "".join([callback.on_error(self, error) for callback in self.callbacks])
@@ -325,8 +312,6 @@ class Trainer:
     @cached_property
     def metrics(self) -> EpochMetrics:
         return EpochMetrics(self.step, self.data, self.options.seed)
-
-    # the best weights
 
     @property
     def tensors(self) -> list[Tensor]:

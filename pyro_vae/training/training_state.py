@@ -111,11 +111,39 @@ def noise_states(device: torch.device) -> dict[str, Tensor]:
 
 
 def load_noise_states(states: Mapping[str, Tensor], device: torch.device) -> None:
-    """Put the global generators' states back, as far as they are there. For inside `seeded`, which puts back the caller's."""
+    """Put the global generators' states back, as far as they are there."""
     if "noise" in states:
         torch.set_rng_state(states["noise"])
     if "noise.cuda" in states and device.type == "cuda":
         torch.cuda.set_rng_state(states["noise.cuda"], device)
+
+
+@dataclass(frozen=True, eq=False)
+class PreStepSnapshot:
+    """The random state and the buffers before a step, which changes both even if its update is not made.
+
+    Attributes:
+        device: whose generator is among `noise`.
+        noise: states of the global generators.
+        buffers: each buffer, and a copy of it.
+    """
+
+    device: torch.device
+    noise: dict[str, Tensor]
+    buffers: list[tuple[Tensor, Tensor]]
+
+    @classmethod
+    def take(cls, buffers: Iterable[Tensor], device: torch.device) -> PreStepSnapshot:
+        return cls(device, noise_states(device), [(b, b.detach().clone()) for b in buffers])
+
+    def restore(self) -> None:
+        load_noise_states(self.noise, self.device)
+        self.restore_buffers()
+
+    def restore_buffers(self) -> None:
+        with torch.no_grad():
+            for buffer, before in self.buffers:
+                buffer.copy_(before)
 
 
 def named_tensors(modules: list[nn.Module], parameters: Iterable[Tensor]) -> dict[str, Tensor]:

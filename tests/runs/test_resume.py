@@ -21,7 +21,7 @@ from pyro_vae.programs.pair import owners
 from pyro_vae.runs.checkpoint import Checkpoints
 from pyro_vae.runs.checkpointer import Checkpointer
 from pyro_vae.training.aggressive_inference import Aggressive
-from pyro_vae.training.engines import traced
+from pyro_vae.training.engines import choose, traced
 from pyro_vae.training.engines.inductor import compiler
 from pyro_vae.training.serialize import pack, unpack
 from tests.helpers.environment import HEAVY
@@ -166,7 +166,7 @@ def choices(checkpointer):
 def test_a_run_that_compiles_on_the_way_goes_on_to_the_same_bits(tmp_path, monkeypatch):
     """auto: cut before the compiler is called, and after; the flat graph's steps and the compiled ones are where they were."""
     for name, value in {"WORTH_TRACE": 1, "WORTH_COMPILE": 1, "PATIENCE": 4}.items():
-        monkeypatch.setattr(traced, name, value)
+        monkeypatch.setattr(choose, name, value)
     made = []
     finish = traced.ACCELERATORS["compile"]
     monkeypatch.setitem(traced.ACCELERATORS, "compile", lambda *a: made.append(1) or finish(*a))

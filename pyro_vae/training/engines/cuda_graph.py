@@ -82,7 +82,7 @@ class Recorded:
 
 
 def record(flat: FlatGraph, batch: Sequence[Tensor]) -> Function:
-    """The graph of a flat step on its device.
+    """Record a flat step on its device.
 
     Raises:
         Untraceable: what torch says that a capture cannot hold.

@@ -95,7 +95,7 @@ class FlatGraph:
         return sum(node.op == "call_function" for node in self.module.graph.nodes)
 
     def mutated(self) -> list[Tensor]:
-        """Tensors of the programs that the graph changes in place."""
+        """List tensors of the programs that the graph changes in place."""
         inputs = [node for node in self.module.graph.nodes if node.op == "placeholder"]
         held = dict(zip(inputs[len(inputs) - len(self.state) :], self.state, strict=True))
         written = (n for node in self.module.graph.nodes for n in writes(node))
@@ -103,7 +103,7 @@ class FlatGraph:
 
 
 def writes(node: fx.Node) -> list[fx.Node]:
-    """The arguments that an operation changes in place."""
+    """List the arguments that an operation changes in place."""
     schema = torch_private.schema(node.target)
     if node.op != "call_function" or schema is None or not schema.is_mutable:
         return []
@@ -117,7 +117,7 @@ def writes(node: fx.Node) -> list[fx.Node]:
 
 
 def root_of(node: fx.Node) -> fx.Node:
-    """Behind views and in-place operations, the tensor whose memory it is."""
+    """Find, behind views and in-place operations, the tensor whose memory it is."""
     while node.op == "call_function" and node.args and isinstance(node.args[0], fx.Node) and shares(node):
         node = node.args[0]
     return node
@@ -129,7 +129,7 @@ def shares(node: fx.Node) -> bool:
 
 
 def trace(loss_of: Callable[..., Tensor], parameters: Sequence[Tensor], batch: Sequence[Tensor]) -> FlatGraph:
-    """The flat graph of ``loss_of(*batch)`` and its gradients.
+    """Trace ``loss_of(*batch)`` and its gradients into a flat graph.
 
     Raises:
         Untraceable: what the programs do that no graph can hold; the site before it is named.
@@ -154,14 +154,14 @@ def trace(loss_of: Callable[..., Tensor], parameters: Sequence[Tensor], batch: S
 
 
 def like(gradient: Tensor, parameter: Tensor) -> Tensor:
-    """In memory of its own and in the parameter's layout, as fused optimizers need it."""
+    """Put a gradient into memory of its own in the parameter's layout, as fused optimizers need it."""
     plain = gradient.stride() == parameter.stride() and gradient.untyped_storage().nbytes() == gradient.nbytes
     return gradient if plain else torch.empty_like(parameter).copy_(gradient)
 
 
 @contextmanager
 def naming_the_site() -> Iterator[None]:
-    """What goes wrong inside becomes an Untraceable that says after which site."""
+    """Make of what goes wrong inside an Untraceable that says after which site."""
     with Sites() as sites:
         try:
             yield
@@ -171,7 +171,7 @@ def naming_the_site() -> Iterator[None]:
 
 
 def lift(module: fx.GraphModule) -> list[Tensor]:
-    """Makes the tensors that the graph holds its last inputs, each once; drops operations whose result nobody takes."""
+    """Make the tensors that the graph holds its last inputs, each once; drop operations whose result nobody takes."""
     graph = module.graph
     state: list[Tensor] = []
     graph.eliminate_dead_code()
@@ -192,7 +192,7 @@ def lift(module: fx.GraphModule) -> list[Tensor]:
 
 
 def difference(a: FlatGraph, b: FlatGraph) -> str | None:
-    """What two traces of one step do not have in common; None if they are one.
+    """Say what two traces of one step do not have in common; None if they are one.
 
     They are made from other rows and other noise, so a number that differs was frozen.
     """

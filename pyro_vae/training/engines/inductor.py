@@ -22,12 +22,12 @@ VALIDATE = "validate_distributions_torch"
 
 
 def compiler() -> str | None:
-    """The C++ compiler that Inductor would call, or None."""
+    """Find the C++ compiler that Inductor would call, or None."""
     return shutil.which(os.environ.get("CXX") or "g++") or shutil.which("clang++")
 
 
 def compile_flat(flat: FlatGraph, batch: Sequence[Tensor]) -> Callable[..., Any]:
-    """The graph as machine code, drawing the noise that it draws uncompiled.
+    """Compile the graph to machine code, drawing the noise that it draws uncompiled.
 
     Raises:
         Unfinished: torch has no Inductor, or calls it otherwise.

@@ -18,6 +18,7 @@ from pyro_vae.training.fused_adam import begun, fused_adam
 from pyro_vae.training.options import TrainingOptions
 from pyro_vae.training.shuffle import ShuffledBatches
 from pyro_vae.training.step import Step
+from pyro_vae.training.training_state import TrainingState
 
 from .cuda_graph import CudaRecorder, Recorder
 from .flat_graph import FlatGraph
@@ -58,6 +59,13 @@ class MultiStep:
         self.flat: FlatGraph | None = None  # what was recorded
         self.addresses: list[int] = []  # and where in memory it reads and writes
         self.failed = False
+
+    def run(self, order: ShuffledBatches, state: TrainingState, planned: int) -> Tensor | float:
+        """Make the steps that come next, as far as they can be made several at a time; return their summed loss."""
+        total: Tensor | float = 0.0
+        while (loss := self(order, state.step, planned)) is not None:
+            total, state.step, state.updates = total + loss, state.step + STEPS, state.updates + STEPS
+        return total
 
     def __call__(self, order: ShuffledBatches, done: int, planned: int) -> Tensor | None:
         """Make the next steps and return their summed loss; None, and nothing done, where they must go one by one."""

@@ -20,7 +20,7 @@ Answers = list[tuple[Callable[[], bool], bool]]  # what was asked, and what the 
 
 
 class ReadAsNumber(Exception):
-    """A dial was turned into a plain number: the trace would not follow it."""
+    """A scheduled value was turned into a plain number, which the trace would not follow."""
 
 
 class ScheduledValue:
@@ -50,7 +50,7 @@ class ScheduledValue:
         return do(self.tensor, other) if isinstance(other, Tensor) else NotImplemented
 
     def compare(self, other: Any, do: Callable[[Any, Any], Any]) -> Any:
-        """Answers, and remembers; of a tensor, element by element."""
+        """Answer, and remember the answer; of a tensor, element by element and without remembering."""
         if isinstance(other, Tensor):
             return do(self.tensor, other)
         that = other.read if isinstance(other, ScheduledValue) else lambda: other
@@ -134,13 +134,13 @@ class ScheduledValues:
         self.tensors: list[Tensor] = []
 
     def refresh(self) -> None:
-        """Takes the numbers of now into the tensors."""
+        """Copy the numbers of now into the tensors."""
         for tensor, (owner, name) in zip(self.tensors, self.numbers, strict=False):  # none before the first trace
             tensor.fill_(getattr(owner, name))
 
     @contextmanager
     def traced(self, like: Tensor, answers: Answers) -> Iterator[None]:
-        """Each number is a dial inside, in the dtype and on the device of `like`."""
+        """Put a ScheduledValue in the place of each number while it lasts, in the dtype and on the device of `like`."""
         plain = [getattr(owner, name) for owner, name in self.numbers]
         if not self.tensors:
             self.tensors = [like.new_tensor(number) for number in plain]
@@ -154,7 +154,7 @@ class ScheduledValues:
 
 
 class Reader:
-    """An object's number, as it is now; the one that it had, while a dial stands in its place."""
+    """Reads an object's number; the one that it had, while a ScheduledValue stands in its place."""
 
     def __init__(self, owner: Any, name: str, number: float) -> None:
         self.owner, self.name, self.number = owner, name, number
@@ -165,5 +165,5 @@ class Reader:
 
 
 def answers_hold(answers: Answers) -> bool:
-    """Whether every question still has the answer that the trace was made with."""
+    """Ask whether every question still has the answer that the trace was made with."""
     return all(question() == answer for question, answer in answers)

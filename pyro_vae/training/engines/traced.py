@@ -11,24 +11,20 @@ from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor, nn
 
 from pyro_vae.common import torch_private
-from pyro_vae.errors import UsageError
 from pyro_vae.programs.pair import without_validation
 from pyro_vae.training.precision import Bfloat16
 from pyro_vae.training.step import EagerEngine, Step
+from pyro_vae.training.training_state import PreStepSnapshot
 
 from .cuda_graph import record
 from .flat_graph import FlatGraph, Unfinished, Untraceable, difference, trace
-from .inductor import compile_flat, compiler
+from .inductor import compile_flat
 from .scheduled_values import Answers, ScheduledValues, answers_hold
-from .verify import Result, close, disagreement, gradients_of, replayed, restore, rng
+from .verify import Result, close, disagreement, gradients_of, replayed
 
 Accelerate = Callable[[FlatGraph, Sequence[Tensor]], Callable[..., Any]]
 ACCELERATORS: dict[str, Accelerate] = {"compile": compile_flat, "graph": record}
 MADE = {"compile": "compiled", "graph": "recorded as a CUDA graph"}
-ENGINES = ("auto", "eager", "trace", "compile", "graph")
-CPU = torch.device("cpu")
-WORTH_TRACE, WORTH_COMPILE = 500, 10_000  # steps, from which half a second and half a minute pay for themselves
-PATIENCE = 1000  # steps of a run on "auto" before it waits for a compiler
 RARE = 8  # times in an epoch that a further kind of batch is met before it is traced, too
 MOST = 8  # traces in all
 TRIES = 3  # audits that may fail before the run goes on eager
@@ -103,7 +99,7 @@ class TracedEngine:
             return self.eager(*batch)
 
     def trace_kind(self, key: Any, batch: tuple[Tensor, ...]) -> Tensor:
-        """A batch for which there is no graph: one is made of it, unless its kind is rare."""
+        """Make a graph for a batch that has none, unless its kind is rare."""
         kind = kind_of(batch)
         self.first_kind = self.first_kind or kind
         if kind == self.first_kind:
@@ -122,7 +118,7 @@ class TracedEngine:
         return loss
 
     def trace_twice(self, batch: tuple[Tensor, ...]) -> FlatGraph:
-        """Two traces that agree."""
+        """Trace the step twice, from other rows and noise; refuse traces that differ, as a number was frozen in them."""
         start = time.perf_counter()
         flat = self.traced(batch)
         apart = difference(flat, self.traced(tuple(a.flip(0) for a in batch)))
@@ -136,7 +132,7 @@ class TracedEngine:
         return flat
 
     def accelerate(self, key: Any, flat: FlatGraph, batch: tuple[Tensor, ...]) -> None:
-        """Makes something faster of the main graph, once it is time; it is checked before it is used."""
+        """Make something faster of the main graph, once it is time; it is checked before it is used."""
         self.patience -= 1
         if self.make_faster is None or flat.run is not None or key != self.main or self.patience >= 0:
             return
@@ -166,12 +162,12 @@ class TracedEngine:
         return flat
 
     def check(self, key: Any, flat: FlatGraph, batch: tuple[Tensor, ...]) -> Tensor:
-        """One step of the graph, after the same by eager: refused if they differ, made anew if it is an old one."""
+        """Run a step of the graph after the same by eager: refuse it if they differ, trace anew if it is an old graph."""
         self.due.discard(key)
         with replayed(self.buffers, batch[0].device):
             eager = gradients_of(self.eager, self.step.parameters, batch)
             after = [b.clone() for b in self.buffers]
-        random, held = rng(batch[0].device), [b.clone() for b in self.buffers]
+        before = PreStepSnapshot.take(self.buffers, batch[0].device)
         loss, gradients = flat(*batch)
         captured: Result = loss, [None] * len(self.step.parameters)
         for i, g in zip(flat.reached, gradients, strict=True):
@@ -182,7 +178,7 @@ class TracedEngine:
         if what is None:
             self.checks, self.off = self.checks + 1, max(off, self.off)
             return self.assign_gradients(loss, gradients, flat.reached)
-        restore(random, batch[0].device, self.buffers, held)
+        before.restore()
         if flat not in self.graphs.get(key, ()) or self.failed >= TRIES:
             raise Untraceable(f"the captured step is not the eager one: {what}")
         self.failed += 1
@@ -191,7 +187,7 @@ class TracedEngine:
         return self.trace_kind(key, batch)
 
     def assign_gradients(self, loss: Tensor, gradients: Sequence[Tensor], reached: Sequence[int]) -> Tensor:
-        """Leaves the gradients where the optimizer looks for them."""
+        """Leave the gradients where the optimizer looks for them."""
         for p in self.step.parameters:
             p.grad = None
         for i, gradient in zip(reached, gradients, strict=True):
@@ -199,18 +195,18 @@ class TracedEngine:
         return loss
 
     def ready(self, rows: int) -> FlatGraph | None:
-        """The graph for batches of so many rows and the numbers of now, if this epoch has seen it checked."""
+        """Find the graph for batches of so many rows and the numbers of now; None if this epoch has not seen it checked."""
         if self.eager_reason or self.main is None or self.main in self.due or self.main[0][0][0][0] != rows:
             return None
         return next((flat for flat in self.graphs.get(self.main, ()) if answers_hold(flat.answers)), None)
 
     def start_epoch(self) -> None:
-        """Asks for a check of each graph before it is next used: an epoch has passed, and what ran between may matter."""
+        """Have each graph checked before it is next used: what ran since the last epoch may have changed the programs."""
         self.due = set(self.graphs)
         self.seen.clear()
 
     def state(self) -> dict[str, Any]:
-        """Which kinds of batch are traced, and what decides when others are, and when the compiler is called."""
+        """Tell which kinds of batch are traced, and what decides when others are, and when the compiler is called."""
         seen, often = dict(self.seen), sorted(self.often)
         return {
             "seen": seen,
@@ -221,7 +217,7 @@ class TracedEngine:
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Traces are made anew when their kind of batch is met: what they compute is the same to the bit."""
+        """Take over decisions, not traces: these are made anew, and compute the same to the bit."""
         self.seen, self.often, self.first_kind = dict(state["seen"]), set(state["often"]), str(state["first"])
         self.patience = int(state["patience"])
         if state["refused"] is not None:
@@ -229,12 +225,12 @@ class TracedEngine:
 
     @property
     def notes(self) -> list[str]:
-        """What was traced, checked and refused."""
+        """List what was traced, checked and refused."""
         checked = f"checked against eager {self.checks} times: off by {self.off:.1g} at most"
         return [*self.log, *([checked] if self.checks else [])]
 
     def key(self, batch: tuple[Tensor, ...]) -> Any:
-        """What a graph is good for."""
+        """Describe all that a graph is traced under: it holds for batches with the same key."""
         kinds = tuple((a.shape, a.stride(), a.dtype, a.device) for a in batch)
         modes = tuple(m.training for root in self.modules for m in root.modules())
         return (
@@ -250,7 +246,7 @@ class TracedEngine:
         return list({id(b): b for m in self.modules for b in m.buffers()}.values())
 
     def why_untraceable(self) -> str | None:
-        """What no trace could hold, if there is such a thing."""
+        """Say why no trace could hold this run; None if one can."""
         if self.eager.loss is None:
             name = type(self.step.objective).__name__
             return f"{name} reads numbers back at each step (Trace_ELBO, TraceMeanField_ELBO and Bound do not)"
@@ -265,26 +261,26 @@ class TracedEngine:
         return "a parameter has a hook on its gradient" if hooked else None
 
     def fall_back(self, reason: str) -> None:
-        """From here on eager."""
+        """Run eager from here on."""
         self.eager_reason = reason
         self.graphs.clear()
         self.log.append(f"eager from here on: {reason}")
 
 
 def kind_of(batch: Sequence[Tensor]) -> str:
-    """Shapes and dtypes of a batch."""
+    """Describe the shapes and dtypes of a batch."""
     return "; ".join(f"{a.dtype} {tuple(a.shape)}" for a in batch)
 
 
 def options(objective: Any) -> tuple[Any, ...]:
-    """What an objective was set to, as far as it can be compared."""
+    """List what an objective was set to, as far as it can be compared."""
     plain = (int, float, str, bool, type(None))
     ignored = ("known", "max_plate_nesting")
     return tuple((k, v if isinstance(v, plain) else id(v)) for k, v in vars(objective).items() if k not in ignored)
 
 
 def ambient() -> tuple[Any, ...]:
-    """What a run depends on beside its inputs."""
+    """List the global settings of torch that a step depends on."""
     return (
         torch.is_autocast_enabled("cpu"),
         torch.is_autocast_enabled("cuda"),
@@ -293,54 +289,3 @@ def ambient() -> tuple[Any, ...]:
         torch.are_deterministic_algorithms_enabled(),
         torch.get_num_threads(),
     )
-
-
-def choose_engine(
-    engine: str,
-    step: Step,
-    modules: Sequence[nn.Module],
-    scheduled_values: ScheduledValues,
-    planned: int,
-    device: torch.device = CPU,
-) -> tuple[Any, str]:
-    """The engine of that name, and why it was taken.
-
-    Args:
-        engine: one of "auto", "eager", "trace", "compile", "graph".
-        step: whose losses; its parameters need not be known yet.
-        modules: of the programs.
-        scheduled_values: numbers that change from step to step.
-        planned: steps in all.
-        device: where the data is.
-
-    Raises:
-        UsageError: no such engine, or one that this device cannot run.
-    """
-    if engine not in ENGINES:
-        raise UsageError(f"engine={engine!r}: choose one of {', '.join(ENGINES)}")
-    name, why = resolve(engine, planned, device)
-    if name == "eager":
-        return EagerEngine(step), why
-    patience = PATIENCE if engine == "auto" and name == "compile" else 0
-    return TracedEngine(step, modules, scheduled_values, ACCELERATORS.get(name), name, patience), why
-
-
-def resolve(engine: str, planned: int, device: torch.device = CPU) -> tuple[str, str]:
-    """What "auto" comes to on a device, and what stands in the way of what was asked for."""
-    if engine == "graph" and device.type != "cuda":
-        raise UsageError(
-            f"engine='graph' needs a CUDA device, and the data is on {device}: take 'compile' or 'trace', or 'auto'"
-        )
-    if engine == "compile" and compiler() is None:
-        return "trace", "compile was asked for, but no C++ compiler (g++ or clang++) was found"
-    if engine == "compile" and (reason := torch_private.lacks(*torch_private.INDUCTOR)):
-        return "trace", f"compile was asked for, but {reason}"
-    if engine != "auto":
-        return engine, "asked for"
-    if planned < WORTH_TRACE:
-        return "eager", f"auto: {planned} steps are over before a trace pays"
-    if device.type == "cuda":
-        return "graph", f"auto: {planned} steps on CUDA"
-    if planned < WORTH_COMPILE or compiler() is None:
-        return "trace", f"auto: {planned} steps" + ("" if compiler() else "; no C++ compiler for more")
-    return "compile", f"auto: {planned} steps pay for compiling, after the first {PATIENCE}"

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from pyro_vae.training.training_state import PreStepSnapshot
+
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # of a gradient's norm, over all parameters
 ROUNDED = 2e-3  # the same, where layers round to the 8 bits of bfloat16: a compiler fuses, and rounds elsewhere
 Result = tuple[Tensor, list[Tensor | None]]  # loss, and each parameter's gradient
@@ -15,16 +17,16 @@ Result = tuple[Tensor, list[Tensor | None]]  # loss, and each parameter's gradie
 
 @contextmanager
 def replayed(buffers: Sequence[Tensor], device: torch.device) -> Iterator[None]:
-    """Random state and buffers are put back after, however it ends, so that the next run sees the same."""
-    random, held = rng(device), [b.detach().clone() for b in buffers]
+    """Put the random state and buffers back after, however it ends, so that the next run sees the same."""
+    before = PreStepSnapshot.take(buffers, device)
     try:
         yield
     finally:
-        restore(random, device, buffers, held)
+        before.restore()
 
 
 def disagreement(eager: Result, captured: Result, rounded: bool = False) -> tuple[float, str | None]:
-    """The larger relative difference of loss and gradients, and what to say of it; None where it is rounding.
+    """Measure the larger relative difference of loss and gradients, and say what it is; None where it is rounding.
 
     `rounded`: layers multiply in bfloat16.
     """
@@ -53,27 +55,11 @@ def relative(a: list[Tensor], b: list[Tensor]) -> float:
 
 
 def gradients_of(run: Callable[..., Tensor], parameters: Sequence[Tensor], batch: Sequence[Tensor]) -> Result:
-    """The loss, and the gradients that an eager run leaves on the parameters."""
+    """Run eager; return the loss, and the gradients that are left on the parameters."""
     for p in parameters:
         p.grad = None
     loss = run(*batch)
     return loss, [p.grad for p in parameters]
-
-
-def rng(device: torch.device) -> tuple[Tensor, ...]:
-    cpu = torch.get_rng_state()
-    return (cpu, torch.cuda.get_rng_state(device)) if device.type == "cuda" else (cpu,)
-
-
-def restore(
-    random: tuple[Tensor, ...], device: torch.device, buffers: Sequence[Tensor], held: Sequence[Tensor]
-) -> None:
-    torch.set_rng_state(random[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(random[1], device)
-    with torch.no_grad():
-        for buffer, before in zip(buffers, held, strict=True):
-            buffer.copy_(before)
 
 
 def close(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:

@@ -28,7 +28,7 @@ from pyro_vae import fit as fit_
 from pyro_vae.errors import DivergedError
 from pyro_vae.programs.parameters import register
 from pyro_vae.training import step
-from pyro_vae.training.engines import multi_step, traced
+from pyro_vae.training.engines import choose, multi_step, traced
 from pyro_vae.training.engines.cuda_graph import Recorded
 from pyro_vae.training.engines.multi_step import STEPS, MultiStep
 from pyro_vae.training.finite_checks import DeferredFiniteCheck, ImmediateFiniteCheck, can_skip
@@ -45,7 +45,7 @@ def on_device(monkeypatch):
 
     def use(recorder=Again):
         made = []
-        monkeypatch.setattr(traced, "resolve", lambda engine, *_: (engine, "a test"))
+        monkeypatch.setattr(choose, "resolve", lambda engine, *_: (engine, "a test"))
         monkeypatch.setitem(traced.ACCELERATORS, "graph", lambda flat, batch: Recorded(flat, batch, Again()))
         monkeypatch.setattr(
             step,

@@ -43,11 +43,12 @@ from pyro_vae import (
 from pyro_vae.errors import UsageError
 from pyro_vae.objectives.analytic_kl import analytic_kl
 from pyro_vae.programs.parameters import register
-from pyro_vae.training.engines import inductor, traced
+from pyro_vae.training.engines import choose, inductor, traced
+from pyro_vae.training.engines.choose import resolve
 from pyro_vae.training.engines.cuda_graph import Recorded
 from pyro_vae.training.engines.flat_graph import Untraceable, difference, trace
 from pyro_vae.training.engines.scheduled_values import ReadAsNumber, ScheduledValue, ScheduledValues, answers_hold
-from pyro_vae.training.engines.traced import TracedEngine, resolve
+from pyro_vae.training.engines.traced import TracedEngine
 from pyro_vae.training.step import Step
 from tests.helpers.recording import Again
 from tests.helpers.small import binary, small_vae
@@ -569,7 +570,7 @@ def test_parameters_that_moved_are_found(monkeypatch):
 def test_auto_goes_by_the_length_of_the_run(monkeypatch):
     assert [resolve("auto", n)[0] for n in (10, 5000, 10**6)] == ["eager", "trace", "compile"]
     assert resolve("auto", 5000, torch.device("cuda"))[0] == resolve("graph", 1, torch.device("cuda"))[0] == "graph"
-    monkeypatch.setattr(traced, "compiler", lambda: None)
+    monkeypatch.setattr(choose, "compiler", lambda: None)
     assert resolve("auto", 10**6) == ("trace", "auto: 1000000 steps; no C++ compiler for more")
     assert resolve("compile", 1) == ("trace", "compile was asked for, but no C++ compiler (g++ or clang++) was found")
     vae = small_vae()
