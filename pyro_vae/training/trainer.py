@@ -20,11 +20,9 @@ from pyro_vae.errors import DivergedError, Interrupted
 from pyro_vae.training.engines.multi_step import MultiStep
 
 from .aggressive_inference import AggressiveInference
-from .batch_source import Batch, TrainingData
+from .batch_source import Batch, EpochBatches, TrainingData
 from .divergence import FailedStep, first_bad_site, suspect_rows
-from .epoch_batches import EpochBatches
-from .epoch_metrics import EpochMetrics
-from .metrics import Record, Reporter, collapsed
+from .metrics import EpochMetrics, Record, Reporter, collapsed
 from .options import TrainingOptions
 from .shuffle import NOISE, SHUFFLE
 from .step import Step

@@ -47,7 +47,7 @@ from pyro_vae.errors import (
 )
 from pyro_vae.programs.parameters import register
 from pyro_vae.programs.support import check_support
-from pyro_vae.training import epoch_metrics
+from pyro_vae.training import metrics
 from pyro_vae.training.metrics import LATENT_KEYS, collapsed, true_elbo
 from pyro_vae.training.preflight import check_training
 from pyro_vae.training.shuffle import ELBO_NOISE
@@ -287,7 +287,7 @@ def test_watching_the_latents_changes_no_run(monkeypatch):
     x, start = binary(), small_vae()
     watched, blind = copy.deepcopy(start), copy.deepcopy(start)
     a = fit(watched, x, validation=x[:9], epochs=6, batch_size=16)
-    monkeypatch.setattr(epoch_metrics, "latent_use", lambda step, batch, seed: {"mutual_information": None})
+    monkeypatch.setattr(metrics, "latent_use", lambda step, batch, seed: {"mutual_information": None})
     b = fit(blind, x, validation=x[:9], epochs=6, batch_size=16)
     assert same(state_of(watched), state_of(blind))
     assert [r["elbo"] for r in a.history] == [r["elbo"] for r in b.history]

@@ -23,6 +23,33 @@ class ReadAsNumber(Exception):
     """A scheduled value was turned into a plain number, which the trace would not follow."""
 
 
+def combined_by(do: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """Make the method that does arithmetic with numbers, other scheduled values and tensors."""
+
+    def combine(self: ScheduledValue, other: Any) -> Any:
+        if isinstance(other, ScheduledValue):
+            return ScheduledValue(lambda: do(self.read(), other.read()), do(self.tensor, other.tensor), self.answers)
+        if isinstance(other, int | float):
+            return ScheduledValue(lambda: do(self.read(), other), do(self.tensor, other), self.answers)
+        return do(self.tensor, other) if isinstance(other, Tensor) else NotImplemented
+
+    return combine
+
+
+def compared_by(do: Callable[[Any, Any], bool]) -> Callable[[Any, Any], Any]:
+    """Make the method that answers a question and remembers the answer; of a tensor, element by element, it does not."""
+
+    def compare(self: ScheduledValue, other: Any) -> Any:
+        if isinstance(other, Tensor):
+            return do(self.tensor, other)
+        that = other.read if isinstance(other, ScheduledValue) else lambda: other
+        answer = do(self.read(), that())
+        self.answers.append((lambda: do(self.read(), that()), answer))
+        return answer
+
+    return compare
+
+
 class ScheduledValue:
     """A number with two faces: a plain one, read afresh, for questions; a 0-d tensor for arithmetic with tensors."""
 
@@ -42,59 +69,16 @@ class ScheduledValue:
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return func(*as_tensor(args), **as_tensor(kwargs or {}))
 
-    def combine(self, other: Any, do: Callable[[Any, Any], Any]) -> Any:
-        if isinstance(other, ScheduledValue):
-            return ScheduledValue(lambda: do(self.read(), other.read()), do(self.tensor, other.tensor), self.answers)
-        if isinstance(other, int | float):
-            return ScheduledValue(lambda: do(self.read(), other), do(self.tensor, other), self.answers)
-        return do(self.tensor, other) if isinstance(other, Tensor) else NotImplemented
-
-    def compare(self, other: Any, do: Callable[[Any, Any], Any]) -> Any:
-        """Answer, and remember the answer; of a tensor, element by element and without remembering."""
-        if isinstance(other, Tensor):
-            return do(self.tensor, other)
-        that = other.read if isinstance(other, ScheduledValue) else lambda: other
-        answer = do(self.read(), that())
-        self.answers.append((lambda: do(self.read(), that()), answer))
-        return answer
-
-    def __add__(self, other: Any) -> Any:
-        return self.combine(other, operator.add)
-
-    def __sub__(self, other: Any) -> Any:
-        return self.combine(other, operator.sub)
-
-    def __mul__(self, other: Any) -> Any:
-        return self.combine(other, operator.mul)
-
-    def __truediv__(self, other: Any) -> Any:
-        return self.combine(other, operator.truediv)
-
-    def __rsub__(self, other: Any) -> Any:
-        return self.combine(other, lambda a, b: b - a)
-
-    def __rtruediv__(self, other: Any) -> Any:
-        return self.combine(other, lambda a, b: b / a)
-
-    __radd__, __rmul__ = __add__, __mul__
-
     def __neg__(self) -> ScheduledValue:
         return self * -1.0
 
-    def __eq__(self, other: object) -> bool:
-        return self.compare(other, operator.eq)
-
-    def __lt__(self, other: Any) -> bool:
-        return self.compare(other, operator.lt)
-
-    def __le__(self, other: Any) -> bool:
-        return self.compare(other, operator.le)
-
-    def __gt__(self, other: Any) -> bool:
-        return self.compare(other, operator.gt)
-
-    def __ge__(self, other: Any) -> bool:
-        return self.compare(other, operator.ge)
+    __add__ = __radd__ = combined_by(operator.add)
+    __mul__ = __rmul__ = combined_by(operator.mul)
+    __sub__, __rsub__ = combined_by(operator.sub), combined_by(lambda a, b: b - a)
+    __truediv__, __rtruediv__ = combined_by(operator.truediv), combined_by(lambda a, b: b / a)
+    __eq__ = compared_by(operator.eq)
+    __lt__, __le__ = compared_by(operator.lt), compared_by(operator.le)
+    __gt__, __ge__ = compared_by(operator.gt), compared_by(operator.ge)
 
 
 def as_tensor(value: Any) -> Any:
@@ -146,22 +130,21 @@ class ScheduledValues:
             self.tensors = [like.new_tensor(number) for number in plain]
         try:
             for (owner, name), number, tensor in zip(self.numbers, plain, self.tensors, strict=True):
-                setattr(owner, name, ScheduledValue(Reader(owner, name, number), tensor, answers))
+                setattr(owner, name, ScheduledValue(reader(owner, name, number), tensor, answers))
             yield
         finally:
             for (owner, name), number in zip(self.numbers, plain, strict=True):
                 setattr(owner, name, number)
 
 
-class Reader:
-    """Reads an object's number; the one that it had, while a ScheduledValue stands in its place."""
+def reader(owner: Any, name: str, number: float) -> Callable[[], float]:
+    """Make a function that reads an object's number; while a ScheduledValue stands in its place, the one that it had."""
 
-    def __init__(self, owner: Any, name: str, number: float) -> None:
-        self.owner, self.name, self.number = owner, name, number
+    def read() -> float:
+        now = getattr(owner, name)
+        return number if isinstance(now, ScheduledValue) else now
 
-    def __call__(self) -> float:
-        now = getattr(self.owner, self.name)
-        return self.number if isinstance(now, ScheduledValue) else now
+    return read
 
 
 def answers_hold(answers: Answers) -> bool:
