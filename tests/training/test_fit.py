@@ -52,6 +52,7 @@ from pyro_vae.training.metrics import LATENT_KEYS, collapsed, true_elbo
 from pyro_vae.training.preflight import check_training
 from pyro_vae.training.shuffle import ELBO_NOISE
 from pyro_vae.training.step import Step
+from pyro_vae.training.trainer import TrainingCallback
 from tests.helpers.bits import same
 from tests.helpers.exact import LinearGaussian
 from tests.helpers.small import binary, small_vae, state_of
@@ -881,3 +882,76 @@ def test_any_other_error_of_the_users_passes_through_and_leaves_order():
     with pytest.raises(LookupError, match="mine"):
         fit(vae, binary(), epochs=2, on_epoch=on_epoch)
     assert not vae.training
+
+
+# callbacks
+
+
+class Listed(TrainingCallback):
+    """Lists when it is called, and what is known then."""
+
+    def __init__(self):
+        self.calls = []
+
+    def before_training(self, trainer):
+        self.calls.append(("before_training", trainer.state.step))
+
+    def after_step(self, trainer):
+        self.calls.append(("after_step", trainer.state.step, trainer.state.position.batches_taken["order"]))
+
+    def after_epoch(self, trainer):
+        self.calls.append(("after_epoch", len(trainer.result.history)))
+
+    def after_training(self, trainer):
+        self.calls.append(("after_training", trainer.result.stopped))
+
+    def on_error(self, trainer, error):
+        self.calls.append(("on_error", repr(error)))
+        return ". Noted"
+
+
+def test_callbacks_are_called_in_their_order_and_change_nothing():
+    class Idle(TrainingCallback):
+        """Need not define anything."""
+
+    vae, other = small_vae(), Listed()
+    alone = copy.deepcopy(vae)
+    fit(vae, binary(), epochs=2, batch_size=20, callbacks=[Idle(), other])
+    assert other.calls == [
+        ("before_training", 0),
+        ("after_step", 1, 1),
+        ("after_step", 2, 2),
+        ("after_epoch", 1),
+        ("after_step", 3, 1),
+        ("after_step", 4, 2),
+        ("after_epoch", 2),
+        ("after_training", "2 epochs done"),
+    ]
+    fit(alone, binary(), epochs=2, batch_size=20)
+    assert same(state_of(vae), state_of(alone))
+
+
+def test_what_callbacks_say_of_an_interruption_is_in_the_message():
+    def interrupt(record):
+        raise KeyboardInterrupt
+
+    listed = Listed()
+    with pytest.raises(
+        Interrupted, match=r"interrupted at step 1; the model holds its starting weights\. Noted\. Noted$"
+    ):
+        fit(small_vae(), binary(), epochs=2, batch_size=40, callbacks=[listed, Listed()], on_epoch=interrupt)
+    assert listed.calls[-1] == ("on_error", "KeyboardInterrupt()")
+
+
+@pytest.mark.parametrize(
+    ("callbacks", "message"),
+    [
+        (Listed(), "callbacks must be a list, .* got a Listed"),
+        ([Listed], r"callbacks\[0\] is <class .*Listed'>, which lacks"),
+        ([Listed(), print], r"callbacks\[1\] is <built-in function print>, which lacks .* on_epoch="),
+    ],
+    ids=["alone", "class", "function"],
+)
+def test_what_is_no_callback_is_refused_before_training(callbacks, message):
+    with pytest.raises(UsageError, match=message):
+        fit(small_vae(), binary(), callbacks=callbacks)
