@@ -44,6 +44,7 @@ from pyro_vae.programs.check import check
 from pyro_vae.programs.findings import CheckReport
 from pyro_vae.programs.log_weights import log_weights
 from pyro_vae.programs.simulate import Simulated, simulate
+from pyro_vae.runs.checkpointer import Checkpointer
 from pyro_vae.runs.compare_runs import compare_runs
 from pyro_vae.runs.config import Config
 from pyro_vae.runs.evaluate_run import evaluate_run
@@ -54,6 +55,7 @@ from pyro_vae.training.aggressive_inference import Aggressive
 from pyro_vae.training.fit import fit
 from pyro_vae.training.schedules import constant, cosine, cyclical, warmup
 from pyro_vae.training.step import adam
+from pyro_vae.training.training_state import FitResult
 
 __all__ = [  # noqa: RUF022 (grouped as in the README)
     # models and their parts
@@ -63,7 +65,7 @@ __all__ = [  # noqa: RUF022 (grouped as in the README)
     # missing data
     "SkipMissing", "WithMask", "impute", "impute_mean",
     # training
-    "fit", "Aggressive", "adam", "constant", "cosine", "warmup", "binarize",
+    "fit", "FitResult", "Checkpointer", "Aggressive", "adam", "constant", "cosine", "warmup", "binarize",
     # objectives: bounds of log weights, gradient estimators, handlers and added terms
     "log_weights", "Bound", "elbo", "iwae", "miwae", "piwae", "ciwae", "renyi", "tvo", "jackknife",
     "pathwise", "stl", "dreg", "gdreg", "vimco", "rws", "analytic_kl",

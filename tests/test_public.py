@@ -15,7 +15,8 @@ from pyro_vae.runs.registry import TABLES, names
 MODULES = ("likelihoods", "priors", "posteriors")
 TOLD = {"Evidence", "Latents", "Comparison", "GradientReport"}  # what is returned or listed
 TOLD |= {"Exact", "Annealed", "Bracket", "Simulated", "Gaps", "Overfitting", "ElboDecomposition", "Calibration"}
-TOLD |= {"PredictiveCheck", "save_evidence"}  # returned, too; and the other half of load_evidence's example
+TOLD |= {"PredictiveCheck", "FitResult"}  # returned, too
+TOLD |= {"save_evidence"}  # the other half of load_evidence's example
 TOLD |= {
     "load_run",
     "compare_runs",

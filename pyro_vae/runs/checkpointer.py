@@ -38,7 +38,7 @@ class Signalled(KeyboardInterrupt):
 
 
 class Checkpointer(TrainingCallback):
-    """Saves the whole state of a training, which goes on to the same bits:
+    """Save the whole state of a training, which goes on to the same bits:
     ``fit(..., callbacks=[checkpointer], resume=checkpointer.newest())``.
 
     Args:
@@ -51,8 +51,7 @@ class Checkpointer(TrainingCallback):
 
     Example:
         >>> import tempfile, torch
-        >>> from pyro_vae import VAE, StandardNormal, Conditional, MLP, normal, fit
-        >>> from pyro_vae.runs.checkpointer import Checkpointer
+        >>> from pyro_vae import VAE, StandardNormal, Conditional, MLP, normal, fit, Checkpointer
         >>> vae = VAE(StandardNormal(1), Conditional(MLP(1, 2 * 3), normal), Conditional(MLP(3, 2 * 1), normal))
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     checkpointer = Checkpointer(folder)
