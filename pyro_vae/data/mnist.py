@@ -1,4 +1,4 @@
-"""MNIST and Fashion-MNIST from a folder laid out as torchvision does, plain or ``.gz``; every file is checked first."""
+"""MNIST and Fashion-MNIST from a folder laid out as torchvision does, plain or ``.gz``; every file is checked."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pyro_vae.errors import DataError
 
 from .splits import Part, Source, hold_out
 
-CLASSES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}  # torchvision's class, which names its folder too
+CLASSES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}  # torchvision's classes, which name their folders too
 ROWS = {"train": 60_000, "t10k": 10_000}
 HEADERS = {
     f"{part}-{content}-ubyte": struct.pack(">4I", 2051, n, 28, 28) if "3" in content else struct.pack(">2I", 2049, n)
@@ -45,10 +45,9 @@ def read_images(name: str, data_dir: Path, download: bool = False) -> Source:
             f"They belong in {folder}. Put them there, name another folder with --data-dir (data_dir=) or "
             "$PYRO_VAE_DATA, or fetch them with --download (download=True)."
         )
-    parts = read_torchvision(name, data_dir) if all_unpacked(folder) else read_bytes(folder)
     return Source(
         name=name,
-        parts=parts,
+        parts=tuple(read_part(folder, part, n) for part, n in ROWS.items()),
         cut=partial(hold_out, rows=400),
         policy="grey pixels in [0, 1], not binarized",
         scale=255.0,
@@ -61,21 +60,11 @@ def missing_files(folder: Path) -> list[str]:
     return [f for f in HEADERS if not (folder / f).is_file() and not (folder / f"{f}.gz").is_file()]
 
 
-def all_unpacked(folder: Path) -> bool:
-    """Return whether torchvision reads these files: all plain, and no old ``processed`` folder, whose pickles it prefers."""
-    return all((folder / f).is_file() for f in HEADERS) and not has_pickles(folder)
-
-
-def has_pickles(folder: Path) -> bool:
-    """Return whether an old torchvision left its ``processed`` folder beside `folder`."""
-    return (folder.parent / "processed").exists()
-
-
 def fetch(name: str, data_dir: Path) -> None:
-    """Download the files with torchvision."""
+    """Download the files with torchvision, unless its old ``processed`` folder is there, whose pickles it would open."""
     import torchvision.datasets
 
-    if has_pickles(data_dir / CLASSES[name] / "raw"):
+    if (data_dir / CLASSES[name] / "processed").exists():
         return
     try:
         getattr(torchvision.datasets, CLASSES[name])(data_dir, download=True)
@@ -86,32 +75,14 @@ def fetch(name: str, data_dir: Path) -> None:
         ) from e
 
 
-def read_torchvision(name: str, data_dir: Path) -> tuple[Part, ...]:
-    """Read unpacked files through torchvision, once their sizes and headers are right."""
-    import torchvision.datasets
-
-    for file, header in HEADERS.items():
-        path = data_dir / CLASSES[name] / "raw" / file
-        with path.open("rb") as f:
-            check_idx(path, f.read(len(header)), header, path.stat().st_size)
-    sets = (getattr(torchvision.datasets, CLASSES[name])(data_dir, train=train) for train in (True, False))
-    return tuple(Part("x", s.data.numpy(), s.targets.numpy()) for s in sets)
-
-
-def read_bytes(folder: Path) -> tuple[Part, ...]:
-    """Read the files with numpy: plain where they are, out of the .gz (in memory) where they are not."""
-    return tuple(
-        Part(
-            "x",
-            read_idx(folder, f"{part}-images-idx3-ubyte").reshape(n, 28, 28),
-            read_idx(folder, f"{part}-labels-idx1-ubyte"),
-        )
-        for part, n in ROWS.items()
-    )
+def read_part(folder: Path, part: str, rows: int) -> Part:
+    """Read the images and the labels of "train" or "t10k"."""
+    images, labels = (read_idx(folder, f"{part}-{content}-ubyte") for content in ("images-idx3", "labels-idx1"))
+    return Part("x", images.reshape(rows, 28, 28), labels)
 
 
 def read_idx(folder: Path, file: str) -> np.ndarray:
-    """Read the values of one IDX file, flat."""
+    """Read the values of one IDX file, flat: plain where it is, out of the .gz (in memory) where it is not."""
     path, header = folder / file, HEADERS[file]
     if path.is_file():
         size, content = path.stat().st_size, read_start(path, expected_size(header))

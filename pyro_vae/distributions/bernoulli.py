@@ -20,7 +20,6 @@ class Bernoulli(dist.Bernoulli):
     """Pyro's Bernoulli, whose :meth:`to_event` returns the faster :class:`Bernoullis`.
 
     Example:
-        >>> from pyro_vae.distributions.bernoulli import Bernoulli
         >>> Bernoulli(logits=torch.zeros(2, 784)).to_event(1).log_prob(torch.ones(784)) / 784   # log 1/2
         tensor([-0.6931, -0.6931])
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import pyro.distributions as dist
 import torch
@@ -11,6 +11,14 @@ from pyro.distributions import constraints
 from torch import Tensor
 
 Shape = Sequence[int]
+D = TypeVar("D", bound=dist.TorchDistribution)
+
+
+def expanded(d: D, *parameters: Any) -> D:
+    """Make what ``d.expand`` returns of its parameters, which were checked when d was made."""
+    new = type(d)(*parameters, validate_args=False)  # type: ignore[call-arg]
+    new._validate_args = d._validate_args
+    return new
 
 
 class Beta(dist.Beta):
@@ -56,7 +64,6 @@ class ContinuousBernoulli(dist.TorchDistribution):
         https://arxiv.org/abs/1907.06845
 
     Example:
-        >>> from pyro_vae.distributions.continuous import ContinuousBernoulli
         >>> ContinuousBernoulli(torch.tensor(0.0)).log_prob(torch.tensor(0.3)).exp()   # uniform
         tensor(1.)
     """
@@ -70,20 +77,21 @@ class ContinuousBernoulli(dist.TorchDistribution):
         super().__init__(logits.shape, validate_args=validate_args)
 
     def expand(self, batch_shape: Shape, _instance: Any = None) -> ContinuousBernoulli:
-        new = ContinuousBernoulli(self.logits.expand(torch.Size(batch_shape)), validate_args=False)
-        new._validate_args = self._validate_args
-        return new
+        return expanded(self, self.logits.expand(torch.Size(batch_shape)))
 
-    def _near_0(self, width: float = 0.25) -> tuple[Tensor, Tensor]:
-        """Return where |η| is small, and |η| with 1 there: where() after a division by 0 would leave NaN in the gradient."""
-        near = self.logits.abs() < width
-        return near, torch.where(near, torch.ones_like(self.logits), self.logits).abs()
+    def _near_0(self, width: float = 0.25) -> tuple[Tensor, Tensor, Tensor]:
+        """Return where |η| is small, η there and 0 elsewhere, and |η| with 1 there.
+
+        Each formula sees only numbers that it can take: where() after a division by 0 would leave NaN in the gradient.
+        """
+        eta, near = self.logits, self.logits.abs() < width
+        return near, torch.where(near, eta, torch.zeros_like(eta)), torch.where(near, torch.ones_like(eta), eta).abs()
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        near, size = self._near_0()
-        t = torch.where(near, self.logits, torch.zeros_like(self.logits)).square()
+        near, eta, size = self._near_0()
+        t = eta.square()
         taylor = t / 24 - t.square() / 2880 + t**3 / 181440  # of log sinh(η/2) / (η/2)
         from_peak = torch.where(self.logits > 0, value - 1, value)  # e^η cancels by hand
         far = self.logits * from_peak - (-torch.expm1(-size) / size).log()
@@ -91,20 +99,19 @@ class ContinuousBernoulli(dist.TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        near, size = self._near_0()
-        eta = torch.where(near, self.logits, torch.zeros_like(self.logits))
+        near, eta, size = self._near_0()
         taylor = eta / 12 - eta**3 / 720 + eta**5 / 30240
         return 0.5 + torch.where(near, taylor, self.logits.sign() * (0.5 / torch.tanh(size / 2) - 1 / size))
 
     @property
     def variance(self) -> Tensor:
-        near, size = self._near_0()
-        t = torch.where(near, self.logits, torch.zeros_like(self.logits)).square()
+        near, eta, size = self._near_0()
+        t = eta.square()
         far = size**-2 - torch.exp(-size) / torch.expm1(-size).square()
         return torch.where(near, 1 / 12 - t / 240 + t.square() / 6048, far)
 
     def icdf(self, value: Tensor) -> Tensor:
-        near, size = self._near_0(1e-3)
+        near, _, size = self._near_0(1e-3)
         falling = -torch.log1p(value * torch.expm1(-size)) / size
         far = torch.where(self.logits > 0, 1 + torch.log1p((1 - value) * torch.expm1(-size)) / size, falling)
         return torch.where(near, value + self.logits * value * (1 - value) / 2, far).clamp(0, 1)

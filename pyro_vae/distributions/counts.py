@@ -11,7 +11,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from .continuous import Shape
+from .continuous import Shape, expanded
 
 
 class DiscretizedLogistic(dist.TorchDistribution):
@@ -29,7 +29,6 @@ class DiscretizedLogistic(dist.TorchDistribution):
         PixelCNN++ (Salimans, Karpathy, Chen & Kingma, 2017), https://arxiv.org/abs/1701.05517
 
     Example:
-        >>> from pyro_vae.distributions.counts import DiscretizedLogistic
         >>> d = DiscretizedLogistic(torch.tensor(3.0), torch.tensor(1.0), levels=8)
         >>> round(d.log_prob(torch.arange(8.0)).exp().sum().item(), 5)
         1.0
@@ -47,10 +46,8 @@ class DiscretizedLogistic(dist.TorchDistribution):
         return constraints.integer_interval(0, self.levels - 1)
 
     def expand(self, batch_shape: Shape, _instance: Any = None) -> DiscretizedLogistic:
-        loc, scale = (t.expand(torch.Size(batch_shape)) for t in (self.loc, self.scale))
-        new = DiscretizedLogistic(loc, scale, self.levels, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
+        shape = torch.Size(batch_shape)
+        return expanded(self, self.loc.expand(shape), self.scale.expand(shape), self.levels)
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
@@ -94,8 +91,6 @@ class ZeroInflated(dist.TorchDistribution):
         gate_logits: log-odds of an extra zero.
 
     Example:
-        >>> import pyro.distributions as dist
-        >>> from pyro_vae.distributions.counts import ZeroInflated
         >>> ZeroInflated(dist.Poisson(torch.tensor(4.0)), torch.tensor(0.0)).mean
         tensor(2.)
     """
@@ -112,9 +107,7 @@ class ZeroInflated(dist.TorchDistribution):
         return self.base.support
 
     def expand(self, batch_shape: Shape, _instance: Any = None) -> ZeroInflated:
-        new = ZeroInflated(self.base, self.gate_logits.expand(torch.Size(batch_shape)), validate_args=False)
-        new._validate_args = self._validate_args
-        return new
+        return expanded(self, self.base, self.gate_logits.expand(torch.Size(batch_shape)))
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:

@@ -36,26 +36,25 @@ def positive(h: Tensor) -> Tensor:
 
 
 def at_least(low: int, value: int, name: str) -> int:
+    """Return a whole number of at least `low`; refuse all else."""
     if isinstance(value, bool) or not isinstance(value, int) or value < low:
         raise UsageError(f"{name} must be a whole number of at least {low}, got {value!r}")
     return value
 
 
-def above_zero(value: float, name: str) -> float:
+def above_zero(value: float, name: str) -> None:
+    """Refuse what is not positive and finite."""
     if not 0 < value < float("inf"):
         raise UsageError(f"{name} must be positive and finite, got {value!r}")
-    return value
 
 
-BOUND = 10.0  # of off-diagonal features, so that float32 can still factor and solve
-
-
-def softclip(h: Tensor, bound: float = BOUND) -> Tensor:
-    """h / (1 + |h| / bound): the identity near 0, within ±bound."""
-    return h / (1 + h.abs() / bound)
+def softclip(h: Tensor) -> Tensor:
+    """h / (1 + |h| / 10): the identity near 0, and within ±10, so that float32 can still factor and solve."""
+    return h / (1 + h.abs() / 10.0)
 
 
 def named(family: Callable[[Tensor], Any], name: str) -> Family:
+    """Give a family made from options the name that messages call it by."""
     family.__name__ = name
     return family
 

@@ -62,7 +62,6 @@ class Observed(TorchDistribution):
 
     Example:
         >>> import pyro.distributions as dist
-        >>> from pyro_vae.distributions.missing import Observed
         >>> d = Observed(dist.Normal(torch.zeros(2), 1.0).to_event(1))
         >>> d.log_prob(torch.tensor([[0.0, 0.0], [0.0, torch.nan], [torch.nan, torch.nan]]))
         tensor([-1.8379, -0.9189,  0.0000])

@@ -10,9 +10,7 @@ class StraightThroughOneHot(dist.OneHotCategoricalStraightThrough):
     r"""One-hot draws whose gradient is that of the probabilities; log q(z) = Σ_k z_k log q_k passes it on."""
 
     def log_prob(self, value: Tensor) -> Tensor:
-        if self._validate_args:
-            self._validate_sample(value)
-        return (value * self.logits).sum(-1)
+        return LinearOneHot.log_prob(self, value)
 
 
 class LinearOneHot(dist.OneHotCategorical):

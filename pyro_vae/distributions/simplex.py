@@ -10,6 +10,8 @@ from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Size, Tensor
 
+from .continuous import expanded
+
 
 class SoftmaxNormal(TorchDistribution):
     r"""The distribution of softmax(loc + scale · ε), ε ~ N(0, I): a logistic normal, symmetric in the parts of the simplex.
@@ -31,9 +33,7 @@ class SoftmaxNormal(TorchDistribution):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> SoftmaxNormal:
         shape = Size(batch_shape) + self.event_shape
-        new = type(self)(self.loc.expand(shape), self.scale.expand(shape), False)
-        new._validate_args = self._validate_args
-        return new
+        return expanded(self, self.loc.expand(shape), self.scale.expand(shape))
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         shape = self._extended_shape(Size(sample_shape))

@@ -11,12 +11,13 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Size, Tensor
 from torch.nn.functional import normalize
 
+from .continuous import expanded
+
 
 def log_area(dim: int) -> float:
     r"""log of 2 π^{d/2} / Γ(d/2), the surface area of the unit sphere in R^d.
 
     Example:
-        >>> import math
         >>> round(math.exp(log_area(3)) / math.pi, 6)   # 4 π
         4.0
     """
@@ -93,9 +94,7 @@ class PowerSpherical(TorchDistribution):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> PowerSpherical:
         batch = Size(batch_shape)
-        new = type(self)(self.loc.expand(batch + self.event_shape), self.concentration.expand(batch), False)
-        new._validate_args = self._validate_args
-        return new
+        return expanded(self, self.loc.expand(batch + self.event_shape), self.concentration.expand(batch))
 
     @property
     def half(self) -> float:

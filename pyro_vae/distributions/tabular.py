@@ -12,7 +12,7 @@ from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
-from .continuous import Shape
+from .continuous import Shape, expanded
 
 
 class Columns(dist.TorchDistribution):
@@ -22,8 +22,6 @@ class Columns(dist.TorchDistribution):
         blocks: distributions over ``(width,)`` each (event dim 1), whose batch shapes broadcast.
 
     Example:
-        >>> import pyro.distributions as dist
-        >>> from pyro_vae.distributions.tabular import Columns
         >>> age, visits = dist.Normal(torch.zeros(5, 1), 1.0), dist.Poisson(torch.full((5, 2), 3.0))
         >>> d = Columns([age.to_event(1), visits.to_event(1)])
         >>> d.batch_shape, d.event_shape
@@ -52,9 +50,7 @@ class Columns(dist.TorchDistribution):
         return all(b.has_rsample for b in self.blocks)
 
     def expand(self, batch_shape: Shape, _instance: Any = None) -> Columns:
-        new = Columns([b.expand(torch.Size(batch_shape)) for b in self.blocks], validate_args=False)
-        new._validate_args = self._validate_args
-        return new
+        return expanded(self, [b.expand(torch.Size(batch_shape)) for b in self.blocks])
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:

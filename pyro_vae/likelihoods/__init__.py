@@ -1,7 +1,5 @@
 """Likelihood families: functions from features (what a network put out) to a distribution over elements."""
 
-from pyro_vae.distributions.features import MIN_SCALE
-
 from .continuous import (
     SharedNormal,
     beta,
@@ -29,7 +27,6 @@ from .registry import FAMILIES, columns, fitting
 
 __all__ = [
     "FAMILIES",
-    "MIN_SCALE",
     "SharedNormal",
     "bernoulli",
     "beta",

@@ -1,4 +1,4 @@
-"""Likelihood families over real, positive and unit-interval values. Layout of features and floors: see :mod:`.families`."""
+"""Likelihood families over real, positive and unit-interval values. Layout of features and floors: see :mod:`.registry`."""
 
 from __future__ import annotations
 
@@ -8,23 +8,26 @@ from torch import Tensor, nn
 
 from pyro_vae.distributions.conditional import Family
 from pyro_vae.distributions.continuous import Beta, ContinuousBernoulli, Gamma
-from pyro_vae.distributions.features import MIN_SCALE, above_zero, at_least, parts, positive
+from pyro_vae.distributions.features import MIN_SCALE, above_zero, at_least, named, parts, positive
 from pyro_vae.errors import ShapeError
 
 MAX_LOG_LOC, MAX_LOG_SCALE = 30.0, 8.0  # log_normal: keeps e^y, and its mean, within float32
 
 
-def normal(h: Tensor) -> dist.Normal:
-    r"""N(loc, scale²) with (loc, s) = the two halves of h and scale = log(1 + e^s) + 1e-4; 2 d features for d elements.
+def _loc_and_scale(h: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """(loc, log(1 + e^s) + 1e-4) of the halves (loc, s) of h."""
+    loc, raw = parts(h, 2, name)
+    return loc, positive(raw)
 
-    Support: all real numbers.
+
+def normal(h: Tensor) -> dist.Normal:
+    r"""N(loc, scale²) with (loc, s) = halves of h, scale = log(1 + e^s) + 1e-4; 2 d features for d elements, real numbers.
 
     Example:
         >>> normal(torch.zeros(3, 8)).batch_shape
         torch.Size([3, 4])
     """
-    loc, scale = parts(h, 2, "normal")
-    return dist.Normal(loc, positive(scale))
+    return dist.Normal(*_loc_and_scale(h, "normal"))
 
 
 def normal_fixed(scale: float = 1.0) -> Family:
@@ -34,17 +37,11 @@ def normal_fixed(scale: float = 1.0) -> Family:
         scale: standard deviation of every element, in the data's units.
 
     Example:
-        >>> from pyro_vae.likelihoods import normal_fixed
         >>> normal_fixed(0.1)(torch.zeros(5, 4)).stddev[0, 0]
         tensor(0.1000)
     """
     above_zero(scale, "scale")
-
-    def family(h: Tensor) -> dist.Normal:
-        return dist.Normal(h, scale)
-
-    family.__name__ = f"normal_fixed({scale})"
-    return family
+    return named(lambda h: dist.Normal(h, scale), f"normal_fixed({scale})")
 
 
 class SharedNormal(nn.Module):
@@ -61,7 +58,6 @@ class SharedNormal(nn.Module):
 
     Example:
         >>> from pyro_vae import MLP, Conditional
-        >>> from pyro_vae.likelihoods import SharedNormal
         >>> likelihood = Conditional(MLP(2, 4), SharedNormal(4))
         >>> likelihood.family.log_scale.shape
         torch.Size([4])
@@ -92,8 +88,7 @@ def laplace(h: Tensor) -> dist.Laplace:
         >>> laplace(torch.zeros(3, 8)).batch_shape
         torch.Size([3, 4])
     """
-    loc, scale = parts(h, 2, "laplace")
-    return dist.Laplace(loc, positive(scale))
+    return dist.Laplace(*_loc_and_scale(h, "laplace"))
 
 
 def student_t(df: float = 3.0) -> Family:
@@ -105,18 +100,12 @@ def student_t(df: float = 3.0) -> Family:
         df: degrees of freedom, given; the mean exists above 1, the variance above 2.
 
     Example:
-        >>> from pyro_vae.likelihoods import student_t
         >>> student_t(5.0)(torch.zeros(3, 8)).batch_shape
         torch.Size([3, 4])
     """
     above_zero(df, "df")
-
-    def family(h: Tensor) -> dist.StudentT:
-        loc, scale = parts(h, 2, f"student_t({df})")
-        return dist.StudentT(df, loc, positive(scale))
-
-    family.__name__ = f"student_t({df})"
-    return family
+    name = f"student_t({df})"
+    return named(lambda h: dist.StudentT(df, *_loc_and_scale(h, name)), name)
 
 
 def log_normal(h: Tensor) -> dist.LogNormal:
@@ -128,8 +117,8 @@ def log_normal(h: Tensor) -> dist.LogNormal:
         >>> log_normal(torch.tensor([-99.0, 0.0])).loc
         tensor([-30.])
     """
-    loc, scale = parts(h, 2, "log_normal")
-    return dist.LogNormal(loc.clamp(-MAX_LOG_LOC, MAX_LOG_LOC), positive(scale).clamp(max=MAX_LOG_SCALE))
+    loc, scale = _loc_and_scale(h, "log_normal")
+    return dist.LogNormal(loc.clamp(-MAX_LOG_LOC, MAX_LOG_LOC), scale.clamp(max=MAX_LOG_SCALE))
 
 
 def gamma(h: Tensor) -> Gamma:
@@ -141,8 +130,8 @@ def gamma(h: Tensor) -> Gamma:
         >>> gamma(torch.zeros(8)).mean[0]
         tensor(1.)
     """
-    concentration, rate = parts(h, 2, "gamma")
-    return Gamma(positive(concentration), positive(rate))
+    concentration, rate = map(positive, parts(h, 2, "gamma"))
+    return Gamma(concentration, rate)
 
 
 def beta(h: Tensor) -> Beta:
@@ -154,8 +143,8 @@ def beta(h: Tensor) -> Beta:
         >>> beta(torch.zeros(8)).mean[0]
         tensor(0.5000)
     """
-    concentration1, concentration0 = parts(h, 2, "beta")
-    return Beta(positive(concentration1), positive(concentration0))
+    concentration1, concentration0 = map(positive, parts(h, 2, "beta"))
+    return Beta(concentration1, concentration0)
 
 
 def continuous_bernoulli(h: Tensor) -> ContinuousBernoulli:

@@ -1,4 +1,4 @@
-"""Likelihood families over 0/1, classes and counts. Layout of features and floors: see :mod:`.families`."""
+"""Likelihood families over 0/1, classes and counts. Layout of features and floors: see :mod:`.registry`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from pyro_vae.distributions.bernoulli import Bernoulli
 from pyro_vae.distributions.conditional import Family
 from pyro_vae.distributions.counts import DiscretizedLogistic, Multinomial, ZeroInflated
-from pyro_vae.distributions.features import at_least, parts, positive
+from pyro_vae.distributions.features import at_least, named, parts, positive
 
 
 def bernoulli(h: Tensor) -> Bernoulli:
@@ -25,25 +25,17 @@ def bernoulli(h: Tensor) -> Bernoulli:
 
 
 def binomial(total_count: int) -> Family:
-    r"""p(y) = C(n, y) s(h)^y (1 - s(h))^{n - y}, for counts y in 0..n with s the logistic function.
-
-    d features for d elements.
+    r"""p(y) = C(n, y) s(h)^y (1 - s(h))^{n - y}, counts y in 0..n, s the logistic function; d features for d elements.
 
     Args:
         total_count: n, the same for every element.
 
     Example:
-        >>> from pyro_vae.likelihoods import binomial
         >>> binomial(16)(torch.zeros(64)).mean[0]
         tensor(8.)
     """
     at_least(1, total_count, "total_count")
-
-    def family(h: Tensor) -> dist.Binomial:
-        return dist.Binomial(total_count, logits=h)
-
-    family.__name__ = f"binomial({total_count})"
-    return family
+    return named(lambda h: dist.Binomial(total_count, logits=h), f"binomial({total_count})")
 
 
 def categorical(num_classes: int) -> Family:
@@ -55,18 +47,13 @@ def categorical(num_classes: int) -> Family:
         num_classes: C, the same for every element.
 
     Example:
-        >>> from pyro_vae.likelihoods import categorical
         >>> h = torch.tensor([0.0, 9.0, 9.0, 0.0])   # class 0 of both elements, then class 1 of both
         >>> categorical(2)(h).probs.argmax(-1)
         tensor([1, 0])
     """
     at_least(2, num_classes, "num_classes")
-
-    def family(h: Tensor) -> dist.Categorical:
-        return dist.Categorical(logits=parts(h, num_classes, f"categorical({num_classes})").movedim(0, -1))
-
-    family.__name__ = f"categorical({num_classes})"
-    return family
+    name = f"categorical({num_classes})"
+    return named(lambda h: dist.Categorical(logits=parts(h, num_classes, name).movedim(0, -1)), name)
 
 
 def poisson(h: Tensor) -> dist.Poisson:
@@ -129,7 +116,7 @@ def zero_inflated_negative_binomial(h: Tensor) -> ZeroInflated:
     return ZeroInflated(_negative_binomial(mean, size), gate)
 
 
-def _discretized(loc: Tensor, scale: Tensor, levels: int) -> DiscretizedLogistic:
+def _discretized(levels: int, loc: Tensor, scale: Tensor) -> DiscretizedLogistic:
     """Convert loc and scale from PixelCNN++'s units, in which the levels span −1..1, to counts."""
     half = (levels - 1) / 2
     return DiscretizedLogistic(half * (1 + loc), half * positive(scale), levels)
@@ -147,18 +134,12 @@ def discretized_logistic(levels: int = 256) -> Family:
         PixelCNN++ (Salimans, Karpathy, Chen & Kingma, 2017), https://arxiv.org/abs/1701.05517
 
     Example:
-        >>> from pyro_vae.likelihoods import discretized_logistic
         >>> discretized_logistic(17)(torch.zeros(2)).mean
         tensor([8.])
     """
     at_least(2, levels, "levels")
-
-    def family(h: Tensor) -> DiscretizedLogistic:
-        loc, scale = parts(h, 2, f"discretized_logistic({levels})")
-        return _discretized(loc, scale, levels)
-
-    family.__name__ = f"discretized_logistic({levels})"
-    return family
+    name = f"discretized_logistic({levels})"
+    return named(lambda h: _discretized(levels, *parts(h, 2, name)), name)
 
 
 def discretized_logistic_mixture(levels: int = 256, components: int = 5) -> Family:
@@ -175,7 +156,6 @@ def discretized_logistic_mixture(levels: int = 256, components: int = 5) -> Fami
         PixelCNN++ (Salimans, Karpathy, Chen & Kingma, 2017), https://arxiv.org/abs/1701.05517
 
     Example:
-        >>> from pyro_vae.likelihoods import discretized_logistic_mixture
         >>> discretized_logistic_mixture(256, components=5)(torch.zeros(3, 15 * 4)).batch_shape
         torch.Size([3, 4])
     """
@@ -185,10 +165,9 @@ def discretized_logistic_mixture(levels: int = 256, components: int = 5) -> Fami
 
     def family(h: Tensor) -> dist.MixtureSameFamily:
         logits, loc, scale = torch.chunk(parts(h, 3 * components, name).movedim(0, -1), 3, -1)
-        return dist.MixtureSameFamily(dist.Categorical(logits=logits), _discretized(loc, scale, levels))
+        return dist.MixtureSameFamily(dist.Categorical(logits=logits), _discretized(levels, loc, scale))
 
-    family.__name__ = name
-    return family
+    return named(family, name)
 
 
 def multinomial(total_count: int) -> Family:
@@ -198,15 +177,9 @@ def multinomial(total_count: int) -> Family:
         total_count: n, the same for every row.
 
     Example:
-        >>> from pyro_vae.likelihoods import multinomial
         >>> d = multinomial(10)(torch.zeros(3, 5))
         >>> d.batch_shape, d.event_shape
         (torch.Size([3]), torch.Size([5]))
     """
     at_least(1, total_count, "total_count")
-
-    def family(h: Tensor) -> Multinomial:
-        return Multinomial(total_count, logits=h)
-
-    family.__name__ = f"multinomial({total_count})"
-    return family
+    return named(lambda h: Multinomial(total_count, logits=h), f"multinomial({total_count})")

@@ -29,29 +29,8 @@ from pyro_vae.distributions.features import at_least
 from pyro_vae.distributions.tabular import Columns
 from pyro_vae.errors import ShapeError, UsageError
 
-from .continuous import (
-    SharedNormal,
-    beta,
-    continuous_bernoulli,
-    gamma,
-    laplace,
-    log_normal,
-    normal,
-    normal_fixed,
-    student_t,
-)
-from .discrete import (
-    bernoulli,
-    binomial,
-    categorical,
-    discretized_logistic,
-    discretized_logistic_mixture,
-    multinomial,
-    negative_binomial,
-    poisson,
-    zero_inflated_negative_binomial,
-    zero_inflated_poisson,
-)
+from . import continuous, discrete
+from .continuous import SharedNormal
 
 
 def columns(spec: Sequence[tuple[Family, int, int]]) -> Family:
@@ -69,7 +48,7 @@ def columns(spec: Sequence[tuple[Family, int, int]]) -> Family:
         ShapeError: another number of features than the blocks take, or a block that makes other columns than it says.
 
     Example:
-        >>> from pyro_vae.likelihoods import categorical, columns, normal, poisson
+        >>> from pyro_vae.likelihoods import categorical, normal, poisson
         >>> table = columns([(normal, 2 * 3, 3), (categorical(4), 4 * 1, 1), (poisson, 2, 2)])
         >>> row = table(torch.zeros(5, 6 + 4 + 2))
         >>> row.batch_shape, row.event_shape
@@ -109,78 +88,76 @@ class _Columns(nn.Module):
         return self.__name__
 
 
-# the closed table that configs name families from
-
 _PIXELCNN = "Salimans, Karpathy, Chen & Kingma, 2017, https://arxiv.org/abs/1701.05517"
 _CONTINUOUS_BERNOULLI = "Loaiza-Ganem & Cunningham, 2019, https://arxiv.org/abs/1907.06845"
 _CALIBRATED = "Rybkin, Daniilidis & Levine, 2021, https://arxiv.org/abs/2006.13202"
 _LAMBERT = "Lambert, 1992, https://doi.org/10.2307/1269547"
 _SCVI = "Lopez, Regier, Cole, Jordan & Yosef, 2018, https://doi.org/10.1038/s41592-018-0229-2"
 
-FAMILIES: dict[str, Spec] = {
-    "bernoulli": Spec(make=lambda: bernoulli, features=1, support="0 or 1", formula="s(h)^y (1 - s(h))^(1 - y)"),
+FAMILIES: dict[str, Spec] = {  # the closed table that configs name families from
+    "bernoulli": Spec(make=lambda: discrete.bernoulli, features=1, support="0 or 1", formula="s(h)^y (1 - s(h))^(1 - y)"),
     "binomial": Spec(
-        make=binomial, features=1, options={"total_count": REQUIRED},
+        make=discrete.binomial, features=1, options={"total_count": REQUIRED},
         support="counts 0..total_count", formula="C(n, y) s(h)^y (1 - s(h))^(n - y)",
     ),
     "categorical": Spec(
-        make=categorical, features=lambda num_classes: num_classes, options={"num_classes": REQUIRED},
+        make=discrete.categorical, features=lambda num_classes: num_classes, options={"num_classes": REQUIRED},
         support="classes 0..num_classes - 1", formula="softmax(h)_y",
     ),
     "multinomial": Spec(
-        make=multinomial, features=1, options={"total_count": REQUIRED},
+        make=discrete.multinomial, features=1, options={"total_count": REQUIRED},
         support="counts that sum to total_count", formula="n! prod softmax(h)_i^y_i / y_i!",
     ),
     "discretized_logistic": Spec(
-        make=discretized_logistic, features=2, support="counts 0..levels - 1",
+        make=discrete.discretized_logistic, features=2, support="counts 0..levels - 1",
         formula="F(y + 1/2) - F(y - 1/2), F a logistic cdf; the edges take the tails", reference=_PIXELCNN,
     ),
     "discretized_logistic_mixture": Spec(
-        make=discretized_logistic_mixture, features=lambda levels=256, components=5: 3 * components,
+        make=discrete.discretized_logistic_mixture, features=lambda levels=256, components=5: 3 * components,
         support="counts 0..levels - 1", formula="sum_k pi_k discretized_logistic_k(y)", reference=_PIXELCNN,
     ),
-    "poisson": Spec(make=lambda: poisson, features=1, support="counts from 0", formula="rate^y exp(-rate) / y!"),
+    "poisson": Spec(make=lambda: discrete.poisson, features=1, support="counts from 0", formula="rate^y exp(-rate) / y!"),
     "negative_binomial": Spec(
-        make=lambda: negative_binomial, features=2,
+        make=lambda: discrete.negative_binomial, features=2,
         support="counts from 0", formula="Gamma(y + r) / (Gamma(r) y!) (r / (r + mu))^r (mu / (r + mu))^y",
     ),
     "zero_inflated_poisson": Spec(
-        make=lambda: zero_inflated_poisson, features=2,
+        make=lambda: discrete.zero_inflated_poisson, features=2,
         support="counts from 0", formula="g [y = 0] + (1 - g) poisson(y)", reference=_LAMBERT,
     ),
     "zero_inflated_negative_binomial": Spec(
-        make=lambda: zero_inflated_negative_binomial, features=3,
+        make=lambda: discrete.zero_inflated_negative_binomial, features=3,
         support="counts from 0", formula="g [y = 0] + (1 - g) negative_binomial(y)", reference=_SCVI,
     ),
     "normal": Spec(
-        make=lambda: normal, features=2,
+        make=lambda: continuous.normal, features=2,
         support="real numbers", formula="N(y; loc, scale^2), loc and scale for each datum",
     ),
     "normal_fixed": Spec(
-        make=normal_fixed, features=1, support="real numbers", formula="N(y; h, scale^2), the scale given"
+        make=continuous.normal_fixed, features=1, support="real numbers", formula="N(y; h, scale^2), the scale given"
     ),
     "SharedNormal": Spec(
         make=SharedNormal, features=1, options={"dim": REQUIRED},
         support="real numbers", formula="N(y; h, scale^2), one learned scale an element", reference=_CALIBRATED,
     ),
     "laplace": Spec(
-        make=lambda: laplace, features=2, support="real numbers", formula="exp(-|y - loc| / scale) / (2 scale)"
+        make=lambda: continuous.laplace, features=2, support="real numbers", formula="exp(-|y - loc| / scale) / (2 scale)"
     ),
     "student_t": Spec(
-        make=student_t, features=2, support="real numbers", formula="t_df((y - loc) / scale) / scale"
+        make=continuous.student_t, features=2, support="real numbers", formula="t_df((y - loc) / scale) / scale"
     ),
     "log_normal": Spec(
-        make=lambda: log_normal, features=2, support="positive numbers", formula="N(log y; loc, scale^2) / y"
+        make=lambda: continuous.log_normal, features=2, support="positive numbers", formula="N(log y; loc, scale^2) / y"
     ),
     "gamma": Spec(
-        make=lambda: gamma, features=2, support="positive numbers", formula="b^a y^(a - 1) exp(-b y) / Gamma(a)"
+        make=lambda: continuous.gamma, features=2, support="positive numbers", formula="b^a y^(a - 1) exp(-b y) / Gamma(a)"
     ),
     "beta": Spec(
-        make=lambda: beta, features=2,
+        make=lambda: continuous.beta, features=2,
         support="numbers between 0 and 1, both excluded", formula="y^(a - 1) (1 - y)^(b - 1) / B(a, b)",
     ),
     "continuous_bernoulli": Spec(
-        make=lambda: continuous_bernoulli, features=1, support="numbers between 0 and 1, both included",
+        make=lambda: continuous.continuous_bernoulli, features=1, support="numbers between 0 and 1, both included",
         formula="h exp(h y) / (exp(h) - 1)", reference=_CONTINUOUS_BERNOULLI,
     ),
     "columns": Spec(  # of as many features as its blocks take
@@ -210,7 +187,7 @@ def fitting(x: Tensor) -> list[str]:
 
 
 def _holds(spec: Spec, x: Tensor, largest: Tensor) -> bool:
-    """Whether the support of a family, its bounds as wide as the data needs, holds every value."""
+    """Return whether the support of a family holds every value, its bounds as wide as the data needs."""
     top = max(1, int(largest))
     bounds = {"total_count": top, "num_classes": top + 1, "levels": top + 1, "dim": x.shape[1]}
     options = {name: bounds[name] for name in spec.options if name in bounds}

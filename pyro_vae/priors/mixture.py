@@ -22,7 +22,6 @@ class Mixture(nn.Module):
         components: K.
 
     Example:
-        >>> from pyro_vae.priors import Mixture
         >>> Mixture(4, components=3)().expand((7, 5)).sample().shape
         torch.Size([7, 5, 4])
     """

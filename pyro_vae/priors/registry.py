@@ -1,4 +1,4 @@
-"""Priors p(z): modules that return a distribution when called. They take a context and may leave it unused."""
+"""The closed table that configs name priors from."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pyro_vae.common.spec import Spec
 from .flow import FlowPrior
 from .mixture import Mixture
 from .simple import DiagonalNormal, Dirichlet, Laplace, OneHot, StandardNormal, StudentT, UniformSphere
-from .vamp import _vamp
+from .vamp import VampPrior
 
 PRIORS: dict[str, Spec] = {
     "standard_normal": Spec(
@@ -22,7 +22,10 @@ PRIORS: dict[str, Spec] = {
         reference="Tomczak & Welling, 2018, https://arxiv.org/abs/1705.07120",
     ),
     "vamp": Spec(
-        make=_vamp, support="any", formula="1/K Σ q(z | u_k)", reparameterised=False, needs=("posterior", "shape"),
+        make=lambda dim, *, posterior, shape, components=500, initial=None, bounds=None: VampPrior(
+            posterior, components, shape, initial, bounds
+        ),
+        support="any", formula="1/K Σ q(z | u_k)", reparameterised=False, needs=("posterior", "shape"),
         reference="Tomczak & Welling, 2018, https://arxiv.org/abs/1705.07120",
     ),
     "flow": Spec(

@@ -14,6 +14,14 @@ from pyro_vae.distributions.sphere import SphereUniform
 from pyro_vae.errors import UsageError
 
 
+def add_tensor(module: nn.Module, name: str, value: Tensor, learned: bool = False) -> None:
+    """Add a parameter, or a constant, which moves with ``.to(device)`` and is not saved."""
+    if learned:
+        module.register_parameter(name, nn.Parameter(value))
+    else:
+        module.register_buffer(name, value, persistent=False)
+
+
 class StandardNormal(nn.Module):
     r"""p(z) = N(0, I) in `dim` dimensions.
 
@@ -29,9 +37,8 @@ class StandardNormal(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         check_sizes(1, dim=dim)
-        # constants: they move with `.to(device)`, and are not saved
-        self.register_buffer("loc", torch.zeros(dim), persistent=False)
-        self.register_buffer("scale", torch.ones(dim), persistent=False)
+        add_tensor(self, "loc", torch.zeros(dim))
+        add_tensor(self, "scale", torch.ones(dim))
 
     def forward(self, *context: Tensor) -> TorchDistributionMixin:
         return dist.Normal(self.loc, self.scale).to_event(1)
@@ -46,14 +53,11 @@ class LocationScale(nn.Module):
     loc: Tensor
     raw_scale: Tensor
 
-    def __init__(self, dim: int, learned: bool) -> None:
+    def __init__(self, dim: int, learned: bool = False) -> None:
         super().__init__()
         check_sizes(1, dim=dim)
-        for name, tensor in (("loc", torch.zeros(dim)), ("raw_scale", torch.full((dim,), UNIT))):
-            if learned:
-                self.register_parameter(name, nn.Parameter(tensor))
-            else:
-                self.register_buffer(name, tensor, persistent=False)
+        add_tensor(self, "loc", torch.zeros(dim), learned)
+        add_tensor(self, "raw_scale", torch.full((dim,), UNIT), learned)
 
     @property
     def scale(self) -> Tensor:
@@ -75,7 +79,6 @@ class DiagonalNormal(LocationScale):
     With a free decoder behind it, an affine layer could absorb loc and scale; it matters where the decoder is restricted.
 
     Example:
-        >>> from pyro_vae.priors import DiagonalNormal
         >>> DiagonalNormal(4)().log_prob(torch.zeros(4)).item()   # as N(0, I)
         -3.67...
     """
@@ -91,13 +94,9 @@ class Laplace(LocationScale):
     r"""p(z) = Π_i exp(−|z_i − loc_i| / scale_i) / (2 scale_i), at 0 with scale 1 unless learned. Support R^dim.
 
     Example:
-        >>> from pyro_vae.priors import Laplace
         >>> Laplace(4)(), Laplace(4)().log_prob(torch.zeros(4)).item()   # -4 log 2
         (Independent(Laplace(loc: torch.Size([4]), scale: torch.Size([4])), 1), -2.77...)
     """
-
-    def __init__(self, dim: int, learned: bool = False) -> None:
-        super().__init__(dim, learned)
 
     def base(self) -> TorchDistributionMixin:
         return dist.Laplace(self.loc, self.scale)
@@ -112,7 +111,6 @@ class StudentT(LocationScale):
         learned: whether loc and scale are.
 
     Example:
-        >>> from pyro_vae.priors import StudentT
         >>> StudentT(4, df=3.0)().event_shape
         torch.Size([4])
     """
@@ -139,7 +137,6 @@ class UniformSphere(nn.Module):
         Hyperspherical Variational Auto-Encoders (Davidson et al., 2018), https://arxiv.org/abs/1804.00891
 
     Example:
-        >>> from pyro_vae.priors import UniformSphere
         >>> UniformSphere(3)().log_prob(torch.tensor([0.0, 0.0, 1.0])).item()   # -log(4 π)
         -2.531...
     """
@@ -149,7 +146,7 @@ class UniformSphere(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         check_sizes(2, dim=dim)
-        self.register_buffer("zero", torch.zeros(dim), persistent=False)
+        add_tensor(self, "zero", torch.zeros(dim))
 
     def forward(self, *context: Tensor) -> TorchDistributionMixin:
         return SphereUniform(self.zero)
@@ -165,7 +162,6 @@ class OneHot(nn.Module):
     it with ``one_hot_categorical`` (score-function gradient) or ``one_hot_categorical_st`` (straight-through).
 
     Example:
-        >>> from pyro_vae.priors import OneHot
         >>> OneHot(4)().log_prob(torch.eye(4))   # -log 4 each
         tensor([-1.3863, -1.3863, -1.3863, -1.3863])
     """
@@ -175,10 +171,7 @@ class OneHot(nn.Module):
     def __init__(self, categories: int, learned: bool = False) -> None:
         super().__init__()
         check_sizes(1, categories=categories)
-        if learned:
-            self.register_parameter("logits", nn.Parameter(torch.zeros(categories)))
-        else:
-            self.register_buffer("logits", torch.zeros(categories), persistent=False)
+        add_tensor(self, "logits", torch.zeros(categories), learned)
 
     def forward(self, *context: Tensor) -> TorchDistributionMixin:
         return LinearOneHot(logits=self.logits)
@@ -198,7 +191,6 @@ class Dirichlet(nn.Module):
         learned: whether to learn one a for each part, from there.
 
     Example:
-        >>> from pyro_vae.priors import Dirichlet
         >>> round(Dirichlet(3)().log_prob(torch.tensor([0.2, 0.3, 0.5])).exp().item(), 5)   # uniform on an area of 1/2
         2.0
     """
@@ -212,10 +204,7 @@ class Dirichlet(nn.Module):
             raise UsageError(f"concentration must be above {MIN_SCALE}, got {concentration}")
         # softplus is the identity above 50, and its inverse would overflow above 700
         raw = torch.full((dim,), unsoftplus(concentration - MIN_SCALE) if concentration < 50 else concentration)
-        if learned:
-            self.register_parameter("raw", nn.Parameter(raw))
-        else:
-            self.register_buffer("raw", raw, persistent=False)
+        add_tensor(self, "raw", raw, learned)
 
     def forward(self, *context: Tensor) -> TorchDistributionMixin:
         return dist.Dirichlet(softplus(self.raw) + MIN_SCALE)

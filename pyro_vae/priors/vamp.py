@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -38,7 +37,6 @@ class VampPrior(nn.Module):
 
     Example:
         >>> from pyro_vae import VAE, Conditional, MLP, bernoulli, normal
-        >>> from pyro_vae.priors import VampPrior
         >>> posterior = Conditional(MLP(9, 2 * 2), normal)
         >>> vae = VAE(VampPrior(posterior, 5, 9, bounds=(0, 1)), Conditional(MLP(2, 9), bernoulli), posterior)
         >>> vae.prior().event_shape
@@ -83,15 +81,3 @@ class VampPrior(nn.Module):
 
     def extra_repr(self) -> str:
         return f"components={len(self.raw)}, shape={tuple(self.raw.shape[1:])}, bounds={self.bounds}"
-
-
-def _vamp(
-    dim: int,
-    *,
-    posterior: Any,
-    shape: int | Sequence[int],
-    components: int = 500,
-    initial: Tensor | None = None,
-    bounds: tuple[float, float] | None = None,
-) -> VampPrior:
-    return VampPrior(posterior, components, shape, initial, bounds)

@@ -9,9 +9,10 @@ from scipy import stats
 from pyro_vae import log_likelihood
 from pyro_vae.distributions.continuous import Beta, ContinuousBernoulli, Gamma
 from pyro_vae.distributions.counts import DiscretizedLogistic, Multinomial, ZeroInflated
+from pyro_vae.distributions.features import MIN_SCALE
 from pyro_vae.distributions.tabular import Columns
 from pyro_vae.errors import SupportError
-from pyro_vae.likelihoods import MIN_SCALE, negative_binomial
+from pyro_vae.likelihoods import negative_binomial
 
 DOUBLE = torch.float64
 

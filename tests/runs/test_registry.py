@@ -1,7 +1,9 @@
 """Every cell of the registry: a (prior, likelihood, posterior) that is allowed trains and scores, one that is not says why."""
 
+import importlib
 import inspect
 import math
+import pkgutil
 from dataclasses import replace
 from itertools import product
 
@@ -80,13 +82,13 @@ def test_refused_cells_name_both_parts_and_why(prior, posterior):
 
 
 def test_every_public_prior_is_in_the_table():
-    """A module class of priors.py or flows.py called like a prior, but missing from PRIORS, fails here."""
-    from pyro_vae.distributions import flows
-
-    classes = {c for m in (priors, flows) for c in vars(m).values() if inspect.isclass(c)}
-    ours = {c for c in classes if issubclass(c, torch.nn.Module) and c.__module__.startswith("pyro_vae.distributions.")}
-    leaves = {c for c in ours if not c.__subclasses__()}
-    of_priors = {c for c in leaves if c.__module__.endswith("priors") or c.__name__.endswith("Prior")}
+    """A module class of a file of priors/ that is missing from PRIORS fails here."""
+    files = [
+        importlib.import_module(f"{priors.__name__}.{file.name}") for file in pkgutil.iter_modules(priors.__path__)
+    ]
+    classes = {c for m in files for c in vars(m).values() if inspect.isclass(c)}
+    ours = {c for c in classes if issubclass(c, torch.nn.Module) and c.__module__.startswith("pyro_vae.priors.")}
+    of_priors = {c for c in ours if not c.__subclasses__()}
     made = {type(build(config(name, "bernoulli", first_fit(name)), (ELEMENTS,)).prior) for name in names("prior")}
     assert of_priors == made
 
