@@ -14,6 +14,11 @@ from pyro_vae.errors import DataConversionWarning, DataError, ShapeError
 
 AT_ONCE = 2**24  # numbers that are checked at a time
 NUMERIC = "biuf"  # numpy's kinds: bool, int, unsigned, float
+ARRAYS = ("__array__", "__array_interface__", "to_numpy", "__dlpack__")
+GAPS = (
+    "Drop those rows, or fill the gaps in first. To model gaps: --missing on the command line; in Python, "
+    "SkipMissing(likelihood), WithMask(net) and fit(..., missing=True) take NaN."
+)
 
 
 def as_rows(
@@ -79,10 +84,9 @@ def batch_of(
     device = device if device is not None or like is None else like.device
     rows = as_rows(x, name, None if like is None else like.dtype, device, missing)
     dtypes = [integer_dtype(c) or rows.dtype for c in context]
-    contexts = (as_rows(c, f"{name}: context {i}", dtypes[i], rows.device) for i, c in enumerate(context))
-    batch = (rows, *contexts)
-    same_rows(*batch)
-    return batch
+    contexts = [as_rows(c, f"{name}: context {i}", dtypes[i], rows.device) for i, c in enumerate(context)]
+    same_rows(rows, *contexts)
+    return (rows, *contexts)
 
 
 def integer_dtype(x: Any) -> torch.dtype | None:
@@ -107,11 +111,7 @@ def same_rows(x: Tensor, *context: Tensor) -> None:
 
 
 def convert(
-    x: Any,
-    name: str,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
-    missing: bool = False,
+    x: Any, name: str, dtype: torch.dtype | None = None, device: torch.device | str | None = None, missing: bool = False
 ) -> tuple[Tensor, str | None]:
     """Convert as :func:`as_rows`, and return a line on the conversion, or None, in place of a warning."""
     source = x.detach() if isinstance(x, Tensor) else real_array(x, name)
@@ -138,9 +138,9 @@ def real_array(x: Any, name: str) -> np.ndarray:
         if is_items(x):
             x = read_items(x, name)
         array = np.asarray(x.to_numpy() if hasattr(x, "to_numpy") else x)
+    except DataError:
+        raise
     except (ValueError, TypeError, RuntimeError) as e:
-        if isinstance(e, DataError):
-            raise
         raise DataError(f"{name} cannot be read as one array ({e}). Give rows of one length, holding numbers.") from e
     if array.dtype.kind not in NUMERIC:
         raise DataError(
@@ -162,9 +162,7 @@ def check_rows(source: Tensor | np.ndarray, name: str) -> None:
         raise ShapeError(f"{name} is a single number, wanted rows: shape (N, d). Give one row as x[None].")
     if 0 in shape:
         lacks = "rows" if shape[0] == 0 else "columns"
-        raise DataError(
-            f"{name} is empty: shape {shape}. It has no {lacks}: check the selection or file it comes from."
-        )
+        raise DataError(f"{name} is empty: shape {shape}. It has no {lacks}: check the selection or file it comes from.")
 
 
 def default_dtype(source: Tensor | np.ndarray) -> torch.dtype:
@@ -190,31 +188,19 @@ def to_tensor(array: np.ndarray) -> Tensor:
 
 
 def copy_on_write(array: np.ndarray) -> np.ndarray:
-    """Map a read-only file once more as copy-on-write; return any other array as it is.
+    """Map a read-only file once more as copy-on-write, as torch warns of memory that it may not write to.
 
-    Torch warns of memory that it may not write to. Pages are read as rows are asked for: a file may be larger than the memory.
+    Any other array, or a part of a file, is returned as it is. Pages are read as rows are asked for.
     """
     file = array if isinstance(array, np.memmap) else array.base
     if array.flags.writeable or not isinstance(file, np.memmap) or not isinstance(file.base, mmap.mmap):
         return array
     if file.filename is None or (file.shape, file.dtype) != (array.shape, array.dtype) or not array.flags.c_contiguous:
-        return array  # a part of a file
+        return array
     return np.memmap(file.filename, file.dtype, "c", file.offset, file.shape)
 
 
-GAPS = (
-    "Drop those rows, or fill the gaps in first. To model gaps: --missing on the command line; in Python, "
-    "SkipMissing(likelihood), WithMask(net) and fit(..., missing=True) take NaN."
-)
-
-
-def check_finite(
-    rows: Tensor,
-    name: str,
-    when: str = "",
-    hint: str = GAPS,
-    missing: bool = False,
-) -> None:
+def check_finite(rows: Tensor, name: str, when: str = "", hint: str = GAPS, missing: bool = False) -> None:
     """Refuse NaN (unless it may stand for what is missing) and infinite values, by row."""
     if not rows.is_floating_point():
         return
@@ -233,9 +219,6 @@ def format_rows(bad: Tensor) -> str:
     column = int(bad[rows[0]].nonzero()[0])
     shown = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
     return f"{len(rows)} of {len(bad)} rows: {shown} (counted from 0; in row {rows[0]} first in column {column})"
-
-
-ARRAYS = ("__array__", "__array_interface__", "to_numpy", "__dlpack__")
 
 
 def is_items(x: Any) -> bool:
@@ -270,9 +253,7 @@ def read_items(x: Any, name: str) -> np.ndarray:
     rows = [read_item(x, i, name) for i in range(len(x))]
     for i, row in enumerate(rows):
         if row.shape != rows[0].shape:
-            raise DataError(
-                f"{name}[{i}] has shape {row.shape}, and {name}[0] has {rows[0].shape}: rows are of one shape."
-            )
+            raise DataError(f"{name}[{i}] has shape {row.shape}, and {name}[0] has {rows[0].shape}: rows are of one shape.")
     return np.stack(rows) if rows else np.zeros(0)
 
 

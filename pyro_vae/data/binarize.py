@@ -30,8 +30,6 @@ def binarize(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         Importance Weighted Autoencoders (Burda, Grosse & Salakhutdinov, 2016), https://arxiv.org/abs/1509.00519
 
     Example:
-        >>> import torch
-        >>> from pyro_vae.data import binarize
         >>> binarize(torch.tensor([[0.0, 1.0, 1.0]]))
         tensor([[0., 1., 1.]])
     """
@@ -46,8 +44,6 @@ def static_binarization(x: Tensor, seed: int) -> Tensor:
         SupportError: a value outside [0, 1].
 
     Example:
-        >>> import torch
-        >>> from pyro_vae.data import static_binarization
         >>> x = torch.full((5, 64), 0.5)
         >>> torch.equal(static_binarization(x, seed=0), static_binarization(x, seed=0))
         True

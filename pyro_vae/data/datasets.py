@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -97,12 +97,9 @@ def load(
     binary = binarization != "none"
     prepared = [prepare(part, source, binary, missing) for part in source.parts]
     splits, shape = [split for split, _ in prepared], event_shape(source.parts)
-    train, validation, test = draw(source.cut(splits), binarization, seed)
     return Data(
-        name=source.name,
-        train=train,
-        validation=validation,
-        test=test,
+        source.name,
+        *draw(source.cut(splits), binarization, seed),
         shape=shape,
         policy=POLICIES[binarization].format(seed=seed) if binary else source.policy + format_missing(splits),
         digest=source.digest(),
@@ -167,7 +164,7 @@ def read_digits() -> Source:
 
 
 def prepare(part: Part, source: Source, binary: bool, missing: bool) -> tuple[Split, list[str]]:
-    """Convert one part to flat float32 rows, and note what was converted."""
+    """Convert one part to flat float32 rows, its labels to int64 if whole or else float32, and note what was converted."""
     x, note = convert(part.x, part.name, torch.float32, missing=missing)
     if (scale := source.scale * (source.grey if binary else 1.0)) != 1.0:
         x = x / scale
@@ -177,19 +174,11 @@ def prepare(part: Part, source: Source, binary: bool, missing: bool) -> tuple[Sp
     notes = [note] if note else []
     if part.y is None:
         return Split(x), notes
-    y, y_note = labels(part)
-    return Split(x, y), [*notes, *y_note]
-
-
-def labels(part: Part) -> tuple[Tensor, list[str]]:
-    """Convert y of one part: to int64 where it is whole numbers, to float32 otherwise; one for each row."""
-    assert part.y is not None
-    are_integers = part.y.dtype.kind in "biu"
-    name = part.name.replace("x", "y", 1)
-    y, note = convert(part.y, name, torch.int64 if are_integers else torch.float32)
-    if len(y) != len(part.x):
-        raise ShapeError(f"{part.name} has {len(part.x)} rows, {name} has {len(y)}. Give each row one label.")
-    return y, [note] if note and not are_integers else []
+    are_integers, name = part.y.dtype.kind in "biu", part.name.replace("x", "y", 1)
+    y, y_note = convert(part.y, name, torch.int64 if are_integers else torch.float32)
+    if len(y) != len(x):
+        raise ShapeError(f"{part.name} has {len(x)} rows, {name} has {len(y)}. Give each row one label.")
+    return Split(x, y), [*notes, y_note] if y_note and not are_integers else notes
 
 
 def event_shape(parts: tuple[Part, ...]) -> tuple[int, ...]:
@@ -206,7 +195,7 @@ def event_shape(parts: tuple[Part, ...]) -> tuple[int, ...]:
     return {0: (1,), 1: first, 2: (1, *first), 3: first}[len(first)]
 
 
-def draw(splits: tuple[Split, Split, Split], binarization: str, seed: int) -> tuple[Split, Split, Split]:
+def draw(splits: Sequence[Split], binarization: str, seed: int) -> Sequence[Split]:
     """Binarize the splits as asked for."""
     if binarization == "none":
         return splits

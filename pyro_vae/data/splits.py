@@ -38,9 +38,6 @@ class Split:
         return np.arange(len(self)) if self.rows is None else self.rows
 
 
-Cut = Callable[[Sequence[Split]], tuple[Split, Split, Split]]
-
-
 @dataclass(frozen=True, eq=False)
 class Part:
     """One array as its file holds it, with its labels; `name` is what messages call it."""
@@ -66,7 +63,7 @@ class Source:
 
     name: str
     parts: tuple[Part, ...]
-    cut: Cut
+    cut: Callable[[Sequence[Split]], Sequence[Split]]
     policy: str = "values as given"
     scale: float = 1.0
     grey: float = 1.0
@@ -79,12 +76,6 @@ class Source:
             total.update(f"{part.x.dtype.str}{part.x.shape}".encode())
             total.update(np.ascontiguousarray(part.x).data.cast("B"))
         return total.hexdigest()
-
-
-def as_given(parts: Sequence[Split]) -> tuple[Split, Split, Split]:
-    """Return the three parts as the file splits them."""
-    train, validation, test = parts
-    return train, validation, test
 
 
 def hold_out(parts: Sequence[Split], rows: int) -> tuple[Split, Split, Split]:

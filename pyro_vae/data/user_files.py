@@ -16,7 +16,7 @@ import numpy as np
 
 from pyro_vae.errors import DataError
 
-from .splits import Part, Source, as_given, shuffle
+from .splits import Part, Source, shuffle
 
 ENDINGS = (".npy", ".npz", ".csv")
 LINE = 2**26  # characters of a line, at most: some million columns
@@ -44,9 +44,8 @@ def read_file(path: Path, seed: int) -> Source:
     arrays = read_csv(path) if path.suffix.lower() == ".csv" else read_numpy(path)
     if all(f"x_{split}" in arrays for split in SPLITS):
         parts = tuple(Part(f"x_{s}", arrays[f"x_{s}"], arrays.get(f"y_{s}")) for s in SPLITS)
-        return Source(
-            path.name, parts, as_given, notes=("split as the file does", *layout(parts[0].x), *unused(arrays, SPLITS))
-        )
+        notes = ("split as the file does", *layout(parts[0].x), *unused(arrays, SPLITS))
+        return Source(path.name, parts, tuple, notes=notes)
     x = key_of_x(arrays, path)
     part = Part("x", arrays[x], arrays.get("y"))
     notes = (f"split 80/10/10 per cent by a permutation from seed {seed}", *layout(part.x), *unused(arrays, (), x))
