@@ -162,7 +162,9 @@ def check_rows(source: Tensor | np.ndarray, name: str) -> None:
         raise ShapeError(f"{name} is a single number, wanted rows: shape (N, d). Give one row as x[None].")
     if 0 in shape:
         lacks = "rows" if shape[0] == 0 else "columns"
-        raise DataError(f"{name} is empty: shape {shape}. It has no {lacks}: check the selection or file it comes from.")
+        raise DataError(
+            f"{name} is empty: shape {shape}. It has no {lacks}: check the selection or file it comes from."
+        )
 
 
 def default_dtype(source: Tensor | np.ndarray) -> torch.dtype:
@@ -253,7 +255,9 @@ def read_items(x: Any, name: str) -> np.ndarray:
     rows = [read_item(x, i, name) for i in range(len(x))]
     for i, row in enumerate(rows):
         if row.shape != rows[0].shape:
-            raise DataError(f"{name}[{i}] has shape {row.shape}, and {name}[0] has {rows[0].shape}: rows are of one shape.")
+            raise DataError(
+                f"{name}[{i}] has shape {row.shape}, and {name}[0] has {rows[0].shape}: rows are of one shape."
+            )
     return np.stack(rows) if rows else np.zeros(0)
 
 

@@ -97,15 +97,11 @@ def load(
     binary = binarization != "none"
     prepared = [prepare(part, source, binary, missing) for part in source.parts]
     splits, shape = [split for split, _ in prepared], event_shape(source.parts)
-    return Data(
-        source.name,
-        *draw(source.cut(splits), binarization, seed),
-        shape=shape,
-        policy=POLICIES[binarization].format(seed=seed) if binary else source.policy + format_missing(splits),
-        digest=source.digest(),
-        transform=binarize if binarization == "dynamic" else None,
-        notes=tuple(dict.fromkeys([*source.notes, *(note for _, notes in prepared for note in notes)])),
-    )
+    train, validation, test = draw(source.cut(splits), binarization, seed)
+    policy = POLICIES[binarization].format(seed=seed) if binary else source.policy + format_missing(splits)
+    notes = tuple(dict.fromkeys([*source.notes, *(note for _, notes in prepared for note in notes)]))
+    transform = binarize if binarization == "dynamic" else None
+    return Data(source.name, train, validation, test, shape, policy, source.digest(), transform, notes)
 
 
 def format_missing(splits: list[Split]) -> str:
@@ -132,7 +128,12 @@ def find_source(name: str | Path, data_dir: str | Path | None, download: bool, s
     if name == "digits":
         return read_digits()
     if isinstance(name, str) and name in CLASSES:
-        return read_images(name, data_folder(name, data_dir), download)
+        if folder := data_dir or os.environ.get("PYRO_VAE_DATA"):
+            return read_images(name, Path(folder).expanduser(), download)
+        raise UsageError(
+            f"{name} lies in a folder, and none is named. Name it with --data-dir (data_dir=) or $PYRO_VAE_DATA; "
+            "with --download (download=True) the files are fetched into it. digits needs neither."
+        )
     if Path(name).suffix.lower() in ENDINGS:
         return read_file(Path(name).expanduser(), seed)
     close = difflib.get_close_matches(str(name).lower(), NAMES, n=1)
@@ -140,17 +141,6 @@ def find_source(name: str | Path, data_dir: str | Path | None, download: bool, s
         f"no data set {str(name)!r}{f' (did you mean {close[0]!r}?)' if close else ''}. "
         f"Take one of: {', '.join(NAMES)}, or the path of a file that ends in {', '.join(ENDINGS)}."
     )
-
-
-def data_folder(name: str, data_dir: str | Path | None) -> Path:
-    """Return the folder asked for, or the one that $PYRO_VAE_DATA names."""
-    folder = data_dir or os.environ.get("PYRO_VAE_DATA")
-    if not folder:
-        raise UsageError(
-            f"{name} lies in a folder, and none is named. Name it with --data-dir (data_dir=) or $PYRO_VAE_DATA; "
-            "with --download (download=True) the files are fetched into it. digits needs neither."
-        )
-    return Path(folder).expanduser()
 
 
 def read_digits() -> Source:

@@ -33,7 +33,11 @@ class Conditional(nn.Module):
         self.net, self.family, self.event_dim = net, family, event_dim
 
     def forward(self, *parents: Tensor) -> TorchDistributionMixin:
-        d = self.family(self.net(*parents))
+        return self.distribution(self.net(*parents))
+
+    def distribution(self, features: Tensor) -> TorchDistributionMixin:
+        """Return the family's distribution, over y of `event_dim` dimensions."""
+        d = self.family(features)
         return d.to_event(self.event_dim - d.event_dim)
 
     def extra_repr(self) -> str:

@@ -16,7 +16,8 @@ D = TypeVar("D", bound=dist.TorchDistribution)
 
 def expanded(d: D, *parameters: Any) -> D:
     """Make what ``d.expand`` returns of its parameters, which were checked when d was made."""
-    new = type(d)(*parameters, validate_args=False)  # type: ignore[call-arg]
+    cls: Any = type(d)
+    new = cls(*parameters, validate_args=False)
     new._validate_args = d._validate_args
     return new
 

@@ -1,21 +1,7 @@
-r"""Missing data: NaN in x means unobserved. A likelihood that skips what is missing, an encoder that sees the mask.
+r"""Missing data: NaN in x means unobserved; the likelihood leaves it out (:mod:`pyro_vae.models.missing` has the networks).
 
 For a likelihood that factorises over elements, p(x_obs | z) = Π over observed j of p(x_j | z): leaving factors out integrates
 x_mis out exactly, so log p(x_obs) is bounded and estimated as log p(x) is (for values missing at random).
-
-    >>> from pyro_vae import VAE, StandardNormal, Conditional, MLP, bernoulli, normal
-    >>> from pyro_vae.models.missing import SkipMissing, WithMask
-    >>> vae = VAE(
-    ...     prior=StandardNormal(2),
-    ...     likelihood=SkipMissing(Conditional(MLP(2, 9), bernoulli)),       # p(x_obs | z)
-    ...     posterior=Conditional(WithMask(MLP(2 * 9, 2 * 2)), normal),      # q(z | x_obs)
-    ... )
-
-References:
-    Handling Incomplete Heterogeneous Data using VAEs (Nazabal, Olmos, Ghahramani & Valera, 2020),
-    https://arxiv.org/abs/1807.03653
-    MIWAE: Deep Generative Modelling and Imputation of Incomplete Data Sets (Mattei & Frellsen, 2019),
-    https://arxiv.org/abs/1812.02633
 """
 
 from __future__ import annotations

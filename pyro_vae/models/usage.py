@@ -30,15 +30,12 @@ class HasParts(Protocol):
 
 
 def encode(vae: HasParts, x: Any, *c: Any) -> Tensor:
-    """E[z | x] under q(z | x): the posterior's mean, never a hidden random draw.
+    """E[z | x] under q(z | x), ``(N, latent_dim)``: the posterior's mean, never a hidden random draw.
 
     Args:
         vae: the model.
         x: data ``(N, *event)``.
         *c: contexts with N rows, where the model has them.
-
-    Returns:
-        ``(N, latent_dim)``.
 
     Raises:
         ProgramError: a posterior without a mean in closed form, or one that does not take NaN where x has missing values.

@@ -59,13 +59,9 @@ class SemiAmortized(nn.Module):
         self.posterior, self.likelihood, self.prior = posterior, likelihood, prior
         self.steps, self.lr = steps, lr
 
-    def distribution(self, h: Tensor) -> TorchDistributionMixin:
-        d = self.posterior.family(h)
-        return d.to_event(self.posterior.event_dim - d.event_dim)
-
     def elbo(self, h: Tensor, x: Tensor, *context: Tensor) -> Tensor:
         """log p(x | z) + log p(z) − log q_h(z), for one draw of z each row."""
-        q = self.distribution(h)
+        q = self.posterior.distribution(h)
         if not q.has_rsample:
             name = getattr(self.posterior.family, "__name__", self.posterior.family)
             raise UsageError(
@@ -84,7 +80,7 @@ class SemiAmortized(nn.Module):
                 (grad,) = torch.autograd.grad(self.elbo(h, x, *context).sum(), h)
                 cut = (MAX_NORM / grad.norm(dim=-1, keepdim=True)).clamp(max=1.0)
                 h = (h + self.lr * cut * grad).detach()
-        return self.distribution(start + (h - start.detach()))  # the value of h, the gradient of the encoder
+        return self.posterior.distribution(start + (h - start.detach()))  # the value of h, the gradient of the encoder
 
     def extra_repr(self) -> str:
         return f"steps={self.steps}, lr={self.lr}"
