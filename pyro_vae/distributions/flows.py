@@ -1,13 +1,8 @@
-"""Normalizing flows, from zuko, as p(z) and as q(z | x).
-
-Importing zuko switches torch's distribution validation off for the whole process. It is imported only when a flow is
-built, and the switch is put back.
-"""
+"""Normalizing flows, from zuko, which is imported only when a flow is built, as p(z) and as q(z | x)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -19,13 +14,6 @@ from torch import Size, Tensor, nn
 from pyro_vae.errors import UsageError
 
 KINDS = ("nsf", "maf", "iaf")
-
-
-def import_zuko() -> ModuleType:
-    """Import zuko, and leave torch's (and so Pyro's) distribution validation as it was before."""
-    with settings.context(validate_distributions_torch=settings.get("validate_distributions_torch")):
-        import zuko
-    return zuko
 
 
 class FlowDistribution(ZukoToPyro):
@@ -63,7 +51,9 @@ def make_flow(kind: str, dim: int, context: int, transforms: int, hidden: Sequen
         raise UsageError(f"there is no flow of kind {kind!r}: choose one of {', '.join(KINDS)}")
     if dim < 1 or transforms < 1:
         raise UsageError(f"a flow has at least 1 dimension and 1 transform, got dim={dim}, transforms={transforms}")
-    zuko = import_zuko()
+    # importing zuko switches torch's (and so Pyro's) validation off for the whole process: the switch is put back
+    with settings.context(validate_distributions_torch=settings.get("validate_distributions_torch")):
+        import zuko
     build = zuko.flows.NSF if kind == "nsf" else zuko.flows.MAF
     flow = build(dim, context, transforms=transforms, hidden_features=tuple(hidden))
     steps = list(flow.transform.transforms)

@@ -74,17 +74,15 @@ class Columns(dist.TorchDistribution):
         return self._moments("variance")
 
     def _moments(self, name: str) -> Tensor:
-        moments = [_moment(b, name) for b in self.blocks]
+        moments = []
+        for block in self.blocks:
+            try:
+                moments.append(getattr(block, name))
+            except NotImplementedError:
+                moments.append(None)
         like = next((m for m in moments if m is not None), torch.empty(()))
         pairs = zip(moments, self.blocks, strict=True)
         return torch.cat([like.new_full(b.shape(), math.nan) if m is None else m for m, b in pairs], -1)
-
-
-def _moment(block: TorchDistributionMixin, name: str) -> Tensor | None:
-    try:
-        return getattr(block, name)
-    except NotImplementedError:
-        return None
 
 
 class ColumnsConstraint(constraints.Constraint):

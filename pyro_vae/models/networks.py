@@ -14,14 +14,6 @@ from torch import Tensor, nn
 from pyro_vae.errors import ShapeError
 
 
-def concatenate(inputs: Sequence[Tensor]) -> Tensor:
-    """Concatenate inputs of shapes ``(*batch_i, d_i)`` to one of shape ``(*broadcast batch, sum of d_i)``."""
-    if len(inputs) == 1:
-        return inputs[0]
-    batch = torch.broadcast_shapes(*(i.shape[:-1] for i in inputs))
-    return torch.cat([i.expand(*batch, i.shape[-1]) for i in inputs], -1)
-
-
 def check_features(h: Tensor, width: int, network: nn.Module) -> Tensor:
     """Return h if its rightmost size is `width`; raise a ShapeError that says both otherwise."""
     if h.dim() == 0 or h.shape[-1] != width:
@@ -83,7 +75,11 @@ class MLP(nn.Sequential):
         self.in_features = in_features
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        return super().forward(check_features(concatenate(inputs), self.in_features, self))
+        h, *contexts = inputs
+        if contexts:
+            batch = torch.broadcast_shapes(*(i.shape[:-1] for i in inputs))
+            h = torch.cat([i.expand(*batch, i.shape[-1]) for i in inputs], -1)
+        return super().forward(check_features(h, self.in_features, self))
 
 
 class ConvEncoder(nn.Module):

@@ -44,11 +44,7 @@ def stacked(names: Sequence[str], parts: Sequence[Mapping[str, Mapping[str, Any]
 
 
 def gap_bars(gaps: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Plot log p(x) − ELBO as approximation + amortisation gap, a bar for each model or split.
-
-    Args:
-        gaps: a name to what ``Gaps.summary()`` gives.
-    """
+    """Plot log p(x) − ELBO as approximation + amortisation gap, a bar for each name to a ``Gaps.summary()``."""
     parts = [
         {"approximation: the family": s["approximation"], "amortisation: the encoder": s["amortisation"]}
         for s in gaps.values()
@@ -57,10 +53,9 @@ def gap_bars(gaps: Mapping[str, Mapping[str, Any]]) -> Figure:
 
 
 def decomposition_bars(summaries: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Plot KL(q(z | x) ‖ p(z)) as mutual information + total correlation + dimension-wise KL, a bar for each model or split.
+    """Plot KL(q(z | x) ‖ p(z)) as mutual information + total correlation + dimension-wise KL.
 
-    Args:
-        summaries: a name to what ``ElboDecomposition.to_dict()`` gives.
+    A bar for each name to an ``ElboDecomposition.to_dict()``.
     """
     rows = sorted({d["rows"] for d in summaries.values()})
     most = ", ".join(f"log {n} = {math.log(n):.2f}" for n in rows)

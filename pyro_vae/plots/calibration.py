@@ -44,12 +44,9 @@ def ecdf_differences(calibration: Mapping[str, Any], most: int = 16) -> Figure:
 
 
 def predictive_panels(check: Mapping[str, Any]) -> Figure:
-    """Plot histograms of T(x_rep), a panel for each statistic (its mean over all rows), and T(x) as a line.
+    """Plot histograms of T(x_rep), a panel for each statistic of a ``PredictiveCheck.to_dict()``, and T(x) as a line.
 
-    Where T(x, z) depends on the latents it has a histogram of its own; p compares the two draw by draw.
-
-    Args:
-        check: what ``PredictiveCheck.to_dict()`` gives.
+    T is a mean over all rows. Where T(x, z) depends on the latents it has a histogram of its own; p compares draw by draw.
     """
     fig, panels = grid(len(check["statistics"]), 3)
     for ax, (name, statistic) in zip(panels, check["statistics"].items(), strict=True):

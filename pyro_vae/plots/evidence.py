@@ -143,11 +143,12 @@ def convergence_curve(points: Sequence[Numbers], exact: Numbers | None = None) -
     fig = figure(7.5, 4.2)
     last = points[-1]
     ax = axes(fig, "K, particles a row", "nats per row", f"How far the bound still rises ({last['rows']} rows)")
-    ks, log_px = (np.array([p[key] for p in points], dtype=float) for key in ("num_samples", "log_px"))
-    band = 2 * np.array([np.nan if p["log_px_mc_se"] is None else p["log_px_mc_se"] for p in points])
+    # None, of what is not known, becomes NaN, and is not drawn
+    keys = ("num_samples", "log_px", "log_px_mc_se", "jackknife")
+    ks, log_px, mc_se, jackknife = (np.array([p.get(key) for p in points], dtype=float) for key in keys)
+    band = 2 * mc_se
     ax.fill_between(ks, log_px - band, log_px + band, color=BLUE, alpha=0.2, linewidth=0)
     ax.plot(ks, log_px, color=BLUE, marker="o", markersize=4, label=f"log {P_HAT}, a lower bound; ± 2 Monte Carlo s.e.")
-    jackknife = np.array([np.nan if p.get("jackknife") is None else p["jackknife"] for p in points])
     ax.plot(ks, jackknife, color=ORANGE, marker="s", markersize=4, linestyle=":", label="jackknife: no bound")
     if exact is not None:
         ax.axhline(exact["log_px"], color=INK, linewidth=1, label=f"log p(x), {exact['method']}")

@@ -163,8 +163,7 @@ def sample_grid(
 def signal_to_noise(reports: Mapping[int, Mapping[str, Any]]) -> Figure:
     """Plot the signal-to-noise ratio of gradients against K, on log scales: encoder and decoder, a line for each estimator.
 
-    Args:
-        reports: K to what ``GradientReport.to_dict()`` gives; objectives are named by their estimators.
+    Reports are K to ``GradientReport.to_dict()``, their objectives named by their estimators.
     """
     fig = figure(9.0, 3.8)
     names = list(dict.fromkeys(name for r in reports.values() for name in r["objectives"]))
@@ -172,10 +171,10 @@ def signal_to_noise(reports: Mapping[int, Mapping[str, Any]]) -> Figure:
     panels = fig.subplots(1, 2, sharey=True)
     for ax, part in zip(panels, ("encoder", "decoder"), strict=True):
         for name, style in zip(names, cycle(zip((GREY, BLUE, ORANGE, INK), ("o", "s", "^", "D"), strict=True))):
-            points = [
-                (k, r["objectives"][name][part]["snr_mean"]) for k, r in reports.items() if name in r["objectives"]
-            ]
-            ks, snr = zip(*((k, value) for k, value in points if value is not None), strict=True)
+            of_name = {
+                k: r["objectives"][name][part]["snr_mean"] for k, r in reports.items() if name in r["objectives"]
+            }
+            ks, snr = zip(*((k, value) for k, value in of_name.items() if value is not None), strict=True)
             ax.plot(ks, snr, color=style[0], marker=style[1], markersize=5, label=name)
         ax.axhline(floor, color=GREY, linestyle=":", linewidth=1, label="no signal at all")
         ax.set(xlabel="K, particles a row", title=part, xscale="log", yscale="log")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
@@ -50,6 +52,7 @@ class StandardNormal(nn.Module):
 class LocationScale(nn.Module):
     """A product of one-dimensional distributions, at 0 with scale 1 unless loc and scale are learned."""
 
+    family: Callable[[Tensor, Tensor], TorchDistributionMixin]
     loc: Tensor
     raw_scale: Tensor
 
@@ -63,11 +66,8 @@ class LocationScale(nn.Module):
     def scale(self) -> Tensor:
         return softplus(self.raw_scale) + MIN_SCALE
 
-    def base(self) -> TorchDistributionMixin:
-        raise NotImplementedError
-
     def forward(self, *context: Tensor) -> TorchDistributionMixin:
-        return self.base().to_event(1)
+        return self.family(self.loc, self.scale).to_event(1)
 
     def extra_repr(self) -> str:
         return f"dim={self.loc.numel()}, learned={isinstance(self.loc, nn.Parameter)}"
@@ -83,11 +83,10 @@ class DiagonalNormal(LocationScale):
         -3.67...
     """
 
+    family = dist.Normal
+
     def __init__(self, dim: int, learned: bool = True) -> None:
         super().__init__(dim, learned)
-
-    def base(self) -> TorchDistributionMixin:
-        return dist.Normal(self.loc, self.scale)
 
 
 class Laplace(LocationScale):
@@ -98,8 +97,7 @@ class Laplace(LocationScale):
         (Independent(Laplace(loc: torch.Size([4]), scale: torch.Size([4])), 1), -2.77...)
     """
 
-    def base(self) -> TorchDistributionMixin:
-        return dist.Laplace(self.loc, self.scale)
+    family = dist.Laplace
 
 
 class StudentT(LocationScale):
@@ -121,8 +119,8 @@ class StudentT(LocationScale):
             raise UsageError(f"df must be positive, got {df}")
         self.df = df
 
-    def base(self) -> TorchDistributionMixin:
-        return dist.StudentT(self.df, self.loc, self.scale)
+    def family(self, loc: Tensor, scale: Tensor) -> TorchDistributionMixin:
+        return dist.StudentT(self.df, loc, scale)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, df={self.df}"
