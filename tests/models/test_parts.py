@@ -48,7 +48,10 @@ PARTS = {
 def public_parts() -> set[str]:
     """What pyro_vae exports of its parts: classes and functions defined there."""
     here = {n: o for n, o in vars(pyro_vae).items() if not n.startswith("_") and callable(o)}
-    return {n for n, o in here.items() if inspect.getmodule(o).__name__.startswith("pyro_vae.distributions.")}
+    folders = ("distributions.", "likelihoods.", "priors.", "posteriors.", "models.networks", "models.missing")
+    return {
+        n for n, o in here.items() if inspect.getmodule(o).__name__.startswith(tuple(f"pyro_vae.{f}" for f in folders))
+    }
 
 
 def missing(registry) -> set[str]:
