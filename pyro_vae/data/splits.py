@@ -34,7 +34,7 @@ class Split:
 
     @property
     def numbers(self) -> np.ndarray:
-        """Where each row stands in the array that it comes from."""
+        """Number of each row in the array that it comes from."""
         return np.arange(len(self)) if self.rows is None else self.rows
 
 
