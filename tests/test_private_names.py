@@ -348,6 +348,5 @@ def test_a_pyro_that_marks_deterministic_sites_otherwise(monkeypatch):
         return log_weights(*Beta(0.5).pair((model, guide)), torch.ones(3, 1))
 
     whole = weights()
-    monkeypatch.setattr("pyro_vae.common.pyro_private.is_deterministic", lambda site: False)
-    monkeypatch.setattr("pyro_vae.objectives.beta.is_deterministic", lambda site: False)
+    monkeypatch.setattr("pyro_vae.programs.sites.is_deterministic", lambda site: False)
     assert torch.equal(weights(), whole)

@@ -56,7 +56,7 @@ def bounded_build(layout: Layout) -> Iterator[None]:
     Example:
         >>> import torch
         >>> from pyro_vae.runs.build_limits import bounded_build
-        >>> with frugal({"w": ((10, 10), torch.float32)}):
+        >>> with bounded_build({"w": ((10, 10), torch.float32)}):
         ...     torch.nn.Linear(10**6, 10**6)
         Traceback (most recent call last):
         pyro_vae.errors.RunFolderError: config.json asks for a model far larger than the weights beside it

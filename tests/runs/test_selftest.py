@@ -43,8 +43,8 @@ def test_a_reader_without_digests_is_found(monkeypatch):
     monkeypatch.setattr(
         Checkpoints, "checked", staticmethod(lambda path, said, limit: path.read_bytes().ljust(said["bytes"]))
     )
-    monkeypatch.setattr("pyro_vae.common.safe_read.check_seal", lambda *_: None)
-    monkeypatch.setattr("pyro_vae.common.digests.tensor_digest", lambda tensors: "same")
+    monkeypatch.setattr("pyro_vae.runs.checkpoint.check_seal", lambda *_: None)
+    monkeypatch.setattr("pyro_vae.common.safe_read.tensor_digest", lambda tensors: "same")
     assert results()["damaged files"][0] == "FAILED"
 
 

@@ -137,7 +137,7 @@ def test_changed_data_is_refused(run, config, data, tmp_path):
 
 def test_other_versions_go_on_and_say_so(config, tmp_path, monkeypatch, capsys):
     cut(config, tmp_path / "run", monkeypatch)
-    monkeypatch.setattr("pyro_vae.common.environment.versions", lambda: {"pyro-ppl": "9.9"})
+    monkeypatch.setattr("pyro_vae.runs.resume_run.versions", lambda: {"pyro-ppl": "9.9"})
     evidence = resume_run(tmp_path / "run", device="cpu", num_samples=5)
     assert "not bit-exact" in (said := capsys.readouterr().err) and "pyro-ppl" in said
     assert evidence["training"]["resumed"] == {"times": 1, "exact": False}
