@@ -58,8 +58,8 @@ def own_support(fn: Any) -> Any:
         return fn.transform.domain
     try:
         return fn.support
-    except NotImplementedError as error:
-        raise NotImplementedError(f"{type(fn).__name__} does not say its support: {SAY_IT}") from error
+    except (NotImplementedError, AttributeError) as error:  # AttributeError: of a transform without a codomain
+        raise NotImplementedError(f"{type(fn).__name__} does not say what its support is: {SAY_IT}") from error
 
 
 def shared_by_components(support: Any, event_dim: int) -> Any:
