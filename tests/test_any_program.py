@@ -357,8 +357,9 @@ def test_no_public_function_is_left_out():
 
 def test_every_function_of_programs_is_public():
     """Whatever takes a model and explains itself by an example is meant for users, and is exported."""
-    package = importlib.import_module("pyro_vae.evidence")
-    modules = [importlib.import_module(f"pyro_vae.evidence.{m.name}") for m in pkgutil.iter_modules(package.__path__)]
+    packages = [importlib.import_module(f"pyro_vae.{name}") for name in ("evidence", "diagnostics", "programs")]
+    names = [m.name for p in packages for m in pkgutil.walk_packages(p.__path__, f"{p.__name__}.")]
+    modules = [importlib.import_module(name) for name in names]
     own = [f for m in modules for _, f in inspect.getmembers(m, inspect.isfunction) if f.__module__ == m.__name__]
     of_programs = [f for f in own if next(iter(inspect.signature(f).parameters), "") == "model"]
     meant = {f.__name__ for f in of_programs if ">>>" in (f.__doc__ or "")}

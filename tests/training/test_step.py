@@ -53,16 +53,20 @@ class Coins(nn.Module):
             pyro.sample("k", dist.Bernoulli(logits=h[:, 2]))
 
 
+def double_vae(device, dtype):
+    return small_vae(device=device).to(dtype)
+
+
 STOCK = {
-    "Trace_ELBO": (lambda: Trace_ELBO(), small_vae),
-    "4 particles": (lambda: Trace_ELBO(num_particles=4, vectorize_particles=True, max_plate_nesting=1), small_vae),
-    "3 one by one": (lambda: Trace_ELBO(num_particles=3), small_vae),
+    "Trace_ELBO": (lambda: Trace_ELBO(), double_vae),
+    "4 particles": (lambda: Trace_ELBO(num_particles=4, vectorize_particles=True, max_plate_nesting=1), double_vae),
+    "3 one by one": (lambda: Trace_ELBO(num_particles=3), double_vae),
     "score function": (lambda: Trace_ELBO(), lambda *place: Coins().to(*place)),
     "score function, scaled": (lambda: Trace_ELBO(num_particles=2), lambda *place: Coins(0.3).to(*place)),
-    "mean field": (lambda: TraceMeanField_ELBO(), small_vae),
+    "mean field": (lambda: TraceMeanField_ELBO(), double_vae),
     "mean field, 4 particles": (
         lambda: TraceMeanField_ELBO(num_particles=4, vectorize_particles=True, max_plate_nesting=1),
-        small_vae,
+        double_vae,
     ),
 }
 
