@@ -87,7 +87,7 @@ def strange_in(node, own):
 ATTRIBUTES = (
     *("_foreach_add_", "_fused_adam_", "_foreach_sub_", "_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"),
     *("_step_supports_amp_scaling", "_version", "_backward_hooks", "_validate_sample", "_schema"),
-    *("_PYRO_STACK", "_params", "_constraints", "_param_to_name", "_get_trace", "_get_traces"),
+    *("_PYRO_STACK", "_get_trace", "_get_traces"),
 )
 PATHS = (torch_private.MODE, torch_private.MAKE_FX, *torch_private.INDUCTOR, *torch_private.SHARED)
 HIDDEN = dict.fromkeys(ATTRIBUTES, "getattr") | dict.fromkeys(PATHS, "find")
@@ -293,19 +293,6 @@ def test_without_its_method_a_sample_is_checked_against_the_support(monkeypatch)
     torch_private.validate_sample(d.base_dist, torch.ones(3))
     with pytest.raises(ValueError, match="outside the support"):
         torch_private.validate_sample(d.base_dist, torch.full((3,), 2.0))
-
-
-@pytest.mark.parametrize("name", ["_params", "_constraints", "_param_to_name"])
-def test_without_the_stores_own_names_what_is_added_is_forgotten(name, monkeypatch):
-    hide(name, monkeypatch)
-    store = pyro.get_param_store()
-    kept = pyro.param("kept", torch.ones(2), constraint=dist.constraints.positive)
-    before = set(store.keys())
-    with pyro_private.own_store():
-        pyro.param("added", torch.zeros(1))
-        assert torch.equal(pyro.param("kept"), kept)
-    assert set(store.keys()) == before and torch.equal(pyro.param("kept"), kept)
-    del store["kept"]
 
 
 def test_a_module_that_is_gone_leaves_shared_parameters_to_the_other():

@@ -23,70 +23,68 @@ WAYS_ON = {
 }
 
 
+VISITS: dict[str, int] = {}
+
+
 def crash_point(name: str) -> None:
-    """Where tests kill the process: $PYRO_VAE_CRASH_AT names a point, and perhaps the visit ("best:3")."""
-    wanted, _, visit = os.environ.get("PYRO_VAE_CRASH_AT", "").partition(":")
-    if wanted == name:
+    """Kill the process here if tests ask for it: $PYRO_VAE_CRASH_AT names a point, and perhaps the visit ("best:3")."""
+    target, _, visit = os.environ.get("PYRO_VAE_CRASH_AT", "").partition(":")
+    if target == name:
         VISITS[name] = VISITS.get(name, 0) + 1
         if VISITS[name] == int(visit or 1):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-VISITS: dict[str, int] = {}
-
-
 def write_atomic(path: Path, content: bytes | str) -> None:
-    """The file as a whole or not at all: under another name, synced, renamed, and the folder synced.
+    """Write a file as a whole or not at all.
 
     Raises:
         StorageError: it cannot be written; a file of that name is as it was, and nothing half-written is left.
 
     Example:
         >>> import tempfile
-        >>> from pyro_vae.common.atomic_write import write_atomic
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     write_atomic(Path(folder) / "a.txt", "whole")
         ...     [p.name for p in Path(folder).iterdir()]
         ['a.txt']
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{PART}")
-    with storage(f"cannot write {path}"):
-        try:
-            put(temporary, content.encode() if isinstance(content, str) else content)
-            crash_point("written")
-            os.replace(temporary, path)
-            crash_point("renamed")
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        sync_folder(path.parent)
+    with renamed_when_whole(path, "renamed") as temporary:
+        write_synced(temporary, content.encode() if isinstance(content, str) else content)
+        crash_point("written")
 
 
 def publish(path: Path, files: Mapping[str, bytes]) -> None:
-    """A new folder with these files, by one rename: all of them, or nothing.
+    """Make a new folder with these files: all of them, or nothing.
 
     Raises:
         StorageError: as of :func:`write_atomic`.
     """
+    with renamed_when_whole(path, "published") as temporary:
+        temporary.mkdir()
+        for name, content in files.items():
+            write_synced(temporary / name, content)
+            crash_point(name.partition(".")[0])
+        sync_folder(temporary)
+        crash_point("unpublished")
+
+
+@contextmanager
+def renamed_when_whole(path: Path, done: str) -> Iterator[Path]:
+    """Yield another name, which becomes `path` by one rename; on an error what has it is deleted."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}{PART}")
     with storage(f"cannot write {path}"):
         try:
-            temporary.mkdir()
-            for name, content in files.items():
-                put(temporary / name, content)
-                crash_point(name.partition(".")[0])
-            sync_folder(temporary)
-            crash_point("unpublished")
-            os.rename(temporary, path)
-            crash_point("published")
+            yield temporary
+            os.replace(temporary, path)
+            crash_point(done)
         except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
+            delete(temporary)
             raise
         sync_folder(path.parent)
 
 
-def put(path: Path, content: bytes) -> None:
-    """A file that is not there yet, on the disk when this returns."""
+def write_synced(path: Path, content: bytes) -> None:
+    """Write a file that is not there yet; it is on the disk when this returns."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o666)
     with open(handle, "wb") as file:
         file.write(content)
@@ -95,7 +93,7 @@ def put(path: Path, content: bytes) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """A rename is on the disk once its folder is; file systems that sync no folders are left to their own ways."""
+    """Put a folder's renames on the disk; file systems that sync no folders are left to their own ways."""
     try:
         handle = os.open(path, os.O_RDONLY)
     except PermissionError:  # Windows
@@ -111,7 +109,7 @@ def sync_folder(path: Path) -> None:
 
 @contextmanager
 def storage(what: str) -> Iterator[None]:
-    """Turns the system's refusals to write into a StorageError that says how to go on."""
+    """Turn the system's refusals to write into a StorageError that says how to go on."""
     try:
         yield
     except BrokenPipeError:  # nobody reads what is printed: no disk's doing
@@ -125,9 +123,14 @@ def storage(what: str) -> Iterator[None]:
 
 
 def sweep(path: Path) -> None:
-    """Deletes what killed writers left half-written in a folder. For whoever holds its lock."""
-    for left in path.glob(f".*{PART}"):
-        if left.is_dir() and not left.is_symlink():
-            shutil.rmtree(left, ignore_errors=True)
-        else:
-            left.unlink(missing_ok=True)
+    """Delete what killed writers left half-written in a folder. For the holder of its lock."""
+    for left_over in path.glob(f".*{PART}"):
+        delete(left_over)
+
+
+def delete(path: Path) -> None:
+    """Delete a file, a link, or a folder with what is in it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

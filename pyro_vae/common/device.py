@@ -1,4 +1,4 @@
-"""Where a program's tensors are: CPU, CUDA, or automatic."""
+"""Devices by name: CPU, CUDA, or automatic."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pyro_vae.errors import DeviceError
 
 
 def resolve_device(device: torch.device | str) -> torch.device:
-    """The device of that name ("auto": CUDA where there is one).
+    """Return the device of that name ("auto": CUDA where there is one).
 
     Raises:
         DeviceError: no such device here. Never falls back to another in silence.
@@ -16,12 +16,11 @@ def resolve_device(device: torch.device | str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        place = torch.device(device)
+        resolved = torch.device(device)
     except RuntimeError as error:
         raise DeviceError(f"{device!r} is no device: say cpu, cuda, cuda:1 or auto") from error
-    if place.type == "cuda" and not torch.cuda.is_available():
+    if resolved.type == "cuda" and not torch.cuda.is_available():
         raise DeviceError(f"device {device!r} was asked for, but torch sees no CUDA here. Say device='cpu' or 'auto'.")
-    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-        seen = torch.cuda.device_count()
+    if resolved.type == "cuda" and (resolved.index or 0) >= (seen := torch.cuda.device_count()):
         raise DeviceError(f"device {device!r} was asked for, but torch sees {seen} CUDA device(s) here.")
-    return place
+    return resolved

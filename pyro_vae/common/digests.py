@@ -20,7 +20,6 @@ def digest_of(value: Any) -> str:
     """Return the SHA-256 of a plain value's JSON; the order of names does not matter.
 
     Example:
-        >>> from pyro_vae.common.digests import digest_of
         >>> digest_of({"a": 1, "b": 2}) == digest_of({"b": 2, "a": 1})
         True
     """
@@ -31,7 +30,6 @@ def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 of names, dtypes, shapes and values.
 
     Example:
-        >>> from pyro_vae.common.digests import tensor_digest
         >>> tensor_digest({"w": torch.zeros(2)}) == tensor_digest({"w": torch.zeros(2, dtype=torch.float64)})
         False
     """

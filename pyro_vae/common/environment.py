@@ -10,14 +10,14 @@ import torch
 
 
 def versions() -> dict[str, str]:
-    """What the numbers of a run may depend on."""
+    """Return the versions that the numbers of a run may depend on."""
     packages = ("pyro-vae", "torch", "pyro-ppl")
     return {"python": platform.python_version()} | {name: version(name) for name in packages}
 
 
-def machine(place: torch.device) -> str:
-    """Where a number was made."""
-    if place.type == "cuda":
-        return torch.cuda.get_device_name(place)
+def machine(device: torch.device) -> str:
+    """Describe the machine that a number is made on."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"CPU ({platform.machine()}), {cores} cores, {torch.get_num_threads()} threads"

@@ -5,13 +5,24 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import ParamSpec, TypeVar
 
 from pyro_vae.errors import KeywordError
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+def suggest(name: str, known: Iterable[str], most: int = 1, otherwise: str = "known:") -> str:
+    """Name the nearest of the known names, at most so many; all of them, after `otherwise`, where none is near.
+
+    Example:
+        >>> suggest("num_sample", ["num_samples", "seed"]), suggest("lr", [], otherwise="it has")
+        ("did you mean 'num_samples'?", 'it has none')
+    """
+    close = difflib.get_close_matches(name, known := list(known), most)
+    return f"did you mean {' or '.join(map(repr, close))}?" if close else f"{otherwise} {', '.join(known) or 'none'}"
 
 
 def suggest_keywords(function: Callable[P, R]) -> Callable[P, R]:
@@ -35,8 +46,7 @@ def suggest_keywords(function: Callable[P, R]) -> Callable[P, R]:
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
         for name in kwargs:
             if name not in known:
-                close = difflib.get_close_matches(name, known, 1)
-                hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known)}"
+                hint = suggest(name, known, otherwise="it has")
                 raise KeywordError(f"{function.__name__}() has no argument {name!r}; {hint}")
         return function(*args, **kwargs)
 

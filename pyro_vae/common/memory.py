@@ -30,7 +30,6 @@ def fitting(what: str, way_on: str) -> Iterator[None]:
         DeviceMemoryError: it does not fit.
 
     Example:
-        >>> from pyro_vae.common.memory import fitting
         >>> with fitting("a batch of 500 rows", "Take a smaller one: batch_size=250."):
         ...     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         Traceback (most recent call last):

@@ -11,14 +11,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 T = TypeVar("T")
 
 
-def console() -> Console:
-    """Return the console of progress: standard error, so that results can be piped."""
-    return Console(stderr=True)
-
-
 def bar(shown: bool) -> Progress:
-    """Make a progress bar that leaves nothing behind; not shown off a terminal."""
-    stderr = console()
+    """Make a progress bar on standard error (results can be piped) that leaves nothing behind; not shown off a terminal."""
+    stderr = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=stderr, transient=True, disable=not (shown and stderr.is_terminal))
 

@@ -21,7 +21,6 @@ def seeded(seed: int, *block: int, device: torch.device | str = "cpu") -> Iterat
         device: where the work runs.
 
     Example:
-        >>> from pyro_vae.common.random import seeded
         >>> with seeded(0, 3):
         ...     a = torch.rand(())
         >>> with seeded(0, 3):

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.poutine.indep_messenger import CondIndepStackFrame
@@ -14,7 +15,6 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_vae.common.keywords import suggest_keywords
-from pyro_vae.common.pyro_private import own_store
 from pyro_vae.errors import ProgramError, ShapeError
 
 from .check_parameters import ghost_training, gradients, modules, named_parameters, shared
@@ -63,9 +63,10 @@ def check(model: Program, guide: Program, *batch: Any, others: Iterable[Any] = (
     """
     others = list(others)
     devices = [a.device for a in batch if isinstance(a, Tensor)] or [torch.device("cpu")]
+    store = pyro.get_param_store()
     with (
         quiet(model, guide, *(m for o in others for m in modules(o)), seed=seed, device=devices[0]),
-        own_store(),
+        store.scope(store.get_state()),  # what the programs add to it is forgotten
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")

@@ -376,6 +376,21 @@ def test_parameters_of_plain_programs_are_found_in_the_store():
     assert list(pyro.get_param_store().keys()) == []
 
 
+def test_what_a_program_adds_to_the_store_is_forgotten_and_the_rest_stays():
+    store, added = pyro.get_param_store(), []
+    kept = pyro.param("kept", torch.ones(2), constraint=dist.constraints.positive)
+
+    def guide(x):
+        pyro.param("added", torch.zeros(1))
+        added.append(torch.equal(pyro.param("kept"), kept))
+        with rows_of(x):
+            pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+
+    check(MODEL, guide, FIVE)
+    assert added and all(added)
+    assert list(store.keys()) == ["kept"] and torch.equal(pyro.param("kept"), kept)
+
+
 def test_shared_parameters_are_named_in_both():
     a, b = small_vae(), small_vae()
     b.likelihood = a.likelihood
