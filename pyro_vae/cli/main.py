@@ -1,4 +1,4 @@
-"""The command line, `pyro-vae`: a config file under the flags, and what errors, signals and a closed output come to."""
+"""The command line, `pyro-vae`: a config file under the flags, and the exit codes of errors, signals and a closed output."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from pyro_vae.runs import folder
 from pyro_vae.runs.checkpointer import terminable
 from pyro_vae.runs.config import Config
 
+from . import run_commands  # noqa: F401 (adds its commands to the app)
 from .commands import app
 
 
@@ -42,26 +43,26 @@ def launch(
     keys = read_keys(config) if config else {}
     for role in [key for key in keys if key.endswith("_options")]:
         flag = f"--{role.replace('_', '-')}"
-        said = {word.split("=")[0] for word in words}
+        given = {word.split("=")[0] for word in words}
         options = {f"{flag}.{k.replace('_', '-')}": v for k, v in keys.pop(role).items()}
-        words += [f"{f}={text(v)}" for f, v in options.items() if f not in said]
+        words += [f"{f}={format_option(v)}" for f, v in options.items() if f not in given]
     app.config = (cyclopts.config.Dict(keys, use_commands_as_keys=False),) if config else ()
     app(words, exit_on_error=False, print_error=True, result_action="return_value")
 
 
 def resumed_run(tokens: Sequence[str]) -> str | None:
-    """The folder in ``--resume FOLDER``: its config is what options are beside."""
-    said = (word.partition("=")[2] for word in tokens if word.startswith("--resume="))
-    return next((word for name, word in pairwise(tokens) if name == "--resume"), next(said, None))
+    """Return the folder in ``--resume FOLDER``, whose config the options go on top of."""
+    joined = (word.partition("=")[2] for word in tokens if word.startswith("--resume="))
+    return next((word for name, word in pairwise(tokens) if name == "--resume"), next(joined, None))
 
 
-def text(option: Any) -> str:
-    """An option of a part as the command line writes it."""
+def format_option(option: Any) -> str:
+    """Format an option of a part as the command line writes it."""
     return ",".join(map(str, option)) if isinstance(option, list) else str(option)
 
 
 def read_keys(path: Path) -> dict[str, Any]:
-    """The config keys of a JSON file, checked."""
+    """Read the config keys of a JSON file, and check them."""
     try:
         values = parse_json(read_bytes(path), path)
     except RunFolderError as error:
@@ -73,7 +74,7 @@ def read_keys(path: Path) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns its exit code.
+    """Run the command line; return its exit code.
 
     0, 2 usage, 3 data, 4 run folder, 5 diverged, 6 storage, 7 device memory, 75 busy, 130 and 143 interrupted.
     """
@@ -95,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_command(argv: Sequence[str] | None) -> int:
-    """The command; whatever the system refuses on the way is one of our errors."""
+    """Run the command; whatever the system refuses on the way is one of our errors."""
     try:
         with (
             warnings.catch_warnings(),
@@ -113,18 +114,18 @@ def run_command(argv: Sequence[str] | None) -> int:
 
 @contextmanager
 def printable() -> Iterator[None]:
-    """Output that is closed goes nowhere, and signs that it cannot show (an ASCII terminal, ±) are replaced: no crash."""
+    """Send output that is closed nowhere, and replace signs that it cannot show (an ASCII terminal, ±): no crash."""
     before = sys.stdout, sys.stderr
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
         sys.stdout, sys.stderr = (nowhere if stream is None else stream for stream in before)
-        found = [(s, s.errors) for s in (sys.stdout, sys.stderr) if isinstance(s, io.TextIOWrapper)]
-        for stream, _ in found:
+        reconfigured = [(s, s.errors) for s in (sys.stdout, sys.stderr) if isinstance(s, io.TextIOWrapper)]
+        for stream, _ in reconfigured:
             stream.reconfigure(errors="replace")
         try:
             yield
         finally:
             sys.stdout, sys.stderr = before
-            for stream, errors in found:
+            for stream, errors in reconfigured:
                 stream.reconfigure(errors=errors)
 
 

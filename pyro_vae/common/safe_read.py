@@ -10,7 +10,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -34,11 +34,10 @@ DTYPES = {
     **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8},
 }
 Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]  # name to shape and dtype
-AGAIN = "Restore the file, or make the run again."
 
 
 def damaged(path: Path, why: object) -> RunFolderError:
-    return RunFolderError(f"{path} is damaged ({why}). {AGAIN}")
+    return RunFolderError(f"{path} is damaged ({why}). Restore the file, or make the run again.")
 
 
 def open_regular(path: Path) -> int:
@@ -53,9 +52,9 @@ def open_regular(path: Path) -> int:
         if error.errno == errno.ELOOP:
             raise OSError("a link, and links are not followed") from error
         raise
-    held = os.fstat(handle)
-    hollow = held.st_size > HOLLOW and getattr(held, "st_blocks", held.st_size) * 512 < held.st_size // 4
-    if not stat.S_ISREG(held.st_mode) or hollow:
+    status = os.fstat(handle)
+    hollow = status.st_size > HOLLOW and getattr(status, "st_blocks", status.st_size) * 512 < status.st_size // 4
+    if not stat.S_ISREG(status.st_mode) or hollow:
         os.close(handle)
         raise OSError("most of it is holes" if hollow else "not a regular file")
     return handle
@@ -75,7 +74,7 @@ def read_regular(path: Path, limit: int) -> bytes:
 
 
 def read_bytes(path: Path, limit: int = JSON_BYTES) -> bytes:
-    """The content of a run's file, by :func:`read_regular`.
+    """Read a run's file, by :func:`read_regular`.
 
     Raises:
         RunFolderError: missing, a link, no file, or longer than `limit` bytes.
@@ -87,13 +86,12 @@ def read_bytes(path: Path, limit: int = JSON_BYTES) -> bytes:
 
 
 def parse_json(content: bytes, path: Path) -> Any:
-    """JSON as RFC 8259 has it: finite numbers, no name twice, at most 64 levels deep.
+    """Parse JSON as RFC 8259 has it: finite numbers, no name twice, at most 64 levels deep.
 
     Raises:
         RunFolderError: anything else; `path` is what messages call it.
 
     Example:
-        >>> from pyro_vae.common.safe_read import parse_json
         >>> parse_json(b'{"epochs": 3}', Path("config.json"))
         {'epochs': 3}
     """
@@ -108,10 +106,9 @@ def parse_json(content: bytes, path: Path) -> Any:
 
 
 def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
+    if len(unique := dict(pairs)) < len(pairs):
         raise ValueError("a name stands twice in an object")
-    return made
+    return unique
 
 
 def no_number(word: str) -> NoReturn:
@@ -125,59 +122,56 @@ def finite_number(word: str) -> float:
 
 
 def check_depth(value: Any) -> None:
-    """Refuses what is nested deeper than anything that is written here."""
+    """Refuse what is nested deeper than anything that is written here."""
     level = [value]
     for _ in range(DEPTH):
-        level = [v for item in level if isinstance(item, dict | list) for v in inside(item)]
+        nested = (item for item in level if isinstance(item, dict | list))
+        level = [v for item in nested for v in (item.values() if isinstance(item, dict) else item)]
     if level:
         raise ValueError(f"nested more than {DEPTH} levels deep")
 
 
-def inside(item: dict[str, Any] | list[Any]) -> Iterable[Any]:
-    return item.values() if isinstance(item, dict) else item
-
-
 def seal(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record with the SHA-256 of all else in it, so that a flipped bit shows."""
+    """Return the record with the SHA-256 of all else in it, so that a flipped bit shows."""
     return {**record, SEAL: digest_of({k: v for k, v in record.items() if k != SEAL})}
 
 
 def check_seal(record: Mapping[str, Any], path: Path) -> None:
-    """Refuses a record that is not what was sealed; one from before there were seals passes.
+    """Refuse a record that is not what was sealed; one from before there were seals passes.
 
     Raises:
         RunFolderError: the digest is of something else.
     """
-    if SEAL in record and record[SEAL] != digest_of({k: v for k, v in record.items() if k != SEAL}):
+    if SEAL in record and record[SEAL] != seal(record)[SEAL]:
         raise damaged(path, "its SHA-256 is not that of what it holds: it has changed since it was written")
 
 
 def dump(tensors: Mapping[str, Tensor]) -> bytes:
-    """Tensors as safetensors, sealed; cloned, as the format refuses tensors that share memory (a VampPrior's posterior)."""
-    whole = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
-    return dump_tensors(whole, {SEAL: tensor_digest(whole)})
+    """Format tensors as safetensors, sealed; cloned, as those that share memory are refused (a VampPrior's posterior)."""
+    separate = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
+    return dump_tensors(separate, {SEAL: tensor_digest(separate)})
 
 
 def parse_header(start: bytes, size: int, path: Path) -> tuple[Layout, str | None]:
-    """What a safetensors file of `size` bytes says that it holds, and its seal, from its first bytes."""
+    """Read the layout of a safetensors file of `size` bytes, and its seal, from its first bytes."""
     length = int.from_bytes(start[:8], "little")
     if len(start) < 8 or not 2 <= length <= min(HEADER_BYTES, size - 8):
         raise damaged(path, "it does not start as a safetensors file does")
     header = parse_json(start[8 : 8 + length], path)
     try:
-        said = header.pop("__metadata__", {})
-        layout = {name: entry_of(name, entry) for name, entry in header.items()}
-        held = sum(math.prod(shape) * dtype.itemsize for shape, dtype in layout.values())
-        if len(layout) > TENSORS or held != size - 8 - length:
+        metadata = header.pop("__metadata__", {})
+        layout = {name: parse_entry(name, entry) for name, entry in header.items()}
+        total = num_bytes(layout)
+        if len(layout) > TENSORS or total != size - 8 - length:
             raise ValueError(
-                f"its header tells of {len(layout):,} tensors of {held:,} bytes in all, not of what it holds"
+                f"its header tells of {len(layout):,} tensors of {total:,} bytes in all, not of what it holds"
             )
-        return layout, said.get(SEAL)
+        return layout, metadata.get(SEAL)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise damaged(path, error if isinstance(error, ValueError) else "its header is malformed") from error
 
 
-def entry_of(name: str, entry: dict[str, Any]) -> tuple[tuple[int, ...], torch.dtype]:
+def parse_entry(name: str, entry: dict[str, Any]) -> tuple[tuple[int, ...], torch.dtype]:
     shape = tuple(entry["shape"])
     if len(name) > NAME or len(shape) > 16 or not all(type(n) is int and 0 <= n < 2**62 for n in shape):
         raise ValueError(f"tensor {name[:80]!r} has a name or a shape that nothing here writes")
@@ -187,7 +181,7 @@ def entry_of(name: str, entry: dict[str, Any]) -> tuple[tuple[int, ...], torch.d
 
 
 def read_layout(path: Path) -> Layout:
-    """Names, shapes and dtypes of a safetensors file, of which no more than the header is read.
+    """Read names, shapes and dtypes of a safetensors file, and no more of it than the header.
 
     Raises:
         RunFolderError: damaged, or of another kind.
@@ -203,17 +197,17 @@ def read_layout(path: Path) -> Layout:
 
 
 def parse(content: bytes, path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, if they are those that were sealed.
+    """Read the tensors of a safetensors file, if they are those that were sealed.
 
     Raises:
         RunFolderError: damaged, or of another kind.
     """
-    _, said = parse_header(content, len(content), path)
+    _, digest = parse_header(content, len(content), path)
     try:
         tensors = parse_tensors(content)
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise damaged(path, error) from error
-    if said is not None and said != tensor_digest(tensors):
+    if digest is not None and digest != tensor_digest(tensors):
         raise damaged(path, "its SHA-256 is not that of its tensors: it has changed since it was written")
     return tensors
 
@@ -222,20 +216,5 @@ def layout_of(tensors: Mapping[str, Tensor]) -> Layout:
     return {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}
 
 
-def check_layout(found: Layout, wanted: Layout, path: Path, error: type[RunFolderError] = RunFolderError) -> None:
-    """Refuses tensors that differ from the model's in name, shape or dtype."""
-    odd = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
-    if odd:
-        raise error(
-            f"{path} is not of the model in config.json: {odd[0]!r} is {found.get(odd[0], 'missing')} there and "
-            f"{wanted.get(odd[0], 'absent')} in the model ({len(odd)} tensors differ)"
-        )
-
-
-def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Refuses NaN and infinite values."""
-    if bad := [name for name, t in tensors.items() if not t.isfinite().all()]:
-        raise RunFolderError(
-            f"{path} holds non-finite values in {bad[0]!r} ({len(bad)} tensors). Numbers of such a model mean nothing; "
-            "to look at it all the same, in Python: load_run(path, allow_nonfinite=True)."
-        )
+def num_bytes(layout: Layout) -> int:
+    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in layout.values())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from pyro_vae.common.safe_read import Layout
+from pyro_vae.common.safe_read import Layout, num_bytes
 from pyro_vae.common.torch_private import dispatching
 from pyro_vae.errors import RunFolderError
 
@@ -21,11 +20,10 @@ SPARE_BYTES, SPARE_CALLS = 64 * 2**20, 5_000
 
 
 class BoundedBuild:
-    """Refuses factories of tensors (zeros, randn, arange …) once they come to more than the weights account for."""
+    """A limit on factories of tensors (zeros, randn, arange …): refused once they come to more than the weights account for."""
 
     def __init__(self, layout: Layout) -> None:
-        held = sum(math.prod(shape) * dtype.itemsize for shape, dtype in layout.values())
-        self.bytes, self.calls = 8 * held + SPARE_BYTES, 100 * len(layout) + SPARE_CALLS
+        self.bytes, self.calls = 8 * num_bytes(layout) + SPARE_BYTES, 100 * len(layout) + SPARE_CALLS
 
     def __call__(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         self.calls -= 1
@@ -37,8 +35,8 @@ class BoundedBuild:
         return func(*args, **kwargs)
 
 
-class Calls(TorchFunctionMode):
-    """Hands on what Python calls of the factories: for a torch that shows no operations."""
+class FactoryCalls(TorchFunctionMode):
+    """What Python calls of the factories goes to `handle`: for a torch that shows no operations."""
 
     def __init__(self, handle: BoundedBuild) -> None:
         super().__init__()
@@ -54,13 +52,11 @@ def bounded_build(layout: Layout) -> Iterator[None]:
     """Limit what is built inside by the layout of the weights that will fill it.
 
     Example:
-        >>> import torch
-        >>> from pyro_vae.runs.build_limits import bounded_build
         >>> with bounded_build({"w": ((10, 10), torch.float32)}):
         ...     torch.nn.Linear(10**6, 10**6)
         Traceback (most recent call last):
         pyro_vae.errors.RunFolderError: config.json asks for a model far larger than the weights beside it
     """
     bounds = BoundedBuild(layout)
-    with dispatching(bounds) or Calls(bounds):
+    with dispatching(bounds) or FactoryCalls(bounds):
         yield

@@ -64,32 +64,28 @@ def compare_runs(paths: Sequence[str | Path], components: Mapping[str, Any] | No
         DataError: runs on other data, another shuffle of it, other binarization, another split, other rows, or whose
             likelihoods have densities with respect to different measures (masses and densities).
     """
-    named = name_all([Path(path) for path in paths])
-    runs = {name: read(path, components or {}) for name, path in named.items()}
+    runs = {name: read(path, components or {}) for name, path in name_all([Path(path) for path in paths]).items()}
     check_common(runs)
-    made = compare(
-        {name: run.evidence for name, run in runs.items()},
-        seconds={name: run.seconds for name, run in runs.items()},
-        active_units={name: run.active_units for name, run in runs.items()},
-    )
+    of_each = {key: {n: getattr(r, key) for n, r in runs.items()} for key in ("evidence", "seconds", "active_units")}
+    comparison = compare(of_each.pop("evidence"), **of_each)
     machines = " and ".join(sorted({run.machine for run in runs.values()}))
     notes = [f"seconds are of training; scored on {machines}."]
     if any(run.active_units is not None for run in runs.values()):
         notes.append("active units are of the epoch kept, on (at most 500) validation rows: Var_x(E[z | x]) > 0.01.")
-    return replace(made, notes=(*made.notes, *notes))
+    return replace(comparison, notes=(*comparison.notes, *notes))
 
 
 def name_all(paths: Sequence[Path]) -> dict[str, Path]:
-    """Each run under the name of its folder, or its whole path where two folders share a name."""
-    whole = [path.resolve() for path in paths]
-    if twice := [path for i, path in enumerate(paths) if whole[i] in whole[:i]]:
+    """Name each run by its folder, or by its whole path where two folders share a name."""
+    resolved = [path.resolve() for path in paths]
+    if twice := [path for i, path in enumerate(paths) if resolved[i] in resolved[:i]]:
         raise UsageError(f"{twice[0]} is named twice: a run has no difference to itself")
-    short = [path.name for path in whole]
+    short = [path.name for path in resolved]
     return {n if short.count(n) == 1 else str(p): p for n, p in zip(short, paths, strict=True)}
 
 
 def read(path: Path, components: Mapping[str, Any]) -> ScoredRun:
-    """The evidence of a run folder, and what it is evidence of."""
+    """Read the evidence of a run folder, and what it is evidence of."""
     record = folder.read_config(path)
     again = f"Make it again: pyro-vae evaluate {path}"
     for name in ("evidence.json", "evidence.csv"):
@@ -98,38 +94,38 @@ def read(path: Path, components: Mapping[str, Any]) -> ScoredRun:
     summary, text = folder.read_evidence(path)
     try:
         evidence = evidence_of(text, summary)
-        scored = ScoredRun(path, evidence, {}, *beside(path, summary))
-        together = len(evidence) == summary["rows"] and math.isclose(evidence.log_px.mean(), summary["log_px"])
+        seconds, active_units = training_of(path, summary)
+        of_one = len(evidence) == summary["rows"] and math.isclose(evidence.log_px.mean(), summary["log_px"])
         split = summary["split"].removeprefix(f"{record['data']['name']}, ").split(", ")[0]
     except (DataError, KeyError, TypeError, AttributeError, OSError, UnicodeDecodeError) as error:
         raise RunFolderError(f"the evidence of {path} cannot be used: {error!r}. {again}") from error
-    if not together:
+    if not of_one:
         raise RunFolderError(f"evidence.json and evidence.csv of {path} are of different evaluations. {again}")
     try:
-        made = replace(scored, common=common_of(record, components) | {"split": split, "rows": len(evidence)})
+        common = common_of(record, components) | {"split": split, "rows": len(evidence)}
     except (UsageError, KeyError, TypeError) as error:
         raise RunFolderError(f"{path / 'config.json'} cannot be used: {error}") from error
     check_seal(record, path / "config.json")
-    return made
+    return ScoredRun(path, evidence, common, seconds, active_units, str(summary.get("machine")))
 
 
 def evidence_of(text: str, summary: dict[str, Any]) -> Evidence | Exact:
-    """What evidence.csv and evidence.json say together: particles', or an oracle's."""
+    """Build the evidence from evidence.csv and evidence.json: particles', or an exact method's."""
     if "how" in summary:
         return Exact.from_csv(text, **{name: summary[name] for name in ("method", "measure", "how")})
-    said = {name: summary[name] for name in ("measure", "proposal", "target_se") if name in summary}
-    return Evidence.from_csv(text, num_samples=summary["num_samples"], seed=summary["seed"], **said)
+    optional = {name: summary[name] for name in ("measure", "proposal", "target_se") if name in summary}
+    return Evidence.from_csv(text, num_samples=summary["num_samples"], seed=summary["seed"], **optional)
 
 
-def beside(path: Path, summary: dict[str, Any]) -> tuple[float | None, int | None, str]:
-    """Seconds of training, active units and the machine, where the folder has them."""
-    trained = summary.get("training") or {}
-    kept = (line for line in folder.read_lines(path / "metrics.jsonl") if line["epoch"] == trained.get("best_epoch"))
-    return trained.get("seconds"), next(kept, {}).get("active_units"), str(summary.get("machine"))
+def training_of(path: Path, summary: dict[str, Any]) -> tuple[float | None, int | None]:
+    """Read seconds of training and active units, where the folder has them."""
+    training, metrics = summary.get("training") or {}, folder.read_lines(path / "metrics.jsonl")
+    best = next((line for line in metrics if line["epoch"] == training.get("best_epoch")), {})
+    return training.get("seconds"), best.get("active_units")
 
 
 def common_of(record: dict[str, Any], components: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run's log p(x) is of, under keys of WHY."""
+    """Describe what a run's log p(x) is of, under keys of WHY."""
     config, data = Config.from_dict(record["config"]), record["data"]
     return {
         "data": data["digest"],
@@ -140,7 +136,7 @@ def common_of(record: dict[str, Any], components: Mapping[str, Any]) -> dict[str
 
 
 def kind(config: Config, shape: tuple[int, ...], components: Mapping[str, Any]) -> str:
-    """The measure that p(x | z) has its density with respect to: counting or Lebesgue, as the family's support says."""
+    """Name the measure that p(x | z) has its density with respect to: counting or Lebesgue, as the family's support says."""
     elements = math.prod(shape)
     family, features = likelihood_of(config, elements, components)
     discrete = support_of_site("x", family(torch.zeros(1, features))).is_discrete
@@ -148,7 +144,7 @@ def kind(config: Config, shape: tuple[int, ...], components: Mapping[str, Any]) 
 
 
 def check_common(runs: dict[str, ScoredRun]) -> None:
-    """Refuses runs whose numbers are not of the same thing, by the first thing in which they differ."""
+    """Refuse runs whose numbers are not of the same thing, by the first thing in which they differ."""
     for first, name in zip(runs, list(runs)[1:], strict=False):
         a, b = runs[first], runs[name]
         for what, why in WHY.items():
@@ -159,16 +155,16 @@ def check_common(runs: dict[str, ScoredRun]) -> None:
                 )
 
 
-def forest(made: Comparison) -> Any:
-    """The picture of a comparison."""
-    names, differences, errors = zip(*[(m.name, m.difference, m.difference_se) for m in made.models], strict=True)
-    samples = ", ".join(map(str, sorted({m.num_samples for m in made.models if m.num_samples})))
+def draw_forest(comparison: Comparison) -> Any:
+    """Draw a comparison."""
+    names, differences, errors = zip(*[(m.name, m.difference, m.difference_se) for m in comparison.models], strict=True)
+    samples = ", ".join(map(str, sorted({m.num_samples for m in comparison.models if m.num_samples})))
     how = f"K = {samples} importance samples" if samples else "exact"
-    return bars.forest(names, differences, errors, f"{how} on {made.rows} rows")
+    return bars.forest(names, differences, errors, f"{how} on {comparison.rows} rows")
 
 
-def put(path: Path, content: Any) -> None:
-    """Text, or a figure as PNG, into a file; its folder is made."""
+def write(path: Path, content: Any) -> None:
+    """Write text, or a figure as PNG, into a file; make its folder."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         folder.write_atomic(path, content) if isinstance(content, str) else figures.save(content, path)

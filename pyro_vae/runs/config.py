@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import types
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from cyclopts import Parameter
 
+from pyro_vae.common.keywords import suggest
 from pyro_vae.errors import UsageError
 
 Options = dict[str, str]  # from the command line all are strings; the registry reads them by their defaults
@@ -146,23 +146,15 @@ class Config:
         known = field_types()
         for key, value in values.items():
             if key not in known:
-                close = difflib.get_close_matches(key, known, 1)
-                hint = f"; did you mean {close[0]!r}?" if close else f"; known keys: {', '.join(known)}"
-                raise UsageError(f"unknown config key {key!r}{hint}")
+                raise UsageError(f"unknown config key {key!r}; {suggest(key, known, otherwise='known keys:')}")
             if not fits(value, known[key]):
                 raise UsageError(f"config key {key!r}: {value!r} is not {describe_type(known[key])}")
         arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**arguments)
 
 
-POSITIVE = {
-    name: kind
-    for kind, names in {
-        "a whole number": ("hidden", "latent_dim", "epochs", "batch_size", "patience"),
-        "a number": ("learning_rate",),
-    }.items()
-    for name in names
-}
+WHOLE = ("hidden", "latent_dim", "epochs", "batch_size", "patience")
+POSITIVE = dict.fromkeys(WHOLE, "a whole number") | {"learning_rate": "a number"}
 
 
 @functools.cache

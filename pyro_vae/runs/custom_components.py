@@ -17,19 +17,21 @@ from __future__ import annotations
 import copy
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
 
+from pyro_vae.common.keywords import suggest
 from pyro_vae.common.spec import REQUIRED, Spec
 from pyro_vae.errors import UsageError
 
 Components = Mapping[str, Any]
 NOTHING: Components = MappingProxyType({})
 GIVEN = {"prior": ("posterior", "likelihood", "shape"), "posterior": ("prior", "likelihood", "shape")}
+OWN: dict[str, Any] = {"support": "any", "formula": "the caller's own", "reference": ""}
 PROBE = 2520  # features: 1 to 10 an element all divide them
 CALLS = {
     "prior": "a class or function MyPrior(dim, **options), or a Spec",
@@ -39,50 +41,35 @@ CALLS = {
 
 
 def adopt(role: str, name: str, part: Any) -> Spec:
-    """What the registry would know of a part of the caller's own.
+    """Describe a part of the caller's own as the registry does its parts.
 
     Raises:
         UsageError: a part that this role cannot call.
 
     Example:
-        >>> from pyro_vae.runs.custom_components import adopt
         >>> adopt("prior", "mine", lambda dim, df=3.0: ...).options
         {'df': 3.0}
     """
     of_likelihood = role == "likelihood"
     if isinstance(part, Spec) and (part.features is not None) == of_likelihood:
         return part
-    made = inspect.isclass(part) if of_likelihood else isinstance(part, nn.Module)
-    if made or not callable(part):
+    unfit = inspect.isclass(part) if of_likelihood else isinstance(part, nn.Module)
+    if unfit or not callable(part):
         what = f"the class {part.__name__}" if inspect.isclass(part) else f"a {type(part).__name__}"
         raise UsageError(f"component {name!r} is {what}; as a {role} it has to be {CALLS[role]}")
-    return likelihood_spec(name, part) if of_likelihood else part_spec(role, part)
-
-
-def part_spec(role: str, part: Callable[..., Any]) -> Spec:
-    """Of a prior or a posterior: its options and needs are read off its parameters."""
+    if of_likelihood:
+        return Spec(make=lambda: copy.deepcopy(part), features=lambda: features_of(name, part), **OWN)
     named = [p for p in inspect.signature(part).parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     named = named[1 if role == "prior" else 2 :]
     needs = tuple(p.name for p in named if p.name in GIVEN[role] and p.default is p.empty)
     options = {p.name: p.default for p in named if p.name not in needs}
-    return Spec(make=part, support="any", formula="the caller's own", options=options, needs=needs, reference="")
-
-
-def likelihood_spec(name: str, family: Callable[..., Any]) -> Spec:
-    """Of a family without options."""
-    return Spec(
-        make=lambda: copy.deepcopy(family),
-        features=lambda: features_of(name, family),
-        support="any",
-        formula="the caller's own",
-        reference="",
-    )
+    return Spec(make=part, options=options, needs=needs, **OWN)
 
 
 def features_of(name: str, family: Any) -> int:
-    """How many features a family takes for each element: as it says, or by what it makes of zeros."""
-    if isinstance(said := getattr(family, "features", None), int):
-        return said
+    """Count the features that a family takes for each element: as it says, or by what it makes of zeros."""
+    if isinstance(declared := getattr(family, "features", None), int):
+        return declared
     hint = f"Give it an attribute: {getattr(family, '__name__', 'family')}.features = 2, say."
     what = f"how many features the likelihood {name!r} takes for each element is unknown"
     try:
@@ -97,16 +84,14 @@ def features_of(name: str, family: Any) -> int:
 
 
 def plain(what: str, value: Any) -> Any:
-    """An option's value, if config.json can hold it (a list as a tuple, which is what comes back as a list).
+    """Return an option's value, if config.json can hold it (a list as a tuple, which is what comes back as a list).
 
     Raises:
         UsageError: anything else than a number, a string, true, false, null, or a list of them.
     """
-    values = tuple(value) if isinstance(value, list | tuple) else value
-    if all(
-        isinstance(v, str | int | float | bool | None) for v in (values if isinstance(values, tuple) else (values,))
-    ):
-        return values
+    values = tuple(value) if isinstance(value, list | tuple) else (value,)
+    if all(isinstance(v, str | int | float | bool | None) for v in values):
+        return values if isinstance(value, list | tuple) else value
     raise UsageError(
         f"{what}: {value!r} is no plain value (number, string, true, false, or a list of them), and config.json holds no "
         "other. Let the component itself hold it: functools.partial(MyPrior, net=net)."
@@ -114,7 +99,7 @@ def plain(what: str, value: Any) -> Any:
 
 
 def read(what: str, value: Any, default: Any) -> Any:
-    """A value of the type of the default (a whole number where there is none): 4, 0.5, true, nsf, or 64,64."""
+    """Read a value of the type of the default (a whole number where there is none): 4, 0.5, true, nsf, or 64,64."""
     if isinstance(default, str):
         return value
     if isinstance(default, tuple) and isinstance(value, str):
@@ -131,3 +116,29 @@ def read(what: str, value: Any, default: Any) -> Any:
     if kind is int and value != int(value):
         raise UsageError(f"{what}: {value!r} is not a whole number")
     return kind(value)
+
+
+def read_options(
+    part: str, options: Mapping[str, Any], given: Mapping[str, Any], flag: str, own: bool = False
+) -> dict[str, Any]:
+    """Read a part's options, each of the type of its default.
+
+    Args:
+        part: starts the messages: "prior 'vamp'".
+        options: name to default.
+        given: what the config says, strings where it came from the command line.
+        flag: how an option is given: "--prior.NAME VALUE".
+        own: the part is the caller's own: where it has no default, or None, any plain value will do.
+
+    Raises:
+        UsageError: an option that the part does not have, lacks, or cannot read.
+    """
+    values: dict[str, Any] = {}
+    for key, value in given.items():
+        if (name := key.replace("-", "_")) not in options:
+            raise UsageError(f"{part} has no option {name!r}; {suggest(name, options, otherwise='it has')}")
+        free, what = own and (options[name] is None or options[name] is REQUIRED), f"{part}: option {name!r}"
+        values[name] = plain(what, value) if free else read(what, value, options[name])
+    if lacking := [name for name, default in options.items() if default is REQUIRED and name not in values]:
+        raise UsageError(f"{part} needs {lacking[0]!r}: {flag.replace('NAME', lacking[0].replace('_', '-'))}")
+    return values

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from cyclopts import Parameter
 from torch import Tensor
 
 from pyro_vae.common.digests import sha256, tensor_digest
@@ -22,7 +23,7 @@ from pyro_vae.models.vae import VAE
 
 from . import folder
 from .custom_components import NOTHING, Components
-from .load import Run, load_run, open_data, previous
+from .load import Run, load_run, open_data
 from .lock import locked
 from .marginal_baseline import floor
 from .particle_cache import ParticleCache
@@ -30,23 +31,50 @@ from .registry import likelihood_of
 from .run_figures import draw_khat
 
 SPLITS = ("test", "validation", "train")
+Method = Literal["importance", "auto", "exact"]
+ProposalName = Literal["guide", "defensive", "widened"]
 PROPOSALS: dict[str, Proposal] = {"guide": GUIDE, "defensive": defensive(), "widened": widened()}
 
 
+@Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class EvaluationOptions:
-    """The options of :func:`evaluate_run` that say what is computed."""
+    """What is computed in an evaluation, and how.
+
+    Parameters
+    ----------
+    split
+        test, validation or train.
+    rows
+        Score only the first so many rows.
+    method
+        auto: exact where the model allows it (closed form, enumeration, quadrature), else importance sampling.
+    proposal
+        What the samples are drawn from: the guide, a tenth of them from the prior, or the guide with its scales times 1.5.
+    num_samples
+        K: importance samples a row.
+    target_se
+        Double K, up to --max-samples, until the Monte Carlo error of every row is at most this (nats).
+    max_samples
+        K at most under --target-se; rows that it does not suffice for are flagged.
+    seed
+        Of the importance samples.
+    resume
+        Go on from the samples that an earlier evaluation left in the folder (an interrupted one does), and keep them.
+    strict
+        Exit 5, once all is written, if a row's estimate is not to be believed.
+    """
 
     split: str = "test"
     rows: int | None = None
-    method: str = "importance"
-    proposal: str = "guide"
-    num_samples: int = 1000
+    method: Method = "importance"
+    proposal: ProposalName = "guide"
+    num_samples: int = 5000
     target_se: float | None = None
     max_samples: int = 100_000
     seed: int = 0
-    resume: bool = False
-    strict: bool = False
+    resume: Annotated[bool, Parameter(negative=())] = False
+    strict: Annotated[bool, Parameter(negative=())] = False
 
 
 @suggest_keywords
@@ -56,8 +84,8 @@ def evaluate_run(
     components: Components = NOTHING,
     split: str = "test",
     rows: int | None = None,
-    method: str = "importance",
-    proposal: str = "guide",
+    method: Method = "importance",
+    proposal: ProposalName = "guide",
     num_samples: int = 5000,
     target_se: float | None = None,
     max_samples: int = 100_000,
@@ -72,14 +100,8 @@ def evaluate_run(
     Args:
         path: the run's folder.
         components: parts of the caller's own, as for :func:`~pyro_vae.load_run`.
-        split: "test", "validation" or "train".
-        rows: score only the first so many; None is all.
-        method: "importance", "exact" or "auto", as for :func:`~pyro_vae.log_likelihood`.
-        proposal: what particles are drawn from: "guide", "defensive" or "widened".
-        num_samples, target_se, max_samples, seed: as for :func:`~pyro_vae.log_likelihood`.
-        resume: go on from the particles that an earlier evaluation left in the folder (an interrupted or killed one does),
-            add what is missing, and keep all for the next time.
-        strict: an error, once all is written, if a row is flagged.
+        split, rows, method, proposal, num_samples, target_se, max_samples, seed, resume, strict: as for
+            :class:`EvaluationOptions`; what is computed, as for :func:`~pyro_vae.log_likelihood`.
         data_dir: where image data sets lie.
         device: where to compute.
 
@@ -113,11 +135,12 @@ def evaluate_opened(
     folder.check_own(run.path)
     with locked(run.path, folder.EVALUATION_LOCK, wait):
         x, start = rows_of(data, options.split, options.rows).x, time.perf_counter()
-        kept = particles_of(run, data, options.split, strict=training is None)
-        evidence = log_px_of(run.vae, x, kept, options)
+        digests = {"weights": tensor_digest(run.vae.state_dict()), "data": data.digest, "split": options.split}
+        cache = ParticleCache(run.path / f"particles-{options.split}.safetensors", digests, strict=training is None)
+        evidence = log_px_of(run.vae, x, cache, options)
         keep = options.resume and training is None  # what goes on is kept to go on from again; a training ends here
         if keep and isinstance(evidence, Evidence):
-            kept.write(evidence)
+            cache.write(evidence)
         seconds = time.perf_counter() - start
         result = evidence.summary() | {
             "bits_per_dim": evidence.bits_per_dim(x[0].numel()).mean().item(),
@@ -125,39 +148,35 @@ def evaluate_opened(
             "split": f"{data.name}, {options.split}{f', first {len(x)} rows' if options.rows else ''}",
             "policy": data.policy,
             "floor": floor_of(run, data, x),
-            "training": training or previous(run.path).get("training"),
+            "training": training or run.evidence.get("training"),
             "machine": machine(next(run.vae.parameters()).device),
             "seconds": round(seconds, 1),
             "versions": versions(),
         }
-        write_evidence(run.path, evidence, result)
-        if not keep and (kept.written or options.resume):
-            kept.forget()  # what another evaluation left stays
+        table = evidence.rows_csv()
+        folder.write_atomic(run.path / "evidence.csv", table)
+        folder.write_json(run.path / "evidence.json", result | {folder.CSV: sha256(table.encode())})
+        if not keep and (cache.written or options.resume):
+            cache.forget()  # what another evaluation left stays
         draw_khat(run.path, evidence, x, data.shape)
         if options.strict and isinstance(evidence, Evidence) and len(evidence.flagged):
             raise UnreliableError(evidence.why_flagged(), evidence)
     return result
 
 
-def particles_of(run: Run, data: Data, split: str, strict: bool) -> ParticleCache:
-    """The file for the particles of a split, which are of these weights and this data; `strict`: others are an error."""
-    of = {"weights": tensor_digest(run.vae.state_dict()), "data": data.digest, "split": split}
-    return ParticleCache(folder.particles(run.path, split), of, strict)
-
-
-def log_px_of(vae: VAE, x: Tensor, kept: ParticleCache, options: EvaluationOptions) -> Evidence | Exact:
-    """log p(x) of some rows of a saved run.
+def log_px_of(vae: VAE, x: Tensor, cache: ParticleCache, options: EvaluationOptions) -> Evidence | Exact:
+    """Score some rows of a saved run.
 
     Args:
         vae: of the run.
         x: the rows.
-        kept: the file for the sums of particles, written every few seconds and at an interruption.
+        cache: the file for the sums of particles, written every few seconds and at an interruption.
         options: how.
 
     Raises:
-        UsageError: no such proposal; particles of another seed or proposal, or of other rows, in `kept`.
-        CheckpointError: the particles in `kept` are of other weights or data.
-        RunFolderError, DataError: `kept` is damaged.
+        UsageError: no such proposal; particles of another seed or proposal, or of other rows, in `cache`.
+        CheckpointError: the particles in `cache` are of other weights or data.
+        RunFolderError, DataError: `cache` is damaged.
         Interrupted, Terminated: Ctrl-C, SIGTERM.
     """
     if options.proposal not in PROPOSALS:
@@ -168,14 +187,14 @@ def log_px_of(vae: VAE, x: Tensor, kept: ParticleCache, options: EvaluationOptio
         return log_likelihood(
             vae.model, vae.guide, x, method=options.method, proposal=PROPOSALS[options.proposal],
             num_samples=options.num_samples, target_se=options.target_se, max_samples=options.max_samples,
-            seed=options.seed, resume=kept.read() if options.resume else None, on_block=kept.take,
+            seed=options.seed, resume=cache.read() if options.resume else None, on_block=cache.update,
         )  # fmt: skip
     except Interrupted as error:
-        raise type(error)(f"interrupted: {kept.rest(error.result)}", error.result) from None
+        raise type(error)(f"interrupted: {cache.save_rest(error.result)}", error.result) from None
 
 
 def floor_of(run: Run, data: Data, x: Tensor) -> dict[str, Any]:
-    """Mean and data error of the floor on the same rows; it is exact, so it has no Monte Carlo error."""
+    """Return mean and data error of the floor on the same rows; it is exact, so it has no Monte Carlo error."""
     train_rows = data.train.x if data.transform is None else data.train.x.double()  # grey means are the Bernoulli's own
     family, features = likelihood_of(run.config, x.shape[1], run.components)
     log_px = floor(run.config.likelihood, family, features, train_rows, x)
@@ -186,15 +205,8 @@ def floor_of(run: Run, data: Data, x: Tensor) -> dict[str, Any]:
     }
 
 
-def write_evidence(path: Path, evidence: Evidence | Exact, result: dict[str, Any]) -> None:
-    """evidence.csv, and evidence.json with its digest."""
-    table = evidence.rows_csv()
-    folder.write_atomic(path / "evidence.csv", table)
-    folder.write_json(path / "evidence.json", result | {folder.CSV: sha256(table.encode())})
-
-
 def rows_of(data: Data, split: str, rows: int | None = None) -> Split:
-    """One split, by name, or its first rows."""
+    """Return one split, by name, or its first rows."""
     if split not in SPLITS:
         raise UsageError(f"no split {split!r}; take one of {', '.join(SPLITS)}")
     if split == "train" and data.transform is not None:

@@ -9,41 +9,18 @@ is executed: names, numbers, tensors.
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from pyro_vae.common.atomic_write import PART, storage, write_atomic
 from pyro_vae.common.digests import sha256
-from pyro_vae.common.safe_read import (
-    HEADER_BYTES,
-    JSON_BYTES,
-    MIB,
-    SEAL,
-    Layout,
-    check_finite,
-    check_layout,
-    check_seal,
-    damaged,
-    dump,
-    layout_of,
-    parse,
-    parse_json,
-    read_bytes,
-    read_layout,
-    seal,
-)
+from pyro_vae.common.safe_read import JSON_BYTES, MIB, SEAL, check_seal, damaged, parse_json, read_bytes, seal
 from pyro_vae.errors import RunFolderError
 
 from .checkpoint import FOLDER as CHECKPOINTS
-from .checkpoint import Checkpoints
 from .lock import LOCK
 
 SCHEMA = 1
@@ -129,11 +106,6 @@ def remove(folder: Path) -> None:
     """Delete a folder of ours, if it is there; never what a link leads to."""
     if folder.is_dir() and not folder.is_symlink():
         shutil.rmtree(folder)
-
-
-def particles(path: Path, split: str) -> Path:
-    """Return the path of the particles of one split's rows, with which an evaluation can be resumed."""
-    return path / f"particles-{split}.safetensors"
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -235,58 +207,3 @@ def parse_torn(line: bytes) -> list[dict[str, Any]]:
         return [parse_line(line, Path("the last line"))] if line else []
     except RunFolderError:
         return []
-
-
-def save_model(path: Path, module: torch.nn.Module) -> None:
-    """Save the module's parameters and buffers as model.safetensors."""
-    write_atomic(path / "model.safetensors", dump(module.state_dict()))
-
-
-@dataclass(frozen=True, eq=False)
-class Weights:
-    """A run's weights: of model.safetensors, or, before training has ended, the best of its newest checkpoint.
-
-    Attributes:
-        file: that holds them.
-        layout: names, shapes and dtypes, as its header says.
-        tensors: themselves, where they had to be read to be trusted.
-    """
-
-    file: Path
-    layout: Layout
-    tensors: dict[str, Tensor] | None = None
-
-    @classmethod
-    def of(cls, path: Path) -> Weights:
-        """Find the weights of a run folder.
-
-        Raises:
-            RunFolderError: there are none, or they are damaged.
-        """
-        file = path / "model.safetensors"
-        if os.path.lexists(file):
-            return cls(file, read_layout(file))
-        newest = Checkpoints(path).newest(groups=("best",))
-        if newest is None:
-            raise RunFolderError(f"{path} is no whole run: model.safetensors is missing. Train it again.")
-        file = Checkpoints(path).folder / f"{newest.number:06d}" / "best.safetensors"
-        return cls(file, layout_of(newest.groups["best"]), newest.groups["best"])
-
-    def fill(self, module: torch.nn.Module, allow_nonfinite: bool = False) -> None:
-        """Load the weights into a module, which must have exactly these tensors.
-
-        Raises:
-            RunFolderError: the tensors differ in name, shape or dtype from the module's, are damaged, or are not finite
-                (unless `allow_nonfinite`).
-        """
-        expected = layout_of(module.state_dict())
-        # buffers that are not saved with a model, such as N(0, I)'s: a checkpoint has them, too
-        derived = dict(module.named_buffers(remove_duplicate=False)).keys() - expected.keys()
-        check_layout({k: v for k, v in self.layout.items() if k not in derived}, expected, self.file)
-        bound = sum(math.prod(shape) * dtype.itemsize for shape, dtype in expected.values()) + HEADER_BYTES + 8
-        state = parse(read_bytes(self.file, bound), self.file) if self.tensors is None else self.tensors
-        state = {name: tensor for name, tensor in state.items() if name not in derived}
-        check_layout(layout_of(state), expected, self.file)
-        if not allow_nonfinite:
-            check_finite(state, self.file)
-        module.load_state_dict(state)

@@ -19,13 +19,14 @@ from .build_limits import bounded_build
 from .config import Config
 from .custom_components import NOTHING, Components
 from .registry import build, check_names, resolved, unregistered
+from .weights import Weights
 
 FAULTS = (PyroVAEError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError, MemoryError)
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run opened from its folder: what it was told, what it learned, and on what."""
+    """A run opened from its folder: its config, its trained model, and a record of its data."""
 
     path: Path
     config: Config
@@ -48,15 +49,15 @@ class Run:
 def load_run(
     path: Path | str, components: Components = NOTHING, device: str = "cpu", *, allow_nonfinite: bool = False
 ) -> Run:
-    """The model of a run folder, rebuilt from the folder alone, and from parts of one's own if it was trained with such.
+    """Rebuild the model of a run from its folder alone, and from parts of one's own if it was trained with such.
 
     Of a run that is still training, or was killed, it is the best model so far, from the newest checkpoint that is whole.
 
     Args:
         path: the folder.
         components: name to part, as :func:`~pyro_vae.runs.train_run.train_run` had them
-        (:mod:`pyro_vae.runs.custom_components`); a
-            config holds names only, and nothing in a folder is ever imported or executed.
+            (:mod:`pyro_vae.runs.custom_components`); a config holds names only, and nothing in a folder is ever imported or
+            executed.
         device: where to put the model.
         allow_nonfinite: hand out a model with NaN or infinite weights, which is refused otherwise.
 
@@ -71,11 +72,11 @@ def load_run(
     path = Path(path)
     record = folder.read_config(path)
     check_names(components)
-    source = folder.Weights.of(path)
+    source = Weights.of(path)
     try:
         config = Config.from_dict(record["config"])
         if unknown := unregistered(config, components):
-            raise UsageError(say_unknown(unknown))
+            raise UsageError(format_unknown(unknown))
         config = resolved(config, components)
         with seeded(0), bounded_build(source.layout):
             vae = build(config, tuple(record["data"]["shape"]), components=components)
@@ -86,8 +87,8 @@ def load_run(
     return Run(path, config, record, vae.to(resolve_device(device)).eval(), components)
 
 
-def say_unknown(unknown: list[tuple[str, str]]) -> str:
-    """Which parts a run needs, and how to give them."""
+def format_unknown(unknown: list[tuple[str, str]]) -> str:
+    """Name the parts that a run needs, and how to give them."""
     named = " and ".join(f"the {role} {name!r}" for role, name in unknown)
     given = ", ".join(f"{name!r}: ..." for _, name in unknown)
     what = "which is no registered part" if len(unknown) == 1 else "which are no registered parts"
@@ -95,33 +96,28 @@ def say_unknown(unknown: list[tuple[str, str]]) -> str:
 
 
 def open_data(run: Run, data_dir: Path | None = None) -> Data:
-    """The data a run was trained on.
+    """Load the data a run was trained on.
 
     Raises:
         RunFolderError: it is no longer the same.
     """
-    config = run.config
-    data = load_data(config, data_dir)
-    if data.digest != run.record["data"]["digest"]:
+    data, digest = load_data(run.config, data_dir), run.record["data"]["digest"]
+    if data.digest != digest:
         raise RunFolderError(
-            f"the data of {run.path} has changed: {config.data} had digest {run.record['data']['digest'][:12]}… when it was "
+            f"the data of {run.path} has changed: {run.config.data} had digest {digest[:12]}… when it was "
             f"trained, and has {data.digest[:12]}… now. Restore the data, or train again."
         )
     return data
 
 
 def load_data(config: Config, data_dir: Path | None, download: bool = False) -> Data:
-    """The data that a config names, as it says."""
+    """Load the data that a config names, as it says."""
     return load(
-        config.data,
-        data_dir=data_dir,
-        download=download,
-        binarization=config.binarization,
-        seed=config.data_seed,
-        missing=config.missing,
-    )
+        config.data, data_dir=data_dir, download=download,
+        binarization=config.binarization, seed=config.data_seed, missing=config.missing,
+    )  # fmt: skip
 
 
 def previous(path: Path) -> dict[str, Any]:
-    """The evidence that stands in the folder already."""
+    """Read the evidence that stands in the folder already."""
     return folder.read_sealed(path / "evidence.json") if (path / "evidence.json").is_file() else {}

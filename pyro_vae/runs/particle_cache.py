@@ -35,7 +35,7 @@ class ParticleCache:
         self.at, self.wait = time.monotonic(), SECONDS
 
     def read(self) -> Evidence | None:
-        """What is there to go on from; None where there is no file.
+        """Read what there is to go on from; None where there is no file.
 
         Raises:
             CheckpointError: it is of other weights or other data.
@@ -45,7 +45,7 @@ class ParticleCache:
             return None
         content = read_bytes(self.file, LIMIT)
         parse(content, self.file)  # within limits
-        found, of = evidence_from(content, self.file)
+        evidence, of = evidence_from(content, self.file)
         if other := [name for name, digest in self.of.items() if of.get(name) != digest]:
             if not self.strict:
                 return None
@@ -53,24 +53,24 @@ class ParticleCache:
                 f"{self.file} holds particles of other {other[0]} than the run's: it was trained, or given data, since. "
                 "Score it from the start, without --resume."
             )
-        rows, most = len(found), found.num_samples
-        print(f"note: {rows} rows have up to {most} particles from before; going on from there.", file=sys.stderr)
-        return found
+        counts = f"{len(evidence)} rows have up to {evidence.num_samples} particles"
+        print(f"note: {counts} from before; going on from there.", file=sys.stderr)
+        return evidence
 
-    def take(self, ledgers: Sequence[RowBlock], said: dict[str, Any]) -> None:
-        """After a block of rows: now and then, all that is there is written."""
+    def update(self, blocks: Sequence[RowBlock], settings: dict[str, Any]) -> None:
+        """Write all that is there after a block of rows, now and then."""
         if time.monotonic() - self.at < self.wait:
             return
         start = time.monotonic()
         try:
-            self.write(Evidence.of(list(takewhile(len, ledgers)), **said))
+            self.write(Evidence.of(list(takewhile(len, blocks)), **settings))
         except StorageError as error:
             print(f"note: {error} The evaluation goes on; its particles so far are not kept.", file=sys.stderr)
         self.at = time.monotonic()
         self.wait = max(self.wait, (self.at - start) / SHARE)
 
     def write(self, evidence: Evidence) -> None:
-        """All of it, as one file.
+        """Write all of it, as one file.
 
         Raises:
             StorageError: it cannot be written; what was there is as it was.
@@ -78,8 +78,8 @@ class ParticleCache:
         write_atomic(self.file, evidence_bytes(evidence, self.of))
         self.written = True
 
-    def rest(self, result: Any) -> str:
-        """What an interruption leaves; says so."""
+    def save_rest(self, result: Any) -> str:
+        """Write what an interruption leaves; return a sentence on it."""
         if not isinstance(result, Evidence):
             return "no row has particles, and nothing was kept"
         try:
@@ -89,5 +89,5 @@ class ParticleCache:
         return f"the particles so far of rows 0 to {len(result) - 1} are in {self.file}; the same command with --resume goes on"
 
     def forget(self) -> None:
-        """Deletes the file."""
+        """Delete the file."""
         self.file.unlink(missing_ok=True)

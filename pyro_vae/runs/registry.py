@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.common.spec import REQUIRED, Spec
+from pyro_vae.common.keywords import suggest
+from pyro_vae.common.spec import Spec
 from pyro_vae.distributions.conditional import Conditional
 from pyro_vae.errors import UsageError
 from pyro_vae.likelihoods.registry import FAMILIES
@@ -23,7 +23,7 @@ from pyro_vae.priors.registry import PRIORS
 
 from .build_networks import decoder_of, encoder_of, init_dense
 from .config import Config
-from .custom_components import NOTHING, Components, adopt, plain, read
+from .custom_components import NOTHING, Components, adopt, read_options
 from .marginal_baseline import marginal_features
 from .objective_registry import GRADIENTS, KLS, OBJECTIVES, SCORED, Objective, make_objective
 from .tabular_spec import COLUMNS
@@ -41,12 +41,12 @@ DIGITS["discretized_logistic_mixture"] = DIGITS["discretized_logistic"]
 
 
 def names(role: str) -> list[str]:
-    """What a config may call a part of this role, or an objective, a gradient, a treatment of the KL."""
+    """List what a config may call a part of this role, or an objective, a gradient, a treatment of the KL."""
     return list(TABLES[role])
 
 
 def spec_of(role: str, name: str, components: Components = NOTHING) -> Spec:
-    """The part of that name: of the registry, or of the caller's own (:mod:`pyro_vae.runs.custom_components`).
+    """Find the part of that name: of the registry, or of the caller's own (:mod:`pyro_vae.runs.custom_components`).
 
     Raises:
         UsageError: an unknown name, with the nearest known ones.
@@ -56,24 +56,20 @@ def spec_of(role: str, name: str, components: Components = NOTHING) -> Spec:
     if name in components and role in ROLES:
         return adopt(role, name, components[name])
     known = [*names(role), *(components if role in ROLES else ())]
-    close = difflib.get_close_matches(name, known, 3)
-    hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"known: {', '.join(known)}"
-    if role in CHOICES:
-        raise UsageError(f"no {role} {name!r}; {hint} (`pyro-vae parts` lists them; in Python, any object will do)")
-    raise UsageError(
-        f"no {role} {name!r}; {hint} (`pyro-vae parts` lists them; parts of your own are passed as objects, in Python: "
-        f"components={{{name!r}: ...}})"
-    )
+    own = "in Python, any object will do"
+    if role in ROLES:
+        own = f"parts of your own are passed as objects, in Python: components={{{name!r}: ...}}"
+    raise UsageError(f"no {role} {name!r}; {suggest(name, known, 3)} (`pyro-vae parts` lists them; {own})")
 
 
 def unregistered(config: Config, components: Components = NOTHING) -> list[tuple[str, str]]:
-    """(role, name) of the parts that a config names and nobody here knows."""
-    said = [(role, getattr(config, role)) for role in ROLES]
-    return [(role, name) for role, name in said if name not in (*names(role), *components, "auto")]
+    """List (role, name) of the parts that a config names and nobody here knows."""
+    named = [(role, getattr(config, role)) for role in ROLES]
+    return [(role, name) for role, name in named if name not in (*names(role), *components, "auto")]
 
 
 def check_names(components: Components) -> None:
-    """Refuses parts of one's own under names that mean something already."""
+    """Refuse parts of one's own under names that mean something already."""
     taken = {"auto", *(name for table in ROLES.values() for name in table)}
     if both := sorted(taken & components.keys()):
         raise UsageError(
@@ -82,41 +78,19 @@ def check_names(components: Components) -> None:
 
 
 def options_for(role: str, name: str, components: Components = NOTHING) -> dict[str, Any]:
-    """The options that a config may give a part, with their defaults: those that the data does not say."""
+    """List the options that a config may give a part, with their defaults: those that the data does not say."""
     supplied = SUPPLIED if name in TABLES[role] else ("dim",) if role == "likelihood" else ()
     return {k: v for k, v in spec_of(role, name, components).options.items() if k not in supplied}
 
 
 def options_of(role: str, name: str, given: Mapping[str, Any], components: Components = NOTHING) -> dict[str, Any]:
-    """A part's options, each of the type of its default.
-
-    Args:
-        role: prior, likelihood or posterior.
-        name: of the part.
-        given: what the config says, strings where it came from the command line.
-        components: parts of the caller's own; where these have no default, or None, any plain value will do.
-
-    Raises:
-        UsageError: an option that the part does not have, lacks, or cannot read.
-    """
+    """Read a part's options, as :func:`~pyro_vae.runs.custom_components.read_options`."""
     known = options_for(role, name, components)
-    made: dict[str, Any] = {}
-    for key, value in given.items():
-        key = key.replace("-", "_")
-        if key not in known:
-            close = difflib.get_close_matches(key, known, 1)
-            hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known) or 'none'}"
-            raise UsageError(f"{role} {name!r} has no option {key!r}; {hint}")
-        free = name in components and (known[key] is None or known[key] is REQUIRED)
-        what = f"{role} {name!r}: option {key!r}"
-        made[key] = plain(what, value) if free else read(what, value, known[key])
-    if missing := [k for k, v in known.items() if v is REQUIRED and k not in made]:
-        raise UsageError(f"{role} {name!r} needs {missing[0]!r}: --{role}.{missing[0].replace('_', '-')} VALUE")
-    return made
+    return read_options(f"{role} {name!r}", known, given, f"--{role}.NAME VALUE", own=name in components)
 
 
 def resolved(config: Config, components: Components = NOTHING) -> Config:
-    """The config with every "auto" decided, every name known and every option read; what a run records."""
+    """Decide every "auto" of a config, check every name and read every option: what a run records."""
     check_names(components)
     config = config.resolved()
     likelihood: dict[str, Any] = dict(config.likelihood_options)
@@ -124,7 +98,7 @@ def resolved(config: Config, components: Components = NOTHING) -> Config:
         likelihood = DIGITS.get(config.likelihood, {}) | likelihood
     check_supports(config.prior, config.posterior, components)
     check_objective(config, components)
-    made = dataclasses.replace(
+    config = dataclasses.replace(
         config,
         prior_options=options_of("prior", config.prior, config.prior_options, components),
         likelihood_options=options_of("likelihood", config.likelihood, likelihood, components),
@@ -132,17 +106,17 @@ def resolved(config: Config, components: Components = NOTHING) -> Config:
         objective_options=all_options("objective", config.objective, config.objective_options),
         kl_options=all_options("kl", config.kl, config.kl_options),
     )
-    objective_of(made, dataset_size=1)  # refuses what does not go together, before any data is read
-    return made
+    objective_of(config, dataset_size=1)  # refuses what does not go together, before any data is read
+    return config
 
 
 def all_options(role: str, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Every option, as given or by default."""
+    """Return every option, as given or by default."""
     return {**TABLES[role][name].options, **options_of(role, name, given)}
 
 
 def check_objective(config: Config, components: Components = NOTHING) -> None:
-    """Refuses objectives that a posterior's draws cannot be trained with (Pyro sums pathwise values without their weights)."""
+    """Refuse objectives that a posterior's draws cannot be trained with (Pyro sums pathwise values without their weights)."""
     spec = spec_of("posterior", config.posterior, components)
     for role in CHOICES:
         spec_of(role, getattr(config, role))
@@ -162,18 +136,17 @@ def check_objective(config: Config, components: Components = NOTHING) -> None:
 
 
 def objective_of(config: Config, dataset_size: int) -> Objective:
-    """What a resolved config says to train, on so many rows.
+    """Make what a resolved config says to train, on so many rows.
 
     Raises:
         UsageError: an objective, a gradient and a treatment of the KL that do not go together.
     """
-    return make_objective(
-        (config.objective, config.objective_options), config.gradient, (config.kl, config.kl_options), dataset_size
-    )
+    kl, objective = (config.kl, config.kl_options), (config.objective, config.objective_options)
+    return make_objective(objective, config.gradient, kl, dataset_size)
 
 
 def check_supports(prior: str, posterior: str, components: Components = NOTHING) -> None:
-    """Refuses a prior and a posterior over different spaces: KL(q(z | x) ‖ p(z)) would be infinite or undefined."""
+    """Refuse a prior and a posterior over different spaces: KL(q(z | x) ‖ p(z)) would be infinite or undefined."""
     p, q = spec_of("prior", prior, components).support, spec_of("posterior", posterior, components).support
     if p != q and "any" not in (p, q):
         fit = [name for name in names("posterior") if POSTERIORS[name].support == p]
@@ -184,7 +157,7 @@ def check_supports(prior: str, posterior: str, components: Components = NOTHING)
 
 
 def likelihood_of(config: Config, elements: int, components: Components = NOTHING) -> tuple[Any, int]:
-    """The family that a resolved config names, and how many features it takes for a row of so many elements."""
+    """Make the family that a resolved config names, and count the features it takes for a row of so many elements."""
     spec = spec_of("likelihood", config.likelihood, components)
     options: dict[str, Any] = dict(config.likelihood_options)
     if "dim" in spec.options:
@@ -192,13 +165,13 @@ def likelihood_of(config: Config, elements: int, components: Components = NOTHIN
     family = spec.make(**options)
     if spec is not COLUMNS:
         return family, spec.num_features(**options) * elements
-    if (made := sum(family.widths)) != elements:
-        raise UsageError(f"likelihood 'columns': its blocks make {made} columns, the data has {elements}")
+    if (width := sum(family.widths)) != elements:
+        raise UsageError(f"likelihood 'columns': its blocks make {width} columns, the data has {elements}")
     return family, sum(family.features)
 
 
 def build(config: Config, shape: tuple[int, ...], x: Tensor | None = None, components: Components = NOTHING) -> VAE:
-    """The VAE of a resolved config, for data of that shape.
+    """Build the VAE of a resolved config, for data of that shape.
 
     Args:
         config: as :func:`resolved` leaves it.
@@ -241,13 +214,12 @@ def build(config: Config, shape: tuple[int, ...], x: Tensor | None = None, compo
 def make(
     role: str, spec: Spec, config: Config, shape: tuple[int, ...], parts: dict[str, Any], x: Tensor | None
 ) -> nn.Module:
-    """The prior or the posterior, from the parts made before it."""
+    """Make the prior or the posterior, from the parts made before it."""
     options: dict[str, Any] = dict(getattr(config, f"{role}_options"))
     needs = {need: parts[need] for need in spec.needs}
     if role == "posterior":
-        return spec.make(
-            encoder_of(config, shape, parts["encoders"], parts["fill"]), config.latent_dim, **needs, **options
-        )
+        encoder = encoder_of(config, shape, parts["encoders"], parts["fill"])
+        return spec.make(encoder, config.latent_dim, **needs, **options)
     if x is not None and "shape" in needs and {"initial", "components"} <= spec.options.keys():
         count = options.get("components", spec.options["components"])
         rows = x[torch.arange(count) * len(x) // count]

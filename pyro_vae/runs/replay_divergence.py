@@ -7,7 +7,7 @@ from typing import Any
 
 from pyro_vae.common.device import resolve_device
 from pyro_vae.common.random import seeded
-from pyro_vae.common.safe_read import LIMIT, check_layout, check_seal, layout_of, parse, parse_json, read_bytes
+from pyro_vae.common.safe_read import LIMIT, check_seal, layout_of, parse, parse_json, read_bytes
 from pyro_vae.errors import DivergedError, RunFolderError
 from pyro_vae.training.divergence import bad_site
 from pyro_vae.training.step import Step, adam
@@ -19,6 +19,7 @@ from .config import Config
 from .custom_components import NOTHING, Components
 from .load import FAULTS
 from .registry import build, check_names, objective_of, resolved
+from .weights import check_layout
 
 
 def replay_step(path: Path | str, components: Components = NOTHING, device: str = "cpu") -> str:

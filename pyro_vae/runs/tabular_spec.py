@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import replace
 
-from pyro_vae.common.spec import REQUIRED
+from pyro_vae.common.keywords import suggest
 from pyro_vae.distributions.conditional import Family
 from pyro_vae.errors import UsageError
 from pyro_vae.likelihoods.registry import FAMILIES, columns
 
-from .custom_components import read
+from .custom_components import read_options
 
 SINGLE = [name for name in FAMILIES if name not in ("columns", "multinomial")]
 FORM = (
@@ -38,28 +37,14 @@ def block(text: str) -> tuple[Family, int, int]:
     if not width.isdecimal() or not int(width) or not all("=" in option for option in options):
         raise UsageError(f"block {text!r}: {FORM}")
     if name not in SINGLE:
-        close = difflib.get_close_matches(name, SINGLE, 2)
-        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"known: {', '.join(SINGLE)}"
-        raise UsageError(f"block {text!r}: no family {name!r} of single columns; {hint}")
-    made = options_of(text, name, dict(option.split("=", 1) for option in options), int(width))
-    return FAMILIES[name].make(**made), FAMILIES[name].num_features(**made) * int(width), int(width)
-
-
-def options_of(text: str, family: str, given: dict[str, str], width: int) -> dict[str, object]:
-    """A block's options, each of the type of its default."""
-    options = FAMILIES[family].options
-    known = {k: v for k, v in options.items() if k != "dim"}
-    made: dict[str, object] = {"dim": width} if "dim" in options else {}
-    for key, value in given.items():
-        if (name := key.replace("-", "_")) not in known:
-            raise UsageError(f"block {text!r}: {family} has no option {key!r}; it has {', '.join(known) or 'none'}")
-        made[name] = read(f"block {text!r}: option {key!r}", value, known[name])
-    for name, default in known.items():
-        if default is REQUIRED and name not in made:
-            raise UsageError(
-                f"block {text!r}: {family} needs {name.replace('_', '-')}: {text}:{name.replace('_', '-')}=VALUE"
-            )
-    return made
+        raise UsageError(f"block {text!r}: no family {name!r} of single columns; {suggest(name, SINGLE, 2)}")
+    spec = FAMILIES[name]
+    known = {option: default for option, default in spec.options.items() if option != "dim"}
+    given = dict(option.split("=", 1) for option in options)
+    values = read_options(f"block {text!r}: {name}", known, given, f"{text}:NAME=VALUE")
+    if "dim" in spec.options:
+        values["dim"] = int(width)
+    return spec.make(**values), spec.num_features(**values) * int(width), int(width)
 
 
 COLUMNS = replace(

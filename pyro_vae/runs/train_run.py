@@ -39,6 +39,7 @@ from .load import Run, load_data
 from .lock import locked
 from .registry import build, objective_of, resolved
 from .run_figures import draw_figures
+from .weights import save_model
 
 CURVE_ROWS, CURVE_SAMPLES = 400, 200  # of the log p(x) that is followed during training
 MINUTES = 5.0  # between checkpoints
@@ -131,10 +132,10 @@ def carry_out(
         with checkpointer.listening():
             run = train(job, curve, checkpointer, resume, fork)
     except (Interrupted, DivergedError):
-        folder.save_model(path, vae)
+        save_model(path, vae)
         raise
     seconds = checkpointer.seconds
-    folder.save_model(path, vae)
+    save_model(path, vae)
     points = [{"epoch": r["epoch"], **r["evidence"]} for r in run.history if "evidence" in r]
     opened = Run(path, job.config, {}, vae.eval(), job.components)
     said = training(run, seconds)

@@ -386,7 +386,7 @@ def test_a_table_of_families_trains_by_name_and_comes_back(train, tmp_path):
         ("multinomial:4", "no family 'multinomial' of single columns"),
         ("columns:4", "no family 'columns' of single columns"),
         ("normal:4:scale=1", "block 'normal:4:scale=1': normal has no option 'scale'; it has none"),
-        ("categorical:4", "block 'categorical:4': categorical needs num-classes"),
+        ("categorical:4", "block 'categorical:4': categorical needs 'num_classes': categorical:4:num-classes=VALUE"),
         ("categorical:4:num-classes=x", "cannot read 'x'"),
         ("normal:2,poisson:1", "blocks make 3 columns, the data has 4"),
     ],

@@ -22,7 +22,7 @@ from pyro_vae.plots.bars import forest
 from pyro_vae.plots.figures import save
 from pyro_vae.runs import folder
 from pyro_vae.runs.compare_runs import compare_runs, kind
-from pyro_vae.runs.compare_runs import forest as forest_of
+from pyro_vae.runs.compare_runs import draw_forest as forest_of
 from pyro_vae.runs.config import Config
 from tests.helpers.conjugate import GammaPoisson
 from tests.helpers.exact import LinearGaussian

@@ -277,6 +277,7 @@ import pathlib, shutil, sys, torch
 from pyro_vae.errors import StorageError
 from pyro_vae.runs import folder
 from pyro_vae.runs.checkpoint import GROUPS, Checkpoints
+from pyro_vae.runs.weights import save_model
 
 here, small, large = pathlib.Path(sys.argv[1]), {"w": torch.ones(8)}, {"w": torch.ones(2**18)}
 saved = Checkpoints(here)
@@ -288,7 +289,7 @@ def generation(big):
 
 def other(step):
     if step == "model.safetensors":
-        folder.save_model(here, torch.nn.Linear(512, 512))
+        save_model(here, torch.nn.Linear(512, 512))
     elif step == "config.json":
         folder.write_json(here / step, {"a": "b" * 2**20})
     else:

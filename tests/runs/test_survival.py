@@ -34,6 +34,7 @@ from pyro_vae.runs.lock import locked
 from pyro_vae.runs.particle_cache import ParticleCache
 from pyro_vae.runs.resume_run import resume_run
 from pyro_vae.runs.train_run import train_run
+from pyro_vae.runs.weights import save_model
 from tests.helpers import kills
 from tests.helpers.bits import same
 from tests.helpers.environment import ENV, HEAVY
@@ -292,7 +293,7 @@ def killed_evaluation(run, blocks=2):
     """An evaluation in a child that is killed, kill -9, after some blocks; each is written at once."""
     child = os.fork()
     if not child:
-        real, taken = ParticleCache.take, []
+        real, taken = ParticleCache.update, []
 
         def take(self, ledgers, said):
             self.wait = 0
@@ -301,7 +302,7 @@ def killed_evaluation(run, blocks=2):
             if len(taken) == blocks:
                 os.kill(os.getpid(), 9)
 
-        ParticleCache.take = take
+        ParticleCache.update = take
         with suppress(BaseException):
             evaluate_run(run, num_samples=70, device="cpu")
         os._exit(1)
@@ -359,11 +360,11 @@ def test_particles_of_other_weights_or_data_are_not_gone_on_from(many, tmp_path)
     copy = Path(shutil.copytree(run, tmp_path / "copy"))
     opened = load_run(copy)
     next(opened.vae.parameters()).data[0] += 1
-    folder.save_model(copy, opened.vae)
+    save_model(copy, opened.vae)
     with pytest.raises(CheckpointError, match="particles of other weights than the run's"):
         evaluate_run(copy, num_samples=70, device="cpu", resume=True)
     shutil.copy(copy / "particles-test.safetensors", copy / "particles-validation.safetensors")
-    folder.save_model(copy, load_run(run).vae)
+    save_model(copy, load_run(run).vae)
     with pytest.raises(CheckpointError, match="particles of other split"):
         evaluate_run(copy, num_samples=70, device="cpu", resume=True, split="validation")
     (run / "particles-test.safetensors").unlink()

@@ -1,0 +1,183 @@
+"""Commands of `pyro-vae` on finished runs: `evaluate`, `compare`, `replay`, `sample`, `encode`, `reconstruct` and others."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from cyclopts import Parameter
+from rich.console import Console
+
+from pyro_vae.common.atomic_write import write_atomic
+from pyro_vae.errors import UsageError
+from pyro_vae.models import usage
+from pyro_vae.plots import figures, latents
+from pyro_vae.runs.compare_runs import compare_runs, draw_forest, write
+from pyro_vae.runs.evaluate_run import EvaluationOptions, evaluate_opened, rows_of
+from pyro_vae.runs.load import Run, load_run, open_data
+from pyro_vae.runs.replay_divergence import replay_step
+
+from .commands import DataDir, Device, app
+from .tables import report
+
+RunFolder = Annotated[Path, Parameter(help="Run folder.")]
+Out = Annotated[
+    Path | None,
+    Parameter(help="Array file; in RUN by default: samples.npy, encoded.npy, reconstructed.npy or interpolated.npy."),
+]
+SplitName = Annotated[str, Parameter(help="test, validation or train.")]
+
+
+@app.command
+def evaluate(
+    run: RunFolder,
+    /,
+    *,
+    options: EvaluationOptions = EvaluationOptions(),  # noqa: B008 (frozen)
+    data_dir: DataDir = None,
+    device: Device = "auto",
+) -> None:
+    """Scores a run: log p(x) by importance sampling or exactly, from its folder alone."""
+    opened = load_run(run, device=device)
+    report(evaluate_opened(opened, open_data(opened, data_dir), options), run)
+
+
+@app.command
+def compare(*runs: Path, csv: Path | None = None, latex: Path | None = None, figure: Path | None = None) -> None:
+    """Compares runs on the rows that all were scored on: log p(x), and paired differences to the best with their errors.
+
+    Parameters
+    ----------
+    runs
+        Run folders, two or more.
+    csv
+        File for the numbers, to the last bit.
+    latex
+        File for the table, a plain tabular.
+    figure
+        File for a forest plot of the differences (.png).
+    """
+    if figure and figure.suffix.lower() != ".png":
+        raise UsageError(f"--figure {figure}: pictures are PNG; give the file the ending .png")
+    comparison = compare_runs(runs)
+    Console(width=None if sys.stdout.isatty() else 160).print(comparison.table())
+    for note in comparison.notes:
+        print(f"note: {note}")
+    for path, content in ((csv, comparison.csv), (latex, comparison.latex), (figure, lambda: draw_forest(comparison))):
+        if path:
+            write(path, content())
+            print(path)
+
+
+@app.command
+def replay(
+    run: Annotated[Path, Parameter(help="Run folder with a folder `divergence`.")], /, *, device: Device = "cpu"
+) -> None:
+    """Runs the step again at which a run diverged, from its folder alone: same weights, batch and noise; site by site."""
+    print(replay_step(run, device=device))
+
+
+@app.command
+def sample(run: RunFolder, /, *, num_samples: int = 48, seed: int = 0, mean: bool = False, out: Out = None) -> None:
+    """Draws x ~ p(x | z), z ~ p(z): an array (.npy) and, for images, a picture beside it.
+
+    Parameters
+    ----------
+    num_samples
+        How many.
+    seed
+        The same seed draws the same samples.
+    mean
+        E[x | z] of each z drawn, in place of a draw of x.
+    """
+    opened = load_run(run)
+    x = usage.sample(opened.vae, num_samples, seed=seed, mean=mean).numpy()
+    title = "E[x | z], z ~ p(z)" if mean else "x ~ p(x | z), z ~ p(z)"
+    save_array(opened, x, out, "samples", lambda: figures.sample_grid(x, opened.shape, title=title))
+
+
+@app.command
+def encode(
+    run: RunFolder, /, *, split: SplitName = "test", rows: int | None = None, data_dir: DataDir = None, out: Out = None
+) -> None:
+    """Posterior means E[z | x] of a split: an array (.npy), and a map coloured by label.
+
+    Parameters
+    ----------
+    rows
+        Only the first so many rows.
+    """
+    opened, part = open_split(run, split, data_dir)
+    z = usage.encode(opened.vae, part.x[:rows]).numpy()
+    labels = None if part.y is None else part.y[:rows].numpy()
+    save_array(opened, z, out, "encoded", lambda: latents.latent_map(z, labels))
+
+
+@app.command
+def reconstruct(
+    run: RunFolder, /, *, split: SplitName = "test", rows: int = 12, data_dir: DataDir = None, out: Out = None
+) -> None:
+    """E[x | z] at z = E[z | x] for rows of a split: an array (.npy), and a picture beside the originals.
+
+    Parameters
+    ----------
+    rows
+        The first so many rows.
+    """
+    opened, part = open_split(run, split, data_dir)
+    x = part.x[:rows]
+    means = usage.reconstruct(opened.vae, x).numpy()
+    images = [x.numpy()[:12], means[:12]], ["x", "E[x | z]"], opened.shape, f"{split} rows and their reconstructions"
+    save_array(opened, means, out, "reconstructed", lambda: figures.image_grid(*images))
+
+
+@app.command
+def interpolate(
+    run: RunFolder,
+    /,
+    *,
+    start: int = 0,
+    end: int = 1,
+    steps: int = 10,
+    split: SplitName = "test",
+    data_dir: DataDir = None,
+    out: Out = None,
+) -> None:
+    """E[x | z] along the line between the posterior means of two rows: an array (.npy) and a picture.
+
+    Parameters
+    ----------
+    start
+        Row to start from.
+    end
+        Row to end at.
+    steps
+        Points on the line, ends included.
+    """
+    opened, part = open_split(run, split, data_dir)
+    for row in (start, end):
+        if not 0 <= row < len(part):
+            raise UsageError(f"row {row} is not in the {split} split, which has rows 0 to {len(part) - 1}")
+    x = usage.interpolate(opened.vae, part.x[start : start + 1], part.x[end : end + 1], steps=steps)[:, 0].numpy()
+    title = f"from {split} row {start} to {end}"
+    save_array(opened, x, out, "interpolated", lambda: figures.sample_grid(x, opened.shape, columns=steps, title=title))
+
+
+def open_split(run: Path, split: str, data_dir: Path | None) -> tuple[Run, Any]:
+    """Open a run and the rows of one split of its data."""
+    opened = load_run(run)
+    return opened, rows_of(open_data(opened, data_dir), split)
+
+
+def save_array(run: Run, array: np.ndarray, out: Path | None, name: str, draw: Callable[[], Any]) -> None:
+    """Write an array to `out` and its picture into the run's figures, and print where they are."""
+    target, buffer = out or run.path / f"{name}.npy", io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(target, buffer.getvalue())
+    picture = figures.save(draw(), run.path / "figures" / f"{name}.png")
+    print(f"{target}  {array.shape}\n{picture}")
