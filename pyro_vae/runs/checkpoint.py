@@ -25,7 +25,6 @@ from pyro_vae.errors import CheckpointError, RunFolderError
 SCHEMA = 1
 FOLDER, MANIFEST, STATE = "checkpoints", "manifest.json", "state.json"
 GROUPS = ("model", "best", "optimizer", "rng")
-KEPT = 2
 Groups = Mapping[str, Mapping[str, Tensor]]
 
 
@@ -54,11 +53,10 @@ class Checkpoints:
 
     Args:
         path: the folder that holds, or will hold, ``checkpoints``.
-        about: what every manifest says beside where training was: versions, digests of config and data.
+        about: stands in every manifest: versions, digests of config and data.
 
     Example:
         >>> import tempfile, torch
-        >>> from pyro_vae.runs.checkpoint import Checkpoints
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     checkpoints = Checkpoints(Path(folder))
         ...     number = checkpoints.save({"step": 3}, {"model": {"w": torch.ones(2)}})
@@ -74,17 +72,17 @@ class Checkpoints:
         return self.path / FOLDER
 
     def numbers(self) -> list[int]:
-        """Of the generations that are there, whole or not, the newest first."""
+        """List the generations that are there, intact or not, the newest first."""
         names = [p.name for p in self.folder.iterdir()] if self.folder.is_dir() and not self.folder.is_symlink() else []
         return sorted((int(name) for name in names if re.fullmatch(r"\d{6,12}", name)), reverse=True)
 
     def save(self, head: Mapping[str, Any], groups: Groups, **where: Any) -> int:
-        """Publishes a generation and deletes all but the newest two.
+        """Publish a generation and delete all but the newest two.
 
         Args:
             head: plain values.
             groups: tensors by group and name.
-            **where: what the manifest says of it: step, epoch, position, and whether it was an interruption.
+            **where: stands in its manifest: step, epoch, position, and whether it was an interruption.
 
         Raises:
             StorageError: it cannot be written; the generations before are as they were.
@@ -99,28 +97,26 @@ class Checkpoints:
             self.folder.mkdir(exist_ok=True)
             sweep(self.folder)
         publish(self.folder / f"{number:06d}", files)
-        self.forget(KEPT)
+        self.prune()
         return number
 
-    def forget(self, kept: int = 0) -> None:
-        """Deletes all generations but the newest `kept`: their manifest first, so that none is ever half there."""
-        for number in self.numbers()[kept:]:
+    def prune(self) -> None:
+        """Delete all generations but the newest two: their manifest first, so that none is ever half there."""
+        for number in self.numbers()[2:]:
             old = self.folder / f"{number:06d}"
             with storage(f"cannot delete {old}"):
                 (old / MANIFEST).unlink(missing_ok=True)
                 crash_point("forgotten")
                 shutil.rmtree(old, ignore_errors=True)
-        if not kept:
-            shutil.rmtree(self.folder, ignore_errors=True)
 
     def discard(self, after: int) -> None:
-        """Deletes the generations after one that was gone back to."""
+        """Delete the generations after one that was gone back to."""
         for number in self.numbers():
             if number > after:
                 shutil.rmtree(self.folder / f"{number:06d}", ignore_errors=True)
 
     def newest(self, groups: tuple[str, ...] = GROUPS, limit: int = LIMIT) -> Generation | None:
-        """The newest generation that is whole; None where there never was any.
+        """Read the newest generation that is intact; None where there never was any.
 
         Args:
             groups: which tensors to read.
@@ -145,37 +141,34 @@ class Checkpoints:
         return None
 
     def read(self, number: int, groups: tuple[str, ...], limit: int, notes: tuple[str, ...] = ()) -> Generation:
-        """One generation, every byte that is read of it checked."""
+        """Read one generation, and check every byte that is read of it."""
         here = self.folder / f"{number:06d}"
         if here.is_symlink():
             raise CheckpointError(f"{here} is a link; links are not followed.")
         manifest = read_manifest(here)
-        wanted = [STATE, *(f"{group}.safetensors" for group in groups)]
-        if missing := [name for name in wanted if name not in manifest["files"]]:
+        names = [STATE, *(f"{group}.safetensors" for group in groups)]
+        if missing := [name for name in names if name not in manifest["files"]]:
             raise CheckpointError(f"{here / MANIFEST} lists no {missing[0]}.")
-        content = {name: self.checked(here / name, manifest["files"][name], limit) for name in wanted}
+        content = {name: read_listed(here / name, manifest["files"][name], limit) for name in names}
         head = parse_json(content[STATE], here / STATE)
         if not isinstance(head, dict):
             raise CheckpointError(f"{here / STATE} is no state of a training.")
         tensors = {g: parse(content[f"{g}.safetensors"], here / f"{g}.safetensors") for g in groups}
         return Generation(number, manifest, head, tensors, notes)
 
-    @staticmethod
-    def checked(path: Path, said: Mapping[str, Any], limit: int) -> bytes:
-        """A file's content, if its size and digest are the manifest's."""
-        if said["bytes"] > limit:
-            raise CheckpointError(f"{path} has {said['bytes']:,} bytes, and at most {limit:,} are read.")
-        content = read_bytes(path, said["bytes"])
-        if len(content) != said["bytes"] or sha256(content) != said["sha256"]:
-            raise CheckpointError(f"{path} is damaged (its size or its SHA-256 is not that of the manifest).")
-        return content
 
-
-FILE_NAMES = {STATE, *(f"{group}.safetensors" for group in GROUPS)}
+def read_listed(path: Path, entry: Mapping[str, Any], limit: int) -> bytes:
+    """Read a file, and check that its size and digest are the manifest's."""
+    if entry["bytes"] > limit:
+        raise CheckpointError(f"{path} has {entry['bytes']:,} bytes, and at most {limit:,} are read.")
+    content = read_bytes(path, entry["bytes"])
+    if len(content) != entry["bytes"] or sha256(content) != entry["sha256"]:
+        raise CheckpointError(f"{path} is damaged (its size or its SHA-256 is not that of the manifest).")
+    return content
 
 
 def read_manifest(here: Path) -> dict[str, Any]:
-    """A generation's manifest: known file names only, so that no path in it can leave the folder.
+    """Read a generation's manifest: known file names only, so that no path in it can leave the folder.
 
     Raises:
         RunFolderError: damaged, of another schema, or naming other files than a generation has.
@@ -186,10 +179,12 @@ def read_manifest(here: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is no manifest of a checkpoint.")
     if manifest.get("schema") != SCHEMA:
         raise CheckpointError(f"{path} has schema {manifest.get('schema')!r}; this version of pyro_vae reads {SCHEMA}.")
-    if odd := sorted(manifest["files"].keys() - FILE_NAMES):
+    if odd := sorted(manifest["files"].keys() - {STATE, *(f"{group}.safetensors" for group in GROUPS)}):
         raise CheckpointError(f"{path} names {odd[0][:200]!r}, which is no file of a checkpoint.")
-    for name, said in manifest["files"].items():
-        if not (isinstance(said, dict) and type(said.get("bytes")) is int and said["bytes"] >= 0 and "sha256" in said):
+    for name, entry in manifest["files"].items():
+        if not (
+            isinstance(entry, dict) and type(entry.get("bytes")) is int and entry["bytes"] >= 0 and "sha256" in entry
+        ):
             raise CheckpointError(f"{path} says nothing of the size and digest of {name}.")
     if SEAL not in manifest:
         raise CheckpointError(f"{path} has no {SEAL} of its own.")

@@ -8,10 +8,12 @@ is executed: names, numbers, tensors.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -91,15 +93,11 @@ def make(path: Path) -> None:
 def clear(path: Path) -> None:
     """Delete what a run wrote, and nothing else."""
     with storage(f"cannot clear {path}"):
-        for file in [
-            *(path / name for name in OURS),
-            *path.glob("particles-*.safetensors"),
-            *(path / "figures").glob("*.png"),
-            *path.glob(f".*{PART}"),
-        ]:
+        matching = [path.glob(pattern) for pattern in ("particles-*.safetensors", "figures/*.png", f".*{PART}")]
+        for file in [*(path / name for name in OURS), *itertools.chain(*matching)]:
             file.unlink(missing_ok=True)
-        for folder in FOLDERS:
-            remove(path / folder)
+        for name in FOLDERS:
+            remove(path / name)
 
 
 def remove(folder: Path) -> None:
@@ -108,10 +106,9 @@ def remove(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON; floats to the last bit, no NaN; an object with the SHA-256 of all else in it."""
-    sealed = seal(value) if isinstance(value, dict) else value
-    write_atomic(path, json.dumps(sealed, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+def write_json(path: Path, record: dict[str, Any]) -> None:
+    """Write indented JSON; floats to the last bit, no NaN; with the SHA-256 of all else in it."""
+    write_atomic(path, json.dumps(seal(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: Path, limit: int = JSON_BYTES) -> Any:
@@ -171,16 +168,12 @@ def read_evidence(path: Path) -> tuple[dict[str, Any], str]:
 def append_line(path: Path, record: dict[str, Any]) -> None:
     """Append one record to a .jsonl file, with the SHA-256 of all else in it."""
     with storage(f"cannot write {path}"), path.open("a") as file:
-        file.write(format_line(record))
-
-
-def format_line(record: dict[str, Any]) -> str:
-    return json.dumps(seal(record)) + "\n"
+        file.write(json.dumps(seal(record)) + "\n")
 
 
 def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
-    """Write the records as a whole .jsonl file."""
-    write_atomic(path, "".join(map(format_line, records)))
+    """Write a .jsonl file of these records."""
+    write_atomic(path, "".join(json.dumps(seal(record)) + "\n" for record in records))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -189,8 +182,11 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     Raises:
         RunFolderError: any other line that is damaged.
     """
-    *lines, torn = read_bytes(path).split(b"\n") if path.is_file() else [b""]
-    return [parse_line(line, Path(f"{path}, line {number}")) for number, line in enumerate(lines, 1)] + parse_torn(torn)
+    *lines, last = read_bytes(path).split(b"\n") if path.is_file() else [b""]
+    records = [parse_line(line, Path(f"{path}, line {number}")) for number, line in enumerate(lines, 1)]
+    with suppress(RunFolderError):  # what a kill left of a record, if not one that lacks only the end of its line
+        records += [parse_line(last, path)] if last else []
+    return records
 
 
 def parse_line(line: bytes, where: Path) -> dict[str, Any]:
@@ -199,11 +195,3 @@ def parse_line(line: bytes, where: Path) -> dict[str, Any]:
         raise damaged(where, "no JSON object")
     check_seal(record, where)
     return {name: value for name, value in record.items() if name != SEAL}
-
-
-def parse_torn(line: bytes) -> list[dict[str, Any]]:
-    """Read what follows the last end of a line: a record that lacks only that, or what a kill left of one."""
-    try:
-        return [parse_line(line, Path("the last line"))] if line else []
-    except RunFolderError:
-        return []

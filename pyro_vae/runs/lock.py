@@ -36,7 +36,6 @@ def locked(path: Path, name: str = LOCK, wait: bool = False) -> Iterator[None]:
 
     Example:
         >>> import tempfile
-        >>> from pyro_vae.runs.lock import locked
         >>> with tempfile.TemporaryDirectory() as folder, locked(Path(folder)):
         ...     with locked(Path(folder)):  # doctest: +IGNORE_EXCEPTION_DETAIL
         ...         pass
@@ -66,8 +65,8 @@ def describe_owner(owner: Path) -> str:
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
-            held = json.loads(read_bytes(owner, MIB))
-            return f"process {int(held['pid'])} on {str(held['host'])[:80]} since {str(held['since'])[:40]}"
+            record = json.loads(read_bytes(owner, MIB))
+            return f"process {int(record['pid'])} on {str(record['host'])[:80]} since {str(record['since'])[:40]}"
         except (RunFolderError, RecursionError, ValueError, KeyError, TypeError):
             if time.monotonic() > deadline:
                 return "another process"

@@ -15,19 +15,6 @@ from pyro_vae.programs.support import support_of_site
 CLOSED_FORM = ("bernoulli", "binomial", "normal")
 
 
-def success_logits(x: Tensor, total_count: float) -> Tensor:
-    """Return the logit of each column's success rate, with half a success and half a failure added (Jeffreys' prior)."""
-    rate = (x.double().sum(0) + 0.5) / (len(x) * total_count + 1)
-    return rate.logit().float()
-
-
-def normal_moments(x: Tensor) -> Tensor:
-    """Return each column's mean, and its standard deviation (1e-3 at least) as the family's feature."""
-    x = x.double()
-    spread = (x.std(0, correction=0) - MIN_SCALE).clamp_min(1e-3)
-    return torch.cat([x.mean(0), spread.expm1().log()]).float()  # softplus of the feature is the spread
-
-
 def marginal_features(name: str, family: Any, features: int, x: Tensor) -> Tensor:
     """Return the features, one vector for every row, under which independent elements fit the rows: ``(features,)``.
 
@@ -36,9 +23,14 @@ def marginal_features(name: str, family: Any, features: int, x: Tensor) -> Tenso
     """
     if name not in CLOSED_FORM or x.isnan().any():
         return fit_marginal(family, features, x)[0]
+    x = x.double()
     if name == "normal":
-        return normal_moments(x)
-    return success_logits(x, 1 if name == "bernoulli" else float(family(torch.zeros(1)).total_count))
+        spread = (x.std(0, correction=0) - MIN_SCALE).clamp_min(1e-3)
+        return torch.cat([x.mean(0), spread.expm1().log()]).float()  # softplus of the feature is the spread
+    trials = 1 if name == "bernoulli" else float(family(torch.zeros(1)).total_count)
+    return (
+        ((x.sum(0) + 0.5) / (len(x) * trials + 1)).logit().float()
+    )  # half a success and half a failure (Jeffreys' prior)
 
 
 def fit_marginal(family: Any, features: int, x: Tensor, steps: int = 300, rows: int = 500) -> tuple[Tensor, Any]:
@@ -54,20 +46,15 @@ def fit_marginal(family: Any, features: int, x: Tensor, steps: int = 300, rows: 
     optimizer = torch.optim.Adam(parameters, lr=0.1)
     for _ in range(steps if len(x) else 0):
         optimizer.zero_grad()
-        (-row_log_prob(family(h), x).mean()).backward()
+        (-of_rows(family(h), x).log_prob(x).mean()).backward()
         optimizer.step()
     return h.detach(), family
 
 
 def of_rows(d: Any, x: Tensor) -> Any:
-    """Make of a distribution over elements one over rows of them, of what is observed in x."""
+    """Turn a distribution over elements into one over rows, of what is observed in x."""
     d = d.to_event(1 - d.event_dim)
     return Observed(d) if x.isnan().any() else d
-
-
-def row_log_prob(d: Any, x: Tensor) -> Tensor:
-    """log-density of each row, ``(N,)``."""
-    return of_rows(d, x).log_prob(x)
 
 
 def floor(name: str, family: Any, features: int, train: Tensor, x: Tensor) -> Tensor:
@@ -75,12 +62,12 @@ def floor(name: str, family: Any, features: int, train: Tensor, x: Tensor) -> Te
 
     Example:
         >>> from pyro_vae import bernoulli
-        >>> from pyro_vae.runs.marginal_baseline import floor
         >>> floor("bernoulli", bernoulli, 1, torch.tensor([[1.0], [0.0]]), torch.tensor([[1.0]]))   # log 1/2
         tensor([-0.6931], dtype=torch.float64)
     """
     if name in CLOSED_FORM and not train.isnan().any():
-        return row_log_prob(family(marginal_features(name, family, features, train).double()), x.double())
+        d = family(marginal_features(name, family, features, train).double())
+        return of_rows(d, x).log_prob(x.double())
     h, fitted = fit_marginal(family, features, train)
     with torch.no_grad():
-        return row_log_prob(fitted(h), x).double()
+        return of_rows(fitted(h), x).log_prob(x).double()

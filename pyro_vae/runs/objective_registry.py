@@ -19,7 +19,7 @@ from pyro_vae.objectives.scheduled import Scheduled
 
 @dataclass(frozen=True)
 class Kl:
-    """How the KL is treated: a handler around both programs, terms of the objective, and what moves as training goes on."""
+    """A treatment of the KL: a handler around both programs, terms of the objective, and what moves as training goes on."""
 
     handler: Beta | None = None
     terms: tuple[Term, ...] = ()
@@ -28,15 +28,15 @@ class Kl:
 
 @dataclass(frozen=True)
 class Objective:
-    """What `fit` is told: the loss, the programs to run it on, and what moves as training goes on."""
+    """An objective for `fit`: the loss, the programs to run it on, and what moves as training goes on."""
 
     elbo: ELBO
     kl: Kl
 
     def pair(self, vae: Any) -> tuple[Any, Any]:
-        """The VAE's programs, under a handler where there is one, every discrete z marked where it is to be summed over."""
-        enumerated = isinstance(self.elbo, TraceEnum_ELBO)
-        programs = vae.model, config_enumerate(vae.guide, "parallel") if enumerated else vae.guide
+        """Return the VAE's programs, under the handler if any, every discrete z marked where it is to be summed over."""
+        sums_out = isinstance(self.elbo, TraceEnum_ELBO)
+        programs = vae.model, config_enumerate(vae.guide, "parallel") if sums_out else vae.guide
         return programs if self.kl.handler is None else self.kl.handler.pair(programs)
 
     @property
@@ -45,7 +45,7 @@ class Objective:
 
 
 def of_weights(make: Callable[..., Any]) -> Callable[..., ELBO]:
-    """Maker of a `Bound` from the maker of its function: takes particles, perhaps groups, and the function's options."""
+    """Return a maker of a `Bound` from the maker of its function: takes particles, groups, and the function's options."""
 
     def objective(
         gradient: Any, added: tuple[Term, ...], particles: int, groups: int | None = None, **options: Any
@@ -53,11 +53,6 @@ def of_weights(make: Callable[..., Any]) -> Callable[..., ELBO]:
         return Bound(make(**options), particles, estimator=gradient, num_groups=groups, terms=added)
 
     return objective
-
-
-def plain(bound: Any) -> Callable[..., ELBO]:
-    """Maker of a `Bound` of a function without options."""
-    return of_weights(lambda: bound)
 
 
 def mean_field(gradient: Any, added: tuple[Term, ...], particles: int) -> ELBO:
@@ -77,9 +72,14 @@ def enumerated(gradient: Any, added: tuple[Term, ...], particles: int) -> ELBO:
     return TraceEnum_ELBO(num_particles=particles, vectorize_particles=particles > 1, max_plate_nesting=1)
 
 
+def estimator(name: str) -> Callable[[], Any]:
+    """Return a maker of the gradient estimator of that name."""
+    return lambda: getattr(gradient_estimators, name)
+
+
 OBJECTIVES: dict[str, Spec] = {
     "elbo": Spec(
-        make=plain(bounds.elbo), support="bound", formula="1/K Σ_k log w_k", options={"particles": 1},
+        make=of_weights(lambda: bounds.elbo), support="bound", formula="1/K Σ_k log w_k", options={"particles": 1},
         reference="Kingma & Welling, 2014, https://arxiv.org/abs/1312.6114",
     ),
     "mean_field_elbo": Spec(
@@ -87,15 +87,15 @@ OBJECTIVES: dict[str, Spec] = {
         reference="Kingma & Welling, 2014, https://arxiv.org/abs/1312.6114",
     ),
     "iwae": Spec(
-        make=plain(bounds.iwae), support="bound", formula="log 1/K Σ_k w_k", options={"particles": 5},
+        make=of_weights(lambda: bounds.iwae), support="bound", formula="log 1/K Σ_k w_k", options={"particles": 5},
         reference="Burda, Grosse & Salakhutdinov, 2016, https://arxiv.org/abs/1509.00519",
     ),
     "miwae": Spec(
-        make=plain(bounds.miwae), support="bound", formula="1/M Σ_m log 1/K Σ_k w_mk", options={"particles": 4, "groups": 4},
-        reference="Rainforth et al., 2018, https://arxiv.org/abs/1802.04537",
+        make=of_weights(lambda: bounds.miwae), support="bound", formula="1/M Σ_m log 1/K Σ_k w_mk",
+        options={"particles": 4, "groups": 4}, reference="Rainforth et al., 2018, https://arxiv.org/abs/1802.04537",
     ),
     "piwae": Spec(
-        make=plain(bounds.piwae), support="bound", formula="model: iwae of M·K, guide: miwae",
+        make=of_weights(lambda: bounds.piwae), support="bound", formula="model: iwae of M·K, guide: miwae",
         options={"particles": 4, "groups": 4}, reference="Rainforth et al., 2018, https://arxiv.org/abs/1802.04537",
     ),
     "ciwae": Spec(
@@ -120,32 +120,24 @@ OBJECTIVES: dict[str, Spec] = {
     ),
 }  # fmt: skip
 
-GRADIENTS: dict[str, Spec] = {
-    "pathwise": Spec(
-        make=lambda: gradient_estimators.pathwise, support="rsample", formula="∇ F(log w(z_φ(ε)))",
-        reference="Kingma & Welling, 2014, https://arxiv.org/abs/1312.6114",
+# name: (needs of z, formula, reference); each is the function of that name
+ESTIMATORS = {
+    "pathwise": ("rsample", "∇ F(log w(z_φ(ε)))", "Kingma & Welling, 2014, https://arxiv.org/abs/1312.6114"),
+    "stl": ("rsample", "path alone, no score", "Roeder, Wu & Duvenaud, 2017, https://arxiv.org/abs/1703.09194"),
+    "dreg": (
+        "rsample", "score reparameterised: F_k − F_kk",
+        "Tucker, Lawson, Gu & Maddison, 2019, https://arxiv.org/abs/1810.04152",
     ),
-    "stl": Spec(
-        make=lambda: gradient_estimators.stl, support="rsample", formula="path alone, no score",
-        reference="Roeder, Wu & Duvenaud, 2017, https://arxiv.org/abs/1703.09194",
-    ),
-    "dreg": Spec(
-        make=lambda: gradient_estimators.dreg, support="rsample", formula="score reparameterised: F_k − F_kk",
-        reference="Tucker, Lawson, Gu & Maddison, 2019, https://arxiv.org/abs/1810.04152",
-    ),
-    "gdreg": Spec(
-        make=lambda: gradient_estimators.gdreg, support="rsample", formula="dreg, the prior's parameters too",
-        reference="Bauer & Mnih, 2021, https://arxiv.org/abs/2101.11046",
-    ),
-    "vimco": Spec(
-        make=lambda: gradient_estimators.vimco, support="any z, K ≥ 2", formula="(F − F_{−k}) ∇ log q(z_k)",
-        reference="Mnih & Rezende, 2016, https://arxiv.org/abs/1602.06725",
-    ),
-    "rws": Spec(
-        make=lambda: gradient_estimators.rws, support="any z", formula="wake phases: Σ_k w̃_k ∇ log q(z_k)",
-        reference="Bornschein & Bengio, 2015, https://arxiv.org/abs/1406.2751",
+    "gdreg": ("rsample", "dreg, the prior's parameters too", "Bauer & Mnih, 2021, https://arxiv.org/abs/2101.11046"),
+    "vimco": ("any z, K ≥ 2", "(F − F_{−k}) ∇ log q(z_k)", "Mnih & Rezende, 2016, https://arxiv.org/abs/1602.06725"),
+    "rws": (
+        "any z", "wake phases: Σ_k w̃_k ∇ log q(z_k)", "Bornschein & Bengio, 2015, https://arxiv.org/abs/1406.2751",
     ),
 }  # fmt: skip
+GRADIENTS = {
+    name: Spec(make=estimator(name), support=support, formula=formula, reference=reference)
+    for name, (support, formula, reference) in ESTIMATORS.items()
+}
 
 LINEAR = ("elbo", "mean_field_elbo")  # objectives that a term may be added to
 SCORED = ("vimco", "rws")  # gradients for draws without rsample
@@ -153,7 +145,7 @@ SCHEDULES = ("constant", "linear", "cyclical")
 
 
 def schedule_of(schedule: str, warmup: float, cycles: int) -> Callable[[float], float] | None:
-    """Fraction of training done to a multiple of β."""
+    """Return a function from the fraction of training done to a multiple of β; None for a constant one."""
     if schedule not in SCHEDULES:
         raise UsageError(f"--kl.schedule is one of {', '.join(SCHEDULES)}, got {schedule!r}")
     if not 0 < warmup <= 1 or cycles < 1:
@@ -164,12 +156,12 @@ def schedule_of(schedule: str, warmup: float, cycles: int) -> Callable[[float], 
     return lambda done: 1.0 if done >= 1 else min(1.0, done * repeats % 1 / warmup)
 
 
-def with_beta(beta: float, schedule: str, warmup: float, cycles: int) -> Kl:
+def with_beta(beta: float = 1.0, schedule: str = "constant", warmup: float = 0.25, cycles: int = 4) -> Kl:
     handler = Beta(beta, schedule_of(schedule, warmup, cycles))
     return Kl(handler, scheduled=(handler,))
 
 
-def with_capacity(nats: float, gamma: float, warmup: float) -> Kl:
+def with_capacity(nats: float = 25.0, gamma: float = 10.0, warmup: float = 1.0) -> Kl:
     term = kl_terms.capacity(nats, gamma, schedule_of("linear", warmup, 1))
     return Kl(terms=(term,), scheduled=(term,))
 
@@ -185,7 +177,6 @@ KLS: dict[str, Spec] = {
     ),
     "beta": Spec(
         make=with_beta, support="bound for β ≥ 1", formula="β KL, with its schedule",
-        options={"beta": 1.0, "schedule": "constant", "warmup": 0.25, "cycles": 4},
         reference="Higgins et al., 2017, https://openreview.net/forum?id=Sy2fzU9gl",
     ),
     "free_bits": Spec(
@@ -195,7 +186,6 @@ KLS: dict[str, Spec] = {
     ),
     "capacity": Spec(
         make=with_capacity, support="no bound", formula="γ |KL − C|, C rising",
-        options={"nats": 25.0, "gamma": 10.0, "warmup": 1.0},
         reference="Burgess et al., 2018, https://arxiv.org/abs/1804.03599",
     ),
     "tc": Spec(
@@ -212,13 +202,13 @@ KLS: dict[str, Spec] = {
 def make_objective(
     objective: tuple[str, Mapping[str, Any]], gradient: str, kl: tuple[str, Mapping[str, Any]], dataset_size: int
 ) -> Objective:
-    """An objective from the names and options that a config gives, every option read.
+    """Make an objective from the names and options that a config gives, every option read.
 
     Raises:
         UsageError: what does not go together.
     """
-    options = {**kl[1], "dataset_size": dataset_size} if kl[0] == "tc" else kl[1]
-    treated = KLS[kl[0]].make(**options)
+    size = {"dataset_size": dataset_size} if kl[0] == "tc" else {}
+    treated = KLS[kl[0]].make(**kl[1], **size)
     if treated.terms and objective[0] not in LINEAR:
         raise UsageError(
             f"--kl {kl[0]} adds a term to the ELBO; objective {objective[0]!r} is no ELBO. Take --objective elbo or "
@@ -228,7 +218,7 @@ def make_objective(
         raise UsageError(
             f"objective 'jackknife' has no second derivative here, which gradient {gradient!r} needs: take 'pathwise'"
         )
-    made = OBJECTIVES[objective[0]].make(GRADIENTS[gradient].make(), treated.terms, **objective[1])
-    if gradient == "vimco" and made.num_particles < 2:
+    elbo = OBJECTIVES[objective[0]].make(GRADIENTS[gradient].make(), treated.terms, **objective[1])
+    if gradient == "vimco" and elbo.num_particles < 2:
         raise UsageError("gradient 'vimco' compares particles with one another: --objective.particles 2 or more")
-    return Objective(made, treated)
+    return Objective(elbo, treated)

@@ -1,4 +1,4 @@
-"""`pyro-vae selftest`: on this very machine, within a minute, whether numbers are right and runs survive."""
+"""`pyro-vae selftest`: checks on this very machine, within a minute, that numbers are right and runs survive."""
 
 from __future__ import annotations
 
@@ -71,27 +71,23 @@ class Linear:
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(self.w.new_zeros(2), 1.0).to_event(1))
 
-    @property
-    def log_px(self) -> torch.Tensor:
-        """log N(x; 0, W Wᵀ + I)."""
-        cov = self.w @ self.w.T + torch.eye(4, device=self.w.device)
-        return dist.MultivariateNormal(self.x.new_zeros(4), cov).log_prob(self.x).double().cpu()
-
 
 def oracle(here: Path, device: str = "cpu") -> str:
-    """log p(x) of a linear-Gaussian model, by importance sampling and in closed form."""
+    """Compare log p(x) of a linear-Gaussian model by importance sampling with the closed form."""
     linear = Linear(device)
+    cov = linear.w @ linear.w.T + torch.eye(4, device=device)
+    log_px = dist.MultivariateNormal(linear.x.new_zeros(4), cov).log_prob(linear.x).double().cpu()  # N(0, W Wᵀ + I)
     exact = log_likelihood(linear.model, linear.exact_guide, linear.x, num_samples=50, verbose=False)
-    worst = (exact.log_px - linear.log_px).abs().max().item()
+    worst = (exact.log_px - log_px).abs().max().item()
     expect(worst < 1e-4, f"an exact posterior misses log p(x) by {worst:.2g} nats")
-    drawn = log_likelihood(linear.model, linear.prior_guide, linear.x, num_samples=20_000, verbose=False)
-    off = ((drawn.log_px - linear.log_px).mean() / drawn.mc_se.square().sum().sqrt() * len(linear.x)).item()
+    sampled = log_likelihood(linear.model, linear.prior_guide, linear.x, num_samples=20_000, verbose=False)
+    off = ((sampled.log_px - log_px).mean() / sampled.mc_se.square().sum().sqrt() * len(linear.x)).item()
     expect(abs(off) < 5, f"the mean log p(x) under the prior is {off:.1f} standard errors off")
     return f"exact posterior: within {worst:.0e} nats; prior as proposal: {abs(off):.1f} standard errors off"
 
 
 def small_fit(path: str) -> Any:
-    """A small training with binarization, saved after every epoch; goes on where a killed one was."""
+    """Train a small model with binarization, saved after every epoch; go on where a killed one was."""
     config = resolved(Config(data="x.csv", likelihood="bernoulli", hidden=(8,), latent_dim=2))
     grey = torch.rand(60, 6, generator=torch.Generator().manual_seed(0))
     with seeded(0):
@@ -111,15 +107,14 @@ def small_fit(path: str) -> Any:
 
 
 def kill_and_resume(here: Path) -> str:
-    """A process that is killed inside a save, and gone on with to the same bits."""
+    """Kill a process inside a save, and go on to the same bits."""
     source = Path(__file__).resolve().parents[1]
     paths = os.pathsep.join([str(source), *filter(None, [os.environ.get("PYTHONPATH")])])
     env = os.environ | {"PYRO_VAE_CRASH_AT": CRASH, "PYTHONPATH": paths}
     code = "import sys; from pyro_vae.runs.selftest import small_fit; small_fit(sys.argv[1])"
     child = subprocess.run([sys.executable, "-c", code, str(here / "cut")], env=env, capture_output=True)
-    assert child.returncode == -9, (
-        f"the child was to be killed, and ended with {child.returncode}: {child.stderr[-300:]!r}"
-    )
+    ended = f"the child was to be killed, and ended with {child.returncode}: {child.stderr[-300:]!r}"
+    expect(child.returncode == -9, ended)
     step = Checkpointer(here / "cut").newest().manifest["step"]  # type: ignore[union-attr]
     (again, resumed), (whole, untouched) = small_fit(str(here / "cut")), small_fit(str(here / "whole"))
     for group in ("model", "best", "optimizer"):
@@ -130,7 +125,7 @@ def kill_and_resume(here: Path) -> str:
 
 
 def full_disk(here: Path) -> str:
-    """A save that the system refuses half-way."""
+    """Have the system refuse a save half-way."""
     try:
         import resource
     except ImportError:
@@ -156,20 +151,20 @@ def groups(size: int) -> dict[str, dict[str, torch.Tensor]]:
 
 
 def damaged_files(here: Path) -> str:
-    """Flipped bits and cut files: of a checkpoint, and of weights."""
+    """Flip bits and cut files, of a checkpoint and of weights."""
     saved, draw = Checkpoints(here), random.Random(0)
     for step in (1, 2):
         saved.save({"step": step}, groups(8))
     files, truth = sorted((saved.folder / "000002").iterdir()), saved.read(2, GROUPS, 2**20).manifest
     for file in files * 5:
-        whole = file.read_bytes()
-        spoiled = bytearray(whole)
-        spoiled[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
-        file.write_bytes(spoiled if draw.random() < 0.5 else whole[: draw.randrange(len(whole) - 1)])
+        intact = file.read_bytes()
+        spoiled = bytearray(intact)
+        spoiled[draw.randrange(len(intact))] ^= 1 << draw.randrange(8)
+        file.write_bytes(spoiled if draw.random() < 0.5 else intact[: draw.randrange(len(intact) - 1)])
         newest = saved.newest()
-        found = newest is not None and newest.head["step"] == 1
-        expect(found or (newest is not None and newest.manifest == truth), f"a damaged {file.name} was taken for whole")
-        file.write_bytes(whole)
+        right = newest is not None and (newest.head["step"] == 1 or newest.manifest == truth)
+        expect(right, f"a damaged {file.name} was taken for whole")
+        file.write_bytes(intact)
     content = dump(groups(8)["model"])
     for byte in range(len(content) - 32, len(content)):
         with contextlib.suppress(RunFolderError):
@@ -179,14 +174,14 @@ def damaged_files(here: Path) -> str:
 
 
 def gpu_against_cpu(here: Path) -> str:
-    """The same closed form on CUDA."""
+    """Compare with the same closed form on CUDA."""
     if not torch.cuda.is_available():
         raise Skipped("no CUDA here")
     return f"{torch.cuda.get_device_name()}: {oracle(here, 'cuda')}"
 
 
 def surroundings() -> list[Any]:
-    """What no work here may change: validation and other switches, and the random states of torch, numpy and Python."""
+    """Return what no work here may change: validation and other switches, and the random states of torch, numpy and Python."""
     numpy_state: Any = np.random.get_state()
     return [pyro.settings.get(), torch.get_rng_state().tolist(), numpy_state[1].tolist(), random.getstate()]
 
@@ -201,25 +196,24 @@ CHECKS: dict[str, Callable[[Path], str]] = {
 
 
 def outcomes() -> Iterator[tuple[str, str, str, float]]:
-    """(check, result, what was found, seconds) of each check, each in a folder of its own; the last is of all of them."""
+    """Yield (check, result, finding, seconds) of each check, each in a folder of its own; the last is of all of them."""
     before = surroundings()
     for name, check in CHECKS.items():
         start = time.perf_counter()
         with tempfile.TemporaryDirectory() as here:
             try:
-                result, found = "passed", check(Path(here))
+                result, finding = "passed", check(Path(here))
             except Skipped as reason:
-                result, found = "skipped", str(reason)
+                result, finding = "skipped", str(reason)
             except Exception as error:  # whatever it is, it is the finding
-                result, found = "FAILED", f"{type(error).__name__}: {error}"
-        yield name, result, found, time.perf_counter() - start
-    after = surroundings()
-    same = before == after
+                result, finding = "FAILED", f"{type(error).__name__}: {error}"
+        yield name, result, finding, time.perf_counter() - start
+    same = before == surroundings()
     yield "validation and random state", "passed" if same else "FAILED", "left as they were" if same else "changed", 0.0
 
 
 def selftest() -> None:
-    """Makes all checks and prints a table.
+    """Make all checks and print a table.
 
     Raises:
         PyroVAEError: a check failed.
@@ -228,8 +222,8 @@ def selftest() -> None:
     for column in ("check", "result", "found", "seconds"):
         table.add_column(column, justify="right" if column == "seconds" else "left", overflow="fold")
     failed = 0
-    for name, result, found, seconds in outcomes():
-        table.add_row(name, result, found, f"{seconds:.1f}")
+    for name, result, finding, seconds in outcomes():
+        table.add_row(name, result, finding, f"{seconds:.1f}")
         failed += result == "FAILED"
     Console(width=None if sys.stdout.isatty() else 140).print(table, markup=False)
     if failed:

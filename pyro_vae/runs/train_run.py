@@ -60,7 +60,7 @@ def train_run(
     minutes: float = MINUTES,
     made_by: str = "train",
 ) -> dict[str, Any]:
-    """Trains, evaluates on the test rows, draws the pictures; returns what evidence.json holds.
+    """Train, evaluate on the test rows, draw the pictures; return what evidence.json holds.
 
     The data is loaded and checked before the folder is touched. The whole state is saved before the first step, every few
     `minutes`, at SIGINT and SIGTERM, and at the end; :func:`~pyro_vae.runs.resume_run.resume_run` goes on from there.
@@ -105,16 +105,16 @@ class TrainingJob:
 def prepare(
     config: Config, path: Path, components: Components, data_dir: Path | None, download: bool, device: str
 ) -> TrainingJob:
-    """The data and the model of a config, checked; nothing is written."""
-    config, place = resolved(config, components), resolve_device(device)
+    """Load the data and build the model of a config, and check them; nothing is written."""
+    config, target = resolved(config, components), resolve_device(device)
     data = load_data(config, data_dir, download)
     for note in data.notes:
         print(f"note: {note}", file=sys.stderr)
     with seeded(config.seed):
-        vae = build(config, data.shape, data.train.x, components).to(place)
-        check_splits(vae, data, place)
-        check_first(config, vae, data, place)
-    return TrainingJob(config, path, components, data, vae, place)
+        vae = build(config, data.shape, data.train.x, components).to(target)
+        check_splits(vae, data, target)
+        check_first(config, vae, data, target)
+    return TrainingJob(config, path, components, data, vae, target)
 
 
 def carry_out(
@@ -147,13 +147,12 @@ def carry_out(
     return evidence
 
 
-def check_splits(vae: VAE, data: Data, place: torch.device) -> None:
-    """Every row inside the likelihood's support; rows are numbered as in the file that they come from."""
+def check_splits(vae: VAE, data: Data, device: torch.device) -> None:
+    """Check that every row is inside the likelihood's support; rows are numbered as in the file that they come from."""
     for name in SPLITS[::-1]:
+        x, numbers = drawn(data, name).to(device), getattr(data, name).numbers.tolist()
         try:
-            check_support(
-                vae.model, vae.guide, drawn(data, name).to(place), numbers=getattr(data, name).numbers.tolist()
-            )
+            check_support(vae.model, vae.guide, x, numbers=numbers)
         except SupportError as error:
             fit = ", ".join(fitting(torch.cat([drawn(data, name) for name in SPLITS]))) or "none"
             raise SupportError(
@@ -162,18 +161,18 @@ def check_splits(vae: VAE, data: Data, place: torch.device) -> None:
 
 
 def drawn(data: Data, name: str, rows: int | None = None) -> Tensor:
-    """The (first) rows of a split, binarized once where training binarizes them."""
+    """Return the (first) rows of a split, binarized once where training binarizes them."""
     x: Tensor = getattr(data, name).x[:rows]
     grey = name == "train" and data.transform is not None
     return binarize(x, torch.Generator().manual_seed(0)) if grey else x
 
 
-def check_first(config: Config, vae: VAE, data: Data, place: torch.device) -> None:
-    """What `fit` will check, while no folder is touched yet."""
+def check_first(config: Config, vae: VAE, data: Data, device: torch.device) -> None:
+    """Check what `fit` will check, while no folder is touched yet."""
     size = min(config.batch_size, len(data.train))
     objective = objective_of(config, len(data.train))
-    resolve(config.engine, 1, place)
-    check_training(*objective.pair(vae), objective.elbo, lambda n: (drawn(data, "train", n).to(place),), size)
+    resolve(config.engine, 1, device)
+    check_training(*objective.pair(vae), objective.elbo, lambda n: (drawn(data, "train", n).to(device),), size)
 
 
 def train(
@@ -217,16 +216,15 @@ class Curve:
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
         extra = {}
         if record["epoch"] in self.epochs:
-            evidence = log_likelihood(
-                self.vae.model, self.vae.guide, self.x, num_samples=CURVE_SAMPLES, verbose=False
-            ).summary()
-            extra = {"evidence": evidence}
+            pair = self.vae.model, self.vae.guide
+            evidence = log_likelihood(*pair, self.x, num_samples=CURVE_SAMPLES, verbose=False)
+            extra = {"evidence": evidence.summary()}
         folder.append_line(self.path / "metrics.jsonl", record | extra)
         return extra
 
 
 def describe(config: Config, data: Data, made_by: str) -> dict[str, Any]:
-    """What config.json holds."""
+    """Return what config.json holds."""
     return {
         "schema": folder.SCHEMA,
         "made_by": made_by,
@@ -244,7 +242,7 @@ def describe(config: Config, data: Data, made_by: str) -> dict[str, Any]:
 
 
 def training(run: FitResult, seconds: float) -> dict[str, Any]:
-    """What evidence.json says of the training."""
+    """Return what evidence.json tells of the training."""
     return {
         "best_epoch": run.best_epoch,
         "epochs": len(run.history),
