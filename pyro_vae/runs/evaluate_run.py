@@ -129,7 +129,7 @@ def evaluate_opened(
         run: the run.
         data: that it was trained on.
         options: how.
-        training: what evidence.json shall say of the training; None is what it said before.
+        training: what evidence.json shall tell of the training; None leaves what it told before.
         wait: for another process that scores the run, in place of an error.
     """
     folder.check_own(run.path)

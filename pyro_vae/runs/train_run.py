@@ -138,11 +138,11 @@ def carry_out(
     save_model(path, vae)
     points = [{"epoch": r["epoch"], **r["evidence"]} for r in run.history if "evidence" in r]
     opened = Run(path, job.config, {}, vae.eval(), job.components)
-    said = training(run, seconds)
+    about = training(run, seconds)
     if resumed := checkpointer.checkpoints.about.get("resumed"):
-        said["resumed"] = resumed | {"exact": resumed["exact"] and run.exact}
+        about["resumed"] = resumed | {"exact": resumed["exact"] and run.exact}
     options = EvaluationOptions(num_samples=num_samples, resume=resume is not None)
-    evidence = evaluate_opened(opened, job.data, options, training=said, wait=True)
+    evidence = evaluate_opened(opened, job.data, options, training=about, wait=True)
     draw_figures(path, vae, job.data, run, points, evidence["floor"]["log_px"])
     return evidence
 

@@ -198,13 +198,13 @@ def test_a_second_writer_exits_75_and_changes_no_byte(run, capsys):
 
 ON_A_DISK = """
 import pathlib, sys
-from pyro_vae import keeping, workflows
 from pyro_vae.errors import StorageError
+from pyro_vae.runs import evaluate_run, train_run
 from pyro_vae.runs.resume_run import resume_run
 from pyro_vae.runs.checkpoint import Checkpoints
 from pyro_vae.runs.config import Config
 
-workflows.draw_figures = workflows.draw_khat = lambda *_: None
+train_run.draw_figures = evaluate_run.draw_khat = lambda *_: None
 run, filler = pathlib.Path(sys.argv[1]) / "run", pathlib.Path(sys.argv[1]) / "filler"
 config, real = Config.from_dict(eval(sys.argv[2])), Checkpoints.save
 
@@ -220,7 +220,7 @@ def save(self, head, groups, **where):
 
 Checkpoints.save = save
 try:
-    workflows.train_run(config, run, num_samples=20, minutes=0, device="cpu")
+    train_run.train_run(config, run, num_samples=20, minutes=0, device="cpu")
 except StorageError as error:
     print(error.exit_code, [str(p) for p in run.rglob("*.part")], Checkpoints(run).newest().manifest["step"])
 filler.unlink()
