@@ -5,6 +5,7 @@ Nothing is looked up on import. Adam's kernel is tried once, on numbers of its o
 
 from __future__ import annotations
 
+import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -36,8 +37,10 @@ def find(path: str) -> Any:
     parent, _, name = path.rpartition(".")
     for module, attribute in ((parent, name), (path, None)):
         try:
-            found = import_module(module)
-            return found if attribute is None else getattr(found, attribute)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # where warnings are errors, one of torch's own is not a missing name
+                value = import_module(module)
+            return value if attribute is None else getattr(value, attribute)
         except Exception:  # a broken installation raises what it likes
             continue
     return None

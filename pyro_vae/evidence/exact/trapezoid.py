@@ -199,7 +199,8 @@ class Rule:
     def summed(self, lattice: Lattice, points: Points) -> tuple[Tensor, Tensor]:
         """Return log of the trapezoid sum, and its largest distance from its 2^D lattices of twice the spacing, ``(R,)``."""
         rows, classes = len(lattice.step), 2**self.dims
-        parity = (points.digits & 1) @ (2 ** torch.arange(self.dims, device=points.row.device))
+        places = torch.arange(self.dims, device=points.row.device)
+        parity = ((points.digits & 1) << places).sum(-1)  # shifted: CUDA has no product of integers
         halves = points.log_sums(points.row * classes + parity, rows * classes).view(rows, classes)
         total = halves.logsumexp(-1)
         off = (halves + math.log(classes) - total.unsqueeze(-1)).abs().amax(-1)
