@@ -53,35 +53,39 @@ def grey(rows=20, device="cpu"):
     return torch.rand(rows, 6, generator=torch.Generator().manual_seed(0)).to(device)
 
 
+def with_layers(*layers):
+    torch.manual_seed(0)
+    encoder = nn.Sequential(MLP(6, 8), *layers, nn.Linear(8, 4))
+    return small_vae(posterior=Conditional(encoder, normal))
+
+
 def plain():
-    return small_vae(seed=0), {}
+    return with_layers(), {}
 
 
 def binarized():
-    return small_vae(seed=0), {"transform": binarize}
+    return with_layers(), {"transform": binarize}
 
 
 def annealed():
-    vae, beta = small_vae(seed=0), Beta(2.0, lambda done: min(1.0, 2 * done))
+    vae, beta = with_layers(), Beta(2.0, lambda done: min(1.0, 2 * done))
     return beta.pair((vae.model, vae.guide)), {"scheduled": [beta], "transform": binarize}
 
 
 def aggressive():
-    return small_vae(seed=0), {"aggressive": Aggressive(check_every=2, max_inner=4), "transform": binarize}
+    return with_layers(), {"aggressive": Aggressive(check_every=2, max_inner=4), "transform": binarize}
 
 
 def noisy_layers():
-    torch.manual_seed(0)
-    encoder = nn.Sequential(MLP(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 4))
-    return small_vae(posterior=Conditional(encoder, normal)), {"transform": binarize}
+    return with_layers(nn.BatchNorm1d(8), nn.Dropout(0.3)), {"transform": binarize}
 
 
 def patient():
-    return small_vae(seed=0), {"patience": 1, "optimizer": adam(0.5), "transform": binarize}
+    return with_layers(), {"patience": 1, "optimizer": adam(0.5), "transform": binarize}
 
 
 def momentum():
-    return small_vae(seed=0), {"optimizer": partial(torch.optim.SGD, lr=0.01, momentum=0.9)}
+    return with_layers(), {"optimizer": partial(torch.optim.SGD, lr=0.01, momentum=0.9)}
 
 
 def by_hand():
@@ -197,7 +201,7 @@ def test_a_fork_with_other_batches_is_traced_anew(tmp_path):
 
 def test_the_module_under_a_handler_is_found():
     """Its parameters have names that another process gives them, too."""
-    vae, beta = small_vae(seed=0), Beta(2.0)
+    vae, beta = with_layers(), Beta(2.0)
     assert owners(*beta.pair(vae)) == [vae]
 
 
@@ -445,5 +449,5 @@ def test_a_device_that_does_not_hold_a_batch_is_said_with_a_batch_that_may_fit(m
 
     monkeypatch.setattr(Step, "loss_and_grads", full)
     with pytest.raises(DeviceMemoryError, match=r"a batch of 8 rows on cpu does not fit .* batch_size=4") as caught:
-        fit(small_vae(seed=0), binary(20, seed=1), epochs=1, batch_size=8)
+        fit(with_layers(), binary(20, seed=1), epochs=1, batch_size=8)
     assert caught.value.exit_code == 7
