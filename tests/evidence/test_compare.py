@@ -1,10 +1,8 @@
 """Models on the same rows: the paired error is the right one, unlike rows are refused, and the tables hold the numbers."""
 
 import csv
-import inspect
 import io
 import json
-import shutil
 from dataclasses import fields
 
 import numpy as np
@@ -13,21 +11,13 @@ import torch
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from pyro_vae import Evidence, Exact, ais, log_likelihood
-from pyro_vae.cli.main import main
-from pyro_vae.common.digests import sha256
-from pyro_vae.errors import DataError, PyroVAEError, RunFolderError, ShapeError, UsageError
-from pyro_vae.evidence.compare import Compared, Comparison, compare
-from pyro_vae.likelihoods import FAMILIES
+from pyro_vae.errors import DataError, ShapeError, UsageError
+from pyro_vae.evidence.compare import Compared, compare
 from pyro_vae.plots.bars import forest
-from pyro_vae.plots.figures import save
-from pyro_vae.runs import folder
-from pyro_vae.runs.compare_runs import compare_runs, kind
-from pyro_vae.runs.compare_runs import draw_forest as forest_of
-from pyro_vae.runs.config import Config
+from tests.helpers.comparison import by_name
 from tests.helpers.conjugate import GammaPoisson
 from tests.helpers.exact import LinearGaussian
 
-RUNS = ("narrow", "wide")
 GP = GammaPoisson()
 
 
@@ -36,10 +26,6 @@ def evidence(log_px, mc_se=0.0, ess=50.0, elbo_gap=1.0, num_samples=50):
     log_px = torch.as_tensor(log_px, dtype=torch.float64)
     mc_se, ess, elbo_gap = (torch.as_tensor(v, dtype=torch.float64).expand(len(log_px)) for v in (mc_se, ess, elbo_gap))
     return Evidence(log_px, mc_se, ess, log_px - elbo_gap, mc_se, num_samples=num_samples, seed=0)
-
-
-def by_name(made):
-    return {model.name: model for model in made.models}
 
 
 # the numbers
@@ -265,226 +251,3 @@ def test_evidence_comes_back_to_the_last_bit():
 def test_a_damaged_csv_is_refused(text, says):
     with pytest.raises(DataError, match=says):
         Evidence.from_csv(text, num_samples=1, seed=0)
-
-
-# saved runs
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, request):
-    """Two small runs on digits."""
-    path = tmp_path_factory.mktemp("trained")
-    for name, hidden in zip(RUNS, ("4", "16"), strict=True):
-        options = [
-            "--hidden",
-            hidden,
-            "--latent-dim",
-            "2",
-            "--epochs",
-            "1",
-            "--num-samples",
-            "20",
-            "--batch-size",
-            "256",
-        ]
-        options += ["--device", request.config.getoption("--device")]
-        assert main(["train", "--run", str(path / name), *options]) == 0
-    return path
-
-
-@pytest.fixture
-def runs(tmp_path, trained):
-    """Copies of them."""
-    return [shutil.copytree(trained / name, tmp_path / name) for name in RUNS]
-
-
-def edit(path, **changes):
-    """Changes a run's JSON as if it had been written so: config.data_seed=1 is config__data_seed=1, of evidence.json
-    evidence__split."""
-    for key, value in changes.items():
-        where, _, name = key.partition("__")
-        file = path / ("evidence.json" if where == "evidence" else "config.json")
-        record = json.loads(file.read_text())
-        (record if where == "evidence" else record[where])[name] = value
-        folder.write_json(file, record)
-
-
-def table(path, content):
-    """Another evidence.csv, as if it had been written so."""
-    (path / "evidence.csv").write_bytes(content)
-    edit(path, evidence__csv_sha256=sha256(content))
-
-
-def test_runs_compare_by_their_evidence(runs):
-    made = compare_runs(runs)
-    loaded = {p.name: Evidence.from_csv((p / "evidence.csv").read_text(), num_samples=20, seed=0) for p in runs}
-    direct = compare(loaded)
-    for a, b in zip(made.models, direct.models, strict=True):
-        assert (a.name, a.log_px, a.difference, a.difference_se) == (b.name, b.log_px, b.difference, b.difference_se)
-        summary = json.loads((runs[0].parent / a.name / "evidence.json").read_text())
-        assert a.log_px == summary["log_px"] and a.seconds == summary["training"]["seconds"] and a.num_samples == 20
-    assert made.rows == 180 and any("of training" in note for note in made.notes)
-
-
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({"data__digest": "f" * 64}, "as their data differ.*Train both on the same file"),
-        ({"data__policy": "static binarization, once, seed 0"}, "values differ: counts 0..16 and static binarization"),
-        (
-            {"config__likelihood": "normal", "config__likelihood_options": {}},
-            r"kind of log p\(x\) differ: log probability.*and log density.*units",
-        ),
-        ({"evidence__split": "digits, validation"}, "split differ: test and validation.*evaluate RUN --split"),
-    ],
-)
-def test_runs_whose_numbers_are_not_of_the_same_thing_are_refused(runs, changes, says):
-    edit(runs[1], **changes)
-    with pytest.raises(DataError, match=says) as caught:
-        compare_runs(runs)
-    assert "'narrow' and 'wide'" in str(caught.value)
-    assert main(["compare", *map(str, runs)]) == 3
-
-
-def test_own_files_are_compared_on_the_same_shuffle_only(runs):
-    for run, seed in zip(runs, (0, 1), strict=True):
-        edit(
-            run,
-            config__data="a, b.npy",
-            config__data_seed=seed,
-            data__name="a, b.npy",
-            evidence__split="a, b.npy, test",
-        )
-    with pytest.raises(DataError, match=r"shuffle of the data differ: 0 and 1.*--data-seed"):
-        compare_runs(runs)
-    edit(runs[1], config__data_seed=0)
-    assert len(compare_runs(runs)) == 2
-
-
-def test_digits_are_split_the_same_whatever_the_data_seed(runs):
-    edit(runs[1], config__data_seed=1)
-    assert len(compare_runs(runs)) == 2
-
-
-def test_other_likelihoods_of_the_same_kind_are_compared(runs):
-    edit(runs[1], config__likelihood="poisson", config__likelihood_options={})
-    assert len(compare_runs(runs)) == 2
-
-
-def test_runs_scored_on_other_rows_are_refused_and_other_samples_are_noted(runs, capsys):
-    assert main(["evaluate", str(runs[0]), "--rows", "50", "--num-samples", "20"]) == 0
-    assert main(["compare", *map(str, runs)]) == 3
-    assert "rows differ: 50 and 180" in capsys.readouterr().err
-    assert main(["evaluate", str(runs[0]), "--rows", "180", "--num-samples", "30"]) == 0  # all rows, named otherwise
-    assert main(["compare", *map(str, runs)]) == 0
-    assert "scored with 20, 30 samples" in capsys.readouterr().out
-
-
-def test_an_exact_run_is_compared_with_a_sampled_one(runs, capsys):
-    assert main(["evaluate", str(runs[0]), "--rows", "6", "--method", "exact"]) == 0
-    assert main(["evaluate", str(runs[1]), "--rows", "6", "--num-samples", "20"]) == 0
-    assert main(["compare", *map(str, runs)]) == 0
-    assert "importance sampling, quadrature in 2 dimensions: each falls short" in capsys.readouterr().out
-    exact, sampled = by_name(compare_runs(runs))["narrow"], by_name(compare_runs(runs))["wide"]
-    assert (exact.method, exact.gap, exact.low_ess, exact.num_samples) == (
-        "quadrature in 2 dimensions",
-        None,
-        None,
-        None,
-    )
-    assert exact.flagged == 0 and sampled.flagged == 1  # k̂ takes more than 20 particles
-    assert save(forest_of(compare_runs(runs)), runs[0] / "forest.png").is_file()
-
-
-@pytest.mark.parametrize("name", ["evidence.json", "evidence.csv"])
-def test_a_run_that_was_not_scored_is_sent_to_evaluate(runs, name):
-    (runs[1] / name).unlink()
-    with pytest.raises(RunFolderError, match=rf"{name}: it was never scored.*pyro-vae evaluate .*wide"):
-        compare_runs(runs)
-    assert main(["compare", *map(str, runs)]) == 4
-
-
-@pytest.mark.parametrize(
-    ("damage", "says"),
-    [
-        (lambda p: edit(p, evidence__log_px=-1.0), "different evaluations"),
-        (lambda p: edit(p, evidence__rows=179), "different evaluations"),
-        (lambda p: edit(p, evidence__log_px="-1"), "cannot be used"),
-        (lambda p: edit(p, evidence__split=None), "cannot be used"),
-        (lambda p: edit(p, data__shape=8), "cannot be used"),
-        (lambda p: table(p, b"row\n0\n"), "cannot be used.*log_px"),
-        (lambda p: table(p, b"\xff\xfe"), "cannot be used"),
-        (lambda p: (p / "evidence.csv").write_text("row\n0\n"), "different evaluations"),
-        (lambda p: (p / "evidence.json").write_text("[]"), "is no evidence"),
-        (lambda p: edit(p, config__likelihood="nothing"), "cannot be used.*nothing"),
-        (lambda p: shutil.rmtree(p), "no run folder"),
-    ],
-)
-def test_a_damaged_run_is_refused(runs, damage, says):
-    damage(runs[1])
-    with pytest.raises(RunFolderError, match=says):
-        compare_runs(runs)
-    assert main(["compare", *map(str, runs)]) == 4
-
-
-def test_parts_of_ones_own_are_compared(runs):
-    for run in runs:
-        edit(run, config__prior="mine", config__likelihood="ours", config__likelihood_options={})
-    with pytest.raises(RunFolderError, match=r"no likelihood 'ours'.*components="):
-        compare_runs(runs)
-    assert len(compare_runs(runs, {"ours": FAMILIES["poisson"].make()})) == 2
-    edit(runs[1], config__likelihood="normal")
-    with pytest.raises(DataError, match=r"log probability.*log density"):
-        compare_runs(runs, {"ours": FAMILIES["poisson"].make()})
-
-
-def test_active_units_are_those_of_the_epoch_kept(runs):
-    (runs[0] / "metrics.jsonl").unlink()
-    lines = [{"epoch": epoch, "active_units": units} for epoch, units in ((1, 2), (2, 7))]
-    (runs[1] / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    made = compare_runs(runs)
-    assert by_name(made)["wide"].active_units == 2 and by_name(made)["narrow"].active_units is None
-    assert "active units" in str(made) and "validation rows" in made.notes[-1]
-    (runs[1] / "metrics.jsonl").write_text('{"epoch": 1}\n')
-    assert "active units" not in str(compare_runs(runs))
-
-
-def test_folders_of_one_name_go_by_their_paths(runs, tmp_path):
-    other = shutil.copytree(runs[1], tmp_path / "more" / "narrow")
-    assert {m.name for m in compare_runs([*runs, other]).models} == {str(runs[0]), str(other), "wide"}
-    with pytest.raises(UsageError, match="named twice"):
-        compare_runs([runs[0], runs[0].parent / "wide" / ".." / "narrow"])
-
-
-def test_the_command_line_compares(runs, tmp_path, capsys):
-    files = {option: tmp_path / "new" / f"out.{option}" for option in ("csv", "latex")}
-    files["figure"] = tmp_path / "new" / "forest.png"
-    asked = [word for option, path in files.items() for word in (f"--{option}", str(path))]
-    assert main(["compare", *map(str, runs), *asked]) == 0
-    shown, made = capsys.readouterr().out, compare_runs(runs)
-    assert isinstance(made, Comparison)
-    for model in made.models:
-        assert model.name in shown and f"{model.log_px:.3f}" in shown
-    assert f"{made.models[1].difference_se:.3f}" in shown and "note: seconds" in shown
-    assert files["csv"].read_text() == made.csv() and files["latex"].read_text() == made.latex()
-    assert files["figure"].read_bytes().startswith(b"\x89PNG") and all(str(p) in shown for p in files.values())
-
-
-def test_exit_codes_of_compare(runs, tmp_path):
-    (tmp_path / "file").write_text("")
-    two = list(map(str, runs))
-    assert main(["compare"]) == 2 and main(["compare", two[0]]) == 2 and main(["compare", two[0], two[0]]) == 2
-    assert main(["compare", *two, "--figure", str(tmp_path / "forest.jpg")]) == 2
-    assert main(["compare", *two, "--csv", str(tmp_path / "file" / "a.csv")]) == 4
-    assert main(["compare", *two, "--figure", str(tmp_path / "file" / "a.png")]) == 4
-    assert main(["compare", two[0], str(tmp_path / "nowhere")]) == 4
-    assert issubclass(DataError, PyroVAEError) and DataError.exit_code == 3
-
-
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "columns"])
-def test_the_kind_of_log_px_is_that_of_the_familys_support(name):
-    spec = FAMILIES[name]
-    options = {k: 4 for k, default in spec.options.items() if default is inspect.Parameter.empty and k != "dim"}
-    said = kind(Config(likelihood=name, likelihood_options=options), (1, 2, 2), {})
-    whole = spec.support.startswith(("0 or 1", "counts", "classes"))
-    assert said.startswith("log probability" if whole else "log density")

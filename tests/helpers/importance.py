@@ -147,3 +147,9 @@ def pareto_rows(shapes, k=5000):
 
 def check_flags(evidence):
     assert evidence.flagged.tolist() == [2, 4] and evidence.reliable.tolist() == [True, True, False, True, False]
+
+
+def narrow_guide(x):
+    with pyro.plate("data", len(x)):
+        z1 = pyro.sample("z1", dist.Normal(0.3 * x, 0.25))
+        pyro.sample("z2", dist.Normal(0.4 * z1 + 0.4 * x, 0.25))

@@ -1,6 +1,5 @@
 """Beta and the added terms: exact arithmetic, exact gradients, and the stated biases."""
 
-import itertools
 import math
 
 import pyro
@@ -8,21 +7,16 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import Trace_ELBO
-from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal, kl_divergence
+from torch.distributions import Normal, kl_divergence
 
 from pyro_vae import (
     MLP,
-    VAE,
     Beta,
     Bound,
     Conditional,
     adam,
     analytic_kl,
-    bernoulli,
     capacity,
-    constant,
-    cyclical,
     dreg,
     elbo,
     fit,
@@ -32,155 +26,18 @@ from pyro_vae import (
     posteriors,
     rws,
     total_correlation,
-    vimco,
-    warmup,
 )
 from pyro_vae.errors import ProgramError, UsageError
-from pyro_vae.objectives.minibatch_aggregate import SCALES, decompose_kl, minibatch_weights, squared_mmd
-from pyro_vae.programs.pair import owners
+from tests.helpers.kl_terms import Rows, close, gaussian_rows
 from tests.helpers.small import binary, small_vae
 
 DOUBLE = torch.float64
 MEAN_FIELD = analytic_kl(exact=True)
 
 
-def close(a, b, atol=1e-10):
-    torch.testing.assert_close(torch.as_tensor(a), torch.as_tensor(b), atol=atol, rtol=1e-10)
-
-
-@pytest.fixture
-def vae(device):
-    return small_vae(device=device, seed=0).double()
-
-
-@pytest.fixture
-def x(device):
-    return binary(7, device, DOUBLE, seed=1)
-
-
-class Rows:
-    """z_n ~ N(loc_n, diag(scale_n²)) for each row: parameters laid open; p(z) = N(0, I), x ~ N(Σ_d z_d, 1)."""
-
-    def __init__(self, loc, scale):
-        self.loc = torch.tensor(loc, dtype=DOUBLE).requires_grad_()
-        self.scale = torch.tensor(scale, dtype=DOUBLE).requires_grad_()
-        self.x = torch.linspace(-1, 1, len(loc), dtype=DOUBLE)
-
-    def prior(self):
-        zero = torch.zeros(self.loc.shape[-1], dtype=DOUBLE)
-        return dist.Normal(zero, torch.ones_like(zero)).to_event(1)
-
-    def model(self, x):
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", self.prior())
-            pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x)
-
-    def guide(self, x):
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(self.loc, self.scale).to_event(1))
-
-    @property
-    def kl(self):
-        """KL of each row and unit, (N, D), by hand."""
-        return 0.5 * (self.scale**2 + self.loc**2 - 1) - self.scale.log()
-
-    def per_row(self, objective, seed=3):
-        torch.manual_seed(seed)
-        return objective.per_row(self.model, self.guide, self.x)
-
-    def draw(self, particles=1, bound=elbo, seed=3, **options):
-        torch.manual_seed(seed)
-        objective = Bound(bound, particles, **options)
-        return objective.draw(self.model, self.guide, (self.x,), {})
-
-    def gradients(self, objective, pair=None, seed=3):
-        self.loc.grad = self.scale.grad = None
-        torch.manual_seed(seed)
-        loss = objective.loss_and_grads(*(pair or (self.model, self.guide)), self.x)
-        return loss, self.loc.grad, self.scale.grad
-
-
 def two_units():
     """Unit 0 has 0.02 to 0.1 nats a row, unit 1 has 2 to 4."""
     return Rows([[0.1, 2.0], [-0.2, -2.5], [0.3, 1.9]], [[1.1, 0.5], [0.9, 0.6], [1.2, 0.4]])
-
-
-# Beta
-
-
-@pytest.mark.parametrize("beta", [0.0, 0.1, 1.0, 4.0])
-@pytest.mark.parametrize("objective", [Bound(elbo, 3), Trace_ELBO(3, vectorize_particles=True, max_plate_nesting=1)])
-def test_beta_weighs_the_kl_and_nothing_else(beta, objective, vae, x):
-    """loss = −Σ_n (log p(x | z) − β (log q(z | x) − log p(z))), written down for the same noise."""
-    model, guide = Beta(beta).pair(vae)
-    torch.manual_seed(3)
-    loss = objective.loss(model, guide, x)
-    torch.manual_seed(3)
-    q = vae.posterior(x)
-    z = q.expand((3, 7)).rsample()
-    kl = q.log_prob(z) - vae.prior().log_prob(z)
-    close(torch.as_tensor(loss, dtype=DOUBLE), -(vae.likelihood(z).log_prob(x) - beta * kl).mean(0).sum().detach())
-
-
-def test_beta_leaves_observed_and_other_sites_alone(vae, x):
-    def model(x):
-        vae.model(x)
-        pyro.deterministic("d", torch.zeros(7))
-
-    sites = poutine.trace(Beta(0.3)(model)).get_trace(x).nodes
-    assert {name: site["scale"] for name, site in sites.items() if site["type"] == "sample"} == {
-        "data": 1.0, "z": 0.3, "x": 1.0, "d": 1.0,
-    }  # fmt: skip
-
-
-def test_nothing_of_beta_is_left_on_and_two_are_independent(vae, x):
-    objective = Bound(elbo)
-
-    def loss(pair):
-        torch.manual_seed(3)
-        return objective.loss(*pair, x)
-
-    plain, small, large = (vae.model, vae.guide), Beta(0.1), Beta(4.0)
-    alone = loss(plain), loss(small.pair(vae)), loss(large.pair(vae))
-    small.at(0.5)
-    both = small.pair(large.pair(vae))  # nested, they multiply
-    close(loss(both), loss(Beta(0.4).pair(vae)))
-    assert (loss(plain), loss(small.pair(vae)), loss(large.pair(vae))) == alone
-    close((alone[2] - alone[0]) / 3, (alone[0] - alone[1]) / 0.9)  # linear in β
-
-
-@pytest.mark.parametrize(
-    ("schedule", "wanted"),
-    [(None, [2.0] * 8), (warmup(constant, 0.5), [0, 0.5, 1, 1.5, 2, 2, 2, 2]), (cyclical(2), [0, 1, 2, 2, 0, 1, 2, 2])],
-)
-def test_schedules_through_fit(schedule, wanted):
-    """β before each of eight steps, and the loss of the first of them."""
-    beta, seen = Beta(2.0, schedule), []
-
-    def at(done):
-        beta.at(done)
-        seen.append(beta.value)
-
-    fit(beta.pair(small_vae(seed=0)), torch.ones(16, 6), epochs=4, batch_size=8, on_step=at, verbose=False)
-    assert seen == pytest.approx(wanted)
-
-
-def test_the_modules_behind_beta_are_found_in_whatever_order_handlers_are(vae):
-    """Their mode, dtype and device are what `fit` and evaluation go by."""
-    model, guide = Beta(2.0).pair(vae)
-    assert owners(model, guide) == owners(poutine.scale(model, 0.5), Beta().pair((model, guide))[1]) == [vae]
-    seen = []
-    vae.likelihood.register_forward_hook(lambda m, *_: seen.append(m.training))
-    fit(
-        (model, guide), binary(7, dtype=DOUBLE, seed=1).tolist(), epochs=1, verbose=False
-    )  # a list takes the dtype of the parameters
-    assert set(seen) == {True, False}
-
-
-@pytest.mark.parametrize("bad", [-0.1, math.nan])
-def test_beta_is_not_negative(bad):
-    with pytest.raises(UsageError, match="beta must be 0 or more"):
-        Beta(bad)
 
 
 # free bits
@@ -307,204 +164,6 @@ def test_the_schedule_of_capacity_through_fit():
         on_step=lambda done: (term.at(done), seen.append(term.now)),
     )  # fmt: skip
     assert seen == [0.0, 4.0, 8.0, 8.0]
-
-
-# the decomposition
-
-
-def gaussian_rows(n=6, d=3, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    return Rows(torch.randn(n, d, generator=g).tolist(), (0.3 + torch.rand(n, d, generator=g)).tolist())
-
-
-@pytest.mark.parametrize("vectorized", [True, False])
-@pytest.mark.parametrize("particles", [1, 4])
-def test_stratified_on_the_whole_data_set_is_the_mixture(particles, vectorized):
-    """log q(z_i) and log q(z_id), by torch's mixtures of the rows' posteriors."""
-    rows = gaussian_rows()
-    draw = rows.draw(particles, vectorize_particles=vectorized)
-    found = decompose_kl(draw, 6, stratified=True)
-    z = torch.cat([run.q["z"]["value"] for run in draw.runs])
-    equal = Categorical(torch.ones(6, dtype=DOUBLE))
-    log_qz = MixtureSameFamily(equal, Independent(Normal(rows.loc, rows.scale), 1)).log_prob(z)
-    by_unit = Categorical(torch.ones(3, 6, dtype=DOUBLE))
-    log_product = MixtureSameFamily(by_unit, Normal(rows.loc.T, rows.scale.T)).log_prob(z).sum(-1)
-    log_qzx = Normal(rows.loc, rows.scale).log_prob(z).sum(-1)
-    log_pz = Normal(0.0, torch.ones((), dtype=DOUBLE)).log_prob(z).sum(-1)
-    close(found.mutual_information, (log_qzx - log_qz).mean(0))
-    close(found.total_correlation, (log_qz - log_product).mean(0))
-    close(found.dimension_wise_kl, (log_product - log_pz).mean(0))
-
-
-@pytest.mark.parametrize("stratified", [True, False])
-@pytest.mark.parametrize("size", [6, 100])
-def test_the_parts_add_up_to_the_kl_at_the_draws(stratified, size):
-    rows = gaussian_rows()
-    draw = rows.draw(2)
-    found = decompose_kl(draw, size, stratified)
-    close(found.mutual_information + found.total_correlation + found.dimension_wise_kl, draw.terms.kl.mean(0))
-
-
-def test_a_prior_that_does_not_factorise():
-    """The parts still add up; the total correlation does not ask for the prior."""
-    rows = gaussian_rows()
-    standard = decompose_kl(rows.draw(2), 20)
-    cov = torch.eye(3, dtype=DOUBLE) + 0.5
-    rows.prior = lambda: dist.MultivariateNormal(torch.zeros(3, dtype=DOUBLE), cov)
-    draw = rows.draw(2)
-    found = decompose_kl(draw, 20)
-    close(found.total_correlation, standard.total_correlation)
-    close(found.mutual_information + found.total_correlation + found.dimension_wise_kl, draw.terms.kl.mean(0))
-
-
-def test_the_stated_bias_of_minibatch_weights():
-    """log q(z): exactly log N too small where all rows are alike, log B where they are far apart; for one unit, TC = 0."""
-    n, b = 100, 6
-    alike, apart = Rows([[0.0, 0.0]] * b, [[1.0, 1.0]] * b), Rows([[1e3 * i] for i in range(b)], [[1.0]] * b)
-    found = decompose_kl(alike.draw(), n)  # I(x; z) = 0 and TC = 0
-    close(found.mutual_information, torch.full((b,), math.log(n), dtype=DOUBLE))
-    close(found.total_correlation, torch.full((b,), (2 - 1) * math.log(n), dtype=DOUBLE))
-    found = decompose_kl(apart.draw(), n)  # I(x; z) = log N
-    close(found.mutual_information, torch.full((b,), math.log(n) + math.log(b), dtype=DOUBLE))
-    close(found.total_correlation, torch.zeros(b, dtype=DOUBLE))
-    found = decompose_kl(alike.draw(), n, stratified=True)
-    close(found.mutual_information, torch.zeros(b, dtype=DOUBLE))
-
-
-def test_stratified_weights_are_unbiased_for_q():
-    """Exactly: the mean over all batches of 3 of 5 rows that hold row 0 is the mixture of all 5 at its draw."""
-    q = torch.rand(5, dtype=DOUBLE, generator=torch.Generator().manual_seed(0))  # q(z_0 | x_j)
-    weights = minibatch_weights(3, 5, stratified=True)
-    batches = [(0, *others) for others in itertools.combinations(range(1, 5), 2)]
-    mean = torch.stack([(weights[0] * q[list(batch)]).sum() for batch in batches]).mean()
-    close(mean, q.mean())
-
-
-def test_independent_latents_have_no_total_correlation():
-    """q(z) = N(0, I) by rows on a grid that factorises: exactly 0 in expectation; correlated ones have their own."""
-    ends = torch.tensor([-1.5, 0.0, 1.5])
-    grid = torch.cartesian_prod(ends, ends)
-    independent = Rows(grid.tolist(), [[0.5, 0.5]] * 9)
-    found = decompose_kl(independent.draw(2000), 9, stratified=True).total_correlation
-    close(
-        found, torch.zeros_like(found)
-    )  # a product of mixtures on each axis is the mixture on the grid, at every draw
-    diagonal = Rows([[e, e] for e in ends.tolist()], [[0.5, 0.5]] * 3)
-    assert decompose_kl(diagonal.draw(2000), 3, stratified=True).total_correlation.mean() > 0.5
-
-
-def test_total_correlation_enters_the_bound_with_its_sign():
-    rows = gaussian_rows()
-    plain = rows.per_row(Bound(elbo, 2))
-    tc = decompose_kl(rows.draw(2), 50).total_correlation.detach()
-    close(rows.per_row(Bound(elbo, 2, terms=[total_correlation(6.0, dataset_size=50)])), plain - 5 * tc)
-    close(rows.per_row(Bound(elbo, 2, terms=[total_correlation(1.0, dataset_size=50)])), plain)
-
-
-def test_what_the_decomposition_refuses():
-    x = binary(7, dtype=DOUBLE, seed=1)
-    rows = gaussian_rows()
-    with pytest.raises(UsageError, match="dataset_size=3, but a batch has 6 rows"):
-        rows.per_row(Bound(terms=[total_correlation(2.0, dataset_size=3)]))
-    vae = small_vae(posterior=Conditional(MLP(6, 5, (8,)), posteriors.full_normal(2)), seed=0).double()
-    with pytest.raises(ProgramError, match=r"site 'z'.*product of one-dimensional"):
-        Bound(terms=[total_correlation(2.0, dataset_size=30)]).loss(vae.model, vae.guide, x)
-    with pytest.raises(ProgramError, match="one latent site"):
-        Bound(terms=[total_correlation(2.0, dataset_size=30)]).loss(*chain(), torch.zeros(7))
-
-
-# MMD
-
-
-def expected_mmd(loc, scale, d):
-    """MMD² of N(loc 1, scale² I) and N(0, I), where u − v ~ N(m, t I) gives
-    E exp(−|u − v|² / 2s) = (s / (s + t))^(d/2) exp(−|m|² / 2(s + t)) under each kernel.
-    """
-
-    def kernel(between, spread):
-        each = [d * s for s in SCALES]
-        return sum((s / (s + spread)) ** (d / 2) * math.exp(-between / (2 * (s + spread))) for s in each) / len(each)
-
-    return kernel(0, 2 * scale**2) + kernel(0, 2.0) - 2 * kernel(d * loc**2, 1 + scale**2)
-
-
-@pytest.mark.parametrize(("loc", "scale"), [(0.0, 1.0), (0.7, 1.0), (0.0, 0.3), (-1.0, 2.0)])
-def test_mmd_is_unbiased_for_its_closed_form(loc, scale):
-    torch.manual_seed(0)
-    n, d, repeats = 16, 3, 3000
-    found = squared_mmd(
-        loc + scale * torch.randn(repeats, n, d, dtype=DOUBLE), torch.randn(repeats, n, d, dtype=DOUBLE)
-    )
-    se = found.std() / repeats**0.5
-    assert abs(found.mean() - expected_mmd(loc, scale, d)) < 4 * se
-    assert se < 0.003
-
-
-def test_mmd_of_a_guide_and_its_gradient():
-    """The term: −λ MMD² for every row alike; its mean is the closed form's, and its gradient pulls q(z) to the prior."""
-    rows = Rows([[0.7, 0.7, 0.7]] * 16, [[0.5, 0.5, 0.5]] * 16)
-    term = mmd(10.0)
-    value = torch.stack([term(rows.draw(60, seed=seed)) for seed in range(20)])
-    assert (value == value[:, :1]).all() and value.shape == (20, 16)
-    se = value[:, 0].std().item() / 20**0.5
-    assert abs(value[:, 0].mean().item() + 10 * expected_mmd_of(0.7, 0.5)) < 4 * se
-    loc, scale = torch.autograd.grad(term(rows.draw(60)).sum(), (rows.loc, rows.scale))
-    assert (loc.sum(0) < 0).all() and (scale.sum(0) > 0).all()  # ascent: means to 0, scales up to 1
-
-
-def expected_mmd_of(loc, scale):
-    return expected_mmd(loc, scale, 3)
-
-
-def test_mmd_draws_a_learned_prior_with_its_path_and_a_hierarchy_from_its_top():
-    model, guide = chain()
-    values = []
-    for seed in range(20):
-        torch.manual_seed(seed)
-        values.append(mmd(1.0)(Bound().draw(model, guide, (torch.zeros(100),), {}))[0])
-    mean, se = torch.stack(values).mean(), torch.stack(values).std() / 20**0.5
-    assert mean.abs() < 4 * se < 0.01  # the guide is the prior
-    loc = torch.zeros(2, requires_grad=True)
-    vae = VAE(
-        lambda: dist.Normal(loc, 1.0).to_event(1),
-        lambda z: dist.Normal(z.sum(-1), 1.0),
-        lambda x: dist.Normal(torch.ones(len(x), 2), 1.0).to_event(1),
-    )
-    (gradient,) = torch.autograd.grad(
-        mmd(1.0)(Bound(elbo, 50).draw(vae.model, vae.guide, (torch.zeros(40),), {})).sum(), loc
-    )
-    assert (gradient > 0).all()  # the prior moves towards q
-
-
-def chain():
-    """z1 -> z2 -> x with z2 | z1 far from z2's own marginal; the guide draws from the prior."""
-
-    def latents(n):
-        z1 = pyro.sample("z1", dist.Normal(torch.zeros(1), 1.0).to_event(1))
-        return pyro.sample("z2", dist.Normal(3 * z1, 0.1).to_event(1))
-
-    def model(x):
-        with pyro.plate("data", len(x)):
-            pyro.sample("x", dist.Normal(latents(len(x)).squeeze(-1), 1.0), obs=x)
-
-    def guide(x):
-        with pyro.plate("data", len(x)):
-            latents(len(x))
-
-    return model, guide
-
-
-def test_what_mmd_refuses():
-    x = binary(7, dtype=DOUBLE, seed=1)
-    with pytest.raises(UsageError, match="at least 2"):
-        Rows([[0.0]], [[1.0]]).per_row(Bound(terms=[mmd(1.0)]))
-    vae = VAE(
-        lambda: dist.OneHotCategorical(torch.ones(2, dtype=DOUBLE)),
-        Conditional(MLP(2, 6).to(DOUBLE), bernoulli),
-        Conditional(MLP(6, 2).to(DOUBLE), posteriors.one_hot_categorical),
-    )
-    with pytest.raises(ProgramError, match="site 'z' has no rsample: mmd"):
-        Bound(elbo, 2, estimator=vimco, terms=[mmd(1.0)]).loss(vae.model, vae.guide, x)
 
 
 # together

@@ -1,10 +1,8 @@
 """Engines: the same run as eager, bit by bit where nothing is compiled; and what cannot be traced runs eager, by its reason."""
 
-import itertools
 import random
 from contextlib import nullcontext
 from functools import partial
-from types import SimpleNamespace
 
 import pyro
 import pyro.distributions as dist
@@ -43,59 +41,19 @@ from pyro_vae import (
 from pyro_vae.errors import UsageError
 from pyro_vae.objectives.analytic_kl import analytic_kl
 from pyro_vae.programs.parameters import register
-from pyro_vae.training.engines import choose, inductor, traced
-from pyro_vae.training.engines.choose import resolve
-from pyro_vae.training.engines.cuda_graph import Recorded
-from pyro_vae.training.engines.flat_graph import Untraceable, difference, trace
-from pyro_vae.training.engines.scheduled_values import ReadAsNumber, ScheduledValue, ScheduledValues, answers_hold
+from pyro_vae.training.engines import inductor, traced
+from pyro_vae.training.engines.flat_graph import difference, trace
+from pyro_vae.training.engines.scheduled_values import ScheduledValues
 from pyro_vae.training.engines.traced import TracedEngine
 from pyro_vae.training.step import Step
-from tests.helpers.recording import Again
+from tests.helpers.engines import check_refused, check_same, noisy, plain, runs, weights
 from tests.helpers.small import binary, small_vae
 
 fit = partial(fit, verbose=False, epochs=2, batch_size=8, seed=5)
 MLP8 = partial(MLP, hidden=(8,))
 
 
-def weights(*modules):
-    return [t.detach().clone() for m in modules for t in (*m.parameters(), *m.buffers())]
-
-
-def runs(make, engine, **options):
-    """A run of a fresh pair on this engine: its history without the clock, the weights, what it says of the engine."""
-    torch.manual_seed(1)
-    random.seed(2)
-    pyro.clear_param_store()
-    pair, *modules = make()
-    run = fit(pair, binary(20), engine=engine, **{k: v() if k == "objective" else v for k, v in options.items()})
-    history = [{k: v for k, v in record.items() if k != "seconds"} for record in run.history]
-    store = [p.detach().clone() for _, p in sorted(pyro.get_param_store().items()) if not p._is_view()]
-    return history, weights(*modules) or store, run.engine
-
-
-def check_same(make, **options):
-    """Traced and eager, bit by bit; the trace was in use to the end."""
-    a, held, _ = runs(make, "eager", **options)
-    b, other, said = runs(make, "trace", **options)
-    assert "traced" in said and "eager from here on" not in said, said
-    assert a == b and all(map(torch.equal, held, other))
-
-
-def check_refused(make, reason, **options):
-    """Eager from some step on, by this reason; nothing of the run is another."""
-    a, held, _ = runs(make, "eager", **options)
-    b, other, said = runs(make, "trace", **options)
-    assert f"eager from here on: {reason}" in said, said
-    assert a == b and all(map(torch.equal, held, other))
-
-
-def plain():
-    vae = small_vae()
-    return vae, vae
-
-
 # the same run
-
 
 OBJECTIVES = {
     "Trace_ELBO": Trace_ELBO,
@@ -126,13 +84,6 @@ def vamp():
 
 def flow():
     vae = small_vae(posterior=posteriors.FlowPosterior(MLP8(6, 64), 2, transforms=1))
-    return vae, vae
-
-
-def noisy():
-    """Batch norm changes buffers, dropout draws."""
-    net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.ReLU(), nn.Linear(8, 4))
-    vae = small_vae(posterior=Conditional(net, normal))
     return vae, vae
 
 
@@ -480,130 +431,3 @@ def test_the_compilers_log1p_is_exact_to_the_last_digits():
     exact = x.double().log1p()
     off = ((inductor.log1p(x).double() - exact) / exact).abs()
     assert off.max() < 4e-7 and ((x + 1).log().double() / exact - 1).abs().max() > 0.5
-
-
-# dials
-
-
-def test_a_dial_does_arithmetic_as_its_number_does():
-    answers = []
-    number = [0.3]
-    dial = ScheduledValue(lambda: number[0], torch.tensor(0.3), answers)
-    x = torch.tensor([1.0, 2.0])
-    for f in (
-        lambda d: 2 * d * x,
-        lambda d: x * d,
-        lambda d: x - (1 - d),
-        lambda d: x / (d + 1) + 3 / (d - 2) * x,
-        lambda d: -d * x + torch.mul(x, d),
-        lambda d: (d * d + d / d) * x,
-        lambda d: torch.where(x > d, x, d * x),
-    ):
-        torch.testing.assert_close(f(dial), f(0.3))
-    assert dial == 0.3 and dial < 1 and dial >= 0.3 and not dial > 1 and 2 * dial <= 0.6
-    assert (x > dial).tolist() == [True, True] and answers_hold(answers)
-    number[0] = 0.4
-    assert not answers_hold(answers)
-    for use in (float, int, bool):
-        with pytest.raises(ReadAsNumber):
-            use(dial)
-
-
-# a CUDA graph, as far as it goes without a device
-
-
-class Stale(Again):
-    """Gives the first results for ever."""
-
-    def replay(self):
-        pass
-
-
-def recorded_by(recorder, monkeypatch):
-    monkeypatch.setitem(traced.ACCELERATORS, "trace", lambda flat, batch: Recorded(flat, batch, recorder()))
-    monkeypatch.setitem(traced.MADE, "trace", "recorded")
-
-
-@pytest.mark.parametrize("make", [plain, noisy])
-def test_a_recorded_run_is_the_eager_one(make, monkeypatch):
-    recorded_by(Again, monkeypatch)
-    check_same(make, objective=Trace_ELBO)
-    assert "recorded in" in runs(make, "trace")[2]
-
-
-def test_a_recording_that_does_not_run_again_is_refused(monkeypatch):
-    recorded_by(Stale, monkeypatch)
-    check_refused(plain, "the captured step is not the eager one")
-
-
-def test_auto_waits_with_what_takes_long(monkeypatch):
-    made = []
-    vae = small_vae()
-    step = Step(vae.model, vae.guide, Trace_ELBO(), adam())
-
-    def finish(flat, batch):
-        made.append(engine.checks)
-        return flat.module.forward
-
-    step.engine = engine = TracedEngine(step, [vae], traced.ScheduledValues(), finish, "compile", patience=4)
-    for _ in range(9):
-        step(binary(20))
-    assert made == [1] and engine.checks == 2 and engine.eager_reason is None
-
-
-def test_parameters_that_moved_are_found(monkeypatch):
-    recorded_by(Again, monkeypatch)
-    vae = small_vae()
-
-    def move(record):
-        vae.likelihood.net[0].weight.data = vae.likelihood.net[0].weight.data.clone()
-
-    assert (
-        "eager from here on: a parameter or buffer has moved"
-        in fit(vae, binary(20), engine="trace", on_epoch=move).engine
-    )
-
-
-# which engine
-
-
-def test_auto_goes_by_the_length_of_the_run(monkeypatch):
-    assert [resolve("auto", n)[0] for n in (10, 5000, 10**6)] == ["eager", "trace", "compile"]
-    assert resolve("auto", 5000, torch.device("cuda"))[0] == resolve("graph", 1, torch.device("cuda"))[0] == "graph"
-    monkeypatch.setattr(choose, "compiler", lambda: None)
-    assert resolve("auto", 10**6) == ("trace", "auto: 1000000 steps; no C++ compiler for more")
-    assert resolve("compile", 1) == ("trace", "compile was asked for, but no C++ compiler (g++ or clang++) was found")
-    vae = small_vae()
-    assert "engine trace (compile was asked for, but no C++" in fit(vae, binary(20), engine="compile").engine
-
-
-def test_engines_that_are_not_here_are_refused():
-    for engine, message in (
-        ("fast", "choose one of auto, eager, trace, compile, graph"),
-        ("graph", "needs a CUDA device"),
-    ):
-        with pytest.raises(UsageError, match=message):
-            fit(small_vae(), binary(20), engine=engine)
-
-
-def test_a_compiler_that_fails_leaves_the_run_eager(monkeypatch):
-    monkeypatch.setattr(inductor, "compiler", lambda: None)
-    with pytest.raises(Untraceable, match="no C"):
-        inductor.compile_flat(SimpleNamespace(), [torch.zeros(1)])
-    a, held, _ = runs(plain, "eager")
-    b, other, said = runs(plain, "compile")
-    assert "eager from here on: no C++ compiler" in said and a == b and all(map(torch.equal, held, other))
-
-
-@pytest.mark.skipif(inductor.compiler() is None, reason="no C++ compiler")
-def test_a_compiled_run_is_the_eager_one_within_rounding():
-    validate, threads, state = Distribution._validate_args, torch.get_num_threads(), torch.get_rng_state()
-    a, held, _ = runs(plain, "eager", epochs=25)
-    b, other, said = runs(plain, "compile", epochs=25)
-    assert "compiled in" in said and "eager from here on" not in said, said
-    torch.testing.assert_close(other, held, rtol=1e-4, atol=1e-5)
-    for one, two in itertools.islice(zip(a, b, strict=True), 25):
-        assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
-    assert (Distribution._validate_args, torch.get_num_threads()) == (validate, threads)
-    assert not torch.equal(state, torch.get_rng_state())  # `runs` seeds anew; `fit` itself put it back
-    torch.manual_seed(1)

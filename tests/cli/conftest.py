@@ -1,0 +1,29 @@
+"""What tests of this folder start from."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pyro_vae.cli.main import main
+from tests.helpers.command_line import small
+
+
+@pytest.fixture
+def train(tmp_path, device):
+    """Trains a small run with more options; returns its exit code."""
+    return lambda name, *more: main(["train", "--run", str(tmp_path / name), "--device", str(device), *small(*more)])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, request):
+    """A small run on digits, trained once."""
+    path = tmp_path_factory.mktemp("trained") / "run"
+    assert main(["train", "--run", str(path), "--device", request.config.getoption("--device"), *small()]) == 0
+    return path
+
+
+@pytest.fixture
+def run(tmp_path, trained):
+    """A copy of it, to do with as one likes."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))

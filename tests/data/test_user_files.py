@@ -1,0 +1,257 @@
+"""pyro_vae.data: what comes in, what is refused and how it is said, splits, binarization, files."""
+
+import gzip
+import math
+import pickle
+import subprocess
+import sys
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+
+from pyro_vae import MLP, VAE, Conditional, StandardNormal, bernoulli, fit, normal
+from pyro_vae.data import arrays as row_module
+from pyro_vae.data import as_rows, load
+from pyro_vae.errors import DataError, ShapeError, SupportError
+from tests.helpers.data import lay_out
+
+FILES = [f"{p}-{c}-ubyte" for p in ("train", "t10k") for c in ("images-idx3", "labels-idx1")]
+SIZES = [47_040_016, 60_008, 7_840_016, 10_008]
+
+
+# own files
+
+
+def test_npy(tmp_path):
+    x = np.random.default_rng(1).normal(size=(25, 4))
+    np.save(tmp_path / "rows.npy", x)
+    data, again, other = (load(tmp_path / "rows.npy", seed=seed) for seed in (0, 0, 1))
+    assert [len(s) for s in (data.train, data.validation, data.test)] == [21, 2, 2]
+    assert data.name == "rows.npy" and data.shape == (4,) and data.policy == "values as given" and data.train.y is None
+    assert "x: converted from numpy float64 to torch.float32" in data.notes
+    every = torch.cat([data.train.x, data.validation.x, data.test.x])
+    assert torch.equal(every.sort(0).values, torch.tensor(x, dtype=torch.float32).sort(0).values)
+    assert torch.equal(data.train.x, again.train.x) and not torch.equal(data.train.x, other.train.x)
+    assert data.digest == other.digest
+
+
+def test_images_are_flattened_and_their_shape_is_kept(tmp_path):
+    for event, shape in (((), (1,)), ((6,), (6,)), ((2, 3), (1, 2, 3)), ((3, 2, 4), (3, 2, 4))):
+        x = np.arange(3 * int(np.prod(event)), dtype=np.float32).reshape(3, *event)
+        np.save(tmp_path / "x.npy", x)
+        data = load(str(tmp_path / "x.npy"))
+        assert data.shape == shape and data.train.x.shape == (1, int(np.prod(shape)))
+        assert data.train.x.flatten().tolist() in x.reshape(3, -1).tolist()
+    np.save(tmp_path / "x.npy", np.ones((3, 1, 1, 1, 1)))
+    with pytest.raises(ShapeError, match=r"\(3, 1, 1, 1, 1\)"):
+        load(tmp_path / "x.npy")
+
+
+def test_bytes_stay_as_they_are_and_are_not_binarized(tmp_path):
+    np.save(tmp_path / "x.npy", np.arange(40, dtype=np.uint8).reshape(10, 4))
+    assert load(tmp_path / "x.npy").train.x.max() > 1
+    for binarization in ("static", "dynamic"):
+        with pytest.raises(SupportError, match=r"10 of 10 rows.*divide 0..255 pixels by 255"):
+            load(tmp_path / "x.npy", binarization=binarization)
+    np.save(tmp_path / "grey.npy", np.full((10, 4), 0.5, np.float32))
+    assert set(load(tmp_path / "grey.npy", binarization="static").train.x.unique().tolist()) == {0.0, 1.0}
+
+
+def test_npz(tmp_path):
+    x, y = np.arange(20, dtype=np.float32).reshape(10, 2), np.arange(10, dtype=np.int32)
+    np.savez(tmp_path / "one.npz", rows=x)
+    assert load(tmp_path / "one.npz").train.y is None
+    np.savez_compressed(tmp_path / "two.npz", x=x, y=y, z=y)
+    data = load(tmp_path / "two.npz")
+    assert data.train.y.dtype == torch.int64 and torch.equal(data.train.x[:, 0], 2.0 * data.train.y)
+    assert "not read: z" in data.notes
+    np.savez(tmp_path / "two.npz", x=x, y=y[:4])
+    with pytest.raises(ShapeError, match="x has 10 rows, y has 4"):
+        load(tmp_path / "two.npz")
+    np.savez(tmp_path / "open.npz", a=x, b=y)
+    with pytest.raises(DataError, match=r"\['a', 'b'\], and none of them is x"):
+        load(tmp_path / "open.npz")
+
+
+def test_npz_that_is_split_already(tmp_path):
+    x = np.arange(20, dtype=np.float32).reshape(10, 2)
+    np.savez(tmp_path / "s.npz", x_train=x[:5], x_validation=x[5:7], x_test=x[7:], y_test=np.arange(3.5, 6))
+    data = load(tmp_path / "s.npz")
+    assert torch.equal(torch.cat([data.train.x, data.validation.x, data.test.x]), torch.tensor(x))
+    assert data.train.y is None and data.test.y.tolist() == [3.5, 4.5, 5.5]
+    np.savez(tmp_path / "s.npz", x_train=x[:5], x_validation=x[5:7], x_test=x[7:, :1])
+    with pytest.raises(ShapeError, match="rows differ in shape"):
+        load(tmp_path / "s.npz")
+    np.savez(tmp_path / "s.npz", x_train=x[:5], x_validation=x[:0], x_test=x[7:])
+    with pytest.raises(DataError, match="x_validation is empty"):
+        load(tmp_path / "s.npz")
+
+
+def test_pickles_are_never_loaded(tmp_path):
+    np.save(tmp_path / "o.npy", np.array([[1, None]], object), allow_pickle=True)
+    np.savez(tmp_path / "o.npz", x=np.array([[1, None]], object))
+    (tmp_path / "p.npy").write_bytes(pickle.dumps(np.ones((3, 3))))
+    for file in ("o.npy", "o.npz", "p.npy"):
+        with pytest.raises(DataError, match=r"pickles are never loaded.*Re-save it as a plain numeric array"):
+            load(tmp_path / file)
+
+
+@pytest.mark.parametrize("save, file", [(np.save, "x.npy"), (np.savez, "x.npz"), (np.savez_compressed, "c.npz")])
+def test_damaged_numpy_files(tmp_path, save, file):
+    path = tmp_path / file
+    save(path, np.random.default_rng(0).normal(size=(50, 4)))
+    whole = path.read_bytes()
+    for n in (0, 5, 9, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:n])
+        with pytest.raises(DataError, match=file):
+            load(path)
+
+
+def test_a_damaged_header(tmp_path):
+    np.save(tmp_path / "x.npy", np.ones((50, 4)))
+    whole = (tmp_path / "x.npy").read_bytes()
+    for old, new in ((b"{", b"("), (b"}", b"("), (b"'<f8'", b"'<q9'"), (b"(50, 4)", b"(5\x000,4)"), (b"50", b"99")):
+        (tmp_path / "x.npy").write_bytes(whole.replace(old, new, 1))
+        with pytest.raises(DataError, match=r"x.npy: damaged or truncated"):
+            load(tmp_path / "x.npy")
+
+
+def test_missing_files_and_folders(tmp_path):
+    (tmp_path / "folder.npy").mkdir()
+    for path in (tmp_path / "none.npy", tmp_path / "none.csv", tmp_path / "folder.npy"):
+        with pytest.raises(DataError, match="no file"):
+            load(path)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_too_few_rows(tmp_path, rows):
+    np.save(tmp_path / "x.npy", np.ones((rows, 2)))
+    with pytest.raises(DataError, match=f"{rows} rows are too few.*at least 3"):
+        load(tmp_path / "x.npy")
+
+
+def test_rows_are_named_as_the_file_counts_them(tmp_path):
+    x = np.ones((30, 2))
+    x[17, 1] = np.nan
+    np.save(tmp_path / "x.npy", x)
+    with pytest.raises(DataError, match=r"1 of 30 rows: 17 .* column 1"):
+        load(tmp_path / "x.npy")
+
+
+def test_csv(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("1,2\n3,4e0\n\n5, 6\n")
+    bare = load(path)
+    path.write_text("\ufeffa,b\r\n1,2\r\n3,4\r\n5,6\r\n", encoding="utf-8")
+    named = load(path)
+    assert torch.equal(bare.train.x, named.train.x) and bare.digest == named.digest and named.shape == (2,)
+    path.write_text("y,a\n0,1\n1,3\n2,5\n")
+    labelled = load(path)
+    assert labelled.train.y.dtype == torch.int64 and torch.equal(labelled.train.x[:, 0], 2.0 * labelled.train.y + 1)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("a,b\n1,2\n3,four\n", r"row 1 \(counted from 0; line 3 of the file\), column 1: 'four' is no number"),
+        ("1,b\n3,4\n", "row 0 .*line 1 .*column 1: 'b'"),
+        ("1,2\n,4\n3,4\n5,6\n", "x has NaN or infinite values in 1 of 4 rows: 1 .*--missing"),
+        ("1,2\n1_0,4\n", "'1_0' is no number"),
+        ("1;2\n3;4\n", "'3;4' is no number"),
+        ("1,2\n3,4,5\n", "row 1 .*line 2 .*: 3 cells, wanted 2"),
+        ("a,b\n1,2\n3\n", "row 1 .*line 3 .*: 1 cells, wanted 2"),
+        ("1,2\n3,nan\n5,6\n", "NaN or infinite values in 1 of 3 rows: 1 .* column 1"),
+        ("", "no row of numbers"),
+        ("a,b\n", "no row of numbers"),
+        ("y\n1\n2\n3\n", "no columns"),
+        ("a\x00,1\n", "is no number|cannot be read"),
+    ],
+)
+def test_bad_csv(tmp_path, text, message):
+    (tmp_path / "x.csv").write_text(text)
+    with pytest.raises(DataError, match=message):
+        load(tmp_path / "x.csv")
+
+
+def test_csv_of_bytes(tmp_path):
+    (tmp_path / "x.csv").write_bytes(b"\xff\xfe1,2\n")
+    with pytest.raises(DataError, match="UTF-8"):
+        load(tmp_path / "x.csv")
+
+
+def test_a_file_larger_than_what_may_be_copied_trains_from_disk(tmp_path, monkeypatch):
+    """Nothing of its size is allocated, the file stays as it is, and the run is that of the array in memory."""
+    held = np.random.default_rng(0).random((20_000, 64), dtype=np.float32).round()
+    np.save(tmp_path / "x.npy", held)
+    before = (tmp_path / "x.npy").read_bytes()
+    monkeypatch.setattr(row_module, "AT_ONCE", 10_000)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    tracemalloc.start()
+    x = as_rows(mapped)
+    peak = tracemalloc.get_traced_memory()[1]
+    copied = as_rows(mapped[1:])  # a part of a file is copied
+    tracemalloc.stop()
+    assert peak < held.nbytes / 10 and copied.shape == (19_999, 64)
+    assert torch.equal(x, torch.from_numpy(held))
+    x[0, 0] = 7.0  # copy-on-write
+    assert (tmp_path / "x.npy").read_bytes() == before
+    runs = []
+    for source in (held, np.load(tmp_path / "x.npy", mmap_mode="r")):
+        torch.manual_seed(0)
+        vae = VAE(StandardNormal(2), Conditional(MLP(2, 64, (4,)), bernoulli), Conditional(MLP(64, 4, (4,)), normal))
+        runs.append(fit(vae, source, epochs=1, batch_size=5000, verbose=False).history[0]["elbo"])
+    assert runs[0] == runs[1]
+
+
+def test_what_is_not_finite_is_found_in_any_chunk(monkeypatch):
+    monkeypatch.setattr(row_module, "AT_ONCE", 7)
+    x = torch.zeros(10, 3)
+    assert as_rows(x) is x or torch.equal(as_rows(x), x)
+    x[8, 1] = math.nan
+    with pytest.raises(DataError, match=r"1 of 10 rows: 8 \(counted from 0; in row 8 first in column 1\)"):
+        as_rows(x)
+
+
+# files far larger than what they should hold
+
+
+def peak_growth(code, *arguments):
+    """GiB by which the memory of a child of its own grows while it runs some code, and what the code prints."""
+    start = "import resource, sys\npeak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20\n"
+    wrapped = f"{start}from pyro_vae.data import load\nbefore = peak()\n{code}\nprint(peak() - before)"
+    run = subprocess.run(
+        [sys.executable, "-c", wrapped, *map(str, arguments)], capture_output=True, text=True, check=True
+    )
+    *said, grown = run.stdout.splitlines()
+    return float(grown), "\n".join(said)
+
+
+LOADING = """
+try:
+    load(sys.argv[1], data_dir=sys.argv[2])
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_mnist_file_of_3_gib_is_not_read_into_memory(tmp_path, packed):
+    raw = lay_out(tmp_path)
+    (raw / FILES[1]).unlink()  # so that the files are read with numpy, this one out of its .gz
+    (raw / f"{FILES[1]}.gz").write_bytes(gzip.compress(bytes(60_008)))
+    name = f"{FILES[1]}.gz" if packed else FILES[0]
+    with (raw / name).open("ab") as file:
+        file.truncate(3 * 2**30)
+    grown, said = peak_growth(LOADING, "mnist", tmp_path)
+    assert said.startswith(f"DataError {raw}") and (packed or "too long: 3,221,225,472 bytes" in said)
+    assert grown < 0.5
+
+
+def test_a_csv_file_of_3_gib_of_zeros_is_not_read_into_memory(tmp_path):
+    with (tmp_path / "x.csv").open("wb") as file:
+        file.truncate(3 * 2**30)
+    grown, said = peak_growth(LOADING, tmp_path / "x.csv", tmp_path)
+    assert "DataError" in said and "x.csv cannot be read" in said and "a line has more than" in said
+    assert grown < 1

@@ -1,0 +1,79 @@
+"""Many particles in bounded memory, and what does not fit."""
+
+import math
+import resource
+import sys
+from pathlib import Path
+
+import pyro.distributions as dist
+import pytest
+import torch
+
+from pyro_vae import fit, log_likelihood
+from pyro_vae.cli.main import main
+from pyro_vae.errors import DeviceMemoryError
+from tests.helpers.faults import guide, in_child, model
+from tests.helpers.small import small_vae
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_an_evaluation_in_training_that_does_not_fit_says_so(monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.")
+
+    monkeypatch.setattr("pyro_vae.training.metrics.true_elbo", full)
+    with pytest.raises(DeviceMemoryError, match=r"the ELBO of 8 rows on cpu does not fit.*fewer rows") as caught:
+        fit(small_vae(seed=0), torch.ones(8, 6), epochs=1, verbose=False)
+    assert caught.value.exit_code == 7
+
+
+def test_whatever_else_does_not_fit_exits_7(monkeypatch, capsys):
+    def full(*_, **__):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr("pyro_vae.cli.run_commands.draw_samples", full)
+    monkeypatch.setattr("pyro_vae.cli.run_commands.load_run", lambda *_: argument)
+    argument = type("Run", (), {"vae": None})()
+    assert main(["sample", "run"]) == 7
+    assert "does not fit into memory" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits on memory are Linux's")
+def test_a_million_particles_take_no_more_memory_than_a_chunk():
+    """All at once they would take 8 MB a row and site; 64 rows of them 1.5 GB."""
+    x = torch.linspace(-1, 1, 64)
+
+    def many():
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * resource.getpagesize() + 2**28
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        try:
+            torch.zeros(2**27)  # 512 MiB: the limit is one
+        except RuntimeError:
+            evidence = log_likelihood(model, guide, x[:2], num_samples=10**6, verbose=False)
+            exact = dist.Normal(0.0, math.sqrt(2)).log_prob(x[:2])
+            return 0 if ((evidence.log_px - exact).abs() < 5 * evidence.mc_se + 1e-6).all() else 3
+        return 2
+
+    assert in_child(many) == 0
+
+
+@pytest.mark.parametrize("number", [2**63, 10**30])
+def test_more_particles_than_fit_a_word_do_not_overflow(number):
+    """Some blocks of them, and then Ctrl-C."""
+    from pyro_vae.errors import Interrupted
+    from pyro_vae.evidence.importance.sampler import Sampler
+
+    weigh, left = Sampler.weigh, [3]
+
+    def some(self, draws, problem):
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+        return weigh(self, draws, problem)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted) as caught:
+        patch.setattr(Sampler, "weigh", some)
+        log_likelihood(model, guide, torch.zeros(64), num_samples=number, verbose=False)
+    assert caught.value.result.samples.max() > 0
