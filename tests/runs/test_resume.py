@@ -271,7 +271,7 @@ def test_another_run_is_refused_with_a_table_and_forks(tmp_path):
 def test_another_models_state_is_refused_by_name_and_shape(tmp_path):
     with pytest.raises(Killed):
         trained(plain, tmp_path, 4)
-    with pytest.raises(CheckpointError, match=r"another model: 'posterior.net.0.0.bias' is .* there and"):
+    with pytest.raises(CheckpointError, match=r"another model: 'posterior.net.1.bias' is .* there and"):
         fit(
             noisy_layers()[0],
             binary(20, seed=1),
