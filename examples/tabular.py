@@ -168,8 +168,10 @@ def make(names: np.ndarray, train: np.ndarray, latents: int = 12, hidden: int = 
     y = to_logs(train, logs)
     m, s = (torch.from_numpy(moment(y, 0)).float() for moment in (np.nanmean, np.nanstd))
     runs = [(name, list(run)) for name, run in groupby(range(d), names.__getitem__)]  # neighbours alike are one block
-    table = pv.families.columns([(standardised(FAMILY[n], m[run], s[run]), 2 * len(run), len(run)) for n, run in runs])
-    encoder = pv.Conditional(pv.WithMask(Sum(2 * d, 2 * latents, hidden)), pv.families.normal)
+    table = pv.likelihoods.columns(
+        [(standardised(FAMILY[n], m[run], s[run]), 2 * len(run), len(run)) for n, run in runs]
+    )
+    encoder = pv.Conditional(pv.WithMask(Sum(2 * d, 2 * latents, hidden)), pv.likelihoods.normal)
     return pv.VAE(
         prior=pv.StandardNormal(latents),
         likelihood=pv.SkipMissing(pv.Conditional(Sum(latents, 2 * d, hidden), table)),

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import warnings
 from pathlib import Path
 
 import pyro
@@ -37,7 +38,7 @@ PROTOCOL = {
     "_extended_shape": "torch.distributions: called by a distribution's own rsample",
     "_get_checked_instance": "torch.distributions: called by a distribution's own expand",
 }
-OURS = ("self", "cls", "new")  # `new`: the instance that an expand() makes
+OURS = ("self", "cls", "new", "old")  # `new`: the instance that an expand() makes of `old`
 STANDARD_LIBRARY = {"os._exit"}
 
 
@@ -181,7 +182,9 @@ def trained(**options):
 @pytest.fixture
 def quick(monkeypatch):
     """Engines as in a long run; the compiler hands back what it is given, and a CUDA graph runs again."""
-    from torch._inductor import compile_fx
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, on import
+        from torch._inductor import compile_fx
 
     monkeypatch.setattr(compile_fx, "compile_fx", lambda module, inputs, decompositions: module)
     monkeypatch.setattr(choose, "compiler", lambda: "g++")

@@ -14,11 +14,11 @@ Shape = Sequence[int]
 D = TypeVar("D", bound=dist.TorchDistribution)
 
 
-def expanded(d: D, *parameters: Any) -> D:
-    """Make what ``d.expand`` returns of its parameters, which were checked when d was made."""
-    cls: Any = type(d)
+def expanded(old: D, *parameters: Any) -> D:
+    """Make what ``old.expand`` returns of its parameters, which were checked when `old` was made."""
+    cls: Any = type(old)
     new = cls(*parameters, validate_args=False)
-    new._validate_args = d._validate_args
+    new._validate_args = old._validate_args
     return new
 
 

@@ -135,7 +135,7 @@ def rows_inside(name: str, site: Site, dim: int) -> Tensor:
     return inside.movedim(dim, 0).flatten(1).all(1) if other else inside
 
 
-FITTING = " pyro_vae.families.fitting(x) lists the families that fit."
+FITTING = " pyro_vae.likelihoods.fitting(x) lists the families that fit."
 EDGES = {"Beta": (0.0, 1.0), "Dirichlet": (0.0,)}  # torch's support holds them; the density there is zero or infinite
 OPEN = {
     "Beta": "squeeze x into the open interval, as in (x (n - 1) + 0.5) / n, or choose a likelihood with mass there.",

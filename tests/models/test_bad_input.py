@@ -82,7 +82,7 @@ def test_rows_outside_a_support_come_with_words_and_a_way_out(family, features, 
     x[2] = torch.tensor(row)
     with pytest.raises(SupportError, match=f"site 'x': 1 of 6 rows .*{said}") as caught:
         fit(vae(family, features), x, epochs=1, verbose=False)
-    assert re.search(r"values go from .* to .*families.fitting\(x\) lists", str(caught.value))
+    assert re.search(r"values go from .* to .*likelihoods.fitting\(x\) lists", str(caught.value))
     assert family.__name__ not in likelihoods.fitting(x) or family.__name__.startswith("categorical")
 
 

@@ -191,7 +191,9 @@ def circular():
 def test_a_latent_without_a_support_is_refused_with_the_fix(latent, name):
     model, guide = pair(latent, decode=lambda z: z.reshape(*z.shape[: z.dim() - latent().event_dim], -1).sum(-1))
     for method in (quadrature, enumerate_latents, partial(ais, **QUICK)):
-        with pytest.raises(ProgramError, match=f"site 'z': {name} does not say its support: give it a `support`"):
+        with pytest.raises(
+            ProgramError, match=f"site 'z': {name} does not say what its support is: give it a `support`"
+        ):
             method(model, guide, X)
 
 
