@@ -16,11 +16,11 @@ from pyro_vae.errors import UsageError
 from pyro_vae.programs.pair import evaluation_mode, without_validation
 from pyro_vae.programs.sites import Program, Site, sample_sites
 
+from .batch_source import Batch
 from .step import Step
 
-Batch = tuple[Tensor, ...]
 Numbered = tuple[Tensor, Batch]  # row numbers and the batch
-Move = Callable[[Tensor, Batch, Callable[[Batch], list[Tensor]] | None], Tensor]
+Update = Callable[[Tensor, Batch, Callable[[Batch], list[Tensor]] | None], Tensor]  # of all but some parameters
 
 
 @dataclass(frozen=True)
@@ -62,32 +62,27 @@ class Aggressive:
 
 
 class AggressiveInference:
-    """Has the guide catch up before each update of the model, for as long as that helps.
-
-    Args:
-        options: when it ends.
-        step: whose parameters are split between guide and model.
-    """
+    """Has the guide catch up before each update of the model, for as long as that helps."""
 
     def __init__(self, options: Aggressive, step: Step) -> None:
         self.options, self.step = options, step
         self.on, self.best, self.stale, self.inner = True, -math.inf, 0, 0
         self.parts: tuple[list[Tensor], list[Tensor]] | None = None
 
-    def update(self, move: Move, now: Numbered, further: Iterator[Numbered]) -> Tensor:
-        """Update the guide until it has caught up, then the model; return that loss, as `move` does of one update."""
+    def update(self, update: Update, now: Numbered, further: Iterator[Numbered]) -> Tensor:
+        """Update the guide until it has caught up, then the model; return the loss of that last update."""
         if not self.on:
-            return move(*now, None)
-        self.catch_up(move, now, further)
-        return move(*now, lambda batch: self.split(batch)[0])  # what only the guide uses stands still
+            return update(*now, None)
+        self.catch_up(update, now, further)
+        return update(*now, lambda batch: self.split(batch)[0])  # what only the guide uses stands still
 
-    def catch_up(self, move: Move, now: Numbered, further: Iterator[Numbered]) -> None:
+    def catch_up(self, update: Update, now: Numbered, further: Iterator[Numbered]) -> None:
         """Make guide-only updates until their mean loss stops falling."""
         before, done = math.inf, 0
         while done < self.options.max_inner:
             losses, rows = [], 0
             for _ in range(min(self.options.check_every, self.options.max_inner - done)):
-                losses.append(move(*now, lambda batch: self.split(batch)[1]))
+                losses.append(update(*now, lambda batch: self.split(batch)[1]))
                 rows += len(now[0])
                 done += 1
                 now = next(further)
@@ -98,7 +93,7 @@ class AggressiveInference:
         self.inner += done
 
     def split(self, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
-        """Find the parameters that only the guide depends on, and those that it does not depend on; once."""
+        """Find, once, the parameters that only the guide depends on, and those that it does not depend on."""
         if self.parts is None:
             model, guide = dependence(self.step.model, self.step.guide, batch, self.step.parameters)
             if not guide:
@@ -106,24 +101,24 @@ class AggressiveInference:
                     "aggressive=... has nothing to update: no parameter has a gradient from the guide. Train without it, "
                     "or give the guide parameters of its own."
                 )
-            known = self.step.parameters
-            self.parts = [p for p in known if p in guide - model], [p for p in known if p not in guide]
+            every = self.step.parameters
+            self.parts = [p for p in every if p in guide - model], [p for p in every if p not in guide]
         return self.parts
 
     def state(self) -> dict[str, Any]:
-        """What decides whether the next epoch is aggressive, in plain values."""
+        """Return what decides whether the next epoch is aggressive, in plain values."""
         return {name: getattr(self, name) for name in ("on", "best", "stale", "inner")}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from what :meth:`state` gave."""
+        """Load what :meth:`state` returned."""
         vars(self).update({name: state[name] for name in self.state()})
 
     def end_epoch(self, mutual_information: float | None) -> dict[str, Any]:
         """Describe the epoch for its record; end the schedule once I(x; z) has stopped climbing."""
         facts = {"aggressive": self.on, "inner_steps": self.inner}
-        climbs = mutual_information is not None and mutual_information > self.best
-        self.best = mutual_information if mutual_information is not None and climbs else self.best
-        self.stale, self.inner = 0 if climbs else self.stale + 1, 0
+        self.stale, self.inner = self.stale + 1, 0
+        if mutual_information is not None and mutual_information > self.best:
+            self.best, self.stale = mutual_information, 0
         self.on = self.on and self.stale < self.options.patience
         return facts
 
@@ -143,15 +138,11 @@ def dependence(
         torch.enable_grad(),
         torch.backends.cudnn.flags(enabled=False),  # cuDNN's RNNs have no gradient in eval mode
     ):
-        q = sites_of(guide, batch)
+        q = sample_sites(poutine.trace(guide).get_trace(*batch))
         draws = {name: site["value"].detach() for name, site in q.items()}
-        p = sites_of(poutine.condition(model, draws), batch)
+        p = sample_sites(poutine.trace(poutine.condition(model, draws)).get_trace(*batch))
         guides = reached([*log_probs(q), *(site["value"] for site in q.values())], parameters)
         return reached(log_probs(p), parameters), guides
-
-
-def sites_of(program: Program, batch: Batch) -> dict[str, Site]:
-    return sample_sites(poutine.trace(program).get_trace(*batch))
 
 
 def log_probs(sites: dict[str, Site]) -> list[Tensor]:

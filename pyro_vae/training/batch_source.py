@@ -1,4 +1,4 @@
-"""What is trained on, batch by batch: rows on the device that trains, or in the host's memory (or disk), sent a step ahead."""
+"""Training rows, batch by batch: on the device that trains, or in the host's memory (or disk) and sent a step ahead."""
 
 from __future__ import annotations
 
@@ -24,50 +24,42 @@ SHARE = 0.5  # of a device's free memory that the rows may take; the rest is for
 
 
 class BatchSource(Protocol):
-    """Hands out the batch of given rows.
-
-    Attributes:
-        device: where batches are.
-        rows_device: where the row numbers should be.
-    """
+    """Hands out batches that lie on `device`, of row numbers on `rows_device`."""
 
     device: torch.device
     rows_device: torch.device
 
     def fetch(self, rows: Tensor, then: Tensor | None = None) -> Batch:
-        """Hand out the batch of these rows; `then` are those that will be asked for next."""
+        """Return the batch of these rows; `then` are those that will be asked for next."""
 
     def close(self) -> None:
-        """Let go of what is being fetched."""
+        """Drop whatever is being fetched."""
+        return None
 
 
-class Resident:
+class Resident(BatchSource):
     """Rows on the device itself."""
 
     def __init__(self, data: Batch) -> None:
-        self.data, self.device = data, data[0].device
-        self.rows_device = self.device
+        self.data, self.device, self.rows_device = data, data[0].device, data[0].device
 
     def fetch(self, rows: Tensor, then: Tensor | None = None) -> Batch:
         return tuple(a.index_select(0, rows) for a in self.data)
 
-    def close(self) -> None:
-        """Do nothing: nothing is under way."""
 
-
-class Streamed:
+class Streamed(BatchSource):
     """Rows that stay on the host: while a step runs, a thread gathers the next batch and sends it ahead.
 
     On CUDA it is gathered into one of two pinned buffers and copied on a stream of its own, so that the copy runs beside the
     step's kernels. The batches are those of :class:`Resident`, to the bit.
 
     Example:
-        >>> feed = Streamed((torch.arange(10.0).view(5, 2),), torch.device("cpu"))
-        >>> feed.fetch(torch.tensor([3, 0]), torch.tensor([4]))[0].tolist()
+        >>> source = Streamed((torch.arange(10.0).view(5, 2),), torch.device("cpu"))
+        >>> source.fetch(torch.tensor([3, 0]), torch.tensor([4]))[0].tolist()
         [[6.0, 7.0], [0.0, 1.0]]
-        >>> feed.fetch(torch.tensor([4]))[0].tolist()
+        >>> source.fetch(torch.tensor([4]))[0].tolist()
         [[8.0, 9.0]]
-        >>> feed.close()
+        >>> source.close()
     """
 
     def __init__(self, data: Batch, device: torch.device) -> None:
@@ -102,7 +94,7 @@ class Pinned:
         self.data, self.device = data, device
         self.stream: Any = torch.cuda.Stream(device)
         self.buffers: list[list[Tensor]] = [[], []]
-        self.sent: list[Any] = [None, None]
+        self.sent: list[Any] = [None, None]  # events of their last copies
         self.turn = 0
 
     def send(self, rows: Tensor) -> tuple[Batch, Any]:
@@ -110,11 +102,10 @@ class Pinned:
         i, self.turn = self.turn, 1 - self.turn
         if self.sent[i] is not None:
             self.sent[i].synchronize()  # its last copy is over, long since
-        if not self.buffers[i] or len(self.buffers[i][0]) < len(rows):
-            self.buffers[i] = [torch.empty(len(rows), *a.shape[1:], dtype=a.dtype, pin_memory=True) for a in self.data]
-        gathered = [
-            torch.index_select(a, 0, rows, out=b[: len(rows)]) for a, b in zip(self.data, self.buffers[i], strict=True)
-        ]
+        n = len(rows)
+        if not self.buffers[i] or len(self.buffers[i][0]) < n:
+            self.buffers[i] = [torch.empty(n, *a.shape[1:], dtype=a.dtype, pin_memory=True) for a in self.data]
+        gathered = [torch.index_select(a, 0, rows, out=b[:n]) for a, b in zip(self.data, self.buffers[i], strict=True)]
         with torch.cuda.stream(self.stream):
             batch = tuple(a.to(self.device, non_blocking=True) for a in gathered)
             self.sent[i] = torch.cuda.Event()
@@ -124,10 +115,10 @@ class Pinned:
     def arrived(self, sent: tuple[Batch, Any]) -> Batch:
         """Have the current stream wait for the copy, which the host does not; return the batch."""
         batch, event = sent
-        now = torch.cuda.current_stream(self.device)
-        now.wait_event(event)
+        current = torch.cuda.current_stream(self.device)
+        current.wait_event(event)
         for a in batch:
-            a.record_stream(now)
+            a.record_stream(current)  # else its memory could be given away while a kernel still reads it
         return batch
 
 
@@ -136,7 +127,7 @@ class TrainingData:
     """The rows of a run, and how training batches are made of them.
 
     Attributes:
-        train: training rows, x and what else the programs take, where they stay.
+        train: training rows, x and its contexts, where they stay.
         source: hands out batches of them on the device that trains.
         batch_size: rows a batch; the last of a pass may have fewer.
         validation: rows as evaluation sees them.
@@ -163,17 +154,17 @@ class TrainingData:
         return tensor_digest({f"{i}": a for i, a in enumerate((*self.train, *(self.validation or ())))})
 
     def shuffle(self, seed: int) -> ShuffledBatches:
-        """An order of the training rows, a new one each pass."""
+        """Make a random order of the training rows, another each pass."""
         return ShuffledBatches(len(self.train[0]), self.batch_size, seed, self.device, self.source.rows_device)
 
     def one_pass(self, order: ShuffledBatches) -> Iterator[tuple[Tensor, Batch]]:
-        """Hand out what is left of a pass: row numbers, and the batch of them."""
+        """Yield the rest of a pass: row numbers, and the batch of them."""
         for rows in order.one_pass():
             batch = self.source.fetch(rows, order.next_rows)
             yield rows, self.transformed(batch, order.generator)
 
     def fixed_batch(self, batch: Batch, seed: int) -> Batch:
-        """Move a batch to the device, and make of it what training sees, from a seed of its own."""
+        """Move a batch to the device and transform it, from a seed of its own."""
         batch = tuple(a.to(self.device) for a in batch)
         return self.transformed(batch, torch.Generator(self.device).manual_seed(seed))
 
@@ -183,15 +174,9 @@ class TrainingData:
 
 
 class EpochBatches:
-    """The shuffled batches of one epoch, from a position in it on. For inside the noise's own stream.
+    """The shuffled batches of one epoch, from a position in it on, whose random state is loaded.
 
-    Order and binarization depend on seed and epoch alone.
-
-    Args:
-        data: the training rows.
-        seed: of the run.
-        position: where the epoch is; its random state is loaded, if it is past the first step.
-        further: whether other batches will be asked for, too.
+    Order and binarization depend on seed and epoch alone. `further` batches are for an aggressive encoder.
     """
 
     def __init__(self, data: TrainingData, seed: int, position: EpochPosition, further: bool) -> None:
@@ -206,11 +191,11 @@ class EpochBatches:
         load_noise_states(position.generator_states, data.device)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Batch]]:
-        """Hand out what is left of the epoch: row numbers, and the batch of them."""
+        """Yield the rest of the epoch: row numbers, and the batch of them."""
         return self.data.one_pass(self.orders["order"])
 
     def further(self) -> Iterator[tuple[Tensor, Batch]]:
-        """Hand out other batches, without end."""
+        """Yield other batches, without end."""
         while True:
             yield from self.data.one_pass(self.orders["further"])
 
@@ -221,11 +206,11 @@ class EpochBatches:
             states |= {f"{name}.{k}": state for k, state in order.states().items()}
         self.position.generator_states = states
         self.position.batches_taken = {name: order.taken for name, order in self.orders.items()}
-        self.position.versions = versions  # last: whoever is interrupted here must not take this for a whole state
+        self.position.versions = versions  # last: an interruption here must not pass for a complete state
 
 
 def choose_batch_source(data: Batch, device: torch.device) -> tuple[Batch, BatchSource]:
-    """Move the rows to `device` if they fit in half of what is free there; return them, and what hands them out on it."""
+    """Move the rows to `device` if they fit in half of its free memory; return them, and their source."""
     if all(a.device == device for a in data):
         return data, Resident(data)
     if sum(a.nbytes for a in data) <= SHARE * free_bytes(device):

@@ -1,4 +1,4 @@
-"""The whole state of a training between two steps, as a checkpoint holds it: captured, and put back to the bit.
+"""The whole state of a training between two steps, as a checkpoint holds it: captured, and restored to the bit.
 
 Weights and buffers, the best weights, the optimizer, every generator (noise, order, binarization), the position in the epoch,
 the history, early stopping and the aggressive encoder. Not in it: what a callable of the user's remembers of its own accord.
@@ -22,27 +22,28 @@ from .shuffle import FIXED
 from .trainer import Trainer
 from .training_state import EpochPosition, FitResult, named_tensors
 
-Groups = dict[str, dict[str, Tensor]]
-Differences = dict[str, tuple[Any, Any]]  # name to (then, now)
+Groups = Mapping[str, Mapping[str, Tensor]]
+Differences = Mapping[str, tuple[Any, Any]]  # name to (then, now)
 
 ELEMENTWISE = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "sum")
-ELSEWHERE = {
-    "rows",
-    "batch size",
-    "data (SHA-256)",
-    "device",
-}  # with these others, the position in an epoch says nothing
+ELSEWHERE = {"rows", "batch size", "data (SHA-256)", "device"}  # where these changed, a position in an epoch is void
+POSITION = {
+    "epoch": "epoch",
+    "seconds": "seconds",
+    "skipped": "skipped_rows",
+    "places": "batches_taken",
+}  # by disk names
 FREE = ("device", "torch", "threads", "engine")  # may change, but then the bits do, too
 
 
 class SavedState(Protocol):
-    """What was captured, as it was stored: a :class:`~pyro_vae.runs.checkpoint.Generation`, say."""
+    """A captured state as it was stored, such as a :class:`~pyro_vae.runs.checkpoint.Generation`."""
 
     @property
     def head(self) -> Mapping[str, Any]: ...
 
     @property
-    def groups(self) -> Mapping[str, Mapping[str, Tensor]]: ...
+    def groups(self) -> Groups: ...
 
 
 def identity(trainer: Trainer) -> dict[str, Any]:
@@ -75,7 +76,7 @@ def capture(trainer: Trainer) -> tuple[dict[str, Any], Groups]:
 
 
 def plain_state(trainer: Trainer) -> dict[str, Any]:
-    """The state but for its tensors, by the names that it has on disk."""
+    """Collect the state but for its tensors, under the names that it has on disk."""
     state, position = trainer.state, trainer.state.position
     result = dataclasses.asdict(state.result)
     result["history"] = [record for record in result["history"] if record["epoch"] < position.epoch]
@@ -85,27 +86,21 @@ def plain_state(trainer: Trainer) -> dict[str, Any]:
         "best_elbo": state.best_elbo,
         "lagging": trainer.aggressive and trainer.aggressive.state(),
         "fit": result,
-        "place": {
-            "epoch": position.epoch,
-            "seconds": position.seconds,
-            "skipped": position.skipped_rows,
-            "places": position.batches_taken,
-            "total": float(position.loss_sum),
-        },
+        "place": {key: getattr(position, name) for key, name in POSITION.items()} | {"total": float(position.loss_sum)},
         "engine": trainer.step.engine.state(),
     }
 
 
 def restore(trainer: Trainer, saved: SavedState, fork: bool = False) -> None:
-    """Put a captured state into a trainer that has not begun.
+    """Load a captured state into a trainer that has not begun.
+
+    Where the device, the version of torch, the threads or the engine have changed, so may the bits: a note is printed, and
+    ``trainer.result.exact`` is False.
 
     Args:
-        trainer: with the model as it was built, or any other of the same tensors.
+        trainer: of a model with the same tensors.
         saved: head and groups, as of :func:`capture`.
-        fork: lets the data and the settings be others. With other data or batches, or on another device, the epoch starts
-            anew.
-
-    What the bits depend on beside these (:data:`FREE`) may have changed: that is said, and ``trainer.result.exact`` is False.
+        fork: accept other data and settings. With other data or batches, or on another device, the epoch starts anew.
 
     Raises:
         CheckpointError: other settings or data, another model, or a state that was not captured here.
@@ -159,14 +154,13 @@ def load_state(trainer: Trainer, plain: dict[str, Any], saved: SavedState) -> No
     if trainer.aggressive and plain["lagging"]:
         trainer.aggressive.load_state(plain["lagging"])
     state.result = FitResult(**{field.name: plain["fit"][field.name] for field in dataclasses.fields(FitResult)})
-    place = plain["place"]
-    state.position = EpochPosition(
-        place["epoch"], place["total"], place["seconds"], place["skipped"], place["places"], dict(saved.groups["rng"])
-    )
+    position = {name: plain["place"][key] for key, name in POSITION.items()}
+    rng = dict(saved.groups["rng"])
+    state.position = EpochPosition(loss_sum=plain["place"]["total"], generator_states=rng, **position)
 
 
 def make_optimizer(trainer: Trainer) -> None:
-    """Have the step find its parameters and make its optimizer, and forget what else the call did."""
+    """Have the step find its parameters and make its optimizer, and drop the gradients of that call."""
     batch = trainer.metrics.fixed_batch(tuple(a[: trainer.data.batch_size] for a in trainer.data.train))
     with seeded(trainer.options.seed, FIXED, device=trainer.device):
         try:
@@ -198,12 +192,11 @@ def check_moments(parameters: list[Tensor], moments: dict[str, Any]) -> None:
     for index, state in moments["state"].items():
         for name in ELEMENTWISE:
             if name in state and state[name] is not None and state[name].shape != parameters[index].shape:
-                raise CheckpointError(
-                    f"the checkpoint's optimizer holds {name!r} of another shape for parameter {index}"
-                )
+                what = f"the checkpoint's optimizer holds {name!r} of another shape for parameter {index}"
+                raise CheckpointError(what)
 
 
-def format_differences(changed: Mapping[str, tuple[Any, Any]]) -> str:
+def format_differences(changed: Differences) -> str:
     """Write differences in lines: name, then, now."""
     lines = [("", "checkpoint", "now"), *((name, str(then), str(now)) for name, (then, now) in changed.items())]
     widths = [max(len(line[column]) for line in lines) for column in range(2)]

@@ -1,4 +1,4 @@
-"""A step that diverged: which rows and which site it was, and all that is needed to run it again."""
+"""Divergence of a step (a loss or gradient of NaN): its rows, its first bad site, and what is needed to run it again."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ LISTED = 20  # rows that a message names
 class FailedStep:
     """A step that diverged, to be saved as data and run again.
 
-    `done` is the fraction of training before it; `weights` (parameters and buffers by name) and `noise` (of the global
-    generators) are those before it; `site` is the first whose value or log-probability is not finite, "" where all are.
+    `done` is the fraction of training before it; `weights` (parameters and buffers by name) and `noise` (states of the
+    global generators) are those before it; `site` is the first that is not finite, "" where all are.
     """
 
     number: int
@@ -53,8 +53,7 @@ def suspect_rows(step: Step, rows: Tensor, batch: tuple[Tensor, ...], seed: int)
 
 def first_bad_site(step: Step, before: PreStepSnapshot, batch: tuple[Tensor, ...]) -> str:
     """Name the first site, guide before model, whose value or log-probability is not finite under the step's own noise."""
-    device = batch[0].device
-    with seeded(0, device=device):
+    with seeded(0, device=batch[0].device):
         before.restore()
         try:
             return bad_site(step.model, step.guide, batch)
@@ -67,9 +66,8 @@ def bad_site(model: Program, guide: Program, batch: tuple[Tensor, ...]) -> str:
     with torch.no_grad(), without_validation():
         try:
             q = poutine.trace(guide).get_trace(*batch)
-            if site := describe_bad_site(q, "guide"):
-                return site
-            return describe_bad_site(poutine.trace(poutine.replay(model, q)).get_trace(*batch), "model")
+            p = poutine.trace(poutine.replay(model, q)).get_trace(*batch)
+            return describe_bad_site(q, "guide") or describe_bad_site(p, "model")
         except (ValueError, RuntimeError, ArithmeticError) as error:
             return f"none, the programs stop ({' '.join(str(error).split())[:120]})"
 

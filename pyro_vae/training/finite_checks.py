@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,43 +14,27 @@ from pyro_vae.errors import DivergedError
 LOSS, GRADIENT = "the loss is {}", "a gradient is not finite"
 
 
-class FiniteCheck(Protocol):
-    """Notices losses and gradients that are not finite."""
-
-    def check_loss(self, loss: Tensor) -> None:
-        """Raise DivergedError, or remember, where the loss is not finite."""
-
-    def check_gradients(self, gradients: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> None:
-        """Do the same of the gradients, before the update that they are for."""
-
-    def first_failure(self) -> tuple[int, str] | None:
-        """Count the good steps since the last time, and say what was wrong with the one after them; None if all were good."""
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """What is remembered on the device between logging points."""
-
-
 class ImmediateFiniteCheck:
     """Checks at each step. On a GPU that waits for the device."""
 
+    tensors: tuple[Tensor, ...] = ()  # what is remembered on the device between logging points
+
     def check_loss(self, loss: Tensor) -> None:
+        """Raise DivergedError, or remember, where the loss is not finite."""
         if not math.isfinite(loss):
             raise DivergedError(LOSS.format(loss.item()))
 
     def check_gradients(self, gradients: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> None:
+        """Do the same of the gradients, before the update that they are for."""
         if not math.isfinite(torch.nn.utils.get_total_norm(gradients)):
             raise DivergedError(GRADIENT)
 
-    def first_failure(self) -> None:
+    def first_failure(self) -> tuple[int, str] | None:
+        """Count the good steps since the last time, and name what was wrong with the one after them; None if all were good."""
         return None
 
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        return ()
 
-
-class DeferredFiniteCheck:
+class DeferredFiniteCheck(ImmediateFiniteCheck):
     """Checks at logging points. From the first step that is not finite on, the optimizer skips its updates on the device.
 
     That is how mixed precision skips steps (``found_inf``, which fused optimizers take), so the weights stay those before
@@ -61,6 +44,7 @@ class DeferredFiniteCheck:
     def __init__(self, device: torch.device) -> None:
         self.failed = torch.zeros((), device=device)  # 0 or 1, as found_inf is
         self.good_steps, self.reason = torch.zeros((), device=device), torch.zeros((), device=device)
+        self.tensors = self.failed, self.good_steps, self.reason
 
     def check_loss(self, loss: Tensor) -> None:
         self.bad_loss = (~loss.isfinite()).to(self.failed.dtype)
@@ -71,14 +55,9 @@ class DeferredFiniteCheck:
         was = self.failed.clone()
         torch.maximum(self.failed, torch.maximum(self.bad_loss, bad_gradients), out=self.failed)
         self.good_steps += 1 - self.failed
-        self.reason.copy_(
-            torch.where(was == 0, torch.where(self.bad_loss > 0, self.value.to(self.reason), 0.0), self.reason)
-        )
+        reason = torch.where(self.bad_loss > 0, self.value.to(self.reason), 0.0)
+        self.reason.copy_(torch.where(was == 0, reason, self.reason))
         optimizer.found_inf = self.failed  # type: ignore[attr-defined]
-
-    @property
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.failed, self.good_steps, self.reason
 
     def first_failure(self) -> tuple[int, str] | None:
         failed, good_steps, reason = torch.stack(self.tensors).tolist()
@@ -87,16 +66,14 @@ class DeferredFiniteCheck:
         return (int(good_steps), GRADIENT if math.isfinite(reason) else LOSS.format(reason)) if failed else None
 
 
-def choose_finite_check(device: torch.device, optimizer: torch.optim.Optimizer, immediate: bool) -> FiniteCheck:
-    """Defer the check on a GPU, where the optimizer can skip a step and nobody wants to know at once."""
-    return (
-        DeferredFiniteCheck(device)
-        if device.type == "cuda" and not immediate and can_skip(optimizer)
-        else ImmediateFiniteCheck()
-    )
+def choose_finite_check(
+    device: torch.device, optimizer: torch.optim.Optimizer, immediate: bool
+) -> ImmediateFiniteCheck:
+    """Defer the check on a GPU, where the optimizer can skip a step and nobody needs to know at once."""
+    deferred = device.type == "cuda" and not immediate and can_skip(optimizer)
+    return DeferredFiniteCheck(device) if deferred else ImmediateFiniteCheck()
 
 
 def can_skip(optimizer: torch.optim.Optimizer) -> bool:
-    """Ask whether an optimizer takes ``found_inf``: torch's fused Adam, AdamW, SGD and Adagrad do."""
-    fused = all(group.get("fused") for group in optimizer.param_groups)
-    return fused and takes_found_inf(optimizer)
+    """Return whether an optimizer takes ``found_inf``: torch's fused Adam, AdamW, SGD and Adagrad do."""
+    return all(group.get("fused") for group in optimizer.param_groups) and takes_found_inf(optimizer)

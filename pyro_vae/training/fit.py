@@ -28,14 +28,13 @@ from .batch_source import TrainingData, Transform, choose_batch_source, conversi
 from .checkpoint_state import SavedState, restore
 from .metrics import Reporter
 from .mkl_threads import all_threads
-from .options import TrainingOptions
 from .precision import precision_of, remarks
 from .preflight import check_training
 from .schedules import Schedule, constant
 from .shuffle import FIXED
 from .step import MakeOptimizer, Step, adam
 from .trainer import Trainer, TrainingCallback
-from .training_state import FitResult
+from .training_state import FitResult, TrainingOptions
 
 FEW = 5  # of the notes that a first check leads to
 
@@ -68,7 +67,7 @@ def fit(
     fork: bool = False,
     verbose: bool = True,
 ) -> FitResult:
-    r"""Raise the ELBO of a model and guide on data, by stochastic variational inference.
+    """Raise the ELBO of a model and guide on data, by stochastic variational inference.
 
     After every epoch the true ELBO = E_q[log p(x | z)] − KL(q(z | x) ‖ p(z)) is logged in nats per datum, whatever loss was
     trained, and what the latents carry: active units, I(x; z), the KL of each (see :class:`FitResult`). With validation rows,
@@ -85,16 +84,15 @@ def fit(
         batch_size: rows a step, 128 (or N, if smaller) by default; a shorter last batch is used, too.
         schedule: fraction of training done to a multiple of the learning rate, such as ``warmup(cosine)``.
         patience: stop after this many epochs without a better validation ELBO; None never stops early.
-        aggressive: an :class:`~pyro_vae.training.aggressive_inference.Aggressive` encoder, that catches up before each
-        update of the
-            model, against posterior collapse; None is ordinary training.
+        aggressive: an :class:`~pyro_vae.training.aggressive_inference.Aggressive` encoder, that catches up before each update
+            of the model, against posterior collapse; None is ordinary training.
         transform: ``transform(x_batch, generator)`` makes each training batch, such as :func:`~pyro_vae.binarize` (dynamic
             binarization). Validation rows are taken as they are: fix them once.
-        device: where to train; None is where the model is. Data is kept there whole, if it takes no more than half of a GPU's
-            free memory; if it does, it stays on the host, and each batch is sent while the step before it runs.
+        device: where to train; None is where the model is. Data that takes more than half of a GPU's free memory stays on the
+            host, and each batch is sent while the step before it runs.
         seed: of order, binarization and noise; the global random state is left as it was.
-        missing: x may hold NaN, for what was not observed. Modules that say so (:class:`~pyro_vae.models.missing.SkipMissing`)
-            need no word here; plain functions that close over them do. Every likelihood is still asked whether it takes NaN.
+        missing: x may hold NaN, for what was not observed. Modules that declare it, such as
+            :class:`~pyro_vae.models.missing.SkipMissing`, do not need it; plain functions that close over them do.
         engine: how each step's loss and gradients are computed, with the same results but for rounding. "eager" runs the
             programs; "trace" runs them once for each kind of batch and keeps the flat graph of tensor operations; "compile"
             puts that through Inductor (needs a C++ compiler, takes 10 to 30 seconds once); "graph" replays it as a CUDA
@@ -103,24 +101,21 @@ def fit(
             and :attr:`FitResult.engine` says why.
         precision: "bf16" multiplies within linear and convolutional layers in bfloat16 while training, the rest in float32;
             what is logged and evaluated is float32 throughout. On a CPU that is slower with it, a note says so.
-        scheduled: what changes as training goes on, such as a :class:`~pyro_vae.Beta` or a ``capacity`` with a schedule: their
-            ``at`` is told the fraction of training done, 0 to 1, before each step, and every engine follows their numbers
-            (:class:`~pyro_vae.objectives.scheduled.Scheduled`).
-        on_step: a function that is called with the same fraction, after them. As it may change any number of the programs,
-            no step is traced: what can be, give as `scheduled`.
+        scheduled: objects that change as training goes on, such as a :class:`~pyro_vae.Beta` or a ``capacity`` with a schedule:
+            their ``at`` is told the fraction of training done, 0 to 1, before each step, and every engine follows their
+            numbers (:class:`~pyro_vae.objectives.scheduled.Scheduled`).
+        on_step: called with the same fraction, after them. As it may change any number of the programs, no step is traced.
         on_epoch: called with each epoch's record; what it returns joins the record.
-        bad_steps: stop at this many steps in a row whose loss or gradient is not finite. Those before are skipped, with the
-            weights as they were; 1 stops at the first.
-        callbacks: what is called between steps and epochs, each a :class:`~pyro_vae.training.trainer.TrainingCallback`;
-        such as a
-            :class:`~pyro_vae.runs.checkpointer.Checkpointer`, that saves the training's whole state before the first
-            step, every few
-            minutes, at an interruption and at the end.
-        resume: a state that was saved (``checkpointer.newest()``): goes on from there, in the middle of an epoch if need be, to
-            the same bits as without the interruption (on the same device and versions; on CUDA with deterministic algorithms).
-            All other arguments as they were. On another device, number of threads, version of torch or engine it goes on, says
-            so, and :attr:`FitResult.exact` is False.
-        fork: lets them be others: the weights, the optimizer and the history are taken over.
+        bad_steps: stop at this many steps in a row whose loss or gradient is not finite; those before are skipped, with the
+            weights as they were.
+        callbacks: called between steps and epochs, each a :class:`~pyro_vae.training.trainer.TrainingCallback`, such as a
+            :class:`~pyro_vae.runs.checkpointer.Checkpointer`, that saves the training's whole state before the first step,
+            every few minutes, at an interruption and at the end.
+        resume: a state that was saved (``checkpointer.newest()``): continue there, in the middle of an epoch if need be, to the
+            same bits as without the interruption (on CUDA with deterministic algorithms), with all other arguments as they
+            were. On another device, number of threads, version of torch or engine, a note says that the bits may differ, and
+            :attr:`FitResult.exact` is False.
+        fork: accept other arguments and data: weights, optimizer and history are taken over.
         verbose: a progress bar on a terminal, a line an epoch elsewhere (standard error).
 
     Returns:
@@ -130,8 +125,8 @@ def fit(
         DataError, SupportError, ShapeError: data that cannot be used or has no likelihood, before anything is trained.
         ProgramError: programs that :func:`~pyro_vae.check` finds at odds with each other; lesser findings are printed.
         DeviceError: a device that is not there.
-        DivergedError: losses or gradients that are not finite: names step and rows; the last good weights are restored.
-        CheckpointError: `resume` is of another run: says what differs.
+        DivergedError: losses or gradients that are not finite, by step and rows; the best weights so far are restored.
+        CheckpointError: `resume` is of another run; the message lists what differs.
         DeviceMemoryError: a batch that the device does not hold.
         Interrupted: Ctrl-C; the best weights so far are restored.
 
@@ -148,32 +143,24 @@ def fit(
     """
     model, guide = programs(vae)
     modules = owners(vae, model, guide)
-    place = move(modules, device)
+    model_device = move(modules, device)
     missing = missing or takes_missing(vae, model, guide)
     convert = partial(batch_of, like=like_parameters(model, guide), missing=missing)
-    rows = convert(x, *context, device=conversion_device(x, place))
-    train, source = choose_batch_source(rows, place or rows[0].device)
-    valid = None
+    rows = convert(x, *context, device=conversion_device(x, model_device))
+    train, source = choose_batch_source(rows, model_device or rows[0].device)
     if validation is not None:
         parts = validation if isinstance(validation, tuple) else (validation,)
-        valid = convert(*parts, name="validation x", device=place)
-    data = TrainingData(train, source, resolve_batch_size(batch_size, len(train[0])), valid, transform)
+        validation = convert(*parts, name="validation x", device=model_device)
+    data = TrainingData(train, source, resolve_batch_size(batch_size, len(train[0])), validation, transform)
     options = TrainingOptions(epochs, schedule, patience, seed, bad_steps, scheduled, on_step)
     check_callbacks(callbacks)
     immediate = aggressive is not None or bad_steps > 1 or bool(callbacks) or resume is not None
     step = Step(model, guide, objective or Trace_ELBO(), optimizer or adam(), immediate, precision_of(precision))
-    moving = ScheduledValues(scheduled, on_step is not None)
+    scheduled_values = ScheduledValues(scheduled, on_step is not None)
     planned_steps = epochs * data.steps_per_epoch
-    step.engine, step.engine_reason = choose_engine(engine, step, modules, moving, planned_steps, data.device)
-    trainer = Trainer(
-        step,
-        modules,
-        data,
-        options,
-        callbacks,
-        None if aggressive is None else AggressiveInference(aggressive, step),
-        choose_multi_step(step, data, options),
-    )
+    step.engine, step.engine_reason = choose_engine(engine, step, modules, scheduled_values, planned_steps, data.device)
+    catch_up = None if aggressive is None else AggressiveInference(aggressive, step)
+    trainer = Trainer(step, modules, data, options, callbacks, catch_up, choose_multi_step(step, data, options))
     notes = remarks(precision, data.device) + examine(trainer)
     for note in notes[:FEW] if verbose else ():
         print(f"note: {note}", file=sys.stderr)
@@ -184,7 +171,7 @@ def fit(
 
 
 def check_callbacks(callbacks: Sequence[TrainingCallback]) -> None:
-    """Refuse what is no list of callbacks, before anything is trained."""
+    """Refuse anything but a list of callbacks."""
     if not isinstance(callbacks, list | tuple):
         raise UsageError(
             f"callbacks must be a list, such as callbacks=[checkpointer]; got a {type(callbacks).__name__}"
@@ -198,15 +185,15 @@ def check_callbacks(callbacks: Sequence[TrainingCallback]) -> None:
 
 
 def examine(trainer: Trainer) -> list[str]:
-    """Raise if the data has no likelihood; return what the programs are advised to change."""
-    step, data, fixed_batch = trainer.step, trainer.data, trainer.metrics.fixed_batch
+    """Raise if the data has no likelihood; return advice on the programs."""
+    step, data, prepare = trainer.step, trainer.data, trainer.metrics.fixed_batch
     summed_over = (ProgramError,) if isinstance(step.objective, TraceEnum_ELBO) else ()  # enumerated: not row by row
     with seeded(trainer.options.seed, FIXED, device=data.device), suppress(*summed_over):
-        check_support(step.model, step.guide, *data.train, prepare=fixed_batch)
+        check_support(step.model, step.guide, *data.train, prepare=prepare)
         if data.validation is not None:
             check_support(step.model, step.guide, *data.validation)
     return check_training(
-        step.model, step.guide, step.objective, lambda n: fixed_batch(tuple(a[:n] for a in data.train)), data.batch_size
+        step.model, step.guide, step.objective, lambda n: prepare(tuple(a[:n] for a in data.train)), data.batch_size
     )
 
 
@@ -215,10 +202,10 @@ def move(modules: list[torch.nn.Module], device: torch.device | str | None) -> t
     if device is None:
         like = like_parameters(*modules)
         return None if like is None else like.device
-    place = resolve_device(device)
+    resolved = resolve_device(device)
     for module in modules:
-        module.to(place)
-    return place
+        module.to(resolved)
+    return resolved
 
 
 def resolve_batch_size(batch_size: int | None, rows: int) -> int:
@@ -226,7 +213,6 @@ def resolve_batch_size(batch_size: int | None, rows: int) -> int:
     if batch_size is None:
         return min(128, rows)
     if not 1 <= batch_size <= rows:
-        raise UsageError(
-            f"batch_size={batch_size} with {rows} training rows: choose 1 to {rows} ({rows} is full-batch)."
-        )
+        what = f"batch_size={batch_size} with {rows} training rows"
+        raise UsageError(f"{what}: choose 1 to {rows} ({rows} is full-batch).")
     return batch_size

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from pyro_vae.common import torch_private
 
-WORKS: WeakKeyDictionary[torch.optim.Optimizer, bool] = (
-    WeakKeyDictionary()
-)  # looked at once an optimizer: it takes a microsecond
 OFF = ("amsgrad", "maximize", "capturable", "differentiable", "decoupled_weight_decay")
 
 
@@ -39,21 +34,20 @@ def take_step(optimizer: torch.optim.Optimizer) -> None:
         optimizer.step()
 
 
-def plain(optimizer: torch.optim.Optimizer) -> bool:
-    """Ask whether it is torch's own Adam, fused, with nobody listening."""
-    wrapped = "step" in vars(optimizer)  # learning-rate schedulers and scalers of torch wrap it
-    groups: Sequence[Any] = optimizer.param_groups
-    usual = all(g.get("fused") and type(g["lr"]) is float and not any(g.get(k) for k in OFF) for g in groups)
-    return type(optimizer) is torch.optim.Adam and usual and not torch_private.has_listeners(optimizer) and not wrapped
-
-
 def begun(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether it is :func:`plain`, with a kernel to call, and every parameter has a state: the first step makes the states."""
-    works = WORKS.get(optimizer)
-    if works is None:
-        works = WORKS[optimizer] = torch_private.kernel_works()
-    states = (optimizer.state.get(p, ()) for group in optimizer.param_groups for p in group["params"])
-    return works and plain(optimizer) and all(map(len, states))
+    """Return whether it is torch's own Adam, fused, with nobody listening, whose first step has made its states.
+
+    It is asked at each step, as hooks and options may come between any two.
+    """
+    groups: list[dict[str, Any]] = optimizer.param_groups
+    return (
+        type(optimizer) is torch.optim.Adam
+        and torch_private.kernel_works()
+        and all(g.get("fused") and type(g["lr"]) is float and not any(g.get(k) for k in OFF) for g in groups)
+        and not torch_private.has_listeners(optimizer)
+        and "step" not in vars(optimizer)  # learning-rate schedulers and scalers of torch wrap it
+        and all(optimizer.state.get(p) for g in groups for p in g["params"])
+    )
 
 
 def fused_adam(optimizer: Any, group: dict[str, Any], rate: Tensor | None = None) -> None:

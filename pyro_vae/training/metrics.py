@@ -1,4 +1,4 @@
-"""What is measured and shown while training: the true ELBO, one line an epoch or a progress bar."""
+"""Metrics of each epoch: the true ELBO and latent usage; shown as one line an epoch or a progress bar."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ Record = dict[str, Any]
 
 
 def true_elbo(step: Step, batch: tuple[Tensor, ...], chunk_size: int = 2000) -> Record:
-    """ELBO, reconstruction E_q[log p(x | z)] and KL in nats per datum, one particle a row, whatever the objective is.
+    """Estimate ELBO, reconstruction E_q[log p(x | z)] and KL in nats per datum, one particle a row, whatever the objective.
 
     Pairs that have no log weight for each row (enumerated sites) get the ELBO of Pyro's own estimator, without terms.
     """
+    rows = len(batch[0])
     with quiet(step.model, step.guide):
         try:
             problem = Problem.on(step.model, step.guide, *(a[:1] for a in batch)).over(*batch)
         except ProgramError:
             chunks = zip(*(a.split(chunk_size) for a in batch), strict=True)
             elbo = sum(-pyro_elbo(step).loss(step.model, step.guide, *chunk) for chunk in chunks)
-            return {"elbo": elbo / len(batch[0]), "reconstruction": None, "kl": None}
+            return {"elbo": elbo / rows, "reconstruction": None, "kl": None}
         terms = [some.log_probs() for some in problem.split(chunk_size)]
         reconstruction, kl = (sum(getattr(t, f).sum().item() for t in terms) for f in ("reconstruction", "kl"))
-    rows = len(batch[0])
     return {"elbo": (reconstruction - kl) / rows, "reconstruction": reconstruction / rows, "kl": kl / rows}
 
 
 def row_elbo(step: Step, batch: tuple[Tensor, ...]) -> Tensor | None:
-    """One draw of each row's ELBO, or None where the pair has no log weight for each row."""
+    """Draw each row's ELBO once; None where the pair has no log weight for each row."""
     try:
         with quiet(step.model, step.guide):
             return Problem.on(step.model, step.guide, *batch).log_probs().log_w.mean(0)
@@ -58,47 +58,46 @@ def row_elbo(step: Step, batch: tuple[Tensor, ...]) -> Tensor | None:
 
 
 def pyro_elbo(step: Step) -> Any:
-    """The trained objective if its loss is the ELBO; Trace_ELBO otherwise."""
+    """Return the trained objective if its loss is the ELBO; Trace_ELBO otherwise."""
     is_elbo = isinstance(step.objective, (TraceEnum_ELBO, TraceGraph_ELBO)) or type(step.objective) is Trace_ELBO
     return step.objective if is_elbo else Trace_ELBO()
 
 
 LOGGED_ROWS = 2000  # training rows that the ELBO is logged on, at most
-ROWS, PAIRED = 500, 200  # rows for KL and activity, and for I(x; z)
-DEAR = 32  # for I(x; z) where each pair of rows may cost a network
+ROWS, PAIRED, DEAR = 500, 200, 32  # for KL and activity, for I(x; z), and for that where a pair of rows costs a network
 LESS_ACTIVE = 0.001
-JUDGED_FROM = 5  # epochs: before, an encoder has hardly begun
+JUDGED_FROM = 5  # epochs: before, an encoder has hardly learnt anything
 LEAST_INFORMATION, LEAST_KL = 0.05, 0.1  # nats
 LATENT_KEYS = ("active_units", f"active_units_{LESS_ACTIVE}", "mutual_information", "kl_per_unit")
 
 
 def latent_use(step: Step, batch: tuple[Tensor, ...], seed: int) -> Record:
-    """Active units, I(x; z) and the KL of each unit, in nats, on at most 500 of the rows; None where they are not defined."""
+    """Estimate active units, I(x; z) and each unit's KL, in nats, on at most 500 of the rows; None where not defined."""
     batch = tuple(spread(a, ROWS) for a in batch)
     try:
         pairs = PAIRED if elementwise(step, batch) else DEAR
-        found = latents(step.model, step.guide, *batch, num_samples=2, batch=pairs, seed=seed)
+        usage = latents(step.model, step.guide, *batch, num_samples=2, batch=pairs, seed=seed)
     except (ValueError, RuntimeError, IndexError):  # no density a row, or programs that do not broadcast over draws
         return dict.fromkeys(LATENT_KEYS)
-    counts = [found.active(threshold) if found.units else None for threshold in (ACTIVE, LESS_ACTIVE)]
-    kl = None if found.kl_per_unit is None else [finite(v) for v in found.kl_per_unit.tolist()]
-    return dict(zip(LATENT_KEYS, [*counts, finite(found.mutual_information), kl], strict=True))
+    counts = [usage.active(threshold) if usage.units else None for threshold in (ACTIVE, LESS_ACTIVE)]
+    kl = None if usage.kl_per_unit is None else [finite(v) for v in usage.kl_per_unit.tolist()]
+    return dict(zip(LATENT_KEYS, [*counts, finite(usage.mutual_information), kl], strict=True))
 
 
 def elementwise(step: Step, batch: tuple[Tensor, ...]) -> bool:
-    """Whether log q(z_i | x_j) is cheap for many pairs: one latent site of independent units."""
+    """Return whether log q(z_i | x_j) is cheap for many pairs: one latent site of independent units."""
     with quiet(step.model, step.guide, seed=0, device=batch[0].device):
         sites = sample_sites(poutine.trace(step.guide).get_trace(*(a[:1] for a in batch)))
     return len(sites) == 1 and all(univariate(site["fn"]) is not None for site in sites.values())
 
 
 def finite(value: float) -> float | None:
-    """Rounded; None for what is no number."""
+    """Round a number; None where it is not finite."""
     return round(value, 4) if math.isfinite(value) else None
 
 
 def collapsed(record: Record) -> str | None:
-    """What to say of latents that carry (almost) nothing of x, from the fifth epoch on; None if they carry something."""
+    """Describe a posterior collapse, from the fifth epoch on; None if the latents carry something of x."""
     active, information, kl = (record.get(key) for key in ("active_units", "mutual_information", "kl"))
     signs = [
         active == 0 and f"no unit is active (Var_x E[z|x] <= {ACTIVE})",
@@ -117,31 +116,28 @@ def collapsed(record: Record) -> str | None:
 
 @dataclass(eq=False)
 class EpochMetrics:
-    """Measures on validation rows, or, where there are none, on some of the training rows.
+    """Measures the step's programs on validation rows, or, where there are none, on some of the training rows.
 
-    Attributes:
-        step: whose programs are measured.
-        data: the rows.
-        seed: of the noise, which is the same after every epoch, so that ELBOs differ by the weights alone.
+    The noise is the same after every epoch, so that ELBOs differ by the weights alone.
     """
 
     step: Step
     data: TrainingData
     seed: int
 
-    def elbo(self, place: str) -> Record:
-        """The true ELBO and its terms, in nats per datum; `place` is what a DeviceMemoryError says of when it was raised."""
-        train = self.true_elbo(self.train_sample, place)
-        terms = train if self.data.validation is None else self.true_elbo(self.data.validation, place)
+    def elbo(self, when: str) -> Record:
+        """Estimate the true ELBO and its terms, in nats per datum; `when` is for the message of a DeviceMemoryError."""
+        train = self.true_elbo(self.train_sample, when)
+        terms = train if self.data.validation is None else self.true_elbo(self.data.validation, when)
         return terms | {"train_elbo": train["elbo"]}
 
     def latents(self) -> Record:
-        """Active units, I(x; z) and KL per unit."""
+        """Estimate active units, I(x; z) and KL per unit."""
         rows = self.train_sample if self.data.validation is None else self.data.validation
         return latent_use(self.step, rows, stream(self.seed, LATENTS))
 
-    def true_elbo(self, batch: Batch, place: str) -> Record:
-        what = f"{place}: the ELBO of {len(batch[0])} rows on {self.data.device}"
+    def true_elbo(self, batch: Batch, when: str) -> Record:
+        what = f"{when}: the ELBO of {len(batch[0])} rows on {self.data.device}"
         with seeded(self.seed, ELBO_NOISE, device=self.data.device), fitting(what, "Validate on fewer rows."):
             return true_elbo(self.step, batch)
 
@@ -152,12 +148,12 @@ class EpochMetrics:
         return self.fixed_batch(tuple(a[::every][:LOGGED_ROWS] for a in self.data.train))
 
     def fixed_batch(self, batch: Batch) -> Batch:
-        """Make of some rows what training sees, the same each time."""
+        """Transform some rows as training does, the same each time."""
         return self.data.fixed_batch(batch, stream(self.seed, FIXED))
 
 
 class Reporter:
-    """Called with each epoch's record: asks `on_epoch` for more, then shows it."""
+    """Called with each epoch's record: adds what `on_epoch` returns, then shows it."""
 
     def __init__(self, epochs: int, verbose: bool, on_epoch: Callable[[Record], Record | None] | None) -> None:
         self.epochs, self.on_epoch, self.verbose = epochs, on_epoch, verbose
@@ -175,16 +171,17 @@ class Reporter:
     def __call__(self, record: Record) -> None:
         record |= (self.on_epoch and self.on_epoch(record)) or {}
         if self.lines:
-            print(f"epoch {record['epoch']}/{self.epochs}  {say(record)}", file=self.bar.console.file, flush=True)
-        self.bar.update(self.task, advance=1, description=say(record))
+            line = f"epoch {record['epoch']}/{self.epochs}  {format_record(record)}"
+            print(line, file=self.bar.console.file, flush=True)
+        self.bar.update(self.task, advance=1, description=format_record(record))
 
     def note(self, line: str) -> None:
-        """A line that stays, on standard error."""
+        """Print a line that stays, on standard error."""
         if self.verbose:
             self.bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def say(record: Record) -> str:
-    """The record in a line."""
+def format_record(record: Record) -> str:
+    """Write a record in a line."""
     terms = "" if record["kl"] is None else f" = {record['reconstruction']:.3f} - KL {record['kl']:.3f}"
     return f"loss {record['loss']:.3f}  ELBO {record['elbo']:.3f}{terms}"

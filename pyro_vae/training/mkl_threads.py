@@ -1,4 +1,4 @@
-"""The matrix library's own wish to use fewer threads than it was given, switched off while training runs."""
+"""MKL on all of its threads, small matrices too, while training runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 @cache
 def mkl() -> Any:
-    """Load torch's MKL, if it is linked in where its switch can be reached; None otherwise."""
+    """Load torch's MKL, if its switch can be reached; None otherwise."""
     try:
         library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
         library.MKL_Set_Dynamic.argtypes, library.MKL_Set_Dynamic.restype = [ctypes.c_int], None
@@ -26,18 +26,17 @@ def mkl() -> Any:
 
 @contextmanager
 def all_threads() -> Iterator[bool]:
-    """Switch MKL_DYNAMIC off inside, and back after; say whether there was such a switch.
+    """Switch MKL_DYNAMIC off inside, and back after; yield whether there is such a switch.
 
     MKL with MKL_DYNAMIC (its default) multiplies small matrices on one thread. ``torch.set_num_threads`` switches it off
     for good as a side effect; a process that got its threads from OMP_NUM_THREADS keeps it.
     """
-    library = mkl()
-    if library is None:
+    if (library := mkl()) is None:
         yield False
         return
-    was = library.mkl_serv_get_dynamic()
+    before = library.mkl_serv_get_dynamic()
     library.MKL_Set_Dynamic(0)
     try:
         yield True
     finally:
-        library.MKL_Set_Dynamic(was)
+        library.MKL_Set_Dynamic(before)

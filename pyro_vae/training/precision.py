@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import timeit
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -14,15 +14,8 @@ from torch.overrides import TorchFunctionMode
 
 from pyro_vae.errors import UsageError
 
-PRODUCTS = {
-    functional.linear,
-    functional.conv1d,
-    functional.conv2d,
-    functional.conv3d,
-    functional.conv_transpose1d,
-    functional.conv_transpose2d,
-    functional.conv_transpose3d,
-}
+LAYERS = "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d"
+PRODUCTS = {getattr(functional, name) for name in LAYERS.split()}
 
 
 class Bfloat16(TorchFunctionMode):
@@ -66,21 +59,15 @@ def precision_of(name: str) -> Context:
 
 
 def remarks(name: str, device: torch.device) -> list[str]:
-    """That a precision costs time where it was to save some: a processor may know bfloat16 and be slower with it."""
+    """List a note where a precision costs time: some processors are slower in bfloat16 than in float32."""
     if name != "bf16" or device.type != "cpu":
         return []
     speed = seconds(torch.float32) / seconds(torch.bfloat16)
-    if speed > 1.0:
-        return []
-    return [f"precision='bf16': products in bfloat16 run at {speed:.2f} of float32's speed here, leave it out"]
+    note = f"precision='bf16': products in bfloat16 run at {speed:.2f} of float32's speed here, leave it out"
+    return [] if speed > 1 else [note]
 
 
 def seconds(dtype: torch.dtype) -> float:
-    """What a product of two matrices takes on this processor, the least of ten times."""
+    """Time a product of two matrices on this processor, the least of ten times."""
     a, b = torch.ones(512, 784, dtype=dtype), torch.ones(784, 512, dtype=dtype)
-    taken = []
-    for _ in range(10):
-        start = time.perf_counter()
-        torch.mm(a, b)
-        taken.append(time.perf_counter() - start)
-    return min(taken)
+    return min(timeit.repeat(lambda: torch.mm(a, b), number=1, repeat=10))

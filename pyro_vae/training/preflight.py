@@ -14,13 +14,8 @@ from pyro_vae.programs.findings import CheckReport, Finding
 from pyro_vae.programs.sites import Program
 
 ROWS = 64
-STOPS = {"site", "plate", "event", "obs", "width", "support", "shape", "ghost"}
-STOPS_ENUMERATED = {
-    "width",
-    "support",
-    "shape",
-    "ghost",
-}  # check draws what TraceEnum_ELBO sums over, and takes it amiss
+STOPS_ENUMERATED = {"width", "support", "shape", "ghost"}  # `check` draws what TraceEnum_ELBO sums over, and faults it
+STOPS = STOPS_ENUMERATED | {"site", "plate", "event", "obs"}
 
 
 def check_training(
@@ -53,22 +48,15 @@ def check_training(
 
 
 def certain(report: CheckReport, objective: ELBO) -> CheckReport:
-    """The errors that no training can mean."""
+    """Select the errors that stop training."""
     kinds = STOPS_ENUMERATED if isinstance(objective, TraceEnum_ELBO) else STOPS
     return CheckReport(tuple(f for f in report.errors if f.kind in kinds))
 
 
 def worth_saying(finding: Finding, objective: Any) -> bool:
     """Return whether a finding that stops nothing matters to this objective."""
-    plain = isinstance(objective, Trace_ELBO | TraceGraph_ELBO | RenyiELBO | Bound) and not isinstance(
-        objective, TraceEnum_ELBO
-    )
-    match finding.kind:
-        case "gradient":  # of Trace_ELBO
-            return plain
-        case "discrete":
-            return isinstance(objective, TraceMeanField_ELBO | RenyiELBO)
-        case "pixels":
-            return True
-        case _:
-            return plain and finding.level == "warning"
+    if finding.kind == "discrete":
+        return isinstance(objective, TraceMeanField_ELBO | RenyiELBO)
+    plain = isinstance(objective, Trace_ELBO | TraceGraph_ELBO | RenyiELBO | Bound)
+    plain = plain and not isinstance(objective, TraceEnum_ELBO)
+    return finding.kind == "pixels" or (plain and (finding.kind == "gradient" or finding.level == "warning"))

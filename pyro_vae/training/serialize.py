@@ -15,7 +15,7 @@ Tensors = dict[str, Tensor]
 
 
 def pack(value: Any, name: str, tensors: Tensors) -> Any:
-    """Write a value as plain JSON, its tensors moved to `tensors` under names that start with `name`.
+    """Express a value as plain JSON; move its tensors to `tensors`, under names that start with `name`.
 
     Raises:
         UsageError: a value that is neither plain nor a tensor; the message says where it stands.
@@ -43,29 +43,27 @@ def pack(value: Any, name: str, tensors: Tensors) -> Any:
         return {"tuple": items} if isinstance(value, tuple) else items
     if isinstance(value, Mapping) and all(isinstance(k, int | str) for k in value):
         return {"dict": [[k, pack(v, f"{name}/{k}", tensors)] for k, v in value.items()]}
-    raise UsageError(
-        f"a checkpoint cannot hold {name}, a {type(value).__name__}: it holds numbers, strings, tensors, and lists, tuples and "
-        "dicts of them"
-    )
+    plain = "numbers, strings, tensors, and lists, tuples and dicts of them"
+    raise UsageError(f"a checkpoint cannot hold {name}, a {type(value).__name__}: it holds {plain}")
 
 
 def unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """Read what `pack` has written.
+    """Invert :func:`pack`.
 
     Raises:
-        KeyError, TypeError, ValueError: it is nothing that `pack` made.
+        KeyError, TypeError, ValueError: a value that was not made by it.
     """
     if isinstance(packed, list):
         return [unpack(item, tensors) for item in packed]
     if not isinstance(packed, dict):
         return packed
-    ((kind, held),) = packed.items()
+    ((kind, value),) = packed.items()
     if kind == "tensor":
-        return tensors[held]
+        return tensors[value]
     if kind == "float":
-        return {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}[held]
+        return {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}[value]
     if kind == "tuple":
-        return tuple(unpack(item, tensors) for item in held)
+        return tuple(unpack(item, tensors) for item in value)
     if kind == "dict":
-        return {key: unpack(item, tensors) for key, item in held}
-    raise ValueError(f"{kind!r} is nothing that was packed")
+        return {key: unpack(item, tensors) for key, item in value}
+    raise ValueError(f"{kind!r} was not made by pack")

@@ -1,4 +1,4 @@
-"""Shuffled batches of row numbers, with a place in them that can be noted and found again."""
+"""Shuffled batches of row numbers, with a position in them that can be noted and returned to."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ import torch
 from torch import Tensor
 
 SHUFFLE, NOISE, ELBO_NOISE, FIXED = range(4)  # streams of a seed: order and binarization, z, ELBO, drawn once
-LATENTS, FURTHER = 4, 5  # what latents carry, batches of the aggressive encoder
+LATENTS, FURTHER = 4, 5  # latent usage, batches of the aggressive encoder
+Device = torch.device | str
 
 
 class ShuffledBatches:
     """Row numbers in batches, a new permutation each pass, from a generator of its own.
 
-    Whoever makes the batches may draw from `generator`, too (binarization does); its state is part of the place.
+    Whoever makes the batches may draw from `generator`, too (binarization does); its state is part of the position.
 
     Args:
         rows: N.
         size: rows a batch; the last of a pass may have fewer.
         seed: of the generator.
         device: where permutations are drawn.
-        rows_device: where they are handed out; None is the same device.
+        rows_device: where row numbers are wanted; None is the same device.
 
     Example:
         >>> from pyro_vae.training.shuffle import ShuffledBatches
@@ -34,22 +35,17 @@ class ShuffledBatches:
     """
 
     def __init__(
-        self,
-        rows: int,
-        size: int,
-        seed: int,
-        device: torch.device | str = "cpu",
-        rows_device: torch.device | None = None,
+        self, rows: int, size: int, seed: int, device: Device = "cpu", rows_device: torch.device | None = None
     ) -> None:
         self.rows, self.size, self.rows_device = rows, size, rows_device
         self.chunks: tuple[Tensor, ...] = ()
         self.generator = torch.Generator(device).manual_seed(seed)
-        self.taken = 0  # batches of this pass that were handed out
+        self.taken = 0  # batches of this pass so far
         self.pass_start = self.generator.get_state()  # its permutation was drawn from
-        self.resume_at: Tensor | None = None  # a state to go on from, once the permutation is drawn again
+        self.resume_at: Tensor | None = None  # a state to continue from, once the permutation is drawn again
 
     def one_pass(self) -> Iterator[Tensor]:
-        """Hand out the batches that are left of this pass; called again, those of the next."""
+        """Yield the rest of this pass; called again, the next pass."""
         if self.resume_at is None:
             self.pass_start = self.generator.get_state()
         order = torch.randperm(self.rows, generator=self.generator, device=self.generator.device)
@@ -68,7 +64,7 @@ class ShuffledBatches:
         return self.chunks[self.taken] if self.taken < len(self.chunks) else None
 
     def next_batches(self, count: int) -> Tensor | None:
-        """The next `count` batches, ``(count, size)``, not handed out yet; None if there are not so many whole ones left."""
+        """Look ahead at `count` batches, ``(count, size)``; None if fewer full ones are left in this pass."""
         chunks = self.chunks[self.taken : self.taken + count]
         if len(chunks) < count or len(chunks[-1]) < self.size:
             return None
@@ -80,6 +76,6 @@ class ShuffledBatches:
         return {"before": self.pass_start, "now": now}
 
     def seek(self, taken: int, states: dict[str, Tensor]) -> None:
-        """Go to where `taken` batches of a pass were handed out."""
+        """Return to the position after `taken` batches of a pass."""
         self.taken, self.pass_start, self.resume_at = taken, states["before"], states["now"]
         self.generator.set_state(self.pass_start)

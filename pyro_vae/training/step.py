@@ -21,7 +21,7 @@ from pyro_vae.programs.pair import without_validation
 from pyro_vae.programs.parameters import ParametersRegistered
 from pyro_vae.programs.sites import Program
 
-from .finite_checks import FiniteCheck, ImmediateFiniteCheck, choose_finite_check
+from .finite_checks import ImmediateFiniteCheck, choose_finite_check
 from .fused_adam import take_step
 from .precision import Context
 
@@ -46,7 +46,7 @@ def adam(lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999)) -> MakeOpt
     return make
 
 
-class Declared(Messenger):
+class DeclaredParameters(Messenger):
     """Collects the (unconstrained) parameters that programs declare; drops gradients that earlier work left on them."""
 
     def __init__(self) -> None:
@@ -62,27 +62,31 @@ class Declared(Messenger):
 
 
 class Engine(Protocol):
-    """How a step's loss and gradients are computed: a loss, and gradients left on the parameters, whose own are None."""
+    """Computes a step: returns the loss, and leaves gradients on the parameters, whose own are None before."""
 
     name: str
 
     @property
     def notes(self) -> list[str]:
         """What was met on the way, a line each."""
+        return []
 
     def __call__(self, *batch: Tensor) -> Tensor: ...
 
     def start_epoch(self) -> None:
         """Expect that anything may have been changed since the last epoch."""
+        return None
 
     def state(self) -> dict[str, Any]:
-        """Tell what the choice of how to compute the next step depends on, in plain values."""
+        """Return what the choice of how to compute the next step depends on, in plain values."""
+        return {}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Make the choices from here on that the engine of that state would have made."""
+        return None
 
 
-class EagerEngine:
+class EagerEngine(Engine):
     """The step as the programs run: one tensor for the loss, parameters not declared again, nothing validated or read back.
 
     Objectives without such a form (:func:`~pyro_vae.objectives.pyro_elbos.tensor_loss`) run by their own ``loss_and_grads``.
@@ -92,20 +96,8 @@ class EagerEngine:
 
     def __init__(self, step: Step) -> None:
         self.step, self.loss = step, tensor_loss(step.objective)
-        self.notes: list[str] = []
-
-    def start_epoch(self) -> None:
-        """Do nothing: nothing is kept from step to step."""
-
-    def state(self) -> dict[str, Any]:
-        """Nothing: each step is computed the same way."""
-        return {}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Do nothing: there is nothing to put back."""
 
     def __call__(self, *batch: Tensor) -> Tensor:
-        """Return the loss; gradients are added to the parameters' own."""
         with without_validation():
             if self.loss is None:
                 return stock_loss(self.step, *batch)
@@ -136,8 +128,8 @@ class Step:
     """Stock SVI on one optimizer: the loss and gradients of ``objective.loss_and_grads``, summed over the batch.
 
     The first call runs under Pyro's full validation and finds the parameters, as :class:`pyro.infer.SVI` does at each
-    step; later calls run without validation, which they leave as they found it. Losses are tensors, which nothing has
-    waited for: on a GPU whether they are finite is asked at logging points (``watch.ask()``), on the CPU at once.
+    step; later calls run without validation. Losses are tensors that nothing has waited for: whether they are finite is
+    checked at once on the CPU, at logging points on a GPU (:mod:`~pyro_vae.training.finite_checks`).
 
     Args:
         model: a Pyro program.
@@ -145,7 +137,7 @@ class Step:
         objective: any :class:`pyro.infer.ELBO`.
         make_optimizer: makes the optimizer of the (unconstrained) parameters that the first call declares; what is
             declared only later is not trained.
-        immediate: ask at each step on a GPU, too.
+        immediate: check at each step on a GPU, too.
         precision: the context that networks run in.
     """
 
@@ -162,7 +154,7 @@ class Step:
         self.make_optimizer, self.immediate, self.precision = make_optimizer, immediate, precision
         self.parameters: list[Tensor] = []
         self.optimizer: torch.optim.Optimizer | None = None
-        self.finite_check: FiniteCheck = ImmediateFiniteCheck()
+        self.finite_check = ImmediateFiniteCheck()
         self.engine: Engine = EagerEngine(self)
         self.engine_reason = ""
 
@@ -200,7 +192,7 @@ class Step:
         take_step(self.optimizer)
 
     def explain(self) -> str:
-        """Say which engine computes the loss and gradients, why it was chosen, and what it has met on the way."""
+        """Name the engine, why it was chosen, and what it has met on the way, a line each."""
         return "\n".join([f"engine {self.engine.name} ({self.engine_reason or 'the default'})", *self.engine.notes])
 
     @property
@@ -210,15 +202,14 @@ class Step:
 
     def _first(self, *batch: Tensor) -> Tensor:
         try:
-            with Declared() as declared:
+            with DeclaredParameters() as declared:
                 loss = stock_loss(self, *batch)
         except ValueError as error:
             if not re.search(r"\b(nan|inf)\b", str(error), re.IGNORECASE):
                 raise  # not about numbers: Pyro says what is wrong with the programs
             what = "" if isinstance(error, ProgramError) else "a distribution has parameters that are not finite: "
-            raise DivergedError(
-                what + str(error).splitlines()[0].partition(": model or guide")[0].rstrip(":")
-            ) from error
+            first_line = str(error).splitlines()[0].partition(": model or guide")[0].rstrip(":")
+            raise DivergedError(what + first_line) from error
         self.parameters = list(declared.parameters)
         if not self.parameters:
             raise UsageError(

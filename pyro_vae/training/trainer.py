@@ -1,4 +1,4 @@
-"""The training loop: epochs of steps, the true ELBO after each, the best weights kept."""
+"""The training loop: epochs of steps, the true ELBO after each, early stopping at the best weights."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pyro_vae.common.memory import fitting
 from pyro_vae.common.random import seeded, stream
+from pyro_vae.common.torch_private import version
 from pyro_vae.errors import DivergedError, Interrupted
 from pyro_vae.training.engines.multi_step import MultiStep
 
@@ -23,15 +24,14 @@ from .aggressive_inference import AggressiveInference
 from .batch_source import Batch, EpochBatches, TrainingData
 from .divergence import FailedStep, first_bad_site, suspect_rows
 from .metrics import EpochMetrics, Record, Reporter, collapsed
-from .options import TrainingOptions
 from .shuffle import NOISE, SHUFFLE
 from .step import Step
 from .training_state import (
     EpochPosition,
     FitResult,
     PreStepSnapshot,
+    TrainingOptions,
     TrainingState,
-    buffer_versions,
     buffers_of,
     named_tensors,
 )
@@ -39,9 +39,9 @@ from .training_state import (
 
 @runtime_checkable
 class TrainingCallback(Protocol):
-    """What `fit` calls as training goes on; such as a :class:`~pyro_vae.runs.checkpointer.Checkpointer`.
+    """Called by `fit` as training goes on, such as a :class:`~pyro_vae.runs.checkpointer.Checkpointer`.
 
-    A class that derives from this one need not define what it has no use for.
+    A class that derives from this one defines the methods that it has a use for.
     """
 
     def before_training(self, trainer: Trainer) -> None:
@@ -57,11 +57,11 @@ class TrainingCallback(Protocol):
         """After the last epoch, the model still holding the last weights."""
 
     def on_error(self, trainer: Trainer, error: BaseException) -> str:
-        """After an error or an interruption; return what the message is to say of it."""
+        """After an error or an interruption; return what joins its message."""
         return ""
 
     def on_failed_step(self, failed: FailedStep) -> str:
-        """Before training stops at steps that diverged, given the last of them; return what the message is to say of it."""
+        """Before training stops at steps that diverged, the last of which this is; return what joins the message."""
         return ""
 
 
@@ -70,16 +70,11 @@ class Trainer:
     """One run of `fit`.
 
     Attributes:
-        step: computes and makes updates.
         modules: of the programs.
-        data: rows and batches.
-        options: how to train.
-        callbacks: who is called between steps and epochs.
         aggressive: the encoder's own updates before each update of the model; None is ordinary training.
         multi_step: makes several steps at a time on a device, where that is possible.
-        state: how far it is.
         batches: of this epoch; None between epochs.
-        skipped: the last step, if it diverged: what was before it, its row numbers and batch.
+        skipped: the last step, if it diverged: the state before it, its row numbers and its batch.
     """
 
     step: Step
@@ -94,13 +89,16 @@ class Trainer:
     skipped: tuple[PreStepSnapshot, Tensor, Batch] | None = None
 
     def run(self, report: Reporter) -> FitResult:
-        """Train all epochs; load the best weights, and put back the modules' modes, however it ends."""
+        """Train all epochs; load the best weights and restore the modules' modes, however it ends."""
         modes = [(m, m.training) for root in self.modules for m in root.modules()]
         self.state.best_tensors = self.state.best_tensors or self.copy_tensors()
         try:
             self.run_epochs(report)
         except KeyboardInterrupt as signal:
-            raise self.interrupted(signal) from None
+            saved = self.report_error(signal)
+            self.result.stopped = "interrupted"
+            what = f"interrupted at step {self.state.step}; the model holds {self.best_weights}{saved}"
+            raise Interrupted.kind(signal)(what, self.result) from None
         except Exception as error:
             if not isinstance(error, DivergedError):
                 self.report_error(error)
@@ -108,7 +106,9 @@ class Trainer:
         finally:
             self.result.engine = self.step.explain()
             self.data.source.close()
-            self.load_best_tensors()
+            with torch.no_grad():
+                for tensor, best in zip(self.tensors, self.state.best_tensors, strict=False):  # no step: buffers only
+                    tensor.copy_(best)
             for module, training in modes:
                 module.training = training
         return self.result
@@ -121,7 +121,7 @@ class Trainer:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Encountered NaN")  # Pyro's; the DivergedError says more
                 record = self.epoch(epoch)
-            report(record)  # before anything is kept: what was interrupted here is not the best
+            report(record)  # before the weights are copied: an epoch interrupted here is not the best
             self.add_record(record, report)
             if patience is not None and epoch - result.best_epoch >= patience:
                 result.stopped = f"no better ELBO for {patience} epochs"
@@ -133,7 +133,7 @@ class Trainer:
             callback.after_training(self)
 
     def add_record(self, record: Record, report: Reporter) -> None:
-        """Close an epoch: its record joins the history, its weights are copied if they are the best, a collapse is told."""
+        """Close an epoch: add its record to the history, copy its weights if they are the best, warn of a collapse."""
         state = self.state
         state.result.history.append(record)
         if self.data.validation is None or record["elbo"] > state.best_elbo:  # without validation rows: the newest
@@ -145,7 +145,7 @@ class Trainer:
         state.position, self.batches = EpochPosition(record["epoch"] + 1), None
 
     def epoch(self, epoch: int) -> Record:
-        """Make one pass over the training rows, or what is left of it; return the epoch's record."""
+        """Make what is left of one pass over the training rows; return the epoch's record."""
         position, first_step = self.state.position, self.state.step
         start = time.perf_counter() - position.seconds
         for module in self.modules:
@@ -157,11 +157,11 @@ class Trainer:
             position.versions = self.versions
             self.run_steps(self.batches, start)
             self.check_finite(first_step)
-        seconds = time.perf_counter() - start
+        seconds = time.perf_counter() - start  # of training alone
         return self.record(epoch) | {"seconds": round(seconds, 4)}
 
     def run_steps(self, batches: EpochBatches, start: float) -> None:
-        """Make the steps that are left of the epoch; callbacks are called after each, its position noted."""
+        """Make the steps that are left of the epoch; note the position after each, and call the callbacks."""
         position, further = self.state.position, batches.further()
         for rows, batch in batches:
             position.loss_sum = position.loss_sum + self.train_batch(rows, batch, further).double()
@@ -176,15 +176,13 @@ class Trainer:
     def train_batch(self, rows: Tensor, batch: Batch, further: Iterator[tuple[Tensor, Batch]]) -> Tensor:
         """Make one step, after the schedules have moved and an aggressive encoder has caught up; return its loss."""
         self.options.tell_progress(self.state.step / self.planned_steps)
-        if self.aggressive is None:
-            loss = self.update(rows, batch)
-        else:
-            loss = self.aggressive.update(self.update, (rows, batch), further)
+        aggressive = self.aggressive
+        loss = aggressive.update(self.update, (rows, batch), further) if aggressive else self.update(rows, batch)
         self.state.step += 1
         return loss
 
     def update(self, rows: Tensor, batch: Batch, frozen: Callable[[Batch], list[Tensor]] | None = None) -> Tensor:
-        """Make one update, but of what is `frozen`; one that diverges leaves the weights as they were: skip it, or raise."""
+        """Make one update of all parameters that are not `frozen`; return its loss, 0 where it diverged and was skipped."""
         first = self.step.optimizer is None
         guarded = bool(self.callbacks) or self.options.bad_steps > 1
         before = PreStepSnapshot.take(buffers_of(self.modules), self.device) if guarded else None
@@ -203,7 +201,7 @@ class Trainer:
         return loss
 
     def skip_or_stop(self, error: DivergedError, rows: Tensor, batch: Batch, before: PreStepSnapshot | None) -> Tensor:
-        """Skip a step that diverged, as long as there are not `bad_steps` of them in a row; then raise its error."""
+        """Skip a step that diverged; raise its error at the last of `bad_steps` in a row."""
         self.state.bad_steps += 1
         if before is not None:
             before.restore_buffers()
@@ -215,30 +213,32 @@ class Trainer:
         return torch.zeros((), device=self.device)
 
     def check_finite(self, first_step: int) -> None:
-        """Where steps are not asked one by one, ask whether all of this epoch's were finite; name the first that was not.
-
-        That is so without callbacks only, so the epoch began with its first batch.
-        """
+        """Raise the error of the epoch's first step that was not finite, where the check of each was deferred."""
         if failure := self.step.finite_check.first_failure():
-            fine_steps, what = failure
-            self.state.step = first_step + fine_steps
+            good_steps, what = failure
+            self.state.step = first_step + good_steps
+            # checks are deferred without callbacks only, so the epoch began with its first batch: draw the batches again
             order = self.data.shuffle(stream(self.options.seed, SHUFFLE, self.state.position.epoch))
-            rows, batch = next(islice(self.data.one_pass(order), fine_steps, None))  # again; the weights were kept
+            rows, batch = next(islice(self.data.one_pass(order), good_steps, None))
             raise self.diverged(f"{what} on rows {suspect_rows(self.step, rows, batch, self.options.seed)}")
 
     @property
     def versions(self) -> tuple[int, ...]:
-        """Count the changes to the weights and to each buffer."""
-        return self.state.updates, *buffer_versions(self.modules)
+        """Count the changes to the weights and to each buffer, as a forward pass in training mode updates batch statistics."""
+        return self.state.updates, *map(version, buffers_of(self.modules))
 
     @property
     def between_steps(self) -> bool:
-        """Whether weights and buffers are still those of the last step that was noted."""
+        """True where weights and buffers are still those of the last step that was noted."""
         return self.batches is None or self.state.position.versions == self.versions
 
     @cached_property
     def planned_steps(self) -> int:
         return self.options.epochs * self.data.steps_per_epoch
+
+    @cached_property
+    def metrics(self) -> EpochMetrics:
+        return EpochMetrics(self.step, self.data, self.options.seed)
 
     @property
     def result(self) -> FitResult:
@@ -248,19 +248,20 @@ class Trainer:
     def device(self) -> torch.device:
         return self.data.device
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [*buffers_of(self.modules), *self.step.parameters]
+
+    def copy_tensors(self) -> list[Tensor]:
+        return [t.detach().clone() for t in self.tensors]
+
     def report_error(self, error: BaseException) -> str:
         return "".join([callback.on_error(self, error) for callback in self.callbacks])
-
-    def interrupted(self, signal: KeyboardInterrupt) -> KeyboardInterrupt:
-        saved = self.report_error(signal)
-        self.result.stopped = "interrupted"
-        what = f"interrupted at step {self.state.step}; the model holds {self.held_weights}{saved}"
-        return Interrupted.kind(signal)(what, self.result)
 
     def diverged(self, what: str) -> DivergedError:
         self.result.stopped = "diverged"
         return DivergedError(
-            f"step {self.state.step + 1}: {what}. Training stopped; the model holds {self.held_weights}. Try a smaller "
+            f"step {self.state.step + 1}: {what}. Training stopped; the model holds {self.best_weights}. Try a smaller "
             "learning rate or a warm-up (schedule=warmup(cosine)), and look at those rows.",
             self.result,
         )
@@ -268,7 +269,7 @@ class Trainer:
     def report_failed_step(
         self, error: DivergedError, before: PreStepSnapshot, rows: Tensor, batch: Batch
     ) -> DivergedError:
-        """Add the first bad site to the error, and where the step can be run again from."""
+        """Give the step to the callbacks; add its first bad site to the error, and the callbacks' words."""
         site = first_bad_site(self.step, before, batch)
         failed = FailedStep(
             number=self.state.step + 1,
@@ -287,12 +288,13 @@ class Trainer:
         return DivergedError(f"{error}{f' First bad site: {site}.' if site else ''}{saved}", error.result)
 
     @property
-    def held_weights(self) -> str:
+    def best_weights(self) -> str:
+        """Name the weights that the model is left with, for messages."""
         epoch = self.result.best_epoch
         return f"the weights of epoch {epoch}" if epoch else "its starting weights"
 
     def record(self, epoch: int) -> Record:
-        """Measure what an epoch has led to."""
+        """Measure the programs after an epoch."""
         position = self.state.position
         seen = len(self.data.train[0]) - position.skipped_rows
         loss = float(position.loss_sum) / seen if seen else None
@@ -306,19 +308,3 @@ class Trainer:
         if self.aggressive is not None:
             record |= self.aggressive.end_epoch(record["mutual_information"])
         return record
-
-    @cached_property
-    def metrics(self) -> EpochMetrics:
-        return EpochMetrics(self.step, self.data, self.options.seed)
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        return [*buffers_of(self.modules), *self.step.parameters]
-
-    def copy_tensors(self) -> list[Tensor]:
-        return [t.detach().clone() for t in self.tensors]
-
-    def load_best_tensors(self) -> None:
-        with torch.no_grad():
-            for tensor, best in zip(self.tensors, self.state.best_tensors, strict=False):  # no step yet: buffers only
-                tensor.copy_(best)

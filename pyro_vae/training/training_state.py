@@ -1,9 +1,9 @@
-"""How far a training has come, as plain data; and the generators, tensors and buffers that a step depends on beside it."""
+"""How to train, and how far a training has come, as plain data; the generators and buffers that a step depends on beside it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,23 +11,52 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.common.torch_private import version
+from pyro_vae.errors import UsageError
+from pyro_vae.objectives.scheduled import Scheduled
 
-Groups = dict[str, dict[str, Tensor]]
+from .schedules import Schedule, constant
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How to train: the arguments of :func:`~pyro_vae.fit` of the same names.
+
+    Raises:
+        UsageError: no epochs, or no steps that may be bad.
+    """
+
+    epochs: int = 100
+    schedule: Schedule = constant
+    patience: int | None = None
+    seed: int = 0
+    bad_steps: int = 1
+    scheduled: Sequence[Scheduled] = ()
+    on_step: Callable[[float], Any] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "bad_steps"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    def tell_progress(self, done: float) -> None:
+        """Tell scheduled objects, and then a function of the user's own, how far training is: `done`, from 0 to 1."""
+        for moved in self.scheduled:
+            moved.at(done)
+        if self.on_step is not None:
+            self.on_step(done)
 
 
 @dataclass
 class FitResult:
-    """What a training run was.
+    """A training run: its history, and how it ended.
 
     Attributes:
         history: one record an epoch: epoch, step, lr, loss (the objective's, per datum), elbo, reconstruction and kl (nats
             per datum, on the validation rows if there are any), train_elbo; of at most 500 of the same rows, active_units and
             active_units_0.001 (Var_x(E[z | x]) above 0.01 and 0.001), mutual_information (nats, a lower bound on I(x; z)
             and at most log of 200 rows, 32 where q is dear) and kl_per_unit (nats), each None where it is not defined, see
-            :func:`~pyro_vae.diagnostics.latent_usage.latents`; seconds; with `aggressive`, whether the epoch was and its
-            inner_steps;
-            and what `on_epoch` returned.
+            :func:`~pyro_vae.diagnostics.latent_usage.latents`; seconds; with `aggressive`, whether the epoch was, and its
+            inner_steps; and what `on_epoch` returned.
         best_epoch: whose weights the model holds now.
         stopped: why it ended.
         warnings: what was noticed on the way: latents that carry nothing (posterior collapse).
@@ -99,11 +128,6 @@ def buffers_of(modules: Iterable[nn.Module]) -> list[Tensor]:
     return [buffer for module in modules for buffer in module.buffers()]
 
 
-def buffer_versions(modules: Iterable[nn.Module]) -> tuple[int, ...]:
-    """Count the changes to each buffer: a forward pass in training mode changes batch statistics in place."""
-    return tuple(version(buffer) for buffer in buffers_of(modules))
-
-
 def noise_states(device: torch.device) -> dict[str, Tensor]:
     """Read the states of the global generators: of the CPU, and of a CUDA device."""
     states = {"noise": torch.default_generator.get_state()}
@@ -147,15 +171,12 @@ class PreStepSnapshot:
 
 
 def named_tensors(modules: list[nn.Module], parameters: Iterable[Tensor]) -> dict[str, Tensor]:
-    """Name every tensor that is trained or kept with the modules; parameters of no module by Pyro's parameter store."""
+    """Name each parameter and buffer of the modules, and parameters of no module as Pyro's parameter store does."""
     tensors: dict[str, Tensor] = {}
     for i, module in enumerate(modules):
         prefix = f"{i}." if len(modules) > 1 else ""
-        for name, tensor in (
-            *module.named_parameters(remove_duplicate=False),
-            *module.named_buffers(remove_duplicate=False),
-        ):
-            tensors[prefix + name] = tensor
+        for named in (module.named_parameters, module.named_buffers):
+            tensors |= {prefix + name: tensor for name, tensor in named(remove_duplicate=False)}
     known = {id(tensor) for tensor in tensors.values()}
     names = {id(tensor): name for name, tensor in pyro.get_param_store().named_parameters()}
     loose = [p for p in parameters if id(p) not in known]

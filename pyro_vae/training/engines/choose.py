@@ -1,4 +1,4 @@
-"""Which engine computes a run's steps, and why."""
+"""Choose the engine that computes a run's steps."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def choose_engine(
     modules: Sequence[nn.Module],
     scheduled_values: ScheduledValues,
     planned: int,
-    device: torch.device = CPU,
+    device: torch.device,
 ) -> tuple[Engine, str]:
-    """Make the engine of that name, or what it comes to on this device; return it, and why it was taken.
+    """Make the engine of that name, or what stands in for it on this device; return it, and the reason.
 
     Args:
-        engine: one of "auto", "eager", "trace", "compile", "graph".
+        engine: one of :data:`ENGINES`.
         step: whose losses; its parameters need not be known yet.
         modules: of the programs.
         scheduled_values: numbers that change from step to step.
@@ -52,14 +52,12 @@ def choose_engine(
 
 
 def resolve(engine: str, planned: int, device: torch.device = CPU) -> tuple[str, str]:
-    """Decide what "auto" comes to on a device, or what stands in for an engine that it cannot run; say why."""
+    """Resolve "auto" on a device, or an engine that it cannot run; return the engine's name, and the reason."""
     if engine == "graph" and device.type != "cuda":
-        raise UsageError(
-            f"engine='graph' needs a CUDA device, and the data is on {device}: take 'compile' or 'trace', or 'auto'"
-        )
-    if engine == "compile" and compiler() is None:
-        return "trace", "compile was asked for, but no C++ compiler (g++ or clang++) was found"
-    if engine == "compile" and (reason := torch_private.lacks(*torch_private.INDUCTOR)):
+        need = f"engine='graph' needs a CUDA device, and the data is on {device}"
+        raise UsageError(f"{need}: take 'compile' or 'trace', or 'auto'")
+    absent = None if compiler() else "no C++ compiler (g++ or clang++) was found"
+    if engine == "compile" and (reason := absent or torch_private.lacks(*torch_private.INDUCTOR)):
         return "trace", f"compile was asked for, but {reason}"
     if engine != "auto":
         return engine, "asked for"
@@ -67,6 +65,6 @@ def resolve(engine: str, planned: int, device: torch.device = CPU) -> tuple[str,
         return "eager", f"auto: {planned} steps are over before a trace pays"
     if device.type == "cuda":
         return "graph", f"auto: {planned} steps on CUDA"
-    if planned < WORTH_COMPILE or compiler() is None:
-        return "trace", f"auto: {planned} steps" + ("" if compiler() else "; no C++ compiler for more")
+    if planned < WORTH_COMPILE or absent:
+        return "trace", f"auto: {planned} steps" + ("; no C++ compiler for more" if absent else "")
     return "compile", f"auto: {planned} steps pay for compiling, after the first {PATIENCE}"

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from .flat_graph import FlatGraph, Untraceable
 
-Function = Callable[..., Any]
 WARM = 3  # runs before a capture, in which kernels are chosen and libraries make their workspaces
 
 
@@ -26,11 +25,11 @@ class Recorder(Protocol):
     def replay(self) -> None: ...
 
 
-class CudaRecorder:
+class CudaRecorder(Recorder):
     """``torch.cuda.CUDAGraph``, after a warm-up on a stream of its own. Noise comes from the device's default generator and
     from `generators`, whose states the graph reads and advances at each replay."""
 
-    def __init__(self, device: torch.device, generators: Sequence[torch.Generator] = ()) -> None:
+    def __init__(self, device: torch.device, *generators: torch.Generator) -> None:
         self.device, self.graph = device, torch.cuda.CUDAGraph()
         for generator in generators:
             self.graph.register_generator_state(generator)
@@ -50,7 +49,7 @@ class CudaRecorder:
 
 
 class Recorded:
-    """``run(*batch, *state)`` of a flat graph: copies the batch into its own buffers, replays, hands out the results.
+    """``run(*batch, *state)`` of a flat graph: copies the batch into its own buffers, replays, returns the results.
 
     The programs' tensors are read where they are: one that has moved (``p.data = ...``, ``module.to(...)``) is refused, as
     the recording would go on reading its old memory. The loss is copied out; gradients are overwritten by the next replay.
@@ -67,13 +66,13 @@ class Recorded:
                 "there (x.new_zeros, a buffer), so that nothing is copied at each step"
             )
         self.batch, self.recorder = [a.clone() for a in batch], recorder
-        self.places = [t.data_ptr() for t in flat.state]
+        self.addresses = [t.data_ptr() for t in flat.state]
         with torch.no_grad():
             self.results = recorder.record(lambda: list(flat.module.forward(*self.batch, *flat.state)))
 
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
         batch, state = inputs[: len(self.batch)], inputs[len(self.batch) :]
-        if any(t.data_ptr() != place for t, place in zip(state, self.places, strict=True)):
+        if [t.data_ptr() for t in state] != self.addresses:
             raise Untraceable("a parameter or buffer has moved to other memory since its step was recorded")
         for own, given in zip(self.batch, batch, strict=True):
             own.copy_(given, non_blocking=True)
@@ -81,12 +80,8 @@ class Recorded:
         return [self.results[0].clone(), *self.results[1:]]
 
 
-def record(flat: FlatGraph, batch: Sequence[Tensor]) -> Function:
-    """Record a flat step on its device.
-
-    Raises:
-        Untraceable: what torch says that a capture cannot hold.
-    """
+def record(flat: FlatGraph, batch: Sequence[Tensor]) -> Callable[..., Any]:
+    """Record a flat step on its device; raise Untraceable where torch cannot capture it."""
     try:
         return Recorded(flat, batch, CudaRecorder(batch[0].device))
     except RuntimeError as error:

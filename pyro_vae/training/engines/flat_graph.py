@@ -6,9 +6,7 @@ programs see; what would read a number back is refused, by the operation and the
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,27 +24,33 @@ READS = ("item", "tolist", "numpy", "__array__", "__bool__", "__float__", "__int
 READS_OF = {getattr(Tensor, name): name for name in READS} | {torch.equal: "equal", Tensor.equal: "equal"}
 
 
+Result = tuple[Tensor, list[Tensor | None]]  # loss, and each parameter's gradient; None where none reaches it
+
+
 class Untraceable(Exception):
-    """Why a step cannot be traced, or its trace cannot be trusted."""
+    """A step cannot be traced, or its trace cannot be trusted."""
 
 
 class Unfinished(Exception):
-    """Why nothing faster can be made of a trace, which is good as it is."""
+    """Nothing faster can be made of a trace, which is good as it is."""
 
 
-class Sites(Messenger):
-    """Remembers the last site that a program came to."""
+class SiteNamed(Messenger):
+    """Makes of an error inside an Untraceable that names the last site before it."""
 
-    last: str | None = None
+    where = "before the first site"
 
     def _pyro_sample(self, msg: Message) -> None:
-        self.last = msg["name"]
+        self.where = f"after site {msg['name']!r}"
 
-    def where(self) -> str:
-        return f"after site {self.last!r}" if self.last else "before the first site"
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        super().__exit__(kind, error, traceback)
+        if isinstance(error, Exception):  # a program that raises here does so again when it runs eager
+            what = str(error).strip().split("\n")[0] or type(error).__name__
+            raise Untraceable(f"{what} ({self.where})") from error
 
 
-class NoCalls(TorchFunctionMode):
+class NoReads(TorchFunctionMode):
     """Refuses methods that turn a tensor into Python numbers: they would be frozen."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -55,13 +59,13 @@ class NoCalls(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def no_reads(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """Runs an operation, unless its result, or its shape, hangs on the numbers in a tensor."""
+def checked_operation(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """Run an operation, unless its result or its shape depends on the numbers in a tensor."""
     if func is torch.ops.aten.index.Tensor:
-        hangs = any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])  # else whole numbers
+        depends = any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])  # else whole numbers
     else:
-        hangs = bool({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags))
-    if hangs:
+        depends = bool({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags))
+    if depends:
         raise Untraceable(f"{func} depends on the numbers in a tensor")
     return func(*args, **kwargs)
 
@@ -71,24 +75,24 @@ class FlatGraph:
     """A traced step.
 
     Attributes:
-        module: ``module(*batch, *state)`` gives the loss and the gradients of `reached`.
+        module: ``module(*batch, *state)`` returns the loss, and the gradients of parameters that are `reached`.
         state: the tensors that the programs hold.
-        reached: positions of the parameters that a gradient reaches.
-        answers: what the programs asked of numbers that change.
-        run: what is called, `module` or a compiled form of it.
+        reached: for each parameter, whether a gradient reaches it.
+        answers: questions of the programs about numbers that change, and the answers.
+        run: a compiled or recorded form of `module`.
     """
 
     module: fx.GraphModule
     state: list[Tensor]
-    reached: list[int]
+    reached: list[bool]
     answers: Answers = field(default_factory=list)
     run: Callable[..., Any] | None = None
 
-    def __call__(self, *batch: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The loss and the gradients of `reached`."""
+    def __call__(self, *batch: Tensor) -> Result:
         with torch.no_grad():
-            loss, *gradients = (self.run or self.module.forward)(*batch, *self.state)
-        return loss, gradients
+            loss, *reached = (self.run or self.module.forward)(*batch, *self.state)
+        gradients = iter(reached)
+        return loss, [next(gradients) if r else None for r in self.reached]
 
     @property
     def operations(self) -> int:
@@ -97,9 +101,9 @@ class FlatGraph:
     def mutated(self) -> list[Tensor]:
         """List tensors of the programs that the graph changes in place."""
         inputs = [node for node in self.module.graph.nodes if node.op == "placeholder"]
-        held = dict(zip(inputs[len(inputs) - len(self.state) :], self.state, strict=True))
-        written = (n for node in self.module.graph.nodes for n in writes(node))
-        return list({id(held[root]): held[root] for root in map(root_of, written) if root in held}.values())
+        state = dict(zip(inputs[len(inputs) - len(self.state) :], self.state, strict=True))
+        roots = dict.fromkeys(root_of(n) for node in self.module.graph.nodes for n in writes(node))
+        return [state[root] for root in roots if root in state]
 
 
 def writes(node: fx.Node) -> list[fx.Node]:
@@ -107,25 +111,19 @@ def writes(node: fx.Node) -> list[fx.Node]:
     schema = torch_private.schema(node.target)
     if node.op != "call_function" or schema is None or not schema.is_mutable:
         return []
-    named = [
-        (a, node.args[i] if i < len(node.args) else node.kwargs.get(a.name)) for i, a in enumerate(schema.arguments)
-    ]
-    values = [value for a, value in named if a.alias_info is not None and a.alias_info.is_write]
-    return [
-        n for value in values for n in (value if isinstance(value, list | tuple) else [value]) if isinstance(n, fx.Node)
-    ]
+    written = [(i, a.name) for i, a in enumerate(schema.arguments) if a.alias_info and a.alias_info.is_write]
+    values = [node.args[i] if i < len(node.args) else node.kwargs.get(name) for i, name in written]
+    return [node for node in leaves(values) if isinstance(node, fx.Node)]
 
 
 def root_of(node: fx.Node) -> fx.Node:
     """Find, behind views and in-place operations, the tensor whose memory it is."""
-    while node.op == "call_function" and node.args and isinstance(node.args[0], fx.Node) and shares(node):
+    while node.op == "call_function" and node.args and isinstance(node.args[0], fx.Node):
+        schema = torch_private.schema(node.target)
+        if schema is None or all(r.alias_info is None for r in schema.returns):
+            break
         node = node.args[0]
     return node
-
-
-def shares(node: fx.Node) -> bool:
-    schema = torch_private.schema(node.target)
-    return schema is not None and any(r.alias_info is not None for r in schema.returns)
 
 
 def trace(loss_of: Callable[..., Tensor], parameters: Sequence[Tensor], batch: Sequence[Tensor]) -> FlatGraph:
@@ -136,52 +134,40 @@ def trace(loss_of: Callable[..., Tensor], parameters: Sequence[Tensor], batch: S
     """
     if reason := torch_private.no_trace():
         raise Untraceable(reason)
-    make_fx, watching = torch_private.find(torch_private.MAKE_FX), torch_private.dispatching(no_reads)
-    assert watching is not None
-    reached: list[int] = []
+    make_fx, checked = torch_private.find(torch_private.MAKE_FX), torch_private.dispatching(checked_operation)
+    assert checked is not None
+    reached: list[bool] = []
 
     def loss_and_gradients(*inputs: Tensor) -> list[Tensor]:
         loss = loss_of(*inputs)
-        learnt = [i for i, p in enumerate(parameters) if p.requires_grad]
-        gradients = torch.autograd.grad(loss, [parameters[i] for i in learnt], allow_unused=True)
-        pairs = [(i, g) for i, g in zip(learnt, gradients, strict=True) if g is not None]
-        reached[:] = [i for i, _ in pairs]
-        return [loss.detach(), *(like(g, parameters[i]) for i, g in pairs)]
+        grads = iter(torch.autograd.grad(loss, [p for p in parameters if p.requires_grad], allow_unused=True))
+        gradients = [next(grads) if p.requires_grad else None for p in parameters]
+        reached[:] = [g is not None for g in gradients]
+        return [loss.detach(), *(like(g, p) for g, p in zip(gradients, parameters, strict=True) if g is not None)]
 
-    with naming_the_site(), NoCalls(), watching, torch_private.shared_fakes():
+    with SiteNamed(), NoReads(), checked, torch_private.shared_fakes():
         module = make_fx(loss_and_gradients, tracing_mode="real")(*batch)
     return FlatGraph(module, lift(module), reached)
 
 
 def like(gradient: Tensor, parameter: Tensor) -> Tensor:
-    """Put a gradient into memory of its own in the parameter's layout, as fused optimizers need it."""
+    """Give a gradient memory of its own in the parameter's layout, as fused optimizers need it."""
     plain = gradient.stride() == parameter.stride() and gradient.untyped_storage().nbytes() == gradient.nbytes
     return gradient if plain else torch.empty_like(parameter).copy_(gradient)
 
 
-@contextmanager
-def naming_the_site() -> Iterator[None]:
-    """Make of what goes wrong inside an Untraceable that says after which site."""
-    with Sites() as sites:
-        try:
-            yield
-        except Exception as error:  # whatever a program raises here, it raises again when it runs eager
-            what = str(error).strip().split("\n")[0] or type(error).__name__
-            raise Untraceable(f"{what} ({sites.where()})") from error
-
-
 def lift(module: fx.GraphModule) -> list[Tensor]:
-    """Make the tensors that the graph holds its last inputs, each once; drop operations whose result nobody takes."""
+    """Make the tensors that the graph holds its last inputs, each once; drop operations whose result is not used."""
     graph = module.graph
     state: list[Tensor] = []
     graph.eliminate_dead_code()
-    place = [node for node in graph.nodes if node.op == "placeholder"][-1]
+    last = [node for node in graph.nodes if node.op == "placeholder"][-1]
     inputs: dict[int, fx.Node] = {}
     for node in [n for n in graph.nodes if n.op == "get_attr"]:
         tensor = getattr(module, str(node.target))
         if id(tensor) not in inputs:
-            with graph.inserting_after(place):
-                place = inputs[id(tensor)] = graph.placeholder(f"state_{len(state)}")
+            with graph.inserting_after(last):
+                last = inputs[id(tensor)] = graph.placeholder(f"state_{len(state)}")
             state.append(tensor)
         node.replace_all_uses_with(inputs[id(tensor)])
         graph.erase_node(node)
@@ -192,7 +178,7 @@ def lift(module: fx.GraphModule) -> list[Tensor]:
 
 
 def difference(a: FlatGraph, b: FlatGraph) -> str | None:
-    """Say what two traces of one step do not have in common; None if they are one.
+    """Describe the first difference of two traces of one step; None if they are the same.
 
     They are made from other rows and other noise, so a number that differs was frozen.
     """
@@ -218,22 +204,19 @@ def difference(a: FlatGraph, b: FlatGraph) -> str | None:
 
 
 def flat_arguments(node: fx.Node, numbers: dict[fx.Node, int]) -> list[Any]:
-    """The arguments of an operation, nodes by their place in the graph."""
+    """List the arguments of an operation, nodes by their number in the graph."""
     values = leaves((node.args, node.kwargs))
     return [("node", numbers[value]) if isinstance(value, fx.Node) else value for value in values]
 
 
 def leaves(value: Any) -> Iterator[Any]:
-    """What tuples, lists and dictionaries hold in the end."""
-    inner = value.values() if isinstance(value, dict) else value
+    """Flatten tuples, lists and dictionaries."""
     if isinstance(value, tuple | list | dict):
-        for one in inner:
-            yield from leaves(one)
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from leaves(inner)
     else:
         yield value
 
 
 def equal(x: Any, y: Any) -> bool:
-    if isinstance(x, float) and isinstance(y, float) and math.isnan(x) and math.isnan(y):
-        return True
-    return bool(x == y)
+    return bool(x == y or (x != x and y != y))  # NaN is NaN

@@ -1,4 +1,4 @@
-"""A flat graph through Inductor; what torch's compiler changes for the whole process is put back."""
+"""A flat graph through Inductor; process-wide settings that torch's compiler changes are restored."""
 
 from __future__ import annotations
 
@@ -58,21 +58,20 @@ def log1p(x: Tensor) -> Tensor:
         >>> torch.equal(log1p(x).isinf(), x.log1p().isinf()), torch.allclose(log1p(x)[:5], x[:5].log1p(), rtol=1e-15)
         (True, True)
     """
-    whole = x + 1
-    kept = whole - 1
-    return whole.log() - torch.where(kept == x, 0.0, (kept - x) / whole)
+    rounded = x + 1
+    remainder = rounded - 1
+    return rounded.log() - torch.where(remainder == x, 0.0, (remainder - x) / rounded)
 
 
 @contextmanager
 def as_found() -> Iterator[None]:
-    """Distribution validation and threads are put back; the compiler's warnings and log lines stay with it."""
+    """Silence the compiler inside; restore distribution validation and threads after."""
     validate, threads = settings.get(VALIDATE), torch.get_num_threads()
     log = logging.getLogger("torch.utils.cpp_extension")
     level = log.level
     try:
         log.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
         log.setLevel(level)

@@ -6,7 +6,6 @@ has not been run yet. What it replays is the traced step that was checked agains
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,24 +14,22 @@ from torch import Tensor
 from pyro_vae.training.batch_source import Resident, TrainingData
 from pyro_vae.training.finite_checks import DeferredFiniteCheck
 from pyro_vae.training.fused_adam import begun, fused_adam
-from pyro_vae.training.options import TrainingOptions
 from pyro_vae.training.shuffle import ShuffledBatches
 from pyro_vae.training.step import Step
-from pyro_vae.training.training_state import TrainingState
+from pyro_vae.training.training_state import TrainingOptions, TrainingState
 
-from .cuda_graph import CudaRecorder, Recorder
+from .cuda_graph import CudaRecorder
 from .flat_graph import FlatGraph
 from .scheduled_values import answers_hold
 from .traced import TracedEngine
 from .verify import replayed
 
 STEPS = 16  # to a replay
-MakeRecorder = Callable[[torch.device, Sequence[torch.Generator]], Recorder]
 
 
 @dataclass(frozen=True, eq=False)
 class NextSteps:
-    """What the next steps are made with: their graph, and a row for each step of learning rates and of scheduled numbers."""
+    """The graph of the next steps, and for each of them a row of learning rates and one of scheduled numbers."""
 
     flat: FlatGraph
     rates: list[list[float]]
@@ -50,18 +47,17 @@ class MultiStep:
         step: whose engine holds the graph.
         data: rows on the device.
         options: schedules of the learning rates and of the objective.
-        recorder: makes what records.
     """
 
-    def __init__(self, step: Step, data: TrainingData, options: TrainingOptions, *, recorder: MakeRecorder) -> None:
-        self.step, self.data, self.options, self.make_recorder = step, data, options, recorder
+    def __init__(self, step: Step, data: TrainingData, options: TrainingOptions) -> None:
+        self.step, self.data, self.options = step, data, options
         self.generator = torch.Generator(data.device)
         self.flat: FlatGraph | None = None  # what was recorded
         self.addresses: list[int] = []  # and where in memory it reads and writes
         self.failed = False
 
     def run(self, order: ShuffledBatches, state: TrainingState, planned: int) -> Tensor | float:
-        """Make the steps that come next, as far as they can be made several at a time; return their summed loss."""
+        """Make the next steps, as far as they can be made several at a time; return their summed loss."""
         total: Tensor | float = 0.0
         while (loss := self(order, state.step, planned)) is not None:
             total, state.step, state.updates = total + loss, state.step + STEPS, state.updates + STEPS
@@ -98,7 +94,7 @@ class MultiStep:
         for at in range(done, done + STEPS):
             self.options.tell_progress(at / planned)
             flat = flat or engine.ready(self.data.batch_size)
-            if flat is None or not answers_hold(flat.answers) or len(flat.reached) < len(self.step.parameters):
+            if flat is None or not answers_hold(flat.answers) or not all(flat.reached):
                 return None
             rates.append([base * self.options.schedule((at + 1) / planned) for base in self.step.base_rates])
             numbers.append([float(getattr(owner, name)) for owner, name in engine.scheduled_values.numbers])
@@ -107,7 +103,8 @@ class MultiStep:
 
     def record_if_needed(self, engine: TracedEngine, optimizer: torch.optim.Optimizer, steps: NextSteps) -> bool:
         """Record the graph, unless that was done and nothing has moved in memory since; False where it cannot be recorded."""
-        changing = [*self.step.parameters, *engine.buffers, *moments(optimizer), *engine.scheduled_values.tensors]
+        moments = [t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
+        changing = [*self.step.parameters, *engine.buffers, *moments, *engine.scheduled_values.tensors]
         changing += self.step.finite_check.tensors
         addresses = [t.data_ptr() for t in (*changing, *steps.flat.state)]
         if steps.flat is self.flat and addresses == self.addresses:
@@ -124,13 +121,13 @@ class MultiStep:
         return True
 
     def record(self, engine: TracedEngine, optimizer: torch.optim.Optimizer, steps: NextSteps) -> None:
-        """Record the steps; whoever calls puts back what running them changed."""
+        """Record the steps, which runs them: the caller restores the state before."""
         device = self.data.device
         self.rows = torch.zeros(STEPS, self.data.batch_size, dtype=torch.long, device=device)
         self.rates = torch.zeros(STEPS, len(steps.rates[0]), device=device)  # fused Adam reads float32
         self.numbers = torch.zeros(STEPS, len(steps.numbers[0]), dtype=self.step.parameters[0].dtype, device=device)
         self.total = torch.zeros((), dtype=torch.float64, device=device)
-        self.recorder = self.make_recorder(device, [self.generator])
+        self.recorder = CudaRecorder(device, self.generator)
 
         def all_steps() -> list[Tensor]:
             for row in range(STEPS):
@@ -141,12 +138,12 @@ class MultiStep:
             self.recorder.record(all_steps)
 
     def one_step(self, engine: TracedEngine, flat: FlatGraph, optimizer: torch.optim.Optimizer, row: int) -> Tensor:
-        """Make one step, from what the buffers hold for it."""
+        """Make one step from its row of the buffers."""
         for tensor, number in zip(engine.scheduled_values.tensors, self.numbers[row], strict=True):
             tensor.copy_(number)
         batch = self.data.transformed(self.data.source.fetch(self.rows[row]), self.generator)
         loss, *gradients = flat.module.forward(*batch, *flat.state)
-        engine.assign_gradients(loss, gradients, flat.reached)
+        engine.assign_gradients(loss, gradients)
         self.step.finite_check.check_loss(loss)
         self.step.finite_check.check_gradients(gradients, optimizer)
         for group, rate in zip(optimizer.param_groups, self.rates[row], strict=True):
@@ -154,14 +151,8 @@ class MultiStep:
         return loss
 
 
-def moments(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """List what an optimizer keeps of each parameter."""
-    return [t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
-
-
 def choose_multi_step(step: Step, data: TrainingData, options: TrainingOptions) -> MultiStep | None:
-    """Take several steps at a time under the graph engine, with rows on the device, where nobody asks in between."""
+    """Take several steps at a time under the graph engine, with rows on the device, unless each is checked or told."""
     one_by_one = step.immediate or options.on_step is not None
-    if not isinstance(data.source, Resident) or step.engine.name != "graph" or one_by_one:
-        return None
-    return MultiStep(step, data, options, recorder=CudaRecorder)
+    together = isinstance(data.source, Resident) and step.engine.name == "graph" and not one_by_one
+    return MultiStep(step, data, options) if together else None

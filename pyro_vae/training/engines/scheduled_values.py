@@ -1,8 +1,8 @@
 """Numbers that change as training goes on (β, a capacity), as tensors: a trace would freeze a Python number.
 
 An object says which of its numbers they are, and moves them (:class:`~pyro_vae.objectives.scheduled.Scheduled`). While a
-step is traced each is a :class:`ScheduledValue`, and what the programs ask of it (``beta == 1``) is remembered with the answer:
-the trace holds for as long as the answers do.
+step is traced each is a :class:`ScheduledValue`, and a question of the programs (``beta == 1``) is remembered with the answer:
+the trace is good for as long as the answers are the same.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pyro_vae.objectives.scheduled import Scheduled, scheduled_numbers
 
-Answers = list[tuple[Callable[[], bool], bool]]  # what was asked, and what the answer was
+Answers = list[tuple[Callable[[], bool], bool]]  # questions and their answers
 
 
 class ReadAsNumber(Exception):
@@ -42,9 +42,9 @@ def compared_by(do: Callable[[Any, Any], bool]) -> Callable[[Any, Any], Any]:
     def compare(self: ScheduledValue, other: Any) -> Any:
         if isinstance(other, Tensor):
             return do(self.tensor, other)
-        that = other.read if isinstance(other, ScheduledValue) else lambda: other
-        answer = do(self.read(), that())
-        self.answers.append((lambda: do(self.read(), that()), answer))
+        other_read = other.read if isinstance(other, ScheduledValue) else lambda: other
+        answer = do(self.read(), other_read())
+        self.answers.append((lambda: do(self.read(), other_read()), answer))
         return answer
 
     return compare
@@ -99,7 +99,6 @@ class ScheduledValues:
         unseen: whether a function may move any other number, too, which nobody could follow.
 
     Example:
-        >>> import torch
         >>> from pyro_vae import Beta, warmup, constant
         >>> beta = Beta(4.0, warmup(constant, 0.5))
         >>> scheduled_values = ScheduledValues([beta])
@@ -148,5 +147,5 @@ def reader(owner: Any, name: str, number: float) -> Callable[[], float]:
 
 
 def answers_hold(answers: Answers) -> bool:
-    """Ask whether every question still has the answer that the trace was made with."""
+    """Return whether every question still has the answer that the trace was made with."""
     return all(question() == answer for question, answer in answers)

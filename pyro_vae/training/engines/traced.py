@@ -1,9 +1,10 @@
-"""How a step's loss and gradients are computed: as the programs run, from a trace of them, or from a compiled trace."""
+"""Steps from a trace of the programs, or from a compiled or recorded trace; eager where that is not safe."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,94 +14,80 @@ from torch import Tensor, nn
 from pyro_vae.common import torch_private
 from pyro_vae.programs.pair import without_validation
 from pyro_vae.training.precision import Bfloat16
-from pyro_vae.training.step import EagerEngine, Step
-from pyro_vae.training.training_state import PreStepSnapshot
+from pyro_vae.training.step import EagerEngine, Engine, Step
+from pyro_vae.training.training_state import PreStepSnapshot, buffers_of
 
 from .cuda_graph import record
-from .flat_graph import FlatGraph, Unfinished, Untraceable, difference, trace
+from .flat_graph import FlatGraph, Result, Unfinished, Untraceable, difference, trace
 from .inductor import compile_flat
 from .scheduled_values import Answers, ScheduledValues, answers_hold
-from .verify import Result, close, disagreement, gradients_of, replayed
+from .verify import close, disagreement, replayed
 
 Accelerate = Callable[[FlatGraph, Sequence[Tensor]], Callable[..., Any]]
 ACCELERATORS: dict[str, Accelerate] = {"compile": compile_flat, "graph": record}
 MADE = {"compile": "compiled", "graph": "recorded as a CUDA graph"}
 RARE = 8  # times in an epoch that a further kind of batch is met before it is traced, too
 MOST = 8  # traces in all
-TRIES = 3  # audits that may fail before the run goes on eager
+TRIES = 3  # audits that may fail before the run is eager
 
 
-class TracedEngine:
+@dataclass(eq=False)
+class TracedEngine(Engine):
     """Loss and gradients from a flat graph, one for each kind of batch; eager, with the reason, where that is not safe.
 
-    A graph holds for one key: shapes, dtypes and devices of the batch, modes of the modules, which parameters are trained,
-    the objective's options, autocast, precision and threads. It is made twice from other rows and noise, and compared;
-    then run against the eager step on the same state and noise. That is done anew at each epoch
+    A graph is good for one key: shapes, dtypes and devices of the batch, modes of the modules, which parameters are
+    trained, the objective's options, autocast, precision and threads. It is made twice from other rows and noise, and
+    compared; then run against the eager step on the same state and noise. That is done anew at each epoch
     (:meth:`start_epoch`), for what was changed between them.
 
     Args:
         step: whose losses.
         modules: of the programs: their modes and buffers.
         scheduled_values: numbers that change from step to step.
-        make_faster: what makes something faster of the graph, for the kind of batch that is met first: Inductor, a CUDA graph.
+        make_faster: makes a faster function of the graph, for the kind of batch that is met first: Inductor, a CUDA graph.
         name: what it is called.
         patience: steps that the flat graph makes before: a run that is stopped soon does not wait for a compiler.
     """
 
-    def __init__(
-        self,
-        step: Step,
-        modules: Sequence[nn.Module],
-        scheduled_values: ScheduledValues,
-        make_faster: Accelerate | None = None,
-        name: str = "trace",
-        patience: int = 0,
-    ) -> None:
-        self.step, self.modules, self.scheduled_values, self.make_faster, self.name = (
-            step,
-            list(modules),
-            scheduled_values,
-            make_faster,
-            name,
-        )
-        self.patience = patience
-        self.eager = EagerEngine(step)
-        self.graphs: dict[Any, list[FlatGraph]] = {}
-        self.seen: dict[str, int] = {}  # kinds of batch, this epoch
-        self.often: set[str] = set()  # kinds that were traced though not met first
-        self.due: set[Any] = set()  # keys whose graphs are checked when they are next met
-        self.failed = 0
-        self.main: Any = None  # the key that is met first
-        self.first_kind = ""  # its kind of batch
-        self.eager_reason: str | None = None
-        self.log: list[str] = []
-        self.checks, self.off = 0, 0.0
+    step: Step
+    modules: Sequence[nn.Module]
+    scheduled_values: ScheduledValues
+    make_faster: Accelerate | None = None
+    name: str = "trace"
+    patience: int = 0
+    graphs: dict[Any, list[FlatGraph]] = field(default_factory=dict, init=False)
+    seen: dict[str, int] = field(default_factory=dict, init=False)  # kinds of batch, this epoch
+    often: set[str] = field(default_factory=set, init=False)  # kinds that were traced though not met first
+    due: set[Any] = field(default_factory=set, init=False)  # keys whose graphs are checked when they are next met
+    main: Any = field(default=None, init=False)  # the key that is met first
+    first_kind: str = field(default="", init=False)  # its kind of batch
+    eager_reason: str | None = field(default=None, init=False)
+    log: list[str] = field(default_factory=list, init=False)
+    checks: int = field(default=0, init=False)
+    failed_checks: int = field(default=0, init=False)
+    largest_difference: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        self.eager = EagerEngine(self.step)
 
     def __call__(self, *batch: Tensor) -> Tensor:
-        """The loss; gradients are left on the parameters, whose own are gone before."""
         if self.eager_reason:
             return self.eager(*batch)
-        key = self.key(batch)
-        kind = kind_of(batch)
+        key, kind = self.key(batch), kind_of(batch)
         self.seen[kind] = self.seen.get(kind, 0) + 1
         self.scheduled_values.refresh()
         flat = next((f for f in self.graphs.get(key, ()) if answers_hold(f.answers)), None)
         try:
             if flat is None:
-                return self.trace_kind(key, batch)
+                return self.trace_kind(key, kind, batch)
             self.accelerate(key, flat, batch)
-            return (
-                self.check(key, flat, batch) if key in self.due else self.assign_gradients(*flat(*batch), flat.reached)
-            )
+            return self.check(key, flat, batch) if key in self.due else self.assign_gradients(*flat(*batch))
         except Untraceable as why:
             self.fall_back(str(why))
-            for p in self.step.parameters:
-                p.grad = None
-            return self.eager(*batch)
+            return self.run_eager(batch)[0]
 
-    def trace_kind(self, key: Any, batch: tuple[Tensor, ...]) -> Tensor:
+    def trace_kind(self, key: Any, kind: str, batch: tuple[Tensor, ...]) -> Tensor:
         """Make a graph for a batch that has none, unless its kind is rare."""
-        kind = kind_of(batch)
         self.first_kind = self.first_kind or kind
         if kind == self.first_kind:
             self.main = self.main or key
@@ -121,8 +108,7 @@ class TracedEngine:
         """Trace the step twice, from other rows and noise; refuse traces that differ, as a number was frozen in them."""
         start = time.perf_counter()
         flat = self.traced(batch)
-        apart = difference(flat, self.traced(tuple(a.flip(0) for a in batch)))
-        if apart:
+        if apart := difference(flat, self.traced(tuple(a.flip(0) for a in batch))):
             raise Untraceable(f"two traces of one step differ: {apart}. A number of the programs' own changes")
         owned = {id(b) for b in self.buffers}
         if any(id(t) not in owned for t in flat.mutated()):
@@ -131,71 +117,68 @@ class TracedEngine:
         self.log.append(f"traced {flat.operations} operations in {seconds:.1f} s, for {len(batch[0])} rows")
         return flat
 
+    def traced(self, batch: tuple[Tensor, ...]) -> FlatGraph:
+        answers: Answers = []
+        parameters = self.step.parameters
+        scheduled = self.scheduled_values.traced(parameters[0], answers)
+        with replayed(self.buffers, batch[0].device), without_validation(), scheduled:
+            flat = trace(self.eager.value, parameters, batch)
+        flat.answers = answers
+        return flat
+
     def accelerate(self, key: Any, flat: FlatGraph, batch: tuple[Tensor, ...]) -> None:
         """Make something faster of the main graph, once it is time; it is checked before it is used."""
         self.patience -= 1
         if self.make_faster is None or flat.run is not None or key != self.main or self.patience >= 0:
             return
         start = time.perf_counter()
-        with replayed(self.buffers, batch[0].device):
-            try:
-                flat.run = self.make_faster(
-                    flat, tuple(a.flip(0) for a in batch)
-                )  # not the batch that it is checked on
-            except Unfinished as why:
-                self.make_faster = None
-                self.log.append(f"the trace goes on as it is: {why}")
-                return
+        try:
+            with replayed(self.buffers, batch[0].device):
+                flat.run = self.make_faster(flat, tuple(a.flip(0) for a in batch))  # not the batch of its check
+        except Unfinished as why:
+            self.make_faster = None
+            self.log.append(f"the trace goes on as it is: {why}")
+            return
         self.log.append(f"{MADE[self.name]} in {time.perf_counter() - start:.1f} s")
         self.due.add(key)
-
-    def traced(self, batch: tuple[Tensor, ...]) -> FlatGraph:
-        answers: Answers = []
-        parameters = self.step.parameters
-        with (
-            replayed(self.buffers, batch[0].device),
-            without_validation(),
-            self.scheduled_values.traced(parameters[0], answers),
-        ):
-            flat = trace(self.eager.value, parameters, batch)
-        flat.answers = answers
-        return flat
 
     def check(self, key: Any, flat: FlatGraph, batch: tuple[Tensor, ...]) -> Tensor:
         """Run a step of the graph after the same by eager: refuse it if they differ, trace anew if it is an old graph."""
         self.due.discard(key)
         with replayed(self.buffers, batch[0].device):
-            eager = gradients_of(self.eager, self.step.parameters, batch)
-            after = [b.clone() for b in self.buffers]
+            eager = self.run_eager(batch)
+            eager_buffers = [b.clone() for b in self.buffers]
         before = PreStepSnapshot.take(self.buffers, batch[0].device)
-        loss, gradients = flat(*batch)
-        captured: Result = loss, [None] * len(self.step.parameters)
-        for i, g in zip(flat.reached, gradients, strict=True):
-            captured[1][i] = g
+        captured = flat(*batch)
         off, what = disagreement(eager, captured, self.step.precision is Bfloat16)
-        if what is None and not all(map(torch.equal, after, self.buffers)):
-            what = None if close(after, self.buffers) else "it leaves other buffers (batch statistics)"
+        if what is None and not close(eager_buffers, self.buffers):
+            what = "it leaves other buffers (batch statistics)"
         if what is None:
-            self.checks, self.off = self.checks + 1, max(off, self.off)
-            return self.assign_gradients(loss, gradients, flat.reached)
+            self.checks, self.largest_difference = self.checks + 1, max(off, self.largest_difference)
+            return self.assign_gradients(*captured)
         before.restore()
-        if flat not in self.graphs.get(key, ()) or self.failed >= TRIES:
+        if flat not in self.graphs.get(key, ()) or self.failed_checks >= TRIES:
             raise Untraceable(f"the captured step is not the eager one: {what}")
-        self.failed += 1
+        self.failed_checks += 1
         self.log.append(f"{what}: something changed between epochs, traced anew")
         self.graphs.pop(key)
-        return self.trace_kind(key, batch)
+        return self.trace_kind(key, kind_of(batch), batch)
 
-    def assign_gradients(self, loss: Tensor, gradients: Sequence[Tensor], reached: Sequence[int]) -> Tensor:
-        """Leave the gradients where the optimizer looks for them."""
+    def run_eager(self, batch: tuple[Tensor, ...]) -> Result:
+        """Run the eager step, whatever another has left on the parameters."""
         for p in self.step.parameters:
             p.grad = None
-        for i, gradient in zip(reached, gradients, strict=True):
-            self.step.parameters[i].grad = gradient
+        loss = self.eager(*batch)
+        return loss, [p.grad for p in self.step.parameters]
+
+    def assign_gradients(self, loss: Tensor, gradients: Sequence[Tensor | None]) -> Tensor:
+        """Leave the gradients where the optimizer looks for them."""
+        for p, gradient in zip(self.step.parameters, gradients, strict=True):
+            p.grad = gradient
         return loss
 
     def ready(self, rows: int) -> FlatGraph | None:
-        """Find the graph for batches of so many rows and the numbers of now; None if this epoch has not seen it checked."""
+        """Find the graph for batches of so many rows and the numbers of now; None if it is not checked yet this epoch."""
         if self.eager_reason or self.main is None or self.main in self.due or self.main[0][0][0][0] != rows:
             return None
         return next((flat for flat in self.graphs.get(self.main, ()) if answers_hold(flat.answers)), None)
@@ -206,15 +189,9 @@ class TracedEngine:
         self.seen.clear()
 
     def state(self) -> dict[str, Any]:
-        """Tell which kinds of batch are traced, and what decides when others are, and when the compiler is called."""
-        seen, often = dict(self.seen), sorted(self.often)
-        return {
-            "seen": seen,
-            "often": often,
-            "first": self.first_kind,
-            "patience": self.patience,
-            "refused": self.eager_reason,
-        }
+        """Return which kinds of batch are traced, and what decides when others are, and when the compiler is called."""
+        kinds = {"seen": dict(self.seen), "often": sorted(self.often), "first": self.first_kind}
+        return kinds | {"patience": self.patience, "refused": self.eager_reason}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take over decisions, not traces: these are made anew, and compute the same to the bit."""
@@ -226,27 +203,22 @@ class TracedEngine:
     @property
     def notes(self) -> list[str]:
         """List what was traced, checked and refused."""
-        checked = f"checked against eager {self.checks} times: off by {self.off:.1g} at most"
+        checked = f"checked against eager {self.checks} times: off by {self.largest_difference:.1g} at most"
         return [*self.log, *([checked] if self.checks else [])]
 
     def key(self, batch: tuple[Tensor, ...]) -> Any:
-        """Describe all that a graph is traced under: it holds for batches with the same key."""
+        """Describe all that a graph is traced under: it is good for batches with the same key."""
         kinds = tuple((a.shape, a.stride(), a.dtype, a.device) for a in batch)
         modes = tuple(m.training for root in self.modules for m in root.modules())
-        return (
-            kinds,
-            modes,
-            tuple(p.requires_grad for p in self.step.parameters),
-            options(self.step.objective),
-            ambient(),
-        )
+        trained = tuple(p.requires_grad for p in self.step.parameters)
+        return kinds, modes, trained, options(self.step.objective), ambient()
 
     @property
     def buffers(self) -> list[Tensor]:
-        return list({id(b): b for m in self.modules for b in m.buffers()}.values())
+        return buffers_of(self.modules)
 
     def why_untraceable(self) -> str | None:
-        """Say why no trace could hold this run; None if one can."""
+        """Give the reason why no trace could hold this run; None if one can."""
         if self.eager.loss is None:
             name = type(self.step.objective).__name__
             return f"{name} reads numbers back at each step (Trace_ELBO, TraceMeanField_ELBO and Bound do not)"
@@ -273,7 +245,7 @@ def kind_of(batch: Sequence[Tensor]) -> str:
 
 
 def options(objective: Any) -> tuple[Any, ...]:
-    """List what an objective was set to, as far as it can be compared."""
+    """List an objective's options, as far as they can be compared."""
     plain = (int, float, str, bool, type(None))
     ignored = ("known", "max_plate_nesting")
     return tuple((k, v if isinstance(v, plain) else id(v)) for k, v in vars(objective).items() if k not in ignored)
