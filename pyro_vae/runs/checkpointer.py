@@ -1,4 +1,4 @@
-"""When a training's state is saved: before the first step, every few minutes or epochs, at a signal, on error, at the end."""
+"""Save a training's state before the first step, every few minutes or epochs, at a signal, on error, and at the end."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -27,6 +27,11 @@ from .checkpoint import Checkpoints, Generation
 from .folder import DIVERGENCE, remove
 
 FAILURES = 3  # saves in a row that may fail, if training has been saved before
+CAPSULE = {
+    "step": "number",
+    "said": "message",
+    "size": "batch_size",
+}  # by disk names; the others are the attributes' own
 
 
 class Signalled(KeyboardInterrupt):
@@ -38,15 +43,15 @@ class Signalled(KeyboardInterrupt):
 
 
 class Checkpointer(TrainingCallback):
-    """Save the whole state of a training, which goes on to the same bits:
+    """Save the whole state of a training, to resume it to the same bits:
     ``fit(..., callbacks=[checkpointer], resume=checkpointer.newest())``.
 
     Args:
         path: a folder; the state goes into ``checkpoints`` in it (:mod:`pyro_vae.runs.checkpoint`).
         minutes: between saves.
         epochs: between saves, too; None goes by the minutes alone.
-        about: what every manifest says beside where training was.
-        how: how to go on, for messages.
+        about: further entries of every manifest.
+        how: how to resume, for messages.
         spent: seconds of training before this process.
 
     Example:
@@ -73,13 +78,13 @@ class Checkpointer(TrainingCallback):
     ) -> None:
         self.path, self.minutes, self.epochs, self.how = Path(path), minutes, epochs, how
         self.checkpoints = Checkpoints(self.path, dict(about or {}))
-        self.start = time.monotonic() - spent
         self.saved_at = time.monotonic()
+        self.start = self.saved_at - spent
         self.signal: int | None = None
         self.failures = 0
 
     def newest(self, limit: int = LIMIT) -> Generation | None:
-        """Read the newest state that can be trusted; None where there is none yet. Says so if it went back.
+        """Read the newest state that can be trusted, with a note on newer ones; None where there is none yet.
 
         Raises:
             CheckpointError: there are some, and none can be trusted.
@@ -91,7 +96,7 @@ class Checkpointer(TrainingCallback):
 
     @property
     def seconds(self) -> float:
-        """Seconds of training, this process's and what was spent before."""
+        """Seconds of training, in this process and before."""
         return time.monotonic() - self.start
 
     def before_training(self, trainer: Trainer) -> None:
@@ -117,35 +122,22 @@ class Checkpointer(TrainingCallback):
 
     def on_error(self, trainer: Trainer, error: BaseException) -> str:
         """Save the state after the last step, if the weights are still its own."""
-        if isinstance(error, Signalled):
-            return f". Saved; go on with: {self.how}"
-        if not trainer.between_steps or not trainer.state.step or trainer.state.bad_steps:
-            return f". Go on from the last checkpoint with: {self.how}" if self.checkpoints.numbers() else ""
-        try:
-            self.save(trainer, interrupted=True)
-        except StorageError as failure:
-            return f". Its state could not be saved: {failure}"
+        if not isinstance(error, Signalled):  # else it is saved
+            if not trainer.between_steps or not trainer.state.step or trainer.state.bad_steps:
+                return f". Go on from the last checkpoint with: {self.how}" if self.checkpoints.numbers() else ""
+            try:
+                self.save(trainer, interrupted=True)
+            except StorageError as failure:
+                return f". Its state could not be saved: {failure}"
         return f". Saved; go on with: {self.how}"
 
     def on_failed_step(self, failed: FailedStep) -> str:
         """Write the folder ``divergence``: the batch, the weights, the random state, as data."""
-        facts = {
-            "schema": 1,
-            "torch": str(torch.__version__),
-            "step": failed.number,
-            "epoch": failed.epoch,
-            "done": failed.done,
-            "seed": failed.seed,
-            "rows": failed.rows.tolist(),
-            "said": failed.message,
-            "site": failed.site,
-            "size": failed.batch_size,
-        }
-        groups = {
-            "model": failed.weights,
-            "rng": failed.noise,
-            "batch": {f"{i}": a for i, a in enumerate(failed.batch)},
-        }
+        keys = ("step", "epoch", "done", "seed", "rows", "said", "site", "size")
+        facts = {"schema": 1, "torch": str(torch.__version__)}
+        facts |= {key: getattr(failed, CAPSULE.get(key, key)) for key in keys} | {"rows": failed.rows.tolist()}
+        batch = {f"{i}": a for i, a in enumerate(failed.batch)}
+        groups = {"model": failed.weights, "rng": failed.noise, "batch": batch}
         tensors = {f"{group}/{name}": t for group, named in groups.items() for name, t in named.items()}
         files = {"capsule.safetensors": dump(tensors), "capsule.json": json.dumps(seal(facts), indent=2).encode()}
         try:
@@ -157,7 +149,7 @@ class Checkpointer(TrainingCallback):
         return f" The step is kept in {self.path / DIVERGENCE}; replay it with: pyro-vae replay {self.path}"
 
     def try_to_save(self, trainer: Trainer) -> None:
-        """Save, unless the last steps diverged: that is not worth going back to. A save that fails is tried again."""
+        """Save, unless the last steps diverged: no state to return to. A save that fails is tried again."""
         if trainer.state.bad_steps:
             return
         try:
@@ -168,25 +160,23 @@ class Checkpointer(TrainingCallback):
                 raise
             print(f"note: no checkpoint at step {trainer.state.step}: {error} Training goes on.", file=sys.stderr)
 
-    def save(self, trainer: Trainer, **marks: bool) -> None:
+    def save(self, trainer: Trainer, **marks: Any) -> None:
         """Save the state as the newest generation."""
-        head, groups = capture(trainer)
         position = trainer.state.position
-        where = {
-            "step": trainer.state.step,
-            "epoch": position.epoch,
-            "position": position.batches_taken.get("order", 0),
-            "seconds": self.seconds,
-            "device": trainer.device.type,
-        }
-        self.checkpoints.save(head, groups, **where, **marks)
+        self.checkpoints.save(
+            *capture(trainer),
+            step=trainer.state.step,
+            epoch=position.epoch,
+            position=position.batches_taken.get("order", 0),
+            seconds=self.seconds,
+            device=trainer.device.type,
+            **marks,
+        )
         self.failures, self.saved_at = 0, time.monotonic()
 
-    @contextmanager
-    def listening(self) -> Iterator[None]:
+    def listening(self) -> AbstractContextManager[None]:
         """Have SIGINT and SIGTERM finish the step and save; a second one ends the process at once. In the main thread only."""
-        with handlers(dict.fromkeys((signal.SIGINT, signal.SIGTERM), self.on_signal)):
-            yield
+        return handlers(dict.fromkeys((signal.SIGINT, signal.SIGTERM), self.on_signal))
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None:
@@ -196,7 +186,7 @@ class Checkpointer(TrainingCallback):
 
 @contextmanager
 def handlers(by_signal: Mapping[int, Any]) -> Iterator[None]:
-    """Install signal handlers, and put those before them back; none outside the main thread, where Python takes none."""
+    """Install signal handlers inside, and restore those before; none outside the main thread, where Python takes none."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -208,12 +198,10 @@ def handlers(by_signal: Mapping[int, Any]) -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
-@contextmanager
-def terminable() -> Iterator[None]:
-    """Raise SIGTERM as an exception, as Ctrl-C is one, so that whoever can saves what there is."""
+def terminable() -> AbstractContextManager[None]:
+    """Raise SIGTERM as an exception inside, as Ctrl-C is one, so that results so far can be saved."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise Signalled(number)
 
-    with handlers({signal.SIGTERM: stop}):
-        yield
+    return handlers({signal.SIGTERM: stop})

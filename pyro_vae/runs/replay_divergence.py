@@ -1,9 +1,11 @@
-"""The step at which a run diverged, once more: from its capsule, which holds data only."""
+"""Replay the step at which a run diverged, from its folder ``divergence``, which holds data only."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from pyro_vae.common.device import resolve_device
 from pyro_vae.common.random import seeded
@@ -23,12 +25,12 @@ from .weights import check_layout
 
 
 def replay_step(path: Path | str, components: Components = NOTHING, device: str = "cpu") -> str:
-    """Runs the step of a run's capsule again, and says what came of it.
+    """Run the step again at which a run diverged; return a report of then and now.
 
     Raises:
-        RunFolderError: no capsule, or a damaged one.
+        RunFolderError: no such step, or a damaged one.
     """
-    path, place = Path(path), resolve_device(device)
+    path, torch_device = Path(path), resolve_device(device)
     record = folder.read_config(path)
     check_seal(record, path / "config.json")
     check_names(components)
@@ -42,43 +44,37 @@ def replay_step(path: Path | str, components: Components = NOTHING, device: str 
         check_layout(layout_of(groups["model"]), layout_of(tensors), path / folder.DIVERGENCE)
         for name, tensor in tensors.items():
             tensor.data.copy_(groups["model"][name])
-        vae.to(place)
-        batch = tuple(groups["batch"][str(i)].to(place) for i in range(len(groups["batch"])))
+        vae.to(torch_device)
+        batch = tuple(groups["batch"][str(i)].to(torch_device) for i in range(len(groups["batch"])))
         for moved in objective.scheduled:
             moved.at(float(head["done"]))
         step = Step(*objective.pair(vae), objective.elbo, adam(0.0))
-        return replayed(step, batch, groups["rng"], head, place)
+        return replay(step, batch, groups["rng"], head)
     except FAULTS as error:
         if isinstance(error, RunFolderError):
             raise
         raise RunFolderError(f"{path / folder.DIVERGENCE} cannot be replayed: {error!r}") from error
 
 
-def replayed(step: Step, batch: Any, states: Any, head: dict[str, Any], place: Any) -> str:
-    """What the step came to, beside what it came to then."""
-    with seeded(0, device=place):
-        load_noise_states(states, place)
+def replay(step: Step, batch: tuple[Tensor, ...], noise: dict[str, Tensor], head: dict[str, Any]) -> str:
+    """Run a step under the noise of then, and report it."""
+    device = batch[0].device
+    with seeded(0, device=device):
+        load_noise_states(noise, device)
         site = bad_site(step.model, step.guide, batch)
-    with seeded(0, device=place):
-        load_noise_states(states, place)
+        load_noise_states(noise, device)  # once more: the search for the site has drawn
         try:
             loss = step.loss_and_grads(*batch)
             step.update(0.0)
-            now, same = f"the loss is {loss:.6g}, and the gradients are finite", False
+            now, verdict = f"the loss is {loss:.6g}, and the gradients are finite", "not reproduced"
         except DivergedError as error:
-            now, same = str(error), True
-    lines = (
-        f"then: {head['said']}",
-        f"now:  {now}",
-        f"rows: {', '.join(map(str, head['rows'][:20]))}",
-        f"site: {site or head['site'] or 'all finite'}",
-        "reproduced" if same else "not reproduced",
-    )
-    return "\n".join(lines)
+            now, verdict = str(error), "reproduced"
+    rows, site = ", ".join(map(str, head["rows"][:20])), site or head["site"] or "all finite"
+    return f"then: {head['said']}\nnow:  {now}\nrows: {rows}\nsite: {site}\n{verdict}"
 
 
 def read_capsule(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """What :meth:`Checkpointer.on_failed_step <pyro_vae.runs.checkpointer.Checkpointer.on_failed_step>` wrote."""
+    """Read what :meth:`~pyro_vae.runs.checkpointer.Checkpointer.on_failed_step` wrote."""
     if not path.is_dir() or path.is_symlink():
         raise RunFolderError(f"there is no {path}: the run has not diverged, or went on since")
     file = path / "capsule.safetensors"

@@ -1,4 +1,4 @@
-"""Going on with a run that was interrupted, killed, or diverged: to the same bits, or, forked, under another config."""
+"""Resume a run that was interrupted, killed, or diverged: to the same bits, or, forked, under another config."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from pyro_vae.training.serialize import unpack
 
 from . import folder
 from .checkpoint import Generation
+from .checkpointer import Checkpointer
 from .config import Config
 from .custom_components import NOTHING, Components
 from .load import previous
 from .lock import locked
 from .train_run import MINUTES, TrainingJob, carry_out, describe, prepare
 
-ELSEWHERE = "torch"  # of the versions: training compares it, with device, threads and engine, and says so
+ELSEWHERE = "torch"  # a version that training compares itself, with device, threads and engine
 
 
 @suggest_keywords
@@ -40,19 +41,19 @@ def resume_run(
     num_samples: int = 1000,
     minutes: float = MINUTES,
 ) -> dict[str, Any]:
-    """Goes on with a run's training from its newest whole checkpoint, scores it, draws; returns what evidence.json holds.
+    """Continue a run's training from its newest whole checkpoint, score and draw it; return the content of evidence.json.
 
-    On the same device and versions, what comes out is the same to the bit as without the interruption: weights, optimizer,
-    metrics. A run that was trained already is scored, if it was not.
+    On the same device and versions, weights, optimizer and metrics are the same to the bit as without the interruption. A
+    run that was trained already is scored, if it was not.
 
     Args:
         path: the run's folder.
-        config: what to train; None is the run's own. Another one takes a fork.
+        config: another than the run's own needs a fork.
         fork: a folder for a run of its own, that begins with this one's state, under `config` or on data that has changed.
         components, data_dir, device, num_samples, minutes: as for :func:`~pyro_vae.runs.train_run.train_run`.
 
     Raises:
-        CheckpointError: config or data differ (a table says how), or no checkpoint can be trusted.
+        CheckpointError: config or data differ (the message has a table), or no checkpoint can be trusted.
         RunFolderError: no run, or a damaged one.
         BusyError: another process writes to the folder.
     """
@@ -75,47 +76,42 @@ def resume_run(
     folder.make(job.path)
     with locked(job.path):
         folder.create(job.path)
-        made = describe(job.config, job.data, record.get("made_by", "train")) | {"forked_from": str(path.resolve())}
-        folder.write_json(job.path / "config.json", made)
+        own = describe(job.config, job.data, record.get("made_by", "train")) | {"forked_from": str(path.resolve())}
+        folder.write_json(job.path / "config.json", own)
         write_metrics(job.path, saved)
         checkpointer = job.checkpointer(minutes, resumed={"from": str(path), "exact": False})
         return carry_out(job, checkpointer, num_samples=num_samples, resume=saved, fork=True)
 
 
 def continue_run(job: TrainingJob, record: Mapping[str, Any], num_samples: int, minutes: float) -> dict[str, Any]:
-    """As :func:`resume_run` without a fork, for whoever holds the folder's lock."""
+    """Resume without a fork, under the folder's lock."""
     path = job.path
     sweep(path)
     (path / "figures").mkdir(exist_ok=True)
     saved = newest(job, path)
     if saved is None:
         shutil.rmtree(path / folder.DIVERGENCE, ignore_errors=True)
-        print(
-            "note: the run has no checkpoint, so it had not begun: training starts from the beginning.", file=sys.stderr
-        )
+        note = "the run has no checkpoint, so it had not begun: training starts from the beginning."
+        print(f"note: {note}", file=sys.stderr)
+        checkpointer = job.checkpointer(minutes)
     elif saved.manifest.get("finished") and (evidence := previous(path)):
         print(f"note: {path} is a whole run already; its evidence is from before.", file=sys.stderr)
         return evidence
-    checkpointer = job.checkpointer(minutes)
-    if saved is not None:
+    else:
+        spent = float(saved.manifest.get("seconds", 0.0))
+        checkpointer = job.checkpointer(minutes, spent, resumed=resumed(saved.manifest))
         checkpointer.checkpoints.discard(saved.number)
-        checkpointer = job.checkpointer(
-            minutes, float(saved.manifest.get("seconds", 0.0)), resumed=resumed(saved.manifest)
-        )
     write_metrics(path, saved)
     return carry_out(job, checkpointer, num_samples=num_samples, resume=saved)
 
 
 def newest(job: TrainingJob, path: Path) -> Generation | None:
-    """The newest checkpoint of a run, if it is of this config and data; says so if newer ones are damaged."""
-    held = sum(t.numel() * t.element_size() for t in job.vae.state_dict().values())
-    checkpointer = job.checkpointer(MINUTES)
-    checkpointer.checkpoints.path = path
-    return checkpointer.newest(limit=16 * held + 64 * MIB)
+    """Read the newest checkpoint of a run, as large as one of this model can be."""
+    return Checkpointer(path).newest(limit=16 * sum(t.nbytes for t in job.vae.state_dict().values()) + 64 * MIB)
 
 
 def resumed(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """How often, and whether under the same libraries; says so where not."""
+    """Count the resumptions, and note whether all were under the same libraries; print a note where this one is not."""
     then = manifest.get("versions") or {}
     changed = {k: (then.get(k), v) for k, v in versions().items() if k != ELSEWHERE and then.get(k) != v}
     if changed:
@@ -125,12 +121,10 @@ def resumed(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differences(record: Mapping[str, Any], job: TrainingJob) -> dict[str, tuple[Any, Any]]:
-    """Config keys and data that are not those of the run: name to (then, now)."""
+    """List config keys and data that are not those of the run: name to (then, now)."""
     then, now = record["config"], job.config.to_dict()
-    keys = dict.fromkeys([*then, *now])
-    changed = {
-        key: (then.get(key), now.get(key)) for key in keys if digest_of(then.get(key)) != digest_of(now.get(key))
-    }
+    pairs = {key: (then.get(key), now.get(key)) for key in (then | now)}
+    changed = {key: pair for key, pair in pairs.items() if digest_of(pair[0]) != digest_of(pair[1])}
     if record["data"]["digest"] != job.data.digest:
         changed["data (SHA-256)"] = (record["data"]["digest"][:16] + "…", job.data.digest[:16] + "…")
     return changed
@@ -145,7 +139,7 @@ def refuse(path: Path, changed: Mapping[str, tuple[Any, Any]]) -> None:
 
 
 def write_metrics(path: Path, saved: Generation | None) -> None:
-    """metrics.jsonl as it was at the checkpoint: later lines are written again, by the epochs that are trained again."""
+    """Restore metrics.jsonl as it was at the checkpoint: the epochs that are trained again write their lines again."""
     history = [] if saved is None else unpack(saved.head["plain"], saved.groups["optimizer"])["fit"]["history"]
     if history or (path / "metrics.jsonl").exists():
         folder.write_lines(path / "metrics.jsonl", history)
