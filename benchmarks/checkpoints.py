@@ -39,7 +39,7 @@ class Watched(Checkpointer):
         self.saves: list[tuple[float, float]] = []
 
     def again(self, trainer: Trainer) -> None:
-        PreStepSnapshot.take(buffers_of(trainer.modules), trainer.device)
+        PreStepSnapshot(buffers_of(trainer.modules), trainer.device)
         trainer.batches.note(trainer.versions)
         super().after_step(trainer)
 

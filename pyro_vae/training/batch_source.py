@@ -18,7 +18,7 @@ from .shuffle import FURTHER, SHUFFLE, ShuffledBatches
 from .training_state import EpochPosition, load_noise_states, noise_states
 
 Batch = tuple[Tensor, ...]
-Transform = Callable[[Tensor, torch.Generator], Tensor]  # what makes a training batch of x's rows
+Transform = Callable[[Tensor, torch.Generator], Tensor]  # makes a training batch of x's rows
 STREAMS = {"order": SHUFFLE, "further": FURTHER}  # of a seed; "further" batches are the aggressive encoder's
 SHARE = 0.5  # of a device's free memory that the rows may take; the rest is for the model and its steps
 
@@ -124,21 +124,13 @@ class Pinned:
 
 @dataclass(frozen=True, eq=False)
 class TrainingData:
-    """The rows of a run, and how training batches are made of them.
+    """The rows of a run, x and its contexts, and how training batches are made of them."""
 
-    Attributes:
-        train: training rows, x and its contexts, where they stay.
-        source: hands out batches of them on the device that trains.
-        batch_size: rows a batch; the last of a pass may have fewer.
-        validation: rows as evaluation sees them.
-        transform: makes a training batch of x's rows, drawing from the generator that it is given (binarization).
-    """
-
-    train: Batch
-    source: BatchSource
-    batch_size: int
-    validation: Batch | None = None
-    transform: Transform | None = None
+    train: Batch  # where they stay
+    source: BatchSource  # of batches on the device that trains
+    batch_size: int  # the last of a pass may have fewer rows
+    validation: Batch | None = None  # as evaluation sees them
+    transform: Transform | None = None  # such as binarization, drawing from the generator that it is given
 
     @property
     def device(self) -> torch.device:

@@ -116,9 +116,9 @@ def restore(trainer: Trainer, saved: SavedState, fork: bool = False) -> None:
         load_state(trainer, plain, saved)
         if not changed.keys() & {"engine", *ELSEWHERE}:
             trainer.step.engine.load_state(plain["engine"])
+    except CheckpointError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
-        if isinstance(error, CheckpointError):
-            raise
         raise CheckpointError(f"the checkpoint's state cannot be used: {error!r}") from error
     adapt(trainer, changed)
 

@@ -40,8 +40,11 @@ def true_elbo(step: Step, batch: tuple[Tensor, ...], chunk_size: int = 2000) -> 
         try:
             problem = Problem.on(step.model, step.guide, *(a[:1] for a in batch)).over(*batch)
         except ProgramError:
+            own: Any = step.objective  # its loss may be another than the ELBO
+            is_elbo = isinstance(own, TraceEnum_ELBO | TraceGraph_ELBO) or type(own) is Trace_ELBO
+            objective = own if is_elbo else Trace_ELBO()
             chunks = zip(*(a.split(chunk_size) for a in batch), strict=True)
-            elbo = sum(-pyro_elbo(step).loss(step.model, step.guide, *chunk) for chunk in chunks)
+            elbo = sum(-objective.loss(step.model, step.guide, *chunk) for chunk in chunks)
             return {"elbo": elbo / rows, "reconstruction": None, "kl": None}
         terms = [some.log_probs() for some in problem.split(chunk_size)]
         reconstruction, kl = (sum(getattr(t, f).sum().item() for t in terms) for f in ("reconstruction", "kl"))
@@ -55,12 +58,6 @@ def row_elbo(step: Step, batch: tuple[Tensor, ...]) -> Tensor | None:
             return Problem.on(step.model, step.guide, *batch).log_probs().log_w.mean(0)
     except (ProgramError, ValueError):  # a ValueError is torch's, on a covariance of NaN
         return None
-
-
-def pyro_elbo(step: Step) -> Any:
-    """Return the trained objective if its loss is the ELBO; Trace_ELBO otherwise."""
-    is_elbo = isinstance(step.objective, (TraceEnum_ELBO, TraceGraph_ELBO)) or type(step.objective) is Trace_ELBO
-    return step.objective if is_elbo else Trace_ELBO()
 
 
 LOGGED_ROWS = 2000  # training rows that the ELBO is logged on, at most

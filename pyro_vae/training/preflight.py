@@ -21,24 +21,18 @@ STOPS = STOPS_ENUMERATED | {"site", "plate", "event", "obs"}
 def check_training(
     model: Program, guide: Program, objective: ELBO, first: Callable[[int], tuple[Tensor, ...]], batch_size: int
 ) -> list[str]:
-    """Run :func:`~pyro_vae.check` on a first small batch, before anything is trained.
+    """Run :func:`~pyro_vae.check` on a first small batch; return notes on what may be intended.
 
-    Raises what makes the ELBO another number than it says: sites, plates and event dimensions, widths, supports, ghost
-    training. Returns as notes what may be meant (a parameter without a gradient, whole numbers that look like pixels), or
-    what the first step finds itself (numbers that are not finite).
+    Findings that make the ELBO another number are errors: sites, plates and event dimensions, widths, supports, ghost
+    training. Those that may be intended (a parameter without a gradient, whole numbers that look like pixels), or that the
+    first step meets itself (numbers that are not finite), are notes, unless they matter to other objectives only.
 
     Args:
-        model: a Pyro program.
-        guide: its guide.
-        objective: what is to be trained; findings that hold for others alone are left out.
         first: ``first(n)`` is a batch of the first n rows, as training would see it.
         batch_size: rows a step. A finding on fewer rows that is none on a whole batch (a plate of fixed size) is none.
 
-    Returns:
-        A note for each finding that does not stop training.
-
     Raises:
-        ProgramError, ShapeError, SupportError: what stops, with all such findings in the message.
+        ProgramError, ShapeError, SupportError: with all such findings in the message.
     """
     report = check(model, guide, *first(min(batch_size, ROWS)))
     if batch_size > ROWS and not certain(report, objective).ok:

@@ -15,14 +15,8 @@ Device = torch.device | str
 class ShuffledBatches:
     """Row numbers in batches, a new permutation each pass, from a generator of its own.
 
-    Whoever makes the batches may draw from `generator`, too (binarization does); its state is part of the position.
-
-    Args:
-        rows: N.
-        size: rows a batch; the last of a pass may have fewer.
-        seed: of the generator.
-        device: where permutations are drawn.
-        rows_device: where row numbers are wanted; None is the same device.
+    `size` is of a batch; the last of a pass may have fewer rows. Permutations are drawn on `device`, and moved to
+    `rows_device`. Binarization may draw from `generator`, too: its state is part of the position.
 
     Example:
         >>> from pyro_vae.training.shuffle import ShuffledBatches

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -124,34 +125,25 @@ def stock_loss(step: Step, *batch: Tensor) -> Tensor:
     return torch.as_tensor(loss, dtype=dtype, device=batch[0].device)
 
 
+@dataclass(eq=False)
 class Step:
     """Stock SVI on one optimizer: the loss and gradients of ``objective.loss_and_grads``, summed over the batch.
 
     The first call runs under Pyro's full validation and finds the parameters, as :class:`pyro.infer.SVI` does at each
     step; later calls run without validation. Losses are tensors that nothing has waited for: whether they are finite is
     checked at once on the CPU, at logging points on a GPU (:mod:`~pyro_vae.training.finite_checks`).
-
-    Args:
-        model: a Pyro program.
-        guide: its guide.
-        objective: any :class:`pyro.infer.ELBO`.
-        make_optimizer: makes the optimizer of the (unconstrained) parameters that the first call declares; what is
-            declared only later is not trained.
-        immediate: check at each step on a GPU, too.
-        precision: the context that networks run in.
     """
 
-    def __init__(
-        self,
-        model: Program,
-        guide: Program,
-        objective: ELBO,
-        make_optimizer: MakeOptimizer,
-        immediate: bool = False,
-        precision: Context = nullcontext,
-    ) -> None:
-        self.model, self.guide, self.objective = model, guide, objective
-        self.make_optimizer, self.immediate, self.precision = make_optimizer, immediate, precision
+    model: Program
+    guide: Program
+    objective: ELBO
+    make_optimizer: (
+        MakeOptimizer  # of the (unconstrained) parameters that the first call declares; later ones stay as they are
+    )
+    immediate: bool = False  # check at each step on a GPU, too
+    precision: Context = nullcontext  # that networks run in
+
+    def __post_init__(self) -> None:
         self.parameters: list[Tensor] = []
         self.optimizer: torch.optim.Optimizer | None = None
         self.finite_check = ImmediateFiniteCheck()

@@ -91,7 +91,7 @@ class Trainer:
     def run(self, report: Reporter) -> FitResult:
         """Train all epochs; load the best weights and restore the modules' modes, however it ends."""
         modes = [(m, m.training) for root in self.modules for m in root.modules()]
-        self.state.best_tensors = self.state.best_tensors or self.copy_tensors()
+        self.state.best_tensors = self.state.best_tensors or [t.detach().clone() for t in self.tensors]
         try:
             self.run_epochs(report)
         except KeyboardInterrupt as signal:
@@ -138,7 +138,7 @@ class Trainer:
         state.result.history.append(record)
         if self.data.validation is None or record["elbo"] > state.best_elbo:  # without validation rows: the newest
             state.best_elbo, state.result.best_epoch = record["elbo"], record["epoch"]
-            state.best_tensors = self.copy_tensors()
+            state.best_tensors = [t.detach().clone() for t in self.tensors]
         if not state.result.warnings and (message := collapsed(record)):
             state.result.warnings.append(message)
             report.note(f"warning: {message}")
@@ -185,7 +185,7 @@ class Trainer:
         """Make one update of all parameters that are not `frozen`; return its loss, 0 where it diverged and was skipped."""
         first = self.step.optimizer is None
         guarded = bool(self.callbacks) or self.options.bad_steps > 1
-        before = PreStepSnapshot.take(buffers_of(self.modules), self.device) if guarded else None
+        before = PreStepSnapshot(buffers_of(self.modules), self.device) if guarded else None
         try:
             what = f"step {self.state.step + 1}: a batch of {len(rows)} rows on {self.device}"
             with fitting(what, f"Take a smaller one: batch_size={max(1, len(rows) // 2)}."):
@@ -251,9 +251,6 @@ class Trainer:
     @property
     def tensors(self) -> list[Tensor]:
         return [*buffers_of(self.modules), *self.step.parameters]
-
-    def copy_tensors(self) -> list[Tensor]:
-        return [t.detach().clone() for t in self.tensors]
 
     def report_error(self, error: BaseException) -> str:
         return "".join([callback.on_error(self, error) for callback in self.callbacks])

@@ -79,30 +79,24 @@ class FitResult:
 
 @dataclass
 class EpochPosition:
-    """Where training is in an epoch.
+    """How far training is in an epoch, counted from 1.
 
-    Attributes:
-        epoch: counted from 1.
-        loss_sum: of the epoch's steps so far.
-        seconds: that they took.
-        skipped_rows: of steps that were skipped, their loss or a gradient not being finite.
-        batches_taken: of each shuffled order of batches ("order", and "further" of an aggressive encoder).
-        generator_states: after the last step, of the noise and of each order; empty before the epoch's first step.
-        versions: of the weights and buffers, when the generators' states were noted.
+    `batches_taken` are those of each shuffled order ("order", and "further" of an aggressive encoder), `generator_states`
+    those of the noise and of each order after the last step, none before the epoch's first.
     """
 
     epoch: int = 1
-    loss_sum: Tensor | float = 0.0
-    seconds: float = 0.0
-    skipped_rows: int = 0
+    loss_sum: Tensor | float = 0.0  # of the epoch's steps so far
+    seconds: float = 0.0  # that they took
+    skipped_rows: int = 0  # of steps whose loss or a gradient was not finite
     batches_taken: dict[str, int] = field(default_factory=dict)
     generator_states: dict[str, Tensor] = field(default_factory=dict)
-    versions: tuple[int, ...] = ()
+    versions: tuple[int, ...] = ()  # of weights and buffers, when these states were noted
 
 
 @dataclass
 class TrainingState:
-    """What a training has come to, beside its weights and optimizer: all that a checkpoint saves of its progress.
+    """The progress of a training, which a checkpoint saves beside its weights and optimizer.
 
     Attributes:
         step: steps done, skipped ones too.
@@ -135,30 +129,19 @@ def noise_states(device: torch.device) -> dict[str, Tensor]:
 
 
 def load_noise_states(states: Mapping[str, Tensor], device: torch.device) -> None:
-    """Put the global generators' states back, as far as they are there."""
+    """Set the global generators to these states, as far as they are there."""
     if "noise" in states:
         torch.set_rng_state(states["noise"])
     if "noise.cuda" in states and device.type == "cuda":
         torch.cuda.set_rng_state(states["noise.cuda"], device)
 
 
-@dataclass(frozen=True, eq=False)
 class PreStepSnapshot:
-    """The random state and the buffers before a step, which changes both even if its update is not made.
+    """The states of the global generators, and copies of buffers: a step changes both, even if its update is not made."""
 
-    Attributes:
-        device: whose generator is among `noise`.
-        noise: states of the global generators.
-        buffers: each buffer, and a copy of it.
-    """
-
-    device: torch.device
-    noise: dict[str, Tensor]
-    buffers: list[tuple[Tensor, Tensor]]
-
-    @classmethod
-    def take(cls, buffers: Iterable[Tensor], device: torch.device) -> PreStepSnapshot:
-        return cls(device, noise_states(device), [(b, b.detach().clone()) for b in buffers])
+    def __init__(self, buffers: Iterable[Tensor], device: torch.device) -> None:
+        self.device, self.noise = device, noise_states(device)
+        self.buffers = [(buffer, buffer.detach().clone()) for buffer in buffers]
 
     def restore(self) -> None:
         load_noise_states(self.noise, self.device)

@@ -31,13 +31,7 @@ def choose_engine(
 ) -> tuple[Engine, str]:
     """Make the engine of that name, or what stands in for it on this device; return it, and the reason.
 
-    Args:
-        engine: one of :data:`ENGINES`.
-        step: whose losses; its parameters need not be known yet.
-        modules: of the programs.
-        scheduled_values: numbers that change from step to step.
-        planned: steps in all.
-        device: where the data is.
+    `planned` counts all steps of the run, `device` is where the data is.
 
     Raises:
         UsageError: no such engine, or one that this device cannot run.

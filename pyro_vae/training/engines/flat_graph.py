@@ -72,21 +72,13 @@ def checked_operation(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) ->
 
 @dataclass(eq=False)
 class FlatGraph:
-    """A traced step.
-
-    Attributes:
-        module: ``module(*batch, *state)`` returns the loss, and the gradients of parameters that are `reached`.
-        state: the tensors that the programs hold.
-        reached: for each parameter, whether a gradient reaches it.
-        answers: questions of the programs about numbers that change, and the answers.
-        run: a compiled or recorded form of `module`.
-    """
+    """A traced step: ``module(*batch, *state)`` returns the loss, and the gradients of parameters that are `reached`."""
 
     module: fx.GraphModule
-    state: list[Tensor]
-    reached: list[bool]
-    answers: Answers = field(default_factory=list)
-    run: Callable[..., Any] | None = None
+    state: list[Tensor]  # that the programs hold
+    reached: list[bool]  # by a gradient, for each parameter
+    answers: Answers = field(default_factory=list)  # to questions of the programs about numbers that change
+    run: Callable[..., Any] | None = None  # a compiled or recorded form of `module`
 
     def __call__(self, *batch: Tensor) -> Result:
         with torch.no_grad():
@@ -184,17 +176,15 @@ def difference(a: FlatGraph, b: FlatGraph) -> str | None:
     """
     if a.reached != b.reached:
         return "gradients reach other parameters"
-    here, there = list(a.module.graph.nodes), list(b.module.graph.nodes)
-    numbers = [{node: i for i, node in enumerate(nodes)} for nodes in (here, there)]
-    for one, other in zip(here, there, strict=False):
-        if (one.op, str(one.target)) != (other.op, str(other.target)):
-            return f"{one.target} in one, {other.target} in the other"
-        mine, theirs = (flat_arguments(n, of) for n, of in zip((one, other), numbers, strict=True))
+    here, there = (operations(flat.module.graph) for flat in (a, b))
+    for (op, target, mine), (other_op, other_target, theirs) in zip(here, there, strict=False):
+        if (op, target) != (other_op, other_target):
+            return f"{target} in one, {other_target} in the other"
         if len(mine) != len(theirs):
-            return f"{one.target} takes {mine} in one, {theirs} in the other"
+            return f"{target} takes {mine} in one, {theirs} in the other"
         for x, y in zip(mine, theirs, strict=True):
-            if not equal(x, y):
-                return f"{one.target} takes {x!r} in one, {y!r} in the other"
+            if x != y and not (x != x and y != y):  # NaN is NaN
+                return f"{target} takes {x!r} in one, {y!r} in the other"
     if len(here) != len(there):
         return f"{len(here)} operations in one, {len(there)} in the other"
     for x, y in zip(a.state, b.state, strict=True):
@@ -203,10 +193,11 @@ def difference(a: FlatGraph, b: FlatGraph) -> str | None:
     return None
 
 
-def flat_arguments(node: fx.Node, numbers: dict[fx.Node, int]) -> list[Any]:
-    """List the arguments of an operation, nodes by their number in the graph."""
-    values = leaves((node.args, node.kwargs))
-    return [("node", numbers[value]) if isinstance(value, fx.Node) else value for value in values]
+def operations(graph: fx.Graph) -> list[tuple[str, str, list[Any]]]:
+    """List kind, name and arguments of each operation, other nodes among these by their numbers."""
+    numbers = {node: ("node", i) for i, node in enumerate(graph.nodes)}
+    of = {node: leaves((node.args, node.kwargs)) for node in numbers}
+    return [(n.op, str(n.target), [numbers[v] if isinstance(v, fx.Node) else v for v in of[n]]) for n in numbers]
 
 
 def leaves(value: Any) -> Iterator[Any]:
@@ -216,7 +207,3 @@ def leaves(value: Any) -> Iterator[Any]:
             yield from leaves(inner)
     else:
         yield value
-
-
-def equal(x: Any, y: Any) -> bool:
-    return bool(x == y or (x != x and y != y))  # NaN is NaN

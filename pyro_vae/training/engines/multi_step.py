@@ -42,11 +42,6 @@ class MultiStep:
     Row numbers, learning rates and numbers that change are written into buffers before each replay; losses are summed on the
     device. Binarization draws from a generator of its own, which is set to the order's state before and hands it back after,
     so that every draw is the one that single steps would have made.
-
-    Args:
-        step: whose engine holds the graph.
-        data: rows on the device.
-        options: schedules of the learning rates and of the objective.
     """
 
     def __init__(self, step: Step, data: TrainingData, options: TrainingOptions) -> None:

@@ -92,11 +92,7 @@ def as_tensor(value: Any) -> Any:
 
 
 class ScheduledValues:
-    """The numbers that a run moves.
-
-    Args:
-        scheduled: the objects that move them.
-        unseen: whether a function may move any other number, too, which nobody could follow.
+    """The numbers that `scheduled` objects move; `unseen` if a function may move any other number, too.
 
     Example:
         >>> from pyro_vae import Beta, warmup, constant

@@ -40,13 +40,8 @@ class TracedEngine(Engine):
     compared; then run against the eager step on the same state and noise. That is done anew at each epoch
     (:meth:`start_epoch`), for what was changed between them.
 
-    Args:
-        step: whose losses.
-        modules: of the programs: their modes and buffers.
-        scheduled_values: numbers that change from step to step.
-        make_faster: makes a faster function of the graph, for the kind of batch that is met first: Inductor, a CUDA graph.
-        name: what it is called.
-        patience: steps that the flat graph makes before: a run that is stopped soon does not wait for a compiler.
+    After `patience` steps (a run that is stopped soon does not wait for a compiler), `make_faster` makes a faster function
+    of the graph for the kind of batch that is met first: by Inductor, or as a CUDA graph.
     """
 
     step: Step
@@ -148,7 +143,7 @@ class TracedEngine(Engine):
         with replayed(self.buffers, batch[0].device):
             eager = self.run_eager(batch)
             eager_buffers = [b.clone() for b in self.buffers]
-        before = PreStepSnapshot.take(self.buffers, batch[0].device)
+        before = PreStepSnapshot(self.buffers, batch[0].device)
         captured = flat(*batch)
         off, what = disagreement(eager, captured, self.step.precision is Bfloat16)
         if what is None and not close(eager_buffers, self.buffers):

@@ -19,7 +19,7 @@ ROUNDED = 2e-3  # the same, where layers round to the 8 bits of bfloat16: a comp
 @contextmanager
 def replayed(buffers: Sequence[Tensor], device: torch.device) -> Iterator[None]:
     """Restore the random state and the buffers after, however it ends, so that the next run sees the same."""
-    before = PreStepSnapshot.take(buffers, device)
+    before = PreStepSnapshot(buffers, device)
     try:
         yield
     finally:
