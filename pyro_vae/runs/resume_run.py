@@ -26,8 +26,6 @@ from .load import previous
 from .lock import locked
 from .train_run import MINUTES, TrainingJob, carry_out, describe, prepare
 
-ELSEWHERE = "torch"  # a version that training compares itself, with device, threads and engine
-
 
 @suggest_keywords
 def resume_run(
@@ -66,11 +64,11 @@ def resume_run(
         raise RunFolderError(f"{path / 'config.json'} cannot be used: {error}") from error
     job = prepare(config, path if fork is None else Path(fork), components, data_dir, False, device)
     if fork is None:
-        refuse(path, differences(record, job))
+        check_same(record, job)
         folder.make(path)
         folder.check_own(path)
         with locked(path):
-            return continue_run(job, record, num_samples, minutes)
+            return continue_run(job, num_samples, minutes)
     saved = newest(job, path)
     folder.check_free(job.path)
     folder.make(job.path)
@@ -83,7 +81,7 @@ def resume_run(
         return carry_out(job, checkpointer, num_samples=num_samples, resume=saved, fork=True)
 
 
-def continue_run(job: TrainingJob, record: Mapping[str, Any], num_samples: int, minutes: float) -> dict[str, Any]:
+def continue_run(job: TrainingJob, num_samples: int, minutes: float) -> dict[str, Any]:
     """Resume without a fork, under the folder's lock."""
     path = job.path
     sweep(path)
@@ -113,28 +111,27 @@ def newest(job: TrainingJob, path: Path) -> Generation | None:
 def resumed(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Count the resumptions, and note whether all were under the same libraries; print a note where this one is not."""
     then = manifest.get("versions") or {}
-    changed = {k: (then.get(k), v) for k, v in versions().items() if k != ELSEWHERE and then.get(k) != v}
+    now = {
+        k: v for k, v in versions().items() if k != "torch"
+    }  # which training compares itself, with device and threads
+    changed = {k: (then.get(k), v) for k, v in now.items() if then.get(k) != v}
     if changed:
         print(f"note: the run goes on, but not bit-exact:\n{format_differences(changed)}", file=sys.stderr)
     before = manifest.get("resumed") or {}
     return {"times": before.get("times", 0) + 1, "exact": before.get("exact", True) and not changed}
 
 
-def differences(record: Mapping[str, Any], job: TrainingJob) -> dict[str, tuple[Any, Any]]:
-    """List config keys and data that are not those of the run: name to (then, now)."""
+def check_same(record: Mapping[str, Any], job: TrainingJob) -> None:
+    """Refuse a config and data that are not those of the run."""
     then, now = record["config"], job.config.to_dict()
     pairs = {key: (then.get(key), now.get(key)) for key in (then | now)}
     changed = {key: pair for key, pair in pairs.items() if digest_of(pair[0]) != digest_of(pair[1])}
     if record["data"]["digest"] != job.data.digest:
         changed["data (SHA-256)"] = (record["data"]["digest"][:16] + "…", job.data.digest[:16] + "…")
-    return changed
-
-
-def refuse(path: Path, changed: Mapping[str, tuple[Any, Any]]) -> None:
     if changed:
         raise CheckpointError(
-            f"{path} cannot be gone on with, as this is another run:\n{format_differences(changed)}\nChange it back, or make a "
-            f"run of its own that begins with this one's state: pyro-vae train --resume {path} --fork NEW_FOLDER ..."
+            f"{job.path} cannot be gone on with, as this is another run:\n{format_differences(changed)}\nChange it back, or "
+            f"make a run of its own that begins with this one's state: pyro-vae train --resume {job.path} --fork NEW_FOLDER ..."
         )
 
 

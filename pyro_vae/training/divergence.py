@@ -62,7 +62,7 @@ def first_bad_site(step: Step, before: PreStepSnapshot, batch: tuple[Tensor, ...
 
 
 def bad_site(model: Program, guide: Program, batch: tuple[Tensor, ...]) -> str:
-    """As :func:`first_bad_site`, with the generators as they are; "" where all are finite, or the programs do not run."""
+    """Name the first bad site with the generators as they are; "" where all are finite."""
     with torch.no_grad(), without_validation():
         try:
             q = poutine.trace(guide).get_trace(*batch)

@@ -48,11 +48,7 @@ PRECISIONS: dict[str, Context] = {"float32": nullcontext, "bf16": Bfloat16}
 
 
 def precision_of(name: str) -> Context:
-    """Choose the context that a step's networks run in.
-
-    Raises:
-        UsageError: another name than "float32" or "bf16".
-    """
+    """Choose the context that a step's networks run in; raise UsageError for another name than "float32" or "bf16"."""
     if name not in PRECISIONS:
         raise UsageError(f"precision={name!r}: choose one of {', '.join(PRECISIONS)}")
     return PRECISIONS[name]

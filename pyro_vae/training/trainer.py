@@ -67,26 +67,18 @@ class TrainingCallback(Protocol):
 
 @dataclass(eq=False)
 class Trainer:
-    """One run of `fit`.
-
-    Attributes:
-        modules: of the programs.
-        aggressive: the encoder's own updates before each update of the model; None is ordinary training.
-        multi_step: makes several steps at a time on a device, where that is possible.
-        batches: of this epoch; None between epochs.
-        skipped: the last step, if it diverged: the state before it, its row numbers and its batch.
-    """
+    """One run of `fit`."""
 
     step: Step
-    modules: list[nn.Module]
+    modules: list[nn.Module]  # of the programs
     data: TrainingData
     options: TrainingOptions
     callbacks: Sequence[TrainingCallback] = ()
-    aggressive: AggressiveInference | None = None
-    multi_step: MultiStep | None = None
+    aggressive: AggressiveInference | None = None  # the guide's own updates before each update of the model
+    multi_step: MultiStep | None = None  # makes several steps at a time on a device, where that is possible
     state: TrainingState = field(default_factory=TrainingState)
-    batches: EpochBatches | None = None
-    skipped: tuple[PreStepSnapshot, Tensor, Batch] | None = None
+    batches: EpochBatches | None = None  # of this epoch; None between epochs
+    skipped: tuple[PreStepSnapshot, Tensor, Batch] | None = None  # the last step (its row numbers), if it diverged
 
     def run(self, report: Reporter) -> FitResult:
         """Train all epochs; load the best weights and restore the modules' modes, however it ends."""

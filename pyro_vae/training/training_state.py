@@ -96,23 +96,13 @@ class EpochPosition:
 
 @dataclass
 class TrainingState:
-    """The progress of a training, which a checkpoint saves beside its weights and optimizer.
+    """The progress of a training, which a checkpoint saves beside its weights and optimizer."""
 
-    Attributes:
-        step: steps done, skipped ones too.
-        updates: of the weights.
-        bad_steps: that were skipped, in a row.
-        best_elbo: of the validation rows, in nats per datum; without such rows the newest.
-        best_tensors: copies of buffers and parameters of the epoch with it.
-        position: in the epoch.
-        result: the history, and what else `fit` returns.
-    """
-
-    step: int = 0
-    updates: int = 0
-    bad_steps: int = 0
-    best_elbo: float = -math.inf
-    best_tensors: list[Tensor] = field(default_factory=list)
+    step: int = 0  # steps done, skipped ones too
+    updates: int = 0  # of the weights
+    bad_steps: int = 0  # that were skipped, in a row
+    best_elbo: float = -math.inf  # of the validation rows, in nats per datum; without such rows the newest
+    best_tensors: list[Tensor] = field(default_factory=list)  # copies of that epoch's buffers and parameters
     position: EpochPosition = field(default_factory=EpochPosition)
     result: FitResult = field(default_factory=FitResult)
 

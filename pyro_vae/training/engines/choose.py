@@ -25,16 +25,13 @@ def choose_engine(
     engine: str,
     step: Step,
     modules: Sequence[nn.Module],
-    scheduled_values: ScheduledValues,
+    scheduled: ScheduledValues,
     planned: int,
     device: torch.device,
 ) -> tuple[Engine, str]:
-    """Make the engine of that name, or what stands in for it on this device; return it, and the reason.
+    """Make the engine of that name for a run of `planned` steps, or what stands in for it; return it, and the reason.
 
-    `planned` counts all steps of the run, `device` is where the data is.
-
-    Raises:
-        UsageError: no such engine, or one that this device cannot run.
+    Raises UsageError for another name, or an engine that the data's device cannot run.
     """
     if engine not in ENGINES:
         raise UsageError(f"engine={engine!r}: choose one of {', '.join(ENGINES)}")
@@ -42,7 +39,7 @@ def choose_engine(
     if name == "eager":
         return EagerEngine(step), why
     patience = PATIENCE if engine == "auto" and name == "compile" else 0
-    return TracedEngine(step, modules, scheduled_values, ACCELERATORS.get(name), name, patience), why
+    return TracedEngine(step, modules, scheduled, ACCELERATORS.get(name), name, patience), why
 
 
 def resolve(engine: str, planned: int, device: torch.device = CPU) -> tuple[str, str]:

@@ -7,7 +7,7 @@ has not been run yet. Each graph is checked against eager before it is used, as 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,17 +17,12 @@ from .flat_graph import FlatGraph, Untraceable
 WARM = 3  # runs before a capture, in which kernels are chosen and libraries make their workspaces
 
 
-class Recorder(Protocol):
-    """Records a function of no arguments; ``replay()`` does the same work on the same memory once more."""
+class CudaRecorder:
+    """Records a function of no arguments as a ``torch.cuda.CUDAGraph``, after a warm-up on a stream of its own.
 
-    def record(self, function: Callable[[], list[Tensor]]) -> list[Tensor]: ...
-
-    def replay(self) -> None: ...
-
-
-class CudaRecorder(Recorder):
-    """``torch.cuda.CUDAGraph``, after a warm-up on a stream of its own. Noise comes from the device's default generator and
-    from `generators`, whose states the graph reads and advances at each replay."""
+    ``replay()`` does the same work on the same memory once more. Noise comes from the device's default generator and from
+    `generators`, whose states the graph reads and advances at each replay.
+    """
 
     def __init__(self, device: torch.device, *generators: torch.Generator) -> None:
         self.device, self.graph = device, torch.cuda.CUDAGraph()
@@ -58,7 +53,7 @@ class Recorded:
         Untraceable: constants or programs' tensors on another device, which a recording cannot read.
     """
 
-    def __init__(self, flat: FlatGraph, batch: Sequence[Tensor], recorder: Recorder) -> None:
+    def __init__(self, flat: FlatGraph, batch: Sequence[Tensor], recorder: CudaRecorder) -> None:
         device = batch[0].device
         if away := [t for t in flat.state if t.device != device]:
             raise Untraceable(

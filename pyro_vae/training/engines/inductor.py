@@ -66,15 +66,13 @@ def log1p(x: Tensor) -> Tensor:
 @contextmanager
 def as_found() -> Iterator[None]:
     """Silence the compiler inside; restore distribution validation and threads after."""
-    validate, threads = settings.get(VALIDATE), torch.get_num_threads()
     log = logging.getLogger("torch.utils.cpp_extension")
-    level = log.level
+    level, threads = log.level, torch.get_num_threads()
     try:
         log.setLevel(logging.ERROR)
-        with warnings.catch_warnings(action="ignore"):
+        with settings.context(**{VALIDATE: settings.get(VALIDATE)}), warnings.catch_warnings(action="ignore"):
             yield
     finally:
         log.setLevel(level)
-        settings.set(**{VALIDATE: validate})
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)

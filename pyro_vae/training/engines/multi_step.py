@@ -47,8 +47,8 @@ class MultiStep:
     def __init__(self, step: Step, data: TrainingData, options: TrainingOptions) -> None:
         self.step, self.data, self.options = step, data, options
         self.generator = torch.Generator(data.device)
-        self.flat: FlatGraph | None = None  # what was recorded
-        self.addresses: list[int] = []  # and where in memory it reads and writes
+        self.flat: FlatGraph | None = None  # that was recorded
+        self.addresses: list[int] = []  # in memory, that it reads and writes
         self.failed = False
 
     def run(self, order: ShuffledBatches, state: TrainingState, planned: int) -> Tensor | float:
