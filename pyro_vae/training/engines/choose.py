@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import nn
 
@@ -22,12 +20,7 @@ PATIENCE = 1000  # steps of a run on "auto" before it waits for a compiler
 
 
 def choose_engine(
-    engine: str,
-    step: Step,
-    modules: Sequence[nn.Module],
-    scheduled: ScheduledValues,
-    planned: int,
-    device: torch.device,
+    engine: str, step: Step, modules: list[nn.Module], scheduled: ScheduledValues, planned: int, device: torch.device
 ) -> tuple[Engine, str]:
     """Make the engine of that name for a run of `planned` steps, or what stands in for it; return it, and the reason.
 
