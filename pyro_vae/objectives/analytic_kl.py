@@ -66,11 +66,9 @@ def kl(run: ParticleRun, exact: bool = False) -> Tensor:
 def site_kl(run: ParticleRun, name: str, scale: Any = 1.0, exact: bool = False) -> Tensor:
     """Return one site's KL times `scale`, ``(P, N)``: in closed form where there is one, or at the draws."""
     q, p = run.q[name], run.p[name]
-    obstacle = not_closed(run, name)
-    term = None if obstacle else closed_kl(q["fn"], p["fn"])
-    if term is not None:
-        term = term.expand(q["fn"].batch_shape)
-        return sum_rows(name, scale_and_mask(term, scale=scale, mask=q["mask"]), run.problem.plates)
+    obstacle, plates = not_closed(run, name), run.problem.plates
+    if not obstacle and (term := closed_kl(q["fn"], p["fn"])) is not None:
+        return sum_rows(name, scale_and_mask(term.expand(q["fn"].batch_shape), scale=scale, mask=q["mask"]), plates)
     if exact:
         kinds = " ‖ ".join(type(site["fn"]).__name__ for site in (q, p))
         raise ProgramError(
@@ -78,26 +76,18 @@ def site_kl(run: ParticleRun, name: str, scale: Any = 1.0, exact: bool = False) 
         )
     inner = run.scales.inner
     scales = (scale, scale) if same_scale(run, name) else (inner["guide", name], inner["model", name])
-    log_q, log_p = (row_log_prob(name, site, run.problem.plates, s) for site, s in zip((q, p), scales, strict=True))
-    return log_q - log_p
+    return row_log_prob(name, q, plates, scales[0]) - row_log_prob(name, p, plates, scales[1])
 
 
 def not_closed(run: ParticleRun, name: str) -> str | None:
-    """Why a site's KL is not that of its two distributions, given the draws of the sites before it; None if it is."""
+    """Say why a site's KL is not that of its two distributions, given the draws of the sites before it; None if it is."""
     if list(run.q) != list(latent_sites(run.p)):
         return "guide and model draw their latents in different orders"
-    if not (same_scale(run, name) and same_mask(run.q[name]["mask"], run.p[name]["mask"])):
-        return "handlers weigh or mask it differently in guide and model"
-    return None
+    a, b = run.q[name]["mask"], run.p[name]["mask"]  # tensors, bools or None
+    same_mask = torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a is b
+    return None if same_scale(run, name) and same_mask else "handlers weigh or mask it differently in guide and model"
 
 
 def same_scale(run: ParticleRun, name: str) -> bool:
     """Return whether handlers weigh log q and log p of a site alike."""
     return same(run.scales.inner["guide", name], run.scales.inner["model", name])
-
-
-def same_mask(a: Any, b: Any) -> bool:
-    """Return whether two masks (tensors, bools or None) are equal."""
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return torch.equal(a, b)
-    return a is b

@@ -71,9 +71,8 @@ class Bound(ELBO):
         terms: Sequence[Term] = (),
         vectorize_particles: bool = True,
     ) -> None:
-        for name, value in (("num_particles", num_particles), ("num_groups", num_groups)):
-            wrong = isinstance(value, bool) or not isinstance(value, int) or value < 1
-            if wrong and not (value is None and name == "num_groups"):
+        for name, value in (("num_particles", num_particles), ("num_groups", 1 if num_groups is None else num_groups)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise UsageError(f"{name} must be a whole number from 1, got {value!r}")
         if not callable(bound) or isinstance(bound, type):
             hint = f": make one first, {bound.__name__}(...)" if isinstance(bound, type) else ""
@@ -110,7 +109,7 @@ class Bound(ELBO):
         value, surrogate, draw = self.estimate(model, guide, args, kwargs)
         # the value of the bound, the gradient of the surrogate
         rows = surrogate if value is surrogate else surrogate + (value - surrogate).detach()
-        return -(rows * draw.first.row_weight).sum()
+        return -(rows * draw.first.by_row(draw.first.scales.outer)).sum()
 
     def per_row(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """F of each row (with the added terms), ``(N,)``, nats; without a gradient, and without s_n."""
@@ -128,15 +127,13 @@ class Bound(ELBO):
         for per_row in (value, surrogate):
             self.check_bound(draw.log_w, per_row)
         plain = draw.plain() if self.terms else draw
-        for term in self.terms:
-            added = term(plain)
-            same = value is surrogate
-            value = value + added
+        for added in (term(plain) for term in self.terms):
+            same, value = value is surrogate, value + added
             surrogate = value if same else surrogate + added
         return value, surrogate, draw
 
     def draw(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Draw:
-        """The particles: one run of the programs, or one for each."""
+        """Draw the particles in one run of the programs, or in one for each."""
         problem = Problem(model, guide, args, self.plates(model, guide, args, kwargs), kwargs)
         detached = getattr(self.estimator, "detached", False)
         weighable = getattr(self.estimator, "weighable", False) or guide_bound(self.bound) is not self.bound
@@ -181,10 +178,9 @@ class Bound(ELBO):
         return self.known[2]
 
     def check_memory(self, problem: Problem) -> None:
-        """Refuses more particles than there is memory for, before anything is run with them."""
+        """Refuse more particles than there is memory for, before anything is run with them."""
         particles = self.num_particles * (self.num_groups or 1)
-        free = free_bytes(problem.args) if particles >= 64 else None
-        if free is None:
+        if particles < 64 or (free := free_bytes(problem.args)) is None:
             return
         one, rows = saved_bytes(problem, 1)
         each = saved_bytes(problem, 2)[0] - one if self.vectorize_particles else one  # what is saved once is saved once
@@ -204,8 +200,7 @@ class Bound(ELBO):
             particle, row = bad.nonzero()[0].tolist()
             raise ProgramError(
                 f"log w is NaN for row {row} of the batch, particle {particle} ({int(bad.any(0).sum())} of {bad.shape[1]} "
-                "rows in all): "
-                "model or guide put out parameters that are not finite, or x holds NaN. Look at that row."
+                "rows in all): model or guide put out parameters that are not finite, or x holds NaN. Look at that row."
             )
 
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:  # Pyro's abstract method
@@ -218,18 +213,18 @@ def cuda_devices(args: tuple[Any, ...]) -> list[torch.device]:
 
 
 def saved_bytes(problem: Problem, particles: int) -> tuple[int, int]:
-    """What so many particles a row keep for the backward pass (storages that autograd saves, parameters aside), and rows."""
-    kept: dict[int, int] = {}
+    """Measure what autograd saves for so many particles a row (storages, parameters aside), and count the rows."""
+    saved: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         if not (tensor.is_leaf and tensor.requires_grad):
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         log_w = ParticleRun(problem, particles).terms.log_w
         log_w.sum()
-    return sum(kept.values()), log_w.shape[-1]
+    return sum(saved.values()), log_w.shape[-1]
 
 
 def free_bytes(args: tuple[Any, ...]) -> int | None:

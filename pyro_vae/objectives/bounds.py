@@ -1,10 +1,10 @@
 r"""Bounds on log p(x): functions of log weights, (K, N) or (M, K, N) → (N,), in nats.
 
 log_w[k, n] = log p(x_n, z_kn) − log q(z_kn | x_n), with z_kn ~ q(z | x_n). A bound with a parameter is made first, as in
-``renyi(alpha=0.5)``; what comes back is the function, compares equal to another of the same parameter, and prints as it was
-made. Values stay finite for log weights of ±1e4 in float32, and a weight of 0 (log w = −∞) counts as the limit.
-
-The gradient of each is that of the value: pathwise, through whatever `log_w` carries.
+``renyi(alpha=0.5)``: the result is the function, compares equal to another of the same parameter, and prints as it was
+made. Values stay finite for log weights of ±1e4 in float32, and a weight of 0 (log w = −∞) counts as the limit. Log weights
+of another number of dimensions, or none of them, are a ShapeError. The gradient of each is that of the value: pathwise,
+through whatever `log_w` carries.
 """
 
 from __future__ import annotations
@@ -23,22 +23,15 @@ FLOOR = -1e30  # a log weight that is 0 to every sum, and yet no infinity, whose
 
 
 def elbo(log_w: Tensor) -> Tensor:
-    r"""1/K Σ_k log w_k: the evidence lower bound, ELBO = E_q[log p(x | z)] − KL(q(z | x) ‖ p(z)) ≤ log p(x).
+    r"""1/K Σ_k log w_k: the evidence lower bound, ELBO = E_q[log p(x | z)] − KL(q(z | x) ‖ p(z)) ≤ log p(x), for any K.
 
     Args:
         log_w: log weights ``(K, N)``, nats.
-
-    Returns:
-        ``(N,)``, nats; its expectation is the same for every K.
-
-    Raises:
-        ShapeError: log weights of another number of dimensions, or none.
 
     References:
         Auto-Encoding Variational Bayes (Kingma & Welling, 2014), https://arxiv.org/abs/1312.6114
 
     Example:
-        >>> from pyro_vae import elbo
         >>> elbo(torch.tensor([[0.0, -2.0], [0.0, -4.0]]))
         tensor([ 0., -3.])
     """
@@ -52,17 +45,10 @@ def iwae(log_w: Tensor) -> Tensor:
     Args:
         log_w: log weights ``(K, N)``, nats.
 
-    Returns:
-        ``(N,)``, nats.
-
-    Raises:
-        ShapeError: log weights of another number of dimensions, or none.
-
     References:
         Importance Weighted Autoencoders (Burda, Grosse & Salakhutdinov, 2016), https://arxiv.org/abs/1509.00519
 
     Example:
-        >>> from pyro_vae import iwae
         >>> iwae(torch.tensor([[0.0, -2.0], [0.0, -4.0]]))
         tensor([ 0.0000, -2.5662])
     """
@@ -71,23 +57,17 @@ def iwae(log_w: Tensor) -> Tensor:
 
 
 def miwae(log_w: Tensor) -> Tensor:
-    r"""1/M Σ_m log 1/K Σ_k w_mk: the mean of M importance-weighted bounds of K; a lower bound, as each of them is.
+    r"""1/M Σ_m log 1/K Σ_k w_mk: the mean of M importance-weighted bounds of K; a lower bound, as each is.
+
+    The ELBO for K = 1, IWAE for M = 1.
 
     Args:
         log_w: log weights ``(M, K, N)``, nats.
 
-    Returns:
-        ``(N,)``, nats: the ELBO for K = 1, IWAE for M = 1.
-
-    Raises:
-        ShapeError: log weights of another number of dimensions, or none.
-
     References:
-        Tighter Variational Bounds are Not Necessarily Better (Rainforth, Kosiorek, Le, Maddison, Igl, Wood & Teh, 2018),
-        https://arxiv.org/abs/1802.04537
+        Tighter Variational Bounds are Not Necessarily Better (Rainforth et al., 2018), https://arxiv.org/abs/1802.04537
 
     Example:
-        >>> from pyro_vae.objectives.bounds import miwae
         >>> miwae(torch.tensor([[[0.0], [0.0]], [[-2.0], [-4.0]]]))
         tensor([-1.2831])
     """
@@ -104,17 +84,10 @@ def piwae(log_w: Tensor) -> Tensor:
     Args:
         log_w: log weights ``(M, K, N)``, nats.
 
-    Returns:
-        ``(N,)``, nats.
-
-    Raises:
-        ShapeError: log weights of another number of dimensions, or none.
-
     References:
         Tighter Variational Bounds are Not Necessarily Better (Rainforth et al., 2018), https://arxiv.org/abs/1802.04537
 
     Example:
-        >>> from pyro_vae.objectives.bounds import miwae, piwae
         >>> piwae(torch.tensor([[[0.0], [0.0]], [[-2.0], [-4.0]]]))
         tensor([-0.6191])
         >>> piwae.guide_bound is miwae
@@ -131,12 +104,6 @@ piwae.guide_bound = miwae  # type: ignore[attr-defined]
 class ciwae:
     r"""β 1/K Σ_k log w_k + (1 − β) log 1/K Σ_k w_k: between IWAE (β = 0) and the ELBO (β = 1), and a bound as both are.
 
-    Args:
-        beta: β, from 0 to 1.
-
-    Returns:
-        The bound: log weights ``(K, N)`` to ``(N,)``, nats.
-
     Raises:
         UsageError: β outside [0, 1].
 
@@ -144,7 +111,6 @@ class ciwae:
         Tighter Variational Bounds are Not Necessarily Better (Rainforth et al., 2018), https://arxiv.org/abs/1802.04537
 
     Example:
-        >>> from pyro_vae.objectives.bounds import ciwae
         >>> ciwae(beta=0.5)(torch.tensor([[0.0, -2.0], [0.0, -4.0]]))
         tensor([ 0.0000, -2.7831])
     """
@@ -166,22 +132,15 @@ class renyi:
     r"""1/(1 − α) log 1/K Σ_k w_k^(1−α): Rényi's bound; IWAE at α = 0, the ELBO at α = 1 (the limit), lower for larger α.
 
     A power mean of the weights, so it falls as α rises, draw by draw: no α ≥ 0 puts it above IWAE, whose expectation is at
-    most log p(x). A negative α is refused: there it aims at an upper bound, and at finite K it is none, nor a lower one.
-
-    Args:
-        alpha: α, at least 0 and finite.
-
-    Returns:
-        The bound: log weights ``(K, N)`` to ``(N,)``, nats.
+    most log p(x).
 
     Raises:
-        UsageError: a negative α, NaN or infinity.
+        UsageError: α negative (there it aims at an upper bound, and at finite K it is none, nor a lower one), NaN or infinite.
 
     References:
         Rényi Divergence Variational Inference (Li & Turner, 2016), https://arxiv.org/abs/1602.02311
 
     Example:
-        >>> from pyro_vae.objectives.bounds import renyi
         >>> renyi(alpha=0.5)(torch.tensor([[0.0, -2.0], [0.0, -4.0]]))
         tensor([ 0.0000, -2.7598])
     """
@@ -221,9 +180,6 @@ class tvo:
         partitions: J, with β_1 = `smallest` and β_2 … β_J = 1 log-spaced from there; or the sequence (0, …, 1) itself.
         smallest: β_1 where `partitions` is a number above 1.
 
-    Returns:
-        The bound: log weights ``(K, N)`` to ``(N,)``, nats.
-
     Raises:
         UsageError: fewer than 1 partition, `smallest` not between 0 and 1, or a sequence that does not rise from 0 to 1.
 
@@ -231,7 +187,6 @@ class tvo:
         The Thermodynamic Variational Objective (Masrani, Le & Wood, 2019), https://arxiv.org/abs/1907.00031
 
     Example:
-        >>> from pyro_vae.objectives.bounds import tvo
         >>> log_w = torch.tensor([[0.0, -2.0], [0.0, -4.0]])
         >>> tvo(partitions=2, smallest=0.1)(log_w)
         tensor([ 0.0000, -2.9103])
@@ -251,7 +206,7 @@ class tvo:
             return
         if isinstance(self.partitions, str) or not isinstance(self.partitions, Sequence):
             raise UsageError(
-                f"tvo takes a whole number of partitions, or a sequence from 0 to 1; got {self.partitions!r}"
+                f"tvo takes a whole number of partitions or a sequence from 0 to 1; got {self.partitions!r}"
             )
         object.__setattr__(self, "partitions", tuple(float(b) for b in self.partitions))
         rises = all(low < high for low, high in pairwise(self.betas))
@@ -287,18 +242,14 @@ class jackknife:
     Args:
         order: m, at least 0; the paper takes 1 and 2.
 
-    Returns:
-        The estimator: log weights ``(K, N)`` to ``(N,)``, nats. It raises UsageError where K is not above m.
-
     Raises:
-        UsageError: a negative order, or one that is no whole number.
+        UsageError: a negative order, or one that is no whole number; once called, K weights where K is not above m.
 
     References:
         Debiasing Evidence Approximations: On Importance-weighted Autoencoders and Jackknife Variational Inference
         (Nowozin, 2018), https://openreview.net/forum?id=HyZoi-WRb
 
     Example:
-        >>> from pyro_vae.objectives.bounds import jackknife
         >>> jackknife(order=1)(torch.tensor([[0.0, -2.0], [0.0, -4.0]]))   # 2 (−2.5662) − (−2 − 4) / 2
         tensor([ 0.0000, -2.1324])
     """
@@ -326,25 +277,19 @@ class jackknife:
 
 def mean_without(log_w: Tensor, count: int) -> Tensor:
     """Average IWAE over all subsets of the K weights that leave `count` out: ``(N,)``."""
-    k = len(log_w)
     if count == 0:
         return log_mean_exp(log_w, 0)
     zero_weight = torch.full_like(log_w[0], FLOOR)
     after = torch.cat([log_w[1:].flip(0).logcumsumexp(0).flip(0), zero_weight[None]])
     sums = torch.stack([part.sum(0) for part in sums_without(log_w, zero_weight, after, count)])
-    return sums.sum(0) / math.comb(k, count) - math.log(k - count)
+    return sums.sum(0) / math.comb(len(log_w), count) - math.log(len(log_w) - count)
 
 
 def sums_without(log_w: Tensor, before: Tensor, after: Tensor, count: int) -> Iterator[Tensor]:
-    """Yield log Σ w over the weights that stay, for every choice of `count` to leave out, in parts ``(choices, N)``.
+    """Yield log Σ w over the weights that stay, for every choice of `count` ≥ 1 to leave out, in parts ``(choices, N)``.
 
-    Nothing is subtracted: log(Σ w − w_k) would cancel where w_k is nearly all of the sum.
-
-    Args:
-        log_w: the weights to choose from, ``(k, N)``.
-        before: log of the sum of what stays of those that come before, ``(N,)``.
-        after: after[i] is the log of the sum of all that come after weight i, ``(k, N)``.
-        count: how many are left out, at least 1.
+    Nothing is subtracted: log(Σ w − w_k) would cancel where w_k is nearly all of the sum. `before`, ``(N,)``, is the log of
+    the sum of what stays of the weights before these, and after[i] that of all weights behind weight i.
     """
     before = torch.cat([before[None], log_w[:-1]]).logcumsumexp(0)
     if count == 1:
@@ -377,8 +322,7 @@ def is_number(value: object) -> bool:
 
 def check_weights(log_w: Tensor, dims: int, name: str) -> None:
     """Refuse log weights that are not ``(K, N)`` (`dims` 2) or ``(M, K, N)`` (`dims` 3), or of which there are none."""
-    shape = tuple(log_w.shape)
-    expected = "(K, N)" if dims == 2 else "(M, K, N)"
+    shape, expected = tuple(log_w.shape), "(K, N)" if dims == 2 else "(M, K, N)"
     if len(shape) != dims:
         groups = "pass num_groups=M to Bound" if dims == 3 else "it takes no groups; miwae and piwae do"
         raise ShapeError(f"{name} wants log weights {expected}, got shape {shape}: {groups}.")

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.programs.plates import sum_rows
-from pyro_vae.programs.sites import sum_terms
+from pyro_vae.programs.sites import add, sum_terms
 
 from .bounds import iwae, jackknife
 from .particles import Draw, ParticleRun, same
@@ -79,7 +79,7 @@ class Estimate:
 
 
 def guide_bound(bound: BoundFunction) -> BoundFunction:
-    """Return the bound that the guide's gradient follows, where it is another one (``piwae``)."""
+    """Return the bound that the guide's gradient follows; another one for ``piwae``."""
     return getattr(bound, "guide_bound", bound)
 
 
@@ -161,8 +161,8 @@ def _pathwise(draw: Draw, bound: BoundFunction) -> Result:
 
 def _two_bounds(draw: Draw, bound: BoundFunction) -> Result:
     """Let the model follow one bound, and the guide another (PIWAE)."""
-    a, b = first(bound, draw.log_w), first(guide_bound(bound), draw.log_w)
-    return bound(draw.log_w), draw.surrogate(a) if guide_bound(bound) is bound else draw.surrogate(a, b, b)
+    b = None if guide_bound(bound) is bound else first(guide_bound(bound), draw.log_w)
+    return bound(draw.log_w), draw.surrogate(first(bound, draw.log_w), b, b)
 
 
 def _stl(draw: Draw, bound: BoundFunction) -> Result:
@@ -179,8 +179,8 @@ def _stl(draw: Draw, bound: BoundFunction) -> Result:
         >>> Bound(elbo, 1, estimator=stl)
         Bound(elbo, num_particles=1, estimator=stl)
     """
-    a, b = first(bound, draw.log_w), first(guide_bound(bound), draw.log_w)
-    return bound(draw.log_w), draw.surrogate(a, None if bound is guide_bound(bound) else b, torch.zeros_like(a))
+    b = None if guide_bound(bound) is bound else first(guide_bound(bound), draw.log_w)
+    return bound(draw.log_w), draw.surrogate(first(bound, draw.log_w), b, torch.zeros_like(draw.log_w))
 
 
 def _dreg(draw: Draw, bound: BoundFunction) -> Result:
@@ -219,8 +219,8 @@ def _gdreg(draw: Draw, bound: BoundFunction) -> Result:
     """
     a, path = first(bound, draw.log_w), doubly(draw, guide_bound(bound))
     parts = zip(draw.runs, draw.split(a), draw.split(doubly(draw, bound, ("guide", "model"))), strict=True)
-    moved = {f"{i}": moved_prior(*part) for i, part in enumerate(parts)}  # before paths are weighed
-    return bound(draw.log_w), draw.surrogate(a, path, torch.zeros_like(a)) + sum_terms(moved)
+    moved = add([moved_prior(*part) for part in parts])  # before paths are weighed
+    return bound(draw.log_w), draw.surrogate(a, path, torch.zeros_like(a)) + moved
 
 
 def moved_prior(run: ParticleRun, a: Tensor, b: Tensor) -> Tensor:
@@ -273,8 +273,7 @@ def _vimco(draw: Draw, bound: BoundFunction) -> Result:
     if sites := draw.without_path():
         follow, log_w = guide_bound(bound), draw.log_w.detach()
         signal = draw.split(follow(log_w) - without_one(follow, log_w))
-        parts = enumerate(zip(draw.runs, signal, strict=True))
-        surrogate = surrogate + sum_terms({f"{i}": (s * run.log_q(sites)).sum(0) for i, (run, s) in parts})
+        surrogate = surrogate + add([(s * run.log_q(sites)).sum(0) for run, s in zip(draw.runs, signal, strict=True)])
     return value, surrogate
 
 

@@ -66,8 +66,9 @@ class free_bits:
 
     def of_site(self, draw: Draw, name: str) -> Tensor:
         """β Σ_g [mean_n KL_g < λ] (KL_gn − λ), ``(N,)``."""
-        beta, of_run = beta_of(draw.first, name), unit_kl if self.per == "unit" else whole_kl
-        groups = torch.cat([of_run(run, name) for run in draw.runs]).mean(0)  # (N, groups)
+        beta, unit = beta_of(draw.first, name), self.per == "unit"
+        kls = [unit_kl(run, name) if unit else site_kl(run, name).unsqueeze(-1) for run in draw.runs]
+        groups = torch.cat(kls).mean(0)  # (N, groups)
         below = groups.detach().mean(0) < self.nats  # decided by the batch, not by single rows
         return beta * torch.where(below, groups - self.nats, torch.zeros_like(groups)).sum(-1)
 
@@ -83,11 +84,6 @@ def beta_of(run: ParticleRun, name: str) -> Any:
     return beta
 
 
-def whole_kl(run: ParticleRun, name: str) -> Tensor:
-    """Return a site's KL, ``(P, N, 1)``, not weighed by handlers."""
-    return site_kl(run, name).unsqueeze(-1)
-
-
 def unit_kl(run: ParticleRun, name: str) -> Tensor:
     """Return the KL of each unit of a site, ``(P, N, units)``, not weighed by handlers."""
     site = run.q[name]
@@ -97,11 +93,11 @@ def unit_kl(run: ParticleRun, name: str) -> Tensor:
             f"site {name!r}: {type(site['fn']).__name__} and {type(run.p[name]['fn']).__name__} are not both products "
             'of one-dimensional distributions, so there is no KL per unit. Take free_bits(nats, per="site").'
         )
-    term = None if not_closed(run, name) else closed_kl(q, p)
-    if term is None:
-        drawn = masked(q.log_prob(z), site["mask"], dims) - masked(p.log_prob(z), run.p[name]["mask"], dims)
-        return run.problem.plates.by_unit(drawn, dims)
-    return run.problem.plates.by_unit(masked(term.expand(z.shape), site["mask"], dims), dims)
+    if not_closed(run, name) or (term := closed_kl(q, p)) is None:
+        kl_of_unit = masked(q.log_prob(z), site["mask"], dims) - masked(p.log_prob(z), run.p[name]["mask"], dims)
+    else:
+        kl_of_unit = masked(term.expand(z.shape), site["mask"], dims)
+    return run.problem.plates.by_unit(kl_of_unit, dims)
 
 
 @dataclass
@@ -155,11 +151,7 @@ class total_correlation:
         beta: β ≥ 0; 1 is the ELBO.
         dataset_size: N.
         stratified: how :func:`~pyro_vae.objectives.minibatch_aggregate.decompose_kl` weighs the rows of a batch; its bias
-        is stated there.
-
-    Raises:
-        UsageError: a negative β, or a data set smaller than the batch.
-        ProgramError: more than one latent site, or a posterior that does not factorise.
+            and what it raises are stated there.
 
     References:
         Isolating Sources of Disentanglement in VAEs (Chen et al., 2018), https://arxiv.org/abs/1802.04942

@@ -45,8 +45,8 @@ def decompose_kl(draw: Draw, dataset_size: int, stratified: bool = False) -> Dec
     References:
         Isolating Sources of Disentanglement in VAEs (Chen et al., 2018), https://arxiv.org/abs/1802.04942
     """
-    parts = [decompose_run(run, dataset_size, stratified) for run in draw.runs]
-    return Decomposition(*(torch.cat(part).mean(0) for part in zip(*parts, strict=True)))
+    parts = zip(*(decompose_run(run, dataset_size, stratified) for run in draw.runs), strict=True)
+    return Decomposition(*(torch.cat(part).mean(0) for part in parts))
 
 
 def decompose_run(run: ParticleRun, dataset_size: int, stratified: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -87,9 +87,8 @@ def minibatch_weights(rows: int, dataset_size: int, stratified: bool) -> Tensor:
 
 def flat(run: ParticleRun, values: Mapping[str, Tensor]) -> Tensor:
     """Latents side by side, ``(P, N, units)``."""
-    return torch.cat(
-        [run.problem.plates.by_unit(values[name], site["fn"].event_dim) for name, site in run.q.items()], -1
-    )
+    plates = run.problem.plates
+    return torch.cat([plates.by_unit(values[name], site["fn"].event_dim) for name, site in run.q.items()], -1)
 
 
 def prior_draws(run: ParticleRun) -> Mapping[str, Tensor]:

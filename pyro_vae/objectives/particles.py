@@ -28,6 +28,7 @@ from pyro_vae.programs.sites import (
     PARTICLES,
     LogProbs,
     Site,
+    add,
     check_pair,
     is_latent,
     latent_sites,
@@ -53,7 +54,7 @@ class Detached(Messenger):
 
 @dataclass
 class Path:
-    """What gradients along z are multiplied by on their way back. A hook that held the run itself would keep it for good."""
+    """Weight of gradients along z, on their way back; a hook that held the run itself would keep it alive for good."""
 
     plates: Plates
     weight: Tensor | None = None
@@ -66,19 +67,12 @@ class Path:
 
 @dataclass
 class ParticleRun:
-    """One run of both programs: P particles a row, ``(P, N)`` wherever a tensor is spoken of.
-
-    Args:
-        problem: the programs, on a batch.
-        particles: P.
-        detached: draws have no path to φ.
-        weighable: the path of each particle can be given a weight of its own.
-    """
+    """One run of both programs: P particles a row, ``(P, N)`` wherever a tensor is spoken of."""
 
     problem: Problem
-    particles: int
-    detached: bool = False
-    weighable: bool = False
+    particles: int  # P
+    detached: bool = False  # draws have no path to φ
+    weighable: bool = False  # the path of each particle can be given a weight of its own
     path: Path = field(init=False)
 
     def __post_init__(self) -> None:
@@ -86,20 +80,19 @@ class ParticleRun:
         with Detached() if self.detached else nullcontext():
             self.trace = self.problem.trace(self.problem.guide, self.particles)
         self.q = sample_sites(self.trace)
-        self.values = {name: self.handed(site) for name, site in self.q.items()}
-        handed = with_values(self.trace, self.values) if self.weighable else self.trace
-        self.p = self.problem.sites(self.problem.model, self.particles, handed)
+        self.values = {name: self.weighed(site) for name, site in self.q.items()}
+        draws = with_values(self.trace, self.values) if self.weighable else self.trace
+        self.p = self.problem.sites(self.problem.model, self.particles, draws)
         check_pair(self.p, self.q)
         self.scales = Scales.of(self.p, self.q, self.problem.plates)
 
-    def handed(self, site: Site) -> Tensor:
+    def weighed(self, site: Site) -> Tensor:
         """The draw as the densities see it: itself, or a copy whose gradient is multiplied by `path`."""
         value: Tensor = site["value"]
-        if not (self.weighable and value.requires_grad):
-            return value
-        handed = value.view_as(value)
-        handed.register_hook(partial(self.path.weigh, event_dim=site["fn"].event_dim))
-        return handed
+        if self.weighable and value.requires_grad:
+            value = value.view_as(value)
+            value.register_hook(partial(self.path.weigh, event_dim=site["fn"].event_dim))
+        return value
 
     def plain(self) -> ParticleRun:
         """The same draws, their paths not weighable: the model is run on them once more, if they were."""
@@ -108,7 +101,7 @@ class ParticleRun:
         plain = copy(self)
         plain.weighable, plain.values = False, {name: site["value"] for name, site in self.q.items()}
         plain.p = self.problem.sites(self.problem.model, self.particles, self.trace)
-        for cached in ("terms", "held_score"):
+        for cached in ("terms", "fixed_score"):
             plain.__dict__.pop(cached, None)
         return plain
 
@@ -124,13 +117,9 @@ class ParticleRun:
 
     def score(self, program: str, sites: Sites, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Each site's log-probability at these values (its own by default), with the scale that a handler gave it."""
-        scale = self.scales.inner
-        return {
-            name: row_log_prob(
-                name, {**site, "value": values.get(name, site["value"])}, self.problem.plates, scale[program, name]
-            )
-            for name, site in sites.items()
-        }
+        scale, plates = self.scales.inner, self.problem.plates
+        moved = {name: {**site, "value": values.get(name, site["value"])} for name, site in sites.items()}
+        return {name: row_log_prob(name, site, plates, scale[program, name]) for name, site in moved.items()}
 
     def guide_at(self, values: Mapping[str, Tensor]) -> Sites:
         """The guide's sites at other draws: where one latent depends on another, its parameters do, too."""
@@ -139,19 +128,14 @@ class ParticleRun:
         return self.problem.sites(self.problem.guide, self.particles, with_values(self.trace, values))
 
     @cached_property
-    def held_score(self) -> Tensor:
+    def fixed_score(self) -> Tensor:
         """log q_φ(z | x) at the same draws, held fixed: what depends on φ directly, and nothing else."""
-        held = {name: site["value"].detach() for name, site in self.q.items()}
-        return sum_terms(self.score("guide", self.guide_at(held), held))
+        fixed = {name: site["value"].detach() for name, site in self.q.items()}
+        return sum_terms(self.score("guide", self.guide_at(fixed), fixed))
 
     def log_q(self, names: Sequence[str]) -> Tensor:
         """log q(z | x) of these sites as they were drawn: no handler's scale, and paths of weight 1; ``(P, N)``."""
         return self.problem.log_prob({name: self.q[name] for name in names})
-
-    @property
-    def row_weight(self) -> Any:
-        """What each row counts in a loss: a number, or ``(N,)``."""
-        return self.by_row(self.scales.outer)
 
     def by_row(self, weight: Any) -> Any:
         """A handler's scale as a number, or ``(N,)``."""
@@ -167,41 +151,35 @@ class ParticleRun:
         return along.reshape(-1)
 
     def surrogate(self, model: Tensor, path: Tensor | None, score: Tensor | None) -> Tensor:
-        """As :meth:`Draw.surrogate`, with tensors ``(P, N)``."""
+        """As :meth:`Draw.surrogate`, with weights ``(P, N)``."""
         if path is not None:
             least = torch.finfo(path.dtype).eps ** 2 * path.abs()  # where a underflows b may not: b / a stays defined
             model = torch.where(model.abs() < least, least, model)
             self.path.weight = torch.where(model == 0, torch.zeros_like(path), path / model)
         total = model * self.terms.log_w.clamp_min(FLOOR)  # 0 · −∞ would be NaN
         if score is not None:
-            total = total + (model - score) * self.held_score
+            total = total + (model - score) * self.fixed_score
         return total.sum(0)
 
 
 @dataclass
 class Draw:
-    """All particles of a row, in one run of the programs or in several; ``(*K, N)`` is ``(K, N)``, or ``(M, K, N)`` in groups.
-
-    Attributes:
-        runs: of the programs.
-        groups: M, or None where particles are not grouped.
-    """
+    """All particles of a row, in one run of the programs or several; ``(*K, N)`` is ``(K, N)``, or ``(M, K, N)`` in groups."""
 
     runs: list[ParticleRun]
-    groups: int | None = None
+    groups: int | None = None  # M
 
     @cached_property
     def terms(self) -> LogProbs:
         """log p(x | z), log p(z) and log q(z | x) by site, ``(P, N)`` with all P particles in one dimension."""
         if len(self.runs) == 1:
             return self.runs[0].terms
-        return LogProbs(
-            *(
-                {site: torch.cat([getattr(run.terms, kind)[site] for run in self.runs]) for site in first}
-                for kind in ("observed", "prior", "posterior")
-                for first in [getattr(self.runs[0].terms, kind)]
-            )
-        )
+        terms = [vars(run.terms) for run in self.runs]
+        joined = {
+            kind: {site: torch.cat([run[kind][site] for run in terms]) for site in first}
+            for kind, first in terms[0].items()
+        }
+        return LogProbs(**joined)
 
     @cached_property
     def log_w(self) -> Tensor:
@@ -209,7 +187,7 @@ class Draw:
         return self.grouped(self.terms.log_w)
 
     def grouped(self, flat: Tensor) -> Tensor:
-        """(P, N) as (*K, N)."""
+        """``(P, N)`` as ``(*K, N)``."""
         return flat if self.groups is None else flat.reshape(self.groups, -1, flat.shape[-1])
 
     @property
@@ -226,22 +204,18 @@ class Draw:
         return [name for name, site in self.first.q.items() if not getattr(site["fn"], "has_rsample", False)]
 
     def split(self, weights: Tensor) -> list[Tensor]:
-        """(*K, N) weights as (P, N) ones for each run, detached."""
+        """Weights ``(*K, N)`` as ``(P, N)`` for each run, detached."""
         sizes = [run.particles for run in self.runs]
         return list(weights.detach().reshape(sum(sizes), -1).split(sizes))
 
     def surrogate(self, model: Tensor, path: Tensor | None = None, score: Tensor | None = None) -> Tensor:
         r"""``(N,)``, whose gradient is Σ_k a_k ∂_θ log p_θ(x, z_k) + b_k ∂_z log w_k · ∂_φ z_k − c_k ∂_φ log q_φ(z_k | x).
 
-        Args:
-            model: a, ``(*K, N)``, as b and c.
-            path: b, a by default; anything else needs weighable draws.
-            score: c, a by default.
+        Weights are ``(*K, N)``: a of the model, b of the path, c of the score (a by default; another b needs weighable draws).
         """
         none: list[Tensor | None] = [None] * len(self.runs)
         b, c = (none if weights is None else self.split(weights) for weights in (path, score))
-        parts = enumerate(zip(self.runs, self.split(model), b, c, strict=True))
-        return sum_terms({f"{i}": run.surrogate(a_i, b_i, c_i) for i, (run, a_i, b_i, c_i) in parts})
+        return add(map(ParticleRun.surrogate, self.runs, self.split(model), b, c))
 
 
 @dataclass(frozen=True)
@@ -259,18 +233,12 @@ class Scales:
     def of(cls, p: Sites, q: Sites, plates: Plates) -> Scales:
         sites = {("model", n): s for n, s in p.items()} | {("guide", n): s for n, s in q.items()}
         beta = {key: site["infer"].get(BETA, 1.0) for key, site in sites.items()}
-        whole = next(iter(observed_sites(p).values()))["scale"]  # β is of latents
-        if all(same(site["scale"], whole if beta[key] == 1 else whole * beta[key]) for key, site in sites.items()):
-            return cls(whole, beta)
-        ratio = subsampling(next(iter(sites.values())), plates.data)
+        outer = next(iter(observed_sites(p).values()))["scale"]  # β is of latents
+        if all(same(site["scale"], outer if beta[key] == 1 else outer * beta[key]) for key, site in sites.items()):
+            return cls(outer, beta)
+        frame = next(f for f in next(iter(sites.values()))["cond_indep_stack"] if f.name == plates.data)
+        ratio = float(frame.size if frame.full_size is None else frame.full_size) / float(frame.size)
         return cls(ratio, {key: scaled(site["scale"], ratio) for key, site in sites.items()})
-
-
-def subsampling(site: Site, name: str) -> float:
-    """Full size over subsample size of the plate of that name."""
-    frame = next(f for f in site["cond_indep_stack"] if f.name == name)
-    full = frame.full_size if frame.full_size is not None else frame.size
-    return float(full) / float(frame.size)
 
 
 def scaled(scale: Any, ratio: float) -> Any:
@@ -291,7 +259,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 def check_inner_plates(run: ParticleRun, bound: Callable[[Tensor], Tensor]) -> None:
-    """Refuses subsampled plates within a row under a bound that is not linear in log w."""
+    """Refuse subsampled plates within a row under a bound that is not linear in log w."""
     for site in [*run.p.values(), *run.q.values()]:
         for frame in site["cond_indep_stack"]:
             if frame.name not in (run.problem.plates.data, PARTICLES) and frame.full_size not in (None, frame.size):

@@ -17,13 +17,14 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from pyro_vae.common.pyro_private import vectorized_traces, vectorizes
-from pyro_vae.programs.sites import Program, Site, sample_sites
+from pyro_vae.programs.sites import Program, Site, add, sample_sites
 
 from .bound_objective import Bound
 
 # (model, guide, *batch) -> a number whose backward() leaves the objective's gradient
 TensorLoss = Callable[..., Tensor]
 Traces = tuple[poutine.Trace, poutine.Trace]
+ZERO: list[Any] = [0.0]  # terms of no site
 
 
 def tensor_loss(objective: ELBO) -> TensorLoss | None:
@@ -53,8 +54,9 @@ def tensor_loss(objective: ELBO) -> TensorLoss | None:
         return None
 
     def loss(model: Program, guide: Program, *batch: Tensor) -> Tensor:
-        terms = [of_particle(*traces) for traces in unscored(objective, model, guide, batch)]
-        return -sum(terms[1:], start=terms[0]) / objective.num_particles
+        return (
+            -add(of_particle(*traces) for traces in unscored(objective, model, guide, batch)) / objective.num_particles
+        )
 
     return loss
 
@@ -78,7 +80,7 @@ def trace_elbo(p: poutine.Trace, q: poutine.Trace) -> Tensor:
     """Σ log p − Σ log q of one particle, whose gradient takes the score function where a site has no path."""
     p.compute_log_prob()
     q.compute_score_parts()
-    log_p, log_q = (sum_sites([site["log_prob_sum"] for site in sample_sites(trace).values()]) for trace in (p, q))
+    log_p, log_q = (add([s["log_prob_sum"] for s in sample_sites(trace).values()] or ZERO) for trace in (p, q))
     surrogate, follows = log_p, True
     for site in sample_sites(q).values():
         log_prob, score, entropy = site["score_parts"]
@@ -106,7 +108,7 @@ def mean_field(p: poutine.Trace, q: poutine.Trace) -> Tensor:
     """Σ log p(observed) − Σ KL(q ‖ p), in closed form where torch has one, at the draw elsewhere."""
     model, guide = sample_sites(p), sample_sites(q)
     terms = [log_prob(site) if site["is_observed"] else -site_kl(guide[name], site) for name, site in model.items()]
-    return sum_sites(terms + [-log_prob(site) for name, site in guide.items() if name not in model])
+    return add(terms + [-log_prob(site) for name, site in guide.items() if name not in model] or ZERO)
 
 
 def site_kl(q: Site, p: Site) -> Tensor:
@@ -119,8 +121,3 @@ def site_kl(q: Site, p: Site) -> Tensor:
 
 def log_prob(site: Site) -> Tensor:
     return scale_and_mask(site["fn"].log_prob(site["value"]), scale=site["scale"], mask=site["mask"]).sum()
-
-
-def sum_sites(terms: list[Any]) -> Any:
-    """Add the terms; 0.0 for none."""
-    return sum(terms[1:], start=terms[0]) if terms else 0.0

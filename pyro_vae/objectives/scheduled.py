@@ -65,10 +65,9 @@ def check_scheduled(owner: Any, what: str) -> None:
     if not isinstance(names, tuple) or not names or not all(isinstance(name, str) for name in names):
         raise UsageError(f"{what}: {kind}.scheduled_names must be a tuple of names, such as ('value',); got {names!r}")
     for name in names:
-        value = getattr(owner, name, None)
-        if not isinstance(value, Real):
-            found = f"it is a {type(value).__name__}" if hasattr(owner, name) else "there is no such attribute"
+        if not isinstance(value := getattr(owner, name, None), Real):
+            fault = f"it is a {type(value).__name__}" if hasattr(owner, name) else "there is no such attribute"
             raise UsageError(
-                f"{what}: {kind}.scheduled_names lists {name!r}, which must be a plain number, and {found}: set it in "
+                f"{what}: {kind}.scheduled_names lists {name!r}, which must be a plain number, and {fault}: set it in "
                 "__init__, as `at` does later"
             )

@@ -1,4 +1,4 @@
-"""What is wrong with a pair of programs, in words, before it is trained: every diagnosis names the site and the fix."""
+"""Check a pair of programs before it is trained: every diagnosis names the site and the fix."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import torch
 from pyro import poutine
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
-from torch.distributions import constraints
 
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import ProgramError, ShapeError
@@ -22,14 +21,14 @@ from .findings import CheckReport, Finding, ProgramTrace, run
 from .pair import quiet
 from .plates import frames_of
 from .sites import Program, Site, observed_sites
-from .support import MASK, base_name, describe, rows_inside, say_support
+from .support import MASK, bare, base_name, describe, format_support, rows_inside
 
 
 @suggest_keywords
 def check(model: Program, guide: Program, *batch: Any, others: Iterable[Any] = (), seed: int = 0) -> CheckReport:
     r"""Is (model, guide) a pair p(x, z), q(z | x) with log w[n] = log p(x_n, z_n) − log q(z_n | x_n) and its gradients?
 
-    Runs both programs on one batch, in eval mode, on a private random stream and a private copy of Pyro's store, and says
+    Runs both programs on one batch, in eval mode, on a private random stream and a private copy of Pyro's store, and names
     what is wrong: sites of one program only, plates (none, of another size, in one program only, a site outside), a
     forgotten ``obs``, undeclared event dimensions, widths and supports of prior and posterior, data outside the likelihood's
     support or that look like pixels under counts, latents without a pathwise gradient, parameters without a gradient,
@@ -62,13 +61,11 @@ def check(model: Program, guide: Program, *batch: Any, others: Iterable[Any] = (
         ✗ site 'w': it is in the guide but is no latent of the model. Fix: rename it ...
     """
     others = list(others)
-    devices = [a.device for a in batch if isinstance(a, Tensor)] or [torch.device("cpu")]
+    device = next((a.device for a in batch if isinstance(a, Tensor)), torch.device("cpu"))
+    owned = [module for other in others for module in modules(other)]
     store = pyro.get_param_store()
-    with (
-        quiet(model, guide, *(m for o in others for m in modules(o)), seed=seed, device=devices[0]),
-        store.scope(store.get_state()),  # what the programs add to it is forgotten
-        warnings.catch_warnings(),
-    ):
+    forgotten = store.scope(store.get_state())  # what the programs add to it
+    with quiet(model, guide, *owned, seed=seed, device=device), forgotten, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return CheckReport(tuple(diagnose(model, guide, batch, others)))
 
@@ -77,22 +74,22 @@ def diagnose(model: Program, guide: Program, batch: tuple[Any, ...], others: lis
     """All findings; what would only repeat an earlier one in other words is left out."""
     rows = len(batch[0]) if batch and isinstance(batch[0], Tensor) and batch[0].dim() else None
     p, q = run("model", model, batch), run("guide", guide, batch)
-    found = [*stopped(p, rows), *stopped(q, rows)]
-    if not found:
-        found += [*unpaired(p, q, batch), *unplated(p, q, rows)]
+    findings = [*stopped(p, rows), *stopped(q, rows)]
+    if not findings:
+        findings += [*unpaired(p, q, batch), *unplated(p, q, rows)]
     for name in [n for n in p.latents if n in q.latents]:
-        found += pair_fits(name, p.sites[name], q.sites[name])
-    if q.stopped is None and not found:  # the model on the guide's draws, as every objective runs it
+        findings += pair_fits(name, p.sites[name], q.sites[name])
+    if q.stopped is None and not findings:  # the model on the guide's draws, as every objective runs it
         replayed = run("model", poutine.replay(model, trace=q.trace), batch)
-        found += stopped(replayed, rows)
+        findings += stopped(replayed, rows)
         p = replayed if replayed.stopped is None else p
-    if not any(f.kind in ("plate", "event") for f in found):
-        found += [f for n, s in observed_sites(p.sites).items() for f in data_fits(n, s, main_plate(p, q))]
-    found += [f for n, s in q.latents.items() for f in pathwise(n, s)]
+    if not any(f.kind in ("plate", "event") for f in findings):
+        findings += [f for n, s in observed_sites(p.sites).items() for f in data_fits(n, s, main_plate(p, q))]
+    findings += [f for n, s in q.latents.items() for f in pathwise(n, s)]
     ghosts = ghost_training([p, q])
-    if p.stopped is None and q.stopped is None and not any(f.kind in ("run", "site", "width", "obs") for f in found):
-        found += gradients(model, guide, batch, named_parameters(model, guide, [p, q], ghosts), quiet=bool(found))
-    return [*found, *ghosts.values(), *shared(model, guide, batch, others)]
+    if p.stopped is None and q.stopped is None and not any(f.kind in ("run", "site", "width", "obs") for f in findings):
+        findings += gradients(model, guide, batch, named_parameters(model, guide, [p, q], ghosts), quiet=bool(findings))
+    return [*findings, *ghosts.values(), *shared(model, guide, batch, others)]
 
 
 MISMATCH = re.compile(r"Shape mismatch inside plate\('(.+)'\) at site (.+) dim (-\d+), (\d+) vs (\d+)")
@@ -100,12 +97,12 @@ DECLARE = "declare what belongs to one row with .to_event({})"
 
 
 def stopped(done: ProgramTrace, rows: int | None) -> list[Finding]:
-    """Why a program did not run to its end."""
+    """Find why a program did not run to its end."""
     if done.stopped is None:
         return []
     if not (m := MISMATCH.search(str(done.stopped))):
-        said = f"{type(done.stopped).__name__}: {str(done.stopped).strip()[:400]}".rstrip(".")
-        return [Finding("run", done.program, f"it does not run on this batch: {said}", "make it run on its own first")]
+        error = f"{type(done.stopped).__name__}: {str(done.stopped).strip()[:400]}".rstrip(".")
+        return [Finding("run", done.program, f"it does not run on this batch: {error}", "make it run on its own first")]
     plate, site, dim, size, came = m.groups()
     what = f"in the {done.program} it has size {came} in dimension {dim}, where the plate {plate!r} has size {size}"
     if rows is not None and int(size) != rows:
@@ -131,21 +128,15 @@ def unpaired(p: ProgramTrace, q: ProgramTrace, batch: tuple[Any, ...]) -> Iterat
         fix = f"give the guide a pyro.sample({name!r}, ...), or observe it{hint}"
         yield Finding("site", f"site {name!r}", "it is a latent of the model but not in the guide", fix)
     for name in [n for n in q.latents if n not in p.latents]:
-        seen = name in observed_sites(p.sites)
-        what = f"it is in the guide but {'the model observes it' if seen else 'is no latent of the model'}"
-        fix = (
-            "leave it out of the guide" if seen else f"rename it to a latent of the model, or sample {name!r} there too"
-        )
-        yield Finding("site", f"site {name!r}", what, fix)
-
-
-def frames(site: Site) -> dict[str, CondIndepStackFrame]:
-    return {frame.name: frame for frame in frames_of(site)}
+        what, fix = "is no latent of the model", f"rename it to a latent of the model, or sample {name!r} there too"
+        if name in observed_sites(p.sites):
+            what, fix = "the model observes it", "leave it out of the guide"
+        yield Finding("site", f"site {name!r}", f"it is in the guide but {what}", fix)
 
 
 def main_plate(*runs: ProgramTrace) -> str | None:
     """The plate called "data", or else the one that holds most sites."""
-    names = [name for r in runs for site in r.sites.values() for name in frames(site)]
+    names = [name for r in runs for site in r.sites.values() for name in frames_of(site)]
     return "data" if "data" in names else max(names, key=names.count, default=None)
 
 
@@ -158,39 +149,33 @@ def unplated(p: ProgramTrace, q: ProgramTrace, rows: int | None) -> Iterator[Fin
             yield Finding("plate", "model and guide", "no data plate: nothing says which dimension runs over rows", fix)
         return
     for name in dict.fromkeys([*p.sites, *q.sites]):
-        where, held = f"site {name!r}", {r.program: r.sites[name] for r in (p, q) if name in r.sites}
-        stacks = {program: frames(site) for program, site in held.items()}
-        said = {program: say_plates(stack) for program, stack in stacks.items()}
-        if len(set(said.values())) > 1:
-            what = f"plates differ: {said['model']} in the model, {said['guide']} in the guide"
+        where, sites = f"site {name!r}", {r.program: r.sites[name] for r in (p, q) if name in r.sites}
+        stacks = {program: frames_of(site) for program, site in sites.items()}
+        texts, stack = {program: format_plates(stack) for program, stack in stacks.items()}, next(iter(stacks.values()))
+        if len(set(texts.values())) > 1:
+            what = f"plates differ: {texts['model']} in the model, {texts['guide']} in the guide"
             yield Finding("plate", where, what, "use the same plates (name, size, dim) in both programs")
-        elif data not in next(iter(stacks.values())):
+        elif data not in stack:
             fix = "move it into the plate, or make it a parameter (pyro.param)"
             yield Finding("plate", where, f"it lies outside the plate {data!r}: it is shared by all rows", fix)
-        elif rows is not None and (size := next(iter(stacks.values()))[data].size) != rows:
+        elif rows is not None and (size := stack[data].size) != rows:
             fix = f"pyro.plate({data!r}, len(x))"
             yield Finding("plate", where, f"its plate {data!r} has size {size}, the batch {rows} rows", fix)
-        for program, site in held.items():
-            yield from undeclared(where, program, site, stacks[program])
+        for program, site in sites.items():
+            yield from undeclared(where, program, site)
 
 
-def say_plates(stack: dict[str, CondIndepStackFrame]) -> str:
+def format_plates(stack: dict[str, CondIndepStackFrame]) -> str:
     return ", ".join(sorted(f"{f.name!r} of size {f.size} at dim {f.dim}" for f in stack.values())) or "none"
 
 
-def undeclared(where: str, program: str, site: Site, stack: dict[str, CondIndepStackFrame]) -> Iterator[Finding]:
+def undeclared(where: str, program: str, site: Site) -> Iterator[Finding]:
     """Batch dimensions beyond the plates, which would be taken for rows or particles."""
-    shape, declared = site["fn"].batch_shape, {f.dim for f in stack.values()}
+    shape, declared = site["fn"].batch_shape, {f.dim for f in frames_of(site).values()}
     extra = [d for d in range(-len(shape), 0) if shape[d] > 1 and d not in declared]
-    if stack and extra:
+    if declared and extra:
         what = f"in the {program} its batch shape {tuple(shape)} has dimension {extra[-1]}, which no plate declares"
         yield Finding("event", where, what, DECLARE.format(len(extra)))
-
-
-def bare(support: Any) -> Any:
-    """A support without the dimensions it is declared over, and without what stands for missing values."""
-    support = getattr(support, "observed", support)
-    return bare(support.base_constraint) if isinstance(support, constraints.independent) else support
 
 
 def inside(support: Any, value: Tensor) -> bool:
@@ -215,7 +200,7 @@ def pair_fits(name: str, prior: Site, posterior: Site) -> Iterator[Finding]:
         here, there = p.support, q.support
     except (NotImplementedError, AttributeError):
         return
-    what = f"the prior lives on {say_support(bare(here))}, the posterior on {say_support(bare(there))}"
+    what = f"the prior lives on {format_support(bare(here))}, the posterior on {format_support(bare(there))}"
     if inside(there, posterior["value"]) and not inside(here, posterior["value"]):
         fix = "choose a posterior on the prior's support; the guide draws where the prior has none"
         yield Finding("support", where, what, fix)
@@ -227,41 +212,35 @@ def pair_fits(name: str, prior: Site, posterior: Site) -> Iterator[Finding]:
 
 def data_fits(name: str, site: Site, data: str | None) -> Iterator[Finding]:
     """The observed rows against the likelihood's support, and integers that look like pixels under counts."""
-    where, stack, value = f"site {name!r}", frames(site), site["value"]
+    where, stack, value = f"site {name!r}", frames_of(site), site["value"]
     if data not in stack or (dim := stack[data].dim) is None or not value.numel():
         return
     try:
         good = rows_inside(name, site, dim)
     except ShapeError as error:
-        what, _, fix = str(error).removeprefix(f"{where}: ").partition("). ")
-        yield Finding("shape", where, f"{what})", fix.rstrip("."))
+        yield of_message("shape", where, str(error))
         return
     except (ProgramError, NotImplementedError, AttributeError):
         return
     if not good.all():
-        what, fix = outside(name, site, dim, (~good).nonzero().flatten().tolist(), len(good))
-        yield Finding("support", where, what, fix)
+        outside = (~good).nonzero().flatten().tolist()
+        yield of_message("support", where, describe(name, site, dim, outside[0], outside, len(good)))
         return
-    name = base_name(site["fn"])
+    name, support = base_name(site["fn"]), bare(site["fn"].support)
     if not site["fn"].log_prob(value).isfinite().all():
         fix = "choose a likelihood that covers the data, and bound what the network puts into it"
         yield Finding("density", where, f"log p(x | z) of {name} is not finite on this batch", fix)
-    if counts(bare(site["fn"].support)) and 200 <= (top := value.nan_to_num().max().item()) <= 255:
+    counts = support.is_discrete and hasattr(support, "lower_bound") and not hasattr(support, "upper_bound")
+    if counts and 200 <= (top := value.nan_to_num().max().item()) <= 255:
         what = f"whole numbers up to {top:g} under {name}: are these pixels?"
         fix = "scale pixels to [0, 1], or use a likelihood of 256 values (binomial); keep it if they are counts"
         yield Finding("pixels", where, what, fix, "warning")
 
 
-def outside(name: str, site: Site, dim: int, rows: list[int], total: int) -> tuple[str, str]:
-    """What `describe` says, in two parts."""
-    said = describe(name, site, dim, rows[0], rows, total).removeprefix(f"site {name!r}: ")
-    what, _, fix = said.partition("). ")
-    return f"{what})", fix.rstrip(".")
-
-
-def counts(support: Any) -> bool:
-    """Whole numbers without an upper bound: Poisson, negative binomial."""
-    return bool(support.is_discrete) and hasattr(support, "lower_bound") and not hasattr(support, "upper_bound")
+def of_message(kind: str, where: str, message: str) -> Finding:
+    """Make a finding of an error's message, ``site 'x': what came (…). The fix.``"""
+    what, _, fix = message.removeprefix(f"{where}: ").partition("). ")
+    return Finding(kind, where, f"{what})", fix.rstrip("."))
 
 
 def pathwise(name: str, site: Site) -> Iterator[Finding]:

@@ -40,10 +40,8 @@ def modules(thing: Any) -> list[nn.Module]:
 
 def labelled(owned: list[nn.Module]) -> dict[str, Tensor]:
     """Name the parameters, with the module's class in front where there are several modules."""
-    several = len(owned) > 1
-    return {
-        f"{type(m).__name__}{i}.{n}" if several else n: t for i, m in enumerate(owned) for n, t in m.named_parameters()
-    }
+    prefixes = [f"{type(m).__name__}{i}." if len(owned) > 1 else "" for i, m in enumerate(owned)]
+    return {f"{prefix}{n}": t for prefix, m in zip(prefixes, owned, strict=True) for n, t in m.named_parameters()}
 
 
 def named_parameters(
@@ -65,10 +63,9 @@ def gradients(
     try:
         with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):  # cuDNN's RNNs have none in eval mode
             loss = Trace_ELBO().differentiable_loss(model, guide, *batch)
-            linked = isinstance(loss, Tensor) and loss.requires_grad
-            grads = (
-                torch.autograd.grad(loss, list(named.values()), allow_unused=True) if linked else [None] * len(named)
-            )
+            grads: tuple[Tensor | None, ...] = (None,) * len(named)
+            if isinstance(loss, Tensor) and loss.requires_grad:
+                grads = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
     except Exception as error:
         what = f"Trace_ELBO has no gradient: {type(error).__name__}: {str(error)[:400]}".rstrip(".")
         return [] if quiet else [Finding("gradient", "model and guide", what, "make Trace_ELBO run on the pair first")]
@@ -94,12 +91,9 @@ def shared(model: Program, guide: Program, batch: tuple[Any, ...], others: list[
     for i, other in enumerate(others):
         for name, tensor in labelled(modules(other)).items():
             if id(tensor) in mine:
-                what = (
-                    f"it is also {name!r} of others[{i}] ({type(other).__name__}): training one model changes the other"
-                )
-                yield Finding(
-                    "shared", f"parameter {mine[id(tensor)]!r}", what, "copy.deepcopy the part, or build it anew"
-                )
+                kind, where = type(other).__name__, f"parameter {mine[id(tensor)]!r}"
+                what = f"it is also {name!r} of others[{i}] ({kind}): training one model changes the other"
+                yield Finding("shared", where, what, "copy.deepcopy the part, or build it anew")
         pair = other if isinstance(other, tuple) else (getattr(other, "model", None), getattr(other, "guide", None))
         runs = [run("other", program, batch) for program in pair if callable(program)]
         for ghost in ghost_training(runs).values():

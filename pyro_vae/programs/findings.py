@@ -1,9 +1,10 @@
-"""What a check finds, and one run of a program to find it in."""
+"""Findings of a check, and one run of a program to look for them in."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from pyro import poutine
@@ -24,12 +25,12 @@ class Finding:
     level: str = "error"
 
     @property
-    def said(self) -> str:
-        """Where, what and the fix, in a line."""
+    def line(self) -> str:
+        """Where, what and the fix."""
         return f"{self.where}: {self.what}{'' if self.what.endswith('?') else '.'} Fix: {self.fix}"
 
     def __str__(self) -> str:
-        return f"{'✗' if self.level == 'error' else '!'} {self.said}"
+        return f"{'✗' if self.level == 'error' else '!'} {self.line}"
 
 
 RAISES: dict[str, type[PyroVAEError]] = {"support": SupportError, "shape": ShapeError, "width": ShapeError}
@@ -58,19 +59,22 @@ class CheckReport:
         return "\n".join(map(str, self.findings)) or "✓ nothing found"
 
     def raise_if_bad(self) -> None:
-        """Raises the class of the first error (SupportError, ShapeError or ProgramError), with all errors in its message."""
+        """Raise the class of the first error (SupportError, ShapeError or ProgramError), with all errors in its message."""
         if self.errors:
             raise RAISES.get(self.errors[0].kind, ProgramError)("\n".join(map(str, self.errors)))
 
 
-@dataclass
+@dataclass(frozen=True)
 class ProgramTrace:
-    """One program's sites and parameters, as far as it ran, and what stopped it."""
+    """One program's sites and parameters, as far as it ran, and the exception that stopped it."""
 
     program: str
-    trace: Any = None
-    stopped: Exception | None = None
-    sites: dict[str, Site] = field(default_factory=dict)
+    trace: poutine.Trace
+    stopped: Exception | None
+
+    @cached_property
+    def sites(self) -> dict[str, Site]:
+        return sample_sites(self.trace)
 
     @property
     def latents(self) -> dict[str, Site]:
@@ -78,16 +82,16 @@ class ProgramTrace:
 
     @property
     def params(self) -> dict[str, Site]:
-        return {n: s for n, s in self.trace.nodes.items() if s["type"] == "param"}
+        nodes: dict[str, Any] = dict(self.trace.nodes)
+        return {n: s for n, s in nodes.items() if s["type"] == "param"}
 
 
 def run(program: str, function: Callable[..., Any], batch: tuple[Any, ...]) -> ProgramTrace:
-    """One program on the batch; an exception is kept, with the sites that came before it."""
-    done = ProgramTrace(program)
+    """Trace one program on the batch; after an exception, the sites that came before it."""
+    stopped = None
     with poutine.trace() as tracer:
         try:
             function(*batch)
         except Exception as error:
-            done.stopped = error
-    done.trace, done.sites = tracer.trace, sample_sites(tracer.trace)
-    return done
+            stopped = error
+    return ProgramTrace(program, tracer.trace, stopped)

@@ -37,7 +37,6 @@ def log_weights(
 
     Example:
         >>> import pyro, pyro.distributions as dist
-        >>> from pyro_vae import log_weights
         >>> def model(x):
         ...     with pyro.plate("data", len(x)):
         ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from .sites import Program, observed_sites, trace_pair
-from .support import base_name, support_of_site
+from .support import bare, base_name, support_of_site
 
 UNNORMALISED = ("Unit", "ImproperUniform")  # pyro.factor and its like
 DOMINATING = {
@@ -28,11 +28,7 @@ def measure_of(model: Program, guide: Program, *args: Tensor) -> str:
     "binary", "categories" and "counts" are probabilities (log p(x) ≤ 0); "continuous" is a density per unit of x, which moves
     by log |scale| with each rescaled column; "score" is a term of no distribution (``pyro.factor``), which makes the sum no
     log-likelihood. Several are joined by " x ".
-
-    Args:
-        model: as for :func:`~pyro_vae.log_weights`.
-        guide: likewise.
-        *args: x and contexts; one row is enough.
+    One row of x and contexts is enough.
 
     Example:
         >>> from pyro_vae import VAE, StandardNormal, Conditional, MLP, bernoulli, normal
@@ -57,23 +53,14 @@ def dominating(measure: str) -> str:
 
 
 def measures_of(name: str, fn: Any) -> list[str]:
-    """Of the distribution of a site, block by block if it has blocks of columns."""
+    """Name the measures of the distribution of a site, block by block if it has blocks of columns; missing values aside."""
     if base_name(fn) in UNNORMALISED:
         return ["score"]
-    support = support_of_site(name, fn)
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    blocks = getattr(fn, "blocks", None) or getattr(getattr(fn, "base_dist", None), "blocks", None)
-    return [kind for block in blocks for kind in measures_of(name, block)] if blocks else [kind_of(fn, support)]
-
-
-def kind_of(fn: Any, support: Any) -> str:
-    """Name the measure of one support, missing values aside."""
-    support = getattr(support, "observed", support)
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
+    support = bare(support_of_site(name, fn))
+    if blocks := getattr(fn, "blocks", None) or getattr(getattr(fn, "base_dist", None), "blocks", None):
+        return [kind for block in blocks for kind in measures_of(name, block)]
     if not support.is_discrete:
-        return "continuous"
+        return ["continuous"]
     if isinstance(support, type(constraints.boolean)):
-        return "binary"
-    return "categories" if base_name(fn) in CATEGORIES else "counts"
+        return ["binary"]
+    return ["categories" if base_name(fn) in CATEGORIES else "counts"]

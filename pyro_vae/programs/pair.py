@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -15,15 +15,13 @@ from torch import Tensor, nn
 from pyro_vae.common.random import seeded
 from pyro_vae.errors import UsageError
 
-Program = Callable[..., Any]
+from .sites import Program
 
 
 def programs(pair: Any) -> tuple[Program, Program]:
     """(model, guide) of a VAE, of any object with these two attributes, or of a tuple of two callables."""
-    pair_of = (
-        pair if isinstance(pair, tuple) and len(pair) == 2 else (getattr(pair, r, None) for r in ("model", "guide"))
-    )
-    model, guide = pair_of
+    two = isinstance(pair, tuple) and len(pair) == 2
+    model, guide = pair if two else (getattr(pair, role, None) for role in ("model", "guide"))
     if callable(model) and callable(guide):
         return model, guide
     raise UsageError(
@@ -33,22 +31,19 @@ def programs(pair: Any) -> tuple[Program, Program]:
 
 def owners(*things: Any) -> list[nn.Module]:
     """The modules among `things` and behind their methods, effect handlers and partials looked through, each once."""
-    layers = [layer for t in things for layer in unwrapped(t)]
-    found = [m for t in layers for m in (t, getattr(t, "__self__", None)) if isinstance(m, nn.Module)]
-    return list(dict.fromkeys(found))
+    layers = [layer for thing in things for layer in unwrapped(thing)]
+    modules = [m for layer in layers for m in (layer, getattr(layer, "__self__", None)) if isinstance(m, nn.Module)]
+    return list(dict.fromkeys(modules))
 
 
 def unwrapped(thing: Any) -> Iterator[Any]:
     """The thing, and what its effect handlers (``poutine.scale(model, ...)``, ``Beta()(model)``) and partials wrap."""
     while thing is not None:
         yield thing
-        inner = (thing.args[1] if handles(thing) else thing.func) if isinstance(thing, partial) else None
+        inner = None
+        if isinstance(thing, partial):  # a handler called on a program is Pyro's partial(wrap, handler, program)
+            inner = thing.args[1] if len(thing.args) == 2 and isinstance(thing.args[0], Messenger) else thing.func
         thing = getattr(thing, "__wrapped__", None) or inner
-
-
-def handles(thing: partial[Any]) -> bool:
-    """Whether this is a handler called on a program, which Pyro makes partial(wrap, handler, program)."""
-    return len(thing.args) == 2 and isinstance(thing.args[0], Messenger)
 
 
 def like_parameters(*things: Any) -> Tensor | None:
@@ -81,17 +76,10 @@ def without_validation() -> AbstractContextManager[None]:
 def quiet(
     *things: Any, seed: int | None = None, block: tuple[int, ...] = (), device: torch.device | str = "cpu"
 ) -> Iterator[None]:
-    """Evaluate: no gradients, eval mode, no validation, and a random stream of its own; all is put back after.
+    """Evaluate programs or modules: no gradients, eval mode, no validation, a random stream; all is put back after.
 
-    Args:
-        *things: programs, or modules.
-        seed: of the stream, with `block` as for :func:`~pyro_vae.common.random.seeded`; None draws from the stream around.
-        block: the part of the work.
-        device: where it runs.
+    The stream is that of :func:`~pyro_vae.common.random.seeded` for (seed, *block); None draws from the stream around.
     """
-    with (
-        evaluation_mode(*things),
-        without_validation(),
-        nullcontext() if seed is None else seeded(seed, *block, device=device),
-    ):
+    stream = nullcontext() if seed is None else seeded(seed, *block, device=device)
+    with evaluation_mode(*things), without_validation(), stream:
         yield

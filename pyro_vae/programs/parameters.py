@@ -26,11 +26,11 @@ _count = itertools.count()
 def _forget(name: str) -> None:
     """Empty the store of a module that no longer exists."""
     store = pyro.get_param_store()
-    held = list(store.named_parameters())
-    for key, tensor in held:
+    parameters = list(store.named_parameters())
+    for key, tensor in parameters:
         if key.startswith(f"{name}$$$"):
             del store[key]
-            shared = {other: t for other, t in held if t is tensor and other in store}  # by another module
+            shared = {other: t for other, t in parameters if t is tensor and other in store}  # by another module
             store.set_state({"params": shared, "constraints": {}})  # `del` has forgotten whose it is
 
 
@@ -39,8 +39,7 @@ def register(module: nn.Module) -> None:
 
     Like ``pyro.module(name, module)``, with a name made afresh for each instance (deep copies included): under a fixed
     name, the second model of a process is silently never trained. Frozen parameters are left out without a warning.
-    Under a handler that says that parameters are known (its ``settled`` is true), as within the steps of ``fit``, nothing
-    is declared again.
+    Under :class:`ParametersRegistered`, as within the steps of ``fit``, nothing is declared again.
 
     Raises:
         ProgramError: Pyro's store holds another tensor under the name (a store that was loaded or set by hand), which

@@ -18,7 +18,7 @@ from .sites import Program, Site, check_pair, trace_pair
 
 @dataclass(frozen=True)
 class Plates:
-    """Where a pair of programs keeps its data: the plate's name and dim, and how many dims its plates take in all."""
+    """The data plate of a pair of programs, by name and dim, and how many dims the pair's plates take in all."""
 
     data: str
     dim: int
@@ -51,7 +51,7 @@ def row_log_prob(name: str, site: Site, plates: Plates, scale: Any = 1.0) -> Ten
 
 
 def sum_rows(name: str, log_prob: Tensor, plates: Plates) -> Tensor:
-    """What a site has along its plates, summed over inner ones: ``(K, N)``."""
+    """Sum a site's terms over its inner plates: ``(K, N)``."""
     if log_prob.dim() != plates.nesting + 1:
         raise ProgramError(
             f"site {name!r} has batch shape {tuple(log_prob.shape)} under plates of {plates.nesting + 1} dimensions "
@@ -63,47 +63,41 @@ def sum_rows(name: str, log_prob: Tensor, plates: Plates) -> Tensor:
 
 
 def find_plates(model: Program, guide: Program, *args: Any, **kwargs: Any) -> Plates:
-    """Runs the pair once, checks that it can be treated row by row, and says where its data plate is.
-
-    Raises:
-        ProgramError: as :func:`log_weights`.
-    """
+    """Find the data plate by one run of the pair, and check that it can be treated row by row (else a ProgramError)."""
     with torch.no_grad():
         q, p = trace_pair(model, guide, *args, **kwargs)
     check_pair(p, q)
     sites = p | {f"{name} (guide)": site for name, site in q.items()}
     data = data_plate(sites)
-    dims = {f.name: f.dim for site in sites.values() for f in frames_of(site) if f.dim is not None}
+    dims = {f.name: f.dim for site in sites.values() for f in frames_of(site).values() if f.dim is not None}
     return Plates(data.name, dims[data.name], max(-dim for dim in dims.values()))
 
 
-def frames_of(site: Site) -> list[CondIndepStackFrame]:
-    """The plates that a site lies in."""
-    return [frame for frame in site["cond_indep_stack"] if frame.vectorized]
+def frames_of(site: Site) -> dict[str, CondIndepStackFrame]:
+    """The plates that a site lies in, by name."""
+    return {frame.name: frame for frame in site["cond_indep_stack"] if frame.vectorized}
 
 
 def data_plate(sites: Mapping[str, Site]) -> CondIndepStackFrame:
     """The one plate that encloses every site."""
-    frames = {name: frames_of(site) for name, site in sites.items()}
-    everywhere = {f.name: f for stack in frames.values() for f in stack}
-    shared = [f for f in everywhere.values() if all(f.name in {g.name for g in stack} for stack in frames.values())]
-    if len(shared) == 1:
-        return shared[0]
-    if named := [f for f in shared if f.name == "data"]:
-        return named[0]
+    stacks = {name: frames_of(site) for name, site in sites.items()}
+    plates = {name: frame for stack in stacks.values() for name, frame in stack.items()}
+    shared = [name for name in plates if all(name in stack for stack in stacks.values())]
+    if len(shared) == 1 or "data" in shared:
+        return plates["data" if "data" in shared else shared[0]]
     if shared:
         raise ProgramError(
-            f"plates {sorted(f.name for f in shared)} each enclose every site, so which of them runs over the rows of the "
+            f"plates {sorted(shared)} each enclose every site, so which of them runs over the rows of the "
             'data is open. Name that plate "data".'
         )
-    if not everywhere:
+    if not plates:
         raise ProgramError(
             "no data plate: no site lies in a pyro.plate, so nothing says which dimension runs over rows. "
             'Put the sites of model and guide under `with pyro.plate("data", len(x)):`.'
         )
-    widest = max(everywhere.values(), key=lambda f: sum(f.name in {g.name for g in stack} for stack in frames.values()))
-    outside = [name for name, stack in frames.items() if widest.name not in {f.name for f in stack}]
+    widest = max(plates, key=lambda name: sum(name in stack for stack in stacks.values()))
+    outside = next(name for name, stack in stacks.items() if widest not in stack)
     raise ProgramError(
-        f"site {outside[0]!r} lies outside the plate {widest.name!r}: it is shared by all rows, so log p(x) does not split "
+        f"site {outside!r} lies outside the plate {widest!r}: it is shared by all rows, so log p(x) does not split "
         "into rows. Move it into the plate, make it a parameter (pyro.param), or score the pair with Pyro's Trace_ELBO."
     )

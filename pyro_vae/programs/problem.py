@@ -1,4 +1,4 @@
-r"""A pair of programs on the rows that something is asked of: how every evaluator runs them, and scores their sites."""
+r"""A pair of programs and the rows it is evaluated on: how every evaluator runs the pair, and scores its sites."""
 
 from __future__ import annotations
 
@@ -21,21 +21,14 @@ from .sites import PARTICLES, LogProbs, Program, Site, check_pair, latent_sites,
 from .support import check_support, takes_missing
 
 Sites = dict[str, Site]
+Latents = poutine.Trace | Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Problem:
-    r"""A model and a guide, what they are called on, and where their data plate is.
+    r"""A model and a guide, their arguments, and their data plate.
 
     Whatever is computed of K particles a row, ``(K, N)``, comes out of :meth:`trace`: there is no other plate of particles.
-
-    Attributes:
-        model: a Pyro program, as for :func:`~pyro_vae.log_weights`.
-        guide: its guide.
-        args: what both are called on: x ``(N, *event)``, and contexts with N rows.
-        plates: from :func:`~pyro_vae.programs.plates.find_plates`.
-        kwargs: what both are called with, the same for all rows.
-        first: the number of the first row, where these rows are a part of others.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -54,20 +47,20 @@ class Problem:
 
     model: Program
     guide: Program
-    args: tuple[Any, ...]
+    args: tuple[Any, ...]  # x ``(N, *event)``, and contexts with N rows
     plates: Plates
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-    first: int = 0
+    kwargs: Mapping[str, Any] = field(default_factory=dict)  # the same for all rows
+    first: int = 0  # the number of the first row, where these rows are a part of others
 
     @classmethod
     def of(cls, model: Program, guide: Program, x: Any, *context: Any, seed: int, missing: bool = False) -> Problem:
-        """Take rows as :func:`rows_of` does, and check them and the pair in :func:`~pyro_vae.programs.pair.quiet`.
+        """Convert the rows as :func:`rows_of` does, and check them and the pair in :func:`~pyro_vae.programs.pair.quiet`.
 
         Args:
-            model: a Pyro program.
+            model: a Pyro program, as for :func:`~pyro_vae.log_weights`.
             guide: its guide.
             x: data ``(N, *event)``: a tensor, an array, anything :func:`~pyro_vae.data.as_rows` takes.
-            *context: what the programs take beside x, each with N rows.
+            *context: arguments beside x, each with N rows.
             seed: of the draws that the checks make.
             missing: x may hold NaN, for what was not observed.
 
@@ -95,12 +88,12 @@ class Problem:
 
     @property
     def device(self) -> torch.device:
-        """Where x is."""
+        """Device of x."""
         return self.args[0].device
 
     @cached_property
     def measure(self) -> str:
-        """What log p(x) is a density with respect to, as :func:`~pyro_vae.programs.measure.measure_of` says."""
+        """The measure that log p(x) is a density of: :func:`~pyro_vae.programs.measure.measure_of`."""
         with self.quiet(0):
             return measure_of(self.model, self.guide, *self.rows(slice(1)).args)
 
@@ -118,23 +111,21 @@ class Problem:
         return [self.rows(slice(start, start + size)) for start in range(0, len(self), size)]
 
     def numbers(self, where: Tensor) -> list[int]:
-        """What to call the rows where a mask ``(N,)`` holds: their numbers, from 0, up to five of them."""
+        """Number the rows where a mask ``(N,)`` holds, from 0, up to five of them, for messages."""
         return [self.first + row for row in where.nonzero().flatten()[:5].tolist()]
 
     def quiet(self, seed: int | None = None, *block: int) -> AbstractContextManager[None]:
-        """Run what is inside as :func:`~pyro_vae.programs.pair.quiet` does, on the random stream of (seed, *block)."""
+        """Enter :func:`~pyro_vae.programs.pair.quiet` on the random stream of (seed, *block)."""
         return quiet(self.model, self.guide, seed=seed, block=block, device=self.device)
 
-    def trace(
-        self, program: Program, particles: int | None = None, at: poutine.Trace | Mapping[str, Tensor] | None = None
-    ) -> poutine.Trace:
+    def trace(self, program: Program, particles: int | None = None, at: Latents | None = None) -> poutine.Trace:
         """Run a program (the model, the guide, either under a handler) on the rows, under a plate of particles on the left.
 
         Args:
-            program: what to run.
+            program: a Pyro program.
             particles: K; None runs it without their plate.
-            at: latents to put in the place of draws. Those of a trace are replayed: they stay latent (and subsampled rows stay
-                the same). Values by site, ``(K, ..., N, ..., *event)``, are conditioned on: the sites count as observed.
+            at: latents in the place of draws. Those of a trace are replayed: they stay latent (and subsampled rows stay the
+                same). Values by site, ``(K, ..., N, ..., *event)``, are conditioned on: the sites count as observed.
         """
         if isinstance(at, Mapping):
             program = poutine.condition(program, data=dict(at))
@@ -143,9 +134,7 @@ class Problem:
         with nullcontext() if particles is None else plate(PARTICLES, particles, dim=self.plates.particles):
             return poutine.trace(program).get_trace(*self.args, **self.kwargs)
 
-    def sites(
-        self, program: Program, particles: int | None = None, at: poutine.Trace | Mapping[str, Tensor] | None = None
-    ) -> Sites:
+    def sites(self, program: Program, particles: int | None = None, at: Latents | None = None) -> Sites:
         """The sites of :meth:`trace` that carry a density."""
         return sample_sites(self.trace(program, particles, at))
 
@@ -178,9 +167,9 @@ def rows_of(
     missing: bool = False,
     device: torch.device | None = None,
 ) -> tuple[Tensor, ...]:
-    """x and its contexts in the dtype and on the device of the pair's parameters, as :func:`~pyro_vae.data.arrays.batch_of`.
+    """Convert x and its contexts by :func:`~pyro_vae.data.arrays.batch_of` to the dtype and device of the pair's parameters.
 
-    NaN in x is let through if `missing`, or if a module of the pair says that it takes it.
+    NaN in x is let through if `missing`, or if a module of the pair declares that it takes it.
     """
     missing = missing or takes_missing(model, guide)
     return batch_of(x, *context, like=like_parameters(model, guide), device=device, missing=missing)

@@ -24,15 +24,10 @@ Batch = tuple[Tensor, ...]
 
 @dataclass(frozen=True, eq=False)
 class Simulated:
-    """One draw of (z, x) for each row.
+    """One draw of (z, x) for each row."""
 
-    Attributes:
-        latents: the value of each latent site, as the model drew it (no dimension of particles).
-        args: what the programs are to be called on: the arguments given, with what was drawn in the place of what is observed.
-    """
-
-    latents: dict[str, Tensor]
-    args: Batch
+    latents: dict[str, Tensor]  # the value of each latent site, as the model drew it (no dimension of particles)
+    args: Batch  # of the programs: the arguments given, with draws in the place of what is observed
 
     @property
     def x(self) -> Tensor:
@@ -54,14 +49,13 @@ def simulate(model: Program, x: Any, *context: Any, seed: int = 0) -> Simulated:
         seed: of the draws.
 
     Raises:
-        ProgramError: an observation that is none of the arguments (a transformed x, a ``pyro.factor``), so that no draw of it
-            says what the argument would have been; a model that reads the values of x beside observing them; or a latent that
+        ProgramError: an observation that is none of the arguments (a transformed x, a ``pyro.factor``), whose draws are no
+            draws of an argument; a model that reads the values of x beside observing them; or a latent that
             rows share, outside the data plate.
         ShapeError: a template of another shape than the model draws.
 
     Example:
         >>> import pyro, pyro.distributions as dist
-        >>> from pyro_vae.programs.simulate import simulate
         >>> def model(x):
         ...     with pyro.plate("data", len(x)):
         ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -81,9 +75,7 @@ def draw(model: Program, args: Batch, seed: int, *block: int) -> Simulated:
     def once(args: Batch) -> tuple[dict[str, Site], Batch]:
         with seeded(seed, *block, device=args[0].device):
             sites = sample_sites(poutine.trace(poutine.uncondition(model)).get_trace(*args))
-        data_plate(
-            sites
-        )  # refuses, by site, a latent that rows share: a draw of it for one row would say something of others
+        data_plate(sites)  # refuses, by site, a latent that rows share: its draw for one row would be others', too
         return sites, tuple(replicated(args, sites))
 
     sites, drawn = once(args)
@@ -104,12 +96,12 @@ def was_observed(site: Site) -> bool:
 
 def replicated(args: Batch, sites: Mapping[str, Site], draws: tuple[int, ...] = ()) -> list[Tensor]:
     """The arguments, with draws ``(*draws, N, *event)`` in the place of those that are observed."""
-    found = list(args)
+    new_args = list(args)
     for name, site in sites.items():
         if not was_observed(site):
             continue
         i, value = index_of(name, site, args), site["value"]
-        if found[i] is not args[i]:
+        if new_args[i] is not args[i]:
             raise ProgramError(
                 f"site {name!r} observes what another site observes already: which of them draws it is open"
             )
@@ -118,18 +110,18 @@ def replicated(args: Batch, sites: Mapping[str, Site], draws: tuple[int, ...] = 
                 f"site {name!r} draws {tuple(value.shape)} where the template has shape {tuple(args[i].shape)}: give a "
                 "template with the shape of what the likelihood generates"
             )
-        found[i] = value.reshape(*draws, *args[i].shape).to(args[i].dtype)
-    if found[0] is args[0]:
+        new_args[i] = value.reshape(*draws, *args[i].shape).to(args[i].dtype)
+    if new_args[0] is args[0]:
         raise ProgramError('x is observed nowhere: pass it whole, pyro.sample("x", likelihood, obs=x)')
-    return found
+    return new_args
 
 
 def index_of(name: str, site: Site, args: Batch) -> int:
-    """Which argument a site observes."""
-    at = [i for i, a in enumerate(args) if site["infer"]["obs"] is a]
-    if len(at) != 1:
+    """The index of the argument that a site observes."""
+    indices = [i for i, a in enumerate(args) if site["infer"]["obs"] is a]
+    if len(indices) != 1:
         raise ProgramError(
             f"site {name!r} observes none of the arguments as it is (a transformed or partial x, fixed data, a pyro.factor): "
             'what it draws does not say what x would be. Observe x whole, pyro.sample("x", likelihood, obs=x).'
         )
-    return at[0]
+    return indices[0]

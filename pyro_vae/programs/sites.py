@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import operator
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 from pyro import poutine
@@ -20,17 +22,11 @@ PARTICLES = "particles"
 
 @dataclass(frozen=True)
 class LogProbs:
-    r"""The terms of log w, site by site, each ``(K, N)`` in nats; unscaled (plate sizes and ``poutine.scale`` left out).
+    r"""The terms of log w, site by site, each ``(K, N)`` in nats; unscaled (plate sizes and ``poutine.scale`` left out)."""
 
-    Attributes:
-        observed: log p(x | z) for each observed site of the model.
-        prior: log p(z) for each latent site.
-        posterior: log q(z | x) for each latent site.
-    """
-
-    observed: dict[str, Tensor]
-    prior: dict[str, Tensor]
-    posterior: dict[str, Tensor]
+    observed: dict[str, Tensor]  # log p(x | z) of each observed site of the model
+    prior: dict[str, Tensor]  # log p(z) of each latent site
+    posterior: dict[str, Tensor]  # log q(z | x) of each latent site
 
     @property
     def reconstruction(self) -> Tensor:
@@ -48,12 +44,14 @@ class LogProbs:
         return self.reconstruction - self.kl
 
 
-def sum_terms(terms: dict[str, Tensor]) -> Tensor:
-    """The sum of the sites' terms, without a leading zero tensor."""
-    first, *rest = terms.values()
-    for term in rest:
-        first = first + term
-    return first
+def add(terms: Iterable[Tensor]) -> Tensor:
+    """Sum of tensors, at least one, without a leading zero."""
+    return reduce(operator.add, terms)
+
+
+def sum_terms(terms: Mapping[str, Tensor]) -> Tensor:
+    """Sum of the sites' terms."""
+    return add(terms.values())
 
 
 def trace_pair(model: Program, guide: Program, *args: Any, **kwargs: Any) -> tuple[dict[str, Site], dict[str, Site]]:
@@ -65,12 +63,8 @@ def trace_pair(model: Program, guide: Program, *args: Any, **kwargs: Any) -> tup
 
 def sample_sites(trace: poutine.Trace) -> dict[str, Site]:
     """The sites that carry a density: no parameters, plates' own indices or deterministic values."""
-    nodes: dict[str, Any] = dict(trace.nodes)
-    return {
-        name: site
-        for name, site in nodes.items()
-        if site["type"] == "sample" and not site_is_subsample(site) and not is_deterministic(site)
-    }
+    samples: dict[str, Any] = {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
+    return {name: site for name, site in samples.items() if has_density(site)}
 
 
 def with_values(trace: poutine.Trace, values: Mapping[str, Tensor]) -> poutine.Trace:
@@ -81,9 +75,14 @@ def with_values(trace: poutine.Trace, values: Mapping[str, Tensor]) -> poutine.T
     return other
 
 
+def has_density(site: Any) -> bool:
+    """Whether a sample site is neither a plate's indices nor deterministic."""
+    return not (site_is_subsample(site) or is_deterministic(site))
+
+
 def is_latent(site: Any) -> bool:
-    """Whether a site (of a trace, or a message on its way) is drawn: no observation, no plate's indices, not deterministic."""
-    return not (site["is_observed"] or site_is_subsample(site) or is_deterministic(site))
+    """Whether a site (of a trace, or a message on its way) is drawn from a density, and no observation."""
+    return not site["is_observed"] and has_density(site)
 
 
 def latent_sites(sites: Mapping[str, Site]) -> dict[str, Site]:
@@ -97,7 +96,7 @@ def observed_sites(sites: Mapping[str, Site]) -> dict[str, Site]:
 
 
 def check_pair(p: dict[str, Site], q: dict[str, Site]) -> None:
-    """Refuses, by site, pairs whose weights would not be p(x, z) / q(z | x)."""
+    """Refuse, by site, pairs whose weights would not be p(x, z) / q(z | x)."""
     for program, sites in (("model", p), ("guide", q)):
         for name, site in sites.items():
             if site["infer"].get("enumerate"):

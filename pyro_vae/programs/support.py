@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,8 +36,7 @@ def check_support(
     """Run the pair once over all rows and check each observed value: its shape, and the support of its distribution.
 
     Args:
-        model: as for :func:`~pyro_vae.log_weights`.
-        guide: likewise.
+        model, guide: as for :func:`~pyro_vae.log_weights`.
         *args: x of shape ``(N, *event)`` and contexts with N rows.
         chunk_size: rows at a time.
         prepare: what a batch goes through before it is trained on (dynamic binarization).
@@ -48,32 +48,28 @@ def check_support(
             Beta); names the site, the rows, one value, the least and the largest of all, and the way out.
         ProgramError: a pair that cannot be treated row by row, or a guide that turns missing values into NaN latents.
     """
-    prepare = prepare or (lambda batch: batch)
+    prepare, numbers = prepare or (lambda batch: batch), range(len(args[0])) if numbers is None else numbers
+    outside: dict[str, list[int]] = defaultdict(list)  # rows by site, as `blind`
+    blind: dict[str, list[int]] = defaultdict(list)
+    examples: dict[str, tuple[Site, int, int]] = {}
+    spans: dict[str, Span] = {}
     with quiet(model, guide):
         dim = plates_of_one_row(model, guide, *prepare(tuple(a[:1] for a in args))).dim
-        bad: dict[str, list[int]] = {}
-        blind: dict[str, list[int]] = {}
-        examples: dict[str, tuple[Site, int, int]] = {}
-        spans: dict[str, Span] = {}
         for start in range(0, len(args[0]), chunk_size):
             batch = prepare(tuple(a[start : start + chunk_size] for a in args))
             latents, sites = trace_pair(model, guide, *batch)
             for name, row in nan_latents(batch[0], latents, dim):
-                blind.setdefault(name, []).append(row + start if numbers is None else int(numbers[row + start]))
+                blind[name].append(int(numbers[row + start]))
             for name, site in observed_sites(sites).items():
-                inside = rows_inside(name, site, dim)
+                rows = (~rows_inside(name, site, dim)).nonzero().flatten().tolist()
                 spans[name] = span(site["value"], spans.get(name))
-                if not inside.all():
-                    rows = (~inside).nonzero().flatten()
-                    outside = [int(r if numbers is None else numbers[r]) for r in (rows + start).tolist()]
-                    bad.setdefault(name, []).extend(outside)
-                    examples.setdefault(name, (site, dim, int(rows[0])))
-    for name, where in bad.items():
-        raise SupportError(describe(name, *examples[name], where, len(args[0]), spans[name]) + FITTING)
-    for name, where in blind.items():
-        raise ProgramError(
-            f"site {name!r}: the guide draws NaN for rows {where[:5]}, which have missing values. {MASK}"
-        )
+                if rows:
+                    outside[name] += [int(numbers[row + start]) for row in rows]
+                    examples.setdefault(name, (site, dim, rows[0]))
+    for name, rows in outside.items():
+        raise SupportError(describe(name, *examples[name], rows, len(args[0]), spans[name]) + FITTING)
+    for name, rows in blind.items():
+        raise ProgramError(f"site {name!r}: the guide draws NaN for rows {rows[:5]}, which have missing values. {MASK}")
 
 
 MASK = "Give it an encoder that takes NaN: WithMask(net), whose net has 2 d inputs where x has d columns."
@@ -123,7 +119,7 @@ def culprit(model: Program, guide: Program, args: Batch) -> str | None:
 
 
 def rows_inside(name: str, site: Site, dim: int) -> Tensor:
-    """Which rows of an observed site lie in the support, ``(N,)``; a ProgramError where it declares none."""
+    """Check which rows of an observed site lie in the support, ``(N,)``; a ProgramError where it declares none."""
     value, fn = site["value"], site["fn"]
     if value.shape != fn.shape():
         raise ShapeError(
@@ -131,8 +127,7 @@ def rows_inside(name: str, site: Site, dim: int) -> Tensor:
             f"{tuple(fn.batch_shape)}, event {tuple(fn.event_shape)}). Give x the shape of what the likelihood generates."
         )
     inside = allowed(site, support_of_site(name, fn))
-    other = [d for d in range(-inside.dim(), 0) if d != dim]
-    return inside.movedim(dim, 0).flatten(1).all(1) if other else inside
+    return inside.movedim(dim, 0).flatten(1).all(1) if inside.dim() > 1 else inside
 
 
 FITTING = " pyro_vae.likelihoods.fitting(x) lists the families that fit."
@@ -154,8 +149,7 @@ def base_name(d: Any) -> str:
 def support_of_site(name: str, fn: Any) -> Any:
     """Look up the support that the distribution of a site declares.
 
-    Raises:
-        ProgramError: it declares none (a bare ``ZukoToPyro``, a distribution of the user's own); names the site.
+    A ProgramError names the site if it declares none (a bare ``ZukoToPyro``, a distribution of the user's own).
     """
     try:
         return fn.support
@@ -183,10 +177,7 @@ def span(value: Tensor, so_far: Span | None = None) -> Span:
 
 
 def describe(name: str, site: Site, dim: int, row: int, rows: list[int], total: int, extent: Span | None = None) -> str:
-    """Describe what came, what was wanted, which rows, and how to go on.
-
-    `extent` is the span of all rows, where the site does not hold them all.
-    """
+    """Describe the values and rows outside, and the way out; `extent` spans all rows, where the site holds but some."""
     fn, support = site["fn"], site["fn"].support
     while isinstance(support, constraints.independent):
         support = support.base_constraint
@@ -198,7 +189,7 @@ def describe(name: str, site: Site, dim: int, row: int, rows: list[int], total: 
     first_rows = ", ".join(map(str, rows[:5])) + (", …" if len(rows) > 5 else "")
     low, high = extent or span(site["value"])
     return (
-        f"site {name!r}: {len(rows)} of {total} rows lie outside the support of {base_name(fn)} ({say_support(support)}"
+        f"site {name!r}: {len(rows)} of {total} rows lie outside the support of {base_name(fn)} ({format_support(support)}"
         f"{_excluded(fn, support)}): row {rows[0]} {content} (rows {first_rows}; values go from {low:g} to {high:g}). {advice}"
     )
 
@@ -250,10 +241,16 @@ WORDS = {
 }
 
 
-def say_support(support: Any) -> str:
+def bare(support: Any) -> Any:
+    """A support without the dimensions it is declared over, and without what stands for missing values."""
+    support = getattr(support, "observed", support)
+    return bare(support.base_constraint) if isinstance(support, constraints.independent) else support
+
+
+def format_support(support: Any) -> str:
     """Describe a support in words."""
     if hasattr(support, "observed"):
-        return f"{say_support(support.observed)}, or NaN where missing"
+        return f"{format_support(support.observed)}, or NaN where missing"
     words = next((words for kind, words in WORDS.items() if isinstance(support, kind)), str(support))
     ends = {end: torch.as_tensor(getattr(support, f"{end}_bound", 0)).max().item() for end in ("lower", "upper")}
     return words.format(**ends)

@@ -21,24 +21,21 @@ from pyro_vae.errors import ProgramError
 
 from .plates import Plates, sum_rows
 from .sites import Site
+from .support import bare
 
 REFUSED = {
     "Delta": "a single point, which has no density: compute it in the model; a guide needs a spread (Normal, LogNormal).",
     "VonMises": "an angle: it has a density on one turn only, not on the real line. Use importance sampling.",
 }
-SAY_IT = "give it a `support` property (constraints.real_vector, if its values are any vectors)"
 WRAPPERS = (Independent, MaskedDistribution, ExpandedDistribution)
 ZUKO = ("zuko.distributions", "NormalizingFlow")  # by name: importing zuko switches torch's validation off
-
-
-# the support of a distribution, and its map
 
 
 def support_of(fn: Any) -> constraints.Constraint:
     """The support of a distribution, as one that has a map from R^D: a mixture's is that of its components.
 
     Raises:
-        NotImplementedError: nothing says it, or components of a mixture differ in theirs.
+        NotImplementedError: nothing declares it, or components of a mixture differ in theirs.
     """
     if isinstance(fn, WRAPPERS):
         support = support_of(fn.base_dist)
@@ -53,13 +50,15 @@ def support_of(fn: Any) -> constraints.Constraint:
 
 
 def own_support(fn: Any) -> Any:
-    """What a distribution says itself; a flow of zuko does not, but has what its transform starts from if its base is real."""
-    if (type(fn).__module__, type(fn).__name__) == ZUKO and is_real(support_of(fn.base)):
+    """The support that a distribution declares; a flow of zuko declares none: its transform's, if its base is real."""
+    flow = (type(fn).__module__, type(fn).__name__) == ZUKO
+    if flow and isinstance(bare(support_of(fn.base)), type(constraints.real)):
         return fn.transform.domain
     try:
         return fn.support
     except (NotImplementedError, AttributeError) as error:  # AttributeError: of a transform without a codomain
-        raise NotImplementedError(f"{type(fn).__name__} does not say what its support is: {SAY_IT}") from error
+        way_out = "give it a `support` property (constraints.real_vector, if its values are any vectors)"
+        raise NotImplementedError(f"{type(fn).__name__} does not say what its support is: {way_out}") from error
 
 
 def shared_by_components(support: Any, event_dim: int) -> Any:
@@ -79,13 +78,6 @@ def shared_by_components(support: Any, event_dim: int) -> Any:
     return support
 
 
-def is_real(support: Any) -> bool:
-    """Whether a support is all of R^D."""
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return isinstance(support, type(constraints.real))
-
-
 def bijection(fn: Any) -> Transform:
     """The map T from R^D onto the support of a distribution.
 
@@ -98,7 +90,7 @@ def bijection(fn: Any) -> Transform:
 
 
 def is_discrete(name: str, fn: Any) -> bool:
-    """Whether a latent takes separate values only; a ProgramError if its distribution does not say its support."""
+    """Whether a latent takes separate values only; a ProgramError if its distribution declares no support."""
     try:
         return bool(support_of(fn).is_discrete)
     except NotImplementedError as error:
@@ -106,7 +98,7 @@ def is_discrete(name: str, fn: Any) -> bool:
 
 
 def check_continuous(name: str, site: Site) -> None:
-    """Refuses, by site, a latent without a density on the real line: a ProgramError that says why, and how to go on."""
+    """Refuse a latent without a density on the real line; the ProgramError names the site, the reason and the way out."""
     fn = part = site["fn"]
     while isinstance(part, MixtureSameFamily) or hasattr(part, "base_dist"):
         part = part.component_distribution if isinstance(part, MixtureSameFamily) else part.base_dist
@@ -125,9 +117,6 @@ def check_continuous(name: str, site: Site) -> None:
             f"site {name!r} ({kind}) has a support ({support_of(fn)}) that no smooth one-to-one map takes to the real line. "
             "Use importance sampling, or write the site as a transformed real one."
         ) from error
-
-
-# where the values of sites lie side by side, and back at the sites
 
 
 @dataclass(frozen=True)
@@ -179,7 +168,7 @@ class SiteLayout:
 
 
 class SubstituteLatents(Messenger):
-    """Puts latent sites at chosen values; enter it before the plate of particles, which then broadcasts the sites.
+    """Fix latent sites at chosen values; enter it before the plate of particles, which then broadcasts the sites.
 
     Args:
         values: by site, broadcast to the site's shape; other sites are drawn.
@@ -201,9 +190,9 @@ class SubstituteLatents(Messenger):
     def at(cls, flat: Tensor, layouts: Sequence[SiteLayout]) -> SubstituteLatents:
         """Latents whose values, or coordinates on the real line, lie side by side: ``(G, R, D)``."""
         parts = flat.split([layout.size for layout in layouts], -1)
-        placed = cls({layout.name: layout.arrange(part) for layout, part in zip(layouts, parts, strict=True)})
-        placed.layouts = {layout.name: layout for layout in layouts}
-        return placed
+        handler = cls({layout.name: layout.arrange(part) for layout, part in zip(layouts, parts, strict=True)})
+        handler.layouts = {layout.name: layout for layout in layouts}
+        return handler
 
     def _pyro_sample(self, msg: Any) -> None:
         name, fn = msg["name"], msg["fn"]
@@ -217,12 +206,10 @@ class SubstituteLatents(Messenger):
         msg["value"] = value.expand(fn.shape()) if layout is None else value.to(layout.dtype)
 
     def log_jacobians(self, sites: dict[str, Site]) -> dict[str, Tensor]:
-        """log |∂z/∂u| of each site that was put there by its u, ``(G, R)``, from the trace that was made."""
-        return {name: self.log_jacobian(name, sites[name]) for name in self.moved}
-
-    def log_jacobian(self, name: str, site: Site) -> Tensor:
-        """Of one site; under the site's mask, as its density is."""
-        to_support, u, z = self.moved[name]
-        log_det = to_support.log_abs_det_jacobian(u, z)
-        log_det = sum_rightmost(log_det, log_det.dim() - (z.dim() - site["fn"].event_dim))
-        return sum_rows(name, scale_and_mask(log_det, mask=site["mask"]), self.layouts[name].plates)
+        """log |∂z/∂u|, ``(G, R)``, of each site that was placed by its u, under the site's mask, as its density is."""
+        terms = {}
+        for name, (to_support, u, z) in self.moved.items():
+            log_det = to_support.log_abs_det_jacobian(u, z)
+            log_det = sum_rightmost(log_det, log_det.dim() - (z.dim() - sites[name]["fn"].event_dim))
+            terms[name] = sum_rows(name, scale_and_mask(log_det, mask=sites[name]["mask"]), self.layouts[name].plates)
+        return terms

@@ -9,8 +9,8 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.common.random import seeded
-from pyro_vae.programs.pair import Program, without_validation
-from pyro_vae.programs.sites import sample_sites
+from pyro_vae.programs.pair import without_validation
+from pyro_vae.programs.sites import Program, sample_sites
 
 from .metrics import row_elbo
 from .shuffle import FIXED

@@ -38,7 +38,7 @@ def check_training(
     if batch_size > ROWS and not certain(report, objective).ok:
         report = check(model, guide, *first(batch_size))
     certain(report, objective).raise_if_bad()
-    return [f.said for f in report.findings if worth_saying(f, objective)]
+    return [f.line for f in report.findings if worth_saying(f, objective)]
 
 
 def certain(report: CheckReport, objective: ELBO) -> CheckReport:
