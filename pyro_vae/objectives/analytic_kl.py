@@ -28,11 +28,8 @@ def analytic_kl(exact: bool = False) -> Estimate:
     has none. Of a hierarchy, KL(q(z2 | z1, x) ‖ p(z2 | z1)) is averaged over draws of z1; where guide and model draw their
     latents in different orders no closed form is used.
 
-    Args:
-        exact: refuse sites without a closed form in place of taking draws.
-
     Raises:
-        ProgramError: with `exact`, a site without a closed form.
+        ProgramError: with `exact`, a site without a closed form, in place of taking draws.
         UsageError: under another bound than ``elbo``: a KL inside a logarithm of a mean is no bound.
 
     References:

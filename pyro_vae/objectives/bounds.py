@@ -25,8 +25,7 @@ FLOOR = -1e30  # a log weight that is 0 to every sum, and yet no infinity, whose
 def elbo(log_w: Tensor) -> Tensor:
     r"""1/K Σ_k log w_k: the evidence lower bound, ELBO = E_q[log p(x | z)] − KL(q(z | x) ‖ p(z)) ≤ log p(x), for any K.
 
-    Args:
-        log_w: log weights ``(K, N)``, nats.
+    `log_w` are ``(K, N)``, in nats.
 
     References:
         Auto-Encoding Variational Bayes (Kingma & Welling, 2014), https://arxiv.org/abs/1312.6114
@@ -42,8 +41,7 @@ def elbo(log_w: Tensor) -> Tensor:
 def iwae(log_w: Tensor) -> Tensor:
     r"""log 1/K Σ_k w_k: the importance-weighted bound; its expectation rises with K, from the ELBO (K = 1) to log p(x).
 
-    Args:
-        log_w: log weights ``(K, N)``, nats.
+    `log_w` are ``(K, N)``, in nats.
 
     References:
         Importance Weighted Autoencoders (Burda, Grosse & Salakhutdinov, 2016), https://arxiv.org/abs/1509.00519
@@ -59,10 +57,7 @@ def iwae(log_w: Tensor) -> Tensor:
 def miwae(log_w: Tensor) -> Tensor:
     r"""1/M Σ_m log 1/K Σ_k w_mk: the mean of M importance-weighted bounds of K; a lower bound, as each is.
 
-    The ELBO for K = 1, IWAE for M = 1.
-
-    Args:
-        log_w: log weights ``(M, K, N)``, nats.
+    The ELBO for K = 1, IWAE for M = 1. `log_w` are ``(M, K, N)``, in nats.
 
     References:
         Tighter Variational Bounds are Not Necessarily Better (Rainforth et al., 2018), https://arxiv.org/abs/1802.04537
@@ -79,10 +74,7 @@ def piwae(log_w: Tensor) -> Tensor:
     r"""log 1/(MK) Σ_mk w_mk: IWAE over all MK weights; its guide is to climb :func:`miwae` of the same weights instead.
 
     Many weights make the model's gradient better and the guide's noisier. ``piwae.guide_bound`` is the bound an objective
-    takes the guide's gradient from; without that attribute a bound serves both.
-
-    Args:
-        log_w: log weights ``(M, K, N)``, nats.
+    takes the guide's gradient from; without that attribute a bound serves both. `log_w` are ``(M, K, N)``, in nats.
 
     References:
         Tighter Variational Bounds are Not Necessarily Better (Rainforth et al., 2018), https://arxiv.org/abs/1802.04537
@@ -172,9 +164,7 @@ class tvo:
     π_β weighs the K draws by w^β, normalised. Every sampled value is at most IWAE's, for any K: the derivative of
     log 1/K Σ_k w_k^β in β is the average E_{π_β}[log w], which rises with β (its derivative is the variance of log w), so
     the left sum lies below the integral over [0, 1], which is IWAE. One partition is the ELBO; finer ones approach IWAE.
-
-    The gradient is that of this sampled value, with the weights π_β part of it; the covariance (score-function) gradient of
-    the paper is another estimator.
+    The gradient has the weights π_β part of it; the paper's covariance (score-function) gradient is another estimator.
 
     Args:
         partitions: J, with β_1 = `smallest` and β_2 … β_J = 1 log-spaced from there; or the sequence (0, …, 1) itself.

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pyro_vae.errors import ProgramError
 from pyro_vae.programs.plates import Plates, row_log_prob
-from pyro_vae.programs.problem import Problem
+from pyro_vae.programs.problem import Problem, Sites
 from pyro_vae.programs.sites import (
     PARTICLES,
     LogProbs,
@@ -40,8 +40,6 @@ from pyro_vae.programs.sites import (
 
 from .beta import BETA
 from .bounds import FLOOR
-
-Sites = dict[str, Site]
 
 
 class Detached(Messenger):

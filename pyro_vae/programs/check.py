@@ -26,7 +26,7 @@ from .support import MASK, bare, base_name, describe, format_support, rows_insid
 
 @suggest_keywords
 def check(model: Program, guide: Program, *batch: Any, others: Iterable[Any] = (), seed: int = 0) -> CheckReport:
-    r"""Is (model, guide) a pair p(x, z), q(z | x) with log w[n] = log p(x_n, z_n) − log q(z_n | x_n) and its gradients?
+    r"""Check that (model, guide) is a pair p(x, z), q(z | x) with log w[n] = log p(x_n, z_n) − log q(z_n | x_n), and gradients.
 
     Runs both programs on one batch, in eval mode, on a private random stream and a private copy of Pyro's store, and names
     what is wrong: sites of one program only, plates (none, of another size, in one program only, a site outside), a
@@ -48,7 +48,6 @@ def check(model: Program, guide: Program, *batch: Any, others: Iterable[Any] = (
 
     Example:
         >>> import pyro, pyro.distributions as dist
-        >>> from pyro_vae.programs.check import check
         >>> def model(x):
         ...     with pyro.plate("data", len(x)):
         ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))

@@ -22,11 +22,10 @@ def log_weights(
     Args:
         model: a Pyro program whose sites all lie in one plate over the rows of the data (inner plates are summed).
         guide: a Pyro program for the same latent sites.
-        *args: what both programs take, usually x of shape ``(N, *event)`` and contexts with N rows.
+        *args, **kwargs: what both programs take, usually x of shape ``(N, *event)`` and contexts with N rows.
         num_particles: K.
         vectorize_particles: run both programs once, under a plate of K particles on the left; ``False`` runs them K times,
             for programs that do not broadcast.
-        **kwargs: what both programs take.
 
     Raises:
         ProgramError: a pair without such a plate, with a latent or an observation outside it, with a latent in one

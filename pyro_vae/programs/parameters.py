@@ -16,8 +16,6 @@ from pyro_vae.errors import ProgramError
 class ParametersRegistered(Messenger):
     """A handler within which our modules do not declare their parameters again, as within a training step."""
 
-    settled = True
-
 
 _names: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
 _count = itertools.count()
@@ -45,7 +43,7 @@ def register(module: nn.Module) -> None:
         ProgramError: Pyro's store holds another tensor under the name (a store that was loaded or set by hand), which
             would be trained in the module's place.
     """
-    if any(getattr(handler, "settled", False) for handler in active_handlers()):
+    if any(isinstance(handler, ParametersRegistered) for handler in active_handlers()):
         return
     name = _names.get(module)
     if name is None:

@@ -31,18 +31,12 @@ class Problem:
     Whatever is computed of K particles a row, ``(K, N)``, comes out of :meth:`trace`: there is no other plate of particles.
 
     Example:
-        >>> import pyro, pyro.distributions as dist
-        >>> def model(x):
-        ...     with pyro.plate("data", len(x)):
-        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-        >>> def exact_posterior(x):
-        ...     with pyro.plate("data", len(x)):
-        ...         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
-        >>> problem = Problem.of(model, exact_posterior, [0.0, 1.0, 3.0], seed=0)
-        >>> with problem.quiet(0, 1):   # the exact posterior makes every weight p(x)
-        ...     problem.rows(slice(0, 2)).log_probs(particles=2).log_w
-        tensor([[-1.2655, -1.5155], [-1.2655, -1.5155]])
+        >>> from pyro_vae import VAE, StandardNormal, Conditional, MLP, bernoulli, normal
+        >>> vae = VAE(StandardNormal(2), Conditional(MLP(2, 9), bernoulli), Conditional(MLP(9, 2 * 2), normal))
+        >>> problem = Problem.of(vae.model, vae.guide, torch.ones(5, 9), seed=0)
+        >>> with problem.quiet(0, 1):
+        ...     problem.rows(slice(0, 2)).log_probs(particles=3).log_w.shape
+        torch.Size([3, 2])
     """
 
     model: Program

@@ -2,6 +2,7 @@ r"""Data from the model itself: (z, x) ~ p(z) p(x | z), for any model with one d
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -50,8 +51,7 @@ def simulate(model: Program, x: Any, *context: Any, seed: int = 0) -> Simulated:
 
     Raises:
         ProgramError: an observation that is none of the arguments (a transformed x, a ``pyro.factor``), whose draws are no
-            draws of an argument; a model that reads the values of x beside observing them; or a latent that
-            rows share, outside the data plate.
+            draws of an argument; a model that reads the values of x beside observing them; a latent that rows share.
         ShapeError: a template of another shape than the model draws.
 
     Example:
@@ -97,15 +97,11 @@ def was_observed(site: Site) -> bool:
 def replicated(args: Batch, sites: Mapping[str, Site], draws: tuple[int, ...] = ()) -> list[Tensor]:
     """The arguments, with draws ``(*draws, N, *event)`` in the place of those that are observed."""
     new_args = list(args)
-    for name, site in sites.items():
-        if not was_observed(site):
-            continue
+    for name, site in ((name, site) for name, site in sites.items() if was_observed(site)):
         i, value = index_of(name, site, args), site["value"]
         if new_args[i] is not args[i]:
-            raise ProgramError(
-                f"site {name!r} observes what another site observes already: which of them draws it is open"
-            )
-        if value.numel() != args[i].numel() * (draws[0] if draws else 1):
+            raise ProgramError(f"site {name!r} observes what another site observes already: which one draws it is open")
+        if value.numel() != args[i].numel() * math.prod(draws):
             raise ShapeError(
                 f"site {name!r} draws {tuple(value.shape)} where the template has shape {tuple(args[i].shape)}: give a "
                 "template with the shape of what the likelihood generates"

@@ -81,23 +81,18 @@ def nan_latents(x: Tensor, sites: dict[str, Site], dim: int) -> list[tuple[str, 
     if not missing.any():
         return []
     drawn = {name: site["value"].isnan().movedim(dim - site["fn"].event_dim, 0) for name, site in sites.items()}
-    return [
-        (name, row)
-        for name, nan in drawn.items()
-        for row in (missing & nan.reshape(len(nan), -1).any(1)).nonzero().flatten().tolist()
-    ]
+    blind = {name: missing & nan.reshape(len(nan), -1).any(1) for name, nan in drawn.items()}
+    return [(name, row) for name, rows in blind.items() for row in rows.nonzero().flatten().tolist()]
 
 
 def plates_of_one_row(model: Program, guide: Program, *args: Tensor) -> Plates:
     """Find the plates on one row, and name the data's shape where the programs cannot take it."""
     try:
         return find_plates(model, guide, *args)
-    except ProgramError:
-        raise
     except (ValueError, RuntimeError) as error:
-        shape, reason = tuple(args[0].shape[1:]), str(error).partition("Trace Shapes:")[0].strip()
-        if (where := culprit(model, guide, args)) is None:
+        if isinstance(error, ProgramError) or (where := culprit(model, guide, args)) is None:
             raise
+        shape, reason = tuple(args[0].shape[1:]), str(error).partition("Trace Shapes:")[0].strip()
         if isinstance(error, PyroVAEError):  # of a part of ours; it lacks only which program it is in
             raise type(error)(f"{where}, on a row of shape {shape}: {reason}") from error
         raise ShapeError(
@@ -107,14 +102,13 @@ def plates_of_one_row(model: Program, guide: Program, *args: Tensor) -> Plates:
 
 def culprit(model: Program, guide: Program, args: Batch) -> str | None:
     """Return which program stops on a batch, if one does."""
+    where = "the guide, q(z | x)"
     try:
         trace = poutine.trace(guide).get_trace(*args)
-    except Exception:
-        return "the guide, q(z | x)"
-    try:
+        where = "the model, p(z) p(x | z)"
         poutine.replay(model, trace=trace)(*args)
     except Exception:
-        return "the model, p(z) p(x | z)"
+        return where
     return None
 
 
@@ -181,16 +175,20 @@ def describe(name: str, site: Site, dim: int, row: int, rows: list[int], total: 
     fn, support = site["fn"], site["fn"].support
     while isinstance(support, constraints.independent):
         support = support.base_constraint
-    content, advice = "is one", _advice(getattr(support, "observed", support))
+    observed = getattr(support, "observed", support)
+    content, advice = "is one", next((text for kind, text in ADVICE.items() if isinstance(observed, kind)), REPAIR)
     if support.event_dim == 0:
         content, advice = _value(site, dim, row, support, advice)
     elif support.event_dim == 1 and not hasattr(support, "supports"):
         content, advice = _vector(site, dim, row, advice)
+    edges, excluded = EDGES.get(base_name(fn)), ""
+    if edges and (support.event_dim or bool(support.check(torch.tensor(edges)).all())):
+        excluded = ", both excluded" if len(edges) > 1 else f", {edges[0]:g} excluded"
     first_rows = ", ".join(map(str, rows[:5])) + (", …" if len(rows) > 5 else "")
     low, high = extent or span(site["value"])
     return (
         f"site {name!r}: {len(rows)} of {total} rows lie outside the support of {base_name(fn)} ({format_support(support)}"
-        f"{_excluded(fn, support)}): row {rows[0]} {content} (rows {first_rows}; values go from {low:g} to {high:g}). {advice}"
+        f"{excluded}): row {rows[0]} {content} (rows {first_rows}; values go from {low:g} to {high:g}). {advice}"
     )
 
 
@@ -212,19 +210,10 @@ def _vector(site: Site, dim: int, row: int, advice: str) -> tuple[str, str]:
     vectors = site["value"].movedim(dim - fn.event_dim, 0)[row].reshape(-1, fn.event_shape[-1])
     inside = fn.support.check(site["value"]).movedim(dim, 0)[row].flatten()
     if inside.all():
-        edge = EDGES[base_name(fn)]
-        return f"holds {edge[0]:g}", f"The density there is zero or infinite: {OPEN[base_name(fn)]}"
+        return f"holds {EDGES[base_name(fn)][0]:g}", f"The density there is zero or infinite: {OPEN[base_name(fn)]}"
     first = vectors[int((~inside).nonzero()[0])]
     least = f", its least value is {first.min().item():g}" if first.min() < 0 else ""
     return f"sums to {first.sum().item():g}{least}", advice
-
-
-def _excluded(fn: Any, support: Any) -> str:
-    """Name the edges that a support leaves out."""
-    edges = EDGES.get(base_name(fn))
-    if not edges or (support.event_dim == 0 and not bool(support.check(torch.tensor(edges)).all())):
-        return ""
-    return ", both excluded" if len(edges) > 1 else f", {edges[0]:g} excluded"
 
 
 WORDS = {
@@ -239,6 +228,13 @@ WORDS = {
     type(constraints.nonnegative): "numbers from {lower:g}",
     type(constraints.unit_interval): "numbers {lower:g} to {upper:g}",
 }
+ADVICE = {
+    type(constraints.boolean): "Grey values have no Bernoulli likelihood: binarize them (pyro_vae.binarize, or "
+    "--binarization dynamic), or choose a likelihood whose support they lie in.",
+    constraints.integer_interval: "Give values in that range, or widen it: the largest value is binomial's total_count, "
+    "categorical's num_classes - 1, discretized_logistic's levels - 1.",
+}
+REPAIR = "Remove or repair these rows, or choose a likelihood whose support they lie in."
 
 
 def bare(support: Any) -> Any:
@@ -254,17 +250,3 @@ def format_support(support: Any) -> str:
     words = next((words for kind, words in WORDS.items() if isinstance(support, kind)), str(support))
     ends = {end: torch.as_tensor(getattr(support, f"{end}_bound", 0)).max().item() for end in ("lower", "upper")}
     return words.format(**ends)
-
-
-def _advice(support: Any) -> str:
-    if isinstance(support, type(constraints.boolean)):
-        return (
-            "Grey values have no Bernoulli likelihood: binarize them (pyro_vae.binarize, or --binarization dynamic), "
-            "or choose a likelihood whose support they lie in."
-        )
-    if isinstance(support, constraints.integer_interval):
-        return (
-            "Give values in that range, or widen it: the largest value is binomial's total_count, categorical's "
-            "num_classes - 1, discretized_logistic's levels - 1."
-        )
-    return "Remove or repair these rows, or choose a likelihood whose support they lie in."

@@ -206,10 +206,12 @@ class SubstituteLatents(Messenger):
         msg["value"] = value.expand(fn.shape()) if layout is None else value.to(layout.dtype)
 
     def log_jacobians(self, sites: dict[str, Site]) -> dict[str, Tensor]:
-        """log |∂z/∂u|, ``(G, R)``, of each site that was placed by its u, under the site's mask, as its density is."""
-        terms = {}
-        for name, (to_support, u, z) in self.moved.items():
-            log_det = to_support.log_abs_det_jacobian(u, z)
-            log_det = sum_rightmost(log_det, log_det.dim() - (z.dim() - sites[name]["fn"].event_dim))
-            terms[name] = sum_rows(name, scale_and_mask(log_det, mask=sites[name]["mask"]), self.layouts[name].plates)
-        return terms
+        """log |∂z/∂u|, ``(G, R)``, of each site that was placed by its u, from the trace that was made."""
+        return {name: self.log_jacobian(name, sites[name]) for name in self.moved}
+
+    def log_jacobian(self, name: str, site: Site) -> Tensor:
+        """log |∂z/∂u| of one site, under its mask, as its density is."""
+        to_support, u, z = self.moved[name]
+        log_det = to_support.log_abs_det_jacobian(u, z)
+        log_det = sum_rightmost(log_det, log_det.dim() - (z.dim() - site["fn"].event_dim))
+        return sum_rows(name, scale_and_mask(log_det, mask=site["mask"]), self.layouts[name].plates)
