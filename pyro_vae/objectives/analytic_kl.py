@@ -67,10 +67,8 @@ def site_kl(run: ParticleRun, name: str, scale: Any = 1.0, exact: bool = False) 
     if not obstacle and (term := closed_kl(q["fn"], p["fn"])) is not None:
         return sum_rows(name, scale_and_mask(term.expand(q["fn"].batch_shape), scale=scale, mask=q["mask"]), plates)
     if exact:
-        kinds = " ‖ ".join(type(site["fn"]).__name__ for site in (q, p))
-        raise ProgramError(
-            f"site {name!r}: {obstacle or f'KL({kinds}) has no closed form'}. Pass exact=False to take it at the draws."
-        )
+        obstacle = obstacle or f"KL({type(q['fn']).__name__} ‖ {type(p['fn']).__name__}) has no closed form"
+        raise ProgramError(f"site {name!r}: {obstacle}. Pass exact=False to take it at the draws.")
     inner = run.scales.inner
     scales = (scale, scale) if same_scale(run, name) else (inner["guide", name], inner["model", name])
     return row_log_prob(name, q, plates, scales[0]) - row_log_prob(name, p, plates, scales[1])

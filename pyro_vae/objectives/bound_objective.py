@@ -150,7 +150,7 @@ class Bound(ELBO):
             self.check_weights(draw)
         except ProgramError:
             raise
-        except ValueError:  # torch's, of a parameter that is NaN: says which tensor, not which row
+        except ValueError:  # torch's, of a parameter that is NaN: names the tensor, not the row
             with without_validation(), torch.no_grad():
                 self.check_weights(self.draw(model, guide, args, kwargs))
             raise
@@ -195,11 +195,11 @@ class Bound(ELBO):
 
     def check_weights(self, draw: Draw) -> None:
         """Name the row and the particle of a NaN weight."""
-        bad = draw.terms.log_w.isnan()
-        if bad.any():
-            particle, row = bad.nonzero()[0].tolist()
+        nan = draw.terms.log_w.isnan()
+        if nan.any():
+            particle, row = nan.nonzero()[0].tolist()
             raise ProgramError(
-                f"log w is NaN for row {row} of the batch, particle {particle} ({int(bad.any(0).sum())} of {bad.shape[1]} "
+                f"log w is NaN for row {row} of the batch, particle {particle} ({int(nan.any(0).sum())} of {nan.shape[1]} "
                 "rows in all): model or guide put out parameters that are not finite, or x holds NaN. Look at that row."
             )
 

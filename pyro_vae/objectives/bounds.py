@@ -140,14 +140,10 @@ class renyi:
     alpha: float
 
     def __post_init__(self) -> None:
-        if is_number(self.alpha) and self.alpha < 0:
+        if not is_number(self.alpha) or not 0 <= self.alpha < math.inf:
             raise UsageError(
-                f"renyi takes alpha of at least 0, got {self.alpha!r}: below 0 the value is no bound at finite K, neither "
+                f"renyi takes a finite alpha, got {self.alpha!r}: below 0 the value is no bound at finite K, neither "
                 "upper nor lower (Li & Turner, 2016). Take 0 (IWAE) to 1 (the ELBO), or above 1: a lower bound still."
-            )
-        if not is_number(self.alpha) or not math.isfinite(self.alpha):
-            raise UsageError(
-                f"renyi takes a finite alpha, got {self.alpha!r}. Take 0 (IWAE), 1 (the ELBO), or between."
             )
 
     def __call__(self, log_w: Tensor) -> Tensor:
@@ -226,11 +222,8 @@ class jackknife:
     r"""Σ_j c_j L_{K−j}, c_j = (−1)^j (K − j)^m / ((m − j)! j!), j = 0 … m: IWAE with its bias cut from O(1/K) to O(K^−(m+1)).
 
     L_{K−j} is the mean of IWAE over all subsets of K − j of the K weights. **An estimate of log p(x), not a bound**: its
-    expectation may lie above. Order 0 is IWAE; order 1 is K L_K − (K − 1) L_{K−1}. Time grows as K^m, memory too where a
-    gradient is kept; it works in float64. In a row with m or fewer weights above 0 the value is infinite.
-
-    Args:
-        order: m, at least 0; the paper takes 1 and 2.
+    expectation may lie above. Order m = 0 is IWAE, 1 is K L_K − (K − 1) L_{K−1}; the paper takes 1 and 2. Time grows as K^m,
+    memory too for a gradient; it works in float64. In a row with m or fewer weights above 0 the value is infinite.
 
     Raises:
         UsageError: a negative order, or one that is no whole number; once called, K weights where K is not above m.

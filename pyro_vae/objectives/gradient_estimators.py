@@ -119,9 +119,7 @@ def without_one(bound: BoundFunction, log_w: Tensor) -> Tensor:
     """
     *groups, k, rows = log_w.shape
     if k < 2:
-        raise UsageError(
-            f"vimco's baseline for a particle is made of the others: num_particles must be at least 2, got {k}"
-        )
+        raise UsageError(f"vimco's baseline is made of the other particles: num_particles must be at least 2, got {k}")
     one = torch.eye(log_w.numel() // rows, dtype=torch.bool, device=log_w.device).reshape(-1, *groups, k, 1)
     others = torch.where(one, torch.zeros_like(log_w), log_w).sum(-2, keepdim=True) / (k - 1)
     each = torch.where(one, others, log_w)  # (P, *K, N): particle p replaced

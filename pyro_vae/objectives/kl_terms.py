@@ -147,11 +147,8 @@ class capacity:
 class total_correlation:
     r"""−(β − 1) TC: the ELBO of β-TC-VAE, which weighs the total correlation KL(q(z) ‖ Π_d q(z_d)) by β, the rest by 1.
 
-    Args:
-        beta: β ≥ 0; 1 is the ELBO.
-        dataset_size: N.
-        stratified: how :func:`~pyro_vae.objectives.minibatch_aggregate.decompose_kl` weighs the rows of a batch; its bias
-            and what it raises are stated there.
+    For a data set of N = `dataset_size`, and β ≥ 0 (1 is the ELBO), it is estimated from a batch by
+    :func:`~pyro_vae.objectives.minibatch_aggregate.decompose_kl`, where its bias and errors are stated.
 
     References:
         Isolating Sources of Disentanglement in VAEs (Chen et al., 2018), https://arxiv.org/abs/1802.04942
@@ -204,8 +201,7 @@ class mmd:
         run = draw.first
         if sites := draw.without_path():
             raise ProgramError(f"site {sites[0]!r} has no rsample: mmd has no gradient for the guide there.")
-        q = flat(run, {name: site["value"] for name, site in run.q.items()})
-        p = flat(run, prior_draws(run))
+        q, p = flat(run, {name: site["value"] for name, site in run.q.items()}), flat(run, prior_draws(run))
         if q.shape[1] < 2:
             raise UsageError("mmd compares the rows of a batch with one another: at least 2 are needed")
         return (-self.weight * squared_mmd(q, p).mean(0)).expand(q.shape[1])

@@ -3,8 +3,7 @@ r"""Aggregate posterior q(z) = E_x q(z | x) of a minibatch: the parts of the KL,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,8 +16,7 @@ from .particles import Draw, ParticleRun
 SCALES = (0.2, 0.5, 1.0, 2.0, 5.0)  # of the kernel's squared width, as multiples of the latents' dimension
 
 
-@dataclass(frozen=True)
-class Decomposition:
+class Decomposition(NamedTuple):
     """KL = mutual information + total correlation + dimension-wise KL, each ``(N,)`` at the draws, in nats."""
 
     mutual_information: Tensor

@@ -107,11 +107,8 @@ class ParticleRun:
     def terms(self) -> LogProbs:
         """log p(x | z), log p(z) and log q(z | x) by site."""
         q = self.guide_at(self.values) if self.weighable else self.q
-        return LogProbs(
-            self.score("model", observed_sites(self.p), {}),
-            self.score("model", latent_sites(self.p), {}),
-            self.score("guide", q, self.values),
-        )
+        observed, prior = (self.score("model", part(self.p), {}) for part in (observed_sites, latent_sites))
+        return LogProbs(observed, prior, self.score("guide", q, self.values))
 
     def score(self, program: str, sites: Sites, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Each site's log-probability at these values (its own by default), with the scale that a handler gave it."""

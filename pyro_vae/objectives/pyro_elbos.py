@@ -54,9 +54,8 @@ def tensor_loss(objective: ELBO) -> TensorLoss | None:
         return None
 
     def loss(model: Program, guide: Program, *batch: Tensor) -> Tensor:
-        return (
-            -add(of_particle(*traces) for traces in unscored(objective, model, guide, batch)) / objective.num_particles
-        )
+        total = add(of_particle(*traces) for traces in unscored(objective, model, guide, batch))
+        return -total / objective.num_particles
 
     return loss
 

@@ -51,15 +51,12 @@ def check_scheduled(owner: Any, what: str) -> None:
     """Refuse an object that does not keep the contract; `what` is what messages call it."""
     kind = type(owner).__name__
     if isinstance(owner, type) or not callable(getattr(owner, "at", None)) or not hasattr(owner, "scheduled_names"):
-        behind = getattr(owner, "__self__", None)
-        way_on = (
-            f"give the {type(behind).__name__} itself"
-            if hasattr(behind, "scheduled_names")
-            else "a function of the fraction of training done goes to on_step="
-        )
+        way_out = "a function of the fraction of training done goes to on_step="
+        if hasattr(behind := getattr(owner, "__self__", None), "scheduled_names"):
+            way_out = f"give the {type(behind).__name__} itself"
         raise UsageError(
             f"{what} is {owner.__name__ if isinstance(owner, type) else f'a {kind}'}, and wanted is an object with a method "
-            f"at(done) and the names of the numbers that it sets, `scheduled_names`, such as a Beta: {way_on}"
+            f"at(done) and the names of the numbers that it sets, `scheduled_names`, such as a Beta: {way_out}"
         )
     names = owner.scheduled_names
     if not isinstance(names, tuple) or not names or not all(isinstance(name, str) for name in names):

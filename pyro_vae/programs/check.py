@@ -36,15 +36,13 @@ def check(model: Program, guide: Program, *batch: Any, others: Iterable[Any] = (
     Parameters, gradients, modes, the store and the global random state stay as they were.
 
     Args:
-        model: a Pyro program with one plate over the N rows.
-        guide: a Pyro program for the same latent sites.
+        model, guide: Pyro programs for the same latent sites, with one plate over the N rows.
         *batch: what both take: x of shape ``(N, *event)`` and contexts with N rows.
         others: models (a VAE, a module, or a tuple (model, guide)) that should share no parameter with this pair.
         seed: of the private random stream.
 
     Returns:
-        A :class:`CheckReport`; never raises for what it diagnoses (``report.raise_if_bad()`` does). Findings are of one draw
-        and one batch: what they name is wrong there; no finding is no proof.
+        The findings, of one draw and one batch (no finding is no proof); only ``report.raise_if_bad()`` raises for them.
 
     Example:
         >>> import pyro, pyro.distributions as dist

@@ -50,13 +50,7 @@ class Problem:
     def of(cls, model: Program, guide: Program, x: Any, *context: Any, seed: int, missing: bool = False) -> Problem:
         """Convert the rows as :func:`rows_of` does, and check them and the pair in :func:`~pyro_vae.programs.pair.quiet`.
 
-        Args:
-            model: a Pyro program, as for :func:`~pyro_vae.log_weights`.
-            guide: its guide.
-            x: data ``(N, *event)``: a tensor, an array, anything :func:`~pyro_vae.data.as_rows` takes.
-            *context: arguments beside x, each with N rows.
-            seed: of the draws that the checks make.
-            missing: x may hold NaN, for what was not observed.
+        The checks draw by `seed`. With `missing`, x may hold NaN, for what was not observed.
 
         Raises:
             DataError, ShapeError, SupportError: rows that are not finite, of another shape, or outside the support.
@@ -115,11 +109,9 @@ class Problem:
     def trace(self, program: Program, particles: int | None = None, at: Latents | None = None) -> poutine.Trace:
         """Run a program (the model, the guide, either under a handler) on the rows, under a plate of particles on the left.
 
-        Args:
-            program: a Pyro program.
-            particles: K; None runs it without their plate.
-            at: latents in the place of draws. Those of a trace are replayed: they stay latent (and subsampled rows stay the
-                same). Values by site, ``(K, ..., N, ..., *event)``, are conditioned on: the sites count as observed.
+        Latents `at` stand in the place of draws. Those of a trace are replayed: they stay latent (and subsampled rows stay
+        the same). Values by site, ``(K, ..., N, ..., *event)``, are conditioned on: the sites count as observed. Without
+        `particles` there is no plate of them.
         """
         if isinstance(at, Mapping):
             program = poutine.condition(program, data=dict(at))

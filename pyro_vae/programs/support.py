@@ -36,11 +36,10 @@ def check_support(
     """Run the pair once over all rows and check each observed value: its shape, and the support of its distribution.
 
     Args:
-        model, guide: as for :func:`~pyro_vae.log_weights`.
-        *args: x of shape ``(N, *event)`` and contexts with N rows.
+        model, guide, *args: as for :func:`~pyro_vae.log_weights`.
         chunk_size: rows at a time.
-        prepare: what a batch goes through before it is trained on (dynamic binarization).
-        numbers: what the message calls the rows; their position, from 0, by default.
+        prepare: the transform of a batch before training (dynamic binarization).
+        numbers: the rows' numbers in messages; their position, from 0, by default.
 
     Raises:
         ShapeError: an observed value of another shape than its distribution, which would broadcast in silence.

@@ -168,10 +168,7 @@ class SiteLayout:
 
 
 class SubstituteLatents(Messenger):
-    """Fix latent sites at chosen values; enter it before the plate of particles, which then broadcasts the sites.
-
-    Args:
-        values: by site, broadcast to the site's shape; other sites are drawn.
+    """Fix latent sites at values, broadcast to the site's shape; enter it before the plate of particles. Others are drawn.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist
