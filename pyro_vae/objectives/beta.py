@@ -9,6 +9,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 
 from pyro_vae.errors import UsageError
+from pyro_vae.programs.pair import programs
 from pyro_vae.programs.sites import is_latent
 
 BETA = "_beta"  # where a site says how much of its scale is β: the rest weighs rows, not sites
@@ -56,7 +57,7 @@ class Beta(Messenger):
 
     def pair(self, vae: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
         """Return (model, guide) under this handler."""
-        model, guide = vae if isinstance(vae, tuple) else (vae.model, vae.guide)
+        model, guide = programs(vae)
         return self(model), self(guide)
 
     def _pyro_sample(self, msg: Message) -> None:

@@ -162,9 +162,7 @@ class tvo:
     the left sum lies below the integral over [0, 1], which is IWAE. One partition is the ELBO; finer ones approach IWAE.
     The gradient has the weights π_β part of it; the paper's covariance (score-function) gradient is another estimator.
 
-    Args:
-        partitions: J, with β_1 = `smallest` and β_2 … β_J = 1 log-spaced from there; or the sequence (0, …, 1) itself.
-        smallest: β_1 where `partitions` is a number above 1.
+    `partitions` is J, with β_1 = `smallest` and β_2 … β_J = 1 log-spaced from there, or the sequence (0, …, 1) itself.
 
     Raises:
         UsageError: fewer than 1 partition, `smallest` not between 0 and 1, or a sequence that does not rise from 0 to 1.

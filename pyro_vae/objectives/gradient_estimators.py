@@ -79,7 +79,7 @@ class Estimate:
 
 
 def guide_bound(bound: BoundFunction) -> BoundFunction:
-    """Return the bound that the guide's gradient follows; another one for ``piwae``."""
+    """Return the bound that the guide's gradient follows: another one for ``piwae``."""
     return getattr(bound, "guide_bound", bound)
 
 

@@ -58,9 +58,7 @@ class Path:
     weight: Tensor | None = None
 
     def weigh(self, gradient: Tensor, event_dim: int) -> Tensor:
-        if self.weight is None:
-            return gradient
-        return gradient * self.plates.beside(self.weight, event_dim)
+        return gradient if self.weight is None else gradient * self.plates.beside(self.weight, event_dim)
 
 
 @dataclass
@@ -170,11 +168,10 @@ class Draw:
         if len(self.runs) == 1:
             return self.runs[0].terms
         terms = [vars(run.terms) for run in self.runs]
-        joined = {
-            kind: {site: torch.cat([run[kind][site] for run in terms]) for site in first}
-            for kind, first in terms[0].items()
-        }
-        return LogProbs(**joined)
+        first = terms[0]
+        return LogProbs(
+            **{kind: {n: torch.cat([run[kind][n] for run in terms]) for n in first[kind]} for kind in first}
+        )
 
     @cached_property
     def log_w(self) -> Tensor:

@@ -121,8 +121,8 @@ def unpaired(p: ProgramTrace, q: ProgramTrace, batch: tuple[Any, ...]) -> Iterat
             what = "the model draws it, in the shape of the data, and the guide does not: its observation is forgotten"
             yield Finding("obs", f"site {name!r}", what, f"pyro.sample({name!r}, ..., obs=x)")
             continue
-        hint = " (obs=x: it has the shape of the data)" if name in forgotten else " (obs=...)"
-        fix = f"give the guide a pyro.sample({name!r}, ...), or observe it{hint}"
+        hint = "obs=x: it has the shape of the data" if name in forgotten else "obs=..."
+        fix = f"give the guide a pyro.sample({name!r}, ...), or observe it ({hint})"
         yield Finding("site", f"site {name!r}", "it is a latent of the model but not in the guide", fix)
     for name in [n for n in q.latents if n not in p.latents]:
         what, fix = "is no latent of the model", f"rename it to a latent of the model, or sample {name!r} there too"
