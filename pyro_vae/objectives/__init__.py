@@ -1,1 +1,1 @@
-"""What is trained: bounds of log weights, gradient estimators, KL terms, handlers."""
+"""Training objectives: bounds of log weights, gradient estimators, KL terms, handlers."""

@@ -240,7 +240,7 @@ def scaled(scale: Any, ratio: float) -> Any:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two scales are one, but for rounding. Tensors are looked into only where both are: that waits for a GPU."""
+    """Compare two scales, but for rounding. Values of tensors are read only where both are: that waits for a GPU."""
     if isinstance(a, Tensor) != isinstance(b, Tensor):
         return False
     if isinstance(a, Tensor):

@@ -1,1 +1,1 @@
-"""What is asked of any Pyro (model, guide): plates, sites, log weights, support, parameters."""
+"""Questions to any Pyro pair (model, guide): plates, sites, log weights, support, parameters."""

@@ -176,7 +176,7 @@ def undeclared(where: str, program: str, site: Site) -> Iterator[Finding]:
 
 
 def inside(support: Any, value: Tensor) -> bool:
-    """Whether all of it lies there; True where the support cannot say."""
+    """Check that all of a value lies in a support; True where the support cannot tell."""
     try:
         return bool(support.check(value).all())
     except (NotImplementedError, AttributeError, RuntimeError, ValueError):

@@ -26,7 +26,7 @@ class Finding:
 
     @property
     def line(self) -> str:
-        """Where, what and the fix."""
+        """One line: where, what, and the fix."""
         return f"{self.where}: {self.what}{'' if self.what.endswith('?') else '.'} Fix: {self.fix}"
 
     def __str__(self) -> str:

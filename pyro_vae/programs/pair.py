@@ -1,4 +1,4 @@
-"""What a pair of programs is made of: the modules that own it, and how to run it without changing it."""
+"""A pair of programs: the modules that own it, and how to run it without changing it."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def draw(model: Program, args: Batch, seed: int, *block: int) -> Simulated:
 
 
 def was_observed(site: Site) -> bool:
-    """Whether the site was an observation before it was undone."""
+    """Return whether the site was an observation before it was undone."""
     return bool(site["infer"].get("was_observed"))
 
 

@@ -76,12 +76,12 @@ def with_values(trace: poutine.Trace, values: Mapping[str, Tensor]) -> poutine.T
 
 
 def has_density(site: Any) -> bool:
-    """Whether a sample site is neither a plate's indices nor deterministic."""
+    """Return whether a sample site is neither a plate's indices nor deterministic."""
     return not (site_is_subsample(site) or is_deterministic(site))
 
 
 def is_latent(site: Any) -> bool:
-    """Whether a site (of a trace, or a message on its way) is drawn from a density, and no observation."""
+    """Return whether a site (of a trace, or a message on its way) is drawn from a density, and no observation."""
     return not site["is_observed"] and has_density(site)
 
 

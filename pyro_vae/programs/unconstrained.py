@@ -90,7 +90,7 @@ def bijection(fn: Any) -> Transform:
 
 
 def is_discrete(name: str, fn: Any) -> bool:
-    """Whether a latent takes separate values only; a ProgramError if its distribution declares no support."""
+    """Return whether a latent takes separate values only; a ProgramError if its distribution declares no support."""
     try:
         return bool(support_of(fn).is_discrete)
     except NotImplementedError as error:
