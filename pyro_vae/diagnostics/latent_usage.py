@@ -1,4 +1,4 @@
-r"""Latent usage of any (model, guide) pair: KL a unit, active units, and I(x; z), in nats."""
+r"""Latent usage and posterior collapse of any (model, guide) pair: KL a unit, active units, and I(x; z), in nats."""
 
 from __future__ import annotations
 

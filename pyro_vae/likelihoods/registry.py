@@ -1,4 +1,4 @@
-"""Likelihood families p(x | z): functions from features (what a network puts out) to a distribution over elements.
+"""Likelihood family p(x | z): a function from features, the output of a network, to a distribution over elements.
 
 A family of one's own is a function of this kind:
 

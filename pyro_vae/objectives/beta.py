@@ -1,4 +1,4 @@
-r"""Beta handler: β KL in any objective. Effect handlers change what is trained, and not what a model is."""
+r"""β handler: β KL in any objective. Effect handlers change what is trained, and not what a model is."""
 
 from __future__ import annotations
 

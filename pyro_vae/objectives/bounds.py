@@ -1,4 +1,4 @@
-r"""Bounds on log p(x): functions of log weights, (K, N) or (M, K, N) → (N,), in nats.
+r"""Bounds on log p(x), ELBO, IWAE and others: functions of log weights, (K, N) or (M, K, N) → (N,), in nats.
 
 log_w[k, n] = log p(x_n, z_kn) − log q(z_kn | x_n), with z_kn ~ q(z | x_n). A bound with a parameter is made first, as in
 ``renyi(alpha=0.5)``: the result is the function, compares equal to another of the same parameter, and prints as it was

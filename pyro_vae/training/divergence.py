@@ -1,4 +1,4 @@
-"""Divergence of a step (a loss or gradient of NaN): its rows, its first bad site, and what is needed to run it again."""
+"""NaN loss: which rows and which site a diverged step owes it to, and all that is needed to run the step again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One step of a torch optimizer, without what its ``step()`` does around the arithmetic where that is known."""
+"""Adam, fused: one step of a torch optimizer, without what its ``step()`` does around the arithmetic where that is known."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shuffled batches of row numbers, with a position in them that can be noted and returned to."""
+"""Shuffling: batches of row numbers in random order, and a position among them that can be saved and restored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training loop: epochs of steps, the true ELBO after each, early stopping at the best weights."""
+"""Training loop: epochs of steps, the true ELBO after each, the best weights, early stopping."""
 
 from __future__ import annotations
 

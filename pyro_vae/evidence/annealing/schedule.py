@@ -1,4 +1,4 @@
-r"""Annealing schedule for AIS: temperatures β from a start to the posterior, and step sizes that a pilot run tunes."""
+r"""AIS temperatures: a schedule of β from a start to the posterior, and step sizes that a pilot run tunes."""
 
 from __future__ import annotations
 
