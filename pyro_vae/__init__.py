@@ -8,8 +8,7 @@ from pyro_vae.diagnostics.gradient_noise import GradientReport, gradient_report
 from pyro_vae.diagnostics.inference_gaps import Gaps, gaps
 from pyro_vae.diagnostics.latent_usage import Latents, latents
 from pyro_vae.diagnostics.overfitting import Overfitting, overfitting
-from pyro_vae.diagnostics.predictive_checks import posterior_predictive_check, prior_predictive_check
-from pyro_vae.diagnostics.predictive_result import PredictiveCheck
+from pyro_vae.diagnostics.predictive_checks import PredictiveCheck, posterior_predictive_check, prior_predictive_check
 from pyro_vae.diagnostics.sbc import Calibration, simulation_based_calibration
 from pyro_vae.distributions.conditional import Conditional
 from pyro_vae.evidence.annealing.ais import ais

@@ -1,1 +1,1 @@
-"""What is wrong with a model or guide: latents, gaps, decompositions, calibration, predictive checks."""
+"""Diagnostics of a model and guide: latents, gaps, decompositions, calibration, predictive checks."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,11 +13,10 @@ from pyro_vae.common.progress import tracked
 from pyro_vae.errors import ProgramError
 from pyro_vae.programs.plates import Plates
 from pyro_vae.programs.problem import Problem
-from pyro_vae.programs.sites import Site, latent_sites, observed_sites
+from pyro_vae.programs.sites import Site, observed_sites
 from pyro_vae.programs.units import univariate
 
-from .latent_usage import Drawn, drawn
-from .mutual_information import run
+from .latent_usage import Drawn, measured, seeded_sites, to_rows
 
 CELLS = 2**18  # (draw, row, unit) log-probabilities held at a time
 PROBES = 64  # rows that the form of the programs is read off
@@ -46,7 +44,7 @@ class PosteriorForm:
 
 
 def form_of(problem: Problem) -> PosteriorForm:
-    """The form of a pair, from a few rows and draws."""
+    """Read the form of a pair off a few rows and draws."""
     q, p = problem.draw(8)
     for name, site in (*q.items(), *((name, p[name]) for name in q)):
         if site["mask"] is not None and site["mask"] is not True:
@@ -80,22 +78,15 @@ def first_of(value: Tensor, dim: int) -> Tensor:
 
 
 def check_shared(problem: Problem, q: dict[str, Site], dims: dict[str, int]) -> None:
-    """Refuses a prior that gives one z another density in another row."""
-    some = {name: spread(first_of(q[name]["value"], dim), dim, len(problem)) for name, dim in dims.items()}
-    p = run(problem, problem.model, 1, 0, some)
+    """Refuse a prior that gives one z another density in another row."""
+    some = {name: to_rows(first_of(q[name]["value"], dim), dim, len(problem)) for name, dim in dims.items()}
+    p = seeded_sites(problem, problem.model, 1, 0, some)
     log_p = problem.log_prob({name: p[name] for name in q})
     if not torch.allclose(log_p, log_p[:, :1].expand_as(log_p), rtol=1e-4, atol=1e-4):
         raise ProgramError(
             "the prior is not the same for every row (it depends on a context, or on x), so there is no p(z) to set q(z) "
             "against. Decompose the rows of one context at a time, or see latents(...) for the KL alone."
         )
-
-
-def spread(value: Tensor, dim: int, rows: int) -> Tensor:
-    """Give a draw for one row, of size 1 along `dim`, to all rows."""
-    shape = list(value.shape)
-    shape[dim] = rows
-    return value.expand(shape)
 
 
 @dataclass(frozen=True)
@@ -112,33 +103,24 @@ class Chunk:
 def scored(problem: Problem, num_samples: int) -> Chunk:
     """S draws for each of some rows, and what the programs say of them."""
     q, p = problem.draw(num_samples)
-    plates, same_order = problem.plates, list(q) == list(latent_sites(p))
+    plates = problem.plates
     return Chunk(
         {name: site["value"].movedim(plates.dim - site["fn"].event_dim, 1) for name, site in q.items()},
         problem.log_prob(observed_sites(p)).to("cpu", torch.float64),
         unit_log_probs(q, {name: site["value"] for name, site in q.items()}, plates).sum(-1).cpu(),
         unit_log_probs({name: p[name] for name in q}, {name: q[name]["value"] for name in q}, plates).cpu(),
-        {name: drawn(site, p[name], plates, same_order) for name, site in q.items()},
+        measured(q, p, plates),
     )
 
 
 def unit_log_probs(sites: dict[str, Site], values: Values, plates: Plates) -> Tensor:
-    """Concatenate the log-probabilities of the units of all sites, ``(draws, n, units)`` in float64.
-
-    A site that is no product is one unit.
-    """
-    return torch.cat([of_units(site["fn"], values[name], plates) for name, site in sites.items()], -1)
-
-
-def of_units(fn: Any, value: Tensor, plates: Plates) -> Tensor:
-    base = univariate(fn)
-    log_prob, dims = (fn.log_prob(value), 0) if base is None else (base.log_prob(value), fn.event_dim)
-    return plates.by_unit(log_prob, dims).double()
-
-
-def crossed(values: list[Tensor], dim: int) -> Tensor:
-    """Line up all draws ``(S · N, …)`` as particles, of size 1 along the dimension of rows, to be scored under every row."""
-    return torch.cat(values, 1).flatten(0, 1).unsqueeze(dim)
+    """Units' log-probabilities of all sites, ``(draws, n, units)`` in float64; a site that is no product is one unit."""
+    terms = []
+    for name, site in sites.items():
+        base, fn = univariate(site["fn"]), site["fn"]
+        log_prob = (base or fn).log_prob(values[name])
+        terms.append(plates.by_unit(log_prob, 0 if base is None else fn.event_dim).double())
+    return torch.cat(terms, -1)
 
 
 def posteriors(problem: Problem, form: PosteriorForm, seed: int) -> Scorer:
@@ -149,8 +131,8 @@ def posteriors(problem: Problem, form: PosteriorForm, seed: int) -> Scorer:
     fixed = problem.sites(problem.guide) if form.fixed else None
 
     def of(z: Values) -> Tensor:
-        given = {name: spread(v, form.dims[name], len(problem)) for name, v in z.items()}
-        sites = fixed or run(problem, problem.guide, len(next(iter(z.values()))), seed, given)
+        given = {name: to_rows(v, form.dims[name], len(problem)) for name, v in z.items()}
+        sites = fixed or seeded_sites(problem, problem.guide, len(next(iter(z.values()))), seed, given)
         return unit_log_probs(sites, given, problem.plates)
 
     return of

@@ -16,8 +16,8 @@ from pyro_vae.programs.pair import quiet
 from pyro_vae.programs.problem import Problem, rows_of
 from pyro_vae.programs.sites import Program
 
-from .aggregate_posterior import PROBES, Chunk, PosteriorForm, aggregate, crossed, form_of, posteriors, scored
-from .latent_usage import ACTIVE, Units, join, moments
+from .aggregate_posterior import PROBES, Chunk, PosteriorForm, aggregate, form_of, posteriors, scored
+from .latent_usage import ACTIVE, Units, as_particles, join, moments
 
 ROWS = 2048  # that the guide is run on at a time
 
@@ -49,7 +49,7 @@ class ElboDecomposition:
         total_correlation: KL(q(z) ‖ Π_u q(z_u)); None where q(z | x) is no product over units.
         dimension_wise_kl: Σ_u KL(q(z_u) ‖ p(z_u)); None where p(z) is no product, either. Then `marginal_kl` stands whole.
         per_unit: KL(q(z_u) ‖ p(z_u)) of each unit; None where `dimension_wise_kl` is.
-        whole: why there is no more than `marginal_kl`; None where there is.
+        why_fewer_parts: why there is no more than `marginal_kl`; None where there is.
         sites: what :func:`~pyro_vae.latents` says of units: KL in closed form where there is one, Var_x(E[z_u | x]).
         rows: N.
         num_samples: S, draws a row.
@@ -64,7 +64,7 @@ class ElboDecomposition:
     total_correlation: Quantity | None
     dimension_wise_kl: Quantity | None
     per_unit: Tensor | None
-    whole: str | None
+    why_fewer_parts: str | None
     sites: dict[str, Units]
     rows: int
     num_samples: int
@@ -98,7 +98,7 @@ class ElboDecomposition:
         return {"mutual information": self.mutual_information, "total correlation": tc, "dimension-wise KL": each}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain names and numbers, for JSON and for ``report.bars.decomposition_bars``."""
+        """Return plain names and numbers, for JSON and for :func:`~pyro_vae.plots.bars.decomposition_bars`."""
         return {
             "elbo": self.elbo,
             "reconstruction": asdict(self.reconstruction),
@@ -107,7 +107,7 @@ class ElboDecomposition:
             "total_correlation": self.total_correlation and asdict(self.total_correlation),
             "marginal_kl": asdict(self.marginal_kl),
             "marginal_kl_per_unit": None if self.per_unit is None else self.per_unit.tolist(),
-            "why_no_more_parts": self.whole,
+            "why_no_more_parts": self.why_fewer_parts,
             "active_units": self.active(),
             "units": sum(len(units.activity) for units in self.sites.values()),
             "rows": self.rows,
@@ -123,7 +123,7 @@ class ElboDecomposition:
         return (
             f"ELBO {self.elbo:.3f} = reconstruction {self.reconstruction} − KL {self.kl} | KL = {parts} nats (± Monte Carlo "
             f"± data) | information at most log {self.rows} = {math.log(self.rows):.2f} | {self.active()} of {units} units "
-            f"active | {self.num_samples} draws a row{f' | {self.whole}' if self.whole else ''}"
+            f"active | {self.num_samples} draws a row{f' | {self.why_fewer_parts}' if self.why_fewer_parts else ''}"
             f"{f' | {self.measure}' if self.measure else ''}"
         )
 
@@ -154,8 +154,8 @@ def decompose(
     *population* of rows they depend on N: I_q is at most log N, and one near it says only that N is too small to tell.
 
     Total correlation needs a q(z | x) that is a product of one-dimensional distributions, dimension-wise KL a p(z) that
-    is, too. Otherwise there is KL(q(z) ‖ p(z)) whole, and `whole` says why. Of a hierarchy, z is all latents, and the guide
-    runs once for every block of draws. Changes no parameter, no module's mode and no global random state.
+    is, too. Otherwise there is KL(q(z) ‖ p(z)) whole, and `why_fewer_parts` says why. Of a hierarchy, z is all latents, and
+    the guide runs once for every block of draws. Changes no parameter, no module's mode and no global random state.
 
     Args:
         model: a Pyro program, as for :func:`~pyro_vae.log_weights`; its prior p(z) the same for every row.
@@ -202,7 +202,7 @@ def decompose(
         problem = Problem.checked(model, guide, *args)
         form = form_of(problem.rows(slice(PROBES)))
         chunks = [scored(some, num_samples) for some in problem.split(chunk_size // num_samples)]
-        z = {name: crossed([c.values[name] for c in chunks], dim) for name, dim in form.dims.items()}
+        z = {name: as_particles([c.values[name] for c in chunks], dim) for name, dim in form.dims.items()}
         mixture = [posteriors(some, form, seed) for some in problem.split(ROWS)]
         log_q, units = aggregate(mixture, z, len(problem), min(ROWS, len(problem)), form.q_product, verbose)
     return replace(assembled(chunks, log_q, units, form, num_samples, seed), measure=problem.measure)
@@ -225,7 +225,7 @@ def assembled(
         total_correlation=None if by_unit is None else quantity(log_q - by_unit.sum(-1)),
         dimension_wise_kl=None if each is None else quantity(each.sum(-1)),
         per_unit=None if each is None else each.mean((0, 1)),
-        whole=form.why,
+        why_fewer_parts=form.why,
         sites={name: join([c.sites[name] for c in chunks]) for name in form.dims},
         rows=log_qx.shape[1],
         num_samples=num_samples,

@@ -3,8 +3,7 @@ r"""Gradient noise: mean, variance, signal-to-noise ratio and direction of each 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -169,7 +168,8 @@ def gradient_report(
     if draws < 2 or others < 1:
         raise UsageError(f"a variance takes 2 draws or more, and a reference 1, got draws={draws} and {others}")
     model, guide = programs(vae)
-    with mode(model, guide), seeded(seed, device=x.device):
+    no_cudnn = torch.backends.cudnn.flags(enabled=False)  # its RNNs have no gradient in eval mode
+    with evaluation_mode(model, guide), torch.enable_grad(), no_cudnn, seeded(seed, device=x.device):
         parts = split_parameters(model, guide, (x, *c))
 
         def gradient(objective: Any, *block: int) -> Gradient:
@@ -183,13 +183,6 @@ def gradient_report(
         common = None if reference is None else mean_of(partial(gradient, reference, 1), others)
         stats = {name: stats_of(objective) for name, objective in named.items()}
     return GradientReport(stats, draws, others, len(x), seed)
-
-
-@contextmanager
-def mode(model: Program, guide: Program) -> Iterator[None]:
-    """Put modules in eval mode with gradients on; without cuDNN, whose RNNs have no gradient in eval mode."""
-    with evaluation_mode(model, guide), torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
-        yield
 
 
 def by_name(objectives: Mapping[str, ELBO] | Sequence[ELBO]) -> dict[str, Any]:
@@ -234,20 +227,18 @@ def reached(terms: list[Tensor], parameters: list[Tensor]) -> list[Tensor]:
 def gradient_of(value: Tensor, parts: Mapping[str, list[Tensor]]) -> Gradient:
     """Concatenate ∂ value of each part's parameters; 0 where it does not depend on them. ``.grad`` is left alone."""
     parameters = [p for group in parts.values() for p in group]
-    grads = torch.autograd.grad(value, parameters, allow_unused=True)
-    flat = [(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, grads, strict=True)]
-    split = len(parts["encoder"])
-    empty = value.new_zeros(0)
-    gradients = {"encoder": flat[:split], "decoder": flat[split:]}
-    return {part: torch.cat([empty, *pieces]).double() for part, pieces in gradients.items()}
+    grads = torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
+    sizes, empty = [len(group) for group in parts.values()], value.new_zeros(0)
+    pieces = dict(zip(parts, (grads[: sizes[0]], grads[sizes[0] :]), strict=True))
+    return {part: torch.cat([empty, *(g.flatten() for g in some)]).double() for part, some in pieces.items()}
 
 
 def mean_of(draw: Callable[[int], Gradient], count: int) -> Gradient:
     """Average `count` gradients."""
     mean = draw(0)
     for i in range(1, count):
-        gradient = draw(i)
-        mean = {part: m + (gradient[part] - m) / (i + 1) for part, m in mean.items()}
+        for part, gradient in draw(i).items():
+            mean[part] += (gradient - mean[part]) / (i + 1)
     return mean
 
 

@@ -1,4 +1,4 @@
-r"""Where log p(x) − ELBO comes from: a family that is too poor, or an encoder that misses the best of it."""
+r"""Inference gaps: log p(x) − ELBO as what the family of q costs (approximation) and what the encoder does (amortisation)."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from torch import Tensor
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.progress import tracked
 from pyro_vae.errors import ProgramError, ShapeError, UsageError
-from pyro_vae.evidence.estimate import LogPx, known, say
+from pyro_vae.evidence.estimate import LogPx, known
 from pyro_vae.evidence.importance.result import LOW_ESS
 from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.sites import Program
 
+from .elbo_decomposition import Quantity
 from .per_row_optimum import fitted, local_sites, optimise, start_of
 
 TOLERANCE = 0.01  # nats: a row that since the middle of the steps gained less has converged
-Number = dict[str, float | None]
+Number = dict[str, Any]  # the fields of a Quantity, which JSON takes
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,13 +85,16 @@ class Gaps:
         """Rows that since the middle of the steps gained less than 2 standard errors, or than 0.01 nat."""
         return self.improvement <= (2 * self.improvement_se).clamp_min(TOLERANCE)
 
+    def mean(self, name: str) -> Number:
+        """Average an attribute over rows, with Monte Carlo and data errors; None where one row or draw leaves one unknown."""
+        values, se, rows = getattr(self, name), getattr(self, f"{name}_se"), len(self)
+        data_se = known(values.std() / rows**0.5) if rows > 1 else None
+        return {"value": values.mean().item(), "mc_se": known(se.square().sum().sqrt() / rows), "data_se": data_se}
+
     def summary(self) -> dict[str, Any]:
         """Means over rows, each with its Monte Carlo error (more draws shrink it) and its data error (more rows do)."""
         return {
-            "log_px": mean(self.log_px, self.log_px_se),
-            "approximation": mean(self.approximation, self.approximation_se),
-            "amortisation": mean(self.amortisation, self.amortisation_se),
-            "gap": mean(self.gap, self.gap_se),
+            **{name: self.mean(name) for name in ("log_px", "approximation", "amortisation", "gap")},
             "rows_not_converged": (~self.converged).nonzero().flatten().tolist(),
             "rows_of_low_ess": int((self.ess < LOW_ESS).sum()),
             "log_px_from": "given" if self.given else "importance sampling with q*: a lower bound in expectation",
@@ -104,26 +108,15 @@ class Gaps:
 
     def __str__(self) -> str:
         s = self.summary()
-        said = [f"{n} {told(s[n])}" for n in ("gap", "approximation", "amortisation")]
+        gap, *parts = (f"{name} {Quantity(**s[name])}" for name in ("gap", "approximation", "amortisation"))
         unfinished = len(s["rows_not_converged"])
         return (
-            f"{said[0]} = {' + '.join(said[1:])} nats (± Monte Carlo ± data) | {len(self)} rows, {unfinished} not converged "
+            f"{gap} = {' + '.join(parts)} nats (± Monte Carlo ± data) | {len(self)} rows, {unfinished} not converged "
             f"after {self.steps} steps, {s['rows_of_low_ess']} with ESS below {LOW_ESS} of {self.num_samples}"
             f"{f' | {self.measure}' if self.measure else ''}"
         )
 
     __repr__ = __str__
-
-
-def mean(values: Tensor, se: Tensor) -> Number:
-    """The mean over rows, its Monte Carlo and its data error; None for an error that one row or draw leaves unknown."""
-    rows = len(values)
-    data_se = known(values.std() / rows**0.5) if rows > 1 else None
-    return {"value": values.mean().item(), "mc_se": known(se.square().sum().sqrt() / rows), "data_se": data_se}
-
-
-def told(number: Number) -> str:
-    return f"{number['value']:.3f} ± {say(number['mc_se'])} ± {say(number['data_se'])}"
 
 
 @suggest_keywords
@@ -191,10 +184,10 @@ def gaps(
         >>> def guide(x):   # the posterior is N(x / 2, 1/2): the family holds it, this encoder is 0.3 off
         ...     with pyro.plate("data", len(x)):
         ...         pyro.sample("z", dist.Normal(x / 2 + 0.3, 0.5**0.5))
-        >>> found = gaps(model, guide, torch.tensor([0.0, 1.0]), steps=200)
-        >>> (found.approximation.abs() < 1e-3).tolist(), found.converged.tolist()
+        >>> split = gaps(model, guide, torch.tensor([0.0, 1.0]), steps=200)
+        >>> (split.approximation.abs() < 1e-3).tolist(), split.converged.tolist()
         ([True, True], [True, True])
-        >>> bool(((found.amortisation - 0.3**2).abs() < 4 * found.amortisation_se).all())
+        >>> bool(((split.amortisation - 0.3**2).abs() < 4 * split.amortisation_se).all())
         True
     """
     if num_samples < 2 or min(steps, num_particles, chunk_size) < 1 or not lr > 0:
@@ -204,10 +197,10 @@ def gaps(
         )
     problem = Problem.of(model, guide, x, *context, seed=seed, missing=missing)
     truth = None if log_px is None else as_truth(log_px, len(problem))
-    parts: list[dict[str, Tensor]] = []
+    parts = []
     size = chunk_size // max(num_particles, min(num_samples, 64))
     for i, some in enumerate(tracked(problem.split(size), "gaps", verbose)):
-        of = None if truth is None else tuple(t[some.first : some.first + len(some)] for t in truth)
+        log_p = None if truth is None else tuple(t[some.first : some.first + len(some)] for t in truth)
         with some.quiet(seed, i, 0):
             sites = local_sites(some)
             half, best = optimise(some, sites, steps, num_particles, lr)
@@ -215,15 +208,10 @@ def gaps(
             weights(fitted(some, sites, free), num_samples, chunk_size, (seed, i, 1))
             for free in (start_of(sites), half, best)
         )
-        parts.append(figures(q, middle, last, of))
-    by_row = {field: torch.cat([part[field] for part in parts]) for field in parts[0]}
+        parts.append(figures(q, middle, last, log_p))
+    by_row: dict[str, Any] = {field: torch.cat([part[field] for part in parts]) for field in parts[0]}
     return Gaps(
-        **by_row,
-        given=truth is not None,
-        steps=steps,
-        num_samples=num_samples,
-        seed=seed,
-        measure=problem.measure,
+        **by_row, given=truth is not None, steps=steps, num_samples=num_samples, seed=seed, measure=problem.measure
     )
 
 

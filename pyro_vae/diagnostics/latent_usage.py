@@ -1,8 +1,9 @@
-r"""Latent usage and posterior collapse of any (model, guide) pair: KL a unit, active units, and I(x; z), in nats."""
+r"""Latent usage and posterior collapse of any (model, guide) pair: KL a unit, active units, mutual information, in nats."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,13 +14,12 @@ from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import UsageError
 from pyro_vae.programs.pair import quiet
 from pyro_vae.programs.plates import Plates
-from pyro_vae.programs.problem import Problem
+from pyro_vae.programs.problem import Problem, Sites
 from pyro_vae.programs.sites import Program, Site, latent_sites
 from pyro_vae.programs.units import by_row, closed_kl, masked, univariate
 
-from .mutual_information import information
-
 ACTIVE = 0.01  # Burda's threshold on Var_x(E[z | x])
+PAIRS = 65_536  # (i, j) at which q(z_i | x_j) is evaluated at a time
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def latents(
         )
     with quiet(model, guide, seed=seed, device=args[0].device):
         problem = Problem.on(model, guide, *(a[:1] for a in args)).over(*args)
-        parts = [measured(some, num_samples) for some in problem.split(chunk_size // num_samples)]
+        parts = [measured(*some.draw(num_samples), some.plates) for some in problem.split(chunk_size // num_samples)]
         terms = information(problem.over(*(spread(a, batch) for a in args)), seed)
     sites = {name: join([part[name] for part in parts]) for name in parts[0]}
     se = terms.std().item() / len(terms) ** 0.5 if len(terms) > 1 else math.nan
@@ -182,22 +182,19 @@ def spread(rows: Tensor, count: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Drawn:
-    """One site on n rows: unit KLs and posterior means, ``(n, units)``, the variance of each, and where they come from."""
+    """One site on n rows: unit KLs and posterior means, ``(n, units)``, their variances, and the flags of :class:`Units`."""
 
     kl: Tensor
     kl_noise: Tensor
     mean: Tensor
     mean_noise: Tensor
-    factorised: bool
-    analytic: bool
-    closed_mean: bool
+    flags: tuple[bool, bool, bool]
 
 
-def measured(problem: Problem, num_samples: int) -> dict[str, Drawn]:
-    """Each latent site on some rows."""
-    q, p = problem.draw(num_samples)
+def measured(q: Sites, p: Sites, plates: Plates) -> dict[str, Drawn]:
+    """Each latent site on some rows, as the guide drew it and as the model scores it."""
     same_order = list(q) == list(latent_sites(p))
-    return {name: drawn(site, p[name], problem.plates, same_order) for name, site in q.items()}
+    return {name: drawn(site, p[name], plates, same_order) for name, site in q.items()}
 
 
 def drawn(q: Site, p: Site, plates: Plates, same_order: bool) -> Drawn:
@@ -211,9 +208,8 @@ def drawn(q: Site, p: Site, plates: Plates, same_order: bool) -> Drawn:
     if kl is None:
         kl = masked(fq.log_prob(q["value"]), q["mask"], dims) - masked(fp.log_prob(p["value"]), p["mask"], dims)
     mean, closed = posterior_mean(q)
-    return Drawn(
-        *moments(by_row(kl, dims, plates)), *moments(by_row(mean, q["fn"].event_dim, plates)), factorised, analytic, closed
-    )  # fmt: skip
+    of_kl, of_mean = moments(by_row(kl, dims, plates)), moments(by_row(mean, q["fn"].event_dim, plates))
+    return Drawn(*of_kl, *of_mean, (factorised, analytic, closed))
 
 
 def posterior_mean(site: Site) -> tuple[Tensor, bool]:
@@ -239,6 +235,44 @@ def join(parts: list[Drawn]) -> Units:
     )
     variance = mean.var(0) if len(mean) > 1 else mean[0] * math.nan
     kl_mc_se = (kl_noise.mean(0) / len(kl)).sqrt()
-    first = parts[0]
-    flags = first.factorised, first.analytic, first.closed_mean
-    return Units(kl.mean(0), kl_mc_se, variance - mean_noise.mean(0), *flags)
+    return Units(kl.mean(0), kl_mc_se, variance - mean_noise.mean(0), *parts[0].flags)
+
+
+def information(problem: Problem, seed: int) -> Tensor:
+    """log q(z_i | x_i) − log 1/B Σ_j q(z_i | x_j) for each of the B rows, ``(B,)``, float64 on the CPU.
+
+    The guide is run again on all rows, conditioned on the draws of row i, on one random stream: what it draws on the way to
+    its parameters is the same each time.
+    """
+    count, terms = len(problem), []
+    values = {}
+    for name, site in seeded_sites(problem, problem.guide, 1, seed).items():
+        dim = problem.plates.dim - site["fn"].event_dim
+        values[name] = to_rows(as_particles([site["value"].movedim(dim, 1)], dim), dim, count)
+    step = max(1, PAIRS // count)
+    for start in range(0, count, step):
+        some = {name: value[start : start + step] for name, value in values.items()}
+        sites = seeded_sites(problem, problem.guide, min(step, count - start), seed, some)
+        log_q = problem.log_prob(sites).to("cpu", torch.float64)
+        terms.append(log_q.diagonal(start) - log_q.logsumexp(1) + math.log(count))
+    return torch.cat(terms)
+
+
+def seeded_sites(
+    problem: Problem, program: Program, particles: int, seed: int, at: Mapping[str, Tensor] | None = None
+) -> dict[str, Site]:
+    """A program's sites on one random stream, its latents drawn from it or at given values."""
+    with problem.quiet(seed, 1):
+        return problem.sites(program, particles, at)
+
+
+def as_particles(draws: list[Tensor], dim: int) -> Tensor:
+    """Line up the draws ``(S, n, …)`` of all rows as particles, of size 1 along the dimension of rows."""
+    return torch.cat(draws, 1).flatten(0, 1).unsqueeze(dim)
+
+
+def to_rows(value: Tensor, dim: int, rows: int) -> Tensor:
+    """Give a draw for one row, of size 1 along `dim`, to all rows."""
+    shape = list(value.shape)
+    shape[dim] = rows
+    return value.expand(shape)

@@ -1,4 +1,4 @@
-r"""What a VAE has overfitted with: its decoder, or its encoder."""
+r"""Overfitting: the part of the decoder, and that of the encoder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from pyro_vae.common.random import stream
 from pyro_vae.evidence.estimate import LogPx
 from pyro_vae.programs.sites import Program
 
-from .inference_gaps import Gaps, Number, gaps, mean, told
+from .elbo_decomposition import Quantity
+from .inference_gaps import Gaps, Number, gaps
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,26 +37,23 @@ class Overfitting:
     @property
     def decoder(self) -> Number:
         """log p(x) of training rows − of test rows: how much better the model itself knows what it has seen."""
-        return difference(self.train.log_px, self.test.log_px, self.train.log_px_se, self.test.log_px_se)
+        return difference(self.train, self.test, "log_px")
 
     @property
     def encoder(self) -> Number:
         """The amortisation gap of test rows − of training rows: what the encoder loses on rows it has not seen."""
-        a, b = self.test, self.train
-        return difference(a.amortisation, b.amortisation, a.amortisation_se, b.amortisation_se)
+        return difference(self.test, self.train, "amortisation")
 
     @property
     def approximation(self) -> Number:
         """The approximation gap of test rows − of training rows."""
-        a, b = self.test, self.train
-        return difference(a.approximation, b.approximation, a.approximation_se, b.approximation_se)
+        return difference(self.test, self.train, "approximation")
 
     def summary(self) -> dict[str, Any]:
         """The parts, and both splits."""
         parts = {name: getattr(self, name) for name in ("decoder", "approximation", "encoder")}
-        total = sum(part["value"] for part in parts.values())
         return parts | {
-            "elbo": total,
+            "elbo": sum(part["value"] for part in parts.values()),
             "train": self.train.summary(),
             "test": self.test.summary(),
             "measure": self.measure,
@@ -64,22 +62,18 @@ class Overfitting:
 
     def __str__(self) -> str:
         s = self.summary()
-        parts = " + ".join(f"{name} {told(s[name])}" for name in ("decoder", "approximation", "encoder"))
+        parts = " + ".join(f"{name} {Quantity(**s[name])}" for name in ("decoder", "approximation", "encoder"))
         measure = f" | {self.measure}" if self.measure else ""
         return f"ELBO of training rows − of test rows: {s['elbo']:.3f} = {parts} nats (± Monte Carlo ± data){measure}"
 
     __repr__ = __str__
 
 
-def difference(a: Tensor, b: Tensor, a_se: Tensor, b_se: Tensor) -> Number:
+def difference(a: Gaps, b: Gaps, name: str) -> Number:
     """mean(a) − mean(b) of different rows, with independent noise; the data error holds the Monte Carlo error already."""
-    one, other = mean(a, a_se), mean(b, b_se)
-
-    def joint(which: str) -> float | None:
-        a, b = one[which], other[which]
-        return None if a is None or b is None else math.hypot(a, b)
-
-    return {"value": a.mean().item() - b.mean().item(), "mc_se": joint("mc_se"), "data_se": joint("data_se")}
+    one, other = a.mean(name), b.mean(name)
+    errors = {e: None if None in (one[e], other[e]) else math.hypot(one[e], other[e]) for e in ("mc_se", "data_se")}
+    return {"value": one["value"] - other["value"]} | errors
 
 
 @suggest_keywords

@@ -29,18 +29,11 @@ Free = dict[str, list[Tensor]]
 
 @dataclass(frozen=True)
 class PosteriorFamily:
-    """A distribution as a function of unconstrained tensors, ``(1, N, …)`` each, and where they start."""
+    """A distribution as a function of unconstrained tensors, ``(1, N, …)`` each, where they start, and the mask of its site."""
 
     start: list[Tensor]
     build: Callable[[Sequence[Tensor]], Any]
-
-
-@dataclass(frozen=True)
-class LocalSite:
-    """One site of the guide: its family, and the mask it is scored under."""
-
-    family: PosteriorFamily
-    mask: Any
+    mask: Any = None
 
 
 def family_of(fn: Any) -> PosteriorFamily:
@@ -90,7 +83,7 @@ def chosen(name: str, fn: Any) -> bool:
     return all(name not in same or name in PREFERRED for same in SAME if len(same & set(fn.arg_constraints)) > 1)
 
 
-def local_sites(problem: Problem) -> dict[str, LocalSite]:
+def local_sites(problem: Problem) -> dict[str, PosteriorFamily]:
     """The guide's sites with parameters of each row's own.
 
     Raises:
@@ -100,7 +93,7 @@ def local_sites(problem: Problem) -> dict[str, LocalSite]:
     return {name: local_site(name, site, problem.plates) for name, site in q.items()}
 
 
-def local_site(name: str, site: Site, plates: Plates) -> LocalSite:
+def local_site(name: str, site: Site, plates: Plates) -> PosteriorFamily:
     fn, mask = site["fn"], site["mask"]
     if not fn.has_rsample:
         raise refused(name, fn, "it has no reparameterised draws (rsample), whose gradient finds the best parameters")
@@ -115,7 +108,7 @@ def local_site(name: str, site: Site, plates: Plates) -> LocalSite:
     if again.shape != first.shape or not torch.allclose(again, first, rtol=1e-3, atol=1e-3):
         raise refused(name, fn, "made again from its parameters it has another density")
     crowded = isinstance(mask, Tensor) and mask.dim() > plates.nesting
-    return LocalSite(family, mask[:1] if crowded else mask)
+    return replace(family, mask=mask[:1] if crowded else mask)
 
 
 def refused(name: str, fn: Any, why: str) -> ProgramError:
@@ -128,7 +121,7 @@ def refused(name: str, fn: Any, why: str) -> ProgramError:
     )
 
 
-def fitted(problem: Problem, sites: dict[str, LocalSite], free: Free) -> Problem:
+def fitted(problem: Problem, sites: dict[str, PosteriorFamily], free: Free) -> Problem:
     """The problem with a guide that draws each site from its family at these parameters."""
     plates = problem.plates
 
@@ -136,28 +129,30 @@ def fitted(problem: Problem, sites: dict[str, LocalSite], free: Free) -> Problem
         with pyro.plate(plates.data, len(args[0]), dim=plates.dim):
             for name, site in sites.items():
                 with nullcontext() if site.mask is None else poutine.mask(mask=site.mask):
-                    pyro.sample(name, site.family.build(free[name]))
+                    pyro.sample(name, site.build(free[name]))
 
     return replace(problem, guide=guide)
 
 
-def start_of(sites: dict[str, LocalSite]) -> Free:
-    return {name: site.family.start for name, site in sites.items()}
+def start_of(sites: dict[str, PosteriorFamily]) -> Free:
+    return {name: site.start for name, site in sites.items()}
 
 
 def copy_of(free: Free) -> Free:
     return {name: [t.detach().clone() for t in tensors] for name, tensors in free.items()}
 
 
-def path_bound(problem: Problem, sites: dict[str, LocalSite], free: Free, particles: int) -> Tensor:
-    r"""mean_k log p(x, z_k) − log q(z_k; λ held), ``(N,)``: its gradient is that of the ELBO, and 0 where q is exact."""
+def path_bound(problem: Problem, sites: dict[str, PosteriorFamily], free: Free, particles: int) -> Tensor:
+    r"""mean_k log p(x, z_k) − log q(z_k; λ fixed), ``(N,)``: its gradient is that of the ELBO, and 0 where q is exact."""
     q, p = fitted(problem, sites, free).draw(particles)
-    log_p, held = problem.log_prob(p), copy_of(free)  # in this order: it is that in which gradients are added up
-    log_q = problem.log_prob({n: {**q[n], "fn": site.family.build(held[n])} for n, site in sites.items()})
+    log_p, fixed = problem.log_prob(p), copy_of(free)  # in this order: it is that in which gradients are added up
+    log_q = problem.log_prob({n: {**q[n], "fn": site.build(fixed[n])} for n, site in sites.items()})
     return (log_p - log_q).mean(0)
 
 
-def optimise(problem: Problem, sites: dict[str, LocalSite], steps: int, particles: int, lr: float) -> tuple[Free, Free]:
+def optimise(
+    problem: Problem, sites: dict[str, PosteriorFamily], steps: int, particles: int, lr: float
+) -> tuple[Free, Free]:
     r"""λ_n about half way and after all steps: Adam with fresh draws, its rate from `lr` down to 0 by a cosine.
 
     Half way is the mean over the middle fifth of the steps, so that the jitter of single steps is no lack of convergence.
@@ -167,6 +162,7 @@ def optimise(problem: Problem, sites: dict[str, LocalSite], steps: int, particle
     free = copy_of(start_of(sites))
     leaves = [t.requires_grad_() for tensors in free.values() for t in tensors]
     adam, half = torch.optim.Adam(leaves, lr=lr), {name: [0 * t.detach() for t in ts] for name, ts in free.items()}
+    halves = [t for tensors in half.values() for t in tensors]
     middle = range(2 * steps // 5, max(3 * steps // 5, 2 * steps // 5 + 1))
     for step in range(steps):
         adam.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2
@@ -177,8 +173,6 @@ def optimise(problem: Problem, sites: dict[str, LocalSite], steps: int, particle
             leaf.grad = gradient.nan_to_num(0.0, 0.0, 0.0)  # a draw that has no gradient moves nothing
         adam.step()
         if step in middle:
-            half = {
-                name: [m + t.detach() / len(middle) for m, t in zip(half[name], free[name], strict=True)]
-                for name in free
-            }
+            for mean, leaf in zip(halves, leaves, strict=True):
+                mean += leaf.detach() / len(middle)
     return half, copy_of(free)

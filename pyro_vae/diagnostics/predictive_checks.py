@@ -3,6 +3,7 @@ r"""Predictive checks, posterior and prior: compare data drawn from the model wi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,10 +19,9 @@ from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.simulate import draw, replicated, was_observed
 from pyro_vae.programs.sites import Program, observed_sites
 
-from .predictive_result import Discrepancy, PredictiveCheck
-
 Statistic = Callable[[Tensor], Tensor]
 RECONSTRUCTION = "log p(x | z)"
+EXTREME = 0.025  # beyond all but this share of the replications, on either side
 
 
 def elements(x: Tensor) -> Tensor:
@@ -35,6 +35,98 @@ STATISTICS: dict[str, Statistic] = {
     "share of zeros": lambda x: (elements(x) == 0).to(x.dtype).mean(1),
     "max": lambda x: elements(x).amax(1),
 }
+
+
+@dataclass(frozen=True, eq=False)
+class Discrepancy:
+    """One statistic T on the data and on S replications of them, in float64 on the CPU.
+
+    Attributes:
+        observed: T(x), ``(1, N)``; or T(x, z) of each draw, ``(S, N)``. N is 1 for a statistic of all rows together.
+        replicated: T(x_rep), ``(S, N)``.
+    """
+
+    observed: Tensor
+    replicated: Tensor
+
+    @property
+    def p_rows(self) -> Tensor:
+        """P(T(x_rep) ≥ T(x)) for each row, ``(N,)``."""
+        return (self.replicated >= self.observed).double().mean(0)
+
+    @property
+    def p(self) -> float:
+        """P(T(x_rep) ≥ T(x)) for the mean of T over all rows."""
+        return (self.replicated.mean(1) >= self.observed.mean(1)).double().mean().item()
+
+    @property
+    def mc_se(self) -> float:
+        """The Monte Carlo standard error of `p`: √(p (1 − p) / S)."""
+        return (self.p * (1 - self.p) / len(self.replicated)) ** 0.5
+
+    @property
+    def extreme_rows(self) -> float:
+        """The share of rows with P(T(x_rep) ≥ T(x)) or P(T(x_rep) ≤ T(x)) below 0.025."""
+        below = (self.replicated <= self.observed).double().mean(0)
+        return torch.minimum(self.p_rows, below).lt(EXTREME).double().mean().item()
+
+    @property
+    def extreme(self) -> bool:
+        """True where the mean of T over all rows is as far out as that."""
+        means, observed_mean = self.replicated.mean(1), self.observed.mean(1)
+        return min(self.p, (means <= observed_mean).double().mean().item()) < EXTREME
+
+
+@dataclass(frozen=True, eq=False)
+class PredictiveCheck:
+    """Statistics of the data beside those of data that the model draws.
+
+    Attributes:
+        statistics: a :class:`Discrepancy` each, by name.
+        kind: "posterior" or "prior".
+        rows: N.
+        num_draws: S, replications of the data.
+        seed: of the draws.
+    """
+
+    statistics: dict[str, Discrepancy]
+    kind: str
+    rows: int
+    num_draws: int
+    seed: int
+
+    @property
+    def extreme(self) -> tuple[str, ...]:
+        """Names of statistics whose mean over rows is beyond all but 2.5 per cent of the replications, on either side."""
+        return tuple(name for name, d in self.statistics.items() if d.extreme)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain names and numbers, for JSON and for :func:`~pyro_vae.plots.calibration.predictive_panels`."""
+        statistics = {
+            name: {
+                "observed": d.observed.mean(1).tolist(),
+                "replicated": d.replicated.mean(1).tolist(),
+                "p": d.p,
+                "mc_se": d.mc_se,
+                "extreme_rows": d.extreme_rows,
+            }
+            for name, d in self.statistics.items()
+        }
+        known = {"rows": self.rows, "num_draws": self.num_draws, "seed": self.seed}
+        return {"kind": self.kind, "statistics": statistics} | known
+
+    def __str__(self) -> str:
+        def line(name: str, d: Discrepancy) -> str:
+            means = d.replicated.mean(1)
+            return (
+                f"  {name}: data {d.observed.mean().item():.4g}, model {means.mean().item():.4g} ± "
+                f"{means.std(correction=0).item():.2g}, p {d.p:.3f} ± {d.mc_se:.3f}, {d.extreme_rows:.0%} of rows extreme"
+            )
+
+        head = f"{self.kind} predictive check, {self.rows} rows, {self.num_draws} replications"
+        return "\n".join([head, *(line(name, d) for name, d in self.statistics.items())])
+
+    __repr__ = __str__
 
 
 @suggest_keywords
@@ -109,14 +201,24 @@ def posterior_predictive_check(
     chosen = STATISTICS if statistics is None else statistics
     args = batch_of(x, *context, like=like_parameters(model, guide))
     observed = {name: evaluated(name, t, args[0]) for name, t in chosen.items()}
-    kept = ReplicatedStatistics(chosen, observed)
     with quiet(model, guide, seed=seed, device=args[0].device):
         problem = Problem.checked(model, guide, *args)
         draw(model, problem.rows(slice(1)).args, seed)  # refuses, by name, what cannot be replicated
+    by_row = {name: t for name, t in chosen.items() if observed[name].dim() == 1}
+    values: dict[str, list[Tensor]] = {name: [] for name in chosen}
+    data, log_p = [], []
     for i, some in enumerate(problem.split(chunk_size // max(draws, num_draws))):
         with some.quiet(seed, i):
-            kept.add(*replications(Particles(some, draws), num_draws, resample=num_particles is not None))
-    return PredictiveCheck(kept.result(), "posterior", len(problem), num_draws, seed)
+            again, *terms = replications(Particles(some, draws), num_draws, resample=num_particles is not None)
+        for name, t in by_row.items():
+            values[name].append(on_replications(name, t, again, whole=False))
+        data += [again] if len(by_row) < len(chosen) else []  # all rows have to be there for a statistic of all
+        log_p.append([term.double().cpu() for term in terms])
+    for name in (name for name in chosen if name not in by_row):
+        values[name] = [on_replications(name, chosen[name], torch.cat(data, 1), whole=True)]
+    checks = {name: Discrepancy(observed[name].reshape(1, -1), torch.cat(values[name], 1)) for name in chosen}
+    checks[RECONSTRUCTION] = Discrepancy(*(torch.cat(blocks, 1) for blocks in zip(*log_p, strict=True)))
+    return PredictiveCheck(checks, "posterior", len(problem), num_draws, seed)
 
 
 @suggest_keywords
@@ -163,44 +265,15 @@ def prior_predictive_check(
     args = batch_of(x, *context, like=like_parameters(model))
     rows, shape = len(args[0]), args[0].shape
     observed = {name: evaluated(name, t, args[0]) for name, t in chosen.items()}
-    found: dict[str, list[Tensor]] = {name: [] for name in chosen}
+    values: dict[str, list[Tensor]] = {name: [] for name in chosen}
     with quiet(model):
         for i, start in enumerate(range(0, num_draws, max(1, chunk_size // rows))):
             times = min(max(1, chunk_size // rows), num_draws - start)
             again = draw(model, tuple(a.repeat(times, *[1] * (a.dim() - 1)) for a in args), seed, i).x
             for name, t in chosen.items():
-                found[name].append(on_replications(name, t, again.reshape(times, *shape), observed[name].dim() == 0))
-    statistics_ = {name: Discrepancy(observed[name].reshape(1, -1), torch.cat(found[name])) for name in chosen}
-    return PredictiveCheck(statistics_, "prior", rows, num_draws, seed)
-
-
-class ReplicatedStatistics:
-    """Accumulator of the statistics of replications, one block of rows after the other."""
-
-    def __init__(self, statistics: Mapping[str, Statistic], observed: Mapping[str, Tensor]) -> None:
-        self.statistics, self.observed = statistics, observed
-        self.by_row: dict[str, list[Tensor]] = {name: [] for name, t in observed.items() if t.dim() == 1}
-        self.replications: list[Tensor] = []
-        self.reconstruction: list[tuple[Tensor, Tensor]] = []
-
-    def add(self, again: Tensor, log_p: Tensor, log_p_again: Tensor) -> None:
-        """Add x_rep ``(S, n, *event)``, and log p(x | z) and log p(x_rep | z), ``(S, n)``."""
-        for name, blocks in self.by_row.items():
-            blocks.append(on_replications(name, self.statistics[name], again, whole=False))
-        if len(self.by_row) < len(self.statistics):
-            self.replications.append(again)
-        self.reconstruction.append((log_p.double().cpu(), log_p_again.double().cpu()))
-
-    def result(self) -> dict[str, Discrepancy]:
-        """Return all statistics, in the order in which they were given."""
-        reconstruction = Discrepancy(*(torch.cat(p, 1) for p in zip(*self.reconstruction, strict=True)))
-        return {name: self.of(name) for name in self.statistics} | {RECONSTRUCTION: reconstruction}
-
-    def of(self, name: str) -> Discrepancy:
-        if name in self.by_row:
-            return Discrepancy(self.observed[name].unsqueeze(0), torch.cat(self.by_row[name], 1))
-        whole = on_replications(name, self.statistics[name], torch.cat(self.replications, 1), whole=True)
-        return Discrepancy(self.observed[name].reshape(1, 1), whole)
+                values[name].append(on_replications(name, t, again.reshape(times, *shape), observed[name].dim() == 0))
+    checks = {name: Discrepancy(observed[name].reshape(1, -1), torch.cat(values[name])) for name in chosen}
+    return PredictiveCheck(checks, "prior", rows, num_draws, seed)
 
 
 def replications(particles: Particles, draws: int, resample: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -217,7 +290,7 @@ def replications(particles: Particles, draws: int, resample: bool) -> tuple[Tens
 
 
 def evaluated(name: str, statistic: Statistic, x: Tensor, dims: tuple[int, ...] = (0, 1)) -> Tensor:
-    """T(x) in float64: ``(rows,)``, or one number of all rows; `wanted` are the dimensions it may have."""
+    """T(x) in float64: ``(rows,)``, or one number of all rows, whichever `dims` allow."""
     value = torch.as_tensor(statistic(x)).detach().to("cpu", torch.float64)
     if value.shape not in ((len(x),), ()) or value.dim() not in dims:
         raise ShapeError(

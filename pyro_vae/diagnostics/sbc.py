@@ -2,23 +2,27 @@ r"""Simulation-based calibration (SBC): test q(z | x) against the posterior, on 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from typing import Any
 
 import torch
+from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.common.keywords import suggest_keywords
-from pyro_vae.errors import UsageError
+from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.programs.pair import quiet
+from pyro_vae.programs.plates import Plates
 from pyro_vae.programs.problem import Problem, rows_of
-from pyro_vae.programs.simulate import draw
-from pyro_vae.programs.sites import Program
+from pyro_vae.programs.simulate import Simulated, draw
+from pyro_vae.programs.sites import Program, Site, check_pair, sample_sites, with_values
 
 from .rank_uniformity import Band, band, cumulative, holm, moments, p_values
-from .sbc_ranks import block_ranks
 
+JOINT = "log p(x, z)"
 NOTABLE = 2.576  # standard errors, 1 per cent two-sided: for the words alone, which the p-value has licensed before
 
 
@@ -187,7 +191,7 @@ def simulation_based_calibration(
         )
     template = rows_of(model, guide, x, *context, missing=True)
     turns = torch.arange(num_rows, device=template[0].device) % len(template[0])
-    blocks, found = turns.split(max(1, chunk_size // num_draws)), []
+    blocks, parts = turns.split(max(1, chunk_size // num_draws)), []
     with quiet(model, guide, seed=seed, device=template[0].device):
         first = draw(model, tuple(a[:1] for a in template), seed)  # the template itself may be no data
         problem = Problem.on(model, guide, *first.args)
@@ -195,15 +199,77 @@ def simulation_based_calibration(
             truth = draw(model, tuple(a[rows] for a in template), seed, i, 0)
             with problem.quiet(seed, i, 1):
                 names, ranks = block_ranks(problem.over(*truth.args), truth, num_draws, vectorize_particles)
-            found.append(ranks.cpu())
-    return Calibration(names, torch.cat(found), num_draws, level, seed)
+            parts.append(ranks.cpu())
+    return Calibration(names, torch.cat(parts), num_draws, level, seed)
 
 
 def describe(shift: float, spread: float) -> str:
     """Describe ranks that are not uniform, by standard errors of their mean and of their variance."""
-    faults = []  # a low rank of the truth: q is too high
-    if abs(spread) > NOTABLE:
-        faults.append((abs(spread), "too narrow" if spread > 0 else "too wide"))
-    if abs(shift) > NOTABLE:
-        faults.append((abs(shift), "too high" if shift < 0 else "too low"))
-    return " and ".join(word for _, word in sorted(faults, reverse=True)) or "of another shape"
+    width = abs(spread), "too narrow" if spread > 0 else "too wide"
+    location = abs(shift), "too high" if shift < 0 else "too low"  # a low rank of the truth: q is too high
+    return (
+        " and ".join(w for size, w in sorted([width, location], reverse=True) if size > NOTABLE) or "of another shape"
+    )
+
+
+def block_ranks(problem: Problem, truth: Simulated, num_draws: int, vectorized: bool) -> tuple[tuple[str, ...], Tensor]:
+    """Names of the quantities, and the ranks of the truth among L draws of the guide, ``(N, Q)``; `problem` is on its rows."""
+    plates, sizes = problem.plates, [num_draws] if vectorized else [1] * num_draws
+    traces = [problem.trace(problem.guide, size) for size in sizes]
+    drawn = [sample_sites(trace) for trace in traces]
+    sites = drawn[0]
+    values = {
+        name: torch.cat([lifted(truth.latents[name], site, plates), *(d[name]["value"] for d in drawn)])
+        for name, site in sites.items()
+    }
+    # the truth and the draws in one run, rounded alike
+    joint = log_joint(problem, traces[0], values, [1 + num_draws] if vectorized else [1, *sizes])
+    names: list[str] = []
+    ranks = []
+    for name, value in values.items():
+        units, coordinates = by_unit(name, value, sites[name], plates)
+        names += units
+        ranks.append(rank(name, coordinates))
+    # log p(x, z) of a discrete z takes few values, and equal ones differ by rounding: ties, too
+    near = 16 * torch.finfo(joint.dtype).eps * joint.abs().nan_to_num(posinf=0, neginf=0).amax(0, keepdim=True)
+    ranks.append(rank(JOINT, joint.unsqueeze(-1), near.unsqueeze(-1)))
+    return (*names, JOINT), torch.cat(ranks, 1)
+
+
+def log_joint(problem: Problem, like: poutine.Trace, values: Mapping[str, Tensor], sizes: list[int]) -> Tensor:
+    """log p(x, z) at latents ``(K, ..., N, ...)``: ``(K, N)``, in runs of so many; `like` is a trace of the guide."""
+    runs = []
+    for size, *part in zip(sizes, *(value.split(sizes) for value in values.values()), strict=True):
+        p = problem.sites(problem.model, size, with_values(like, dict(zip(values, part, strict=True))))
+        check_pair(p, sample_sites(like))
+        runs.append(problem.log_prob(p))
+    return torch.cat(runs)
+
+
+def lifted(value: Tensor, site: Site, plates: Plates) -> Tensor:
+    """A latent drawn without particles, with their dimension (of size 1) on the left."""
+    missing = 1 + plates.nesting + site["fn"].event_dim - value.dim()
+    return value.reshape((1,) * missing + value.shape)
+
+
+def by_unit(name: str, value: Tensor, site: Site, plates: Plates) -> tuple[list[str], Tensor]:
+    """A site's coordinates: their names, and their values ``(K, N, units)``."""
+    moved = plates.leading(value, site["fn"].event_dim)
+    indices = product(*(range(size) for size in moved.shape[2:] if size > 1))
+    units = [f"{name}[{','.join(map(str, index))}]" if index else name for index in indices]
+    return units, moved.reshape(*moved.shape[:2], -1)
+
+
+def rank(name: str, values: Tensor, near: Tensor | float = 0.0) -> Tensor:
+    """Rank the first among the others, ``(N, U)``, for values ``(1 + L, N, U)``; differences up to `near` are ties."""
+    if values.isnan().any():
+        rows = values.isnan().any(0).any(-1).nonzero().flatten().tolist()
+        raise ProgramError(
+            f"{name} is NaN for simulated rows {rows[:5]} (counted in their block): the model or guide puts out non-finite "
+            "parameters on data of the model. Look at its weights, and at what it does to extreme rows."
+        )
+    truth, draws = values[0], values[1:]
+    ties = (draws == truth) | ((draws - truth).abs() <= near)
+    below = ((draws < truth) & ~ties).sum(0)
+    among = torch.rand(below.shape, dtype=torch.float64, device=below.device) * (ties.sum(0) + 1)
+    return below + among.long()

@@ -109,7 +109,7 @@ def test_reconstruction_rate_distortion_and_active_units(found):
     assert abs(found.elbo - drawn.log_w.mean().item()) < 6 * (found.reconstruction.mc_se + found.kl.mc_se)
     assert found.elbo == pytest.approx(-found.distortion - found.rate) and found.active() == 2
     assert found.active(threshold=1.4) == int((X.var(0) > 1.4).sum()) == 1
-    assert "2 of 2 units active" in str(found) and "log 5 = 1.61" in str(found) and found.whole is None
+    assert "2 of 2 units active" in str(found) and "log 5 = 1.61" in str(found) and found.why_fewer_parts is None
 
 
 def test_errors_are_those_of_repetition():
@@ -174,7 +174,11 @@ def test_a_posterior_with_correlations_has_no_total_correlation_here():
     truth = by_quadrature(on_grid(dist.MultivariateNormal(X, scale_tril=TRIL)), on_grid(STANDARD))
     agrees(found, truth, ("mutual_information", "marginal_kl"))
     assert found.total_correlation is found.dimension_wise_kl is found.per_unit is None
-    assert "q(z | x)" in found.whole and "MultivariateNormal" in found.whole and found.whole in str(found)
+    assert (
+        "q(z | x)" in found.why_fewer_parts
+        and "MultivariateNormal" in found.why_fewer_parts
+        and found.why_fewer_parts in str(found)
+    )
     assert list(found.parts()) == ["mutual information", "marginal KL"]
 
 
@@ -191,7 +195,11 @@ def test_a_prior_that_is_no_product_leaves_the_marginal_kl_whole():
     found = decompose(mixed, guide, X, num_samples=4000)
     truth = by_quadrature(on_grid(dist.Normal(X, SCALE).to_event(1)), on_grid(mixture_prior()))
     agrees(found, truth, ("mutual_information", "marginal_kl", "total_correlation"))
-    assert found.dimension_wise_kl is None and "p(z)" in found.whole and "MixtureSameFamily" in found.whole
+    assert (
+        found.dimension_wise_kl is None
+        and "p(z)" in found.why_fewer_parts
+        and "MixtureSameFamily" in found.why_fewer_parts
+    )
 
 
 def chained_model(x):
@@ -216,7 +224,7 @@ def test_a_hierarchy_is_taken_whole():
         on_grid(dist.MultivariateNormal(torch.zeros(2).double(), scale_tril=prior)),
     )
     agrees(found, truth, ("mutual_information", "marginal_kl"))
-    assert found.total_correlation is None and "'b' depends on draws of another" in found.whole
+    assert found.total_correlation is None and "'b' depends on draws of another" in found.why_fewer_parts
 
 
 def test_two_sites_and_an_inner_plate_are_units_side_by_side(found):
@@ -242,7 +250,7 @@ def test_two_sites_and_an_inner_plate_are_units_side_by_side(found):
     for pair in ((two_model, two_guide), (inner_model, inner_guide)):
         other = decompose(*pair, X, num_samples=2000)
         agrees(other, TRUTH)
-        assert other.whole is None and len(other.per_unit) == 2
+        assert other.why_fewer_parts is None and len(other.per_unit) == 2
 
 
 def test_discrete_latents_against_enumeration():
@@ -279,7 +287,7 @@ def test_a_flow_posterior():
 
     found = decompose(model, flow_guide, X, num_samples=50)
     assert found.mutual_information.value + found.marginal_kl.value == pytest.approx(found.kl.value, abs=1e-12)
-    assert -0.01 < found.mutual_information.value <= math.log(5) and found.whole.startswith("q(z | x)")
+    assert -0.01 < found.mutual_information.value <= math.log(5) and found.why_fewer_parts.startswith("q(z | x)")
     few = latents(model, flow_guide, X, num_samples=50)
     assert abs(few.mutual_information - found.mutual_information.value) < 4 * (
         few.mutual_information_se + found.mutual_information.mc_se
@@ -322,7 +330,7 @@ def test_a_prior_that_differs_between_rows_is_refused():
 
     with pytest.raises(ProgramError, match="not the same for every row"):
         decompose(conditional, blind, X, X)
-    assert decompose(conditional, blind, X, torch.zeros_like(X)).whole is None
+    assert decompose(conditional, blind, X, torch.zeros_like(X)).why_fewer_parts is None
 
 
 def test_masked_latents_are_refused():

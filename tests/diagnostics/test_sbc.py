@@ -11,7 +11,7 @@ from scipy.stats import kstest
 from torch import nn
 
 from pyro_vae import MLP, VAE, Conditional, StandardNormal, bernoulli, normal
-from pyro_vae.diagnostics import sbc_ranks as ranks_module
+from pyro_vae.diagnostics import sbc
 from pyro_vae.diagnostics.predictive_checks import posterior_predictive_check, prior_predictive_check
 from pyro_vae.diagnostics.rank_uniformity import band, cumulative, holm, moments, p_values, tails
 from pyro_vae.diagnostics.sbc import simulation_based_calibration as calibrate
@@ -151,15 +151,15 @@ def test_discrete_latents_have_uniform_ranks(monkeypatch):
     """Only as ties are broken at random: the same ranks without it are rejected at 120 rows."""
     p, _ = p_of((switched, switched_guide), ONE, runs=60)
     check_uniform(p)
-    monkeypatch.setattr(ranks_module, "rank", lambda name, v, near=0.0: (v[1:] < v[0]).sum(0))
+    monkeypatch.setattr(sbc, "rank", lambda name, v, near=0.0: (v[1:] < v[0]).sum(0))
     p, found = p_of((switched, switched_guide), ONE, runs=5)
     assert (p < 1e-6).all() and not any(c.passed for c in found)
 
 
 def test_the_true_z_among_the_draws_is_found_out(monkeypatch):
     """The broken variant that counts the truth as one of the draws has half the ranks 0 and L that it should have."""
-    right = ranks_module.rank
-    monkeypatch.setattr(ranks_module, "rank", lambda name, v, near=0.0: right(name, torch.cat([v[:-1], v[:1]]), near))
+    right = sbc.rank
+    monkeypatch.setattr(sbc, "rank", lambda name, v, near=0.0: right(name, torch.cat([v[:-1], v[:1]]), near))
     found = calibrate(gaussian, guided(), ONE, num_rows=3000, num_draws=9)
     assert found.rejected == ("z", "log p(x, z)") and found.words == ("too wide", "too wide")
 
