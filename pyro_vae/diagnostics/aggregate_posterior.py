@@ -26,21 +26,13 @@ Scorer = Callable[[Values], Tensor]
 
 @dataclass(frozen=True)
 class PosteriorForm:
-    """Factorisation of q(z | x) and p(z).
+    """Factorisation of q(z | x) and p(z)."""
 
-    Args:
-        dims: of each site, the dimension of its draws that runs over rows.
-        fixed: no site of the guide depends on draws of another.
-        q_product: q(z | x) is a product over units.
-        p_product: and p(z).
-        why: what is no product; None where both are.
-    """
-
-    dims: dict[str, int]
-    fixed: bool
-    q_product: bool
-    p_product: bool
-    why: str | None
+    dims: dict[str, int]  # of each site, that of its draws that runs over rows
+    fixed: bool  # no site of the guide depends on draws of another
+    q_product: bool  # q(z | x) is a product over units
+    p_product: bool  # and so is p(z)
+    why: str | None  # names what is no product; None where both are
 
 
 def form_of(problem: Problem) -> PosteriorForm:
@@ -51,12 +43,12 @@ def form_of(problem: Problem) -> PosteriorForm:
             raise ProgramError(f"latent site {name!r} is masked: its units differ between rows, so they have no q(z)")
     dims = {name: problem.plates.dim - site["fn"].event_dim for name, site in q.items()}
     check_shared(problem, q, dims)
-    fixed, q_why = product("q(z | x)", q, q, dims)
-    _, p_why = product("p(z)", {name: p[name] for name in q}, q, dims)
+    fixed, q_why = factorisation("q(z | x)", q, q, dims)
+    _, p_why = factorisation("p(z)", {name: p[name] for name in q}, q, dims)
     return PosteriorForm(dims, fixed, q_why is None, q_why is None and p_why is None, q_why or p_why)
 
 
-def product(
+def factorisation(
     what: str, sites: dict[str, Site], drawn_by: dict[str, Site], dims: dict[str, int]
 ) -> tuple[bool, str | None]:
     """Return whether no site depends on draws of another, and why the sites are no product over units, if they are none."""

@@ -88,8 +88,8 @@ class GradientReport:
     def to_dict(self) -> dict[str, Any]:
         """Return numbers only, ready for JSON."""
         objectives = {name: {part: s.summary() for part, s in parts.items()} for name, parts in self.stats.items()}
-        known = ("draws", "reference_draws", "rows", "seed", "snr_floor")
-        return {"objectives": objectives} | {name: getattr(self, name) for name in known}
+        totals = ("draws", "reference_draws", "rows", "seed", "snr_floor")
+        return {"objectives": objectives} | {name: getattr(self, name) for name in totals}
 
     def __str__(self) -> str:
         width = max(map(len, ["objective", *self.stats]))

@@ -32,12 +32,9 @@ class Gaps:
         log_px: log p(x_n), as given, or from importance sampling with q*.
         best_elbo: ELBO(q*_n), q*_n the best of the guide's family for row n.
         elbo: ELBO(q(z | x_n)).
-        approximation_se: Monte Carlo standard error of `approximation` (that of a given log p(x) counted in).
-        amortisation_se: likewise; paired, q and q* being drawn from the same noise.
-        gap_se: likewise of their sum.
-        log_px_se: likewise of log p(x).
-        improvement: what ELBO(q*_n) gained since the middle of the steps.
-        improvement_se: its paired Monte Carlo standard error.
+        approximation_se, amortisation_se, gap_se, log_px_se: Monte Carlo standard errors (that of a given log p(x) counted
+            in); paired, q and q* being drawn from the same noise.
+        improvement, improvement_se: ELBO(q*_n) − that in the middle of the steps; its paired Monte Carlo standard error.
         ess: effective sample size of q*'s weights, of `num_samples`.
         given: whether log p(x) was given.
         steps: of the optimisation.

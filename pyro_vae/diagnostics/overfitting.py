@@ -128,11 +128,11 @@ def overfitting(
     """
     splits = [given if isinstance(given, tuple) else (given,) for given in (train, test)]
     seeds = seed, stream(seed, 1)
-    found = [
+    parts = [
         gaps(
             model, guide, *split, log_px=given, steps=steps, lr=lr, num_particles=num_particles, num_samples=num_samples,
             seed=own, chunk_size=chunk_size, missing=missing, verbose=verbose,
         )
         for split, given, own in zip(splits, log_px or (None, None), seeds, strict=True)
     ]  # fmt: skip
-    return Overfitting(*found)
+    return Overfitting(*parts)

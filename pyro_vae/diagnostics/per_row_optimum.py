@@ -22,8 +22,7 @@ from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.sites import Site
 
 PROBES = 4  # particles on which a site's parameters must agree, to be those of the row alone
-SAME = ({"logits", "probs"}, {"scale_tril", "covariance_matrix", "precision_matrix"})  # of each, one is free
-PREFERRED = ("logits", "scale_tril")
+SAME = {"probs": "logits", "covariance_matrix": "scale_tril", "precision_matrix": "scale_tril"}  # the latter is free
 Free = dict[str, list[Tensor]]
 
 
@@ -54,7 +53,8 @@ def family_of(fn: Any) -> PosteriorFamily:
 def elementary(fn: Any) -> PosteriorFamily:
     """The family of a distribution that is made of tensors: those that have a constraint are free, the others stay."""
     kind, arguments = type(fn), inspect.signature(type(fn).__init__).parameters
-    limits = {n: c for n, c in fn.arg_constraints.items() if n in arguments and not c.is_discrete and chosen(n, fn)}
+    limits = {n: c for n, c in fn.arg_constraints.items() if n in arguments and not c.is_discrete}
+    limits = {n: c for n, c in limits.items() if SAME.get(n) not in fn.arg_constraints}
     if not limits:
         raise TypeError("it has no parameters of its own")
     needed = [n for n, a in arguments.items() if n != "self" and a.default is a.empty and n not in limits]
@@ -76,11 +76,6 @@ def one_particle(value: Any, fn: Any) -> Any:
     if not torch.equal(value, value[:1].expand_as(value)):
         raise ValueError("its parameters depend on the draws of other sites, so a row has no one set of them")
     return value[:1].detach()
-
-
-def chosen(name: str, fn: Any) -> bool:
-    """Whether a parameter is free: of several that say the same, one is."""
-    return all(name not in same or name in PREFERRED for same in SAME if len(same & set(fn.arg_constraints)) > 1)
 
 
 def local_sites(problem: Problem) -> dict[str, PosteriorFamily]:

@@ -112,8 +112,8 @@ class PredictiveCheck:
             }
             for name, d in self.statistics.items()
         }
-        known = {"rows": self.rows, "num_draws": self.num_draws, "seed": self.seed}
-        return {"kind": self.kind, "statistics": statistics} | known
+        totals = {"rows": self.rows, "num_draws": self.num_draws, "seed": self.seed}
+        return {"kind": self.kind, "statistics": statistics} | totals
 
     def __str__(self) -> str:
         def line(name: str, d: Discrepancy) -> str:

@@ -2,14 +2,12 @@ r"""Simulation-based calibration (SBC): test q(z | x) against the posterior, on 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 from typing import Any
 
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.common.keywords import suggest_keywords
@@ -222,8 +220,14 @@ def block_ranks(problem: Problem, truth: Simulated, num_draws: int, vectorized: 
         name: torch.cat([lifted(truth.latents[name], site, plates), *(d[name]["value"] for d in drawn)])
         for name, site in sites.items()
     }
+    terms: list[Tensor] = []
     # the truth and the draws in one run, rounded alike
-    joint = log_joint(problem, traces[0], values, [1 + num_draws] if vectorized else [1, *sizes])
+    for size in [1 + num_draws] if vectorized else [1, *sizes]:
+        at = {name: value[len(terms) :][:size] for name, value in values.items()}
+        p = problem.sites(problem.model, size, with_values(traces[0], at))
+        check_pair(p, sites)
+        terms.append(problem.log_prob(p))
+    joint = torch.cat(terms)
     names: list[str] = []
     ranks = []
     for name, value in values.items():
@@ -234,16 +238,6 @@ def block_ranks(problem: Problem, truth: Simulated, num_draws: int, vectorized: 
     near = 16 * torch.finfo(joint.dtype).eps * joint.abs().nan_to_num(posinf=0, neginf=0).amax(0, keepdim=True)
     ranks.append(rank(JOINT, joint.unsqueeze(-1), near.unsqueeze(-1)))
     return (*names, JOINT), torch.cat(ranks, 1)
-
-
-def log_joint(problem: Problem, like: poutine.Trace, values: Mapping[str, Tensor], sizes: list[int]) -> Tensor:
-    """log p(x, z) at latents ``(K, ..., N, ...)``: ``(K, N)``, in runs of so many; `like` is a trace of the guide."""
-    runs = []
-    for size, *part in zip(sizes, *(value.split(sizes) for value in values.values()), strict=True):
-        p = problem.sites(problem.model, size, with_values(like, dict(zip(values, part, strict=True))))
-        check_pair(p, sample_sites(like))
-        runs.append(problem.log_prob(p))
-    return torch.cat(runs)
 
 
 def lifted(value: Tensor, site: Site, plates: Plates) -> Tensor:
