@@ -93,7 +93,7 @@ class Chunk:
 
 
 def scored(problem: Problem, num_samples: int) -> Chunk:
-    """S draws for each of some rows, and what the programs say of them."""
+    """Draw S times for each of some rows, and score the draws."""
     q, p = problem.draw(num_samples)
     plates = problem.plates
     return Chunk(

@@ -213,7 +213,7 @@ def gaps(
 
 
 def as_truth(log_px: Tensor | LogPx, rows: int) -> tuple[Tensor, Tensor]:
-    """A given log p(x), and its error: 0 for bare numbers."""
+    """Read a given log p(x) and its error: 0 for bare numbers."""
     values, se = (log_px, None) if isinstance(log_px, Tensor) else (log_px.log_px, log_px.mc_se)
     values = values.detach().to("cpu", torch.float64)
     if values.shape != (rows,):
@@ -241,7 +241,7 @@ def weights(problem: Problem, num_samples: int, chunk_size: int, block: tuple[in
 
 
 def figures(q: Tensor, half: Tensor, best: Tensor, truth: tuple[Tensor, ...] | None) -> dict[str, Tensor]:
-    """Means over draws and their standard errors, from log weights ``(K, n)`` of q, q* half way, and q*."""
+    """Average over draws, with standard errors, from log weights ``(K, n)`` of q, q* half way, and q*."""
 
     def se(draws: Tensor) -> Tensor:
         return draws.std(0) / len(draws) ** 0.5

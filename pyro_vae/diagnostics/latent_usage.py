@@ -192,7 +192,7 @@ class Drawn:
 
 
 def measured(q: Sites, p: Sites, plates: Plates) -> dict[str, Drawn]:
-    """Each latent site on some rows, as the guide drew it and as the model scores it."""
+    """Measure each latent site on some rows, as the guide drew it and as the model scores it."""
     same_order = list(q) == list(latent_sites(p))
     return {name: drawn(site, p[name], plates, same_order) for name, site in q.items()}
 
@@ -261,7 +261,7 @@ def information(problem: Problem, seed: int) -> Tensor:
 def seeded_sites(
     problem: Problem, program: Program, particles: int, seed: int, at: Mapping[str, Tensor] | None = None
 ) -> dict[str, Site]:
-    """A program's sites on one random stream, its latents drawn from it or at given values."""
+    """Run a program on one random stream, its latents drawn from it or at given values; return its sites."""
     with problem.quiet(seed, 1):
         return problem.sites(program, particles, at)
 

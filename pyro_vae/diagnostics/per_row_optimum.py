@@ -36,7 +36,7 @@ class PosteriorFamily:
 
 
 def family_of(fn: Any) -> PosteriorFamily:
-    """The family that a distribution is of: its class, over all values of its arguments."""
+    """Find the family of a distribution: its class, over all values of its arguments."""
     if isinstance(fn, Independent):
         base, dims = family_of(fn.base_dist), fn.reinterpreted_batch_ndims
         return PosteriorFamily(base.start, lambda free: dist.Independent(base.build(free), dims))
@@ -51,7 +51,7 @@ def family_of(fn: Any) -> PosteriorFamily:
 
 
 def elementary(fn: Any) -> PosteriorFamily:
-    """The family of a distribution that is made of tensors: those that have a constraint are free, the others stay."""
+    """Find the family of a distribution of tensors: those that have a constraint are free, the others stay."""
     kind, arguments = type(fn), inspect.signature(type(fn).__init__).parameters
     limits = {n: c for n, c in fn.arg_constraints.items() if n in arguments and not c.is_discrete}
     limits = {n: c for n, c in limits.items() if SAME.get(n) not in fn.arg_constraints}
@@ -70,7 +70,7 @@ def elementary(fn: Any) -> PosteriorFamily:
 
 
 def one_particle(value: Any, fn: Any) -> Any:
-    """A parameter of the first particle, ``(1, N, …)``, if it is that of all."""
+    """Return a parameter of the first particle, ``(1, N, …)``, if it is that of all."""
     if not isinstance(value, Tensor) or value.shape[: len(fn.batch_shape)] != fn.batch_shape:
         return value
     if not torch.equal(value, value[:1].expand_as(value)):
@@ -79,7 +79,7 @@ def one_particle(value: Any, fn: Any) -> Any:
 
 
 def local_sites(problem: Problem) -> dict[str, PosteriorFamily]:
-    """The guide's sites with parameters of each row's own.
+    """Find the families of the guide's sites, with parameters of each row's own.
 
     Raises:
         ProgramError: a site that is no such family, or whose parameters depend on draws.
@@ -117,7 +117,7 @@ def refused(name: str, fn: Any, why: str) -> ProgramError:
 
 
 def fitted(problem: Problem, sites: dict[str, PosteriorFamily], free: Free) -> Problem:
-    """The problem with a guide that draws each site from its family at these parameters."""
+    """Give the problem a guide that draws each site from its family at these parameters."""
     plates = problem.plates
 
     def guide(*args: Any) -> None:

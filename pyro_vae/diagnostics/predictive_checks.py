@@ -211,11 +211,11 @@ def posterior_predictive_check(
         with some.quiet(seed, i):
             again, *terms = replications(Particles(some, draws), num_draws, resample=num_particles is not None)
         for name, t in by_row.items():
-            values[name].append(on_replications(name, t, again, whole=False))
+            values[name].append(on_replications(name, t, again, of_all=False))
         data += [again] if len(by_row) < len(chosen) else []  # all rows have to be there for a statistic of all
         log_p.append([term.double().cpu() for term in terms])
     for name in (name for name in chosen if name not in by_row):
-        values[name] = [on_replications(name, chosen[name], torch.cat(data, 1), whole=True)]
+        values[name] = [on_replications(name, chosen[name], torch.cat(data, 1), of_all=True)]
     checks = {name: Discrepancy(observed[name].reshape(1, -1), torch.cat(values[name], 1)) for name in chosen}
     checks[RECONSTRUCTION] = Discrepancy(*(torch.cat(blocks, 1) for blocks in zip(*log_p, strict=True)))
     return PredictiveCheck(checks, "posterior", len(problem), num_draws, seed)
@@ -305,8 +305,8 @@ def evaluated(name: str, statistic: Statistic, x: Tensor, dims: tuple[int, ...] 
     return value
 
 
-def on_replications(name: str, statistic: Statistic, again: Tensor, whole: bool) -> Tensor:
+def on_replications(name: str, statistic: Statistic, again: Tensor, of_all: bool) -> Tensor:
     """T of x_rep ``(S, n, *event)``: ``(S, n)``; or ``(S, 1)`` for one of all rows together."""
-    if whole:
+    if of_all:
         return torch.stack([evaluated(name, statistic, one, (0,)) for one in again]).reshape(-1, 1)
     return evaluated(name, statistic, again.flatten(0, 1), (1,)).reshape(again.shape[:2])

@@ -205,13 +205,12 @@ def describe(shift: float, spread: float) -> str:
     """Describe ranks that are not uniform, by standard errors of their mean and of their variance."""
     width = abs(spread), "too narrow" if spread > 0 else "too wide"
     location = abs(shift), "too high" if shift < 0 else "too low"  # a low rank of the truth: q is too high
-    return (
-        " and ".join(w for size, w in sorted([width, location], reverse=True) if size > NOTABLE) or "of another shape"
-    )
+    faults = sorted([width, location], reverse=True)
+    return " and ".join(word for size, word in faults if size > NOTABLE) or "of another shape"
 
 
 def block_ranks(problem: Problem, truth: Simulated, num_draws: int, vectorized: bool) -> tuple[tuple[str, ...], Tensor]:
-    """Names of the quantities, and the ranks of the truth among L draws of the guide, ``(N, Q)``; `problem` is on its rows."""
+    """Rank the truth among L draws of the guide, ``(N, Q)``, and name the quantities; `problem` is on the truth's rows."""
     plates, sizes = problem.plates, [num_draws] if vectorized else [1] * num_draws
     traces = [problem.trace(problem.guide, size) for size in sizes]
     drawn = [sample_sites(trace) for trace in traces]
@@ -241,13 +240,13 @@ def block_ranks(problem: Problem, truth: Simulated, num_draws: int, vectorized: 
 
 
 def lifted(value: Tensor, site: Site, plates: Plates) -> Tensor:
-    """A latent drawn without particles, with their dimension (of size 1) on the left."""
+    """Give a latent that was drawn without particles their dimension, of size 1, on the left."""
     missing = 1 + plates.nesting + site["fn"].event_dim - value.dim()
     return value.reshape((1,) * missing + value.shape)
 
 
 def by_unit(name: str, value: Tensor, site: Site, plates: Plates) -> tuple[list[str], Tensor]:
-    """A site's coordinates: their names, and their values ``(K, N, units)``."""
+    """Name a site's coordinates, and line up their values ``(K, N, units)``."""
     moved = plates.leading(value, site["fn"].event_dim)
     indices = product(*(range(size) for size in moved.shape[2:] if size > 1))
     units = [f"{name}[{','.join(map(str, index))}]" if index else name for index in indices]
