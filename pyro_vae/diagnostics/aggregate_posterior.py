@@ -116,7 +116,7 @@ def unit_log_probs(sites: dict[str, Site], values: Values, plates: Plates) -> Te
 
 
 def posteriors(problem: Problem, form: PosteriorForm, seed: int) -> Scorer:
-    """log q(z_u | x_m) of any draws, for some rows: ``(draws, n, units)``.
+    """Return a scorer of any draws, log q(z_u | x_m) for some rows: ``(draws, n, units)``.
 
     One run of the guide serves all draws where no site depends on another; of a hierarchy it runs on every block of them.
     """

@@ -277,7 +277,7 @@ def prior_predictive_check(
 
 
 def replications(particles: Particles, draws: int, resample: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """x_rep ``(S, n, *event)``, log p(x | z) and log p(x_rep | z), ``(S, n)``, for z of the guide or resampled by weight."""
+    """Draw x_rep ``(S, n, *event)``, with log p(x | z) and log p(x_rep | z), ``(S, n)``, for z of q or resampled by weight."""
     problem = particles.problem
     log_p = problem.log_prob(observed_sites(particles.sites))
     z = {name: site["value"] for name, site in particles.latents.items()}
@@ -306,7 +306,7 @@ def evaluated(name: str, statistic: Statistic, x: Tensor, dims: tuple[int, ...] 
 
 
 def on_replications(name: str, statistic: Statistic, again: Tensor, of_all: bool) -> Tensor:
-    """T of x_rep ``(S, n, *event)``: ``(S, n)``; or ``(S, 1)`` for one of all rows together."""
+    """Return T of x_rep ``(S, n, *event)``: ``(S, n)``; or ``(S, 1)`` for one of all rows together."""
     if of_all:
         return torch.stack([evaluated(name, statistic, one, (0,)) for one in again]).reshape(-1, 1)
     return evaluated(name, statistic, again.flatten(0, 1), (1,)).reshape(again.shape[:2])

@@ -84,7 +84,7 @@ def minibatch_weights(rows: int, dataset_size: int, stratified: bool) -> Tensor:
 
 
 def flat(run: ParticleRun, values: Mapping[str, Tensor]) -> Tensor:
-    """Latents side by side, ``(P, N, units)``."""
+    """Concatenate the latents, ``(P, N, units)``."""
     plates = run.problem.plates
     return torch.cat([plates.by_unit(values[name], site["fn"].event_dim) for name, site in run.q.items()], -1)
 

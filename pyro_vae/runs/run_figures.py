@@ -21,7 +21,7 @@ from pyro_vae.training.training_state import FitResult
 def draw_figures(
     path: Path, vae: VAE, data: Data, run: FitResult, points: Sequence[dict[str, Any]], floor_px: float
 ) -> None:
-    """Every picture of a run into figures/; those that need a mean that the parts do not have are left out, with a note."""
+    """Draw every figure of a run into figures/; those that need a mean that the parts do not have are left out, with a note."""
     pictures: dict[str, Callable[[], Any]] = {
         "training": lambda: figures.training_curve(run.history, floor_px),
         "evidence": lambda: figures.evidence_curve(points),

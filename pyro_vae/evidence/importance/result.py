@@ -272,7 +272,7 @@ class Evidence:
         proposal: str = "guide",
         target_se: float | None = None,
     ) -> Evidence:
-        """What `rows_csv` wrote, to the last bit.
+        """Read what `rows_csv` wrote, to the last bit.
 
         Args:
             text: of the file; further columns are left alone.
