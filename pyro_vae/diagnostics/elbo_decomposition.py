@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import UsageError
-from pyro_vae.evidence.estimate import say
+from pyro_vae.evidence.estimate import format_nats
 from pyro_vae.programs.pair import quiet
 from pyro_vae.programs.problem import Problem, rows_of
 from pyro_vae.programs.sites import Program
@@ -34,7 +34,7 @@ class Quantity:
     data_se: float | None
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} ± {say(self.mc_se)} ± {say(self.data_se)}"
+        return f"{self.value:.3f} ± {format_nats(self.mc_se)} ± {format_nats(self.data_se)}"
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from torch import Tensor
 
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import DataError, ShapeError, UsageError
 from pyro_vae.evidence.importance.result import LOW_ESS
 from pyro_vae.programs.measure import dominating
 
-from .estimate import LogPx, known, say
+from .estimate import LogPx, data_se, format_nats, known
 
 LATEX = str.maketrans(
     {c: f"\\{c}" for c in "&%$#_{}"}
@@ -85,7 +84,7 @@ class Comparison:
 
     def cells(self) -> list[list[str]]:
         """Return the table as text: headings, then one line a model; from the gap on, columns that any model knows."""
-        return [list(column) for column in zip(*columns(self.models), strict=True)]
+        return [list(row) for row in zip(*columns(self.models), strict=True)]
 
     def table(self) -> Table:
         """Return a table for a rich console."""
@@ -109,16 +108,16 @@ class Comparison:
     def latex(self) -> str:
         """Format a plain tabular, which needs no package."""
         head, *lines = ([cell.translate(LATEX) for cell in line] for line in self.cells())
-        body = [[line[0], *(cell.replace("-", "$-$") for cell in line[1:])] for line in lines]
+        body = [[name, *(cell.replace("-", "$-$") for cell in cells)] for name, *cells in lines]
         rows = [" & ".join(line) + r" \\" for line in (head, *body)]
         rule = r"\hline"
-        start = rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}"
-        return "\n".join([start, rule, rows[0], rule, *rows[1:], rule, r"\end{tabular}", ""])
+        begin = rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}"
+        return "\n".join([begin, rule, rows[0], rule, *rows[1:], rule, r"\end{tabular}", ""])
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain names and numbers, for JSON."""
-        models, unit = [asdict(model) for model in self.models], "nats per row, higher is better"
-        return {"models": models, "rows": self.rows, "notes": list(self.notes), "unit": unit}
+        models, notes = [asdict(model) for model in self.models], list(self.notes)
+        return {"models": models, "rows": self.rows, "notes": notes, "unit": "nats per row, higher is better"}
 
     def __str__(self) -> str:
         console = Console(file=io.StringIO(), width=160, color_system=None)
@@ -153,8 +152,7 @@ def compare(
 
     Args:
         evidence: by name, of :func:`~pyro_vae.log_likelihood`, :func:`~pyro_vae.ais` or an oracle on the same rows in the same
-            order (that they are the same is the caller's word: :func:`~pyro_vae.runs.compare_runs.compare_runs` checks it
-            for saved
+            order (which the caller vouches for; :func:`~pyro_vae.runs.compare_runs.compare_runs` checks it for saved
             runs). Densities of rescaled data are not comparable with each other, which no one can see from the numbers.
         seconds: what each took (training, say), to be shown beside.
         active_units: latents that each uses, to be shown beside.
@@ -174,27 +172,22 @@ def compare(
 
     Example:
         >>> from pyro_vae import Evidence
-        >>> def known(log_px):
+        >>> def without_error(log_px):
         ...     rows, none = torch.tensor(log_px), torch.zeros(len(log_px))
         ...     return Evidence(rows, none, none + 50, rows - 1, none, num_samples=50, seed=0)
-        >>> result = compare({"a": known([-10.0, -20.0, -30.0]), "b": known([-11.0, -20.5, -31.5])})
+        >>> result = compare({"a": without_error([-10.0, -20.0, -30.0]), "b": without_error([-11.0, -20.5, -31.5])})
         >>> [(m.name, m.difference, round(m.difference_se, 3)) for m in result.models]
         [('a', 0.0, 0.0), ('b', -1.0, 0.289)]
         >>> print(f"unpaired, it would be ± {sum(m.data_se**2 for m in result.models) ** 0.5:.1f}")
         unpaired, it would be ± 8.3
     """
     pairs = list(evidence.items() if isinstance(evidence, Mapping) else evidence)
-    check(pairs, {"seconds": seconds or {}, "active_units": active_units or {}})
+    beside: dict[str, Any] = {"seconds": seconds or {}, "active_units": active_units or {}}
+    check(pairs, beside)
     ranked = sorted(pairs, key=lambda pair: -pair[1].log_px.mean().item())
     best = ranked[0][1]
     models = tuple(
-        Compared(
-            name,
-            **means(e),
-            **paired(e, best),
-            seconds=(seconds or {}).get(name),
-            active_units=(active_units or {}).get(name),
-        )
+        Compared(name, **means(e), **paired(e, best), **{what: values.get(name) for what, values in beside.items()})
         for name, e in ranked
     )
     return Comparison(models, len(best), tuple(cautions(models)))
@@ -217,7 +210,14 @@ def check(pairs: list[tuple[str, LogPx]], beside: dict[str, Mapping[str, Any]]) 
                 f"{first!r} has {len(e)} rows and {name!r} has {len(other)}: differences are taken row by row. Score both "
                 "on the same rows."
             )
-    check_measures({name: e.measure for name, e in pairs if e.measure})
+    measures = {name: e.measure for name, e in pairs if e.measure}  # evidence without a measure is let pass
+    for name, measure in measures.items():
+        first, measure_of_first = next(iter(measures.items()))
+        if dominating(measure) != dominating(measure_of_first):
+            raise DataError(
+                f"log p(x) of {first!r} is of measure {measure_of_first!r} and that of {name!r} is {measure!r}: a log "
+                "probability, a log density and a score have no difference. Give both a likelihood of one kind."
+            )
     for name, e in pairs:
         if bad := (~e.log_px.isfinite()).nonzero().flatten().tolist():
             raise DataError(
@@ -227,32 +227,18 @@ def check(pairs: list[tuple[str, LogPx]], beside: dict[str, Mapping[str, Any]]) 
             )
 
 
-def check_measures(measures: dict[str, str]) -> None:
-    """Refuse probabilities beside densities; evidence without a measure is let pass."""
-    for name, measure in measures.items():
-        first, other = next(iter(measures.items()))
-        if dominating(measure) != dominating(other):
-            raise DataError(
-                f"log p(x) of {first!r} is of measure {other!r} and that of {name!r} is {measure!r}: a log probability, a log "
-                "density and a score have no difference. Give both a likelihood of one kind."
-            )
-
-
 def means(e: LogPx) -> dict[str, Any]:
     """Summarise one model alone."""
     s = e.summary()
-
-    def share(count: str) -> float | None:
-        return None if s.get(count) is None else s[count] / len(e)
-
+    low_ess, flagged = (s.get(count) for count in ("rows_of_low_ess", "rows_flagged"))
     return {
         "log_px": s["log_px"],
         "mc_se": s["log_px_mc_se"],
         "data_se": s["log_px_data_se"],
         "gap": s.get("gap"),
-        "low_ess": share("rows_of_low_ess"),
+        "low_ess": None if low_ess is None else low_ess / len(e),
         "num_samples": s.get("num_samples"),
-        "flagged": share("rows_flagged"),
+        "flagged": None if flagged is None else flagged / len(e),
         "method": e.method,
     }
 
@@ -262,17 +248,8 @@ def paired(e: LogPx, best: LogPx) -> dict[str, Any]:
     if e is best:
         return {"difference": 0.0, "difference_se": 0.0, "difference_mc_se": 0.0}
     d = e.log_px - best.log_px
-    noise = torch.cat([e.mc_se, best.mc_se])
-    return {
-        "difference": d.mean().item(),
-        "difference_se": standard_error(d),
-        "difference_mc_se": known(noise.square().sum().sqrt() / len(d)),
-    }
-
-
-def standard_error(d: Tensor) -> float | None:
-    """sd / √N; None for one row."""
-    return known(d.std() / len(d) ** 0.5) if len(d) > 1 else None
+    noise = torch.cat([e.mc_se, best.mc_se]).square().sum().sqrt()
+    return {"difference": d.mean().item(), "difference_se": data_se(d), "difference_mc_se": known(noise / len(d))}
 
 
 def cautions(models: tuple[Compared, ...]) -> list[str]:
@@ -299,13 +276,13 @@ def cautions(models: tuple[Compared, ...]) -> list[str]:
 def columns(models: tuple[Compared, ...]) -> list[list[str]]:
     """Return headings and cells, column by column."""
     best = models[0]
-    shown = [
+    table = [
         ["", *(m.name for m in models)],
-        ["log p(x)", *(say(m.log_px) for m in models)],
-        ["± Monte Carlo", *(say(m.mc_se) for m in models)],
-        ["± data", *(say(m.data_se) for m in models)],
-        ["difference", *("best" if m is best else say(m.difference) for m in models)],
-        ["± paired", *("" if m is best else say(m.difference_se) for m in models)],
+        ["log p(x)", *(format_nats(m.log_px) for m in models)],
+        ["± Monte Carlo", *(format_nats(m.mc_se) for m in models)],
+        ["± data", *(format_nats(m.data_se) for m in models)],
+        ["difference", *("best" if m is best else format_nats(m.difference) for m in models)],
+        ["± paired", *("" if m is best else format_nats(m.difference_se) for m in models)],
     ]
     for heading, values, form in (
         ("gap", [m.gap for m in models], ".3f"),
@@ -316,5 +293,5 @@ def columns(models: tuple[Compared, ...]) -> list[list[str]]:
         ("seconds", [m.seconds for m in models], ".1f"),
     ):
         if any(v is not None for v in values):
-            shown.append([heading, *("" if v is None else format(v, form) for v in values)])
-    return shown
+            table.append([heading, *("" if v is None else format(v, form) for v in values)])
+    return table

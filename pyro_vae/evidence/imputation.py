@@ -1,4 +1,4 @@
-r"""What was not observed, given what was: x_mis | x_obs, by importance resampling."""
+r"""Imputation of what was not observed from what was: x_mis | x_obs, by importance resampling."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from pyro_vae.evidence.importance.sampler import checked
 from pyro_vae.programs.pair import programs
 from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.sites import Site
-
-Chunk = Callable[["Particles"], Tensor]
 
 
 @suggest_keywords
@@ -60,7 +58,7 @@ def impute(
     """
     if draws < 1:
         raise UsageError(f"draws must be at least 1, got {draws}")
-    return run(lambda particles: particles.draw(draws), vae, x, c, num_samples, seed, chunk_size)
+    return in_chunks(lambda particles: particles.draw(draws), vae, x, c, num_samples, seed, chunk_size)
 
 
 @suggest_keywords
@@ -82,20 +80,28 @@ def impute_mean(vae: Any, x: Any, *c: Any, num_samples: int = 1000, seed: int = 
         >>> impute_mean(vae, torch.tensor([[1.0, torch.nan, 0.0]]), num_samples=10).shape
         torch.Size([1, 3])
     """
-    return run(lambda particles: particles.mean().unsqueeze(0), vae, x, c, num_samples, seed, chunk_size).squeeze(0)
+    return in_chunks(lambda particles: particles.mean()[None], vae, x, c, num_samples, seed, chunk_size).squeeze(0)
 
 
-def run(each: Chunk, vae: Any, x: Any, c: tuple[Any, ...], num_samples: int, seed: int, chunk_size: int) -> Tensor:
-    """`each` of K weighted particles for all rows, ``(draws, N, *event)``, in chunks of rows."""
+def in_chunks(
+    each: Callable[[Particles], Tensor],
+    vae: Any,
+    x: Any,
+    c: tuple[Any, ...],
+    num_samples: int,
+    seed: int,
+    chunk_size: int,
+) -> Tensor:
+    """Apply `each` to K weighted particles of each row, in chunks of rows: ``(draws, N, *event)``."""
     if num_samples < 1 or chunk_size < 1:
         raise UsageError(f"num_samples and chunk_size must be at least 1, got {num_samples} and {chunk_size}")
     model, guide = programs(vae)
     problem = Problem.of(model, guide, x, *c, seed=seed, missing=True)  # the likelihood says whether it takes NaN
-    filled = []
+    chunks = []
     for i, some in enumerate(problem.split(chunk_size // num_samples)):
         with some.quiet(seed, i):
-            filled.append(each(Particles(some, num_samples)))
-    return torch.cat(filled, 1)
+            chunks.append(each(Particles(some, num_samples)))
+    return torch.cat(chunks, 1)
 
 
 class Particles:
@@ -104,15 +110,14 @@ class Particles:
     def __init__(self, problem: Problem, num: int) -> None:
         self.problem, self.x = problem, problem.args[0]
         self.latents, self.sites = problem.draw(num)
-        log_w = problem.log_prob(self.sites) - problem.log_prob(self.latents)
-        log_w = checked(log_w, num, problem).double()
+        log_w = checked(problem.log_prob(self.sites) - problem.log_prob(self.latents), num, problem).double()
         if (hopeless := (log_w == -math.inf).all(0)).any():
             rows = problem.numbers(hopeless)
             raise ProgramError(f"all weights are 0 for rows {rows}: no particle explains what was observed there.")
         self.weights = log_w.softmax(0)
 
     def mean(self) -> Tensor:
-        """x with its gaps filled by the weighted mean of E[x | z_k]."""
+        """Fill the gaps of x by the weighted mean of E[x | z_k]."""
         site = site_of(self.x, self.sites)
         try:
             means = site["fn"].mean
@@ -127,13 +132,13 @@ class Particles:
         return filled
 
     def draw(self, draws: int) -> Tensor:
-        """x with its gaps filled by draws from p(x | z), of z resampled by weight."""
+        """Fill the gaps of x by draws from p(x | z), of z resampled by weight."""
         _, z = self.resampled(draws)
         sites = self.problem.sites(self.problem.model, draws, z)
         return fill(self.x, site_of(self.x, sites)["fn"].sample())
 
     def resampled(self, draws: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Particles drawn by weight: their numbers ``(draws, N)``, and their latents."""
+        """Draw particles by weight: their numbers ``(draws, N)``, and their latents."""
         chosen = torch.multinomial(self.weights.T, draws, replacement=True).T
         beside = self.problem.plates.beside
         return chosen, {
@@ -143,7 +148,7 @@ class Particles:
 
 
 def site_of(x: Tensor, sites: dict[str, Site]) -> Site:
-    """The one site that x is observed at."""
+    """Find the one site that x is observed at."""
     observed = [site for site in sites.values() if site["value"] is x]
     if len(observed) != 1 or observed[0]["fn"].shape()[1:] != x.shape:
         raise ProgramError(
@@ -154,5 +159,5 @@ def site_of(x: Tensor, sites: dict[str, Site]) -> Site:
 
 
 def fill(x: Tensor, filled: Tensor) -> Tensor:
-    """x, and `filled` where x is NaN."""
+    """Return x, and `filled` where x is NaN."""
     return torch.where(x.isnan(), filled.to(x), x)

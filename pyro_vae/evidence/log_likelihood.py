@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Literal, overload
 
 import torch
@@ -83,9 +84,8 @@ def log_likelihood(
     | ``"exact"`` | the first oracle that applies: closed form, enumeration, quadrature; refused where none does | `missing` |
     | ``"auto"`` | exact, if an oracle applies and flags no row; otherwise importance sampling | below |
 
-    What comes back says which it was (``.method``, and in print), and is read alike: ``log_px``, ``mc_se``, ``flagged``,
-    ``measure``, ``bits_per_dim()``, ``summary()``. Changes no parameter, no module's mode, no optimizer and no global random
-    state.
+    Results are read alike: ``log_px``, ``mc_se``, ``flagged``, ``method``, ``measure``, ``bits_per_dim()``, ``summary()``.
+    Changes no parameter, no module's mode, no optimizer and no global random state.
 
     Args:
         model: a Pyro program with one data plate, as for :func:`~pyro_vae.log_weights`.
@@ -94,9 +94,9 @@ def log_likelihood(
         *context: what the programs take beside x, each with N rows.
         method: as above.
         missing: x may hold NaN, for what was not observed: the result is log p(x_obs).
-        num_samples, proposal, target_se, max_samples, rows, particles, resume, strict, seed, chunk_size,
-        vectorize_particles, device, on_block, verbose: of :func:`~pyro_vae.evidence.importance.estimator.importance`, which
-            explains them; ``"exact"`` takes none of these.
+        num_samples, proposal, target_se, max_samples, rows, particles, resume, strict, seed, chunk_size, vectorize_particles,
+            device, on_block, verbose: of :func:`~pyro_vae.evidence.importance.estimator.importance`, which explains them;
+            ``"exact"`` takes none of these.
 
     Returns:
         An :class:`~pyro_vae.Evidence` or, of an oracle, an :class:`~pyro_vae.Exact`.
@@ -141,15 +141,8 @@ def log_likelihood(
             raise UsageError(
                 f"{parts[0]}= runs a part of the particles, and an oracle has none: give method='importance'"
             )
-        if (found := by_oracle(model, guide, x, *context, missing=missing)) is not None:
-            return found
+        with suppress(ProgramError):  # no oracle applies
+            result = exact(model, guide, x, *context, missing=missing)
+            if not len(result.flagged):
+                return result
     return importance(model, guide, x, *context, missing=missing, **options)
-
-
-def by_oracle(model: Program, guide: Program, x: Any, *context: Any, missing: bool) -> Exact | None:
-    """What an oracle says, if one applies and flags no row."""
-    try:
-        found = exact(model, guide, x, *context, missing=missing)
-    except ProgramError:
-        return None
-    return None if len(found.flagged) else found

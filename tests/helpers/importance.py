@@ -96,11 +96,11 @@ def biases(jackknife, iwae, ks=(8, 16, 32, 64), repeats=40_000):
     found = []
     for k in ks:
         log_w = gaussian_weights(k, repeats, seed=k)
-        moments = WeightSums(repeats, k)
-        moments.add(log_w)
+        sums = WeightSums(repeats, k)
+        sums.add(log_w)
         delta = log_w.exp() - 1
         pairs = (delta.sum(0).square() - delta.square().sum(0)) / (k * (k - 1))
-        found.append([(iwae(moments) - delta.mean(0)).mean(), (jackknife(moments) - delta.mean(0) + pairs / 2).mean()])
+        found.append([(iwae(sums) - delta.mean(0)).mean(), (jackknife(sums) - delta.mean(0) + pairs / 2).mean()])
     slope = [np.polyfit(np.log(ks), np.log(np.abs(column)), 1)[0] for column in np.array(found).T]
     return np.array(found), slope
 
@@ -133,10 +133,10 @@ def check_arviz(khat=pareto_khat):
 
 def of_weights(log_w, **said):
     """Evidence of given log weights, (K, N)."""
-    ledger = RowBlock(range(log_w.shape[1]), len(log_w))
-    for block, part in enumerate(log_w.split(ledger.size)):
-        ledger.take(block, 0, part)
-    return Evidence.of([ledger], seed=0, **said)
+    block_sums = RowBlock(range(log_w.shape[1]), len(log_w))
+    for block, part in enumerate(log_w.split(block_sums.size)):
+        block_sums.add(block, 0, part)
+    return Evidence.of([block_sums], seed=0, **said)
 
 
 def pareto_rows(shapes, k=5000):

@@ -170,9 +170,9 @@ def test_fuzzed_evidence_is_a_data_error_or_evidence(tmp_path, content, edits, c
     from pyro_vae.evidence.importance.result import Evidence
     from pyro_vae.evidence.importance.storage import evidence_bytes
 
-    ledger = RowBlock(range(0, 2), 3)
-    ledger.take(0, 0, torch.randn(3, 2))
-    whole = evidence_bytes(Evidence.of([ledger], seed=0))
+    block_sums = RowBlock(range(0, 2), 3)
+    block_sums.add(0, 0, torch.randn(3, 2))
+    whole = evidence_bytes(Evidence.of([block_sums], seed=0))
     for bad in (content, changed(whole, edits, cut)):
         file = tmp_path / "e.safetensors"
         file.write_bytes(bad)

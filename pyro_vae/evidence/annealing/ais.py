@@ -12,7 +12,6 @@ from torch import Tensor
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.memory import SMALLER, fitting
 from pyro_vae.common.progress import tracked
-from pyro_vae.errors import ProgramError
 from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.sites import Program
 
@@ -48,16 +47,13 @@ def ais(
     β_T = 1, by Hamiltonian Monte Carlo in unconstrained coordinates: the weight is taken *before* each transition, and each
     transition leaves its π_β invariant. Then exp(log p̂) is unbiased and log p̂ is a lower bound in expectation, however badly
     the chains mix; it tightens with T. For that the step sizes must not depend on the weighted run: a pilot run with a
-    stream of its own tunes one for each row and temperature, and they are frozen.
+    stream of its own tunes one for each row and temperature, which then stay as they are.
 
     With the guide as start, T can be some ten times smaller (Wu et al.); with the prior, nothing of the guide's faults is
     inherited, and the run holds the whole rate–distortion curve.
 
     Args:
-        model: a Pyro program, as for :func:`~pyro_vae.log_weights`; its parameters need no gradient.
-        guide: its guide.
-        x: data ``(N, *event)``: a tensor, an array, anything :func:`~pyro_vae.data.as_rows` takes.
-        *context: what the programs take beside x, each with N rows.
+        model, guide, x, *context: as for :func:`~pyro_vae.log_likelihood`; parameters need no gradient.
         start: "prior" or "guide".
         num_temperatures: T, intervals between β = 0 and 1; each costs one trajectory.
         num_chains: C, chains a row.
@@ -104,23 +100,26 @@ def ais(
         schedule=schedule, step_size=step_size, target_acceptance=target_acceptance,
         seed=seed, chunk_size=chunk_size, verbose=verbose,
     )  # fmt: skip
-    task = prepare(model, guide, x, context, settings)
-    return forward(task).result(settings, task.problem.measure)
+    annealer = Annealer(Problem.of(model, guide, x, *context, seed=seed), settings)
+    return annealer.forward().result(settings, annealer.problem.measure)
 
 
-class AnnealingTask:
-    """A pair and its checked rows, in chunks, each with its own densities and frozen settings."""
+class Annealer:
+    """Annealing of a pair on checked rows, in chunks, each on a path that is tuned before any weight is taken."""
 
     def __init__(self, problem: Problem, settings: AISSettings) -> None:
         self.problem, self.settings = problem, settings
         self.step = max(1, settings.chunk_size // settings.num_chains)
         self.chunks = problem.split(self.step)
-        self.betas = self.schedule()
-        self.frozen = [self.tune(i) for i in range(len(self.chunks))]
+        if settings.schedule == "adaptive":
+            first = self.run_pilot(0, betas("sigmoid", max(50, settings.num_temperatures)), SCHEDULE)
+            self.betas = adaptive(first, settings.num_temperatures)
+        else:
+            self.betas = betas(settings.schedule, settings.num_temperatures)
+        self.paths = [self.tune(i) for i in range(len(self.chunks))]
 
     def densities(self, i: int) -> Densities:
-        """Of chunk i."""
-        return Densities(self.chunks[i], self.settings.start)  # type: ignore[arg-type]
+        return Densities(self.chunks[i], self.settings.start)
 
     @contextmanager
     def quiet(self, kind: int, i: int) -> Iterator[None]:
@@ -129,71 +128,44 @@ class AnnealingTask:
         with fitting(what, SMALLER), self.problem.quiet(self.settings.seed, STREAMS, kind, i):
             yield
 
-    def schedule(self) -> Tensor:
-        """β_0 = 0 … β_T = 1, shared by all rows."""
-        if self.settings.schedule != "adaptive":
-            return betas(self.settings.schedule, self.settings.num_temperatures)
-        first = self.piloted(0, betas("sigmoid", max(50, self.settings.num_temperatures)), SCHEDULE)
-        return adaptive(first, self.settings.num_temperatures)
-
-    def piloted(self, i: int, at: Tensor, kind: int) -> AnnealingPath:
-        """A pilot run on chunk i, along the path `at`."""
+    def run_pilot(self, i: int, at: Tensor, kind: int) -> AnnealingPath:
+        """Run a pilot on chunk i, along the path `at`."""
         with self.quiet(kind, i):
             return pilot(self.densities(i), at, self.settings)
 
     def tune(self, i: int) -> AnnealingPath:
-        """Step sizes for chunk i, ``(T + 1, N)``."""
+        """Choose step sizes for chunk i, ``(T + 1, N)``."""
         if self.settings.step_size is None:
-            return self.piloted(i, self.betas, PILOT)
+            return self.run_pilot(i, self.betas, PILOT)
         shape = len(self.betas), len(self.chunks[i])
         return AnnealingPath(self.betas, torch.full(shape, self.settings.step_size, dtype=torch.float64))
 
-
-def prepare(model: Program, guide: Program, x: Any, context: tuple[Any, ...], settings: AISSettings) -> AnnealingTask:
-    """Checks the options, the rows and the pair, and tunes the steps."""
-    settings.check()
-    return AnnealingTask(Problem.of(model, guide, x, *context, seed=settings.seed), settings)
-
-
-def forward(task: AnnealingTask) -> AnnealedRun:
-    """The weighted run from β = 0 to 1: E[exp(log w)] = p(x)."""
-    runs = []
-    for i, frozen in enumerate(task.frozen):
-        with task.quiet(FORWARD, i):
-            density = task.densities(i)
-            point = density(density.draw(task.settings.num_chains))
-            runs.append(anneal(density, point, frozen, task.settings, "AIS"))
-    return checked(AnnealedRun.joined(runs))
+    def forward(self) -> AnnealedRun:
+        """Run from β = 0 to 1 with weights: E[exp(log w)] = p(x)."""
+        runs = []
+        for i, path in enumerate(self.paths):
+            with self.quiet(FORWARD, i):
+                density = self.densities(i)
+                point = density(density.draw(self.settings.num_chains))
+                runs.append(anneal(density, point, path, self.settings, "AIS"))
+        return AnnealedRun.joined(runs)
 
 
-def anneal(
-    density: Density, point: Point, frozen: AnnealingPath, settings: AISSettings, description: str
-) -> AnnealedRun:
-    """Chains carried along the path that `frozen` says, from its first β to its last, with their weights."""
-    log_w = torch.zeros_like(point.ratio)
-    run = AnnealedRun.begun(point, frozen)
-    for t in tracked(range(1, len(frozen.betas)), description, settings.verbose):
-        point, log_w, acceptance = advance(density, frozen, t, point, log_w, settings.leapfrog_steps)
+def anneal(density: Density, point: Point, path: AnnealingPath, settings: AISSettings, description: str) -> AnnealedRun:
+    """Carry chains along the path, from its first β to its last, with their weights."""
+    run = AnnealedRun(path, point.u, torch.zeros_like(point.ratio))
+    run.add(point, run.log_w)
+    for t in tracked(range(1, len(path.betas)), description, settings.verbose):
+        point, log_w, acceptance = advance(density, path, t, point, run.log_w, settings.leapfrog_steps)
         run.add(point, log_w, acceptance)
     return run
 
 
 def advance(
-    density: Density, frozen: AnnealingPath, t: int, point: Point, log_w: Tensor, leapfrogs: int
+    density: Density, path: AnnealingPath, t: int, point: Point, log_w: Tensor, leapfrogs: int
 ) -> tuple[Point, Tensor, Tensor]:
     """First the weight, log w += (β_t − β_{t−1}) ratio(u_{t−1}); then a transition that leaves π_{β_t} invariant."""
-    before, beta = frozen.betas[t - 1].item(), frozen.betas[t].item()
+    before, beta = path.betas[t - 1].item(), path.betas[t].item()
     log_w = log_w + (beta - before) * point.ratio
-    point, acceptance = transition(density, beta, point, frozen.steps[t], leapfrogs)
+    point, acceptance = transition(density, beta, point, path.steps[t], leapfrogs)
     return point, log_w, acceptance
-
-
-def checked(run: AnnealedRun) -> AnnealedRun:
-    """The run, if its weights are finite or zero."""
-    bad = (run.log_w.isnan() | (run.log_w == torch.inf)).any(0)
-    if bad.any():
-        raise ProgramError(
-            f"annealed log weights are NaN or +inf for rows {bad.nonzero().flatten().tolist()[:5]}: model or guide put out "
-            "non-finite log-probabilities on the way. Look at those rows, and at the densities near the start."
-        )
-    return run

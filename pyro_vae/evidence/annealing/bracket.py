@@ -10,14 +10,14 @@ from torch import Tensor
 
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import UsageError
-from pyro_vae.evidence.estimate import known, say
+from pyro_vae.evidence.estimate import data_se, format_nats, mean_se
 from pyro_vae.evidence.importance.estimator import importance
 from pyro_vae.evidence.importance.result import Evidence
-from pyro_vae.programs.problem import rows_of
+from pyro_vae.programs.problem import Problem, rows_of
 from pyro_vae.programs.simulate import simulate
 from pyro_vae.programs.sites import Program
 
-from .ais import forward, prepare
+from .ais import Annealer
 from .result import Annealed, errors, log_mean
 from .reverse import Latents, reverse
 from .schedule import AISSettings
@@ -28,7 +28,7 @@ class Bracket:
     r"""log p(x_n) between `lower` and `upper`, in nats.
 
     Attributes:
-        lower: of each row, ``(N,)``: importance sampling or annealing, a lower bound in expectation.
+        lower: lower bound in expectation of each row, ``(N,)``: importance sampling or annealing.
         lower_se: its Monte Carlo standard error.
         upper: of each row: −log 1/C Σ_c exp(−log w) of reverse annealing.
         upper_se: its Monte Carlo standard error over chains. Chains of a row share their start, so it is too small; the error
@@ -39,7 +39,7 @@ class Bracket:
         importance: the evidence by importance sampling.
         annealing: the forward run.
         acceptance: mean acceptance of the reverse run, ``(N,)``.
-        x: the rows.
+        x: the rows that it is of.
     """
 
     lower: Tensor
@@ -63,22 +63,21 @@ class Bracket:
 
     def summary(self) -> dict[str, Any]:
         """Means over rows. `gap_se` is over rows, and so holds Monte Carlo and data error both."""
-        rows = len(self)
         return {
             "lower": self.lower.mean().item(),
-            "lower_mc_se": known(self.lower_se.square().sum().sqrt() / rows),
+            "lower_mc_se": mean_se(self.lower_se),
             "upper": self.upper.mean().item(),
-            "upper_mc_se": known(self.upper_se.square().sum().sqrt() / rows),
+            "upper_mc_se": mean_se(self.upper_se),
             "upper_is": "strict in expectation" if self.strict else "approximate",
             "gap": self.gap.mean().item(),
-            "gap_se": known(self.gap.std() / rows**0.5) if rows > 1 else None,
+            "gap_se": data_se(self.gap),
             "importance": self.importance.log_px.mean().item(),
-            "importance_mc_se": known(self.importance.mc_se.square().sum().sqrt() / rows),
+            "importance_mc_se": mean_se(self.importance.mc_se),
             "annealing": self.annealing.log_px.mean().item(),
-            "annealing_mc_se": known(self.annealing.mc_se.square().sum().sqrt() / rows),
+            "annealing_mc_se": mean_se(self.annealing.mc_se),
             "rows_by_annealing": int(self.annealed.sum()),
             "acceptance": self.acceptance.mean().item(),
-            "rows": rows,
+            "rows": len(self),
             "measure": self.annealing.measure,
             "unit": "nats per row",
         }
@@ -91,8 +90,9 @@ class Bracket:
             else "upper end APPROXIMATE: chains started where forward annealing ended, it may lie below log p(x)"
         )
         return (
-            f"log p(x) between {s['lower']:.3f} ± {say(s['lower_mc_se'])} and {s['upper']:.3f} ± {say(s['upper_mc_se'])} nats "
-            f"(Monte Carlo) | gap {s['gap']:.3f} ± {say(s['gap_se'])} (over rows) | {end} | lower end: importance sampling "
+            f"log p(x) between {s['lower']:.3f} ± {format_nats(s['lower_mc_se'])} and "
+            f"{s['upper']:.3f} ± {format_nats(s['upper_mc_se'])} nats (Monte Carlo) | "
+            f"gap {s['gap']:.3f} ± {format_nats(s['gap_se'])} (over rows) | {end} | lower end: importance sampling "
             f"{s['importance']:.3f}, annealing {s['annealing']:.3f}, {s['rows_by_annealing']} of {s['rows']} rows by annealing"
         )
 
@@ -135,10 +135,7 @@ def bracket(
     mean may rest on chains that hardly ever come: the upper end is then loose, on the safe side; more temperatures help.
 
     Args:
-        model: a Pyro program, as for :func:`~pyro_vae.evidence.annealing.ais.ais`.
-        guide: its guide.
-        x: data ``(N, *event)``.
-        *context: what the programs take beside x, each with N rows.
+        model, guide, x, *context: as for :func:`~pyro_vae.log_likelihood`.
         latents: by site, of rows that the model drew (from :func:`~pyro_vae.programs.simulate.simulate`).
         num_samples: K of importance sampling.
         refresh: transitions at β = 1 before the reverse run.
@@ -170,9 +167,9 @@ def bracket(
         ...     with pyro.plate("data", len(x)):
         ...         pyro.sample("z", dist.Normal(x / 2, 0.9))
         >>> x = torch.tensor([0.0, 1.0])
-        >>> found, exact = bracket(model, guide, x, num_temperatures=10), dist.Normal(0.0, 2**0.5).log_prob(x)
-        >>> low, high = found.lower - 4 * found.lower_se, found.upper + 4 * found.upper_se
-        >>> bool((low < exact).all()), bool((exact < high).all()), found.strict
+        >>> ends, exact = bracket(model, guide, x, num_temperatures=10), dist.Normal(0.0, 2**0.5).log_prob(x)
+        >>> low, high = ends.lower - 4 * ends.lower_se, ends.upper + 4 * ends.upper_se
+        >>> bool((low < exact).all()), bool((exact < high).all()), ends.strict
         (True, True, False)
     """
     if refresh < 0:
@@ -182,13 +179,13 @@ def bracket(
         schedule=schedule, step_size=step_size, target_acceptance=target_acceptance,
         seed=seed, chunk_size=chunk_size, verbose=verbose,
     )  # fmt: skip
-    task = prepare(model, guide, x, context, settings)
+    annealer = Annealer(problem := Problem.of(model, guide, x, *context, seed=seed), settings)
     sampled = importance(
-        model, guide, *task.problem.args, num_samples=num_samples, seed=seed, chunk_size=chunk_size, verbose=verbose
+        model, guide, *problem.args, num_samples=num_samples, seed=seed, chunk_size=chunk_size, verbose=verbose
     )
-    ahead = forward(task)
-    annealing = ahead.result(settings, task.problem.measure)
-    back = reverse(task, refresh, latents, ahead)
+    ahead = annealer.forward()
+    annealing = ahead.result(settings, problem.measure)
+    back = reverse(annealer, refresh, latents, ahead)
     chosen = by_annealing(annealing.log_px, sampled.log_px)
     upper_se, _ = errors(back.log_w.cpu())
     return Bracket(
@@ -201,7 +198,7 @@ def bracket(
         sampled,
         annealing,
         torch.stack(back.acceptance).mean(0),
-        task.problem.args[0],
+        problem.args[0],
     )
 
 
@@ -234,8 +231,7 @@ def bdmc(
     draws rows that are like them.
 
     Args:
-        model: a Pyro program, as for :func:`bracket`.
-        guide: its guide.
+        model, guide: as for :func:`bracket`.
         x: a template: its shape and type are taken, its values are not.
         *context: with as many rows; these are used.
         num_rows: how many to draw; the template and contexts are cut or repeated. As many as x has by default.

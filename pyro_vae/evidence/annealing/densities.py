@@ -3,18 +3,14 @@ r"""Log densities of a (model, guide) pair, and their gradients, at latents on t
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from pyro_vae.errors import ProgramError
-from pyro_vae.programs.problem import Problem
-from pyro_vae.programs.sites import Site, latent_sites, observed_sites, sum_terms
+from pyro_vae.programs.problem import Problem, Sites
+from pyro_vae.programs.sites import latent_sites, observed_sites, sum_terms
 from pyro_vae.programs.unconstrained import SiteLayout, SubstituteLatents, check_continuous
-
-Sites = dict[str, Site]
-Start = Literal["prior", "guide"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +40,7 @@ class Point:
         return self.d_start + beta * self.d_ratio
 
     def replaced(self, other: Point, where: Tensor) -> Point:
-        """The other's chains `where` says so, ``(chains, N)``; its own elsewhere."""
+        """Take the other's chains where the mask ``(chains, N)`` holds."""
         pairs = [(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)]
         return Point(*(torch.where(where[..., None] if a.dim() == 3 else where, b, a) for a, b in pairs))
 
@@ -63,11 +59,9 @@ class Densities:
         ProgramError: a latent that is discrete, or whose support no smooth map takes to the real line; names the site.
     """
 
-    def __init__(self, problem: Problem, start: Start) -> None:
+    def __init__(self, problem: Problem, start: str) -> None:
         self.problem, self.from_prior = problem, start == "prior"
         self.layouts: list[SiteLayout] = []  # known from the first trace on
-
-    # from programs to u and back
 
     def draw(self, chains: int) -> Tensor:
         """u at exact draws of the start, ``(chains, N, D)``."""
@@ -89,18 +83,16 @@ class Densities:
         if not latents:
             raise ProgramError("the model has no latent site: log p(x) is the log-probability of what it observes.")
         self.layouts = [SiteLayout.of(name, site, plates, unconstrained=True) for name, site in latents.items()]
-        columns = [layout.unconstrain(latents[layout.name]) for layout in self.layouts]
-        for layout, u in zip(self.layouts, columns, strict=True):
-            check_finite(layout.name, u, self.problem)
-        u = torch.cat(columns, -1)
+        columns = {layout.name: layout.unconstrain(latents[layout.name]) for layout in self.layouts}
+        for name, column in columns.items():
+            check_finite(name, column, self.problem)
+        u = torch.cat(list(columns.values()), -1)
         if u.shape[1] != len(self.problem):
             raise ProgramError(
                 f"the model draws latents for {u.shape[1]} rows where x has {len(self.problem)}: a subsampling plate cannot be "
                 "scored. Let the data plate run over the rows that are passed in."
             )
         return u
-
-    # the densities
 
     def __call__(self, u: Tensor) -> Point:
         """Values and gradients at u ``(chains, N, D)``: one run of the model, and one of the guide if it is the start."""
@@ -112,9 +104,9 @@ class Densities:
 
     def scores(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """(log start, log joint − log start), each ``(chains, N)``."""
-        with SubstituteLatents.at(u, self.layouts) as placed:
+        with SubstituteLatents.at(u, self.layouts) as substituted:
             p = self.problem.sites(self.problem.model, len(u))
-        latents, jacobian = latent_sites(p), total(placed.log_jacobians(p))
+        latents, jacobian = latent_sites(p), total(substituted.log_jacobians(p))
         prior, likelihood = self.log_prior(latents), self.log_prob(observed_sites(p))
         if self.from_prior:
             return prior + jacobian, likelihood
@@ -131,11 +123,6 @@ class Densities:
         return total(self.problem.score(sites))
 
 
-def latent(p: Sites) -> Sites:
-    """The model's latent sites."""
-    return {name: site for name, site in p.items() if not site["is_observed"]}
-
-
 def total(terms: dict[str, Tensor]) -> Tensor:
     """The sites' terms added up in float64."""
     return sum_terms({name: term.double() for name, term in terms.items()})
@@ -149,9 +136,8 @@ def gradient(y: Tensor, u: Tensor) -> Tensor:
 
 
 def check_finite(name: str, u: Tensor, problem: Problem) -> None:
-    """Refuses draws on the edge of the support, which lie at infinity in u, or outside it."""
-    bad = ~u.isfinite().flatten(2).all(2).all(0)
-    if bad.any():
+    """Refuse draws on the edge of the support, which lie at infinity in u, or outside it."""
+    if (bad := ~u.isfinite().flatten(2).all(2).all(0)).any():
         raise ProgramError(
             f"site {name!r}: draws for rows {problem.numbers(bad)} lie on the edge of the support that the "
             "model gives it, or outside: they have no place on the real line. Give the guide the support of the prior, and "

@@ -25,7 +25,7 @@ def transition(density: Density, beta: float, point: Point, step: Tensor, leapfr
         leapfrogs: L, steps a trajectory.
 
     Returns:
-        Where the chains go, and their acceptance probabilities ``(chains, N)``.
+        The chains' next point, and their acceptance probabilities ``(chains, N)``.
 
     References:
         MCMC Using Hamiltonian Dynamics (Neal, 2011), https://arxiv.org/abs/1206.1901
@@ -57,6 +57,6 @@ def accepts(change: Tensor) -> Tensor:
     return torch.rand_like(change).log() < change
 
 
-def adapt(step: Tensor, acceptance: Tensor, target: float, gain: float = 0.5) -> Tensor:
-    """ε · exp(gain · (acceptance − target)), row by row, with the mean acceptance over chains. For pilot runs only."""
-    return step * (gain * (acceptance.mean(0) - target)).exp()
+def adapt(step: Tensor, acceptance: Tensor, target: float) -> Tensor:
+    """ε · exp((acceptance − target) / 2), row by row, with the mean acceptance over chains. For pilot runs only."""
+    return step * (0.5 * (acceptance.mean(0) - target)).exp()

@@ -1,4 +1,4 @@
-"""What an annealed run found, with its errors."""
+"""Result of an annealed run, with its errors."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.errors import UsageError
-from pyro_vae.evidence.estimate import known, say
+from pyro_vae.errors import ProgramError, UsageError
+from pyro_vae.evidence.estimate import RowEstimates, data_se, format_nats, mean_se
 
 from .densities import Point
 from .schedule import AISSettings, AnnealingPath
@@ -21,7 +21,7 @@ class AnnealedRun:
     """One weighted run of C chains for each of N rows, as it goes along its path of T + 1 temperatures.
 
     Attributes:
-        frozen: path and steps.
+        path: β and steps.
         u: where the chains are, ``(C, N, D)``.
         log_w: their log weights, ``(C, N)`` in float64.
         log_z: log mean weight at each temperature, a list of ``(N,)``.
@@ -29,59 +29,49 @@ class AnnealedRun:
         acceptance: mean over chains of each transition, likewise, T of them.
     """
 
-    frozen: AnnealingPath
+    path: AnnealingPath
     u: Tensor
     log_w: Tensor
     log_z: list[Tensor] = field(default_factory=list)
     ratio: list[Tensor] = field(default_factory=list)
     acceptance: list[Tensor] = field(default_factory=list)
 
-    @classmethod
-    def begun(cls, point: Point, frozen: AnnealingPath) -> AnnealedRun:
-        """Before the first transition."""
-        run = cls(frozen, point.u, torch.zeros_like(point.ratio))
-        run.note(point)
-        return run
-
-    def add(self, point: Point, log_w: Tensor, acceptance: Tensor) -> None:
-        """After a transition."""
+    def add(self, point: Point, log_w: Tensor, acceptance: Tensor | None = None) -> None:
+        """Add log Ẑ_β and Σ w ratio / Σ w at one temperature; there is no `acceptance` before the first transition."""
         self.u, self.log_w = point.u, log_w
-        self.acceptance.append(acceptance.mean(0).cpu())
-        self.note(point)
-
-    def note(self, point: Point) -> None:
-        """log Ẑ_β, and Σ w ratio / Σ w, at the present temperature."""
-        w = self.log_w.softmax(0)
-        self.log_z.append(log_mean(self.log_w).cpu())
+        if acceptance is not None:
+            self.acceptance.append(acceptance.mean(0).cpu())
+        w = log_w.softmax(0)
+        self.log_z.append(log_mean(log_w).cpu())
         self.ratio.append(torch.where(w > 0, w * point.ratio, 0).sum(0).cpu())
 
     @classmethod
     def joined(cls, runs: list[AnnealedRun]) -> AnnealedRun:
-        """Runs of chunks of rows as one."""
-        first = runs[0].frozen
-
-        def rows(pieces: list[list[Tensor]]) -> list[Tensor]:
-            return [torch.cat(parts) for parts in zip(*pieces, strict=True)]
-
-        return cls(
-            AnnealingPath(first.betas, torch.cat([r.frozen.steps for r in runs], 1)),
-            torch.cat([r.u for r in runs], 1),
-            torch.cat([r.log_w for r in runs], 1),
-            rows([r.log_z for r in runs]),
-            rows([r.ratio for r in runs]),
-            rows([r.acceptance for r in runs]),
+        """Join runs of chunks of rows; a ProgramError if a weight is neither finite nor zero."""
+        steps, u, log_w = (
+            torch.cat(parts, 1) for parts in zip(*((r.path.steps, r.u, r.log_w) for r in runs), strict=True)
         )
+        if (bad := (log_w.isnan() | (log_w == torch.inf)).any(0)).any():
+            raise ProgramError(
+                f"annealed log weights are NaN or +inf for rows {bad.nonzero().flatten().tolist()[:5]}: model or guide put "
+                "out non-finite log-probabilities on the way. Look at those rows, and at the densities near the start."
+            )
+        by_temperature = (
+            [torch.cat(rows) for rows in zip(*(getattr(r, name) for r in runs), strict=True)]
+            for name in ("log_z", "ratio", "acceptance")
+        )
+        return cls(AnnealingPath(runs[0].path.betas, steps), u, log_w, *by_temperature)
 
     def result(self, settings: AISSettings, measure: str) -> Annealed:
-        """For the user."""
+        """Return what the user reads."""
         log_w = self.log_w.cpu()
         return Annealed(
             log_mean(log_w),
             *errors(log_w),
             torch.stack(self.acceptance),
             log_w,
-            self.frozen.betas,
-            self.frozen.steps.cpu(),
+            self.path.betas,
+            self.path.steps.cpu(),
             torch.stack(self.log_z),
             torch.stack(self.ratio),
             settings,
@@ -101,8 +91,8 @@ def errors(log_w: Tensor) -> tuple[Tensor, Tensor]:
     return ((chains / ess - 1).clamp_min(0) / (chains - 1 or math.nan)).sqrt(), ess
 
 
-@dataclass(frozen=True, eq=False)
-class Annealed:
+@dataclass(frozen=True, eq=False, repr=False)
+class Annealed(RowEstimates):
     r"""log p̂(x) of each row by annealed importance sampling: a lower bound in expectation, E[p̂] = p(x); nats.
 
     Attributes:
@@ -112,7 +102,7 @@ class Annealed:
         acceptance_by_temperature: mean over chains of each transition, ``(T, N)``.
         log_w: the weights, ``(C, N)``.
         betas: the path, ``(T + 1,)``.
-        steps: frozen step sizes, ``(T + 1, N)``.
+        steps: step sizes, ``(T + 1, N)``.
         log_z: log Ẑ_β of each row at each temperature, ``(T + 1, N)``; the last is `log_px`.
         ratio: E_β[log p(x, z) − log start], ``(T + 1, N)``: with the prior as start, E_β[log p(x | z)].
         settings: that it was run with.
@@ -131,12 +121,9 @@ class Annealed:
     settings: AISSettings
     measure: str
 
-    def __len__(self) -> int:
-        return len(self.log_px)
-
     @property
     def method(self) -> str:
-        """As every estimate says how it was made."""
+        """Name of the method."""
         return f"annealed importance sampling from the {self.settings.start}"
 
     @property
@@ -170,23 +157,18 @@ class Annealed:
         return self.betas, rate, distortion
 
     def summary(self) -> dict[str, Any]:
-        """Means over rows, errors apart: Monte Carlo (more chains or temperatures shrink it) and data (more rows shrink it)."""
-        rows = len(self)
+        """Average over rows, errors apart: Monte Carlo (more chains or temperatures shrink it) and data (more rows do)."""
+        names = ("num_chains", "num_temperatures", "leapfrog_steps", "start", "schedule", "seed")
         return {
             "log_px": self.log_px.mean().item(),
-            "log_px_mc_se": known(self.mc_se.square().sum().sqrt() / rows),
-            "log_px_data_se": known(self.log_px.std() / rows**0.5) if rows > 1 else None,
+            "log_px_mc_se": mean_se(self.mc_se),
+            "log_px_data_se": data_se(self.log_px),
             "ess_median": self.ess.median().item(),
             "ess_min": self.ess.min().item(),
             "acceptance": self.acceptance.mean().item(),
             "acceptance_min": self.acceptance.min().item(),
-            "rows": rows,
-            "num_chains": self.settings.num_chains,
-            "num_temperatures": self.settings.num_temperatures,
-            "leapfrog_steps": self.settings.leapfrog_steps,
-            "start": self.settings.start,
-            "schedule": self.settings.schedule,
-            "seed": self.settings.seed,
+            "rows": len(self),
+            **{name: getattr(self.settings, name) for name in names},
             "method": self.method,
             "measure": self.measure,
             "unit": "nats per row, higher is better; a lower bound in expectation",
@@ -195,10 +177,9 @@ class Annealed:
     def __str__(self) -> str:
         s = self.summary()
         return (
-            f"log p(x) ≥ {s['log_px']:.3f} ± {say(s['log_px_mc_se'])} (Monte Carlo) ± {say(s['log_px_data_se'])} (data) nats | "
+            f"log p(x) ≥ {s['log_px']:.3f} ± {format_nats(s['log_px_mc_se'])} (Monte Carlo) "
+            f"± {format_nats(s['log_px_data_se'])} (data) nats | "
             f"AIS from the {s['start']}, {s['num_chains']} chains × {s['num_temperatures']} temperatures × "
             f"{s['leapfrog_steps']} leapfrogs | ESS median {s['ess_median']:.1f}, least {s['ess_min']:.1f} | "
             f"acceptance {s['acceptance']:.2f}, least {s['acceptance_min']:.2f} | {s['rows']} rows, {self.measure}"
         )
-
-    __repr__ = __str__

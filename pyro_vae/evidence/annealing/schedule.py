@@ -22,7 +22,7 @@ LEAST, MOST = 1e-6, 1e2  # of a step
 
 @dataclass(frozen=True)
 class AISSettings:
-    """Options of :func:`~pyro_vae.evidence.annealing.ais.ais`."""
+    """Options of :func:`~pyro_vae.evidence.annealing.ais.ais`; a UsageError for one out of range."""
 
     start: str = "prior"
     num_temperatures: int = 100
@@ -35,14 +35,13 @@ class AISSettings:
     chunk_size: int = 16384
     verbose: bool = True
 
-    def check(self) -> None:
-        """Refuse options out of range."""
+    def __post_init__(self) -> None:
         for name in ("num_temperatures", "num_chains", "leapfrog_steps", "chunk_size"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name, known in (("start", STARTS), ("schedule", SCHEDULES)):
-            if getattr(self, name) not in known:
-                raise UsageError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        for name, choices in (("start", STARTS), ("schedule", SCHEDULES)):
+            if getattr(self, name) not in choices:
+                raise UsageError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
         if self.step_size is not None and not 0 < self.step_size < math.inf:
             raise UsageError(f"step_size must be a positive number, or None for a pilot run; got {self.step_size}")
         if self.schedule == "adaptive" and self.num_chains < 2:
@@ -53,7 +52,7 @@ class AISSettings:
 
 @dataclass(frozen=True)
 class AnnealingPath:
-    """A path, fixed before weights are taken: β ``(T + 1,)`` and ε at each for each row, ``(T + 1, N)``.
+    """Path that is fixed before weights are taken: β ``(T + 1,)`` and ε at each for each row, ``(T + 1, N)``.
 
     `spread`, ``(T + 1,)``, is the root mean square over rows of the chains' sd of log ratio; only pilot runs know it.
     """
@@ -114,11 +113,7 @@ def pilot(density: Densities, at: Tensor, settings: AISSettings) -> AnnealingPat
             point, acceptance = hmc.transition(density, beta, point, step, settings.leapfrog_steps)
             step = hmc.adapt(step, acceptance, settings.target_acceptance).clamp(LEAST, MOST)
         steps.append(step)
-        spread.append(sd(point.ratio) if len(point.ratio) > 1 else torch.tensor(math.nan))
+        # NaN for one chain; rows with infinite values are left out
+        variance = point.ratio.double().var(0) if settings.num_chains > 1 else step.new_full((1,), math.nan)
+        spread.append(variance[variance.isfinite()].mean().sqrt().cpu())
     return AnnealingPath(at, torch.stack(steps), torch.stack(spread))
-
-
-def sd(ratio: Tensor) -> Tensor:
-    """√ mean over rows of the variance over chains, on the CPU; rows with infinite values left out."""
-    variance = ratio.double().var(0)
-    return variance[variance.isfinite()].mean().sqrt().cpu()

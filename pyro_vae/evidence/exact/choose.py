@@ -18,11 +18,8 @@ def exact(model: Program, guide: Program | None, x: Any, *context: Any, missing:
     """log p(x_n) by the first oracle that applies, of linear_gaussian, enumerate_latents and quadrature.
 
     Args:
-        model: a Pyro program, as for :func:`~pyro_vae.log_weights`.
-        guide: its guide; may be None, as no oracle needs one.
-        x: data ``(N, *event)``.
-        *context: what the programs take beside x, each with N rows.
-        missing: as for :func:`~pyro_vae.log_likelihood`.
+        model, x, *context, missing: as for :func:`~pyro_vae.log_likelihood`.
+        guide: likewise; may be None, as no oracle needs one.
 
     Raises:
         ProgramError: none applies; why, oracle by oracle.

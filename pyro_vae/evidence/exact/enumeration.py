@@ -37,12 +37,9 @@ def enumerate_latents(
     enumeration (``infer={"enumerate": "parallel"}``) are neither needed nor in the way.
 
     Args:
-        model: a Pyro program, as for :func:`~pyro_vae.log_weights`.
+        model, x, *context, missing: as for :func:`~pyro_vae.log_likelihood`.
         guide: not run; its modules are put in eval mode too. May be None.
-        x: data ``(N, *event)``.
-        *context: what the program takes beside x, each with N rows.
         chunk_size: (row, code) pairs run at a time.
-        missing: as for :func:`~pyro_vae.log_likelihood`.
 
     Returns:
         An :class:`~pyro_vae.evidence.exact.result.Exact` of error 0.
@@ -65,13 +62,11 @@ def enumerate_latents(
     with quiet(model, guide, seed=0):
         joint = Joint(model, guide, x, context, missing)
         codes = Codes(joint)
-        everyone = torch.arange(len(joint), device=joint.device)
         shared = Shared.of(joint, codes.values(torch.tensor([0, codes.total - 1], device=joint.device)))
         step = len(joint) if shared else BLOCK
-        log_px = torch.cat([codes.add_up(rows, shared, chunk_size) for rows in everyone.split(step)])
-    how = f"{codes.total} codes of {', '.join(repr(name) for name in joint.latents)}"
-    none = torch.zeros_like(log_px)
-    return Exact(log_px.cpu(), none.cpu(), (none == 0).cpu(), "enumeration", joint.measure, how)
+        log_px = torch.cat([codes.add_up(rows, shared, chunk_size) for rows in joint.everyone.split(step)])
+    how = f"{codes.total} codes of {', '.join(map(repr, joint.latents))}"
+    return Exact.without_error(log_px, "enumeration", joint.measure, how)
 
 
 class Codes:
@@ -86,14 +81,14 @@ class Codes:
         counts = {name: len(values) ** self.elements[name] for name, values in self.supports.items()}
         self.total = math.prod(counts.values())
         if self.total > MAX_CODES:
-            said = ", ".join(f"{name!r} {count}" for name, count in counts.items())
+            by_site = ", ".join(f"{name!r} {count}" for name, count in counts.items())
             raise ProgramError(
-                f"the latents have {self.total:.6g} codes in all ({said}): enumeration takes up to {MAX_CODES}. Use "
+                f"the latents have {self.total:.6g} codes in all ({by_site}): enumeration takes up to {MAX_CODES}. Use "
                 "log_likelihood with method='importance'."
             )
 
     def values(self, codes: Tensor) -> Tensor:
-        """Sites' values of numbered codes, side by side: ``(G, 1, D)``."""
+        """Return the sites' values of numbered codes, side by side: ``(G, 1, D)``."""
         columns = []
         for name, support in self.supports.items():
             digits = []
@@ -106,8 +101,7 @@ class Codes:
     def add_up(self, rows: Tensor, shared: Shared | None, chunk_size: int) -> Tensor:
         """log Σ_z p(x_n, z) of some rows, ``(R,)``; checks that Σ_z p(z) is 1."""
         log_px = log_one = torch.full((len(rows),), -math.inf, dtype=torch.float64, device=rows.device)
-        everything = torch.arange(self.total, device=rows.device)
-        for codes in everything.split(max(1, chunk_size // len(rows))):
+        for codes in torch.arange(self.total, device=rows.device).split(max(1, chunk_size // len(rows))):
             values = self.values(codes).expand(-1, 1 if shared else len(rows), -1)
             log_p = (shared or self.joint).log_prob(values, rows)
             prior = self.joint.log_prior(values, rows[:1] if shared else rows)
@@ -123,7 +117,7 @@ class Codes:
 
 
 def listed(name: str, fn: Any) -> Tensor:
-    """Every value of one element of a discrete site, ``(V, *event of the element)``."""
+    """List every value of one element of a discrete site, ``(V, *event of the element)``."""
     while isinstance(fn, torch.distributions.Independent):
         fn = fn.base_dist
     if not is_discrete(name, fn):

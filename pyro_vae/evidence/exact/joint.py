@@ -1,4 +1,4 @@
-r"""log p(x_n, z) at latents of one's choosing, for any Pyro program: what the exact oracles add up."""
+r"""log p(x_n, z) at chosen latents, for any Pyro program; the exact oracles add it up."""
 
 from __future__ import annotations
 
@@ -22,26 +22,13 @@ LEVELS = 32  # of an observed value, up to which log p(x | z) is looked up and n
 NEVER = -1e30  # a log-probability that stands for −∞ in a matrix product, where 0 · −∞ would be NaN
 
 
-def without_mark(site: Any) -> Any:
-    """Takes a site's mark for enumeration away: here it is placed, not summed by Pyro."""
-    return {"enumerate": None}
-
-
-def prior_of(model: Program) -> Program:
-    """The latent sites of a model, as a guide."""
-    latent: Program = poutine.block(model, hide_fn=lambda site: site["type"] == "sample" and site["is_observed"])
-    return latent
-
-
 class Joint:
     """log p(x_n, z) of a Pyro program, of N rows of data and at any z ``(G, R, D)``: G points for each of R rows.
 
     Args:
         model: a Pyro program with one data plate.
         guide: owns modules too; it is not run.
-        x: data ``(N, *event)``.
-        c: contexts with N rows.
-        missing: x may hold NaN.
+        x, c, missing: data, contexts, and that x may hold NaN.
         unconstrained: points are u on the real line, z = T(u), and densities hold log |dz/du|.
     """
 
@@ -56,8 +43,11 @@ class Joint:
     ) -> None:
         args = rows_of(model, guide, x, *c, missing=missing)
         self.device, self.eps = args[0].device, torch.finfo(args[0].dtype).eps
-        unmarked: Program = poutine.infer_config(model, config_fn=without_mark)
-        self.problem = Problem.checked(unmarked, prior_of(unmarked), *args)
+        self.everyone = torch.arange(len(args[0]), device=self.device)
+        # without marks for enumeration, as latents are substituted here and not summed by Pyro
+        unmarked: Program = poutine.infer_config(model, config_fn=lambda site: {"enumerate": None})  # type: ignore[typeddict-item]
+        prior: Program = poutine.block(unmarked, hide_fn=lambda s: s["type"] == "sample" and s["is_observed"])
+        self.problem = Problem.checked(unmarked, prior, *args)
         one = self.problem.rows(slice(1))
         # not problem.measure, which draws on a stream of its own: what is drawn from `seed` after it would be other draws
         self.measure = measure_of(one.model, one.guide, *one.args)
@@ -78,11 +68,11 @@ class Joint:
         return len(self.problem)
 
     def rows(self, index: Tensor) -> Problem:
-        """The model and its prior on the rows of `index`."""
+        """Select the model and its prior on the rows of `index`."""
         return self.problem.over(*(a[index] for a in self.problem.args))
 
     def data(self, index: Tensor) -> dict[str, Tensor]:
-        """What is observed in the rows of `index`, by site, in the shape of the site's distribution."""
+        """Return the observed values of the rows of `index`, by site, in the shape of the site's distribution."""
         sites = self.rows(index).sites(self.problem.model)
         return {name: sites[name]["value"].expand(sites[name]["fn"].shape()) for name in self.observed}
 
@@ -92,10 +82,10 @@ class Joint:
         return self.add_up(self.problem.score(latent_sites(sites)), {})
 
     def trace(self, z: Tensor, index: Tensor) -> tuple[dict[str, Site], dict[str, Tensor]]:
-        """Sites of the model on the rows of `index`, its latents at z, and log |dz/du| by site, ``(G, R)``."""
-        with SubstituteLatents.at(z, self.layouts) as placed:
+        """Run the model on the rows of `index`, its latents at z: its sites, and log |dz/du| by site, ``(G, R)``."""
+        with SubstituteLatents.at(z, self.layouts) as substituted:
             sites = self.rows(index).sites(self.problem.model, len(z))
-        return sites, placed.log_jacobians(sites)
+        return sites, substituted.log_jacobians(sites)
 
     def log_prob(self, z: Tensor, index: Tensor) -> Tensor:
         """log p(x_n, z_g) (+ log |dz/du|) for the rows of `index`, ``(G, R)`` in float64."""
@@ -103,7 +93,7 @@ class Joint:
         return self.add_up(self.problem.score(sites), log_det)
 
     def add_up(self, terms: dict[str, Tensor], log_det: dict[str, Tensor]) -> Tensor:
-        """Sites' terms and Jacobians, in float64."""
+        """Add up sites' terms and Jacobians, in float64."""
         jacobians = {f"|d {name}|": term for name, term in log_det.items()}
         return sum_terms({name: term.double() for name, term in (terms | jacobians).items()})
 
@@ -111,34 +101,34 @@ class Joint:
 class Shared:
     """log p(x_n, z_g) of all rows from one run of the program at each z_g: where p(z) and p(x | z) are the same for all rows.
 
-    `of` hands back None where they are not: it compares with row-by-row runs, for every row, at a few z.
+    `of` returns None where they are not.
     """
 
     def __init__(self, joint: Joint, lookup: bool) -> None:
         self.joint, self.first = joint, torch.zeros(1, dtype=torch.long, device=joint.device)
-        self.data = joint.data(torch.arange(len(joint), device=joint.device))
+        self.data = joint.data(joint.everyone)
         self.tables = {name: self.table(name) for name in self.data if lookup}
 
     @classmethod
     def of(cls, joint: Joint, probes: Tensor) -> Shared | None:
-        """The first way of sharing that gives, for every row, what row-by-row runs give at `probes`, ``(G, 1, D)``."""
-        everyone = torch.arange(len(joint), device=joint.device)
-        wanted = torch.cat([joint.log_prob(probes.expand(-1, len(part), -1), part) for part in everyone.split(512)], 1)
+        """Choose the first way of sharing that agrees, for every row, with row-by-row runs at `probes`, ``(G, 1, D)``."""
+        parts = joint.everyone.split(512)
+        by_row = torch.cat([joint.log_prob(probes.expand(-1, len(part), -1), part) for part in parts], 1)
         for lookup in (True, False):
             try:
                 shared = cls(joint, lookup)
-                got = shared.log_prob(probes, everyone)
+                at_once = shared.log_prob(probes, joint.everyone)
             except (RuntimeError, ValueError, NotImplementedError):  # it does not broadcast
                 continue
-            if torch.allclose(got, wanted, rtol=50 * joint.eps, atol=200 * joint.eps, equal_nan=True):
+            if torch.allclose(at_once, by_row, rtol=50 * joint.eps, atol=200 * joint.eps, equal_nan=True):
                 return shared
         return None
 
     def table(self, name: str) -> tuple[Tensor, Tensor] | None:
-        """The few values that x takes, and where: levels ``(V,)`` and ``(V units, N)``; None for many values."""
+        """Tabulate the few values of x: levels ``(V,)``, and a mask of each ``(V units, N)``; None for many values."""
         fn, value = self.joint.observed[name]["fn"], self.data[name]
         levels = value[~value.isnan()].unique()
-        if univariate(fn) is None or not 0 < len(levels) <= min(LEVELS, (len(self.joint) + 1) // 2):
+        if elementwise(fn).event_dim or not 0 < len(levels) <= min(LEVELS, (len(self.joint) + 1) // 2):
             return None
         units = value.movedim(self.joint.problem.plates.dim - fn.event_dim, 0).reshape(len(self.joint), -1)
         return levels, torch.cat([(units == level).T for level in levels]).double()
@@ -159,15 +149,15 @@ class Shared:
         if (table := self.tables.get(name)) is None or site["mask"] is not None:
             value = self.data[name].index_select(plates.dim - fn.event_dim, index)
             return row_log_prob(name, {"fn": fn, "value": value, "mask": site["mask"]}, plates)
-        levels, where = table
-        base: Any = univariate(fn)
-        looked_up = torch.cat([base.log_prob(level).flatten(1).double() for level in levels], 1)
-        total = looked_up.clamp_min(NEVER) @ where[:, index]
+        levels, masks = table
+        base = elementwise(fn)
+        by_level = torch.cat([base.log_prob(level).flatten(1).double() for level in levels], 1)
+        total = by_level.clamp_min(NEVER) @ masks[:, index]
         return torch.where(total < NEVER / 2, -math.inf, total)
 
 
-def univariate(fn: Any) -> Any:
-    """The distribution of single elements that `fn` is a product of, or None."""
+def elementwise(fn: Any) -> Any:
+    """Return the distribution of single elements or vectors that `fn` is a product of."""
     while hasattr(fn, "base_dist") and not isinstance(fn, torch.distributions.TransformedDistribution):
         fn = fn.base_dist
-    return fn if fn.event_dim == 0 else None
+    return fn

@@ -1,4 +1,4 @@
-r"""log p(x) in closed form, where the program is linear and Gaussian; whether it is, is found out by running it."""
+r"""log p(x) in closed form, where the program is linear and Gaussian, which running it shows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pyro_vae.programs.pair import quiet
 from pyro_vae.programs.sites import Program, Site
 from pyro_vae.programs.support import base_name
 
-from .joint import Joint
+from .joint import Joint, elementwise
 from .result import Exact
 
 BLOCK = 64  # rows at a time, where parameters differ by row
@@ -39,11 +39,8 @@ def linear_gaussian(
     may on a context; NaN in x is marginalised. The formula's p(x, z) is held against the program's at random z in the end.
 
     Args:
-        model: a Pyro program, as for :func:`~pyro_vae.log_weights`, whose sites are Normal or MultivariateNormal.
+        model, x, *context, missing: as for :func:`~pyro_vae.log_likelihood`; sites are Normal or MultivariateNormal.
         guide: not run; its modules are put in eval mode too. May be None.
-        x: data ``(N, *event)``.
-        *context: what the program takes beside x, each with N rows.
-        missing: as for :func:`~pyro_vae.log_likelihood`.
         tol: relative departure from affine means and constant covariances that passes for rounding.
         seed: of the random z.
 
@@ -70,19 +67,15 @@ def linear_gaussian(
         joint = Joint(model, guide, x, context, missing)
         for name, site in (joint.latents | joint.observed).items():
             gaussian(name, site["fn"])
-        everyone = torch.arange(len(joint), device=joint.device)
-        log_px = torch.cat(
-            [Gaussian(joint, rows, tol).log_px() for rows in everyone.split(BLOCK if context else len(joint))]
-        )
-    none = torch.zeros_like(log_px)
+        blocks = joint.everyone.split(BLOCK if context else len(joint))
+        log_px = torch.cat([Gaussian(joint, rows, tol).log_px() for rows in blocks])
     how = f"{joint.dims} latent dimensions"
-    return Exact(log_px.cpu(), none.cpu(), (none == 0).cpu(), "linear-Gaussian closed form", joint.measure, how)
+    return Exact.without_error(log_px, "linear-Gaussian closed form", joint.measure, how)
 
 
 def gaussian(name: str, fn: Any) -> Any:
-    """The Normal or MultivariateNormal that a site is made of."""
-    while hasattr(fn, "base_dist") and not isinstance(fn, td.TransformedDistribution):
-        fn = fn.base_dist
+    """Return the Normal or MultivariateNormal that a site is made of; a ProgramError for another."""
+    fn = elementwise(fn)
     if isinstance(fn, td.Normal | td.MultivariateNormal | td.LowRankMultivariateNormal):
         return fn
     raise ProgramError(
@@ -109,14 +102,14 @@ class Gaussian:
         return self.z.unsqueeze(1).expand(-1, rows, -1)
 
     def run(self, z: Tensor, rows: Tensor) -> dict[str, Site]:
-        """The sites of the program at z."""
+        """Run the program at z; a ProgramError if one of its sites is masked."""
         sites, _ = self.joint.trace(z, rows)
         if masked := [name for name, site in sites.items() if site["mask"] is not None]:
             raise ProgramError(f"site {masked[0]!r} is masked: no closed form. Use quadrature, or importance sampling.")
         return sites
 
     def affine(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
-        """A ``(R, k, D)``, b ``(R, k)`` and the covariance ``(R, k, k)`` of a site."""
+        """Return A ``(R, k, D)``, b ``(R, k)`` and the covariance ``(R, k, k)`` of a site."""
         mean, cov = moments(name, self.sites[name], self.joint)
         b, end = mean[0], 1 + self.size
         a = (mean[1:end] - b).movedim(0, -1)
@@ -134,7 +127,7 @@ class Gaussian:
         return a, b, embed(cov[0])
 
     def log_px(self) -> Tensor:
-        """log p(x) of the rows, their p(x, z) held against the program's."""
+        """log p(x) of the rows; checks their p(x, z) against the program's."""
         depth = len(self.joint.latents)
         (into, start, noise), (onto, shift, rest) = (
             (torch.cat(self.a[part], 1), torch.cat(self.b[part], 1), block_diagonal(self.cov[part]))
@@ -143,12 +136,10 @@ class Gaussian:
         data, sites = self.joint.data(self.rows), self.joint.observed
         x = torch.cat([by_row(data[name], self.joint, sites[name]["fn"].event_dim, 0) for name in sites], -1).double()
         z = self.z[1 + self.size :, None].expand(-1, len(x), -1)
-        wanted = self.joint.log_prob(z, self.rows)
-        for point, log_p in zip(self.z[1 + self.size :], wanted, strict=True):
-            mine = log_normal(point.expand(len(x), -1), into @ point + start, noise) + log_normal(
-                x, onto @ point + shift, rest
-            )
-            if not ((mine - log_p).abs() <= self.tol * (1 + log_p.abs())).all():
+        for point, log_p in zip(self.z[1 + self.size :], self.joint.log_prob(z, self.rows), strict=True):
+            log_prior = log_normal(point.expand(len(x), -1), into @ point + start, noise)
+            closed_form = log_prior + log_normal(x, onto @ point + shift, rest)
+            if not ((closed_form - log_p).abs() <= self.tol * (1 + log_p.abs())).all():
                 raise ProgramError(
                     "p(x, z) of the program is not that of its sites' means and covariances: no closed form."
                 )
@@ -158,13 +149,13 @@ class Gaussian:
 
 
 def by_row(tensor: Tensor, joint: Joint, event_dim: int, to: int) -> Tensor:
-    """The data plate's dimension moved to `to`, and all that follow as one."""
+    """Move the data plate's dimension to `to`, and flatten all that follow."""
     moved = tensor.movedim(joint.problem.plates.dim - event_dim, to)
     return moved.reshape(*moved.shape[: to + 1], -1)
 
 
 def moments(name: str, site: Site, joint: Joint) -> tuple[Tensor, Tensor]:
-    """Mean ``(P, R, k)``, and covariance ``(P, R, blocks, m, m)`` of a site, in float64."""
+    """Return mean ``(P, R, k)`` and covariance ``(P, R, blocks, m, m)`` of a site, in float64."""
     fn, base = site["fn"], gaussian(name, site["fn"])
     shape = fn.shape()
     mean = by_row(base.mean.double().expand(shape), joint, fn.event_dim, 1)
@@ -179,8 +170,7 @@ def moments(name: str, site: Site, joint: Joint) -> tuple[Tensor, Tensor]:
 def embed(blocks: Tensor) -> Tensor:
     """``(R, blocks, m, m)`` as block-diagonal matrices ``(R, blocks m, blocks m)``."""
     count, size = blocks.shape[1], blocks.shape[1] * blocks.shape[2]
-    whole = torch.einsum("reij,ef->reifj", blocks, torch.eye(count).to(blocks))
-    return whole.reshape(len(blocks), size, size)
+    return torch.einsum("reij,ef->reifj", blocks, torch.eye(count).to(blocks)).reshape(-1, size, size)
 
 
 def block_diagonal(parts: tuple[Tensor, ...]) -> Tensor:
@@ -201,9 +191,8 @@ def log_normal(x: Tensor, mean: Tensor, cov: Tensor) -> Tensor:
 def log_observed(x: Tensor, mean: Tensor, cov: Tensor) -> Tensor:
     """The same, of what is not NaN: the rest becomes independent N(0, 1) at 0, and its densities are taken off."""
     gone = x.isnan()
-    alone = torch.diag_embed(gone.to(cov))
-    kept = torch.where(gone.unsqueeze(-1) | gone.unsqueeze(-2), 0.0, cov) + alone
-    return log_complete((x - mean).nan_to_num(), kept) + 0.5 * math.log(2 * math.pi) * gone.to(cov).sum(-1)
+    cov = torch.where(gone.unsqueeze(-1) | gone.unsqueeze(-2), 0.0, cov) + torch.diag_embed(gone.to(cov))
+    return log_complete((x - mean).nan_to_num(), cov) + 0.5 * math.log(2 * math.pi) * gone.to(cov).sum(-1)
 
 
 def log_complete(residual: Tensor, cov: Tensor) -> Tensor:

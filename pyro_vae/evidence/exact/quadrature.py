@@ -1,4 +1,4 @@
-r"""log p(x) without sampling: by quadrature where the latents are few, and by whichever oracle applies."""
+r"""log p(x) by quadrature, where the latents are few and continuous."""
 
 from __future__ import annotations
 
@@ -49,15 +49,12 @@ def quadrature(
     of them. Kinks (a Laplace prior, ReLUs) slow the convergence; the error says so.
 
     Args:
-        model: a Pyro program, as for :func:`~pyro_vae.log_weights`.
-        guide: its guide: some draws of it say where to look first. None leaves that to the prior.
-        x: data ``(N, *event)``.
-        *context: what the programs take beside x, each with N rows.
+        model, x, *context, missing: as for :func:`~pyro_vae.log_likelihood`.
+        guide: likewise; some draws of it say where to look first. None leaves that to the prior.
         points: the most points that a row may have on a lattice.
         tol: error to aim at in each row, in nats; single precision ends at about 1e-7 |log p(x)|.
         share: one first lattice for all rows, where the program allows it. None: for more than 16 rows.
         chunk_size: (row, grid point) pairs run at a time.
-        missing: as for :func:`~pyro_vae.log_likelihood`.
         seed: of the draws that say where to look first.
 
     Returns:
@@ -83,22 +80,26 @@ def quadrature(
         raise UsageError(f"tol and chunk_size must be above 0, got {tol} and {chunk_size}")
     with quiet(model, guide, seed=seed):
         joint = Joint(model, guide, x, context, missing, unconstrained=True)
-        dims = few_dims(joint)
+        dims = joint.dims
+        if dims > MAX_DIMS:
+            sizes = ", ".join(f"{layout.name!r} {layout.size}" for layout in joint.layouts)
+            raise ProgramError(
+                f"the latents have {dims} dimensions in all ({sizes}): a grid takes 1 to {MAX_DIMS}. Use log_likelihood with "
+                "method='importance', or linear_gaussian where all is Gaussian."
+            )
         if points < FIRST[dims] ** dims:
             raise UsageError(f"points must be at least {FIRST[dims] ** dims} for {dims} dimensions, got {points}")
         rule = Rule(dims, tol, points, chunk_size, joint.eps)
-        everyone = torch.arange(len(joint), device=joint.device)
         log_px, error = torch.full((2, len(joint)), math.inf, dtype=torch.float64, device=joint.device)
         refined = torch.zeros(len(joint), dtype=torch.bool, device=joint.device)
         shared = None
         if len(joint) > FEW if share is None else share:
             shared = Shared.of(joint, torch.randn(4, 1, dims, dtype=torch.float64, device=joint.device))
-        alone = joint.log_prob
-        first = shared.log_prob if shared else alone
-        for rows in everyone.split(BLOCK[bool(shared)]):
+        first = shared.log_prob if shared else joint.log_prob
+        for rows in joint.everyone.split(BLOCK[bool(shared)]):
             box = rule.widen(first, scout(joint, guide, rows, together=bool(shared)), rows)
             m = rule.along((TOGETHER if shared else ALONE)[dims])
-            log_px[rows], error[rows], refined[rows] = rule.integrate(first, box, rows, m, alone)
+            log_px[rows], error[rows], refined[rows] = rule.integrate(first, box, rows, m, joint.log_prob)
         how = "one grid for all rows" if shared else "a grid for each row"
         if refined.any():
             how += f", refined for {int(refined.sum())} of them"
@@ -106,19 +107,8 @@ def quadrature(
     return Exact(log_px.cpu(), error.cpu(), reliable.cpu(), f"quadrature in {dims} dimensions", joint.measure, how)
 
 
-def few_dims(joint: Joint) -> int:
-    """The dimensions of the latents in all; refuses more than a grid takes."""
-    if joint.dims > MAX_DIMS:
-        sizes = ", ".join(f"{layout.name!r} {layout.size}" for layout in joint.layouts)
-        raise ProgramError(
-            f"the latents have {joint.dims} dimensions in all ({sizes}): a grid takes 1 to {MAX_DIMS}. Use log_likelihood with "
-            "method='importance', or linear_gaussian where all is Gaussian."
-        )
-    return joint.dims
-
-
-def scout(joint: Joint, guide: Program | None, rows: Tensor, together: bool = False) -> Box:
-    """A first box: where draws of the prior and of the guide lie, and half their range more on either side."""
+def scout(joint: Joint, guide: Program | None, rows: Tensor, together: bool) -> Box:
+    """Lay a first box around draws of the prior and of the guide, and half their range more on either side."""
     lows, highs, some = [], [], joint.rows(rows)
     for program, count in ((some.guide, 256), (guide, 32)):
         if program is None:

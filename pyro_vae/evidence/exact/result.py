@@ -1,20 +1,21 @@
-"""What an exact method says of log p(x)."""
+"""Result of an exact method: log p(x) of each row, and its error."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pyro_vae.common.csv_columns import read_columns, write_columns
-from pyro_vae.evidence.estimate import bits_per_dim, known, say
+from pyro_vae.evidence.estimate import RowEstimates, data_se, format_nats
 
 FIELDS = ("log_px", "error", "reliable")
 
 
-@dataclass(frozen=True, eq=False)
-class Exact:
+@dataclass(frozen=True, eq=False, repr=False)
+class Exact(RowEstimates):
     """log p(x) of each row without sampling error, in nats; higher is better.
 
     Read like :class:`~pyro_vae.Evidence`: what takes the one takes the other (:func:`~pyro_vae.compare`,
@@ -36,8 +37,11 @@ class Exact:
     measure: str | None
     how: str
 
-    def __len__(self) -> int:
-        return len(self.log_px)
+    @classmethod
+    def without_error(cls, log_px: Tensor, method: str, measure: str | None, how: str) -> Exact:
+        """log p(x) that is exact up to rounding."""
+        log_px = log_px.cpu()
+        return cls(log_px, torch.zeros_like(log_px), torch.ones_like(log_px, dtype=torch.bool), method, measure, how)
 
     @property
     def mc_se(self) -> Tensor:
@@ -49,21 +53,16 @@ class Exact:
         """Numbers of the rows not to believe."""
         return (~self.reliable).nonzero().flatten()
 
-    def bits_per_dim(self, event_size: int) -> Tensor:
-        """−log p(x) / (D log 2) for each row, as of :meth:`pyro_vae.Evidence.bits_per_dim`."""
-        return bits_per_dim(self.log_px, event_size)
-
     def summary(self) -> dict[str, Any]:
-        """Mean over rows, its error (of the rows, as if all had one sign) and its data error (more rows shrink it)."""
-        rows = len(self)
+        """Average over rows, with the error (of the rows, as if all had one sign) and the data error (more rows shrink it)."""
         return {
             "log_px": self.log_px.mean().item(),
             "log_px_error": self.error.mean().item(),
             "log_px_mc_se": self.error.mean().item(),  # the same, where others have theirs
-            "log_px_data_se": known(self.log_px.std() / rows**0.5) if rows > 1 else None,
+            "log_px_data_se": data_se(self.log_px),
             "largest_error": self.error.max().item(),
             "rows_flagged": len(self.flagged),
-            "rows": rows,
+            "rows": len(self),
             "method": self.method,
             "how": self.how,
             "measure": self.measure,
@@ -71,12 +70,12 @@ class Exact:
         }
 
     def rows_csv(self) -> str:
-        """One line a row: row, log_px, error, reliable (1 or 0); to the last bit."""
+        """Format one line a row: row, log_px, error, reliable (1 or 0); to the last bit."""
         return write_columns({name: getattr(self, name).double() for name in FIELDS})
 
     @classmethod
     def from_csv(cls, text: str, *, method: str, measure: str | None, how: str) -> Exact:
-        """What `rows_csv` wrote, to the last bit; with `method`, `measure` and `how`, which the rows do not say.
+        """Read what `rows_csv` wrote, to the last bit; with `method`, `measure` and `how`, which the rows do not hold.
 
         Raises:
             DataError: a column is missing, a row is out of order, or a cell is no number.
@@ -92,10 +91,8 @@ class Exact:
 
     def __str__(self) -> str:
         s = self.summary()
-        said = " | ".join(filter(None, (self.how, self.measure)))
         return (
-            f"log p(x) {s['log_px']:.3f} ± {s['log_px_mc_se']:.1e} ({self.method}) ± {say(s['log_px_data_se'])} (data) nats | "
-            f"{said} | {s['rows']} rows, {s['rows_flagged']} flagged, largest error {s['largest_error']:.1e}"
+            f"log p(x) {s['log_px']:.3f} ± {s['log_px_mc_se']:.1e} ({self.method}) "
+            f"± {format_nats(s['log_px_data_se'])} (data) nats | {' | '.join(filter(None, (self.how, self.measure)))} | "
+            f"{s['rows']} rows, {s['rows_flagged']} flagged, largest error {s['largest_error']:.1e}"
         )
-
-    __repr__ = __str__

@@ -76,21 +76,22 @@ class Points:
     def of(self, which: Tensor) -> Points:
         return Points(self.row[which], self.digits[which], self.values[which])
 
-    def joined(self, other: Points) -> Points:
-        pairs = zip((self.row, self.digits, self.values), (other.row, other.digits, other.values), strict=True)
-        return Points(*(torch.cat(pair) for pair in pairs))
+    @classmethod
+    def joined(cls, parts: list[Points]) -> Points:
+        return cls(*(torch.cat([getattr(p, name) for p in parts]) for name in ("row", "digits", "values")))
 
     def above(self, depth: float, rows: int) -> Points:
-        """Keep the points within `depth` of their row's maximum."""
-        top = torch.full((rows,), -math.inf, dtype=self.values.dtype, device=self.values.device)
-        top = top.scatter_reduce(0, self.row, self.values, "amax")
-        return self.of(self.values > top[self.row] - depth)
+        """Select the points within `depth` of their row's maximum."""
+        return self.of(self.values > self.maxima(self.row, rows)[self.row] - depth)
+
+    def maxima(self, index: Tensor, size: int) -> Tensor:
+        """Return the largest value over the points of each index, ``(size,)``; −∞ for none."""
+        return self.values.new_full((size,), -math.inf).scatter_reduce(0, index, self.values, "amax")
 
     def log_sums(self, index: Tensor, size: int) -> Tensor:
         """log Σ e^value over the points of each index, ``(size,)``."""
-        top = torch.full((size,), -math.inf, dtype=self.values.dtype, device=self.values.device)
-        top = top.scatter_reduce(0, index, self.values, "amax")
-        return top + torch.zeros_like(top).index_add(0, index, (self.values - top[index]).exp()).log()
+        largest = self.maxima(index, size)
+        return largest + torch.zeros_like(largest).index_add(0, index, (self.values - largest[index]).exp()).log()
 
 
 @dataclass(frozen=True)
@@ -119,8 +120,6 @@ class Rule:
     def along(self, most: int) -> int:
         """Return the points along each axis of a first lattice: `most`, if no row gets more than it may have."""
         return min(most, int(self.points ** (1 / self.dims) + 1e-9))
-
-    # the first lattice
 
     def digits(self, start: int, stop: int, m: int, device: torch.device) -> Tensor:
         """Return grid points start … stop − 1 by their digits along each axis, ``(G, D)``."""
@@ -166,10 +165,7 @@ class Rule:
             point, row = (values > top - self.depth).nonzero(as_tuple=True)
             parts.append(Points(row, digits[point], values[point, row]))
         check((wrong & (top == -math.inf)).nonzero().flatten(), rows)
-        points = Points(*(torch.cat([getattr(p, name) for p in parts]) for name in ("row", "digits", "values")))
-        return box.lattice(m, len(rows)), points.above(self.depth, len(rows))
-
-    # finer ones
+        return box.lattice(m, len(rows)), Points.joined(parts).above(self.depth, len(rows))
 
     def integrate(self, f: Density, box: Box, rows: Tensor, m: int, finer: Density) -> tuple[Tensor, Tensor, Tensor]:
         """Return log p(x), its error, and which rows took lattices finer than the first, ``(R,)`` each.
@@ -185,7 +181,7 @@ class Rule:
             if not left.any():
                 break
             lattice, points = lattice.halved(), points.of(left[points.row])
-            points, complete = self.cover(finer, lattice, self.children(points), rows)
+            points, complete = self.cover(finer, lattice, self.around(points.row, 2 * points.digits), rows)
             now, moved = self.summed(lattice, points)
             now_left = left & complete
             log_px, change = torch.where(now_left, now, log_px), torch.where(now_left, moved, change)
@@ -206,10 +202,6 @@ class Rule:
         off = (halves + math.log(classes) - total.unsqueeze(-1)).abs().amax(-1)
         return total + lattice.log_cell, off.nan_to_num(nan=math.inf, posinf=math.inf)
 
-    def children(self, points: Points) -> Tensor:
-        """Return keys of the points of the halved lattice that lie at or next to these."""
-        return self.around(points.row, 2 * points.digits)
-
     def around(self, row: Tensor, digits: Tensor) -> Tensor:
         """Return keys of these points and their neighbours, each once."""
         steps = self.digits(0, 3**self.dims, 3, row.device) - 1
@@ -223,13 +215,11 @@ class Rule:
             row = (row << bits) + axis + (1 << (bits - 1))
         return row
 
-    def unlocked(self, keys: Tensor) -> tuple[Tensor, Tensor]:
+    def unpacked(self, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Unpack keys to rows and whole numbers."""
-        bits, axes = BITS[self.dims], []
-        for _ in range(self.dims):
-            axes.append((keys & ((1 << bits) - 1)) - (1 << (bits - 1)))
-            keys = keys >> bits
-        return keys, torch.stack(axes[::-1], -1)
+        bits = BITS[self.dims]
+        axes = [(keys >> i * bits & (1 << bits) - 1) - (1 << (bits - 1)) for i in reversed(range(self.dims))]
+        return keys >> self.dims * bits, torch.stack(axes, -1)
 
     def cover(self, f: Density, lattice: Lattice, keys: Tensor, rows: Tensor) -> tuple[Points, Tensor]:
         """Grow these points until no neighbour of a point that matters is left out.
@@ -240,28 +230,23 @@ class Rule:
         points = Points(keys[:0], keys.new_empty(0, self.dims), lattice.step.new_empty(0))
         used = torch.zeros(count, dtype=torch.long, device=rows.device)
         while len(keys):
-            row, digits = self.unlocked(keys)
+            row, digits = self.unpacked(keys)
             used, seen = used + row.bincount(minlength=count), torch.cat([seen, keys])
             within = (used <= self.points)[row]
             new = self.evaluate(f, lattice, row[within], digits[within], rows)
-            points = points.joined(new).above(self.depth, count)
+            points = Points.joined([points, new]).above(self.depth, count)
             fresh = points.of(torch.isin(self.keys(points.row, points.digits), keys))
             near = self.around(fresh.row, fresh.digits)
             keys = near[~torch.isin(near, seen)]
         return points, used <= self.points
 
     def evaluate(self, f: Density, lattice: Lattice, row: Tensor, digits: Tensor, rows: Tensor) -> Points:
-        """Evaluate the integrand at chosen points.
-
-        Raises:
-            ProgramError: it is NaN or +inf.
-        """
+        """Evaluate the integrand at chosen points; a ProgramError if it is NaN or +inf."""
         points = Points(row, digits, lattice.step.new_empty(len(row)))
         if not len(row):
             return points
-        u, everyone = lattice.at(points), torch.arange(len(row), device=row.device)
-        parts = [f(u[:, part], rows[row[part]])[0].double() for part in everyone.split(self.chunk_size)]
-        values = torch.cat(parts)
+        chunks = zip(lattice.at(points).split(self.chunk_size, 1), rows[row].split(self.chunk_size), strict=True)
+        values = torch.cat([f(u, part)[0].double() for u, part in chunks])
         check(row[values.isnan() | (values == math.inf)], rows)
         return replace(points, values=values)
 

@@ -22,29 +22,30 @@ class WeightSums:
     r"""Running sums of K log weights for each of N rows, in float64: log Σ w, log Σ w², Σ log w, Σ (log w)²; the largest.
 
     Memory is O(N √K), for the largest weights (k̂ and the jackknife want them); the sums are O(N). The order and size of the
-    blocks added does not matter beyond rounding.
-
-    Args:
-        num_rows: N.
-        planned: K, if it is known beforehand: how many of the largest to keep.
+    blocks added does not matter beyond rounding. `planned` is K, if it is known beforehand.
     """
 
     def __init__(self, num_rows: int, planned: int = 0) -> None:
         self.count = 0
         self.sums = sums_of(torch.empty(0, num_rows, dtype=torch.float64))
-        self.top = LargestWeights(num_rows, tail_size(planned) + SPARE)
+        self.largest = LargestWeights(num_rows, 0)
+        self.plan(planned)
+
+    def plan(self, count: int) -> None:
+        """Keep as many of the largest as `count` particles call for."""
+        self.largest.keep = max(self.largest.keep, tail_size(count) + SPARE)
 
     def add(self, log_w: Tensor) -> None:
         """Add log weights ``(particles, N)``."""
         log_w = log_w.detach().to("cpu", torch.float64)
         self.include(sums_of(log_w), len(log_w))
-        self.top.add(log_w)
+        self.largest.add(log_w)
 
     def include(self, sums: Tensor, count: int) -> None:
         """Add the sums of `count` particles, but not their largest."""
         self.count += count
         self.sums = torch.cat([torch.logaddexp(self.sums[:2], sums[:2]), self.sums[2:] + sums[2:]])
-        self.top.keep = max(self.top.keep, tail_size(self.count) + SPARE)
+        self.plan(self.count)
 
     @property
     def samples(self) -> Tensor:
@@ -80,12 +81,12 @@ class WeightSums:
     @property
     def khat(self) -> Tensor:
         """Pareto k̂, as of :func:`~pyro_vae.evidence.importance.pareto.pareto_khat` on all K weights at once."""
-        return self.top.khat(self.count)
+        return self.largest.khat(self.count)
 
     @property
     def max_share(self) -> Tensor:
         """max w / Σ w."""
-        return (self.top.values.max(1).values - self.sums[0]).exp().clamp_max(1)
+        return (self.largest.values.max(1).values - self.sums[0]).exp().clamp_max(1)
 
     @property
     def jackknife(self) -> Tensor:
@@ -93,8 +94,8 @@ class WeightSums:
 
             log p̂ + (K − 1) log((K − 1) / K) − (K − 1)/K Σ_k log(1 − s_k),   s_k = w_k / Σ w
 
-        The largest weights, which are kept, enter the last sum exactly, and all others as −s − s²/2, whose sums the streamed
-        ones give. With M of them that leaves out less than 0.05 / M² nats; for K ≤ 64 it is exact, as M = K.
+        The largest M weights enter the last sum exactly, and all others as −s − s²/2, whose sums the streamed ones give. That
+        leaves out less than 0.05 / M² nats; for K ≤ 64 it is exact, as M = K.
 
         References:
             Debiasing Evidence Approximations: On Importance-weighted Autoencoders and Jackknife Variational Inference
@@ -103,11 +104,11 @@ class WeightSums:
         k, log_sum = self.count, self.sums[0]
         if k == 1:
             return torch.full_like(log_sum, math.nan)
-        m = k if k <= SPARE else min(tail_size(k) + SPARE // 2, self.top.values.shape[1])
-        largest = self.top.values.topk(m, dim=1).values.T
-        first, share, all_kept = largest[0], (largest[1:] - log_sum).exp(), m == k
-        rest = torch.zeros_like(log_sum) if all_kept else (1 - (first - log_sum).exp() - share.sum(0)).clamp_min(0)
-        rest2 = (1 / self.ess - (2 * (first - log_sum)).exp() - share.square().sum(0)).clamp_min(0) * (not all_kept)
+        m = k if k <= SPARE else min(tail_size(k) + SPARE // 2, self.largest.values.shape[1])
+        largest = self.largest.values.topk(m, dim=1).values.T
+        first, share, all_there = largest[0], (largest[1:] - log_sum).exp(), m == k
+        rest = torch.zeros_like(log_sum) if all_there else (1 - (first - log_sum).exp() - share.sum(0)).clamp_min(0)
+        rest2 = (1 / self.ess - (2 * (first - log_sum)).exp() - share.square().sum(0)).clamp_min(0) * (not all_there)
         without_first = torch.logaddexp(largest[1:].logsumexp(0) - log_sum, rest.log())
         left_out = without_first + torch.log1p(-share).sum(0) - rest - rest2 / 2
         return self.log_px + (k - 1) * math.log1p(-1 / k) - (k - 1) / k * left_out
@@ -121,8 +122,8 @@ def sums_of(log_w: Tensor) -> Tensor:
 class RowBlock:
     """Running sums of a block of rows, and the record of which of K particles they are of.
 
-    Particles come in blocks of `size`, each drawn whole. Sums are added block after block: those that came before their turn
-    wait, and so do the weights of a block that is not complete. Hence the same bits, whoever computed which first.
+    Particles come in blocks of `size`. Sums are added block after block: those that came before their turn wait, and so do the
+    weights of a block that is not complete. Hence the same bits, whoever computed which first.
 
     Args:
         rows: first to last row of the block, counted over all data.
@@ -132,8 +133,8 @@ class RowBlock:
     def __init__(self, rows: range, planned: int) -> None:
         self.rows, self.planned = rows, planned
         self.size = max(1, PAIRS // len(rows))
-        self.moments = WeightSums(len(rows), planned)
-        self.done = 0  # blocks from the first, whose sums `moments` has; its largest are those of `waiting`, too
+        self.weight_sums = WeightSums(len(rows), planned)
+        self.done = 0  # blocks from the first, whose sums `weight_sums` has; its largest are those of `waiting`, too
         self.waiting: dict[int, Tensor] = {}
         self.pieces: dict[int, dict[int, Tensor]] = {}
 
@@ -163,7 +164,7 @@ class RowBlock:
                 if low < high:
                     yield block, low, high
 
-    def take(self, block: int, offset: int, log_w: Tensor) -> None:
+    def add(self, block: int, offset: int, log_w: Tensor) -> None:
         """Add particles of one block, ``(particles, rows)``, the first of which is number `offset` there."""
         pieces = self.pieces.setdefault(block, {})
         ends = [(o, o + len(p)) for o, p in pieces.items()]
@@ -175,16 +176,16 @@ class RowBlock:
             )
         pieces[offset] = log_w.detach().to("cpu", torch.float64, copy=True)
         if sum(map(len, pieces.values())) == self.size:
-            whole_block = in_order(self.pieces.pop(block))
-            self.moments.top.add(whole_block)
-            self.waiting[block] = sums_of(whole_block)
+            complete = in_order(self.pieces.pop(block))
+            self.weight_sums.largest.add(complete)
+            self.waiting[block] = sums_of(complete)
             self.settle()
 
     def settle(self) -> None:
         """Add the sums whose turn it is."""
         # floating-point sums depend on the order: block after block, whichever was computed first
         while self.done in self.waiting:
-            self.moments.include(self.waiting.pop(self.done), self.size)
+            self.weight_sums.include(self.waiting.pop(self.done), self.size)
             self.done += 1
 
     def plan(self, planned: int) -> None:
@@ -193,11 +194,11 @@ class RowBlock:
             if self.planned % self.size:
                 self.pieces.pop(self.planned // self.size, None)
             self.planned = planned
-            self.moments.top.keep = max(self.moments.top.keep, tail_size(planned) + SPARE)
+            self.weight_sums.plan(planned)
 
     def total(self) -> WeightSums:
         """Return the sums of all particles that are there."""
-        total = copy.deepcopy(self.moments)
+        total = copy.deepcopy(self.weight_sums)
         for block in sorted(self.waiting):
             total.include(self.waiting[block], self.size)
         for block in sorted(self.pieces):
@@ -218,11 +219,11 @@ class RowBlock:
             block = 0 if less.done else twice[0]
             raise UsageError(f"particles from {block * self.size} on are there twice: merge parts that share none.")
         both = copy.deepcopy(more)
-        both.moments.top.merge(less.moments.top)
+        both.weight_sums.largest.merge(less.weight_sums.largest)
         both.waiting |= less.waiting
         for block, pieces in less.pieces.items():
             for offset, piece in pieces.items():
-                both.take(block, offset, piece)
+                both.add(block, offset, piece)
         both.settle()
         return both
 

@@ -37,21 +37,16 @@ def convergence(
     r"""log p̂_K(x_n) = log 1/K Σ_{k ≤ K} w_kn for each K of `samples`, of one run of particles: does the bound still rise?
 
     E[log p̂_K] rises with K to log p(x). Each K adds particles to those of the K before: blocks of 4,096 (row, particle) pairs
-    are run once, and the last is what :func:`~pyro_vae.log_likelihood` says with as many `num_samples`, to the bit. The
+    are run once, and the last is :func:`~pyro_vae.log_likelihood` with as many `num_samples`, to the bit. The
     estimates share particles: they are not independent, and log p̂ need not rise from each K to the next.
 
     Args:
-        model: a Pyro program, as for :func:`~pyro_vae.log_likelihood`.
-        guide: its guide.
-        x: data ``(N, *event)``.
-        *context: what the programs take beside x, each with N rows.
         samples: K, rising.
-        proposal, rows, seed, chunk_size, vectorize_particles, missing, device, verbose: as for
+        model, guide, x, *context, proposal, rows, seed, chunk_size, vectorize_particles, missing, device, verbose: as for
             :func:`~pyro_vae.log_likelihood`.
 
     Returns:
-        An :class:`~pyro_vae.Evidence` for each K; their ``summary()`` is what
-        :func:`~pyro_vae.plots.evidence.convergence_curve` draws.
+        An :class:`~pyro_vae.Evidence` for each K; :func:`~pyro_vae.plots.evidence.convergence_curve` draws their ``summary()``.
 
     Raises:
         UsageError: `samples` that do not rise from 1 or more.
@@ -65,20 +60,20 @@ def convergence(
         >>> import torch
         >>> from pyro_vae import VAE, StandardNormal, Conditional, MLP, bernoulli, normal, log_likelihood
         >>> vae = VAE(StandardNormal(1), Conditional(MLP(1, 3), bernoulli), Conditional(MLP(3, 2), normal))
-        >>> found = convergence(vae.model, vae.guide, torch.eye(3), samples=(1, 10, 100))
-        >>> [evidence.num_samples for evidence in found]
+        >>> curve = convergence(vae.model, vae.guide, torch.eye(3), samples=(1, 10, 100))
+        >>> [evidence.num_samples for evidence in curve]
         [1, 10, 100]
-        >>> bool((found[-1].log_px == log_likelihood(vae.model, vae.guide, torch.eye(3), num_samples=100).log_px).all())
+        >>> bool((curve[-1].log_px == log_likelihood(vae.model, vae.guide, torch.eye(3), num_samples=100).log_px).all())
         True
     """
     if not samples or samples[0] < 1 or list(samples) != sorted(set(samples)):
         raise UsageError(f"samples must rise from 1 or more, got {tuple(samples)}")
-    found: list[Evidence] = []
+    curve: list[Evidence] = []
     for k in samples:
         evidence = importance(
-            model, guide, x, *context, num_samples=samples[-1], particles=range(k), resume=found[-1] if found else None,
+            model, guide, x, *context, num_samples=samples[-1], particles=range(k), resume=curve[-1] if curve else None,
             proposal=proposal, rows=rows, seed=seed, chunk_size=chunk_size, vectorize_particles=vectorize_particles,
             missing=missing, device=device, verbose=verbose,
         )  # fmt: skip
-        found.append(evidence)
-    return found
+        curve.append(evidence)
+    return curve

@@ -55,13 +55,9 @@ def importance(
     same particles in other shapes, and gives the same numbers to rounding (of the programs' own dtype).
 
     Args:
-        model: a Pyro program, as for :func:`~pyro_vae.log_weights`.
-        guide: its guide, the proposal.
-        x: data ``(N, *event)``: a tensor, an array, anything :func:`~pyro_vae.data.as_rows` takes.
-        *context: what the programs take beside x, each with N rows.
+        model, guide, x, *context: as for :func:`~pyro_vae.log_likelihood`.
         num_samples: K, particles a row.
-        proposal: what they are drawn from: the guide, :func:`~pyro_vae.evidence.importance.proposals.defensive` or
-            :func:`~pyro_vae.evidence.importance.proposals.widened`. The ELBO is then the proposal's, too.
+        proposal: of the particles: the guide, :func:`~pyro_vae.defensive` or :func:`~pyro_vae.widened`; the ELBO is its, too.
         target_se: doubles K, block of rows by block of rows, until each row's Monte Carlo error is at most this (nats). K then
             depends on the draws, so that p̂ is no longer strictly unbiased: believe it where k̂ is low.
         max_samples: K at most under `target_se`; rows that it does not suffice for are flagged.
@@ -81,8 +77,7 @@ def importance(
             Modules whose methods the programs are get scored in eval mode; call ``.eval()`` yourself on modules that a plain
             function closes over.
         on_block: called after each block of rows with the :class:`~pyro_vae.evidence.importance.accumulator.RowBlock` of
-        every block (those to
-            come are empty) and what else an Evidence says, to keep them.
+            every block (those to come are empty) and the evidence's other facts, to save them.
         verbose: a progress bar, on a terminal only.
 
     Returns:
@@ -115,49 +110,49 @@ def importance(
     if num_samples < 1 or chunk_size < 1:
         raise UsageError(f"num_samples and chunk_size must be at least 1, got {num_samples} and {chunk_size}")
     check_target(target_se, max_samples, num_samples, particles)
-    place = None if device is None else resolve_device(device)
-    args = rows_of(model, guide, x, *context, missing=missing, device=place)
+    target_device = None if device is None else resolve_device(device)
+    args = rows_of(model, guide, x, *context, missing=missing, device=target_device)
     device, like = args[0].device, like_parameters(model, guide)
     if like is not None and like.device != device:
         raise DeviceError(
             f"the data goes to {device}, but the model is on {like.device}: move it there, vae.to({str(device)!r})"
         )
-    ledgers = open_row_blocks(len(args[0]), num_samples, rows, resume, seed, proposal)
+    blocks = open_row_blocks(len(args[0]), num_samples, rows, resume, seed, proposal)
     with quiet(model, guide, seed=seed, device=device):
         problem = Problem.checked(model, guide, *args)
     sampler = Sampler(proposal, seed, chunk_size, vectorize_particles)
-    said = {"seed": seed, "proposal": str(proposal), "measure": problem.measure, "target_se": target_se}
+    facts = {"seed": seed, "proposal": str(proposal), "measure": problem.measure, "target_se": target_se}
     try:
         with problem.quiet():
-            for ledger in tracked(ledgers, "log p(x)", verbose):
-                if rows is None or ledger.rows.start in rows:
-                    some = problem.rows(slice(ledger.rows.start, ledger.rows.stop))
+            for block in tracked(blocks, "log p(x)", verbose):
+                if rows is None or block.rows.start in rows:
+                    some = problem.rows(slice(block.rows.start, block.rows.stop))
                     with fitting(f"the smallest chunk of particles on {device}", SMALLER):
-                        sampler.fill(ledger, some, range(ledger.planned) if particles is None else particles)
-                        while target_se is not None and not met(ledger, target_se) and ledger.planned < max_samples:
-                            ledger.plan(min(2 * ledger.planned, max_samples))
-                            sampler.fill(ledger, some, range(ledger.planned))
-                ledger.moments.top.trim()
+                        sampler.fill(block, some, range(block.planned) if particles is None else particles)
+                        while target_se is not None and block.planned < max_samples and not met(block, target_se):
+                            block.plan(min(2 * block.planned, max_samples))
+                            sampler.fill(block, some, range(block.planned))
+                block.weight_sums.largest.trim()
                 if on_block is not None:
-                    on_block(ledgers, said)
+                    on_block(blocks, facts)
     except KeyboardInterrupt as signal:
-        raise interrupted(ledgers, said, signal) from None
-    evidence = Evidence.of(ledgers, **said)
+        raise interrupted(blocks, facts, signal) from None
+    evidence = Evidence.of(blocks, **facts)
     if strict and len(evidence.flagged):
         raise UnreliableError(evidence.why_flagged(), evidence)
     return evidence
 
 
-def interrupted(ledgers: Sequence[RowBlock], said: dict[str, Any], signal: KeyboardInterrupt) -> Interrupted:
-    """What is there so far, to go on from."""
-    begun = list(takewhile(len, ledgers))
-    result = Evidence.of(begun, **said) if begun else None
+def interrupted(blocks: Sequence[RowBlock], facts: dict[str, Any], signal: KeyboardInterrupt) -> Interrupted:
+    """Build the exception that holds the evidence so far."""
+    begun = list(takewhile(len, blocks))
+    result = Evidence.of(begun, **facts) if begun else None
     last = f"the rows before {begun[-1].rows.stop}" if begun else "no row"
     return Interrupted.kind(signal)(f"interrupted: {last} have particles; go on with resume=error.result", result)
 
 
 def check_target(target_se: float | None, max_samples: int, num_samples: int, particles: range | None) -> None:
-    """Refuses a target that cannot be aimed at."""
+    """Refuse a target that cannot be aimed at."""
     if target_se is None:
         return
     if not target_se > 0:
@@ -172,15 +167,15 @@ def check_target(target_se: float | None, max_samples: int, num_samples: int, pa
         )
 
 
-def met(ledger: RowBlock, target_se: float) -> bool:
-    """Whether every row of the block is within the target; an error that is not known is not."""
-    return bool((ledger.total().mc_se <= target_se).all())
+def met(block: RowBlock, target_se: float) -> bool:
+    """Every row of the block is within the target; an error that is not known (NaN) is not."""
+    return bool((block.total().mc_se <= target_se).all())
 
 
 def open_row_blocks(
     num_rows: int, num_samples: int, rows: range | None, resume: Evidence | None, seed: int, proposal: Proposal
 ) -> list[RowBlock]:
-    """One for each block of rows, with what is there already."""
+    """Open one for each block of rows, with the particles of `resume`."""
     rows = range(num_rows) if rows is None else rows
     if not rows or rows.step != 1 or rows.start % ROWS or not (rows.stop % ROWS == 0 or rows.stop == num_rows):
         raise UsageError(
@@ -188,15 +183,15 @@ def open_row_blocks(
         )
     if not 0 <= rows.start < rows.stop <= num_rows:
         raise UsageError(f"rows={rows}, but x has {num_rows} rows")
-    blocks = [range(start, min(start + ROWS, num_rows)) for start in range(rows.start, rows.stop, ROWS)]
-    ledgers = {block: RowBlock(block, num_samples) for block in blocks}
+    parts = [range(start, min(start + ROWS, num_rows)) for start in range(rows.start, rows.stop, ROWS)]
+    blocks = {part: RowBlock(part, num_samples) for part in parts}
     if resume is not None:
         resume.check_same(seed=seed, proposal=str(proposal))
-        for held in copy.deepcopy(resume.ledgers):
-            if held.rows.stop > num_rows or (len(held.rows) < ROWS and held.rows.stop != num_rows):
-                there = f"rows {held.rows.start} to {held.rows.stop - 1}"
-                raise UsageError(f"resume holds {there} of other data: x has {num_rows} rows")
-            if held.rows in ledgers:
-                held.plan(num_samples)
-            ledgers[held.rows] = held
-    return sorted(ledgers.values(), key=lambda ledger: ledger.rows.start)
+        for block in copy.deepcopy(resume.row_blocks):
+            start, stop = block.rows.start, block.rows.stop
+            if stop > num_rows or (len(block.rows) < ROWS and stop != num_rows):
+                raise UsageError(f"resume holds rows {start} to {stop - 1} of other data: x has {num_rows} rows")
+            if block.rows in blocks:
+                block.plan(num_samples)
+            blocks[block.rows] = block
+    return sorted(blocks.values(), key=lambda block: block.rows.start)

@@ -103,7 +103,7 @@ def shape_at(b: Tensor, y: Tensor) -> Tensor:
 
 
 class LargestWeights:
-    """The `keep` largest log weights of each row so far, whatever the order they came in; memory O(N · keep).
+    """Largest `keep` log weights of each row so far, whatever the order they came in; memory O(N · keep).
 
     Attributes:
         values: ``(N, ≤ 2 keep)``, in no order.

@@ -1,4 +1,4 @@
-r"""What particles are drawn from: the guide, the guide and the prior, or a wider guide; with its exact density.
+r"""Proposals that particles are drawn from: the guide, the guide and the prior, or a wider guide; with its exact density.
 
     q(z) = (1 − weight) · guide(z | x) + weight · p(z)
 
@@ -44,11 +44,11 @@ class Proposal:
             raise UsageError(f"the factor of the guide's scales must be above 0 and finite, got {self.factor}")
 
     def guide(self, guide: Program) -> Program:
-        """The guide, widened."""
+        """Widen the guide."""
         return guide if self.factor == 1 else Widened(self.factor)(guide)
 
     def from_prior(self, start: int, stop: int, offset: float) -> int:
-        """How many of the particles from `start` to `stop` − 1 come from the prior: ⌊weight · k + offset⌋, as k goes on.
+        """Count the particles from `start` to `stop` − 1 that come from the prior: steps of ⌊weight · k + offset⌋ in k.
 
         With an offset that is uniform on [0, 1) their expected number is weight · (stop − start), and E[p̂] = p(x).
         """
@@ -123,11 +123,7 @@ class Widened(Messenger):
 
 
 def widen(d: Any, factor: float, site: str) -> Any:
-    """The distribution with its scale multiplied.
-
-    Raises:
-        ProgramError: it has no location and scale.
-    """
+    """Multiply the scale of a distribution; a ProgramError for one without location and scale."""
     if isinstance(d, torch.distributions.Independent):
         return dist.Independent(widen(d.base_dist, factor, site), d.reinterpreted_batch_ndims)
     if isinstance(d, dist.MultivariateNormal):
@@ -158,7 +154,7 @@ class Draws:
         return len(next(iter(self.posterior.values())))
 
     def part(self, particles: slice, rows: slice = slice(None)) -> Draws:
-        """Some of the particles, of some of the rows."""
+        """Select some of the particles, of some of the rows."""
         values = {
             name: cut(cut(v, self.plates.particles - event, particles), self.plates.dim - event, rows)
             for (name, v), event in zip(self.values.items(), self.event_dims.values(), strict=True)
@@ -180,20 +176,17 @@ def cut(value: Tensor, dim: int, part: slice) -> Tensor:
 
 
 def joined(parts: list[Draws]) -> Draws:
-    """Particles of the same rows, one after the other."""
-    first, *others = parts
-    if not others:
-        return first
-    values = {
-        n: torch.cat([p.values[n] for p in parts], first.plates.particles - e) for n, e in first.event_dims.items()
-    }
-    return replace(
-        first, values=values, posterior={n: torch.cat([p.posterior[n] for p in parts]) for n in first.posterior}
-    )
+    """Join particles of the same rows, one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    first, particles = parts[0], parts[0].plates.particles
+    values = {n: torch.cat([p.values[n] for p in parts], particles - e) for n, e in first.event_dims.items()}
+    posterior = {n: torch.cat([p.posterior[n] for p in parts]) for n in first.posterior}
+    return replace(first, values=values, posterior=posterior)
 
 
 def draw(problem: Problem, program: Program, particles: int, at: poutine.Trace | None = None) -> Draws:
-    """Runs a guide, or a model for its prior: its latents, and the log-probabilities of all its sites."""
+    """Run a guide, or a model for its prior: its latents, and the log-probabilities of all its sites."""
     sites = problem.sites(program, particles, at)
     latent = latent_sites(sites)
     return Draws(
@@ -205,7 +198,7 @@ def draw(problem: Problem, program: Program, particles: int, at: poutine.Trace |
 
 
 def propose(proposal: Proposal, problem: Problem, fresh: int, prior: int) -> Draws:
-    """`fresh` particles from the guide and `prior` from the prior, with the guide's log q at all of them."""
+    """Draw `fresh` particles from the guide and `prior` from the prior, with the guide's log q at all of them."""
     guide = proposal.guide(problem.guide)
     drawn = [draw(problem, program, count) for program, count in ((guide, fresh), (problem.model, prior)) if count]
     if not prior:
@@ -215,6 +208,6 @@ def propose(proposal: Proposal, problem: Problem, fresh: int, prior: int) -> Dra
 
 
 def terms_at(problem: Problem, draws: Draws) -> LogProbs:
-    """The model's log-probabilities at particles that were drawn before."""
+    """Score the model at particles that were drawn before."""
     sites = problem.sites(problem.model, len(draws), draws.trace)
     return LogProbs(problem.score(observed_sites(sites)), problem.score(latent_sites(sites)), draws.posterior)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_vae.common.csv_columns import read_columns, write_columns
 from pyro_vae.errors import UsageError
-from pyro_vae.evidence.estimate import bits_per_dim, finite, known, say
+from pyro_vae.evidence.estimate import RowEstimates, data_se, finite, format_nats, mean_se
 
 from .accumulator import RowBlock
 from .pareto import MIN_TAIL, khat_threshold
@@ -26,8 +26,8 @@ ROW_FIELDS = ("log_px", "mc_se", "ess", "elbo", "elbo_se")
 DIAGNOSTICS = ("khat", "max_share", "jackknife", "samples")  # which evidence of an older version lacks
 
 
-@dataclass(frozen=True, eq=False)
-class Evidence:
+@dataclass(frozen=True, eq=False, repr=False)
+class Evidence(RowEstimates):
     r"""log p̂(x) of each row and in the mean, with Monte Carlo error, effective sample size and ELBO, in nats; higher is better.
 
     Attributes:
@@ -45,7 +45,7 @@ class Evidence:
         measure: what log p(x) is a density with respect to: "binary", "counts", "continuous" …; None if not known.
         proposal: what the particles were drawn from; the ELBO is its, too.
         target_se: the Monte Carlo error that was aimed at in each row.
-        ledgers: which particles it holds, block of rows by block of rows, for :meth:`merge` and ``resume=``.
+        row_blocks: which particles it holds, block of rows by block of rows, for :meth:`merge` and ``resume=``.
     """
 
     log_px: Tensor
@@ -62,16 +62,16 @@ class Evidence:
     measure: str | None = None
     proposal: str = "guide"
     target_se: float | None = None
-    ledgers: Sequence[RowBlock] = ()
+    row_blocks: Sequence[RowBlock] = ()
 
     @classmethod
-    def of(cls, ledgers: Sequence[RowBlock], **facts: Any) -> Evidence:
-        """Sum up the ledgers of all rows."""
-        if gap := [b.rows.start for a, b in pairwise(ledgers) if a.rows.stop != b.rows.start]:
+    def of(cls, row_blocks: Sequence[RowBlock], **facts: Any) -> Evidence:
+        """Sum up the blocks of all rows."""
+        if gap := [b.rows.start for a, b in pairwise(row_blocks) if a.rows.stop != b.rows.start]:
             raise UsageError(f"the rows before row {gap[0]} are missing: merge parts that leave none out between them")
-        parts = [ledger.total() for ledger in ledgers]
-        facts |= {field: torch.cat([getattr(m, field) for m in parts]) for field in ROW_FIELDS + DIAGNOSTICS}
-        return cls(num_samples=max(m.count for m in parts), ledgers=tuple(ledgers), **facts)
+        sums = [block.total() for block in row_blocks]
+        facts |= {field: torch.cat([getattr(s, field) for s in sums]) for field in ROW_FIELDS + DIAGNOSTICS}
+        return cls(num_samples=max(s.count for s in sums), row_blocks=tuple(row_blocks), **facts)
 
     @classmethod
     def merge(cls, parts: Iterable[Evidence]) -> Evidence:
@@ -87,27 +87,26 @@ class Evidence:
             >>> from pyro_vae import VAE, StandardNormal, Conditional, MLP, bernoulli, normal, log_likelihood
             >>> vae = VAE(StandardNormal(1), Conditional(MLP(1, 3), bernoulli), Conditional(MLP(3, 2), normal))
             >>> x = torch.eye(3)
-            >>> some = [log_likelihood(vae.model, vae.guide, x, particles=range(a, a + 500)) for a in (500, 0)]
-            >>> whole = log_likelihood(vae.model, vae.guide, x, num_samples=1000)
-            >>> bool((Evidence.merge(some).log_px == whole.log_px).all())
+            >>> halves = [log_likelihood(vae.model, vae.guide, x, particles=range(a, a + 500)) for a in (500, 0)]
+            >>> at_once = log_likelihood(vae.model, vae.guide, x, num_samples=1000)
+            >>> bool((Evidence.merge(halves).log_px == at_once.log_px).all())
             True
         """
         parts = list(parts)
         if not parts:
             raise UsageError("there is nothing to merge: give the parts of one evaluation")
-        first = parts[0]
-        ledgers: dict[int, RowBlock] = {}
+        same = {name: getattr(parts[0], name) for name in ("seed", "proposal", "measure")}
+        blocks: dict[int, RowBlock] = {}
         for part in parts:
-            part.check_same(seed=first.seed, proposal=first.proposal, measure=first.measure)
-            for ledger in part.ledgers:
-                start = ledger.rows.start
-                ledgers[start] = ledgers[start].joined(ledger) if start in ledgers else ledger
-        facts = {"seed": first.seed, "proposal": first.proposal, "measure": first.measure, "target_se": first.target_se}
-        return cls.of([ledgers[start] for start in sorted(ledgers)], **facts)
+            part.check_same(**same)
+            for block in part.row_blocks:
+                start = block.rows.start
+                blocks[start] = blocks[start].joined(block) if start in blocks else block
+        return cls.of([blocks[start] for start in sorted(blocks)], **same, target_se=parts[0].target_se)
 
     def check_same(self, **expected: Any) -> None:
         """Refuse evidence without its particles, or with other attributes than `expected`."""
-        if not self.ledgers:
+        if not self.row_blocks:
             raise UsageError("this evidence holds no particles (it was read from a file): it cannot be added to")
         for name, value in expected.items():
             if getattr(self, name) != value:
@@ -116,12 +115,9 @@ class Evidence:
                     "the same, or start anew, without resume"
                 )
 
-    def __len__(self) -> int:
-        return len(self.log_px)
-
     @property
     def method(self) -> str:
-        """The name of the method, as of every estimate."""
+        """Name of the method."""
         return "importance sampling"
 
     @property
@@ -175,19 +171,6 @@ class Evidence:
             "(resume=, max_samples=), or take another proposal (defensive(), widened()) or a guide that fits better."
         )
 
-    def bits_per_dim(self, event_size: int) -> Tensor:
-        """−log p̂(x) / (D log 2) for each row: bits for each of the D elements of x; here lower is better.
-
-        A code length where x is discrete. Where `measure` is "continuous" it moves with the scale of x: for pixels scaled from
-        0..255 to 0..1, log p(x) of the unscaled ones is lower by D log 255.
-
-        Example:
-            >>> rows = torch.tensor([[-8 * 0.6931471805599453]], dtype=torch.float64)
-            >>> Evidence(rows[0], *rows.expand(4, 1), num_samples=1, seed=0).bits_per_dim(4).item()
-            2.0
-        """
-        return bits_per_dim(self.log_px, event_size)
-
     def of_counts(self, levels: int, event_size: int) -> Evidence:
         """Convert evidence of dequantised y = (x + u) / levels to that of the counts x: every log less D log levels.
 
@@ -214,25 +197,24 @@ class Evidence:
         less = event_size * math.log(levels)
         jackknife = None if self.jackknife is None else self.jackknife - less
         moved = {"log_px": self.log_px - less, "elbo": self.elbo - less, "jackknife": jackknife}
-        return dataclasses.replace(self, **moved, measure="counts, dequantised", ledgers=())  # type: ignore[arg-type]
+        return dataclasses.replace(self, **moved, measure="counts, dequantised", row_blocks=())  # type: ignore[arg-type]
 
     def summary(self) -> dict[str, Any]:
         """Average over rows, errors apart: Monte Carlo (more particles shrink it) and data (more rows shrink it).
 
-        Also ELBO, gap, and the health of the weights. None stands for an error that one row or particle leaves unknown.
+        None stands for an error that one row or particle leaves unknown.
         """
-        rows = len(self)
         return {
             "log_px": self.log_px.mean().item(),
-            "log_px_mc_se": known(self.mc_se.square().sum().sqrt() / rows),
-            "log_px_data_se": known(self.log_px.std() / rows**0.5) if rows > 1 else None,
+            "log_px_mc_se": mean_se(self.mc_se),
+            "log_px_data_se": data_se(self.log_px),
             "elbo": self.elbo.mean().item(),
-            "elbo_mc_se": known(self.elbo_se.square().sum().sqrt() / rows),
+            "elbo_mc_se": mean_se(self.elbo_se),
             "gap": self.gap.mean().item(),
             "ess_median": self.ess.median().item(),
             "ess_min": self.ess.min().item(),
             "rows_of_low_ess": int((self.ess < LOW_ESS).sum()),
-            "rows": rows,
+            "rows": len(self),
             "num_samples": self.num_samples,
             "seed": self.seed,
             "unit": "nats per row, higher is better",
@@ -258,8 +240,8 @@ class Evidence:
 
     def rows_csv(self) -> str:
         """Format one line a row: row, log_px, mc_se, ess, elbo, elbo_se, khat, max_share, jackknife, samples."""
-        names = [field for field in ROW_FIELDS + DIAGNOSTICS if getattr(self, field) is not None]
-        return write_columns({name: getattr(self, name) for name in names})
+        columns = {field: getattr(self, field) for field in ROW_FIELDS + DIAGNOSTICS}
+        return write_columns({field: column for field, column in columns.items() if column is not None})
 
     @classmethod
     def from_csv(
@@ -298,19 +280,18 @@ class Evidence:
     def __str__(self) -> str:
         s = self.summary()
         return (
-            f"log p(x) {s['log_px']:.3f} ± {say(s['log_px_mc_se'])} (Monte Carlo) ± {say(s['log_px_data_se'])} (data) nats | "
+            f"log p(x) {s['log_px']:.3f} ± {format_nats(s['log_px_mc_se'])} (Monte Carlo) "
+            f"± {format_nats(s['log_px_data_se'])} (data) nats | "
             f"{self.method} from the {self.proposal}{f', {self.measure}' if self.measure else ''} | "
-            f"ELBO {s['elbo']:.3f} ± {say(s['elbo_mc_se'])} | gap {s['gap']:.3f} | "
+            f"ELBO {s['elbo']:.3f} ± {format_nats(s['elbo_mc_se'])} | gap {s['gap']:.3f} | "
             f"ESS median {s['ess_median']:.0f}, least {s['ess_min']:.1f} of {s['num_samples']} | "
-            f"{s['rows']} rows, {s['rows_of_low_ess']} with ESS below {LOW_ESS}{self.say_flagged(s)}"
+            f"{s['rows']} rows, {s['rows_of_low_ess']} with ESS below {LOW_ESS}{self.format_flagged(s)}"
         )
 
-    def say_flagged(self, s: dict[str, Any]) -> str:
+    def format_flagged(self, s: dict[str, Any]) -> str:
         """Format how many rows are flagged, and the jackknife beside the bound."""
         if "rows_flagged" not in s:
             return ""
         why = f"k̂ above {s['khat_threshold']:.2f}" if self.num_samples >= LEAST else f"k̂ takes {LEAST} particles"
         target = "" if self.target_se is None else f" or ± above {self.target_se:g}"
-        return f", {s['rows_flagged']} flagged ({why}{target}) | jackknife {say(s['jackknife'])} (no bound)"
-
-    __repr__ = __str__
+        return f", {s['rows_flagged']} flagged ({why}{target}) | jackknife {format_nats(s['jackknife'])} (no bound)"

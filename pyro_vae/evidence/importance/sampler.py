@@ -21,40 +21,39 @@ from .proposals import Draws, Proposal, joined, propose, terms_at
 
 @dataclass
 class Sampler:
-    """Draws the particles of a block, and weighs them in chunks that fit in memory."""
+    """Draws the particles of a block of rows, and weighs them `chunk` (row, particle) pairs at a time."""
 
     proposal: Proposal
     seed: int
     chunk: int
     vectorize: bool
 
-    def fill(self, ledger: RowBlock, problem: Problem, wanted: range) -> None:
-        """Runs what the ledger lacks of the wanted particles of its rows, as many blocks at a time as go into a chunk."""
-        if wanted.step != 1 or not 0 <= wanted.start < wanted.stop <= ledger.planned:
+    def fill(self, sums: RowBlock, problem: Problem, particles: range) -> None:
+        """Add those of the particles that are missing from the sums, as many blocks at a time as go into a chunk."""
+        if particles.step != 1 or not 0 <= particles.start < particles.stop <= sums.planned:
             raise UsageError(
-                f"particles={wanted}, but num_samples={ledger.planned}: give a range of them, with a step of 1"
+                f"particles={particles}, but num_samples={sums.planned}: give a range of them, with a step of 1"
             )
-        together = max(1, self.chunk // (ledger.size * len(problem)))
-        for _, group in groupby(enumerate(ledger.missing(wanted)), lambda item: item[0] // together):
+        together = max(1, self.chunk // (sums.size * len(problem)))
+        for _, group in groupby(enumerate(sums.missing(particles)), lambda item: item[0] // together):
             pieces = [piece for _, piece in group]
-            draws = [self.draw(ledger, problem, block) for block, _, _ in pieces]
+            draws = [self.draw(sums, problem, block) for block, _, _ in pieces]
             # whole blocks are weighed: the same shapes, so the same bits
             log_w = self.weigh(joined(draws), problem)
             for (block, low, high), part in zip(pieces, log_w.split([len(d) for d in draws]), strict=True):
-                ledger.take(block, low, part[low:high])
+                sums.add(block, low, part[low:high])
 
-    def draw(self, ledger: RowBlock, problem: Problem, block: int) -> Draws:
-        """All particles of a block, from its own stream."""
-        number = ledger.rows.start // ROWS
+    def draw(self, sums: RowBlock, problem: Problem, block: int) -> Draws:
+        """Draw all particles of a block, from its own stream."""
+        number = sums.rows.start // ROWS
         offset = stream(self.seed, number) / 2**63
-        start, count = block * ledger.size, ledger.extent(block)
-        runs = [(start, start + count)] if self.vectorize else [(k, k + 1) for k in range(start, start + count)]
+        start, count = block * sums.size, sums.extent(block)
+        step = count if self.vectorize else 1
         parts = []
         with problem.quiet(self.seed, number, block):
-            for first, stop in runs:
-                prior = self.proposal.from_prior(first, stop, offset)
-                fresh = stop - first - prior
-                parts.append(propose(self.proposal, problem, fresh, prior))
+            for first in range(start, start + count, step):
+                prior = self.proposal.from_prior(first, first + step, offset)
+                parts.append(propose(self.proposal, problem, step - prior, prior))
         draws = joined(parts)
         for log_q in draws.posterior.values():
             check_rows(log_q, len(draws), len(problem))
@@ -72,7 +71,7 @@ class Sampler:
         return self.weigh(draws, problem)
 
     def weigh_rows(self, draws: Draws, problem: Problem, rows: slice) -> Tensor:
-        """log w of some rows, a chunk of particles after the other."""
+        """log w of some rows, one chunk of particles after the other."""
         some = problem.rows(rows)
         step = max(1, self.chunk // len(some)) if self.vectorize else 1
         chunks = []
@@ -84,7 +83,7 @@ class Sampler:
 
 
 def check_rows(log_w: Tensor, particles: int, rows: int) -> None:
-    """Refuses programs that give weights for other rows than they were passed."""
+    """Refuse programs that give weights for other rows than they were passed."""
     if log_w.shape != (particles, rows):
         raise ProgramError(
             f"the programs gave log weights for {log_w.shape[-1]} rows where x has {rows}: a subsampling plate cannot be "
@@ -93,7 +92,7 @@ def check_rows(log_w: Tensor, particles: int, rows: int) -> None:
 
 
 def checked(log_w: Tensor, particles: int, problem: Problem, terms: LogProbs | None = None) -> Tensor:
-    """log_w, if it holds one finite-or-minus-infinite weight for each particle and row."""
+    """Return log_w, if it holds one finite-or-minus-infinite weight for each particle and row."""
     check_rows(log_w, particles, len(problem))
     wrong = log_w.isnan() | (log_w == math.inf)
     if not wrong.any():
@@ -106,12 +105,12 @@ def checked(log_w: Tensor, particles: int, problem: Problem, terms: LogProbs | N
 
 
 def blamed(terms: LogProbs, wrong: Tensor) -> str:
-    """The sites whose log-probability is no finite number where the weight is wrong."""
+    """Name the sites whose log-probability is no finite number where the weight is wrong."""
     programs = {"model": terms.observed | terms.prior, "guide": terms.posterior}
     sites = [
         f"{name!r} of the {program}"
-        for program, found in programs.items()
-        for name, term in found.items()
+        for program, by_site in programs.items()
+        for name, term in by_site.items()
         if not term[wrong].isfinite().all()
     ]
     return f", from site {', '.join(sites)}" if sites else ""

@@ -1,4 +1,4 @@
-"""Evidence with its particles on disk: to go on later, or to merge what several processes computed. No pickle."""
+"""Evidence with its particles on disk: to continue later, or to merge what several processes computed. No pickle."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from .accumulator import ROWS, RowBlock
 from .result import Evidence
 
 SEAL = "sha256"
-SAID = ("seed", "proposal", "measure", "target_se")
+FACTS = ("seed", "proposal", "measure", "target_se")
 
 
 def save_evidence(evidence: Evidence, path: str | Path) -> None:
-    """Writes evidence and the sums of its particles as safetensors; :func:`load_evidence` reads the same bits.
+    """Write evidence and the sums of its particles as safetensors; :func:`load_evidence` reads the same bits.
 
     Args:
         evidence: from :func:`~pyro_vae.log_likelihood`.
@@ -38,24 +38,21 @@ def save_evidence(evidence: Evidence, path: str | Path) -> None:
 
 
 def evidence_bytes(evidence: Evidence, of: Mapping[str, str] | None = None) -> bytes:
-    """What :func:`save_evidence` writes, with the SHA-256 of all that it says.
-
-    `of`: digests of what the particles are of (the weights, the data), for :func:`evidence_from` to hand back.
-    """
+    """Serialise evidence with its SHA-256, and with the digests of what it is `of` (the weights, the data)."""
     evidence.check_same()
     tensors: dict[str, Tensor] = {}
-    ledgers: list[list[int]] = []
-    for i, ledger in enumerate(evidence.ledgers):
-        tensors |= {f"{i}/{name}": value.contiguous() for name, value in tensors_of(ledger).items()}
-        start, stop, count = ledger.rows.start, ledger.rows.stop, ledger.moments.count
-        ledgers.append([start, stop, ledger.planned, ledger.done, count, ledger.moments.top.keep])
-    said = {name: getattr(evidence, name) for name in SAID}
-    head = {"said": said, "ledgers": ledgers, "of": dict(of or {})}
+    numbers: list[list[int]] = []
+    for i, block in enumerate(evidence.row_blocks):
+        tensors |= {f"{i}/{name}": value.contiguous() for name, value in tensors_of(block).items()}
+        sums, rows = block.weight_sums, block.rows
+        numbers.append([rows.start, rows.stop, block.planned, block.done, sums.count, sums.largest.keep])
+    facts = {name: getattr(evidence, name) for name in FACTS}
+    head = {"said": facts, "ledgers": numbers, "of": dict(of or {})}  # names on disk
     return save(tensors, {"evidence": json.dumps(head | {SEAL: digest_of(head)}), SEAL: tensor_digest(tensors)})
 
 
 def load_evidence(path: str | Path) -> Evidence:
-    """What :func:`save_evidence` wrote, ready for ``resume=`` and :meth:`~pyro_vae.Evidence.merge`.
+    """Read what :func:`save_evidence` wrote, ready for ``resume=`` and :meth:`~pyro_vae.Evidence.merge`.
 
     Raises:
         DataError: a file that is missing, damaged or of another kind; a link, a pipe, a folder.
@@ -81,47 +78,47 @@ def load_evidence(path: str | Path) -> Evidence:
 
 
 def evidence_from(content: bytes, path: str | Path) -> tuple[Evidence, dict[str, Any]]:
-    """What :func:`evidence_bytes` made, and the digests of what it is of; `path` is what messages call it.
+    """Read what :func:`evidence_bytes` wrote, and the digests of what it is of; messages name `path`.
 
     Raises:
         DataError: it is damaged or of another kind.
     """
     try:
         tensors = load(content)
-        said = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
-        head = json.loads(said["evidence"])
-        seals = head.pop(SEAL, None), said.get(SEAL)
+        metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+        head = json.loads(metadata["evidence"])
+        seals = head.pop(SEAL, None), metadata.get(SEAL)
         if seals not in ((None, None), (digest_of(head), tensor_digest(tensors))):  # none: from before there were seals
             raise ValueError("its SHA-256 is not that of what it holds")
-        ledgers = [row_block_of(tensors, i, numbers) for i, numbers in enumerate(head["ledgers"])]
-        return Evidence.of(ledgers, **{name: head["said"][name] for name in SAID}), dict(head.get("of", {}))
+        blocks = [row_block_of(tensors, i, numbers) for i, numbers in enumerate(head["ledgers"])]
+        return Evidence.of(blocks, **{name: head["said"][name] for name in FACTS}), dict(head.get("of", {}))
     except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError, RecursionError) as error:
         raise DataError(f"{path} holds no evidence that can be gone on from ({error!r}): run it again") from error
 
 
-def tensors_of(ledger: RowBlock) -> dict[str, Tensor]:
-    """All that a ledger holds, by name."""
-    top = ledger.moments.top
-    found: dict[str, Tensor] = {"sums": ledger.moments.sums, "top": top.values, "cut": top.cut}
-    found |= {f"waiting/{block}": sums for block, sums in ledger.waiting.items()}
-    return found | {f"piece/{b}/{o}": piece for b, pieces in ledger.pieces.items() for o, piece in pieces.items()}
+def tensors_of(block: RowBlock) -> dict[str, Tensor]:
+    """Name all tensors of a block of rows, as on disk."""
+    sums, largest = block.weight_sums, block.weight_sums.largest
+    tensors = {"sums": sums.sums, "top": largest.values, "cut": largest.cut}
+    tensors |= {f"waiting/{b}": waiting for b, waiting in block.waiting.items()}
+    return tensors | {f"piece/{b}/{o}": piece for b, pieces in block.pieces.items() for o, piece in pieces.items()}
 
 
 def row_block_of(tensors: dict[str, Tensor], i: int, numbers: Sequence[int]) -> RowBlock:
-    """The ledger number `i` of a file, whose head says its numbers."""
+    """Build block number `i` of a file from its numbers in the head; a ValueError if they do not fit its tensors."""
     start, stop, planned, done, count, keep = numbers
     if not all(type(n) is int for n in numbers) or not 0 < stop - start <= ROWS:
         raise ValueError(f"ledger {i} is of no block of rows")
     if tensors[f"{i}/sums"].shape != (4, stop - start) or len(tensors[f"{i}/top"]) != stop - start:
         raise ValueError(f"ledger {i} holds other rows than it says")
-    ledger = RowBlock(range(start, stop), planned)
-    moments = ledger.moments
-    moments.sums, moments.count, ledger.done = tensors[f"{i}/sums"], count, done
-    moments.top.values, moments.top.cut, moments.top.keep = tensors[f"{i}/top"], tensors[f"{i}/cut"], keep
+    block = RowBlock(range(start, stop), planned)
+    sums, block.done = block.weight_sums, done
+    sums.sums, sums.count = tensors[f"{i}/sums"], count
+    sums.largest.values, sums.largest.cut, sums.largest.keep = tensors[f"{i}/top"], tensors[f"{i}/cut"], keep
     for name, value in tensors.items():
-        number, kind, *place = name.split("/")
+        number, kind, *key = name.split("/")
         if int(number) == i and kind == "waiting":
-            ledger.waiting[int(place[0])] = value
+            block.waiting[int(key[0])] = value
         elif int(number) == i and kind == "piece":
-            ledger.pieces.setdefault(int(place[0]), {})[int(place[1])] = value
-    return ledger
+            block.pieces.setdefault(int(key[0]), {})[int(key[1])] = value
+    return block

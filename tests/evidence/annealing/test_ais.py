@@ -365,4 +365,4 @@ def test_a_subsampling_plate():
 )
 def test_options_out_of_range(options):
     with pytest.raises(UsageError, match=next(iter(options))):
-        AISSettings(**options).check()
+        AISSettings(**options)

@@ -52,15 +52,15 @@ def test_the_residual_bias_is_the_delta_methods():
 # the same numbers, however they are run
 
 
-def test_the_ledger_is_small():
+def test_a_row_block_is_small():
     """Floats held after K particles, by row: they grow with √K at most."""
 
     def held(k):
-        ledger = RowBlock(range(64), k)
-        for block in range(-(-k // ledger.size)):
-            ledger.take(block, 0, torch.randn(ledger.extent(block), 64, dtype=torch.float64))
-        tensors = [ledger.moments.sums, ledger.moments.top.values, *ledger.waiting.values()]
-        tensors += [p for pieces in ledger.pieces.values() for p in pieces.values()]
+        block_sums = RowBlock(range(64), k)
+        for block in range(-(-k // block_sums.size)):
+            block_sums.add(block, 0, torch.randn(block_sums.extent(block), 64, dtype=torch.float64))
+        tensors = [block_sums.weight_sums.sums, block_sums.weight_sums.largest.values, *block_sums.waiting.values()]
+        tensors += [p for pieces in block_sums.pieces.values() for p in pieces.values()]
         return sum(t.numel() for t in tensors) / 64
 
     few, many = held(1000), held(16_000)

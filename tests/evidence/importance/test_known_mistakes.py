@@ -62,7 +62,7 @@ def rounded_k(self):
 
 def mean_of_batch_means(self):
     """Averages the logarithms of the batches' means, as if log and mean could be swapped."""
-    log_w = self.top.values.T  # all of them, for the K that this is tried with
+    log_w = self.largest.values.T  # all of them, for the K that this is tried with
     order = torch.randperm(len(log_w), generator=torch.Generator().manual_seed(0))
     return torch.stack([batch.logsumexp(0) - math.log(len(batch)) for batch in log_w[order].split(10)]).mean(0)
 
@@ -80,7 +80,7 @@ def summed_over_the_batch(self, draws, problem):
 
 def softmax_of_the_loss(self):
     """Σ softmax(−log w) log w: the worst particle gets the largest weight."""
-    log_w = self.top.values
+    log_w = self.largest.values
     return ((-log_w).softmax(1) * log_w).sum(1)
 
 
@@ -89,9 +89,9 @@ def k_forgotten(self):
     return self.sums[0]
 
 
-def same_particles_in_each_block(self, ledger, problem, block):
+def same_particles_in_each_block(self, block_sums, problem, block):
     """A seed that does not know the block: unbiased still, but its error bars are too small."""
-    return draw(self, ledger, problem, 0 if ledger.extent(block) == ledger.extent(0) else block)
+    return draw(self, block_sums, problem, 0 if block_sums.extent(block) == block_sums.extent(0) else block)
 
 
 def density_of_the_one_drawn(self, terms):
@@ -169,9 +169,9 @@ def test_another_proposal_is_no_mistake(monkeypatch):
 
 def check_extremes():
     """log p̂ of weights that no float holds."""
-    moments = WeightSums(1)
-    moments.add(torch.tensor([[-20000.0], [-20900.0], [-20001.0]], dtype=torch.float64))
-    assert moments.log_px.item() == pytest.approx(-20000 + math.log((1 + math.exp(-1)) / 3), abs=1e-9)
+    sums = WeightSums(1)
+    sums.add(torch.tensor([[-20000.0], [-20900.0], [-20001.0]], dtype=torch.float64))
+    assert sums.log_px.item() == pytest.approx(-20000 + math.log((1 + math.exp(-1)) / 3), abs=1e-9)
 
 
 def shifted_by_the_least(log_w):
@@ -241,8 +241,8 @@ def test_wrong_thresholds_fail(monkeypatch, wrong):
 class Overlapping(RowBlock):
     """Counts pieces that come twice."""
 
-    def take(self, block, offset, log_w):
-        self.moments.add(log_w)
+    def add(self, block, offset, log_w):
+        self.weight_sums.add(log_w)
 
 
 class OutOfTurn(RowBlock):
@@ -250,7 +250,7 @@ class OutOfTurn(RowBlock):
 
     def settle(self):
         for block in list(self.waiting):
-            self.moments.include(self.waiting.pop(block), self.size)
+            self.weight_sums.include(self.waiting.pop(block), self.size)
 
 
 def check_order(kind):
@@ -258,17 +258,17 @@ def check_order(kind):
     log_w = torch.randn(64 * 40, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     totals = []
     for order in (range(40), range(39, -1, -1)):
-        ledger = kind(range(64), len(log_w))
+        block_sums = kind(range(64), len(log_w))
         for block in order:
-            ledger.take(block, 0, log_w[64 * block : 64 * block + 64])
-        totals.append(ledger.total())
+            block_sums.add(block, 0, log_w[64 * block : 64 * block + 64])
+        totals.append(block_sums.total())
         with pytest.raises(UsageError):
-            ledger.take(3, 0, log_w[:1])
+            block_sums.add(3, 0, log_w[:1])
     assert torch.equal(totals[0].sums, totals[1].sums) and torch.equal(totals[0].khat, totals[1].khat)
 
 
 @pytest.mark.parametrize("broken", [Overlapping, OutOfTurn])
-def test_wrong_ledgers_fail(broken):
+def test_wrong_row_blocks_fail(broken):
     check_order(RowBlock)
     with pytest.raises((AssertionError, pytest.fail.Exception)):
         check_order(broken)
