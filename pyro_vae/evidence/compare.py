@@ -30,50 +30,27 @@ LATEX = str.maketrans(
 
 @dataclass(frozen=True)
 class Compared:
-    """One model of a comparison; in nats per row, None where a number is not known.
-
-    Attributes:
-        name: of the model.
-        log_px: mean over rows.
-        mc_se: its Monte Carlo standard error.
-        data_se: its data standard error. Not the error of a difference.
-        difference: mean over rows of log_px − the best model's; 0 or less.
-        difference_se: its paired standard error: rows and particles, both models.
-        difference_mc_se: the part of that which particles alone would leave, taking both models' to be independent.
-        gap: log p(x) − ELBO; an oracle and annealing have no ELBO.
-        low_ess: share of rows with an effective sample size below 10, whose log_px is loose and whose mc_se is too small.
-        num_samples: K, particles a row.
-        seconds: whatever was timed.
-        active_units: latents that the model uses.
-        flagged: share of rows that are not to be believed (k̂, or an oracle's error).
-        method: that log p(x) was computed by.
-    """
+    """One model of a comparison; in nats per row, None where a number is not known."""
 
     name: str
-    log_px: float
+    log_px: float  # mean over rows
     mc_se: float | None
-    data_se: float | None
-    difference: float
-    difference_se: float | None
-    difference_mc_se: float | None
-    gap: float | None
-    low_ess: float | None
-    num_samples: int | None
+    data_se: float | None  # not the error of a difference
+    difference: float  # mean over rows of log_px − the best model's; 0 or less
+    difference_se: float | None  # paired: rows and particles, both models
+    difference_mc_se: float | None  # the part that particles alone would leave, taking both models' to be independent
+    gap: float | None  # log p(x) − ELBO; an oracle and annealing have no ELBO
+    low_ess: float | None  # share of rows with an ESS below 10, whose log_px is loose and whose mc_se is too small
+    num_samples: int | None  # K, particles a row
     seconds: float | None = None
-    active_units: int | None = None
-    flagged: float | None = None
+    active_units: int | None = None  # latents that the model uses
+    flagged: float | None = None  # share of rows that are not to be believed (k̂, or an oracle's error)
     method: str = "importance sampling"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Models on the same rows, the best first; printed as a table.
-
-    Attributes:
-        models: one each.
-        rows: N, that all were scored on.
-        notes: what the reader should know beside the numbers.
-    """
+    """Models on the same N rows, the best first; printed as a table, and notes on how far to trust it."""
 
     models: tuple[Compared, ...]
     rows: int
@@ -142,20 +119,18 @@ def compare(
 
         E[sd_n(d)²] = Var_n(log p_m − log p_best) + mean_n Var(noise of d_n),
 
-    and the Monte Carlo errors are in SE(Δ_m) already. They are not added again; √Σ_n (mc_m[n]² + mc_best[n]²) / N stands
-    beside it as `difference_mc_se`, the part that more particles would take away.
+    and SE(Δ_m) holds the Monte Carlo errors; their part of it, √Σ_n (mc_m[n]² + mc_best[n]²) / N, is `difference_mc_se`.
 
     Two things the errors leave out. Each log p̂ is a lower bound in expectation: a model with a worse guide, a lower ESS or a
-    smaller K is put below its true log p(x), and the difference is between bounds. And the best of M models was chosen on
-    these rows: with many of them it leads partly by luck, and some of M − 1 differences exceed 2 SE by chance (take
-    2.6 SE for 5 comparisons, 2.8 for 10, which is Bonferroni's 5 per cent).
+    smaller K is put below its true log p(x). And the best of M models was chosen on these rows: with many of them it leads
+    partly by luck, and some of M − 1 differences exceed 2 SE by chance (take 2.6 SE for 5 comparisons, 2.8 for 10, which is
+    Bonferroni's 5 per cent).
 
     Args:
         evidence: by name, of :func:`~pyro_vae.log_likelihood`, :func:`~pyro_vae.ais` or an oracle on the same rows in the same
             order (which the caller vouches for; :func:`~pyro_vae.runs.compare_runs.compare_runs` checks it for saved
             runs). Densities of rescaled data are not comparable with each other, which no one can see from the numbers.
-        seconds: what each took (training, say), to be shown beside.
-        active_units: latents that each uses, to be shown beside.
+        seconds, active_units: what each took (training, say), and latents that each uses, to be shown beside.
 
     Returns:
         A :class:`Comparison`: the best first, with ``table()``, ``csv()``, ``latex()`` and ``to_dict()``.
@@ -253,7 +228,7 @@ def paired(e: LogPx, best: LogPx) -> dict[str, Any]:
 
 
 def cautions(models: tuple[Compared, ...]) -> list[str]:
-    """Name what makes some of the bounds looser than others."""
+    """Format why some of the bounds are looser than others."""
     notes = []
     if len(methods := {m.method for m in models}) > 1:
         notes.append(

@@ -19,28 +19,23 @@ class LogPx(Protocol):
     @property
     def log_px(self) -> Tensor:
         """log p(x_n), ``(N,)`` in float64."""
-        ...
 
     @property
     def mc_se(self) -> Tensor:
         """Errors of log_px, ``(N,)``: Monte Carlo, or an oracle's own (0 in closed form)."""
-        ...
 
     @property
     def method(self) -> str:
-        """The method that computed it."""
-        ...
+        """Name of the method that computed it."""
 
     @property
     def measure(self) -> str | None:
-        """The measure that p(x) is a density of (:func:`~pyro_vae.programs.measure.measure_of`); None if not known."""
-        ...
+        """Measure that p(x) is a density of (:func:`~pyro_vae.programs.measure.measure_of`); None if not known."""
 
     def __len__(self) -> int: ...
 
     def summary(self) -> dict[str, Any]:
         """Average over rows, with errors; at least log_px, log_px_mc_se, log_px_data_se, rows, method, measure."""
-        ...
 
 
 class RowEstimates:

@@ -32,8 +32,7 @@ def impute(
             encoder take NaN (:class:`~pyro_vae.models.missing.SkipMissing`, :class:`~pyro_vae.models.missing.WithMask`).
         x: data ``(N, *event)``; NaN is what was not observed.
         *c: contexts with N rows, where the model has them.
-        num_samples: K, particles a row.
-        draws: imputations of each row.
+        num_samples, draws: K particles, and imputations, of each row.
         seed: the same seed draws the same, whatever was drawn before; the global random state is left as it was.
         chunk_size: (row, particle) pairs run at a time, of one row at least.
 
@@ -84,23 +83,17 @@ def impute_mean(vae: Any, x: Any, *c: Any, num_samples: int = 1000, seed: int = 
 
 
 def in_chunks(
-    each: Callable[[Particles], Tensor],
-    vae: Any,
-    x: Any,
-    c: tuple[Any, ...],
-    num_samples: int,
-    seed: int,
-    chunk_size: int,
+    each: Callable[[Particles], Tensor], vae: Any, x: Any, c: tuple[Any, ...], num: int, seed: int, chunk_size: int
 ) -> Tensor:
     """Apply `each` to K weighted particles of each row, in chunks of rows: ``(draws, N, *event)``."""
-    if num_samples < 1 or chunk_size < 1:
-        raise UsageError(f"num_samples and chunk_size must be at least 1, got {num_samples} and {chunk_size}")
+    if num < 1 or chunk_size < 1:
+        raise UsageError(f"num_samples and chunk_size must be at least 1, got {num} and {chunk_size}")
     model, guide = programs(vae)
     problem = Problem.of(model, guide, x, *c, seed=seed, missing=True)  # the likelihood says whether it takes NaN
     chunks = []
-    for i, some in enumerate(problem.split(chunk_size // num_samples)):
+    for i, some in enumerate(problem.split(chunk_size // num)):
         with some.quiet(seed, i):
-            chunks.append(each(Particles(some, num_samples)))
+            chunks.append(each(Particles(some, num)))
     return torch.cat(chunks, 1)
 
 

@@ -84,8 +84,9 @@ def log_likelihood(
     | ``"exact"`` | the first oracle that applies: closed form, enumeration, quadrature; refused where none does | `missing` |
     | ``"auto"`` | exact, if an oracle applies and flags no row; otherwise importance sampling | below |
 
-    Results are read alike: ``log_px``, ``mc_se``, ``flagged``, ``method``, ``measure``, ``bits_per_dim()``, ``summary()``.
-    Changes no parameter, no module's mode, no optimizer and no global random state.
+    Both :class:`~pyro_vae.Evidence` and, of an oracle, :class:`~pyro_vae.Exact` have ``log_px``, ``mc_se``, ``flagged``,
+    ``method``, ``measure``, ``bits_per_dim()``, ``summary()``. Changes no parameter, no module's mode, no optimizer and no
+    global random state.
 
     Args:
         model: a Pyro program with one data plate, as for :func:`~pyro_vae.log_weights`.
@@ -97,9 +98,6 @@ def log_likelihood(
         num_samples, proposal, target_se, max_samples, rows, particles, resume, strict, seed, chunk_size, vectorize_particles,
             device, on_block, verbose: of :func:`~pyro_vae.evidence.importance.estimator.importance`, which explains them;
             ``"exact"`` takes none of these.
-
-    Returns:
-        An :class:`~pyro_vae.Evidence` or, of an oracle, an :class:`~pyro_vae.Exact`.
 
     Raises:
         UsageError: no such method, an argument that the method does not take, or parts of what may be exact.

@@ -56,8 +56,7 @@ def ais(
         model, guide, x, *context: as for :func:`~pyro_vae.log_likelihood`; parameters need no gradient.
         start: "prior" or "guide".
         num_temperatures: T, intervals between β = 0 and 1; each costs one trajectory.
-        num_chains: C, chains a row.
-        leapfrog_steps: L, gradient evaluations a trajectory.
+        num_chains, leapfrog_steps: C, chains a row; L, gradient evaluations a trajectory.
         schedule: "sigmoid" (dense at both ends), "linear", or "adaptive" (equal thermodynamic lengths, chosen in a pilot run
             on the first rows; all rows share it).
         step_size: ε for all rows and temperatures, in place of the pilot run.
@@ -65,9 +64,6 @@ def ais(
         seed: of the chains; the same seed gives the same numbers.
         chunk_size: (row, chain) pairs run at a time.
         verbose: a progress bar, on a terminal only.
-
-    Returns:
-        An :class:`Annealed`: per row ``log_px``, ``mc_se``, ``ess``, ``acceptance``, in nats.
 
     Raises:
         ProgramError: a pair that cannot be treated row by row, a discrete latent, weights that are NaN; names site or rows.

@@ -18,7 +18,7 @@ from pyro_vae.programs.simulate import simulate
 from pyro_vae.programs.sites import Program
 
 from .ais import Annealer
-from .result import Annealed, errors, log_mean
+from .result import Annealed
 from .reverse import Latents, reverse
 from .schedule import AISSettings
 
@@ -31,13 +31,12 @@ class Bracket:
         lower: lower bound in expectation of each row, ``(N,)``: importance sampling or annealing.
         lower_se: its Monte Carlo standard error.
         upper: of each row: −log 1/C Σ_c exp(−log w) of reverse annealing.
-        upper_se: its Monte Carlo standard error over chains. Chains of a row share their start, so it is too small; the error
-            of the mean gap, which is taken over rows, is not.
+        upper_se: its Monte Carlo standard error over chains, too small as chains of a row share their start; the error of the
+            mean gap, which is taken over rows, is not.
         strict: True: an upper bound in expectation (rows drawn from the model, chains started at their latents).
             False: APPROXIMATE (chains started where forward annealing ended); it may lie below log p(x).
         annealed: whether a row's lower end is annealing's, ``(N,)``.
-        importance: the evidence by importance sampling.
-        annealing: the forward run.
+        importance, annealing: the evidence by importance sampling, and by the forward run.
         acceptance: mean acceptance of the reverse run, ``(N,)``.
         x: the rows that it is of.
     """
@@ -83,12 +82,9 @@ class Bracket:
         }
 
     def __str__(self) -> str:
-        s = self.summary()
-        end = (
-            "upper end strict in expectation: rows simulated from the model"
-            if self.strict
-            else "upper end APPROXIMATE: chains started where forward annealing ended, it may lie below log p(x)"
-        )
+        s, end = self.summary(), "upper end strict in expectation: rows simulated from the model"
+        if not self.strict:
+            end = "upper end APPROXIMATE: chains started where forward annealing ended, it may lie below log p(x)"
         return (
             f"log p(x) between {s['lower']:.3f} ± {format_nats(s['lower_mc_se'])} and "
             f"{s['upper']:.3f} ± {format_nats(s['upper_mc_se'])} nats (Monte Carlo) | "
@@ -126,10 +122,10 @@ def bracket(
     is higher by more than 2 standard errors of the paired difference: a bound still.
 
     *Upper.* Chains start at draws of p(z | x) and walk from β = 1 down to 0: E[1/p̂_rev] = 1/p(x), so −log of the mean of
-    1/p̂_rev is an upper bound in expectation. Exact draws of the posterior are known only for rows that the model drew along
-    with their latents: :func:`bdmc`, or `latents` here. Then the upper end is strict in expectation. On real rows the
-    chains start where the forward run ended (resampled by weight, then `refresh` further transitions at β = 1), which is the
-    posterior only as far as the chains have mixed: that upper end is *approximate*, and says so.
+    1/p̂_rev is an upper bound in expectation. It is strict for rows that the model drew along with their latents
+    (:func:`bdmc`, or `latents` here), which are exact draws of the posterior. On real rows the chains start where the forward
+    run ended (resampled by weight, then `refresh` further transitions at β = 1), which is the posterior only as far as the
+    chains have mixed: that upper end is *approximate*, and printed as such.
 
     1/p̂_rev has a finite variance where the start has lighter tails than the posterior. From a wider start (the prior) its
     mean may rest on chains that hardly ever come: the upper end is then loose, on the safe side; more temperatures help.
@@ -139,15 +135,10 @@ def bracket(
         latents: by site, of rows that the model drew (from :func:`~pyro_vae.programs.simulate.simulate`).
         num_samples: K of importance sampling.
         refresh: transitions at β = 1 before the reverse run.
-        start: of the annealing, "guide" or "prior".
-        num_temperatures, num_chains, leapfrog_steps, schedule, step_size, target_acceptance: of the annealing, as for
-            :func:`~pyro_vae.evidence.annealing.ais.ais`.
+        start, num_temperatures, num_chains, leapfrog_steps, schedule, step_size, target_acceptance, verbose: of the annealing,
+            as for :func:`~pyro_vae.evidence.annealing.ais.ais`.
         seed: of everything.
         chunk_size: (row, particle) or (row, chain) pairs run at a time.
-        verbose: a progress bar, on a terminal only.
-
-    Returns:
-        A :class:`Bracket`.
 
     Raises:
         ProgramError, SupportError, ShapeError, DataError, UsageError: as :func:`~pyro_vae.evidence.annealing.ais.ais`.
@@ -186,13 +177,13 @@ def bracket(
     ahead = annealer.forward()
     annealing = ahead.result(settings, problem.measure)
     back = reverse(annealer, refresh, latents, ahead)
+    inverse = back.sums  # of 1 / p(x)
     chosen = by_annealing(annealing.log_px, sampled.log_px)
-    upper_se, _ = errors(back.log_w.cpu())
     return Bracket(
         torch.where(chosen, annealing.log_px, sampled.log_px),
         torch.where(chosen, annealing.mc_se, sampled.mc_se),
-        -log_mean(back.log_w).cpu(),
-        upper_se,
+        -inverse.log_px,
+        inverse.mc_se,
         latents is not None,
         chosen,
         sampled,
@@ -231,13 +222,11 @@ def bdmc(
     draws rows that are like them.
 
     Args:
-        model, guide: as for :func:`bracket`.
         x: a template: its shape and type are taken, its values are not.
         *context: with as many rows; these are used.
         num_rows: how many to draw; the template and contexts are cut or repeated. As many as x has by default.
         seed: of the rows, and of everything else.
-        num_samples, refresh, start, num_temperatures, num_chains, leapfrog_steps, schedule, step_size, target_acceptance,
-        chunk_size, verbose: as for :func:`bracket`.
+        model, guide, and all other options: as for :func:`bracket`.
 
     Raises:
         ProgramError: rows that cannot be drawn, as :func:`~pyro_vae.programs.simulate.simulate`; and as :func:`bracket`.

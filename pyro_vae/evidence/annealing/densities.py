@@ -15,17 +15,12 @@ from pyro_vae.programs.unconstrained import SiteLayout, SubstituteLatents, check
 
 @dataclass(frozen=True)
 class Point:
-    r"""Chains at u, with what a path between two densities needs there.
+    r"""Chains at u, with the log densities ``(chains, N)`` and gradients ``(chains, N, D)`` of a path between two densities.
 
-    Attributes:
-        u: ``(chains, N, D)``.
-        start: log density that the chains start from, at u, ``(chains, N)``, nats.
-        ratio: log p(x, z) − log start density: the Jacobians cancel, and for ``start="prior"`` this is log p(x | z).
-        d_start: gradient of `start`, ``(chains, N, D)``.
-        d_ratio: gradient of `ratio`.
+    `ratio` is log p(x, z) − log start density: the Jacobians cancel, and for ``start="prior"`` this is log p(x | z).
     """
 
-    u: Tensor
+    u: Tensor  # (chains, N, D)
     start: Tensor
     ratio: Tensor
     d_start: Tensor
@@ -46,14 +41,10 @@ class Point:
 
 
 class Densities:
-    r"""log start(u) and log p(x, z(u)) + log |∂z/∂u| for a batch of rows, with gradients in u.
+    r"""log start(u) and log p(x, z(u)) + log |∂z/∂u| for a batch of rows, with gradients in u; `start` is "prior" or "guide".
 
     z = T(u) site by site, T = ``biject_to`` of the support that the *model* gives the site, which may depend on latents
     before it. Nothing is scaled: plate sizes and ``poutine.scale`` stay out, masks stay in.
-
-    Args:
-        problem: the pair on the rows; the guide is only asked where it is the start.
-        start: where chains start, the model's prior or the guide.
 
     Raises:
         ProgramError: a latent that is discrete, or whose support no smooth map takes to the real line; names the site.

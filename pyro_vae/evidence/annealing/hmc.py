@@ -15,17 +15,8 @@ Density = Callable[[Tensor], Point]
 def transition(density: Density, beta: float, point: Point, step: Tensor, leapfrogs: int) -> tuple[Point, Tensor]:
     r"""Run one trajectory, accepted with probability min(1, exp(−ΔH)): leaves log start + β ratio invariant.
 
-    H(u, v) = −log density_β(u) + ½ |v|², v ~ N(0, I).
-
-    Args:
-        density: values and gradients at u.
-        beta: of the path.
-        point: where the chains are, ``(chains, N, D)``.
-        step: sizes ε of the leapfrog steps, ``(N,)``: one for each row, fixed before the run.
-        leapfrogs: L, steps a trajectory.
-
-    Returns:
-        The chains' next point, and their acceptance probabilities ``(chains, N)``.
+    H(u, v) = −log density_β(u) + ½ |v|², v ~ N(0, I). Takes L `leapfrogs` of size ε = `step`, ``(N,)``: one for each row,
+    fixed before the run. Returns the chains' next point, and their acceptance probabilities ``(chains, N)``.
 
     References:
         MCMC Using Hamiltonian Dynamics (Neal, 2011), https://arxiv.org/abs/1206.1901

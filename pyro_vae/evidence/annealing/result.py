@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.evidence.estimate import RowEstimates, data_se, format_nats, mean_se
+from pyro_vae.evidence.importance.accumulator import WeightSums
 
 from .densities import Point
 from .schedule import AISSettings, AnnealingPath
@@ -18,23 +19,14 @@ from .schedule import AISSettings, AnnealingPath
 
 @dataclass
 class AnnealedRun:
-    """One weighted run of C chains for each of N rows, as it goes along its path of T + 1 temperatures.
-
-    Attributes:
-        path: β and steps.
-        u: where the chains are, ``(C, N, D)``.
-        log_w: their log weights, ``(C, N)`` in float64.
-        log_z: log mean weight at each temperature, a list of ``(N,)``.
-        ratio: weighted mean of log ratio at each temperature, likewise.
-        acceptance: mean over chains of each transition, likewise, T of them.
-    """
+    """One weighted run of C chains for each of N rows, as it goes along its path of T + 1 temperatures."""
 
     path: AnnealingPath
-    u: Tensor
-    log_w: Tensor
-    log_z: list[Tensor] = field(default_factory=list)
-    ratio: list[Tensor] = field(default_factory=list)
-    acceptance: list[Tensor] = field(default_factory=list)
+    u: Tensor  # the chains, (C, N, D)
+    log_w: Tensor  # (C, N) in float64
+    log_z: list[Tensor] = field(default_factory=list)  # log mean weight at each temperature, (N,)
+    ratio: list[Tensor] = field(default_factory=list)  # weighted mean of log ratio, likewise
+    acceptance: list[Tensor] = field(default_factory=list)  # mean over chains of each transition, likewise
 
     def add(self, point: Point, log_w: Tensor, acceptance: Tensor | None = None) -> None:
         """Add log Ẑ_β and Σ w ratio / Σ w at one temperature; there is no `acceptance` before the first transition."""
@@ -42,7 +34,7 @@ class AnnealedRun:
         if acceptance is not None:
             self.acceptance.append(acceptance.mean(0).cpu())
         w = log_w.softmax(0)
-        self.log_z.append(log_mean(log_w).cpu())
+        self.log_z.append((log_w.logsumexp(0) - math.log(len(log_w))).cpu())
         self.ratio.append(torch.where(w > 0, w * point.ratio, 0).sum(0).cpu())
 
     @classmethod
@@ -64,31 +56,17 @@ class AnnealedRun:
 
     def result(self, settings: AISSettings, measure: str) -> Annealed:
         """Return what the user reads."""
-        log_w = self.log_w.cpu()
-        return Annealed(
-            log_mean(log_w),
-            *errors(log_w),
-            torch.stack(self.acceptance),
-            log_w,
-            self.path.betas,
-            self.path.steps.cpu(),
-            torch.stack(self.log_z),
-            torch.stack(self.ratio),
-            settings,
-            measure,
-        )
+        sums = self.sums
+        path = self.log_w.cpu(), self.path.betas, self.path.steps.cpu()
+        acceptance, log_z, ratio = (torch.stack(rows) for rows in (self.acceptance, self.log_z, self.ratio))
+        return Annealed(sums.log_px, sums.mc_se, sums.ess, acceptance, *path, log_z, ratio, settings, measure)
 
-
-def log_mean(log_w: Tensor) -> Tensor:
-    """log 1/C Σ_c w_c of each row."""
-    return log_w.logsumexp(0) - math.log(len(log_w))
-
-
-def errors(log_w: Tensor) -> tuple[Tensor, Tensor]:
-    """(standard error of log mean w by the delta method, √((C/ESS − 1) / (C − 1)); ESS (Σ w)² / Σ w²), each ``(N,)``."""
-    chains = len(log_w)
-    ess = (2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0)).exp().clamp(1, chains)
-    return ((chains / ess - 1).clamp_min(0) / (chains - 1 or math.nan)).sqrt(), ess
+    @property
+    def sums(self) -> WeightSums:
+        """Sums of the weights, for their mean with its error and the ESS."""
+        sums = WeightSums(self.log_w.shape[1])
+        sums.add(self.log_w)
+        return sums
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -96,13 +74,11 @@ class Annealed(RowEstimates):
     r"""log p̂(x) of each row by annealed importance sampling: a lower bound in expectation, E[p̂] = p(x); nats.
 
     Attributes:
-        log_px: log mean weight, ``(N,)`` in float64.
-        mc_se: its Monte Carlo standard error (delta method; believe it where ess is large).
+        log_px, mc_se: log mean weight, ``(N,)`` in float64, and its Monte Carlo standard error (believe it where ess is large).
         ess: effective number of chains of each row, between 1 and C.
         acceptance_by_temperature: mean over chains of each transition, ``(T, N)``.
         log_w: the weights, ``(C, N)``.
-        betas: the path, ``(T + 1,)``.
-        steps: step sizes, ``(T + 1, N)``.
+        betas, steps: the path, ``(T + 1,)``, and its step sizes, ``(T + 1, N)``.
         log_z: log Ẑ_β of each row at each temperature, ``(T + 1, N)``; the last is `log_px`.
         ratio: E_β[log p(x, z) − log start], ``(T + 1, N)``: with the prior as start, E_β[log p(x | z)].
         settings: that it was run with.

@@ -11,6 +11,7 @@ from .ais import Annealer, anneal
 from .densities import Densities
 from .hmc import transition
 from .result import AnnealedRun
+from .schedule import AnnealingPath
 
 Latents = dict[str, Tensor]
 REVERSE, RESAMPLE = 3, 4  # kinds of streams, after those of annealing
@@ -31,7 +32,8 @@ def reverse(annealer: Annealer, refresh: int, latents: Latents | None, ahead: An
             point = density(u)
             for _ in range(refresh):  # leaves the posterior as it is, and takes chains that share a start apart
                 point, _ = transition(density, 1.0, point, path.steps[-1], settings.leapfrog_steps)
-            runs.append(anneal(density, point, path.reversed(), settings, "reverse AIS"))
+            backwards = AnnealingPath(path.betas.flip(0), path.steps.flip(0))
+            runs.append(anneal(density, point, backwards, settings, "reverse AIS"))
     return AnnealedRun.joined(runs)
 
 

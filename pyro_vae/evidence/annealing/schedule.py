@@ -61,10 +61,6 @@ class AnnealingPath:
     steps: Tensor
     spread: Tensor | None = None
 
-    def reversed(self) -> AnnealingPath:
-        """Return the same path from its end."""
-        return AnnealingPath(self.betas.flip(0), self.steps.flip(0))
-
 
 def betas(schedule: str, num_temperatures: int) -> Tensor:
     r"""β_0 = 0 < … < β_T = 1, ``(T + 1,)`` in float64: t / T, or (σ(δ(2t/T − 1)) − σ(−δ)) / (σ(δ) − σ(−δ)) with δ = 4.

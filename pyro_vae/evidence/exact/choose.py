@@ -32,13 +32,11 @@ def exact(model: Program, guide: Program | None, x: Any, *context: Any, missing:
         >>> print(exact(model, None, torch.tensor([0.0, 1.0])))
         log p(x) -0.780 ± 0.0e+00 (enumeration) ... | 2 codes of 'z' | binary | ...
     """
+    oracles: tuple[Callable[..., Exact], ...] = (linear_gaussian, enumerate_latents, quadrature)
     why = []
-    for oracle in ORACLES:
+    for oracle in oracles:
         try:
             return oracle(model, guide, x, *context, missing=missing)
         except ProgramError as error:
             why.append(f"{oracle.__name__}: {error}")
     raise ProgramError("no oracle applies to this model. " + " | ".join(why))
-
-
-ORACLES: tuple[Callable[..., Exact], ...] = (linear_gaussian, enumerate_latents, quadrature)

@@ -41,9 +41,6 @@ def enumerate_latents(
         guide: not run; its modules are put in eval mode too. May be None.
         chunk_size: (row, code) pairs run at a time.
 
-    Returns:
-        An :class:`~pyro_vae.evidence.exact.result.Exact` of error 0.
-
     Raises:
         ProgramError: a continuous latent, one without a finite list of values, or more than 2^16 codes in all, by site; or
             codes whose prior probabilities do not add up to 1.
@@ -75,9 +72,7 @@ class Codes:
     def __init__(self, joint: Joint) -> None:
         self.joint = joint
         self.supports = {name: listed(name, site["fn"]) for name, site in joint.latents.items()}
-        self.elements = {
-            layout.name: layout.size // math.prod(self.supports[layout.name].shape[1:]) for layout in joint.layouts
-        }
+        self.elements = {s.name: s.size // math.prod(self.supports[s.name].shape[1:]) for s in joint.layouts}
         counts = {name: len(values) ** self.elements[name] for name, values in self.supports.items()}
         self.total = math.prod(counts.values())
         if self.total > MAX_CODES:
@@ -91,11 +86,9 @@ class Codes:
         """Return the sites' values of numbered codes, side by side: ``(G, 1, D)``."""
         columns = []
         for name, support in self.supports.items():
-            digits = []
-            for _ in range(self.elements[name]):
-                digits.append(codes % len(support))
-                codes = codes // len(support)
-            columns.append(support[torch.stack(digits, -1)].reshape(len(codes), 1, -1))
+            radix = len(support) ** torch.arange(self.elements[name], device=codes.device)
+            columns.append(support[codes.unsqueeze(-1) // radix % len(support)].reshape(len(codes), 1, -1))
+            codes = codes // len(support) ** self.elements[name]
         return torch.cat(columns, -1)
 
     def add_up(self, rows: Tensor, shared: Shared | None, chunk_size: int) -> Tensor:

@@ -25,11 +25,8 @@ NEVER = -1e30  # a log-probability that stands for −∞ in a matrix product, w
 class Joint:
     """log p(x_n, z) of a Pyro program, of N rows of data and at any z ``(G, R, D)``: G points for each of R rows.
 
-    Args:
-        model: a Pyro program with one data plate.
-        guide: owns modules too; it is not run.
-        x, c, missing: data, contexts, and that x may hold NaN.
-        unconstrained: points are u on the real line, z = T(u), and densities hold log |dz/du|.
+    The guide is not run, but owns modules too. If `unconstrained`, points are u on the real line, z = T(u), and densities hold
+    log |dz/du|.
     """
 
     def __init__(

@@ -44,9 +44,6 @@ def linear_gaussian(
         tol: relative departure from affine means and constant covariances that passes for rounding.
         seed: of the random z.
 
-    Returns:
-        An :class:`~pyro_vae.evidence.exact.result.Exact` of error 0.
-
     Raises:
         ProgramError: a site that is not Gaussian, whose mean is not affine or whose covariance varies with z.
 
@@ -91,22 +88,18 @@ class Gaussian:
         self.joint, self.rows, self.tol = joint, rows, max(tol, 50 * joint.eps)
         self.size = joint.dims
         shared = len(joint.problem.args) == 1  # without a context, one row's matrices are all rows'
-        self.sites = self.run(self.probes(1 if shared else len(rows)), rows[:1] if shared else rows)
+        self.z = self.probes()
+        rows = rows[:1] if shared else rows
+        self.sites, _ = joint.trace(self.z.unsqueeze(1).expand(-1, len(rows), -1), rows)
+        if masked := [name for name, site in self.sites.items() if site["mask"] is not None]:
+            raise ProgramError(f"site {masked[0]!r} is masked: no closed form. Use quadrature, or importance sampling.")
         self.a, self.b, self.cov = zip(*(self.affine(name) for name in (*joint.latents, *joint.observed)), strict=True)
 
-    def probes(self, rows: int) -> Tensor:
-        """z = 0, the unit vectors, and random z further and further out: ``(1 + D + 3, rows, D)``."""
+    def probes(self) -> Tensor:
+        """z = 0, the unit vectors, and random z further and further out: ``(1 + D + 3, D)``."""
         exact = torch.cat([torch.zeros(1, self.size), torch.eye(self.size)]).to(self.joint.device, torch.float64)
         radii = torch.tensor(RADII).to(exact).unsqueeze(-1)
-        self.z = torch.cat([exact, radii * torch.randn(len(RADII), self.size).to(exact)])
-        return self.z.unsqueeze(1).expand(-1, rows, -1)
-
-    def run(self, z: Tensor, rows: Tensor) -> dict[str, Site]:
-        """Run the program at z; a ProgramError if one of its sites is masked."""
-        sites, _ = self.joint.trace(z, rows)
-        if masked := [name for name, site in sites.items() if site["mask"] is not None]:
-            raise ProgramError(f"site {masked[0]!r} is masked: no closed form. Use quadrature, or importance sampling.")
-        return sites
+        return torch.cat([exact, radii * torch.randn(len(RADII), self.size).to(exact)])
 
     def affine(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
         """Return A ``(R, k, D)``, b ``(R, k)`` and the covariance ``(R, k, k)`` of a site."""
@@ -114,16 +107,12 @@ class Gaussian:
         b, end = mean[0], 1 + self.size
         a = (mean[1:end] - b).movedim(0, -1)
         guess = b + torch.einsum("rkd,pd->prk", a, self.z[end:])
-        off = (mean[end:] - guess).abs().amax() / (1 + mean.abs().amax())
-        if not off <= self.tol:
-            raise ProgramError(
-                f"site {name!r}: its mean is not affine in z (off by {off:.1e} of its size): no closed form."
-            )
-        off = (cov - cov[:1]).abs().amax() / cov[0].abs().amax()
-        if not off <= self.tol:
-            raise ProgramError(
-                f"site {name!r}: its covariance varies with z (by {off:.1e} of its size): no closed form."
-            )
+        for off, why in (
+            ((mean[end:] - guess).abs().amax() / (1 + mean.abs().amax()), "its mean is not affine in z (off by"),
+            ((cov - cov[:1]).abs().amax() / cov[0].abs().amax(), "its covariance varies with z (by"),
+        ):
+            if not off <= self.tol:
+                raise ProgramError(f"site {name!r}: {why} {off:.1e} of its size): no closed form.")
         return a, b, embed(cov[0])
 
     def log_px(self) -> Tensor:

@@ -41,12 +41,12 @@ def quadrature(
 
     on a lattice of spacing h, which converges exponentially as h falls, for smooth integrands. A first lattice covers a box
     that holds the mass of each row: where p(z) and p(x | z) do not depend on the row, one for all rows, and the decoder runs
-    once at each of its points. Its spacing is then halved for the rows that need it, but only where their integrand is above
-    e^−16 tol of its maximum, and what is connected with that. So several modes are no more work than one. The error is the
+    once at each of its points. Its spacing is then halved for the rows that need it, where their integrand is above
+    e^−16 tol of its maximum, and what is connected with that: several modes are no more work than one. The error is the
     most that any of the 2^D lattices of twice the spacing, which make up the last one, is off it.
 
-    What it can miss: a second mode that is so narrow that all points of the first lattice lie e^16 / tol below the best one
-    of them. Kinks (a Laplace prior, ReLUs) slow the convergence; the error says so.
+    It can miss a second mode that is so narrow that all points of the first lattice lie e^16 / tol below the best one of
+    them. Kinks (a Laplace prior, ReLUs) slow the convergence, and the error shows it.
 
     Args:
         model, x, *context, missing: as for :func:`~pyro_vae.log_likelihood`.
@@ -58,7 +58,7 @@ def quadrature(
         seed: of the draws that say where to look first.
 
     Returns:
-        An :class:`~pyro_vae.evidence.exact.result.Exact`; rows whose error stayed above `tol` are flagged.
+        An :class:`~pyro_vae.Exact`; rows whose error stayed above `tol` are flagged.
 
     Raises:
         ProgramError: discrete latents, latents on a manifold, or more than 3 dimensions, by site; or log p(x, z) is NaN.
@@ -96,9 +96,9 @@ def quadrature(
         if len(joint) > FEW if share is None else share:
             shared = Shared.of(joint, torch.randn(4, 1, dims, dtype=torch.float64, device=joint.device))
         first = shared.log_prob if shared else joint.log_prob
+        m = min((TOGETHER if shared else ALONE)[dims], int(points ** (1 / dims) + 1e-9))  # along each axis
         for rows in joint.everyone.split(BLOCK[bool(shared)]):
             box = rule.widen(first, scout(joint, guide, rows, together=bool(shared)), rows)
-            m = rule.along((TOGETHER if shared else ALONE)[dims])
             log_px[rows], error[rows], refined[rows] = rule.integrate(first, box, rows, m, joint.log_prob)
         how = "one grid for all rows" if shared else "a grid for each row"
         if refined.any():

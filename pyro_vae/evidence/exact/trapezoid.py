@@ -36,10 +36,6 @@ class Box:
         """Return the boxes of some of its rows."""
         return self if len(self.lower) == 1 else Box(self.lower[which], self.upper[which])
 
-    def lattice(self, m: int, rows: int) -> Lattice:
-        """Lay m points along each axis, from edge to edge."""
-        return Lattice(self.lower.expand(rows, -1), (self.width / (m - 1)).expand(rows, -1))
-
     def at(self, digits: Tensor, m: int) -> Tensor:
         """Return grid points u ``(G, R, D)`` of digits 0 … m − 1, ``(G, D)``."""
         return self.lower + self.width * (digits.to(self.lower) / (m - 1)).unsqueeze(1)
@@ -52,9 +48,9 @@ class Lattice:
     origin: Tensor
     step: Tensor
 
-    def at(self, points: Points) -> Tensor:
+    def at(self, row: Tensor, digits: Tensor) -> Tensor:
         """Return the points u, ``(1, P, D)``."""
-        return (self.origin[points.row] + self.step[points.row] * points.digits).unsqueeze(0)
+        return (self.origin[row] + self.step[row] * digits).unsqueeze(0)
 
     def halved(self) -> Lattice:
         return Lattice(self.origin, self.step / 2)
@@ -117,10 +113,6 @@ class Rule:
         """Nats below the maximum, from where on the integrand is left out."""
         return MARGIN - math.log(self.tol)
 
-    def along(self, most: int) -> int:
-        """Return the points along each axis of a first lattice: `most`, if no row gets more than it may have."""
-        return min(most, int(self.points ** (1 / self.dims) + 1e-9))
-
     def digits(self, start: int, stop: int, m: int, device: torch.device) -> Tensor:
         """Return grid points start … stop − 1 by their digits along each axis, ``(G, D)``."""
         return torch.arange(start, stop, device=device).unsqueeze(-1) // m ** torch.arange(self.dims, device=device) % m
@@ -143,19 +135,16 @@ class Rule:
     def span(self, f: Density, box: Box, rows: Tensor, m: int) -> tuple[Tensor, Tensor]:
         """Return the first and last digit along each axis of the points that matter, ``(R, D)`` each."""
         digits = self.digits(0, m**self.dims, m, rows.device)
-        values = torch.cat([f(part, rows) for part in box.at(digits, m).split(self.at_once(rows))])
+        values = torch.cat([f(part, rows) for part in box.at(digits, m).split(max(1, self.chunk_size // len(rows)))])
         values = values.nan_to_num(nan=-math.inf, posinf=-math.inf)
         keep = (values > values.amax(0) - self.depth) & values.isfinite()
         keep = (keep | ~keep.any(0)).unsqueeze(-1)  # nothing seen yet: look further out everywhere
         return torch.where(keep, digits.unsqueeze(1), m).amin(0), torch.where(keep, digits.unsqueeze(1), -1).amax(0)
 
-    def at_once(self, rows: Tensor) -> int:
-        return max(1, self.chunk_size // len(rows))
-
     def first(self, f: Density, box: Box, rows: Tensor, m: int) -> tuple[Lattice, Points]:
         """Lay m points along each axis, and keep those that matter; streamed, so that the rest takes no memory."""
         top = torch.full((len(rows),), -math.inf, dtype=torch.float64, device=rows.device)
-        parts, chunk, wrong = [], self.at_once(rows), torch.zeros_like(rows, dtype=torch.bool)
+        parts, chunk, wrong = [], max(1, self.chunk_size // len(rows)), torch.zeros_like(rows, dtype=torch.bool)
         for start in range(0, m**self.dims, chunk):
             digits = self.digits(start, min(start + chunk, m**self.dims), m, rows.device)
             values = f(box.at(digits, m), rows)
@@ -165,7 +154,8 @@ class Rule:
             point, row = (values > top - self.depth).nonzero(as_tuple=True)
             parts.append(Points(row, digits[point], values[point, row]))
         check((wrong & (top == -math.inf)).nonzero().flatten(), rows)
-        return box.lattice(m, len(rows)), Points.joined(parts).above(self.depth, len(rows))
+        lattice = Lattice(*(t.expand(len(rows), -1) for t in (box.lower, box.width / (m - 1))))
+        return lattice, Points.joined(parts).above(self.depth, len(rows))
 
     def integrate(self, f: Density, box: Box, rows: Tensor, m: int, finer: Density) -> tuple[Tensor, Tensor, Tensor]:
         """Return log p(x), its error, and which rows took lattices finer than the first, ``(R,)`` each.
@@ -222,10 +212,7 @@ class Rule:
         return keys >> self.dims * bits, torch.stack(axes, -1)
 
     def cover(self, f: Density, lattice: Lattice, keys: Tensor, rows: Tensor) -> tuple[Points, Tensor]:
-        """Grow these points until no neighbour of a point that matters is left out.
-
-        Returns them, and the rows for which that took no more points than they may have, ``(R,)``.
-        """
+        """Grow these points until no neighbour of a point that matters is left out; and the rows that had enough for it."""
         count, seen = len(rows), keys[:0]
         points = Points(keys[:0], keys.new_empty(0, self.dims), lattice.step.new_empty(0))
         used = torch.zeros(count, dtype=torch.long, device=rows.device)
@@ -242,13 +229,12 @@ class Rule:
 
     def evaluate(self, f: Density, lattice: Lattice, row: Tensor, digits: Tensor, rows: Tensor) -> Points:
         """Evaluate the integrand at chosen points; a ProgramError if it is NaN or +inf."""
-        points = Points(row, digits, lattice.step.new_empty(len(row)))
         if not len(row):
-            return points
-        chunks = zip(lattice.at(points).split(self.chunk_size, 1), rows[row].split(self.chunk_size), strict=True)
+            return Points(row, digits, lattice.step.new_empty(0))
+        chunks = zip(lattice.at(row, digits).split(self.chunk_size, 1), rows[row].split(self.chunk_size), strict=True)
         values = torch.cat([f(u, part)[0].double() for u, part in chunks])
         check(row[values.isnan() | (values == math.inf)], rows)
-        return replace(points, values=values)
+        return Points(row, digits, values)
 
 
 def check(bad: Tensor, rows: Tensor) -> None:

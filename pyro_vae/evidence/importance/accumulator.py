@@ -122,12 +122,9 @@ def sums_of(log_w: Tensor) -> Tensor:
 class RowBlock:
     """Running sums of a block of rows, and the record of which of K particles they are of.
 
-    Particles come in blocks of `size`. Sums are added block after block: those that came before their turn wait, and so do the
-    weights of a block that is not complete. Hence the same bits, whoever computed which first.
-
-    Args:
-        rows: first to last row of the block, counted over all data.
-        planned: K. The last block has what is left over, K mod `size`, and is drawn anew when K rises.
+    Particles come in blocks of `size`; the last of the K `planned` has what is left over, and is drawn anew when K rises. Sums
+    are added block after block: those that came before their turn wait, and so do the weights of a block that is not
+    complete. Hence the same bits, whoever computed which first.
     """
 
     def __init__(self, rows: range, planned: int) -> None:
@@ -219,7 +216,9 @@ class RowBlock:
             block = 0 if less.done else twice[0]
             raise UsageError(f"particles from {block * self.size} on are there twice: merge parts that share none.")
         both = copy.deepcopy(more)
-        both.weight_sums.largest.merge(less.weight_sums.largest)
+        largest, others = both.weight_sums.largest, less.weight_sums.largest
+        largest.add(others.values.T)
+        largest.cut = torch.maximum(largest.cut, others.cut)
         both.waiting |= less.waiting
         for block, pieces in less.pieces.items():
             for offset, piece in pieces.items():

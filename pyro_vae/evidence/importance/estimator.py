@@ -51,8 +51,8 @@ def importance(
     state.
 
     Rows go in blocks of 64 and particles in blocks of 4096 (row, particle) pairs, each with a stream of its own from the
-    seed. So the numbers are the same to the bit whatever order, process or resumption runs them. Another `chunk_size` runs the
-    same particles in other shapes, and gives the same numbers to rounding (of the programs' own dtype).
+    seed: the same numbers to the bit, whatever order, process or resumption runs them. Another `chunk_size` runs the same
+    particles in other shapes, and gives the same numbers to rounding (of the programs' own dtype).
 
     Args:
         model, guide, x, *context: as for :func:`~pyro_vae.log_likelihood`.
@@ -79,9 +79,6 @@ def importance(
         on_block: called after each block of rows with the :class:`~pyro_vae.evidence.importance.accumulator.RowBlock` of
             every block (those to come are empty) and the evidence's other facts, to save them.
         verbose: a progress bar, on a terminal only.
-
-    Returns:
-        An :class:`Evidence`: per-row ``log_px``, ``mc_se``, ``ess``, ``khat``, ``elbo`` …, and their means, in nats.
 
     Raises:
         SupportError, ShapeError, DataError: x outside the support of the likelihood, of another shape, not finite.
@@ -158,12 +155,10 @@ def check_target(target_se: float | None, max_samples: int, num_samples: int, pa
     if not target_se > 0:
         raise UsageError(f"target_se must be above 0 nats, got {target_se}")
     if max_samples < num_samples:
-        raise UsageError(
-            f"max_samples={max_samples} is below num_samples={num_samples}, which is where target_se starts"
-        )
+        raise UsageError(f"max_samples={max_samples} is below num_samples={num_samples}, where target_se starts")
     if particles is not None:
         raise UsageError(
-            "target_se asks for as many particles as it takes, particles= for some of them: give one of the two"
+            "target_se asks for as many particles as it takes, particles= for some of them: give one of them"
         )
 
 

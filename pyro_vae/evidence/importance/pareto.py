@@ -81,10 +81,7 @@ def gpd_shape(y: Tensor) -> Tensor:
     r"""Fit the shape k of a generalised Pareto to each row: k(b) = mean log(1 − b y), b by its posterior mean.
 
     b is summed over a grid of 30 + √M points under Zhang & Stephens' prior, with the profile likelihood
-    M (log(−b / k(b)) − k(b) − 1). A prior of 10 observations at 0.5 steadies k.
-
-    Args:
-        y: excesses ``(N, M)``, ascending.
+    M (log(−b / k(b)) − k(b) − 1). A prior of 10 observations at 0.5 steadies k. Excesses y are ``(N, M)``, ascending.
     """
     m = y.shape[1]
     points = 30 + math.isqrt(m)
@@ -103,16 +100,12 @@ def shape_at(b: Tensor, y: Tensor) -> Tensor:
 
 
 class LargestWeights:
-    """Largest `keep` log weights of each row so far, whatever the order they came in; memory O(N · keep).
-
-    Attributes:
-        values: ``(N, ≤ 2 keep)``, in no order.
-        cut: the largest of those dropped, ``(N,)``; below it the values are incomplete.
-    """
+    """Largest `keep` log weights of each row so far, whatever the order they came in; memory O(N · keep)."""
 
     def __init__(self, num_rows: int, keep: int) -> None:
         self.keep = keep
-        self.values = torch.empty(num_rows, 0, dtype=torch.float64)
+        self.values = torch.empty(num_rows, 0, dtype=torch.float64)  # (N, ≤ 2 keep), in no order
+        # the largest of those dropped, below which the values are incomplete
         self.cut = torch.full((num_rows,), -math.inf, dtype=torch.float64)
 
     def add(self, log_w: Tensor) -> None:
@@ -127,11 +120,6 @@ class LargestWeights:
         self.values = ordered[:, : self.keep].clone()
         if ordered.shape[1] > self.keep:
             self.cut = torch.maximum(self.cut, ordered[:, self.keep])
-
-    def merge(self, other: LargestWeights) -> None:
-        """Add the largest weights of other particles."""
-        self.add(other.values.T)
-        self.cut = torch.maximum(self.cut, other.cut)
 
     def khat(self, count: int) -> Tensor:
         """k̂ of the `count` weights that these are the largest of; NaN where too many of them were dropped to know."""

@@ -27,15 +27,10 @@ from pyro_vae.programs.sites import LogProbs, Program, is_latent, latent_sites, 
 
 @dataclass(frozen=True)
 class Proposal:
-    """(1 − weight) · guide + weight · prior, the guide's scales multiplied by `factor`.
+    """(1 − weight) · guide + weight · prior, the guide's scales multiplied by `factor`."""
 
-    Attributes:
-        weight: share of the prior, 0 ≤ weight < 1.
-        factor: of the guide's scales, above 0.
-    """
-
-    weight: float = 0.0
-    factor: float = 1.0
+    weight: float = 0.0  # 0 ≤ weight < 1
+    factor: float = 1.0  # above 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight < 1:

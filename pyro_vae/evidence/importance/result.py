@@ -34,8 +34,7 @@ class Evidence(RowEstimates):
         log_px: importance-sampled log p(x_n), ``(N,)`` in float64: a lower bound in expectation.
         mc_se: Monte Carlo standard error of each `log_px` (delta method; believe it where ess is large).
         ess: effective sample size (Σ w)² / Σ w² of each row, between 1 and `num_samples`.
-        elbo: the evidence lower bound of each row.
-        elbo_se: Monte Carlo standard error of each `elbo`.
+        elbo, elbo_se: the evidence lower bound of each row, and its Monte Carlo standard error.
         num_samples: K, particles a row (the most that any row has).
         seed: of the particles.
         khat: Pareto k̂ of each row's weights; NaN where it is not known (K < 25), −∞ where they have no tail.
@@ -75,10 +74,7 @@ class Evidence(RowEstimates):
 
     @classmethod
     def merge(cls, parts: Iterable[Evidence]) -> Evidence:
-        """Merge parts of one evaluation: disjoint in rows or in particles; in any order, and to the bit.
-
-        Args:
-            parts: from :func:`~pyro_vae.log_likelihood` with `rows` or `particles`, the same in all else.
+        """Merge parts of one evaluation, from :func:`~pyro_vae.log_likelihood` with `rows` or `particles`, to the bit.
 
         Raises:
             UsageError: parts of other seeds or proposals, that share particles, leave out rows in between, or hold none.
@@ -174,11 +170,8 @@ class Evidence(RowEstimates):
     def of_counts(self, levels: int, event_size: int) -> Evidence:
         """Convert evidence of dequantised y = (x + u) / levels to that of the counts x: every log less D log levels.
 
-        E_u[log p(y)] − D log levels ≤ log P(x): a lower bound, whose measure is "counts, dequantised".
-
-        Args:
-            levels: as for :func:`~pyro_vae.data.dequantize`.
-            event_size: D, elements of one row.
+        E_u[log p(y)] − D log levels ≤ log P(x): a lower bound, whose measure is "counts, dequantised". `levels` are as for
+        :func:`~pyro_vae.data.dequantize`, and D is `event_size`, the elements of one row.
 
         Raises:
             UsageError: evidence of what is no density.
@@ -254,13 +247,7 @@ class Evidence(RowEstimates):
         proposal: str = "guide",
         target_se: float | None = None,
     ) -> Evidence:
-        """Read what `rows_csv` wrote, to the last bit.
-
-        Args:
-            text: of the file; further columns are left alone.
-            num_samples: K, the most that any row has.
-            seed: of the particles.
-            measure, proposal, target_se: as the evidence had them.
+        """Read what `rows_csv` wrote, to the last bit; further columns are left alone, other arguments are the evidence's.
 
         Raises:
             DataError: a column is missing, a row is out of order, or a cell is no number.

@@ -26,9 +26,7 @@ FACTS = ("seed", "proposal", "measure", "target_se")
 def save_evidence(evidence: Evidence, path: str | Path) -> None:
     """Write evidence and the sums of its particles as safetensors; :func:`load_evidence` reads the same bits.
 
-    Args:
-        evidence: from :func:`~pyro_vae.log_likelihood`.
-        path: of the file, which is replaced as a whole or, if that fails, left as it is.
+    The file is replaced as a whole or, if that fails, left as it is.
 
     Raises:
         UsageError: evidence that was read from a table, and holds no particles.
@@ -78,11 +76,7 @@ def load_evidence(path: str | Path) -> Evidence:
 
 
 def evidence_from(content: bytes, path: str | Path) -> tuple[Evidence, dict[str, Any]]:
-    """Read what :func:`evidence_bytes` wrote, and the digests of what it is of; messages name `path`.
-
-    Raises:
-        DataError: it is damaged or of another kind.
-    """
+    """Read what :func:`evidence_bytes` wrote; a DataError that names `path` if it is damaged or of another kind."""
     try:
         tensors = load(content)
         metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
