@@ -158,7 +158,7 @@ def check_target(target_se: float | None, max_samples: int, num_samples: int, pa
         raise UsageError(f"max_samples={max_samples} is below num_samples={num_samples}, where target_se starts")
     if particles is not None:
         raise UsageError(
-            "target_se asks for as many particles as it takes, particles= for some of them: give one of them"
+            "target_se asks for as many particles as it takes, particles= for some of them: give one of the two"
         )
 
 
