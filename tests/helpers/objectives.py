@@ -13,7 +13,9 @@ DOUBLE = torch.float64
 
 
 def close(a, b, atol=1e-10, rtol=1e-10):
-    torch.testing.assert_close(torch.as_tensor(a), torch.as_tensor(b), atol=atol, rtol=rtol, check_dtype=False)
+    torch.testing.assert_close(
+        torch.as_tensor(a), torch.as_tensor(b), atol=atol, rtol=rtol, check_dtype=False, check_device=False
+    )
 
 
 def loss_and_grads(objective, pair, *args, seed=3, modules=None):

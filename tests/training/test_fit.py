@@ -61,7 +61,7 @@ def check_like_svi(vae, other, x, objective, rate=0.01):
         gradients = [(b - p.detach()) / rate for b, p in zip(before, vae.parameters(), strict=True)]
         torch.manual_seed(seed)
         ours = step.loss_and_grads(x)
-        assert ours == pytest.approx(theirs, abs=1e-6)
+        assert float(ours) == pytest.approx(theirs, abs=1e-6)
         torch.testing.assert_close([p.grad for p in other.parameters()], gradients, rtol=0, atol=1e-6)
         step.update()
 
