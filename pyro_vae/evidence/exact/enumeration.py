@@ -24,12 +24,7 @@ BLOCK = 64  # rows at a time, where each needs runs of its own
 
 @suggest_keywords
 def enumerate_latents(
-    model: Program,
-    guide: Program | None,
-    x: Any,
-    *context: Any,
-    chunk_size: int = 16384,
-    missing: bool = False,
+    model: Program, guide: Program | None, x: Any, *context: Any, chunk_size: int = 16384, missing: bool = False
 ) -> Exact:
     r"""log p(x_n) = log Σ_z p(x_n | z) p(z), over every code z of the discrete latents; exact up to rounding.
 
