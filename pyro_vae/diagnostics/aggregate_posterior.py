@@ -116,10 +116,8 @@ def unit_log_probs(sites: dict[str, Site], values: Values, plates: Plates) -> Te
 
 
 def posteriors(problem: Problem, form: PosteriorForm, seed: int) -> Scorer:
-    """Return a scorer of any draws, log q(z_u | x_m) for some rows: ``(draws, n, units)``.
-
-    One run of the guide serves all draws where no site depends on another; of a hierarchy it runs on every block of them.
-    """
+    """Return a scorer of any draws, log q(z_u | x_m) for some rows: ``(draws, n, units)``."""
+    # of a hierarchy the guide runs on every block of draws
     fixed = problem.sites(problem.guide) if form.fixed else None
 
     def of(z: Values) -> Tensor:

@@ -51,9 +51,7 @@ class ElboDecomposition:
         per_unit: KL(q(z_u) ‖ p(z_u)) of each unit; None where `dimension_wise_kl` is.
         why_fewer_parts: why there is no more than `marginal_kl`; None where there is.
         sites: what :func:`~pyro_vae.latents` says of units: KL in closed form where there is one, Var_x(E[z_u | x]).
-        rows: N.
-        num_samples: S, draws a row.
-        seed: of the draws.
+        rows, num_samples, seed: N; S, draws a row; of the draws.
         measure: that the ELBO and its reconstruction are densities with respect to; "score" for one of no distribution.
     """
 
@@ -110,10 +108,7 @@ class ElboDecomposition:
             "why_no_more_parts": self.why_fewer_parts,
             "active_units": self.active(),
             "units": sum(len(units.activity) for units in self.sites.values()),
-            "rows": self.rows,
-            "num_samples": self.num_samples,
-            "seed": self.seed,
-            "measure": self.measure,
+            **{name: getattr(self, name) for name in ("rows", "num_samples", "seed", "measure")},
             "unit": "nats per row",
         }
 
@@ -158,14 +153,10 @@ def decompose(
     the guide runs once for every block of draws. Changes no parameter, no module's mode and no global random state.
 
     Args:
-        model: a Pyro program, as for :func:`~pyro_vae.log_weights`; its prior p(z) the same for every row.
-        guide: its guide.
-        x: data ``(N, *event)``.
-        *context: what the programs take beside x, each with N rows.
+        model, guide, x, *context, missing: as for :func:`~pyro_vae.log_likelihood`; the prior p(z) the same for every row.
         num_samples: S, draws of z a row; 2 at least, so that their noise is known.
         seed: of the draws.
         chunk_size: (row, draw) pairs the programs are run on at a time.
-        missing: x may hold NaN, as for :func:`~pyro_vae.log_likelihood`.
         verbose: a progress bar, on a terminal only.
 
     Raises:

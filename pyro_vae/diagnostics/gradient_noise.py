@@ -29,8 +29,7 @@ class GradientStats:
     Attributes:
         mean: of the gradient over draws, ``(coordinates,)``, nats per unit of the parameter.
         variance: its variance from draw to draw, ``(coordinates,)``.
-        cosine: mean over draws of cos(one draw, reference); NaN where either is 0.
-        cosine_se: its standard error, over draws.
+        cosine, cosine_se: mean over draws of cos(one draw, reference), NaN where either is 0; its standard error, over draws.
     """
 
     mean: Tensor = field(repr=False)
@@ -65,10 +64,8 @@ class GradientReport:
 
     Attributes:
         stats: objective's name to "encoder" and "decoder" to :class:`GradientStats`.
-        draws: how many.
-        reference_draws: how many the reference is the mean of.
-        rows: of the batch.
-        seed: of the draws.
+        draws, reference_draws: how many, and how many the reference is the mean of.
+        rows, seed: of the batch; of the draws.
     """
 
     stats: Mapping[str, Mapping[str, GradientStats]]
@@ -139,9 +136,7 @@ def gradient_report(
     gradient's total variance over its squared length.
 
     Args:
-        vae: a VAE, or a tuple (model, guide).
-        x: rows, ``(N, *event)``.
-        *c: what else the programs take.
+        vae, x, *c: a VAE, or a tuple (model, guide); rows, ``(N, *event)``; what else the programs take.
         objectives: names to objectives, such as ``{"iwae": Bound(iwae, 8), "dreg": Bound(iwae, 8, estimator=dreg)}``, or
             a list of them, which are then named as they print. Any ELBO of Pyro's with a ``differentiable_loss`` will do.
         draws: how many gradients of each.

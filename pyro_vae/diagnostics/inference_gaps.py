@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.progress import tracked
 from pyro_vae.errors import ProgramError, ShapeError, UsageError
-from pyro_vae.evidence.estimate import LogPx, known
+from pyro_vae.evidence.estimate import LogPx, data_se, mean_se
 from pyro_vae.evidence.importance.result import LOW_ESS
 from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.sites import Program
@@ -37,9 +37,8 @@ class Gaps:
         improvement, improvement_se: ELBO(q*_n) − that in the middle of the steps; its paired Monte Carlo standard error.
         ess: effective sample size of q*'s weights, of `num_samples`.
         given: whether log p(x) was given.
-        steps: of the optimisation.
+        steps, seed: of the optimisation; of all noise.
         num_samples: K, draws a row, none of which q* was fitted on.
-        seed: of all noise.
         measure: that log p(x) and the ELBO are densities with respect to; "score" for one of no distribution.
     """
 
@@ -84,22 +83,18 @@ class Gaps:
 
     def mean(self, name: str) -> Number:
         """Average an attribute over rows, with Monte Carlo and data errors; None where one row or draw leaves one unknown."""
-        values, se, rows = getattr(self, name), getattr(self, f"{name}_se"), len(self)
-        data_se = known(values.std() / rows**0.5) if rows > 1 else None
-        return {"value": values.mean().item(), "mc_se": known(se.square().sum().sqrt() / rows), "data_se": data_se}
+        values, se = getattr(self, name), getattr(self, f"{name}_se")
+        return {"value": values.mean().item(), "mc_se": mean_se(se), "data_se": data_se(values)}
 
     def summary(self) -> dict[str, Any]:
-        """Means over rows, each with its Monte Carlo error (more draws shrink it) and its data error (more rows do)."""
+        """Average over rows, each mean with its Monte Carlo error (more draws shrink it) and its data error (more rows do)."""
         return {
             **{name: self.mean(name) for name in ("log_px", "approximation", "amortisation", "gap")},
             "rows_not_converged": (~self.converged).nonzero().flatten().tolist(),
             "rows_of_low_ess": int((self.ess < LOW_ESS).sum()),
             "log_px_from": "given" if self.given else "importance sampling with q*: a lower bound in expectation",
             "rows": len(self),
-            "steps": self.steps,
-            "num_samples": self.num_samples,
-            "seed": self.seed,
-            "measure": self.measure,
+            **{name: getattr(self, name) for name in ("steps", "num_samples", "seed", "measure")},
             "unit": "nats per row",
         }
 
@@ -144,10 +139,8 @@ def gaps(
     approximation gap. Changes no parameter, no module's mode and no global random state.
 
     Args:
-        model: a Pyro program, as for :func:`~pyro_vae.log_weights`; it must broadcast over particles.
-        guide: its guide. Several latent sites are taken, if the parameters of none depend on draws of another.
-        x: data ``(N, *event)``.
-        *context: what the programs take beside x, each with N rows.
+        model, guide, x, *context, missing: as for :func:`~pyro_vae.log_likelihood`; the model must broadcast over particles,
+            and the guide may have several latent sites, if the parameters of none depend on draws of another.
         log_px: log p(x_n), ``(N,)``, exact or from a stronger estimator; or what holds it as ``log_px``, with its error (an
             :class:`~pyro_vae.Evidence`, an annealed estimate, an oracle's).
         steps: of Adam, a row.
@@ -156,7 +149,6 @@ def gaps(
         num_samples: K, draws a row for the figures; 2 at least.
         seed: of all noise.
         chunk_size: (row, particle) pairs run at a time.
-        missing: x may hold NaN, as for :func:`~pyro_vae.log_likelihood`.
         verbose: a progress bar, on a terminal only.
 
     Returns:
@@ -168,8 +160,7 @@ def gaps(
         SupportError, DataError: as :func:`~pyro_vae.log_likelihood`.
 
     References:
-        Inference Suboptimality in Variational Autoencoders (Cremer, Li & Duvenaud, 2018),
-        https://arxiv.org/abs/1801.03558
+        Inference Suboptimality in Variational Autoencoders (Cremer, Li & Duvenaud, 2018), https://arxiv.org/abs/1801.03558
         Sticking the Landing (Roeder, Wu & Duvenaud, 2017; the gradient), https://arxiv.org/abs/1703.09194
 
     Example:

@@ -125,13 +125,10 @@ def latents(
 
     has expectation ≤ I(x; z) over rows drawn from the data (row i itself is among the j), and is never above log B; with B
     the whole data set it estimates the index-code information of Hoffman & Johnson. From above, without contexts,
-    I(x; z) ≤ KL: both are what a collapsed posterior lacks.
-
-    Changes no parameter, no module's mode and no global random state.
+    I(x; z) ≤ KL: both are what a collapsed posterior lacks. Changes no parameter, no module's mode and no global random state.
 
     Args:
-        model: a Pyro program, as for :func:`~pyro_vae.log_weights`.
-        guide: likewise.
+        model, guide: as for :func:`~pyro_vae.log_weights`.
         *args: x of shape ``(N, *event)``, and contexts with N rows.
         num_samples: S, draws of z a row, for what has no closed form; 2 at least, so that their noise is known.
         batch: B, rows of these among which I(x; z) is measured, spread evenly; it costs B² evaluations of q.
@@ -239,11 +236,7 @@ def join(parts: list[Drawn]) -> Units:
 
 
 def information(problem: Problem, seed: int) -> Tensor:
-    """log q(z_i | x_i) − log 1/B Σ_j q(z_i | x_j) for each of the B rows, ``(B,)``, float64 on the CPU.
-
-    The guide is run again on all rows, conditioned on the draws of row i, on one random stream: what it draws on the way to
-    its parameters is the same each time.
-    """
+    """log q(z_i | x_i) − log 1/B Σ_j q(z_i | x_j) for each of the B rows, ``(B,)``, float64 on the CPU."""
     count, terms = len(problem), []
     values = {}
     for name, site in seeded_sites(problem, problem.guide, 1, seed).items():
@@ -252,6 +245,7 @@ def information(problem: Problem, seed: int) -> Tensor:
     step = max(1, PAIRS // count)
     for start in range(0, count, step):
         some = {name: value[start : start + step] for name, value in values.items()}
+        # on one random stream: what the guide draws on the way to its parameters is the same each time
         sites = seeded_sites(problem, problem.guide, min(step, count - start), seed, some)
         log_q = problem.log_prob(sites).to("cpu", torch.float64)
         terms.append(log_q.diagonal(start) - log_q.logsumexp(1) + math.log(count))

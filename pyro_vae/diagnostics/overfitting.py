@@ -22,8 +22,7 @@ class Overfitting:
     r"""ELBO_train − ELBO_test = decoder + approximation + encoder, each above 0 where it overfits: by :func:`overfitting`.
 
     Attributes:
-        train: the :class:`Gaps` of rows that were trained on.
-        test: of rows that were not.
+        train, test: the :class:`Gaps` of rows that were trained on, and of rows that were not.
     """
 
     train: Gaps
@@ -50,7 +49,7 @@ class Overfitting:
         return difference(self.test, self.train, "approximation")
 
     def summary(self) -> dict[str, Any]:
-        """The parts, and both splits."""
+        """Return the parts, and both splits."""
         parts = {name: getattr(self, name) for name in ("decoder", "approximation", "encoder")}
         return parts | {
             "elbo": sum(part["value"] for part in parts.values()),
@@ -100,18 +99,15 @@ def overfitting(
     ELBO of training rows the higher one.
 
     Args:
-        model: as for :func:`gaps`.
-        guide: likewise.
         train: x, or a tuple of x and contexts, of rows that were trained on; the preprocessing of both splits must be one.
         test: likewise of rows that were not.
         log_px: as for :func:`gaps`, a pair (train, test).
         seed: of the noise, which differs between splits.
-        steps, lr, num_particles, num_samples, chunk_size, missing, verbose: as for :func:`gaps`, for both splits.
+        model, guide, steps, lr, num_particles, num_samples, chunk_size, missing, verbose: as for :func:`gaps`, for both splits.
 
     References:
         On the Quantitative Analysis of Decoder-Based Generative Models (Wu et al., 2017), https://arxiv.org/abs/1611.04273
-        Inference Suboptimality in Variational Autoencoders (Cremer, Li & Duvenaud, 2018),
-        https://arxiv.org/abs/1801.03558
+        Inference Suboptimality in Variational Autoencoders (Cremer, Li & Duvenaud, 2018), https://arxiv.org/abs/1801.03558
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist

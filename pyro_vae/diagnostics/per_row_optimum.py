@@ -79,11 +79,7 @@ def one_particle(value: Any, fn: Any) -> Any:
 
 
 def local_sites(problem: Problem) -> dict[str, PosteriorFamily]:
-    """Find the families of the guide's sites, with parameters of each row's own.
-
-    Raises:
-        ProgramError: a site that is no such family, or whose parameters depend on draws.
-    """
+    """Find the families of the guide's sites, with parameters of each row's own; a ProgramError for a site that has none."""
     q, _ = problem.draw(PROBES)
     return {name: local_site(name, site, problem.plates) for name, site in q.items()}
 
@@ -151,8 +147,7 @@ def optimise(
     r"""λ_n about half way and after all steps: Adam with fresh draws, its rate from `lr` down to 0 by a cosine.
 
     Half way is the mean over the middle fifth of the steps, so that the jitter of single steps is no lack of convergence.
-    Adam is elementwise, so rows do not see one another. Gradients are the path's alone (Roeder et al.), which are without
-    noise where q is the posterior. No gradient is left on the programs' parameters.
+    Adam is elementwise, so rows do not see one another. No gradient is left on the programs' parameters.
     """
     free = copy_of(start_of(sites))
     leaves = [t.requires_grad_() for tensors in free.values() for t in tensors]

@@ -84,9 +84,7 @@ class PredictiveCheck:
     Attributes:
         statistics: a :class:`Discrepancy` each, by name.
         kind: "posterior" or "prior".
-        rows: N.
-        num_draws: S, replications of the data.
-        seed: of the draws.
+        rows, num_draws, seed: N; S, replications of the data; of the draws.
     """
 
     statistics: dict[str, Discrepancy]
@@ -156,10 +154,7 @@ def posterior_predictive_check(
     extreme.
 
     Args:
-        model: a Pyro program, as for :func:`~pyro_vae.log_weights`, that observes x whole.
-        guide: its guide.
-        x: data ``(N, *event)``.
-        *context: what the programs take beside x, each with N rows.
+        model, guide, x, *context: as for :func:`~pyro_vae.log_likelihood`; the model observes x whole.
         statistics: name to function ``(rows, *event) -> (rows,)``; or ``-> ()``, a statistic of all rows together, for which
             all S replications of the data are held in memory. None is mean, standard deviation, share of zeros and max
             of each row (``STATISTICS``).
@@ -238,10 +233,7 @@ def prior_predictive_check(
     reconstructs these.
 
     Args:
-        model: a Pyro program that observes x whole.
-        x: data ``(N, *event)``.
-        *context: what the model takes beside x, each with N rows.
-        statistics: as for :func:`posterior_predictive_check`.
+        model, x, *context, statistics: as for :func:`posterior_predictive_check`.
         num_draws: S, data sets drawn.
         seed: of all draws.
         chunk_size: rows drawn at a time, N at least.

@@ -15,8 +15,7 @@ class Band:
     """Bounds within which the counts #{rank < i}, i = 1..L, of uniform ranks all lie at once.
 
     Attributes:
-        lower: the least, ``(L,)``.
-        upper: the largest, ``(L,)``.
+        lower, upper: the least and the largest, ``(L,)`` each.
         coverage: the probability of that: at least what was asked for, and not exactly that, as counts are whole.
     """
 
@@ -105,8 +104,7 @@ def band(num: int, num_ranks: int, level: float = 0.95) -> Band:
     Equal pointwise tails, as in the test: a curve leaves the band at level 1 − α where its p-value is at most α.
 
     Args:
-        num: N.
-        num_ranks: L + 1.
+        num, num_ranks: N and L + 1.
         level: probability, simultaneous.
 
     Example:

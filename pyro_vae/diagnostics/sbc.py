@@ -31,9 +31,7 @@ class Calibration:
     Attributes:
         names: of the Q quantities: ``z[0]`` …, and ``log p(x, z)``.
         ranks: how many of the draws lie below the truth, ``(N, Q)``, whole numbers 0..L; ties broken at random.
-        num_draws: L, draws of q a row.
-        level: α, of the verdict.
-        seed: of everything drawn.
+        num_draws, level, seed: L, draws of q a row; α, of the verdict; of everything drawn.
     """
 
     names: tuple[str, ...]
@@ -135,13 +133,10 @@ def simulation_based_calibration(
     This is on average over x: a shift that changes its sign from row to row looks like a ∪. And it is on data *of the model*:
     it says nothing of how well the model fits real data, nor of q on real rows that the model would not generate. Uniform
     ranks prove nothing: of one latent (L = 99, α = 0.05) 1000 rows find draws narrower by a tenth 87 times in 100, and 100
-    rows ones narrower by a third 97 times.
-
-    Changes no parameter, no module's mode and no global random state.
+    rows ones narrower by a third 97 times. Changes no parameter, no module's mode and no global random state.
 
     Args:
-        model: a Pyro program, as for :func:`~pyro_vae.programs.simulate.simulate`.
-        guide: its guide.
+        model, guide: Pyro programs, the model as for :func:`~pyro_vae.programs.simulate.simulate`.
         x: a template: any rows of data, ``x_test[:1]``; its shape and dtype count, its values do not.
         *context: with as many rows as x; they are taken in turn, so with contexts pass many rows.
         num_rows: N, simulated rows.

@@ -61,7 +61,26 @@ class Comparison:
 
     def cells(self) -> list[list[str]]:
         """Return the table as text: headings, then one line a model; from the gap on, columns that any model knows."""
-        return [list(row) for row in zip(*columns(self.models), strict=True)]
+        best = self.models[0]
+        table = [
+            ["", *(m.name for m in self.models)],
+            ["log p(x)", *(format_nats(m.log_px) for m in self.models)],
+            ["± Monte Carlo", *(format_nats(m.mc_se) for m in self.models)],
+            ["± data", *(format_nats(m.data_se) for m in self.models)],
+            ["difference", *("best" if m is best else format_nats(m.difference) for m in self.models)],
+            ["± paired", *("" if m is best else format_nats(m.difference_se) for m in self.models)],
+        ]
+        for heading, values, form in (
+            ("gap", [m.gap for m in self.models], ".3f"),
+            (f"ESS < {LOW_ESS}", [m.low_ess for m in self.models], ".1%"),
+            ("flagged", [m.flagged for m in self.models], ".1%"),
+            ("K", [m.num_samples for m in self.models], "d"),
+            ("active units", [m.active_units for m in self.models], "d"),
+            ("seconds", [m.seconds for m in self.models], ".1f"),
+        ):
+            if any(v is not None for v in values):
+                table.append([heading, *("" if v is None else format(v, form) for v in values)])
+        return [list(row) for row in zip(*table, strict=True)]
 
     def table(self) -> Table:
         """Return a table for a rich console."""
@@ -246,27 +265,3 @@ def cautions(models: tuple[Compared, ...]) -> list[str]:
             "too small; more samples would raise them."
         )
     return notes
-
-
-def columns(models: tuple[Compared, ...]) -> list[list[str]]:
-    """Return headings and cells, column by column."""
-    best = models[0]
-    table = [
-        ["", *(m.name for m in models)],
-        ["log p(x)", *(format_nats(m.log_px) for m in models)],
-        ["± Monte Carlo", *(format_nats(m.mc_se) for m in models)],
-        ["± data", *(format_nats(m.data_se) for m in models)],
-        ["difference", *("best" if m is best else format_nats(m.difference) for m in models)],
-        ["± paired", *("" if m is best else format_nats(m.difference_se) for m in models)],
-    ]
-    for heading, values, form in (
-        ("gap", [m.gap for m in models], ".3f"),
-        (f"ESS < {LOW_ESS}", [m.low_ess for m in models], ".1%"),
-        ("flagged", [m.flagged for m in models], ".1%"),
-        ("K", [m.num_samples for m in models], "d"),
-        ("active units", [m.active_units for m in models], "d"),
-        ("seconds", [m.seconds for m in models], ".1f"),
-    ):
-        if any(v is not None for v in values):
-            table.append([heading, *("" if v is None else format(v, form) for v in values)])
-    return table

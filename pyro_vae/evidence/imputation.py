@@ -1,4 +1,4 @@
-r"""Imputation of what was not observed from what was: x_mis | x_obs, by importance resampling."""
+r"""Imputation of missing elements of x from the observed ones: x_mis | x_obs, by importance resampling."""
 
 from __future__ import annotations
 
@@ -30,8 +30,7 @@ def impute(
     Args:
         vae: a :class:`VAE`, any object with ``model`` and ``guide``, or a tuple of two Pyro programs, whose likelihood and
             encoder take NaN (:class:`~pyro_vae.models.missing.SkipMissing`, :class:`~pyro_vae.models.missing.WithMask`).
-        x: data ``(N, *event)``; NaN is what was not observed.
-        *c: contexts with N rows, where the model has them.
+        x, *c: data ``(N, *event)``, where NaN was not observed; contexts with N rows, where the model has them.
         num_samples, draws: K particles, and imputations, of each row.
         seed: the same seed draws the same, whatever was drawn before; the global random state is left as it was.
         chunk_size: (row, particle) pairs run at a time, of one row at least.
@@ -64,11 +63,7 @@ def impute(
 def impute_mean(vae: Any, x: Any, *c: Any, num_samples: int = 1000, seed: int = 0, chunk_size: int = 16384) -> Tensor:
     r"""E[x_mis | x_obs] ≈ Σ_k w_k E[x | z_k] / Σ_k w_k, with what was observed unchanged: ``(N, *event)``.
 
-    Arguments and errors as for :func:`impute`; the likelihood must have a mean in closed form.
-
-    References:
-        MIWAE: Deep Generative Modelling and Imputation of Incomplete Data Sets (Mattei & Frellsen, 2019),
-        https://arxiv.org/abs/1812.02633
+    Arguments, errors and reference as for :func:`impute`; the likelihood must have a mean in closed form.
 
     Example:
         >>> from pyro_vae import VAE, StandardNormal, Conditional, MLP, bernoulli, normal

@@ -89,8 +89,7 @@ def log_likelihood(
     global random state.
 
     Args:
-        model: a Pyro program with one data plate, as for :func:`~pyro_vae.log_weights`.
-        guide: its guide.
+        model, guide: Pyro programs with one data plate, as for :func:`~pyro_vae.log_weights`.
         x: data ``(N, *event)``: a tensor, an array, anything :func:`~pyro_vae.data.as_rows` takes.
         *context: what the programs take beside x, each with N rows.
         method: as above.

@@ -45,18 +45,17 @@ def bracket_ends(brackets: Mapping[str, Numbers], exact: Mapping[str, Numbers] |
 def draw_ends(ax: Axes, s: Numbers, exact: Numbers | None) -> None:
     """Draw both lower ends, the upper one, and the span between the better lower end and it."""
     strict = s["upper_is"] != "approximate"
+    upper, fill = ("upper end, strict", ORANGE) if strict else ("APPROXIMATE upper end", "white")
     ends = [
         ("importance sampling\nlower end", "importance", BLUE, ">", BLUE),
         ("annealing (AIS)\nlower end", "annealing", BLUE, ">", BLUE),
-        ("reverse annealing\nupper end, strict", "upper", ORANGE, "<", ORANGE)
-        if strict
-        else ("reverse annealing\nAPPROXIMATE upper end", "upper", ORANGE, "<", "white"),
+        (f"reverse annealing\n{upper}", "upper", ORANGE, "<", fill),
     ]
     ax.axvspan(*sorted((s["lower"], s["upper"])), color=GREY, alpha=0.25 if strict else 0.12, linewidth=0)
-    for y, (_, key, color, marker, fill) in enumerate(ends):
+    for y, (_, key, color, marker, face) in enumerate(ends):
         bars = ax.errorbar(s[key], y, xerr=2 * (s[f"{key}_mc_se"] or 0.0), color=color, capsize=3)
-        bars[2][0].set_linestyle("-" if fill == color else ":")
-        ax.plot(s[key], y, marker, color=color, markersize=8, markerfacecolor=fill)
+        bars[2][0].set_linestyle("-" if face == color else ":")
+        ax.plot(s[key], y, marker, color=color, markersize=8, markerfacecolor=face)
     if exact is not None:
         ax.axvline(exact["log_px"], color=INK, linewidth=1, zorder=0)
     ax.set_yticks(range(len(ends)), [name for name, *_ in ends], fontsize=8)

@@ -160,7 +160,7 @@ def anneal(density: Density, point: Point, path: AnnealingPath, settings: AISSet
 def advance(
     density: Density, path: AnnealingPath, t: int, point: Point, log_w: Tensor, leapfrogs: int
 ) -> tuple[Point, Tensor, Tensor]:
-    """First the weight, log w += (β_t − β_{t−1}) ratio(u_{t−1}); then a transition that leaves π_{β_t} invariant."""
+    """Add to the weight, log w += (β_t − β_{t−1}) ratio(u_{t−1}); then make a transition that leaves π_{β_t} invariant."""
     before, beta = path.betas[t - 1].item(), path.betas[t].item()
     log_w = log_w + (beta - before) * point.ratio
     point, acceptance = transition(density, beta, point, path.steps[t], leapfrogs)

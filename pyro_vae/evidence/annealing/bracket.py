@@ -28,8 +28,7 @@ class Bracket:
     r"""log p(x_n) between `lower` and `upper`, in nats.
 
     Attributes:
-        lower: lower bound in expectation of each row, ``(N,)``: importance sampling or annealing.
-        lower_se: its Monte Carlo standard error.
+        lower, lower_se: lower bound in expectation of each row, ``(N,)``, and its Monte Carlo standard error.
         upper: of each row: −log 1/C Σ_c exp(−log w) of reverse annealing.
         upper_se: its Monte Carlo standard error over chains, too small as chains of a row share their start; the error of the
             mean gap, which is taken over rows, is not.
@@ -61,7 +60,7 @@ class Bracket:
         return self.upper - self.lower
 
     def summary(self) -> dict[str, Any]:
-        """Means over rows. `gap_se` is over rows, and so holds Monte Carlo and data error both."""
+        """Average over rows. `gap_se` is over rows, and so holds Monte Carlo and data error both."""
         return {
             "lower": self.lower.mean().item(),
             "lower_mc_se": mean_se(self.lower_se),
@@ -133,8 +132,7 @@ def bracket(
     Args:
         model, guide, x, *context: as for :func:`~pyro_vae.log_likelihood`.
         latents: by site, of rows that the model drew (from :func:`~pyro_vae.programs.simulate.simulate`).
-        num_samples: K of importance sampling.
-        refresh: transitions at β = 1 before the reverse run.
+        num_samples, refresh: K of importance sampling; transitions at β = 1 before the reverse run.
         start, num_temperatures, num_chains, leapfrog_steps, schedule, step_size, target_acceptance, verbose: of the annealing,
             as for :func:`~pyro_vae.evidence.annealing.ais.ais`.
         seed: of everything.
@@ -213,7 +211,7 @@ def bdmc(
     chunk_size: int = 16384,
     verbose: bool = True,
 ) -> Bracket:
-    r"""The bracket of rows that the model draws itself: both ends are strict in expectation (bidirectional Monte Carlo).
+    r"""Bracket log p(x) of rows that the model draws itself: both ends are strict in expectation (bidirectional Monte Carlo).
 
     The model runs with its observations undone (``poutine.uncondition``), which draws z and x together. Models that observe
     parts of x, or read x, cannot be run so: simulate in a program of your own, and pass its latents to :func:`bracket`.
@@ -226,14 +224,10 @@ def bdmc(
         *context: with as many rows; these are used.
         num_rows: how many to draw; the template and contexts are cut or repeated. As many as x has by default.
         seed: of the rows, and of everything else.
-        model, guide, and all other options: as for :func:`bracket`.
+        model, guide, and all other options: as for :func:`bracket`, which names the paper.
 
     Raises:
         ProgramError: rows that cannot be drawn, as :func:`~pyro_vae.programs.simulate.simulate`; and as :func:`bracket`.
-
-    References:
-        Sandwiching the Marginal Likelihood Using Bidirectional Monte Carlo (Grosse, Ghahramani & Adams, 2015),
-        https://arxiv.org/abs/1511.02543
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -265,7 +259,7 @@ def bdmc(
 
 
 def by_annealing(annealed: Tensor, sampled: Tensor) -> Tensor:
-    """For each row: False where the *other* rows' paired differences put sampling above by more than 2 standard errors."""
+    """Choose annealing for each row, unless the *other* rows' paired differences put sampling above by 2 standard errors."""
     d, others = (sampled - annealed).nan_to_num(0), len(sampled) - 1
     mean = (d.sum() - d) / max(others, 1)
     variance = (d.square().sum() - d.square() - others * mean.square()).clamp_min(0) / max(others - 1, 1)

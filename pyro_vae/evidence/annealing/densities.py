@@ -15,14 +15,11 @@ from pyro_vae.programs.unconstrained import SiteLayout, SubstituteLatents, check
 
 @dataclass(frozen=True)
 class Point:
-    r"""Chains at u, with the log densities ``(chains, N)`` and gradients ``(chains, N, D)`` of a path between two densities.
-
-    `ratio` is log p(x, z) − log start density: the Jacobians cancel, and for ``start="prior"`` this is log p(x | z).
-    """
+    r"""Chains at u, with the log densities ``(chains, N)`` and gradients ``(chains, N, D)`` of a path between two densities."""
 
     u: Tensor  # (chains, N, D)
     start: Tensor
-    ratio: Tensor
+    ratio: Tensor  # log p(x, z) − log start density: the Jacobians cancel, and for start="prior" this is log p(x | z)
     d_start: Tensor
     d_ratio: Tensor
 
@@ -31,7 +28,7 @@ class Point:
         return self.start.double() + beta * self.ratio.double()
 
     def slope(self, beta: float) -> Tensor:
-        """The gradient of :meth:`log_density`."""
+        """Return the gradient of :meth:`log_density`."""
         return self.d_start + beta * self.d_ratio
 
     def replaced(self, other: Point, where: Tensor) -> Point:
@@ -44,10 +41,8 @@ class Densities:
     r"""log start(u) and log p(x, z(u)) + log |∂z/∂u| for a batch of rows, with gradients in u; `start` is "prior" or "guide".
 
     z = T(u) site by site, T = ``biject_to`` of the support that the *model* gives the site, which may depend on latents
-    before it. Nothing is scaled: plate sizes and ``poutine.scale`` stay out, masks stay in.
-
-    Raises:
-        ProgramError: a latent that is discrete, or whose support no smooth map takes to the real line; names the site.
+    before it. Nothing is scaled: plate sizes and ``poutine.scale`` stay out, masks stay in. A ProgramError names a latent
+    that is discrete, or whose support no smooth map takes to the real line.
     """
 
     def __init__(self, problem: Problem, start: str) -> None:
@@ -69,7 +64,7 @@ class Densities:
             return self.flat(self.problem.sites(self.problem.model, chains))
 
     def flat(self, p: Sites) -> Tensor:
-        """The latent sites of the model's trace, unconstrained, side by side: ``(chains, N, D)``."""
+        """Unconstrain the latent sites of the model's trace, side by side: ``(chains, N, D)``."""
         latents, plates = latent_sites(p), self.problem.plates
         if not latents:
             raise ProgramError("the model has no latent site: log p(x) is the log-probability of what it observes.")
@@ -86,7 +81,7 @@ class Densities:
         return u
 
     def __call__(self, u: Tensor) -> Point:
-        """Values and gradients at u ``(chains, N, D)``: one run of the model, and one of the guide if it is the start."""
+        """Compute values and gradients at u ``(chains, N, D)``, by one run of the model, and one of the guide if that starts."""
         with torch.enable_grad():
             u = u.detach().requires_grad_()
             start, ratio = self.scores(u)
@@ -110,12 +105,12 @@ class Densities:
         return self.log_prob(latents)
 
     def log_prob(self, sites: Sites) -> Tensor:
-        """Sites' log-probabilities added up, ``(chains, N)``."""
+        """Add up sites' log-probabilities, ``(chains, N)``."""
         return total(self.problem.score(sites))
 
 
 def total(terms: dict[str, Tensor]) -> Tensor:
-    """The sites' terms added up in float64."""
+    """Add up the sites' terms in float64."""
     return sum_terms({name: term.double() for name, term in terms.items()})
 
 

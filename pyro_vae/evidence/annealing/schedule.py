@@ -52,14 +52,11 @@ class AISSettings:
 
 @dataclass(frozen=True)
 class AnnealingPath:
-    """Path that is fixed before weights are taken: β ``(T + 1,)`` and ε at each for each row, ``(T + 1, N)``.
-
-    `spread`, ``(T + 1,)``, is the root mean square over rows of the chains' sd of log ratio; only pilot runs know it.
-    """
+    """Path that is fixed before weights are taken: β ``(T + 1,)`` and ε at each for each row, ``(T + 1, N)``."""
 
     betas: Tensor
     steps: Tensor
-    spread: Tensor | None = None
+    spread: Tensor | None = None  # (T + 1,): root mean square over rows of the chains' sd of log ratio; of pilot runs
 
 
 def betas(schedule: str, num_temperatures: int) -> Tensor:

@@ -18,8 +18,7 @@ def exact(model: Program, guide: Program | None, x: Any, *context: Any, missing:
     """log p(x_n) by the first oracle that applies, of linear_gaussian, enumerate_latents and quadrature.
 
     Args:
-        model, x, *context, missing: as for :func:`~pyro_vae.log_likelihood`.
-        guide: likewise; may be None, as no oracle needs one.
+        model, guide, x, *context, missing: as for :func:`~pyro_vae.log_likelihood`; no oracle needs the guide, it may be None.
 
     Raises:
         ProgramError: none applies; why, oracle by oracle.

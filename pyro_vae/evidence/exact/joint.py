@@ -96,10 +96,7 @@ class Joint:
 
 
 class Shared:
-    """log p(x_n, z_g) of all rows from one run of the program at each z_g: where p(z) and p(x | z) are the same for all rows.
-
-    `of` returns None where they are not.
-    """
+    """log p(x_n, z_g) of all rows from one run of the program at each z_g: where p(z) and p(x | z) are the same for all."""
 
     def __init__(self, joint: Joint, lookup: bool) -> None:
         self.joint, self.first = joint, torch.zeros(1, dtype=torch.long, device=joint.device)
@@ -108,7 +105,7 @@ class Shared:
 
     @classmethod
     def of(cls, joint: Joint, probes: Tensor) -> Shared | None:
-        """Choose the first way of sharing that agrees, for every row, with row-by-row runs at `probes`, ``(G, 1, D)``."""
+        """Choose the first way of sharing that agrees with row-by-row runs at `probes`, ``(G, 1, D)``; None where none does."""
         parts = joint.everyone.split(512)
         by_row = torch.cat([joint.log_prob(probes.expand(-1, len(part), -1), part) for part in parts], 1)
         for lookup in (True, False):
@@ -131,7 +128,7 @@ class Shared:
         return levels, torch.cat([(units == level).T for level in levels]).double()
 
     def log_prob(self, z: Tensor, index: Tensor) -> Tensor:
-        """As :meth:`Joint.log_prob`, for points ``(G, 1, D)`` of one row."""
+        """log p(x_n, z_g) (+ log |dz/du|) as :meth:`Joint.log_prob`, for points ``(G, 1, D)`` of one row."""
         sites, log_det = self.joint.trace(z, self.first)
         plates = self.joint.problem.plates
         terms = {

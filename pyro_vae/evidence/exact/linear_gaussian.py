@@ -157,13 +157,13 @@ def moments(name: str, site: Site, joint: Joint) -> tuple[Tensor, Tensor]:
 
 
 def embed(blocks: Tensor) -> Tensor:
-    """``(R, blocks, m, m)`` as block-diagonal matrices ``(R, blocks m, blocks m)``."""
+    """Embed ``(R, blocks, m, m)`` in block-diagonal matrices ``(R, blocks m, blocks m)``."""
     count, size = blocks.shape[1], blocks.shape[1] * blocks.shape[2]
     return torch.einsum("reij,ef->reifj", blocks, torch.eye(count).to(blocks)).reshape(-1, size, size)
 
 
 def block_diagonal(parts: tuple[Tensor, ...]) -> Tensor:
-    """Covariances ``(R, k, k)`` of independent noises as one."""
+    """Join covariances ``(R, k, k)`` of independent noises."""
     return torch.stack([torch.block_diag(*row) for row in zip(*parts, strict=True)])
 
 
@@ -178,7 +178,7 @@ def log_normal(x: Tensor, mean: Tensor, cov: Tensor) -> Tensor:
 
 
 def log_observed(x: Tensor, mean: Tensor, cov: Tensor) -> Tensor:
-    """The same, of what is not NaN: the rest becomes independent N(0, 1) at 0, and its densities are taken off."""
+    """log N(x; mean, cov) of what is not NaN: the rest becomes independent N(0, 1) at 0, and its densities are taken off."""
     gone = x.isnan()
     cov = torch.where(gone.unsqueeze(-1) | gone.unsqueeze(-2), 0.0, cov) + torch.diag_embed(gone.to(cov))
     return log_complete((x - mean).nan_to_num(), cov) + 0.5 * math.log(2 * math.pi) * gone.to(cov).sum(-1)

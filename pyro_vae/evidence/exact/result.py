@@ -25,9 +25,8 @@ class Exact(RowEstimates):
         log_px: log p(x_n), ``(N,)`` in float64.
         error: of each; 0 in closed form, otherwise estimated (:func:`~pyro_vae.evidence.exact.quadrature.quadrature` says how).
         reliable: rows whose error is no larger than what was asked for, ``(N,)``.
-        method: that computed it.
         measure: what log p(x) is a density with respect to (:func:`~pyro_vae.programs.measure.measure_of`).
-        how: grid, codes or sizes, in words.
+        method, how: that computed it; grid, codes or sizes, in words.
     """
 
     log_px: Tensor
@@ -39,7 +38,7 @@ class Exact(RowEstimates):
 
     @classmethod
     def without_error(cls, log_px: Tensor, method: str, measure: str | None, how: str) -> Exact:
-        """log p(x) that is exact up to rounding."""
+        """Build a result that is exact up to rounding."""
         log_px = log_px.cpu()
         return cls(log_px, torch.zeros_like(log_px), torch.ones_like(log_px, dtype=torch.bool), method, measure, how)
 
@@ -63,9 +62,7 @@ class Exact(RowEstimates):
             "largest_error": self.error.max().item(),
             "rows_flagged": len(self.flagged),
             "rows": len(self),
-            "method": self.method,
-            "how": self.how,
-            "measure": self.measure,
+            **{name: getattr(self, name) for name in ("method", "how", "measure")},
             "unit": "nats per row, higher is better",
         }
 

@@ -136,7 +136,7 @@ class RowBlock:
         self.pieces: dict[int, dict[int, Tensor]] = {}
 
     def __len__(self) -> int:
-        """The number of particles that it holds."""
+        """Count the particles that it holds."""
         pieces = (len(piece) for pieces in self.pieces.values() for piece in pieces.values())
         return self.size * (self.done + len(self.waiting)) + sum(pieces)
 

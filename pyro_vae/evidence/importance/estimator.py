@@ -47,8 +47,7 @@ def importance(
     r"""log p̂(x_n) = log 1/K Σ_k p(x_n, z_kn) / q(z_kn | x_n) for each row, with its Monte Carlo error; and the ELBO.
 
     E[p̂] = p(x): exp(log p̂) is unbiased, so log p̂ is a lower bound in expectation that tightens with K. Streamed: memory
-    grows with `chunk_size`, not with K · N. Changes no parameter, no module's mode, no optimizer and no global random
-    state.
+    grows with `chunk_size`, not with K · N. Changes no parameter, no module's mode, no optimizer and no global random state.
 
     Rows go in blocks of 64 and particles in blocks of 4096 (row, particle) pairs, each with a stream of its own from the
     seed: the same numbers to the bit, whatever order, process or resumption runs them. Another `chunk_size` runs the same
@@ -163,7 +162,7 @@ def check_target(target_se: float | None, max_samples: int, num_samples: int, pa
 
 
 def met(block: RowBlock, target_se: float) -> bool:
-    """Every row of the block is within the target; an error that is not known (NaN) is not."""
+    """Compare the errors of all rows with the target; one that is not known (NaN) is above it."""
     return bool((block.total().mc_se <= target_se).all())
 
 

@@ -25,10 +25,7 @@ def tail_size(count: int) -> int:
 
 
 def khat_threshold(count: int) -> float:
-    """min(1 − 1 / log10 K, 0.7): the k̂ below which K particles suffice; −∞ for K = 1.
-
-    References:
-        Pareto Smoothed Importance Sampling (Vehtari, Simpson, Gelman, Yao & Gabry, 2024), https://arxiv.org/abs/1507.02646
+    """min(1 − 1 / log10 K, 0.7): the k̂ below which K particles suffice; −∞ for K = 1 (Vehtari et al., as :func:`pareto_khat`).
 
     Example:
         >>> [round(khat_threshold(k), 3) for k in (100, 1000, 5000)]

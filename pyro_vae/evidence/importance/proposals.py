@@ -1,4 +1,4 @@
-r"""Proposals that particles are drawn from: the guide, the guide and the prior, or a wider guide; with its exact density.
+r"""Proposals of particles: the guide, a mixture of guide and prior, or a wider guide; each with its exact density.
 
     q(z) = (1 − weight) · guide(z | x) + weight · p(z)
 
@@ -106,7 +106,7 @@ def widened(factor: float = 1.5) -> Proposal:
 
 
 class Widened(Messenger):
-    """Multiplies the scales of a guide's latents."""
+    """Messenger that multiplies the scales of a guide's latents."""
 
     def __init__(self, factor: float) -> None:
         super().__init__()

@@ -35,8 +35,7 @@ class Evidence(RowEstimates):
         mc_se: Monte Carlo standard error of each `log_px` (delta method; believe it where ess is large).
         ess: effective sample size (Σ w)² / Σ w² of each row, between 1 and `num_samples`.
         elbo, elbo_se: the evidence lower bound of each row, and its Monte Carlo standard error.
-        num_samples: K, particles a row (the most that any row has).
-        seed: of the particles.
+        num_samples, seed: K, particles a row (the most that any row has); of the particles.
         khat: Pareto k̂ of each row's weights; NaN where it is not known (K < 25), −∞ where they have no tail.
         max_share: the share of the largest weight in each row's sum.
         jackknife: `log_px` less its jackknife estimate of bias: nearer to log p(x) where k̂ is low, but **no bound**.
@@ -62,6 +61,7 @@ class Evidence(RowEstimates):
     proposal: str = "guide"
     target_se: float | None = None
     row_blocks: Sequence[RowBlock] = ()
+    method = "importance sampling"
 
     @classmethod
     def of(cls, row_blocks: Sequence[RowBlock], **facts: Any) -> Evidence:
@@ -110,11 +110,6 @@ class Evidence(RowEstimates):
                     f"evidence with {name} {getattr(self, name)!r} and {value!r} cannot be put together: run all of it with "
                     "the same, or start anew, without resume"
                 )
-
-    @property
-    def method(self) -> str:
-        """Name of the method."""
-        return "importance sampling"
 
     @property
     def gap(self) -> Tensor:
@@ -177,8 +172,7 @@ class Evidence(RowEstimates):
             UsageError: evidence of what is no density.
 
         References:
-            A Note on the Evaluation of Generative Models (Theis, van den Oord & Bethge, 2016),
-            https://arxiv.org/abs/1511.01844
+            A Note on the Evaluation of Generative Models (Theis, van den Oord & Bethge, 2016), https://arxiv.org/abs/1511.01844
 
         Example:
             >>> uniform = torch.zeros(5, 1, dtype=torch.float64)  # p(y) = 1 on [0, 1]^2
@@ -193,10 +187,7 @@ class Evidence(RowEstimates):
         return dataclasses.replace(self, **moved, measure="counts, dequantised", row_blocks=())  # type: ignore[arg-type]
 
     def summary(self) -> dict[str, Any]:
-        """Average over rows, errors apart: Monte Carlo (more particles shrink it) and data (more rows shrink it).
-
-        None stands for an error that one row or particle leaves unknown.
-        """
+        """Average over rows, errors apart: Monte Carlo (more particles shrink it) and data (more rows do); None if unknown."""
         return {
             "log_px": self.log_px.mean().item(),
             "log_px_mc_se": mean_se(self.mc_se),
@@ -211,9 +202,7 @@ class Evidence(RowEstimates):
             "num_samples": self.num_samples,
             "seed": self.seed,
             "unit": "nats per row, higher is better",
-            "method": self.method,
-            "measure": self.measure,
-            "proposal": self.proposal,
+            **{name: getattr(self, name) for name in ("method", "measure", "proposal")},
             **self.diagnostics(),
         }
 

@@ -21,7 +21,7 @@ from .proposals import Draws, Proposal, joined, propose, terms_at
 
 @dataclass
 class Sampler:
-    """Draws the particles of a block of rows, and weighs them `chunk` (row, particle) pairs at a time."""
+    """Sampler of the particles of a block of rows, which weighs them `chunk` (row, particle) pairs at a time."""
 
     proposal: Proposal
     seed: int

@@ -24,7 +24,7 @@ FACTS = ("seed", "proposal", "measure", "target_se")
 
 
 def save_evidence(evidence: Evidence, path: str | Path) -> None:
-    """Write evidence and the sums of its particles as safetensors; :func:`load_evidence` reads the same bits.
+    """Save evidence and the sums of its particles as safetensors; :func:`load_evidence` reads the same bits.
 
     The file is replaced as a whole or, if that fails, left as it is.
 
@@ -50,7 +50,7 @@ def evidence_bytes(evidence: Evidence, of: Mapping[str, str] | None = None) -> b
 
 
 def load_evidence(path: str | Path) -> Evidence:
-    """Read what :func:`save_evidence` wrote, ready for ``resume=`` and :meth:`~pyro_vae.Evidence.merge`.
+    """Load evidence from a file of :func:`save_evidence`, ready for ``resume=`` and :meth:`~pyro_vae.Evidence.merge`.
 
     Raises:
         DataError: a file that is missing, damaged or of another kind; a link, a pipe, a folder.
@@ -76,7 +76,7 @@ def load_evidence(path: str | Path) -> Evidence:
 
 
 def evidence_from(content: bytes, path: str | Path) -> tuple[Evidence, dict[str, Any]]:
-    """Read what :func:`evidence_bytes` wrote; a DataError that names `path` if it is damaged or of another kind."""
+    """Parse the bytes of :func:`evidence_bytes`; a DataError that names `path` if it is damaged or of another kind."""
     try:
         tensors = load(content)
         metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
