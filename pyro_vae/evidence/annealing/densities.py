@@ -81,7 +81,7 @@ class Densities:
         return u
 
     def __call__(self, u: Tensor) -> Point:
-        """Compute values and gradients at u ``(chains, N, D)``, by one run of the model, and one of the guide if that starts."""
+        """Compute values and gradients at u ``(chains, N, D)``: one run of the model, and one of the guide if it starts."""
         with torch.enable_grad():
             u = u.detach().requires_grad_()
             start, ratio = self.scores(u)
