@@ -51,8 +51,7 @@ class Latents:
         sites: the :class:`Units` of each latent site.
         mutual_information: lower bound on I(x; z) in nats, never above log B.
         mutual_information_se: standard deviation of its B terms / √B (draws and rows together).
-        batch: B, rows among which it was measured.
-        rows: N, rows that the other figures are means over.
+        batch, rows: B, rows among which it was measured; N, rows that the other figures are means over.
         num_samples: draws of z a row behind them.
     """
 

@@ -135,8 +135,7 @@ def bracket(
         num_samples, refresh: K of importance sampling; transitions at β = 1 before the reverse run.
         start, num_temperatures, num_chains, leapfrog_steps, schedule, step_size, target_acceptance, verbose: of the annealing,
             as for :func:`~pyro_vae.evidence.annealing.ais.ais`.
-        seed: of everything.
-        chunk_size: (row, particle) or (row, chain) pairs run at a time.
+        seed, chunk_size: of everything; (row, particle) or (row, chain) pairs run at a time.
 
     Raises:
         ProgramError, SupportError, ShapeError, DataError, UsageError: as :func:`~pyro_vae.evidence.annealing.ais.ais`.

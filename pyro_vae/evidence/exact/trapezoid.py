@@ -52,6 +52,9 @@ class Lattice:
         """Return the points u, ``(1, P, D)``."""
         return (self.origin[row] + self.step[row] * digits).unsqueeze(0)
 
+    def halved(self) -> Lattice:
+        return Lattice(self.origin, self.step / 2)
+
     @property
     def log_cell(self) -> Tensor:
         """log h_1 … h_D, ``(R,)``."""
@@ -167,7 +170,7 @@ class Rule:
         for _ in range(BITS[self.dims] - 1 - m.bit_length()):
             if not left.any():
                 break
-            lattice, points = replace(lattice, step=lattice.step / 2), points.of(left[points.row])
+            lattice, points = lattice.halved(), points.of(left[points.row])
             points, complete = self.cover(finer, lattice, self.around(points.row, 2 * points.digits), rows)
             now, moved = self.summed(lattice, points)
             now_left = left & complete
