@@ -45,7 +45,8 @@ def launch(
         flag = f"--{role.replace('_', '-')}"
         given = {word.split("=")[0] for word in words}
         options = {f"{flag}.{k.replace('_', '-')}": v for k, v in keys.pop(role).items()}
-        words += [f"{f}={format_option(v)}" for f, v in options.items() if f not in given]
+        listed = {f: v if isinstance(v, list) else [v] for f, v in options.items() if f not in given}
+        words += [f"{f}={','.join(map(str, v))}" for f, v in listed.items()]
     app.config = (cyclopts.config.Dict(keys, use_commands_as_keys=False),) if config else ()
     app(words, exit_on_error=False, print_error=True, result_action="return_value")
 
@@ -54,11 +55,6 @@ def resumed_run(tokens: Sequence[str]) -> str | None:
     """Return the folder in ``--resume FOLDER``, whose config the options go on top of."""
     joined = (word.partition("=")[2] for word in tokens if word.startswith("--resume="))
     return next((word for name, word in pairwise(tokens) if name == "--resume"), next(joined, None))
-
-
-def format_option(option: Any) -> str:
-    """Format an option of a part as the command line writes it."""
-    return ",".join(map(str, option)) if isinstance(option, list) else str(option)
 
 
 def read_keys(path: Path) -> dict[str, Any]:

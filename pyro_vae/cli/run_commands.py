@@ -29,17 +29,13 @@ Out = Annotated[
     Path | None,
     Parameter(help="Array file; in RUN by default: samples.npy, encoded.npy, reconstructed.npy or interpolated.npy."),
 ]
+DEFAULTS = EvaluationOptions()
 SplitName = Annotated[str, Parameter(help="test, validation or train.")]
 
 
 @app.command
 def evaluate(
-    run: RunFolder,
-    /,
-    *,
-    options: EvaluationOptions = EvaluationOptions(),  # noqa: B008 (frozen)
-    data_dir: DataDir = None,
-    device: Device = "auto",
+    run: RunFolder, /, *, options: EvaluationOptions = DEFAULTS, data_dir: DataDir = None, device: Device = "auto"
 ) -> None:
     """Scores a run: log p(x) by importance sampling or exactly, from its folder alone."""
     opened = load_run(run, device=device)

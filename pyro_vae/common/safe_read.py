@@ -74,11 +74,7 @@ def read_regular(path: Path, limit: int) -> bytes:
 
 
 def read_bytes(path: Path, limit: int = JSON_BYTES) -> bytes:
-    """Read a run's file, by :func:`read_regular`.
-
-    Raises:
-        RunFolderError: missing, a link, no file, or longer than `limit` bytes.
-    """
+    """Read a run's file, by :func:`read_regular`, with its errors as RunFolderError."""
     try:
         return read_regular(path, limit)
     except (OSError, ValueError) as error:

@@ -77,12 +77,7 @@ class Checkpoints:
         return sorted((int(name) for name in names if re.fullmatch(r"\d{6,12}", name)), reverse=True)
 
     def save(self, head: Mapping[str, Any], groups: Groups, **where: Any) -> int:
-        """Publish a generation and delete all but the newest two.
-
-        Args:
-            head: plain values.
-            groups: tensors by group and name.
-            **where: stands in its manifest: step, epoch, position, and whether it was an interruption.
+        """Publish a generation and delete all but the newest two; `where` (step, epoch …) stands in its manifest.
 
         Raises:
             StorageError: it cannot be written; the generations before are as they were.
@@ -116,11 +111,7 @@ class Checkpoints:
                 shutil.rmtree(self.folder / f"{number:06d}", ignore_errors=True)
 
     def newest(self, groups: tuple[str, ...] = GROUPS, limit: int = LIMIT) -> Generation | None:
-        """Read the newest generation that is intact; None where there never was any.
-
-        Args:
-            groups: which tensors to read.
-            limit: bytes of a file, at most.
+        """Read the newest generation that is intact, files of at most `limit` bytes; None where there never was any.
 
         Raises:
             CheckpointError: there are generations, and none of them can be trusted.
@@ -168,11 +159,7 @@ def read_listed(path: Path, entry: Mapping[str, Any], limit: int) -> bytes:
 
 
 def read_manifest(here: Path) -> dict[str, Any]:
-    """Read a generation's manifest: known file names only, so that no path in it can leave the folder.
-
-    Raises:
-        RunFolderError: damaged, of another schema, or naming other files than a generation has.
-    """
+    """Read a generation's manifest: known file names only, so that no path in it can leave the folder."""
     path = here / MANIFEST
     manifest = parse_json(read_bytes(path, MIB), path)
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):

@@ -162,16 +162,10 @@ class Checkpointer(TrainingCallback):
 
     def save(self, trainer: Trainer, **marks: Any) -> None:
         """Save the state as the newest generation."""
-        position = trainer.state.position
-        self.checkpoints.save(
-            *capture(trainer),
-            step=trainer.state.step,
-            epoch=position.epoch,
-            position=position.batches_taken.get("order", 0),
-            seconds=self.seconds,
-            device=trainer.device.type,
-            **marks,
-        )
+        (head, groups), position = capture(trainer), trainer.state.position
+        taken = position.batches_taken.get("order", 0)
+        where: dict[str, Any] = {"seconds": self.seconds, "device": trainer.device.type, **marks}
+        self.checkpoints.save(head, groups, step=trainer.state.step, epoch=position.epoch, position=taken, **where)
         self.failures, self.saved_at = 0, time.monotonic()
 
     def listening(self) -> AbstractContextManager[None]:

@@ -84,11 +84,7 @@ def features_of(name: str, family: Any) -> int:
 
 
 def plain(what: str, value: Any) -> Any:
-    """Return an option's value, if config.json can hold it (a list as a tuple, which is what comes back as a list).
-
-    Raises:
-        UsageError: anything else than a number, a string, true, false, null, or a list of them.
-    """
+    """Return an option's value, if config.json can hold it (a list as a tuple, which is what comes back as a list)."""
     values = tuple(value) if isinstance(value, list | tuple) else (value,)
     if all(isinstance(v, str | int | float | bool | None) for v in values):
         return values if isinstance(value, list | tuple) else value

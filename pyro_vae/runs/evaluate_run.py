@@ -123,12 +123,9 @@ def evaluate_run(
 def evaluate_opened(
     run: Run, data: Data, options: EvaluationOptions, *, training: dict[str, Any] | None = None, wait: bool = False
 ) -> dict[str, Any]:
-    """Score an opened run; one process at a time.
+    """Score an opened run, on the data that it was trained on; one process at a time.
 
     Args:
-        run: the run.
-        data: that it was trained on.
-        options: how.
         training: what evidence.json shall tell of the training; None leaves what it told before.
         wait: for another process that scores the run, in place of an error.
     """
@@ -165,13 +162,7 @@ def evaluate_opened(
 
 
 def log_px_of(vae: VAE, x: Tensor, cache: ParticleCache, options: EvaluationOptions) -> Evidence | Exact:
-    """Score some rows of a saved run.
-
-    Args:
-        vae: of the run.
-        x: the rows.
-        cache: the file for the sums of particles, written every few seconds and at an interruption.
-        options: how.
+    """Score some rows of a saved run; sums of particles go to `cache` every few seconds and at an interruption.
 
     Raises:
         UsageError: no such proposal; particles of another seed or proposal, or of other rows, in `cache`.

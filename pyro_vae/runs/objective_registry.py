@@ -77,67 +77,46 @@ def estimator(name: str) -> Callable[[], Any]:
     return lambda: getattr(gradient_estimators, name)
 
 
-OBJECTIVES: dict[str, Spec] = {
-    "elbo": Spec(
-        make=of_weights(lambda: bounds.elbo), support="bound", formula="1/K Σ_k log w_k", options={"particles": 1},
-        reference="Kingma & Welling, 2014, https://arxiv.org/abs/1312.6114",
-    ),
-    "mean_field_elbo": Spec(
-        make=mean_field, support="bound", formula="E_q log p(x|z) − KL(q ‖ p), KL in closed form", options={"particles": 1},
-        reference="Kingma & Welling, 2014, https://arxiv.org/abs/1312.6114",
-    ),
-    "iwae": Spec(
-        make=of_weights(lambda: bounds.iwae), support="bound", formula="log 1/K Σ_k w_k", options={"particles": 5},
-        reference="Burda, Grosse & Salakhutdinov, 2016, https://arxiv.org/abs/1509.00519",
-    ),
-    "miwae": Spec(
-        make=of_weights(lambda: bounds.miwae), support="bound", formula="1/M Σ_m log 1/K Σ_k w_mk",
-        options={"particles": 4, "groups": 4}, reference="Rainforth et al., 2018, https://arxiv.org/abs/1802.04537",
-    ),
-    "piwae": Spec(
-        make=of_weights(lambda: bounds.piwae), support="bound", formula="model: iwae of M·K, guide: miwae",
-        options={"particles": 4, "groups": 4}, reference="Rainforth et al., 2018, https://arxiv.org/abs/1802.04537",
-    ),
-    "ciwae": Spec(
-        make=of_weights(bounds.ciwae), support="bound", formula="β elbo + (1 − β) iwae",
-        options={"particles": 5, "beta": 0.5}, reference="Rainforth et al., 2018, https://arxiv.org/abs/1802.04537",
-    ),
-    "renyi": Spec(
-        make=of_weights(bounds.renyi), support="bound", formula="1/(1−α) log 1/K Σ_k w_k^(1−α)",
-        options={"particles": 5, "alpha": 0.5}, reference="Li & Turner, 2016, https://arxiv.org/abs/1602.02311",
-    ),
-    "tvo": Spec(
-        make=of_weights(bounds.tvo), support="bound", formula="Σ_j (β_{j+1} − β_j) E_{π_βj} log w",
-        options={"particles": 10, "partitions": 5}, reference="Masrani, Le & Wood, 2019, https://arxiv.org/abs/1907.00031",
-    ),
-    "jackknife": Spec(
-        make=of_weights(bounds.jackknife), support="estimate, no bound", formula="Σ_j c_j iwae of K − j",
-        options={"particles": 5, "order": 1}, reference="Nowozin, 2018, https://openreview.net/forum?id=HyZoi-WRb",
-    ),
-    "trace_enum": Spec(
-        make=enumerated, support="enumerated z", formula="log w summed over discrete z", options={"particles": 1},
-        reference="Bingham et al., 2019, https://jmlr.org/papers/v20/18-403.html (Pyro's TraceEnum_ELBO)",
-    ),
-}  # fmt: skip
+def table(rows: Mapping[str, tuple[Any, ...]]) -> dict[str, Spec]:
+    """Make a table of rows name: (make, support, formula, reference, options); options as of `Spec` where left out."""
+    fields = ("make", "support", "formula", "reference", "options")
+    return {name: Spec(**dict(zip(fields, row, strict=False))) for name, row in rows.items()}
+
+
+KINGMA = "Kingma & Welling, 2014, https://arxiv.org/abs/1312.6114"
+RAINFORTH = "Rainforth et al., 2018, https://arxiv.org/abs/1802.04537"
+
+OBJECTIVES = table({
+    "elbo": (of_weights(lambda: bounds.elbo), "bound", "1/K Σ_k log w_k", KINGMA, {"particles": 1}),
+    "mean_field_elbo": (mean_field, "bound", "E_q log p(x|z) − KL(q ‖ p), KL in closed form", KINGMA, {"particles": 1}),
+    "iwae": (of_weights(lambda: bounds.iwae), "bound", "log 1/K Σ_k w_k",
+             "Burda, Grosse & Salakhutdinov, 2016, https://arxiv.org/abs/1509.00519", {"particles": 5}),
+    "miwae": (of_weights(lambda: bounds.miwae), "bound", "1/M Σ_m log 1/K Σ_k w_mk",
+              RAINFORTH, {"particles": 4, "groups": 4}),
+    "piwae": (of_weights(lambda: bounds.piwae), "bound", "model: iwae of M·K, guide: miwae",
+              RAINFORTH, {"particles": 4, "groups": 4}),
+    "ciwae": (of_weights(bounds.ciwae), "bound", "β elbo + (1 − β) iwae", RAINFORTH, {"particles": 5, "beta": 0.5}),
+    "renyi": (of_weights(bounds.renyi), "bound", "1/(1−α) log 1/K Σ_k w_k^(1−α)",
+              "Li & Turner, 2016, https://arxiv.org/abs/1602.02311", {"particles": 5, "alpha": 0.5}),
+    "tvo": (of_weights(bounds.tvo), "bound", "Σ_j (β_{j+1} − β_j) E_{π_βj} log w",
+            "Masrani, Le & Wood, 2019, https://arxiv.org/abs/1907.00031", {"particles": 10, "partitions": 5}),
+    "jackknife": (of_weights(bounds.jackknife), "estimate, no bound", "Σ_j c_j iwae of K − j",
+                  "Nowozin, 2018, https://openreview.net/forum?id=HyZoi-WRb", {"particles": 5, "order": 1}),
+    "trace_enum": (enumerated, "enumerated z", "log w summed over discrete z",
+                   "Bingham et al., 2019, https://jmlr.org/papers/v20/18-403.html (Pyro's TraceEnum_ELBO)", {"particles": 1}),
+})  # fmt: skip
 
 # name: (needs of z, formula, reference); each is the function of that name
 ESTIMATORS = {
-    "pathwise": ("rsample", "∇ F(log w(z_φ(ε)))", "Kingma & Welling, 2014, https://arxiv.org/abs/1312.6114"),
+    "pathwise": ("rsample", "∇ F(log w(z_φ(ε)))", KINGMA),
     "stl": ("rsample", "path alone, no score", "Roeder, Wu & Duvenaud, 2017, https://arxiv.org/abs/1703.09194"),
-    "dreg": (
-        "rsample", "score reparameterised: F_k − F_kk",
-        "Tucker, Lawson, Gu & Maddison, 2019, https://arxiv.org/abs/1810.04152",
-    ),
+    "dreg": ("rsample", "score reparameterised: F_k − F_kk",
+             "Tucker, Lawson, Gu & Maddison, 2019, https://arxiv.org/abs/1810.04152"),
     "gdreg": ("rsample", "dreg, the prior's parameters too", "Bauer & Mnih, 2021, https://arxiv.org/abs/2101.11046"),
     "vimco": ("any z, K ≥ 2", "(F − F_{−k}) ∇ log q(z_k)", "Mnih & Rezende, 2016, https://arxiv.org/abs/1602.06725"),
-    "rws": (
-        "any z", "wake phases: Σ_k w̃_k ∇ log q(z_k)", "Bornschein & Bengio, 2015, https://arxiv.org/abs/1406.2751",
-    ),
+    "rws": ("any z", "wake phases: Σ_k w̃_k ∇ log q(z_k)", "Bornschein & Bengio, 2015, https://arxiv.org/abs/1406.2751"),
 }  # fmt: skip
-GRADIENTS = {
-    name: Spec(make=estimator(name), support=support, formula=formula, reference=reference)
-    for name, (support, formula, reference) in ESTIMATORS.items()
-}
+GRADIENTS = table({name: (estimator(name), *row) for name, row in ESTIMATORS.items()})
 
 LINEAR = ("elbo", "mean_field_elbo")  # objectives that a term may be added to
 SCORED = ("vimco", "rws")  # gradients for draws without rsample
@@ -170,43 +149,24 @@ def with_total_correlation(dataset_size: int, beta: float = 4.0, stratified: boo
     return Kl(terms=(kl_terms.total_correlation(beta, dataset_size, stratified),))
 
 
-KLS: dict[str, Spec] = {
-    "plain": Spec(
-        make=Kl, support="bound", formula="KL(q ‖ p)", options={},
-        reference="Kingma & Welling, 2014, https://arxiv.org/abs/1312.6114",
-    ),
-    "beta": Spec(
-        make=with_beta, support="bound for β ≥ 1", formula="β KL, with its schedule",
-        reference="Higgins et al., 2017, https://openreview.net/forum?id=Sy2fzU9gl",
-    ),
-    "free_bits": Spec(
-        make=lambda nats=0.25, per="unit": Kl(terms=(kl_terms.free_bits(nats, per),)),
-        support="bound", formula="Σ_g max(λ, KL_g)",
-        reference="Kingma et al., 2016, https://arxiv.org/abs/1606.04934",
-    ),
-    "capacity": Spec(
-        make=with_capacity, support="no bound", formula="γ |KL − C|, C rising",
-        reference="Burgess et al., 2018, https://arxiv.org/abs/1804.03599",
-    ),
-    "tc": Spec(
-        make=with_total_correlation, support="no bound", formula="KL + (β − 1) TC",
-        reference="Chen, Li, Grosse & Duvenaud, 2018, https://arxiv.org/abs/1802.04942",
-    ),
-    "mmd": Spec(
-        make=lambda weight=10.0: Kl(terms=(kl_terms.mmd(weight),)), support="no bound", formula="KL + λ MMD²(q(z), p(z))",
-        reference="Zhao, Song & Ermon, 2019, https://arxiv.org/abs/1706.02262",
-    ),
-}  # fmt: skip
+KLS = table({
+    "plain": (Kl, "bound", "KL(q ‖ p)", KINGMA, {}),
+    "beta": (with_beta, "bound for β ≥ 1", "β KL, with its schedule",
+             "Higgins et al., 2017, https://openreview.net/forum?id=Sy2fzU9gl"),
+    "free_bits": (lambda nats=0.25, per="unit": Kl(terms=(kl_terms.free_bits(nats, per),)), "bound", "Σ_g max(λ, KL_g)",
+                  "Kingma et al., 2016, https://arxiv.org/abs/1606.04934"),
+    "capacity": (with_capacity, "no bound", "γ |KL − C|, C rising", "Burgess et al., 2018, https://arxiv.org/abs/1804.03599"),
+    "tc": (with_total_correlation, "no bound", "KL + (β − 1) TC",
+           "Chen, Li, Grosse & Duvenaud, 2018, https://arxiv.org/abs/1802.04942"),
+    "mmd": (lambda weight=10.0: Kl(terms=(kl_terms.mmd(weight),)), "no bound", "KL + λ MMD²(q(z), p(z))",
+            "Zhao, Song & Ermon, 2019, https://arxiv.org/abs/1706.02262"),
+})  # fmt: skip
 
 
 def make_objective(
     objective: tuple[str, Mapping[str, Any]], gradient: str, kl: tuple[str, Mapping[str, Any]], dataset_size: int
 ) -> Objective:
-    """Make an objective from the names and options that a config gives, every option read.
-
-    Raises:
-        UsageError: what does not go together.
-    """
+    """Make an objective from a config's names and options, every option read; refuse what does not go together."""
     size = {"dataset_size": dataset_size} if kl[0] == "tc" else {}
     treated = KLS[kl[0]].make(**kl[1], **size)
     if treated.terms and objective[0] not in LINEAR:

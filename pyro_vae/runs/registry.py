@@ -28,11 +28,8 @@ from .marginal_baseline import marginal_features
 from .objective_registry import GRADIENTS, KLS, OBJECTIVES, SCORED, Objective, make_objective
 from .tabular_spec import COLUMNS
 
-ROLES: dict[str, Mapping[str, Spec]] = {
-    "prior": PRIORS,
-    "likelihood": FAMILIES | {"columns": COLUMNS},
-    "posterior": POSTERIORS,
-}
+LIKELIHOODS = FAMILIES | {"columns": COLUMNS}
+ROLES: dict[str, Mapping[str, Spec]] = {"prior": PRIORS, "likelihood": LIKELIHOODS, "posterior": POSTERIORS}
 CHOICES: dict[str, Mapping[str, Spec]] = {"objective": OBJECTIVES, "gradient": GRADIENTS, "kl": KLS}
 TABLES = ROLES | CHOICES
 SUPPLIED = ("dim", "initial", "bounds")  # options that the data says, or that no word can

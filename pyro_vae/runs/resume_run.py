@@ -111,9 +111,8 @@ def newest(job: TrainingJob, path: Path) -> Generation | None:
 def resumed(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Count the resumptions, and note whether all were under the same libraries; print a note where this one is not."""
     then = manifest.get("versions") or {}
-    now = {
-        k: v for k, v in versions().items() if k != "torch"
-    }  # which training compares itself, with device and threads
+    # training compares torch itself, with device and threads
+    now = {k: v for k, v in versions().items() if k != "torch"}
     changed = {k: (then.get(k), v) for k, v in now.items() if then.get(k) != v}
     if changed:
         print(f"note: the run goes on, but not bit-exact:\n{format_differences(changed)}", file=sys.stderr)

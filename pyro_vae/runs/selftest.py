@@ -93,16 +93,8 @@ def small_fit(path: str) -> Any:
     with seeded(0):
         vae = build(config, (6,))
     checkpointer = Checkpointer(path, epochs=1)
-    run = fit(
-        vae,
-        grey,
-        transform=binarize,
-        epochs=4,
-        batch_size=16,
-        callbacks=[checkpointer],
-        resume=checkpointer.newest(),
-        verbose=False,
-    )
+    state: dict[str, Any] = {"callbacks": [checkpointer], "resume": checkpointer.newest()}
+    run = fit(vae, grey, transform=binarize, epochs=4, batch_size=16, verbose=False, **state)
     return run, checkpointer.newest()
 
 

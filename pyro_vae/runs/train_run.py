@@ -118,14 +118,9 @@ def prepare(
 
 
 def carry_out(
-    job: TrainingJob,
-    checkpointer: Checkpointer,
-    *,
-    num_samples: int,
-    resume: Generation | None = None,
-    fork: bool = False,
+    job: TrainingJob, checkpointer: Checkpointer, num_samples: int, resume: Generation | None = None, fork: bool = False
 ) -> dict[str, Any]:
-    """Trains, or goes on; then scores and draws. For whoever holds the folder's lock."""
+    """Train, or go on; then score and draw. For whoever holds the folder's lock."""
     path, vae = job.path, job.vae
     curve = Curve(vae, job.data.validation.x, job.config.epochs, path)
     try:
@@ -138,7 +133,8 @@ def carry_out(
     save_model(path, vae)
     points = [{"epoch": r["epoch"], **r["evidence"]} for r in run.history if "evidence" in r]
     opened = Run(path, job.config, {}, vae.eval(), job.components)
-    about = training(run, seconds)
+    about: dict[str, Any] = {"best_epoch": run.best_epoch, "epochs": len(run.history), "stopped": run.stopped}
+    about |= {"seconds": round(seconds, 1), "engine": run.engine.splitlines()}
     if resumed := checkpointer.checkpoints.about.get("resumed"):
         about["resumed"] = resumed | {"exact": resumed["exact"] and run.exact}
     options = EvaluationOptions(num_samples=num_samples, resume=resume is not None)
@@ -182,27 +178,24 @@ def train(
     config, data = job.config, job.data
     schedule = {"constant": constant, "cosine": cosine}[config.schedule]
     objective = objective_of(config, len(data.train))
+    as_configured = {name: getattr(config, name) for name in ("epochs", "patience", "seed", "engine", "precision")}
     return fit(
         objective.pair(job.vae),
         data.train.x,
         validation=data.validation.x,
         objective=objective.elbo,
         optimizer=adam(config.learning_rate),
-        epochs=config.epochs,
         batch_size=min(config.batch_size, len(data.train)),
         schedule=warmup(schedule, config.warmup),
-        patience=config.patience,
         transform=data.transform,
         device=job.place,
-        seed=config.seed,
-        engine=config.engine,
-        precision=config.precision,
         scheduled=objective.scheduled,
         on_epoch=curve,
         bad_steps=BAD_STEPS,
         callbacks=[checkpointer],
         resume=resume,
         fork=fork,
+        **as_configured,
     )
 
 
@@ -225,28 +218,8 @@ class Curve:
 
 def describe(config: Config, data: Data, made_by: str) -> dict[str, Any]:
     """Return what config.json holds."""
-    return {
-        "schema": folder.SCHEMA,
-        "made_by": made_by,
-        "versions": versions(),
-        "config": config.to_dict(),
-        "data": {
-            "name": data.name,
-            "shape": list(data.shape),
-            "digest": data.digest,
-            "policy": data.policy,
-            "rows": {name: len(getattr(data, name)) for name in SPLITS},
-            "notes": list(data.notes),
-        },
-    }
-
-
-def training(run: FitResult, seconds: float) -> dict[str, Any]:
-    """Return what evidence.json tells of the training."""
-    return {
-        "best_epoch": run.best_epoch,
-        "epochs": len(run.history),
-        "stopped": run.stopped,
-        "seconds": round(seconds, 1),
-        "engine": run.engine.splitlines(),
-    }
+    rows = {name: len(getattr(data, name)) for name in SPLITS}
+    about: dict[str, Any] = {"name": data.name, "shape": list(data.shape), "digest": data.digest, "policy": data.policy}
+    about |= {"rows": rows, "notes": list(data.notes)}
+    head: dict[str, Any] = {"schema": folder.SCHEMA, "made_by": made_by, "versions": versions()}
+    return head | {"config": config.to_dict(), "data": about}

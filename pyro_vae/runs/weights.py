@@ -10,16 +10,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from pyro_vae.common.atomic_write import write_atomic
-from pyro_vae.common.safe_read import (
-    HEADER_BYTES,
-    Layout,
-    dump,
-    layout_of,
-    num_bytes,
-    parse,
-    read_bytes,
-    read_layout,
-)
+from pyro_vae.common.safe_read import HEADER_BYTES, Layout, dump, layout_of, num_bytes, parse, read_bytes, read_layout
 from pyro_vae.errors import RunFolderError
 
 from .checkpoint import Checkpoints
