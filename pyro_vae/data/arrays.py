@@ -96,11 +96,7 @@ def integer_dtype(x: Any) -> torch.dtype | None:
 
 
 def same_rows(x: Tensor, *context: Tensor) -> None:
-    """Check that every context has as many rows as x.
-
-    Raises:
-        ShapeError: a context of another length; the message says both.
-    """
+    """Check that every context has as many rows as x; raise a ShapeError that says both otherwise."""
     for i, c in enumerate(context):
         rows = "none" if c.dim() == 0 else len(c)
         if rows != len(x):
@@ -171,8 +167,7 @@ def default_dtype(source: Tensor | np.ndarray) -> torch.dtype:
     """Return the dtype that dtype=None stands for."""
     if isinstance(source, Tensor):
         return source.dtype if source.dtype.is_floating_point else torch.get_default_dtype()
-    is_float32 = source.dtype.kind == "f" and source.dtype.itemsize == 4
-    return torch.float32 if is_float32 else torch.get_default_dtype()
+    return torch.float32 if source.dtype.kind == "f" and source.dtype.itemsize == 4 else torch.get_default_dtype()
 
 
 def dtype_name(source: Tensor | np.ndarray) -> str:
@@ -190,10 +185,7 @@ def to_tensor(array: np.ndarray) -> Tensor:
 
 
 def copy_on_write(array: np.ndarray) -> np.ndarray:
-    """Map a read-only file once more as copy-on-write, as torch warns of memory that it may not write to.
-
-    Any other array, or a part of a file, is returned as it is. Pages are read as rows are asked for.
-    """
+    """Map a whole read-only file anew as copy-on-write, as torch warns of read-only memory; return any other array as it is."""
     file = array if isinstance(array, np.memmap) else array.base
     if array.flags.writeable or not isinstance(file, np.memmap) or not isinstance(file.base, mmap.mmap):
         return array

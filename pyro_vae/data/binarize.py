@@ -52,11 +52,7 @@ def static_binarization(x: Tensor, seed: int) -> Tensor:
 
 
 def check_grey(x: Tensor, name: str = "x") -> Tensor:
-    """Return x if every value lies in [0, 1].
-
-    Raises:
-        SupportError: a value outside (or NaN); the message names the rows.
-    """
+    """Return x if every value lies in [0, 1]; raise a SupportError that names the rows outside (or NaN) otherwise."""
     bad = ~((x >= 0) & (x <= 1))
     if bad.any():
         raise SupportError(

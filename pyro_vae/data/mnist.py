@@ -114,8 +114,7 @@ def gunzip(path: Path, size: int) -> bytes:
 
 def expected_size(header: bytes) -> int:
     """Return the size of the file with this header: header and one byte for each value."""
-    rows = struct.unpack(">I", header[4:8])[0]
-    return len(header) + rows * (784 if len(header) == 16 else 1)
+    return len(header) + struct.unpack(">I", header[4:8])[0] * (784 if len(header) == 16 else 1)
 
 
 def check_idx(path: Path, start: bytes, header: bytes, size: int) -> None:

@@ -66,8 +66,7 @@ def key_of_x(arrays: dict[str, np.ndarray], path: Path) -> str:
 
 def unused(arrays: dict[str, np.ndarray], splits: tuple[str, ...], x: str = "x") -> list[str]:
     """Note the arrays of a file that nothing reads."""
-    read = {f"{v}_{s}" for v in "xy" for s in splits} or {x, "y"}
-    rest = sorted(set(arrays) - read)
+    rest = sorted(set(arrays) - ({f"{v}_{s}" for v in "xy" for s in splits} or {x, "y"}))
     return [f"not read: {', '.join(rest)}"] if rest else []
 
 
@@ -122,11 +121,7 @@ def read_csv(path: Path) -> dict[str, np.ndarray]:
 
 
 def lines_of(file: IO[str]) -> Iterator[str]:
-    """Yield the lines of a text; a file of zeros has one line, which may be as long as the disk, and is not read whole.
-
-    Raises:
-        csv.Error: a line longer than a table has.
-    """
+    """Yield a text's lines; raise a csv.Error for one longer than a table has: a file of zeros is one, as long as the disk."""
     while line := file.readline(LINE):
         if len(line) == LINE:
             raise csv.Error(f"a line has more than {LINE:,} characters")

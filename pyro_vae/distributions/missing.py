@@ -6,6 +6,7 @@ x_mis out exactly, so log p(x_obs) is bounded and estimated as log p(x) is (for 
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -54,6 +55,10 @@ class Observed(TorchDistribution):
     """
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012 (torch's name and form)
+    has_rsample: Any = property(attrgetter("base_dist.has_rsample"))
+    mean: Any = property(attrgetter("base_dist.mean"))
+    mode: Any = property(attrgetter("base_dist.mode"))
+    variance: Any = property(attrgetter("base_dist.variance"))
 
     def __init__(self, base: TorchDistributionMixin, validate_args: bool | None = None) -> None:
         self.base_dist: Any = base
@@ -61,24 +66,8 @@ class Observed(TorchDistribution):
         super().__init__(base.batch_shape, base.event_shape, validate_args=validate_args)
 
     @property
-    def has_rsample(self) -> bool:  # type: ignore[override]
-        return self.base_dist.has_rsample
-
-    @property
     def support(self) -> constraints.Constraint:
         return support_of(self.base_dist)
-
-    @property
-    def mean(self) -> Tensor:
-        return self.base_dist.mean
-
-    @property
-    def mode(self) -> Tensor:
-        return self.base_dist.mode
-
-    @property
-    def variance(self) -> Tensor:
-        return self.base_dist.variance
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
         return self.base_dist.sample(sample_shape)

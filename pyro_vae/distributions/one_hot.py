@@ -6,13 +6,6 @@ import pyro.distributions as dist
 from torch import Tensor
 
 
-class StraightThroughOneHot(dist.OneHotCategoricalStraightThrough):
-    r"""One-hot draws whose gradient is that of the probabilities; log q(z) = Σ_k z_k log q_k passes it on."""
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        return LinearOneHot.log_prob(self, value)
-
-
 class LinearOneHot(dist.OneHotCategorical):
     r"""log p(z) = Σ_k z_k log π_k for one-hot z: a one-hot categorical whose log density has a gradient in z.
 
@@ -27,3 +20,9 @@ class LinearOneHot(dist.OneHotCategorical):
         if self._validate_args:
             self._validate_sample(value)
         return (value * self.logits).sum(-1)  # torch normalises logits
+
+
+class StraightThroughOneHot(dist.OneHotCategoricalStraightThrough):
+    r"""One-hot draws whose gradient is that of the probabilities; log q(z) = Σ_k z_k log q_k passes it on."""
+
+    log_prob = LinearOneHot.log_prob

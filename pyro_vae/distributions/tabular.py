@@ -99,8 +99,7 @@ class ColumnsConstraint(constraints.Constraint):
 
     def check_blocks(self, value: Tensor) -> Tensor:
         """Return which blocks are within their support, ``(*batch, blocks)``."""
-        values = value.split(self.widths, -1)
-        return torch.stack([s.check(v) for s, v in zip(self.supports, values, strict=True)], -1)
+        return torch.stack([s.check(v) for s, v in zip(self.supports, value.split(self.widths, -1), strict=True)], -1)
 
     def __repr__(self) -> str:
         blocks, start = [], 0

@@ -98,54 +98,42 @@ FAMILIES: dict[str, Spec] = {  # the closed table that configs name families fro
     "bernoulli": Spec(make=lambda: discrete.bernoulli, features=1, support="0 or 1", formula="s(h)^y (1 - s(h))^(1 - y)"),
     "binomial": Spec(
         make=discrete.binomial, features=1, options={"total_count": REQUIRED},
-        support="counts 0..total_count", formula="C(n, y) s(h)^y (1 - s(h))^(n - y)",
-    ),
+        support="counts 0..total_count", formula="C(n, y) s(h)^y (1 - s(h))^(n - y)"),
     "categorical": Spec(
         make=discrete.categorical, features=lambda num_classes: num_classes, options={"num_classes": REQUIRED},
-        support="classes 0..num_classes - 1", formula="softmax(h)_y",
-    ),
+        support="classes 0..num_classes - 1", formula="softmax(h)_y"),
     "multinomial": Spec(
         make=discrete.multinomial, features=1, options={"total_count": REQUIRED},
-        support="counts that sum to total_count", formula="n! prod softmax(h)_i^y_i / y_i!",
-    ),
+        support="counts that sum to total_count", formula="n! prod softmax(h)_i^y_i / y_i!"),
     "discretized_logistic": Spec(
         make=discrete.discretized_logistic, features=2, support="counts 0..levels - 1",
-        formula="F(y + 1/2) - F(y - 1/2), F a logistic cdf; the edges take the tails", reference=_PIXELCNN,
-    ),
+        formula="F(y + 1/2) - F(y - 1/2), F a logistic cdf; the edges take the tails", reference=_PIXELCNN),
     "discretized_logistic_mixture": Spec(
         make=discrete.discretized_logistic_mixture, features=lambda levels=256, components=5: 3 * components,
-        support="counts 0..levels - 1", formula="sum_k pi_k discretized_logistic_k(y)", reference=_PIXELCNN,
-    ),
+        support="counts 0..levels - 1", formula="sum_k pi_k discretized_logistic_k(y)", reference=_PIXELCNN),
     "poisson": Spec(make=lambda: discrete.poisson, features=1, support="counts from 0", formula="rate^y exp(-rate) / y!"),
     "negative_binomial": Spec(
         make=lambda: discrete.negative_binomial, features=2,
-        support="counts from 0", formula="Gamma(y + r) / (Gamma(r) y!) (r / (r + mu))^r (mu / (r + mu))^y",
-    ),
+        support="counts from 0", formula="Gamma(y + r) / (Gamma(r) y!) (r / (r + mu))^r (mu / (r + mu))^y"),
     "zero_inflated_poisson": Spec(
         make=lambda: discrete.zero_inflated_poisson, features=2,
-        support="counts from 0", formula="g [y = 0] + (1 - g) poisson(y)", reference=_LAMBERT,
-    ),
+        support="counts from 0", formula="g [y = 0] + (1 - g) poisson(y)", reference=_LAMBERT),
     "zero_inflated_negative_binomial": Spec(
         make=lambda: discrete.zero_inflated_negative_binomial, features=3,
-        support="counts from 0", formula="g [y = 0] + (1 - g) negative_binomial(y)", reference=_SCVI,
-    ),
+        support="counts from 0", formula="g [y = 0] + (1 - g) negative_binomial(y)", reference=_SCVI),
     "normal": Spec(
         make=lambda: continuous.normal, features=2,
-        support="real numbers", formula="N(y; loc, scale^2), loc and scale for each datum",
-    ),
+        support="real numbers", formula="N(y; loc, scale^2), loc and scale for each datum"),
     "normal_fixed": Spec(
-        make=continuous.normal_fixed, features=1, support="real numbers", formula="N(y; h, scale^2), the scale given"
-    ),
+        make=continuous.normal_fixed, features=1, support="real numbers", formula="N(y; h, scale^2), the scale given"),
     "SharedNormal": Spec(
         make=SharedNormal, features=1, options={"dim": REQUIRED},
-        support="real numbers", formula="N(y; h, scale^2), one learned scale an element", reference=_CALIBRATED,
-    ),
+        support="real numbers", formula="N(y; h, scale^2), one learned scale an element", reference=_CALIBRATED),
     "laplace": Spec(
         make=lambda: continuous.laplace, features=2, support="real numbers", formula="exp(-|y - loc| / scale) / (2 scale)"
     ),
     "student_t": Spec(
-        make=continuous.student_t, features=2, support="real numbers", formula="t_df((y - loc) / scale) / scale"
-    ),
+        make=continuous.student_t, features=2, support="real numbers", formula="t_df((y - loc) / scale) / scale"),
     "log_normal": Spec(
         make=lambda: continuous.log_normal, features=2, support="positive numbers", formula="N(log y; loc, scale^2) / y"
     ),
@@ -154,15 +142,12 @@ FAMILIES: dict[str, Spec] = {  # the closed table that configs name families fro
     ),
     "beta": Spec(
         make=lambda: continuous.beta, features=2,
-        support="numbers between 0 and 1, both excluded", formula="y^(a - 1) (1 - y)^(b - 1) / B(a, b)",
-    ),
+        support="numbers between 0 and 1, both excluded", formula="y^(a - 1) (1 - y)^(b - 1) / B(a, b)"),
     "continuous_bernoulli": Spec(
         make=lambda: continuous.continuous_bernoulli, features=1, support="numbers between 0 and 1, both included",
-        formula="h exp(h y) / (exp(h) - 1)", reference=_CONTINUOUS_BERNOULLI,
-    ),
+        formula="h exp(h y) / (exp(h) - 1)", reference=_CONTINUOUS_BERNOULLI),
     "columns": Spec(  # of as many features as its blocks take
-        make=columns, features=0, options={"spec": REQUIRED}, support="each column's own", formula="prod_b p_b(y_b)"
-    ),
+        make=columns, features=0, options={"spec": REQUIRED}, support="each column's own", formula="prod_b p_b(y_b)"),
 }  # fmt: skip
 
 

@@ -110,8 +110,7 @@ class ConvEncoder(nn.Module):
 
     def forward(self, x: Tensor, *context: Tensor) -> Tensor:
         check_features(x, math.prod(self.shape), self)
-        h = self.conv(x.reshape(-1, *self.shape)).flatten(1)
-        return self.dense(h.reshape(*x.shape[:-1], -1), *context)
+        return self.dense(self.conv(x.reshape(-1, *self.shape)).flatten(1).reshape(*x.shape[:-1], -1), *context)
 
 
 class ConvDecoder(nn.Module):

@@ -50,8 +50,7 @@ def _mean_field(draw: Draw, bound: BoundFunction, exact: bool) -> Result:
             "estimator analytic_kl is of the ELBO alone: E_q[log w] splits into terms, the log of a mean of weights does "
             "not. Take Bound(elbo, estimator=analytic_kl()), or another estimator."
         )
-    log_w = torch.cat([run.terms.reconstruction - kl(run, exact) for run in draw.runs])
-    value = bound(draw.grouped(log_w))
+    value = bound(draw.grouped(torch.cat([run.terms.reconstruction - kl(run, exact) for run in draw.runs])))
     return value, value
 
 

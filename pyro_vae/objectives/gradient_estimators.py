@@ -113,18 +113,14 @@ def second(bound: BoundFunction, log_w: Tensor) -> Tensor:
 
 
 def without_one(bound: BoundFunction, log_w: Tensor) -> Tensor:
-    """F_{−k}: the bound with log w_k replaced by the mean of the other K − 1 particles (of its group), ``(*K, N)``.
-
-    What is left is a baseline for particle k that does not depend on it (VIMCO's, and leave-one-out for the ELBO).
-    """
+    """F_{−k}, a baseline for particle k: the bound, log w_k replaced by the others' mean (of its group), ``(*K, N)``."""
     *groups, k, rows = log_w.shape
     if k < 2:
         raise UsageError(f"vimco's baseline is made of the other particles: num_particles must be at least 2, got {k}")
     one = torch.eye(log_w.numel() // rows, dtype=torch.bool, device=log_w.device).reshape(-1, *groups, k, 1)
     others = torch.where(one, torch.zeros_like(log_w), log_w).sum(-2, keepdim=True) / (k - 1)
     each = torch.where(one, others, log_w)  # (P, *K, N): particle p replaced
-    columns = each.movedim(0, -2).reshape(*groups, k, -1)
-    baseline = bound(columns).reshape(*groups, k, rows)
+    baseline = bound(each.movedim(0, -2).reshape(*groups, k, -1)).reshape(*groups, k, rows)
     return baseline.nan_to_num(nan=0.0, neginf=0.0)  # all others weigh 0: any constant is a baseline
 
 
@@ -228,8 +224,7 @@ def moved_prior(run: ParticleRun, a: Tensor, b: Tensor) -> Tensor:
     if not z.requires_grad:  # a guide without parameters: nothing to differentiate along, and nothing to replace
         return torch.zeros_like(a[0])
     direct = a * run.score("model", {name: site}, {name: z.detach()})[name]
-    along = (a * run.terms.reconstruction - b * run.terms.log_w).sum()
-    gradient = torch.autograd.grad(along, z, retain_graph=True)[0]
+    gradient = torch.autograd.grad((a * run.terms.reconstruction - b * run.terms.log_w).sum(), z, retain_graph=True)[0]
     noise = ((z - base.loc) / base.scale).detach()
     moved = gradient * (base.loc + base.scale * noise)  # z again, now a function of θ
     if event := site["fn"].event_dim:
@@ -292,8 +287,7 @@ def _rws(draw: Draw, bound: BoundFunction) -> Result:
     """
     a = first(bound, draw.log_w)
     log_q = torch.cat([run.log_q(list(run.q)) for run in draw.runs])  # draws have no path here: φ comes in directly
-    log_p = draw.terms.reconstruction + sum_terms(draw.terms.prior)
-    wake = (log_p - log_q).detach().softmax(0)
+    wake = (draw.terms.reconstruction + sum_terms(draw.terms.prior) - log_q).detach().softmax(0)
     return bound(draw.log_w), draw.surrogate(a, score=torch.zeros_like(a)) + (wake * log_q).sum(0)
 
 

@@ -87,8 +87,7 @@ def trace_elbo(p: poutine.Trace, q: poutine.Trace) -> Tensor:
         if not is_identically_zero(entropy):
             surrogate = surrogate - entropy.sum()
         if not is_identically_zero(score):
-            log_r = log_ratios(p, q).sum_to(site["cond_indep_stack"])
-            surrogate = surrogate + (log_r * score).sum()
+            surrogate = surrogate + (log_ratios(p, q).sum_to(site["cond_indep_stack"]) * score).sum()
     value = log_p - log_q
     return surrogate if follows else surrogate + (value - surrogate).detach()  # the value, the surrogate's gradient
 

@@ -68,8 +68,7 @@ class SemiAmortized(nn.Module):
                 f"SemiAmortized needs a reparameterised family, got {name}: refine a normal, or train {name} as is"
             )
         z = q.rsample()
-        log_p = self.likelihood(z, *context).log_prob(x) + self.prior(*context).log_prob(z)
-        return log_p - q.log_prob(z)
+        return self.likelihood(z, *context).log_prob(x) + self.prior(*context).log_prob(z) - q.log_prob(z)
 
     def forward(self, x: Tensor, *context: Tensor) -> TorchDistributionMixin:
         start = self.posterior.net(x, *context)
@@ -78,8 +77,7 @@ class SemiAmortized(nn.Module):
             for _ in range(self.steps):
                 h.requires_grad_()
                 (grad,) = torch.autograd.grad(self.elbo(h, x, *context).sum(), h)
-                cut = (MAX_NORM / grad.norm(dim=-1, keepdim=True)).clamp(max=1.0)
-                h = (h + self.lr * cut * grad).detach()
+                h = (h + self.lr * (MAX_NORM / grad.norm(dim=-1, keepdim=True)).clamp(max=1.0) * grad).detach()
         return self.posterior.distribution(start + (h - start.detach()))  # the value of h, the gradient of the encoder
 
     def extra_repr(self) -> str:

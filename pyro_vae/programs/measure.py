@@ -12,13 +12,8 @@ from .sites import Program, observed_sites, trace_pair
 from .support import bare, base_name, support_of_site
 
 UNNORMALISED = ("Unit", "ImproperUniform")  # pyro.factor and its like
-DOMINATING = {
-    "binary": "counting",
-    "categories": "counting",
-    "counts": "counting",
-    "counts, dequantised": "counting",  # a bound on it, by Evidence.of_counts
-    "continuous": "Lebesgue",
-}
+COUNTING = ("binary", "categories", "counts", "counts, dequantised")  # the last a bound, by Evidence.of_counts
+DOMINATING = dict.fromkeys(COUNTING, "counting") | {"continuous": "Lebesgue"}
 CATEGORIES = ("Categorical", "OneHotCategorical", "OneHotCategoricalStraightThrough")
 
 

@@ -48,8 +48,7 @@ def unwrapped(thing: Any) -> Iterator[Any]:
 
 def like_parameters(*things: Any) -> Tensor | None:
     """The first floating-point parameter of the programs' modules (its dtype and device are theirs); None without one."""
-    floats = (p for m in owners(*things) for p in m.parameters() if p.is_floating_point())
-    return next(floats, None)
+    return next((p for m in owners(*things) for p in m.parameters() if p.is_floating_point()), None)
 
 
 @contextmanager

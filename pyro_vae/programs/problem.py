@@ -153,9 +153,6 @@ def rows_of(
     missing: bool = False,
     device: torch.device | None = None,
 ) -> tuple[Tensor, ...]:
-    """Convert x and its contexts by :func:`~pyro_vae.data.arrays.batch_of` to the dtype and device of the pair's parameters.
-
-    NaN in x is let through if `missing`, or if a module of the pair declares that it takes it.
-    """
+    """Convert x and contexts to the pair's dtype and device; NaN in x passes if `missing`, or if a module declares so."""
     missing = missing or takes_missing(model, guide)
     return batch_of(x, *context, like=like_parameters(model, guide), device=device, missing=missing)

@@ -140,10 +140,7 @@ def base_name(d: Any) -> str:
 
 
 def support_of_site(name: str, fn: Any) -> Any:
-    """Look up the support that the distribution of a site declares.
-
-    A ProgramError names the site if it declares none (a bare ``ZukoToPyro``, a distribution of the user's own).
-    """
+    """Look up the support that a site's distribution declares; a ProgramError that names the site if it declares none."""
     try:
         return fn.support
     except (NotImplementedError, AttributeError) as error:
@@ -158,8 +155,7 @@ def allowed(site: Site, support: Any) -> Tensor:
     value, inside = site["value"], support.check(site["value"])
     if not (edges := EDGES.get(base_name(site["fn"]))):
         return inside
-    edge = torch.isin(value, torch.tensor(edges).to(value))
-    return inside & ~edge.unsqueeze(-1).flatten(inside.dim()).any(-1)
+    return inside & ~torch.isin(value, torch.tensor(edges).to(value)).unsqueeze(-1).flatten(inside.dim()).any(-1)
 
 
 def span(value: Tensor, so_far: Span | None = None) -> Span:

@@ -32,19 +32,13 @@ ZUKO = ("zuko.distributions", "NormalizingFlow")  # by name: importing zuko swit
 
 
 def support_of(fn: Any) -> constraints.Constraint:
-    """The support of a distribution, as one that has a map from R^D: a mixture's is that of its components.
-
-    Raises:
-        NotImplementedError: nothing declares it, or components of a mixture differ in theirs.
-    """
+    """Return a support that has a map from R^D; NotImplementedError if none is declared or a mixture's components differ."""
     if isinstance(fn, WRAPPERS):
         support = support_of(fn.base_dist)
     elif isinstance(fn, MixtureSameFamily):
         support = shared_by_components(support_of(fn.component_distribution), len(fn.event_shape))
-    elif type(fn) is ZukoToPyro:
-        support = support_of(fn.dist)
     else:
-        support = own_support(fn)
+        support = support_of(fn.dist) if type(fn) is ZukoToPyro else own_support(fn)
     dims = len(fn.event_shape) - support.event_dim
     return constraints.independent(support, dims) if dims > 0 else support
 

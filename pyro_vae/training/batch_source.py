@@ -85,10 +85,7 @@ class Streamed(BatchSource):
 
 
 class Pinned:
-    """Two buffers that the device can read from, filled in turn, and the stream that it reads them on.
-
-    Written against torch's documentation; it has not been run on a device yet.
-    """
+    """Two buffers that the device reads from in turn, and the stream that it reads them on (not run on a device yet)."""
 
     def __init__(self, data: Batch, device: torch.device) -> None:
         self.data, self.device = data, device
@@ -152,8 +149,7 @@ class TrainingData:
     def one_pass(self, order: ShuffledBatches) -> Iterator[tuple[Tensor, Batch]]:
         """Yield the rest of a pass: row numbers, and the batch of them."""
         for rows in order.one_pass():
-            batch = self.source.fetch(rows, order.next_rows)
-            yield rows, self.transformed(batch, order.generator)
+            yield rows, self.transformed(self.source.fetch(rows, order.next_rows), order.generator)
 
     def fixed_batch(self, batch: Batch, seed: int) -> Batch:
         """Move a batch to the device and transform it, from a seed of its own."""
@@ -166,10 +162,7 @@ class TrainingData:
 
 
 class EpochBatches:
-    """The shuffled batches of one epoch, from a position in it on, whose random state is loaded.
-
-    Order and binarization depend on seed and epoch alone. `further` batches are for an aggressive encoder.
-    """
+    """The shuffled batches of one epoch, from a position on; order and binarization depend on seed and epoch alone."""
 
     def __init__(self, data: TrainingData, seed: int, position: EpochPosition, further: bool) -> None:
         self.data, self.position = data, position

@@ -27,12 +27,8 @@ Differences = Mapping[str, tuple[Any, Any]]  # name to (then, now)
 
 ELEMENTWISE = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "sum")
 ELSEWHERE = {"rows", "batch size", "data (SHA-256)", "device"}  # where these changed, a position in an epoch is void
-POSITION = {
-    "epoch": "epoch",
-    "seconds": "seconds",
-    "skipped": "skipped_rows",
-    "places": "batches_taken",
-}  # by disk names
+# by disk names
+POSITION = {"epoch": "epoch", "seconds": "seconds", "skipped": "skipped_rows", "places": "batches_taken"}
 FREE = ("device", "torch", "threads", "engine")  # may change, but then the bits do, too
 
 
@@ -71,8 +67,7 @@ def capture(trainer: Trainer) -> tuple[dict[str, Any], Groups]:
     packed = None if optimizer is None else pack(optimizer.state_dict(), "adam", moments)
     head = {"about": identity(trainer), "plain": pack(plain_state(trainer), "state", moments), "optimizer": packed}
     best_by_name = {name: best.get(id(tensor), tensor) for name, tensor in tensors.items()}
-    rng = state.position.generator_states
-    return head, {"model": tensors, "best": best_by_name, "optimizer": moments, "rng": rng}
+    return head, {"model": tensors, "best": best_by_name, "optimizer": moments, "rng": state.position.generator_states}
 
 
 def plain_state(trainer: Trainer) -> dict[str, Any]:

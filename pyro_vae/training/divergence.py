@@ -47,8 +47,7 @@ def suspect_rows(step: Step, rows: Tensor, batch: tuple[Tensor, ...], seed: int)
         elbo = row_elbo(step, batch)
     suspects = rows if elbo is None or elbo.isfinite().all() else rows[~elbo.isfinite().to(rows.device)]
     numbers = sorted(suspects.tolist())
-    more = f", … ({len(numbers)} in all)" if len(numbers) > LISTED else ""
-    return ", ".join(map(str, numbers[:LISTED])) + more
+    return ", ".join(map(str, numbers[:LISTED])) + (f", … ({len(numbers)} in all)" if len(numbers) > LISTED else "")
 
 
 def first_bad_site(step: Step, before: PreStepSnapshot, batch: tuple[Tensor, ...]) -> str:

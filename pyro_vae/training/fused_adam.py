@@ -35,10 +35,7 @@ def take_step(optimizer: torch.optim.Optimizer) -> None:
 
 
 def begun(optimizer: torch.optim.Optimizer) -> bool:
-    """Return whether it is torch's own Adam, fused, with nobody listening, whose first step has made its states.
-
-    It is asked at each step, as hooks and options may come between any two.
-    """
+    """Return whether it is torch's own Adam, fused, with states and without hooks; asked at each step, as hooks come and go."""
     groups: list[dict[str, Any]] = optimizer.param_groups
     return (
         type(optimizer) is torch.optim.Adam

@@ -113,10 +113,7 @@ def collapsed(record: Record) -> str | None:
 
 @dataclass(eq=False)
 class EpochMetrics:
-    """Measures the step's programs on validation rows, or, where there are none, on some of the training rows.
-
-    The noise is the same after every epoch, so that ELBOs differ by the weights alone.
-    """
+    """Measures ELBOs on validation (else training) rows, with the same noise each epoch: they differ by the weights alone."""
 
     step: Step
     data: TrainingData

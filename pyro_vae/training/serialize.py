@@ -48,11 +48,7 @@ def pack(value: Any, name: str, tensors: Tensors) -> Any:
 
 
 def unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """Invert :func:`pack`.
-
-    Raises:
-        KeyError, TypeError, ValueError: a value that was not made by it.
-    """
+    """Invert :func:`pack`; raise a KeyError, TypeError or ValueError for a value that was not made by it."""
     if isinstance(packed, list):
         return [unpack(item, tensors) for item in packed]
     if not isinstance(packed, dict):

@@ -151,21 +151,13 @@ class Step:
         self.engine_reason = ""
 
     def __call__(self, *batch: Tensor, rate: float = 1.0) -> Tensor:
-        """Make one update; return the loss. `rate` multiplies the optimizer's own learning rates.
-
-        Raises:
-            DivergedError: the loss or a gradient is not finite; nothing was updated.
-        """
+        """Make one update at `rate` times the learning rates; return the loss, or update nothing and raise a DivergedError."""
         loss = self.loss_and_grads(*batch)
         self.update(rate)
         return loss
 
     def loss_and_grads(self, *batch: Tensor) -> Tensor:
-        """Return the objective's loss, with gradients left on the parameters and nothing updated.
-
-        Raises:
-            DivergedError: the loss is not finite.
-        """
+        """Return the loss, gradients left on the parameters, nothing updated; raise a DivergedError if it is not finite."""
         if self.optimizer is None:
             loss = self._first(*batch)
         else:

@@ -39,10 +39,7 @@ from .training_state import (
 
 @runtime_checkable
 class TrainingCallback(Protocol):
-    """Called by `fit` as training goes on, such as a :class:`~pyro_vae.runs.checkpointer.Checkpointer`.
-
-    A class that derives from this one defines the methods that it has a use for.
-    """
+    """Called by `fit` as training goes on; a class that derives from this one defines the methods that it has a use for."""
 
     def before_training(self, trainer: Trainer) -> None:
         """Before the first step."""

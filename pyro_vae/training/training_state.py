@@ -19,11 +19,7 @@ from .schedules import Schedule, constant
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How to train: the arguments of :func:`~pyro_vae.fit` of the same names.
-
-    Raises:
-        UsageError: no epochs, or no steps that may be bad.
-    """
+    """The arguments of :func:`~pyro_vae.fit` of the same names; a UsageError for no epochs, or no steps that may be bad."""
 
     epochs: int = 100
     schedule: Schedule = constant
