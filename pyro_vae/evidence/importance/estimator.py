@@ -14,6 +14,7 @@ from pyro_vae.common.memory import SMALLER, fitting
 from pyro_vae.common.progress import tracked
 from pyro_vae.errors import DeviceError, Interrupted, UnreliableError, UsageError
 from pyro_vae.programs.pair import like_parameters, quiet
+from pyro_vae.programs.parameters import ParametersRegistered
 from pyro_vae.programs.problem import Problem, rows_of
 from pyro_vae.programs.sites import Program
 
@@ -119,7 +120,10 @@ def importance(
     sampler = Sampler(proposal, seed, chunk_size, vectorize_particles)
     facts = {"seed": seed, "proposal": str(proposal), "measure": problem.measure, "target_se": target_se}
     try:
-        with problem.quiet():
+        with (
+            problem.quiet(),
+            ParametersRegistered(),
+        ):  # nothing is trained: modules need not declare parameters at each block
             for block in tracked(blocks, "log p(x)", verbose):
                 if rows is None or block.rows.start in rows:
                     some = problem.rows(slice(block.rows.start, block.rows.stop))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.common.memory import out_of_memory
-from pyro_vae.common.random import stream
+from pyro_vae.common.random import seeded, stream
 from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.sites import LogProbs
@@ -50,7 +50,7 @@ class Sampler:
         start, count = block * sums.size, sums.extent(block)
         step = count if self.vectorize else 1
         parts = []
-        with problem.quiet(self.seed, number, block):
+        with seeded(self.seed, number, block, device=problem.device):  # all else is as the caller has set it, once
             for first in range(start, start + count, step):
                 prior = self.proposal.from_prior(first, first + step, offset)
                 parts.append(propose(self.proposal, problem, step - prior, prior))
