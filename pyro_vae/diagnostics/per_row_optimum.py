@@ -122,7 +122,7 @@ def fitted(problem: Problem, sites: dict[str, PosteriorFamily], free: Free) -> P
                 with nullcontext() if site.mask is None else poutine.mask(mask=site.mask):
                     pyro.sample(name, site.build(free[name]))
 
-    return replace(problem, guide=guide)
+    return replace(problem, guide=guide, vectorizing=replace(problem.vectorizing, guide="plate"))
 
 
 def start_of(sites: dict[str, PosteriorFamily]) -> Free:

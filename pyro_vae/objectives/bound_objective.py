@@ -3,6 +3,7 @@ r"""`Bound`: any bound with any gradient estimator as one of Pyro's ELBO objecti
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +14,6 @@ from torch import Tensor
 
 from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.programs.pair import without_validation
-from pyro_vae.programs.plates import Plates
 from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.sites import Program
 
@@ -85,7 +85,7 @@ class Bound(ELBO):
             )
         super().__init__(num_particles=num_particles, vectorize_particles=vectorize_particles)
         self.bound, self.estimator, self.num_groups, self.terms = bound, estimator, num_groups, tuple(terms)
-        self.known: tuple[Program, Program, Plates] | None = None
+        self.known: Problem | None = None
 
     def __repr__(self) -> str:
         groups = f", num_groups={self.num_groups}" if self.num_groups else ""
@@ -134,7 +134,7 @@ class Bound(ELBO):
 
     def draw(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Draw:
         """Draw the particles in one run of the programs, or in one for each."""
-        problem = Problem(model, guide, args, self.plates(model, guide, args, kwargs), kwargs)
+        problem = replace(self.problem(model, guide, args, kwargs), args=args, kwargs=kwargs)
         detached = getattr(self.estimator, "detached", False)
         weighable = getattr(self.estimator, "weighable", False) or guide_bound(self.bound) is not self.bound
         total = self.num_particles * (self.num_groups or 1)
@@ -168,14 +168,14 @@ class Bound(ELBO):
                 f"({log_w.shape[-1]},). Reduce over particles only, with torch's functions."
             )
 
-    def plates(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plates:
-        """Find where the pair keeps its rows, once, by a run of one particle that also measures its memory."""
-        if self.known is None or self.known[:2] != (model, guide):
+    def problem(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Problem:
+        """Find where the pair keeps its rows, and how its particles run, once: on a first batch, whose memory is measured."""
+        if self.known is None or (self.known.model, self.known.guide) != (model, guide):
             with torch.random.fork_rng(devices=cuda_devices(args)):  # draws of its own would shift those that follow
-                problem = Problem.on(model, guide, *args, **kwargs)
+                problem = Problem.unprobed(model, guide, args, kwargs).probed(self.vectorize_particles)
                 self.check_memory(problem)
-            self.known = (model, guide, problem.plates)
-        return self.known[2]
+            self.known = problem.over()  # without the batch
+        return self.known
 
     def check_memory(self, problem: Problem) -> None:
         """Refuse more particles than there is memory for, before anything is run with them."""

@@ -24,8 +24,8 @@ def log_weights(
         guide: a Pyro program for the same latent sites.
         *args, **kwargs: what both programs take, usually x of shape ``(N, *event)`` and contexts with N rows.
         num_particles: K.
-        vectorize_particles: run both programs once, under a plate of K particles on the left; ``False`` runs them K times,
-            for programs that do not broadcast.
+        vectorize_particles: run both programs once for all K particles, in the way that a probe at the start finds to mean the
+            same (:class:`~pyro_vae.programs.problem.Problem`); ``False`` runs them K times.
 
     Raises:
         ProgramError: a pair without such a plate, with a latent or an observation outside it, with a latent in one
@@ -47,7 +47,5 @@ def log_weights(
         >>> log_weights(model, exact_posterior, x, num_particles=2)   # the exact posterior makes every weight p(x)
         tensor([[-1.2655, -1.5155], [-1.2655, -1.5155]])
     """
-    problem = Problem.on(model, guide, *args, **kwargs)
-    if vectorize_particles:
-        return problem.log_probs(num_particles).log_w
-    return torch.cat([problem.log_probs().log_w for _ in range(num_particles)])
+    problem = Problem.unprobed(model, guide, args, kwargs).probed(vectorize_particles)
+    return problem.log_probs(num_particles).log_w

@@ -15,10 +15,23 @@ from torch import Tensor
 from pyro_vae.data.arrays import batch_of
 
 from .measure import measure_of
-from .pair import like_parameters, quiet
+from .pair import like_parameters, quiet, unwrapped
 from .plates import Plates, find_plates, row_log_prob
 from .sites import PARTICLES, LogProbs, Program, Site, check_pair, latent_sites, observed_sites, sample_sites, sum_terms
 from .support import check_support, takes_missing
+from .unconstrained import SubstituteLatents
+from .vectorize import (
+    MODES,
+    Grouping,
+    Mode,
+    RowsAsParticles,
+    Vectorizing,
+    joined_traces,
+    particle_of,
+    repeated,
+    without_indices,
+)
+from .vectorize_probe import LOOP, choose_vectorizing
 
 Sites = dict[str, Site]
 Latents = poutine.Trace | Mapping[str, Tensor]
@@ -29,6 +42,7 @@ class Problem:
     r"""A model and a guide, their arguments, and their data plate.
 
     Whatever is computed of K particles a row, ``(K, N)``, comes out of :meth:`trace`: there is no other plate of particles.
+    Whether the programs mean the same under one is probed when the plates are found.
 
     Example:
         >>> from pyro_vae import VAE, StandardNormal, Conditional, MLP, bernoulli, normal
@@ -45,6 +59,7 @@ class Problem:
     plates: Plates
     kwargs: Mapping[str, Any] = field(default_factory=dict)  # the same for all rows
     first: int = 0  # the number of the first row, where these rows are a part of others
+    vectorizing: Vectorizing = Vectorizing()  # how K particles are run
 
     @classmethod
     def of(cls, model: Program, guide: Program, x: Any, *context: Any, seed: int, missing: bool = False) -> Problem:
@@ -61,15 +76,25 @@ class Problem:
             return cls.checked(model, guide, *args)
 
     @classmethod
-    def checked(cls, model: Program, guide: Program, *args: Tensor) -> Problem:
+    def checked(cls, model: Program, guide: Program, *args: Tensor, vectorize: bool = True) -> Problem:
         """Check that all rows lie in the likelihood's support; find the plates by a run on the first one."""
         check_support(model, guide, *args)
-        return cls.on(model, guide, *(a[:1] for a in args)).over(*args)
+        plates = find_plates(model, guide, *(a[:1] for a in args))
+        return cls(model, guide, args, plates).probed(vectorize)
 
     @classmethod
     def on(cls, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Problem:
         """Find the plates by one run of the pair on just these arguments; no row is checked."""
+        return cls.unprobed(model, guide, args, kwargs).probed()
+
+    @classmethod
+    def unprobed(cls, model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Problem:
+        """As :meth:`on`, its particles under a plate until it is :meth:`probed`."""
         return cls(model, guide, args, find_plates(model, guide, *args, **kwargs), kwargs)
+
+    def probed(self, vectorize: bool = True) -> Problem:
+        """Choose how K particles are run, by :func:`~pyro_vae.programs.vectorize_probe.choose_vectorizing`, or one by one."""
+        return replace(self, vectorizing=choose_vectorizing(self) if vectorize else LOOP)
 
     def __len__(self) -> int:
         return len(self.args[0])
@@ -77,7 +102,7 @@ class Problem:
     @property
     def device(self) -> torch.device:
         """Device of x."""
-        return self.args[0].device
+        return self.args[0].device if isinstance(self.args[0], Tensor) else torch.device("cpu")
 
     @cached_property
     def measure(self) -> str:
@@ -106,21 +131,61 @@ class Problem:
         """Enter :func:`~pyro_vae.programs.pair.quiet` on the random stream of (seed, *block)."""
         return quiet(self.model, self.guide, seed=seed, block=block, device=self.device)
 
-    def trace(self, program: Program, particles: int | None = None, at: Latents | None = None) -> poutine.Trace:
-        """Run a program (the model, the guide, either under a handler) on the rows, under a plate of particles on the left.
+    def trace(
+        self, program: Program, particles: int | None = None, at: Latents | SubstituteLatents | None = None
+    ) -> poutine.Trace:
+        """Run a program (the model, the guide, either under a handler) on the rows, K particles of each.
 
-        Latents `at` stand in the place of draws. Those of a trace are replayed: they stay latent (and subsampled rows stay
-        the same). Values by site, ``(K, ..., N, ..., *event)``, are conditioned on: the sites count as observed. Without
-        `particles` there is no plate of them.
+        However it is run for that (:attr:`vectorizing`), its sites look as under a plate of particles on the left. Latents
+        `at` stand in the place of draws. Those of a trace are replayed: they stay latent (and subsampled rows stay the same).
+        Values by site, ``(K, ..., N, ..., *event)``, are conditioned on: the sites count as observed. Those of a
+        :class:`~pyro_vae.programs.unconstrained.SubstituteLatents` stay latent. Without `particles` there is no dimension of them.
         """
+        mode = self.mode(program)
+        if particles is None or mode == "plate":
+            plates = nullcontext() if particles is None else plate(PARTICLES, particles, dim=self.plates.particles)
+            return self.run(program, self.args, at, plates)
+        if mode == "rows":
+            handler = RowsAsParticles(Grouping(self.plates, particles))
+            trace = self.run(handler(program), repeated(self.args, particles), without_indices(at))
+            return without_indices(trace)
+        return self.loop(program, particles, at)
+
+    def run(
+        self,
+        program: Program,
+        args: tuple[Any, ...],
+        at: Latents | SubstituteLatents | None,
+        plates: AbstractContextManager[Any] = nullcontext(),
+    ) -> poutine.Trace:
+        """Trace a program once, latents at their values."""
         if isinstance(at, Mapping):
             program = poutine.condition(program, data=dict(at))
-        elif at is not None:
+        elif isinstance(at, poutine.Trace):
             program = poutine.replay(program, trace=at)
-        with nullcontext() if particles is None else plate(PARTICLES, particles, dim=self.plates.particles):
-            return poutine.trace(program).get_trace(*self.args, **self.kwargs)
+        with at if isinstance(at, SubstituteLatents) else nullcontext(), plates:
+            return poutine.trace(program).get_trace(*args, **self.kwargs)
 
-    def sites(self, program: Program, particles: int | None = None, at: Latents | None = None) -> Sites:
+    def loop(self, program: Program, particles: int, at: Latents | SubstituteLatents | None) -> poutine.Trace:
+        """Trace a program K times, for one particle each; join what comes out."""
+        handlers = [RowsAsParticles(Grouping(self.plates, 1)) for _ in range(particles)]
+        parts = [particle_of(at, k, particles) for k in range(particles)]
+        traces = [self.run(h(program), self.args, part) for h, part in zip(handlers, parts, strict=True)]
+        if isinstance(at, SubstituteLatents):
+            at.parts = [(part, sample_sites(t)) for part, t in zip(parts, traces, strict=True)]
+        return joined_traces(traces, handlers)
+
+    def mode(self, program: Program) -> Mode:
+        """How a program is run for particles: as the model or the guide that it is, under handlers or not."""
+        layers = list(unwrapped(program))
+        for own, mode in ((self.guide, self.vectorizing.guide), (self.model, self.vectorizing.model)):
+            if own in layers:
+                return mode
+        return max(self.vectorizing.model, self.vectorizing.guide, key=MODES.index)
+
+    def sites(
+        self, program: Program, particles: int | None = None, at: Latents | SubstituteLatents | None = None
+    ) -> Sites:
         """The sites of :meth:`trace` that carry a density."""
         return sample_sites(self.trace(program, particles, at))
 

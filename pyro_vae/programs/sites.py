@@ -17,7 +17,7 @@ from pyro_vae.errors import ProgramError, ShapeError
 
 Program = Callable[..., Any]
 Site = dict[str, Any]
-PARTICLES = "particles"
+PARTICLES = "_particles"  # a name that no program of a user's has
 
 
 @dataclass(frozen=True)

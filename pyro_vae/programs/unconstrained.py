@@ -22,6 +22,7 @@ from pyro_vae.errors import ProgramError
 from .plates import Plates, sum_rows
 from .sites import Site
 from .support import bare
+from .vectorize import ParticleDistribution
 
 REFUSED = {
     "Delta": "a single point, which has no density: compute it in the model; a guide needs a spread (Normal, LogNormal).",
@@ -35,6 +36,8 @@ def support_of(fn: Any) -> constraints.Constraint:
     """Return a support that has a map from R^D; NotImplementedError if none is declared or a mixture's components differ."""
     if isinstance(fn, WRAPPERS):
         support = support_of(fn.base_dist)
+    elif isinstance(fn, ParticleDistribution):
+        support = fn.split_support([support_of(part) for part in fn.parts])
     elif isinstance(fn, MixtureSameFamily):
         support = shared_by_components(support_of(fn.component_distribution), len(fn.event_shape))
     else:
@@ -94,8 +97,11 @@ def is_discrete(name: str, fn: Any) -> bool:
 def check_continuous(name: str, site: Site) -> None:
     """Refuse a latent without a density on the real line; the ProgramError names the site, the reason and the way out."""
     fn = part = site["fn"]
-    while isinstance(part, MixtureSameFamily) or hasattr(part, "base_dist"):
-        part = part.component_distribution if isinstance(part, MixtureSameFamily) else part.base_dist
+    while isinstance(part, MixtureSameFamily | ParticleDistribution) or hasattr(part, "base_dist"):
+        if isinstance(part, ParticleDistribution):
+            part = part.parts[0]
+        else:
+            part = part.component_distribution if isinstance(part, MixtureSameFamily) else part.base_dist
     if why := REFUSED.get(kind := type(part).__name__):
         raise ProgramError(f"site {name!r} is a {kind}, {why}")
     if is_discrete(name, fn):
@@ -162,7 +168,7 @@ class SiteLayout:
 
 
 class SubstituteLatents(Messenger):
-    """Fix latent sites at values, broadcast to the site's shape; enter it before the plate of particles. Others are drawn.
+    """Fix latent sites at values, broadcast to the site's shape; :meth:`Problem.trace` enters it. Others are drawn.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist
@@ -171,33 +177,50 @@ class SubstituteLatents(Messenger):
         tensor([2., 2., 2.])
     """
 
-    def __init__(self, values: dict[str, Tensor]) -> None:
+    def __init__(self, values: dict[str, Tensor], layouts: Sequence[SiteLayout] = ()) -> None:
         super().__init__()
-        self.values = values
-        self.layouts: dict[str, SiteLayout] = {}
+        self.values, self.layouts = values, {layout.name: layout for layout in layouts}
         self.moved: dict[str, tuple[Transform, Tensor, Tensor]] = {}  # T, u and z by site
+        self.part: tuple[int, int] | None = None  # which of how many particles, where they run one after the other
+        self.parts: list[tuple[SubstituteLatents, dict[str, Site]]] = []  # those, with their sites
 
     @classmethod
     def at(cls, flat: Tensor, layouts: Sequence[SiteLayout]) -> SubstituteLatents:
         """Latents whose values, or coordinates on the real line, lie side by side: ``(G, R, D)``."""
         parts = flat.split([layout.size for layout in layouts], -1)
-        handler = cls({layout.name: layout.arrange(part) for layout, part in zip(layouts, parts, strict=True)})
-        handler.layouts = {layout.name: layout for layout in layouts}
-        return handler
+        return cls({layout.name: layout.arrange(part) for layout, part in zip(layouts, parts, strict=True)}, layouts)
+
+    def particle(self, k: int, of: int) -> SubstituteLatents:
+        """The latents of one particle of several."""
+        one = SubstituteLatents(self.values, tuple(self.layouts.values()))
+        one.part = k, of
+        return one
 
     def _pyro_sample(self, msg: Any) -> None:
         name, fn = msg["name"], msg["fn"]
         if msg["is_observed"] or name not in self.values:
             return
-        value, layout, msg["done"] = self.values[name], self.layouts.get(name), True
+        layout, msg["done"] = self.layouts.get(name), True
+        value = self.chosen(self.values[name], None if layout else fn.shape())
         if layout is not None and layout.unconstrained:
             to_support, u = bijection(fn), value
             value = to_support(u)
             self.moved[name] = to_support, u, value
         msg["value"] = value.expand(fn.shape()) if layout is None else value.to(layout.dtype)
 
+    def chosen(self, value: Tensor, shape: torch.Size | None) -> Tensor:
+        """The values of all particles, or of this one: of a site of this `shape`, where they may lack dimensions."""
+        if self.part is None:
+            return value
+        k, of = self.part
+        full = value if shape is None else value.expand(of, *shape[1:])
+        return full[k : k + 1]
+
     def log_jacobians(self, sites: dict[str, Site]) -> dict[str, Tensor]:
         """log |∂z/∂u|, ``(G, R)``, of each site that was placed by its u, from the trace that was made."""
+        if self.parts:
+            by_part = [part.log_jacobians(own) for part, own in self.parts]
+            return {name: torch.cat([terms[name] for terms in by_part]) for name in by_part[0]}
         return {name: self.log_jacobian(name, sites[name]) for name in self.moved}
 
     def log_jacobian(self, name: str, site: Site) -> Tensor:

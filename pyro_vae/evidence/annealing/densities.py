@@ -60,8 +60,7 @@ class Densities:
 
     def at(self, latents: dict[str, Tensor], chains: int) -> Tensor:
         """u with every chain at the same latents, each as a site holds it without chains."""
-        with SubstituteLatents(latents):
-            return self.flat(self.problem.sites(self.problem.model, chains))
+        return self.flat(self.problem.sites(self.problem.model, chains, SubstituteLatents(latents)))
 
     def flat(self, p: Sites) -> Tensor:
         """Unconstrain the latent sites of the model's trace, side by side: ``(chains, N, D)``."""
@@ -90,14 +89,14 @@ class Densities:
 
     def scores(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """(log start, log joint − log start), each ``(chains, N)``."""
-        with SubstituteLatents.at(u, self.layouts) as substituted:
-            p = self.problem.sites(self.problem.model, len(u))
+        substituted = SubstituteLatents.at(u, self.layouts)
+        p = self.problem.sites(self.problem.model, len(u), substituted)
         latents, jacobian = latent_sites(p), total(substituted.log_jacobians(p))
         prior, likelihood = self.log_prior(latents), self.log_prob(observed_sites(p))
         if self.from_prior:
             return prior + jacobian, likelihood
-        with SubstituteLatents({name: site["value"] for name, site in latents.items()}):
-            guide = self.log_prob(self.problem.sites(self.problem.guide, len(u)))
+        same = SubstituteLatents({name: site["value"] for name, site in latents.items()})
+        guide = self.log_prob(self.problem.sites(self.problem.guide, len(u), same))
         return guide + jacobian, likelihood + prior - guide
 
     def log_prior(self, latents: Sites) -> Tensor:

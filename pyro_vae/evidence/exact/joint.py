@@ -80,8 +80,8 @@ class Joint:
 
     def trace(self, z: Tensor, index: Tensor) -> tuple[dict[str, Site], dict[str, Tensor]]:
         """Run the model on the rows of `index`, its latents at z: its sites, and log |dz/du| by site, ``(G, R)``."""
-        with SubstituteLatents.at(z, self.layouts) as substituted:
-            sites = self.rows(index).sites(self.problem.model, len(z))
+        substituted = SubstituteLatents.at(z, self.layouts)
+        sites = self.rows(index).sites(self.problem.model, len(z), substituted)
         return sites, substituted.log_jacobians(sites)
 
     def log_prob(self, z: Tensor, index: Tensor) -> Tensor:

@@ -116,8 +116,8 @@ def importance(
         )
     blocks = open_row_blocks(len(args[0]), num_samples, rows, resume, seed, proposal)
     with quiet(model, guide, seed=seed, device=device):
-        problem = Problem.checked(model, guide, *args)
-    sampler = Sampler(proposal, seed, chunk_size, vectorize_particles)
+        problem = Problem.checked(model, guide, *args, vectorize=vectorize_particles)
+    sampler = Sampler(proposal, seed, chunk_size)
     facts = {"seed": seed, "proposal": str(proposal), "measure": problem.measure, "target_se": target_se}
     try:
         with (

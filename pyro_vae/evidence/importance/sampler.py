@@ -26,7 +26,6 @@ class Sampler:
     proposal: Proposal
     seed: int
     chunk: int
-    vectorize: bool
 
     def fill(self, sums: RowBlock, problem: Problem, particles: range) -> None:
         """Add those of the particles that are missing from the sums, as many blocks at a time as go into a chunk."""
@@ -48,13 +47,9 @@ class Sampler:
         number = sums.rows.start // ROWS
         offset = stream(self.seed, number) / 2**63
         start, count = block * sums.size, sums.extent(block)
-        step = count if self.vectorize else 1
-        parts = []
+        prior = self.proposal.from_prior(start, start + count, offset)
         with seeded(self.seed, number, block, device=problem.device):  # all else is as the caller has set it, once
-            for first in range(start, start + count, step):
-                prior = self.proposal.from_prior(first, first + step, offset)
-                parts.append(propose(self.proposal, problem, step - prior, prior))
-        draws = joined(parts)
+            draws = propose(self.proposal, problem, count - prior, prior)
         for log_q in draws.posterior.values():
             check_rows(log_q, len(draws), len(problem))
         return draws
@@ -73,7 +68,7 @@ class Sampler:
     def weigh_rows(self, draws: Draws, problem: Problem, rows: slice) -> Tensor:
         """log w of some rows, one chunk of particles after the other."""
         some = problem.rows(rows)
-        step = max(1, self.chunk // len(some)) if self.vectorize else 1
+        step = max(1, self.chunk // len(some))
         chunks = []
         for start in range(0, len(draws), step):
             part = draws.part(slice(start, start + step), rows)

@@ -1,0 +1,151 @@
+r"""Probe how a pair is to be run for K particles: what its densities are must not depend on it.
+
+The truth is a program run for one particle at a time. A plate of particles on the left, the fastest way, is taken where it
+gives the same log-probabilities at the same latents, site by site; else K · N rows, where these do; else one run a particle.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_vae.errors import ProgramError
+
+from .pair import quiet
+from .sites import Program, latent_sites, sample_sites, with_values
+from .vectorize import MODES, Mode, Vectorizing, is_draw, without_indices
+
+ROWS, PARTICLES = 2, 3  # of the probe: different numbers, so that a dimension taken for the other shows
+Scores = dict[str, Tensor]
+LOOP = Vectorizing("loop", "loop")
+
+
+def choose_vectorizing(problem: Any) -> Vectorizing:
+    """Choose how the programs of a :class:`~pyro_vae.programs.problem.Problem` are run for particles, by a run on two rows.
+
+    Programs that run on all their rows only (a plate of fixed size, local parameters) are probed on all of them. Nothing is
+    drawn from the random stream around, no buffer or entry of Pyro's store is changed.
+
+    Raises:
+        ProgramError: a model whose log-probabilities of a row depend on the other rows that it is passed with, or a program
+            that has other log-probabilities in a second run at the same latents; names the site.
+    """
+    with undisturbed(problem):
+        few = first_rows(problem)
+        if few is not None:
+            try:
+                return compare(few)
+            except ProgramError:
+                raise
+            except Exception:  # it does not run on two rows: all rows say what is wrong, if anything is
+                pass
+        return compare(problem)
+
+
+@contextmanager
+def undisturbed(problem: Any) -> Iterator[None]:
+    """Run programs out of reach of the handlers around, in eval mode, on a random stream and in a parameter store of their own."""
+    store = pyro.get_param_store()
+    with (
+        quiet(problem.model, problem.guide, seed=0, device=problem.device),
+        poutine.block(),
+        store.scope(store.get_state()),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def first_rows(problem: Any, rows: int = ROWS) -> Any | None:
+    """The problem of the first rows, the first one again where there is one only; None where x is no tensor of rows."""
+    x, *_ = problem.args
+    if not isinstance(x, Tensor) or not x.dim() or not len(x):
+        return None
+    index = torch.arange(rows, device=x.device).clamp(max=len(x) - 1)
+    return problem.over(*(a[index.to(a.device)] if has_rows(a, len(x)) else a for a in problem.args))
+
+
+def has_rows(value: Any, rows: int) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0 and len(value) == rows
+
+
+def compare(problem: Any) -> Vectorizing:
+    """Choose for each program the fastest way that agrees with single runs."""
+    alone = replace(problem, vectorizing=LOOP)
+    draws = without_indices(alone.trace(problem.guide, PARTICLES))
+    programs = {"guide": problem.guide, "model": problem.model}
+    truth = {role: scores(alone, program, draws) for role, program in programs.items()}
+    modes = {role: fastest(problem, program, draws, truth[role]) for role, program in programs.items()}
+    for role, mode in modes.items():
+        if mode == "loop" and (site := differing(truth[role], scores(alone, programs[role], draws))):
+            raise ProgramError(
+                f"site {site!r} of the {role} has another log-probability in a second run at the same latents: the program "
+                "draws noise outside of pyro.sample, or keeps a state. Make the noise a latent site, or switch it off "
+                "(model.eval() does so for dropout)."
+            )
+    check_rows_apart(alone, draws, truth["model"])
+    return Vectorizing(modes["model"], modes["guide"])
+
+
+def scores(problem: Any, program: Program, draws: poutine.Trace) -> Scores:
+    """log-probabilities of a program's sites at the draws, ``(K, N)`` by site."""
+    by_site: Scores = problem.score(sample_sites(problem.trace(program, PARTICLES, draws)))
+    return by_site
+
+
+def fastest(problem: Any, program: Program, draws: poutine.Trace, truth: Scores) -> Mode:
+    """Return the first mode that gives the true log-probabilities."""
+    for mode in MODES[:-1]:
+        try:
+            tried = scores(replace(problem, vectorizing=Vectorizing(mode, mode)), program, draws)
+        except Exception:  # whatever a network raises where a dimension is another than it takes it for
+            continue
+        if differing(truth, tried) is None:
+            return mode
+    return "loop"
+
+
+def differing(truth: Scores, tried: Scores) -> str | None:
+    """Name the first site whose log-probabilities differ, by more than rounding; None if all are the same."""
+    if truth.keys() != tried.keys():
+        return min(truth.keys() ^ tried.keys())
+    return next((name for name, term in truth.items() if not same(term, tried[name])), None)
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Compare two tensors of log-probabilities, but for rounding: half of the digits of their dtype."""
+    near = math.sqrt(torch.finfo(a.dtype).eps) if a.is_floating_point() else 0.0
+    return a.shape == b.shape and torch.allclose(a, b.to(a.dtype), rtol=near, atol=near, equal_nan=True)
+
+
+def check_rows_apart(problem: Any, draws: poutine.Trace, truth: Scores) -> None:
+    """Refuse a model whose densities of the first row are others without the second row."""
+    if (one := first_rows(problem, 1)) is None:
+        return
+    plates = problem.plates
+    values = {
+        name: site["value"][:1].narrow(plates.dim - site["fn"].event_dim, 0, 1)
+        for name, site in latent_sites(sample_sites(draws)).items()
+        if is_draw(site)
+    }
+    try:
+        alone: Scores = one.score(sample_sites(one.trace(problem.model, 1, with_values(draws, values))))
+    except Exception:  # it does not run on one row: that it says itself, where it is asked to
+        return
+    first = {name: term[:1, :1] for name, term in truth.items()}
+    if site := differing(first, alone):
+        raise ProgramError(
+            f"site {site!r} of the model has another log-probability for a row when other rows are passed along "
+            f"({first[site].sum().item():.4g} beside a second row, {alone[site].sum().item():.4g} alone): log p(x) does not split "
+            "into rows. Look for a softmax, norm or mean over the rows (dim=0), for a squeeze() that drops a single row, or for "
+            "a number that is read off the whole batch."
+        )
