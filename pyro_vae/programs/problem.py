@@ -29,7 +29,7 @@ from .vectorize import (
     joined_traces,
     particle_of,
     repeated,
-    without_indices,
+    without_rows,
 )
 from .vectorize_probe import LOOP, choose_vectorizing
 
@@ -147,8 +147,8 @@ class Problem:
             return self.run(program, self.args, at, plates)
         if mode == "rows":
             handler = RowsAsParticles(Grouping(self.plates, particles))
-            trace = self.run(handler(program), repeated(self.args, particles), without_indices(at))
-            return without_indices(trace)
+            trace = self.run(handler(program), repeated(self.args, particles), without_rows(at, self.plates))
+            return without_rows(trace, self.plates)
         return self.loop(program, particles, at)
 
     def run(

@@ -17,9 +17,8 @@ from pyro import poutine
 from pyro.distributions import MaskedDistribution, TorchDistribution
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import Independent, constraints
+from torch.distributions import Independent, constraints, kl_divergence, register_kl
 
 from pyro_vae.errors import ProgramError
 
@@ -116,20 +115,17 @@ class ParticleDistribution(TorchDistribution):
     def entropy(self) -> Tensor:
         return self.joined(lambda part: part.entropy())
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        with torch.no_grad():
-            return self.drawn(torch.Size(sample_shape), "sample")
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Draw as each part is drawn by ``pyro.sample``: with a path to its parameters where it has one."""
+        return self.joined(lambda part: part(*args, **kwargs), self.event_dim).expand(self.shape())
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        return self.drawn(torch.Size(sample_shape), "rsample")
+        shape = torch.Size(sample_shape)
+        return torch.stack([self() for _ in range(shape.numel())]).reshape(shape + self.shape())
 
-    def drawn(self, sample_shape: torch.Size, how: str) -> Tensor:
-        """Draw, once for each entry of `sample_shape`."""
-        draws = [
-            self.joined(lambda part: getattr(part, how)(), self.event_dim).expand(self.shape())
-            for _ in range(sample_shape.numel())
-        ]
-        return torch.stack(draws).reshape(sample_shape + draws[0].shape)
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        with torch.no_grad():
+            return self.rsample(sample_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         full = value.expand(torch.broadcast_shapes(value.shape, self.shape()))
@@ -141,6 +137,13 @@ class ParticleDistribution(TorchDistribution):
     def joined(self, of: Callable[[Any], Tensor], event_dim: int = 0) -> Tensor:
         """Join a quantity of all parts, ``(K, ..., N, ..., *event)``."""
         return join([self.grouping.split(of(part), event_dim) for part in self.parts])
+
+
+@register_kl(ParticleDistribution, ParticleDistribution)
+def kl_of_parts(q: ParticleDistribution, p: ParticleDistribution) -> Tensor:
+    """KL(q ‖ p) part by part, where there is a closed form."""
+    pairs = zip(q.parts, p.parts, strict=True)
+    return join([q.grouping.split(kl_divergence(*pair)) for pair in pairs]).expand(q.batch_shape)
 
 
 def as_shaped(value: Tensor, fn: Any) -> Tensor:
@@ -158,6 +161,8 @@ def join(pieces: Sequence[Tensor]) -> Tensor:
 
 PARAMETERS: dict[type, dict[str, int]] = {  # that make the distribution again, with their event dimensions
     dist.Normal: {"loc": 0, "scale": 0},
+    dist.Laplace: {"loc": 0, "scale": 0},
+    dist.StudentT: {"df": 0, "loc": 0, "scale": 0},
     dist.MultivariateNormal: {"loc": 1, "scale_tril": 2},
     dist.Bernoulli: {"logits": 0},
     dist.Categorical: {"logits": 1},
@@ -289,11 +294,10 @@ def is_draw(site: Any) -> bool:
     return site["type"] == "sample" and ("fn" not in site or has_density(site))
 
 
-def without_indices(at: Any) -> Any:
-    """A trace without the row numbers of plates, which are others where there are K · N rows; anything else as it is."""
-    if not isinstance(at, poutine.Trace):
+def without_rows(at: Any, plates: Plates) -> Any:
+    """A trace without the row numbers of the data plate, which are others where there are K · N rows; anything else as it is."""
+    if not isinstance(at, poutine.Trace) or plates.data not in at.nodes:
         return at
     trace = at.copy()
-    for name in [n for n, s in at.nodes.items() if s["type"] == "sample" and "fn" in s and site_is_subsample(s)]:
-        trace.remove_node(name)
+    trace.remove_node(plates.data)
     return trace

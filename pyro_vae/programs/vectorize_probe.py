@@ -16,13 +16,14 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_vae.errors import ProgramError
 
 from .pair import quiet
 from .sites import Program, latent_sites, sample_sites, with_values
-from .vectorize import MODES, Mode, Vectorizing, is_draw, without_indices
+from .vectorize import MODES, Mode, Vectorizing, without_rows
 
 ROWS, PARTICLES = 2, 3  # of the probe: different numbers, so that a dimension taken for the other shows
 Scores = dict[str, Tensor]
@@ -43,12 +44,14 @@ def choose_vectorizing(problem: Any) -> Vectorizing:
         few = first_rows(problem)
         if few is not None:
             try:
-                return compare(few)
+                modes, draws, truth = compare(few)
+                check_rows_apart(few, draws, truth["model"])
+                return modes
             except ProgramError:
                 raise
             except Exception:  # it does not run on two rows: all rows say what is wrong, if anything is
                 pass
-        return compare(problem)
+        return compare(problem)[0]
 
 
 @contextmanager
@@ -78,10 +81,10 @@ def has_rows(value: Any, rows: int) -> bool:
     return isinstance(value, Tensor) and value.dim() > 0 and len(value) == rows
 
 
-def compare(problem: Any) -> Vectorizing:
-    """Choose for each program the fastest way that agrees with single runs."""
+def compare(problem: Any) -> tuple[Vectorizing, poutine.Trace, dict[str, Scores]]:
+    """Choose for each program the fastest way that agrees with single runs; return the draws that they were scored at, too."""
     alone = replace(problem, vectorizing=LOOP)
-    draws = without_indices(alone.trace(problem.guide, PARTICLES))
+    draws = with_indices(alone.trace(problem.guide, PARTICLES), alone.trace(problem.model))
     programs = {"guide": problem.guide, "model": problem.model}
     truth = {role: scores(alone, program, draws) for role, program in programs.items()}
     modes = {role: fastest(problem, program, draws, truth[role]) for role, program in programs.items()}
@@ -92,8 +95,16 @@ def compare(problem: Any) -> Vectorizing:
                 "draws noise outside of pyro.sample, or keeps a state. Make the noise a latent site, or switch it off "
                 "(model.eval() does so for dropout)."
             )
-    check_rows_apart(alone, draws, truth["model"])
-    return Vectorizing(modes["model"], modes["guide"])
+    return Vectorizing(modes["model"], modes["guide"]), draws, truth
+
+
+def with_indices(draws: poutine.Trace, run: poutine.Trace) -> poutine.Trace:
+    """Add the numbers that plates of the model chose at random, so that they choose the same in each run."""
+    trace = draws.copy()
+    for name, site in run.nodes.items():
+        if site["type"] == "sample" and site_is_subsample(site) and name not in trace.nodes:
+            trace.add_node(name, **site)
+    return trace
 
 
 def scores(problem: Any, program: Program, draws: poutine.Trace) -> Scores:
@@ -129,16 +140,14 @@ def same(a: Tensor, b: Tensor) -> bool:
 
 def check_rows_apart(problem: Any, draws: poutine.Trace, truth: Scores) -> None:
     """Refuse a model whose densities of the first row are others without the second row."""
-    if (one := first_rows(problem, 1)) is None:
-        return
-    plates = problem.plates
+    one, plates = replace(first_rows(problem, 1), vectorizing=LOOP), problem.plates
     values = {
         name: site["value"][:1].narrow(plates.dim - site["fn"].event_dim, 0, 1)
         for name, site in latent_sites(sample_sites(draws)).items()
-        if is_draw(site)
     }
     try:
-        alone: Scores = one.score(sample_sites(one.trace(problem.model, 1, with_values(draws, values))))
+        at = without_rows(with_values(draws, values), plates)
+        alone: Scores = one.score(sample_sites(one.trace(problem.model, 1, at)))
     except Exception:  # it does not run on one row: that it says itself, where it is asked to
         return
     first = {name: term[:1, :1] for name, term in truth.items()}

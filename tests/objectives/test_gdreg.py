@@ -132,8 +132,10 @@ def test_nothing_is_left_of_gdreg():
 
 
 def test_gdreg_says_what_it_cannot_treat():
+    mixture = priors.Mixture(2, components=3).double()
+
     def mixture_prior(p):
-        return priors.Mixture(2, components=3).double()()
+        return mixture()
 
     with pytest.raises(ProgramError, match=r"'z'.*Mixture.*dreg"):
         loss_of(Bound(iwae, 4, estimator=gdreg), partial(one_model, prior=mixture_prior), one_guide, ONE)

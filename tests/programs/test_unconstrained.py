@@ -172,6 +172,7 @@ class Said(Own):
 
 def circular():
     """A flow on the circle, over a uniform base."""
+    torch.manual_seed(0)
     return ZukoToPyro(import_zuko().flows.NCSF(2, 0, transforms=1, hidden_features=(4,)).double()())
 
 

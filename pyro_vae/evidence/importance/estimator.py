@@ -119,6 +119,7 @@ def importance(
         problem = Problem.checked(model, guide, *args, vectorize=vectorize_particles)
     sampler = Sampler(proposal, seed, chunk_size)
     facts = {"seed": seed, "proposal": str(proposal), "measure": problem.measure, "target_se": target_se}
+    facts |= {"vectorizing": str(problem.vectorizing)}
     try:
         with (
             problem.quiet(),

@@ -43,6 +43,7 @@ class Evidence(RowEstimates):
         measure: what log p(x) is a density with respect to: "binary", "counts", "continuous" …; None if not known.
         proposal: what the particles were drawn from; the ELBO is its, too.
         target_se: the Monte Carlo error that was aimed at in each row.
+        vectorizing: how the programs were run for K particles: under a "plate" of them, as K · N "rows", in a "loop".
         row_blocks: which particles it holds, block of rows by block of rows, for :meth:`merge` and ``resume=``.
     """
 
@@ -60,6 +61,7 @@ class Evidence(RowEstimates):
     measure: str | None = None
     proposal: str = "guide"
     target_se: float | None = None
+    vectorizing: str = "plate"
     row_blocks: Sequence[RowBlock] = ()
     method = "importance sampling"
 
@@ -98,7 +100,7 @@ class Evidence(RowEstimates):
             for block in part.row_blocks:
                 start = block.rows.start
                 blocks[start] = blocks[start].joined(block) if start in blocks else block
-        return cls.of([blocks[start] for start in sorted(blocks)], **same, target_se=parts[0].target_se)
+        return cls.of([blocks[start] for start in sorted(blocks)], **same, target_se=parts[0].target_se, vectorizing=parts[0].vectorizing)
 
     def check_same(self, **expected: Any) -> None:
         """Refuse evidence without its particles, or with other attributes than `expected`."""
@@ -202,7 +204,7 @@ class Evidence(RowEstimates):
             "num_samples": self.num_samples,
             "seed": self.seed,
             "unit": "nats per row, higher is better",
-            **{name: getattr(self, name) for name in ("method", "measure", "proposal")},
+            **{name: getattr(self, name) for name in ("method", "measure", "proposal", "vectorizing")},
             **self.diagnostics(),
         }
 
@@ -258,11 +260,15 @@ class Evidence(RowEstimates):
         return (
             f"log p(x) {s['log_px']:.3f} ± {format_nats(s['log_px_mc_se'])} (Monte Carlo) "
             f"± {format_nats(s['log_px_data_se'])} (data) nats | "
-            f"{self.method} from the {self.proposal}{f', {self.measure}' if self.measure else ''} | "
+            f"{self.method} from the {self.proposal}{f', {self.measure}' if self.measure else ''}{self.format_vectorizing()} | "
             f"ELBO {s['elbo']:.3f} ± {format_nats(s['elbo_mc_se'])} | gap {s['gap']:.3f} | "
             f"ESS median {s['ess_median']:.0f}, least {s['ess_min']:.1f} of {s['num_samples']} | "
             f"{s['rows']} rows, {s['rows_of_low_ess']} with ESS below {LOW_ESS}{self.format_flagged(s)}"
         )
+
+    def format_vectorizing(self) -> str:
+        """Format how particles were run, where it was not under a plate of them."""
+        return "" if self.vectorizing == "plate" else f", particles run in a way that means the same ({self.vectorizing})"
 
     def format_flagged(self, s: dict[str, Any]) -> str:
         """Format how many rows are flagged, and the jackknife beside the bound."""

@@ -21,6 +21,7 @@ from .result import Evidence
 
 SEAL = "sha256"
 FACTS = ("seed", "proposal", "measure", "target_se")
+LATER = {"vectorizing": "plate"}  # facts that files of older versions lack, and what they were
 
 
 def save_evidence(evidence: Evidence, path: str | Path) -> None:
@@ -44,7 +45,7 @@ def evidence_bytes(evidence: Evidence, of: Mapping[str, str] | None = None) -> b
         tensors |= {f"{i}/{name}": value.contiguous() for name, value in tensors_of(block).items()}
         sums, rows = block.weight_sums, block.rows
         numbers.append([rows.start, rows.stop, block.planned, block.done, sums.count, sums.largest.keep])
-    facts = {name: getattr(evidence, name) for name in FACTS}
+    facts = {name: getattr(evidence, name) for name in (*FACTS, *LATER)}
     head = {"said": facts, "ledgers": numbers, "of": dict(of or {})}  # names on disk
     return save(tensors, {"evidence": json.dumps(head | {SEAL: digest_of(head)}), SEAL: tensor_digest(tensors)})
 
@@ -85,7 +86,8 @@ def evidence_from(content: bytes, path: str | Path) -> tuple[Evidence, dict[str,
         if seals not in ((None, None), (digest_of(head), tensor_digest(tensors))):  # none: from before there were seals
             raise ValueError("its SHA-256 is not that of what it holds")
         blocks = [row_block_of(tensors, i, numbers) for i, numbers in enumerate(head["ledgers"])]
-        return Evidence.of(blocks, **{name: head["said"][name] for name in FACTS}), dict(head.get("of", {}))
+        facts = {name: head["said"][name] for name in FACTS} | {n: head["said"].get(n, was) for n, was in LATER.items()}
+        return Evidence.of(blocks, **facts), dict(head.get("of", {}))
     except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError, RecursionError) as error:
         raise DataError(f"{path} holds no evidence that can be gone on from ({error!r}): run it again") from error
 
