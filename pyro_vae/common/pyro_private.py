@@ -29,6 +29,17 @@ def is_deterministic(site: Mapping[str, Any]) -> bool:
     return bool((site["infer"] or {}).get("_deterministic"))
 
 
+def mask_of(fn: Any) -> Any:
+    """Return the mask that ``fn.mask(...)`` was given, a tensor or a bool; None where Pyro does not tell.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> mask_of(dist.Normal(0.0, 1.0).mask(False))
+        False
+    """
+    return getattr(fn, "_mask", None)
+
+
 def vectorizes() -> bool:
     """Return whether an ELBO of this Pyro can be told how to trace its particles, all of them at once."""
     methods: Any = (getattr(ELBO, "_get_trace", None), getattr(ELBO, "_get_traces", None))

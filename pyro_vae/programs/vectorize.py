@@ -20,6 +20,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Independent, constraints, kl_divergence, register_kl
 
+from pyro_vae.common.pyro_private import mask_of
 from pyro_vae.errors import ProgramError
 
 from .plates import Plates
@@ -176,8 +177,8 @@ def regroup(parts: Sequence[Any], grouping: Grouping) -> Any:
         taken = first.reinterpreted_batch_ndims
         base = regroup([p.base_dist for p in parts], replace(grouping, taken=grouping.taken + taken))
         return dist.Independent(base, taken)
-    if isinstance(first, MaskedDistribution):
-        base, masks = regroup([p.base_dist for p in parts], grouping), [p._mask for p in parts]
+    if isinstance(first, MaskedDistribution) and mask_of(first) is not None:
+        base, masks = regroup([p.base_dist for p in parts], grouping), list(map(mask_of, parts))
         if all(isinstance(mask, bool) for mask in masks):
             return MaskedDistribution(base, all(masks))
         return MaskedDistribution(base, join([grouping.split(mask) for mask in masks]).expand(base.batch_shape))
@@ -238,7 +239,8 @@ class RowsAsParticles(Messenger):
         if frame is not data:
             return frame
         rows = frame.size // self.grouping.particles
-        return frame._replace(size=rows, full_size=rows if frame.full_size == frame.size else frame.full_size)
+        full = rows if frame.full_size == frame.size else frame.full_size
+        return CondIndepStackFrame(frame.name, frame.dim, rows, frame.counter, full)
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if kept := self.kept.pop(msg["name"], None):
