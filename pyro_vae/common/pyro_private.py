@@ -58,3 +58,14 @@ def vectorized_traces(
     for pair in plain._get_traces(model, guide, batch, {}):
         objective.max_plate_nesting = plain.max_plate_nesting  # found by a run of the programs: once is enough
         yield pair
+
+
+def mask_of(fn: Any) -> Any:
+    """Return the mask that ``fn.mask(...)`` gave a distribution, a bool or a tensor of its batch shape."""
+    return fn._mask if hasattr(fn, "_mask") else seen_mask(fn)
+
+
+def seen_mask(fn: Any) -> Any:
+    """Read the mask of a distribution off its density, which is 0 where the mask is off; the public way."""
+    value = fn.sample()
+    return (fn.log_prob(value) != 0) | (fn.base_dist.log_prob(value) == 0)

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from pyro_vae.common.progress import tracked
 from pyro_vae.errors import ProgramError
+from pyro_vae.programs.masked_latents import refuse_masked
 from pyro_vae.programs.plates import Plates
-from pyro_vae.programs.problem import Problem
+from pyro_vae.programs.problem import Problem, Sites
 from pyro_vae.programs.sites import Site, observed_sites
 from pyro_vae.programs.units import univariate
 
-from .latent_usage import Drawn, measured, seeded_sites, to_rows
+from .latent_usage import Drawn, of_sites, seeded_sites, to_rows
 
 CELLS = 2**18  # (draw, row, unit) log-probabilities held at a time
 PROBES = 64  # rows that the form of the programs is read off
@@ -38,14 +39,22 @@ class PosteriorForm:
 def form_of(problem: Problem) -> PosteriorForm:
     """Read the form of a pair off a few rows and draws."""
     q, p = problem.draw(8)
-    for name, site in (*q.items(), *((name, p[name]) for name in q)):
-        if site["mask"] is not None and site["mask"] is not True:
-            raise ProgramError(f"latent site {name!r} is masked: its units differ between rows, so they have no q(z)")
+    refuse_masks(problem, q, p)
     dims = {name: problem.plates.dim - site["fn"].event_dim for name, site in q.items()}
     check_shared(problem, q, dims)
     fixed, q_why = factorisation("q(z | x)", q, q, dims)
     _, p_why = factorisation("p(z)", {name: p[name] for name in q}, q, dims)
     return PosteriorForm(dims, fixed, q_why is None, q_why is None and p_why is None, q_why or p_why)
+
+
+def refuse_masks(problem: Problem, q: Sites, p: Sites) -> None:
+    """Refuse latents that are masked in some of these rows."""
+    why = (
+        ": rows differ in the latents that they have, so these have no one q(z). Decompose rows of one mask, without it, or "
+        "see latents(...), whose KL and I(x; z) are given the mask."
+    )
+    refuse_masked(q, problem, why)
+    refuse_masked({name: p[name] for name in q}, problem, why)
 
 
 def factorisation(
@@ -95,13 +104,14 @@ class Chunk:
 def scored(problem: Problem, num_samples: int) -> Chunk:
     """Draw S times for each of some rows, and score the draws."""
     q, p = problem.draw(num_samples)
+    refuse_masks(problem, q, p)  # of all rows, where the form was read off a few
     plates = problem.plates
     return Chunk(
         {name: site["value"].movedim(plates.dim - site["fn"].event_dim, 1) for name, site in q.items()},
         problem.log_prob(observed_sites(p)).to("cpu", torch.float64),
         unit_log_probs(q, {name: site["value"] for name, site in q.items()}, plates).sum(-1).cpu(),
         unit_log_probs({name: p[name] for name in q}, {name: q[name]["value"] for name in q}, plates).cpu(),
-        measured(q, p, plates),
+        of_sites(q, p, plates, {}),
     )
 
 

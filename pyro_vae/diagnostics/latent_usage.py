@@ -12,6 +12,8 @@ from torch.distributions import Categorical
 
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import UsageError
+from pyro_vae.programs.masked_latents import check_masked
+from pyro_vae.programs.masks import present, same_mask
 from pyro_vae.programs.pair import quiet
 from pyro_vae.programs.plates import Plates
 from pyro_vae.programs.problem import Problem, Sites
@@ -27,12 +29,15 @@ class Units:
     """One latent site, unit by unit; means over rows, in float64 on the CPU.
 
     Attributes:
-        kl: E_x KL(q(z_u | x) ‖ p(z_u)) for each unit u, ``(U,)``, nats; one number where the site does not factorise.
+        kl: E_x KL(q(z_u | x) ‖ p(z_u)) for each unit u, ``(U,)``, nats; one number where the site does not factorise. A
+            row in which the unit is masked counts as 0, as it does in the ELBO.
         kl_mc_se: its Monte Carlo error for these rows, ``(U,)``; 0 where nothing is drawn.
-        activity: Var_x(E_q[z_u | x]) for each coordinate, ``(A,)``; NaN where it means nothing (the codes of a Categorical).
+        activity: Var_x(E_q[z_u | x]) for each coordinate, ``(A,)``, among the rows that have it; NaN where it means nothing
+            (the codes of a Categorical, a mask that depends on draws, a coordinate that fewer than 2 rows have).
         factorised: whether `kl` has one number a unit.
         analytic: whether its KL was in closed form (given the draws of the sites before it), not of draws.
         closed_mean: whether E[z | x] was in closed form (likewise), not a mean of draws.
+        rows: how many rows have each coordinate, ``(A,)``: N, less those in which a mask takes it out.
     """
 
     kl: Tensor
@@ -41,6 +46,7 @@ class Units:
     factorised: bool
     analytic: bool
     closed_mean: bool
+    rows: Tensor
 
 
 @dataclass(frozen=True)
@@ -49,8 +55,10 @@ class Latents:
 
     Attributes:
         sites: the :class:`Units` of each latent site.
-        mutual_information: lower bound on I(x; z) in nats, never above log B.
+        mutual_information: lower bound on I(x; z) in nats, never above `information_limit`.
         mutual_information_se: standard deviation of its B terms / √B (draws and rows together).
+        information_limit: log B, all that B rows can show; with masked latents the mean, over rows, of log of the number of
+            rows that have the same ones.
         batch, rows: B, rows among which it was measured; N, rows that the other figures are means over.
         num_samples: draws of z a row behind them.
     """
@@ -58,6 +66,7 @@ class Latents:
     sites: dict[str, Units]
     mutual_information: float
     mutual_information_se: float
+    information_limit: float
     batch: int
     rows: int
     num_samples: int
@@ -94,10 +103,13 @@ class Latents:
         return self.active(threshold) / self.units if self.units else math.nan
 
     def __str__(self) -> str:
+        whole = f"log {self.batch} = {math.log(self.batch):.2f}"
+        masked = self.information_limit < math.log(self.batch) - 1e-9
+        limit = f"{self.information_limit:.2f}, as masks leave rows with the same latents only" if masked else whole
         return (
             f"{self.active()} of {self.units} units active (Var_x E[z|x] > {ACTIVE}), KL {self.kl:.3f} nats a row, "
             f"I(x; z) >= {self.mutual_information:.3f} ± {self.mutual_information_se:.3f} nats "
-            f"(at most log {self.batch} = {math.log(self.batch):.2f})"
+            f"(at most {limit})"
         )
 
 
@@ -124,7 +136,11 @@ def latents(
 
     has expectation ≤ I(x; z) over rows drawn from the data (row i itself is among the j), and is never above log B; with B
     the whole data set it estimates the index-code information of Hoffman & Johnson. From above, without contexts,
-    I(x; z) ≤ KL: both are what a collapsed posterior lacks. Changes no parameter, no module's mode and no global random state.
+    I(x; z) ≤ KL: both are what a collapsed posterior lacks.
+
+    Of masked latents (ragged sequences, missing sites) z_i are those that row i has, and the j are the rows that have the
+    same ones: the figure bounds I(x; z | mask), a row without latents adds 0 to it, and which latents a row has counts as
+    no information. The KL is a mean over all rows, as in the ELBO, where a masked unit has none. Changes no parameter, no module's mode and no global random state.
 
     Args:
         model, guide: as for :func:`~pyro_vae.log_weights`.
@@ -135,7 +151,8 @@ def latents(
         chunk_size: (row, draw) pairs at a time.
 
     Raises:
-        ProgramError: a pair that cannot be treated row by row.
+        ProgramError: a pair that cannot be treated row by row; a latent that is masked in one program and not in the other,
+            or whose value is read where it is masked.
 
     References:
         Importance Weighted Autoencoders (Burda, Grosse & Salakhutdinov, 2016; active units), https://arxiv.org/abs/1509.00519
@@ -164,11 +181,11 @@ def latents(
         )
     with quiet(model, guide, seed=seed, device=args[0].device):
         problem = Problem.on(model, guide, *(a[:1] for a in args)).over(*args)
-        parts = [measured(*some.draw(num_samples), some.plates) for some in problem.split(chunk_size // num_samples)]
-        terms = information(problem.over(*(spread(a, batch) for a in args)), seed)
+        parts = [measured(some, num_samples) for some in problem.split(chunk_size // num_samples)]
+        terms, limit = information(problem.over(*(spread(a, batch) for a in args)), seed)
     sites = {name: join([part[name] for part in parts]) for name in parts[0]}
     se = terms.std().item() / len(terms) ** 0.5 if len(terms) > 1 else math.nan
-    return Latents(sites, terms.mean().item(), se, len(terms), len(problem), num_samples)
+    return Latents(sites, terms.mean().item(), se, limit, len(terms), len(problem), num_samples)
 
 
 def spread(rows: Tensor, count: int) -> Tensor:
@@ -178,34 +195,47 @@ def spread(rows: Tensor, count: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Drawn:
-    """One site on n rows: unit KLs and posterior means, ``(n, units)``, their variances, and the flags of :class:`Units`."""
+    """One site on n rows: unit KLs and posterior means, ``(n, units)``, their variances, which rows have the unit, and flags."""
 
     kl: Tensor
     kl_noise: Tensor
     mean: Tensor
     mean_noise: Tensor
+    has: Tensor
     flags: tuple[bool, bool, bool]
 
 
-def measured(q: Sites, p: Sites, plates: Plates) -> dict[str, Drawn]:
-    """Measure each latent site on some rows, as the guide drew it and as the model scores it."""
+def measured(problem: Problem, num_samples: int) -> dict[str, Drawn]:
+    """Draw the latents of some rows, and measure each site."""
+    q, p = problem.draw(num_samples)
+    return of_sites(q, p, problem.plates, check_masked(problem, q, p))
+
+
+def of_sites(q: Sites, p: Sites, plates: Plates, there: Mapping[str, Tensor]) -> dict[str, Drawn]:
+    """Measure each latent site, as the guide drew it and as the model scores it; `there` tells of masked ones."""
     same_order = list(q) == list(latent_sites(p))
-    return {name: drawn(site, p[name], plates, same_order) for name, site in q.items()}
+    return {name: drawn(site, p[name], plates, same_order, there.get(name)) for name, site in q.items()}
 
 
-def drawn(q: Site, p: Site, plates: Plates, same_order: bool) -> Drawn:
+def drawn(q: Site, p: Site, plates: Plates, same_order: bool, there: Tensor | None) -> Drawn:
     """Measure the KL of each unit of a site, and its posterior means."""
     bases = univariate(q["fn"]), univariate(p["fn"])
     factorised = None not in bases
     fq, fp = bases if factorised else (q["fn"], p["fn"])
-    dims = q["fn"].event_dim if factorised else 0
-    kl = closed_kl(fq, fp) if same_order and q["mask"] is None and p["mask"] is None else None
+    event_dim = q["fn"].event_dim
+    dims = event_dim if factorised else 0
+    kl = closed_kl(fq, fp) if same_order and same_mask(q["mask"], p["mask"]) else None
     analytic = kl is not None
     if kl is None:
         kl = masked(fq.log_prob(q["value"]), q["mask"], dims) - masked(fp.log_prob(p["value"]), p["mask"], dims)
+    else:
+        kl = masked(kl, q["mask"], dims)
     mean, closed = posterior_mean(q)
-    of_kl, of_mean = moments(by_row(kl, dims, plates)), moments(by_row(mean, q["fn"].event_dim, plates))
-    return Drawn(*of_kl, *of_mean, (factorised, analytic, closed))
+    of_kl, means = moments(by_row(kl, dims, plates)), by_row(mean, event_dim, plates)
+    has = torch.ones_like(means, dtype=torch.bool) if there is None else plates.by_unit(there, event_dim).cpu()
+    if not (has == has[:1]).all():
+        means = torch.full_like(means, math.nan)  # whether a row has it depends on draws: there is no one E[z | x]
+    return Drawn(*of_kl, *moments(means), has.any(0), (factorised, analytic, closed))
 
 
 def posterior_mean(site: Site) -> tuple[Tensor, bool]:
@@ -225,18 +255,26 @@ def moments(draws: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def join(parts: list[Drawn]) -> Units:
-    """Average over rows."""
-    kl, kl_noise, mean, mean_noise = (
-        torch.cat([getattr(part, field) for part in parts]) for field in ("kl", "kl_noise", "mean", "mean_noise")
+    """Average over rows; activity over those that have the unit."""
+    kl, kl_noise, mean, mean_noise, has = (
+        torch.cat([getattr(part, field) for part in parts]) for field in ("kl", "kl_noise", "mean", "mean_noise", "has")
     )
-    variance = mean.var(0) if len(mean) > 1 else mean[0] * math.nan
-    kl_mc_se = (kl_noise.mean(0) / len(kl)).sqrt()
-    return Units(kl.mean(0), kl_mc_se, variance - mean_noise.mean(0), *parts[0].flags)
+    kl_mc_se, count = (kl_noise.mean(0) / len(kl)).sqrt(), has.sum(0)
+    if has.all():
+        variance, noise = mean.var(0) if len(mean) > 1 else mean[0] * math.nan, mean_noise.mean(0)
+    else:
+        noise = torch.where(has, mean_noise, 0.0).sum(0) / count
+        off = torch.where(has, mean - torch.where(has, mean, 0.0).sum(0) / count, 0.0)
+        variance = torch.where(count > 1, off.square().sum(0) / (count - 1), math.nan)
+    return Units(kl.mean(0), kl_mc_se, variance - noise, *parts[0].flags, rows=count)
 
 
-def information(problem: Problem, seed: int) -> Tensor:
-    """log q(z_i | x_i) − log 1/B Σ_j q(z_i | x_j) for each of the B rows, ``(B,)``, float64 on the CPU."""
-    count, terms = len(problem), []
+def information(problem: Problem, seed: int) -> tuple[Tensor, float]:
+    """log q(z_i | x_i) − log 1/n_i Σ_j q(z_i | x_j) for each of the B rows, ``(B,)``, float64 on the CPU; mean of log n_i.
+
+    j runs over the n_i rows that have the same latents at z_i as row i does: all B where none is masked.
+    """
+    count, terms, limits = len(problem), [], []
     values = {}
     for name, site in seeded_sites(problem, problem.guide, 1, seed).items():
         dim = problem.plates.dim - site["fn"].event_dim
@@ -246,9 +284,23 @@ def information(problem: Problem, seed: int) -> Tensor:
         some = {name: value[start : start + step] for name, value in values.items()}
         # on one random stream: what the guide draws on the way to its parameters is the same each time
         sites = seeded_sites(problem, problem.guide, min(step, count - start), seed, some)
-        log_q = problem.log_prob(sites).to("cpu", torch.float64)
-        terms.append(log_q.diagonal(start) - log_q.logsumexp(1) + math.log(count))
-    return torch.cat(terms)
+        log_q, alike = problem.log_prob(sites).to("cpu", torch.float64), same_latents(sites, start, problem.plates)
+        log_n = alike.sum(1).double().log()
+        terms.append(log_q.diagonal(start) - log_q.masked_fill(~alike, -math.inf).logsumexp(1) + log_n)
+        limits.append(log_n)
+    return torch.cat(terms), torch.cat(limits).mean().item()
+
+
+def same_latents(sites: Sites, start: int, plates: Plates) -> Tensor:
+    """Return which rows j have the latents at z_i that row i = start + d has, for draws d of one row each: ``(D, B)``."""
+    first = next(iter(sites.values()))
+    alike = torch.ones(plates.leading(first["value"], first["fn"].event_dim).shape[:2], dtype=torch.bool)
+    for site in sites.values():
+        if (where := present(site)) is not None:
+            has = plates.by_unit(where, site["fn"].event_dim).cpu()
+            own = has[torch.arange(len(has)), start + torch.arange(len(has))]
+            alike &= (has == own.unsqueeze(1)).all(-1)
+    return alike
 
 
 def seeded_sites(

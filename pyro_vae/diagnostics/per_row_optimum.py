@@ -16,8 +16,9 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import Independent, MixtureSameFamily, transform_to
 
+from pyro_vae.common.pyro_private import mask_of
 from pyro_vae.errors import ProgramError
-from pyro_vae.programs.plates import Plates
+from pyro_vae.programs.masked_latents import check_masked
 from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.sites import Site
 
@@ -40,6 +41,9 @@ def family_of(fn: Any) -> PosteriorFamily:
     if isinstance(fn, Independent):
         base, dims = family_of(fn.base_dist), fn.reinterpreted_batch_ndims
         return PosteriorFamily(base.start, lambda free: dist.Independent(base.build(free), dims))
+    if isinstance(fn, dist.MaskedDistribution):
+        inner, mask = family_of(fn.base_dist), of_first(mask_of(fn), fn.base_dist.batch_shape)
+        return PosteriorFamily(inner.start, lambda free: inner.build(free).mask(mask))
     if isinstance(fn, MixtureSameFamily):
         weights, parts = family_of(fn.mixture_distribution), family_of(fn.component_distribution)
         count, kind = len(weights.start), type(fn)
@@ -78,18 +82,28 @@ def one_particle(value: Any, fn: Any) -> Any:
     return value[:1].detach()
 
 
+def of_first(mask: Any, batch_shape: torch.Size) -> Any:
+    """Return the mask of the first particle, if it is that of all."""
+    if not isinstance(mask, Tensor) or mask.dim() < len(batch_shape):
+        return mask
+    if not torch.equal(mask, mask[:1].expand_as(mask)):
+        raise ValueError("its mask depends on the draws of other sites, so a row has no one best distribution")
+    return mask[:1]
+
+
 def local_sites(problem: Problem) -> dict[str, PosteriorFamily]:
     """Find the families of the guide's sites, with parameters of each row's own; a ProgramError for a site that has none."""
-    q, _ = problem.draw(PROBES)
-    return {name: local_site(name, site, problem.plates) for name, site in q.items()}
+    q, p = problem.draw(PROBES)
+    check_masked(problem, q, p)
+    return {name: local_site(name, site) for name, site in q.items()}
 
 
-def local_site(name: str, site: Site, plates: Plates) -> PosteriorFamily:
+def local_site(name: str, site: Site) -> PosteriorFamily:
     fn, mask = site["fn"], site["mask"]
     if not fn.has_rsample:
         raise refused(name, fn, "it has no reparameterised draws (rsample), whose gradient finds the best parameters")
     try:
-        family = family_of(fn)
+        family = replace(family_of(fn), mask=of_first(mask, fn.batch_shape))
         again = family.build(family.start).log_prob(site["value"])
         first = fn.log_prob(site["value"])
     except (NotImplementedError, TypeError, AttributeError, IndexError, RuntimeError, ValueError) as error:
@@ -98,8 +112,7 @@ def local_site(name: str, site: Site, plates: Plates) -> PosteriorFamily:
         raise refused(name, fn, "its parameters are not finite, or on the edge of what they may be, for some rows")
     if again.shape != first.shape or not torch.allclose(again, first, rtol=1e-3, atol=1e-3):
         raise refused(name, fn, "made again from its parameters it has another density")
-    crowded = isinstance(mask, Tensor) and mask.dim() > plates.nesting
-    return replace(family, mask=mask[:1] if crowded else mask)
+    return family
 
 
 def refused(name: str, fn: Any, why: str) -> ProgramError:

@@ -11,24 +11,31 @@ from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
 from pyro_vae.errors import ProgramError
+from pyro_vae.programs.masks import own_mask, same_mask
 from pyro_vae.programs.plates import Plates
 
 
 def univariate(fn: Any) -> Any:
-    """Return the one-dimensional distribution that `fn` makes independent units of; None if there is none."""
-    while isinstance(fn, Independent):
+    """Return the one-dimensional distribution that `fn` makes independent units of, masked as they are; None for none."""
+    mask = own_mask(fn)
+    while isinstance(fn, Independent | dist.MaskedDistribution):
         fn = fn.base_dist
-    return None if fn.event_dim else fn
+    return None if fn.event_dim else fn if mask is True else dist.MaskedDistribution(fn, mask)
 
 
 def closed_kl(q: Any, p: Any) -> Tensor | None:
     """KL(q ‖ p) if there is a closed form, else None."""
     if isinstance(q, dist.Delta):  # Pyro's KL of a Delta leaves its density out
         return None
+    mask = own_mask(q)
+    if mask is False or not same_mask(mask, own_mask(p)):  # Pyro's KL is 0.0 of the first, and of the second no mean of draws
+        return None
     try:
         return kl_divergence(q, p)
     except NotImplementedError:
         return None
+    except IndexError:  # torch's KL of Bernoulli does not broadcast, and a replayed prior lacks the dimension of particles
+        return kl_divergence(q, p.expand(q.batch_shape))
 
 
 def masked(log_prob: Tensor, mask: Any, dims: int) -> Tensor:

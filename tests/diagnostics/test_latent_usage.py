@@ -219,7 +219,7 @@ def test_a_hierarchy_in_the_other_order_is_drawn(monkeypatch):
     found = check_chain(("z2", "z1"))
     assert not any(units.analytic for units in found.sites.values())
     honest = module.drawn
-    monkeypatch.setattr(module, "drawn", lambda q, p, plates, same_order: honest(q, p, plates, True))
+    monkeypatch.setattr(module, "drawn", lambda q, p, plates, same_order, there: honest(q, p, plates, True, there))
     with pytest.raises(AssertionError):
         check_chain(("z2", "z1"))
 

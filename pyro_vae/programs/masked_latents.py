@@ -1,0 +1,84 @@
+"""Masked latents: where guide and model leave out the same ones, and nothing reads the values that stand in their place.
+
+A masked latent has no density in its row: it is not there, and each number is of the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vae.errors import ProgramError
+
+from .masks import present, rows_absent
+from .problem import Problem, Sites
+from .sites import Site
+
+
+def refuse_masked(sites: Mapping[str, Site], problem: Problem, why: str) -> None:
+    """Raise a ProgramError that names the first masked site and its rows; `why` ends it."""
+    for name, site in sites.items():
+        if (where := present(site)) is not None:
+            rows = problem.numbers(rows_absent(where, site["fn"].event_dim, problem.plates))
+            raise ProgramError(f"site {name!r} is masked in rows {rows}{why}")
+
+
+def agreed_masks(q: Sites, p: Sites, problem: Problem) -> dict[str, Tensor]:
+    """Return where each masked latent is there, by site, as guide and model agree; a ProgramError where they do not."""
+    found = {}
+    for name, site in q.items():
+        a, b = present(site), present(p[name])
+        if a is None and b is None:
+            continue
+        here, there = (torch.ones_like(site["value"], dtype=torch.bool) if w is None else w for w in (a, b))
+        if (differ := here != there).any():
+            rows = problem.numbers(rows_absent(~differ, site["fn"].event_dim, problem.plates))
+            raise ProgramError(
+                f"site {name!r} is masked in one of guide and model, and not in the other, in rows {rows}: log p and log q "
+                "are not of the same latents there. Put it under the same mask in both programs."
+            )
+        found[name] = here
+    return found
+
+
+def check_masked(problem: Problem, q: Sites, p: Sites, seed: int = 0) -> dict[str, Tensor]:
+    """Return :func:`agreed_masks` of a draw; a ProgramError where a density reads a masked latent's value.
+
+    Both programs are run twice at latents that differ in what is masked alone (the next particle's stands in its place); no
+    density may change. Nothing is run where no latent is masked.
+
+    Args:
+        problem: the pair and the rows that were drawn for.
+        q, p: of ``problem.draw(particles)``.
+        seed: of what programs draw beside their latents, the same in each run.
+    """
+    where = agreed_masks(q, p, problem)
+    if where:
+        values = {name: site["value"] for name, site in q.items()}
+        others = {n: torch.where(where[n], v, v.roll(1, 0)) if n in where else v for n, v in values.items()}
+        for program, what in ((problem.guide, "guide"), (problem.model, "model")):
+            one, other = (scores(problem, program, at, seed) for at in (values, others))
+            for name in one:
+                refuse_changed(name, what, one[name], other[name], problem, where)
+    return where
+
+
+def scores(problem: Problem, program: Any, at: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
+    """Score a program's sites at these latents, on one random stream."""
+    with problem.quiet(seed, 1):
+        return problem.score(problem.sites(program, len(next(iter(at.values()))), at))
+
+
+def refuse_changed(name: str, what: str, one: Tensor, other: Tensor, problem: Problem, where: dict[str, Tensor]) -> None:
+    """Refuse a site whose log-probability changes with what is masked."""
+    changed = ~torch.isclose(one, other, rtol=1e-4, atol=1e-4, equal_nan=True)
+    if changed.any():
+        masked = " and ".join(map(repr, where))
+        raise ProgramError(
+            f"site {name!r} of the {what} reads the value of {masked} in rows {problem.numbers(changed.any(0))}, where a mask "
+            "takes its density away: the result would depend on draws that nothing scores. Mask what depends on it too, or "
+            "put a constant in its place: torch.where(mask, z, torch.zeros_like(z))."
+        )
