@@ -62,7 +62,8 @@ def vectorized_traces(
 
 def mask_of(fn: Any) -> Any:
     """Return the mask that ``fn.mask(...)`` gave a distribution, a bool or a tensor of its batch shape."""
-    return fn._mask if hasattr(fn, "_mask") else seen_mask(fn)
+    mask = getattr(fn, "_mask", None)
+    return seen_mask(fn) if mask is None else mask
 
 
 def seen_mask(fn: Any) -> Any:

@@ -17,6 +17,7 @@ from .masks import present, rows_absent
 from .problem import Problem, Sites
 from .sites import Site
 
+DRAWS = 8  # particles of a row that tell whether a masked value is read
 
 def refuse_masked(sites: Mapping[str, Site], problem: Problem, why: str) -> None:
     """Raise a ProgramError that names the first masked site and its rows; `why` ends it."""
@@ -59,7 +60,7 @@ def check_masked(problem: Problem, q: Sites, p: Sites, seed: int = 0) -> dict[st
     if where:
         values = {name: site["value"] for name, site in q.items()}
         others = {n: torch.where(where[n], v, v.roll(1, 0)) if n in where else v for n, v in values.items()}
-        for program, what in ((problem.guide, "guide"), (problem.model, "model")):
+        for program, what in ((problem.model, "model"), (problem.guide, "guide")):
             one, other = (scores(problem, program, at, seed) for at in (values, others))
             for name in one:
                 refuse_changed(name, what, one[name], other[name], problem, where)

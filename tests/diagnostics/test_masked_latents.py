@@ -290,23 +290,20 @@ def test_decompose_that_looks_at_first_rows_only_lets_them_pass(monkeypatch):
 def ragged(way):
     """z_t ~ N(0, 1), x_t ~ N(z_t, 1) where a row has step t, and nothing there where it has not; q is 0.3 off and too wide."""
 
-    def latent(x, has, loc, scale):
-        with pyro.plate("steps", STEPS, dim=-2):
-            if way is by_handler:
-                with poutine.mask(mask=has.T):
-                    return pyro.sample("z", dist.Normal(loc, scale))
+    def latent(has, loc, scale):
+        if way is by_distribution:
             return pyro.sample("z", dist.Normal(loc, scale).mask(has.T))
+        with poutine.mask(mask=has.T):
+            return pyro.sample("z", dist.Normal(loc, scale))
 
     def model(x, has):
-        has = has > 0
-        with pyro.plate("data", len(x), dim=-1):
-            z = latent(x, has, torch.zeros_like(x.T), 1.0)
-            with pyro.plate("steps", STEPS, dim=-2):
-                pyro.sample("x", dist.Normal(z, 1.0).mask(has.T), obs=x.T)
+        with pyro.plate("data", len(x), dim=-1), pyro.plate("steps", STEPS, dim=-2):
+            z = latent(has > 0, torch.zeros_like(x.T), 1.0)
+            pyro.sample("x", dist.Normal(z, 1.0).mask((has > 0).T), obs=x.T)
 
     def guide(x, has):
-        with pyro.plate("data", len(x), dim=-1):
-            latent(x, has > 0, x.T / 2 + 0.3, 1.0)
+        with pyro.plate("data", len(x), dim=-1), pyro.plate("steps", STEPS, dim=-2):
+            latent(has > 0, x.T / 2 + 0.3, 1.0)
 
     return model, guide
 

@@ -14,11 +14,13 @@ from pyro_vae.programs.pair import quiet
 from pyro_vae.programs.sites import Program
 from pyro_vae.programs.support import base_name
 from pyro_vae.programs.unconstrained import is_discrete
+from pyro_vae.programs.units import elements
 
 from .joint import Joint, Shared
 from .result import Exact
 
 MAX_CODES = 2**16
+PROBES = 64  # codes, all of them if they are few, at which rows may differ in what reads a context
 BLOCK = 64  # rows at a time, where each needs runs of its own
 
 
@@ -28,7 +30,8 @@ def enumerate_latents(
 ) -> Exact:
     r"""log p(x_n) = log Σ_z p(x_n | z) p(z), over every code z of the discrete latents; exact up to rounding.
 
-    Several sites make a product of codes, elements of a site likewise; later sites may depend on earlier ones. Marks for
+    Several sites make a product of codes, elements of a site likewise; later sites may depend on earlier ones. A latent that is masked in a row counts as not there: all its values
+    together weigh 1; a masked observation adds nothing. Marks for
     enumeration (``infer={"enumerate": "parallel"}``) are neither needed nor in the way.
 
     Args:
@@ -38,7 +41,7 @@ def enumerate_latents(
 
     Raises:
         ProgramError: a continuous latent, one without a finite list of values, or more than 2^16 codes in all, by site; or
-            codes whose prior probabilities do not add up to 1.
+            codes whose prior probabilities do not add up to 1; a masked latent whose value is read.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -54,7 +57,8 @@ def enumerate_latents(
     with quiet(model, guide, seed=0):
         joint = Joint(model, guide, x, context, missing)
         codes = Codes(joint)
-        shared = Shared.of(joint, codes.values(torch.tensor([0, codes.total - 1], device=joint.device)))
+        some = torch.linspace(0, codes.total - 1, min(codes.total, PROBES), device=joint.device).round().long()
+        shared = Shared.of(joint, codes.values(some))
         step = len(joint) if shared else BLOCK
         log_px = torch.cat([codes.add_up(rows, shared, chunk_size) for rows in joint.everyone.split(step)])
     how = f"{codes.total} codes of {', '.join(map(repr, joint.latents))}"
@@ -106,8 +110,7 @@ class Codes:
 
 def listed(name: str, fn: Any) -> Tensor:
     """List every value of one element of a discrete site, ``(V, *event of the element)``."""
-    while isinstance(fn, torch.distributions.Independent):
-        fn = fn.base_dist
+    fn = elements(fn)
     if not is_discrete(name, fn):
         raise ProgramError(
             f"site {name!r} is continuous ({base_name(fn)}): it cannot be enumerated. Where all latents are continuous and "

@@ -10,12 +10,16 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.errors import ProgramError
+from pyro_vae.programs.masked_latents import DRAWS, check_masked
+from pyro_vae.programs.masks import mask_of_site
 from pyro_vae.programs.measure import measure_of
 from pyro_vae.programs.plates import row_log_prob
 from pyro_vae.programs.problem import Problem, rows_of
 from pyro_vae.programs.sites import Program, Site, latent_sites, observed_sites, sum_terms
 from pyro_vae.programs.support import base_name
 from pyro_vae.programs.unconstrained import SiteLayout, SubstituteLatents
+
+from .masked_latents import log_volumes
 
 IMPROPER = ("Unit", "ImproperUniform")
 LEVELS = 32  # of an observed value, up to which log p(x | z) is looked up and not computed for each row
@@ -60,6 +64,9 @@ class Joint:
         plates = self.problem.plates
         self.layouts = [SiteLayout.of(name, site, plates, unconstrained) for name, site in self.latents.items()]
         self.dims = sum(layout.size for layout in self.layouts)
+        if any(mask_of_site(site) is not True for site in self.latents.values()):
+            for some in self.problem.split(512):
+                check_masked(some, *some.draw(DRAWS))
 
     def __len__(self) -> int:
         return len(self.problem)
@@ -75,14 +82,14 @@ class Joint:
 
     def log_prior(self, z: Tensor, index: Tensor) -> Tensor:
         """log p(z_g), ``(G, R)`` in float64."""
-        sites, _ = self.trace(z, index)
-        return self.add_up(self.problem.score(latent_sites(sites)), {})
+        sites, log_det = self.trace(z, index)
+        return self.add_up(self.problem.score(latent_sites(sites)), log_det)
 
     def trace(self, z: Tensor, index: Tensor) -> tuple[dict[str, Site], dict[str, Tensor]]:
         """Run the model on the rows of `index`, its latents at z: its sites, and log |dz/du| by site, ``(G, R)``."""
         substituted = SubstituteLatents.at(z, self.layouts)
         sites = self.rows(index).sites(self.problem.model, len(z), substituted)
-        return sites, substituted.log_jacobians(sites)
+        return sites, log_volumes(substituted, sites, self.problem.plates)
 
     def log_prob(self, z: Tensor, index: Tensor) -> Tensor:
         """log p(x_n, z_g) (+ log |dz/du|) for the rows of `index`, ``(G, R)`` in float64."""
@@ -140,7 +147,7 @@ class Shared:
     def score(self, name: str, site: Site, index: Tensor) -> Tensor:
         """log p(x_n | z_g) of one observed site, ``(G, R)``."""
         plates, fn = self.joint.problem.plates, site["fn"]
-        if (table := self.tables.get(name)) is None or site["mask"] is not None:
+        if (table := self.tables.get(name)) is None or mask_of_site(site) is not True:
             value = self.data[name].index_select(plates.dim - fn.event_dim, index)
             return row_log_prob(name, {"fn": fn, "value": value, "mask": site["mask"]}, plates)
         levels, masks = table

@@ -11,8 +11,10 @@ from torch import distributions as td
 
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import ProgramError
+from pyro_vae.programs.masked_latents import refuse_masked
+from pyro_vae.programs.masks import present
 from pyro_vae.programs.pair import quiet
-from pyro_vae.programs.sites import Program, Site
+from pyro_vae.programs.sites import Program, Site, latent_sites
 from pyro_vae.programs.support import base_name
 
 from .joint import Joint, elementwise
@@ -36,7 +38,7 @@ def linear_gaussian(
 
     Runs the program at z = 0, at the unit vectors and at random z, reads the means and covariances of its sites, and checks
     that means are affine in z and covariances constant. Several latent sites may depend on each other (linearly), as x
-    may on a context; NaN in x is marginalised. The formula's p(x, z) is held against the program's at random z in the end.
+    may on a context; NaN in x is marginalised, and so is what a mask leaves out. The formula's p(x, z) is held against the program's at random z in the end.
 
     Args:
         model, x, *context, missing: as for :func:`~pyro_vae.log_likelihood`; sites are Normal or MultivariateNormal.
@@ -45,7 +47,7 @@ def linear_gaussian(
         seed: of the random z.
 
     Raises:
-        ProgramError: a site that is not Gaussian, whose mean is not affine or whose covariance varies with z.
+        ProgramError: a site that is not Gaussian, whose mean is not affine or whose covariance varies with z; a masked latent.
 
     References:
         Probabilistic Principal Component Analysis (Tipping & Bishop, 1999), https://doi.org/10.1111/1467-9868.00196
@@ -64,6 +66,8 @@ def linear_gaussian(
         joint = Joint(model, guide, x, context, missing)
         for name, site in (joint.latents | joint.observed).items():
             gaussian(name, site["fn"])
+        everyone = joint.problem.sites(joint.problem.model, 1)
+        refuse_masked(latent_sites(everyone), joint.problem, ": no closed form. Use quadrature, or importance sampling.")
         blocks = joint.everyone.split(BLOCK if context else len(joint))
         log_px = torch.cat([Gaussian(joint, rows, tol).log_px() for rows in blocks])
     how = f"{joint.dims} latent dimensions"
@@ -91,8 +95,6 @@ class Gaussian:
         self.z = self.probes()
         rows = rows[:1] if shared else rows
         self.sites, _ = joint.trace(self.z.unsqueeze(1).expand(-1, len(rows), -1), rows)
-        if masked := [name for name, site in self.sites.items() if site["mask"] is not None]:
-            raise ProgramError(f"site {masked[0]!r} is masked: no closed form. Use quadrature, or importance sampling.")
         self.a, self.b, self.cov = zip(*(self.affine(name) for name in (*joint.latents, *joint.observed)), strict=True)
 
     def probes(self) -> Tensor:
@@ -115,6 +117,12 @@ class Gaussian:
                 raise ProgramError(f"site {name!r}: {why} {off:.1e} of its size): no closed form.")
         return a, b, embed(cov[0])
 
+    def observed(self) -> dict[str, Tensor]:
+        """Return x of the rows by site, NaN where it is masked: either way it drops out."""
+        data, sites = self.joint.data(self.rows), self.joint.rows(self.rows).sites(self.joint.problem.model)
+        there = {name: present(sites[name] | {"value": value}) for name, value in data.items()}
+        return {n: value if (w := there[n]) is None else value.masked_fill(~w, math.nan) for n, value in data.items()}
+
     def log_px(self) -> Tensor:
         """log p(x) of the rows; checks their p(x, z) against the program's."""
         depth = len(self.joint.latents)
@@ -122,7 +130,7 @@ class Gaussian:
             (torch.cat(self.a[part], 1), torch.cat(self.b[part], 1), block_diagonal(self.cov[part]))
             for part in (slice(depth), slice(depth, None))
         )
-        data, sites = self.joint.data(self.rows), self.joint.observed
+        data, sites = self.observed(), self.joint.observed
         x = torch.cat([by_row(data[name], self.joint, sites[name]["fn"].event_dim, 0) for name in sites], -1).double()
         z = self.z[1 + self.size :, None].expand(-1, len(x), -1)
         for point, log_p in zip(self.z[1 + self.size :], self.joint.log_prob(z, self.rows), strict=True):

@@ -45,6 +45,8 @@ def quadrature(
     e^−16 tol of its maximum, and what is connected with that: several modes are no more work than one. The error is the
     most that any of the 2^D lattices of twice the spacing, which make up the last one, is off it.
 
+    A latent that is masked in a row counts as not there, it integrates to 1; a masked observation adds nothing.
+
     It can miss a second mode that is so narrow that all points of the first lattice lie e^16 / tol below the best one of
     them. Kinks (a Laplace prior, ReLUs) slow the convergence, and the error shows it.
 
@@ -61,7 +63,8 @@ def quadrature(
         An :class:`~pyro_vae.Exact`; rows whose error stayed above `tol` are flagged.
 
     Raises:
-        ProgramError: discrete latents, latents on a manifold, or more than 3 dimensions, by site; or log p(x, z) is NaN.
+        ProgramError: discrete latents, latents on a manifold, or more than 3 dimensions, by site; a masked latent whose value is
+            read; or log p(x, z) is NaN.
         UsageError: `points` too few for a first grid, `tol` or `chunk_size` not positive.
 
     References:
