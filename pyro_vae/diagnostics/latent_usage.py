@@ -140,7 +140,9 @@ def latents(
 
     Of masked latents (ragged sequences, missing sites) z_i are those that row i has, and the j are the rows that have the
     same ones: the figure bounds I(x; z | mask), a row without latents adds 0 to it, and which latents a row has counts as
-    no information. The KL is a mean over all rows, as in the ELBO, where a masked unit has none. Changes no parameter, no module's mode and no global random state.
+    no information. The KL is a mean over all rows, as in the ELBO, where a masked unit has none.
+
+    Changes no parameter, no module's mode and no global random state.
 
     Args:
         model, guide: as for :func:`~pyro_vae.log_weights`.
@@ -195,7 +197,7 @@ def spread(rows: Tensor, count: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Drawn:
-    """One site on n rows: unit KLs and posterior means, ``(n, units)``, their variances, which rows have the unit, and flags."""
+    """One site on n rows: KLs and posterior means of units, ``(n, units)``, their variances, which rows have them; and flags."""
 
     kl: Tensor
     kl_noise: Tensor

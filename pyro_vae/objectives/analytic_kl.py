@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import ProgramError, UsageError
+from pyro_vae.programs.masks import same_mask
 from pyro_vae.programs.plates import row_log_prob, sum_rows
 from pyro_vae.programs.sites import latent_sites, sum_terms
 from pyro_vae.programs.units import closed_kl
@@ -77,9 +78,8 @@ def not_closed(run: ParticleRun, name: str) -> str | None:
     """Say why a site's KL is not that of its two distributions, given the draws of the sites before it; None if it is."""
     if list(run.q) != list(latent_sites(run.p)):
         return "guide and model draw their latents in different orders"
-    a, b = run.q[name]["mask"], run.p[name]["mask"]  # tensors, bools or None
-    same_mask = torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a is b
-    return None if same_scale(run, name) and same_mask else "handlers weigh or mask it differently in guide and model"
+    alike = same_scale(run, name) and same_mask(run.q[name]["mask"], run.p[name]["mask"])
+    return None if alike else "handlers weigh or mask it differently in guide and model"
 
 
 def same_scale(run: ParticleRun, name: str) -> bool:

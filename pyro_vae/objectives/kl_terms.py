@@ -17,7 +17,7 @@ from pyro_vae.programs.sites import sum_terms
 from pyro_vae.programs.units import closed_kl, masked, univariate
 
 from .analytic_kl import kl, not_closed, same_scale, site_kl
-from .minibatch_aggregate import decompose_kl, flat, prior_draws, squared_mmd
+from .minibatch_aggregate import decompose_kl, flat, prior_draws, refuse_masks, squared_mmd
 from .particles import Draw, ParticleRun
 
 
@@ -33,7 +33,7 @@ class free_bits:
     A group g of latents whose KL, averaged over the batch, is below λ pays no more for being used: it cannot collapse.
     The trained loss is a bound still, a looser one. Its KL is in closed form where there is one, so that the gradient of a
     group below λ is 0 under ``analytic_kl``, and 0 in expectation under estimators that take the KL at the draws. Under
-    :class:`~pyro_vae.Beta` it is β max(λ, mean_n KL_g).
+    :class:`~pyro_vae.Beta` it is β max(λ, mean_n KL_g). Rows in which a group is masked count as 0 in its mean.
 
     Args:
         nats: λ for each group.
@@ -180,7 +180,7 @@ class mmd:
 
     Raises:
         UsageError: a negative λ, or a batch of one row.
-        ProgramError: a latent without ``rsample``.
+        ProgramError: a latent without ``rsample``, or under a mask.
 
     References:
         InfoVAE (Zhao, Song & Ermon, 2019), https://arxiv.org/abs/1706.02262
@@ -199,6 +199,7 @@ class mmd:
 
     def __call__(self, draw: Draw) -> Tensor:
         run = draw.first
+        refuse_masks(run)
         if sites := draw.without_path():
             raise ProgramError(f"site {sites[0]!r} has no rsample: mmd has no gradient for the guide there.")
         q, p = flat(run, {name: site["value"] for name, site in run.q.items()}), flat(run, prior_draws(run))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.errors import ProgramError, UsageError
+from pyro_vae.programs.masks import mask_of_site
 from pyro_vae.programs.units import univariate
 
 from .particles import Draw, ParticleRun
@@ -38,7 +39,7 @@ def decompose_kl(draw: Draw, dataset_size: int, stratified: bool = False) -> Dec
 
     Raises:
         UsageError: a data set smaller than the batch.
-        ProgramError: more than one latent site, or a posterior that does not factorise.
+        ProgramError: more than one latent site, a masked one, or a posterior that does not factorise.
 
     References:
         Isolating Sources of Disentanglement in VAEs (Chen et al., 2018), https://arxiv.org/abs/1802.04942
@@ -65,6 +66,7 @@ def factors(run: ParticleRun) -> tuple[Any, Any, Tensor]:
     name, *more = run.q
     if more:
         raise ProgramError(f"the decomposition is of one latent site; here are {list(run.q)}")
+    refuse_masks(run)
     site = run.q[name]
     q = univariate(site["fn"])
     if q is None or run.problem.plates.nesting != 1 or site["fn"].event_dim != 1:
@@ -73,6 +75,16 @@ def factors(run: ParticleRun) -> tuple[Any, Any, Tensor]:
             "such as dist.Normal(loc, scale).to_event(1)"
         )
     return q, run.p[name]["fn"], site["value"]
+
+
+def refuse_masks(run: ParticleRun) -> None:
+    """Refuse latents under a mask: rows that have not the same latents have no one q(z)."""
+    for name in run.q:
+        if mask_of_site(run.q[name]) is not True or mask_of_site(run.p[name]) is not True:
+            raise ProgramError(
+                f"site {name!r} is masked: rows that differ in the latents they have share no q(z) to compare. Train rows of "
+                "one mask, without it; or use terms that are row by row (free_bits, capacity)."
+            )
 
 
 def minibatch_weights(rows: int, dataset_size: int, stratified: bool) -> Tensor:

@@ -19,6 +19,7 @@ from .sites import Site
 
 DRAWS = 8  # particles of a row that tell whether a masked value is read
 
+
 def refuse_masked(sites: Mapping[str, Site], problem: Problem, why: str) -> None:
     """Raise a ProgramError that names the first masked site and its rows; `why` ends it."""
     for name, site in sites.items():
@@ -73,7 +74,9 @@ def scores(problem: Problem, program: Any, at: dict[str, Tensor], seed: int) -> 
         return problem.score(problem.sites(program, len(next(iter(at.values()))), at))
 
 
-def refuse_changed(name: str, what: str, one: Tensor, other: Tensor, problem: Problem, where: dict[str, Tensor]) -> None:
+def refuse_changed(
+    name: str, what: str, one: Tensor, other: Tensor, problem: Problem, where: dict[str, Tensor]
+) -> None:
     """Refuse a site whose log-probability changes with what is masked."""
     changed = ~torch.isclose(one, other, rtol=1e-4, atol=1e-4, equal_nan=True)
     if changed.any():

@@ -41,7 +41,8 @@ def closed_kl(q: Any, p: Any) -> Tensor | None:
         return kl_divergence(q, p)
     except NotImplementedError:
         return None
-    except IndexError:  # torch's KL of Bernoulli does not broadcast, and a replayed prior lacks the dimension of particles
+    except IndexError:
+        # torch's KL of Bernoulli does not broadcast, and a replayed prior lacks the dimension of particles
         return kl_divergence(q, p.expand(q.batch_shape))
 
 

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 import torch
 from pyro import poutine
+from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from pyro_vae.common.random import seeded
+from pyro_vae.programs.masks import present
 from pyro_vae.programs.pair import without_validation
 from pyro_vae.programs.sites import Program, sample_sites
 
@@ -74,7 +76,10 @@ def bad_site(model: Program, guide: Program, batch: tuple[Tensor, ...]) -> str:
 def describe_bad_site(trace: poutine.Trace, program: str) -> str:
     """Name the first site of a trace that is not finite, and what it looks like; "" where there is none."""
     for name, site in sample_sites(trace).items():
-        value, log_prob = site["value"], site["fn"].log_prob(site["value"])
+        where, log_prob = present(site), scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])
+        value = (
+            site["value"] if where is None else site["value"].masked_fill(~where, 0)
+        )  # what is masked enters no loss
         for what, tensor in (("value", value), ("log-probability", log_prob)):
             bad = ~tensor.isfinite()
             if bad.any():

@@ -1,6 +1,5 @@
 """Latents that some rows do not have (ragged sequences, missing sites): usage, information, gaps and decomposition."""
 
-import itertools
 import math
 
 import pyro
@@ -332,7 +331,7 @@ def test_a_mask_that_draws_decide_has_no_best_distribution():
 
     for program in (latent, lambda one, other: by_own_mask(one, other)):
         programs = one(lambda x, p=program: p((0 * x, 1.0), (0 * x, 1.0)), lambda x, p=program: p((x, 1.0), (x, 1.0)))
-        with pytest.raises(ProgramError, match="'z2'.*its mask depends on the draws of other sites"):
+        with pytest.raises(ProgramError, match=r"'z2'.*its mask depends on the draws of other sites"):
             gaps(*programs, SIGNED, steps=2, verbose=False)
 
 

@@ -143,6 +143,66 @@ def test_free_bits_of_a_masked_row_are_none():
     assert value.isfinite()
 
 
+def masked_units(rows, mask):
+    """The pair of `rows` with units masked by their own distributions, and a likelihood that reads none."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", rows.prior().base_dist.expand(rows.loc.shape).mask(mask).to_event(1))
+            pyro.sample("x", dist.Normal(0 * x, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(rows.loc, rows.scale).mask(mask).to_event(1))
+
+    return model, guide
+
+
+def test_free_bits_and_kl_of_masked_units():
+    rows, mask = two_units(), torch.tensor([[True, False], [False, False], [True, True]])
+    pair, kl = masked_units(rows, mask), torch.where(mask, rows.kl.detach(), 0.0)
+    plain = Bound(estimator=MEAN_FIELD).per_row(*pair, rows.x)
+    close(plain, dist.Normal(0.0, 1.0).log_prob(rows.x) - kl.sum(1))
+    bits = Bound(estimator=MEAN_FIELD, terms=[free_bits(9.0)]).per_row(*pair, rows.x)
+    close(bits.mean(), plain.mean() + kl.sum(1).mean() - 2 * 9.0)
+
+
+def test_a_kl_that_is_masked_altogether_is_none():
+    rows = two_units()
+    found = Bound(estimator=analytic_kl()).per_row(*masked_units(rows, False), rows.x)
+    close(found, dist.Normal(0.0, 1.0).log_prob(rows.x))
+
+
+def test_a_kl_under_two_masks_is_taken_at_the_draws():
+    """Pyro's closed form would be under both; the ELBO has log q under the one, and log p under the other."""
+    rows, (one, other) = two_units(), (torch.tensor([True, False, True]), torch.tensor([True, True, False]))
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", rows.prior().mask(one))
+            pyro.sample("x", dist.Normal(0 * x, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(rows.loc, rows.scale).to_event(1).mask(other))
+
+    torch.manual_seed(3)
+    drawn = Bound(elbo).per_row(model, guide, rows.x)
+    torch.manual_seed(3)
+    close(Bound(estimator=analytic_kl()).per_row(model, guide, rows.x), drawn)
+
+
+@pytest.mark.parametrize("term", [mmd(1.0), total_correlation(2.0, dataset_size=10)], ids=["mmd", "total_correlation"])
+@pytest.mark.parametrize("how", ["handler", "distribution"])
+def test_terms_of_the_aggregate_posterior_refuse_masks(term, how):
+    rows = two_units()
+    mask = torch.tensor([True, False, True])
+    handled = tuple(poutine.mask(program, mask=mask) for program in (rows.model, rows.guide))
+    pair = handled if how == "handler" else masked_units(rows, mask[:, None].expand(3, 2))
+    with pytest.raises(ProgramError, match="site 'z' is masked"):
+        Bound(terms=[term]).loss(*pair, rows.x)
+
+
 # capacity
 
 

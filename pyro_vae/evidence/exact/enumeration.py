@@ -30,9 +30,9 @@ def enumerate_latents(
 ) -> Exact:
     r"""log p(x_n) = log Σ_z p(x_n | z) p(z), over every code z of the discrete latents; exact up to rounding.
 
-    Several sites make a product of codes, elements of a site likewise; later sites may depend on earlier ones. A latent that is masked in a row counts as not there: all its values
-    together weigh 1; a masked observation adds nothing. Marks for
-    enumeration (``infer={"enumerate": "parallel"}``) are neither needed nor in the way.
+    Several sites make a product of codes, elements of a site likewise; later sites may depend on earlier ones. Marks for
+    enumeration (``infer={"enumerate": "parallel"}``) are neither needed nor in the way. A latent that is masked in a row
+    counts as not there: all its values together weigh 1; a masked observation adds nothing.
 
     Args:
         model, x, *context, missing: as for :func:`~pyro_vae.log_likelihood`.

@@ -38,7 +38,8 @@ def linear_gaussian(
 
     Runs the program at z = 0, at the unit vectors and at random z, reads the means and covariances of its sites, and checks
     that means are affine in z and covariances constant. Several latent sites may depend on each other (linearly), as x
-    may on a context; NaN in x is marginalised, and so is what a mask leaves out. The formula's p(x, z) is held against the program's at random z in the end.
+    may on a context; NaN in x is marginalised, and so is what a mask leaves out. The formula's p(x, z) is held against the
+    program's at random z in the end.
 
     Args:
         model, x, *context, missing: as for :func:`~pyro_vae.log_likelihood`; sites are Normal or MultivariateNormal.
@@ -67,7 +68,8 @@ def linear_gaussian(
         for name, site in (joint.latents | joint.observed).items():
             gaussian(name, site["fn"])
         everyone = joint.problem.sites(joint.problem.model, 1)
-        refuse_masked(latent_sites(everyone), joint.problem, ": no closed form. Use quadrature, or importance sampling.")
+        way_out = ": no closed form. Use quadrature, or importance sampling."
+        refuse_masked(latent_sites(everyone), joint.problem, way_out)
         blocks = joint.everyone.split(BLOCK if context else len(joint))
         log_px = torch.cat([Gaussian(joint, rows, tol).log_px() for rows in blocks])
     how = f"{joint.dims} latent dimensions"

@@ -1,4 +1,4 @@
-"""Masked latents of an oracle: what a mask leaves without a density gets one that sums or integrates to 1, as if it were not there."""
+"""Masked latents of an oracle: what a mask leaves without a density gets one that sums or integrates to 1."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def on_the_line(name: str, where: Tensor, moved: Any, plates: Plates) -> Tensor:
         to_support = to_support.base_transform
     log_det = to_support.log_abs_det_jacobian(u, z)
     standard = sum_rightmost(-0.5 * (u.square() + math.log(2 * math.pi)), to_support.domain.event_dim)
-    there = where.flatten(where.dim() - to_support.codomain.event_dim).any(-1) if to_support.codomain.event_dim else where
-    each = torch.where(there, log_det, standard)
-    return sum_rows(name, sum_rightmost(each, event_dim - to_support.codomain.event_dim), plates)
+    dims = to_support.codomain.event_dim
+    there = where.flatten(-dims).any(-1) if dims else where  # a point of a simplex is there or not as a whole
+    return sum_rows(name, sum_rightmost(torch.where(there, log_det, standard), event_dim - dims), plates)
 
 
 def one_of_a_list(site: Site, where: Tensor, plates: Plates) -> Tensor:

@@ -63,8 +63,8 @@ def quadrature(
         An :class:`~pyro_vae.Exact`; rows whose error stayed above `tol` are flagged.
 
     Raises:
-        ProgramError: discrete latents, latents on a manifold, or more than 3 dimensions, by site; a masked latent whose value is
-            read; or log p(x, z) is NaN.
+        ProgramError: discrete latents, latents on a manifold, more than 3 dimensions, or a masked latent whose value is read,
+            by site; or log p(x, z) is NaN.
         UsageError: `points` too few for a first grid, `tol` or `chunk_size` not positive.
 
     References:

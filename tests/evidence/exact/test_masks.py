@@ -34,9 +34,7 @@ def masked_by_distribution(name, fn, mask):
     return pyro.sample(name, fn.mask(mask))
 
 
-hows = pytest.mark.parametrize(
-    "masked", [masked_by_handler, masked_by_distribution], ids=["handler", "distribution"]
-)
+hows = pytest.mark.parametrize("masked", [masked_by_handler, masked_by_distribution], ids=["handler", "distribution"])
 
 
 # enumeration
@@ -97,7 +95,9 @@ def test_one_hot_vectors_in_an_inner_plate():
             pyro.sample("x", dist.Normal(z @ torch.arange(3.0).double(), 1.0).mask(has), obs=x.T)
 
     each = (PROBS.log() + dist.Normal(torch.arange(3.0).double(), 1.0).log_prob(both[..., None])).logsumexp(-1)
-    close(enumerate_latents(model, None, both, lengths), torch.where(torch.arange(2) < lengths[:, None], each, 0.0).sum(1))
+    close(
+        enumerate_latents(model, None, both, lengths), torch.where(torch.arange(2) < lengths[:, None], each, 0.0).sum(1)
+    )
 
 
 def test_a_latent_that_masks_another_one():
@@ -238,8 +238,8 @@ def test_a_masked_observation_adds_nothing(masked):
             pyro.sample("y", dist.Normal(z, 2.0), obs=x + 1)
 
     joint = dist.MultivariateNormal(torch.zeros(2).double(), torch.tensor([[2.0, 1.0], [1.0, 5.0]]).double())
-    both, alone = joint.log_prob(torch.stack([X, X + 1], 1)), dist.Normal(0.0, torch.tensor(5.0).double().sqrt()).log_prob(X + 1)
-    wanted = torch.where(HAS, both, alone)
+    alone = dist.Normal(0.0, torch.tensor(5.0).double().sqrt()).log_prob(X + 1)
+    wanted = torch.where(HAS, joint.log_prob(torch.stack([X, X + 1], 1)), alone)
     close(linear_gaussian(model, None, X, HAS), wanted)
     close(quadrature(model, None, X, HAS), wanted, 1e-4)
 
@@ -258,7 +258,9 @@ def test_linear_gaussian_reads_the_masks_of_single_entries():
     cov = a.T @ a + 0.25 * torch.eye(3).double()
     wanted = torch.stack(
         [
-            dist.MultivariateNormal(x.new_zeros(int(m.sum())), cov[m][:, m]).log_prob(row[m]) if m.any() else x.new_zeros(())
+            dist.MultivariateNormal(x.new_zeros(int(m.sum())), cov[m][:, m]).log_prob(row[m])
+            if m.any()
+            else x.new_zeros(())
             for row, m in zip(x, has, strict=True)
         ]
     )
