@@ -197,7 +197,7 @@ def spread(rows: Tensor, count: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Drawn:
-    """One site on n rows: KLs and posterior means of units, ``(n, units)``, their variances, which rows have them; and flags."""
+    """One site on n rows: KLs and posterior means of units, ``(n, units)``, their variances, the rows that have them; flags."""
 
     kl: Tensor
     kl_noise: Tensor

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyro_vae.data.arrays import batch_of
 
+from .masked_latents import check_masks
 from .measure import measure_of
 from .pair import like_parameters, quiet, unwrapped
 from .plates import Plates, find_plates, row_log_prob
@@ -77,10 +78,12 @@ class Problem:
 
     @classmethod
     def checked(cls, model: Program, guide: Program, *args: Tensor, vectorize: bool = True) -> Problem:
-        """Check that all rows lie in the likelihood's support; find the plates by a run on the first one."""
+        """Check that all rows lie in the likelihood's support, and masks of latents; find the plates by a run on the first."""
         check_support(model, guide, *args)
         plates = find_plates(model, guide, *(a[:1] for a in args))
-        return cls(model, guide, args, plates).probed(vectorize)
+        problem = cls(model, guide, args, plates).probed(vectorize)
+        check_masks(problem)
+        return problem
 
     @classmethod
     def on(cls, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Problem:

@@ -10,7 +10,6 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.errors import ProgramError
-from pyro_vae.programs.masked_latents import DRAWS, check_masked
 from pyro_vae.programs.masks import mask_of_site
 from pyro_vae.programs.measure import measure_of
 from pyro_vae.programs.plates import row_log_prob
@@ -64,9 +63,6 @@ class Joint:
         plates = self.problem.plates
         self.layouts = [SiteLayout.of(name, site, plates, unconstrained) for name, site in self.latents.items()]
         self.dims = sum(layout.size for layout in self.layouts)
-        if any(mask_of_site(site) is not True for site in self.latents.values()):
-            for some in self.problem.split(512):
-                check_masked(some, *some.draw(DRAWS))
 
     def __len__(self) -> int:
         return len(self.problem)
