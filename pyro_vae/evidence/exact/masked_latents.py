@@ -22,6 +22,9 @@ def log_volumes(substituted: SubstituteLatents, sites: dict[str, Site], plates: 
 
     A masked one of V values has 1 / V at each, a masked one on the real line N(u; 0, 1).
     """
+    if substituted.parts:  # particles that were run one after the other
+        by_part = [log_volumes(part, own, plates) for part, own in substituted.parts]
+        return {name: torch.cat([terms[name] for terms in by_part]) for name in by_part[0]}
     volumes = substituted.log_jacobians(sites)
     for name in substituted.values:
         if (where := present(sites[name])) is not None:
