@@ -29,17 +29,6 @@ def is_deterministic(site: Mapping[str, Any]) -> bool:
     return bool((site["infer"] or {}).get("_deterministic"))
 
 
-def mask_of(fn: Any) -> Any:
-    """Return the mask that ``fn.mask(...)`` was given, a tensor or a bool; None where Pyro does not tell.
-
-    Example:
-        >>> import pyro.distributions as dist
-        >>> mask_of(dist.Normal(0.0, 1.0).mask(False))
-        False
-    """
-    return getattr(fn, "_mask", None)
-
-
 def vectorizes() -> bool:
     """Return whether an ELBO of this Pyro can be told how to trace its particles, all of them at once."""
     methods: Any = (getattr(ELBO, "_get_trace", None), getattr(ELBO, "_get_traces", None))
@@ -61,7 +50,13 @@ def vectorized_traces(
 
 
 def mask_of(fn: Any) -> Any:
-    """Return the mask that ``fn.mask(...)`` gave a distribution, a bool or a tensor of its batch shape."""
+    """Return the mask that ``fn.mask(...)`` gave a distribution, a bool or a tensor of its batch shape.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> mask_of(dist.Normal(0.0, 1.0).mask(False))
+        False
+    """
     mask = getattr(fn, "_mask", None)
     return seen_mask(fn) if mask is None else mask
 

@@ -177,7 +177,7 @@ def regroup(parts: Sequence[Any], grouping: Grouping) -> Any:
         taken = first.reinterpreted_batch_ndims
         base = regroup([p.base_dist for p in parts], replace(grouping, taken=grouping.taken + taken))
         return dist.Independent(base, taken)
-    if isinstance(first, MaskedDistribution) and mask_of(first) is not None:
+    if isinstance(first, MaskedDistribution):
         base, masks = regroup([p.base_dist for p in parts], grouping), list(map(mask_of, parts))
         if all(isinstance(mask, bool) for mask in masks):
             return MaskedDistribution(base, all(masks))
