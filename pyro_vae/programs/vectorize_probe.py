@@ -19,11 +19,12 @@ from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_vae.common.random import seeded
 from pyro_vae.errors import ProgramError
 
 from .pair import quiet
 from .sites import Program, latent_sites, sample_sites, with_values
-from .vectorize import MODES, Mode, Vectorizing, without_rows
+from .vectorize import MODES, Mode, Vectorizing, particle_of, without_rows
 
 ROWS, PARTICLES = 2, 3  # of the probe: different numbers, so that a dimension taken for the other shows
 Scores = dict[str, Tensor]
@@ -90,6 +91,9 @@ def compare(problem: Any) -> tuple[Vectorizing, poutine.Trace, dict[str, Scores]
     modes = {role: fastest(problem, program, draws, truth[role]) for role, program in programs.items()}
     for role, mode in modes.items():
         if mode == "loop" and (site := differing(truth[role], scores(alone, programs[role], draws))):
+            if role == "guide" and agrees_on_one_stream(problem, draws):
+                modes["guide"] = "plate"
+                continue
             raise ProgramError(
                 f"site {site!r} of the {role} has another log-probability in a second run at the same latents: the program "
                 "draws noise outside of pyro.sample, or keeps a state. Make the noise a latent site, or switch it off "
@@ -123,6 +127,22 @@ def fastest(problem: Any, program: Program, draws: poutine.Trace, truth: Scores)
         if differing(truth, tried) is None:
             return mode
     return "loop"
+
+
+def agrees_on_one_stream(problem: Any, draws: poutine.Trace) -> bool:
+    """Return whether a guide that draws noise on the way to its parameters, the same for all particles, runs under a plate.
+
+    Given that noise, log q is a density, and weights that are taken with it are unbiased.
+    """
+    at_once = scores_on_one_stream(problem, draws, PARTICLES)
+    alone = [scores_on_one_stream(problem, particle_of(draws, k, PARTICLES), 1) for k in range(PARTICLES)]
+    return differing({name: torch.cat([terms[name] for terms in alone]) for name in alone[0]}, at_once) is None
+
+
+def scores_on_one_stream(problem: Any, draws: poutine.Trace, particles: int) -> Scores:
+    with seeded(0, device=problem.device):
+        by_site: Scores = problem.score(sample_sites(problem.trace(problem.guide, particles, draws)))
+    return by_site
 
 
 def differing(truth: Scores, tried: Scores) -> str | None:
