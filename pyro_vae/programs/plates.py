@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_vae.errors import ProgramError
 
-from .sites import Program, Site, check_pair, trace_pair
+from .sites import Program, Site, check_sites, proposal_sites, trace_pair
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,15 @@ def find_plates(model: Program, guide: Program, *args: Any, **kwargs: Any) -> Pl
     """Find the data plate by one run of the pair, and check that it can be treated row by row (else a ProgramError)."""
     with torch.no_grad():
         q, p = trace_pair(model, guide, *args, **kwargs)
-    check_pair(p, q)
-    sites = p | {f"{name} (guide)": site for name, site in q.items()}
-    data = data_plate(sites)
-    dims = {f.name: f.dim for site in sites.values() for f in frames_of(site).values() if f.dim is not None}
+    check_sites(p, q)
+    return plates_of(p, q)
+
+
+def plates_of(p: Mapping[str, Site], q: Mapping[str, Site]) -> Plates:
+    """The data plate of a pair's sites: what the guide observes, and its auxiliary draws, may lie outside."""
+    proposals = {f"{name} (guide)": site for name, site in proposal_sites(q).items()}
+    data = data_plate({**p, **proposals})
+    dims = {f.name: f.dim for site in [*p.values(), *q.values()] for f in frames_of(site).values() if f.dim is not None}
     return Plates(data.name, dims[data.name], max(-dim for dim in dims.values()))
 
 

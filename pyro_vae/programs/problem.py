@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -16,7 +16,8 @@ from pyro_vae.data.arrays import batch_of
 
 from .measure import measure_of
 from .pair import like_parameters, quiet
-from .plates import Plates, find_plates, row_log_prob
+from .plates import Plates, row_log_prob
+from .proposal_guide import as_proposal, on_fewest_rows
 from .sites import PARTICLES, LogProbs, Program, Site, check_pair, latent_sites, observed_sites, sample_sites, sum_terms
 from .support import check_support, takes_missing
 
@@ -40,7 +41,7 @@ class Problem:
     """
 
     model: Program
-    guide: Program
+    guide: Program  # of latents alone: :class:`~pyro_vae.programs.proposal_guide.ProposalGuide`, where it does more
     args: tuple[Any, ...]  # x ``(N, *event)``, and contexts with N rows
     plates: Plates
     kwargs: Mapping[str, Any] = field(default_factory=dict)  # the same for all rows
@@ -64,12 +65,21 @@ class Problem:
     def checked(cls, model: Program, guide: Program, *args: Tensor) -> Problem:
         """Check that all rows lie in the likelihood's support; find the plates by a run on the first one."""
         check_support(model, guide, *args)
-        return cls.on(model, guide, *(a[:1] for a in args)).over(*args)
+        return cls.on_first_row(model, guide, *args)
+
+    @classmethod
+    def on_first_row(cls, model: Program, guide: Program, *args: Tensor) -> Problem:
+        """Find the plates by a run on the first row, or on all, where the guide has parameters for each of them."""
+        (proposal, plates), rows = on_fewest_rows(partial(as_proposal, model, guide), guide, args)
+        if rows == len(args[0]) > 1:
+            proposal, plates = as_proposal(model, guide, *args, own_rows=rows)
+        return cls(model, proposal, args, plates)
 
     @classmethod
     def on(cls, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Problem:
         """Find the plates by one run of the pair on just these arguments; no row is checked."""
-        return cls(model, guide, args, find_plates(model, guide, *args, **kwargs), kwargs)
+        proposal, plates = as_proposal(model, guide, *args, **kwargs)
+        return cls(model, proposal, args, plates, kwargs)
 
     def __len__(self) -> int:
         return len(self.args[0])
@@ -83,7 +93,8 @@ class Problem:
     def measure(self) -> str:
         """The measure that log p(x) is a density of: :func:`~pyro_vae.programs.measure.measure_of`."""
         with self.quiet(0):
-            return measure_of(self.model, self.guide, *self.rows(slice(1)).args)
+            some = self if getattr(self.guide, "own_rows", None) else self.rows(slice(1))
+            return measure_of(self.model, self.guide, *some.args)
 
     def over(self, *args: Any) -> Problem:
         """The same pair on other arguments."""

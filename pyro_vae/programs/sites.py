@@ -15,6 +15,9 @@ from torch import Tensor
 from pyro_vae.common.pyro_private import is_deterministic
 from pyro_vae.errors import ProgramError, ShapeError
 
+from .latent_masks import check_masks
+from .one_measure import check_measure
+
 Program = Callable[..., Any]
 Site = dict[str, Any]
 PARTICLES = "particles"
@@ -95,8 +98,25 @@ def observed_sites(sites: Mapping[str, Site]) -> dict[str, Site]:
     return {name: site for name, site in sites.items() if site["is_observed"]}
 
 
+def proposal_sites(sites: Mapping[str, Site]) -> dict[str, Site]:
+    """The sites of a guide that z is drawn at: without what it observes, ``pyro.factor``, and auxiliary draws."""
+    return {name: site for name, site in latent_sites(sites).items() if not is_auxiliary(site)}
+
+
+def is_auxiliary(site: Site) -> bool:
+    """Return whether a program marks a site as no latent of the model: ``infer={"is_auxiliary": True}``."""
+    return bool((site["infer"] or {}).get("is_auxiliary"))
+
+
 def check_pair(p: dict[str, Site], q: dict[str, Site]) -> None:
-    """Refuse, by site, pairs whose weights would not be p(x, z) / q(z | x)."""
+    """Refuse, by site, pairs whose weights would not be p(x, z) / q(z | x); masks that are tensors are not compared."""
+    check_measure(latent_sites(p), latent_sites(q))
+    check_masks(latent_sites(p), latent_sites(q), values=False)
+    check_sites(p, q)
+
+
+def check_sites(p: dict[str, Site], q: dict[str, Site]) -> None:
+    """Refuse, by site, programs that are no pair: latents of one alone, enumerated, or of two shapes; nothing observed."""
     for program, sites in (("model", p), ("guide", q)):
         for name, site in sites.items():
             if site["infer"].get("enumerate"):
@@ -104,7 +124,8 @@ def check_pair(p: dict[str, Site], q: dict[str, Site]) -> None:
                     f"site {name!r} of the {program} is marked for enumeration: it is summed over, not drawn, so it has no "
                     "importance weight. Train with TraceEnum_ELBO; to score, drop the mark so that the guide draws it."
                 )
-    latent, guided = set(latent_sites(p)), set(latent_sites(q))
+    latent = set(latent_sites(p))
+    guided = {name for name, site in latent_sites(q).items() if name in latent or not is_auxiliary(site)}
     if missing := sorted(latent - guided):
         raise ProgramError(
             f"latent site {missing[0]!r} is in the model but not in the guide. Give it a pyro.sample of that name there, "
@@ -113,7 +134,7 @@ def check_pair(p: dict[str, Site], q: dict[str, Site]) -> None:
     if extra := sorted(guided - latent):
         raise ProgramError(
             f"site {extra[0]!r} is in the guide but is no latent of the model. Rename it, sample it in the model too, "
-            'or mark it infer={"is_auxiliary": True} and score with an ELBO that knows auxiliary sites.'
+            'or mark it infer={"is_auxiliary": True}, if a Delta makes a latent of it or an ELBO knows it.'
         )
     for name in sorted(latent):
         wide, narrow = (tuple(site[name]["fn"].event_shape) for site in (p, q))
