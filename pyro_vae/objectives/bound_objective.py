@@ -3,6 +3,7 @@ r"""`Bound`: any bound with any gradient estimator as one of Pyro's ELBO objecti
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.programs.pair import without_validation
 from pyro_vae.programs.plates import Plates
 from pyro_vae.programs.problem import Problem
+from pyro_vae.programs.proposal_guide import as_trained, refuse_unweighed
 from pyro_vae.programs.sites import Program
 
 from .bounds import elbo
@@ -29,6 +31,12 @@ class Bound(ELBO):
 
     The bound is of each row by itself; s_n is what a row counts (N / B under a subsampled plate, 1 otherwise), so mini-batch
     losses are unbiased and the bound stays one. Handlers that weigh some sites (β on the latents) change log w.
+
+    What the guide *observes* (a head that is trained along, ``pyro.factor``) is no part of log w. Its log q is added to the loss
+    as ``Trace_ELBO`` adds it, Σ log q(y) beside −Σ_n s_n F whatever the bound, a mean over particles, and differentiated as it
+    stands: a factor of −α log q(y) in the guide trains q(y). :meth:`per_row` is the bound alone. A guide of points (AutoDelta) or
+    of rounded draws (straight-through relaxed) trains, and has no `per_row`.
+
     Works in stock :class:`pyro.infer.SVI`, in :func:`~pyro_vae.fit`, and called as a module: ``Bound(iwae)(model, guide)(x)``.
 
     Args:
@@ -86,6 +94,7 @@ class Bound(ELBO):
         super().__init__(num_particles=num_particles, vectorize_particles=vectorize_particles)
         self.bound, self.estimator, self.num_groups, self.terms = bound, estimator, num_groups, tuple(terms)
         self.known: tuple[Program, Program, Plates] | None = None
+        self.proposal: Program  # the guide that is known, as what it proposes
 
     def __repr__(self) -> str:
         groups = f", num_groups={self.num_groups}" if self.num_groups else ""
@@ -109,11 +118,15 @@ class Bound(ELBO):
         value, surrogate, draw = self.estimate(model, guide, args, kwargs)
         # the value of the bound, the gradient of the surrogate
         rows = surrogate if value is surrogate else surrogate + (value - surrogate).detach()
-        return -(rows * draw.first.by_row(draw.first.scales.outer)).sum()
+        loss = -(rows * draw.first.by_row(draw.first.scales.outer)).sum()
+        observed = draw.log_q_observed()  # no part of a weight: of the loss alone
+        return loss if observed is None else loss + observed
 
     def per_row(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """F of each row (with the added terms), ``(N,)``, nats; without a gradient, and without s_n."""
+        """F of each row (with the added terms), ``(N,)``, nats; without a gradient, without s_n, and of q's latents alone."""
         with torch.no_grad():
+            self.plates(model, guide, args, kwargs)
+            refuse_unweighed(self.proposal)
             return self.estimate(model, guide, args, kwargs)[0]
 
     def estimate(
@@ -134,7 +147,8 @@ class Bound(ELBO):
 
     def draw(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Draw:
         """Draw the particles in one run of the programs, or in one for each."""
-        problem = Problem(model, guide, args, self.plates(model, guide, args, kwargs), kwargs)
+        plates = self.plates(model, guide, args, kwargs)
+        problem = Problem(model, as_trained(self.proposal), args, plates, kwargs)
         detached = getattr(self.estimator, "detached", False)
         weighable = getattr(self.estimator, "weighable", False) or guide_bound(self.bound) is not self.bound
         total = self.num_particles * (self.num_groups or 1)
@@ -173,8 +187,8 @@ class Bound(ELBO):
         if self.known is None or self.known[:2] != (model, guide):
             with torch.random.fork_rng(devices=cuda_devices(args)):  # draws of its own would shift those that follow
                 problem = Problem.on(model, guide, *args, **kwargs)
-                self.check_memory(problem)
-            self.known = (model, guide, problem.plates)
+                self.check_memory(replace(problem, guide=as_trained(problem.guide)))
+            self.known, self.proposal = (model, guide, problem.plates), problem.guide
         return self.known[2]
 
     def check_memory(self, problem: Problem) -> None:

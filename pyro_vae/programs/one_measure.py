@@ -16,7 +16,7 @@ UNNORMALISED = ("Unit", "ImproperUniform")  # pyro.factor and its like
 NO_DENSITY = {
     **dict.fromkeys(
         POINTS,
-        "a Delta, a single point, which has no density: a point estimate (MAP) is no posterior, and has no weight. Draw the site "
+        "a single point, which has no density: a point estimate (MAP) is no posterior, and has no weight. Draw the site "
         "from a density (Normal, LogNormal; AutoNormal in place of AutoDelta), or compute it outside pyro.sample.",
     ),
     **dict.fromkeys(
@@ -56,7 +56,7 @@ def check_measure(p: Mapping[str, Any], q: Mapping[str, Any]) -> None:
     """
     for name in [name for name in q if name in p]:
         for program, fn in (("guide", q[name]["fn"]), ("model", p[name]["fn"])):
-            if kind := next((type(part).__name__ for part in parts(fn) if type(part).__name__ in NO_DENSITY), None):
+            if kind := without_density(fn):
                 raise NoWeightError(f"site {name!r}: the {program} draws it from a {kind}, {NO_DENSITY[kind]}")
         prior, posterior = latent_measure(p[name]["fn"]), latent_measure(q[name]["fn"])
         if None not in (prior, posterior) and not one_measure(p[name]["fn"], q[name]["fn"]):
@@ -65,6 +65,12 @@ def check_measure(p: Mapping[str, Any], q: Mapping[str, Any]) -> None:
                 f"({innermost(q[name]['fn'])}) over {posterior}: their ratio is no weight. Draw both from distributions over "
                 "the same kind of values."
             )
+
+
+def without_density(fn: Any) -> str | None:
+    """Name what has no density in a distribution (a Delta, also as a component or a base), if anything."""
+    classes = (cls.__name__ for part in parts(fn) for cls in type(part).__mro__)
+    return next((name for name in classes if name in NO_DENSITY), None)
 
 
 def one_measure(prior: Any, posterior: Any) -> bool:

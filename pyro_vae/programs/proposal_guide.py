@@ -13,7 +13,7 @@ from pyro.contrib.easyguide import EasyGuide
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
-from pyro_vae.errors import ProgramError, PyroVAEError
+from pyro_vae.errors import NoWeightError, ProgramError, PyroVAEError
 
 from .latent_masks import check_masks
 from .one_measure import check_measure
@@ -54,7 +54,7 @@ class ProposalGuide:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.own_rows is not None and len(args[0]) != self.own_rows:
-            raise ProgramError(of_own_rows(self.data, self.own_rows, len(args[0])))
+            raise NoWeightError(of_own_rows(self.data, self.own_rows, len(args[0])))
         with MoveLatents(self.moves, self.observed):
             return self.guide(*args, **kwargs)
 
@@ -68,9 +68,41 @@ def of_own_rows(plate: str, own: int, came: int) -> str:
     )
 
 
-def with_observed(guide: Program) -> Program:
-    """The guide as it is trained: the sites that it observes are seen, too."""
-    return replace(guide, observed=True) if isinstance(guide, ProposalGuide) else guide
+@dataclass(frozen=True)
+class RefusedGuide:
+    """A guide whose draws have no importance weight: whoever runs it for one is told why; a model alone may still be asked.
+
+    AIS from the prior, and what else takes the guide for the sake of the plates alone, goes on.
+    """
+
+    guide: Program
+    error: ProgramError
+    auxiliary: bool  # it draws sites that the model does not have
+
+    @property
+    def __wrapped__(self) -> Program:
+        return self.guide
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise type(self.error)(str(self.error))
+
+
+def as_written(guide: Program) -> Program:
+    """The guide that a problem's guide was made of."""
+    return guide.guide if isinstance(guide, ProposalGuide | RefusedGuide) else guide
+
+
+def refuse_unweighed(guide: Program) -> None:
+    """Raise for a guide whose draws have no importance weight."""
+    if isinstance(guide, RefusedGuide):
+        guide()
+
+
+def as_trained(guide: Program) -> Program:
+    """The guide as a loss sees it: with the sites that it observes; points and rounded draws are trained, if not scored."""
+    if isinstance(guide, ProposalGuide):
+        return replace(guide, observed=True)
+    return guide.guide if isinstance(guide, RefusedGuide) and not guide.auxiliary else guide
 
 
 def without_observed(guide: Program) -> Program:
@@ -83,21 +115,42 @@ def as_proposal(
 ) -> tuple[Program, Plates]:
     """Return the guide as what it proposes (itself, where that is all it does), and the data plate, by a run of the pair.
 
+    A guide whose latents have no importance weight (a point, rounded draws, two measures, a mask of one program) is returned as
+    one that raises a NoWeightError when it is run.
+
     Raises:
-        NoWeightError: a latent that has no importance weight: a point, rounded draws, two measures, a mask of one program.
         ProgramError, ShapeError: two programs that are no pair, or that cannot be treated row by row.
     """
     with torch.no_grad():
         q, p = trace_pair(model, guide, *args, **kwargs)
-        moves = find_pushforwards(p, q, whole=own_rows is not None)
-    drawn = proposed(q, moves)
-    check_measure(latent_sites(p), drawn)
-    check_masks(latent_sites(p), drawn)
-    check_sites(p, drawn)
+        moves, refusal = weighable(p, q, whole=own_rows is not None)
+    try:
+        check_sites(p, proposed(q, moves))
+    except ProgramError:
+        if isinstance(refusal, NoWeightError):
+            raise refusal from None
+        raise
     plates = plates_of(p, q)
+    if refusal is not None:
+        return RefusedGuide(guide, refusal, bool(auxiliary_sites(p, q))), plates
     if not moves and not observed_sites(q) and own_rows is None:
         return guide, plates
     return ProposalGuide(guide, moves, plates.data, own_rows), plates
+
+
+def weighable(
+    p: Mapping[str, Site], q: Mapping[str, Site], whole: bool
+) -> tuple[dict[str, Pushforward], ProgramError | None]:
+    """Find what the guide's auxiliary sites are made into, and why its draws have no weight, if they have none."""
+    moves: dict[str, Pushforward] = {}
+    try:
+        moves = find_pushforwards(p, q, whole)
+        drawn = proposed(q, moves)
+        check_measure(latent_sites(p), drawn)
+        check_masks(latent_sites(p), drawn)
+    except ProgramError as error:
+        return moves, error
+    return moves, None
 
 
 def proposed(q: Mapping[str, Site], moves: Mapping[str, Pushforward]) -> dict[str, Site]:
@@ -139,7 +192,7 @@ def has_own_rows(guide: Program, args: Sequence[Tensor]) -> bool:
             return rows_of_guide(guide, args)[1] == came
         return False
     if own not in (1, came):
-        raise ProgramError(of_own_rows(name, own, came))
+        raise NoWeightError(of_own_rows(name, own, came))
     return own == came
 
 
