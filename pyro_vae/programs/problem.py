@@ -17,7 +17,7 @@ from pyro_vae.data.arrays import batch_of
 from .measure import measure_of
 from .pair import like_parameters, quiet
 from .plates import Plates, row_log_prob
-from .proposal_guide import as_proposal, as_written, on_fewest_rows
+from .proposal_guide import as_proposal, as_written, on_fewest_rows, refuse_unweighed
 from .sites import PARTICLES, LogProbs, Program, Site, check_pair, latent_sites, observed_sites, sample_sites, sum_terms
 from .support import check_support, takes_missing
 
@@ -124,6 +124,7 @@ class Problem:
         the same). Values by site, ``(K, ..., N, ..., *event)``, are conditioned on: the sites count as observed. Without
         `particles` there is no plate of them.
         """
+        refuse_unweighed(program, self.args)
         if isinstance(at, Mapping):
             program = poutine.condition(program, data=dict(at))
         elif at is not None:

@@ -11,14 +11,15 @@ import torch
 from pyro import poutine
 from pyro.contrib.easyguide import EasyGuide
 from pyro.infer.autoguide import AutoGuide
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_vae.errors import NoWeightError, ProgramError, PyroVAEError
 
 from .latent_masks import check_masks
 from .one_measure import check_measure
-from .pair import owners
-from .plates import Plates, frames_of, plates_of
+from .pair import owners, unwrapped
+from .plates import OwnRowsError, Plates, frames_of, plates_of
 from .pushforward import MoveLatents, Pushforward, auxiliary_sites, find_pushforwards
 from .sites import (
     Program,
@@ -31,7 +32,7 @@ from .sites import (
     trace_pair,
 )
 
-T = TypeVar("T")
+T = TypeVar("T", Plates, tuple[Program, Plates])
 
 
 @dataclass(frozen=True)
@@ -52,20 +53,15 @@ class ProposalGuide:
     def __wrapped__(self) -> Program:  # how modules behind a program are found
         return self.guide
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def check_rows(self, args: Sequence[Any]) -> None:
+        """Refuse other rows than the guide has parameters for."""
         if self.own_rows is not None and len(args[0]) != self.own_rows:
-            raise NoWeightError(of_own_rows(self.data, self.own_rows, len(args[0])))
+            raise OwnRowsError(self.data, self.own_rows, len(args[0]))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.check_rows(args)
         with MoveLatents(self.moves, self.observed):
             return self.guide(*args, **kwargs)
-
-
-def of_own_rows(plate: str, own: int, came: int) -> str:
-    """Say that a guide cannot be run on these rows."""
-    return (
-        f"the guide's plate {plate!r} has {own} rows of its own, each with its own parameters (as AutoNormal's), and was asked for "
-        f"{came}. Pass exactly these {own} rows, all at once (batch_size={own}, chunk_size of {own} or more), or take an encoder, "
-        "which serves any row."
-    )
 
 
 @dataclass(frozen=True)
@@ -92,10 +88,13 @@ def as_written(guide: Program) -> Program:
     return guide.guide if isinstance(guide, ProposalGuide | RefusedGuide) else guide
 
 
-def refuse_unweighed(guide: Program) -> None:
-    """Raise for a guide whose draws have no importance weight."""
-    if isinstance(guide, RefusedGuide):
-        guide()
+def refuse_unweighed(program: Program, args: Sequence[Any] | None = None) -> None:
+    """Raise for a guide, under handlers or not, whose draws have no importance weight, or that has other rows than these."""
+    for layer in unwrapped(program):
+        if isinstance(layer, RefusedGuide):
+            layer()
+        if args is not None and isinstance(layer, ProposalGuide):
+            layer.check_rows(args)
 
 
 def as_trained(guide: Program) -> Program:
@@ -159,6 +158,22 @@ def proposed(q: Mapping[str, Site], moves: Mapping[str, Pushforward]) -> dict[st
     return {name: {**site, "fn": moved.get(name, site["fn"])} for name, site in proposal_sites(q).items()}
 
 
+class PlateSizes(Messenger):
+    """Note the sizes of plates that subsample nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: dict[str, int] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        self.sizes |= {f.name: f.size for f in msg["cond_indep_stack"] if f.full_size in (None, f.size)}
+
+    def check_one(self, plates: Plates) -> None:
+        """Raise where the data plate had other rows than the one that was passed: a replayed plate takes the guide's."""
+        if (own := self.sizes.get(plates.data, 1)) != 1:
+            raise OwnRowsError(plates.data, own, 1)
+
+
 def on_fewest_rows(run: Callable[..., T], guide: Program, args: Sequence[Tensor]) -> tuple[T, int]:
     """Run a probe on the first row, or on all where the guide has rows of its own; return how many it took, too.
 
@@ -166,11 +181,17 @@ def on_fewest_rows(run: Callable[..., T], guide: Program, args: Sequence[Tensor]
     """
     set_up(guide, args)
     try:
-        return run(*(a[:1] for a in args)), 1
+        with PlateSizes() as plates:
+            found = run(*(a[:1] for a in args))
+        plates.check_one(found if isinstance(found, Plates) else found[1])
+        return found, 1
+    except OwnRowsError as error:
+        if error.own != len(args[0]):
+            raise OwnRowsError(error.plate, error.own, len(args[0])) from None
     except (ValueError, RuntimeError) as error:
         if isinstance(error, PyroVAEError) or not has_own_rows(guide, args):
             raise
-        return run(*args), len(args[0])
+    return run(*args), len(args[0])
 
 
 def set_up(guide: Program, args: Sequence[Tensor]) -> None:
@@ -192,7 +213,7 @@ def has_own_rows(guide: Program, args: Sequence[Tensor]) -> bool:
             return rows_of_guide(guide, args)[1] == came
         return False
     if own not in (1, came):
-        raise NoWeightError(of_own_rows(name, own, came))
+        raise OwnRowsError(name, own, came)
     return own == came
 
 
