@@ -158,7 +158,7 @@ def unplated(p: ProgramTrace, q: ProgramTrace, rows: int | None) -> Iterator[Fin
             fix = 'put the sites of model and guide under `with pyro.plate("data", len(x)):`'
             yield Finding("plate", "model and guide", "no data plate: nothing says which dimension runs over rows", fix)
         return
-    here = {"model": p.sites, "guide": proposal_sites(q.sites)}  # heads and auxiliary draws may lie outside
+    here = {"model": p.sites, "guide": proposal_sites(q.sites, p.sites)}  # heads and auxiliary draws may lie outside
     for name in dict.fromkeys([*p.sites, *here["guide"]]):
         where, sites = f"site {name!r}", {program: sites[name] for program, sites in here.items() if name in sites}
         stacks = {program: frames_of(site) for program, site in sites.items()}

@@ -84,7 +84,7 @@ class OwnRowsError(NoWeightError):
 
 def plates_of(p: Mapping[str, Site], q: Mapping[str, Site]) -> Plates:
     """The data plate of a pair's sites: what the guide observes, and its auxiliary draws, may lie outside."""
-    proposals = {f"{name} (guide)": site for name, site in proposal_sites(q).items()}
+    proposals = {f"{name} (guide)": site for name, site in proposal_sites(q, p).items()}
     data = data_plate({**p, **proposals})
     sizes = [{f.name: f.size for site in sites.values() for f in frames_of(site).values()} for sites in (q, p)]
     if sizes[0].get(data.name, sizes[1][data.name]) != sizes[1][data.name]:

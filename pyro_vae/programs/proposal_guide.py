@@ -124,7 +124,7 @@ def as_proposal(
         q, p = trace_pair(model, guide, *args, **kwargs)
         moves, refusal = weighable(p, q, whole=own_rows is not None)
     try:
-        check_sites(p, proposed(q, moves))
+        check_sites(p, proposed(p, q, moves))
     except ProgramError:
         if isinstance(refusal, NoWeightError):
             raise refusal from None
@@ -144,7 +144,7 @@ def weighable(
     moves: dict[str, Pushforward] = {}
     try:
         moves = find_pushforwards(p, q, whole)
-        drawn = proposed(q, moves)
+        drawn = proposed(p, q, moves)
         check_measure(latent_sites(p), drawn)
         check_masks(latent_sites(p), drawn)
     except ProgramError as error:
@@ -152,10 +152,12 @@ def weighable(
     return moves, None
 
 
-def proposed(q: Mapping[str, Site], moves: Mapping[str, Pushforward]) -> dict[str, Site]:
+def proposed(
+    p: Mapping[str, Site], q: Mapping[str, Site], moves: Mapping[str, Pushforward]
+) -> dict[str, Site]:
     """The guide's latents, those of an auxiliary site with the density of both."""
     moved = {move.latent: move.distribution(q[u]["fn"]) for u, move in moves.items()}
-    return {name: {**site, "fn": moved.get(name, site["fn"])} for name, site in proposal_sites(q).items()}
+    return {name: {**site, "fn": moved.get(name, site["fn"])} for name, site in proposal_sites(q, p).items()}
 
 
 class PlateSizes(Messenger):

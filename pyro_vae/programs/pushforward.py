@@ -53,7 +53,8 @@ class Pushforward:
         """T in steps, for u drawn from a distribution; the last value is kept, so that its inverse is exact."""
         over = self.event_dim - self.support.event_dim
         to_support = biject_to(constraints.independent(self.support, over) if over > 0 else self.support)
-        source = torch.Size(to_support.inverse_shape(self.event_shape))
+        whole = to_support.inverse_shape(u.batch_shape + self.event_shape)  # bounds may be of each row
+        source = torch.Size(whole[len(u.batch_shape) :])
         reshaped = [ReshapeTransform(u.event_shape, source, cache_size=1)] if source != u.event_shape else []
         return [*reshaped, *([] if self.identity else [to_support.with_cache(1)])]
 

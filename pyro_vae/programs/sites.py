@@ -60,7 +60,10 @@ def sum_terms(terms: Mapping[str, Tensor]) -> Tensor:
 def trace_pair(model: Program, guide: Program, *args: Any, **kwargs: Any) -> tuple[dict[str, Site], dict[str, Site]]:
     """Sites of the guide, and of the model replayed on the guide's draws."""
     q = poutine.trace(guide).get_trace(*args, **kwargs)
-    p = poutine.trace(poutine.replay(model, trace=q)).get_trace(*args, **kwargs)
+    drawn = q.copy()
+    for name in observed_sites(sample_sites(q)):
+        drawn.remove_node(name)
+    p = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args, **kwargs)
     return sample_sites(q), sample_sites(p)
 
 
@@ -98,9 +101,9 @@ def observed_sites(sites: Mapping[str, Site]) -> dict[str, Site]:
     return {name: site for name, site in sites.items() if site["is_observed"]}
 
 
-def proposal_sites(sites: Mapping[str, Site]) -> dict[str, Site]:
-    """The sites of a guide that z is drawn at: without what it observes, ``pyro.factor``, and auxiliary draws."""
-    return {name: site for name, site in latent_sites(sites).items() if not is_auxiliary(site)}
+def proposal_sites(q: Mapping[str, Site], p: Mapping[str, Site]) -> dict[str, Site]:
+    """The sites of a guide that z is drawn at: not what it observes, ``pyro.factor``, or auxiliary draws the model has not."""
+    return {name: site for name, site in latent_sites(q).items() if name in p or not is_auxiliary(site)}
 
 
 def is_auxiliary(site: Site) -> bool:
@@ -125,7 +128,7 @@ def check_sites(p: dict[str, Site], q: dict[str, Site]) -> None:
                     "importance weight. Train with TraceEnum_ELBO; to score, drop the mark so that the guide draws it."
                 )
     latent = set(latent_sites(p))
-    guided = {name for name, site in latent_sites(q).items() if name in latent or not is_auxiliary(site)}
+    guided = set(proposal_sites(q, p))
     if missing := sorted(latent - guided):
         raise ProgramError(
             f"latent site {missing[0]!r} is in the model but not in the guide. Give it a pyro.sample of that name there, "

@@ -21,7 +21,7 @@ from pyro_vae.errors import NoWeightError, ProgramError
 from pyro_vae.programs.pair import quiet
 from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.proposal_guide import refuse_unweighed, without_observed
-from pyro_vae.programs.sites import proposal_sites, sample_sites
+from pyro_vae.programs.sites import latent_sites, sample_sites
 from pyro_vae.programs.units import univariate
 
 from .batch_source import Batch, TrainingData
@@ -90,7 +90,7 @@ def latent_use(step: Step, batch: tuple[Tensor, ...], seed: int) -> Record:
 def elementwise(step: Step, batch: tuple[Tensor, ...]) -> bool:
     """Return whether log q(z_i | x_j) is cheap for many pairs: one latent site of independent units."""
     with quiet(step.model, step.guide, seed=0, device=batch[0].device):
-        sites = proposal_sites(sample_sites(poutine.trace(step.guide).get_trace(*(a[:1] for a in batch))))
+        sites = latent_sites(sample_sites(poutine.trace(step.guide).get_trace(*(a[:1] for a in batch))))
     return len(sites) == 1 and all(univariate(site["fn"]) is not None for site in sites.values())
 
 
