@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.common.pyro_private import distribution_mask
 from pyro_vae.errors import NoWeightError
 
 from .one_measure import parts
@@ -49,7 +50,7 @@ def masks_of(site: Mapping[str, Any]) -> Iterator[tuple[Mask, int]]:
     if mask is not None and mask is not True:
         yield mask, 0
     for part in parts(fn):
-        inner = getattr(part, "_mask", None) if type(part).__name__ == "MaskedDistribution" else None
+        inner = distribution_mask(part)
         if inner is not None and inner is not True:
             yield inner, fn.event_dim - part.event_dim
 

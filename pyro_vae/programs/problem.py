@@ -17,7 +17,7 @@ from pyro_vae.data.arrays import batch_of
 from .measure import measure_of
 from .pair import like_parameters, quiet
 from .plates import Plates, row_log_prob
-from .proposal_guide import as_proposal, as_written, on_fewest_rows, refuse_unweighed
+from .proposal_guide import as_proposal, on_fewest_rows, refuse_unweighed
 from .sites import PARTICLES, LogProbs, Program, Site, check_pair, latent_sites, observed_sites, sample_sites, sum_terms
 from .support import check_support, takes_missing
 
@@ -94,7 +94,7 @@ class Problem:
         """The measure that log p(x) is a density of: :func:`~pyro_vae.programs.measure.measure_of`."""
         with self.quiet(0):
             some = self if getattr(self.guide, "own_rows", None) else self.rows(slice(1))
-            return measure_of(self.model, as_written(self.guide), *some.args)
+            return measure_of(self.model, self.guide, *some.args)
 
     def over(self, *args: Any) -> Problem:
         """The same pair on other arguments."""
