@@ -39,9 +39,12 @@ def check_masks(p: Mapping[str, Any], q: Mapping[str, Any], values: bool = True)
         if same_objects(prior, posterior) or not values and all_tensors(prior, posterior):
             continue
         at = [joint(masks, site["fn"]) for masks, site in ((prior, p[name]), (posterior, q[name]))]
-        differ = at[0] != at[1] if at[0].shape == at[1].shape else torch.ones(())
-        if differ.any():
-            raise NoWeightError(describe(name, differ, at[0]))
+        try:
+            model, guide = torch.broadcast_tensors(*at)
+        except RuntimeError:  # of other shapes: that is said elsewhere
+            continue
+        if (model != guide).any():
+            raise NoWeightError(describe(name, model, guide))
 
 
 def masks_of(site: Mapping[str, Any]) -> Iterator[tuple[Mask, int]]:
@@ -75,14 +78,17 @@ def joint(masks: list[tuple[Mask, int]], fn: Any) -> Tensor:
     return torch.broadcast_to(total, torch.broadcast_shapes(shape, total.shape))
 
 
-def describe(name: str, differ: Tensor, prior: Tensor) -> str:
+def has_tensor_masks(*programs: Mapping[str, Any]) -> bool:
+    """Return whether a site of these is masked by a tensor, which may differ from row to row."""
+    return any(isinstance(mask, Tensor) for sites in programs for site in sites.values() for mask, _ in masks_of(site))
+
+
+def describe(name: str, model: Tensor, guide: Tensor) -> str:
     """Describe masks that differ, by the first entry where they do."""
-    if not differ.dim():
-        return f"site {name!r}: model and guide give it other shapes, so that their masks cannot be compared. {ALIKE}"
-    entry = differ.nonzero()[0].tolist()
-    wider, other = ("guide", "model") if prior[tuple(entry)] else ("model", "guide")
+    entry = (model != guide).nonzero()[0].tolist()
+    wider, other = ("guide", "model") if model[tuple(entry)] else ("model", "guide")
     return (
-        f"site {name!r} is masked in the {wider} and not in the {other} (at entry {entry} of {', '.join(map(str, differ.shape))}): "
+        f"site {name!r} is masked in the {wider} and not in the {other} (at entry {entry} of {', '.join(map(str, model.shape))}): "
         f"log w would keep one of log p(z) and log q(z | x) there. {ALIKE}"
     )
 

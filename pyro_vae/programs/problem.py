@@ -14,10 +14,11 @@ from torch import Tensor
 
 from pyro_vae.data.arrays import batch_of
 
+from .latent_masks import check_masks
 from .measure import measure_of
 from .pair import like_parameters, quiet
 from .plates import Plates, row_log_prob
-from .proposal_guide import as_proposal, on_fewest_rows, refuse_unweighed
+from .proposal_guide import as_proposal, check_masks_of_rows, on_fewest_rows, refuse_unweighed
 from .sites import PARTICLES, LogProbs, Program, Site, check_pair, latent_sites, observed_sites, sample_sites, sum_terms
 from .support import check_support, takes_missing
 
@@ -65,7 +66,9 @@ class Problem:
     def checked(cls, model: Program, guide: Program, *args: Tensor) -> Problem:
         """Check that all rows lie in the likelihood's support; find the plates by a run on the first one."""
         check_support(model, guide, *args)
-        return cls.on_first_row(model, guide, *args)
+        problem = cls.on_first_row(model, guide, *args)
+        check_masks_of_rows(model, problem.guide, args)
+        return problem
 
     @classmethod
     def on_first_row(cls, model: Program, guide: Program, *args: Tensor) -> Problem:
@@ -141,6 +144,7 @@ class Problem:
         trace = self.trace(self.guide, particles)
         q, p = sample_sites(trace), self.sites(self.model, particles, trace)
         check_pair(p, q)
+        check_masks(latent_sites(p), q)
         return q, p
 
     def score(self, sites: Mapping[str, Site]) -> dict[str, Tensor]:
