@@ -182,7 +182,7 @@ def latents(
             f"got {num_samples}, {batch}, {chunk_size}"
         )
     with quiet(model, guide, seed=seed, device=args[0].device):
-        problem = Problem.on(model, guide, *(a[:1] for a in args)).over(*args)
+        problem = Problem.on_first_row(model, guide, *args)
         parts = [measured(some, num_samples) for some in problem.split(chunk_size // num_samples)]
         terms, limit = information(problem.over(*(spread(a, batch) for a in args)), seed)
     sites = {name: join([part[name] for part in parts]) for name in parts[0]}

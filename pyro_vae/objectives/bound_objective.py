@@ -15,6 +15,7 @@ from torch import Tensor
 from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.programs.pair import without_validation
 from pyro_vae.programs.problem import Problem
+from pyro_vae.programs.proposal_guide import as_trained, as_written, refuse_unweighed
 from pyro_vae.programs.sites import Program
 
 from .bounds import elbo
@@ -29,6 +30,12 @@ class Bound(ELBO):
 
     The bound is of each row by itself; s_n is what a row counts (N / B under a subsampled plate, 1 otherwise), so mini-batch
     losses are unbiased and the bound stays one. Handlers that weigh some sites (β on the latents) change log w.
+
+    What the guide *observes* (a head that is trained along, ``pyro.factor``) is no part of log w. Its log q is added to the loss
+    as ``Trace_ELBO`` adds it, Σ log q(y) beside −Σ_n s_n F whatever the bound, a mean over particles, and differentiated as it
+    stands: a factor of −α log q(y) in the guide trains q(y). :meth:`per_row` is the bound alone. A guide of points (AutoDelta) or
+    of rounded draws (straight-through relaxed) trains, and has no `per_row`.
+
     Works in stock :class:`pyro.infer.SVI`, in :func:`~pyro_vae.fit`, and called as a module: ``Bound(iwae)(model, guide)(x)``.
 
     Args:
@@ -85,7 +92,7 @@ class Bound(ELBO):
             )
         super().__init__(num_particles=num_particles, vectorize_particles=vectorize_particles)
         self.bound, self.estimator, self.num_groups, self.terms = bound, estimator, num_groups, tuple(terms)
-        self.known: Problem | None = None
+        self.known: Problem | None = None  # its guide is what the guide proposes
 
     def __repr__(self) -> str:
         groups = f", num_groups={self.num_groups}" if self.num_groups else ""
@@ -109,11 +116,14 @@ class Bound(ELBO):
         value, surrogate, draw = self.estimate(model, guide, args, kwargs)
         # the value of the bound, the gradient of the surrogate
         rows = surrogate if value is surrogate else surrogate + (value - surrogate).detach()
-        return -(rows * draw.first.by_row(draw.first.scales.outer)).sum()
+        loss = -(rows * draw.first.by_row(draw.first.scales.outer)).sum()
+        observed = draw.log_q_observed()  # no part of a weight: of the loss alone
+        return loss if observed is None else loss + observed
 
     def per_row(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """F of each row (with the added terms), ``(N,)``, nats; without a gradient, and without s_n."""
+        """F of each row (with the added terms), ``(N,)``, nats; without a gradient, without s_n, and of q's latents alone."""
         with torch.no_grad():
+            refuse_unweighed(self.problem(model, guide, args, kwargs).guide)
             return self.estimate(model, guide, args, kwargs)[0]
 
     def estimate(
@@ -134,7 +144,8 @@ class Bound(ELBO):
 
     def draw(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Draw:
         """Draw the particles in one run of the programs, or in one for each."""
-        problem = replace(self.problem(model, guide, args, kwargs), args=args, kwargs=kwargs)
+        known = self.problem(model, guide, args, kwargs)
+        problem = replace(known, guide=as_trained(known.guide), args=args, kwargs=kwargs)
         detached = getattr(self.estimator, "detached", False)
         weighable = getattr(self.estimator, "weighable", False) or guide_bound(self.bound) is not self.bound
         total = self.num_particles * (self.num_groups or 1)
@@ -170,10 +181,10 @@ class Bound(ELBO):
 
     def problem(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Problem:
         """Find where the pair keeps its rows, and how its particles run, once: on a first batch, whose memory is measured."""
-        if self.known is None or (self.known.model, self.known.guide) != (model, guide):
+        if self.known is None or (self.known.model, as_written(self.known.guide)) != (model, guide):
             with torch.random.fork_rng(devices=cuda_devices(args)):  # draws of its own would shift those that follow
                 problem = Problem.unprobed(model, guide, args, kwargs).probed(self.vectorize_particles)
-                self.check_memory(problem)
+                self.check_memory(replace(problem, guide=as_trained(problem.guide)))
             self.known = problem.over()  # without the batch
         return self.known
 

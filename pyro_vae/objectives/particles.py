@@ -17,6 +17,7 @@ from functools import cached_property, partial
 from typing import Any
 
 import torch
+from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from torch import Tensor
@@ -29,7 +30,7 @@ from pyro_vae.programs.sites import (
     LogProbs,
     Site,
     add,
-    check_pair,
+    check_sites,
     is_latent,
     latent_sites,
     observed_sites,
@@ -75,11 +76,12 @@ class ParticleRun:
         self.path = Path(self.problem.plates)
         with Detached() if self.detached else nullcontext():
             self.trace = self.problem.trace(self.problem.guide, self.particles)
-        self.q = sample_sites(self.trace)
+        sites = sample_sites(self.trace)
+        self.q, self.guide_observed = latent_sites(sites), observed_sites(sites)
         self.values = {name: self.weighed(site) for name, site in self.q.items()}
         draws = with_values(self.trace, self.values) if self.weighable else self.trace
         self.p = self.problem.sites(self.problem.model, self.particles, draws)
-        check_pair(self.p, self.q)
+        check_sites(self.p, self.q)
         self.scales = Scales.of(self.p, self.q, self.problem.plates)
 
     def weighed(self, site: Site) -> Tensor:
@@ -129,6 +131,14 @@ class ParticleRun:
     def log_q(self, names: Sequence[str]) -> Tensor:
         """log q(z | x) of these sites as they were drawn: no handler's scale, and paths of weight 1; ``(P, N)``."""
         return self.problem.log_prob({name: self.q[name] for name in names})
+
+    def log_q_observed(self) -> Tensor | None:
+        """Σ log q of what the guide observes (``pyro.factor`` too), as handlers weigh it, a mean over particles; None of nothing."""
+        terms = [
+            scale_and_mask(site["fn"].log_prob(site["value"]), scale=site["scale"], mask=site["mask"]).sum()
+            for site in self.guide_observed.values()
+        ]
+        return add(terms) / self.particles if terms else None
 
     def by_row(self, weight: Any) -> Any:
         """A handler's scale as a number, or ``(N,)``."""
@@ -194,6 +204,11 @@ class Draw:
     def without_path(self) -> list[str]:
         """Latent sites whose draws carry no gradient of φ: no ``rsample``."""
         return [name for name, site in self.first.q.items() if not getattr(site["fn"], "has_rsample", False)]
+
+    def log_q_observed(self) -> Tensor | None:
+        """Σ log q of what the guide observes, summed over rows as handlers weigh it, a mean over particles; None of nothing."""
+        terms = [run.particles * term for run in self.runs if (term := run.log_q_observed()) is not None]
+        return add(terms) / sum(run.particles for run in self.runs) if terms else None
 
     def split(self, weights: Tensor) -> list[Tensor]:
         """Weights ``(*K, N)`` as ``(P, N)`` for each run, detached."""

@@ -20,7 +20,8 @@ from .check_parameters import ghost_training, gradients, modules, named_paramete
 from .findings import CheckReport, Finding, ProgramTrace, run
 from .pair import quiet
 from .plates import frames_of
-from .sites import Program, Site, observed_sites
+from .proposal_guide import weighable
+from .sites import Program, Site, observed_sites, proposal_sites
 from .support import MASK, bare, base_name, describe, format_support, rows_inside
 
 
@@ -82,6 +83,8 @@ def diagnose(model: Program, guide: Program, batch: tuple[Any, ...], others: lis
         p = replayed if replayed.stopped is None else p
     if not any(f.kind in ("plate", "event") for f in findings):
         findings += [f for n, s in observed_sites(p.sites).items() for f in data_fits(n, s, main_plate(p, q))]
+    if p.stopped is None and q.stopped is None and not findings:
+        findings += unweighed(p, q)
     findings += [f for n, s in q.latents.items() for f in pathwise(n, s)]
     ghosts = ghost_training([p, q])
     if p.stopped is None and q.stopped is None and not any(f.kind in ("run", "site", "width", "obs") for f in findings):
@@ -131,6 +134,16 @@ def unpaired(p: ProgramTrace, q: ProgramTrace, batch: tuple[Any, ...]) -> Iterat
         yield Finding("site", f"site {name!r}", f"it is in the guide but {what}", fix)
 
 
+def unweighed(p: ProgramTrace, q: ProgramTrace) -> Iterator[Finding]:
+    """Latents that can be trained and have no importance weight: points, rounded draws, two measures or masks."""
+    with torch.no_grad():
+        _, refusal = weighable(p.sites, q.sites, whole=True)
+    if refusal is not None:
+        where, _, what = str(refusal).partition(": ")
+        what, _, fix = what.rstrip(".").partition(". ")
+        yield Finding("weight", where, what, f"{fix} (it trains as it is; log p(x) needs weights)", "warning")
+
+
 def main_plate(*runs: ProgramTrace) -> str | None:
     """The plate called "data", or else the one that holds most sites."""
     names = [name for r in runs for site in r.sites.values() for name in frames_of(site)]
@@ -145,8 +158,9 @@ def unplated(p: ProgramTrace, q: ProgramTrace, rows: int | None) -> Iterator[Fin
             fix = 'put the sites of model and guide under `with pyro.plate("data", len(x)):`'
             yield Finding("plate", "model and guide", "no data plate: nothing says which dimension runs over rows", fix)
         return
-    for name in dict.fromkeys([*p.sites, *q.sites]):
-        where, sites = f"site {name!r}", {r.program: r.sites[name] for r in (p, q) if name in r.sites}
+    here = {"model": p.sites, "guide": proposal_sites(q.sites, p.sites)}  # heads and auxiliary draws may lie outside
+    for name in dict.fromkeys([*p.sites, *here["guide"]]):
+        where, sites = f"site {name!r}", {program: sites[name] for program, sites in here.items() if name in sites}
         stacks = {program: frames_of(site) for program, site in sites.items()}
         texts, stack = {program: format_plates(stack) for program, stack in stacks.items()}, next(iter(stacks.values()))
         if len(set(texts.values())) > 1:

@@ -50,7 +50,7 @@ def agreed_masks(q: Sites, p: Sites, problem: Problem) -> dict[str, Tensor]:
 
 def check_masks(problem: Problem) -> None:
     """Refuse a pair, as :func:`check_masked` does, on all rows; a pair that masks no latent is traced once, on one row."""
-    one = problem.rows(slice(1))
+    one = problem if getattr(problem.guide, "own_rows", None) else problem.rows(slice(1))
     with problem.quiet(0):  # a stream of its own: what is drawn after it stays the same
         q, p = trace_pair(one.model, one.guide, *one.args, **one.kwargs)
         if any(mask_of_site(site) is not True for sites in (q, p) for site in latent_sites(sites).values()):

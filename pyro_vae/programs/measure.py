@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from .proposal_guide import as_written
 from .sites import Program, observed_sites, trace_pair
 from .support import bare, base_name, support_of_site
 
@@ -32,7 +33,7 @@ def measure_of(model: Program, guide: Program, *args: Tensor) -> str:
         'binary'
     """
     with torch.no_grad():
-        _, sites = trace_pair(model, guide, *args)
+        _, sites = trace_pair(model, as_written(guide), *args)
     kinds = [kind for name, site in observed_sites(sites).items() for kind in measures_of(name, site["fn"])]
     return " x ".join(sorted(set(kinds)))
 

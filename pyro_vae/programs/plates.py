@@ -11,9 +11,9 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
-from pyro_vae.errors import ProgramError
+from pyro_vae.errors import NoWeightError, ProgramError
 
-from .sites import Program, Site, check_pair, trace_pair
+from .sites import Program, Site, check_sites, proposal_sites, trace_pair
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,30 @@ def find_plates(model: Program, guide: Program, *args: Any, **kwargs: Any) -> Pl
     """Find the data plate by one run of the pair, and check that it can be treated row by row (else a ProgramError)."""
     with torch.no_grad():
         q, p = trace_pair(model, guide, *args, **kwargs)
-    check_pair(p, q)
-    sites = p | {f"{name} (guide)": site for name, site in q.items()}
-    data = data_plate(sites)
-    dims = {f.name: f.dim for site in sites.values() for f in frames_of(site).values() if f.dim is not None}
+    check_sites(p, q)
+    return plates_of(p, q)
+
+
+class OwnRowsError(NoWeightError):
+    """A guide whose plate has rows of its own, each with its own parameters, that was asked for others."""
+
+    def __init__(self, plate: str, own: int, came: int) -> None:
+        super().__init__(
+            f"the guide's plate {plate!r} has {own} rows of its own, each with its own parameters (as AutoNormal's), and was "
+            f"asked for {came}. Pass exactly these {own} rows, all at once (batch_size={own}; blocks of {own} rows or more), or "
+            "take an encoder, which serves any row."
+        )
+        self.plate, self.own = plate, own
+
+
+def plates_of(p: Mapping[str, Site], q: Mapping[str, Site]) -> Plates:
+    """The data plate of a pair's sites: what the guide observes, and its auxiliary draws, may lie outside."""
+    proposals = {f"{name} (guide)": site for name, site in proposal_sites(q, p).items()}
+    data = data_plate({**p, **proposals})
+    sizes = [{f.name: f.size for site in sites.values() for f in frames_of(site).values()} for sites in (q, p)]
+    if sizes[0].get(data.name, sizes[1][data.name]) != sizes[1][data.name]:
+        raise OwnRowsError(data.name, *(size[data.name] for size in sizes))
+    dims = {f.name: f.dim for site in [*p.values(), *q.values()] for f in frames_of(site).values() if f.dim is not None}
     return Plates(data.name, dims[data.name], max(-dim for dim in dims.values()))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -14,10 +14,12 @@ from torch import Tensor
 
 from pyro_vae.data.arrays import batch_of
 
+from .latent_masks import check_same_masks
 from .masked_latents import check_masks
 from .measure import measure_of
 from .pair import like_parameters, quiet, unwrapped
-from .plates import Plates, find_plates, row_log_prob
+from .plates import Plates, row_log_prob
+from .proposal_guide import as_proposal, as_trained, check_masks_of_rows, on_fewest_rows, refuse_unweighed
 from .sites import PARTICLES, LogProbs, Program, Site, check_pair, latent_sites, observed_sites, sample_sites, sum_terms
 from .support import check_support, takes_missing
 from .unconstrained import SubstituteLatents
@@ -36,6 +38,7 @@ from .vectorize_probe import LOOP, choose_vectorizing
 
 Sites = dict[str, Site]
 Latents = poutine.Trace | Mapping[str, Tensor]
+PLATE, NO_PLATE = Vectorizing(), nullcontext()
 
 
 @dataclass(frozen=True)
@@ -55,12 +58,12 @@ class Problem:
     """
 
     model: Program
-    guide: Program
+    guide: Program  # of latents alone: :class:`~pyro_vae.programs.proposal_guide.ProposalGuide`, where it does more
     args: tuple[Any, ...]  # x ``(N, *event)``, and contexts with N rows
     plates: Plates
     kwargs: Mapping[str, Any] = field(default_factory=dict)  # the same for all rows
     first: int = 0  # the number of the first row, where these rows are a part of others
-    vectorizing: Vectorizing = Vectorizing()  # how K particles are run
+    vectorizing: Vectorizing = PLATE  # how K particles are run
 
     @classmethod
     def of(cls, model: Program, guide: Program, x: Any, *context: Any, seed: int, missing: bool = False) -> Problem:
@@ -80,10 +83,18 @@ class Problem:
     def checked(cls, model: Program, guide: Program, *args: Tensor, vectorize: bool = True) -> Problem:
         """Check that all rows lie in the likelihood's support, and masks of latents; find the plates by a run on the first."""
         check_support(model, guide, *args)
-        plates = find_plates(model, guide, *(a[:1] for a in args))
-        problem = cls(model, guide, args, plates).probed(vectorize)
+        problem = cls.on_first_row(model, guide, *args, vectorize=vectorize)
+        check_masks_of_rows(model, problem.guide, args)
         check_masks(problem)
         return problem
+
+    @classmethod
+    def on_first_row(cls, model: Program, guide: Program, *args: Tensor, vectorize: bool = True) -> Problem:
+        """Find the plates by a run on the first row, or on all, where the guide has parameters for each of them."""
+        (proposal, plates), rows = on_fewest_rows(partial(as_proposal, model, guide), guide, args)
+        if rows == len(args[0]) > 1:
+            proposal, plates = as_proposal(model, guide, *args, own_rows=rows)
+        return cls(model, proposal, args, plates).probed(vectorize)
 
     @classmethod
     def on(cls, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Problem:
@@ -93,11 +104,14 @@ class Problem:
     @classmethod
     def unprobed(cls, model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Problem:
         """As :meth:`on`, its particles under a plate until it is :meth:`probed`."""
-        return cls(model, guide, args, find_plates(model, guide, *args, **kwargs), kwargs)
+        proposal, plates = as_proposal(model, guide, *args, **kwargs)
+        return cls(model, proposal, args, plates, kwargs)
 
     def probed(self, vectorize: bool = True) -> Problem:
         """Choose how K particles are run, by :func:`~pyro_vae.programs.vectorize_probe.choose_vectorizing`, or one by one."""
-        return replace(self, vectorizing=choose_vectorizing(self) if vectorize else LOOP)
+        if not vectorize:
+            return replace(self, vectorizing=LOOP)
+        return replace(self, vectorizing=choose_vectorizing(replace(self, guide=as_trained(self.guide))))
 
     def __len__(self) -> int:
         return len(self.args[0])
@@ -111,7 +125,8 @@ class Problem:
     def measure(self) -> str:
         """The measure that log p(x) is a density of: :func:`~pyro_vae.programs.measure.measure_of`."""
         with self.quiet(0):
-            return measure_of(self.model, self.guide, *self.rows(slice(1)).args)
+            some = self if getattr(self.guide, "own_rows", None) else self.rows(slice(1))
+            return measure_of(self.model, self.guide, *some.args)
 
     def over(self, *args: Any) -> Problem:
         """The same pair on other arguments."""
@@ -144,6 +159,7 @@ class Problem:
         Values by site, ``(K, ..., N, ..., *event)``, are conditioned on: the sites count as observed. Those of a
         :class:`~pyro_vae.programs.unconstrained.SubstituteLatents` stay latent. Without `particles` there is no dimension of them.
         """
+        refuse_unweighed(program, self.args)
         mode = self.mode(program)
         if particles is None or mode == "plate":
             plates = nullcontext() if particles is None else plate(PARTICLES, particles, dim=self.plates.particles)
@@ -159,7 +175,7 @@ class Problem:
         program: Program,
         args: tuple[Any, ...],
         at: Latents | SubstituteLatents | None,
-        plates: AbstractContextManager[Any] = nullcontext(),
+        plates: AbstractContextManager[Any] = NO_PLATE,
     ) -> poutine.Trace:
         """Trace a program once, latents at their values."""
         if isinstance(at, Mapping):
@@ -197,6 +213,7 @@ class Problem:
         trace = self.trace(self.guide, particles)
         q, p = sample_sites(trace), self.sites(self.model, particles, trace)
         check_pair(p, q)
+        check_same_masks(latent_sites(p), q)
         return q, p
 
     def score(self, sites: Mapping[str, Site]) -> dict[str, Tensor]:

@@ -15,6 +15,9 @@ from torch import Tensor
 from pyro_vae.common.pyro_private import is_deterministic
 from pyro_vae.errors import ProgramError, ShapeError
 
+from .latent_masks import check_same_masks
+from .one_measure import check_measure
+
 Program = Callable[..., Any]
 Site = dict[str, Any]
 PARTICLES = "_particles"  # a name that no program of a user's has
@@ -57,7 +60,10 @@ def sum_terms(terms: Mapping[str, Tensor]) -> Tensor:
 def trace_pair(model: Program, guide: Program, *args: Any, **kwargs: Any) -> tuple[dict[str, Site], dict[str, Site]]:
     """Sites of the guide, and of the model replayed on the guide's draws."""
     q = poutine.trace(guide).get_trace(*args, **kwargs)
-    p = poutine.trace(poutine.replay(model, trace=q)).get_trace(*args, **kwargs)
+    drawn = q.copy()
+    for name in observed_sites(sample_sites(q)):
+        drawn.remove_node(name)
+    p = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args, **kwargs)
     return sample_sites(q), sample_sites(p)
 
 
@@ -95,8 +101,25 @@ def observed_sites(sites: Mapping[str, Site]) -> dict[str, Site]:
     return {name: site for name, site in sites.items() if site["is_observed"]}
 
 
+def proposal_sites(q: Mapping[str, Site], p: Mapping[str, Site]) -> dict[str, Site]:
+    """The sites of a guide that z is drawn at: not what it observes, ``pyro.factor``, or auxiliary draws the model has not."""
+    return {name: site for name, site in latent_sites(q).items() if name in p or not is_auxiliary(site)}
+
+
+def is_auxiliary(site: Site) -> bool:
+    """Return whether a program marks a site as no latent of the model: ``infer={"is_auxiliary": True}``."""
+    return bool((site["infer"] or {}).get("is_auxiliary"))
+
+
 def check_pair(p: dict[str, Site], q: dict[str, Site]) -> None:
-    """Refuse, by site, pairs whose weights would not be p(x, z) / q(z | x)."""
+    """Refuse, by site, pairs whose weights would not be p(x, z) / q(z | x); masks that are tensors are not compared."""
+    check_measure(latent_sites(p), latent_sites(q))
+    check_same_masks(latent_sites(p), latent_sites(q), values=False)
+    check_sites(p, q)
+
+
+def check_sites(p: dict[str, Site], q: dict[str, Site]) -> None:
+    """Refuse, by site, programs that are no pair: latents of one alone, enumerated, or of two shapes; nothing observed."""
     for program, sites in (("model", p), ("guide", q)):
         for name, site in sites.items():
             if site["infer"].get("enumerate"):
@@ -104,7 +127,8 @@ def check_pair(p: dict[str, Site], q: dict[str, Site]) -> None:
                     f"site {name!r} of the {program} is marked for enumeration: it is summed over, not drawn, so it has no "
                     "importance weight. Train with TraceEnum_ELBO; to score, drop the mark so that the guide draws it."
                 )
-    latent, guided = set(latent_sites(p)), set(latent_sites(q))
+    latent = set(latent_sites(p))
+    guided = set(proposal_sites(q, p))
     if missing := sorted(latent - guided):
         raise ProgramError(
             f"latent site {missing[0]!r} is in the model but not in the guide. Give it a pyro.sample of that name there, "
@@ -113,7 +137,7 @@ def check_pair(p: dict[str, Site], q: dict[str, Site]) -> None:
     if extra := sorted(guided - latent):
         raise ProgramError(
             f"site {extra[0]!r} is in the guide but is no latent of the model. Rename it, sample it in the model too, "
-            'or mark it infer={"is_auxiliary": True} and score with an ELBO that knows auxiliary sites.'
+            'or mark it infer={"is_auxiliary": True}, if a Delta makes a latent of it or an ELBO knows it.'
         )
     for name in sorted(latent):
         wide, narrow = (tuple(site[name]["fn"].event_shape) for site in (p, q))

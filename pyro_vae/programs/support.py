@@ -15,6 +15,7 @@ from pyro_vae.errors import ProgramError, PyroVAEError, ShapeError, SupportError
 
 from .pair import owners, quiet
 from .plates import Plates, find_plates
+from .proposal_guide import on_fewest_rows
 from .sites import Program, Site, observed_sites, trace_pair
 
 Batch = tuple[Tensor, ...]
@@ -53,7 +54,8 @@ def check_support(
     examples: dict[str, tuple[Site, int, int]] = {}
     spans: dict[str, Span] = {}
     with quiet(model, guide):
-        dim = plates_of_one_row(model, guide, *prepare(tuple(a[:1] for a in args))).dim
+        plates, rows = plates_of_one_row(model, guide, prepare, args)
+        dim, chunk_size = plates.dim, max(chunk_size, rows)
         for start in range(0, len(args[0]), chunk_size):
             batch = prepare(tuple(a[start : start + chunk_size] for a in args))
             latents, sites = trace_pair(model, guide, *batch)
@@ -84,11 +86,14 @@ def nan_latents(x: Tensor, sites: dict[str, Site], dim: int) -> list[tuple[str, 
     return [(name, row) for name, rows in blind.items() for row in rows.nonzero().flatten().tolist()]
 
 
-def plates_of_one_row(model: Program, guide: Program, *args: Tensor) -> Plates:
-    """Find the plates on one row, and name the data's shape where the programs cannot take it."""
+def plates_of_one_row(
+    model: Program, guide: Program, prepare: Callable[[Batch], Batch], rows: Batch
+) -> tuple[Plates, int]:
+    """Find the plates on one row (all, where the guide has its own); name the data's shape where it cannot be taken."""
     try:
-        return find_plates(model, guide, *args)
+        return on_fewest_rows(lambda *some: find_plates(model, guide, *prepare(some)), guide, rows)
     except (ValueError, RuntimeError) as error:
+        args = prepare(tuple(a[:1] for a in rows))
         if isinstance(error, ProgramError) or (where := culprit(model, guide, args)) is None:
             raise
         shape, reason = tuple(args[0].shape[1:]), str(error).partition("Trace Shapes:")[0].strip()

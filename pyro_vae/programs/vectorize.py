@@ -229,7 +229,10 @@ class RowsAsParticles(Messenger):
         if data.full_size not in (None, data.size):  # each of N rows stands for as many, however many particles it has
             msg["scale"] = msg["scale"] * self.grouping.particles
         frames = [self.frame(f, data) for f in stack]
-        msg["cond_indep_stack"] = (*frames, CondIndepStackFrame(PARTICLES, self.grouping.plates.particles, self.grouping.particles, 0))
+        msg["cond_indep_stack"] = (
+            *frames,
+            CondIndepStackFrame(PARTICLES, self.grouping.plates.particles, self.grouping.particles, 0),
+        )
 
     def by_row(self, weight: Any) -> Any:
         return self.grouping.split(weight) if isinstance(weight, Tensor) and weight.dim() else weight
@@ -253,7 +256,8 @@ def repeated(args: tuple[Any, ...], times: int) -> tuple[Any, ...]:
     """The arguments with their N rows `times` over, particle by particle; what has no rows stays."""
     rows = len(args[0]) if args and isinstance(args[0], Tensor) and args[0].dim() else None
     return tuple(
-        a.repeat(times, *[1] * (a.dim() - 1)) if isinstance(a, Tensor) and a.dim() and len(a) == rows else a for a in args
+        a.repeat(times, *[1] * (a.dim() - 1)) if isinstance(a, Tensor) and a.dim() and len(a) == rows else a
+        for a in args
     )
 
 
@@ -262,7 +266,9 @@ def joined_traces(traces: Sequence[poutine.Trace], handlers: Sequence[RowsAsPart
     trace = traces[0].copy()
     for name in handlers[0].fns:
         if not all(name in h.fns for h in handlers):
-            raise ProgramError(f"site {name!r} is there for some draws only: a program must have the same sites each time.")
+            raise ProgramError(
+                f"site {name!r} is there for some draws only: a program must have the same sites each time."
+            )
         nodes, fns = [t.nodes[name] for t in traces], [h.fns[name] for h in handlers]
         dims = 1 + handlers[0].grouping.plates.nesting
         value = join([pad(n["value"], dims + fns[0].event_dim) for n in nodes])

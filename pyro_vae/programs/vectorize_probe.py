@@ -22,7 +22,9 @@ from torch import Tensor
 from pyro_vae.common.random import seeded
 from pyro_vae.errors import ProgramError
 
-from .pair import quiet
+from .pair import quiet, unwrapped
+from .plates import frames_of
+from .proposal_guide import RefusedGuide
 from .sites import Program, latent_sites, sample_sites, with_values
 from .vectorize import MODES, Mode, Vectorizing, particle_of, without_rows
 
@@ -72,7 +74,7 @@ def undisturbed(problem: Any) -> Iterator[None]:
 def first_rows(problem: Any, rows: int = ROWS) -> Any | None:
     """The problem of the first rows, the first one again where there is one only; None where x is no tensor of rows."""
     x, *_ = problem.args
-    if not isinstance(x, Tensor) or not x.dim() or not len(x):
+    if not isinstance(x, Tensor) or not x.dim() or not len(x) or getattr(problem.guide, "own_rows", None):
         return None
     index = torch.arange(rows, device=x.device).clamp(max=len(x) - 1)
     return problem.over(*(a[index.to(a.device)] if has_rows(a, len(x)) else a for a in problem.args))
@@ -85,8 +87,10 @@ def has_rows(value: Any, rows: int) -> bool:
 def compare(problem: Any) -> tuple[Vectorizing, poutine.Trace, dict[str, Scores]]:
     """Choose for each program the fastest way that agrees with single runs; return the draws that they were scored at, too."""
     alone = replace(problem, vectorizing=LOOP)
-    draws = with_indices(alone.trace(problem.guide, PARTICLES), alone.trace(problem.model))
-    programs = {"guide": problem.guide, "model": problem.model}
+    refused = any(isinstance(layer, RefusedGuide) for layer in unwrapped(problem.guide))  # never run
+    drawn = alone.trace(problem.model if refused else problem.guide, PARTICLES)
+    draws = with_indices(drawn, alone.trace(problem.model))
+    programs = {"model": problem.model} | ({} if refused else {"guide": problem.guide})
     truth = {role: scores(alone, program, draws) for role, program in programs.items()}
     modes = {role: fastest(problem, program, draws, truth[role]) for role, program in programs.items()}
     for role, mode in modes.items():
@@ -99,7 +103,7 @@ def compare(problem: Any) -> tuple[Vectorizing, poutine.Trace, dict[str, Scores]
                 "draws noise outside of pyro.sample, or keeps a state. Make the noise a latent site, or switch it off "
                 "(model.eval() does so for dropout)."
             )
-    return Vectorizing(modes["model"], modes["guide"]), draws, truth
+    return Vectorizing(**modes), draws, truth
 
 
 def with_indices(draws: poutine.Trace, run: poutine.Trace) -> poutine.Trace:
@@ -113,7 +117,13 @@ def with_indices(draws: poutine.Trace, run: poutine.Trace) -> poutine.Trace:
 
 def scores(problem: Any, program: Program, draws: poutine.Trace) -> Scores:
     """log-probabilities of a program's sites at the draws, ``(K, N)`` by site."""
-    by_site: Scores = problem.score(sample_sites(problem.trace(program, PARTICLES, draws)))
+    return of_rows(problem, problem.trace(program, PARTICLES, draws))
+
+
+def of_rows(problem: Any, trace: poutine.Trace) -> Scores:
+    """Score the sites that belong to rows; one that all rows share (a factor in a loss) has nothing to do with particles."""
+    sites = {name: site for name, site in sample_sites(trace).items() if problem.plates.data in frames_of(site)}
+    by_site: Scores = problem.score(sites)
     return by_site
 
 
@@ -141,8 +151,7 @@ def agrees_on_one_stream(problem: Any, draws: poutine.Trace) -> bool:
 
 def scores_on_one_stream(problem: Any, draws: poutine.Trace, particles: int) -> Scores:
     with seeded(0, device=problem.device):
-        by_site: Scores = problem.score(sample_sites(problem.trace(problem.guide, particles, draws)))
-    return by_site
+        return of_rows(problem, problem.trace(problem.guide, particles, draws))
 
 
 def differing(truth: Scores, tried: Scores) -> str | None:
@@ -167,7 +176,7 @@ def check_rows_apart(problem: Any, draws: poutine.Trace, truth: Scores) -> None:
     }
     try:
         at = without_rows(with_values(draws, values), plates)
-        alone: Scores = one.score(sample_sites(one.trace(problem.model, 1, at)))
+        alone = of_rows(one, one.trace(problem.model, 1, at))
     except Exception:  # it does not run on one row: that it says itself, where it is asked to
         return
     first = {name: term[:1, :1] for name, term in truth.items()}

@@ -17,10 +17,11 @@ from pyro_vae.common.memory import fitting
 from pyro_vae.common.progress import bar
 from pyro_vae.common.random import seeded, stream
 from pyro_vae.diagnostics.latent_usage import ACTIVE, latents, spread
-from pyro_vae.errors import ProgramError
+from pyro_vae.errors import NoWeightError, ProgramError
 from pyro_vae.programs.pair import quiet
 from pyro_vae.programs.problem import Problem
-from pyro_vae.programs.sites import sample_sites
+from pyro_vae.programs.proposal_guide import refuse_unweighed, without_observed
+from pyro_vae.programs.sites import latent_sites, sample_sites
 from pyro_vae.programs.units import univariate
 
 from .batch_source import Batch, TrainingData
@@ -33,18 +34,23 @@ Record = dict[str, Any]
 def true_elbo(step: Step, batch: tuple[Tensor, ...], chunk_size: int = 2000) -> Record:
     """Estimate ELBO, reconstruction E_q[log p(x | z)] and KL in nats per datum, one particle a row, whatever the objective.
 
-    Pairs that have no log weight for each row (enumerated sites) get the ELBO of Pyro's own estimator, without terms.
+    Pairs that have no log weight for each row (enumerated sites) get the ELBO of Pyro's own estimator, without terms; those
+    that have none at all (a guide of points, of rounded draws, of rows of its own that are not these) get None, and the reason.
     """
     rows = len(batch[0])
     with quiet(step.model, step.guide):
         try:
-            problem = Problem.on(step.model, step.guide, *(a[:1] for a in batch)).over(*batch)
+            problem = Problem.on_first_row(step.model, step.guide, *batch)
+            refuse_unweighed(problem.guide)
+        except NoWeightError as error:
+            return dict.fromkeys(("elbo", "reconstruction", "kl")) | {"no_elbo": str(error)}
         except ProgramError:
+            guide = without_observed(step.guide)
             own: Any = step.objective  # its loss may be another than the ELBO
             is_elbo = isinstance(own, TraceEnum_ELBO | TraceGraph_ELBO) or type(own) is Trace_ELBO
             objective = own if is_elbo else Trace_ELBO()
             chunks = zip(*(a.split(chunk_size) for a in batch), strict=True)
-            elbo = sum(-objective.loss(step.model, step.guide, *chunk) for chunk in chunks)
+            elbo = sum(-objective.loss(step.model, guide, *chunk) for chunk in chunks)
             return {"elbo": elbo / rows, "reconstruction": None, "kl": None}
         terms = [some.log_probs() for some in problem.split(chunk_size)]
         reconstruction, kl = (sum(getattr(t, f).sum().item() for t in terms) for f in ("reconstruction", "kl"))
@@ -84,13 +90,19 @@ def latent_use(step: Step, batch: tuple[Tensor, ...], seed: int) -> Record:
 def elementwise(step: Step, batch: tuple[Tensor, ...]) -> bool:
     """Return whether log q(z_i | x_j) is cheap for many pairs: one latent site of independent units."""
     with quiet(step.model, step.guide, seed=0, device=batch[0].device):
-        sites = sample_sites(poutine.trace(step.guide).get_trace(*(a[:1] for a in batch)))
+        sites = latent_sites(sample_sites(poutine.trace(step.guide).get_trace(*(a[:1] for a in batch))))
     return len(sites) == 1 and all(univariate(site["fn"]) is not None for site in sites.values())
 
 
 def finite(value: float) -> float | None:
     """Round a number; None where it is not finite."""
     return round(value, 4) if math.isfinite(value) else None
+
+
+def no_elbo(record: Record) -> str | None:
+    """Say that a pair has no ELBO to log, and why; None where it has one."""
+    reason = record.get("no_elbo")
+    return reason and f"no ELBO is logged, and the newest weights count as the best: {reason}"
 
 
 def collapsed(record: Record) -> str | None:
@@ -178,4 +190,5 @@ class Reporter:
 def format_record(record: Record) -> str:
     """Write a record in a line."""
     terms = "" if record["kl"] is None else f" = {record['reconstruction']:.3f} - KL {record['kl']:.3f}"
-    return f"loss {record['loss']:.3f}  ELBO {record['elbo']:.3f}{terms}"
+    elbo = "none" if record["elbo"] is None else f"{record['elbo']:.3f}"
+    return f"loss {record['loss']:.3f}  ELBO {elbo}{terms}"

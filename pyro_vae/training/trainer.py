@@ -23,7 +23,7 @@ from pyro_vae.training.engines.multi_step import MultiStep
 from .aggressive_inference import AggressiveInference
 from .batch_source import Batch, EpochBatches, TrainingData
 from .divergence import FailedStep, first_bad_site, suspect_rows
-from .metrics import EpochMetrics, Record, Reporter, collapsed
+from .metrics import EpochMetrics, Record, Reporter, collapsed, no_elbo
 from .shuffle import NOISE, SHUFFLE
 from .step import Step
 from .training_state import (
@@ -125,10 +125,13 @@ class Trainer:
         """Close an epoch: add its record to the history, copy its weights if they are the best, warn of a collapse."""
         state = self.state
         state.result.history.append(record)
-        if self.data.validation is None or record["elbo"] > state.best_elbo:  # without validation rows: the newest
-            state.best_elbo, state.result.best_epoch = record["elbo"], record["epoch"]
+        elbo = record["elbo"]
+        if (
+            self.data.validation is None or elbo is None or elbo > state.best_elbo
+        ):  # without validation rows: the newest
+            state.best_elbo, state.result.best_epoch = state.best_elbo if elbo is None else elbo, record["epoch"]
             state.best_tensors = [t.detach().clone() for t in self.tensors]
-        if not state.result.warnings and (message := collapsed(record)):
+        if not state.result.warnings and (message := no_elbo(record) or collapsed(record)):
             state.result.warnings.append(message)
             report.note(f"warning: {message}")
         state.position, self.batches = EpochPosition(record["epoch"] + 1), None
@@ -287,7 +290,7 @@ class Trainer:
         record: Record = {"epoch": epoch, "step": self.state.step, "lr": self.step.rate, "loss": loss}
         record |= {"rows_skipped": position.skipped_rows} if position.skipped_rows else {}
         record |= self.metrics.elbo(f"step {self.state.step + 1}")
-        if not math.isfinite(record["elbo"]):
+        if record["elbo"] is not None and not math.isfinite(record["elbo"]):
             stopped = self.diverged(f"the ELBO after epoch {epoch} is {record['elbo']}")
             raise self.report_failed_step(stopped, *self.skipped) if self.skipped else stopped
         record |= self.metrics.latents()

@@ -14,7 +14,7 @@ from pyro_vae.diagnostics import inference_gaps as module
 from pyro_vae.diagnostics.inference_gaps import figures, gaps
 from pyro_vae.diagnostics.overfitting import overfitting
 from pyro_vae.diagnostics.per_row_optimum import family_of
-from pyro_vae.errors import ProgramError, ShapeError, UsageError
+from pyro_vae.errors import NoWeightError, ProgramError, ShapeError, UsageError
 from tests.helpers.exact import Gaussian, LinearGaussian
 
 LG = LinearGaussian()
@@ -316,15 +316,26 @@ def with_posterior(draw):
     [
         ((two_sites_model, chained), ["'b'", "depend on the draws of other sites"]),
         (with_posterior(posteriors.FlowPosterior(MLP(5, 3), 2, context_features=3).double()), ["'z'", "Flow"]),
-        (with_posterior(lambda x: dist.Delta(x[..., :2], event_dim=1)), ["'z'", "Delta"]),
-        (with_posterior(lambda x: dist.OneHotCategorical(logits=x[..., :2])), ["'z'", "rsample"]),
     ],
-    ids=["chain", "flow", "delta", "discrete"],
+    ids=["chain", "flow"],
 )
 def test_what_is_no_family_is_refused_by_site(pair, words):
     with pytest.raises(ProgramError) as error:
         gaps(*pair, X, steps=1)
     assert all(word in str(error.value) for word in (*words, "log_likelihood"))
+
+
+@pytest.mark.parametrize(
+    ("pair", "words"),
+    [
+        (with_posterior(lambda x: dist.Delta(x[..., :2], event_dim=1)), "'z'.*Delta, a single point"),
+        (with_posterior(lambda x: dist.OneHotCategorical(logits=x[..., :2])), "'z'.*real numbers.*one-hot vectors"),
+    ],
+    ids=["delta", "discrete"],
+)
+def test_what_has_no_weight_is_refused_by_site(pair, words):
+    with pytest.raises(NoWeightError, match=words):
+        gaps(*pair, X, steps=1)
 
 
 class Shifted(dist.Normal):

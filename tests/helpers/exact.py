@@ -9,6 +9,7 @@ are copied from scikit-learn's FactorAnalysis, whose `score_samples` is an indep
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 import pyro
@@ -18,6 +19,27 @@ from sklearn.decomposition import FactorAnalysis
 from torch import Tensor
 
 from pyro_vae import VAE
+
+
+class Pinned(dist.TorchDistribution):
+    """A density of our own choice whose every draw is one value: no noise at all, so that two runs can be compared exactly."""
+
+    arg_constraints: ClassVar = {}
+    support = dist.constraints.real_vector
+    has_rsample = True
+
+    def __init__(self, value: Tensor, log_density: Tensor) -> None:
+        self.value, self.log_density = value, log_density
+        super().__init__(value.shape[:-1], value.shape[-1:], validate_args=False)
+
+    def expand(self, batch_shape, _instance=None):
+        return Pinned(self.value.expand(*batch_shape, *self.event_shape), self.log_density.expand(batch_shape))
+
+    def rsample(self, sample_shape=torch.Size()):  # noqa: B008
+        return self.value.expand(*sample_shape, *self.value.shape)
+
+    def log_prob(self, value):
+        return self.log_density.expand(value.shape[:-1])
 
 
 @dataclass
@@ -75,11 +97,11 @@ class LinearGaussian:
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(q.loc, q.cov.diagonal().sqrt()).to_event(1))
 
-    def delta_guide(self, x: Tensor) -> None:
-        """A point with a density: no noise at all, so that two runs can be compared exactly."""
+    def pinned_guide(self, x: Tensor) -> None:
+        """A density whose draws are all the same: no noise at all, so that two runs can be compared exactly."""
         loc = self.exact(x).loc
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Delta(loc, log_density=loc.sum(-1), event_dim=1))
+            pyro.sample("z", Pinned(loc, loc.sum(-1)))
 
     def vae(self, exact: bool = True) -> VAE:
         """The same as a `VAE` of lambdas (no parameters)."""

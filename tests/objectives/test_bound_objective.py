@@ -285,10 +285,14 @@ def test_an_own_program_with_constrained_parameters():
 
 
 def test_automatic_guides():
-    """AutoDelta keeps the plate, and is taken row by row; AutoNormal draws auxiliary sites, and is refused by their name."""
+    """AutoDelta trains by log p(x, z), and has no bound; AutoNormal is taken row by row, by the density of both of its sites."""
     lg = LinearGaussian(rows=20)
-    point = pyro.infer.autoguide.AutoDelta(lg.model)
-    rows = Bound().per_row(lg.model, point, lg.x)
+    point, spread = pyro.infer.autoguide.AutoDelta(lg.model), pyro.infer.autoguide.AutoNormal(lg.model)
+    loss = Bound().loss(lg.model, point, lg.x)
     z = point.median(lg.x)["z"]
-    close(rows, lg.prior().log_prob(z) + lg.likelihood(z).log_prob(lg.x))
-    raises("'z_unconstrained'.*auxiliary", lg.model, pyro.infer.autoguide.AutoNormal(lg.model), lg.x)
+    close(-loss, (lg.prior().log_prob(z) + lg.likelihood(z).log_prob(lg.x)).sum())
+    raises("'z'.*Delta, a single point", lg.model, point, lg.x)
+    torch.manual_seed(0)
+    rows = Bound().per_row(lg.model, spread, lg.x)
+    torch.manual_seed(0)
+    close(-rows.sum(), torch.tensor(Trace_ELBO().loss(lg.model, spread, lg.x), dtype=rows.dtype))

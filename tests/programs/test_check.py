@@ -297,7 +297,6 @@ RIGHT = {
     "plain": (MODEL, GUIDE, FIVE),
     "vectors": (*pair(wide(3), wide(3), lambda z: dist.Normal(z.sum(-1), 1.0)), FIVE),
     "same simplex": (*pair(SIMPLEX, SIMPLEX, lambda z: UNIT), FIVE),
-    "point posterior": (*pair(dist.Exponential(1.0), dist.Delta(torch.tensor(1.0))), FIVE),
     "counts": (*constant(dist.Poisson(3.0)), FIVE + 300),
     "bits": (*constant(dist.Bernoulli(0.5)), (FIVE > 2).float()),
     "labels": (*constant(dist.Categorical(torch.ones(256))), FIVE + 251),

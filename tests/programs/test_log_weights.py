@@ -86,7 +86,7 @@ def test_weights_are_unbiased(lg):
 
 
 def test_a_row_has_the_same_weight_alone_and_in_a_batch(lg):
-    guide = lg.delta_guide
+    guide = lg.pinned_guide
     together = log_weights(lg.model, guide, lg.x)
     alone = torch.cat([log_weights(lg.model, guide, row[None]) for row in lg.x], 1)
     close(together, alone, 1e-10)
@@ -196,7 +196,7 @@ def test_inner_plates_without_particle_vectors(lg, inner):
 
 def test_masks_are_respected(lg):
     """Rows masked out of the likelihood keep log p(z) - log q(z); pixels masked out drop out of x."""
-    guide, keep = lg.delta_guide, torch.arange(40, device=lg.x.device) % 2 == 0
+    guide, keep = lg.pinned_guide, torch.arange(40, device=lg.x.device) % 2 == 0
 
     def masked(x):
         with pyro.plate("data", len(x)):

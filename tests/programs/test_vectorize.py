@@ -196,7 +196,9 @@ def plain(program, x, latents):
         at = {name: value[k] for name, value in latents.items()}
         trace = poutine.trace(poutine.condition(program, at)).get_trace(x)
         trace.compute_log_prob(lambda name, site: site["type"] == "sample" and name in {"x", *latents})
-        terms.append(sum(s["log_prob"].reshape(-1, len(x)).sum(0) for n, s in trace.nodes.items() if n in {"x", *latents}))
+        terms.append(
+            sum(s["log_prob"].reshape(-1, len(x)).sum(0) for n, s in trace.nodes.items() if n in {"x", *latents})
+        )
     return torch.stack(terms)
 
 
@@ -241,7 +243,8 @@ def test_a_program_that_broadcasts_has_the_same_scores_in_each_mode(mode, device
         other = replace(problem, vectorizing=Vectorizing(mode, mode))
         for role in (problem.model, problem.guide):
             torch.testing.assert_close(
-                other.log_prob(other.sites(role, PARTICLES, trace)), problem.log_prob(problem.sites(role, PARTICLES, trace))
+                other.log_prob(other.sites(role, PARTICLES, trace)),
+                problem.log_prob(problem.sites(role, PARTICLES, trace)),
             )
 
 
@@ -337,7 +340,10 @@ def test_fit_logs_the_elbo_of_plain_runs_and_trains(device):
 
 
 REFUSED = {
-    "softmax_over_rows": (lambda z, x: F.softmax(z, dim=0), "site 'x' of the model has another log-probability for a row"),
+    "softmax_over_rows": (
+        lambda z, x: F.softmax(z, dim=0),
+        "site 'x' of the model has another log-probability for a row",
+    ),
     "mean_of_the_batch": (lambda z, x: z - x.mean(0)[:3], "site 'x' of the model"),
     "centred_latents": (lambda z, x: z - z.mean(0), "site 'x' of the model"),
     "noise": (lambda z, x: z + torch.randn_like(z), "draws noise outside of pyro.sample"),
@@ -409,7 +415,18 @@ def test_parameters_that_the_probe_makes_are_not_those_of_training(device):
         dist.Normal(torch.randn(6, 2), 1.0).to_event(1).mask(torch.arange(6) > 2),
         dist.MixtureSameFamily(dist.Categorical(torch.ones(6, 2)), dist.Normal(torch.randn(6, 2), 1.0)),
     ],
-    ids=["normal", "mvn", "gamma", "lognormal", "dirichlet", "uniform", "categorical", "bernoulli", "masked", "mixture"],
+    ids=[
+        "normal",
+        "mvn",
+        "gamma",
+        "lognormal",
+        "dirichlet",
+        "uniform",
+        "categorical",
+        "bernoulli",
+        "masked",
+        "mixture",
+    ],
 )
 def test_a_regrouped_distribution_is_the_same_one(fn):
     plates = Problem.on(*linear(), torch.zeros(2)).plates

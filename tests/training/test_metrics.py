@@ -181,7 +181,7 @@ def noiseless(lg):
 
     z = lg.exact(lg.x).loc
     rows = lg.likelihood(z).log_prob(lg.x) + lg.prior().log_prob(z) - z.sum(-1)
-    return model, lg.delta_guide, rows
+    return model, lg.pinned_guide, rows
 
 
 def check_mean(value, rows):

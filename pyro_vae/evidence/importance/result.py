@@ -100,7 +100,12 @@ class Evidence(RowEstimates):
             for block in part.row_blocks:
                 start = block.rows.start
                 blocks[start] = blocks[start].joined(block) if start in blocks else block
-        return cls.of([blocks[start] for start in sorted(blocks)], **same, target_se=parts[0].target_se, vectorizing=parts[0].vectorizing)
+        return cls.of(
+            [blocks[start] for start in sorted(blocks)],
+            **same,
+            target_se=parts[0].target_se,
+            vectorizing=parts[0].vectorizing,
+        )
 
     def check_same(self, **expected: Any) -> None:
         """Refuse evidence without its particles, or with other attributes than `expected`."""
@@ -268,7 +273,9 @@ class Evidence(RowEstimates):
 
     def format_vectorizing(self) -> str:
         """Format how particles were run, where it was not under a plate of them."""
-        return "" if self.vectorizing == "plate" else f", particles run in a way that means the same ({self.vectorizing})"
+        return (
+            "" if self.vectorizing == "plate" else f", particles run in a way that means the same ({self.vectorizing})"
+        )
 
     def format_flagged(self, s: dict[str, Any]) -> str:
         """Format how many rows are flagged, and the jackknife beside the bound."""

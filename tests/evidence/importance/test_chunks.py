@@ -88,8 +88,8 @@ def rows_103(lg):
 def test_chunks_give_what_one_pass_gives(lg, chunk_size):
     """Exactly, with a guide that has no noise. 103 rows and 10 particles divide by none of the chunks."""
     x = rows_103(lg)
-    at_once = log_likelihood(lg.model, lg.delta_guide, x, num_samples=10, chunk_size=10**6)
-    chunked = log_likelihood(lg.model, lg.delta_guide, x, num_samples=10, chunk_size=chunk_size)
+    at_once = log_likelihood(lg.model, lg.pinned_guide, x, num_samples=10, chunk_size=10**6)
+    chunked = log_likelihood(lg.model, lg.pinned_guide, x, num_samples=10, chunk_size=chunk_size)
     assert len(chunked) == 103
     torch.testing.assert_close(chunked.log_px, at_once.log_px, rtol=0, atol=1e-10)
     torch.testing.assert_close(chunked.elbo, at_once.elbo, rtol=0, atol=1e-10)
@@ -120,7 +120,7 @@ def check_mean(mean, rows):
 
 
 def test_the_mean_is_over_rows_not_over_chunks(lg):
-    evidence = log_likelihood(lg.model, lg.delta_guide, rows_103(lg), num_samples=10, chunk_size=500)
+    evidence = log_likelihood(lg.model, lg.pinned_guide, rows_103(lg), num_samples=10, chunk_size=500)
     check_mean(evidence.summary()["log_px"], evidence.log_px)
     of_batches = torch.stack([part.mean() for part in evidence.log_px.split(50)]).mean().item()
     with pytest.raises(AssertionError):
