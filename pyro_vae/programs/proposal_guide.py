@@ -164,9 +164,7 @@ def weighable(
     return moves, None
 
 
-def proposed(
-    p: Mapping[str, Site], q: Mapping[str, Site], moves: Mapping[str, Pushforward]
-) -> dict[str, Site]:
+def proposed(p: Mapping[str, Site], q: Mapping[str, Site], moves: Mapping[str, Pushforward]) -> dict[str, Site]:
     """The guide's latents, those of an auxiliary site with the density of both."""
     moved = {move.latent: move.distribution(q[u]["fn"]) for u, move in moves.items()}
     return {name: {**site, "fn": moved.get(name, site["fn"])} for name, site in proposal_sites(q, p).items()}

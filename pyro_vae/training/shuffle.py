@@ -43,7 +43,9 @@ class ShuffledBatches:
         if self.resume_at is None:
             self.pass_start = self.generator.get_state()
         order = torch.randperm(self.rows, generator=self.generator, device=self.generator.device)
-        if self.size >= self.rows:  # one batch: a guide with parameters of each row (AutoNormal) finds them in their places
+        if (
+            self.size >= self.rows
+        ):  # one batch: a guide with parameters of each row (AutoNormal) finds them in their places
             order = torch.arange(self.rows, device=order.device)
         if self.resume_at is not None:
             self.generator.set_state(self.resume_at)

@@ -126,7 +126,9 @@ class Trainer:
         state = self.state
         state.result.history.append(record)
         elbo = record["elbo"]
-        if self.data.validation is None or elbo is None or elbo > state.best_elbo:  # without validation rows: the newest
+        if (
+            self.data.validation is None or elbo is None or elbo > state.best_elbo
+        ):  # without validation rows: the newest
             state.best_elbo, state.result.best_epoch = state.best_elbo if elbo is None else elbo, record["epoch"]
             state.best_tensors = [t.detach().clone() for t in self.tensors]
         if not state.result.warnings and (message := no_elbo(record) or collapsed(record)):

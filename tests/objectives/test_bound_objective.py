@@ -282,7 +282,7 @@ def test_an_own_program_with_constrained_parameters():
 
 
 def test_automatic_guides():
-    """AutoDelta trains by log p(x, z), and has no bound; AutoNormal is taken row by row, by the density of both of its sites."""
+    """AutoDelta trains by log p(x, z), and has no bound; AutoNormal is taken row by row, by the density of both sites."""
     lg = LinearGaussian(rows=20)
     point, spread = pyro.infer.autoguide.AutoDelta(lg.model), pyro.infer.autoguide.AutoNormal(lg.model)
     loss = Bound().loss(lg.model, point, lg.x)

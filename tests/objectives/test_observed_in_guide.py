@@ -61,7 +61,12 @@ def test_the_elbo_trains_as_trace_elbo(kind):
 @pytest.mark.parametrize("kind", ["head", "factor", "factor without a path"])
 @pytest.mark.parametrize(
     "objective",
-    [Bound(iwae, 5), Bound(elbo, 5, estimator=stl), Bound(iwae, 5, estimator=dreg), Bound(iwae, 3, vectorize_particles=False)],
+    [
+        Bound(iwae, 5),
+        Bound(elbo, 5, estimator=stl),
+        Bound(iwae, 5, estimator=dreg),
+        Bound(iwae, 3, vectorize_particles=False),
+    ],
     ids=["iwae", "stl", "dreg", "one by one"],
 )
 def test_every_bound_has_its_mean_over_particles_beside_it(kind, objective):

@@ -49,7 +49,10 @@ EQUAL = {
     "a bool": pair(True, None),
 }
 OTHER = {
-    "in the model alone": (pair(KEEP, None), r"'z' is masked in the model and not in the guide \(at entry \[1\] of 4\)"),
+    "in the model alone": (
+        pair(KEEP, None),
+        r"'z' is masked in the model and not in the guide \(at entry \[1\] of 4\)",
+    ),
     "in the guide alone": (pair(None, KEEP), r"'z' is masked in the guide and not in the model \(at entry \[1\]"),
     "on the distribution": (pair(None, None, KEEP), r"'z' is masked in the model"),
     "all of it off": (pair(False, None), r"'z' is masked in the model.*entry \[0\]"),
@@ -76,7 +79,7 @@ def test_a_row_masked_altogether_has_no_evidence_and_the_others_theirs():
 
 def test_masks_of_later_rows_are_compared_where_all_rows_run():
     """The first row is equal in both: the run on all rows finds the others."""
-    with pytest.raises(NoWeightError, match="'z' is masked"):
+    with pytest.raises(NoWeightError, match=r"'z' is masked"):
         log_likelihood(*by_rows(), X, num_samples=3, verbose=False)
 
 

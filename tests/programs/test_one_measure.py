@@ -58,10 +58,20 @@ REFUSED = {
         1,
         "rounded",
     ),
-    "relaxed against discrete": (dist.Bernoulli(0.5), dist.RelaxedBernoulli(HALF, probs=HALF), 0, "whole numbers.*real numbers"),
+    "relaxed against discrete": (
+        dist.Bernoulli(0.5),
+        dist.RelaxedBernoulli(HALF, probs=HALF),
+        0,
+        "whole numbers.*real numbers",
+    ),
     "continuous against counts": (dist.Poisson(3.0), dist.Gamma(2.0, 1.0), 0, "whole numbers.*real numbers"),
     "simplex against one-hot": (dist.OneHotCategorical(THREE), dist.Dirichlet(THREE), 1, "one-hot vectors.*sum to 1"),
-    "bits against one-hot": (dist.OneHotCategorical(THREE), dist.Bernoulli(HALF).expand([3]).to_event(1), 1, "one-hot.*whole"),
+    "bits against one-hot": (
+        dist.OneHotCategorical(THREE),
+        dist.Bernoulli(HALF).expand([3]).to_event(1),
+        1,
+        "one-hot.*whole",
+    ),
     "sphere against space": (dist.ProjectedNormal(THREE), NORMALS, 1, "length 1.*real numbers"),
     "simplex against space": (dist.Dirichlet(THREE), NORMALS, 1, "sum to 1.*real numbers"),
     "an angle against the line": (dist.VonMises(0.0, 1.0), NORMAL, 0, "angles.*real numbers"),
@@ -85,7 +95,7 @@ RIGHT = {
 
 @pytest.mark.parametrize(("prior", "posterior", "event", "words"), REFUSED.values(), ids=REFUSED)
 def test_what_has_no_weight_is_refused_by_site(prior, posterior, event, words):
-    with pytest.raises(NoWeightError, match=f"'z'.*{words}"):
+    with pytest.raises(NoWeightError, match=rf"'z'.*{words}"):
         log_weights(*pair(prior, posterior, event), X)
 
 
@@ -98,7 +108,10 @@ def test_simplex_densities_are_against_one_measure():
     """E_q[p / q] = 1 over the simplex, within 4 standard errors, for both families that stand in for a Dirichlet."""
     torch.manual_seed(0)
     p = dist.Dirichlet(2 * THREE)
-    for q in (dist.LogisticNormal(torch.zeros(2), torch.ones(2)), dist.RelaxedOneHotCategorical(torch.tensor(1.0), probs=THREE)):
+    for q in (
+        dist.LogisticNormal(torch.zeros(2), torch.ones(2)),
+        dist.RelaxedOneHotCategorical(torch.tensor(1.0), probs=THREE),
+    ):
         z = q.sample((20_000,)).clamp(1e-6)
         ratio = (p.log_prob(z / z.sum(-1, keepdim=True)) - q.log_prob(z)).exp()
         assert abs(ratio.mean() - 1) < 4 * ratio.std() / 20_000**0.5
@@ -112,7 +125,7 @@ def test_every_number_is_refused_and_the_prior_alone_goes_on():
         lambda: latents(model, point, X),
         lambda: Bound(elbo).per_row(model, point, X),
     ):
-        with pytest.raises(NoWeightError, match="'z'.*Delta, a single point"):
+        with pytest.raises(NoWeightError, match=r"'z'.*Delta, a single point"):
             number()
     assert len(ais(model, point, X, start="prior", num_temperatures=2, num_chains=2, verbose=False).log_px) == 3
     assert [(f.kind, f.level) for f in check(model, point, X).findings] == [("weight", "warning")]

@@ -4,6 +4,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.contrib.easyguide import easy_guide
 from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import (
@@ -14,7 +15,6 @@ from pyro.infer.autoguide import (
     AutoMultivariateNormal,
     AutoNormal,
 )
-from pyro import poutine
 
 from pyro_vae import Bound, ais, check, defensive, elbo, fit, iwae, latents, log_likelihood, log_weights
 from pyro_vae.common.random import seeded
@@ -59,7 +59,11 @@ def set_to(guide, loc, scale):
 TRANSFORMS = dist.transforms
 PRIORS = {  # prior, z to the mean of x, q(u), T of the density of u
     "real": (dist.Normal(0.0, 1.0), lambda z: z, lambda d: d),
-    "positive": (dist.Gamma(2.0, 1.0), lambda z: z, lambda d: dist.TransformedDistribution(d, [TRANSFORMS.ExpTransform()])),
+    "positive": (
+        dist.Gamma(2.0, 1.0),
+        lambda z: z,
+        lambda d: dist.TransformedDistribution(d, [TRANSFORMS.ExpTransform()]),
+    ),
     "unit interval": (
         dist.Beta(2.0, 2.0),
         lambda z: z,
@@ -68,7 +72,9 @@ PRIORS = {  # prior, z to the mean of x, q(u), T of the density of u
     "interval": (
         dist.Uniform(-1.0, 3.0),
         lambda z: z,
-        lambda d: dist.TransformedDistribution(d, [TRANSFORMS.SigmoidTransform(), TRANSFORMS.AffineTransform(-1.0, 4.0)]),
+        lambda d: dist.TransformedDistribution(
+            d, [TRANSFORMS.SigmoidTransform(), TRANSFORMS.AffineTransform(-1.0, 4.0)]
+        ),
     ),
 }
 EVERY = pytest.mark.parametrize(("prior", "to_x", "moved"), PRIORS.values(), ids=PRIORS)
@@ -175,7 +181,9 @@ def test_an_amortised_easy_guide_serves_any_rows(rows):
     plain = by_hand(lambda x: dist.LogNormal(x / 2, 0.7))
     results = [log_likelihood(model, g, rows, num_samples=40, verbose=False).log_px for g in (guide, plain)]
     assert torch.allclose(*results, atol=1e-9)
-    results = [log_likelihood(model, g, torch.cat([X] * 40), num_samples=5, verbose=False).log_px for g in (guide, plain)]
+    results = [
+        log_likelihood(model, g, torch.cat([X] * 40), num_samples=5, verbose=False).log_px for g in (guide, plain)
+    ]
     assert torch.allclose(*results, atol=1e-9)  # blocks of rows
 
 
@@ -192,7 +200,7 @@ def test_a_support_of_each_row_is_its_own():
     exact = ((dist.Normal(0.0, 1.0).cdf(torch.tensor(2.0)) - dist.Normal(0.0, 1.0).cdf(torch.tensor(-1.0))) / 3).log()
     assert ((got.log_px - exact).abs() < 4 * got.mc_se).all()
     amortised = easy(model, lambda x: dist.Normal(x[..., None] / 2, 0.7).to_event(1))
-    with pytest.raises(NoWeightError, match="'z'.*one support of all rows"):
+    with pytest.raises(NoWeightError, match=r"'z'.*one support of all rows"):
         log_weights(model, amortised, X)
 
 
@@ -260,7 +268,9 @@ REAL = with_prior(dist.Normal(0.0, 1.0))
 
 @pytest.mark.parametrize("kind", [AutoDiagonalNormal, AutoMultivariateNormal, AutoLowRankMultivariateNormal])
 def test_one_vector_for_all_rows(kind):
-    refused(REAL, kind(REAL), rf"'z'.*'_{kind.__name__}_latent', one vector of 4 numbers for all rows.*AutoNormal\(model\)")
+    refused(
+        REAL, kind(REAL), rf"'z'.*'_{kind.__name__}_latent', one vector of 4 numbers for all rows.*AutoNormal\(model\)"
+    )
 
 
 def test_points():
