@@ -29,17 +29,6 @@ def is_deterministic(site: Mapping[str, Any]) -> bool:
     return bool((site["infer"] or {}).get("_deterministic"))
 
 
-def distribution_mask(fn: Any) -> Any:
-    """Return the mask that ``.mask(m)`` gave a distribution: a tensor or bool, None for none and where Pyro does not tell.
-
-    Example:
-        >>> import pyro.distributions as dist
-        >>> distribution_mask(dist.Normal(0.0, 1.0).mask(False)), distribution_mask(dist.Normal(0.0, 1.0))
-        (False, None)
-    """
-    return getattr(fn, "_mask", None) if type(fn).__name__ == "MaskedDistribution" else None
-
-
 def vectorizes() -> bool:
     """Return whether an ELBO of this Pyro can be told how to trace its particles, all of them at once."""
     methods: Any = (getattr(ELBO, "_get_trace", None), getattr(ELBO, "_get_traces", None))

@@ -31,10 +31,10 @@ class Bound(ELBO):
     The bound is of each row by itself; s_n is what a row counts (N / B under a subsampled plate, 1 otherwise), so mini-batch
     losses are unbiased and the bound stays one. Handlers that weigh some sites (β on the latents) change log w.
 
-    What the guide *observes* (a head that is trained along, ``pyro.factor``) is no part of log w. Its log q is added to the loss
-    as ``Trace_ELBO`` adds it, Σ log q(y) beside −Σ_n s_n F whatever the bound, a mean over particles, and differentiated as it
-    stands: a factor of −α log q(y) in the guide trains q(y). :meth:`per_row` is the bound alone. A guide of points (AutoDelta) or
-    of rounded draws (straight-through relaxed) trains, and has no `per_row`.
+    What the guide *observes* (a head that is trained along, ``pyro.factor``) is no part of log w. Its log q is added to the
+    loss as ``Trace_ELBO`` adds it, Σ log q(y) beside −Σ_n s_n F whatever the bound, a mean over particles, and differentiated
+    as it stands: a factor of −α log q(y) in the guide trains q(y). :meth:`per_row` is the bound alone. A guide of points
+    (AutoDelta) or of rounded draws (straight-through relaxed) trains, and has no `per_row`.
 
     Works in stock :class:`pyro.infer.SVI`, in :func:`~pyro_vae.fit`, and called as a module: ``Bound(iwae)(model, guide)(x)``.
 

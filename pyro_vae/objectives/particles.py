@@ -133,7 +133,7 @@ class ParticleRun:
         return self.problem.log_prob({name: self.q[name] for name in names})
 
     def log_q_observed(self) -> Tensor | None:
-        """Σ log q of what the guide observes (``pyro.factor`` too), as handlers weigh it, a mean over particles; None of nothing."""
+        """Σ log q of what the guide observes (``pyro.factor`` too), as handlers weigh it, a mean over particles, or None."""
         terms = [
             scale_and_mask(site["fn"].log_prob(site["value"]), scale=site["scale"], mask=site["mask"]).sum()
             for site in self.guide_observed.values()
@@ -206,7 +206,7 @@ class Draw:
         return [name for name, site in self.first.q.items() if not getattr(site["fn"], "has_rsample", False)]
 
     def log_q_observed(self) -> Tensor | None:
-        """Σ log q of what the guide observes, summed over rows as handlers weigh it, a mean over particles; None of nothing."""
+        """Σ log q of what the guide observes, over rows and as handlers weigh it, a mean over particles; None of nothing."""
         terms = [run.particles * term for run in self.runs if (term := run.log_q_observed()) is not None]
         return add(terms) / sum(run.particles for run in self.runs) if terms else None
 

@@ -8,10 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.common.pyro_private import distribution_mask
 from pyro_vae.errors import NoWeightError
-
-from .one_measure import parts
 
 Mask = Tensor | bool
 
@@ -52,10 +49,11 @@ def masks_of(site: Mapping[str, Any]) -> Iterator[tuple[Mask, int]]:
     fn, mask = site["fn"], site.get("mask")
     if mask is not None and mask is not True:
         yield mask, 0
-    for part in parts(fn):
-        inner = distribution_mask(part)
-        if inner is not None and inner is not True:
-            yield inner, fn.event_dim - part.event_dim
+    while type(fn).__name__ in ("Independent", "MaskedDistribution", "ExpandedDistribution"):
+        if type(fn).__name__ == "MaskedDistribution":
+            kept = fn.log_prob(site["value"]) != 0  # a masked entry scores 0, whatever its density
+            yield kept | (fn.base_dist.log_prob(site["value"]) == 0), site["fn"].event_dim - fn.event_dim
+        fn = fn.base_dist
 
 
 def same_objects(a: list[tuple[Mask, int]], b: list[tuple[Mask, int]]) -> bool:
@@ -88,7 +86,8 @@ def describe(name: str, model: Tensor, guide: Tensor) -> str:
     entry = (model != guide).nonzero()[0].tolist()
     wider, other = ("guide", "model") if model[tuple(entry)] else ("model", "guide")
     return (
-        f"site {name!r} is masked in the {wider} and not in the {other} (at entry {entry} of {', '.join(map(str, model.shape))}): "
+        f"site {name!r} is masked in the {wider} and not in the {other} (at entry {entry} of "
+        f"{', '.join(map(str, model.shape))}): "
         f"log w would keep one of log p(z) and log q(z | x) there. {ALIKE}"
     )
 

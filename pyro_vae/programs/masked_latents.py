@@ -14,6 +14,7 @@ from torch import Tensor
 from pyro_vae.errors import ProgramError
 
 from .masks import mask_of_site, present, rows_absent
+from .proposal_guide import RefusedGuide
 from .sites import Site, latent_sites, trace_pair
 
 Problem = Any  # :class:`~pyro_vae.programs.problem.Problem`, whose module imports this one
@@ -50,6 +51,8 @@ def agreed_masks(q: Sites, p: Sites, problem: Problem) -> dict[str, Tensor]:
 
 def check_masks(problem: Problem) -> None:
     """Refuse a pair, as :func:`check_masked` does, on all rows; a pair that masks no latent is traced once, on one row."""
+    if isinstance(problem.guide, RefusedGuide):
+        return
     one = problem if getattr(problem.guide, "own_rows", None) else problem.rows(slice(1))
     with problem.quiet(0):  # a stream of its own: what is drawn after it stays the same
         q, p = trace_pair(one.model, one.guide, *one.args, **one.kwargs)

@@ -87,8 +87,8 @@ def latent_measure(fn: Any) -> str | None:
 
     Example:
         >>> import torch, pyro.distributions as dist
-        >>> latent_measure(dist.Gamma(1.0, 1.0)), latent_measure(dist.Poisson(1.0)), latent_measure(dist.Dirichlet(torch.ones(3)))
-        ('real numbers', 'whole numbers', 'vectors that sum to 1')
+        >>> [latent_measure(d) for d in (dist.Gamma(1.0, 1.0), dist.Poisson(1.0), dist.Dirichlet(torch.ones(3)))]
+        ['real numbers', 'whole numbers', 'vectors that sum to 1']
     """
     support = declared_support(fn)
     if support is None:

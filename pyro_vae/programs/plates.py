@@ -75,9 +75,9 @@ class OwnRowsError(NoWeightError):
 
     def __init__(self, plate: str, own: int, came: int) -> None:
         super().__init__(
-            f"the guide's plate {plate!r} has {own} rows of its own, each with its own parameters (as AutoNormal's), and was "
-            f"asked for {came}. Pass exactly these {own} rows, all at once (batch_size={own}; blocks of {own} rows or more), or "
-            "take an encoder, which serves any row."
+            f"the guide's plate {plate!r} has {own} rows of its own, each with its own parameters (as AutoNormal's), "
+            f"and was asked for {came}. Pass exactly these {own} rows, all at once (batch_size={own}; blocks of {own} rows or "
+            "more), or take an encoder, which serves any row."
         )
         self.plate, self.own = plate, own
 

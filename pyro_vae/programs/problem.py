@@ -19,7 +19,7 @@ from .masked_latents import check_masks
 from .measure import measure_of
 from .pair import like_parameters, quiet, unwrapped
 from .plates import Plates, row_log_prob
-from .proposal_guide import as_proposal, as_trained, check_masks_of_rows, on_fewest_rows, refuse_unweighed
+from .proposal_guide import RefusedGuide, as_proposal, as_trained, check_masks_of_rows, on_fewest_rows, refuse_unweighed
 from .sites import PARTICLES, LogProbs, Program, Site, check_pair, latent_sites, observed_sites, sample_sites, sum_terms
 from .support import check_support, takes_missing
 from .unconstrained import SubstituteLatents
@@ -111,7 +111,8 @@ class Problem:
         """Choose how K particles are run, by :func:`~pyro_vae.programs.vectorize_probe.choose_vectorizing`, or one by one."""
         if not vectorize:
             return replace(self, vectorizing=LOOP)
-        return replace(self, vectorizing=choose_vectorizing(replace(self, guide=as_trained(self.guide))))
+        weighed = self.guide if isinstance(self.guide, RefusedGuide) else as_trained(self.guide)
+        return replace(self, vectorizing=choose_vectorizing(replace(self, guide=weighed)))
 
     def __len__(self) -> int:
         return len(self.args[0])

@@ -89,7 +89,8 @@ def find_pushforwards(p: Sites, q: Sites, whole: bool = False) -> dict[str, Push
     Raises:
         NoWeightError: an auxiliary site without such a latent, or a latent that is a Delta of none.
     """
-    auxiliary, found = auxiliary_sites(p, q), {}
+    auxiliary = auxiliary_sites(p, q)
+    found: dict[str, Pushforward] = {}
     points = {name: q[name] for name in latent_sites(p) if name in q and isinstance(q[name]["fn"], dist.Delta)}
     for u_name, u in auxiliary.items():
         for z_name, z in points.items():
@@ -164,15 +165,15 @@ def refuse(name: str, z: Site, prior: Site, auxiliary: Sites) -> NoReturn:
         size = u["fn"].event_shape.numel()
         if plates and not any(frame.vectorized for frame in u["cond_indep_stack"]):
             raise ProgramError(  # log q of all rows at once is right: an ELBO of Pyro's may go on
-                f"site {name!r}: the guide draws it out of {u_name!r}, one vector of {size} numbers for all rows, so log q(z | x) "
-                "does not split into rows. Take a guide that keeps rows apart (AutoNormal(model) in place of "
+                f"site {name!r}: the guide draws it out of {u_name!r}, one vector of {size} numbers for all rows, so "
+                "log q(z | x) does not split into rows. Take a guide that keeps rows apart (AutoNormal(model) in place of "
                 "AutoDiagonalNormal, AutoMultivariateNormal and their like), or an encoder."
             )
         if size > z["fn"].event_shape.numel():
             raise ProgramError(
-                f"site {name!r}: the guide draws it out of {u_name!r}, a vector of {size} numbers for more than this latent, so "
-                "it has no density of its own. Give each latent an auxiliary site of its own (one group each), or draw it by "
-                "pyro.sample."
+                f"site {name!r}: the guide draws it out of {u_name!r}, a vector of {size} numbers for more than this latent, "
+                "so it has no density of its own. Give each latent an auxiliary site of its own (one group each), or draw it "
+                "by pyro.sample."
             )
     if not auxiliary:
         raise NoWeightError(f"site {name!r}: the guide draws it from a Delta, {NO_DENSITY['Delta']}")

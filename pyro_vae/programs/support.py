@@ -54,8 +54,8 @@ def check_support(
     examples: dict[str, tuple[Site, int, int]] = {}
     spans: dict[str, Span] = {}
     with quiet(model, guide):
-        plates, rows = plates_of_one_row(model, guide, prepare, args)
-        dim, chunk_size = plates.dim, max(chunk_size, rows)
+        plates, least = plates_of_one_row(model, guide, prepare, args)
+        dim, chunk_size = plates.dim, max(chunk_size, least)
         for start in range(0, len(args[0]), chunk_size):
             batch = prepare(tuple(a[start : start + chunk_size] for a in args))
             latents, sites = trace_pair(model, guide, *batch)

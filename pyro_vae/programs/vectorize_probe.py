@@ -54,7 +54,10 @@ def choose_vectorizing(problem: Any) -> Vectorizing:
                 raise
             except Exception:  # it does not run on two rows: all rows say what is wrong, if anything is
                 pass
-        return compare(problem)[0]
+        try:
+            return compare(problem)[0]
+        except NotImplementedError:  # a prior that cannot be drawn from, for a guide that is never run
+            return LOOP
 
 
 @contextmanager
@@ -85,16 +88,20 @@ def has_rows(value: Any, rows: int) -> bool:
 
 
 def compare(problem: Any) -> tuple[Vectorizing, poutine.Trace, dict[str, Scores]]:
-    """Choose for each program the fastest way that agrees with single runs; return the draws that they were scored at, too."""
+    """Choose for each program the fastest way that agrees with single runs; return the draws that they were scored at, too.
+
+    A guide that has no weight is not run: the model is scored at draws of its own.
+    """
     alone = replace(problem, vectorizing=LOOP)
     refused = any(isinstance(layer, RefusedGuide) for layer in unwrapped(problem.guide))  # never run
     drawn = alone.trace(problem.model if refused else problem.guide, PARTICLES)
-    draws = with_indices(drawn, alone.trace(problem.model))
+    draws = with_indices(drawn, alone.trace(problem.model, 1, particle_of(drawn, 0, PARTICLES)))
     programs = {"model": problem.model} | ({} if refused else {"guide": problem.guide})
     truth = {role: scores(alone, program, draws) for role, program in programs.items()}
-    modes = {role: fastest(problem, program, draws, truth[role]) for role, program in programs.items()}
-    for role, mode in modes.items():
-        if mode == "loop" and (site := differing(truth[role], scores(alone, programs[role], draws))):
+    modes: dict[str, Mode] = {"guide": "loop"}
+    modes |= {role: fastest(problem, program, draws, truth[role]) for role, program in programs.items()}
+    for role in programs:
+        if modes[role] == "loop" and (site := differing(truth[role], scores(alone, programs[role], draws))):
             if role == "guide" and agrees_on_one_stream(problem, draws):
                 modes["guide"] = "plate"
                 continue
@@ -103,7 +110,7 @@ def compare(problem: Any) -> tuple[Vectorizing, poutine.Trace, dict[str, Scores]
                 "draws noise outside of pyro.sample, or keeps a state. Make the noise a latent site, or switch it off "
                 "(model.eval() does so for dropout)."
             )
-    return Vectorizing(**modes), draws, truth
+    return Vectorizing(modes["model"], modes["guide"]), draws, truth
 
 
 def with_indices(draws: poutine.Trace, run: poutine.Trace) -> poutine.Trace:

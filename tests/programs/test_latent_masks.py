@@ -79,7 +79,7 @@ def test_a_row_masked_altogether_has_no_evidence_and_the_others_theirs():
 
 def test_masks_of_later_rows_are_compared_where_all_rows_run():
     """The first row is equal in both: the run on all rows finds the others."""
-    with pytest.raises(NoWeightError, match="'z' is masked"):
+    with pytest.raises(NoWeightError, match=r"'z' is masked"):
         log_likelihood(*by_rows(), X, num_samples=3, verbose=False)
 
 

@@ -95,7 +95,7 @@ RIGHT = {
 
 @pytest.mark.parametrize(("prior", "posterior", "event", "words"), REFUSED.values(), ids=REFUSED)
 def test_what_has_no_weight_is_refused_by_site(prior, posterior, event, words):
-    with pytest.raises(NoWeightError, match=f"'z'.*{words}"):
+    with pytest.raises(NoWeightError, match=rf"'z'.*{words}"):
         log_weights(*pair(prior, posterior, event), X)
 
 
@@ -125,7 +125,7 @@ def test_every_number_is_refused_and_the_prior_alone_goes_on():
         lambda: latents(model, point, X),
         lambda: Bound(elbo).per_row(model, point, X),
     ):
-        with pytest.raises(NoWeightError, match="'z'.*Delta, a single point"):
+        with pytest.raises(NoWeightError, match=r"'z'.*Delta, a single point"):
             number()
     assert len(ais(model, point, X, start="prior", num_temperatures=2, num_chains=2, verbose=False).log_px) == 3
     assert [(f.kind, f.level) for f in check(model, point, X).findings] == [("weight", "warning")]
