@@ -16,9 +16,10 @@ from pyro_vae.data.arrays import batch_of
 
 from .measure import measure_of
 from .pair import like_parameters, quiet
-from .plates import Plates, find_plates, row_log_prob
+from .plates import Plates, find_plates
 from .sites import PARTICLES, LogProbs, Program, Site, check_pair, latent_sites, observed_sites, sample_sites, sum_terms
 from .support import check_support, takes_missing
+from .validity import score_sites
 
 Sites = dict[str, Site]
 Latents = poutine.Trace | Mapping[str, Tensor]
@@ -45,6 +46,7 @@ class Problem:
     plates: Plates
     kwargs: Mapping[str, Any] = field(default_factory=dict)  # the same for all rows
     first: int = 0  # the number of the first row, where these rows are a part of others
+    inside: frozenset[str] = frozenset()  # observed sites whose data was found in the support
 
     @classmethod
     def of(cls, model: Program, guide: Program, x: Any, *context: Any, seed: int, missing: bool = False) -> Problem:
@@ -63,8 +65,8 @@ class Problem:
     @classmethod
     def checked(cls, model: Program, guide: Program, *args: Tensor) -> Problem:
         """Check that all rows lie in the likelihood's support; find the plates by a run on the first one."""
-        check_support(model, guide, *args)
-        return cls.on(model, guide, *(a[:1] for a in args)).over(*args)
+        inside = check_support(model, guide, *args)
+        return replace(cls.on(model, guide, *(a[:1] for a in args)).over(*args), inside=inside)
 
     @classmethod
     def on(cls, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Problem:
@@ -131,18 +133,26 @@ class Problem:
         check_pair(p, q)
         return q, p
 
-    def score(self, sites: Mapping[str, Site]) -> dict[str, Tensor]:
-        """log-probabilities by site, ``(K, N)`` in nats: inner plates summed, masked, unscaled."""
-        return {name: row_log_prob(name, site, self.plates) for name, site in sites.items()}
+    def score(self, sites: Mapping[str, Site], program: str = "") -> dict[str, Tensor]:
+        """log-probabilities by site, ``(K, N)`` in nats: inner plates summed, masked, unscaled; −∞ outside the support.
 
-    def log_prob(self, sites: Mapping[str, Site]) -> Tensor:
+        A ProgramError for invalid parameters; it names the `program` ("model", "guide") if that is given.
+        """
+        return score_sites(sites, self.plates, first=self.first, program=program, checked=self.inside)
+
+    def log_prob(self, sites: Mapping[str, Site], program: str = "") -> Tensor:
         """The sum of :meth:`score`."""
-        return sum_terms(self.score(sites))
+        return sum_terms(self.score(sites, program))
 
     def log_probs(self, particles: int = 1) -> LogProbs:
         """log p(x | z), log p(z) and log q(z | x) at K fresh draws of the guide, by site."""
         q, p = self.draw(particles)
-        return LogProbs(self.score(observed_sites(p)), self.score(latent_sites(p)), self.score(q))
+        return self.terms(p, self.score(q, "guide"))
+
+    def terms(self, p: Sites, posterior: dict[str, Tensor]) -> LogProbs:
+        """Score the model's sites, all at once: what it computes from a latent that p(z) excludes counts for nothing."""
+        scores = self.score(p, "model")
+        return LogProbs(*({name: scores[name] for name in part(p)} for part in (observed_sites, latent_sites)), posterior)
 
 
 def rows_of(

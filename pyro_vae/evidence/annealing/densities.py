@@ -97,7 +97,7 @@ class Densities:
         if self.from_prior:
             return prior + jacobian, likelihood
         with SubstituteLatents({name: site["value"] for name, site in latents.items()}):
-            guide = self.log_prob(self.problem.sites(self.problem.guide, len(u)))
+            guide = total(self.problem.score(self.problem.sites(self.problem.guide, len(u)), "guide"))
         return guide + jacobian, likelihood + prior - guide
 
     def log_prior(self, latents: Sites) -> Tensor:
@@ -106,7 +106,7 @@ class Densities:
 
     def log_prob(self, sites: Sites) -> Tensor:
         """Add up sites' log-probabilities, ``(chains, N)``."""
-        return total(self.problem.score(sites))
+        return total(self.problem.score(sites, "model"))
 
 
 def total(terms: dict[str, Tensor]) -> Tensor:

@@ -22,7 +22,7 @@ from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.programs.plates import Plates
 from pyro_vae.programs.problem import Problem
-from pyro_vae.programs.sites import LogProbs, Program, is_latent, latent_sites, observed_sites, sum_terms
+from pyro_vae.programs.sites import LogProbs, Program, is_latent, latent_sites, sum_terms
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def draw(problem: Problem, program: Program, particles: int, at: poutine.Trace |
     return Draws(
         {name: site["value"] for name, site in latent.items()},
         {name: site["fn"].event_dim for name, site in latent.items()},
-        problem.score(sites),
+        problem.score(sites, "model" if program is problem.model else "guide"),
         problem.plates,
     )
 
@@ -204,5 +204,4 @@ def propose(proposal: Proposal, problem: Problem, fresh: int, prior: int) -> Dra
 
 def terms_at(problem: Problem, draws: Draws) -> LogProbs:
     """Score the model at particles that were drawn before."""
-    sites = problem.sites(problem.model, len(draws), draws.trace)
-    return LogProbs(problem.score(observed_sites(sites)), problem.score(latent_sites(sites)), draws.posterior)
+    return problem.terms(problem.sites(problem.model, len(draws), draws.trace), draws.posterior)
