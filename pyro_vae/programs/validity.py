@@ -8,10 +8,10 @@ support a density is 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cache
-from typing import Any
+import operator
+from collections.abc import Container, Iterator, Mapping, Sequence
+from functools import cache, reduce
+from typing import Any, NamedTuple
 
 import torch
 from pyro.distributions import Delta, ExpandedDistribution, MaskedDistribution
@@ -48,8 +48,11 @@ def log_density(fn: Any, value: Tensor, latent: bool = True) -> Tensor:
         >>> log_density(dist.Exponential(1.0), torch.tensor([-1.0, 1.0]))
         tensor([-inf, -1.])
     """
-    if not bounded(fn, latent):
-        return fn.log_prob(value)  # type: ignore[no-any-return]
+    return inside_density(fn, value, latent) if bounded(fn, latent) else fn.log_prob(value)
+
+
+def inside_density(fn: Any, value: Tensor, latent: bool) -> Tensor:
+    """:func:`log_density` where there is something to check."""
     if isinstance(fn, Independent):
         return sum_rightmost(log_density(fn.base_dist, value, latent), fn.reinterpreted_batch_ndims)
     if isinstance(fn, ExpandedDistribution):
@@ -66,6 +69,8 @@ def log_density(fn: Any, value: Tensor, latent: bool = True) -> Tensor:
 def of_leaf(fn: Any, value: Tensor, latent: bool) -> Tensor:
     """:func:`log_density` of a distribution that wraps no other."""
     event_dim, support = len(fn.event_shape), known_support(fn, latent)
+    if value.device.type == "cpu" and surely_inside(support, value) and not event_dim:
+        return fn.log_prob(value)  # type: ignore[no-any-return]
     inside = within(fn, support, value)
     unknown = value.isnan() if value.is_floating_point() else torch.zeros_like(value, dtype=torch.bool)
     unknown = unknown.flatten(-event_dim).any(-1) if event_dim else unknown
@@ -73,6 +78,17 @@ def of_leaf(fn: Any, value: Tensor, latent: bool) -> Tensor:
     if (anchor := feasible(bare(support), value)) is not None:  # a formula may raise outside, or poison a gradient by NaN
         value = torch.where(outside.reshape(outside.shape + (1,) * event_dim), anchor, value)
     return fn.log_prob(value).masked_fill(outside, -math.inf)  # type: ignore[no-any-return]
+
+
+def surely_inside(support: Any, value: Tensor) -> bool:
+    """Return whether all values lie between bounds that are plain numbers: one pass, where nothing needs to wait for it."""
+    low, high = getattr(support, "lower_bound", -math.inf), getattr(support, "upper_bound", math.inf)
+    if low is None or not (isinstance(low, float | int) and isinstance(high, float | int)) or support.is_discrete:
+        return False
+    if (low, high) == (-math.inf, math.inf) or not value.numel():
+        return False
+    least, largest = (end.item() for end in value.aminmax())
+    return low < least and largest < high
 
 
 def within(fn: Any, support: Any, value: Tensor) -> Tensor:
@@ -123,8 +139,17 @@ def bounded(fn: Any, latent: bool = True) -> bool:
         return bounded(fn.component_distribution, latent)
     if isinstance(fn, Delta):  # its own log_prob is −∞ elsewhere
         return False
-    narrower = narrow(known_support(fn, latent))
+    by_class = narrow_by_class(type(fn))
+    narrower = narrow(known_support(fn, latent)) if by_class is None else by_class
     return narrower or (isinstance(fn, TransformedDistribution) and composed(fn))
+
+
+@cache
+def narrow_by_class(kind: type) -> bool | None:
+    """:func:`narrow` of a support that is the same for all distributions of a class; None where it is not."""
+    support = vars_of_class(kind, "support")
+    constant = isinstance(support, constraints.Constraint) and not constraints.is_dependent(support)
+    return narrow(support) if constant and kind.__name__ not in CIRCULAR else None
 
 
 def known_support(fn: Any, latent: bool) -> Any:
@@ -145,12 +170,12 @@ def narrow(support: Any) -> bool:
     inner = bare(support)
     if inner is None or constraints.is_dependent(inner) or isinstance(inner, REAL):
         return False
-    return not any(word in repr(inner) for word in ("Sphere", "Corr", "PositiveDefinite", "PositiveSemi"))
+    return not any(word in type(inner).__name__ for word in ("Sphere", "Corr", "Definite", "definite"))
 
 
 def feasible(support: Any, value: Tensor) -> Tensor | None:
     """A value inside a support, of the type of `value`, where one is known by its kind."""
-    low, high = getattr(support, "lower_bound", None), getattr(support, "upper_bound", None)
+    low, high = ends_of(support)
     if isinstance(support, type(constraints.boolean)):
         return value.new_zeros(())
     if isinstance(support, SIMPLEX):
@@ -179,8 +204,9 @@ def row_log_density(name: str, site: Site, plates: Plates, checked: bool = False
     `checked`: the site's value was found in its support before; only a support that moves with the latents is checked again.
     """
     fn, value = site["fn"], site["value"]
-    as_it_is = checked and fixed(known_support(fn, latent=False))
-    log_prob = fn.log_prob(value) if as_it_is else log_density(fn, value, latent=not site["is_observed"])
+    latent = not site["is_observed"]
+    as_it_is = not bounded(fn, latent) or (checked and fixed(known_support(fn, latent)))
+    log_prob = fn.log_prob(value) if as_it_is else inside_density(fn, value, latent)
     if isinstance(scale, float | int) and scale == 0:
         log_prob = torch.zeros_like(log_prob)  # 0 · −∞ would be NaN
     return sum_rows(name, scale_and_mask(log_prob, scale=scale, mask=site["mask"]), plates)
@@ -208,19 +234,24 @@ def score_sites(
     """
     weights = scales or {}
     terms = {n: row_log_density(n, site, plates, n in checked, weights.get(n, 1.0)) for n, site in sites.items()}
-    nowhere = [terms[n] == -math.inf for n, site in sites.items() if not site["is_observed"] and bounded(site["fn"])]
-    dead = torch.stack(torch.broadcast_tensors(*nowhere)).any(0) if nowhere else None
-    check_site_parameters(sites, plates.dim, first=first, program=program, dead=dead, plates=plates)
+    finite = all(map(surely_finite, terms.values()))
+    nowhere = () if finite else [terms[n] == -math.inf for n, site in sites.items() if not site["is_observed"]]
+    dead = reduce(operator.or_, nowhere) if nowhere else None
+    check_site_parameters(sites, plates.dim, first=first, program=program, dead=dead, plates=plates, finite=finite)
     if dead is None:
         return terms
     return {name: torch.where(dead & term.isnan(), -math.inf, term) for name, term in terms.items()}
 
 
+def surely_finite(term: Tensor) -> bool:
+    """Return whether all entries are finite, where nothing needs to wait for it: then their sum is."""
+    return term.device.type == "cpu" and math.isfinite(term.detach().sum().item())
+
+
 # --- parameters -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Parameter:
+class Parameter(NamedTuple):
     """A parameter of a distribution, or of one that it is made of, with the constraint that its class declares."""
 
     owner: str  # the distribution's class
@@ -229,19 +260,28 @@ class Parameter:
     constraint: Any
     right: int  # dimensions of the value to the right of the site's batch shape
     masks: tuple[Tensor, ...]  # where it counts
+    logged: bool  # log of it is a term of log p: where it is below 0 that is NaN
 
 
-def parameters_of(fn: Any, right: int = 0, masks: tuple[Tensor, ...] = ()) -> Iterator[Parameter]:
+def parameters_of(
+    fn: Any, right: int = 0, masks: tuple[Tensor, ...] = (), direct: bool = True
+) -> Iterator[Parameter]:
     """Yield each parameter that has a constraint, of a distribution and of all that it is made of."""
-    held = vars(fn)
-    for name, constraint in constrained(fn):
+    held, kind = vars(fn), type(fn)
+    for name, constraint, logged in constrained(fn):
         value = held.get(name)
         if isinstance(value, Tensor) and value.numel():
-            yield Parameter(type(fn).__name__, name, value, constraint, right + constraint.event_dim, masks)
+            event_dim = constraint.event_dim
+            yield Parameter(kind.__name__, name, value, constraint, right + event_dim, masks, logged and direct)
+    direct = direct and isinstance(fn, (*WRAPPERS, TransformedDistribution))
     for name, part in held.items():
         for one in part if isinstance(part, list | tuple) else (part,):
             if isinstance(one, Distribution):
-                yield from parameters_of(one, right + inner_dims(fn, name), masks + masks_of(fn, name))
+                yield from parameters_of(one, right + inner_dims(fn, name), masks + masks_of(fn, name), direct)
+
+
+Constrained = tuple[str, Any, bool]  # name, constraint, and whether log of it is a term of log p
+LOGGED = {"Exponential": "rate"} | dict.fromkeys(("Normal", "Laplace", "Cauchy", "StudentT", "Gumbel", "Logistic"), "scale")
 
 
 def inner_dims(fn: Any, name: str) -> int:
@@ -260,11 +300,10 @@ def masks_of(fn: Any, name: str) -> tuple[Tensor, ...]:
     return ()
 
 
-def constrained(fn: Any) -> tuple[tuple[str, Any], ...]:
+def constrained(fn: Any) -> tuple[Constrained, ...]:
     """The parameters of a distribution that its classes put a constraint on."""
-    if isinstance(vars_of_class(type(fn), "arg_constraints"), property):  # bounds that are parameters themselves (Uniform)
-        return checkable(fn.arg_constraints)
-    return of_class(type(fn))
+    of_all = of_class(type(fn))
+    return checkable(type(fn), fn.arg_constraints) if of_all is None else of_all
 
 
 def vars_of_class(kind: type, name: str) -> Any:
@@ -273,36 +312,47 @@ def vars_of_class(kind: type, name: str) -> Any:
 
 
 @cache
-def of_class(kind: type) -> tuple[tuple[str, Any], ...]:
-    """Gather the constraints of a class and of its bases (Chi2 is a Gamma), the more special first."""
+def of_class(kind: type) -> tuple[Constrained, ...] | None:
+    """Gather the constraints of a class and of its bases (Chi2 is a Gamma); None where bounds are parameters (Uniform)."""
+    if isinstance(vars_of_class(kind, "arg_constraints"), property):
+        return None
     declared: dict[str, Any] = {}
     for base in reversed(kind.__mro__):
         own = vars(base).get("arg_constraints")
         declared |= own if isinstance(own, Mapping) else {}
-    return checkable(declared)
+    return checkable(kind, declared)
 
 
-def checkable(declared: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+def checkable(kind: type, declared: Mapping[str, Any]) -> tuple[Constrained, ...]:
     """Leave out what any number satisfies, and what cannot be told."""
-    return tuple((n, c) for n, c in declared.items() if not (constraints.is_dependent(c) or isinstance(bare(c), REAL)))
+    theirs = kind.__module__.startswith(("torch.", "pyro."))
+    left = {n: c for n, c in declared.items() if not (constraints.is_dependent(c) or isinstance(bare(c), REAL))}
+    return tuple((name, constraint, theirs and LOGGED.get(kind.__name__) == name) for name, constraint in left.items())
 
 
-def suspicious(parameter: Parameter) -> Tensor:
+def suspicious(parameter: Parameter) -> bool | Tensor:
     """Return whether a parameter may be invalid somewhere (or NaN): one pass over what is stored of it."""
     value, inner = stored(parameter.value.detach()), bare(parameter.constraint)
-    low, high = getattr(inner, "lower_bound", None), getattr(inner, "upper_bound", None)
-    if isinstance(inner, SIMPLEX):
-        low, high = 0.0, None
+    low, high = (0.0, None) if isinstance(inner, SIMPLEX) else ends_of(inner)
     if inner.is_discrete or not any(isinstance(end, float | int) for end in (low, high)):
-        return violated(value, parameter.constraint).any()
-    least, largest = value.aminmax()
-    good = torch.ones((), dtype=torch.bool, device=value.device) if low is None else least >= low
-    return ~(good if high is None else good & (largest <= high))
+        flag = violated(value, parameter.constraint).any()
+        return bool(flag) if value.device.type == "cpu" else flag
+    low, high = -math.inf if low is None else low, math.inf if high is None else high
+    if value.device.type != "cpu":
+        return ~((value >= low) & (value <= high)).all()
+    least, largest = (value.item(),) * 2 if value.numel() == 1 else (end.item() for end in value.aminmax())
+    return not (low <= least and largest <= high)
+
+
+def ends_of(constraint: Any) -> tuple[Any, Any]:
+    """Return the bounds of a constraint, None where it has none."""
+    return getattr(constraint, "lower_bound", None), getattr(constraint, "upper_bound", None)
 
 
 def stored(value: Tensor) -> Tensor:
     """Leave out repetitions along dimensions that were expanded."""
-    strides = value.stride() if value.layout == torch.strided else ()
+    if value.layout != torch.strided or 0 not in (strides := value.stride()):
+        return value
     return value[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in strides)]
 
 
@@ -311,8 +361,8 @@ def violated(value: Tensor, constraint: Any) -> Tensor:
 
     The end of an open bound passes: there a network's exp or softplus has underflowed, and the density is 0 or NaN.
     """
-    inner, kind = bare(constraint), repr(bare(constraint))
-    low, high = getattr(inner, "lower_bound", None), getattr(inner, "upper_bound", None)
+    inner, kind = bare(constraint), type(bare(constraint)).__name__
+    low, high = ends_of(inner)
     if low is not None or high is not None:
         outside = torch.zeros_like(value, dtype=torch.bool)
         outside = outside if low is None else outside | (value < low)
@@ -339,21 +389,34 @@ def check_site_parameters(
     program: str = "",
     dead: Tensor | None = None,
     plates: Plates | None = None,
+    finite: bool = False,
 ) -> None:
     """Refuse invalid parameters by site, row and parameter; nothing is said where a mask leaves them out.
 
     Args:
         dim: the data plate's dimension, from the right.
         dead: ``(K, N)``, particles at which p(z) is 0 already; `plates` says where they lie.
+        finite: all log-probabilities are: some invalid parameters would have made them NaN, and need no look.
     """
-    found = [(name, parameter, suspicious(parameter)) for name, s in sites.items() for parameter in parameters_of(s["fn"])]
-    if not found or not torch.stack([flag.to(found[0][2].device) for _, _, flag in found]).any():  # one wait for a GPU
+    found = [
+        (name, parameter, suspicious(parameter))
+        for name, site in sites.items()
+        for parameter in parameters_of(site["fn"])
+        if not (finite and parameter.logged)
+    ]
+    if not any_of([flag for _, _, flag in found]):
         return
     for name, parameter, flag in found:
         if flag:
             wrong = where_it_counts(sites[name], parameter, dead, plates)
             if wrong.any():
                 raise ProgramError(describe_parameter(name, parameter, wrong, dim, first, program))
+
+
+def any_of(flags: Sequence[bool | Tensor]) -> bool:
+    """Return whether any flag holds, and wait for a GPU once."""
+    waiting = [flag for flag in flags if isinstance(flag, Tensor)]
+    return any(flag is True for flag in flags) or (bool(waiting) and bool(torch.stack(waiting).any()))
 
 
 def where_it_counts(site: Site, parameter: Parameter, dead: Tensor | None, plates: Plates | None) -> Tensor:
@@ -391,7 +454,7 @@ FIXES = {
 def fix_of(constraint: Any) -> str:
     """Say how to make a parameter satisfy a constraint."""
     inner = bare(constraint)
-    low, high = getattr(inner, "lower_bound", None), getattr(inner, "upper_bound", None)
+    low, high = ends_of(inner)
     if isinstance(inner, SIMPLEX):
         return FIXES["simplex"]
     if any(isinstance(end, Tensor) for end in (low, high)):
