@@ -52,8 +52,8 @@ class Sampler:
         parts = []
         with seeded(self.seed, number, block, device=problem.device):  # all else is as the caller has set it, once
             for first in range(start, start + count, step):
-                prior = self.proposal.from_prior(first, first + step, offset)
-                parts.append(propose(self.proposal, problem, step - prior, prior))
+                prior = [bool(self.proposal.from_prior(k, k + 1, offset)) for k in range(first, first + step)]
+                parts.append(propose(self.proposal, problem, prior))
         draws = joined(parts)
         for log_q in draws.posterior.values():
             check_rows(log_q, len(draws), len(problem))
