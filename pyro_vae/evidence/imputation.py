@@ -101,7 +101,9 @@ class Particles:
     def __init__(self, problem: Problem, num: int) -> None:
         self.problem, self.x = problem, problem.args[0]
         self.latents, self.sites = problem.draw(num)
-        log_w = checked(problem.log_prob(self.sites, "model") - problem.log_prob(self.latents, "guide"), num, problem).double()
+        log_w = checked(
+            problem.log_prob(self.sites, "model") - problem.log_prob(self.latents, "guide"), num, problem
+        ).double()
         if (hopeless := (log_w == -math.inf).all(0)).any():
             rows = problem.numbers(hopeless)
             raise ProgramError(f"all weights are 0 for rows {rows}: no particle explains what was observed there.")

@@ -21,7 +21,7 @@ from .findings import CheckReport, Finding, ProgramTrace, run
 from .pair import quiet
 from .plates import frames_of
 from .sites import Program, Site, observed_sites
-from .support import MASK, bare, base_name, describe, format_support, rows_inside
+from .support import MASK, bare, base_name, describe, format_support, moves, rows_inside
 
 
 @suggest_keywords
@@ -81,7 +81,12 @@ def diagnose(model: Program, guide: Program, batch: tuple[Any, ...], others: lis
         findings += stopped(replayed, rows)
         p = replayed if replayed.stopped is None else p
     if not any(f.kind in ("plate", "event") for f in findings):
-        findings += [f for n, s in observed_sites(p.sites).items() for f in data_fits(n, s, main_plate(p, q))]
+        ran = p.stopped is None and q.stopped is None
+        for name, site in observed_sites(p.sites).items():
+            misfits = list(data_fits(name, site, main_plate(p, q)))
+            if misfits and ran and moves(name, site, model, guide, batch):  # it excludes latents, not data
+                misfits = [f for f in misfits if f.kind not in ("support", "density")]
+            findings += misfits
     findings += [f for n, s in q.latents.items() for f in pathwise(n, s)]
     ghosts = ghost_training([p, q])
     if p.stopped is None and q.stopped is None and not any(f.kind in ("run", "site", "width", "obs") for f in findings):

@@ -66,7 +66,7 @@ def describe(name: str, q: Mapping[str, Site], latents: Mapping[str, Tensor], mi
     share = missed.double().mean().item()
     return (
         f"site {name!r}: the guide never draws what p(x, z) allows, as {name} = {shown} for row {problem.first + row} "
-        f"({share:.0%} of the prior's draws, rows {problem.numbers(missed.any(0))}): importance weights would leave it out, and "
-        "log p(x) come out too low. Give the guide the prior's support (LogNormal or Gamma for a positive latent), or score "
+        f"({share:.0%} of the prior's draws, rows {problem.numbers(missed.any(0))}): importance weights leave it out, and "
+        "log p(x) comes out too low. Give the guide the prior's support (LogNormal or Gamma for a positive latent), or score "
         "with proposal=defensive(0.1), which reaches all of it."
     )

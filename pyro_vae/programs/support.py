@@ -104,7 +104,11 @@ def bounds_of(support: Any) -> list[Any]:
 def same_bound(a: Any, b: Any) -> bool:
     """Compare two bounds."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all()) if a.is_floating_point() else a.equal(b)
+        return (
+            a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
+            if a.is_floating_point()
+            else a.equal(b)
+        )
     return type(a) is type(b) and bool(a == b)
 
 

@@ -75,7 +75,9 @@ def of_leaf(fn: Any, value: Tensor, latent: bool) -> Tensor:
     unknown = value.isnan() if value.is_floating_point() else torch.zeros_like(value, dtype=torch.bool)
     unknown = unknown.flatten(-event_dim).any(-1) if event_dim else unknown
     outside = ~inside & ~unknown
-    if (anchor := feasible(bare(support), value)) is not None:  # a formula may raise outside, or poison a gradient by NaN
+    if (
+        anchor := feasible(bare(support), value)
+    ) is not None:  # a formula may raise outside, or poison a gradient by NaN
         value = torch.where(outside.reshape(outside.shape + (1,) * event_dim), anchor, value)
     return fn.log_prob(value).masked_fill(outside, -math.inf)  # type: ignore[no-any-return]
 
@@ -263,9 +265,7 @@ class Parameter(NamedTuple):
     logged: bool  # log of it is a term of log p: where it is below 0 that is NaN
 
 
-def parameters_of(
-    fn: Any, right: int = 0, masks: tuple[Tensor, ...] = (), direct: bool = True
-) -> Iterator[Parameter]:
+def parameters_of(fn: Any, right: int = 0, masks: tuple[Tensor, ...] = (), direct: bool = True) -> Iterator[Parameter]:
     """Yield each parameter that has a constraint, of a distribution and of all that it is made of."""
     held, kind = vars(fn), type(fn)
     for name, constraint, logged in constrained(fn):
@@ -281,7 +281,9 @@ def parameters_of(
 
 
 Constrained = tuple[str, Any, bool]  # name, constraint, and whether log of it is a term of log p
-LOGGED = {"Exponential": "rate"} | dict.fromkeys(("Normal", "Laplace", "Cauchy", "StudentT", "Gumbel", "Logistic"), "scale")
+LOGGED = {"Exponential": "rate"} | dict.fromkeys(
+    ("Normal", "Laplace", "Cauchy", "StudentT", "Gumbel", "Logistic"), "scale"
+)
 
 
 def inner_dims(fn: Any, name: str) -> int:
@@ -512,7 +514,7 @@ class ValidParameters(Messenger):
 
 def outside_support(site: Site) -> Tensor:
     """Return where a latent's value lies outside its support, of the batch shape; NaN counts as outside."""
-    if not bounded(site["fn"]):
-        return site["value"].isnan().reshape(*site["value"].shape[: site["value"].dim() - site["fn"].event_dim], -1).any(-1)
-    return ~(log_density(site["fn"], site["value"]) > -math.inf)
-
+    value, fn = site["value"], site["fn"]
+    if bounded(fn):
+        return ~(log_density(fn, value) > -math.inf)
+    return value.isnan().reshape(*value.shape[: value.dim() - fn.event_dim], -1).any(-1)
