@@ -152,9 +152,8 @@ class Problem:
     def terms(self, p: Sites, posterior: dict[str, Tensor]) -> LogProbs:
         """Score the model's sites, all at once: what it computes from a latent that p(z) excludes counts for nothing."""
         scores = self.score(p, "model")
-        return LogProbs(
-            *({name: scores[name] for name in part(p)} for part in (observed_sites, latent_sites)), posterior
-        )
+        observed, prior = ({name: scores[name] for name in part(p)} for part in (observed_sites, latent_sites))
+        return LogProbs(observed, prior, posterior)
 
 
 def rows_of(

@@ -70,7 +70,7 @@ def of_leaf(fn: Any, value: Tensor, latent: bool) -> Tensor:
     """:func:`log_density` of a distribution that wraps no other."""
     event_dim, support = len(fn.event_shape), known_support(fn, latent)
     if value.device.type == "cpu" and surely_inside(support, value) and not event_dim:
-        return fn.log_prob(value)  # type: ignore[no-any-return]
+        return fn.log_prob(value)
     inside = within(fn, support, value)
     unknown = value.isnan() if value.is_floating_point() else torch.zeros_like(value, dtype=torch.bool)
     unknown = unknown.flatten(-event_dim).any(-1) if event_dim else unknown
@@ -79,7 +79,7 @@ def of_leaf(fn: Any, value: Tensor, latent: bool) -> Tensor:
         anchor := feasible(bare(support), value)
     ) is not None:  # a formula may raise outside, or poison a gradient by NaN
         value = torch.where(outside.reshape(outside.shape + (1,) * event_dim), anchor, value)
-    return fn.log_prob(value).masked_fill(outside, -math.inf)  # type: ignore[no-any-return]
+    return fn.log_prob(value).masked_fill(outside, -math.inf)
 
 
 def surely_inside(support: Any, value: Tensor) -> bool:
@@ -141,7 +141,7 @@ def bounded(fn: Any, latent: bool = True) -> bool:
         return bounded(fn.component_distribution, latent)
     if isinstance(fn, Delta):  # its own log_prob is −∞ elsewhere
         return False
-    by_class = narrow_by_class(type(fn))
+    by_class = narrow_by_class(fn.__class__)
     narrower = narrow(known_support(fn, latent)) if by_class is None else by_class
     return narrower or (isinstance(fn, TransformedDistribution) and composed(fn))
 
@@ -304,7 +304,7 @@ def masks_of(fn: Any, name: str) -> tuple[Tensor, ...]:
 
 def constrained(fn: Any) -> tuple[Constrained, ...]:
     """The parameters of a distribution that its classes put a constraint on."""
-    of_all = of_class(type(fn))
+    of_all = of_class(fn.__class__)
     return checkable(type(fn), fn.arg_constraints) if of_all is None else of_all
 
 
@@ -468,13 +468,14 @@ def fix_of(constraint: Any) -> str:
 
 def describe_parameter(name: str, parameter: Parameter, wrong: Tensor, dim: int, first: int, program: str) -> str:
     """Describe an invalid parameter: site, program, value, rows, what was wanted, and the fix."""
-    by_row = wrong.movedim(dim, 0).flatten(1).any(1) if wrong.dim() >= -dim else wrong.any().unsqueeze(0)
+    wrong = wrong.movedim(dim, 0) if wrong.dim() >= -dim else wrong.any().unsqueeze(0)
+    by_row = wrong.reshape(len(wrong), -1).any(1)
     rows = [first + row for row in by_row.nonzero().flatten()[:5].tolist()]
     value, inner = parameter.value.detach(), bare(parameter.constraint)
     bad = violated(value, parameter.constraint)
     entries = value[bad].flatten() if bad.shape == value.shape else value[bad].amin(-1).flatten()
     where = f"{name!r}{f' of the {program}' if program else ''}"
-    some = "" if bool(wrong.movedim(dim, 0)[by_row].all()) else " at some draws or entries"
+    some = "" if bool(wrong[by_row].all()) else " at some draws or entries"
     number = f"{entries[0].item():g}" if entries.numel() else "invalid"
     bounds = {"ends": "numbers below high" if hasattr(inner, "upper_bound") else "numbers above low"}
     wanted = bounds["ends"] if fix_of(inner) == FIXES["ends"] else words_of(inner)

@@ -223,3 +223,42 @@ def test_the_guide_is_named_where_its_parameters_are_invalid():
     model, guide = pair(lambda: dist.Normal(number(0.0), 1.0), lambda x: dist.Normal(x, x))
     with pytest.raises(ProgramError, match=r"site 'z' of the guide: Normal has scale -0.5 for rows \[0\]"):
         log_likelihood(model, guide, X, num_samples=10, verbose=False)
+
+
+BROKEN = {  # where, what, the mistake, the test that shows it
+    "formula-outside": (
+        "pyro_vae.programs.validity.bounded",
+        lambda fn, latent=True: False,
+        lambda: test_a_guide_wider_than_the_prior_is_weighed_rightly(*WIDE["exponential"], defensive(0.0)),
+    ),
+    "no-parameter-checked": (
+        "pyro_vae.programs.validity.check_site_parameters",
+        lambda *args, **kwargs: None,
+        lambda: test_invalid_parameters_at_some_latents_are_refused_by_every_method(
+            METHODS["importance"], LIKELIHOODS["negative-binomial"]
+        ),
+    ),
+    "reach-not-asked": (
+        "pyro_vae.evidence.importance.estimator.check_reach",
+        lambda *args, **kwargs: None,
+        lambda: test_a_guide_that_leaves_out_some_of_the_prior_is_refused(*SMALL["uniform"]),
+    ),
+    "moving-support-taken-for-fixed": (
+        "pyro_vae.programs.support.moves",
+        lambda *args: False,
+        test_an_n_mixture_is_enumerated_and_sampled,
+    ),
+    "prior-particles-last": (
+        "pyro_vae.evidence.importance.proposals.Draws.arranged",
+        lambda self, order: self,
+        lambda: test_the_first_particles_of_a_defensive_mixture_are_a_mixture((50, 1000)),
+    ),
+}
+
+
+@pytest.mark.parametrize(("where", "mistake", "shown_by"), BROKEN.values(), ids=BROKEN)
+def test_each_check_is_red_without_it(monkeypatch, where, mistake, shown_by):
+    shown_by()
+    monkeypatch.setattr(where, mistake)
+    with pytest.raises((AssertionError, SupportError, ProgramError, pytest.fail.Exception)):
+        shown_by()

@@ -113,7 +113,7 @@ INVALID = {  # a distribution of two rows, invalid in row 1; the parameter and w
     ),
     "poisson": (dist.Poisson, [1.0, -0.5], "rate -0.5", "softplus or exp"),
     "bernoulli": (dist.Bernoulli, [0.5, 1.5], "probs 1.5", "sigmoid"),
-    "uniform": (lambda v: dist.Uniform(0 * v, v), [1.0, -1.0], "low 0", "low + softplus"),
+    "uniform": (lambda v: dist.Uniform(0 * v, v), [1.0, -1.0], "Uniform has low", "low + softplus"),
     "normal": (lambda v: dist.Normal(0 * v, v), [1.0, -1.0], "scale -1", "softplus or exp"),
     "exponential": (dist.Exponential, [1.0, -1.0], "rate -1", "softplus or exp"),
     "geometric": (dist.Geometric, [0.5, 1.5], "probs 1.5", "sigmoid"),
