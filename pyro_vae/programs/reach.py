@@ -16,6 +16,7 @@ from .unconstrained import SubstituteLatents
 from .validity import bounded, known_support
 
 PRIOR_DRAWS, ROWS = 32, 16  # of the probe
+FEWER_DRAWS, MORE_ROWS = 4, 64  # where each draw is a run of the programs
 
 
 def check_reach(problem: Problem, guide: Program | None = None, vectorize: bool = True) -> None:
@@ -28,14 +29,15 @@ def check_reach(problem: Problem, guide: Program | None = None, vectorize: bool 
 
     Args:
         guide: as it proposes, the problem's own by default.
-        vectorize: draw all at once; False draws them one after the other, for programs that do not broadcast.
+        vectorize: draw all at once; False draws 4 for each of 64 rows, one after the other, for programs that do not broadcast.
     """
     guide = problem.guide if guide is None else guide
     if not any(map(limited, latent_sites(problem.rows(slice(1)).sites(guide)).values())):
         return
-    some = problem.rows(slice(ROWS))
-    for _ in range(1 if vectorize else PRIOR_DRAWS):
-        probe(some, guide, PRIOR_DRAWS if vectorize else 1)
+    if vectorize:
+        return probe(problem.rows(slice(ROWS)), guide, PRIOR_DRAWS)
+    for _ in range(FEWER_DRAWS):
+        probe(problem.rows(slice(MORE_ROWS)), guide, 1)
 
 
 def limited(site: Site) -> bool:
@@ -46,8 +48,7 @@ def limited(site: Site) -> bool:
 
 def probe(problem: Problem, guide: Program, particles: int) -> None:
     """Draw from the prior, and refuse where the guide has no density and the joint has some."""
-    trace = problem.trace(problem.model, particles)
-    p = problem.sites(problem.model, particles, at=trace)
+    p = problem.sites(problem.model, particles)
     latents = {name: site["value"] for name, site in latent_sites(p).items()}
     joint = sum_terms(problem.score(p, "model"))
     with SubstituteLatents(latents):

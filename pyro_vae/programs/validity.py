@@ -22,8 +22,9 @@ from torch.distributions import Distribution, Independent, MixtureSameFamily, Tr
 
 from pyro_vae.errors import ProgramError
 
+from .pair import quiet
 from .plates import Plates, frames_of, sum_rows
-from .sites import Site, has_density
+from .sites import Program, Site, has_density, trace_pair
 from .support import bare, format_support
 
 WRAPPERS = (Independent, MaskedDistribution, ExpandedDistribution)
@@ -488,6 +489,16 @@ def describe_parameter(name: str, parameter: Parameter, wrong: Tensor, dim: int,
 def words_of(constraint: Any) -> str:
     """A constraint in words."""
     return "probabilities from 0" if isinstance(constraint, SIMPLEX) else format_support(constraint)
+
+
+def check_pair_parameters(model: Program, guide: Program, *args: Tensor) -> None:
+    """Refuse invalid parameters of either program by one run on some rows, before torch's validation does without a row."""
+    with quiet(model, guide, seed=0, device=args[0].device):
+        q, p = trace_pair(model, guide, *args)
+        dims = [frame.dim for site in (q | p).values() for frame in frames_of(site).values() if frame.dim is not None]
+        check_site_parameters(q, max(dims, default=-1), program="guide")
+        if not any(outside_support(p[name]).any() for name in q if name in p):  # what comes of those counts for nothing
+            check_site_parameters(p, max(dims, default=-1), program="model")
 
 
 class ValidParameters(Messenger):
