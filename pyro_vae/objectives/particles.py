@@ -134,7 +134,7 @@ class ParticleRun:
 
     def log_q(self, names: Sequence[str]) -> Tensor:
         """log q(z | x) of these sites as they were drawn: no handler's scale, and paths of weight 1; ``(P, N)``."""
-        return self.problem.log_prob({name: self.q[name] for name in names})
+        return sum_terms({name: row_log_prob(name, self.q[name], self.problem.plates) for name in names})
 
     def by_row(self, weight: Any) -> Any:
         """A handler's scale as a number, or ``(N,)``."""
