@@ -47,3 +47,8 @@ def vectorized_traces(
     for pair in plain._get_traces(model, guide, batch, {}):
         objective.max_plate_nesting = plain.max_plate_nesting  # found by a run of the programs: once is enough
         yield pair
+
+
+def mask_of(masked: Any) -> Any:
+    """Return the mask of a ``MaskedDistribution`` (a tensor or a bool); True, all of it counts, where Pyro keeps none."""
+    return getattr(masked, "_mask", True)

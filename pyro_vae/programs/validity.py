@@ -20,6 +20,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Distribution, Independent, MixtureSameFamily, TransformedDistribution, constraints
 
+from pyro_vae.common.pyro_private import mask_of
 from pyro_vae.errors import ProgramError
 
 from .pair import quiet
@@ -60,7 +61,7 @@ def inside_density(fn: Any, value: Tensor, latent: bool) -> Tensor:
         batch = value.shape[: value.dim() - fn.event_dim]
         return log_density(fn.base_dist, value, latent).expand(torch.broadcast_shapes(fn.batch_shape, batch))
     if isinstance(fn, MaskedDistribution):
-        return scale_and_mask(log_density(fn.base_dist, value, latent), mask=fn._mask)
+        return scale_and_mask(log_density(fn.base_dist, value, latent), mask=mask_of(fn))
     if isinstance(fn, MixtureSameFamily):
         each = log_density(fn.component_distribution, value.unsqueeze(-1 - len(fn.event_shape)), latent)
         return (each + fn.mixture_distribution.logits.log_softmax(-1)).logsumexp(-1)
@@ -134,7 +135,7 @@ def over(mask: Tensor, shape: torch.Size) -> Tensor:
 
 def bounded(fn: Any, latent: bool = True) -> bool:
     """Return whether a distribution declares a support narrower than all real numbers."""
-    if isinstance(fn, MaskedDistribution) and fn._mask is False:
+    if isinstance(fn, MaskedDistribution) and mask_of(fn) is False:
         return False
     if isinstance(fn, WRAPPERS):
         return bounded(fn.base_dist, latent)
@@ -297,7 +298,7 @@ def inner_dims(fn: Any, name: str) -> int:
 def masks_of(fn: Any, name: str) -> tuple[Tensor, ...]:
     """Return where a part of a distribution counts, if not everywhere."""
     if isinstance(fn, MaskedDistribution):
-        return (torch.as_tensor(fn._mask),)
+        return (torch.as_tensor(mask_of(fn)),)
     if name in ("component0", "component1") and isinstance(mask := getattr(fn, "mask", None), Tensor):
         return (mask if name == "component1" else ~mask,)
     return ()
