@@ -14,6 +14,7 @@ from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.evidence.importance.sampler import checked
 from pyro_vae.programs.pair import programs
 from pyro_vae.programs.problem import Problem
+from pyro_vae.programs.reach import check_reach
 from pyro_vae.programs.sites import Site
 
 
@@ -85,6 +86,8 @@ def in_chunks(
         raise UsageError(f"num_samples and chunk_size must be at least 1, got {num} and {chunk_size}")
     model, guide = programs(vae)
     problem = Problem.of(model, guide, x, *c, seed=seed, missing=True)  # the likelihood says whether it takes NaN
+    with problem.quiet(seed):
+        check_reach(problem)
     chunks = []
     for i, some in enumerate(problem.split(chunk_size // num)):
         with some.quiet(seed, i):
@@ -98,7 +101,9 @@ class Particles:
     def __init__(self, problem: Problem, num: int) -> None:
         self.problem, self.x = problem, problem.args[0]
         self.latents, self.sites = problem.draw(num)
-        log_w = checked(problem.log_prob(self.sites) - problem.log_prob(self.latents), num, problem).double()
+        log_w = checked(
+            problem.log_prob(self.sites, "model") - problem.log_prob(self.latents, "guide"), num, problem
+        ).double()
         if (hopeless := (log_w == -math.inf).all(0)).any():
             rows = problem.numbers(hopeless)
             raise ProgramError(f"all weights are 0 for rows {rows}: no particle explains what was observed there.")

@@ -122,15 +122,21 @@ class Bound(ELBO):
 
     def per_row(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """F of each row (with the added terms), ``(N,)``, nats; without a gradient, without s_n, and of q's latents alone."""
-        with torch.no_grad():
+        with torch.no_grad(), without_validation():
             refuse_unweighed(self.problem(model, guide, args, kwargs).guide)
-            return self.estimate(model, guide, args, kwargs)[0]
+            draw = self.draw(model, guide, args, kwargs, validated=True)
+            self.check_weights(draw)
+            return self.evaluate(draw)[0]
 
     def estimate(
         self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Tensor, Tensor, Draw]:
         """Return each row's bound, the surrogate to differentiate in its place, and the draw that both were made of."""
         draw = self.checked_draw(model, guide, args, kwargs)
+        return *self.evaluate(draw), draw
+
+    def evaluate(self, draw: Draw) -> tuple[Tensor, Tensor]:
+        """Return each row's bound, and the surrogate to differentiate in its place."""
         if self.bound is not elbo:
             check_inner_plates(draw.first, self.bound)
         value, surrogate = self.estimator(draw, self.bound)
@@ -140,17 +146,24 @@ class Bound(ELBO):
         for added in (term(plain) for term in self.terms):
             same, value = value is surrogate, value + added
             surrogate = value if same else surrogate + added
-        return value, surrogate, draw
+        return value, surrogate
 
-    def draw(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Draw:
-        """Draw the particles in one run of the programs, or in one for each."""
+    def draw(
+        self,
+        model: Program,
+        guide: Program,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        validated: bool = False,
+    ) -> Draw:
+        """Draw the particles in one run of the programs, or in one for each; a value to be read is `validated`."""
         known = self.problem(model, guide, args, kwargs)
         problem = replace(known, guide=as_trained(known.guide), args=args, kwargs=kwargs)
         detached = getattr(self.estimator, "detached", False)
         weighable = getattr(self.estimator, "weighable", False) or guide_bound(self.bound) is not self.bound
         total = self.num_particles * (self.num_groups or 1)
         sizes = [total] if self.vectorize_particles else [1] * total
-        return Draw([ParticleRun(problem, size, detached, weighable) for size in sizes], self.num_groups)
+        return Draw([ParticleRun(problem, size, detached, weighable, validated) for size in sizes], self.num_groups)
 
     def checked_draw(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Draw:
         """Draw; where validation is on, check that the weights are numbers and the bound has the right shape."""
@@ -161,9 +174,9 @@ class Bound(ELBO):
             self.check_weights(draw)
         except ProgramError:
             raise
-        except ValueError:  # torch's, of a parameter that is NaN: names the tensor, not the row
+        except ValueError:  # torch's, of a parameter or a value: names the tensor, not the site and the row
             with without_validation(), torch.no_grad():
-                self.check_weights(self.draw(model, guide, args, kwargs))
+                self.check_weights(self.draw(model, guide, args, kwargs, validated=True))
             raise
         log_w = draw.log_w.detach()
         for some in (log_w, torch.cat([log_w, log_w[..., :1]], -1)):  # where K = N, one shape says nothing

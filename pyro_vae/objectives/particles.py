@@ -38,6 +38,7 @@ from pyro_vae.programs.sites import (
     sum_terms,
     with_values,
 )
+from pyro_vae.programs.validity import score_sites
 
 from .beta import BETA
 from .bounds import FLOOR
@@ -70,6 +71,7 @@ class ParticleRun:
     particles: int  # P
     detached: bool = False  # draws have no path to φ
     weighable: bool = False  # the path of each particle can be given a weight of its own
+    validated: bool = False  # a number to read, not to train by: parameters and supports are checked
     path: Path = field(init=False)
 
     def __post_init__(self) -> None:
@@ -107,13 +109,17 @@ class ParticleRun:
     def terms(self) -> LogProbs:
         """log p(x | z), log p(z) and log q(z | x) by site."""
         q = self.guide_at(self.values) if self.weighable else self.q
-        observed, prior = (self.score("model", part(self.p), {}) for part in (observed_sites, latent_sites))
+        scores = self.score("model", self.p, {})
+        observed, prior = ({name: scores[name] for name in part(self.p)} for part in (observed_sites, latent_sites))
         return LogProbs(observed, prior, self.score("guide", q, self.values))
 
     def score(self, program: str, sites: Sites, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Each site's log-probability at these values (its own by default), with the scale that a handler gave it."""
         scale, plates = self.scales.inner, self.problem.plates
         moved = {name: {**site, "value": values.get(name, site["value"])} for name, site in sites.items()}
+        if self.validated:
+            scales = {name: scale[program, name] for name in moved}
+            return score_sites(moved, plates, program=program, scales=scales)
         return {name: row_log_prob(name, site, plates, scale[program, name]) for name, site in moved.items()}
 
     def guide_at(self, values: Mapping[str, Tensor]) -> Sites:
@@ -130,7 +136,7 @@ class ParticleRun:
 
     def log_q(self, names: Sequence[str]) -> Tensor:
         """log q(z | x) of these sites as they were drawn: no handler's scale, and paths of weight 1; ``(P, N)``."""
-        return self.problem.log_prob({name: self.q[name] for name in names})
+        return sum_terms({name: row_log_prob(name, self.q[name], self.problem.plates) for name in names})
 
     def log_q_observed(self) -> Tensor | None:
         """Σ log q of what the guide observes (``pyro.factor`` too), as handlers weigh it, a mean over particles, or None."""

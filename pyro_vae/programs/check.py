@@ -22,7 +22,7 @@ from .pair import quiet
 from .plates import frames_of
 from .proposal_guide import weighable
 from .sites import Program, Site, observed_sites, proposal_sites
-from .support import MASK, bare, base_name, describe, format_support, rows_inside
+from .support import MASK, bare, base_name, describe, format_support, moves, rows_inside
 
 
 @suggest_keywords
@@ -82,7 +82,12 @@ def diagnose(model: Program, guide: Program, batch: tuple[Any, ...], others: lis
         findings += stopped(replayed, rows)
         p = replayed if replayed.stopped is None else p
     if not any(f.kind in ("plate", "event") for f in findings):
-        findings += [f for n, s in observed_sites(p.sites).items() for f in data_fits(n, s, main_plate(p, q))]
+        ran = p.stopped is None and q.stopped is None
+        for name, site in observed_sites(p.sites).items():
+            misfits = list(data_fits(name, site, main_plate(p, q)))
+            if misfits and ran and moves(name, site, model, guide, batch):  # it excludes latents, not data
+                misfits = [f for f in misfits if f.kind not in ("support", "density")]
+            findings += misfits
     if p.stopped is None and q.stopped is None and not findings:
         findings += unweighed(p, q)
     findings += [f for n, s in q.latents.items() for f in pathwise(n, s)]

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .pair import without_validation
 from .problem import Problem
 from .sites import Program
 
@@ -16,7 +17,8 @@ def log_weights(
     r"""log w[k, n] = log p(x_n, z_kn) − log q(z_kn | x_n) for z_kn ~ q(z | x_n), shape ``(K, N)``, nats.
 
     Traces the guide, replays the model on its draws, and adds up the sites' log-probabilities, row by row. Sizes of
-    subsampled plates and ``poutine.scale`` do not enter (they weigh a loss, not a density); masks do.
+    subsampled plates and ``poutine.scale`` do not enter (they weigh a loss, not a density); masks do. Outside the support
+    that the model gives a latent, or the data, log w is −∞.
 
     Args:
         model: a Pyro program whose sites all lie in one plate over the rows of the data (inner plates are summed).
@@ -28,7 +30,7 @@ def log_weights(
 
     Raises:
         ProgramError: a pair without such a plate, with a latent or an observation outside it, with a latent in one
-            program only, or with enumerated sites; the message names the site.
+            program only, or with enumerated sites; invalid parameters of a distribution. The message names the site.
 
     References:
         Importance Weighted Autoencoders (Burda, Grosse & Salakhutdinov, 2016), https://arxiv.org/abs/1509.00519
@@ -46,5 +48,6 @@ def log_weights(
         >>> log_weights(model, exact_posterior, x, num_particles=2)   # the exact posterior makes every weight p(x)
         tensor([[-1.2655, -1.5155], [-1.2655, -1.5155]])
     """
-    problem = Problem.unprobed(model, guide, args, kwargs).probed(vectorize_particles)
-    return problem.log_probs(num_particles).log_w
+    with without_validation():  # torch's names no row, and stops where a density is 0: ours does neither
+        problem = Problem.unprobed(model, guide, args, kwargs).probed(vectorize_particles)
+        return problem.log_probs(num_particles).log_w

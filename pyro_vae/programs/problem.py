@@ -18,11 +18,12 @@ from .latent_masks import check_same_masks
 from .masked_latents import check_masks
 from .measure import measure_of
 from .pair import like_parameters, quiet, unwrapped
-from .plates import Plates, row_log_prob
+from .plates import Plates
 from .proposal_guide import RefusedGuide, as_proposal, as_trained, check_masks_of_rows, on_fewest_rows, refuse_unweighed
 from .sites import PARTICLES, LogProbs, Program, Site, check_pair, latent_sites, observed_sites, sample_sites, sum_terms
 from .support import check_support, takes_missing
 from .unconstrained import SubstituteLatents
+from .validity import score_sites
 from .vectorize import (
     MODES,
     Grouping,
@@ -64,6 +65,7 @@ class Problem:
     kwargs: Mapping[str, Any] = field(default_factory=dict)  # the same for all rows
     first: int = 0  # the number of the first row, where these rows are a part of others
     vectorizing: Vectorizing = PLATE  # how K particles are run
+    inside: frozenset[str] = frozenset()  # observed sites whose data was found in the support
 
     @classmethod
     def of(cls, model: Program, guide: Program, x: Any, *context: Any, seed: int, missing: bool = False) -> Problem:
@@ -82,8 +84,8 @@ class Problem:
     @classmethod
     def checked(cls, model: Program, guide: Program, *args: Tensor, vectorize: bool = True) -> Problem:
         """Check that all rows lie in the likelihood's support, and masks of latents; find the plates by a run on the first."""
-        check_support(model, guide, *args)
-        problem = cls.on_first_row(model, guide, *args, vectorize=vectorize)
+        inside = check_support(model, guide, *args)
+        problem = replace(cls.on_first_row(model, guide, *args, vectorize=vectorize), inside=inside)
         check_masks_of_rows(model, problem.guide, args)
         check_masks(problem)
         return problem
@@ -217,18 +219,27 @@ class Problem:
         check_same_masks(latent_sites(p), q)
         return q, p
 
-    def score(self, sites: Mapping[str, Site]) -> dict[str, Tensor]:
-        """log-probabilities by site, ``(K, N)`` in nats: inner plates summed, masked, unscaled."""
-        return {name: row_log_prob(name, site, self.plates) for name, site in sites.items()}
+    def score(self, sites: Mapping[str, Site], program: str = "") -> dict[str, Tensor]:
+        """log-probabilities by site, ``(K, N)`` in nats: inner plates summed, masked, unscaled; −∞ outside the support.
 
-    def log_prob(self, sites: Mapping[str, Site]) -> Tensor:
+        A ProgramError for invalid parameters; it names the `program` ("model", "guide") if that is given.
+        """
+        return score_sites(sites, self.plates, first=self.first, program=program, checked=self.inside)
+
+    def log_prob(self, sites: Mapping[str, Site], program: str = "") -> Tensor:
         """The sum of :meth:`score`."""
-        return sum_terms(self.score(sites))
+        return sum_terms(self.score(sites, program))
 
     def log_probs(self, particles: int = 1) -> LogProbs:
         """log p(x | z), log p(z) and log q(z | x) at K fresh draws of the guide, by site."""
         q, p = self.draw(particles)
-        return LogProbs(self.score(observed_sites(p)), self.score(latent_sites(p)), self.score(q))
+        return self.terms(p, self.score(q, "guide"))
+
+    def terms(self, p: Sites, posterior: dict[str, Tensor]) -> LogProbs:
+        """Score the model's sites, all at once: what it computes from a latent that p(z) excludes counts for nothing."""
+        scores = self.score(p, "model")
+        observed, prior = ({name: scores[name] for name in part(p)} for part in (observed_sites, latent_sites))
+        return LogProbs(observed, prior, posterior)
 
 
 def rows_of(

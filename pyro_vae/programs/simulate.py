@@ -19,6 +19,7 @@ from .pair import quiet
 from .plates import data_plate
 from .problem import rows_of
 from .sites import Program, Site, sample_sites
+from .validity import ValidParameters
 
 Batch = tuple[Tensor, ...]
 
@@ -73,7 +74,7 @@ def draw(model: Program, args: Batch, seed: int, *block: int) -> Simulated:
     """:func:`simulate` on tensors, with the noise of one block, twice: a model that reads x draws another x from it."""
 
     def once(args: Batch) -> tuple[dict[str, Site], Batch]:
-        with seeded(seed, *block, device=args[0].device):
+        with seeded(seed, *block, device=args[0].device), ValidParameters("model"):
             sites = sample_sites(poutine.trace(poutine.uncondition(model)).get_trace(*args))
         data_plate(sites)  # refuses, by site, a latent that rows share: its draw for one row would be others', too
         return sites, tuple(replicated(args, sites))

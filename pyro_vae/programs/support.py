@@ -33,8 +33,11 @@ def check_support(
     chunk_size: int = 2000,
     prepare: Callable[[Batch], Batch] | None = None,
     numbers: Sequence[int] | None = None,
-) -> None:
+) -> frozenset[str]:
     """Run the pair once over all rows and check each observed value: its shape, and the support of its distribution.
+
+    Returns the names of the observed sites. A support that moves with the latents (``Binomial(n, p)`` of a latent n) excludes
+    no data, but some latents: there log p(x | z) is −∞, and nothing is refused.
 
     Args:
         model, guide, *args: as for :func:`~pyro_vae.log_weights`.
@@ -64,13 +67,51 @@ def check_support(
             for name, site in observed_sites(sites).items():
                 rows = (~rows_inside(name, site, dim)).nonzero().flatten().tolist()
                 spans[name] = span(site["value"], spans.get(name))
-                if rows:
+                if rows and not moves(name, site, model, guide, batch):
                     outside[name] += [int(numbers[row + start]) for row in rows]
                     examples.setdefault(name, (site, dim, rows[0]))
     for name, rows in outside.items():
         raise SupportError(describe(name, *examples[name], rows, len(args[0]), spans[name]) + FITTING)
     for name, rows in blind.items():
         raise ProgramError(f"site {name!r}: the guide draws NaN for rows {rows[:5]}, which have missing values. {MASK}")
+    return frozenset(spans)
+
+
+PROBES = 4  # further draws of the latents, by which a support that moves with them is told from a fixed one
+
+
+def moves(name: str, site: Site, model: Program, guide: Program, batch: Batch) -> bool:
+    """Return whether the support of an observed site has other bounds at other latents, drawn from prior and guide."""
+    bounds = bounds_of(support_of_site(name, site["fn"]))
+    if not any(isinstance(bound, Tensor) for bound in bounds):
+        return False
+    for i in range(PROBES):
+        trace = poutine.trace(model).get_trace(*batch) if i % 2 else None
+        again = trace.nodes[name] if trace is not None else trace_pair(model, guide, *batch)[1][name]
+        others = bounds_of(support_of_site(name, again["fn"]))
+        if len(others) != len(bounds) or not all(map(same_bound, bounds, others)):
+            return True
+    return False
+
+
+def bounds_of(support: Any) -> list[Any]:
+    """List the numbers and tensors that a support is made of."""
+    if isinstance(support, list | tuple):
+        return [bound for part in support for bound in bounds_of(part)]
+    if isinstance(support, constraints.Constraint):
+        return bounds_of(list(vars(support).values()))
+    return [support] if isinstance(support, Tensor | float | int) else []
+
+
+def same_bound(a: Any, b: Any) -> bool:
+    """Compare two bounds."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return (
+            a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
+            if a.is_floating_point()
+            else a.equal(b)
+        )
+    return type(a) is type(b) and bool(a == b)
 
 
 MASK = "Give it an encoder that takes NaN: WithMask(net), whose net has 2 d inputs where x has d columns."

@@ -129,10 +129,14 @@ class ParticleDistribution(TorchDistribution):
             return self.rsample(sample_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
+        return self.scored(value, lambda part, own: part.log_prob(own))
+
+    def scored(self, value: Tensor, density: Callable[[Any, Tensor], Tensor]) -> Tensor:
+        """Score a value part by part, each by ``density(part, its values)``."""
         full = value.expand(torch.broadcast_shapes(value.shape, self.shape()))
         pieces = full.split(self.grouping.particles, 0)
         merged = [as_shaped(self.grouping.merge(p, self.event_dim), f) for p, f in zip(pieces, self.parts, strict=True)]
-        terms = [self.grouping.split(f.log_prob(value)) for f, value in zip(self.parts, merged, strict=True)]
+        terms = [self.grouping.split(density(part, own)) for part, own in zip(self.parts, merged, strict=True)]
         return torch.cat(terms).expand(self.batch_shape)
 
     def joined(self, of: Callable[[Any], Tensor], event_dim: int = 0) -> Tensor:

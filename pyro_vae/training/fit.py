@@ -19,6 +19,7 @@ from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.objectives.scheduled import Scheduled
 from pyro_vae.programs.pair import like_parameters, owners, programs
 from pyro_vae.programs.support import check_support, takes_missing
+from pyro_vae.programs.validity import check_pair_parameters
 from pyro_vae.training.engines.choose import choose_engine
 from pyro_vae.training.engines.multi_step import choose_multi_step
 from pyro_vae.training.engines.scheduled_values import ScheduledValues
@@ -184,6 +185,9 @@ def check_callbacks(callbacks: Sequence[TrainingCallback]) -> None:
             )
 
 
+LOOKED_AT = 500  # rows, by which parameters are judged before training
+
+
 def examine(trainer: Trainer) -> list[str]:
     """Raise if the data has no likelihood; return advice on the programs."""
     step, data, prepare = trainer.step, trainer.data, trainer.metrics.fixed_batch
@@ -192,6 +196,7 @@ def examine(trainer: Trainer) -> list[str]:
         check_support(step.model, step.guide, *data.train, prepare=prepare)
         if data.validation is not None:
             check_support(step.model, step.guide, *data.validation)
+        check_pair_parameters(step.model, step.guide, *prepare(tuple(a[:LOOKED_AT] for a in data.train)))
     return check_training(
         step.model, step.guide, step.objective, lambda n: prepare(tuple(a[:n] for a in data.train)), data.batch_size
     )

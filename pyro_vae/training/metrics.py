@@ -23,6 +23,7 @@ from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.proposal_guide import refuse_unweighed, without_observed
 from pyro_vae.programs.sites import latent_sites, sample_sites
 from pyro_vae.programs.units import univariate
+from pyro_vae.programs.validity import ValidParameters
 
 from .batch_source import Batch, TrainingData
 from .shuffle import ELBO_NOISE, FIXED, LATENTS
@@ -50,7 +51,8 @@ def true_elbo(step: Step, batch: tuple[Tensor, ...], chunk_size: int = 2000) -> 
             is_elbo = isinstance(own, TraceEnum_ELBO | TraceGraph_ELBO) or type(own) is Trace_ELBO
             objective = own if is_elbo else Trace_ELBO()
             chunks = zip(*(a.split(chunk_size) for a in batch), strict=True)
-            elbo = sum(-objective.loss(step.model, guide, *chunk) for chunk in chunks)
+            with ValidParameters():
+                elbo = sum(-objective.loss(step.model, guide, *chunk) for chunk in chunks)
             return {"elbo": elbo / rows, "reconstruction": None, "kl": None}
         terms = [some.log_probs() for some in problem.split(chunk_size)]
         reconstruction, kl = (sum(getattr(t, f).sum().item() for t in terms) for f in ("reconstruction", "kl"))

@@ -13,6 +13,7 @@ from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.memory import SMALLER, fitting
 from pyro_vae.common.progress import tracked
 from pyro_vae.programs.problem import Problem
+from pyro_vae.programs.reach import check_reach
 from pyro_vae.programs.sites import Program
 
 from .densities import Densities, Point
@@ -105,6 +106,9 @@ class Annealer:
 
     def __init__(self, problem: Problem, settings: AISSettings) -> None:
         self.problem, self.settings = problem, settings
+        if settings.start == "guide":
+            with self.problem.quiet(settings.seed):
+                check_reach(problem)
         self.step = max(1, settings.chunk_size // settings.num_chains)
         self.chunks = problem.split(self.step)
         if settings.schedule == "adaptive":

@@ -2,6 +2,7 @@ r"""Log densities of a (model, guide) pair, and their gradients, at latents on t
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 
 import torch
@@ -11,6 +12,7 @@ from pyro_vae.errors import ProgramError
 from pyro_vae.programs.problem import Problem, Sites
 from pyro_vae.programs.sites import latent_sites, observed_sites, sum_terms
 from pyro_vae.programs.unconstrained import SiteLayout, SubstituteLatents, check_continuous
+from pyro_vae.programs.validity import outside_support
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Point:
 
     def log_density(self, beta: float) -> Tensor:
         """log start^(1−β) (start · ratio)^β = log start + β ratio, in float64."""
-        return self.start.double() + beta * self.ratio.double()
+        return self.start.double() if beta == 0 else self.start.double() + beta * self.ratio.double()  # 0 · −∞ is NaN
 
     def slope(self, beta: float) -> Tensor:
         """Return the gradient of :meth:`log_density`."""
@@ -70,7 +72,8 @@ class Densities:
         self.layouts = [SiteLayout.of(name, site, plates, unconstrained=True) for name, site in latents.items()]
         columns = {layout.name: layout.unconstrain(latents[layout.name]) for layout in self.layouts}
         for name, column in columns.items():
-            check_finite(name, column, self.problem)
+            inside = self.problem.plates.by_unit(~outside_support(latents[name])).all(-1)
+            check_finite(name, column.masked_fill(~inside[..., None], math.nan), self.problem)
         u = torch.cat(list(columns.values()), -1)
         if u.shape[1] != len(self.problem):
             raise ProgramError(
@@ -85,6 +88,7 @@ class Densities:
             u = u.detach().requires_grad_()
             start, ratio = self.scores(u)
             d_start, d_ratio = gradient(start, u), gradient(ratio, u)
+            d_ratio = d_ratio.masked_fill((ratio == -math.inf)[..., None], 0)  # where p(x, z) is 0 it may be NaN
         return Point(u.detach(), start.detach(), ratio.detach(), d_start, d_ratio)
 
     def scores(self, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,7 +100,7 @@ class Densities:
         if self.from_prior:
             return prior + jacobian, likelihood
         same = SubstituteLatents({name: site["value"] for name, site in latents.items()})
-        guide = self.log_prob(self.problem.sites(self.problem.guide, len(u), same))
+        guide = total(self.problem.score(self.problem.sites(self.problem.guide, len(u), same), "guide"))
         return guide + jacobian, likelihood + prior - guide
 
     def log_prior(self, latents: Sites) -> Tensor:
@@ -105,7 +109,7 @@ class Densities:
 
     def log_prob(self, sites: Sites) -> Tensor:
         """Add up sites' log-probabilities, ``(chains, N)``."""
-        return total(self.problem.score(sites))
+        return total(self.problem.score(sites, "model"))
 
 
 def total(terms: dict[str, Tensor]) -> Tensor:

@@ -12,11 +12,11 @@ from torch import Tensor
 from pyro_vae.errors import ProgramError
 from pyro_vae.programs.masks import mask_of_site
 from pyro_vae.programs.measure import measure_of
-from pyro_vae.programs.plates import row_log_prob
 from pyro_vae.programs.problem import Problem, rows_of
 from pyro_vae.programs.sites import Program, Site, latent_sites, observed_sites, sum_terms
 from pyro_vae.programs.support import base_name
 from pyro_vae.programs.unconstrained import SiteLayout, SubstituteLatents
+from pyro_vae.programs.validity import check_site_parameters, log_density, row_log_density
 
 from .masked_latents import log_volumes
 
@@ -79,7 +79,7 @@ class Joint:
     def log_prior(self, z: Tensor, index: Tensor) -> Tensor:
         """log p(z_g), ``(G, R)`` in float64."""
         sites, log_det = self.trace(z, index)
-        return self.add_up(self.problem.score(latent_sites(sites)), log_det)
+        return self.add_up(self.problem.score(latent_sites(sites), "model"), log_det)
 
     def trace(self, z: Tensor, index: Tensor) -> tuple[dict[str, Site], dict[str, Tensor]]:
         """Run the model on the rows of `index`, its latents at z: its sites, and log |dz/du| by site, ``(G, R)``."""
@@ -90,7 +90,7 @@ class Joint:
     def log_prob(self, z: Tensor, index: Tensor) -> Tensor:
         """log p(x_n, z_g) (+ log |dz/du|) for the rows of `index`, ``(G, R)`` in float64."""
         sites, log_det = self.trace(z, index)
-        return self.add_up(self.problem.score(sites), log_det)
+        return self.add_up(self.problem.score(sites, "model"), log_det)
 
     def add_up(self, terms: dict[str, Tensor], log_det: dict[str, Tensor]) -> Tensor:
         """Add up sites' terms and Jacobians, in float64."""
@@ -134,8 +134,9 @@ class Shared:
         """log p(x_n, z_g) (+ log |dz/du|) as :meth:`Joint.log_prob`, for points ``(G, 1, D)`` of one row."""
         sites, log_det = self.joint.trace(z, self.first)
         plates = self.joint.problem.plates
+        check_site_parameters(sites, plates.dim, program="model", plates=plates)
         terms = {
-            name: self.score(name, site, index) if name in self.data else row_log_prob(name, site, plates)
+            name: self.score(name, site, index) if name in self.data else row_log_density(name, site, plates)
             for name, site in sites.items()
         }
         return self.joint.add_up(terms, log_det)
@@ -145,10 +146,10 @@ class Shared:
         plates, fn = self.joint.problem.plates, site["fn"]
         if (table := self.tables.get(name)) is None or mask_of_site(site) is not True:
             value = self.data[name].index_select(plates.dim - fn.event_dim, index)
-            return row_log_prob(name, {"fn": fn, "value": value, "mask": site["mask"]}, plates)
+            return row_log_density(name, {**site, "value": value}, plates, name in self.joint.problem.inside)
         levels, masks = table
         base = elementwise(fn)
-        by_level = torch.cat([base.log_prob(level).flatten(1).double() for level in levels], 1)
+        by_level = torch.cat([log_density(base, level, latent=False).flatten(1).double() for level in levels], 1)
         total = by_level.clamp_min(NEVER) @ masks[:, index]
         return torch.where(total < NEVER / 2, -math.inf, total)
 

@@ -59,13 +59,14 @@ class WeightSums:
 
     @property
     def ess(self) -> Tensor:
-        """(Σ w)² / Σ w², between 1 and K."""
-        return (2 * self.sums[0] - self.sums[1]).exp().clamp(1, self.count)
+        """(Σ w)² / Σ w², between 1 and K; 0 where all weights are 0."""
+        return (2 * self.sums[0] - self.sums[1]).exp().clamp(1, self.count).masked_fill(self.sums[0] == -math.inf, 0)
 
     @property
     def mc_se(self) -> Tensor:
-        """Delta method: sd(w) / (mean(w) √K) = √((K/ESS − 1) / (K − 1)); NaN for K = 1, where nothing is known of it."""
-        return ((self.count / self.ess - 1).clamp_min(0) / (self.count - 1 or math.nan)).sqrt()
+        """Delta method: sd(w) / (mean(w) √K) = √((K/ESS − 1) / (K − 1)); NaN where nothing is known: K = 1, or no weight."""
+        se = ((self.count / self.ess - 1).clamp_min(0) / (self.count - 1 or math.nan)).sqrt()
+        return se.masked_fill(self.ess == 0, math.nan)
 
     @property
     def elbo(self) -> Tensor:

@@ -16,6 +16,7 @@ from pyro_vae.errors import DeviceError, Interrupted, UnreliableError, UsageErro
 from pyro_vae.programs.pair import like_parameters, quiet
 from pyro_vae.programs.parameters import ParametersRegistered
 from pyro_vae.programs.problem import Problem, rows_of
+from pyro_vae.programs.reach import check_reach
 from pyro_vae.programs.sites import Program
 
 from .accumulator import ROWS, RowBlock
@@ -82,7 +83,9 @@ def importance(
 
     Raises:
         SupportError, ShapeError, DataError: x outside the support of the likelihood, of another shape, not finite.
-        ProgramError: a pair that has no importance weight for each row; weights that are NaN (row and site are named).
+        ProgramError: a pair that has no importance weight for each row; weights that are NaN (row and site are named); invalid
+            parameters of a distribution; a guide that never draws some of what p(x, z) allows, unless the proposal is
+            defensive.
         Interrupted: Ctrl-C; its ``result``, if not None, is evidence of what is there so far, to ``resume`` from.
         UnreliableError: `strict`, and a row is flagged; its ``result`` is the evidence.
         DeviceError: a device that is not there.
@@ -117,6 +120,8 @@ def importance(
     blocks = open_row_blocks(len(args[0]), num_samples, rows, resume, seed, proposal)
     with quiet(model, guide, seed=seed, device=device):
         problem = Problem.checked(model, guide, *args, vectorize=vectorize_particles)
+        if not proposal.weight:
+            check_reach(problem, proposal.guide(problem.guide))
     sampler = Sampler(proposal, seed, chunk_size)
     facts = {"seed": seed, "proposal": str(proposal), "measure": problem.measure, "target_se": target_se}
     facts |= {"vectorizing": str(problem.vectorizing)}

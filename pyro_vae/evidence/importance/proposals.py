@@ -8,6 +8,7 @@ Any of them leaves E[p̂] = p(x): only the spread of the weights differs.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -22,7 +23,7 @@ from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.programs.plates import Plates
 from pyro_vae.programs.problem import Problem
-from pyro_vae.programs.sites import LogProbs, Program, is_latent, latent_sites, observed_sites, sum_terms
+from pyro_vae.programs.sites import LogProbs, Program, is_latent, latent_sites, sum_terms
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,12 @@ class Draws:
         }
         return replace(self, values=values, posterior={n: q[particles, rows] for n, q in self.posterior.items()})
 
+    def arranged(self, order: Tensor) -> Draws:
+        """Take the particles in another order; there is no density yet."""
+        dims = {name: self.plates.particles - event for name, event in self.event_dims.items()}
+        values = {name: v.index_select(dims[name], order.to(v.device)) for name, v in self.values.items()}
+        return replace(self, values=values)
+
     @property
     def trace(self) -> poutine.Trace:
         """The latents' values, to be replayed."""
@@ -187,22 +194,24 @@ def draw(problem: Problem, program: Program, particles: int, at: poutine.Trace |
     return Draws(
         {name: site["value"] for name, site in latent.items()},
         {name: site["fn"].event_dim for name, site in latent.items()},
-        problem.score(sites),
+        problem.score(sites, "model" if program is problem.model else "guide"),
         problem.plates,
     )
 
 
-def propose(proposal: Proposal, problem: Problem, fresh: int, prior: int) -> Draws:
-    """Draw `fresh` particles from the guide and `prior` from the prior, with the guide's log q at all of them."""
-    guide = proposal.guide(problem.guide)
-    drawn = [draw(problem, program, count) for program, count in ((guide, fresh), (problem.model, prior)) if count]
+def propose(proposal: Proposal, problem: Problem, from_prior: Sequence[bool]) -> Draws:
+    """Draw a particle for each entry, from the prior where it is True, with the guide's log q at all of them."""
+    guide, prior = proposal.guide(problem.guide), sum(from_prior)
+    counts = (guide, len(from_prior) - prior), (problem.model, prior)
+    drawn = [draw(problem, program, count) for program, count in counts if count]
     if not prior:
         return drawn[0]
-    mixed = joined([replace(d, posterior={}) for d in drawn])
-    return draw(problem, guide, fresh + prior, mixed.trace)
+    # in their own places: the first K of more particles are a mixture, too
+    order = torch.tensor(from_prior, dtype=torch.uint8).argsort(stable=True).argsort()
+    mixed = joined([replace(d, posterior={}) for d in drawn]).arranged(order)
+    return draw(problem, guide, len(from_prior), mixed.trace)
 
 
 def terms_at(problem: Problem, draws: Draws) -> LogProbs:
     """Score the model at particles that were drawn before."""
-    sites = problem.sites(problem.model, len(draws), draws.trace)
-    return LogProbs(problem.score(observed_sites(sites)), problem.score(latent_sites(sites)), draws.posterior)
+    return problem.terms(problem.sites(problem.model, len(draws), draws.trace), draws.posterior)

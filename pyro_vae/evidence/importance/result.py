@@ -33,7 +33,7 @@ class Evidence(RowEstimates):
     Attributes:
         log_px: importance-sampled log p(x_n), ``(N,)`` in float64: a lower bound in expectation.
         mc_se: Monte Carlo standard error of each `log_px` (delta method; believe it where ess is large).
-        ess: effective sample size (Σ w)² / Σ w² of each row, between 1 and `num_samples`.
+        ess: effective sample size (Σ w)² / Σ w² of each row, between 1 and `num_samples`; 0 where all weights are 0.
         elbo, elbo_se: the evidence lower bound of each row, and its Monte Carlo standard error.
         num_samples, seed: K, particles a row (the most that any row has); of the particles.
         khat: Pareto k̂ of each row's weights; NaN where it is not known (K < 25), −∞ where they have no tail.
@@ -151,6 +151,11 @@ class Evidence(RowEstimates):
         return torch.zeros_like(self.reliable) if self.target_se is None else ~(self.mc_se <= self.target_se)
 
     @property
+    def hopeless(self) -> Tensor:
+        """Rows all of whose weights are 0."""
+        return self.log_px == -math.inf
+
+    @property
     def flagged(self) -> Tensor:
         """Numbers of the rows not to believe: not `reliable`, or short of the target."""
         return (~self.reliable | self.unmet).nonzero().flatten()
@@ -159,7 +164,8 @@ class Evidence(RowEstimates):
         """Explain which rows are flagged, why, and what to do."""
         parts = []
         for rows, why in (
-            ((~self.reliable).nonzero(), f"k̂ is above {self.threshold.max():.2f}, or not known"),
+            (self.hopeless.nonzero(), "no particle explains the row: log p̂ is −∞, and log p(x) may be anything"),
+            ((~self.reliable & ~self.hopeless).nonzero(), f"k̂ is above {self.threshold.max():.2f}, or not known"),
             (self.unmet.nonzero(), f"the Monte Carlo error is above target_se={self.target_se}"),
         ):
             if len(rows):

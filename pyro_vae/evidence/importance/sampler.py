@@ -47,9 +47,9 @@ class Sampler:
         number = sums.rows.start // ROWS
         offset = stream(self.seed, number) / 2**63
         start, count = block * sums.size, sums.extent(block)
-        prior = self.proposal.from_prior(start, start + count, offset)
+        prior = [bool(self.proposal.from_prior(k, k + 1, offset)) for k in range(start, start + count)]
         with seeded(self.seed, number, block, device=problem.device):  # all else is as the caller has set it, once
-            draws = propose(self.proposal, problem, count - prior, prior)
+            draws = propose(self.proposal, problem, prior)
         for log_q in draws.posterior.values():
             check_rows(log_q, len(draws), len(problem))
         return draws

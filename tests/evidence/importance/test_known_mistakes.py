@@ -125,9 +125,9 @@ def prior_too_seldom(self, start, stop, offset):
     return math.floor(self.weight * (stop - start) * 0.5)
 
 
-def drawn_wide_scored_narrow(proposal, problem, fresh, prior):
+def drawn_wide_scored_narrow(proposal, problem, from_prior):
     """log q of the guide that was not widened."""
-    wide = propose(proposal, problem, fresh, prior)
+    wide = propose(proposal, problem, from_prior)
     return proposals.draw(problem, problem.guide, len(wide), wide.trace)
 
 
