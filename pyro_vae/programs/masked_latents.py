@@ -52,6 +52,7 @@ def agreed_masks(q: Sites, p: Sites, problem: Problem) -> dict[str, Tensor]:
 def check_masks(problem: Problem) -> None:
     """Refuse a pair, as :func:`check_masked` does, on all rows; a pair that masks no latent is traced once, on one row."""
     if isinstance(problem.guide, RefusedGuide):
+        refuse_masked_model(problem)
         return
     one = problem if getattr(problem.guide, "own_rows", None) else problem.rows(slice(1))
     with problem.quiet(0):  # a stream of its own: what is drawn after it stays the same
@@ -59,6 +60,14 @@ def check_masks(problem: Problem) -> None:
         if any(mask_of_site(site) is not True for sites in (q, p) for site in latent_sites(sites).values()):
             for some in problem.split(ROWS):
                 check_masked(some, *some.draw(DRAWS))
+
+
+def refuse_masked_model(problem: Problem) -> None:
+    """Raise what the guide is refused for, where the model masks a latent: without the guide nothing tells what reads it."""
+    with problem.quiet(0):
+        latents = latent_sites(problem.sites(problem.model))
+    if any(not torch.as_tensor(mask_of_site(site)).all() for site in latents.values()):
+        problem.guide()
 
 
 def check_masked(problem: Problem, q: Sites, p: Sites, seed: int = 0) -> dict[str, Tensor]:

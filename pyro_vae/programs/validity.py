@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache, reduce
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from .pair import quiet
 from .plates import Plates, frames_of, sum_rows
 from .sites import Program, Site, has_density, trace_pair
 from .support import bare, format_support
-from .vectorize import ParticleDistribution
+from .vectorize import ParticleDistribution, join, split_support
 
 WRAPPERS = (Independent, MaskedDistribution, ExpandedDistribution)
 REAL = type(constraints.real)
@@ -274,6 +275,9 @@ class Parameter(NamedTuple):
 
 def parameters_of(fn: Any, right: int = 0, masks: tuple[Tensor, ...] = (), direct: bool = True) -> Iterator[Parameter]:
     """Yield each parameter that has a constraint, of a distribution and of all that it is made of."""
+    if isinstance(fn, ParticleDistribution):
+        yield from of_particles(fn, right, masks, direct)
+        return
     held, kind = vars(fn), type(fn)
     for name, constraint, logged in constrained(fn):
         value = held.get(name)
@@ -285,6 +289,17 @@ def parameters_of(fn: Any, right: int = 0, masks: tuple[Tensor, ...] = (), direc
         for one in part if isinstance(part, list | tuple) else (part,):
             if isinstance(one, Distribution):
                 yield from parameters_of(one, right + inner_dims(fn, name), masks + masks_of(fn, name), direct)
+
+
+def of_particles(
+    fn: ParticleDistribution, right: int, masks: tuple[Tensor, ...], direct: bool
+) -> Iterator[Parameter]:
+    """Yield the parameters of all parts, ``(K, ..., N, ...)``."""
+    grouping = replace(fn.grouping, taken=0)
+    for same in zip(*(parameters_of(part, right, masks, direct) for part in fn.parts), strict=True):
+        value = join([grouping.split(p.value, p.right) for p in same])
+        constraint = split_support([p.constraint for p in same], grouping, same[0].right)  # its bounds may be of rows, too
+        yield Parameter(*same[0][:2], value, constraint, *same[0][4:])
 
 
 Constrained = tuple[str, Any, bool]  # name, constraint, and whether log of it is a term of log p

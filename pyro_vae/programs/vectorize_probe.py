@@ -23,7 +23,7 @@ from pyro_vae.common.random import seeded
 from pyro_vae.errors import ProgramError
 
 from .pair import quiet, unwrapped
-from .plates import frames_of
+from .plates import frames_of, sum_rows
 from .proposal_guide import RefusedGuide
 from .sites import Program, latent_sites, sample_sites, with_values
 from .vectorize import MODES, Mode, Vectorizing, particle_of, without_rows
@@ -96,6 +96,8 @@ def compare(problem: Any) -> tuple[Vectorizing, poutine.Trace, dict[str, Scores]
     refused = any(isinstance(layer, RefusedGuide) for layer in unwrapped(problem.guide))  # never run
     drawn = alone.trace(problem.model if refused else problem.guide, PARTICLES)
     draws = with_indices(drawn, alone.trace(problem.model, 1, particle_of(drawn, 0, PARTICLES)))
+    for name, site in sample_sites(drawn).items():
+        sum_rows(name, torch.empty(site["fn"].batch_shape), problem.plates)  # refuses dimensions that no plate declares
     programs = {"model": problem.model} | ({} if refused else {"guide": problem.guide})
     truth = {role: scores(alone, program, draws) for role, program in programs.items()}
     modes: dict[str, Mode] = {"guide": "loop"}
@@ -124,13 +126,13 @@ def with_indices(draws: poutine.Trace, run: poutine.Trace) -> poutine.Trace:
 
 def scores(problem: Any, program: Program, draws: poutine.Trace) -> Scores:
     """log-probabilities of a program's sites at the draws, ``(K, N)`` by site."""
-    return of_rows(problem, problem.trace(program, PARTICLES, draws))
+    return of_rows(problem, program, problem.trace(program, PARTICLES, draws))
 
 
-def of_rows(problem: Any, trace: poutine.Trace) -> Scores:
+def of_rows(problem: Any, program: Program, trace: poutine.Trace) -> Scores:
     """Score the sites that belong to rows; one that all rows share (a factor in a loss) has nothing to do with particles."""
     sites = {name: site for name, site in sample_sites(trace).items() if problem.plates.data in frames_of(site)}
-    by_site: Scores = problem.score(sites)
+    by_site: Scores = problem.score(sites, "model" if program is problem.model else "guide")
     return by_site
 
 
@@ -158,7 +160,7 @@ def agrees_on_one_stream(problem: Any, draws: poutine.Trace) -> bool:
 
 def scores_on_one_stream(problem: Any, draws: poutine.Trace, particles: int) -> Scores:
     with seeded(0, device=problem.device):
-        return of_rows(problem, problem.trace(problem.guide, particles, draws))
+        return of_rows(problem, problem.guide, problem.trace(problem.guide, particles, draws))
 
 
 def differing(truth: Scores, tried: Scores) -> str | None:
@@ -183,7 +185,7 @@ def check_rows_apart(problem: Any, draws: poutine.Trace, truth: Scores) -> None:
     }
     try:
         at = without_rows(with_values(draws, values), plates)
-        alone = of_rows(one, one.trace(problem.model, 1, at))
+        alone = of_rows(one, problem.model, one.trace(problem.model, 1, at))
     except Exception:  # it does not run on one row: that it says itself, where it is asked to
         return
     first = {name: term[:1, :1] for name, term in truth.items()}

