@@ -14,12 +14,12 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
 from pyro_vae.common.keywords import suggest_keywords
-from pyro_vae.errors import ProgramError, ShapeError
+from pyro_vae.errors import ProgramError, PyroVAEError, ShapeError
 
 from .check_parameters import ghost_training, gradients, modules, named_parameters, shared
 from .findings import CheckReport, Finding, ProgramTrace, run
 from .pair import quiet
-from .plates import frames_of
+from .plates import WITHOUT_SIZE, frames_of
 from .sites import Program, Site, observed_sites
 from .support import MASK, bare, base_name, describe, format_support, rows_inside
 
@@ -98,8 +98,7 @@ def stopped(done: ProgramTrace, rows: int | None) -> list[Finding]:
     if done.stopped is None:
         return []
     if not (m := MISMATCH.search(str(done.stopped))):
-        error = f"{type(done.stopped).__name__}: {str(done.stopped).strip()[:400]}".rstrip(".")
-        return [Finding("run", done.program, f"it does not run on this batch: {error}", "make it run on its own first")]
+        return [Finding("run", done.program, format_stop(done), "make it run on its own first")]
     plate, site, dim, size, came = m.groups()
     what = f"in the {done.program} it has size {came} in dimension {dim}, where the plate {plate!r} has size {size}"
     if rows is not None and int(size) != rows:
@@ -107,6 +106,20 @@ def stopped(done: ProgramTrace, rows: int | None) -> list[Finding]:
         return [Finding("plate", f"site {site!r}", what, fix)]
     fix = f"{DECLARE.format(1)}, or give the distribution one batch entry a row"
     return [Finding("event", f"site {site!r}", what, fix)]
+
+
+def format_stop(done: ProgramTrace) -> str:
+    """Say what a program raised and where: what is advised is part of the error, where it is one of ours."""
+    error, said = done.stopped, str(done.stopped).strip().rstrip(".")
+    if isinstance(error, PyroVAEError):
+        return (
+            said.removeprefix(f"the {done.program}")
+            .removeprefix(", ")
+            .strip()
+            .replace("does not run", "it does not run", 1)
+        )
+    notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+    return f"it does not run on this batch: {type(error).__name__}: {said[:400]}{notes}"
 
 
 def unpaired(p: ProgramTrace, q: ProgramTrace, batch: tuple[Any, ...]) -> Iterator[Finding]:
@@ -148,22 +161,23 @@ def unplated(p: ProgramTrace, q: ProgramTrace, rows: int | None) -> Iterator[Fin
     for name in dict.fromkeys([*p.sites, *q.sites]):
         where, sites = f"site {name!r}", {r.program: r.sites[name] for r in (p, q) if name in r.sites}
         stacks = {program: frames_of(site) for program, site in sites.items()}
-        texts, stack = {program: format_plates(stack) for program, stack in stacks.items()}, next(iter(stacks.values()))
+        texts, stack = {key: format_plates(held, rows) for key, held in stacks.items()}, next(iter(stacks.values()))
         if len(set(texts.values())) > 1:
             what = f"plates differ: {texts['model']} in the model, {texts['guide']} in the guide"
             yield Finding("plate", where, what, "use the same plates (name, size, dim) in both programs")
         elif data not in stack:
             fix = "move it into the plate, or make it a parameter (pyro.param)"
             yield Finding("plate", where, f"it lies outside the plate {data!r}: it is shared by all rows", fix)
-        elif rows is not None and (size := stack[data].size) != rows:
+        elif rows is not None and (size := stack[data].size) not in (rows, WITHOUT_SIZE):
             fix = f"pyro.plate({data!r}, len(x))"
             yield Finding("plate", where, f"its plate {data!r} has size {size}, the batch {rows} rows", fix)
         for program, site in sites.items():
             yield from undeclared(where, program, site)
 
 
-def format_plates(stack: dict[str, CondIndepStackFrame]) -> str:
-    return ", ".join(sorted(f"{f.name!r} of size {f.size} at dim {f.dim}" for f in stack.values())) or "none"
+def format_plates(stack: dict[str, CondIndepStackFrame], rows: int | None) -> str:
+    sizes = {name: rows if f.size == WITHOUT_SIZE else f.size for name, f in stack.items()}
+    return ", ".join(sorted(f"{f.name!r} of size {sizes[f.name]} at dim {f.dim}" for f in stack.values())) or "none"
 
 
 def undeclared(where: str, program: str, site: Site) -> Iterator[Finding]:

@@ -15,10 +15,11 @@ from torch import Tensor
 from pyro_vae.data.arrays import batch_of
 
 from .measure import measure_of
-from .pair import like_parameters, quiet
-from .plates import Plates, find_plates, row_log_prob
+from .pair import like_parameters, quiet, unwrapped
+from .plates import Plates, find_plates, refuse_shared, row_log_prob
 from .sites import PARTICLES, LogProbs, Program, Site, check_pair, latent_sites, observed_sites, sample_sites, sum_terms
 from .support import check_support, takes_missing
+from .user_errors import GUIDE, MODEL, explained
 
 Sites = dict[str, Site]
 Latents = poutine.Trace | Mapping[str, Tensor]
@@ -117,8 +118,16 @@ class Problem:
             program = poutine.condition(program, data=dict(at))
         elif at is not None:
             program = poutine.replay(program, trace=at)
-        with nullcontext() if particles is None else plate(PARTICLES, particles, dim=self.plates.particles):
+        with (
+            explained(self.role(program), *self.args),
+            nullcontext() if particles is None else plate(PARTICLES, particles, dim=self.plates.particles),
+        ):
             return poutine.trace(program).get_trace(*self.args, **self.kwargs)
+
+    def role(self, program: Program) -> str:
+        """Name a program in messages, with or without handlers around it."""
+        wrapped = list(unwrapped(program))
+        return MODEL if self.model in wrapped else GUIDE if self.guide in wrapped else "the program"
 
     def sites(self, program: Program, particles: int | None = None, at: Latents | None = None) -> Sites:
         """The sites of :meth:`trace` that carry a density."""
@@ -133,6 +142,8 @@ class Problem:
 
     def score(self, sites: Mapping[str, Site]) -> dict[str, Tensor]:
         """log-probabilities by site, ``(K, N)`` in nats: inner plates summed, masked, unscaled."""
+        for name, site in sites.items():
+            refuse_shared(name, site, self.plates.data, len(self))
         return {name: row_log_prob(name, site, self.plates) for name, site in sites.items()}
 
     def log_prob(self, sites: Mapping[str, Site]) -> Tensor:

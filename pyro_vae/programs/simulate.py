@@ -16,9 +16,10 @@ from pyro_vae.common.random import seeded
 from pyro_vae.errors import ProgramError, ShapeError
 
 from .pair import quiet
-from .plates import data_plate
+from .plates import data_plate, refuse_shared
 from .problem import rows_of
 from .sites import Program, Site, sample_sites
+from .user_errors import MODEL, explained
 
 Batch = tuple[Tensor, ...]
 
@@ -73,9 +74,13 @@ def draw(model: Program, args: Batch, seed: int, *block: int) -> Simulated:
     """:func:`simulate` on tensors, with the noise of one block, twice: a model that reads x draws another x from it."""
 
     def once(args: Batch) -> tuple[dict[str, Site], Batch]:
-        with seeded(seed, *block, device=args[0].device):
+        with seeded(seed, *block, device=args[0].device), explained(MODEL, *args):
             sites = sample_sites(poutine.trace(poutine.uncondition(model)).get_trace(*args))
-        data_plate(sites)  # refuses, by site, a latent that rows share: its draw for one row would be others', too
+        plate = data_plate(
+            sites
+        )  # refuses, by site, a latent that rows share: its draw for one row would be others', too
+        for name, site in sites.items():
+            refuse_shared(name, site, plate.name, len(args[0]))
         return sites, tuple(replicated(args, sites))
 
     sites, drawn = once(args)

@@ -15,9 +15,11 @@ from torch import Tensor
 from pyro_vae.common.pyro_private import is_deterministic
 from pyro_vae.errors import ProgramError, ShapeError
 
+from .user_errors import GUIDE, MODEL, explained
+
 Program = Callable[..., Any]
 Site = dict[str, Any]
-PARTICLES = "particles"
+PARTICLES = "particles of pyro_vae"  # a program may have a plate called "particles" of its own
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,10 @@ def sum_terms(terms: Mapping[str, Tensor]) -> Tensor:
 
 def trace_pair(model: Program, guide: Program, *args: Any, **kwargs: Any) -> tuple[dict[str, Site], dict[str, Site]]:
     """Sites of the guide, and of the model replayed on the guide's draws."""
-    q = poutine.trace(guide).get_trace(*args, **kwargs)
-    p = poutine.trace(poutine.replay(model, trace=q)).get_trace(*args, **kwargs)
+    with explained(GUIDE, *args):
+        q = poutine.trace(guide).get_trace(*args, **kwargs)
+    with explained(MODEL, *args):
+        p = poutine.trace(poutine.replay(model, trace=q)).get_trace(*args, **kwargs)
     return sample_sites(q), sample_sites(p)
 
 

@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from pyro import poutine
 from pyro.distributions import constraints
 from torch import Tensor
 
-from pyro_vae.errors import ProgramError, PyroVAEError, ShapeError, SupportError
+from pyro_vae.errors import ProgramError, ShapeError, SupportError
 
 from .pair import owners, quiet
-from .plates import Plates, find_plates
+from .plates import find_plates
 from .sites import Program, Site, observed_sites, trace_pair
+from .user_errors import advise_on_shapes
 
 Batch = tuple[Tensor, ...]
 
@@ -53,7 +53,10 @@ def check_support(
     examples: dict[str, tuple[Site, int, int]] = {}
     spans: dict[str, Span] = {}
     with quiet(model, guide):
-        dim = plates_of_one_row(model, guide, *prepare(tuple(a[:1] for a in args))).dim
+        first = prepare(
+            tuple(a[:1].clone() for a in args)
+        )  # a program that writes into x is refused before it reaches x
+        dim = find_plates(model, guide, *first).dim
         for start in range(0, len(args[0]), chunk_size):
             batch = prepare(tuple(a[start : start + chunk_size] for a in args))
             latents, sites = trace_pair(model, guide, *batch)
@@ -84,40 +87,13 @@ def nan_latents(x: Tensor, sites: dict[str, Site], dim: int) -> list[tuple[str, 
     return [(name, row) for name, rows in blind.items() for row in rows.nonzero().flatten().tolist()]
 
 
-def plates_of_one_row(model: Program, guide: Program, *args: Tensor) -> Plates:
-    """Find the plates on one row, and name the data's shape where the programs cannot take it."""
-    try:
-        return find_plates(model, guide, *args)
-    except (ValueError, RuntimeError) as error:
-        if isinstance(error, ProgramError) or (where := culprit(model, guide, args)) is None:
-            raise
-        shape, reason = tuple(args[0].shape[1:]), str(error).partition("Trace Shapes:")[0].strip()
-        if isinstance(error, PyroVAEError):  # of a part of ours; it lacks only which program it is in
-            raise type(error)(f"{where}, on a row of shape {shape}: {reason}") from error
-        raise ShapeError(
-            f"{where} does not run on a row of shape {shape}. Give x the shape that it takes. It said: {reason}"
-        ) from error
-
-
-def culprit(model: Program, guide: Program, args: Batch) -> str | None:
-    """Return which program stops on a batch, if one does."""
-    where = "the guide, q(z | x)"
-    try:
-        trace = poutine.trace(guide).get_trace(*args)
-        where = "the model, p(z) p(x | z)"
-        poutine.replay(model, trace=trace)(*args)
-    except Exception:
-        return where
-    return None
-
-
 def rows_inside(name: str, site: Site, dim: int) -> Tensor:
     """Check which rows of an observed site lie in the support, ``(N,)``; a ProgramError where it declares none."""
     value, fn = site["value"], site["fn"]
     if value.shape != fn.shape():
         raise ShapeError(
             f"site {name!r}: the data has shape {tuple(value.shape)}, its distribution {tuple(fn.shape())} (batch "
-            f"{tuple(fn.batch_shape)}, event {tuple(fn.event_shape)}). Give x the shape of what the likelihood generates."
+            f"{tuple(fn.batch_shape)}, event {tuple(fn.event_shape)}). {advise_on_shapes(value.shape, fn)}"
         )
     inside = allowed(site, support_of_site(name, fn))
     return inside.movedim(dim, 0).flatten(1).all(1) if inside.dim() > 1 else inside
