@@ -161,7 +161,7 @@ def unplated(p: ProgramTrace, q: ProgramTrace, rows: int | None) -> Iterator[Fin
     for name in dict.fromkeys([*p.sites, *q.sites]):
         where, sites = f"site {name!r}", {r.program: r.sites[name] for r in (p, q) if name in r.sites}
         stacks = {program: frames_of(site) for program, site in sites.items()}
-        texts, stack = {key: format_plates(held, rows) for key, held in stacks.items()}, next(iter(stacks.values()))
+        texts, stack = {program: format_plates(stack) for program, stack in stacks.items()}, next(iter(stacks.values()))
         if len(set(texts.values())) > 1:
             what = f"plates differ: {texts['model']} in the model, {texts['guide']} in the guide"
             yield Finding("plate", where, what, "use the same plates (name, size, dim) in both programs")
@@ -175,9 +175,9 @@ def unplated(p: ProgramTrace, q: ProgramTrace, rows: int | None) -> Iterator[Fin
             yield from undeclared(where, program, site)
 
 
-def format_plates(stack: dict[str, CondIndepStackFrame], rows: int | None) -> str:
-    sizes = {name: rows if f.size == WITHOUT_SIZE else f.size for name, f in stack.items()}
-    return ", ".join(sorted(f"{f.name!r} of size {sizes[f.name]} at dim {f.dim}" for f in stack.values())) or "none"
+def format_plates(stack: dict[str, CondIndepStackFrame]) -> str:
+    sizes = {name: "without a size" if f.size == WITHOUT_SIZE else f"of size {f.size}" for name, f in stack.items()}
+    return ", ".join(sorted(f"{f.name!r} {sizes[f.name]} at dim {f.dim}" for f in stack.values())) or "none"
 
 
 def undeclared(where: str, program: str, site: Site) -> Iterator[Finding]:

@@ -12,8 +12,10 @@ import torch
 from pyro import plate, poutine
 from torch import Tensor
 
-from pyro_vae.data.arrays import batch_of
+from pyro_vae.data.arrays import batch_of, read_once
 
+from .arguments import argument_dtypes
+from .determinism import refuse_random
 from .measure import measure_of
 from .pair import like_parameters, quiet, unwrapped
 from .plates import Plates, find_plates, refuse_shared, row_log_prob
@@ -65,7 +67,9 @@ class Problem:
     def checked(cls, model: Program, guide: Program, *args: Tensor) -> Problem:
         """Check that all rows lie in the likelihood's support; find the plates by a run on the first one."""
         check_support(model, guide, *args)
-        return cls.on(model, guide, *(a[:1] for a in args)).over(*args)
+        problem = cls.on(model, guide, *(a[:1] for a in args)).over(*args)
+        refuse_random(problem)
+        return problem
 
     @classmethod
     def on(cls, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Problem:
@@ -166,4 +170,6 @@ def rows_of(
 ) -> tuple[Tensor, ...]:
     """Convert x and contexts to the pair's dtype and device; NaN in x passes if `missing`, or if a module declares so."""
     missing = missing or takes_missing(model, guide)
-    return batch_of(x, *context, like=like_parameters(model, guide), device=device, missing=missing)
+    args = [read_once(a) for a in (x, *context)]
+    dtypes = argument_dtypes(model, guide, *args, device=device)
+    return batch_of(*args, like=like_parameters(model, guide), device=device, missing=missing, dtypes=dtypes)

@@ -202,6 +202,14 @@ def full_precision(said: str, msg: Message | None, args: tuple[Any, ...]) -> str
     )
 
 
+def one_plate(said: str, msg: Message | None, args: tuple[Any, ...]) -> str:
+    name = msg["name"] if msg else "data"
+    return (
+        f"Two plates, or sites, have that name. Make the plate once, plate = pyro.plate({name!r}, len(x)), and enter it wherever it "
+        "is needed; give sites names of their own."
+    )
+
+
 def number_in_table(said: str, msg: Message | None, args: tuple[Any, ...]) -> str:
     spans = [f"{int(t.min())} to {int(t.max())}" for a in args for t in tensors_in(a) if not t.is_floating_point()]
     given = f" (whole numbers given go from {', and from '.join(spans)})" if spans else ""
@@ -216,6 +224,8 @@ def advise_on_shapes(data: torch.Size, fn: Any) -> str:
             "A column (N, 1) against (N,) broadcasts to (N, N). Drop the column where the distribution is made, "
             "net(z).squeeze(-1), or observe labels[:, None] and declare the column with .to_event(1)."
         )
+    if not fn.batch_shape:
+        return "It has no entry for each row: give the data plate its size, pyro.plate(name, len(x)), which expands it."
     extra = len(fn.batch_shape) - 1
     if len(data) == len(drawn) and extra and row[0] == 1 and drawn[0] == drawn[1] == data[0]:
         return (
@@ -277,6 +287,7 @@ CAUSES: tuple[tuple[re.Pattern[str], type[PyroVAEError], Advise], ...] = (
         ProgramError,
         one_dtype,
     ),
+    (any_of("Multiple sample sites named", "duplicate plate"), ProgramError, one_plate),
     (any_of("Shape mismatch inside plate"), ShapeError, declare_event),
     (any_of("same number of dimensions"), ShapeError, give_column),
     (

@@ -14,9 +14,10 @@ from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO
 from pyro_vae.common.device import resolve_device
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.random import seeded
-from pyro_vae.data.arrays import batch_of
+from pyro_vae.data.arrays import batch_of, read_once
 from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.objectives.scheduled import Scheduled
+from pyro_vae.programs.arguments import argument_dtypes
 from pyro_vae.programs.pair import like_parameters, owners, programs
 from pyro_vae.programs.support import check_support, takes_missing
 from pyro_vae.training.engines.choose import choose_engine
@@ -145,7 +146,9 @@ def fit(
     modules = owners(vae, model, guide)
     model_device = move(modules, device)
     missing = missing or takes_missing(vae, model, guide)
-    convert = partial(batch_of, like=like_parameters(model, guide), missing=missing)
+    x, *context = [read_once(a) for a in (x, *context)]
+    dtypes = argument_dtypes(model, guide, x, *context, device=model_device)
+    convert = partial(batch_of, like=like_parameters(model, guide), missing=missing, dtypes=dtypes)
     rows = convert(x, *context, device=conversion_device(x, model_device))
     train, source = choose_batch_source(rows, model_device or rows[0].device)
     if validation is not None:
