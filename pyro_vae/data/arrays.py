@@ -88,7 +88,8 @@ def batch_of(
     device = device if device is not None or like is None else like.device
     of_x, *of_context = [*(dtypes or [None]), *[None] * len(context)]
     rows = as_rows(x, name, of_x or (None if like is None else like.dtype), device, missing)
-    floats = rows.dtype if rows.is_floating_point() or like is None else like.dtype
+    parameters = torch.get_default_dtype() if like is None else like.dtype
+    floats = rows.dtype if rows.is_floating_point() else parameters
     of_context = [of_context[i] or integer_dtype(c) or floats for i, c in enumerate(context)]
     contexts = [as_rows(c, f"{name}: context {i}", of_context[i], rows.device) for i, c in enumerate(context)]
     same_rows(rows, *contexts)

@@ -19,6 +19,7 @@ from pyro_vae.programs.pair import like_parameters, quiet
 from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.simulate import draw, replicated, was_observed
 from pyro_vae.programs.sites import Program, observed_sites
+from pyro_vae.programs.structured import refuse_structure
 
 Statistic = Callable[[Tensor], Tensor]
 RECONSTRUCTION = "log p(x | z)"
@@ -195,6 +196,7 @@ def posterior_predictive_check(
             f"num_draws, num_particles and chunk_size must be 1 or more, got {num_draws}, {num_particles} and {chunk_size}"
         )
     chosen = STATISTICS if statistics is None else statistics
+    refuse_structure(x, "a predictive check")
     dtypes = argument_dtypes(model, guide, x, *context)
     args = batch_of(x, *context, like=like_parameters(model, guide), dtypes=dtypes)
     observed = {name: evaluated(name, t, args[0]) for name, t in chosen.items()}
@@ -256,6 +258,7 @@ def prior_predictive_check(
     if min(num_draws, chunk_size) < 1:
         raise UsageError(f"num_draws and chunk_size must be 1 or more, got {num_draws} and {chunk_size}")
     chosen = STATISTICS if statistics is None else statistics
+    refuse_structure(x, "a predictive check")
     args = batch_of(x, *context, like=like_parameters(model), dtypes=argument_dtypes(model, None, x, *context))
     rows, shape = len(args[0]), args[0].shape
     observed = {name: evaluated(name, t, args[0]) for name, t in chosen.items()}

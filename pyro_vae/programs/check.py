@@ -21,6 +21,7 @@ from .findings import CheckReport, Finding, ProgramTrace, run
 from .pair import quiet
 from .plates import WITHOUT_SIZE, frames_of
 from .sites import Program, Site, observed_sites
+from .structured import on_tensors
 from .support import MASK, bare, base_name, describe, format_support, rows_inside
 
 
@@ -58,6 +59,7 @@ def check(model: Program, guide: Program, *batch: Any, others: Iterable[Any] = (
         ✗ site 'w': it is in the guide but is no latent of the model. Fix: rename it ...
     """
     others = list(others)
+    model, guide, batch = on_tensors(model, guide, *batch)
     device = next((a.device for a in batch if isinstance(a, Tensor)), torch.device("cpu"))
     owned = [module for other in others for module in modules(other)]
     store = pyro.get_param_store()

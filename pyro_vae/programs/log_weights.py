@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .problem import Problem
 from .sites import Program
+from .structured import on_tensors
 
 
 def log_weights(
@@ -47,6 +48,7 @@ def log_weights(
         >>> log_weights(model, exact_posterior, x, num_particles=2)   # the exact posterior makes every weight p(x)
         tensor([[-1.2655, -1.5155], [-1.2655, -1.5155]])
     """
+    model, guide, args = on_tensors(model, guide, *args)
     problem = Problem.on(model, guide, *args, **kwargs)
     if vectorize_particles:
         return problem.log_probs(num_particles).log_w

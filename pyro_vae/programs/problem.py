@@ -20,6 +20,7 @@ from .measure import measure_of
 from .pair import like_parameters, quiet, unwrapped
 from .plates import Plates, find_plates, refuse_shared, row_log_prob
 from .sites import PARTICLES, LogProbs, Program, Site, check_pair, latent_sites, observed_sites, sample_sites, sum_terms
+from .structured import on_tensors
 from .support import check_support, takes_missing
 from .user_errors import GUIDE, MODEL, explained
 
@@ -59,7 +60,8 @@ class Problem:
             DataError, ShapeError, SupportError: rows that are not finite, of another shape, or outside the support.
             ProgramError: a pair that cannot be treated row by row.
         """
-        args = rows_of(model, guide, x, *context, missing=missing)
+        model, guide, args = on_tensors(model, guide, x, *context)
+        args = rows_of(model, guide, *args, missing=missing)
         with quiet(model, guide, seed=seed, device=args[0].device):
             return cls.checked(model, guide, *args)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from .pair import quiet
 from .plates import data_plate, refuse_shared
 from .problem import rows_of
 from .sites import Program, Site, sample_sites
+from .structured import on_tensors
 from .user_errors import MODEL, explained
 
 Batch = tuple[Tensor, ...]
@@ -65,9 +66,11 @@ def simulate(model: Program, x: Any, *context: Any, seed: int = 0) -> Simulated:
         >>> drawn.x.shape, drawn.latents["z"].shape
         (torch.Size([3]), torch.Size([3]))
     """
-    args = rows_of(model, None, x, *context, missing=True)  # a template may be what is not there
-    with quiet(model):
-        return draw(model, args, seed)
+    flat, _, args = on_tensors(model, None, x, *context)
+    args = rows_of(flat, None, *args, missing=True)  # a template may be what is not there
+    with quiet(flat):
+        drawn = draw(flat, args, seed)
+    return drawn if flat is model else replace(drawn, args=flat.restore(drawn.args))
 
 
 def draw(model: Program, args: Batch, seed: int, *block: int) -> Simulated:

@@ -205,8 +205,8 @@ def full_precision(said: str, msg: Message | None, args: tuple[Any, ...]) -> str
 def one_plate(said: str, msg: Message | None, args: tuple[Any, ...]) -> str:
     name = msg["name"] if msg else "data"
     return (
-        f"Two plates, or sites, have that name. Make the plate once, plate = pyro.plate({name!r}, len(x)), and enter it wherever it "
-        "is needed; give sites names of their own."
+        f"Two plates, or sites, have that name. Make the plate once, plate = pyro.plate({name!r}, len(x)), and enter it where "
+        "it is needed; give sites names of their own."
     )
 
 

@@ -15,10 +15,12 @@ from pyro_vae.common.device import resolve_device
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.random import seeded
 from pyro_vae.data.arrays import batch_of, read_once
+from pyro_vae.data.structures import is_structure
 from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.objectives.scheduled import Scheduled
 from pyro_vae.programs.arguments import argument_dtypes
 from pyro_vae.programs.pair import like_parameters, owners, programs
+from pyro_vae.programs.structured import on_tensors, refuse_structure, tensors_as
 from pyro_vae.programs.support import check_support, takes_missing
 from pyro_vae.training.engines.choose import choose_engine
 from pyro_vae.training.engines.multi_step import choose_multi_step
@@ -144,6 +146,10 @@ def fit(
     """
     model, guide = programs(vae)
     modules = owners(vae, model, guide)
+    if transform is not None:
+        refuse_structure(x, "fit with a transform")
+    given = 1 + len(context)
+    model, guide, (x, *context) = on_tensors(model, guide, x, *context)
     model_device = move(modules, device)
     missing = missing or takes_missing(vae, model, guide)
     x, *context = [read_once(a) for a in (x, *context)]
@@ -152,7 +158,12 @@ def fit(
     rows = convert(x, *context, device=conversion_device(x, model_device))
     train, source = choose_batch_source(rows, model_device or rows[0].device)
     if validation is not None:
-        parts = validation if isinstance(validation, tuple) else (validation,)
+        parts = (
+            validation
+            if isinstance(validation, tuple) and not (given == 1 and is_structure(validation))
+            else (validation,)
+        )
+        parts = tensors_as(model, *parts)
         validation = convert(*parts, name="validation x", device=model_device)
     data = TrainingData(train, source, resolve_batch_size(batch_size, len(train[0])), validation, transform)
     options = TrainingOptions(epochs, schedule, patience, seed, bad_steps, scheduled, on_step)

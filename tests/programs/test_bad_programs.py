@@ -153,7 +153,7 @@ def test_the_number_is_that_of_the_plain_pair(number):
 
 @pytest.mark.parametrize(("model", "guide"), UNSIZED.values(), ids=UNSIZED)
 def test_a_size_in_one_program_alone_is_found_before_training(model, guide):
-    with pytest.raises(ProgramError, match="plates differ: 'data' (without a|of) size"):
+    with pytest.raises(ProgramError, match=r"plates differ: 'data' (without a|of) size"):
         fit((model, guide), X, epochs=1, verbose=False)
 
 
