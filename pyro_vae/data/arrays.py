@@ -86,12 +86,12 @@ def batch_of(
         DataError, ShapeError: as :func:`as_rows` and :func:`same_rows`.
     """
     device = device if device is not None or like is None else like.device
-    of_x, *of_context = [*(dtypes or [None]), *[None] * len(context)]
-    rows = as_rows(x, name, of_x or (None if like is None else like.dtype), device, missing)
+    wanted: Dtypes = (dtypes or (None,)) + (None,) * len(context)
+    rows = as_rows(x, name, wanted[0] or (None if like is None else like.dtype), device, missing)
     parameters = torch.get_default_dtype() if like is None else like.dtype
     floats = rows.dtype if rows.is_floating_point() else parameters
-    of_context = [of_context[i] or integer_dtype(c) or floats for i, c in enumerate(context)]
-    contexts = [as_rows(c, f"{name}: context {i}", of_context[i], rows.device) for i, c in enumerate(context)]
+    chosen = [wanted[1 + i] or integer_dtype(c) or floats for i, c in enumerate(context)]
+    contexts = [as_rows(c, f"{name}: context {i}", chosen[i], rows.device) for i, c in enumerate(context)]
     same_rows(rows, *contexts)
     return (rows, *contexts)
 

@@ -78,7 +78,10 @@ def fit(
 
     Args:
         vae: a :class:`VAE`, any object with ``model`` and ``guide``, or a tuple ``(model, guide)`` of Pyro programs.
-        x: data ``(N, *event)``: a tensor, an array, anything :func:`~pyro_vae.data.as_rows` takes.
+        x: data ``(N, *event)``: a tensor, an array, anything :func:`~pyro_vae.data.as_rows` takes; or several with N rows
+            each in a dict, a named tuple or a ``PackedSequence``, which the programs take as such
+            (:func:`~pyro_vae.data.structures.is_structure`). Whole numbers stay whole where the programs want them so, as an
+            embedding does (:func:`~pyro_vae.programs.arguments.argument_dtypes`).
         *context: what the programs take beside x, each with N rows.
         validation: x to validate on, or a tuple ``(x, *context)``.
         objective: any :class:`pyro.infer.ELBO`; ``Trace_ELBO()`` by default.
@@ -149,13 +152,13 @@ def fit(
     if transform is not None:
         refuse_structure(x, "fit with a transform")
     given = 1 + len(context)
-    model, guide, (x, *context) = on_tensors(model, guide, x, *context)
+    model, guide, args = on_tensors(model, guide, x, *context)
     model_device = move(modules, device)
     missing = missing or takes_missing(vae, model, guide)
-    x, *context = [read_once(a) for a in (x, *context)]
-    dtypes = argument_dtypes(model, guide, x, *context, device=model_device)
+    x, *rest = [read_once(a) for a in args]
+    dtypes = argument_dtypes(model, guide, x, *rest, device=model_device)
     convert = partial(batch_of, like=like_parameters(model, guide), missing=missing, dtypes=dtypes)
-    rows = convert(x, *context, device=conversion_device(x, model_device))
+    rows = convert(x, *rest, device=conversion_device(x, model_device))
     train, source = choose_batch_source(rows, model_device or rows[0].device)
     if validation is not None:
         parts = (

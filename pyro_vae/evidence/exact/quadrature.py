@@ -79,9 +79,9 @@ def quadrature(
     """
     if not tol > 0 or chunk_size < 1:
         raise UsageError(f"tol and chunk_size must be above 0, got {tol} and {chunk_size}")
-    model, guide, (x, *context) = on_tensors(model, guide, x, *context)
+    model, guide, args = on_tensors(model, guide, x, *context)
     with quiet(model, guide, seed=seed):
-        joint = Joint(model, guide, x, tuple(context), missing, unconstrained=True)
+        joint = Joint(model, guide, args[0], args[1:], missing, unconstrained=True)
         dims = joint.dims
         if dims > MAX_DIMS:
             sizes = ", ".join(f"{layout.name!r} {layout.size}" for layout in joint.layouts)
