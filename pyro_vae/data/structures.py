@@ -47,7 +47,7 @@ def is_structure(x: Any) -> bool:
 
 def is_named_tuple(x: Any) -> bool:
     """Return whether x is a tuple with names, of which a ``PackedSequence`` is one."""
-    return isinstance(x, tuple) and hasattr(x, "_fields")
+    return isinstance(x, tuple) and hasattr(type(x), "__match_args__")
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def leaves(x: Any, name: str) -> Iterator[tuple[str, Tensor]]:
         for key, part in x.items():
             yield from leaves(part, f"{name}[{key!r}]")
     elif is_named_tuple(x):
-        for field, part in zip(x._fields, x, strict=True):
+        for field, part in zip(type(x).__match_args__, x, strict=True):
             yield from leaves(part, f"{name}.{field}")
     elif is_structure(x):
         for i, part in enumerate(x):
