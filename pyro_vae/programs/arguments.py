@@ -54,7 +54,11 @@ def argument_dtypes(
 def holds(x: Any, floats: torch.dtype) -> bool:
     """Return whether a float dtype holds all of these whole numbers."""
     numbers = x if isinstance(x, Tensor) else real_array(x, "x")
-    if isinstance(numbers, Tensor) and numbers.dtype in (torch.uint16, torch.uint32, torch.uint64):  # torch has no maximum of them
+    if isinstance(numbers, Tensor) and numbers.dtype in (
+        torch.uint16,
+        torch.uint32,
+        torch.uint64,
+    ):  # torch has no maximum of them
         numbers = numbers.to(torch.int64)
     return max(abs(int(numbers.max())), abs(int(numbers.min()))) <= EXACT.get(floats, 0)
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_vae.errors import ProgramError
-
-if TYPE_CHECKING:
-    from .problem import Problem
 
 ROWS = 2  # that are run again
 CLOSE = 1e-4  # relative to log p, or in nats where it is small: what rounding leaves (sums on a GPU are in any order)
@@ -34,10 +31,10 @@ def differing(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Iterato
             yield name
 
 
-def refuse_random(problem: Problem, seed: int = 0, guide: bool = False) -> None:
+def refuse_random(problem: Any, seed: int = 0, guide: bool = False) -> None:
     """Refuse a model that gives the same latents two densities, when the random state is another.
 
-    Runs guide and model twice on the first rows, in eval mode, on the same draws and two random streams of their own. A guide
+    `problem` is a :class:`~pyro_vae.programs.problem.Problem`. Runs guide and model twice on the first rows, in eval mode, on the same draws and two random streams of their own. A guide
     that draws its parameters (a semi-amortized one, dropout) and then z of them gives right importance weights, as the mean
     of p(x, z) / q(z | x, e) over e and z is p(x): with `guide`, it is refused, too, where q is scored at draws of another run.
 
