@@ -34,9 +34,10 @@ def differing(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Iterato
 def refuse_random(problem: Any, seed: int = 0, guide: bool = False) -> None:
     """Refuse a model that gives the same latents two densities, when the random state is another.
 
-    `problem` is a :class:`~pyro_vae.programs.problem.Problem`. Runs guide and model twice on the first rows, in eval mode, on the same draws and two random streams of their own. A guide
-    that draws its parameters (a semi-amortized one, dropout) and then z of them gives right importance weights, as the mean
-    of p(x, z) / q(z | x, e) over e and z is p(x): with `guide`, it is refused, too, where q is scored at draws of another run.
+    `problem` is a :class:`~pyro_vae.programs.problem.Problem`. Runs guide and model twice on the first rows, in eval mode, on
+    the same draws and two random streams of their own. A guide that draws its parameters (a semi-amortized one, dropout) and
+    then z of them gives right importance weights, as the mean of p(x, z) / q(z | x, e) over e and z is p(x): with `guide`, it
+    is refused, too, where q is scored at draws of another run.
 
     Raises:
         ProgramError: names the program and the site.
