@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from typing import Any
@@ -65,3 +66,39 @@ def seen_mask(fn: Any) -> Any:
     """Read the mask of a distribution off its density, which is 0 where the mask is off; the public way."""
     value = fn.sample()
     return (fn.log_prob(value) != 0) | (fn.base_dist.log_prob(value) == 0)
+
+
+def message_at(error: BaseException) -> Mapping[str, Any] | None:
+    """Return the message of the sample site that an error came up at, from the frames that it passed; None between sites.
+
+    Example:
+        >>> import pyro, torch
+        >>> try:
+        ...     with pyro.plate("data", 5):
+        ...         pyro.sample("z", pyro.distributions.Normal(torch.zeros(3), 1.0))
+        ... except ValueError as error:
+        ...     message_at(error)["name"]
+        'z'
+    """
+    messages = [f.f_locals.get("msg") for f, _ in traceback.walk_tb(error.__traceback__) if of_pyro(f)]
+    return next((m for m in reversed(messages) if isinstance(m, dict) and m.get("type") == "sample"), None)
+
+
+def of_pyro(frame: Any) -> bool:
+    """Return whether a frame runs Pyro's own code."""
+    return str(frame.f_globals.get("__name__", "")).startswith("pyro.")
+
+
+def as_raised(error: Exception) -> Exception:
+    """Return what a program raised, without the table of shapes that ``poutine.trace`` puts in its place.
+
+    It makes a new error of the same class from the message alone, which fails for a class that takes other arguments.
+    """
+    cause, context = error.__cause__, error.__context__
+    if type(cause) is type(error) and "Trace Shapes:" in str(error).removeprefix(str(cause)):
+        return as_raised(cause)
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if of_pyro(frame)]
+    names = [frame.f_globals["__name__"] for frame in frames[-1:]]
+    if isinstance(context, ValueError | RuntimeError) and names == ["pyro.poutine.trace_messenger"]:
+        return as_raised(context)
+    return error

@@ -13,6 +13,7 @@ from torch import Tensor
 from pyro_vae.errors import DataConversionWarning, DataError, ShapeError
 
 AT_ONCE = 2**24  # numbers that are checked at a time
+Dtypes = tuple[torch.dtype | None, ...]
 NUMERIC = "biuf"  # numpy's kinds: bool, int, unsigned, float
 ARRAYS = ("__array__", "__array_interface__", "to_numpy", "__dlpack__")
 GAPS = (
@@ -67,6 +68,7 @@ def batch_of(
     like: Tensor | None = None,
     device: torch.device | str | None = None,
     missing: bool = False,
+    dtypes: Dtypes | None = None,
 ) -> tuple[Tensor, ...]:
     """Convert x and its contexts to what programs take: as many rows each, in the dtype and on the device of `like`.
 
@@ -77,14 +79,19 @@ def batch_of(
         like: a parameter of the programs; None leaves x's dtype and device to x.
         device: where to, in place of `like`'s device; without either, contexts go where x is.
         missing: x may hold NaN, for what was not observed; contexts may not.
+        dtypes: of x and of each context, in place of those (None: as without), as
+            :func:`~pyro_vae.programs.arguments.argument_dtypes` chooses them.
 
     Raises:
         DataError, ShapeError: as :func:`as_rows` and :func:`same_rows`.
     """
     device = device if device is not None or like is None else like.device
-    rows = as_rows(x, name, None if like is None else like.dtype, device, missing)
-    dtypes = [integer_dtype(c) or rows.dtype for c in context]
-    contexts = [as_rows(c, f"{name}: context {i}", dtypes[i], rows.device) for i, c in enumerate(context)]
+    wanted: Dtypes = (dtypes or (None,)) + (None,) * len(context)
+    rows = as_rows(x, name, wanted[0] or (None if like is None else like.dtype), device, missing)
+    parameters = torch.get_default_dtype() if like is None else like.dtype
+    floats = rows.dtype if rows.is_floating_point() else parameters
+    chosen = [wanted[1 + i] or integer_dtype(c) or floats for i, c in enumerate(context)]
+    contexts = [as_rows(c, f"{name}: context {i}", chosen[i], rows.device) for i, c in enumerate(context)]
     same_rows(rows, *contexts)
     return (rows, *contexts)
 
@@ -93,6 +100,18 @@ def integer_dtype(x: Any) -> torch.dtype | None:
     """Return the dtype of whole numbers and booleans, which labels keep; None for anything else."""
     source = x if isinstance(x, Tensor) else torch.from_numpy(np.zeros(0, real_array(x, "context").dtype))
     return None if source.is_floating_point() or source.is_complex() else source.dtype
+
+
+def head_of(x: Any, rows: int) -> Any:
+    """Take the first rows of anything that :func:`as_rows` takes, where that is cheap; else all of it."""
+    if hasattr(x, "iloc"):
+        return x.iloc[:rows]
+    return x[:rows] if isinstance(x, Tensor | np.ndarray) and x.ndim else x
+
+
+def read_once(x: Any, name: str = "x") -> Any:
+    """Read the rows of a data set that hands them out one by one, as an array; return any other x as it is."""
+    return real_array(x, name) if is_items(x) else x
 
 
 def same_rows(x: Tensor, *context: Tensor) -> None:
@@ -119,6 +138,11 @@ def convert(
     missing = missing and target.is_floating_point  # whole numbers have no NaN
     check_finite(rows, name, missing=missing)
     converted = rows.to(device=device, dtype=target)
+    if rows.is_floating_point() and not target.is_floating_point and not torch.equal(converted.to(rows.dtype), rows):
+        bad = converted.to(rows.dtype) != rows
+        raise DataError(
+            f"{name} holds fractions, where the programs take whole numbers, in {format_rows(bad)}. Round it."
+        )
     if converted.dtype != rows.dtype:
         when, hint = f" once converted from {rows.dtype} to {target}", "Rescale x, or pass a wider dtype."
         check_finite(converted, name, when, hint, missing)

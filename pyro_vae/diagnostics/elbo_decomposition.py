@@ -15,6 +15,7 @@ from pyro_vae.evidence.estimate import format_nats
 from pyro_vae.programs.pair import quiet
 from pyro_vae.programs.problem import Problem, rows_of
 from pyro_vae.programs.sites import Program
+from pyro_vae.programs.structured import on_tensors
 
 from .aggregate_posterior import PROBES, Chunk, PosteriorForm, aggregate, form_of, posteriors, scored
 from .latent_usage import ACTIVE, Units, as_particles, join, moments
@@ -188,7 +189,8 @@ def decompose(
         raise UsageError(
             f"num_samples must be at least 2 (for its own error) and chunk_size 1, got {num_samples}, {chunk_size}"
         )
-    args = rows_of(model, guide, x, *context, missing=missing)
+    model, guide, args = on_tensors(model, guide, x, *context)
+    args = rows_of(model, guide, *args, missing=missing)
     with quiet(model, guide, seed=seed, device=args[0].device):
         problem = Problem.checked(model, guide, *args)
         form = form_of(problem.rows(slice(PROBES)))

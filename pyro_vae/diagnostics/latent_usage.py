@@ -18,6 +18,7 @@ from pyro_vae.programs.pair import quiet
 from pyro_vae.programs.plates import Plates
 from pyro_vae.programs.problem import Problem, Sites
 from pyro_vae.programs.sites import Program, Site, latent_sites
+from pyro_vae.programs.structured import on_tensors
 from pyro_vae.programs.units import by_row, closed_kl, masked, univariate
 
 ACTIVE = 0.01  # Burda's threshold on Var_x(E[z | x])
@@ -181,6 +182,7 @@ def latents(
             "num_samples must be at least 2 (for its own noise), batch and chunk_size at least 1; "
             f"got {num_samples}, {batch}, {chunk_size}"
         )
+    model, guide, args = on_tensors(model, guide, *args)
     with quiet(model, guide, seed=seed, device=args[0].device):
         problem = Problem.on_first_row(model, guide, *args)
         parts = [measured(some, num_samples) for some in problem.split(chunk_size // num_samples)]

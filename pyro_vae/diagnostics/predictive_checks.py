@@ -14,10 +14,12 @@ from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.data.arrays import batch_of
 from pyro_vae.errors import DataError, ShapeError, UsageError
 from pyro_vae.evidence.imputation import Particles
+from pyro_vae.programs.arguments import argument_dtypes
 from pyro_vae.programs.pair import like_parameters, quiet
 from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.simulate import draw, replicated, was_observed
 from pyro_vae.programs.sites import Program, observed_sites
+from pyro_vae.programs.structured import refuse_structure
 
 Statistic = Callable[[Tensor], Tensor]
 RECONSTRUCTION = "log p(x | z)"
@@ -194,7 +196,9 @@ def posterior_predictive_check(
             f"num_draws, num_particles and chunk_size must be 1 or more, got {num_draws}, {num_particles} and {chunk_size}"
         )
     chosen = STATISTICS if statistics is None else statistics
-    args = batch_of(x, *context, like=like_parameters(model, guide))
+    refuse_structure(x, "a predictive check")
+    dtypes = argument_dtypes(model, guide, x, *context)
+    args = batch_of(x, *context, like=like_parameters(model, guide), dtypes=dtypes)
     observed = {name: evaluated(name, t, args[0]) for name, t in chosen.items()}
     with quiet(model, guide, seed=seed, device=args[0].device):
         problem = Problem.checked(model, guide, *args)
@@ -254,7 +258,8 @@ def prior_predictive_check(
     if min(num_draws, chunk_size) < 1:
         raise UsageError(f"num_draws and chunk_size must be 1 or more, got {num_draws} and {chunk_size}")
     chosen = STATISTICS if statistics is None else statistics
-    args = batch_of(x, *context, like=like_parameters(model))
+    refuse_structure(x, "a predictive check")
+    args = batch_of(x, *context, like=like_parameters(model), dtypes=argument_dtypes(model, None, x, *context))
     rows, shape = len(args[0]), args[0].shape
     observed = {name: evaluated(name, t, args[0]) for name, t in chosen.items()}
     values: dict[str, list[Tensor]] = {name: [] for name in chosen}
@@ -283,6 +288,7 @@ def replications(particles: Particles, draws: int, resample: bool) -> tuple[Tens
 
 def evaluated(name: str, statistic: Statistic, x: Tensor, dims: tuple[int, ...] = (0, 1)) -> Tensor:
     """T(x) in float64: ``(rows,)``, or one number of all rows, whichever `dims` allow."""
+    x = x if x.is_floating_point() else x.to(torch.get_default_dtype())  # whole numbers have no mean
     value = torch.as_tensor(statistic(x)).detach().to("cpu", torch.float64)
     if value.shape not in ((len(x),), ()) or value.dim() not in dims:
         raise ShapeError(

@@ -17,6 +17,7 @@ from pyro_vae.programs.plates import Plates
 from pyro_vae.programs.problem import Problem, rows_of
 from pyro_vae.programs.simulate import Simulated, draw
 from pyro_vae.programs.sites import Program, Site, check_pair, sample_sites, with_values
+from pyro_vae.programs.structured import on_tensors
 
 from .rank_uniformity import Band, band, cumulative, holm, moments, p_values
 
@@ -182,7 +183,8 @@ def simulation_based_calibration(
             f"wanted num_rows of 2 or more, num_draws and chunk_size of 1 or more and a level between 0 and 1; got "
             f"{num_rows}, {num_draws}, {chunk_size} and {level}"
         )
-    template = rows_of(model, guide, x, *context, missing=True)
+    model, guide, args = on_tensors(model, guide, x, *context)
+    template = rows_of(model, guide, *args, missing=True)
     turns = torch.arange(num_rows, device=template[0].device) % len(template[0])
     blocks, parts = turns.split(max(1, chunk_size // num_draws)), []
     with quiet(model, guide, seed=seed, device=template[0].device):

@@ -16,6 +16,7 @@ from pyro_vae.programs.pair import programs
 from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.reach import check_reach
 from pyro_vae.programs.sites import Site
+from pyro_vae.programs.structured import refuse_structure
 
 
 @suggest_keywords
@@ -85,6 +86,7 @@ def in_chunks(
     if num < 1 or chunk_size < 1:
         raise UsageError(f"num_samples and chunk_size must be at least 1, got {num} and {chunk_size}")
     model, guide = programs(vae)
+    refuse_structure(x, "imputation")
     problem = Problem.of(model, guide, x, *c, seed=seed, missing=True)  # the likelihood says whether it takes NaN
     with problem.quiet(seed):
         check_reach(problem)

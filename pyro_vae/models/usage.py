@@ -17,6 +17,7 @@ from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.random import seeded
 from pyro_vae.data.arrays import batch_of
 from pyro_vae.errors import ProgramError, UsageError
+from pyro_vae.programs.arguments import argument_dtypes
 from pyro_vae.programs.pair import evaluation_mode, like_parameters, without_validation
 from pyro_vae.programs.support import MASK, takes_missing
 
@@ -124,7 +125,8 @@ def _decode(vae: HasParts, z: Tensor, *c: Tensor) -> Tensor:
 
 def _rows(vae: HasParts, *arrays: Any) -> tuple[Tensor, ...]:
     missing = takes_missing(vae, vae.prior, vae.likelihood, vae.posterior)
-    return batch_of(*arrays, like=like_parameters(vae), missing=missing)
+    dtypes = argument_dtypes(vae.model, vae.guide, *arrays) if hasattr(vae, "model") and hasattr(vae, "guide") else None
+    return batch_of(*arrays, like=like_parameters(vae), missing=missing, dtypes=dtypes)
 
 
 def _mean(d: TorchDistributionMixin, role: str) -> Tensor:

@@ -14,14 +14,15 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
 from pyro_vae.common.keywords import suggest_keywords
-from pyro_vae.errors import ProgramError, ShapeError
+from pyro_vae.errors import ProgramError, PyroVAEError, ShapeError
 
 from .check_parameters import ghost_training, gradients, modules, named_parameters, shared
 from .findings import CheckReport, Finding, ProgramTrace, run
 from .pair import quiet
-from .plates import frames_of
+from .plates import WITHOUT_SIZE, frames_of
 from .proposal_guide import weighable
 from .sites import Program, Site, observed_sites, proposal_sites
+from .structured import on_tensors
 from .support import MASK, bare, base_name, describe, format_support, moves, rows_inside
 
 
@@ -59,6 +60,7 @@ def check(model: Program, guide: Program, *batch: Any, others: Iterable[Any] = (
         ✗ site 'w': it is in the guide but is no latent of the model. Fix: rename it ...
     """
     others = list(others)
+    model, guide, batch = on_tensors(model, guide, *batch)
     device = next((a.device for a in batch if isinstance(a, Tensor)), torch.device("cpu"))
     owned = [module for other in others for module in modules(other)]
     store = pyro.get_param_store()
@@ -106,8 +108,7 @@ def stopped(done: ProgramTrace, rows: int | None) -> list[Finding]:
     if done.stopped is None:
         return []
     if not (m := MISMATCH.search(str(done.stopped))):
-        error = f"{type(done.stopped).__name__}: {str(done.stopped).strip()[:400]}".rstrip(".")
-        return [Finding("run", done.program, f"it does not run on this batch: {error}", "make it run on its own first")]
+        return [Finding("run", done.program, format_stop(done), "make it run on its own first")]
     plate, site, dim, size, came = m.groups()
     what = f"in the {done.program} it has size {came} in dimension {dim}, where the plate {plate!r} has size {size}"
     if rows is not None and int(size) != rows:
@@ -115,6 +116,20 @@ def stopped(done: ProgramTrace, rows: int | None) -> list[Finding]:
         return [Finding("plate", f"site {site!r}", what, fix)]
     fix = f"{DECLARE.format(1)}, or give the distribution one batch entry a row"
     return [Finding("event", f"site {site!r}", what, fix)]
+
+
+def format_stop(done: ProgramTrace) -> str:
+    """Say what a program raised and where: what is advised is part of the error, where it is one of ours."""
+    error, said = done.stopped, str(done.stopped).strip().rstrip(".")
+    if isinstance(error, PyroVAEError):
+        return (
+            said.removeprefix(f"the {done.program}")
+            .removeprefix(", ")
+            .strip()
+            .replace("does not run", "it does not run", 1)
+        )
+    notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+    return f"it does not run on this batch: {type(error).__name__}: {said[:400]}{notes}"
 
 
 def unpaired(p: ProgramTrace, q: ProgramTrace, batch: tuple[Any, ...]) -> Iterator[Finding]:
@@ -174,7 +189,7 @@ def unplated(p: ProgramTrace, q: ProgramTrace, rows: int | None) -> Iterator[Fin
         elif data not in stack:
             fix = "move it into the plate, or make it a parameter (pyro.param)"
             yield Finding("plate", where, f"it lies outside the plate {data!r}: it is shared by all rows", fix)
-        elif rows is not None and (size := stack[data].size) != rows:
+        elif rows is not None and (size := stack[data].size) not in (rows, WITHOUT_SIZE):
             fix = f"pyro.plate({data!r}, len(x))"
             yield Finding("plate", where, f"its plate {data!r} has size {size}, the batch {rows} rows", fix)
         for program, site in sites.items():
@@ -182,7 +197,8 @@ def unplated(p: ProgramTrace, q: ProgramTrace, rows: int | None) -> Iterator[Fin
 
 
 def format_plates(stack: dict[str, CondIndepStackFrame]) -> str:
-    return ", ".join(sorted(f"{f.name!r} of size {f.size} at dim {f.dim}" for f in stack.values())) or "none"
+    sizes = {name: "without a size" if f.size == WITHOUT_SIZE else f"of size {f.size}" for name, f in stack.items()}
+    return ", ".join(sorted(f"{f.name!r} {sizes[f.name]} at dim {f.dim}" for f in stack.values())) or "none"
 
 
 def undeclared(where: str, program: str, site: Site) -> Iterator[Finding]:

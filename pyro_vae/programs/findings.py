@@ -12,6 +12,7 @@ from pyro import poutine
 from pyro_vae.errors import ProgramError, PyroVAEError, ShapeError, SupportError
 
 from .sites import Site, latent_sites, sample_sites
+from .user_errors import explained
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,8 @@ def run(program: str, function: Callable[..., Any], batch: tuple[Any, ...]) -> P
     stopped = None
     with poutine.trace() as tracer:
         try:
-            function(*batch)
+            with explained(f"the {program}", *batch):
+                function(*batch)
         except Exception as error:
             stopped = error
     return ProgramTrace(program, tracer.trace, stopped)

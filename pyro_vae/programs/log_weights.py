@@ -9,6 +9,7 @@ from torch import Tensor
 from .pair import without_validation
 from .problem import Problem
 from .sites import Program
+from .structured import on_tensors
 
 
 def log_weights(
@@ -48,6 +49,7 @@ def log_weights(
         >>> log_weights(model, exact_posterior, x, num_particles=2)   # the exact posterior makes every weight p(x)
         tensor([[-1.2655, -1.5155], [-1.2655, -1.5155]])
     """
+    model, guide, args = on_tensors(model, guide, *args)
     with without_validation():  # torch's names no row, and stops where a density is 0: ours does neither
         problem = Problem.unprobed(model, guide, args, kwargs).probed(vectorize_particles)
         return problem.log_probs(num_particles).log_w

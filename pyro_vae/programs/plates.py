@@ -15,6 +15,8 @@ from pyro_vae.errors import NoWeightError, ProgramError
 
 from .sites import Program, Site, check_sites, proposal_sites, trace_pair
 
+WITHOUT_SIZE = -1  # of ``pyro.plate("data")``: the rows are as many as the values have
+
 
 @dataclass(frozen=True)
 class Plates:
@@ -117,7 +119,25 @@ def data_plate(sites: Mapping[str, Site]) -> CondIndepStackFrame:
         )
     widest = max(plates, key=lambda name: sum(name in stack for stack in stacks.values()))
     outside = next(name for name, stack in stacks.items() if widest not in stack)
+    if stacks[outside]:
+        raise ProgramError(
+            f"site {outside!r} lies in the plate {min(stacks[outside])!r}, others in {widest!r}: which of them runs over "
+            'the rows of the data is open. Put all sites of model and guide in one plate of the same name, "data".'
+        )
     raise ProgramError(
         f"site {outside!r} lies outside the plate {widest!r}: it is shared by all rows, so log p(x) does not split "
         "into rows. Move it into the plate, make it a parameter (pyro.param), or score the pair with Pyro's Trace_ELBO."
     )
+
+
+def refuse_shared(name: str, site: Site, data: str, rows: int) -> None:
+    """Refuse a latent with one draw for all rows, which a plate without a size lets pass."""
+    frame = frames_of(site).get(data)
+    if rows == 1 or frame is None or frame.dim is None or frame.size != WITHOUT_SIZE:
+        return
+    shape, dim = site["value"].shape, frame.dim - site["fn"].event_dim
+    if len(shape) < -dim or shape[dim] != rows:
+        raise ProgramError(
+            f"site {name!r} has one value of shape {tuple(shape)} for all {rows} rows: the plate {data!r} has no size, so "
+            f"that nothing expands it. Fix: pyro.plate({data!r}, len(x))."
+        )

@@ -12,17 +12,20 @@ import torch
 from pyro import plate, poutine
 from torch import Tensor
 
-from pyro_vae.data.arrays import batch_of
+from pyro_vae.data.arrays import batch_of, read_once
 
+from .arguments import argument_dtypes
 from .latent_masks import check_same_masks
 from .masked_latents import check_masks
 from .measure import measure_of
 from .pair import like_parameters, quiet, unwrapped
-from .plates import Plates
+from .plates import Plates, refuse_shared
 from .proposal_guide import RefusedGuide, as_proposal, as_trained, check_masks_of_rows, on_fewest_rows, refuse_unweighed
 from .sites import PARTICLES, LogProbs, Program, Site, check_pair, latent_sites, observed_sites, sample_sites, sum_terms
+from .structured import on_tensors
 from .support import check_support, takes_missing
 from .unconstrained import SubstituteLatents
+from .user_errors import GUIDE, MODEL, explained
 from .validity import score_sites
 from .vectorize import (
     MODES,
@@ -77,7 +80,8 @@ class Problem:
             DataError, ShapeError, SupportError: rows that are not finite, of another shape, or outside the support.
             ProgramError: a pair that cannot be treated row by row.
         """
-        args = rows_of(model, guide, x, *context, missing=missing)
+        model, guide, args = on_tensors(model, guide, x, *context)
+        args = rows_of(model, guide, *args, missing=missing)
         with quiet(model, guide, seed=seed, device=args[0].device):
             return cls.checked(model, guide, *args)
 
@@ -185,8 +189,17 @@ class Problem:
             program = poutine.condition(program, data=dict(at))
         elif isinstance(at, poutine.Trace):
             program = poutine.replay(program, trace=at)
-        with at if isinstance(at, SubstituteLatents) else nullcontext(), plates:
+        with (
+            explained(self.role(program), *args),
+            at if isinstance(at, SubstituteLatents) else nullcontext(),
+            plates,
+        ):
             return poutine.trace(program).get_trace(*args, **self.kwargs)
+
+    def role(self, program: Program) -> str:
+        """Name a program in messages, with or without handlers around it."""
+        wrapped = list(unwrapped(program))
+        return MODEL if self.model in wrapped else GUIDE if self.guide in wrapped else "the program"
 
     def loop(self, program: Program, particles: int, at: Latents | SubstituteLatents | None) -> poutine.Trace:
         """Trace a program K times, for one particle each; join what comes out."""
@@ -224,6 +237,8 @@ class Problem:
 
         A ProgramError for invalid parameters; it names the `program` ("model", "guide") if that is given.
         """
+        for name, site in sites.items():
+            refuse_shared(name, site, self.plates.data, len(self))
         return score_sites(sites, self.plates, first=self.first, program=program, checked=self.inside)
 
     def log_prob(self, sites: Mapping[str, Site], program: str = "") -> Tensor:
@@ -252,4 +267,6 @@ def rows_of(
 ) -> tuple[Tensor, ...]:
     """Convert x and contexts to the pair's dtype and device; NaN in x passes if `missing`, or if a module declares so."""
     missing = missing or takes_missing(model, guide)
-    return batch_of(x, *context, like=like_parameters(model, guide), device=device, missing=missing)
+    args = [read_once(a) for a in (x, *context)]
+    dtypes = argument_dtypes(model, guide, *args, device=device)
+    return batch_of(*args, like=like_parameters(model, guide), device=device, missing=missing, dtypes=dtypes)

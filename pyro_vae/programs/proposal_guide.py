@@ -201,7 +201,7 @@ def on_fewest_rows(run: Callable[..., T], guide: Program, args: Sequence[Tensor]
         if error.own != len(args[0]):
             raise OwnRowsError(error.plate, error.own, len(args[0])) from None
     except (ValueError, RuntimeError) as error:
-        if isinstance(error, PyroVAEError) or not has_own_rows(guide, args):
+        if (isinstance(error, PyroVAEError) and error.__cause__ is None) or not has_own_rows(guide, args):
             raise
     return run(*args), len(args[0])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,9 +16,11 @@ from pyro_vae.common.random import seeded
 from pyro_vae.errors import ProgramError, ShapeError
 
 from .pair import quiet
-from .plates import data_plate
+from .plates import data_plate, refuse_shared
 from .problem import rows_of
 from .sites import Program, Site, sample_sites
+from .structured import on_tensors
+from .user_errors import MODEL, explained
 from .validity import ValidParameters
 
 Batch = tuple[Tensor, ...]
@@ -65,18 +67,24 @@ def simulate(model: Program, x: Any, *context: Any, seed: int = 0) -> Simulated:
         >>> drawn.x.shape, drawn.latents["z"].shape
         (torch.Size([3]), torch.Size([3]))
     """
-    args = rows_of(model, None, x, *context, missing=True)  # a template may be what is not there
-    with quiet(model):
-        return draw(model, args, seed)
+    flat, _, args = on_tensors(model, None, x, *context)
+    args = rows_of(flat, None, *args, missing=True)  # a template may be what is not there
+    with quiet(flat):
+        drawn = draw(flat, args, seed)
+    return drawn if flat is model else replace(drawn, args=flat.restore(drawn.args))
 
 
 def draw(model: Program, args: Batch, seed: int, *block: int) -> Simulated:
     """:func:`simulate` on tensors, with the noise of one block, twice: a model that reads x draws another x from it."""
 
     def once(args: Batch) -> tuple[dict[str, Site], Batch]:
-        with seeded(seed, *block, device=args[0].device), ValidParameters("model"):
+        with seeded(seed, *block, device=args[0].device), explained(MODEL, *args), ValidParameters("model"):
             sites = sample_sites(poutine.trace(poutine.uncondition(model)).get_trace(*args))
-        data_plate(sites)  # refuses, by site, a latent that rows share: its draw for one row would be others', too
+        plate = data_plate(
+            sites
+        )  # refuses, by site, a latent that rows share: its draw for one row would be others', too
+        for name, site in sites.items():
+            refuse_shared(name, site, plate.name, len(args[0]))
         return sites, tuple(replicated(args, sites))
 
     sites, drawn = once(args)

@@ -17,10 +17,11 @@ from pyro_vae.errors import ProgramError, ShapeError
 
 from .latent_masks import check_same_masks
 from .one_measure import check_measure
+from .user_errors import GUIDE, MODEL, explained
 
 Program = Callable[..., Any]
 Site = dict[str, Any]
-PARTICLES = "_particles"  # a name that no program of a user's has
+PARTICLES = "particles of pyro_vae"  # a program may have a plate called "particles" of its own
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,13 @@ def sum_terms(terms: Mapping[str, Tensor]) -> Tensor:
 
 def trace_pair(model: Program, guide: Program, *args: Any, **kwargs: Any) -> tuple[dict[str, Site], dict[str, Site]]:
     """Sites of the guide, and of the model replayed on the guide's draws."""
-    q = poutine.trace(guide).get_trace(*args, **kwargs)
+    with explained(GUIDE, *args):
+        q = poutine.trace(guide).get_trace(*args, **kwargs)
     drawn = q.copy()
     for name in observed_sites(sample_sites(q)):
         drawn.remove_node(name)
-    p = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args, **kwargs)
+    with explained(MODEL, *args):
+        p = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args, **kwargs)
     return sample_sites(q), sample_sites(p)
 
 

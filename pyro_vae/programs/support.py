@@ -7,16 +7,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from pyro import poutine
 from pyro.distributions import constraints
 from torch import Tensor
 
-from pyro_vae.errors import ProgramError, PyroVAEError, ShapeError, SupportError
+from pyro_vae.errors import ProgramError, ShapeError, SupportError
 
 from .pair import owners, quiet
-from .plates import Plates, find_plates
+from .plates import find_plates
 from .proposal_guide import on_fewest_rows
 from .sites import Program, Site, observed_sites, trace_pair
+from .user_errors import advise_on_shapes
 
 Batch = tuple[Tensor, ...]
 
@@ -57,7 +57,9 @@ def check_support(
     examples: dict[str, tuple[Site, int, int]] = {}
     spans: dict[str, Span] = {}
     with quiet(model, guide):
-        plates, least = plates_of_one_row(model, guide, prepare, args)
+        # copies, so that a program that writes into x is refused before it reaches x
+        find = lambda *some: find_plates(model, guide, *prepare(tuple(a.clone() for a in some)))  # noqa: E731
+        plates, least = on_fewest_rows(find, guide, args)
         dim, chunk_size = plates.dim, max(chunk_size, least)
         for start in range(0, len(args[0]), chunk_size):
             batch = prepare(tuple(a[start : start + chunk_size] for a in args))
@@ -127,43 +129,13 @@ def nan_latents(x: Tensor, sites: dict[str, Site], dim: int) -> list[tuple[str, 
     return [(name, row) for name, rows in blind.items() for row in rows.nonzero().flatten().tolist()]
 
 
-def plates_of_one_row(
-    model: Program, guide: Program, prepare: Callable[[Batch], Batch], rows: Batch
-) -> tuple[Plates, int]:
-    """Find the plates on one row (all, where the guide has its own); name the data's shape where it cannot be taken."""
-    try:
-        return on_fewest_rows(lambda *some: find_plates(model, guide, *prepare(some)), guide, rows)
-    except (ValueError, RuntimeError) as error:
-        args = prepare(tuple(a[:1] for a in rows))
-        if isinstance(error, ProgramError) or (where := culprit(model, guide, args)) is None:
-            raise
-        shape, reason = tuple(args[0].shape[1:]), str(error).partition("Trace Shapes:")[0].strip()
-        if isinstance(error, PyroVAEError):  # of a part of ours; it lacks only which program it is in
-            raise type(error)(f"{where}, on a row of shape {shape}: {reason}") from error
-        raise ShapeError(
-            f"{where} does not run on a row of shape {shape}. Give x the shape that it takes. It said: {reason}"
-        ) from error
-
-
-def culprit(model: Program, guide: Program, args: Batch) -> str | None:
-    """Return which program stops on a batch, if one does."""
-    where = "the guide, q(z | x)"
-    try:
-        trace = poutine.trace(guide).get_trace(*args)
-        where = "the model, p(z) p(x | z)"
-        poutine.replay(model, trace=trace)(*args)
-    except Exception:
-        return where
-    return None
-
-
 def rows_inside(name: str, site: Site, dim: int) -> Tensor:
     """Check which rows of an observed site lie in the support, ``(N,)``; a ProgramError where it declares none."""
     value, fn = site["value"], site["fn"]
     if value.shape != fn.shape():
         raise ShapeError(
             f"site {name!r}: the data has shape {tuple(value.shape)}, its distribution {tuple(fn.shape())} (batch "
-            f"{tuple(fn.batch_shape)}, event {tuple(fn.event_shape)}). Give x the shape of what the likelihood generates."
+            f"{tuple(fn.batch_shape)}, event {tuple(fn.event_shape)}). {advise_on_shapes(value.shape, fn)}"
         )
     inside = allowed(site, support_of_site(name, fn))
     return inside.movedim(dim, 0).flatten(1).all(1) if inside.dim() > 1 else inside

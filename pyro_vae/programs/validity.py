@@ -291,14 +291,14 @@ def parameters_of(fn: Any, right: int = 0, masks: tuple[Tensor, ...] = (), direc
                 yield from parameters_of(one, right + inner_dims(fn, name), masks + masks_of(fn, name), direct)
 
 
-def of_particles(
-    fn: ParticleDistribution, right: int, masks: tuple[Tensor, ...], direct: bool
-) -> Iterator[Parameter]:
+def of_particles(fn: ParticleDistribution, right: int, masks: tuple[Tensor, ...], direct: bool) -> Iterator[Parameter]:
     """Yield the parameters of all parts, ``(K, ..., N, ...)``."""
     grouping = replace(fn.grouping, taken=0)
     for same in zip(*(parameters_of(part, right, masks, direct) for part in fn.parts), strict=True):
         value = join([grouping.split(p.value, p.right) for p in same])
-        constraint = split_support([p.constraint for p in same], grouping, same[0].right)  # its bounds may be of rows, too
+        constraint = split_support(
+            [p.constraint for p in same], grouping, same[0].right
+        )  # its bounds may be of rows, too
         yield Parameter(*same[0][:2], value, constraint, *same[0][4:])
 
 

@@ -6,11 +6,10 @@ gives the same log-probabilities at the same latents, site by site; else K · N 
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyro
@@ -22,6 +21,7 @@ from torch import Tensor
 from pyro_vae.common.random import seeded
 from pyro_vae.errors import ProgramError
 
+from .determinism import differing, same_terms
 from .pair import quiet, unwrapped
 from .plates import frames_of, sum_rows
 from .proposal_guide import RefusedGuide
@@ -31,6 +31,16 @@ from .vectorize import MODES, Mode, Vectorizing, particle_of, without_rows
 ROWS, PARTICLES = 2, 3  # of the probe: different numbers, so that a dimension taken for the other shows
 Scores = dict[str, Tensor]
 LOOP = Vectorizing("loop", "loop")
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What the runs of a pair showed: how it runs, at which draws, the model's log-probabilities; why it is refused, if it is."""
+
+    vectorizing: Vectorizing
+    draws: poutine.Trace
+    truth: Scores
+    refusal: str | None = None
 
 
 def choose_vectorizing(problem: Any) -> Vectorizing:
@@ -44,25 +54,20 @@ def choose_vectorizing(problem: Any) -> Vectorizing:
             that has other log-probabilities in a second run at the same latents; names the site.
     """
     with undisturbed(problem):
-        few = first_rows(problem)
-        if few is not None:
+        found = probe_few_rows(problem)
+        if found is None:
             try:
-                modes, draws, truth = compare(few)
-                check_rows_apart(few, draws, truth["model"])
-                return modes
-            except ProgramError:
-                raise
-            except Exception:  # it does not run on two rows: all rows say what is wrong, if anything is
-                pass
-        try:
-            return compare(problem)[0]
-        except NotImplementedError:  # a prior that cannot be drawn from, for a guide that is never run
-            return LOOP
+                found = probe(problem)
+            except NotImplementedError:  # a prior that cannot be drawn from, for a guide that is never run
+                return LOOP
+    if found.refusal is not None:
+        raise ProgramError(found.refusal)
+    return found.vectorizing
 
 
 @contextmanager
 def undisturbed(problem: Any) -> Iterator[None]:
-    """Run programs out of reach of the handlers around, in eval mode, on a random stream and in a parameter store of their own."""
+    """Run programs out of reach of handlers around, in eval mode, on a random stream and in a parameter store of their own."""
     store = pyro.get_param_store()
     with (
         quiet(problem.model, problem.guide, seed=0, device=problem.device),
@@ -72,6 +77,17 @@ def undisturbed(problem: Any) -> Iterator[None]:
     ):
         warnings.simplefilter("ignore")
         yield
+
+
+def probe_few_rows(problem: Any) -> Probe | None:
+    """Probe a pair on its first rows; None where it does not run on them: all rows then say what is wrong, if anything is."""
+    if (few := first_rows(problem)) is None:
+        return None
+    try:
+        found = probe(few)
+        return found if found.refusal else replace(found, refusal=why_not_row_by_row(few, found))
+    except Exception:
+        return None
 
 
 def first_rows(problem: Any, rows: int = ROWS) -> Any | None:
@@ -87,13 +103,13 @@ def has_rows(value: Any, rows: int) -> bool:
     return isinstance(value, Tensor) and value.dim() > 0 and len(value) == rows
 
 
-def compare(problem: Any) -> tuple[Vectorizing, poutine.Trace, dict[str, Scores]]:
-    """Choose for each program the fastest way that agrees with single runs; return the draws that they were scored at, too.
+def probe(problem: Any) -> Probe:
+    """Choose for each program the fastest way that agrees with single runs.
 
     A guide that has no weight is not run: the model is scored at draws of its own.
     """
     alone = replace(problem, vectorizing=LOOP)
-    refused = any(isinstance(layer, RefusedGuide) for layer in unwrapped(problem.guide))  # never run
+    refused = any(isinstance(layer, RefusedGuide) for layer in unwrapped(problem.guide))
     drawn = alone.trace(problem.model if refused else problem.guide, PARTICLES)
     draws = with_indices(drawn, alone.trace(problem.model, 1, particle_of(drawn, 0, PARTICLES)))
     for name, site in sample_sites(drawn).items():
@@ -102,17 +118,21 @@ def compare(problem: Any) -> tuple[Vectorizing, poutine.Trace, dict[str, Scores]
     truth = {role: scores(alone, program, draws) for role, program in programs.items()}
     modes: dict[str, Mode] = {"guide": "loop"}
     modes |= {role: fastest(problem, program, draws, truth[role]) for role, program in programs.items()}
-    for role in programs:
-        if modes[role] == "loop" and (site := differing(truth[role], scores(alone, programs[role], draws))):
-            if role == "guide" and agrees_on_one_stream(problem, draws):
-                modes["guide"] = "plate"
-                continue
-            raise ProgramError(
-                f"site {site!r} of the {role} has another log-probability in a second run at the same latents: the program "
-                "draws noise outside of pyro.sample, or keeps a state. Make the noise a latent site, or switch it off "
-                "(model.eval() does so for dropout)."
-            )
-    return Vectorizing(modes["model"], modes["guide"]), draws, truth
+    refusal = None
+    for role in [role for role in programs if modes[role] == "loop"]:
+        if role == "guide" and agrees_on_one_stream(problem, draws):
+            modes["guide"] = "plate"
+        elif site := next(differing(truth[role], scores(alone, programs[role], draws)), None):
+            refusal = random_density(role, site)
+    return Probe(Vectorizing(modes["model"], modes["guide"]), draws, truth["model"], refusal)
+
+
+def random_density(role: str, site: str) -> str:
+    return (
+        f"site {site!r} of the {role} has another density at the same latents when it is called again: the {role} draws random "
+        "numbers outside of pyro.sample (torch.randn, a dropout that stays on in eval mode), or keeps a state, so that its "
+        "log-probability is none of the latents. Fix: draw them by pyro.sample, or only where module.training holds."
+    )
 
 
 def with_indices(draws: poutine.Trace, run: poutine.Trace) -> poutine.Trace:
@@ -143,7 +163,7 @@ def fastest(problem: Any, program: Program, draws: poutine.Trace, truth: Scores)
             tried = scores(replace(problem, vectorizing=Vectorizing(mode, mode)), program, draws)
         except Exception:  # whatever a network raises where a dimension is another than it takes it for
             continue
-        if differing(truth, tried) is None:
+        if same_terms(truth, tried):
             return mode
     return "loop"
 
@@ -153,9 +173,12 @@ def agrees_on_one_stream(problem: Any, draws: poutine.Trace) -> bool:
 
     Given that noise, log q is a density, and weights that are taken with it are unbiased.
     """
-    at_once = scores_on_one_stream(problem, draws, PARTICLES)
+    try:
+        at_once = scores_on_one_stream(problem, draws, PARTICLES)
+    except Exception:  # it does not run under a plate
+        return False
     alone = [scores_on_one_stream(problem, particle_of(draws, k, PARTICLES), 1) for k in range(PARTICLES)]
-    return differing({name: torch.cat([terms[name] for terms in alone]) for name in alone[0]}, at_once) is None
+    return same_terms({name: torch.cat([terms[name] for terms in alone]) for name in alone[0]}, at_once)
 
 
 def scores_on_one_stream(problem: Any, draws: poutine.Trace, particles: int) -> Scores:
@@ -163,36 +186,24 @@ def scores_on_one_stream(problem: Any, draws: poutine.Trace, particles: int) -> 
         return of_rows(problem, problem.guide, problem.trace(problem.guide, particles, draws))
 
 
-def differing(truth: Scores, tried: Scores) -> str | None:
-    """Name the first site whose log-probabilities differ, by more than rounding; None if all are the same."""
-    if truth.keys() != tried.keys():
-        return min(truth.keys() ^ tried.keys())
-    return next((name for name, term in truth.items() if not same(term, tried[name])), None)
-
-
-def same(a: Tensor, b: Tensor) -> bool:
-    """Compare two tensors of log-probabilities, but for rounding: half of the digits of their dtype."""
-    near = math.sqrt(torch.finfo(a.dtype).eps) if a.is_floating_point() else 0.0
-    return a.shape == b.shape and torch.allclose(a, b.to(a.dtype), rtol=near, atol=near, equal_nan=True)
-
-
-def check_rows_apart(problem: Any, draws: poutine.Trace, truth: Scores) -> None:
-    """Refuse a model whose densities of the first row are others without the second row."""
+def why_not_row_by_row(problem: Any, found: Probe) -> str | None:
+    """Say why a model is refused whose densities of the first row are others without the second row."""
     one, plates = replace(first_rows(problem, 1), vectorizing=LOOP), problem.plates
     values = {
         name: site["value"][:1].narrow(plates.dim - site["fn"].event_dim, 0, 1)
-        for name, site in latent_sites(sample_sites(draws)).items()
+        for name, site in latent_sites(sample_sites(found.draws)).items()
     }
     try:
-        at = without_rows(with_values(draws, values), plates)
+        at = without_rows(with_values(found.draws, values), plates)
         alone = of_rows(one, problem.model, one.trace(problem.model, 1, at))
     except Exception:  # it does not run on one row: that it says itself, where it is asked to
-        return
-    first = {name: term[:1, :1] for name, term in truth.items()}
-    if site := differing(first, alone):
-        raise ProgramError(
-            f"site {site!r} of the model has another log-probability for a row when other rows are passed along "
-            f"({first[site].sum().item():.4g} beside a second row, {alone[site].sum().item():.4g} alone): log p(x) does not split "
-            "into rows. Look for a softmax, norm or mean over the rows (dim=0), for a squeeze() that drops a single row, or for "
-            "a number that is read off the whole batch."
-        )
+        return None
+    first = {name: term[:1, :1] for name, term in found.truth.items()}
+    if (site := next(differing(first, alone), None)) is None:
+        return None
+    return (
+        f"site {site!r} of the model has another log-probability for a row when other rows are passed along "
+        f"({first[site].sum().item():.4g} beside a second row, {alone[site].sum().item():.4g} alone): log p(x) does not "
+        "split into rows. Look for a softmax, norm or mean over the rows (dim=0), for a squeeze() that drops a single row, "
+        "or for a number that is read off the whole batch."
+    )

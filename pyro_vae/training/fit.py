@@ -14,10 +14,13 @@ from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO
 from pyro_vae.common.device import resolve_device
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.random import seeded
-from pyro_vae.data.arrays import batch_of
+from pyro_vae.data.arrays import batch_of, read_once
+from pyro_vae.data.structures import is_structure
 from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.objectives.scheduled import Scheduled
+from pyro_vae.programs.arguments import argument_dtypes
 from pyro_vae.programs.pair import like_parameters, owners, programs
+from pyro_vae.programs.structured import on_tensors, refuse_structure, tensors_as
 from pyro_vae.programs.support import check_support, takes_missing
 from pyro_vae.programs.validity import check_pair_parameters
 from pyro_vae.training.engines.choose import choose_engine
@@ -76,7 +79,10 @@ def fit(
 
     Args:
         vae: a :class:`VAE`, any object with ``model`` and ``guide``, or a tuple ``(model, guide)`` of Pyro programs.
-        x: data ``(N, *event)``: a tensor, an array, anything :func:`~pyro_vae.data.as_rows` takes.
+        x: data ``(N, *event)``: a tensor, an array, anything :func:`~pyro_vae.data.as_rows` takes; or several with N rows
+            each in a dict, a named tuple or a ``PackedSequence``, which the programs take as such
+            (:func:`~pyro_vae.data.structures.is_structure`). Whole numbers stay whole where the programs want them so, as an
+            embedding does (:func:`~pyro_vae.programs.arguments.argument_dtypes`).
         *context: what the programs take beside x, each with N rows.
         validation: x to validate on, or a tuple ``(x, *context)``.
         objective: any :class:`pyro.infer.ELBO`; ``Trace_ELBO()`` by default.
@@ -144,13 +150,24 @@ def fit(
     """
     model, guide = programs(vae)
     modules = owners(vae, model, guide)
+    if transform is not None:
+        refuse_structure(x, "fit with a transform")
+    given = 1 + len(context)
+    model, guide, args = on_tensors(model, guide, x, *context)
     model_device = move(modules, device)
     missing = missing or takes_missing(vae, model, guide)
-    convert = partial(batch_of, like=like_parameters(model, guide), missing=missing)
-    rows = convert(x, *context, device=conversion_device(x, model_device))
+    x, *rest = [read_once(a) for a in args]
+    dtypes = argument_dtypes(model, guide, x, *rest, device=model_device)
+    convert = partial(batch_of, like=like_parameters(model, guide), missing=missing, dtypes=dtypes)
+    rows = convert(x, *rest, device=conversion_device(x, model_device))
     train, source = choose_batch_source(rows, model_device or rows[0].device)
     if validation is not None:
-        parts = validation if isinstance(validation, tuple) else (validation,)
+        parts = (
+            validation
+            if isinstance(validation, tuple) and not (given == 1 and is_structure(validation))
+            else (validation,)
+        )
+        parts = tensors_as(model, *parts)
         validation = convert(*parts, name="validation x", device=model_device)
     data = TrainingData(train, source, resolve_batch_size(batch_size, len(train[0])), validation, transform)
     options = TrainingOptions(epochs, schedule, patience, seed, bad_steps, scheduled, on_step)

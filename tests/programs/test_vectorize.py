@@ -346,7 +346,7 @@ REFUSED = {
     ),
     "mean_of_the_batch": (lambda z, x: z - x.mean(0)[:3], "site 'x' of the model"),
     "centred_latents": (lambda z, x: z - z.mean(0), "site 'x' of the model"),
-    "noise": (lambda z, x: z + torch.randn_like(z), "draws noise outside of pyro.sample"),
+    "noise": (lambda z, x: z + torch.randn_like(z), "draws random numbers outside of pyro.sample"),
 }
 
 

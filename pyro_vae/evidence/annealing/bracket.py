@@ -16,6 +16,7 @@ from pyro_vae.evidence.importance.result import Evidence
 from pyro_vae.programs.problem import Problem, rows_of
 from pyro_vae.programs.simulate import simulate
 from pyro_vae.programs.sites import Program
+from pyro_vae.programs.structured import on_tensors
 
 from .ais import Annealer
 from .result import Annealed
@@ -242,7 +243,8 @@ def bdmc(
         >>> bool(result.gap.abs().max() < 1e-5)    # with the exact posterior there is no gap
         True
     """
-    args = rows_of(model, guide, x, *context)
+    model, guide, args = on_tensors(model, guide, x, *context)
+    args = rows_of(model, guide, *args)
     if num_rows is not None:
         if num_rows < 1:
             raise UsageError(f"num_rows must be at least 1, got {num_rows}")

@@ -14,6 +14,7 @@ from pyro_vae.programs.masks import mask_of_site
 from pyro_vae.programs.measure import measure_of
 from pyro_vae.programs.problem import Problem, rows_of
 from pyro_vae.programs.sites import Program, Site, latent_sites, observed_sites, sum_terms
+from pyro_vae.programs.structured import on_tensors
 from pyro_vae.programs.support import base_name
 from pyro_vae.programs.unconstrained import SiteLayout, SubstituteLatents
 from pyro_vae.programs.validity import check_site_parameters, log_density, row_log_density
@@ -41,8 +42,10 @@ class Joint:
         missing: bool,
         unconstrained: bool = False,
     ) -> None:
-        args = rows_of(model, guide, x, *c, missing=missing)
-        self.device, self.eps = args[0].device, torch.finfo(args[0].dtype).eps
+        model, guide, args = on_tensors(model, guide, x, *c)
+        args = rows_of(model, guide, *args, missing=missing)
+        floats = args[0].dtype if args[0].is_floating_point() else torch.get_default_dtype()
+        self.device, self.eps = args[0].device, torch.finfo(floats).eps
         self.everyone = torch.arange(len(args[0]), device=self.device)
         # without marks for enumeration, as latents are substituted here and not summed by Pyro
         unmarked: Program = poutine.infer_config(model, config_fn=lambda site: {"enumerate": None})  # type: ignore[typeddict-item]

@@ -12,6 +12,7 @@ from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.programs.pair import quiet
 from pyro_vae.programs.sites import Program
+from pyro_vae.programs.structured import on_tensors
 
 from .joint import Joint, Shared
 from .result import Exact
@@ -81,8 +82,9 @@ def quadrature(
     """
     if not tol > 0 or chunk_size < 1:
         raise UsageError(f"tol and chunk_size must be above 0, got {tol} and {chunk_size}")
+    model, guide, args = on_tensors(model, guide, x, *context)
     with quiet(model, guide, seed=seed):
-        joint = Joint(model, guide, x, context, missing, unconstrained=True)
+        joint = Joint(model, guide, args[0], args[1:], missing, unconstrained=True)
         dims = joint.dims
         if dims > MAX_DIMS:
             sizes = ", ".join(f"{layout.name!r} {layout.size}" for layout in joint.layouts)

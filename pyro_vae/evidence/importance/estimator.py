@@ -18,6 +18,7 @@ from pyro_vae.programs.parameters import ParametersRegistered
 from pyro_vae.programs.problem import Problem, rows_of
 from pyro_vae.programs.reach import check_reach
 from pyro_vae.programs.sites import Program
+from pyro_vae.programs.structured import on_tensors
 
 from .accumulator import ROWS, RowBlock
 from .proposals import GUIDE, Proposal
@@ -111,7 +112,8 @@ def importance(
         raise UsageError(f"num_samples and chunk_size must be at least 1, got {num_samples} and {chunk_size}")
     check_target(target_se, max_samples, num_samples, particles)
     target_device = None if device is None else resolve_device(device)
-    args = rows_of(model, guide, x, *context, missing=missing, device=target_device)
+    model, guide, args = on_tensors(model, guide, x, *context)
+    args = rows_of(model, guide, *args, missing=missing, device=target_device)
     device, like = args[0].device, like_parameters(model, guide)
     if like is not None and like.device != device:
         raise DeviceError(
