@@ -89,8 +89,9 @@ def plates_of(p: Mapping[str, Site], q: Mapping[str, Site]) -> Plates:
     proposals = {f"{name} (guide)": site for name, site in proposal_sites(q, p).items()}
     data = data_plate({**p, **proposals})
     sizes = [{f.name: f.size for site in sites.values() for f in frames_of(site).values()} for sites in (q, p)]
-    if sizes[0].get(data.name, sizes[1][data.name]) != sizes[1][data.name]:
-        raise OwnRowsError(data.name, *(size[data.name] for size in sizes))
+    own, came = sizes[0].get(data.name, sizes[1][data.name]), sizes[1][data.name]
+    if own != came and WITHOUT_SIZE not in (own, came):
+        raise OwnRowsError(data.name, own, came)
     dims = {f.name: f.dim for site in [*p.values(), *q.values()] for f in frames_of(site).values() if f.dim is not None}
     return Plates(data.name, dims[data.name], max(-dim for dim in dims.values()))
 

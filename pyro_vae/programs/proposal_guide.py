@@ -19,7 +19,7 @@ from pyro_vae.errors import NoWeightError, ProgramError, PyroVAEError
 from .latent_masks import check_same_masks, has_tensor_masks
 from .one_measure import check_measure
 from .pair import owners, unwrapped
-from .plates import OwnRowsError, Plates, frames_of, plates_of
+from .plates import WITHOUT_SIZE, OwnRowsError, Plates, frames_of, plates_of
 from .pushforward import MoveLatents, Pushforward, auxiliary_sites, find_pushforwards
 from .sites import (
     Program,
@@ -178,7 +178,8 @@ class PlateSizes(Messenger):
         self.sizes: dict[str, int] = {}
 
     def _pyro_sample(self, msg: Any) -> None:
-        self.sizes |= {f.name: f.size for f in msg["cond_indep_stack"] if f.full_size in (None, f.size)}
+        frames = [f for f in msg["cond_indep_stack"] if f.size != WITHOUT_SIZE and f.full_size in (None, f.size)]
+        self.sizes |= {frame.name: frame.size for frame in frames}
 
     def check_one(self, plates: Plates) -> None:
         """Raise where the data plate had other rows than the one that was passed: a replayed plate takes the guide's."""
@@ -218,10 +219,10 @@ def has_own_rows(guide: Program, args: Sequence[Tensor]) -> bool:
     came = len(args[0])
     try:
         name, own = rows_of_guide(guide, tuple(a[:1] for a in args))
-    except ValueError as error:
+    except Exception as error:  # whatever the guide raises: it is shown as it came by whoever ran it first
         if not str(error).startswith("Shape mismatch inside plate"):
             return False
-        with suppress(ValueError, RuntimeError):
+        with suppress(Exception):
             return rows_of_guide(guide, args)[1] == came
         return False
     if own not in (1, came):

@@ -23,7 +23,7 @@ from torch.distributions import Independent, constraints, kl_divergence, registe
 from pyro_vae.common.pyro_private import mask_of
 from pyro_vae.errors import ProgramError
 
-from .plates import Plates
+from .plates import WITHOUT_SIZE, Plates
 from .sites import PARTICLES, has_density, with_values
 
 Mode = Literal["plate", "rows", "loop"]
@@ -36,6 +36,7 @@ class Vectorizing:
 
     model: Mode = "plate"
     guide: Mode = "plate"
+    random_guide: bool = False  # the guide draws numbers outside of its sites, on the way to its parameters
 
     def __str__(self) -> str:
         """Name the mode, or both where they differ.
@@ -243,7 +244,7 @@ class RowsAsParticles(Messenger):
 
     def frame(self, frame: CondIndepStackFrame, data: CondIndepStackFrame) -> CondIndepStackFrame:
         """The data plate, over N rows."""
-        if frame is not data:
+        if frame is not data or frame.size == WITHOUT_SIZE:
             return frame
         rows = frame.size // self.grouping.particles
         full = rows if frame.full_size == frame.size else frame.full_size

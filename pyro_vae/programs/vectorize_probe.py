@@ -112,19 +112,29 @@ def probe(problem: Any) -> Probe:
     refused = any(isinstance(layer, RefusedGuide) for layer in unwrapped(problem.guide))
     drawn = alone.trace(problem.model if refused else problem.guide, PARTICLES)
     draws = with_indices(drawn, alone.trace(problem.model, 1, particle_of(drawn, 0, PARTICLES)))
-    for name, site in sample_sites(drawn).items():
+    for name, site in in_rows(problem, drawn).items():
         sum_rows(name, torch.empty(site["fn"].batch_shape), problem.plates)  # refuses dimensions that no plate declares
     programs = {"model": problem.model} | ({} if refused else {"guide": problem.guide})
     truth = {role: scores(alone, program, draws) for role, program in programs.items()}
     modes: dict[str, Mode] = {"guide": "loop"}
     modes |= {role: fastest(problem, program, draws, truth[role]) for role, program in programs.items()}
-    refusal = None
+    refusal, random_guide = None, False
     for role in [role for role in programs if modes[role] == "loop"]:
         if role == "guide" and agrees_on_one_stream(problem, draws):
-            modes["guide"] = "plate"
+            modes["guide"], random_guide = "plate", True
         elif site := next(differing(truth[role], scores(alone, programs[role], draws)), None):
             refusal = random_density(role, site)
-    return Probe(Vectorizing(modes["model"], modes["guide"]), draws, truth["model"], refusal)
+    return Probe(Vectorizing(modes["model"], modes["guide"], random_guide), draws, truth["model"], refusal)
+
+
+def refuse_random_guide(problem: Any) -> None:
+    """Refuse a guide that draws numbers outside of its sites where its density is asked for at draws of another run.
+
+    Weights that are taken in the run that drew are right: the mean of p(x, z) / q(z | x, e) over e and z is p(x).
+    """
+    if problem.vectorizing.random_guide:
+        site = next(iter(latent_sites(problem.sites(problem.guide))))
+        raise ProgramError(random_density("guide", site))
 
 
 def random_density(role: str, site: str) -> str:
@@ -151,9 +161,12 @@ def scores(problem: Any, program: Program, draws: poutine.Trace) -> Scores:
 
 def of_rows(problem: Any, program: Program, trace: poutine.Trace) -> Scores:
     """Score the sites that belong to rows; one that all rows share (a factor in a loss) has nothing to do with particles."""
-    sites = {name: site for name, site in sample_sites(trace).items() if problem.plates.data in frames_of(site)}
-    by_site: Scores = problem.score(sites, "model" if program is problem.model else "guide")
+    by_site: Scores = problem.score(in_rows(problem, trace), "model" if program is problem.model else "guide")
     return by_site
+
+
+def in_rows(problem: Any, trace: poutine.Trace) -> dict[str, Any]:
+    return {name: site for name, site in sample_sites(trace).items() if problem.plates.data in frames_of(site)}
 
 
 def fastest(problem: Any, program: Program, draws: poutine.Trace, truth: Scores) -> Mode:

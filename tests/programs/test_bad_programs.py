@@ -15,6 +15,7 @@ from pyro_vae import (
     StandardNormal,
     ais,
     check,
+    defensive,
     fit,
     gaps,
     log_likelihood,
@@ -25,9 +26,8 @@ from pyro_vae import (
 from pyro_vae.diagnostics.latent_usage import latents
 from pyro_vae.errors import ProgramError, ShapeError
 from pyro_vae.evidence.exact.quadrature import quadrature
-from pyro_vae.programs.determinism import refuse_random, same_terms
+from pyro_vae.programs.determinism import same_terms
 from pyro_vae.programs.pair import without_validation
-from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.sites import PARTICLES
 
 X = torch.tensor([0.3, -1.2, 2.0, 0.0, 0.7])
@@ -324,10 +324,13 @@ def test_a_random_guide_gives_right_weights_and_is_refused_where_its_density_is_
     x = torch.randn(6, 3, generator=torch.Generator().manual_seed(1))
     encoder = Noisy(3, 4, NOISE["randn"])
     vae = VAE(StandardNormal(2), Conditional(nn.Linear(2, 6), normal), Conditional(encoder, normal))
-    problem = Problem.of(vae.model, vae.guide, x, seed=0)
-    refuse_random(problem)
-    with pytest.raises(ProgramError, match="site 'z' of the guide has another density"):
-        refuse_random(problem, guide=True)
+    log_likelihood(vae.model, vae.guide, x, num_samples=20, verbose=False)
+    for use in (
+        lambda: log_likelihood(vae.model, vae.guide, x, num_samples=20, proposal=defensive(0.5), verbose=False),
+        lambda: ais(vae.model, vae.guide, x, start="guide", num_temperatures=2, num_chains=1),
+    ):
+        with pytest.raises(ProgramError, match="site 'z' of the guide has another density"):
+            use()
 
 
 def test_terms_are_the_same_but_for_rounding():

@@ -13,6 +13,7 @@ from pyro_vae.programs.problem import Problem, Sites
 from pyro_vae.programs.sites import latent_sites, observed_sites, sum_terms
 from pyro_vae.programs.unconstrained import SiteLayout, SubstituteLatents, check_continuous
 from pyro_vae.programs.validity import outside_support
+from pyro_vae.programs.vectorize_probe import refuse_random_guide
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Densities:
 
     def __init__(self, problem: Problem, start: str) -> None:
         self.problem, self.from_prior = problem, start == "prior"
+        if not self.from_prior:
+            refuse_random_guide(problem)
         self.layouts: list[SiteLayout] = []  # known from the first trace on
 
     def draw(self, chains: int) -> Tensor:

@@ -24,6 +24,7 @@ from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.programs.plates import Plates
 from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.sites import LogProbs, Program, is_latent, latent_sites, sum_terms
+from pyro_vae.programs.vectorize_probe import refuse_random_guide
 
 
 @dataclass(frozen=True)
@@ -206,6 +207,7 @@ def propose(proposal: Proposal, problem: Problem, from_prior: Sequence[bool]) ->
     drawn = [draw(problem, program, count) for program, count in counts if count]
     if not prior:
         return drawn[0]
+    refuse_random_guide(problem)
     # in their own places: the first K of more particles are a mixture, too
     order = torch.tensor(from_prior, dtype=torch.uint8).argsort(stable=True).argsort()
     mixed = joined([replace(d, posterior={}) for d in drawn]).arranged(order)
