@@ -1,14 +1,19 @@
-"""Parameters of a module in Pyro's store, under a name that no other instance has."""
+"""Parameters of a module in Pyro's store: under a name that no other instance has, and just as the module has them."""
 
 from __future__ import annotations
 
 import itertools
+import re
 import weakref
+from typing import Any
 
 import pyro
 from pyro.poutine.messenger import Messenger
-from torch import nn
+from pyro.poutine.runtime import Message
+from torch import Tensor, nn
+from torch.distributions import constraints
 
+from pyro_vae.common.closures import modules_behind
 from pyro_vae.common.pyro_private import active_handlers
 from pyro_vae.errors import ProgramError
 
@@ -17,8 +22,41 @@ class ParametersRegistered(Messenger):
     """A handler within which our modules do not declare their parameters again, as within a training step."""
 
 
+class ModulesOwnParameters(Messenger):
+    """A handler within which a module's parameter enters Pyro's store as it is.
+
+    Pyro itself makes every tensor that enters its store one that is trained, frozen parameters of a
+    :class:`pyro.nn.PyroModule` too, and puts a copy there of one that is not contiguous, so that the copy is trained and the
+    module is not.
+
+    Example:
+        >>> frozen = nn.Parameter(torch.zeros(2), requires_grad=False)
+        >>> with pyro.get_param_store().scope(), ModulesOwnParameters():
+        ...     pyro.param("frozen", frozen).requires_grad
+        False
+    """
+
+    def _pyro_param(self, msg: Message) -> None:
+        name, given = msg["name"], msg["args"][1] if len(msg["args"]) > 1 else None
+        if isinstance(given, nn.Parameter) and msg["kwargs"].get("constraint", constraints.real) is constraints.real:
+            declare(str(name), given)
+
+
+def declare(name: str, parameter: nn.Parameter) -> None:
+    """Put a parameter into the store itself, if there is none of its name; as Pyro does, if its entries overlap in memory."""
+    store = pyro.get_param_store()
+    if name not in store and not overlaps(parameter):
+        store.set_state({"params": {name: parameter}, "constraints": {name: constraints.real}})
+
+
+def overlaps(tensor: Tensor) -> bool:
+    """Return whether entries of a tensor share their memory, as after ``expand``: no optimizer can move those."""
+    return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
+
+
 _names: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
 _count = itertools.count()
+_registered: weakref.WeakValueDictionary[int, Tensor] = weakref.WeakValueDictionary()  # by id: tensors compare by entries
 
 
 def _forget(name: str) -> None:
@@ -37,21 +75,97 @@ def register(module: nn.Module) -> None:
 
     Like ``pyro.module(name, module)``, with a name made afresh for each instance (deep copies included): under a fixed
     name, the second model of a process is silently never trained. Frozen parameters are left out without a warning.
+    Networks that functions on the module close over are declared with it, those of a module around it, too.
     Under :class:`ParametersRegistered`, as within the steps of ``fit``, nothing is declared again.
 
     Raises:
-        ProgramError: Pyro's store holds another tensor under the name (a store that was loaded or set by hand), which
-            would be trained in the module's place.
+        ProgramError: Pyro's store holds another tensor under the name, which would be trained in the module's place, or
+            parameters of such a module that is not of this process (a store that was loaded or set by hand).
     """
     if any(isinstance(handler, ParametersRegistered) for handler in active_handlers()):
         return
+    declared: set[int] = set()
+    for _, held in modules_behind(module):
+        name = name_of(held)
+        for key, parameter in held.named_parameters():
+            if parameter.requires_grad and id(parameter) not in declared:
+                declared.add(id(parameter))
+                _registered[id(parameter)] = parameter
+                declare(f"{name}$$${key}", parameter)
+                if pyro.param(f"{name}$$${key}", parameter) is not parameter:
+                    raise ProgramError(another(name, key, parameter))
+
+
+def another(name: str, key: str, parameter: Tensor) -> str:
+    """Say that a parameter is not the store's."""
+    what = f"Pyro's parameter store holds another tensor than the module for {key!r} of {name}. "
+    if overlaps(parameter):
+        return what + "Its entries share their memory (expand): give each its own, nn.Parameter(p.detach().clone())."
+    return what + "Load weights into the module itself (load_state_dict), or clear the store (pyro.clear_param_store())."
+
+
+def name_of(module: nn.Module) -> str:
+    """Return the name of a module in the store, made when it is asked for first."""
     name = _names.get(module)
     if name is None:
         name = _names[module] = f"{type(module).__name__}.{next(_count)}"
         weakref.finalize(module, _forget, name)
-    for key, parameter in module.named_parameters():
-        if parameter.requires_grad and pyro.param(f"{name}$$${key}", parameter) is not parameter:
-            raise ProgramError(
-                f"Pyro's parameter store holds another tensor than the module for {key!r} of {name}. Load weights into "
-                "the module itself (load_state_dict), make its parameters contiguous, or clear the store."
-            )
+    refuse_foreign(type(module).__name__)
+    return name
+
+
+def refuse_foreign(kind: str) -> None:
+    """Refuse a store with parameters of a module of this class that is not of this process: they would be ignored.
+
+    Those of modules that have died since (a scope of the store came back) are dropped.
+    """
+    for name, entries in foreign(kind).items():
+        if all(_registered.get(id(tensor)) is tensor for tensor in entries.values()):
+            _forget(name)
+            continue
+        raise ProgramError(
+            f"Pyro's parameter store holds parameters of {name} ({', '.join(list(entries)[:3])} …), but no module here has "
+            f"that name: the names are made afresh in each process, so a store that was saved and loaded is ignored. Load "
+            f"the weights into the module: load_from_store(module, {name!r}) of pyro_vae.programs.parameters, or better its "
+            "load_state_dict; or clear the store (pyro.clear_param_store())."
+        )
+
+
+def foreign(kind: str) -> dict[str, dict[str, Tensor]]:
+    """Return the parameters in the store under names of :func:`register` for a class that no live module has."""
+    form, live = re.compile(rf"({re.escape(kind)}\.\d+)\$\$\$(.+)"), set(_names.values())
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in pyro.get_param_store().named_parameters():
+        if (match := form.fullmatch(key)) and match[1] not in live:
+            found.setdefault(match[1], {})[match[2]] = tensor
+    return found
+
+
+def load_from_store(module: nn.Module, name: str) -> None:
+    """Copy the parameters that Pyro's store holds under a name into a module, and drop them from the store.
+
+    The store is one that ``pyro.get_param_store().load(path)`` has read; `name` is what it was saved under, such as "VAE.0"
+    or the name that ``pyro.module`` was given. Buffers (statistics of batch norm) and frozen parameters are not in a store:
+    ``module.state_dict()`` has them, too.
+
+    Raises:
+        ProgramError: the store has no parameter of that name, or others than the module's trainable ones.
+
+    Example:
+        >>> net, store = nn.Linear(1, 1), pyro.get_param_store()
+        >>> with store.scope({"params": {"dec$$$weight": torch.ones(1, 1), "dec$$$bias": torch.zeros(1)}, "constraints": {}}):
+        ...     load_from_store(net, "dec")
+        >>> net(torch.ones(1)).item()
+        1.0
+    """
+    entries = {key: t for key, t in pyro.get_param_store().named_parameters() if key.startswith(f"{name}$$$")}
+    loaded = {key.partition("$$$")[2]: tensor for key, tensor in entries.items()}
+    own: dict[str, Any] = {key: p for key, p in module.named_parameters() if p.requires_grad or key in loaded}
+    if {key: p.shape for key, p in own.items()} != {key: t.shape for key, t in loaded.items()}:
+        theirs = ", ".join(sorted(set(entries) or {k.partition("$$$")[0] for k in pyro.get_param_store()})) or "nothing"
+        raise ProgramError(
+            f"Pyro's parameter store has not the parameters of this {type(module).__name__} under {name!r}: wanted "
+            f"{', '.join(own)}, of the same shapes; got {theirs}. Build the module as the one that was saved."
+        )
+    module.load_state_dict({key: tensor.detach() for key, tensor in loaded.items()}, strict=False)
+    _forget(name)
