@@ -14,7 +14,16 @@ from typing import Any
 import torch
 from torch import nn
 
-LIBRARIES = sys.stdlib_module_names | {"torch", "torchvision", "pyro", "pyroapi", "pyro_vae", "numpy", "zuko", "_pytest"}
+LIBRARIES = sys.stdlib_module_names | {
+    "torch",
+    "torchvision",
+    "pyro",
+    "pyroapi",
+    "pyro_vae",
+    "numpy",
+    "zuko",
+    "_pytest",
+}
 ATOMS = (torch.Tensor, type, str, bytes, int, float, complex, type(None))  # hold no network, and are met often
 CONTAINERS = (list, tuple, set, frozenset, dict)  # no Mapping: one of a library may open files as it is read
 FIRST = 1000  # entries of a container that are looked at: a longer one is data

@@ -13,7 +13,7 @@ from pyro.poutine.runtime import Message
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyro_vae.common.closures import modules_behind
+from pyro_vae.common.function_parts import networks
 from pyro_vae.common.pyro_private import active_handlers
 from pyro_vae.errors import ProgramError
 
@@ -56,7 +56,9 @@ def overlaps(tensor: Tensor) -> bool:
 
 _names: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
 _count = itertools.count()
-_registered: weakref.WeakValueDictionary[int, Tensor] = weakref.WeakValueDictionary()  # by id: tensors compare by entries
+_registered: weakref.WeakValueDictionary[int, Tensor] = (
+    weakref.WeakValueDictionary()
+)  # by id: tensors compare by entries
 
 
 def _forget(name: str) -> None:
@@ -85,7 +87,7 @@ def register(module: nn.Module) -> None:
     if any(isinstance(handler, ParametersRegistered) for handler in active_handlers()):
         return
     declared: set[int] = set()
-    for _, held in modules_behind(module):
+    for held in networks(module):
         name = name_of(held)
         for key, parameter in held.named_parameters():
             if parameter.requires_grad and id(parameter) not in declared:
@@ -101,7 +103,9 @@ def another(name: str, key: str, parameter: Tensor) -> str:
     what = f"Pyro's parameter store holds another tensor than the module for {key!r} of {name}. "
     if overlaps(parameter):
         return what + "Its entries share their memory (expand): give each its own, nn.Parameter(p.detach().clone())."
-    return what + "Load weights into the module itself (load_state_dict), or clear the store (pyro.clear_param_store())."
+    return (
+        what + "Load weights into the module itself (load_state_dict), or clear the store (pyro.clear_param_store())."
+    )
 
 
 def name_of(module: nn.Module) -> str:
