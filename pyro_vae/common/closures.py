@@ -12,6 +12,7 @@ from types import CodeType, FunctionType, MethodType, ModuleType, SimpleNamespac
 from typing import Any
 
 import torch
+from pyro.poutine.messenger import Messenger
 from torch import nn
 
 LIBRARIES = sys.stdlib_module_names | {
@@ -87,7 +88,7 @@ def parts(thing: Any) -> Named:
     """Yield what a thing holds, by name."""
     if isinstance(thing, partial):
         yield "", thing.func
-        yield from ((str(i), value) for i, value in enumerate(thing.args))
+        yield from zip(argument_names(thing), thing.args, strict=True)
         yield from thing.keywords.items()
     elif isinstance(thing, MethodType):
         yield "self", thing.__self__
@@ -102,6 +103,15 @@ def parts(thing: Any) -> Named:
         yield from islice(entries(thing), FIRST)
     else:
         yield from of_object(thing)
+
+
+def argument_names(bound: partial[Any]) -> list[str]:
+    """Name the positional arguments of a partial as its function does; none for what a handler of Pyro wraps."""
+    if any(isinstance(value, Messenger) for value in bound.args):
+        return [""] * len(bound.args)
+    code = getattr(bound.func, "__code__", None)
+    names = code.co_varnames[: code.co_argcount] if code is not None else ()
+    return [names[i] if i < len(names) else str(i) for i in range(len(bound.args))]
 
 
 def entries(container: Any) -> Named:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import re
 import weakref
+from collections.abc import Mapping
 from typing import Any
 
 import pyro
+import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from torch import Tensor, nn
@@ -27,7 +30,11 @@ class ModulesOwnParameters(Messenger):
 
     Pyro itself makes every tensor that enters its store one that is trained, frozen parameters of a
     :class:`pyro.nn.PyroModule` too, and puts a copy there of one that is not contiguous, so that the copy is trained and the
-    module is not.
+    module is not. Where the store holds another value under the name, which no module of this process has, programs run on
+    the module's and not on the store's.
+
+    Raises:
+        ProgramError: of that, for a loaded store is meant to be used.
 
     Example:
         >>> frozen = nn.Parameter(torch.zeros(2), requires_grad=False)
@@ -40,6 +47,7 @@ class ModulesOwnParameters(Messenger):
         name, given = msg["name"], msg["args"][1] if len(msg["args"]) > 1 else None
         if isinstance(given, nn.Parameter) and msg["kwargs"].get("constraint", constraints.real) is constraints.real:
             declare(str(name), given)
+            refuse_ignored(str(name), given)
 
 
 def declare(name: str, parameter: nn.Parameter) -> None:
@@ -52,6 +60,46 @@ def declare(name: str, parameter: nn.Parameter) -> None:
 def overlaps(tensor: Tensor) -> bool:
     """Return whether entries of a tensor share their memory, as after ``expand``: no optimizer can move those."""
     return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
+
+
+_in_use: weakref.WeakValueDictionary[int, nn.Module] = weakref.WeakValueDictionary()  # who has a tensor of the store
+_of_no_module: set[str] = set()  # names of parameters that programs make anew at each run
+
+
+def refuse_ignored(name: str, parameter: nn.Parameter) -> None:
+    """Refuse a value in the store, of a file or of a model that is gone, that stands unused beside a module's own.
+
+    Where a live module has the store's, two modules go by one name: each still runs on its own.
+    """
+    store = pyro.get_param_store()
+    if name not in store or name in _of_no_module or (stored := unconstrained(store[name])) is parameter:
+        return
+    if stored.shape == parameter.shape and torch.equal(stored.to(parameter), parameter):
+        return
+    user = _in_use.get(id(stored))
+    if user is not None and any(p is stored for p in user.parameters(recurse=False)):
+        return
+    gc.collect()
+    users = {id(t): user for t in (stored, parameter) if (user := user_of(t)) is not None}
+    if id(parameter) not in users:
+        _of_no_module.add(name)
+    elif id(stored) in users:
+        _in_use[id(stored)] = users[id(stored)]
+    else:
+        module, _, key = name.rpartition("$$$")
+        raise ProgramError(another(module, key, parameter))
+
+
+def unconstrained(value: Any) -> Tensor:
+    """Return the tensor of the store behind a value of it."""
+    tensor: Tensor = value.unconstrained() if hasattr(value, "unconstrained") else value
+    return tensor
+
+
+def user_of(parameter: Tensor) -> nn.Module | None:
+    """Return a module that has the parameter."""
+    modules = (thing for thing in gc.get_objects() if issubclass(type(thing), nn.Module))
+    return next((m for m in modules if any(p is parameter for p in m.__dict__.get("_parameters", {}).values())), None)
 
 
 _names: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
@@ -100,11 +148,13 @@ def register(module: nn.Module) -> None:
 
 def another(name: str, key: str, parameter: Tensor) -> str:
     """Say that a parameter is not the store's."""
-    what = f"Pyro's parameter store holds another tensor than the module for {key!r} of {name}. "
+    what = f"Pyro's parameter store holds another tensor than the module for {key!r}{name and f' of {name}'}. "
     if overlaps(parameter):
         return what + "Its entries share their memory (expand): give each its own, nn.Parameter(p.detach().clone())."
-    return (
-        what + "Load weights into the module itself (load_state_dict), or clear the store (pyro.clear_param_store())."
+    return what + (
+        "The module's is the one that runs. Load weights into the module itself: by load_state_dict, or, of a store that was "
+        f"saved and loaded, load_from_store(module, {name!r}) of pyro_vae.programs.parameters; or clear the store "
+        "(pyro.clear_param_store())."
     )
 
 
@@ -145,31 +195,46 @@ def foreign(kind: str) -> dict[str, dict[str, Tensor]]:
     return found
 
 
-def load_from_store(module: nn.Module, name: str) -> None:
+def load_from_store(module: nn.Module, name: str = "") -> None:
     """Copy the parameters that Pyro's store holds under a name into a module, and drop them from the store.
 
-    The store is one that ``pyro.get_param_store().load(path)`` has read; `name` is what it was saved under, such as "VAE.0"
-    or the name that ``pyro.module`` was given. Buffers (statistics of batch norm) and frozen parameters are not in a store:
-    ``module.state_dict()`` has them, too.
+    The store is one that ``pyro.get_param_store().load(path)`` has read; `name` is what it was saved under: "VAE.0", or the
+    name that ``pyro.module`` was given; "" for a :class:`pyro.nn.PyroModule`, that is declared by its attributes. Buffers
+    (statistics of batch norm) and frozen parameters are not in a store: ``module.state_dict()`` has them, too.
 
     Raises:
         ProgramError: the store has no parameter of that name, or others than the module's trainable ones.
 
     Example:
         >>> net, store = nn.Linear(1, 1), pyro.get_param_store()
-        >>> with store.scope({"params": {"dec$$$weight": torch.ones(1, 1), "dec$$$bias": torch.zeros(1)}, "constraints": {}}):
+        >>> saved = {"dec$$$weight": torch.ones(1, 1), "dec$$$bias": torch.zeros(1)}
+        >>> with store.scope({"params": saved, "constraints": dict.fromkeys(saved, constraints.real)}):
         ...     load_from_store(net, "dec")
         >>> net(torch.ones(1)).item()
         1.0
     """
-    entries = {key: t for key, t in pyro.get_param_store().named_parameters() if key.startswith(f"{name}$$$")}
-    loaded = {key.partition("$$$")[2]: tensor for key, tensor in entries.items()}
-    own: dict[str, Any] = {key: p for key, p in module.named_parameters() if p.requires_grad or key in loaded}
-    if {key: p.shape for key, p in own.items()} != {key: t.shape for key, t in loaded.items()}:
-        theirs = ", ".join(sorted(set(entries) or {k.partition("$$$")[0] for k in pyro.get_param_store()})) or "nothing"
+    store = pyro.get_param_store()
+    wanted = {key: p for key, p in module.named_parameters() if p.requires_grad}
+    entries = {key: t for key, t in store.named_parameters() if not name or key.startswith(f"{name}$$$")}
+    loaded = {(key.partition("$$$")[2] if name else attribute(key, module)): t for key, t in entries.items()}
+    if {key: p.shape for key, p in wanted.items()} != {key: t.shape for key, t in loaded.items()}:
         raise ProgramError(
-            f"Pyro's parameter store has not the parameters of this {type(module).__name__} under {name!r}: wanted "
-            f"{', '.join(own)}, of the same shapes; got {theirs}. Build the module as the one that was saved."
+            f"Pyro's parameter store has not the trainable parameters of this {type(module).__name__} under {name!r}: wanted "
+            f"{shapes(wanted)}; got {shapes(loaded) or 'none'}; in the store: {', '.join(store) or 'nothing'}. "
+            "Build the module as the one that was saved, and give the name of then."
         )
-    module.load_state_dict({key: tensor.detach() for key, tensor in loaded.items()}, strict=False)
-    _forget(name)
+    with torch.no_grad():
+        for key, tensor in loaded.items():
+            wanted[key].copy_(tensor)
+    for key in entries:
+        del store[key]
+
+
+def attribute(key: str, module: nn.Module) -> str:
+    """Return the parameter's name in a PyroModule of what it declares as `key`."""
+    key = key.replace("$$$", ".")
+    return f"{key}_unconstrained" if f"{key}_unconstrained" in dict(module.named_parameters()) else key
+
+
+def shapes(tensors: Mapping[str, Tensor]) -> str:
+    return ", ".join(f"{key} {tuple(t.shape)}" for key, t in tensors.items())
