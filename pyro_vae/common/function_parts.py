@@ -29,12 +29,13 @@ class FunctionParts(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if callable(value) or name in self.__dict__.get("_modules", {}):
+        if callable(value) and "_modules" in vars(self):  # a part set before super().__init__() is found with the next
             self.enclose()
 
     def enclose(self) -> None:
         """Register the networks that the parts' functions hold now."""
-        self._modules.pop(ENCLOSED, None)
+        if ENCLOSED in dict(self.named_children()):
+            del self.enclosed
         own = {id(part) for part in self.modules()}
         found = [(n, m) for n, m in held_by_functions(self) if id(m) not in own and not at_work(m)]
         inner = {id(part) for _, module in found for part in module.modules() if part is not module}

@@ -148,13 +148,13 @@ def register(module: nn.Module) -> None:
 
 def another(name: str, key: str, parameter: Tensor) -> str:
     """Say that a parameter is not the store's."""
-    what = f"Pyro's parameter store holds another tensor than the module for {key!r}{name and f' of {name}'}. "
+    what = f"Pyro's parameter store holds another tensor than the module for {key!r}{name and f' of {name}'}"
     if overlaps(parameter):
-        return what + "Its entries share their memory (expand): give each its own, nn.Parameter(p.detach().clone())."
-    return what + (
-        "The module's is the one that runs. Load weights into the module itself: by load_state_dict, or, of a store that was "
-        f"saved and loaded, load_from_store(module, {name!r}) of pyro_vae.programs.parameters; or clear the store "
-        "(pyro.clear_param_store())."
+        return f"{what}. Its entries share their memory (expand): give each its own, nn.Parameter(p.detach().clone())."
+    return (
+        f"{what}: the module's would run, and the store's be trained (ghost training). Load weights into the module itself: by "
+        f"load_state_dict, or, of a store that was saved and loaded, load_from_store(module, {name!r}) of "
+        "pyro_vae.programs.parameters; or clear the store (pyro.clear_param_store())."
     )
 
 
