@@ -77,11 +77,13 @@ def search(thing: Any, name: str, seen: dict[Any, Any]) -> Iterator[tuple[str, n
         if isinstance(thing, nn.Module):
             yield name, thing
         else:
-            stack += reversed([(joined(name, part), value) for part, value in parts(thing)])
+            around = "" if isinstance(thing, FunctionType) else name  # what a function names, it names by itself
+            stack += reversed([(joined(around, part), value) for part, value in parts(thing)])
 
 
-def joined(*names: str) -> str:
-    return ".".join(filter(None, names))
+def joined(name: str, part: str) -> str:
+    """Join the names of a thing and a part of it, as an expression would."""
+    return f"{name}{part}" if part.startswith("[") or not (name and part) else f"{name}.{part}"
 
 
 def parts(thing: Any) -> Named:
@@ -116,8 +118,8 @@ def argument_names(bound: partial[Any]) -> list[str]:
 
 def entries(container: Any) -> Named:
     if isinstance(container, dict):
-        return ((str(key), value) for key, value in container.items())
-    return ((str(i), value) for i, value in enumerate(container))
+        return ((f"[{key!r}]", value) for key, value in container.items())
+    return ((f"[{i}]", value) for i, value in enumerate(container))
 
 
 def of_object(thing: Any) -> Named:

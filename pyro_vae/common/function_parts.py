@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import nn
 
 from pyro_vae.errors import ProgramError
 
-from .closures import held_modules, own_attributes
+from .closures import held_modules, joined, own_attributes
 
 ENCLOSED = "enclosed"
 HELD = "held_before_copy"
@@ -42,7 +43,7 @@ class FunctionParts(nn.Module):
         named: dict[str, nn.Module] = {}
         for name, module in found:
             if id(module) not in inner:
-                key = name.replace(".", "_")
+                key = re.sub(r"\W+", "_", name).strip("_")
                 named[key if key not in named else f"{key}_{len(named)}"] = module
         if named:
             self.add_module(ENCLOSED, nn.ModuleDict(named))
@@ -67,10 +68,10 @@ def held_by_functions(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield the networks that functions among a module's own attributes hold, by part and variable, each once."""
     seen = set()
     for name, part in list(own_attributes(module)):
-        for path, held in held_modules(part, name) if callable(part) else ():
+        for path, held in held_modules(part) if callable(part) else ():
             if id(held) not in seen:
                 seen.add(id(held))
-                yield path, held
+                yield joined(name, path), held
 
 
 def networks(module: nn.Module) -> list[nn.Module]:

@@ -99,7 +99,7 @@ def owners_of_parameters(*programs: Program) -> dict[int, tuple[str, str]]:
         around = name in ("", "self")  # the module whose methods the programs are
         for key, parameter in owner.named_parameters():
             part, _, inner = key.partition(".")
-            where = (f"self.{part}", inner) if around else (re.sub(r"\.(\d+)", r"[\1]", name), key)
+            where = (f"self.{part}", inner) if around else (name, key)
             names.setdefault(id(parameter), where)
     return names
 
@@ -124,6 +124,6 @@ def of_no_module(program: str, tensor: Tensor) -> Finding:
     parameter = isinstance(tensor, nn.Parameter)
     kind = "parameter" if parameter else "tensor"
     where = f"a {kind} of shape {tuple(tensor.shape)}"
-    fix = f"declare it in the {program} (pyro.module for its network, or pyro.param), or .detach() it"
+    fix = f"pyro.param in the {program}, or an attribute of a module that is declared, or .detach() it"
     what = TRAINED_BY_NOBODY.format(program, "it")
     return Finding("undeclared", where, what, fix, "error" if parameter else "warning")
