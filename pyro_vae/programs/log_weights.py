@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .parameters import ModulesOwnParameters
 from .problem import Problem
 from .sites import Program
 
@@ -47,7 +48,8 @@ def log_weights(
         >>> log_weights(model, exact_posterior, x, num_particles=2)   # the exact posterior makes every weight p(x)
         tensor([[-1.2655, -1.5155], [-1.2655, -1.5155]])
     """
-    problem = Problem.on(model, guide, *args, **kwargs)
-    if vectorize_particles:
-        return problem.log_probs(num_particles).log_w
-    return torch.cat([problem.log_probs().log_w for _ in range(num_particles)])
+    with ModulesOwnParameters():
+        problem = Problem.on(model, guide, *args, **kwargs)
+        if vectorize_particles:
+            return problem.log_probs(num_particles).log_w
+        return torch.cat([problem.log_probs().log_w for _ in range(num_particles)])
