@@ -43,7 +43,7 @@ def held_modules(thing: Any, name: str = "") -> Iterator[tuple[str, nn.Module]]:
 
     Example:
         >>> net = nn.Linear(2, 3)
-        >>> [name for name, module in held_modules(lambda z: net(z).exp())]
+        >>> [name for name, module in held_modules(lambda z, net=net: net(z).exp())]
         ['net']
     """
     yield from search(thing, name, {})
