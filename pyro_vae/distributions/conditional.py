@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pyro.distributions.torch_distribution import TorchDistributionMixin
-from torch import Tensor, nn
+from torch import Tensor
+
+from pyro_vae.common.function_parts import FunctionParts
 
 Family = Callable[[Tensor], TorchDistributionMixin]
 
 
-class Conditional(nn.Module):
+class Conditional(FunctionParts):
     r"""p(y | parents) = family(net(parents)).
 
     The same class is encoder q(z | x), decoder p(x | z), level p(z1 | z2) or prior p(z | c): roles are argument names.

@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
-from torch import Tensor, nn
+from torch import Tensor
 
+from pyro_vae.common.function_parts import FunctionParts
 from pyro_vae.distributions.missing import Observed
 
 
-class SkipMissing(nn.Module):
+class SkipMissing(FunctionParts):
     r"""p(x_obs | parents): a likelihood that leaves out the elements of x that are NaN.
 
     Args:
@@ -43,7 +44,7 @@ class SkipMissing(nn.Module):
         return Observed(self.likelihood(*parents))
 
 
-class WithMask(nn.Module):
+class WithMask(FunctionParts):
     r"""net([x with NaN filled in, mask], *c), the mask being 1 where x is observed: what an encoder sees of missing data.
 
     Args:

@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 import pyro
 from pyro.distributions.torch_distribution import TorchDistributionMixin
-from torch import Tensor, nn
+from torch import Tensor
 
+from pyro_vae.common.function_parts import FunctionParts
 from pyro_vae.programs.parameters import register
 
 
-class VAE(nn.Module):
+class VAE(FunctionParts):
     r"""p(z) p(x | z) with amortized q(z | x); an optional context c conditions all three.
 
     Args:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from pyro_vae.common.function_parts import FunctionParts
 from pyro_vae.distributions.flows import FlowDistribution, make_flow
 from pyro_vae.errors import UsageError
 
 
-class FlowPosterior(nn.Module):
+class FlowPosterior(FunctionParts):
     r"""q(z | x) = N(f_h(z); 0, I) |det ∂f_h/∂z| with h = net(x, \*c); support R^dim, reparameterised.
 
     Args:

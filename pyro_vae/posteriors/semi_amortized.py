@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
-from torch import Tensor, nn
+from torch import Tensor
 
+from pyro_vae.common.function_parts import FunctionParts
 from pyro_vae.distributions.conditional import Conditional
 from pyro_vae.distributions.features import check_sizes
 from pyro_vae.errors import UsageError
@@ -15,7 +16,7 @@ from pyro_vae.errors import UsageError
 MAX_NORM = 5.0  # longest gradient of a row
 
 
-class SemiAmortized(nn.Module):
+class SemiAmortized(FunctionParts):
     r"""q(z | x) whose features are refined, row by row, by `steps` of gradient ascent on the row's ELBO.
 
         h_0 = net(x),   h_{t+1} = h_t + lr ∇_h [log p(x | z) + log p(z) − log q_h(z)],  z ~ q_{h_t}  (one draw a step)

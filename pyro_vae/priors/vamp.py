@@ -9,12 +9,13 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from pyro_vae.common.function_parts import FunctionParts
 from pyro_vae.distributions.features import check_sizes
 from pyro_vae.distributions.mixtures import mixture
 from pyro_vae.errors import ShapeError, UsageError
 
 
-class VampPrior(nn.Module):
+class VampPrior(FunctionParts):
     r"""p(z) = 1/K Σ_k q(z | u_k): the posterior at K learned pseudo-inputs. Support and event shape are the posterior's.
 
     With contexts, p(z | c) = 1/K Σ_k q(z | u_k, c). The posterior is a submodule: give the same one to the VAE, and its

@@ -24,6 +24,7 @@ from .proposal_guide import weighable
 from .sites import Program, Site, observed_sites, proposal_sites
 from .structured import on_tensors
 from .support import MASK, bare, base_name, describe, format_support, moves, rows_inside
+from .undeclared import find_undeclared
 
 
 @suggest_keywords
@@ -34,7 +35,8 @@ def check(model: Program, guide: Program, *batch: Any, others: Iterable[Any] = (
     what is wrong: sites of one program only, plates (none, of another size, in one program only, a site outside), a
     forgotten ``obs``, undeclared event dimensions, widths and supports of prior and posterior, data outside the likelihood's
     support or that look like pixels under counts, latents without a pathwise gradient, parameters without a gradient,
-    parameters shared with other models, and modules whose parameters Pyro's store does not train ("ghost training").
+    networks that Pyro was not told of, parameters shared with other models, and modules whose parameters Pyro's store does not
+    train ("ghost training").
     Parameters, gradients, modes, the store and the global random state stay as they were.
 
     Args:
@@ -93,7 +95,8 @@ def diagnose(model: Program, guide: Program, batch: tuple[Any, ...], others: lis
     if p.stopped is None and q.stopped is None and not findings:
         findings += unweighed(p, q)
     findings += [f for n, s in q.latents.items() for f in pathwise(n, s)]
-    ghosts = ghost_training([p, q])
+    ghosts = ghost_training([p, q], model, guide)
+    findings += find_undeclared(model, guide, batch)
     if p.stopped is None and q.stopped is None and not any(f.kind in ("run", "site", "width", "obs") for f in findings):
         findings += gradients(model, guide, batch, named_parameters(model, guide, [p, q], ghosts), quiet=bool(findings))
     return [*findings, *ghosts.values(), *shared(model, guide, batch, others)]
@@ -107,6 +110,9 @@ def stopped(done: ProgramTrace, rows: int | None) -> list[Finding]:
     """Find why a program did not run to its end."""
     if done.stopped is None:
         return []
+    if isinstance(done.stopped, ProgramError):  # of our own modules: it has a fix of its own
+        what, _, fix = str(done.stopped).partition(". ")
+        return [Finding("run", done.program, what, fix.rstrip("."))]
     if not (m := MISMATCH.search(str(done.stopped))):
         return [Finding("run", done.program, format_stop(done), "make it run on its own first")]
     plate, site, dim, size, came = m.groups()

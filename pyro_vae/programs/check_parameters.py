@@ -11,26 +11,43 @@ from torch import Tensor, nn
 
 from .findings import Finding, ProgramTrace, run
 from .pair import owners, programs
+from .parameters import overlaps, unconstrained
 from .sites import Program, Site
 
 
 def trained(site: Site) -> Tensor:
     """Return the tensor of the store behind a parameter site, which an optimizer is given."""
-    value = site["value"]
-    return value.unconstrained() if hasattr(value, "unconstrained") else value
+    return unconstrained(site["value"])
 
 
-def ghost_training(runs: Sequence[ProgramTrace]) -> dict[str, Finding]:
-    """Find parameters that pyro.module(name, m) hides behind another module's tensors, by the store's name."""
+def ghost_training(runs: Sequence[ProgramTrace], *programs: Any) -> dict[str, Finding]:
+    """Find parameters that Pyro's store hides behind another module's tensors, by the store's name.
+
+    So it does under ``pyro.module(name, m)``, and for a PyroModule among those of the `programs`: the module's own tensor is
+    what runs, and the store's is what is trained.
+    """
+    owned = {id(p) for module in owners(*programs) for p in module.parameters()}
     ghosts = {}
     for name, site in ((n, s) for r in runs for n, s in r.params.items()):
         own = site["args"][1] if len(site["args"]) > 1 else None
-        if isinstance(own, nn.Parameter) and "$$$" in name and trained(site) is not own:
-            module, _, key = name.partition("$$$")
-            what = f"Pyro's store holds another tensor under pyro.module({module!r}, ...): ghost training of this one"
-            fix = "give each instance a name of its own, or pyro.clear_param_store() before it"
-            ghosts[name] = Finding("ghost", f"parameter {key!r}", what, fix)
+        of_module = "$$$" in name or id(own) in owned
+        if isinstance(own, nn.Parameter) and of_module and trained(site) is not own:
+            ghosts[name] = ghost(name, own)
     return ghosts
+
+
+def ghost(name: str, own: nn.Parameter) -> Finding:
+    """Say that a module's parameter is not the one that Pyro's store holds under its name."""
+    module, declared, key = name.rpartition("$$$")
+    under = f"pyro.module({module!r}, ...)" if declared else f"the name {name!r}"
+    what = f"Pyro's store holds another tensor under {under}: ghost training of this one"
+    fix = "give each instance a name of its own, or pyro.clear_param_store() before it"
+    if overlaps(own):
+        what, fix = (
+            f"{what}, whose entries share their memory (expand)",
+            "give each its own: nn.Parameter(p.detach().clone())",
+        )
+    return Finding("ghost", f"parameter {key!r}", what, fix)
 
 
 def modules(thing: Any) -> list[nn.Module]:
@@ -96,5 +113,5 @@ def shared(model: Program, guide: Program, batch: tuple[Any, ...], others: list[
                 yield Finding("shared", where, what, "copy.deepcopy the part, or build it anew")
         pair = other if isinstance(other, tuple) else (getattr(other, "model", None), getattr(other, "guide", None))
         runs = [run("other", program, batch) for program in pair if callable(program)]
-        for ghost in ghost_training(runs).values():
-            yield Finding("ghost", f"{ghost.where} of others[{i}]", ghost.what, ghost.fix)
+        for found in ghost_training(runs, other).values():
+            yield Finding("ghost", f"{found.where} of others[{i}]", found.what, found.fix)

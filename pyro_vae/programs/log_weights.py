@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from .pair import without_validation
+from .parameters import ModulesOwnParameters
 from .problem import Problem
 from .sites import Program
 from .structured import on_tensors
@@ -50,6 +51,7 @@ def log_weights(
         tensor([[-1.2655, -1.5155], [-1.2655, -1.5155]])
     """
     model, guide, args = on_tensors(model, guide, *args)
-    with without_validation():  # torch's names no row, and stops where a density is 0: ours does neither
+    # torch's validation names no row, and stops where a density is 0: ours does neither
+    with ModulesOwnParameters(), without_validation():
         problem = Problem.unprobed(model, guide, args, kwargs).probed(vectorize_particles)
         return problem.log_probs(num_particles).log_w

@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from threading import get_ident
 from typing import Any
 
 import torch
 from pyro import settings
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
+from pyro_vae.common.closures import modules_behind
 from pyro_vae.common.random import seeded
 from pyro_vae.errors import UsageError
 
+from .parameters import ModulesOwnParameters
 from .sites import Program
 
 
@@ -30,10 +34,22 @@ def programs(pair: Any) -> tuple[Program, Program]:
 
 
 def owners(*things: Any) -> list[nn.Module]:
-    """The modules among `things` and behind their methods, effect handlers and partials looked through, each once."""
-    layers = [layer for thing in things for layer in unwrapped(thing)]
-    modules = [m for layer in layers for m in (layer, getattr(layer, "__self__", None)) if isinstance(m, nn.Module)]
-    return list(dict.fromkeys(modules))
+    """The modules among `things` and behind them: of methods, effect handlers, partials, closures, and globals they name.
+
+    Each once, and none that is a submodule of another; see :mod:`~pyro_vae.common.closures`.
+    """
+    return list(named_owners(*things).values())
+
+
+def named_owners(*things: Any) -> dict[str, nn.Module]:
+    """:func:`owners` by the names under which the programs hold them, as ``dec`` in ``lambda z: dec(z)``; "" for itself."""
+    found = list(modules_behind(*things))
+    inner = {id(part) for _, module in found for part in module.modules() if part is not module}
+    named: dict[str, nn.Module] = {}
+    for name, module in found:
+        if id(module) not in inner:
+            named[name if name not in named else f"{name}#{len(named)}"] = module
+    return named
 
 
 def unwrapped(thing: Any) -> Iterator[Any]:
@@ -58,11 +74,33 @@ def evaluation_mode(*things: Any) -> Iterator[None]:
     try:
         for module, _ in flags:
             module.training = False
-        with torch.no_grad():
+        with torch.no_grad(), EvaluateWhatRuns(), ModulesOwnParameters():
             yield
     finally:
         for module, training in flags:
             module.training = training
+
+
+class EvaluateWhatRuns:
+    """Put each module that runs meanwhile into eval mode, wherever it was found; restored after.
+
+    For networks that no search of the programs finds (of a registry, made on the way), dropout would be on in an
+    evaluation, and batch norm would learn from it. Other threads are left alone.
+    """
+
+    def __enter__(self) -> None:
+        self.thread, self.changed = get_ident(), dict[nn.Module, None]()
+        self.hook = register_module_forward_pre_hook(self.before_forward)
+
+    def before_forward(self, module: nn.Module, inputs: Any) -> None:
+        if module.training and get_ident() == self.thread:
+            module.training = False
+            self.changed[module] = None
+
+    def __exit__(self, *error: object) -> None:
+        self.hook.remove()
+        for module in self.changed:
+            module.training = True
 
 
 def without_validation() -> AbstractContextManager[None]:

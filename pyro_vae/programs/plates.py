@@ -57,8 +57,7 @@ def sum_rows(name: str, log_prob: Tensor, plates: Plates) -> Tensor:
     if log_prob.dim() != plates.nesting + 1:
         raise ProgramError(
             f"site {name!r} has batch shape {tuple(log_prob.shape)} under plates of {plates.nesting + 1} dimensions "
-            "(particles and data). Declare what belongs to one row with .to_event(...), "
-            "or pass vectorize_particles=False if the program does not broadcast."
+            f"(particles and data). Declare what belongs to one row with .to_event({max(1, log_prob.dim() - plates.nesting - 1)})."
         )
     summed = [d for d in range(1 + plates.particles, 0) if d != plates.dim]
     return log_prob.sum(summed) if summed else log_prob

@@ -70,9 +70,9 @@ def undisturbed(problem: Any) -> Iterator[None]:
     """Run programs out of reach of handlers around, in eval mode, on a random stream and in a parameter store of their own."""
     store = pyro.get_param_store()
     with (
-        quiet(problem.model, problem.guide, seed=0, device=problem.device),
         poutine.block(),
         store.scope(store.get_state()),
+        quiet(problem.model, problem.guide, seed=0, device=problem.device),
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")

@@ -99,7 +99,7 @@ def fit(
             host, and each batch is sent while the step before it runs.
         seed: of order, binarization and noise; the global random state is left as it was.
         missing: x may hold NaN, for what was not observed. Modules that declare it, such as
-            :class:`~pyro_vae.models.missing.SkipMissing`, do not need it; plain functions that close over them do.
+            :class:`~pyro_vae.models.missing.SkipMissing`, do not need it.
         engine: how each step's loss and gradients are computed, with the same results but for rounding. "eager" runs the
             programs; "trace" a flat graph of their tensor operations, made once for each kind of batch; "compile" puts that
             through Inductor (needs a C++ compiler, takes 10 to 30 seconds once); "graph" replays it as a CUDA graph, under

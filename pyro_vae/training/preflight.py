@@ -14,7 +14,13 @@ from pyro_vae.programs.findings import CheckReport, Finding
 from pyro_vae.programs.sites import Program
 
 ROWS = 64
-STOPS_ENUMERATED = {"width", "support", "shape", "ghost"}  # `check` draws what TraceEnum_ELBO sums over, and faults it
+STOPS_ENUMERATED = {
+    "width",
+    "support",
+    "shape",
+    "ghost",
+    "undeclared",
+}  # `check` draws what TraceEnum_ELBO sums over, and faults it
 STOPS = STOPS_ENUMERATED | {"site", "plate", "event", "obs"}
 
 
@@ -24,8 +30,9 @@ def check_training(
     """Run :func:`~pyro_vae.check` on a first small batch; return notes on what may be intended.
 
     Findings that make the ELBO another number are errors: sites, plates and event dimensions, widths, supports, ghost
-    training. Those that may be intended (a parameter without a gradient, whole numbers that look like pixels), or that the
-    first step meets itself (numbers that are not finite), are notes, unless they matter to other objectives only.
+    training, networks that Pyro was not told of. Those that may be intended (a parameter without a gradient, whole numbers
+    that look like pixels), or that the first step meets itself (numbers that are not finite), are notes, unless they matter
+    to other objectives only.
 
     Args:
         first: ``first(n)`` is a batch of the first n rows, as training would see it.

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 import torch
 from pyro.infer import ELBO
-from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from torch import Tensor
 
@@ -19,7 +18,7 @@ from pyro_vae.common.torch_private import fused_works
 from pyro_vae.errors import DivergedError, ProgramError, UsageError
 from pyro_vae.objectives.pyro_elbos import tensor_loss
 from pyro_vae.programs.pair import without_validation
-from pyro_vae.programs.parameters import ParametersRegistered
+from pyro_vae.programs.parameters import ModulesOwnParameters, ParametersRegistered
 from pyro_vae.programs.sites import Program
 
 from .finite_checks import ImmediateFiniteCheck, choose_finite_check
@@ -47,8 +46,8 @@ def adam(lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999)) -> MakeOpt
     return make
 
 
-class DeclaredParameters(Messenger):
-    """Collects the (unconstrained) parameters that programs declare; drops gradients that earlier work left on them."""
+class DeclaredParameters(ModulesOwnParameters):
+    """Collects the (unconstrained) parameters that programs declare and that are not frozen; drops gradients left on them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +56,7 @@ class DeclaredParameters(Messenger):
     def _pyro_post_param(self, msg: Message) -> None:
         value: Any = msg["value"]
         parameter = value.unconstrained()
-        if parameter not in self.parameters:
+        if parameter.requires_grad and parameter not in self.parameters:
             parameter.grad = None
             self.parameters[parameter] = None
 

@@ -121,8 +121,8 @@ def test_values_outside_the_support_are_named_beside_missing_ones():
         fit(vae_of(), x, epochs=1)
 
 
-def test_plain_functions_say_that_x_may_be_missing(gappy):
-    likelihood = SkipMissing(gappy.likelihood)
+def test_plain_functions_take_missing_values_where_a_module_that_they_close_over_does(gappy):
+    likelihood, plain = SkipMissing(gappy.likelihood), gappy.likelihood
 
     def model(x):
         with pyro.plate("data", len(x)):
@@ -132,9 +132,13 @@ def test_plain_functions_say_that_x_may_be_missing(gappy):
         with pyro.plate("data", len(x)):
             pyro.sample("z", gappy.exact(x))
 
+    def blind(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", plain(pyro.sample("z", gappy.prior())), obs=x)
+
     with pytest.raises(DataError, match="NaN"):
-        log_likelihood(model, guide, gappy.gaps)
-    evidence = log_likelihood(model, guide, gappy.gaps, num_samples=3, missing=True)
+        log_likelihood(blind, guide, gappy.gaps)
+    evidence = log_likelihood(model, guide, gappy.gaps, num_samples=3)
     torch.testing.assert_close(evidence.log_px, gappy.log_px(gappy.gaps).cpu(), rtol=0, atol=1e-8)
     with pytest.raises(SupportError, match=r"Normal .* row 0 holds nan"):
         log_likelihood(gappy.model, guide, torch.full_like(gappy.x, nan), missing=True)

@@ -208,7 +208,7 @@ def test_an_image_decoder_is_told_its_event_dim(event_dim, row, use):
     decoder = Images((*row[:-1], 2 * row[-1]))
     vae = VAE(StandardNormal(2), Conditional(decoder, normal, event_dim=event_dim), Conditional(encoder, normal))
     x = torch.zeros(5, *row)
-    with pytest.raises(ShapeError, match=rf"\.to_event\({len(row) - event_dim}\).*event_dim={len(row)}"):
+    with pytest.raises((ShapeError, ProgramError), match=rf"\.to_event\({len(row) - event_dim}\)"):
         use(vae, x)
     vae.likelihood.event_dim = len(row)
     use(vae, x)

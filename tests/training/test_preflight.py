@@ -52,6 +52,7 @@ def test_the_range_is_that_of_all_rows_whatever_the_chunks():
 def test_programs_at_odds_are_refused_before_training():
     with pytest.raises(ShapeError, match=r"site 'z': the prior draws values of shape \(1,\), the posterior \(2,\)"):
         fit(crooked(width=1), binary())
+    pyro.clear_param_store()  # of the first pair's network, which has the name of the next
     simplex = dist.Dirichlet(torch.ones(2))
     with pytest.raises(SupportError, match="the prior lives on numbers from 0 that sum to 1"):
         fit(crooked(simplex), binary())

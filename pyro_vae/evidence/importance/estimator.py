@@ -74,10 +74,9 @@ def importance(
             runs on whole blocks.
         vectorize_particles: as for :func:`~pyro_vae.log_weights`.
         missing: x may hold NaN, for what was not observed: the result is log p(x_obs). Modules that say so
-            (:class:`~pyro_vae.models.missing.SkipMissing`) need no word here; plain functions that close over them do.
+            (:class:`~pyro_vae.models.missing.SkipMissing`) need no word here.
         device: where to compute; None is where the programs' parameters are, or x for programs that no module owns.
-            Modules whose methods the programs are get scored in eval mode; call ``.eval()`` yourself on modules that a plain
-            function closes over.
+            Modules that run are scored in eval mode, and put back after.
         on_block: called after each block of rows with the :class:`~pyro_vae.evidence.importance.accumulator.RowBlock` of
             every block (those to come are empty) and the evidence's other facts, to save them.
         verbose: a progress bar, on a terminal only.
