@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from typing import Any
 
+from pyro.distributions import MaskedDistribution
 from pyro.infer import ELBO
 from pyro.poutine import runtime
 
@@ -27,6 +28,17 @@ def active_handlers() -> Sequence[Any]:
 def is_deterministic(site: Mapping[str, Any]) -> bool:
     """Return whether a site is made by ``pyro.deterministic``; a Pyro that marks it otherwise has it observed, at density 1."""
     return bool((site["infer"] or {}).get("_deterministic"))
+
+
+def mask_of_distribution(fn: Any) -> Any:
+    """Return the mask that ``fn.mask(...)`` put on a distribution, a tensor or True or False; None without one.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> mask_of_distribution(dist.Normal(0.0, 1.0).mask(False)), mask_of_distribution(dist.Normal(0.0, 1.0))
+        (False, None)
+    """
+    return getattr(fn, "_mask", None) if isinstance(fn, MaskedDistribution) else None
 
 
 def vectorizes() -> bool:

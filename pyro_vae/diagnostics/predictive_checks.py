@@ -11,12 +11,13 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.common.keywords import suggest_keywords
-from pyro_vae.data.arrays import batch_of
 from pyro_vae.errors import DataError, ShapeError, UsageError
-from pyro_vae.evidence.imputation import Particles
-from pyro_vae.programs.pair import like_parameters, quiet
-from pyro_vae.programs.problem import Problem
-from pyro_vae.programs.simulate import draw, replicated, was_observed
+from pyro_vae.evidence.imputation import Particles, mapped
+from pyro_vae.programs.data_map import data_map
+from pyro_vae.programs.masks import kept_entries
+from pyro_vae.programs.pair import quiet
+from pyro_vae.programs.problem import Problem, rows_of
+from pyro_vae.programs.simulate import draw
 from pyro_vae.programs.sites import Program, observed_sites
 
 Statistic = Callable[[Tensor], Tensor]
@@ -29,11 +30,34 @@ def elements(x: Tensor) -> Tensor:
     return x.reshape(len(x), -1)
 
 
+def mean(values: Tensor) -> Tensor:
+    """Average ``(rows, d)`` over what is no gap (NaN): ``(rows,)``; 0 where all is."""
+    return values.nanmean(1).nan_to_num(0.0) if values.isnan().any() else values.mean(1)
+
+
+def standard_deviation(x: Tensor) -> Tensor:
+    """The root mean square deviation from the mean, of what is no gap."""
+    values = elements(x)
+    return mean((values - mean(values).unsqueeze(1)).square()).sqrt()
+
+
+def share_of_zeros(x: Tensor) -> Tensor:
+    """The share of zeros among what is no gap."""
+    values = elements(x)
+    return mean((values == 0).to(x.dtype).masked_fill(values.isnan(), torch.nan))
+
+
+def largest(x: Tensor) -> Tensor:
+    """The largest entry; 0 where all is missing."""
+    values = elements(x)
+    return values.nan_to_num(-torch.inf, torch.inf, -torch.inf).amax(1).masked_fill(values.isnan().all(1), 0.0)
+
+
 STATISTICS: dict[str, Statistic] = {
-    "mean": lambda x: elements(x).mean(1),
-    "standard deviation": lambda x: elements(x).std(1, correction=0),
-    "share of zeros": lambda x: (elements(x) == 0).to(x.dtype).mean(1),
-    "max": lambda x: elements(x).amax(1),
+    "mean": lambda x: mean(elements(x)),
+    "standard deviation": standard_deviation,
+    "share of zeros": share_of_zeros,
+    "max": largest,
 }
 
 
@@ -194,17 +218,18 @@ def posterior_predictive_check(
             f"num_draws, num_particles and chunk_size must be 1 or more, got {num_draws}, {num_particles} and {chunk_size}"
         )
     chosen = STATISTICS if statistics is None else statistics
-    args = batch_of(x, *context, like=like_parameters(model, guide))
+    args = rows_of(model, guide, x, *context, missing=True)
     observed = {name: evaluated(name, t, args[0]) for name, t in chosen.items()}
     with quiet(model, guide, seed=seed, device=args[0].device):
         problem = Problem.checked(model, guide, *args)
-        draw(model, problem.rows(slice(1)).args, seed)  # refuses, by name, what cannot be replicated
+    known = mapped(problem, seed, chunk_size, lambda _, found, run: found.check_draws(run))
     by_row = {name: t for name, t in chosen.items() if observed[name].dim() == 1}
     values: dict[str, list[Tensor]] = {name: [] for name in chosen}
     data, log_p = [], []
     for i, some in enumerate(problem.split(chunk_size // max(draws, num_draws))):
         with some.quiet(seed, i):
-            again, *terms = replications(Particles(some, draws), num_draws, resample=num_particles is not None)
+            particles = Particles(some, draws, known)
+            again, *terms = replications(particles, num_draws, resample=num_particles is not None)
         for name, t in by_row.items():
             values[name].append(on_replications(name, t, again, of_all=False))
         data += [again] if len(by_row) < len(chosen) else []  # all rows have to be there for a statistic of all
@@ -254,31 +279,42 @@ def prior_predictive_check(
     if min(num_draws, chunk_size) < 1:
         raise UsageError(f"num_draws and chunk_size must be 1 or more, got {num_draws} and {chunk_size}")
     chosen = STATISTICS if statistics is None else statistics
-    args = batch_of(x, *context, like=like_parameters(model))
-    rows, shape = len(args[0]), args[0].shape
+    args = rows_of(model, None, x, *context, missing=True)
+    rows, shape, gaps = len(args[0]), args[0].shape, args[0].isnan()
     observed = {name: evaluated(name, t, args[0]) for name, t in chosen.items()}
     values: dict[str, list[Tensor]] = {name: [] for name in chosen}
     with quiet(model):
+        known, run = data_map(model, args, seed)
+        known.check_draws(run)
         for i, start in enumerate(range(0, num_draws, max(1, chunk_size // rows))):
             times = min(max(1, chunk_size // rows), num_draws - start)
-            again = draw(model, tuple(a.repeat(times, *[1] * (a.dim() - 1)) for a in args), seed, i).x
+            repeated = tuple(a.repeat(times, *[1] * (a.dim() - 1)) for a in args)
+            again = draw(model, repeated, seed, i, known=known).x.reshape(times, *shape).masked_fill(gaps, torch.nan)
             for name, t in chosen.items():
-                values[name].append(on_replications(name, t, again.reshape(times, *shape), observed[name].dim() == 0))
+                values[name].append(on_replications(name, t, again, observed[name].dim() == 0))
     checks = {name: Discrepancy(observed[name].reshape(1, -1), torch.cat(values[name])) for name in chosen}
     return PredictiveCheck(checks, "prior", rows, num_draws, seed)
 
 
 def replications(particles: Particles, draws: int, resample: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw x_rep ``(S, n, *event)``, with log p(x | z) and log p(x_rep | z), ``(S, n)``, for z of q or resampled by weight."""
-    problem = particles.problem
+    """Draw x_rep ``(S, n, *event)``, with log p(x | z) and log p(x_rep | z), ``(S, n)``, for z of q or resampled by weight.
+
+    What masks of the model leave out stays in x_rep as it is in x, and so do gaps (NaN).
+    """
+    problem, known = particles.problem, particles.known
     log_p = problem.log_prob(observed_sites(particles.sites))
     z = {name: site["value"] for name, site in particles.latents.items()}
     if resample:
         chosen, z = particles.resampled(draws)
         log_p = log_p.gather(0, chosen)
-    sites = problem.sites(poutine.uncondition(problem.model), draws, z)
-    again = problem.log_prob({name: site for name, site in sites.items() if was_observed(site)})
-    return replicated(problem.args, sites, (draws,))[0], log_p, again
+    drawn = problem.sites(poutine.uncondition(problem.model), draws, z)
+    sites = {name: drawn[name] for name in known.sites}
+    kept = {name: kept_entries(site) for name, site in sites.items()}
+    again = known.fill(problem.args, {name: site["value"] for name, site in sites.items()}, kept, (draws,))
+    again = (again[0].masked_fill(problem.args[0].isnan(), torch.nan), *again[1:])
+    for name, site in sites.items():
+        site["value"] = known.observation(name, again, (draws,)).reshape(site["value"].shape).to(site["value"])
+    return again[0], log_p, problem.log_prob(sites)
 
 
 def evaluated(name: str, statistic: Statistic, x: Tensor, dims: tuple[int, ...] = (0, 1)) -> Tensor:
