@@ -19,6 +19,7 @@ from pyro_vae.programs.pair import quiet
 from pyro_vae.programs.problem import Problem, rows_of
 from pyro_vae.programs.simulate import draw
 from pyro_vae.programs.sites import Program, observed_sites
+from pyro_vae.programs.valid_draws import refuse_nan_draws
 
 Statistic = Callable[[Tensor], Tensor]
 RECONSTRUCTION = "log p(x | z)"
@@ -309,6 +310,8 @@ def replications(particles: Particles, draws: int, resample: bool) -> tuple[Tens
         log_p = log_p.gather(0, chosen)
     drawn = problem.sites(poutine.uncondition(problem.model), draws, z)
     sites = {name: drawn[name] for name in known.sites}
+    for name, site in sites.items():
+        refuse_nan_draws(name, site, problem.first)
     kept = {name: kept_entries(site) for name, site in sites.items()}
     again = known.fill(problem.args, {name: site["value"] for name, site in sites.items()}, kept, (draws,))
     again = (again[0].masked_fill(problem.args[0].isnan(), torch.nan), *again[1:])

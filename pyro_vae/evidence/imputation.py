@@ -17,6 +17,7 @@ from pyro_vae.programs.data_map import DataMap, data_map, refuse_unmapped, where
 from pyro_vae.programs.masks import kept_entries
 from pyro_vae.programs.pair import programs
 from pyro_vae.programs.problem import Problem, Sites
+from pyro_vae.programs.sites import latent_sites
 from pyro_vae.programs.unconditioned import Unconditioned
 
 
@@ -146,7 +147,8 @@ class Particles:
 
     def __init__(self, problem: Problem, num: int, known: DataMap) -> None:
         self.problem, self.x, self.known = problem, problem.args[0], known
-        self.latents, self.sites = problem.draw(num)
+        drawn, self.sites = problem.draw(num)
+        self.latents = latent_sites(drawn)  # what a guide observes, or a factor in it, is no part of q(z | x)
         check_gaps_left_out(problem, known, self.sites)
         log_w = checked(problem.log_prob(self.sites) - problem.log_prob(self.latents), num, problem).double()
         if (hopeless := (log_w == -math.inf).all(0)).any():

@@ -142,12 +142,10 @@ def data_map(model: Program, args: Batch, seed: int = 0, *block: int) -> tuple[D
     )
     found = DataMap(sites := index_map(run, first), tuple(name for name in first.observed if name not in sites))
     drawn = found.fill(complete, first.values, every(first))
-    transformed = check_alike(found, first, run(drawn))
+    transformed = check_alike(found, first, run_unconditioned(model, drawn, seed, *block))
     for other in other_data(found, drawn):
         try:
             again = run(other)
-        except ProgramError:
-            raise
         except Exception:  # not data of this model, which its own draws are
             continue
         transformed |= check_alike(found, first, again)
@@ -156,8 +154,8 @@ def data_map(model: Program, args: Batch, seed: int = 0, *block: int) -> tuple[D
 
 
 def rerun(model: Program, seed: int, block: tuple[int, ...], args: Batch) -> Unconditioned:
-    """Run the model on other arguments and the same noise."""
-    return run_unconditioned(model, args, seed, *block)
+    """Run the model on other arguments, which may be no data of it, and on the same noise."""
+    return run_unconditioned(model, args, seed, *block, checked=False)
 
 
 def every(run: Unconditioned) -> dict[str, Tensor]:
@@ -166,7 +164,8 @@ def every(run: Unconditioned) -> dict[str, Tensor]:
 
 
 def other_data(found: DataMap, drawn: Batch) -> Iterator[Batch]:
-    """Yield the arguments with other values in the place of what is observed."""
+    """Yield the arguments with other values in the place of what is observed; what is not may be read."""
+    seen = [times > 0 for times in found.times_observed(drawn)]
     noise = torch.Generator().manual_seed(OTHER_DATA)
     changes = (
         lambda a: a.flip(tuple(range(a.dim()))),  # rows on a simplex, one-hot rows and classes stay what they are
@@ -174,7 +173,7 @@ def other_data(found: DataMap, drawn: Batch) -> Iterator[Batch]:
         lambda a: (4 * torch.randn(a.shape, generator=noise)).to(a) if a.is_floating_point() else torch.ones_like(a),
     )
     for change in changes:
-        yield tuple(change(a) if i in found.arguments else a for i, a in enumerate(drawn))
+        yield tuple(torch.where(at, change(a), a) for at, a in zip(seen, drawn, strict=True))
 
 
 def check_alike(found: DataMap, first: Unconditioned, again: Unconditioned) -> set[str]:

@@ -37,10 +37,15 @@ def kept_entries(site: Site) -> Tensor:
 
 def masks(site: Site) -> Iterator[Tensor]:
     """The masks that a site lies under, each with the dimensions of an event of the site on the right."""
-    fn = site["fn"]
-    yield from beside_event(site["mask"], fn.event_dim)
-    while fn is not None:
+    yield from beside_event(site["mask"], site["fn"].event_dim)
+    for fn in layers(site["fn"]):
         yield from beside_event(mask_of_distribution(fn), fn.event_dim)
+
+
+def layers(fn: Any) -> Iterator[Any]:
+    """A distribution, and what its ``to_event``, masks and expansions wrap."""
+    while fn is not None:
+        yield fn
         # a transformed distribution's base lies on another space: its mask is not one of this value's entries
         fn = None if hasattr(fn, "transforms") else getattr(fn, "base_dist", None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from pyro_vae.errors import ProgramError
 
 from .masks import kept_entries
 from .sites import Program, Site, sample_sites
+from .valid_draws import ValidDraws
 
 Batch = tuple[Tensor, ...]
 
@@ -51,14 +53,14 @@ def was_observed(site: Site) -> bool:
     return bool(site["infer"].get("was_observed"))
 
 
-def run_unconditioned(model: Program, args: Batch, seed: int, *block: int) -> Unconditioned:
+def run_unconditioned(model: Program, args: Batch, seed: int, *block: int, checked: bool = True) -> Unconditioned:
     """Run a model with its observations undone, on the random stream of (seed, *block) and on copies of its arguments.
 
     Raises:
-        ProgramError: a model that changes an argument in place.
+        ProgramError: a model that changes an argument in place; if `checked`, parameters that are invalid, and NaN.
     """
     copies = tuple(a.clone() for a in args)
-    with seeded(seed, *block, device=args[0].device):
+    with seeded(seed, *block, device=args[0].device), ValidDraws() if checked else nullcontext():
         trace = poutine.trace(poutine.uncondition(model)).get_trace(*copies)
     for i, (copy, a) in enumerate(zip(copies, args, strict=True)):
         if copy.shape != a.shape or not same(copy, a):
