@@ -12,13 +12,14 @@ from torch import Tensor
 
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import DataError, ShapeError, UsageError
-from pyro_vae.evidence.imputation import Particles, mapped
-from pyro_vae.programs.data_map import data_map
+from pyro_vae.evidence.imputation import Particles, check_gaps, mapped
+from pyro_vae.programs.data_map import DataMap, data_map
 from pyro_vae.programs.masks import kept_entries
 from pyro_vae.programs.pair import quiet
 from pyro_vae.programs.problem import Problem, rows_of
 from pyro_vae.programs.simulate import draw
 from pyro_vae.programs.sites import Program, observed_sites
+from pyro_vae.programs.unconditioned import Unconditioned
 from pyro_vae.programs.valid_draws import refuse_nan_draws
 
 Statistic = Callable[[Tensor], Tensor]
@@ -223,7 +224,7 @@ def posterior_predictive_check(
     observed = {name: evaluated(name, t, args[0]) for name, t in chosen.items()}
     with quiet(model, guide, seed=seed, device=args[0].device):
         problem = Problem.checked(model, guide, *args)
-    known = mapped(problem, seed, chunk_size, lambda _, found, run: found.check_draws(run))
+    known = mapped(problem, seed, chunk_size, check_replicable)
     by_row = {name: t for name, t in chosen.items() if observed[name].dim() == 1}
     values: dict[str, list[Tensor]] = {name: [] for name in chosen}
     data, log_p = [], []
@@ -295,6 +296,12 @@ def prior_predictive_check(
                 values[name].append(on_replications(name, t, again, observed[name].dim() == 0))
     checks = {name: Discrepancy(observed[name].reshape(1, -1), torch.cat(values[name])) for name in chosen}
     return PredictiveCheck(checks, "prior", rows, num_draws, seed)
+
+
+def check_replicable(problem: Problem, known: DataMap, run: Unconditioned) -> None:
+    """Refuse, by site, a model that cannot be simulated, and gaps of x that its likelihood does not leave out."""
+    known.check_draws(run)
+    check_gaps(problem, known, run)
 
 
 def replications(particles: Particles, draws: int, resample: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from pyro_vae.common.keywords import suggest_keywords
+from pyro_vae.common.random import seeded
 from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.evidence.importance.sampler import checked
 from pyro_vae.programs.data_map import DataMap, data_map, refuse_unmapped, where
 from pyro_vae.programs.masks import kept_entries
 from pyro_vae.programs.pair import programs
 from pyro_vae.programs.problem import Problem, Sites
-from pyro_vae.programs.sites import latent_sites
+from pyro_vae.programs.randomness import same_values
+from pyro_vae.programs.sites import latent_sites, sample_sites
 from pyro_vae.programs.unconditioned import Unconditioned
 
 
@@ -111,9 +113,11 @@ def mapped(
     return found[0]
 
 
-def check_gaps(problem: Problem, known: DataMap, _: Unconditioned) -> None:
-    """Refuse gaps (NaN) of x that no site observes, or more than one: it is open what they would be."""
+def check_gaps(problem: Problem, known: DataMap, run: Unconditioned) -> None:
+    """Refuse gaps (NaN) of x that no site observes, or more than one, or that another site's density depends on."""
     gaps = problem.args[0].isnan()
+    if not gaps.any():
+        return
     times = known.times_observed(problem.args)[0]
     if (gaps & (times == 0)).any():
         if known.unmapped:
@@ -125,6 +129,25 @@ def check_gaps(problem: Problem, known: DataMap, _: Unconditioned) -> None:
         )
     if (gaps & (times > 1)).any():
         known.refuse_shared(0, gaps & (times > 1))
+    drawn = known.fill(run.args, run.values, {name: torch.ones_like(v, dtype=torch.bool) for name, v in run.values.items()})
+    fillings = (torch.where(gaps, other, problem.args[0]) for other in (run.args[0], drawn[0]))
+    ours, others = (likelihood_draws(problem, run, (x, *problem.args[1:])) for x in fillings)
+    if (name := same_values(ours, others)) is not None:
+        raise ProgramError(
+            f"site {name!r}: its density depends on what is missing (NaN) of x, as the value of one observed site is passed on to "
+            "another (an autoregressive likelihood): leaving the gaps' terms out does not integrate them out. Make the "
+            "observed entries independent given latents, or give the missing ones a latent."
+        )
+
+
+def likelihood_draws(problem: Problem, run: Unconditioned, args: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    """Draw what each observed site of the model could have been, on the latents of a run, always with the same noise."""
+    latents = {name: value for name, value in run.values.items() if name not in run.observed}
+    with seeded(0, device=problem.device):
+        trace = problem.over(*(a.clone() for a in args)).trace(problem.model, at=latents)
+    sites = {name: site for name, site in sample_sites(trace).items() if name in run.observed}
+    with seeded(0, device=problem.device):
+        return {name: site["fn"].sample() for name, site in sites.items()}
 
 
 def check_gaps_left_out(problem: Problem, known: DataMap, sites: Sites) -> None:

@@ -117,9 +117,9 @@ def data_map(model: Program, args: Batch, seed: int = 0, *block: int) -> tuple[D
     r"""Find which entries of the arguments the model observes where, and verify that it reads them nowhere else.
 
     The model runs with its observations undone, each time on the same noise: on the arguments, on its own draws in their
-    place, on these in reverse order, on zeros, and on numbers of both signs. It must draw the same each time, its masks must be
-    the same, and each site must observe what the map says. A run on other data than its draws may fail (a look-up of -1.3);
-    one on its draws may not.
+    place, on these in reverse order, on zeros, on ones, and on numbers of both signs. It must draw the same each time, its
+    masks must be the same, and each site must observe what the map says. A run on other data than its draws may fail (a
+    look-up of -1.3); one on its draws may not.
 
     Args:
         model: a Pyro program.
@@ -170,7 +170,8 @@ def other_data(found: DataMap, drawn: Batch) -> Iterator[Batch]:
     changes = (
         lambda a: a.flip(tuple(range(a.dim()))),  # rows on a simplex, one-hot rows and classes stay what they are
         torch.zeros_like,
-        lambda a: (4 * torch.randn(a.shape, generator=noise)).to(a) if a.is_floating_point() else torch.ones_like(a),
+        torch.ones_like,
+        lambda a: (4 * torch.randn(a.shape, generator=noise)).to(a),
     )
     for change in changes:
         yield tuple(torch.where(at, change(a), a) for at, a in zip(seen, drawn, strict=True))

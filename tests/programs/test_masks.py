@@ -16,7 +16,7 @@ EVERY = torch.ones(3, 2, dtype=torch.bool)
 NORMAL = dist.Normal(torch.zeros(3, 2), 1.0)
 
 
-def site(fn, mask=None):
+def site(fn, mask=True):
     def program():
         with pyro.plate("data", 3):
             with poutine.mask(mask=mask):
@@ -28,15 +28,15 @@ def site(fn, mask=None):
 @pytest.mark.parametrize(
     ("fn", "mask", "kept"),
     [
-        (NORMAL.to_event(1), None, EVERY),
+        (NORMAL.to_event(1), True, EVERY),
         (NORMAL.to_event(1), ROWS, ROWS[:, None].expand(3, 2)),
-        (NORMAL.to_event(1).mask(ROWS), None, ROWS[:, None].expand(3, 2)),
-        (NORMAL.mask(ENTRIES).to_event(1), None, ENTRIES),
+        (NORMAL.to_event(1).mask(ROWS), True, ROWS[:, None].expand(3, 2)),
+        (NORMAL.mask(ENTRIES).to_event(1), True, ENTRIES),
         (NORMAL.mask(ENTRIES).to_event(1), ROWS, BOTH),
-        (NORMAL.mask(ENTRIES).to_event(1).mask(ROWS), None, BOTH),
-        (NORMAL.to_event(1).mask(False), None, ~EVERY),
+        (NORMAL.mask(ENTRIES).to_event(1).mask(ROWS), True, BOTH),
+        (NORMAL.to_event(1).mask(False), True, ~EVERY),
         (NORMAL.to_event(1).mask(True), False, ~EVERY),
-        (Observed(NORMAL.to_event(1)).mask(ROWS), None, ROWS[:, None].expand(3, 2)),
+        (Observed(NORMAL.to_event(1)).mask(ROWS), True, ROWS[:, None].expand(3, 2)),
         (dist.TransformedDistribution(NORMAL.mask(ENTRIES), [dist.transforms.ExpTransform()]).to_event(1), ROWS,
          ROWS[:, None].expand(3, 2)),
     ],
