@@ -17,7 +17,7 @@ from pyro_vae.errors import ProgramError
 from pyro_vae.evidence.imputation import impute, impute_mean
 from pyro_vae.models.missing import SkipMissing, WithMask
 from tests.helpers.missing import vae_of, with_gaps
-from tests.helpers.observed_parts import MEAN, PARTS, D
+from tests.helpers.observed_parts import MEAN, PARTS, SD, D, guide, inner_guide, posterior
 from tests.helpers.small import binary
 
 nan = math.nan
@@ -145,53 +145,41 @@ def skipping(model):
     return lambda *args: SkipGaps()(model)(*args)
 
 
-def fitted(x, dim=-1):
-    """Exact posterior of the models in tests.helpers.observed_parts, given what is not NaN."""
-    off = x.reshape(len(x), -1) - MEAN
-    seen = 1 + (~off.isnan()).sum(-1)
-    loc, sd = off.nansum(-1) / seen, seen**-0.5
-    with pyro.plate("data", len(x), dim=dim):
-        pyro.sample("z", dist.Normal(loc, sd) if dim == -1 else dist.Normal(loc[:, None], sd[:, None]))
-
-
-def inner_fitted(x):
-    fitted(x, -2)
-
-
 def of_masked_gaps(x):
     """Gaps filled with 0 and left out by a mask."""
     with pyro.plate("data", len(x), dim=-2):
         z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0))
         with pyro.plate("entries", D, dim=-1), poutine.mask(mask=~x.isnan()):
-            pyro.sample("x", dist.Normal(z + MEAN, 1.0), obs=x.nan_to_num(0.0))
+            pyro.sample("x", dist.Normal(z + MEAN, SD), obs=x.nan_to_num(0.0))
 
 
 def of_masked_parts(x):
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
         for t in range(D):
-            pyro.sample(f"x_{t}", dist.Normal(z + MEAN[t], 1.0).mask(~x[:, t].isnan()), obs=torch.nan_to_num(x[:, t]))
+            pyro.sample(f"x_{t}", dist.Normal(z + MEAN[t], SD[t]).mask(~x[:, t].isnan()), obs=torch.nan_to_num(x[:, t]))
 
 
-IN_PARTS = {name: (skipping(model), inner_fitted if name == "inner plate" else fitted, shape)
+IN_PARTS = {name: (skipping(model), inner_guide if name == "inner plate" else guide, shape)
             for name, (model, _, shape) in PARTS.items() if name not in ("exclusive masks", "condition")}  # fmt: skip
-IN_PARTS |= {"masked gaps": (of_masked_gaps, inner_fitted, (D,)), "masked parts": (of_masked_parts, fitted, (D,))}
+IN_PARTS |= {"masked gaps": (of_masked_gaps, inner_guide, (D,)), "masked parts": (of_masked_parts, guide, (D,))}
 ROW = torch.tensor([1.0, nan, 5.0, nan])
 
 
 @pytest.mark.parametrize("name", IN_PARTS)
 def test_gaps_of_x_in_parts_have_the_exact_conditional(name):
-    """z | x_obs ~ N(m, 1/3) of two entries; x_mis ~ N(m + 3 j, I + 1/3): 4 standard errors of 3,000 replicas' moments."""
+    """x_mis ~ N(m + 3 j, diag(s²) + v) for z | x_obs ~ N(m, v): 4 standard errors of 3,000 replicas' moments."""
     model, guide, shape = IN_PARTS[name]
     x = ROW.expand(3000, D).reshape(3000, *shape)
     drawn = impute((model, guide), x, num_samples=20, chunk_size=60_000)[0].reshape(3000, D)
     assert torch.equal(drawn[:, [0, 2]], ROW[[0, 2]].expand(3000, 2))
-    gaps, m = drawn[:, [1, 3]], (ROW - MEAN)[[0, 2]].sum() / 3
-    cov = torch.eye(2) + 1 / 3
-    assert ((gaps.mean(0) - m - MEAN[[1, 3]]).abs() < 4 * (cov.diagonal() / 3000).sqrt()).all()
-    assert ((gaps.T.cov() - cov).abs() < 4 * (((4 / 3) ** 2 + cov.square()) / 3000).sqrt()).all()
+    gaps, z = drawn[:, [1, 3]], posterior(ROW[None])
+    mean, cov = z.mean + MEAN[[1, 3]], torch.diag(SD[[1, 3]] ** 2) + z.variance
+    assert ((gaps.mean(0) - mean).abs() < 4 * (cov.diagonal() / 3000).sqrt()).all()
+    se = ((cov.diagonal()[:, None] * cov.diagonal() + cov.square()) / 3000).sqrt()
+    assert ((gaps.T.cov() - cov).abs() < 4 * se).all()
     means = impute_mean((model, guide), x[:300], num_samples=500, chunk_size=150_000).reshape(300, D)[:, [1, 3]]
-    assert ((means.mean(0) - m - MEAN[[1, 3]]).abs() < 4 * (1 / 3 / 500 / 300) ** 0.5).all()
+    assert ((means.mean(0) - mean).abs() < 4 * (z.variance / 500 / 300).sqrt()).all()
 
 
 def test_masks_of_a_context_are_no_evidence_and_nothing_is_filled_in_there():
@@ -201,18 +189,19 @@ def test_masks_of_a_context_are_no_evidence_and_nothing_is_filled_in_there():
     def model(x, m):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(0.0, 1.0)).unsqueeze(-1)
-            pyro.sample("x", dist.Normal(z + MEAN, 1.0).mask(m & ~x.isnan()).to_event(1), obs=x.nan_to_num())
+            pyro.sample("x", dist.Normal(z + MEAN, SD).mask(m & ~x.isnan()).to_event(1), obs=x.nan_to_num())
 
     x = torch.tensor([1.0, nan, 5.0, 100.0]).expand(2000, D)
-    drawn = impute((model, lambda x, m: fitted(x.where(m, nan))), x, m, num_samples=20)[0]
+    drawn = impute((model, lambda x, m: guide(x.where(m, nan))), x, m, num_samples=20)[0]
     assert (drawn[:, 3] == 100).all() and torch.equal(drawn[:, [0, 2]], x[:, [0, 2]])
-    assert abs(drawn[:, 1].mean() - (ROW - MEAN)[[0, 2]].sum() / 3 - 3) < 4 * (4 / 3 / 2000) ** 0.5
+    z = posterior(ROW[None])
+    assert abs(drawn[:, 1].mean() - z.mean - 3) < 4 * ((1 + z.variance) / 2000) ** 0.5
 
 
 def filled_in(x):
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Normal(0.0, 1.0)).unsqueeze(-1)
-        pyro.sample("x", dist.Normal(z + MEAN, 1.0).to_event(1), obs=x.nan_to_num(0.0))
+        pyro.sample("x", dist.Normal(z + MEAN, SD).to_event(1), obs=x.nan_to_num(0.0))
 
 
 def covariates(x):
@@ -240,7 +229,7 @@ def seen_twice(x):
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Normal(0.0, 1.0)).unsqueeze(-1)
         for name in ("a", "b"):
-            pyro.sample(name, Observed(dist.Normal(z + MEAN, 1.0).to_event(1)), obs=x)
+            pyro.sample(name, Observed(dist.Normal(z + MEAN, SD).to_event(1)), obs=x)
 
 
 @pytest.mark.parametrize(
@@ -257,14 +246,14 @@ def test_gaps_that_are_no_gaps_are_refused(model, gap, message):
     x = torch.ones(3, D)
     x[1, gap] = nan
     with pytest.raises(ProgramError, match=message):
-        impute((model, fitted), x, num_samples=5)
+        impute((model, guide), x, num_samples=5)
 
 
 @pytest.mark.parametrize(("model", "gap"), [(covariates, 0), (passed_on, 1)])
 def test_the_same_models_fill_gaps_that_nothing_hangs_on(model, gap):
     x = torch.ones(3, D)
     x[1, gap] = nan
-    drawn = impute((model, fitted), x, num_samples=5)[0]
+    drawn = impute((model, guide), x, num_samples=5)[0]
     assert drawn.isfinite().all() and (drawn != 1).sum() == 1
 
 

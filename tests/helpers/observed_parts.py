@@ -1,4 +1,4 @@
-"""Models that observe x whole, in another shape or in parts, all of one joint density: z ~ N(0, 1), x_j | z ~ N(z + 3 j, 1)."""
+"""Models that observe x whole, in another shape or in parts, all of one joint density: z ~ N(0, 1), x_j | z ~ N(z + 3 j, s_j²)."""
 
 import pyro
 import pyro.distributions as dist
@@ -6,7 +6,11 @@ import torch
 from pyro import poutine
 
 D = 4
-MEAN = 3.0 * torch.arange(D)  # tells the columns apart
+MEAN = 3.0 * torch.arange(D)  # these tell the columns apart
+SD = torch.tensor([0.5, 1.0, 1.0, 2.0])
+WEIGHT = SD**-2
+COV = torch.diag(SD**2) + 1
+EVERY = slice(None)
 
 
 def plated(x):
@@ -17,8 +21,8 @@ def latent():
     return pyro.sample("z", dist.Normal(0.0, 1.0)).unsqueeze(-1)
 
 
-def likelihood(z, mean=MEAN):
-    return dist.Normal(z + mean, 1.0).to_event(1)
+def likelihood(z, at=EVERY):
+    return dist.Normal(z + MEAN[at], SD[at]).to_event(1)
 
 
 def whole(x):
@@ -37,20 +41,20 @@ def columns(x):
     with plated(x):
         z = latent()
         for t in pyro.markov(range(D)):
-            pyro.sample(f"x_{t}", dist.Normal(z.squeeze(-1) + MEAN[t], 1.0), obs=x[:, t])
+            pyro.sample(f"x_{t}", dist.Normal(z.squeeze(-1) + MEAN[t], SD[t]), obs=x[:, t])
 
 
 def packed(x):
     """Two sites, whose columns interleave."""
     with plated(x):
         z = latent()
-        pyro.sample("even", likelihood(z, MEAN[::2]), obs=x[:, ::2])
-        pyro.sample("odd", likelihood(z, MEAN[1::2]), obs=x[:, 1::2])
+        pyro.sample("even", likelihood(z, slice(0, D, 2)), obs=x[:, ::2])
+        pyro.sample("odd", likelihood(z, slice(1, D, 2)), obs=x[:, 1::2])
 
 
 def backwards(x):
     with plated(x):
-        pyro.sample("x", likelihood(latent(), MEAN.flip(0)), obs=x.flip(-1) * 1)
+        pyro.sample("x", likelihood(latent(), [3, 2, 1, 0]), obs=x.flip(-1) * 1)
 
 
 def transposed(x):
@@ -58,14 +62,14 @@ def transposed(x):
     with plated(x):
         z = latent().squeeze(-1)
         with pyro.plate("entries", D, dim=-2):
-            pyro.sample("x", dist.Normal(z + MEAN[:, None], 1.0), obs=x.T)
+            pyro.sample("x", dist.Normal(z + MEAN[:, None], SD[:, None]), obs=x.T)
 
 
 def inner_plate(x):
     with pyro.plate("data", len(x), dim=-2):
         z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0))
         with pyro.plate("entries", D, dim=-1):
-            pyro.sample("x", dist.Normal(z + MEAN, 1.0), obs=x)
+            pyro.sample("x", dist.Normal(z + MEAN, SD), obs=x)
 
 
 def of_wrapper(x):
@@ -88,15 +92,22 @@ def exclusive(x):
             pyro.sample("b", likelihood(z), obs=x)
 
 
+def posterior(x):
+    """N(m, v) of z given the entries ``(N, D)`` that are not NaN: v = 1 / (1 + Σ 1 / s_j²), m = v Σ (x_j - 3 j) / s_j²."""
+    off = (x.reshape(len(x), -1) - MEAN) * WEIGHT
+    v = 1 / (1 + torch.where(off.isnan(), 0.0, WEIGHT).sum(-1))
+    return dist.Normal(v * off.nansum(-1), v.sqrt())
+
+
 def guide(x):
-    """The exact posterior, N(Σ (x - MEAN) / (D + 1), 1 / (D + 1))."""
     with pyro.plate("data", len(x), dim=-1):
-        pyro.sample("z", dist.Normal((x.reshape(len(x), -1) - MEAN).sum(-1) / (D + 1), (D + 1) ** -0.5))
+        pyro.sample("z", posterior(x))
 
 
 def inner_guide(x):
+    q = posterior(x)
     with pyro.plate("data", len(x), dim=-2):
-        pyro.sample("z", dist.Normal((x - MEAN).sum(-1, keepdim=True) / (D + 1), (D + 1) ** -0.5))
+        pyro.sample("z", dist.Normal(q.loc.unsqueeze(-1), q.scale.unsqueeze(-1)))
 
 
 PARTS = {
