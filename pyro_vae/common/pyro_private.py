@@ -38,7 +38,10 @@ def mask_of_distribution(fn: Any) -> Any:
         >>> mask_of_distribution(dist.Normal(0.0, 1.0).mask(False)), mask_of_distribution(dist.Normal(0.0, 1.0))
         (False, None)
     """
-    return getattr(fn, "_mask", None) if isinstance(fn, MaskedDistribution) else None
+    if not isinstance(fn, MaskedDistribution):
+        return None
+    mask = getattr(fn, "_mask", None)
+    return fn.log_prob(fn.base_dist.sample()) != 0 if mask is None else mask  # what is masked scores 0
 
 
 def vectorizes() -> bool:

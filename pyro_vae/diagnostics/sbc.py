@@ -50,7 +50,9 @@ class Calibration:
     @cached_property
     def p_value(self) -> Tensor:
         """Exact p-value of uniform ranks for each quantity alone, ``(Q,)``; 1 for one that is masked in all rows."""
-        each = [p_values(part, self.num_draws + 1) if len(part) else torch.ones(1).double() for part in self.by_quantity]
+        each = [
+            p_values(part, self.num_draws + 1) if len(part) else torch.ones(1).double() for part in self.by_quantity
+        ]
         return torch.cat(each) if self.some_left_out else p_values(self.ranks, self.num_draws + 1)
 
     @property
@@ -91,7 +93,8 @@ class Calibration:
         shift, spread = (torch.cat(each).tolist() for each in zip(*both, strict=True))
         verdicts = zip(self.adjusted.tolist(), shift, spread, self.rows_ranked.tolist(), strict=True)
         return tuple(
-            ("uniform" if p > self.level else describe(a, b)) if rows else "masked in all rows" for p, a, b, rows in verdicts
+            ("uniform" if p > self.level else describe(a, b)) if rows else "masked in all rows"
+            for p, a, b, rows in verdicts
         )
 
     @property

@@ -129,13 +129,13 @@ def check_gaps(problem: Problem, known: DataMap, run: Unconditioned) -> None:
         )
     if (gaps & (times > 1)).any():
         known.refuse_shared(0, gaps & (times > 1))
-    drawn = known.fill(run.args, run.values, {name: torch.ones_like(v, dtype=torch.bool) for name, v in run.values.items()})
+    drawn = known.fill(run.args, run.values, run.all_entries)
     fillings = (torch.where(gaps, other, problem.args[0]) for other in (run.args[0], drawn[0]))
     ours, others = (likelihood_draws(problem, run, (x, *problem.args[1:])) for x in fillings)
     if (name := same_values(ours, others)) is not None:
         raise ProgramError(
-            f"site {name!r}: its density depends on what is missing (NaN) of x, as the value of one observed site is passed on to "
-            "another (an autoregressive likelihood): leaving the gaps' terms out does not integrate them out. Make the "
+            f"site {name!r}: its density depends on what is missing (NaN) of x, as the value of one observed site is passed on "
+            "to another (an autoregressive likelihood): leaving the gaps' terms out does not integrate them out. Make the "
             "observed entries independent given latents, or give the missing ones a latent."
         )
 

@@ -137,11 +137,9 @@ def data_map(model: Program, args: Batch, seed: int = 0, *block: int) -> tuple[D
     complete = tuple(without_gaps(a) for a in args)
     first = run_unconditioned(model, complete, seed, *block)
     run = partial(rerun, model, seed, block)
-    refuse_hidden_randomness(
-        poutine.uncondition(model), first.trace, complete, seed, *block, device=complete[0].device
-    )
+    refuse_hidden_randomness(poutine.uncondition(model), first.trace, complete, seed, *block, device=complete[0].device)
     found = DataMap(sites := index_map(run, first), tuple(name for name in first.observed if name not in sites))
-    drawn = found.fill(complete, first.values, every(first))
+    drawn = found.fill(complete, first.values, first.all_entries)
     transformed = check_alike(found, first, run_unconditioned(model, drawn, seed, *block))
     for other in other_data(found, drawn):
         try:
@@ -156,11 +154,6 @@ def data_map(model: Program, args: Batch, seed: int = 0, *block: int) -> tuple[D
 def rerun(model: Program, seed: int, block: tuple[int, ...], args: Batch) -> Unconditioned:
     """Run the model on other arguments, which may be no data of it, and on the same noise."""
     return run_unconditioned(model, args, seed, *block, checked=False)
-
-
-def every(run: Unconditioned) -> dict[str, Tensor]:
-    """Masks that keep all entries of each site."""
-    return {name: torch.ones_like(value, dtype=torch.bool) for name, value in run.values.items()}
 
 
 def other_data(found: DataMap, drawn: Batch) -> Iterator[Batch]:
@@ -182,9 +175,9 @@ def check_alike(found: DataMap, first: Unconditioned, again: Unconditioned) -> s
     changed = same_values(first.values, again.values) or same_values(first.kept, again.kept)
     if changed is not None:
         raise ProgramError(
-            f"site {changed!r}: the model draws another value, or masks another entry, when it is called on another x: it reads "
-            "the data's values (an autoregressive likelihood, a model conditioned on x, a count taken from the longest row), "
-            "so running it once does not simulate from p(z) p(x | z). Pass what it reads as a context, model(x, lengths); "
+            f"site {changed!r}: the model draws another value, or masks another entry, when it is called on another x: it "
+            "reads the data's values (an autoregressive likelihood, a model conditioned on x, a count taken from the longest "
+            "row), so running it once does not simulate from p(z) p(x | z). Pass what it reads as a context, model(x, lengths); "
             "of an observed label use what pyro.sample returns; else simulate element by element in a program of your own."
         )
     observed = {name: again.observed[name]["infer"]["obs"] for name in found.sites}

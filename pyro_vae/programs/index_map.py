@@ -65,11 +65,10 @@ def index_map(run: Run, first: Unconditioned) -> dict[str, ObservedEntries]:
     for i in range(len(first.args)):
         if missing := [name for name in first.observed if name not in found]:
             found |= {name: (i, numbers) for name, numbers in positions(run, first.args, i, missing).items()}
-    dims = {frame.name: frame.dim for site in first.sites.values() for frame in frames_of(site).values()}
-    dim = dims[data_plate(first.sites).name]
+    frames = {frame.name: frame for site in first.sites.values() for frame in frames_of(site).values()}
+    dim = frames[data_plate(first.sites).name].dim or -1
     return {
-        name: by_row(name, first.observed[name], dim, i, first.args[i], numbers)
-        for name, (i, numbers) in found.items()
+        name: by_row(name, first.observed[name], dim, i, first.args[i], numbers) for name, (i, numbers) in found.items()
     }
 
 
@@ -90,7 +89,8 @@ def positions(run: Run, args: Batch, i: int, names: list[str]) -> dict[str, Tens
     for base, unit in encodings(a.dtype):
         try:
             ahead, back = (
-                decoded(run, args, i, names, numbers, base, unit) for numbers in (numbered(a), numbered(a.flatten()).flip(0))
+                decoded(run, args, i, names, numbers, base, unit)
+                for numbers in (numbered(a), numbered(a.flatten()).flip(0))
             )
         except Exception:  # the model does not run on such an x; another encoding may do
             continue

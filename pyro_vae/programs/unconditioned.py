@@ -43,6 +43,11 @@ class Unconditioned:
         return {name: site for name, site in self.sites.items() if was_observed(site)}
 
     @property
+    def all_entries(self) -> dict[str, Tensor]:
+        """Masks that keep all entries of each site."""
+        return {name: torch.ones_like(value, dtype=torch.bool) for name, value in self.values.items()}
+
+    @property
     def kept(self) -> dict[str, Tensor]:
         """Which entries of each site no mask leaves out."""
         return {name: kept_entries(site) for name, site in self.sites.items()}
@@ -73,7 +78,7 @@ def run_unconditioned(model: Program, args: Batch, seed: int, *block: int, check
 
 def same(a: Tensor, b: Tensor) -> bool:
     """Return whether two tensors of one shape hold the same, NaN for NaN."""
-    return bool(((a == b) | ((a != a) & (b != b))).all())  # noqa: PLR0124 (NaN, in any dtype)
+    return bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 def argument(i: int) -> str:

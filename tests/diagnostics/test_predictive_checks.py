@@ -212,7 +212,9 @@ def test_compared_with_draws_of_what_is_masked_the_true_model_looks_false(monkey
     model, guide, _ = MASKS["handler"]
     x = DATA.where(KEPT, 100.0)[:4]
     assert posterior_predictive_check(model, guide, x, KEPT[:4]).extreme == ()
-    monkeypatch.setattr(predictive_checks, "kept_entries", lambda site: torch.ones_like(site["value"], dtype=torch.bool))
+    monkeypatch.setattr(
+        predictive_checks, "kept_entries", lambda site: torch.ones_like(site["value"], dtype=torch.bool)
+    )
     assert "mean" in posterior_predictive_check(model, guide, x, KEPT[:4]).extreme
 
 

@@ -7,8 +7,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from scipy.stats import kstest
 from pyro import poutine
+from scipy.stats import kstest
 from torch import nn
 
 from pyro_vae import MLP, VAE, Conditional, StandardNormal, bernoulli, normal
@@ -254,26 +254,30 @@ def test_masked_rows_are_not_ranked(model, monkeypatch):
     assert plain["rows_ranked"] == [200, 200] and len(plain["lower_by_quantity"]) == 2
     assert plain["lower_by_quantity"][0][10] < plain["lower"][10]  # of fewer rows: wider
     monkeypatch.setattr(sbc, "kept_entries", lambda site: torch.ones_like(site["value"], dtype=torch.bool))
-    assert not calibrate(model, some_rows_guide, x, has, num_rows=1000).passed  # ranked as before: the draws look too narrow
+    assert not calibrate(
+        model, some_rows_guide, x, has, num_rows=1000
+    ).passed  # ranked as before: the draws look too narrow
 
 
 def steps(x, length):
     """Three steps of which the first `length` are there: z_t ~ N(0, 1), x_t | z_t ~ N(z_t, 1)."""
-    with pyro.plate("data", len(x), dim=-2), pyro.plate("steps", 3, dim=-1):
-        with poutine.mask(mask=torch.arange(3) < length.unsqueeze(-1)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 3), 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+    there = poutine.mask(mask=torch.arange(3) < length.unsqueeze(-1))
+    with pyro.plate("data", len(x), dim=-2), pyro.plate("steps", 3, dim=-1), there:
+        z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 3), 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
 
 def steps_guide(x, length, width=1.0):
-    with pyro.plate("data", len(x), dim=-2), pyro.plate("steps", 3, dim=-1):
-        with poutine.mask(mask=torch.arange(3) < length.unsqueeze(-1)):
-            pyro.sample("z", dist.Normal(x / 2, width * 0.5**0.5))
+    there = poutine.mask(mask=torch.arange(3) < length.unsqueeze(-1))
+    with pyro.plate("data", len(x), dim=-2), pyro.plate("steps", 3, dim=-1), there:
+        pyro.sample("z", dist.Normal(x / 2, width * 0.5**0.5))
 
 
 def test_steps_beyond_a_sequences_end_are_not_ranked():
     length = torch.tensor([0, 1, 2, 3])
-    found = [calibrate(steps, steps_guide, torch.zeros(4, 3), length, num_rows=160, num_draws=19, seed=s) for s in range(50)]
+    found = [
+        calibrate(steps, steps_guide, torch.zeros(4, 3), length, num_rows=160, num_draws=19, seed=s) for s in range(50)
+    ]
     assert found[0].names == ("z[0]", "z[1]", "z[2]", "log p(x, z)")
     assert found[0].rows_ranked.tolist() == [120, 80, 40, 120]
     check_uniform(torch.stack([f.p_value for f in found]))

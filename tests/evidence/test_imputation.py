@@ -207,7 +207,11 @@ def filled_in(x):
 def covariates(x):
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Normal(0.0, 1.0)).unsqueeze(-1)
-        pyro.sample("x", Observed(dist.Normal(z + x[:, 3:].nan_to_num(), 1.0).expand([*z.shape[:-1], 3]).to_event(1)), obs=x[:, :3])
+        pyro.sample(
+            "x",
+            Observed(dist.Normal(z + x[:, 3:].nan_to_num(), 1.0).expand([*z.shape[:-1], 3]).to_event(1)),
+            obs=x[:, :3],
+        )
 
 
 def passed_on(x):
@@ -215,7 +219,11 @@ def passed_on(x):
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
         first = pyro.sample("first", dist.Normal(z, 1.0).mask(~x[:, 0].isnan()), obs=x[:, 0].nan_to_num())
-        pyro.sample("rest", Observed(dist.Normal((z + first).unsqueeze(-1), 1.0).expand([*z.shape, 3]).to_event(1)), obs=x[:, 1:])
+        pyro.sample(
+            "rest",
+            Observed(dist.Normal((z + first).unsqueeze(-1), 1.0).expand([*z.shape, 3]).to_event(1)),
+            obs=x[:, 1:],
+        )
 
 
 def autoregressive(x):

@@ -1,4 +1,4 @@
-"""Models that observe x whole, in another shape or in parts, all of one joint density: z ~ N(0, 1), x_j | z ~ N(z + 3 j, s_j²)."""
+"""Models that observe x whole, in another shape or in parts, all of one joint: z ~ N(0, 1), x_j | z ~ N(z + 3 j, s_j²)."""
 
 import pyro
 import pyro.distributions as dist

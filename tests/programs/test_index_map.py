@@ -64,7 +64,11 @@ def test_more_entries_than_a_number_of_the_dtype_holds(dtype):
 
 @pytest.mark.parametrize(
     "y",
-    [torch.zeros(300, 2, dtype=torch.int64), torch.zeros(300, 2, dtype=torch.bool), torch.zeros(300, 2, dtype=torch.uint8)],
+    [
+        torch.zeros(300, 2, dtype=torch.int64),
+        torch.zeros(300, 2, dtype=torch.bool),
+        torch.zeros(300, 2, dtype=torch.uint8),
+    ],
     ids=["int64", "bool", "uint8"],
 )
 def test_labels_are_mapped(y):
@@ -134,7 +138,9 @@ def test_what_is_transformed_is_no_map(name, template):
         with plated(x):
             pyro.sample("x", likelihood(latent()), obs=TRANSFORMED[name](x))
 
-    message = "observes what another|observes some of its entries" if name == "one column repeated" else f"site 'x' {NONE}"
+    message = (
+        "observes what another|observes some of its entries" if name == "one column repeated" else f"site 'x' {NONE}"
+    )
     with pytest.raises(ProgramError, match=message):
         simulate(model, x)
 

@@ -18,9 +18,8 @@ NORMAL = dist.Normal(torch.zeros(3, 2), 1.0)
 
 def site(fn, mask=True):
     def program():
-        with pyro.plate("data", 3):
-            with poutine.mask(mask=mask):
-                pyro.sample("z", fn)
+        with pyro.plate("data", 3), poutine.mask(mask=mask):
+            pyro.sample("z", fn)
 
     return poutine.trace(program).get_trace().nodes["z"]
 
@@ -40,8 +39,8 @@ def site(fn, mask=True):
         (dist.TransformedDistribution(NORMAL.mask(ENTRIES), [dist.transforms.ExpTransform()]).to_event(1), ROWS,
          ROWS[:, None].expand(3, 2)),
     ],
-    ids=["none", "handler", "distribution", "inside to_event", "inside and handler", "inside and outside", "False", "handler False",
-         "missing", "a transform's base is another value"],
+    ids=["none", "handler", "distribution", "inside to_event", "inside and handler", "inside and outside", "False",
+         "handler False", "missing", "a transform's base is another value"],
 )  # fmt: skip
 def test_kept_entries(fn, mask, kept):
     assert torch.equal(kept_entries(site(fn, mask)), kept)
