@@ -179,8 +179,12 @@ def posterior_predictive_check(
     P counts ties as ≥: of a discrete T, such as a share of zeros, p may be 1 with nothing wrong, and is then not called
     extreme.
 
+    What a mask of the model leaves out (``poutine.mask``, ``.mask()`` on the distribution) is not compared: x_rep holds there
+    what x holds. So do its gaps: T is handed NaN where x is NaN; the statistics that come along take what is there.
+
     Args:
-        model, guide, x, *context: as for :func:`~pyro_vae.log_likelihood`; the model observes x whole.
+        model, guide, x, *context: as for :func:`~pyro_vae.log_likelihood`; the model observes each entry of x once, unchanged,
+            as for :func:`~pyro_vae.programs.simulate.simulate`. NaN is a gap, where the likelihood leaves it out.
         statistics: name to function ``(rows, *event) -> (rows,)``; or ``-> ()``, a statistic of all rows together, for which
             all S replications of the data are held in memory. None is mean, standard deviation, share of zeros and max
             of each row (``STATISTICS``).
@@ -193,7 +197,8 @@ def posterior_predictive_check(
     Raises:
         ShapeError: a statistic that returns neither one number a row nor one in all (it is named).
         DataError: a statistic that is NaN.
-        SupportError, ProgramError: as :func:`~pyro_vae.log_likelihood`; a model that does not observe x whole.
+        SupportError, ProgramError: as :func:`~pyro_vae.log_likelihood`; a model that cannot be simulated, or that scores what
+            it puts in the place of gaps.
 
     References:
         Posterior Predictive Assessment of Model Fitness via Realized Discrepancies (Gelman, Meng & Stern, 1996),
@@ -291,7 +296,7 @@ def prior_predictive_check(
         for i, start in enumerate(range(0, num_draws, max(1, chunk_size // rows))):
             times = min(max(1, chunk_size // rows), num_draws - start)
             repeated = tuple(a.repeat(times, *[1] * (a.dim() - 1)) for a in args)
-            again = draw(model, repeated, seed, i, known=known).x.reshape(times, *shape).masked_fill(gaps, torch.nan)
+            again = with_gaps(draw(model, repeated, seed, i, known=known).x.reshape(times, *shape), gaps)
             for name, t in chosen.items():
                 values[name].append(on_replications(name, t, again, observed[name].dim() == 0))
     checks = {name: Discrepancy(observed[name].reshape(1, -1), torch.cat(values[name])) for name in chosen}
@@ -321,10 +326,15 @@ def replications(particles: Particles, draws: int, resample: bool) -> tuple[Tens
         refuse_nan_draws(name, site, problem.first)
     kept = {name: kept_entries(site) for name, site in sites.items()}
     again = known.fill(problem.args, {name: site["value"] for name, site in sites.items()}, kept, (draws,))
-    again = (again[0].masked_fill(problem.args[0].isnan(), torch.nan), *again[1:])
+    again = (with_gaps(again[0], problem.args[0].isnan()), *again[1:])
     for name, site in sites.items():
         site["value"] = known.observation(name, again, (draws,)).reshape(site["value"].shape).to(site["value"])
     return again[0], log_p, problem.log_prob(sites)
+
+
+def with_gaps(x: Tensor, gaps: Tensor) -> Tensor:
+    """Return x with NaN at gaps."""
+    return x.masked_fill(gaps, torch.nan) if gaps.any() else x  # whole numbers hold no NaN, and have no gaps
 
 
 def evaluated(name: str, statistic: Statistic, x: Tensor, dims: tuple[int, ...] = (0, 1)) -> Tensor:

@@ -134,6 +134,11 @@ def data_map(model: Program, args: Batch, seed: int = 0, *block: int) -> tuple[D
             changes its arguments, or whose rows are mixed (see :func:`~pyro_vae.programs.index_map.index_map`).
         ShapeError: arguments of another shape than the model draws.
     """
+    if other := [type(a).__name__ for a in args if not isinstance(a, Tensor)]:
+        raise ProgramError(
+            f"an argument of the model is a {other[0]}: which of its entries the model observes is found for tensors alone. "
+            "Pass x and contexts as tensors of N rows each."
+        )
     complete = tuple(without_gaps(a) for a in args)
     first = run_unconditioned(model, complete, seed, *block)
     run = partial(rerun, model, seed, block)
@@ -177,7 +182,7 @@ def check_alike(found: DataMap, first: Unconditioned, again: Unconditioned) -> s
         raise ProgramError(
             f"site {changed!r}: the model draws another value, or masks another entry, when it is called on another x: it "
             "reads the data's values (an autoregressive likelihood, a model conditioned on x, a count taken from the longest "
-            "row), so running it once does not simulate from p(z) p(x | z). Pass what it reads as a context, model(x, lengths); "
+            "row), so running it once does not simulate from p(z) p(x | z). Pass what it reads as a context, model(x, n); "
             "of an observed label use what pyro.sample returns; else simulate element by element in a program of your own."
         )
     observed = {name: again.observed[name]["infer"]["obs"] for name in found.sites}
