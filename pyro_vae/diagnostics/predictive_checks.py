@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import DataError, ShapeError, UsageError
 from pyro_vae.evidence.imputation import Particles, check_gaps, mapped
-from pyro_vae.programs.data_map import DataMap, data_map
+from pyro_vae.programs.data_map import DataMap, data_map_of_few
 from pyro_vae.programs.masks import kept_entries
 from pyro_vae.programs.pair import quiet
 from pyro_vae.programs.problem import Problem, rows_of
@@ -291,8 +291,7 @@ def prior_predictive_check(
     observed = {name: evaluated(name, t, args[0]) for name, t in chosen.items()}
     values: dict[str, list[Tensor]] = {name: [] for name in chosen}
     with quiet(model):
-        known, run = data_map(model, args, seed)
-        known.check_draws(run)
+        known = data_map_of_few(model, args, seed)
         for i, start in enumerate(range(0, num_draws, max(1, chunk_size // rows))):
             times = min(max(1, chunk_size // rows), num_draws - start)
             repeated = tuple(a.repeat(times, *[1] * (a.dim() - 1)) for a in args)

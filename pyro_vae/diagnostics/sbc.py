@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import ProgramError, UsageError
-from pyro_vae.programs.data_map import data_map
+from pyro_vae.programs.data_map import data_map_of_few
 from pyro_vae.programs.masks import kept_entries
 from pyro_vae.programs.pair import quiet
 from pyro_vae.programs.plates import Plates
@@ -234,9 +234,7 @@ def simulation_based_calibration(
     turns = torch.arange(num_rows, device=template[0].device) % len(template[0])
     blocks, parts = turns.split(max(1, chunk_size // num_draws)), []
     with quiet(model, guide, seed=seed, device=template[0].device):
-        for rows in turns.split(chunk_size):
-            known, run = data_map(model, tuple(a[rows] for a in template), seed)
-            known.check_draws(run)
+        known = data_map_of_few(model, tuple(a[turns] for a in template), seed)
         first = draw(model, tuple(a[:1] for a in template), seed, known=known)  # the template itself may be no data
         problem = Problem.on(model, guide, *first.args)
         for i, rows in enumerate(blocks):

@@ -14,13 +14,13 @@ from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.random import seeded
 from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.evidence.importance.sampler import checked
-from pyro_vae.programs.data_map import DataMap, data_map, refuse_unmapped, where
+from pyro_vae.programs.data_map import DataMap, data_map_of_few, refuse_unmapped, where
 from pyro_vae.programs.masks import kept_entries
 from pyro_vae.programs.pair import programs
 from pyro_vae.programs.problem import Problem, Sites
 from pyro_vae.programs.randomness import same_values
 from pyro_vae.programs.sites import latent_sites, sample_sites
-from pyro_vae.programs.unconditioned import Unconditioned
+from pyro_vae.programs.unconditioned import Unconditioned, run_unconditioned, without_gaps
 
 
 @suggest_keywords
@@ -104,13 +104,11 @@ def mapped(
 ) -> DataMap:
     """Find the map of x to the model's observed sites, and `check` it on all rows; a ProgramError as for :func:`simulate`."""
     model = partial(problem.model, **problem.kwargs) if problem.kwargs else problem.model
-    found: list[DataMap] = []
-    for some in problem.split(chunk_size):
-        with some.quiet():
-            known, run = data_map(model, some.args, seed)
-            check(some, known, run)
-        found.append(known)
-    return found[0]
+    with problem.quiet():
+        known = data_map_of_few(model, problem.args, seed)
+        for some in problem.split(chunk_size):
+            check(some, known, run_unconditioned(model, tuple(map(without_gaps, some.args)), seed))
+    return known
 
 
 def check_gaps(problem: Problem, known: DataMap, run: Unconditioned) -> None:

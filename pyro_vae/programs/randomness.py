@@ -71,6 +71,8 @@ def same_values(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> str | None:
     for name in dict.fromkeys((*a, *b)):
         if name not in a or name not in b or a[name].shape != b[name].shape:
             return name
+        if torch.equal(a[name], b[name]):  # the rule, and fast
+            continue
         if not torch.allclose(a[name].double(), b[name].double(), equal_nan=True):
             return name
     return None

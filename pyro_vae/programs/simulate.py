@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyro_vae.common.keywords import suggest_keywords
 
-from .data_map import DataMap, data_map
+from .data_map import DataMap, check_alike, data_map_of_few, refuse_unmapped
 from .pair import quiet
 from .problem import rows_of
 from .sites import Program
@@ -67,10 +67,13 @@ def simulate(model: Program, x: Any, *context: Any, seed: int = 0) -> Simulated:
 
 def draw(model: Program, args: Batch, seed: int, *block: int, known: DataMap | None = None) -> Simulated:
     """:func:`simulate` on tensors, with the noise of one block; a map that is `known` is not looked for again."""
-    if known is None:
-        known, run = data_map(model, args, seed, *block)
-        known.check_draws(run)
-    else:
-        run = run_unconditioned(model, tuple(without_gaps(a) for a in args), seed, *block)
+    data = known or data_map_of_few(model, args, seed)
+    run = run_unconditioned(model, tuple(without_gaps(a) for a in args), seed, *block)
+    data.check_draws(run)
+    drawn = data.fill(args, run.values, run.kept)
+    if known is None:  # few rows have shown that; all of them do
+        again = run_unconditioned(model, tuple(map(without_gaps, drawn)), seed, *block)
+        if transformed := check_alike(data, run, again):
+            refuse_unmapped(min(transformed))
     latents = {name: value for name, value in run.values.items() if name not in run.observed}
-    return Simulated(latents, known.fill(args, run.values, run.kept))
+    return Simulated(latents, drawn)
