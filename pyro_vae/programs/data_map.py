@@ -151,8 +151,8 @@ def data_map(model: Program, args: Batch, seed: int = 0, *block: int) -> tuple[D
     """
     if no_tensors := [type(a).__name__ for a in args if not isinstance(a, Tensor)]:
         raise ProgramError(
-            f"an argument of the model is a {no_tensors[0]}: which of its entries the model observes is found for tensors alone. "
-            "Pass x and contexts as tensors of N rows each."
+            f"an argument of the model is a {no_tensors[0]}: which of its entries the model observes is found for tensors "
+            "alone. Pass x and contexts as tensors of N rows each."
         )
     complete = tuple(without_gaps(a) for a in args)
     first = run_unconditioned(model, complete, seed, *block)

@@ -162,7 +162,20 @@ def of_masked_parts(x):
 
 IN_PARTS = {name: (skipping(model), inner_guide if name == "inner plate" else guide, shape)
             for name, (model, _, shape) in PARTS.items() if name not in ("exclusive masks", "condition")}  # fmt: skip
-IN_PARTS |= {"masked gaps": (of_masked_gaps, inner_guide, (D,)), "masked parts": (of_masked_parts, guide, (D,))}
+
+
+def of_raw_gaps(x):
+    """Gaps that stay NaN in what is observed, and are left out by a mask."""
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0)).unsqueeze(-1)
+        pyro.sample("x", dist.Normal(z + MEAN, SD).mask(~x.isnan()).to_event(1), obs=x)
+
+
+IN_PARTS |= {
+    "raw gaps": (of_raw_gaps, guide, (D,)),
+    "masked gaps": (of_masked_gaps, inner_guide, (D,)),
+    "masked parts": (of_masked_parts, guide, (D,)),
+}
 ROW = torch.tensor([1.0, nan, 5.0, nan])
 
 

@@ -6,7 +6,9 @@ import pytest
 import torch
 from pyro import poutine
 
+from pyro_vae import log_likelihood
 from pyro_vae.distributions.missing import Observed
+from pyro_vae.errors import SupportError
 from pyro_vae.programs.masks import kept_entries
 
 ROWS = torch.tensor([True, False, True])
@@ -52,3 +54,26 @@ def test_they_are_the_entries_that_the_density_is_of():
     value = torch.zeros(3, 2, requires_grad=True)
     total = torch.where(ROWS, at["fn"].log_prob(value + 1), 0.0).sum()
     assert torch.equal(torch.autograd.grad(total, value)[0] != 0, kept_entries(at))
+
+
+def labelled(x, y, known):
+    """Labels of −1 where they are not known, which is no label of a Bernoulli's; x | z ~ N(z, 1), y ~ Bernoulli(1/2)."""
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Bernoulli(0.5 * torch.ones(len(x), 2)).mask(known).to_event(1), obs=y)
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def labelled_guide(x, y, known):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+
+
+def test_what_is_masked_may_lie_outside_the_support():
+    """log p(x, y) = log N(x; 0, 2) − log 2 for each known label; a −1 that is not masked is refused."""
+    x, y = torch.tensor([0.3, -1.0, 2.0]), torch.tensor([[1.0, 0.0], [-1.0, 1.0], [-1.0, -1.0]])
+    found = log_likelihood(labelled, labelled_guide, x, y, y >= 0, num_samples=10, verbose=False)
+    exact = dist.Normal(0.0, 2**0.5).log_prob(x) - (y >= 0).sum(-1) * torch.log(torch.tensor(2.0))
+    torch.testing.assert_close(found.log_px.float(), exact, atol=1e-5, rtol=1e-5)
+    with pytest.raises(SupportError, match="site 'y': 1 of 3 rows lie outside"):
+        log_likelihood(labelled, labelled_guide, x, y, torch.tensor([[1, 1], [1, 1], [0, 0]]).bool(), num_samples=10)
