@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_vae.errors import ProgramError, PyroVAEError, ShapeError, SupportError
 
-from .masks import kept_entries
+from .kept_entries import kept_entries
 from .pair import owners, quiet
 from .plates import Plates, find_plates
 from .sites import Program, Site, observed_sites, trace_pair

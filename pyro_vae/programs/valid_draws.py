@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_vae.errors import ProgramError
 
-from .masks import kept_entries, layers
+from .kept_entries import kept_entries, layers
 from .plates import frames_of
 from .sites import has_density
 from .support import format_support
