@@ -68,12 +68,26 @@ def invalid_parameters(fn: Any) -> Iterator[tuple[str, str, float, Tensor, Any]]
             value = vars(layer).get(name)
             if not isinstance(value, Tensor) or constraints.is_dependent(constraint):
                 continue
-            wrong = ~constraint.check(value)
-            dims = value.dim() - wrong.dim()
-            wrong = wrong & ~whole_events(value.isnan(), dims)  # what is drawn of NaN is NaN, and named as that
+            wrong = out_of_bounds(value, constraint)
             if wrong.any():
-                first, extra = float(value[wrong].flatten()[0]), fn.event_dim - layer.event_dim
-                yield type(layer).__name__, name, first, whole_events(wrong, extra), constraint
+                dims = constraint.event_dim + fn.event_dim - layer.event_dim
+                yield type(layer).__name__, name, float(value[wrong][0]), whole_events(wrong, dims), constraint
+
+
+def out_of_bounds(value: Tensor, constraint: Any) -> Tensor:
+    """Where a parameter lies beyond the bounds of its constraint, or is no whole number; never where it is NaN.
+
+    The end of an open bound passes, where a network's exp has underflowed; and so does a sum that rounding takes from 1.
+    """
+    while isinstance(constraint, constraints.independent):
+        constraint = constraint.base_constraint
+    low, high = (getattr(constraint, f"{end}_bound", None) for end in ("lower", "upper"))
+    low = 0.0 if isinstance(constraint, type(constraints.simplex)) else low
+    wrong = torch.zeros_like(value, dtype=torch.bool)
+    wrong = wrong if low is None else wrong | (value < low)
+    wrong = wrong if high is None else wrong | (value > high)
+    whole = constraint.is_discrete and value.is_floating_point()
+    return wrong | ((value % 1 != 0) & value.isfinite()) if whole else wrong
 
 
 def whole_events(mask: Tensor, event_dim: int) -> Tensor:

@@ -281,3 +281,13 @@ def test_the_same_models_fill_gaps_that_nothing_hangs_on(model, gap):
 def test_numpy_goes_in(device):
     x = np.where(np.random.default_rng(0).random((4, 6)) < 0.3, np.nan, 1.0).astype(np.float32)
     assert impute(vae_of().to(device), x, num_samples=4).device.type == device.type
+
+
+def test_gaps_scored_as_zeros_would_draw_from_another_conditional(monkeypatch):
+    """The broken variant that takes what the model fills in for evidence: 0 in the place of 3 + z pulls z down."""
+    monkeypatch.setattr(imputation, "check_gaps_left_out", lambda *_: None)
+    x = ROW.expand(2000, D)
+    drawn = impute((filled_in, guide), x, num_samples=200, chunk_size=400_000)[0][:, 1]
+    z = posterior(ROW[None])
+    with pytest.raises(AssertionError):
+        assert abs(drawn.mean() - z.mean - 3) < 4 * ((1 + z.variance) / 2000) ** 0.5

@@ -325,6 +325,27 @@ def test_invalid_parameters_are_named(make, words):
         simulate(invalid(make), torch.zeros(4))
 
 
+def test_parameters_that_rounding_takes_to_an_edge_pass():
+    """A softplus that has underflowed to 0, probabilities of many classes in half precision that do not quite sum to 1."""
+    p = torch.rand(5, 5000, dtype=torch.bfloat16, generator=torch.Generator().manual_seed(0))
+
+    def model(x):
+        with plate_of(x):
+            pyro.sample("z", dist.Categorical(p))
+            pyro.sample("d", dist.Dirichlet(torch.ones(len(x), 3)))
+            pyro.sample("x", dist.Normal(torch.zeros(len(x)), torch.zeros(len(x))), obs=x)
+
+    assert (simulate(model, torch.ones(5)).x == 0).all()
+
+
+def test_a_plate_called_particles_is_a_plate():
+    def model(x):
+        with pyro.plate("particles", len(x)):
+            pyro.sample("x", dist.Normal(torch.zeros(len(x)), 1.0), obs=x)
+
+    assert simulate(model, torch.zeros(5)).x.std() > 0
+
+
 def test_one_invalid_row_is_named_and_a_masked_one_is_not():
     def model(x, scale, kept):
         with plate_of(x), poutine.mask(mask=kept):
