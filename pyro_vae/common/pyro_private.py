@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from typing import Any
 
+from pyro.distributions import MaskedDistribution
 from pyro.infer import ELBO
 from pyro.poutine import runtime
 
@@ -51,13 +52,15 @@ def vectorized_traces(
 
 
 def mask_of(fn: Any) -> Any:
-    """Return the mask that ``fn.mask(...)`` gave a distribution, a bool or a tensor of its batch shape.
+    """Return the mask that ``fn.mask(...)`` gave a distribution, a bool or a tensor of its batch shape; None without one.
 
     Example:
         >>> import pyro.distributions as dist
-        >>> mask_of(dist.Normal(0.0, 1.0).mask(False))
-        False
+        >>> mask_of(dist.Normal(0.0, 1.0).mask(False)), mask_of(dist.Normal(0.0, 1.0))
+        (False, None)
     """
+    if not isinstance(fn, MaskedDistribution):
+        return None
     mask = getattr(fn, "_mask", None)
     return seen_mask(fn) if mask is None else mask
 

@@ -11,15 +11,17 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.common.keywords import suggest_keywords
-from pyro_vae.data.arrays import batch_of
 from pyro_vae.errors import DataError, ShapeError, UsageError
-from pyro_vae.evidence.imputation import Particles
-from pyro_vae.programs.arguments import argument_dtypes
-from pyro_vae.programs.pair import like_parameters, quiet
-from pyro_vae.programs.problem import Problem
-from pyro_vae.programs.simulate import draw, replicated, was_observed
+from pyro_vae.evidence.imputation import Particles, check_gaps, mapped
+from pyro_vae.programs.data_map import DataMap, data_map_of_few
+from pyro_vae.programs.kept_entries import kept_entries
+from pyro_vae.programs.pair import quiet
+from pyro_vae.programs.problem import Problem, rows_of
+from pyro_vae.programs.simulate import draw
 from pyro_vae.programs.sites import Program, observed_sites
 from pyro_vae.programs.structured import refuse_structure
+from pyro_vae.programs.unconditioned import Unconditioned
+from pyro_vae.programs.valid_draws import refuse_nan_draws
 
 Statistic = Callable[[Tensor], Tensor]
 RECONSTRUCTION = "log p(x | z)"
@@ -31,11 +33,34 @@ def elements(x: Tensor) -> Tensor:
     return x.reshape(len(x), -1)
 
 
+def mean(values: Tensor) -> Tensor:
+    """Average ``(rows, d)`` over what is no gap (NaN): ``(rows,)``; 0 where all is."""
+    return values.nanmean(1).nan_to_num(0.0) if values.isnan().any() else values.mean(1)
+
+
+def standard_deviation(x: Tensor) -> Tensor:
+    """The root mean square deviation from the mean, of what is no gap."""
+    values = elements(x)
+    return mean((values - mean(values).unsqueeze(1)).square()).sqrt()
+
+
+def share_of_zeros(x: Tensor) -> Tensor:
+    """The share of zeros among what is no gap."""
+    values = elements(x)
+    return mean((values == 0).to(x.dtype).masked_fill(values.isnan(), torch.nan))
+
+
+def largest(x: Tensor) -> Tensor:
+    """The largest entry; 0 where all is missing."""
+    values = elements(x)
+    return values.nan_to_num(-torch.inf, torch.inf, -torch.inf).amax(1).masked_fill(values.isnan().all(1), 0.0)
+
+
 STATISTICS: dict[str, Statistic] = {
-    "mean": lambda x: elements(x).mean(1),
-    "standard deviation": lambda x: elements(x).std(1, correction=0),
-    "share of zeros": lambda x: (elements(x) == 0).to(x.dtype).mean(1),
-    "max": lambda x: elements(x).amax(1),
+    "mean": lambda x: mean(elements(x)),
+    "standard deviation": standard_deviation,
+    "share of zeros": share_of_zeros,
+    "max": largest,
 }
 
 
@@ -155,8 +180,12 @@ def posterior_predictive_check(
     P counts ties as ≥: of a discrete T, such as a share of zeros, p may be 1 with nothing wrong, and is then not called
     extreme.
 
+    What a mask of the model leaves out (``poutine.mask``, ``.mask()`` on the distribution) is not compared: x_rep holds there
+    what x holds. So do its gaps: T is handed NaN where x is NaN; the statistics that come along take what is there.
+
     Args:
-        model, guide, x, *context: as for :func:`~pyro_vae.log_likelihood`; the model observes x whole.
+        model, guide, x, *context: as for :func:`~pyro_vae.log_likelihood`; the model observes each entry of x once, unchanged,
+            as for :func:`~pyro_vae.programs.simulate.simulate`. NaN is a gap, where the likelihood leaves it out.
         statistics: name to function ``(rows, *event) -> (rows,)``; or ``-> ()``, a statistic of all rows together, for which
             all S replications of the data are held in memory. None is mean, standard deviation, share of zeros and max
             of each row (``STATISTICS``).
@@ -169,7 +198,8 @@ def posterior_predictive_check(
     Raises:
         ShapeError: a statistic that returns neither one number a row nor one in all (it is named).
         DataError: a statistic that is NaN.
-        SupportError, ProgramError: as :func:`~pyro_vae.log_likelihood`; a model that does not observe x whole.
+        SupportError, ProgramError: as :func:`~pyro_vae.log_likelihood`; a model that cannot be simulated, or that scores what
+            it puts in the place of gaps.
 
     References:
         Posterior Predictive Assessment of Model Fitness via Realized Discrepancies (Gelman, Meng & Stern, 1996),
@@ -197,18 +227,18 @@ def posterior_predictive_check(
         )
     chosen = STATISTICS if statistics is None else statistics
     refuse_structure(x, "a predictive check")
-    dtypes = argument_dtypes(model, guide, x, *context)
-    args = batch_of(x, *context, like=like_parameters(model, guide), dtypes=dtypes)
+    args = rows_of(model, guide, x, *context, missing=True)
     observed = {name: evaluated(name, t, args[0]) for name, t in chosen.items()}
     with quiet(model, guide, seed=seed, device=args[0].device):
         problem = Problem.checked(model, guide, *args)
-        draw(model, problem.rows(slice(1)).args, seed)  # refuses, by name, what cannot be replicated
+    known = mapped(problem, seed, chunk_size, check_replicable)
     by_row = {name: t for name, t in chosen.items() if observed[name].dim() == 1}
     values: dict[str, list[Tensor]] = {name: [] for name in chosen}
     data, log_p = [], []
     for i, some in enumerate(problem.split(chunk_size // max(draws, num_draws))):
         with some.quiet(seed, i):
-            again, *terms = replications(Particles(some, draws), num_draws, resample=num_particles is not None)
+            particles = Particles(some, draws, known)
+            again, *terms = replications(particles, num_draws, resample=num_particles is not None)
         for name, t in by_row.items():
             values[name].append(on_replications(name, t, again, of_all=False))
         data += [again] if len(by_row) < len(chosen) else []  # all rows have to be there for a statistic of all
@@ -259,31 +289,54 @@ def prior_predictive_check(
         raise UsageError(f"num_draws and chunk_size must be 1 or more, got {num_draws} and {chunk_size}")
     chosen = STATISTICS if statistics is None else statistics
     refuse_structure(x, "a predictive check")
-    args = batch_of(x, *context, like=like_parameters(model), dtypes=argument_dtypes(model, None, x, *context))
-    rows, shape = len(args[0]), args[0].shape
+    args = rows_of(model, None, x, *context, missing=True)
+    rows, shape, gaps = len(args[0]), args[0].shape, args[0].isnan()
     observed = {name: evaluated(name, t, args[0]) for name, t in chosen.items()}
     values: dict[str, list[Tensor]] = {name: [] for name in chosen}
     with quiet(model):
+        known = data_map_of_few(model, args, seed)
         for i, start in enumerate(range(0, num_draws, max(1, chunk_size // rows))):
             times = min(max(1, chunk_size // rows), num_draws - start)
-            again = draw(model, tuple(a.repeat(times, *[1] * (a.dim() - 1)) for a in args), seed, i).x
+            repeated = tuple(a.repeat(times, *[1] * (a.dim() - 1)) for a in args)
+            again = with_gaps(draw(model, repeated, seed, i, known=known).x.reshape(times, *shape), gaps)
             for name, t in chosen.items():
-                values[name].append(on_replications(name, t, again.reshape(times, *shape), observed[name].dim() == 0))
+                values[name].append(on_replications(name, t, again, observed[name].dim() == 0))
     checks = {name: Discrepancy(observed[name].reshape(1, -1), torch.cat(values[name])) for name in chosen}
     return PredictiveCheck(checks, "prior", rows, num_draws, seed)
 
 
+def check_replicable(problem: Problem, known: DataMap, run: Unconditioned) -> None:
+    """Refuse, by site, a model that cannot be simulated, and gaps of x that its likelihood does not leave out."""
+    known.check_draws(run)
+    check_gaps(problem, known, run)
+
+
 def replications(particles: Particles, draws: int, resample: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw x_rep ``(S, n, *event)``, with log p(x | z) and log p(x_rep | z), ``(S, n)``, for z of q or resampled by weight."""
-    problem = particles.problem
+    """Draw x_rep ``(S, n, *event)``, with log p(x | z) and log p(x_rep | z), ``(S, n)``, for z of q or resampled by weight.
+
+    What masks of the model leave out stays in x_rep as it is in x, and so do gaps (NaN).
+    """
+    problem, known = particles.problem, particles.known
     log_p = problem.log_prob(observed_sites(particles.sites))
     z = {name: site["value"] for name, site in particles.latents.items()}
     if resample:
         chosen, z = particles.resampled(draws)
         log_p = log_p.gather(0, chosen)
-    sites = problem.sites(poutine.uncondition(problem.model), draws, z)
-    again = problem.log_prob({name: site for name, site in sites.items() if was_observed(site)})
-    return replicated(problem.args, sites, (draws,))[0], log_p, again
+    drawn = problem.sites(poutine.uncondition(problem.model), draws, z)
+    sites = {name: drawn[name] for name in known.sites}
+    for name, site in sites.items():
+        refuse_nan_draws(name, site, problem.first)
+    kept = {name: kept_entries(site) for name, site in sites.items()}
+    again = known.fill(problem.args, {name: site["value"] for name, site in sites.items()}, kept, (draws,))
+    again = (with_gaps(again[0], problem.args[0].isnan()), *again[1:])
+    for name, site in sites.items():
+        site["value"] = known.observation(name, again, (draws,)).reshape(site["value"].shape).to(site["value"])
+    return again[0], log_p, problem.log_prob(sites)
+
+
+def with_gaps(x: Tensor, gaps: Tensor) -> Tensor:
+    """Return x with NaN at gaps."""
+    return x.masked_fill(gaps, torch.nan) if gaps.any() else x  # whole numbers hold no NaN, and have no gaps
 
 
 def evaluated(name: str, statistic: Statistic, x: Tensor, dims: tuple[int, ...] = (0, 1)) -> Tensor:

@@ -12,16 +12,19 @@ from torch import Tensor
 
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import ProgramError, UsageError
+from pyro_vae.programs.data_map import data_map_of_few
+from pyro_vae.programs.kept_entries import kept_entries
 from pyro_vae.programs.pair import quiet
 from pyro_vae.programs.plates import Plates
-from pyro_vae.programs.problem import Problem, rows_of
+from pyro_vae.programs.problem import Problem, Sites, rows_of
 from pyro_vae.programs.simulate import Simulated, draw
-from pyro_vae.programs.sites import Program, Site, check_pair, sample_sites, with_values
+from pyro_vae.programs.sites import Program, Site, latent_sites
 from pyro_vae.programs.structured import on_tensors
 
 from .rank_uniformity import Band, band, cumulative, holm, moments, p_values
 
 JOINT = "log p(x, z)"
+LEFT_OUT = -1  # in the place of a rank
 NOTABLE = 2.576  # standard errors, 1 per cent two-sided: for the words alone, which the p-value has licensed before
 
 
@@ -31,7 +34,8 @@ class Calibration:
 
     Attributes:
         names: of the Q quantities: ``z[0]`` …, and ``log p(x, z)``.
-        ranks: how many of the draws lie below the truth, ``(N, Q)``, whole numbers 0..L; ties broken at random.
+        ranks: how many of the draws lie below the truth, ``(N, Q)``, whole numbers 0..L, ties broken at random; and
+            ``LEFT_OUT``, -1, where a mask leaves the quantity out of the density of that row.
         num_draws, level, seed: L, draws of q a row; α, of the verdict; of everything drawn.
     """
 
@@ -46,8 +50,26 @@ class Calibration:
 
     @cached_property
     def p_value(self) -> Tensor:
-        """Exact p-value of uniform ranks for each quantity alone, ``(Q,)``."""
-        return p_values(self.ranks, self.num_draws + 1)
+        """Exact p-value of uniform ranks for each quantity alone, ``(Q,)``; 1 for one that is masked in all rows."""
+        each = [
+            p_values(part, self.num_draws + 1) if len(part) else torch.ones(1).double() for part in self.by_quantity
+        ]
+        return torch.cat(each) if self.some_left_out else p_values(self.ranks, self.num_draws + 1)
+
+    @property
+    def some_left_out(self) -> bool:
+        """Whether a mask leaves a quantity out of some rows."""
+        return bool((self.ranks == LEFT_OUT).any())
+
+    @property
+    def by_quantity(self) -> list[Tensor]:
+        """The ranks of each quantity, ``(rows that have it, 1)``."""
+        return [column[column != LEFT_OUT].unsqueeze(1) for column in self.ranks.T]
+
+    @property
+    def rows_ranked(self) -> Tensor:
+        """Rows in which each quantity is ranked, ``(Q,)``: all, but for masks."""
+        return (self.ranks != LEFT_OUT).sum(0)
 
     @property
     def adjusted(self) -> Tensor:
@@ -67,23 +89,45 @@ class Calibration:
     @property
     def words(self) -> tuple[str, ...]:
         """Verdict for each quantity: "uniform", or how q's draws differ from the posterior."""
-        shift, spread = moments(self.ranks, self.num_draws + 1)
-        verdicts = zip(self.adjusted.tolist(), shift.tolist(), spread.tolist(), strict=True)
-        return tuple("uniform" if p > self.level else describe(a, b) for p, a, b in verdicts)
+        parts = self.by_quantity if self.some_left_out else [self.ranks]
+        both = [moments(part, self.num_draws + 1) if len(part) else (torch.zeros(1),) * 2 for part in parts]
+        shift, spread = (torch.cat(each).tolist() for each in zip(*both, strict=True))
+        verdicts = zip(self.adjusted.tolist(), shift, spread, self.rows_ranked.tolist(), strict=True)
+        return tuple(
+            ("uniform" if p > self.level else describe(a, b)) if rows else "masked in all rows"
+            for p, a, b, rows in verdicts
+        )
 
     @property
     def band(self) -> Band:
-        """Bounds of one quantity's counts #{rank < i}, all at once, with probability 1 − level if it is calibrated."""
+        """Bounds of one quantity's counts #{rank < i}, all at once, with probability 1 − level if it is calibrated.
+
+        Of a quantity that all rows have; one that masks leave out of some rows has wider bounds, ``bands``.
+        """
         return band(len(self), self.num_draws + 1, 1 - self.level)
+
+    @property
+    def bands(self) -> list[Band]:
+        """The `band` of each quantity, of as many rows as it is ranked in (1 at least)."""
+        return [band(max(1, int(rows)), self.num_draws + 1, 1 - self.level) for rows in self.rows_ranked]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain names and numbers, for JSON and for :func:`~pyro_vae.plots.calibration.ecdf_differences`."""
         ranks = self.num_draws + 1
         uniform = torch.arange(1, ranks, dtype=torch.float64) / ranks
-        limits = self.band
-        return {
+        limits, per_quantity = self.band, {}
+        counts = torch.cat([cumulative(part, ranks) for part in self.by_quantity])
+        if self.some_left_out:
+            sizes = self.rows_ranked.clamp_min(1).unsqueeze(1)
+            lower, upper = (torch.stack([getattr(b, end) for b in self.bands]) for end in ("lower", "upper"))
+            per_quantity = {
+                "rows_ranked": self.rows_ranked.tolist(),
+                "lower_by_quantity": (lower / sizes - uniform).tolist(),
+                "upper_by_quantity": (upper / sizes - uniform).tolist(),
+            }
+        return per_quantity | {
             "names": list(self.names),
-            "differences": (cumulative(self.ranks, ranks) / len(self) - uniform).tolist(),
+            "differences": (counts / self.rows_ranked.clamp_min(1).unsqueeze(1) - uniform).tolist(),
             "lower": (limits.lower / len(self) - uniform).tolist(),
             "upper": (limits.upper / len(self) - uniform).tolist(),
             "coverage": limits.coverage,
@@ -135,6 +179,10 @@ def simulation_based_calibration(
     it says nothing of how well the model fits real data, nor of q on real rows that the model would not generate. Uniform
     ranks prove nothing: of one latent (L = 99, α = 0.05) 1000 rows find draws narrower by a tenth 87 times in 100, and 100
     rows ones narrower by a third 97 times. Changes no parameter, no module's mode and no global random state.
+
+    Latents that a mask of the model leaves out of its density (``poutine.mask``, ``.mask()`` on the distribution) are not
+    ranked in those rows; where the mask depends on latents, 0 stands for what it leaves out, in the truth and in the draws.
+    Entries of x that a mask leaves out stay as they are in the template.
 
     Args:
         model, guide: Pyro programs, the model as for :func:`~pyro_vae.programs.simulate.simulate`.
@@ -188,10 +236,11 @@ def simulation_based_calibration(
     turns = torch.arange(num_rows, device=template[0].device) % len(template[0])
     blocks, parts = turns.split(max(1, chunk_size // num_draws)), []
     with quiet(model, guide, seed=seed, device=template[0].device):
-        first = draw(model, tuple(a[:1] for a in template), seed)  # the template itself may be no data
+        known = data_map_of_few(model, tuple(a[turns] for a in template), seed)
+        first = draw(model, tuple(a[:1] for a in template), seed, known=known)  # the template itself may be no data
         problem = Problem.on(model, guide, *first.args)
         for i, rows in enumerate(blocks):
-            truth = draw(model, tuple(a[rows] for a in template), seed, i, 0)
+            truth = draw(model, tuple(a[rows] for a in template), seed, i, 0, known=known)
             with problem.quiet(seed, i, 1):
                 names, ranks = block_ranks(problem.over(*truth.args), truth, num_draws, vectorize_particles)
             parts.append(ranks.cpu())
@@ -209,31 +258,48 @@ def describe(shift: float, spread: float) -> str:
 def block_ranks(problem: Problem, truth: Simulated, num_draws: int, vectorized: bool) -> tuple[tuple[str, ...], Tensor]:
     """Rank the truth among L draws of the guide, ``(N, Q)``, and name the quantities; `problem` is on the truth's rows."""
     plates, sizes = problem.plates, [num_draws] if vectorized else [1] * num_draws
-    traces = [problem.trace(problem.guide, size) for size in sizes]
-    drawn = [sample_sites(trace) for trace in traces]
+    drawn = [{name: site for name, site in q.items() if name in truth.latents} for q in guide_draws(problem, sizes)]
     sites = drawn[0]
     values = {
         name: torch.cat([lifted(truth.latents[name], site, plates), *(d[name]["value"] for d in drawn)])
         for name, site in sites.items()
     }
     terms: list[Tensor] = []
+    kept: dict[str, list[Tensor]] = {name: [] for name in values}
     # the truth and the draws in one run, rounded alike
     for size in [1 + num_draws] if vectorized else [1, *sizes]:
-        at = {name: value[len(terms) :][:size] for name, value in values.items()}
-        p = problem.sites(problem.model, size, with_values(traces[0], at))
-        check_pair(p, sites)
+        done = sum(map(len, terms))
+        at = {name: value[done : done + size] for name, value in values.items()}
+        p = problem.sites(problem.model, size, at)
+        for name in kept:
+            kept[name].append(kept_entries(p[name]).expand(at[name].shape))
         terms.append(problem.log_prob(p))
     joint = torch.cat(terms)
     names: list[str] = []
-    ranks = []
+    ranks, any_kept = [], torch.zeros(joint.shape[1], dtype=torch.bool, device=joint.device)
     for name, value in values.items():
-        units, coordinates = by_unit(name, value, sites[name], plates)
-        names += units
-        ranks.append(rank(name, coordinates))
+        event_dim = sites[name]["fn"].event_dim
+        keep = plates.by_unit(torch.cat(kept[name]), event_dim)
+        names += units(name, value, event_dim, plates)
+        ranks.append(rank_kept(name, plates.by_unit(value, event_dim), keep))
+        any_kept |= keep.any(0).any(-1)
     # log p(x, z) of a discrete z takes few values, and equal ones differ by rounding: ties, too
     near = 16 * torch.finfo(joint.dtype).eps * joint.abs().nan_to_num(posinf=0, neginf=0).amax(0, keepdim=True)
-    ranks.append(rank(JOINT, joint.unsqueeze(-1), near.unsqueeze(-1)))
+    ranks.append(rank(JOINT, joint.unsqueeze(-1), near.unsqueeze(-1)).masked_fill(~any_kept.unsqueeze(-1), LEFT_OUT))
     return (*names, JOINT), torch.cat(ranks, 1)
+
+
+def guide_draws(problem: Problem, sizes: list[int]) -> list[Sites]:
+    """Latent sites of runs of the guide, of these numbers of particles; checked to be the model's latents."""
+    problem.draw(1)
+    return [latent_sites(problem.sites(problem.guide, size)) for size in sizes]
+
+
+def rank_kept(name: str, values: Tensor, kept: Tensor) -> Tensor:
+    """Rank the truth, ``(N, U)``, with 0 for what is masked, and LEFT_OUT where truth and draws all are."""
+    if kept.all():
+        return rank(name, values)
+    return rank(name, torch.where(kept, values, 0)).masked_fill(~kept.any(0), LEFT_OUT)
 
 
 def lifted(value: Tensor, site: Site, plates: Plates) -> Tensor:
@@ -242,12 +308,11 @@ def lifted(value: Tensor, site: Site, plates: Plates) -> Tensor:
     return value.reshape((1,) * missing + value.shape)
 
 
-def by_unit(name: str, value: Tensor, site: Site, plates: Plates) -> tuple[list[str], Tensor]:
-    """Name a site's coordinates, and line up their values ``(K, N, units)``."""
-    moved = plates.leading(value, site["fn"].event_dim)
+def units(name: str, value: Tensor, event_dim: int, plates: Plates) -> list[str]:
+    """Name a site's coordinates."""
+    moved = plates.leading(value, event_dim)
     indices = product(*(range(size) for size in moved.shape[2:] if size > 1))
-    units = [f"{name}[{','.join(map(str, index))}]" if index else name for index in indices]
-    return units, moved.reshape(*moved.shape[:2], -1)
+    return [f"{name}[{','.join(map(str, index))}]" if index else name for index in indices]
 
 
 def rank(name: str, values: Tensor, near: Tensor | float = 0.0) -> Tensor:

@@ -3,20 +3,26 @@ r"""Imputation of missing elements of x from the observed ones: x_mis | x_obs, b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_vae.common.keywords import suggest_keywords
+from pyro_vae.common.random import seeded
 from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.evidence.importance.sampler import checked
+from pyro_vae.programs.data_map import DataMap, data_map_of_few, refuse_unmapped, where
+from pyro_vae.programs.kept_entries import kept_entries
 from pyro_vae.programs.pair import programs
-from pyro_vae.programs.problem import Problem
+from pyro_vae.programs.problem import Problem, Sites
+from pyro_vae.programs.randomness import same_values
 from pyro_vae.programs.reach import check_reach
-from pyro_vae.programs.sites import Site
+from pyro_vae.programs.sites import sample_sites
 from pyro_vae.programs.structured import refuse_structure
+from pyro_vae.programs.unconditioned import Unconditioned, run_unconditioned, without_gaps
 
 
 @suggest_keywords
@@ -39,7 +45,8 @@ def impute(
 
     Raises:
         SupportError, DataError: values that the likelihood does not take (NaN is one, for a plain likelihood).
-        ProgramError: a pair that has no importance weight for each row, or no one site that x is observed at.
+        ProgramError: a pair that has no importance weight for each row; a gap that no site of the model observes, or more than
+            one, or that the model fills in and scores; a model that reads x beside observing it.
 
     References:
         MIWAE: Deep Generative Modelling and Imputation of Incomplete Data Sets (Mattei & Frellsen, 2019),
@@ -90,22 +97,86 @@ def in_chunks(
     problem = Problem.of(model, guide, x, *c, seed=seed, missing=True)  # the likelihood says whether it takes NaN
     with problem.quiet(seed):
         check_reach(problem)
-    chunks = []
+    known, chunks = mapped(problem, seed, chunk_size, check_gaps), []
     for i, some in enumerate(problem.split(chunk_size // num)):
         with some.quiet(seed, i):
-            chunks.append(each(Particles(some, num)))
+            chunks.append(each(Particles(some, num, known)))
     return torch.cat(chunks, 1)
+
+
+def mapped(
+    problem: Problem, seed: int, chunk_size: int, check: Callable[[Problem, DataMap, Unconditioned], None]
+) -> DataMap:
+    """Find the map of x to the model's observed sites, and `check` it on all rows; a ProgramError as for :func:`simulate`."""
+    model = partial(problem.model, **problem.kwargs) if problem.kwargs else problem.model
+    with problem.quiet():
+        known = data_map_of_few(model, problem.args, seed)
+        for some in problem.split(chunk_size):
+            check(some, known, run_unconditioned(model, tuple(map(without_gaps, some.args)), seed))
+    return known
+
+
+def check_gaps(problem: Problem, known: DataMap, run: Unconditioned) -> None:
+    """Refuse gaps (NaN) of x that no site observes, or more than one, or that another site's density depends on."""
+    gaps = problem.args[0].isnan()
+    if not gaps.any():
+        return
+    times = known.times_observed(problem.args)[0]
+    if (gaps & (times == 0)).any():
+        if known.unmapped:
+            refuse_unmapped(known.unmapped[0])
+        raise ProgramError(
+            f"x has gaps (NaN) in rows {problem.numbers((gaps & (times == 0)).reshape(len(gaps), -1).any(1))} that the model "
+            f"observes at no site (entry {where(gaps & (times == 0))} of a row), so nothing says what they would be. Observe "
+            'all of x, pyro.sample("x", likelihood, obs=x).'
+        )
+    if (gaps & (times > 1)).any():
+        known.refuse_shared(0, gaps & (times > 1))
+    drawn = known.fill(run.args, run.values, run.all_entries)
+    fillings = (torch.where(gaps, other, problem.args[0]) for other in (run.args[0], drawn[0]))
+    ours, others = (likelihood_draws(problem, run, (x, *problem.args[1:])) for x in fillings)
+    if (name := same_values(ours, others)) is not None:
+        raise ProgramError(
+            f"site {name!r}: its density depends on what is missing (NaN) of x, as the value of one observed site is passed on "
+            "to another (an autoregressive likelihood): leaving the gaps' terms out does not integrate them out. Make the "
+            "observed entries independent given latents, or give the missing ones a latent."
+        )
+
+
+def likelihood_draws(problem: Problem, run: Unconditioned, args: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    """Draw what each observed site of the model could have been, on the latents of a run, always with the same noise."""
+    latents = {name: value for name, value in run.values.items() if name not in run.observed}
+    with seeded(0, device=problem.device):
+        trace = problem.over(*(a.clone() for a in args)).trace(problem.model, at=latents)
+    sites = {name: site for name, site in sample_sites(trace).items() if name in run.observed}
+    with seeded(0, device=problem.device):
+        return {name: site["fn"].sample() for name, site in sites.items()}
+
+
+def check_gaps_left_out(problem: Problem, known: DataMap, sites: Sites) -> None:
+    """Refuse a model that fills gaps (NaN) of x in and scores what it filled in: that is no evidence."""
+    for name, at in known.sites.items():
+        gaps, site = known.observation(name, problem.args).isnan(), sites[name]
+        if at.argument or not gaps.any():
+            continue
+        scored = kept_entries(site).reshape(-1, len(gaps)).any(0) & ~site["value"].reshape(-1, len(gaps)).isnan().any(0)
+        if bad := sorted({int(n) // at.width for n in at.numbers(len(problem))[gaps & scored]}):
+            raise ProgramError(
+                f"site {name!r}: the model puts numbers in the place of missing values (NaN) in rows "
+                f"{[problem.first + row for row in bad[:5]]} and scores them as if they were observed. Leave them out, with "
+                "poutine.mask(mask=~x.isnan()) around the site, or let the likelihood skip NaN: SkipMissing(likelihood)."
+            )
 
 
 class Particles:
     """K particles of each row, z_k ~ q(z | x_obs), with their weights w_k / Σ w, ``(K, N)`` in float64."""
 
-    def __init__(self, problem: Problem, num: int) -> None:
-        self.problem, self.x = problem, problem.args[0]
+    def __init__(self, problem: Problem, num: int, known: DataMap) -> None:
+        self.problem, self.x, self.known = problem, problem.args[0], known
         self.latents, self.sites = problem.draw(num)
-        log_w = checked(
-            problem.log_prob(self.sites, "model") - problem.log_prob(self.latents, "guide"), num, problem
-        ).double()
+        check_gaps_left_out(problem, known, self.sites)
+        log_p, log_q = problem.log_prob(self.sites, "model"), problem.log_prob(self.latents, "guide")
+        log_w = checked(log_p - log_q, num, problem).double()
         if (hopeless := (log_w == -math.inf).all(0)).any():
             rows = problem.numbers(hopeless)
             raise ProgramError(f"all weights are 0 for rows {rows}: no particle explains what was observed there.")
@@ -113,15 +184,19 @@ class Particles:
 
     def mean(self) -> Tensor:
         """Fill the gaps of x by the weighted mean of E[x | z_k]."""
-        site = site_of(self.x, self.sites)
-        try:
-            means = site["fn"].mean
-        except NotImplementedError as error:
-            raise ProgramError(
-                f"the likelihood is a {type(site['fn']).__name__}, which has no mean in closed form; average draws of impute"
-            ) from error
-        weights = self.problem.plates.beside(self.weights, site["fn"].event_dim).to(means)
-        filled = fill(self.x, (weights * means).sum(0))
+        means = {}
+        for name in self.sites_with_gaps():
+            fn = self.sites[name]["fn"]
+            try:
+                mean = fn.mean
+            except NotImplementedError as error:
+                raise ProgramError(
+                    f"site {name!r}: the likelihood is a {type(fn).__name__}, which has no mean in closed form; average draws "
+                    "of impute"
+                ) from error
+            weights = self.problem.plates.beside(self.weights, fn.event_dim).to(mean)
+            means[name] = (weights * mean).sum(0)
+        filled = self.filled(means)
         if filled.isnan().any():
             raise ProgramError("E[x | z] is NaN in columns that have no mean, such as classes; average draws of impute")
         return filled
@@ -130,7 +205,19 @@ class Particles:
         """Fill the gaps of x by draws from p(x | z), of z resampled by weight."""
         _, z = self.resampled(draws)
         sites = self.problem.sites(self.problem.model, draws, z)
-        return fill(self.x, site_of(self.x, sites)["fn"].sample())
+        return self.filled({name: sites[name]["fn"].sample() for name in self.sites_with_gaps()}, (draws,))
+
+    def sites_with_gaps(self) -> list[str]:
+        """The sites that observe missing entries of x."""
+        at_x = [name for name, at in self.known.sites.items() if at.argument == 0]
+        return [name for name in at_x if self.known.observation(name, self.problem.args).isnan().any()]
+
+    def filled(self, values: Mapping[str, Tensor], draws: tuple[int, ...] = ()) -> Tensor:
+        """Return x ``(*draws, N, *event)`` with values of sites in its gaps."""
+        x = self.x.expand(*draws, *self.x.shape)
+        kept = {name: torch.ones_like(value, dtype=torch.bool) for name, value in values.items()}
+        part = DataMap({name: self.known.sites[name] for name in values}, ())
+        return torch.where(x.isnan(), part.fill(self.problem.args, values, kept, draws)[0], x) if values else x.clone()
 
     def resampled(self, draws: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Draw particles by weight: their numbers ``(draws, N)``, and their latents."""
@@ -140,19 +227,3 @@ class Particles:
             name: torch.take_along_dim(site["value"], beside(chosen, site["fn"].event_dim), 0)
             for name, site in self.latents.items()
         }
-
-
-def site_of(x: Tensor, sites: dict[str, Site]) -> Site:
-    """Find the one site that x is observed at."""
-    observed = [site for site in sites.values() if site["value"] is x]
-    if len(observed) != 1 or observed[0]["fn"].shape()[1:] != x.shape:
-        raise ProgramError(
-            f"x is observed at {len(observed)} sites, wanted one of its own shape {tuple(x.shape)}: "
-            'pass it whole, pyro.sample("x", likelihood, obs=x).'
-        )
-    return observed[0]
-
-
-def fill(x: Tensor, filled: Tensor) -> Tensor:
-    """Return x, and `filled` where x is NaN."""
-    return torch.where(x.isnan(), filled.to(x), x)

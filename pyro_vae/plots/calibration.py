@@ -26,9 +26,9 @@ def ecdf_differences(calibration: Mapping[str, Any], most: int = 16) -> Figure:
     names, p = calibration["names"], calibration["adjusted"]
     shown = sorted(sorted(range(len(names)), key=lambda i: (i != len(names) - 1, p[i]))[:most])
     fig, panels = grid(len(shown), 4, share=True)
-    lower, upper = (np.array([0.0, *calibration[key], 0.0]) for key in ("lower", "upper"))
-    at = np.linspace(0, 1, len(lower))
+    at = np.linspace(0, 1, len(calibration["lower"]) + 2)
     for ax, i in zip(panels, shown, strict=True):
+        lower, upper = band_of(calibration, i)
         color = ORANGE if p[i] <= calibration["level"] else BLUE
         ax.fill_between(at, lower, upper, color=GREY, alpha=0.25, linewidth=0)
         ax.plot(at, [0.0, *calibration["differences"][i], 0.0], color=color, linewidth=1.2)
@@ -41,6 +41,14 @@ def ecdf_differences(calibration: Mapping[str, Any], most: int = 16) -> Figure:
     title = f"Band: {calibration['coverage']:.1%} for a whole curve; p corrected for their number{left_out}"
     fig.suptitle(title, fontsize=9)
     return fig
+
+
+def band_of(calibration: Mapping[str, Any], i: int) -> list[list[float]]:
+    """The band of quantity `i` with its ends: of the rows that it is ranked in, where masks leave it out of some."""
+    own = "lower_by_quantity" in calibration
+    return [
+        [0.0, *(calibration[f"{end}_by_quantity"][i] if own else calibration[end]), 0.0] for end in ("lower", "upper")
+    ]
 
 
 def predictive_panels(check: Mapping[str, Any]) -> Figure:

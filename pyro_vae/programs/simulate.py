@@ -2,28 +2,20 @@ r"""Data from the model itself: (z, x) ~ p(z) p(x | z), for any model with one d
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.common.keywords import suggest_keywords
-from pyro_vae.common.random import seeded
-from pyro_vae.errors import ProgramError, ShapeError
 
+from .data_map import DataMap, check_alike, data_map_of_few, refuse_unmapped
 from .pair import quiet
 from .plates import data_plate, refuse_shared
 from .problem import rows_of
-from .sites import Program, Site, sample_sites
+from .sites import Program
 from .structured import on_tensors
-from .user_errors import MODEL, explained
-from .validity import ValidParameters
-
-Batch = tuple[Tensor, ...]
+from .unconditioned import Batch, run_unconditioned, without_gaps
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,15 +38,18 @@ def simulate(model: Program, x: Any, *context: Any, seed: int = 0) -> Simulated:
     Changes no parameter, no module's mode and no global random state.
 
     Args:
-        model: a Pyro program ``model(x, *context)`` that observes x whole, ``pyro.sample("x", likelihood, obs=x)``. A context
-            that is observed likewise (a label of a joint model) is drawn, too.
-        x: a template ``(N, *event)``: its shape, dtype and device count, its values do not.
+        model: a Pyro program ``model(x, *context)`` that observes each entry of x once, unchanged: whole, ``obs=x``, in another
+            shape, ``obs=x.reshape(-1, 784)``, or in parts, ``obs=x[:, :3]`` here and ``obs=x[:, 3:]`` there. A context that is
+            observed likewise (a label of a joint model) is drawn, too.
+        x: a template ``(N, *event)``: its shape, dtype and device count, its values do not, but for the entries that a mask of
+            the model leaves out: these are not drawn, and stay. Gaps (NaN) are drawn.
         *context: what the model takes beside x, each with N rows.
         seed: of the draws.
 
     Raises:
-        ProgramError: an observation that is none of the arguments (a transformed x, a ``pyro.factor``), whose draws are no
-            draws of an argument; a model that reads the values of x beside observing them; a latent that rows share.
+        ProgramError: an observation that is no entry of an argument (a transformed x, a ``pyro.factor``), whose draws are no
+            draws of an argument; an entry of x that no site, or more than one, observes; a model that reads the values of x
+            beside observing them, changes them, or draws random numbers outside ``pyro.sample``; a latent that rows share.
         ShapeError: a template of another shape than the model draws.
 
     Example:
@@ -74,59 +69,20 @@ def simulate(model: Program, x: Any, *context: Any, seed: int = 0) -> Simulated:
     return drawn if flat is model else replace(drawn, args=flat.restore(drawn.args))
 
 
-def draw(model: Program, args: Batch, seed: int, *block: int) -> Simulated:
-    """:func:`simulate` on tensors, with the noise of one block, twice: a model that reads x draws another x from it."""
-
-    def once(args: Batch) -> tuple[dict[str, Site], Batch]:
-        with seeded(seed, *block, device=args[0].device), explained(MODEL, *args), ValidParameters("model"):
-            sites = sample_sites(poutine.trace(poutine.uncondition(model)).get_trace(*args))
-        plate = data_plate(
-            sites
-        )  # refuses, by site, a latent that rows share: its draw for one row would be others', too
-        for name, site in sites.items():
-            refuse_shared(name, site, plate.name, len(args[0]))
-        return sites, tuple(replicated(args, sites))
-
-    sites, drawn = once(args)
-    for a, b in zip(drawn, once(drawn)[1], strict=True):
-        if not torch.allclose(a.double(), b.double(), equal_nan=True):
-            raise ProgramError(
-                "the model draws another x when it is called on another x: it reads the data's values (an autoregressive "
-                "likelihood, a model conditioned on x), so running it once does not simulate from p(z) p(x | z). Simulate "
-                "element by element in a program of your own."
-            )
-    return Simulated({name: s["value"] for name, s in sites.items() if not was_observed(s)}, drawn)
-
-
-def was_observed(site: Site) -> bool:
-    """Return whether the site was an observation before it was undone."""
-    return bool(site["infer"].get("was_observed"))
-
-
-def replicated(args: Batch, sites: Mapping[str, Site], draws: tuple[int, ...] = ()) -> list[Tensor]:
-    """The arguments, with draws ``(*draws, N, *event)`` in the place of those that are observed."""
-    new_args = list(args)
-    for name, site in ((name, site) for name, site in sites.items() if was_observed(site)):
-        i, value = index_of(name, site, args), site["value"]
-        if new_args[i] is not args[i]:
-            raise ProgramError(f"site {name!r} observes what another site observes already: which one draws it is open")
-        if value.numel() != args[i].numel() * math.prod(draws):
-            raise ShapeError(
-                f"site {name!r} draws {tuple(value.shape)} where the template has shape {tuple(args[i].shape)}: give a "
-                "template with the shape of what the likelihood generates"
-            )
-        new_args[i] = value.reshape(*draws, *args[i].shape).to(args[i].dtype)
-    if new_args[0] is args[0]:
-        raise ProgramError('x is observed nowhere: pass it whole, pyro.sample("x", likelihood, obs=x)')
-    return new_args
-
-
-def index_of(name: str, site: Site, args: Batch) -> int:
-    """The index of the argument that a site observes."""
-    indices = [i for i, a in enumerate(args) if site["infer"]["obs"] is a]
-    if len(indices) != 1:
-        raise ProgramError(
-            f"site {name!r} observes none of the arguments as it is (a transformed or partial x, fixed data, a pyro.factor): "
-            'what it draws does not say what x would be. Observe x whole, pyro.sample("x", likelihood, obs=x).'
-        )
-    return indices[0]
+def draw(model: Program, args: Batch, seed: int, *block: int, known: DataMap | None = None) -> Simulated:
+    """:func:`simulate` on tensors, with the noise of one block; a map that is `known` is not looked for again."""
+    data = known or data_map_of_few(model, args, seed)
+    run = run_unconditioned(model, tuple(without_gaps(a) for a in args), seed, *block)
+    plate = data_plate(
+        run.sites
+    )  # refuses, by site, a latent that rows share: its draw for one row would be others', too
+    for name, site in run.sites.items():
+        refuse_shared(name, site, plate.name, len(args[0]))
+    data.check_draws(run)
+    drawn = data.fill(args, run.values, run.kept)
+    if known is None:  # few rows have shown that; all of them do
+        again = run_unconditioned(model, tuple(map(without_gaps, drawn)), seed, *block)
+        if transformed := check_alike(data, run, again):
+            refuse_unmapped(min(transformed))
+    latents = {name: value for name, value in run.values.items() if name not in run.observed}
+    return Simulated(latents, drawn)

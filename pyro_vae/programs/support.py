@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from pyro import poutine
 from pyro.distributions import constraints
 from torch import Tensor
 
 from pyro_vae.errors import ProgramError, ShapeError, SupportError
 
+from .kept_entries import kept_entries
 from .pair import owners, quiet
 from .plates import find_plates
 from .proposal_guide import on_fewest_rows
@@ -137,8 +139,20 @@ def rows_inside(name: str, site: Site, dim: int) -> Tensor:
             f"site {name!r}: the data has shape {tuple(value.shape)}, its distribution {tuple(fn.shape())} (batch "
             f"{tuple(fn.batch_shape)}, event {tuple(fn.event_shape)}). {advise_on_shapes(value.shape, fn)}"
         )
-    inside = allowed(site, support_of_site(name, fn))
+    inside = allowed_where_kept(site, support_of_site(name, fn))
     return inside.movedim(dim, 0).flatten(1).all(1) if inside.dim() > 1 else inside
+
+
+def allowed_where_kept(site: Site, support: Any) -> Tensor:
+    """:func:`allowed`, of the entries that no mask leaves out: the others are no data, whatever stands there."""
+    kept, dims = kept_entries(site), 0
+    if kept.all():
+        return allowed(site, support)
+    while isinstance(support, constraints.independent):
+        support, dims = support.base_constraint, dims + support.reinterpreted_batch_ndims
+    kept = kept.flatten(-support.event_dim).any(-1) if support.event_dim else kept
+    inside = allowed(site, support) | ~kept
+    return inside.flatten(-dims).all(-1) if dims else inside
 
 
 FITTING = " pyro_vae.likelihoods.fitting(x) lists the families that fit."

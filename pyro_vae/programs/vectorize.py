@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pyro import distributions as dist
@@ -86,7 +86,7 @@ def pad(values: Tensor, dims: int) -> Tensor:
 class ParticleDistribution(TorchDistribution):
     """Distributions of K · N rows each, as one of all their particles: batch shape ``(K, ..., N, ...)``."""
 
-    arg_constraints: dict[str, Any] = {}
+    arg_constraints: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, parts: Sequence[Any], grouping: Grouping) -> None:
         self.parts, self.grouping = tuple(parts), grouping

@@ -4,12 +4,16 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from scipy.stats import chi2, kstest, norm
 
+from pyro_vae.diagnostics import predictive_checks
 from pyro_vae.diagnostics.predictive_checks import STATISTICS, posterior_predictive_check, prior_predictive_check
+from pyro_vae.distributions.missing import Observed
 from pyro_vae.errors import DataError, ProgramError, ShapeError, UsageError
 from pyro_vae.programs.simulate import simulate
 from tests.helpers.calibration import counts, counts_exact, counts_lognormal, gaussian, guided, half, prior_guide
+from tests.helpers.observed_parts import COV, MEAN, PARTS, SD, D, guide, inner_guide, posterior
 
 IDENTITY = {"x": lambda x: x}
 X = torch.tensor([-2.0, -0.3, 0.0, 1.0, 2.5])
@@ -124,3 +128,155 @@ def test_predictive_checks_refuse():
         prior_predictive_check(gaussian, X, num_draws=0)
     with pytest.raises(ProgramError, match="site 'x' observes none"):
         posterior_predictive_check(half, guided(), X)
+
+
+# x in parts, and what masks and gaps leave out: closed forms
+
+
+def of_handler(x, m):
+    with pyro.plate("data", len(x), dim=-2):
+        z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0))
+        with pyro.plate("entries", D, dim=-1), poutine.mask(mask=m):
+            pyro.sample("x", dist.Normal(z + MEAN, SD), obs=x)
+
+
+def of_distribution(x, m):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0)).unsqueeze(-1)
+        pyro.sample("x", dist.Normal(z + MEAN, SD).mask(m).to_event(1), obs=x)
+
+
+def of_columns(x, m):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        for j in range(D):
+            with poutine.mask(mask=m[:, j]):
+                pyro.sample(f"x_{j}", dist.Normal(z + MEAN[j], SD[j]), obs=x[:, j])
+
+
+def of_skipped_gaps(x, m):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0)).unsqueeze(-1)
+        pyro.sample("x", Observed(dist.Normal(z + MEAN, SD).to_event(1)), obs=x)
+
+
+def of_masked_gaps(x, m):
+    with pyro.plate("data", len(x), dim=-2):
+        z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0))
+        with pyro.plate("entries", D, dim=-1), poutine.mask(mask=~x.isnan()):
+            pyro.sample("x", dist.Normal(z + MEAN, SD), obs=x.nan_to_num(-50.0))
+
+
+KEPT = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 1], [0, 1, 0, 0], [1, 0, 0, 1], [0, 0, 0, 0]]).bool()
+DATA = MEAN + torch.tensor([[0.3], [-1.0], [1.5], [2.0], [0.0]]) + torch.tensor([0.3, -0.5, 1.0, 2.0])
+MASKS = {
+    "handler": (of_handler, lambda x, m: inner_guide(x.where(m, torch.nan)), 100.0),
+    "distribution": (of_distribution, lambda x, m: guide(x.where(m, torch.nan)), 100.0),
+    "columns": (of_columns, lambda x, m: guide(x.where(m, torch.nan)), 100.0),
+    "skipped gaps": (of_skipped_gaps, lambda x, m: guide(x), torch.nan),
+    "masked gaps": (of_masked_gaps, lambda x, m: inner_guide(x), torch.nan),
+}
+TOTAL = {"kept total": lambda x: x.where(x != 100, 0.0).nansum(1)}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_what_is_masked_is_not_compared(name):
+    """The sum T of k kept entries: x_rep has T ~ N(k m + Σ 3 j, k² v + Σ s²), z | x ~ N(m, v); a row without any has p = 1."""
+    model, guide, filler = MASKS[name]
+    x = DATA.where(KEPT, filler)
+    found = posterior_predictive_check(model, guide, x, KEPT, statistics=TOTAL | STATISTICS, num_draws=4000).statistics
+    z, k = posterior(x.where(KEPT, torch.nan)), KEPT.sum(1)
+    total, variance = (torch.where(KEPT, t, 0.0).sum(1) for t in (DATA, SD**2 * KEPT))
+    mean = k * z.mean + (MEAN * KEPT).sum(1)
+    exact = torch.tensor(norm.sf(total, mean, (k**2 * z.variance + variance).sqrt().clamp_min(1e-30)))
+    check_p(found["kept total"].p_rows[:4], exact[:4], 4000)
+    assert found["kept total"].p_rows[4] == 1 == found["mean"].p_rows[4] and found["kept total"].extreme_rows <= 0.4
+    filled = filler == 100  # or gaps: a mean is of what is there
+    mean_of_row = (total[3] + 200) / D if filled else total[3] / k[3]
+    assert found["mean"].observed[0, 3].item() == pytest.approx(mean_of_row.item(), rel=1e-6)
+    both = found["log p(x | z)"]
+    assert (both.observed[:, 4] == 0).all() and (both.replicated[:, 4] == 0).all()
+    # log p(x_rep | z) = const - χ²_k / 2 whatever z: mean -k / 2 of the quadratic part, within 4 √(k / 2 / 4000)
+    constant = (torch.where(KEPT, SD.log(), 0.0).sum(1) + 0.5 * k * torch.log(torch.tensor(2 * torch.pi))).double()
+    quadratic = both.replicated.mean(0) + constant
+    assert ((quadratic + k / 2).abs() <= 4 * (k / 2 / 4000).sqrt() + 1e-9).all()
+
+    prior = prior_predictive_check(model, x, KEPT, statistics=TOTAL, num_draws=4000).statistics["kept total"]
+    spread = torch.stack([(COV * m.outer(m)).sum() for m in KEPT.double()]).sqrt().clamp_min(1e-30)
+    check_p(prior.p_rows[:4], norm.sf(total, (MEAN * KEPT).sum(1), spread)[:4], 4000)
+    assert prior.p_rows[4] == 1
+
+
+def test_compared_with_draws_of_what_is_masked_the_true_model_looks_false(monkeypatch):
+    """The broken variant, as it was: 100 stands where nothing was observed, and the model draws no 100."""
+    model, guide, _ = MASKS["handler"]
+    x = DATA.where(KEPT, 100.0)[:4]
+    assert posterior_predictive_check(model, guide, x, KEPT[:4]).extreme == ()
+    monkeypatch.setattr(
+        predictive_checks, "kept_entries", lambda site: torch.ones_like(site["value"], dtype=torch.bool)
+    )
+    assert "mean" in posterior_predictive_check(model, guide, x, KEPT[:4]).extreme
+
+
+def test_a_true_model_with_masks_has_p_values_near_half():
+    """x and x_rep are alike given z: E p = 1/2 in each row of the model, so over n rows within 4 √(1 / 12 n)."""
+    m = torch.rand(300, D, generator=torch.Generator().manual_seed(3)) < 0.7
+    x = simulate(of_distribution, torch.zeros(300, D), m, seed=2).x
+    assert (x[~m] == 0).all()
+    found = posterior_predictive_check(of_distribution, MASKS["distribution"][1], x, m)
+    assert found.extreme == ()
+    for name in ("mean", "log p(x | z)"):
+        p = found.statistics[name].p_rows[m.any(1)]
+        assert abs(p.mean() - 0.5) < 4 * (1 / 12 / len(p)) ** 0.5
+    assert prior_predictive_check(of_distribution, x, m).extreme == ()
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_x_in_parts_is_replicated(name):
+    """P(x_rep,j ≥ x_j), x_rep,j ~ N(m + 3 j, s_j² + v), entry by entry."""
+    model, guide, shape = PARTS[name]
+    x = DATA.reshape(-1, *shape)
+    entry = {f"{j}": lambda x, j=j: x.reshape(len(x), -1)[:, j] for j in range(D)}
+    found = posterior_predictive_check(model, guide, x, statistics=entry, num_draws=2000).statistics
+    prior = prior_predictive_check(model, x, statistics=entry, num_draws=2000).statistics
+    z = posterior(DATA)
+    for j in range(D):
+        exact = norm.sf(DATA[:, j], z.mean + MEAN[j], (z.variance + SD[j] ** 2).sqrt())
+        check_p(found[f"{j}"].p_rows, exact, 2000)
+        check_p(prior[f"{j}"].p_rows, norm.sf(DATA[:, j], MEAN[j], COV[j, j] ** 0.5), 2000)
+
+
+def test_gaps_that_are_scored_are_refused():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0)).unsqueeze(-1)
+            pyro.sample("x", dist.Normal(z + MEAN, SD).to_event(1), obs=x.nan_to_num())
+
+    with pytest.raises(ProgramError, match="puts numbers in the place of missing values"):
+        posterior_predictive_check(model, guide, DATA.where(KEPT, torch.nan))
+
+
+def test_gaps_in_the_statistics_that_come_along():
+    x = torch.tensor([[1.0, torch.nan, 0.0, 3.0], [torch.nan] * 4, [2.0, 2.0, 2.0, 2.0]])
+    values = {name: statistic(x).tolist() for name, statistic in STATISTICS.items()}
+    assert values["mean"] == pytest.approx([4 / 3, 0, 2]) and values["max"] == [3, 0, 2]
+    assert values["share of zeros"] == pytest.approx([1 / 3, 0, 0])
+    assert values["standard deviation"] == pytest.approx([(14 / 9) ** 0.5, 0, 0])
+    full = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(STATISTICS["standard deviation"](full), full.std(1, correction=0))
+
+
+def test_draws_that_are_nan_are_named():
+    """Of x far out alone, which the data has not and draws have."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(torch.where(z > -9, z, torch.nan), 1.0).expand(z.shape), obs=x)
+
+    def far(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.where(x > 2, -10.0, x), 1e-3))
+
+    with pytest.raises((ProgramError, DataError), match=r"NaN|nan"):
+        posterior_predictive_check(model, far, X)

@@ -7,6 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from scipy.stats import kstest
 from torch import nn
 
@@ -15,8 +16,10 @@ from pyro_vae.diagnostics import sbc
 from pyro_vae.diagnostics.predictive_checks import posterior_predictive_check, prior_predictive_check
 from pyro_vae.diagnostics.rank_uniformity import band, cumulative, holm, moments, p_values, tails
 from pyro_vae.diagnostics.sbc import simulation_based_calibration as calibrate
+from pyro_vae.programs.data_map import DataMap
 from pyro_vae.programs.simulate import simulate
 from tests.helpers.calibration import counts, counts_exact, counts_lognormal, gaussian, guided, prior_guide
+from tests.helpers.observed_parts import MEAN, PARTS
 
 ONE = torch.zeros(1)
 
@@ -205,6 +208,155 @@ def test_programs_that_do_not_broadcast_are_looped_over():
             pyro.sample("x", dist.Normal(z.reshape(len(x)), 1.0), obs=x)
 
     assert calibrate(stubborn, guided(), ONE, num_rows=100, num_draws=19, vectorize_particles=False).passed
+
+
+# x in parts, masks, and what a guide observes
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_x_in_parts_has_uniform_ranks_under_the_exact_posterior(name):
+    """One run of 1000 rows each; a guide that takes the columns in another order is found out."""
+    model, guide, shape = PARTS[name]
+    x = torch.zeros(2, *shape)
+    assert calibrate(model, guide, x, seed=1).passed
+    assert not calibrate(model, lambda x: guide((x.reshape(-1, 4) - MEAN).flip(-1) + MEAN), x).passed
+
+
+def of_some_rows(x, has):
+    """Rows without a latent, nor data: masked by a handler."""
+    with pyro.plate("data", len(x)), poutine.mask(mask=has):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def of_some_rows_by_distribution(x, has):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([len(x)]).mask(has))
+        pyro.sample("x", dist.Normal(z, 1.0).mask(has), obs=x)
+
+
+def some_rows_guide(x, has):
+    """Exact where there is a latent, and of no use elsewhere."""
+    with pyro.plate("data", len(x)), poutine.mask(mask=has):
+        pyro.sample("z", dist.Normal(torch.where(has, x, 0.0) / 2, 0.5**0.5))
+
+
+@pytest.mark.parametrize("model", [of_some_rows, of_some_rows_by_distribution], ids=["handler", "distribution"])
+def test_masked_rows_are_not_ranked(model, monkeypatch):
+    has = torch.arange(200) % 2 == 0
+    x = torch.zeros(200)
+    found = calibrate(model, some_rows_guide, x, has, num_rows=400, num_draws=29)
+    assert torch.equal(found.ranks == sbc.LEFT_OUT, ~has.repeat(2).unsqueeze(1).expand(400, 2))
+    assert found.rows_ranked.tolist() == [200, 200] and found.passed and "no miscalibration" in str(found)
+    runs = [calibrate(model, some_rows_guide, x, has, num_rows=200, num_draws=29, seed=s) for s in range(60)]
+    check_uniform(torch.stack([c.p_value for c in runs]))
+    plain = found.to_dict()
+    assert plain["rows_ranked"] == [200, 200] and len(plain["lower_by_quantity"]) == 2
+    assert plain["lower_by_quantity"][0][10] < plain["lower"][10]  # of fewer rows: wider
+    monkeypatch.setattr(sbc, "kept_entries", lambda site: torch.ones_like(site["value"], dtype=torch.bool))
+    assert not calibrate(
+        model, some_rows_guide, x, has, num_rows=1000
+    ).passed  # ranked as before: the draws look too narrow
+
+
+def steps(x, length):
+    """Three steps of which the first `length` are there: z_t ~ N(0, 1), x_t | z_t ~ N(z_t, 1)."""
+    there = poutine.mask(mask=torch.arange(3) < length.unsqueeze(-1))
+    with pyro.plate("data", len(x), dim=-2), pyro.plate("steps", 3, dim=-1), there:
+        z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 3), 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def steps_guide(x, length, width=1.0):
+    there = poutine.mask(mask=torch.arange(3) < length.unsqueeze(-1))
+    with pyro.plate("data", len(x), dim=-2), pyro.plate("steps", 3, dim=-1), there:
+        pyro.sample("z", dist.Normal(x / 2, width * 0.5**0.5))
+
+
+def test_steps_beyond_a_sequences_end_are_not_ranked():
+    length = torch.tensor([0, 1, 2, 3])
+    found = [
+        calibrate(steps, steps_guide, torch.zeros(4, 3), length, num_rows=160, num_draws=19, seed=s) for s in range(50)
+    ]
+    assert found[0].names == ("z[0]", "z[1]", "z[2]", "log p(x, z)")
+    assert found[0].rows_ranked.tolist() == [120, 80, 40, 120]
+    check_uniform(torch.stack([f.p_value for f in found]))
+    wrong = calibrate(steps, lambda x, c: steps_guide(x, c, 0.6), torch.zeros(4, 3), length, num_rows=2000)
+    assert set(wrong.rejected) == set(wrong.names) and "too narrow" in wrong.words[2]
+    never = calibrate(steps, steps_guide, torch.zeros(4, 3), length.clamp_max(2), num_rows=400)
+    assert never.words[2] == "masked in all rows" and never.p_value[2] == 1 and never.passed
+
+
+def counted(x):
+    """As in Attend, Infer, Repeat: a latent that is there only if another one says so."""
+    with pyro.plate("data", len(x)):
+        n = pyro.sample("n", dist.Bernoulli(0.5))
+        z = pyro.sample("z", dist.Normal(torch.zeros_like(n), 1.0).mask(n.bool()))
+        pyro.sample("x", dist.Normal(n * z, 1.0), obs=x)
+
+
+def counted_guide(x):
+    """Exact: x ~ N(0, 2) if n = 1, else N(0, 1); where n = 0, z is drawn from anywhere."""
+    logits = dist.Normal(0.0, 2**0.5).log_prob(x) - dist.Normal(0.0, 1.0).log_prob(x)
+    with pyro.plate("data", len(x)):
+        n = pyro.sample("n", dist.Bernoulli(logits=logits))
+        pyro.sample("z", dist.Normal(n * x / 2 + 5 * (1 - n), 0.5**0.5).mask(n.bool()))
+
+
+def test_latents_that_other_latents_mask(monkeypatch):
+    p, found = p_of((counted, counted_guide), ONE, runs=60)
+    assert found[0].names == ("n", "z", "log p(x, z)")
+    check_uniform(p)
+    monkeypatch.setattr(sbc, "kept_entries", lambda site: torch.ones_like(site["value"], dtype=torch.bool))
+    assert "z" in calibrate(counted, counted_guide, ONE).rejected  # ranked where it is masked, too
+
+
+def zeros_where_masked(x, m):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z.unsqueeze(-1), 1.0).expand([*z.shape, 4]).mask(m).to_event(1), obs=x)
+
+
+def zeros_guide(x, m):
+    """Exact, if what is masked is 0 in x."""
+    n = 1 + m.sum(-1)
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(x.sum(-1) / n, n**-0.5))
+
+
+def test_a_guide_that_takes_masked_entries_for_zeros_gets_zeros(monkeypatch):
+    m = torch.rand(100, 4, generator=torch.Generator().manual_seed(0)) < 0.6
+    assert calibrate(zeros_where_masked, zeros_guide, torch.zeros(100, 4), m).passed
+    assert not calibrate(zeros_where_masked, zeros_guide, torch.ones(100, 4), m).passed  # another convention
+    right = DataMap.fill
+    monkeypatch.setattr(DataMap, "fill", lambda self, args, values, kept, draws=(): right(
+        self, args, values, {name: torch.ones_like(k) for name, k in kept.items()}, draws))  # fmt: skip
+    assert not calibrate(zeros_where_masked, zeros_guide, torch.zeros(100, 4), m).passed  # drawn, as before
+
+
+def in_plate(x, extra):
+    with pyro.plate("data", len(x)):
+        extra(x)
+        pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+
+
+EXTRAS = {
+    "observed head": lambda x: pyro.sample("head", dist.Normal(0.0, 10.0), obs=x, infer={"is_auxiliary": True}),
+    "observed label": lambda x: pyro.sample("y", dist.Bernoulli(0.5), obs=(x > 0).float()),
+    "factor": lambda x: pyro.factor("loss", -5.0 * x.square(), has_rsample=False),
+}
+
+
+@pytest.mark.parametrize("name", EXTRAS)
+def test_what_a_guide_observes_is_neither_ranked_nor_drawn(name):
+    def guide(x):
+        in_plate(x, EXTRAS[name])
+
+    found, plain = (calibrate(gaussian, g, ONE, num_rows=200, num_draws=19) for g in (guide, guided()))
+    assert found.names == plain.names == ("z", "log p(x, z)") and torch.equal(found.ranks, plain.ranks)
+    x, kw = torch.randn(5, generator=torch.Generator().manual_seed(0)), {"num_draws": 50, "num_particles": 200}
+    one, other = (posterior_predictive_check(gaussian, g, x, **kw).to_dict() for g in (guide, guided()))
+    assert one == other
 
 
 # nothing is changed

@@ -7,13 +7,17 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
 
 import pyro_vae.evidence.imputation as imputation
 from pyro_vae import MLP, Conditional, normal
+from pyro_vae.distributions.missing import Observed
 from pyro_vae.errors import ProgramError
 from pyro_vae.evidence.imputation import impute, impute_mean
 from pyro_vae.models.missing import SkipMissing, WithMask
 from tests.helpers.missing import vae_of, with_gaps
+from tests.helpers.observed_parts import MEAN, PARTS, SD, D, guide, inner_guide, posterior
 from tests.helpers.small import binary
 
 nan = math.nan
@@ -120,12 +124,170 @@ def test_a_model_that_observes_something_else_than_x_is_refused():
 
     def model(x):
         with pyro.plate("data", len(x)):
-            pyro.sample("x", vae.likelihood(pyro.sample("z", vae.prior())), obs=x + 0)
+            pyro.sample("x", vae.likelihood(pyro.sample("z", vae.prior())), obs=x + 1)
 
-    with pytest.raises(ProgramError, match="x is observed at 0 sites"):
+    with pytest.raises(ProgramError, match="site 'x' observes none of the arguments as it is"):
         impute((model, vae.guide), with_gaps(torch.randn(4, 6)), num_samples=3)
+
+
+# x observed in parts, and gaps that masks leave out
+
+
+class SkipGaps(Messenger):
+    """The likelihoods of a program, with NaN left out."""
+
+    def _pyro_sample(self, msg):
+        if msg["is_observed"] and msg["name"] != "data":
+            msg["fn"] = Observed(msg["fn"])
+
+
+def skipping(model):
+    return lambda *args: SkipGaps()(model)(*args)
+
+
+def of_masked_gaps(x):
+    """Gaps filled with 0 and left out by a mask."""
+    with pyro.plate("data", len(x), dim=-2):
+        z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0))
+        with pyro.plate("entries", D, dim=-1), poutine.mask(mask=~x.isnan()):
+            pyro.sample("x", dist.Normal(z + MEAN, SD), obs=x.nan_to_num(0.0))
+
+
+def of_masked_parts(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        for t in range(D):
+            pyro.sample(f"x_{t}", dist.Normal(z + MEAN[t], SD[t]).mask(~x[:, t].isnan()), obs=torch.nan_to_num(x[:, t]))
+
+
+IN_PARTS = {name: (skipping(model), inner_guide if name == "inner plate" else guide, shape)
+            for name, (model, _, shape) in PARTS.items() if name not in ("exclusive masks", "condition")}  # fmt: skip
+
+
+def of_raw_gaps(x):
+    """Gaps that stay NaN in what is observed, and are left out by a mask."""
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0)).unsqueeze(-1)
+        pyro.sample("x", dist.Normal(z + MEAN, SD).mask(~x.isnan()).to_event(1), obs=x)
+
+
+IN_PARTS |= {
+    "raw gaps": (of_raw_gaps, guide, (D,)),
+    "masked gaps": (of_masked_gaps, inner_guide, (D,)),
+    "masked parts": (of_masked_parts, guide, (D,)),
+}
+ROW = torch.tensor([1.0, nan, 5.0, nan])
+
+
+@pytest.mark.parametrize("name", IN_PARTS)
+def test_gaps_of_x_in_parts_have_the_exact_conditional(name):
+    """x_mis ~ N(m + 3 j, diag(s²) + v) for z | x_obs ~ N(m, v): 4 standard errors of 3,000 replicas' moments."""
+    model, guide, shape = IN_PARTS[name]
+    x = ROW.expand(3000, D).reshape(3000, *shape)
+    drawn = impute((model, guide), x, num_samples=20, chunk_size=60_000)[0].reshape(3000, D)
+    assert torch.equal(drawn[:, [0, 2]], ROW[[0, 2]].expand(3000, 2))
+    gaps, z = drawn[:, [1, 3]], posterior(ROW[None])
+    mean, cov = z.mean + MEAN[[1, 3]], torch.diag(SD[[1, 3]] ** 2) + z.variance
+    assert ((gaps.mean(0) - mean).abs() < 4 * (cov.diagonal() / 3000).sqrt()).all()
+    se = ((cov.diagonal()[:, None] * cov.diagonal() + cov.square()) / 3000).sqrt()
+    assert ((gaps.T.cov() - cov).abs() < 4 * se).all()
+    means = impute_mean((model, guide), x[:300], num_samples=500, chunk_size=150_000).reshape(300, D)[:, [1, 3]]
+    assert ((means.mean(0) - mean).abs() < 4 * (z.variance / 500 / 300).sqrt()).all()
+
+
+def test_masks_of_a_context_are_no_evidence_and_nothing_is_filled_in_there():
+    """Entries masked out hold 100, as wrong as can be; the gap is drawn from what is left, and 100 stays."""
+    m = torch.tensor([True, True, True, False]).expand(2000, D)
+
+    def model(x, m):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0)).unsqueeze(-1)
+            pyro.sample("x", dist.Normal(z + MEAN, SD).mask(m & ~x.isnan()).to_event(1), obs=x.nan_to_num())
+
+    x = torch.tensor([1.0, nan, 5.0, 100.0]).expand(2000, D)
+    drawn = impute((model, lambda x, m: guide(x.where(m, nan))), x, m, num_samples=20)[0]
+    assert (drawn[:, 3] == 100).all() and torch.equal(drawn[:, [0, 2]], x[:, [0, 2]])
+    z = posterior(ROW[None])
+    assert abs(drawn[:, 1].mean() - z.mean - 3) < 4 * ((1 + z.variance) / 2000) ** 0.5
+
+
+def filled_in(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0)).unsqueeze(-1)
+        pyro.sample("x", dist.Normal(z + MEAN, SD).to_event(1), obs=x.nan_to_num(0.0))
+
+
+def covariates(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0)).unsqueeze(-1)
+        pyro.sample(
+            "x",
+            Observed(dist.Normal(z + x[:, 3:].nan_to_num(), 1.0).expand([*z.shape[:-1], 3]).to_event(1)),
+            obs=x[:, :3],
+        )
+
+
+def passed_on(x):
+    """The second entry's density depends on the first one, which is missing in some rows."""
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        first = pyro.sample("first", dist.Normal(z, 1.0).mask(~x[:, 0].isnan()), obs=x[:, 0].nan_to_num())
+        pyro.sample(
+            "rest",
+            Observed(dist.Normal((z + first).unsqueeze(-1), 1.0).expand([*z.shape, 3]).to_event(1)),
+            obs=x[:, 1:],
+        )
+
+
+def autoregressive(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0)).unsqueeze(-1)
+        before = torch.nn.functional.pad(x.nan_to_num()[:, :-1], (1, 0))
+        pyro.sample("x", Observed(dist.Normal(z + before, 1.0).to_event(1)), obs=x)
+
+
+def seen_twice(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0)).unsqueeze(-1)
+        for name in ("a", "b"):
+            pyro.sample(name, Observed(dist.Normal(z + MEAN, SD).to_event(1)), obs=x)
+
+
+@pytest.mark.parametrize(
+    ("model", "gap", "message"),
+    [
+        (filled_in, 1, r"site 'x': the model puts numbers in the place of missing values \(NaN\) in rows \[1\]"),
+        (covariates, 3, r"x has gaps \(NaN\) in rows \[1\] that the model observes at no site"),
+        (passed_on, 0, "site 'rest': its density depends on what is missing"),
+        (autoregressive, 1, "reads the data's values"),
+        (seen_twice, 2, "site 'b' observes what another site observes already"),
+    ],
+)
+def test_gaps_that_are_no_gaps_are_refused(model, gap, message):
+    x = torch.ones(3, D)
+    x[1, gap] = nan
+    with pytest.raises(ProgramError, match=message):
+        impute((model, guide), x, num_samples=5)
+
+
+@pytest.mark.parametrize(("model", "gap"), [(covariates, 0), (passed_on, 1)])
+def test_the_same_models_fill_gaps_that_nothing_hangs_on(model, gap):
+    x = torch.ones(3, D)
+    x[1, gap] = nan
+    drawn = impute((model, guide), x, num_samples=5)[0]
+    assert drawn.isfinite().all() and (drawn != 1).sum() == 1
 
 
 def test_numpy_goes_in(device):
     x = np.where(np.random.default_rng(0).random((4, 6)) < 0.3, np.nan, 1.0).astype(np.float32)
     assert impute(vae_of().to(device), x, num_samples=4).device.type == device.type
+
+
+def test_gaps_scored_as_zeros_would_draw_from_another_conditional(monkeypatch):
+    """The broken variant that takes what the model fills in for evidence: 0 in the place of 3 + z pulls z down."""
+    monkeypatch.setattr(imputation, "check_gaps_left_out", lambda *_: None)
+    x = ROW.expand(2000, D)
+    drawn = impute((filled_in, guide), x, num_samples=200, chunk_size=400_000)[0][:, 1]
+    z = posterior(ROW[None])
+    with pytest.raises(AssertionError):
+        assert abs(drawn.mean() - z.mean - 3) < 4 * ((1 + z.variance) / 2000) ** 0.5

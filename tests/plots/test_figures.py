@@ -137,6 +137,13 @@ def test_thin_is_from_first_to_last(count, most):
     assert chosen[0] == 1 and chosen[-1] == count and len(chosen) <= most and chosen == sorted(set(chosen))
 
 
+def test_a_quantity_of_fewer_rows_has_a_band_of_its_own():
+    wide = {"lower_by_quantity": [[-0.5] * 3] * 3, "upper_by_quantity": [[0.5] * 3] * 3}
+    ends = [calibration.ecdf_differences(c).axes[0].collections[0].get_paths()[0].vertices[:, 1].max()
+            for c in (CALIBRATION, CALIBRATION | wide)]  # fmt: skip
+    assert ends == [0.12, 0.5]
+
+
 def test_ecdf_differences_show_curve_band_and_verdict():
     """Rejected quantities stand out; where there is no room, the least p-values and log p(x, z) are shown."""
     fig = calibration.ecdf_differences(CALIBRATION)

@@ -213,14 +213,15 @@ def bdmc(
 ) -> Bracket:
     r"""Bracket log p(x) of rows that the model draws itself: both ends are strict in expectation (bidirectional Monte Carlo).
 
-    The model runs with its observations undone (``poutine.uncondition``), which draws z and x together. Models that observe
-    parts of x, or read x, cannot be run so: simulate in a program of your own, and pass its latents to :func:`bracket`.
+    The model runs with its observations undone (``poutine.uncondition``), which draws z and x together, whole or in parts. A
+    model that reads x beside observing it cannot be run so: simulate in a program of your own, and pass its latents to
+    :func:`bracket`.
 
     How tight the ends are there says how far to trust annealing with the same settings on real rows, as long as the model
     draws rows that are like them.
 
     Args:
-        x: a template: its shape and type are taken, its values are not.
+        x: a template: its shape and type are taken, its values are not, but for entries that a mask leaves out.
         *context: with as many rows; these are used.
         num_rows: how many to draw; the template and contexts are cut or repeated. As many as x has by default.
         seed: of the rows, and of everything else.

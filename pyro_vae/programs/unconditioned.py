@@ -1,0 +1,93 @@
+"""A model run with its observations undone: each observed site draws, and remembers what it observed."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_vae.common.random import seeded
+from pyro_vae.errors import ProgramError
+
+from .kept_entries import kept_entries
+from .sites import Program, Site, sample_sites
+from .user_errors import MODEL, explained
+from .valid_draws import ValidDraws
+
+Batch = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Unconditioned:
+    """One run of a model under ``poutine.uncondition``."""
+
+    model: Program
+    args: Batch  # copies, so that a program that works on its data in place spoils no other run
+    trace: poutine.Trace
+
+    @property
+    def sites(self) -> dict[str, Site]:
+        """The sites that carry a density."""
+        return sample_sites(self.trace)
+
+    @property
+    def values(self) -> dict[str, Tensor]:
+        """What each site drew."""
+        return {name: site["value"] for name, site in self.sites.items()}
+
+    @property
+    def observed(self) -> dict[str, Site]:
+        """The sites that the model observes; ``site["infer"]["obs"]`` is what."""
+        return {name: site for name, site in self.sites.items() if was_observed(site)}
+
+    @property
+    def all_entries(self) -> dict[str, Tensor]:
+        """Masks that keep all entries of each site."""
+        return {name: torch.ones_like(value, dtype=torch.bool) for name, value in self.values.items()}
+
+    @property
+    def kept(self) -> dict[str, Tensor]:
+        """Which entries of each site no mask leaves out."""
+        return {name: kept_entries(site) for name, site in self.sites.items()}
+
+
+def was_observed(site: Site) -> bool:
+    """Return whether the site was an observation before it was undone."""
+    return bool(site["infer"].get("was_observed"))
+
+
+def run_unconditioned(model: Program, args: Batch, seed: int, *block: int, checked: bool = True) -> Unconditioned:
+    """Run a model with its observations undone, on the random stream of (seed, *block) and on copies of its arguments.
+
+    Raises:
+        ProgramError: a model that changes an argument in place; if `checked`, parameters that are invalid, and NaN.
+    """
+    copies = tuple(a.clone() for a in args)
+    valid = ValidDraws() if checked else nullcontext()
+    with seeded(seed, *block, device=args[0].device), explained(MODEL, *args), valid:
+        trace = poutine.trace(poutine.uncondition(model)).get_trace(*copies)
+    for i, (copy, a) in enumerate(zip(copies, args, strict=True)):
+        if copy.shape != a.shape or not same(copy, a):
+            raise ProgramError(
+                f"the model changes {argument(i)} in place (x[...] = ..., x.mul_(...), x.clamp_(...)): each run would leave "
+                "other data to the next one. Work on a copy: x = x.clone()."
+            )
+    return Unconditioned(model, copies, trace)
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Return whether two tensors of one shape hold the same, NaN for NaN."""
+    return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+def argument(i: int) -> str:
+    """Name an argument of the programs."""
+    return "x" if i == 0 else f"context {i - 1}"
+
+
+def without_gaps(a: Tensor) -> Tensor:
+    """Return a with 0 in the place of NaN."""
+    return torch.nan_to_num(a, nan=0.0) if a.is_floating_point() and a.isnan().any() else a
