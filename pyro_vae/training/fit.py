@@ -186,15 +186,15 @@ def check_callbacks(callbacks: Sequence[TrainingCallback]) -> None:
 
 def examine(trainer: Trainer) -> list[str]:
     """Raise if the data has no likelihood; return advice on the programs."""
-    step, data, prepare = trainer.step, trainer.data, trainer.metrics.fixed_batch
+    step, data, metrics = trainer.step, trainer.data, trainer.metrics
     summed_over = (ProgramError,) if isinstance(step.objective, TraceEnum_ELBO) else ()  # enumerated: not row by row
     with seeded(trainer.options.seed, FIXED, device=data.device), suppress(*summed_over):
-        check_support(step.model, step.guide, *data.train, prepare=prepare)
+        check_support(step.model, step.guide, *data.train, prepare=metrics.fixed_batch)
         if data.validation is not None:
             check_support(step.model, step.guide, *data.validation)
-    return check_training(
-        step.model, step.guide, step.objective, lambda n: prepare(tuple(a[:n] for a in data.train)), data.batch_size
-    )
+    notes = check_training(step.model, step.guide, step.objective, metrics.first, data.batch_size)
+    metrics.shared.check_batches(len(data.train[0]), data.batch_size)
+    return notes
 
 
 def move(modules: list[torch.nn.Module], device: torch.device | str | None) -> torch.device | None:

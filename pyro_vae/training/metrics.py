@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from pyro import poutine
-from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO
+from pyro.infer import TraceEnum_ELBO
 from torch import Tensor
 
 from pyro_vae.common.memory import fitting
@@ -18,8 +18,10 @@ from pyro_vae.common.progress import bar
 from pyro_vae.common.random import seeded, stream
 from pyro_vae.diagnostics.latent_usage import ACTIVE, latents, spread
 from pyro_vae.errors import ProgramError
+from pyro_vae.objectives.joint_elbo import elbo_per_datum
 from pyro_vae.programs.pair import quiet
 from pyro_vae.programs.problem import Problem
+from pyro_vae.programs.shared_sites import SharedSites, shared_sites
 from pyro_vae.programs.sites import sample_sites
 from pyro_vae.programs.units import univariate
 
@@ -28,25 +30,25 @@ from .shuffle import ELBO_NOISE, FIXED, LATENTS
 from .step import Step
 
 Record = dict[str, Any]
+CHUNK = 2000  # rows that the ELBO is logged of at a time
 
 
-def true_elbo(step: Step, batch: tuple[Tensor, ...], chunk_size: int = 2000) -> Record:
+def true_elbo(step: Step, batch: tuple[Tensor, ...], chunk_size: int | None = CHUNK) -> Record:
     """Estimate ELBO, reconstruction E_q[log p(x | z)] and KL in nats per datum, one particle a row, whatever the objective.
 
-    Pairs that have no log weight for each row (enumerated sites) get the ELBO of Pyro's own estimator, without terms.
+    Pairs that have no log weight for each row (enumerated or shared sites) get the ELBO of Pyro's own estimator, without
+    terms. Weights of handlers (β, ``poutine.scale``) are in none of them. Where rows share sites they go in one piece:
+    `chunk_size` None.
     """
     rows = len(batch[0])
     with quiet(step.model, step.guide):
         try:
             problem = Problem.on(step.model, step.guide, *(a[:1] for a in batch)).over(*batch)
         except ProgramError:
-            own: Any = step.objective  # its loss may be another than the ELBO
-            is_elbo = isinstance(own, TraceEnum_ELBO | TraceGraph_ELBO) or type(own) is Trace_ELBO
-            objective = own if is_elbo else Trace_ELBO()
-            chunks = zip(*(a.split(chunk_size) for a in batch), strict=True)
-            elbo = sum(-objective.loss(step.model, step.guide, *chunk) for chunk in chunks)
-            return {"elbo": elbo / rows, "reconstruction": None, "kl": None}
-        terms = [some.log_probs() for some in problem.split(chunk_size)]
+            chunks = zip(*(a.split(chunk_size or rows) for a in batch), strict=True)
+            parts = [(len(c[0]), elbo_per_datum(step.objective, step.model, step.guide, *c)) for c in chunks]
+            return {"elbo": sum(n * elbo for n, elbo in parts) / rows, "reconstruction": None, "kl": None}
+        terms = [some.log_probs() for some in problem.split(chunk_size or rows)]
         reconstruction, kl = (sum(getattr(t, f).sum().item() for t in terms) for f in ("reconstruction", "kl"))
     return {"elbo": (reconstruction - kl) / rows, "reconstruction": reconstruction / rows, "kl": kl / rows}
 
@@ -133,13 +135,27 @@ class EpochMetrics:
     def true_elbo(self, batch: Batch, when: str) -> Record:
         what = f"{when}: the ELBO of {len(batch[0])} rows on {self.data.device}"
         with seeded(self.seed, ELBO_NOISE, device=self.data.device), fitting(what, "Validate on fewer rows."):
-            return true_elbo(self.step, batch)
+            return true_elbo(self.step, batch, None if self.shared else CHUNK)
 
     @cached_property
     def train_sample(self) -> Batch:
         """The training rows that the ELBO is logged on, the same throughout, binarized once."""
+        if self.shared:  # of some rows, what all share would count for more than it does in training
+            return self.fixed_batch(self.data.train)
         every = max(1, len(self.data.train[0]) // LOGGED_ROWS)
         return self.fixed_batch(tuple(a[::every][:LOGGED_ROWS] for a in self.data.train))
+
+    @cached_property
+    def shared(self) -> SharedSites:
+        """The sites that all rows share; none but with objectives that treat them."""
+        if not isinstance(self.step.objective, TraceEnum_ELBO):
+            return SharedSites()
+        data, step = self.data, self.step
+        return shared_sites(step.model, step.guide, self.first, len(data.train[0]), data.batch_size)
+
+    def first(self, rows: int) -> Batch:
+        """The first rows, as training would see them."""
+        return self.fixed_batch(tuple(a[:rows] for a in self.data.train))
 
     def fixed_batch(self, batch: Batch) -> Batch:
         """Transform some rows as training does, the same each time."""
