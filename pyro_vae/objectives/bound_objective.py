@@ -12,6 +12,7 @@ from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 
 from pyro_vae.errors import ProgramError, UsageError
+from pyro_vae.programs.buffers import buffers_restored
 from pyro_vae.programs.pair import without_validation
 from pyro_vae.programs.plates import Plates
 from pyro_vae.programs.problem import Problem
@@ -171,7 +172,8 @@ class Bound(ELBO):
     def plates(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plates:
         """Find where the pair keeps its rows, once, by a run of one particle that also measures its memory."""
         if self.known is None or self.known[:2] != (model, guide):
-            with torch.random.fork_rng(devices=cuda_devices(args)):  # draws of its own would shift those that follow
+            # draws of its own would shift those that follow, and batch statistics are those of the steps
+            with torch.random.fork_rng(devices=cuda_devices(args)), buffers_restored(model, guide):
                 problem = Problem.on(model, guide, *args, **kwargs)
                 self.check_memory(problem)
             self.known = (model, guide, problem.plates)

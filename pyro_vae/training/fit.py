@@ -26,6 +26,7 @@ from pyro_vae.training.engines.scheduled_values import ScheduledValues
 from .aggressive_inference import Aggressive, AggressiveInference
 from .batch_source import TrainingData, Transform, choose_batch_source, conversion_device
 from .checkpoint_state import SavedState, restore
+from .last_batch import check_last_batch
 from .metrics import Reporter
 from .mkl_threads import all_threads
 from .precision import precision_of, remarks
@@ -49,6 +50,7 @@ def fit(
     optimizer: MakeOptimizer | None = None,
     epochs: int = 100,
     batch_size: int | None = None,
+    drop_last: bool = False,
     schedule: Schedule = constant,
     patience: int | None = None,
     aggressive: Aggressive | None = None,
@@ -82,8 +84,11 @@ def fit(
         optimizer: parameters to a torch optimizer, such as ``adam(lr=1e-3)`` or ``functools.partial(torch.optim.SGD, lr=0.1)``.
         epochs: passes over the data.
         batch_size: rows a step, 128 (or N, if smaller) by default; a shorter last batch is used, too.
+        drop_last: leave that shorter last batch of each epoch out, other rows each time: for programs that do not run on it,
+            such as batch normalisation on one row.
         schedule: fraction of training done to a multiple of the learning rate, such as ``warmup(cosine)``.
-        patience: stop after this many epochs without a better validation ELBO; None never stops early.
+        patience: stop after this many epochs without a better validation ELBO; None never stops early. Epochs in which what
+            `scheduled` moves (β in a warm-up) is not yet what it ends with do not count; the best weights may be theirs.
         aggressive: an :class:`~pyro_vae.training.aggressive_inference.Aggressive` encoder, that catches up before each update
             of the model, against posterior collapse; None is ordinary training.
         transform: ``transform(x_batch, generator)`` makes each training batch, such as :func:`~pyro_vae.binarize` (dynamic
@@ -151,7 +156,7 @@ def fit(
     if validation is not None:
         parts = validation if isinstance(validation, tuple) else (validation,)
         validation = convert(*parts, name="validation x", device=model_device)
-    data = TrainingData(train, source, resolve_batch_size(batch_size, len(train[0])), validation, transform)
+    data = TrainingData(train, source, resolve_batch_size(batch_size, len(train[0])), validation, transform, drop_last)
     options = TrainingOptions(epochs, schedule, patience, seed, bad_steps, scheduled, on_step)
     check_callbacks(callbacks)
     immediate = aggressive is not None or bad_steps > 1 or bool(callbacks) or resume is not None
@@ -194,6 +199,7 @@ def examine(trainer: Trainer) -> list[str]:
             check_support(step.model, step.guide, *data.validation)
     notes = check_training(step.model, step.guide, step.objective, metrics.first, data.batch_size)
     metrics.shared.check_batches(len(data.train[0]), data.batch_size)
+    check_last_batch(step, trainer.modules, data, metrics)
     return notes
 
 
