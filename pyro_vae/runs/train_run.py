@@ -24,9 +24,9 @@ from pyro_vae.plots import figures
 from pyro_vae.programs.support import FITTING, check_support
 from pyro_vae.training.engines.choose import resolve
 from pyro_vae.training.fit import fit
+from pyro_vae.training.optimizers import adam
 from pyro_vae.training.preflight import check_training
 from pyro_vae.training.schedules import constant, cosine, warmup
-from pyro_vae.training.step import adam
 from pyro_vae.training.training_state import FitResult
 
 from . import folder

@@ -150,7 +150,7 @@ def load_state(trainer: Trainer, plain: dict[str, Any], saved: SavedState) -> No
     copy_into(tensors, saved.groups["model"])
     if step.optimizer is not None:
         moments = unpack(saved.head["optimizer"], saved.groups["optimizer"])
-        check_moments(step.parameters, moments)
+        check_moments([p for group in step.optimizer.param_groups for p in group["params"]], moments)
         step.optimizer.load_state_dict(moments)
     names, best = {id(tensor): name for name, tensor in tensors.items()}, saved.groups["best"]
     state.best_tensors = [best[names[id(t)]].to(t.device, t.dtype, copy=True) for t in trainer.tensors]

@@ -9,7 +9,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO
+from pyro.infer import ELBO, TraceEnum_ELBO
+from pyro.optim import PyroOptim
 
 from pyro_vae.common.device import resolve_device
 from pyro_vae.common.keywords import suggest_keywords
@@ -24,16 +25,26 @@ from pyro_vae.training.engines.multi_step import choose_multi_step
 from pyro_vae.training.engines.scheduled_values import ScheduledValues
 
 from .aggressive_inference import Aggressive, AggressiveInference
+from .arguments import (
+    check_choices,
+    check_flags,
+    check_functions,
+    check_pair_of,
+    check_schedule,
+    objective_of,
+    whole,
+)
 from .batch_source import TrainingData, Transform, choose_batch_source, conversion_device
 from .checkpoint_state import SavedState, restore
 from .last_batch import check_last_batch
 from .metrics import Reporter
 from .mkl_threads import all_threads
+from .optimizers import optimizer_of
 from .precision import precision_of, remarks
 from .preflight import check_training
 from .schedules import Schedule, constant
 from .shuffle import FIXED
-from .step import MakeOptimizer, Step, adam
+from .step import MakeOptimizer, Step
 from .trainer import Trainer, TrainingCallback
 from .training_state import FitResult, TrainingOptions
 
@@ -46,8 +57,8 @@ def fit(
     x: Any,
     *context: Any,
     validation: Any = None,
-    objective: ELBO | None = None,
-    optimizer: MakeOptimizer | None = None,
+    objective: ELBO | type[ELBO] | None = None,
+    optimizer: MakeOptimizer | torch.optim.Optimizer | PyroOptim | None = None,
     epochs: int = 100,
     batch_size: int | None = None,
     drop_last: bool = False,
@@ -80,8 +91,11 @@ def fit(
         x: data ``(N, *event)``: a tensor, an array, anything :func:`~pyro_vae.data.as_rows` takes.
         *context: what the programs take beside x, each with N rows.
         validation: x to validate on, or a tuple ``(x, *context)``.
-        objective: any :class:`pyro.infer.ELBO`; ``Trace_ELBO()`` by default.
+        objective: any :class:`pyro.infer.ELBO`, or such a class without options; ``Trace_ELBO()`` by default. Where its loss
+            is a tuple, as of ``ReweightedWakeSleep``, the first (wake-theta, the negative bound) is logged.
         optimizer: parameters to a torch optimizer, such as ``adam(lr=1e-3)`` or ``functools.partial(torch.optim.SGD, lr=0.1)``.
+            Also a torch optimizer of all parameters of the programs, and ``pyro.optim.Adam({"lr": 1e-3})``, of which the torch
+            optimizer is taken.
         epochs: passes over the data.
         batch_size: rows a step, 128 (or N, if smaller) by default; a shorter last batch is used, too.
         drop_last: leave that shorter last batch of each epoch out, other rows each time: for programs that do not run on it,
@@ -146,6 +160,14 @@ def fit(
         ['active_units', 'active_units_0.001', 'elbo', 'epoch', 'kl', 'kl_per_unit', 'loss', 'lr', 'mutual_information',
          'reconstruction', 'seconds', 'step', 'train_elbo']
     """
+    check_pair_of(vae)
+    check_flags(drop_last=drop_last, missing=missing, fork=fork, verbose=verbose)
+    check_functions(transform=transform, on_step=on_step, on_epoch=on_epoch)
+    check_schedule(schedule)
+    check_choices(engine, precision, device, aggressive, resume)
+    epochs, bad_steps, seed = whole("epochs", epochs, 1), whole("bad_steps", bad_steps, 1), whole("seed", seed)
+    patience = None if patience is None else whole("patience", patience, 1)
+    objective, make_optimizer = objective_of(objective), optimizer_of(optimizer)
     model, guide = programs(vae)
     modules = owners(vae, model, guide)
     model_device = move(modules, device)
@@ -160,7 +182,7 @@ def fit(
     options = TrainingOptions(epochs, schedule, patience, seed, bad_steps, scheduled, on_step)
     check_callbacks(callbacks)
     immediate = aggressive is not None or bad_steps > 1 or bool(callbacks) or resume is not None
-    step = Step(model, guide, objective or Trace_ELBO(), optimizer or adam(), immediate, precision_of(precision))
+    step = Step(model, guide, objective, make_optimizer, immediate, precision_of(precision))
     scheduled_values = ScheduledValues(scheduled, on_step is not None)
     planned_steps = epochs * data.steps_per_epoch
     step.engine, step.engine_reason = choose_engine(engine, step, modules, scheduled_values, planned_steps, data.device)
@@ -218,6 +240,7 @@ def resolve_batch_size(batch_size: int | None, rows: int) -> int:
     """Check the batch size that was asked for against the rows that there are; min(128, N) if none was."""
     if batch_size is None:
         return min(128, rows)
+    batch_size = whole("batch_size", batch_size)
     if not 1 <= batch_size <= rows:
         what = f"batch_size={batch_size} with {rows} training rows"
         raise UsageError(f"{what}: choose 1 to {rows} ({rows} is full-batch).")

@@ -96,6 +96,7 @@ class Trainer:
         finally:
             self.result.engine = self.step.explain()
             self.data.source.close()
+            self.step.restore_rates()
             with torch.no_grad():
                 for tensor, best in zip(self.tensors, self.state.best_tensors, strict=False):  # no step: buffers only
                     tensor.copy_(best)

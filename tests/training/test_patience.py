@@ -9,9 +9,10 @@ from pyro.infer import Trace_ELBO
 
 from pyro_vae import Beta, Bound, constant, elbo, fit, warmup
 from pyro_vae.errors import UsageError
+from pyro_vae.training.optimizers import adam
 from pyro_vae.training.patience import moved_by, moving_steps, settled_epoch
 from pyro_vae.training.schedules import cyclical
-from pyro_vae.training.step import Step, adam
+from pyro_vae.training.step import Step
 from pyro_vae.training.training_state import TrainingOptions
 from tests.helpers.small import binary, small_vae
 
