@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from pyro_vae.programs.parameters import register
 
+from .standardize import is_standardized, standardize
+
 
 class VAE(nn.Module):
     r"""p(z) p(x | z) with amortized q(z | x); an optional context c conditions all three.
@@ -58,3 +60,12 @@ class VAE(nn.Module):
         register(self)
         with pyro.plate("data", len(x)):
             return pyro.sample("z", self.posterior(x, *c))
+
+    def standardize(self, x: Tensor, *c: Tensor) -> None:
+        """Have the networks see x in standard units, and the densities stay those of x (:mod:`pyro_vae.models.standardize`)."""
+        standardize(self, x, *c)
+
+    @property
+    def standardized(self) -> bool:
+        """Whether that was done."""
+        return is_standardized(self)

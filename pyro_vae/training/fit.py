@@ -36,6 +36,7 @@ from .arguments import (
 )
 from .batch_source import TrainingData, Transform, choose_batch_source, conversion_device
 from .checkpoint_state import SavedState, restore
+from .data_scale import ROWS, Standardizable, scale_note, standardize_model
 from .last_batch import check_last_batch
 from .metrics import Reporter
 from .mkl_threads import all_threads
@@ -69,6 +70,7 @@ def fit(
     device: torch.device | str | None = None,
     seed: int = 0,
     missing: bool = False,
+    standardize: bool = False,
     engine: str = "auto",
     precision: str = "float32",
     scheduled: Sequence[Scheduled] = (),
@@ -112,6 +114,10 @@ def fit(
         seed: of order, binarization and noise; the global random state is left as it was.
         missing: x may hold NaN, for what was not observed. Modules that declare it, such as
             :class:`~pyro_vae.models.missing.SkipMissing`, do not need it; plain functions that close over them do.
+        standardize: have the networks of a VAE see x in standard units, (x − mean) / std of each element over the training
+            rows, while its densities stay those of x, the Jacobian in log p(x). The units are buffers of the model, set before
+            the first step (a model that has some keeps them); ``vae.standardize(x)`` does the same, as before weights are
+            loaded. Elements that are no real numbers to the likelihood stay as they are; NaN counts in neither mean nor std.
         engine: how each step's loss and gradients are computed, with the same results but for rounding. "eager" runs the
             programs; "trace" a flat graph of their tensor operations, made once for each kind of batch; "compile" puts that
             through Inductor (needs a C++ compiler, takes 10 to 30 seconds once); "graph" replays it as a CUDA graph, under
@@ -161,7 +167,7 @@ def fit(
          'reconstruction', 'seconds', 'step', 'train_elbo']
     """
     check_pair_of(vae)
-    check_flags(drop_last=drop_last, missing=missing, fork=fork, verbose=verbose)
+    check_flags(drop_last=drop_last, missing=missing, standardize=standardize, fork=fork, verbose=verbose)
     check_functions(transform=transform, on_step=on_step, on_epoch=on_epoch)
     check_schedule(schedule)
     check_choices(engine, precision, device, aggressive, resume)
@@ -175,6 +181,8 @@ def fit(
     convert = partial(batch_of, like=like_parameters(model, guide), missing=missing)
     rows = convert(x, *context, device=conversion_device(x, model_device))
     train, source = choose_batch_source(rows, model_device or rows[0].device)
+    if standardize:
+        standardize_model(modules, train)
     if validation is not None:
         parts = validation if isinstance(validation, tuple) else (validation,)
         validation = convert(*parts, name="validation x", device=model_device)
@@ -222,7 +230,9 @@ def examine(trainer: Trainer) -> list[str]:
     notes = check_training(step.model, step.guide, step.objective, metrics.first, data.batch_size)
     metrics.shared.check_batches(len(data.train[0]), data.batch_size)
     check_last_batch(step, trainer.modules, data, metrics)
-    return notes
+    standardizable = any(isinstance(module, Standardizable) for module in trainer.modules)
+    first = metrics.first(min(ROWS, len(data.train[0])))
+    return [*scale_note(step.model, step.guide, first, standardizable), *notes]
 
 
 def move(modules: list[torch.nn.Module], device: torch.device | str | None) -> torch.device | None:
