@@ -178,7 +178,8 @@ def train(
     config, data = job.config, job.data
     schedule = {"constant": constant, "cosine": cosine}[config.schedule]
     objective = objective_of(config, len(data.train))
-    as_configured = {name: getattr(config, name) for name in ("epochs", "patience", "seed", "engine", "precision")}
+    names = ("epochs", "drop_last", "patience", "seed", "engine", "precision")
+    as_configured = {name: getattr(config, name) for name in names}
     return fit(
         objective.pair(job.vae),
         data.train.x,

@@ -173,7 +173,6 @@ def fit(
     check_choices(engine, precision, device, aggressive, resume)
     epochs, bad_steps, seed = whole("epochs", epochs, 1), whole("bad_steps", bad_steps, 1), whole("seed", seed)
     patience = None if patience is None else whole("patience", patience, 1)
-    objective, make_optimizer = objective_of(objective), optimizer_of(optimizer)
     model, guide = programs(vae)
     modules = owners(vae, model, guide)
     model_device = move(modules, device)
@@ -190,7 +189,7 @@ def fit(
     options = TrainingOptions(epochs, schedule, patience, seed, bad_steps, scheduled, on_step)
     check_callbacks(callbacks)
     immediate = aggressive is not None or bad_steps > 1 or bool(callbacks) or resume is not None
-    step = Step(model, guide, objective, make_optimizer, immediate, precision_of(precision))
+    step = Step(model, guide, objective_of(objective), optimizer_of(optimizer), immediate, precision_of(precision))
     scheduled_values = ScheduledValues(scheduled, on_step is not None)
     planned_steps = epochs * data.steps_per_epoch
     step.engine, step.engine_reason = choose_engine(engine, step, modules, scheduled_values, planned_steps, data.device)

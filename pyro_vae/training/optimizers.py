@@ -72,7 +72,7 @@ def optimizer_of(given: Any) -> MakeOptimizer:
         raise UsageError(f"optimizer={given!r}: a learning rate goes into one, optimizer=adam(lr={given!r})")
     if not callable(given):
         raise UsageError(f"{WANTED}; got {described(given)}")
-    return given  # type: ignore[no-any-return]
+    return given
 
 
 def of_pyro(given: Any) -> MakeOptimizer:
