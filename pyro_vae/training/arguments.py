@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import operator
 from typing import Any
@@ -95,11 +96,30 @@ def check_flags(**flags: Any) -> None:
             raise UsageError(f"{name} must be True or False, got {described(given)}")
 
 
+CALLED_WITH = {"transform": ("x_batch", "generator"), "on_step": ("done",), "on_epoch": ("record",)}
+
+
 def check_functions(**functions: Any) -> None:
-    """Refuse what cannot be called, None aside."""
+    """Refuse what cannot be called with the arguments that it will get, None aside."""
     for name, given in functions.items():
-        if given is not None and not callable(given):
+        if given is None:
+            continue
+        if not callable(given):
             raise UsageError(f"{name} must be a function, got {described(given)}")
+        try:
+            inspect.signature(given).bind(*CALLED_WITH[name])
+        except TypeError as error:
+            raise UsageError(
+                f"{name} is called as {name}({', '.join(CALLED_WITH[name])}), and the one given: {error}"
+            ) from error
+        except ValueError:  # a function of C without a signature
+            continue
+
+
+def check_validation(given: Any) -> None:
+    """Refuse an empty tuple; what its parts are is for the conversion of data to say."""
+    if isinstance(given, tuple) and not given:
+        raise UsageError("validation is an empty tuple: give x to validate on, a tuple (x, *context), or None")
 
 
 def check_schedule(given: Any) -> None:

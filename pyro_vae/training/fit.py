@@ -31,6 +31,7 @@ from .arguments import (
     check_functions,
     check_pair_of,
     check_schedule,
+    check_validation,
     objective_of,
     whole,
 )
@@ -169,6 +170,7 @@ def fit(
     check_pair_of(vae)
     check_flags(drop_last=drop_last, missing=missing, standardize=standardize, fork=fork, verbose=verbose)
     check_functions(transform=transform, on_step=on_step, on_epoch=on_epoch)
+    check_validation(validation)
     check_schedule(schedule)
     check_choices(engine, precision, device, aggressive, resume)
     epochs, bad_steps, seed = whole("epochs", epochs, 1), whole("bad_steps", bad_steps, 1), whole("seed", seed)

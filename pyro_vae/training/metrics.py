@@ -17,7 +17,7 @@ from pyro_vae.common.memory import fitting
 from pyro_vae.common.progress import bar
 from pyro_vae.common.random import seeded, stream
 from pyro_vae.diagnostics.latent_usage import ACTIVE, latents, spread
-from pyro_vae.errors import ProgramError
+from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.objectives.joint_elbo import elbo_per_datum
 from pyro_vae.programs.pair import quiet
 from pyro_vae.programs.problem import Problem
@@ -179,7 +179,10 @@ class Reporter:
         self.bar.stop()
 
     def __call__(self, record: Record) -> None:
-        record |= (self.on_epoch and self.on_epoch(record)) or {}
+        more = self.on_epoch(record) if self.on_epoch else None
+        if not isinstance(more, dict | None):
+            raise UsageError(f"on_epoch returned a {type(more).__name__}; wanted a dict that joins the record, or None")
+        record |= more or {}
         if self.lines:
             line = f"epoch {record['epoch']}/{self.epochs}  {format_record(record)}"
             print(line, file=self.bar.console.file, flush=True)

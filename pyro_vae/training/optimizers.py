@@ -126,6 +126,15 @@ def name_parameters(tensors: list[Tensor], most: int = 3) -> str:
     return ", ".join(map(repr, told)) + (", …" if len(tensors) > most else "")
 
 
+def make_checked(make: MakeOptimizer, parameters: list[Tensor]) -> torch.optim.Optimizer:
+    """Make an optimizer of parameters; a UsageError where its arguments are wrong, or `fit` cannot step what comes."""
+    try:
+        made = make(parameters)
+    except TypeError as error:
+        raise UsageError(f"optimizer could not be made of the parameters: {error}. {WANTED}.") from error
+    return checked(made)
+
+
 def checked(optimizer: Any) -> torch.optim.Optimizer:
     """Return what a function of the parameters made, if `fit` can step it.
 
@@ -142,6 +151,8 @@ def checked(optimizer: Any) -> torch.optim.Optimizer:
         raise UsageError(
             f"optimizer: {kind} evaluates the loss several times a step, which no step of fit does. {WANTED}."
         )
+    if isinstance(optimizer, torch.optim.SparseAdam):
+        raise UsageError(f"optimizer: {kind} takes sparse gradients only, and those of networks are dense. {WANTED}.")
     for group in optimizer.param_groups:
         if "lr" not in group:
             raise UsageError(f"optimizer: {kind} has no learning rate `lr` that a schedule could move. {WANTED}.")

@@ -23,7 +23,7 @@ from pyro_vae.programs.sites import Program
 
 from .finite_checks import ImmediateFiniteCheck, choose_finite_check
 from .fused_adam import take_step
-from .optimizers import MakeOptimizer, checked
+from .optimizers import MakeOptimizer, make_checked
 from .precision import Context
 
 
@@ -189,7 +189,7 @@ class Step:
             raise UsageError(
                 "the programs declare no parameters, so there is nothing to train: use pyro.param, pyro.module or a VAE."
             )
-        self.optimizer = checked(self.make_optimizer(self.parameters))
+        self.optimizer = make_checked(self.make_optimizer, self.parameters)
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.finite_check = choose_finite_check(self.parameters[0].device, self.optimizer, self.immediate)
         return loss

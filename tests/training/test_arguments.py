@@ -72,6 +72,15 @@ WRONG = {
     "missing-name": ({"missing": "nan"}, "missing must be True or False, got 'nan'"),
     "drop-last": ({"drop_last": 5}, "drop_last must be True or False, got 5"),
     "verbose": ({"verbose": "no"}, "verbose must be True or False"),
+    "validation-empty": ({"validation": ()}, "validation is an empty tuple"),
+    "validation-share": ({"validation": 0.2}, "validation x is a single number"),
+    "transform-arity": ({"transform": lambda x: x}, r"called as transform\(x_batch, generator\).*too many"),
+    "on-step-arity": ({"on_step": lambda: None}, r"called as on_step\(done\)"),
+    "on-epoch-arity": ({"on_epoch": lambda a, b: None}, r"called as on_epoch\(record\).*missing"),
+    "optimizer-keyword": (
+        {"optimizer": partial(torch.optim.Adam, learning_rate=1.0)}, "could not be made.*unexpected keyword.*'learning_rate'"),
+    "optimizer-base": ({"optimizer": torch.optim.Optimizer}, "could not be made.*missing 1 required"),
+    "optimizer-sparse": ({"optimizer": torch.optim.SparseAdam}, "SparseAdam takes sparse gradients only"),
     "keyword": ({"lr": 0.1}, "lr"),
 }  # fmt: skip
 
@@ -97,6 +106,11 @@ def test_an_svi_is_not_an_objective():
     svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())
     with pytest.raises(UsageError, match="objective is an SVI"):
         fit(vae, binary(), objective=svi)
+
+
+def test_what_on_epoch_returns_joins_the_record_or_is_refused():
+    with pytest.raises(UsageError, match="on_epoch returned a list; wanted a dict"):
+        fit(small_vae(), binary(), on_epoch=lambda record: [1])
 
 
 def trained(**options):
