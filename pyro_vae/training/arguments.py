@@ -82,10 +82,12 @@ def whole(name: str, given: Any, least: int | None = None) -> int:
         number = operator.index(given)
     except TypeError:
         number = None
-    if number is None or isinstance(given, bool) or (least is not None and number < least):
+    if number is None or isinstance(given, bool):
         raise UsageError(
             f"{name} must be a whole number{'' if least is None else f' from {least}'}, got {described(given)}"
         )
+    if least is not None and number < least:
+        raise UsageError(f"{name} must be at least {least}, got {number}")
     return number
 
 
