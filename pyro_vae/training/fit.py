@@ -173,7 +173,7 @@ def fit(
     check_validation(validation)
     check_schedule(schedule)
     check_choices(engine, precision, device, aggressive, resume)
-    epochs, bad_steps, seed = whole("epochs", epochs, 1), whole("bad_steps", bad_steps, 1), whole("seed", seed)
+    epochs, bad_steps = whole("epochs", epochs, 1), whole("bad_steps", bad_steps, 1)
     patience = None if patience is None else whole("patience", patience, 1)
     model, guide = programs(vae)
     modules = owners(vae, model, guide)
