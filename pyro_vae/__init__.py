@@ -52,8 +52,8 @@ from pyro_vae.runs.resume_run import resume_run
 from pyro_vae.runs.train_run import train_run
 from pyro_vae.training.aggressive_inference import Aggressive
 from pyro_vae.training.fit import fit
+from pyro_vae.training.optimizers import adam
 from pyro_vae.training.schedules import constant, cosine, cyclical, warmup
-from pyro_vae.training.step import adam
 from pyro_vae.training.training_state import FitResult
 
 __all__ = [  # noqa: RUF022 (grouped as in the README)

@@ -11,6 +11,8 @@ from torch import Tensor
 from pyro_vae.common.function_parts import FunctionParts
 from pyro_vae.programs.parameters import register
 
+from .standardize import is_standardized, standardize
+
 
 class VAE(FunctionParts):
     r"""p(z) p(x | z) with amortized q(z | x); an optional context c conditions all three.
@@ -59,3 +61,12 @@ class VAE(FunctionParts):
         register(self)
         with pyro.plate("data", len(x)):
             return pyro.sample("z", self.posterior(x, *c))
+
+    def standardize(self, x: Tensor, *c: Tensor) -> None:
+        """Have the networks see x in standard units, and the densities stay those of x (:mod:`pyro_vae.models.standardize`)."""
+        standardize(self, x, *c)
+
+    @property
+    def standardized(self) -> bool:
+        """Whether that was done."""
+        return is_standardized(self)

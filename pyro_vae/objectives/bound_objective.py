@@ -13,6 +13,7 @@ from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 
 from pyro_vae.errors import ProgramError, UsageError
+from pyro_vae.programs.buffers import buffers_restored
 from pyro_vae.programs.pair import without_validation
 from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.proposal_guide import as_trained, as_written, refuse_unweighed
@@ -195,7 +196,8 @@ class Bound(ELBO):
     def problem(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Problem:
         """Find where the pair keeps its rows, and how its particles run, once: on a first batch, whose memory is measured."""
         if self.known is None or (self.known.model, as_written(self.known.guide)) != (model, guide):
-            with torch.random.fork_rng(devices=cuda_devices(args)):  # draws of its own would shift those that follow
+            # draws of its own would shift those that follow, and batch statistics are those of the steps
+            with torch.random.fork_rng(devices=cuda_devices(args)), buffers_restored(model, guide):
                 problem = Problem.unprobed(model, guide, args, kwargs).probed(self.vectorize_particles)
                 self.check_memory(replace(problem, guide=as_trained(problem.guide)))
             self.known = problem.over()  # without the batch

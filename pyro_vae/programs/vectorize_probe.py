@@ -15,16 +15,18 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_vae.common.pyro_private import active_handlers
 from pyro_vae.common.random import seeded
 from pyro_vae.errors import ProgramError
 
 from .determinism import differing, same_terms
 from .pair import quiet, unwrapped
 from .plates import frames_of, sum_rows
-from .proposal_guide import RefusedGuide
+from .proposal_guide import RefusedGuide, as_written
 from .sites import Program, latent_sites, sample_sites, with_values
 from .vectorize import MODES, Mode, Vectorizing, particle_of, without_rows
 
@@ -53,6 +55,9 @@ def choose_vectorizing(problem: Any) -> Vectorizing:
         ProgramError: a model whose log-probabilities of a row depend on the other rows that it is passed with, or a program
             that has other log-probabilities in a second run at the same latents; names the site.
     """
+    handler = next((h for h in active_handlers() if isinstance(h, ProbedOnce)), None)
+    if handler is not None and (known := handler.find(problem)) is not None:
+        return known
     with undisturbed(problem):
         found = probe_few_rows(problem)
         if found is None:
@@ -62,7 +67,22 @@ def choose_vectorizing(problem: Any) -> Vectorizing:
                 return LOOP
     if found.refusal is not None:
         raise ProgramError(found.refusal)
+    if handler is not None:
+        handler.found.append((problem.model, as_written(problem.guide), found.vectorizing))
     return found.vectorizing
+
+
+class ProbedOnce(Messenger):
+    """A handler within which a pair is probed once, however many times its plates are looked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[Program, Program, Vectorizing]] = []
+
+    def find(self, problem: Any) -> Vectorizing | None:
+        """Return how a pair runs that was probed before."""
+        pair = problem.model, as_written(problem.guide)
+        return next((known for *other, known in self.found if tuple(other) == pair), None)
 
 
 @contextmanager

@@ -32,6 +32,8 @@ class Config:
         Of binarization, and of the split of a file of one's own.
     missing
         NaN and empty cells are values that were not observed: the likelihood skips them, the encoder sees which they are.
+    standardize
+        The networks see each element in standard units, (x - mean) / std of the training rows; log p(x) stays that of x.
     prior
         p(z), by a name that `pyro-vae parts` lists.
     prior_options
@@ -66,6 +68,8 @@ class Config:
         Passes over the training rows.
     batch_size
         Rows a step.
+    drop_last
+        Leave out the shorter last batch of each epoch.
     learning_rate
         Of Adam.
     schedule
@@ -86,6 +90,7 @@ class Config:
     binarization: Literal["auto", "none", "static", "dynamic"] = "auto"
     data_seed: int = 0
     missing: Annotated[bool, Parameter(negative=())] = False
+    standardize: Annotated[bool, Parameter(negative=())] = False
     prior: str = "standard_normal"
     prior_options: Options = field(default_factory=dict)
     likelihood: str = "auto"
@@ -103,6 +108,7 @@ class Config:
     kl_options: Options = field(default_factory=dict)
     epochs: int = 100
     batch_size: int = 128
+    drop_last: Annotated[bool, Parameter(negative=())] = False
     learning_rate: float = 1e-3
     schedule: Literal["constant", "cosine"] = "cosine"
     warmup: float = 0.02

@@ -19,6 +19,7 @@ from pyro_vae.evidence.exact.result import Exact
 from pyro_vae.evidence.importance.proposals import GUIDE, Proposal, defensive, widened
 from pyro_vae.evidence.importance.result import Evidence
 from pyro_vae.evidence.log_likelihood import log_likelihood
+from pyro_vae.models.standardize import log_scale
 from pyro_vae.models.vae import VAE
 
 from . import folder
@@ -188,7 +189,12 @@ def floor_of(run: Run, data: Data, x: Tensor) -> dict[str, Any]:
     """Return mean and data error of the floor on the same rows; it is exact, so it has no Monte Carlo error."""
     train_rows = data.train.x if data.transform is None else data.train.x.double()  # grey means are the Bernoulli's own
     family, features = likelihood_of(run.config, x.shape[1], run.components)
-    log_px = floor(run.config.likelihood, family, features, train_rows, x)
+    jacobian: Any = 0.0
+    if run.config.standardize:  # a fit by gradient starts at scale 1, as networks do
+        likelihood: Any = run.vae.likelihood
+        loc, scale = likelihood.units.loc.to(x), likelihood.units.scale.to(x)
+        jacobian, train_rows, x = log_scale(x, scale).double(), (train_rows - loc) / scale, (x - loc) / scale
+    log_px = floor(run.config.likelihood, family, features, train_rows, x) - jacobian
     return {
         "model": f"independent {run.config.likelihood} elements, fitted to the training rows",
         "log_px": log_px.mean().item(),

@@ -26,7 +26,8 @@ def marginal_features(name: str, family: Any, features: int, x: Tensor) -> Tenso
     x = x.double()
     if name == "normal":
         spread = (x.std(0, correction=0) - MIN_SCALE).clamp_min(1e-3)
-        return torch.cat([x.mean(0), spread.expm1().log()]).float()  # softplus of the feature is the spread
+        feature = spread + (-torch.expm1(-spread)).log()  # whose softplus is the spread; log(e^s − 1) overflows at 710
+        return torch.cat([x.mean(0), feature]).float()
     trials = 1 if name == "bernoulli" else float(family(torch.zeros(1)).total_count)
     return (
         ((x.sum(0) + 0.5) / (len(x) * trials + 1)).logit().float()

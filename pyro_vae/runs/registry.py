@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from pyro_vae.common.keywords import suggest
 from pyro_vae.common.spec import Spec
-from pyro_vae.distributions.conditional import Conditional
+from pyro_vae.distributions.conditional import Conditional, Family
+from pyro_vae.distributions.units import real_elements
 from pyro_vae.errors import UsageError
 from pyro_vae.likelihoods.registry import FAMILIES
 from pyro_vae.models.missing import SkipMissing
 from pyro_vae.models.networks import MLP
+from pyro_vae.models.standardize import column_units, wrap_roles
 from pyro_vae.models.vae import VAE
 from pyro_vae.posteriors.registry import POSTERIORS
 from pyro_vae.priors.registry import PRIORS
@@ -183,6 +185,8 @@ def build(config: Config, shape: tuple[int, ...], x: Tensor | None = None, compo
     check_supports(config.prior, config.posterior, components)
     elements = math.prod(shape)
     family, features = likelihood_of(config, elements, components)
+    loc, scale = units_of(config, family, features, elements, x)
+    x = x if x is None or not config.standardize else (x - loc) / scale
     specs = {role: spec_of(role, getattr(config, role), components) for role in ("posterior", "prior")}
     if "posterior" in specs["prior"].needs and "prior" in specs["posterior"].needs:
         raise UsageError(
@@ -205,7 +209,24 @@ def build(config: Config, shape: tuple[int, ...], x: Tensor | None = None, compo
     if x is not None and isinstance(decoder.net, MLP):
         bias = list(decoder.net.parameters())[-1]
         bias.data.copy_(marginal_features(config.likelihood, family, features, x))
-    return VAE(parts["prior"], parts["likelihood"], parts["posterior"])
+    vae = VAE(parts["prior"], parts["likelihood"], parts["posterior"])
+    if config.standardize:
+        wrap_roles(vae, loc, scale)
+    return vae
+
+
+def units_of(config: Config, family: Family, features: int, elements: int, x: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the training rows by element, if the config asks for them; else, or without rows, 0 and 1.
+
+    Raises:
+        UsageError: they were asked for, and the likelihood is of no real numbers.
+    """
+    if not config.standardize:
+        return torch.zeros(elements), torch.ones(elements)
+    if not (real := real_elements(family(torch.zeros(features)))).any():
+        name = config.likelihood
+        raise UsageError(f"standardize: the likelihood {name!r} is no density of real numbers; leave it out")
+    return (torch.zeros(elements), torch.ones(elements)) if x is None else column_units(x, real.to(x.device))
 
 
 def make(

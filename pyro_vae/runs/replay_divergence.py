@@ -12,7 +12,8 @@ from pyro_vae.common.random import seeded
 from pyro_vae.common.safe_read import LIMIT, check_seal, layout_of, parse, parse_json, read_bytes
 from pyro_vae.errors import DivergedError, RunFolderError
 from pyro_vae.training.divergence import bad_site
-from pyro_vae.training.step import Step, adam
+from pyro_vae.training.optimizers import adam
+from pyro_vae.training.step import Step
 from pyro_vae.training.training_state import load_noise_states
 
 from . import folder

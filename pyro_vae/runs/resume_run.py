@@ -122,7 +122,7 @@ def resumed(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_same(record: Mapping[str, Any], job: TrainingJob) -> None:
     """Refuse a config and data that are not those of the run."""
-    then, now = record["config"], job.config.to_dict()
+    then, now = Config().to_dict() | record["config"], job.config.to_dict()  # an older run lacks newer options
     pairs = {key: (then.get(key), now.get(key)) for key in (then | now)}
     changed = {key: pair for key, pair in pairs.items() if digest_of(pair[0]) != digest_of(pair[1])}
     if record["data"]["digest"] != job.data.digest:

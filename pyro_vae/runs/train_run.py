@@ -24,9 +24,9 @@ from pyro_vae.plots import figures
 from pyro_vae.programs.support import FITTING, check_support
 from pyro_vae.training.engines.choose import resolve
 from pyro_vae.training.fit import fit
+from pyro_vae.training.optimizers import adam
 from pyro_vae.training.preflight import check_training
 from pyro_vae.training.schedules import constant, cosine, warmup
-from pyro_vae.training.step import adam
 from pyro_vae.training.training_state import FitResult
 
 from . import folder
@@ -178,7 +178,8 @@ def train(
     config, data = job.config, job.data
     schedule = {"constant": constant, "cosine": cosine}[config.schedule]
     objective = objective_of(config, len(data.train))
-    as_configured = {name: getattr(config, name) for name in ("epochs", "patience", "seed", "engine", "precision")}
+    names = ("epochs", "drop_last", "patience", "seed", "engine", "precision")
+    as_configured = {name: getattr(config, name) for name in names}
     return fit(
         objective.pair(job.vae),
         data.train.x,

@@ -125,9 +125,10 @@ class TrainingData:
 
     train: Batch  # where they stay
     source: BatchSource  # of batches on the device that trains
-    batch_size: int  # the last of a pass may have fewer rows
+    batch_size: int  # the last of a pass may have fewer rows, if it is not dropped
     validation: Batch | None = None  # as evaluation sees them
     transform: Transform | None = None  # such as binarization, drawing from the generator that it is given
+    drop_last: bool = False  # the shorter last batch of a pass
 
     @property
     def device(self) -> torch.device:
@@ -135,7 +136,13 @@ class TrainingData:
 
     @property
     def steps_per_epoch(self) -> int:
-        return -(-len(self.train[0]) // self.batch_size)
+        return -(-self.rows_per_epoch // self.batch_size)
+
+    @property
+    def rows_per_epoch(self) -> int:
+        """Count the rows that a pass takes."""
+        rows = len(self.train[0])
+        return rows - rows % self.batch_size if self.drop_last else rows
 
     @cached_property
     def digest(self) -> str:
@@ -144,7 +151,8 @@ class TrainingData:
 
     def shuffle(self, seed: int) -> ShuffledBatches:
         """Make a random order of the training rows, another each pass."""
-        return ShuffledBatches(len(self.train[0]), self.batch_size, seed, self.device, self.source.rows_device)
+        rows = len(self.train[0])
+        return ShuffledBatches(rows, self.batch_size, seed, self.device, self.source.rows_device, self.drop_last)
 
     def one_pass(self, order: ShuffledBatches) -> Iterator[tuple[Tensor, Batch]]:
         """Yield the rest of a pass: row numbers, and the batch of them."""

@@ -26,9 +26,16 @@ Groups = Mapping[str, Mapping[str, Tensor]]
 Differences = Mapping[str, tuple[Any, Any]]  # name to (then, now)
 
 ELEMENTWISE = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "sum")
-ELSEWHERE = {"rows", "batch size", "data (SHA-256)", "device"}  # where these changed, a position in an epoch is void
+ELSEWHERE = {
+    "rows",
+    "batch size",
+    "drop last",
+    "data (SHA-256)",
+    "device",
+}  # where these changed, a position in an epoch is void
 # by disk names
 POSITION = {"epoch": "epoch", "seconds": "seconds", "skipped": "skipped_rows", "places": "batches_taken"}
+EARLIER = {"drop last": False}  # what states that do not say so were captured with
 FREE = ("device", "torch", "threads", "engine")  # may change, but then the bits do, too
 
 
@@ -47,6 +54,7 @@ def identity(trainer: Trainer) -> dict[str, Any]:
     return {
         "rows": len(trainer.data.train[0]),
         "batch size": trainer.data.batch_size,
+        "drop last": trainer.data.drop_last,
         "epochs": trainer.options.epochs,
         "patience": trainer.options.patience,
         "seed": trainer.options.seed,
@@ -100,7 +108,7 @@ def restore(trainer: Trainer, saved: SavedState, fork: bool = False) -> None:
     Raises:
         CheckpointError: other settings or data, another model, or a state that was not captured here.
     """
-    then, now = saved.head.get("about") or {}, identity(trainer)
+    then, now = EARLIER | (saved.head.get("about") or {}), identity(trainer)
     changed = {name: (then.get(name), value) for name, value in now.items() if then.get(name) != value}
     if bound := {name: pair for name, pair in changed.items() if name not in FREE and not fork}:
         raise CheckpointError(
@@ -142,7 +150,7 @@ def load_state(trainer: Trainer, plain: dict[str, Any], saved: SavedState) -> No
     copy_into(tensors, saved.groups["model"])
     if step.optimizer is not None:
         moments = unpack(saved.head["optimizer"], saved.groups["optimizer"])
-        check_moments(step.parameters, moments)
+        check_moments([p for group in step.optimizer.param_groups for p in group["params"]], moments)
         step.optimizer.load_state_dict(moments)
     names, best = {id(tensor): name for name, tensor in tensors.items()}, saved.groups["best"]
     state.best_tensors = [best[names[id(t)]].to(t.device, t.dtype, copy=True) for t in trainer.tensors]

@@ -9,7 +9,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO
+from pyro.infer import ELBO, TraceEnum_ELBO
+from pyro.optim import PyroOptim
 
 from pyro_vae.common.device import resolve_device
 from pyro_vae.common.keywords import suggest_keywords
@@ -28,15 +29,28 @@ from pyro_vae.training.engines.multi_step import choose_multi_step
 from pyro_vae.training.engines.scheduled_values import ScheduledValues
 
 from .aggressive_inference import Aggressive, AggressiveInference
+from .arguments import (
+    check_choices,
+    check_flags,
+    check_functions,
+    check_pair_of,
+    check_schedule,
+    check_validation,
+    objective_of,
+    whole,
+)
 from .batch_source import TrainingData, Transform, choose_batch_source, conversion_device
 from .checkpoint_state import SavedState, restore
+from .data_scale import ROWS, Standardizable, scale_note, standardize_model
+from .last_batch import check_last_batch
 from .metrics import Reporter
 from .mkl_threads import all_threads
+from .optimizers import optimizer_of
 from .precision import precision_of, remarks
 from .preflight import check_training
 from .schedules import Schedule, constant
 from .shuffle import FIXED
-from .step import MakeOptimizer, Step, adam
+from .step import MakeOptimizer, Step
 from .trainer import Trainer, TrainingCallback
 from .training_state import FitResult, TrainingOptions
 
@@ -49,10 +63,11 @@ def fit(
     x: Any,
     *context: Any,
     validation: Any = None,
-    objective: ELBO | None = None,
-    optimizer: MakeOptimizer | None = None,
+    objective: ELBO | type[ELBO] | None = None,
+    optimizer: MakeOptimizer | torch.optim.Optimizer | PyroOptim | None = None,
     epochs: int = 100,
     batch_size: int | None = None,
+    drop_last: bool = False,
     schedule: Schedule = constant,
     patience: int | None = None,
     aggressive: Aggressive | None = None,
@@ -60,6 +75,7 @@ def fit(
     device: torch.device | str | None = None,
     seed: int = 0,
     missing: bool = False,
+    standardize: bool = False,
     engine: str = "auto",
     precision: str = "float32",
     scheduled: Sequence[Scheduled] = (),
@@ -85,12 +101,18 @@ def fit(
             embedding does (:func:`~pyro_vae.programs.arguments.argument_dtypes`).
         *context: what the programs take beside x, each with N rows.
         validation: x to validate on, or a tuple ``(x, *context)``.
-        objective: any :class:`pyro.infer.ELBO`; ``Trace_ELBO()`` by default.
+        objective: any :class:`pyro.infer.ELBO`, or such a class without options; ``Trace_ELBO()`` by default. Where its loss
+            is a tuple, as of ``ReweightedWakeSleep``, the first (wake-theta, the negative bound) is logged.
         optimizer: parameters to a torch optimizer, such as ``adam(lr=1e-3)`` or ``functools.partial(torch.optim.SGD, lr=0.1)``.
+            Also a torch optimizer of all parameters of the programs, and ``pyro.optim.Adam({"lr": 1e-3})``, of which the torch
+            optimizer is taken.
         epochs: passes over the data.
         batch_size: rows a step, 128 (or N, if smaller) by default; a shorter last batch is used, too.
+        drop_last: leave that shorter last batch of each epoch out, other rows each time: for programs that do not run on it,
+            such as batch normalisation on one row.
         schedule: fraction of training done to a multiple of the learning rate, such as ``warmup(cosine)``.
-        patience: stop after this many epochs without a better validation ELBO; None never stops early.
+        patience: stop after this many epochs without a better validation ELBO; None never stops early. Epochs in which what
+            `scheduled` moves (β in a warm-up) is not yet what it ends with do not count; the best weights may be theirs.
         aggressive: an :class:`~pyro_vae.training.aggressive_inference.Aggressive` encoder, that catches up before each update
             of the model, against posterior collapse; None is ordinary training.
         transform: ``transform(x_batch, generator)`` makes each training batch, such as :func:`~pyro_vae.binarize` (dynamic
@@ -100,6 +122,10 @@ def fit(
         seed: of order, binarization and noise; the global random state is left as it was.
         missing: x may hold NaN, for what was not observed. Modules that declare it, such as
             :class:`~pyro_vae.models.missing.SkipMissing`, do not need it.
+        standardize: have the networks of a VAE see x in standard units, (x − mean) / std of each element over the training
+            rows, while its densities stay those of x, the Jacobian in log p(x). The units are buffers of the model, set before
+            the first step (a model that has some keeps them); ``vae.standardize(x)`` does the same, as before weights are
+            loaded. Elements that are no real numbers to the likelihood stay as they are; NaN counts in neither mean nor std.
         engine: how each step's loss and gradients are computed, with the same results but for rounding. "eager" runs the
             programs; "trace" a flat graph of their tensor operations, made once for each kind of batch; "compile" puts that
             through Inductor (needs a C++ compiler, takes 10 to 30 seconds once); "graph" replays it as a CUDA graph, under
@@ -148,6 +174,14 @@ def fit(
         ['active_units', 'active_units_0.001', 'elbo', 'epoch', 'kl', 'kl_per_unit', 'loss', 'lr', 'mutual_information',
          'reconstruction', 'seconds', 'step', 'train_elbo']
     """
+    check_pair_of(vae)
+    check_flags(drop_last=drop_last, missing=missing, standardize=standardize, fork=fork, verbose=verbose)
+    check_functions(transform=transform, on_step=on_step, on_epoch=on_epoch)
+    check_validation(validation)
+    check_schedule(schedule)
+    check_choices(engine, precision, device, aggressive, resume)
+    epochs, bad_steps = whole("epochs", epochs, 1), whole("bad_steps", bad_steps, 1)
+    patience = None if patience is None else whole("patience", patience, 1)
     model, guide = programs(vae)
     modules = owners(vae, model, guide)
     if transform is not None:
@@ -161,6 +195,8 @@ def fit(
     convert = partial(batch_of, like=like_parameters(model, guide), missing=missing, dtypes=dtypes)
     rows = convert(x, *rest, device=conversion_device(x, model_device))
     train, source = choose_batch_source(rows, model_device or rows[0].device)
+    if standardize:
+        standardize_model(modules, train)
     if validation is not None:
         parts = (
             validation
@@ -169,11 +205,11 @@ def fit(
         )
         parts = tensors_as(model, *parts)
         validation = convert(*parts, name="validation x", device=model_device)
-    data = TrainingData(train, source, resolve_batch_size(batch_size, len(train[0])), validation, transform)
+    data = TrainingData(train, source, resolve_batch_size(batch_size, len(train[0])), validation, transform, drop_last)
     options = TrainingOptions(epochs, schedule, patience, seed, bad_steps, scheduled, on_step)
     check_callbacks(callbacks)
     immediate = aggressive is not None or bad_steps > 1 or bool(callbacks) or resume is not None
-    step = Step(model, guide, objective or Trace_ELBO(), optimizer or adam(), immediate, precision_of(precision))
+    step = Step(model, guide, objective_of(objective), optimizer_of(optimizer), immediate, precision_of(precision))
     scheduled_values = ScheduledValues(scheduled, on_step is not None)
     planned_steps = epochs * data.steps_per_epoch
     step.engine, step.engine_reason = choose_engine(engine, step, modules, scheduled_values, planned_steps, data.device)
@@ -207,16 +243,19 @@ LOOKED_AT = 500  # rows, by which parameters are judged before training
 
 def examine(trainer: Trainer) -> list[str]:
     """Raise if the data has no likelihood; return advice on the programs."""
-    step, data, prepare = trainer.step, trainer.data, trainer.metrics.fixed_batch
+    step, data, metrics = trainer.step, trainer.data, trainer.metrics
     summed_over = (ProgramError,) if isinstance(step.objective, TraceEnum_ELBO) else ()  # enumerated: not row by row
     with seeded(trainer.options.seed, FIXED, device=data.device), suppress(*summed_over):
-        check_support(step.model, step.guide, *data.train, prepare=prepare)
+        check_support(step.model, step.guide, *data.train, prepare=metrics.fixed_batch)
         if data.validation is not None:
             check_support(step.model, step.guide, *data.validation)
-        check_pair_parameters(step.model, step.guide, *prepare(tuple(a[:LOOKED_AT] for a in data.train)))
-    return check_training(
-        step.model, step.guide, step.objective, lambda n: prepare(tuple(a[:n] for a in data.train)), data.batch_size
-    )
+        check_pair_parameters(step.model, step.guide, *metrics.first(LOOKED_AT))
+    notes = check_training(step.model, step.guide, step.objective, metrics.first, data.batch_size)
+    metrics.shared.check_batches(len(data.train[0]), data.batch_size)
+    check_last_batch(step, trainer.modules, data, metrics)
+    standardizable = any(isinstance(module, Standardizable) for module in trainer.modules)
+    first = metrics.first(min(ROWS, len(data.train[0])))
+    return [*scale_note(step.model, step.guide, first, standardizable), *notes]
 
 
 def move(modules: list[torch.nn.Module], device: torch.device | str | None) -> torch.device | None:
@@ -234,6 +273,7 @@ def resolve_batch_size(batch_size: int | None, rows: int) -> int:
     """Check the batch size that was asked for against the rows that there are; min(128, N) if none was."""
     if batch_size is None:
         return min(128, rows)
+    batch_size = whole("batch_size", batch_size)
     if not 1 <= batch_size <= rows:
         what = f"batch_size={batch_size} with {rows} training rows"
         raise UsageError(f"{what}: choose 1 to {rows} ({rows} is full-batch).")

@@ -4,39 +4,45 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from types import TracebackType
 from typing import Any
 
 from pyro import poutine
-from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO
+from pyro.infer import TraceEnum_ELBO
 from torch import Tensor
 
 from pyro_vae.common.memory import fitting
 from pyro_vae.common.progress import bar
 from pyro_vae.common.random import seeded, stream
 from pyro_vae.diagnostics.latent_usage import ACTIVE, latents, spread
-from pyro_vae.errors import NoWeightError, ProgramError
+from pyro_vae.errors import NoWeightError, ProgramError, UsageError
+from pyro_vae.objectives.joint_elbo import elbo_per_datum
 from pyro_vae.programs.pair import quiet
 from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.proposal_guide import refuse_unweighed, without_observed
+from pyro_vae.programs.shared_sites import SharedSites, shared_sites
 from pyro_vae.programs.sites import latent_sites, sample_sites
 from pyro_vae.programs.units import univariate
 from pyro_vae.programs.validity import ValidParameters
+from pyro_vae.programs.vectorize_probe import ProbedOnce
 
 from .batch_source import Batch, TrainingData
 from .shuffle import ELBO_NOISE, FIXED, LATENTS
 from .step import Step
 
 Record = dict[str, Any]
+CHUNK = 2000  # rows that the ELBO is logged of at a time
 
 
-def true_elbo(step: Step, batch: tuple[Tensor, ...], chunk_size: int = 2000) -> Record:
+def true_elbo(step: Step, batch: tuple[Tensor, ...], chunk_size: int | None = CHUNK) -> Record:
     """Estimate ELBO, reconstruction E_q[log p(x | z)] and KL in nats per datum, one particle a row, whatever the objective.
 
-    Pairs that have no log weight for each row (enumerated sites) get the ELBO of Pyro's own estimator, without terms; those
-    that have none at all (a guide of points, of rounded draws, of rows of its own that are not these) get None, and the reason.
+    Pairs that have no log weight for each row (enumerated or shared sites) get the ELBO of Pyro's own estimator, without
+    terms; those that have none at all (a guide of points, of rounded draws, of rows of its own that are not these) get None,
+    and the reason. Weights of handlers (β, ``poutine.scale``) are in none of them. Where rows share sites they go in one
+    piece: `chunk_size` None.
     """
     rows = len(batch[0])
     with quiet(step.model, step.guide):
@@ -46,15 +52,14 @@ def true_elbo(step: Step, batch: tuple[Tensor, ...], chunk_size: int = 2000) -> 
         except NoWeightError as error:
             return dict.fromkeys(("elbo", "reconstruction", "kl")) | {"no_elbo": str(error)}
         except ProgramError:
-            guide = without_observed(step.guide)
-            own: Any = step.objective  # its loss may be another than the ELBO
-            is_elbo = isinstance(own, TraceEnum_ELBO | TraceGraph_ELBO) or type(own) is Trace_ELBO
-            objective = own if is_elbo else Trace_ELBO()
-            chunks = zip(*(a.split(chunk_size) for a in batch), strict=True)
+            chunks, guide = (
+                zip(*(a.split(chunk_size or rows) for a in batch), strict=True),
+                without_observed(step.guide),
+            )
             with ValidParameters():
-                elbo = sum(-objective.loss(step.model, guide, *chunk) for chunk in chunks)
-            return {"elbo": elbo / rows, "reconstruction": None, "kl": None}
-        terms = [some.log_probs() for some in problem.split(chunk_size)]
+                parts = [(len(c[0]), elbo_per_datum(step.objective, step.model, guide, *c)) for c in chunks]
+            return {"elbo": sum(n * elbo for n, elbo in parts) / rows, "reconstruction": None, "kl": None}
+        terms = [some.log_probs() for some in problem.split(chunk_size or rows)]
         reconstruction, kl = (sum(getattr(t, f).sum().item() for t in terms) for f in ("reconstruction", "kl"))
     return {"elbo": (reconstruction - kl) / rows, "reconstruction": reconstruction / rows, "kl": kl / rows}
 
@@ -132,28 +137,51 @@ class EpochMetrics:
     step: Step
     data: TrainingData
     seed: int
+    times: int = 0  # that the ELBO was measured
+    probed: ProbedOnce = field(default_factory=ProbedOnce)
 
     def elbo(self, when: str) -> Record:
         """Estimate the true ELBO and its terms, in nats per datum; `when` is for the message of a DeviceMemoryError."""
-        train = self.true_elbo(self.train_sample, when)
-        terms = train if self.data.validation is None else self.true_elbo(self.data.validation, when)
+        self.times += 1
+        if (
+            self.times & (self.times - 1) == 0
+        ):  # weights may hide at first what a program does: look again, ever more seldom
+            self.probed = ProbedOnce()
+        with self.probed:
+            train = self.true_elbo(self.train_sample, when)
+            terms = train if self.data.validation is None else self.true_elbo(self.data.validation, when)
         return terms | {"train_elbo": train["elbo"]}
 
     def latents(self) -> Record:
         """Estimate active units, I(x; z) and KL per unit."""
         rows = self.train_sample if self.data.validation is None else self.data.validation
-        return latent_use(self.step, rows, stream(self.seed, LATENTS))
+        with self.probed:
+            return latent_use(self.step, rows, stream(self.seed, LATENTS))
 
     def true_elbo(self, batch: Batch, when: str) -> Record:
         what = f"{when}: the ELBO of {len(batch[0])} rows on {self.data.device}"
         with seeded(self.seed, ELBO_NOISE, device=self.data.device), fitting(what, "Validate on fewer rows."):
-            return true_elbo(self.step, batch)
+            return true_elbo(self.step, batch, None if self.shared else CHUNK)
 
     @cached_property
     def train_sample(self) -> Batch:
         """The training rows that the ELBO is logged on, the same throughout, binarized once."""
+        if self.shared:  # of some rows, what all share would count for more than it does in training
+            return self.fixed_batch(self.data.train)
         every = max(1, len(self.data.train[0]) // LOGGED_ROWS)
         return self.fixed_batch(tuple(a[::every][:LOGGED_ROWS] for a in self.data.train))
+
+    @cached_property
+    def shared(self) -> SharedSites:
+        """The sites that all rows share; none but with objectives that treat them."""
+        if not isinstance(self.step.objective, TraceEnum_ELBO):
+            return SharedSites()
+        data, step = self.data, self.step
+        return shared_sites(step.model, step.guide, self.first, len(data.train[0]), data.batch_size)
+
+    def first(self, rows: int) -> Batch:
+        """The first rows, as training would see them."""
+        return self.fixed_batch(tuple(a[:rows] for a in self.data.train))
 
     def fixed_batch(self, batch: Batch) -> Batch:
         """Transform some rows as training does, the same each time."""
@@ -177,7 +205,10 @@ class Reporter:
         self.bar.stop()
 
     def __call__(self, record: Record) -> None:
-        record |= (self.on_epoch and self.on_epoch(record)) or {}
+        more = self.on_epoch(record) if self.on_epoch else None
+        if not isinstance(more, dict | None):
+            raise UsageError(f"on_epoch returned a {type(more).__name__}; wanted a dict that joins the record, or None")
+        record |= more or {}
         if self.lines:
             line = f"epoch {record['epoch']}/{self.epochs}  {format_record(record)}"
             print(line, file=self.bar.console.file, flush=True)

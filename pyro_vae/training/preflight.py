@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from pyro.infer import (
+    ELBO,
+    RenyiELBO,
+    ReweightedWakeSleep,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    TraceGraph_ELBO,
+    TraceMeanField_ELBO,
+)
 from torch import Tensor
 
 from pyro_vae.objectives.bound_objective import Bound
@@ -14,13 +22,12 @@ from pyro_vae.programs.findings import CheckReport, Finding
 from pyro_vae.programs.sites import Program
 
 ROWS = 64
-STOPS_ENUMERATED = {
-    "width",
-    "support",
-    "shape",
-    "ghost",
-    "undeclared",
-}  # `check` draws what TraceEnum_ELBO sums over, and faults it
+WHOLE_BATCH = (
+    "Pyro's ReweightedWakeSleep weighs each particle of a batch as a whole, not row by row: most weights are 0 then. "
+    "Bound(iwae, num_particles=K, estimator=rws) weighs each row by itself"
+)
+# `check` draws what TraceEnum_ELBO sums over, and faults it
+STOPS_ENUMERATED = {"width", "support", "shape", "ghost", "undeclared"}
 STOPS = STOPS_ENUMERATED | {"site", "plate", "event", "obs"}
 
 
@@ -45,7 +52,8 @@ def check_training(
     if batch_size > ROWS and not certain(report, objective).ok:
         report = check(model, guide, *first(batch_size))
     certain(report, objective).raise_if_bad()
-    return [f.line for f in report.findings if worth_saying(f, objective)]
+    joint = [WHOLE_BATCH] if isinstance(objective, ReweightedWakeSleep) and batch_size > 1 else []
+    return [*joint, *(f.line for f in report.findings if worth_saying(f, objective))]
 
 
 def certain(report: CheckReport, objective: ELBO) -> CheckReport:

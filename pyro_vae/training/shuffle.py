@@ -15,8 +15,8 @@ Device = torch.device | str
 class ShuffledBatches:
     """Row numbers in batches, a new permutation each pass, from a generator of its own.
 
-    `size` is of a batch; the last of a pass may have fewer rows. Permutations are drawn on `device`, and moved to
-    `rows_device`. Binarization may draw from `generator`, too: its state is part of the position.
+    `size` is of a batch; the last of a pass may have fewer rows, or is left out then (`drop_last`). Permutations are drawn on
+    `device`, and moved to `rows_device`. Binarization may draw from `generator`, too: its state is part of the position.
 
     Example:
         >>> from pyro_vae.training.shuffle import ShuffledBatches
@@ -29,9 +29,16 @@ class ShuffledBatches:
     """
 
     def __init__(
-        self, rows: int, size: int, seed: int, device: Device = "cpu", rows_device: torch.device | None = None
+        self,
+        rows: int,
+        size: int,
+        seed: int,
+        device: Device = "cpu",
+        rows_device: torch.device | None = None,
+        drop_last: bool = False,
     ) -> None:
         self.rows, self.size, self.rows_device = rows, size, rows_device
+        self.taken_rows = rows - rows % size if drop_last else rows  # of a pass
         self.chunks: tuple[Tensor, ...] = ()
         self.generator = torch.Generator(device).manual_seed(seed)
         self.taken = 0  # batches of this pass so far
@@ -50,7 +57,7 @@ class ShuffledBatches:
         if self.resume_at is not None:
             self.generator.set_state(self.resume_at)
             self.resume_at = None
-        self.chunks = order.to(self.rows_device or order.device).split(self.size)
+        self.chunks = order[: self.taken_rows].to(self.rows_device or order.device).split(self.size)
         while self.taken < len(self.chunks):
             self.taken += 1
             yield self.chunks[self.taken - 1]

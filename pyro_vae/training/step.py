@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,8 +14,6 @@ from pyro.infer import ELBO
 from pyro.poutine.runtime import Message
 from torch import Tensor
 
-from pyro_vae.common.keywords import suggest_keywords
-from pyro_vae.common.torch_private import fused_works
 from pyro_vae.errors import DivergedError, ProgramError, UsageError
 from pyro_vae.objectives.pyro_elbos import tensor_loss
 from pyro_vae.programs.pair import without_validation
@@ -23,27 +22,8 @@ from pyro_vae.programs.sites import Program
 
 from .finite_checks import ImmediateFiniteCheck, choose_finite_check
 from .fused_adam import take_step
+from .optimizers import MakeOptimizer, make_checked
 from .precision import Context
-
-MakeOptimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
-
-
-@suggest_keywords
-def adam(lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999)) -> MakeOptimizer:
-    """Adam over all parameters at once, in one fused kernel where torch has one for the device.
-
-    References:
-        Adam: A Method for Stochastic Optimization (Kingma & Ba, 2015), https://arxiv.org/abs/1412.6980
-
-    Example:
-        >>> adam(lr=1e-2)([torch.zeros(1, requires_grad=True)]).defaults["lr"]
-        0.01
-    """
-
-    def make(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
-        return torch.optim.Adam(parameters, lr=lr, betas=betas, fused=fused_works() or None)
-
-    return make
 
 
 class DeclaredParameters(ModulesOwnParameters):
@@ -114,10 +94,15 @@ class EagerEngine(Engine):
 
 
 def stock_loss(step: Step, *batch: Tensor) -> Tensor:
-    """Call the objective's own ``loss_and_grads``; return its loss as a tensor where the data is."""
+    """Call the objective's own ``loss_and_grads``; return its loss as a tensor where the data is.
+
+    Of a tuple, as ReweightedWakeSleep has (wake-theta, wake-phi), the first; NaN where any of them is not finite.
+    """
     objective: Any = step.objective
     with step.precision():
         loss = objective.loss_and_grads(step.model, step.guide, *batch)
+    if isinstance(loss, tuple | list):
+        loss = loss[0] if all(math.isfinite(part) for part in loss) else math.nan
     if isinstance(loss, Tensor):
         return loss.detach()
     dtype = batch[0].dtype if batch[0].is_floating_point() else None
@@ -178,6 +163,11 @@ class Step:
         """Name the engine, why it was chosen, and what it has met on the way, a line each."""
         return "\n".join([f"engine {self.engine.name} ({self.engine_reason or 'the default'})", *self.engine.notes])
 
+    def restore_rates(self) -> None:
+        """Put the optimizer's learning rates back to those that the schedule multiplied: another run may begin with it."""
+        for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True) if self.optimizer else ():
+            group["lr"] = base
+
     @property
     def rate(self) -> float:
         """The learning rate of the last step."""
@@ -198,7 +188,7 @@ class Step:
             raise UsageError(
                 "the programs declare no parameters, so there is nothing to train: use pyro.param, pyro.module or a VAE."
             )
-        self.optimizer = self.make_optimizer(self.parameters)
+        self.optimizer = make_checked(self.make_optimizer, self.parameters)
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.finite_check = choose_finite_check(self.parameters[0].device, self.optimizer, self.immediate)
         return loss

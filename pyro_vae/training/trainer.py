@@ -24,6 +24,7 @@ from .aggressive_inference import AggressiveInference
 from .batch_source import Batch, EpochBatches, TrainingData
 from .divergence import FailedStep, first_bad_site, suspect_rows
 from .metrics import EpochMetrics, Record, Reporter, collapsed, no_elbo
+from .patience import settled_epoch
 from .shuffle import NOISE, SHUFFLE
 from .step import Step
 from .training_state import (
@@ -95,6 +96,7 @@ class Trainer:
         finally:
             self.result.engine = self.step.explain()
             self.data.source.close()
+            self.step.restore_rates()
             with torch.no_grad():
                 for tensor, best in zip(self.tensors, self.state.best_tensors, strict=False):  # no step: buffers only
                     tensor.copy_(best)
@@ -112,7 +114,7 @@ class Trainer:
                 record = self.epoch(epoch)
             report(record)  # before the weights are copied: an epoch interrupted here is not the best
             self.add_record(record, report)
-            if patience is not None and epoch - result.best_epoch >= patience:
+            if patience is not None and epoch - max(result.best_epoch, self.settled_epoch) >= patience:
                 result.stopped = f"no better ELBO for {patience} epochs"
                 break
             for callback in self.callbacks:
@@ -229,6 +231,11 @@ class Trainer:
         return self.options.epochs * self.data.steps_per_epoch
 
     @cached_property
+    def settled_epoch(self) -> int:
+        """The last epoch that does not count towards `patience`, as a scheduled number still moves in it."""
+        return settled_epoch(self.options, self.step, self.data.steps_per_epoch)
+
+    @cached_property
     def metrics(self) -> EpochMetrics:
         return EpochMetrics(self.step, self.data, self.options.seed)
 
@@ -285,7 +292,7 @@ class Trainer:
     def record(self, epoch: int) -> Record:
         """Measure the programs after an epoch."""
         position = self.state.position
-        seen = len(self.data.train[0]) - position.skipped_rows
+        seen = self.data.rows_per_epoch - position.skipped_rows
         loss = float(position.loss_sum) / seen if seen else None
         record: Record = {"epoch": epoch, "step": self.state.step, "lr": self.step.rate, "loss": loss}
         record |= {"rows_skipped": position.skipped_rows} if position.skipped_rows else {}

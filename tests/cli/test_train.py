@@ -276,3 +276,26 @@ def test_ctrl_c_saves_the_best_weights_and_exits_130(tmp_path, device):
     best = max(folder.read_lines(run / "metrics.jsonl"), key=lambda m: m["elbo"])["epoch"]
     assert f"the weights of epoch {best}" in said
     assert main(["evaluate", str(run), "--num-samples", "5"]) == 0
+
+
+def test_standard_units_travel_with_the_run(train, tmp_path):
+    """log p(x) of a table a thousand times as large is less by log 1000 a column, and so is the floor."""
+    x = np.random.default_rng(0).normal(size=(80, 4)).astype(np.float32)
+    runs = {}
+    for name, scale in (("plain", 1.0), ("large", 1000.0)):
+        np.save(tmp_path / f"{name}.npy", x * scale + 10 * scale)
+        options = ["--data", str(tmp_path / f"{name}.npy"), "--standardize", "--drop-last", "--batch-size", "30"]
+        assert train(name, *options) == 0
+        evidence = folder.read_json(tmp_path / name / "evidence.json")
+        runs[name] = np.array([evidence["log_px"], evidence["floor"]["log_px"]])
+    assert np.allclose(runs["plain"] - runs["large"], 4 * np.log(1000), atol=0.02)
+    opened = load_run(tmp_path / "large")
+    assert opened.config.standardize and opened.config.drop_last and opened.vae.standardized
+    units = load_file(tmp_path / "large" / "model.safetensors")["likelihood.units.scale"]
+    assert torch.equal(units, opened.vae.likelihood.units.scale) and 500 < units.min() < 2000
+    assert main(["evaluate", str(tmp_path / "large"), "--num-samples", "10"]) == 0
+
+
+def test_standard_units_need_a_likelihood_of_real_numbers(train, tmp_path, capsys):
+    assert train("run", "--standardize") == 2
+    assert "no density of real numbers" in capsys.readouterr().err and not (tmp_path / "run").exists()

@@ -254,3 +254,12 @@ def test_old_and_unknown_keys_are_refused_by_name():
         Config.from_dict({"num_particles": 4})
     with pytest.raises(UsageError, match="no kl 'bta'; did you mean 'beta'"):
         resolved(Config(kl="bta"))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e3, 1e6])
+def test_the_floor_of_normal_elements_holds_at_any_scale(scale):
+    """A softplus' inverse by log(e^s - 1) is infinite from 710 on."""
+    x = scale * torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
+    px = floor("normal", likelihoods.normal, 6, x, x)
+    exact = torch.distributions.Normal(x.mean(0), x.std(0, correction=0)).log_prob(x).sum(1)
+    assert torch.allclose(px, exact.double(), atol=2e-3)

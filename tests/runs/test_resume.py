@@ -106,7 +106,21 @@ def by_hand():
     return (model, guide), {}
 
 
+def dropping():
+    return with_layers(nn.BatchNorm1d(8)), {"drop_last": True, "transform": binarize}
+
+
+def in_units():
+    return small_vae(likelihood=normal, features=2, seed=0), {"standardize": True}
+
+
+def patient_and_annealed():
+    pair, options = annealed()
+    return pair, options | {"patience": 1, "optimizer": adam(0.5)}
+
+
 CASES = [plain, binarized, annealed, aggressive, noisy_layers, patient, momentum, by_hand]
+CASES += [dropping, in_units, patient_and_annealed]
 STEPS = 3  # an epoch: 20 rows in batches of 8
 
 
@@ -141,7 +155,7 @@ def test_a_run_killed_after_any_step_goes_on_to_the_same_bits(case, tmp_path):
     with pytest.raises(Killed):
         trained(case, tmp_path / "twice", 2)
     with pytest.raises(Killed):
-        trained(case, tmp_path / "twice", 5 if case is not patient else 4, resume=True)
+        trained(case, tmp_path / "twice", 5 if case not in (patient, patient_and_annealed) else 4, resume=True)
     assert outcome(*trained(case, tmp_path / "twice", resume=True)) == whole
 
 
@@ -249,6 +263,7 @@ def test_another_run_is_refused_with_a_table_and_forks(tmp_path):
     for change, said in [
         ({"epochs": 9}, r"epochs +3 +9"),
         ({"batch_size": 5}, r"batch size +8 +5"),
+        ({"drop_last": True}, r"drop last +False +True"),
         ({"seed": 3}, r"seed +0 +3"),
         ({"patience": 2}, r"patience +None +2"),
     ]:
@@ -266,6 +281,19 @@ def test_another_run_is_refused_with_a_table_and_forks(tmp_path):
         )
     run, _ = trained(plain, tmp_path, resume=True, batch_size=5, epochs=4, fork=True)
     assert [r["epoch"] for r in run.history] == [1, 2, 3, 4] and run.history[-1]["step"] == 4 * 4
+
+
+def test_a_state_from_before_drop_last_goes_on(tmp_path):
+    whole = outcome(*trained(plain, tmp_path / "whole"))
+    with pytest.raises(Killed):
+        trained(plain, tmp_path / "cut", 4)
+    vae, _ = plain()
+    checkpointer = Mortal(tmp_path / "cut")
+    saved = checkpointer.newest()
+    del saved.head["about"]["drop last"]
+    options = {"schedule": warmup(cosine, 0.5), "epochs": 3, "batch_size": 8}
+    run = fit(vae, binary(20, seed=1), validation=binary(12, seed=1), callbacks=[checkpointer], resume=saved, **options)
+    assert outcome(run, checkpointer) == whole
 
 
 def test_another_models_state_is_refused_by_name_and_shape(tmp_path):
