@@ -61,7 +61,14 @@ FAMILIES: tuple[ModuleType, ...] = (images, sequences, counts, structured)  # im
 SEED = 3
 SE = 5.0  # standard errors that a figure may be off
 ROUNDING = 2e-4  # of single precision, relative
-QUICK: dict[str, Any] = {"num_temperatures": 3, "num_chains": 24, "leapfrog_steps": 1, "step_size": 0.3, "verbose": False, "seed": SEED}
+QUICK: dict[str, Any] = {
+    "num_temperatures": 3,
+    "num_chains": 24,
+    "leapfrog_steps": 1,
+    "step_size": 0.3,
+    "verbose": False,
+    "seed": SEED,
+}
 SAMPLED: dict[str, Any] = {"num_samples": 400, "verbose": False, "seed": SEED}
 
 
@@ -162,7 +169,9 @@ def no_number(pair: Pair) -> None:
 def no_weight(pair: Pair) -> None:
     no_number(pair)
     if pair.no_weight:
-        raise WrongError(f"a weight, though site {pair.no_weight!r} of the guide has no density against the prior's measure")
+        raise WrongError(
+            f"a weight, though site {pair.no_weight!r} of the guide has no density against the prior's measure"
+        )
 
 
 def weight(name: str, pair: Pair) -> Tensor:
@@ -211,7 +220,9 @@ def run_fit(name: str, pair: Pair) -> str:
     if pair.shared:
         return same(logged, judged(lambda: oracle.joint_weight(pair)) / len(pair.x), "the logged ELBO")
     if pair.no_weight:
-        raise WrongError(f"logs an ELBO of {logged:.3f}, though site {pair.no_weight!r} has no density against the prior's measure")
+        raise WrongError(
+            f"logs an ELBO of {logged:.3f}, though site {pair.no_weight!r} has no density against the prior's measure"
+        )
     if pair.proposal is not None:
         return enumerated_fit(pair, logged)
     return same(logged, weight(name, pair).mean(), "the logged ELBO")
@@ -288,7 +299,7 @@ def run_ais(name: str, pair: Pair, start: str) -> str:
     found = ais(pair.model, pair.guide, *pair.args, start=start, **QUICK)
     no_number(pair)
     right = truth(name)
-    return near(found.log_px, right.value, root(found.mc_se, right.se), "log p(x)", least=0.03)
+    return near(found.log_px, right.value, root(found.mc_se, right.se), "log p(x)", least=0.1)  # of few chains
 
 
 def enclosed(found: Any, right: Figure, shared_start: float = 0.02) -> str:
@@ -323,7 +334,12 @@ def run_gaps(name: str, pair: Pair) -> str:
     no_weight(pair)
     right, mean = truth(name), mean_of(draws(name).log_w)
     line = near(found.elbo, mean.value, root(mean.se, draws(name).log_w.std(0) / 20), "the ELBO")
-    between(found.elbo - 0.5, found.best_elbo, right.value + SE * root(found.approximation_se, right.se, 0.02), "the best ELBO")
+    between(
+        found.elbo - 0.5,
+        found.best_elbo,
+        right.value + SE * root(found.approximation_se, right.se, 0.02),
+        "the best ELBO",
+    )
     return line + "; " + near(found.log_px, right.value, root(found.log_px_se, right.se), "log p(x)", least=0.03)
 
 
@@ -373,9 +389,17 @@ def run_decompose(name: str, pair: Pair) -> str:
         (found.kl, by.log_q - by.log_prior, "the KL"),
     ):
         mean = mean_of(wanted)
-        near(got.value, mean.value.mean(), root(got.mc_se, mean.se.square().sum().sqrt() / len(mean.se)), what, least=0.005)
+        near(
+            got.value,
+            mean.value.mean(),
+            root(got.mc_se, mean.se.square().sum().sqrt() / len(mean.se)),
+            what,
+            least=0.005,
+        )
     mi = judged(lambda: information(pair))
-    return near(found.mutual_information.value, mi.value, root(found.mutual_information.mc_se, mi.se), "I(x; z)", least=0.005)
+    return near(
+        found.mutual_information.value, mi.value, root(found.mutual_information.mc_se, mi.se), "I(x; z)", least=0.005
+    )
 
 
 def run_latents(name: str, pair: Pair) -> str:
@@ -392,7 +416,7 @@ def run_latents(name: str, pair: Pair) -> str:
 def run_sbc(name: str, pair: Pair) -> str:
     options = {"num_rows": 120, "num_draws": 19, "seed": SEED}
     found = simulation_based_calibration(pair.model, pair.guide, *pair.args, **options)
-    no_weight(pair)
+    no_number(pair)
     refuse_reading(pair)
     wanted = judged(lambda: joint_ranks(pair))
     got = found.ranks[:, -1].double() / 20
@@ -409,7 +433,9 @@ def joint_ranks(pair: Pair, copies: int = 60, num: int = 20) -> Figure:
         q, p = oracle.run(pair, args)
         dim = oracle.data_dim(oracle.proposed(q, p), p)
         at = as_trace(pair, {n: {**s, "value": latent[n]} for n, s in p.items() if not s["is_observed"]})
-        true = oracle.by_row(oracle.sample_sites(pyro.poutine.trace(pyro.poutine.replay(pair.model, trace=at)).get_trace(*args)), dim)
+        true = oracle.by_row(
+            oracle.sample_sites(pyro.poutine.trace(pyro.poutine.replay(pair.model, trace=at)).get_trace(*args)), dim
+        )
         below = []
         for _ in range(num):
             _, p = oracle.run(pair, args)
@@ -422,7 +448,7 @@ def joint_ranks(pair: Pair, copies: int = 60, num: int = 20) -> Figure:
 
 def run_posterior_check(name: str, pair: Pair) -> str:
     found = posterior_predictive_check(pair.model, pair.guide, *pair.args, num_draws=200, seed=SEED)
-    no_weight(pair)
+    no_number(pair)
     refuse_reading(pair)
     observed = mean_of(found.statistics["log p(x | z)"].observed)
     wanted = mean_of(draws(name).log_lik)
@@ -527,8 +553,10 @@ def run_compare(name: str, pair: Pair) -> str:
 
 def run_gradients(name: str, pair: Pair) -> str:
     objectives = {"one": Bound(elbo), "two": Bound(elbo, num_particles=2)}
-    found = gradient_report((pair.model, pair.guide), *pair.args, objectives=objectives, draws=4, reference_draws=4, seed=SEED)
-    no_weight(pair)
+    found = gradient_report(
+        (pair.model, pair.guide), *pair.args, objectives=objectives, draws=4, reference_draws=4, seed=SEED
+    )
+    no_number(pair)
     finite = all(s.mean.isfinite().all() for parts in found.stats.values() for s in parts.values())
     if not finite:
         raise WrongError("gradients that are not finite")
@@ -607,7 +635,9 @@ def run_cell(program: str, function: str) -> Cell:
 
 def last_lines(error: Exception) -> str:
     """The exception, and where it was raised."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "pyro_vae" in f.filename or "published" in f.filename]
+    frames = [
+        f for f in traceback.extract_tb(error.__traceback__) if "pyro_vae" in f.filename or "published" in f.filename
+    ]
     where = f"{frames[-1].filename.rsplit('/', 2)[-1]}:{frames[-1].lineno} {frames[-1].name}" if frames else "?"
     lines = str(error).splitlines() or [""]
     return f"{type(error).__name__} at {where}: {lines[0][:160]}"

@@ -22,7 +22,11 @@ class Topics(nn.Module):
 
     def __init__(self, words=5):
         super().__init__()
-        self.beta, self.bn, self.drop = nn.Linear(Z, words, bias=False), nn.BatchNorm1d(words, affine=False), nn.Dropout(0.2)
+        self.beta, self.bn, self.drop = (
+            nn.Linear(Z, words, bias=False),
+            nn.BatchNorm1d(words, affine=False),
+            nn.Dropout(0.2),
+        )
         self.encoder, self.bn_loc = mlp(words, 2 * Z), nn.BatchNorm1d(Z, affine=False)
         self.bn.running_mean.normal_()
         self.bn.running_var.uniform_(0.5, 1.5)
@@ -73,7 +77,9 @@ class SingleCell(nn.Module):
             mu = l * self.share(h).softmax(-1)
             logits = (mu + 1e-6).log() - (theta + 1e-6).log()
             if self.zero_inflated:
-                likelihood = dist.ZeroInflatedNegativeBinomial(theta, logits=logits, gate_logits=self.gate(h), validate_args=False)
+                likelihood = dist.ZeroInflatedNegativeBinomial(
+                    theta, logits=logits, gate_logits=self.gate(h), validate_args=False
+                )
             else:
                 likelihood = dist.NegativeBinomial(theta, logits=logits)
             pyro.sample("x", likelihood.to_event(1), obs=x)
@@ -117,7 +123,9 @@ class Annotated(nn.Module):
             l = pyro.sample("l", dist.LogNormal(1.5, 0.3 * x.new_ones(1)).to_event(1))  # noqa: E741
             gate_logits, mu = self.x_decoder(z2).chunk(2, -1)
             logits = (l * mu.softmax(-1) + 1e-6).log() - (theta + 1e-6).log()
-            likelihood = dist.ZeroInflatedNegativeBinomial(gate_logits=gate_logits, total_count=theta, logits=logits, validate_args=False)
+            likelihood = dist.ZeroInflatedNegativeBinomial(
+                gate_logits=gate_logits, total_count=theta, logits=logits, validate_args=False
+            )
             pyro.sample("x", likelihood.to_event(1), obs=x)
 
     def guide(self, x, y=None):

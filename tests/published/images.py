@@ -124,7 +124,9 @@ class M2(nn.Module):
         with pyro.plate("data", xs.size(0)):
             prior = xs.new_zeros([xs.size(0), Z])
             zs = pyro.sample("z", dist.Normal(prior, prior + 1).to_event(1))
-            ys = pyro.sample("y", dist.OneHotCategorical(xs.new_ones([xs.size(0), self.classes]) / self.classes), obs=ys)
+            ys = pyro.sample(
+                "y", dist.OneHotCategorical(xs.new_ones([xs.size(0), self.classes]) / self.classes), obs=ys
+            )
             loc = self.decoder(cat(zs, ys)).sigmoid()
             pyro.sample("x", dist.Bernoulli(loc, validate_args=False).to_event(1), obs=xs)
 
@@ -252,7 +254,10 @@ def conv():
 
 @recipe("image-event", "An image likelihood with event_dim=3, of a decoder that unflattens")
 def image_event():
-    encoder, decoder = nn.Sequential(nn.Flatten(-3), mlp(8, 2 * Z)), nn.Sequential(mlp(Z, 8), nn.Unflatten(-1, (2, 2, 2)))
+    encoder, decoder = (
+        nn.Sequential(nn.Flatten(-3), mlp(8, 2 * Z)),
+        nn.Sequential(mlp(Z, 8), nn.Unflatten(-1, (2, 2, 2))),
+    )
     encoder[1][2].weight.data.mul_(0.2)
     net = VAE(StandardNormal(Z), Conditional(decoder, bernoulli, event_dim=3), Conditional(encoder, normal))
     return Pair(net.model, net.guide, bits(N, 2, 2, 2), net=net)

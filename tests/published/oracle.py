@@ -85,10 +85,14 @@ def evaluating(pair: Pair) -> Iterator[None]:
             module.training = True
 
 
-def run(pair: Pair, args: tuple[Tensor, ...], guide: Any = None, at: Any = None) -> tuple[dict[str, Site], dict[str, Site]]:
+def run(
+    pair: Pair, args: tuple[Tensor, ...], guide: Any = None, at: Any = None
+) -> tuple[dict[str, Site], dict[str, Site]]:
     """Sites of the guide, and of the model at its draws (or at those of another trace)."""
     q = poutine.trace(guide or pair.proposal or pair.guide)
-    q = (q if at is None else poutine.trace(poutine.replay(guide or pair.proposal or pair.guide, trace=at))).get_trace(*args)
+    q = (q if at is None else poutine.trace(poutine.replay(guide or pair.proposal or pair.guide, trace=at))).get_trace(
+        *args
+    )
     p = poutine.trace(poutine.replay(pair.model, trace=q)).get_trace(*args)
     return sample_sites(q), sample_sites(p)
 

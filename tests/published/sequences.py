@@ -235,7 +235,9 @@ class Scene(nn.Module):
             present, canvas = x.new_ones(x.size(0), 1), x.new_zeros(x.size(0), self.columns)
             for t in range(self.steps):
                 present = pyro.sample(f"z_pres_{t}", dist.Bernoulli(0.6 * present).to_event(1))
-                where = pyro.sample(f"z_where_{t}", dist.Normal(0.0, 1.0).expand(present.shape).mask(present).to_event(1))
+                where = pyro.sample(
+                    f"z_where_{t}", dist.Normal(0.0, 1.0).expand(present.shape).mask(present).to_event(1)
+                )
                 what = pyro.sample(f"z_what_{t}", dist.Normal(1.0, 0.5).expand(present.shape).mask(present).to_event(1))
                 canvas = canvas + present * self.draw(where, what)
             pyro.sample("x", dist.Normal(canvas, 0.5).to_event(1), obs=x)

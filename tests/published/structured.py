@@ -144,7 +144,9 @@ class Groups(nn.Module):
             with pyro.plate("points", x.shape[1], dim=-1):
                 z = pyro.sample("z", dist.Normal(c, 0.8))
                 pair = torch.stack(torch.broadcast_tensors(c, z), -1)
-                loc = self.decoder(pair.reshape(-1, 2)).reshape(x.shape) if self.flat else self.decoder(pair).squeeze(-1)
+                loc = (
+                    self.decoder(pair.reshape(-1, 2)).reshape(x.shape) if self.flat else self.decoder(pair).squeeze(-1)
+                )
                 pyro.sample("x", dist.Normal(loc, 0.7), obs=x)
 
     def guide(self, x):
@@ -203,7 +205,9 @@ def masked():
     def exact(x, mask):
         cov = w.T @ w + 0.49 * torch.eye(4)
         there = [m.bool() for m in mask]
-        rows = [float64_normal(torch.zeros(int(m.sum())), cov[m][:, m], row[m]) for row, m in zip(x, there, strict=True)]
+        rows = [
+            float64_normal(torch.zeros(int(m.sum())), cov[m][:, m], row[m]) for row, m in zip(x, there, strict=True)
+        ]
         return torch.stack(rows)
 
     x, mask = torch.randn(N, 4), torch.tensor([[1, 1, 0, 1], [1, 0, 0, 1], [1, 1, 1, 1], [0, 1, 1, 0]]).bool()
@@ -290,7 +294,9 @@ class Mixture(nn.Module):
 
     def exact(self, y, c):
         log_gate = self.gate(c).double().log_softmax(-1)
-        return (log_gate + dist.Normal(2 * self.experts(c).double(), 0.5).log_prob(y.double().unsqueeze(-1))).logsumexp(-1)
+        return (log_gate + dist.Normal(2 * self.experts(c).double(), 0.5).log_prob(y.double().unsqueeze(-1))).logsumexp(
+            -1
+        )
 
 
 @recipe("experts", "Mixture of experts (Jacobs et al. 1991), the gate on covariates; exact by the sum")
@@ -394,7 +400,9 @@ def subsampled():
             loc, scale = halves(net(x))
             pyro.sample("z", dist.Normal(x.sum(-1) / 4 + loc.squeeze(-1) / 4, 0.3 + scale.squeeze(-1) / 3))
 
-    return Pair(model, guide, torch.randn(N, 3), net=net, exact=lambda x: float64_normal(torch.zeros(3), 1 + torch.eye(3), x))
+    return Pair(
+        model, guide, torch.randn(N, 3), net=net, exact=lambda x: float64_normal(torch.zeros(3), 1 + torch.eye(3), x)
+    )
 
 
 @recipe("delta-guide", "MAP by a Delta in the guide: no density against the prior's")
