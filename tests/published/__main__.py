@@ -1,7 +1,7 @@
 """Print the table of programs and functions: `python -m tests.published > results/published.md`.
 
-Options: programs (`-p vae,dmm`), functions (`-f fit,ais`), and where the cells that are neither right nor refused by name go, one
-a line (`--faults FILE`; standard error by default).
+Options: programs (`-p vae,dmm`), functions (`-f fit,ais`), and a file for the cells that are neither right nor refused by
+name, one a line (`--faults FILE`; standard error by default).
 """
 
 from __future__ import annotations
@@ -68,10 +68,10 @@ def page(cells: dict[tuple[str, str], Cell], programs: list[str], functions: lis
 
 {len(programs)} programs, written afresh after public recipes, × {len(functions)} functions: {total}.
 
-Written by `python -m tests.published > results/published.md`: seed {SEED}, torch {torch.__version__}, pyro {pyro.__version__}, CPU.
-A number is right where it equals a plain trace of one row at a time at the same latents to rounding, or lies within 5 standard
-errors of the closed form, or of importance sampling by plain traces. ✓ right; – refused, naming the site and a way on; ? refused in
-words that do not; ✗ a wrong number; ! an exception from outside the package's tree of errors.
+Written by `python -m tests.published > results/published.md`: seed {SEED}, torch {torch.__version__}, pyro
+{pyro.__version__}, CPU. A number is right where it equals a plain trace of one row at a time at the same latents to rounding, or
+lies within 5 standard errors of the closed form, or of importance sampling by plain traces. ✓ right; – refused, naming the site and
+a way on; ? refused in words that do not; ✗ a wrong number; ! an exception from outside the package's tree of errors.
 
 {table(cells, programs, functions)}
 

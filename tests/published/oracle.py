@@ -1,8 +1,8 @@
 """What the programs as written mean: plain traces, one row at a time, and closed forms. Nothing of pyro_vae is used here.
 
-`Typical` draws each latent at a fixed place of its own distribution, so that a run has no noise, whatever its layout: with it, our
-figures must equal the plain trace's to rounding. Log p(x) is the pair's closed form, or importance sampling over rows that were
-copied (which `row_weight` is held against in the tests): no dimension of particles anywhere.
+`Typical` draws each latent at a fixed place of its own distribution, so that a run has no noise, whatever its layout: with it,
+our figures must equal the plain trace's to rounding. Log p(x) is the pair's closed form, or importance sampling over rows that
+were copied (which is held against rows alone in the tests): no dimension of particles anywhere.
 """
 
 from __future__ import annotations

@@ -131,7 +131,7 @@ def gp_across():
 
 
 class Groups(nn.Module):
-    """A latent for each point of a group, and one for the group (neural statistician); `flat` folds both plates for a network."""
+    """A latent of the group and one of each point (neural statistician); `flat` folds both plates for a network."""
 
     def __init__(self, flat):
         super().__init__()
