@@ -69,9 +69,9 @@ def page(cells: dict[tuple[str, str], Cell], programs: list[str], functions: lis
 {len(programs)} programs, written afresh after public recipes, × {len(functions)} functions: {total}.
 
 Written by `python -m tests.published > results/published.md`: seed {SEED}, torch {torch.__version__}, pyro
-{pyro.__version__}, CPU. A number is right where it equals a plain trace of one row at a time at the same latents to rounding, or
-lies within 5 standard errors of the closed form, or of importance sampling by plain traces. ✓ right; – refused, naming the site and
-a way on; ? refused in words that do not; ✗ a wrong number; ! an exception from outside the package's tree of errors.
+{pyro.__version__}, CPU. A number is right where it equals a plain trace of one row at a time, at the same latents, to rounding,
+or lies within 5 standard errors of the closed form, or of importance sampling by plain traces. ✓ right; – refused, naming the
+site and a way on; ? refused in words that do not; ✗ a wrong number; ! an exception from outside the package's errors.
 
 {table(cells, programs, functions)}
 

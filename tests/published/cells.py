@@ -176,7 +176,14 @@ def no_weight(pair: Pair) -> None:
         )
 
 
-def weight(name: str, pair: Pair) -> Tensor:
+@cache
+def weight(name: str) -> Tensor:
+    """The plain traces' log w at typical latents, of a pair as it is made."""
+    with pyro.get_param_store().scope():
+        return weight_of(fresh(name))
+
+
+def weight_of(pair: Pair) -> Tensor:
     """The plain traces' log w at typical latents."""
     no_weight(pair)
     if pair.whole or pair.proposal is not None:
@@ -228,7 +235,7 @@ def run_fit(name: str, pair: Pair) -> str:
         )
     if pair.proposal is not None:
         return enumerated_fit(pair, logged)
-    return same(logged, weight(name, pair).mean(), "the logged ELBO")
+    return same(logged, weight_of(pair).mean(), "the logged ELBO")
 
 
 def enumerated_fit(pair: Pair, logged: float) -> str:
@@ -245,20 +252,20 @@ def enumerated_fit(pair: Pair, logged: float) -> str:
 def run_log_weights(name: str, pair: Pair) -> str:
     with Typical(), oracle.evaluating(pair):
         found = log_weights(pair.model, pair.guide, *pair.args, num_particles=3)
-    return same(found, weight(name, pair).expand(3, -1), "log w")
+    return same(found, weight(name).expand(3, -1), "log w")
 
 
 def run_bound(name: str, pair: Pair, bound: Any) -> str:
     with Typical(), oracle.evaluating(pair):
         found = Bound(bound, num_particles=3).per_row(pair.model, pair.guide, *pair.args)
-    weighed = judged(lambda: oracle.row_weights(pair, weighed=True)) if pair.weighed else weight(name, pair)
+    weighed = judged(lambda: oracle.row_weights(pair, weighed=True)) if pair.weighed else weight(name)
     return same(found, weighed, "the bound of each row")
 
 
 def run_importance(name: str, pair: Pair) -> str:
     with Typical():
         pinned = log_likelihood(pair.model, pair.guide, *pair.args, num_samples=6, verbose=False)
-    exactly = same(pinned.log_px, weight(name, pair), "log w")
+    exactly = same(pinned.log_px, weight(name), "log w")
     return f"{exactly}; {evidence(name, pair, log_likelihood(pair.model, pair.guide, *pair.args, **SAMPLED))}"
 
 
@@ -355,7 +362,15 @@ def run_overfitting(name: str, pair: Pair) -> str:
     return near(found.decoder["value"], wanted, root(se, found.decoder["mc_se"]), "the decoder's part", least=0.03)
 
 
-def information(pair: Pair, num: int = 300) -> Figure:
+@cache
+def information(name: str) -> Figure:
+    """I_q(n; z), in nats."""
+    with pyro.get_param_store().scope():
+        pair = fresh(name)
+        return judged(lambda: code_information(pair))
+
+
+def code_information(pair: Pair, num: int = 300) -> Figure:
     """I_q(n; z) = E log q(z | x_n) − log 1/N Σ_m q(z | x_m), each q by copies of rows."""
     rows = len(pair.x)
 
@@ -399,7 +414,7 @@ def run_decompose(name: str, pair: Pair) -> str:
             what,
             least=0.005,
         )
-    mi = judged(lambda: information(pair))
+    mi = information(name)
     return near(
         found.mutual_information.value, mi.value, root(found.mutual_information.mc_se, mi.se), "I(x; z)", least=0.005
     )
@@ -412,7 +427,7 @@ def run_latents(name: str, pair: Pair) -> str:
     mean = mean_of(by.log_q - by.log_prior)
     se = [units.kl_mc_se.sum() for units in found.sites.values()]
     near(found.kl, mean.value.mean(), root(*se, mean.se.square().sum().sqrt() / len(mean.se)), "the KL", least=0.005)
-    mi = judged(lambda: information(pair))
+    mi = information(name)
     return near(found.mutual_information, mi.value, root(found.mutual_information_se, mi.se), "I(x; z)", least=0.005)
 
 
