@@ -229,6 +229,8 @@ def run_fit(name: str, pair: Pair) -> str:
         return same(logged, wanted / len(pair.x), "the logged ELBO")
     if pair.shared:
         return same(logged, judged(lambda: oracle.joint_weight(pair)) / len(pair.x), "the logged ELBO")
+    if pair.no_weight and logged is None:
+        return "no ELBO is logged"
     if pair.no_weight:
         raise WrongError(
             f"logs an ELBO of {logged:.3f}, though site {pair.no_weight!r} has no density against the prior's measure"
@@ -309,7 +311,8 @@ def run_ais(name: str, pair: Pair, start: str) -> str:
     found = ais(pair.model, pair.guide, *pair.args, start=start, **QUICK)
     no_number(pair)
     right = truth(name)
-    return near(found.log_px, right.value, root(found.mc_se, right.se), "log p(x)", least=0.1)  # of few chains
+    unsure = 0.1 + 0.3 * (found.ess < 8)  # of few chains, a standard error is too small
+    return near(found.log_px, right.value, root(found.mc_se, right.se, unsure), "log p(x)")
 
 
 def enclosed(found: Any, right: Figure, shared_start: float = 0.02) -> str:
@@ -378,7 +381,7 @@ def code_information(pair: Pair, num: int = 300) -> Figure:
         """log q(z_n | x_{n + shift}) of draws of row n."""
         others = tuple(a.roll(-shift, 0) for a in pair.args)
         q, _ = oracle.run(pair, oracle.copies(pair.args, num))
-        again, p = oracle.run(pair, oracle.copies(others, num), at=as_trace(pair, q))
+        again, p = oracle.run(pair, oracle.copies(others, num), at=oracle.as_trace(q))
         latent = oracle.proposed(again, p)
         return oracle.by_row(latent, oracle.data_dim(latent, p)).reshape(num, rows)
 
@@ -389,13 +392,6 @@ def code_information(pair: Pair, num: int = 300) -> Figure:
             log_q.append(scored(shift))
     terms = log_q[0] - torch.stack(log_q).logsumexp(0) + math.log(rows)
     return Figure(terms.mean(), terms.std(0).square().sum().sqrt() / rows / num**0.5)
-
-
-def as_trace(pair: Pair, sites: Mapping[str, Any]) -> Any:
-    trace = pyro.poutine.Trace()
-    for name, site in sites.items():
-        trace.add_node(name, **{k: v for k, v in site.items() if k != "name"})
-    return trace
 
 
 def run_decompose(name: str, pair: Pair) -> str:
@@ -414,6 +410,8 @@ def run_decompose(name: str, pair: Pair) -> str:
             what,
             least=0.005,
         )
+    if pair.whole:  # its guide is of row numbers, not of x
+        return "the KL"
     mi = information(name)
     return near(
         found.mutual_information.value, mi.value, root(found.mutual_information.mc_se, mi.se), "I(x; z)", least=0.005
@@ -427,6 +425,8 @@ def run_latents(name: str, pair: Pair) -> str:
     mean = mean_of(by.log_q - by.log_prior)
     se = [units.kl_mc_se.sum() for units in found.sites.values()]
     near(found.kl, mean.value.mean(), root(*se, mean.se.square().sum().sqrt() / len(mean.se)), "the KL", least=0.005)
+    if pair.whole:  # its guide is of row numbers, not of x
+        return "the KL"
     mi = information(name)
     return near(found.mutual_information, mi.value, root(found.mutual_information_se, mi.se), "I(x; z)", least=0.005)
 
@@ -459,7 +459,7 @@ def ranks(pair: Pair, copies: int = 60) -> tuple[Tensor, Tensor | None]:
         torch.manual_seed(2)
         q, p = oracle.run(pair, args)
         dim = oracle.data_dim(oracle.proposed(q, p), p)
-        at = as_trace(pair, {n: {**s, "value": latent[n]} for n, s in p.items() if not s["is_observed"]})
+        at = oracle.as_trace({n: {**s, "value": latent[n]} for n, s in p.items() if not s["is_observed"]})
         truth = oracle.sample_sites(pyro.poutine.trace(pyro.poutine.replay(pair.model, trace=at)).get_trace(*args))
         runs = [truth, *(oracle.run(pair, args)[1] for _ in range(RANKS))]
         joint = torch.stack([oracle.by_row(p, dim) for p in runs])
@@ -501,14 +501,18 @@ def statistic(found: Any, again: Tensor, what: str) -> str:
 
 def replicated(pair: Pair, num: int = 300) -> Tensor:
     """Mean over elements of x_rep ~ p(x | z), z ~ q(z | x): ``(num, N)``."""
+    if pair.whole and num > 1:
+        return torch.cat([replicated(pair, 1) for _ in range(num)])
     args = oracle.copies(pair.args, num)
-    with oracle.evaluating(pair), torch.random.fork_rng():
-        torch.manual_seed(4)
-        q = pyro.poutine.trace(pair.guide).get_trace(*args)
-        model = pyro.poutine.uncondition(pair.model)
-        sites = oracle.sample_sites(pyro.poutine.trace(pyro.poutine.replay(model, trace=q)).get_trace(*args))
+    with oracle.evaluating(pair), torch.random.fork_rng(enabled=num > 1):
+        if num > 1:
+            torch.manual_seed(4)
+        q, p = oracle.run(pair, args)
+        at = oracle.as_trace(oracle.proposed(q, p))
+        model = pyro.poutine.replay(pyro.poutine.uncondition(pair.model), trace=at)
+        sites = oracle.sample_sites(pyro.poutine.trace(model).get_trace(*args))
     x = pair.simulated({n: s["value"] for n, s in sites.items() if s["infer"].get("was_observed")})
-    return x.double().flatten(1).mean(1).reshape(num, -1) if x.dim() > 1 else x.double().reshape(num, -1)
+    return x.double().reshape(num, len(pair.x), -1).mean(-1)
 
 
 def run_prior_check(name: str, pair: Pair) -> str:

@@ -8,7 +8,7 @@ were copied (which is held against rows alone in the tests): no dimension of par
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -112,6 +112,14 @@ def total(sites: dict[str, Site], weighed: bool = False) -> Tensor:
     return torch.stack([log_prob.double().sum() * (scale if weighed else 1.0) for log_prob, scale in each]).sum()
 
 
+def as_trace(sites: Mapping[str, Site]) -> poutine.Trace:
+    """A trace of some sites, to replay."""
+    trace = poutine.Trace()
+    for name, site in sites.items():
+        trace.add_node(name, **{key: value for key, value in site.items() if key != "name"})
+    return trace
+
+
 def row(pair: Pair, n: int) -> tuple[Tensor, ...]:
     """The arguments of one row."""
     return tuple(a[n : n + 1] for a in pair.args)
@@ -175,12 +183,15 @@ def copies(args: tuple[Tensor, ...], num: int) -> tuple[Tensor, ...]:
 
 
 def drawn(pair: Pair, args: tuple[Tensor, ...], num: int, seed: int, guide: Any = None) -> Draws:
-    """Draw from the guide on copies of the rows, and score."""
+    """Draw from the guide on copies of the rows (of a guide that is of these rows: in so many runs), and score."""
+    if pair.whole and num > 1:
+        runs = [drawn(pair, args, 1, seed + i, guide) for i in range(min(num, 400))]
+        return Draws(*(torch.cat([getattr(run, part) for run in runs]) for part in ("log_lik", "log_prior", "log_q")))
     with evaluating(pair), torch.random.fork_rng():
         torch.manual_seed(seed)
         q, p = run(pair, copies(args, num), guide)
         latent = proposed(q, p)
-        dim = data_dim(latent, p)
+        dim = data_dim(p)
         parts = (
             {n: s for n, s in p.items() if s["is_observed"]},
             {n: s for n, s in p.items() if not s["is_observed"]},
