@@ -311,7 +311,7 @@ def run_ais(name: str, pair: Pair, start: str) -> str:
     found = ais(pair.model, pair.guide, *pair.args, start=start, **QUICK)
     no_number(pair)
     right = truth(name)
-    unsure = 0.1 + 0.3 * (found.ess < 8)  # of few chains, a standard error is too small
+    unsure = 0.1 + 0.4 * (found.ess < 12)  # of few chains, a standard error is too small
     return near(found.log_px, right.value, root(found.mc_se, right.se, unsure), "log p(x)")
 
 
