@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 import re
+import signal
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
@@ -394,6 +396,14 @@ def code_information(pair: Pair, num: int = 300) -> Figure:
     return Figure(terms.mean(), terms.std(0).square().sum().sqrt() / rows / num**0.5)
 
 
+@cache
+def masked_latents(name: str) -> bool:
+    """Whether masks lie on latents, which another row's q does not share."""
+    with pyro.get_param_store().scope(), oracle.evaluating(pair := fresh(name)):
+        _, p = judged(lambda: oracle.run(pair, pair.args))
+        return any(is_masked(s) for s in p.values() if not s["is_observed"])
+
+
 def run_decompose(name: str, pair: Pair) -> str:
     found = decompose(pair.model, pair.guide, *pair.args, num_samples=200, verbose=False, seed=SEED)
     no_weight(pair)
@@ -410,7 +420,7 @@ def run_decompose(name: str, pair: Pair) -> str:
             what,
             least=0.005,
         )
-    if pair.whole:  # its guide is of row numbers, not of x
+    if pair.whole or masked_latents(name):  # a guide of row numbers; rows that differ in what their latents are
         return "the KL"
     mi = information(name)
     return near(
@@ -425,7 +435,7 @@ def run_latents(name: str, pair: Pair) -> str:
     mean = mean_of(by.log_q - by.log_prior)
     se = [units.kl_mc_se.sum() for units in found.sites.values()]
     near(found.kl, mean.value.mean(), root(*se, mean.se.square().sum().sqrt() / len(mean.se)), "the KL", least=0.005)
-    if pair.whole:  # its guide is of row numbers, not of x
+    if pair.whole or masked_latents(name):  # a guide of row numbers; rows that differ in what their latents are
         return "the KL"
     mi = information(name)
     return near(found.mutual_information, mi.value, root(found.mutual_information_se, mi.se), "I(x; z)", least=0.005)
@@ -464,8 +474,16 @@ def ranks(pair: Pair, copies: int = 60) -> tuple[Tensor, Tensor | None]:
         runs = [truth, *(oracle.run(pair, args)[1] for _ in range(RANKS))]
         joint = torch.stack([oracle.by_row(p, dim) for p in runs])
         units = torch.stack([coordinates(p, dim) for p in runs])
-        masked = any(isinstance(s["fn"], MASKED) or s["mask"] is not None for s in truth.values())
+        masked = any(is_masked(s) for s in truth.values())
         return rank(joint, 1e-5 * joint.abs().amax()), None if masked else rank(units, 0.0)
+
+
+def is_masked(site: Mapping[str, Any]) -> bool:
+    """Whether a mask, of a handler or of the distribution, lies on a site."""
+    fn = site["fn"]
+    while isinstance(fn, oracle.WRAPPERS) and not isinstance(fn, MASKED):
+        fn = fn.base_dist
+    return isinstance(fn, MASKED) or site["mask"] is not None
 
 
 def coordinates(sites: Mapping[str, Any], dim: int) -> Tensor:
@@ -572,8 +590,8 @@ def imputed(pair: Pair, args: tuple[Tensor, ...], num: int = 4000) -> Figure:
         latent = oracle.proposed(q, p)
         dim = oracle.data_dim(latent, p)
         w = (oracle.by_row(p, dim) - oracle.by_row(latent, dim)).reshape(num, -1).softmax(0)
-        (site,) = (s for s in p.values() if s["is_observed"])
-        means = site["fn"].mean.double().reshape(num, *args[0].shape)
+        means = pair.simulated({n: s["fn"].mean.double() for n, s in p.items() if s["is_observed"]})
+        means = means.reshape(num, *args[0].shape)
     w = w.reshape(*w.shape, *[1] * (means.dim() - 2))
     value = (w * means).sum(0)
     se = (w.square() * (means - value).square()).sum(0).sqrt()
@@ -656,9 +674,29 @@ def named(error: PyroVAEError) -> bool:
     return bool(NAME.search(text) and WAY_ON.search(text))
 
 
+class EndlessError(Exception):
+    """A cell that takes no end."""
+
+
+@contextmanager
+def bounded(seconds: float = 8.0) -> Iterator[None]:
+    """Raise an EndlessError after so many seconds of this process's own time (in the main thread, where there are signals)."""
+
+    def stop(*_: Any) -> None:
+        raise EndlessError(f"no end after {seconds:.0f} seconds")
+
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
 def run_cell(program: str, function: str) -> Cell:
     """Run one cell; an OracleError passes."""
-    with pyro.get_param_store().scope(), torch.random.fork_rng(), warnings.catch_warnings():
+    with bounded(), pyro.get_param_store().scope(), torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(SEED)
         pair = fresh(program)

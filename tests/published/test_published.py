@@ -37,7 +37,7 @@ KNOWN: dict[str, dict[str, str]] = {
     },
     "whole numbers in x become floating point": {"lda": ALL, "lda-enumerated": ALL, "packed-rnn": ALL},
     "NaN reaches a guide that does not take it": dict.fromkeys(
-        ("m2-drawn", "gmvae", "scanvi", "hmm-drawn", "experts", "air"), "impute impute_mean"
+        ("m2-drawn", "gmvae", "scanvi", "hmm-drawn", "experts", "air", "von-mises"), "impute impute_mean"
     ),
     "check calls a right program wrong": dict.fromkeys(("hmm", "lda-enumerated", "m2-labelled", "cvae"), "check"),
     "closed forms of the KL under masks and shared parameters": dict.fromkeys(("zero-inflated", "air"), "decompose latents"),
