@@ -299,7 +299,8 @@ def of_particles(fn: ParticleDistribution, right: int, masks: tuple[Tensor, ...]
         constraint = split_support(
             [p.constraint for p in same], grouping, same[0].right
         )  # its bounds may be of rows, too
-        yield Parameter(*same[0][:2], value, constraint, *same[0][4:])
+        of = same[0]
+        yield Parameter(of.owner, of.name, value, constraint, of.right, of.masks, of.logged)
 
 
 Constrained = tuple[str, Any, bool]  # name, constraint, and whether log of it is a term of log p

@@ -286,7 +286,8 @@ def joined_masks(masks: Sequence[Any], dims: int) -> Any:
     """One mask of all particles; as it is where it is no tensor."""
     if not any(isinstance(mask, Tensor) for mask in masks):
         return masks[0]
-    return join([pad(torch.as_tensor(True if mask is None else mask), dims) for mask in masks])
+    tensors: list[Tensor] = [torch.as_tensor(True if mask is None else mask) for mask in masks]
+    return join([pad(mask, dims) for mask in tensors])
 
 
 def particle_of(at: Any, k: int, of: int) -> Any:

@@ -221,7 +221,9 @@ def scores_on_one_stream(problem: Any, draws: poutine.Trace, particles: int) -> 
 
 def why_not_row_by_row(problem: Any, found: Probe) -> str | None:
     """Say why a model is refused whose densities of the first row are others without the second row."""
-    one, plates = replace(first_rows(problem, 1), vectorizing=LOOP), problem.plates
+    few = first_rows(problem, 1)
+    assert few is not None  # of a problem of few rows
+    one, plates = replace(few, vectorizing=LOOP), problem.plates
     values = {
         name: site["value"][:1].narrow(plates.dim - site["fn"].event_dim, 0, 1)
         for name, site in latent_sites(sample_sites(found.draws)).items()
