@@ -274,7 +274,8 @@ def joined_traces(traces: Sequence[poutine.Trace], handlers: Sequence[RowsAsPart
             raise ProgramError(
                 f"site {name!r} is there for some draws only: a program must have the same sites each time."
             )
-        nodes, fns = [t.nodes[name] for t in traces], [h.fns[name] for h in handlers]
+        nodes: list[Any] = [t.nodes[name] for t in traces]
+        fns = [h.fns[name] for h in handlers]
         dims = 1 + handlers[0].grouping.plates.nesting
         value = join([pad(n["value"], dims + fns[0].event_dim) for n in nodes])
         fn, mask = regroup(fns, handlers[0].grouping), joined_masks([n["mask"] for n in nodes], dims)
