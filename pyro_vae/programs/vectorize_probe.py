@@ -25,6 +25,7 @@ from pyro_vae.errors import ProgramError
 
 from .determinism import differing, same_terms
 from .pair import quiet, unwrapped
+from .parameters import ParametersRegistered
 from .plates import frames_of, sum_rows
 from .proposal_guide import RefusedGuide, as_written
 from .sites import Program, latent_sites, sample_sites, with_values
@@ -91,6 +92,7 @@ def undisturbed(problem: Any) -> Iterator[None]:
     store = pyro.get_param_store()
     with (
         poutine.block(),
+        ParametersRegistered(),  # our own modules need not declare theirs in a store that is thrown away
         store.scope(store.get_state()),
         quiet(problem.model, problem.guide, seed=0, device=problem.device),
         warnings.catch_warnings(),
