@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from pyro import plate, poutine
+from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 
 from pyro_vae.data.arrays import batch_of, read_once
@@ -166,20 +167,23 @@ class Problem:
         Values by site, ``(K, ..., N, ..., *event)``, are conditioned on: the sites count as observed. Those of a
         :class:`~pyro_vae.programs.unconstrained.SubstituteLatents` stay latent. Without `particles` there is no dimension of them.
         """
-        refuse_unweighed(program, self.args)
-        mode = self.mode(program)
+        role = self.role(program)
+        if role != MODEL:
+            refuse_unweighed(program, self.args)
+        mode = self.mode(role)
         if particles is None or mode == "plate":
             plates = nullcontext() if particles is None else plate(PARTICLES, particles, dim=self.plates.particles)
-            return self.run(program, self.args, at, plates)
+            return self.run(program, role, self.args, at, plates)
         if mode == "rows":
             handler = RowsAsParticles(Grouping(self.plates, particles))
-            trace = self.run(handler(program), repeated(self.args, particles), without_rows(at, self.plates))
+            trace = self.run(handler(program), role, repeated(self.args, particles), without_rows(at, self.plates))
             return without_rows(trace, self.plates)
-        return self.loop(program, particles, at)
+        return self.loop(program, role, particles, at)
 
     def run(
         self,
         program: Program,
+        role: str,
         args: tuple[Any, ...],
         at: Latents | SubstituteLatents | None,
         plates: AbstractContextManager[Any] = NO_PLATE,
@@ -189,8 +193,11 @@ class Problem:
             program = poutine.condition(program, data=dict(at))
         elif isinstance(at, poutine.Trace):
             program = poutine.replay(program, trace=at)
+        stepping = (
+            torch.is_grad_enabled() and not is_validation_enabled()
+        )  # a training step but the first, which had its say
         with (
-            explained(self.role(program), *args),
+            NO_PLATE if stepping else explained(role, *args),
             at if isinstance(at, SubstituteLatents) else nullcontext(),
             plates,
         ):
@@ -198,24 +205,26 @@ class Problem:
 
     def role(self, program: Program) -> str:
         """Name a program in messages, with or without handlers around it."""
+        if program is self.model or program is self.guide:
+            return MODEL if program is self.model else GUIDE
         wrapped = list(unwrapped(program))
         return MODEL if self.model in wrapped else GUIDE if self.guide in wrapped else "the program"
 
-    def loop(self, program: Program, particles: int, at: Latents | SubstituteLatents | None) -> poutine.Trace:
+    def loop(
+        self, program: Program, role: str, particles: int, at: Latents | SubstituteLatents | None
+    ) -> poutine.Trace:
         """Trace a program K times, for one particle each; join what comes out."""
         handlers = [RowsAsParticles(Grouping(self.plates, 1)) for _ in range(particles)]
         parts = [particle_of(at, k, particles) for k in range(particles)]
-        traces = [self.run(h(program), self.args, part) for h, part in zip(handlers, parts, strict=True)]
+        traces = [self.run(h(program), role, self.args, part) for h, part in zip(handlers, parts, strict=True)]
         if isinstance(at, SubstituteLatents):
             at.parts = [(part, sample_sites(t)) for part, t in zip(parts, traces, strict=True)]
         return joined_traces(traces, handlers)
 
-    def mode(self, program: Program) -> Mode:
-        """How a program is run for particles: as the model or the guide that it is, under handlers or not."""
-        layers = list(unwrapped(program))
-        for own, mode in ((self.guide, self.vectorizing.guide), (self.model, self.vectorizing.model)):
-            if own in layers:
-                return mode
+    def mode(self, role: str) -> Mode:
+        """How a program is run for particles: as the model or the guide that it is; else as whichever asks for more."""
+        if role in (MODEL, GUIDE):
+            return self.vectorizing.model if role == MODEL else self.vectorizing.guide
         return max(self.vectorizing.model, self.vectorizing.guide, key=MODES.index)
 
     def sites(
