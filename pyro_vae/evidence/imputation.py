@@ -15,7 +15,7 @@ from pyro_vae.common.random import seeded
 from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.evidence.importance.sampler import checked
 from pyro_vae.programs.data_map import DataMap, data_map_of_few, refuse_unmapped, where
-from pyro_vae.programs.kept_entries import kept_entries
+from pyro_vae.programs.masks import kept_entries
 from pyro_vae.programs.pair import programs
 from pyro_vae.programs.problem import Problem, Sites
 from pyro_vae.programs.randomness import same_values

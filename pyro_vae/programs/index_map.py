@@ -10,7 +10,8 @@ from torch import Tensor
 
 from pyro_vae.errors import ProgramError, ShapeError
 
-from .plates import data_plate, frames_of
+from .plates import data_plate
+from .site_rows import frames_of
 from .sites import Site
 from .unconditioned import Batch, Unconditioned, argument
 

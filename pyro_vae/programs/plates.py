@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyro_vae.errors import NoWeightError, ProgramError
 
+from .site_rows import frames_of
 from .sites import Program, Site, check_sites, proposal_sites, trace_pair
 
 WITHOUT_SIZE = -1  # of ``pyro.plate("data")``: the rows are as many as the values have
@@ -93,11 +94,6 @@ def plates_of(p: Mapping[str, Site], q: Mapping[str, Site]) -> Plates:
         raise OwnRowsError(data.name, own, came)
     dims = {f.name: f.dim for site in [*p.values(), *q.values()] for f in frames_of(site).values() if f.dim is not None}
     return Plates(data.name, dims[data.name], max(-dim for dim in dims.values()))
-
-
-def frames_of(site: Site) -> dict[str, CondIndepStackFrame]:
-    """The plates that a site lies in, by name."""
-    return {frame.name: frame for frame in site["cond_indep_stack"] if frame.vectorized}
 
 
 def data_plate(sites: Mapping[str, Site]) -> CondIndepStackFrame:

@@ -15,18 +15,18 @@ from torch import Tensor
 from pyro_vae.data.arrays import batch_of, read_once
 
 from .arguments import argument_dtypes
-from .latent_masks import check_same_masks
 from .masked_latents import check_masks
+from .masks import check_same_masks
 from .measure import measure_of
 from .pair import like_parameters, quiet, unwrapped
 from .plates import Plates, refuse_shared
-from .proposal_guide import RefusedGuide, as_proposal, as_trained, check_masks_of_rows, on_fewest_rows, refuse_unweighed
+from .proposal_guide import RefusedGuide, as_proposal, as_trained, on_fewest_rows, refuse_unweighed
+from .score_sites import score_sites
 from .sites import PARTICLES, LogProbs, Program, Site, check_pair, latent_sites, observed_sites, sample_sites, sum_terms
 from .structured import on_tensors
 from .support import check_support, takes_missing
 from .unconstrained import SubstituteLatents
 from .user_errors import GUIDE, MODEL, explained
-from .validity import score_sites
 from .vectorize import (
     MODES,
     Grouping,
@@ -90,7 +90,6 @@ class Problem:
         """Check that all rows lie in the likelihood's support, and masks of latents; find the plates by a run on the first."""
         inside = check_support(model, guide, *args)
         problem = replace(cls.on_first_row(model, guide, *args, vectorize=vectorize), inside=inside)
-        check_masks_of_rows(model, problem.guide, args)
         check_masks(problem)
         return problem
 
@@ -229,7 +228,7 @@ class Problem:
         trace = self.trace(self.guide, particles)
         q, p = sample_sites(trace), self.sites(self.model, particles, trace)
         check_pair(p, q)
-        check_same_masks(latent_sites(p), q)
+        check_same_masks(latent_sites(p), q, first=self.first)
         return q, p
 
     def score(self, sites: Mapping[str, Site], program: str = "") -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from pyro_vae.common.pyro_private import is_deterministic
 from pyro_vae.errors import ProgramError, ShapeError
 
-from .latent_masks import check_same_masks
+from .masks import check_same_masks
 from .one_measure import check_measure
 from .user_errors import GUIDE, MODEL, explained
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_vae.errors import ProgramError, ShapeError, SupportError
 
-from .kept_entries import kept_entries
+from .masks import kept_entries
 from .pair import owners, quiet
 from .plates import find_plates
 from .proposal_guide import on_fewest_rows

@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_vae.common.random import seeded
 from pyro_vae.errors import ProgramError
 
-from .kept_entries import kept_entries
+from .masks import kept_entries
 from .sites import Program, Site, sample_sites
 from .user_errors import MODEL, explained
 from .valid_draws import ValidDraws

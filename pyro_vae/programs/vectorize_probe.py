@@ -25,8 +25,9 @@ from pyro_vae.errors import ProgramError
 
 from .determinism import differing, same_terms
 from .pair import quiet, unwrapped
-from .plates import frames_of, sum_rows
+from .plates import sum_rows
 from .proposal_guide import RefusedGuide, as_written
+from .site_rows import frames_of
 from .sites import Program, latent_sites, sample_sites, with_values
 from .vectorize import MODES, Mode, Vectorizing, particle_of, without_rows
 

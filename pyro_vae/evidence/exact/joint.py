@@ -10,14 +10,16 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.errors import ProgramError
+from pyro_vae.programs.log_density import log_density
 from pyro_vae.programs.masks import mask_of_site
 from pyro_vae.programs.measure import measure_of
 from pyro_vae.programs.problem import Problem, rows_of
+from pyro_vae.programs.score_sites import row_log_density
 from pyro_vae.programs.sites import Program, Site, latent_sites, observed_sites, sum_terms
 from pyro_vae.programs.structured import on_tensors
 from pyro_vae.programs.support import base_name
 from pyro_vae.programs.unconstrained import SiteLayout, SubstituteLatents
-from pyro_vae.programs.validity import check_site_parameters, log_density, row_log_density
+from pyro_vae.programs.valid_parameters import check_site_parameters
 
 from .masked_latents import log_volumes
 
