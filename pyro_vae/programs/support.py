@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyro_vae.errors import ProgramError, ShapeError, SupportError
 
+from .determinism import identical
 from .masks import kept_entries
 from .pair import owners, quiet
 from .plates import find_plates
@@ -110,11 +111,7 @@ def bounds_of(support: Any) -> list[Any]:
 def same_bound(a: Any, b: Any) -> bool:
     """Compare two bounds."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return (
-            a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
-            if a.is_floating_point()
-            else a.equal(b)
-        )
+        return identical(a, b)
     return type(a) is type(b) and bool(a == b)
 
 

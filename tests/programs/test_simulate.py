@@ -268,7 +268,7 @@ NOISY = [with_torch_noise, with_numpy_noise, with_python_noise, with_dropout, wi
 @pytest.mark.parametrize("model", NOISY, ids=lambda model: model.__name__)
 def test_noise_outside_of_sample_sites_is_called_that(model):
     with pytest.raises(
-        ProgramError, match=r"site '\w+': its density is another one at a second run on the same values"
+        ProgramError, match=r"site '\w+' of the model has another density when it runs again on the same values"
     ):
         simulate(model, torch.zeros(5))
 
