@@ -24,8 +24,9 @@ from .proposal_guide import weighable
 from .site_rows import frames_of
 from .sites import Program, Site, observed_sites, proposal_sites
 from .structured import on_tensors
-from .support import MASK, bare, base_name, describe, format_support, moves, rows_inside
+from .support import MASK, bare, describe, format_support, moves, rows_inside
 from .undeclared import find_undeclared
+from .wrapped import base_name
 
 
 @suggest_keywords

@@ -21,8 +21,8 @@ from pyro_vae.common.pyro_private import mask_of
 from .sites import Site
 from .support import bare
 from .vectorize import ParticleDistribution
+from .wrapped import WRAPPERS, elements
 
-WRAPPERS = (Independent, MaskedDistribution, ExpandedDistribution)
 REAL = type(constraints.real)
 SIMPLEX = type(constraints.simplex)
 CIRCULAR = ("VonMises", "SineBivariateVonMises")  # torch calls their support real; one turn holds all of their mass
@@ -114,10 +114,7 @@ def pulled_back(fn: TransformedDistribution, value: Tensor) -> Tensor:
     for transform in reversed(fn.transforms):
         inside = inside & over(transform.codomain.check(value), shape)
         value = transform.inv(value)
-    base = fn.base_dist
-    while isinstance(base, WRAPPERS):
-        base = base.base_dist
-    support = known_support(base, True)
+    support = known_support(elements(fn.base_dist), True)
     return inside if support is None else inside & over(support.check(value), shape)
 
 

@@ -16,6 +16,7 @@ from pyro_vae.common.pyro_private import mask_of
 from pyro_vae.errors import NoWeightError, ProgramError
 
 from .site_rows import row_dim, rows_where
+from .wrapped import layers
 
 Mask = bool | Tensor
 Masks = list[tuple[Mask, int]]  # each with how many dimensions of the event it has not
@@ -51,11 +52,9 @@ def masks_of(site: Site) -> Iterator[tuple[Mask, int]]:
 
 def masks_within(fn: Any) -> Iterator[tuple[Mask, int]]:
     """Yield the masks of a distribution, and of what its ``to_event``, masks and expansions wrap."""
-    while fn is not None:
-        if isinstance(fn, MaskedDistribution) and (mask := mask_of(fn)) is not True:
-            yield mask, fn.event_dim
-        # a transformed distribution's base lies on another space: its mask is not one of this value's entries
-        fn = None if hasattr(fn, "transforms") else getattr(fn, "base_dist", None)
+    for layer in layers(fn):
+        if isinstance(layer, MaskedDistribution) and (mask := mask_of(layer)) is not True:
+            yield mask, layer.event_dim
 
 
 def joint(masks: Iterator[tuple[Mask, int]]) -> Mask:

@@ -56,9 +56,10 @@ def row_log_prob(name: str, site: Site, plates: Plates, scale: Any = 1.0) -> Ten
 def sum_rows(name: str, log_prob: Tensor, plates: Plates) -> Tensor:
     """Sum a site's terms over its inner plates: ``(K, N)``."""
     if log_prob.dim() != plates.nesting + 1:
+        extra = max(1, log_prob.dim() - plates.nesting - 1)
         raise ProgramError(
             f"site {name!r} has batch shape {tuple(log_prob.shape)} under plates of {plates.nesting + 1} dimensions "
-            f"(particles and data). Declare what belongs to one row with .to_event({max(1, log_prob.dim() - plates.nesting - 1)})."
+            f"(particles and data). Declare what belongs to one row with .to_event({extra})."
         )
     summed = [d for d in range(1 + plates.particles, 0) if d != plates.dim]
     return log_prob.sum(summed) if summed else log_prob

@@ -163,7 +163,7 @@ class Problem:
         However it is run for that (:attr:`vectorizing`), its sites look as under a plate of particles on the left. Latents
         `at` stand in the place of draws. Those of a trace are replayed: they stay latent (and subsampled rows stay the same).
         Values by site, ``(K, ..., N, ..., *event)``, are conditioned on: the sites count as observed. Those of a
-        :class:`~pyro_vae.programs.unconstrained.SubstituteLatents` stay latent. Without `particles` there is no dimension of them.
+        :class:`~pyro_vae.programs.unconstrained.SubstituteLatents` stay latent. No `particles`: no dimension of them.
         """
         refuse_unweighed(program, self.args)
         mode = self.mode(program)

@@ -21,8 +21,9 @@ from torch.distributions.transforms import ReshapeTransform, Transform
 
 from pyro_vae.errors import NoWeightError, ProgramError
 
-from .one_measure import NO_DENSITY, declared_support, last
+from .one_measure import NO_DENSITY, declared_support
 from .sites import Site, is_auxiliary, latent_sites
+from .wrapped import last
 
 Sites = Mapping[str, Site]
 

@@ -20,6 +20,7 @@ from .plates import find_plates
 from .proposal_guide import on_fewest_rows
 from .sites import Program, Site, observed_sites, trace_pair
 from .user_errors import advise_on_shapes
+from .wrapped import base_name
 
 Batch = tuple[Tensor, ...]
 
@@ -159,13 +160,6 @@ OPEN = {
     "Dirichlet": "replace zeros by a little more (x + 0.5 / n, divided by its sum), or model the counts (multinomial).",
 }
 Span = tuple[float, float]
-
-
-def base_name(d: Any) -> str:
-    """Return the class of a distribution, beneath to_event and masks."""
-    while hasattr(d, "base_dist"):
-        d = d.base_dist
-    return type(d).__name__
 
 
 def support_of_site(name: str, fn: Any) -> Any:

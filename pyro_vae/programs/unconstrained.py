@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 from pyro.contrib.zuko import ZukoToPyro
-from pyro.distributions import ExpandedDistribution, MaskedDistribution
 from pyro.distributions.util import scale_and_mask, sum_rightmost
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import Independent, MixtureSameFamily, biject_to, constraints
+from torch.distributions import MixtureSameFamily, biject_to, constraints
 from torch.distributions.transforms import Transform
 
 from pyro_vae.errors import ProgramError
@@ -23,12 +22,12 @@ from .plates import Plates, sum_rows
 from .sites import Site
 from .support import bare
 from .vectorize import ParticleDistribution
+from .wrapped import WRAPPERS
 
 REFUSED = {
     "Delta": "a single point, which has no density: compute it in the model; a guide needs a spread (Normal, LogNormal).",
     "VonMises": "an angle: it has a density on one turn only, not on the real line. Use importance sampling.",
 }
-WRAPPERS = (Independent, MaskedDistribution, ExpandedDistribution)
 ZUKO = ("zuko.distributions", "NormalizingFlow")  # by name: importing zuko switches torch's validation off
 
 

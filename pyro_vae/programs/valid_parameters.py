@@ -21,13 +21,14 @@ from torch.distributions import Distribution, Independent, MixtureSameFamily, Tr
 from pyro_vae.common.pyro_private import mask_of
 from pyro_vae.errors import ProgramError
 
-from .log_density import REAL, SIMPLEX, THIN, WRAPPERS, ends_of, outside_support, vars_of_class
+from .log_density import REAL, SIMPLEX, THIN, ends_of, outside_support, vars_of_class
 from .pair import quiet
 from .plates import Plates
 from .site_rows import frames_of, row_dim, rows_where
 from .sites import Program, Site, has_density, trace_pair
 from .support import bare, format_support
 from .vectorize import ParticleDistribution, join, split_support
+from .wrapped import WRAPPERS
 
 Masks = tuple[
     tuple[Tensor, int], ...

@@ -310,7 +310,7 @@ def is_draw(site: Any) -> bool:
 
 
 def without_rows(at: Any, plates: Plates) -> Any:
-    """A trace without the row numbers of the data plate, which are others where there are K · N rows; anything else as it is."""
+    """A trace without the row numbers of the data plate, which are others where there are K · N rows; all else as it is."""
     if not isinstance(at, poutine.Trace) or plates.data not in at.nodes:
         return at
     trace = at.copy()

@@ -38,7 +38,7 @@ LOOP = Vectorizing("loop", "loop")
 
 @dataclass(frozen=True)
 class Probe:
-    """What the runs of a pair showed: how it runs, at which draws, the model's log-probabilities; why it is refused, if it is."""
+    """What the runs of a pair showed: how it runs, at which draws, the model's log-probabilities; why it is refused, if so."""
 
     vectorizing: Vectorizing
     draws: poutine.Trace
