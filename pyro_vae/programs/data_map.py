@@ -57,7 +57,7 @@ class DataMap:
         return tuple(filled)
 
     def observation(self, name: str, args: Batch, draws: tuple[int, ...] = ()) -> Tensor:
-        """What a site observes of arguments ``(*draws, N, *event)``, as ``(*draws, entries)``."""
+        """Return what a site observes of arguments ``(*draws, N, *event)``, as ``(*draws, entries)``."""
         at = self.sites[name]
         a = args[at.argument]
         return a.reshape(*draws, -1)[..., at.numbers(a.numel() // (at.width * max(1, torch.Size(draws).numel())))]
@@ -101,7 +101,7 @@ class DataMap:
 
 
 def where(mask: Tensor) -> int:
-    """The number, within its row, of the first entry where a mask ``(N, *event)`` holds."""
+    """Return the number, within its row, of the first entry where a mask ``(N, *event)`` holds."""
     return int(mask.reshape(len(mask), -1).any(0).nonzero()[0])
 
 

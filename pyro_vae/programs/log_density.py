@@ -19,9 +19,8 @@ from torch.distributions import Independent, MixtureSameFamily, TransformedDistr
 from pyro_vae.common.pyro_private import mask_of
 
 from .sites import Site
-from .support import bare
 from .vectorize import ParticleDistribution
-from .wrapped import WRAPPERS, elements
+from .wrapped import WRAPPERS, bare, elements
 
 REAL = type(constraints.real)
 SIMPLEX = type(constraints.simplex)
@@ -149,7 +148,7 @@ def narrow_by_class(kind: type) -> bool | None:
 
 
 def known_support(fn: Any, latent: bool) -> Any:
-    """The support that a distribution declares, None where it declares none."""
+    """Return the support that a distribution declares, None where it declares none."""
     if latent and type(fn).__name__ in CIRCULAR:
         return constraints.independent(TURN, 1) if fn.event_shape else TURN
     try:
@@ -170,7 +169,7 @@ def narrow(support: Any) -> bool:
 
 
 def feasible(support: Any, value: Tensor) -> Tensor | None:
-    """A value inside a support, of the type of `value`, where one is known by its kind."""
+    """Return a value inside a support, of the type of `value`, where one is known by its kind."""
     low, high = ends_of(support)
     if isinstance(support, type(constraints.boolean)):
         return value.new_zeros(())

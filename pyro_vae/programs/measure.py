@@ -11,8 +11,8 @@ from torch.distributions import constraints
 from .one_measure import UNNORMALISED
 from .proposal_guide import as_written
 from .sites import Program, observed_sites, trace_pair
-from .support import bare, support_of_site
-from .wrapped import base_name, elements
+from .support import support_of_site
+from .wrapped import bare, base_name, elements
 
 COUNTING = ("binary", "categories", "counts", "counts, dequantised")  # the last a bound, by Evidence.of_counts
 DOMINATING = dict.fromkeys(COUNTING, "counting") | {"continuous": "Lebesgue"}

@@ -9,7 +9,7 @@ from pyro.distributions import constraints
 
 from pyro_vae.errors import NoWeightError
 
-from .wrapped import last, parts
+from .wrapped import bare, last, parts
 
 POINTS = ("Delta",)
 ROUNDED = ("RelaxedBernoulliStraightThrough", "RelaxedOneHotCategoricalStraightThrough")
@@ -104,9 +104,6 @@ def latent_measure(fn: Any) -> str | None:
 def declared_support(fn: Any) -> Any:
     """Return the support of a distribution, without the dimensions it is declared over; None if it declares none."""
     try:
-        support = last(fn).support
-        while isinstance(support, constraints.independent) or hasattr(support, "observed"):
-            support = getattr(support, "observed", None) or support.base_constraint
+        return bare(last(fn).support)
     except (NotImplementedError, AttributeError):  # a flow of zuko, a transform without a codomain
         return None
-    return support

@@ -135,15 +135,15 @@ class Problem:
             return measure_of(self.model, self.guide, *some.args)
 
     def over(self, *args: Any) -> Problem:
-        """The same pair on other arguments."""
+        """Return the same pair on other arguments."""
         return replace(self, args=args)
 
     def rows(self, part: slice) -> Problem:
-        """The problem of some of the rows."""
+        """Return the problem of some of the rows."""
         return replace(self, args=tuple(a[part] for a in self.args), first=self.first + (part.start or 0))
 
     def split(self, size: int) -> list[Problem]:
-        """The problems of `size` rows each (1 at least), in order; the last one may have fewer."""
+        """Return the problems of `size` rows each (1 at least), in order; the last one may have fewer."""
         size = max(1, size)
         return [self.rows(slice(start, start + size)) for start in range(0, len(self), size)]
 
@@ -210,7 +210,7 @@ class Problem:
         return joined_traces(traces, handlers)
 
     def mode(self, program: Program) -> Mode:
-        """How a program is run for particles: as the model or the guide that it is, under handlers or not."""
+        """Say how a program is run for particles: as the model or the guide that it is, under handlers or not."""
         layers = list(unwrapped(program))
         for own, mode in ((self.guide, self.vectorizing.guide), (self.model, self.vectorizing.model)):
             if own in layers:
@@ -220,11 +220,11 @@ class Problem:
     def sites(
         self, program: Program, particles: int | None = None, at: Latents | SubstituteLatents | None = None
     ) -> Sites:
-        """The sites of :meth:`trace` that carry a density."""
+        """Return the sites of :meth:`trace` that carry a density."""
         return sample_sites(self.trace(program, particles, at))
 
     def draw(self, particles: int) -> tuple[Sites, Sites]:
-        """Sites of the guide with K draws, and of the model replayed on them; checked to be a pair."""
+        """Return the sites of the guide with K draws, and of the model replayed on them; checked to be a pair."""
         trace = self.trace(self.guide, particles)
         q, p = sample_sites(trace), self.sites(self.model, particles, trace)
         check_pair(p, q)
@@ -241,7 +241,7 @@ class Problem:
         return score_sites(sites, self.plates, first=self.first, program=program, checked=self.inside)
 
     def log_prob(self, sites: Mapping[str, Site], program: str = "") -> Tensor:
-        """The sum of :meth:`score`."""
+        """Return the sum of :meth:`score`."""
         return sum_terms(self.score(sites, program))
 
     def log_probs(self, particles: int = 1) -> LogProbs:

@@ -85,7 +85,7 @@ class RefusedGuide:
 
 
 def as_written(guide: Program) -> Program:
-    """The guide that a problem's guide was made of."""
+    """Return the guide that a problem's guide was made of."""
     return guide.guide if isinstance(guide, ProposalGuide | RefusedGuide) else guide
 
 
@@ -154,7 +154,7 @@ def weighable(
 
 
 def proposed(p: Mapping[str, Site], q: Mapping[str, Site], moves: Mapping[str, Pushforward]) -> dict[str, Site]:
-    """The guide's latents, those of an auxiliary site with the density of both."""
+    """Return the guide's latents, those of an auxiliary site with the density of both."""
     moved = {move.latent: move.distribution(q[u]["fn"]) for u, move in moves.items()}
     return {name: {**site, "fn": moved.get(name, site["fn"])} for name, site in proposal_sites(q, p).items()}
 

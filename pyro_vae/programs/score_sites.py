@@ -19,7 +19,7 @@ from .valid_parameters import check_site_parameters
 
 
 def row_log_density(name: str, site: Site, plates: Plates, checked: bool = False, scale: Any = 1.0) -> Tensor:
-    """One site's :func:`log_density` times `scale`, summed over inner plates and masked: ``(K, N)``.
+    """Return one site's :func:`log_density` times `scale`, summed over inner plates and masked: ``(K, N)``.
 
     `checked`: the site's value was found in its support before; only a support that moves with the latents is checked again.
     """

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def frames_of(site: Mapping[str, Any]) -> dict[str, CondIndepStackFrame]:
-    """The plates that a site lies in, by name."""
+    """Return the plates that a site lies in, by name."""
     return {frame.name: frame for frame in site["cond_indep_stack"] if frame.vectorized}
 
 
@@ -22,6 +22,6 @@ def row_dim(site: Mapping[str, Any]) -> int | None:
 
 
 def rows_where(mask: Tensor, dim: int) -> Tensor:
-    """The numbers of the rows, along a dim, where a mask holds anywhere."""
+    """Return the numbers of the rows, along a dim, where a mask holds anywhere."""
     by_row = mask.movedim(dim, 0)
     return by_row.reshape(len(by_row), -1).any(1).nonzero().flatten()

@@ -255,12 +255,6 @@ ADVICE = {
 REPAIR = "Remove or repair these rows, or choose a likelihood whose support they lie in."
 
 
-def bare(support: Any) -> Any:
-    """A support without the dimensions it is declared over, and without what stands for missing values."""
-    support = getattr(support, "observed", support)
-    return bare(support.base_constraint) if isinstance(support, constraints.independent) else support
-
-
 def format_support(support: Any) -> str:
     """Describe a support in words."""
     if hasattr(support, "observed"):

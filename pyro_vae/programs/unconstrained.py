@@ -20,9 +20,8 @@ from pyro_vae.errors import ProgramError
 
 from .plates import Plates, sum_rows
 from .sites import Site
-from .support import bare
 from .vectorize import ParticleDistribution
-from .wrapped import WRAPPERS
+from .wrapped import WRAPPERS, bare
 
 REFUSED = {
     "Delta": "a single point, which has no density: compute it in the model; a guide needs a spread (Normal, LogNormal).",
@@ -58,7 +57,7 @@ def own_support(fn: Any) -> Any:
 
 
 def shared_by_components(support: Any, event_dim: int) -> Any:
-    """One component's support, without the dimension of components in its bounds, if all have the same."""
+    """Return one component's support, without the dimension of components in its bounds, if all have the same."""
     if isinstance(support, constraints.independent):
         base = shared_by_components(support.base_constraint, event_dim)
         return constraints.independent(base, support.reinterpreted_batch_ndims)
@@ -75,7 +74,7 @@ def shared_by_components(support: Any, event_dim: int) -> Any:
 
 
 def bijection(fn: Any) -> Transform:
-    """The map T from R^D onto the support of a distribution.
+    """Return the map T from R^D onto the support of a distribution.
 
     Example:
         >>> import torch, pyro.distributions as dist
@@ -190,7 +189,7 @@ class SubstituteLatents(Messenger):
         return cls({layout.name: layout.arrange(part) for layout, part in zip(layouts, parts, strict=True)}, layouts)
 
     def particle(self, k: int, of: int) -> SubstituteLatents:
-        """The latents of one particle of several."""
+        """Return the latents of one particle of several."""
         one = SubstituteLatents(self.values, tuple(self.layouts.values()))
         one.part = k, of
         return one

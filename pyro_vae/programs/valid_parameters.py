@@ -26,9 +26,9 @@ from .pair import quiet
 from .plates import Plates
 from .site_rows import frames_of, row_dim, rows_where
 from .sites import Program, Site, has_density, trace_pair
-from .support import bare, format_support
+from .support import format_support
 from .vectorize import ParticleDistribution, join, split_support
-from .wrapped import WRAPPERS
+from .wrapped import WRAPPERS, bare
 
 Masks = tuple[
     tuple[Tensor, int], ...
@@ -100,7 +100,7 @@ def masks_of(fn: Any, name: str, right: int) -> Masks:
 
 
 def constrained(fn: Any) -> tuple[Constrained, ...]:
-    """The parameters of a distribution that its classes put a constraint on."""
+    """Return the parameters of a distribution that its classes put a constraint on."""
     of_all = of_class(fn.__class__)
     return checkable(type(fn), fn.arg_constraints) if of_all is None else of_all
 
@@ -274,7 +274,7 @@ def describe_parameter(name: str, parameter: Parameter, wrong: Tensor, dim: int,
 
 
 def words_of(constraint: Any) -> str:
-    """A constraint in words."""
+    """Return a constraint in words."""
     return "probabilities from 0" if isinstance(constraint, SIMPLEX) else format_support(constraint)
 
 

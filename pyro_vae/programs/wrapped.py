@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pyro.distributions import ExpandedDistribution, MaskedDistribution
-from torch.distributions import Independent, MixtureSameFamily
+from torch.distributions import Independent, MixtureSameFamily, constraints
 
 WRAPPERS = (Independent, MaskedDistribution, ExpandedDistribution)
 
@@ -50,3 +50,9 @@ def parts(fn: Any) -> Iterator[Any]:
     while fn is not None:
         yield fn
         fn = getattr(fn, "component_distribution", None) or getattr(fn, "base_dist", None)
+
+
+def bare(support: Any) -> Any:
+    """Return a support without the dimensions it is declared over, and without what stands for missing values."""
+    support = getattr(support, "observed", support)
+    return bare(support.base_constraint) if isinstance(support, constraints.independent) else support

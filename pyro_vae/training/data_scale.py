@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from pyro_vae.errors import UsageError
 from pyro_vae.programs.pair import quiet
 from pyro_vae.programs.sites import Program, observed_sites, trace_pair
-from pyro_vae.programs.support import bare
-from pyro_vae.programs.wrapped import elements
+from pyro_vae.programs.wrapped import bare, elements
 
 ROWS = 512  # that are looked at
 FAR, NARROW = 30.0, 0.01  # standard deviations, means relative to them: beyond these a word is said
