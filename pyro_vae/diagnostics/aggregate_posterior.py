@@ -16,6 +16,7 @@ from pyro_vae.programs.plates import Plates
 from pyro_vae.programs.problem import Problem, Sites
 from pyro_vae.programs.sites import Site, observed_sites
 from pyro_vae.programs.units import univariate
+from pyro_vae.programs.wrapped import base_name
 
 from .latent_usage import Drawn, of_sites, seeded_sites, to_rows
 
@@ -68,8 +69,10 @@ def factorisation(
             return False, f"{what} is no product: site {name!r} depends on draws of another"
     for name, site in sites.items():
         if univariate(site["fn"]) is None:
-            kind = type(getattr(site["fn"], "base_dist", site["fn"])).__name__
-            return True, f"{what} is no product of one-dimensional distributions: site {name!r} is a {kind}"
+            return (
+                True,
+                f"{what} is no product of one-dimensional distributions: site {name!r} is a {base_name(site['fn'])}",
+            )
     return True, None
 
 

@@ -212,7 +212,7 @@ class Drawn:
 def measured(problem: Problem, num_samples: int) -> dict[str, Drawn]:
     """Draw the latents of some rows, and measure each site."""
     q, p = problem.draw(num_samples)
-    return of_sites(q, p, problem.plates, check_masked(problem, q, p))
+    return of_sites(q, p, problem.plates, check_masked(problem, q))
 
 
 def of_sites(q: Sites, p: Sites, plates: Plates, there: Mapping[str, Tensor]) -> dict[str, Drawn]:

@@ -20,6 +20,7 @@ from pyro_vae.common.pyro_private import mask_of
 from pyro_vae.errors import ProgramError
 from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.sites import Site
+from pyro_vae.programs.wrapped import base_name
 
 PROBES = 4  # particles on which a site's parameters must agree, to be those of the row alone
 SAME = {"probs": "logits", "covariance_matrix": "scale_tril", "precision_matrix": "scale_tril"}  # the latter is free
@@ -114,10 +115,8 @@ def local_site(name: str, site: Site) -> PosteriorFamily:
 
 
 def refused(name: str, fn: Any, why: str) -> ProgramError:
-    while isinstance(fn, Independent):
-        fn = fn.base_dist
     return ProgramError(
-        f"site {name!r}: the best {type(fn).__name__} for each row cannot be found: {why}. Gaps are taken of guides whose "
+        f"site {name!r}: the best {base_name(fn)} for each row cannot be found: {why}. Gaps are taken of guides whose "
         "sites are distributions with parameters of x alone (Normal, MultivariateNormal, LogNormal, Gamma, Beta, mixtures "
         "with rsample …); of others, log p(x) − ELBO is one number: log_likelihood(...).gap."
     )

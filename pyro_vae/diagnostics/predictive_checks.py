@@ -14,7 +14,7 @@ from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import DataError, ShapeError, UsageError
 from pyro_vae.evidence.imputation import Particles, check_gaps, mapped
 from pyro_vae.programs.data_map import DataMap, data_map_of_few
-from pyro_vae.programs.kept_entries import kept_entries
+from pyro_vae.programs.masks import kept_entries
 from pyro_vae.programs.pair import quiet
 from pyro_vae.programs.problem import Problem, rows_of
 from pyro_vae.programs.simulate import draw

@@ -55,6 +55,7 @@ class Observed(TorchDistribution):
     """
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012 (torch's name and form)
+    skips_missing = True
     has_rsample: Any = property(attrgetter("base_dist.has_rsample"))
     mean: Any = property(attrgetter("base_dist.mean"))
     mode: Any = property(attrgetter("base_dist.mode"))

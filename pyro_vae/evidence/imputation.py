@@ -15,10 +15,10 @@ from pyro_vae.common.random import seeded
 from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.evidence.importance.sampler import checked
 from pyro_vae.programs.data_map import DataMap, data_map_of_few, refuse_unmapped, where
-from pyro_vae.programs.kept_entries import kept_entries
+from pyro_vae.programs.determinism import first_other
+from pyro_vae.programs.masks import kept_entries
 from pyro_vae.programs.pair import programs
 from pyro_vae.programs.problem import Problem, Sites
-from pyro_vae.programs.randomness import same_values
 from pyro_vae.programs.reach import check_reach
 from pyro_vae.programs.sites import sample_sites
 from pyro_vae.programs.structured import refuse_structure
@@ -135,7 +135,7 @@ def check_gaps(problem: Problem, known: DataMap, run: Unconditioned) -> None:
     drawn = known.fill(run.args, run.values, run.all_entries)
     fillings = (torch.where(gaps, other, problem.args[0]) for other in (run.args[0], drawn[0]))
     ours, others = (likelihood_draws(problem, run, (x, *problem.args[1:])) for x in fillings)
-    if (name := same_values(ours, others)) is not None:
+    if (name := first_other(ours, others)) is not None:
         raise ProgramError(
             f"site {name!r}: its density depends on what is missing (NaN) of x, as the value of one observed site is passed on "
             "to another (an autoregressive likelihood): leaving the gaps' terms out does not integrate them out. Make the "

@@ -25,6 +25,7 @@ from torch import Tensor
 from pyro_vae.errors import ProgramError
 from pyro_vae.programs.plates import Plates, row_log_prob
 from pyro_vae.programs.problem import Problem, Sites
+from pyro_vae.programs.score_sites import score_sites
 from pyro_vae.programs.sites import (
     PARTICLES,
     LogProbs,
@@ -38,7 +39,6 @@ from pyro_vae.programs.sites import (
     sum_terms,
     with_values,
 )
-from pyro_vae.programs.validity import score_sites
 
 from .beta import BETA
 from .bounds import FLOOR

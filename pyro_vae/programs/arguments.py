@@ -104,7 +104,7 @@ class Trial:
             return None
 
     def score(self, args: tuple[Tensor, ...], at: poutine.Trace | None) -> tuple[poutine.Trace, Terms]:
-        """The log-probabilities of all sites by program and name, and the draw that they are of."""
+        """Return the log-probabilities of all sites by program and name, and the draw that they are of."""
         guide = self.guide or self.model
         q = poutine.trace(guide if at is None else poutine.replay(guide, trace=at)).get_trace(*args)
         p = poutine.trace(poutine.replay(self.model, trace=q)).get_trace(*args)

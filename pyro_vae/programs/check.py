@@ -19,12 +19,14 @@ from pyro_vae.errors import ProgramError, PyroVAEError, ShapeError
 from .check_parameters import ghost_training, gradients, modules, named_parameters, shared
 from .findings import CheckReport, Finding, ProgramTrace, run
 from .pair import quiet
-from .plates import WITHOUT_SIZE, frames_of
+from .plates import WITHOUT_SIZE
 from .proposal_guide import weighable
+from .site_rows import frames_of
 from .sites import Program, Site, observed_sites, proposal_sites
 from .structured import on_tensors
-from .support import MASK, bare, base_name, describe, format_support, moves, rows_inside
+from .support import MASK, describe, format_support, moves, rows_inside
 from .undeclared import find_undeclared
+from .wrapped import bare, base_name
 
 
 @suggest_keywords
@@ -139,7 +141,7 @@ def format_stop(done: ProgramTrace) -> str:
 
 
 def unpaired(p: ProgramTrace, q: ProgramTrace, batch: tuple[Any, ...]) -> Iterator[Finding]:
-    """Sites of one program only, and observations that were forgotten."""
+    """Find the sites of one program only, and observations that were forgotten."""
     shape = batch[0].shape if batch and isinstance(batch[0], Tensor) else None
     forgotten = [n for n, s in p.latents.items() if n not in q.sites and s["value"].shape == shape]
     unseen = not observed_sites(p.sites)
@@ -171,7 +173,7 @@ def unweighed(p: ProgramTrace, q: ProgramTrace) -> Iterator[Finding]:
 
 
 def main_plate(*runs: ProgramTrace) -> str | None:
-    """The plate called "data", or else the one that holds most sites."""
+    """Find the plate called "data", or else the one that holds most sites."""
     names = [name for r in runs for site in r.sites.values() for name in frames_of(site)]
     return "data" if "data" in names else max(names, key=names.count, default=None)
 
@@ -249,7 +251,7 @@ def pair_fits(name: str, prior: Site, posterior: Site) -> Iterator[Finding]:
 
 
 def data_fits(name: str, site: Site, data: str | None) -> Iterator[Finding]:
-    """The observed rows against the likelihood's support, and integers that look like pixels under counts."""
+    """Compare the observed rows with the likelihood's support; find integers that look like pixels under counts."""
     where, stack, value = f"site {name!r}", frames_of(site), site["value"]
     if data not in stack or (dim := stack[data].dim) is None or not value.numel():
         return
@@ -282,7 +284,7 @@ def of_message(kind: str, where: str, message: str) -> Finding:
 
 
 def pathwise(name: str, site: Site) -> Iterator[Finding]:
-    """A latent that no gradient passes through."""
+    """Find a latent that no gradient passes through."""
     if not site["fn"].has_rsample:
         what = f"the guide's {type(site['fn']).__name__} has no pathwise gradient (has_rsample is False), so mean-field"
         fix = "train with Pyro's TraceGraph_ELBO or Trace_ELBO (score function), or TraceEnum_ELBO (sums a discrete latent out)"

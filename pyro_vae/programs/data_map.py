@@ -12,10 +12,10 @@ from torch import Tensor
 
 from pyro_vae.errors import ProgramError, PyroVAEError
 
+from .determinism import first_other, identical, refuse_hidden_randomness
 from .index_map import ObservedEntries, index_map
-from .randomness import refuse_hidden_randomness, same_values
 from .sites import Program
-from .unconditioned import Batch, Unconditioned, argument, run_unconditioned, same, without_gaps
+from .unconditioned import Batch, Unconditioned, argument, run_unconditioned, without_gaps
 
 OTHER_DATA = 7  # seed of a data set of noise, to run a model on
 FEW = 100  # rows that show what a model reads: all of them are changed at once, so that what it takes of a batch moves, too
@@ -57,7 +57,7 @@ class DataMap:
         return tuple(filled)
 
     def observation(self, name: str, args: Batch, draws: tuple[int, ...] = ()) -> Tensor:
-        """What a site observes of arguments ``(*draws, N, *event)``, as ``(*draws, entries)``."""
+        """Return what a site observes of arguments ``(*draws, N, *event)``, as ``(*draws, entries)``."""
         at = self.sites[name]
         a = args[at.argument]
         return a.reshape(*draws, -1)[..., at.numbers(a.numel() // (at.width * max(1, torch.Size(draws).numel())))]
@@ -101,7 +101,7 @@ class DataMap:
 
 
 def where(mask: Tensor) -> int:
-    """The number, within its row, of the first entry where a mask ``(N, *event)`` holds."""
+    """Return the number, within its row, of the first entry where a mask ``(N, *event)`` holds."""
     return int(mask.reshape(len(mask), -1).any(0).nonzero()[0])
 
 
@@ -192,7 +192,7 @@ def other_data(found: DataMap, drawn: Batch) -> Iterator[Batch]:
 
 def check_alike(found: DataMap, first: Unconditioned, again: Unconditioned) -> set[str]:
     """Refuse a model that drew otherwise on other data; return the sites whose observation is not what the map says."""
-    changed = same_values(first.values, again.values) or same_values(first.kept, again.kept)
+    changed = first_other(first.values, again.values) or first_other(first.kept, again.kept)
     if changed is not None:
         raise ProgramError(
             f"site {changed!r}: the model draws another value, or masks another entry, when it is called on another x: it "
@@ -204,5 +204,5 @@ def check_alike(found: DataMap, first: Unconditioned, again: Unconditioned) -> s
     return {
         name
         for name, value in observed.items()
-        if not same(value.flatten().double(), found.observation(name, again.args).flatten().double())
+        if not identical(value.flatten().double(), found.observation(name, again.args).flatten().double())
     }

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from pyro_vae.errors import ProgramError, ShapeError
 
-from .plates import data_plate, frames_of
+from .plates import data_plate
+from .site_rows import frames_of
 from .sites import Site
 from .unconditioned import Batch, Unconditioned, argument
 
@@ -73,13 +74,13 @@ def index_map(run: Run, first: Unconditioned) -> dict[str, ObservedEntries]:
 
 
 def as_it_is(site: Site, args: Batch) -> Numbered | None:
-    """The whole argument that a site observes, numbered; None if it observes none of them as it is."""
+    """Return the whole argument that a site observes, numbered; None if it observes none of them as it is."""
     same = [i for i, a in enumerate(args) if site["infer"]["obs"] is a]
     return (same[0], numbered(args[same[0]])) if len(same) == 1 else None
 
 
 def numbered(a: Tensor) -> Tensor:
-    """The numbers of a tensor's entries, in its shape."""
+    """Return the numbers of a tensor's entries, in its shape."""
     return torch.arange(a.numel(), device=a.device).reshape(a.shape)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_vae.errors import ProgramError
 
-from .masks import mask_of_site, present, rows_absent
+from .masks import mask_of_site, present
 from .proposal_guide import RefusedGuide
 from .sites import Site, latent_sites, trace_pair
 
@@ -27,26 +27,8 @@ def refuse_masked(sites: Mapping[str, Site], problem: Problem, why: str) -> None
     """Raise a ProgramError that names the first masked site and its rows; `why` ends it."""
     for name, site in sites.items():
         if (where := present(site)) is not None:
-            rows = problem.numbers(rows_absent(where, site["fn"].event_dim, problem.plates))
+            rows = problem.numbers((~problem.plates.by_unit(where, site["fn"].event_dim)).any(-1).any(0))
             raise ProgramError(f"site {name!r} is masked in rows {rows}{why}")
-
-
-def agreed_masks(q: Sites, p: Sites, problem: Problem) -> dict[str, Tensor]:
-    """Return where each masked latent is there, by site, as guide and model agree; a ProgramError where they do not."""
-    found = {}
-    for name, site in q.items():
-        a, b = present(site), present(p[name])
-        if a is None and b is None:
-            continue
-        here, there = (torch.ones_like(site["value"], dtype=torch.bool) if w is None else w for w in (a, b))
-        if (differ := here != there).any():
-            rows = problem.numbers(rows_absent(~differ, site["fn"].event_dim, problem.plates))
-            raise ProgramError(
-                f"site {name!r} is masked in one of guide and model, and not in the other, in rows {rows}: log p and log q "
-                "are not of the same latents there. Put it under the same mask in both programs."
-            )
-        found[name] = here
-    return found
 
 
 def check_masks(problem: Problem) -> None:
@@ -59,7 +41,7 @@ def check_masks(problem: Problem) -> None:
         q, p = trace_pair(one.model, one.guide, *one.args, **one.kwargs)
         if any(mask_of_site(site) is not True for sites in (q, p) for site in latent_sites(sites).values()):
             for some in problem.split(ROWS):
-                check_masked(some, *some.draw(DRAWS))
+                check_masked(some, some.draw(DRAWS)[0])
 
 
 def refuse_masked_model(problem: Problem) -> None:
@@ -70,18 +52,18 @@ def refuse_masked_model(problem: Problem) -> None:
         problem.guide()
 
 
-def check_masked(problem: Problem, q: Sites, p: Sites, seed: int = 0) -> dict[str, Tensor]:
-    """Return :func:`agreed_masks` of a draw; a ProgramError where a density reads a masked latent's value.
+def check_masked(problem: Problem, q: Sites, seed: int = 0) -> dict[str, Tensor]:
+    """Return where each masked latent of a draw is there, by site; a ProgramError where a density reads a masked value.
 
     Both programs are run twice at latents that differ in what is masked alone (the next particle's stands in its place); no
     density may change. Nothing is run where no latent is masked.
 
     Args:
         problem: the pair and the rows that were drawn for.
-        q, p: of ``problem.draw(particles)``.
+        q: the guide's sites of ``problem.draw(particles)``, which has compared their masks with the model's.
         seed: of what programs draw beside their latents, the same in each run.
     """
-    where = agreed_masks(q, p, problem)
+    where = {name: mask for name, site in q.items() if (mask := present(site)) is not None}
     if where:
         values = {name: site["value"] for name, site in q.items()}
         others = {n: torch.where(where[n], v, v.roll(1, 0)) if n in where else v for n, v in values.items()}

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from .one_measure import UNNORMALISED
 from .proposal_guide import as_written
 from .sites import Program, observed_sites, trace_pair
-from .support import bare, base_name, support_of_site
+from .support import support_of_site
+from .wrapped import bare, base_name, elements
 
-UNNORMALISED = ("Unit", "ImproperUniform")  # pyro.factor and its like
 COUNTING = ("binary", "categories", "counts", "counts, dequantised")  # the last a bound, by Evidence.of_counts
 DOMINATING = dict.fromkeys(COUNTING, "counting") | {"continuous": "Lebesgue"}
 CATEGORIES = ("Categorical", "OneHotCategorical", "OneHotCategoricalStraightThrough")
@@ -53,7 +54,7 @@ def measures_of(name: str, fn: Any) -> list[str]:
     if base_name(fn) in UNNORMALISED:
         return ["score"]
     support = bare(support_of_site(name, fn))
-    if blocks := getattr(fn, "blocks", None) or getattr(getattr(fn, "base_dist", None), "blocks", None):
+    if blocks := getattr(elements(fn), "blocks", None):
         return [kind for block in blocks for kind in measures_of(name, block)]
     if not support.is_discrete:
         return ["continuous"]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from pyro.distributions import constraints
-from torch.distributions import Independent, MixtureSameFamily
 
 from pyro_vae.errors import NoWeightError
+
+from .wrapped import bare, last, parts
 
 POINTS = ("Delta",)
 ROUNDED = ("RelaxedBernoulliStraightThrough", "RelaxedOneHotCategoricalStraightThrough")
@@ -60,10 +61,10 @@ def check_measure(p: Mapping[str, Any], q: Mapping[str, Any]) -> None:
                 raise NoWeightError(f"site {name!r}: the {program} draws it from a {kind}, {NO_DENSITY[kind]}")
         prior, posterior = latent_measure(p[name]["fn"]), latent_measure(q[name]["fn"])
         if None not in (prior, posterior) and not one_measure(p[name]["fn"], q[name]["fn"]):
+            kinds = [type(last(side[name]["fn"])).__name__ for side in (p, q)]
             raise NoWeightError(
-                f"site {name!r}: the prior ({innermost(p[name]['fn'])}) has a density over {prior}, the posterior "
-                f"({innermost(q[name]['fn'])}) over {posterior}: their ratio is no weight. Draw both from distributions over "
-                "the same kind of values."
+                f"site {name!r}: the prior ({kinds[0]}) has a density over {prior}, the posterior ({kinds[1]}) over "
+                f"{posterior}: their ratio is no weight. Draw both from distributions over the same kind of values."
             )
 
 
@@ -103,32 +104,6 @@ def latent_measure(fn: Any) -> str | None:
 def declared_support(fn: Any) -> Any:
     """Return the support of a distribution, without the dimensions it is declared over; None if it declares none."""
     try:
-        support = last(fn).support
-        while isinstance(support, constraints.independent) or hasattr(support, "observed"):
-            support = getattr(support, "observed", None) or support.base_constraint
+        return bare(last(fn).support)
     except (NotImplementedError, AttributeError):  # a flow of zuko, a transform without a codomain
         return None
-    return support
-
-
-def last(fn: Any) -> Any:
-    """The distribution whose support is that of `fn`: components of mixtures, what masks and plates wrap."""
-    while True:
-        if isinstance(fn, MixtureSameFamily):
-            fn = fn.component_distribution
-        elif isinstance(fn, Independent) or type(fn).__name__ in ("MaskedDistribution", "ExpandedDistribution"):
-            fn = fn.base_dist
-        else:
-            return fn
-
-
-def parts(fn: Any) -> Iterator[Any]:
-    """A distribution and all that it is made of: bases, components."""
-    while fn is not None:
-        yield fn
-        fn = getattr(fn, "component_distribution", None) or getattr(fn, "base_dist", None)
-
-
-def innermost(fn: Any) -> str:
-    """Name the distribution within its wrappers, for messages."""
-    return type(last(fn)).__name__

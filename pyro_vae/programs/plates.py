@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyro_vae.errors import NoWeightError, ProgramError
 
+from .site_rows import frames_of
 from .sites import Program, Site, check_sites, proposal_sites, trace_pair
 
 WITHOUT_SIZE = -1  # of ``pyro.plate("data")``: the rows are as many as the values have
@@ -32,11 +33,11 @@ class Plates:
         return -1 - self.nesting
 
     def leading(self, values: Tensor, event_dim: int = 0) -> Tensor:
-        """Values of a site, ``(K, ..., N, ..., *event)``, as ``(K, N, ..., *event)``."""
+        """Return the values of a site, ``(K, ..., N, ..., *event)``, as ``(K, N, ..., *event)``."""
         return values.movedim((self.particles - event_dim, self.dim - event_dim), (0, 1))
 
     def by_unit(self, values: Tensor, event_dim: int = 0) -> Tensor:
-        """Values of a site as ``(K, N, units)``: inner plates and event dimensions are units."""
+        """Return the values of a site as ``(K, N, units)``: inner plates and event dimensions are units."""
         leading = self.leading(values, event_dim)
         return leading.reshape(*leading.shape[:2], -1)
 
@@ -48,16 +49,17 @@ class Plates:
 
 
 def row_log_prob(name: str, site: Site, plates: Plates, scale: Any = 1.0) -> Tensor:
-    """One site's log-probability times `scale`, summed over inner plates: ``(K, N)``."""
+    """Return one site's log-probability times `scale`, summed over inner plates: ``(K, N)``."""
     return sum_rows(name, scale_and_mask(site["fn"].log_prob(site["value"]), scale=scale, mask=site["mask"]), plates)
 
 
 def sum_rows(name: str, log_prob: Tensor, plates: Plates) -> Tensor:
     """Sum a site's terms over its inner plates: ``(K, N)``."""
     if log_prob.dim() != plates.nesting + 1:
+        extra = max(1, log_prob.dim() - plates.nesting - 1)
         raise ProgramError(
             f"site {name!r} has batch shape {tuple(log_prob.shape)} under plates of {plates.nesting + 1} dimensions "
-            f"(particles and data). Declare what belongs to one row with .to_event({max(1, log_prob.dim() - plates.nesting - 1)})."
+            f"(particles and data). Declare what belongs to one row with .to_event({extra})."
         )
     summed = [d for d in range(1 + plates.particles, 0) if d != plates.dim]
     return log_prob.sum(summed) if summed else log_prob
@@ -84,7 +86,7 @@ class OwnRowsError(NoWeightError):
 
 
 def plates_of(p: Mapping[str, Site], q: Mapping[str, Site]) -> Plates:
-    """The data plate of a pair's sites: what the guide observes, and its auxiliary draws, may lie outside."""
+    """Return the data plate of a pair's sites: what the guide observes, and its auxiliary draws, may lie outside."""
     proposals = {f"{name} (guide)": site for name, site in proposal_sites(q, p).items()}
     data = data_plate({**p, **proposals})
     sizes = [{f.name: f.size for site in sites.values() for f in frames_of(site).values()} for sites in (q, p)]
@@ -95,13 +97,8 @@ def plates_of(p: Mapping[str, Site], q: Mapping[str, Site]) -> Plates:
     return Plates(data.name, dims[data.name], max(-dim for dim in dims.values()))
 
 
-def frames_of(site: Site) -> dict[str, CondIndepStackFrame]:
-    """The plates that a site lies in, by name."""
-    return {frame.name: frame for frame in site["cond_indep_stack"] if frame.vectorized}
-
-
 def data_plate(sites: Mapping[str, Site]) -> CondIndepStackFrame:
-    """The one plate that encloses every site."""
+    """Return the one plate that encloses every site."""
     stacks = {name: frames_of(site) for name, site in sites.items()}
     plates = {name: frame for stack in stacks.values() for name, frame in stack.items()}
     shared = [name for name in plates if all(name in stack for stack in stacks.values())]

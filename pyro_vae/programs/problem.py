@@ -16,18 +16,18 @@ from torch import Tensor
 from pyro_vae.data.arrays import batch_of, read_once
 
 from .arguments import argument_dtypes
-from .latent_masks import check_same_masks
 from .masked_latents import check_masks
+from .masks import check_same_masks
 from .measure import measure_of
 from .pair import like_parameters, quiet, unwrapped
 from .plates import Plates, refuse_shared
-from .proposal_guide import RefusedGuide, as_proposal, as_trained, check_masks_of_rows, on_fewest_rows, refuse_unweighed
+from .proposal_guide import RefusedGuide, as_proposal, as_trained, on_fewest_rows, refuse_unweighed
+from .score_sites import score_sites
 from .sites import PARTICLES, LogProbs, Program, Site, check_pair, latent_sites, observed_sites, sample_sites, sum_terms
 from .structured import on_tensors
 from .support import check_support, takes_missing
 from .unconstrained import SubstituteLatents
 from .user_errors import GUIDE, MODEL, explained
-from .validity import score_sites
 from .vectorize import (
     MODES,
     Grouping,
@@ -91,7 +91,6 @@ class Problem:
         """Check that all rows lie in the likelihood's support, and masks of latents; find the plates by a run on the first."""
         inside = check_support(model, guide, *args)
         problem = replace(cls.on_first_row(model, guide, *args, vectorize=vectorize), inside=inside)
-        check_masks_of_rows(model, problem.guide, args)
         check_masks(problem)
         return problem
 
@@ -137,15 +136,15 @@ class Problem:
             return measure_of(self.model, self.guide, *some.args)
 
     def over(self, *args: Any) -> Problem:
-        """The same pair on other arguments."""
+        """Return the same pair on other arguments."""
         return replace(self, args=args)
 
     def rows(self, part: slice) -> Problem:
-        """The problem of some of the rows."""
+        """Return the problem of some of the rows."""
         return replace(self, args=tuple(a[part] for a in self.args), first=self.first + (part.start or 0))
 
     def split(self, size: int) -> list[Problem]:
-        """The problems of `size` rows each (1 at least), in order; the last one may have fewer."""
+        """Return the problems of `size` rows each (1 at least), in order; the last one may have fewer."""
         size = max(1, size)
         return [self.rows(slice(start, start + size)) for start in range(0, len(self), size)]
 
@@ -165,7 +164,7 @@ class Problem:
         However it is run for that (:attr:`vectorizing`), its sites look as under a plate of particles on the left. Latents
         `at` stand in the place of draws. Those of a trace are replayed: they stay latent (and subsampled rows stay the same).
         Values by site, ``(K, ..., N, ..., *event)``, are conditioned on: the sites count as observed. Those of a
-        :class:`~pyro_vae.programs.unconstrained.SubstituteLatents` stay latent. Without `particles` there is no dimension of them.
+        :class:`~pyro_vae.programs.unconstrained.SubstituteLatents` stay latent. No `particles`: no dimension of them.
         """
         role = self.role(program)
         if role != MODEL:
@@ -230,15 +229,15 @@ class Problem:
     def sites(
         self, program: Program, particles: int | None = None, at: Latents | SubstituteLatents | None = None
     ) -> Sites:
-        """The sites of :meth:`trace` that carry a density."""
+        """Return the sites of :meth:`trace` that carry a density."""
         return sample_sites(self.trace(program, particles, at))
 
     def draw(self, particles: int) -> tuple[Sites, Sites]:
-        """Sites of the guide with K draws, and of the model replayed on them; checked to be a pair."""
+        """Return the sites of the guide with K draws, and of the model replayed on them; checked to be a pair."""
         trace = self.trace(self.guide, particles)
         q, p = sample_sites(trace), self.sites(self.model, particles, trace)
         check_pair(p, q)
-        check_same_masks(latent_sites(p), q)
+        check_same_masks(latent_sites(p), q, first=self.first)
         return q, p
 
     def score(self, sites: Mapping[str, Site], program: str = "") -> dict[str, Tensor]:
@@ -251,7 +250,7 @@ class Problem:
         return score_sites(sites, self.plates, first=self.first, program=program, checked=self.inside)
 
     def log_prob(self, sites: Mapping[str, Site], program: str = "") -> Tensor:
-        """The sum of :meth:`score`."""
+        """Return the sum of :meth:`score`."""
         return sum_terms(self.score(sites, program))
 
     def log_probs(self, particles: int = 1) -> LogProbs:

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from pyro_vae.errors import NoWeightError, ProgramError, PyroVAEError
 
-from .latent_masks import check_same_masks, has_tensor_masks
+from .masks import check_same_masks
 from .one_measure import check_measure
 from .pair import owners, unwrapped
-from .plates import WITHOUT_SIZE, OwnRowsError, Plates, frames_of, plates_of
+from .plates import WITHOUT_SIZE, OwnRowsError, Plates, plates_of
 from .pushforward import MoveLatents, Pushforward, auxiliary_sites, find_pushforwards
+from .site_rows import frames_of
 from .sites import (
     Program,
     Site,
@@ -48,7 +49,6 @@ class ProposalGuide:
     data: str  # the data plate
     own_rows: int | None = None  # how many rows the guide has parameters for, one by one
     observed: bool = False  # the sites that it observes are seen
-    masked: bool = False  # latents are masked by tensors, row by row
 
     @property
     def __wrapped__(self) -> Program:  # how modules behind a program are found
@@ -85,7 +85,7 @@ class RefusedGuide:
 
 
 def as_written(guide: Program) -> Program:
-    """The guide that a problem's guide was made of."""
+    """Return the guide that a problem's guide was made of."""
     return guide.guide if isinstance(guide, ProposalGuide | RefusedGuide) else guide
 
 
@@ -133,20 +133,9 @@ def as_proposal(
     plates = plates_of(p, q)
     if refusal is not None:
         return RefusedGuide(guide, refusal, bool(auxiliary_sites(p, q))), plates
-    masked = has_tensor_masks(latent_sites(p), latent_sites(q))
-    if not moves and not observed_sites(q) and own_rows is None and not masked:
+    if not moves and not observed_sites(q) and own_rows is None:
         return guide, plates
-    return ProposalGuide(guide, moves, plates.data, own_rows, masked=masked), plates
-
-
-def check_masks_of_rows(model: Program, guide: Program, args: Sequence[Tensor], chunk_size: int = 2000) -> None:
-    """Compare the masks of latents over all rows, by a run of the pair, where they are tensors; a NoWeightError as it says."""
-    if not (isinstance(guide, ProposalGuide) and guide.masked):
-        return
-    for chunk in zip(*(a.split(guide.own_rows or chunk_size) for a in args), strict=True):
-        with torch.no_grad():
-            q, p = trace_pair(model, guide, *chunk)
-        check_same_masks(latent_sites(p), latent_sites(q))
+    return ProposalGuide(guide, moves, plates.data, own_rows), plates
 
 
 def weighable(
@@ -165,7 +154,7 @@ def weighable(
 
 
 def proposed(p: Mapping[str, Site], q: Mapping[str, Site], moves: Mapping[str, Pushforward]) -> dict[str, Site]:
-    """The guide's latents, those of an auxiliary site with the density of both."""
+    """Return the guide's latents, those of an auxiliary site with the density of both."""
     moved = {move.latent: move.distribution(q[u]["fn"]) for u, move in moves.items()}
     return {name: {**site, "fn": moved.get(name, site["fn"])} for name, site in proposal_sites(q, p).items()}
 

@@ -21,8 +21,9 @@ from torch.distributions.transforms import ReshapeTransform, Transform
 
 from pyro_vae.errors import NoWeightError, ProgramError
 
-from .one_measure import NO_DENSITY, declared_support, last
+from .one_measure import NO_DENSITY, declared_support
 from .sites import Site, is_auxiliary, latent_sites
+from .wrapped import bare, last
 
 Sites = Mapping[str, Site]
 
@@ -47,7 +48,7 @@ class Pushforward:
     @property
     def identity(self) -> bool:
         """Return whether T changes no value."""
-        return isinstance(declared(self.support), type(constraints.real))
+        return isinstance(bare(self.support), type(constraints.real))
 
     def transforms(self, u: Any) -> list[Transform]:
         """T in steps, for u drawn from a distribution; the last value is kept, so that its inverse is exact."""
@@ -70,15 +71,8 @@ class Pushforward:
         return z
 
 
-def declared(support: Any) -> Any:
-    """A support without the dimensions it is declared over."""
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return support
-
-
 def auxiliary_sites(p: Sites, q: Sites) -> dict[str, Site]:
-    """Sites that the guide draws, marks auxiliary, and that are no latents of the model."""
+    """Return the sites that the guide draws, marks auxiliary, and that are no latents of the model."""
     latent = latent_sites(p)
     return {name: site for name, site in latent_sites(q).items() if is_auxiliary(site) and name not in latent}
 
@@ -126,7 +120,7 @@ def pushforward(prior: Site, whole: bool) -> Pushforward | None:
 
 
 def fixed_bounds(support: Any) -> Any:
-    """A support with bounds that are the same for all rows, one number each; None where they are not."""
+    """Return a support with bounds that are the same for all rows, one number each; None where they are not."""
     if isinstance(support, constraints.independent):
         base = fixed_bounds(support.base_constraint)
         return base if base is None else constraints.independent(base, support.reinterpreted_batch_ndims)

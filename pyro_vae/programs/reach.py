@@ -9,11 +9,11 @@ from torch import Tensor
 
 from pyro_vae.errors import ProgramError
 
+from .log_density import bounded, known_support
 from .problem import Problem
 from .sites import Program, Site, latent_sites, sum_terms
-from .support import bare
 from .unconstrained import SubstituteLatents
-from .validity import bounded, known_support
+from .wrapped import bare
 
 PRIOR_DRAWS, ROWS = 32, 16  # of the probe
 

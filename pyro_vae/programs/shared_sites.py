@@ -70,7 +70,7 @@ def shared_sites(
 
 
 def merged(model: Program, guide: Program, batch: tuple[Any, ...]) -> dict[str, Site]:
-    """The sites of both programs; those of the model where both have one."""
+    """Return the sites of both programs; those of the model where both have one."""
     q, p = trace_pair(model, guide, *batch)
     return q | p
 
@@ -91,5 +91,5 @@ def compare(runs: Runs, sizes: list[int]) -> SharedSites:
 
 
 def frames(sites: Iterable[Site]) -> list[Any]:
-    """The plates that sites lie in, sequential ones too."""
+    """Return the plates that sites lie in, sequential ones too."""
     return [frame for site in sites for frame in site["cond_indep_stack"]]

@@ -15,7 +15,7 @@ from torch import Tensor
 from pyro_vae.common.pyro_private import is_deterministic
 from pyro_vae.errors import ProgramError, ShapeError
 
-from .latent_masks import check_same_masks
+from .masks import check_same_masks
 from .one_measure import check_measure
 from .user_errors import GUIDE, MODEL, explained
 
@@ -49,17 +49,17 @@ class LogProbs:
 
 
 def add(terms: Iterable[Tensor]) -> Tensor:
-    """Sum of tensors, at least one, without a leading zero."""
+    """Return the sum of tensors, at least one, without a leading zero."""
     return reduce(operator.add, terms)
 
 
 def sum_terms(terms: Mapping[str, Tensor]) -> Tensor:
-    """Sum of the sites' terms."""
+    """Return the sum of the sites' terms."""
     return add(terms.values())
 
 
 def trace_pair(model: Program, guide: Program, *args: Any, **kwargs: Any) -> tuple[dict[str, Site], dict[str, Site]]:
-    """Sites of the guide, and of the model replayed on the guide's draws."""
+    """Return the sites of the guide, and of the model replayed on the guide's draws."""
     with explained(GUIDE, *args):
         q = poutine.trace(guide).get_trace(*args, **kwargs)
     drawn = q.copy()
@@ -71,13 +71,13 @@ def trace_pair(model: Program, guide: Program, *args: Any, **kwargs: Any) -> tup
 
 
 def sample_sites(trace: poutine.Trace) -> dict[str, Site]:
-    """The sites that carry a density: no parameters, plates' own indices or deterministic values."""
+    """Return the sites that carry a density: no parameters, plates' own indices or deterministic values."""
     samples: dict[str, Any] = {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
     return {name: site for name, site in samples.items() if has_density(site)}
 
 
 def with_values(trace: poutine.Trace, values: Mapping[str, Tensor]) -> poutine.Trace:
-    """A copy of a trace with other latent values."""
+    """Return a copy of a trace with other latent values."""
     other = trace.copy()
     for name, value in values.items():
         other.nodes[name] = {**other.nodes[name], "value": value}
@@ -95,12 +95,12 @@ def is_latent(site: Any) -> bool:
 
 
 def latent_sites(sites: Mapping[str, Site]) -> dict[str, Site]:
-    """The sites that are drawn."""
+    """Return the sites that are drawn."""
     return {name: site for name, site in sites.items() if not site["is_observed"]}
 
 
 def observed_sites(sites: Mapping[str, Site]) -> dict[str, Site]:
-    """The sites that hold data."""
+    """Return the sites that hold data."""
     return {name: site for name, site in sites.items() if site["is_observed"]}
 
 

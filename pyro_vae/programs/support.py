@@ -13,12 +13,14 @@ from torch import Tensor
 
 from pyro_vae.errors import ProgramError, ShapeError, SupportError
 
-from .kept_entries import kept_entries
+from .determinism import identical
+from .masks import kept_entries
 from .pair import owners, quiet
 from .plates import find_plates
 from .proposal_guide import on_fewest_rows
 from .sites import Program, Site, observed_sites, trace_pair
 from .user_errors import advise_on_shapes
+from .wrapped import base_name
 
 Batch = tuple[Tensor, ...]
 
@@ -110,11 +112,7 @@ def bounds_of(support: Any) -> list[Any]:
 def same_bound(a: Any, b: Any) -> bool:
     """Compare two bounds."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return (
-            a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
-            if a.is_floating_point()
-            else a.equal(b)
-        )
+        return identical(a, b)
     return type(a) is type(b) and bool(a == b)
 
 
@@ -162,13 +160,6 @@ OPEN = {
     "Dirichlet": "replace zeros by a little more (x + 0.5 / n, divided by its sum), or model the counts (multinomial).",
 }
 Span = tuple[float, float]
-
-
-def base_name(d: Any) -> str:
-    """Return the class of a distribution, beneath to_event and masks."""
-    while hasattr(d, "base_dist"):
-        d = d.base_dist
-    return type(d).__name__
 
 
 def support_of_site(name: str, fn: Any) -> Any:
@@ -262,12 +253,6 @@ ADVICE = {
     "categorical's num_classes - 1, discretized_logistic's levels - 1.",
 }
 REPAIR = "Remove or repair these rows, or choose a likelihood whose support they lie in."
-
-
-def bare(support: Any) -> Any:
-    """A support without the dimensions it is declared over, and without what stands for missing values."""
-    support = getattr(support, "observed", support)
-    return bare(support.base_constraint) if isinstance(support, constraints.independent) else support
 
 
 def format_support(support: Any) -> str:

@@ -12,7 +12,8 @@ from torch import Tensor
 from pyro_vae.common.random import seeded
 from pyro_vae.errors import ProgramError
 
-from .kept_entries import kept_entries
+from .determinism import identical
+from .masks import kept_entries
 from .sites import Program, Site, sample_sites
 from .user_errors import MODEL, explained
 from .valid_draws import ValidDraws
@@ -70,17 +71,12 @@ def run_unconditioned(model: Program, args: Batch, seed: int, *block: int, check
     with seeded(seed, *block, device=args[0].device), explained(MODEL, *args), valid:
         trace = poutine.trace(poutine.uncondition(model)).get_trace(*copies)
     for i, (copy, a) in enumerate(zip(copies, args, strict=True)):
-        if copy.shape != a.shape or not same(copy, a):
+        if not identical(copy, a):
             raise ProgramError(
                 f"the model changes {argument(i)} in place (x[...] = ..., x.mul_(...), x.clamp_(...)): each run would leave "
                 "other data to the next one. Work on a copy: x = x.clone()."
             )
     return Unconditioned(model, copies, trace)
-
-
-def same(a: Tensor, b: Tensor) -> bool:
-    """Return whether two tensors of one shape hold the same, NaN for NaN."""
-    return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 def argument(i: int) -> str:

@@ -10,25 +10,23 @@ from typing import Any
 
 import torch
 from pyro.contrib.zuko import ZukoToPyro
-from pyro.distributions import ExpandedDistribution, MaskedDistribution
 from pyro.distributions.util import scale_and_mask, sum_rightmost
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import Independent, MixtureSameFamily, biject_to, constraints
+from torch.distributions import MixtureSameFamily, biject_to, constraints
 from torch.distributions.transforms import Transform
 
 from pyro_vae.errors import ProgramError
 
 from .plates import Plates, sum_rows
 from .sites import Site
-from .support import bare
 from .vectorize import ParticleDistribution
+from .wrapped import WRAPPERS, bare
 
 REFUSED = {
     "Delta": "a single point, which has no density: compute it in the model; a guide needs a spread (Normal, LogNormal).",
     "VonMises": "an angle: it has a density on one turn only, not on the real line. Use importance sampling.",
 }
-WRAPPERS = (Independent, MaskedDistribution, ExpandedDistribution)
 ZUKO = ("zuko.distributions", "NormalizingFlow")  # by name: importing zuko switches torch's validation off
 
 
@@ -59,7 +57,7 @@ def own_support(fn: Any) -> Any:
 
 
 def shared_by_components(support: Any, event_dim: int) -> Any:
-    """One component's support, without the dimension of components in its bounds, if all have the same."""
+    """Return one component's support, without the dimension of components in its bounds, if all have the same."""
     if isinstance(support, constraints.independent):
         base = shared_by_components(support.base_constraint, event_dim)
         return constraints.independent(base, support.reinterpreted_batch_ndims)
@@ -76,7 +74,7 @@ def shared_by_components(support: Any, event_dim: int) -> Any:
 
 
 def bijection(fn: Any) -> Transform:
-    """The map T from R^D onto the support of a distribution.
+    """Return the map T from R^D onto the support of a distribution.
 
     Example:
         >>> import torch, pyro.distributions as dist
@@ -191,7 +189,7 @@ class SubstituteLatents(Messenger):
         return cls({layout.name: layout.arrange(part) for layout, part in zip(layouts, parts, strict=True)}, layouts)
 
     def particle(self, k: int, of: int) -> SubstituteLatents:
-        """The latents of one particle of several."""
+        """Return the latents of one particle of several."""
         one = SubstituteLatents(self.values, tuple(self.layouts.values()))
         one.part = k, of
         return one

@@ -23,13 +23,6 @@ def univariate(fn: Any) -> Any:
     return None if fn.event_dim else fn if mask is True else dist.MaskedDistribution(fn, mask)
 
 
-def elements(fn: Any) -> Any:
-    """Return the distribution of single elements (numbers, vectors) that `fn` is a product of, without masks."""
-    while isinstance(fn, Independent | dist.MaskedDistribution | dist.ExpandedDistribution):
-        fn = fn.base_dist
-    return fn
-
-
 def closed_kl(q: Any, p: Any) -> Tensor | None:
     """KL(q ‖ p) if there is a closed form, else None."""
     if isinstance(q, dist.Delta):  # Pyro's KL of a Delta leaves its density out

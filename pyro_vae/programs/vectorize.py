@@ -71,7 +71,7 @@ class Grouping:
         return padded.expand(self.particles, *padded.shape[1:]).movedim(0, dim - 1).flatten(dim - 1, dim)
 
     def batch_shape(self, shape: Sequence[int]) -> list[int]:
-        """The batch shape ``[K, ..., N, ...]`` of a distribution of K · N rows."""
+        """Return the batch shape ``[K, ..., N, ...]`` of a distribution of K · N rows."""
         padded = [1] * (self.plates.nesting + self.taken - len(shape)) + list(shape)
         if padded[dim := self.plates.dim - self.taken] != 1:
             padded[dim] //= self.particles
@@ -103,7 +103,7 @@ class ParticleDistribution(TorchDistribution):
         return self.split_support([part.support for part in self.parts])
 
     def split_support(self, supports: Sequence[Any]) -> Any:
-        """One support of all particles; of bounds that belong to rows, each particle and row gets its own."""
+        """Return one support of all particles; of bounds that belong to rows, each particle and row gets its own."""
         return split_support(supports, self.grouping, self.event_dim)
 
     @property
@@ -195,7 +195,7 @@ def regroup(parts: Sequence[Any], grouping: Grouping) -> Any:
 
 
 def split_support(supports: Sequence[Any], grouping: Grouping, event_dim: int) -> Any:
-    """One constraint of all particles: bounds ``(..., K N, ...)`` become ``(K, ..., N, ...)``."""
+    """Return one constraint of all particles: bounds ``(..., K N, ...)`` become ``(K, ..., N, ...)``."""
     attributes = vars(supports[0])
     moved: dict[str, Any] = {}
     for name, value in attributes.items():
@@ -243,7 +243,7 @@ class RowsAsParticles(Messenger):
         return self.grouping.split(weight) if isinstance(weight, Tensor) and weight.dim() else weight
 
     def frame(self, frame: CondIndepStackFrame, data: CondIndepStackFrame) -> CondIndepStackFrame:
-        """The data plate, over N rows."""
+        """Return the data plate, over N rows."""
         if frame is not data or frame.size == WITHOUT_SIZE:
             return frame
         rows = frame.size // self.grouping.particles
@@ -258,7 +258,7 @@ class RowsAsParticles(Messenger):
 
 
 def repeated(args: tuple[Any, ...], times: int) -> tuple[Any, ...]:
-    """The arguments with their N rows `times` over, particle by particle; what has no rows stays."""
+    """Return the arguments with their N rows `times` over, particle by particle; what has no rows stays."""
     rows = len(args[0]) if args and isinstance(args[0], Tensor) and args[0].dim() else None
     return tuple(
         a.repeat(times, *[1] * (a.dim() - 1)) if isinstance(a, Tensor) and a.dim() and len(a) == rows else a
@@ -267,7 +267,7 @@ def repeated(args: tuple[Any, ...], times: int) -> tuple[Any, ...]:
 
 
 def joined_traces(traces: Sequence[poutine.Trace], handlers: Sequence[RowsAsParticles]) -> poutine.Trace:
-    """One trace of the particles of several, each with what its :class:`RowsAsParticles` saw."""
+    """Return one trace of the particles of several, each with what its :class:`RowsAsParticles` saw."""
     trace = traces[0].copy()
     for name in handlers[0].fns:
         if not all(name in h.fns for h in handlers):
@@ -284,7 +284,7 @@ def joined_traces(traces: Sequence[poutine.Trace], handlers: Sequence[RowsAsPart
 
 
 def joined_masks(masks: Sequence[Any], dims: int) -> Any:
-    """One mask of all particles; as it is where it is no tensor."""
+    """Return one mask of all particles; as it is where it is no tensor."""
     if not any(isinstance(mask, Tensor) for mask in masks):
         return masks[0]
     tensors: list[Tensor] = [torch.as_tensor(True if mask is None else mask) for mask in masks]
@@ -310,7 +310,7 @@ def is_draw(site: Any) -> bool:
 
 
 def without_rows(at: Any, plates: Plates) -> Any:
-    """A trace without the row numbers of the data plate, which are others where there are K · N rows; anything else as it is."""
+    """A trace without the row numbers of the data plate, which are others where there are K · N rows; all else as it is."""
     if not isinstance(at, poutine.Trace) or plates.data not in at.nodes:
         return at
     trace = at.copy()

@@ -23,11 +23,12 @@ from pyro_vae.common.pyro_private import active_handlers
 from pyro_vae.common.random import seeded
 from pyro_vae.errors import ProgramError
 
-from .determinism import differing, same_terms
+from .determinism import differing, random_density, same_terms
 from .pair import quiet, unwrapped
 from .parameters import ParametersRegistered
-from .plates import frames_of, sum_rows
+from .plates import sum_rows
 from .proposal_guide import RefusedGuide, as_written
+from .site_rows import frames_of
 from .sites import Program, latent_sites, sample_sites, with_values
 from .vectorize import MODES, Mode, Vectorizing, particle_of, without_rows
 
@@ -38,7 +39,7 @@ LOOP = Vectorizing("loop", "loop")
 
 @dataclass(frozen=True)
 class Probe:
-    """What the runs of a pair showed: how it runs, at which draws, the model's log-probabilities; why it is refused, if it is."""
+    """What the runs of a pair showed: how it runs, at which draws, the model's log-probabilities; why it is refused, if so."""
 
     vectorizing: Vectorizing
     draws: poutine.Trace
@@ -157,14 +158,6 @@ def refuse_random_guide(problem: Any) -> None:
     if problem.vectorizing.random_guide:
         site = next(iter(latent_sites(problem.sites(problem.guide))))
         raise ProgramError(random_density("guide", site))
-
-
-def random_density(role: str, site: str) -> str:
-    return (
-        f"site {site!r} of the {role} has another density at the same latents when it is called again: the {role} draws random "
-        "numbers outside of pyro.sample (torch.randn, a dropout that stays on in eval mode), or keeps a state, so that its "
-        "log-probability is none of the latents. Fix: draw them by pyro.sample, or only where module.training holds."
-    )
 
 
 def with_indices(draws: poutine.Trace, run: poutine.Trace) -> poutine.Trace:

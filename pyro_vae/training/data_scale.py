@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pyro_vae.errors import UsageError
 from pyro_vae.programs.pair import quiet
 from pyro_vae.programs.sites import Program, observed_sites, trace_pair
+from pyro_vae.programs.wrapped import bare, elements
 
 ROWS = 512  # that are looked at
 FAR, NARROW = 30.0, 0.01  # standard deviations, means relative to them: beyond these a word is said
@@ -65,16 +66,12 @@ def scale_note(model: Program, guide: Program, batch: tuple[Tensor, ...], standa
 
 def unbounded(fn: Any) -> bool:
     """Return whether a likelihood is of real numbers, in no units of its own."""
-    while hasattr(fn, "base_dist") and not isinstance(fn, torch.distributions.TransformedDistribution):
-        fn = fn.base_dist
+    fn = elements(fn)
     try:
-        support: Any = fn.support
+        real = isinstance(bare(fn.support), type(torch.distributions.constraints.real))
     except NotImplementedError:
         return False
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    own = isinstance(fn, torch.distributions.TransformedDistribution)
-    return not own and isinstance(support, type(torch.distributions.constraints.real))
+    return real and not isinstance(fn, torch.distributions.TransformedDistribution)
 
 
 def odd_columns(x: Tensor) -> str:

@@ -25,7 +25,7 @@ from pyro_vae.programs.proposal_guide import refuse_unweighed, without_observed
 from pyro_vae.programs.shared_sites import SharedSites, shared_sites
 from pyro_vae.programs.sites import latent_sites, sample_sites
 from pyro_vae.programs.units import univariate
-from pyro_vae.programs.validity import ValidParameters
+from pyro_vae.programs.valid_parameters import ValidParameters
 from pyro_vae.programs.vectorize_probe import ProbedOnce
 
 from .batch_source import Batch, TrainingData

@@ -227,12 +227,12 @@ def test_the_guide_is_named_where_its_parameters_are_invalid():
 
 BROKEN = {  # where, what, the mistake, the test that shows it
     "formula-outside": (
-        "pyro_vae.programs.validity.bounded",
+        "pyro_vae.programs.score_sites.bounded",
         lambda fn, latent=True: False,
         lambda: test_a_guide_wider_than_the_prior_is_weighed_rightly(*WIDE["exponential"], defensive(0.0)),
     ),
     "no-parameter-checked": (
-        "pyro_vae.programs.validity.check_site_parameters",
+        "pyro_vae.programs.score_sites.check_site_parameters",
         lambda *args, **kwargs: None,
         lambda: test_invalid_parameters_at_some_latents_are_refused_by_every_method(
             METHODS["importance"], LIKELIHOODS["negative-binomial"]

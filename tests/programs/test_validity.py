@@ -10,9 +10,10 @@ from torch.distributions import AffineTransform, ExpTransform
 
 from pyro_vae import Bound, elbo, log_weights
 from pyro_vae.errors import ProgramError
+from pyro_vae.programs.log_density import log_density
 from pyro_vae.programs.pair import without_validation
 from pyro_vae.programs.simulate import simulate
-from pyro_vae.programs.validity import ValidParameters, check_site_parameters, log_density
+from pyro_vae.programs.valid_parameters import ValidParameters, check_site_parameters
 
 ONE = torch.tensor(1.0)
 
@@ -204,3 +205,14 @@ def test_a_site_is_refused_before_torch_draws_it():
         pyro.plate("data", 2),
     ):
         pyro.sample("x", dist.Bernoulli(torch.tensor([0.5, 1.5])))
+
+
+@pytest.mark.parametrize("columns", [2, 3], ids=["as many as rows", "more"])
+def test_a_parameter_that_a_mask_inside_to_event_leaves_out_may_be_anything(columns):
+    """Scale −1 in column 1 of row 0: masked there it is no term of log p; masked in row 1, it is, of row 0."""
+    scale, kept = torch.ones(2, columns), torch.ones(2, columns, dtype=torch.bool)
+    scale[0, 1], kept[0, 1] = -1.0, False
+    with without_validation():
+        check_site_parameters({"x": site_of(dist.Normal(0.0, scale).mask(kept).to_event(1))}, -1)
+        with pytest.raises(ProgramError, match=r"Normal has scale -1 for rows \[0\]"):
+            check_site_parameters({"x": site_of(dist.Normal(0.0, scale).mask(kept.flip(0)).to_event(1))}, -1)

@@ -282,7 +282,7 @@ def test_a_bound_is_trained_as_probed(case, device):
     problem = Problem.on(program.model, program.guide, x)
     torch.manual_seed(3)
     with torch.no_grad():
-        q, p = problem.draw(PARTICLES)
+        q, _ = problem.draw(PARTICLES)
         log_w = plain(program.model, x, squeezed(drawn_of(q))) - problem.log_prob(q)
     torch.testing.assert_close(-loss, (log_w.logsumexp(0) - math.log(PARTICLES)).sum(), rtol=1e-4, atol=1e-3)
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from pyro_vae.errors import ProgramError
+from pyro_vae.programs.log_density import outside_support
 from pyro_vae.programs.problem import Problem, Sites
 from pyro_vae.programs.sites import latent_sites, observed_sites, sum_terms
 from pyro_vae.programs.unconstrained import SiteLayout, SubstituteLatents, check_continuous
-from pyro_vae.programs.validity import outside_support
 from pyro_vae.programs.vectorize_probe import refuse_random_guide
 
 

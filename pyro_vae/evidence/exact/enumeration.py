@@ -12,9 +12,8 @@ from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.programs.pair import quiet
 from pyro_vae.programs.sites import Program
-from pyro_vae.programs.support import base_name
 from pyro_vae.programs.unconstrained import is_discrete
-from pyro_vae.programs.units import elements
+from pyro_vae.programs.wrapped import base_name, elements
 
 from .joint import Joint, Shared
 from .result import Exact

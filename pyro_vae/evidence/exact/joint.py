@@ -10,14 +10,16 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.errors import ProgramError
+from pyro_vae.programs.log_density import log_density
 from pyro_vae.programs.masks import mask_of_site
 from pyro_vae.programs.measure import measure_of
 from pyro_vae.programs.problem import Problem, rows_of
+from pyro_vae.programs.score_sites import row_log_density
 from pyro_vae.programs.sites import Program, Site, latent_sites, observed_sites, sum_terms
 from pyro_vae.programs.structured import on_tensors
-from pyro_vae.programs.support import base_name
 from pyro_vae.programs.unconstrained import SiteLayout, SubstituteLatents
-from pyro_vae.programs.validity import check_site_parameters, log_density, row_log_density
+from pyro_vae.programs.valid_parameters import check_site_parameters
+from pyro_vae.programs.wrapped import base_name, elements
 
 from .masked_latents import log_volumes
 
@@ -128,7 +130,7 @@ class Shared:
         """Tabulate the few values of x: levels ``(V,)``, and a mask of each ``(V units, N)``; None for many values."""
         fn, value = self.joint.observed[name]["fn"], self.data[name]
         levels = value[~value.isnan()].unique()
-        if elementwise(fn).event_dim or not 0 < len(levels) <= min(LEVELS, (len(self.joint) + 1) // 2):
+        if elements(fn).event_dim or not 0 < len(levels) <= min(LEVELS, (len(self.joint) + 1) // 2):
             return None
         units = value.movedim(self.joint.problem.plates.dim - fn.event_dim, 0).reshape(len(self.joint), -1)
         return levels, torch.cat([(units == level).T for level in levels]).double()
@@ -151,14 +153,7 @@ class Shared:
             value = self.data[name].index_select(plates.dim - fn.event_dim, index)
             return row_log_density(name, {**site, "value": value}, plates, name in self.joint.problem.inside)
         levels, masks = table
-        base = elementwise(fn)
+        base = elements(fn)
         by_level = torch.cat([log_density(base, level, latent=False).flatten(1).double() for level in levels], 1)
         total = by_level.clamp_min(NEVER) @ masks[:, index]
         return torch.where(total < NEVER / 2, -math.inf, total)
-
-
-def elementwise(fn: Any) -> Any:
-    """Return the distribution of single elements or vectors that `fn` is a product of."""
-    while hasattr(fn, "base_dist") and not isinstance(fn, torch.distributions.TransformedDistribution):
-        fn = fn.base_dist
-    return fn

@@ -15,9 +15,9 @@ from pyro_vae.programs.masked_latents import refuse_masked
 from pyro_vae.programs.masks import present
 from pyro_vae.programs.pair import quiet
 from pyro_vae.programs.sites import Program, Site, latent_sites
-from pyro_vae.programs.support import base_name
+from pyro_vae.programs.wrapped import base_name, elements
 
-from .joint import Joint, elementwise
+from .joint import Joint
 from .result import Exact
 
 BLOCK = 64  # rows at a time, where parameters differ by row
@@ -78,7 +78,7 @@ def linear_gaussian(
 
 def gaussian(name: str, fn: Any) -> Any:
     """Return the Normal or MultivariateNormal that a site is made of; a ProgramError for another."""
-    fn = elementwise(fn)
+    fn = elements(fn)
     if isinstance(fn, td.Normal | td.MultivariateNormal | td.LowRankMultivariateNormal):
         return fn
     raise ProgramError(

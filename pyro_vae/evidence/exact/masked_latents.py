@@ -14,7 +14,7 @@ from pyro_vae.programs.masks import present
 from pyro_vae.programs.plates import Plates, sum_rows
 from pyro_vae.programs.sites import Site
 from pyro_vae.programs.unconstrained import SubstituteLatents, is_discrete
-from pyro_vae.programs.units import elements
+from pyro_vae.programs.wrapped import elements
 
 
 def log_volumes(substituted: SubstituteLatents, sites: dict[str, Site], plates: Plates) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from pyro import poutine
 from pyro_vae import log_likelihood
 from pyro_vae.distributions.missing import Observed
 from pyro_vae.errors import SupportError
-from pyro_vae.programs.kept_entries import kept_entries
+from pyro_vae.programs.masks import kept_entries
 
 ROWS = torch.tensor([True, False, True])
 ENTRIES = torch.tensor([[True, True], [False, True], [True, False]])
