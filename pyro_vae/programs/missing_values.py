@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from pyro.distributions import MaskedDistribution
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import Distribution, Independent
+from torch.distributions import Distribution
 
 from pyro_vae.errors import ProgramError, PyroVAEError
 
+from .class_names import class_name
 from .sites import Program, is_latent, trace_pair
 
 MASK = "Give it an encoder that takes NaN: WithMask(net), whose net has 2 d inputs where x has d columns."
@@ -42,7 +42,7 @@ class KnownParameters(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if is_latent(msg) and msg["value"] is None and of_nan(msg["fn"]):
             raise ProgramError(
-                f"site {msg['name']!r}: its {class_of(msg['fn'])} is given NaN for rows {self.rows}, which have missing "
+                f"site {msg['name']!r}: its {class_name(msg['fn'])} is given NaN for rows {self.rows}, which have missing "
                 f"values. {MASK}"
             )
 
@@ -52,13 +52,6 @@ def of_nan(fn: Any) -> bool:
     parts = [one for held in vars(fn).values() for one in (held if isinstance(held, list | tuple) else (held,))]
     given = [one for one in parts if isinstance(one, Tensor) and one.is_floating_point()]
     return any(bool(one.isnan().any()) for one in given) or any(of_nan(p) for p in parts if isinstance(p, Distribution))
-
-
-def class_of(fn: Any) -> str:
-    """Name a distribution without what is wrapped around it."""
-    while isinstance(fn, Independent | MaskedDistribution):
-        fn = fn.base_dist
-    return type(fn).__name__
 
 
 @contextmanager

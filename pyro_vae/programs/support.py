@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyro_vae.errors import ProgramError, ShapeError, SupportError
 
+from .class_names import class_name
 from .kept_entries import kept_entries
 from .missing_values import MASK, gaps, gaps_explained
 from .pair import owners, quiet
@@ -177,7 +178,7 @@ def support_of_site(name: str, fn: Any) -> Any:
         return fn.support
     except (NotImplementedError, AttributeError) as error:
         raise ProgramError(
-            f"site {name!r}: {base_name(fn)} does not say what its support is. Give its class one, as in "
+            f"site {name!r}: {class_name(fn)} does not say what its support is. Give its class one, as in "
             "support = pyro.distributions.constraints.real_vector."
         ) from error
 
@@ -214,7 +215,7 @@ def describe(name: str, site: Site, dim: int, row: int, rows: list[int], total: 
     first_rows = ", ".join(map(str, rows[:5])) + (", …" if len(rows) > 5 else "")
     low, high = extent or span(site["value"])
     return (
-        f"site {name!r}: {len(rows)} of {total} rows lie outside the support of {base_name(fn)} ({format_support(support)}"
+        f"site {name!r}: {len(rows)} of {total} rows lie outside the support of {class_name(fn)} ({format_support(support)}"
         f"{excluded}): row {rows[0]} {content} (rows {first_rows}; values go from {low:g} to {high:g}). {advice}"
     )
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import ProgramError, UsageError
+from pyro_vae.programs.class_names import class_name
 from pyro_vae.programs.pair import quiet
 from pyro_vae.programs.sites import Program
-from pyro_vae.programs.support import base_name
 from pyro_vae.programs.unconstrained import is_discrete
 from pyro_vae.programs.units import elements
 
@@ -113,7 +113,7 @@ def listed(name: str, fn: Any) -> Tensor:
     fn = elements(fn)
     if not is_discrete(name, fn):
         raise ProgramError(
-            f"site {name!r} is continuous ({base_name(fn)}): it cannot be enumerated. Where all latents are continuous and "
+            f"site {name!r} is continuous ({class_name(fn)}): it cannot be enumerated. Where all latents are continuous and "
             "few, quadrature integrates over them."
         )
     try:
@@ -121,5 +121,5 @@ def listed(name: str, fn: Any) -> Tensor:
             raise NotImplementedError("infinitely many values")
         values: Tensor = fn.enumerate_support(expand=False)
     except NotImplementedError as error:
-        raise ProgramError(f"site {name!r} ({base_name(fn)}) has no list of values: {error}.") from error
+        raise ProgramError(f"site {name!r} ({class_name(fn)}) has no list of values: {error}.") from error
     return values.reshape(len(values), *fn.event_shape)

@@ -11,11 +11,11 @@ from torch import distributions as td
 
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import ProgramError
+from pyro_vae.programs.class_names import class_name
 from pyro_vae.programs.masked_latents import refuse_masked
 from pyro_vae.programs.masks import present
 from pyro_vae.programs.pair import quiet
 from pyro_vae.programs.sites import Program, Site, latent_sites
-from pyro_vae.programs.support import base_name
 
 from .joint import Joint, elementwise
 from .result import Exact
@@ -82,7 +82,7 @@ def gaussian(name: str, fn: Any) -> Any:
     if isinstance(fn, td.Normal | td.MultivariateNormal | td.LowRankMultivariateNormal):
         return fn
     raise ProgramError(
-        f"site {name!r} is a {base_name(fn)}, wanted a Normal or MultivariateNormal: no closed form. For up to 3 latent "
+        f"site {name!r} is a {class_name(fn)}, wanted a Normal or MultivariateNormal: no closed form. For up to 3 latent "
         "dimensions there is quadrature, for discrete latents enumerate_latents."
     )
 
