@@ -18,9 +18,8 @@ from pyro_vae.common.random import seeded
 from pyro_vae.data.arrays import batch_of
 from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.programs.arguments import argument_dtypes
-from pyro_vae.programs.missing_values import MASK
 from pyro_vae.programs.pair import evaluation_mode, like_parameters, without_validation
-from pyro_vae.programs.support import takes_missing
+from pyro_vae.programs.support import MASK, takes_missing
 
 
 class HasParts(Protocol):

@@ -18,13 +18,12 @@ from pyro_vae.errors import ProgramError, PyroVAEError, ShapeError
 
 from .check_parameters import ghost_training, gradients, modules, named_parameters, shared
 from .findings import CheckReport, Finding, ProgramTrace, run
-from .missing_values import MASK
 from .pair import quiet
 from .plates import WITHOUT_SIZE, frames_of
 from .proposal_guide import weighable
 from .sites import Program, Site, observed_sites, proposal_sites
 from .structured import on_tensors
-from .support import bare, base_name, describe, format_support, moves, rows_inside
+from .support import MASK, bare, base_name, describe, format_support, moves, rows_inside
 from .undeclared import find_undeclared
 
 

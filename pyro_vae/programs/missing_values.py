@@ -16,7 +16,7 @@ from pyro_vae.errors import ProgramError, PyroVAEError
 from .class_names import class_name
 from .sites import Program, is_latent, trace_pair
 
-MASK = "Give it an encoder that takes NaN: WithMask(net), whose net has 2 d inputs where x has d columns."
+TAKE_NAN = "Give it an encoder that takes NaN: WithMask(net), whose net has 2 d inputs where x has d columns."
 
 
 def gaps(x: Any) -> Tensor:
@@ -43,7 +43,7 @@ class KnownParameters(Messenger):
         if is_latent(msg) and msg["value"] is None and of_nan(msg["fn"]):
             raise ProgramError(
                 f"site {msg['name']!r}: its {class_name(msg['fn'])} is given NaN for rows {self.rows}, which have missing "
-                f"values. {MASK}"
+                f"values. {TAKE_NAN}"
             )
 
 
@@ -94,5 +94,5 @@ def describe(error: Exception, rows: list[int]) -> str:
     said = " ".join(str(error).split()).rstrip(".")
     return (
         f"{where}: the pair does not run on the missing values (NaN) of rows {rows[:5]}, and runs with 0 in their place: "
-        f"{type(error).__name__}: {said} ({note}). {MASK} In a model, leave them out: SkipMissing(likelihood)."
+        f"{type(error).__name__}: {said} ({note}). {TAKE_NAN} In a model, leave them out: SkipMissing(likelihood)."
     )

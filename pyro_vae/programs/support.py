@@ -15,7 +15,7 @@ from pyro_vae.errors import ProgramError, ShapeError, SupportError
 
 from .class_names import class_name
 from .kept_entries import kept_entries
-from .missing_values import MASK, gaps, gaps_explained
+from .missing_values import TAKE_NAN, gaps, gaps_explained
 from .pair import owners, quiet
 from .plates import find_plates
 from .proposal_guide import on_fewest_rows
@@ -23,6 +23,7 @@ from .sites import Program, Site, observed_sites, trace_pair
 from .user_errors import advise_on_shapes
 
 Batch = tuple[Tensor, ...]
+MASK = TAKE_NAN  # the advice on missing values
 
 
 def takes_missing(*things: Any) -> bool:
