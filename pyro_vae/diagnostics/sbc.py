@@ -2,6 +2,7 @@ r"""Simulation-based calibration (SBC): test q(z | x) against the posterior, on 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -11,9 +12,10 @@ import torch
 from torch import Tensor
 
 from pyro_vae.common.keywords import suggest_keywords
-from pyro_vae.errors import ProgramError, UsageError
+from pyro_vae.errors import NoWeightError, ProgramError, UsageError
 from pyro_vae.programs.data_map import data_map_of_few
 from pyro_vae.programs.masks import kept_entries
+from pyro_vae.programs.own_rows import own_rows
 from pyro_vae.programs.pair import quiet
 from pyro_vae.programs.plates import Plates
 from pyro_vae.programs.problem import Problem, Sites, rows_of
@@ -199,8 +201,8 @@ def simulation_based_calibration(
         A :class:`Calibration`: ranks, p-values and words for each quantity.
 
     Raises:
-        ProgramError: a model that cannot be simulated, a pair that cannot be treated row by row, latents or log p(x, z) that
-            are NaN (site and row are named).
+        ProgramError: a model that cannot be simulated, a pair that cannot be treated row by row, a guide with parameters for
+            each row, latents or log p(x, z) that are NaN (site and row are named).
         UsageError: fewer than 2 rows, no draws, a level outside (0, 1).
 
     References:
@@ -238,6 +240,7 @@ def simulation_based_calibration(
     with quiet(model, guide, seed=seed, device=template[0].device):
         known = data_map_of_few(model, tuple(a[turns] for a in template), seed)
         first = draw(model, tuple(a[:1] for a in template), seed, known=known)  # the template itself may be no data
+        refuse_own_rows(model, guide, template, first.args)
         problem = Problem.on(model, guide, *first.args)
         for i, rows in enumerate(blocks):
             truth = draw(model, tuple(a[rows] for a in template), seed, i, 0, known=known)
@@ -245,6 +248,15 @@ def simulation_based_calibration(
                 names, ranks = block_ranks(problem.over(*truth.args), truth, num_draws, vectorize_particles)
             parts.append(ranks.cpu())
     return Calibration(names, torch.cat(parts), num_draws, level, seed)
+
+
+def refuse_own_rows(model: Program, guide: Program, template: Sequence[Tensor], one: Sequence[Tensor]) -> None:
+    """Refuse a guide that has parameters for each row of the template: it knows nothing of a simulated row."""
+    if (own := own_rows(model, guide, template, one)) is not None:
+        raise NoWeightError(
+            f"the guide's plate {own[0]!r} has {own[1]} rows of its own, each with its own parameters (as AutoNormal's): "
+            "simulated rows have none, so their ranks would say nothing. Use a guide that computes q(z | x) from x, an encoder."
+        )
 
 
 def describe(shift: float, spread: float) -> str:

@@ -30,6 +30,7 @@ from torch import Tensor
 from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.programs.plates import sum_rows
 from pyro_vae.programs.sites import add, sum_terms
+from pyro_vae.programs.wrapped import base_name
 
 from .bounds import iwae, jackknife
 from .particles import Draw, ParticleRun, same
@@ -65,8 +66,8 @@ class Estimate:
         object.__setattr__(self, "__doc__", text)  # so that `stl?` shows what sticking the landing is
 
     def __call__(self, draw: Draw, bound: BoundFunction) -> Result:
-        if self.needs_path and (sites := draw.without_path()):
-            kind = type(draw.first.q[sites[0]]["fn"]).__name__
+        if self.needs_path and torch.is_grad_enabled() and (sites := draw.without_path()):
+            kind = base_name(draw.first.q[sites[0]]["fn"])
             raise ProgramError(
                 f"site {sites[0]!r} is drawn from a {kind}, which has no rsample: estimator {self.name} has no gradient for "
                 "the guide there. Take estimator=vimco or rws, straight-through draws (one_hot_categorical_st), or sum the "

@@ -15,6 +15,7 @@ from pyro_vae.errors import ProgramError, ShapeError, SupportError
 
 from .determinism import identical
 from .masks import kept_entries
+from .missing_values import TAKE_NAN, gaps, gaps_explained
 from .pair import owners, quiet
 from .plates import find_plates
 from .proposal_guide import on_fewest_rows
@@ -23,6 +24,7 @@ from .user_errors import advise_on_shapes
 from .wrapped import base_name
 
 Batch = tuple[Tensor, ...]
+MASK = TAKE_NAN  # the advice on missing values
 
 
 def takes_missing(*things: Any) -> bool:
@@ -63,11 +65,13 @@ def check_support(
     with quiet(model, guide):
         # copies, so that a program that writes into x is refused before it reaches x
         find = lambda *some: find_plates(model, guide, *prepare(tuple(a.clone() for a in some)))  # noqa: E731
-        plates, least = on_fewest_rows(find, guide, args)
+        with gaps_explained(model, guide, args, numbers):
+            plates, least = on_fewest_rows(find, guide, args)
         dim, chunk_size = plates.dim, max(chunk_size, least)
         for start in range(0, len(args[0]), chunk_size):
             batch = prepare(tuple(a[start : start + chunk_size] for a in args))
-            latents, sites = trace_pair(model, guide, *batch)
+            with gaps_explained(model, guide, batch, numbers[start : start + chunk_size]):
+                latents, sites = trace_pair(model, guide, *batch)
             for name, row in nan_latents(batch[0], latents, dim):
                 blind[name].append(int(numbers[row + start]))
             for name, site in observed_sites(sites).items():
@@ -116,12 +120,9 @@ def same_bound(a: Any, b: Any) -> bool:
     return type(a) is type(b) and bool(a == b)
 
 
-MASK = "Give it an encoder that takes NaN: WithMask(net), whose net has 2 d inputs where x has d columns."
-
-
 def nan_latents(x: Tensor, sites: dict[str, Site], dim: int) -> list[tuple[str, int]]:
     """Find sites of the guide and rows of x, where x has missing values and the draw of z is NaN."""
-    missing = x.isnan().flatten(1).any(1) if x.dim() > 1 else x.isnan()
+    missing = gaps(x)
     if not missing.any():
         return []
     drawn = {name: site["value"].isnan().movedim(dim - site["fn"].event_dim, 0) for name, site in sites.items()}

@@ -16,6 +16,7 @@ from pyro_vae.diagnostics import sbc
 from pyro_vae.diagnostics.predictive_checks import posterior_predictive_check, prior_predictive_check
 from pyro_vae.diagnostics.rank_uniformity import band, cumulative, holm, moments, p_values, tails
 from pyro_vae.diagnostics.sbc import simulation_based_calibration as calibrate
+from pyro_vae.errors import ProgramError
 from pyro_vae.programs.data_map import DataMap
 from pyro_vae.programs.simulate import simulate
 from tests.helpers.calibration import counts, counts_exact, counts_lognormal, gaussian, guided, prior_guide
@@ -390,3 +391,56 @@ def test_what_it_says():
     assert len(plain["differences"]) == 2 and len(plain["differences"][0]) == 19 == len(plain["lower"])
     assert plain["words"] == ["uniform", "uniform"] and plain["passed"] and len(found) == 200
     assert all(low < 0 < high for low, high in zip(plain["lower"], plain["upper"], strict=True))
+
+
+def coins(x):
+    with pyro.plate("data", len(x)):
+        p = pyro.sample("p", dist.Beta(torch.ones(len(x)), 1.0))
+        pyro.sample("x", dist.Bernoulli(p.unsqueeze(-1)).expand([len(x), 3]).to_event(1), obs=x)
+
+
+def parameters_of_rows(x):
+    loc = pyro.param("loc", torch.zeros(4))
+    with pyro.plate("data", len(x)):
+        pyro.sample("p", dist.TransformedDistribution(dist.Normal(loc, 1.0), dist.transforms.SigmoidTransform()))
+
+
+def a_plate_of_its_own_size(x):
+    with pyro.plate("data", 4):
+        pyro.sample("p", dist.Beta(torch.ones(4), 2.0))
+
+
+def auto_unrun(x):
+    return pyro.infer.autoguide.AutoNormal(coins)
+
+
+def auto_run(x):
+    guide = pyro.infer.autoguide.AutoNormal(coins)
+    guide(x)
+    return guide
+
+
+@pytest.mark.parametrize("num_rows", [4, 20])
+@pytest.mark.parametrize(
+    "make",
+    [auto_unrun, auto_run, lambda x: parameters_of_rows, lambda x: a_plate_of_its_own_size],
+    ids=["AutoNormal, never run", "AutoNormal", "a parameter a row", "a plate of fixed size"],
+)
+def test_guides_with_rows_of_their_own_are_refused(make, num_rows):
+    x = torch.tensor([[1.0, 0, 0], [1, 1, 1], [0, 0, 0], [0, 1, 0]])
+    with pytest.raises(ProgramError, match=r"plate 'data' has 4 rows of its own.*encoder"):
+        calibrate(coins, make(x), x, num_rows=num_rows, num_draws=4)
+
+
+def test_an_inner_plate_of_fixed_size_is_no_row_of_its_own():
+    def model(x):
+        with pyro.plate("data", len(x), dim=-2), pyro.plate("pixels", 3, dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x), dim=-2), pyro.plate("pixels", 3, dim=-1):
+            pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+
+    found = calibrate(model, guide, torch.zeros(1, 3), num_rows=200, num_draws=9)
+    assert found.ranks.shape == (200, 4)

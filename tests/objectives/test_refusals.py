@@ -166,6 +166,22 @@ def test_a_guide_without_a_path():
         assert loss.isfinite() and all(g.abs().max() > 0 for g in grads)
 
 
+@pytest.mark.parametrize("bound", [elbo, iwae], ids=["elbo", "iwae"])
+def test_a_value_needs_no_path(bound):
+    """What is read, and not differentiated, is the same bound under every estimator."""
+    x = binary(7, dtype=DOUBLE, seed=1)
+    vae = VAE(
+        lambda: dist.OneHotCategorical(torch.ones(3, dtype=DOUBLE)),
+        make_likelihood(),
+        Conditional(MLP(6, 3).to(DOUBLE), one_hot_categorical),
+    )
+    values = []
+    for estimator in (pathwise, vimco):
+        torch.manual_seed(0)
+        values.append(Bound(bound, 3, estimator=estimator).per_row(vae.model, vae.guide, x))
+    assert values[0].isfinite().all() and torch.equal(*values)
+
+
 def make_likelihood():
     return Conditional(MLP(3, 6).to(DOUBLE), bernoulli)
 

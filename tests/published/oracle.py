@@ -245,6 +245,28 @@ def simulated(pair: Pair, num: int, seed: int = 11) -> tuple[Tensor, dict[str, T
     with evaluating(pair), torch.random.fork_rng():
         torch.manual_seed(seed)
         sites = sample_sites(poutine.trace(poutine.uncondition(pair.model)).get_trace(*copies(pair.args, num)))
-    observed = {n: s["value"] for n, s in sites.items() if s["infer"].get("was_observed")}
+    observed = redrawn(sites)
     latent = {n: s["value"] for n, s in sites.items() if not s["infer"].get("was_observed")}
     return pair.simulated(observed), latent
+
+
+def redrawn(sites: dict[str, Site]) -> dict[str, Tensor]:
+    """What sites drew whose observations were undone; what a mask leaves out is no data, and stays as it was."""
+    was = {name: site for name, site in sites.items() if site["infer"].get("was_observed")}
+    return {n: torch.where(kept(s), s["value"], s["infer"]["obs"]) for n, s in was.items()}
+
+
+def kept(site: Site) -> Tensor:
+    """Where no mask leaves a value out, of the value's shape or one that broadcasts to it."""
+    dims, fn, there = site["value"].dim(), site["fn"], [on_left(site["mask"], site["fn"].event_dim)]
+    while isinstance(fn, WRAPPERS):
+        if isinstance(fn, dist.MaskedDistribution):
+            there.append(on_left(fn._mask, dims - len(fn.batch_shape)))
+        fn = fn.base_dist
+    return torch.stack(torch.broadcast_tensors(*there)).all(0)
+
+
+def on_left(mask: Any, event_dim: int) -> Tensor:
+    """A mask with a dimension of one for each of the event's."""
+    mask = torch.as_tensor(True if mask is None else mask)
+    return mask.reshape(*mask.shape, *[1] * event_dim) if mask.dim() else mask

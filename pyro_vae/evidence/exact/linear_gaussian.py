@@ -21,6 +21,7 @@ from .joint import Joint
 from .result import Exact
 
 BLOCK = 64  # rows at a time, where parameters differ by row
+WAY_OUT = 'no closed form. Use quadrature (up to 3 latent dimensions), or log_likelihood(method="importance").'
 RADII = (1.0, 3.0, 10.0)  # of the random z at which a mean must be affine
 
 
@@ -68,8 +69,7 @@ def linear_gaussian(
         for name, site in (joint.latents | joint.observed).items():
             gaussian(name, site["fn"])
         everyone = joint.problem.sites(joint.problem.model, 1)
-        way_out = ": no closed form. Use quadrature, or importance sampling."
-        refuse_masked(latent_sites(everyone), joint.problem, way_out)
+        refuse_masked(latent_sites(everyone), joint.problem, f": {WAY_OUT}")
         blocks = joint.everyone.split(BLOCK if context else len(joint))
         log_px = torch.cat([Gaussian(joint, rows, tol).log_px() for rows in blocks])
     how = f"{joint.dims} latent dimensions"
@@ -116,7 +116,7 @@ class Gaussian:
             ((cov - cov[:1]).abs().amax() / cov[0].abs().amax(), "its covariance varies with z (by"),
         ):
             if not off <= self.tol:
-                raise ProgramError(f"site {name!r}: {why} {off:.1e} of its size): no closed form.")
+                raise ProgramError(f"site {name!r}: {why} {off:.1e} of its size): {WAY_OUT}")
         return a, b, embed(cov[0])
 
     def observed(self) -> dict[str, Tensor]:
@@ -139,8 +139,9 @@ class Gaussian:
             log_prior = log_normal(point.expand(len(x), -1), into @ point + start, noise)
             closed_form = log_prior + log_normal(x, onto @ point + shift, rest)
             if not ((closed_form - log_p).abs() <= self.tol * (1 + log_p.abs())).all():
+                named = ", ".join(map(repr, (*self.joint.latents, *sites)))
                 raise ProgramError(
-                    "p(x, z) of the program is not that of its sites' means and covariances: no closed form."
+                    f"sites {named}: p(x, z) of the program is not that of their means and covariances: {WAY_OUT}"
                 )
         back = torch.linalg.inv(torch.eye(self.size).to(into) - into)
         loc, cov = (back @ start.unsqueeze(-1)).squeeze(-1), back @ noise @ back.mT
