@@ -69,7 +69,7 @@ def test_what_may_be_meant_is_said_and_trains(capsys):
     vae = small_vae()
     vae.spare = nn.Linear(1, 7, bias=False)
     noisy_fit(vae, binary(), epochs=1)
-    note = "note: parameter 'spare.weight': it gets no gradient: the ELBO does not depend on it."
+    note = "note: parameter 'spare.weight': it gets no gradient: the ELBO of this batch does not depend on it."
     assert capsys.readouterr().err.count(note) == 1
     vae.spare.requires_grad_(False)
     noisy_fit(vae, binary(), epochs=1)
