@@ -17,7 +17,7 @@ from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import ProgramError, PyroVAEError, ShapeError, SupportError
 
 from .check_parameters import ghost_training, gradients, modules, named_parameters, shared
-from .check_probes import Probed, as_evaluated, probed, summed
+from .check_probes import Probed, as_evaluated, invalid, probed, summed
 from .enumerated import enumerated
 from .findings import CheckReport, Finding, ProgramTrace, finding_of, run
 from .pair import quiet
@@ -70,6 +70,8 @@ def check(model: Program, guide: Program, *batch: Any, others: Iterable[Any] = (
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         batch, unfit = as_evaluated(model, guide, batch)
+    if any(f.level == "error" for f in unfit):
+        return CheckReport(tuple(unfit))
     device = next((a.device for a in batch if isinstance(a, Tensor)), torch.device("cpu"))
     owned = [module for other in others for module in modules(other)]
     store = pyro.get_param_store()
@@ -95,7 +97,9 @@ def diagnose(model: Program, guide: Program, batch: tuple[Any, ...], others: lis
         replayed = run("model", poutine.replay(model, trace=q.trace), batch)
         findings += stopped(replayed, rows)
         p = replayed if replayed.stopped is None else p
-    if not any(f.kind in ("plate", "event") for f in findings):
+    if p.stopped is None and q.stopped is None and not findings:
+        findings += invalid(model, guide, batch)
+    if not any(f.kind in ("plate", "event", "parameters") for f in findings):
         ran = p.stopped is None and q.stopped is None
         for name, site in observed_sites(p.sites).items():
             misfits = list(data_fits(name, site, main_plate(p, q, rows=rows)))

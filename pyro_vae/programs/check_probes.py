@@ -13,6 +13,7 @@ from pyro_vae.errors import DataError, NoWeightError, ProgramError, PyroVAEError
 
 from .enumerated import enumerated, prior_of, unmarked
 from .findings import Finding, ProgramTrace, finding_of
+from .latent_masks import OtherMaskError
 from .problem import Problem, rows_of
 from .proposal_guide import RefusedGuide
 from .reach import check_reach
@@ -48,11 +49,7 @@ def probed(model: Program, guide: Program, batch: tuple[Any, ...], *runs: Progra
 
 
 def probe(model: Program, guide: Program, batch: tuple[Any, ...], seed: int) -> Probed:
-    """Set up the pair as every evaluator does: parameters, supports, rows, masks, particles, weights, the guide's reach."""
-    try:
-        check_pair_parameters(model, guide, *batch)
-    except PyroVAEError as error:
-        return [finding_of("parameters", PAIR, error)], []
+    """Set up the pair as every evaluator does: supports, rows, masks, particles, weights, the guide's reach."""
     try:
         problem = Problem.of(model, guide, *batch, seed=seed, missing=True)
     except Exception as error:
@@ -62,14 +59,29 @@ def probe(model: Program, guide: Program, batch: tuple[Any, ...], seed: int) -> 
     notes = told(str(problem.vectorizing))
     try:
         found = [*undefined(problem, seed)]
-    except PyroVAEError as error:
-        return [finding_of("parameters", PAIR, error)], notes
+    except Exception as error:
+        return [refused(error, "parameters")], notes
     try:
         with problem.quiet(seed, 2):
             check_reach(problem)
     except PyroVAEError as error:
         found.append(finding_of("reach", PAIR, error, "warning"))
+    except Exception as error:
+        found.append(refused(error))
     return found, notes
+
+
+def invalid(model: Program, guide: Program, batch: tuple[Any, ...]) -> list[Finding]:
+    """Look for invalid parameters of either program on the batch."""
+    if not batch or not isinstance(batch[0], Tensor):
+        return []
+    try:
+        check_pair_parameters(model, guide, *batch)
+    except PyroVAEError as error:
+        return [finding_of("parameters", PAIR, error)]
+    except Exception as error:
+        return [refused(error)]
+    return []
 
 
 def undefined(problem: Problem, seed: int) -> Iterator[Finding]:
@@ -93,20 +105,21 @@ def told(modes: str) -> list[str]:
     return [] if modes == "plate" else [f"K particles of a row are run in a way that means the same as one ({modes})"]
 
 
-def refused(error: Exception) -> Finding:
-    """Say why a pair is refused; one that runs on all rows, and not on one alone, can be trained."""
+def refused(error: Exception, kind: str = "") -> Finding:
+    """Say why a pair is refused, that ran on the batch as a whole before."""
     if isinstance(error, NoWeightError):
         return unweighed(error)
     if isinstance(error, PyroVAEError) and error.__cause__ is None:
-        return finding_of(kind_of(error), PAIR, error)
+        return finding_of(kind or kind_of(error), PAIR, error)
     said = f"{type(error).__name__}: {' '.join(str(error).split())}"[:400].rstrip(".")
-    what = f"it runs on this batch, and not on parts of it: {said}"
-    fix = f"read the number of rows off x, as len(x), wherever it stands{TRAINS}"
-    return Finding("run", PAIR, what, fix, "warning")
+    what = f"it ran on this batch once, and not again, or on a part of it: {said}"
+    return Finding("run", PAIR, what, "read the number of rows off x, as len(x), wherever it stands, and keep no state")
 
 
 def unweighed(error: ProgramError) -> Finding:
     """Say that a pair can be trained and has no importance weight: points, rounded draws, two measures or masks."""
+    if isinstance(error, OtherMaskError):
+        return finding_of("mask", PAIR, error)
     found = finding_of("weight", PAIR, error, "warning")
     return Finding(found.kind, found.where, found.what, f"{found.fix}{TRAINS}", found.level)
 

@@ -13,6 +13,10 @@ from pyro_vae.errors import NoWeightError
 Mask = Tensor | bool
 
 
+class OtherMaskError(NoWeightError):
+    """A latent that is masked in one program and not in the other: the ELBO is another number, too."""
+
+
 def check_same_masks(p: Mapping[str, Any], q: Mapping[str, Any], values: bool = True) -> None:
     """Refuse, by site, a latent whose entries are masked in one program and not in the other.
 
@@ -21,7 +25,7 @@ def check_same_masks(p: Mapping[str, Any], q: Mapping[str, Any], values: bool = 
     would wait for a GPU: two of them pass.
 
     Raises:
-        NoWeightError: names the site, the program with the wider mask and an entry.
+        OtherMaskError: names the site, the program with the wider mask and an entry.
 
     Example:
         >>> import torch, pyro.distributions as dist
@@ -29,7 +33,7 @@ def check_same_masks(p: Mapping[str, Any], q: Mapping[str, Any], values: bool = 
         >>> check_same_masks({"z": site | {"mask": torch.tensor([True, False])}}, {"z": site})
         Traceback (most recent call last):
           ...
-        pyro_vae.errors.NoWeightError: site 'z' is masked in the model and not in the guide (at entry [1] of 2): ...
+        pyro_vae.programs.latent_masks.OtherMaskError: site 'z' is masked in the model and not in the guide (at entry [1] of 2): ...
     """
     for name in [name for name in q if name in p]:
         prior, posterior = list(masks_of(p[name])), list(masks_of(q[name]))
@@ -41,7 +45,7 @@ def check_same_masks(p: Mapping[str, Any], q: Mapping[str, Any], values: bool = 
         except RuntimeError:  # of other shapes: that is said elsewhere
             continue
         if (model != guide).any():
-            raise NoWeightError(describe(name, model, guide))
+            raise OtherMaskError(describe(name, model, guide))
 
 
 def masks_of(site: Mapping[str, Any]) -> Iterator[tuple[Mask, int]]:
