@@ -36,6 +36,10 @@ class NoWeightError(ProgramError):
     """A pair whose p(x, z) / q(z | x) is no importance weight: a point, a rounded draw, another measure, another mask."""
 
 
+class OtherMaskError(NoWeightError):
+    """A latent that is masked in one program and not in the other: the ELBO is another number, too."""
+
+
 class DataError(PyroVAEError, ValueError):
     """Data that cannot be used as given: names the rows."""
 

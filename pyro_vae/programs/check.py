@@ -14,13 +14,15 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
 from pyro_vae.common.keywords import suggest_keywords
-from pyro_vae.errors import ProgramError, PyroVAEError, ShapeError
+from pyro_vae.errors import ProgramError, PyroVAEError, ShapeError, SupportError
 
 from .check_parameters import ghost_training, gradients, modules, named_parameters, shared
-from .findings import CheckReport, Finding, ProgramTrace, run
+from .check_probes import Probed, as_evaluated, invalid, probed, summed
+from .enumerated import enumerated
+from .findings import CheckReport, Finding, ProgramTrace, finding_of, run
 from .pair import quiet
 from .plates import WITHOUT_SIZE
-from .proposal_guide import weighable
+from .proposal_guide import set_up_undone
 from .site_rows import frames_of
 from .sites import Program, Site, observed_sites, proposal_sites
 from .structured import on_tensors
@@ -36,14 +38,16 @@ def check(model: Program, guide: Program, *batch: Any, others: Iterable[Any] = (
     Runs both programs on one batch, in eval mode, on a private random stream and a private copy of Pyro's store, and names
     what is wrong: sites of one program only, plates (none, of another size, in one program only, a site outside), a
     forgotten ``obs``, undeclared event dimensions, widths and supports of prior and posterior, data outside the likelihood's
-    support or that look like pixels under counts, latents without a pathwise gradient, parameters without a gradient,
-    networks that Pyro was not told of, parameters shared with other models, and modules whose parameters Pyro's store does not
-    train ("ghost training").
+    support or that look like pixels under counts, invalid parameters, a model whose rows depend on each other, random
+    densities, masked values that are read, draws that have no importance weight, what a guide never draws, latents without a
+    pathwise gradient or summed over, parameters without a gradient, networks that Pyro was not told of, parameters shared
+    with other models, and modules whose parameters Pyro's store does not train ("ghost training").
+    Where nothing is an error, :func:`~pyro_vae.log_likelihood` runs, unless a warning says what it refuses.
     Parameters, gradients, modes, the store and the global random state stay as they were.
 
     Args:
         model, guide: Pyro programs for the same latent sites, with one plate over the N rows.
-        *batch: what both take: x of shape ``(N, *event)`` and contexts with N rows.
+        *batch: what both take: x of shape ``(N, *event)`` and contexts with N rows, converted as evaluators convert them.
         others: models (a VAE, a module, or a tuple (model, guide)) that should share no parameter with this pair.
         seed: of the private random stream.
 
@@ -65,43 +69,55 @@ def check(model: Program, guide: Program, *batch: Any, others: Iterable[Any] = (
     """
     others = list(others)
     model, guide, batch = on_tensors(model, guide, *batch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        batch, unfit = as_evaluated(model, guide, batch)
+    if any(f.level == "error" for f in unfit):
+        return CheckReport(tuple(unfit))
     device = next((a.device for a in batch if isinstance(a, Tensor)), torch.device("cpu"))
     owned = [module for other in others for module in modules(other)]
     store = pyro.get_param_store()
     forgotten = store.scope(store.get_state())  # what the programs add to it
-    with quiet(model, guide, *owned, seed=seed, device=device), forgotten, warnings.catch_warnings():
+    alone = quiet(model, guide, *owned, seed=seed, device=device)
+    with set_up_undone(guide), alone, forgotten, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return CheckReport(tuple(diagnose(model, guide, batch, others)))
+        findings, notes = diagnose(model, guide, batch, others, seed)
+        return CheckReport((*unfit, *findings), tuple(notes))
 
 
-def diagnose(model: Program, guide: Program, batch: tuple[Any, ...], others: list[Any]) -> list[Finding]:
-    """All findings; what would only repeat an earlier one in other words is left out."""
+def diagnose(model: Program, guide: Program, batch: tuple[Any, ...], others: list[Any], seed: int) -> Probed:
+    """All findings, and notes; what would only repeat an earlier one in other words is left out."""
     rows = len(batch[0]) if batch and isinstance(batch[0], Tensor) and batch[0].dim() else None
     p, q = run("model", model, batch), run("guide", guide, batch)
     findings = [*stopped(p, rows), *stopped(q, rows)]
     if not findings:
         findings += [*unpaired(p, q, batch), *unplated(p, q, rows)]
+    notes: list[str] = []
     for name in [n for n in p.latents if n in q.latents]:
         findings += pair_fits(name, p.sites[name], q.sites[name])
     if q.stopped is None and not findings:  # the model on the guide's draws, as every objective runs it
         replayed = run("model", poutine.replay(model, trace=q.trace), batch)
         findings += stopped(replayed, rows)
         p = replayed if replayed.stopped is None else p
-    if not any(f.kind in ("plate", "event") for f in findings):
+    if p.stopped is None and q.stopped is None and not findings:
+        findings += invalid(model, guide, batch)
+    if not any(f.kind in ("plate", "event", "parameters") for f in findings):
         ran = p.stopped is None and q.stopped is None
         for name, site in observed_sites(p.sites).items():
-            misfits = list(data_fits(name, site, main_plate(p, q)))
+            misfits = list(data_fits(name, site, main_plate(p, q, rows=rows)))
             if misfits and ran and moves(name, site, model, guide, batch):  # it excludes latents, not data
                 misfits = [f for f in misfits if f.kind not in ("support", "density")]
             findings += misfits
-    if p.stopped is None and q.stopped is None and not findings:
-        findings += unweighed(p, q)
-    findings += [f for n, s in q.latents.items() for f in pathwise(n, s)]
+    if p.stopped is None and q.stopped is None and not any(f.level == "error" for f in findings):
+        found, notes = probed(model, guide, batch, p, q, seed=seed)
+        findings += found
+    findings += summed(p, q)
+    findings += [f for n, s in q.latents.items() if n not in enumerated(q.latents) for f in pathwise(n, s)]
     ghosts = ghost_training([p, q], model, guide)
     findings += find_undeclared(model, guide, batch)
     if p.stopped is None and q.stopped is None and not any(f.kind in ("run", "site", "width", "obs") for f in findings):
         findings += gradients(model, guide, batch, named_parameters(model, guide, [p, q], ghosts), quiet=bool(findings))
-    return [*findings, *ghosts.values(), *shared(model, guide, batch, others)]
+    return [*findings, *ghosts.values(), *shared(model, guide, batch, others)], notes
 
 
 MISMATCH = re.compile(r"Shape mismatch inside plate\('(.+)'\) at site (.+) dim (-\d+), (\d+) vs (\d+)")
@@ -113,8 +129,7 @@ def stopped(done: ProgramTrace, rows: int | None) -> list[Finding]:
     if done.stopped is None:
         return []
     if isinstance(done.stopped, ProgramError):  # of our own modules: it has a fix of its own
-        what, _, fix = str(done.stopped).partition(". ")
-        return [Finding("run", done.program, what, fix.rstrip("."))]
+        return [finding_of("run", done.program, done.stopped)]
     if not (m := MISMATCH.search(str(done.stopped))):
         return [Finding("run", done.program, format_stop(done), "make it run on its own first")]
     plate, site, dim, size, came = m.groups()
@@ -143,11 +158,12 @@ def format_stop(done: ProgramTrace) -> str:
 def unpaired(p: ProgramTrace, q: ProgramTrace, batch: tuple[Any, ...]) -> Iterator[Finding]:
     """Find the sites of one program only, and observations that were forgotten."""
     shape = batch[0].shape if batch and isinstance(batch[0], Tensor) else None
-    forgotten = [n for n, s in p.latents.items() if n not in q.sites and s["value"].shape == shape]
+    drawn = [n for n in p.latents if n not in enumerated(p.latents)]
+    forgotten = [n for n in drawn if n not in q.sites and p.sites[n]["value"].shape == shape]
     unseen = not observed_sites(p.sites)
     if unseen and not forgotten:
         yield Finding("obs", "model", "it observes nothing", "pass the data as pyro.sample(..., obs=x)")
-    for name in [n for n in p.latents if n not in q.latents]:
+    for name in [n for n in drawn if n not in q.latents]:
         if name in forgotten and unseen:
             what = "the model draws it, in the shape of the data, and the guide does not: its observation is forgotten"
             yield Finding("obs", f"site {name!r}", what, f"pyro.sample({name!r}, ..., obs=x)")
@@ -162,25 +178,16 @@ def unpaired(p: ProgramTrace, q: ProgramTrace, batch: tuple[Any, ...]) -> Iterat
         yield Finding("site", f"site {name!r}", f"it is in the guide but {what}", fix)
 
 
-def unweighed(p: ProgramTrace, q: ProgramTrace) -> Iterator[Finding]:
-    """Latents that can be trained and have no importance weight: points, rounded draws, two measures or masks."""
-    with torch.no_grad():
-        _, refusal = weighable(p.sites, q.sites, whole=True)
-    if refusal is not None:
-        where, _, what = str(refusal).partition(": ")
-        what, _, fix = what.rstrip(".").partition(". ")
-        yield Finding("weight", where, what, f"{fix} (it trains as it is; log p(x) needs weights)", "warning")
-
-
-def main_plate(*runs: ProgramTrace) -> str | None:
-    """Find the plate called "data", or else the one that holds most sites."""
-    names = [name for r in runs for site in r.sites.values() for name in frames_of(site)]
-    return "data" if "data" in names else max(names, key=names.count, default=None)
+def main_plate(*runs: ProgramTrace, rows: int | None = None) -> str | None:
+    """The plate called "data", or else the one that holds most sites; one of as many rows as there are, if there is any."""
+    frames = [frame for r in runs for site in r.sites.values() for frame in frames_of(site).values()]
+    names = [f.name for f in frames if f.size == rows] or [f.name for f in frames]
+    return "data" if any(f.name == "data" for f in frames) else max(names, key=names.count, default=None)
 
 
 def unplated(p: ProgramTrace, q: ProgramTrace, rows: int | None) -> Iterator[Finding]:
     """Plates: none, of another size, in one program only; sites outside; batch dimensions that no plate declares."""
-    data = main_plate(p, q)
+    data = main_plate(p, q, rows=rows)
     if data is None:
         if p.sites or q.sites:
             fix = 'put the sites of model and guide under `with pyro.plate("data", len(x)):`'
@@ -193,7 +200,9 @@ def unplated(p: ProgramTrace, q: ProgramTrace, rows: int | None) -> Iterator[Fin
         texts, stack = {program: format_plates(stack) for program, stack in stacks.items()}, next(iter(stacks.values()))
         if len(set(texts.values())) > 1:
             what = f"plates differ: {texts['model']} in the model, {texts['guide']} in the guide"
-            yield Finding("plate", where, what, "use the same plates (name, size, dim) in both programs")
+            yield Finding(
+                "plate", where, what, f"use the same plates (name, size, dim) in both programs{own_rows(stacks, rows)}"
+            )
         elif data not in stack:
             fix = "move it into the plate, or make it a parameter (pyro.param)"
             yield Finding("plate", where, f"it lies outside the plate {data!r}: it is shared by all rows", fix)
@@ -202,6 +211,15 @@ def unplated(p: ProgramTrace, q: ProgramTrace, rows: int | None) -> Iterator[Fin
             yield Finding("plate", where, f"its plate {data!r} has size {size}, the batch {rows} rows", fix)
         for program, site in sites.items():
             yield from undeclared(where, program, site)
+
+
+def own_rows(stacks: dict[str, dict[str, CondIndepStackFrame]], rows: int | None) -> str:
+    """Say what a guide takes that has parameters for each row, as AutoNormal, where the model's plates are of these rows."""
+    sizes = {program: {name: frame.size for name, frame in stack.items()} for program, stack in stacks.items()}
+    for name, own in sizes["guide"].items():
+        if sizes["model"].get(name) == rows and own not in (rows, WITHOUT_SIZE):
+            return f"; a guide with parameters for each of {own} rows (AutoNormal) takes all at once, batch_size={own}"
+    return ""
 
 
 def format_plates(stack: dict[str, CondIndepStackFrame]) -> str:
@@ -246,8 +264,9 @@ def pair_fits(name: str, prior: Site, posterior: Site) -> Iterator[Finding]:
         yield Finding("support", where, what, fix)
     elif inside(here, prior["value"]) and not inside(there, prior["value"]):
         kinds = [(c.is_discrete, "implex" in str(c), "phere" in str(c)) for c in (bare(here), bare(there))]
-        fix = "choose a posterior on the prior's support; the guide never draws some of what the prior allows"
-        yield Finding("support", where, what, fix, "error" if kinds[0] != kinds[1] else "warning")
+        if kinds[0] != kinds[1]:  # else it is a matter of what p(x, z) allows: check_reach
+            fix = "choose a posterior on the prior's support; the guide never draws some of what the prior allows"
+            yield Finding("support", where, what, fix)
 
 
 def data_fits(name: str, site: Site, data: str | None) -> Iterator[Finding]:
@@ -258,13 +277,13 @@ def data_fits(name: str, site: Site, data: str | None) -> Iterator[Finding]:
     try:
         good = rows_inside(name, site, dim)
     except ShapeError as error:
-        yield of_message("shape", where, str(error))
+        yield finding_of("shape", where, error)
         return
     except (ProgramError, NotImplementedError, AttributeError):
         return
     if not good.all():
         outside = (~good).nonzero().flatten().tolist()
-        yield of_message("support", where, describe(name, site, dim, outside[0], outside, len(good)))
+        yield finding_of("support", where, SupportError(describe(name, site, dim, outside[0], outside, len(good))))
         return
     name, support = base_name(site["fn"]), bare(site["fn"].support)
     if not site["fn"].log_prob(value).isfinite().all():
@@ -275,12 +294,6 @@ def data_fits(name: str, site: Site, data: str | None) -> Iterator[Finding]:
         what = f"whole numbers up to {top:g} under {name}: are these pixels?"
         fix = "scale pixels to [0, 1], or use a likelihood of 256 values (binomial); keep it if they are counts"
         yield Finding("pixels", where, what, fix, "warning")
-
-
-def of_message(kind: str, where: str, message: str) -> Finding:
-    """Make a finding of an error's message, ``site 'x': what came (…). The fix.``"""
-    what, _, fix = message.removeprefix(f"{where}: ").partition("). ")
-    return Finding(kind, where, f"{what})", fix.rstrip("."))
 
 
 def pathwise(name: str, site: Site) -> Iterator[Finding]:

@@ -92,8 +92,9 @@ def gradients(
 def gradient_of(name: str, grad: Tensor | None, quiet: bool) -> Iterator[Finding]:
     where = f"parameter {name!r}"
     if grad is None:
+        what = "it gets no gradient: the ELBO of this batch does not depend on it"
         fix = "use it in the model or the guide (without .detach() or no_grad), or freeze it: requires_grad_(False)"
-        yield Finding("gradient", where, "it gets no gradient: the ELBO does not depend on it", fix)
+        yield Finding("gradient", where, what, fix, "warning")
     elif not quiet and not grad.isfinite().all():
         fix = "bound what the networks put into scales and logits (softplus, clamp), or rescale the data"
         yield Finding("gradient", where, "its gradient is not finite", fix)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,12 +35,30 @@ class Finding:
         return f"{'✗' if self.level == 'error' else '!'} {self.line}"
 
 
+NAMED = re.compile(r"(?:latent )?((?:site|parameter|module) '[^']+'(?: of the (?:model|guide))?)(: | )(.*)", re.DOTALL)
+
+
+def finding_of(kind: str, where: str, error: Exception, level: str = "error") -> Finding:
+    """Make a finding of an error, ``site 'x': what came. The fix.``; `where` is said where it names no site.
+
+    Example:
+        >>> print(finding_of("rows", "model", ProgramError("site 'x' of the model has two densities. Draw by pyro.sample.")))
+        ✗ site 'x' of the model: it has two densities. Fix: Draw by pyro.sample
+    """
+    message = " ".join(str(error).split())
+    if (named := NAMED.fullmatch(message)) is not None:
+        where, joint, rest = named.groups()
+        message = rest if joint == ": " else f"it {rest}"
+    what, _, fix = message.partition(". ")
+    return Finding(kind, where, what.rstrip("."), fix.removeprefix("Fix: ").rstrip(".") or "see there", level)
+
+
 RAISES: dict[str, type[PyroVAEError]] = {"support": SupportError, "shape": ShapeError, "width": ShapeError}
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """The findings of :func:`~pyro_vae.check`; `ok` where none is an error. Prints one line for each.
+    """The findings of :func:`~pyro_vae.check`; `ok` where none is an error. Prints one line for each, and then the notes.
 
     Example:
         >>> print(CheckReport((Finding("site", "site 'z'", "it has no prior", "sample it in the model"),)))
@@ -47,6 +66,7 @@ class CheckReport:
     """
 
     findings: tuple[Finding, ...]
+    notes: tuple[str, ...] = ()  # what is right, and may be worth knowing
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -57,7 +77,8 @@ class CheckReport:
         return not self.errors
 
     def __str__(self) -> str:
-        return "\n".join(map(str, self.findings)) or "✓ nothing found"
+        found = "\n".join(map(str, self.findings)) or "✓ nothing found"
+        return "\n".join([found, *(f"· {note}" for note in self.notes)])
 
     def raise_if_bad(self) -> None:
         """Raise the class of the first error (SupportError, ShapeError or ProgramError), with all errors in its message."""

@@ -13,7 +13,7 @@ from pyro.distributions import MaskedDistribution
 from torch import Tensor
 
 from pyro_vae.common.pyro_private import mask_of
-from pyro_vae.errors import NoWeightError, ProgramError
+from pyro_vae.errors import OtherMaskError, ProgramError
 
 from .site_rows import row_dim, rows_where
 from .wrapped import layers
@@ -124,7 +124,7 @@ def check_same_masks(p: Mapping[str, Site], q: Mapping[str, Site], *, values: bo
     would wait for a GPU: two of them pass. `first` is the number of the first row, for the message.
 
     Raises:
-        NoWeightError: names the site, the program with the wider mask, an entry and the rows.
+        OtherMaskError: names the site, the program with the wider mask, an entry and the rows.
 
     Example:
         >>> import torch, pyro.distributions as dist
@@ -132,7 +132,7 @@ def check_same_masks(p: Mapping[str, Site], q: Mapping[str, Site], *, values: bo
         >>> check_same_masks({"z": site | {"mask": torch.tensor([True, False])}}, {"z": site})
         Traceback (most recent call last):
           ...
-        pyro_vae.errors.NoWeightError: site 'z' is masked in the model and not in the guide (at entry [1] of 2): ...
+        pyro_vae.errors.OtherMaskError: site 'z' is masked in the model and not in the guide (at entry [1] of 2): ...
     """
     for name in [name for name in q if name in p]:
         prior, posterior = list(masks_of(p[name])), list(masks_of(q[name]))
@@ -143,7 +143,7 @@ def check_same_masks(p: Mapping[str, Site], q: Mapping[str, Site], *, values: bo
         except RuntimeError:  # of other shapes: that is said elsewhere
             continue
         if (model != guide).any():
-            raise NoWeightError(describe(name, model, guide, rows_of(p[name], model != guide, first)))
+            raise OtherMaskError(describe(name, model, guide, rows_of(p[name], model != guide, first)))
 
 
 def over_entries(site: Site) -> Tensor:

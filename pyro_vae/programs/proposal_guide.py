@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -196,9 +196,32 @@ def on_fewest_rows(run: Callable[..., T], guide: Program, args: Sequence[Tensor]
     return run(*args), len(args[0])
 
 
+@contextmanager
+def set_up_undone(guide: Program) -> Iterator[None]:
+    """Forget the parameters that a guide of Pyro's made in its first run meanwhile: they would be of these rows alone."""
+    fresh = {module: dict(vars(module)) for module in not_set_up(guide)}
+    held = {
+        module: {name: dict(v) for name, v in state.items() if isinstance(v, dict)} for module, state in fresh.items()
+    }
+    try:
+        yield
+    finally:
+        for module, state in fresh.items():
+            for name, entries in held[module].items():
+                state[name].clear()
+                state[name].update(entries)
+            vars(module).clear()
+            vars(module).update(state)
+
+
+def not_set_up(guide: Program) -> list[Any]:
+    """The guides of Pyro's among these modules that have not run yet."""
+    return [m for m in owners(guide) if isinstance(m, AutoGuide | EasyGuide) and m.prototype_trace is None]
+
+
 def set_up(guide: Program, args: Sequence[Tensor]) -> None:
     """Let a guide that makes its parameters in its first run make them for all the rows."""
-    if any(isinstance(module, AutoGuide | EasyGuide) and module.prototype_trace is None for module in owners(guide)):
+    if not_set_up(guide):
         with torch.no_grad(), poutine.block():
             guide(*args)
 

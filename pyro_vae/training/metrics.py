@@ -39,19 +39,19 @@ CHUNK = 2000  # rows that the ELBO is logged of at a time
 def true_elbo(step: Step, batch: tuple[Tensor, ...], chunk_size: int | None = CHUNK) -> Record:
     """Estimate ELBO, reconstruction E_q[log p(x | z)] and KL in nats per datum, one particle a row, whatever the objective.
 
-    Pairs that have no log weight for each row (enumerated or shared sites) get the ELBO of Pyro's own estimator, without
-    terms; those that have none at all (a guide of points, of rounded draws, of rows of its own that are not these) get None,
-    and the reason. Weights of handlers (β, ``poutine.scale``) are in none of them. Where rows share sites they go in one
-    piece: `chunk_size` None.
+    Pairs that have no log weight for each row (enumerated or shared sites, points under TraceEnum_ELBO) get the ELBO of
+    Pyro's own estimator, without terms; those that have none at all (a guide of points, of rounded draws, of rows of its own
+    that are not these) get None, and the reason. Weights of handlers (β, ``poutine.scale``) are in none of them. Where rows
+    share sites they go in one piece: `chunk_size` None.
     """
     rows = len(batch[0])
     with quiet(step.model, step.guide):
         try:
             problem = Problem.on_first_row(step.model, step.guide, *batch)
             refuse_unweighed(problem.guide)
-        except NoWeightError as error:
-            return dict.fromkeys(("elbo", "reconstruction", "kl")) | {"no_elbo": str(error)}
-        except ProgramError:
+        except ProgramError as error:
+            if isinstance(error, NoWeightError) and not isinstance(step.objective, TraceEnum_ELBO):
+                return dict.fromkeys(("elbo", "reconstruction", "kl")) | {"no_elbo": str(error)}
             chunks, guide = (
                 zip(*(a.split(chunk_size or rows) for a in batch), strict=True),
                 without_observed(step.guide),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from pyro.infer import (
@@ -26,9 +27,11 @@ WHOLE_BATCH = (
     "Pyro's ReweightedWakeSleep weighs each particle of a batch as a whole, not row by row: most weights are 0 then. "
     "Bound(iwae, num_particles=K, estimator=rws) weighs each row by itself"
 )
-# `check` draws what TraceEnum_ELBO sums over, and faults it
-STOPS_ENUMERATED = {"width", "support", "shape", "ghost", "undeclared"}
-STOPS = STOPS_ENUMERATED | {"site", "plate", "event", "obs"}
+STOPS_ENUMERATED = {
+    *("site", "event", "obs", "width", "support", "shape", "data", "ghost", "undeclared", "rows", "parameters", "mask")
+}
+STOPS = STOPS_ENUMERATED | {"plate"}  # TraceEnum_ELBO knows latents that all rows share
+SUMMED = "enumerated model"  # a latent of the model alone: what does not sum it out draws it from the prior, q or no q
 
 
 def check_training(
@@ -36,10 +39,11 @@ def check_training(
 ) -> list[str]:
     """Run :func:`~pyro_vae.check` on a first small batch; return notes on what may be intended.
 
-    Findings that make the ELBO another number are errors: sites, plates and event dimensions, widths, supports, ghost
-    training, networks that Pyro was not told of. Those that may be intended (a parameter without a gradient, whole numbers
-    that look like pixels), or that the first step meets itself (numbers that are not finite), are notes, unless they matter
-    to other objectives only.
+    Findings that make the ELBO another number are errors: sites, plates and event dimensions, widths, supports, invalid
+    parameters, rows that are coupled, random densities, masked values that are read, ghost training, networks that Pyro was
+    not told of, latents that the model alone has summed over under an objective that draws them. Those that may be intended
+    (a parameter without a gradient, whole numbers that look like pixels, draws that have no importance weight), or that the
+    first step meets itself (numbers that are not finite), are notes, unless they matter to other objectives only.
 
     Args:
         first: ``first(n)`` is a batch of the first n rows, as training would see it.
@@ -57,13 +61,17 @@ def check_training(
 
 
 def certain(report: CheckReport, objective: ELBO) -> CheckReport:
-    """Select the errors that stop training."""
-    kinds = STOPS_ENUMERATED if isinstance(objective, TraceEnum_ELBO) else STOPS
-    return CheckReport(tuple(f for f in report.errors if f.kind in kinds))
+    """Select what stops training, as errors."""
+    if isinstance(objective, TraceEnum_ELBO):
+        return CheckReport(tuple(f for f in report.errors if f.kind in STOPS_ENUMERATED))
+    found = tuple(f for f in report.errors if f.kind in STOPS)
+    return CheckReport((*found, *(replace(f, level="error") for f in report.findings if f.kind == SUMMED)))
 
 
 def worth_saying(finding: Finding, objective: Any) -> bool:
     """Return whether a finding that stops nothing matters to this objective."""
+    if finding.kind == "missing":  # `fit` was asked to take missing values
+        return False
     if finding.kind == "discrete":
         return isinstance(objective, TraceMeanField_ELBO | RenyiELBO)
     plain = isinstance(objective, Trace_ELBO | TraceGraph_ELBO | RenyiELBO | Bound)

@@ -13,7 +13,7 @@ from torch import nn
 
 from pyro_vae import MLP, VAE, Conditional, StandardNormal, adam, log_likelihood, normal
 from pyro_vae import fit as noisy_fit
-from pyro_vae.errors import DivergedError, Interrupted
+from pyro_vae.errors import DivergedError, Interrupted, ProgramError
 from pyro_vae.programs.parameters import register
 from tests.helpers.bits import same
 from tests.helpers.small import binary, small_vae, state_of
@@ -107,8 +107,8 @@ def test_parameters_that_are_nan_in_the_first_step_are_a_divergence():
         fit(vae, x, epochs=1)
 
 
-def test_what_is_wrong_with_a_program_is_left_to_pyro_to_say(device):
-    """An error in the first step that is not about numbers is no divergence."""
+def test_what_is_wrong_with_a_program_is_no_divergence(device):
+    """An invalid parameter is refused by site, before the first step."""
 
     def model(x):
         with pyro.plate("data", len(x)):
@@ -120,7 +120,7 @@ def test_what_is_wrong_with_a_program_is_left_to_pyro_to_say(device):
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(0 * scale, scale - 2.0).to_event(1))
 
-    with pytest.raises(ValueError, match="Expected parameter scale") as caught:
+    with pytest.raises(ProgramError, match="site 'z' of the guide: Normal has scale -1 for rows") as caught:
         fit((model, guide), torch.zeros(5, 1, device=device), epochs=1)
     assert not isinstance(caught.value, DivergedError)
 

@@ -7,7 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO
+from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO
 from torch import nn
 from torch.nn.functional import softplus
 
@@ -69,7 +69,7 @@ def test_what_may_be_meant_is_said_and_trains(capsys):
     vae = small_vae()
     vae.spare = nn.Linear(1, 7, bias=False)
     noisy_fit(vae, binary(), epochs=1)
-    note = "note: parameter 'spare.weight': it gets no gradient: the ELBO does not depend on it."
+    note = "note: parameter 'spare.weight': it gets no gradient: the ELBO of this batch does not depend on it."
     assert capsys.readouterr().err.count(note) == 1
     vae.spare.requires_grad_(False)
     noisy_fit(vae, binary(), epochs=1)
@@ -165,3 +165,44 @@ def test_support_errors_give_row_and_range(likelihood, spoil, message):
     vae = VAE(StandardNormal(2), Conditional(MLP(2, features), likelihood), Conditional(MLP(6, 4), normal))
     with pytest.raises(SupportError, match=f"1 of 100 rows.*{message}"):
         fit(vae, x)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        (lambda logits: dist.Bernoulli(logits=logits - logits.mean(0)), ProgramError, "other rows are passed along"),
+        (lambda logits: dist.Bernoulli(probs=logits + 2), ProgramError, "Bernoulli has probs .* wanted numbers 0 to 1"),
+        (lambda logits: dist.Bernoulli(logits=logits + torch.randn(())), ProgramError, "has another density"),
+    ],
+    ids=["coupled", "invalid", "random"],
+)
+def test_what_the_probes_find_is_refused_before_training(wrong, error, message):
+    vae = small_vae(likelihood=lambda features: wrong(features).to_event(1))
+    before = state_of(vae)
+    with pytest.raises(error, match=message):
+        fit(vae, binary(), epochs=1)
+    assert same(before, state_of(vae))
+
+
+def mixture(x):
+    """Two components, one summed over."""
+    loc = pyro.param("loc", torch.tensor([-1.0, 1.0]))
+    with pyro.plate("data", len(x)):
+        c = pyro.sample("c", dist.Categorical(torch.ones(2)), infer={"enumerate": "parallel"})
+        pyro.sample("x", dist.Normal(loc[c], 1.0), obs=x)
+
+
+def test_a_latent_that_the_model_alone_sums_over_takes_an_objective_that_does():
+    def checked(objective):
+        return check_training(mixture, lambda x: None, objective, lambda n: (torch.randn(100)[:n],), 20)
+
+    assert checked(TraceEnum_ELBO(max_plate_nesting=1)) == []
+    for objective in (Trace_ELBO(), TraceGraph_ELBO()):
+        with pytest.raises(ProgramError, match="✗ site 'c': it is marked for enumeration in the model"):
+            checked(objective)
+
+
+def test_what_has_no_weight_trains_and_is_told(capsys):
+    vae = small_vae(posterior=lambda features: dist.Delta(features[..., :2], event_dim=1))
+    noisy_fit(vae, binary(), epochs=1)
+    assert "note: site 'z': the guide draws it from a Delta, a single point" in capsys.readouterr().err

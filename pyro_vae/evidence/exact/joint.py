@@ -6,10 +6,10 @@ import math
 from typing import Any
 
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.errors import ProgramError
+from pyro_vae.programs.enumerated import prior_of, unmarked
 from pyro_vae.programs.log_density import log_density
 from pyro_vae.programs.masks import mask_of_site
 from pyro_vae.programs.measure import measure_of
@@ -49,10 +49,8 @@ class Joint:
         floats = args[0].dtype if args[0].is_floating_point() else torch.get_default_dtype()
         self.device, self.eps = args[0].device, torch.finfo(floats).eps
         self.everyone = torch.arange(len(args[0]), device=self.device)
-        # without marks for enumeration, as latents are substituted here and not summed by Pyro
-        unmarked: Program = poutine.infer_config(model, config_fn=lambda site: {"enumerate": None})  # type: ignore[typeddict-item]
-        prior: Program = poutine.block(unmarked, hide_fn=lambda s: s["type"] == "sample" and s["is_observed"])
-        self.problem = Problem.checked(unmarked, prior, *args)
+        drawn = unmarked(model)  # latents are substituted here, and not summed by Pyro
+        self.problem = Problem.checked(drawn, prior_of(drawn), *args)
         one = self.problem.rows(slice(1))
         # not problem.measure, which draws on a stream of its own: what is drawn from `seed` after it would be other draws
         self.measure = measure_of(one.model, one.guide, *one.args)
