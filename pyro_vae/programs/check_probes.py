@@ -26,7 +26,7 @@ from .proposal_guide import RefusedGuide
 from .reach import check_reach
 from .sites import Program
 from .support import takes_missing
-from .validity import check_pair_parameters
+from .valid_parameters import check_pair_parameters
 
 ROWS, DRAWS = 16, 8  # that are scored beside the run on all rows
 PAIR = "model and guide"
