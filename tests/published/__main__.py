@@ -62,13 +62,13 @@ def refusals(cells: dict[tuple[str, str], Cell]) -> str:
 def page(cells: dict[tuple[str, str], Cell], programs: list[str], functions: list[str]) -> str:
     """The whole page."""
     counts = Counter(cell.verdict for cell in cells.values())
-    total = ", ".join(f"{counts[v]} {word}" for v, word in LEGEND.items() if counts[v])
+    total = ", ".join(f"{counts[v]} {word}" for v, word in LEGEND.items() if counts[v] or v != "oracle")
     recipes = "\n".join(f"| {p} | {RECIPES[p].after} |" for p in programs)
     return f"""# Published programs, every public function
 
 {len(programs)} programs, written afresh after public recipes, × {len(functions)} functions: {total}.
 
-Written by `python -m tests.published > results/published.md`: seed {SEED}, torch {torch.__version__}, pyro
+Written by `python -m tests.published > results/published.md`: seed {SEED}, torch {torch.__version__.split("+")[0]}, pyro
 {pyro.__version__}, CPU. A number is right where it equals a plain trace of one row at a time, at the same latents, to rounding,
 or lies within 5 standard errors of the closed form, or of importance sampling by plain traces. ✓ right; – refused, naming the
 site and a way on; ? refused in words that do not; ✗ a wrong number; ! an exception from outside the package's errors.
