@@ -10,7 +10,7 @@ import torch
 
 import pyro_vae
 from pyro_vae.errors import ProgramError
-from pyro_vae.programs import validity
+from pyro_vae.programs import score_sites
 
 from . import cells, oracle
 from .cells import FUNCTIONS, run_cell
@@ -129,8 +129,8 @@ def test_masks_that_are_forgotten_are_wrong(monkeypatch):
 
 
 def test_scales_that_enter_a_weight_are_wrong(monkeypatch):
-    plain = validity.row_log_density
-    monkeypatch.setattr(validity, "row_log_density", lambda n, s, p, *rest: plain(n, s, p, scale=s["scale"]))
+    plain = score_sites.row_log_density
+    monkeypatch.setattr(score_sites, "row_log_density", lambda n, s, p, *rest: plain(n, s, p, scale=s["scale"]))
     assert {run_cell("scanvi", f).verdict for f in ("log_weights", "importance")} == {"WRONG"}
 
 
