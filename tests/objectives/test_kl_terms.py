@@ -27,7 +27,7 @@ from pyro_vae import (
     rws,
     total_correlation,
 )
-from pyro_vae.errors import ProgramError, UsageError
+from pyro_vae.errors import OtherMaskError, ProgramError, UsageError
 from tests.helpers.kl_terms import Rows, close, gaussian_rows
 from tests.helpers.small import binary, small_vae
 
@@ -187,9 +187,11 @@ def test_a_kl_under_two_masks_is_taken_at_the_draws():
             pyro.sample("z", dist.Normal(rows.loc, rows.scale).to_event(1).mask(other))
 
     torch.manual_seed(3)
-    drawn = Bound(elbo).per_row(model, guide, rows.x)
+    drawn = Bound(elbo).loss(model, guide, rows.x)
     torch.manual_seed(3)
-    close(Bound(estimator=analytic_kl()).per_row(model, guide, rows.x), drawn)
+    close(Bound(estimator=analytic_kl()).loss(model, guide, rows.x), drawn)
+    with pytest.raises(OtherMaskError, match="'z' is masked in the model and not in the guide"):
+        Bound(elbo).per_row(model, guide, rows.x)
 
 
 @pytest.mark.parametrize("term", [mmd(1.0), total_correlation(2.0, dataset_size=10)], ids=["mmd", "total_correlation"])

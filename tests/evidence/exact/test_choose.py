@@ -259,7 +259,8 @@ def test_an_observed_site_that_does_not_say_its_support_is_named():
     ):
         with pytest.raises(ProgramError, match="site 'x': Silent does not say what its support is"):
             refused()
-    assert check(model, guide, x).ok  # says nothing of what it cannot know
+    with pytest.raises(ProgramError, match="site 'x': Silent does not say what its support is"):
+        check(model, guide, x).raise_if_bad()
 
 
 def test_missing_values_of_a_distribution_that_does_not_say_its_support():
