@@ -9,7 +9,7 @@ import torch
 
 import pyro_vae
 from pyro_vae.errors import ProgramError
-from pyro_vae.programs import plates
+from pyro_vae.programs import score_sites
 
 from . import cells, oracle
 from .cells import FUNCTIONS, run_cell
@@ -156,8 +156,8 @@ def test_masks_that_are_forgotten_are_wrong(monkeypatch):
 
 
 def test_scales_that_enter_a_weight_are_wrong(monkeypatch):
-    plain = plates.row_log_prob
-    monkeypatch.setattr("pyro_vae.programs.problem.row_log_prob", lambda n, s, p: plain(n, s, p, scale=s["scale"]))
+    plain = score_sites.row_log_density
+    monkeypatch.setattr(score_sites, "row_log_density", lambda n, s, p, checked, _: plain(n, s, p, checked, s["scale"]))
     assert {run_cell("scanvi", f).verdict for f in ("log_weights", "importance")} == {"WRONG"}
 
 
