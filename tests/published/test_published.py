@@ -130,7 +130,7 @@ def test_masks_that_are_forgotten_are_wrong(monkeypatch):
 
 def test_scales_that_enter_a_weight_are_wrong(monkeypatch):
     plain = score_sites.row_log_density
-    monkeypatch.setattr(score_sites, "row_log_density", lambda n, s, p, *rest: plain(n, s, p, scale=s["scale"]))
+    monkeypatch.setattr(score_sites, "row_log_density", lambda n, s, p, checked, _: plain(n, s, p, checked, s["scale"]))
     assert {run_cell("scanvi", f).verdict for f in ("log_weights", "importance")} == {"WRONG"}
 
 

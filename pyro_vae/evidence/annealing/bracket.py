@@ -164,9 +164,8 @@ def bracket(
     if refresh < 0:
         raise UsageError(f"refresh must be at least 0, got {refresh}")
     settings = AISSettings(
-        start=start, num_temperatures=num_temperatures, num_chains=num_chains, leapfrog_steps=leapfrog_steps,
-        schedule=schedule, step_size=step_size, target_acceptance=target_acceptance,
-        seed=seed, chunk_size=chunk_size, verbose=verbose,
+        start=start, num_temperatures=num_temperatures, num_chains=num_chains, leapfrog_steps=leapfrog_steps, schedule=schedule,
+        step_size=step_size, target_acceptance=target_acceptance, seed=seed, chunk_size=chunk_size, verbose=verbose,
     )  # fmt: skip
     annealer = Annealer(problem := Problem.of(model, guide, x, *context, seed=seed), settings)
     sampled = importance(
@@ -175,13 +174,12 @@ def bracket(
     ahead = annealer.forward()
     annealing = ahead.result(settings, problem.measure)
     back = reverse(annealer, refresh, latents, ahead)
-    inverse = back.sums  # of 1 / p(x)
     chosen = by_annealing(annealing.log_px, sampled.log_px)
     return Bracket(
         torch.where(chosen, annealing.log_px, sampled.log_px),
         torch.where(chosen, annealing.mc_se, sampled.mc_se),
-        -inverse.log_px,
-        inverse.mc_se,
+        -back.sums.log_px,  # of the mean of 1 / p(x)
+        back.sums.mc_se,
         latents is not None,
         chosen,
         sampled,

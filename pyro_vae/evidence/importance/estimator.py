@@ -8,6 +8,7 @@ from itertools import takewhile
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pyro_vae.common.device import resolve_device
 from pyro_vae.common.memory import SMALLER, fitting
@@ -110,16 +111,11 @@ def importance(
     if num_samples < 1 or chunk_size < 1:
         raise UsageError(f"num_samples and chunk_size must be at least 1, got {num_samples} and {chunk_size}")
     check_target(target_se, max_samples, num_samples, particles)
-    target_device = None if device is None else resolve_device(device)
     model, guide, args = on_tensors(model, guide, x, *context)
-    args = rows_of(model, guide, *args, missing=missing, device=target_device)
-    device, like = args[0].device, like_parameters(model, guide)
-    if like is not None and like.device != device:
-        raise DeviceError(
-            f"the data goes to {device}, but the model is on {like.device}: move it there, vae.to({str(device)!r})"
-        )
+    args = rows_of(model, guide, *args, missing=missing, device=None if device is None else resolve_device(device))
+    check_device(args[0].device, like_parameters(model, guide))
     blocks = open_row_blocks(len(args[0]), num_samples, rows, resume, seed, proposal)
-    with quiet(model, guide, seed=seed, device=device):
+    with quiet(model, guide, seed=seed, device=args[0].device):
         problem = Problem.checked(model, guide, *args, vectorize=vectorize_particles)
         if not proposal.weight:
             check_reach(problem, proposal.guide(problem.guide))
@@ -127,18 +123,14 @@ def importance(
     facts = {"seed": seed, "proposal": str(proposal), "measure": problem.measure, "target_se": target_se}
     facts |= {"vectorizing": str(problem.vectorizing)}
     try:
-        with (
-            problem.quiet(),
-            ParametersRegistered(),
-        ):  # nothing is trained: modules need not declare parameters at each block
+        # nothing is trained: modules need not declare parameters at each block
+        with problem.quiet(), ParametersRegistered():
             for block in tracked(blocks, "log p(x)", verbose):
                 if rows is None or block.rows.start in rows:
-                    some = problem.rows(slice(block.rows.start, block.rows.stop))
-                    with fitting(f"the smallest chunk of particles on {device}", SMALLER):
-                        sampler.fill(block, some, range(block.planned) if particles is None else particles)
-                        while target_se is not None and block.planned < max_samples and not met(block, target_se):
-                            block.plan(min(2 * block.planned, max_samples))
-                            sampler.fill(block, some, range(block.planned))
+                    fill(block, sampler, problem, particles)
+                    while target_se is not None and block.planned < max_samples and not met(block, target_se):
+                        block.plan(min(2 * block.planned, max_samples))
+                        fill(block, sampler, problem)
                 block.weight_sums.largest.trim()
                 if on_block is not None:
                     on_block(blocks, facts)
@@ -148,6 +140,21 @@ def importance(
     if strict and len(evidence.flagged):
         raise UnreliableError(evidence.why_flagged(), evidence)
     return evidence
+
+
+def check_device(of_data: torch.device, parameter: Tensor | None) -> None:
+    """Refuse data on another device than the parameters."""
+    if parameter is not None and parameter.device != of_data:
+        raise DeviceError(
+            f"the data goes to {of_data}, but the model is on {parameter.device}: move it there, vae.to({str(of_data)!r})"
+        )
+
+
+def fill(block: RowBlock, sampler: Sampler, problem: Problem, particles: range | None = None) -> None:
+    """Draw the particles of a block that it lacks, all that it plans by default."""
+    with fitting(f"the smallest chunk of particles on {problem.device}", SMALLER):
+        some = problem.rows(slice(block.rows.start, block.rows.stop))
+        sampler.fill(block, some, range(block.planned) if particles is None else particles)
 
 
 def interrupted(blocks: Sequence[RowBlock], facts: dict[str, Any], signal: KeyboardInterrupt) -> Interrupted:
