@@ -290,12 +290,12 @@ def run_proposal(name: str, pair: Pair, proposal: Any) -> str:
 
 def run_method(name: str, pair: Pair, method: str) -> str:
     options = {} if method == "exact" else SAMPLED
-    return oracles(name, pair, log_likelihood(pair.model, pair.guide, *few(pair), method=method, **options))
+    return oracles(name, pair, log_likelihood(pair.model, pair.guide, *few(pair, 1), method=method, **options))
 
 
-def few(pair: Pair) -> tuple[Tensor, ...]:
-    """The first two rows, of a guide that takes any: grids are slow."""
-    return pair.args if pair.whole else tuple(a[:2] for a in pair.args)
+def few(pair: Pair, rows: int) -> tuple[Tensor, ...]:
+    """The first rows, of a guide that takes any: grids are slow."""
+    return pair.args if pair.whole else tuple(a[:rows] for a in pair.args)
 
 
 def oracles(name: str, pair: Pair, found: Any) -> str:
@@ -312,7 +312,7 @@ def run_convergence(name: str, pair: Pair) -> str:
 
 
 def run_oracle(name: str, pair: Pair, function: Any) -> str:
-    return oracles(name, pair, function(pair.model, pair.guide, *few(pair)))
+    return oracles(name, pair, function(pair.model, pair.guide, *few(pair, 2)))
 
 
 def run_ais(name: str, pair: Pair, start: str) -> str:

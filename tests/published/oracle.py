@@ -185,7 +185,7 @@ def copies(args: tuple[Tensor, ...], num: int) -> tuple[Tensor, ...]:
 def drawn(pair: Pair, args: tuple[Tensor, ...], num: int, seed: int, guide: Any = None) -> Draws:
     """Draw from the guide on copies of the rows (of a guide that is of these rows: in so many runs), and score."""
     if pair.whole and num > 1:
-        runs = [drawn(pair, args, 1, seed + i, guide) for i in range(min(num, 400))]
+        runs = [drawn(pair, args, 1, seed + i, guide) for i in range(min(num, 200))]
         return Draws(*(torch.cat([getattr(run, part) for run in runs]) for part in ("log_lik", "log_prior", "log_q")))
     with evaluating(pair), torch.random.fork_rng():
         torch.manual_seed(seed)

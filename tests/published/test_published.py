@@ -183,3 +183,9 @@ def test_a_shared_latent_has_no_number_for_a_row():
     pair = Pair(lambda x: None, lambda x: None, bits(2), shared="w")
     with pytest.raises(cells.WrongError, match="'w'"):
         cells.no_number(pair)
+
+
+def test_masked_entries_stay_as_they_are(monkeypatch):
+    assert run_cell("packed-rnn", "simulate").verdict == "right"
+    monkeypatch.setattr(oracle, "kept", lambda site: torch.tensor(True))
+    assert run_cell("packed-rnn", "simulate").verdict == "WRONG"

@@ -9,6 +9,7 @@ from pyro_vae.errors import ProgramError
 from pyro_vae.programs.sites import Program
 
 from .enumeration import enumerate_latents
+from .joint import probed_once
 from .linear_gaussian import linear_gaussian
 from .quadrature import quadrature
 from .result import Exact
@@ -33,9 +34,10 @@ def exact(model: Program, guide: Program | None, x: Any, *context: Any, missing:
     """
     oracles: tuple[Callable[..., Exact], ...] = (linear_gaussian, enumerate_latents, quadrature)
     why = []
-    for oracle in oracles:
-        try:
-            return oracle(model, guide, x, *context, missing=missing)
-        except ProgramError as error:
-            why.append(f"{oracle.__name__}: {error}")
+    with probed_once():
+        for oracle in oracles:
+            try:
+                return oracle(model, guide, x, *context, missing=missing)
+            except ProgramError as error:
+                why.append(f"{oracle.__name__}: {error}")
     raise ProgramError("no oracle applies to this model. " + " | ".join(why))

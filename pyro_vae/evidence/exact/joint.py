@@ -3,6 +3,9 @@ r"""log p(x_n, z) at chosen latents, for any Pyro program; the exact oracles add
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -28,6 +31,19 @@ LEVELS = 32  # of an observed value, up to which log p(x | z) is looked up and n
 NEVER = -1e30  # a log-probability that stands for −∞ in a matrix product, where 0 · −∞ would be NaN
 
 
+FOUND: ContextVar[list[Any] | None] = ContextVar("FOUND", default=None)
+
+
+@contextmanager
+def probed_once() -> Iterator[None]:
+    """Run and check a program once for all :class:`Joint` of it that are made meanwhile."""
+    token = FOUND.set([])
+    try:
+        yield
+    finally:
+        FOUND.reset(token)
+
+
 class Joint:
     """log p(x_n, z) of a Pyro program, of N rows of data and at any z ``(G, R, D)``: G points for each of R rows.
 
@@ -44,6 +60,20 @@ class Joint:
         missing: bool,
         unconstrained: bool = False,
     ) -> None:
+        found = FOUND.get()
+        if found:
+            vars(self).update(found[0])
+            torch.set_rng_state(found[1])  # what an oracle draws does not depend on which were tried before
+        else:
+            self.find(model, guide, x, c, missing)
+            if found is not None:
+                found += [dict(vars(self)), torch.get_rng_state()]
+        plates = self.problem.plates
+        self.layouts = [SiteLayout.of(name, site, plates, unconstrained) for name, site in self.latents.items()]
+        self.dims = sum(layout.size for layout in self.layouts)
+
+    def find(self, model: Program, guide: Program | None, x: Any, c: tuple[Any, ...], missing: bool) -> None:
+        """Run the program to find its latents and what it observes; refuse one without a log p(x)."""
         model, guide, args = on_tensors(model, guide, x, *c)
         args = rows_of(model, guide, *args, missing=missing)
         floats = args[0].dtype if args[0].is_floating_point() else torch.get_default_dtype()
@@ -63,9 +93,6 @@ class Joint:
             )
         if not self.latents:
             raise ProgramError("the model has no latent site: there is nothing to sum or integrate over.")
-        plates = self.problem.plates
-        self.layouts = [SiteLayout.of(name, site, plates, unconstrained) for name, site in self.latents.items()]
-        self.dims = sum(layout.size for layout in self.layouts)
 
     def __len__(self) -> int:
         return len(self.problem)

@@ -18,6 +18,7 @@ from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.evidence.exact import enumeration, trapezoid
 from pyro_vae.evidence.exact.choose import exact as by_an_oracle
 from pyro_vae.evidence.exact.enumeration import enumerate_latents
+from pyro_vae.evidence.exact.joint import Joint
 from pyro_vae.evidence.exact.linear_gaussian import linear_gaussian
 from pyro_vae.evidence.exact.quadrature import quadrature
 from pyro_vae.evidence.exact.result import Exact
@@ -296,3 +297,30 @@ def test_a_result_says_what_it_is():
     assert exact.flagged.tolist() == [1] and exact.bits_per_dim(2).tolist() == pytest.approx([0.7213475, 2.1640426])
     again = Exact.from_csv(exact.rows_csv(), method="a method", measure="counts", how="a way")
     assert str(again) == str(exact) and torch.equal(again.error, exact.error.double())
+
+
+@pytest.mark.parametrize(
+    ("prior", "likelihood", "oracle"),
+    [
+        (dist.Normal(0.0, 2.0), lambda z: dist.Normal(3 * z, 0.5), linear_gaussian),
+        (dist.Bernoulli(0.3), lambda z: dist.Normal(3 * z, 0.5), enumerate_latents),
+        (dist.Normal(0.0, 2.0), lambda z: dist.Normal(z.sin(), 0.5), quadrature),
+        (dist.Gamma(2.0, 1.0), lambda z: dist.Normal(z, 0.5), quadrature),
+    ],
+    ids=["linear_gaussian", "enumeration", "quadrature of a curve", "quadrature of a positive latent"],
+)
+def test_what_was_tried_before_is_neither_run_again_nor_seen_in_the_result(prior, likelihood, oracle, monkeypatch):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", prior)
+            pyro.sample("x", likelihood(z), obs=x)
+
+    x = torch.tensor([0.3, -1.0, 2.0])
+    alone = oracle(model, None, x)
+    found, whole = [], Joint.find
+    monkeypatch.setattr(Joint, "find", lambda self, *args: (found.append(1), whole(self, *args))[1])
+    first = by_an_oracle(model, None, x)
+    assert torch.equal(first.log_px, alone.log_px) and torch.equal(first.mc_se, alone.mc_se)
+    assert len(found) == 1
+    oracle(model, None, x)
+    assert len(found) == 2  # nothing is kept beyond the call
