@@ -104,7 +104,7 @@ def undefined(problem: Problem, seed: int) -> Iterator[Finding]:
                     f"its log-probability is {term[wrong][~good][0]:g} at some draws, rows {some.numbers(wrong.any(0))}"
                 )
                 fix = "bound what the networks put into scales and logits (softplus, clamp), or rescale the data"
-                yield Finding("nan", f"site {name!r} of the {program}", what, fix)
+                yield Finding("undefined", f"site {name!r} of the {program}", what, fix)
 
 
 def told(modes: str) -> list[str]:

@@ -28,7 +28,8 @@ WHOLE_BATCH = (
     "Bound(iwae, num_particles=K, estimator=rws) weighs each row by itself"
 )
 STOPS_ENUMERATED = {
-    *("site", "event", "obs", "width", "support", "shape", "data", "ghost", "undeclared", "rows", "parameters", "mask")
+    *("site", "event", "obs", "width", "support", "shape", "data", "ghost", "undeclared", "rows", "parameters", "mask"),
+    "undefined",
 }
 STOPS = STOPS_ENUMERATED | {"plate"}  # TraceEnum_ELBO knows latents that all rows share
 SUMMED = "enumerated model"  # a latent of the model alone: what does not sum it out draws it from the prior, q or no q

@@ -150,6 +150,12 @@ WRONG = {
         "parameters",
         "NegativeBinomial has total_count -2.5 for rows .0, 1, 2.",
     ),
+    "no number at some draws": (
+        pair(lambda z, x: dist.Normal((z + 2.2).log(), 1.0), posterior=lambda x: dist.Normal(0 * x, 1.0)),
+        torch.zeros(9),
+        "undefined",
+        "site 'x' of the model: its log-probability is nan at some draws, rows .*Fix: bound",
+    ),
     "fixed rows": (pair(of_five_rows), X, "run", "ran on this batch once, and not again, or on a part of it"),
     "raises later": (counted(), X, "run", "the file is read"),
     "infinite": (pair(), torch.tensor([0.0, torch.inf]), "data", "✗ x: x has infinite values in 1 of 2 rows"),

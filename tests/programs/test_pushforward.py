@@ -248,7 +248,7 @@ def test_fit_logs_the_elbo_of_autonormal():
     model = with_prior(dist.Normal(0.0, 1.0))
     auto = AutoNormal(model)
     assert str(check(model, auto, X)) == "✓ nothing found"
-    auto(X)
+    auto(X)  # what a check sets up, it undoes
     set_to(auto, X / 2, torch.full((4,), 0.5**0.5))
     still = lambda p: torch.optim.SGD(p, lr=1e-9)  # noqa: E731
     run = fit((model, auto), X, epochs=1, batch_size=4, verbose=False, optimizer=still)
