@@ -116,7 +116,9 @@ def refused(error: Exception, kind: str = "") -> Finding:
     """Say why a pair is refused, that ran on the batch as a whole before."""
     if isinstance(error, NoWeightError):
         return unweighed(error)
-    own = isinstance(error.__cause__, NotImplementedError | AttributeError | None)  # not an error of the program's, explained
+    own = isinstance(
+        error.__cause__, NotImplementedError | AttributeError | None
+    )  # not an error of the program's, explained
     if isinstance(error, PyroVAEError) and own:
         return finding_of(kind or kind_of(error), PAIR, error)
     said = f"{type(error).__name__}: {' '.join(str(error).split())}"[:400].rstrip(".")
