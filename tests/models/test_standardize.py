@@ -4,6 +4,7 @@ import copy
 from functools import partial
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
@@ -207,9 +208,17 @@ def test_a_likelihood_of_no_real_numbers_has_no_other_units():
 
 
 def test_programs_by_hand_do_it_themselves():
-    vae = small_vae(likelihood=normal, features=2)
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z[..., None].expand(x.shape), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
+
     with pytest.raises(UsageError, match=r"standardize=True takes a VAE.*AffineTransform\(loc, scale\)"):
-        fit((lambda x: vae.model(x), lambda x: vae.guide(x)), data(), epochs=1, standardize=True)
+        fit((model, guide), data(), epochs=1, standardize=True)
 
 
 class Skipping(VAE):
