@@ -149,7 +149,7 @@ def weighable(
         check_measure(latent_sites(p), drawn)
         check_same_masks(latent_sites(p), drawn)
     except ProgramError as error:
-        return moves, error
+        return moves, error.with_traceback(None)  # a guide that holds it would hold the frames of all that called it
     return moves, None
 
 

@@ -179,4 +179,5 @@ def test_a_step_leaves_nothing_behind(estimator):
     for _ in range(3):
         objective.loss_and_grads(vae.model, vae.guide, x)
     gc.collect()
-    assert not [kept for kept in gc.get_objects() if type(kept) is ParticleRun]
+    runs = [kept for kept in gc.get_objects() if type(kept) is ParticleRun]
+    assert not [run for run in runs if run.problem.model == vae.model]  # other tests may have failed with theirs

@@ -111,7 +111,7 @@ WRONG = {
         pair(lambda z, x: dist.Normal(z + torch.randn(()), 1.0)),
         X,
         "rows",
-        "site 'x' of the model: it has another density .*Fix: draw them by pyro.sample",
+        "site 'x' of the model: it has another density .*Fix: draw what is random by pyro.sample",
     ),
     "masked in the model": (
         masked(above, everywhere),
