@@ -329,7 +329,13 @@ ELSEWHERE = {  # what is no question to a program of one's own with complete dat
     pyro_vae.impute: "evidence/test_imputation.py",
     pyro_vae.impute_mean: "evidence/test_imputation.py",
 }
-INNER = {"importance", "exact", "measure_of", "on_tensors", "own_rows"}  # reached by way of log_likelihood, and of what it says
+INNER = {
+    "importance",
+    "exact",
+    "measure_of",
+    "on_tensors",
+    "own_rows",
+}  # reached by way of log_likelihood, and of what it says
 
 
 @pytest.mark.parametrize("check", GOES, ids=lambda f: f.__name__)
