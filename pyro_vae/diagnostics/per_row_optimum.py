@@ -18,6 +18,7 @@ from torch.distributions import Independent, MixtureSameFamily, transform_to
 
 from pyro_vae.common.pyro_private import mask_of
 from pyro_vae.errors import ProgramError
+from pyro_vae.programs.log_density import fixed, known_support
 from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.sites import Site
 from pyro_vae.programs.wrapped import base_name
@@ -101,6 +102,8 @@ def local_site(name: str, site: Site) -> PosteriorFamily:
     fn, mask = site["fn"], site["mask"]
     if not fn.has_rsample:
         raise refused(name, fn, "it has no reparameterised draws (rsample), whose gradient finds the best parameters")
+    if not fixed(known_support(fn, latent=True)):
+        raise refused(name, fn, "its support moves with its parameters, and may come to leave out what p(x, z) allows")
     try:
         family = replace(family_of(fn), mask=of_first(mask, fn.batch_shape))
         again = family.build(family.start).log_prob(site["value"])
