@@ -240,14 +240,16 @@ class Problem:
         check_same_masks(latent_sites(p), q, first=self.first)
         return q, p
 
-    def score(self, sites: Mapping[str, Site], program: str = "") -> dict[str, Tensor]:
+    def score(self, sites: Mapping[str, Site], program: str = "", fresh: bool = False) -> dict[str, Tensor]:
         """log-probabilities by site, ``(K, N)`` in nats: inner plates summed, masked, unscaled; −∞ outside the support.
 
-        A ProgramError for invalid parameters; it names the `program` ("model", "guide") if that is given.
+        A ProgramError for invalid parameters; it names the `program` ("model", "guide") if that is given. Values that are
+        `fresh` from their own distributions lie in a fixed support, and are not looked at again.
         """
         for name, site in sites.items():
             refuse_shared(name, site, self.plates.data, len(self))
-        return score_sites(sites, self.plates, first=self.first, program=program, checked=self.inside)
+        checked = sites if fresh else self.inside
+        return score_sites(sites, self.plates, first=self.first, program=program, checked=checked)
 
     def log_prob(self, sites: Mapping[str, Site], program: str = "") -> Tensor:
         """Return the sum of :meth:`score`."""
@@ -256,7 +258,7 @@ class Problem:
     def log_probs(self, particles: int = 1) -> LogProbs:
         """log p(x | z), log p(z) and log q(z | x) at K fresh draws of the guide, by site."""
         q, p = self.draw(particles)
-        return self.terms(p, self.score(q, "guide"))
+        return self.terms(p, self.score(q, "guide", fresh=True))
 
     def terms(self, p: Sites, posterior: dict[str, Tensor]) -> LogProbs:
         """Score the model's sites, all at once: what it computes from a latent that p(z) excludes counts for nothing."""

@@ -195,7 +195,7 @@ def draw(problem: Problem, program: Program, particles: int, at: poutine.Trace |
     return Draws(
         {name: site["value"] for name, site in latent.items()},
         {name: site["fn"].event_dim for name, site in latent.items()},
-        problem.score(sites, "model" if program is problem.model else "guide"),
+        problem.score(sites, "model" if program is problem.model else "guide", fresh=at is None),
         problem.plates,
     )
 
