@@ -57,8 +57,8 @@ class FunctionParts(nn.Module):
         super().__setstate__({key: value for key, value in state.items() if key != HELD})
         own = {id(part) for part in self.modules()} if before else set()
         for name, module in held_by_functions(self) if before else ():
-            shared = next(module.parameters(), None) is not None  # what holds no weights may be shared
-            if shared and id(module) in before and id(module) not in own:
+            # what holds no weights may be shared
+            if id(module) in before and id(module) not in own and next(module.parameters(), None) is not None:
                 raise ProgramError(
                     f"copy.deepcopy copies no function, so the copy of this {type(self).__name__} would share {name!r} "
                     f"({type(module).__name__}) with it: build it anew, or let the part be a module that holds the network."
