@@ -186,7 +186,6 @@ def fit(
     modules = owners(vae, model, guide)
     if transform is not None:
         refuse_structure(x, "fit with a transform")
-    given = 1 + len(context)
     model, guide, args = on_tensors(model, guide, x, *context)
     model_device = move(modules, device)
     missing = missing or takes_missing(vae, model, guide)
@@ -198,12 +197,7 @@ def fit(
     if standardize:
         standardize_model(modules, train)
     if validation is not None:
-        parts = (
-            validation
-            if isinstance(validation, tuple) and not (given == 1 and is_structure(validation))
-            else (validation,)
-        )
-        parts = tensors_as(model, *parts)
+        parts = tensors_as(model, *parts_of(validation, 1 + len(context)))
         validation = convert(*parts, name="validation x", device=model_device)
     data = TrainingData(train, source, resolve_batch_size(batch_size, len(train[0])), validation, transform, drop_last)
     options = TrainingOptions(epochs, schedule, patience, seed, bad_steps, scheduled, on_step)
@@ -222,6 +216,12 @@ def fit(
         if resume is not None:
             restore(trainer, resume, fork)
         return trainer.run(reporter)
+
+
+def parts_of(validation: Any, given: int) -> tuple[Any, ...]:
+    """Return x and contexts of validation rows: a tuple, unless it is itself the structure of an x that comes alone."""
+    alone = given == 1 and is_structure(validation)
+    return validation if isinstance(validation, tuple) and not alone else (validation,)
 
 
 def check_callbacks(callbacks: Sequence[TrainingCallback]) -> None:
