@@ -46,8 +46,8 @@ class Bound(ELBO):
         estimator: of the gradient: ``pathwise``, ``stl``, ``dreg``, ``gdreg``, ``vimco``, ``rws`` or ``analytic_kl``.
         num_groups: M, for ``miwae`` and ``piwae``: M · K particles a row.
         terms: functions of the draw, each ``(N,)`` in nats, that are added to the bound, such as ``free_bits(0.5)``.
-        vectorize_particles: run both programs once for all particles; False runs them M · K times, for programs that do not
-            broadcast.
+        vectorize_particles: run both programs once for all particles, in the way that a probe of the first batch finds to mean
+            the same (:class:`~pyro_vae.programs.problem.Problem`); False runs them M · K times.
 
     Raises:
         UsageError: fewer than one particle or group; particles that memory has no room for.
