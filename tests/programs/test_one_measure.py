@@ -1,5 +1,7 @@
 """Latents whose two densities are against one measure are weighed; others are refused by site, where a weight is asked for."""
 
+import gc
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -7,6 +9,7 @@ import torch
 
 from pyro_vae import Bound, ais, check, elbo, fit, latents, log_likelihood, log_weights
 from pyro_vae.errors import NoWeightError
+from pyro_vae.objectives.particles import ParticleRun
 from pyro_vae.programs.one_measure import latent_measure, one_measure
 
 X = torch.tensor([0.0, 1.0, 2.0])
@@ -153,6 +156,16 @@ def test_a_point_trains_and_no_elbo_is_logged(objective):
     assert run.history[-1]["elbo"] is None and "'z'" in run.history[-1]["no_elbo"]
     assert "no ELBO is logged" in run.warnings[0]
     assert (at - X / 2).abs().max() < 0.05
+
+
+def test_a_refusal_holds_no_frame_of_the_training_that_met_it():
+    """Kept with its traceback, the error would keep each step's particles alive as long as the objective is."""
+    model, point = pair(NORMAL, dist.Delta(torch.zeros(3, requires_grad=True)))
+    objective = Bound(elbo)
+    for _ in range(3):
+        objective.loss_and_grads(model, point, X)
+    gc.collect()
+    assert not [run for run in gc.get_objects() if type(run) is ParticleRun and run.problem.model is model]
 
 
 def test_names():
