@@ -18,6 +18,7 @@ from pyro_vae.errors import ProgramError, PyroVAEError, ShapeError, SupportError
 
 from .check_parameters import ghost_training, gradients, modules, named_parameters, shared
 from .check_probes import Probed, as_evaluated, invalid, probed, summed
+from .data_scale import scale_of, standardizable
 from .enumerated import enumerated
 from .findings import CheckReport, Finding, ProgramTrace, finding_of, run
 from .pair import quiet
@@ -108,6 +109,7 @@ def diagnose(model: Program, guide: Program, batch: tuple[Any, ...], others: lis
             if misfits and ran and moves(name, site, model, guide, batch):  # it excludes latents, not data
                 misfits = [f for f in misfits if f.kind not in ("support", "density")]
             findings += misfits
+            findings += scale_of(name, site, rows or 0, standardizable(model, guide))
     if p.stopped is None and q.stopped is None and not any(f.level == "error" for f in findings):
         found, notes = probed(model, guide, batch, p, q, seed=seed)
         findings += found

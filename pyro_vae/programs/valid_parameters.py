@@ -33,6 +33,7 @@ from .wrapped import WRAPPERS, bare
 Masks = tuple[
     tuple[Tensor, int], ...
 ]  # each with how many of its dimensions lie to the right of the site's batch shape
+Ends = tuple[float, float] | None
 
 
 class Parameter(NamedTuple):
@@ -45,6 +46,7 @@ class Parameter(NamedTuple):
     right: int  # dimensions of the value to the right of the site's batch shape
     masks: Masks  # where it counts
     logged: bool  # log of it is a term of log p: where it is below 0 that is NaN
+    ends: Ends  # between which it is valid, if that is all there is to it
 
 
 def parameters_of(fn: Any, right: int = 0, masks: Masks = (), direct: bool = True) -> Iterator[Parameter]:
@@ -53,14 +55,13 @@ def parameters_of(fn: Any, right: int = 0, masks: Masks = (), direct: bool = Tru
         yield from of_particles(fn, right, masks, direct)
         return
     held, kind = vars(fn), type(fn)
-    for name, constraint, logged in constrained(fn):
+    for name, constraint, logged, event_dim, ends in constrained(fn):
         value = held.get(name)
         if isinstance(value, Tensor) and value.numel():
-            event_dim = constraint.event_dim
-            yield Parameter(kind.__name__, name, value, constraint, right + event_dim, masks, logged and direct)
-    direct = direct and isinstance(fn, (*WRAPPERS, TransformedDistribution))
+            yield Parameter(kind.__name__, name, value, constraint, right + event_dim, masks, logged and direct, ends)
+    direct = direct and isinstance(fn, COMPOSED)
     for name, part in held.items():
-        for one in part if isinstance(part, list | tuple) else (part,):
+        for one in part if isinstance(part, LISTS) else (part,):
             if isinstance(one, Distribution):
                 yield from parameters_of(one, right + inner_dims(fn, name), masks + masks_of(fn, name, right), direct)
 
@@ -74,10 +75,21 @@ def of_particles(fn: ParticleDistribution, right: int, masks: Masks, direct: boo
             [p.constraint for p in same], grouping, same[0].right
         )  # its bounds may be of rows, too
         of = same[0]
-        yield Parameter(of.owner, of.name, value, constraint, of.right, of.masks, of.logged)
+        yield Parameter(of.owner, of.name, value, constraint, of.right, of.masks, of.logged, plain_ends(constraint))
 
 
-Constrained = tuple[str, Any, bool]  # name, constraint, and whether log of it is a term of log p
+class Constrained(NamedTuple):
+    """What a class declares of a parameter, as :class:`Parameter` has it."""
+
+    name: str
+    constraint: Any
+    logged: bool
+    event_dim: int
+    ends: Ends
+
+
+COMPOSED = (*WRAPPERS, TransformedDistribution)
+LISTS = (list, tuple)
 LOGGED = {"Exponential": "rate"} | dict.fromkeys(
     ("Normal", "Laplace", "Cauchy", "StudentT", "Gumbel", "Logistic"), "scale"
 )
@@ -121,21 +133,34 @@ def checkable(kind: type, declared: Mapping[str, Any]) -> tuple[Constrained, ...
     """Leave out what any number satisfies, and what cannot be told."""
     theirs = kind.__module__.startswith(("torch.", "pyro."))
     left = {n: c for n, c in declared.items() if not (constraints.is_dependent(c) or isinstance(bare(c), REAL))}
-    return tuple((name, constraint, theirs and LOGGED.get(kind.__name__) == name) for name, constraint in left.items())
+    logged = LOGGED.get(kind.__name__) if theirs else None
+    return tuple(Constrained(n, c, logged == n, int(c.event_dim), plain_ends(c)) for n, c in left.items())
+
+
+def plain_ends(constraint: Any) -> Ends:
+    """Return the ends of an interval that are numbers, None of any other constraint."""
+    inner = bare(constraint)
+    low, high = (0.0, None) if isinstance(inner, SIMPLEX) else ends_of(inner)
+    if inner.is_discrete or (low is None and high is None):
+        return None
+    if not all(end is None or isinstance(end, float | int) for end in (low, high)):
+        return None
+    return -math.inf if low is None else low, math.inf if high is None else high
 
 
 def suspicious(parameter: Parameter) -> bool | Tensor:
     """Return whether a parameter may be invalid somewhere (or NaN): one pass over what is stored of it."""
-    value, inner = stored(parameter.value.detach()), bare(parameter.constraint)
-    low, high = (0.0, None) if isinstance(inner, SIMPLEX) else ends_of(inner)
-    if inner.is_discrete or not any(isinstance(end, float | int) for end in (low, high)):
+    value = stored(parameter.value.detach() if parameter.value.requires_grad else parameter.value)
+    if parameter.ends is None:
         flag = violated(value, parameter.constraint).any()
         return bool(flag) if value.device.type == "cpu" else flag
-    low, high = -math.inf if low is None else low, math.inf if high is None else high
+    low, high = parameter.ends
     if value.device.type != "cpu":
         return ~((value >= low) & (value <= high)).all()
-    least, largest = (value.item(),) * 2 if value.numel() == 1 else (end.item() for end in value.aminmax())
-    return not (low <= least and largest <= high)
+    if value.numel() == 1:
+        return not low <= value.item() <= high
+    least, largest = value.aminmax()
+    return not (low <= least.item() and largest.item() <= high)
 
 
 def stored(value: Tensor) -> Tensor:

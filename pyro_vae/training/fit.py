@@ -20,6 +20,7 @@ from pyro_vae.data.structures import is_structure
 from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.objectives.scheduled import Scheduled
 from pyro_vae.programs.arguments import argument_dtypes
+from pyro_vae.programs.data_scale import ROWS, scale_findings
 from pyro_vae.programs.pair import like_parameters, owners, programs
 from pyro_vae.programs.structured import on_tensors, refuse_structure, tensors_as
 from pyro_vae.programs.support import check_support, takes_missing
@@ -41,7 +42,6 @@ from .arguments import (
 )
 from .batch_source import TrainingData, Transform, choose_batch_source, conversion_device
 from .checkpoint_state import SavedState, restore
-from .data_scale import ROWS, Standardizable, scale_note, standardize_model
 from .last_batch import check_last_batch
 from .metrics import Reporter
 from .mkl_threads import all_threads
@@ -50,6 +50,7 @@ from .precision import precision_of, remarks
 from .preflight import check_training
 from .schedules import Schedule, constant
 from .shuffle import FIXED
+from .standardize import standardize_model
 from .step import MakeOptimizer, Step
 from .trainer import Trainer, TrainingCallback
 from .training_state import FitResult, TrainingOptions
@@ -246,16 +247,16 @@ def examine(trainer: Trainer) -> list[str]:
     step, data, metrics = trainer.step, trainer.data, trainer.metrics
     summed_over = (ProgramError,) if isinstance(step.objective, TraceEnum_ELBO) else ()  # enumerated: not row by row
     with seeded(trainer.options.seed, FIXED, device=data.device), suppress(*summed_over):
-        check_support(step.model, step.guide, *data.train, prepare=metrics.fixed_batch)
+        metrics.inside = check_support(step.model, step.guide, *data.train, prepare=metrics.fixed_batch)
         if data.validation is not None:
-            check_support(step.model, step.guide, *data.validation)
+            metrics.inside &= check_support(step.model, step.guide, *data.validation)
         check_pair_parameters(step.model, step.guide, *metrics.first(LOOKED_AT))
     notes = check_training(step.model, step.guide, step.objective, metrics.first, data.batch_size)
     metrics.shared.check_batches(len(data.train[0]), data.batch_size)
     check_last_batch(step, trainer.modules, data, metrics)
-    standardizable = any(isinstance(module, Standardizable) for module in trainer.modules)
-    first = metrics.first(min(ROWS, len(data.train[0])))
-    return [*scale_note(step.model, step.guide, first, standardizable), *notes]
+    scale = scale_findings(step.model, step.guide, metrics.first(min(ROWS, len(data.train[0]))))
+    trainer.noticed = [finding.line for finding in scale]
+    return [*trainer.noticed, *notes]
 
 
 def move(modules: list[torch.nn.Module], device: torch.device | str | None) -> torch.device | None:

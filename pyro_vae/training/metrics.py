@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import TracebackType
 from typing import Any
@@ -36,18 +36,20 @@ Record = dict[str, Any]
 CHUNK = 2000  # rows that the ELBO is logged of at a time
 
 
-def true_elbo(step: Step, batch: tuple[Tensor, ...], chunk_size: int | None = CHUNK) -> Record:
+def true_elbo(
+    step: Step, batch: tuple[Tensor, ...], chunk_size: int | None = CHUNK, inside: frozenset[str] = frozenset()
+) -> Record:
     """Estimate ELBO, reconstruction E_q[log p(x | z)] and KL in nats per datum, one particle a row, whatever the objective.
 
     Pairs that have no log weight for each row (enumerated or shared sites, points under TraceEnum_ELBO) get the ELBO of
     Pyro's own estimator, without terms; those that have none at all (a guide of points, of rounded draws, of rows of its own
     that are not these) get None, and the reason. Weights of handlers (β, ``poutine.scale``) are in none of them. Where rows
-    share sites they go in one piece: `chunk_size` None.
+    share sites they go in one piece: `chunk_size` None. `inside`: observed sites whose data was found in the support.
     """
     rows = len(batch[0])
     with quiet(step.model, step.guide):
         try:
-            problem = Problem.on_first_row(step.model, step.guide, *batch)
+            problem = replace(Problem.on_first_row(step.model, step.guide, *batch), inside=inside)
             refuse_unweighed(problem.guide)
         except ProgramError as error:
             if isinstance(error, NoWeightError) and not isinstance(step.objective, TraceEnum_ELBO):
@@ -137,6 +139,7 @@ class EpochMetrics:
     step: Step
     data: TrainingData
     seed: int
+    inside: frozenset[str] = frozenset()  # observed sites whose data was found in the support
     times: int = 0  # that the ELBO was measured
     probed: ProbedOnce = field(default_factory=ProbedOnce)
 
@@ -161,7 +164,7 @@ class EpochMetrics:
     def true_elbo(self, batch: Batch, when: str) -> Record:
         what = f"{when}: the ELBO of {len(batch[0])} rows on {self.data.device}"
         with seeded(self.seed, ELBO_NOISE, device=self.data.device), fitting(what, "Validate on fewer rows."):
-            return true_elbo(self.step, batch, None if self.shared else CHUNK)
+            return true_elbo(self.step, batch, None if self.shared else CHUNK, self.inside)
 
     @cached_property
     def train_sample(self) -> Batch:

@@ -71,7 +71,7 @@ def certain(report: CheckReport, objective: ELBO) -> CheckReport:
 
 def worth_saying(finding: Finding, objective: Any) -> bool:
     """Return whether a finding that stops nothing matters to this objective."""
-    if finding.kind == "missing":  # `fit` was asked to take missing values
+    if finding.kind in ("missing", "scale"):  # `fit` was asked to take missing values; it judges scale by more rows
         return False
     if finding.kind == "discrete":
         return isinstance(objective, TraceMeanField_ELBO | RenyiELBO)

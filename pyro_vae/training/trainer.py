@@ -77,6 +77,7 @@ class Trainer:
     state: TrainingState = field(default_factory=TrainingState)
     batches: EpochBatches | None = None  # of this epoch; None between epochs
     skipped: tuple[PreStepSnapshot, Tensor, Batch] | None = None  # the last step (its row numbers), if it diverged
+    noticed: Sequence[str] = ()  # before training, and to be among its warnings
 
     def run(self, report: Reporter) -> FitResult:
         """Train all epochs; load the best weights and restore the modules' modes, however it ends."""
@@ -106,6 +107,7 @@ class Trainer:
 
     def run_epochs(self, report: Reporter) -> None:
         result, patience = self.result, self.options.patience
+        result.warnings[:0] = [said for said in self.noticed if said not in result.warnings]
         for callback in self.callbacks:
             callback.before_training(self)
         for epoch in range(self.state.position.epoch, self.options.epochs + 1 if not result.stopped else 0):
@@ -133,7 +135,7 @@ class Trainer:
         ):  # without validation rows: the newest
             state.best_elbo, state.result.best_epoch = state.best_elbo if elbo is None else elbo, record["epoch"]
             state.best_tensors = [t.detach().clone() for t in self.tensors]
-        if not state.result.warnings and (message := no_elbo(record) or collapsed(record)):
+        if set(state.result.warnings) <= set(self.noticed) and (message := no_elbo(record) or collapsed(record)):
             state.result.warnings.append(message)
             report.note(f"warning: {message}")
         state.position, self.batches = EpochPosition(record["epoch"] + 1), None

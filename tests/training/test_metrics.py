@@ -17,6 +17,7 @@ from pyro_vae.diagnostics.latent_usage import latents
 from pyro_vae.training import metrics
 from pyro_vae.training.metrics import LATENT_KEYS, collapsed, true_elbo
 from pyro_vae.training.step import Step
+from pyro_vae.training.trainer import TrainingCallback
 from tests.helpers.bits import same
 from tests.helpers.exact import LinearGaussian
 from tests.helpers.small import binary, small_vae, state_of
@@ -206,3 +207,19 @@ def test_the_validation_elbo_is_a_mean_over_rows(chunk_size):
     terms = true_elbo(Step(model, guide, Trace_ELBO(), sgd), (lg.x,), chunk_size=chunk_size)
     check_mean(terms["elbo"], rows)
     check_mean(terms["reconstruction"], lg.likelihood(lg.exact(lg.x).loc).log_prob(lg.x))
+
+
+def test_the_support_of_the_data_is_looked_at_before_training_only(monkeypatch):
+    looked = []
+
+    def noted(fn, value, latent):
+        looked.append(len(value))
+        return fn.log_prob(value)
+
+    class After(TrainingCallback):
+        def after_epoch(self, trainer):
+            assert trainer.metrics.inside == {"x"}
+
+    monkeypatch.setattr("pyro_vae.programs.score_sites.inside_density", noted)
+    fit(small_vae(), binary(64), epochs=2, validation=binary(32), callbacks=[After()])
+    assert max(looked) < 32  # the probes' few rows

@@ -1,16 +1,17 @@
-"""A word on the scale of x before training, where it is far from that which networks start at."""
+"""A word on the scale of x, where it is far from that which networks start at: by `check`, and before training."""
 
 import copy
 import re
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_vae import MLP, VAE, Conditional, StandardNormal, bernoulli, fit, normal
+from pyro_vae import MLP, VAE, Conditional, StandardNormal, bernoulli, check, fit, normal
 from pyro_vae.likelihoods import log_normal, poisson
 from pyro_vae.models.missing import SkipMissing, WithMask
-from pyro_vae.training.data_scale import odd_columns, scale_note
+from pyro_vae.programs.data_scale import odd_columns, scale_findings
 from tests.helpers.small import binary, small_vae
 
 real = torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
@@ -18,7 +19,7 @@ real = torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
 
 def note(x, vae=None):
     vae = vae or small_vae(likelihood=normal, features=2)
-    return scale_note(vae.model, vae.guide, (x,), True)
+    return [finding.line for finding in scale_findings(vae.model, vae.guide, (x,))]
 
 
 def with_column(values):
@@ -76,21 +77,41 @@ def test_missing_values_are_left_out():
 
 
 def test_programs_that_raise_are_left_to_training():
-    assert scale_note(lambda x: 1 / 0, lambda x: None, (real,), False) == []
+    assert scale_findings(lambda x: 1 / 0, lambda x: None, (real,)) == []
 
 
-def test_fit_prints_it_and_training_is_the_same(capsys):
+def test_fit_prints_it_once_and_warns_of_it(capsys):
     x, vae = 1e3 * real, small_vae(likelihood=normal, features=2)
+    assert "out of scale" in fit(copy.deepcopy(vae), x, epochs=1, verbose=False).warnings[0]
     fit(copy.deepcopy(vae), x, epochs=1)
-    assert "note: site 'x': columns 0" in capsys.readouterr().err
-    fit(vae, x, epochs=1, standardize=True)
+    assert capsys.readouterr().err.count("out of scale") == 1
+    assert fit(vae, x, epochs=1, standardize=True).warnings == []
     assert "out of scale" not in capsys.readouterr().err
 
 
-def test_of_programs_by_hand_it_says_what_they_can_do():
+def test_check_warns_of_it():
     vae = small_vae(likelihood=normal, features=2)
-    (said,) = scale_note(vae.model, vae.guide, (1e3 * real,), False)
-    assert "standardize x, and count the Jacobian" in said and "fit(" not in said
+    (finding,) = [f for f in check(vae.model, vae.guide, 1e3 * real).findings if f.kind == "scale"]
+    assert finding.level == "warning" and "standardize=True" in finding.fix
+    assert check(vae.model, vae.guide, real).findings == ()
+
+
+def test_few_rows_say_little_of_scale():
+    vae = small_vae(likelihood=normal, features=2)
+    assert not [f for f in check(vae.model, vae.guide, 1e3 * real[:15]).findings if f.kind == "scale"]
+
+
+def test_of_programs_by_hand_it_says_what_they_can_do():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)).unsqueeze(-1), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+
+    (said,) = scale_findings(model, guide, (1e3 * real,))
+    assert "standardize x, and count the Jacobian" in said.fix and "fit(" not in said.fix
 
 
 def test_a_column_of_nothing_is_no_column():
