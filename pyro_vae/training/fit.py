@@ -46,6 +46,7 @@ from .last_batch import check_last_batch
 from .metrics import Reporter
 from .mkl_threads import all_threads
 from .optimizers import optimizer_of
+from .patience import patience_note
 from .precision import precision_of, remarks
 from .preflight import check_training
 from .schedules import Schedule, constant
@@ -255,7 +256,8 @@ def examine(trainer: Trainer) -> list[str]:
     metrics.shared.check_batches(len(data.train[0]), data.batch_size)
     check_last_batch(step, trainer.modules, data, metrics)
     scale = scale_findings(step.model, step.guide, metrics.first(min(ROWS, len(data.train[0]))))
-    trainer.noticed = [finding.line for finding in scale]
+    waiting = patience_note(trainer.options.patience, data.validation is not None)
+    trainer.noticed = [*waiting, *(finding.line for finding in scale)]
     return [*trainer.noticed, *notes]
 
 

@@ -69,6 +69,14 @@ def moving_steps(scheduled: Sequence[Scheduled], planned: int) -> int:
             setattr(owner, name, value)
 
 
+def patience_note(patience: int | None, validated: bool) -> list[str]:
+    """Say that there are no validation rows to lose patience on, where some was asked for."""
+    if patience is None or validated:
+        return []
+    what = f"patience={patience} counts epochs without a better validation ELBO, and there are no validation rows"
+    return [f"{what}: training does not stop early. Pass validation=x_validation."]
+
+
 def settled_epoch(options: TrainingOptions, step: Step, steps_per_epoch: int) -> int:
     """Return the last epoch in which a scheduled number moves: those up to it do not count towards `patience`; 0 if none."""
     if options.patience is None or not (scheduled := moved_by(options, step)):

@@ -85,3 +85,9 @@ def test_without_patience_or_schedules_nothing_is_asked():
 def test_what_cannot_be_asked_is_refused_as_everywhere():
     with pytest.raises(UsageError, match="scheduled_names"):
         fit(small_vae(), binary(), scheduled=[warmup(constant, 0.5)], patience=2, epochs=2, verbose=False)
+
+
+def test_patience_without_validation_rows_is_named(capsys):
+    run = fit(small_vae(), binary(), patience=1, epochs=2, optimizer=still)
+    assert "training does not stop early" in run.warnings[0] and "patience=1" in capsys.readouterr().err
+    assert fit(small_vae(), binary(), validation=binary(20), patience=1, epochs=2, verbose=False).warnings == []
