@@ -17,6 +17,7 @@ from pyro_vae.programs.log_density import log_density
 from pyro_vae.programs.masks import mask_of_site
 from pyro_vae.programs.measure import measure_of
 from pyro_vae.programs.problem import Problem, rows_of
+from pyro_vae.programs.row_reads import RowReads
 from pyro_vae.programs.score_sites import row_log_density
 from pyro_vae.programs.sites import Program, Site, latent_sites, observed_sites, sum_terms
 from pyro_vae.programs.structured import on_tensors
@@ -113,8 +114,12 @@ class Joint:
 
     def trace(self, z: Tensor, index: Tensor) -> tuple[dict[str, Site], dict[str, Tensor]]:
         """Run the model on the rows of `index`, its latents at z: its sites, and log |dz/du| by site, ``(G, R)``."""
+        return self.trace_on(self.rows(index), z)
+
+    def trace_on(self, rows: Problem, z: Tensor) -> tuple[dict[str, Site], dict[str, Tensor]]:
+        """:meth:`trace` on rows that were selected before."""
         substituted = SubstituteLatents.at(z, self.layouts)
-        sites = self.rows(index).sites(self.problem.model, len(z), substituted)
+        sites = rows.sites(self.problem.model, len(z), substituted)
         return sites, log_volumes(substituted, sites, self.problem.plates)
 
     def log_prob(self, z: Tensor, index: Tensor) -> Tensor:
@@ -128,28 +133,43 @@ class Joint:
         return sum_terms({name: term.double() for name, term in (terms | jacobians).items()})
 
 
+class ReadsRowsError(Exception):
+    """A density that is to hold for all rows was computed from the x or the context of one."""
+
+
 class Shared:
-    """log p(x_n, z_g) of all rows from one run of the program at each z_g: where p(z) and p(x | z) are the same for all."""
+    """log p(x_n, z_g) of all rows from one run of the program at each z_g: where p(z) and p(x | z) are the same for all.
+
+    That they are is proved at each point: what is computed there reads nothing of the row that the program runs on
+    (:class:`~pyro_vae.programs.row_reads.RowReads`), else a ReadsRowsError.
+    """
 
     def __init__(self, joint: Joint, lookup: bool) -> None:
-        self.joint, self.first = joint, torch.zeros(1, dtype=torch.long, device=joint.device)
+        self.joint, self.one = joint, joint.rows(torch.zeros(1, dtype=torch.long, device=joint.device))
         self.data = joint.data(joint.everyone)
         self.tables = {name: self.table(name) for name in self.data if lookup}
 
     @classmethod
     def of(cls, joint: Joint, probes: Tensor) -> Shared | None:
         """Choose the first way of sharing that agrees with row-by-row runs at `probes`, ``(G, 1, D)``; None where none does."""
+        shared = [way for way in (cls.tried(joint, lookup, probes) for lookup in (True, False)) if way]
+        if not shared:
+            return None
         parts = joint.everyone.split(512)
         by_row = torch.cat([joint.log_prob(probes.expand(-1, len(part), -1), part) for part in parts], 1)
-        for lookup in (True, False):
-            try:
-                shared = cls(joint, lookup)
-                at_once = shared.log_prob(probes, joint.everyone)
-            except (RuntimeError, ValueError, NotImplementedError):  # it does not broadcast
-                continue
+        for way, at_once in shared:
             if torch.allclose(at_once, by_row, rtol=50 * joint.eps, atol=200 * joint.eps, equal_nan=True):
-                return shared
+                return way
         return None
+
+    @classmethod
+    def tried(cls, joint: Joint, lookup: bool, probes: Tensor) -> tuple[Shared, Tensor] | None:
+        """Share at `probes`; None where the program reads its rows, or does not broadcast."""
+        try:
+            shared = cls(joint, lookup)
+            return shared, shared.log_prob(probes, joint.everyone)
+        except (ReadsRowsError, RuntimeError, ValueError, NotImplementedError):
+            return None
 
     def table(self, name: str) -> tuple[Tensor, Tensor] | None:
         """Tabulate the few values of x: levels ``(V,)``, and a mask of each ``(V units, N)``; None for many values."""
@@ -162,13 +182,16 @@ class Shared:
 
     def log_prob(self, z: Tensor, index: Tensor) -> Tensor:
         """log p(x_n, z_g) (+ log |dz/du|) as :meth:`Joint.log_prob`, for points ``(G, 1, D)`` of one row."""
-        sites, log_det = self.joint.trace(z, self.first)
         plates = self.joint.problem.plates
+        with RowReads(self.one.args) as reads:
+            sites, log_det = self.joint.trace_on(self.one, z)
+            terms = {
+                name: self.score(name, site, index) if name in self.data else row_log_density(name, site, plates)
+                for name, site in sites.items()
+            }
+        if reads.derived([terms, log_det]):
+            raise ReadsRowsError
         check_site_parameters(sites, plates.dim, program="model", plates=plates)
-        terms = {
-            name: self.score(name, site, index) if name in self.data else row_log_density(name, site, plates)
-            for name, site in sites.items()
-        }
         return self.joint.add_up(terms, log_det)
 
     def score(self, name: str, site: Site, index: Tensor) -> Tensor:
