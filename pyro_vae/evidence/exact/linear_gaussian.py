@@ -134,8 +134,7 @@ class Gaussian:
         some = torch.randn(DIRECTIONS, self.size).to(scale) @ scale.mT  # (R, P, D)
         for radius in RADII:
             for step in (axes, -axes, some):
-                for part in (self.loc.unsqueeze(-2) + radius * step).movedim(-2, 0).split(PROBES):
-                    yield part
+                yield from (self.loc.unsqueeze(-2) + radius * step).movedim(-2, 0).split(PROBES)
 
     def check_affine(self, z: Tensor) -> None:
         """Refuse a site whose moments at z are not those of the matrices."""
