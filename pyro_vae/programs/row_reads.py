@@ -8,70 +8,24 @@ from typing import Any
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-LIKE = frozenset(  # of the first argument they take shape, type and device, and none of its values
-    [
-        "new_zeros",
-        "new_ones",
-        "new_empty",
-        "new_full",
-        "new_tensor",
-        "new",
-        "zeros_like",
-        "ones_like",
-        "empty_like",
-        "full_like",
-        "rand_like",
-        "randn_like",
-        "bernoulli_like",
-    ]
+
+def words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# of the first argument these take shape, type and device, and none of its values
+LIKE = words(
+    """new_zeros new_ones new_empty new_full new_tensor new zeros_like ones_like empty_like full_like rand_like randn_like
+    bernoulli_like"""
 )
-AS = frozenset(["expand_as", "view_as", "reshape_as", "type_as", "to"])  # and of the second, of which no value is taken
-SHAPES = frozenset(  # what they return tells no value; unbound rows and iterators share their tensor's memory
-    [
-        "size",
-        "dim",
-        "ndimension",
-        "numel",
-        "nelement",
-        "__len__",
-        "stride",
-        "element_size",
-        "storage_offset",
-        "get_device",
-        "is_floating_point",
-        "is_complex",
-        "is_contiguous",
-        "is_same_size",
-        "is_signed",
-        "is_inference",
-        "is_pinned",
-        "is_sparse",
-        "is_tensor",
-        "type",
-        "result_type",
-        "can_cast",
-        "data_ptr",
-        "__iter__",
-        "unbind",
-        "__hash__",
-        "__get__",
-        "untyped_storage",
-    ]
+AS = words("expand_as view_as reshape_as type_as to")  # and these of the second
+SHAPES = words(  # what these return tells no value; unbound rows and iterators share their tensor's memory
+    """size dim ndimension numel nelement __len__ stride element_size storage_offset get_device is_floating_point is_complex
+    is_contiguous is_same_size is_signed is_inference is_pinned is_sparse is_tensor type result_type can_cast data_ptr
+    __iter__ unbind __hash__ __get__ untyped_storage"""
 )
-IN_PLACE = frozenset(
-    [
-        "__setitem__",
-        "__iadd__",
-        "__isub__",
-        "__imul__",
-        "__itruediv__",
-        "__ifloordiv__",
-        "__imod__",
-        "__ipow__",
-        "__iand__",
-        "__ior__",
-        "__ixor__",
-    ]
+IN_PLACE = words(
+    """__setitem__ __iadd__ __isub__ __imul__ __itruediv__ __ifloordiv__ __imod__ __ipow__ __iand__ __ior__ __ixor__"""
 )
 
 

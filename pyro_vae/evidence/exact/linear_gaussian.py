@@ -106,9 +106,9 @@ class Gaussian:
         self.some = rows[:1] if shared else rows
         base = torch.cat([torch.zeros(1, self.size), torch.eye(self.size)]).to(joint.device, torch.float64)
         means, self.cov0 = zip(*self.moments_at(base.unsqueeze(1)), strict=True)
-        self.b = [mean[0] for mean in means]
-        self.a = [(mean[1:] - mean[0]).movedim(0, -1) for mean in means]
-        self.cov = [embed(cov[0]) for cov in self.cov0]
+        self.b = tuple(mean[0] for mean in means)
+        self.a = tuple((mean[1:] - mean[0]).movedim(0, -1) for mean in means)
+        self.cov = tuple(embed(cov[0]) for cov in self.cov0)
         depth = len(joint.latents)
         (self.into, start, self.noise), (self.onto, self.shift, self.rest) = (
             (torch.cat(self.a[part], 1), torch.cat(self.b[part], 1), block_diagonal(self.cov[part]))
