@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from pyro_vae.programs.unconstrained import SiteLayout, SubstituteLatents
 from pyro_vae.programs.valid_parameters import check_site_parameters
 from pyro_vae.programs.wrapped import base_name, elements
 
+from .edges import InsideSupport, borders, log_densities
 from .masked_latents import log_volumes
 
 IMPROPER = ("Unit", "ImproperUniform")
@@ -43,6 +45,15 @@ def probed_once() -> Iterator[None]:
         yield
     finally:
         FOUND.reset(token)
+
+
+@dataclass(frozen=True)
+class Traced:
+    """Sites of a run at chosen latents; of those set by u, log |dz/du|, and log p(z) |dz/du| where it has a formula in u."""
+
+    sites: dict[str, Site]
+    log_det: dict[str, Tensor]
+    on_the_line: dict[str, Tensor]
 
 
 class Joint:
@@ -72,6 +83,7 @@ class Joint:
         plates = self.problem.plates
         self.layouts = [SiteLayout.of(name, site, plates, unconstrained) for name, site in self.latents.items()]
         self.dims = sum(layout.size for layout in self.layouts)
+        self.unconstrained = unconstrained
 
     def find(self, model: Program, guide: Program | None, x: Any, c: tuple[Any, ...], missing: bool) -> None:
         """Run the program to find its latents and what it observes; refuse one without a log p(x)."""
@@ -109,27 +121,38 @@ class Joint:
 
     def log_prior(self, z: Tensor, index: Tensor) -> Tensor:
         """log p(z_g), ``(G, R)`` in float64."""
-        sites, log_det = self.trace(z, index)
-        return self.add_up(self.problem.score(latent_sites(sites), "model"), log_det)
+        return self.prior_on(self.trace(z, index))
 
-    def trace(self, z: Tensor, index: Tensor) -> tuple[dict[str, Site], dict[str, Tensor]]:
-        """Run the model on the rows of `index`, its latents at z: its sites, and log |dz/du| by site, ``(G, R)``."""
+    def prior_on(self, traced: Traced) -> Tensor:
+        """log p(z) (+ log |dz/du|) of a trace, ``(G, R)``."""
+        return self.add_up(self.problem.score(latent_sites(traced.sites), "model"), traced)
+
+    def trace(self, z: Tensor, index: Tensor) -> Traced:
+        """Run the model on the rows of `index`, its latents at z."""
         return self.trace_on(self.rows(index), z)
 
-    def trace_on(self, rows: Problem, z: Tensor) -> tuple[dict[str, Site], dict[str, Tensor]]:
+    def trace_on(self, rows: Problem, z: Tensor) -> Traced:
         """:meth:`trace` on rows that were selected before."""
-        substituted = SubstituteLatents.at(z, self.layouts)
+        substituted = (InsideSupport if self.unconstrained else SubstituteLatents).at(z, self.layouts)
         sites = rows.sites(self.problem.model, len(z), substituted)
-        return sites, log_volumes(substituted, sites, self.problem.plates)
+        plates = self.problem.plates
+        return Traced(sites, log_volumes(substituted, sites, plates), log_densities(substituted, sites, plates))
 
     def log_prob(self, z: Tensor, index: Tensor) -> Tensor:
         """log p(x_n, z_g) (+ log |dz/du|) for the rows of `index`, ``(G, R)`` in float64."""
-        sites, log_det = self.trace(z, index)
-        return self.add_up(self.problem.score(sites, "model"), log_det)
+        traced = self.trace(z, index)
+        return self.add_up(self.problem.score(traced.sites, "model"), traced)
 
-    def add_up(self, terms: dict[str, Tensor], log_det: dict[str, Tensor]) -> Tensor:
-        """Add up sites' terms and Jacobians, in float64."""
-        jacobians = {f"|d {name}|": term for name, term in log_det.items()}
+    def borders(self) -> Tensor:
+        """Return the u between which z moves, ``(2, D)``: beyond, the likelihood is that of the nearest z."""
+        columns = [borders(self.latents[layout.name], layout.dtype) for layout in self.layouts]
+        by_column = [ends for layout, ends in zip(self.layouts, columns, strict=True) for _ in range(layout.size)]
+        return torch.tensor(by_column, dtype=torch.float64, device=self.device).T
+
+    def add_up(self, terms: dict[str, Tensor], traced: Traced) -> Tensor:
+        """Add up sites' terms and Jacobians, in float64; some are known together, from u alone."""
+        jacobians = {f"|d {name}|": term for name, term in traced.log_det.items() if name not in traced.on_the_line}
+        terms = terms | {name: term for name, term in traced.on_the_line.items() if name in terms}
         return sum_terms({name: term.double() for name, term in (terms | jacobians).items()})
 
 
@@ -184,15 +207,15 @@ class Shared:
         """log p(x_n, z_g) (+ log |dz/du|) as :meth:`Joint.log_prob`, for points ``(G, 1, D)`` of one row."""
         plates = self.joint.problem.plates
         with RowReads(self.one.args) as reads:
-            sites, log_det = self.joint.trace_on(self.one, z)
+            traced = self.joint.trace_on(self.one, z)
             terms = {
                 name: self.score(name, site, index) if name in self.data else row_log_density(name, site, plates)
-                for name, site in sites.items()
+                for name, site in traced.sites.items()
             }
-        if reads.derived([terms, log_det]):
+        if reads.derived([terms, traced.log_det, traced.on_the_line]):
             raise ReadsRowsError
-        check_site_parameters(sites, plates.dim, program="model", plates=plates)
-        return self.joint.add_up(terms, log_det)
+        check_site_parameters(traced.sites, plates.dim, program="model", plates=plates)
+        return self.joint.add_up(terms, traced)
 
     def score(self, name: str, site: Site, index: Tensor) -> Tensor:
         """log p(x_n | z_g) of one observed site, ``(G, R)``."""

@@ -124,7 +124,7 @@ class Gaussian:
 
     def moments_at(self, z: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Return mean and covariance of every site at z, ``(P, R, D)`` or one for all rows."""
-        sites, _ = self.joint.trace(z.expand(-1, len(self.some), -1), self.some)
+        sites = self.joint.trace(z.expand(-1, len(self.some), -1), self.some).sites
         return [moments(name, sites[name], self.joint) for name in (*self.joint.latents, *self.joint.observed)]
 
     def probes(self) -> Iterator[Tensor]:
@@ -196,9 +196,9 @@ def one_program(joint: Joint) -> bool:
     """Return whether means and covariances of one row are all rows': none is computed from what the row holds."""
     one = joint.rows(joint.everyone[:1])
     with RowReads(one.args) as reads:
-        sites, log_det = joint.trace_on(one, torch.zeros(1, 1, joint.dims, dtype=torch.float64, device=joint.device))
+        sites = joint.trace_on(one, torch.zeros(1, 1, joint.dims, dtype=torch.float64, device=joint.device)).sites
         terms = [moments(name, sites[name], joint) for name in (*joint.latents, *joint.observed)]
-    return not reads.derived([terms, log_det])
+    return not reads.derived(terms)
 
 
 def by_row(tensor: Tensor, joint: Joint, event_dim: int, to: int) -> Tensor:
