@@ -149,6 +149,18 @@ class Joint:
         by_column = [ends for layout, ends in zip(self.layouts, columns, strict=True) for _ in range(layout.size)]
         return torch.tensor(by_column, dtype=torch.float64, device=self.device).T
 
+    def doubt_beyond(self, u: Tensor, borders: Tensor, rows: Tensor) -> Tensor:
+        """Return by what part the density at points u ``(P, D)``, beyond the borders, may be off, ``(P,)``; ∞ if not known.
+
+        Where log p(z) is known from u alone, that is by what log p(x | z) moves from half way to the borders to there.
+        """
+        middle = torch.maximum(torch.minimum(u, borders[1] / 2), borders[0] / 2)
+        here, there = (self.trace(points.unsqueeze(0), rows) for points in (u, middle))
+        if set(here.on_the_line) != set(self.latents):
+            return torch.full_like(u[:, 0], math.inf)
+        one, other = (self.problem.log_prob(observed_sites(traced.sites), "model")[0] for traced in (here, there))
+        return torch.expm1((one - other).abs()).nan_to_num(nan=math.inf)
+
     def add_up(self, terms: dict[str, Tensor], traced: Traced) -> Tensor:
         """Add up sites' terms and Jacobians, in float64; some are known together, from u alone."""
         jacobians = {f"|d {name}|": term for name, term in traced.log_det.items() if name not in traced.on_the_line}
