@@ -5,16 +5,16 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .trapezoid import Box, Density, Hints
+from .trapezoid import Box, Density, Hints, Rule
 
 GRID = {1: 1025, 2: 49, 3: 17}  # points along each axis, from whose local maxima to climb
-FROM_GRID, FROM_DRAWS = 24, 8  # starting points of a row
+FROM_GRID, FROM_DRAWS = 96, 12  # starting points of a row
 ROUNDS = 120  # of climbing
 DROP = 4.0  # nats to the neighbours, at which a step is as wide as the maximum
 
@@ -23,7 +23,7 @@ DROP = 4.0  # nats to the neighbours, at which a step is as wide as the maximum
 class Peaks:
     """Maxima of each row: points v ``(S, R, D)``, values ``(S, R)``, and their widths along the axes ``(S, R, D)``.
 
-    `many`: rows that may have more of them than were looked at, ``(R,)``.
+    `many`: rows that have more of them than were climbed, narrow ones, ``(R,)``.
     """
 
     at: Tensor
@@ -45,28 +45,25 @@ class Peaks:
 
 
 def find_peaks(
-    shared: Density, own: Density, box: Box, draws: Tensor, log_p: Tensor, rows: Tensor, chunk: int
+    shared: Density, own: Density, box: Box, draws: Tensor, log_p: Tensor, rows: Tensor, rule: Rule
 ) -> Peaks:
     """Climb from local maxima on a grid, and from the best draws v ``(S, R, D)``; `own` takes points of each row."""
     dims = box.lower.shape[-1]
     m = GRID[dims]
     step = (box.width / (m - 1)).expand(len(rows), -1)
-    grid, on_grid = local_maxima(shared, box, m, rows, chunk)
-    picked, of_draws = best_apart(draws, log_p, 2 * step)
+    chunk, tol = rule.chunk_size, rule.tol
+    grid, on_grid, count = local_maxima(shared, box, m, rows, chunk)
+    picked, of_draws = best_apart(draws, log_p, box.width.expand(len(rows), -1) / 16)
     starts = torch.cat([grid, picked])
     known = torch.cat([on_grid > -math.inf, of_draws > -math.inf])
     at, values, width = climb(own, starts, known, step, rows, chunk)
-    found = Peaks(at, values, width, torch.zeros(len(rows), dtype=torch.bool, device=rows.device))
-    if len(grid) < FROM_GRID:
-        return found
-    # more local maxima than were taken, where even the least of these matters and is narrower than the grid
-    hidden = (width[:FROM_GRID] < step / 4).any(-1).any(0)
-    many = (on_grid[-1] > -math.inf) & hidden & found.relevant(1.0)[FROM_GRID - 1]
-    return Peaks(at, values, width, many)
+    found = Peaks(at, values, width, count > len(grid))
+    hidden = ((width < step / 4).any(-1) & found.relevant(tol)).any(0)
+    return replace(found, many=found.many & hidden)
 
 
-def local_maxima(f: Density, box: Box, m: int, rows: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
-    """Return the highest local maxima on a grid, ``(S, R, D)``, and their values, −∞ for none."""
+def local_maxima(f: Density, box: Box, m: int, rows: Tensor, chunk: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the highest local maxima on a grid, ``(S, R, D)``, their values, −∞ for none, and how many there are."""
     dims = box.lower.shape[-1]
     axes = torch.arange(m, device=rows.device)
     digits = torch.cartesian_prod(*[axes] * dims).reshape(-1, dims)
@@ -79,7 +76,7 @@ def local_maxima(f: Density, box: Box, m: int, rows: Tensor, chunk: int) -> tupl
     top = ((image == highest) & (image > lowest)).reshape(len(rows), -1).T
     best = values.masked_fill(~top, -math.inf).topk(min(FROM_GRID, len(values)), 0)
     at = (box.lower + box.width * (digits[best.indices].to(box.lower) / (m - 1))).expand(-1, len(rows), -1)
-    return at, best.values
+    return at, best.values, top.sum(0)
 
 
 def best_apart(draws: Tensor, log_p: Tensor, apart: Tensor) -> tuple[Tensor, Tensor]:

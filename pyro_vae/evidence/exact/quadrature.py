@@ -131,7 +131,7 @@ def some_rows(
     if line.heavy.any():
         box = rule.widen(line.along(density), scout.box(draws, together), rows)
     first, own = line.along(density), line.along(joint.log_prob)
-    peaks = find_peaks(first, own, box, draws, scout.log_p, rows, rule.chunk_size)
+    peaks = find_peaks(first, own, box, draws, scout.log_p, rows, rule)
     hints = peaks.hints(rule.tol, line.unseen)
     log_px, error, refined = rule.integrate(first, box, rows, m, own, hints)
     error = error.masked_fill(peaks.many | line.lost[rows], math.inf)

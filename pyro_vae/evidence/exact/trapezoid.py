@@ -124,7 +124,8 @@ class Rule:
 
     def rough(self, log_px: Tensor, error: Tensor) -> Tensor:
         """Return which rows have an error above the one asked for, and above rounding."""
-        return ~(error <= torch.maximum(3 * self.floor(log_px), torch.full_like(error, self.tol)))
+        enough = torch.maximum(3 * self.floor(log_px), torch.full_like(error, self.tol))
+        return ~(log_px.isfinite() & error.isfinite() & (error <= enough))
 
     @property
     def depth(self) -> float:
@@ -195,6 +196,7 @@ class Rule:
         change[points.row[edge]] = math.inf  # there may be more of it outside
         left = refined = ~self.settled(log_px, change)
         for _ in range(BITS[self.dims] - 1 - m.bit_length()):
+            left = left & ~self.hopeless(lattice, points, hints)
             if not left.any():
                 break
             lattice, points = lattice.halved(), points.of(left[points.row])
@@ -206,6 +208,11 @@ class Rule:
             left = now_left & ~self.settled(log_px, change)
         log_px = torch.logaddexp(log_px, left_out)
         return log_px, change + self.floor(log_px) + (left_out - log_px).exp().nan_to_num(nan=math.inf), refined
+
+    def hopeless(self, lattice: Lattice, points: Points, hints: Hints) -> Tensor:
+        """Return which rows would take far more points than they may, until a cell is as narrow as their maxima: ``(R,)``."""
+        levels = (lattice.step / (2 * hints.finest)).log2().ceil().clamp(min=1).amax(-1)
+        return points.row.bincount(minlength=len(levels)) * 2.0 ** (self.dims * levels) > 4 * self.points
 
     def judged(self, lattice: Lattice, points: Points, rows: Tensor, hints: Hints) -> tuple[Tensor, Tensor]:
         """Return :meth:`summed`, its error ∞ where maxima are narrower than a cell, and larger where z stands still."""
@@ -223,7 +230,7 @@ class Rule:
         return self.around(row[within], digits[within].long())
 
     def settled(self, log_px: Tensor, change: Tensor) -> Tensor:
-        return change <= torch.maximum(self.floor(log_px), torch.full_like(log_px, self.tol / 2))
+        return change.isfinite() & (change <= torch.maximum(self.floor(log_px), torch.full_like(log_px, self.tol / 2)))
 
     def summed(self, lattice: Lattice, points: Points) -> tuple[Tensor, Tensor]:
         """Return log of the trapezoid sum, ``(R,)``, and what it may be off by, from the lattices within it.
