@@ -12,16 +12,20 @@ from torch import Tensor
 from pyro_vae.common.progress import tracked
 from pyro_vae.errors import ProgramError
 from pyro_vae.programs.masked_latents import refuse_masked
+from pyro_vae.programs.masks import present
 from pyro_vae.programs.plates import Plates
 from pyro_vae.programs.problem import Problem, Sites
-from pyro_vae.programs.sites import Site, observed_sites
+from pyro_vae.programs.row_reads import RowReads
+from pyro_vae.programs.sites import Site, latent_sites, observed_sites, sum_terms
 from pyro_vae.programs.units import univariate
 from pyro_vae.programs.wrapped import base_name
 
-from .latent_usage import Drawn, of_sites, seeded_sites, to_rows
+from .latent_usage import Drawn, as_particles, of_sites, seeded_sites, to_rows
 
 CELLS = 2**18  # (draw, row, unit) log-probabilities held at a time
-PROBES = 64  # rows that the form of the programs is read off
+PROBES = 64  # rows that the form of the programs is read off at first
+PRIOR_PROBES = 16  # values of z at which the prior is compared between rows
+ROWS = 2048  # (row, value) pairs at a time, for that
 Values = dict[str, Tensor]
 Scorer = Callable[[Values], Tensor]
 
@@ -38,11 +42,32 @@ class PosteriorForm:
 
 
 def form_of(problem: Problem) -> PosteriorForm:
-    """Read the form of a pair off a few rows and draws."""
-    q, p = problem.draw(8)
-    refuse_masks(problem, q, p)
+    """Read the form of a pair off a few draws of rows from all over."""
+    some = spread(problem, PROBES)
+    q, p = some.draw(8)
+    if any(present(site) is not None for sites in (q, p) for site in latent_sites(sites).values()):
+        for part in problem.split(PROBES):  # the numbers of the rows that lack a latent
+            refuse_masks(part, *part.draw(1))
     dims = {name: problem.plates.dim - site["fn"].event_dim for name, site in q.items()}
     check_shared(problem, q, dims)
+    return of_sites_drawn(q, p, dims)
+
+
+def common_form(forms: list[PosteriorForm]) -> PosteriorForm:
+    """Return what holds of all of these rows: a product where each is one."""
+    fixed, q_product, p_product = (all(getattr(f, name) for f in forms) for name in ("fixed", "q_product", "p_product"))
+    why = [f.why for f in forms if f.q_product == q_product and f.p_product == p_product and f.why]
+    return PosteriorForm(forms[0].dims, fixed, q_product, p_product, why[0] if why else None)
+
+
+def spread(problem: Problem, count: int) -> Problem:
+    """Return the problem of up to `count` of the rows, evenly spread: sorted rows differ at their ends."""
+    index = torch.linspace(0, len(problem) - 1, min(count, len(problem)), device=problem.device).round().long()
+    return problem.over(*(a[index] for a in problem.args))
+
+
+def of_sites_drawn(q: Sites, p: Sites, dims: dict[str, int]) -> PosteriorForm:
+    """Return the form of these rows' distributions, at these draws."""
     fixed, q_why = factorisation("q(z | x)", q, q, dims)
     _, p_why = factorisation("p(z)", {name: p[name] for name in q}, q, dims)
     return PosteriorForm(dims, fixed, q_why is None, q_why is None and p_why is None, q_why or p_why)
@@ -82,15 +107,29 @@ def first_of(value: Tensor, dim: int) -> Tensor:
 
 
 def check_shared(problem: Problem, q: dict[str, Site], dims: dict[str, int]) -> None:
-    """Refuse a prior that gives one z another density in another row."""
-    some = {name: to_rows(first_of(q[name]["value"], dim), dim, len(problem)) for name, dim in dims.items()}
-    p = seeded_sites(problem, problem.model, 1, 0, some)
-    log_p = problem.log_prob({name: p[name] for name in q})
-    if not torch.allclose(log_p, log_p[:, :1].expand_as(log_p), rtol=1e-4, atol=1e-4):
-        raise ProgramError(
-            "the prior is not the same for every row (it depends on a context, or on x), so there is no p(z) to set q(z) "
-            "against. Decompose the rows of one context at a time, or see latents(...) for the KL alone."
-        )
+    """Refuse a prior that gives one z another density in another row; at draws for rows from all over, in every row.
+
+    Where p(z) is seen to be computed without x and contexts, that is proof enough.
+    """
+    draws = {name: site["value"][:1].movedim(dims[name], 1) for name, site in q.items()}
+    count = min(v.shape[1] for v in draws.values())
+    chosen = torch.linspace(0, count - 1, min(PRIOR_PROBES, count), device=problem.device).round().long()
+    given = {name: as_particles([v[:, chosen]], dims[name]) for name, v in draws.items()}
+    reference = None
+    for some in problem.split(ROWS // PRIOR_PROBES):
+        at = {name: to_rows(v, dims[name], len(some)) for name, v in given.items()}
+        with RowReads(some.args) as reads:
+            p = seeded_sites(some, some.model, len(chosen), 0, at)
+            terms = some.score({name: p[name] for name in q})
+        if not reads.derived(terms):
+            return
+        log_p = sum_terms(terms)
+        reference = log_p[:, :1] if reference is None else reference
+        if not torch.allclose(log_p, reference.expand_as(log_p), rtol=1e-4, atol=1e-4):
+            raise ProgramError(
+                "the prior is not the same for every row (it depends on a context, or on x), so there is no p(z) to set "
+                "q(z) against. Decompose the rows of one context at a time, or see latents(...) for the KL alone."
+            )
 
 
 @dataclass(frozen=True)
@@ -102,12 +141,13 @@ class Chunk:
     log_qx: Tensor
     log_p: Tensor
     sites: dict[str, Drawn]
+    form: PosteriorForm
 
 
-def scored(problem: Problem, num_samples: int) -> Chunk:
-    """Draw S times for each of some rows, and score the draws."""
+def scored(problem: Problem, num_samples: int, form: PosteriorForm) -> Chunk:
+    """Draw S times for each of some rows, and score the draws; look at all rows' form, where `form` was read off a few."""
     q, p = problem.draw(num_samples)
-    refuse_masks(problem, q, p)  # of all rows, where the form was read off a few
+    refuse_masks(problem, q, p)
     plates = problem.plates
     return Chunk(
         {name: site["value"].movedim(plates.dim - site["fn"].event_dim, 1) for name, site in q.items()},
@@ -115,6 +155,7 @@ def scored(problem: Problem, num_samples: int) -> Chunk:
         unit_log_probs(q, {name: site["value"] for name, site in q.items()}, plates).sum(-1).cpu(),
         unit_log_probs({name: p[name] for name in q}, {name: q[name]["value"] for name in q}, plates).cpu(),
         of_sites(q, p, plates, {}),
+        of_sites_drawn(q, p, form.dims),
     )
 
 

@@ -17,7 +17,7 @@ from pyro_vae.programs.problem import Problem, rows_of
 from pyro_vae.programs.sites import Program
 from pyro_vae.programs.structured import on_tensors
 
-from .aggregate_posterior import PROBES, Chunk, PosteriorForm, aggregate, form_of, posteriors, scored
+from .aggregate_posterior import Chunk, PosteriorForm, aggregate, common_form, form_of, posteriors, scored
 from .latent_usage import ACTIVE, Units, as_particles, join, moments
 
 ROWS = 2048  # that the guide is run on at a time
@@ -193,8 +193,9 @@ def decompose(
     args = rows_of(model, guide, *args, missing=missing)
     with quiet(model, guide, seed=seed, device=args[0].device):
         problem = Problem.checked(model, guide, *args)
-        form = form_of(problem.rows(slice(PROBES)))
-        chunks = [scored(some, num_samples) for some in problem.split(chunk_size // num_samples)]
+        form = form_of(problem)
+        chunks = [scored(some, num_samples, form) for some in problem.split(chunk_size // num_samples)]
+        form = common_form([form, *(chunk.form for chunk in chunks)])
         z = {name: as_particles([c.values[name] for c in chunks], dim) for name, dim in form.dims.items()}
         mixture = [posteriors(some, form, seed) for some in problem.split(ROWS)]
         log_q, units = aggregate(mixture, z, len(problem), min(ROWS, len(problem)), form.q_product, verbose)

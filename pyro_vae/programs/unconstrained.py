@@ -190,7 +190,7 @@ class SubstituteLatents(Messenger):
 
     def particle(self, k: int, of: int) -> SubstituteLatents:
         """Return the latents of one particle of several."""
-        one = SubstituteLatents(self.values, tuple(self.layouts.values()))
+        one = type(self)(self.values, tuple(self.layouts.values()))
         one.part = k, of
         return one
 

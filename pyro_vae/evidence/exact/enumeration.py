@@ -15,7 +15,7 @@ from pyro_vae.programs.sites import Program
 from pyro_vae.programs.unconstrained import is_discrete
 from pyro_vae.programs.wrapped import base_name, elements
 
-from .joint import Joint, Shared
+from .joint import Joint, ReadsRowsError, Shared
 from .result import Exact
 
 MAX_CODES = 2**16
@@ -58,8 +58,10 @@ def enumerate_latents(
         codes = Codes(joint)
         some = torch.linspace(0, codes.total - 1, min(codes.total, PROBES), device=joint.device).round().long()
         shared = Shared.of(joint, codes.values(some))
-        step = len(joint) if shared else BLOCK
-        log_px = torch.cat([codes.add_up(rows, shared, chunk_size) for rows in joint.everyone.split(step)])
+        try:
+            log_px = codes.all_rows(shared, chunk_size)
+        except ReadsRowsError:  # at codes that were no probes
+            log_px = codes.all_rows(None, chunk_size)
     how = f"{codes.total} codes of {', '.join(map(repr, joint.latents))}"
     return Exact.without_error(log_px, "enumeration", joint.measure, how)
 
@@ -88,6 +90,11 @@ class Codes:
             columns.append(support[codes.unsqueeze(-1) // radix % len(support)].reshape(len(codes), 1, -1))
             codes = codes // len(support) ** self.elements[name]
         return torch.cat(columns, -1)
+
+    def all_rows(self, shared: Shared | None, chunk_size: int) -> Tensor:
+        """:meth:`add_up` of every row."""
+        step = len(self.joint) if shared else BLOCK
+        return torch.cat([self.add_up(rows, shared, chunk_size) for rows in self.joint.everyone.split(step)])
 
     def add_up(self, rows: Tensor, shared: Shared | None, chunk_size: int) -> Tensor:
         """log Σ_z p(x_n, z) of some rows, ``(R,)``; checks that Σ_z p(z) is 1."""

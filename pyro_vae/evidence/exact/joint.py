@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from pyro_vae.programs.log_density import log_density
 from pyro_vae.programs.masks import mask_of_site
 from pyro_vae.programs.measure import measure_of
 from pyro_vae.programs.problem import Problem, rows_of
+from pyro_vae.programs.row_reads import RowReads
 from pyro_vae.programs.score_sites import row_log_density
 from pyro_vae.programs.sites import Program, Site, latent_sites, observed_sites, sum_terms
 from pyro_vae.programs.structured import on_tensors
@@ -24,6 +26,7 @@ from pyro_vae.programs.unconstrained import SiteLayout, SubstituteLatents
 from pyro_vae.programs.valid_parameters import check_site_parameters
 from pyro_vae.programs.wrapped import base_name, elements
 
+from .edges import InsideSupport, borders, log_densities
 from .masked_latents import log_volumes
 
 IMPROPER = ("Unit", "ImproperUniform")
@@ -42,6 +45,15 @@ def probed_once() -> Iterator[None]:
         yield
     finally:
         FOUND.reset(token)
+
+
+@dataclass(frozen=True)
+class Traced:
+    """Sites of a run at chosen latents; of those set by u, log |dz/du|, and log p(z) |dz/du| where it has a formula in u."""
+
+    sites: dict[str, Site]
+    log_det: dict[str, Tensor]
+    on_the_line: dict[str, Tensor]
 
 
 class Joint:
@@ -71,6 +83,7 @@ class Joint:
         plates = self.problem.plates
         self.layouts = [SiteLayout.of(name, site, plates, unconstrained) for name, site in self.latents.items()]
         self.dims = sum(layout.size for layout in self.layouts)
+        self.unconstrained = unconstrained
 
     def find(self, model: Program, guide: Program | None, x: Any, c: tuple[Any, ...], missing: bool) -> None:
         """Run the program to find its latents and what it observes; refuse one without a log p(x)."""
@@ -108,48 +121,90 @@ class Joint:
 
     def log_prior(self, z: Tensor, index: Tensor) -> Tensor:
         """log p(z_g), ``(G, R)`` in float64."""
-        sites, log_det = self.trace(z, index)
-        return self.add_up(self.problem.score(latent_sites(sites), "model"), log_det)
+        return self.prior_on(self.trace(z, index))
 
-    def trace(self, z: Tensor, index: Tensor) -> tuple[dict[str, Site], dict[str, Tensor]]:
-        """Run the model on the rows of `index`, its latents at z: its sites, and log |dz/du| by site, ``(G, R)``."""
-        substituted = SubstituteLatents.at(z, self.layouts)
-        sites = self.rows(index).sites(self.problem.model, len(z), substituted)
-        return sites, log_volumes(substituted, sites, self.problem.plates)
+    def prior_on(self, traced: Traced) -> Tensor:
+        """log p(z) (+ log |dz/du|) of a trace, ``(G, R)``."""
+        return self.add_up(self.problem.score(latent_sites(traced.sites), "model"), traced)
+
+    def trace(self, z: Tensor, index: Tensor) -> Traced:
+        """Run the model on the rows of `index`, its latents at z."""
+        return self.trace_on(self.rows(index), z)
+
+    def trace_on(self, rows: Problem, z: Tensor) -> Traced:
+        """:meth:`trace` on rows that were selected before."""
+        substituted = (InsideSupport if self.unconstrained else SubstituteLatents).at(z, self.layouts)
+        sites = rows.sites(self.problem.model, len(z), substituted)
+        plates = self.problem.plates
+        return Traced(sites, log_volumes(substituted, sites, plates), log_densities(substituted, sites, plates))
 
     def log_prob(self, z: Tensor, index: Tensor) -> Tensor:
         """log p(x_n, z_g) (+ log |dz/du|) for the rows of `index`, ``(G, R)`` in float64."""
-        sites, log_det = self.trace(z, index)
-        return self.add_up(self.problem.score(sites, "model"), log_det)
+        traced = self.trace(z, index)
+        return self.add_up(self.problem.score(traced.sites, "model"), traced)
 
-    def add_up(self, terms: dict[str, Tensor], log_det: dict[str, Tensor]) -> Tensor:
-        """Add up sites' terms and Jacobians, in float64."""
-        jacobians = {f"|d {name}|": term for name, term in log_det.items()}
+    def borders(self) -> Tensor:
+        """Return the u between which z moves, ``(2, D)``: beyond, the likelihood is that of the nearest z."""
+        columns = [borders(self.latents[layout.name], layout.dtype) for layout in self.layouts]
+        by_column = [ends for layout, ends in zip(self.layouts, columns, strict=True) for _ in range(layout.size)]
+        return torch.tensor(by_column, dtype=torch.float64, device=self.device).T
+
+    def doubt_beyond(self, u: Tensor, borders: Tensor, rows: Tensor) -> Tensor:
+        """Return by what part the density at points u ``(P, D)``, beyond the borders, may be off, ``(P,)``; ∞ if not known.
+
+        Where log p(z) is known from u alone, that is by what log p(x | z) moves from half way to the borders to there.
+        """
+        middle = torch.maximum(torch.minimum(u, borders[1] / 2), borders[0] / 2)
+        here, there = (self.trace(points.unsqueeze(0), rows) for points in (u, middle))
+        if set(here.on_the_line) != set(self.latents):
+            return torch.full_like(u[:, 0], math.inf)
+        one, other = (self.problem.log_prob(observed_sites(traced.sites), "model")[0] for traced in (here, there))
+        return torch.expm1((one - other).abs()).nan_to_num(nan=math.inf)
+
+    def add_up(self, terms: dict[str, Tensor], traced: Traced) -> Tensor:
+        """Add up sites' terms and Jacobians, in float64; some are known together, from u alone."""
+        jacobians = {f"|d {name}|": term for name, term in traced.log_det.items() if name not in traced.on_the_line}
+        terms = terms | {name: term for name, term in traced.on_the_line.items() if name in terms}
         return sum_terms({name: term.double() for name, term in (terms | jacobians).items()})
 
 
+class ReadsRowsError(Exception):
+    """A density that is to hold for all rows was computed from the x or the context of one."""
+
+
 class Shared:
-    """log p(x_n, z_g) of all rows from one run of the program at each z_g: where p(z) and p(x | z) are the same for all."""
+    """log p(x_n, z_g) of all rows from one run of the program at each z_g: where p(z) and p(x | z) are the same for all.
+
+    That they are is proved at each point: what is computed there reads nothing of the row that the program runs on
+    (:class:`~pyro_vae.programs.row_reads.RowReads`), else a ReadsRowsError.
+    """
 
     def __init__(self, joint: Joint, lookup: bool) -> None:
-        self.joint, self.first = joint, torch.zeros(1, dtype=torch.long, device=joint.device)
+        self.joint, self.one = joint, joint.rows(torch.zeros(1, dtype=torch.long, device=joint.device))
         self.data = joint.data(joint.everyone)
         self.tables = {name: self.table(name) for name in self.data if lookup}
 
     @classmethod
     def of(cls, joint: Joint, probes: Tensor) -> Shared | None:
         """Choose the first way of sharing that agrees with row-by-row runs at `probes`, ``(G, 1, D)``; None where none does."""
+        shared = [way for way in (cls.tried(joint, lookup, probes) for lookup in (True, False)) if way]
+        if not shared:
+            return None
         parts = joint.everyone.split(512)
         by_row = torch.cat([joint.log_prob(probes.expand(-1, len(part), -1), part) for part in parts], 1)
-        for lookup in (True, False):
-            try:
-                shared = cls(joint, lookup)
-                at_once = shared.log_prob(probes, joint.everyone)
-            except (RuntimeError, ValueError, NotImplementedError):  # it does not broadcast
-                continue
+        for way, at_once in shared:
             if torch.allclose(at_once, by_row, rtol=50 * joint.eps, atol=200 * joint.eps, equal_nan=True):
-                return shared
+                return way
         return None
+
+    @classmethod
+    def tried(cls, joint: Joint, lookup: bool, probes: Tensor) -> tuple[Shared, Tensor] | None:
+        """Share at `probes`; None where the program reads its rows, or does not broadcast."""
+        try:
+            shared = cls(joint, lookup)
+            return shared, shared.log_prob(probes, joint.everyone)
+        except (ReadsRowsError, RuntimeError, ValueError, NotImplementedError):
+            return None
 
     def table(self, name: str) -> tuple[Tensor, Tensor] | None:
         """Tabulate the few values of x: levels ``(V,)``, and a mask of each ``(V units, N)``; None for many values."""
@@ -162,14 +217,17 @@ class Shared:
 
     def log_prob(self, z: Tensor, index: Tensor) -> Tensor:
         """log p(x_n, z_g) (+ log |dz/du|) as :meth:`Joint.log_prob`, for points ``(G, 1, D)`` of one row."""
-        sites, log_det = self.joint.trace(z, self.first)
         plates = self.joint.problem.plates
-        check_site_parameters(sites, plates.dim, program="model", plates=plates)
-        terms = {
-            name: self.score(name, site, index) if name in self.data else row_log_density(name, site, plates)
-            for name, site in sites.items()
-        }
-        return self.joint.add_up(terms, log_det)
+        with RowReads(self.one.args) as reads:
+            traced = self.joint.trace_on(self.one, z)
+            terms = {
+                name: self.score(name, site, index) if name in self.data else row_log_density(name, site, plates)
+                for name, site in traced.sites.items()
+            }
+        if reads.derived([terms, traced.log_det, traced.on_the_line]):
+            raise ReadsRowsError
+        check_site_parameters(traced.sites, plates.dim, program="model", plates=plates)
+        return self.joint.add_up(terms, traced)
 
     def score(self, name: str, site: Site, index: Tensor) -> Tensor:
         """log p(x_n | z_g) of one observed site, ``(G, R)``."""

@@ -3,6 +3,7 @@ r"""log p(x) in closed form, where the program is linear and Gaussian, which run
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from pyro_vae.errors import ProgramError
 from pyro_vae.programs.masked_latents import refuse_masked
 from pyro_vae.programs.masks import present
 from pyro_vae.programs.pair import quiet
+from pyro_vae.programs.row_reads import RowReads
 from pyro_vae.programs.sites import Program, Site, latent_sites
 from pyro_vae.programs.wrapped import base_name, elements
 
@@ -22,7 +24,9 @@ from .result import Exact
 
 BLOCK = 64  # rows at a time, where parameters differ by row
 WAY_OUT = 'no closed form. Use quadrature (up to 3 latent dimensions), or log_likelihood(method="importance").'
-RADII = (1.0, 3.0, 10.0)  # of the random z at which a mean must be affine
+RADII = (1.0, 3.0, 10.0, 30.0)  # standard deviations of p(z) at which a mean must be affine
+DIRECTIONS = 16  # random ones at each radius, beside the axes
+PROBES = 32  # z run at a time
 
 
 @suggest_keywords
@@ -37,10 +41,11 @@ def linear_gaussian(
 ) -> Exact:
     r"""log p(x_n) = log N(x_n; A μ + b, A Σ Aᵀ + R) for p(z) = N(μ, Σ) and p(x | z) = N(A z + b, R), in float64.
 
-    Runs the program at z = 0, at the unit vectors and at random z, reads the means and covariances of its sites, and checks
-    that means are affine in z and covariances constant. Several latent sites may depend on each other (linearly), as x
-    may on a context; NaN in x is marginalised, and so is what a mask leaves out. The formula's p(x, z) is held against the
-    program's at random z in the end.
+    Runs the program at z = 0 and at the unit vectors, reads the means and covariances of its sites, and checks that means are
+    affine in z and covariances constant: on both sides of the prior's mean along every axis and in random directions, 1 to 30
+    standard deviations out. Several latent sites may depend on each other (linearly), as x may on a context; NaN in x is
+    marginalised, and so is what a mask leaves out. The formula's p(x, z) is held against the program's at draws from the
+    prior and from the posterior of each row in the end. A bend that none of these z sees passes.
 
     Args:
         model, x, *context, missing: as for :func:`~pyro_vae.log_likelihood`; sites are Normal or MultivariateNormal.
@@ -70,7 +75,7 @@ def linear_gaussian(
             gaussian(name, site["fn"])
         everyone = joint.problem.sites(joint.problem.model, 1)
         refuse_masked(latent_sites(everyone), joint.problem, f": {WAY_OUT}")
-        blocks = joint.everyone.split(BLOCK if context else len(joint))
+        blocks = joint.everyone.split(len(joint) if one_program(joint) else BLOCK)
         log_px = torch.cat([Gaussian(joint, rows, tol).log_px() for rows in blocks])
     how = f"{joint.dims} latent dimensions"
     return Exact.without_error(log_px, "linear-Gaussian closed form", joint.measure, how)
@@ -88,36 +93,60 @@ def gaussian(name: str, fn: Any) -> Any:
 
 
 class Gaussian:
-    """The program of some rows as matrices: z = B z + b_z + N(0, Q), x = A z + b_x + N(0, R)."""
+    """The program of some rows as matrices: z = B z + b_z + N(0, Q), x = A z + b_x + N(0, R).
+
+    They are read off z = 0 and the unit vectors, and hold where the program agrees with them elsewhere: on both sides of
+    every axis and in random directions, near and far, as the prior counts it, and where each row's posterior lies.
+    """
 
     def __init__(self, joint: Joint, rows: Tensor, tol: float) -> None:
         self.joint, self.rows, self.tol = joint, rows, max(tol, 50 * joint.eps)
         self.size = joint.dims
-        shared = len(joint.problem.args) == 1  # without a context, one row's matrices are all rows'
-        self.z = self.probes()
-        rows = rows[:1] if shared else rows
-        self.sites, _ = joint.trace(self.z.unsqueeze(1).expand(-1, len(rows), -1), rows)
-        self.a, self.b, self.cov = zip(*(self.affine(name) for name in (*joint.latents, *joint.observed)), strict=True)
+        shared = one_program(joint)
+        self.some = rows[:1] if shared else rows
+        base = torch.cat([torch.zeros(1, self.size), torch.eye(self.size)]).to(joint.device, torch.float64)
+        means, self.cov0 = zip(*self.moments_at(base.unsqueeze(1)), strict=True)
+        self.b = tuple(mean[0] for mean in means)
+        self.a = tuple((mean[1:] - mean[0]).movedim(0, -1) for mean in means)
+        self.cov = tuple(embed(cov[0]) for cov in self.cov0)
+        depth = len(joint.latents)
+        (self.into, start, self.noise), (self.onto, self.shift, self.rest) = (
+            (torch.cat(self.a[part], 1), torch.cat(self.b[part], 1), block_diagonal(self.cov[part]))
+            for part in (slice(depth), slice(depth, None))
+        )
+        self.start = start
+        self.check_affine(base.unsqueeze(1))
+        back = torch.linalg.inv(torch.eye(self.size).to(self.into) - self.into)
+        self.loc = (back @ start.unsqueeze(-1)).squeeze(-1)
+        self.prior_cov = back @ self.noise @ back.mT
+        for z in self.probes():
+            self.check_affine(z)
 
-    def probes(self) -> Tensor:
-        """z = 0, the unit vectors, and random z further and further out: ``(1 + D + 3, D)``."""
-        exact = torch.cat([torch.zeros(1, self.size), torch.eye(self.size)]).to(self.joint.device, torch.float64)
-        radii = torch.tensor(RADII).to(exact).unsqueeze(-1)
-        return torch.cat([exact, radii * torch.randn(len(RADII), self.size).to(exact)])
+    def moments_at(self, z: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Return mean and covariance of every site at z, ``(P, R, D)`` or one for all rows."""
+        sites = self.joint.trace(z.expand(-1, len(self.some), -1), self.some).sites
+        return [moments(name, sites[name], self.joint) for name in (*self.joint.latents, *self.joint.observed)]
 
-    def affine(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
-        """Return A ``(R, k, D)``, b ``(R, k)`` and the covariance ``(R, k, k)`` of a site."""
-        mean, cov = moments(name, self.sites[name], self.joint)
-        b, end = mean[0], 1 + self.size
-        a = (mean[1:end] - b).movedim(0, -1)
-        guess = b + torch.einsum("rkd,pd->prk", a, self.z[end:])
-        for off, why in (
-            ((mean[end:] - guess).abs().amax() / (1 + mean.abs().amax()), "its mean is not affine in z (off by"),
-            ((cov - cov[:1]).abs().amax() / cov[0].abs().amax(), "its covariance varies with z (by"),
-        ):
-            if not off <= self.tol:
-                raise ProgramError(f"site {name!r}: {why} {off:.1e} of its size): {WAY_OUT}")
-        return a, b, embed(cov[0])
+    def probes(self) -> Iterator[Tensor]:
+        """Yield z on both sides of the prior's mean along each axis and in random directions: ``(P, R, D)`` at a time."""
+        scale = torch.linalg.cholesky(self.prior_cov)
+        axes = torch.eye(self.size).to(scale) * self.prior_cov.diagonal(dim1=-2, dim2=-1).sqrt().unsqueeze(-2)
+        some = torch.randn(DIRECTIONS, self.size).to(scale) @ scale.mT  # (R, P, D)
+        for radius in RADII:
+            for step in (axes, -axes, some):
+                yield from (self.loc.unsqueeze(-2) + radius * step).movedim(-2, 0).split(PROBES)
+
+    def check_affine(self, z: Tensor) -> None:
+        """Refuse a site whose moments at z are not those of the matrices."""
+        names = (*self.joint.latents, *self.joint.observed)
+        for i, (name, (mean, cov)) in enumerate(zip(names, self.moments_at(z), strict=True)):
+            guess = self.b[i] + torch.einsum("rkd,prd->prk", self.a[i], z.expand(-1, len(self.b[i]), -1))
+            for off, why in (
+                ((mean - guess).abs().amax() / (1 + mean.abs().amax()), "its mean is not affine in z (off by"),
+                ((cov - self.cov0[i][:1]).abs().amax() / cov[0].abs().amax(), "its covariance varies with z (by"),
+            ):
+                if not off <= self.tol:
+                    raise ProgramError(f"site {name!r}: {why} {off:.1e} of its size): {WAY_OUT}")
 
     def observed(self) -> dict[str, Tensor]:
         """Return x of the rows by site, NaN where it is masked: either way it drops out."""
@@ -126,26 +155,50 @@ class Gaussian:
         return {n: value if (w := there[n]) is None else value.masked_fill(~w, math.nan) for n, value in data.items()}
 
     def log_px(self) -> Tensor:
-        """log p(x) of the rows; checks their p(x, z) against the program's."""
-        depth = len(self.joint.latents)
-        (into, start, noise), (onto, shift, rest) = (
-            (torch.cat(self.a[part], 1), torch.cat(self.b[part], 1), block_diagonal(self.cov[part]))
-            for part in (slice(depth), slice(depth, None))
-        )
+        """log p(x) of the rows; checks their p(x, z) against the program's, where p(z) and where p(z | x) lies."""
         data, sites = self.observed(), self.joint.observed
         x = torch.cat([by_row(data[name], self.joint, sites[name]["fn"].event_dim, 0) for name in sites], -1).double()
-        z = self.z[1 + self.size :, None].expand(-1, len(x), -1)
-        for point, log_p in zip(self.z[1 + self.size :], self.joint.log_prob(z, self.rows), strict=True):
-            log_prior = log_normal(point.expand(len(x), -1), into @ point + start, noise)
-            closed_form = log_prior + log_normal(x, onto @ point + shift, rest)
+        for z in torch.cat([self.from_prior(len(x)), self.from_posterior(x)]):
+            closed_form = log_normal(z, self.times(self.into, z) + self.start, self.noise)
+            closed_form = closed_form + log_normal(x, self.times(self.onto, z) + self.shift, self.rest)
+            log_p = self.joint.log_prob(z.unsqueeze(0), self.rows)[0]
             if not ((closed_form - log_p).abs() <= self.tol * (1 + log_p.abs())).all():
                 named = ", ".join(map(repr, (*self.joint.latents, *sites)))
                 raise ProgramError(
                     f"sites {named}: p(x, z) of the program is not that of their means and covariances: {WAY_OUT}"
                 )
-        back = torch.linalg.inv(torch.eye(self.size).to(into) - into)
-        loc, cov = (back @ start.unsqueeze(-1)).squeeze(-1), back @ noise @ back.mT
-        return log_normal(x, shift + (onto @ loc.unsqueeze(-1)).squeeze(-1), onto @ cov @ onto.mT + rest)
+        mean, cov = self.shift + self.times(self.onto, self.loc), self.onto @ self.prior_cov @ self.onto.mT + self.rest
+        return log_normal(x, mean, cov)
+
+    @staticmethod
+    def times(matrix: Tensor, z: Tensor) -> Tensor:
+        """Apply a matrix, of each row or one for all, to vectors ``(R, D)``."""
+        return (matrix @ z.unsqueeze(-1)).squeeze(-1)
+
+    def from_prior(self, rows: int) -> Tensor:
+        """Draw z from p(z) and from ever wider ones, ``(P, R, D)``."""
+        scale = torch.linalg.cholesky(self.prior_cov)
+        radii = torch.tensor(RADII).to(scale).view(-1, 1, 1)
+        return self.loc + radii * self.times(scale, torch.randn(len(RADII), rows, self.size).to(scale))
+
+    def from_posterior(self, x: Tensor) -> Tensor:
+        """Draw z about p(z | x_n) of each row, ``(P, R, D)``; of what is missing, as if it were the mean."""
+        gain_of = self.onto @ self.prior_cov  # (R, k, D)
+        gain = torch.linalg.solve(gain_of @ self.onto.mT + self.rest, gain_of).mT
+        residual = (x - self.shift - self.times(self.onto, self.loc)).nan_to_num()
+        cov = self.prior_cov - gain @ gain_of
+        width = cov.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
+        noise = torch.randn(len(RADII), len(x), self.size).to(x)
+        return self.loc + self.times(gain, residual) + 2 * width * noise
+
+
+def one_program(joint: Joint) -> bool:
+    """Return whether means and covariances of one row are all rows': none is computed from what the row holds."""
+    one = joint.rows(joint.everyone[:1])
+    with RowReads(one.args) as reads:
+        sites = joint.trace_on(one, torch.zeros(1, 1, joint.dims, dtype=torch.float64, device=joint.device)).sites
+        terms = [moments(name, sites[name], joint) for name in (*joint.latents, *joint.observed)]
+    return not reads.derived(terms)
 
 
 def by_row(tensor: Tensor, joint: Joint, event_dim: int, to: int) -> Tensor:

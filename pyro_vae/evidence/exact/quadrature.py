@@ -14,9 +14,12 @@ from pyro_vae.programs.pair import quiet
 from pyro_vae.programs.sites import Program
 from pyro_vae.programs.structured import on_tensors
 
-from .joint import Joint, Shared
+from .joint import Joint, ReadsRowsError, Shared
+from .line import Line
+from .peaks import find_peaks
 from .result import Exact
-from .trapezoid import ALONE, FIRST, TOGETHER, Box, Rule
+from .scout import Scout
+from .trapezoid import ALONE, FIRST, TOGETHER, Rule
 
 MAX_DIMS = 3
 FEW = 16  # rows, up to which a grid for each is less work than one for all
@@ -95,35 +98,42 @@ def quadrature(
         if points < FIRST[dims] ** dims:
             raise UsageError(f"points must be at least {FIRST[dims] ** dims} for {dims} dimensions, got {points}")
         rule = Rule(dims, tol, points, chunk_size, joint.eps)
-        log_px, error = torch.full((2, len(joint)), math.inf, dtype=torch.float64, device=joint.device)
-        refined = torch.zeros(len(joint), dtype=torch.bool, device=joint.device)
         shared = None
         if len(joint) > FEW if share is None else share:
             shared = Shared.of(joint, torch.randn(4, 1, dims, dtype=torch.float64, device=joint.device))
-        first = shared.log_prob if shared else joint.log_prob
-        m = min((TOGETHER if shared else ALONE)[dims], int(points ** (1 / dims) + 1e-9))  # along each axis
-        for rows in joint.everyone.split(BLOCK[bool(shared)]):
-            box = rule.widen(first, scout(joint, guide, rows, together=bool(shared)), rows)
-            log_px[rows], error[rows], refined[rows] = rule.integrate(first, box, rows, m, joint.log_prob)
+        try:
+            found = all_rows(joint, guide, rule, shared)
+        except ReadsRowsError:  # at points that were no probes
+            shared, found = None, all_rows(joint, guide, rule, None)
+        log_px, error, refined, reliable = found
         how = "one grid for all rows" if shared else "a grid for each row"
         if refined.any():
             how += f", refined for {int(refined.sum())} of them"
-    reliable = ~rule.rough(log_px, error)
     return Exact(log_px.cpu(), error.cpu(), reliable.cpu(), f"quadrature in {dims} dimensions", joint.measure, how)
 
 
-def scout(joint: Joint, guide: Program | None, rows: Tensor, together: bool) -> Box:
-    """Lay a first box around draws of the prior and of the guide, and half their range more on either side."""
-    lows, highs, some = [], [], joint.rows(rows)
-    for program, count in ((some.guide, 256), (guide, 32)):
-        if program is None:
-            continue
-        p = some.sites(some.model, count, some.trace(program, count))
-        u = torch.cat([layout.unconstrain(p[layout.name], torch.float64) for layout in joint.layouts], -1)
-        lows.append(torch.where(u.isfinite(), u, math.inf).amin(0))
-        highs.append(torch.where(u.isfinite(), u, -math.inf).amax(0))
-    low, high = torch.stack(lows).amin(0), torch.stack(highs).amax(0)
-    if together:
-        low, high = low.amin(0, keepdim=True), high.amax(0, keepdim=True)
-    margin = (high - low).clamp_min(1e-6) / 2
-    return Box(low - margin, high + margin)
+def all_rows(joint: Joint, guide: Program | None, rule: Rule, shared: Shared | None) -> tuple[Tensor, ...]:
+    """Return log p(x), its error, whether a row's lattice was refined, and whether to believe it, ``(N,)`` each."""
+    m = min((TOGETHER if shared else ALONE)[joint.dims], int(rule.points ** (1 / joint.dims) + 1e-9))  # along each axis
+    parts = [some_rows(joint, guide, rule, shared, rows, m) for rows in joint.everyone.split(BLOCK[bool(shared)])]
+    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+
+def some_rows(
+    joint: Joint, guide: Program | None, rule: Rule, shared: Shared | None, rows: Tensor, m: int
+) -> tuple[Tensor, ...]:
+    """:func:`all_rows` of a block of rows: look where their mass is, integrate, and hold sampling against the result."""
+    density, together = (shared or joint).log_prob, bool(shared)
+    scout, line = Scout.of(joint, guide, rows), Line.plain(joint)
+    box = rule.widen(line.along(density), scout.box(scout.u, together), rows)
+    line = line.stretched(rows, box, scout.quartiles(together))
+    draws = line.v(scout.u, rows)
+    if line.heavy.any():
+        box = rule.widen(line.along(density), scout.box(draws, together), rows)
+    first, own = line.along(density), line.along(joint.log_prob)
+    peaks = find_peaks(first, own, box, draws, scout.log_p, rows, rule)
+    hints = peaks.hints(rule.tol, line.unseen)
+    log_px, error, refined = rule.integrate(first, box, rows, m, own, hints)
+    error = error.masked_fill(peaks.many | line.lost[rows], math.inf)
+    error = torch.maximum(error, scout.missed(log_px))
+    return log_px, error, refined, ~rule.rough(log_px, error)

@@ -18,6 +18,8 @@ ALONE = {1: 513, 2: 97, 3: 25}  # of the first lattice that a row has for itself
 TOGETHER = {1: 4097, 2: 513, 3: 65}  # and of one that many rows share
 BITS = {1: 50, 2: 26, 3: 17}  # of a whole-number coordinate in a key; rows have the rest
 ROUNDS = 40  # of widening
+SHELLS = 1024  # of points that a lattice may grow by
+SAFE = 8.0  # times an error that is extrapolated
 MARGIN = 16.0  # nats below tol times the maximum, from where on the integrand is left out
 
 
@@ -76,9 +78,9 @@ class Points:
     def joined(cls, parts: list[Points]) -> Points:
         return cls(*(torch.cat([getattr(p, name) for p in parts]) for name in ("row", "digits", "values")))
 
-    def above(self, depth: float, rows: int) -> Points:
-        """Select the points within `depth` of their row's maximum."""
-        return self.of(self.values > self.maxima(self.row, rows)[self.row] - depth)
+    def above(self, depth: float, top: Tensor) -> Points:
+        """Select the points within `depth` of their row's maximum, or of one that is known, ``(R,)``."""
+        return self.of(self.values > torch.maximum(self.maxima(self.row, len(top)), top)[self.row] - depth)
 
     def maxima(self, index: Tensor, size: int) -> Tensor:
         """Return the largest value over the points of each index, ``(size,)``; −∞ for none."""
@@ -88,6 +90,22 @@ class Points:
         """log Σ e^value over the points of each index, ``(size,)``."""
         largest = self.maxima(index, size)
         return largest + torch.zeros_like(largest).index_add(0, index, (self.values - largest[index]).exp()).log()
+
+
+@dataclass(frozen=True)
+class Hints:
+    """What is known of rows' integrands beside their lattices.
+
+    Maxima v ``(S, R, D)`` and which of them matter ``(S, R)``; the value of the highest of these ``(R,)``; how wide the
+    narrowest is along each axis ``(R, D)``; and how to tell, at points ``(P, D)`` of rows ``(P,)`` that hold shares ``(P,)``
+    of the mass, what part of it is a guess.
+    """
+
+    at: Tensor
+    matter: Tensor
+    top: Tensor
+    finest: Tensor
+    unseen: Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -106,7 +124,8 @@ class Rule:
 
     def rough(self, log_px: Tensor, error: Tensor) -> Tensor:
         """Return which rows have an error above the one asked for, and above rounding."""
-        return ~(error <= torch.maximum(3 * self.floor(log_px), torch.full_like(error, self.tol)))
+        enough = torch.maximum(3 * self.floor(log_px), torch.full_like(error, self.tol))
+        return ~(log_px.isfinite() & error.isfinite() & (error <= enough))
 
     @property
     def depth(self) -> float:
@@ -141,9 +160,12 @@ class Rule:
         keep = (keep | ~keep.any(0)).unsqueeze(-1)  # nothing seen yet: look further out everywhere
         return torch.where(keep, digits.unsqueeze(1), m).amin(0), torch.where(keep, digits.unsqueeze(1), -1).amax(0)
 
-    def first(self, f: Density, box: Box, rows: Tensor, m: int) -> tuple[Lattice, Points]:
-        """Lay m points along each axis, and keep those that matter; streamed, so that the rest takes no memory."""
-        top = torch.full((len(rows),), -math.inf, dtype=torch.float64, device=rows.device)
+    def first(self, f: Density, box: Box, rows: Tensor, m: int, known: Tensor) -> tuple[Lattice, Points, Tensor]:
+        """Lay m points along each axis, and keep those that matter; streamed, so that the rest takes no memory.
+
+        Returns the log of the mass that was left out too, ``(R,)``.
+        """
+        top = whole = torch.full((len(rows),), -math.inf, dtype=torch.float64, device=rows.device)
         parts, chunk, wrong = [], max(1, self.chunk_size // len(rows)), torch.zeros_like(rows, dtype=torch.bool)
         for start in range(0, m**self.dims, chunk):
             digits = self.digits(start, min(start + chunk, m**self.dims), m, rows.device)
@@ -151,46 +173,86 @@ class Rule:
             wrong |= (values.isnan() | (values == math.inf)).any(0)
             values = values.nan_to_num(nan=-math.inf, posinf=-math.inf)
             top = torch.maximum(top, values.amax(0))
-            point, row = (values > top - self.depth).nonzero(as_tuple=True)
+            whole = torch.logaddexp(whole, values.logsumexp(0))
+            point, row = (values > torch.maximum(top, known) - self.depth).nonzero(as_tuple=True)
             parts.append(Points(row, digits[point], values[point, row]))
         check((wrong & (top == -math.inf)).nonzero().flatten(), rows)
         lattice = Lattice(*(t.expand(len(rows), -1) for t in (box.lower, box.width / (m - 1))))
-        return lattice, Points.joined(parts).above(self.depth, len(rows))
+        points = Points.joined(parts).above(self.depth, known)
+        kept = points.log_sums(points.row, len(rows))
+        left_out = whole + (-torch.expm1((kept - whole).clamp(max=-1e-16))).log()
+        return lattice, points, left_out.nan_to_num(nan=-math.inf) + lattice.log_cell
 
-    def integrate(self, f: Density, box: Box, rows: Tensor, m: int, finer: Density) -> tuple[Tensor, Tensor, Tensor]:
+    def integrate(
+        self, f: Density, box: Box, rows: Tensor, m: int, finer: Density, hints: Hints
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return log p(x), its error, and which rows took lattices finer than the first, ``(R,)`` each.
 
         `f` is run on the first lattice, and `finer` on points that each row has for itself, ``(1, P, D)``.
         """
-        lattice, points = self.first(f, box, rows, m)
-        log_px, change = self.summed(lattice, points)
+        lattice, points, left_out = self.first(f, box, rows, m, hints.top)
+        log_px, change = self.judged(lattice, points, rows, hints)
         edge = ((points.digits == 0) | (points.digits == m - 1)).any(-1)
         change[points.row[edge]] = math.inf  # there may be more of it outside
         left = refined = ~self.settled(log_px, change)
         for _ in range(BITS[self.dims] - 1 - m.bit_length()):
+            left = left & ~self.hopeless(lattice, points, hints)
             if not left.any():
                 break
             lattice, points = lattice.halved(), points.of(left[points.row])
-            points, complete = self.cover(finer, lattice, self.around(points.row, 2 * points.digits), rows)
-            now, moved = self.summed(lattice, points)
+            start = torch.cat([self.around(points.row, 2 * points.digits), self.hinted(lattice, hints, left)]).unique()
+            points, complete = self.cover(finer, lattice, start, rows, hints.top)
+            now, moved = self.judged(lattice, points, rows, hints)
             now_left = left & complete
             log_px, change = torch.where(now_left, now, log_px), torch.where(now_left, moved, change)
             left = now_left & ~self.settled(log_px, change)
-        left_out = 1e-6 * self.tol  # of the mass, by far more than what lies below `depth`
-        return log_px, change + self.floor(log_px) + left_out, refined
+        log_px = torch.logaddexp(log_px, left_out)
+        return log_px, change + self.floor(log_px) + (left_out - log_px).exp().nan_to_num(nan=math.inf), refined
+
+    def hopeless(self, lattice: Lattice, points: Points, hints: Hints) -> Tensor:
+        """Return which rows would take far more points than they may, until a cell is as narrow as their maxima: ``(R,)``."""
+        levels = (lattice.step / (2 * hints.finest)).log2().ceil().clamp(min=1).amax(-1)
+        return points.row.bincount(minlength=len(levels)) * 2.0 ** (self.dims * levels) > 4 * self.points
+
+    def judged(self, lattice: Lattice, points: Points, rows: Tensor, hints: Hints) -> tuple[Tensor, Tensor]:
+        """Return :meth:`summed`, its error ∞ where maxima are narrower than a cell, and larger where z stands still."""
+        log_px, change = self.summed(lattice, points)
+        change = torch.where((lattice.step <= 2 * hints.finest).all(-1), change, math.inf)
+        share = (points.values + lattice.log_cell[points.row] - log_px[points.row]).exp()
+        unseen = hints.unseen(lattice.at(points.row, points.digits)[0], rows[points.row], share)
+        return log_px, change.index_add(0, points.row, unseen)
+
+    def hinted(self, lattice: Lattice, hints: Hints, left: Tensor) -> Tensor:
+        """Return keys of the points about the maxima that are known of the rows that are left."""
+        which, row = (hints.matter & left).nonzero(as_tuple=True)
+        digits = ((hints.at[which, row] - lattice.origin[row]) / lattice.step[row]).round()
+        within = (digits.abs() < 2.0 ** (BITS[self.dims] - 2)).all(-1)
+        return self.around(row[within], digits[within].long())
 
     def settled(self, log_px: Tensor, change: Tensor) -> Tensor:
-        return change <= torch.maximum(self.floor(log_px), torch.full_like(log_px, self.tol / 2))
+        return change.isfinite() & (change <= torch.maximum(self.floor(log_px), torch.full_like(log_px, self.tol / 2)))
 
     def summed(self, lattice: Lattice, points: Points) -> tuple[Tensor, Tensor]:
-        """Return log of the trapezoid sum, and its largest distance from its 2^D lattices of twice the spacing, ``(R,)``."""
-        rows, classes = len(lattice.step), 2**self.dims
-        places = torch.arange(self.dims, device=points.row.device)
-        parity = ((points.digits & 1) << places).sum(-1)  # shifted: CUDA has no product of integers
-        halves = points.log_sums(points.row * classes + parity, rows * classes).view(rows, classes)
-        total = halves.logsumexp(-1)
-        off = (halves + math.log(classes) - total.unsqueeze(-1)).abs().amax(-1)
-        return total + lattice.log_cell, off.nan_to_num(nan=math.inf, posinf=math.inf)
+        """Return log of the trapezoid sum, ``(R,)``, and what it may be off by, from the lattices within it.
+
+        e_k is the most that any of the 2^kD lattices of 2^k times the spacing is off the whole. The first may agree by chance
+        (a kink a quarter of a cell from a point). So the error is the larger of e_1 and of what e_2 falls to in two more
+        halvings, at the rate from e_3 to e_2, several times over; smooth integrands fall ever faster.
+        """
+        total = points.log_sums(points.row, len(lattice.step))
+        first, second, third = (self.off(points, total, k) for k in (1, 2, 3))
+        rate = (second / third.clamp(max=1.0)).nan_to_num(nan=1.0).clamp(max=1.0)
+        change = torch.maximum(first, SAFE * second * rate.square())
+        return total + lattice.log_cell, change.nan_to_num(nan=math.inf, posinf=math.inf)
+
+    def off(self, points: Points, total: Tensor, k: int) -> Tensor:
+        """Return the largest distance of a row's sum from those of its 2^kD lattices of 2^k times the spacing, ``(R,)``."""
+        rows, classes = len(total), 2 ** (k * self.dims)
+        places = k * torch.arange(self.dims, device=points.row.device)
+        residue = ((points.digits & (2**k - 1)) << places).sum(-1)  # shifted: CUDA has no product of integers
+        sums = points.log_sums(points.row * classes + residue, rows * classes).view(rows, classes)
+        off = (sums + math.log(classes) - total.unsqueeze(-1)).abs().amax(-1)
+        return off.nan_to_num(nan=math.inf, posinf=math.inf)
 
     def around(self, row: Tensor, digits: Tensor) -> Tensor:
         """Return keys of these points and their neighbours, each once."""
@@ -211,21 +273,25 @@ class Rule:
         axes = [(keys >> i * bits & (1 << bits) - 1) - (1 << (bits - 1)) for i in reversed(range(self.dims))]
         return keys >> self.dims * bits, torch.stack(axes, -1)
 
-    def cover(self, f: Density, lattice: Lattice, keys: Tensor, rows: Tensor) -> tuple[Points, Tensor]:
+    def cover(self, f: Density, lattice: Lattice, keys: Tensor, rows: Tensor, known: Tensor) -> tuple[Points, Tensor]:
         """Grow these points until no neighbour of a point that matters is left out; and the rows that had enough for it."""
         count, seen = len(rows), keys[:0]
         points = Points(keys[:0], keys.new_empty(0, self.dims), lattice.step.new_empty(0))
         used = torch.zeros(count, dtype=torch.long, device=rows.device)
-        while len(keys):
+        for _ in range(SHELLS):
+            if not len(keys):
+                break
             row, digits = self.unpacked(keys)
             used, seen = used + row.bincount(minlength=count), torch.cat([seen, keys])
             within = (used <= self.points)[row]
             new = self.evaluate(f, lattice, row[within], digits[within], rows)
-            points = Points.joined([points, new]).above(self.depth, count)
+            points = Points.joined([points, new]).above(self.depth, known)
             fresh = points.of(torch.isin(self.keys(points.row, points.digits), keys))
             near = self.around(fresh.row, fresh.digits)
             keys = near[~torch.isin(near, seen)]
-        return points, used <= self.points
+        complete = used <= self.points
+        complete[self.unpacked(keys)[0]] = False  # it would have grown on
+        return points, complete
 
     def evaluate(self, f: Density, lattice: Lattice, row: Tensor, digits: Tensor, rows: Tensor) -> Points:
         """Evaluate the integrand at chosen points; a ProgramError if it is NaN or +inf."""
