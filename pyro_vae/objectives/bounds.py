@@ -17,6 +17,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from pyro_vae.common.log_sums import log_sum_exp
 from pyro_vae.errors import ShapeError, UsageError
 
 FLOOR = -1e30  # a log weight that is 0 to every sum, and yet no infinity, whose differences are NaN
@@ -208,8 +209,11 @@ class tvo:
     def __call__(self, log_w: Tensor) -> Tensor:
         check_weights(log_w, 2, "tvo")
         betas = self.betas
-        floored = log_w.clamp_min(FLOOR)  # 0 · −∞ would be NaN; the term of β = 0 alone says −∞
-        total = betas[1] * log_w.mean(0)
+        largest = (
+            log_w.detach().amax(0).clamp_min(FLOOR)
+        )  # averages of what is near 0 keep their digits, in the gradient too
+        floored = (log_w - largest).clamp_min(FLOOR)  # 0 · −∞ would be NaN; the term of β = 0 alone says −∞
+        total = betas[1] * log_w.mean(0) + (1 - betas[1]) * largest
         for low, high in pairwise(betas[1:]):
             total = total + (high - low) * ((low * floored).softmax(0) * floored).sum(0)
         return total
@@ -217,7 +221,7 @@ class tvo:
 
 def log_mean_exp(log_w: Tensor, dim: int) -> Tensor:
     """log 1/K Σ w along `dim`."""
-    return log_w.logsumexp(dim) - math.log(log_w.shape[dim])
+    return log_sum_exp(log_w, dim) - math.log(log_w.shape[dim])
 
 
 def log_power_mean(log_w: Tensor, power: float) -> Tensor:

@@ -43,7 +43,7 @@ def second(bound: BoundFunction, log_w: Tensor) -> Tensor:
     if isinstance(bound, renyi):
         return (1 - bound.alpha) * of_share(((1 - bound.alpha) * log_w).softmax(0))
     if isinstance(bound, tvo):
-        return of_tempered_means(bound.betas, log_w.clamp_min(FLOOR))
+        return of_tempered_means(bound.betas, (log_w - log_w.amax(0).clamp_min(FLOOR)).clamp_min(FLOOR))
     return twice_differentiated(bound, log_w)
 
 
