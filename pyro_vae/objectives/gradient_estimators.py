@@ -20,6 +20,7 @@ differentiate. It asks for draws by two attributes: ``detached`` (no path) and `
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -85,10 +86,11 @@ def guide_bound(bound: BoundFunction) -> BoundFunction:
 
 
 def first(bound: BoundFunction, log_w: Tensor) -> Tensor:
-    """F_k = ∂F / ∂ log w_k, of the shape of log_w, detached."""
+    """F_k = ∂F / ∂ log w_k, of the shape of log_w, detached; 0 in a group whose weights are all 0, where it is not defined."""
     with torch.enable_grad():  # of the bound alone: `per_row` runs under no_grad
         leaf = log_w.detach().requires_grad_()
-        return torch.autograd.grad(bound(leaf).sum(), leaf)[0]
+        slope = torch.autograd.grad(bound(leaf).sum(), leaf)[0]
+    return slope.masked_fill(slope.isnan() & (log_w == -math.inf), 0.0)
 
 
 def doubly(draw: Draw, bound: BoundFunction, programs: tuple[str, ...] = ("guide",)) -> Tensor:
