@@ -35,8 +35,9 @@ from pyro_vae.models.vae import VAE
 from pyro_vae.objectives.analytic_kl import analytic_kl
 from pyro_vae.objectives.beta import Beta
 from pyro_vae.objectives.bound_objective import Bound
-from pyro_vae.objectives.bounds import ciwae, elbo, iwae, jackknife, miwae, piwae, renyi, tvo
+from pyro_vae.objectives.bounds import ciwae, elbo, iwae, miwae, piwae, renyi, tvo
 from pyro_vae.objectives.gradient_estimators import dreg, gdreg, pathwise, rws, stl, vimco
+from pyro_vae.objectives.jackknife import jackknife
 from pyro_vae.objectives.kl_terms import capacity, free_bits, mmd, total_correlation
 from pyro_vae.priors.simple import StandardNormal
 from pyro_vae.programs.check import check

@@ -10,6 +10,25 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Size, Tensor
 
+from pyro_vae.common.log_sums import log_sum_exp
+
+
+class MixtureSameFamily(dist.MixtureSameFamily):
+    r"""Σ_k π_k p_k(y) as torch has it, whose gradient weighs components by shares that sum to 1, far from all of them too.
+
+    Example:
+        >>> far = MixtureSameFamily(dist.Categorical(torch.ones(2)), dist.Normal(torch.zeros(2), 1.0))
+        >>> y = torch.tensor(1e5, requires_grad=True)
+        >>> torch.autograd.grad(far.log_prob(y), y)[0]          # −y; of torch's own, −2 y
+        tensor(-100000.)
+    """
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        each = self.component_distribution.log_prob(value.unsqueeze(-1 - len(self.event_shape)))
+        return log_sum_exp(each + self.mixture_distribution.logits.log_softmax(-1), -1)
+
 
 class NormalMixture(dist.MixtureSameFamily):
     r"""p(z) = Σ_k π_k N(z; loc_k, diag(scale_k²)) with the same K components for every row.
@@ -53,7 +72,7 @@ class NormalMixture(dist.MixtureSameFamily):
         z, loc, precision = value.double(), normal.loc.double(), normal.scale.double() ** -2
         constant = -0.5 * (loc.square() * precision - precision.log() + math.log(2 * math.pi)).sum(-1)
         exponent = z @ (loc * precision).mT - 0.5 * z.square() @ precision.mT
-        return (exponent + (constant + weights.logits)).logsumexp(-1).to(value.dtype)
+        return log_sum_exp(exponent + (constant + weights.logits), -1).to(value.dtype)
 
     def sample(self, sample_shape: Size | tuple[int, ...] = ()) -> Tensor:
         """Draw a component for each draw, then z from it."""
@@ -64,14 +83,14 @@ class NormalMixture(dist.MixtureSameFamily):
 
 
 def mixture(weights: dist.Categorical, components: TorchDistributionMixin) -> TorchDistributionMixin:
-    """Build Σ_k π_k components_k: a :class:`NormalMixture` of shared diagonal Gaussians, torch's own of all else."""
+    """Build Σ_k π_k components_k: a :class:`NormalMixture` of diagonal Gaussians that rows share, or a plain mixture."""
     base = getattr(components, "base_dist", None)
     diagonal = type(base) is dist.Normal and len(components.event_shape) == 1
     shared = len(components.batch_shape) == 1 and not weights.batch_shape
-    return (NormalMixture if diagonal and shared else dist.MixtureSameFamily)(weights, components)
+    return (NormalMixture if diagonal and shared else MixtureSameFamily)(weights, components)
 
 
-class MixtureNormal(dist.MixtureSameFamily):
+class MixtureNormal(MixtureSameFamily):
     r"""Σ_k π_k N(z; loc_k, diag(scale_k²)), with reparameterised draws.
 
     A draw z carries dz/dθ = −(∂F/∂z)^{-1} ∂F/∂θ, F the coordinates' conditional distribution functions F_i(z_i | z_<i):

@@ -43,15 +43,19 @@ class SoftmaxNormal(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        log_z = value.clamp(min=torch.finfo(value.dtype).tiny ** 0.5).log()
-        r = log_z - (self.loc - self.loc.mean(-1, keepdim=True))
-        log_w = -2 * self.scale.log()
+        tiny = torch.finfo(value.dtype).tiny ** 0.5
+        log_z, loc, scale = value.clamp(min=tiny).double().log(), self.loc.double(), self.scale.double()
+        log_w = -2 * scale.log()
+        r = log_z - loc
+        # from the part that weighs most: r_i − r̄ of that one would otherwise be a difference of equals, over its small scale
+        r = r - r.gather(-1, log_w.argmax(-1, keepdim=True).expand(*r.shape[:-1], 1))
         off = r - (log_w.softmax(-1) * r).sum(-1, keepdim=True)
         d = self.event_shape[0]
-        return (
-            -0.5 * (off / self.scale).square().sum(-1)
-            - self.scale.log().sum(-1)
+        log_prob = (
+            -0.5 * (off / scale).square().sum(-1)
+            - scale.log().sum(-1)
             - 0.5 * log_w.logsumexp(-1)
             - (d - 1) / 2 * math.log(2 * math.pi)
             - log_z.sum(-1)
         )
+        return log_prob.to(value.dtype)

@@ -10,6 +10,7 @@ from pyro_vae.distributions.bernoulli import Bernoulli
 from pyro_vae.distributions.conditional import Family
 from pyro_vae.distributions.counts import DiscretizedLogistic, Multinomial, ZeroInflated
 from pyro_vae.distributions.features import at_least, named, parts, positive
+from pyro_vae.distributions.mixtures import MixtureSameFamily
 
 
 def bernoulli(h: Tensor) -> Bernoulli:
@@ -163,9 +164,9 @@ def discretized_logistic_mixture(levels: int = 256, components: int = 5) -> Fami
     at_least(1, components, "components")
     name = f"discretized_logistic_mixture({levels}, {components})"
 
-    def family(h: Tensor) -> dist.MixtureSameFamily:
+    def family(h: Tensor) -> MixtureSameFamily:
         logits, loc, scale = torch.chunk(parts(h, 3 * components, name).movedim(0, -1), 3, -1)
-        return dist.MixtureSameFamily(dist.Categorical(logits=logits), _discretized(levels, loc, scale))
+        return MixtureSameFamily(dist.Categorical(logits=logits), _discretized(levels, loc, scale))
 
     return named(family, name)
 

@@ -10,13 +10,14 @@ through whatever `log_w` carries.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from pyro_vae.common.log_sums import log_sum_exp
 from pyro_vae.errors import ShapeError, UsageError
 
 FLOOR = -1e30  # a log weight that is 0 to every sum, and yet no infinity, whose differences are NaN
@@ -208,81 +209,19 @@ class tvo:
     def __call__(self, log_w: Tensor) -> Tensor:
         check_weights(log_w, 2, "tvo")
         betas = self.betas
-        floored = log_w.clamp_min(FLOOR)  # 0 · −∞ would be NaN; the term of β = 0 alone says −∞
-        total = betas[1] * log_w.mean(0)
+        largest = (
+            log_w.detach().amax(0).clamp_min(FLOOR)
+        )  # averages of what is near 0 keep their digits, in the gradient too
+        floored = (log_w - largest).clamp_min(FLOOR)  # 0 · −∞ would be NaN; the term of β = 0 alone says −∞
+        total = betas[1] * log_w.mean(0) + (1 - betas[1]) * largest
         for low, high in pairwise(betas[1:]):
             total = total + (high - low) * ((low * floored).softmax(0) * floored).sum(0)
         return total
 
 
-@dataclass(frozen=True)
-class jackknife:
-    r"""Σ_j c_j L_{K−j}, c_j = (−1)^j (K − j)^m / ((m − j)! j!), j = 0 … m: IWAE with its bias cut from O(1/K) to O(K^−(m+1)).
-
-    L_{K−j} is the mean of IWAE over all subsets of K − j of the K weights. **An estimate of log p(x), not a bound**: its
-    expectation may lie above. Order m = 0 is IWAE, 1 is K L_K − (K − 1) L_{K−1}; the paper takes 1 and 2. Time grows as K^m,
-    memory too for a gradient; it works in float64. In a row with m or fewer weights above 0 the value is infinite.
-
-    Raises:
-        UsageError: a negative order, or one that is no whole number; once called, K weights where K is not above m.
-
-    References:
-        Debiasing Evidence Approximations: On Importance-weighted Autoencoders and Jackknife Variational Inference
-        (Nowozin, 2018), https://openreview.net/forum?id=HyZoi-WRb
-
-    Example:
-        >>> jackknife(order=1)(torch.tensor([[0.0, -2.0], [0.0, -4.0]]))   # 2 (−2.5662) − (−2 − 4) / 2
-        tensor([ 0.0000, -2.1324])
-    """
-
-    order: int
-
-    def __post_init__(self) -> None:
-        if isinstance(self.order, bool) or not isinstance(self.order, int) or self.order < 0:
-            raise UsageError(f"jackknife takes order 0 (IWAE), 1, 2 …, got {self.order!r}")
-
-    def __call__(self, log_w: Tensor) -> Tensor:
-        check_weights(log_w, 2, "jackknife")
-        k, m = len(log_w), self.order
-        if k <= m:
-            raise UsageError(f"jackknife({m}) wants at least {m + 1} weights a row, got {k}: raise num_particles.")
-        floored = log_w.double().clamp_min(FLOOR)  # the c_j grow as K^m, and float32's rounding with them
-        total = torch.zeros_like(floored[0])
-        for j in range(m + 1):
-            c = (-1) ** j * (k - j) ** m / (math.factorial(m - j) * math.factorial(j))
-            total = total + c * mean_without(floored, j)
-        # a FLOOR that is left in the sum means a weight of 0: the limit is infinite, and has no gradient
-        total = torch.where(total.abs() < -FLOOR / 1e6, total, total.detach() * math.inf)
-        return total.to(log_w.dtype)
-
-
-def mean_without(log_w: Tensor, count: int) -> Tensor:
-    """Average IWAE over all subsets of the K weights that leave `count` out: ``(N,)``."""
-    if count == 0:
-        return log_mean_exp(log_w, 0)
-    zero_weight = torch.full_like(log_w[0], FLOOR)
-    after = torch.cat([log_w[1:].flip(0).logcumsumexp(0).flip(0), zero_weight[None]])
-    sums = torch.stack([part.sum(0) for part in sums_without(log_w, zero_weight, after, count)])
-    return sums.sum(0) / math.comb(len(log_w), count) - math.log(len(log_w) - count)
-
-
-def sums_without(log_w: Tensor, before: Tensor, after: Tensor, count: int) -> Iterator[Tensor]:
-    """Yield log Σ w over the weights that stay, for every choice of `count` ≥ 1 to leave out, in parts ``(choices, N)``.
-
-    Nothing is subtracted: log(Σ w − w_k) would cancel where w_k is nearly all of the sum. `before`, ``(N,)``, is the log of
-    the sum of what stays of the weights before these, and after[i] that of all weights behind weight i.
-    """
-    before = torch.cat([before[None], log_w[:-1]]).logcumsumexp(0)
-    if count == 1:
-        yield torch.logaddexp(before, after)
-        return
-    for first in range(len(log_w) - count + 1):  # the first that is left out
-        yield from sums_without(log_w[first + 1 :], before[first], after[first + 1 :], count - 1)
-
-
 def log_mean_exp(log_w: Tensor, dim: int) -> Tensor:
     """log 1/K Σ w along `dim`."""
-    return log_w.logsumexp(dim) - math.log(log_w.shape[dim])
+    return log_sum_exp(log_w, dim) - math.log(log_w.shape[dim])
 
 
 def log_power_mean(log_w: Tensor, power: float) -> Tensor:

@@ -20,6 +20,7 @@ differentiate. It asks for draws by two attributes: ``detached`` (no path) and `
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -27,15 +28,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from pyro_vae.errors import ProgramError, UsageError
+from pyro_vae.errors import ProgramError
 from pyro_vae.programs.plates import sum_rows
 from pyro_vae.programs.sites import add, sum_terms
 from pyro_vae.programs.wrapped import base_name
 
-from .bounds import iwae, jackknife
+from .curvature import second
+from .leave_one_out import BoundFunction, without_one
 from .particles import Draw, ParticleRun, same
 
-BoundFunction = Callable[[Tensor], Tensor]
 Result = tuple[Tensor, Tensor]
 
 
@@ -85,44 +86,11 @@ def guide_bound(bound: BoundFunction) -> BoundFunction:
 
 
 def first(bound: BoundFunction, log_w: Tensor) -> Tensor:
-    """F_k = ∂F / ∂ log w_k, of the shape of log_w, detached."""
+    """F_k = ∂F / ∂ log w_k, of the shape of log_w, detached; 0 in a group whose weights are all 0, where it is not defined."""
     with torch.enable_grad():  # of the bound alone: `per_row` runs under no_grad
         leaf = log_w.detach().requires_grad_()
-        return torch.autograd.grad(bound(leaf).sum(), leaf)[0]
-
-
-def second(bound: BoundFunction, log_w: Tensor) -> Tensor:
-    """F_kk = ∂²F / ∂ (log w_k)², of the shape of log_w, detached."""
-    if isinstance(bound, jackknife):
-        raise UsageError(
-            f"{bound!r} has no second derivative here (torch's of logcumsumexp is wrong where a gradient is 0), which dreg "
-            "and gdreg need: take estimator=pathwise."
-        )
-    if bound is iwae:
-        weights = log_w.detach().softmax(0)
-        return weights * (1 - weights)
-    with torch.enable_grad():
-        leaf = log_w.detach().requires_grad_()
-        slope = torch.autograd.grad(bound(leaf).sum(), leaf, create_graph=True)[0]
-        particles = log_w.numel() // log_w.shape[-1]
-        if not slope.requires_grad:  # linear: the ELBO
-            return torch.zeros_like(log_w)
-        one = torch.eye(particles, dtype=log_w.dtype, device=log_w.device).unsqueeze(-1)
-        each = one.expand(-1, -1, log_w.shape[-1]).reshape(particles, *log_w.shape)  # rows do not see one another
-        curved = torch.autograd.grad(slope, leaf, each, is_grads_batched=True)[0]
-    return (curved * each).sum(0)
-
-
-def without_one(bound: BoundFunction, log_w: Tensor) -> Tensor:
-    """F_{−k}, a baseline for particle k: the bound, log w_k replaced by the others' mean (of its group), ``(*K, N)``."""
-    *groups, k, rows = log_w.shape
-    if k < 2:
-        raise UsageError(f"vimco's baseline is made of the other particles: num_particles must be at least 2, got {k}")
-    one = torch.eye(log_w.numel() // rows, dtype=torch.bool, device=log_w.device).reshape(-1, *groups, k, 1)
-    others = torch.where(one, torch.zeros_like(log_w), log_w).sum(-2, keepdim=True) / (k - 1)
-    each = torch.where(one, others, log_w)  # (P, *K, N): particle p replaced
-    baseline = bound(each.movedim(0, -2).reshape(*groups, k, -1)).reshape(*groups, k, rows)
-    return baseline.nan_to_num(nan=0.0, neginf=0.0)  # all others weigh 0: any constant is a baseline
+        slope = torch.autograd.grad(bound(leaf).sum(), leaf)[0]
+    return slope.masked_fill(slope.isnan() & (log_w == -math.inf), 0.0)
 
 
 def doubly(draw: Draw, bound: BoundFunction, programs: tuple[str, ...] = ("guide",)) -> Tensor:

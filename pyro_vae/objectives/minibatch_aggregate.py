@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_vae.common.log_sums import log_sum_exp
 from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.programs.masks import mask_of_site
 from pyro_vae.programs.units import univariate
@@ -55,8 +56,8 @@ def decompose_run(run: ParticleRun, dataset_size: int, stratified: bool) -> tupl
         raise UsageError(f"dataset_size={dataset_size}, but a batch has {z.shape[1]} rows: give the size of the data")
     each = q.log_prob(z.transpose(0, 1).unsqueeze(2)).transpose(0, 1)  # (P, i, j, D): z_i under q(z | x_j)
     log_weight = minibatch_weights(z.shape[1], dataset_size, stratified).log().to(z)
-    log_qz = (each.sum(-1) + log_weight).logsumexp(2)
-    log_product = (each + log_weight.unsqueeze(-1)).logsumexp(2).sum(-1)
+    log_qz = log_sum_exp(each.sum(-1) + log_weight, 2)
+    log_product = log_sum_exp(each + log_weight.unsqueeze(-1), 2).sum(-1)
     log_qzx, log_pz = q.log_prob(z).sum(-1), p.log_prob(z)
     return log_qzx - log_qz, log_qz - log_product, log_product - log_pz
 

@@ -8,9 +8,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from pyro_vae.distributions.conditional import Family
+from pyro_vae.distributions.correlated_normal import ScaledLowRankNormal, ScaledMultivariateNormal
 from pyro_vae.distributions.features import check_sizes, named, positive, softclip, widths
 from pyro_vae.distributions.mixtures import MixtureNormal
-from pyro_vae.distributions.one_hot import LinearOneHot, StraightThroughOneHot
+from pyro_vae.distributions.one_hot import LinearOneHot, StraightThroughOneHot, centred
 from pyro_vae.distributions.simplex import SoftmaxNormal
 from pyro_vae.distributions.sphere import PowerSpherical
 from pyro_vae.errors import ShapeError
@@ -29,12 +30,10 @@ def low_rank_normal(rank: int) -> Family:
     check_sizes(1, rank=rank)
     name = f"low_rank_normal({rank})"
 
-    def family(h: Tensor) -> dist.LowRankMultivariateNormal:
+    def family(h: Tensor) -> ScaledLowRankNormal:
         d = widths(h, 2 + rank, 0, name)
         loc, raw, u = h.split([d, d, d * rank], -1)
-        scale = positive(raw)
-        factor = scale.unsqueeze(-1) * softclip(u).unflatten(-1, (d, rank))
-        return dist.LowRankMultivariateNormal(loc, factor, scale.square())
+        return ScaledLowRankNormal(loc, positive(raw), softclip(u.double()).unflatten(-1, (d, rank)))
 
     return named(family, name)
 
@@ -43,8 +42,9 @@ def full_normal(dim: int) -> Family:
     r"""N(loc, L L'), L = S (I + T), S = diag(scale), T strictly lower; d + d (d + 1) / 2 features for d latents.
 
     Features are loc (d), raw scale (d) and T (d (d − 1) / 2, row by row), each entry of T kept within ±10 smoothly.
-    Support R^d, reparameterised. Finite in float32 for up to 16 latents whatever the features; precise while T is moderate
-    (the condition number of L can grow as (1 + |T|)^d), beyond which float64 or :func:`low_rank_normal` serve.
+    Support R^d, reparameterised. Finite in float32 for up to 16 latents whatever the features. Scored in float64; a draw in
+    float32 is precise while T is moderate (the condition number of L can grow as (1 + |T|)^d), beyond which a model in
+    float64 or :func:`low_rank_normal` serve.
 
     Example:
         >>> full_normal(4)(torch.zeros(5, 4 + 10)).event_shape
@@ -54,14 +54,14 @@ def full_normal(dim: int) -> Family:
     name = f"full_normal({dim})"
     total = dim + dim * (dim + 1) // 2
 
-    def family(h: Tensor) -> dist.MultivariateNormal:
+    def family(h: Tensor) -> ScaledMultivariateNormal:
         if h.shape[-1] != total:
             raise ShapeError(f"{name} takes {total} features, got {h.shape[-1]}. Change what the network puts out.")
         loc, raw, below = h.split([dim, dim, total - 2 * dim], -1)
         row, column = torch.tril_indices(dim, dim, -1, device=h.device)
-        unit = torch.eye(dim, dtype=h.dtype, device=h.device).expand(*h.shape[:-1], dim, dim).clone()
-        unit[..., row, column] = softclip(below)
-        return dist.MultivariateNormal(loc, scale_tril=positive(raw).unsqueeze(-1) * unit)
+        unit = torch.eye(dim, dtype=torch.float64, device=h.device).expand(*h.shape[:-1], dim, dim).clone()
+        unit[..., row, column] = softclip(below.double())
+        return ScaledMultivariateNormal(loc, positive(raw), unit)
 
     return named(family, name)
 
@@ -100,7 +100,7 @@ def one_hot_categorical(h: Tensor) -> LinearOneHot:
         >>> one_hot_categorical(torch.zeros(5, 4)).sample().sum(-1)
         tensor([1., 1., 1., 1., 1.])
     """
-    return LinearOneHot(logits=h)
+    return LinearOneHot(logits=centred(h))
 
 
 def one_hot_categorical_st(h: Tensor) -> StraightThroughOneHot:
@@ -116,7 +116,7 @@ def one_hot_categorical_st(h: Tensor) -> StraightThroughOneHot:
         >>> one_hot_categorical_st(torch.zeros(5, 4, requires_grad=True)).rsample().requires_grad
         True
     """
-    return StraightThroughOneHot(logits=h)
+    return StraightThroughOneHot(logits=centred(h))
 
 
 def logistic_normal(h: Tensor) -> SoftmaxNormal:

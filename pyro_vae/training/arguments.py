@@ -11,8 +11,9 @@ from pyro.infer import ELBO, SVI, Trace_ELBO
 
 from pyro_vae.errors import UsageError
 from pyro_vae.objectives.analytic_kl import analytic_kl
-from pyro_vae.objectives.bounds import ciwae, elbo, iwae, jackknife, miwae, piwae, renyi, tvo
+from pyro_vae.objectives.bounds import ciwae, elbo, iwae, miwae, piwae, renyi, tvo
 from pyro_vae.objectives.gradient_estimators import dreg, gdreg, pathwise, rws, stl, vimco
+from pyro_vae.objectives.jackknife import jackknife
 
 from .aggressive_inference import Aggressive
 from .optimizers import described

@@ -13,7 +13,8 @@ from torch.nn.functional import softplus
 
 from pyro_vae import Beta, Bound, ciwae, dreg, elbo, gdreg, iwae, miwae, pathwise, piwae, renyi, rws, tvo, vimco
 from pyro_vae.errors import UsageError
-from pyro_vae.objectives.gradient_estimators import first, without_one
+from pyro_vae.objectives.gradient_estimators import first
+from pyro_vae.objectives.leave_one_out import without_one
 from tests.helpers.gradient_programs import (
     CATEGORICAL,
     MIXED,

@@ -11,7 +11,7 @@ from pyro.infer import SVI, Trace_ELBO
 from torch import nn
 
 from pyro_vae import MLP, VAE, Conditional, StandardNormal, bernoulli, log_likelihood, log_weights, normal
-from pyro_vae.distributions.mixtures import NormalMixture, mixture
+from pyro_vae.distributions.mixtures import MixtureSameFamily, NormalMixture, mixture
 from pyro_vae.distributions.one_hot import LinearOneHot
 from pyro_vae.errors import ShapeError, UsageError
 from pyro_vae.posteriors import POSTERIORS
@@ -331,8 +331,8 @@ def test_normal_mixture_draws_each_component_as_often_as_its_weight():
     assert abs(z[z > 0].std().item() - 0.5) < 0.02 and abs(z[z > 0].mean().item() - 5) < 0.03
 
 
-def test_components_of_another_kind_are_torchs_mixture():
+def test_components_of_another_kind_are_a_mixture_of_any_kind():
     weights = dist.Categorical(torch.ones(2))
-    assert type(mixture(weights, dist.Laplace(torch.zeros(2, 3), 1.0).to_event(1))) is dist.MixtureSameFamily
+    assert type(mixture(weights, dist.Laplace(torch.zeros(2, 3), 1.0).to_event(1))) is MixtureSameFamily
     per_row = dist.Categorical(torch.ones(5, 2)), dist.Normal(torch.zeros(5, 2, 3), 1.0).to_event(1)
-    assert type(mixture(*per_row)) is dist.MixtureSameFamily
+    assert type(mixture(*per_row)) is MixtureSameFamily

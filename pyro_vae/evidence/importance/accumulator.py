@@ -19,7 +19,7 @@ Piece = tuple[int, int, int]  # block, and first and last + 1 of its particles
 
 
 class WeightSums:
-    r"""Running sums of K log weights for each of N rows, in float64: log Σ w, log Σ w², Σ log w, Σ (log w)²; the largest.
+    r"""Running sums of K log weights for each of N rows, in float64 (:func:`sums_of`), and the largest of them.
 
     Memory is O(N √K), for the largest weights (k̂ and the jackknife want them); the sums are O(N). The order and size of the
     blocks added does not matter beyond rounding. `planned` is K, if it is known beforehand.
@@ -44,7 +44,7 @@ class WeightSums:
     def include(self, sums: Tensor, count: int) -> None:
         """Add the sums of `count` particles, but not their largest."""
         self.count += count
-        self.sums = torch.cat([torch.logaddexp(self.sums[:2], sums[:2]), self.sums[2:] + sums[2:]])
+        self.sums = joined_sums(self.sums, sums)
         self.plan(self.count)
 
     @property
@@ -96,7 +96,8 @@ class WeightSums:
             log p̂ + (K − 1) log((K − 1) / K) − (K − 1)/K Σ_k log(1 − s_k),   s_k = w_k / Σ w
 
         The largest M weights enter the last sum exactly, and all others as −s − s²/2, whose sums the streamed ones give. That
-        leaves out less than 0.05 / M² nats; for K ≤ 64 it is exact, as M = K.
+        leaves out less than 0.05 / M² nats; for K ≤ 64 it is exact, as M = K. The log of 1 − s of a weight that is nearly
+        all is that of the sum of the others, which is streamed too. NaN for sums of an older version, which lack it.
 
         References:
             Debiasing Evidence Approximations: On Importance-weighted Autoencoders and Jackknife Variational Inference
@@ -107,17 +108,38 @@ class WeightSums:
             return torch.full_like(log_sum, math.nan)
         m = k if k <= SPARE else min(tail_size(k) + SPARE // 2, self.largest.values.shape[1])
         largest = self.largest.values.topk(m, dim=1).values.T
-        first, share, all_there = largest[0], (largest[1:] - log_sum).exp(), m == k
-        rest = torch.zeros_like(log_sum) if all_there else (1 - (first - log_sum).exp() - share.sum(0)).clamp_min(0)
-        rest2 = (1 / self.ess - (2 * (first - log_sum)).exp() - share.square().sum(0)).clamp_min(0) * (not all_there)
-        without_first = torch.logaddexp(largest[1:].logsumexp(0) - log_sum, rest.log())
-        left_out = without_first + torch.log1p(-share).sum(0) - rest - rest2 / 2
+        first, share = (self.sums[4] - log_sum).exp(), (largest[1:] - log_sum).exp()
+        log_others = torch.where(first < 0.5, torch.log1p(-first.clamp_max(0.5)), self.sums[5] - log_sum)
+        rest = rest2 = torch.zeros_like(log_sum)
+        if m < k:  # what is left is at most the Mth largest each
+            rest = (log_others.exp() - share.sum(0)).clamp_min(0)
+            rest2 = (1 / self.ess - first.square() - share.square().sum(0)).clamp_min(0).minimum(rest * share[-1])
+        left_out = log_others + torch.log1p(-share).sum(0) - rest - rest2 / 2
         return self.log_px + (k - 1) * math.log1p(-1 / k) - (k - 1) / k * left_out
 
 
 def sums_of(log_w: Tensor) -> Tensor:
-    """Return log Σ w, log Σ w², Σ log w, Σ (log w)² of ``(particles, N)``: ``(4, N)``."""
-    return torch.stack([log_w.logsumexp(0), (2 * log_w).logsumexp(0), log_w.sum(0), log_w.square().sum(0)])
+    """Return log Σ w, log Σ w², Σ log w, Σ (log w)², max log w, and log Σ w less the largest, ``(6, N)``, of ``(K, N)``."""
+    largest, others = largest_and_others(log_w)
+    return torch.stack(
+        [log_w.logsumexp(0), (2 * log_w).logsumexp(0), log_w.sum(0), log_w.square().sum(0), largest, others]
+    )
+
+
+def largest_and_others(log_w: Tensor) -> tuple[Tensor, Tensor]:
+    """max log w, and the log of the sum of all other weights: what 1 − max w / Σ w cannot say where it rounds to 0."""
+    if not len(log_w):
+        nothing = log_w.new_full(log_w.shape[1:], -math.inf)
+        return nothing, nothing
+    largest, at = log_w.max(0, keepdim=True)
+    return largest[0], log_w.scatter(0, at, -math.inf).logsumexp(0)
+
+
+def joined_sums(a: Tensor, b: Tensor) -> Tensor:
+    """Return the :func:`sums_of` two sets of particles together."""
+    low, high = torch.minimum(a[4], b[4]), torch.maximum(a[4], b[4])
+    others = torch.logaddexp(torch.logaddexp(a[5], b[5]), low)
+    return torch.cat([torch.logaddexp(a[:2], b[:2]), a[2:4] + b[2:4], torch.stack([high, others])])
 
 
 class RowBlock:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -21,6 +23,7 @@ from .result import Evidence
 
 SEAL = "sha256"
 FACTS = ("seed", "proposal", "measure", "target_se")
+SUMS, OLDER_SUMS = 6, 4  # rows of sums in a file, and in one of an older version
 LATER = {"vectorizing": "plate"}  # facts that files of older versions lack, and what they were
 
 
@@ -105,16 +108,25 @@ def row_block_of(tensors: dict[str, Tensor], i: int, numbers: Sequence[int]) -> 
     start, stop, planned, done, count, keep = numbers
     if not all(type(n) is int for n in numbers) or not 0 < stop - start <= ROWS:
         raise ValueError(f"ledger {i} is of no block of rows")
-    if tensors[f"{i}/sums"].shape != (4, stop - start) or len(tensors[f"{i}/top"]) != stop - start:
+    if all_sums(tensors[f"{i}/sums"]).shape != (SUMS, stop - start) or len(tensors[f"{i}/top"]) != stop - start:
         raise ValueError(f"ledger {i} holds other rows than it says")
     block = RowBlock(range(start, stop), planned)
     sums, block.done = block.weight_sums, done
-    sums.sums, sums.count = tensors[f"{i}/sums"], count
+    sums.sums, sums.count = all_sums(tensors[f"{i}/sums"]), count
     sums.largest.values, sums.largest.cut, sums.largest.keep = tensors[f"{i}/top"], tensors[f"{i}/cut"], keep
     for name, value in tensors.items():
         number, kind, *key = name.split("/")
         if int(number) == i and kind == "waiting":
-            block.waiting[int(key[0])] = value
+            block.waiting[int(key[0])] = all_sums(value)
         elif int(number) == i and kind == "piece":
             block.pieces.setdefault(int(key[0]), {})[int(key[1])] = value
     return block
+
+
+def all_sums(sums: Tensor) -> Tensor:
+    """Return the sums of a file; those that a file of an older version lacks (which the jackknife wants) are NaN."""
+    return (
+        torch.cat([sums, sums.new_full((SUMS - OLDER_SUMS, sums.shape[1]), math.nan)])
+        if len(sums) == OLDER_SUMS
+        else sums
+    )

@@ -1,0 +1,25 @@
+"""log Σ e^v with the gradient of a softmax, however large the values are."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+
+def log_sum_exp(values: Tensor, dim: int) -> Tensor:
+    """log Σ e^v along `dim`, whose gradient is a softmax of the values: shares that sum to 1.
+
+    torch's own has the gradient e^(v − log Σ e^v), and the logarithm is rounded as the values are: at −10⁴ in float32 the
+    shares are wrong by 5e-4 of themselves, and two equal values of −10⁸ have a share of 1 each. Here the largest value is
+    taken off first. The value is the same to the bit.
+
+    Example:
+        >>> import torch
+        >>> v = torch.full((2,), -1e8, requires_grad=True)
+        >>> torch.autograd.grad(v.logsumexp(0), v)[0], torch.autograd.grad(log_sum_exp(v, 0), v)[0]
+        (tensor([1., 1.]), tensor([0.5000, 0.5000]))
+    """
+    largest = values.detach().amax(dim, keepdim=True)
+    largest = largest.masked_fill(largest.abs() == math.inf, 0.0)  # ∞ − ∞ is NaN
+    return (values - largest).logsumexp(dim) + largest.squeeze(dim)
