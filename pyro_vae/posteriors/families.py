@@ -13,6 +13,7 @@ from pyro_vae.distributions.mixtures import MixtureNormal
 from pyro_vae.distributions.one_hot import LinearOneHot, StraightThroughOneHot
 from pyro_vae.distributions.simplex import SoftmaxNormal
 from pyro_vae.distributions.sphere import PowerSpherical
+from pyro_vae.distributions.wide import in_float64
 from pyro_vae.errors import ShapeError
 
 
@@ -36,7 +37,7 @@ def low_rank_normal(rank: int) -> Family:
         factor = scale.unsqueeze(-1) * softclip(u).unflatten(-1, (d, rank))
         return dist.LowRankMultivariateNormal(loc, factor, scale.square())
 
-    return named(family, name)
+    return named(in_float64(family), name)
 
 
 def full_normal(dim: int) -> Family:
@@ -44,7 +45,8 @@ def full_normal(dim: int) -> Family:
 
     Features are loc (d), raw scale (d) and T (d (d − 1) / 2, row by row), each entry of T kept within ±10 smoothly.
     Support R^d, reparameterised. Finite in float32 for up to 16 latents whatever the features; precise while T is moderate
-    (the condition number of L can grow as (1 + |T|)^d), beyond which float64 or :func:`low_rank_normal` serve.
+    (the condition number of L can grow as (1 + |T|)^d: draws are in float32, densities in float64), beyond which float64 or
+    :func:`low_rank_normal` serve.
 
     Example:
         >>> full_normal(4)(torch.zeros(5, 4 + 10)).event_shape
@@ -63,7 +65,7 @@ def full_normal(dim: int) -> Family:
         unit[..., row, column] = softclip(below)
         return dist.MultivariateNormal(loc, scale_tril=positive(raw).unsqueeze(-1) * unit)
 
-    return named(family, name)
+    return named(in_float64(family), name)
 
 
 def mixture_normal(components: int) -> Family:
@@ -86,7 +88,9 @@ def mixture_normal(components: int) -> Family:
         d = widths(h, 2 * components, components, name)
         logits, loc, raw = h.split([components, components * d, components * d], -1)
         loc, raw = loc.unflatten(-1, (components, d)), raw.unflatten(-1, (components, d))
-        return MixtureNormal(dist.Categorical(logits=logits), dist.Normal(loc, positive(raw)).to_event(1))
+        return MixtureNormal(
+            dist.Categorical(logits=logits.log_softmax(-1)), dist.Normal(loc, positive(raw)).to_event(1)
+        )
 
     return named(family, name)
 
@@ -100,7 +104,7 @@ def one_hot_categorical(h: Tensor) -> LinearOneHot:
         >>> one_hot_categorical(torch.zeros(5, 4)).sample().sum(-1)
         tensor([1., 1., 1., 1., 1.])
     """
-    return LinearOneHot(logits=h)
+    return LinearOneHot(logits=h.log_softmax(-1))
 
 
 def one_hot_categorical_st(h: Tensor) -> StraightThroughOneHot:
@@ -116,9 +120,10 @@ def one_hot_categorical_st(h: Tensor) -> StraightThroughOneHot:
         >>> one_hot_categorical_st(torch.zeros(5, 4, requires_grad=True)).rsample().requires_grad
         True
     """
-    return StraightThroughOneHot(logits=h)
+    return StraightThroughOneHot(logits=h.log_softmax(-1))
 
 
+@in_float64
 def logistic_normal(h: Tensor) -> SoftmaxNormal:
     r"""z = softmax(loc + scale · ε) on the simplex, ε ~ N(0, I); 2 d features (loc, raw scale) for d parts.
 
