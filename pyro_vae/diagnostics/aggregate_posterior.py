@@ -124,7 +124,7 @@ def unit_log_probs(sites: dict[str, Site], values: Values, plates: Plates) -> Te
     terms = []
     for name, site in sites.items():
         base, fn = univariate(site["fn"]), site["fn"]
-        log_prob = wide_log_prob(base or fn, values[name], name)
+        log_prob = wide_log_prob(base or fn, values[name], name=name)
         terms.append(plates.by_unit(log_prob, 0 if base is None else fn.event_dim).double())
     return torch.cat(terms, -1)
 

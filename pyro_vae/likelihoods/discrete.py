@@ -57,8 +57,9 @@ def categorical(num_classes: int) -> Family:
     name = f"categorical({num_classes})"
 
     def family(h: Tensor) -> dist.Categorical:
-        # the constructor's own h − log Σ e^h is rounded as the largest h is
-        return dist.Categorical(logits=parts(h, num_classes, name).movedim(0, -1).log_softmax(-1))
+        logits = parts(h, num_classes, name)
+        logits = logits - logits.detach().amax(0)  # the constructor's h − log Σ e^h is rounded as the largest h is
+        return dist.Categorical(logits=logits.movedim(0, -1))
 
     return named(beyond_half(family), name)
 

@@ -41,7 +41,7 @@ def log_density(fn: Any, value: Tensor, latent: bool = True) -> Tensor:
         >>> log_density(dist.Exponential(1.0), torch.tensor([-1.0, 1.0]))
         tensor([-inf, -1.])
     """
-    fn, value = wide_enough(fn, value)
+    fn, value = wide_enough(fn, value, latent)
     return inside_density(fn, value, latent) if bounded(fn, latent) else fn.log_prob(value)
 
 

@@ -21,7 +21,7 @@ from .wide_scoring import check_digits, wide_enough, wide_log_prob
 
 def row_log_prob(name: str, site: Site, plates: Plates, scale: Any = 1.0) -> Tensor:
     """Return one site's log-probability times `scale`, summed over inner plates: ``(K, N)``; no support is looked at."""
-    log_prob = wide_log_prob(site["fn"], site["value"], name)
+    log_prob = wide_log_prob(site["fn"], site["value"], not site["is_observed"], name)
     return sum_rows(name, scale_and_mask(log_prob, scale=scale, mask=site["mask"]), plates)
 
 
@@ -31,8 +31,8 @@ def row_log_density(name: str, site: Site, plates: Plates, checked: bool = False
     `checked`: the site's value was found in its support before; only a support that moves with the latents is checked again.
     What cancels in float32 is scored, and summed, in float64.
     """
-    fn, value = wide_enough(site["fn"], site["value"], name)
     latent = not site["is_observed"]
+    fn, value = wide_enough(site["fn"], site["value"], latent, name)
     as_it_is = not bounded(fn, latent) or (checked and fixed(known_support(fn, latent)))
     log_prob = fn.log_prob(value) if as_it_is else inside_density(fn, value, latent)
     check_digits(fn, log_prob, name)

@@ -45,18 +45,22 @@ def cancels(kind: type) -> bool:
     return any(issubclass(kind, c) and log_prob is c.log_prob for c in CANCELLING)
 
 
-def width_of(fn: Any) -> torch.dtype | None:
-    """Return the dtype that a distribution is to be scored in; None for its own."""
+def width_of(fn: Any, latent: bool = True) -> torch.dtype | None:
+    """Return the dtype that a distribution is to be scored in; None for its own.
+
+    Logits of observed classes are not normalised again: that takes as long as the rest, and :func:`~pyro_vae.check` tells.
+    """
     width = None
     for part in parts(fn.parts[0] if isinstance(fn, ParticleDistribution) else fn):
         if isinstance(part, ScoredWide) or cancels(part.__class__):
             return torch.float64
-        if isinstance(part, NORMALISED) or any(isinstance(t, Tensor) and t.dtype in HALF for t in vars(part).values()):
+        half = any(isinstance(held, Tensor) and held.dtype in HALF for held in vars(part).values())
+        if half or (latent and isinstance(part, NORMALISED)):
             width = torch.float32
     return width
 
 
-def wide_enough(fn: Any, value: Tensor, name: str = "") -> tuple[Any, Tensor]:
+def wide_enough(fn: Any, value: Tensor, latent: bool = True, name: str = "") -> tuple[Any, Tensor]:
     """Return a distribution and its value in the arithmetic that they are to be scored in; messages tell the site's `name`.
 
     Raises:
@@ -68,18 +72,18 @@ def wide_enough(fn: Any, value: Tensor, name: str = "") -> tuple[Any, Tensor]:
         >>> wide.dtype, d.log_prob(wide).float(), dist.Poisson(y).log_prob(y)
         (torch.float64, tensor(-6.6754), tensor(-6.7500))
     """
-    width = width_of(fn)
+    width = width_of(fn, latent)
     if width is None:
-        return fn, to_dtype(value, torch.float32) if value.dtype in HALF else value
+        return fn, value
     try:
         return in_dtype(fn, width), to_dtype(value, width)
     except NotWidenedError as error:
         raise ProgramError(refused(fn, value.dtype, name)) from error
 
 
-def wide_log_prob(fn: Any, value: Tensor, name: str = "") -> Tensor:
+def wide_log_prob(fn: Any, value: Tensor, latent: bool = True, name: str = "") -> Tensor:
     """log p(value) in the arithmetic of :func:`wide_enough`, rounded to that of the value, or to float32."""
-    wide, widened = wide_enough(fn, value, name)
+    wide, widened = wide_enough(fn, value, latent, name)
     log_prob: Tensor = wide.log_prob(widened)
     check_digits(fn, log_prob, name)
     return log_prob if wide is fn else log_prob.to(at_least_float32(own_dtype(fn, value)))
