@@ -88,7 +88,7 @@ def strange_in(node, own):
 ATTRIBUTES = (
     *("_foreach_add_", "_fused_adam_", "_foreach_sub_", "_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"),
     *("_step_supports_amp_scaling", "_version", "_backward_hooks", "_validate_sample", "_schema"),
-    *("_PYRO_STACK", "_get_trace", "_get_traces", "_mask"),
+    *("_PYRO_STACK", "_get_trace", "_get_traces", "_mask", "_param"),
 )
 PATHS = (torch_private.MODE, torch_private.MAKE_FX, *torch_private.INDUCTOR, *torch_private.SHARED)
 HIDDEN = dict.fromkeys(ATTRIBUTES, "getattr") | dict.fromkeys(PATHS, "find")

@@ -151,6 +151,19 @@ def has_hook(tensor: Tensor) -> bool:
     return bool(getattr(tensor, "_backward_hooks", None))
 
 
+def computed_attributes(distribution: Any) -> list[str]:
+    """List what a distribution of either probabilities or logits has computed from those that it was given.
+
+    Example:
+        >>> d = torch.distributions.Bernoulli(probs=torch.tensor(0.5))
+        >>> d.logits, computed_attributes(d)
+        (tensor(0.), ['logits'])
+    """
+    given, held = getattr(distribution, "_param", None), vars(distribution)
+    names = [name for name in ("probs", "logits") if name in held] if given is not None else []
+    return [name for name in names if held[name] is not given and len(names) > 1]
+
+
 def validate_sample(distribution: Any, value: Tensor) -> None:
     """Raise ValueError for a value outside a distribution's support."""
     validate = getattr(distribution, "_validate_sample", None)

@@ -18,6 +18,7 @@ from pyro_vae.programs.problem import Problem, Sites
 from pyro_vae.programs.row_reads import RowReads
 from pyro_vae.programs.sites import Site, latent_sites, observed_sites, sum_terms
 from pyro_vae.programs.units import univariate
+from pyro_vae.programs.wide_scoring import wide_log_prob
 from pyro_vae.programs.wrapped import base_name
 
 from .latent_usage import Drawn, as_particles, of_sites, seeded_sites, to_rows
@@ -164,7 +165,7 @@ def unit_log_probs(sites: dict[str, Site], values: Values, plates: Plates) -> Te
     terms = []
     for name, site in sites.items():
         base, fn = univariate(site["fn"]), site["fn"]
-        log_prob = (base or fn).log_prob(values[name])
+        log_prob = wide_log_prob(base or fn, values[name], name=name)
         terms.append(plates.by_unit(log_prob, 0 if base is None else fn.event_dim).double())
     return torch.cat(terms, -1)
 

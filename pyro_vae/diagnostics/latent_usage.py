@@ -20,6 +20,7 @@ from pyro_vae.programs.problem import Problem, Sites
 from pyro_vae.programs.sites import Program, Site, latent_sites
 from pyro_vae.programs.structured import on_tensors
 from pyro_vae.programs.units import by_row, closed_kl, masked, univariate
+from pyro_vae.programs.wide_scoring import wide_log_prob
 
 ACTIVE = 0.01  # Burda's threshold on Var_x(E[z | x])
 PAIRS = 65_536  # (i, j) at which q(z_i | x_j) is evaluated at a time
@@ -231,7 +232,8 @@ def drawn(q: Site, p: Site, plates: Plates, same_order: bool, there: Tensor | No
     kl = closed_kl(fq, fp) if same_order and same_mask(q["mask"], p["mask"]) else None
     analytic = kl is not None
     if kl is None:
-        kl = masked(fq.log_prob(q["value"]), q["mask"], dims) - masked(fp.log_prob(p["value"]), p["mask"], dims)
+        kl = masked(wide_log_prob(fq, q["value"]), q["mask"], dims)
+        kl = kl - masked(wide_log_prob(fp, p["value"]), p["mask"], dims)
     else:
         kl = masked(kl, q["mask"], dims)
     mean, closed = posterior_mean(q)

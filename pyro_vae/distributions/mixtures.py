@@ -72,7 +72,8 @@ class NormalMixture(dist.MixtureSameFamily):
         z, loc, precision = value.double(), normal.loc.double(), normal.scale.double() ** -2
         constant = -0.5 * (loc.square() * precision - precision.log() + math.log(2 * math.pi)).sum(-1)
         exponent = z @ (loc * precision).mT - 0.5 * z.square() @ precision.mT
-        return log_sum_exp(exponent + (constant + weights.logits), -1).to(value.dtype)
+        log_weights = weights.logits.double().log_softmax(-1)  # what normalised them is rounded as the largest is
+        return log_sum_exp(exponent + (constant + log_weights), -1).to(value.dtype)
 
     def sample(self, sample_shape: Size | tuple[int, ...] = ()) -> Tensor:
         """Draw a component for each draw, then z from it."""

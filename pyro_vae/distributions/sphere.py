@@ -130,8 +130,19 @@ class PowerSpherical(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        half_cosine = (self.loc + value).square().sum(-1) / 4  # (1 + μ·z) / 2, exact near −μ
         alpha, beta = self.half + self.concentration.double(), self.half  # lgamma in float32 is 1e-2 off at κ = 1e4
         log_c = torch.lgamma(alpha + beta) - torch.lgamma(alpha) - beta * math.log(math.pi) - 2 * beta * math.log(2)
-        kernel = self.concentration * half_cosine.clamp(min=torch.finfo(value.dtype).tiny).log()
-        return kernel + log_c.to(kernel.dtype)
+        kernel = self.concentration.double() * log_half_cosine(self.loc.double(), value.double())
+        return (kernel + log_c).to(torch.promote_types(self.loc.dtype, value.dtype))
+
+
+def log_half_cosine(a: Tensor, b: Tensor) -> Tensor:
+    r"""log((1 + a·b) / 2) of unit vectors, from |a + b|² near −a and from |a − b|² near a, where each is exact.
+
+    Both forgive vectors whose length rounding has changed: times κ = 1e4 that would be 1e-3 nats.
+    """
+    apart, opposite = (a - b).square().sum(-1) / 4, (a + b).square().sum(-1) / 4
+    near = apart < 0.5
+    least = torch.finfo(torch.float32).tiny
+    # each formula sees only numbers that it can take: where() after an infinity would leave NaN in the gradient
+    return torch.where(near, torch.log1p(-apart.clamp(max=0.5)), opposite.clamp(min=least).log())

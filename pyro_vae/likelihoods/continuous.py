@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from pyro_vae.distributions.conditional import Family
 from pyro_vae.distributions.continuous import Beta, ContinuousBernoulli, Gamma
 from pyro_vae.distributions.features import MIN_SCALE, above_zero, at_least, named, parts, positive
+from pyro_vae.distributions.wide import beyond_half, in_float64, wide_if_half
 from pyro_vae.errors import ShapeError
 
 MAX_LOG_LOC, MAX_LOG_SCALE = 30.0, 8.0  # log_normal: keeps e^y, and its mean, within float32
@@ -20,6 +21,7 @@ def _loc_and_scale(h: Tensor, name: str) -> tuple[Tensor, Tensor]:
     return loc, positive(raw)
 
 
+@beyond_half
 def normal(h: Tensor) -> dist.Normal:
     r"""N(loc, scale²) with (loc, s) = halves of h, scale = log(1 + e^s) + 1e-4; 2 d features for d elements, real numbers.
 
@@ -41,7 +43,7 @@ def normal_fixed(scale: float = 1.0) -> Family:
         tensor(0.1000)
     """
     above_zero(scale, "scale")
-    return named(lambda h: dist.Normal(h, scale), f"normal_fixed({scale})")
+    return named(beyond_half(lambda h: dist.Normal(h, scale)), f"normal_fixed({scale})")
 
 
 class SharedNormal(nn.Module):
@@ -69,18 +71,23 @@ class SharedNormal(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        return self.log_scale.clamp(max=40.0).exp() + MIN_SCALE  # e^40 squared still fits float32
+        return self.scale_of(self.log_scale)
+
+    @staticmethod
+    def scale_of(log_scale: Tensor) -> Tensor:
+        return log_scale.clamp(max=40.0).exp() + MIN_SCALE  # e^40 squared still fits float32
 
     def forward(self, h: Tensor) -> dist.Normal:
         dim = len(self.log_scale)
         if h.shape[-1:] != (dim,):
             raise ShapeError(f"SharedNormal({dim}) takes {dim} features, one an element, got shape {tuple(h.shape)}")
-        return dist.Normal(h, self.scale)
+        return wide_if_half(lambda h, log_scale: dist.Normal(h, self.scale_of(log_scale)), h, self.log_scale)
 
     def extra_repr(self) -> str:
         return f"dim={len(self.log_scale)}"
 
 
+@beyond_half
 def laplace(h: Tensor) -> dist.Laplace:
     r"""p(y) = e^{−|y − loc| / b} / 2b with (loc, s) = halves of h, b = log(1 + e^s) + 1e-4; 2 features an element, reals.
 
@@ -105,9 +112,10 @@ def student_t(df: float = 3.0) -> Family:
     """
     above_zero(df, "df")
     name = f"student_t({df})"
-    return named(lambda h: dist.StudentT(df, *_loc_and_scale(h, name)), name)
+    return named(in_float64(lambda h: dist.StudentT(df, *_loc_and_scale(h, name))), name)
 
 
+@in_float64
 def log_normal(h: Tensor) -> dist.LogNormal:
     r"""log y ~ N(loc, scale²), y > 0; (loc, s) = halves of h, scale = log(1 + e^s) + 1e-4; 2 features an element.
 
@@ -121,6 +129,7 @@ def log_normal(h: Tensor) -> dist.LogNormal:
     return dist.LogNormal(loc.clamp(-MAX_LOG_LOC, MAX_LOG_LOC), scale.clamp(max=MAX_LOG_SCALE))
 
 
+@in_float64
 def gamma(h: Tensor) -> Gamma:
     r"""p(y) = β^α y^{α − 1} e^{−βy} / Γ(α), y > 0; α and β are log(1 + e^·) + 1e-4 of h's halves; 2 features an element.
 
@@ -134,6 +143,7 @@ def gamma(h: Tensor) -> Gamma:
     return Gamma(concentration, rate)
 
 
+@in_float64
 def beta(h: Tensor) -> Beta:
     r"""p(y) = y^{α − 1} (1 − y)^{β − 1} / B(α, β), 0 < y < 1; α, β = log(1 + e^·) + 1e-4 of h's halves; 2 features an element.
 
@@ -147,6 +157,7 @@ def beta(h: Tensor) -> Beta:
     return Beta(concentration1, concentration0)
 
 
+@beyond_half
 def continuous_bernoulli(h: Tensor) -> ContinuousBernoulli:
     r"""p(y) = h e^{hy} / (e^h − 1), for grey values y in [0, 1], both ends included; d features for d elements.
 

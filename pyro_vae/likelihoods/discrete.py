@@ -11,8 +11,10 @@ from pyro_vae.distributions.conditional import Family
 from pyro_vae.distributions.counts import DiscretizedLogistic, Multinomial, ZeroInflated
 from pyro_vae.distributions.features import at_least, named, parts, positive
 from pyro_vae.distributions.mixtures import MixtureSameFamily
+from pyro_vae.distributions.wide import beyond_half, in_float64
 
 
+@beyond_half
 def bernoulli(h: Tensor) -> Bernoulli:
     r"""p(y = 1) = 1 / (1 + e^{-h}), for y in {0, 1}; d features for d elements.
 
@@ -36,7 +38,7 @@ def binomial(total_count: int) -> Family:
         tensor(8.)
     """
     at_least(1, total_count, "total_count")
-    return named(lambda h: dist.Binomial(total_count, logits=h), f"binomial({total_count})")
+    return named(in_float64(lambda h: dist.Binomial(total_count, logits=h)), f"binomial({total_count})")
 
 
 def categorical(num_classes: int) -> Family:
@@ -54,9 +56,16 @@ def categorical(num_classes: int) -> Family:
     """
     at_least(2, num_classes, "num_classes")
     name = f"categorical({num_classes})"
-    return named(lambda h: dist.Categorical(logits=parts(h, num_classes, name).movedim(0, -1)), name)
+
+    def family(h: Tensor) -> dist.Categorical:
+        logits = parts(h, num_classes, name)
+        logits = logits - logits.detach().amax(0)  # the constructor's h − log Σ e^h is rounded as the largest h is
+        return dist.Categorical(logits=logits.movedim(0, -1))
+
+    return named(beyond_half(family), name)
 
 
+@in_float64
 def poisson(h: Tensor) -> dist.Poisson:
     r"""p(y) = λ^y e^{−λ} / y!, for counts y ≥ 0 and λ = log(1 + e^h) + 1e-4; d features for d elements.
 
@@ -72,6 +81,7 @@ def _negative_binomial(mean: Tensor, size: Tensor) -> dist.NegativeBinomial:
     return dist.NegativeBinomial(size, logits=mean.log() - size.log())
 
 
+@in_float64
 def negative_binomial(h: Tensor) -> dist.NegativeBinomial:
     r"""p(y) = Γ(y + r) / (Γ(r) y!) (r / (r + μ))^r (μ / (r + μ))^y, counts y ≥ 0; 2 features an element.
 
@@ -84,6 +94,7 @@ def negative_binomial(h: Tensor) -> dist.NegativeBinomial:
     return _negative_binomial(*parts(h, 2, "negative_binomial"))
 
 
+@in_float64
 def zero_inflated_poisson(h: Tensor) -> ZeroInflated:
     r"""p(y) = g [y = 0] + (1 − g) Poisson(y; λ), counts y ≥ 0; 2 features an element.
 
@@ -100,6 +111,7 @@ def zero_inflated_poisson(h: Tensor) -> ZeroInflated:
     return ZeroInflated(dist.Poisson(positive(rate)), gate)
 
 
+@in_float64
 def zero_inflated_negative_binomial(h: Tensor) -> ZeroInflated:
     r"""p(y) = g [y = 0] + (1 − g) NB(y; μ, r), counts y ≥ 0; 3 features an element.
 
@@ -140,7 +152,7 @@ def discretized_logistic(levels: int = 256) -> Family:
     """
     at_least(2, levels, "levels")
     name = f"discretized_logistic({levels})"
-    return named(lambda h: _discretized(levels, *parts(h, 2, name)), name)
+    return named(in_float64(lambda h: _discretized(levels, *parts(h, 2, name))), name)
 
 
 def discretized_logistic_mixture(levels: int = 256, components: int = 5) -> Family:
@@ -168,7 +180,7 @@ def discretized_logistic_mixture(levels: int = 256, components: int = 5) -> Fami
         logits, loc, scale = torch.chunk(parts(h, 3 * components, name).movedim(0, -1), 3, -1)
         return MixtureSameFamily(dist.Categorical(logits=logits), _discretized(levels, loc, scale))
 
-    return named(family, name)
+    return named(in_float64(family), name)
 
 
 def multinomial(total_count: int) -> Family:
@@ -183,4 +195,4 @@ def multinomial(total_count: int) -> Family:
         (torch.Size([3]), torch.Size([5]))
     """
     at_least(1, total_count, "total_count")
-    return named(lambda h: Multinomial(total_count, logits=h), f"multinomial({total_count})")
+    return named(in_float64(lambda h: Multinomial(total_count, logits=h)), f"multinomial({total_count})")

@@ -12,7 +12,8 @@ from torch import Tensor
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.programs.masks import same_mask
-from pyro_vae.programs.plates import row_log_prob, sum_rows
+from pyro_vae.programs.plates import sum_rows
+from pyro_vae.programs.score_sites import row_log_prob
 from pyro_vae.programs.sites import latent_sites, sum_terms
 from pyro_vae.programs.units import closed_kl
 

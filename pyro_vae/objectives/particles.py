@@ -23,9 +23,9 @@ from pyro.poutine.runtime import Message
 from torch import Tensor
 
 from pyro_vae.errors import ProgramError
-from pyro_vae.programs.plates import Plates, row_log_prob
+from pyro_vae.programs.plates import Plates
 from pyro_vae.programs.problem import Problem, Sites
-from pyro_vae.programs.score_sites import score_sites
+from pyro_vae.programs.score_sites import row_log_prob, score_sites
 from pyro_vae.programs.sites import (
     PARTICLES,
     LogProbs,

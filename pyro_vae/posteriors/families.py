@@ -14,6 +14,7 @@ from pyro_vae.distributions.mixtures import MixtureNormal
 from pyro_vae.distributions.one_hot import LinearOneHot, StraightThroughOneHot, centred
 from pyro_vae.distributions.simplex import SoftmaxNormal
 from pyro_vae.distributions.sphere import PowerSpherical
+from pyro_vae.distributions.wide import in_float64
 from pyro_vae.errors import ShapeError
 
 
@@ -35,16 +36,16 @@ def low_rank_normal(rank: int) -> Family:
         loc, raw, u = h.split([d, d, d * rank], -1)
         return ScaledLowRankNormal(loc, positive(raw), softclip(u.double()).unflatten(-1, (d, rank)))
 
-    return named(family, name)
+    return named(in_float64(family), name)
 
 
 def full_normal(dim: int) -> Family:
     r"""N(loc, L L'), L = S (I + T), S = diag(scale), T strictly lower; d + d (d + 1) / 2 features for d latents.
 
     Features are loc (d), raw scale (d) and T (d (d − 1) / 2, row by row), each entry of T kept within ±10 smoothly.
-    Support R^d, reparameterised. Finite in float32 for up to 16 latents whatever the features. Scored in float64; a draw in
-    float32 is precise while T is moderate (the condition number of L can grow as (1 + |T|)^d), beyond which a model in
-    float64 or :func:`low_rank_normal` serve.
+    Support R^d, reparameterised. Finite in float32 for up to 16 latents whatever the features; precise while T is moderate
+    (the condition number of L can grow as (1 + |T|)^d: draws are in float32, densities in float64), beyond which float64 or
+    :func:`low_rank_normal` serve.
 
     Example:
         >>> full_normal(4)(torch.zeros(5, 4 + 10)).event_shape
@@ -63,7 +64,7 @@ def full_normal(dim: int) -> Family:
         unit[..., row, column] = softclip(below.double())
         return ScaledMultivariateNormal(loc, positive(raw), unit)
 
-    return named(family, name)
+    return named(in_float64(family), name)
 
 
 def mixture_normal(components: int) -> Family:
@@ -86,7 +87,9 @@ def mixture_normal(components: int) -> Family:
         d = widths(h, 2 * components, components, name)
         logits, loc, raw = h.split([components, components * d, components * d], -1)
         loc, raw = loc.unflatten(-1, (components, d)), raw.unflatten(-1, (components, d))
-        return MixtureNormal(dist.Categorical(logits=logits), dist.Normal(loc, positive(raw)).to_event(1))
+        return MixtureNormal(
+            dist.Categorical(logits=logits.log_softmax(-1)), dist.Normal(loc, positive(raw)).to_event(1)
+        )
 
     return named(family, name)
 
@@ -119,6 +122,7 @@ def one_hot_categorical_st(h: Tensor) -> StraightThroughOneHot:
     return StraightThroughOneHot(logits=centred(h))
 
 
+@in_float64
 def logistic_normal(h: Tensor) -> SoftmaxNormal:
     r"""z = softmax(loc + scale · ε) on the simplex, ε ~ N(0, I); 2 d features (loc, raw scale) for d parts.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pyro.distributions as dist
 import torch
@@ -13,6 +14,7 @@ from torch.nn.functional import softplus
 from pyro_vae.distributions.features import MIN_SCALE, UNIT, check_sizes, unsoftplus
 from pyro_vae.distributions.one_hot import LinearOneHot, centred
 from pyro_vae.distributions.sphere import SphereUniform
+from pyro_vae.distributions.wide import wide
 from pyro_vae.errors import UsageError
 
 
@@ -120,7 +122,7 @@ class StudentT(LocationScale):
         self.df = df
 
     def family(self, loc: Tensor, scale: Tensor) -> TorchDistributionMixin:
-        return dist.StudentT(self.df, loc, scale)
+        return wide(partial(dist.StudentT, self.df), loc, scale)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, df={self.df}"
@@ -205,7 +207,7 @@ class Dirichlet(nn.Module):
         add_tensor(self, "raw", raw, learned)
 
     def forward(self, *context: Tensor) -> TorchDistributionMixin:
-        return dist.Dirichlet(softplus(self.raw) + MIN_SCALE)
+        return wide(lambda raw: dist.Dirichlet(softplus(raw) + MIN_SCALE), self.raw)
 
     def extra_repr(self) -> str:
         return f"dim={self.raw.numel()}, learned={isinstance(self.raw, nn.Parameter)}"

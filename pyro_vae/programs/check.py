@@ -19,6 +19,7 @@ from pyro_vae.errors import ProgramError, PyroVAEError, ShapeError, SupportError
 from .check_parameters import ghost_training, gradients, modules, named_parameters, shared
 from .check_probes import Probed, as_evaluated, invalid, probed, summed
 from .data_scale import scale_of, standardizable
+from .digits import few_digits
 from .enumerated import enumerated
 from .findings import CheckReport, Finding, ProgramTrace, finding_of, run
 from .pair import quiet
@@ -38,11 +39,12 @@ def check(model: Program, guide: Program, *batch: Any, others: Iterable[Any] = (
 
     Runs both programs on one batch, in eval mode, on a private random stream and a private copy of Pyro's store, and names
     what is wrong: sites of one program only, plates (none, of another size, in one program only, a site outside), a
-    forgotten ``obs``, undeclared event dimensions, widths and supports of prior and posterior, data outside the likelihood's
-    support or that look like pixels under counts, invalid parameters, a model whose rows depend on each other, random
-    densities, masked values that are read, draws that have no importance weight, what a guide never draws, latents without a
-    pathwise gradient or summed over, parameters without a gradient, networks that Pyro was not told of, parameters shared
-    with other models, and modules whose parameters Pyro's store does not train ("ghost training").
+    forgotten ``obs``, undeclared event dimensions, widths and supports of prior and posterior, data outside the
+    likelihood's support or that look like pixels under counts, invalid parameters, a model whose rows depend on each other,
+    random densities, masked values that are read, log-probabilities with few digits, draws that have no importance weight,
+    what a guide never draws, latents without a pathwise gradient or summed over, parameters without a gradient, networks
+    that Pyro was not told of, parameters shared with other models, and modules whose parameters Pyro's store does not train
+    ("ghost training").
     Where nothing is an error, :func:`~pyro_vae.log_likelihood` runs, unless a warning says what it refuses.
     Parameters, gradients, modes, the store and the global random state stay as they were.
 
@@ -112,7 +114,7 @@ def diagnose(model: Program, guide: Program, batch: tuple[Any, ...], others: lis
             findings += scale_of(name, site, rows or 0, standardizable(model, guide))
     if p.stopped is None and q.stopped is None and not any(f.level == "error" for f in findings):
         found, notes = probed(model, guide, batch, p, q, seed=seed)
-        findings += found
+        findings += [*found, *few_digits("model", p.sites), *few_digits("guide", q.latents)]
     findings += summed(p, q)
     findings += [f for n, s in q.latents.items() if n not in enumerated(q.latents) for f in pathwise(n, s)]
     ghosts = ghost_training([p, q], model, guide)

@@ -20,6 +20,7 @@ from pyro_vae.common.pyro_private import mask_of
 
 from .sites import Site
 from .vectorize import ParticleDistribution
+from .wide_scoring import wide_enough
 from .wrapped import WRAPPERS, bare, elements
 
 REAL = type(constraints.real)
@@ -33,13 +34,14 @@ def log_density(fn: Any, value: Tensor, latent: bool = True) -> Tensor:
     """log p(value), −∞ outside the support, where torch's formula goes on; NaN values stay NaN.
 
     A support that is not declared, or holds all real numbers, is not checked. An observed angle (`latent` False) counts
-    modulo one turn.
+    modulo one turn. What cancels is taken in float64 (:func:`~pyro_vae.programs.wide_scoring.wide_enough`).
 
     Example:
         >>> import pyro.distributions as dist
         >>> log_density(dist.Exponential(1.0), torch.tensor([-1.0, 1.0]))
         tensor([-inf, -1.])
     """
+    fn, value = wide_enough(fn, value, latent)
     return inside_density(fn, value, latent) if bounded(fn, latent) else fn.log_prob(value)
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pyro.distributions.util import scale_and_mask
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
@@ -46,11 +45,6 @@ class Plates:
         shape = [1] * (1 + self.nesting + event_dim)
         shape[0], shape[self.dim - event_dim] = weights.shape
         return weights.reshape(shape)
-
-
-def row_log_prob(name: str, site: Site, plates: Plates, scale: Any = 1.0) -> Tensor:
-    """Return one site's log-probability times `scale`, summed over inner plates: ``(K, N)``."""
-    return sum_rows(name, scale_and_mask(site["fn"].log_prob(site["value"]), scale=scale, mask=site["mask"]), plates)
 
 
 def sum_rows(name: str, log_prob: Tensor, plates: Plates) -> Tensor:

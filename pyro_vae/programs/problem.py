@@ -16,6 +16,7 @@ from torch import Tensor
 from pyro_vae.data.arrays import batch_of, read_once
 
 from .arguments import argument_dtypes
+from .digits import refuse_coarse_draws
 from .masked_latents import check_masks
 from .masks import check_same_masks
 from .measure import measure_of
@@ -248,6 +249,8 @@ class Problem:
         """
         for name, site in sites.items():
             refuse_shared(name, site, self.plates.data, len(self))
+        if program == "guide":
+            refuse_coarse_draws(sites)
         checked = sites if fresh else self.inside
         return score_sites(sites, self.plates, first=self.first, program=program, checked=checked)
 

@@ -16,17 +16,26 @@ from .log_density import bounded, fixed, inside_density, known_support
 from .plates import Plates, sum_rows
 from .sites import Site
 from .valid_parameters import check_site_parameters
+from .wide_scoring import check_digits, wide_enough, wide_log_prob
+
+
+def row_log_prob(name: str, site: Site, plates: Plates, scale: Any = 1.0) -> Tensor:
+    """Return one site's log-probability times `scale`, summed over inner plates: ``(K, N)``; no support is looked at."""
+    log_prob = wide_log_prob(site["fn"], site["value"], not site["is_observed"], name)
+    return sum_rows(name, scale_and_mask(log_prob, scale=scale, mask=site["mask"]), plates)
 
 
 def row_log_density(name: str, site: Site, plates: Plates, checked: bool = False, scale: Any = 1.0) -> Tensor:
     """Return one site's :func:`log_density` times `scale`, summed over inner plates and masked: ``(K, N)``.
 
     `checked`: the site's value was found in its support before; only a support that moves with the latents is checked again.
+    What cancels in float32 is scored, and summed, in float64.
     """
-    fn, value = site["fn"], site["value"]
     latent = not site["is_observed"]
+    fn, value = wide_enough(site["fn"], site["value"], latent, name)
     as_it_is = not bounded(fn, latent) or (checked and fixed(known_support(fn, latent)))
     log_prob = fn.log_prob(value) if as_it_is else inside_density(fn, value, latent)
+    check_digits(fn, log_prob, name)
     if isinstance(scale, float | int) and scale == 0:
         log_prob = torch.zeros_like(log_prob)  # 0 · −∞ would be NaN
     return sum_rows(name, scale_and_mask(log_prob, scale=scale, mask=site["mask"]), plates)

@@ -8,11 +8,12 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
-from torch.distributions import Independent, kl_divergence
+from torch.distributions import Independent
 
 from pyro_vae.errors import ProgramError
 from pyro_vae.programs.masks import own_mask, same_mask
 from pyro_vae.programs.plates import Plates
+from pyro_vae.programs.wide_scoring import wide_kl
 
 
 def univariate(fn: Any) -> Any:
@@ -24,19 +25,19 @@ def univariate(fn: Any) -> Any:
 
 
 def closed_kl(q: Any, p: Any) -> Tensor | None:
-    """KL(q ‖ p) if there is a closed form, else None."""
+    """KL(q ‖ p) if there is a closed form, else None; in float64 where its terms cancel."""
     if isinstance(q, dist.Delta):  # Pyro's KL of a Delta leaves its density out
         return None
     mask = own_mask(q)
     if mask is False or not same_mask(mask, own_mask(p)):  # Pyro's is 0.0, and one under both masks
         return None
     try:
-        return kl_divergence(q, p)
+        return wide_kl(q, p)
     except NotImplementedError:
         return None
     except IndexError:
         # torch's KL of Bernoulli does not broadcast, and a replayed prior lacks the dimension of particles
-        return kl_divergence(q, p.expand(q.batch_shape))
+        return wide_kl(q, p.expand(q.batch_shape))
 
 
 def masked(log_prob: Tensor, mask: Any, dims: int) -> Tensor:
