@@ -11,6 +11,7 @@ from torch import distributions as td
 
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import ProgramError
+from pyro_vae.evidence.estimate import identified
 from pyro_vae.programs.masked_latents import refuse_masked
 from pyro_vae.programs.masks import present
 from pyro_vae.programs.pair import quiet
@@ -26,6 +27,7 @@ RADII = (1.0, 3.0, 10.0)  # of the random z at which a mean must be affine
 
 
 @suggest_keywords
+@identified
 def linear_gaussian(
     model: Program,
     guide: Program | None,
