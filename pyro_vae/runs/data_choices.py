@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -68,9 +69,13 @@ def in_scale(x: Tensor, shape: tuple[int, ...]) -> bool:
     return bool((loc.abs() < 1e-3).all() and (((scale - 1).abs() < 1e-3) | constant).all())
 
 
-def units_told(config: Config) -> list[str]:
-    """Say which units were chosen, where they are others than those of x."""
+def choices_told(given: Config, config: Config, data: Data) -> Iterator[str]:
+    """Say what was chosen by the data: the likelihood, and units that are others than those of x."""
+    if given.likelihood == "auto" and config.data not in NAMES:
+        why = {"binary": ", as x holds zeros and ones alone", "bytes": ", as x holds whole numbers 0 to 255"}
+        yield f"likelihood auto: {config.likelihood}{why.get(data.kind, '')}"
     seen = "standard units, (x - mean) / std of the training rows"
-    if config.standardize:
-        return [f"networks see x in {seen}; log p(x) is that of x as given (--no-standardize leaves them out)"]
-    return [f"the encoder sees x in {seen} (--no-normalize leaves them out)"] if config.normalize else []
+    if config.standardize and given.standardize is None:
+        yield f"networks see x in {seen}; log p(x) is that of x as given (--no-standardize leaves them out)"
+    if config.normalize and given.normalize is None:
+        yield f"the encoder sees x in {seen} (--no-normalize leaves them out)"

@@ -34,7 +34,7 @@ from .checkpoint import Generation
 from .checkpointer import Checkpointer
 from .config import Config
 from .custom_components import NOTHING, Components
-from .data_choices import decided, units_told
+from .data_choices import choices_told, decided
 from .evaluate_run import SPLITS, EvaluationOptions, evaluate_opened
 from .load import Run, load_data
 from .lock import locked
@@ -118,8 +118,8 @@ def prepare(
     """
     first, target = resolved(config, components), resolve_device(device)  # what does not go together is refused first
     data = load_data(first, data_dir, download, digest)
-    config = decided(config, data, components)
-    for note in (*data.notes, *units_told(config)):
+    given, config = config, decided(config, data, components)
+    for note in (*data.notes, *choices_told(given, config, data)):
         print(f"note: {note}", file=sys.stderr)
     with seeded(config.seed):
         vae = build(config, data.shape, data.train.x, components).to(target)
