@@ -86,7 +86,8 @@ def layout_of_table(lines: Sequence[Sequence[str]], options: TableOptions, where
     if options.index not in ("auto", "none"):
         index: int | None = column_of(options.index, names, len(first), "index", where)
     else:
-        index = 0 if options.index == "auto" and names and is_index_name(names[0]) and len(names) > 1 else None
+        named = bool(names) and len(names) > 1 and (is_index_name(names[0]) or names_rows([line[0] for line in rest]))
+        index = 0 if options.index == "auto" and named else None
     if label is not None and label == index:
         if options.index != "auto":
             raise DataError(f"{where}: column {names[label] if names else label!r} cannot be both label and index")
@@ -109,6 +110,11 @@ def column_of(wanted: str, names: Sequence[str], width: int, role: str, where: s
 def is_index_name(name: str) -> bool:
     """Return whether a first column of that name only names the rows."""
     return bool(UNNAMED.fullmatch(name) or INDEX.fullmatch(name))
+
+
+def names_rows(cells: Sequence[str]) -> bool:
+    """Return whether cells are texts, another in each row."""
+    return bool(cells) and len(set(cells)) == len(cells) and not any(not cell or is_number(cell) for cell in cells)
 
 
 def is_header(first: Sequence[str], rest: Sequence[Sequence[str]]) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 
 from pyro_vae.errors import DataError
 
-from .table_layout import HEAD, TableLayout, TableOptions, is_number, layout_of_table
+from .table_layout import HEAD, TableLayout, TableOptions, is_index_name, is_number, layout_of_table
 
 LINE = 2**26  # characters of a line, at most: some million columns
 COUNTED = 10  # rows: the numbers of fewer may count by chance
@@ -101,15 +101,15 @@ def index_of_table(
     if index is not None:
         if options.index != "auto":
             return index, "is the index"
-        distinct = len(set(texts[index])) == rows
-        if distinct:
-            return index, "is an index by its name" if layout.names[index] else "has no name, and is an index"
+        name, called = layout.names[index], is_index_name(layout.names[index])
+        if len(set(texts[index])) == rows:
+            return index, "is an index by its name" if called and name else "names each row"
         if any(not is_number(cell) for cell in texts[index]):
-            return index, "is an index by its name, though some stand there twice"
-        return (
-            None,
-            f"column {layout.name(index)} repeats values, and is part of x (--index NAME takes it for the index)",
-        )
+            raise DataError(
+                f"column {layout.name(index)} holds text that repeats: encode it as numbers, or give --label {name}, "
+                f"or --index {name}, which leaves it out."
+            )
+        return None, f"column {layout.name(index)} repeats values, and is part of x (--index {name} leaves it out)"
     first = table[:, 0]
     counted = rows >= COUNTED and any(np.array_equal(first, np.arange(start, start + rows)) for start in (0, 1))
     if counted and table.shape[1] > 1 and layout.label != 0:

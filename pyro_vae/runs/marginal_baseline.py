@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pyro_vae.distributions.features import MIN_SCALE
 from pyro_vae.distributions.missing import Observed
-from pyro_vae.evidence.estimate import data_se, finite
+from pyro_vae.evidence.estimate import data_se, finite, format_nats
 from pyro_vae.programs.support import support_of_site
 
 CLOSED_FORM = ("bernoulli", "binomial", "normal")
@@ -73,19 +73,19 @@ def summarize_floor(model: str, log_px: Tensor, floor_px: Tensor) -> dict[str, A
 
 
 def below_floor(told: Mapping[str, Any]) -> str | None:
-    """Say that a model lies below its floor, by more than two standard errors of the paired difference; else None.
+    """Say that a model lies below its floor, with the standard error of the paired difference; else None.
 
     Example:
         >>> told = summarize_floor("independent elements", torch.tensor([-9.0, -9.5]), torch.tensor([-2.0, -2.5]))
         >>> below_floor(told)
         'log p(x) lies 7.000 ± 0.000 nats a row below the floor (independent elements): ...'
     """
-    cleared, se = told.get("cleared_by"), told.get("cleared_by_se") or 0.0
-    if cleared is None or cleared >= -2 * se:
+    cleared, se = told.get("cleared_by"), told.get("cleared_by_se")
+    if cleared is None or cleared >= 0:
         return None
     return (
-        f"log p(x) lies {-cleared:.3f} ± {se:.3f} nats a row below the floor ({told['model']}): a model that knows each "
-        "element apart is better. Look at the scale of x (--standardize), the likelihood and its support, fewer epochs "
+        f"log p(x) lies {-cleared:.3f} ± {format_nats(se)} nats a row below the floor ({told['model']}): a model that knows "
+        "each element apart is better. Look at the scale of x (--standardize), the likelihood and its support, fewer epochs "
         "(--patience) or a smaller --learning-rate."
     )
 
