@@ -22,7 +22,7 @@ from pyro_vae.common.safe_read import parse_json, read_bytes
 from pyro_vae.errors import Interrupted, PyroVAEError, RunFolderError, UsageError
 from pyro_vae.runs import folder
 from pyro_vae.runs.checkpointer import terminable
-from pyro_vae.runs.config import Config
+from pyro_vae.runs.config import BEFORE, Config
 
 from . import run_commands  # noqa: F401 (adds its commands to the app)
 from .commands import app
@@ -36,11 +36,13 @@ def launch(
     ] = None,
 ) -> None:
     """Runs a command, with defaults from a config file if one is named."""
-    if tokens[:1] == ("train",) and config is None and (resumed := resumed_run(tokens)):
+    resumed = resumed_run(tokens) if tokens[:1] == ("train",) and config is None else None
+    if resumed:
         config = Path(resumed) / "config.json"
         folder.read_config(Path(resumed))
     words = [re.sub(r"^--(prior|likelihood|posterior|objective|kl)\.", r"--\1-options.", token) for token in tokens]
     keys = read_keys(config) if config else {}
+    keys = BEFORE | keys if resumed and config else keys
     for role in [key for key in keys if key.endswith("_options")]:
         flag = f"--{role.replace('_', '-')}"
         given = {word.split("=")[0] for word in words}

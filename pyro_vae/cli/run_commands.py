@@ -13,6 +13,8 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from pyro_vae.common.atomic_write import write_atomic
+from pyro_vae.common.csv_columns import write_columns
+from pyro_vae.data.row_ids import RowIds
 from pyro_vae.errors import UsageError
 from pyro_vae.models import usage
 from pyro_vae.plots import figures, latents
@@ -110,7 +112,7 @@ def encode(
     opened, part = open_split(run, split, data_dir)
     z = usage.encode(opened.vae, part.x[:rows]).numpy()
     labels = None if part.y is None else part.y[:rows].numpy()
-    save_array(opened, z, out, "encoded", lambda: latents.latent_map(z, labels))
+    save_array(opened, z, out, "encoded", lambda: latents.latent_map(z, labels), part[:rows].ids)
 
 
 @app.command
@@ -128,7 +130,7 @@ def reconstruct(
     x = part.x[:rows]
     means = usage.reconstruct(opened.vae, x).numpy()
     images = [x.numpy()[:12], means[:12]], ["x", "E[x | z]"], opened.shape, f"{split} rows and their reconstructions"
-    save_array(opened, means, out, "reconstructed", lambda: figures.image_grid(*images))
+    save_array(opened, means, out, "reconstructed", lambda: figures.image_grid(*images), part[:rows].ids)
 
 
 @app.command
@@ -159,7 +161,7 @@ def interpolate(
         if not 0 <= row < len(part):
             raise UsageError(f"row {row} is not in the {split} split, which has rows 0 to {len(part) - 1}")
     x = usage.interpolate(opened.vae, part.x[start : start + 1], part.x[end : end + 1], steps=steps)[:, 0].numpy()
-    title = f"from {split} row {start} to {end}"
+    title = f"from {split} row {start} to {end} (rows {part.numbers[start]} and {part.numbers[end]} of the data)"
     save_array(opened, x, out, "interpolated", lambda: figures.sample_grid(x, opened.shape, columns=steps, title=title))
 
 
@@ -169,11 +171,20 @@ def open_split(run: Path, split: str, data_dir: Path | None) -> tuple[Run, Any]:
     return opened, rows_of(open_data(opened, data_dir), split)
 
 
-def save_array(run: Run, array: np.ndarray, out: Path | None, name: str, draw: Callable[[], Any]) -> None:
-    """Write an array to `out` and its picture into the run's figures, and print where they are."""
+def save_array(
+    run: Run, array: np.ndarray, out: Path | None, name: str, draw: Callable[[], Any], ids: RowIds | None = None
+) -> None:
+    """Write an array to `out` and its picture into the run's figures, and print where they are.
+
+    With the `ids` of its rows, a table beside it says which rows of the file they are: source_row, index, label.
+    """
     target, buffer = out or run.path / f"{name}.npy", io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(target, buffer.getvalue())
+    if ids is not None:
+        beside = target.with_name(f"{target.stem}_rows.csv")
+        write_atomic(beside, write_columns(ids.columns()))
+        print(f"{beside}  source_row of each")
     picture = figures.save(draw(), run.path / "figures" / f"{name}.png")
     print(f"{target}  {array.shape}\n{picture}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -12,13 +12,13 @@ from torch import Tensor
 from pyro_vae.errors import DataError
 
 
-def write_columns(columns: dict[str, Tensor]) -> str:
-    """Format one line a row: its number, and the columns, floats with all their digits."""
+def write_columns(columns: Mapping[str, Tensor | Sequence[str]]) -> str:
+    """Format one line a row: its number, and the columns, floats with all their digits, texts as they are."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["row", *columns])
-    values = zip(*(column.tolist() for column in columns.values()), strict=True)
-    writer.writerows([i, *map(repr, line)] for i, line in enumerate(values))
+    cells = (map(repr, c.tolist()) if isinstance(c, Tensor) else c for c in columns.values())
+    writer.writerows([i, *line] for i, line in enumerate(zip(*cells, strict=True)))
     return out.getvalue()
 
 

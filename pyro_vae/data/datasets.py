@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,9 +19,11 @@ from .arrays import convert
 from .binarize import binarize, check_grey
 from .mnist import CLASSES, read_images
 from .splits import Part, Source, Split, shuffle
+from .table_layout import TableOptions
 from .user_files import ENDINGS, read_file
 
 NAMES = ("digits", *CLASSES)
+LOOKED_AT = 4096  # rows at a time
 POLICIES = {
     "static": "static binarization, once, seed {seed}",
     "dynamic": "dynamic binarization: train redrawn each epoch, validation and test drawn once with seed {seed}",
@@ -41,6 +44,7 @@ class Data:
         digest: SHA-256 of the arrays as their files hold them, before scaling and binarization, in hexadecimal.
         transform: None, or what draws a training batch anew each time: ``transform(x, generator)``.
         notes: what was converted, and how the rows were split.
+        kind: "binary", zeros and ones alone; "bytes", whole numbers 0 to 255 (of 8 bits, or some of them from 128 on); "".
     """
 
     name: str
@@ -52,6 +56,7 @@ class Data:
     digest: str
     transform: Callable[[Tensor, torch.Generator | None], Tensor] | None = None
     notes: tuple[str, ...] = ()
+    kind: str = ""
 
 
 def load(
@@ -62,6 +67,7 @@ def load(
     binarization: str = "none",
     seed: int = 0,
     missing: bool = False,
+    table: TableOptions | None = None,
 ) -> Data:
     """Load a data set by name ("digits", "mnist", "fashion_mnist") or by the path of an .npy, .npz or .csv file.
 
@@ -76,6 +82,8 @@ def load(
         binarization: "none"; "static": all rows drawn once; "dynamic": validation and test drawn once, training rows
             kept grey, with ``transform`` to draw them. Validation and test are the same rows of zeros and ones in both.
         seed: of the draws, and of the split of own files.
+        table: header, index column and labels of a .csv (:class:`~pyro_vae.data.table_layout.TableOptions`); by default the
+            first two are found, and told in the notes, and there are no labels.
         missing: NaN, and empty cells of a .csv, stand for what was not observed, and stay as NaN; refused otherwise.
 
     Raises:
@@ -93,7 +101,7 @@ def load(
         (torch.Size([1437, 64]), (1, 8, 8), 'counts 0..16')
     """
     check_options(binarization, seed, missing)
-    source = find_source(name, data_dir, download, seed)
+    source = find_source(name, data_dir, download, seed, table)
     binary = binarization != "none"
     prepared = [prepare(part, source, binary, missing) for part in source.parts]
     splits, shape = [split for split, _ in prepared], event_shape(source.parts)
@@ -101,7 +109,31 @@ def load(
     policy = POLICIES[binarization].format(seed=seed) if binary else source.policy + format_missing(splits)
     notes = tuple(dict.fromkeys([*source.notes, *(note for _, notes in prepared for note in notes)]))
     transform = binarize if binarization == "dynamic" else None
-    return Data(source.name, train, validation, test, shape, policy, source.digest(), transform, notes)
+    kind = kind_of([part.x for part in source.parts])
+    return Data(source.name, train, validation, test, shape, policy, source.digest(), transform, notes, kind)
+
+
+def kind_of(arrays: Sequence[np.ndarray]) -> str:
+    """Return what all values are alike: "binary", "bytes", or "" for anything else; NaN counts for nothing.
+
+    Example:
+        >>> kind_of([np.array([[0, 1]])]), kind_of([np.array([[0.0, 255.0]])]), kind_of([np.array([[0.5, 200.0]])])
+        ('binary', 'bytes', '')
+    """
+    low, high, eight_bits = np.inf, -np.inf, True
+    for array in arrays:
+        eight_bits = eight_bits and array.dtype == np.uint8
+        for start in range(0, len(array), LOOKED_AT):
+            values = np.asarray(array[start : start + LOOKED_AT], dtype=np.float64)
+            values = values[np.isfinite(values)]
+            if not values.size:
+                continue
+            if (values != np.round(values)).any():
+                return ""
+            low, high = min(low, float(values.min())), max(high, float(values.max()))
+    if low < 0 or high > 255 or high < low:
+        return ""
+    return "binary" if high <= 1 else "bytes" if eight_bits or high >= 128 else ""
 
 
 def format_missing(splits: list[Split]) -> str:
@@ -123,8 +155,12 @@ def check_options(binarization: str, seed: int, missing: bool) -> None:
         raise UsageError(f"seed {seed} is out of range. Take one from 0 to 2**63 - 1.")
 
 
-def find_source(name: str | Path, data_dir: str | Path | None, download: bool, seed: int) -> Source:
+def find_source(
+    name: str | Path, data_dir: str | Path | None, download: bool, seed: int, table: TableOptions | None = None
+) -> Source:
     """Return the source that a name or a path stands for."""
+    if name in NAMES and table is not None and table.given:
+        raise UsageError(f"--{table.given[0]} is of a table of one's own, and {name} is none: leave it out")
     if name == "digits":
         return read_digits()
     if isinstance(name, str) and name in CLASSES:
@@ -135,7 +171,7 @@ def find_source(name: str | Path, data_dir: str | Path | None, download: bool, s
             "with --download (download=True) the files are fetched into it. digits needs neither."
         )
     if Path(name).suffix.lower() in ENDINGS:
-        return read_file(Path(name).expanduser(), seed)
+        return read_file(Path(name).expanduser(), seed, table)
     close = difflib.get_close_matches(str(name).lower(), NAMES, n=1)
     raise UsageError(
         f"no data set {str(name)!r}{f' (did you mean {close[0]!r}?)' if close else ''}. "
@@ -163,12 +199,13 @@ def prepare(part: Part, source: Source, binary: bool, missing: bool) -> tuple[Sp
         check_grey(x, part.name)
     notes = [note] if note else []
     if part.y is None:
-        return Split(x), notes
+        return Split(x, index=part.index), notes
     are_integers, name = part.y.dtype.kind in "biu", part.name.replace("x", "y", 1)
     y, y_note = convert(part.y, name, torch.int64 if are_integers else torch.float32)
     if len(y) != len(x):
         raise ShapeError(f"{part.name} has {len(x)} rows, {name} has {len(y)}. Give each row one label.")
-    return Split(x, y), [*notes, y_note] if y_note and not are_integers else notes
+    split = Split(x, y, index=part.index, classes=part.classes)
+    return split, [*notes, y_note] if y_note and not are_integers else notes
 
 
 def event_shape(parts: tuple[Part, ...]) -> tuple[int, ...]:

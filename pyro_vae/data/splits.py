@@ -7,9 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from pyro_vae.errors import DataError
+
+from .row_ids import RowIds
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,32 +22,47 @@ class Split:
     Attributes:
         x: ``(N, d)``, float32.
         y: labels with N rows, or None.
-        rows: where each row stands in the array that it comes from; None is in order, from 0.
+        rows: where each row stands in the array that it comes from (a header not counted); None is in order, from 0.
+        index: the name of each row, where a table has a column of them.
+        classes: names of the labels 0, 1, …, where they were text.
     """
 
     x: Tensor
     y: Tensor | None = None
     rows: np.ndarray | None = None
+    index: np.ndarray | None = None
+    classes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.x)
 
     def __getitem__(self, rows: slice | np.ndarray) -> Split:
-        return Split(self.x[rows], None if self.y is None else self.y[rows], self.numbers[rows])
+        index = None if self.index is None else self.index[rows]
+        return Split(self.x[rows], None if self.y is None else self.y[rows], self.numbers[rows], index, self.classes)
 
     @property
     def numbers(self) -> np.ndarray:
         """Number of each row in the array that it comes from."""
         return np.arange(len(self)) if self.rows is None else self.rows
 
+    @property
+    def ids(self) -> RowIds:
+        """What a reader knows the rows by: where they come from, their names and labels."""
+        labels = None if self.y is None else self.y.tolist()
+        names = None if labels is None else tuple(self.classes[n] if self.classes else str(n) for n in labels)
+        index = None if self.index is None else tuple(map(str, self.index))
+        return RowIds(source=torch.from_numpy(self.numbers.astype(np.int64)), index=index, label=names)
+
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One array as its file holds it, with its labels; `name` is what messages call it."""
+    """One array as its file holds it, with labels, names of rows and of classes; `name` is what messages call it."""
 
     name: str
     x: np.ndarray
     y: np.ndarray | None = None
+    index: np.ndarray | None = None
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import csv
 import tokenize
 import zipfile
 import zlib
-from array import array
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
-from pyro_vae.errors import DataError
+from pyro_vae.errors import DataError, UsageError
 
 from .splits import Part, Source, shuffle
+from .table_layout import TableOptions
+from .tables import read_table
 
 ENDINGS = (".npy", ".npz", ".csv")
-LINE = 2**26  # characters of a line, at most: some million columns
 SPLITS = ("train", "validation", "test")
 UNREADABLE = (  # what np.load raises for damaged files, found by damaging them
     *(ValueError, OSError, EOFError, KeyError, MemoryError, RuntimeError),
@@ -27,29 +24,58 @@ UNREADABLE = (  # what np.load raises for damaged files, found by damaging them
 )
 
 
-def read_file(path: Path, seed: int) -> Source:
-    """Read the rows of a file, with labels where it has them under ``y``.
+def read_file(path: Path, seed: int, options: TableOptions | None = None) -> Source:
+    """Read the rows of a file, with labels where it has them.
 
     Args:
         path: ``.npy``: one array. ``.npz``: one array, or ``x`` and perhaps ``y``, or ``x_train``, ``x_validation`` and
-            ``x_test``, perhaps each with its ``y_...``. ``.csv``: numbers between commas, perhaps under one line of
-            names, of which ``y`` marks the labels.
+            ``x_test``, perhaps each with its ``y_...``. ``.csv``: numbers between commas, perhaps under one line of names.
         seed: of the permutation that splits the rows 80/10/10, where the file does not split them itself.
+        options: how a .csv is read, and what its labels are called; its `label` is that of an .npz, too, ``y`` by default.
 
     Raises:
-        DataError: a missing, damaged or truncated file, a pickle, a cell that is no number, a row of another length.
+        DataError: a missing, damaged or truncated file, a pickle, a cell that is no number, a row of another length, no such
+            column as the options name.
     """
     if not path.is_file():
         raise DataError(f"no file {path}. Check the path; it is taken from the current folder unless it starts with /.")
-    arrays = read_csv(path) if path.suffix.lower() == ".csv" else read_numpy(path)
+    options = options or TableOptions()
+    split = f"split 80/10/10 per cent by a permutation from seed {seed}"
+    cut = partial(shuffle, seed=seed)
+    if path.suffix.lower() == ".csv":
+        table = read_table(path, options)
+        part = Part("x", table.x, table.y, table.index, table.classes)
+        return Source(path.name, (part,), cut, notes=(*table.notes, split, *layout(part.x)))
+    check_numpy_options(path, options)
+    arrays, y = read_numpy(path), options.label or "y"
     if all(f"x_{split}" in arrays for split in SPLITS):
-        parts = tuple(Part(f"x_{s}", arrays[f"x_{s}"], arrays.get(f"y_{s}")) for s in SPLITS)
-        notes = ("split as the file does", *layout(parts[0].x), *unused(arrays, SPLITS))
+        parts = tuple(Part(f"x_{s}", arrays[f"x_{s}"], arrays.get(f"{y}_{s}")) for s in SPLITS)
+        notes = (*map(describe, parts), "split as the file does", *layout(parts[0].x), *unused(arrays, SPLITS, y=y))
         return Source(path.name, parts, tuple, notes=notes)
     x = key_of_x(arrays, path)
-    part = Part("x", arrays[x], arrays.get("y"))
-    notes = (f"split 80/10/10 per cent by a permutation from seed {seed}", *layout(part.x), *unused(arrays, (), x))
-    return Source(path.name, (part,), partial(shuffle, seed=seed), notes=notes)
+    part = Part("x", arrays[x], arrays.get(y))
+    if options.label and part.y is None:
+        raise DataError(f"{path} holds no array {y!r}, which --label names; it has {', '.join(sorted(arrays))}.")
+    notes = (describe(part), split, *layout(part.x), *unused(arrays, (), x, y))
+    return Source(path.name, (part,), cut, notes=notes)
+
+
+def check_numpy_options(path: Path, options: TableOptions) -> None:
+    """Refuse options of tables for what is none."""
+    for name in options.given:
+        if name != "label" or path.suffix.lower() == ".npy":
+            raise UsageError(
+                f"--{name} is of a .csv{' or an .npz' if name == 'label' else ''}, and {path} is none: leave it out"
+            )
+
+
+def describe(part: Part) -> str:
+    """Say what an array is read as."""
+    columns = " × ".join(map(str, part.x.shape[1:])) or "1"
+    labels = "none" if part.y is None else f"{part.name.replace('x', 'y', 1)}, {part.y.dtype}"
+    return (
+        f"{part.name}: {len(part.x) if part.x.ndim else 1} rows × {columns} columns of {part.x.dtype}; labels: {labels}"
+    )
 
 
 def key_of_x(arrays: dict[str, np.ndarray], path: Path) -> str:
@@ -64,9 +90,9 @@ def key_of_x(arrays: dict[str, np.ndarray], path: Path) -> str:
     )
 
 
-def unused(arrays: dict[str, np.ndarray], splits: tuple[str, ...], x: str = "x") -> list[str]:
+def unused(arrays: dict[str, np.ndarray], splits: tuple[str, ...], x: str = "x", y: str = "y") -> list[str]:
     """Note the arrays of a file that nothing reads."""
-    rest = sorted(set(arrays) - ({f"{v}_{s}" for v in "xy" for s in splits} or {x, "y"}))
+    rest = sorted(set(arrays) - ({f"{v}_{s}" for v in ("x", y) for s in splits} or {x, y}))
     return [f"not read: {', '.join(rest)}"] if rest else []
 
 
@@ -99,77 +125,3 @@ def explain_error(e: BaseException) -> str:
             "Re-save it as a plain numeric array with np.save."
         )
     return f"damaged or truncated ({type(e).__name__}: {e}). Write or copy it again."
-
-
-def read_csv(path: Path) -> dict[str, np.ndarray]:
-    """Read the numbers of a .csv file: x ``(N, d)``, float64, and y ``(N,)`` where a column is called so."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            names, values, width = parse(nonblank_lines(csv.reader(lines_of(file))), path)
-    except (csv.Error, UnicodeDecodeError, OSError) as e:
-        raise DataError(f"{path} cannot be read as comma-separated text in UTF-8 ({e}).") from e
-    if not values:
-        raise DataError(f"{path} is empty: it has no row of numbers.")
-    table = np.frombuffer(values).reshape(-1, width)
-    if "y" not in names:
-        return {"x": table}
-    column = names.index("y")
-    y = table[:, column]
-    # float64 holds every whole number below 2^53, so that labels survive the way through it
-    are_integers = np.isfinite(y).all() and (y == y.round()).all() and (abs(y) < 2**53).all()
-    return {"x": np.delete(table, column, axis=1), "y": y.astype(np.int64) if are_integers else y}
-
-
-def lines_of(file: IO[str]) -> Iterator[str]:
-    """Yield a text's lines; raise a csv.Error for one longer than a table has: a file of zeros is one, as long as the disk."""
-    while line := file.readline(LINE):
-        if len(line) == LINE:
-            raise csv.Error(f"a line has more than {LINE:,} characters")
-        yield line
-
-
-def nonblank_lines(reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:
-    """Yield (line number, cells) of every line that is not blank."""
-    for cells in reader:
-        if cells:
-            yield reader.line_num, [cell.strip() for cell in cells]  # type: ignore[attr-defined]
-
-
-def parse(lines: Iterator[tuple[int, list[str]]], path: Path) -> tuple[list[str], array[float], int]:
-    """Parse the lines to names (a first line without any number), all values end to end, and the width of the table."""
-    names: list[str] = []
-    values = array("d")
-    width = row = 0
-    for line, cells in lines:
-        if not width:
-            width = len(cells)
-            if not any(is_number(cell) for cell in cells):
-                names = cells
-                continue
-        where = f"{path}, row {row} (counted from 0; line {line} of the file)"
-        if len(cells) != width:
-            raise DataError(
-                f"{where}: {len(cells)} cells, wanted {width} as in the first line. Make the rows equally long."
-            )
-        values.extend(parse_number(cell, where, column) for column, cell in enumerate(cells))
-        row += 1
-    return names, values, width
-
-
-def parse_number(cell: str, where: str, column: int) -> float:
-    """Parse a cell; NaN where it is empty, which :func:`~pyro_vae.data.load` takes for missing, or refuses."""
-    if is_number(cell) or not cell:
-        return float(cell or "nan")
-    raise DataError(
-        f"{where}, column {column}: {cell!r} is no number. Cells are numbers between commas; encode text as numbers, "
-        "and leave gaps empty (--missing). Names may stand in the first line only, and there in every column."
-    )
-
-
-def is_number(cell: str) -> bool:
-    """Return whether a cell reads as a number (Python's ``1_000`` does not)."""
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return "_" not in cell

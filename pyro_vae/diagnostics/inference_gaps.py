@@ -11,8 +11,10 @@ from torch import Tensor
 
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.progress import tracked
-from pyro_vae.errors import ProgramError, ShapeError, UsageError
-from pyro_vae.evidence.estimate import LogPx, data_se, mean_se
+from pyro_vae.data.arrays import read_once
+from pyro_vae.data.row_ids import RowIds
+from pyro_vae.errors import DataError, ProgramError, ShapeError, UsageError
+from pyro_vae.evidence.estimate import LogPx, data_se, mean_se, row_difference
 from pyro_vae.evidence.importance.result import LOW_ESS
 from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.sites import Program
@@ -156,7 +158,7 @@ def gaps(
 
     Raises:
         ProgramError: a site of the guide that is no family (a flow), is discrete, or depends on another site's draws.
-        ShapeError: another number of log p(x) than rows.
+        ShapeError, DataError: another number of log p(x) than rows; log p(x) of other rows, by their digest.
         SupportError, DataError: as :func:`~pyro_vae.log_likelihood`.
 
     References:
@@ -183,8 +185,9 @@ def gaps(
             "num_samples must be at least 2 (for its own error), steps, num_particles and chunk_size at least 1, lr above "
             f"0; got {num_samples}, {steps}, {num_particles}, {chunk_size}, {lr}"
         )
-    problem = Problem.of(model, guide, x, *context, seed=seed, missing=missing)
-    truth = None if log_px is None else as_truth(log_px, len(problem))
+    x, *rest = [read_once(a) for a in (x, *context)]
+    problem = Problem.of(model, guide, x, *rest, seed=seed, missing=missing)
+    truth = None if log_px is None else as_truth(log_px, len(problem), RowIds.of(x, *rest))
     parts = []
     size = chunk_size // max(num_particles, min(num_samples, 64))
     for i, some in enumerate(tracked(problem.split(size), "gaps", verbose)):
@@ -203,7 +206,7 @@ def gaps(
     )
 
 
-def as_truth(log_px: Tensor | LogPx, rows: int) -> tuple[Tensor, Tensor]:
+def as_truth(log_px: Tensor | LogPx, rows: int, ids: RowIds) -> tuple[Tensor, Tensor]:
     """Read a given log p(x) and its error: 0 for bare numbers."""
     values, se = (log_px, None) if isinstance(log_px, Tensor) else (log_px.log_px, log_px.mc_se)
     values = values.detach().to("cpu", torch.float64)
@@ -211,6 +214,8 @@ def as_truth(log_px: Tensor | LogPx, rows: int) -> tuple[Tensor, Tensor]:
         raise ShapeError(
             f"log_px has shape {tuple(values.shape)} where x has {rows} rows: give one number for each row"
         )
+    if how := row_difference(log_px, ids):
+        raise DataError(f"log_px is of other rows than x: {how}. Score these rows, in this order.")
     return values, torch.zeros_like(values) if se is None else se.to("cpu", torch.float64)
 
 

@@ -19,7 +19,7 @@ from pyro_vae.errors import DataError, ShapeError, UsageError
 from pyro_vae.evidence.importance.result import LOW_ESS
 from pyro_vae.programs.measure import dominating
 
-from .estimate import LogPx, data_se, format_nats, known
+from .estimate import LogPx, data_se, format_nats, known, row_difference
 
 LATEX = str.maketrans(
     {c: f"\\{c}" for c in "&%$#_{}"}
@@ -147,8 +147,8 @@ def compare(
 
     Args:
         evidence: by name, of :func:`~pyro_vae.log_likelihood`, :func:`~pyro_vae.ais` or an oracle on the same rows in the same
-            order (which the caller vouches for; :func:`~pyro_vae.runs.compare_runs.compare_runs` checks it for saved
-            runs). Densities of rescaled data are not comparable with each other, which no one can see from the numbers.
+            order: their digests are compared (numbers without any, as of an older version, are let pass). Densities of
+            rescaled data are not comparable with each other, which no one can see from the numbers.
         seconds, active_units: what each took (training, say), and latents that each uses, to be shown beside.
 
     Returns:
@@ -157,8 +157,8 @@ def compare(
     Raises:
         UsageError: fewer than two, a name twice, seconds or active units of a name that is not there.
         ShapeError: not as many rows in one as in another.
-        DataError: a row whose log p̂ is not finite, which would decide the comparison alone; or log probabilities beside log
-            densities.
+        DataError: other rows in one than in another, by their digest, or another order of them; a row whose log p̂ is not
+            finite, which would decide the comparison alone; or log probabilities beside log densities.
 
     References:
         Adding Error Bars to Evals: A Statistical Approach to Language Model Evaluations (Miller, 2024),
@@ -203,6 +203,11 @@ def check(pairs: list[tuple[str, LogPx]], beside: dict[str, Mapping[str, Any]]) 
             raise ShapeError(
                 f"{first!r} has {len(e)} rows and {name!r} has {len(other)}: differences are taken row by row. Score both "
                 "on the same rows."
+            )
+        if how := row_difference(other, getattr(e, "row_ids", None)):
+            raise DataError(
+                f"{first!r} and {name!r} are not of the same rows: {how}. Differences are taken row by row: score both on the "
+                "same rows in the same order."
             )
     measures = {name: e.measure for name, e in pairs if e.measure}  # evidence without a measure is let pass
     for name, measure in measures.items():

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from torch import Tensor
 
+from pyro_vae.data.arrays import read_once
+from pyro_vae.data.row_ids import DIGESTS, RowIds
 from pyro_vae.errors import UsageError
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class LogPx(Protocol):
@@ -65,6 +73,37 @@ class RowEstimates:
         if event_size < 1:
             raise UsageError(f"event_size is the number of elements of one row of x, at least 1; got {event_size}")
         return -self.log_px / (event_size * math.log(2))
+
+
+def digest_of_rows(ids: RowIds | None) -> dict[str, str]:
+    """Return the digest of all rows, for a summary; nothing where it is not known."""
+    return {"rows_digest": ids.digest} if ids is not None and ids.digest else {}
+
+
+def row_difference(estimate: Any, ids: RowIds | None) -> str | None:
+    """Say how the rows of an estimate differ from others; None where they do not, or where either's are not known."""
+    own = getattr(estimate, "row_ids", None)
+    return None if own is None or ids is None else own.difference(ids)
+
+
+def beside(ids: RowIds | None, columns: Mapping[str, Tensor]) -> dict[str, Tensor | Sequence[str]]:
+    """Put what is known of the rows beside columns of numbers: places in front, digests at the end."""
+    known = {} if ids is None else ids.columns()
+    digests = {head: known.pop(head) for head in DIGESTS.values() if head in known}
+    return {**known, **columns, **digests}
+
+
+def identified(function: Callable[Concatenate[Any, Any, Any, P], R]) -> Callable[Concatenate[Any, Any, Any, P], R]:
+    """Have the result of ``function(model, guide, x, *context, ...)`` know its rows, as `row_ids`."""
+
+    @functools.wraps(function)
+    def knowing(model: Any, guide: Any, x: Any, *context: Any, **options: Any) -> R:
+        x, *rest = [read_once(a) for a in (x, *context)]
+        result: Any = function(model, guide, x, *rest, **options)
+        known: R = dataclasses.replace(result, row_ids=RowIds.of(x, *rest))
+        return known
+
+    return knowing
 
 
 def mean_se(se: Tensor) -> float | None:

@@ -63,7 +63,7 @@ class InUnits(nn.Module):
 
 
 class OfStandardized(nn.Module):
-    """q(z | x) of a posterior that sees standardized x."""
+    """q(z | x) of a posterior that sees standardized x; or what an encoder, which is no density, makes of it."""
 
     def __init__(self, posterior: Callable[..., Any], units: Units) -> None:
         super().__init__()
@@ -86,6 +86,17 @@ def column_units(x: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
     std = (x.double() - loc).square().nanmean(0).nan_to_num().sqrt()
     varies = real & (std > torch.finfo(x.dtype).eps * loc.abs())
     return torch.where(real, loc, 0.0).to(x), torch.where(varies, std, 1.0).to(x)
+
+
+def units_by_shape(x: Tensor, real: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of training rows, ``(elements,)``: of each column of a table, of all pixels of images.
+
+    0 and 1 for elements that are not `real`. A pixel of its own scale, such as one that is hardly ever on, would be blown up.
+    """
+    if len(shape) < 3:
+        return column_units(x, real.to(x.device))
+    loc, scale = column_units(x.reshape(-1, 1), real.any().to(x.device))
+    return loc.expand(x.shape[1]).clone(), scale.expand(x.shape[1]).clone()
 
 
 def wrap_roles(vae: Roles, loc: Tensor, scale: Tensor) -> None:

@@ -151,7 +151,10 @@ def convergence_curve(points: Sequence[Numbers], exact: Numbers | None = None) -
     ax.plot(ks, jackknife, color=ORANGE, marker="s", markersize=4, linestyle=":", label="jackknife: no bound")
     if exact is not None:
         ax.axhline(exact["log_px"], color=INK, linewidth=1, label=f"log p(x), {exact['method']}")
-    ax.axhline(last["elbo"], color=GREY, linestyle="--", linewidth=1.2, label=f"ELBO ({last['num_samples']} particles)")
+    if last["elbo"] is not None:  # no draws of the guide
+        ax.axhline(
+            last["elbo"], color=GREY, linestyle="--", linewidth=1.2, label=f"ELBO ({last['num_samples']} particles)"
+        )
     ax.set(xscale="log")
     ax.set_xticks(ks, [f"{k:g}" for k in ks])
     ax.minorticks_off()

@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from .data_atoms import atoms_of
 from .findings import Finding
 from .pair import owners, quiet
 from .sites import Program, Site, observed_sites, trace_pair
@@ -44,14 +45,19 @@ def scale_of(name: str, site: Site, rows: int, able: bool) -> Iterator[Finding]:
 
 
 def scale_findings(model: Program, guide: Program, batch: tuple[Any, ...]) -> list[Finding]:
-    """Return :func:`scale_of` of all observed sites; nothing where the programs do not run on the batch."""
+    """Return :func:`scale_of` of all observed sites, and :func:`~pyro_vae.programs.data_atoms.atoms_of`.
+
+    Nothing where the programs do not run on the batch.
+    """
     try:
-        with quiet(model, guide, seed=0, device=batch[0].device):
+        with quiet(model, guide, seed=0, device=batch[0].device), torch.enable_grad():
             _, p = trace_pair(model, guide, *batch)
     except Exception:  # the user's own: training meets it, and shows it as it is
         return []
     able = standardizable(model, guide)
-    return [f for name, site in observed_sites(p).items() for f in scale_of(name, site, len(batch[0]), able)]
+    rows, observed = len(batch[0]), observed_sites(p).items()
+    scale = [found for name, site in observed for found in scale_of(name, site, rows, able)]
+    return [*scale, *(found for name, site in observed for found in atoms_of(name, site, rows))]
 
 
 def standardizable(*programs: Program) -> bool:

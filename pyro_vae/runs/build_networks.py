@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pyro_vae.errors import UsageError
 from pyro_vae.models.missing import WithMask
 from pyro_vae.models.networks import MLP, ConvDecoder, ConvEncoder, Tanh
+from pyro_vae.models.standardize import OfStandardized, Units
 
 from .config import Config
 
@@ -24,11 +25,11 @@ def init_dense(network: nn.Module) -> None:
 
 
 def encoder_of(
-    config: Config, shape: tuple[int, ...], built: list[nn.Module], fill: Tensor | None
+    config: Config, shape: tuple[int, ...], built: list[nn.Module], fill: Tensor | None, units: Units | None = None
 ) -> Callable[[int], nn.Module]:
     """Return a builder of the encoder, given how many features the posterior asks for; it appends what it builds to `built`.
 
-    With `fill`, what stands for missing values, the network sees values and mask.
+    With `fill`, what stands for missing values, the network sees values and mask; with `units`, it sees x in these.
     """
     planes = 1 if fill is None else 2
 
@@ -38,7 +39,9 @@ def encoder_of(
         else:
             channels, height, width = image_shape(shape)
             net = ConvEncoder(features, shape=(planes * channels, height, width))
-        built.append(net if fill is None else WithMask(net, fill))
+        if fill is not None:
+            net = WithMask(net, fill if units is None else units(fill))
+        built.append(net if units is None else OfStandardized(net, Units(units.loc, units.scale)))  # of its own
         return built[-1]
 
     return encoder

@@ -126,7 +126,7 @@ def training_of(path: Path, summary: dict[str, Any]) -> tuple[float | None, int 
 
 def common_of(record: dict[str, Any], components: Mapping[str, Any]) -> dict[str, Any]:
     """Describe what a run's log p(x) is of, under keys of WHY."""
-    config, data = Config.from_dict(record["config"]), record["data"]
+    config, data = Config.of_run(record["config"]), record["data"]
     return {
         "data": data["digest"],
         "shuffle of the data": None if config.data in NAMES else config.data_seed,

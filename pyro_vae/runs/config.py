@@ -30,16 +30,27 @@ class Config:
         under a Bernoulli, else none.
     data_seed
         Of binarization, and of the split of a file of one's own.
+    header
+        Of a .csv: yes or no, its first line holds names, or a row; auto: names, if they look so (numbers may, as years do).
+    index
+        Column of a .csv that only names the rows, by name, and is no part of x; none; auto: an unnamed one, or one called so.
+    label
+        Column of a .csv (array of an .npz) of labels, by name: no part of x, and shown beside the rows.
     missing
         NaN and empty cells are values that were not observed: the likelihood skips them, the encoder sees which they are.
     standardize
-        The networks see each element in standard units, (x - mean) / std of the training rows; log p(x) stays that of x.
+        The networks see each element in standard units, (x - mean) / std of the training rows, of images all pixels alike;
+        log p(x) stays that of x. By default under densities of real numbers, unless their scale is given (normal_fixed).
+    normalize
+        The encoder alone sees x in such units; no density moves. By default where x is in no standard units by then, but for
+        images within 0 to 1.
     prior
         p(z), by a name that `pyro-vae parts` lists.
     prior_options
         Its options, as in --prior vamp --prior.components 500.
     likelihood
-        p(x given z), by name; auto: binomial for digits, bernoulli for binary pixels, else normal.
+        p(x given z), by name; auto: binomial for digits, bernoulli for zeros and ones, discretized_logistic for bytes (whole
+        numbers 0 to 255), else normal.
     likelihood_options
         As in --likelihood binomial --likelihood.total-count 16.
     posterior
@@ -89,8 +100,12 @@ class Config:
     data: str = "digits"
     binarization: Literal["auto", "none", "static", "dynamic"] = "auto"
     data_seed: int = 0
+    header: Literal["auto", "yes", "no"] = "auto"
+    index: str = "auto"
+    label: str | None = None
     missing: Annotated[bool, Parameter(negative=())] = False
-    standardize: Annotated[bool, Parameter(negative=())] = False
+    standardize: bool | None = None
+    normalize: bool | None = None
     prior: str = "standard_normal"
     prior_options: Options = field(default_factory=dict)
     likelihood: str = "auto"
@@ -145,6 +160,11 @@ class Config:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
 
     @classmethod
+    def of_run(cls, values: Any) -> Config:
+        """Read the config of a run's folder: options that came after it stand as they were when it was trained."""
+        return cls.from_dict(BEFORE | values if isinstance(values, dict) else values)
+
+    @classmethod
     def from_dict(cls, values: Any) -> Config:
         """Read the config that `to_dict` wrote; refuse unknown keys, with a suggestion, and values of another type."""
         if not isinstance(values, dict):
@@ -159,6 +179,7 @@ class Config:
         return cls(**arguments)
 
 
+BEFORE = {"standardize": False, "normalize": False}  # in configs that lack them
 WHOLE = ("hidden", "latent_dim", "epochs", "batch_size", "patience")
 POSITIVE = dict.fromkeys(WHOLE, "a whole number") | {"learning_rate": "a number"}
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +15,7 @@ from pyro_vae.common.digests import sha256, tensor_digest
 from pyro_vae.common.environment import machine, versions
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.data import Data, Split
+from pyro_vae.data.row_ids import RowIds
 from pyro_vae.errors import Interrupted, UnreliableError, UsageError
 from pyro_vae.evidence.exact.result import Exact
 from pyro_vae.evidence.importance.proposals import GUIDE, Proposal, defensive, widened
@@ -26,7 +28,7 @@ from . import folder
 from .custom_components import NOTHING, Components
 from .load import Run, load_run, open_data
 from .lock import locked
-from .marginal_baseline import floor
+from .marginal_baseline import below_floor, floor, summarize_floor
 from .particle_cache import ParticleCache
 from .registry import likelihood_of
 from .run_figures import draw_khat
@@ -132,10 +134,11 @@ def evaluate_opened(
     """
     folder.check_own(run.path)
     with locked(run.path, folder.EVALUATION_LOCK, wait):
-        x, start = rows_of(data, options.split, options.rows).x, time.perf_counter()
+        rows, start = rows_of(data, options.split, options.rows), time.perf_counter()
+        x = rows.x
         digests = {"weights": tensor_digest(run.vae.state_dict()), "data": data.digest, "split": options.split}
         cache = ParticleCache(run.path / f"particles-{options.split}.safetensors", digests, strict=training is None)
-        evidence = log_px_of(run.vae, x, cache, options)
+        evidence = placed(log_px_of(run.vae, x, cache, options), rows)
         keep = options.resume and training is None  # what goes on is kept to go on from again; a training ends here
         if keep and isinstance(evidence, Evidence):
             cache.write(evidence)
@@ -145,12 +148,14 @@ def evaluate_opened(
             "elements": x[0].numel(),
             "split": f"{data.name}, {options.split}{f', first {len(x)} rows' if options.rows else ''}",
             "policy": data.policy,
-            "floor": floor_of(run, data, x),
+            "floor": floor_of(run, data, x, evidence.log_px),
             "training": training or run.evidence.get("training"),
             "machine": machine(next(run.vae.parameters()).device),
             "seconds": round(seconds, 1),
             "versions": versions(),
         }
+        if warning := below_floor(result["floor"]):
+            print(f"warning: {warning}", file=sys.stderr)
         table = evidence.rows_csv()
         folder.write_atomic(run.path / "evidence.csv", table)
         folder.write_json(run.path / "evidence.json", result | {folder.CSV: sha256(table.encode())})
@@ -185,8 +190,13 @@ def log_px_of(vae: VAE, x: Tensor, cache: ParticleCache, options: EvaluationOpti
         raise type(error)(f"interrupted: {cache.save_rest(error.result)}", error.result) from None
 
 
-def floor_of(run: Run, data: Data, x: Tensor) -> dict[str, Any]:
-    """Return mean and data error of the floor on the same rows; it is exact, so it has no Monte Carlo error."""
+def placed(evidence: Evidence | Exact, rows: Split) -> Evidence | Exact:
+    """Have evidence know where its rows stand in their file, and their names and labels."""
+    return replace(evidence, row_ids=(evidence.row_ids or RowIds()).at(rows.ids))
+
+
+def floor_of(run: Run, data: Data, x: Tensor, log_px: Tensor) -> dict[str, Any]:
+    """Summarize the floor on the same rows, and by how much log p(x) clears it; it is exact, so it has no Monte Carlo error."""
     train_rows = data.train.x if data.transform is None else data.train.x.double()  # grey means are the Bernoulli's own
     family, features = likelihood_of(run.config, x.shape[1], run.components)
     jacobian: Any = 0.0
@@ -194,12 +204,10 @@ def floor_of(run: Run, data: Data, x: Tensor) -> dict[str, Any]:
         likelihood: Any = run.vae.likelihood
         loc, scale = likelihood.units.loc.to(x), likelihood.units.scale.to(x)
         jacobian, train_rows, x = log_scale(x, scale).double(), (train_rows - loc) / scale, (x - loc) / scale
-    log_px = floor(run.config.likelihood, family, features, train_rows, x) - jacobian
-    return {
-        "model": f"independent {run.config.likelihood} elements, fitted to the training rows",
-        "log_px": log_px.mean().item(),
-        "log_px_data_se": log_px.std().item() / len(log_px) ** 0.5 if len(log_px) > 1 else None,
-    }
+    floor_px = floor(run.config.likelihood, family, features, train_rows, x) - jacobian
+    return summarize_floor(
+        f"independent {run.config.likelihood} elements, fitted to the training rows", log_px, floor_px
+    )
 
 
 def rows_of(data: Data, split: str, rows: int | None = None) -> Split:

@@ -11,7 +11,8 @@ from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.random import seeded
 from pyro_vae.common.safe_read import check_seal
 from pyro_vae.data import Data, load
-from pyro_vae.errors import PyroVAEError, RunFolderError, UsageError
+from pyro_vae.data.table_layout import TableOptions
+from pyro_vae.errors import DataError, PyroVAEError, RunFolderError, UsageError
 from pyro_vae.models.vae import VAE
 
 from . import folder
@@ -74,7 +75,7 @@ def load_run(
     check_names(components)
     source = Weights.of(path)
     try:
-        config = Config.from_dict(record["config"])
+        config = Config.of_run(record["config"])
         if unknown := unregistered(config, components):
             raise UsageError(format_unknown(unknown))
         config = resolved(config, components)
@@ -101,7 +102,8 @@ def open_data(run: Run, data_dir: Path | None = None) -> Data:
     Raises:
         RunFolderError: it is no longer the same.
     """
-    data, digest = load_data(run.config, data_dir), run.record["data"]["digest"]
+    digest = run.record["data"]["digest"]
+    data = load_data(run.config, data_dir, digest=digest)
     if data.digest != digest:
         raise RunFolderError(
             f"the data of {run.path} has changed: {run.config.data} had digest {digest[:12]}… when it was "
@@ -110,12 +112,31 @@ def open_data(run: Run, data_dir: Path | None = None) -> Data:
     return data
 
 
-def load_data(config: Config, data_dir: Path | None, download: bool = False) -> Data:
-    """Load the data that a config names, as it says."""
-    return load(
-        config.data, data_dir=data_dir, download=download,
-        binarization=config.binarization, seed=config.data_seed, missing=config.missing,
-    )  # fmt: skip
+def load_data(config: Config, data_dir: Path | None, download: bool = False, digest: str | None = None) -> Data:
+    """Load the data that a config names, as it says.
+
+    Args:
+        config: any, with its binarization decided.
+        data_dir, download: as for :func:`~pyro_vae.data.load`.
+        digest: of the data that a run was trained on: a table that has another is read once more as versions before 0.17 did,
+            and that reading is returned if it has this digest.
+    """
+
+    def read(table: TableOptions) -> Data:
+        return load(
+            config.data, data_dir=data_dir, download=download, table=table,
+            binarization=config.binarization, seed=config.data_seed, missing=config.missing,
+        )  # fmt: skip
+
+    options = TableOptions(config.header, config.index, config.label)
+    if digest is None or options.given or not config.data.lower().endswith(".csv"):
+        return read(options)
+    try:
+        data = read(options)
+        former = data if data.digest == digest else read(TableOptions(former=True))
+    except DataError:  # of either: what it was read as then counts
+        return read(TableOptions(former=True))
+    return former if former.digest == digest else data
 
 
 def previous(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from pyro_vae.distributions.features import MIN_SCALE
 from pyro_vae.distributions.missing import Observed
+from pyro_vae.evidence.estimate import data_se, finite, format_nats
 from pyro_vae.programs.support import support_of_site
 
 CLOSED_FORM = ("bernoulli", "binomial", "normal")
@@ -56,6 +58,36 @@ def of_rows(d: Any, x: Tensor) -> Any:
     """Turn a distribution over elements into one over rows, of what is observed in x."""
     d = d.to_event(1 - d.event_dim)
     return Observed(d) if x.isnan().any() else d
+
+
+def summarize_floor(model: str, log_px: Tensor, floor_px: Tensor) -> dict[str, Any]:
+    """Average a floor over rows, with its data error, and log p(x) of a model above it, paired row by row; None if unknown."""
+    above = log_px - floor_px
+    return {
+        "model": model,
+        "log_px": floor_px.mean().item(),
+        "log_px_data_se": data_se(floor_px),
+        "cleared_by": finite(above.mean()),
+        "cleared_by_se": data_se(above) if above.isfinite().all() else None,
+    }
+
+
+def below_floor(told: Mapping[str, Any]) -> str | None:
+    """Say that a model lies below its floor, with the standard error of the paired difference; else None.
+
+    Example:
+        >>> told = summarize_floor("independent elements", torch.tensor([-9.0, -9.5]), torch.tensor([-2.0, -2.5]))
+        >>> below_floor(told)
+        'log p(x) lies 7.000 ± 0.000 nats a row below the floor (independent elements): ...'
+    """
+    cleared, se = told.get("cleared_by"), told.get("cleared_by_se")
+    if cleared is None or cleared >= 0:
+        return None
+    return (
+        f"log p(x) lies {-cleared:.3f} ± {format_nats(se)} nats a row below the floor ({told['model']}): a model that knows "
+        "each element apart is better. Look at the scale of x (--standardize), the likelihood and its support, fewer epochs "
+        "(--patience) or a smaller --learning-rate."
+    )
 
 
 def floor(name: str, family: Any, features: int, train: Tensor, x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from pyro_vae.errors import UsageError
 from pyro_vae.likelihoods.registry import FAMILIES
 from pyro_vae.models.missing import SkipMissing
 from pyro_vae.models.networks import MLP
-from pyro_vae.models.standardize import column_units, wrap_roles
+from pyro_vae.models.standardize import Units, units_by_shape, wrap_roles
 from pyro_vae.models.vae import VAE
 from pyro_vae.posteriors.registry import POSTERIORS
 from pyro_vae.priors.registry import PRIORS
@@ -185,7 +185,7 @@ def build(config: Config, shape: tuple[int, ...], x: Tensor | None = None, compo
     check_supports(config.prior, config.posterior, components)
     elements = math.prod(shape)
     family, features = likelihood_of(config, elements, components)
-    loc, scale = units_of(config, family, features, elements, x)
+    loc, scale = units_of(config, family, features, shape, x)
     x = x if x is None or not config.standardize else (x - loc) / scale
     specs = {role: spec_of(role, getattr(config, role), components) for role in ("posterior", "prior")}
     if "posterior" in specs["prior"].needs and "prior" in specs["posterior"].needs:
@@ -195,7 +195,7 @@ def build(config: Config, shape: tuple[int, ...], x: Tensor | None = None, compo
         )
     fill = None if not config.missing else torch.zeros(elements) if x is None else x.nanmean(0).nan_to_num()
     decoder = Conditional(decoder_of(config, shape, features), family)
-    parts: dict[str, Any] = {"shape": elements, "encoders": [], "fill": fill}
+    parts: dict[str, Any] = {"shape": elements, "encoders": [], "fill": fill, "units": input_units(config, shape, x)}
     todo = ["posterior", "likelihood", "prior"]
     while todo:  # the first whose needs are made
         role = next(r for r in todo if r == "likelihood" or parts.keys() >= set(specs[r].needs))
@@ -215,18 +215,31 @@ def build(config: Config, shape: tuple[int, ...], x: Tensor | None = None, compo
     return vae
 
 
-def units_of(config: Config, family: Family, features: int, elements: int, x: Tensor | None) -> tuple[Tensor, Tensor]:
+def input_units(config: Config, shape: tuple[int, ...], x: Tensor | None) -> Units | None:
+    """Units that the encoder sees what the posterior is given in; 0 and 1 without rows, None if the config asks for none."""
+    if not config.normalize:
+        return None
+    elements = math.prod(shape)
+    if x is None:
+        return Units(torch.zeros(elements), torch.ones(elements))
+    return Units(*units_by_shape(x, torch.tensor(True), shape))
+
+
+def units_of(
+    config: Config, family: Family, features: int, shape: tuple[int, ...], x: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of the training rows by element, if the config asks for them; else, or without rows, 0 and 1.
 
     Raises:
         UsageError: they were asked for, and the likelihood is of no real numbers.
     """
+    elements = math.prod(shape)
     if not config.standardize:
         return torch.zeros(elements), torch.ones(elements)
     if not (real := real_elements(family(torch.zeros(features)))).any():
         name = config.likelihood
         raise UsageError(f"standardize: the likelihood {name!r} is no density of real numbers; leave it out")
-    return (torch.zeros(elements), torch.ones(elements)) if x is None else column_units(x, real.to(x.device))
+    return (torch.zeros(elements), torch.ones(elements)) if x is None else units_by_shape(x, real, shape)
 
 
 def make(
@@ -236,7 +249,7 @@ def make(
     options: dict[str, Any] = dict(getattr(config, f"{role}_options"))
     needs = {need: parts[need] for need in spec.needs}
     if role == "posterior":
-        encoder = encoder_of(config, shape, parts["encoders"], parts["fill"])
+        encoder = encoder_of(config, shape, parts["encoders"], parts["fill"], parts["units"])
         return spec.make(encoder, config.latent_dim, **needs, **options)
     if x is not None and "shape" in needs and {"initial", "components"} <= spec.options.keys():
         count = options.get("components", spec.options["components"])

@@ -37,7 +37,7 @@ def replay_step(path: Path | str, components: Components = NOTHING, device: str 
     check_names(components)
     head, groups = read_capsule(path / folder.DIVERGENCE)
     try:
-        config = resolved(Config.from_dict(record["config"]), components)
+        config = resolved(Config.of_run(record["config"]), components)
         with seeded(0), bounded_build(layout_of(groups["model"])):
             vae = build(config, tuple(record["data"]["shape"]), components=components)
         objective = objective_of(config, record["data"]["rows"]["train"])

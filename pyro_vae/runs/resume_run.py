@@ -59,10 +59,11 @@ def resume_run(
     record = folder.read_config(path)
     check_seal(record, path / "config.json")
     try:
-        config = Config.from_dict(record["config"]) if config is None else config
+        config = Config.of_run(record["config"]) if config is None else config
     except UsageError as error:
         raise RunFolderError(f"{path / 'config.json'} cannot be used: {error}") from error
-    job = prepare(config, path if fork is None else Path(fork), components, data_dir, False, device)
+    digest = None if fork else record["data"]["digest"]
+    job = prepare(config, path if fork is None else Path(fork), components, data_dir, False, device, digest)
     if fork is None:
         check_same(record, job)
         folder.make(path)
@@ -122,7 +123,7 @@ def resumed(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_same(record: Mapping[str, Any], job: TrainingJob) -> None:
     """Refuse a config and data that are not those of the run."""
-    then, now = Config().to_dict() | record["config"], job.config.to_dict()  # an older run lacks newer options
+    then, now = Config.of_run(record["config"]).to_dict(), job.config.to_dict()  # an older run lacks newer options
     pairs = {key: (then.get(key), now.get(key)) for key in (then | now)}
     changed = {key: pair for key, pair in pairs.items() if digest_of(pair[0]) != digest_of(pair[1])}
     if record["data"]["digest"] != job.data.digest:

@@ -34,6 +34,7 @@ from .checkpoint import Generation
 from .checkpointer import Checkpointer
 from .config import Config
 from .custom_components import NOTHING, Components
+from .data_choices import choices_told, decided
 from .evaluate_run import SPLITS, EvaluationOptions, evaluate_opened
 from .load import Run, load_data
 from .lock import locked
@@ -103,12 +104,22 @@ class TrainingJob:
 
 
 def prepare(
-    config: Config, path: Path, components: Components, data_dir: Path | None, download: bool, device: str
+    config: Config,
+    path: Path,
+    components: Components,
+    data_dir: Path | None,
+    download: bool,
+    device: str,
+    digest: str | None = None,
 ) -> TrainingJob:
-    """Load the data and build the model of a config, and check them; nothing is written."""
-    config, target = resolved(config, components), resolve_device(device)
-    data = load_data(config, data_dir, download)
-    for note in data.notes:
+    """Load the data and build the model of a config, and check them; nothing is written.
+
+    With a `digest`, of the data that a run was trained on, a table is read as it was then, if it has that digest so.
+    """
+    first, target = resolved(config, components), resolve_device(device)  # what does not go together is refused first
+    data = load_data(first, data_dir, download, digest)
+    given, config = config, decided(config, data, components)
+    for note in (*data.notes, *choices_told(given, config, data)):
         print(f"note: {note}", file=sys.stderr)
     with seeded(config.seed):
         vae = build(config, data.shape, data.train.x, components).to(target)

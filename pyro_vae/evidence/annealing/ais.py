@@ -12,6 +12,7 @@ from torch import Tensor
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.memory import SMALLER, fitting
 from pyro_vae.common.progress import tracked
+from pyro_vae.evidence.estimate import identified
 from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.reach import check_reach
 from pyro_vae.programs.sites import Program
@@ -26,6 +27,7 @@ SCHEDULE, PILOT, FORWARD = range(3)
 
 
 @suggest_keywords
+@identified
 def ais(
     model: Program,
     guide: Program,

@@ -2,7 +2,7 @@ r"""log p(x) between two ends: the better of two lower bounds, and reverse annea
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -172,7 +172,7 @@ def bracket(
         model, guide, *problem.args, num_samples=num_samples, seed=seed, chunk_size=chunk_size, verbose=verbose
     )
     ahead = annealer.forward()
-    annealing = ahead.result(settings, problem.measure)
+    annealing = replace(ahead.result(settings, problem.measure), row_ids=sampled.row_ids)
     back = reverse(annealer, refresh, latents, ahead)
     chosen = by_annealing(annealing.log_px, sampled.log_px)
     return Bracket(

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.data.row_ids import RowIds
 from pyro_vae.errors import ProgramError, UsageError
-from pyro_vae.evidence.estimate import RowEstimates, data_se, format_nats, mean_se
+from pyro_vae.evidence.estimate import RowEstimates, data_se, digest_of_rows, format_nats, mean_se
 from pyro_vae.evidence.importance.accumulator import WeightSums
 
 from .densities import Point
@@ -83,6 +84,7 @@ class Annealed(RowEstimates):
         ratio: E_β[log p(x, z) − log start], ``(T + 1, N)``: with the prior as start, E_β[log p(x | z)].
         settings: that it was run with.
         measure: that log p(x) is a density with respect to; "score" for one of no distribution (``pyro.factor``).
+        row_ids: which rows it is of, as for :class:`~pyro_vae.Evidence`.
     """
 
     log_px: Tensor
@@ -96,6 +98,7 @@ class Annealed(RowEstimates):
     ratio: Tensor
     settings: AISSettings
     measure: str
+    row_ids: RowIds | None = None
 
     @property
     def method(self) -> str:
@@ -147,6 +150,7 @@ class Annealed(RowEstimates):
             **{name: getattr(self.settings, name) for name in names},
             "method": self.method,
             "measure": self.measure,
+            **digest_of_rows(self.row_ids),
             "unit": "nats per row, higher is better; a lower bound in expectation",
         }
 

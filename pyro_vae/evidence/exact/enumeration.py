@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import ProgramError, UsageError
+from pyro_vae.evidence.estimate import identified
 from pyro_vae.programs.pair import quiet
 from pyro_vae.programs.sites import Program
 from pyro_vae.programs.unconstrained import is_discrete
@@ -24,6 +25,7 @@ BLOCK = 64  # rows at a time, where each needs runs of its own
 
 
 @suggest_keywords
+@identified
 def enumerate_latents(
     model: Program, guide: Program | None, x: Any, *context: Any, chunk_size: int = 16384, missing: bool = False
 ) -> Exact:

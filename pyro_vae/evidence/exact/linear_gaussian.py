@@ -12,6 +12,7 @@ from torch import distributions as td
 
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import ProgramError
+from pyro_vae.evidence.estimate import identified
 from pyro_vae.programs.masked_latents import refuse_masked
 from pyro_vae.programs.masks import present
 from pyro_vae.programs.pair import quiet
@@ -30,6 +31,7 @@ PROBES = 32  # z run at a time
 
 
 @suggest_keywords
+@identified
 def linear_gaussian(
     model: Program,
     guide: Program | None,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import ProgramError, UsageError
+from pyro_vae.evidence.estimate import identified
 from pyro_vae.programs.pair import quiet
 from pyro_vae.programs.sites import Program
 from pyro_vae.programs.structured import on_tensors
@@ -27,6 +28,7 @@ BLOCK = {True: 512, False: 64}  # rows treated at once, on a shared grid or not
 
 
 @suggest_keywords
+@identified
 def quadrature(
     model: Program,
     guide: Program | None,

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from pyro_vae.common.csv_columns import read_columns, write_columns
-from pyro_vae.evidence.estimate import RowEstimates, data_se, format_nats
+from pyro_vae.data.row_ids import RowIds
+from pyro_vae.evidence.estimate import RowEstimates, beside, data_se, digest_of_rows, format_nats
 
 FIELDS = ("log_px", "error", "reliable")
 
@@ -27,6 +28,7 @@ class Exact(RowEstimates):
         reliable: rows whose error is no larger than what was asked for, ``(N,)``.
         measure: what log p(x) is a density with respect to (:func:`~pyro_vae.programs.measure.measure_of`).
         method, how: that computed it; grid, codes or sizes, in words.
+        row_ids: which rows it is of, as for :class:`~pyro_vae.Evidence`.
     """
 
     log_px: Tensor
@@ -35,6 +37,7 @@ class Exact(RowEstimates):
     method: str
     measure: str | None
     how: str
+    row_ids: RowIds | None = None
 
     @classmethod
     def without_error(cls, log_px: Tensor, method: str, measure: str | None, how: str) -> Exact:
@@ -63,12 +66,13 @@ class Exact(RowEstimates):
             "rows_flagged": len(self.flagged),
             "rows": len(self),
             **{name: getattr(self, name) for name in ("method", "how", "measure")},
+            **digest_of_rows(self.row_ids),
             "unit": "nats per row, higher is better",
         }
 
     def rows_csv(self) -> str:
-        """Format one line a row: row, log_px, error, reliable (1 or 0); to the last bit."""
-        return write_columns({name: getattr(self, name).double() for name in FIELDS})
+        """Format one line a row: row, what is known of it, log_px, error, reliable (1 or 0); to the last bit."""
+        return write_columns(beside(self.row_ids, {name: getattr(self, name).double() for name in FIELDS}))
 
     @classmethod
     def from_csv(cls, text: str, *, method: str, measure: str | None, how: str) -> Exact:
@@ -84,7 +88,8 @@ class Exact(RowEstimates):
             log p(x) -1.500 ± 0.0e+00 (by hand) ± unknown (data) nats | counts | 1 rows, 0 flagged, largest error 0.0e+00
         """
         columns = read_columns(text, FIELDS)
-        return cls(columns["log_px"], columns["error"], columns["reliable"] > 0, method, measure, how)
+        ids = RowIds.from_csv(text)
+        return cls(columns["log_px"], columns["error"], columns["reliable"] > 0, method, measure, how, ids)
 
     def __str__(self) -> str:
         s = self.summary()

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from pyro_vae.data.row_ids import RowIds
 from pyro_vae.errors import UsageError
 
 from .pareto import SPARE, LargestWeights, tail_size
@@ -157,6 +158,10 @@ class RowBlock:
         self.done = 0  # blocks from the first, whose sums `weight_sums` has; its largest are those of `waiting`, too
         self.waiting: dict[int, Tensor] = {}
         self.pieces: dict[int, dict[int, Tensor]] = {}
+        self.ids: RowIds | None = None  # which rows of which data they are; None in files of older versions
+        self.guide_elbo: Tensor | None = (
+            None  # and its error, ``(2, rows)``, where the particles are not the guide's own
+        )
 
     def __len__(self) -> int:
         """Count the particles that it holds."""
@@ -208,6 +213,14 @@ class RowBlock:
             self.weight_sums.include(self.waiting.pop(self.done), self.size)
             self.done += 1
 
+    def elbo(self, of_guide: bool) -> Tensor:
+        """ELBO of the guide and its error, ``(2, rows)``: of these particles, if they are its own; NaN where none are there."""
+        if of_guide:
+            sums = self.total()
+            return torch.stack([sums.elbo, sums.elbo_se])
+        unknown = torch.full((2, len(self.rows)), math.nan, dtype=torch.float64)
+        return unknown if self.guide_elbo is None else self.guide_elbo
+
     def plan(self, planned: int) -> None:
         """Raise K to `planned`, if it is lower; a last block that was short is dropped, to be drawn whole."""
         if planned > self.planned:
@@ -225,8 +238,18 @@ class RowBlock:
             total.add(in_order(self.pieces[block]))
         return total
 
+    def identify(self, ids: RowIds | None) -> None:
+        """Say which rows these are; a UsageError if the block holds particles of others."""
+        if ids is not None and self.ids is not None and (how := ids.difference(self.ids)):
+            raise UsageError(
+                f"rows {self.rows.start} to {self.rows.stop - 1} hold particles of other rows: {how}. Give the same x and "
+                "contexts in the same order, or start anew, without resume."
+            )
+        self.ids = self.ids if ids is None else ids
+
     def joined(self, other: RowBlock) -> RowBlock:
-        """Return the two as one; they share no particle."""
+        """Return the two as one; they share no particle, and are of the same rows."""
+        copy.copy(self).identify(other.ids)
         if (self.rows, self.planned) != (other.rows, other.planned):
             raise UsageError(
                 f"rows {self.rows.start} to {self.rows.stop - 1} of {self.planned} particles do not go with rows "
@@ -247,6 +270,7 @@ class RowBlock:
             for offset, piece in pieces.items():
                 both.add(block, offset, piece)
         both.settle()
+        both.guide_elbo = both.guide_elbo if less.guide_elbo is None else less.guide_elbo
         return both
 
 

@@ -13,6 +13,8 @@ from torch import Tensor
 from pyro_vae.common.device import resolve_device
 from pyro_vae.common.memory import SMALLER, fitting
 from pyro_vae.common.progress import tracked
+from pyro_vae.data.arrays import read_once
+from pyro_vae.data.row_ids import RowIds
 from pyro_vae.errors import DeviceError, Interrupted, UnreliableError, UsageError
 from pyro_vae.programs.pair import like_parameters, quiet
 from pyro_vae.programs.parameters import ParametersRegistered
@@ -22,6 +24,7 @@ from pyro_vae.programs.sites import Program
 from pyro_vae.programs.structured import on_tensors
 
 from .accumulator import ROWS, RowBlock
+from .guide_elbo import add_guide_elbo
 from .proposals import GUIDE, Proposal
 from .result import Evidence
 from .sampler import Sampler
@@ -60,7 +63,8 @@ def importance(
     Args:
         model, guide, x, *context: as for :func:`~pyro_vae.log_likelihood`.
         num_samples: K, particles a row.
-        proposal: of the particles: the guide, :func:`~pyro_vae.defensive` or :func:`~pyro_vae.widened`; the ELBO is its, too.
+        proposal: of the particles: the guide, :func:`~pyro_vae.defensive` or :func:`~pyro_vae.widened`. The ELBO is the
+            guide's whatever the proposal, from 200 draws of its own where these are not.
         target_se: doubles K, block of rows by block of rows, until each row's Monte Carlo error is at most this (nats). K then
             depends on the draws, so that p̂ is no longer strictly unbiased: believe it where k̂ is low.
         max_samples: K at most under `target_se`; rows that it does not suffice for are flagged.
@@ -83,6 +87,7 @@ def importance(
         verbose: a progress bar, on a terminal only.
 
     Raises:
+        UsageError: `resume` holds particles of other rows, by their digest, or of another seed or proposal.
         SupportError, ShapeError, DataError: x outside the support of the likelihood, of another shape, not finite.
         ProgramError: a pair that has no importance weight for each row; weights that are NaN (row and site are named); invalid
             parameters of a distribution; a guide that never draws some of what p(x, z) allows, unless the proposal is
@@ -111,10 +116,12 @@ def importance(
     if num_samples < 1 or chunk_size < 1:
         raise UsageError(f"num_samples and chunk_size must be at least 1, got {num_samples} and {chunk_size}")
     check_target(target_se, max_samples, num_samples, particles)
-    model, guide, args = on_tensors(model, guide, x, *context)
+    x, *rest = [read_once(a) for a in (x, *context)]
+    model, guide, args = on_tensors(model, guide, x, *rest)
     args = rows_of(model, guide, *args, missing=missing, device=None if device is None else resolve_device(device))
     check_device(args[0].device, like_parameters(model, guide))
     blocks = open_row_blocks(len(args[0]), num_samples, rows, resume, seed, proposal)
+    identify(blocks, RowIds.of(x, *rest))
     with quiet(model, guide, seed=seed, device=args[0].device):
         problem = Problem.checked(model, guide, *args, vectorize=vectorize_particles)
         if not proposal.weight:
@@ -131,6 +138,7 @@ def importance(
                     while target_se is not None and block.planned < max_samples and not met(block, target_se):
                         block.plan(min(2 * block.planned, max_samples))
                         fill(block, sampler, problem)
+                    add_guide_elbo(block, problem.rows(slice(block.rows.start, block.rows.stop)), sampler)
                 block.weight_sums.largest.trim()
                 if on_block is not None:
                     on_block(blocks, facts)
@@ -140,6 +148,12 @@ def importance(
     if strict and len(evidence.flagged):
         raise UnreliableError(evidence.why_flagged(), evidence)
     return evidence
+
+
+def identify(blocks: Sequence[RowBlock], ids: RowIds) -> None:
+    """Say to each block which rows it is of; a UsageError if its particles are of others."""
+    for block in blocks:
+        block.identify(ids[block.rows.start : block.rows.stop])
 
 
 def check_device(of_data: torch.device, parameter: Tensor | None) -> None:

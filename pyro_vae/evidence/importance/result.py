@@ -13,8 +13,18 @@ import torch
 from torch import Tensor
 
 from pyro_vae.common.csv_columns import read_columns, write_columns
+from pyro_vae.data.row_ids import RowIds
 from pyro_vae.errors import UsageError
-from pyro_vae.evidence.estimate import RowEstimates, data_se, finite, format_nats, mean_se
+from pyro_vae.evidence.estimate import (
+    RowEstimates,
+    beside,
+    data_se,
+    digest_of_rows,
+    finite,
+    format_nats,
+    known,
+    mean_se,
+)
 
 from .accumulator import RowBlock
 from .pareto import MIN_TAIL, khat_threshold
@@ -34,17 +44,19 @@ class Evidence(RowEstimates):
         log_px: importance-sampled log p(x_n), ``(N,)`` in float64: a lower bound in expectation.
         mc_se: Monte Carlo standard error of each `log_px` (delta method; believe it where ess is large).
         ess: effective sample size (Σ w)² / Σ w² of each row, between 1 and `num_samples`; 0 where all weights are 0.
-        elbo, elbo_se: the evidence lower bound of each row, and its Monte Carlo standard error.
+        elbo, elbo_se: the guide's evidence lower bound of each row, whatever the proposal, and its Monte Carlo standard error;
+            NaN where no draws of the guide are there (evidence by another proposal, of an older version).
         num_samples, seed: K, particles a row (the most that any row has); of the particles.
         khat: Pareto k̂ of each row's weights; NaN where it is not known (K < 25), −∞ where they have no tail.
         max_share: the share of the largest weight in each row's sum.
         jackknife: `log_px` less its jackknife estimate of bias: nearer to log p(x) where k̂ is low, but **no bound**.
         samples: K of each row.
         measure: what log p(x) is a density with respect to: "binary", "counts", "continuous" …; None if not known.
-        proposal: what the particles were drawn from; the ELBO is its, too.
+        proposal: what the particles were drawn from.
         target_se: the Monte Carlo error that was aimed at in each row.
         vectorizing: how the programs were run for K particles: under a "plate" of them, as K · N "rows", in a "loop".
         row_blocks: which particles it holds, block of rows by block of rows, for :meth:`merge` and ``resume=``.
+        row_ids: which rows it is of: a digest of each row's x and contexts, and the index of a DataFrame.
     """
 
     log_px: Tensor
@@ -63,6 +75,7 @@ class Evidence(RowEstimates):
     target_se: float | None = None
     vectorizing: str = "plate"
     row_blocks: Sequence[RowBlock] = ()
+    row_ids: RowIds | None = None
     method = "importance sampling"
 
     @classmethod
@@ -72,6 +85,9 @@ class Evidence(RowEstimates):
             raise UsageError(f"the rows before row {gap[0]} are missing: merge parts that leave none out between them")
         sums = [block.total() for block in row_blocks]
         facts |= {field: torch.cat([getattr(s, field) for s in sums]) for field in ROW_FIELDS + DIAGNOSTICS}
+        elbos = [block.elbo(facts.get("proposal", "guide") == "guide") for block in row_blocks]
+        facts["elbo"], facts["elbo_se"] = torch.cat(elbos, 1)
+        facts["row_ids"] = RowIds.joined([block.ids for block in row_blocks])
         return cls(num_samples=max(s.count for s in sums), row_blocks=tuple(row_blocks), **facts)
 
     @classmethod
@@ -79,7 +95,8 @@ class Evidence(RowEstimates):
         """Merge parts of one evaluation, from :func:`~pyro_vae.log_likelihood` with `rows` or `particles`, to the bit.
 
         Raises:
-            UsageError: parts of other seeds or proposals, that share particles, leave out rows in between, or hold none.
+            UsageError: parts of other rows (by their digest), seeds or proposals, that share particles, leave out rows in
+                between, or hold none.
 
         Example:
             >>> from pyro_vae import VAE, StandardNormal, Conditional, MLP, bernoulli, normal, log_likelihood
@@ -196,8 +213,10 @@ class Evidence(RowEstimates):
             raise UsageError(f"only a density has a Jacobian; this evidence is of measure {self.measure!r}")
         less = event_size * math.log(levels)
         jackknife = None if self.jackknife is None else self.jackknife - less
-        moved = {"log_px": self.log_px - less, "elbo": self.elbo - less, "jackknife": jackknife}
-        return dataclasses.replace(self, **moved, measure="counts, dequantised", row_blocks=())  # type: ignore[arg-type]
+        moved: dict[str, Any] = {"log_px": self.log_px - less, "elbo": self.elbo - less, "jackknife": jackknife}
+        ids = self.row_ids and dataclasses.replace(self.row_ids, x=None)  # the digest was that of y
+        moved |= {"measure": "counts, dequantised", "row_blocks": (), "row_ids": ids}
+        return dataclasses.replace(self, **moved)
 
     def summary(self) -> dict[str, Any]:
         """Average over rows, errors apart: Monte Carlo (more particles shrink it) and data (more rows do); None if unknown."""
@@ -205,9 +224,9 @@ class Evidence(RowEstimates):
             "log_px": self.log_px.mean().item(),
             "log_px_mc_se": mean_se(self.mc_se),
             "log_px_data_se": data_se(self.log_px),
-            "elbo": self.elbo.mean().item(),
+            "elbo": known(self.elbo.mean()),
             "elbo_mc_se": mean_se(self.elbo_se),
-            "gap": self.gap.mean().item(),
+            "gap": known(self.gap.mean()),
             "ess_median": self.ess.median().item(),
             "ess_min": self.ess.min().item(),
             "rows_of_low_ess": int((self.ess < LOW_ESS).sum()),
@@ -215,6 +234,7 @@ class Evidence(RowEstimates):
             "num_samples": self.num_samples,
             "seed": self.seed,
             "unit": "nats per row, higher is better",
+            **digest_of_rows(self.row_ids),
             **{name: getattr(self, name) for name in ("method", "measure", "proposal", "vectorizing")},
             **self.diagnostics(),
         }
@@ -234,9 +254,9 @@ class Evidence(RowEstimates):
         }
 
     def rows_csv(self) -> str:
-        """Format one line a row: row, log_px, mc_se, ess, elbo, elbo_se, khat, max_share, jackknife, samples."""
+        """Format one line a row: row, source_row, index, label, log_px, mc_se, … samples, digests: those that are known."""
         columns = {field: getattr(self, field) for field in ROW_FIELDS + DIAGNOSTICS}
-        return write_columns({field: column for field, column in columns.items() if column is not None})
+        return write_columns(beside(self.row_ids, {f: column for f, column in columns.items() if column is not None}))
 
     @classmethod
     def from_csv(
@@ -262,9 +282,11 @@ class Evidence(RowEstimates):
             [-1.5, -0.1]
         """
         columns: dict[str, Any] = read_columns(text, ROW_FIELDS, DIAGNOSTICS)
-        return cls(
-            num_samples=num_samples, seed=seed, measure=measure, proposal=proposal, target_se=target_se, **columns
-        )
+        ids = RowIds.from_csv(text)
+        if proposal != "guide" and (ids is None or ids.x is None):  # older versions wrote the ELBO of the proposal
+            columns |= {name: torch.full_like(columns[name], math.nan) for name in ("elbo", "elbo_se")}
+        facts: dict[str, Any] = {"num_samples": num_samples, "seed": seed, "measure": measure, "proposal": proposal}
+        return cls(**facts, target_se=target_se, row_ids=ids, **columns)
 
     def __str__(self) -> str:
         s = self.summary()
@@ -272,7 +294,7 @@ class Evidence(RowEstimates):
             f"log p(x) {s['log_px']:.3f} ± {format_nats(s['log_px_mc_se'])} (Monte Carlo) "
             f"± {format_nats(s['log_px_data_se'])} (data) nats | "
             f"{self.method} from the {self.proposal}{f', {self.measure}' if self.measure else ''}{self.format_vectorizing()} | "
-            f"ELBO {s['elbo']:.3f} ± {format_nats(s['elbo_mc_se'])} | gap {s['gap']:.3f} | "
+            f"ELBO {format_nats(s['elbo'])} ± {format_nats(s['elbo_mc_se'])} | gap {format_nats(s['gap'])} | "
             f"ESS median {s['ess_median']:.0f}, least {s['ess_min']:.1f} of {s['num_samples']} | "
             f"{s['rows']} rows, {s['rows_of_low_ess']} with ESS below {LOW_ESS}{self.format_flagged(s)}"
         )

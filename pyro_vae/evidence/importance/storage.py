@@ -16,6 +16,7 @@ from torch import Tensor
 from pyro_vae.common.atomic_write import write_atomic
 from pyro_vae.common.digests import digest_of, tensor_digest
 from pyro_vae.common.safe_read import LIMIT, read_regular
+from pyro_vae.data.row_ids import RowIds
 from pyro_vae.errors import DataError
 
 from .accumulator import ROWS, RowBlock
@@ -49,7 +50,8 @@ def evidence_bytes(evidence: Evidence, of: Mapping[str, str] | None = None) -> b
         sums, rows = block.weight_sums, block.rows
         numbers.append([rows.start, rows.stop, block.planned, block.done, sums.count, sums.largest.keep])
     facts = {name: getattr(evidence, name) for name in (*FACTS, *LATER)}
-    head = {"said": facts, "ledgers": numbers, "of": dict(of or {})}  # names on disk
+    head: dict[str, Any] = {"said": facts, "ledgers": numbers, "of": dict(of or {})}  # names on disk
+    head["index"] = [block.ids.index if block.ids else None for block in evidence.row_blocks]
     return save(tensors, {"evidence": json.dumps(head | {SEAL: digest_of(head)}), SEAL: tensor_digest(tensors)})
 
 
@@ -89,6 +91,8 @@ def evidence_from(content: bytes, path: str | Path) -> tuple[Evidence, dict[str,
         if seals not in ((None, None), (digest_of(head), tensor_digest(tensors))):  # none: from before there were seals
             raise ValueError("its SHA-256 is not that of what it holds")
         blocks = [row_block_of(tensors, i, numbers) for i, numbers in enumerate(head["ledgers"])]
+        for i, (block, index) in enumerate(zip(blocks, head.get("index", [None] * len(blocks)), strict=True)):
+            block.ids = row_ids_of(tensors, i, len(block.rows), index)
         facts = {name: head["said"][name] for name in FACTS} | {n: head["said"].get(n, was) for n, was in LATER.items()}
         return Evidence.of(blocks, **facts), dict(head.get("of", {}))
     except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError, RecursionError) as error:
@@ -99,8 +103,21 @@ def tensors_of(block: RowBlock) -> dict[str, Tensor]:
     """Name all tensors of a block of rows, as on disk."""
     sums, largest = block.weight_sums, block.weight_sums.largest
     tensors = {"sums": sums.sums, "top": largest.values, "cut": largest.cut}
+    tensors |= {f"ids/{name}": value for name, value in (block.ids.tensors() if block.ids else {}).items()}
+    tensors |= {} if block.guide_elbo is None else {"guide_elbo": block.guide_elbo}
     tensors |= {f"waiting/{b}": waiting for b, waiting in block.waiting.items()}
     return tensors | {f"piece/{b}/{o}": piece for b, pieces in block.pieces.items() for o, piece in pieces.items()}
+
+
+def row_ids_of(tensors: dict[str, Tensor], i: int, rows: int, index: Any) -> RowIds | None:
+    """Read which rows block number `i` is of; None in a file of an older version, a ValueError if they are not as many."""
+    parts: dict[str, Any] = {
+        n: tensors[f"{i}/ids/{n}"] for n in ("x", "context", "source") if f"{i}/ids/{n}" in tensors
+    }
+    if any(len(part) != rows for part in [*parts.values(), *([] if index is None else [index])]):
+        raise ValueError(f"ledger {i} names other rows than it holds")
+    labels = None if index is None else tuple(map(str, index))
+    return RowIds(**parts, index=labels) if parts else None
 
 
 def row_block_of(tensors: dict[str, Tensor], i: int, numbers: Sequence[int]) -> RowBlock:
@@ -114,6 +131,7 @@ def row_block_of(tensors: dict[str, Tensor], i: int, numbers: Sequence[int]) -> 
     sums, block.done = block.weight_sums, done
     sums.sums, sums.count = all_sums(tensors[f"{i}/sums"]), count
     sums.largest.values, sums.largest.cut, sums.largest.keep = tensors[f"{i}/top"], tensors[f"{i}/cut"], keep
+    block.guide_elbo = tensors.get(f"{i}/guide_elbo")
     for name, value in tensors.items():
         number, kind, *key = name.split("/")
         if int(number) == i and kind == "waiting":

@@ -108,6 +108,8 @@ def mixture_without_weights(self, terms):
 def mixture_site_by_site(self, terms):
     """Each site's own mixture, multiplied: which is not how z was drawn."""
     w = self.weight
+    if not w:  # the guide alone, of which the ELBO is taken
+        return terms.log_w
     mixed = [
         torch.logaddexp(math.log1p(-w) + terms.posterior[site], math.log(w) + terms.prior[site]) for site in terms.prior
     ]

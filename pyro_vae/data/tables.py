@@ -1,0 +1,177 @@
+"""Read a table of numbers, ``.csv``: its rows, its header, its labels, and the column that only names the rows."""
+
+from __future__ import annotations
+
+import csv
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from pyro_vae.errors import DataError
+
+from .table_layout import HEAD, TableLayout, TableOptions, is_index_name, is_number, layout_of_table
+
+LINE = 2**26  # characters of a line, at most: some million columns
+COUNTED = 10  # rows: the numbers of fewer may count by chance
+SHOWN = 8  # names of columns
+LABELS = ("y", "label", "labels", "target", "class", "species")  # names that labels go by
+Line = tuple[int, list[str]]  # its number in the file, and its cells
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Columns of a .csv: x ``(N, d)`` in float64, labels and the names of the rows where it has some, and what to say of it.
+
+    Text labels are numbered in alphabetical order; `classes` has their names.
+    """
+
+    x: np.ndarray
+    y: np.ndarray | None
+    classes: tuple[str, ...]
+    index: np.ndarray | None
+    notes: tuple[str, ...]
+
+
+def read_table(path: Path, options: TableOptions) -> Table:
+    """Read a .csv of numbers, perhaps under one line of names.
+
+    Raises:
+        DataError: no text in UTF-8, no row, a cell that is no number, a row of another length, no such column as is named.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            lines = nonblank_lines(csv.reader(lines_of(file)))
+            head = list(islice(lines, HEAD))
+            if not head:
+                raise DataError(f"{path} is empty: it has no row of numbers.")
+            layout = layout_of_table([cells for _, cells in head], options, str(path))
+            rows = chain(head[1:] if layout.names else head, lines)
+            values, texts = parse(rows, len(head[0][1]), layout, path)
+    except (csv.Error, UnicodeDecodeError, OSError) as e:
+        raise DataError(f"{path} cannot be read as comma-separated text in UTF-8 ({e}).") from e
+    if not values:
+        raise DataError(f"{path} is empty: it has no row of numbers.")
+    return assemble(np.frombuffer(values).reshape(-1, len(head[0][1])), texts, layout, options)
+
+
+def assemble(table: np.ndarray, texts: dict[int, list[str]], layout: TableLayout, options: TableOptions) -> Table:
+    """Take labels and index out of a table of numbers."""
+    index, why = index_of_table(table, texts, layout, options)
+    y, classes = (None, ()) if layout.label is None else labels_of(texts[layout.label])
+    x = np.delete(table, [c for c in (index, layout.label) if c is not None], axis=1)
+    names = None if index is None else np.array(texts.get(index) or [f"{v:.17g}" for v in table[:, index]])
+    notes = () if options.former else tuple(describe(x, layout, index, why, classes, y))
+    return Table(x, y, classes, names, notes)
+
+
+def describe(
+    x: np.ndarray, layout: TableLayout, index: int | None, why: str, classes: tuple[str, ...], y: np.ndarray | None
+) -> Iterator[str]:
+    """Yield what a reader of numbers on this table must know of it."""
+    kept = [name for i, name in enumerate(layout.names) if i not in (index, layout.label)]
+    shown = ", ".join(kept[:SHOWN]) + (f", … {kept[-1]}" if len(kept) > SHOWN else "")
+    header = f"header: {shown}" if layout.names else "no header: the first line is a row"
+    labels = "labels: none"
+    if layout.label is not None and y is not None:
+        told = f", {len(classes)} classes: {', '.join(classes[:SHOWN])}" if classes else ""
+        labels = f"labels: column {layout.name(layout.label)}{told}"
+    yield f"{len(x)} rows × {x.shape[1]} columns; {header}; {labels}"
+    if layout.names and all(map(is_number, kept)):
+        yield "the first line is taken for names, as its numbers are unlike the rows under it (--header no makes it a row)"
+    if index is not None:
+        yield f"column {layout.name(index)} {why}: it names the rows, and is no part of x (--index none keeps it)"
+    elif why:
+        yield why
+    if layout.label is None and (found := [name for name in kept if name.lower() in LABELS]):
+        yield f"column {found[0]!r} is part of x; --label {found[0]} takes it for the label"
+
+
+def index_of_table(
+    table: np.ndarray, texts: dict[int, list[str]], layout: TableLayout, options: TableOptions
+) -> tuple[int | None, str]:
+    """Find the column that only names the rows, and say why it is that."""
+    index, rows = layout.index, len(table)
+    if options.former or options.index == "none":
+        return None, ""
+    if index is not None:
+        if options.index != "auto":
+            return index, "is the index"
+        name, called = layout.names[index], is_index_name(layout.names[index])
+        if len(set(texts[index])) == rows:
+            return index, "is an index by its name" if called and name else "names each row"
+        if any(not is_number(cell) for cell in texts[index]):
+            raise DataError(
+                f"column {layout.name(index)} holds text that repeats: encode it as numbers, or give --label {name}, "
+                f"or --index {name}, which leaves it out."
+            )
+        return None, f"column {layout.name(index)} repeats values, and is part of x (--index {name} leaves it out)"
+    first = table[:, 0]
+    counted = rows >= COUNTED and any(np.array_equal(first, np.arange(start, start + rows)) for start in (0, 1))
+    if counted and table.shape[1] > 1 and layout.label != 0:
+        return 0, "counts the rows"
+    return None, ""
+
+
+def labels_of(cells: list[str]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Read labels: whole numbers as int64, other numbers as float64, texts as the number of their class."""
+    if all(is_number(cell) for cell in cells):
+        y = np.array([float(cell) for cell in cells])
+        # float64 holds every whole number below 2^53, so that labels survive the way through it
+        are_integers = np.isfinite(y).all() and (y == y.round()).all() and (abs(y) < 2**53).all()
+        return (y.astype(np.int64) if are_integers else y), ()
+    classes, y = np.unique(np.array(cells), return_inverse=True)
+    return y.astype(np.int64), tuple(map(str, classes))
+
+
+def lines_of(file: IO[str]) -> Iterator[str]:
+    """Yield a text's lines; raise a csv.Error for one longer than a table has: a file of zeros is one, as long as the disk."""
+    while line := file.readline(LINE):
+        if len(line) == LINE:
+            raise csv.Error(f"a line has more than {LINE:,} characters")
+        yield line
+
+
+def nonblank_lines(reader: Iterator[list[str]]) -> Iterator[Line]:
+    """Yield (line number, cells) of every line that is not blank."""
+    for cells in reader:
+        if cells:
+            yield reader.line_num, [cell.strip() for cell in cells]  # type: ignore[attr-defined]
+
+
+def parse(
+    lines: Iterable[Line], width: int, layout: TableLayout, path: Path
+) -> tuple[array[float], dict[int, list[str]]]:
+    """Parse rows to all values end to end, NaN in the columns of labels and index, whose texts stand beside."""
+    values = array("d")
+    texts: dict[int, list[str]] = {c: [] for c in (layout.label, layout.index) if c is not None}
+    for row, (line, cells) in enumerate(lines):
+        where = f"{path}, row {row} (counted from 0; line {line} of the file)"
+        if len(cells) != width:
+            raise DataError(
+                f"{where}: {len(cells)} cells, wanted {width} as in the first line. Make the rows equally long."
+            )
+        for column, kept in texts.items():
+            kept.append(cells[column])
+            cells[column] = ""
+        values.extend(parse_number(cell, where, column, layout) for column, cell in enumerate(cells))
+    numeric = layout.index
+    if numeric is not None and all(is_number(cell) for cell in texts[numeric]):  # may yet turn out to be part of x
+        for row, cell in enumerate(texts[numeric]):
+            values[row * width + numeric] = float(cell)
+    return values, texts
+
+
+def parse_number(cell: str, where: str, column: int, layout: TableLayout) -> float:
+    """Parse a cell; NaN where it is empty, which :func:`~pyro_vae.data.load` takes for missing, or refuses."""
+    if is_number(cell) or not cell:
+        return float(cell or "nan")
+    name = f" (it is called {layout.names[column]!r}; labels: --label {layout.names[column]})" if layout.names else ""
+    raise DataError(
+        f"{where}, column {column}: {cell!r} is no number{name}. Cells are numbers between commas; encode text as numbers, "
+        "and leave gaps empty (--missing). Names may stand in the first line only, and there in every column."
+    )

@@ -1,0 +1,81 @@
+"""What a config leaves to the data: the likelihood of bytes and of zeros and ones, and the units that its networks see."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from pyro_vae.data import Data
+from pyro_vae.data.datasets import NAMES
+from pyro_vae.distributions.units import real_elements
+from pyro_vae.models.standardize import units_by_shape
+
+from .config import Config
+from .custom_components import NOTHING, Components
+from .registry import LIKELIHOODS, likelihood_of, resolved
+
+SPREAD = 0.1  # images within [0, 1] of no less standard deviation are in units that networks start at
+OF_KIND = {"binary": "bernoulli", "bytes": "discretized_logistic"}
+OWN_UNITS = "normal_fixed"  # whose scale is given in the units of x
+
+
+def decided(config: Config, data: Data, components: Components = NOTHING) -> Config:
+    """Resolve a config, with what it leaves to the data: an "auto" likelihood, and whether x goes in standard units.
+
+    Densities of real numbers stand in the units of the training rows, unless they are of the caller's own or have a scale that
+    is given in those of x; what encoders then still see out of scale is normalized.
+    """
+    if config.likelihood == "auto" and config.data not in NAMES and config.resolved().binarization == "none":
+        config = dataclasses.replace(config, likelihood=OF_KIND.get(data.kind, "normal"))
+    config = resolved(config, components)
+    standardize, normalize = config.standardize, config.normalize
+    if standardize is None:
+        standardize = takes_units(config, math.prod(data.shape))
+    config = dataclasses.replace(config, standardize=standardize)
+    if normalize is None:
+        normalize = not in_scale(seen(config, data, components), data.shape)
+    return dataclasses.replace(config, normalize=normalize)
+
+
+def takes_units(config: Config, elements: int) -> bool:
+    """Return whether a likelihood of the registry is a density of real numbers, at least in some columns, in no units yet."""
+    if config.likelihood not in LIKELIHOODS or OWN_UNITS in config.likelihood + str(config.likelihood_options):
+        return False
+    family, features = likelihood_of(config, elements)
+    return bool(real_elements(family(torch.zeros(features))).any())
+
+
+def seen(config: Config, data: Data, components: Components) -> Tensor:
+    """Return training rows as the posterior is given them."""
+    x, elements = data.train.x, math.prod(data.shape)
+    if not config.standardize:
+        return x
+    family, features = likelihood_of(config, elements, components)
+    loc, scale = units_by_shape(x, real_elements(family(torch.zeros(features))), data.shape)
+    return (x - loc) / scale
+
+
+def in_scale(x: Tensor, shape: tuple[int, ...]) -> bool:
+    """Return whether rows are in units that networks start at: standard ones, or images within [0, 1] that fill it."""
+    values = x[~x.isnan()]
+    if len(shape) == 3 and len(values) and values.min() >= 0 and values.max() <= 1:
+        return bool(values.std() >= SPREAD)
+    loc, scale = units_by_shape(x, torch.tensor(True), shape)
+    constant = scale == 1
+    return bool((loc.abs() < 1e-3).all() and (((scale - 1).abs() < 1e-3) | constant).all())
+
+
+def choices_told(given: Config, config: Config, data: Data) -> Iterator[str]:
+    """Say what was chosen by the data: the likelihood, and units that are others than those of x."""
+    if given.likelihood == "auto" and config.data not in NAMES:
+        why = {"binary": ", as x holds zeros and ones alone", "bytes": ", as x holds whole numbers 0 to 255"}
+        yield f"likelihood auto: {config.likelihood}{why.get(data.kind, '')}"
+    seen = "standard units, (x - mean) / std of the training rows"
+    if config.standardize and given.standardize is None:
+        yield f"networks see x in {seen}; log p(x) is that of x as given (--no-standardize leaves them out)"
+    if config.normalize and given.normalize is None:
+        yield f"the encoder sees x in {seen} (--no-normalize leaves them out)"
