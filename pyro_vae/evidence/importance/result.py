@@ -140,10 +140,14 @@ class Evidence(RowEstimates):
 
     @property
     def reliable(self) -> Tensor:
-        """Rows whose k̂ is below the threshold, or whose weights are all but equal; False where k̂ is not known."""
+        """Rows of 25 particles or more whose k̂ is below the threshold, or whose weights are all but equal.
+
+        False where k̂ is not known, and of fewer particles, whose weights may be equal by chance: a single one always is.
+        """
         if self.khat is None or self.max_share is None:
             return torch.zeros_like(self.log_px, dtype=torch.bool)
-        return (self.khat < self.threshold) | (self.max_share * self.counts < 1 + FLAT)
+        steady = (self.khat < self.threshold) | (self.max_share * self.counts < 1 + FLAT)
+        return steady & (self.counts >= LEAST)
 
     @property
     def unmet(self) -> Tensor:
