@@ -135,6 +135,7 @@ class RowBlock:
         self.done = 0  # blocks from the first, whose sums `weight_sums` has; its largest are those of `waiting`, too
         self.waiting: dict[int, Tensor] = {}
         self.pieces: dict[int, dict[int, Tensor]] = {}
+        self.spread = torch.full((len(rows),), math.nan, dtype=torch.float64)  # NaN for rows that were not looked at
 
     def __len__(self) -> int:
         """Count the particles that it holds."""
@@ -221,6 +222,7 @@ class RowBlock:
         largest.add(others.values.T)
         largest.cut = torch.maximum(largest.cut, others.cut)
         both.waiting |= less.waiting
+        both.spread = torch.where(more.spread.isnan(), less.spread, more.spread)
         for block, pieces in less.pieces.items():
             for offset, piece in pieces.items():
                 both.add(block, offset, piece)

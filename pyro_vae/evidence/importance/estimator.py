@@ -22,6 +22,7 @@ from pyro_vae.programs.sites import Program
 from pyro_vae.programs.structured import on_tensors
 
 from .accumulator import ROWS, RowBlock
+from .narrowness import look
 from .proposals import GUIDE, Proposal
 from .result import Evidence
 from .sampler import Sampler
@@ -136,6 +137,8 @@ def importance(
                 block.weight_sums.largest.trim()
                 if on_block is not None:
                     on_block(blocks, facts)
+            run = [block for block in blocks if rows is None or block.rows.start in rows]
+            look(run, len(particles or range(run[0].planned)), proposal, problem, seed)
     except KeyboardInterrupt as signal:
         raise interrupted(blocks, facts, signal) from None
     evidence = Evidence.of(blocks, **facts)

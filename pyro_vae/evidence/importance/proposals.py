@@ -56,8 +56,13 @@ class Proposal:
         if not self.weight:
             return terms.log_w
         prior = sum_terms(terms.prior)
-        guide = math.log1p(-self.weight) + sum_terms(terms.posterior)
-        return terms.reconstruction + prior - torch.logaddexp(guide, math.log(self.weight) + prior)
+        return terms.reconstruction + prior - self.log_q(prior, sum_terms(terms.posterior))
+
+    def log_q(self, prior: Tensor, guide: Tensor) -> Tensor:
+        """Log density of the mixture, of the log densities of the prior and the (widened) guide."""
+        if not self.weight:
+            return guide
+        return torch.logaddexp(math.log1p(-self.weight) + guide, math.log(self.weight) + prior)
 
     def __str__(self) -> str:
         guide = "guide" if self.factor == 1 else f"guide widened by {self.factor:g}"

@@ -96,6 +96,8 @@ def tensors_of(block: RowBlock) -> dict[str, Tensor]:
     """Name all tensors of a block of rows, as on disk."""
     sums, largest = block.weight_sums, block.weight_sums.largest
     tensors = {"sums": sums.sums, "top": largest.values, "cut": largest.cut}
+    if not block.spread.isnan().all():
+        tensors["spread"] = block.spread
     tensors |= {f"waiting/{b}": waiting for b, waiting in block.waiting.items()}
     return tensors | {f"piece/{b}/{o}": piece for b, pieces in block.pieces.items() for o, piece in pieces.items()}
 
@@ -107,13 +109,17 @@ def row_block_of(tensors: dict[str, Tensor], i: int, numbers: Sequence[int]) -> 
         raise ValueError(f"ledger {i} is of no block of rows")
     if tensors[f"{i}/sums"].shape != (4, stop - start) or len(tensors[f"{i}/top"]) != stop - start:
         raise ValueError(f"ledger {i} holds other rows than it says")
+    if f"{i}/spread" in tensors and tensors[f"{i}/spread"].shape != (stop - start,):
+        raise ValueError(f"ledger {i} holds other rows than it says")
     block = RowBlock(range(start, stop), planned)
     sums, block.done = block.weight_sums, done
     sums.sums, sums.count = tensors[f"{i}/sums"], count
     sums.largest.values, sums.largest.cut, sums.largest.keep = tensors[f"{i}/top"], tensors[f"{i}/cut"], keep
     for name, value in tensors.items():
         number, kind, *key = name.split("/")
-        if int(number) == i and kind == "waiting":
+        if int(number) == i and kind == "spread":
+            block.spread = value
+        elif int(number) == i and kind == "waiting":
             block.waiting[int(key[0])] = value
         elif int(number) == i and kind == "piece":
             block.pieces.setdefault(int(key[0]), {})[int(key[1])] = value
