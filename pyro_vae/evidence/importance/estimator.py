@@ -120,12 +120,12 @@ def importance(
     model, guide, args = on_tensors(model, guide, x, *context)
     args = rows_of(model, guide, *args, missing=missing, device=None if device is None else resolve_device(device))
     check_device(args[0].device, like_parameters(model, guide))
-    blocks = open_row_blocks(len(args[0]), num_samples, rows, resume, seed, proposal)
+    sampler = Sampler(proposal, seed, chunk_size)
+    blocks = open_row_blocks(len(args[0]), num_samples, rows, resume, sampler)
     with quiet(model, guide, seed=seed, device=args[0].device):
         problem = Problem.checked(model, guide, *args, vectorize=vectorize_particles)
         if not proposal.weight:
             check_reach(problem, proposal.guide(problem.guide))
-    sampler = Sampler(proposal, seed, chunk_size)
     facts = {"seed": seed, "proposal": str(proposal), "measure": problem.measure, "target_se": target_se}
     facts |= {"vectorizing": str(problem.vectorizing)}
     try:
@@ -175,7 +175,7 @@ def interrupted(blocks: Sequence[RowBlock], facts: dict[str, Any], signal: Keybo
 
 
 def open_row_blocks(
-    num_rows: int, num_samples: int, rows: range | None, resume: Evidence | None, seed: int, proposal: Proposal
+    num_rows: int, num_samples: int, rows: range | None, resume: Evidence | None, sampler: Sampler
 ) -> list[RowBlock]:
     """Open one for each block of rows, with the particles of `resume`."""
     rows = range(num_rows) if rows is None else rows
@@ -186,9 +186,9 @@ def open_row_blocks(
     if not 0 <= rows.start < rows.stop <= num_rows:
         raise UsageError(f"rows={rows}, but x has {num_rows} rows")
     parts = [range(start, min(start + ROWS, num_rows)) for start in range(rows.start, rows.stop, ROWS)]
-    blocks = {part: RowBlock(part, num_samples) for part in parts}
+    blocks = {part: sampler.open(part, num_samples) for part in parts}
     if resume is not None:
-        resume.check_same(seed=seed, proposal=str(proposal))
+        resume.check_same(seed=sampler.seed, proposal=str(sampler.proposal))
         for block in copy.deepcopy(resume.row_blocks):
             start, stop = block.rows.start, block.rows.stop
             if stop > num_rows or (len(block.rows) < ROWS and stop != num_rows):

@@ -116,7 +116,7 @@ class WeightDensity(Densities):
 
     def draw(self, chains: int) -> Tensor:
         """Draw from the proposal; the share of the prior comes first."""
-        u, from_prior = super().draw(chains), self.proposal.from_prior(0, chains, 0.5)
+        u, from_prior = super().draw(chains), self.proposal.strata(0.5).from_prior(0, chains)
         if not from_prior:
             return u
         prior = self.flat(self.problem.sites(self.problem.model, from_prior))

@@ -140,8 +140,11 @@ class Evidence(RowEstimates):
 
     @property
     def bias(self) -> Tensor:
-        """−½ (1/ESS − 1/K), about E[log p̂] − log p(x) for each row (delta method; believe it where k̂ is low)."""
-        return -0.5 * (1 / self.ess - 1 / self.counts)
+        """−½ (1/ESS − 1/K), about E[log p̂] − log p(x) for each row (delta method; believe it where k̂ is low).
+
+        −½ mc_se², where the particles of a mixture are stratified and that is less.
+        """
+        return -0.5 * torch.fmin(1 / self.ess - 1 / self.counts, self.mc_se.square())
 
     @property
     def threshold(self) -> Tensor:

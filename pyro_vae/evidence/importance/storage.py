@@ -16,7 +16,7 @@ from pyro_vae.common.digests import digest_of, tensor_digest
 from pyro_vae.common.safe_read import LIMIT, read_regular
 from pyro_vae.errors import DataError
 
-from .accumulator import ROWS, RowBlock
+from .accumulator import ROWS, RowBlock, Strata
 from .result import Evidence
 
 SEAL = "sha256"
@@ -41,12 +41,14 @@ def evidence_bytes(evidence: Evidence, of: Mapping[str, str] | None = None) -> b
     evidence.check_same()
     tensors: dict[str, Tensor] = {}
     numbers: list[list[int]] = []
+    strata: list[list[float]] = []
     for i, block in enumerate(evidence.row_blocks):
         tensors |= {f"{i}/{name}": value.contiguous() for name, value in tensors_of(block).items()}
         sums, rows = block.weight_sums, block.rows
         numbers.append([rows.start, rows.stop, block.planned, block.done, sums.count, sums.largest.keep])
+        strata.append([block.strata.weight, block.strata.offset])
     facts = {name: getattr(evidence, name) for name in (*FACTS, *LATER)}
-    head = {"said": facts, "ledgers": numbers, "of": dict(of or {})}  # names on disk
+    head = {"said": facts, "ledgers": numbers, "strata": strata, "of": dict(of or {})}  # names on disk
     return save(tensors, {"evidence": json.dumps(head | {SEAL: digest_of(head)}), SEAL: tensor_digest(tensors)})
 
 
@@ -85,7 +87,9 @@ def evidence_from(content: bytes, path: str | Path) -> tuple[Evidence, dict[str,
         seals = head.pop(SEAL, None), metadata.get(SEAL)
         if seals not in ((None, None), (digest_of(head), tensor_digest(tensors))):  # none: from before there were seals
             raise ValueError("its SHA-256 is not that of what it holds")
-        blocks = [row_block_of(tensors, i, numbers) for i, numbers in enumerate(head["ledgers"])]
+        ledgers = head["ledgers"]
+        strata = head.get("strata", [[0.0, 0.0]] * len(ledgers))  # files of older versions hold no sums of a stratum
+        blocks = [row_block_of(tensors, i, n, s) for i, (n, s) in enumerate(zip(ledgers, strata, strict=True))]
         facts = {name: head["said"][name] for name in FACTS} | {n: head["said"].get(n, was) for n, was in LATER.items()}
         return Evidence.of(blocks, **facts), dict(head.get("of", {}))
     except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError, RecursionError) as error:
@@ -102,18 +106,20 @@ def tensors_of(block: RowBlock) -> dict[str, Tensor]:
     return tensors | {f"piece/{b}/{o}": piece for b, pieces in block.pieces.items() for o, piece in pieces.items()}
 
 
-def row_block_of(tensors: dict[str, Tensor], i: int, numbers: Sequence[int]) -> RowBlock:
+def row_block_of(tensors: dict[str, Tensor], i: int, numbers: Sequence[int], strata: Sequence[float]) -> RowBlock:
     """Build block number `i` of a file from its numbers in the head; a ValueError if they do not fit its tensors."""
     start, stop, planned, done, count, keep = numbers
     if not all(type(n) is int for n in numbers) or not 0 < stop - start <= ROWS:
         raise ValueError(f"ledger {i} is of no block of rows")
-    if tensors[f"{i}/sums"].shape != (4, stop - start) or len(tensors[f"{i}/top"]) != stop - start:
+    weight, offset = map(float, strata)
+    if tensors[f"{i}/sums"].shape != (6 if weight else 4, stop - start) or len(tensors[f"{i}/top"]) != stop - start:
         raise ValueError(f"ledger {i} holds other rows than it says")
     if f"{i}/spread" in tensors and tensors[f"{i}/spread"].shape != (stop - start,):
         raise ValueError(f"ledger {i} holds other rows than it says")
-    block = RowBlock(range(start, stop), planned)
+    block = RowBlock(range(start, stop), planned, Strata(weight, offset))
     sums, block.done = block.weight_sums, done
     sums.sums, sums.count = tensors[f"{i}/sums"], count
+    sums.prior_count = block.strata.from_prior(0, done * block.size)
     sums.largest.values, sums.largest.cut, sums.largest.keep = tensors[f"{i}/top"], tensors[f"{i}/cut"], keep
     for name, value in tensors.items():
         number, kind, *key = name.split("/")

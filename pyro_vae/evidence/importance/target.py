@@ -39,7 +39,7 @@ class TargetError:
     def particles(self, rows: range, sampler: Sampler, problem: Problem) -> int:
         """Choose K for a block of rows: `start`, doubled as often as its worst row needs, `most` at most."""
         apart = replace(sampler, seed=stream(sampler.seed, PILOT))
-        pilot = RowBlock(rows, min(max(self.start, FEWEST), self.most))
+        pilot = apart.open(rows, min(max(self.start, FEWEST), self.most))
         while True:
             apart.fill(pilot, problem, range(pilot.planned))
             chosen = self.rounded(self.foretold(pilot))
