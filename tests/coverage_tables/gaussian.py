@@ -70,19 +70,19 @@ def some_narrow(dims, narrow, width):
 
 
 NARROW = {
-    **{f"{d} dims, scale × {w}": Gaussian(d, w) for d in (1, 2, 5, 10, 20) for w in (0.4, 0.5, 0.6, 0.7)},
-    **{f"2 of 10 dims, scale × {w}": some_narrow(10, 2, w) for w in (0.4, 0.5, 0.6)},
-    **{f"1 of 20 dims, scale × {w}": some_narrow(20, 1, w) for w in (0.4, 0.5)},
-    **{f"{d} dims, scale × 0.6, 0.5 off": Gaussian(d, 0.6, 0.5) for d in (1, 3)},
-    **{f"counts, scale × {w}": NarrowCounts(w) for w in (0.3, 0.4, 0.5)},
+    **{f"{d} dims, scale x {w}": Gaussian(d, w) for d in (1, 2, 5, 10, 20) for w in (0.4, 0.5, 0.6, 0.7)},
+    **{f"2 of 10 dims, scale x {w}": some_narrow(10, 2, w) for w in (0.4, 0.5, 0.6)},
+    **{f"1 of 20 dims, scale x {w}": some_narrow(20, 1, w) for w in (0.4, 0.5)},
+    **{f"{d} dims, scale x 0.6, 0.5 off": Gaussian(d, 0.6, 0.5) for d in (1, 3)},
+    **{f"counts, scale x {w}": NarrowCounts(w) for w in (0.3, 0.4, 0.5)},
 }
 WIDE = {
     "5 dims, exact": Gaussian(5, 1.0),
-    "2 dims, scale × 0.9": Gaussian(2, 0.9),
-    "2 dims, scale × 1.3": Gaussian(2, 1.3),
-    "10 dims, scale × 1.2": Gaussian(10, 1.2),
-    "20 dims, scale × 0.95": Gaussian(20, 0.95),
+    "2 dims, scale x 0.9": Gaussian(2, 0.9),
+    "2 dims, scale x 1.3": Gaussian(2, 1.3),
+    "10 dims, scale x 1.2": Gaussian(10, 1.2),
+    "20 dims, scale x 0.95": Gaussian(20, 0.95),
     "5 dims, 0.3 off": Gaussian(5, 1.0, 0.3),
-    "counts, scale × 1.2": NarrowCounts(1.2),
+    "counts, scale x 1.2": NarrowCounts(1.2),
 }
 assert len(NARROW) == 30

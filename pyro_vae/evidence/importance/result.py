@@ -259,8 +259,10 @@ class Evidence(RowEstimates):
         """Summarise the weights, for :meth:`summary`; empty for evidence that has none."""
         if self.khat is None or self.max_share is None or self.jackknife is None:
             return {}
+        bias, error = self.bias.mean().abs(), mean_se(self.mc_se)
         return {
             "bias": finite(self.bias.mean()),
+            "bias_matters": bool(error is not None and bias > error / 2),  # ± Monte Carlo does not hold it
             "jackknife": finite(self.jackknife.mean()),
             "khat_max": finite(self.khat.max()),
             "khat_threshold": finite(self.threshold.max()),
