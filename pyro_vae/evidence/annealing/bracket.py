@@ -179,7 +179,7 @@ def bracket(
         torch.where(chosen, annealing.log_px, sampled.log_px),
         torch.where(chosen, annealing.mc_se, sampled.mc_se),
         -back.sums.log_px,  # of the mean of 1 / p(x)
-        back.sums.mc_se,
+        back.mc_se,
         latents is not None,
         chosen,
         sampled,

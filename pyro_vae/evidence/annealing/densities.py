@@ -15,6 +15,8 @@ from pyro_vae.programs.sites import latent_sites, observed_sites, sum_terms
 from pyro_vae.programs.unconstrained import SiteLayout, SubstituteLatents, check_continuous
 from pyro_vae.programs.vectorize_probe import refuse_random_guide
 
+from .singular import NaNWhereSingular
+
 
 @dataclass(frozen=True)
 class Point:
@@ -86,7 +88,18 @@ class Densities:
         return u
 
     def __call__(self, u: Tensor) -> Point:
-        """Compute values and gradients at u ``(chains, N, D)``: one run of the model, and one of the guide if it starts."""
+        """Compute values and gradients at u ``(chains, N, D)``: one run of the model, and one of the guide if it starts.
+
+        Values are NaN for the chains at which a covariance is singular: no chain moves there, and a start there is refused.
+        """
+        try:
+            return self.evaluate(u)
+        except torch.linalg.LinAlgError:
+            with NaNWhereSingular():
+                return self.evaluate(u)
+
+    def evaluate(self, u: Tensor) -> Point:
+        """Compute values and gradients, or raise where torch does."""
         with torch.enable_grad():
             u = u.detach().requires_grad_()
             start, ratio = self.scores(u)
@@ -104,7 +117,12 @@ class Densities:
             return prior + jacobian, likelihood
         same = SubstituteLatents({name: site["value"] for name, site in latents.items()})
         guide = total(self.problem.score(self.problem.sites(self.problem.guide, len(u), same), "guide"))
-        return guide + jacobian, likelihood + prior - guide
+        start = self.log_start(prior, guide)
+        return start + jacobian, likelihood + prior - start
+
+    def log_start(self, prior: Tensor, guide: Tensor) -> Tensor:
+        """Log density of the start, of the prior's and the guide's: the guide's own."""
+        return guide
 
     def log_prior(self, latents: Sites) -> Tensor:
         """log p(z), ``(chains, N)``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,16 +20,40 @@ PAIRS = 4096  # (row, particle) pairs in a block, which is drawn from a seed of 
 Piece = tuple[int, int, int]  # block, and first and last + 1 of its particles
 
 
+@dataclass(frozen=True)
+class Strata:
+    """Which particles of a block of rows come from the prior: steps of ⌊weight · k + offset⌋ in k, none by default."""
+
+    weight: float = 0.0
+    offset: float = 0.0
+
+    def from_prior(self, start: int, stop: int) -> int:
+        """Count those of the particles from `start` to `stop` − 1 that come from the prior.
+
+        With an offset that is uniform on [0, 1) their expected number is weight · (stop − start), and E[p̂] = p(x).
+        """
+        return math.floor(self.weight * stop + self.offset) - math.floor(self.weight * start + self.offset)
+
+    def mask(self, start: int, stop: int) -> list[bool]:
+        """Say of each of the particles whether it comes from the prior."""
+        return [bool(self.from_prior(k, k + 1)) for k in range(start, stop)]
+
+
+ONE = Strata()
+
+
 class WeightSums:
     r"""Running sums of K log weights for each of N rows, in float64 (:func:`sums_of`), and the largest of them.
+
+    Of a mixture, whose particles from the prior are a stratum of fixed size, also log Σ w and log Σ w² over these.
 
     Memory is O(N √K), for the largest weights (k̂ and the jackknife want them); the sums are O(N). The order and size of the
     blocks added does not matter beyond rounding. `planned` is K, if it is known beforehand.
     """
 
-    def __init__(self, num_rows: int, planned: int = 0) -> None:
-        self.count = 0
-        self.sums = sums_of(torch.empty(0, num_rows, dtype=torch.float64))
+    def __init__(self, num_rows: int, planned: int = 0, prior_weight: float = 0.0) -> None:
+        self.count, self.prior_count, self.prior_weight = 0, 0, prior_weight
+        self.sums = sums_of(torch.empty(0, num_rows, dtype=torch.float64), [] if prior_weight else None)
         self.largest = LargestWeights(num_rows, 0)
         self.plan(planned)
 
@@ -36,15 +61,16 @@ class WeightSums:
         """Keep as many of the largest as `count` particles call for."""
         self.largest.keep = max(self.largest.keep, tail_size(count) + SPARE)
 
-    def add(self, log_w: Tensor) -> None:
-        """Add log weights ``(particles, N)``."""
+    def add(self, log_w: Tensor, prior: list[bool] | None = None) -> None:
+        """Add log weights ``(particles, N)``; of a mixture, with which of them come from the prior."""
         log_w = log_w.detach().to("cpu", torch.float64)
-        self.include(sums_of(log_w), len(log_w))
+        self.include(sums_of(log_w, prior), len(log_w), sum(prior or []))
         self.largest.add(log_w)
 
-    def include(self, sums: Tensor, count: int) -> None:
+    def include(self, sums: Tensor, count: int, prior_count: int = 0) -> None:
         """Add the sums of `count` particles, but not their largest."""
         self.count += count
+        self.prior_count += prior_count
         self.sums = joined_sums(self.sums, sums)
         self.plan(self.count)
 
@@ -65,9 +91,29 @@ class WeightSums:
 
     @property
     def mc_se(self) -> Tensor:
-        """Delta method: sd(w) / (mean(w) √K) = √((K/ESS − 1) / (K − 1)); NaN where nothing is known: K = 1, or no weight."""
-        se = ((self.count / self.ess - 1).clamp_min(0) / (self.count - 1 or math.nan)).sqrt()
+        """Delta method: sd(w) / (mean(w) √K) = √((K/ESS − 1) / (K − 1)); NaN where nothing is known: K = 1, or no weight.
+
+        Of a mixture √(Σ_s n_s Var_s(w) + e²) / Σ w, over its two strata: how many particles come from each is no chance, but
+        for the rounding, e.
+        """
+        if self.stratified:
+            se = self.stratified_se()
+        else:
+            se = ((self.count / self.ess - 1).clamp_min(0) / (self.count - 1 or math.nan)).sqrt()
         return se.masked_fill(self.ess == 0, math.nan)
+
+    def stratified_se(self) -> Tensor:
+        """:attr:`mc_se` of a mixture."""
+        share, square = (self.sums[6] - self.sums[0]).exp(), (self.sums[7] - 2 * self.sums[0]).exp()
+        prior, guide = self.prior_count, self.count - self.prior_count
+        variance = scatter(share, square, prior) + scatter(1 - share, 1 / self.ess - square, guide)
+        rounding = (prior - self.prior_weight * self.count) * (share / prior - (1 - share) / guide)
+        return (variance + rounding.square()).sqrt()
+
+    @property
+    def stratified(self) -> bool:
+        """Whether these are of a mixture, with two particles or more from either side."""
+        return len(self.sums) > 6 and min(self.prior_count, self.count - self.prior_count) > 1
 
     @property
     def elbo(self) -> Tensor:
@@ -107,6 +153,8 @@ class WeightSums:
         k, log_sum = self.count, self.sums[0]
         if k == 1:
             return torch.full_like(log_sum, math.nan)
+        if self.stratified:  # the particles of a stratum are alike, not all K: to first order it is this
+            return self.log_px + self.mc_se.square() / 2
         m = k if k <= SPARE else min(tail_size(k) + SPARE // 2, self.largest.values.shape[1])
         largest = self.largest.values.topk(m, dim=1).values.T
         first, share = (self.sums[4] - log_sum).exp(), (largest[1:] - log_sum).exp()
@@ -119,12 +167,17 @@ class WeightSums:
         return self.log_px + (k - 1) * math.log1p(-1 / k) - (k - 1) / k * left_out
 
 
-def sums_of(log_w: Tensor) -> Tensor:
-    """Return log Σ w, log Σ w², Σ log w, Σ (log w)², max log w, and log Σ w less the largest, ``(6, N)``, of ``(K, N)``."""
+def sums_of(log_w: Tensor, prior: list[bool] | None = None) -> Tensor:
+    """Return log Σ w, log Σ w², Σ log w, Σ (log w)², max log w, and log Σ w less the largest, ``(6, N)``, of ``(K, N)``.
+
+    With `prior`, also the first two of the particles from the prior: ``(8, N)``.
+    """
     largest, others = largest_and_others(log_w)
-    return torch.stack(
-        [log_w.logsumexp(0), (2 * log_w).logsumexp(0), log_w.sum(0), log_w.square().sum(0), largest, others]
-    )
+    sums = [log_w.logsumexp(0), (2 * log_w).logsumexp(0), log_w.sum(0), log_w.square().sum(0), largest, others]
+    if prior is not None:
+        stratum = log_w[torch.tensor(prior, dtype=torch.bool)]
+        sums += [stratum.logsumexp(0), (2 * stratum).logsumexp(0)]
+    return torch.stack(sums)
 
 
 def largest_and_others(log_w: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,7 +193,13 @@ def joined_sums(a: Tensor, b: Tensor) -> Tensor:
     """Return the :func:`sums_of` two sets of particles together."""
     low, high = torch.minimum(a[4], b[4]), torch.maximum(a[4], b[4])
     others = torch.logaddexp(torch.logaddexp(a[5], b[5]), low)
-    return torch.cat([torch.logaddexp(a[:2], b[:2]), a[2:4] + b[2:4], torch.stack([high, others])])
+    together = [torch.logaddexp(a[:2], b[:2]), a[2:4] + b[2:4], torch.stack([high, others])]
+    return torch.cat([*together, torch.logaddexp(a[6:], b[6:])])
+
+
+def scatter(total: Tensor, square: Tensor, count: int) -> Tensor:
+    """n Var(w), from Σ w, Σ w² and n."""
+    return (square - total.square() / count).clamp_min(0) * count / (count - 1)
 
 
 class RowBlock:
@@ -151,10 +210,10 @@ class RowBlock:
     complete. Hence the same bits, whoever computed which first.
     """
 
-    def __init__(self, rows: range, planned: int) -> None:
-        self.rows, self.planned = rows, planned
+    def __init__(self, rows: range, planned: int, strata: Strata = ONE) -> None:
+        self.rows, self.planned, self.strata = rows, planned, strata
         self.size = max(1, PAIRS // len(rows))
-        self.weight_sums = WeightSums(len(rows), planned)
+        self.weight_sums = WeightSums(len(rows), planned, strata.weight)
         self.done = 0  # blocks from the first, whose sums `weight_sums` has; its largest are those of `waiting`, too
         self.waiting: dict[int, Tensor] = {}
         self.pieces: dict[int, dict[int, Tensor]] = {}
@@ -162,6 +221,7 @@ class RowBlock:
         self.guide_elbo: Tensor | None = (
             None  # and its error, ``(2, rows)``, where the particles are not the guide's own
         )
+        self.spread = torch.full((len(rows),), math.nan, dtype=torch.float64)  # NaN for rows that were not looked at
 
     def __len__(self) -> int:
         """Count the particles that it holds."""
@@ -201,16 +261,23 @@ class RowBlock:
             )
         pieces[offset] = log_w.detach().to("cpu", torch.float64, copy=True)
         if sum(map(len, pieces.values())) == self.size:
-            complete = in_order(self.pieces.pop(block))
+            complete, prior = in_order(pieces), self.prior(block, self.pieces.pop(block))
             self.weight_sums.largest.add(complete)
-            self.waiting[block] = sums_of(complete)
+            self.waiting[block] = sums_of(complete, prior)
             self.settle()
+
+    def prior(self, block: int, pieces: dict[int, Tensor]) -> list[bool] | None:
+        """Say which particles of a block's pieces come from the prior; None of no mixture."""
+        if not self.strata.weight:
+            return None
+        starts = [(block * self.size + offset, len(piece)) for offset, piece in sorted(pieces.items())]
+        return [prior for start, count in starts for prior in self.strata.mask(start, start + count)]
 
     def settle(self) -> None:
         """Add the sums whose turn it is."""
         # floating-point sums depend on the order: block after block, whichever was computed first
         while self.done in self.waiting:
-            self.weight_sums.include(self.waiting.pop(self.done), self.size)
+            self.include(self.weight_sums, self.done, self.waiting.pop(self.done))
             self.done += 1
 
     def elbo(self, of_guide: bool) -> Tensor:
@@ -220,6 +287,11 @@ class RowBlock:
             return torch.stack([sums.elbo, sums.elbo_se])
         unknown = torch.full((2, len(self.rows)), math.nan, dtype=torch.float64)
         return unknown if self.guide_elbo is None else self.guide_elbo
+
+    def include(self, total: WeightSums, block: int, sums: Tensor) -> None:
+        """Add the sums of one whole block."""
+        first = block * self.size
+        total.include(sums, self.size, self.strata.from_prior(first, first + self.size))
 
     def plan(self, planned: int) -> None:
         """Raise K to `planned`, if it is lower; a last block that was short is dropped, to be drawn whole."""
@@ -233,9 +305,9 @@ class RowBlock:
         """Return the sums of all particles that are there."""
         total = copy.deepcopy(self.weight_sums)
         for block in sorted(self.waiting):
-            total.include(self.waiting[block], self.size)
-        for block in sorted(self.pieces):
-            total.add(in_order(self.pieces[block]))
+            self.include(total, block, self.waiting[block])
+        for block, pieces in sorted(self.pieces.items()):
+            total.add(in_order(pieces), self.prior(block, pieces))
         return total
 
     def identify(self, ids: RowIds | None) -> None:
@@ -250,7 +322,7 @@ class RowBlock:
     def joined(self, other: RowBlock) -> RowBlock:
         """Return the two as one; they share no particle, and are of the same rows."""
         copy.copy(self).identify(other.ids)
-        if (self.rows, self.planned) != (other.rows, other.planned):
+        if (self.rows, self.planned, self.strata) != (other.rows, other.planned, other.strata):
             raise UsageError(
                 f"rows {self.rows.start} to {self.rows.stop - 1} of {self.planned} particles do not go with rows "
                 f"{other.rows.start} to {other.rows.stop - 1} of {other.planned}: run all parts with the same num_samples on "
@@ -266,6 +338,7 @@ class RowBlock:
         largest.add(others.values.T)
         largest.cut = torch.maximum(largest.cut, others.cut)
         both.waiting |= less.waiting
+        both.spread = torch.where(more.spread.isnan(), less.spread, more.spread)
         for block, pieces in less.pieces.items():
             for offset, piece in pieces.items():
                 both.add(block, offset, piece)

@@ -25,9 +25,11 @@ from pyro_vae.programs.structured import on_tensors
 
 from .accumulator import ROWS, RowBlock
 from .guide_elbo import add_guide_elbo
+from .narrowness import look
 from .proposals import GUIDE, Proposal
 from .result import Evidence
 from .sampler import Sampler
+from .target import TargetError
 
 
 def importance(
@@ -65,9 +67,9 @@ def importance(
         num_samples: K, particles a row.
         proposal: of the particles: the guide, :func:`~pyro_vae.defensive` or :func:`~pyro_vae.widened`. The ELBO is the
             guide's whatever the proposal, from 200 draws of its own where these are not.
-        target_se: doubles K, block of rows by block of rows, until each row's Monte Carlo error is at most this (nats). K then
-            depends on the draws, so that p̂ is no longer strictly unbiased: believe it where k̂ is low.
-        max_samples: K at most under `target_se`; rows that it does not suffice for are flagged.
+        target_se: the Monte Carlo error that each row shall have at most (nats). K is doubled for it, block of rows by block of
+            rows, as a pilot run with other draws foretells (:mod:`~pyro_vae.evidence.importance.target`): p̂ stays unbiased.
+        max_samples: K at most under `target_se`; rows whose error is above it all the same are flagged.
         rows: which rows of x to run, for a part to be joined with others by :meth:`Evidence.merge`; starts at a multiple of
             64, and stops at one or at the end.
         particles: which of the K particles to run, likewise.
@@ -115,18 +117,22 @@ def importance(
     """
     if num_samples < 1 or chunk_size < 1:
         raise UsageError(f"num_samples and chunk_size must be at least 1, got {num_samples} and {chunk_size}")
-    check_target(target_se, max_samples, num_samples, particles)
+    target = None if target_se is None else TargetError(target_se, num_samples, max_samples)
+    if target is not None and particles is not None:
+        raise UsageError(
+            "target_se asks for as many particles as it takes, particles= for some of them: give one of the two"
+        )
     x, *rest = [read_once(a) for a in (x, *context)]
     model, guide, args = on_tensors(model, guide, x, *rest)
     args = rows_of(model, guide, *args, missing=missing, device=None if device is None else resolve_device(device))
     check_device(args[0].device, like_parameters(model, guide))
-    blocks = open_row_blocks(len(args[0]), num_samples, rows, resume, seed, proposal)
+    sampler = Sampler(proposal, seed, chunk_size)
+    blocks = open_row_blocks(len(args[0]), num_samples, rows, resume, sampler)
     identify(blocks, RowIds.of(x, *rest))
     with quiet(model, guide, seed=seed, device=args[0].device):
         problem = Problem.checked(model, guide, *args, vectorize=vectorize_particles)
         if not proposal.weight:
             check_reach(problem, proposal.guide(problem.guide))
-    sampler = Sampler(proposal, seed, chunk_size)
     facts = {"seed": seed, "proposal": str(proposal), "measure": problem.measure, "target_se": target_se}
     facts |= {"vectorizing": str(problem.vectorizing)}
     try:
@@ -134,14 +140,13 @@ def importance(
         with problem.quiet(), ParametersRegistered():
             for block in tracked(blocks, "log p(x)", verbose):
                 if rows is None or block.rows.start in rows:
-                    fill(block, sampler, problem, particles)
-                    while target_se is not None and block.planned < max_samples and not met(block, target_se):
-                        block.plan(min(2 * block.planned, max_samples))
-                        fill(block, sampler, problem)
+                    fill(block, sampler, problem, particles, target)
                     add_guide_elbo(block, problem.rows(slice(block.rows.start, block.rows.stop)), sampler)
                 block.weight_sums.largest.trim()
                 if on_block is not None:
                     on_block(blocks, facts)
+            run = [block for block in blocks if rows is None or block.rows.start in rows]
+            look(run, len(particles or range(run[0].planned)), proposal, problem, seed)
     except KeyboardInterrupt as signal:
         raise interrupted(blocks, facts, signal) from None
     evidence = Evidence.of(blocks, **facts)
@@ -164,10 +169,14 @@ def check_device(of_data: torch.device, parameter: Tensor | None) -> None:
         )
 
 
-def fill(block: RowBlock, sampler: Sampler, problem: Problem, particles: range | None = None) -> None:
-    """Draw the particles of a block that it lacks, all that it plans by default."""
+def fill(
+    block: RowBlock, sampler: Sampler, problem: Problem, particles: range | None, target: TargetError | None
+) -> None:
+    """Draw the particles of a block that it lacks, all that it plans, or that a target takes, by default."""
     with fitting(f"the smallest chunk of particles on {problem.device}", SMALLER):
         some = problem.rows(slice(block.rows.start, block.rows.stop))
+        if target is not None:
+            block.plan(target.particles(block.rows, sampler, some))
         sampler.fill(block, some, range(block.planned) if particles is None else particles)
 
 
@@ -179,27 +188,8 @@ def interrupted(blocks: Sequence[RowBlock], facts: dict[str, Any], signal: Keybo
     return Interrupted.kind(signal)(f"interrupted: {last} have particles; go on with resume=error.result", result)
 
 
-def check_target(target_se: float | None, max_samples: int, num_samples: int, particles: range | None) -> None:
-    """Refuse a target that cannot be aimed at."""
-    if target_se is None:
-        return
-    if not target_se > 0:
-        raise UsageError(f"target_se must be above 0 nats, got {target_se}")
-    if max_samples < num_samples:
-        raise UsageError(f"max_samples={max_samples} is below num_samples={num_samples}, where target_se starts")
-    if particles is not None:
-        raise UsageError(
-            "target_se asks for as many particles as it takes, particles= for some of them: give one of the two"
-        )
-
-
-def met(block: RowBlock, target_se: float) -> bool:
-    """Compare the errors of all rows with the target; one that is not known (NaN) is above it."""
-    return bool((block.total().mc_se <= target_se).all())
-
-
 def open_row_blocks(
-    num_rows: int, num_samples: int, rows: range | None, resume: Evidence | None, seed: int, proposal: Proposal
+    num_rows: int, num_samples: int, rows: range | None, resume: Evidence | None, sampler: Sampler
 ) -> list[RowBlock]:
     """Open one for each block of rows, with the particles of `resume`."""
     rows = range(num_rows) if rows is None else rows
@@ -210,9 +200,9 @@ def open_row_blocks(
     if not 0 <= rows.start < rows.stop <= num_rows:
         raise UsageError(f"rows={rows}, but x has {num_rows} rows")
     parts = [range(start, min(start + ROWS, num_rows)) for start in range(rows.start, rows.stop, ROWS)]
-    blocks = {part: RowBlock(part, num_samples) for part in parts}
+    blocks = {part: sampler.open(part, num_samples) for part in parts}
     if resume is not None:
-        resume.check_same(seed=seed, proposal=str(proposal))
+        resume.check_same(seed=sampler.seed, proposal=str(sampler.proposal))
         for block in copy.deepcopy(resume.row_blocks):
             start, stop = block.rows.start, block.rows.stop
             if stop > num_rows or (len(block.rows) < ROWS and stop != num_rows):

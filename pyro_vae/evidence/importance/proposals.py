@@ -26,6 +26,8 @@ from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.sites import LogProbs, Program, is_latent, latent_sites, sum_terms
 from pyro_vae.programs.vectorize_probe import refuse_random_guide
 
+from .accumulator import Strata
+
 
 @dataclass(frozen=True)
 class Proposal:
@@ -44,20 +46,22 @@ class Proposal:
         """Widen the guide."""
         return guide if self.factor == 1 else Widened(self.factor)(guide)
 
-    def from_prior(self, start: int, stop: int, offset: float) -> int:
-        """Count the particles from `start` to `stop` − 1 that come from the prior: steps of ⌊weight · k + offset⌋ in k.
-
-        With an offset that is uniform on [0, 1) their expected number is weight · (stop − start), and E[p̂] = p(x).
-        """
-        return math.floor(self.weight * stop + offset) - math.floor(self.weight * start + offset)
+    def strata(self, offset: float) -> Strata:
+        """Say which particles come from the prior, by a start that is uniform on [0, 1)."""
+        return Strata(self.weight, offset)
 
     def log_w(self, terms: LogProbs) -> Tensor:
         """log p(x, z) − log q(z), ``(K, N)``; `terms.posterior` is the (widened) guide's."""
         if not self.weight:
             return terms.log_w
         prior = sum_terms(terms.prior)
-        guide = math.log1p(-self.weight) + sum_terms(terms.posterior)
-        return terms.reconstruction + prior - torch.logaddexp(guide, math.log(self.weight) + prior)
+        return terms.reconstruction + prior - self.log_q(prior, sum_terms(terms.posterior))
+
+    def log_q(self, prior: Tensor, guide: Tensor) -> Tensor:
+        """Log density of the mixture, of the log densities of the prior and the (widened) guide."""
+        if not self.weight:
+            return guide
+        return torch.logaddexp(math.log1p(-self.weight) + guide, math.log(self.weight) + prior)
 
     def __str__(self) -> str:
         guide = "guide" if self.factor == 1 else f"guide widened by {self.factor:g}"
@@ -74,7 +78,8 @@ def defensive(weight: float = 0.1) -> Proposal:
     Weights are bounded wherever p(x | z) is, as for any likelihood of discrete data: their variance is finite, whatever the
     guide leaves out. It may still take many particles to show: k̂ says whether K were enough. The price is a share `weight` of
     the particles, and a second run of the guide. log q is of the mixture, whichever of the two z was drawn from. The prior's
-    particles are stratified: every 1 / weight-th, from a random start; `mc_se` leaves that out, and is rather too large.
+    particles are stratified: every 1 / weight-th, from a random start; `mc_se` and `bias` are those of two strata, and
+    `jackknife` is `log_px` + ½ mc_se², as leaving out single particles would not do.
 
     Args:
         weight: share of the prior, 0 ≤ weight < 1.

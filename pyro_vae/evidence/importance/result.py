@@ -27,13 +27,18 @@ from pyro_vae.evidence.estimate import (
 )
 
 from .accumulator import RowBlock
+from .narrowness import too_narrow
 from .pareto import MIN_TAIL, khat_threshold
 
 LOW_ESS = 10  # below it a row's estimate rests on a handful of particles, and its own error bar is not to be believed
 LEAST = 5 * MIN_TAIL  # particles for a k̂
+TOO_NARROW = (
+    "the proposal is too narrow: draws of the posterior show larger weights than its own draws, and a larger error"
+)
 FLAT = 1e-3  # the largest weight is within this of the mean weight: there is no tail to speak of
 ROW_FIELDS = ("log_px", "mc_se", "ess", "elbo", "elbo_se")
 DIAGNOSTICS = ("khat", "max_share", "jackknife", "samples")  # which evidence of an older version lacks
+SPREAD = "spread"  # of the rows that were looked at
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -51,6 +56,8 @@ class Evidence(RowEstimates):
         max_share: the share of the largest weight in each row's sum.
         jackknife: `log_px` less its jackknife estimate of bias: nearer to log p(x) where k̂ is low, but **no bound**.
         samples: K of each row.
+        spread: E_p(z|x)[w] / p(x) of some rows, from a few draws of the posterior, as K / ESS is from the proposal's
+            (:mod:`~pyro_vae.evidence.importance.narrowness`); NaN for rows that were not looked at, None where none was.
         measure: what log p(x) is a density with respect to: "binary", "counts", "continuous" …; None if not known.
         proposal: what the particles were drawn from.
         target_se: the Monte Carlo error that was aimed at in each row.
@@ -70,6 +77,7 @@ class Evidence(RowEstimates):
     max_share: Tensor | None = None
     jackknife: Tensor | None = None
     samples: Tensor | None = None
+    spread: Tensor | None = None
     measure: str | None = None
     proposal: str = "guide"
     target_se: float | None = None
@@ -88,6 +96,8 @@ class Evidence(RowEstimates):
         elbos = [block.elbo(facts.get("proposal", "guide") == "guide") for block in row_blocks]
         facts["elbo"], facts["elbo_se"] = torch.cat(elbos, 1)
         facts["row_ids"] = RowIds.joined([block.ids for block in row_blocks])
+        spread = torch.cat([block.spread for block in row_blocks])
+        facts[SPREAD] = None if spread.isnan().all() else spread
         return cls(num_samples=max(s.count for s in sums), row_blocks=tuple(row_blocks), **facts)
 
     @classmethod
@@ -147,8 +157,11 @@ class Evidence(RowEstimates):
 
     @property
     def bias(self) -> Tensor:
-        """−½ (1/ESS − 1/K), about E[log p̂] − log p(x) for each row (delta method; believe it where k̂ is low)."""
-        return -0.5 * (1 / self.ess - 1 / self.counts)
+        """−½ (1/ESS − 1/K), about E[log p̂] − log p(x) for each row (delta method; believe it where k̂ is low).
+
+        −½ mc_se², where the particles of a mixture are stratified and that is less.
+        """
+        return -0.5 * torch.fmin(1 / self.ess - 1 / self.counts, self.mc_se.square())
 
     @property
     def threshold(self) -> Tensor:
@@ -156,11 +169,27 @@ class Evidence(RowEstimates):
         return self.counts.clone().apply_(lambda k: khat_threshold(int(k)))
 
     @property
-    def reliable(self) -> Tensor:
-        """Rows whose k̂ is below the threshold, or whose weights are all but equal; False where k̂ is not known."""
+    def steady(self) -> Tensor:
+        """Rows of 25 particles or more whose k̂ is below the threshold, or whose weights are all but equal.
+
+        False where k̂ is not known, and of fewer particles, whose weights may be equal by chance: a single one always is.
+        """
         if self.khat is None or self.max_share is None:
             return torch.zeros_like(self.log_px, dtype=torch.bool)
-        return (self.khat < self.threshold) | (self.max_share * self.counts < 1 + FLAT)
+        steady = (self.khat < self.threshold) | (self.max_share * self.counts < 1 + FLAT)
+        return steady & (self.counts >= LEAST)
+
+    @property
+    def too_narrow(self) -> Tensor:
+        """Rows whose weights spread further under the posterior than the proposal's draws show, or are taken to by others'."""
+        if self.spread is None:
+            return torch.zeros_like(self.log_px, dtype=torch.bool)
+        return too_narrow(self.spread, self.ess, self.counts, self.steady)
+
+    @property
+    def reliable(self) -> Tensor:
+        """Rows that are `steady`, and not `too_narrow`."""
+        return self.steady & ~self.too_narrow
 
     @property
     def unmet(self) -> Tensor:
@@ -182,7 +211,8 @@ class Evidence(RowEstimates):
         parts = []
         for rows, why in (
             (self.hopeless.nonzero(), "no particle explains the row: log p̂ is −∞, and log p(x) may be anything"),
-            ((~self.reliable & ~self.hopeless).nonzero(), f"k̂ is above {self.threshold.max():.2f}, or not known"),
+            ((~self.steady & ~self.hopeless).nonzero(), self.why_unsteady()),
+            ((self.steady & self.too_narrow).nonzero(), TOO_NARROW),
             (self.unmet.nonzero(), f"the Monte Carlo error is above target_se={self.target_se}"),
         ):
             if len(rows):
@@ -191,6 +221,12 @@ class Evidence(RowEstimates):
             f"log p(x) is not to be believed: {'; '.join(parts)} (K up to {self.num_samples}, {self.proposal}). Add particles "
             "(resume=, max_samples=), or take another proposal (defensive(), widened()) or a guide that fits better."
         )
+
+    def why_unsteady(self) -> str:
+        """Explain what `steady` asks for."""
+        if self.num_samples < LEAST:
+            return f"K is below {LEAST}, too few for a k̂"
+        return f"k̂ is above {self.threshold.max():.2f}, or not known"
 
     def of_counts(self, levels: int, event_size: int) -> Evidence:
         """Convert evidence of dequantised y = (x + u) / levels to that of the counts x: every log less D log levels.
@@ -243,19 +279,23 @@ class Evidence(RowEstimates):
         """Summarise the weights, for :meth:`summary`; empty for evidence that has none."""
         if self.khat is None or self.max_share is None or self.jackknife is None:
             return {}
+        bias, error = self.bias.mean().abs(), mean_se(self.mc_se)
         return {
             "bias": finite(self.bias.mean()),
+            "bias_matters": bool(error is not None and bias > error / 2),  # ± Monte Carlo does not hold it
             "jackknife": finite(self.jackknife.mean()),
             "khat_max": finite(self.khat.max()),
             "khat_threshold": finite(self.threshold.max()),
             "max_share": finite(self.max_share.max()),
             "rows_flagged": len(self.flagged),
+            "rows_too_narrow": int((self.steady & self.too_narrow).sum()),
+            "rows_looked_at": 0 if self.spread is None else int((~self.spread.isnan()).sum()),
             "target_se": self.target_se,
         }
 
     def rows_csv(self) -> str:
-        """Format one line a row: row, source_row, index, label, log_px, mc_se, … samples, digests: those that are known."""
-        columns = {field: getattr(self, field) for field in ROW_FIELDS + DIAGNOSTICS}
+        """Format one line a row: row, source_row, index, label, log_px, mc_se, … spread, digests: those that are known."""
+        columns = {field: getattr(self, field) for field in (*ROW_FIELDS, *DIAGNOSTICS, SPREAD)}
         return write_columns(beside(self.row_ids, {f: column for f, column in columns.items() if column is not None}))
 
     @classmethod
@@ -281,7 +321,7 @@ class Evidence(RowEstimates):
             >>> Evidence.from_csv(evidence.rows_csv(), num_samples=7, seed=0).log_px.tolist()
             [-1.5, -0.1]
         """
-        columns: dict[str, Any] = read_columns(text, ROW_FIELDS, DIAGNOSTICS)
+        columns: dict[str, Any] = read_columns(text, ROW_FIELDS, (*DIAGNOSTICS, SPREAD))
         ids = RowIds.from_csv(text)
         if proposal != "guide" and (ids is None or ids.x is None):  # older versions wrote the ELBO of the proposal
             columns |= {name: torch.full_like(columns[name], math.nan) for name in ("elbo", "elbo_se")}
@@ -311,4 +351,5 @@ class Evidence(RowEstimates):
             return ""
         why = f"k̂ above {s['khat_threshold']:.2f}" if self.num_samples >= LEAST else f"k̂ takes {LEAST} particles"
         target = "" if self.target_se is None else f" or ± above {self.target_se:g}"
-        return f", {s['rows_flagged']} flagged ({why}{target}) | jackknife {format_nats(s['jackknife'])} (no bound)"
+        narrow = f" or proposal too narrow: {s['rows_too_narrow']}" if s["rows_too_narrow"] else ""
+        return f", {s['rows_flagged']} flagged ({why}{target}{narrow}) | jackknife {format_nats(s['jackknife'])} (no bound)"

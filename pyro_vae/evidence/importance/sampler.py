@@ -27,6 +27,10 @@ class Sampler:
     seed: int
     chunk: int
 
+    def open(self, rows: range, planned: int) -> RowBlock:
+        """Return a block of rows without particles."""
+        return RowBlock(rows, planned, self.proposal.strata(stream(self.seed, rows.start // ROWS) / 2**63))
+
     def fill(self, sums: RowBlock, problem: Problem, particles: range) -> None:
         """Add those of the particles that are missing from the sums, as many blocks at a time as go into a chunk."""
         if particles.step != 1 or not 0 <= particles.start < particles.stop <= sums.planned:
@@ -44,10 +48,8 @@ class Sampler:
 
     def draw(self, sums: RowBlock, problem: Problem, block: int) -> Draws:
         """Draw all particles of a block, from its own stream."""
-        number = sums.rows.start // ROWS
-        offset = stream(self.seed, number) / 2**63
-        start, count = block * sums.size, sums.extent(block)
-        prior = [bool(self.proposal.from_prior(k, k + 1, offset)) for k in range(start, start + count)]
+        number, start = sums.rows.start // ROWS, block * sums.size
+        prior = sums.strata.mask(start, start + sums.extent(block))
         with seeded(self.seed, number, block, device=problem.device):  # all else is as the caller has set it, once
             draws = propose(self.proposal, problem, prior)
         for log_q in draws.posterior.values():

@@ -19,12 +19,13 @@ from pyro_vae.common.safe_read import LIMIT, read_regular
 from pyro_vae.data.row_ids import RowIds
 from pyro_vae.errors import DataError
 
-from .accumulator import ROWS, RowBlock
+from .accumulator import ROWS, RowBlock, Strata
 from .result import Evidence
 
 SEAL = "sha256"
 FACTS = ("seed", "proposal", "measure", "target_se")
 SUMS, OLDER_SUMS = 6, 4  # rows of sums in a file, and in one of an older version
+OF_PRIOR = 2  # more of a mixture
 LATER = {"vectorizing": "plate"}  # facts that files of older versions lack, and what they were
 
 
@@ -45,12 +46,14 @@ def evidence_bytes(evidence: Evidence, of: Mapping[str, str] | None = None) -> b
     evidence.check_same()
     tensors: dict[str, Tensor] = {}
     numbers: list[list[int]] = []
+    strata: list[list[float]] = []
     for i, block in enumerate(evidence.row_blocks):
         tensors |= {f"{i}/{name}": value.contiguous() for name, value in tensors_of(block).items()}
         sums, rows = block.weight_sums, block.rows
         numbers.append([rows.start, rows.stop, block.planned, block.done, sums.count, sums.largest.keep])
+        strata.append([block.strata.weight, block.strata.offset])
     facts = {name: getattr(evidence, name) for name in (*FACTS, *LATER)}
-    head: dict[str, Any] = {"said": facts, "ledgers": numbers, "of": dict(of or {})}  # names on disk
+    head: dict[str, Any] = {"said": facts, "ledgers": numbers, "strata": strata, "of": dict(of or {})}  # names on disk
     head["index"] = [block.ids.index if block.ids else None for block in evidence.row_blocks]
     return save(tensors, {"evidence": json.dumps(head | {SEAL: digest_of(head)}), SEAL: tensor_digest(tensors)})
 
@@ -90,7 +93,9 @@ def evidence_from(content: bytes, path: str | Path) -> tuple[Evidence, dict[str,
         seals = head.pop(SEAL, None), metadata.get(SEAL)
         if seals not in ((None, None), (digest_of(head), tensor_digest(tensors))):  # none: from before there were seals
             raise ValueError("its SHA-256 is not that of what it holds")
-        blocks = [row_block_of(tensors, i, numbers) for i, numbers in enumerate(head["ledgers"])]
+        ledgers = head["ledgers"]
+        strata = head.get("strata", [[0.0, 0.0]] * len(ledgers))  # files of older versions hold no sums of a stratum
+        blocks = [row_block_of(tensors, i, n, s) for i, (n, s) in enumerate(zip(ledgers, strata, strict=True))]
         for i, (block, index) in enumerate(zip(blocks, head.get("index", [None] * len(blocks)), strict=True)):
             block.ids = row_ids_of(tensors, i, len(block.rows), index)
         facts = {name: head["said"][name] for name in FACTS} | {n: head["said"].get(n, was) for n, was in LATER.items()}
@@ -105,6 +110,8 @@ def tensors_of(block: RowBlock) -> dict[str, Tensor]:
     tensors = {"sums": sums.sums, "top": largest.values, "cut": largest.cut}
     tensors |= {f"ids/{name}": value for name, value in (block.ids.tensors() if block.ids else {}).items()}
     tensors |= {} if block.guide_elbo is None else {"guide_elbo": block.guide_elbo}
+    if not block.spread.isnan().all():
+        tensors["spread"] = block.spread
     tensors |= {f"waiting/{b}": waiting for b, waiting in block.waiting.items()}
     return tensors | {f"piece/{b}/{o}": piece for b, pieces in block.pieces.items() for o, piece in pieces.items()}
 
@@ -120,21 +127,28 @@ def row_ids_of(tensors: dict[str, Tensor], i: int, rows: int, index: Any) -> Row
     return RowIds(**parts, index=labels) if parts else None
 
 
-def row_block_of(tensors: dict[str, Tensor], i: int, numbers: Sequence[int]) -> RowBlock:
+def row_block_of(tensors: dict[str, Tensor], i: int, numbers: Sequence[int], strata: Sequence[float]) -> RowBlock:
     """Build block number `i` of a file from its numbers in the head; a ValueError if they do not fit its tensors."""
     start, stop, planned, done, count, keep = numbers
     if not all(type(n) is int for n in numbers) or not 0 < stop - start <= ROWS:
         raise ValueError(f"ledger {i} is of no block of rows")
-    if all_sums(tensors[f"{i}/sums"]).shape != (SUMS, stop - start) or len(tensors[f"{i}/top"]) != stop - start:
+    weight, offset = map(float, strata)
+    expected = (SUMS + OF_PRIOR if weight else SUMS, stop - start)
+    if all_sums(tensors[f"{i}/sums"]).shape != expected or len(tensors[f"{i}/top"]) != stop - start:
         raise ValueError(f"ledger {i} holds other rows than it says")
-    block = RowBlock(range(start, stop), planned)
+    if f"{i}/spread" in tensors and tensors[f"{i}/spread"].shape != (stop - start,):
+        raise ValueError(f"ledger {i} holds other rows than it says")
+    block = RowBlock(range(start, stop), planned, Strata(weight, offset))
     sums, block.done = block.weight_sums, done
     sums.sums, sums.count = all_sums(tensors[f"{i}/sums"]), count
+    sums.prior_count = block.strata.from_prior(0, done * block.size)
     sums.largest.values, sums.largest.cut, sums.largest.keep = tensors[f"{i}/top"], tensors[f"{i}/cut"], keep
     block.guide_elbo = tensors.get(f"{i}/guide_elbo")
     for name, value in tensors.items():
         number, kind, *key = name.split("/")
-        if int(number) == i and kind == "waiting":
+        if int(number) == i and kind == "spread":
+            block.spread = value
+        elif int(number) == i and kind == "waiting":
             block.waiting[int(key[0])] = all_sums(value)
         elif int(number) == i and kind == "piece":
             block.pieces.setdefault(int(key[0]), {})[int(key[1])] = value

@@ -9,7 +9,7 @@ import torch
 
 from pyro_vae.errors import UsageError
 from pyro_vae.evidence.importance import accumulator, pareto, proposals, result, sampler
-from pyro_vae.evidence.importance.accumulator import RowBlock, WeightSums, sums_of
+from pyro_vae.evidence.importance.accumulator import RowBlock, Strata, WeightSums, sums_of
 from pyro_vae.evidence.importance.pareto import pareto_khat, tail_size
 from pyro_vae.evidence.importance.proposals import GUIDE, Proposal, defensive, propose, terms_at, widen, widened
 from pyro_vae.programs.sites import sum_terms
@@ -122,9 +122,9 @@ def prior_hard_coded(problem, draws):
     return replace(terms, prior={site: dist.Normal(0.0, 1.0).log_prob(z) for site, z in draws.values.items()})
 
 
-def prior_too_seldom(self, start, stop, offset):
-    """Rounded down in each block, and half of it."""
-    return math.floor(self.weight * (stop - start) * 0.5)
+def prior_too_seldom(self, start, stop):
+    """One in four particles, where one in two is meant."""
+    return [k % 4 == 0 for k in range(start, stop)]
 
 
 def drawn_wide_scored_narrow(proposal, problem, from_prior):
@@ -152,7 +152,7 @@ BROKEN = [  # where, what, the mistake, what it is tried on
     (Proposal, "log_w", density_of_the_one_drawn, {"proposal": defensive(0.2)}),
     (Proposal, "log_w", mixture_without_weights, {"proposal": defensive(0.2)}),
     (Proposal, "log_w", mixture_site_by_site, {"oracle": Far, "proposal": defensive(0.4)}),
-    (Proposal, "from_prior", prior_too_seldom, {"proposal": defensive(0.5)}),
+    (Strata, "mask", prior_too_seldom, {"proposal": defensive(0.5)}),
 ]
 
 
@@ -176,7 +176,7 @@ def check_extremes():
     assert sums.log_px.item() == pytest.approx(-20000 + math.log((1 + math.exp(-1)) / 3), abs=1e-9)
 
 
-def shifted_by_the_least(log_w):
+def shifted_by_the_least(log_w, prior=None):
     low = log_w.amin(0) if len(log_w) else 0.0
     sums = sums_of(log_w)
     return torch.stack([(log_w - low).exp().sum(0).log() + low, *sums[1:]])

@@ -18,10 +18,10 @@ from tests.helpers.importance import Chain, check_within_errors, log_likelihood,
 def test_the_prior_gets_its_share_of_the_particles():
     """⌊wK⌋ or one more, from block to block; the share of a run is w to 1 / K, its mean over starts exactly w."""
     w = defensive(0.1)
-    assert sum(w.from_prior(k, k + 64, 0.37) for k in range(0, 6400, 64)) == 640
+    assert sum(w.strata(0.37).from_prior(k, k + 64) for k in range(0, 6400, 64)) == 640
     starts = (torch.arange(1000) + 0.5) / 1000
-    assert sum(w.from_prior(0, 5, o) for o in starts.tolist()) / 1000 == pytest.approx(0.5)
-    assert all(GUIDE.from_prior(0, 100, o) == 0 for o in (0.0, 0.999999))
+    assert sum(w.strata(o).from_prior(0, 5) for o in starts.tolist()) / 1000 == pytest.approx(0.5)
+    assert all(GUIDE.strata(o).from_prior(0, 100) == 0 for o in (0.0, 0.999999))
 
 
 def check_fractions_of_particles():
