@@ -28,6 +28,7 @@ from pyro_vae.evidence.importance.convergence import SAMPLES, convergence
 from pyro_vae.plots import bars, evidence
 from pyro_vae.plots.calibration import ecdf_differences
 from pyro_vae.plots.figures import save
+from pyro_vae.plots.khat import khat_histogram
 
 
 def trained(epochs: int) -> tuple[VAE, Tensor, Tensor]:
@@ -125,7 +126,7 @@ def main(epochs=100, samples=SAMPLES, rows=180, steps=500, simulated=1000, tol=1
     khat, threshold = sampled.khat.numpy(), sampled.threshold.max().item()
     pictures = {
         "bracket": evidence.bracket_ends(ends, middles),
-        "khat": evidence.khat_histogram(khat, sampled.flagged.tolist(), threshold, x.numpy(), (1, 8, 8)),
+        "khat": khat_histogram(khat, sampled.flagged.tolist(), threshold, x.numpy(), (1, 8, 8)),
         "convergence": evidence.convergence_curve([found.summary() for found in growing], e),
         "rate_distortion": evidence.rate_distortion_curve(rates, distortions, {"the encoder": spent}, e["log_px"]),
         "gaps": bars.gap_bars(lost),

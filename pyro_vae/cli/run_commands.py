@@ -15,19 +15,30 @@ from rich.console import Console
 from pyro_vae.common.atomic_write import write_atomic
 from pyro_vae.errors import UsageError
 from pyro_vae.models import usage
-from pyro_vae.plots import figures, latents
+from pyro_vae.plots import images, latents
 from pyro_vae.runs.compare_runs import compare_runs, draw_forest, write
 from pyro_vae.runs.evaluate_run import EvaluationOptions, evaluate_opened, rows_of
 from pyro_vae.runs.load import Run, load_run, open_data
 from pyro_vae.runs.replay_divergence import replay_step
+from pyro_vae.runs.run_figures import draw_all, reconstructions, sample_means
 
 from .commands import DataDir, Device, app
 from .tables import report
 
+DRAWN = {  # pictures of these arrays in a run's figures, beside those of its training
+    "samples": "sampled",
+    "sample_means": "sampled_means",
+    "encoded": "encoded",
+    "reconstructed": "reconstructed",
+    "interpolated": "interpolated",
+}
 RunFolder = Annotated[Path, Parameter(help="Run folder.")]
 Out = Annotated[
     Path | None,
-    Parameter(help="Array file; in RUN by default: samples.npy, encoded.npy, reconstructed.npy or interpolated.npy."),
+    Parameter(
+        help="Array file; in RUN by default: samples.npy, sample_means.npy, encoded.npy, reconstructed.npy or "
+        "interpolated.npy."
+    ),
 ]
 DEFAULTS = EvaluationOptions()
 SplitName = Annotated[str, Parameter(help="test, validation or train.")]
@@ -43,13 +54,27 @@ def evaluate(
 
 
 @app.command
-def compare(*runs: Path, csv: Path | None = None, latex: Path | None = None, figure: Path | None = None) -> None:
-    """Compares runs on the rows that all were scored on: log p(x), and paired differences to the best with their errors.
+def compare(
+    *runs: Path,
+    split: str | None = None,
+    rows: int | None = None,
+    method: str | None = None,
+    csv: Path | None = None,
+    latex: Path | None = None,
+    figure: Path | None = None,
+) -> None:
+    """Compares runs on the rows that all were scored on: log p(x), and a verdict on each paired difference to the best.
 
     Parameters
     ----------
     runs
         Run folders, two or more.
+    split
+        Only evaluations of this split; test before others otherwise.
+    rows
+        Only evaluations of so many rows; the most otherwise.
+    method
+        Only evaluations by importance, annealing or exact; the one with the fewest flagged rows otherwise.
     csv
         File for the numbers, to the last bit.
     latex
@@ -59,7 +84,7 @@ def compare(*runs: Path, csv: Path | None = None, latex: Path | None = None, fig
     """
     if figure and figure.suffix.lower() != ".png":
         raise UsageError(f"--figure {figure}: pictures are PNG; give the file the ending .png")
-    comparison = compare_runs(runs)
+    comparison = compare_runs(runs, split=split, rows=rows, method=method)
     Console(width=None if sys.stdout.isatty() else 160).print(comparison.table())
     for note in comparison.notes:
         print(f"note: {note}")
@@ -79,7 +104,7 @@ def replay(
 
 @app.command
 def sample(run: RunFolder, /, *, num_samples: int = 48, seed: int = 0, mean: bool = False, out: Out = None) -> None:
-    """Draws x ~ p(x | z), z ~ p(z): an array (.npy) and, for images, a picture beside it.
+    """Draws x ~ p(x | z), z ~ p(z): an array (.npy) and a picture.
 
     Parameters
     ----------
@@ -92,8 +117,11 @@ def sample(run: RunFolder, /, *, num_samples: int = 48, seed: int = 0, mean: boo
     """
     opened = load_run(run)
     x = usage.sample(opened.vae, num_samples, seed=seed, mean=mean).numpy()
-    title = "E[x | z], z ~ p(z)" if mean else "x ~ p(x | z), z ~ p(z)"
-    save_array(opened, x, out, "samples", lambda: figures.sample_grid(x, opened.shape, title=title))
+    if mean:
+        draw: Callable[[], Any] = lambda: sample_means(opened.vae, num_samples, opened.shape, seed)  # noqa: E731
+        save_array(opened, x, out, "sample_means", draw)
+    else:
+        save_array(opened, x, out, "samples", lambda: images.sample_grid(x, opened.shape))
 
 
 @app.command
@@ -127,8 +155,7 @@ def reconstruct(
     opened, part = open_split(run, split, data_dir)
     x = part.x[:rows]
     means = usage.reconstruct(opened.vae, x).numpy()
-    images = [x.numpy()[:12], means[:12]], ["x", "E[x | z]"], opened.shape, f"{split} rows and their reconstructions"
-    save_array(opened, means, out, "reconstructed", lambda: figures.image_grid(*images))
+    save_array(opened, means, out, "reconstructed", lambda: reconstructions(opened.vae, x, opened.shape, split))
 
 
 @app.command
@@ -160,7 +187,7 @@ def interpolate(
             raise UsageError(f"row {row} is not in the {split} split, which has rows 0 to {len(part) - 1}")
     x = usage.interpolate(opened.vae, part.x[start : start + 1], part.x[end : end + 1], steps=steps)[:, 0].numpy()
     title = f"from {split} row {start} to {end}"
-    save_array(opened, x, out, "interpolated", lambda: figures.sample_grid(x, opened.shape, columns=steps, title=title))
+    save_array(opened, x, out, "interpolated", lambda: images.sample_grid(x, opened.shape, columns=steps, title=title))
 
 
 def open_split(run: Path, split: str, data_dir: Path | None) -> tuple[Run, Any]:
@@ -170,10 +197,11 @@ def open_split(run: Path, split: str, data_dir: Path | None) -> tuple[Run, Any]:
 
 
 def save_array(run: Run, array: np.ndarray, out: Path | None, name: str, draw: Callable[[], Any]) -> None:
-    """Write an array to `out` and its picture into the run's figures, and print where they are."""
+    """Write an array to `out` and its picture into the run's figures, beside those of its training; print where they are."""
     target, buffer = out or run.path / f"{name}.npy", io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(target, buffer.getvalue())
-    picture = figures.save(draw(), run.path / "figures" / f"{name}.png")
-    print(f"{target}  {array.shape}\n{picture}")
+    print(f"{target}  {array.shape}")
+    for path in draw_all(run.path / "figures", {DRAWN[name]: draw}):
+        print(path)

@@ -1,4 +1,4 @@
-"""Plots of evidence: brackets of log p(x), rows not to be believed, and rate against distortion."""
+"""Plots of evidence: brackets of log p(x), convergence in K, and rate against distortion."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Numbers = Mapping[str, Any]
-P_HAT, K_HAT = r"$\hat{p}$", r"$\hat{k}$"
+P_HAT = r"$\hat{p}$"
 
 
 def bracket_ends(brackets: Mapping[str, Numbers], exact: Mapping[str, Numbers] | None = None) -> Figure:
@@ -63,73 +63,6 @@ def draw_ends(ax: Axes, s: Numbers, exact: Numbers | None) -> None:
     ax.tick_params(axis="x", labelsize=8)
     ax.locator_params(axis="x", nbins=6)
     ax.spines[["top", "right"]].set_visible(False)
-
-
-def khat_histogram(
-    khat: np.ndarray,
-    flagged: Sequence[int],
-    threshold: float,
-    x: np.ndarray | None = None,
-    shape: tuple[int, ...] = (),
-    most: int = 20,
-) -> Figure:
-    """Plot Pareto k̂ of the rows' weights, flagged rows apart; beside it these rows themselves, worst first.
-
-    Args:
-        khat: of each row, ``(N,)``; −∞ (weights without a tail) is drawn at the left edge, NaN (not known) is only counted.
-        flagged: numbers of the rows not to believe, for whichever reason.
-        threshold: above which k̂ is not to be believed.
-        x: the rows, ``(N, D)``; None leaves them out.
-        shape: of a row: channels, height and width of an image; a table's row is a strip.
-        most: rows shown.
-    """
-    bad, known = np.isin(np.arange(len(khat)), flagged), ~np.isnan(khat)
-    worst = [] if x is None else sorted(flagged, key=lambda i: -np.nan_to_num(khat[i], nan=np.inf))[:most]
-    fig = figure(9.5 if worst else 6.0, 4.2)
-    sides: Any = fig.subfigures(1, 2, width_ratios=(1.15, 1)) if worst else (fig,)
-    ax = axes(sides[0], f"Pareto {K_HAT} of a row's weights", "rows", "")
-    ax.set_title(f"{bad.sum()} of {len(khat)} rows flagged", fontsize=10)
-    finite = khat[np.isfinite(khat)]
-    edges = np.histogram_bin_edges(np.append(finite, threshold), min(30, max(8, len(finite) // 6)))
-    edges += threshold - edges[np.abs(edges - threshold).argmin()]  # the threshold parts two bars
-    inside = np.clip(khat, edges[0], edges[-1])
-    believed, flagged_khat = inside[known & ~bad], inside[known & bad]
-    ax.hist([believed, flagged_khat], edges.tolist(), stacked=True, color=[BLUE, ORANGE], label=["believed", "flagged"])
-    ax.axvline(threshold, color=INK, linestyle="--", linewidth=1, label=f"threshold {threshold:.2f}")
-    if unknown := int((~known).sum()):
-        ax.plot([], [], " ", label=f"({unknown} not known)")
-    ax.locator_params(axis="y", integer=True)
-    sides[0].legend(frameon=False, fontsize=8, ncols=4, loc="outside lower center")
-    if x is not None and worst:
-        labels = ["?" if np.isnan(khat[i]) else f"{khat[i]:.2f}".replace("-", "−") for i in worst]
-        shown = "" if len(worst) == len(flagged) else f"{len(worst)} of "
-        sides[1].suptitle(f"{shown}{len(flagged)} flagged rows and their {K_HAT}, worst first", fontsize=10)
-        if len(shape) == 3:
-            show_images(sides[1], x[worst], labels, shape, most)
-        else:
-            show_strips(sides[1], x[worst], labels)
-    return fig
-
-
-def show_images(fig: Any, rows: np.ndarray, labels: Sequence[str], shape: tuple[int, ...], most: int) -> None:
-    """Show images on one scale, five in a line, each under its label; with room for `most`."""
-    low, high = np.nanmin(rows), np.nanmax(rows)
-    panels = list(fig.subplots(-(-most // 5), 5, squeeze=False).flat)
-    for ax in panels:
-        ax.set_axis_off()
-    for ax, row, label in zip(panels, rows, labels, strict=False):
-        image = (row.reshape(shape).transpose(1, 2, 0) - low) / (high - low or 1.0)
-        ax.imshow(image[..., 0] if shape[0] == 1 else image, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
-        ax.set_title(label, fontsize=8, pad=2)
-
-
-def show_strips(fig: Any, rows: np.ndarray, labels: Sequence[str]) -> None:
-    """Show a table's rows as strips on one scale, each beside its label."""
-    ax = fig.add_subplot()
-    ax.imshow(rows, cmap="gray_r", interpolation="nearest", aspect="auto")
-    ax.set_yticks(range(len(rows)), labels, fontsize=8)
-    ax.set_xlabel("element of x")
-    ax.locator_params(axis="x", integer=True)
 
 
 def convergence_curve(points: Sequence[Numbers], exact: Numbers | None = None) -> Figure:
