@@ -82,18 +82,28 @@ def compare_runs(
     """
     named = name_all([Path(path) for path in paths])
     wanted = {"split": split, "rows": rows, "method": method}
-    found = shared({name: scored(path, wanted) for name, path in named.items()}) if named else {}
+    scores = {name: scored(path, wanted) for name, path in named.items()}
+    found = shared(scores) if named else {}
     runs = {name: read(path, components or {}, found[name]) for name, path in named.items()}
     check_common(runs)
     of_each = {key: {n: getattr(r, key) for n, r in runs.items()} for key in ("evidence", "seconds", "active_units")}
     comparison = compare(of_each.pop("evidence"), **of_each)
     machines = " and ".join(sorted({run.machine for run in runs.values()}))
     notes = [f"{name}: {run.unfinished}." for name, run in runs.items() if run.unfinished]
+    notes += other_rows(scores, found)
     notes += [f"next: {AGAIN} {runs[m.name].path} --method annealing" for m in comparison.models if m.loose]
     notes += [f"seconds are of training; scored on {machines}."]
     if any(run.active_units is not None for run in runs.values()):
         notes.append("active units are of the epoch kept, on (at most 500) validation rows: Var_x(E[z | x]) > 0.01.")
     return replace(comparison, notes=(*comparison.notes, *notes))
+
+
+def other_rows(scores: Mapping[str, Sequence[Evaluation]], chosen: Mapping[str, Evaluation]) -> list[str]:
+    """Note which other rows all runs were scored on, too."""
+    common = set.intersection(*({e.rows_of for e in found} for found in scores.values()))
+    others = sorted(common - {e.rows_of for e in chosen.values()})
+    listed = ", ".join(f"--split {split} --rows {rows}" for split, rows in others)
+    return [f"all were scored on other rows, too: {listed}."] if others else []
 
 
 def name_all(paths: Sequence[Path]) -> dict[str, Path]:

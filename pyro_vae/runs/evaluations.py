@@ -86,6 +86,11 @@ class Evaluation:
     summary: dict[str, Any]
 
     @property
+    def rows_of(self) -> tuple[str, int]:
+        """Split, and how many rows of it."""
+        return self.name.split, self.summary["rows"]
+
+    @property
     def doubt(self) -> tuple[float, bool, int]:
         """Sort key: flagged rows, then an oracle first, then more particles."""
         return share_flagged(self.summary), "how" not in self.summary, -self.summary.get("num_samples", 0)
@@ -173,14 +178,12 @@ def shared(runs: Mapping[str, Sequence[Evaluation]]) -> dict[str, Evaluation]:
     Of several of the same rows, those by one method, with the fewest flagged rows; where no method is common, each run's
     own best. Where no rows are common, each run's first, which whoever compares them refuses.
     """
-    of_rows = [{(e.name.split, e.summary["rows"]) for e in found} for found in runs.values()]
+    of_rows = [{e.rows_of for e in found} for found in runs.values()]
     common = set.intersection(*of_rows)
     if not common:
         return {run: found[0] for run, found in runs.items()}
     split, rows = min(common, key=lambda key: (SPLITS.index(key[0]), -key[1]))
-    chosen = {
-        run: [e for e in found if (e.name.split, e.summary["rows"]) == (split, rows)] for run, found in runs.items()
-    }
+    chosen = {run: [e for e in found if e.rows_of == (split, rows)] for run, found in runs.items()}
     by_method = [{(e.name.method, e.name.proposal) for e in found} for found in chosen.values()]
     best = {run: {how: best_of(found, how) for how in by_method[0]} for run, found in chosen.items()}
     if hows := set.intersection(*by_method):
