@@ -159,7 +159,7 @@ def format_how(evidence: dict[str, Any]) -> str:
 def cautions(evidence: dict[str, Any]) -> Iterator[str]:
     """Yield a sentence for each reason to doubt the number."""
     rows = evidence["rows"]
-    if so_far := format_unfinished(evidence["training"]):
+    if so_far := format_unfinished(evidence.get("training")):
         yield f"note: {so_far}"
     if low := evidence.get("rows_of_low_ess"):
         yield (

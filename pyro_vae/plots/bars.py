@@ -79,9 +79,7 @@ def forest(
     """
     verdicts = verdicts or [""] * len(names)
     fig = figure(7.6, 1.5 + 0.32 * len(names))
-    printed = (
-        ": bars ± 2 s.e., numbers ± 1 s.e." if DOUBTED not in verdicts else "; none has errors that is not believed"
-    )
+    printed = ": bars ± 2 s.e., numbers ± 1 s.e." if DOUBTED not in verdicts else "; hollow: not to be believed"
     ax = axes(fig, "log p(x) − best, nats per row", "", f"Paired difference to the best{printed}")
     ax.axvline(0, color=GREY, linestyle="--", linewidth=1)
     for y, (difference, error, verdict) in enumerate(zip(differences, errors, verdicts, strict=True)):

@@ -22,6 +22,7 @@ from . import folder
 
 PROPOSALS: dict[str, Proposal] = {"guide": GUIDE, "defensive": defensive(), "widened": widened()}
 AGAIN = "pyro-vae evaluate"
+METHODS = ("importance", "annealing", "exact")
 SPLITS = ("test", "validation", "train")
 TOLD = ("rows", "num_samples", "num_chains", "seed", "log_px", "log_px_mc_se", "log_px_data_se", "elbo", "rows_flagged")
 
@@ -53,6 +54,12 @@ class EvaluationName:
             *([f"k{self.num_samples}"] if self.num_samples else []),
         ]
         return "-".join(parts)
+
+    def is_known(self) -> bool:
+        """Return whether it names what there is; only then is it part of a file's name."""
+        counts = [count for count in (self.rows, self.num_samples) if count is not None]
+        whole = all(type(count) is int and count > 0 for count in counts)
+        return whole and self.split in SPLITS and self.method in METHODS and self.proposal in PROPOSALS
 
     def named(self, word: str) -> str:
         """Return the name of a file of this evaluation: the word alone for all test rows, by importance sampling.
@@ -123,7 +130,7 @@ def read(file: Path) -> Evaluation:
         raise RunFolderError(f"{file} is no evidence")
     try:
         name, counts = EvaluationName.of(summary), [summary.get(key, 0) for key in ("rows_flagged", "num_samples")]
-        known = (
+        known = name.is_known() and (
             name.split in SPLITS and all(type(count) is int for count in (summary["rows"], *counts)) and summary["rows"]
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -147,9 +154,7 @@ def write(
     """
     before = stored(path, name)
     if before is not None and before.name != name:
-        with storage(f"cannot rename the evidence of {path}"):
-            for ending in (".csv", ".json"):
-                (path / f"{before.stem}{ending}").replace(path / f"{before.name.named('evidence')}{ending}")
+        move(path, before)
     elif before is not None and not replacing and before.summary.get("weights", record["weights"]) == record["weights"]:
         count = record.get("num_samples")
         if count is not None and count < before.summary.get("num_samples", 0):
@@ -161,6 +166,17 @@ def write(
     told = {key: record[key] for key in TOLD if key in record}
     folder.append_line(path / folder.HISTORY, {"time": now, "file": f"{stem}.json", **asdict(name), **told})
     return stem, record
+
+
+def move(path: Path, evaluation: Evaluation) -> None:
+    """Give an evaluation the name of its own; beside one that has that name already, with its number of particles."""
+    name = evaluation.name
+    if (path / f"{name.named('evidence')}.json").exists():
+        name = replace(name, num_samples=evaluation.summary.get("num_samples"))
+    with storage(f"cannot rename the evidence of {path}"):
+        for file in [path / f"{evaluation.stem}{ending}" for ending in (".csv", ".json")]:
+            if file.exists():
+                file.replace(path / f"{name.named('evidence')}{file.suffix}")
 
 
 def stored(path: Path, name: EvaluationName) -> Evaluation | None:
