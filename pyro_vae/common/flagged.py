@@ -50,8 +50,35 @@ def format_bound(summary: Mapping[str, Any]) -> str:
 
 
 def why_loose(summary: Mapping[str, Any]) -> str:
-    """Format why: "loose: 98 % of rows flagged"."""
-    return f"{'not to be believed' if 'how' in summary else 'loose'}: {format_share(share_flagged(summary))} of rows flagged"
+    """Format why: "loose: 98 % of rows flagged", or "loose: k̂ not known"."""
+    known = "rows_flagged" in summary
+    why = f"{format_share(share_flagged(summary))} of rows flagged" if known else "k̂ not known"
+    return f"{'not to be believed' if 'how' in summary else 'loose'}: {why}"
+
+
+def format_both_errors(summary: Mapping[str, Any], digits: int = 2) -> str:
+    """Format the mean, ± Monte Carlo ± data, for a column of a table; or the bound, and how many rows are flagged.
+
+    Example:
+        >>> about = {"log_px": -87.0, "log_px_mc_se": 0.01, "log_px_data_se": 0.75, "rows": 1000, "rows_flagged": 932}
+        >>> format_both_errors(about), format_both_errors(about | {"rows_flagged": 100})
+        ('≥ -87.00 (93 % flagged)', '-87.00 ± 0.01 ± 0.75')
+    """
+    if is_loose(summary):
+        return f"{format_bound(summary)} ({why_loose(summary).split(': ')[1].replace('of rows ', '')})"
+    data_se = summary["log_px_data_se"]
+    return f"{format_log_px(summary, digits)} ± {'unknown' if data_se is None else f'{data_se:.{digits}f}'}"
+
+
+def format_difference(mean: float, error: float, *summaries: Mapping[str, Any], digits: int = 2) -> str:
+    """Format a paired difference with its error, or that a bound that it is of is loose.
+
+    Example:
+        >>> format_difference(0.4, 0.09, {"rows": 10}, {"rows": 10, "rows_flagged": 2})
+        '+0.40 (loose)'
+    """
+    loose = any(is_loose(summary) for summary in summaries)
+    return f"{mean:+.{digits}f} (loose)" if loose else f"{mean:+.{digits}f} ± {error:.{digits}f}"
 
 
 def format_share(share: float) -> str:

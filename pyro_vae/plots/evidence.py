@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pyro_vae.common.flagged import MOST, format_share, is_loose, share_flagged
+
 from .figures import BLUE, GREEN, GREY, INK, ORANGE, axes, figure, plain
 
 if TYPE_CHECKING:
@@ -20,7 +22,8 @@ P_HAT = r"$\hat{p}$"
 def bracket_ends(brackets: Mapping[str, Numbers], exact: Mapping[str, Numbers] | None = None) -> Figure:
     """Plot log p(x) between its ends, a panel for each set of rows: a mark a method ± 2 Monte Carlo standard errors.
 
-    Lower ends point up the axis, upper ends down it. An upper end that is strict is filled; an approximate one is hollow and
+    Lower ends point up the axis, upper ends down it. A lower end of which more than a tenth of the rows is flagged is hollow,
+    says so, and has no error. An upper end that is strict is filled; an approximate one is hollow and
     says so. Errors of upper ends are too small, as chains of a row share their start; that of the difference, said in words,
     is not. The exact value, where there is one, is a line.
 
@@ -52,7 +55,12 @@ def draw_ends(ax: Axes, s: Numbers, exact: Numbers | None) -> None:
         (f"reverse annealing\n{upper}", "upper", ORANGE, "<", fill),
     ]
     ax.axvspan(*sorted((s["lower"], s["upper"])), color=GREY, alpha=0.25 if strict else 0.12, linewidth=0)
-    for y, (_, key, color, marker, face) in enumerate(ends):
+    for y, (name, key, color, marker, face) in enumerate(ends):
+        share = s.get(f"{key}_flagged", 0) / s["rows"]
+        if share > MOST:
+            ends[y] = f"{name}, loose:\n{format_share(share)} of rows flagged", key, color, marker, face
+            ax.plot(s[key], y, marker, color=color, markersize=8, markerfacecolor="white")
+            continue
         bars = ax.errorbar(s[key], y, xerr=2 * (s[f"{key}_mc_se"] or 0.0), color=color, capsize=3)
         bars[2][0].set_linestyle("-" if face == color else ":")
         ax.plot(s[key], y, marker, color=color, markersize=8, markerfacecolor=face)
@@ -68,17 +76,22 @@ def draw_ends(ax: Axes, s: Numbers, exact: Numbers | None) -> None:
 def convergence_curve(points: Sequence[Numbers], exact: Numbers | None = None) -> Figure:
     """Plot log p̂(x) of the first K particles against K, with its Monte Carlo band, and the jackknife, which is no bound.
 
+    There is no band where more than a tenth of the rows is flagged, and the title says of how many they are at the last K.
+
     Args:
         points: of rising K, what ``Evidence.summary()`` gives.
         exact: what ``Exact.summary()`` gives, if an oracle knows log p(x).
     """
     fig = figure(7.5, 4.2)
     last = points[-1]
-    ax = axes(fig, "K, particles a row", "nats per row", f"How far the bound still rises ({last['rows']} rows)")
+    flagged = f", at the end {format_share(share_flagged(last))} flagged" if is_loose(last) else ""
+    ax = axes(
+        fig, "K, particles a row", "nats per row", f"How far the bound still rises ({last['rows']} rows{flagged})"
+    )
     # None, of what is not known, becomes NaN, and is not drawn
     keys = ("num_samples", "log_px", "log_px_mc_se", "jackknife")
     ks, log_px, mc_se, jackknife = (np.array([p.get(key) for p in points], dtype=float) for key in keys)
-    band = 2 * mc_se
+    band = np.where([is_loose(p) for p in points], np.nan, 2 * mc_se)  # no error beside a loose bound
     ax.fill_between(ks, log_px - band, log_px + band, color=BLUE, alpha=0.2, linewidth=0)
     ax.plot(ks, log_px, color=BLUE, marker="o", markersize=4, label=f"log {P_HAT}, a lower bound; ± 2 Monte Carlo s.e.")
     ax.plot(ks, jackknife, color=ORANGE, marker="s", markersize=4, linestyle=":", label="jackknife: no bound")
