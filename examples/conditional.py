@@ -13,7 +13,8 @@ from torch.nn.functional import one_hot
 
 from pyro_vae import MLP, VAE, Conditional, StandardNormal, binomial, fit, log_likelihood, normal, sample
 from pyro_vae.data import load
-from pyro_vae.plots.figures import image_grid, save
+from pyro_vae.plots.figures import save
+from pyro_vae.plots.images import image_grid
 
 D = 8  # latents
 WIDE = (128,)  # hidden layers

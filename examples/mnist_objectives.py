@@ -19,6 +19,7 @@ import torch
 
 import pyro_vae as pv
 from pyro_vae import Bound, elbo, iwae
+from pyro_vae.common.flagged import format_both_errors, format_difference
 from pyro_vae.data import load
 from pyro_vae.diagnostics.latent_usage import latents
 from pyro_vae.runs.registry import build
@@ -72,9 +73,10 @@ def job(name: str, seed: int, seconds: float, setting: dict) -> dict:
 
 def line(row: dict, baseline: dict) -> str:
     s, d = row["evidence"], torch.tensor(row["log_px"]) - torch.tensor(baseline["log_px"])
+    difference = format_difference(d.mean().item(), d.std().item() / len(d) ** 0.5, s, baseline["evidence"])
     return (
-        f"{row['objective']:14}{row['seed']:5}{s['log_px']:10.2f} ± {s['log_px_mc_se']:.2f} ± {s['log_px_data_se']:.2f}"
-        f"{d.mean():+9.2f} ± {d.std() / len(d) ** 0.5:.2f}{s['elbo']:10.2f}{s['ess_median']:6.0f}{s['rows_flagged']:9}"
+        f"{row['objective']:14}{row['seed']:5}  {format_both_errors(s):24}{difference:>15}{s['elbo']:10.2f}"
+        f"{s['ess_median']:6.0f}{s['rows_flagged']:9}"
         f"{row['active_units']:8}{row['epochs']:8}{row['cpu_seconds'] / row['epochs']:9.2f}{row['cpu_seconds']:9.0f}"
     )
 
@@ -88,7 +90,7 @@ def main(minutes: float, seeds: int, jobs: int, setting: dict) -> None:
         with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
             rows = [done.result() for done in as_completed([pool.submit(job, *each) for each in asked])]
     rows.sort(key=lambda row: (list(OBJECTIVES).index(row["objective"]), row["seed"]))
-    print(f"{'trained':14}{'seed':>5}  log p(x) ± MC ± data   minus ELBO        ELBO   ESS", end="")
+    print(f"{'trained':14}{'seed':>5}  {'log p(x) ± MC ± data':24}{'minus ELBO':>15}      ELBO   ESS", end="")
     print("  flagged  active  epochs  s/epoch    CPU s")
     for row in rows:
         print(line(row, next(r for r in rows if r["objective"] == "ELBO" and r["seed"] == row["seed"])))

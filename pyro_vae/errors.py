@@ -109,7 +109,9 @@ class Interrupted(ErrorWithResult, KeyboardInterrupt):
 
     @staticmethod
     def kind(signal: KeyboardInterrupt) -> type[Interrupted]:
-        """Return the class to raise for a signal: Ctrl-C, or a SIGTERM that came as such."""
+        """Return the class to raise for a signal: Ctrl-C, or a SIGTERM or SIGHUP that came as such."""
+        if getattr(signal, "hung_up", False):
+            return HungUp
         return Terminated if getattr(signal, "terminated", False) else Interrupted
 
 
@@ -117,6 +119,12 @@ class Terminated(Interrupted):
     """SIGTERM, where Ctrl-C raises `Interrupted`."""
 
     exit_code = 143
+
+
+class HungUp(Terminated):
+    """SIGHUP: the terminal was closed, or the connection to it lost."""
+
+    exit_code = 129
 
 
 class DataConversionWarning(UserWarning):

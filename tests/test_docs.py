@@ -1,5 +1,7 @@
 """Every example runs in its short form, and every README block runs."""
 
+import json
+import math
 import re
 import runpy
 import sys
@@ -56,6 +58,27 @@ def test_the_results_table_is_that_of_the_runs():
     """No figure in results/README.md that the run's own evidence.json does not hold."""
     module = runpy.run_path(str(ROOT / "results" / "table.py"))
     assert module["table"]() in (ROOT / "results" / "README.md").read_text()
+
+
+def test_the_readmes_first_number_is_the_demos_and_holds_by_two_methods():
+    """Importance sampling and annealing of the same rows agree within their errors, and neither is loose."""
+    from pyro_vae.cli.commands import DEMO
+    from pyro_vae.common.flagged import is_loose
+
+    folder, readme = ROOT / "results" / "demo", (ROOT / "README.md").read_text().replace("−", "-").replace("\n", " ")
+    sampled, annealed = (
+        json.loads((folder / f"{name}.json").read_text()) for name in ("evidence", "evidence-test-annealing")
+    )
+    for found in (sampled, annealed):
+        assert not is_loose(found) and f"{found['log_px']:.3f} ± {found['log_px_mc_se']:.3f}" in readme
+    error = math.hypot(sampled["log_px_mc_se"], annealed["log_px_mc_se"])
+    assert abs(sampled["log_px"] - annealed["log_px"]) <= 2 * error
+    config = json.loads((folder / "config.json").read_text())["config"]
+    asked = {key: value for key, value in DEMO.to_dict().items() if value != "auto" and not key.endswith("_options")}
+    assert {key: config[key] for key in asked} == asked, (
+        "made with another demo: pyro-vae demo --run results/demo --overwrite"
+    )
+    assert (folder / "figures" / "bracket.png").is_file()
 
 
 def test_the_readmes_table_of_parts_is_that_of_the_registry():

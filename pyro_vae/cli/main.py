@@ -74,16 +74,18 @@ def read_keys(path: Path) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code.
 
-    0, 2 usage, 3 data, 4 run folder, 5 diverged, 6 storage, 7 device memory, 75 busy, 130 and 143 interrupted.
+    0, 2 usage, 3 data, 4 run folder, 5 diverged, 6 storage, 7 device memory, 75 busy, 129, 130 and 143 interrupted.
     """
     with printable():
         try:
             return run_command(argv)
         except PyroVAEError as error:
-            print(f"error: {error}", file=sys.stderr)
+            with suppress(OSError):  # a terminal that hung up takes no message
+                print(f"error: {error}", file=sys.stderr)
             return error.exit_code
         except KeyboardInterrupt as signal:
-            print("interrupted", file=sys.stderr)
+            with suppress(OSError):
+                print("interrupted", file=sys.stderr)
             return Interrupted.kind(signal).exit_code
         except (BrokenPipeError, SystemExit) as end:  # `| head` has read enough; of it rich makes a SystemExit
             if not isinstance(end, BrokenPipeError) and not isinstance(end.__context__, BrokenPipeError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,19 +18,30 @@ from pyro_vae.common.csv_columns import write_columns
 from pyro_vae.data.row_ids import RowIds
 from pyro_vae.errors import UsageError
 from pyro_vae.models import usage
-from pyro_vae.plots import figures, latents
+from pyro_vae.plots import images, latents
 from pyro_vae.runs.compare_runs import compare_runs, draw_forest, write
 from pyro_vae.runs.evaluate_run import EvaluationOptions, evaluate_opened, rows_of
 from pyro_vae.runs.load import Run, load_run, open_data
 from pyro_vae.runs.replay_divergence import replay_step
+from pyro_vae.runs.run_figures import draw_all, reconstructions, sample_means
 
 from .commands import DataDir, Device, app
 from .tables import report
 
+DRAWN = {  # pictures of these arrays in a run's figures, beside those of its training
+    "samples": "sampled",
+    "sample_means": "sampled_means",
+    "encoded": "encoded",
+    "reconstructed": "reconstructed",
+    "interpolated": "interpolated",
+}
 RunFolder = Annotated[Path, Parameter(help="Run folder.")]
 Out = Annotated[
     Path | None,
-    Parameter(help="Array file; in RUN by default: samples.npy, encoded.npy, reconstructed.npy or interpolated.npy."),
+    Parameter(
+        help="Array file; in RUN by default: samples.npy, sample_means.npy, encoded.npy, reconstructed.npy or "
+        "interpolated.npy."
+    ),
 ]
 DEFAULTS = EvaluationOptions()
 SplitName = Annotated[str, Parameter(help="test, validation or train.")]
@@ -45,13 +57,27 @@ def evaluate(
 
 
 @app.command
-def compare(*runs: Path, csv: Path | None = None, latex: Path | None = None, figure: Path | None = None) -> None:
-    """Compares runs on the rows that all were scored on: log p(x), and paired differences to the best with their errors.
+def compare(
+    *runs: Path,
+    split: str | None = None,
+    rows: int | None = None,
+    method: str | None = None,
+    csv: Path | None = None,
+    latex: Path | None = None,
+    figure: Path | None = None,
+) -> None:
+    """Compares runs on the rows that all were scored on: log p(x), and a verdict on each paired difference to the best.
 
     Parameters
     ----------
     runs
         Run folders, two or more.
+    split
+        Only evaluations of this split; test before others otherwise.
+    rows
+        Only evaluations of so many rows; the most otherwise.
+    method
+        Only evaluations by importance, annealing or exact; the one with the fewest flagged rows otherwise.
     csv
         File for the numbers, to the last bit.
     latex
@@ -61,7 +87,7 @@ def compare(*runs: Path, csv: Path | None = None, latex: Path | None = None, fig
     """
     if figure and figure.suffix.lower() != ".png":
         raise UsageError(f"--figure {figure}: pictures are PNG; give the file the ending .png")
-    comparison = compare_runs(runs)
+    comparison = compare_runs(runs, split=split, rows=rows, method=method)
     Console(width=None if sys.stdout.isatty() else 160).print(comparison.table())
     for note in comparison.notes:
         print(f"note: {note}")
@@ -81,7 +107,7 @@ def replay(
 
 @app.command
 def sample(run: RunFolder, /, *, num_samples: int = 48, seed: int = 0, mean: bool = False, out: Out = None) -> None:
-    """Draws x ~ p(x | z), z ~ p(z): an array (.npy) and, for images, a picture beside it.
+    """Draws x ~ p(x | z), z ~ p(z): an array (.npy) and a picture.
 
     Parameters
     ----------
@@ -94,8 +120,11 @@ def sample(run: RunFolder, /, *, num_samples: int = 48, seed: int = 0, mean: boo
     """
     opened = load_run(run)
     x = usage.sample(opened.vae, num_samples, seed=seed, mean=mean).numpy()
-    title = "E[x | z], z ~ p(z)" if mean else "x ~ p(x | z), z ~ p(z)"
-    save_array(opened, x, out, "samples", lambda: figures.sample_grid(x, opened.shape, title=title))
+    if mean:
+        draw: Callable[[], Any] = lambda: sample_means(opened.vae, num_samples, opened.shape, seed)  # noqa: E731
+        save_array(opened, x, out, "sample_means", draw)
+    else:
+        save_array(opened, x, out, "samples", lambda: images.sample_grid(x, opened.shape))
 
 
 @app.command
@@ -129,8 +158,8 @@ def reconstruct(
     opened, part = open_split(run, split, data_dir)
     x = part.x[:rows]
     means = usage.reconstruct(opened.vae, x).numpy()
-    images = [x.numpy()[:12], means[:12]], ["x", "E[x | z]"], opened.shape, f"{split} rows and their reconstructions"
-    save_array(opened, means, out, "reconstructed", lambda: figures.image_grid(*images), part[:rows].ids)
+    draw = partial(reconstructions, opened.vae, x, opened.shape, split)
+    save_array(opened, means, out, "reconstructed", draw, part[:rows].ids)
 
 
 @app.command
@@ -162,7 +191,7 @@ def interpolate(
             raise UsageError(f"row {row} is not in the {split} split, which has rows 0 to {len(part) - 1}")
     x = usage.interpolate(opened.vae, part.x[start : start + 1], part.x[end : end + 1], steps=steps)[:, 0].numpy()
     title = f"from {split} row {start} to {end} (rows {part.numbers[start]} and {part.numbers[end]} of the data)"
-    save_array(opened, x, out, "interpolated", lambda: figures.sample_grid(x, opened.shape, columns=steps, title=title))
+    save_array(opened, x, out, "interpolated", lambda: images.sample_grid(x, opened.shape, columns=steps, title=title))
 
 
 def open_split(run: Path, split: str, data_dir: Path | None) -> tuple[Run, Any]:
@@ -174,7 +203,7 @@ def open_split(run: Path, split: str, data_dir: Path | None) -> tuple[Run, Any]:
 def save_array(
     run: Run, array: np.ndarray, out: Path | None, name: str, draw: Callable[[], Any], ids: RowIds | None = None
 ) -> None:
-    """Write an array to `out` and its picture into the run's figures, and print where they are.
+    """Write an array to `out` and its picture into the run's figures, beside those of its training; print where they are.
 
     With the `ids` of its rows, a table beside it says which rows of the file they are: source_row, index, label.
     """
@@ -186,5 +215,6 @@ def save_array(
         beside = target.with_name(f"{target.stem}_rows.csv")
         write_atomic(beside, write_columns(ids.columns()))
         print(f"{beside}  source_row of each")
-    picture = figures.save(draw(), run.path / "figures" / f"{name}.png")
-    print(f"{target}  {array.shape}\n{picture}")
+    print(f"{target}  {array.shape}")
+    for path in draw_all(run.path / "figures", {DRAWN[name]: draw}):
+        print(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from pyro_vae.common.flagged import format_bound, format_log_px, is_loose, why_loose
 from pyro_vae.common.spec import REQUIRED
 from pyro_vae.evidence.importance.result import LEAST, LOW_ESS
 from pyro_vae.programs.measure import dominating
+from pyro_vae.runs.progress import format_unfinished
 from pyro_vae.runs.registry import TABLES, names, options_for
 
 MEASURES = {"counting": "a log probability", "Lebesgue": "a log density, which moves with the scale of x"}
@@ -48,8 +51,11 @@ def print_parts(role: str) -> None:
 
 
 def report(evidence: dict[str, Any], run: Path) -> None:
-    """Print log p(x) with its errors, measure and health, and where the files of the run are."""
-    title = f"{evidence['split']} ({evidence['rows']} rows, {evidence['policy']}); nats per row, higher is better"
+    """Print log p(x) with its errors, measure and health, and where the files of the run are.
+
+    Where more than a tenth of the rows is flagged there is no ±, but the bound, why it is loose, and what to run next.
+    """
+    title = f"{evidence['split']} ({evidence['rows']} rows); nats per row, higher is better"
     columns = scores(evidence)
     table = Table(title=title, min_width=len(title))
     for heading, *_ in columns:
@@ -57,61 +63,119 @@ def report(evidence: dict[str, Any], run: Path) -> None:
     for cells in list(zip(*columns, strict=True))[1:]:
         table.add_row(*cells)
     Console(width=None if sys.stdout.isatty() else 140).print(table)
-    print(f"floor: {evidence['floor']['model']}, exact\n{format_measure(evidence)}")
+    print(f"values: {evidence['policy']}\nfloor: {evidence['floor']['model']}, exact\n{format_measure(evidence)}")
     for line in cautions(evidence):
         print(line)
+    if is_loose(evidence):
+        print(f"log p(x) {format_log_px(evidence)}\nnext: {next_command(evidence, run)}")
     print(f"run folder: {run}\npictures:   {run / 'figures'}")
 
 
 def scores(evidence: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Return heading, VAE and floor, column by column; an oracle has no ELBO and no weights."""
-    base, sampled = evidence["floor"], "elbo" in evidence
-    error = format_number(evidence, "log_px_mc_se") if sampled else f"{evidence['log_px_mc_se']:.1e}"
-    shown = [
-        ("", "VAE", "floor"),
-        ("log p(x)", format_number(evidence, "log_px"), format_number(base, "log_px")),
-        ("± Monte Carlo" if sampled else "± numerical", error, "exact"),
-        ("± data", format_number(evidence, "log_px_data_se"), format_number(base, "log_px_data_se")),
+    """Return heading, VAE and floor, column by column; an oracle and annealing have no ELBO."""
+    base = evidence["floor"]
+    shown = [("", "VAE", "floor"), *errors(evidence)]
+    if "elbo" in evidence:
+        spread = format_number(evidence, "elbo_mc_se")
+        error = f"(s.e. {spread})" if is_loose(evidence) else f"± {spread}"
+        shown.append(("ELBO", f"{format_number(evidence, 'elbo')} {error}", ""))
+        shown.append(("gap", format_number(evidence, "gap"), ""))
+    if "ess_median" in evidence:
+        of = evidence.get("num_samples", evidence.get("num_chains"))
+        digits = 0 if "num_samples" in evidence else 1
+        ess = f"{evidence['ess_median']:.{digits}f} ({evidence['ess_min']:.1f}) of {of}"
+        shown.append(("ESS median (least)", ess, ""))
+    return [
+        (heading, vae, format_number(base, "log_px") if heading == "log p(x)" else floor)
+        for heading, vae, floor in shown
     ]
-    if sampled:
-        ess = f"{evidence['ess_median']:.0f} ({evidence['ess_min']:.1f}) of {evidence['num_samples']}"
-        shown += [
-            ("ELBO", f"{format_number(evidence, 'elbo')} ± {format_number(evidence, 'elbo_mc_se')}", ""),
-            ("gap", format_number(evidence, "gap"), ""),
-            ("ESS median (least)", ess, ""),
-        ]
-    return shown
+
+
+def errors(evidence: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Return the columns of log p(x) and its errors; of a loose one, those of the floor alone."""
+    spread = format_number(evidence["floor"], "log_px_data_se")
+    if is_loose(evidence):
+        return [("log p(x)", format_bound(evidence), ""), ("data s.e.", "loose", spread)]
+    exact = "how" in evidence
+    error = f"{evidence['log_px_mc_se']:.1e}" if exact else format_number(evidence, "log_px_mc_se")
+    return [
+        ("log p(x)", format_number(evidence, "log_px"), ""),
+        ("± numerical" if exact else "± Monte Carlo", error, "exact"),
+        ("± data", format_number(evidence, "log_px_data_se"), spread),
+    ]
 
 
 def format_number(source: dict[str, Any], key: str) -> str:
     return "unknown" if source.get(key) is None else f"{source[key]:.3f}"
 
 
+def next_command(evidence: dict[str, Any], run: Path) -> str:
+    """Format the command that may believe more rows: annealing, more of it, or enough samples for a k̂."""
+    of = evidence.get("evaluation", {})
+    split, rows = of.get("split", "test"), of.get("rows")
+    words = ["pyro-vae evaluate", str(run), *(["--split", split] if split != "test" else [])]
+    words += ["--rows", str(rows)] if rows else []
+    if "num_chains" in evidence:
+        more = f"--num-temperatures {4 * evidence['num_temperatures']} --num-chains {2 * evidence['num_chains']}"
+        return " ".join([*words, "--method annealing", more])
+    if evidence.get("num_samples", LEAST) < LEAST:
+        return " ".join([*words, "--num-samples 5000"])
+    return (
+        " ".join([*words, "--method annealing"])
+        + "   (where latents are discrete: --method auto, or --proposal defensive)"
+    )
+
+
+def format_agreement(sampled: dict[str, Any], annealed: dict[str, Any]) -> str:
+    """Format whether importance sampling and annealing of the same rows agree within their Monte Carlo errors."""
+    difference = annealed["log_px"] - sampled["log_px"]
+    doubted = [s for s in (sampled, annealed) if is_loose(s)]
+    if doubted:
+        why = f"{why_loose(doubted[0])} in {doubted[0]['method']}"
+        return f"annealing − importance sampling: {difference:+.2f} nats; {why}"
+    error = math.hypot(sampled["log_px_mc_se"], annealed["log_px_mc_se"])
+    agree = (
+        "they agree" if abs(difference) <= 2 * error else "they differ: both are lower bounds, and the higher is nearer"
+    )
+    return f"annealing − importance sampling: {difference:+.4f} ± {error:.4f} nats (Monte Carlo): {agree}"
+
+
 def format_measure(evidence: dict[str, Any]) -> str:
     """Format method and measure, and the number in bits."""
-    how = evidence["how"] if "how" in evidence else f"from the {evidence['proposal']}"
     kind = MEASURES.get(
         dominating(evidence["measure"]), "a log density in some columns of x, a log probability in others"
     )
     bits = f"{evidence['bits_per_dim']:.4f} bits for each of {evidence['elements']} elements (lower is better)"
-    return f"measure: {evidence['measure']}, {kind}; {bits}\nmethod: {evidence['method']}, {how}"
+    return f"measure: {evidence['measure']}, {kind}; {bits}\nmethod: {evidence['method']}, {format_how(evidence)}"
+
+
+def format_how(evidence: dict[str, Any]) -> str:
+    """Format how the method was used."""
+    if "num_chains" in evidence:
+        return f"{evidence['num_chains']} chains, {evidence['num_temperatures']} temperatures"
+    return evidence["how"] if "how" in evidence else f"from the {evidence['proposal']}"
 
 
 def cautions(evidence: dict[str, Any]) -> Iterator[str]:
     """Yield a sentence for each reason to doubt the number."""
     rows = evidence["rows"]
+    if so_far := format_unfinished(evidence.get("training")):
+        yield f"note: {so_far}"
     if low := evidence.get("rows_of_low_ess"):
         yield (
             f"{low} of {rows} rows have an ESS below {LOW_ESS}: their log p(x) is a lower bound that more samples "
             "would raise, and its Monte Carlo error is not to be believed for them."
         )
     if flagged := evidence.get("rows_flagged"):
-        why = "their error is above what was asked for" if "how" in evidence else why_flagged(evidence)
-        yield f"{flagged} of {rows} rows are flagged, not to be believed: {why}."
+        yield f"{flagged} of {rows} rows are flagged, not to be believed: {why_flagged(evidence)}."
 
 
 def why_flagged(evidence: dict[str, Any]) -> str:
-    """Explain why rows by importance sampling are flagged."""
+    """Explain why rows are flagged."""
+    if "how" in evidence:
+        return "their error is above what was asked for"
+    if "khat_threshold" not in evidence:
+        return "their chains have too low an effective sample size"
     few = evidence["num_samples"] < LEAST
     reason = f"k̂ takes {LEAST} samples" if few else f"k̂ is above {evidence['khat_threshold']:.2f}"
     target = evidence["target_se"]

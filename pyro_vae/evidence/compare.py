@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pyro_vae.common.flagged import MOST, format_bound, format_share, share_flagged
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import DataError, ShapeError, UsageError
 from pyro_vae.evidence.importance.result import LOW_ESS
@@ -25,6 +27,7 @@ LATEX = str.maketrans(
     {c: f"\\{c}" for c in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
     | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
+    | {"≥": r"$\geq$", "≈": r"$\approx$"}
 )
 
 
@@ -46,6 +49,17 @@ class Compared:
     active_units: int | None = None  # latents that the model uses
     flagged: float | None = None  # share of rows that are not to be believed (k̂, or an oracle's error)
     method: str = "importance sampling"
+    verdict: str = "best"  # of its difference to the best: decided, tie, not to be believed
+
+    @property
+    def loose(self) -> bool:
+        """Whether more than a tenth of its rows is flagged, so that its errors are not those of the number."""
+        return (self.flagged or 0.0) > MOST
+
+    @property
+    def log_px_is_no_bound(self) -> bool:
+        """Whether it is an oracle's, which errs to either side where it errs."""
+        return self.num_samples is None and not self.method.startswith("annealed")
 
 
 @dataclass(frozen=True)
@@ -64,11 +78,12 @@ class Comparison:
         best = self.models[0]
         table = [
             ["", *(m.name for m in self.models)],
-            ["log p(x)", *(format_nats(m.log_px) for m in self.models)],
-            ["± Monte Carlo", *(format_nats(m.mc_se) for m in self.models)],
-            ["± data", *(format_nats(m.data_se) for m in self.models)],
+            ["log p(x)", *(format_mean(m) for m in self.models)],
+            ["± Monte Carlo", *("loose" if m.loose else format_nats(m.mc_se) for m in self.models)],
+            ["± data", *("loose" if m.loose else format_nats(m.data_se) for m in self.models)],
             ["difference", *("best" if m is best else format_nats(m.difference) for m in self.models)],
-            ["± paired", *("" if m is best else format_nats(m.difference_se) for m in self.models)],
+            ["± paired", *(format_paired(m, best) for m in self.models)],
+            ["verdict", *(m.verdict for m in self.models)],
         ]
         for heading, values, form in (
             ("gap", [m.gap for m in self.models], ".3f"),
@@ -142,8 +157,14 @@ def compare(
 
     Two things the errors leave out. Each log p̂ is a lower bound in expectation: a model with a worse guide, a lower ESS or a
     smaller K is put below its true log p(x). And the best of M models was chosen on these rows: with many of them it leads
-    partly by luck, and some of M − 1 differences exceed 2 SE by chance (take 2.6 SE for 5 comparisons, 2.8 for 10, which is
-    Bonferroni's 5 per cent).
+    partly by luck, and some of M − 1 differences exceed 2 SE by chance. So each has a verdict:
+
+    - *decided*: its difference is beyond Bonferroni's 5 per cent for M − 1 comparisons (2.0 SE for one, 2.6 for 5, 2.8 for
+      10; more where rows are few, by Student's t), and its own rows are believed. A best model whose bound is loose may be
+      better still, which decides nothing against it.
+    - *tie*: within that, and both models are believed.
+    - *not to be believed*: more than a tenth of its rows is flagged (or of the best model's, where it is within that): its
+      bound is loose by an amount that nobody knows. No ± is printed.
 
     Args:
         evidence: by name, of :func:`~pyro_vae.log_likelihood`, :func:`~pyro_vae.ais` or an oracle on the same rows in the same
@@ -180,10 +201,12 @@ def compare(
     check(pairs, beside)
     ranked = sorted(pairs, key=lambda pair: -pair[1].log_px.mean().item())
     best = ranked[0][1]
-    models = tuple(
+    measured = [
         Compared(name, **means(e), **paired(e, best), **{what: values.get(name) for what, values in beside.items()})
         for name, e in ranked
-    )
+    ]
+    decisive = quantile(len(ranked) - 1, len(best))
+    models = (measured[0], *(replace(m, verdict=verdict(m, measured[0], decisive)) for m in measured[1:]))
     return Comparison(models, len(best), tuple(cautions(models)))
 
 
@@ -229,7 +252,8 @@ def check(pairs: list[tuple[str, LogPx]], beside: dict[str, Mapping[str, Any]]) 
 def means(e: LogPx) -> dict[str, Any]:
     """Summarise one model alone."""
     s = e.summary()
-    low_ess, flagged = (s.get(count) for count in ("rows_of_low_ess", "rows_flagged"))
+    low_ess = s.get("rows_of_low_ess")
+    has_flags = low_ess is not None or "rows_flagged" in s
     return {
         "log_px": s["log_px"],
         "mc_se": s["log_px_mc_se"],
@@ -237,7 +261,7 @@ def means(e: LogPx) -> dict[str, Any]:
         "gap": s.get("gap"),
         "low_ess": None if low_ess is None else low_ess / len(e),
         "num_samples": s.get("num_samples"),
-        "flagged": None if flagged is None else flagged / len(e),
+        "flagged": share_flagged(s) if has_flags else None,
         "method": e.method,
     }
 
@@ -249,6 +273,37 @@ def paired(e: LogPx, best: LogPx) -> dict[str, Any]:
     d = e.log_px - best.log_px
     noise = torch.cat([e.mc_se, best.mc_se]).square().sum().sqrt()
     return {"difference": d.mean().item(), "difference_se": data_se(d), "difference_mc_se": known(noise / len(d))}
+
+
+def quantile(comparisons: int, rows: int) -> float:
+    """Return how many standard errors a difference takes to be none by chance: 5 per cent, two-sided, for all together."""
+    from scipy.special import stdtrit  # scikit-learn brings scipy; few who import this compare
+
+    return float(-stdtrit(rows - 1, 0.025 / comparisons)) if rows > 1 else math.inf
+
+
+def verdict(m: Compared, best: Compared, decisive: float) -> str:
+    """Judge a difference to the best by its errors and by who is flagged.
+
+    A bound that is loose lies too low, so a loose best only leads by more; an oracle that flags its rows is no bound.
+    """
+    known, beyond = m.difference_se is not None, m.difference < -decisive * (m.difference_se or 0.0)
+    upside_down = best.loose and best.log_px_is_no_bound
+    if not known or m.loose or (best.loose and not beyond) or upside_down:
+        return "not to be believed"
+    return "decided" if beyond else "tie"
+
+
+def format_mean(m: Compared) -> str:
+    """Format the mean log p(x): with three decimals, or as a bound where too many rows are flagged."""
+    if not m.loose:
+        return format_nats(m.log_px)
+    return format_bound({"log_px": m.log_px} | ({"how": m.method} if m.log_px_is_no_bound else {}))
+
+
+def format_paired(m: Compared, best: Compared) -> str:
+    """Format the error of a difference, where both models have one."""
+    return "" if m is best else "loose" if m.loose or best.loose else format_nats(m.difference_se)
 
 
 def cautions(models: tuple[Compared, ...]) -> list[str]:
@@ -268,5 +323,10 @@ def cautions(models: tuple[Compared, ...]) -> list[str]:
         notes.append(
             f"{', '.join(flagged)}: rows with an ESS below {LOW_ESS} have a loose lower bound, and a Monte Carlo error that is "
             "too small; more samples would raise them."
+        )
+    if loose := [f"{m.name} ({format_share(m.flagged or 0.0)})" for m in models if m.loose]:
+        notes.append(
+            f"more than a tenth of the rows is flagged in {', '.join(loose)}: these numbers are loose by an amount that nobody "
+            "knows, and have no ±. Anneal them, or give them more samples or another proposal."
         )
     return notes

@@ -14,6 +14,8 @@ from .figures import BLUE, GREEN, GREY, INK, ORANGE, axes, figure, plain
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+DOUBTED = "not to be believed"  # the verdict of a comparison on a difference whose bounds are loose
+
 
 def stacked(names: Sequence[str], parts: Sequence[Mapping[str, Mapping[str, Any]]], label: str, title: str) -> Figure:
     """Plot a bar a name, its parts end to end, each part's end ± 2 of its own Monte Carlo standard errors, and their sum."""
@@ -65,23 +67,35 @@ def decomposition_bars(summaries: Mapping[str, Mapping[str, Any]]) -> Figure:
 
 
 def forest(
-    names: Sequence[str], differences: Sequence[float], errors: Sequence[float | None], caption: str = ""
+    names: Sequence[str],
+    differences: Sequence[float],
+    errors: Sequence[float | None],
+    caption: str = "",
+    verdicts: Sequence[str] | None = None,
 ) -> Figure:
-    """Plot models one below the other, the best on top: differences to it ± 2 paired standard errors, in nats per row."""
-    fig = figure(7.0, 1.5 + 0.32 * len(names))
-    ax = axes(
-        fig, "log p(x) − best, nats per row", "", "Paired difference to the best: bars ± 2 s.e., numbers ± 1 s.e."
-    )
-    at = np.arange(len(names))
-    bars = 2 * np.array([e or 0.0 for e in errors])
+    """Plot models one below the other, the best on top: differences to it ± 2 paired standard errors, in nats per row.
+
+    A difference whose verdict is "not to be believed" is a hollow mark without errors.
+    """
+    verdicts = verdicts or [""] * len(names)
+    fig = figure(7.6, 1.5 + 0.32 * len(names))
+    printed = ": bars ± 2 s.e., numbers ± 1 s.e." if DOUBTED not in verdicts else "; hollow: not to be believed"
+    ax = axes(fig, "log p(x) − best, nats per row", "", f"Paired difference to the best{printed}")
     ax.axvline(0, color=GREY, linestyle="--", linewidth=1)
-    ax.errorbar(differences, at, xerr=bars, color=BLUE, marker="o", markersize=5, capsize=3, linestyle="")
-    for y, (difference, error) in enumerate(zip(differences, errors, strict=True)):
-        text = "best" if y == 0 else f"{difference:.2f} ± {'unknown' if error is None else f'{error:.2f}'}"
-        ax.annotate(
-            text.replace("-", "−"), (1.02, y), xycoords=ax.get_yaxis_transform(), va="center", fontsize=8, color=INK
-        )
-    ax.set_yticks(at, [plain(name) for name in names])
+    for y, (difference, error, verdict) in enumerate(zip(differences, errors, verdicts, strict=True)):
+        believed = verdict != DOUBTED
+        face = BLUE if believed else "white"
+        bar = 2 * (error or 0.0) if believed else None
+        ax.errorbar(difference, y, xerr=bar, color=BLUE, marker="o", markersize=5, capsize=3, markerfacecolor=face)
+        text = "best" if y == 0 else format_difference(difference, error, verdict)
+        ax.annotate(text, (1.02, y), xycoords=ax.get_yaxis_transform(), va="center", fontsize=8, color=INK)
+    ax.set_yticks(np.arange(len(names)), [plain(name) for name in names])
     ax.set_ylim(len(names) - 0.5, -0.5)
     fig.supxlabel(caption, fontsize=8, color=GREY)
     return fig
+
+
+def format_difference(difference: float, error: float | None, verdict: str) -> str:
+    """Format a difference with its error and its verdict; without an error where it is not to be believed."""
+    printed = "" if verdict == DOUBTED else f" ± {'unknown' if error is None else f'{error:.2f}'}"
+    return f"{difference:.2f}{printed}{verdict and ', '}{verdict}".replace("-", "−")

@@ -1,4 +1,4 @@
-"""Plots of evidence: brackets of log p(x), rows not to be believed, and rate against distortion."""
+"""Plots of evidence: brackets of log p(x), convergence in K, and rate against distortion."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pyro_vae.common.flagged import MOST, format_share, is_loose, share_flagged
+
 from .figures import BLUE, GREEN, GREY, INK, ORANGE, axes, figure, plain
 
 if TYPE_CHECKING:
@@ -14,13 +16,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Numbers = Mapping[str, Any]
-P_HAT, K_HAT = r"$\hat{p}$", r"$\hat{k}$"
+P_HAT = r"$\hat{p}$"
 
 
 def bracket_ends(brackets: Mapping[str, Numbers], exact: Mapping[str, Numbers] | None = None) -> Figure:
     """Plot log p(x) between its ends, a panel for each set of rows: a mark a method ± 2 Monte Carlo standard errors.
 
-    Lower ends point up the axis, upper ends down it. An upper end that is strict is filled; an approximate one is hollow and
+    Lower ends point up the axis, upper ends down it. A lower end of which more than a tenth of the rows is flagged is hollow,
+    says so, and has no error. An upper end that is strict is filled; an approximate one is hollow and
     says so. Errors of upper ends are too small, as chains of a row share their start; that of the difference, said in words,
     is not. The exact value, where there is one, is a line.
 
@@ -52,7 +55,12 @@ def draw_ends(ax: Axes, s: Numbers, exact: Numbers | None) -> None:
         (f"reverse annealing\n{upper}", "upper", ORANGE, "<", fill),
     ]
     ax.axvspan(*sorted((s["lower"], s["upper"])), color=GREY, alpha=0.25 if strict else 0.12, linewidth=0)
-    for y, (_, key, color, marker, face) in enumerate(ends):
+    for y, (name, key, color, marker, face) in enumerate(ends):
+        share = s.get(f"{key}_flagged", 0) / s["rows"]
+        if share > MOST:
+            ends[y] = f"{name}, loose:\n{format_share(share)} of rows flagged", key, color, marker, face
+            ax.plot(s[key], y, marker, color=color, markersize=8, markerfacecolor="white")
+            continue
         bars = ax.errorbar(s[key], y, xerr=2 * (s[f"{key}_mc_se"] or 0.0), color=color, capsize=3)
         bars[2][0].set_linestyle("-" if face == color else ":")
         ax.plot(s[key], y, marker, color=color, markersize=8, markerfacecolor=face)
@@ -65,75 +73,10 @@ def draw_ends(ax: Axes, s: Numbers, exact: Numbers | None) -> None:
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def khat_histogram(
-    khat: np.ndarray,
-    flagged: Sequence[int],
-    threshold: float,
-    x: np.ndarray | None = None,
-    shape: tuple[int, ...] = (),
-    most: int = 20,
-) -> Figure:
-    """Plot Pareto k̂ of the rows' weights, flagged rows apart; beside it these rows themselves, worst first.
-
-    Args:
-        khat: of each row, ``(N,)``; −∞ (weights without a tail) is drawn at the left edge, NaN (not known) is only counted.
-        flagged: numbers of the rows not to believe, for whichever reason.
-        threshold: above which k̂ is not to be believed.
-        x: the rows, ``(N, D)``; None leaves them out.
-        shape: of a row: channels, height and width of an image; a table's row is a strip.
-        most: rows shown.
-    """
-    bad, known = np.isin(np.arange(len(khat)), flagged), ~np.isnan(khat)
-    worst = [] if x is None else sorted(flagged, key=lambda i: -np.nan_to_num(khat[i], nan=np.inf))[:most]
-    fig = figure(9.5 if worst else 6.0, 4.2)
-    sides: Any = fig.subfigures(1, 2, width_ratios=(1.15, 1)) if worst else (fig,)
-    ax = axes(sides[0], f"Pareto {K_HAT} of a row's weights", "rows", "")
-    ax.set_title(f"{bad.sum()} of {len(khat)} rows flagged", fontsize=10)
-    finite = khat[np.isfinite(khat)]
-    edges = np.histogram_bin_edges(np.append(finite, threshold), min(30, max(8, len(finite) // 6)))
-    edges += threshold - edges[np.abs(edges - threshold).argmin()]  # the threshold parts two bars
-    inside = np.clip(khat, edges[0], edges[-1])
-    believed, flagged_khat = inside[known & ~bad], inside[known & bad]
-    ax.hist([believed, flagged_khat], edges.tolist(), stacked=True, color=[BLUE, ORANGE], label=["believed", "flagged"])
-    ax.axvline(threshold, color=INK, linestyle="--", linewidth=1, label=f"threshold {threshold:.2f}")
-    if unknown := int((~known).sum()):
-        ax.plot([], [], " ", label=f"({unknown} not known)")
-    ax.locator_params(axis="y", integer=True)
-    sides[0].legend(frameon=False, fontsize=8, ncols=4, loc="outside lower center")
-    if x is not None and worst:
-        labels = ["?" if np.isnan(khat[i]) else f"{khat[i]:.2f}".replace("-", "−") for i in worst]
-        shown = "" if len(worst) == len(flagged) else f"{len(worst)} of "
-        sides[1].suptitle(f"{shown}{len(flagged)} flagged rows and their {K_HAT}, worst first", fontsize=10)
-        if len(shape) == 3:
-            show_images(sides[1], x[worst], labels, shape, most)
-        else:
-            show_strips(sides[1], x[worst], labels)
-    return fig
-
-
-def show_images(fig: Any, rows: np.ndarray, labels: Sequence[str], shape: tuple[int, ...], most: int) -> None:
-    """Show images on one scale, five in a line, each under its label; with room for `most`."""
-    low, high = np.nanmin(rows), np.nanmax(rows)
-    panels = list(fig.subplots(-(-most // 5), 5, squeeze=False).flat)
-    for ax in panels:
-        ax.set_axis_off()
-    for ax, row, label in zip(panels, rows, labels, strict=False):
-        image = (row.reshape(shape).transpose(1, 2, 0) - low) / (high - low or 1.0)
-        ax.imshow(image[..., 0] if shape[0] == 1 else image, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
-        ax.set_title(label, fontsize=8, pad=2)
-
-
-def show_strips(fig: Any, rows: np.ndarray, labels: Sequence[str]) -> None:
-    """Show a table's rows as strips on one scale, each beside its label."""
-    ax = fig.add_subplot()
-    ax.imshow(rows, cmap="gray_r", interpolation="nearest", aspect="auto")
-    ax.set_yticks(range(len(rows)), labels, fontsize=8)
-    ax.set_xlabel("element of x")
-    ax.locator_params(axis="x", integer=True)
-
-
 def convergence_curve(points: Sequence[Numbers], exact: Numbers | None = None) -> Figure:
     """Plot log p̂(x) of the first K particles against K, with its Monte Carlo band, and the jackknife, which is no bound.
+
+    There is no band where more than a tenth of the rows is flagged, and the title says of how many they are at the last K.
 
     Args:
         points: of rising K, what ``Evidence.summary()`` gives.
@@ -141,11 +84,14 @@ def convergence_curve(points: Sequence[Numbers], exact: Numbers | None = None) -
     """
     fig = figure(7.5, 4.2)
     last = points[-1]
-    ax = axes(fig, "K, particles a row", "nats per row", f"How far the bound still rises ({last['rows']} rows)")
+    flagged = f", at the end {format_share(share_flagged(last))} flagged" if is_loose(last) else ""
+    ax = axes(
+        fig, "K, particles a row", "nats per row", f"How far the bound still rises ({last['rows']} rows{flagged})"
+    )
     # None, of what is not known, becomes NaN, and is not drawn
     keys = ("num_samples", "log_px", "log_px_mc_se", "jackknife")
     ks, log_px, mc_se, jackknife = (np.array([p.get(key) for p in points], dtype=float) for key in keys)
-    band = 2 * mc_se
+    band = np.where([is_loose(p) for p in points], np.nan, 2 * mc_se)  # no error beside a loose bound
     ax.fill_between(ks, log_px - band, log_px + band, color=BLUE, alpha=0.2, linewidth=0)
     ax.plot(ks, log_px, color=BLUE, marker="o", markersize=4, label=f"log {P_HAT}, a lower bound; ± 2 Monte Carlo s.e.")
     ax.plot(ks, jackknife, color=ORANGE, marker="s", markersize=4, linestyle=":", label="jackknife: no bound")

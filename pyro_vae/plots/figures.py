@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyro_vae.common.atomic_write import storage, write_atomic
+from pyro_vae.common.flagged import format_share, is_loose, share_flagged
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -84,30 +85,50 @@ def training_curve(history: Sequence[dict[str, Any]], floor: float | None = None
 
 
 def evidence_curve(points: Sequence[dict[str, Any]]) -> Figure:
-    """Plot log p(x) by importance sampling, the ELBO below it, and the gap between them: KL(q(z | x) ‖ p(z | x))."""
+    """Plot the bound on log p(x) by importance sampling, the ELBO below it, and the area between: at most KL(q ‖ posterior).
+
+    E[log p̂] ≤ log p(x), so that log p̂ − ELBO falls short of the KL by as much as log p̂ does of log p(x). Points of which
+    more than a tenth of the rows is flagged are hollow, point upwards, and have no error; the last one's share is said.
+    """
     fig = figure()
-    ax = axes(fig, "epoch", "nats per row", "log p(x) = ELBO + KL(q(z|x) ‖ p(z|x))")
+    ax = axes(fig, "epoch", "nats per row", "log p(x) by importance sampling, and the ELBO below it")
     epochs = np.array([p["epoch"] for p in points])
     log_px, elbo = (np.array([p[key] for p in points]) for key in ("log_px", "elbo"))
-    error = 2 * np.array([p["log_px_mc_se"] or 0.0 for p in points])
-    ax.fill_between(epochs, elbo, log_px, color=ORANGE, alpha=0.25, label="gap: KL(q(z|x) ‖ p(z|x))")
-    ax.errorbar(
-        epochs, log_px, error, color=BLUE, marker="o", markersize=4, capsize=2, label="log p(x) ± 2 Monte Carlo s.e."
-    )
+    ax.fill_between(epochs, elbo, log_px, color=ORANGE, alpha=0.25, label="at most KL(q(z|x) ‖ p(z|x))")
+    draw_points(ax, points)
     ax.plot(epochs, elbo, color=INK, marker="o", markersize=4, label="ELBO")
+    more = " or more" if is_loose(points[-1]) else ""
     ax.annotate(
-        f"gap {log_px[-1] - elbo[-1]:.2f} nats", (epochs[-1], (log_px[-1] + elbo[-1]) / 2), xytext=(-30, -42),
+        f"{log_px[-1] - elbo[-1]:.2f} nats{more}", (epochs[-1], (log_px[-1] + elbo[-1]) / 2), xytext=(-30, -42),
         textcoords="offset points", ha="right", va="center", color=ORANGE, arrowprops={"arrowstyle": "-", "color": ORANGE},
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.5},
     )  # fmt: skip
     if len(epochs) > 2 and epochs[-1] > 20 * max(epochs[0], 1):
         ax.set_xscale("log")
     ax.set_ylim(*robust_limits([*log_px, *elbo]))
     samples, rows = points[-1]["num_samples"], points[-1]["rows"]
+    flagged = format_share(share_flagged(points[-1]))
     ax.set_title(
-        f"K = {samples} importance samples on {rows} validation rows", fontsize=8, color=GREY, loc="right", y=0.02
-    )
+        f"K = {samples} importance samples on {rows} validation rows; at the end {flagged} of them flagged",
+        fontsize=8, color=GREY, loc="right", y=0.02,
+    )  # fmt: skip
     ax.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 0.08))
     return fig
+
+
+def draw_points(ax: Axes, points: Sequence[dict[str, Any]]) -> None:
+    """Draw log p̂(x), with its errors where rows are believed, and as a bound where too many are flagged."""
+    ax.plot([p["epoch"] for p in points], [p["log_px"] for p in points], color=BLUE, linewidth=1.5)
+    loose = [p for p in points if is_loose(p)]
+    if believed := [p for p in points if not is_loose(p)]:
+        epochs, log_px = ([p[key] for p in believed] for key in ("epoch", "log_px"))
+        error = [2 * (p["log_px_mc_se"] or 0.0) for p in believed]
+        label = "log p(x) ± 2 Monte Carlo s.e."
+        ax.errorbar(epochs, log_px, error, color=BLUE, marker="o", markersize=4, capsize=2, linestyle="", label=label)
+    if loose:
+        at = [p["epoch"] for p in loose], [p["log_px"] for p in loose]
+        label = "log p(x) ≥ this: a loose bound"
+        ax.plot(*at, "^", color=BLUE, markersize=6, markerfacecolor="white", label=label)
 
 
 def robust_limits(values: Sequence[float]) -> tuple[float, float]:
@@ -121,43 +142,6 @@ def thin(count: int, most: int = 10) -> list[int]:
     """Return at most `most` epochs out of 1..count, from the first to the last, spread evenly on a log scale."""
     spread = np.geomspace(1, count, min(most, count))
     return sorted({math.ceil(s - 1e-9) for s in spread})
-
-
-def image_grid(rows: Sequence[np.ndarray], labels: Sequence[str], shape: tuple[int, ...], title: str) -> Figure:
-    """Plot rows of images ``(n, channels * height * width)``, each with its label, on one scale. A table's row is a strip."""
-    picture = tile(rows, shape if len(shape) == 3 else (1, 1, shape[0]))
-    height, width = picture.shape[:2]
-    fig = figure(8.0, min(8.0 * height / width, 10.0) + 0.45)
-    ax = fig.add_subplot()
-    grey = picture.shape[2] == 1
-    aspect: Any = "auto" if height < 9 else 1
-    ax.imshow(picture[..., 0] if grey else picture, cmap="gray_r", interpolation="nearest", aspect=aspect)
-    ax.spines[:].set_visible(False)
-    ax.tick_params(length=0)
-    ax.set_xticks([])
-    ax.set_yticks([(i + 0.5) * (height + 1) / len(rows) - 1 for i in range(len(rows))], labels, fontsize=9)
-    ax.set_title(title, fontsize=10)
-    return fig
-
-
-def tile(rows: Sequence[np.ndarray], shape: tuple[int, int, int]) -> np.ndarray:
-    """Tile images one pixel apart, scaled to 0..1 by the least and the largest value of all; gaps are NaN."""
-    channels, h, w = shape
-    low, high = (float(f([f(r) for r in rows])) for f in (np.min, np.max))
-    canvas = np.full((len(rows) * (h + 1) - 1, max(map(len, rows)) * (w + 1) - 1, channels), np.nan)
-    for i, images in enumerate(rows):
-        for j, image in enumerate(images):
-            scaled = (image.reshape(channels, h, w).transpose(1, 2, 0) - low) / (high - low or 1.0)
-            canvas[i * (h + 1) : i * (h + 1) + h, j * (w + 1) : j * (w + 1) + w] = scaled
-    return canvas if channels == 1 else np.nan_to_num(canvas, nan=1.0)
-
-
-def sample_grid(
-    samples: np.ndarray, shape: tuple[int, ...], columns: int = 12, title: str = "x ~ p(x | z), z ~ p(z)"
-) -> Figure:
-    """Plot samples of the model, in rows."""
-    rows = [samples[i : i + columns] for i in range(0, len(samples), columns)]
-    return image_grid(rows, [""] * len(rows), shape, title)
 
 
 def signal_to_noise(reports: Mapping[int, Mapping[str, Any]]) -> Figure:

@@ -26,6 +26,8 @@ from pyro_vae.training.trainer import Trainer, TrainingCallback
 from .checkpoint import Checkpoints, Generation
 from .folder import DIVERGENCE, remove
 
+HANGUP = getattr(signal, "SIGHUP", None)  # of a terminal that closes; Windows has none
+ENDINGS = tuple(number for number in (signal.SIGTERM, HANGUP) if number is not None)
 FAILURES = 3  # saves in a row that may fail, if training has been saved before
 CAPSULE = {
     "step": "number",
@@ -35,11 +37,12 @@ CAPSULE = {
 
 
 class Signalled(KeyboardInterrupt):
-    """SIGINT or SIGTERM, raised between two steps once the state is saved."""
+    """SIGINT, SIGTERM or SIGHUP, raised between two steps once the state is saved."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.terminated = number == signal.SIGTERM
+        self.hung_up = number == HANGUP
 
 
 class Checkpointer(TrainingCallback):
@@ -169,22 +172,30 @@ class Checkpointer(TrainingCallback):
         self.failures, self.saved_at = 0, time.monotonic()
 
     def listening(self) -> AbstractContextManager[None]:
-        """Have SIGINT and SIGTERM finish the step and save; a second one ends the process at once. In the main thread only."""
-        return handlers(dict.fromkeys((signal.SIGINT, signal.SIGTERM), self.on_signal))
+        """Have SIGINT, SIGTERM and SIGHUP finish the step and save. In the main thread only.
+
+        A second SIGINT or SIGTERM ends the process at once; a terminal that closes may send SIGHUP twice, so that does not.
+        """
+        return handlers(dict.fromkeys((signal.SIGINT, *ENDINGS), self.on_signal))
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
+        if self.signal is not None and number != HANGUP:
             os._exit(128 + number)
-        self.signal = number
+        self.signal = number if self.signal is None else self.signal
 
 
 @contextmanager
 def handlers(by_signal: Mapping[int, Any]) -> Iterator[None]:
-    """Install signal handlers inside, and restore those before; none outside the main thread, where Python takes none."""
+    """Install signal handlers inside, and restore those before; none outside the main thread, where Python takes none.
+
+    A hang-up that is ignored, as under nohup, stays ignored.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, handler) for number, handler in by_signal.items()}
+    ignored = {HANGUP} if HANGUP is not None and signal.getsignal(HANGUP) is signal.SIG_IGN else set()
+    heard = {number: handler for number, handler in by_signal.items() if number not in ignored}
+    before = {number: signal.signal(number, handler) for number, handler in heard.items()}
     try:
         yield
     finally:
@@ -193,9 +204,9 @@ def handlers(by_signal: Mapping[int, Any]) -> Iterator[None]:
 
 
 def terminable() -> AbstractContextManager[None]:
-    """Raise SIGTERM as an exception inside, as Ctrl-C is one, so that results so far can be saved."""
+    """Raise SIGTERM and SIGHUP as exceptions inside, as Ctrl-C is one, so that results so far can be saved."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise Signalled(number)
 
-    return handlers({signal.SIGTERM: stop})
+    return handlers(dict.fromkeys(ENDINGS, stop))

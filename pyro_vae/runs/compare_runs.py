@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 
+from pyro_vae.common.flagged import format_share
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.safe_read import check_seal
 from pyro_vae.data.datasets import NAMES
 from pyro_vae.errors import DataError, RunFolderError, UsageError
+from pyro_vae.evidence.annealing.saved import AnnealedRows, from_csv
 from pyro_vae.evidence.compare import Comparison, compare
 from pyro_vae.evidence.exact.result import Exact
 from pyro_vae.evidence.importance.result import Evidence
@@ -22,8 +24,11 @@ from pyro_vae.programs.support import support_of_site
 
 from . import folder
 from .config import Config
+from .evaluations import AGAIN, Evaluation, evaluations, shared
+from .progress import format_unfinished
 from .registry import likelihood_of
 
+NEEDED = ("log_px", "log_px_mc_se", "log_px_data_se", "rows", "method", "measure")
 WHY = {  # what two runs must have in common, in the order in which it is looked at
     "data": "Log-likelihoods of different data have no difference. Train both on the same file.",
     "shuffle of the data": "The same file was split by different seeds: the rows differ. Train both with the same --data-seed.",
@@ -40,23 +45,34 @@ class ScoredRun:
     """A run with the evidence that its folder holds; `common` is what it must share with whom it is compared, as in WHY."""
 
     path: Path
-    evidence: Evidence | Exact
+    evidence: Evidence | Exact | AnnealedRows
     common: dict[str, Any]
     seconds: float | None
     active_units: int | None
     machine: str
+    unfinished: str | None = None
 
 
 @suggest_keywords
-def compare_runs(paths: Sequence[str | Path], components: Mapping[str, Any] | None = None) -> Comparison:
+def compare_runs(
+    paths: Sequence[str | Path],
+    components: Mapping[str, Any] | None = None,
+    *,
+    split: str | None = None,
+    rows: int | None = None,
+    method: str | None = None,
+) -> Comparison:
     """:func:`~pyro_vae.evidence.compare.compare` of saved runs, by the names of their folders; seconds are of training.
 
-    Reads config.json, evidence.json and evidence.csv; no model is built and no data loaded. Active units are those that
-    metrics.jsonl counted on validation rows at the epoch whose weights were kept, where it has them.
+    Reads config.json and evidence; no model is built and no data loaded. Of the evaluations that the folders hold it takes
+    those of the same rows, all test rows before others, and of these the method with the fewest flagged rows; the notes
+    name it. Active units are those that metrics.jsonl counted on validation rows at the epoch whose weights were kept, where
+    it has them.
 
     Args:
         paths: of run folders, each with the evidence that `pyro-vae train` and `pyro-vae evaluate` leave there.
         components: likelihoods of the caller's own, by the names that the runs were trained with.
+        split, rows, method: only evaluations of this split, of so many rows, by this method (importance, annealing, exact).
 
     Raises:
         UsageError: fewer than two runs, or one of them twice.
@@ -64,15 +80,30 @@ def compare_runs(paths: Sequence[str | Path], components: Mapping[str, Any] | No
         DataError: runs on other data, another shuffle of it, other binarization, another split, other rows, or whose
             likelihoods have densities with respect to different measures (masses and densities).
     """
-    runs = {name: read(path, components or {}) for name, path in name_all([Path(path) for path in paths]).items()}
+    named = name_all([Path(path) for path in paths])
+    wanted = {"split": split, "rows": rows, "method": method}
+    scores = {name: scored(path, wanted) for name, path in named.items()}
+    found = shared(scores) if named else {}
+    runs = {name: read(path, components or {}, found[name]) for name, path in named.items()}
     check_common(runs)
     of_each = {key: {n: getattr(r, key) for n, r in runs.items()} for key in ("evidence", "seconds", "active_units")}
     comparison = compare(of_each.pop("evidence"), **of_each)
     machines = " and ".join(sorted({run.machine for run in runs.values()}))
-    notes = [f"seconds are of training; scored on {machines}."]
+    notes = [f"{name}: {run.unfinished}." for name, run in runs.items() if run.unfinished]
+    notes += other_rows(scores, found)
+    notes += [f"next: {AGAIN} {runs[m.name].path} --method annealing" for m in comparison.models if m.loose]
+    notes += [f"seconds are of training; scored on {machines}."]
     if any(run.active_units is not None for run in runs.values()):
         notes.append("active units are of the epoch kept, on (at most 500) validation rows: Var_x(E[z | x]) > 0.01.")
     return replace(comparison, notes=(*comparison.notes, *notes))
+
+
+def other_rows(scores: Mapping[str, Sequence[Evaluation]], chosen: Mapping[str, Evaluation]) -> list[str]:
+    """Note which other rows all runs were scored on, too."""
+    common = set.intersection(*({e.rows_of for e in found} for found in scores.values()))
+    others = sorted(common - {e.rows_of for e in chosen.values()})
+    listed = ", ".join(f"--split {split} --rows {rows}" for split, rows in others)
+    return [f"all were scored on other rows, too: {listed}."] if others else []
 
 
 def name_all(paths: Sequence[Path]) -> dict[str, Path]:
@@ -84,35 +115,53 @@ def name_all(paths: Sequence[Path]) -> dict[str, Path]:
     return {n if short.count(n) == 1 else str(p): p for n, p in zip(short, paths, strict=True)}
 
 
-def read(path: Path, components: Mapping[str, Any]) -> ScoredRun:
-    """Read the evidence of a run folder, and what it is evidence of."""
-    record = folder.read_config(path)
-    again = f"Make it again: pyro-vae evaluate {path}"
-    for name in ("evidence.json", "evidence.csv"):
-        if not (path / name).is_file():
-            raise RunFolderError(f"{path} has no {name}: it was never scored. Make it: pyro-vae evaluate {path}")
-    summary, text = folder.read_evidence(path)
+def scored(path: Path, wanted: Mapping[str, Any]) -> list[Evaluation]:
+    """List a run's evaluations, of what is wanted."""
+    folder.read_config(path)
+    if not (found := evaluations(path)):
+        raise RunFolderError(f"{path} has no evidence.json: it was never scored. Make it: {AGAIN} {path}")
+    for key, value in wanted.items():
+        kept = [e for e in found if value in (None, e.summary["rows"] if key == "rows" else getattr(e.name, key))]
+        if not kept:
+            there = ", ".join(str(e.name) for e in found)
+            raise RunFolderError(
+                f"{path} has no evaluation with {key} {value!r}, only {there}. Make it: {AGAIN} {path}"
+            )
+        found = kept
+    return found
+
+
+def read(path: Path, components: Mapping[str, Any], evaluation: Evaluation) -> ScoredRun:
+    """Read an evaluation of a run folder, and what it is evidence of."""
+    record, stem = folder.read_config(path), evaluation.stem
+    again = f"Make it again: {AGAIN} {path}"
+    if not (path / f"{stem}.csv").is_file():
+        raise RunFolderError(f"{path} has no {stem}.csv: it was never scored. Make it: {AGAIN} {path}")
+    summary, text = folder.read_evidence(path, stem)
     try:
         evidence = evidence_of(text, summary)
         seconds, active_units = training_of(path, summary)
         of_one = len(evidence) == summary["rows"] and math.isclose(evidence.log_px.mean(), summary["log_px"])
         split = summary["split"].removeprefix(f"{record['data']['name']}, ").split(", ")[0]
+        unfinished = format_unfinished(summary.get("training"))
     except (DataError, KeyError, TypeError, AttributeError, OSError, UnicodeDecodeError) as error:
         raise RunFolderError(f"the evidence of {path} cannot be used: {error!r}. {again}") from error
     if not of_one:
-        raise RunFolderError(f"evidence.json and evidence.csv of {path} are of different evaluations. {again}")
+        raise RunFolderError(f"{stem}.json and {stem}.csv of {path} are of different evaluations. {again}")
     try:
         common = common_of(record, components) | {"split": split, "rows": len(evidence)}
     except (UsageError, KeyError, TypeError) as error:
         raise RunFolderError(f"{path / 'config.json'} cannot be used: {error}") from error
     check_seal(record, path / "config.json")
-    return ScoredRun(path, evidence, common, seconds, active_units, str(summary.get("machine")))
+    return ScoredRun(path, evidence, common, seconds, active_units, str(summary.get("machine")), unfinished)
 
 
-def evidence_of(text: str, summary: dict[str, Any]) -> Evidence | Exact:
-    """Build the evidence from evidence.csv and evidence.json: particles', or an exact method's."""
+def evidence_of(text: str, summary: dict[str, Any]) -> Evidence | Exact | AnnealedRows:
+    """Build the evidence from its two files: particles', annealing's, or an exact method's."""
     if "how" in summary:
         return Exact.from_csv(text, **{name: summary[name] for name in ("method", "measure", "how")})
+    if "num_chains" in summary:
+        return from_csv(text, {name: summary.get(name) for name in (*NEEDED, *summary)})
     optional = {name: summary[name] for name in ("measure", "proposal", "target_se") if name in summary}
     return Evidence.from_csv(text, num_samples=summary["num_samples"], seed=summary["seed"], **optional)
 
@@ -157,10 +206,14 @@ def check_common(runs: dict[str, ScoredRun]) -> None:
 
 def draw_forest(comparison: Comparison) -> Any:
     """Draw a comparison."""
-    names, differences, errors = zip(*[(m.name, m.difference, m.difference_se) for m in comparison.models], strict=True)
+    rows = [(m.name, m.difference, m.difference_se, m.verdict) for m in comparison.models]
+    names, differences, errors, verdicts = zip(*rows, strict=True)
     samples = ", ".join(map(str, sorted({m.num_samples for m in comparison.models if m.num_samples})))
-    how = f"K = {samples} importance samples" if samples else "exact"
-    return bars.forest(names, differences, errors, f"{how} on {comparison.rows} rows")
+    methods = ", ".join(sorted({m.method for m in comparison.models}))
+    flagged = max((m.flagged or 0.0 for m in comparison.models), default=0.0)
+    how = f"{methods}{f', K = {samples}' if samples else ''}, on {comparison.rows} rows"
+    worst = f"; up to {format_share(flagged)} of rows flagged" if flagged else ""
+    return bars.forest(names, differences, errors, f"{how}{worst}", verdicts)
 
 
 def write(path: Path, content: Any) -> None:

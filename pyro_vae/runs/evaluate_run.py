@@ -11,32 +11,36 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 from torch import Tensor
 
-from pyro_vae.common.digests import sha256, tensor_digest
+from pyro_vae.common.digests import tensor_digest
 from pyro_vae.common.environment import machine, versions
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.data import Data, Split
 from pyro_vae.data.row_ids import RowIds
 from pyro_vae.errors import Interrupted, UnreliableError, UsageError
+from pyro_vae.evidence.annealing import saved
+from pyro_vae.evidence.annealing.ais import ais
+from pyro_vae.evidence.annealing.result import Annealed
 from pyro_vae.evidence.exact.result import Exact
-from pyro_vae.evidence.importance.proposals import GUIDE, Proposal, defensive, widened
 from pyro_vae.evidence.importance.result import Evidence
 from pyro_vae.evidence.log_likelihood import log_likelihood
 from pyro_vae.models.standardize import log_scale
 from pyro_vae.models.vae import VAE
 
-from . import folder
+from . import evaluations, folder
 from .custom_components import NOTHING, Components
+from .evaluations import PROPOSALS, SPLITS, EvaluationName
 from .load import Run, load_run, open_data
 from .lock import locked
 from .marginal_baseline import below_floor, floor, summarize_floor
 from .particle_cache import ParticleCache
+from .progress import unfinished
 from .registry import likelihood_of
 from .run_figures import draw_khat
 
-SPLITS = ("test", "validation", "train")
-Method = Literal["importance", "auto", "exact"]
+Method = Literal["importance", "auto", "exact", "annealing"]
 ProposalName = Literal["guide", "defensive", "widened"]
-PROPOSALS: dict[str, Proposal] = {"guide": GUIDE, "defensive": defensive(), "widened": widened()}
+Estimate = Evidence | Exact | Annealed
+LEAPFROGS = 5  # of a transition: on trained decoders ten cost twice as much and reach the same value
 
 
 @Parameter(name="*")
@@ -51,7 +55,8 @@ class EvaluationOptions:
     rows
         Score only the first so many rows.
     method
-        auto: exact where the model allows it (closed form, enumeration, quadrature), else importance sampling.
+        auto: exact where the model allows it (closed form, enumeration, quadrature), else importance sampling. annealing: AIS
+        from the guide, for rows whose weights have too heavy a tail.
     proposal
         What the samples are drawn from: the guide, a tenth of them from the prior, or the guide with its scales times 1.5.
     num_samples
@@ -60,8 +65,12 @@ class EvaluationOptions:
         Double K, up to --max-samples, until the Monte Carlo error of every row is at most this (nats).
     max_samples
         K at most under --target-se; rows that it does not suffice for are flagged.
+    num_chains
+        Of each row, under --method annealing.
+    num_temperatures
+        From the guide to the posterior, likewise.
     seed
-        Of the importance samples.
+        Of the importance samples, or chains.
     resume
         Go on from the samples that an earlier evaluation left in the folder (an interrupted one does), and keep them.
     strict
@@ -75,6 +84,8 @@ class EvaluationOptions:
     num_samples: int = 5000
     target_se: float | None = None
     max_samples: int = 100_000
+    num_chains: int = 16
+    num_temperatures: int = 100
     seed: int = 0
     resume: Annotated[bool, Parameter(negative=())] = False
     strict: Annotated[bool, Parameter(negative=())] = False
@@ -92,19 +103,25 @@ def evaluate_run(
     num_samples: int = 5000,
     target_se: float | None = None,
     max_samples: int = 100_000,
+    num_chains: int = 16,
+    num_temperatures: int = 100,
     seed: int = 0,
     resume: bool = False,
     strict: bool = False,
     data_dir: Path | None = None,
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Score a run: log p(x) on a split of its data, written to evidence.json and evidence.csv, and returned.
+    """Score a run: log p(x) on a split of its data, written into its folder, and returned.
+
+    All test rows by importance sampling from the guide are evidence.json and evidence.csv; any other split, rows, method or
+    proposal has files of its own (:mod:`pyro_vae.runs.evaluations`), so that a look overwrites nothing.
 
     Args:
         path: the run's folder.
         components: parts of the caller's own, as for :func:`~pyro_vae.load_run`.
-        split, rows, method, proposal, num_samples, target_se, max_samples, seed, resume, strict: as for
-            :class:`EvaluationOptions`; what is computed, as for :func:`~pyro_vae.log_likelihood`.
+        split, rows, method, proposal, num_samples, target_se, max_samples, num_chains, num_temperatures, seed, resume, strict:
+            as for :class:`EvaluationOptions`; what is computed, as for :func:`~pyro_vae.log_likelihood` and
+            :func:`~pyro_vae.ais`.
         data_dir: where image data sets lie.
         device: where to compute.
 
@@ -118,7 +135,8 @@ def evaluate_run(
     run = load_run(path, components, device)
     options = EvaluationOptions(
         split=split, rows=rows, method=method, proposal=proposal, num_samples=num_samples, target_se=target_se,
-        max_samples=max_samples, seed=seed, resume=resume, strict=strict,
+        max_samples=max_samples, num_chains=num_chains, num_temperatures=num_temperatures, seed=seed, resume=resume,
+        strict=strict,
     )  # fmt: skip
     return evaluate_opened(run, open_data(run, data_dir), options)
 
@@ -135,49 +153,83 @@ def evaluate_opened(
     folder.check_own(run.path)
     with locked(run.path, folder.EVALUATION_LOCK, wait):
         rows, start = rows_of(data, options.split, options.rows), time.perf_counter()
-        x = rows.x
-        digests = {"weights": tensor_digest(run.vae.state_dict()), "data": data.digest, "split": options.split}
-        cache = ParticleCache(run.path / f"particles-{options.split}.safetensors", digests, strict=training is None)
-        evidence = placed(log_px_of(run.vae, x, cache, options), rows)
+        name, weights = name_of(options, len(getattr(data, options.split))), tensor_digest(run.vae.state_dict())
+        digests = {"weights": weights, "data": data.digest, "split": options.split}
+        file = run.path / f"particles-{name}.safetensors"
+        cache = ParticleCache(file, digests, strict=training is None)
+        evidence = placed(log_px_of(run.vae, rows.x, cache, options), rows)
         keep = options.resume and training is None  # what goes on is kept to go on from again; a training ends here
         if keep and isinstance(evidence, Evidence):
             cache.write(evidence)
         seconds = time.perf_counter() - start
-        result = evidence.summary() | {
-            "bits_per_dim": evidence.bits_per_dim(x[0].numel()).mean().item(),
-            "elements": x[0].numel(),
-            "split": f"{data.name}, {options.split}{f', first {len(x)} rows' if options.rows else ''}",
-            "policy": data.policy,
-            "floor": floor_of(run, data, x, evidence.log_px),
-            "training": training or run.evidence.get("training"),
-            "machine": machine(next(run.vae.parameters()).device),
-            "seconds": round(seconds, 1),
-            "versions": versions(),
-        }
-        if warning := below_floor(result["floor"]):
-            print(f"warning: {warning}", file=sys.stderr)
-        table = evidence.rows_csv()
-        folder.write_atomic(run.path / "evidence.csv", table)
-        folder.write_json(run.path / "evidence.json", result | {folder.CSV: sha256(table.encode())})
+        result = record_evaluation(run, data, options, evidence, seconds, training)
         if not keep and (cache.written or options.resume):
             cache.forget()  # what another evaluation left stays
-        draw_khat(run.path, evidence, x, data.shape)
         if options.strict and isinstance(evidence, Evidence) and len(evidence.flagged):
             raise UnreliableError(evidence.why_flagged(), evidence)
     return result
 
 
-def log_px_of(vae: VAE, x: Tensor, cache: ParticleCache, options: EvaluationOptions) -> Evidence | Exact:
+def record_evaluation(
+    run: Run,
+    data: Data,
+    options: EvaluationOptions,
+    evidence: Estimate,
+    seconds: float,
+    training: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write evidence of a run's rows into its folder, with what it is of, and its picture. For the holder of its lock."""
+    x = rows_of(data, options.split, options.rows).x
+    name = name_of(options, len(getattr(data, options.split)))
+    result = evidence.summary() | {
+        "bits_per_dim": evidence.bits_per_dim(x[0].numel()).mean().item(),
+        "elements": x[0].numel(),
+        "split": f"{data.name}, {options.split}{f', first {len(x)} rows' if name.rows else ''}",
+        "policy": data.policy,
+        "floor": floor_of(run, data, x, evidence.log_px),
+        "training": training or training_so_far(run),
+        "weights": tensor_digest(run.vae.state_dict()),
+        "machine": machine(next(run.vae.parameters()).device),
+        "seconds": round(seconds, 1),
+        "versions": versions(),
+    }
+    if warning := below_floor(result["floor"]):
+        print(f"warning: {warning}", file=sys.stderr)
+    name = replace(name, method="exact", proposal="guide") if isinstance(evidence, Exact) else name
+    table = saved.rows_csv(evidence) if isinstance(evidence, Annealed) else evidence.rows_csv()
+    stem, result = evaluations.write(run.path, name, result, table, replacing=training is not None)
+    draw_khat(run.path, evidence, x, data.shape, stem.replace("evidence", "khat", 1))
+    return result
+
+
+def name_of(options: EvaluationOptions, rows: int) -> EvaluationName:
+    """Name what is asked for, of a split of so many rows; "auto" counts as importance sampling until an oracle applies."""
+    cut = None if options.rows in (None, rows) else options.rows
+    method = "importance" if options.method == "auto" else options.method
+    return EvaluationName(options.split, cut, method, options.proposal)
+
+
+def training_so_far(run: Run) -> dict[str, Any] | None:
+    """Return what is known of the training, of one that has not ended how far it is."""
+    if so_far := unfinished(run.path, run.config.epochs):
+        return {"unfinished": so_far}
+    return run.evidence.get("training")
+
+
+def log_px_of(vae: VAE, x: Tensor, cache: ParticleCache, options: EvaluationOptions) -> Estimate:
     """Score some rows of a saved run; sums of particles go to `cache` every few seconds and at an interruption.
 
     Raises:
-        UsageError: no such proposal; particles of another seed or proposal, or of other rows, in `cache`.
+        UsageError: no such proposal, or one beside a method without any; particles of another seed or proposal, or of other
+            rows, in `cache`.
         CheckpointError: the particles in `cache` are of other weights or data.
         RunFolderError, DataError: `cache` is damaged.
         Interrupted, Terminated: Ctrl-C, SIGTERM.
     """
     if options.proposal not in PROPOSALS:
         raise UsageError(f"no proposal {options.proposal!r}; take one of {', '.join(PROPOSALS)}")
+    if options.method == "annealing":
+        return annealed(vae, x, options)
     if options.method == "exact":
         return log_likelihood(vae.model, vae.guide, x, method="exact")
     try:
@@ -190,9 +242,23 @@ def log_px_of(vae: VAE, x: Tensor, cache: ParticleCache, options: EvaluationOpti
         raise type(error)(f"interrupted: {cache.save_rest(error.result)}", error.result) from None
 
 
-def placed(evidence: Evidence | Exact, rows: Split) -> Evidence | Exact:
+def placed(evidence: Estimate, rows: Split) -> Estimate:
     """Have evidence know where its rows stand in their file, and their names and labels."""
     return replace(evidence, row_ids=(evidence.row_ids or RowIds()).at(rows.ids))
+
+
+def annealed(vae: VAE, x: Tensor, options: EvaluationOptions) -> Annealed:
+    """Anneal from the guide to the posterior of each row."""
+    for name in ("proposal", "target_se", "resume"):
+        if getattr(options, name) != getattr(EvaluationOptions(), name):
+            flag = name.replace("_", "-")
+            raise UsageError(
+                f"--method annealing starts chains at the guide and keeps no particles: leave --{flag} out"
+            )
+    return ais(
+        vae.model, vae.guide, x, start="guide", num_temperatures=options.num_temperatures, num_chains=options.num_chains,
+        leapfrog_steps=LEAPFROGS, seed=options.seed,
+    )  # fmt: skip
 
 
 def floor_of(run: Run, data: Data, x: Tensor, log_px: Tensor) -> dict[str, Any]:

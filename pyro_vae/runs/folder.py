@@ -1,6 +1,7 @@
 """Files of a run folder: config.json, metrics.jsonl, model.safetensors, evidence.json and .csv, figures/, checkpoints/.
 
-After an evaluation that was interrupted, or is to be gone on with, also particles-SPLIT.safetensors.
+Evaluations of other rows, or by other methods, have files of their own (:mod:`pyro_vae.runs.evaluations`), and all have a
+line in evaluations.jsonl. One that was interrupted, or is to be gone on with, leaves particles-NAME.safetensors.
 
 Every file is written under another name, synced, and renamed when whole; JSON and tensors carry their SHA-256. Nothing in it
 is executed: names, numbers, tensors.
@@ -26,7 +27,9 @@ from .checkpoint import FOLDER as CHECKPOINTS
 from .lock import LOCK
 
 SCHEMA = 1
-OURS = ("config.json", "metrics.jsonl", "model.safetensors", "evidence.json", "evidence.csv")
+HISTORY = "evaluations.jsonl"
+OURS = ("config.json", "metrics.jsonl", "model.safetensors", "evidence.json", "evidence.csv", HISTORY)
+OF_EVALUATIONS = ("particles-*.safetensors", "evidence-*.json", "evidence-*.csv")
 EVALUATION_LOCK = ".evaluation.lock"
 DIVERGENCE = "divergence"
 CSV = "csv_sha256"  # what evidence.json calls the SHA-256 of evidence.csv
@@ -93,7 +96,7 @@ def make(path: Path) -> None:
 def clear(path: Path) -> None:
     """Delete what a run wrote, and nothing else."""
     with storage(f"cannot clear {path}"):
-        matching = [path.glob(pattern) for pattern in ("particles-*.safetensors", "figures/*.png", f".*{PART}")]
+        matching = [path.glob(pattern) for pattern in (*OF_EVALUATIONS, "figures/*.png", f".*{PART}")]
         for file in [*(path / name for name in OURS), *itertools.chain(*matching)]:
             file.unlink(missing_ok=True)
         for name in FOLDERS:
@@ -146,22 +149,22 @@ def read_config(path: Path) -> dict[str, Any]:
     return record
 
 
-def read_evidence(path: Path) -> tuple[dict[str, Any], str]:
-    """Read evidence.json and the text of evidence.csv, of one and the same evaluation.
+def read_evidence(path: Path, stem: str = "evidence") -> tuple[dict[str, Any], str]:
+    """Read evidence.json and the text of evidence.csv (or others of that stem), of one and the same evaluation.
 
     Raises:
         RunFolderError: missing, damaged, or of different evaluations (one was killed between the two files, or is just
             writing them: they are looked at a second time).
     """
     for last in (False, True):
-        table, summary = read_bytes(path / "evidence.csv"), read_sealed(path / "evidence.json")
+        table, summary = read_bytes(path / f"{stem}.csv"), read_sealed(path / f"{stem}.json")
         if not isinstance(summary, dict):
-            raise RunFolderError(f"{path / 'evidence.json'} is no evidence")
+            raise RunFolderError(f"{path / f'{stem}.json'} is no evidence")
         if summary.get(CSV, sha256(table)) == sha256(table):
             return summary, table.decode(errors="replace")
         time.sleep(0 if last else 0.2)
     raise RunFolderError(
-        f"evidence.json and evidence.csv of {path} are of different evaluations. Make it again: pyro-vae evaluate {path}"
+        f"{stem}.json and {stem}.csv of {path} are of different evaluations. Make it again: pyro-vae evaluate {path}"
     )
 
 

@@ -19,6 +19,7 @@ from . import folder
 from .build_limits import bounded_build
 from .config import Config
 from .custom_components import NOTHING, Components
+from .evaluations import evaluations
 from .registry import build, check_names, resolved, unregistered
 from .weights import Weights
 
@@ -42,7 +43,11 @@ class Run:
 
     @property
     def evidence(self) -> dict[str, Any]:
-        """What evidence.json holds: log p(x) and its errors; nothing before the run is scored."""
+        """What evidence.json holds: log p(x) and its errors; nothing before the run is scored.
+
+        Evidence of other rows, or by another method, has files of its own (:mod:`pyro_vae.runs.evaluations`); it is what
+        stands here only where all test rows were not scored by importance sampling.
+        """
         return previous(self.path)
 
 
@@ -140,5 +145,8 @@ def load_data(config: Config, data_dir: Path | None, download: bool = False, dig
 
 
 def previous(path: Path) -> dict[str, Any]:
-    """Read the evidence that stands in the folder already."""
-    return folder.read_sealed(path / "evidence.json") if (path / "evidence.json").is_file() else {}
+    """Read the evidence that stands in the folder already: evidence.json, or else what was scored last."""
+    if (path / "evidence.json").is_file():
+        return folder.read_sealed(path / "evidence.json")
+    found = evaluations(path)
+    return max(found, key=lambda e: str(e.summary.get("time", ""))).summary if found else {}

@@ -93,7 +93,7 @@ def continue_run(job: TrainingJob, num_samples: int, minutes: float) -> dict[str
         note = "the run has no checkpoint, so it had not begun: training starts from the beginning."
         print(f"note: {note}", file=sys.stderr)
         checkpointer = job.checkpointer(minutes)
-    elif saved.manifest.get("finished") and (evidence := previous(path)):
+    elif saved.manifest.get("finished") and (evidence := of_whole_run(path)):
         print(f"note: {path} is a whole run already; its evidence is from before.", file=sys.stderr)
         return evidence
     else:
@@ -102,6 +102,12 @@ def continue_run(job: TrainingJob, num_samples: int, minutes: float) -> dict[str
         checkpointer.checkpoints.discard(saved.number)
     write_metrics(path, saved)
     return carry_out(job, checkpointer, num_samples=num_samples, resume=saved)
+
+
+def of_whole_run(path: Path) -> dict[str, Any]:
+    """Read the evidence that ended the training; nothing where there is none, or only of weights from before its end."""
+    evidence = previous(path) if (path / "evidence.json").is_file() else {}
+    return {} if "unfinished" in (evidence.get("training") or {}) else evidence
 
 
 def newest(job: TrainingJob, path: Path) -> Generation | None:

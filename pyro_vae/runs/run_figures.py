@@ -3,57 +3,78 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from pyro_vae.data import Data, Split
-from pyro_vae.errors import ProgramError
-from pyro_vae.models.usage import encode, reconstruct, sample
+from pyro_vae.errors import ProgramError, StorageError
+from pyro_vae.models.usage import encode, sample
 from pyro_vae.models.vae import VAE
-from pyro_vae.plots import figures, latents
-from pyro_vae.plots.evidence import khat_histogram
+from pyro_vae.plots import figures, images, latents
+from pyro_vae.plots.khat import khat_histogram
 from pyro_vae.training.training_state import FitResult
+
+from .pictured import pictured_reconstructions, pictured_samples
 
 
 def draw_figures(
     path: Path, vae: VAE, data: Data, run: FitResult, points: Sequence[dict[str, Any]], floor_px: float
 ) -> None:
-    """Draw every figure of a run into figures/; those that need a mean that the parts do not have are left out, with a note."""
+    """Draw every figure of a run into figures/."""
     pictures: dict[str, Callable[[], Any]] = {
         "training": lambda: figures.training_curve(run.history, floor_px),
         "evidence": lambda: figures.evidence_curve(points),
-        "samples": lambda: figures.sample_grid(sample(vae, 48).cpu().numpy(), data.shape),
-        "sample_means": lambda: figures.sample_grid(
-            sample(vae, 48, mean=True).cpu().numpy(), data.shape, title="E[x | z], z ~ p(z)"
-        ),
-        "reconstructions": lambda: reconstructions(vae, data),
+        "samples": lambda: images.sample_grid(sample(vae, 48).cpu().numpy(), data.shape),
+        "sample_means": lambda: sample_means(vae, 48, data.shape),
+        "reconstructions": lambda: reconstructions(vae, data.test.x, data.shape),
         "latent": lambda: latent(vae, data),
     }
+    draw_all(path / "figures", pictures)
+
+
+def draw_khat(path: Path, evidence: Any, x: Tensor, shape: tuple[int, ...], name: str = "khat") -> None:
+    """Draw Pareto k̂ of the rows just scored into figures/, the flagged ones shown; nothing where no k̂ is known."""
+    if getattr(evidence, "khat", None) is None:
+        return
+    picture = path / "figures" / f"{name}.png"
+    if evidence.khat.isnan().all():
+        picture.unlink(missing_ok=True)  # that of the evaluation before is of other numbers
+        return
+    khat, flagged = evidence.khat.numpy(), evidence.flagged.tolist()
+    draw_all(
+        path / "figures",
+        {name: lambda: khat_histogram(khat, flagged, evidence.threshold.numpy(), x.cpu().numpy(), shape)},
+    )
+
+
+def draw_all(folder: Path, pictures: Mapping[str, Callable[[], Any]]) -> list[Path]:
+    """Draw pictures into a folder, each by itself; return those drawn. One that cannot be is left out, and ends nothing."""
+    drawn = []
     for name, draw in pictures.items():
         try:
-            figures.save(draw(), path / "figures" / f"{name}.png")
-        except ProgramError as error:
-            print(f"note: no picture {name}.png: {error}", file=sys.stderr)
+            drawn.append(figures.save(draw(), folder / f"{name}.png"))
+        except StorageError:  # whoever fills a disk shall hear of it
+            raise
+        except Exception as error:
+            what = str(error) if isinstance(error, ProgramError) else f"{type(error).__name__}: {error}"
+            print(f"note: no picture {name}.png: {what}", file=sys.stderr)
+    return drawn
 
 
-def draw_khat(path: Path, evidence: Any, x: Tensor, shape: tuple[int, ...]) -> None:
-    """Draw Pareto k̂ of the rows just scored into figures/khat.png, the flagged ones shown; nothing where no k̂ is known."""
-    picture = path / "figures" / "khat.png"
-    if getattr(evidence, "khat", None) is None or evidence.khat.isnan().all():
-        picture.unlink(missing_ok=True)  # that of an earlier evaluation is of other numbers
-        return
-    khat, threshold = evidence.khat.numpy(), evidence.threshold.max().item()
-    figures.save(khat_histogram(khat, evidence.flagged.tolist(), threshold, x.cpu().numpy(), shape), picture)
+def sample_means(vae: VAE, count: int, shape: tuple[int, ...], seed: int = 0) -> Any:
+    """Plot the mean of p(x | z) at draws of z."""
+    x, word = pictured_samples(vae, count, seed)
+    return images.sample_grid(x.cpu().numpy(), shape, title=f"E[x | z], z ~ p(z){word}")
 
 
-def reconstructions(vae: VAE, data: Data) -> Any:
-    """Plot test rows beside their reconstructions."""
-    x = data.test.x[:12]
-    rows = [x.numpy(), reconstruct(vae, x).cpu().numpy()]
-    return figures.image_grid(rows, ["x", "E[x | z]"], data.shape, "test rows and their reconstructions")
+def reconstructions(vae: VAE, x: Tensor, shape: tuple[int, ...], split: str = "test") -> Any:
+    """Plot the first rows beside their reconstructions."""
+    means, word = pictured_reconstructions(vae, x[:12])
+    title = f"{split} rows and their reconstructions{word}"
+    return images.image_grid([x[:12].cpu().numpy(), means.cpu().numpy()], ["x", "E[x | z]"], shape, title)
 
 
 def latent(vae: VAE, data: Data) -> Any:

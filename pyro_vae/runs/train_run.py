@@ -42,7 +42,7 @@ from .registry import build, objective_of, resolved
 from .run_figures import draw_figures
 from .weights import save_model
 
-CURVE_ROWS, CURVE_SAMPLES = 400, 200  # of the log p(x) that is followed during training
+CURVE_ROWS, CURVE_SAMPLES = 400, 500  # of the log p(x) that is followed during training
 MINUTES = 5.0  # between checkpoints
 BAD_STEPS = 5  # in a row, before training stops
 

@@ -16,13 +16,16 @@ SMALL = {"--hidden": "8", "--latent-dim": "2", "--epochs": "2", "--batch-size": 
 
 
 def test_evaluate_draws_khat_where_it_is_known(run, device):
-    """K = 20 has no k̂, so training drew none; a later evaluation without k̂ leaves no picture of an earlier one."""
+    """K = 20 has no k̂, so training drew none; fewer samples replace neither the evidence of more nor its picture."""
     picture, evaluate = run / "figures" / "khat.png", ["evaluate", str(run), "--device", str(device), "--num-samples"]
     assert not picture.exists()
     assert main([*evaluate, "30"]) == 0
-    assert len(picture.read_bytes()) > 3000
+    before = picture.read_bytes()
+    assert len(before) > 3000
     assert main([*evaluate, "20"]) == 0
-    assert not picture.exists()
+    assert picture.read_bytes() == before and not (run / "figures" / "khat-test-k20.png").exists()
+    found = {name: folder.read_json(run / f"{name}.json")["num_samples"] for name in ("evidence", "evidence-test-k20")}
+    assert found == {"evidence": 30, "evidence-test-k20": 20}
 
 
 def test_floor_is_the_exact_log_likelihood_of_independent_binomials(run):
@@ -43,12 +46,14 @@ def test_floor_is_the_exact_log_likelihood_of_independent_binomials(run):
 def test_evaluate_by_an_oracle_where_one_applies(run, capsys):
     """Two latents: quadrature, and the report says so, with the measure of the number."""
     assert main(["evaluate", str(run), "--method", "auto", "--rows", "6"]) == 0
-    said, found = capsys.readouterr().out, folder.read_json(run / "evidence.json")
+    said, found = capsys.readouterr().out, folder.read_json(run / "evidence-test-first-6-exact.json")
     assert "method: quadrature in 2 dimensions" in said and "± numerical" in said and "ELBO" not in said
     assert "measure: counts, a log probability" in said and f"{found['bits_per_dim']:.4f} bits for each of 64" in said
     opened, rows = load_run(run), load("digits").test.x[:6]
     exact = quadrature(opened.vae.model, opened.vae.guide, rows)
-    kept = [float(line.split(",")[1]) for line in (run / "evidence.csv").read_text().splitlines()[1:]]
+    kept = [
+        float(line.split(",")[1]) for line in (run / "evidence-test-first-6-exact.csv").read_text().splitlines()[1:]
+    ]
     assert kept == exact.log_px.tolist() and found["log_px"] == exact.log_px.mean().item()
     assert found["bits_per_dim"] == pytest.approx(-found["log_px"] / (64 * math.log(2)))
     assert main(["evaluate", str(run), "--num-samples", "30"]) == 0
@@ -80,7 +85,9 @@ def test_an_interrupted_evaluation_goes_on_from_the_folder(run, monkeypatch, cap
     seen.clear()
     assert main([*options, "--resume"]) == 0 and not seen  # all of it is kept, for more
     assert (run / "evidence.csv").read_bytes() == whole
-    assert main([*options, "--resume", "--proposal", "defensive"]) == 2
+    assert main([*options, "--resume", "--proposal", "defensive"]) == 0  # another evaluation, with particles of its own
+    assert (run / "evidence.csv").read_bytes() == whole and (run / "particles-test-defensive.safetensors").is_file()
+    assert main([*options, "--resume", "--seed", "1"]) == 2
     assert "run all of it with the same" in capsys.readouterr().err
     folder.clear(run)
     assert not kept.exists()
@@ -89,6 +96,6 @@ def test_an_interrupted_evaluation_goes_on_from_the_folder(run, monkeypatch, cap
 def test_evaluate_until_the_error_is_small_enough_from_another_proposal(run, capsys):
     options = ["--rows", "64", "--num-samples", "50", "--target-se", "0.001", "--max-samples", "200"]
     assert main(["evaluate", str(run), *options, "--proposal", "defensive"]) == 0
-    found = folder.read_json(run / "evidence.json")
+    found = folder.read_json(run / "evidence-test-first-64-defensive.json")
     assert (found["num_samples"], found["proposal"], found["target_se"]) == (200, "0.9 guide + 0.1 prior", 0.001)
     assert "or the Monte Carlo error above 0.001" in capsys.readouterr().out

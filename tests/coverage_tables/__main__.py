@@ -51,7 +51,10 @@ def narrow_lines(num_samples: int, rows: int, seed: int) -> list[str]:
         evidence = log_likelihood(pair.model, pair.guide, x, num_samples=num_samples, seed=seed, verbose=False)
         inside = (evidence.log_px - pair.log_px(x)).abs() <= Z * evidence.mc_se + 1e-9
         steady, reliable = evidence.steady, evidence.reliable
-        cells = [f"{m.double().mean():.0%} | {inside[m].double().mean():.3f}" if m.any() else "0% | –" for m in (steady, reliable)]
+        cells = [
+            f"{m.double().mean():.0%} | {inside[m].double().mean():.3f}" if m.any() else "0% | –"
+            for m in (steady, reliable)
+        ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
         if name in NARROW:
             passed.append(inside[steady])

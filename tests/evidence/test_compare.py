@@ -21,11 +21,13 @@ from tests.helpers.exact import LinearGaussian
 GP = GammaPoisson()
 
 
-def evidence(log_px, mc_se=0.0, ess=50.0, elbo_gap=1.0, num_samples=50):
-    """Evidence with these values, row by row or the same in all."""
+def evidence(log_px, mc_se=0.0, ess=50.0, elbo_gap=1.0, num_samples=50, flagged=0):
+    """Evidence with these values, row by row or the same in all, whose first rows are flagged."""
     log_px = torch.as_tensor(log_px, dtype=torch.float64)
     mc_se, ess, elbo_gap = (torch.as_tensor(v, dtype=torch.float64).expand(len(log_px)) for v in (mc_se, ess, elbo_gap))
-    return Evidence(log_px, mc_se, ess, log_px - elbo_gap, mc_se, num_samples=num_samples, seed=0)
+    khat = torch.where(torch.arange(len(log_px)) < flagged, 2.0, 0.1).double()
+    weights = {"khat": khat, "max_share": khat, "jackknife": log_px}
+    return Evidence(log_px, mc_se, ess, log_px - elbo_gap, mc_se, num_samples=num_samples, seed=0, **weights)
 
 
 # the numbers
@@ -158,7 +160,7 @@ def test_whatever_has_log_px_is_compared():
         and second.mc_se > 0
         and second.flagged == 1  # of four chains
     )
-    assert third.difference == pytest.approx(-9 + 5.5 / 3) and third.num_samples == 50 and third.flagged is None
+    assert third.difference == pytest.approx(-9 + 5.5 / 3) and third.num_samples == 50 and third.flagged == 0
     assert third.difference_mc_se == pytest.approx(1e-3 / 3**0.5)
     assert "annealed importance sampling from the prior, by hand, importance sampling" in made.notes[0]
     assert "100.0%" in str(made) and json.dumps(made.to_dict(), allow_nan=False)
@@ -202,9 +204,9 @@ def test_latex_is_escaped_and_holds_the_numbers():
     )
     assert escaped in text
     lines = text.splitlines()
-    assert lines[0] == r"\begin{tabular}{l" + "r" * 9 + "}" and lines[-1] == r"\end{tabular}"
+    assert lines[0] == r"\begin{tabular}{l" + "r" * 11 + "}" and lines[-1] == r"\end{tabular}"
     body = [line for line in lines if line.endswith(r"\\")]
-    assert len(body) == 4 and all(line.replace(r"\&", "").count("&") == 9 for line in body)
+    assert len(body) == 4 and all(line.replace(r"\&", "").count("&") == 11 for line in body)
     assert f"$-${abs(made.models[0].log_px):.3f}" in body[1] and "best" in body[1]
 
 
@@ -221,11 +223,84 @@ def test_the_table_shows_names_as_they_are_and_every_number():
 def test_forest_draws_two_standard_errors():
     fig = forest(["best", "$a$", "b"], [0.0, -1.0, -3.0], [0.0, 0.25, None], "K = 50")
     ax = fig.axes[0]
-    (bars,) = ax.collections
-    spans = [(s[0, 0], s[1, 0]) for s in bars.get_segments()]
+    spans = [(s[0, 0], s[1, 0]) for bars in ax.collections for s in bars.get_segments()]
     assert spans == [(0.0, 0.0), (-1.5, -0.5), (-3.0, -3.0)]
     assert [t.get_text() for t in ax.texts] == ["best", "−1.00 ± 0.25", "−3.00 ± unknown"]
     assert ax.yaxis_inverted()  # the best on top
+
+
+def test_a_difference_that_is_not_to_be_believed_is_drawn_without_errors():
+    verdicts = ["best", "decided", "not to be believed"]
+    ax = forest(["a", "b", "c"], [0.0, -1.0, -3.0], [0.0, 0.25, 0.1], "", verdicts).axes[0]
+    assert [t.get_text() for t in ax.texts] == ["best", "−1.00 ± 0.25, decided", "−3.00, not to be believed"]
+    faces = [line.get_markerfacecolor() for line in ax.get_lines() if line.get_marker() == "o"]
+    assert faces[-1] == "white" != faces[0] and len(ax.collections) == 2 and "±" not in ax.get_title()
+
+
+# verdicts
+
+
+ROWS = torch.linspace(-1, 1, 40, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("worse", "best_flagged", "flagged", "verdict"),
+    [
+        (ROWS - 1.0, 0, 0, "decided"),
+        (ROWS - 1.0, 4, 4, "decided"),  # a tenth is not more than a tenth
+        (ROWS - 1.0, 0, 5, "not to be believed"),  # its own bound is loose: it may be the better one
+        (ROWS - 1.0, 5, 0, "decided"),  # the best only leads by more
+        (-0.9 * ROWS, 0, 0, "tie"),
+        (-0.9 * ROWS, 5, 0, "not to be believed"),  # the best may lead by any amount
+    ],
+    ids=["believed", "tenth-flagged", "worse-loose", "best-loose", "within-errors", "within-errors-best-loose"],
+)
+def test_a_difference_is_decided_a_tie_or_not_to_be_believed(worse, best_flagged, flagged, verdict):
+    noise = 0.3 * torch.randn(40, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    made = compare(
+        {"best": evidence(ROWS + 0.01, flagged=best_flagged), "other": evidence(worse + noise, flagged=flagged)}
+    )
+    best, other = made.models
+    assert (best.name, best.verdict, other.verdict) == ("best", "best", verdict)
+    shown, latex = str(made), made.latex()
+    assert verdict in shown and verdict in latex and other.verdict in made.csv()
+    for model in made.models:
+        assert (
+            (f"≥ {model.log_px:.2f}" in shown)
+            == model.loose
+            == (f"$\\geq$ {model.log_px:.2f}".replace("-", "$-$") in latex)
+        )
+    assert (f"{other.difference_se:.3f}" in shown) == (not other.loose and not best.loose)
+    assert any("loose by an amount that nobody knows" in note for note in made.notes) == (best.loose or other.loose)
+
+
+@pytest.mark.parametrize(("models", "times"), [(2, 1.96), (6, 2.58), (11, 2.81)])
+def test_many_comparisons_take_more_standard_errors(models, times):
+    """Bonferroni's 5 per cent in many rows; a difference just within is a tie, one just beyond is decided."""
+    rows = torch.randn(4000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    rows = (rows - rows.mean()) / rows.std()  # of errors 1 / √4000
+    at = times / 4000**0.5
+    others = {f"low {i}": evidence(-9 + rows) for i in range(models - 2)}
+    for shift, verdict in ((0.99 * at, "tie"), (1.01 * at, "decided")):
+        made = compare({"best": evidence(0 * rows), "close": evidence(rows - shift), **others})
+        assert by_name(made)["close"].verdict == verdict
+
+
+def test_few_rows_take_more_standard_errors():
+    """Three rows: Student's t with 2 degrees of freedom takes 4.3 standard errors; one row has none."""
+    spread = torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64) * 3**0.5  # of standard error 1
+    for shift, verdict in ((4.2, "tie"), (4.4, "decided")):
+        assert compare({"a": evidence([0.0] * 3), "b": evidence(spread - shift)}).models[1].verdict == verdict
+    one = compare({"a": evidence([0.0]), "b": evidence([-99.0])}).models[1]
+    assert one.verdict == "not to be believed"
+
+
+def test_an_oracle_that_flags_its_rows_decides_nothing():
+    """It is no bound: as the best it may be too high."""
+    made = compare({"oracle": exactly([-1.0, -2.0, -3.0], 1e-3), "sampled": evidence([-9.0, -9.1, -9.2])})
+    assert made.models[1].verdict == "not to be believed" and "≈ -2.00" in str(made) and "≥" not in str(made)
+    sure = compare({"oracle": exactly([-1.0, -2.0, -3.0]), "sampled": evidence([-9.0, -10.1, -11.2])})
+    assert sure.models[1].verdict == "decided" and "≈" not in str(sure)
 
 
 # evidence read back

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.common.flagged import is_loose, why_loose
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import UsageError
 from pyro_vae.evidence.estimate import data_se, format_nats, mean_se
@@ -60,6 +61,14 @@ class Bracket:
         """Upper − lower of each row; in expectation ≥ 0 if strict, but not in each row."""
         return self.upper - self.lower
 
+    @property
+    def doubted(self) -> Tensor:
+        """Rows whose lower end is flagged by the method that it is of, ``(N,)``."""
+        sampled, annealed = torch.zeros(2, len(self), dtype=torch.bool)
+        sampled[self.importance.flagged] = True
+        annealed[getattr(self.annealing, "flagged", [])] = True
+        return torch.where(self.annealed, annealed, sampled)
+
     def summary(self) -> dict[str, Any]:
         """Average over rows. `gap_se` is over rows, and so holds Monte Carlo and data error both."""
         return {
@@ -77,6 +86,9 @@ class Bracket:
             "rows_by_annealing": int(self.annealed.sum()),
             "acceptance": self.acceptance.mean().item(),
             "rows": len(self),
+            "rows_flagged": int(self.doubted.sum()),
+            "importance_flagged": len(self.importance.flagged),
+            "annealing_flagged": len(getattr(self.annealing, "flagged", ())),
             "measure": self.annealing.measure,
             "unit": "nats per row",
         }
@@ -85,10 +97,15 @@ class Bracket:
         s, end = self.summary(), "upper end strict in expectation: rows simulated from the model"
         if not self.strict:
             end = "upper end APPROXIMATE: chains started where forward annealing ended, it may lie below log p(x)"
-        return (
-            f"log p(x) between {s['lower']:.3f} ± {format_nats(s['lower_mc_se'])} and "
+        ends = (
+            f"{s['lower']:.3f} ± {format_nats(s['lower_mc_se'])} and "
             f"{s['upper']:.3f} ± {format_nats(s['upper_mc_se'])} nats (Monte Carlo) | "
-            f"gap {s['gap']:.3f} ± {format_nats(s['gap_se'])} (over rows) | {end} | lower end: importance sampling "
+            f"gap {s['gap']:.3f} ± {format_nats(s['gap_se'])} (over rows)"
+        )
+        if is_loose(s):
+            ends = f"{s['lower']:.2f} ({why_loose(s)}) and {s['upper']:.2f} nats | gap {s['gap']:.2f}"
+        return (
+            f"log p(x) between {ends} | {end} | lower end: importance sampling "
             f"{s['importance']:.3f}, annealing {s['annealing']:.3f}, {s['rows_by_annealing']} of {s['rows']} rows by annealing"
         )
 

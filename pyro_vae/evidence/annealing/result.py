@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.common.flagged import format_bound, is_loose, why_loose
 from pyro_vae.data.row_ids import RowIds
 from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.evidence.estimate import RowEstimates, data_se, digest_of_rows, format_nats, mean_se
@@ -190,10 +191,14 @@ class Annealed(RowEstimates):
 
     def __str__(self) -> str:
         s = self.summary()
+        mean = (
+            f"≥ {s['log_px']:.3f} ± {format_nats(s['log_px_mc_se'])} (Monte Carlo) "
+            f"± {format_nats(s['log_px_data_se'])} (data) nats"
+        )
+        if is_loose(s):
+            mean = f"{format_bound(s)} nats ({why_loose(s)})"
         return (
-            f"log p(x) ≥ {s['log_px']:.3f} ± {format_nats(s['log_px_mc_se'])} (Monte Carlo) "
-            f"± {format_nats(s['log_px_data_se'])} (data) nats | "
-            f"AIS from the {s['start']}, {s['num_chains']} chains × {s['num_temperatures']} temperatures × "
+            f"log p(x) {mean} | AIS from the {s['start']}, {s['num_chains']} chains × {s['num_temperatures']} temperatures × "
             f"{s['leapfrog_steps']} leapfrogs | ESS median {s['ess_median']:.1f}, least {s['ess_min']:.1f}, "
             f"{s['rows_flagged']} rows flagged (too few chains count for an error) | "
             f"acceptance {s['acceptance']:.2f}, least {s['acceptance_min']:.2f} | {s['rows']} rows, {self.measure}"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.common.csv_columns import read_columns, write_columns
+from pyro_vae.common.flagged import format_bound, is_loose, why_loose
 from pyro_vae.data.row_ids import RowIds
 from pyro_vae.evidence.estimate import RowEstimates, beside, data_se, digest_of_rows, format_nats
 
@@ -93,8 +94,10 @@ class Exact(RowEstimates):
 
     def __str__(self) -> str:
         s = self.summary()
+        mean = f"{s['log_px']:.3f} ± {s['log_px_mc_se']:.1e} ({self.method}) ± {format_nats(s['log_px_data_se'])} (data) nats"
+        if is_loose(s):
+            mean = f"{format_bound(s)} nats ({why_loose(s)}; {self.method})"
         return (
-            f"log p(x) {s['log_px']:.3f} ± {s['log_px_mc_se']:.1e} ({self.method}) "
-            f"± {format_nats(s['log_px_data_se'])} (data) nats | {' | '.join(filter(None, (self.how, self.measure)))} | "
+            f"log p(x) {mean} | {' | '.join(filter(None, (self.how, self.measure)))} | "
             f"{s['rows']} rows, {s['rows_flagged']} flagged, largest error {s['largest_error']:.1e}"
         )

@@ -1,0 +1,41 @@
+"""A run's log p(x) between two ends: annealing beside importance sampling, and reverse annealing above them."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from pyro_vae.evidence.annealing.bracket import Bracket, bracket
+from pyro_vae.plots.evidence import bracket_ends
+
+from . import folder
+from .evaluate_run import EvaluationOptions, record_evaluation, rows_of
+from .load import load_run, open_data
+from .lock import locked
+from .run_figures import draw_all
+
+TEMPERATURES, CHAINS, LEAPFROGS = 60, 16, 3  # a few seconds on a small model
+
+
+def bracket_run(path: Path | str, *, device: str = "cpu") -> tuple[dict[str, Any], Bracket]:
+    """Bracket log p(x) of a run's test rows; its annealed lower end becomes an evaluation of the folder, with a picture.
+
+    Returns:
+        What ``evidence-test-annealing.json`` holds, and the :class:`~pyro_vae.evidence.annealing.bracket.Bracket`.
+
+    Raises:
+        RunFolderError: the run or its data are not what they were.
+        ProgramError: latents that cannot be annealed.
+    """
+    run = load_run(path, device=device)
+    data, start = open_data(run), time.perf_counter()
+    ends = bracket(
+        run.vae.model, run.vae.guide, rows_of(data, "test").x,
+        num_temperatures=TEMPERATURES, num_chains=CHAINS, leapfrog_steps=LEAPFROGS,
+    )  # fmt: skip
+    options = EvaluationOptions(method="annealing", num_chains=CHAINS, num_temperatures=TEMPERATURES)
+    with locked(run.path, folder.EVALUATION_LOCK, True):
+        annealed = record_evaluation(run, data, options, ends.annealing, time.perf_counter() - start)
+    draw_all(run.path / "figures", {"bracket": lambda: bracket_ends({"test rows": ends.summary()})})
+    return annealed, ends

@@ -1,0 +1,300 @@
+"""Nothing that was written is lost by looking at it: other rows, methods, proposals, samples and pictures."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from pyro_vae import load_run
+from pyro_vae.cli.main import main
+from pyro_vae.common.digests import sha256
+from pyro_vae.plots import figures
+from pyro_vae.runs import folder
+from pyro_vae.runs.evaluations import EvaluationName, evaluations
+from pyro_vae.runs.resume_run import resume_run
+from tests.helpers.command_line import small
+
+K = ["--num-samples", "20"]
+OTHERS = {
+    "fewer rows": (["--rows", "5", *K], "test-first-5"),
+    "another split": (["--split", "validation", *K], "validation"),
+    "another proposal": (["--proposal", "widened", *K], "test-widened"),
+    "annealing": (["--rows", "4", "--method", "annealing", "--num-temperatures", "3"], "test-first-4-annealing"),
+    "an oracle": (["--rows", "6", "--method", "auto", *K], "test-first-6-exact"),
+    "fewer samples": (["--num-samples", "7"], "test-k7"),
+    "several": (["--split", "train", "--rows", "3", "--proposal", "defensive", *K], "train-first-3-defensive"),
+}
+
+
+def contents(run):
+    """Every file of a run that is no lock."""
+    return {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and ".lock" not in p.name}
+
+
+@pytest.mark.parametrize("look", OTHERS)
+def test_a_look_overwrites_no_file_and_has_its_own(run, look, device):
+    options, name = OTHERS[look]
+    before = contents(run)
+    assert main(["evaluate", str(run), *options, "--device", str(device)]) == 0
+    after = contents(run)
+    history = run / folder.HISTORY
+    assert {p: c for p, c in after.items() if p in before and p != history} == {
+        p: c for p, c in before.items() if p != history
+    }
+    assert after[history].startswith(before[history])
+    found = folder.read_sealed(run / f"evidence-{name}.json")
+    assert (run / f"evidence-{name}.csv").is_file() and str(EvaluationName(**found["evaluation"])) == name
+    lines = folder.read_lines(history)
+    assert [line["file"] for line in lines] == ["evidence.json", f"evidence-{name}.json"]
+    assert lines[1]["log_px"] == found["log_px"] and lines[1]["time"] == found["time"]
+    assert load_run(run).evidence["num_samples"] == 20  # that of training
+
+
+def test_the_same_evaluation_again_and_more_of_it_take_its_place(run):
+    for count in (20, 30, 10, 30):
+        assert main(["evaluate", str(run), "--num-samples", str(count)]) == 0
+    found = {e.stem: e.summary["num_samples"] for e in evaluations(run)}
+    assert found == {"evidence": 30, "evidence-test-k10": 10}
+    assert [line["num_samples"] for line in folder.read_lines(run / folder.HISTORY)] == [20, 20, 30, 10, 30]
+    folder.clear(run)
+    assert not list(run.glob("*evidence*")) and not (run / folder.HISTORY).exists()
+
+
+@pytest.mark.parametrize(
+    ("split", "rows", "stem"),
+    [("digits, validation", 180, "evidence-validation"), ("digits, test, first 9 rows", 9, "evidence-test-first-9")],
+    ids=["split", "rows"],
+)
+def test_evidence_of_an_older_version_is_found_and_moves_to_its_own_name(run, split, rows, stem):
+    """There, evidence.json was of whatever was scored last, and did not say of what but for `split`."""
+    old = {
+        k: v for k, v in folder.read_json(run / "evidence.json").items() if k not in ("evaluation", "time", "weights")
+    }
+    folder.write_json(run / "evidence.json", old | {"split": split, "rows": rows})
+    (run / folder.HISTORY).unlink()
+    (only,) = evaluations(run)
+    assert (only.stem, only.name.named("evidence"), only.rows_of[1]) == ("evidence", stem, rows)
+    table = (run / "evidence.csv").read_bytes()
+    assert main(["evaluate", str(run), *K]) == 0
+    assert folder.read_json(run / f"{stem}.json")["split"] == split and (run / f"{stem}.csv").read_bytes() == table
+    assert [e.stem for e in evaluations(run)] == ["evidence", stem]
+
+
+def test_a_newer_evaluation_of_the_same_rows_is_not_lost_when_the_old_one_moves(run):
+    assert main(["evaluate", str(run), "--split", "validation", "--num-samples", "30"]) == 0
+    newer = (run / "evidence-validation.json").read_bytes()
+    old = {
+        k: v for k, v in folder.read_json(run / "evidence.json").items() if k not in ("evaluation", "time", "weights")
+    }
+    folder.write_json(run / "evidence.json", old | {"split": "digits, validation"})
+    (run / "evidence.csv").unlink()  # as in results/, where a table is left out
+    assert main(["evaluate", str(run), *K]) == 0
+    assert (run / "evidence-validation.json").read_bytes() == newer
+    assert folder.read_json(run / "evidence-validation-k20.json")["split"] == "digits, validation"
+
+
+def test_evidence_of_weights_from_before_is_not_mixed_with_that_of_now(run):
+    """Training went on since: what was scored before is left alone, and not read beside the new."""
+    assert main(["evaluate", str(run), "--rows", "5", *K]) == 0
+    old = folder.read_json(run / "evidence-test-first-5.json")
+    folder.write_json(run / "evidence-test-first-5.json", old | {"weights": "0" * 64, "time": "2020-01-01T00:00:00"})
+    assert [e.stem for e in evaluations(run)] == ["evidence"]
+
+
+def test_annealed_evidence_is_compared(run, tmp_path, capsys):
+    import shutil
+
+    other = shutil.copytree(run, tmp_path / "other")
+    for path in (run, other):
+        options = ["--method", "annealing", "--num-temperatures", "5", "--num-chains", "4", "--rows", "8"]
+        assert main(["evaluate", str(path), *options]) == 0
+    said = capsys.readouterr().out
+    assert "annealed importance sampling from the guide, 4 chains, 5 temperatures" in said and "± Monte Carlo" in said
+    assert main(["compare", str(run), str(other), "--rows", "8"]) == 0
+    assert main(["compare", str(run), str(other), "--method", "annealing"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("tie") == 2 and "8 rows" in said
+    assert main(["compare", str(run), str(other), "--split", "train"]) == 4
+    assert "only test, test-first-8-annealing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "option", [["--proposal", "widened"], ["--target-se", "0.1"], ["--resume"]], ids=lambda o: o[0]
+)
+def test_annealing_refuses_what_it_does_not_take(run, option, capsys):
+    assert main(["evaluate", str(run), "--rows", "2", "--method", "annealing", *option]) == 2
+    assert f"leave {option[0]} out" in capsys.readouterr().err
+
+
+# pictures and arrays
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["sample"], ["sample", "--mean"], ["sample", "--seed", "3"], ["encode"], ["reconstruct"], ["interpolate"]],
+    ids="-".join,
+)
+def test_using_a_run_leaves_the_pictures_of_its_training(run, command):
+    before = contents(run)
+    assert main([*command, str(run)]) == 0
+    after = contents(run)
+    assert {p: after[p] for p in before} == before and len(after) == len(before) + 2
+
+
+def test_a_mean_does_not_overwrite_samples(run):
+    assert main(["sample", str(run)]) == 0
+    drawn = np.load(run / "samples.npy")
+    assert main(["sample", str(run), "--mean"]) == 0
+    assert np.array_equal(np.load(run / "samples.npy"), drawn)
+    assert not np.array_equal(np.load(run / "sample_means.npy"), drawn)
+
+
+@pytest.mark.parametrize("error", [ValueError("no such shape"), IndexError("7"), MemoryError(), RuntimeError("x")])
+def test_a_picture_that_cannot_be_drawn_ends_nothing(train, tmp_path, monkeypatch, capsys, error):
+    def broken(*_, **__):
+        raise error
+
+    monkeypatch.setattr(figures, "figure", broken)
+    for module in ("images", "khat", "latents"):
+        monkeypatch.setattr(f"pyro_vae.plots.{module}.figure", broken)
+    assert train("run") == 0
+    said = capsys.readouterr().err
+    assert f"no picture training.png: {type(error).__name__}" in said
+    run = tmp_path / "run"
+    assert (run / "evidence.json").is_file() and not list((run / "figures").iterdir())
+    for command in (["evaluate", str(run), "--num-samples", "30"], ["sample", str(run)]):
+        assert main(command) == 0
+    assert (run / "samples.npy").is_file()
+
+
+@pytest.mark.parametrize("shape", [(8, 6, 3), (8, 6, 1), (3, 8, 6), (5, 8, 6), (6, 8), (7,)])
+def test_images_of_any_layout_train_and_are_drawn(tmp_path, shape, capsys):
+    x = np.random.default_rng(0).normal(size=(60, *shape)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    options = ["--likelihood", "normal", "--batch-size", "16", "--epochs", "1", "--num-samples", "30"]
+    data = ["--data", str(tmp_path / "x.npy"), "--hidden", "4", "--latent-dim", "2", "--device", "cpu"]
+    assert main(["train", "--run", str(tmp_path / "run"), *data, *options]) == 0
+    assert "no picture" not in capsys.readouterr().err
+    drawn = {p.stem for p in (tmp_path / "run" / "figures").iterdir()}
+    assert {"training", "evidence", "samples", "sample_means", "reconstructions", "latent", "khat"} == drawn
+
+
+# what has not ended
+
+
+INTERRUPT = """
+import sys
+from pyro_vae.cli.main import main
+from pyro_vae.runs.train_run import Curve
+call = Curve.__call__
+def wait(self, record):
+    print("epoch", record["epoch"], flush=True)
+    return call(self, record)
+Curve.__call__ = wait
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def interrupted(run, number, before=(), ignored=False):
+    """A training that hears a signal in its third epoch; its exit code."""
+    options = small("--epochs", "100000", "--device", "cpu")
+    command = [sys.executable, "-c", INTERRUPT, "train", "--run", str(run), *options]
+    if ignored:
+        command = ["nohup", *command]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    for line in child.stdout:
+        if line.startswith("epoch 3"):
+            break
+    child.send_signal(number)
+    if ignored:
+        for line in child.stdout:  # it goes on
+            if line.startswith("epoch 9"):
+                break
+        child.send_signal(signal.SIGTERM)
+    child.stdout.close()
+    return child.wait(timeout=60)
+
+
+def test_a_terminal_that_closes_saves_like_sigterm(tmp_path, capsys):
+    """And the evaluation of what is left says how far the training was, in print, in its file and in a comparison."""
+    run = tmp_path / "run"
+    assert interrupted(run, signal.SIGHUP) == 129
+    assert main(["evaluate", str(run), *K, "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    so_far = folder.read_json(run / "evidence.json")["training"]["unfinished"]
+    assert so_far["epochs"] == 100000 and so_far["epoch"] >= 3 and so_far["step"] > 10
+    assert f"best weights up to epoch {so_far['epoch']} of 100000 (step {so_far['step']})" in said
+    whole = tmp_path / "whole"
+    assert main(["train", "--run", str(whole), *small("--device", "cpu")]) == 0
+    assert "has not ended" not in capsys.readouterr().out
+    assert main(["compare", str(run), str(whole)]) == 0
+    assert "note: run: the training has not ended" in capsys.readouterr().out
+
+
+def test_under_nohup_a_hang_up_is_not_heard(tmp_path):
+    run = tmp_path / "run"
+    assert interrupted(run, signal.SIGHUP, ignored=True) == 143  # of the SIGTERM that follows
+
+
+def test_a_second_hang_up_does_not_keep_the_state_from_being_saved(tmp_path):
+    """A shell that ends and the terminal that closes both send one."""
+    from pyro_vae.runs.checkpointer import Checkpointer
+
+    child = os.fork()
+    if not child:
+        checkpointer = Checkpointer(tmp_path)
+        with checkpointer.listening():
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(0.01)
+        os._exit(7 if checkpointer.signal == signal.SIGHUP else 8)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
+def test_evidence_of_a_run_that_had_not_ended_is_made_anew_when_it_has(run, capsys):
+    """Training was killed between its last checkpoint and its evaluation, after an earlier look."""
+    found = folder.read_json(run / "evidence.json")
+    folder.write_json(run / "evidence.json", found | {"training": {"unfinished": {"epoch": 1, "epochs": 2, "step": 3}}})
+    resume_run(run, num_samples=20, device="cpu")
+    again = folder.read_json(run / "evidence.json")
+    assert "unfinished" not in again["training"] and again["training"]["epochs"] == 2
+    assert "whole run already" not in capsys.readouterr().err
+
+
+def test_damaged_evidence_is_named(run):
+    (run / "evidence-test-first-5.json").write_text("{}")
+    with pytest.raises(folder.RunFolderError, match=r"evidence-test-first-5\.json"):
+        evaluations(run)
+
+
+@pytest.mark.parametrize(
+    "noted",
+    [
+        {"split": "nowhere"},
+        {"evil": 1},
+        {"split": 3},
+        {"rows": {}},
+        {"method": "../../x"},
+        {"proposal": "/x"},
+        {"rows": -1},
+    ],
+    ids=["split", "key", "number", "rows", "method", "proposal", "negative"],
+)
+def test_an_evaluation_of_nothing_known_is_refused(run, noted):
+    record = {"evaluation": noted, "rows": 5, "log_px": -1.0, "num_samples": 3}
+    folder.write_json(run / "evidence-x.json", record)
+    with pytest.raises(folder.RunFolderError, match="cannot be used"):
+        evaluations(run)
+
+
+def test_histories_are_sealed(run):
+    (line,) = (run / folder.HISTORY).read_text().splitlines()
+    record = json.loads(line)
+    assert record.pop("sha256") and sha256(line.encode()) and record["method"] == "importance"
+    assert torch.tensor(record["log_px"]).isfinite()
