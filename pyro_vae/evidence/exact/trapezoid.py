@@ -242,7 +242,7 @@ class Rule:
         total = points.log_sums(points.row, len(lattice.step))
         first, second, third = (self.off(points, total, k) for k in (1, 2, 3))
         rate = (second / third.clamp(max=1.0)).nan_to_num(nan=1.0).clamp(max=1.0)
-        change = torch.maximum(first, SAFE * second * rate.square())
+        change = torch.maximum(first, second * (SAFE * rate.square()).clamp(max=1.0))
         return total + lattice.log_cell, change.nan_to_num(nan=math.inf, posinf=math.inf)
 
     def off(self, points: Points, total: Tensor, k: int) -> Tensor:
