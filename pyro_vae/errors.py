@@ -127,5 +127,13 @@ class HungUp(Terminated):
     exit_code = 129
 
 
+class OverBudgetError(ProgramError):
+    """An exact method applies, but takes more runs of the model than it was given."""
+
+
+class OracleWarning(UserWarning):
+    """An exact method applied, but its result was not believed, or took too long: another one was taken."""
+
+
 class DataConversionWarning(UserWarning):
     """Data that was converted (a copy; the caller's array is left as it was)."""

@@ -3,14 +3,14 @@ r"""log p(x), by the method that is asked for."""
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any, Literal, overload
 
 import torch
 
 from pyro_vae.common.keywords import suggest_keywords
-from pyro_vae.errors import KeywordError, ProgramError, UsageError
+from pyro_vae.errors import KeywordError, OracleWarning, OverBudgetError, ProgramError, UsageError
 from pyro_vae.evidence.exact.choose import exact
 from pyro_vae.evidence.exact.result import Exact
 from pyro_vae.evidence.importance.accumulator import RowBlock
@@ -21,6 +21,7 @@ from pyro_vae.programs.sites import Program
 
 PARTS = ("rows", "particles")  # of an evaluation by importance sampling, to be merged; an oracle has none
 METHODS = ("importance", "exact", "auto")
+BUDGET = 3e8  # (row, grid point) pairs of quadrature, after which "auto" samples: some minutes
 DEFAULTS = {p.name: p.default for p in inspect.signature(importance).parameters.values()}
 OnBlock = Callable[[Sequence[RowBlock], dict[str, Any]], None]
 
@@ -82,7 +83,9 @@ def log_likelihood(
     |---|---|---|
     | ``"importance"`` | log 1/K Σ_k p(x, z_k) / q(z_k): a lower bound in expectation, with its errors and flags | below |
     | ``"exact"`` | the first oracle that applies: closed form, enumeration, quadrature; refused where none does | `missing` |
-    | ``"auto"`` | exact, if an oracle applies and flags no row; otherwise importance sampling | below |
+    | ``"auto"`` | exact, if an oracle applies, flags no row and is done in time; otherwise importance sampling | below |
+
+    Where an oracle applies and ``"auto"`` samples all the same, an :class:`~pyro_vae.errors.OracleWarning` says why.
 
     Both :class:`~pyro_vae.Evidence` and, of an oracle, :class:`~pyro_vae.Exact` have ``log_px``, ``mc_se``, ``flagged``,
     ``method``, ``measure``, ``bits_per_dim()``, ``summary()``. Changes no parameter, no module's mode, no optimizer and no
@@ -138,8 +141,26 @@ def log_likelihood(
             raise UsageError(
                 f"{parts[0]}= runs a part of the particles, and an oracle has none: give method='importance'"
             )
-        with suppress(ProgramError):  # no oracle applies
-            result = exact(model, guide, x, *context, missing=missing)
-            if not len(result.flagged):
-                return result
+        if (oracle := by_oracle(model, guide, x, *context, missing=missing)) is not None:
+            return oracle
     return importance(model, guide, x, *context, missing=missing, **options)
+
+
+def by_oracle(model: Program, guide: Program, x: Any, *context: Any, missing: bool) -> Exact | None:
+    """log p(x) by an oracle, if one applies, within a budget, and flags no row; an OracleWarning says what else came of it."""
+    try:
+        result = exact(model, guide, x, *context, missing=missing, budget=BUDGET)
+    except OverBudgetError as error:
+        why = str(error)
+    except ProgramError:  # no oracle applies
+        return None
+    else:
+        if not len(result.flagged):
+            return result
+        rows = ", ".join(map(str, result.flagged[:5].tolist())) + ", …" * (len(result.flagged) > 5)
+        why = (
+            f"{result.method} does not vouch for {len(result.flagged)} of {len(result)} rows ({rows}; largest "
+            f"error {result.error.max():.1e} nats; method='exact' has the others)"
+        )
+    warnings.warn(f"method='auto' takes importance sampling: {why}", OracleWarning, stacklevel=4)
+    return None

@@ -366,3 +366,64 @@ def test_leaves_parameters_modes_and_the_random_state_alone():
     assert decompose(vae.model, vae.guide, x, seed=1).kl != a.kl
     total = sum(part.value for part in a.parts().values())
     assert total == pytest.approx(a.kl.value, abs=1e-9) and 0 <= a.mutual_information.value <= math.log(40)
+
+
+# rows that are sorted
+
+
+def sorted_prior(gate):
+    """z ~ N(4 c, 1) where the gate opens; exact posteriors."""
+
+    def model(x, c):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(4 * gate(c), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x, c):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal((x + 4 * gate(c)) / 2, 0.5**0.5))
+
+    return model, guide
+
+
+@pytest.mark.parametrize("order", ["sorted", "reversed", "one_row_in_the_middle"])
+def test_a_prior_that_differs_in_rows_further_on_is_refused(order):
+    c = torch.zeros(200, dtype=torch.float64)
+    c[{"sorted": slice(100, None), "reversed": slice(100), "one_row_in_the_middle": slice(101, 102)}[order]] = 1
+    with pytest.raises(ProgramError, match="not the same for every row"):
+        decompose(*sorted_prior(lambda c: c), 4 * c, c)
+
+
+def test_a_context_that_changes_no_prior_is_none():
+    c = torch.arange(200, dtype=torch.float64)
+    assert decompose(*sorted_prior(lambda c: 0 * c), 0.1 * c, c).why_fewer_parts is None
+
+
+def two_levels(x, c):
+    with pyro.plate("data", len(x)):
+        a = pyro.sample("a", dist.Normal(x.new_zeros(()), 1.0))
+        pyro.sample("b", dist.Normal(x.new_zeros(()), 1.0))
+        pyro.sample("x", dist.Normal(a, 1.0), obs=x)
+
+
+def two_levels_guide(x, c):
+    """b follows a where c is 1."""
+    with pyro.plate("data", len(x)):
+        a = pyro.sample("a", dist.Normal(x / 2, 0.7))
+        pyro.sample("b", dist.Normal(c * a, 1.0))
+
+
+@pytest.mark.parametrize("which", [[199], [101], [0]], ids=["last", "middle", "first"])
+def test_a_posterior_that_is_no_product_in_one_row_is_none(which):
+    c = torch.zeros(200, dtype=torch.float64)
+    c[which] = 1
+    found = decompose(two_levels, two_levels_guide, torch.ones_like(c), c)
+    assert found.total_correlation is None and "site 'b' depends on draws of another" in found.why_fewer_parts
+
+
+def test_the_form_of_the_first_rows_is_not_that_of_all(monkeypatch):
+    """Broken on purpose: the form as it was read before, off the first 64 rows."""
+    monkeypatch.setattr(aggregate_posterior, "spread", lambda problem, count: problem.rows(slice(count)))
+    monkeypatch.setattr(elbo_decomposition, "common_form", lambda forms: forms[0])
+    with pytest.raises(AssertionError):
+        test_a_posterior_that_is_no_product_in_one_row_is_none([199])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from pyro_vae.errors import ProgramError
+from pyro_vae.errors import OverBudgetError, ProgramError
 from pyro_vae.programs.sites import Program
 
 from .enumeration import enumerate_latents
@@ -15,13 +16,17 @@ from .quadrature import quadrature
 from .result import Exact
 
 
-def exact(model: Program, guide: Program | None, x: Any, *context: Any, missing: bool = False) -> Exact:
+def exact(
+    model: Program, guide: Program | None, x: Any, *context: Any, missing: bool = False, budget: float | None = None
+) -> Exact:
     """log p(x_n) by the first oracle that applies, of linear_gaussian, enumerate_latents and quadrature.
 
     Args:
         model, guide, x, *context, missing: as for :func:`~pyro_vae.log_likelihood`; no oracle needs the guide, it may be None.
+        budget: of :func:`~pyro_vae.evidence.exact.quadrature.quadrature`.
 
     Raises:
+        OverBudgetError: quadrature applies, but would take more than `budget`.
         ProgramError: none applies; why, oracle by oracle.
 
     Example:
@@ -32,12 +37,18 @@ def exact(model: Program, guide: Program | None, x: Any, *context: Any, missing:
         >>> print(exact(model, None, torch.tensor([0.0, 1.0])))
         log p(x) -0.780 ± 0.0e+00 (enumeration) ... | 2 codes of 'z' | binary | ...
     """
-    oracles: tuple[Callable[..., Exact], ...] = (linear_gaussian, enumerate_latents, quadrature)
+    oracles: dict[str, Callable[..., Exact]] = {
+        "linear_gaussian": linear_gaussian,
+        "enumerate_latents": enumerate_latents,
+        "quadrature": partial(quadrature, budget=budget),
+    }
     why = []
     with probed_once():
-        for oracle in oracles:
+        for name, oracle in oracles.items():
             try:
                 return oracle(model, guide, x, *context, missing=missing)
+            except OverBudgetError:
+                raise
             except ProgramError as error:
-                why.append(f"{oracle.__name__}: {error}")
+                why.append(f"{name}: {error}")
     raise ProgramError("no oracle applies to this model. " + " | ".join(why))

@@ -53,7 +53,7 @@ def density_on_the_line(fn: Any, u: Tensor) -> Tensor | None:
     Example:
         >>> import pyro.distributions as dist
         >>> density_on_the_line(dist.Beta(0.01, 0.01), torch.tensor(100.0, dtype=torch.float64))   # z rounds to 1
-        tensor(-6.2984, dtype=torch.float64)
+        tensor(-6.2982, dtype=torch.float64)
     """
     base = elements(fn)
     if isinstance(base, Beta):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.common.keywords import suggest_keywords
-from pyro_vae.errors import ProgramError, UsageError
+from pyro_vae.errors import OverBudgetError, ProgramError, UsageError
 from pyro_vae.evidence.estimate import identified
 from pyro_vae.programs.pair import quiet
 from pyro_vae.programs.sites import Program
@@ -20,11 +20,40 @@ from .line import Line
 from .peaks import find_peaks
 from .result import Exact
 from .scout import Scout
-from .trapezoid import ALONE, FIRST, TOGETHER, Rule
+from .trapezoid import ALONE, FIRST, TOGETHER, Density, Rule
 
 MAX_DIMS = 3
+AT_ONCE = 1 / 16  # of the work, where one run of the decoder serves all rows
 FEW = 16  # rows, up to which a grid for each is less work than one for all
 BLOCK = {True: 512, False: 64}  # rows treated at once, on a shared grid or not
+
+
+class Budget:
+    """(row, grid point) pairs run so far, and the most that may be."""
+
+    def __init__(self, limit: float | None) -> None:
+        self.limit, self.used = math.inf if limit is None else limit, 0.0
+
+    def counted(self, f: Density, weight: float = 1.0) -> Density:
+        """Count the pairs that a density is taken at."""
+
+        def of(z: Tensor, rows: Tensor) -> Tensor:
+            self.used += weight * len(z) * len(rows)
+            self.check(self.used)
+            return f(z, rows)
+
+        return of
+
+    def forecast(self, done: int, rows: int) -> None:
+        """Check what all rows will take, if the others are as those that are done."""
+        self.check(self.used * rows / done)
+
+    def check(self, pairs: float) -> None:
+        if pairs > self.limit:
+            raise OverBudgetError(
+                f"quadrature takes more than {pairs:.2g} (row, point) pairs, its budget is {self.limit:.2g}. Give it fewer "
+                "rows or a larger tol, or use log_likelihood with method='importance'."
+            )
 
 
 @suggest_keywords
@@ -40,21 +69,24 @@ def quadrature(
     chunk_size: int = 16384,
     missing: bool = False,
     seed: int = 0,
+    budget: float | None = None,
 ) -> Exact:
     r"""log p(x_n) = log ∫ p(x_n | z) p(z) dz by the trapezoid rule, for latents of 1 to 3 continuous dimensions in all.
 
         log p(x_n) ≈ log Σ_g h^D p(x_n, z(u_g)) |dz/du|,   u unconstrained
 
     on a lattice of spacing h, which converges exponentially as h falls, for smooth integrands. A first lattice covers a box
-    that holds the mass of each row: where p(z) and p(x | z) do not depend on the row, one for all rows, and the decoder runs
-    once at each of its points. Its spacing is then halved for the rows that need it, where their integrand is above
-    e^−16 tol of its maximum, and what is connected with that: several modes are no more work than one. The error is the
-    most that any of the 2^D lattices of twice the spacing, which make up the last one, is off it.
+    that holds the mass of each row: where p(z) and p(x | z) are seen to be computed without x and contexts, one for all rows,
+    and the decoder runs once at each of its points. Its spacing is then halved for the rows that need it, where their integrand
+    is above e^−16 tol of its maximum, and what is connected with that. Along axes with heavy tails, u = c + s sinh(v).
+
+    The error is read off the lattices of 2, 4 and 8 times the spacing that make up the last one: a kink or a jump, where the
+    first may agree by chance, shows in the others. Maxima narrower than the lattice are looked for, by climbing from the local
+    maxima of a grid and from the best of 288 draws of prior and guide; a lattice counts only if it resolves them. What is left
+    out, and what lies where z rounds to an edge of its support, is added to the error; and so is what these draws, as
+    importance samples, see beyond the result. A mode that neither the grid nor a draw touches is still missed.
 
     A latent that is masked in a row counts as not there, it integrates to 1; a masked observation adds nothing.
-
-    It can miss a second mode that is so narrow that all points of the first lattice lie e^16 / tol below the best one of
-    them. Kinks (a Laplace prior, ReLUs) slow the convergence, and the error shows it.
 
     Args:
         model, x, *context, missing: as for :func:`~pyro_vae.log_likelihood`.
@@ -64,6 +96,7 @@ def quadrature(
         share: one first lattice for all rows, where the program allows it. None: for more than 16 rows.
         chunk_size: (row, grid point) pairs run at a time.
         seed: of the draws that say where to look first.
+        budget: the most (row, grid point) pairs to run in all; those that rows share count a sixteenth. None: no end.
 
     Returns:
         An :class:`~pyro_vae.Exact`; rows whose error stayed above `tol` are flagged.
@@ -104,9 +137,9 @@ def quadrature(
         if len(joint) > FEW if share is None else share:
             shared = Shared.of(joint, torch.randn(4, 1, dims, dtype=torch.float64, device=joint.device))
         try:
-            found = all_rows(joint, guide, rule, shared)
+            found = all_rows(joint, guide, rule, shared, Budget(budget))
         except ReadsRowsError:  # at points that were no probes
-            shared, found = None, all_rows(joint, guide, rule, None)
+            shared, found = None, all_rows(joint, guide, rule, None, Budget(budget))
         log_px, error, refined, reliable = found
         how = "one grid for all rows" if shared else "a grid for each row"
         if refined.any():
@@ -114,25 +147,31 @@ def quadrature(
     return Exact(log_px.cpu(), error.cpu(), reliable.cpu(), f"quadrature in {dims} dimensions", joint.measure, how)
 
 
-def all_rows(joint: Joint, guide: Program | None, rule: Rule, shared: Shared | None) -> tuple[Tensor, ...]:
+def all_rows(
+    joint: Joint, guide: Program | None, rule: Rule, shared: Shared | None, budget: Budget
+) -> tuple[Tensor, ...]:
     """Return log p(x), its error, whether a row's lattice was refined, and whether to believe it, ``(N,)`` each."""
     m = min((TOGETHER if shared else ALONE)[joint.dims], int(rule.points ** (1 / joint.dims) + 1e-9))  # along each axis
-    parts = [some_rows(joint, guide, rule, shared, rows, m) for rows in joint.everyone.split(BLOCK[bool(shared)])]
+    parts = []
+    for rows in joint.everyone.split(BLOCK[bool(shared)]):
+        parts.append(some_rows(joint, guide, rule, shared, rows, m, budget))
+        budget.forecast(int(rows[-1]) + 1, len(joint))
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
 
 def some_rows(
-    joint: Joint, guide: Program | None, rule: Rule, shared: Shared | None, rows: Tensor, m: int
+    joint: Joint, guide: Program | None, rule: Rule, shared: Shared | None, rows: Tensor, m: int, budget: Budget
 ) -> tuple[Tensor, ...]:
     """:func:`all_rows` of a block of rows: look where their mass is, integrate, and hold sampling against the result."""
-    density, together = (shared or joint).log_prob, bool(shared)
+    by_row, together = budget.counted(joint.log_prob), bool(shared)
+    density = budget.counted(shared.log_prob, AT_ONCE) if shared else by_row
     scout, line = Scout.of(joint, guide, rows), Line.plain(joint)
     box = rule.widen(line.along(density), scout.box(scout.u, together), rows)
     line = line.stretched(rows, box, scout.quartiles(together))
     draws = line.v(scout.u, rows)
     if line.heavy.any():
         box = rule.widen(line.along(density), scout.box(draws, together), rows)
-    first, own = line.along(density), line.along(joint.log_prob)
+    first, own = line.along(density), line.along(by_row)
     peaks = find_peaks(first, own, box, draws, scout.log_p, rows, rule)
     hints = peaks.hints(rule.tol, line.unseen)
     log_px, error, refined = rule.integrate(first, box, rows, m, own, hints)

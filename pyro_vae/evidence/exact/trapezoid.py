@@ -18,8 +18,10 @@ ALONE = {1: 513, 2: 97, 3: 25}  # of the first lattice that a row has for itself
 TOGETHER = {1: 4097, 2: 513, 3: 65}  # and of one that many rows share
 BITS = {1: 50, 2: 26, 3: 17}  # of a whole-number coordinate in a key; rows have the rest
 ROUNDS = 40  # of widening
+CELLS = 4.0  # widths of a maximum, in which it falls by little, that a cell may have
 SHELLS = 1024  # of points that a lattice may grow by
 SAFE = 8.0  # times an error that is extrapolated
+FASTEST = 0.2  # rate at which errors are taken to fall with each halving; a kink's is 1/4, a jump's 1/2
 MARGIN = 16.0  # nats below tol times the maximum, from where on the integrand is left out
 
 
@@ -211,13 +213,13 @@ class Rule:
 
     def hopeless(self, lattice: Lattice, points: Points, hints: Hints) -> Tensor:
         """Return which rows would take far more points than they may, until a cell is as narrow as their maxima: ``(R,)``."""
-        levels = (lattice.step / (2 * hints.finest)).log2().ceil().clamp(min=1).amax(-1)
+        levels = (lattice.step / (CELLS * hints.finest)).log2().ceil().clamp(min=1).amax(-1)
         return points.row.bincount(minlength=len(levels)) * 2.0 ** (self.dims * levels) > 4 * self.points
 
     def judged(self, lattice: Lattice, points: Points, rows: Tensor, hints: Hints) -> tuple[Tensor, Tensor]:
         """Return :meth:`summed`, its error ∞ where maxima are narrower than a cell, and larger where z stands still."""
         log_px, change = self.summed(lattice, points)
-        change = torch.where((lattice.step <= 2 * hints.finest).all(-1), change, math.inf)
+        change = torch.where((lattice.step <= CELLS * hints.finest).all(-1), change, math.inf)
         share = (points.values + lattice.log_cell[points.row] - log_px[points.row]).exp()
         unseen = hints.unseen(lattice.at(points.row, points.digits)[0], rows[points.row], share)
         return log_px, change.index_add(0, points.row, unseen)
@@ -237,12 +239,12 @@ class Rule:
 
         e_k is the most that any of the 2^kD lattices of 2^k times the spacing is off the whole. The first may agree by chance
         (a kink a quarter of a cell from a point). So the error is the larger of e_1 and of what e_2 falls to in two more
-        halvings, at the rate from e_3 to e_2, several times over; smooth integrands fall ever faster.
+        halvings, at the rate from e_3 to e_2, several times over; no faster than a kink's, which what is smooth may hide.
         """
         total = points.log_sums(points.row, len(lattice.step))
         first, second, third = (self.off(points, total, k) for k in (1, 2, 3))
-        rate = (second / third.clamp(max=1.0)).nan_to_num(nan=1.0).clamp(max=1.0)
-        change = torch.maximum(first, SAFE * second * rate.square())
+        rate = (second / third.clamp(max=1.0)).nan_to_num(nan=1.0).clamp(FASTEST, 1.0)
+        change = torch.maximum(first, second * (SAFE * rate.square()).clamp(max=1.0))
         return total + lattice.log_cell, change.nan_to_num(nan=math.inf, posinf=math.inf)
 
     def off(self, points: Points, total: Tensor, k: int) -> Tensor:

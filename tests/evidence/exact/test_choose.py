@@ -14,7 +14,7 @@ from torch import nn
 from pyro_vae import Evidence, ais, check
 from pyro_vae import log_likelihood as noisy_log_likelihood
 from pyro_vae.distributions.missing import Observed
-from pyro_vae.errors import ProgramError, UsageError
+from pyro_vae.errors import OracleWarning, ProgramError, UsageError
 from pyro_vae.evidence.exact import enumeration, trapezoid
 from pyro_vae.evidence.exact.choose import exact as by_an_oracle
 from pyro_vae.evidence.exact.enumeration import enumerate_latents
@@ -171,7 +171,8 @@ def test_auto_is_an_oracle_where_one_applies_and_sampling_where_none_does(monkey
     sampled = log_likelihood(mixed, mixed_guide, torch.zeros(2), method="auto", num_samples=50)
     assert isinstance(sampled, Evidence) and sampled.num_samples == 50 and "importance sampling" in str(sampled)
     monkeypatch.setattr(trapezoid.Rule, "rough", lambda self, log_px, error: torch.ones_like(error, dtype=torch.bool))
-    rough = log_likelihood(gamma_poisson, lognormal_guide, x, method="auto", num_samples=50)
+    with pytest.warns(OracleWarning, match=r"takes importance sampling: quadrature .* 3 of 3 rows \(0, 1, 2; largest"):
+        rough = log_likelihood(gamma_poisson, lognormal_guide, x, method="auto", num_samples=50)
     assert isinstance(rough, Evidence)  # a flagged oracle is none
 
 
@@ -217,7 +218,7 @@ def test_a_bare_flow_lies_where_its_base_does():
     """zuko says no support of a flow; the grid agrees with sampling, within 5 Monte Carlo standard errors."""
     (model, guide), x = of_latent(bare_flow()), torch.tensor([0.3, -1.0])
     sampled = log_likelihood(model, guide, x, num_samples=20_000, verbose=False)
-    auto = log_likelihood(model, guide, x, method="auto")
+    auto = noisy_log_likelihood(model, guide, x, method="exact")  # its ReLUs leave an error of about `tol`
     assert isinstance(auto, Exact) and (auto.error < 1e-3).all()
     assert ((auto.log_px - sampled.log_px).abs() < 5 * sampled.mc_se).all()
 
