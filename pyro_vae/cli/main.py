@@ -26,6 +26,7 @@ from pyro_vae.runs.config import Config
 
 from . import run_commands  # noqa: F401 (adds its commands to the app)
 from .commands import app
+from .words import check_words
 
 
 @app.meta.default
@@ -40,6 +41,7 @@ def launch(
         config = Path(resumed) / "config.json"
         folder.read_config(Path(resumed))
     words = [re.sub(r"^--(prior|likelihood|posterior|objective|kl)\.", r"--\1-options.", token) for token in tokens]
+    check_words(app, words)
     keys = read_keys(config) if config else {}
     for role in [key for key in keys if key.endswith("_options")]:
         flag = f"--{role.replace('_', '-')}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,13 +20,17 @@ from pyro_vae.runs.evaluate_run import EvaluationOptions, evaluate_opened, rows_
 from pyro_vae.runs.load import Run, load_run, open_data
 from pyro_vae.runs.replay_divergence import replay_step
 
+from .array_files import array_bytes, check_array_file
 from .commands import DataDir, Device, app
 from .tables import report
 
 RunFolder = Annotated[Path, Parameter(help="Run folder.")]
 Out = Annotated[
     Path | None,
-    Parameter(help="Array file; in RUN by default: samples.npy, encoded.npy, reconstructed.npy or interpolated.npy."),
+    Parameter(
+        help="Array file, .npy or .csv; in RUN by default: samples.npy, encoded.npy, reconstructed.npy or interpolated.npy.",
+        validator=check_array_file,
+    ),
 ]
 DEFAULTS = EvaluationOptions()
 SplitName = Annotated[str, Parameter(help="test, validation or train.")]
@@ -171,9 +174,9 @@ def open_split(run: Path, split: str, data_dir: Path | None) -> tuple[Run, Any]:
 
 def save_array(run: Run, array: np.ndarray, out: Path | None, name: str, draw: Callable[[], Any]) -> None:
     """Write an array to `out` and its picture into the run's figures, and print where they are."""
-    target, buffer = out or run.path / f"{name}.npy", io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
+    target = out or run.path / f"{name}.npy"
+    content = array_bytes(array, target, "z" if name == "encoded" else "x")
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(target, buffer.getvalue())
+    write_atomic(target, content)
     picture = figures.save(draw(), run.path / "figures" / f"{name}.png")
     print(f"{target}  {array.shape}\n{picture}")
