@@ -26,6 +26,7 @@ from pyro_vae.runs.config import BEFORE, Config
 
 from . import run_commands  # noqa: F401 (adds its commands to the app)
 from .commands import app
+from .words import check_words
 
 
 @app.meta.default
@@ -41,6 +42,7 @@ def launch(
         config = Path(resumed) / "config.json"
         folder.read_config(Path(resumed))
     words = [re.sub(r"^--(prior|likelihood|posterior|objective|kl)\.", r"--\1-options.", token) for token in tokens]
+    check_words(app, words)
     keys = read_keys(config) if config else {}
     keys = BEFORE | keys if resumed and config else keys
     for role in [key for key in keys if key.endswith("_options")]:

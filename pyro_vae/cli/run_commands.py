@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -25,6 +24,7 @@ from pyro_vae.runs.load import Run, load_run, open_data
 from pyro_vae.runs.replay_divergence import replay_step
 from pyro_vae.runs.run_figures import draw_all, reconstructions, sample_means
 
+from .array_files import array_bytes, check_array_file
 from .commands import DataDir, Device, app
 from .tables import report
 
@@ -39,8 +39,9 @@ RunFolder = Annotated[Path, Parameter(help="Run folder.")]
 Out = Annotated[
     Path | None,
     Parameter(
-        help="Array file; in RUN by default: samples.npy, sample_means.npy, encoded.npy, reconstructed.npy or "
-        "interpolated.npy."
+        help="Array file, .npy or .csv; in RUN by default: samples.npy, sample_means.npy, encoded.npy, reconstructed.npy or "
+        "interpolated.npy.",
+        validator=check_array_file,
     ),
 ]
 DEFAULTS = EvaluationOptions()
@@ -207,10 +208,10 @@ def save_array(
 
     With the `ids` of its rows, a table beside it says which rows of the file they are: source_row, index, label.
     """
-    target, buffer = out or run.path / f"{name}.npy", io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
+    target = out or run.path / f"{name}.npy"
+    content = array_bytes(array, target, "z" if name == "encoded" else "x")
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(target, buffer.getvalue())
+    write_atomic(target, content)
     if ids is not None:
         beside = target.with_name(f"{target.stem}_rows.csv")
         write_atomic(beside, write_columns(ids.columns()))

@@ -7,12 +7,12 @@ import math
 from torch import Tensor
 
 
-def log_sum_exp(values: Tensor, dim: int) -> Tensor:
-    """log Σ e^v along `dim`, whose gradient is a softmax of the values: shares that sum to 1.
+def log_sum_exp(values: Tensor, dim: int, log_weights: Tensor | None = None) -> Tensor:
+    """log Σ π e^v along `dim`, whose gradient is a softmax of log π + v: shares that sum to 1. Weights are 1 unless given.
 
     torch's own has the gradient e^(v − log Σ e^v), and the logarithm is rounded as the values are: at −10⁴ in float32 the
     shares are wrong by 5e-4 of themselves, and two equal values of −10⁸ have a share of 1 each. Here the largest value is
-    taken off first. The value is the same to the bit.
+    taken off first. The value is the same to the bit, without weights.
 
     Example:
         >>> import torch
@@ -22,4 +22,5 @@ def log_sum_exp(values: Tensor, dim: int) -> Tensor:
     """
     largest = values.detach().amax(dim, keepdim=True)
     largest = largest.masked_fill(largest.abs() == math.inf, 0.0)  # ∞ − ∞ is NaN
-    return (values - largest).logsumexp(dim) + largest.squeeze(dim)
+    below = values - largest
+    return (below if log_weights is None else below + log_weights).logsumexp(dim) + largest.squeeze(dim)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical
 
+from pyro_vae.common.given import whole
 from pyro_vae.common.keywords import suggest_keywords
-from pyro_vae.errors import UsageError
 from pyro_vae.programs.masked_latents import check_masked
 from pyro_vae.programs.masks import present, same_mask
 from pyro_vae.programs.pair import quiet
@@ -178,11 +178,8 @@ def latents(
         >>> usage.kl_per_unit, usage.active()
         (tensor([0.1799, 0.0000], dtype=torch.float64), 1)
     """
-    if num_samples < 2 or batch < 1 or chunk_size < 1:
-        raise UsageError(
-            "num_samples must be at least 2 (for its own noise), batch and chunk_size at least 1; "
-            f"got {num_samples}, {batch}, {chunk_size}"
-        )
+    num_samples = whole("num_samples", num_samples, 2)  # for its own noise
+    batch, chunk_size = whole("batch", batch, 1), whole("chunk_size", chunk_size, 1)
     model, guide, args = on_tensors(model, guide, *args)
     with quiet(model, guide, seed=seed, device=args[0].device):
         problem = Problem.on_first_row(model, guide, *args)

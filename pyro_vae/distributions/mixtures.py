@@ -27,7 +27,7 @@ class MixtureSameFamily(dist.MixtureSameFamily):
         if self._validate_args:
             self._validate_sample(value)
         each = self.component_distribution.log_prob(value.unsqueeze(-1 - len(self.event_shape)))
-        return log_sum_exp(each + self.mixture_distribution.logits.log_softmax(-1), -1)
+        return log_sum_exp(each, -1, self.mixture_distribution.logits.log_softmax(-1))
 
 
 class NormalMixture(dist.MixtureSameFamily):
@@ -73,7 +73,7 @@ class NormalMixture(dist.MixtureSameFamily):
         constant = -0.5 * (loc.square() * precision - precision.log() + math.log(2 * math.pi)).sum(-1)
         exponent = z @ (loc * precision).mT - 0.5 * z.square() @ precision.mT
         log_weights = weights.logits.double().log_softmax(-1)  # what normalised them is rounded as the largest is
-        return log_sum_exp(exponent + (constant + log_weights), -1).to(value.dtype)
+        return (exponent + (constant + log_weights)).logsumexp(-1).to(value.dtype)
 
     def sample(self, sample_shape: Size | tuple[int, ...] = ()) -> Tensor:
         """Draw a component for each draw, then z from it."""

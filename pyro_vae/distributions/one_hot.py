@@ -6,16 +6,6 @@ import pyro.distributions as dist
 from torch import Tensor
 
 
-def centred(logits: Tensor) -> Tensor:
-    """Return logits less their largest, exactly: the logarithm that normalises them is rounded by what is left of them.
-
-    Example:
-        >>> centred(torch.tensor([1e4, 1e4 + 1]))
-        tensor([-1.,  0.])
-    """
-    return logits - logits.detach().amax(-1, keepdim=True)
-
-
 class LinearOneHot(dist.OneHotCategorical):
     r"""log p(z) = Σ_k z_k log π_k for one-hot z: a one-hot categorical whose log density has a gradient in z.
 

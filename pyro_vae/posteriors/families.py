@@ -11,7 +11,7 @@ from pyro_vae.distributions.conditional import Family
 from pyro_vae.distributions.correlated_normal import ScaledLowRankNormal, ScaledMultivariateNormal
 from pyro_vae.distributions.features import check_sizes, named, positive, softclip, widths
 from pyro_vae.distributions.mixtures import MixtureNormal
-from pyro_vae.distributions.one_hot import LinearOneHot, StraightThroughOneHot, centred
+from pyro_vae.distributions.one_hot import LinearOneHot, StraightThroughOneHot
 from pyro_vae.distributions.simplex import SoftmaxNormal
 from pyro_vae.distributions.sphere import PowerSpherical
 from pyro_vae.distributions.wide import in_float64
@@ -103,7 +103,7 @@ def one_hot_categorical(h: Tensor) -> LinearOneHot:
         >>> one_hot_categorical(torch.zeros(5, 4)).sample().sum(-1)
         tensor([1., 1., 1., 1., 1.])
     """
-    return LinearOneHot(logits=centred(h))
+    return LinearOneHot(logits=h)
 
 
 def one_hot_categorical_st(h: Tensor) -> StraightThroughOneHot:
@@ -119,7 +119,7 @@ def one_hot_categorical_st(h: Tensor) -> StraightThroughOneHot:
         >>> one_hot_categorical_st(torch.zeros(5, 4, requires_grad=True)).rsample().requires_grad
         True
     """
-    return StraightThroughOneHot(logits=centred(h))
+    return StraightThroughOneHot(logits=h)
 
 
 @in_float64

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from pyro_vae.distributions.features import MIN_SCALE, UNIT, check_sizes, unsoftplus
-from pyro_vae.distributions.one_hot import LinearOneHot, centred
+from pyro_vae.distributions.one_hot import LinearOneHot
 from pyro_vae.distributions.sphere import SphereUniform
 from pyro_vae.distributions.wide import wide
 from pyro_vae.errors import UsageError
@@ -174,7 +174,7 @@ class OneHot(nn.Module):
         add_tensor(self, "logits", torch.zeros(categories), learned)
 
     def forward(self, *context: Tensor) -> TorchDistributionMixin:
-        return LinearOneHot(logits=centred(self.logits))
+        return LinearOneHot(logits=self.logits)
 
     def extra_repr(self) -> str:
         return f"categories={self.logits.numel()}, learned={isinstance(self.logits, nn.Parameter)}"

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from pyro_vae.common.given import whole
+
 from .pair import without_validation
 from .parameters import ModulesOwnParameters
 from .problem import Problem
@@ -50,6 +52,7 @@ def log_weights(
         >>> log_weights(model, exact_posterior, x, num_particles=2)   # the exact posterior makes every weight p(x)
         tensor([[-1.2655, -1.5155], [-1.2655, -1.5155]])
     """
+    num_particles = whole("num_particles", num_particles, 1)
     model, guide, args = on_tensors(model, guide, *args)
     # torch's validation names no row, and stops where a density is 0: ours does neither
     with ModulesOwnParameters(), without_validation():

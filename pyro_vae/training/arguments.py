@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import operator
 from typing import Any
 
 import torch
 from pyro.infer import ELBO, SVI, Trace_ELBO
 
+from pyro_vae.common.given import described
 from pyro_vae.errors import UsageError
 from pyro_vae.objectives.analytic_kl import analytic_kl
 from pyro_vae.objectives.bounds import ciwae, elbo, iwae, miwae, piwae, renyi, tvo
@@ -16,7 +16,6 @@ from pyro_vae.objectives.gradient_estimators import dreg, gdreg, pathwise, rws, 
 from pyro_vae.objectives.jackknife import jackknife
 
 from .aggressive_inference import Aggressive
-from .optimizers import described
 
 OBJECTIVES = "a pyro.infer.ELBO, such as Trace_ELBO() or Bound(iwae, num_particles=8)"
 
@@ -74,21 +73,6 @@ def bound_name(given: Any) -> str:
 def estimator_name(given: Any) -> str:
     """Name a gradient estimator, given itself or by name; "" for anything else."""
     return next((n for n, e in ESTIMATORS.items() if given is e or (isinstance(given, str) and given == n)), "")
-
-
-def whole(name: str, given: Any, least: int | None = None) -> int:
-    """Return a whole number as an int; refuse fractions, strings and truth values, and numbers below the least."""
-    try:
-        number = operator.index(given)
-    except TypeError:
-        number = None
-    if number is None or isinstance(given, bool):
-        raise UsageError(
-            f"{name} must be a whole number{'' if least is None else f' from {least}'}, got {described(given)}"
-        )
-    if least is not None and number < least:
-        raise UsageError(f"{name} must be at least {least}, got {number}")
-    return number
 
 
 def check_flags(**flags: Any) -> None:

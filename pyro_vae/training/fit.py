@@ -13,6 +13,7 @@ from pyro.infer import ELBO, TraceEnum_ELBO
 from pyro.optim import PyroOptim
 
 from pyro_vae.common.device import resolve_device
+from pyro_vae.common.given import whole
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.random import seeded
 from pyro_vae.data.arrays import batch_of, read_once
@@ -38,7 +39,6 @@ from .arguments import (
     check_schedule,
     check_validation,
     objective_of,
-    whole,
 )
 from .batch_source import TrainingData, Transform, choose_batch_source, conversion_device
 from .checkpoint_state import SavedState, restore
@@ -174,7 +174,7 @@ def fit(
         >>> run = fit(vae, torch.randn(64, 3), epochs=2, verbose=False)
         >>> sorted(run.history[-1])
         ['active_units', 'active_units_0.001', 'elbo', 'epoch', 'kl', 'kl_per_unit', 'loss', 'lr', 'mutual_information',
-         'reconstruction', 'seconds', 'step', 'train_elbo']
+         'mutual_information_se', 'reconstruction', 'seconds', 'step', 'train_elbo']
     """
     check_pair_of(vae)
     check_flags(drop_last=drop_last, missing=missing, standardize=standardize, fork=fork, verbose=verbose)

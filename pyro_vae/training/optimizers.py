@@ -12,6 +12,7 @@ from pyro.optim import PyroOptim
 from pyro.optim.lr_scheduler import PyroLRScheduler
 from torch import Tensor
 
+from pyro_vae.common.given import described
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.torch_private import fused_works
 from pyro_vae.errors import UsageError
@@ -161,10 +162,3 @@ def checked(optimizer: Any) -> torch.optim.Optimizer:
                 f"optimizer: {kind} lowers its own learning rate (lrd={group['lrd']}); leave lrd out. {SCHEDULES}."
             )
     return optimizer
-
-
-def described(thing: Any) -> str:
-    """Say what came: a class by its name, a string as it is, other things by their type."""
-    if isinstance(thing, type):
-        return f"the class {thing.__name__}"
-    return repr(thing) if isinstance(thing, str | int | float | bool | None) else f"a {type(thing).__name__}"

@@ -69,10 +69,6 @@ def mixture_normal(h, z, components=2):
     return log_sum(terms) - log_sum(h[:k])
 
 
-def one_hot(h, z):
-    return sum(a * b for a, b in zip(h, z, strict=True)) - log_sum(h)
-
-
 def log_sum(logs):
     top = max(logs)
     return top + mp.log(sum(mp.exp(v - top) for v in logs))

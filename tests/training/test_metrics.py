@@ -5,6 +5,7 @@ import math
 from functools import partial
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
@@ -113,7 +114,7 @@ def test_the_record_says_what_the_latents_carry(device):
 def test_latents_that_have_no_such_figures_get_none():
     x = torch.randn(20)
     run = fit((mixture, lambda x: None), x, objective=TraceEnum_ELBO(max_plate_nesting=1), epochs=1)
-    assert [run.best[key] for key in LATENT_KEYS] == [None] * 4 and run.warnings == []
+    assert [run.best[key] for key in LATENT_KEYS] == [None] * 5 and run.warnings == []
 
 
 def test_watching_the_latents_changes_no_run(monkeypatch):
@@ -150,9 +151,42 @@ def test_no_such_warning_before_the_fifth_epoch_or_of_latents_that_carry_somethi
     assert len(fit(deaf(), binary(), epochs=5).warnings) == 1
     told = {"active_units": 1, "mutual_information": 0.06, "kl": 0.2, "epoch": 9}
     assert collapsed(told) is None and collapsed(told | {"mutual_information": None, "kl": None}) is None
+    noisy = told | {"mutual_information": -0.07, "mutual_information_se": 0.08}
+    assert collapsed(noisy) is None and collapsed(noisy | {"mutual_information_se": 0.05}) is not None
+    assert collapsed(told | {"kl": 0.02, "kl_per_unit": [0.3, 0.0]}) is None  # a closed form has no noise
     for sign in ({"active_units": 0}, {"mutual_information": 0.04}, {"kl": 0.09}):
         assert collapsed(told | sign) is not None
     assert capsys.readouterr().err == ""
+
+
+def carries(slope):
+    """q(z | x) = N(slope x, 1 − slope²), x ~ N(0, 1): I(x; z) = −½ log(1 − slope²)."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(slope * x, (1 - slope**2) ** 0.5))
+
+    return model, guide
+
+
+def test_the_alarm_of_latents_that_carry_a_seventh_of_a_nat_does_not_ring():
+    """At 32 rows the estimate's noise alone puts one in seven below the threshold; nothing carried is told each time."""
+
+    def alarms(slope, errors):
+        rung = 0
+        for seed in range(60):
+            x = torch.randn(32, generator=torch.Generator().manual_seed(seed))
+            found = latents(*carries(slope), x, num_samples=2, seed=seed)
+            record = {"mutual_information": found.mutual_information, "active_units": 1, "epoch": 9}
+            rung += collapsed(record | {"mutual_information_se": errors * found.mutual_information_se}) is not None
+        return rung
+
+    assert alarms(0.5, errors=1) == 0 and alarms(0.0, errors=1) == 60
+    assert alarms(0.5, errors=0) > 3
 
 
 def test_the_record_counts_steps_and_rates():

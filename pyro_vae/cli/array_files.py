@@ -1,0 +1,37 @@
+"""Arrays as files: .npy to the bit, or .csv with a column for each number of a row."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pyro_vae.common.csv_columns import write_columns
+
+KINDS = (".npy", ".csv")
+
+
+def check_array_file(hint: Any, path: Path | None) -> None:
+    """Refuse the name of a file that is of no kind that can be written, before anything is computed for it."""
+    if path is not None and path.suffix.lower() not in KINDS:
+        raise ValueError(f"{path}: arrays are written as {' or '.join(KINDS)}; give the file one of these endings")
+
+
+def array_bytes(array: np.ndarray, path: Path, letter: str) -> bytes:
+    """Write an array as the ending of `path` says; as CSV, columns are `letter` and their number, digits all there.
+
+    Example:
+        >>> print(array_bytes(np.array([[0.5, 1.0]]), Path("encoded.csv"), "z").decode())
+        row,z0,z1
+        0,0.5,1.0
+        <BLANKLINE>
+    """
+    if path.suffix.lower() == ".csv":
+        rows = torch.from_numpy(array).reshape(len(array), -1)
+        return write_columns({f"{letter}{i}": column for i, column in enumerate(rows.unbind(1))}).encode()
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()

@@ -1,0 +1,30 @@
+"""What was given for an argument: whole numbers checked, other things described in a message."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+from pyro_vae.errors import UsageError
+
+
+def whole(name: str, given: Any, least: int | None = None) -> int:
+    """Return a whole number as an int; refuse fractions, strings and truth values, and numbers below the least."""
+    try:
+        number = operator.index(given)
+    except TypeError:
+        number = None
+    if number is None or isinstance(given, bool):
+        raise UsageError(
+            f"{name} must be a whole number{'' if least is None else f' from {least}'}, got {described(given)}"
+        )
+    if least is not None and number < least:
+        raise UsageError(f"{name} must be at least {least}, got {number}")
+    return number
+
+
+def described(thing: Any) -> str:
+    """Say what came: a class by its name, a string as it is, other things by their type."""
+    if isinstance(thing, type):
+        return f"the class {thing.__name__}"
+    return repr(thing) if isinstance(thing, str | int | float | bool | None) else f"a {type(thing).__name__}"
