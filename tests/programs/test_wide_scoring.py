@@ -76,6 +76,7 @@ TABLE = {  # the distribution, the value, and what scipy says in float64
     "Weibull": (dist.Weibull(SHARES, A), SHARES * 1.00001, stats.weibull_min.logpdf(n(SHARES * 1.00001)[0], a, scale=share)),
     "Pareto": (dist.Pareto(SHARES, A), SHARES * 1.00001, stats.pareto.logpdf(n(SHARES * 1.00001)[0], a, scale=share)),
 }  # fmt: skip
+TABLE["whole numbers"] = (dist.Poisson(A), COUNTS.long(), stats.poisson.logpmf(y, a))
 TABLE["torch's own Poisson"] = (torch.distributions.Poisson(A), COUNTS, stats.poisson.logpmf(y, a))
 
 
@@ -343,3 +344,15 @@ def test_check_says_how_many_digits_are_left(name):
 def test_check_says_nothing_of_what_is_scored_with_its_digits(rate):
     found = check(*observed(lambda x: dist.Poisson(torch.full((len(x),), rate))), torch.full((4,), rate))
     assert [f for f in found.findings if f.kind in ("digits", "half")] == []
+
+
+@pytest.mark.parametrize(("factor", "lost"), [(1.0, False), (10.0, True)])
+def test_check_tells_of_a_flow_that_blows_rounding_up(factor, lost):
+    torch.manual_seed(0)
+    prior = FlowPrior(4, "maf", hidden=(32, 32))
+    with torch.no_grad():
+        for weight in prior.parameters():
+            weight.mul_(factor)
+    vae = VAE(prior, Conditional(nn.Linear(4, 5), bernoulli), Conditional(nn.Linear(5, 8), normal))
+    found = check(vae.model, vae.guide, torch.ones(64, 5)).findings
+    assert {f.where for f in found if f.kind == "digits"} == ({"site 'z' of the model"} if lost else set())
