@@ -85,6 +85,8 @@ def refuse_coarse_draws(sites: Mapping[str, Site]) -> None:
         if value.dtype not in HALF:
             continue
         try:
+            if fn.support.is_discrete:
+                continue
             scale = fn.stddev.float()
         except (NotImplementedError, AttributeError):
             continue

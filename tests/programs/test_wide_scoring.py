@@ -290,6 +290,21 @@ def test_draws_in_half_precision_coarser_than_their_scale_are_refused():
         log_likelihood(*users_half(1e-3), torch.tensor([0.5, -1.0, 2.0]).bfloat16(), num_samples=100, verbose=False)
 
 
+def test_draws_that_half_precision_holds_exactly_are_not_coarse():
+    """One-hot draws of rare classes: their standard deviation is below the step at 1, and they are 0 and 1."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.OneHotCategorical(logits=torch.tensor([9.0, 0.0]).bfloat16()))
+            pyro.sample("x", dist.Normal(k[..., 1], 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("k", dist.OneHotCategorical(logits=torch.tensor([11.0, 0.0]).expand(len(x), 2).bfloat16()))
+
+    assert log_weights(model, guide, torch.zeros(3)).isfinite().all()
+
+
 def test_a_flow_in_half_precision_is_refused_by_site():
     vae = VAE(
         FlowPrior(2, "maf", transforms=1, hidden=(4,)),
