@@ -53,7 +53,8 @@ class LogProb(torch.autograd.Function):
 
     @staticmethod
     def forward(h: Tensor, y: Tensor) -> Tensor:
-        return (h * y).sum(-1) - h.relu().sum(-1) + log_product(h.abs().sigmoid_())
+        # h y − max(h, 0) element by element: two sums of them would cancel, by 1e-3 nats at logits of ±20
+        return (h * y).sub_(h.relu()).sum(-1) + log_product(h.abs().sigmoid_())
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:

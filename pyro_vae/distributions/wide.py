@@ -7,7 +7,8 @@ Parameters are computed in float64, too: loc and scale of a narrow discretized l
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, wraps
+from copy import copy
+from functools import cache, reduce, wraps
 from types import new_class
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.common.torch_private import validate_sample
-from pyro_vae.common.widen import HALF, at_least_float32
+from pyro_vae.common.widen import HALF, at_least_float32, in_dtype
 
 from .conditional import Family
 
@@ -23,21 +24,25 @@ from .conditional import Family
 class WideScore:
     """What a class of :func:`wide_class` does other than the class that it is made of."""
 
-    make: Callable[..., Any]
-    features: tuple[Tensor, ...]
+    make: Callable[..., Any] | None = None
+    features: tuple[Tensor, ...] = ()
+    plain: type  # the class that it is made of
     batch_shape: torch.Size
 
     def in_float64(self) -> Any:
         """Return the distribution of the features in float64; made anew each time, as gradients may be wanted or not."""
+        if self.make is None:  # made of parameters, by who knows the class alone
+            narrow: Any = copy(self)
+            narrow.__class__ = self.plain
+            return in_dtype(narrow, torch.float64)
         wide = self.make(*(h.double() for h in self.features))
         return wide if wide.batch_shape == self.batch_shape else wide.expand(self.batch_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:  # type: ignore[attr-defined]
             validate_sample(self, value)
-        dtype = self.features[0].dtype
-        if value.is_floating_point():
-            dtype = torch.promote_types(dtype, value.dtype)
+        held = [t.dtype for t in (value, *self.features, *vars(self).values()) if isinstance(t, Tensor)]
+        dtype = reduce(torch.promote_types, (d for d in held if d.is_floating_point))
         return self.in_float64().log_prob(value.double()).to(at_least_float32(dtype))
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
@@ -49,7 +54,8 @@ class WideScore:
 @cache
 def wide_class(kind: type) -> type:
     """Return the subclass of a distribution's class that is scored in float64; it goes by the same name."""
-    return new_class(kind.__name__, (WideScore, kind), exec_body=lambda body: body.update(__module__=kind.__module__))
+    body = {"__module__": kind.__module__, "plain": kind}
+    return new_class(kind.__name__, (WideScore, kind), exec_body=lambda namespace: namespace.update(body))
 
 
 def wide(make: Callable[..., Any], *features: Tensor) -> Any:

@@ -12,8 +12,9 @@ A family of one's own is a function of this kind:
 
 Every family here keeps to this. Features come part by part, as `chunk` cuts them: n features an element and d elements
 are n blocks of d. Whatever must be positive is log(1 + e^h) + 1e-4. Features of ±10⁴ have finite log-probabilities and
-gradients in float32 (right to about 1e-3 of themselves there; the lgamma of counts or parameters above 10⁴ cancels).
-One that takes options is a function of them that returns the family.
+gradients, right to 1e-6 of themselves (of 1, where they are smaller), of float32 features too: those whose terms cancel are
+scored in float64 (:func:`~pyro_vae.distributions.wide.in_float64`), and so is every family of features in half precision. That
+holds for counts and parameters up to 10⁸. One that takes options is a function of them that returns the family.
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ from .sites import Program, Site, observed_sites, proposal_sites
 from .structured import on_tensors
 from .support import MASK, describe, format_support, moves, rows_inside
 from .undeclared import find_undeclared
+from .wide_scoring import wide_log_prob
 from .wrapped import bare, base_name
 
 
@@ -290,7 +291,7 @@ def data_fits(name: str, site: Site, data: str | None) -> Iterator[Finding]:
         yield finding_of("support", where, SupportError(describe(name, site, dim, outside[0], outside, len(good))))
         return
     name, support = base_name(site["fn"]), bare(site["fn"].support)
-    if not site["fn"].log_prob(value).isfinite().all():
+    if not wide_log_prob(site["fn"], value, latent=False, name=name).isfinite().all():
         fix = "choose a likelihood that covers the data, and bound what the network puts into it"
         yield Finding("density", where, f"log p(x | z) of {name} is not finite on this batch", fix)
     counts = support.is_discrete and hasattr(support, "lower_bound") and not hasattr(support, "upper_bound")

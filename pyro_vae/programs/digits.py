@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.common.widen import HALF, in_dtype, to_dtype
+from pyro_vae.common.widen import HALF, NotWidenedError, in_dtype, to_dtype
 from pyro_vae.errors import NoWeightError
 
 from .findings import Finding
@@ -40,22 +40,29 @@ def few_digits(program: str, sites: Mapping[str, Site]) -> Iterator[Finding]:
             yield Finding("digits", where, what, fix, "warning")
 
 
+@torch.no_grad()
 def error_of(fn: Any, value: Tensor, latent: bool) -> float:
-    """Estimate the largest error of a log-probability as it is scored, relative to it or to one nat; 0 where none can be told.
+    """Estimate the largest error of a log-probability as it is scored, relative to it or to one nat; 0 if unknown."""
+    try:
+        if width_of(fn, latent) == torch.float64:
+            return torch.finfo(torch.float64).eps * largest_log_gamma(fn, value)
+        scored, widened = wide_enough(fn, value, latent)
+        log_prob = scored.log_prob(widened).double()
+        error = (log_prob - in_float64_or_beside(fn, value)).abs() / log_prob.abs().clamp_min(1)
+    except Exception:  # of a program's own class: it is met, and shown, where it is scored
+        return 0.0
+    return float(error.nan_to_num(0, 0, 0).amax()) if error.numel() else 0.0
 
-    Beside the same in float64; where that is what is scored, from the largest log Γ that a difference is taken of.
+
+def in_float64_or_beside(fn: Any, value: Tensor) -> Tensor:
+    """log p(value) in float64; through a network, whose weights stay float32, in float32 at the next float.
+
+    The next float is as far off as a value is whose first sum was rounded: what a network makes of it, it makes of rounding.
     """
     try:
-        with torch.no_grad():
-            if width_of(fn) == torch.float64:
-                return torch.finfo(torch.float64).eps * largest_log_gamma(fn, value)
-            scored, widened = wide_enough(fn, value, latent)
-            log_prob = scored.log_prob(widened).double()
-            exact = in_dtype(fn, torch.float64).log_prob(to_dtype(value, torch.float64))
-    except Exception:  # of a network's own weights, or of a program's own class
-        return 0.0
-    error = (log_prob - exact).abs() / exact.abs().clamp_min(1)
-    return float(error.nan_to_num(0, 0, 0).amax()) if error.numel() else 0.0
+        return in_dtype(fn, torch.float64).log_prob(to_dtype(value, torch.float64)).double()
+    except (NotWidenedError, RuntimeError):
+        return fn.log_prob(torch.nextafter(value, torch.full_like(value, math.inf))).double()
 
 
 def largest_log_gamma(fn: Any, value: Tensor) -> float:
@@ -78,6 +85,8 @@ def refuse_coarse_draws(sites: Mapping[str, Site]) -> None:
         if value.dtype not in HALF:
             continue
         try:
+            if fn.support.is_discrete:
+                continue
             scale = fn.stddev.float()
         except (NotImplementedError, AttributeError):
             continue

@@ -76,7 +76,8 @@ def wide_enough(fn: Any, value: Tensor, latent: bool = True, name: str = "") -> 
     if width is None:
         return fn, value
     try:
-        return in_dtype(fn, width), to_dtype(value, width)
+        # counts may be whole numbers, whose lgamma torch takes in float32
+        return in_dtype(fn, width), value.double() if width == torch.float64 else to_dtype(value, width)
     except NotWidenedError as error:
         raise ProgramError(refused(fn, value.dtype, name)) from error
 

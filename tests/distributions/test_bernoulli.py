@@ -94,3 +94,16 @@ def test_vmap():
 def test_grey_is_still_refused():
     with pytest.raises(ValueError, match="within the support"):
         bernoulli(torch.zeros(3)).to_event(1).log_prob(torch.tensor([0.0, 0.5, 1.0]))
+
+
+@pytest.mark.parametrize("size", [3.0, 20.0, 100.0, 1e4])
+def test_large_logits_of_the_right_sign_do_not_cancel(size):
+    """Most elements are sure and right, and log p is what the others leave."""
+    torch.manual_seed(0)
+    h = torch.randn(100, 784) * size
+    y = (h + 3 * torch.randn_like(h) > 0).float()
+    exact = bernoulli(h.double()).to_event(1).log_prob(y.double())
+    allowed = 1e-6 * exact.abs().clamp_min(1)
+    assert ((bernoulli(h).to_event(1).log_prob(y) - exact).abs() <= allowed).all()
+    two_sums = (h * y).sum(-1) - h.relu().sum(-1) + h.abs().sigmoid().log().sum(-1)  # broken
+    assert size < 10 or ((two_sums - exact).abs() > allowed).any()

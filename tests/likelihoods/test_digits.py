@@ -344,3 +344,16 @@ def test_a_family_keeps_its_class():
         isinstance(d, dist.StudentT) and type(d).__name__ == "StudentT" and isinstance(d.expand((3, 1)), dist.StudentT)
     )
     assert math.isfinite(d.to_event(1).expand((3,)).log_prob(torch.zeros(1)).sum())
+
+
+def test_one_made_again_from_its_parameters_is_scored_wide_too():
+    """As `widened()` and `gaps()` make them, who know the class alone."""
+    h = torch.tensor([3.0, 1.0], requires_grad=True)
+    d = likelihoods.student_t(1e6)(h)
+    again = type(d)(d.df, loc=d.loc, scale=d.scale)
+    for one in (again, again.expand((2, 1)), again.to_event(1)):
+        torch.testing.assert_close(
+            one.log_prob(torch.zeros(1)).sum() / one.batch_shape.numel(), d.log_prob(torch.zeros(1)).sum()
+        )
+    (grad,) = torch.autograd.grad(again.log_prob(torch.zeros(1)).sum(), h)
+    assert (grad != 0).all()

@@ -76,6 +76,7 @@ TABLE = {  # the distribution, the value, and what scipy says in float64
     "Weibull": (dist.Weibull(SHARES, A), SHARES * 1.00001, stats.weibull_min.logpdf(n(SHARES * 1.00001)[0], a, scale=share)),
     "Pareto": (dist.Pareto(SHARES, A), SHARES * 1.00001, stats.pareto.logpdf(n(SHARES * 1.00001)[0], a, scale=share)),
 }  # fmt: skip
+TABLE["whole numbers"] = (dist.Poisson(A), COUNTS.long(), stats.poisson.logpmf(y, a))
 TABLE["torch's own Poisson"] = (torch.distributions.Poisson(A), COUNTS, stats.poisson.logpmf(y, a))
 
 
@@ -289,6 +290,21 @@ def test_draws_in_half_precision_coarser_than_their_scale_are_refused():
         log_likelihood(*users_half(1e-3), torch.tensor([0.5, -1.0, 2.0]).bfloat16(), num_samples=100, verbose=False)
 
 
+def test_draws_that_half_precision_holds_exactly_are_not_coarse():
+    """One-hot draws of rare classes: their standard deviation is below the step at 1, and they are 0 and 1."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.OneHotCategorical(logits=torch.tensor([9.0, 0.0]).bfloat16()))
+            pyro.sample("x", dist.Normal(k[..., 1], 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("k", dist.OneHotCategorical(logits=torch.tensor([11.0, 0.0]).expand(len(x), 2).bfloat16()))
+
+    assert log_weights(model, guide, torch.zeros(3)).isfinite().all()
+
+
 def test_a_flow_in_half_precision_is_refused_by_site():
     vae = VAE(
         FlowPrior(2, "maf", transforms=1, hidden=(4,)),
@@ -343,3 +359,15 @@ def test_check_says_how_many_digits_are_left(name):
 def test_check_says_nothing_of_what_is_scored_with_its_digits(rate):
     found = check(*observed(lambda x: dist.Poisson(torch.full((len(x),), rate))), torch.full((4,), rate))
     assert [f for f in found.findings if f.kind in ("digits", "half")] == []
+
+
+@pytest.mark.parametrize(("factor", "lost"), [(1.0, False), (10.0, True)])
+def test_check_tells_of_a_flow_that_blows_rounding_up(factor, lost):
+    torch.manual_seed(0)
+    prior = FlowPrior(4, "maf", hidden=(32, 32))
+    with torch.no_grad():
+        for weight in prior.parameters():
+            weight.mul_(factor)
+    vae = VAE(prior, Conditional(nn.Linear(4, 5), bernoulli), Conditional(nn.Linear(5, 8), normal))
+    found = check(vae.model, vae.guide, torch.ones(64, 5)).findings
+    assert {f.where for f in found if f.kind == "digits"} == ({"site 'z' of the model"} if lost else set())
