@@ -184,7 +184,7 @@ def compare(
         Compared(name, **means(e), **paired(e, best), **{what: values.get(name) for what, values in beside.items()})
         for name, e in ranked
     )
-    return Comparison(models, len(best), tuple(cautions(models)))
+    return Comparison(models, len(best), (*cautions(models), *repeats(best)))
 
 
 def check(pairs: list[tuple[str, LogPx]], beside: dict[str, Mapping[str, Any]]) -> None:
@@ -224,6 +224,16 @@ def check(pairs: list[tuple[str, LogPx]], beside: dict[str, Mapping[str, Any]]) 
                 "difference, survives it. Look at those rows: a guide that misses the posterior, or a model that excludes "
                 "them."
             )
+
+
+def repeats(e: LogPx) -> list[str]:
+    """Say that rows of a density stand there more than once: as many values alike are no chance, and no rows of their own."""
+    ids = getattr(e, "row_ids", None)
+    if ids is None or dominating(e.measure or "counts") == "counting" or not ids.repeated:
+        return []
+    return [
+        f"{ids.repeated} of {len(e)} rows stand there again: ± data and ± paired take each for a row of its own: too small."
+    ]
 
 
 def means(e: LogPx) -> dict[str, Any]:
