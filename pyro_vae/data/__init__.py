@@ -5,10 +5,12 @@ from .binarize import binarize, check_grey, static_binarization
 from .datasets import Data, load
 from .dequantize import dequantize
 from .splits import Split
+from .table_layout import TableOptions
 
 __all__ = [
     "Data",
     "Split",
+    "TableOptions",
     "as_rows",
     "batch_of",
     "binarize",

@@ -109,7 +109,7 @@ def load(
     policy = POLICIES[binarization].format(seed=seed) if binary else source.policy + format_missing(splits)
     notes = tuple(dict.fromkeys([*source.notes, *(note for _, notes in prepared for note in notes)]))
     transform = binarize if binarization == "dynamic" else None
-    kind = kind_of([part.x for part in source.parts])
+    kind = "" if name in NAMES else kind_of([part.x for part in source.parts])
     return Data(source.name, train, validation, test, shape, policy, source.digest(), transform, notes, kind)
 
 

@@ -81,6 +81,14 @@ class RowIds:
         parts = [self.x] if self.context is None else [self.x, self.context]
         return hashlib.sha256(b"|".join(p.numpy().astype("<i8").tobytes() for p in parts)).hexdigest()
 
+    @property
+    def repeated(self) -> int:
+        """How many rows stand there again, with the same values and contexts; 0 where the values are not known."""
+        if self.x is None:
+            return 0
+        known = torch.stack([part for part in (self.x, self.context) if part is not None])
+        return len(self.x) - known.unique(dim=1).shape[1]
+
     def difference(self, other: RowIds) -> str | None:
         """Say how these rows differ from as many others; None where they are the same, or cannot be told apart.
 

@@ -32,7 +32,7 @@ class TableOptions:
         index: name (or number) of the column that only names the rows, and is no part of x; "none"; "auto": one that is
             unnamed, is called so, or counts the rows.
         label: name (or number) of the column of labels, which is no part of x; None: there is none.
-        former: read as versions before 0.17 did: numbers are never a header, a column called y is the label, no index.
+        former: read as earlier versions did: numbers are never a header, a column called y is the label, no index.
     """
 
     header: str = "auto"

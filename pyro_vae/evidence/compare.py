@@ -207,7 +207,7 @@ def compare(
     ]
     decisive = quantile(len(ranked) - 1, len(best))
     models = (measured[0], *(replace(m, verdict=verdict(m, measured[0], decisive)) for m in measured[1:]))
-    return Comparison(models, len(best), tuple(cautions(models)))
+    return Comparison(models, len(best), (*cautions(models), *repeats(best)))
 
 
 def check(pairs: list[tuple[str, LogPx]], beside: dict[str, Mapping[str, Any]]) -> None:
@@ -247,6 +247,16 @@ def check(pairs: list[tuple[str, LogPx]], beside: dict[str, Mapping[str, Any]]) 
                 "difference, survives it. Look at those rows: a guide that misses the posterior, or a model that excludes "
                 "them."
             )
+
+
+def repeats(e: LogPx) -> list[str]:
+    """Say that rows of a density stand there more than once: as many values alike are no chance, and no rows of their own."""
+    ids = getattr(e, "row_ids", None)
+    if ids is None or dominating(e.measure or "counts") == "counting" or not ids.repeated:
+        return []
+    return [
+        f"{ids.repeated} of {len(e)} rows stand there again: ± data and ± paired take each for a row of its own: too small."
+    ]
 
 
 def means(e: LogPx) -> dict[str, Any]:

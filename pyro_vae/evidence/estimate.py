@@ -11,7 +11,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 from torch import Tensor
 
 from pyro_vae.data.arrays import read_once
-from pyro_vae.data.row_ids import DIGESTS, RowIds
+from pyro_vae.data.row_ids import RowIds
 from pyro_vae.errors import UsageError
 
 P = ParamSpec("P")
@@ -87,10 +87,8 @@ def row_difference(estimate: Any, ids: RowIds | None) -> str | None:
 
 
 def beside(ids: RowIds | None, columns: Mapping[str, Tensor]) -> dict[str, Tensor | Sequence[str]]:
-    """Put what is known of the rows beside columns of numbers: places in front, digests at the end."""
-    known = {} if ids is None else ids.columns()
-    digests = {head: known.pop(head) for head in DIGESTS.values() if head in known}
-    return {**known, **columns, **digests}
+    """Put what is known of the rows beside columns of numbers."""
+    return {**columns, **({} if ids is None else ids.columns())}
 
 
 def identified(function: Callable[Concatenate[Any, Any, Any, P], R]) -> Callable[Concatenate[Any, Any, Any, P], R]:

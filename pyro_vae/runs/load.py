@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.random import seeded
 from pyro_vae.common.safe_read import check_seal
 from pyro_vae.data import Data, load
+from pyro_vae.data.datasets import NAMES
 from pyro_vae.data.table_layout import TableOptions
 from pyro_vae.errors import DataError, PyroVAEError, RunFolderError, UsageError
 from pyro_vae.models.vae import VAE
@@ -114,6 +116,8 @@ def open_data(run: Run, data_dir: Path | None = None) -> Data:
             f"the data of {run.path} has changed: {run.config.data} had digest {digest[:12]}… when it was "
             f"trained, and has {data.digest[:12]}… now. Restore the data, or train again."
         )
+    if run.config.data not in NAMES:
+        print(f"note: {data.notes[0]}", file=sys.stderr)
     return data
 
 
@@ -123,8 +127,8 @@ def load_data(config: Config, data_dir: Path | None, download: bool = False, dig
     Args:
         config: any, with its binarization decided.
         data_dir, download: as for :func:`~pyro_vae.data.load`.
-        digest: of the data that a run was trained on: a table that has another is read once more as versions before 0.17 did,
-            and that reading is returned if it has this digest.
+        digest: of the data that a run was trained on: a table that has another is read once more as earlier versions did, and
+            that reading is returned if it has this digest.
     """
 
     def read(table: TableOptions) -> Data:

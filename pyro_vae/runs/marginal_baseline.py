@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from pyro_vae.evidence.estimate import data_se, finite, format_nats
 from pyro_vae.programs.support import support_of_site
 
 CLOSED_FORM = ("bernoulli", "binomial", "normal")
+RATE, DOUBLINGS = 0.1, 14  # of Adam: the longest steps reach features of some 10⁵
+RISING = 1e-2  # nats a row in fifty steps
 
 
 def marginal_features(name: str, family: Any, features: int, x: Tensor) -> Tensor:
@@ -46,12 +49,37 @@ def fit_marginal(family: Any, features: int, x: Tensor, steps: int = 300, rows: 
     x = x[support_of_site("x", of_rows(family(h), x)).check(x)]
     x = x[:: max(1, len(x) // rows)]
     parameters = [h, *(family.parameters() if isinstance(family, nn.Module) else ())]
-    optimizer = torch.optim.Adam(parameters, lr=0.1)
-    for _ in range(steps if len(x) else 0):
-        optimizer.zero_grad()
-        (-of_rows(family(h), x).log_prob(x).mean()).backward()
-        optimizer.step()
+    if len(x):
+        climb(lambda: of_rows(family(h), x).log_prob(x).mean(), parameters, steps)
     return h.detach(), family
+
+
+def climb(objective: Callable[[], Tensor], parameters: list[Tensor], steps: int) -> None:
+    """Maximize by Adam; where the first steps do not reach the top, by longer ones, and by shorter ones again at the end."""
+    rate, end = RATE, False
+    while not end:
+        end = ascend(objective, parameters, rate, steps) <= RISING or rate > RATE * 2**DOUBLINGS
+        rate = rate if end else 2 * rate
+    while rate > RATE:
+        rate /= 2
+        ascend(objective, parameters, rate, steps // 3)
+
+
+def ascend(objective: Callable[[], Tensor], parameters: list[Tensor], rate: float, steps: int) -> float:
+    """Take some steps of Adam; return what the last sixth of them gained. Steps that end in no number are taken back."""
+    before = [p.detach().clone() for p in parameters]
+    optimizer, values = torch.optim.Adam(parameters, lr=rate), []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        value = objective()
+        (-value).backward()
+        optimizer.step()
+        values.append(value.item())
+    if not all(math.isfinite(value) for value in values):
+        for p, was in zip(parameters, before, strict=True):
+            p.data.copy_(was)
+        return 0.0
+    return values[-1] - values[-1 - steps // 6]
 
 
 def of_rows(d: Any, x: Tensor) -> Any:

@@ -71,7 +71,7 @@ def test_a_runs_own_config_trains_the_same_weights_again(run, tmp_path, device):
 def test_another_seed_trains_other_weights(run, tmp_path, train):
     assert train("b", "--seed", "1") == 0
     a, b = (load_file(path / "model.safetensors") for path in (run, tmp_path / "b"))
-    assert not any(torch.equal(a[k], b[k]) for k in a)
+    assert not any(torch.equal(a[k], b[k]) for k in a if "units" not in k)  # which are those of the data
 
 
 def test_using_a_run(run, tmp_path, capsys):

@@ -205,7 +205,7 @@ def test_a_table_of_families_trains_by_name_and_comes_back(train, tmp_path):
     assert train("run", "--data", str(tmp_path / "x.npy"), "--batch-size", "16", *TABLE) == 0
     opened = load_run(tmp_path / "run")
     assert opened.config.likelihood_options == {"blocks": TABLE[-1]}
-    assert opened.vae.likelihood.family.__name__ == "columns(normal x 2, poisson x 1, categorical(3) x 1)"
+    assert opened.vae.likelihood.base.family.__name__ == "columns(normal x 2, poisson x 1, categorical(3) x 1)"
     evidence = folder.read_json(tmp_path / "run" / "evidence.json")
     assert np.isfinite(evidence["log_px"]) and np.isfinite(evidence["floor"]["log_px"])
     again = ["train", "--config", str(tmp_path / "run" / "config.json"), "--run", str(tmp_path / "b")]

@@ -81,6 +81,14 @@ def test_the_same_rows_in_other_hands_are_compared():
     assert len(compare({"double": score(x), "single": score(x.float()), "a list": score(x.tolist())})) == 3
 
 
+def test_rows_that_stand_there_again_are_told():
+    twice = torch.cat([x[:50], x[:50]])
+    (note,) = [n for n in compare({"a": score(twice), "b": score(twice, seed=1)}).notes if "again" in n]
+    assert note.startswith("50 of 100 rows stand there again")
+    assert not any("again" in n for n in compare({"a": score(x), "b": score(x, seed=1)}).notes)
+    assert not any("again" in n for n in compare({"a": score(twice, c), "b": score(twice, c, seed=1)}).notes)
+
+
 def test_contexts_are_part_of_a_row():
     with pytest.raises(DataError, match="the context differs in 100 of 100 rows"):
         compare({"a": score(x, c), "b": score(x, c + 1)})

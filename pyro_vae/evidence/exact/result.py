@@ -72,7 +72,7 @@ class Exact(RowEstimates):
         }
 
     def rows_csv(self) -> str:
-        """Format one line a row: row, what is known of it, log_px, error, reliable (1 or 0); to the last bit."""
+        """Format one line a row: row, log_px, error, reliable (1 or 0), and what is known of it; to the last bit."""
         return write_columns(beside(self.row_ids, {name: getattr(self, name).double() for name in FIELDS}))
 
     @classmethod

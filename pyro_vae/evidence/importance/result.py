@@ -296,7 +296,7 @@ class Evidence(RowEstimates):
         }
 
     def rows_csv(self) -> str:
-        """Format one line a row: row, source_row, index, label, log_px, mc_se, … spread, digests: those that are known."""
+        """Format one line a row: row, log_px, mc_se, ess, … spread, source_row, index, label, digests: what is known."""
         columns = {field: getattr(self, field) for field in (*ROW_FIELDS, *DIAGNOSTICS, SPREAD)}
         return write_columns(beside(self.row_ids, {f: column for f, column in columns.items() if column is not None}))
 
