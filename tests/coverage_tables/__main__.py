@@ -1,6 +1,6 @@
 """Print how often standard errors cover: `python -m tests.coverage_tables > results/coverage.md`.
 
-Options: cases (`-c data,paired`), repetitions (`-r 200`), the seed of the first (`-s 0`), without the thirty narrow guides (`-n`).
+Options: cases (`-c data,paired`), repetitions (`-r 200`), the seed of the first (`-s 0`), no narrow guides (`-n`).
 """
 
 from __future__ import annotations
@@ -51,7 +51,10 @@ def narrow_lines(num_samples: int, rows: int, seed: int) -> list[str]:
         evidence = log_likelihood(pair.model, pair.guide, x, num_samples=num_samples, seed=seed, verbose=False)
         inside = (evidence.log_px - pair.log_px(x)).abs() <= Z * evidence.mc_se + 1e-9
         steady, reliable = evidence.steady, evidence.reliable
-        cells = [f"{m.double().mean():.0%} | {inside[m].double().mean():.3f}" if m.any() else "0% | –" for m in (steady, reliable)]
+        cells = [
+            f"{m.double().mean():.0%} | {inside[m].double().mean():.3f}" if m.any() else "0% | –"
+            for m in (steady, reliable)
+        ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
         if name in NARROW:
             passed.append(inside[steady])
@@ -75,11 +78,11 @@ def page(cases: list[str], repetitions: int, seed: int, narrow: bool) -> str:
 
 PAGE = """# Coverage of every standard error that is printed
 
-How often estimate ± 1.96 standard errors holds what it estimates, over {repetitions} repetitions against closed forms. Of 200
-repetitions of one number the share is known to ± {binomial:.3f} (binomial); where a repetition has 20 rows, to the ± that is given.
+How often estimate ± 1.96 standard errors holds what it estimates, over {repetitions} repetitions against closed forms. Of so
+many repetitions of one number the share is known to ± {binomial:.3f} (binomial); where each has 20 rows, to the ± given.
 
-Written by `python -m tests.coverage_tables > results/coverage.md`: seeds {seed} to {seed} + {repetitions} − 1, torch {torch}, pyro
-{pyro}, {machine}, {minutes:.1f} minutes.
+Written by `python -m tests.coverage_tables > results/coverage.md`: {repetitions} seeds from {seed}, torch {torch}, pyro {pyro},
+{machine}, {minutes:.1f} minutes.
 
 | error | of | called reliable | covers, where reliable | covers, all |
 |---|---|--:|--:|--:|
@@ -91,8 +94,8 @@ NARROW_PAGE = """
 ## Guides that are too narrow
 
 k̂ is made of the weights that were drawn. A guide that is too narrow does not draw the large ones, and the rows whose k̂ looks
-good are those where fewest came. `log_likelihood` looks at some rows a second time, by draws of the posterior, for a twentieth of
-the cost; 400 rows each, none drawn from what the guide was fitted to. Pairs below the thirty are wide enough.
+good are those where fewest came. `log_likelihood` looks at some rows a second time, by draws of the posterior, for a twentieth
+of the cost. 400 rows each; pairs below the thirty are wide enough.
 """
 GUIDES = """
 K = {k}:

@@ -117,7 +117,9 @@ def annealed(start: str, seed: int, mean: bool, temperatures: int = 8) -> Errors
     if not mean:
         return Errors.of(off / found.mc_se, found.reliable)
     s = found.summary()
-    return Errors.of((off.mean().item() - expected_bound(start, temperatures)) / s["log_px_mc_se"], not s["rows_flagged"])
+    return Errors.of(
+        (off.mean().item() - expected_bound(start, temperatures)) / s["log_px_mc_se"], not s["rows_flagged"]
+    )
 
 
 @cache
@@ -172,7 +174,9 @@ def elbo(seed: int) -> Errors:
 
 def decomposed(name: str, seed: int, fresh: bool = False) -> Errors:
     """A term of `decompose` ± Monte Carlo on the same rows, or ± data on fresh ones."""
-    found = decompose(WIDE.model, WIDE.guide, WIDE.rows(ROWS if not fresh else 60, seed + 1 if fresh else 0), seed=seed, verbose=False)
+    found = decompose(
+        WIDE.model, WIDE.guide, WIDE.rows(ROWS if not fresh else 60, seed + 1 if fresh else 0), seed=seed, verbose=False
+    )
     quantity = getattr(found, name)
     return Errors.of((quantity.value - true_term(name, fresh)) / (quantity.data_se if fresh else quantity.mc_se))
 
