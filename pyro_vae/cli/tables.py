@@ -178,5 +178,7 @@ def why_flagged(evidence: dict[str, Any]) -> str:
         return "their chains have too low an effective sample size"
     few = evidence["num_samples"] < LEAST
     reason = f"k̂ takes {LEAST} samples" if few else f"k̂ is above {evidence['khat_threshold']:.2f}"
+    if evidence.get("rows_too_narrow"):
+        reason += ", or the proposal too narrow for its own draws to tell"
     target = evidence["target_se"]
     return reason if target is None else f"{reason}, or the Monte Carlo error above {target:g}"

@@ -62,7 +62,7 @@ class EvaluationOptions:
     num_samples
         K: importance samples a row.
     target_se
-        Double K, up to --max-samples, until the Monte Carlo error of every row is at most this (nats).
+        Double K, up to --max-samples, as a pilot run says it takes for a Monte Carlo error of at most this in every row (nats).
     max_samples
         K at most under --target-se; rows that it does not suffice for are flagged.
     num_chains

@@ -1,6 +1,7 @@
 """Print how often standard errors cover: `python -m tests.coverage_tables > results/coverage.md`.
 
-Options: cases (`-c data,paired`), repetitions (`-r 200`), the seed of the first (`-s 0`), without the thirty narrow guides (`-n`).
+Options: cases (`-c data,paired`), repetitions (`-r 200`), the seed of the first (`-s 0`), no narrow guides (`-n`),
+processes (`-j 4`).
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 
 import pyro
 import torch
@@ -38,13 +40,15 @@ def covered(runs: list[Errors]) -> tuple[float, float, float, float]:
 
 def line(name: str, repetitions: int, seed: int) -> str:
     case = CASES[name]
+    torch.set_num_threads(1)
     share, coverage, error, everything = covered(repeated(name, repetitions, seed))
     shown = "–" if share == 0 else f"{coverage:.3f} ± {error:.3f}"
     return f"| {case.error} | {case.what} | {share:.0%} | {shown} | {everything:.3f} |"
 
 
-def narrow_lines(num_samples: int, rows: int, seed: int) -> list[str]:
+def narrow_table(num_samples: int, rows: int, seed: int) -> str:
     """Thirty narrow guides, and a few that are wide enough: coverage of the rows that k̂ lets pass, and of those left."""
+    torch.set_num_threads(1)
     lines, passed, left = [], [], []
     for name, pair in (NARROW | WIDE).items():
         x = pair.rows(rows, seed + 1)
@@ -61,28 +65,31 @@ def narrow_lines(num_samples: int, rows: int, seed: int) -> list[str]:
             left.append(inside[reliable])
     totals = [torch.cat(part).double() for part in (passed, left)]
     cells = [f"{len(t)} rows | {t.mean():.3f}" for t in totals]
-    return [*lines, f"| **all thirty narrow guides** | {' | '.join(cells)} |"]
+    lines.append(f"| **all thirty narrow guides** | {' | '.join(cells)} |")
+    return GUIDES.format(k=num_samples, rows=rows, lines="\n".join(lines))
 
 
-def page(cases: list[str], repetitions: int, seed: int, narrow: bool) -> str:
+def page(cases: list[str], repetitions: int, seed: int, narrow: bool, processes: int) -> str:
+    """The whole page, its cases shared out."""
     start = time.perf_counter()
-    table = "\n".join(line(name, repetitions, seed) for name in cases)
-    guides = {k: "\n".join(narrow_lines(k, 400, seed)) for k in ((1000, 5000) if narrow else ())}
-    blocks = "".join(GUIDES.format(k=k, lines=lines) for k, lines in guides.items())
-    place = machine(torch.device("cpu"))
+    with ProcessPoolExecutor(processes) as pool:
+        tables = [pool.submit(narrow_table, k, rows, seed) for k, rows in ((1000, 400), (5000, 200)) if narrow]
+        lines = [pool.submit(line, name, repetitions, seed) for name in cases]
+        table, guides = "\n".join(one.result() for one in lines), "".join(one.result() for one in tables)
     return PAGE.format(
-        repetitions=repetitions, seed=seed, torch=torch.__version__.split("+")[0], pyro=pyro.__version__, machine=place,
-        binomial=(0.95 * 0.05 / repetitions) ** 0.5, table=table, minutes=(time.perf_counter() - start) / 60,
-    ) + (NARROW_PAGE + blocks if narrow else "")  # fmt: skip
+        repetitions=repetitions, seed=seed, torch=torch.__version__.split("+")[0], pyro=pyro.__version__,
+        machine=machine(torch.device("cpu")), binomial=(0.95 * 0.05 / repetitions) ** 0.5, table=table,
+        minutes=(time.perf_counter() - start) / 60, processes=processes,
+    ) + (NARROW_PAGE + guides if narrow else "")  # fmt: skip
 
 
 PAGE = """# Coverage of every standard error that is printed
 
-How often estimate ± 1.96 standard errors holds what it estimates, over {repetitions} repetitions against closed forms. Of 200
-repetitions of one number the share is known to ± {binomial:.3f} (binomial); where a repetition has 20 rows, to the ± that is given.
+How often estimate ± 1.96 standard errors holds what it estimates, over {repetitions} repetitions against closed forms. Of so
+many repetitions of one number the share is known to ± {binomial:.3f} (binomial); where each has 20 rows, to the ± given.
 
-Written by `python -m tests.coverage_tables > results/coverage.md`: seeds {seed} to {seed} + {repetitions} − 1, torch {torch}, pyro
-{pyro}, {machine}, {minutes:.1f} minutes.
+Written by `python -m tests.coverage_tables > results/coverage.md`: {repetitions} seeds from {seed}, torch {torch}, pyro {pyro},
+{machine}, {processes} processes, {minutes:.0f} minutes.
 
 | error | of | called reliable | covers, where reliable | covers, all |
 |---|---|--:|--:|--:|
@@ -94,11 +101,11 @@ NARROW_PAGE = """
 ## Guides that are too narrow
 
 k̂ is made of the weights that were drawn. A guide that is too narrow does not draw the large ones, and the rows whose k̂ looks
-good are those where fewest came. `log_likelihood` looks at some rows a second time, by draws of the posterior, for a twentieth of
-the cost; 400 rows each, none drawn from what the guide was fitted to. Pairs below the thirty are wide enough.
+good are those where fewest came. `log_likelihood` looks at some rows a second time, by draws of the posterior, for a twentieth
+of the cost. Pairs below the thirty are wide enough.
 """
 GUIDES = """
-K = {k}:
+K = {k}, {rows} rows each:
 
 | guide | k̂ passes | covers | reliable | covers |
 |---|--:|--:|--:|--:|
@@ -112,9 +119,10 @@ def main() -> None:
     parser.add_argument("-r", "--repetitions", type=int, default=200)
     parser.add_argument("-s", "--seed", type=int, default=0)
     parser.add_argument("-n", "--no-narrow", action="store_true")
+    parser.add_argument("-j", "--processes", type=int, default=1)
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    sys.stdout.write(page(options.cases.split(","), options.repetitions, options.seed, not options.no_narrow))
+    narrow, cases = not options.no_narrow, options.cases.split(",")
+    sys.stdout.write(page(cases, options.repetitions, options.seed, narrow, options.processes))
 
 
 if __name__ == "__main__":

@@ -172,10 +172,7 @@ class Evidence(RowEstimates):
 
     @property
     def steady(self) -> Tensor:
-        """Rows of 25 particles or more whose k̂ is below the threshold, or whose weights are all but equal.
-
-        False where k̂ is not known, and of fewer particles, whose weights may be equal by chance: a single one always is.
-        """
+        """Rows of 25 particles or more (one weight alone is no sign) with k̂ below the threshold or all but equal weights."""
         if self.khat is None or self.max_share is None:
             return torch.zeros_like(self.log_px, dtype=torch.bool)
         steady = (self.khat < self.threshold) | (self.max_share * self.counts < 1 + FLAT)
@@ -210,10 +207,12 @@ class Evidence(RowEstimates):
 
     def why_flagged(self) -> str:
         """Explain which rows are flagged, why, and what to do."""
+        few = f"K is below {LEAST}, too few for a k̂"
+        unsteady = few if self.num_samples < LEAST else f"k̂ is above {self.threshold.max():.2f}, or not known"
         parts = []
         for rows, why in (
             (self.hopeless.nonzero(), "no particle explains the row: log p̂ is −∞, and log p(x) may be anything"),
-            ((~self.steady & ~self.hopeless).nonzero(), self.why_unsteady()),
+            ((~self.steady & ~self.hopeless).nonzero(), unsteady),
             ((self.steady & self.too_narrow).nonzero(), TOO_NARROW),
             (self.unmet.nonzero(), f"the Monte Carlo error is above target_se={self.target_se}"),
         ):
@@ -223,12 +222,6 @@ class Evidence(RowEstimates):
             f"log p(x) is not to be believed: {'; '.join(parts)} (K up to {self.num_samples}, {self.proposal}). Add particles "
             "(resume=, max_samples=), or take another proposal (defensive(), widened()) or a guide that fits better."
         )
-
-    def why_unsteady(self) -> str:
-        """Explain what `steady` asks for."""
-        if self.num_samples < LEAST:
-            return f"K is below {LEAST}, too few for a k̂"
-        return f"k̂ is above {self.threshold.max():.2f}, or not known"
 
     def of_counts(self, levels: int, event_size: int) -> Evidence:
         """Convert evidence of dequantised y = (x + u) / levels to that of the counts x: every log less D log levels.
@@ -370,4 +363,6 @@ class Evidence(RowEstimates):
         why = f"k̂ above {s['khat_threshold']:.2f}" if self.num_samples >= LEAST else f"k̂ takes {LEAST} particles"
         target = "" if self.target_se is None else f" or Monte Carlo error above {self.target_se:g}"
         narrow = f" or proposal too narrow: {s['rows_too_narrow']}" if s["rows_too_narrow"] else ""
-        return f", {s['rows_flagged']} flagged ({why}{target}{narrow}) | jackknife {format_nats(s['jackknife'])} (no bound)"
+        bias = f" | bias about {s['bias']:.3f}, which ± leaves out" if s["bias_matters"] else ""
+        jackknife = f" | jackknife {format_nats(s['jackknife'])} (no bound)"
+        return f", {s['rows_flagged']} flagged ({why}{target}{narrow}){bias}{jackknife}"

@@ -1,0 +1,64 @@
+"""Standard errors of annealing: Student's for few chains, and rows in which too few of them count are flagged."""
+
+import math
+
+import pytest
+import torch
+
+from pyro_vae.evidence.annealing import result
+from pyro_vae.evidence.annealing.result import AnnealedRun, student
+from pyro_vae.evidence.annealing.schedule import AISSettings, AnnealingPath
+
+N = 20_000
+
+
+def annealed(log_w):
+    """An annealed result of these log weights, ``(C, N)``."""
+    path = AnnealingPath(torch.tensor([0.0, 1.0]).double(), torch.ones(2, log_w.shape[1]).double())
+    flat = torch.zeros(log_w.shape[1]).double()
+    run = AnnealedRun(path, log_w[..., None], log_w, [flat, flat], [flat, flat], [flat])
+    return run.result(AISSettings(num_chains=len(log_w)), "continuous")
+
+
+def normal_weights(chains, sd, rows=N):
+    z = torch.randn(chains, rows, dtype=torch.float64, generator=torch.Generator().manual_seed(chains))
+    return annealed(sd * z - sd**2 / 2)  # E[w] = 1
+
+
+def coverage(found, of=0.0):
+    return ((found.log_px - of).abs() <= 1.96 * found.mc_se).double()
+
+
+@pytest.mark.parametrize(("chains", "sd"), [(10, 0.3), (16, 0.3), (16, 0.5), (50, 0.5)], ids="{}".format)
+def test_errors_of_rows_cover(chains, sd):
+    """Between 0.93 and 0.97 of log p(x), to the binomial error of 20,000 rows, 0.002."""
+    found = normal_weights(chains, sd)
+    assert found.reliable.all() and 0.93 < coverage(found).mean() < 0.97
+
+
+def test_the_normal_interval_of_16_chains_does_not(monkeypatch):
+    monkeypatch.setattr(result, "student", lambda degrees: 1.0)
+    assert coverage(normal_weights(16, 0.5)).mean() < 0.925
+
+
+@pytest.mark.parametrize("sd", [1.6, 2.0, 3.0])
+def test_rows_of_few_chains_that_count_are_flagged(sd):
+    """A third of the chains at least: of weights so far apart most rows are flagged, and a mean of them is no error's."""
+    found = normal_weights(16, sd, 500)
+    assert len(found.flagged) > 200 and (found.ess[found.flagged] < 16 / 3).all()
+    assert found.summary()["rows_flagged"] == len(found.flagged)
+    assert f"{len(found.flagged)} rows flagged" in str(found)
+
+
+@pytest.mark.parametrize("chains", [1, 2, 9])
+def test_fewer_than_ten_chains_are_no_error(chains):
+    assert len(annealed(torch.zeros(chains, 4).double()).flagged) == 4
+
+
+def test_ten_equal_weights_are_enough():
+    assert len(annealed(torch.zeros(10, 4).double()).flagged) == 0
+
+
+@pytest.mark.parametrize(("degrees", "quantile"), [(5, 2.571), (9, 2.262), (15, 2.131), (49, 2.010), (10**6, 1.960)])
+def test_student(degrees, quantile):
+    assert math.isclose(1.96 * student(degrees), quantile, rel_tol=0.01)
