@@ -27,7 +27,7 @@ class ScaledMultivariateNormal(dist.MultivariateNormal):
 
     Args:
         loc, scale: ``(*batch, d)``.
-        unit_tril: T, ``(*batch, d, d)``, which may be of float64 where the others are not.
+        unit_tril: T, ``(*batch, d, d)``.
 
     Example:
         >>> d = ScaledMultivariateNormal(torch.zeros(2), torch.tensor([1.0, 2.0]), torch.tensor([[1.0, 0.0], [0.5, 1.0]]))
@@ -38,7 +38,7 @@ class ScaledMultivariateNormal(dist.MultivariateNormal):
 
     def __init__(self, loc: Tensor, scale: Tensor, unit_tril: Tensor, validate_args: bool | None = None) -> None:
         self.scale, self.unit_tril = scale, unit_tril
-        super().__init__(loc, scale_tril=(scale.unsqueeze(-1) * unit_tril).to(loc.dtype), validate_args=validate_args)
+        super().__init__(loc, scale_tril=scale.unsqueeze(-1) * unit_tril, validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> ScaledMultivariateNormal:
         new: Any = super().expand(
@@ -62,7 +62,7 @@ class ScaledLowRankNormal(dist.LowRankMultivariateNormal):
 
     Args:
         loc, scale: ``(*batch, d)``.
-        factor: U, ``(*batch, d, rank)``, which may be of float64 where the others are not.
+        factor: U, ``(*batch, d, rank)``.
 
     Example:
         >>> d = ScaledLowRankNormal(torch.zeros(2), torch.tensor([1.0, 2.0]), torch.tensor([[1.0], [0.0]]))
@@ -72,8 +72,7 @@ class ScaledLowRankNormal(dist.LowRankMultivariateNormal):
 
     def __init__(self, loc: Tensor, scale: Tensor, factor: Tensor, validate_args: bool | None = None) -> None:
         self.scale, self.factor = scale, factor
-        cov_factor = (scale.unsqueeze(-1) * factor).to(loc.dtype)
-        super().__init__(loc, cov_factor, scale.square(), validate_args=validate_args)
+        super().__init__(loc, scale.unsqueeze(-1) * factor, scale.square(), validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> ScaledLowRankNormal:
         new: Any = super().expand(

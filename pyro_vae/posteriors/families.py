@@ -34,7 +34,7 @@ def low_rank_normal(rank: int) -> Family:
     def family(h: Tensor) -> ScaledLowRankNormal:
         d = widths(h, 2 + rank, 0, name)
         loc, raw, u = h.split([d, d, d * rank], -1)
-        return ScaledLowRankNormal(loc, positive(raw), softclip(u.double()).unflatten(-1, (d, rank)))
+        return ScaledLowRankNormal(loc, positive(raw), softclip(u).unflatten(-1, (d, rank)))
 
     return named(in_float64(family), name)
 
@@ -60,8 +60,8 @@ def full_normal(dim: int) -> Family:
             raise ShapeError(f"{name} takes {total} features, got {h.shape[-1]}. Change what the network puts out.")
         loc, raw, below = h.split([dim, dim, total - 2 * dim], -1)
         row, column = torch.tril_indices(dim, dim, -1, device=h.device)
-        unit = torch.eye(dim, dtype=torch.float64, device=h.device).expand(*h.shape[:-1], dim, dim).clone()
-        unit[..., row, column] = softclip(below.double())
+        unit = torch.eye(dim, dtype=h.dtype, device=h.device).expand(*h.shape[:-1], dim, dim).clone()
+        unit[..., row, column] = softclip(below)
         return ScaledMultivariateNormal(loc, positive(raw), unit)
 
     return named(in_float64(family), name)

@@ -53,9 +53,10 @@ def error_of(family, density, h, z):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_densities_and_gradients_at_extreme_features(name, dtype):
+    """To 5e-4 in float32, whose rounding of a factor near ±10 counts (1 + |U|²)-fold."""
     family, density, features, values = FAMILIES[name]
     for i, h in enumerate(cases(features)):
-        assert error_of(family, density, h.to(dtype), values[i % 3]) < (1e-5 if dtype is torch.float32 else 1e-9), h
+        assert error_of(family, density, h.to(dtype), values[i % 3]) < (5e-4 if dtype is torch.float32 else 1e-9), h
 
 
 SAMPLES = {  # the features of a fault that was reported; the derivative in the second raw scale is −0.974090
