@@ -13,6 +13,7 @@ from torch import Tensor
 from pyro_vae.data.row_ids import RowIds
 from pyro_vae.errors import UsageError
 
+from .block_sums import joined_sums, scatter, sums_of
 from .pareto import SPARE, LargestWeights, tail_size
 
 ROWS = 64  # rows in a block; the last may have fewer
@@ -165,41 +166,6 @@ class WeightSums:
             rest2 = (1 / self.ess - first.square() - share.square().sum(0)).clamp_min(0).minimum(rest * share[-1])
         left_out = log_others + torch.log1p(-share).sum(0) - rest - rest2 / 2
         return self.log_px + (k - 1) * math.log1p(-1 / k) - (k - 1) / k * left_out
-
-
-def sums_of(log_w: Tensor, prior: list[bool] | None = None) -> Tensor:
-    """Return log Σ w, log Σ w², Σ log w, Σ (log w)², max log w, and log Σ w less the largest, ``(6, N)``, of ``(K, N)``.
-
-    With `prior`, also the first two of the particles from the prior: ``(8, N)``.
-    """
-    largest, others = largest_and_others(log_w)
-    sums = [log_w.logsumexp(0), (2 * log_w).logsumexp(0), log_w.sum(0), log_w.square().sum(0), largest, others]
-    if prior is not None:
-        stratum = log_w[torch.tensor(prior, dtype=torch.bool)]
-        sums += [stratum.logsumexp(0), (2 * stratum).logsumexp(0)]
-    return torch.stack(sums)
-
-
-def largest_and_others(log_w: Tensor) -> tuple[Tensor, Tensor]:
-    """max log w, and the log of the sum of all other weights: what 1 − max w / Σ w cannot say where it rounds to 0."""
-    if not len(log_w):
-        nothing = log_w.new_full(log_w.shape[1:], -math.inf)
-        return nothing, nothing
-    largest, at = log_w.max(0, keepdim=True)
-    return largest[0], log_w.scatter(0, at, -math.inf).logsumexp(0)
-
-
-def joined_sums(a: Tensor, b: Tensor) -> Tensor:
-    """Return the :func:`sums_of` two sets of particles together."""
-    low, high = torch.minimum(a[4], b[4]), torch.maximum(a[4], b[4])
-    others = torch.logaddexp(torch.logaddexp(a[5], b[5]), low)
-    together = [torch.logaddexp(a[:2], b[:2]), a[2:4] + b[2:4], torch.stack([high, others])]
-    return torch.cat([*together, torch.logaddexp(a[6:], b[6:])])
-
-
-def scatter(total: Tensor, square: Tensor, count: int) -> Tensor:
-    """n Var(w), from Σ w, Σ w² and n."""
-    return (square - total.square() / count).clamp_min(0) * count / (count - 1)
 
 
 class RowBlock:

@@ -9,7 +9,8 @@ import torch
 
 from pyro_vae.errors import UsageError
 from pyro_vae.evidence.importance import accumulator, pareto, proposals, result, sampler
-from pyro_vae.evidence.importance.accumulator import RowBlock, Strata, WeightSums, sums_of
+from pyro_vae.evidence.importance.accumulator import RowBlock, Strata, WeightSums
+from pyro_vae.evidence.importance.block_sums import sums_of
 from pyro_vae.evidence.importance.pareto import pareto_khat, tail_size
 from pyro_vae.evidence.importance.proposals import GUIDE, Proposal, defensive, propose, terms_at, widen, widened
 from pyro_vae.programs.sites import sum_terms
