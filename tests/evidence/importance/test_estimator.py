@@ -61,7 +61,7 @@ def test_a_target_that_cannot_be_met_is_flagged():
     o = Chain(40)
     evidence = log_likelihood(o.model, o.guide, o.x, num_samples=100, target_se=0.01, max_samples=300)
     assert evidence.num_samples == 300 and len(evidence.flagged) > 30 and evidence.unmet.any()
-    assert "or ± above 0.01" in str(evidence)
+    assert "or Monte Carlo error above 0.01" in str(evidence)
     with pytest.raises(UnreliableError, match=r"above target_se=0.01 \(K up to 300, guide\).*max_samples="):
         log_likelihood(o.model, o.guide, o.x, num_samples=100, target_se=0.01, max_samples=300, strict=True)
 
