@@ -7,6 +7,7 @@ what they are of: ``evidence-test-first-5.json``, ``evidence-test-annealing.json
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -114,9 +115,16 @@ def evaluations(path: Path) -> list[Evaluation]:
         if not (file.stem == "evidence" or file.stem.startswith("evidence-")):
             continue
         found.append(read(file))
-    dated = [e for e in found if e.summary.get("weights") and e.summary.get("time")]
-    newest = max((e.summary["time"], e.summary["weights"]) for e in dated)[1] if dated else None
+    newest = newest_weights(path) or next((e.summary.get("weights") for e in found), None)
     return [e for e in found if newest is None or e.summary.get("weights") in (None, newest)]
+
+
+def newest_weights(path: Path) -> str | None:
+    """Return the digest of the weights that were scored last, by the order of the history; None where it does not say."""
+    with suppress(RunFolderError):  # a torn line costs the order, and no number
+        lines = folder.read_lines(path / folder.HISTORY)
+        return next((line["weights"] for line in reversed(lines) if "weights" in line), None)
+    return None
 
 
 def read(file: Path) -> Evaluation:
@@ -163,7 +171,7 @@ def write(
     record = record | {"evaluation": asdict(name), "time": now}
     folder.write_atomic(path / f"{stem}.csv", table)
     folder.write_json(path / f"{stem}.json", record | {folder.CSV: sha256(table.encode())})
-    told = {key: record[key] for key in TOLD if key in record}
+    told = {key: record[key] for key in (*TOLD, "weights") if key in record}
     folder.append_line(path / folder.HISTORY, {"time": now, "file": f"{stem}.json", **asdict(name), **told})
     return stem, record
 

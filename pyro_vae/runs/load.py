@@ -149,8 +149,8 @@ def load_data(config: Config, data_dir: Path | None, download: bool = False, dig
 
 
 def previous(path: Path) -> dict[str, Any]:
-    """Read the evidence that stands in the folder already: evidence.json, or else what was scored last."""
+    """Read the evidence that stands in the folder already: evidence.json, or else the first of other evaluations."""
     if (path / "evidence.json").is_file():
         return folder.read_sealed(path / "evidence.json")
     found = evaluations(path)
-    return max(found, key=lambda e: str(e.summary.get("time", ""))).summary if found else {}
+    return found[0].summary if found else {}

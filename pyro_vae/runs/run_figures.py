@@ -56,7 +56,7 @@ def draw_all(folder: Path, pictures: Mapping[str, Callable[[], Any]]) -> list[Pa
     for name, draw in pictures.items():
         try:
             drawn.append(figures.save(draw(), folder / f"{name}.png"))
-        except StorageError:  # whoever fills a disk shall hear of it
+        except (StorageError, OSError):  # whoever fills a disk shall hear of it
             raise
         except Exception as error:
             what = str(error) if isinstance(error, ProgramError) else f"{type(error).__name__}: {error}"

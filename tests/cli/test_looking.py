@@ -103,8 +103,17 @@ def test_evidence_of_weights_from_before_is_not_mixed_with_that_of_now(run):
     """Training went on since: what was scored before is left alone, and not read beside the new."""
     assert main(["evaluate", str(run), "--rows", "5", *K]) == 0
     old = folder.read_json(run / "evidence-test-first-5.json")
-    folder.write_json(run / "evidence-test-first-5.json", old | {"weights": "0" * 64, "time": "2020-01-01T00:00:00"})
+    folder.write_json(run / "evidence-test-first-5.json", old | {"weights": "0" * 64})
     assert [e.stem for e in evaluations(run)] == ["evidence"]
+
+
+def test_a_torn_history_costs_no_evidence(run):
+    assert main(["evaluate", str(run), "--rows", "5", *K]) == 0
+    history = run / folder.HISTORY
+    history.write_text(history.read_text()[:-9])
+    assert len(evaluations(run)) == 2
+    assert main(["evaluate", str(run), "--rows", "6", *K]) == 0  # its line follows the torn one
+    assert len(evaluations(run)) == 3
 
 
 def test_annealed_evidence_is_compared(run, tmp_path, capsys):
