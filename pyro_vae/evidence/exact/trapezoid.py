@@ -2,6 +2,7 @@ r"""Trapezoid rule in a few dimensions, for many rows at once: lattices that are
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -222,7 +223,18 @@ class Rule:
         change = torch.where((lattice.step <= CELLS * hints.finest).all(-1), change, math.inf)
         share = (points.values + lattice.log_cell[points.row] - log_px[points.row]).exp()
         unseen = hints.unseen(lattice.at(points.row, points.digits)[0], rows[points.row], share)
-        return log_px, change.index_add(0, points.row, unseen)
+        return log_px, change.index_add(0, points.row, unseen + 0.5 * share * self.brinks(points))
+
+    def brinks(self, points: Points) -> Tensor:
+        """Return which points have a neighbour along an axis that counts for nothing: at a jump, half of the cell is a guess."""
+        keys = self.keys(points.row, points.digits)
+        known, alone = keys.sort().values, torch.zeros_like(keys, dtype=torch.bool)
+        for axis, step in itertools.product(range(self.dims if len(keys) else 0), (-1, 1)):
+            beside = points.digits.clone()
+            beside[:, axis] += step
+            sought = self.keys(points.row, beside)
+            alone |= known[torch.searchsorted(known, sought).clamp(max=len(known) - 1)] != sought
+        return alone.double()
 
     def hinted(self, lattice: Lattice, hints: Hints, left: Tensor) -> Tensor:
         """Return keys of the points about the maxima that are known of the rows that are left."""
