@@ -226,7 +226,7 @@ class Rule:
         return log_px, change.index_add(0, points.row, unseen + 0.5 * share * self.brinks(points))
 
     def brinks(self, points: Points) -> Tensor:
-        """Return which points have a neighbour along an axis that counts for nothing: at a jump, half of the cell is a guess."""
+        """Return which points have a neighbour that counts for nothing: at a jump, half of the cell is a guess."""
         keys = self.keys(points.row, points.digits)
         known, alone = keys.sort().values, torch.zeros_like(keys, dtype=torch.bool)
         for axis, step in itertools.product(range(self.dims if len(keys) else 0), (-1, 1)):

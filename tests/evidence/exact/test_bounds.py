@@ -121,9 +121,9 @@ def spiked(weight, width, dims=1):
 @pytest.mark.parametrize(
     ("weight", "width", "dims", "believed"),
     [
-        (0.9, 1e-3, 1, 3),
-        (0.5, 1e-3, 1, 3),
-        (0.02, 1e-3, 1, 3),
+        (0.9, 1e-3, 1, 2),
+        (0.5, 1e-3, 1, 2),
+        (0.02, 1e-3, 1, 2),
         (0.7, 1e-2, 2, 0),
         (0.55, 1e-7, 1, 0),
         (0.7, 1e-5, 2, 0),
@@ -132,7 +132,7 @@ def spiked(weight, width, dims=1):
 )
 def test_a_spike_of_the_prior_is_counted_or_flagged(weight, width, dims, believed):
     model, truth = spiked(weight, width, dims)
-    x = torch.tensor([0.0, 1.2, -1.0], dtype=D)
+    x = torch.tensor([0.0, 1.2], dtype=D)
     assert bounded(quadrature(model, None, x), truth(x)) >= believed
 
 
