@@ -223,17 +223,19 @@ class Rule:
         change = torch.where((lattice.step <= CELLS * hints.finest).all(-1), change, math.inf)
         share = (points.values + lattice.log_cell[points.row] - log_px[points.row]).exp()
         unseen = hints.unseen(lattice.at(points.row, points.digits)[0], rows[points.row], share)
-        return log_px, change.index_add(0, points.row, unseen + 0.5 * share * self.brinks(points))
+        return log_px, change.index_add(0, points.row, unseen + 0.5 * share * self.brinks(points, share))
 
-    def brinks(self, points: Points) -> Tensor:
+    def brinks(self, points: Points, share: Tensor) -> Tensor:
         """Return which points have a neighbour that counts for nothing: at a jump, half of the cell is a guess."""
         keys = self.keys(points.row, points.digits)
         known, alone = keys.sort().values, torch.zeros_like(keys, dtype=torch.bool)
-        for axis, step in itertools.product(range(self.dims if len(keys) else 0), (-1, 1)):
-            beside = points.digits.clone()
+        which = (share > 1e-3 * self.tol).nonzero().flatten()
+        row, digits = points.row[which], points.digits[which]
+        for axis, step in itertools.product(range(self.dims if len(which) else 0), (-1, 1)):
+            beside = digits.clone()
             beside[:, axis] += step
-            sought = self.keys(points.row, beside)
-            alone |= known[torch.searchsorted(known, sought).clamp(max=len(known) - 1)] != sought
+            sought = self.keys(row, beside)
+            alone[which] |= known[torch.searchsorted(known, sought).clamp(max=len(known) - 1)] != sought
         return alone.double()
 
     def hinted(self, lattice: Lattice, hints: Hints, left: Tensor) -> Tensor:
@@ -253,19 +255,21 @@ class Rule:
         (a kink a quarter of a cell from a point). So the error is the larger of e_1 and of what e_2 falls to in two more
         halvings, at the rate from e_3 to e_2, several times over; no faster than a kink's, which what is smooth may hide.
         """
-        total = points.log_sums(points.row, len(lattice.step))
-        first, second, third = (self.off(points, total, k) for k in (1, 2, 3))
+        top = points.maxima(points.row, len(lattice.step))
+        weights = (points.values - top[points.row]).exp()
+        total = torch.zeros_like(top).index_add(0, points.row, weights).log()
+        first, second, third = (self.off(points, weights, total, k) for k in (1, 2, 3))
         rate = (second / third.clamp(max=1.0)).nan_to_num(nan=1.0).clamp(FASTEST, 1.0)
         change = torch.maximum(first, second * (SAFE * rate.square()).clamp(max=1.0))
-        return total + lattice.log_cell, change.nan_to_num(nan=math.inf, posinf=math.inf)
+        return top + total + lattice.log_cell, change.nan_to_num(nan=math.inf, posinf=math.inf)
 
-    def off(self, points: Points, total: Tensor, k: int) -> Tensor:
+    def off(self, points: Points, weights: Tensor, total: Tensor, k: int) -> Tensor:
         """Return the largest distance of a row's sum from those of its 2^kD lattices of 2^k times the spacing, ``(R,)``."""
         rows, classes = len(total), 2 ** (k * self.dims)
         places = k * torch.arange(self.dims, device=points.row.device)
         residue = ((points.digits & (2**k - 1)) << places).sum(-1)  # shifted: CUDA has no product of integers
-        sums = points.log_sums(points.row * classes + residue, rows * classes).view(rows, classes)
-        off = (sums + math.log(classes) - total.unsqueeze(-1)).abs().amax(-1)
+        sums = weights.new_zeros(rows * classes).index_add(0, points.row * classes + residue, weights)
+        off = (sums.view(rows, classes).log() + math.log(classes) - total.unsqueeze(-1)).abs().amax(-1)
         return off.nan_to_num(nan=math.inf, posinf=math.inf)
 
     def around(self, row: Tensor, digits: Tensor) -> Tensor:

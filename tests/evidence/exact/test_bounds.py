@@ -95,7 +95,9 @@ def test_one_lattice_within_the_last_agrees_by_chance(monkeypatch):
     """Broken on purpose: the error as it was, from the lattices of twice the spacing alone."""
     off = trapezoid.Rule.off
     monkeypatch.setattr(
-        trapezoid.Rule, "off", lambda self, points, total, k: off(self, points, total, 1) * (1 if k == 1 else 0)
+        trapezoid.Rule,
+        "off",
+        lambda self, points, weights, total, k: off(self, points, weights, total, 1) * (1 if k == 1 else 0),
     )
     with pytest.raises(AssertionError):
         test_a_kink_is_bounded_in_each_of_60_rows("laplace", False)
