@@ -19,10 +19,16 @@ ALONE = {1: 513, 2: 97, 3: 25}  # of the first lattice that a row has for itself
 TOGETHER = {1: 4097, 2: 513, 3: 65}  # and of one that many rows share
 BITS = {1: 50, 2: 26, 3: 17}  # of a whole-number coordinate in a key; rows have the rest
 ROUNDS = 40  # of widening
-CELLS = 4.0  # widths of a maximum, in which it falls by little, that a cell may have
+CELLS = (
+    16.0  # widths of a maximum, in which it falls by 0.02 nats, that a cell may have: 2 to 3 of a normal's deviations
+)
 SHELLS = 1024  # of points that a lattice may grow by
 SAFE = 8.0  # times an error that is extrapolated
-FASTEST = 0.2  # rate at which errors are taken to fall with each halving; a kink's is 1/4, a jump's 1/2
+FASTEST = {
+    1: 0.2,
+    2: 0.1,
+    3: 0.05,
+}  # rate at which errors may fall with each halving; of 2, 4 or 8 lattices few agree by chance
 MARGIN = 16.0  # nats below tol times the maximum, from where on the integrand is left out
 
 
@@ -259,7 +265,7 @@ class Rule:
         weights = (points.values - top[points.row]).exp()
         total = torch.zeros_like(top).index_add(0, points.row, weights).log()
         first, second, third = (self.off(points, weights, total, k) for k in (1, 2, 3))
-        rate = (second / third.clamp(max=1.0)).nan_to_num(nan=1.0).clamp(FASTEST, 1.0)
+        rate = (second / third.clamp(max=1.0)).nan_to_num(nan=1.0).clamp(FASTEST[self.dims], 1.0)
         change = torch.maximum(first, second * (SAFE * rate.square()).clamp(max=1.0))
         return top + total + lattice.log_cell, change.nan_to_num(nan=math.inf, posinf=math.inf)
 
