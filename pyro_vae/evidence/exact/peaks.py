@@ -34,7 +34,7 @@ class Peaks:
     def relevant(self, tol: float) -> Tensor:
         """Return which of them may hold a part of the mass that counts, ``(S, R)``."""
         mass = self.values + self.width.log().sum(-1)
-        return (mass > mass.amax(0) + math.log(tol) - 5.0) & self.values.isfinite()
+        return (mass > mass.amax(0) + math.log(tol) - 12.0) & self.values.isfinite()
 
     def hints(self, tol: float, unseen: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Hints:
         """Return what the lattices are to know of these."""

