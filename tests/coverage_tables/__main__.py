@@ -1,7 +1,6 @@
 """Print how often standard errors cover: `python -m tests.coverage_tables > results/coverage.md`.
 
-Options: cases (`-c data,paired`), repetitions (`-r 200`), the seed of the first (`-s 0`), no narrow guides (`-n`),
-processes (`-j 4`).
+Options: cases (`-c data,paired`), repetitions (`-r 200`), the seed of the first (`-s 0`), no narrow guides (`-n`).
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
 
 import pyro
 import torch
@@ -23,32 +21,24 @@ from .gaussian import NARROW, WIDE
 Z = 1.96
 
 
-def repeated(name: str, repetitions: int, seed: int) -> list[Errors]:
-    return [CASES[name].run(seed + r) for r in range(repetitions)]
-
-
-def covered(runs: list[Errors]) -> tuple[float, float, float, float]:
+def covered(errors: Errors) -> tuple[float, float, float, float]:
     """Share that is reliable; the coverage of these; its standard error over repetitions; the coverage of all."""
-    inside = torch.stack([run.z.abs() <= Z for run in runs]).double()
-    reliable = torch.stack([run.reliable for run in runs]).double()
-    share, good = reliable.mean().item(), (inside * reliable).sum(1)
+    inside, reliable = (errors.z.abs() <= Z).double(), errors.reliable.double()
+    good = (inside * reliable).sum(1)
     coverage = (good.sum() / reliable.sum()).item()
     off = good - coverage * reliable.sum(1)  # rows of one repetition may share noise
-    error = (off.square().sum().sqrt() / reliable.sum()).item()
-    return share, coverage, error, inside.mean().item()
+    return reliable.mean().item(), coverage, (off.square().sum().sqrt() / reliable.sum()).item(), inside.mean().item()
 
 
 def line(name: str, repetitions: int, seed: int) -> str:
     case = CASES[name]
-    torch.set_num_threads(1)
-    share, coverage, error, everything = covered(repeated(name, repetitions, seed))
+    share, coverage, error, everything = covered(case.run(repetitions, seed))
     shown = "–" if share == 0 else f"{coverage:.3f} ± {error:.3f}"
     return f"| {case.error} | {case.what} | {share:.0%} | {shown} | {everything:.3f} |"
 
 
 def narrow_table(num_samples: int, rows: int, seed: int) -> str:
     """Thirty narrow guides, and a few that are wide enough: coverage of the rows that k̂ lets pass, and of those left."""
-    torch.set_num_threads(1)
     lines, passed, left = [], [], []
     for name, pair in (NARROW | WIDE).items():
         x = pair.rows(rows, seed + 1)
@@ -69,17 +59,18 @@ def narrow_table(num_samples: int, rows: int, seed: int) -> str:
     return GUIDES.format(k=num_samples, rows=rows, lines="\n".join(lines))
 
 
-def page(cases: list[str], repetitions: int, seed: int, narrow: bool, processes: int) -> str:
-    """The whole page, its cases shared out."""
-    start = time.perf_counter()
-    with ProcessPoolExecutor(processes) as pool:
-        tables = [pool.submit(narrow_table, k, rows, seed) for k, rows in ((1000, 400), (5000, 200)) if narrow]
-        lines = [pool.submit(line, name, repetitions, seed) for name in cases]
-        table, guides = "\n".join(one.result() for one in lines), "".join(one.result() for one in tables)
+def page(cases: list[str], repetitions: int, seed: int, narrow: bool) -> str:
+    """The whole page."""
+    start, lines = time.perf_counter(), []
+    for name in cases:
+        lines.append(line(name, repetitions, seed))
+        print(lines[-1], file=sys.stderr, flush=True)
+    guides = "".join(narrow_table(k, rows, seed) for k, rows in ((1000, 400), (5000, 200)) if narrow)
+    table = "\n".join(lines)
     return PAGE.format(
         repetitions=repetitions, seed=seed, torch=torch.__version__.split("+")[0], pyro=pyro.__version__,
         machine=machine(torch.device("cpu")), binomial=(0.95 * 0.05 / repetitions) ** 0.5, table=table,
-        minutes=(time.perf_counter() - start) / 60, processes=processes,
+        minutes=(time.perf_counter() - start) / 60,
     ) + (NARROW_PAGE + guides if narrow else "")  # fmt: skip
 
 
@@ -88,8 +79,8 @@ PAGE = """# Coverage of every standard error that is printed
 How often estimate ± 1.96 standard errors holds what it estimates, over {repetitions} repetitions against closed forms. Of so
 many repetitions of one number the share is known to ± {binomial:.3f} (binomial); where each has 20 rows, to the ± given.
 
-Written by `python -m tests.coverage_tables > results/coverage.md`: {repetitions} seeds from {seed}, torch {torch}, pyro {pyro},
-{machine}, {processes} processes, {minutes:.0f} minutes.
+Written by `python -m tests.coverage_tables > results/coverage.md`: seed {seed}, torch {torch}, pyro {pyro},
+{machine}, {minutes:.0f} minutes.
 
 | error | of | called reliable | covers, where reliable | covers, all |
 |---|---|--:|--:|--:|
@@ -119,10 +110,10 @@ def main() -> None:
     parser.add_argument("-r", "--repetitions", type=int, default=200)
     parser.add_argument("-s", "--seed", type=int, default=0)
     parser.add_argument("-n", "--no-narrow", action="store_true")
-    parser.add_argument("-j", "--processes", type=int, default=1)
     options = parser.parse_args()
+    torch.set_num_threads(1)
     narrow, cases = not options.no_narrow, options.cases.split(",")
-    sys.stdout.write(page(cases, options.repetitions, options.seed, narrow, options.processes))
+    sys.stdout.write(page(cases, options.repetitions, options.seed, narrow))
 
 
 if __name__ == "__main__":

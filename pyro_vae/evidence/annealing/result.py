@@ -130,9 +130,13 @@ class Annealed(RowEstimates):
 
     @property
     def reliable(self) -> Tensor:
-        """Rows of 10 chains or more whose ESS is at least 5, and a third of the chains: the errors of others are too small."""
+        """Rows of 10 chains or more whose ESS is at least 5, and a third of the chains; none where the median is below half.
+
+        The errors of others are too small. A row alone cannot tell: its ESS is high where its largest weights have not come.
+        """
         chains = len(self.log_w)
-        return (self.ess >= max(LOW_ESS, chains / 3)) & (chains >= FEWEST)
+        enough = chains >= FEWEST and self.ess.median().item() >= chains / 2
+        return (self.ess >= max(LOW_ESS, chains / 3)) & enough
 
     @property
     def flagged(self) -> Tensor:

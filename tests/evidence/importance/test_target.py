@@ -93,7 +93,7 @@ def test_few_particles_are_never_reliable(k):
         log_likelihood(o.model, o.guide, o.x, num_samples=k, strict=True)
 
 
-def test_25_equal_weights_are_enough():
+def test_equal_weights_of_enough_particles_are_reliable():
     assert len(of_weights(torch.full((25, 3), -2.0, dtype=torch.float64)).flagged) == 0
 
 
