@@ -102,6 +102,12 @@ def index_of_table(
         if options.index != "auto":
             return index, "is the index"
         name, called = layout.names[index], is_index_name(layout.names[index])
+        if (
+            name
+            and all(is_number(cell) for cell in texts[index])
+            and (table[:, index] != table[:, index].round()).any()
+        ):
+            return None, f"column {layout.name(index)} holds fractions, and is part of x (--index {name} leaves it out)"
         if len(set(texts[index])) == rows:
             return index, "is an index by its name" if called and name else "names each row"
         if any(not is_number(cell) for cell in texts[index]):

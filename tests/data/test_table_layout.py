@@ -152,6 +152,7 @@ KEPT = {
     "a group": ("id", [i % 4 for i in range(30)]),
     "a measurement": ("dose", [i * 10 for i in range(30)]),
     "few": ("time", range(5)),
+    "nitric oxide": ("no", [i / 7 for i in range(30)]),
 }
 
 
