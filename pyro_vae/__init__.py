@@ -14,7 +14,8 @@ from pyro_vae.distributions.conditional import Conditional
 from pyro_vae.evidence.annealing.ais import ais
 from pyro_vae.evidence.annealing.bracket import Bracket, bdmc, bracket
 from pyro_vae.evidence.annealing.result import Annealed
-from pyro_vae.evidence.compare import Comparison, compare
+from pyro_vae.evidence.compare import compare
+from pyro_vae.evidence.comparison import Comparison
 from pyro_vae.evidence.exact.enumeration import enumerate_latents
 from pyro_vae.evidence.exact.linear_gaussian import linear_gaussian
 from pyro_vae.evidence.exact.quadrature import quadrature

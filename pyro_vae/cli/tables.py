@@ -13,7 +13,7 @@ from rich.table import Table
 
 from pyro_vae.common.flagged import format_bound, format_log_px, is_loose, why_loose
 from pyro_vae.common.spec import REQUIRED
-from pyro_vae.evidence.importance.result import LEAST, LOW_ESS
+from pyro_vae.evidence.importance.pareto import LEAST, LOW_ESS
 from pyro_vae.programs.measure import dominating
 from pyro_vae.runs.progress import format_unfinished
 from pyro_vae.runs.registry import TABLES, names, options_for

@@ -15,7 +15,7 @@ from pyro_vae.data.arrays import read_once
 from pyro_vae.data.row_ids import RowIds
 from pyro_vae.errors import DataError, ProgramError, ShapeError, UsageError
 from pyro_vae.evidence.estimate import LogPx, data_se, mean_se, row_difference
-from pyro_vae.evidence.importance.result import LOW_ESS
+from pyro_vae.evidence.importance.pareto import LOW_ESS
 from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.sites import Program
 

@@ -2,141 +2,22 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, astuple, dataclass, fields, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from pyro_vae.common.flagged import MOST, format_bound, format_share, share_flagged
+from pyro_vae.common.flagged import format_share, share_flagged
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import DataError, ShapeError, UsageError
-from pyro_vae.evidence.importance.result import LOW_ESS
+from pyro_vae.evidence.importance.pareto import LOW_ESS
 from pyro_vae.programs.measure import dominating
 
-from .estimate import LogPx, data_se, format_nats, known, row_difference
-
-LATEX = str.maketrans(
-    {c: f"\\{c}" for c in "&%$#_{}"}
-    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
-    | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
-    | {"≥": r"$\geq$", "≈": r"$\approx$"}
-)
-
-
-@dataclass(frozen=True)
-class Compared:
-    """One model of a comparison; in nats per row, None where a number is not known."""
-
-    name: str
-    log_px: float  # mean over rows
-    mc_se: float | None
-    data_se: float | None  # not the error of a difference
-    difference: float  # mean over rows of log_px − the best model's; 0 or less
-    difference_se: float | None  # paired: rows and particles, both models
-    difference_mc_se: float | None  # the part that particles alone would leave, taking both models' to be independent
-    gap: float | None  # log p(x) − ELBO; an oracle and annealing have no ELBO
-    low_ess: float | None  # share of rows with an ESS below 10, whose log_px is loose and whose mc_se is too small
-    num_samples: int | None  # K, particles a row
-    seconds: float | None = None
-    active_units: int | None = None  # latents that the model uses
-    flagged: float | None = None  # share of rows that are not to be believed (k̂, or an oracle's error)
-    method: str = "importance sampling"
-    verdict: str = "best"  # of its difference to the best: decided, tie, not to be believed
-
-    @property
-    def loose(self) -> bool:
-        """Whether more than a tenth of its rows is flagged, so that its errors are not those of the number."""
-        return (self.flagged or 0.0) > MOST
-
-    @property
-    def log_px_is_no_bound(self) -> bool:
-        """Whether it is an oracle's, which errs to either side where it errs."""
-        return self.num_samples is None and not self.method.startswith("annealed")
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Models on the same N rows, the best first; printed as a table, and notes on how far to trust it."""
-
-    models: tuple[Compared, ...]
-    rows: int
-    notes: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.models)
-
-    def cells(self) -> list[list[str]]:
-        """Return the table as text: headings, then one line a model; from the gap on, columns that any model knows."""
-        best = self.models[0]
-        table = [
-            ["", *(m.name for m in self.models)],
-            ["log p(x)", *(format_mean(m) for m in self.models)],
-            ["± Monte Carlo", *("loose" if m.loose else format_nats(m.mc_se) for m in self.models)],
-            ["± data", *("loose" if m.loose else format_nats(m.data_se) for m in self.models)],
-            ["difference", *("best" if m is best else format_nats(m.difference) for m in self.models)],
-            ["± paired", *(format_paired(m, best) for m in self.models)],
-            ["verdict", *(m.verdict for m in self.models)],
-        ]
-        for heading, values, form in (
-            ("gap", [m.gap for m in self.models], ".3f"),
-            (f"ESS < {LOW_ESS}", [m.low_ess for m in self.models], ".1%"),
-            ("flagged", [m.flagged for m in self.models], ".1%"),
-            ("K", [m.num_samples for m in self.models], "d"),
-            ("active units", [m.active_units for m in self.models], "d"),
-            ("seconds", [m.seconds for m in self.models], ".1f"),
-        ):
-            if any(v is not None for v in values):
-                table.append([heading, *("" if v is None else format(v, form) for v in values)])
-        return [list(row) for row in zip(*table, strict=True)]
-
-    def table(self) -> Table:
-        """Return a table for a rich console."""
-        title = f"{self.rows} rows; nats per row, higher is better; differences paired, row by row, with the best"
-        table = Table(title=title, title_justify="left")
-        head, *lines = self.cells()
-        for heading in head:
-            table.add_column(heading, justify="right" if heading else "left", no_wrap=bool(heading))
-        for name, *rest in lines:
-            table.add_row(Text(name), *rest)  # a Text, as brackets in a name are no markup
-        return table
-
-    def csv(self) -> str:
-        """Format one line a model, in the fields of :class:`Compared`; floats to the last bit, nothing where not known."""
-        out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
-        writer.writerow([field.name for field in fields(Compared)])
-        writer.writerows(astuple(model) for model in self.models)
-        return out.getvalue()
-
-    def latex(self) -> str:
-        """Format a plain tabular, which needs no package."""
-        head, *lines = ([cell.translate(LATEX) for cell in line] for line in self.cells())
-        body = [[name, *(cell.replace("-", "$-$") for cell in cells)] for name, *cells in lines]
-        rows = [" & ".join(line) + r" \\" for line in (head, *body)]
-        rule = r"\hline"
-        begin = rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}"
-        return "\n".join([begin, rule, rows[0], rule, *rows[1:], rule, r"\end{tabular}", ""])
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain names and numbers, for JSON."""
-        models, notes = [asdict(model) for model in self.models], list(self.notes)
-        return {"models": models, "rows": self.rows, "notes": notes, "unit": "nats per row, higher is better"}
-
-    def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=160, color_system=None)
-        with console.capture() as capture:
-            console.print(self.table())
-        return capture.get() + "".join(f"note: {note}\n" for note in self.notes)
-
-    __repr__ = __str__
+from .comparison import Compared, Comparison
+from .estimate import LogPx, data_se, known, row_difference
 
 
 @suggest_keywords
@@ -302,18 +183,6 @@ def verdict(m: Compared, best: Compared, decisive: float) -> str:
     if not known or m.loose or (best.loose and not beyond) or upside_down:
         return "not to be believed"
     return "decided" if beyond else "tie"
-
-
-def format_mean(m: Compared) -> str:
-    """Format the mean log p(x): with three decimals, or as a bound where too many rows are flagged."""
-    if not m.loose:
-        return format_nats(m.log_px)
-    return format_bound({"log_px": m.log_px} | ({"how": m.method} if m.log_px_is_no_bound else {}))
-
-
-def format_paired(m: Compared, best: Compared) -> str:
-    """Format the error of a difference, where both models have one."""
-    return "" if m is best else "loose" if m.loose or best.loose else format_nats(m.difference_se)
 
 
 def cautions(models: tuple[Compared, ...]) -> list[str]:

@@ -16,7 +16,8 @@ from pyro_vae.common.safe_read import check_seal
 from pyro_vae.data.datasets import NAMES
 from pyro_vae.errors import DataError, RunFolderError, UsageError
 from pyro_vae.evidence.annealing.saved import AnnealedRows, from_csv
-from pyro_vae.evidence.compare import Comparison, compare
+from pyro_vae.evidence.compare import compare
+from pyro_vae.evidence.comparison import Comparison
 from pyro_vae.evidence.exact.result import Exact
 from pyro_vae.evidence.importance.result import Evidence
 from pyro_vae.plots import bars, figures

@@ -12,7 +12,8 @@ from torch.distributions import MultivariateNormal, kl_divergence
 
 from pyro_vae import Evidence, Exact, ais, log_likelihood
 from pyro_vae.errors import DataError, ShapeError, UsageError
-from pyro_vae.evidence.compare import Compared, compare
+from pyro_vae.evidence.compare import compare
+from pyro_vae.evidence.comparison import Compared
 from pyro_vae.plots.bars import forest
 from tests.helpers.comparison import by_name
 from tests.helpers.conjugate import GammaPoisson

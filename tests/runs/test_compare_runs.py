@@ -10,7 +10,8 @@ from pyro_vae import Evidence
 from pyro_vae.cli.main import main
 from pyro_vae.common.digests import sha256
 from pyro_vae.errors import DataError, PyroVAEError, RunFolderError, UsageError
-from pyro_vae.evidence.compare import Comparison, compare
+from pyro_vae.evidence.compare import compare
+from pyro_vae.evidence.comparison import Comparison
 from pyro_vae.likelihoods import FAMILIES
 from pyro_vae.plots.figures import save
 from pyro_vae.runs import folder

@@ -14,6 +14,8 @@ from torch import Tensor
 from pyro_vae.errors import ShapeError
 
 MIN_TAIL = 5  # weights; with fewer k̂ is not known
+LEAST = 5 * MIN_TAIL  # particles for a k̂
+LOW_ESS = 10  # below it a row's estimate rests on a handful of particles, and its own error bar is not to be believed
 SPARE = 64  # largest weights kept beyond the tail: six standard deviations of what adding particles can call for
 EQUAL = 1e-10  # nats: a tail no wider than this is rounding
 ROWS = 256  # fitted at a time

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from pyro_vae.common.csv_columns import read_columns, write_columns
-from pyro_vae.common.flagged import format_bound, is_loose, why_loose
 from pyro_vae.data.row_ids import RowIds
 from pyro_vae.errors import UsageError
 from pyro_vae.evidence.estimate import (
@@ -22,22 +21,19 @@ from pyro_vae.evidence.estimate import (
     data_se,
     digest_of_rows,
     finite,
-    format_nats,
     known,
     mean_se,
 )
 
 from .accumulator import RowBlock
+from .format_evidence import format_evidence
 from .narrowness import too_narrow
-from .pareto import MIN_TAIL, khat_threshold
+from .pareto import LEAST, LOW_ESS, khat_threshold
 
-LOW_ESS = 10  # below it a row's estimate rests on a handful of particles, and its own error bar is not to be believed
-LEAST = 5 * MIN_TAIL  # particles for a k̂
 TOO_NARROW = (
     "the proposal is too narrow: draws of the posterior show larger weights than its own draws, and a larger error"
 )
 FLAT = 1e-3  # the largest weight is within this of the mean weight: there is no tail to speak of
-NEXT = "ais(model, guide, x), or log_likelihood(..., proposal=defensive(), target_se=0.1)"  # where too many are flagged
 ROW_FIELDS = ("log_px", "mc_se", "ess", "elbo", "elbo_se")
 DIAGNOSTICS = ("khat", "max_share", "jackknife", "samples")  # which evidence of an older version lacks
 SPREAD = "spread"  # of the rows that were looked at
@@ -324,45 +320,4 @@ class Evidence(RowEstimates):
         return cls(**facts, target_se=target_se, row_ids=ids, **columns)
 
     def __str__(self) -> str:
-        s = self.summary()
-        loose = is_loose(s)
-        mean, elbo, end = (self.format_loose if loose else self.format_errors)(s)
-        return (
-            f"log p(x) {mean} | "
-            f"{self.method} from the {self.proposal}{f', {self.measure}' if self.measure else ''}{self.format_vectorizing()} | "
-            f"{elbo} | "
-            f"ESS median {s['ess_median']:.0f}, least {s['ess_min']:.1f} of {s['num_samples']} | "
-            f"{s['rows']} rows, {s['rows_of_low_ess']} with ESS below {LOW_ESS}{self.format_flagged(s)}{end}"
-        )
-
-    def format_errors(self, s: dict[str, Any]) -> tuple[str, str, str]:
-        """Format the mean, with its errors, and the ELBO and gap."""
-        mean = (
-            f"{s['log_px']:.3f} ± {format_nats(s['log_px_mc_se'])} (Monte Carlo) "
-            f"± {format_nats(s['log_px_data_se'])} (data) nats"
-        )
-        elbo = f"ELBO {format_nats(s['elbo'])} ± {format_nats(s['elbo_mc_se'])} | gap {format_nats(s['gap'])}"
-        return mean, elbo, ""
-
-    def format_loose(self, s: dict[str, Any]) -> tuple[str, str, str]:
-        """Format the mean as a bound, as :meth:`format_errors` does where errors are believed; and what to run next."""
-        elbo = f"ELBO {format_nats(s['elbo'])} (standard error {format_nats(s['elbo_mc_se'])})"
-        elbo += f" | gap at least {format_nats(s['gap'])}"
-        return f"{format_bound(s)} nats ({why_loose(s)})", elbo, f" | next: {NEXT}"
-
-    def format_vectorizing(self) -> str:
-        """Format how particles were run, where it was not under a plate of them."""
-        return (
-            "" if self.vectorizing == "plate" else f", particles run in a way that means the same ({self.vectorizing})"
-        )
-
-    def format_flagged(self, s: dict[str, Any]) -> str:
-        """Format how many rows are flagged, and the jackknife beside the bound."""
-        if "rows_flagged" not in s:
-            return ""
-        why = f"k̂ above {s['khat_threshold']:.2f}" if self.num_samples >= LEAST else f"k̂ takes {LEAST} particles"
-        target = "" if self.target_se is None else f" or Monte Carlo error above {self.target_se:g}"
-        narrow = f" or proposal too narrow: {s['rows_too_narrow']}" if s["rows_too_narrow"] else ""
-        bias = f" | bias about {s['bias']:.3f}, which ± leaves out" if s["bias_matters"] else ""
-        jackknife = f" | jackknife {format_nats(s['jackknife'])} (no bound)"
-        return f", {s['rows_flagged']} flagged ({why}{target}{narrow}){bias}{jackknife}"
+        return format_evidence(self)
