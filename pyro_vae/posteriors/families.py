@@ -103,7 +103,7 @@ def one_hot_categorical(h: Tensor) -> LinearOneHot:
         >>> one_hot_categorical(torch.zeros(5, 4)).sample().sum(-1)
         tensor([1., 1., 1., 1., 1.])
     """
-    return LinearOneHot(logits=h)
+    return LinearOneHot(logits=h.log_softmax(-1))
 
 
 def one_hot_categorical_st(h: Tensor) -> StraightThroughOneHot:
@@ -119,7 +119,7 @@ def one_hot_categorical_st(h: Tensor) -> StraightThroughOneHot:
         >>> one_hot_categorical_st(torch.zeros(5, 4, requires_grad=True)).rsample().requires_grad
         True
     """
-    return StraightThroughOneHot(logits=h)
+    return StraightThroughOneHot(logits=h.log_softmax(-1))
 
 
 @in_float64

@@ -174,7 +174,7 @@ class OneHot(nn.Module):
         add_tensor(self, "logits", torch.zeros(categories), learned)
 
     def forward(self, *context: Tensor) -> TorchDistributionMixin:
-        return LinearOneHot(logits=self.logits)
+        return LinearOneHot(logits=self.logits.log_softmax(-1))
 
     def extra_repr(self) -> str:
         return f"categories={self.logits.numel()}, learned={isinstance(self.logits, nn.Parameter)}"

@@ -204,7 +204,14 @@ class SubstituteLatents(Messenger):
             to_support, u = bijection(fn), value
             value = to_support(u)
             self.moved[name] = to_support, u, value
-        msg["value"] = value.expand(fn.shape()) if layout is None else value.to(layout.dtype)
+        if layout is None:
+            msg["value"] = value.expand(fn.shape())
+        else:
+            msg["value"] = self.placed(value.to(layout.dtype), fn) if layout.unconstrained else value.to(layout.dtype)
+
+    def placed(self, value: Tensor, fn: Any) -> Tensor:
+        """Return the value that a site takes, of T(u)."""
+        return value
 
     def chosen(self, value: Tensor, shape: torch.Size | None) -> Tensor:
         """The values of all particles, or of this one: of a site of this `shape`, where they may lack dimensions."""

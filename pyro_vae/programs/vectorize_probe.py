@@ -21,6 +21,7 @@ from torch import Tensor
 
 from pyro_vae.common.pyro_private import active_handlers
 from pyro_vae.common.random import seeded
+from pyro_vae.common.widen import at_least_float32
 from pyro_vae.errors import ProgramError
 
 from .determinism import differing, random_density, same_terms
@@ -31,6 +32,7 @@ from .proposal_guide import RefusedGuide, as_written
 from .site_rows import frames_of
 from .sites import Program, latent_sites, sample_sites, with_values
 from .vectorize import MODES, Mode, Vectorizing, particle_of, without_rows
+from .wide_scoring import own_dtype
 
 ROWS, PARTICLES = 2, 3  # of the probe: different numbers, so that a dimension taken for the other shows
 Scores = dict[str, Tensor]
@@ -175,9 +177,16 @@ def scores(problem: Any, program: Program, draws: poutine.Trace) -> Scores:
 
 
 def of_rows(problem: Any, program: Program, trace: poutine.Trace) -> Scores:
-    """Score the sites that belong to rows; one that all rows share (a factor in a loss) has nothing to do with particles."""
-    by_site: Scores = problem.score(in_rows(problem, trace), "model" if program is problem.model else "guide")
-    return by_site
+    """Score the sites that belong to rows; one that all rows share (a factor in a loss) has nothing to do with particles.
+
+    Terms are rounded to the program's own dtype, where it was scored in a wider one: networks have no more digits.
+    """
+    sites = in_rows(problem, trace)
+    by_site: Scores = problem.score(sites, "model" if program is problem.model else "guide")
+    return {
+        name: term.to(at_least_float32(own_dtype(sites[name]["fn"], sites[name]["value"])))
+        for name, term in by_site.items()
+    }
 
 
 def in_rows(problem: Any, trace: poutine.Trace) -> dict[str, Any]:

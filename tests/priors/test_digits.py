@@ -21,7 +21,7 @@ from pyro_vae.priors import (
 )
 
 ERROR = 1e-6  # of a log-density or of one nat
-mp.dps = 50
+mp.dps = 60
 
 
 def within(got, exact):

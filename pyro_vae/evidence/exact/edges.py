@@ -27,10 +27,8 @@ HALF_LINE = (constraints.positive, constraints.nonnegative)
 class InsideSupport(SubstituteLatents):
     """Latents at coordinates u, of which none rounds to an edge of its support, where densities and parameters end."""
 
-    def _pyro_sample(self, msg: Any) -> None:
-        super()._pyro_sample(msg)
-        if msg["name"] in self.moved:
-            msg["value"] = inside(msg["value"], bare(support_of(msg["fn"])))
+    def placed(self, value: Tensor, fn: Any) -> Tensor:
+        return inside(value, bare(support_of(fn)))
 
 
 def inside(value: Tensor, support: Any) -> Tensor:

@@ -51,6 +51,7 @@ def probed_once() -> Iterator[None]:
 class Traced:
     """Sites of a run at chosen latents; of those set by u, log |dz/du|, and log p(z) |dz/du| where it has a formula in u."""
 
+    rows: Problem  # that were run
     sites: dict[str, Site]
     log_det: dict[str, Tensor]
     on_the_line: dict[str, Tensor]
@@ -125,7 +126,7 @@ class Joint:
 
     def prior_on(self, traced: Traced) -> Tensor:
         """log p(z) (+ log |dz/du|) of a trace, ``(G, R)``."""
-        return self.add_up(self.problem.score(latent_sites(traced.sites), "model"), traced)
+        return self.add_up(traced.rows.score(latent_sites(traced.sites), "model"), traced)
 
     def trace(self, z: Tensor, index: Tensor) -> Traced:
         """Run the model on the rows of `index`, its latents at z."""
@@ -136,12 +137,12 @@ class Joint:
         substituted = (InsideSupport if self.unconstrained else SubstituteLatents).at(z, self.layouts)
         sites = rows.sites(self.problem.model, len(z), substituted)
         plates = self.problem.plates
-        return Traced(sites, log_volumes(substituted, sites, plates), log_densities(substituted, sites, plates))
+        return Traced(rows, sites, log_volumes(substituted, sites, plates), log_densities(substituted, sites, plates))
 
     def log_prob(self, z: Tensor, index: Tensor) -> Tensor:
         """log p(x_n, z_g) (+ log |dz/du|) for the rows of `index`, ``(G, R)`` in float64."""
         traced = self.trace(z, index)
-        return self.add_up(self.problem.score(traced.sites, "model"), traced)
+        return self.add_up(traced.rows.score(traced.sites, "model"), traced)
 
     def borders(self) -> Tensor:
         """Return the u between which z moves, ``(2, D)``: beyond, the likelihood is that of the nearest z."""
@@ -158,7 +159,7 @@ class Joint:
         here, there = (self.trace(points.unsqueeze(0), rows) for points in (u, middle))
         if set(here.on_the_line) != set(self.latents):
             return torch.full_like(u[:, 0], math.inf)
-        one, other = (self.problem.log_prob(observed_sites(traced.sites), "model")[0] for traced in (here, there))
+        one, other = (run.rows.log_prob(observed_sites(run.sites), "model")[0] for run in (here, there))
         return torch.expm1((one - other).abs()).nan_to_num(nan=math.inf)
 
     def add_up(self, terms: dict[str, Tensor], traced: Traced) -> Tensor:

@@ -61,7 +61,7 @@ def format_errors(s: dict[str, Any]) -> tuple[str, str, str]:
 def format_loose(s: dict[str, Any]) -> tuple[str, str, str]:
     """Format the mean as a bound, as :func:`format_errors` does where errors are believed; and what to run next."""
     elbo = f"ELBO {format_nats(s['elbo'])} (standard error {format_nats(s['elbo_mc_se'])})"
-    elbo += f" | gap at least {format_nats(s['gap'])}"
+    elbo += " | gap unknown" if s["gap"] is None else f" | gap at least {format_nats(s['gap'])}"
     return f"{format_bound(s)} nats ({why_loose(s)})", elbo, f" | next: {NEXT}"
 
 
