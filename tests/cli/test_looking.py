@@ -121,14 +121,15 @@ def test_annealed_evidence_is_compared(run, tmp_path, capsys):
 
     other = shutil.copytree(run, tmp_path / "other")
     for path in (run, other):
-        options = ["--method", "annealing", "--num-temperatures", "20", "--num-chains", "16", "--rows", "8"]
+        options = ["--method", "annealing", "--num-temperatures", "5", "--num-chains", "4", "--rows", "8"]
         assert main(["evaluate", str(path), *options]) == 0
     said = capsys.readouterr().out
-    assert "annealed importance sampling from the guide, 16 chains, 20 temperatures" in said and "± Monte Carlo" in said
+    assert "annealed importance sampling from the guide, 4 chains, 5 temperatures" in said
+    assert "100 % of rows flagged" in said  # by so few chains
     assert main(["compare", str(run), str(other), "--rows", "8"]) == 0
     assert main(["compare", str(run), str(other), "--method", "annealing"]) == 0
     said = capsys.readouterr().out
-    assert said.count("tie") == 2 and "8 rows" in said
+    assert said.count("not to be believed") >= 2 and "8 rows" in said
     assert main(["compare", str(run), str(other), "--split", "train"]) == 4
     assert "only test, test-first-8-annealing" in capsys.readouterr().err
 

@@ -275,12 +275,13 @@ def test_decompose_names_masked_latents_wherever_their_rows_are(way):
         decompose(*programs, data(), verbose=False)
 
 
-def test_decompose_that_looks_at_first_rows_only_lets_them_pass(monkeypatch):
+def test_without_its_look_at_masks_decompose_names_none(monkeypatch):
     late = torch.ones_like(HAS)
     late[-1, -1] = False
     monkeypatch.setattr(aggregate_posterior, "refuse_masks", lambda *args: None)
     programs = pair(by_unit, lambda zero: dist.Normal(zero, 1.0), lambda x: dist.Normal(0.8 * x, 0.6), late)
-    assert decompose(*programs, data(), verbose=False).rows == ROWS
+    with pytest.raises(ProgramError, match="the prior is not the same for every row"):
+        decompose(*programs, data(), verbose=False)
 
 
 # gaps
