@@ -53,7 +53,7 @@ def test_exports_say_which_rows_of_the_file_they_are(train, wine, tmp_path):
     assert [row["source_row"] for row in encoded] == [row["source_row"] for row in rows]
     assert [row["label"] for row in table(run / "reconstructed_rows.csv")] == [row["label"] for row in rows[:5]]
     assert main(["evaluate", str(run), "--rows", "5", "--split", "train", "--num-samples", "20"]) == 0
-    assert [int(row["source_row"]) for row in table(run / "evidence.csv")] == order[:5].tolist()
+    assert [int(row["source_row"]) for row in table(run / "evidence-train-first-5.csv")] == order[:5].tolist()
 
 
 def test_a_model_below_the_floor_says_so_and_one_above_does_not(train, wine, tmp_path, capsys):

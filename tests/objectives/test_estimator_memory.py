@@ -122,7 +122,7 @@ for bound, estimator, programs in ((iwae, vimco, (here.discrete, here.discrete_g
 """
 
 
-def test_20_000_particles_in_the_resident_size_of_a_process():
+def test_many_particles_in_the_resident_size_of_a_process():
     """K² N would be 3.2 GB a copy; what 20,000 particles add to 100 is below 100 MB."""
     run = subprocess.run([sys.executable, "-c", STEPS], capture_output=True, text=True, cwd=ROOT, check=False)
     assert run.returncode == 0, run.stderr[-2000:]
