@@ -138,8 +138,19 @@ def check_seal(record: Mapping[str, Any], path: Path) -> None:
     Raises:
         RunFolderError: the digest is of something else.
     """
-    if SEAL in record and record[SEAL] != seal(record)[SEAL]:
+    renamed = SEAL not in record and any(is_seal(name, record) for name in record)  # by a bit of its name
+    if renamed or (SEAL in record and record[SEAL] != seal(record)[SEAL]):
         raise damaged(path, "its SHA-256 is not that of what it holds: it has changed since it was written")
+
+
+def is_seal(name: str, record: Mapping[str, Any]) -> bool:
+    """Return whether an entry is the SHA-256 of all others."""
+    value = record[name]
+    return (
+        isinstance(value, str)
+        and len(value) == 64
+        and value == digest_of({k: v for k, v in record.items() if k != name})
+    )
 
 
 def dump(tensors: Mapping[str, Tensor]) -> bytes:

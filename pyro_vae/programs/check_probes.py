@@ -21,12 +21,12 @@ from pyro_vae.errors import (
 
 from .enumerated import enumerated, prior_of, unmarked
 from .findings import Finding, ProgramTrace, finding_of
+from .parameter_checks import check_pair_parameters
 from .problem import Problem, rows_of
 from .proposal_guide import RefusedGuide
 from .reach import check_reach
 from .sites import Program
 from .support import takes_missing
-from .valid_parameters import check_pair_parameters
 
 ROWS, DRAWS = 16, 8  # that are scored beside the run on all rows
 PAIR = "model and guide"

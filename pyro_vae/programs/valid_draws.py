@@ -9,9 +9,9 @@ from torch import Tensor
 from pyro_vae.errors import ProgramError
 
 from .masks import kept_entries
+from .parameter_checks import ValidParameters
 from .site_rows import row_dim, rows_where
 from .sites import has_density
-from .valid_parameters import ValidParameters
 
 
 class ValidDraws(ValidParameters):

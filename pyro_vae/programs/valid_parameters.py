@@ -14,18 +14,16 @@ from typing import Any, NamedTuple
 
 import torch
 from pyro.distributions import MaskedDistribution
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Distribution, Independent, MixtureSameFamily, TransformedDistribution, constraints
 
 from pyro_vae.common.pyro_private import mask_of
 from pyro_vae.errors import ProgramError
 
-from .log_density import REAL, SIMPLEX, THIN, ends_of, outside_support, vars_of_class
-from .pair import quiet
+from .log_density import REAL, SIMPLEX, THIN, ends_of, vars_of_class
 from .plates import Plates
-from .site_rows import frames_of, row_dim, rows_where
-from .sites import Program, Site, has_density, trace_pair
+from .site_rows import rows_where
+from .sites import Site
 from .support import format_support
 from .vectorize import ParticleDistribution, join, split_support
 from .wrapped import WRAPPERS, bare
@@ -301,34 +299,3 @@ def describe_parameter(name: str, parameter: Parameter, wrong: Tensor, dim: int,
 def words_of(constraint: Any) -> str:
     """Return a constraint in words."""
     return "probabilities from 0" if isinstance(constraint, SIMPLEX) else format_support(constraint)
-
-
-def check_pair_parameters(model: Program, guide: Program, *args: Tensor) -> None:
-    """Refuse invalid parameters of either program by one run on some rows, before torch's validation does without a row."""
-    with quiet(model, guide, seed=0, device=args[0].device):
-        q, p = trace_pair(model, guide, *args)
-        dims = [frame.dim for site in (q | p).values() for frame in frames_of(site).values() if frame.dim is not None]
-        check_site_parameters(q, max(dims, default=-1), program="guide")
-        if not any(outside_support(p[name]).any() for name in q if name in p):  # what comes of those counts for nothing
-            check_site_parameters(p, max(dims, default=-1), program="model")
-
-
-class ValidParameters(Messenger):
-    """Messenger that refuses invalid parameters before a site is drawn: torch's samplers stop without naming it, or draw.
-
-    Example:
-        >>> import pyro, pyro.distributions as dist
-        >>> with ValidParameters("model"), pyro.plate("data", 2):
-        ...     pyro.sample("x", dist.Poisson(torch.tensor([1.0, -1.0]), validate_args=False))
-        Traceback (most recent call last):
-          ...
-        pyro_vae.errors.ProgramError: site 'x' of the model: Poisson has rate -1 for rows [1]; wanted numbers from 0. Pass ...
-    """
-
-    def __init__(self, program: str = "", first: int = 0) -> None:
-        super().__init__()
-        self.program, self.first = program, first
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if has_density(msg):
-            check_site_parameters({msg["name"]: msg}, row_dim(msg) or -1, first=self.first, program=self.program)

@@ -23,9 +23,9 @@ from pyro_vae.objectives.scheduled import Scheduled
 from pyro_vae.programs.arguments import argument_dtypes
 from pyro_vae.programs.data_scale import ROWS, scale_findings
 from pyro_vae.programs.pair import like_parameters, owners, programs
+from pyro_vae.programs.parameter_checks import check_pair_parameters
 from pyro_vae.programs.structured import on_tensors, refuse_structure, tensors_as
 from pyro_vae.programs.support import check_support, takes_missing
-from pyro_vae.programs.valid_parameters import check_pair_parameters
 from pyro_vae.training.engines.choose import choose_engine
 from pyro_vae.training.engines.multi_step import choose_multi_step
 from pyro_vae.training.engines.scheduled_values import ScheduledValues

@@ -20,12 +20,12 @@ from pyro_vae.diagnostics.latent_usage import ACTIVE, latents, spread
 from pyro_vae.errors import NoWeightError, ProgramError, UsageError
 from pyro_vae.objectives.joint_elbo import elbo_per_datum
 from pyro_vae.programs.pair import quiet
+from pyro_vae.programs.parameter_checks import ValidParameters
 from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.proposal_guide import refuse_unweighed, without_observed
 from pyro_vae.programs.shared_sites import SharedSites, shared_sites
 from pyro_vae.programs.sites import latent_sites, sample_sites
 from pyro_vae.programs.units import univariate
-from pyro_vae.programs.valid_parameters import ValidParameters
 from pyro_vae.programs.vectorize_probe import ProbedOnce
 
 from .batch_source import Batch, TrainingData

@@ -12,8 +12,9 @@ from pyro_vae import Bound, elbo, log_weights
 from pyro_vae.errors import ProgramError
 from pyro_vae.programs.log_density import log_density
 from pyro_vae.programs.pair import without_validation
+from pyro_vae.programs.parameter_checks import ValidParameters
 from pyro_vae.programs.simulate import simulate
-from pyro_vae.programs.valid_parameters import ValidParameters, check_site_parameters
+from pyro_vae.programs.valid_parameters import check_site_parameters
 
 ONE = torch.tensor(1.0)
 
