@@ -45,6 +45,12 @@ def cancels(kind: type) -> bool:
     return any(issubclass(kind, c) and log_prob is c.log_prob for c in CANCELLING)
 
 
+@cache
+def always_wide(kind: type) -> bool:
+    """Return whether all distributions of a class are to be scored in float64."""
+    return issubclass(kind, ScoredWide) or cancels(kind)
+
+
 def width_of(fn: Any, latent: bool = True) -> torch.dtype | None:
     """Return the dtype that a distribution is to be scored in; None for its own.
 
@@ -52,9 +58,10 @@ def width_of(fn: Any, latent: bool = True) -> torch.dtype | None:
     """
     width = None
     for part in parts(fn.parts[0] if isinstance(fn, ParticleDistribution) else fn):
-        if isinstance(part, ScoredWide) or cancels(part.__class__):
+        kind: Any = part.__class__
+        if always_wide(kind):
             return torch.float64
-        half = any(isinstance(held, Tensor) and held.dtype in HALF for held in vars(part).values())
+        half = any(getattr(held, "dtype", None) in HALF for held in vars(part).values())
         if half or (latent and isinstance(part, NORMALISED)):
             width = torch.float32
     return width
