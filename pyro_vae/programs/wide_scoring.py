@@ -48,7 +48,7 @@ def cancels(kind: type) -> bool:
 @cache
 def always_wide(kind: type) -> bool:
     """Return whether all distributions of a class are to be scored in float64."""
-    return issubclass(kind, ScoredWide) or cancels(kind)
+    return cancels(kind) or issubclass(kind, ScoredWide)
 
 
 def width_of(fn: Any, latent: bool = True) -> torch.dtype | None:
