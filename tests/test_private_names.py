@@ -86,7 +86,14 @@ def strange_in(node, own):
 
 # every private name of the two modules, by how it is hidden: from their `getattr`, or from `torch_private.find`
 ATTRIBUTES = (
-    *("_foreach_add_", "_fused_adam_", "_foreach_sub_", "_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"),
+    *(
+        "_foreach_add_",
+        "_fused_adam_",
+        "_fused_adamw_",
+        "_foreach_sub_",
+        "_optimizer_step_pre_hooks",
+        "_optimizer_step_post_hooks",
+    ),
     *("_step_supports_amp_scaling", "_version", "_backward_hooks", "_validate_sample", "_schema"),
     *("_PYRO_STACK", "_get_trace", "_get_traces", "_mask", "_param"),
 )

@@ -62,19 +62,37 @@ def fused_adam(
     skip: Tensor | None,
 ) -> None:
     """Take one step of Adam by its kernel alone, where :func:`kernel_works`; none where `skip` is 1."""
-    steps = [state["step"] for state in states]
+    means, squares, steps = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))
     gradients = [p.grad for p in parameters if p.grad is not None]  # all of them
-    means, squares = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
-    options = {name: group[name] for name in ("weight_decay", "eps")} | {"amsgrad": False, "maximize": False}
-    beta1, beta2 = group["betas"]
     with torch.no_grad():
-        torch._foreach_add_(steps, 1)
-        torch._fused_adam_(
-            list(parameters), gradients, means, squares, [], steps,
-            lr=rate, beta1=beta1, beta2=beta2, found_inf=skip, **options,
-        )  # fmt: skip
-        if skip is not None:
-            torch._foreach_sub_(steps, [skip] * len(steps))
+        adam_kernel(parameters, gradients, (means, squares, steps), {**group, "lr": rate}, False, skip)
+
+
+def adam_kernel(
+    parameters: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    moments: tuple[Sequence[Tensor], ...],
+    options: Mapping[str, Any],
+    decoupled: bool,
+    skip: Tensor | None,
+) -> None:
+    """Update parameters and moments (means, squares, steps) in place; `decoupled` is AdamW's weight decay."""
+    means, squares, steps = map(list, moments)
+    beta1, beta2 = options["betas"]
+    given = {name: options[name] for name in ("lr", "weight_decay", "eps")} | {"amsgrad": False, "maximize": False}
+    kernel = torch._fused_adamw_ if decoupled else torch._fused_adam_
+    torch._foreach_add_(steps, 1)
+    kernel(
+        list(parameters), list(gradients), means, squares, [], steps,
+        beta1=beta1, beta2=beta2, found_inf=skip, **given,
+    )  # fmt: skip
+    if skip is not None:
+        torch._foreach_sub_(steps, [skip] * len(steps))
+
+
+def adamw_works() -> bool:
+    """Return whether there is a kernel for AdamW, too."""
+    return getattr(torch, "_fused_adamw_", None) is not None
 
 
 def kernels() -> tuple[Any, ...]:

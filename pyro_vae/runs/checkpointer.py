@@ -69,6 +69,8 @@ class Checkpointer(TrainingCallback):
         2
     """
 
+    interval = 0.1  # seconds between looks at a signal or the clock, which steps need not wait for
+
     def __init__(
         self,
         path: Path | str,

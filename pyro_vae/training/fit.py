@@ -26,8 +26,7 @@ from pyro_vae.programs.pair import like_parameters, owners, programs
 from pyro_vae.programs.parameter_checks import check_pair_parameters
 from pyro_vae.programs.structured import on_tensors, refuse_structure, tensors_as
 from pyro_vae.programs.support import check_support, takes_missing
-from pyro_vae.training.engines.choose import choose_engine
-from pyro_vae.training.engines.multi_step import choose_multi_step
+from pyro_vae.training.engines.choose import choose_engine, choose_whole_steps
 from pyro_vae.training.engines.scheduled_values import ScheduledValues
 
 from .aggressive_inference import Aggressive, AggressiveInference
@@ -210,7 +209,8 @@ def fit(
     planned_steps = epochs * data.steps_per_epoch
     step.engine, step.engine_reason = choose_engine(engine, step, modules, scheduled_values, planned_steps, data.device)
     catch_up = None if aggressive is None else AggressiveInference(aggressive, step)
-    trainer = Trainer(step, modules, data, options, callbacks, catch_up, choose_multi_step(step, data, options))
+    whole_steps = choose_whole_steps(step.engine, data, options, planned_steps, catch_up)
+    trainer = Trainer(step, modules, data, options, callbacks, catch_up, whole_steps)
     notes = remarks(precision, data.device) + examine(trainer)
     for note in notes[:FEW] if verbose else ():
         print(f"note: {note}", file=sys.stderr)

@@ -47,6 +47,16 @@ class ShuffledBatches:
 
     def one_pass(self) -> Iterator[Tensor]:
         """Yield the rest of this pass; called again, the next pass."""
+        self.begin()
+        while self.taken < len(self.chunks):
+            self.taken += 1
+            yield self.chunks[self.taken - 1]
+        self.taken, self.chunks = 0, ()
+
+    def begin(self) -> None:
+        """Draw the permutation of a pass, unless that is done."""
+        if self.chunks:
+            return
         if self.resume_at is None:
             self.pass_start = self.generator.get_state()
         order = torch.randperm(self.rows, generator=self.generator, device=self.generator.device)
@@ -58,10 +68,6 @@ class ShuffledBatches:
             self.generator.set_state(self.resume_at)
             self.resume_at = None
         self.chunks = order[: self.taken_rows].to(self.rows_device or order.device).split(self.size)
-        while self.taken < len(self.chunks):
-            self.taken += 1
-            yield self.chunks[self.taken - 1]
-        self.taken, self.chunks = 0, ()
 
     @property
     def next_rows(self) -> Tensor | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -133,6 +133,8 @@ class Step:
         self.finite_check = ImmediateFiniteCheck()
         self.engine: Engine = EagerEngine(self)
         self.engine_reason = ""
+        # whether an optimizer's update is part of a graph (:mod:`~pyro_vae.training.engines.whole_steps`)
+        self.in_graph: Callable[[torch.optim.Optimizer], bool] = lambda optimizer: False
 
     def __call__(self, *batch: Tensor, rate: float = 1.0) -> Tensor:
         """Make one update at `rate` times the learning rates; return the loss, or update nothing and raise a DivergedError."""
@@ -190,5 +192,6 @@ class Step:
             )
         self.optimizer = make_checked(self.make_optimizer, self.parameters)
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.finite_check = choose_finite_check(self.parameters[0].device, self.optimizer, self.immediate)
+        immediate = self.immediate or self.in_graph(self.optimizer)  # steps beside the graph are few
+        self.finite_check = choose_finite_check(self.parameters[0].device, self.optimizer, immediate)
         return loss

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +17,11 @@ from pyro_vae.common.memory import fitting
 from pyro_vae.common.random import seeded, stream
 from pyro_vae.common.torch_private import version
 from pyro_vae.errors import DivergedError, Interrupted
-from pyro_vae.training.engines.multi_step import MultiStep
+from pyro_vae.training.engines.whole_steps import WholeSteps
 
-from .aggressive_inference import AggressiveInference
+from .aggressive_inference import AggressiveInference, Numbered
 from .batch_source import Batch, EpochBatches, TrainingData
+from .callbacks import TrainingCallback as TrainingCallback
 from .divergence import FailedStep, first_bad_site, suspect_rows
 from .metrics import EpochMetrics, Record, Reporter, collapsed, no_elbo
 from .patience import settled_epoch
@@ -38,31 +38,6 @@ from .training_state import (
 )
 
 
-@runtime_checkable
-class TrainingCallback(Protocol):
-    """Called by `fit` as training goes on; a class that derives from this one defines the methods that it has a use for."""
-
-    def before_training(self, trainer: Trainer) -> None:
-        """Before the first step."""
-
-    def after_step(self, trainer: Trainer) -> None:
-        """Between two steps of an epoch."""
-
-    def after_epoch(self, trainer: Trainer) -> None:
-        """Between two epochs."""
-
-    def after_training(self, trainer: Trainer) -> None:
-        """After the last epoch, the model still holding the last weights."""
-
-    def on_error(self, trainer: Trainer, error: BaseException) -> str:
-        """After an error or an interruption; return what joins its message."""
-        return ""
-
-    def on_failed_step(self, failed: FailedStep) -> str:
-        """Before training stops at steps that diverged, the last of which this is; return what joins the message."""
-        return ""
-
-
 @dataclass(eq=False)
 class Trainer:
     """One run of `fit`."""
@@ -73,11 +48,14 @@ class Trainer:
     options: TrainingOptions
     callbacks: Sequence[TrainingCallback] = ()
     aggressive: AggressiveInference | None = None  # the guide's own updates before each update of the model
-    multi_step: MultiStep | None = None  # makes several steps at a time on a device, where that is possible
+    whole_steps: WholeSteps | None = None  # makes steps by graphs that hold the update, too, wherever it can
     state: TrainingState = field(default_factory=TrainingState)
     batches: EpochBatches | None = None  # of this epoch; None between epochs
     skipped: tuple[PreStepSnapshot, Tensor, Batch] | None = None  # the last step (its row numbers), if it diverged
     noticed: Sequence[str] = ()  # before training, and to be among its warnings
+    called: dict[int, float] = field(
+        default_factory=dict
+    )  # when after_step of each callback was called last, by its id
 
     def run(self, report: Reporter) -> FitResult:
         """Train all epochs; load the best weights and restore the modules' modes, however it ends."""
@@ -148,6 +126,8 @@ class Trainer:
             module.train()
         if not position.generator_states:  # else what an engine counts in an epoch was loaded with the position
             self.step.engine.start_epoch()
+        if self.whole_steps is not None:
+            self.whole_steps.start_epoch()
         with seeded(self.options.seed, NOISE, epoch, device=self.device):
             self.batches = EpochBatches(self.data, self.options.seed, position, self.aggressive is not None)
             position.versions = self.versions
@@ -157,19 +137,45 @@ class Trainer:
         return self.record(epoch) | {"seconds": round(seconds, 4)}
 
     def run_steps(self, batches: EpochBatches, start: float) -> None:
-        """Make the steps that are left of the epoch; note the position after each, and call the callbacks."""
-        position, further = self.state.position, batches.further()
-        for rows, batch in batches:
-            position.loss_sum = position.loss_sum + self.train_batch(rows, batch, further).double()
-            if self.multi_step is not None:
-                position.loss_sum += self.multi_step.run(batches.orders["order"], self.state, self.planned_steps)
+        """Make the steps that are left of the epoch; between them, as often as they ask for it, call the callbacks."""
+        position, further, singly = self.state.position, batches.further(), iter(batches)
+        size = self.data.batch_size
+        while True:
+            what = f"step {self.state.step + 1}: a batch of {size} rows on {self.device}"
+            with fitting(what, f"Take a smaller one: batch_size={max(1, size // 2)}."):
+                loss = self.make_steps(batches, singly, further)
+            if loss is None:
+                return
+            position.loss_sum = position.loss_sum + loss
             if self.callbacks:
-                position.seconds = time.perf_counter() - start
-                batches.note(self.versions)
-                for callback in self.callbacks:
-                    callback.after_step(self)
+                self.call_between_steps(batches, start)
 
-    def train_batch(self, rows: Tensor, batch: Batch, further: Iterator[tuple[Tensor, Batch]]) -> Tensor:
+    def make_steps(
+        self, batches: EpochBatches, singly: Iterator[Numbered], further: Iterator[Numbered]
+    ) -> Tensor | float | None:
+        """Make some steps by graphs, or one as the engine does; return their summed loss, None at the end of the epoch."""
+        if self.whole_steps is not None:
+            loss = self.whole_steps.run(batches.orders["order"], self.state, bool(self.callbacks))
+            if loss is not None:
+                self.state.bad_steps, self.skipped = 0, None
+                return loss
+        following = next(singly, None)
+        return None if following is None else self.train_batch(*following, further).double()
+
+    def call_between_steps(self, batches: EpochBatches, start: float) -> None:
+        """Note the position, as whoever is interrupted now can go on from it, and call the callbacks whose time it is."""
+        now = time.perf_counter()
+        due = [c for c in self.callbacks if now - self.called.get(id(c), -math.inf) >= getattr(c, "interval", 0.0)]
+        if self.whole_steps is not None and due:
+            self.whole_steps.settle(batches.orders["order"], self.state)
+            self.whole_steps.look_again()
+        self.state.position.seconds = now - start
+        batches.note(self.versions)
+        for callback in due:
+            self.called[id(callback)] = now
+            callback.after_step(self)
+
+    def train_batch(self, rows: Tensor, batch: Batch, further: Iterator[Numbered]) -> Tensor:
         """Make one step, after the schedules have moved and an aggressive encoder has caught up; return its loss."""
         self.options.tell_progress(self.state.step / self.planned_steps)
         aggressive = self.aggressive
@@ -183,9 +189,7 @@ class Trainer:
         guarded = bool(self.callbacks) or self.options.bad_steps > 1
         before = PreStepSnapshot(buffers_of(self.modules), self.device) if guarded else None
         try:
-            what = f"step {self.state.step + 1}: a batch of {len(rows)} rows on {self.device}"
-            with fitting(what, f"Take a smaller one: batch_size={max(1, len(rows) // 2)}."):
-                loss = self.step.loss_and_grads(*batch)
+            loss = self.step.loss_and_grads(*batch)
             if first:  # the first loss found the parameters
                 self.state.best_tensors += [p.detach().clone() for p in self.step.parameters]
             for parameter in frozen(batch) if frozen else ():

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import torch
 from torch import nn
 
 from pyro_vae.common import torch_private
 from pyro_vae.errors import UsageError
+from pyro_vae.training.aggressive_inference import AggressiveInference
+from pyro_vae.training.batch_source import Resident, TrainingData
 from pyro_vae.training.step import EagerEngine, Engine, Step
+from pyro_vae.training.training_state import TrainingOptions
 
+from .adam_update import plain_adam
 from .inductor import compiler
 from .scheduled_values import ScheduledValues
 from .traced import ACCELERATORS, TracedEngine
+from .whole_steps import WholeSteps
 
 ENGINES = ("auto", "eager", "trace", "compile", "graph")
 CPU = torch.device("cpu")
@@ -52,3 +59,18 @@ def resolve(engine: str, planned: int, device: torch.device = CPU) -> tuple[str,
     if planned < WORTH_COMPILE or absent:
         return "trace", f"auto: {planned} steps" + ("; no C++ compiler for more" if absent else "")
     return "compile", f"auto: {planned} steps pay for compiling, after the first {PATIENCE}"
+
+
+def choose_whole_steps(
+    engine: Engine, data: TrainingData, options: TrainingOptions, planned: int, aggressive: AggressiveInference | None
+) -> WholeSteps | None:
+    """Make whole steps where steps are traced, of rows that lie on the device, unless somebody moves numbers unseen."""
+    if not isinstance(engine, TracedEngine) or not isinstance(data.source, Resident):
+        return None
+    if aggressive is not None or options.on_step is not None:
+        return None
+    engine.step.in_graph = lambda optimizer: engine.whole_refused is None and plain_adam(optimizer)
+    compiled = engine.name == "compile" or (
+        engine.name == "graph" and planned >= WORTH_COMPILE and bool(find_spec("triton"))
+    )
+    return WholeSteps(engine, data, options, planned, compiled)

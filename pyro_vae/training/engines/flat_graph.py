@@ -124,22 +124,38 @@ def trace(loss_of: Callable[..., Tensor], parameters: Sequence[Tensor], batch: S
     Raises:
         Untraceable: what the programs do that no graph can hold; the site before it is named.
     """
-    if reason := torch_private.no_trace():
-        raise Untraceable(reason)
-    make_fx, checked = torch_private.find(torch_private.MAKE_FX), torch_private.dispatching(checked_operation)
-    assert checked is not None
     reached: list[bool] = []
 
     def loss_and_gradients(*inputs: Tensor) -> list[Tensor]:
         loss = loss_of(*inputs)
-        grads = iter(torch.autograd.grad(loss, [p for p in parameters if p.requires_grad], allow_unused=True))
-        gradients = [next(grads) if p.requires_grad else None for p in parameters]
+        gradients = gradients_of(loss, parameters)
         reached[:] = [g is not None for g in gradients]
-        return [loss.detach(), *(like(g, p) for g, p in zip(gradients, parameters, strict=True) if g is not None)]
+        return [loss.detach(), *(g for g in gradients if g is not None)]
 
-    with SiteNamed(), NoReads(), checked, torch_private.shared_fakes():
-        module = make_fx(loss_and_gradients, tracing_mode="real")(*batch)
+    module = flatten(loss_and_gradients, batch)
     return FlatGraph(module, lift(module), reached)
+
+
+def flatten(function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]) -> fx.GraphModule:
+    """Run a function of tensors, and note the operations that it does; what it does in place is done.
+
+    Raises:
+        Untraceable: what no graph can hold.
+    """
+    if reason := torch_private.no_trace():
+        raise Untraceable(reason)
+    make_fx, checked = torch_private.find(torch_private.MAKE_FX), torch_private.dispatching(checked_operation)
+    assert checked is not None
+    with SiteNamed(), NoReads(), checked, torch_private.shared_fakes():
+        module: fx.GraphModule = make_fx(function, tracing_mode="real")(*inputs)
+    return module
+
+
+def gradients_of(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor | None]:
+    """Differentiate a loss by each parameter; None where it is frozen, or no gradient reaches it."""
+    grads = iter(torch.autograd.grad(loss, [p for p in parameters if p.requires_grad], allow_unused=True))
+    gradients = [next(grads) if p.requires_grad else None for p in parameters]
+    return [None if g is None else like(g, p) for g, p in zip(gradients, parameters, strict=True)]
 
 
 def like(gradient: Tensor, parameter: Tensor) -> Tensor:

@@ -57,6 +57,7 @@ class TracedEngine(Engine):
     main: Any = field(default=None, init=False)  # the key that is met first
     first_kind: str = field(default="", init=False)  # its kind of batch
     eager_reason: str | None = field(default=None, init=False)
+    whole_refused: str | None = field(default=None, init=False)  # why no whole steps are made of graphs
     log: list[str] = field(default_factory=list, init=False)
     checks: int = field(default=0, init=False)
     failed_checks: int = field(default=0, init=False)
@@ -66,8 +67,8 @@ class TracedEngine(Engine):
         self.eager = EagerEngine(self.step)
 
     def __call__(self, *batch: Tensor) -> Tensor:
-        if self.eager_reason:
-            return self.eager(*batch)
+        if self.eager_reason or (self.step.optimizer is not None and self.step.in_graph(self.step.optimizer)):
+            return self.eager(*batch)  # in a graph are whole steps, and this is one of the few beside them
         key, kind = self.key(batch), kind_of(batch)
         self.seen[kind] = self.seen.get(kind, 0) + 1
         self.scheduled_values.refresh()
@@ -145,7 +146,7 @@ class TracedEngine(Engine):
             eager_buffers = [b.clone() for b in self.buffers]
         before = PreStepSnapshot(self.buffers, batch[0].device)
         captured = flat(*batch)
-        off, what = disagreement(eager, captured, self.step.precision is Bfloat16)
+        off, what = disagreement(eager, captured, self.rounded)
         if what is None and not close(eager_buffers, self.buffers):
             what = "it leaves other buffers (batch statistics)"
         if what is None:
@@ -172,12 +173,6 @@ class TracedEngine(Engine):
             p.grad = gradient
         return loss
 
-    def ready(self, rows: int) -> FlatGraph | None:
-        """Find the graph for batches of so many rows and the numbers of now; None if it is not checked yet this epoch."""
-        if self.eager_reason or self.main is None or self.main in self.due or self.main[0][0][0][0] != rows:
-            return None
-        return next((flat for flat in self.graphs.get(self.main, ()) if answers_hold(flat.answers)), None)
-
     def start_epoch(self) -> None:
         """Have each graph checked before it is next used: what ran since the last epoch may have changed the programs."""
         self.due = set(self.graphs)
@@ -186,12 +181,12 @@ class TracedEngine(Engine):
     def state(self) -> dict[str, Any]:
         """Return which kinds of batch are traced, and what decides when others are, and when the compiler is called."""
         kinds = {"seen": dict(self.seen), "often": sorted(self.often), "first": self.first_kind}
-        return kinds | {"patience": self.patience, "refused": self.eager_reason}
+        return kinds | {"patience": self.patience, "refused": self.eager_reason, "whole": self.whole_refused}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take over decisions, not traces: these are made anew, and compute the same to the bit."""
         self.seen, self.often, self.first_kind = dict(state["seen"]), set(state["often"]), str(state["first"])
-        self.patience = int(state["patience"])
+        self.patience, self.whole_refused = int(state["patience"]), state.get("whole")
         if state["refused"] is not None:
             self.fall_back(str(state["refused"]))
 
@@ -203,10 +198,18 @@ class TracedEngine(Engine):
 
     def key(self, batch: tuple[Tensor, ...]) -> Any:
         """Describe all that a graph is traced under: it is good for batches with the same key."""
-        kinds = tuple((a.shape, a.stride(), a.dtype, a.device) for a in batch)
+        return tuple((a.shape, a.stride(), a.dtype, a.device) for a in batch), *self.setting()
+
+    def setting(self) -> tuple[Any, ...]:
+        """Describe what a graph is traced under beside its batch."""
         modes = tuple(m.training for root in self.modules for m in root.modules())
         trained = tuple(p.requires_grad for p in self.step.parameters)
-        return kinds, modes, trained, options(self.step.objective), ambient()
+        return modes, trained, options(self.step.objective), ambient()
+
+    @property
+    def rounded(self) -> bool:
+        """Whether layers round to bfloat16."""
+        return self.step.precision is Bfloat16
 
     @property
     def buffers(self) -> list[Tensor]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pyro_vae.training.training_state import PreStepSnapshot
 
+from .adam_update import AdamGroup
 from .flat_graph import Result
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # of a gradient's norm, over all parameters
@@ -55,3 +57,94 @@ def relative(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
 def close(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
     pairs = zip(a, b, strict=True)
     return all(torch.allclose(x, y, rtol=1e-4, atol=1e-6) if x.is_floating_point() else x.equal(y) for x, y in pairs)
+
+
+@dataclass(frozen=True, eq=False)
+class EagerStep:
+    """What an eager step left: its loss, whether it and the gradients were finite, the tensors that it moves, and buffers."""
+
+    loss: Tensor
+    finite: bool
+    reached: list[Tensor]  # parameters, by gradients
+    moved: list[Tensor]
+    buffers: list[Tensor]
+
+
+def step_disagreement(
+    groups: Sequence[AdamGroup],
+    numbers: Sequence[Sequence[float]],
+    before: Sequence[Tensor],
+    eager: EagerStep,
+    loss: Tensor,
+    rounded: bool = False,
+) -> tuple[float, str | None]:
+    """Compare a whole step with the eager one from the same state: its loss, the moments, and what became of the parameters.
+
+    Moments tell the gradients. A parameter whose gradient is all rounding may go anywhere within a step's length, so that
+    what is compared is each step's update less what its own moments make of it. `groups` hold the state after the whole step,
+    `before` and `eager.moved` are copies of it. Returns the largest relative difference, and describes it; None where it is
+    rounding.
+    """
+    moved = [tensor for group in groups for tensor in group.tensors]
+    if not eager.finite:
+        still = all(torch.equal(a, b) for a, b in zip(before, moved, strict=True))
+        return (0.0, None) if still else (float("inf"), "it moves parameters though the step is not finite")
+    if {id(p) for p in eager.reached} != {id(p) for group in groups for p in group.parameters}:
+        return float("inf"), "gradients reach other parameters"
+    tolerance = ROUNDED if rounded else TOLERANCE.get(loss.dtype, 2e-2)
+    off_loss, at = relative([eager.loss], [loss]), 0
+    if off_loss > tolerance / 10:
+        return off_loss, f"its loss is {loss.item():.8g}, eager's {eager.loss.item():.8g}"
+    for group, of in zip(groups, numbers, strict=True):
+        size = len(group.tensors)
+        old, theirs, ours = (quarters(tensors[at : at + size]) for tensors in (before, eager.moved, moved))
+        at += size
+        off, what = update_disagreement(group, of, (old, theirs, ours), tolerance)
+        off_loss = max(off, off_loss)
+        if what is not None:
+            return off, what
+    return off_loss, None
+
+
+Moved = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]  # parameters, means, squares, steps
+
+
+def quarters(tensors: Sequence[Tensor]) -> Moved:
+    """Cut a group's tensors into parameters, means, squares and steps; in float64."""
+    n = len(tensors) // 4
+    wide = [t.double() for t in tensors]
+    return wide[:n], wide[n : 2 * n], wide[2 * n : 3 * n], wide[3 * n :]
+
+
+def update_disagreement(
+    group: AdamGroup, numbers: Sequence[float], states: tuple[Moved, Moved, Moved], tolerance: float
+) -> tuple[float, str | None]:
+    """Compare one group's state after two updates, the states being those before, after eager's, and after the graph's."""
+    (_, m0, *_), (p1, m1, v1, t1), (p2, m2, v2, t2) = states
+    digits = 8 * torch.finfo(group.parameters[0].dtype).eps if group.parameters else 0.0
+    (beta1, beta2), (_, length, eps, _) = group.betas, numbers
+    if any(not torch.equal(a, b) for a, b in zip(t1, t2, strict=True)):
+        return float("inf"), "it counts another number of steps"
+    gradients = [old + (new - old) / (1 - beta1) for old, new in zip(m0, m1, strict=True)]
+    size = norm(gradients)
+    off = apart(m1, m2, 0.0) / ((1 - beta1) * size) if size else apart(m1, m2, 0.0)
+    if off > tolerance and apart(m1, m2, digits) > tolerance * (1 - beta1) * size:
+        return off, f"its gradient is off by {off:.1g} of eager's"
+    largest = max((g.abs().max().item() for g in gradients if g.numel()), default=0.0)
+    squared = apart(v1, v2, digits)
+    if squared > 4 * tolerance * (1 - beta2) * largest * size:
+        return float("inf"), "the squares of its gradient are off"
+    steps = [[length * m / (v.sqrt() + eps) for m, v in zip(ms, vs, strict=True)] for ms, vs in ((m1, v1), (m2, v2))]
+    theirs = [a + b for a, b in zip(p1, steps[0], strict=True)]
+    ours = [a + b for a, b in zip(p2, steps[1], strict=True)]
+    moved, wrong = norm(steps[0]), apart(theirs, ours, digits)
+    return off, f"its update is off by {wrong / (moved or 1):.1g} of eager's" if wrong > tolerance * moved else None
+
+
+def norm(tensors: Sequence[Tensor]) -> float:
+    return float(sum(t.square().sum().item() for t in tensors) ** 0.5)
+
+
+def apart(a: Sequence[Tensor], b: Sequence[Tensor], digits: float) -> float:
+    """‖a − b‖, less what rounding each of them makes of it."""
+    return max(0.0, norm([x - y for x, y in zip(a, b, strict=True)]) - digits * norm(a))

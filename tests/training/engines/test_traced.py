@@ -396,7 +396,8 @@ def test_a_graph_that_is_not_the_step_is_never_used(wrong, monkeypatch):
         return flat
 
     monkeypatch.setattr(traced, "trace", crooked)
-    check_refused(plain, f"the captured step is not the eager one: its {wrong} is")
+    alone = partial(torch.optim.SGD, lr=0.01)  # that is no part of a graph
+    check_refused(plain, f"the captured step is not the eager one: its {wrong} is", optimizer=alone)
 
 
 def test_two_traces_of_different_programs_differ():

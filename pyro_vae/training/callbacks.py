@@ -1,0 +1,32 @@
+"""What `fit` calls as training goes on."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+from .divergence import FailedStep
+
+
+@runtime_checkable
+class TrainingCallback(Protocol):
+    """Called by `fit` as training goes on; a class that derives from this one defines the methods that it has a use for."""
+
+    def before_training(self, trainer: Any) -> None:
+        """Before the first step."""
+
+    def after_step(self, trainer: Any) -> None:
+        """Between two steps of an epoch; a class attribute `interval` (seconds) has it called no more often than that."""
+
+    def after_epoch(self, trainer: Any) -> None:
+        """Between two epochs."""
+
+    def after_training(self, trainer: Any) -> None:
+        """After the last epoch, the model still holding the last weights."""
+
+    def on_error(self, trainer: Any, error: BaseException) -> str:
+        """After an error or an interruption; return what joins its message."""
+        return ""
+
+    def on_failed_step(self, failed: FailedStep) -> str:
+        """Before training stops at steps that diverged, the last of which this is; return what joins the message."""
+        return ""

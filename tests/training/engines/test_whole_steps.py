@@ -1,0 +1,433 @@
+"""Whole steps, several to a replay too, with a recorder that runs the function again: the run that single steps make."""
+
+import math
+from functools import partial
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+
+from pyro_vae import (
+    MLP,
+    VAE,
+    Beta,
+    Bound,
+    Conditional,
+    StandardNormal,
+    adam,
+    binarize,
+    constant,
+    cosine,
+    iwae,
+    normal,
+    warmup,
+)
+from pyro_vae import fit as fit_
+from pyro_vae.errors import DivergedError
+from pyro_vae.programs.parameters import register
+from pyro_vae.runs.checkpointer import Checkpointer
+from pyro_vae.training import step
+from pyro_vae.training.callbacks import TrainingCallback
+from pyro_vae.training.engines import choose, recorded_steps, traced, whole_step, whole_steps
+from pyro_vae.training.engines.adam_update import AdamGroup, by_formula, by_kernel
+from pyro_vae.training.engines.cuda_graph import Recorded
+from pyro_vae.training.engines.inductor import compiler
+from pyro_vae.training.engines.recorded_steps import STEPS
+from pyro_vae.training.engines.whole_steps import WholeSteps
+from pyro_vae.training.finite_checks import DeferredFiniteCheck, ImmediateFiniteCheck, can_skip
+from tests.helpers.engines import noisy, plain
+from tests.helpers.recording import Again, NumbersRead
+from tests.helpers.small import small_vae
+
+fit = partial(fit_, verbose=False, epochs=3, batch_size=8, seed=5)
+ROWS = 8 * (2 * STEPS + 5) + 3  # one step alone or checked, two replays, four alone, an uneven one
+
+
+@pytest.fixture
+def on_device(monkeypatch):
+    """What `fit` does on CUDA, on the CPU; what it returns counts the replays of several steps."""
+
+    def use(recorder=Again):
+        made = []
+        monkeypatch.setattr(choose, "resolve", lambda engine, *_: (engine, "a test"))
+        monkeypatch.setitem(traced.ACCELERATORS, "graph", lambda flat, batch: Recorded(flat, batch, Again()))
+        monkeypatch.setattr(
+            step,
+            "choose_finite_check",
+            lambda device, optimizer, prompt: (
+                ImmediateFiniteCheck() if prompt or not can_skip(optimizer) else DeferredFiniteCheck(device)
+            ),
+        )
+        monkeypatch.setattr(recorded_steps, "CudaRecorder", lambda *_: made.append(recorder()) or made[-1])
+        return lambda: sum(one.replays for one in made)
+
+    return use
+
+
+def grey():
+    return torch.rand(ROWS, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def close_states(a, b, tolerance=1e-6):
+    for name, value in a.state_dict().items():
+        torch.testing.assert_close(b.state_dict()[name], value, rtol=tolerance, atol=tolerance)
+
+
+def black_and_white():
+    return grey().round()
+
+
+def both(on_device, recorder=Again, x=None, **options):
+    """Eager's model and run, and those of whole steps; how many replays there were."""
+    x = grey() if x is None else x
+    made = []
+    for engine in ("eager", "graph"):
+        replays = on_device(recorder) if engine == "graph" else None
+        vae = small_vae(seed=0).double()
+        made += [vae, fit(vae, x, engine=engine, **{"transform": binarize} | options)]
+    return *made, replays()
+
+
+@pytest.mark.parametrize("objective", [Trace_ELBO, TraceMeanField_ELBO, Bound, partial(Bound, iwae, 3)])
+@pytest.mark.parametrize("transform", [None, binarize])
+def test_whole_steps_make_the_run_of_single_steps(objective, transform, on_device):
+    x = None if transform else black_and_white()
+    eager, a, several, b, replays = both(
+        on_device, x=x, objective=objective(), transform=transform, schedule=warmup(cosine, 0.3), optimizer=adam(1e-2)
+    )
+    assert (
+        replays == 3 * 2 and f"{STEPS} whole steps to a replay" in b.engine and "eager" not in b.engine.splitlines()[0]
+    )
+    close_states(eager, several)
+    for old, new in zip(a.history, b.history, strict=True):
+        assert (old["step"], old["lr"]) == (new["step"], new["lr"])
+        assert old["loss"] == pytest.approx(new["loss"], rel=1e-6) and old["elbo"] == pytest.approx(
+            new["elbo"], rel=1e-6
+        )
+
+
+class Stuck(Again):
+    """Replays nothing."""
+
+    def replay(self):
+        pass
+
+
+def test_a_replay_that_does_nothing_is_another_run(on_device):
+    eager, _, several, _, _ = both(on_device, Stuck)
+    with pytest.raises(AssertionError):
+        close_states(eager, several, 1e-3)
+
+
+def test_numbers_that_move_are_followed_within_a_replay(on_device):
+    runs = []
+    for engine in ("eager", "graph"):
+        replays = on_device() if engine == "graph" else None
+        beta, vae = Beta(1.0, warmup(constant, 0.5)), small_vae(seed=0).double()
+        run = fit(
+            beta.pair(vae),
+            grey(),
+            engine=engine,
+            transform=binarize,
+            scheduled=[beta],
+            on_epoch=lambda r, beta=beta: {"beta": beta.value},
+        )
+        runs.append((vae, run))
+    (eager, a), (several, b) = runs
+    close_states(eager, several)
+    assert b.engine.count("whole steps to a replay") == 1 and replays() == 6
+    assert [r["beta"] for r in a.history] == [r["beta"] for r in b.history]  # nobody looks ahead of the epoch
+
+
+def test_nothing_is_read_back_between_logging_points(on_device, monkeypatch):
+    read, call = [], WholeSteps.make_replay
+
+    def counted(self, *args):
+        with NumbersRead() as mode:
+            total = call(self, *args)
+        read.append((total is not None, mode.count))
+        return total
+
+    monkeypatch.setattr(WholeSteps, "make_replay", counted)
+    both(on_device)
+    counts = [count for went, count in read if went]
+    assert counts == [0] * 6
+
+
+class Trap(VAE):
+    """Not finite at the one row that says so, once armed."""
+
+    def __init__(self, *parts):
+        super().__init__(*parts)
+        self.register_buffer("armed", torch.tensor(False))
+
+    def model(self, x):
+        register(self)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", self.prior())
+            bad = (x[:, :1] > 1.5) & self.armed
+            pyro.sample(
+                "x", dist.Normal(self.likelihood(z).base_dist.loc.masked_fill(bad, math.nan), 1).to_event(1), obs=x
+            )
+
+
+def test_a_step_that_is_not_finite_is_named_though_it_was_in_the_middle_of_a_replay(on_device):
+    x = black_and_white()
+    x[100, 0] = 2.0
+    said = []
+    for engine in ("eager", "graph"):
+        replays = on_device() if engine == "graph" else None
+        torch.manual_seed(0)
+        vae = Trap(
+            StandardNormal(2), Conditional(MLP(2, 12, (8,)), normal), Conditional(MLP(6, 4, (8,)), normal)
+        ).double()
+
+        def arm(record, vae=vae):
+            vae.armed.fill_(record["epoch"] == 2)
+
+        with pytest.raises(DivergedError) as caught:
+            fit(vae, x, engine=engine, epochs=4, on_epoch=arm)
+        said.append((str(caught.value), vae))
+    assert said[0][0] == said[1][0] and "on rows 100. " in said[0][0]
+    close_states(said[0][1], said[1][1])
+    assert replays() >= 4
+
+
+class Broken(Again):
+    def record(self, function):
+        function()
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+
+def test_steps_that_cannot_be_recorded_go_one_by_one(on_device):
+    eager, _, several, b, replays = both(on_device, Broken)
+    close_states(eager, several)
+    assert replays == 0 and "one by one: operation not permitted when stream is capturing\n" in b.engine + "\n"
+
+
+@pytest.mark.parametrize("what", ["parameter", "moment"])
+def test_what_has_moved_is_recorded_anew(what, on_device, monkeypatch):
+    held = []
+    monkeypatch.setattr(step.Step, "update", lambda self, *a, f=step.Step.update: held.append(self) or f(self, *a))
+
+    def move(record):
+        steps = held[-1]
+        if what == "parameter":
+            steps.parameters[0].data = steps.parameters[0].data.clone()
+        else:
+            state = steps.optimizer.state[steps.parameters[0]]
+            state["exp_avg"] = state["exp_avg"].clone()
+
+    eager, _, several, b, replays = both(on_device, on_epoch=move)
+    close_states(eager, several)
+    assert b.engine.count("whole steps to a replay") == 3 and replays == 6
+
+
+def test_other_optimizers_have_their_steps_one_by_one(on_device):
+    eager, _, several, _, replays = both(on_device, optimizer=partial(torch.optim.SGD, lr=1e-3))
+    close_states(eager, several)
+    assert replays == 0
+
+
+class Counted(TrainingCallback):
+    """Counts how often it is asked."""
+
+    def __init__(self, interval=0.0):
+        self.interval, self.asked = interval, 0
+
+    def after_step(self, trainer):
+        self.asked += 1
+        assert trainer.between_steps
+
+
+def test_callbacks_and_bad_steps_do_not_slow_it(on_device):
+    seldom, often = Counted(1e9), Counted()
+    eager, _, several, _, replays = both(on_device, bad_steps=2, callbacks=[seldom, often])
+    close_states(eager, several)
+    assert replays == 3 * 2 and seldom.asked == 2 and often.asked == 3 * 38 + 3 * (38 - 2 * (STEPS - 1))
+
+
+# one by one, on a CPU
+
+SGD = partial(torch.optim.SGD, lr=1e-3)
+OPTIMIZERS = {
+    "adam": adam(1e-2),
+    "adam of other options": partial(
+        torch.optim.Adam, lr=1e-2, betas=(0.5, 0.9), eps=1e-3, weight_decay=0.1, fused=True
+    ),
+    "adamw": partial(torch.optim.AdamW, lr=1e-2, weight_decay=0.1, fused=True),
+    "adam unfused": partial(torch.optim.Adam, lr=1e-2),
+    "adamw unfused": partial(torch.optim.AdamW, lr=1e-2, weight_decay=0.1),
+    "amsgrad": partial(torch.optim.Adam, lr=1e-2, amsgrad=True, fused=True),
+    "sgd": SGD,
+}
+
+
+def run_on(engine, make=plain, optimizer=None, **options):
+    """A run, and what it leaves: weights and buffers, and the optimizer's moments."""
+    torch.manual_seed(1)
+    pair, *modules = make()
+    made = []
+    if optimizer is not None:
+        options["optimizer"] = lambda parameters: made.append(optimizer(parameters)) or made[-1]
+    run = fit(pair, grey().float(), engine=engine, **{"transform": binarize, "epochs": 2} | options)
+    moments = made[0].state_dict()["state"] if made else {}
+    tensors = [t for m in modules for t in m.state_dict().values()]
+    return run, [t.clone() for t in tensors], [t for state in moments.values() for t in state.values()]
+
+
+def check_whole(exact=True, tolerance=1e-5, **options):
+    """The traced run is the eager one, moments included; return what it says of its engine."""
+    (a, held, moments), (b, others, theirs) = run_on("eager", **options), run_on("trace", **options)
+    if exact:
+        assert all(map(torch.equal, held + moments, others + theirs))
+        assert [r["loss"] for r in a.history] == [r["loss"] for r in b.history]
+    torch.testing.assert_close(others + theirs, held + moments, rtol=tolerance, atol=tolerance)
+    assert "eager from here on" not in b.engine, b.engine
+    return b.engine
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_whole_step_is_that_of_every_optimizer(name, monkeypatch):
+    used, make_one = [], WholeSteps.make_one
+    monkeypatch.setattr(WholeSteps, "make_one", lambda self, *a: used.append(1) or make_one(self, *a))
+    assert "no whole steps" not in check_whole(
+        "unfused" not in name, optimizer=OPTIMIZERS[name], schedule=warmup(cosine, 0.3)
+    )
+    assert len(used) == (0 if name in ("amsgrad", "sgd") else 2 * 37 - 1)  # whose update stays outside of the graph
+
+
+def frozen():
+    vae = small_vae()
+    vae.likelihood.net[0].weight.requires_grad_(False)
+    return vae, vae
+
+
+def unreached():
+    """A parameter that no gradient reaches."""
+    vae = small_vae()
+    vae.idle = torch.nn.Parameter(torch.ones(3))
+    return vae, vae
+
+
+@pytest.mark.parametrize("make", [frozen, unreached, noisy])
+def test_parameters_that_stand_still_and_buffers_are_eagers(make):
+    assert "no whole steps" not in check_whole(make=make)
+
+
+def careful(x, generator):
+    assert bool((x >= 0).all())
+    return binarize(x, generator)
+
+
+TRANSFORMS = {
+    "reads": careful,
+    "draws by the rows": lambda x, generator: torch.bernoulli(x, generator=generator),
+    "draws twice": lambda x, generator: (binarize(x, generator) + torch.rand(x.shape, generator=generator)).floor(),
+    "draws from the global generator": lambda x, generator: binarize(x),
+    "draws in place": lambda x, generator: (torch.rand(x.shape, generator=generator).neg_().add_(x) > 0).to(x.dtype),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_every_transform_draws_what_it_would(name):
+    """Those that read numbers, or draw by the rows, outside of the graph."""
+    assert "no whole steps" not in check_whole(transform=TRANSFORMS[name])
+
+
+class Listens(TrainingCallback):
+    """Notes each epoch's steps and the noise after it."""
+
+    interval = 1e9
+
+    def __init__(self, states):
+        self.states = states
+
+    def after_epoch(self, trainer):
+        record = trainer.result.history[-1]
+        self.states.append((trainer.state.step, record.get("rows_skipped"), torch.get_rng_state().sum().item()))
+
+
+@pytest.mark.parametrize("bad_steps", [1, 3])
+@pytest.mark.parametrize("engine", ["trace", "graph"])
+def test_a_step_that_is_not_finite_is_left_as_eager_leaves_it(engine, bad_steps, on_device):
+    ran = []
+    for name in ("eager", engine):
+        if name == "graph":
+            on_device()
+        torch.manual_seed(0)
+        layers = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 4))
+        vae = Trap(StandardNormal(2), Conditional(MLP(2, 12, (8,)), normal), Conditional(layers, normal)).double()
+        vae.armed.fill_(True)
+        x, states = black_and_white(), []
+        x[[100, 40], 0] = 2.0
+        try:
+            fit(vae, x, engine=name, bad_steps=bad_steps, validation=x[:30], epochs=2, callbacks=[Listens(states)])
+        except DivergedError as error:
+            states.append(str(error))
+        ran.append((states, vae.state_dict()))
+    for name, value in ran[0][1].items():
+        torch.testing.assert_close(ran[1][1][name], value, rtol=1e-9, atol=1e-9)
+    assert ran[0][0] == ran[1][0]
+
+
+def wrong_bias(group, gradients, numbers, skip):
+    by_kernel(group, gradients, torch.cat([1.1 * numbers[:1], numbers[1:]]), skip)
+
+
+def moments_only(group, gradients, numbers, skip):
+    before = [p.detach().clone() for p in group.parameters]
+    by_kernel(group, gradients, numbers, skip)
+    for p, old in zip(group.parameters, before, strict=True):
+        p.copy_(old)
+
+
+def scaled_gradients(group, gradients, numbers, skip):
+    by_kernel(group, [1.01 * g for g in gradients], numbers, skip)
+
+
+def counted_twice(group, gradients, numbers, skip):
+    by_kernel(group, gradients, numbers, skip)
+    for count in group.steps:
+        count.add_(1)
+
+
+WRONG = {wrong_bias: "update", moments_only: "update", scaled_gradients: "gradient", counted_twice: "it counts another"}
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: wrong.__name__)
+def test_a_whole_step_that_is_not_adams_is_never_used(wrong, monkeypatch):
+    _, held, moments = run_on("eager", optimizer=adam(1e-2))
+    monkeypatch.setattr(whole_step, "by_kernel", wrong)
+    run, others, theirs = run_on("trace", optimizer=adam(1e-2))
+    assert "no whole steps: the captured step is not the eager one" in run.engine and WRONG[wrong] in run.engine
+    assert all(map(torch.equal, held + moments, others + theirs))
+
+
+@pytest.mark.parametrize("decoupled", [False, True], ids=["adam", "adamw"])
+def test_the_formula_is_the_kernel(decoupled):
+    for skipped in (0.0, 1.0):
+        groups = []
+        for update in (by_kernel, by_formula):
+            draws = torch.Generator().manual_seed(1)
+            p, g, m = (torch.randn(50, 3, generator=draws, dtype=torch.float64) for _ in range(3))
+            v, t = torch.rand(50, 3, generator=draws, dtype=torch.float64), torch.tensor(7.0)
+            group = AdamGroup([p], [m], [v], [t], (0.9, 0.99), 1e-3, 0.1, decoupled)
+            update(group, [g], torch.tensor(group.numbers(0.05, 8.0), dtype=torch.float64), torch.tensor(skipped))
+            groups.append(group)
+        torch.testing.assert_close(groups[1].tensors, groups[0].tensors, rtol=1e-12, atol=1e-12)
+        assert (groups[0].steps[0] == 8 - skipped).all()
+
+
+@pytest.mark.skipif(compiler() is None, reason="no C++ compiler")
+def test_a_compiled_whole_step_with_batch_norm_is_eagers():
+    (_, held, moments), (run, others, theirs) = run_on("eager", noisy, adam(1e-3)), run_on("compile", noisy, adam(1e-3))
+    assert "compiled in" in run.engine and "no whole steps" not in run.engine, run.engine
+    torch.testing.assert_close(others + theirs, held + moments, rtol=1e-3, atol=1e-4)
+
+
+def test_whoever_waits_for_a_signal_is_asked_often_enough():
+    """Within 0.2 s."""
+    assert Checkpointer("anywhere").interval + whole_steps.SLICE < 0.2
