@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .densities import Point
+from .point import Point
 
 Density = Callable[[Tensor], Point]
 
