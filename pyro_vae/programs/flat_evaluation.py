@@ -52,8 +52,9 @@ def flat_evaluation(
 
 @dataclass
 class Work:
-    """What a function computes beside matrix products: elements written in all, and bytes of its largest tensor."""
+    """What a function computes: operations; elements written in all but matrix products; bytes of its largest tensor."""
 
+    operations: int = 0
     elements: int = 0
     largest: int = 0
 
@@ -62,6 +63,7 @@ class Work:
         result = operation(*args, **kwargs)
         schema = torch_private.schema(operation)
         aliases = schema is not None and any(r.alias_info and not r.alias_info.is_write for r in schema.returns)
+        self.operations += not aliases
         if isinstance(result, Tensor) and not aliases:
             self.largest = max(self.largest, result.nbytes)
             if schema is None or schema.name.partition("::")[2] not in PRODUCTS:

@@ -61,8 +61,7 @@ class Evidence(RowEstimates):
         proposal: what the particles were drawn from.
         target_se: the Monte Carlo error that was aimed at in each row.
         vectorizing: how the programs were run for K particles: under a "plate" of them, as K · N "rows", in a "loop".
-        engine: what its last digits depend on: "eager" arithmetic, or "compiled", or parts of either.
-        engine_note: what whole blocks were weighed by, and why not by something faster.
+        engine, engine_note: "eager" or "compiled" arithmetic, which its last digits depend on; what weighed whole blocks, why.
         row_blocks: which particles it holds, block of rows by block of rows, for :meth:`merge` and ``resume=``.
         row_ids: which rows it is of: a digest of each row's x and contexts, and the index of a DataFrame.
     """

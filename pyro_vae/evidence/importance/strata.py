@@ -22,6 +22,8 @@ class Strata:
 
     def mask(self, start: int, stop: int) -> list[bool]:
         """Say of each of the particles whether it comes from the prior."""
+        if not self.weight:
+            return [False] * (stop - start)
         return [bool(self.from_prior(k, k + 1)) for k in range(start, stop)]
 
 

@@ -35,7 +35,8 @@ WORTH_TRACE, WORTH_FIRST = (
     150,
     400,
 )  # blocks whose Python takes as long as two traces; as these and importing torch's tracer
-GAIN, WORTH_COMPILE = 3e-10, 20.0  # seconds that compiling saves for an element that is written; in all, for it to pay
+GAIN, GAIN_EACH = 3e-10, 1e-5  # seconds that compiling saves: for an element that is written, and for an operation
+WORTH_COMPILE = 20.0  # seconds that compiling must save: about twice what it takes
 DIGITS = {torch.float64: 1e-9, torch.float32: 3e-5}  # of a compiled log w, relative to a block's largest, or to one nat
 CUDA_PAIRS = 2**18  # in a block on a GPU
 LIVE = 8  # tensors as large as the largest that are there at a time, at most
@@ -97,7 +98,7 @@ class WeighingEngine:
         """Take the engine that was asked for, or choose it by the number of whole blocks in all and `here`.
 
         Tracing pays from some hundred blocks on. Compiling pays, or not, for the whole, so that its parts have the same digits,
-        and goes on as it was `resumed`: the time saved goes with the elements that are written beside matrix products.
+        and goes on as it was `resumed`: the time saved goes with operations, and with what they write beside matrix products.
         """
         if engine != "auto":
             self.name = engine
@@ -115,7 +116,7 @@ class WeighingEngine:
         kind = self.rows, self.particles, 0
         function, block = weigh(self.proposal, self.problem, *kind[1:]), self.blocks(kind)[0]
         work = work_of(lambda: self.on_noise(0, function, block))
-        return GAIN * work.elements * self.whole > WORTH_COMPILE
+        return (GAIN * work.elements + GAIN_EACH * work.operations) * self.whole > WORTH_COMPILE
 
     def facts(self, resumed: str | None) -> dict[str, str]:
         """Say what weighed the evidence, along with that which it was resumed from."""
