@@ -95,18 +95,24 @@ class FlatProgram:
 
 
 def flattened(function: Callable[..., Any], inputs: Sequence[Tensor]) -> FlatProgram:
-    """Trace ``function(*inputs)``, whatever runs inside of it.
+    """Trace ``function(*inputs)``, whatever runs inside of it; raises as :func:`flatten`."""
+    module = flatten(function, inputs)
+    return FlatProgram(module, lift(module))
+
+
+def flatten(function: Callable[..., Any], inputs: Sequence[Tensor]) -> fx.GraphModule:
+    """Run a function of tensors, and note the operations that it does; what it does in place is done.
 
     Raises:
-        Untraceable: what the function does that no graph can hold; the site before it is named.
+        Untraceable: what no graph can hold; the site before it is named.
     """
     if reason := torch_private.no_trace():
         raise Untraceable(reason)
     make_fx, checked = torch_private.find(torch_private.MAKE_FX), torch_private.dispatching(checked_operation)
     assert checked is not None
     with SiteNamed(), NoReads(), checked, torch_private.shared_fakes():
-        module = make_fx(function, tracing_mode="real")(*inputs)
-    return FlatProgram(module, lift(module))
+        module: fx.GraphModule = make_fx(function, tracing_mode="real")(*inputs)
+    return module
 
 
 def is_check(node: fx.Node) -> bool:

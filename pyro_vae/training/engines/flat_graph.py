@@ -12,11 +12,20 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pyro_vae.common.flat_program import FlatProgram, Unfinished, Untraceable, first_difference, flattened
+from pyro_vae.common.flat_program import (
+    FlatProgram,
+    Unfinished,
+    Untraceable,
+    first_difference,
+    flatten,
+    flattened,
+    leaves,
+    lift,
+)
 
 from .scheduled_values import Answers
 
-__all__ = ["FlatGraph", "Result", "Unfinished", "Untraceable", "difference", "trace"]
+__all__ = ["FlatGraph", "Result", "Unfinished", "Untraceable", "difference", "flatten", "leaves", "lift", "trace"]
 
 
 Result = tuple[Tensor, list[Tensor | None]]  # loss, and each parameter's gradient; None where none reaches it
