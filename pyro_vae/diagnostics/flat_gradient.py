@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_vae.common import torch_private
 from pyro_vae.common.flat_program import FlatProgram, Untraceable
+from pyro_vae.common.random import random_states, restore_states
 from pyro_vae.programs.determinism import same_draws
 from pyro_vae.programs.flat_evaluation import flat_evaluation
 
@@ -47,28 +48,16 @@ class FlatGradient:
         """Run the graph; the programs where its flag is set, and the first time."""
         if self.flat is None:
             self.flat = flat_evaluation(self.gradient, leaves, [1.01 * leaf + 0.01 for leaf in leaves])
-        noise = states(leaves[0].device)
+        noise = random_states(leaves[0].device)
         try:
             *gradients, doubtful = self.flat(*leaves)
         except RuntimeError:  # a factor that does not exist, or memory: as the programs have it
             doubtful = torch.ones(())
         if self.checked and not doubtful:
             return gradients
-        restore(leaves[0].device, noise)
+        restore_states(leaves[0].device, noise)
         expected = self.gradient(*leaves)
         if not doubtful:
             self.checked = all(map(same_draws, gradients, expected))
             self.eager_reason = None if self.checked else "its gradient is not that of the programs"
         return expected
-
-
-def states(device: torch.device) -> list[Tensor]:
-    """Return the random state, on the CPU and a GPU."""
-    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
-
-
-def restore(device: torch.device, noise: Sequence[Tensor]) -> None:
-    """Set the random state back."""
-    torch.set_rng_state(noise[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(noise[1], device)

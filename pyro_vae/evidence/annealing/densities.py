@@ -84,6 +84,10 @@ class Densities:
             with NaNWhereSingular():
                 return self.evaluate(u)
 
+    def transition(self, beta: float, point: Point, step: Tensor, leapfrogs: int) -> tuple[Point, Tensor] | None:
+        """Make a transition as it is recorded on a GPU; None where it is not."""
+        return None if self.graphs is None else self.graphs.transition(self.problem.args, beta, point, step, leapfrogs)
+
     def evaluate(self, u: Tensor) -> Point:
         """Compute values and gradients, or raise where torch does."""
         with torch.enable_grad():

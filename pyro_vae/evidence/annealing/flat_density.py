@@ -11,11 +11,13 @@ from torch import Tensor
 
 from pyro_vae.common import torch_private
 from pyro_vae.common.flat_program import FlatProgram, Untraceable
+from pyro_vae.common.random import random_states, restore_states
 from pyro_vae.programs.determinism import identical
 from pyro_vae.programs.flat_evaluation import flat_evaluation
 from pyro_vae.programs.problem import Problem
 
 from .point import Point
+from .recorded_transition import Noise, RecordedTransition, on_device
 
 WORTH_TRACE, WORTH_FIRST = (
     200,
@@ -49,13 +51,16 @@ class DensityGraphs:
     notes: list[str] = field(default_factory=list)
     graphs: dict[Key, FlatProgram | None] = field(default_factory=dict)
     checks: dict[Key, int] = field(default_factory=dict)
+    recorded: dict[tuple[Key, int], Any] = field(
+        default_factory=dict
+    )  # transitions by leapfrogs; 0: cannot be recorded
 
     def __call__(self, density: Differentiable, u: Tensor) -> Point | None:
         """Evaluate a density at u; None where the programs are to be run."""
         known = torch_private.MAKE_FX.rpartition(".")[0] in sys.modules
         if self.planned < (WORTH_TRACE if known else WORTH_FIRST) or "loop" in modes(density):
             return None
-        key = tuple((a.shape, a.dtype, a.device) for a in (u, *density.problem.args))
+        key = key_of(u, density.problem.args)
         try:
             if key not in self.graphs:
                 self.graphs[key], self.checks[key] = self.traced(density, u), CHECKS
@@ -65,6 +70,26 @@ class DensityGraphs:
             self.graphs[key] = None
             self.note(f"evaluated by the programs themselves: {why}")
             return None
+
+    def transition(
+        self, args: Sequence[Tensor], beta: float, point: Point, step: Tensor, leapfrogs: int
+    ) -> tuple[Point, Tensor] | None:
+        """Replay a transition on a GPU, once its graph is checked; None, and nothing drawn, for the programs to make it."""
+        key, device = key_of(point.u, args), point.u.device
+        flat = self.graphs.get(key)
+        if flat is None or self.checks[key] or (recorder := on_device(device)) is None or (key, 0) in self.recorded:
+            return None
+        noise_before = random_states(device)
+        try:
+            if (key, leapfrogs) not in self.recorded:
+                self.recorded[key, leapfrogs] = RecordedTransition(flat, args, point, step, leapfrogs, recorder)
+            made = self.recorded[key, leapfrogs](args, beta, point, Noise.draw(point), step)
+        except RuntimeError as error:
+            made, self.recorded[key, 0] = None, None
+            self.note(f"transitions are not recorded: {str(error).splitlines()[0]}")
+        if made is None:
+            restore_states(device, noise_before)
+        return made
 
     def traced(self, density: Differentiable, u: Tensor) -> FlatProgram:
         """Trace values and gradients, at these and at other points and rows."""
@@ -92,6 +117,11 @@ class DensityGraphs:
         """Note something once."""
         if what not in self.notes:
             self.notes.append(what)
+
+
+def key_of(u: Tensor, args: Sequence[Tensor]) -> Key:
+    """Describe what a graph is good for."""
+    return tuple((a.shape, a.dtype, a.device) for a in (u, *args))
 
 
 def modes(density: Differentiable) -> Sequence[str]:

@@ -18,11 +18,14 @@ class Point:
     d_start: Tensor
     d_ratio: Tensor
 
-    def log_density(self, beta: float) -> Tensor:
+    def log_density(self, beta: float | Tensor) -> Tensor:
         """log start^(1−β) (start · ratio)^β = log start + β ratio, in float64."""
+        if isinstance(beta, Tensor):  # on a device, where nothing can be asked of it
+            start = self.start.double()
+            return torch.where(beta == 0, start, start + beta * self.ratio.double())
         return self.start.double() if beta == 0 else self.start.double() + beta * self.ratio.double()  # 0 · −∞ is NaN
 
-    def slope(self, beta: float) -> Tensor:
+    def slope(self, beta: float | Tensor) -> Tensor:
         """Return the gradient of :meth:`log_density`."""
         return self.d_start + beta * self.d_ratio
 

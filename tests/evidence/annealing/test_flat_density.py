@@ -15,6 +15,7 @@ from pyro_vae.evidence.annealing.bracket import bracket
 from pyro_vae.evidence.annealing.densities import Densities
 from pyro_vae.programs.problem import Problem
 from tests.helpers.importance import Chain, GammaPoisson
+from tests.helpers.recording import Again
 from tests.helpers.small import binary, small_vae
 
 ais = partial(ais, num_temperatures=5, num_chains=4, leapfrog_steps=2, step_size=0.3, verbose=False)
@@ -146,6 +147,50 @@ def test_a_frozen_number_is_refused_by_the_check(notes, monkeypatch):
 
     ais(model, o.guide, o.x)
     assert notes[-1] == "evaluated by the programs themselves: its values are not those of the programs"
+
+
+@pytest.fixture
+def recorders(monkeypatch):
+    """As on a GPU: transitions are recorded, by what runs them again."""
+    made = []
+
+    def recorder(device):
+        made.append(Again())
+        return made[-1]
+
+    monkeypatch.setattr(flat_density, "on_device", recorder)
+    return made
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_recorded_transitions_are_those_of_the_programs(name, notes, recorders, monkeypatch):
+    def run():
+        return ais(*PAIRS[name](), step_size=None, chunk_size=16)  # three chunks of four rows, and a pilot
+
+    check_same(monkeypatch, run)
+    used = [r for r in recorders if r.replays]
+    assert len(used) == 1 and used[0].replays > 3 * (30 + 100 + 5) - 5 and len(notes) == 1
+
+
+def test_a_recording_that_fails_or_is_flagged_leaves_the_programs_numbers(notes, recorders, monkeypatch):
+    o = Chain(8)
+    with monkeypatch.context() as broken:
+        broken.setattr(Again, "replay", lambda self: self.results[-1].fill_(True))
+        check_same(monkeypatch, lambda: ais(*of_oracle(o)))
+
+    def fails(self, function):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(Again, "record", fails)
+    check_same(monkeypatch, lambda: ais(*of_oracle(o)))
+    assert notes[-1] == "transitions are not recorded: operation not permitted when stream is capturing"
+
+
+def test_a_stale_buffer_is_seen(notes, recorders, monkeypatch):
+    """Broken: the rows of the first chunk are those of all."""
+    monkeypatch.setattr("pyro_vae.evidence.annealing.recorded_transition.copy_all", lambda own, given: None)
+    with pytest.raises(AssertionError):
+        check_same(monkeypatch, lambda: ais(*of_oracle(Chain(12)), chunk_size=16))
 
 
 def test_nothing_is_traced_for_a_few_evaluations():
