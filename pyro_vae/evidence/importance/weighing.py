@@ -23,7 +23,7 @@ from pyro_vae.common.random import seeded
 from pyro_vae.errors import ProgramError
 from pyro_vae.programs.determinism import identical
 from pyro_vae.programs.doubts import is_doubtful
-from pyro_vae.programs.flat_evaluation import TRACES, flat_evaluation, work_of
+from pyro_vae.programs.flat_evaluation import TRACES, Work, flat_evaluation, work_of
 from pyro_vae.programs.problem import Problem
 
 from .accumulator import PAIRS, ROWS
@@ -31,10 +31,8 @@ from .proposals import Proposal, order_of, propose_in, terms_at
 
 ENGINES = ("auto", "eager", "trace", "compile")
 EAGER, COMPILED, AND = "eager", "compiled", " and "  # arithmetics: a graph that is not compiled has the programs' own
-WORTH_TRACE, WORTH_FIRST = (
-    150,
-    400,
-)  # blocks whose Python takes as long as two traces; as these and importing torch's tracer
+WORTH_TRACE = 150  # blocks whose Python takes as long as two traces
+WORTH_FIRST = 400  # as long as these, and importing torch's tracer
 GAIN, GAIN_EACH = 3e-10, 1e-5  # seconds that compiling saves: for an element that is written, and for an operation
 WORTH_COMPILE = 20.0  # seconds that compiling must save: about twice what it takes
 DIGITS = {torch.float64: 1e-9, torch.float32: 3e-5}  # of a compiled log w, relative to a block's largest, or to one nat
@@ -90,9 +88,16 @@ class WeighingEngine:
         if device.type != "cuda":
             return pairs
         few = max(1, min(PAIRS, pairs) // self.rows)
-        function, block = weigh(self.proposal, self.problem, few, 0), self.problem.rows(slice(self.rows)).args
-        bytes_of_pair = LIVE * work_of(lambda: self.on_noise(0, function, block)).largest / (few * self.rows)
+        bytes_of_pair = LIVE * self.work(few).largest / (few * self.rows)
         return min(pairs, max(1, int(torch.cuda.mem_get_info(device)[0] / max(bytes_of_pair, 1))))
+
+    def work(self, particles: int) -> Work:
+        """Count what the first rows take with so many particles; nothing where the programs do not run on them."""
+        function, block = weigh(self.proposal, self.problem, particles, 0), self.problem.rows(slice(self.rows)).args
+        try:
+            return work_of(lambda: self.on_noise(0, function, block))
+        except Exception:  # whatever it is, it comes again where it is explained
+            return Work()
 
     def choose(self, engine: str, here: int, resumed: str | None) -> None:
         """Take the engine that was asked for, or choose it by the number of whole blocks in all and `here`.
@@ -113,9 +118,7 @@ class WeighingEngine:
         """Return whether compiling pays for the whole evaluation; on a GPU it is not known to."""
         if self.whole < WORTH_TRACE or self.problem.device.type != "cpu" or compiler() is None:
             return False
-        kind = self.rows, self.particles, 0
-        function, block = weigh(self.proposal, self.problem, *kind[1:]), self.blocks(kind)[0]
-        work = work_of(lambda: self.on_noise(0, function, block))
+        work = self.work(self.particles)
         return (GAIN * work.elements + GAIN_EACH * work.operations) * self.whole > WORTH_COMPILE
 
     def facts(self, resumed: str | None) -> dict[str, str]:
@@ -149,7 +152,10 @@ class WeighingEngine:
         start = time.perf_counter()
         flat = flat_evaluation(function, *blocks)
         seconds = time.perf_counter() - start
-        expected = [self.on_noise(i, function, block)[0] for i, block in enumerate(blocks)]
+        try:
+            expected = [self.on_noise(i, function, block)[0] for i, block in enumerate(blocks)]
+        except ProgramError as error:
+            raise Untraceable(str(error)) from error
         if apart := self.apart(flat, blocks, expected):
             raise Untraceable(apart)
         self.note(f"{flat.operations} operations traced in {seconds:.1f} s, the same to the bit as the programs")
