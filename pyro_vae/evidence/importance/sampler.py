@@ -82,25 +82,27 @@ class Sampler:
 
     def by_graph(self, sums: RowBlock, problem: Problem, blocks: Sequence[int]) -> list[Tensor]:
         """log w of whole blocks from their graphs; the programs weigh those where there is something to be looked at."""
-        results = []
+        made = [self.from_graph(sums, problem, block) for block in blocks]
+        flags = [result[1] for result in made if result is not None]
+        doubtful = iter(torch.stack(flags).tolist() if flags else [])  # the one time that anything is read back
+        return [
+            self.by_programs(sums, problem, [block])[0] if result is None or next(doubtful) else result[0]
+            for block, result in zip(blocks, made, strict=True)
+        ]
+
+    def from_graph(self, sums: RowBlock, problem: Problem, block: int) -> list[Tensor] | None:
+        """Return log w of a whole block and its flag; None where the graph stops."""
+        flat, prior = self.graph(sums, problem, block), self.prior(sums, block)
+        if flat is None:
+            return None
+        order = [order_of(prior).to(problem.device)] if any(prior) else []
         try:
-            for block in blocks:
-                flat, prior = self.graph(sums, problem, block), self.prior(sums, block)
-                assert flat is not None
-                order = [order_of(prior).to(problem.device)] if any(prior) else []
-                with self.noise(sums, problem, block):
-                    results.append(flat(*problem.args, *order))
-        except (
-            RuntimeError
-        ) as error:  # a check inside of the graph, or no memory for a whole block: as the programs say it
+            with self.noise(sums, problem, block):
+                return flat(*problem.args, *order)
+        except RuntimeError as error:  # a factor that does not exist, or no memory: the programs say it, or take less
             if self.engine is not None and out_of_memory(error):
                 self.engine.give_up("a whole block does not fit into memory")
-            return self.by_programs(sums, problem, blocks)
-        doubtful = torch.stack([flag for _, flag in results]).tolist()  # the one time that anything is read back
-        return [
-            self.by_programs(sums, problem, [block])[0] if flag else log_w
-            for block, (log_w, _), flag in zip(blocks, results, doubtful, strict=True)
-        ]
+            return None
 
     def by_programs(self, sums: RowBlock, problem: Problem, blocks: Sequence[int]) -> list[Tensor]:
         """log w of blocks, each drawn by itself, weighed together: in whole blocks, so that shapes and bits are the same."""
