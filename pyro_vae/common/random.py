@@ -39,6 +39,18 @@ def seeded(seed: int, *block: int, device: torch.device | str = "cpu") -> Iterat
         yield
 
 
+def random_states(device: torch.device) -> list[torch.Tensor]:
+    """Return the global random state, on the CPU and on `device`, if that is a GPU."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+def restore_states(device: torch.device, states: list[torch.Tensor]) -> None:
+    """Set the global random state to what :func:`random_states` returned."""
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)
+
+
 def stream(seed: int, *block: int) -> int:
     """Mix a 63-bit seed for one part of the work, the same in every process.
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pyro
@@ -22,6 +23,8 @@ from pyro_vae.programs.log_density import fixed, known_support
 from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.sites import Site
 from pyro_vae.programs.wrapped import base_name
+
+from .flat_gradient import FlatGradient
 
 PROBES = 4  # particles on which a site's parameters must agree, to be those of the row alone
 SAME = {"probs": "logits", "covariance_matrix": "scale_tril", "precision_matrix": "scale_tril"}  # the latter is free
@@ -154,6 +157,16 @@ def path_bound(problem: Problem, sites: dict[str, PosteriorFamily], free: Free, 
     return (log_p - log_q).mean(0)
 
 
+def loss_gradient(problem: Problem, sites: dict[str, PosteriorFamily], particles: int, *leaves: Tensor) -> list[Tensor]:
+    """Differentiate −:func:`path_bound`, summed over rows, by the free tensors of all sites, one after the other."""
+    with torch.enable_grad():
+        own = [leaf.detach().requires_grad_() for leaf in leaves]
+        rest = iter(own)
+        free = {name: [next(rest) for _ in site.start] for name, site in sites.items()}
+        loss = -path_bound(problem, sites, free, particles).sum()
+        return list(torch.autograd.grad(loss, own))
+
+
 def optimise(
     problem: Problem, sites: dict[str, PosteriorFamily], steps: int, particles: int, lr: float
 ) -> tuple[Free, Free]:
@@ -167,12 +180,10 @@ def optimise(
     adam, half = torch.optim.Adam(leaves, lr=lr), {name: [0 * t.detach() for t in ts] for name, ts in free.items()}
     halves = [t for tensors in half.values() for t in tensors]
     middle = range(2 * steps // 5, max(3 * steps // 5, 2 * steps // 5 + 1))
+    gradient_of = FlatGradient(partial(loss_gradient, problem, sites, particles), steps)
     for step in range(steps):
         adam.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2
-        with torch.enable_grad():
-            loss = -path_bound(problem, sites, free, particles).sum()
-            gradients = torch.autograd.grad(loss, leaves)
-        for leaf, gradient in zip(leaves, gradients, strict=True):
+        for leaf, gradient in zip(leaves, gradient_of(leaves), strict=True):
             leaf.grad = gradient.nan_to_num(0.0, 0.0, 0.0)  # a draw that has no gradient moves nothing
         adam.step()
         if step in middle:

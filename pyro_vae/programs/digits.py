@@ -12,6 +12,7 @@ from torch import Tensor
 from pyro_vae.common.widen import HALF, NotWidenedError, in_dtype, to_dtype
 from pyro_vae.errors import NoWeightError
 
+from .doubts import is_doubtful
 from .findings import Finding
 from .sites import Site
 from .wide_scoring import own_dtype, wide_enough, width_of
@@ -91,7 +92,7 @@ def refuse_coarse_draws(sites: Mapping[str, Site]) -> None:
         except (NotImplementedError, AttributeError):
             continue
         step = torch.finfo(value.dtype).eps * value.abs().float()
-        if bool((coarse := step > scale).any()):
+        if is_doubtful((coarse := step > scale).any()):
             step, scale = (t.expand(coarse.shape)[coarse][0].item() for t in torch.broadcast_tensors(step, scale))
             raise NoWeightError(
                 f"site {name!r}: its draws are in {short(value.dtype)}, in steps of {step:.2g}, and its scale is {scale:.2g}: "

@@ -18,6 +18,7 @@ from torch.distributions import Independent, MixtureSameFamily, TransformedDistr
 
 from pyro_vae.common.pyro_private import mask_of
 
+from .doubts import putting_off
 from .sites import Site
 from .vectorize import ParticleDistribution
 from .wide_scoring import wide_enough
@@ -65,7 +66,7 @@ def inside_density(fn: Any, value: Tensor, latent: bool) -> Tensor:
 def of_leaf(fn: Any, value: Tensor, latent: bool) -> Tensor:
     """:func:`log_density` of a distribution that wraps no other."""
     event_dim, support = len(fn.event_shape), known_support(fn, latent)
-    if value.device.type == "cpu" and surely_inside(support, value) and not event_dim:
+    if value.device.type == "cpu" and not putting_off() and surely_inside(support, value) and not event_dim:
         return fn.log_prob(value)
     inside = within(fn, support, value)
     unknown = value.isnan() if value.is_floating_point() else torch.zeros_like(value, dtype=torch.bool)

@@ -12,6 +12,7 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
+from .doubts import putting_off
 from .log_density import bounded, fixed, inside_density, known_support
 from .plates import Plates, sum_rows
 from .sites import Site
@@ -74,4 +75,6 @@ def score_sites(
 
 def surely_finite(term: Tensor) -> bool:
     """Return whether all entries are finite, where nothing needs to wait for it: then their sum is."""
-    return term.device.type == "cpu" and math.isfinite(term.detach().sum().item())
+    if putting_off() or term.device.type != "cpu":
+        return False
+    return math.isfinite(term.detach().sum().item())

@@ -20,6 +20,7 @@ from torch.distributions import Distribution, Independent, MixtureSameFamily, Tr
 from pyro_vae.common.pyro_private import mask_of
 from pyro_vae.errors import ProgramError
 
+from .doubts import is_doubtful, putting_off
 from .log_density import REAL, SIMPLEX, THIN, ends_of, vars_of_class
 from .plates import Plates
 from .site_rows import rows_where
@@ -149,11 +150,12 @@ def plain_ends(constraint: Any) -> Ends:
 def suspicious(parameter: Parameter) -> bool | Tensor:
     """Return whether a parameter may be invalid somewhere (or NaN): one pass over what is stored of it."""
     value = stored(parameter.value.detach() if parameter.value.requires_grad else parameter.value)
+    waits = putting_off() or value.device.type != "cpu"
     if parameter.ends is None:
         flag = violated(value, parameter.constraint).any()
-        return bool(flag) if value.device.type == "cpu" else flag
+        return flag if waits else bool(flag)
     low, high = parameter.ends
-    if value.device.type != "cpu":
+    if waits:
         return ~((value >= low) & (value <= high)).all()
     if value.numel() == 1:
         return not low <= value.item() <= high
@@ -226,9 +228,9 @@ def check_site_parameters(
 
 
 def any_of(flags: Sequence[bool | Tensor]) -> bool:
-    """Return whether any flag holds, and wait for a GPU once."""
+    """Return whether any flag holds, and wait for a GPU once, or not at all where questions are put off."""
     waiting = [flag for flag in flags if isinstance(flag, Tensor)]
-    return any(flag is True for flag in flags) or (bool(waiting) and bool(torch.stack(waiting).any()))
+    return any(flag is True for flag in flags) or (bool(waiting) and is_doubtful(torch.stack(waiting).any()))
 
 
 def where_it_counts(site: Site, parameter: Parameter, dead: Tensor | None, plates: Plates | None) -> Tensor:

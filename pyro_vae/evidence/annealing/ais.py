@@ -17,8 +17,10 @@ from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.reach import check_reach
 from pyro_vae.programs.sites import Program
 
-from .densities import Densities, Point
+from .densities import Densities
+from .flat_density import DensityGraphs
 from .hmc import Density, transition
+from .point import Point
 from .result import Annealed, AnnealedRun
 from .schedule import AISSettings, AnnealingPath, adaptive, betas, pilot
 
@@ -113,6 +115,7 @@ class Annealer:
                 check_reach(problem)
         self.step = max(1, settings.chunk_size // settings.num_chains)
         self.chunks = problem.split(self.step)
+        self.graphs = DensityGraphs(settings.transitions * settings.leapfrog_steps)
         if settings.schedule == "adaptive":
             first = self.run_pilot(0, betas("sigmoid", max(50, settings.num_temperatures)), SCHEDULE)
             self.betas = adaptive(first, settings.num_temperatures)
@@ -121,7 +124,7 @@ class Annealer:
         self.paths = [self.tune(i) for i in range(len(self.chunks))]
 
     def densities(self, i: int) -> Densities:
-        return Densities(self.chunks[i], self.settings.start)
+        return Densities(self.chunks[i], self.settings.start, self.graphs)
 
     @contextmanager
     def quiet(self, kind: int, i: int) -> Iterator[None]:

@@ -3,7 +3,7 @@ r"""Log densities of a (model, guide) pair, and their gradients, at latents on t
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from copy import copy
 
 import torch
 from torch import Tensor
@@ -15,31 +15,9 @@ from pyro_vae.programs.sites import latent_sites, observed_sites, sum_terms
 from pyro_vae.programs.unconstrained import SiteLayout, SubstituteLatents, check_continuous
 from pyro_vae.programs.vectorize_probe import refuse_random_guide
 
+from .flat_density import DensityGraphs
+from .point import Point
 from .singular import NaNWhereSingular
-
-
-@dataclass(frozen=True)
-class Point:
-    r"""Chains at u, with the log densities ``(chains, N)`` and gradients ``(chains, N, D)`` of a path between two densities."""
-
-    u: Tensor  # (chains, N, D)
-    start: Tensor
-    ratio: Tensor  # log p(x, z) − log start density: the Jacobians cancel, and for start="prior" this is log p(x | z)
-    d_start: Tensor
-    d_ratio: Tensor
-
-    def log_density(self, beta: float) -> Tensor:
-        """log start^(1−β) (start · ratio)^β = log start + β ratio, in float64."""
-        return self.start.double() if beta == 0 else self.start.double() + beta * self.ratio.double()  # 0 · −∞ is NaN
-
-    def slope(self, beta: float) -> Tensor:
-        """Return the gradient of :meth:`log_density`."""
-        return self.d_start + beta * self.d_ratio
-
-    def replaced(self, other: Point, where: Tensor) -> Point:
-        """Take the other's chains where the mask ``(chains, N)`` holds."""
-        pairs = [(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)]
-        return Point(*(torch.where(where[..., None] if a.dim() == 3 else where, b, a) for a, b in pairs))
 
 
 class Densities:
@@ -50,11 +28,17 @@ class Densities:
     that is discrete, or whose support no smooth map takes to the real line.
     """
 
-    def __init__(self, problem: Problem, start: str) -> None:
-        self.problem, self.from_prior = problem, start == "prior"
+    def __init__(self, problem: Problem, start: str, graphs: DensityGraphs | None = None) -> None:
+        self.problem, self.from_prior, self.graphs = problem, start == "prior", graphs
         if not self.from_prior:
             refuse_random_guide(problem)
         self.layouts: list[SiteLayout] = []  # known from the first trace on
+
+    def over(self, *args: Tensor) -> Densities:
+        """Return the densities of other rows, without graphs."""
+        other = copy(self)
+        other.problem, other.graphs = self.problem.over(*args), None
+        return other
 
     def draw(self, chains: int) -> Tensor:
         """u at exact draws of the start, ``(chains, N, D)``."""
@@ -92,11 +76,17 @@ class Densities:
 
         Values are NaN for the chains at which a covariance is singular: no chain moves there, and a start there is refused.
         """
+        if self.graphs is not None and (point := self.graphs(self, u)) is not None:
+            return point
         try:
             return self.evaluate(u)
         except torch.linalg.LinAlgError:
             with NaNWhereSingular():
                 return self.evaluate(u)
+
+    def transition(self, beta: float, point: Point, step: Tensor, leapfrogs: int) -> tuple[Point, Tensor] | None:
+        """Make a transition as it is recorded on a GPU; None where it is not."""
+        return None if self.graphs is None else self.graphs.transition(self.problem.args, beta, point, step, leapfrogs)
 
     def evaluate(self, u: Tensor) -> Point:
         """Compute values and gradients, or raise where torch does."""

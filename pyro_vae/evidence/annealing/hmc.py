@@ -3,13 +3,22 @@ r"""Hamiltonian Monte Carlo, chains × rows at once: each accepts or rejects by 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from .densities import Point
+from .point import Point
 
 Density = Callable[[Tensor], Point]
+
+
+@runtime_checkable
+class Recorded(Protocol):
+    """A density that may have its own way to make a transition, on the same noise."""
+
+    def transition(self, beta: float, point: Point, step: Tensor, leapfrogs: int) -> tuple[Point, Tensor] | None:
+        """Return the next point and the acceptance; None, and nothing drawn, where it has none."""
 
 
 def transition(density: Density, beta: float, point: Point, step: Tensor, leapfrogs: int) -> tuple[Point, Tensor]:
@@ -21,6 +30,8 @@ def transition(density: Density, beta: float, point: Point, step: Tensor, leapfr
     References:
         MCMC Using Hamiltonian Dynamics (Neal, 2011), https://arxiv.org/abs/1206.1901
     """
+    if isinstance(density, Recorded) and (made := density.transition(beta, point, step, leapfrogs)) is not None:
+        return made
     momentum = torch.randn_like(point.u)
     end, final = leapfrog(density, beta, point, momentum, step[:, None].to(momentum), leapfrogs)
     change = end.log_density(beta) - point.log_density(beta) + kinetic(momentum) - kinetic(final)
@@ -28,7 +39,7 @@ def transition(density: Density, beta: float, point: Point, step: Tensor, leapfr
 
 
 def leapfrog(
-    density: Density, beta: float, point: Point, momentum: Tensor, step: Tensor, leapfrogs: int
+    density: Density, beta: float | Tensor, point: Point, momentum: Tensor, step: Tensor, leapfrogs: int
 ) -> tuple[Point, Tensor]:
     """Take half a kick, L drifts with whole kicks between them, half a kick: reversible, and keeps volume."""
     momentum = momentum + step / 2 * point.slope(beta)

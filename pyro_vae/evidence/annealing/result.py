@@ -15,7 +15,7 @@ from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.evidence.estimate import RowEstimates, data_se, digest_of_rows, format_nats, mean_se
 from pyro_vae.evidence.importance.accumulator import WeightSums
 
-from .densities import Point
+from .point import Point
 from .schedule import AISSettings, AnnealingPath
 
 LOW_ESS = 5  # chains that count; with fewer the error is unknown

@@ -49,6 +49,12 @@ class AISSettings:
         if not 0 < self.target_acceptance < 1:
             raise UsageError(f"target_acceptance must lie between 0 and 1, got {self.target_acceptance}")
 
+    @property
+    def transitions(self) -> int:
+        """Count the transitions of one run, and of its pilot."""
+        pilot = 0 if self.step_size is not None else FIRST + max(TOTAL, self.num_temperatures)
+        return pilot + self.num_temperatures
+
 
 @dataclass(frozen=True)
 class AnnealingPath:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,32 +14,11 @@ from pyro_vae.errors import UsageError
 
 from .block_sums import joined_sums, scatter, sums_of
 from .pareto import SPARE, LargestWeights, tail_size
+from .strata import ONE, Strata
 
 ROWS = 64  # rows in a block; the last may have fewer
 PAIRS = 4096  # (row, particle) pairs in a block, which is drawn from a seed of its own
 Piece = tuple[int, int, int]  # block, and first and last + 1 of its particles
-
-
-@dataclass(frozen=True)
-class Strata:
-    """Which particles of a block of rows come from the prior: steps of ⌊weight · k + offset⌋ in k, none by default."""
-
-    weight: float = 0.0
-    offset: float = 0.0
-
-    def from_prior(self, start: int, stop: int) -> int:
-        """Count those of the particles from `start` to `stop` − 1 that come from the prior.
-
-        With an offset that is uniform on [0, 1) their expected number is weight · (stop − start), and E[p̂] = p(x).
-        """
-        return math.floor(self.weight * stop + self.offset) - math.floor(self.weight * start + self.offset)
-
-    def mask(self, start: int, stop: int) -> list[bool]:
-        """Say of each of the particles whether it comes from the prior."""
-        return [bool(self.from_prior(k, k + 1)) for k in range(start, stop)]
-
-
-ONE = Strata()
 
 
 class WeightSums:
@@ -64,7 +42,7 @@ class WeightSums:
 
     def add(self, log_w: Tensor, prior: list[bool] | None = None) -> None:
         """Add log weights ``(particles, N)``; of a mixture, with which of them come from the prior."""
-        log_w = log_w.detach().to("cpu", torch.float64)
+        log_w = log_w.detach().to(self.sums.device, torch.float64)
         self.include(sums_of(log_w, prior), len(log_w), sum(prior or []))
         self.largest.add(log_w)
 
@@ -176,9 +154,9 @@ class RowBlock:
     complete. Hence the same bits, whoever computed which first.
     """
 
-    def __init__(self, rows: range, planned: int, strata: Strata = ONE) -> None:
-        self.rows, self.planned, self.strata = rows, planned, strata
-        self.size = max(1, PAIRS // len(rows))
+    def __init__(self, rows: range, planned: int, strata: Strata = ONE, pairs: int = PAIRS) -> None:
+        self.rows, self.planned, self.strata, self.pairs = rows, planned, strata, pairs
+        self.size = max(1, pairs // len(rows))
         self.weight_sums = WeightSums(len(rows), planned, strata.weight)
         self.done = 0  # blocks from the first, whose sums `weight_sums` has; its largest are those of `waiting`, too
         self.waiting: dict[int, Tensor] = {}
@@ -225,7 +203,7 @@ class RowBlock:
                 f"particles {first} to {first + len(log_w) - 1} of rows {self.rows.start} to {self.rows.stop - 1} are there "
                 "twice: merge parts that share none."
             )
-        pieces[offset] = log_w.detach().to("cpu", torch.float64, copy=True)
+        pieces[offset] = log_w.detach().to(self.weight_sums.sums.device, torch.float64, copy=True)
         if sum(map(len, pieces.values())) == self.size:
             complete, prior = in_order(pieces), self.prior(block, self.pieces.pop(block))
             self.weight_sums.largest.add(complete)
@@ -245,6 +223,13 @@ class RowBlock:
         while self.done in self.waiting:
             self.include(self.weight_sums, self.done, self.waiting.pop(self.done))
             self.done += 1
+
+    def move(self, device: torch.device | str) -> None:
+        """Move the sums to where particles are computed, or back."""
+        sums, largest = self.weight_sums, self.weight_sums.largest
+        sums.sums, largest.values, largest.cut = (t.to(device) for t in (sums.sums, largest.values, largest.cut))
+        self.waiting = {block: waiting.to(device) for block, waiting in self.waiting.items()}
+        self.pieces = {b: {o: piece.to(device) for o, piece in pieces.items()} for b, pieces in self.pieces.items()}
 
     def elbo(self, of_guide: bool) -> Tensor:
         """ELBO of the guide and its error, ``(2, rows)``: of these particles, if they are its own; NaN where none are there."""
@@ -288,6 +273,11 @@ class RowBlock:
     def joined(self, other: RowBlock) -> RowBlock:
         """Return the two as one; they share no particle, and are of the same rows."""
         copy.copy(self).identify(other.ids)
+        if self.pairs != other.pairs:
+            raise UsageError(
+                f"rows {self.rows.start} to {self.rows.stop - 1} were run in blocks of {self.pairs} and of {other.pairs} "
+                "(row, particle) pairs, as on a CPU and on a GPU: run all parts on the same kind of device."
+            )
         if (self.rows, self.planned, self.strata) != (other.rows, other.planned, other.strata):
             raise UsageError(
                 f"rows {self.rows.start} to {self.rows.stop - 1} of {self.planned} particles do not go with rows "

@@ -26,7 +26,8 @@ def sums_of(log_w: Tensor, prior: list[bool] | None = None) -> Tensor:
         *largest_and_others(log_w),
     ]
     if prior is not None:
-        stratum = log_w[torch.tensor(prior, dtype=torch.bool)]
+        chosen = [k for k, of_prior in enumerate(prior) if of_prior]  # numbers, as a mask would wait for a GPU
+        stratum = log_w[torch.tensor(chosen, dtype=torch.long, device=log_w.device)]
         sums += [stratum.logsumexp(0), (2 * stratum).logsumexp(0)]
     return torch.stack(sums)
 

@@ -28,7 +28,7 @@ def convergence(
     proposal: Proposal = GUIDE,
     rows: range | None = None,
     seed: int = 0,
-    chunk_size: int = 4096,
+    chunk_size: int | None = None,
     vectorize_particles: bool = True,
     missing: bool = False,
     device: torch.device | str | None = None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from itertools import takewhile
+from itertools import islice, takewhile
 from typing import Any
 
 import torch
@@ -23,13 +23,14 @@ from pyro_vae.programs.reach import check_reach
 from pyro_vae.programs.sites import Program
 from pyro_vae.programs.structured import on_tensors
 
-from .accumulator import ROWS, RowBlock
+from .accumulator import PAIRS, ROWS, RowBlock
 from .guide_elbo import add_guide_elbo
 from .narrowness import look
 from .proposals import GUIDE, Proposal
 from .result import Evidence
 from .sampler import Sampler
 from .target import TargetError
+from .weighing import CUDA_PAIRS, ENGINES, WORTH_FIRST, WeighingEngine
 
 
 def importance(
@@ -46,7 +47,8 @@ def importance(
     resume: Evidence | None = None,
     strict: bool = False,
     seed: int = 0,
-    chunk_size: int = 4096,
+    chunk_size: int | None = None,
+    engine: str = "auto",
     vectorize_particles: bool = True,
     missing: bool = False,
     device: torch.device | str | None = None,
@@ -58,9 +60,10 @@ def importance(
     E[p̂] = p(x): exp(log p̂) is unbiased, so log p̂ is a lower bound in expectation that tightens with K. Streamed: memory
     grows with `chunk_size`, not with K · N. Changes no parameter, no module's mode, no optimizer and no global random state.
 
-    Rows go in blocks of 64 and particles in blocks of 4096 (row, particle) pairs, each with a stream of its own from the
-    seed: the same numbers to the bit, whatever order, process or resumption runs them. Another `chunk_size` runs the same
-    particles in other shapes, and gives the same numbers to rounding (of the programs' own dtype).
+    Rows go in blocks of 64 and particles in blocks of 4096 (row, particle) pairs (262,144 on CUDA), each with a stream of its
+    own from the seed: the same numbers to the bit, whatever order, process or resumption runs them. Another `chunk_size` or a
+    compiled engine runs the same particles in other shapes, and gives the same numbers to rounding (of the programs' own
+    dtype).
 
     Args:
         model, guide, x, *context: as for :func:`~pyro_vae.log_likelihood`.
@@ -77,8 +80,13 @@ def importance(
             `rows` and `particles` add to it.
         strict: raise where a row is flagged, in place of handing it out with its flag.
         seed: of the particles.
-        chunk_size: (row, particle) pairs that the model is run on at a time; halved where memory does not suffice. The guide
-            runs on whole blocks.
+        chunk_size: (row, particle) pairs that the model is run on at a time, by default a block, or less where a GPU has not
+            the memory for it; halved where memory does not suffice. The guide runs on whole blocks.
+        engine: what weighs whole blocks: "eager", the programs themselves; "trace", a flat graph of their tensor operations,
+            which computes the same bits; "compile", that graph compiled, which computes the same to rounding (evidence's
+            ``engine`` says so); "auto", which is one of these by the number of blocks, and that of `resume`, if this is of a
+            compiled engine. A trace takes a few tenths of a second, compiling five to thirty. Graphs are checked against the
+            programs before they are used; ``engine_note`` says what was made, or why the programs weigh.
         vectorize_particles: as for :func:`~pyro_vae.log_weights`.
         missing: x may hold NaN, for what was not observed: the result is log p(x_obs). Modules that say so
             (:class:`~pyro_vae.models.missing.SkipMissing`) need no word here.
@@ -115,8 +123,10 @@ def importance(
         >>> bool(((evidence.log_px - exact).abs() < 4 * evidence.mc_se).all())
         True
     """
-    if num_samples < 1 or chunk_size < 1:
+    if num_samples < 1 or (chunk_size is not None and chunk_size < 1):
         raise UsageError(f"num_samples and chunk_size must be at least 1, got {num_samples} and {chunk_size}")
+    if engine not in ENGINES:
+        raise UsageError(f"engine={engine!r}: choose one of {', '.join(ENGINES)}")
     target = None if target_se is None else TargetError(target_se, num_samples, max_samples)
     if target is not None and particles is not None:
         raise UsageError(
@@ -126,8 +136,9 @@ def importance(
     model, guide, args = on_tensors(model, guide, x, *rest)
     args = rows_of(model, guide, *args, missing=missing, device=None if device is None else resolve_device(device))
     check_device(args[0].device, like_parameters(model, guide))
-    sampler = Sampler(proposal, seed, chunk_size)
+    sampler = Sampler(proposal, seed, 0, pairs_on(args[0].device, resume))
     blocks = open_row_blocks(len(args[0]), num_samples, rows, resume, sampler)
+    run = [block for block in blocks if rows is None or block.rows.start in rows]
     identify(blocks, RowIds.of(x, *rest))
     with quiet(model, guide, seed=seed, device=args[0].device):
         problem = Problem.checked(model, guide, *args, vectorize=vectorize_particles)
@@ -135,17 +146,21 @@ def importance(
             check_reach(problem, proposal.guide(problem.guide))
     facts = {"seed": seed, "proposal": str(proposal), "measure": problem.measure, "target_se": target_se}
     facts |= {"vectorizing": str(problem.vectorizing)}
+    resumed = None if resume is None else resume.engine
     try:
         # nothing is trained: modules need not declare parameters at each block
         with problem.quiet(), ParametersRegistered():
+            weighing = WeighingEngine.of(problem, proposal, sampler.pairs, num_samples)
+            sampler.engine, sampler.chunk = weighing, chunk_size or weighing.chunk()
+            weighing.choose(engine, whole_pieces(run, particles), resumed)
             for block in tracked(blocks, "log p(x)", verbose):
                 if rows is None or block.rows.start in rows:
                     fill(block, sampler, problem, particles, target)
                     add_guide_elbo(block, problem.rows(slice(block.rows.start, block.rows.stop)), sampler)
                 block.weight_sums.largest.trim()
+                facts |= weighing.facts(resumed)
                 if on_block is not None:
                     on_block(blocks, facts)
-            run = [block for block in blocks if rows is None or block.rows.start in rows]
             look(run, len(particles or range(run[0].planned)), proposal, problem, seed)
     except KeyboardInterrupt as signal:
         raise interrupted(blocks, facts, signal) from None
@@ -153,6 +168,24 @@ def importance(
     if strict and len(evidence.flagged):
         raise UnreliableError(evidence.why_flagged(), evidence)
     return evidence
+
+
+def pairs_on(device: torch.device, resume: Evidence | None) -> int:
+    """Return how many (row, particle) pairs a block has: as many as in `resume`, or as fit the device."""
+    if resume is not None and resume.row_blocks:
+        return resume.row_blocks[0].pairs
+    return CUDA_PAIRS if device.type == "cuda" else PAIRS
+
+
+def whole_pieces(blocks: Sequence[RowBlock], particles: range | None) -> int:
+    """Count the whole blocks of particles that are to be run, up to as many as matter."""
+    missing = (
+        block.extent(piece[0]) == block.size
+        for block in blocks
+        if len(block.rows) == len(blocks[0].rows)
+        for piece in block.missing(range(block.planned) if particles is None else particles)
+    )
+    return sum(islice((whole for whole in missing if whole), WORTH_FIRST))
 
 
 def identify(blocks: Sequence[RowBlock], ids: RowIds) -> None:

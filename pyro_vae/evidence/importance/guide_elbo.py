@@ -24,7 +24,7 @@ def add_guide_elbo(block: RowBlock, problem: Problem, sampler: Sampler) -> None:
     """
     if sampler.proposal == GUIDE or block.guide_elbo is not None:
         return
-    own = RowBlock(block.rows, DRAWS)
+    own = RowBlock(block.rows, DRAWS, pairs=block.pairs)
     try:
         Sampler(GUIDE, stream(sampler.seed, OWN), sampler.chunk).fill(own, problem, range(DRAWS))
     except (

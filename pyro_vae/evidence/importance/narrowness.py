@@ -17,8 +17,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pyro_vae.evidence.annealing.densities import Densities, Point
+from pyro_vae.evidence.annealing.densities import Densities
 from pyro_vae.evidence.annealing.hmc import adapt, transition
+from pyro_vae.evidence.annealing.point import Point
 from pyro_vae.programs.problem import Problem
 
 from .accumulator import RowBlock

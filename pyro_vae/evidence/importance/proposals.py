@@ -26,7 +26,7 @@ from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.sites import LogProbs, Program, is_latent, latent_sites, sum_terms
 from pyro_vae.programs.vectorize_probe import refuse_random_guide
 
-from .accumulator import Strata
+from .strata import Strata
 
 
 @dataclass(frozen=True)
@@ -205,18 +205,26 @@ def draw(problem: Problem, program: Program, particles: int, at: poutine.Trace |
     )
 
 
+def order_of(from_prior: Sequence[bool]) -> Tensor:
+    """Return where each particle stands once those of the guide are followed by those of the prior, ``(K,)``."""
+    return torch.tensor(from_prior, dtype=torch.uint8).argsort(stable=True).argsort()
+
+
 def propose(proposal: Proposal, problem: Problem, from_prior: Sequence[bool]) -> Draws:
     """Draw a particle for each entry, from the prior where it is True, with the guide's log q at all of them."""
-    guide, prior = proposal.guide(problem.guide), sum(from_prior)
-    counts = (guide, len(from_prior) - prior), (problem.model, prior)
+    return propose_in(order_of(from_prior), sum(from_prior), proposal, problem)
+
+
+def propose_in(order: Tensor, prior: int, proposal: Proposal, problem: Problem) -> Draws:
+    """Draw particles, so many of the `prior`, in an order: in their own places the first K of more are a mixture, too."""
+    guide, particles = proposal.guide(problem.guide), len(order)
+    counts = (guide, particles - prior), (problem.model, prior)
     drawn = [draw(problem, program, count) for program, count in counts if count]
     if not prior:
         return drawn[0]
     refuse_random_guide(problem)
-    # in their own places: the first K of more particles are a mixture, too
-    order = torch.tensor(from_prior, dtype=torch.uint8).argsort(stable=True).argsort()
     mixed = joined([replace(d, posterior={}) for d in drawn]).arranged(order)
-    return draw(problem, guide, len(from_prior), mixed.trace)
+    return draw(problem, guide, particles, mixed.trace)
 
 
 def terms_at(problem: Problem, draws: Draws) -> LogProbs:

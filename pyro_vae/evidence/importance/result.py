@@ -29,6 +29,7 @@ from .accumulator import RowBlock
 from .format_evidence import format_evidence
 from .narrowness import too_narrow
 from .pareto import LEAST, LOW_ESS, khat_threshold
+from .weighing import AND
 
 TOO_NARROW = (
     "the proposal is too narrow: draws of the posterior show larger weights than its own draws, and a larger error"
@@ -60,6 +61,7 @@ class Evidence(RowEstimates):
         proposal: what the particles were drawn from.
         target_se: the Monte Carlo error that was aimed at in each row.
         vectorizing: how the programs were run for K particles: under a "plate" of them, as K · N "rows", in a "loop".
+        engine, engine_note: "eager" or "compiled" arithmetic, which its last digits depend on; what weighed whole blocks, why.
         row_blocks: which particles it holds, block of rows by block of rows, for :meth:`merge` and ``resume=``.
         row_ids: which rows it is of: a digest of each row's x and contexts, and the index of a DataFrame.
     """
@@ -80,6 +82,8 @@ class Evidence(RowEstimates):
     proposal: str = "guide"
     target_se: float | None = None
     vectorizing: str = "plate"
+    engine: str = "eager"
+    engine_note: str = ""
     row_blocks: Sequence[RowBlock] = ()
     row_ids: RowIds | None = None
     method = "importance sampling"
@@ -130,6 +134,8 @@ class Evidence(RowEstimates):
             **same,
             target_se=parts[0].target_se,
             vectorizing=parts[0].vectorizing,
+            engine=AND.join(sorted({name for part in parts for name in part.engine.split(AND)})),
+            engine_note="; ".join(dict.fromkeys(part.engine_note for part in parts if part.engine_note)),
         )
 
     def check_same(self, **expected: Any) -> None:
@@ -262,7 +268,7 @@ class Evidence(RowEstimates):
             "seed": self.seed,
             "unit": "nats per row, higher is better",
             **digest_of_rows(self.row_ids),
-            **{name: getattr(self, name) for name in ("method", "measure", "proposal", "vectorizing")},
+            **{name: getattr(self, name) for name in ("method", "measure", "proposal", "vectorizing", "engine")},
             **self.diagnostics(),
         }
 

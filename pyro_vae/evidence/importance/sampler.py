@@ -3,20 +3,26 @@ r"""Particles of a block of rows: drawn from a stream of their own, weighed in c
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import groupby
 
 import torch
 from torch import Tensor
 
+from pyro_vae.common.flat_program import FlatProgram
 from pyro_vae.common.memory import out_of_memory
 from pyro_vae.common.random import seeded, stream
 from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.sites import LogProbs
 
-from .accumulator import ROWS, RowBlock
-from .proposals import Draws, Proposal, joined, propose, terms_at
+from .accumulator import PAIRS, ROWS, Piece, RowBlock
+from .proposals import Draws, Proposal, joined, order_of, propose, terms_at
+from .weighing import WeighingEngine
+
+FLAGS = 64  # blocks that a graph weighs before their flags are looked at
 
 
 @dataclass
@@ -26,32 +32,87 @@ class Sampler:
     proposal: Proposal
     seed: int
     chunk: int
+    pairs: int = PAIRS  # in a block of particles that is drawn from a stream of its own
+    engine: WeighingEngine | None = None
 
     def open(self, rows: range, planned: int) -> RowBlock:
         """Return a block of rows without particles."""
-        return RowBlock(rows, planned, self.proposal.strata(stream(self.seed, rows.start // ROWS) / 2**63))
+        strata = self.proposal.strata(stream(self.seed, rows.start // ROWS) / 2**63)
+        return RowBlock(rows, planned, strata, self.pairs)
 
     def fill(self, sums: RowBlock, problem: Problem, particles: range) -> None:
-        """Add those of the particles that are missing from the sums, as many blocks at a time as go into a chunk."""
+        """Add those of the particles that are missing from the sums, which meanwhile are where the particles are."""
         if particles.step != 1 or not 0 <= particles.start < particles.stop <= sums.planned:
             raise UsageError(
                 f"particles={particles}, but num_samples={sums.planned}: give a range of them, with a step of 1"
             )
+        sums.move(problem.device if problem.device.type == "cuda" else "cpu")
+        try:
+            for by_graph, pieces in self.groups(sums, problem, particles):
+                weighing = self.by_graph if by_graph else self.by_programs
+                log_w = weighing(sums, problem, [block for block, _, _ in pieces])
+                for (block, low, high), part in zip(pieces, log_w, strict=True):
+                    sums.add(block, low, part[low:high])
+        finally:
+            sums.move("cpu")
+
+    def groups(self, sums: RowBlock, problem: Problem, particles: range) -> Iterator[tuple[bool, list[Piece]]]:
+        """Yield the missing pieces, as many at a time as go into a chunk, or wait for one look at a graph's flags."""
         together = max(1, self.chunk // (sums.size * len(problem)))
-        for _, group in groupby(enumerate(sums.missing(particles)), lambda item: item[0] // together):
-            pieces = [piece for _, piece in group]
-            draws = [self.draw(sums, problem, block) for block, _, _ in pieces]
-            # whole blocks are weighed: the same shapes, so the same bits
-            log_w = self.weigh(joined(draws), problem)
-            for (block, low, high), part in zip(pieces, log_w.split([len(d) for d in draws]), strict=True):
-                sums.add(block, low, part[low:high])
+        for by_graph, run in groupby(sums.missing(particles), lambda piece: bool(self.graph(sums, problem, piece[0]))):
+            most = FLAGS if by_graph else together
+            for _, group in groupby(enumerate(run), lambda item, most=most: item[0] // most):  # type: ignore[misc]
+                yield by_graph, [piece for _, piece in group]
+
+    def graph(self, sums: RowBlock, problem: Problem, block: int) -> FlatProgram | None:
+        """Return the graph that weighs blocks like this one; None where the programs do."""
+        extent = sums.extent(block)
+        if self.engine is None or self.chunk // (extent * len(problem)) != 1:  # the programs weigh another shape
+            return None
+        return self.engine.graph((len(problem), extent, sum(self.prior(sums, block))))
+
+    def prior(self, sums: RowBlock, block: int) -> list[bool]:
+        """Say which particles of a block come from the prior."""
+        start = block * sums.size
+        return sums.strata.mask(start, start + sums.extent(block))
+
+    def noise(self, sums: RowBlock, problem: Problem, block: int) -> AbstractContextManager[None]:
+        """Enter a block's own stream; all else is as the caller has set it, once."""
+        return seeded(self.seed, sums.rows.start // ROWS, block, device=problem.device)
+
+    def by_graph(self, sums: RowBlock, problem: Problem, blocks: Sequence[int]) -> list[Tensor]:
+        """log w of whole blocks from their graphs; the programs weigh those where there is something to be looked at."""
+        made = [self.from_graph(sums, problem, block) for block in blocks]
+        flags = [result[1] for result in made if result is not None]
+        doubtful = iter(torch.stack(flags).tolist() if flags else [])  # the one time that anything is read back
+        return [
+            self.by_programs(sums, problem, [block])[0] if result is None or next(doubtful) else result[0]
+            for block, result in zip(blocks, made, strict=True)
+        ]
+
+    def from_graph(self, sums: RowBlock, problem: Problem, block: int) -> list[Tensor] | None:
+        """Return log w of a whole block and its flag; None where the graph stops."""
+        flat, prior = self.graph(sums, problem, block), self.prior(sums, block)
+        if flat is None:
+            return None
+        order = [order_of(prior).to(problem.device)] if any(prior) else []
+        try:
+            with self.noise(sums, problem, block):
+                return flat(*problem.args, *order)
+        except RuntimeError as error:  # a factor that does not exist, or no memory: the programs say it, or take less
+            if self.engine is not None and out_of_memory(error):
+                self.engine.give_up("a whole block does not fit into memory")
+            return None
+
+    def by_programs(self, sums: RowBlock, problem: Problem, blocks: Sequence[int]) -> list[Tensor]:
+        """log w of blocks, each drawn by itself, weighed together: in whole blocks, so that shapes and bits are the same."""
+        draws = [self.draw(sums, problem, block) for block in blocks]
+        return list(self.weigh(joined(draws), problem).split([len(d) for d in draws]))
 
     def draw(self, sums: RowBlock, problem: Problem, block: int) -> Draws:
         """Draw all particles of a block, from its own stream."""
-        number, start = sums.rows.start // ROWS, block * sums.size
-        prior = sums.strata.mask(start, start + sums.extent(block))
-        with seeded(self.seed, number, block, device=problem.device):  # all else is as the caller has set it, once
-            draws = propose(self.proposal, problem, prior)
+        with self.noise(sums, problem, block):
+            draws = propose(self.proposal, problem, self.prior(sums, block))
         for log_q in draws.posterior.values():
             check_rows(log_q, len(draws), len(problem))
         return draws
@@ -65,6 +126,8 @@ class Sampler:
             if not out_of_memory(error) or self.chunk == 1:
                 raise
         self.chunk = max(1, min(self.chunk, len(draws) * len(problem)) // 2)
+        if self.engine is not None:
+            self.engine.note(f"out of memory: {self.chunk} pairs at a time")
         return self.weigh(draws, problem)
 
     def weigh_rows(self, draws: Draws, problem: Problem, rows: slice) -> Tensor:

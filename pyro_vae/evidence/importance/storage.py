@@ -19,14 +19,15 @@ from pyro_vae.common.safe_read import LIMIT, read_regular
 from pyro_vae.data.row_ids import RowIds
 from pyro_vae.errors import DataError
 
-from .accumulator import ROWS, RowBlock, Strata
+from .accumulator import PAIRS, ROWS, RowBlock
 from .result import Evidence
+from .strata import Strata
 
 SEAL = "sha256"
 FACTS = ("seed", "proposal", "measure", "target_se")
 SUMS, OLDER_SUMS = 6, 4  # rows of sums in a file, and in one of an older version
 OF_PRIOR = 2  # more of a mixture
-LATER = {"vectorizing": "plate"}  # facts that files of older versions lack, and what they were
+LATER = {"vectorizing": "plate", "engine": "eager"}  # facts that files of older versions lack, and what they were
 
 
 def save_evidence(evidence: Evidence, path: str | Path) -> None:
@@ -54,6 +55,7 @@ def evidence_bytes(evidence: Evidence, of: Mapping[str, str] | None = None) -> b
         strata.append([block.strata.weight, block.strata.offset])
     facts = {name: getattr(evidence, name) for name in (*FACTS, *LATER)}
     head: dict[str, Any] = {"said": facts, "ledgers": numbers, "strata": strata, "of": dict(of or {})}  # names on disk
+    head["pairs"] = [block.pairs for block in evidence.row_blocks]
     head["index"] = [block.ids.index if block.ids else None for block in evidence.row_blocks]
     return save(tensors, {"evidence": json.dumps(head | {SEAL: digest_of(head)}), SEAL: tensor_digest(tensors)})
 
@@ -95,7 +97,8 @@ def evidence_from(content: bytes, path: str | Path) -> tuple[Evidence, dict[str,
             raise ValueError("its SHA-256 is not that of what it holds")
         ledgers = head["ledgers"]
         strata = head.get("strata", [[0.0, 0.0]] * len(ledgers))  # files of older versions hold no sums of a stratum
-        blocks = [row_block_of(tensors, i, n, s) for i, (n, s) in enumerate(zip(ledgers, strata, strict=True))]
+        pairs = head.get("pairs", [PAIRS] * len(ledgers))
+        blocks = [row_block_of(tensors, i, *of) for i, of in enumerate(zip(ledgers, strata, pairs, strict=True))]
         for i, (block, index) in enumerate(zip(blocks, head.get("index", [None] * len(blocks)), strict=True)):
             block.ids = row_ids_of(tensors, i, len(block.rows), index)
         facts = {name: head["said"][name] for name in FACTS} | {n: head["said"].get(n, was) for n, was in LATER.items()}
@@ -127,10 +130,12 @@ def row_ids_of(tensors: dict[str, Tensor], i: int, rows: int, index: Any) -> Row
     return RowIds(**parts, index=labels) if parts else None
 
 
-def row_block_of(tensors: dict[str, Tensor], i: int, numbers: Sequence[int], strata: Sequence[float]) -> RowBlock:
+def row_block_of(
+    tensors: dict[str, Tensor], i: int, numbers: Sequence[int], strata: Sequence[float], pairs: int
+) -> RowBlock:
     """Build block number `i` of a file from its numbers in the head; a ValueError if they do not fit its tensors."""
     start, stop, planned, done, count, keep = numbers
-    if not all(type(n) is int for n in numbers) or not 0 < stop - start <= ROWS:
+    if not all(type(n) is int for n in (*numbers, pairs)) or not 0 < stop - start <= ROWS or pairs < 1:
         raise ValueError(f"ledger {i} is of no block of rows")
     weight, offset = map(float, strata)
     expected = (SUMS + OF_PRIOR if weight else SUMS, stop - start)
@@ -138,7 +143,7 @@ def row_block_of(tensors: dict[str, Tensor], i: int, numbers: Sequence[int], str
         raise ValueError(f"ledger {i} holds other rows than it says")
     if f"{i}/spread" in tensors and tensors[f"{i}/spread"].shape != (stop - start,):
         raise ValueError(f"ledger {i} holds other rows than it says")
-    block = RowBlock(range(start, stop), planned, Strata(weight, offset))
+    block = RowBlock(range(start, stop), planned, Strata(weight, offset), pairs)
     sums, block.done = block.weight_sums, done
     sums.sums, sums.count = all_sums(tensors[f"{i}/sums"]), count
     sums.prior_count = block.strata.from_prior(0, done * block.size)

@@ -12,35 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.common.cuda_recorder import CudaRecorder
+
 from .flat_graph import FlatGraph, Untraceable
-
-WARM = 3  # runs before a capture, in which kernels are chosen and libraries make their workspaces
-
-
-class CudaRecorder:
-    """Records a function of no arguments as a ``torch.cuda.CUDAGraph``, after a warm-up on a stream of its own.
-
-    ``replay()`` does the same work on the same memory once more. Noise comes from the device's default generator and from
-    `generators`, whose states the graph reads and advances at each replay.
-    """
-
-    def __init__(self, device: torch.device, *generators: torch.Generator) -> None:
-        self.device, self.graph = device, torch.cuda.CUDAGraph()
-        for generator in generators:
-            self.graph.register_generator_state(generator)
-
-    def record(self, function: Callable[[], list[Tensor]]) -> list[Tensor]:
-        side = torch.cuda.Stream(self.device)
-        side.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(side):
-            for _ in range(WARM):
-                function()
-        torch.cuda.current_stream(self.device).wait_stream(side)
-        with torch.cuda.graph(self.graph):
-            return function()
-
-    def replay(self) -> None:
-        self.graph.replay()
 
 
 class Recorded:

@@ -53,7 +53,7 @@ class Far(Chain):
 
 
 weigh = sampler.Sampler.weigh
-draw = sampler.Sampler.draw
+noise = sampler.Sampler.noise
 
 
 def rounded_k(self):
@@ -92,7 +92,7 @@ def k_forgotten(self):
 
 def same_particles_in_each_block(self, block_sums, problem, block):
     """A seed that does not know the block: unbiased still, but its error bars are too small."""
-    return draw(self, block_sums, problem, 0 if block_sums.extent(block) == block_sums.extent(0) else block)
+    return noise(self, block_sums, problem, 0 if block_sums.extent(block) == block_sums.extent(0) else block)
 
 
 def density_of_the_one_drawn(self, terms):
@@ -146,7 +146,7 @@ BROKEN = [  # where, what, the mistake, what it is tried on
     (WeightSums, "log_px", property(softmax_of_the_loss), {"k": 60}),
     (sampler.Sampler, "weigh", scaled_weights, {}),
     (sampler.Sampler, "weigh", summed_over_the_batch, {}),
-    (sampler.Sampler, "draw", same_particles_in_each_block, {"k": 20_000}),
+    (sampler.Sampler, "noise", same_particles_in_each_block, {"k": 20_000}),
     (sampler, "terms_at", prior_hard_coded, {"oracle": GammaPoisson}),
     (sampler, "terms_at", prior_hard_coded, {"oracle": Chain}),
     (sampler, "propose", drawn_wide_scored_narrow, {"proposal": widened(1.5)}),
