@@ -11,6 +11,8 @@ from pyro_vae.diagnostics.overfitting import Overfitting, overfitting
 from pyro_vae.diagnostics.predictive_checks import PredictiveCheck, posterior_predictive_check, prior_predictive_check
 from pyro_vae.diagnostics.sbc import Calibration, simulation_based_calibration
 from pyro_vae.distributions.conditional import Conditional
+from pyro_vae.ensembles.ensemble import Ensemble
+from pyro_vae.ensembles.fit_ensemble import fit_ensemble
 from pyro_vae.evidence.annealing.ais import ais
 from pyro_vae.evidence.annealing.bracket import Bracket, bdmc, bracket
 from pyro_vae.evidence.annealing.result import Annealed
@@ -67,6 +69,7 @@ __all__ = [  # noqa: RUF022 (grouped as in the README)
     "SkipMissing", "WithMask", "impute", "impute_mean",
     # training
     "fit", "FitResult", "Checkpointer", "Aggressive", "adam", "constant", "cosine", "warmup", "binarize",
+    "fit_ensemble", "Ensemble",
     # objectives: bounds of log weights, gradient estimators, handlers and added terms
     "log_weights", "Bound", "elbo", "iwae", "miwae", "piwae", "ciwae", "renyi", "tvo", "jackknife",
     "pathwise", "stl", "dreg", "gdreg", "vimco", "rws", "analytic_kl",

@@ -173,7 +173,8 @@ def check_own(later: Member, tensors: Tensors, before: Sequence[Member]) -> None
         if shared := [name for name, t in tensors.items() if t.requires_grad and id(t) in held]:
             raise UsageError(
                 f"the members of seeds {earlier.seed} and {later.seed} share the parameter {shared[0]!r}: make must build a "
-                "new model each time it is called, with parameters in modules of its own (pyro.param has one of a name for all)."
+                "new model each time it is called, with parameters in modules of its own (pyro.param has one of a name for "
+                "all)."
             )
 
 
