@@ -130,7 +130,7 @@ class SeedEvidence(RowEstimates):
             "method": self.method,
             "measure": self.measure,
             "unit": "nats per row, higher is better",
-            "members": [{"seed": seed, **s} for seed, s in zip(self.seeds, summaries, strict=True)],
+            "members": [{"member_seed": seed, **s} for seed, s in zip(self.seeds, summaries, strict=True)],
         }
 
     def __str__(self) -> str:
@@ -172,14 +172,11 @@ def format_summary(summary: Mapping[str, Any]) -> str:
     if not loose and summary["log_px_seed_sd"] is not None:
         lines.append(f"from seed to seed: sd {summary['log_px_seed_sd']:.3f} (Monte Carlo taken off)")
     for member in summary["members"]:
+        name = f"  seed {member['member_seed']}:"
         if is_loose(member):
-            lines.append(
-                f"  seed {member['seed']}: {format_bound(member)} ({format_share(share_flagged(member))} of rows flagged)"
-            )
+            lines.append(f"{name} {format_bound(member)} ({format_share(share_flagged(member))} of rows flagged)")
         else:
-            lines.append(
-                f"  seed {member['seed']}: {member['log_px']:.3f} ± {format_nats(member['log_px_mc_se'])} Monte Carlo"
-            )
+            lines.append(f"{name} {member['log_px']:.3f} ± {format_nats(member['log_px_mc_se'])} Monte Carlo")
     lines += [f"  left out: {why}" for why in summary["left_out"].values()]
     return "\n".join(lines)
 
