@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -75,7 +76,7 @@ class EnsembleJob:
         self.data = TrainingData(train, source, resolve_batch_size(size, len(train[0])), validation, transform, drop)
         for member, make, (model, guide, _) in zip(self.members, self.makers, pairs, strict=True):
             options = replace(self.options, seed=member.seed, scheduled=member.scheduled)
-            step = Step(model, guide, self.objective, make)
+            step = Step(model, guide, copy(self.objective), make)  # a Bound remembers one pair
             member.trainer = Trainer(step, list(member.modules.values()), self.data, options)
 
     def run(self, report: EnsembleReporter) -> Ensemble:
@@ -186,7 +187,7 @@ class EnsembleJob:
                     (training.step.model, training.step.guide),
                     *self.data.train,
                     validation=self.data.validation,
-                    objective=self.objective,
+                    objective=training.step.objective,
                     optimizer=training.step.make_optimizer,
                     epochs=self.options.epochs,
                     batch_size=self.data.batch_size,

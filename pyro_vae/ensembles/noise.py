@@ -117,5 +117,10 @@ def with_draws_as_inputs(module: fx.GraphModule, names: Sequence[str], after: in
             last = graph.placeholder(f"draw_{name}")
         node.replace_all_uses_with(last)
         graph.erase_node(node)
+    for node in graph.nodes:
+        if (
+            node.target is torch.ops.aten.lift_fresh_copy.default
+        ):  # of a constant; vmap has no rule for this name of a copy
+            node.target = torch.ops.aten.clone.default
     graph.eliminate_dead_code()
     return fx.GraphModule(torch.nn.Module(), graph)

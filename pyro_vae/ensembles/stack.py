@@ -41,7 +41,7 @@ class Stack:
 
     def add(self, slot: list[Tensor]) -> None:
         """Stack one slot."""
-        if all(t is slot[0] for t in slot):
+        if all(t is slot[0] for t in slot) or self.is_constant(slot):
             self.tensors.append(slot[0])
             self.dims.append(None)
             return
@@ -49,6 +49,14 @@ class Stack:
             raise Untraceable("a tensor that the programs hold is of another shape or dtype in another member")
         self.tensors.append(torch.stack([t.detach() for t in slot]))
         self.dims.append(0)
+
+    def is_constant(self, slot: list[Tensor]) -> bool:
+        """Return whether these are equal tensors that nobody moves: neither modules' nor scheduled numbers."""
+        moved = [
+            {*owned, *map(id, m.scheduled_values.tensors)} for m, owned in zip(self.members, self.owned, strict=True)
+        ]
+        loose = all(id(t) not in ids for t, ids in zip(slot, moved, strict=True))
+        return loose and all(t.shape == slot[0].shape and torch.equal(t, slot[0]) for t in slot)
 
     def attach(self) -> None:
         """Make the members' own tensors views of the stack."""
