@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -83,8 +84,10 @@ class EnsembleJob:
         """Check the members, train them, and leave each with its best weights and its modules as they were set."""
         modes = [(m, m.training) for member in self.members for root in member.modules.values() for m in root.modules()]
         try:
-            self.check(report)
-            self.train(report)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Encountered NaN")  # Pyro's; the message of the member says more
+                self.check(report)
+                self.train(report)
         except KeyboardInterrupt as signal:
             raise self.interrupted(signal) from None
         finally:

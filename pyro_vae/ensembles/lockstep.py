@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -47,9 +46,7 @@ class Lockstep:
             result = member.training.result
             result.warnings[:0] = [said for said in member.training.noticed if said not in result.warnings]
         for epoch in range(1, self.options.epochs + 1):
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Encountered NaN")  # Pyro's; the message of the member says more
-                self.epoch(epoch, report)
+            self.epoch(epoch, report)
             if not self.alive:
                 break
         for member in self.alive:
