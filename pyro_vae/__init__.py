@@ -50,6 +50,7 @@ from pyro_vae.programs.simulate import Simulated, simulate
 from pyro_vae.runs.checkpointer import Checkpointer
 from pyro_vae.runs.compare_runs import compare_runs
 from pyro_vae.runs.config import Config
+from pyro_vae.runs.ensemble_run import load_ensemble
 from pyro_vae.runs.evaluate_run import evaluate_run
 from pyro_vae.runs.load import load_run
 from pyro_vae.runs.resume_run import resume_run
@@ -89,6 +90,6 @@ __all__ = [  # noqa: RUF022 (grouped as in the README)
     # using a model
     "encode", "reconstruct", "sample", "interpolate",
     # runs on disk
-    "Config", "Data", "Spec", "train_run", "resume_run", "evaluate_run", "compare_runs", "load_run",
+    "Config", "Data", "Spec", "train_run", "resume_run", "evaluate_run", "compare_runs", "load_run", "load_ensemble",
     "errors",
 ]  # fmt: skip

@@ -132,6 +132,8 @@ class EnsembleJob:
             return "eager", "asked for", None
         planned, count = self.options.epochs * self.data.steps_per_epoch, len(self.members)
         name, why = resolve(self.engine, planned * count, self.data.device)
+        if name == "eager":
+            why = f"auto: {planned} steps"
         if name not in ("compile", "graph"):
             return "trace", why, None
         return "compile", why, PATIENCE // count if self.engine == "auto" else 0

@@ -36,7 +36,7 @@ from .registry import build, objective_of
 from .train_run import TrainingJob, describe, prepare
 from .weights import save_model
 
-LIST = "ensemble.json"
+LIST = folder.ENSEMBLE
 SCHEMA = 1
 NAMES = ("epochs", "drop_last", "patience")  # of a config, that fit_ensemble takes as they are
 ENGINES = {"graph": "compile"}  # members trained together are not recorded as CUDA graphs
