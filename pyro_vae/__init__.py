@@ -11,6 +11,8 @@ from pyro_vae.diagnostics.overfitting import Overfitting, overfitting
 from pyro_vae.diagnostics.predictive_checks import PredictiveCheck, posterior_predictive_check, prior_predictive_check
 from pyro_vae.diagnostics.sbc import Calibration, simulation_based_calibration
 from pyro_vae.distributions.conditional import Conditional
+from pyro_vae.ensembles.ensemble import Ensemble
+from pyro_vae.ensembles.fit_ensemble import fit_ensemble
 from pyro_vae.evidence.annealing.ais import ais
 from pyro_vae.evidence.annealing.bracket import Bracket, bdmc, bracket
 from pyro_vae.evidence.annealing.result import Annealed
@@ -48,6 +50,7 @@ from pyro_vae.programs.simulate import Simulated, simulate
 from pyro_vae.runs.checkpointer import Checkpointer
 from pyro_vae.runs.compare_runs import compare_runs
 from pyro_vae.runs.config import Config
+from pyro_vae.runs.ensemble_run import load_ensemble
 from pyro_vae.runs.evaluate_run import evaluate_run
 from pyro_vae.runs.load import load_run
 from pyro_vae.runs.resume_run import resume_run
@@ -67,6 +70,7 @@ __all__ = [  # noqa: RUF022 (grouped as in the README)
     "SkipMissing", "WithMask", "impute", "impute_mean",
     # training
     "fit", "FitResult", "Checkpointer", "Aggressive", "adam", "constant", "cosine", "warmup", "binarize",
+    "fit_ensemble", "Ensemble",
     # objectives: bounds of log weights, gradient estimators, handlers and added terms
     "log_weights", "Bound", "elbo", "iwae", "miwae", "piwae", "ciwae", "renyi", "tvo", "jackknife",
     "pathwise", "stl", "dreg", "gdreg", "vimco", "rws", "analytic_kl",
@@ -86,6 +90,6 @@ __all__ = [  # noqa: RUF022 (grouped as in the README)
     # using a model
     "encode", "reconstruct", "sample", "interpolate",
     # runs on disk
-    "Config", "Data", "Spec", "train_run", "resume_run", "evaluate_run", "compare_runs", "load_run",
+    "Config", "Data", "Spec", "train_run", "resume_run", "evaluate_run", "compare_runs", "load_run", "load_ensemble",
     "errors",
 ]  # fmt: skip

@@ -23,6 +23,7 @@ ALLOWED = {  # folder or top module -> those it may import from; its own folder 
     "evidence": GROUND | {"data", "programs"},
     "diagnostics": GROUND | {"data", "programs", "objectives", "evidence"},
     "training": GROUND | {"data", "programs", "objectives", "diagnostics"},  # a log line counts active units
+    "ensembles": GROUND | {"data", "programs", "objectives", "evidence", "training"},
     "plots": GROUND,
     "runs": None,  # everything below the command line
     "cli": None,

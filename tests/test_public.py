@@ -19,6 +19,7 @@ TOLD |= {"PredictiveCheck", "FitResult"}  # returned, too
 TOLD |= {"save_evidence"}  # the other half of load_evidence's example
 TOLD |= {
     "load_run",
+    "load_ensemble",
     "compare_runs",
     "train_run",
     "resume_run",

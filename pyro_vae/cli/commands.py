@@ -15,10 +15,12 @@ from pyro_vae.errors import UsageError
 from pyro_vae.runs import folder
 from pyro_vae.runs.bracket_run import bracket_run
 from pyro_vae.runs.config import Config
+from pyro_vae.runs.ensemble_run import train_ensemble
 from pyro_vae.runs.registry import TABLES
 from pyro_vae.runs.resume_run import resume_run
 from pyro_vae.runs.train_run import MINUTES, train_run
 
+from .ensemble_tables import report_seeds
 from .tables import format_agreement, markdown_table, print_parts, report
 
 app = App(
@@ -57,6 +59,7 @@ def train(
     *,
     config: Config = Config(),  # noqa: B008 (frozen)
     run: Path | None = None,
+    seeds: Annotated[tuple[int, ...], Parameter(consume_multiple=True, negative=())] = (),
     resume: Path | None = None,
     fork: Path | None = None,
     overwrite: Overwrite = False,
@@ -72,6 +75,9 @@ def train(
     ----------
     run
         Folder to make.
+    seeds
+        Train several members at once: so many, from --seed on, or the seeds listed. RUN then holds a run folder for each
+        (seed0, seed1 ...), and log p(x) has its error over seeds beside the others.
     resume
         Folder of a run that was interrupted, killed or diverged: goes on from its newest whole checkpoint.
     fork
@@ -83,12 +89,34 @@ def train(
         raise UsageError("say --run FOLDER for a new run, or --resume FOLDER to go on with one (--fork NEW beside it)")
     if fork is not None and resume is None:
         raise UsageError("--fork NEW goes with --resume FOLDER")
+    if seeds:
+        if run is None:
+            raise UsageError(
+                "--seeds trains a new ensemble: say --run FOLDER; members have no checkpoints to --resume from"
+            )
+        told = {"overwrite": overwrite, "data_dir": data_dir, "download": download, "device": device}
+        report_seeds(train_ensemble(config, seeds_of(seeds, config.seed), run, num_samples=num_samples, **told), run)
+        return
     common: dict[str, Any] = {"data_dir": data_dir, "device": device}
     common |= {"num_samples": num_samples, "minutes": checkpoint_minutes}
     if resume is not None:
         report(resume_run(resume, config, fork=fork, **common), fork or resume)
     elif run is not None:
         report(train_run(config, run, overwrite=overwrite, download=download, **common), run)
+
+
+def seeds_of(given: tuple[int, ...], first: int) -> list[int]:
+    """Read --seeds: one number counts them, from the config's own on; several are the seeds themselves.
+
+    Example:
+        >>> seeds_of((3,), 5), seeds_of((0, 3, 7), 5)
+        ([5, 6, 7], [0, 3, 7])
+    """
+    if len(given) > 1:
+        return list(given)
+    if given[0] < 1:
+        raise UsageError(f"--seeds {given[0]}: an ensemble has at least one member; --seeds 8 trains eight")
+    return list(range(first, first + given[0]))
 
 
 @app.command(name="selftest")

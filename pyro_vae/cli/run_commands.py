@@ -19,6 +19,7 @@ from pyro_vae.errors import UsageError
 from pyro_vae.models import usage
 from pyro_vae.plots import images, latents
 from pyro_vae.runs.compare_runs import compare_runs, draw_forest, write
+from pyro_vae.runs.ensemble_run import compare_ensembles, evaluate_ensemble, is_ensemble
 from pyro_vae.runs.evaluate_run import EvaluationOptions, evaluate_opened, rows_of
 from pyro_vae.runs.load import Run, load_run, open_data
 from pyro_vae.runs.replay_divergence import replay_step
@@ -26,6 +27,7 @@ from pyro_vae.runs.run_figures import draw_all, reconstructions, sample_means
 
 from .array_files import array_bytes, check_array_file
 from .commands import DataDir, Device, app
+from .ensemble_tables import report_seeds
 from .tables import report
 
 DRAWN = {  # pictures of these arrays in a run's figures, beside those of its training
@@ -52,7 +54,10 @@ SplitName = Annotated[str, Parameter(help="test, validation or train.")]
 def evaluate(
     run: RunFolder, /, *, options: EvaluationOptions = DEFAULTS, data_dir: DataDir = None, device: Device = "auto"
 ) -> None:
-    """Scores a run: log p(x) by importance sampling or exactly, from its folder alone."""
+    """Scores a run (of several seeds, each member): log p(x) by importance sampling or exactly, from its folder alone."""
+    if is_ensemble(run):
+        report_seeds(evaluate_ensemble(run, options, data_dir, device), run)
+        return
     opened = load_run(run, device=device)
     report(evaluate_opened(opened, open_data(opened, data_dir), options), run)
 
@@ -68,6 +73,8 @@ def compare(
     figure: Path | None = None,
 ) -> None:
     """Compares runs on the rows that all were scored on: log p(x), and a verdict on each paired difference to the best.
+
+    Of two runs of several seeds each (train --seeds) it compares the means over seeds, with the error over seeds.
 
     Parameters
     ----------
@@ -88,6 +95,9 @@ def compare(
     """
     if figure and figure.suffix.lower() != ".png":
         raise UsageError(f"--figure {figure}: pictures are PNG; give the file the ending .png")
+    if any(map(is_ensemble, runs)):
+        print(compare_ensembles(*two_ensembles(runs, csv, latex, figure), split=split, rows=rows, method=method))
+        return
     comparison = compare_runs(runs, split=split, rows=rows, method=method)
     Console(width=None if sys.stdout.isatty() else 160).print(comparison.table())
     for note in comparison.notes:
@@ -96,6 +106,18 @@ def compare(
         if path:
             write(path, content())
             print(path)
+
+
+def two_ensembles(runs: tuple[Path, ...], *files: Path | None) -> tuple[Path, Path]:
+    """Return the two runs of several seeds that are to be compared; refuse others."""
+    if len(runs) != 2 or not all(map(is_ensemble, runs)):
+        raise UsageError(
+            "runs of several seeds are compared two at a time, and with each other; a member is a run like any other, such as "
+            f"{next(run for run in runs if is_ensemble(run))}/seed0"
+        )
+    if any(files):
+        raise UsageError("--csv, --latex and --figure are of runs of one seed: leave them out, or compare members")
+    return runs[0], runs[1]
 
 
 @app.command

@@ -28,6 +28,7 @@ from .lock import LOCK
 
 SCHEMA = 1
 HISTORY = "evaluations.jsonl"
+ENSEMBLE = "ensemble.json"  # names the seeds of a folder that holds a run for each (:mod:`pyro_vae.runs.ensemble_run`)
 OURS = ("config.json", "metrics.jsonl", "model.safetensors", "evidence.json", "evidence.csv", HISTORY)
 OF_EVALUATIONS = ("particles-*.safetensors", "evidence-*.json", "evidence-*.csv")
 EVALUATION_LOCK = ".evaluation.lock"
@@ -122,6 +123,12 @@ def read_json(path: Path, limit: int = JSON_BYTES) -> Any:
     """
     if not path.parent.is_dir():
         raise RunFolderError(f"there is no run folder {path.parent}")
+    if not path.is_file() and (path.parent / ENSEMBLE).is_file():
+        member = next(iter(sorted(path.parent.glob("seed*/"))), path.parent / "seed0")
+        raise RunFolderError(
+            f"{path.parent} is an ensemble of several seeds: each member is a run, such as {member}. All at once: pyro-vae "
+            "evaluate and compare, and load_ensemble in Python"
+        )
     if not path.is_file():
         raise RunFolderError(f"{path.parent} is no whole run: {path.name} is missing. Train it again.")
     return parse_json(read_bytes(path, limit), path)

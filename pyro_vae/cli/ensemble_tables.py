@@ -1,0 +1,44 @@
+"""Table of a run of several seeds: each member, and the mean with its error over seeds."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pyro_vae.common.flagged import format_bound, format_share, is_loose, share_flagged
+from pyro_vae.evidence.over_seeds import format_mean
+
+from .tables import format_number
+
+
+def report_seeds(evidence: dict[str, Any], run: Path) -> None:
+    """Print each member's log p(x), and the mean over members with ± seed, ± Monte Carlo and ± data."""
+    title = f"{evidence['split']} ({evidence['rows']} rows); nats per row, higher is better"
+    table = Table(title=title, min_width=len(title))
+    for heading in ("", "log p(x)", "± Monte Carlo", "± data", "ELBO", "flagged"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for member in evidence["members"]:
+        table.add_row(*cells(member))
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    print(f"mean over {len(evidence['seeds'])} seeds: log p(x) {format_mean(evidence)}")
+    if not is_loose(evidence) and evidence["log_px_seed_sd"] is not None:
+        print(f"from seed to seed: sd {evidence['log_px_seed_sd']:.3f}, the Monte Carlo part taken off")
+    for why in evidence["left_out"].values():
+        print(f"left out: {why}")
+    print(f"method: {evidence['method']}; measure: {evidence['measure']}")
+    first = run / f"seed{evidence['seeds'][0]}"
+    print(f"run folder: {run}, with a run for each member: {first} …")
+
+
+def cells(member: dict[str, Any]) -> list[str]:
+    """Return the line of one member; where more than a tenth of its rows is flagged, a bound without ±."""
+    flagged = format_share(share_flagged(member))
+    elbo = format_number(member, "elbo") if "elbo" in member else ""
+    name = f"seed {member['member_seed']}"
+    if is_loose(member):
+        return [name, format_bound(member), "loose", "loose", elbo, flagged]
+    return [name, *(format_number(member, key) for key in ("log_px", "log_px_mc_se", "log_px_data_se")), elbo, flagged]

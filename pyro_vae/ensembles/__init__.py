@@ -1,0 +1,1 @@
+"""Several models of one architecture, a seed each: trained as one graph, scored with the error over seeds."""

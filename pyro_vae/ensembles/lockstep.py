@@ -1,0 +1,184 @@
+"""The training of all members at once: epochs of common steps, each member's own records, best weights and end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from pyro_vae.common.memory import fitting
+from pyro_vae.common.random import seeded, stream
+from pyro_vae.errors import DivergedError, ProgramError
+from pyro_vae.training.batch_source import TrainingData
+from pyro_vae.training.divergence import suspect_rows
+from pyro_vae.training.engines.flat_graph import Unfinished, Untraceable
+from pyro_vae.training.finite_checks import GRADIENT, LOSS
+from pyro_vae.training.shuffle import NOISE, SHUFFLE, ShuffledBatches
+from pyro_vae.training.training_state import EpochPosition, TrainingOptions
+
+from .members import Member
+from .report import EnsembleReporter
+from .together import Batch, Together
+
+AWAY = "members trained together cannot follow that: give engine='eager', which trains one after the other"
+
+
+@dataclass(eq=False)
+class Lockstep:
+    """One run of all members; whoever stops or diverges is frozen, and the others go on."""
+
+    members: Sequence[Member]
+    data: TrainingData
+    options: TrainingOptions  # those that all have in common
+    together: Together
+    compile_after: int | None = None  # steps; None never
+    diverged: dict[int, str] = field(default_factory=dict)  # seed to message
+    steps: int = 0
+
+    def run(self, report: EnsembleReporter) -> None:
+        """Train all epochs, or until nobody is left."""
+        self.alive = list(self.members)
+        for member in self.members:
+            result = member.training.result
+            result.warnings[:0] = [said for said in member.training.noticed if said not in result.warnings]
+        for epoch in range(1, self.options.epochs + 1):
+            self.epoch(epoch, report)
+            if not self.alive:
+                break
+        for member in self.alive:
+            member.training.result.stopped = f"{self.options.epochs} epochs done"
+
+    def epoch(self, epoch: int, report: EnsembleReporter) -> None:
+        """Make one pass of all members, each in its own order; then measure those that are alive."""
+        start, first_step = time.perf_counter(), self.steps
+        for member in self.members:
+            for module in member.modules.values():
+                module.train()
+        self.together.tally.start_epoch()
+        seeds = [member.seed for member in self.members]
+        with seeded(
+            seeds[0], NOISE, epoch, *seeds[1:], device=self.data.device
+        ):  # of noise that is drawn for all at once
+            self.run_steps(epoch)
+        self.count(epoch, first_step)
+        seconds = (time.perf_counter() - start) / len(self.members)
+        for member in list(self.alive):
+            self.record(member, epoch, round(seconds, 4), report)
+        report.epoch_done(epoch)
+
+    def run_steps(self, epoch: int) -> None:
+        """Make the steps of an epoch."""
+        orders = [self.data.shuffle(stream(m.seed, SHUFFLE, epoch)) for m in self.members]
+        noise = [torch.Generator(self.data.device).manual_seed(stream(m.seed, NOISE, epoch)) for m in self.members]
+        whole, like = self.data.batch_size, self.together.row_like()
+        per_epoch = self.data.steps_per_epoch
+        steps = range(self.steps, self.steps + per_epoch)
+        table = self.together.adam.table(steps, self.options.epochs * per_epoch, self.options.schedule)
+        what = f"step {self.steps + 1}: batches of {whole} rows for {len(self.members)} members on {self.data.device}"
+        with fitting(what, f"Take smaller ones: batch_size={max(1, whole // 2)}."):
+            for number, (row, batch) in enumerate(zip(like.new_tensor(table), self.batches(orders), strict=True)):
+                self.step(row, batch, noise, checked=number == 0)
+
+    def step(self, row: Tensor, batch: list[Tensor], noise: list[torch.Generator], checked: bool) -> None:
+        """Make one step of all members: by the common graph, or member by member on a shorter last batch."""
+        together, planned = self.together, self.options.epochs * self.data.steps_per_epoch
+        for member in self.members if together.scheduled else ():
+            member.training.options.tell_progress(self.steps / planned)
+        try:
+            together.refresh()
+            if batch[0].shape[1] == self.data.batch_size:
+                if checked and self.steps:
+                    together.check(split(batch))
+                self.accelerate(batch)
+                together.draw(noise)
+                together(batch, row)
+            else:
+                together.one_by_one(split(batch), row, noise)
+        except Untraceable as why:
+            raise ProgramError(f"step {self.steps + 1}: {why}; {AWAY}") from why
+        self.steps += 1
+
+    def accelerate(self, batch: list[Tensor]) -> None:
+        """Compile the graph once it is time."""
+        if self.compile_after is None or self.steps < self.compile_after:
+            return
+        self.compile_after = None
+        try:
+            self.together.compile(batch)
+        except (Unfinished, Untraceable) as why:
+            self.together.notes.append(f"the trace goes on as it is: {why}")
+
+    def batches(self, orders: list[ShuffledBatches]) -> Iterator[list[Tensor]]:
+        """Yield batches ``(M, B, ...)``, each member's rows in its own order, transformed by its own generator."""
+        passes, count = [order.one_pass() for order in orders], len(orders)
+        for rows in zip(*passes, strict=True):
+            x, *context = self.data.source.fetch(torch.cat(rows))
+            shaped = [a.view(count, len(rows[0]), *a.shape[1:]) for a in (x, *context)]
+            if (transform := self.data.transform) is not None:
+                made = [transform(x, order.generator) for x, order in zip(shaped[0], orders, strict=True)]
+                shaped[0] = torch.stack(made)
+            yield shaped
+
+    def count(self, epoch: int, first_step: int) -> None:
+        """Note each member's steps and loss; freeze those that met a loss or gradient that is not finite."""
+        tally = torch.stack([t.double() for t in self.together.tally.tensors]).tolist()
+        for member, alive, good_steps, loss, bad_loss in zip(self.members, *tally, strict=True):
+            if member not in self.alive:
+                continue
+            state = member.training.state
+            state.step = state.updates = first_step + int(good_steps)
+            state.position = EpochPosition(epoch, loss)
+            self.note_rate(member)
+            if not alive:
+                what = GRADIENT if bad_loss == 0 else LOSS.format(bad_loss)
+                self.freeze(
+                    member, member.training.diverged(f"{what} on rows {self.suspects(member, epoch, int(good_steps))}")
+                )
+
+    def note_rate(self, member: Member) -> None:
+        """Have the member's records tell the learning rate of the last step."""
+        optimizer = member.training.step.optimizer
+        assert optimizer is not None
+        base = self.together.adam.rates[list(self.members).index(member)]
+        planned = self.options.epochs * self.data.steps_per_epoch
+        optimizer.param_groups[0]["lr"] = base * self.options.schedule(self.steps / planned)
+
+    def suspects(self, member: Member, epoch: int, good_steps: int) -> str:
+        """Name the rows of a step that diverged, the member still as it was before it."""
+        order = self.data.shuffle(stream(member.seed, SHUFFLE, epoch))
+        rows, batch = next(islice(self.data.one_pass(order), good_steps, None))
+        return suspect_rows(member.training.step, rows, batch, member.seed)
+
+    def freeze(self, member: Member, error: DivergedError) -> None:
+        """Let the others go on without a member that diverged."""
+        self.diverged[member.seed] = f"seed {member.seed}: {error}"
+        member.training.result.warnings.append(self.diverged[member.seed])
+        self.retire(member)
+
+    def retire(self, member: Member) -> None:
+        self.alive.remove(member)
+        self.together.tally.alive[list(self.members).index(member)] = False
+
+    def record(self, member: Member, epoch: int, seconds: float, report: EnsembleReporter) -> None:
+        """Measure a member after an epoch; keep its weights if they are the best; stop it if it has lost patience."""
+        training = member.training
+        try:
+            record = training.record(epoch) | {"seconds": seconds}
+        except DivergedError as error:
+            self.freeze(member, error)
+            return
+        report.member(member.seed, record)
+        training.add_record(record, report.notes_of(member.seed))
+        patience = self.options.patience
+        if patience is not None and epoch - max(training.result.best_epoch, training.settled_epoch) >= patience:
+            training.result.stopped = f"no better ELBO for {patience} epochs"
+            self.retire(member)
+
+
+def split(batch: Sequence[Tensor]) -> list[Batch]:
+    """Return each member's own batch."""
+    return list(zip(*batch, strict=True))

@@ -1,0 +1,94 @@
+"""The progress of an ensemble: a line an epoch, with the mean over members and their spread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import mean, stdev
+from types import TracebackType
+from typing import Any
+
+from pyro_vae.common.progress import bar
+from pyro_vae.errors import UsageError
+from pyro_vae.training.training_state import FitResult
+
+Record = dict[str, Any]
+
+
+class EnsembleReporter:
+    """Called with the record of each member after each epoch: adds what `on_epoch` returns, then shows all in a line."""
+
+    def __init__(self, epochs: int, verbose: bool, on_epoch: Callable[[Record], Record | None] | None) -> None:
+        self.epochs, self.on_epoch, self.verbose = epochs, on_epoch, verbose
+        self.bar = bar(verbose)
+        self.lines = verbose and not self.bar.console.is_terminal
+        self.records: list[Record] = []
+
+    def __enter__(self) -> EnsembleReporter:
+        self.bar.start()
+        self.task = self.bar.add_task("training", total=self.epochs)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.bar.stop()
+
+    def member(self, seed: int, record: Record) -> None:
+        """Take a member's record, and give it to `on_epoch`, its seed beside it."""
+        more = self.on_epoch(record | {"seed": seed}) if self.on_epoch else None
+        if not isinstance(more, dict | None):
+            raise UsageError(f"on_epoch returned a {type(more).__name__}; wanted a dict that joins the record, or None")
+        record |= more or {}
+        self.records.append(record)
+
+    def alone(self, seed: int, record: Record) -> Record:
+        """Take the record of a member that is trained by itself; return what joins it."""
+        more = self.on_epoch(record | {"seed": seed}) if self.on_epoch else None
+        return more or {}
+
+    def member_done(self, seed: int, result: FitResult) -> None:
+        """Show that a member that is trained by itself has ended."""
+        line = f"seed {seed}: {result.stopped or 'diverged'}"
+        if self.lines:
+            print(f"{line}  {format_records(result.history[-1:])}", file=self.bar.console.file, flush=True)
+
+    def epoch_done(self, epoch: int) -> None:
+        """Show the epoch."""
+        line = format_records(self.records)
+        if self.lines:
+            print(f"epoch {epoch}/{self.epochs}  {line}", file=self.bar.console.file, flush=True)
+        self.bar.update(self.task, advance=1, description=line)
+        self.records = []
+
+    def note(self, line: str) -> None:
+        """Print a line that stays, on standard error."""
+        if self.verbose:
+            self.bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def notes_of(self, seed: int) -> Any:
+        """Return what takes the notes on one member."""
+        return MemberNotes(self, seed)
+
+
+class MemberNotes(EnsembleReporter):
+    """Names the member whose note it is."""
+
+    def __init__(self, reporter: EnsembleReporter, seed: int) -> None:
+        self.reporter, self.seed = reporter, seed
+
+    def note(self, line: str) -> None:
+        self.reporter.note(f"seed {self.seed}: {line}")
+
+
+def format_records(records: list[Record]) -> str:
+    """Write the members' records in a line.
+
+    Example:
+        >>> format_records([{"loss": 2.0, "elbo": -1.0}, {"loss": 4.0, "elbo": -3.0}])
+        '2 members  loss 3.000  ELBO -2.000 (sd over seeds 1.414)'
+    """
+    losses = [r["loss"] for r in records if r["loss"] is not None]
+    elbos = [r["elbo"] for r in records if r["elbo"] is not None]
+    parts = [f"{len(records)} members"]
+    parts += [f"loss {mean(losses):.3f}"] if losses else []
+    parts += [f"ELBO {mean(elbos):.3f}"] if elbos else ["ELBO none"]
+    spread = f" (sd over seeds {stdev(elbos):.3f})" if len(elbos) > 1 else ""
+    return "  ".join(parts) + spread

@@ -1,0 +1,382 @@
+"""One step of all members as a flat graph: ``torch.vmap`` over one member's, finiteness, and Adam."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vae.common import torch_private
+from pyro_vae.programs.pair import without_validation
+from pyro_vae.training.engines.flat_graph import FlatGraph, Untraceable, difference, lift, trace
+from pyro_vae.training.engines.inductor import compile_flat
+from pyro_vae.training.engines.scheduled_values import Answers, answers_hold
+from pyro_vae.training.engines.verify import close, disagreement, replayed
+from pyro_vae.training.step import EagerEngine
+
+from .adam import StackedAdam, along
+from .members import Member
+from .noise import Draw, Recorder, draw_of, free_draws, is_random, with_draws_as_inputs
+from .stack import Stack
+
+Batch = tuple[Tensor, ...]
+Function = Callable[..., list[Tensor]]
+
+
+def traced(member: Member, batch: Batch) -> FlatGraph:
+    """Trace a member's step on a batch, its scheduled numbers as tensors; generators and buffers are as before."""
+    answers: Answers = []
+    step = member.training.step
+    scheduled = member.scheduled_values.traced(step.parameters[0], answers)
+    with replayed(member.buffers, batch[0].device), without_validation(), scheduled:
+        flat = trace(EagerEngine(step).value, step.parameters, batch)
+    flat.answers = answers
+    return flat
+
+
+def traced_twice(member: Member, batch: Batch) -> FlatGraph:
+    """Trace a step from two batches; refuse traces that differ, as a number was frozen in them."""
+    flat = traced(member, batch)
+    if apart := difference(flat, traced(member, tuple(a.flip(0) for a in batch))):
+        raise Untraceable(f"two traces of one step differ: {apart}. A number of the programs' own changes")
+    held = {id(b) for b in member.buffers}
+    if any(id(t) not in held for t in flat.mutated()):
+        raise Untraceable("the programs change a tensor in place that is no buffer of their modules")
+    return flat
+
+
+def untraceable(member: Member) -> str | None:
+    """Give the reason why no trace could hold a member's step; None if one can."""
+    step = member.training.step
+    if EagerEngine(step).loss is None:
+        return f"{type(step.objective).__name__} reads numbers back at each step"
+    hooked = any(torch_private.has_hook(p) for p in step.parameters)
+    return "a parameter has a hook on its gradient" if hooked else None
+
+
+@dataclass(eq=False)
+class Tally:
+    """What the steps count of each member, on the device: ``(M,)`` each."""
+
+    alive: Tensor  # still trained
+    good_steps: Tensor
+    loss_sum: Tensor
+    bad_loss: Tensor  # of the step that was not finite
+
+    @classmethod
+    def of(cls, members: int, like: Tensor) -> Tally:
+        zeros = torch.zeros(members, dtype=torch.float64, device=like.device)
+        return cls(torch.ones_like(zeros, dtype=torch.bool), zeros, zeros.clone(), zeros.clone())
+
+    def start_epoch(self) -> None:
+        for tensor in self.tensors[1:]:
+            tensor.zero_()
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [self.alive, self.good_steps, self.loss_sum, self.bad_loss]
+
+
+@dataclass(eq=False)
+class Together:
+    """The step of all members on batches ``(M, B, ...)``, checked against each member's own."""
+
+    members: Sequence[Member]
+    adam: StackedAdam
+    stack: Stack
+    names: list[str]  # of operations whose noise is drawn outside, each member's from its own generator
+    draws: list[Draw]
+    tally: Tally
+    notes: list[str] = field(default_factory=list)
+    run: Function | None = None  # compiled
+
+    @classmethod
+    def of(cls, members: Sequence[Member], batches: Sequence[Batch]) -> Together:
+        """Trace each member's step on its batch, and make one of all.
+
+        Raises:
+            Untraceable: a step that cannot be traced, or is another in another member, or that vmap does not take.
+        """
+        start = time.perf_counter()
+        if reason := next(filter(None, map(untraceable, members)), None):
+            raise Untraceable(reason)
+        optimizers: list[Any] = [member.training.step.optimizer for member in members]
+        adam = StackedAdam.of(optimizers, members[0].parameters[0])
+        flats = [traced_twice(member, batch) for member, batch in zip(members, batches, strict=True)]
+        for member, flat in zip(members[1:], flats[1:], strict=True):
+            if apart := difference(bare(flats[0]), bare(flat)):
+                raise Untraceable(f"the step of seed {member.seed} is not that of seed {members[0].seed}: {apart}")
+        recorded = record(flats[0], batches[0], members[0])
+        drawn = free_draws(flats[0].module.graph)
+        stack = Stack(members, flats)
+        stack.attach()
+        try:
+            step = cls(
+                members,
+                adam,
+                stack,
+                [n.name for n in drawn],
+                [draw_of(n, recorded) for n in drawn],
+                Tally.of(len(members), batches[0][0]),
+            )
+            step.make(batches, start)
+        except BaseException:
+            stack.detach()
+            raise
+        return step
+
+    def make(self, batches: Sequence[Batch], start: float) -> None:
+        """Make the graph, after it was seen that vmap computes each member's own gradients."""
+        self.stacked_draws = [draw.buffer(len(self.members)) for draw in self.draws]
+        self.moments = [[torch.zeros_like(self.stack.tensors[j]) for j in self.stack.trained] for _ in range(2)]
+        self.forward = self.function_of(self.names)
+        self.check(batches)
+        self.module = self.flatten(batches)
+        flat = self.stack.flats[0]
+        seconds = time.perf_counter() - start
+        self.notes.append(f"traced {flat.operations} operations of {len(self.members)} members in {seconds:.1f} s")
+        if others := [n.name for n in flat.module.graph.nodes if is_random(n) and n.name not in self.names]:
+            self.notes.append(
+                f"noise of {', '.join(others)} is drawn for all members at once: equal in law to that of lone runs"
+            )
+
+    def function_of(self, names: Sequence[str]) -> Function:
+        """Make the function of batch, draws of these names and state that gives all members' losses and gradients."""
+        flat, inputs = self.stack.flats[0], len(self.batch_like)
+        module = with_draws_as_inputs(flat.module, names, inputs)
+        dims = (*[0] * (inputs + len(names)), *self.stack.dims)
+        return torch.vmap(module.forward, in_dims=dims, randomness="different")
+
+    @property
+    def batch_like(self) -> list[Any]:
+        """The graph's inputs that are the batch."""
+        flat = self.stack.flats[0]
+        inputs = [node for node in flat.module.graph.nodes if node.op == "placeholder"]
+        return inputs[: len(inputs) - len(flat.state)]
+
+    def check(self, batches: Sequence[Batch]) -> None:
+        """Compare all members' losses, gradients and buffers with those that each computes alone, on the same noise.
+
+        Raises:
+            Untraceable: they differ by more than rounding, or vmap does not take the graph.
+        """
+        device = batches[0][0].device
+        alone, recorded, buffers = [], [], []
+        for member, flat, batch in zip(self.members, self.stack.flats, batches, strict=True):
+            with replayed(member.buffers, device):
+                alone.append(run_eager(member, batch))
+                buffers.append([b.clone() for b in member.buffers])
+            recorded.append(record(flat, batch, member))
+        names = list(recorded[0].drawn)
+        draws = [stacked([r.drawn[name] for r in recorded]) for name in names]
+        inputs = [torch.stack(arrays) for arrays in zip(*batches, strict=True)]
+        with replayed([b for member in self.members for b in member.buffers], device):
+            losses, *gradients = vmapped(self.function_of(names), [*inputs, *draws, *self.stack.tensors])
+            for i, member in enumerate(self.members):
+                found = [gradient[i] for gradient in gradients]
+                at = iter(found)
+                captured = losses[i], [next(at) if r else None for r in self.stack.flats[0].reached]
+                what = disagreement(alone[i], captured)[1]
+                if what is None and not close(buffers[i], member.buffers):
+                    what = "it leaves other buffers (batch statistics)"
+                if what is not None:
+                    raise Untraceable(
+                        f"the step of seed {member.seed} among all is not the one that it makes alone: {what}"
+                    )
+
+    def flatten(self, batches: Sequence[Batch]) -> Any:
+        """Trace the whole step of all members into one flat graph; its inputs are changed in place."""
+        make_fx = torch_private.find(torch_private.MAKE_FX)
+        inputs = self.inputs([torch.stack(arrays) for arrays in zip(*batches, strict=True)], self.row_like())
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # vmap's, of operations that it takes one member after the other
+            module = make_fx(self.whole, tracing_mode="real")(*[t.clone() for t in inputs])
+        self.constants = lift(module)
+        return module
+
+    def row_like(self) -> Tensor:
+        return torch.ones(2, len(self.members), dtype=self.parameters[0].dtype, device=self.parameters[0].device)
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether numbers of the members move as training goes on."""
+        return any(member.scheduled for member in self.members)
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        return [self.stack.tensors[j] for j in self.stack.trained]
+
+    def inputs(self, batch: Sequence[Tensor], row: Tensor) -> list[Tensor]:
+        """List all that a step reads and changes."""
+        return [
+            *batch,
+            *self.stacked_draws,
+            row,
+            *self.tally.tensors,
+            *self.stack.tensors,
+            *self.moments[0],
+            *self.moments[1],
+        ]
+
+    def whole(self, *inputs: Tensor) -> list[Tensor]:
+        """Make a step of these inputs; the tally, parameters, moments and buffers among them are changed in place."""
+        given, state, trained = len(self.batch_like) + len(self.draws), len(self.stack.tensors), len(self.stack.trained)
+        row, tally = inputs[given], Tally(*inputs[given + 1 : given + 5])
+        tensors = inputs[given + 5 : given + 5 + state]
+        moments = inputs[given + 5 + state :]
+        before = {j: tensors[j].clone() for j in self.stack.changed}
+        losses, *gradients = self.forward(*inputs[:given], *tensors)
+        moves = count(tally, losses, gradients)
+        for j, old in before.items():
+            tensors[j].copy_(torch.where(along(moves, old), tensors[j], old))
+        for k, (j, gradient) in enumerate(zip(self.stack.trained, gradients, strict=True)):
+            self.adam.update((tensors[j], moments[k], moments[k + trained]), gradient, row, moves)
+        return [losses]
+
+    def __call__(self, batch: Sequence[Tensor], row: Tensor) -> None:
+        """Make one step of all members, on draws that were made before."""
+        with torch.no_grad():
+            (self.run or self.module.forward)(*self.inputs(batch, row), *self.constants)
+
+    def draw(self, generators: Sequence[torch.Generator]) -> None:
+        """Draw each member's noise of the next step from its generator."""
+        for draw, buffer in zip(self.draws, self.stacked_draws, strict=True):
+            for out, generator in zip(buffer, generators, strict=True):
+                draw.fill(out, generator)
+
+    def one_by_one(self, batches: Sequence[Batch], row: Tensor, generators: Sequence[torch.Generator]) -> None:
+        """Make a step of all members on batches of another kind: each member's gradients as its programs run, then Adam."""
+        before = {j: self.stack.tensors[j].clone() for j in self.stack.changed}
+        results = []
+        for member, batch, generator in zip(self.members, batches, generators, strict=True):
+            with drawing_from(generator, batch[0].device):
+                results.append(run_eager(member, batch))
+        losses = torch.stack([loss for loss, _ in results])
+        reached = [torch.stack([g[k] for _, g in results]) for k in self.stack.reached]  # type: ignore[misc]
+        with torch.no_grad():
+            moves = count(self.tally, losses, reached)
+            for j, old in before.items():
+                self.stack.tensors[j].copy_(torch.where(along(moves, old), self.stack.tensors[j], old))
+            for p, m, v, gradient in zip(self.parameters, *self.moments, reached, strict=True):
+                self.adam.update((p, m, v), gradient, row, moves)
+
+    def refresh(self) -> None:
+        """Take over the scheduled numbers of now.
+
+        Raises:
+            Untraceable: a question of the programs about them has another answer than when the graph was made.
+        """
+        numbers = [[getattr(owner, name) for owner, name in m.scheduled_values.numbers] for m in self.members]
+        for k, tensor in enumerate(self.members[0].scheduled_values.tensors):
+            if (j := next((j for j, t in enumerate(self.stack.flats[0].state) if t is tensor), None)) is not None:
+                self.stack.tensors[j].copy_(self.stack.tensors[j].new_tensor([each[k] for each in numbers]))
+        if not all(answers_hold(flat.answers) for flat in self.stack.flats):
+            raise Untraceable("a scheduled number has passed a value that the programs ask for")
+
+    def compile(self, batch: Sequence[Tensor]) -> None:
+        """Compile the graph, and compare a step of it with one of the graph as it is.
+
+        Raises:
+            Untraceable, Unfinished: no compiler, it gave up, or its step is another.
+        """
+        start = time.perf_counter()
+        inputs = self.inputs(batch, self.row_like() * 1e-3)
+        flat = FlatGraph(self.module, [*inputs[len(batch) :], *self.constants], [])
+        device = batch[0].device
+        with replayed(inputs, device), torch.no_grad():
+            self.module.forward(*inputs, *self.constants)
+            wanted = [t.clone() for t in self.results]
+        with replayed(inputs, device):
+            run = compile_flat(flat, batch)
+        with replayed(inputs, device), torch.no_grad():
+            run(*inputs, *self.constants)
+            if not same(wanted, self.results):
+                raise Untraceable("the compiled step is not the one that was traced")
+        self.run = run
+        self.notes.append(f"compiled in {time.perf_counter() - start:.1f} s")
+
+    @property
+    def results(self) -> list[Tensor]:
+        """What shows a step's numbers: losses, and gradients in the running means."""
+        return [self.tally.loss_sum, self.tally.good_steps, *self.moments[0]]
+
+
+def bare(flat: FlatGraph) -> FlatGraph:
+    """Return a graph without its tensors, which differ from member to member."""
+    return FlatGraph(flat.module, [], flat.reached)
+
+
+def record(flat: FlatGraph, batch: Batch, member: Member) -> Recorder:
+    """Run a member's graph, and remember its draws; generators and buffers are as before."""
+    recorder = Recorder(flat.module)
+    with torch.no_grad(), replayed(member.buffers, batch[0].device):
+        recorder.run(*batch, *flat.state)
+    return recorder
+
+
+def stacked(values: Sequence[Any]) -> Any:
+    """Stack what members drew, tensor by tensor."""
+    if isinstance(values[0], tuple):
+        return tuple(torch.stack(parts) for parts in zip(*values, strict=True))
+    return torch.stack(list(values))
+
+
+def vmapped(function: Function, inputs: list[Any]) -> list[Tensor]:
+    """Call what vmap made; raise Untraceable, with torch's own words, where it cannot."""
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return function(*inputs)
+    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+        raise Untraceable(f"vmap does not take it: {str(error).strip().splitlines()[0]}") from error
+
+
+def run_eager(member: Member, batch: Batch) -> tuple[Tensor, list[Tensor | None]]:
+    """Compute a member's loss and gradients as its programs run."""
+    step = member.training.step
+    for p in step.parameters:
+        p.grad = None
+    loss = EagerEngine(step)(*batch)
+    gradients = [p.grad for p in step.parameters]
+    for p in step.parameters:
+        p.grad = None
+    return loss, gradients
+
+
+def count(tally: Tally, losses: Tensor, gradients: Sequence[Tensor]) -> Tensor:
+    """Count a step of each member; return which of them it moves: those alive, whose loss and gradients are finite."""
+    finite = losses.isfinite()
+    for gradient in gradients:
+        finite = finite & (gradient.flatten(1).abs().amax(1) < torch.inf)  # NaN compares false
+    moves = tally.alive & finite
+    stops = tally.alive & ~finite
+    tally.bad_loss.copy_(torch.where(stops, losses.to(tally.bad_loss.dtype), tally.bad_loss))
+    tally.good_steps.add_(moves.to(tally.good_steps.dtype))
+    tally.loss_sum.add_(torch.where(moves, losses.to(tally.loss_sum.dtype), 0.0))
+    tally.alive.copy_(moves)
+    return moves
+
+
+@contextmanager
+def drawing_from(generator: torch.Generator, device: torch.device) -> Iterator[None]:
+    """Have the programs draw from this generator, in the place of the device's own."""
+    own = torch.cuda.default_generators[device.index or 0] if device.type == "cuda" else torch.default_generator
+    before = own.get_state()
+    own.set_state(generator.get_state())
+    try:
+        yield
+    finally:
+        generator.set_state(own.get_state())
+        own.set_state(before)
+
+
+def same(a: Sequence[Tensor], b: Sequence[Tensor], tolerance: float = 1e-4) -> bool:
+    """Return whether tensors agree to rounding, each in its norm."""
+    pairs = [(x.double(), y.double()) for x, y in zip(a, b, strict=True)]
+    return all(bool((x - y).norm() <= tolerance * x.norm() + 1e-12) for x, y in pairs)

@@ -1,0 +1,324 @@
+"""A run of several seeds: a folder with one ordinary run folder for each member, and ensemble.json, which names them.
+
+``RUN/seed0``, ``RUN/seed1`` … are runs like any other, and every command works on them; ``RUN/ensemble.json`` lists them, and
+``RUN/seeds.json`` (``seeds-test-first-5.json`` …) holds what an evaluation of all said, with the error over seeds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pyro_vae.common.atomic_write import PART, storage
+from pyro_vae.common.environment import versions
+from pyro_vae.common.keywords import suggest_keywords
+from pyro_vae.ensembles.ensemble import Ensemble
+from pyro_vae.ensembles.fit_ensemble import fit_ensemble
+from pyro_vae.ensembles.members import check_seeds
+from pyro_vae.errors import DivergedError, Interrupted, RunFolderError, UsageError
+from pyro_vae.evidence.over_seeds import SeedComparison, SeedEvidence, compare_seeds
+from pyro_vae.training.optimizers import adam
+from pyro_vae.training.schedules import constant, cosine, warmup
+from pyro_vae.training.training_state import FitResult
+
+from . import compare_runs, evaluations, folder
+from .config import Config
+from .custom_components import NOTHING, Components
+from .evaluate_run import EvaluationOptions, evaluate_opened
+from .evaluations import EvaluationName
+from .load import Run, load_run, open_data
+from .lock import locked
+from .registry import build, objective_of
+from .train_run import TrainingJob, describe, prepare
+from .weights import save_model
+
+LIST = folder.ENSEMBLE
+SCHEMA = 1
+NAMES = ("epochs", "drop_last", "patience")  # of a config, that fit_ensemble takes as they are
+ENGINES = {"graph": "compile"}  # members trained together are not recorded as CUDA graphs
+
+
+def is_ensemble(path: Path | str) -> bool:
+    """Return whether a folder holds a run of several seeds."""
+    return (Path(path) / LIST).is_file()
+
+
+@suggest_keywords
+def train_ensemble(
+    config: Config,
+    seeds: Sequence[int],
+    path: Path | str,
+    *,
+    components: Components = NOTHING,
+    overwrite: bool = False,
+    data_dir: Path | None = None,
+    download: bool = False,
+    device: str = "auto",
+    num_samples: int = 1000,
+    made_by: str = "train",
+) -> dict[str, Any]:
+    """Train the model of a config under several seeds at once, score all on the test rows; return what seeds.json holds.
+
+    Each member's folder is that of ``pyro-vae train --seed``: config, metrics, weights, evidence. There are no checkpoints: an
+    interruption leaves each member's best weights. The config's own seed gives way to the member's.
+
+    Raises:
+        UsageError: no seeds, or one twice.
+        RunFolderError: the folder holds something already (an ensemble gives way to `overwrite`).
+        Interrupted, Terminated, DivergedError: the folders hold the best weights so far; DivergedError if all members diverged.
+        BusyError: another process writes to the folder.
+    """
+    path, seeds = Path(path), check_seeds(seeds)
+    if config.precision != "float32":
+        raise UsageError(
+            f"several seeds are trained in float32: leave precision={config.precision} out, or train one by one"
+        )
+    first = prepare(replace(config, seed=seeds[0]), path / name_of(seeds[0]), components, data_dir, download, device)
+    check_free(path, overwrite)
+    folder.make(path)
+    with locked(path):
+        clear(path)
+        jobs = [member_job(first, seed, path) for seed in seeds]
+        write_list(path, seeds, made_by, {})
+        with folders_locked(jobs):
+            for job in jobs:
+                folder.create(job.path)
+                folder.write_json(job.path / "config.json", describe(job.config, job.data, made_by))
+            seconds, ensemble = trained(jobs)
+            write_list(path, seeds, made_by, ensemble.diverged)
+            for job, result in zip(jobs, ensemble.results, strict=True):
+                save_model(job.path, job.vae)
+                if job.config.seed not in ensemble.diverged:
+                    score(job, result, seconds / len(jobs), num_samples, jobs.index(job))
+        return summarize(path, {seed: EvaluationName() for seed in counted(path)})
+
+
+def name_of(seed: int) -> str:
+    """Name the folder of a member."""
+    return f"seed{seed}"
+
+
+def member_job(first: TrainingJob, seed: int, path: Path) -> TrainingJob:
+    """Make the training of another seed, of the same data; its model is built when all are."""
+    return replace(first, config=replace(first.config, seed=seed), path=path / name_of(seed))
+
+
+@contextmanager
+def folders_locked(jobs: Sequence[TrainingJob]) -> Iterator[None]:
+    """Make the members' folders, and lock them for one writer."""
+    with ExitStack() as stack:
+        for job in jobs:
+            folder.make(job.path)
+            stack.enter_context(locked(job.path))
+        yield
+
+
+def trained(jobs: list[TrainingJob]) -> tuple[float, Ensemble]:
+    """Train all members, their models left in the jobs; return the seconds that it took, and the ensemble."""
+    config, data, start = jobs[0].config, jobs[0].data, time.perf_counter()
+    objective = objective_of(config, len(data.train))
+    schedule = {"constant": constant, "cosine": cosine}[config.schedule]
+    models: dict[int, Any] = {}
+
+    def make(seed: int) -> Any:
+        own = replace(config, seed=seed)
+        models[seed] = build(own, data.shape, data.train.x, jobs[0].components).to(jobs[0].place)
+        return objective.pair(models[seed])
+
+    try:
+        ensemble = fit_ensemble(
+            make,
+            data.train.x,
+            seeds=[job.config.seed for job in jobs],
+            validation=data.validation.x,
+            objective=objective.elbo,
+            optimizer=adam(config.learning_rate),
+            batch_size=min(config.batch_size, len(data.train)),
+            schedule=warmup(schedule, config.warmup),
+            transform=data.transform,
+            device=jobs[0].place,
+            scheduled=objective.scheduled,
+            on_epoch=Metrics(jobs),
+            engine=ENGINES.get(config.engine, config.engine),
+            **{name: getattr(config, name) for name in NAMES},
+        )
+    except (Interrupted, DivergedError):
+        for job in jobs:
+            save_model(job.path, models[job.config.seed])
+        raise
+    for i, job in enumerate(jobs):
+        jobs[i] = replace(job, vae=models[job.config.seed])
+    return time.perf_counter() - start, ensemble
+
+
+class Metrics:
+    """Called after each epoch of a member: writes its record into its folder."""
+
+    def __init__(self, jobs: Sequence[TrainingJob]) -> None:
+        self.paths = {job.config.seed: job.path for job in jobs}
+
+    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
+        own = {name: value for name, value in record.items() if name != "seed"}
+        folder.append_line(self.paths[record["seed"]] / "metrics.jsonl", own)
+        return {}
+
+
+def score(job: TrainingJob, result: FitResult, seconds: float, num_samples: int, index: int) -> None:
+    """Score a trained member on the test rows; the particles of each are under a seed of their own."""
+    about = {"best_epoch": result.best_epoch, "epochs": len(result.history), "stopped": result.stopped}
+    about |= {"seconds": round(seconds, 1), "engine": result.engine.splitlines()}
+    run = Run(job.path, job.config, {}, job.vae.eval(), job.components)
+    options = EvaluationOptions(num_samples=num_samples, seed=index)
+    evaluate_opened(run, job.data, options, training=about, wait=True)
+
+
+@suggest_keywords
+def load_ensemble(path: Path | str, components: Components = NOTHING, device: str = "cpu") -> Ensemble:
+    """Rebuild the members of a run of several seeds, from their folders alone; of the results their history is there.
+
+    Raises:
+        RunFolderError: the folder or a member is missing, damaged or of something else.
+    """
+    listed = read_list(Path(path))
+    runs = [load_run(Path(path) / name_of(seed), components, device) for seed in listed["seeds"]]
+    results = []
+    for run in runs:
+        training = run.evidence.get("training") or {}
+        history = folder.read_lines(run.path / "metrics.jsonl")
+        engine = "\n".join(training.get("engine", ()))
+        results.append(FitResult(history, training.get("best_epoch", 0), training.get("stopped", ""), engine=engine))
+    diverged = {int(seed): why for seed, why in listed["diverged"].items()}
+    return Ensemble([run.vae for run in runs], tuple(listed["seeds"]), results, diverged)
+
+
+def evaluate_ensemble(
+    path: Path | str, options: EvaluationOptions, data_dir: Path | None = None, device: str = "auto"
+) -> dict[str, Any]:
+    """Score each member, as :func:`~pyro_vae.evaluate_run` does, member i under ``seed + i``; return the summary of all.
+
+    Raises:
+        RunFolderError: a member is missing or damaged, or all have diverged.
+        UsageError, DataError, Interrupted, UnreliableError, DeviceError: as :func:`~pyro_vae.evaluate_run`.
+    """
+    path, names = Path(path), dict[int, EvaluationName]()
+    everyone = read_list(path)["seeds"]
+    for seed in counted(path):
+        run = load_run(path / name_of(seed), device=device)
+        own = replace(options, seed=options.seed + everyone.index(seed))
+        result = evaluate_opened(run, open_data(run, data_dir), own)
+        names[seed] = EvaluationName(**result["evaluation"])
+    with locked(path, folder.EVALUATION_LOCK, wait=True):
+        return summarize(path, names)
+
+
+def summarize(path: Path, names: dict[int, EvaluationName]) -> dict[str, Any]:
+    """Put together one evaluation of each member, and write what all say."""
+    evidence, split = evidence_of(path, names)
+    record = evidence.summary() | {"split": split, "versions": versions()}
+    record["left_out"] = {str(seed): why for seed, why in record["left_out"].items()}
+    folder.write_json(path / f"{next(iter(names.values())).named('seeds')}.json", record)
+    return record
+
+
+def evidence_of(
+    path: Path, names: dict[int, EvaluationName], components: Components = NOTHING
+) -> tuple[SeedEvidence, str]:
+    """Read an evaluation of each member; return the evidence, and what rows it is of."""
+    scored, splits = [], set()
+    for seed, name in names.items():
+        file = path / name_of(seed) / f"{name.named('evidence')}.json"
+        evaluation = evaluations.read(file)
+        scored.append(compare_runs.read(file.parent, components, evaluation).evidence)
+        splits.add(str(evaluation.summary["split"]))
+    left_out = {int(seed): why for seed, why in read_list(path)["diverged"].items()}
+    return SeedEvidence(tuple(scored), tuple(names), left_out), " and ".join(sorted(splits))
+
+
+def compare_ensembles(
+    first: Path, second: Path, *, split: str | None = None, rows: int | None = None, method: str | None = None
+) -> SeedComparison:
+    """Compare two runs of several seeds on the rows that all members were scored on, by the evaluations in their folders.
+
+    Raises:
+        RunFolderError, DataError, UsageError: as :func:`~pyro_vae.compare_runs`.
+    """
+    wanted = {"split": split, "rows": rows, "method": method}
+    folders = {f"{i}/{seed}": path / name_of(seed) for i, path in enumerate((first, second)) for seed in counted(path)}
+    chosen = evaluations.shared({name: compare_runs.scored(path, wanted) for name, path in folders.items()})
+    runs = {name: compare_runs.read(folders[name], NOTHING, found) for name, found in chosen.items()}
+    compare_runs.check_common(runs)
+    sides = []
+    for i, path in enumerate((first, second)):
+        mine = {name.partition("/")[2]: run.evidence for name, run in runs.items() if name.startswith(f"{i}/")}
+        left_out = {int(seed): why for seed, why in read_list(path)["diverged"].items()}
+        sides.append(SeedEvidence(tuple(mine.values()), tuple(map(int, mine)), left_out))
+    names = (first.name, second.name) if first.name != second.name else (str(first), str(second))
+    return compare_seeds(sides[0], sides[1], names)
+
+
+def counted(path: Path) -> list[int]:
+    """List the seeds whose members count: those that did not diverge."""
+    listed = read_list(path)
+    if not (seeds := [seed for seed in listed["seeds"] if str(seed) not in listed["diverged"]]):
+        raise RunFolderError(f"{path}: every member diverged, so there is nothing to score. Look at {path / LIST}")
+    return seeds
+
+
+def write_list(path: Path, seeds: Sequence[int], made_by: str, diverged: dict[int, str]) -> None:
+    """Write ensemble.json."""
+    record: dict[str, Any] = {"schema": SCHEMA, "made_by": made_by, "versions": versions(), "seeds": list(seeds)}
+    folder.write_json(path / LIST, record | {"diverged": {str(seed): why for seed, why in diverged.items()}})
+
+
+def read_list(path: Path) -> dict[str, Any]:
+    """Read ensemble.json.
+
+    Raises:
+        RunFolderError: missing, damaged, or of a newer version.
+    """
+    record = folder.read_sealed(path / LIST)
+    seeds = record.get("seeds") if isinstance(record, dict) else None
+    if not isinstance(seeds, list) or not seeds or not all(type(s) is int and s >= 0 for s in seeds):
+        raise RunFolderError(f"{path / LIST} lists no seeds: it is no ensemble of pyro_vae")
+    if record.get("schema") != SCHEMA or not isinstance(record.get("diverged"), dict):
+        raise RunFolderError(
+            f"{path / LIST} has schema {record.get('schema')!r}; this version of pyro_vae reads {SCHEMA}"
+        )
+    return dict(record)
+
+
+def check_free(path: Path, overwrite: bool) -> None:
+    """Return if an ensemble may be made in a folder.
+
+    Raises:
+        RunFolderError: it holds an ensemble already (unless `overwrite`), a run of one seed, or what is none of ours.
+    """
+    if is_ensemble(path):
+        read_list(path)
+        if not overwrite:
+            raise RunFolderError(
+                f"{path} holds an ensemble already: choose another folder with --run, or pass --overwrite"
+            )
+        return
+    if (path / "config.json").is_file():
+        raise RunFolderError(f"{path} holds a run of one seed: choose another folder with --run")
+    folder.check_free(path)
+
+
+def clear(path: Path) -> None:
+    """Delete what an ensemble wrote, and nothing else. For the holder of its lock."""
+    if not is_ensemble(path):
+        return
+    for seed in read_list(path)["seeds"]:
+        member = path / name_of(seed)
+        if member.is_dir() and not member.is_symlink():
+            folder.clear(member)
+            with suppress(OSError):  # somebody else's files stay
+                (member / "figures").rmdir()
+    with storage(f"cannot clear {path}"):
+        for file in [path / LIST, *path.glob("seeds*.json"), *path.glob(f".*{PART}")]:
+            file.unlink(missing_ok=True)

@@ -1,0 +1,170 @@
+"""Each member trains as it would alone: the same numbers, to rounding, whatever is in the step."""
+
+from functools import partial
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+
+from pyro_vae import Beta, Bound, adam, binarize, cosine, dreg, fit, fit_ensemble, iwae, warmup
+from pyro_vae.common.random import seeded
+from pyro_vae.ensembles.lockstep import Lockstep
+from tests.ensembles.programs import MAKERS, D, vae
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+SEEDS = [0, 3]
+CLOSE = {"rtol": 1e-4, "atol": 2e-6}  # of float32 after a few steps of Adam
+
+
+def rows(count=25, seed=1):
+    return torch.bernoulli(torch.full((count, D), 0.4), generator=torch.Generator().manual_seed(seed))
+
+
+def alone(make, seed, x, beta=None, **options):
+    """The lone run of a seed, as its programs run."""
+    with seeded(seed):
+        made = make()
+    handler = None if beta is None else Beta(beta)
+    pair = made if handler is None else handler.pair(made)
+    moved = [handler] if handler else []
+    return made, fit(pair, x, seed=seed, engine="eager", scheduled=moved, verbose=False, **options)
+
+
+def tensors(thing):
+    return [t.detach() for t in thing.state_dict().values()]
+
+
+def assert_same(ensemble, lone):
+    """Weights, buffers and every number of the histories."""
+    for member, result, (other, expected) in zip(ensemble, ensemble.results, lone, strict=True):
+        for ours, theirs in zip(tensors(member), tensors(other), strict=True):
+            torch.testing.assert_close(ours, theirs, **CLOSE)
+        assert [r["epoch"] for r in result.history] == [r["epoch"] for r in expected.history]
+        for ours, theirs in zip(result.history, expected.history, strict=True):
+            assert ours.keys() == theirs.keys() and ours["step"] == theirs["step"]
+            for name in ("loss", "elbo", "lr", "train_elbo"):
+                assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-6), name
+        assert (result.best_epoch, result.stopped) == (expected.best_epoch, expected.stopped)
+
+
+@pytest.mark.parametrize("name", [name for name in MAKERS if name not in ("gamma", "wide")])
+def test_each_kind_of_step_is_that_of_the_lone_run(name):
+    """Two epochs of 10, 10 and 5 rows: the short last batch, too."""
+    x, options = rows(), {"epochs": 2, "batch_size": 10}
+    ensemble = fit_ensemble(MAKERS[name], x, seeds=SEEDS, engine="trace", verbose=False, **options)
+    assert "2 members as one graph" in ensemble.results[0].engine
+    assert_same(ensemble, [alone(MAKERS[name], seed, x, **options) for seed in SEEDS])
+
+
+def test_rates_betas_and_weights_of_the_kl_are_each_members_own():
+    x = rows()
+    rates, moments, betas = [1e-3, 1e-2], [(0.9, 0.999), (0.8, 0.99)], [1.0, 4.0]
+    optimizers = [adam(lr, b) for lr, b in zip(rates, moments, strict=True)]
+    options = {"epochs": 2, "batch_size": 10, "schedule": warmup(cosine, 0.3), "validation": rows(11, 2)}
+    ensemble = fit_ensemble(
+        vae, x, seeds=SEEDS, optimizer=optimizers, beta=betas, engine="trace", verbose=False, **options
+    )
+    lone = [
+        alone(vae, seed, x, beta, optimizer=optimizer, **options)
+        for seed, beta, optimizer in zip(SEEDS, betas, optimizers, strict=True)
+    ]
+    assert_same(ensemble, lone)
+    assert [r.history[-1]["lr"] > 0 for r in ensemble.results] == [False] * 2  # the cosine has ended
+
+
+def test_rows_are_binarized_anew_by_each_members_own_stream():
+    grey, options = torch.rand(20, D, generator=torch.Generator().manual_seed(4)), {"epochs": 2, "batch_size": 10}
+    ensemble = fit_ensemble(vae, grey, seeds=SEEDS, transform=binarize, engine="trace", verbose=False, **options)
+    assert_same(ensemble, [alone(vae, seed, grey, transform=binarize, **options) for seed in SEEDS])
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        partial(Bound, iwae, num_particles=3),
+        partial(Bound, iwae, num_particles=3, estimator=dreg),
+    ],
+    ids=["iwae", "dreg"],
+)
+def test_bounds_and_estimators(objective):
+    x, options = rows(20), {"epochs": 1, "batch_size": 10}
+    ensemble = fit_ensemble(vae, x, seeds=[0, 1], objective=objective(), engine="trace", verbose=False, **options)
+    assert "as one graph" in ensemble.results[0].engine
+    assert_same(ensemble, [alone(vae, seed, x, objective=objective(), **options) for seed in (0, 1)])
+
+
+def test_schedules_of_beta_are_followed_and_contexts_are_taken():
+    class Conditional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.enc, self.dec = nn.Linear(D + 2, 4), nn.Linear(2 + 2, D)
+
+        def model(self, x, c):
+            pyro.module(f"dec{id(self)}", self.dec)
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+                pyro.sample("x", dist.Bernoulli(logits=self.dec(torch.cat([z, c], -1))).to_event(1), obs=x)
+
+        def guide(self, x, c):
+            pyro.module(f"enc{id(self)}", self.enc)
+            with pyro.plate("data", len(x)):
+                loc, scale = self.enc(torch.cat([x, c], -1)).chunk(2, -1)
+                pyro.sample("z", dist.Normal(loc, scale.exp()).to_event(1))
+
+    x, c = rows(20), torch.eye(2).repeat(10, 1)
+    ensemble = fit_ensemble(
+        Conditional, x, c, seeds=[0, 1], beta=Beta(2.0, warmup(lambda done: 1.0, 0.5)), epochs=2, batch_size=10,
+        engine="trace", verbose=False,
+    )  # fmt: skip
+    for member, seed in zip(ensemble, (0, 1), strict=True):
+        with seeded(seed):
+            other = Conditional()
+        beta = Beta(2.0, warmup(lambda done: 1.0, 0.5))
+        fit(beta.pair(other), x, c, scheduled=[beta], epochs=2, batch_size=10, seed=seed, engine="eager", verbose=False)
+        for ours, theirs in zip(tensors(member), tensors(other), strict=True):
+            torch.testing.assert_close(ours, theirs, **CLOSE)
+
+
+def test_patience_stops_each_member_by_itself():
+    x, v = rows(20), rows(20, 5)
+    options = {"epochs": 12, "batch_size": 20, "validation": v, "patience": 1, "optimizer": adam(0.1)}
+    ensemble = fit_ensemble(vae, x, seeds=SEEDS, engine="trace", verbose=False, **options)
+    lone = [alone(vae, seed, x, **options) for seed in SEEDS]
+    assert len({len(r.history) for r in ensemble.results}) > 1, "choose seeds that stop at different epochs"
+    assert_same(ensemble, lone)
+
+
+def test_members_are_usable_alone_and_own_their_tensors():
+    ensemble = fit_ensemble(MAKERS["batch_norm"], rows(), seeds=SEEDS, epochs=1, engine="trace", verbose=False)
+    memory = [t.untyped_storage().data_ptr() for member in ensemble for t in (*member.parameters(), *member.buffers())]
+    assert len(set(memory)) == len(memory)
+    before = [t.clone() for t in tensors(ensemble[1])]
+    fit(ensemble[0], rows(), epochs=1, verbose=False)
+    assert all(map(torch.equal, before, tensors(ensemble[1])))
+    assert all(p.requires_grad and p.is_leaf for p in ensemble[0].parameters())
+
+
+def test_nothing_outside_is_changed():
+    torch.manual_seed(5)
+    state, dtype, threads = torch.get_rng_state(), torch.get_default_dtype(), torch.get_num_threads()
+    ensemble = fit_ensemble(vae, rows(), seeds=[0, 1], epochs=1, engine="trace", verbose=False)
+    assert torch.equal(state, torch.get_rng_state())
+    assert (dtype, threads) == (torch.get_default_dtype(), torch.get_num_threads())
+    assert all(m.training for member in ensemble for m in member.modules())  # as they were made
+
+
+def test_a_wrong_noise_would_be_seen(monkeypatch):
+    """The comparison above has teeth: one more draw a step, and no member is its lone run."""
+    step = Lockstep.step
+
+    def shifted(self, row, batch, noise, checked):
+        torch.rand(1, generator=noise[0])
+        step(self, row, batch, noise, checked)
+
+    monkeypatch.setattr(Lockstep, "step", shifted)
+    x, options = rows(), {"epochs": 2, "batch_size": 10}
+    ensemble = fit_ensemble(vae, x, seeds=SEEDS, engine="trace", verbose=False, **options)
+    with pytest.raises(AssertionError):
+        assert_same(ensemble, [alone(vae, seed, x, **options) for seed in SEEDS])

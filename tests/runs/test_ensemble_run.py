@@ -1,0 +1,109 @@
+"""Runs of several seeds on disk: a run folder for each member, whole and damaged, and what the command line says of them."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from pyro_vae import load_run
+from pyro_vae.cli.main import main
+from pyro_vae.errors import RunFolderError
+from pyro_vae.runs import folder
+from pyro_vae.runs.ensemble_run import load_ensemble
+from tests.helpers.command_line import small
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    path = tmp_path_factory.mktemp("ensembles")
+    more = ["--device", "cpu", "--num-samples", "60", "--hidden", "4", "--epochs", "1"]
+    assert main(["train", "--run", str(path / "a"), "--seeds", "0", "3", *small(*more)]) == 0
+    assert main(["train", "--run", str(path / "b"), "--seeds", "2", "--seed", "5", *small(*more)]) == 0
+    return path
+
+
+@pytest.fixture
+def runs(trained, tmp_path):
+    return [shutil.copytree(trained / name, tmp_path / name) for name in "ab"]
+
+
+def test_each_member_is_a_run_of_its_own(runs):
+    a, b = runs
+    assert folder.read_json(b / "ensemble.json")["seeds"] == [5, 6]
+    for seed in (0, 3):
+        run = load_run(a / f"seed{seed}")
+        assert run.config.seed == seed and run.evidence["num_samples"] == 60
+        assert len(folder.read_lines(a / f"seed{seed}" / "metrics.jsonl")) == 1
+    summary = folder.read_json(a / "seeds.json")
+    means = torch.tensor([load_run(a / f"seed{seed}").evidence["log_px"] for seed in (0, 3)], dtype=torch.float64)
+    assert summary["log_px"] == pytest.approx(means.mean().item())
+    assert summary["log_px_seed_se"] == pytest.approx((means.std() / 2**0.5).item())
+    assert [m["seed"] for m in summary["members"]] == [0, 1]  # of the particles, each member's own
+
+
+def test_an_ensemble_is_loaded_from_its_folder_alone(runs):
+    ensemble = load_ensemble(runs[0])
+    assert len(ensemble) == 2 and ensemble.seeds == (0, 3) and len(ensemble.results[1].history) == 1
+    alone = load_run(runs[0] / "seed3").vae
+    for ours, theirs in zip(ensemble[1].parameters(), alone.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_evaluate_and_compare_give_the_error_over_seeds(runs, capsys):
+    assert main(["evaluate", str(runs[0]), "--rows", "5", "--num-samples", "40", "--device", "cpu"]) == 0
+    assert "mean over 2 seeds: log p(x)" in capsys.readouterr().out
+    assert folder.read_json(runs[0] / "seeds-test-first-5.json")["rows"] == 5
+    assert (runs[0] / "seeds.json").exists()
+    assert main(["compare", *map(str, runs)]) == 0
+    assert "a - b:" in capsys.readouterr().out
+    assert main(["compare", str(runs[0] / "seed0"), str(runs[1] / "seed5")]) == 0
+    assert main(["compare", str(runs[0]), str(runs[1] / "seed5")]) == 2
+    assert "compared two at a time" in capsys.readouterr().err
+    assert main(["compare", *map(str, runs), "--csv", "x.csv"]) == 2
+
+
+def test_a_folder_that_holds_something_is_not_overwritten(runs, capsys):
+    train = ["train", "--run", str(runs[0]), "--device", "cpu", *small()]
+    assert main([*train, "--seeds", "2"]) == 4
+    assert "holds an ensemble already" in capsys.readouterr().err
+    assert main([*train[:2], str(runs[0] / "seed0"), *train[3:], "--seeds", "2"]) == 4
+    assert "holds a run of one seed" in capsys.readouterr().err
+    assert main(train) == 4  # a run of one seed in the place of an ensemble
+    (runs[0] / "seed0" / "mine.txt").write_text("mine")
+    assert main([*train, "--seeds", "4", "6", "--overwrite"]) == 0
+    assert (runs[0] / "seed0" / "mine.txt").exists() and not (runs[0] / "seed0" / "config.json").exists()
+    assert folder.read_json(runs[0] / "ensemble.json")["seeds"] == [4, 6]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--seeds", "0"], "at least one member"),
+        (["--seeds", "1", "1"], "seeds has 1 more than once"),
+        (["--seeds", "2", "--precision", "bf16"], "trained in float32"),
+    ],
+    ids=["none", "twice", "bf16"],
+)
+def test_options_that_make_no_ensemble_are_refused_before_a_folder_is_made(tmp_path, capsys, options, said):
+    assert main(["train", "--run", str(tmp_path / "run"), *options, *small()]) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_seeds_do_not_go_with_resume(runs, capsys):
+    assert main(["train", "--resume", str(runs[0] / "seed0"), "--seeds", "2"]) == 2
+    assert "no checkpoints" in capsys.readouterr().err
+
+
+def test_damage_is_named(runs):
+    listed = json.loads((runs[0] / "ensemble.json").read_text())
+    (runs[0] / "ensemble.json").write_text(json.dumps(listed | {"seeds": [0, 4]}))
+    with pytest.raises(RunFolderError, match=r"ensemble\.json"):
+        load_ensemble(runs[0])
+    shutil.rmtree(runs[1] / "seed6")
+    with pytest.raises(RunFolderError, match="seed6"):
+        load_ensemble(runs[1])
+    with pytest.raises(RunFolderError, match="is an ensemble of several seeds: .*seed5"):
+        load_run(runs[1])
