@@ -23,7 +23,7 @@ from pyro_vae.programs.sites import Program
 from .finite_checks import ImmediateFiniteCheck, choose_finite_check
 from .fused_adam import take_step
 from .optimizers import MakeOptimizer, make_checked
-from .precision import Context
+from .precision import Context, whole_step
 
 
 class DeclaredParameters(ModulesOwnParameters):
@@ -142,12 +142,13 @@ class Step:
 
     def loss_and_grads(self, *batch: Tensor) -> Tensor:
         """Return the loss, gradients left on the parameters, nothing updated; raise a DivergedError if it is not finite."""
-        if self.optimizer is None:
-            loss = self._first(*batch)
-        else:
-            for p in self.parameters:
-                p.grad = None
-            loss = self.engine(*batch)
+        with whole_step(self.precision):
+            if self.optimizer is None:
+                loss = self._first(*batch)
+            else:
+                for p in self.parameters:
+                    p.grad = None
+                loss = self.engine(*batch)
         self.finite_check.check_loss(loss)
         return loss
 

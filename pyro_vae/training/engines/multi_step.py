@@ -14,6 +14,7 @@ from torch import Tensor
 from pyro_vae.training.batch_source import Resident, TrainingData
 from pyro_vae.training.finite_checks import DeferredFiniteCheck
 from pyro_vae.training.fused_adam import begun, fused_adam
+from pyro_vae.training.precision import whole_step
 from pyro_vae.training.shuffle import ShuffledBatches
 from pyro_vae.training.step import Step
 from pyro_vae.training.training_state import TrainingOptions, TrainingState
@@ -129,7 +130,7 @@ class MultiStep:
                 self.total.add_(self.one_step(engine, steps.flat, optimizer, row))
             return []
 
-        with torch.no_grad():
+        with torch.no_grad(), whole_step(self.step.precision):
             self.recorder.record(all_steps)
 
     def one_step(self, engine: TracedEngine, flat: FlatGraph, optimizer: torch.optim.Optimizer, row: int) -> Tensor:

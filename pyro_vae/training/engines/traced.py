@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pyro_vae.common import torch_private
 from pyro_vae.programs.pair import without_validation
-from pyro_vae.training.precision import Bfloat16
+from pyro_vae.training.precision import matmul_switches, rounds
 from pyro_vae.training.step import EagerEngine, Engine, Step
 from pyro_vae.training.training_state import PreStepSnapshot, buffers_of
 
@@ -145,7 +145,7 @@ class TracedEngine(Engine):
             eager_buffers = [b.clone() for b in self.buffers]
         before = PreStepSnapshot(self.buffers, batch[0].device)
         captured = flat(*batch)
-        off, what = disagreement(eager, captured, self.step.precision is Bfloat16)
+        off, what = disagreement(eager, captured, rounds(self.step.precision))
         if what is None and not close(eager_buffers, self.buffers):
             what = "it leaves other buffers (batch statistics)"
         if what is None:
@@ -251,7 +251,7 @@ def ambient() -> tuple[Any, ...]:
     return (
         torch.is_autocast_enabled("cpu"),
         torch.is_autocast_enabled("cuda"),
-        torch.get_float32_matmul_precision(),
+        *matmul_switches(),
         torch.get_default_dtype(),
         torch.are_deterministic_algorithms_enabled(),
         torch.get_num_threads(),
