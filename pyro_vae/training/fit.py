@@ -43,6 +43,7 @@ from .arguments import (
 from .batch_source import TrainingData, Transform, choose_batch_source, conversion_device
 from .checkpoint_state import SavedState, restore
 from .last_batch import check_last_batch
+from .memory_forecast import memory_notes
 from .metrics import Reporter
 from .mkl_threads import all_threads
 from .optimizers import optimizer_of
@@ -163,7 +164,8 @@ def fit(
         DeviceError: a device that is not there.
         DivergedError: losses or gradients that are not finite, by step and rows; the best weights so far are restored.
         CheckpointError: `resume` is of another run; the message lists what differs.
-        DeviceMemoryError: a batch that the device does not hold.
+        DeviceMemoryError: a batch that the device does not hold, and that cannot be computed in parts: where the loss is a sum
+            over rows it is, with the same gradient and law (:mod:`~pyro_vae.training.micro_batches`), and `engine` says so.
         Interrupted: Ctrl-C; the best weights so far are restored.
 
     References:
@@ -259,7 +261,7 @@ def examine(trainer: Trainer) -> list[str]:
     scale = scale_findings(step.model, step.guide, metrics.first(min(ROWS, len(data.train[0]))))
     waiting = patience_note(trainer.options.patience, data.validation is not None)
     trainer.noticed = [*waiting, *(finding.line for finding in scale)]
-    return [*trainer.noticed, *notes]
+    return [*trainer.noticed, *notes, *memory_notes(step, trainer.modules, metrics.first, data.batch_size)]
 
 
 def move(modules: list[torch.nn.Module], device: torch.device | str | None) -> torch.device | None:
