@@ -163,7 +163,8 @@ def trained(step: Any, modules: list[nn.Module], rows: Batch) -> list[Tensor]:
     with poutine.trace(param_only=True) as declared:
         step.guide(*rows)
         step.model(*rows)
-    stored = [site["value"].unconstrained() for site in declared.trace.nodes.values() if site["type"] == "param"]
+    values: list[Any] = [site["value"] for site in declared.trace.nodes.values() if site["type"] == "param"]
+    stored = [value.unconstrained() for value in values]
     every = [*step.parameters, *(p for module in modules for p in module.parameters()), *stored]
     return list(dict.fromkeys(p for p in every if p.requires_grad))
 
