@@ -15,6 +15,7 @@ from pyro_vae.objectives.pyro_elbos import tensor_loss
 from pyro_vae.programs.buffers import buffers_restored
 from pyro_vae.programs.pair import without_validation
 from pyro_vae.programs.parameters import ParametersRegistered
+from pyro_vae.programs.proposal_guide import set_up_undone
 
 SMALL = (16, 32)  # rows that are measured
 COPIES = 3  # of each parameter: its gradient, and the two moments of Adam
@@ -45,11 +46,15 @@ def forecast(step: Any, modules: list[nn.Module], first: Callable[[int], tuple[T
     """Measure what autograd keeps of the loss on the first 16 and 32 rows, and take it to grow by rows; add Adam's state.
 
     That is the peak but for what operations need on the way, a layer or two. None where the objective differentiates by
-    itself (:func:`~pyro_vae.objectives.pyro_elbos.tensor_loss`). Nothing is left changed: noise, buffers, parameters.
+    itself (:func:`~pyro_vae.objectives.pyro_elbos.tensor_loss`), or the programs do not run on so few rows. Nothing is left
+    changed: noise, buffers, parameters.
     """
     if (loss := tensor_loss(step.objective)) is None:
         return None
-    few, more = (kept_bytes(step, loss, first(rows)) for rows in SMALL)
+    try:
+        few, more = (kept_bytes(step, loss, first(rows)) for rows in SMALL)
+    except Exception:  # programs that run on whole batches only: they say themselves what is wrong with others
+        return None
     per_row = (more - few) / (SMALL[1] - SMALL[0])
     of_parameters = sum(p.nbytes for m in modules for p in m.parameters() if p.requires_grad)
     return Forecast(few - SMALL[0] * per_row + COPIES * of_parameters, per_row)
@@ -68,6 +73,7 @@ def kept_bytes(step: Any, loss: Callable[..., Tensor], batch: tuple[Tensor, ...]
     with (
         torch.random.fork_rng(devices=cuda_devices(batch)),
         buffers_restored(step.model, step.guide),
+        set_up_undone(step.guide),
         store.scope(store.get_state()),
         without_validation(),
         ParametersRegistered(),

@@ -23,6 +23,7 @@ from pyro_vae.objectives.pyro_elbos import tensor_loss
 from pyro_vae.programs.pair import owners, without_validation
 from pyro_vae.programs.parameters import ParametersRegistered
 from pyro_vae.programs.plates import find_plates
+from pyro_vae.programs.proposal_guide import set_up_undone
 from pyro_vae.programs.site_rows import frames_of
 from pyro_vae.programs.sites import trace_pair
 
@@ -139,10 +140,13 @@ def coupled(step: Any, batch: Batch) -> str | None:
         return f"batches of fewer than {ROWS} rows are not parted"
     store, before = pyro.get_param_store(), PreStepSnapshot(buffers_of(modules), rows[0].device)
     try:
-        with without_validation(), ParametersRegistered(), store.scope(store.get_state()):
+        with without_validation(), ParametersRegistered(), store.scope(store.get_state()), set_up_undone(step.guide):
             return shared_site(step, rows) or unequal(step, loss, modules, rows, before)
     except UnknownNoise as error:
         return str(error)
+    except Exception as error:  # whatever the programs raise on other rows than a whole batch
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return f"the programs do not run on {ROWS} of its rows: {first_line}"
     finally:
         before.restore()
 
