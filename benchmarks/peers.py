@@ -130,14 +130,14 @@ def pythae_trainer(case: Case, x: Tensor) -> Run:
 
 def peers(case: Case, device: torch.device) -> dict[str, Peer]:
     """Everybody who can run the case here, ours first."""
-    found = (on_cuda if device.type == "cuda" else on_cpu)()
+    found = on_cuda(case) if device.type == "cuda" else on_cpu()
     found |= {"PyTorch, fused Adam": partial(by_hand, fused=True)}
     found |= {"Pyro": stock, "Pyro, no validation, fused Adam": partial(stock, validate=False, fused=True)}
     if case.kind == "elbo" and importlib.util.find_spec("numpyro"):
         found |= {"NumPyro, scan": numpyro_scan}
         if device.type == "cuda":  # on a CPU both multiply in float32
             found |= {"NumPyro, scan": partial(numpyro_scan, precision="float32")}
-            found |= {f"NumPyro, scan{TF32}": numpyro_scan}
+            found |= {f"NumPyro, scan{TF32}": numpyro_scan} if case.batch >= 128 else {}
     if case.kind == "elbo" and device.type == "cpu" and importlib.util.find_spec("pythae"):
         found |= {"pythae": pythae_trainer}
     return found
@@ -154,13 +154,14 @@ def on_cpu() -> dict[str, Peer]:
     return found
 
 
-def on_cuda() -> dict[str, Peer]:
-    """Each at float32 and at TF32; what is compiled is compiled for each."""
+def on_cuda(case: Case) -> dict[str, Peer]:
+    """At float32, and plain sizes at TF32, too: what is compiled is compiled for each, which takes most of the minutes."""
     found: dict[str, Peer] = {}
-    for suffix, name in (("", "float32"), (TF32, "tf32")):
+    plain = case.kind == "elbo" and case.batch >= 128
+    for suffix, name in (("", "float32"), (TF32, "tf32")) if plain else (("", "float32"),):
         found |= {f"{OURS} auto{suffix}": partial(ours, engine="auto", precision=name)}
         hand = partial(whole_step, precision=precision_of(name))
         found |= {f"PyTorch, whole step captured{suffix}": partial(hand, compiled=False)}
         if importlib.util.find_spec("triton"):
             found |= {f"PyTorch, whole step compiled and captured{suffix}": hand}
-    return found | {f"{OURS} auto{LOGGED}": partial(ours, engine="auto", logged=True)}
+    return found | ({f"{OURS} auto{LOGGED}": partial(ours, engine="auto", logged=True)} if plain else {})

@@ -123,11 +123,17 @@ def curves(growth: dict[str, Any], path: Path) -> None:
     save(fig, path)
 
 
-def write(results: dict[str, Any], folder: Path) -> None:
+def write_tables(results: dict[str, Any], folder: Path) -> None:
+    """Write what there is so far: a run that is stopped leaves the cases that it was done with."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "benchmarks.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     (folder / "benchmarks.md").write_text(table(results), encoding="utf-8")
+
+
+def write(results: dict[str, Any], folder: Path) -> None:
+    """Write tables, pictures and the history."""
+    write_tables(results, folder)
     (folder / "history.md").write_text(history.table(history.append(results, folder)), encoding="utf-8")
-    bars(results["cases"], folder / "benchmarks.png")
+    bars([case for case in results["cases"] if case["unit"] == "step"] or results["cases"], folder / "benchmarks.png")
     if growth := results.get("growth"):
         curves(growth, folder / "growth.png")

@@ -14,7 +14,7 @@ import torch
 from .cases import QUICK, Case, cases_for, data
 from .growth import evaluation, memory, step_times
 from .peers import LOGGED, OURS, Run, peers
-from .report import machine, record
+from .report import machine, record, write_tables
 from .sections import sections
 from .timing import Budget, interleave
 
@@ -36,10 +36,12 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
         everybody = {n: partial(peer, case, x) for n, peer in peers(case, device).items() if chosen(n, options)}
         times = partial(interleave, device=device, blocks=blocks, seconds=seconds, until=budget.deadline())
         results["cases"].append(timed_case(case.name, "step", everybody, times))
+        write_tables(results, options.out)
     for section in further:
         everybody = {n: make for n, make in section.runs.items() if chosen(n, options)}
         times = partial(interleave, device=device, blocks=min(blocks, 3), seconds=0.0, until=budget.deadline(), least=1)
         results["cases"].append(timed_case(section.name, section.unit, everybody, times))
+        write_tables(results, options.out)
     if "growth" in parts and not options.only and options.minutes is None:
         results["growth"] = growth(options, x)
     return results

@@ -61,7 +61,8 @@ def interleave(
 ) -> tuple[dict[str, Times], dict[str, str]]:
     """Times of each, in blocks of about so many seconds; and who failed, with the reason.
 
-    There is one block at least, and no further one where it would not be over by `until`. `least`: steps of a block.
+    There is one block at least, and no further one where it would not be over by `until`. `least`: steps of a
+    block, and all of them where `seconds` is 0.
     """
     times: dict[str, Times] = {}
     failed: dict[str, str] = {}
@@ -71,7 +72,7 @@ def interleave(
         try:
             run(least)
             first = time.perf_counter() - start
-            steps[name] = max(least, int(1e3 * seconds / timed(run, least, device)[0]))
+            steps[name] = max(least, int(1e3 * seconds / timed(run, least, device)[0])) if seconds else least
         except Exception as error:  # a peer that does not run is reported, and the others go on
             failed[name] = f"{type(error).__name__}: {error}".split("\n")[0]
             print(f"  {name} failed: {failed[name]}", file=sys.stderr)

@@ -64,7 +64,7 @@ def test_minutes_cut_blocks_and_no_case(monkeypatch):
 
     budget = Budget(minutes=2.0, cases=2)
     first, _ = interleave({"one": ten_seconds}, CPU, 9, 0.0, budget.deadline(), least=1)
-    assert len(first["one"].wall) == 4 and now[0] == 60.0  # two to warm up
+    assert len(first["one"].wall) == 5 and now[0] == 60.0  # one to warm up
     second, _ = interleave({"one": ten_seconds}, CPU, 9, 0.0, budget.deadline(), least=3)
     assert len(second["one"].wall) == 1
     assert Budget(None, 2).deadline() == float("inf")
