@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-PIXELS, ROWS = 784, 8192
+PIXELS, ROWS = 784, 60_000  # as many as MNIST has: 469 steps of 128 an epoch
 COMPONENTS, FLOW_HIDDEN = 500, 64  # of the VampPrior, of the flow's network
 
 
@@ -35,13 +35,27 @@ class Case:
         ]
         return f"784-{self.hidden}-{self.latent}{what}, batch {self.batch}"
 
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch, on as many rows as MNIST has, or 600 of them where batches are small."""
+        return min(600, -(-ROWS // self.batch))
+
 
 SIZES = [Case(hidden, batch=batch) for hidden in (400, 2000) for batch in (20, 128, 1024, 4096)]
 KINDS = [Case(kind="vamp"), Case(kind="flow"), Case(kind="iwae", particles=8)]
+ON_CUDA = [Case(batch=batch) for batch in (20, 128, 1024)] + [
+    Case(2000),
+    *KINDS,
+]  # compiled once each: four minutes in all
 QUICK = [Case(32, 4, 16), Case(32, 4, 16, "iwae", 2)]
 
 
-def data(device: torch.device) -> torch.Tensor:
+def cases_for(device: torch.device, quick: bool) -> list[Case]:
+    """What is timed on a device."""
+    return QUICK if quick else ON_CUDA if device.type == "cuda" else SIZES + KINDS
+
+
+def data(device: torch.device, rows: int = ROWS) -> torch.Tensor:
     """Binary rows, the same for everybody."""
     draws = torch.Generator().manual_seed(0)
-    return torch.bernoulli(torch.full((ROWS, PIXELS), 0.13), generator=draws).to(device)
+    return torch.bernoulli(torch.full((rows, PIXELS), 0.13), generator=draws).to(device)

@@ -31,13 +31,16 @@ def step_times(
     found: dict[str, dict[int, float]] = {}
     for axis, values in AXES.items():
         of_axis = replace(base, kind="iwae") if axis == "particles" else base
-        runs = {v: ours(replace(of_axis, **{axis: v}), x, engine) for v in values[:few]}
+        cases = {v: replace(of_axis, **{axis: v}) for v in values[:few]}
+        runs = {v: ours(case, x[: 64 * case.batch], engine) for v, case in cases.items()}
         for run in runs.values():
             run(3)
         taken = {v: [] for v in runs}
         for _ in range(blocks):
             for value, run in runs.items():
                 taken[value].append(timed(run, steps, x.device)[0])
+        for run in runs.values():
+            run.close()
         found[axis] = {v: sorted(t)[len(t) // 2] for v, t in taken.items()}
     return found
 

@@ -14,16 +14,17 @@ from torch import Tensor, nn
 
 from pyro_vae import MLP, VAE, Bound, Conditional, StandardNormal, adam, bernoulli, iwae, normal, posteriors, priors
 from pyro_vae.training.engines.inductor import as_found, compiler
-from pyro_vae.training.engines.scheduled_values import ScheduledValues
-from pyro_vae.training.engines.traced import ACCELERATORS, TracedEngine
-from pyro_vae.training.step import EagerEngine, Step
+from pyro_vae.training.precision import precision_of
+from pyro_vae.training.step import Step
 
 from .by_hand import ByHand
 from .cases import COMPONENTS, FLOW_HIDDEN, PIXELS, Case
+from .timing import Run
+from .turns import FitInTurns
+from .whole_step import whole_step
 
-Run = Callable[[int], Any]
 Peer = Callable[[Case, Tensor], Run]
-OURS = "pyro_vae"
+OURS, TF32, LOGGED = "pyro_vae", ", TF32", ", with its log"  # in the names of peers
 
 
 def batches(x: Tensor, size: int) -> Callable[[], Tensor]:
@@ -72,24 +73,19 @@ def objective_of(case: Case) -> Any:
     return Bound(iwae, case.particles) if case.kind == "iwae" else Trace_ELBO()
 
 
-def ours(case: Case, x: Tensor, engine: str) -> Run:
-    """What `fit` does at each step."""
-    vae = vae_of(case).to(x.device)
-    step = Step(vae.model, vae.guide, objective_of(case), adam())
-    step.engine = (
-        EagerEngine(step)
-        if engine == "eager"
-        else TracedEngine(step, [vae], ScheduledValues(), ACCELERATORS.get(engine), engine)
+def ours(case: Case, x: Tensor, engine: str, logged: bool = False, precision: str = "float32") -> FitInTurns:
+    """The public `fit`, epoch after epoch on resident rows; with what it logs after each, or without."""
+    rows = x[: case.steps * case.batch]
+    return FitInTurns(
+        vae_of(case).to(x.device),
+        rows,
+        min(case.batch, len(rows)),
+        objective_of(case),
+        logged,
+        engine=engine,
+        precision=precision,
+        optimizer=adam(),
     )
-    batch = batches(x, case.batch)
-
-    def run(steps: int) -> None:
-        for _ in range(steps):
-            step(batch())
-        if getattr(step.engine, "eager_reason", None):
-            raise RuntimeError(step.explain())
-
-    return run
 
 
 def stock(case: Case, x: Tensor, validate: bool = True, fused: bool = False) -> Run:
@@ -118,11 +114,11 @@ def stock(case: Case, x: Tensor, validate: bool = True, fused: bool = False) -> 
     return run
 
 
-def numpyro_scan(case: Case, x: Tensor) -> Run:
+def numpyro_scan(case: Case, x: Tensor, precision: str | None = None) -> Run:
     """NumPyro's SVI, steps within one compiled loop over data on the device."""
     from .numpyro_peer import scan
 
-    return scan(case, x)
+    return scan(case, x, precision)
 
 
 def pythae_trainer(case: Case, x: Tensor) -> Run:
@@ -134,17 +130,38 @@ def pythae_trainer(case: Case, x: Tensor) -> Run:
 
 def peers(case: Case, device: torch.device) -> dict[str, Peer]:
     """Everybody who can run the case here, ours first."""
-    found: dict[str, Peer] = {f"{OURS} {engine}": partial(ours, engine=engine) for engine in ("eager", "trace")}
-    found |= {"PyTorch, Adam": by_hand, "PyTorch, fused Adam": partial(by_hand, fused=True)}
-    if compiler() or device.type == "cuda":
-        found |= {f"{OURS} compile": partial(ours, engine="compile")}
-        found |= {"PyTorch, compiled, fused Adam": partial(by_hand, fused=True, compiled=True)}
-    if device.type == "cuda":
-        found |= {f"{OURS} graph": partial(ours, engine="graph")}
-    found |= {"Pyro": stock, "Pyro, no validation": partial(stock, validate=False)}
-    found |= {"Pyro, no validation, fused Adam": partial(stock, validate=False, fused=True)}
+    found = on_cuda(case) if device.type == "cuda" else on_cpu()
+    found |= {"PyTorch, fused Adam": partial(by_hand, fused=True)}
+    found |= {"Pyro": stock, "Pyro, no validation, fused Adam": partial(stock, validate=False, fused=True)}
     if case.kind == "elbo" and importlib.util.find_spec("numpyro"):
         found |= {"NumPyro, scan": numpyro_scan}
-    if case.kind == "elbo" and importlib.util.find_spec("pythae"):
+        if device.type == "cuda":  # on a CPU both multiply in float32
+            found |= {"NumPyro, scan": partial(numpyro_scan, precision="float32")}
+            found |= {f"NumPyro, scan{TF32}": numpyro_scan} if case.batch >= 128 else {}
+    if case.kind == "elbo" and device.type == "cpu" and importlib.util.find_spec("pythae"):
         found |= {"pythae": pythae_trainer}
     return found
+
+
+def on_cpu() -> dict[str, Peer]:
+    found: dict[str, Peer] = {f"{OURS} {engine}": partial(ours, engine=engine) for engine in ("eager", "trace")}
+    found |= {"PyTorch, Adam": by_hand, "Pyro, no validation": partial(stock, validate=False)}
+    if compiler():
+        found |= {f"{OURS} compile": partial(ours, engine="compile")}
+        found |= {f"{OURS} compile{LOGGED}": partial(ours, engine="compile", logged=True)}
+        found |= {"PyTorch, compiled, fused Adam": partial(by_hand, fused=True, compiled=True)}
+        found |= {"PyTorch, whole step compiled": whole_step}
+    return found
+
+
+def on_cuda(case: Case) -> dict[str, Peer]:
+    """At float32, and plain sizes at TF32, too: what is compiled is compiled for each, which takes most of the minutes."""
+    found: dict[str, Peer] = {}
+    plain = case.kind == "elbo" and case.batch >= 128
+    for suffix, name in (("", "float32"), (TF32, "tf32")) if plain else (("", "float32"),):
+        found |= {f"{OURS} auto{suffix}": partial(ours, engine="auto", precision=name)}
+        hand = partial(whole_step, precision=precision_of(name))
+        found |= {f"PyTorch, whole step captured{suffix}": partial(hand, compiled=False)}
+        if importlib.util.find_spec("triton"):
+            found |= {f"PyTorch, whole step compiled and captured{suffix}": hand}
+    return found | ({f"{OURS} auto{LOGGED}": partial(ours, engine="auto", logged=True)} if plain else {})

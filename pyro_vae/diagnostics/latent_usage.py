@@ -13,10 +13,11 @@ from torch.distributions import Categorical
 from pyro_vae.common.given import whole
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.programs.masked_latents import check_masked
-from pyro_vae.programs.masks import present, same_mask
+from pyro_vae.programs.masks import mask_of_site, present, same_mask
 from pyro_vae.programs.pair import quiet
 from pyro_vae.programs.plates import Plates
 from pyro_vae.programs.problem import Problem, Sites
+from pyro_vae.programs.proposal_guide import as_written
 from pyro_vae.programs.sites import Program, Site, latent_sites
 from pyro_vae.programs.structured import on_tensors
 from pyro_vae.programs.units import by_row, closed_kl, masked, univariate
@@ -183,9 +184,22 @@ def latents(
     model, guide, args = on_tensors(model, guide, *args)
     with quiet(model, guide, seed=seed, device=args[0].device):
         problem = Problem.on_first_row(model, guide, *args)
-        parts = [measured(some, num_samples) for some in problem.split(chunk_size // num_samples)]
-        terms, limit = information(problem.over(*(spread(a, batch) for a in args)), seed)
-    sites = {name: join([part[name] for part in parts]) for name in parts[0]}
+        return usage(problem, problem.over(*(spread(a, batch) for a in args)), num_samples, seed, chunk_size)
+
+
+def usage(
+    problem: Problem,
+    some: Problem,
+    num_samples: int,
+    seed: int,
+    chunk_size: int = 4096,
+    sites: dict[str, Units] | None = None,
+) -> Latents:
+    """Measure as :func:`latents` does: units on the rows of a problem, I(x; z) on `some` of them; `sites` if known already."""
+    if sites is None:
+        parts = [measured(part, num_samples) for part in problem.split(chunk_size // num_samples)]
+        sites = {name: join([part[name] for part in parts]) for name in parts[0]}
+    terms, limit = information(some, seed)
     se = terms.std().item() / len(terms) ** 0.5 if len(terms) > 1 else math.nan
     return Latents(sites, terms.mean().item(), se, limit, len(terms), len(problem), num_samples)
 
@@ -239,6 +253,27 @@ def drawn(q: Site, p: Site, plates: Plates, same_order: bool, there: Tensor | No
     if not (has == has[:1]).all():
         means = torch.full_like(means, math.nan)  # whether a row has it depends on draws: there is no one E[z | x]
     return Drawn(*of_kl, *moments(means), has.any(0), (factorised, analytic, closed))
+
+
+def without_noise(q: Sites, p: Sites, problem: Problem) -> dict[str, Drawn] | None:
+    """Measure the one latent site of a pair from a draw made for something else; None where its figures depend on the draw.
+
+    They do not where KLs and means are closed forms of x alone: one site of independent units, never masked, under a guide
+    that draws nothing on the way.
+    """
+    (name, site), *further = q.items()
+    if further or problem.vectorizing.random_guide or problem.guide is not as_written(problem.guide):
+        return None
+    prior = p[name]
+    bases = univariate(site["fn"]), univariate(prior["fn"])
+    if None in bases or any(mask_of_site(each) is not True for each in (site, prior)):
+        return None
+    kl, (mean, closed) = closed_kl(*bases), posterior_mean(site)
+    if kl is None or not closed:
+        return None
+    kl, mean = (by_row(a, site["fn"].event_dim, problem.plates)[0] for a in (kl, mean))
+    there = torch.ones_like(mean, dtype=torch.bool)
+    return {name: Drawn(kl, torch.zeros_like(kl), mean, torch.zeros_like(mean), there, (True, True, True))}
 
 
 def posterior_mean(site: Site) -> tuple[Tensor, bool]:

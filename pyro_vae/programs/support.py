@@ -201,7 +201,7 @@ def describe(name: str, site: Site, dim: int, row: int, rows: list[int], total: 
     elif support.event_dim == 1 and not hasattr(support, "supports"):
         content, advice = _vector(site, dim, row, advice)
     edges, excluded = EDGES.get(base_name(fn)), ""
-    if edges and (support.event_dim or bool(support.check(torch.tensor(edges)).all())):
+    if edges and (support.event_dim or bool(support.check(torch.tensor(edges, device=site["value"].device)).all())):
         excluded = ", both excluded" if len(edges) > 1 else f", {edges[0]:g} excluded"
     first_rows = ", ".join(map(str, rows[:5])) + (", …" if len(rows) > 5 else "")
     low, high = extent or span(site["value"])

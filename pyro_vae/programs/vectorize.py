@@ -287,7 +287,8 @@ def joined_masks(masks: Sequence[Any], dims: int) -> Any:
     """Return one mask of all particles; as it is where it is no tensor."""
     if not any(isinstance(mask, Tensor) for mask in masks):
         return masks[0]
-    tensors: list[Tensor] = [torch.as_tensor(True if mask is None else mask) for mask in masks]
+    device = next(mask.device for mask in masks if isinstance(mask, Tensor))
+    tensors: list[Tensor] = [torch.as_tensor(True if mask is None else mask, device=device) for mask in masks]
     return join([pad(mask, dims) for mask in tensors])
 
 

@@ -92,7 +92,7 @@ class Config:
     engine
         How a step is computed, with the same results but for rounding: as the programs run, from a trace, compiled.
     precision
-        Of products within layers while training.
+        Of products within layers while training; tf32 is for CUDA alone.
     seed
         Of weights, order, binarization during training, and noise.
     """
@@ -129,7 +129,7 @@ class Config:
     warmup: float = 0.02
     patience: int | None = None
     engine: Literal["auto", "eager", "trace", "compile", "graph"] = "auto"
-    precision: Literal["float32", "bf16"] = "float32"
+    precision: Literal["float32", "tf32", "bf16"] = "float32"
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from pyro_vae.common.random import seeded
 from pyro_vae.errors import CheckpointError, DivergedError
 
+from .precision import name_of
 from .serialize import pack, unpack
 from .shuffle import FIXED
 from .trainer import Trainer
@@ -35,8 +36,8 @@ ELSEWHERE = {
 }  # where these changed, a position in an epoch is void
 # by disk names
 POSITION = {"epoch": "epoch", "seconds": "seconds", "skipped": "skipped_rows", "places": "batches_taken"}
-EARLIER = {"drop last": False}  # what states that do not say so were captured with
-FREE = ("device", "torch", "threads", "engine")  # may change, but then the bits do, too
+EARLIER = {"drop last": False, "precision": "float32"}  # what states that do not say so were captured with
+FREE = ("device", "torch", "threads", "engine", "precision")  # may change, but then the bits do, too
 
 
 class SavedState(Protocol):
@@ -63,6 +64,7 @@ def identity(trainer: Trainer) -> dict[str, Any]:
         "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),
         "engine": trainer.step.engine.name,
+        "precision": name_of(trainer.step.precision),
     }
 
 
@@ -97,8 +99,8 @@ def plain_state(trainer: Trainer) -> dict[str, Any]:
 def restore(trainer: Trainer, saved: SavedState, fork: bool = False) -> None:
     """Load a captured state into a trainer that has not begun.
 
-    Where the device, the version of torch, the threads or the engine have changed, so may the bits: a note is printed, and
-    ``trainer.result.exact`` is False.
+    Where the device, the version of torch, the threads, the engine or the precision changed, so may the bits: a note says
+    so, and ``trainer.result.exact`` is False.
 
     Args:
         trainer: of a model with the same tensors.

@@ -42,6 +42,7 @@ from .arguments import (
 from .batch_source import TrainingData, Transform, choose_batch_source, conversion_device
 from .checkpoint_state import SavedState, restore
 from .last_batch import check_last_batch
+from .memory_forecast import memory_notes
 from .metrics import Reporter
 from .mkl_threads import all_threads
 from .optimizers import optimizer_of
@@ -133,8 +134,9 @@ def fit(
             Adam and without callbacks 16 whole steps at a time; "auto" chooses by the device and the number of steps. Each
             graph is checked against eager when it is made and at each epoch; :attr:`FitResult.engine` has the reason where
             a step runs eager.
-        precision: "bf16" multiplies within linear and convolutional layers in bfloat16 while training, the rest in float32;
-            what is logged and evaluated is float32 throughout. On a CPU that is slower with it, a note says so.
+        precision: "tf32" multiplies matrices with factors of 10 bits while training, on CUDA, where that is several times as
+            fast; "bf16" multiplies within linear and convolutional layers in bfloat16, of 8 bits; the rest is float32, and so
+            is what is logged and evaluated. A note says where either gains nothing: on a CPU, "tf32" is the same to the bit.
         scheduled: objects that change as training goes on, such as a :class:`~pyro_vae.Beta` or a ``capacity`` with a schedule:
             their ``at`` is told the fraction of training done, 0 to 1, before each step, and every engine follows their
             numbers (:class:`~pyro_vae.objectives.scheduled.Scheduled`).
@@ -147,8 +149,8 @@ def fit(
             every few minutes, at an interruption and at the end.
         resume: a state that was saved (``checkpointer.newest()``): continue there, in the middle of an epoch if need be, to the
             same bits as without the interruption (on CUDA with deterministic algorithms), with all other arguments as they
-            were. On another device, number of threads, version of torch or engine, a note says that the bits may differ, and
-            :attr:`FitResult.exact` is False.
+            were. On another device, number of threads, version of torch, engine or precision, a note says that the bits may
+            differ, and :attr:`FitResult.exact` is False.
         fork: accept other arguments and data: weights, optimizer and history are taken over.
         verbose: a progress bar on a terminal, a line an epoch elsewhere (standard error).
 
@@ -161,7 +163,8 @@ def fit(
         DeviceError: a device that is not there.
         DivergedError: losses or gradients that are not finite, by step and rows; the best weights so far are restored.
         CheckpointError: `resume` is of another run; the message lists what differs.
-        DeviceMemoryError: a batch that the device does not hold.
+        DeviceMemoryError: a batch that the device does not hold, and that cannot be computed in parts: where the loss is a sum
+            over rows it is, with the same gradient and law (:mod:`~pyro_vae.training.micro_batches`), and `engine` says so.
         Interrupted: Ctrl-C; the best weights so far are restored.
 
     References:
@@ -258,7 +261,7 @@ def examine(trainer: Trainer) -> list[str]:
     scale = scale_findings(step.model, step.guide, metrics.first(min(ROWS, len(data.train[0]))))
     waiting = patience_note(trainer.options.patience, data.validation is not None)
     trainer.noticed = [*waiting, *(finding.line for finding in scale)]
-    return [*trainer.noticed, *notes]
+    return [*trainer.noticed, *notes, *memory_notes(step, trainer.modules, metrics.first, data.batch_size)]
 
 
 def move(modules: list[torch.nn.Module], device: torch.device | str | None) -> torch.device | None:

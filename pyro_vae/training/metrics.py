@@ -9,14 +9,14 @@ from functools import cached_property
 from types import TracebackType
 from typing import Any
 
-from pyro import poutine
+import torch
 from pyro.infer import TraceEnum_ELBO
 from torch import Tensor
 
 from pyro_vae.common.memory import fitting
 from pyro_vae.common.progress import bar
 from pyro_vae.common.random import seeded, stream
-from pyro_vae.diagnostics.latent_usage import ACTIVE, latents, spread
+from pyro_vae.diagnostics.latent_usage import ACTIVE, Drawn, Units, join, spread, usage, without_noise
 from pyro_vae.errors import NoWeightError, ProgramError, UsageError
 from pyro_vae.objectives.joint_elbo import elbo_per_datum
 from pyro_vae.programs.pair import quiet
@@ -24,7 +24,7 @@ from pyro_vae.programs.parameter_checks import ValidParameters
 from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.proposal_guide import refuse_unweighed, without_observed
 from pyro_vae.programs.shared_sites import SharedSites, shared_sites
-from pyro_vae.programs.sites import latent_sites, sample_sites
+from pyro_vae.programs.sites import latent_sites
 from pyro_vae.programs.units import univariate
 from pyro_vae.programs.vectorize_probe import ProbedOnce
 
@@ -34,6 +34,14 @@ from .step import Step
 
 Record = dict[str, Any]
 CHUNK = 2000  # rows that the ELBO is logged of at a time
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one pass over rows showed: their ELBO, and the usage of the latents where the same draws tell it."""
+
+    record: Record
+    units: dict[str, Units] | None = None
 
 
 def true_elbo(
@@ -46,24 +54,57 @@ def true_elbo(
     that are not these) get None, and the reason. Weights of handlers (β, ``poutine.scale``) are in none of them. Where rows
     share sites they go in one piece: `chunk_size` None. `inside`: observed sites whose data was found in the support.
     """
+    return pass_over(step, batch, chunk_size, lambda: replace(problem_of(step, batch), inside=inside)).record
+
+
+def problem_of(step: Step, batch: tuple[Tensor, ...]) -> Problem:
+    """Find the pair's plates by a run on the first row, on a random stream of its own: later draws do not depend on it."""
+    with quiet(step.model, step.guide, seed=0, device=batch[0].device):
+        return Problem.on_first_row(step.model, step.guide, *batch)
+
+
+def pass_over(
+    step: Step, batch: tuple[Tensor, ...], chunk_size: int | None, problem_of_rows: Callable[[], Problem]
+) -> Pass:
+    """Estimate as :func:`true_elbo` does; measure the latents on the way, if their figures do not depend on the draw."""
     rows = len(batch[0])
     with quiet(step.model, step.guide):
         try:
-            problem = replace(Problem.on_first_row(step.model, step.guide, *batch), inside=inside)
+            problem = problem_of_rows()
             refuse_unweighed(problem.guide)
         except ProgramError as error:
             if isinstance(error, NoWeightError) and not isinstance(step.objective, TraceEnum_ELBO):
-                return dict.fromkeys(("elbo", "reconstruction", "kl")) | {"no_elbo": str(error)}
-            chunks, guide = (
-                zip(*(a.split(chunk_size or rows) for a in batch), strict=True),
-                without_observed(step.guide),
-            )
-            with ValidParameters():
-                parts = [(len(c[0]), elbo_per_datum(step.objective, step.model, guide, *c)) for c in chunks]
-            return {"elbo": sum(n * elbo for n, elbo in parts) / rows, "reconstruction": None, "kl": None}
-        terms = [some.log_probs() for some in problem.split(chunk_size or rows)]
-        reconstruction, kl = (sum(getattr(t, f).sum().item() for t in terms) for f in ("reconstruction", "kl"))
-    return {"elbo": (reconstruction - kl) / rows, "reconstruction": reconstruction / rows, "kl": kl / rows}
+                return Pass(dict.fromkeys(("elbo", "reconstruction", "kl")) | {"no_elbo": str(error)})
+            return Pass(joint_elbo(step, batch, chunk_size or rows))
+        parts = [part_of_pass(some) for some in problem.split(chunk_size or rows)]
+    reconstruction, kl = torch.stack([sums for sums, _ in parts]).sum(0).tolist()
+    record = {"elbo": (reconstruction - kl) / rows, "reconstruction": reconstruction / rows, "kl": kl / rows}
+    units = [drawn for _, drawn in parts if drawn is not None]
+    return Pass(record, joined(units) if len(units) == len(parts) else None)
+
+
+def part_of_pass(problem: Problem) -> tuple[Tensor, dict[str, Drawn] | None]:
+    """Draw some rows once: summed reconstruction and KL, ``(2,)`` on their device, and what the draw tells of the latents."""
+    q, p = problem.draw(1)
+    terms = problem.terms(p, problem.score(q, "guide", fresh=True))
+    try:
+        drawn = without_noise(q, p, problem)
+    except (ValueError, RuntimeError, IndexError):  # a measure of its own says why it has none
+        drawn = None
+    return torch.stack([terms.reconstruction.double().sum(), terms.kl.double().sum()]), drawn
+
+
+def joined(parts: list[dict[str, Drawn]]) -> dict[str, Units]:
+    """Join what parts of the rows showed of each site."""
+    return {name: join([part[name] for part in parts]) for name in parts[0]}
+
+
+def joint_elbo(step: Step, batch: tuple[Tensor, ...], chunk_size: int) -> Record:
+    """Take the ELBO of Pyro's own estimator, which has no terms."""
+    guide, chunks = without_observed(step.guide), zip(*(a.split(chunk_size) for a in batch), strict=True)
+    with ValidParameters():
+        parts = [(len(c[0]), elbo_per_datum(step.objective, step.model, guide, *c)) for c in chunks]
+    return {"elbo": sum(n * elbo for n, elbo in parts) / len(batch[0]), "reconstruction": None, "kl": None}
 
 
 def row_elbo(step: Step, batch: tuple[Tensor, ...]) -> Tensor | None:
@@ -86,24 +127,34 @@ LATENT_KEYS = (
 )  # fmt: skip
 
 
-def latent_use(step: Step, batch: tuple[Tensor, ...], seed: int) -> Record:
-    """Estimate active units, I(x; z) and each unit's KL, in nats, on at most 500 of the rows; None where not defined."""
-    batch = tuple(spread(a, ROWS) for a in batch)
+def latent_use(problem: Callable[[], Problem], seed: int, units: dict[str, Units] | None = None) -> Record:
+    """Estimate active units, I(x; z) and each unit's KL, in nats; None where not defined.
+
+    The units' are of all rows where a pass over them has shown them (`units`), else of draws on at most 500 of them.
+    """
     try:
-        pairs = PAIRED if elementwise(step, batch) else DEAR
-        usage = latents(step.model, step.guide, *batch, num_samples=2, batch=pairs, seed=seed)
+        whole = problem()
+        with quiet(whole.model, whole.guide, seed=seed, device=whole.device):
+            some = of_spread_rows(whole, ROWS)
+            pairs = PAIRED if units or elementwise(some) else DEAR
+            found = usage(some, of_spread_rows(some, pairs), 2, seed, sites=units)
     except (ValueError, RuntimeError, IndexError):  # no density a row, or programs that do not broadcast over draws
         return dict.fromkeys(LATENT_KEYS)
-    counts = [usage.active(threshold) if usage.units else None for threshold in (ACTIVE, LESS_ACTIVE)]
-    kl = None if usage.kl_per_unit is None else [finite(v) for v in usage.kl_per_unit.tolist()]
-    information = finite(usage.mutual_information), finite(usage.mutual_information_se)
+    counts = [found.active(threshold) if found.units else None for threshold in (ACTIVE, LESS_ACTIVE)]
+    kl = None if found.kl_per_unit is None else [finite(v) for v in found.kl_per_unit.tolist()]
+    information = finite(found.mutual_information), finite(found.mutual_information_se)
     return dict(zip(LATENT_KEYS, [*counts, *information, kl], strict=True))
 
 
-def elementwise(step: Step, batch: tuple[Tensor, ...]) -> bool:
+def of_spread_rows(problem: Problem, count: int) -> Problem:
+    """Return the problem of at most so many of the rows, evenly spaced."""
+    return problem.over(*(spread(a, count) for a in problem.args))
+
+
+def elementwise(problem: Problem) -> bool:
     """Return whether log q(z_i | x_j) is cheap for many pairs: one latent site of independent units."""
-    with quiet(step.model, step.guide, seed=0, device=batch[0].device):
-        sites = latent_sites(sample_sites(poutine.trace(step.guide).get_trace(*(a[:1] for a in batch))))
+    with problem.quiet(0):
+        sites = latent_sites(problem.rows(slice(1)).sites(problem.guide))
     return len(sites) == 1 and all(univariate(site["fn"]) is not None for site in sites.values())
 
 
@@ -158,6 +209,8 @@ class EpochMetrics:
     inside: frozenset[str] = frozenset()  # observed sites whose data was found in the support
     times: int = 0  # that the ELBO was measured
     probed: ProbedOnce = field(default_factory=ProbedOnce)
+    pair: Problem | None = None  # its plates, and how it runs
+    units: dict[str, Units] | None = None  # of the latents, where the ELBO's own pass showed them
 
     def elbo(self, when: str) -> Record:
         """Estimate the true ELBO and its terms, in nats per datum; `when` is for the message of a DeviceMemoryError."""
@@ -165,22 +218,31 @@ class EpochMetrics:
         if (
             self.times & (self.times - 1) == 0
         ):  # weights may hide at first what a program does: look again, ever more seldom
-            self.probed = ProbedOnce()
+            self.probed, self.pair = ProbedOnce(), None
         with self.probed:
-            train = self.true_elbo(self.train_sample, when)
-            terms = train if self.data.validation is None else self.true_elbo(self.data.validation, when)
-        return terms | {"train_elbo": train["elbo"]}
+            train = terms = self.true_elbo(self.train_sample, when)
+            if self.data.validation is not None:
+                terms = self.true_elbo(self.data.validation, when)
+        self.units = terms.units
+        return terms.record | {"train_elbo": train.record["elbo"]}
 
     def latents(self) -> Record:
-        """Estimate active units, I(x; z) and KL per unit."""
+        """Estimate active units, I(x; z) and KL per unit; right after :meth:`elbo`, whose pass over the rows it takes up."""
         rows = self.train_sample if self.data.validation is None else self.data.validation
+        units, self.units = self.units, None  # of these weights alone
         with self.probed:
-            return latent_use(self.step, rows, stream(self.seed, LATENTS))
+            return latent_use(lambda: self.problem(rows), stream(self.seed, LATENTS), units)
 
-    def true_elbo(self, batch: Batch, when: str) -> Record:
+    def problem(self, batch: Batch) -> Problem:
+        """Return the pair on some rows; its plates are looked for when they are first asked for, and now and then again."""
+        if self.pair is None:
+            self.pair = problem_of(self.step, batch)
+        return replace(self.pair, args=batch, inside=self.inside)
+
+    def true_elbo(self, batch: Batch, when: str) -> Pass:
         what = f"{when}: the ELBO of {len(batch[0])} rows on {self.data.device}"
         with seeded(self.seed, ELBO_NOISE, device=self.data.device), fitting(what, "Validate on fewer rows."):
-            return true_elbo(self.step, batch, None if self.shared else CHUNK, self.inside)
+            return pass_over(self.step, batch, None if self.shared else CHUNK, lambda: self.problem(batch))
 
     @cached_property
     def train_sample(self) -> Batch:

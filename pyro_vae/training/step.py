@@ -22,8 +22,9 @@ from pyro_vae.programs.sites import Program
 
 from .finite_checks import ImmediateFiniteCheck, choose_finite_check
 from .fused_adam import take_step
+from .micro_batches import MicroBatches
 from .optimizers import MakeOptimizer, make_checked
-from .precision import Context
+from .precision import Context, whole_step
 
 
 class DeclaredParameters(ModulesOwnParameters):
@@ -135,6 +136,7 @@ class Step:
         self.engine_reason = ""
         # whether an optimizer's update is part of a graph (:mod:`~pyro_vae.training.engines.whole_steps`)
         self.in_graph: Callable[[torch.optim.Optimizer], bool] = lambda optimizer: False
+        self.micro_batches = MicroBatches()
 
     def __call__(self, *batch: Tensor, rate: float = 1.0) -> Tensor:
         """Make one update at `rate` times the learning rates; return the loss, or update nothing and raise a DivergedError."""
@@ -144,14 +146,16 @@ class Step:
 
     def loss_and_grads(self, *batch: Tensor) -> Tensor:
         """Return the loss, gradients left on the parameters, nothing updated; raise a DivergedError if it is not finite."""
-        if self.optimizer is None:
-            loss = self._first(*batch)
-        else:
+        with whole_step(self.precision):
             for p in self.parameters:
                 p.grad = None
-            loss = self.engine(*batch)
+            loss = self.micro_batches(self, self.compute, *batch)
         self.finite_check.check_loss(loss)
         return loss
+
+    def compute(self, *batch: Tensor) -> Tensor:
+        """Return the loss, gradients left on the parameters; the first call declares these, and makes the optimizer."""
+        return self._first(*batch) if self.optimizer is None else self.engine(*batch)
 
     def update(self, rate: float = 1.0) -> None:
         """Move the parameters along their gradients, if these are finite."""
@@ -163,7 +167,13 @@ class Step:
 
     def explain(self) -> str:
         """Name the engine, why it was chosen, and what it has met on the way, a line each."""
-        return "\n".join([f"engine {self.engine.name} ({self.engine_reason or 'the default'})", *self.engine.notes])
+        return "\n".join(
+            [
+                f"engine {self.engine.name} ({self.engine_reason or 'the default'})",
+                *self.engine.notes,
+                *self.micro_batches.notes,
+            ]
+        )
 
     def restore_rates(self) -> None:
         """Put the optimizer's learning rates back to those that the schedule multiplied: another run may begin with it."""

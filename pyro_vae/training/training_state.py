@@ -48,9 +48,10 @@ class FitResult:
 
     Attributes:
         history: one record an epoch: epoch, step, lr, loss (the objective's, per datum), elbo, reconstruction and kl (nats
-            per datum, on the validation rows if there are any), train_elbo; of at most 500 of the same rows, active_units and
-            active_units_0.001 (Var_x(E[z | x]) above 0.01 and 0.001), mutual_information (nats, a lower bound on I(x; z)
-            and at most log of 200 rows, 32 where q is dear), mutual_information_se and kl_per_unit (nats), each None where it
+            per datum, on the validation rows if there are any), train_elbo; of the same rows (at most 500, where that takes
+            draws of its own), active_units and active_units_0.001 (Var_x(E[z | x]) above 0.01 and 0.001), mutual_information
+            (nats, a lower bound on I(x; z) and at most log of 200 rows, 32 where q is dear), mutual_information_se and
+            kl_per_unit (nats), each None where it
             is not defined, see :func:`~pyro_vae.diagnostics.latent_usage.latents`; seconds; with `aggressive`, whether the
             epoch was, and its inner_steps; and what `on_epoch` returned.
         best_epoch: whose weights the model holds now.

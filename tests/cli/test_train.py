@@ -26,6 +26,8 @@ def test_engine_and_precision_are_options_of_a_run(train, tmp_path, capsys):
     said = folder.read_json(tmp_path / "run" / "evidence.json")["training"]["engine"]
     assert said[0] == "engine trace (asked for)" and "checked against eager" in said[-1]
     assert folder.read_config(tmp_path / "run")["config"]["precision"] == "bf16"
+    assert train("tf32", "--precision", "tf32") == 0 and "changes nothing on cpu" in capsys.readouterr().err
+    assert folder.read_config(tmp_path / "tf32")["config"]["precision"] == "tf32"
     assert train("fast", "--engine", "fast") == 2 and train("half", "--precision", "fp8") == 2
 
 

@@ -22,7 +22,7 @@ def test_an_evaluation_in_training_that_does_not_fit_says_so(monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.")
 
-    monkeypatch.setattr("pyro_vae.training.metrics.true_elbo", full)
+    monkeypatch.setattr("pyro_vae.training.metrics.pass_over", full)
     with pytest.raises(DeviceMemoryError, match=r"the ELBO of 8 rows on cpu does not fit.*fewer rows") as caught:
         fit(small_vae(seed=0), torch.ones(8, 6), epochs=1, verbose=False)
     assert caught.value.exit_code == 7

@@ -26,7 +26,7 @@ class Chain:
 
     def model(self, x):
         with pyro.plate("data", len(x)):
-            z1 = pyro.sample("z1", dist.Normal(torch.zeros((), dtype=x.dtype), 1.0))
+            z1 = pyro.sample("z1", dist.Normal(x.new_zeros(()), 1.0))
             z2 = pyro.sample("z2", dist.Normal(z1, 1.0))
             pyro.sample("x", dist.Normal(z2, 1.0), obs=x)
 
@@ -46,7 +46,7 @@ class GammaPoisson:
 
     def model(self, x):
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Gamma(torch.tensor(2.0, dtype=x.dtype), 1.0))
+            z = pyro.sample("z", dist.Gamma(x.new_tensor(2.0), 1.0))
             pyro.sample("x", dist.Poisson(z), obs=x)
 
     def guide(self, x):

@@ -38,13 +38,13 @@ def plated(vae, total):
 
     def model(x):
         register(vae)
-        with pyro.plate("data", total, subsample=torch.arange(len(x))):
+        with pyro.plate("data", total, subsample=torch.arange(len(x), device=x.device)):
             z = pyro.sample("z", vae.prior())
             pyro.sample("x", vae.likelihood(z), obs=x)
 
     def guide(x):
         register(vae)
-        with pyro.plate("data", total, subsample=torch.arange(len(x))):
+        with pyro.plate("data", total, subsample=torch.arange(len(x), device=x.device)):
             pyro.sample("z", vae.posterior(x))
 
     return model, guide

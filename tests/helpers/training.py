@@ -4,6 +4,7 @@ from functools import partial
 
 import pyro
 import pyro.distributions as dist
+import pytest
 import torch
 from pyro.infer import Trace_ELBO
 from torch.distributions import constraints
@@ -32,7 +33,7 @@ def check_held(run, vae, x):
     assert run.best_epoch == best["epoch"] and run.best is best
     with seeded(0, ELBO_NOISE, device=x.device):
         again = true_elbo(Step(vae.model, vae.guide, Trace_ELBO(), sgd), (x,))["elbo"]
-    assert again == best["elbo"]
+    assert again == pytest.approx(best["elbo"], rel=1e-6)  # data known to lie in the support is scored by a shorter way
 
 
 def mixture(x):

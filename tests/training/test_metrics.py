@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 from functools import partial
 
 import pyro
@@ -111,6 +112,72 @@ def test_the_record_says_what_the_latents_carry(device):
     assert abs(record["mutual_information"] - found.mutual_information) < 6 * found.mutual_information_se
 
 
+def logged(pair, x):
+    """The record of an epoch at rate 0, and the metrics that made it."""
+
+    class Held(TrainingCallback):
+        def after_epoch(self, trainer):
+            self.metrics = trainer.metrics
+
+    held = Held()
+    run = fit(pair, x, epochs=1, optimizer=still, callbacks=[held])
+    return run.history[-1], held.metrics
+
+
+def test_closed_forms_are_of_all_rows_and_cost_no_further_draw(device):
+    """One run of the model an epoch, of the guide one for the ELBO and two for I(x; z)."""
+    vae, x = small_vae(device=device), binary(700, device)
+    record, at = logged(vae, x)
+    found = latents(vae.model, vae.guide, x)
+    assert record["kl_per_unit"] == pytest.approx(found.kl_per_unit.tolist(), abs=1e-4)
+    few = latents(vae.model, vae.guide, x[:500])  # what draws would be made for
+    assert record["kl_per_unit"] != pytest.approx(few.kl_per_unit.tolist(), abs=1e-4)
+    runs = []
+
+    def noted(program, role):
+        return lambda *args: runs.append(role) or program(*args)
+
+    at.pair, at.times = replace(at.pair, model=noted(vae.model, "model"), guide=noted(vae.guide, "guide")), 2
+    again = at.elbo("again") | at.latents()
+    assert runs == ["guide", "model", "guide", "guide"]
+    assert again == {key: record[key] for key in again}  # plates found before or anew: the same draws
+
+
+def awkward(kind):
+    """A pair whose figures of the latents depend on the draw that they are taken from."""
+
+    def model(x):
+        on = x[:, 0] > 0 if kind == "masked" else torch.ones(len(x), dtype=torch.bool)
+        with pyro.plate("data", len(x)):
+            above = pyro.sample("above", dist.Normal(0.0, 1.0)) if kind == "two levels" else 0.0
+            prior = dist.StudentT(5.0) if kind == "no closed form" else dist.Normal(above, 1.0)
+            z = pyro.sample("z", prior.mask(on) if kind == "masked" else prior)
+            logits = torch.where(on, z, 0.0).unsqueeze(-1).expand(*z.shape, 6)
+            pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
+
+    def guide(x):
+        loc = pyro.param("loc", lambda: torch.tensor(0.3)) * x.sum(-1)
+        with pyro.plate("data", len(x)):
+            if kind == "two levels":
+                loc = loc + pyro.sample("above", dist.Normal(loc, 0.5))
+            q = dist.Normal(loc + 0.1 * torch.randn(()) if kind == "noise on the way" else loc, 0.5)
+            pyro.sample("z", q.mask(x[:, 0] > 0) if kind == "masked" else q)
+
+    return model, guide
+
+
+@pytest.mark.parametrize("kind", ["two levels", "masked", "no closed form", "noise on the way"])
+def test_where_a_draw_matters_the_latents_get_draws_of_their_own(kind):
+    """The pass over the rows has one draw, whose own noise nothing would take off."""
+    x = binary(60)
+    record, at = logged(awkward(kind), x)
+    at.elbo("again")
+    assert at.units is None and math.isfinite(record["elbo"])
+    found = latents(*awkward(kind), x, num_samples=500)
+    assert record["active_units"] == found.active()
+    assert sum(record["kl_per_unit"]) == pytest.approx(found.kl, abs=0.5)
+
+
 def test_latents_that_have_no_such_figures_get_none():
     x = torch.randn(20)
     run = fit((mixture, lambda x: None), x, objective=TraceEnum_ELBO(max_plate_nesting=1), epochs=1)
@@ -121,7 +188,7 @@ def test_watching_the_latents_changes_no_run(monkeypatch):
     x, start = binary(), small_vae()
     watched, blind = copy.deepcopy(start), copy.deepcopy(start)
     a = fit(watched, x, validation=x[:9], epochs=6, batch_size=16)
-    monkeypatch.setattr(metrics, "latent_use", lambda step, batch, seed: {"mutual_information": None})
+    monkeypatch.setattr(metrics, "latent_use", lambda *args: {"mutual_information": None})
     b = fit(blind, x, validation=x[:9], epochs=6, batch_size=16)
     assert same(state_of(watched), state_of(blind))
     assert [r["elbo"] for r in a.history] == [r["elbo"] for r in b.history]

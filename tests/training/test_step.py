@@ -281,7 +281,7 @@ def test_bfloat16_is_of_networks_alone_and_within_a_tenth_of_a_nat():
         b = rounded.per_row(vae.model, vae.guide, x)
     assert b.dtype == torch.float32 and not torch.equal(a, b)
     assert (a.mean() - b.mean()).abs() < 0.1 and (a - b).abs().max() < 1
-    with pytest.raises(UsageError, match="choose one of float32, bf16"):
+    with pytest.raises(UsageError, match="choose one of float32, tf32, bf16"):
         fit(vae, x, precision="fp8")
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pyro_vae.common import torch_private
 from pyro_vae.programs.pair import without_validation
-from pyro_vae.training.precision import Bfloat16
+from pyro_vae.training.precision import matmul_switches, rounds
 from pyro_vae.training.step import EagerEngine, Engine, Step
 from pyro_vae.training.training_state import PreStepSnapshot, buffers_of
 
@@ -208,8 +208,8 @@ class TracedEngine(Engine):
 
     @property
     def rounded(self) -> bool:
-        """Whether layers round to bfloat16."""
-        return self.step.precision is Bfloat16
+        """Whether products are rounded to fewer bits than float32 has."""
+        return rounds(self.step.precision)
 
     @property
     def buffers(self) -> list[Tensor]:
@@ -254,7 +254,7 @@ def ambient() -> tuple[Any, ...]:
     return (
         torch.is_autocast_enabled("cpu"),
         torch.is_autocast_enabled("cuda"),
-        torch.get_float32_matmul_precision(),
+        *matmul_switches(),
         torch.get_default_dtype(),
         torch.are_deterministic_algorithms_enabled(),
         torch.get_num_threads(),

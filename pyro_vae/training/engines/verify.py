@@ -15,7 +15,9 @@ from .adam_update import AdamGroup
 from .flat_graph import Result
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # of a gradient's norm, over all parameters
-ROUNDED = 2e-3  # the same, where layers round to the 8 bits of bfloat16: a compiler fuses, and rounds elsewhere
+ROUNDED = (
+    2e-3  # the same, where products round to the 8 bits of bfloat16 or the 10 of TF32: a compiler rounds elsewhere
+)
 
 
 @contextmanager
@@ -31,7 +33,7 @@ def replayed(buffers: Sequence[Tensor], device: torch.device) -> Iterator[None]:
 def disagreement(eager: Result, captured: Result, rounded: bool = False) -> tuple[float, str | None]:
     """Measure the larger relative difference of loss and gradients, and describe it; None where it is rounding.
 
-    `rounded`: layers multiply in bfloat16.
+    `rounded`: layers multiply in bfloat16 or TF32.
     """
     (loss, gradients), (other, others) = eager, captured
     if [g is None for g in gradients] != [g is None for g in others]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pyro_vae.training.batch_source import TrainingData
 from pyro_vae.training.finite_checks import choose_finite_check
+from pyro_vae.training.precision import whole_step
 from pyro_vae.training.shuffle import ShuffledBatches
 from pyro_vae.training.step import Step
 from pyro_vae.training.training_state import (
@@ -87,7 +88,7 @@ class WholeSteps:
         total: Loss | None = None
         try:
             if not self.singly and self.possible():
-                with torch.no_grad():
+                with torch.no_grad(), whole_step(self.step.precision):
                     total = self.make_steps(order, state, one)
         except Untraceable as why:
             self.refuse(str(why))
@@ -97,9 +98,9 @@ class WholeSteps:
         return total
 
     def possible(self) -> bool:
-        """Return whether the optimizer is one that a graph holds, and has begun."""
+        """Return whether the optimizer is one that a graph holds, and has begun, and batches fit into memory."""
         optimizer = self.step.optimizer
-        return optimizer is not None and self.step.in_graph(optimizer) and any(optimizer.state.values())
+        return self.step.micro_batches.rows is None and optimizer is not None and self.step.in_graph(optimizer) and any(optimizer.state.values())
 
     def make_steps(self, order: ShuffledBatches, state: TrainingState, one: bool) -> Loss | None:
         total: Loss | None = None
