@@ -16,11 +16,12 @@ from pyro_vae.programs.sites import Program
 from pyro_vae.programs.structured import on_tensors
 
 from .joint import Joint, ReadsRowsError, Shared
+from .lattice import Density
 from .line import Line
 from .peaks import find_peaks
 from .result import Exact
 from .scout import Scout
-from .trapezoid import ALONE, FIRST, TOGETHER, Density, Rule
+from .trapezoid import FEWEST, Rule
 
 MAX_DIMS = 3
 AT_ONCE = 1 / 16  # of the work, where one run of the decoder serves all rows
@@ -130,8 +131,8 @@ def quadrature(
                 f"the latents have {dims} dimensions in all ({sizes}): a grid takes 1 to {MAX_DIMS}. Use log_likelihood with "
                 "method='importance', or linear_gaussian where all is Gaussian."
             )
-        if points < FIRST[dims] ** dims:
-            raise UsageError(f"points must be at least {FIRST[dims] ** dims} for {dims} dimensions, got {points}")
+        if points < FEWEST[dims]:
+            raise UsageError(f"points must be at least {FEWEST[dims]} for {dims} dimensions, got {points}")
         rule = Rule(dims, tol, points, chunk_size, joint.eps)
         shared = None
         if len(joint) > FEW if share is None else share:
@@ -151,16 +152,15 @@ def all_rows(
     joint: Joint, guide: Program | None, rule: Rule, shared: Shared | None, budget: Budget
 ) -> tuple[Tensor, ...]:
     """Return log p(x), its error, whether a row's lattice was refined, and whether to believe it, ``(N,)`` each."""
-    m = min((TOGETHER if shared else ALONE)[joint.dims], int(rule.points ** (1 / joint.dims) + 1e-9))  # along each axis
     parts = []
     for rows in joint.everyone.split(BLOCK[bool(shared)]):
-        parts.append(some_rows(joint, guide, rule, shared, rows, m, budget))
+        parts.append(some_rows(joint, guide, rule, shared, rows, budget))
         budget.forecast(int(rows[-1]) + 1, len(joint))
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
 
 def some_rows(
-    joint: Joint, guide: Program | None, rule: Rule, shared: Shared | None, rows: Tensor, m: int, budget: Budget
+    joint: Joint, guide: Program | None, rule: Rule, shared: Shared | None, rows: Tensor, budget: Budget
 ) -> tuple[Tensor, ...]:
     """:func:`all_rows` of a block of rows: look where their mass is, integrate, and hold sampling against the result."""
     by_row, together = budget.counted(joint.log_prob), bool(shared)
@@ -171,10 +171,9 @@ def some_rows(
     draws = line.v(scout.u, rows)
     if line.heavy.any():
         box = rule.widen(line.along(density), scout.box(draws, together), rows)
-    first, own = line.along(density), line.along(by_row)
-    peaks = find_peaks(first, own, box, draws, scout.log_p, rows, rule)
-    hints = peaks.hints(rule.tol, line.unseen)
-    log_px, error, refined = rule.integrate(first, box, rows, m, own, hints)
+    survey, own = rule.survey(line.along(density), box, rows), line.along(by_row)
+    peaks = find_peaks(survey, own, draws, scout.log_p, rows, rule)
+    log_px, error, refined = rule.integrate(own, survey, rows, peaks.hints(rule.tol, line.unseen))
     error = error.masked_fill(peaks.many | line.lost[rows], math.inf)
     error = torch.maximum(error, scout.missed(log_px))
     return log_px, error, refined, ~rule.rough(log_px, error)
