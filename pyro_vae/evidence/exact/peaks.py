@@ -129,7 +129,7 @@ def climb(
         along = along | (steep.any(0) & ~along.any(-1)).unsqueeze(-1)  # a ridge askew
         width[still] = torch.where(along, width[still] / 2, width[still])
         active = torch.cat([moved, still[steep.any(0) & (width[still] > smallest[still]).all(-1)]])
-    width = width * (DROP / fall).clamp(1, 4).sqrt()  # a step short of the width, where it falls by less
+    width = width * (DROP / fall).clamp(1, 16).sqrt()  # a step may end short of the width
     shape = starts.shape[:2]
     whole = torch.full(shape, -math.inf, dtype=values.dtype, device=values.device).flatten()
     places, widths = starts.flatten(0, 1).clone(), step.expand_as(starts).flatten(0, 1).clone()

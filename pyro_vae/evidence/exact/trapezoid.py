@@ -178,7 +178,9 @@ class Rule:
             finer = SHARPER * (self.tol / 2 / change).pow(1 / sums.power).nan_to_num(nan=0.5).clamp(0.5, 1.0)
             factor = torch.where(coarse, 0.5, torch.where(coarse.any(-1), 1.0, finer).unsqueeze(-1))
             found.left = found.left & complete & ~self.settled(found.log_px, found.change)
-            found.left &= ~self.hopeless(lattice, points, coarse, target, survey) & (coarse.any(-1) | (unseen < self.tol / 2))
+            found.left &= ~self.hopeless(lattice, points, coarse, target, survey) & (
+                coarse.any(-1) | (unseen < self.tol / 2)
+            )
             points, refined = points.of(found.left[points.row]), refined | (found.left & ~coarse.any(-1))
             places, lattice = lattice.at(points.row, points.digits)[0], lattice.finer(factor)
             again = keys(points.row, lattice.nearest(points.row, places).long())
@@ -200,7 +202,7 @@ class Rule:
         """Return which rows would take more points than they may, to come to a cell as narrow as their maxima: ``(R,)``."""
         count = points.row.bincount(minlength=len(coarse))
         levels = (lattice.step / target).log2().round().clamp(min=0).sum(-1)
-        finer = torch.where(coarse.any(-1), count * 2.0**levels / 4**self.dims, count * 2.0**self.dims)  # few points tell little
+        finer = torch.where(coarse.any(-1), count * 2.0**levels / 4**self.dims, count * 2.0**self.dims)
         far = (survey.step / lattice.step).log2().amax(-1) + math.log2(survey.m) > BITS[self.dims] - 3
         return (finer > self.points) | far
 
