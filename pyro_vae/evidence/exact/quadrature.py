@@ -3,6 +3,7 @@ r"""log p(x) by quadrature, where the latents are few and continuous."""
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from .joint import Joint, ReadsRowsError, Shared
 from .lattice import Density
 from .line import Line
 from .peaks import find_peaks
+from .prior_mass import FINER, missed_share, unseen_mass
 from .result import Exact
 from .scout import Scout
 from .trapezoid import FEWEST, Rule
@@ -175,5 +177,9 @@ def some_rows(
     peaks = find_peaks(survey, own, draws, scout.log_p, rows, rule)
     log_px, error, refined = rule.integrate(own, survey, rows, peaks.hints(rule.tol, line.unseen))
     error = error.masked_fill(peaks.many | line.lost[rows], math.inf)
+    one = slice(1) if together else slice(None)  # p(z) of all rows
+    prior, closer = line.along(budget.counted(joint.log_prior)), replace(rule, tol=FINER * rule.tol)
+    of_prior, missing = unseen_mass(prior, line, box, draws[:, one], rows[one], closer)
+    error = error + missed_share(missing, survey, of_prior, log_px)
     error = torch.maximum(error, scout.missed(log_px))
     return log_px, error, refined, ~rule.rough(log_px, error)

@@ -18,10 +18,11 @@ COARSE = {1: 65, 2: 21, 3: 11}  # points along each axis of the grid that widens
 SURVEY = {1: 1025, 2: 49, 3: 17}  # and of the one that shows where each row's mass is
 FEWEST = {1: 65, 2: 961, 3: 9261}  # points that a row must be allowed
 ROUNDS = 40  # of widening
+LEVELS = 64  # of lattices, one finer than the other
 SHELLS = 1024  # of points that a lattice may grow by
 DEVIATION = 5.0  # widths of a maximum, in which it falls by 0.02 nats, in a normal's standard deviation
 SHARPER = 0.95  # a lattice finer than a normal needs, which posteriors are not
-TAIL = 8.0  # times the shell of points beyond those that matter, for all that lies further out
+LAYER, TAIL = 4.0, 0.1  # what lies further out is an exponential's 1/50, in 3-D 1/30, of the last 4 nats that count
 MARGIN = 6.0  # nats below tol times the maximum, from where on the integrand is left out: of a normal in 3-D, tol / 100
 
 
@@ -167,12 +168,14 @@ class Rule:
         nothing = torch.full_like(top, -math.inf)
         found, refined = Found(nothing, -nothing, nothing < 0), torch.zeros_like(rows, dtype=torch.bool)
         left_out = survey.left_out(top - self.depth)
-        while found.left.any():
-            points, beyond, complete = self.cover(f, lattice, packed, rows, top)
+        for _ in range(LEVELS):
+            if not found.left.any():
+                break
+            points, complete = self.cover(f, lattice, packed, rows, top)
             sums = Sums.of(points, len(rows))
             log_px = sums.total + lattice.log_cell
             jumps, unseen = self.guessed(lattice, points, sums, rows, hints.unseen)
-            change = sums.error + jumps + unseen + TAIL * (beyond + lattice.log_cell - log_px).exp()
+            change = sums.error + jumps + unseen + TAIL * (self.outermost(points, top) - sums.total).exp()
             coarse = lattice.step > target * (1 + 1e-9)
             found.take(log_px, change.masked_fill(coarse.any(-1), math.inf), complete)
             finer = SHARPER * (self.tol / 2 / change).pow(1 / sums.power).nan_to_num(nan=0.5).clamp(0.5, 1.0)
@@ -248,12 +251,15 @@ class Rule:
         near = digits.unsqueeze(1) + self.beside(row.device)
         return keys(row.unsqueeze(1).expand(near.shape[:2]), near).flatten().unique()
 
-    def cover(
-        self, f: Density, lattice: Lattice, packed: Tensor, rows: Tensor, known: Tensor
-    ) -> tuple[Points, Tensor, Tensor]:
+    def outermost(self, points: Points, known: Tensor) -> Tensor:
+        """log Σ e^value over the points that are the next to be left out, ``(R,)``."""
+        least = torch.maximum(points.maxima(len(known)), known) - self.depth + LAYER
+        return points.of(points.values < least[points.row]).log_sums(len(known))
+
+    def cover(self, f: Density, lattice: Lattice, packed: Tensor, rows: Tensor, known: Tensor) -> tuple[Points, Tensor]:
         """Grow these points until no neighbour of a point that matters is left out.
 
-        Returns those that matter; log Σ e^value over the others, a shell about them; and the rows that had enough for it.
+        Returns those that matter, and the rows that had enough for it.
         """
         count, seen, top = len(rows), packed[:0], known
         parts = [Points(packed[:0], packed.new_empty(0, self.dims), known.new_empty(0))]
@@ -273,8 +279,7 @@ class Rule:
         complete = used <= self.points
         complete[unpacked(packed, self.dims)[0]] = False  # it would have grown on
         points = Points.joined(parts)
-        matters = points.values > top[points.row] - self.depth
-        return points.of(matters), points.of(~matters).log_sums(count), complete
+        return points.of(points.values > top[points.row] - self.depth), complete
 
     def evaluate(self, f: Density, lattice: Lattice, row: Tensor, digits: Tensor, rows: Tensor) -> Points:
         """Evaluate the integrand at chosen points; a ProgramError if it is NaN or +inf."""
