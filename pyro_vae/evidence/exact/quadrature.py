@@ -78,16 +78,21 @@ def quadrature(
 
         log p(x_n) ≈ log Σ_g h^D p(x_n, z(u_g)) |dz/du|,   u unconstrained
 
-    on a lattice of spacing h, which converges exponentially as h falls, for smooth integrands. A first lattice covers a box
-    that holds the mass of each row: where p(z) and p(x | z) are seen to be computed without x and contexts, one for all rows,
-    and the decoder runs once at each of its points. Its spacing is then halved for the rows that need it, where their integrand
-    is above e^−16 tol of its maximum, and what is connected with that. Along axes with heavy tails, u = c + s sinh(v).
+    on a lattice of spacing h, which converges exponentially as h falls, for smooth integrands. A grid over a box that holds
+    the mass of each row shows where it is: where p(z) and p(x | z) are seen to be computed without x and contexts, one for
+    all rows. From its local maxima, and from those of 288 draws of prior and guide that stand out of it, the maxima are
+    climbed to and measured. Each row then has a lattice of its own, as fine as the narrowest maximum that matters asks for,
+    which grows from there until the integrand is below e^−6 tol of its maximum, and is made finer where its error is above
+    tol. Along axes with heavy tails, u = c + s sinh(v).
 
-    The error is read off the lattices of 2, 4 and 8 times the spacing that make up the last one: a kink or a jump, where the
-    first may agree by chance, shows in the others. Maxima narrower than the lattice are looked for, by climbing from the local
-    maxima of a grid and from the best of 288 draws of prior and guide; a lattice counts only if it resolves them. What is left
-    out, and what lies where z rounds to an edge of its support, is added to the error; and so is what these draws, as
-    importance samples, see beyond the result. A mode that neither the grid nor a draw touches is still missed.
+    The error is read off the lattices of 2 and 3 times the spacing that make up the last one: it is a bound for a kink or a
+    jump wherever it lies between points, and far above the truth for what is smooth. What is left out, and what lies where z
+    rounds to an edge of its support, is added to it; and so are two things that may have been missed. Mass of the prior:
+    ∫ p(z) dz is found in the same way, and by how much it is below 1, at the largest likelihood on the grid, is added. And
+    what the draws, as importance samples, see beyond the result. So what is promised holds for any mass of the prior, as
+    far as its own integral is known (to tol / 100, if p(z) is smooth), and for maxima of the likelihood that are wider than
+    the grid's cells (48 along each axis of 2, 16 of 3), or that a draw touches. A likelihood with a narrower one, which
+    neither touches and which is lower than the rest in all that is seen, is missed, and nothing says so.
 
     A latent that is masked in a row counts as not there, it integrates to 1; a masked observation adds nothing.
 
