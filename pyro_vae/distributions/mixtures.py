@@ -37,8 +37,10 @@ class NormalMixture(dist.MixtureSameFamily):
 
         −½ Σ_d (z_d − loc_kd)² / scale_kd² = z² · (−½ scale_k⁻²) + z · (loc_k scale_k⁻²) − ½ Σ_d loc_kd² / scale_kd²,
 
-    two products of matrices, in float64 so that nothing is lost where they cancel. At 500 rows, 500 components and 50
-    dimensions, with gradients, that takes less than a fiftieth of the time (2 cores) and of the memory.
+    two products of matrices, in float64 and about the middle of the components: what cancels there is less than what the
+    last bit of a z in single precision moves. A z in float64 is taken as differences, dimension by dimension. At 500 rows,
+    500 components and 50 dimensions, with gradients, products take less than a fiftieth of the time (2 cores) and of the
+    memory.
 
     Args:
         mixture_distribution: Categorical over the K components, of batch shape ``()``.
@@ -69,9 +71,9 @@ class NormalMixture(dist.MixtureSameFamily):
         if self._validate_args:
             self._validate_sample(value)
         weights, normal = self.shared
-        z, loc, precision = value.double(), normal.loc.double(), normal.scale.double() ** -2
-        constant = -0.5 * (loc.square() * precision - precision.log() + math.log(2 * math.pi)).sum(-1)
-        exponent = z @ (loc * precision).mT - 0.5 * z.square() @ precision.mT
+        z, loc, scale = value.double(), normal.loc.double(), normal.scale.double()
+        exponent = (by_products if value.dtype != torch.float64 else by_differences)(z, loc, scale)
+        constant = -(scale.log() + 0.5 * math.log(2 * math.pi)).sum(-1)
         log_weights = weights.logits.double().log_softmax(-1)  # what normalised them is rounded as the largest is
         return (exponent + (constant + log_weights)).logsumexp(-1).to(value.dtype)
 
@@ -81,6 +83,21 @@ class NormalMixture(dist.MixtureSameFamily):
         with torch.no_grad():
             k = weights.sample(self._extended_shape(sample_shape)[:-1])
             return torch.normal(normal.loc[k], normal.scale[k])
+
+
+def by_products(z: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
+    """−½ Σ_d (z_d − loc_kd)² / scale_kd² of all k, ``(*rows, K)``, by two products of matrices."""
+    middle, precision = loc.detach().mean(0), scale**-2
+    z, loc = z - middle, loc - middle
+    return z @ (loc * precision).mT - 0.5 * (z.square() @ precision.mT + (loc.square() * precision).sum(-1))
+
+
+def by_differences(z: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
+    """:func:`by_products` to all digits, at the price of a matrix (rows, K) for each dimension."""
+    total = z.new_zeros(())
+    for value, mean, width in zip(z.unsqueeze(-1).unbind(-2), loc.unbind(-1), scale.unbind(-1), strict=True):
+        total = total - 0.5 * ((value - mean) / width).square()
+    return total
 
 
 def mixture(weights: dist.Categorical, components: TorchDistributionMixin) -> TorchDistributionMixin:

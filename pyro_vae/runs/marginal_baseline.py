@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from pyro_vae.distributions.features import MIN_SCALE
 from pyro_vae.distributions.missing import Observed
 from pyro_vae.evidence.estimate import data_se, finite, format_nats
 from pyro_vae.programs.support import support_of_site
+from pyro_vae.programs.wrapped import bare
 
 CLOSED_FORM = ("bernoulli", "binomial", "normal")
 RATE, DOUBLINGS = 0.1, 14  # of Adam: the longest steps reach features of some 10⁵
@@ -119,16 +121,57 @@ def below_floor(told: Mapping[str, Any]) -> str | None:
 
 
 def floor(name: str, family: Any, features: int, train: Tensor, x: Tensor) -> Tensor:
-    """Return exact log p(x) of each row under independent elements fitted to the training rows: a VAE must clear it.
+    """Return log p(x) of each row under independent elements fitted to the training rows: a VAE must clear it.
+
+    Densities of real or positive numbers are fitted in standard units (:func:`standard_units`), so that the floor of c x is
+    that of x less log c an element: bounds that networks keep to, as the least scale, would bind at small units.
 
     Example:
         >>> from pyro_vae import bernoulli
         >>> floor("bernoulli", bernoulli, 1, torch.tensor([[1.0], [0.0]]), torch.tensor([[1.0]]))   # log 1/2
         tensor([-0.6931], dtype=torch.float64)
     """
+    loc, scale = standard_units(family, features, train)
+    jacobian = torch.where(x.isnan(), 0.0, scale.log()).flatten(1).sum(1)
+    train, x = ((rows.double() - loc) / scale for rows in (train, x))
+    return fitted_floor(name, family, features, train, x) - jacobian
+
+
+def fitted_floor(name: str, family: Any, features: int, train: Tensor, x: Tensor) -> Tensor:
+    """:func:`floor` in the units that rows come in."""
     if name in CLOSED_FORM and not train.isnan().any():
         d = family(marginal_features(name, family, features, train).double())
-        return of_rows(d, x).log_prob(x.double())
+        return of_rows(d, x).log_prob(x)
     h, fitted = fit_marginal(family, features, train)
     with torch.no_grad():
         return of_rows(fitted(h), x).log_prob(x).double()
+
+
+def standard_units(family: Any, features: int, train: Tensor) -> tuple[Tensor, Tensor]:
+    """Return where elements lie and how wide they are, ``(D,)`` each; 0 and 1 where a family has a unit.
+
+    A family of real or positive numbers has none, unless its scale is given. By medians, and by mean squares where more than
+    half of the values are alike.
+
+    Example:
+        >>> from pyro_vae import gamma
+        >>> standard_units(gamma, 2, torch.tensor([[200.0], [300.0], [900.0]]))
+        (tensor([0.], dtype=torch.float64), tensor([300.], dtype=torch.float64))
+    """
+    with torch.no_grad():
+        support = bare(support_of_site("x", family(torch.zeros(features))))
+    given = features <= train[0].numel() and not isinstance(family, nn.Module)  # a feature for the location alone
+    x, zero = train.double(), torch.zeros(train.shape[1:], dtype=torch.float64)
+    middle = x.nanmedian(0).values.nan_to_num()
+    if given:
+        return zero, zero + 1
+    if isinstance(support, type(constraints.real)):
+        loc, scale = middle, (x - middle).abs().nanmedian(0).values
+    elif support in (constraints.positive, constraints.nonnegative):
+        loc, scale = zero, middle
+    else:
+        return zero, zero + 1
+    spread = (x - loc).square().nanmean(0).sqrt()
+    scale = torch.where(scale > 1e-3 * spread, scale, spread)
+    scale = torch.where(scale > 0, scale, loc.abs())
+    return loc, torch.where(scale > 0, scale, 1.0).nan_to_num(nan=1.0)

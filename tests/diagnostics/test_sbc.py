@@ -12,7 +12,7 @@ from scipy.stats import kstest
 from torch import nn
 
 from pyro_vae import MLP, VAE, Conditional, StandardNormal, bernoulli, normal
-from pyro_vae.diagnostics import sbc
+from pyro_vae.diagnostics import block_ranks
 from pyro_vae.diagnostics.predictive_checks import posterior_predictive_check, prior_predictive_check
 from pyro_vae.diagnostics.rank_uniformity import band, cumulative, holm, moments, p_values, tails
 from pyro_vae.diagnostics.sbc import simulation_based_calibration as calibrate
@@ -155,15 +155,15 @@ def test_discrete_latents_have_uniform_ranks(monkeypatch):
     """Only as ties are broken at random: the same ranks without it are rejected at 120 rows."""
     p, _ = p_of((switched, switched_guide), ONE, runs=60)
     check_uniform(p)
-    monkeypatch.setattr(sbc, "rank", lambda name, v, near=0.0: (v[1:] < v[0]).sum(0))
+    monkeypatch.setattr(block_ranks, "rank", lambda name, v, near=0.0: (v[1:] < v[0]).sum(0))
     p, found = p_of((switched, switched_guide), ONE, runs=5)
     assert (p < 1e-6).all() and not any(c.passed for c in found)
 
 
 def test_the_true_z_among_the_draws_is_found_out(monkeypatch):
     """The broken variant that counts the truth as one of the draws has half the ranks 0 and L that it should have."""
-    right = sbc.rank
-    monkeypatch.setattr(sbc, "rank", lambda name, v, near=0.0: right(name, torch.cat([v[:-1], v[:1]]), near))
+    right = block_ranks.rank
+    monkeypatch.setattr(block_ranks, "rank", lambda name, v, near=0.0: right(name, torch.cat([v[:-1], v[:1]]), near))
     found = calibrate(gaussian, guided(), ONE, num_rows=3000, num_draws=9)
     assert found.rejected == ("z", "log p(x, z)") and found.words == ("too wide", "too wide")
 
@@ -247,14 +247,14 @@ def test_masked_rows_are_not_ranked(model, monkeypatch):
     has = torch.arange(200) % 2 == 0
     x = torch.zeros(200)
     found = calibrate(model, some_rows_guide, x, has, num_rows=400, num_draws=29)
-    assert torch.equal(found.ranks == sbc.LEFT_OUT, ~has.repeat(2).unsqueeze(1).expand(400, 2))
+    assert torch.equal(found.ranks == block_ranks.LEFT_OUT, ~has.repeat(2).unsqueeze(1).expand(400, 2))
     assert found.rows_ranked.tolist() == [200, 200] and found.passed and "no miscalibration" in str(found)
     runs = [calibrate(model, some_rows_guide, x, has, num_rows=200, num_draws=29, seed=s) for s in range(60)]
     check_uniform(torch.stack([c.p_value for c in runs]))
     plain = found.to_dict()
     assert plain["rows_ranked"] == [200, 200] and len(plain["lower_by_quantity"]) == 2
     assert plain["lower_by_quantity"][0][10] < plain["lower"][10]  # of fewer rows: wider
-    monkeypatch.setattr(sbc, "kept_entries", lambda site: torch.ones_like(site["value"], dtype=torch.bool))
+    monkeypatch.setattr(block_ranks, "kept_entries", lambda site: torch.ones_like(site["value"], dtype=torch.bool))
     assert not calibrate(
         model, some_rows_guide, x, has, num_rows=1000
     ).passed  # ranked as before: the draws look too narrow
@@ -308,7 +308,7 @@ def test_latents_that_other_latents_mask(monkeypatch):
     p, found = p_of((counted, counted_guide), ONE, runs=60)
     assert found[0].names == ("n", "z", "log p(x, z)")
     check_uniform(p)
-    monkeypatch.setattr(sbc, "kept_entries", lambda site: torch.ones_like(site["value"], dtype=torch.bool))
+    monkeypatch.setattr(block_ranks, "kept_entries", lambda site: torch.ones_like(site["value"], dtype=torch.bool))
     assert "z" in calibrate(counted, counted_guide, ONE).rejected  # ranked where it is masked, too
 
 

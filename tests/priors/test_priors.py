@@ -336,3 +336,19 @@ def test_components_of_another_kind_are_a_mixture_of_any_kind():
     assert type(mixture(weights, dist.Laplace(torch.zeros(2, 3), 1.0).to_event(1))) is MixtureSameFamily
     per_row = dist.Categorical(torch.ones(5, 2)), dist.Normal(torch.zeros(5, 2, 3), 1.0).to_event(1)
     assert type(mixture(*per_row)) is MixtureSameFamily
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["single", "double"])
+@pytest.mark.parametrize("away", [1e2, 3e4, 1e6, 1e8])
+def test_a_mixture_keeps_its_digits_far_from_the_origin(away, dtype):
+    """log p(z + c) under components at loc + c is log p(z) under those at loc; clusters that far apart, each as if alone."""
+    loc = torch.tensor([[0.0, 1.0], [2.0, -1.0], [0.5, 0.25]], dtype=torch.float64)
+    weights, z = dist.Categorical(torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)), loc + 0.5
+    plain = NormalMixture(weights, dist.Normal(loc, 1.0).to_event(1)).log_prob(z)
+    moved = NormalMixture(weights, dist.Normal(loc + away, 1.0).to_event(1)).log_prob((z + away).to(dtype))
+    if dtype == torch.float64 or away <= 3e4:  # beyond, a z in single precision has no digits left for its place
+        torch.testing.assert_close(moved.double(), plain, atol=1e-6 if dtype == torch.float64 else 0.02, rtol=0)
+    if dtype == torch.float64:
+        apart = dist.Normal(away * torch.eye(3, 2, dtype=dtype), 1.0).to_event(1)
+        found = NormalMixture(weights, apart).log_prob(apart.base_dist.loc + 0.5)
+        assert (found - (weights.probs.log() - math.log(2 * math.pi) - 0.25)).abs().max() < 1e-9

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from .joint import Joint
-from .trapezoid import SAFE, Box, Density
+from .lattice import Box, Density
 
 HEAVY = 200.0  # a box of so many interquartile ranges: a normal's has 40, a Laplace's 70, a Student t's of 3 thousands
+SAFE = 8.0  # times an error that is extrapolated
 EDGE = 700.0  # the v at which sinh overflows
 UNSEEN = 10.0  # how much more there may be beyond a border than what is seen there
 

@@ -3,6 +3,7 @@ r"""log p(x) by quadrature, where the latents are few and continuous."""
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,11 +17,13 @@ from pyro_vae.programs.sites import Program
 from pyro_vae.programs.structured import on_tensors
 
 from .joint import Joint, ReadsRowsError, Shared
+from .lattice import Density
 from .line import Line
 from .peaks import find_peaks
+from .prior_mass import FINER, missed_share, unseen_mass
 from .result import Exact
 from .scout import Scout
-from .trapezoid import ALONE, FIRST, TOGETHER, Density, Rule
+from .trapezoid import FEWEST, Rule
 
 MAX_DIMS = 3
 AT_ONCE = 1 / 16  # of the work, where one run of the decoder serves all rows
@@ -75,16 +78,21 @@ def quadrature(
 
         log p(x_n) ≈ log Σ_g h^D p(x_n, z(u_g)) |dz/du|,   u unconstrained
 
-    on a lattice of spacing h, which converges exponentially as h falls, for smooth integrands. A first lattice covers a box
-    that holds the mass of each row: where p(z) and p(x | z) are seen to be computed without x and contexts, one for all rows,
-    and the decoder runs once at each of its points. Its spacing is then halved for the rows that need it, where their integrand
-    is above e^−16 tol of its maximum, and what is connected with that. Along axes with heavy tails, u = c + s sinh(v).
+    on a lattice of spacing h, which converges exponentially as h falls, for smooth integrands. A grid over a box that holds
+    the mass of each row shows where it is: where p(z) and p(x | z) are seen to be computed without x and contexts, one for
+    all rows. From its local maxima, and from those of 288 draws of prior and guide that stand out of it, the maxima are
+    climbed to and measured. Each row then has a lattice of its own, as fine as the narrowest maximum that matters asks for,
+    which grows from there until the integrand is below e^−6 tol of its maximum, and is made finer where its error is above
+    tol. Along axes with heavy tails, u = c + s sinh(v).
 
-    The error is read off the lattices of 2, 4 and 8 times the spacing that make up the last one: a kink or a jump, where the
-    first may agree by chance, shows in the others. Maxima narrower than the lattice are looked for, by climbing from the local
-    maxima of a grid and from the best of 288 draws of prior and guide; a lattice counts only if it resolves them. What is left
-    out, and what lies where z rounds to an edge of its support, is added to the error; and so is what these draws, as
-    importance samples, see beyond the result. A mode that neither the grid nor a draw touches is still missed.
+    The error is read off the lattices of 2 and 3 times the spacing that make up the last one: it is a bound for a kink or a
+    jump wherever it lies between points, and far above the truth for what is smooth. What is left out, and what lies where z
+    rounds to an edge of its support, is added to it; and so are two things that may have been missed. Mass of the prior:
+    ∫ p(z) dz is found in the same way, and by how much it is below 1, at the largest likelihood on the grid, is added. And
+    what the draws, as importance samples, see beyond the result. So what is promised holds for any mass of the prior, as
+    far as its own integral is known (to tol / 100, if p(z) is smooth), and for maxima of the likelihood that are wider than
+    the grid's cells (48 along each axis of 2, 16 of 3), or that a draw touches. A likelihood with a narrower one, which
+    neither touches and which is lower than the rest in all that is seen, is missed, and nothing says so.
 
     A latent that is masked in a row counts as not there, it integrates to 1; a masked observation adds nothing.
 
@@ -130,8 +138,8 @@ def quadrature(
                 f"the latents have {dims} dimensions in all ({sizes}): a grid takes 1 to {MAX_DIMS}. Use log_likelihood with "
                 "method='importance', or linear_gaussian where all is Gaussian."
             )
-        if points < FIRST[dims] ** dims:
-            raise UsageError(f"points must be at least {FIRST[dims] ** dims} for {dims} dimensions, got {points}")
+        if points < FEWEST[dims]:
+            raise UsageError(f"points must be at least {FEWEST[dims]} for {dims} dimensions, got {points}")
         rule = Rule(dims, tol, points, chunk_size, joint.eps)
         shared = None
         if len(joint) > FEW if share is None else share:
@@ -151,16 +159,15 @@ def all_rows(
     joint: Joint, guide: Program | None, rule: Rule, shared: Shared | None, budget: Budget
 ) -> tuple[Tensor, ...]:
     """Return log p(x), its error, whether a row's lattice was refined, and whether to believe it, ``(N,)`` each."""
-    m = min((TOGETHER if shared else ALONE)[joint.dims], int(rule.points ** (1 / joint.dims) + 1e-9))  # along each axis
     parts = []
     for rows in joint.everyone.split(BLOCK[bool(shared)]):
-        parts.append(some_rows(joint, guide, rule, shared, rows, m, budget))
+        parts.append(some_rows(joint, guide, rule, shared, rows, budget))
         budget.forecast(int(rows[-1]) + 1, len(joint))
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
 
 def some_rows(
-    joint: Joint, guide: Program | None, rule: Rule, shared: Shared | None, rows: Tensor, m: int, budget: Budget
+    joint: Joint, guide: Program | None, rule: Rule, shared: Shared | None, rows: Tensor, budget: Budget
 ) -> tuple[Tensor, ...]:
     """:func:`all_rows` of a block of rows: look where their mass is, integrate, and hold sampling against the result."""
     by_row, together = budget.counted(joint.log_prob), bool(shared)
@@ -171,10 +178,13 @@ def some_rows(
     draws = line.v(scout.u, rows)
     if line.heavy.any():
         box = rule.widen(line.along(density), scout.box(draws, together), rows)
-    first, own = line.along(density), line.along(by_row)
-    peaks = find_peaks(first, own, box, draws, scout.log_p, rows, rule)
-    hints = peaks.hints(rule.tol, line.unseen)
-    log_px, error, refined = rule.integrate(first, box, rows, m, own, hints)
+    survey, own = rule.survey(line.along(density), box, rows), line.along(by_row)
+    peaks = find_peaks(survey, own, draws, scout.log_p, rows, rule)
+    log_px, error, refined = rule.integrate(own, survey, rows, peaks.hints(rule.tol, line.unseen))
     error = error.masked_fill(peaks.many | line.lost[rows], math.inf)
+    one = slice(1) if together else slice(None)  # p(z) of all rows
+    prior, closer = line.along(budget.counted(joint.log_prior)), replace(rule, tol=FINER * rule.tol)
+    of_prior, missing = unseen_mass(prior, line, box, draws[:, one], rows[one], closer)
+    error = error + missed_share(missing, survey, of_prior, log_px)
     error = torch.maximum(error, scout.missed(log_px))
     return log_px, error, refined, ~rule.rough(log_px, error)

@@ -14,7 +14,7 @@ from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.sites import Program, latent_sites, sample_sites, sum_terms
 
 from .joint import Joint
-from .trapezoid import Box
+from .lattice import Box
 
 DRAWS = {"prior": 256, "guide": 32}
 DIFFERENT = 5.0  # standard errors that sampling may lie above quadrature

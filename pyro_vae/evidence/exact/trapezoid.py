@@ -1,4 +1,4 @@
-r"""Trapezoid rule in a few dimensions, for many rows at once: lattices that are refined where each row's integrand is."""
+r"""Trapezoid rule in a few dimensions, for many rows at once: lattices as fine as each row's integrand asks for."""
 
 from __future__ import annotations
 
@@ -12,98 +12,46 @@ from torch import Tensor
 
 from pyro_vae.errors import ProgramError
 
-Density = Callable[[Tensor, Tensor], Tensor]  # u (G, R, D) and rows to log p(x, u), (G, R)
+from .lattice import BITS, Box, Density, Lattice, Points, Sums, among, keys, unpacked
+
 COARSE = {1: 65, 2: 21, 3: 11}  # points along each axis of the grid that widens the box
-FIRST = {1: 65, 2: 31, 3: 21}  # and the fewest of the first lattice
-ALONE = {1: 513, 2: 97, 3: 25}  # of the first lattice that a row has for itself
-TOGETHER = {1: 4097, 2: 513, 3: 65}  # and of one that many rows share
-BITS = {1: 50, 2: 26, 3: 17}  # of a whole-number coordinate in a key; rows have the rest
+SURVEY = {1: 1025, 2: 49, 3: 17}  # and of the one that shows where each row's mass is
+FEWEST = {1: 65, 2: 961, 3: 9261}  # points that a row must be allowed
 ROUNDS = 40  # of widening
-CELLS = (
-    16.0  # widths of a maximum, in which it falls by 0.02 nats, that a cell may have: 2 to 3 of a normal's deviations
-)
+LEVELS = 64  # of lattices, one finer than the other
 SHELLS = 1024  # of points that a lattice may grow by
-SAFE = 8.0  # times an error that is extrapolated
-FASTEST = {
-    1: 0.2,
-    2: 0.1,
-    3: 0.05,
-}  # rate at which errors may fall with each halving; of 2, 4 or 8 lattices few agree by chance
-MARGIN = 16.0  # nats below tol times the maximum, from where on the integrand is left out
+DEVIATION = 5.0  # widths of a maximum, in which it falls by 0.02 nats, in a normal's standard deviation
+SHARPER = 0.95  # a lattice finer than a normal needs, which posteriors are not
+LAYER, TAIL = 4.0, 0.1  # what lies further out is an exponential's 1/50, in 3-D 1/30, of the last 4 nats that count
+MARGIN = 6.0  # nats below tol times the maximum, from where on the integrand is left out: of a normal in 3-D, tol / 100
 
 
 @dataclass(frozen=True)
-class Box:
-    """Edges of the first lattice in u, ``(R, D)`` each; R is 1 where all rows share it."""
+class Survey:
+    """The integrand on one grid, of m points along each axis of a box: digits ``(G, D)`` and values ``(G, R)``."""
 
-    lower: Tensor
-    upper: Tensor
-
-    @property
-    def width(self) -> Tensor:
-        return self.upper - self.lower
-
-    def of(self, which: Tensor) -> Box:
-        """Return the boxes of some of its rows."""
-        return self if len(self.lower) == 1 else Box(self.lower[which], self.upper[which])
-
-    def at(self, digits: Tensor, m: int) -> Tensor:
-        """Return grid points u ``(G, R, D)`` of digits 0 … m − 1, ``(G, D)``."""
-        return self.lower + self.width * (digits.to(self.lower) / (m - 1)).unsqueeze(1)
-
-
-@dataclass(frozen=True)
-class Lattice:
-    """u = origin + step k for whole numbers k, row by row; both are ``(R, D)``."""
-
-    origin: Tensor
-    step: Tensor
-
-    def at(self, row: Tensor, digits: Tensor) -> Tensor:
-        """Return the points u, ``(1, P, D)``."""
-        return (self.origin[row] + self.step[row] * digits).unsqueeze(0)
-
-    def halved(self) -> Lattice:
-        return Lattice(self.origin, self.step / 2)
-
-    @property
-    def log_cell(self) -> Tensor:
-        """log h_1 … h_D, ``(R,)``."""
-        return self.step.log().sum(-1)
-
-
-@dataclass(frozen=True)
-class Points:
-    """Some lattice points of some rows: rows ``(P,)``, whole numbers ``(P, D)``, and the integrand there ``(P,)``."""
-
-    row: Tensor
+    box: Box
+    m: int
     digits: Tensor
     values: Tensor
 
-    def of(self, which: Tensor) -> Points:
-        return Points(self.row[which], self.digits[which], self.values[which])
+    @property
+    def step(self) -> Tensor:
+        """Spacing of the grid in each row, ``(R, D)``."""
+        return (self.box.width / (self.m - 1)).expand(self.values.shape[1], -1)
 
-    @classmethod
-    def joined(cls, parts: list[Points]) -> Points:
-        return cls(*(torch.cat([getattr(p, name) for p in parts]) for name in ("row", "digits", "values")))
+    def at(self, point: Tensor, row: Tensor) -> Tensor:
+        """Return the u of some grid points of some rows, ``(P, D)``."""
+        return self.box.lower.expand(len(self.step), -1)[row] + self.step[row] * self.digits[point]
 
-    def above(self, depth: float, top: Tensor) -> Points:
-        """Select the points within `depth` of their row's maximum, or of one that is known, ``(R,)``."""
-        return self.of(self.values > torch.maximum(self.maxima(self.row, len(top)), top)[self.row] - depth)
-
-    def maxima(self, index: Tensor, size: int) -> Tensor:
-        """Return the largest value over the points of each index, ``(size,)``; −∞ for none."""
-        return self.values.new_full((size,), -math.inf).scatter_reduce(0, index, self.values, "amax")
-
-    def log_sums(self, index: Tensor, size: int) -> Tensor:
-        """log Σ e^value over the points of each index, ``(size,)``."""
-        largest = self.maxima(index, size)
-        return largest + torch.zeros_like(largest).index_add(0, index, (self.values - largest[index]).exp()).log()
+    def left_out(self, below: Tensor) -> Tensor:
+        """log of the mass on the grid that lies below a value, ``(R,)``."""
+        return self.values.masked_fill(self.values > below, -math.inf).logsumexp(0) + self.step.log().sum(-1)
 
 
 @dataclass(frozen=True)
 class Hints:
-    """What is known of rows' integrands beside their lattices.
+    """What is known of rows' integrands beside their survey.
 
     Maxima v ``(S, R, D)`` and which of them matter ``(S, R)``; the value of the highest of these ``(R,)``; how wide the
     narrowest is along each axis ``(R, D)``; and how to tell, at points ``(P, D)`` of rows ``(P,)`` that hold shares ``(P,)``
@@ -117,9 +65,24 @@ class Hints:
     unseen: Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
+@dataclass
+class Found:
+    """What the lattices of each row gave so far, ``(R,)`` each; ∞ for no error yet, and `left` for rows to go on with."""
+
+    log_px: Tensor
+    change: Tensor
+    left: Tensor
+
+    def take(self, log_px: Tensor, change: Tensor, complete: Tensor) -> None:
+        """Take a finer lattice's where it is complete, or where there is no other."""
+        better = self.left & (complete | (self.log_px == -math.inf))
+        self.log_px = torch.where(better, log_px, self.log_px)
+        self.change = torch.where(better, torch.where(complete, change, math.inf), self.change)
+
+
 @dataclass(frozen=True)
 class Rule:
-    """The trapezoid rule in `dims` dimensions: where the lattice lies, how fine it is, and how large its error may be."""
+    """The trapezoid rule in `dims` dimensions: how fine a lattice is, and how large its error may be."""
 
     dims: int
     tol: float
@@ -136,10 +99,21 @@ class Rule:
         enough = torch.maximum(3 * self.floor(log_px), torch.full_like(error, self.tol))
         return ~(log_px.isfinite() & error.isfinite() & (error <= enough))
 
+    def settled(self, log_px: Tensor, change: Tensor) -> Tensor:
+        return change.isfinite() & (change <= torch.maximum(self.floor(log_px), torch.full_like(log_px, self.tol / 2)))
+
     @property
     def depth(self) -> float:
         """Nats below the maximum, from where on the integrand is left out."""
         return MARGIN - math.log(self.tol)
+
+    @property
+    def cell(self) -> float:
+        """Widths of a maximum that a cell may have: a normal's sublattices of 3 times the spacing differ by 2 tol then.
+
+        They are off by 2 D exp(−2 π² σ² / (3 h)²).
+        """
+        return SHARPER * DEVIATION * math.sqrt(2 * math.pi**2 / 9 / math.log(self.dims / min(self.tol, 0.1)))
 
     def digits(self, start: int, stop: int, m: int, device: torch.device) -> Tensor:
         """Return grid points start … stop − 1 by their digits along each axis, ``(G, D)``."""
@@ -162,160 +136,150 @@ class Rule:
 
     def span(self, f: Density, box: Box, rows: Tensor, m: int) -> tuple[Tensor, Tensor]:
         """Return the first and last digit along each axis of the points that matter, ``(R, D)`` each."""
-        digits = self.digits(0, m**self.dims, m, rows.device)
-        values = torch.cat([f(part, rows) for part in box.at(digits, m).split(max(1, self.chunk_size // len(rows)))])
+        digits, values = self.on_grid(f, box, rows, m)
         values = values.nan_to_num(nan=-math.inf, posinf=-math.inf)
         keep = (values > values.amax(0) - self.depth) & values.isfinite()
         keep = (keep | ~keep.any(0)).unsqueeze(-1)  # nothing seen yet: look further out everywhere
         return torch.where(keep, digits.unsqueeze(1), m).amin(0), torch.where(keep, digits.unsqueeze(1), -1).amax(0)
 
-    def first(self, f: Density, box: Box, rows: Tensor, m: int, known: Tensor) -> tuple[Lattice, Points, Tensor]:
-        """Lay m points along each axis, and keep those that matter; streamed, so that the rest takes no memory.
+    def on_grid(self, f: Density, box: Box, rows: Tensor, m: int) -> tuple[Tensor, Tensor]:
+        """Return the points of a grid by their digits ``(G, D)``, and the integrand there ``(G, R)``."""
+        digits = self.digits(0, m**self.dims, m, rows.device)
+        parts = box.at(digits, m).split(max(1, self.chunk_size // len(rows)))
+        return digits, torch.cat([f(part, rows) for part in parts])
 
-        Returns the log of the mass that was left out too, ``(R,)``.
+    def survey(self, f: Density, box: Box, rows: Tensor) -> Survey:
+        """Run the integrand on a grid that is coarse, but not as coarse as that of :meth:`widen`."""
+        m = SURVEY[self.dims]
+        digits, values = self.on_grid(f, box, rows, m)
+        wrong = (values.isnan() | (values == math.inf)).any(0)
+        values = values.nan_to_num(nan=-math.inf, posinf=-math.inf)
+        check((wrong & (values.amax(0) == -math.inf)).nonzero().flatten(), rows)
+        return Survey(box, m, digits, values)
+
+    def integrate(self, f: Density, survey: Survey, rows: Tensor, hints: Hints) -> tuple[Tensor, Tensor, Tensor]:
+        """Return log p(x), its error, and which rows took lattices finer for that error, ``(R,)`` each.
+
+        `f` is run on points that each row has for itself, ``(1, P, D)``.
         """
-        top = whole = torch.full((len(rows),), -math.inf, dtype=torch.float64, device=rows.device)
-        parts, chunk, wrong = [], max(1, self.chunk_size // len(rows)), torch.zeros_like(rows, dtype=torch.bool)
-        for start in range(0, m**self.dims, chunk):
-            digits = self.digits(start, min(start + chunk, m**self.dims), m, rows.device)
-            values = f(box.at(digits, m), rows)
-            wrong |= (values.isnan() | (values == math.inf)).any(0)
-            values = values.nan_to_num(nan=-math.inf, posinf=-math.inf)
-            top = torch.maximum(top, values.amax(0))
-            whole = torch.logaddexp(whole, values.logsumexp(0))
-            point, row = (values > torch.maximum(top, known) - self.depth).nonzero(as_tuple=True)
-            parts.append(Points(row, digits[point], values[point, row]))
-        check((wrong & (top == -math.inf)).nonzero().flatten(), rows)
-        lattice = Lattice(*(t.expand(len(rows), -1) for t in (box.lower, box.width / (m - 1))))
-        points = Points.joined(parts).above(self.depth, known)
-        kept = points.log_sums(points.row, len(rows))
-        left_out = whole + (-torch.expm1((kept - whole).clamp(max=-1e-16))).log()
-        return lattice, points, left_out.nan_to_num(nan=-math.inf) + lattice.log_cell
-
-    def integrate(
-        self, f: Density, box: Box, rows: Tensor, m: int, finer: Density, hints: Hints
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return log p(x), its error, and which rows took lattices finer than the first, ``(R,)`` each.
-
-        `f` is run on the first lattice, and `finer` on points that each row has for itself, ``(1, P, D)``.
-        """
-        lattice, points, left_out = self.first(f, box, rows, m, hints.top)
-        log_px, change = self.judged(lattice, points, rows, hints)
-        edge = ((points.digits == 0) | (points.digits == m - 1)).any(-1)
-        change[points.row[edge]] = math.inf  # there may be more of it outside
-        left = refined = ~self.settled(log_px, change)
-        for _ in range(BITS[self.dims] - 1 - m.bit_length()):
-            left = left & ~self.hopeless(lattice, points, hints)
-            if not left.any():
+        top = torch.maximum(survey.values.amax(0), hints.top)
+        target = self.cell * hints.finest
+        lattice, packed = self.start(survey, hints, target, top)
+        nothing = torch.full_like(top, -math.inf)
+        found, refined = Found(nothing, -nothing, nothing < 0), torch.zeros_like(rows, dtype=torch.bool)
+        left_out = survey.left_out(top - self.depth)
+        for _ in range(LEVELS):
+            if not found.left.any():
                 break
-            lattice, points = lattice.halved(), points.of(left[points.row])
-            start = torch.cat([self.around(points.row, 2 * points.digits), self.hinted(lattice, hints, left)]).unique()
-            points, complete = self.cover(finer, lattice, start, rows, hints.top)
-            now, moved = self.judged(lattice, points, rows, hints)
-            now_left = left & complete
-            log_px, change = torch.where(now_left, now, log_px), torch.where(now_left, moved, change)
-            left = now_left & ~self.settled(log_px, change)
-        log_px = torch.logaddexp(log_px, left_out)
-        return log_px, change + self.floor(log_px) + (left_out - log_px).exp().nan_to_num(nan=math.inf), refined
+            points, complete = self.cover(f, lattice, packed, rows, top)
+            sums = Sums.of(points, len(rows))
+            log_px = sums.total + lattice.log_cell
+            jumps, unseen = self.guessed(lattice, points, sums, rows, hints.unseen)
+            change = sums.error + jumps + unseen + TAIL * (self.outermost(points, top) - sums.total).exp()
+            coarse = lattice.step > target * (1 + 1e-9)
+            found.take(log_px, change.masked_fill(coarse.any(-1), math.inf), complete)
+            finer = SHARPER * (self.tol / 2 / change).pow(1 / sums.power).nan_to_num(nan=0.5).clamp(0.5, 1.0)
+            factor = torch.where(coarse, 0.5, torch.where(coarse.any(-1), 1.0, finer).unsqueeze(-1))
+            found.left = found.left & complete & ~self.settled(found.log_px, found.change)
+            found.left &= ~self.hopeless(lattice, points, coarse, target, survey) & (
+                coarse.any(-1) | (unseen < self.tol / 2)
+            )
+            points, refined = points.of(found.left[points.row]), refined | (found.left & ~coarse.any(-1))
+            places, lattice = lattice.at(points.row, points.digits)[0], lattice.finer(factor)
+            again = keys(points.row, lattice.nearest(points.row, places).long())
+            packed = torch.cat([again, self.hinted(lattice, hints, found.left)]).unique()
+        log_px = torch.logaddexp(found.log_px, left_out)
+        left_out = (left_out - log_px).exp().nan_to_num(nan=math.inf)
+        return log_px, found.change + self.floor(log_px) + left_out, refined
 
-    def hopeless(self, lattice: Lattice, points: Points, hints: Hints) -> Tensor:
-        """Return which rows would take far more points than they may, until a cell is as narrow as their maxima: ``(R,)``."""
-        levels = (lattice.step / (CELLS * hints.finest)).log2().ceil().clamp(min=1).amax(-1)
-        return points.row.bincount(minlength=len(levels)) * 2.0 ** (self.dims * levels) > 4 * self.points
+    def start(self, survey: Survey, hints: Hints, target: Tensor, top: Tensor) -> tuple[Lattice, Tensor]:
+        """Return lattices no coarser than the survey, that come to `target` by halving; and their points by what is seen."""
+        step = torch.minimum(target, 2 * survey.step)
+        halvings = (survey.step / step).log2().floor().clamp(min=0)
+        lattice = Lattice(survey.box.lower.expand(len(step), -1), step * 2**halvings)
+        point, row = (survey.values > top - self.depth).nonzero(as_tuple=True)
+        seen = keys(row, lattice.nearest(row, survey.at(point, row)).long())
+        return lattice, torch.cat([seen, self.hinted(lattice, hints, torch.ones_like(top, dtype=torch.bool))]).unique()
 
-    def judged(self, lattice: Lattice, points: Points, rows: Tensor, hints: Hints) -> tuple[Tensor, Tensor]:
-        """Return :meth:`summed`, its error ∞ where maxima are narrower than a cell, and larger where z stands still."""
-        log_px, change = self.summed(lattice, points)
-        change = torch.where((lattice.step <= CELLS * hints.finest).all(-1), change, math.inf)
-        share = (points.values + lattice.log_cell[points.row] - log_px[points.row]).exp()
-        unseen = hints.unseen(lattice.at(points.row, points.digits)[0], rows[points.row], share)
-        return log_px, change.index_add(0, points.row, unseen + 0.5 * share * self.brinks(points, share))
+    def hopeless(self, lattice: Lattice, points: Points, coarse: Tensor, target: Tensor, survey: Survey) -> Tensor:
+        """Return which rows would take more points than they may, to come to a cell as narrow as their maxima: ``(R,)``."""
+        count = points.row.bincount(minlength=len(coarse))
+        levels = (lattice.step / target).log2().round().clamp(min=0).sum(-1)
+        finer = torch.where(coarse.any(-1), count * 2.0**levels / 4**self.dims, count * 2.0**self.dims)
+        far = (survey.step / lattice.step).log2().amax(-1) + math.log2(survey.m) > BITS[self.dims] - 3
+        return (finer > self.points) | far
+
+    def guessed(
+        self,
+        lattice: Lattice,
+        points: Points,
+        sums: Sums,
+        rows: Tensor,
+        unseen: Callable[[Tensor, Tensor, Tensor], Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """Return what part of a sum is a guess, at jumps and where z stands still: ``(R,)`` each."""
+        share, none = (points.values - sums.total[points.row]).exp(), torch.zeros_like(sums.total)
+        still = unseen(lattice.at(points.row, points.digits)[0], rows[points.row], share)
+        jumps = 0.5 * share * self.brinks(points, share)
+        return none.index_add(0, points.row, jumps), none.index_add(0, points.row, still)
 
     def brinks(self, points: Points, share: Tensor) -> Tensor:
         """Return which points have a neighbour that counts for nothing: at a jump, half of the cell is a guess."""
-        keys = self.keys(points.row, points.digits)
-        known, alone = keys.sort().values, torch.zeros_like(keys, dtype=torch.bool)
+        known, alone = keys(points.row, points.digits).sort().values, torch.zeros_like(points.row, dtype=torch.bool)
         which = (share > 1e-3 * self.tol).nonzero().flatten()
         row, digits = points.row[which], points.digits[which]
-        for axis, step in itertools.product(range(self.dims if len(which) else 0), (-1, 1)):
-            beside = digits.clone()
-            beside[:, axis] += step
-            sought = self.keys(row, beside)
-            alone[which] |= known[torch.searchsorted(known, sought).clamp(max=len(known) - 1)] != sought
+        for step in self.beside(row.device):
+            alone[which] |= ~among(keys(row, digits + step), known)
         return alone.double()
+
+    def beside(self, device: torch.device) -> Tensor:
+        """Return the steps to the 2 D neighbours along the axes."""
+        unit = torch.eye(self.dims, dtype=torch.long, device=device)
+        return torch.cat([unit, -unit])
 
     def hinted(self, lattice: Lattice, hints: Hints, left: Tensor) -> Tensor:
         """Return keys of the points about the maxima that are known of the rows that are left."""
         which, row = (hints.matter & left).nonzero(as_tuple=True)
-        digits = ((hints.at[which, row] - lattice.origin[row]) / lattice.step[row]).round()
+        digits = lattice.nearest(row, hints.at[which, row])
         within = (digits.abs() < 2.0 ** (BITS[self.dims] - 2)).all(-1)
-        return self.around(row[within], digits[within].long())
-
-    def settled(self, log_px: Tensor, change: Tensor) -> Tensor:
-        return change.isfinite() & (change <= torch.maximum(self.floor(log_px), torch.full_like(log_px, self.tol / 2)))
-
-    def summed(self, lattice: Lattice, points: Points) -> tuple[Tensor, Tensor]:
-        """Return log of the trapezoid sum, ``(R,)``, and what it may be off by, from the lattices within it.
-
-        e_k is the most that any of the 2^kD lattices of 2^k times the spacing is off the whole. The first may agree by chance
-        (a kink a quarter of a cell from a point). So the error is the larger of e_1 and of what e_2 falls to in two more
-        halvings, at the rate from e_3 to e_2, several times over; no faster than a kink's, which what is smooth may hide.
-        """
-        top = points.maxima(points.row, len(lattice.step))
-        weights = (points.values - top[points.row]).exp()
-        total = torch.zeros_like(top).index_add(0, points.row, weights).log()
-        first, second, third = (self.off(points, weights, total, k) for k in (1, 2, 3))
-        rate = (second / third.clamp(max=1.0)).nan_to_num(nan=1.0).clamp(FASTEST[self.dims], 1.0)
-        change = torch.maximum(first, second * (SAFE * rate.square()).clamp(max=1.0))
-        return top + total + lattice.log_cell, change.nan_to_num(nan=math.inf, posinf=math.inf)
-
-    def off(self, points: Points, weights: Tensor, total: Tensor, k: int) -> Tensor:
-        """Return the largest distance of a row's sum from those of its 2^kD lattices of 2^k times the spacing, ``(R,)``."""
-        rows, classes = len(total), 2 ** (k * self.dims)
-        places = k * torch.arange(self.dims, device=points.row.device)
-        residue = ((points.digits & (2**k - 1)) << places).sum(-1)  # shifted: CUDA has no product of integers
-        sums = weights.new_zeros(rows * classes).index_add(0, points.row * classes + residue, weights)
-        off = (sums.view(rows, classes).log() + math.log(classes) - total.unsqueeze(-1)).abs().amax(-1)
-        return off.nan_to_num(nan=math.inf, posinf=math.inf)
+        row, digits = row[within], digits[within].long()
+        steps = torch.tensor(list(itertools.product((-1, 0, 1), repeat=self.dims)), device=row.device)
+        return keys(row.unsqueeze(1).expand(-1, len(steps)), digits.unsqueeze(1) + steps).flatten()
 
     def around(self, row: Tensor, digits: Tensor) -> Tensor:
-        """Return keys of these points and their neighbours, each once."""
-        steps = self.digits(0, 3**self.dims, 3, row.device) - 1
-        near = digits.unsqueeze(1) + steps
-        return self.keys(row.unsqueeze(1).expand(near.shape[:2]).flatten(), near.flatten(0, 1)).unique()
+        """Return keys of the neighbours of these points along the axes, each once."""
+        near = digits.unsqueeze(1) + self.beside(row.device)
+        return keys(row.unsqueeze(1).expand(near.shape[:2]), near).flatten().unique()
 
-    def keys(self, row: Tensor, digits: Tensor) -> Tensor:
-        """Pack a row and its whole numbers into one whole number."""
-        bits = BITS[self.dims]
-        for axis in digits.unbind(-1):
-            row = (row << bits) + axis + (1 << (bits - 1))
-        return row
+    def outermost(self, points: Points, known: Tensor) -> Tensor:
+        """log Σ e^value over the points that are the next to be left out, ``(R,)``."""
+        least = torch.maximum(points.maxima(len(known)), known) - self.depth + LAYER
+        return points.of(points.values < least[points.row]).log_sums(len(known))
 
-    def unpacked(self, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """Unpack keys to rows and whole numbers."""
-        bits = BITS[self.dims]
-        axes = [(keys >> i * bits & (1 << bits) - 1) - (1 << (bits - 1)) for i in reversed(range(self.dims))]
-        return keys >> self.dims * bits, torch.stack(axes, -1)
+    def cover(self, f: Density, lattice: Lattice, packed: Tensor, rows: Tensor, known: Tensor) -> tuple[Points, Tensor]:
+        """Grow these points until no neighbour of a point that matters is left out.
 
-    def cover(self, f: Density, lattice: Lattice, keys: Tensor, rows: Tensor, known: Tensor) -> tuple[Points, Tensor]:
-        """Grow these points until no neighbour of a point that matters is left out; and the rows that had enough for it."""
-        count, seen = len(rows), keys[:0]
-        points = Points(keys[:0], keys.new_empty(0, self.dims), lattice.step.new_empty(0))
+        Returns those that matter, and the rows that had enough for it.
+        """
+        count, seen, top = len(rows), packed[:0], known
+        parts = [Points(packed[:0], packed.new_empty(0, self.dims), known.new_empty(0))]
         used = torch.zeros(count, dtype=torch.long, device=rows.device)
         for _ in range(SHELLS):
-            if not len(keys):
+            if not len(packed):
                 break
-            row, digits = self.unpacked(keys)
-            used, seen = used + row.bincount(minlength=count), torch.cat([seen, keys])
+            row, digits = unpacked(packed, self.dims)
+            used, seen = used + row.bincount(minlength=count), torch.cat([seen, packed]).sort().values
             within = (used <= self.points)[row]
             new = self.evaluate(f, lattice, row[within], digits[within], rows)
-            points = Points.joined([points, new]).above(self.depth, known)
-            fresh = points.of(torch.isin(self.keys(points.row, points.digits), keys))
+            top = torch.maximum(top, new.maxima(count))
+            parts.append(new)
+            fresh = new.of(new.values > top[new.row] - self.depth)
             near = self.around(fresh.row, fresh.digits)
-            keys = near[~torch.isin(near, seen)]
+            packed = near[~among(near, seen)]
         complete = used <= self.points
-        complete[self.unpacked(keys)[0]] = False  # it would have grown on
-        return points, complete
+        complete[unpacked(packed, self.dims)[0]] = False  # it would have grown on
+        points = Points.joined(parts)
+        return points.of(points.values > top[points.row] - self.depth), complete
 
     def evaluate(self, f: Density, lattice: Lattice, row: Tensor, digits: Tensor, rows: Tensor) -> Points:
         """Evaluate the integrand at chosen points; a ProgramError if it is NaN or +inf."""
