@@ -82,7 +82,7 @@ class Bracket:
             "importance": self.importance.log_px.mean().item(),
             "importance_mc_se": mean_se(self.importance.mc_se),
             "annealing": self.annealing.log_px.mean().item(),
-            "annealing_mc_se": mean_se(self.annealing.mc_se),
+            "annealing_mc_se": self.annealing.summary()["log_px_mc_se"],
             "rows_by_annealing": int(self.annealed.sum()),
             "acceptance": self.acceptance.mean().item(),
             "rows": len(self),

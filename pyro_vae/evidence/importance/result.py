@@ -28,12 +28,11 @@ from pyro_vae.evidence.estimate import (
 from .accumulator import RowBlock
 from .format_evidence import format_evidence
 from .narrowness import too_narrow
-from .pareto import LEAST, LOW_ESS, khat_threshold
+from .pareto import LEAST, LOW_ESS, khat_threshold, steady_rows
 
 TOO_NARROW = (
     "the proposal is too narrow: draws of the posterior show larger weights than its own draws, and a larger error"
 )
-FLAT = 1e-3  # the largest weight is within this of the mean weight: there is no tail to speak of
 ROW_FIELDS = ("log_px", "mc_se", "ess", "elbo", "elbo_se")
 DIAGNOSTICS = ("khat", "max_share", "jackknife", "samples")  # which evidence of an older version lacks
 SPREAD = "spread"  # of the rows that were looked at
@@ -171,8 +170,7 @@ class Evidence(RowEstimates):
         """Rows of 25 particles or more (one weight alone is no sign) with k̂ below the threshold or all but equal weights."""
         if self.khat is None or self.max_share is None:
             return torch.zeros_like(self.log_px, dtype=torch.bool)
-        steady = (self.khat < self.threshold) | (self.max_share * self.counts < 1 + FLAT)
-        return steady & (self.counts >= LEAST)
+        return steady_rows(self.khat, self.max_share, self.counts)
 
     @property
     def too_narrow(self) -> Tensor:
