@@ -168,7 +168,8 @@ def gaps(
 
     Where log p(x) is not given it is the importance-sampled bound of q*, too low by about 1/2 (1/ESS − 1/K), and so is the
     approximation gap. Where more than a tenth of the rows is flagged, by k̂ or by what gave log p(x), gap and approximation
-    gap are printed as bounds, without errors; amortisation needs no log p(x). Changes no parameter, no module's mode and no global random state.
+    gap are printed as bounds, without errors; amortisation needs no log p(x). Changes no parameter, no module's mode and no
+    global random state.
 
     Args:
         model, guide, x, *context, missing: as for :func:`~pyro_vae.log_likelihood`; the model must broadcast over particles,

@@ -35,7 +35,7 @@ def student(degrees: int) -> float:
 
 
 def lognormal_se(log_w: Tensor) -> Tensor:
-    r"""√(s² / C + s⁴ / 2 (C − 1)): error of the log mean of lognormal weights, m + s² / 2, of C log weights ``(C, N)``: ``(N,)``.
+    r"""√(s² / C + s⁴ / 2 (C − 1)): error of the log mean of lognormal weights, m + s² / 2, of C log weights, ``(C, N)``.
 
     s² is twice the mean square above the median: chains that were left behind, whose weights count for nothing, are not in it.
 
