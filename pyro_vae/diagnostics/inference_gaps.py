@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.common.flagged import format_bound, is_loose, why_loose
+from pyro_vae.common.given import check_whole
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.progress import tracked
 from pyro_vae.data.arrays import read_once
@@ -211,6 +212,7 @@ def gaps(
         >>> bool(((split.amortisation - 0.3**2).abs() < 4 * split.amortisation_se).all())
         True
     """
+    check_whole(num_samples=num_samples, steps=steps, num_particles=num_particles, chunk_size=chunk_size, seed=seed)
     if num_samples < 2 or min(steps, num_particles, chunk_size) < 1 or not lr > 0:
         raise UsageError(
             "num_samples must be at least 2 (for its own error), steps, num_particles and chunk_size at least 1, lr above "

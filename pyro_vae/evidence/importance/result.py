@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.common.csv_columns import read_columns, write_columns
+from pyro_vae.common.given import whole
 from pyro_vae.data.row_ids import RowIds
 from pyro_vae.errors import UsageError
 from pyro_vae.evidence.estimate import (
@@ -236,7 +237,7 @@ class Evidence(RowEstimates):
         """
         if self.measure != "continuous":
             raise UsageError(f"only a density has a Jacobian; this evidence is of measure {self.measure!r}")
-        less = event_size * math.log(levels)
+        less = whole("event_size", event_size, 1) * math.log(whole("levels", levels, 2))
         jackknife = None if self.jackknife is None else self.jackknife - less
         moved: dict[str, Any] = {"log_px": self.log_px - less, "elbo": self.elbo - less, "jackknife": jackknife}
         ids = self.row_ids and dataclasses.replace(self.row_ids, x=None)  # the digest was that of y
