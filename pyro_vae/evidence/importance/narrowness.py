@@ -27,11 +27,8 @@ from .proposals import Proposal
 
 LOOK = 6  # of the seed: (seed, 6, 0, 0), apart from importance sampling's (seed, rows, particles) and annealing's
 POOL, CHAINS = 64, 32  # draws of the proposal a row; chains, started among them
-MOVES, LEAPFROGS = (
-    4,
-    3,
-)  # transitions, of which the first half tunes the step; each of so many gradients, one call each:
-# on the smallest programs a call costs as much as one of 4,096 pairs, whatever its size, and so there are few, of many chains
+# on the smallest programs a call costs as much as one of 4,096 pairs, whatever its size: few calls, of many chains
+MOVES, LEAPFROGS = 4, 2  # transitions, of which the first half tunes the step; each of so many gradients, one call each
 COST = POOL + 4 * CHAINS * (1 + MOVES * LEAPFROGS)  # in runs of a pair for one particle: a gradient is four at most
 SHARE = 0.05  # of an evaluation's cost
 ROWS = range(8, 65)  # as many rows are looked at, or none
