@@ -27,9 +27,10 @@ from .proposals import Proposal
 
 LOOK = 6  # of the seed: (seed, 6, 0, 0), apart from importance sampling's (seed, rows, particles) and annealing's
 POOL, CHAINS = 64, 32  # draws of the proposal a row; chains, started among them
-# on the smallest programs a call costs as much as one of 4,096 pairs, whatever its size: few calls, of many chains
-MOVES, LEAPFROGS = 4, 2  # transitions, of which the first half tunes the step; each of so many gradients, one call each
-COST = POOL + 4 * CHAINS * (1 + MOVES * LEAPFROGS)  # in runs of a pair for one particle: a gradient is four at most
+MOVES, LEAPFROGS = 4, 2  # transitions, of which the first half tunes the step; each of so many gradients
+GRADIENTS = 1 + MOVES * LEAPFROGS  # a call of the model each, for all rows and chains at once
+COST = POOL + 4 * CHAINS * GRADIENTS  # of a row, in runs of a pair for one particle: a gradient is four at most
+CALLS = 1000 * GRADIENTS  # of Python, likewise: on small programs a call costs as much as thousands of pairs
 SHARE = 0.05  # of an evaluation's cost
 ROWS = range(8, 65)  # as many rows are looked at, or none
 TWICE, TYPICAL, MEDIAN, A_QUARTER, MOST = (
@@ -53,7 +54,7 @@ def look(blocks: Sequence[RowBlock], particles: int, proposal: Proposal, problem
         seed: of the evaluation; there is a stream apart.
     """
     total, known = sum(len(b.rows) for b in blocks), torch.cat([b.spread.isfinite() for b in blocks])
-    affordable = int(SHARE * total * particles / COST)
+    affordable = int((SHARE * total * particles - CALLS) / COST)
     wanted = min(affordable, ROWS.stop - 1, total) - int(known.sum())
     if affordable < ROWS.start or wanted < 1:
         return
