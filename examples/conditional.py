@@ -12,6 +12,7 @@ import torch
 from torch.nn.functional import one_hot
 
 from pyro_vae import MLP, VAE, Conditional, StandardNormal, binomial, fit, log_likelihood, normal, sample
+from pyro_vae.common.flagged import format_difference
 from pyro_vae.data import load
 from pyro_vae.plots.figures import save
 from pyro_vae.plots.images import image_grid
@@ -36,8 +37,10 @@ def unconditional() -> VAE:
     )
 
 
-def say(name: str, difference: torch.Tensor) -> None:
-    print(f"{name:38}{difference.mean():+.2f} ± {difference.std() / len(difference) ** 0.5:.2f} nats a row (paired)")
+def say(name: str, difference: torch.Tensor, *bounds: dict) -> None:
+    """A paired difference with its error, unless a log p(x) that it is of is loose: too many of its rows are flagged."""
+    error = difference.std().item() / len(difference) ** 0.5
+    print(f"{name:38}{format_difference(difference.mean().item(), error, *bounds)} nats a row (paired)")
 
 
 def main(epochs: int = 100, num_samples: int = 1000, particles: int = 100, columns: int = 12) -> None:
@@ -54,17 +57,19 @@ def main(epochs: int = 100, num_samples: int = 1000, particles: int = 100, colum
     given = log_likelihood(vae.model, vae.guide, test, c_test, num_samples=num_samples)  # of log p(x | c)
     alone = log_likelihood(plain.model, plain.guide, test, num_samples=num_samples)
     print(f"with the label:    {given}\nwithout the label: {alone}")
-    say("log p(x | c) - log p(x)", given.log_px - alone.log_px)
+    say("log p(x | c) - log p(x)", given.log_px - alone.log_px, given.summary(), alone.summary())
 
     # every row under every label, (10, N): log p(x | c) + log p(c)
     labels = torch.eye(10)
-    log_px = [
-        log_likelihood(vae.model, vae.guide, test, one.expand(len(test), 10), num_samples=particles).log_px
-        for one in labels
+    under = [
+        log_likelihood(vae.model, vae.guide, test, one.expand(len(test), 10), num_samples=particles) for one in labels
     ]
-    log_joint = torch.stack(log_px) + c.mean(0).log()[:, None]
-    say("log Σ p(x | c) p(c) - log p(x)", log_joint.logsumexp(0) - alone.log_px)
-    right = (log_joint.argmax(0) == y_test).double()
+    log_joint = torch.stack([e.log_px for e in under]) + c.mean(0).log()[:, None]
+    best = log_joint.argmax(0)  # nearly all of the sum, whose flags are its own
+    reliable = torch.stack([e.reliable for e in under]).gather(0, best[None])
+    summed = {"rows": len(test), "rows_flagged": int((~reliable).sum())}
+    say("log Σ p(x | c) p(c) - log p(x)", log_joint.logsumexp(0) - alone.log_px, summed, alone.summary())
+    right = (best == y_test).double()
     accuracy = right.mean().item()
     error = (accuracy * (1 - accuracy) / len(right)) ** 0.5
     print(f"label by Bayes' rule, K = {particles}: accuracy {accuracy:.3f} ± {error:.3f} on {len(right)} test rows")

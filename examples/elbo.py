@@ -184,7 +184,8 @@ def main(epochs: int = 60, out: Path = Path("elbo.png"), images: int = 6, points
     s = log_likelihood(vae.model, vae.guide, x, num_samples=1000, verbose=False)
     for i, digit in enumerate(data.test.y[:images].tolist()):
         print(f"{digit:5}{line(history[-1], slice(i, i + 1))}", end="")
-        print(f"{s.log_px[i]:12.3f} ± {s.mc_se[i]:.3f} (ESS {s.ess[i]:.0f})")
+        error = f"± {s.mc_se[i]:.3f}" if s.reliable[i] else "or more (flagged)"
+        print(f"{s.log_px[i]:12.3f} {error} (ESS {s.ess[i]:.0f})")
     print(f"\nPicture: {save(draw(vae, x.double(), history), out)}")
 
 

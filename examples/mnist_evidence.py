@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 import pyro_vae as pv
+from pyro_vae.common.flagged import format_difference
 from pyro_vae.data import load
 from pyro_vae.evidence.annealing.ais import ais
 from pyro_vae.evidence.annealing.bracket import bdmc, bracket
@@ -27,9 +28,10 @@ from pyro_vae.runs.load import load_run, open_data
 BAD = 0.1  # nats: an error of importance sampling that k̂ should have told
 
 
-def paired(difference) -> str:
-    """Mean over rows ± its standard error."""
-    return f"{difference.mean():+.3f} ± {difference.std() / len(difference) ** 0.5:.3f}"
+def paired(difference, *bounds: dict) -> str:
+    """Mean over rows ± its standard error; without, where a log p(x) that it is of is loose."""
+    error = difference.std().item() / len(difference) ** 0.5
+    return format_difference(difference.mean().item(), error, *bounds, digits=3)
 
 
 def auc(score, event) -> str:
@@ -84,7 +86,8 @@ def many_latents(vae, x, rows: int, num_samples: int, annealing: dict, path: Pat
     print(f"test rows:      {real} {clock()}")
     difference = real.annealing.log_px - real.importance.log_px
     print(
-        f"test rows, annealing from the guide − importance sampling (K = {num_samples}): {paired(difference)} over rows"
+        f"test rows, annealing from the guide − importance sampling (K = {num_samples}): "
+        f"{paired(difference, real.annealing.summary(), real.importance.summary())} over rows"
     )
     found = {"rows that the model drew": drawn.summary(), "test rows": real.summary()}
     print(f"Picture: {save(bracket_ends(found), path)}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ import torch
 from pyro_vae.common.csv_columns import write_columns
 
 KINDS = (".npy", ".csv")
+EMPTY: Mapping[str, Sequence[str]] = MappingProxyType({})
 
 
 def check_array_file(hint: Any, path: Path | None) -> None:
@@ -20,18 +23,21 @@ def check_array_file(hint: Any, path: Path | None) -> None:
         raise ValueError(f"{path}: arrays are written as {' or '.join(KINDS)}; give the file one of these endings")
 
 
-def array_bytes(array: np.ndarray, path: Path, letter: str) -> bytes:
+def array_bytes(array: np.ndarray, path: Path, letter: str, known: Mapping[str, Sequence[str]] = EMPTY) -> bytes:
     """Write an array as the ending of `path` says; as CSV, columns are `letter` and their number, digits all there.
 
+    What is `known` of the rows (source_row, index, label, draw) stands before the numbers of a CSV; an .npy has no place for
+    it.
+
     Example:
-        >>> print(array_bytes(np.array([[0.5, 1.0]]), Path("encoded.csv"), "z").decode())
-        row,z0,z1
-        0,0.5,1.0
+        >>> print(array_bytes(np.array([[0.5, 1.0]]), Path("encoded.csv"), "z", {"source_row": ["7"]}).decode())
+        row,source_row,z0,z1
+        0,7,0.5,1.0
         <BLANKLINE>
     """
     if path.suffix.lower() == ".csv":
         rows = torch.from_numpy(array).reshape(len(array), -1)
-        return write_columns({f"{letter}{i}": column for i, column in enumerate(rows.unbind(1))}).encode()
+        return write_columns({**known, **{f"{letter}{i}": column for i, column in enumerate(rows.unbind(1))}}).encode()
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,8 +14,8 @@ from rich.console import Console
 
 from pyro_vae.common.atomic_write import write_atomic
 from pyro_vae.common.csv_columns import write_columns
-from pyro_vae.data.row_ids import RowIds
 from pyro_vae.errors import UsageError
+from pyro_vae.evidence.imputation import impute as imputed
 from pyro_vae.models import usage
 from pyro_vae.plots import images, latents
 from pyro_vae.runs.compare_runs import compare_runs, draw_forest, write
@@ -25,24 +25,26 @@ from pyro_vae.runs.load import Run, load_run, open_data
 from pyro_vae.runs.replay_divergence import replay_step
 from pyro_vae.runs.run_figures import draw_all, reconstructions, sample_means
 
-from .array_files import array_bytes, check_array_file
+from .array_files import EMPTY, array_bytes, check_array_file
 from .commands import DataDir, Device, app
 from .ensemble_tables import report_seeds
 from .tables import report
 
+SHOWN = 48  # rows, in a picture
 DRAWN = {  # pictures of these arrays in a run's figures, beside those of its training
     "samples": "sampled",
     "sample_means": "sampled_means",
     "encoded": "encoded",
     "reconstructed": "reconstructed",
+    "imputed": "imputed",
     "interpolated": "interpolated",
 }
 RunFolder = Annotated[Path, Parameter(help="Run folder.")]
 Out = Annotated[
     Path | None,
     Parameter(
-        help="Array file, .npy or .csv; in RUN by default: samples.npy, sample_means.npy, encoded.npy, reconstructed.npy or "
-        "interpolated.npy.",
+        help="Array file, .npy or .csv; in RUN by default: samples.npy, sample_means.npy, encoded.npy, reconstructed.npy, "
+        "imputed.npy or interpolated.npy.",
         validator=check_array_file,
     ),
 ]
@@ -164,7 +166,7 @@ def encode(
     opened, part = open_split(run, split, data_dir)
     z = usage.encode(opened.vae, part.x[:rows]).numpy()
     labels = None if part.y is None else part.y[:rows].numpy()
-    save_array(opened, z, out, "encoded", lambda: latents.latent_map(z, labels), part[:rows].ids)
+    save_array(opened, z, out, "encoded", lambda: latents.latent_map(z, labels), part[:rows].ids.columns())
 
 
 @app.command
@@ -182,7 +184,43 @@ def reconstruct(
     x = part.x[:rows]
     means = usage.reconstruct(opened.vae, x).numpy()
     draw = partial(reconstructions, opened.vae, x, opened.shape, split)
-    save_array(opened, means, out, "reconstructed", draw, part[:rows].ids)
+    save_array(opened, means, out, "reconstructed", draw, part[:rows].ids.columns())
+
+
+@app.command
+def impute(
+    run: RunFolder,
+    /,
+    *,
+    split: SplitName = "test",
+    rows: int | None = None,
+    draws: int = 1,
+    num_samples: int = 1000,
+    seed: int = 0,
+    data_dir: DataDir = None,
+    out: Out = None,
+) -> None:
+    """Draws of what is missing in rows of a split, x_mis ~ p(x_mis | x_obs), the rest unchanged: an array and a picture.
+
+    Parameters
+    ----------
+    rows
+        Only the first so many rows.
+    draws
+        Imputations of each row: all rows of the first, then of the second; column `draw` of a .csv.
+    num_samples
+        K: particles that each draw is chosen among, by weight.
+    seed
+        The same seed draws the same.
+    """
+    opened, part = open_split(run, split, data_dir)
+    part = part[:rows]
+    if not part.x.isnan().any():
+        raise UsageError(f"no value of these {len(part)} {split} rows is missing: there is nothing to impute")
+    x = imputed(opened.vae, part.x, num_samples=num_samples, draws=draws, seed=seed).flatten(0, 1).numpy()
+    known = {name: draws * column for name, column in part.ids.columns().items()}
+    known["draw"] = [str(draw) for draw in range(draws) for _ in range(len(part))]
+    save_array(opened, x, out, "imputed", lambda: images.sample_grid(x[: min(len(part), SHOWN)], opened.shape), known)
 
 
 @app.command
@@ -224,19 +262,25 @@ def open_split(run: Path, split: str, data_dir: Path | None) -> tuple[Run, Any]:
 
 
 def save_array(
-    run: Run, array: np.ndarray, out: Path | None, name: str, draw: Callable[[], Any], ids: RowIds | None = None
+    run: Run,
+    array: np.ndarray,
+    out: Path | None,
+    name: str,
+    draw: Callable[[], Any],
+    known: Mapping[str, Sequence[str]] = EMPTY,
 ) -> None:
     """Write an array to `out` and its picture into the run's figures, beside those of its training; print where they are.
 
-    With the `ids` of its rows, a table beside it says which rows of the file they are: source_row, index, label.
+    What is `known` of its rows says which rows of the file they are, source_row, index, label: columns of a .csv, and a table
+    beside an .npy.
     """
     target = out or run.path / f"{name}.npy"
-    content = array_bytes(array, target, "z" if name == "encoded" else "x")
+    content = array_bytes(array, target, "z" if name == "encoded" else "x", known)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(target, content)
-    if ids is not None:
+    if known and target.suffix.lower() != ".csv":
         beside = target.with_name(f"{target.stem}_rows.csv")
-        write_atomic(beside, write_columns(ids.columns()))
+        write_atomic(beside, write_columns(known))
         print(f"{beside}  source_row of each")
     print(f"{target}  {array.shape}")
     for path in draw_all(run.path / "figures", {DRAWN[name]: draw}):

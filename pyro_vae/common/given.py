@@ -23,6 +23,21 @@ def whole(name: str, given: Any, least: int | None = None) -> int:
     return number
 
 
+def check_whole(**given: Any) -> None:
+    """Refuse fractions, strings and truth values among arguments that count something; None is one that was not given.
+
+    Example:
+        >>> check_whole(num_samples=10, chunk_size=None)
+        >>> check_whole(num_samples=1.5)
+        Traceback (most recent call last):
+        ...
+        pyro_vae.errors.UsageError: num_samples must be a whole number, got 1.5
+    """
+    for name, number in given.items():
+        if number is not None:
+            whole(name, number)
+
+
 def described(thing: Any) -> str:
     """Say what came: a class by its name, a string as it is, other things by their type."""
     if isinstance(thing, type):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,7 +21,7 @@ from .binarize import binarize, check_grey
 from .mnist import CLASSES, read_images
 from .splits import Part, Source, Split, shuffle
 from .table_layout import TableOptions
-from .user_files import ENDINGS, read_file
+from .user_files import ENDINGS, describe, read_file
 
 NAMES = ("digits", *CLASSES)
 LOOKED_AT = 4096  # rows at a time
@@ -68,6 +69,7 @@ def load(
     seed: int = 0,
     missing: bool = False,
     table: TableOptions | None = None,
+    verbose: bool = True,
 ) -> Data:
     """Load a data set by name ("digits", "mnist", "fashion_mnist") or by the path of an .npy, .npz or .csv file.
 
@@ -85,6 +87,7 @@ def load(
         table: header, index column and labels of a .csv (:class:`~pyro_vae.data.table_layout.TableOptions`); by default the
             first two are found, and told in the notes, and there are no labels.
         missing: NaN, and empty cells of a .csv, stand for what was not observed, and stay as NaN; refused otherwise.
+        verbose: tell on standard error what was read as what, rows × columns, header, labels and conversions: the notes.
 
     Raises:
         UsageError: an unknown name or binarization, or no data folder named.
@@ -96,7 +99,7 @@ def load(
 
     Example:
         >>> from pyro_vae.data import load
-        >>> data = load("digits")
+        >>> data = load("digits", verbose=False)
         >>> data.train.x.shape, data.shape, data.policy
         (torch.Size([1437, 64]), (1, 8, 8), 'counts 0..16')
     """
@@ -110,6 +113,8 @@ def load(
     notes = tuple(dict.fromkeys([*source.notes, *(note for _, notes in prepared for note in notes)]))
     transform = binarize if binarization == "dynamic" else None
     kind = "" if name in NAMES else kind_of([part.x for part in source.parts])
+    for note in notes if verbose else ():
+        print(f"note: {source.name}: {note}", file=sys.stderr)
     return Data(source.name, train, validation, test, shape, policy, source.digest(), transform, notes, kind)
 
 
@@ -184,8 +189,8 @@ def read_digits() -> Source:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    notes = ("split 1437/180/180 by a permutation from seed 0, whatever the seed",)
     part = Part("x", digits.images.astype("float32"), digits.target)
+    notes = (describe(part), "split 1437/180/180 by a permutation from seed 0, whatever the seed")
     return Source("digits", (part,), partial(shuffle, seed=0), "counts 0..16", grey=16.0, notes=notes)
 
 

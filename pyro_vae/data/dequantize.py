@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pyro_vae.common.given import whole
 from pyro_vae.errors import SupportError, UsageError
 
 from .arrays import format_rows
@@ -35,7 +36,7 @@ def dequantize(levels: int) -> Callable[..., Tensor]:
         >>> (y * 17).floor()
         tensor([[ 0., 16.]])
     """
-    if levels < 2:
+    if whole("levels", levels) < 2:
         raise UsageError(f"levels is how many values an element can have, at least 2; got {levels}")
 
     def transform(x: Tensor, generator: torch.Generator | None = None) -> Tensor:

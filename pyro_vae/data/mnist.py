@@ -12,6 +12,7 @@ import numpy as np
 from pyro_vae.errors import DataError
 
 from .splits import Part, Source, hold_out
+from .user_files import describe
 
 CLASSES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}  # torchvision's classes, which name their folders too
 ROWS = {"train": 60_000, "t10k": 10_000}
@@ -45,13 +46,14 @@ def read_images(name: str, data_dir: Path, download: bool = False) -> Source:
             f"They belong in {folder}. Put them there, name another folder with --data-dir (data_dir=) or "
             "$PYRO_VAE_DATA, or fetch them with --download (download=True)."
         )
+    parts = tuple(read_part(folder, part, n) for part, n in ROWS.items())
     return Source(
         name=name,
-        parts=tuple(read_part(folder, part, n) for part, n in ROWS.items()),
+        parts=parts,
         cut=partial(hold_out, rows=400),
         policy="grey pixels in [0, 1], not binarized",
         scale=255.0,
-        notes=("x: divided by 255",),
+        notes=(*map(describe, parts), "x: divided by 255"),
     )
 
 

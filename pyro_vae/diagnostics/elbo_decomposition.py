@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.common.given import check_whole
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import UsageError
 from pyro_vae.evidence.estimate import format_nats
@@ -185,6 +186,7 @@ def decompose(
         >>> abs(sum(part.value for part in terms.parts().values()) - terms.kl.value) < 1e-9
         True
     """
+    check_whole(num_samples=num_samples, chunk_size=chunk_size, seed=seed)
     if num_samples < 2 or chunk_size < 1:
         raise UsageError(
             f"num_samples must be at least 2 (for its own error) and chunk_size 1, got {num_samples}, {chunk_size}"

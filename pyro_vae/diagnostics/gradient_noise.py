@@ -13,6 +13,7 @@ from pyro import poutine
 from pyro.infer import ELBO
 from torch import Tensor
 
+from pyro_vae.common.given import check_whole
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.random import seeded
 from pyro_vae.errors import UsageError
@@ -159,6 +160,7 @@ def gradient_report(
         >>> report["dreg"]["encoder"].mean.shape == report["iwae"]["encoder"].variance.shape
         True
     """
+    check_whole(draws=draws, reference_draws=reference_draws, seed=seed)
     named, others = by_name(objectives), draws if reference_draws is None else reference_draws
     if draws < 2 or others < 1:
         raise UsageError(f"a variance takes 2 draws or more, and a reference 1, got draws={draws} and {others}")

@@ -9,13 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.common.flagged import format_bound, is_loose, why_loose
+from pyro_vae.common.given import check_whole
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.progress import tracked
 from pyro_vae.data.arrays import read_once
 from pyro_vae.data.row_ids import RowIds
 from pyro_vae.errors import DataError, ProgramError, ShapeError, UsageError
 from pyro_vae.evidence.estimate import LogPx, data_se, mean_se, row_difference
-from pyro_vae.evidence.importance.pareto import LOW_ESS
+from pyro_vae.evidence.importance.accumulator import WeightSums
+from pyro_vae.evidence.importance.pareto import LOW_ESS, steady_rows
 from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.sites import Program
 
@@ -38,10 +41,12 @@ class Gaps:
             in); paired, q and q* being drawn from the same noise.
         improvement, improvement_se: ELBO(q*_n) − that in the middle of the steps; its paired Monte Carlo standard error.
         ess: effective sample size of q*'s weights, of `num_samples`.
+        reliable: rows whose log p(x) is believed: by k̂ of q*'s weights, or by what gave it; all of bare numbers.
         given: whether log p(x) was given.
         steps, seed: of the optimisation; of all noise.
         num_samples: K, draws a row, none of which q* was fitted on.
         measure: that log p(x) and the ELBO are densities with respect to; "score" for one of no distribution.
+        how: an oracle computed the given log p(x); None where there was none.
     """
 
     log_px: Tensor
@@ -54,11 +59,13 @@ class Gaps:
     improvement: Tensor
     improvement_se: Tensor
     ess: Tensor
+    reliable: Tensor
     given: bool
     steps: int
     num_samples: int
     seed: int
     measure: str | None = None
+    how: str | None = None
 
     def __len__(self) -> int:
         return len(self.log_px)
@@ -94,23 +101,46 @@ class Gaps:
             **{name: self.mean(name) for name in ("log_px", "approximation", "amortisation", "gap")},
             "rows_not_converged": (~self.converged).nonzero().flatten().tolist(),
             "rows_of_low_ess": int((self.ess < LOW_ESS).sum()),
+            "rows_flagged": int((~self.reliable).sum()),
             "log_px_from": "given" if self.given else "importance sampling with q*: a lower bound in expectation",
             "rows": len(self),
             **{name: getattr(self, name) for name in ("steps", "num_samples", "seed", "measure")},
+            **({} if self.how is None else {"how": self.how}),
             "unit": "nats per row",
         }
 
     def __str__(self) -> str:
         s = self.summary()
-        gap, *parts = (f"{name} {Quantity(**s[name])}" for name in ("gap", "approximation", "amortisation"))
+        gap, *parts = (f"{name} {format_part(s, name)}" for name in ("gap", "approximation", "amortisation"))
         unfinished = len(s["rows_not_converged"])
         return (
-            f"{gap} = {' + '.join(parts)} nats (± Monte Carlo ± data) | {len(self)} rows, {unfinished} not converged "
+            f"{gap} = {' + '.join(parts)} nats ({why_errors(s)}) | {len(self)} rows, {unfinished} not converged "
             f"after {self.steps} steps, {s['rows_of_low_ess']} with ESS below {LOW_ESS} of {self.num_samples}"
             f"{f' | {self.measure}' if self.measure else ''}"
         )
 
     __repr__ = __str__
+
+
+def format_part(summary: Number, name: str) -> str:
+    """Format a part with its errors; as a bound where it is of a log p(x) that is not believed, which amortisation is not.
+
+    Example:
+        >>> part = {"value": 0.25, "mc_se": 0.01, "data_se": None}
+        >>> of_rows = {"approximation": part, "amortisation": part, "rows": 10, "rows_flagged": 2}
+        >>> format_part(of_rows, "approximation"), format_part(of_rows, "amortisation")
+        ('≥ 0.25', '0.250 ± 0.010 ± unknown')
+    """
+    part = summary[name]
+    if name == "amortisation" or not is_loose(summary):
+        return str(Quantity(**part))
+    return format_bound(summary | {"log_px": part["value"]})
+
+
+def why_errors(*summaries: Number) -> str:
+    """Say which errors are printed; and why not all are, where rows are flagged."""
+    loose = [why_loose(s) for s in summaries if is_loose(s)]
+    return f"± Monte Carlo ± data{f'; {loose[0]}' if loose else ''}"
 
 
 @suggest_keywords
@@ -138,7 +168,9 @@ def gaps(
     flatter q*: what it did not find shows as a smaller amortisation and a larger approximation gap, alike.
 
     Where log p(x) is not given it is the importance-sampled bound of q*, too low by about 1/2 (1/ESS − 1/K), and so is the
-    approximation gap. Changes no parameter, no module's mode and no global random state.
+    approximation gap. Where more than a tenth of the rows is flagged, by k̂ or by what gave log p(x), gap and approximation
+    gap are printed as bounds, without errors; amortisation needs no log p(x). Changes no parameter, no module's mode and no
+    global random state.
 
     Args:
         model, guide, x, *context, missing: as for :func:`~pyro_vae.log_likelihood`; the model must broadcast over particles,
@@ -180,6 +212,7 @@ def gaps(
         >>> bool(((split.amortisation - 0.3**2).abs() < 4 * split.amortisation_se).all())
         True
     """
+    check_whole(num_samples=num_samples, steps=steps, num_particles=num_particles, chunk_size=chunk_size, seed=seed)
     if num_samples < 2 or min(steps, num_particles, chunk_size) < 1 or not lr > 0:
         raise UsageError(
             "num_samples must be at least 2 (for its own error), steps, num_particles and chunk_size at least 1, lr above "
@@ -188,6 +221,7 @@ def gaps(
     x, *rest = [read_once(a) for a in (x, *context)]
     problem = Problem.of(model, guide, x, *rest, seed=seed, missing=missing)
     truth = None if log_px is None else as_truth(log_px, len(problem), RowIds.of(x, *rest))
+    how = getattr(log_px, "how", None)
     parts = []
     size = chunk_size // max(num_particles, min(num_samples, 64))
     for i, some in enumerate(tracked(problem.split(size), "gaps", verbose)):
@@ -201,13 +235,12 @@ def gaps(
         )
         parts.append(figures(q, middle, last, log_p))
     by_row: dict[str, Any] = {field: torch.cat([part[field] for part in parts]) for field in parts[0]}
-    return Gaps(
-        **by_row, given=truth is not None, steps=steps, num_samples=num_samples, seed=seed, measure=problem.measure
-    )
+    facts: dict[str, Any] = {"steps": steps, "num_samples": num_samples, "seed": seed, "measure": problem.measure}
+    return Gaps(**by_row, given=truth is not None, how=how, **facts)
 
 
-def as_truth(log_px: Tensor | LogPx, rows: int, ids: RowIds) -> tuple[Tensor, Tensor]:
-    """Read a given log p(x) and its error: 0 for bare numbers."""
+def as_truth(log_px: Tensor | LogPx, rows: int, ids: RowIds) -> tuple[Tensor, Tensor, Tensor]:
+    """Read a given log p(x), its error, 0 for bare numbers, and which rows it is believed of, all of these."""
     values, se = (log_px, None) if isinstance(log_px, Tensor) else (log_px.log_px, log_px.mc_se)
     values = values.detach().to("cpu", torch.float64)
     if values.shape != (rows,):
@@ -216,7 +249,9 @@ def as_truth(log_px: Tensor | LogPx, rows: int, ids: RowIds) -> tuple[Tensor, Te
         )
     if how := row_difference(log_px, ids):
         raise DataError(f"log_px is of other rows than x: {how}. Score these rows, in this order.")
-    return values, torch.zeros_like(values) if se is None else se.to("cpu", torch.float64)
+    reliable = torch.ones(rows, dtype=torch.bool)
+    reliable[getattr(log_px, "flagged", torch.empty(0, dtype=torch.long))] = False
+    return values, torch.zeros_like(values) if se is None else se.to("cpu", torch.float64), reliable
 
 
 def weights(problem: Problem, num_samples: int, chunk_size: int, block: tuple[int, ...]) -> Tensor:
@@ -245,6 +280,8 @@ def figures(q: Tensor, half: Tensor, best: Tensor, truth: tuple[Tensor, ...] | N
     estimate = best.logsumexp(0) - math.log(len(best))
     share = (best - estimate).exp()  # of mean 1: what each draw adds to the error of log p̂, by the delta method
     log_px, own, error = (estimate, share, 0.0) if truth is None else (truth[0], 0.0, truth[1])
+    sums = WeightSums(best.shape[1])
+    sums.add(best)
     return {
         "log_px": log_px,
         "best_elbo": best.mean(0),
@@ -256,4 +293,5 @@ def figures(q: Tensor, half: Tensor, best: Tensor, truth: tuple[Tensor, ...] | N
         "improvement": (best - half).mean(0),
         "improvement_se": se(best - half),
         "ess": len(best) / share.square().mean(0),
+        "reliable": steady_rows(sums.khat, sums.max_share, sums.samples) if truth is None else truth[2],
     }

@@ -8,13 +8,14 @@ from typing import Any
 
 from torch import Tensor
 
+from pyro_vae.common.flagged import format_difference, is_loose
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.random import stream
 from pyro_vae.evidence.estimate import LogPx
 from pyro_vae.programs.sites import Program
 
 from .elbo_decomposition import Quantity
-from .inference_gaps import Gaps, Number, gaps
+from .inference_gaps import Gaps, Number, gaps, why_errors
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,11 +62,20 @@ class Overfitting:
 
     def __str__(self) -> str:
         s = self.summary()
-        parts = " + ".join(f"{name} {Quantity(**s[name])}" for name in ("decoder", "approximation", "encoder"))
+        parts = " + ".join(f"{name} {format_part(s, name)}" for name in ("decoder", "approximation", "encoder"))
         measure = f" | {self.measure}" if self.measure else ""
-        return f"ELBO of training rows − of test rows: {s['elbo']:.3f} = {parts} nats (± Monte Carlo ± data){measure}"
+        errors = why_errors(s["train"], s["test"])
+        return f"ELBO of training rows − of test rows: {s['elbo']:.3f} = {parts} nats ({errors}){measure}"
 
     __repr__ = __str__
+
+
+def format_part(summary: Number, name: str) -> str:
+    """Format a part with its errors; without, where it is a difference of bounds that are loose, which the encoder's is not."""
+    splits = summary["train"], summary["test"]
+    if name == "encoder" or not any(map(is_loose, splits)):
+        return str(Quantity(**summary[name]))
+    return format_difference(summary[name]["value"], 0.0, *splits)
 
 
 def difference(a: Gaps, b: Gaps, name: str) -> Number:
@@ -96,7 +106,8 @@ def overfitting(
 
     Means over the rows of each split. The first part is the decoder's overfitting, the last the encoder's: q(z | x) fits
     rows it was trained on better than others, though the model is as good on both. Each part is above 0 where it makes the
-    ELBO of training rows the higher one.
+    ELBO of training rows the higher one. Where more than a tenth of the rows of either split is flagged (:func:`gaps`), the
+    first two are differences of loose bounds, and printed without errors.
 
     Args:
         train: x, or a tuple of x and contexts, of rows that were trained on; the preprocessing of both splits must be one.

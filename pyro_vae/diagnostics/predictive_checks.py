@@ -10,6 +10,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_vae.common.given import check_whole
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import UsageError
 from pyro_vae.evidence.imputation import Particles, check_gaps, mapped
@@ -185,6 +186,7 @@ def posterior_predictive_check(
         >>> posterior_predictive_check(model, guide, x).extreme
         ('standard deviation', 'share of zeros', 'max', 'log p(x | z)')
     """
+    check_whole(num_draws=num_draws, num_particles=num_particles, chunk_size=chunk_size, seed=seed)
     draws = num_particles or num_draws
     if min(num_draws, draws, chunk_size) < 1:
         raise UsageError(
@@ -250,6 +252,7 @@ def prior_predictive_check(
         >>> prior_predictive_check(model, 1 + torch.randn(50, 4)).extreme
         ('mean', 'max')
     """
+    check_whole(num_draws=num_draws, chunk_size=chunk_size, seed=seed)
     if min(num_draws, chunk_size) < 1:
         raise UsageError(f"num_draws and chunk_size must be 1 or more, got {num_draws} and {chunk_size}")
     chosen = STATISTICS if statistics is None else statistics

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.common.given import check_whole
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import NoWeightError, UsageError
 from pyro_vae.programs.data_map import data_map_of_few
@@ -224,6 +225,7 @@ def simulation_based_calibration(
         >>> simulation_based_calibration(model, lambda x: guide(x, 0.5**0.5), torch.zeros(1)).words
         ('uniform', 'uniform')
     """
+    check_whole(num_rows=num_rows, num_draws=num_draws, chunk_size=chunk_size, seed=seed)
     if num_rows < 2 or num_draws < 1 or chunk_size < 1 or not 0 < level < 1:
         raise UsageError(
             f"wanted num_rows of 2 or more, num_draws and chunk_size of 1 or more and a level between 0 and 1; got "

@@ -10,6 +10,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from torch import Tensor
 
+from pyro_vae.common.given import whole
 from pyro_vae.data.arrays import read_once
 from pyro_vae.data.row_ids import RowIds
 from pyro_vae.errors import UsageError
@@ -70,6 +71,7 @@ class RowEstimates:
             >>> Evidence(rows[0], *rows.expand(4, 1), num_samples=1, seed=0).bits_per_dim(4).item()
             2.0
         """
+        whole("event_size", event_size)
         if event_size < 1:
             raise UsageError(f"event_size is the number of elements of one row of x, at least 1; got {event_size}")
         return -self.log_px / (event_size * math.log(2))

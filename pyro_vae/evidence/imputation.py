@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.common.given import whole
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.random import seeded
-from pyro_vae.errors import ProgramError, UsageError
+from pyro_vae.errors import ProgramError
 from pyro_vae.evidence.importance.sampler import checked
 from pyro_vae.programs.data_map import DataMap, data_map_of_few, refuse_unmapped, where
 from pyro_vae.programs.determinism import first_other
@@ -29,11 +30,12 @@ from pyro_vae.programs.unconditioned import Unconditioned, run_unconditioned, wi
 def impute(
     vae: Any, x: Any, *c: Any, num_samples: int = 1000, draws: int = 1, seed: int = 0, chunk_size: int = 16384
 ) -> Tensor:
-    r"""x_mis ~ p(x_mis | x_obs), with what was observed unchanged: ``(draws, N, *event)``.
+    r"""x_mis ~ p(x_mis | x_obs), with what was observed unchanged: ``(draws, N, *event)``, row n that of x.
 
     z_k ~ q(z | x_obs) with weights w_k = p(x_obs | z_k) p(z_k) / q(z_k | x_obs); each draw takes one z_k with probability
     w_k / Σ w, and x_mis from p(x | z_k). Exact as K grows; for finite K its error is that of the weights, so look at the
-    effective sample size of these rows (``log_likelihood(...).ess``). Draws of one row share its K particles.
+    effective sample size of these rows (``log_likelihood(...).ess``). Draws of one row share its K particles. Of a file,
+    ``load(...).test.ids`` says which of its rows they are; ``pyro-vae impute`` writes that beside them.
 
     Args:
         vae: a :class:`VAE`, any object with ``model`` and ``guide``, or a tuple of two Pyro programs, whose likelihood and
@@ -63,8 +65,7 @@ def impute(
         >>> impute(vae, x, num_samples=10, draws=5)[:, 0, ::2].unique(dim=0)
         tensor([[1., 0.]])
     """
-    if draws < 1:
-        raise UsageError(f"draws must be at least 1, got {draws}")
+    whole("draws", draws, 1)
     return in_chunks(lambda particles: particles.draw(draws), vae, x, c, num_samples, seed, chunk_size)
 
 
@@ -90,8 +91,7 @@ def in_chunks(
     each: Callable[[Particles], Tensor], vae: Any, x: Any, c: tuple[Any, ...], num: int, seed: int, chunk_size: int
 ) -> Tensor:
     """Apply `each` to K weighted particles of each row, in chunks of rows: ``(draws, N, *event)``."""
-    if num < 1 or chunk_size < 1:
-        raise UsageError(f"num_samples and chunk_size must be at least 1, got {num} and {chunk_size}")
+    num, chunk_size = whole("num_samples", num, 1), whole("chunk_size", chunk_size, 1)
     model, guide = programs(vae)
     refuse_structure(x, "imputation")
     problem = Problem.of(model, guide, x, *c, seed=seed, missing=True)  # the likelihood says whether it takes NaN

@@ -9,6 +9,7 @@ from typing import Any, Literal, overload
 
 import torch
 
+from pyro_vae.common.given import check_whole
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import KeywordError, OracleWarning, OverBudgetError, ProgramError, UsageError
 from pyro_vae.evidence.exact.choose import exact
@@ -138,6 +139,7 @@ def log_likelihood(
         if given:
             raise KeywordError(f"method='exact' takes no {given[0]}=, which is of importance sampling: leave it out")
         return exact(model, guide, x, *context, missing=missing)
+    check_whole(num_samples=num_samples, max_samples=max_samples, seed=seed, chunk_size=chunk_size)
     if method == "auto":
         if parts := [name for name in PARTS if name in given]:
             raise UsageError(

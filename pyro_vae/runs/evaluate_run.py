@@ -193,7 +193,7 @@ def record_evaluation(
         "seconds": round(seconds, 1),
         "versions": versions(),
     }
-    if warning := below_floor(result["floor"]):
+    if warning := below_floor(result["floor"], result):
         print(f"warning: {warning}", file=sys.stderr)
     name = replace(name, method="exact", proposal="guide") if isinstance(evidence, Exact) else name
     table = saved.rows_csv(evidence) if isinstance(evidence, Annealed) else evidence.rows_csv()

@@ -12,7 +12,6 @@ from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.random import seeded
 from pyro_vae.common.safe_read import check_seal
 from pyro_vae.data import Data, load
-from pyro_vae.data.datasets import NAMES
 from pyro_vae.data.table_layout import TableOptions
 from pyro_vae.errors import DataError, PyroVAEError, RunFolderError, UsageError
 from pyro_vae.models.vae import VAE
@@ -116,8 +115,7 @@ def open_data(run: Run, data_dir: Path | None = None) -> Data:
             f"the data of {run.path} has changed: {run.config.data} had digest {digest[:12]}… when it was "
             f"trained, and has {data.digest[:12]}… now. Restore the data, or train again."
         )
-    if run.config.data not in NAMES:
-        print(f"note: {data.notes[0]}", file=sys.stderr)
+    print(f"note: {data.notes[0]}", file=sys.stderr)
     return data
 
 
@@ -134,7 +132,7 @@ def load_data(config: Config, data_dir: Path | None, download: bool = False, dig
     def read(table: TableOptions) -> Data:
         return load(
             config.data, data_dir=data_dir, download=download, table=table,
-            binarization=config.binarization, seed=config.data_seed, missing=config.missing,
+            binarization=config.binarization, seed=config.data_seed, missing=config.missing, verbose=False,
         )  # fmt: skip
 
     options = TableOptions(config.header, config.index, config.label)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from pyro_vae.common.flagged import is_loose, why_loose
 from pyro_vae.distributions.features import MIN_SCALE
 from pyro_vae.distributions.missing import Observed
 from pyro_vae.evidence.estimate import data_se, finite, format_nats
@@ -102,19 +103,24 @@ def summarize_floor(model: str, log_px: Tensor, floor_px: Tensor) -> dict[str, A
     }
 
 
-def below_floor(told: Mapping[str, Any]) -> str | None:
+def below_floor(told: Mapping[str, Any], evidence: Mapping[str, Any]) -> str | None:
     """Say that a model lies below its floor, with the standard error of the paired difference; else None.
+
+    Where too many rows of the evidence are flagged, log p(x) is a loose bound, and so is the difference.
 
     Example:
         >>> told = summarize_floor("independent elements", torch.tensor([-9.0, -9.5]), torch.tensor([-2.0, -2.5]))
-        >>> below_floor(told)
+        >>> below_floor(told, {"rows": 2, "rows_flagged": 0})
         'log p(x) lies 7.000 ± 0.000 nats a row below the floor (independent elements): ...'
     """
     cleared, se = told.get("cleared_by"), told.get("cleared_by_se")
     if cleared is None or cleared >= 0:
         return None
+    below = f"{-cleared:.3f} ± {format_nats(se)} nats a row"
+    if is_loose(evidence):
+        below = f"{'about' if 'how' in evidence else 'at most'} {-cleared:.2f} nats a row ({why_loose(evidence)})"
     return (
-        f"log p(x) lies {-cleared:.3f} ± {format_nats(se)} nats a row below the floor ({told['model']}): a model that knows "
+        f"log p(x) lies {below} below the floor ({told['model']}): a model that knows "
         "each element apart is better. Look at the scale of x (--standardize), the likelihood and its support, fewer epochs "
         "(--patience) or a smaller --learning-rate."
     )

@@ -61,8 +61,12 @@ def test_a_model_below_the_floor_says_so_and_one_above_does_not(train, wine, tmp
     raw = ["--no-standardize", "--no-normalize", "--likelihood", "normal"]
     assert train("raw", "--data", wine, "--batch-size", "32", "--label", "y", *raw) == 0
     assert "warning: log p(x) lies" in capsys.readouterr().err
-    told = folder.read_json(tmp_path / "raw" / "evidence.json")["floor"]
-    assert told["cleared_by"] < 0 and "a row below the floor (independent normal elements" in below_floor(told)
+    evidence = folder.read_json(tmp_path / "raw" / "evidence.json")
+    told = evidence["floor"]
+    believed, loose = (below_floor(told, evidence | {"rows_flagged": n}) for n in (0, evidence["rows"]))
+    assert told["cleared_by"] < 0 and "nats a row below the floor (independent normal elements" in believed
+    assert "±" in believed and "±" not in loose
+    assert "lies at most" in loose and "a row (loose: 100 % of rows flagged) below the floor" in loose
     fitting = ["--epochs", "60", "--hidden", "32", "--learning-rate", "0.003", "--num-samples", "200"]
     assert train("units", "--data", wine, "--batch-size", "32", "--label", "y", *fitting) == 0
     assert "warning" not in capsys.readouterr().err

@@ -46,11 +46,12 @@ class Errors:
 
 @dataclass(frozen=True)
 class Case:
-    """What is printed, of what it is an error, and so many repetitions, from a seed."""
+    """What is printed, of what it is an error, and so many repetitions, from a seed; `times` as many as of other cases."""
 
     error: str
     what: str
     run: Callable[[int, int], Errors]
+    times: int = 1
 
 
 class Other(Gaussian):
@@ -228,9 +229,9 @@ CASES = {
     "mean-defensive": Case(MC, "the mean of 20 rows, K = 500, defensive(0.1)", partial(in_the_mean, WIDE, **MIXED)),
     "mean-biased": Case(MC, "the mean of 300 rows, K = 50", partial(in_the_mean, MISSED, rows=300, num_samples=50)),
     "elbo": Case(MC, "the ELBO of 20 rows, K = 100", elbo),
-    "data": Case("data", "the mean of 60 fresh rows", data),
-    "paired": Case("paired", "the difference of two models, 60 fresh rows", partial(paired, monte_carlo=False)),
-    "paired-mc": Case("paired", "its Monte Carlo part, the same 60 rows", partial(paired, monte_carlo=True)),
+    "data": Case("data", "the mean of 60 fresh rows", data, 5),
+    "paired": Case("paired", "the difference of two models, 60 fresh rows", partial(paired, monte_carlo=False), 5),
+    "paired-mc": Case("paired", "its Monte Carlo part, the same 60 rows", partial(paired, monte_carlo=True), 5),
     "ais-guide-row": Case(AIS, "a row, 16 chains from the guide", partial(annealed_rows, "guide")),
     "ais-prior-row": Case(AIS, "a row, 16 chains from the prior", partial(annealed_rows, "prior")),
     "ais-short-row": Case(AIS, "a row, from the prior, 2 temperatures", partial(annealed_rows, "prior", temperatures=2)),
@@ -240,6 +241,8 @@ CASES = {
     "gap": Case("gap", "log p(x) − ELBO, log p(x) from the weights", partial(gap, "gap")),
     "gap-given": Case("gap", "log p(x) − ELBO, log p(x) given", partial(gap, "gap", given=True)),
     "amortisation": Case("gap", "amortisation", partial(gap, "amortisation")),
-    **{f"term-{name}": Case("decomposition", f"{name}, Monte Carlo", partial(term, name)) for name in TERMS},
-    **{f"data-{name}": Case("decomposition", f"{name}, data", partial(term_of_population, name)) for name in TERMS[:2]},
+    **{f"term-{name}": Case("decomposition", f"{name}, Monte Carlo", partial(term, name), 5) for name in TERMS},
+    **{
+        f"data-{name}": Case("decomposition", f"{name}, data", partial(term_of_population, name), 5) for name in TERMS[:2]
+    },
 }  # fmt: skip

@@ -21,6 +21,7 @@ GAPS = {
     "a": {"approximation": {"value": 1.4, "mc_se": 0.1}, "amortisation": {"value": 0.8, "mc_se": None}},
     "b_$x$": {"approximation": {"value": 0.4, "mc_se": 0.1}, "amortisation": {"value": -0.05, "mc_se": 0.1}},
 }
+GAPS = {name: parts | {"rows": 10, "rows_flagged": 1} for name, parts in GAPS.items()}
 PARTS = {
     "a": {
         "rows": 100,

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from pyro_vae.common.flagged import is_loose, why_loose
+from pyro_vae.common.given import check_whole, whole
 from pyro_vae.common.keywords import suggest_keywords
-from pyro_vae.errors import UsageError
 from pyro_vae.evidence.estimate import data_se, format_nats, mean_se
 from pyro_vae.evidence.importance.estimator import importance
 from pyro_vae.evidence.importance.result import Evidence
@@ -82,7 +82,7 @@ class Bracket:
             "importance": self.importance.log_px.mean().item(),
             "importance_mc_se": mean_se(self.importance.mc_se),
             "annealing": self.annealing.log_px.mean().item(),
-            "annealing_mc_se": mean_se(self.annealing.mc_se),
+            "annealing_mc_se": self.annealing.summary()["log_px_mc_se"],
             "rows_by_annealing": int(self.annealed.sum()),
             "acceptance": self.acceptance.mean().item(),
             "rows": len(self),
@@ -178,8 +178,8 @@ def bracket(
         >>> bool((low < exact).all()), bool((exact < high).all()), ends.strict
         (True, True, False)
     """
-    if refresh < 0:
-        raise UsageError(f"refresh must be at least 0, got {refresh}")
+    whole("refresh", refresh, 0)
+    check_whole(num_samples=num_samples)
     settings = AISSettings(
         start=start, num_temperatures=num_temperatures, num_chains=num_chains, leapfrog_steps=leapfrog_steps, schedule=schedule,
         step_size=step_size, target_acceptance=target_acceptance, seed=seed, chunk_size=chunk_size, verbose=verbose,
@@ -262,8 +262,7 @@ def bdmc(
     model, guide, args = on_tensors(model, guide, x, *context)
     args = rows_of(model, guide, *args)
     if num_rows is not None:
-        if num_rows < 1:
-            raise UsageError(f"num_rows must be at least 1, got {num_rows}")
+        whole("num_rows", num_rows, 1)
         chosen = torch.arange(num_rows, device=args[0].device) % len(args[0])
         args = tuple(a[chosen] for a in args)
     drawn = simulate(model, *args, seed=seed)

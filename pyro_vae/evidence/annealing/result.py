@@ -20,6 +20,7 @@ from .schedule import AISSettings, AnnealingPath
 
 LOW_ESS = 5  # chains that count; with fewer the error is unknown
 FEWEST = 10  # chains for an error
+MOST = 1.5  # times the delta method's error: the square of a spread that few chains measure may be anything
 
 
 def student(degrees: int) -> float:
@@ -31,6 +32,38 @@ def student(degrees: int) -> float:
     """
     z, n = 1.96, max(degrees, 1)
     return 1 + (z**2 + 1) / (4 * n) + (5 * z**4 + 16 * z**2 + 3) / (96 * n**2)
+
+
+def lognormal_se(log_w: Tensor) -> Tensor:
+    r"""√(s² / C + s⁴ / 2 (C − 1)): error of the log mean of lognormal weights, m + s² / 2, of C log weights, ``(C, N)``.
+
+    s² is twice the mean square above the median: chains that were left behind, whose weights count for nothing, are not in it.
+
+    References:
+        Confidence Intervals for the Log-normal Mean (Zhou & Gao, 1997; Cox's method),
+        https://doi.org/10.1002/(SICI)1097-0258(19970415)16:7%3C783::AID-SIM488%3E3.0.CO;2-2
+
+    Example:
+        >>> quantiles = torch.distributions.Normal(0.0, 0.5).icdf((torch.arange(1000.0) + 0.5) / 1000)
+        >>> round(lognormal_se(quantiles[:, None]).item() * 1000**0.5, 2)    # √(1/4 + 1/32)
+        0.53
+    """
+    chains = len(log_w)
+    middle = [log_w.kthvalue(k, 0).values for k in ((chains + 1) // 2, chains // 2 + 1)]
+    above = (log_w - (middle[0] + middle[1]) / 2).clamp_min(0).nan_to_num(0)  # NaN where most weights are 0
+    variance = 2 * above.square().mean(0)
+    return (variance / chains + variance.square() / (2 * (chains - 1))).sqrt()
+
+
+def mean_error(mc_se: Tensor, chains: int) -> float | None:
+    """√(Σ_n se_n²) / N, with Student's t of all N (C − 1) degrees in place of each row's own C − 1; None if not known.
+
+    Example:
+        >>> round(mean_error(torch.full((4,), student(15)), 16) / student(60) * 2, 6)
+        1.0
+    """
+    error, degrees = mean_se(mc_se), chains - 1
+    return None if error is None else error * student(len(mc_se) * degrees) / student(degrees)
 
 
 @dataclass
@@ -79,11 +112,15 @@ class AnnealedRun:
 
     @property
     def mc_se(self) -> Tensor:
-        r"""Standard error of log p̂ by the delta method, times t / z: 1.96 of it are Student's 95 per cent of C − 1 degrees.
+        r"""Standard error of log p̂, times t / z: 1.96 of it are Student's 95 per cent of C − 1 degrees.
 
-        An error that is taken from 16 chains is itself uncertain by a fifth; the normal interval covers 92 of 100.
+        That of the delta method, or that of lognormal weights whose log spreads as much above its median as here
+        (:func:`lognormal_se`), whichever is larger, and at most half as much again. Of 16 weights of a skewed kind the largest
+        have often not come: then log p̂ and the delta method's error are both small, and the interval misses on one side. An
+        error that is taken from 16 chains is itself uncertain by a fifth, hence Student's.
         """
-        return student(len(self.log_w) - 1) * self.sums.mc_se
+        delta, lognormal = self.sums.mc_se, lognormal_se(self.log_w).cpu()
+        return student(len(self.log_w) - 1) * lognormal.clamp(delta, MOST * delta)
 
     @property
     def sums(self) -> WeightSums:
@@ -178,7 +215,7 @@ class Annealed(RowEstimates):
         names = ("num_chains", "num_temperatures", "leapfrog_steps", "start", "schedule", "seed")
         return {
             "log_px": self.log_px.mean().item(),
-            "log_px_mc_se": mean_se(self.mc_se),
+            "log_px_mc_se": mean_error(self.mc_se, len(self.log_w)),
             "log_px_data_se": data_se(self.log_px),
             "ess_median": self.ess.median().item(),
             "ess_min": self.ess.min().item(),

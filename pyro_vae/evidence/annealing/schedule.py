@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyro_vae.common.given import whole
 from pyro_vae.errors import UsageError
 
 from . import hmc
@@ -37,8 +38,8 @@ class AISSettings:
 
     def __post_init__(self) -> None:
         for name in ("num_temperatures", "num_chains", "leapfrog_steps", "chunk_size"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")
+            whole(name, getattr(self, name), 1)
+        whole("seed", self.seed)
         for name, choices in (("start", STARTS), ("schedule", SCHEDULES)):
             if getattr(self, name) not in choices:
                 raise UsageError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")

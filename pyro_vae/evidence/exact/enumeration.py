@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.common.given import check_whole
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.evidence.estimate import identified
@@ -53,6 +54,7 @@ def enumerate_latents(
         >>> enumerate_latents(model, None, torch.tensor([0.0, 1.0])).log_px.exp()   # 0.3 = 0.75 · 0.2 + 0.25 · 0.6
         tensor([0.7000, 0.3000], dtype=torch.float64)
     """
+    check_whole(chunk_size=chunk_size)
     if chunk_size < 1:
         raise UsageError(f"chunk_size must be above 0, got {chunk_size}")
     with quiet(model, guide, seed=0):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch import distributions as td
 
+from pyro_vae.common.given import check_whole
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import ProgramError
 from pyro_vae.evidence.estimate import identified
@@ -71,6 +72,7 @@ def linear_gaussian(
         >>> linear_gaussian(model, None, x).log_px, dist.Normal(1.0, 36.25**0.5).log_prob(x)
         (tensor([-2.7280, -2.7142], dtype=torch.float64), tensor([-2.7280, -2.7142]))
     """
+    check_whole(seed=seed)
     with quiet(model, guide, seed=seed):
         joint = Joint(model, guide, x, context, missing)
         for name, site in (joint.latents | joint.observed).items():

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.common.given import check_whole
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import OverBudgetError, ProgramError, UsageError
 from pyro_vae.evidence.estimate import identified
@@ -126,6 +127,7 @@ def quadrature(
         >>> quadrature(model, None, torch.tensor([0.0, 3.0], dtype=torch.float64)).log_px.exp()   # 1/4, 4/32
         tensor([0.2500, 0.1250], dtype=torch.float64)
     """
+    check_whole(points=points, chunk_size=chunk_size, seed=seed)
     if not tol > 0 or chunk_size < 1:
         raise UsageError(f"tol and chunk_size must be above 0, got {tol} and {chunk_size}")
     model, guide, args = on_tensors(model, guide, x, *context)

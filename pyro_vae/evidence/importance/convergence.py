@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from pyro_vae.common.given import check_whole
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import UsageError
 from pyro_vae.programs.sites import Program
@@ -66,6 +67,9 @@ def convergence(
         >>> bool((curve[-1].log_px == log_likelihood(vae.model, vae.guide, torch.eye(3), num_samples=100).log_px).all())
         True
     """
+    for k in samples:
+        check_whole(samples=k)
+    check_whole(seed=seed, chunk_size=chunk_size)
     if not samples or samples[0] < 1 or list(samples) != sorted(set(samples)):
         raise UsageError(f"samples must rise from 1 or more, got {tuple(samples)}")
     curve: list[Evidence] = []

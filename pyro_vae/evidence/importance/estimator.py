@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.common.device import resolve_device
+from pyro_vae.common.given import check_whole
 from pyro_vae.common.memory import SMALLER, fitting
 from pyro_vae.common.progress import tracked
 from pyro_vae.data.arrays import read_once
@@ -123,6 +124,7 @@ def importance(
         >>> bool(((evidence.log_px - exact).abs() < 4 * evidence.mc_se).all())
         True
     """
+    check_whole(num_samples=num_samples, max_samples=max_samples, seed=seed, chunk_size=chunk_size)
     if num_samples < 1 or (chunk_size is not None and chunk_size < 1):
         raise UsageError(f"num_samples and chunk_size must be at least 1, got {num_samples} and {chunk_size}")
     if engine not in ENGINES:

@@ -17,18 +17,21 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pyro_vae.evidence.annealing.densities import Densities
+from pyro_vae.evidence.annealing.densities import Densities, gradient, total
 from pyro_vae.evidence.annealing.hmc import adapt, transition
 from pyro_vae.evidence.annealing.point import Point
 from pyro_vae.programs.problem import Problem
+from pyro_vae.programs.unconstrained import SubstituteLatents
 
 from .accumulator import RowBlock
 from .proposals import Proposal
 
 LOOK = 6  # of the seed: (seed, 6, 0, 0), apart from importance sampling's (seed, rows, particles) and annealing's
-POOL, CHAINS = 64, 16  # draws of the proposal a row; chains, started among them
-MOVES, LEAPFROGS = 6, 5  # transitions, of which the first half tunes the step; each of so many gradients
-COST = POOL + 4 * CHAINS * (1 + MOVES * LEAPFROGS)  # in runs of a pair for one particle: a gradient is about four
+POOL, CHAINS = 64, 32  # draws of the proposal a row; chains, started among them
+MOVES, LEAPFROGS = 4, 2  # transitions, of which the first half tunes the step; each of so many gradients
+GRADIENTS = 1 + MOVES * LEAPFROGS  # a call of the model each, for all rows and chains at once
+COST = POOL + 4 * CHAINS * GRADIENTS  # of a row, in runs of a pair for one particle: a gradient is four at most
+CALLS = 1000 * GRADIENTS  # of Python, likewise: on small programs a call costs as much as thousands of pairs
 SHARE = 0.05  # of an evaluation's cost
 ROWS = range(8, 65)  # as many rows are looked at, or none
 TWICE, TYPICAL, MEDIAN, A_QUARTER, MOST = (
@@ -52,7 +55,7 @@ def look(blocks: Sequence[RowBlock], particles: int, proposal: Proposal, problem
         seed: of the evaluation; there is a stream apart.
     """
     total, known = sum(len(b.rows) for b in blocks), torch.cat([b.spread.isfinite() for b in blocks])
-    affordable = int(SHARE * total * particles / COST)
+    affordable = int((SHARE * total * particles - CALLS) / COST)
     wanted = min(affordable, ROWS.stop - 1, total) - int(known.sum())
     if affordable < ROWS.start or wanted < 1:
         return
@@ -76,16 +79,16 @@ def spreads(problem: Problem, proposal: Proposal) -> Tensor:
     drawn = density.scores(u)[1].double()
     sd = u.std(0).clamp_min(torch.finfo(u.dtype).tiny)
     start = torch.multinomial(drawn.softmax(0).nan_to_num(1).T, CHAINS, replacement=True).T
-    moved = walk(density, torch.take_along_dim(u, start[..., None], 0), sd)
+    moved = density.scores(walk(density, torch.take_along_dim(u, start[..., None], 0), sd))[1].double()
     return ((moved - bridge(drawn, moved)).logsumexp(0) - math.log(len(moved))).exp().cpu()
 
 
 def walk(density: Densities, u: Tensor, sd: Tensor) -> Tensor:
-    """log w along chains that leave the posterior invariant, ``(chains · kept transitions, N)``; `sd` is the unit of length."""
+    """Points of chains that leave the posterior invariant, ``(chains · transitions kept, N, D)``; `sd` is the unit of u."""
 
     def scaled(v: Tensor) -> Point:
         point = density(v * sd)
-        return replace(point, u=v, d_start=point.d_start * sd, d_ratio=point.d_ratio * sd)
+        return replace(point, u=v, d_start=point.d_start * sd)
 
     point = scaled(u / sd)
     step = torch.full(sd.shape[:1], 0.6 * sd.shape[-1] ** -0.25, dtype=torch.float64, device=sd.device)
@@ -95,7 +98,7 @@ def walk(density: Densities, u: Tensor, sd: Tensor) -> Tensor:
         if move < MOVES // 2:
             step = adapt(step, acceptance, 0.65)
         else:
-            kept.append(point.ratio.double())
+            kept.append(point.u * sd)
     return torch.cat(kept)
 
 
@@ -128,6 +131,21 @@ class WeightDensity(Densities):
             return u
         prior = self.flat(self.problem.sites(self.problem.model, from_prior))
         return torch.cat([prior, u[from_prior:]])
+
+    def evaluate(self, u: Tensor) -> Point:
+        """log p(x, z) alone, with its gradient: all of what is walked on, and the guide is not run."""
+        with torch.enable_grad():
+            u = u.detach().requires_grad_()
+            joint = self.log_joint(u)
+            slope = gradient(joint, u)
+        nothing = torch.zeros_like(joint), torch.zeros_like(slope)
+        return Point(u.detach(), joint.detach(), nothing[0].detach(), slope, nothing[1])
+
+    def log_joint(self, u: Tensor) -> Tensor:
+        """log p(x, z(u)) + log |∂z/∂u|, ``(chains, N)``."""
+        substituted = SubstituteLatents.at(u, self.layouts)
+        p = self.problem.sites(self.problem.model, len(u), substituted)
+        return self.log_prob(p) + total(substituted.log_jacobians(p))
 
     def log_start(self, prior: Tensor, guide: Tensor) -> Tensor:
         return self.proposal.log_q(prior, guide)

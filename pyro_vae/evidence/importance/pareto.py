@@ -17,6 +17,7 @@ MIN_TAIL = 5  # weights; with fewer k̂ is not known
 LEAST = 5 * MIN_TAIL  # particles for a k̂
 LOW_ESS = 10  # below it a row's estimate rests on a handful of particles, and its own error bar is not to be believed
 SPARE = 64  # largest weights kept beyond the tail: six standard deviations of what adding particles can call for
+FLAT = 1e-3  # the largest weight is within this of the mean weight: there is no tail to speak of
 EQUAL = 1e-10  # nats: a tail no wider than this is rounding
 ROWS = 256  # fitted at a time
 
@@ -34,6 +35,16 @@ def khat_threshold(count: int) -> float:
         [0.5, 0.667, 0.7]
     """
     return min(1 - 1 / math.log10(count), 0.7) if count > 1 else -math.inf
+
+
+def steady_rows(khat: Tensor, max_share: Tensor, counts: Tensor) -> Tensor:
+    """Rows of 25 particles or more (one weight alone is no sign) with k̂ below the threshold or all but equal weights.
+
+    Args:
+        khat, max_share, counts: k̂, the largest weight's share of their sum, and K, ``(N,)`` each.
+    """
+    threshold = counts.clone().apply_(lambda k: khat_threshold(int(k)))
+    return ((khat < threshold) | (max_share * counts < 1 + FLAT)) & (counts >= LEAST)
 
 
 def pareto_khat(log_w: Tensor) -> Tensor:

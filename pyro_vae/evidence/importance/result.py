@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.common.csv_columns import read_columns, write_columns
+from pyro_vae.common.given import whole
 from pyro_vae.data.row_ids import RowIds
 from pyro_vae.errors import UsageError
 from pyro_vae.evidence.estimate import (
@@ -28,13 +29,12 @@ from pyro_vae.evidence.estimate import (
 from .accumulator import RowBlock
 from .format_evidence import format_evidence
 from .narrowness import too_narrow
-from .pareto import LEAST, LOW_ESS, khat_threshold
+from .pareto import LEAST, LOW_ESS, khat_threshold, steady_rows
 from .weighing import AND
 
 TOO_NARROW = (
     "the proposal is too narrow: draws of the posterior show larger weights than its own draws, and a larger error"
 )
-FLAT = 1e-3  # the largest weight is within this of the mean weight: there is no tail to speak of
 ROW_FIELDS = ("log_px", "mc_se", "ess", "elbo", "elbo_se")
 DIAGNOSTICS = ("khat", "max_share", "jackknife", "samples")  # which evidence of an older version lacks
 SPREAD = "spread"  # of the rows that were looked at
@@ -177,8 +177,7 @@ class Evidence(RowEstimates):
         """Rows of 25 particles or more (one weight alone is no sign) with k̂ below the threshold or all but equal weights."""
         if self.khat is None or self.max_share is None:
             return torch.zeros_like(self.log_px, dtype=torch.bool)
-        steady = (self.khat < self.threshold) | (self.max_share * self.counts < 1 + FLAT)
-        return steady & (self.counts >= LEAST)
+        return steady_rows(self.khat, self.max_share, self.counts)
 
     @property
     def too_narrow(self) -> Tensor:
@@ -244,7 +243,7 @@ class Evidence(RowEstimates):
         """
         if self.measure != "continuous":
             raise UsageError(f"only a density has a Jacobian; this evidence is of measure {self.measure!r}")
-        less = event_size * math.log(levels)
+        less = whole("event_size", event_size, 1) * math.log(whole("levels", levels, 2))
         jackknife = None if self.jackknife is None else self.jackknife - less
         moved: dict[str, Any] = {"log_px": self.log_px - less, "elbo": self.elbo - less, "jackknife": jackknife}
         ids = self.row_ids and dataclasses.replace(self.row_ids, x=None)  # the digest was that of y

@@ -99,8 +99,8 @@ class WholeSteps:
 
     def possible(self) -> bool:
         """Return whether the optimizer is one that a graph holds, and has begun, and batches fit into memory."""
-        optimizer = self.step.optimizer
-        return self.step.micro_batches.rows is None and optimizer is not None and self.step.in_graph(optimizer) and any(optimizer.state.values())
+        optimizer, fit = self.step.optimizer, self.step.micro_batches.rows is None
+        return fit and optimizer is not None and self.step.in_graph(optimizer) and any(optimizer.state.values())
 
     def make_steps(self, order: ShuffledBatches, state: TrainingState, one: bool) -> Loss | None:
         total: Loss | None = None
