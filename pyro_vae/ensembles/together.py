@@ -287,7 +287,7 @@ class Together:
         """
         start = time.perf_counter()
         inputs = self.inputs(batch, self.row_like() * 1e-3)
-        flat = FlatGraph(self.module, [*inputs[len(batch) :], *self.constants], [])
+        flat = FlatGraph(self.module, [*inputs[len(batch) :], *self.constants])
         device = batch[0].device
         with replayed(inputs, device), torch.no_grad():
             self.module.forward(*inputs, *self.constants)
@@ -309,7 +309,7 @@ class Together:
 
 def bare(flat: FlatGraph) -> FlatGraph:
     """Return a graph without its tensors, which differ from member to member."""
-    return FlatGraph(flat.module, [], flat.reached)
+    return FlatGraph(flat.module, [], reached=flat.reached)
 
 
 def record(flat: FlatGraph, batch: Batch, member: Member) -> Recorder:
