@@ -130,10 +130,10 @@ def fit(
             loaded. Elements that are no real numbers to the likelihood stay as they are; NaN counts in neither mean nor std.
         engine: how each step's loss and gradients are computed, with the same results but for rounding. "eager" runs the
             programs; "trace" a flat graph of their tensor operations, made once for each kind of batch; "compile" puts that
-            through Inductor (needs a C++ compiler, takes 10 to 30 seconds once); "graph" replays it as a CUDA graph, under
-            Adam and without callbacks 16 whole steps at a time; "auto" chooses by the device and the number of steps. Each
-            graph is checked against eager when it is made and at each epoch; :attr:`FitResult.engine` has the reason where
-            a step runs eager.
+            through Inductor (needs a C++ compiler, takes 10 to 30 seconds once); "graph" replays it as a CUDA graph; "auto"
+            chooses by the device and the number of steps. Under torch's Adam or AdamW (without amsgrad, maximize) a graph
+            holds the whole step, rows, transform and update, and "graph" replays 16 of them at a time. Each graph is checked
+            against eager when it is made and at each epoch; :attr:`FitResult.engine` has the reason where a step runs eager.
         precision: "tf32" multiplies matrices with factors of 10 bits while training, on CUDA, where that is several times as
             fast; "bf16" multiplies within linear and convolutional layers in bfloat16, of 8 bits; the rest is float32, and so
             is what is logged and evaluated. A note says where either gains nothing: on a CPU, "tf32" is the same to the bit.

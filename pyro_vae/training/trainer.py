@@ -166,14 +166,19 @@ class Trainer:
         """Note the position, as whoever is interrupted now can go on from it, and call the callbacks whose time it is."""
         now = time.perf_counter()
         due = [c for c in self.callbacks if now - self.called.get(id(c), -math.inf) >= getattr(c, "interval", 0.0)]
-        if self.whole_steps is not None and due:
-            self.whole_steps.settle(batches.orders["order"], self.state)
-            self.whole_steps.look_again()
+        if due:
+            self.settle()
         self.state.position.seconds = now - start
         batches.note(self.versions)
         for callback in due:
             self.called[id(callback)] = now
             callback.after_step(self)
+
+    def settle(self) -> None:
+        """Know that all steps so far are finite, or return to the first that is not; others may change the programs now."""
+        if self.whole_steps is not None and self.batches is not None:
+            self.whole_steps.settle(self.batches.orders["order"], self.state)
+            self.whole_steps.current = None
 
     def train_batch(self, rows: Tensor, batch: Batch, further: Iterator[Numbered]) -> Tensor:
         """Make one step, after the schedules have moved and an aggressive encoder has caught up; return its loss."""
@@ -258,6 +263,7 @@ class Trainer:
         return [*buffers_of(self.modules), *self.step.parameters]
 
     def report_error(self, error: BaseException) -> str:
+        self.settle()
         return "".join([callback.on_error(self, error) for callback in self.callbacks])
 
     def diverged(self, what: str) -> DivergedError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -112,10 +113,10 @@ Moved = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]  # paramet
 
 
 def quarters(tensors: Sequence[Tensor]) -> Moved:
-    """Cut a group's tensors into parameters, means, squares and steps; in float64."""
+    """Cut a group's tensors into parameters, means, squares and steps."""
     n = len(tensors) // 4
-    wide = [t.double() for t in tensors]
-    return wide[:n], wide[n : 2 * n], wide[2 * n : 3 * n], wide[3 * n :]
+    held = [t.detach() for t in tensors]
+    return held[:n], held[n : 2 * n], held[2 * n : 3 * n], held[3 * n :]
 
 
 def update_disagreement(
@@ -128,25 +129,22 @@ def update_disagreement(
     if any(not torch.equal(a, b) for a, b in zip(t1, t2, strict=True)):
         return float("inf"), "it counts another number of steps"
     gradients = [old + (new - old) / (1 - beta1) for old, new in zip(m0, m1, strict=True)]
-    size = norm(gradients)
-    off = apart(m1, m2, 0.0) / ((1 - beta1) * size) if size else apart(m1, m2, 0.0)
-    if off > tolerance and apart(m1, m2, digits) > tolerance * (1 - beta1) * size:
-        return off, f"its gradient is off by {off:.1g} of eager's"
+    size, off = norm(gradients), norm(minus(m1, m2)) / (1 - beta1)
+    if off > tolerance * size + digits * norm(m1) / (1 - beta1):
+        return off / (size or 1), f"its gradient is off by {off / (size or 1):.1g} of eager's"
     largest = max((g.abs().max().item() for g in gradients if g.numel()), default=0.0)
-    squared = apart(v1, v2, digits)
-    if squared > 4 * tolerance * (1 - beta2) * largest * size:
+    if norm(minus(v1, v2)) > 4 * tolerance * (1 - beta2) * largest * size + digits * norm(v1):
         return float("inf"), "the squares of its gradient are off"
     steps = [[length * m / (v.sqrt() + eps) for m, v in zip(ms, vs, strict=True)] for ms, vs in ((m1, v1), (m2, v2))]
-    theirs = [a + b for a, b in zip(p1, steps[0], strict=True)]
-    ours = [a + b for a, b in zip(p2, steps[1], strict=True)]
-    moved, wrong = norm(steps[0]), apart(theirs, ours, digits)
-    return off, f"its update is off by {wrong / (moved or 1):.1g} of eager's" if wrong > tolerance * moved else None
+    moved, wrong = norm(steps[0]), norm([p + u for p, u in zip(minus(p1, p2), minus(*steps), strict=True)])
+    if wrong > tolerance * moved + digits * norm(p1):
+        return wrong / (moved or 1), f"its update is off by {wrong / (moved or 1):.1g} of eager's"
+    return off / (size or 1), None
+
+
+def minus(a: Sequence[Tensor], b: Sequence[Tensor]) -> list[Tensor]:
+    return [x - y for x, y in zip(a, b, strict=True)]
 
 
 def norm(tensors: Sequence[Tensor]) -> float:
-    return float(sum(t.square().sum().item() for t in tensors) ** 0.5)
-
-
-def apart(a: Sequence[Tensor], b: Sequence[Tensor], digits: float) -> float:
-    """‖a − b‖, less what rounding each of them makes of it."""
-    return max(0.0, norm([x - y for x, y in zip(a, b, strict=True)]) - digits * norm(a))
+    return math.hypot(*(torch.linalg.vector_norm(t).item() for t in tensors))

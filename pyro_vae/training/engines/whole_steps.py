@@ -28,10 +28,9 @@ from pyro_vae.training.training_state import (
 
 from .eager_reference import LastLook, eager_step, look_at
 from .flat_graph import Unfinished, Untraceable
-from .inductor import compile_flat
 from .recorded_steps import STEPS, NextStep, RecordedSteps
 from .scheduled_values import answers_hold
-from .traced import MOST, TRIES, TracedEngine
+from .traced import ACCELERATORS, MOST, TRIES, TracedEngine
 from .verify import close, replayed, step_disagreement
 from .whole_step import WholeStep, WholeStepTracer, inputs_of
 
@@ -60,10 +59,8 @@ class WholeSteps:
 
     def __post_init__(self) -> None:
         zero = torch.zeros((), dtype=torch.float32, device=self.data.device)
-        self.failed, self.good = (
-            zero,
-            zero.clone(),
-        )  # 1 from the first bad step on; steps before it, since the last look
+        self.failed = zero  # 1 from the first bad step on
+        self.good = zero.clone()  # steps before it, since the last look
         self.ahead = 0.0  # Adam's count of steps, less the run's count of updates
         recorded = self.engine.name == "graph"
         self.several = RecordedSteps(self.engine, self.data, self.failed, self.good) if recorded else None
@@ -76,10 +73,6 @@ class WholeSteps:
         """Have each graph checked before it is next used: what ran since the last epoch may have changed the programs."""
         self.due, self.current = set(self.graphs), None
 
-    def look_again(self) -> None:
-        """Expect that somebody may have changed modes, options or memory since the last step."""
-        self.current = None
-
     def run(self, order: ShuffledBatches, state: TrainingState, one: bool = False) -> Loss | None:
         """Make the next steps, or just `one` (or one replay); return their summed loss.
 
@@ -91,6 +84,7 @@ class WholeSteps:
                 with torch.no_grad(), whole_step(self.step.precision):
                     total = self.make_steps(order, state, one)
         except Untraceable as why:
+            self.settle(order, state)
             self.refuse(str(why))
         if total is None:
             self.settle(order, state)
@@ -106,7 +100,9 @@ class WholeSteps:
         total: Loss | None = None
         until = time.perf_counter() + SLICE
         order.begin()
-        while (rows := order.next_rows) is not None and len(rows) == self.data.batch_size:
+        if self.current is None:
+            self.settle(order, state)
+        while not self.singly and (rows := order.next_rows) is not None and len(rows) == self.data.batch_size:
             whole = self.choose(order, state)
             loss: Loss | None = self.make_replay(whole, order, state)
             loss = self.make_one(whole, order, state) if loss is None else loss
@@ -157,11 +153,8 @@ class WholeSteps:
         self.last_look = self.last_look or look_at(order, state)
         state.updates += STEPS
         loss = several.replay(rows, following, order.generator)
-        order.taken, state.step, self.engine.patience = (
-            order.taken + STEPS,
-            state.step + STEPS,
-            self.engine.patience - STEPS + 1,
-        )
+        order.taken, state.step = order.taken + STEPS, state.step + STEPS
+        self.engine.patience -= STEPS - 1
         self.set_rates(following[-1].rates)
         return loss
 
@@ -197,8 +190,6 @@ class WholeSteps:
         self.engine.patience -= 1
         whole = self.current
         if whole is None or self.options.scheduled or whole.compiled != self.compiles:
-            if whole is None:
-                self.settle(order, state)
             whole = self.find() or self.make(order.generator)
             self.current = whole
             self.ahead = whole.count() - state.updates if self.last_look is None else self.ahead
@@ -244,7 +235,7 @@ class WholeSteps:
         start = time.perf_counter()
         try:
             with replayed([], self.data.device):
-                whole.flat.run = compile_flat(whole.flat, [*tracer.example(whole.draws), whole.numbers])
+                whole.flat.run = ACCELERATORS["compile"](whole.flat, [*tracer.example(whole.draws), whole.numbers])
         except Unfinished as why:
             self.compiler = False
             self.engine.log.append(f"the trace goes on as it is: {why}")
@@ -267,8 +258,8 @@ class WholeSteps:
     def make_checked(self, whole: WholeStep, order: ShuffledBatches, numbers: Sequence[Sequence[float]]) -> Tensor:
         """Make a step of the graph after the same by eager: refuse it if they differ, trace anew if it is an old graph."""
         engine, generator = self.engine, order.generator.get_state()
-        before = PreStepSnapshot([*engine.buffers, *whole.moved, self.failed], self.data.device)
-        moved = [t.clone() for t in whole.moved]
+        before = PreStepSnapshot([*whole.moved, *engine.buffers, self.failed], self.data.device)
+        moved = [copy for _, copy in before.buffers[: len(whole.moved)]]
         eager = eager_step(engine, self.data, whole, order)
         before.restore()
         order.generator.set_state(generator)
@@ -304,7 +295,8 @@ class WholeSteps:
         """Look whether all steps were finite; return to the first that was not, which the next step is."""
         look, self.last_look = self.last_look, None
         if look is None or not self.failed.item():
-            self.good.zero_()
+            if self.several is not None:
+                self.good.zero_()
             return
         good = int(self.good.item())
         state.step, state.updates, order.taken = look.step + good, look.updates + good, look.taken
@@ -312,7 +304,8 @@ class WholeSteps:
         order.generator.set_state(look.transform)
         for _ in range(good):  # which moves nothing, but draws what these steps drew
             whole = self.current or self.find() or self.make(order.generator)
-            self.compute(whole, order, [[1.0] * 4 for _ in whole.groups])
+            with torch.no_grad():
+                self.compute(whole, order, [[1.0] * 4 for _ in whole.groups])
             order.taken += 1
         self.failed.zero_()
         self.good.zero_()
