@@ -94,7 +94,7 @@ def train(
             raise UsageError(
                 "--seeds trains a new ensemble: say --run FOLDER; members have no checkpoints to --resume from"
             )
-        told = {"overwrite": overwrite, "data_dir": data_dir, "download": download, "device": device}
+        told: dict[str, Any] = {"overwrite": overwrite, "data_dir": data_dir, "download": download, "device": device}
         report_seeds(train_ensemble(config, seeds_of(seeds, config.seed), run, num_samples=num_samples, **told), run)
         return
     common: dict[str, Any] = {"data_dir": data_dir, "device": device}

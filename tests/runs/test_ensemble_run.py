@@ -105,5 +105,5 @@ def test_damage_is_named(runs):
     shutil.rmtree(runs[1] / "seed6")
     with pytest.raises(RunFolderError, match="seed6"):
         load_ensemble(runs[1])
-    with pytest.raises(RunFolderError, match="is an ensemble of several seeds: .*seed5"):
+    with pytest.raises(RunFolderError, match=r"is an ensemble of several seeds: .*seed5"):
         load_run(runs[1])
