@@ -49,12 +49,12 @@ class StackedAdam:
         return cls([float(g["lr"]) for g in groups], betas, *(one_or_all(n, like) for n in numbers))
 
     def table(self, steps: range, planned: int, schedule: Callable[[float], float]) -> list[list[list[float]]]:
-        """Return, for each step, every member's lr / (1 − β₁ᵗ) and √(1 − β₂ᵗ); t counts from 1."""
+        """Return, for each step, every member's lr / (1 − β₁ᵗ) and 1 / √(1 − β₂ᵗ); t counts from 1."""
         rows = []
         for t in range(steps.start + 1, steps.stop + 1):
             rate = schedule(t / planned)
             sizes = [lr * rate / (1 - b1**t) for lr, (b1, _) in zip(self.rates, self.betas, strict=True)]
-            rows.append([sizes, [(1 - b2**t) ** 0.5 for _, b2 in self.betas]])
+            rows.append([sizes, [(1 - b2**t) ** -0.5 for _, b2 in self.betas]])
         return rows
 
     def update(self, tensors: tuple[Tensor, Tensor, Tensor], gradient: Tensor, row: Tensor, moves: Tensor) -> None:
@@ -64,7 +64,7 @@ class StackedAdam:
         new_mean = mean + (gradient - mean) * (1 - setting(self.beta1, mean))
         beta2 = setting(self.beta2, mean)
         new_square = square * beta2 + gradient * gradient * (1 - beta2)
-        below = new_square.sqrt() / along(row[1], mean) + setting(self.eps, mean)
+        below = new_square.sqrt() * along(row[1], mean) + setting(self.eps, mean)
         new = parameter - along(row[0], mean) * new_mean / below
         where = along(moves, mean)
         for tensor, value in ((parameter, new), (mean, new_mean), (square, new_square)):

@@ -1,7 +1,5 @@
 """Small pairs for tests of ensembles, one kind of step each; `make(seed)` draws its weights from the stream around."""
 
-from functools import partial
-
 import pyro
 import pyro.distributions as dist
 import torch
@@ -68,7 +66,6 @@ class Gammas(nn.Module):
 
 MAKERS = {
     "vae": vae,
-    "wide": partial(vae, hidden=16),
     "dropout": with_network(lambda: [nn.ReLU(), nn.Dropout(0.5)]),
     "batch_norm": with_network(lambda: [nn.BatchNorm1d(4), nn.ReLU()]),
     "vamp": vamp,

@@ -11,7 +11,7 @@ from torch import nn
 
 from pyro_vae import adam, fit_ensemble
 from pyro_vae.ensembles.members import check_seeds
-from pyro_vae.errors import DivergedError, ProgramError, UsageError
+from pyro_vae.errors import DivergedError, Interrupted, ProgramError, UsageError
 from pyro_vae.programs.pair import programs
 from tests.ensembles.programs import MAKERS, Gammas, vae, with_network
 from tests.ensembles.test_as_alone import alone, assert_same, rows, tensors
@@ -231,6 +231,21 @@ class Scaled(nn.Module):
 
     def forward(self, x):
         return x * self.by
+
+
+def test_an_interruption_leaves_each_member_its_best_weights():
+    def stop(record):
+        if record["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    x, options = rows(20), {"batch_size": 10, "engine": "trace", "verbose": False}
+    with pytest.raises(Interrupted, match="each member holds its best weights") as caught:
+        fit_ensemble(vae, x, seeds=[0, 1], epochs=5, on_epoch=stop, schedule=lambda done: 1.0, **options)
+    ensemble = caught.value.result
+    assert [(len(r.history), r.stopped) for r in ensemble.results] == [(1, "interrupted")] * 2
+    other, _ = alone(vae, 1, x, epochs=1, batch_size=10)
+    for ours, theirs in zip(tensors(ensemble[1]), tensors(other), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-6)
 
 
 def test_on_epoch_sees_each_members_records_with_its_seed():
