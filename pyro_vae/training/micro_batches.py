@@ -8,6 +8,7 @@ of the sites, and of the programs themselves: run on a few rows under constant n
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Any
 
 import pyro
@@ -127,7 +128,10 @@ def added(sums: Sequence[Tensor | None], gradients: Sequence[Tensor | None]) -> 
 
 def coupled(step: Any, batch: Batch) -> str | None:
     """Say why a loss is not the sum of its parts' losses; None where it is."""
-    objective, rows = step.objective, tuple(a[:ROWS] for a in batch)
+    objective, rows = (
+        copy(step.objective),
+        tuple(a[:ROWS] for a in batch),
+    )  # it looks at the programs first, and remembers
     if (loss := tensor_loss(objective)) is None:
         return f"{type(objective).__name__} computes gradients of its own, which need not be sums over rows"
     terms = objective.terms if isinstance(objective, Bound) else ()
@@ -187,6 +191,8 @@ def unequal(step: Any, loss: Any, modules: list[nn.Module], rows: Batch, before:
             *(torch.zeros_like(p) if g is None else g for g, p in zip(gradients, parameters, strict=True)),
         ]
 
+    run(*rows)  # a Bound draws for a look at the programs, once
+    before.restore()
     drawn, whole = run(*rows)
     after = [b.clone() for b in buffers_of(modules)]
     before.restore()

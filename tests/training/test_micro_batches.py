@@ -65,6 +65,7 @@ OBJECTIVES = {
 def test_the_parts_gradients_add_up_to_the_batchs(name, device):
     vae, x = small_vae(device=device, seed=0).double(), binary(11, device, torch.float64)
     step = step_of(vae, OBJECTIVES[name])
+    assert coupled(step, (x,)) is None  # before the first step, and after
     gradients(step, x, None)  # finds the parameters
     whole = gradients(step, x, None)
     for rows in (1, 4, 10):
@@ -202,6 +203,13 @@ def test_other_draws_are_looked_into(kind):
             pyro.sample("z", q(x))
 
     assert coupled(Step(model, guide, Trace_ELBO(), adam()), (x,)) is None
+
+
+@pytest.mark.parametrize("term", [mmd(1.0), total_correlation(2.0, 100)], ids=["mmd", "total correlation"])
+def test_a_coupling_that_nobody_named_is_seen_in_the_numbers(term, monkeypatch):
+    monkeypatch.setattr("pyro_vae.training.micro_batches.ROW_WISE", (object,))
+    why = coupled(step_of(small_vae(seed=0), Bound(terms=[term])), (binary(20),))
+    assert "not the sum of its parts'" in why
 
 
 def test_noise_that_cannot_be_looked_into_is_refused():
