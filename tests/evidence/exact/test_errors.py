@@ -66,7 +66,7 @@ def test_mass_that_is_cut_is_found_out(monkeypatch):
     both = trapezoid.Rule.around
     monkeypatch.setattr(trapezoid.Rule, "around", lambda self, row, digits: both(self, row, digits - 1))
     found = quadrature(model, None, x)
-    assert not ((found.log_px - exact).abs() <= found.error).any()
+    assert len(found.flagged) == len(found) and ((found.log_px - exact).abs() > 0.5).all()
 
 
 @pytest.mark.parametrize(("share", "width"), [(True, 0.02), (False, 0.1)])
