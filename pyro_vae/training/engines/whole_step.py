@@ -149,10 +149,10 @@ class WholeStepTracer:
             gradients = {p: g for p, g in zip(parameters, gradients_of(loss, parameters), strict=True) if g is not None}
             groups[:] = self.groups(list(gradients))
             with torch.no_grad():
-                self.update(groups, loss, gradients, given[-1])
+                skip = self.update(groups, loss, gradients, given[-1])
                 for buffer, old in zip(changed, before, strict=True):
-                    buffer.copy_(torch.where(self.failed > 0, old, buffer))
-            return [loss.detach()]
+                    buffer.copy_(torch.where(skip > 0, old, buffer))
+            return [loss.detach(), skip]  # as a result it is computed once, and not anew for every few elements
 
         restored = replayed([*engine.buffers, *parameters, *moments_of(optimizer), self.failed], device)
         with restored, without_validation(), engine.scheduled_values.traced(parameters[0], answers):
@@ -171,14 +171,16 @@ class WholeStepTracer:
 
     def update(
         self, groups: Sequence[AdamGroup], loss: Tensor, gradients: dict[Tensor, Tensor], numbers: Tensor
-    ) -> None:
-        """Move what the groups hold, unless this step or one before it is not finite."""
+    ) -> Tensor:
+        """Move what the groups hold, unless this step or one before it is not finite: return 1 then, else 0."""
         norm = torch.nn.utils.get_total_norm(list(gradients.values()), foreach=not self.compiled)
         finite = loss.detach().isfinite() & norm.isfinite()
-        self.failed.copy_(torch.maximum(self.failed, (~finite).to(self.failed)))
+        skip = torch.maximum(self.failed, (~finite).to(self.failed))
+        self.failed.copy_(skip)
         make = by_formula if self.compiled else by_kernel
         for group, row in zip(groups, numbers.unbind(), strict=True):
-            make(group, [gradients[p] for p in group.parameters], row, self.failed)
+            make(group, [gradients[p] for p in group.parameters], row, skip)
+        return skip
 
 
 def moments_of(optimizer: Any) -> list[Tensor]:
