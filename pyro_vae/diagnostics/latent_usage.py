@@ -13,11 +13,10 @@ from torch.distributions import Categorical
 from pyro_vae.common.given import whole
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.programs.masked_latents import check_masked
-from pyro_vae.programs.masks import mask_of_site, present, same_mask
+from pyro_vae.programs.masks import present, same_mask
 from pyro_vae.programs.pair import quiet
 from pyro_vae.programs.plates import Plates
 from pyro_vae.programs.problem import Problem, Sites
-from pyro_vae.programs.proposal_guide import as_written
 from pyro_vae.programs.sites import Program, Site, latent_sites
 from pyro_vae.programs.structured import on_tensors
 from pyro_vae.programs.units import by_row, closed_kl, masked, univariate
@@ -253,27 +252,6 @@ def drawn(q: Site, p: Site, plates: Plates, same_order: bool, there: Tensor | No
     if not (has == has[:1]).all():
         means = torch.full_like(means, math.nan)  # whether a row has it depends on draws: there is no one E[z | x]
     return Drawn(*of_kl, *moments(means), has.any(0), (factorised, analytic, closed))
-
-
-def without_noise(q: Sites, p: Sites, problem: Problem) -> dict[str, Drawn] | None:
-    """Measure the one latent site of a pair from a draw made for something else; None where its figures depend on the draw.
-
-    They do not where KLs and means are closed forms of x alone: one site of independent units, never masked, under a guide
-    that draws nothing on the way.
-    """
-    (name, site), *further = q.items()
-    if further or problem.vectorizing.random_guide or problem.guide is not as_written(problem.guide):
-        return None
-    prior = p[name]
-    bases = univariate(site["fn"]), univariate(prior["fn"])
-    if None in bases or any(mask_of_site(each) is not True for each in (site, prior)):
-        return None
-    kl, (mean, closed) = closed_kl(*bases), posterior_mean(site)
-    if kl is None or not closed:
-        return None
-    kl, mean = (by_row(a, site["fn"].event_dim, problem.plates)[0] for a in (kl, mean))
-    there = torch.ones_like(mean, dtype=torch.bool)
-    return {name: Drawn(kl, torch.zeros_like(kl), mean, torch.zeros_like(mean), there, (True, True, True))}
 
 
 def posterior_mean(site: Site) -> tuple[Tensor, bool]:

@@ -16,7 +16,8 @@ from torch import Tensor
 from pyro_vae.common.memory import fitting
 from pyro_vae.common.progress import bar
 from pyro_vae.common.random import seeded, stream
-from pyro_vae.diagnostics.latent_usage import ACTIVE, Drawn, Units, join, spread, usage, without_noise
+from pyro_vae.diagnostics.closed_units import without_noise
+from pyro_vae.diagnostics.latent_usage import ACTIVE, Drawn, Units, join, spread, usage
 from pyro_vae.errors import NoWeightError, ProgramError, UsageError
 from pyro_vae.objectives.joint_elbo import elbo_per_datum
 from pyro_vae.programs.pair import quiet
