@@ -160,7 +160,7 @@ def standard_units(family: Any, features: int, train: Tensor) -> tuple[Tensor, T
     half of the values are alike.
 
     Example:
-        >>> from pyro_vae import gamma
+        >>> from pyro_vae.likelihoods import gamma
         >>> standard_units(gamma, 2, torch.tensor([[200.0], [300.0], [900.0]]))
         (tensor([0.], dtype=torch.float64), tensor([300.], dtype=torch.float64))
     """

@@ -102,10 +102,11 @@ def test_the_shared_decoder_runs_once_at_each_grid_point(monkeypatch):
     vae.likelihood.register_forward_hook(lambda module, args, out: seen.append(math.prod(args[0].shape[:-1])))
     found = quadrature(vae.model, vae.guide, x.repeat(10, 1), tol=0.1)
     assert found.how.startswith("one grid for all rows") and len(found) == 50
-    rows_and_probes = (
-        sum(seen) - trapezoid.SURVEY[2] ** 2
-    )  # the support of x, draws, maxima, and each row's own lattice
-    assert 0 < rows_and_probes < 40_000  # where each row has a grid of its own, that takes 50 times 49**2, or 120,000
+    # the support of x, draws, the shared grid, maxima, and each row's own lattice
+    assert trapezoid.SURVEY[2] ** 2 < sum(seen) < 121**2 + 40_000  # 50 grids of one row's own take 50 times 49**2
+    seen.clear()
+    quadrature(vae.model, vae.guide, x.repeat(10, 1), tol=0.1, share=False)
+    assert sum(seen) > 50 * trapezoid.SURVEY[2] ** 2
 
 
 def test_what_depends_on_x_is_not_shared():
