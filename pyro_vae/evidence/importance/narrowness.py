@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -27,11 +27,32 @@ from .accumulator import RowBlock
 from .proposals import Proposal
 
 LOOK = 6  # of the seed: (seed, 6, 0, 0), apart from importance sampling's (seed, rows, particles) and annealing's
-POOL, CHAINS = 64, 32  # draws of the proposal a row; chains, started among them
-MOVES, LEAPFROGS = 4, 2  # transitions, of which the first half tunes the step; each of so many gradients
-GRADIENTS = 1 + MOVES * LEAPFROGS  # a call of the model each, for all rows and chains at once
-COST = POOL + 4 * CHAINS * GRADIENTS  # of a row, in runs of a pair for one particle: a gradient is four at most
-CALLS = 1000 * GRADIENTS  # of Python, likewise: on small programs a call costs as much as thousands of pairs
+POOL = 64  # draws of the proposal a row
+
+
+@dataclass(frozen=True)
+class Walk:
+    """Chains of a row, started among the pool; transitions, of which the first half tunes the step; gradients of each."""
+
+    chains: int
+    moves: int
+    leapfrogs: int
+
+    @property
+    def gradients(self) -> int:
+        """Count the calls of the model, each for all rows and chains at once."""
+        return 1 + self.moves * self.leapfrogs
+
+    @property
+    def cost(self) -> int:
+        """Cost of a row, in runs of a pair for one particle: a gradient is four at most."""
+        return POOL + 4 * self.chains * self.gradients
+
+
+# on small programs a call costs as much as thousands of pairs: few calls, of many chains, where the evaluation is short
+SHORT, LONG = Walk(32, 4, 2), Walk(16, 6, 5)
+LONG_FROM = 1_000_000  # runs of a pair in an evaluation
+CALL = 1000  # runs that a call of a short walk counts for
 SHARE = 0.05  # of an evaluation's cost
 ROWS = range(8, 65)  # as many rows are looked at, or none
 TWICE, TYPICAL, MEDIAN, A_QUARTER, MOST = (
@@ -55,7 +76,9 @@ def look(blocks: Sequence[RowBlock], particles: int, proposal: Proposal, problem
         seed: of the evaluation; there is a stream apart.
     """
     total, known = sum(len(b.rows) for b in blocks), torch.cat([b.spread.isfinite() for b in blocks])
-    affordable = int((SHARE * total * particles - CALLS) / COST)
+    path = SHORT if total * particles < LONG_FROM else LONG
+    calls = CALL * path.gradients if path is SHORT else 0
+    affordable = int((SHARE * total * particles - calls) / path.cost)
     wanted = min(affordable, ROWS.stop - 1, total) - int(known.sum())
     if affordable < ROWS.start or wanted < 1:
         return
@@ -64,7 +87,7 @@ def look(blocks: Sequence[RowBlock], particles: int, proposal: Proposal, problem
     numbers = torch.cat([torch.arange(b.rows.start, b.rows.stop) for b in blocks])[chosen]
     try:
         with problem.quiet(seed, LOOK, 0, 0):
-            found = spreads(problem.over(*(a[numbers.to(problem.device)] for a in problem.args)), proposal)
+            found = spreads(problem.over(*(a[numbers.to(problem.device)] for a in problem.args)), proposal, path)
     except Exception:  # a second look at a number that is there: whatever a program cannot be asked for, there is none
         return
     for number, value in zip(numbers.tolist(), found.tolist(), strict=True):
@@ -72,18 +95,18 @@ def look(blocks: Sequence[RowBlock], particles: int, proposal: Proposal, problem
         block.spread[number - block.rows.start] = value
 
 
-def spreads(problem: Problem, proposal: Proposal) -> Tensor:
+def spreads(problem: Problem, proposal: Proposal, path: Walk) -> Tensor:
     """E_p(z|x)[w] / p(x) of each row, ``(N,)``, p(x) from the draws of both sides."""
     density = WeightDensity(problem, proposal)
     u = density.draw(POOL)
     drawn = density.scores(u)[1].double()
     sd = u.std(0).clamp_min(torch.finfo(u.dtype).tiny)
-    start = torch.multinomial(drawn.softmax(0).nan_to_num(1).T, CHAINS, replacement=True).T
-    moved = density.scores(walk(density, torch.take_along_dim(u, start[..., None], 0), sd))[1].double()
+    start = torch.multinomial(drawn.softmax(0).nan_to_num(1).T, path.chains, replacement=True).T
+    moved = density.scores(walk(density, torch.take_along_dim(u, start[..., None], 0), sd, path))[1].double()
     return ((moved - bridge(drawn, moved)).logsumexp(0) - math.log(len(moved))).exp().cpu()
 
 
-def walk(density: Densities, u: Tensor, sd: Tensor) -> Tensor:
+def walk(density: Densities, u: Tensor, sd: Tensor, path: Walk) -> Tensor:
     """Points of chains that leave the posterior invariant, ``(chains · transitions kept, N, D)``; `sd` is the unit of u."""
 
     def scaled(v: Tensor) -> Point:
@@ -93,9 +116,9 @@ def walk(density: Densities, u: Tensor, sd: Tensor) -> Tensor:
     point = scaled(u / sd)
     step = torch.full(sd.shape[:1], 0.6 * sd.shape[-1] ** -0.25, dtype=torch.float64, device=sd.device)
     kept = []
-    for move in range(MOVES):
-        point, acceptance = transition(scaled, 1.0, point, step, LEAPFROGS)
-        if move < MOVES // 2:
+    for move in range(path.moves):
+        point, acceptance = transition(scaled, 1.0, point, step, path.leapfrogs)
+        if move < path.moves // 2:
             step = adapt(step, acceptance, 0.65)
         else:
             kept.append(point.u * sd)

@@ -236,7 +236,8 @@ def test_wrong_tails_fail(wrong):
 def test_wrong_thresholds_fail(monkeypatch, wrong):
     shapes = [0.2, 0.3, 1.2, 0.4, 1.5]
     check_flags(of_weights(pareto_rows(shapes)))
-    monkeypatch.setattr(result, "khat_threshold", wrong)
+    for module in (result, pareto):
+        monkeypatch.setattr(module, "khat_threshold", wrong)
     with pytest.raises(AssertionError):
         check_flags(of_weights(pareto_rows(shapes)))
 
