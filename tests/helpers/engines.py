@@ -51,7 +51,7 @@ def plain():
 
 
 def noisy():
-    """Batch norm changes buffers, dropout draws."""
-    net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.ReLU(), nn.Linear(8, 4))
+    """Batch norm changes buffers, dropout draws; no bias before it, whose gradient is rounding alone."""
+    net = nn.Sequential(nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.ReLU(), nn.Linear(8, 4))
     vae = small_vae(posterior=Conditional(net, normal))
     return vae, vae
