@@ -21,9 +21,15 @@ class CudaRecorder:
     """
 
     def __init__(self, device: torch.device, *generators: torch.Generator) -> None:
-        self.device, self.graph = device, torch.cuda.CUDAGraph()
-        for generator in generators:
-            self.graph.register_generator_state(generator)
+        self.device, self.generators = device, generators
+        self.graph = self.new_graph()
+
+    def new_graph(self) -> torch.cuda.CUDAGraph:
+        """Make an empty graph that reads the generators."""
+        graph = torch.cuda.CUDAGraph()
+        for generator in self.generators:
+            graph.register_generator_state(generator)
+        return graph
 
     def record(self, function: Callable[[], list[Tensor]]) -> list[Tensor]:
         side = torch.cuda.Stream(self.device)
@@ -32,8 +38,22 @@ class CudaRecorder:
             for _ in range(WARM):
                 function()
         torch.cuda.current_stream(self.device).wait_stream(side)
-        with torch.cuda.graph(self.graph):
-            return function()
+        try:
+            with torch.cuda.graph(self.graph):
+                return function()
+        except BaseException:
+            self.end_capture()
+            raise
+
+    def end_capture(self) -> None:
+        """Have the generators count their draws as usual again.
+
+        A capture that breaks leaves them counting within it, the process's own one too, and every later draw of the process
+        fails ("Offset increment outside graph capture"); the end of one that succeeds puts them right.
+        """
+        torch.cuda.synchronize(self.device)
+        with torch.cuda.graph(self.new_graph()):
+            torch.zeros(1, device=self.device)
 
     def replay(self) -> None:
         self.graph.replay()

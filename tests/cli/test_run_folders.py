@@ -96,12 +96,12 @@ def test_arrays_as_csv_are_text_and_other_endings_are_refused(run, tmp_path, cap
     for name, ending in (("a", "npy"), ("b", "csv"), ("c", "CSV")):
         assert main(["encode", str(run), "--rows", "9", "--out", str(tmp_path / f"{name}.{ending}")]) == 0
     array, text = np.load(tmp_path / "a.npy"), (tmp_path / "b.csv").read_text()
-    assert text.splitlines()[0] == "row,z0,z1" and (tmp_path / "c.CSV").read_text() == text
+    assert text.splitlines()[0] == "row,source_row,label,z0,z1" and (tmp_path / "c.CSV").read_text() == text
     assert np.array_equal(
         np.genfromtxt(tmp_path / "b.csv", delimiter=",", names=True)["z1"].astype(array.dtype), array[:, 1]
     )
     assert main(["reconstruct", str(run), "--rows", "2", "--out", str(tmp_path / "x.csv")]) == 0
-    assert (tmp_path / "x.csv").read_text().startswith("row,x0,x1,") and len(
+    assert (tmp_path / "x.csv").read_text().startswith("row,source_row,label,x0,x1,") and len(
         (tmp_path / "x.csv").read_text().splitlines()
     ) == 3
     capsys.readouterr()

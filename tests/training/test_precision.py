@@ -10,8 +10,8 @@ from torch.backends.cuda import matmul
 from pyro_vae import adam
 from pyro_vae import fit as noisy_fit
 from pyro_vae.runs.checkpointer import Checkpointer
-from pyro_vae.training.engines.flat_graph import FlatGraph
 from pyro_vae.training.engines.traced import ambient
+from pyro_vae.training.engines.whole_step import WholeStep
 from pyro_vae.training.precision import TensorFloat32, name_of, precision_of
 from pyro_vae.training.trainer import TrainingCallback
 from tests.helpers.bits import same
@@ -105,8 +105,8 @@ def test_forward_and_backward_are_inside_and_what_is_logged_is_not(name, on):
 
 @pytest.mark.parametrize("engine", ["trace", "eager"])
 def test_a_cpu_computes_the_same_to_the_bit_and_it_is_said(engine, monkeypatch, capsys):
-    run_of, states, ran = FlatGraph.__call__, [], []
-    monkeypatch.setattr(FlatGraph, "__call__", lambda flat, *batch: ran.append(switch()) or run_of(flat, *batch))
+    run_of, states, ran = WholeStep.__call__, [], []
+    monkeypatch.setattr(WholeStep, "__call__", lambda whole, *given: ran.append(switch()) or run_of(whole, *given))
     for name in ("float32", "tf32"):
         torch.manual_seed(0)
         vae = small_vae()

@@ -153,7 +153,7 @@ def spiked(weight, width, dims=1):
     ("weight", "width", "dims", "believed"),
     [
         (0.9, 1e-3, 1, 2),
-        (0.5, 1e-3, 1, 2),
+        (0.5, 1e-3, 1, 1),  # the other row is flagged
         (0.02, 1e-3, 1, 2),
         (0.7, 1e-2, 2, 0),
         (0.55, 1e-7, 1, 0),
