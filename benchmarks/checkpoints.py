@@ -30,7 +30,7 @@ SAVES, MINUTES = 3, 5
 class Watched(Checkpointer):
     """Does all that is done between two steps once more, with a clock beside it; saves a few times in between."""
 
-    interval = 0
+    interval = 0.0
 
     def __init__(self, path: str, saves: int, steps: int) -> None:
         super().__init__(path)

@@ -45,6 +45,9 @@ class Signalled(KeyboardInterrupt):
         self.hung_up = number == HANGUP
 
 
+LOOK = 0.1  # seconds that somebody who interrupts may wait
+
+
 class Checkpointer(TrainingCallback):
     """Save the whole state of a training, to resume it to the same bits:
     ``fit(..., callbacks=[checkpointer], resume=checkpointer.newest())``.
@@ -68,8 +71,6 @@ class Checkpointer(TrainingCallback):
         ...     checkpointer.newest().manifest["step"]
         2
     """
-
-    interval = 0.1  # seconds between looks at a signal or the clock, which steps need not wait for
 
     def __init__(
         self,
@@ -98,6 +99,11 @@ class Checkpointer(TrainingCallback):
         for note in generation.notes if generation else ():
             print(f"note: {note}", file=sys.stderr)
         return generation
+
+    @property
+    def interval(self) -> float:
+        """Seconds between looks at a signal or the clock, for which steps need not wait."""
+        return min(LOOK, 60 * self.minutes)
 
     @property
     def seconds(self) -> float:

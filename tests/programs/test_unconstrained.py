@@ -94,7 +94,7 @@ def sum_of_nested():
 def within(found, exact):
     """Each row within 4 Monte Carlo standard errors, and errors that could tell."""
     assert ((found.log_px - exact).abs() < 4 * found.mc_se).all(), f"{found.log_px} {found.mc_se} {exact}"
-    assert (found.mc_se < 0.2).all()
+    assert (found.mc_se < 0.3).all()
 
 
 def every_method_agrees(model, guide, exact=None):

@@ -39,7 +39,7 @@ class Killed(BaseException):
 class Mortal(Checkpointer):
     """Saves after every step, and is killed after some."""
 
-    interval = 0
+    interval = 0.0
 
     def __init__(self, path, die_after=math.inf):
         super().__init__(path, minutes=0)
