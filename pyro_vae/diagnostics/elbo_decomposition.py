@@ -19,7 +19,8 @@ from pyro_vae.programs.sites import Program
 from pyro_vae.programs.structured import on_tensors
 
 from .aggregate_posterior import Chunk, PosteriorForm, aggregate, common_form, form_of, posteriors, scored
-from .latent_usage import ACTIVE, Units, as_particles, join, moments
+from .latent_usage import ACTIVE, Units, join, moments
+from .mutual_information import as_particles
 
 ROWS = 2048  # that the guide is run on at a time
 

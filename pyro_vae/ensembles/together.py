@@ -13,51 +13,18 @@ import torch
 from torch import Tensor
 
 from pyro_vae.common import torch_private
-from pyro_vae.programs.pair import without_validation
-from pyro_vae.training.engines.flat_graph import FlatGraph, Untraceable, difference, lift, trace
+from pyro_vae.training.engines.flat_graph import FlatGraph, Untraceable, difference, lift
 from pyro_vae.training.engines.inductor import compile_flat
-from pyro_vae.training.engines.scheduled_values import Answers, answers_hold
+from pyro_vae.training.engines.scheduled_values import answers_hold
 from pyro_vae.training.engines.verify import close, disagreement, replayed
-from pyro_vae.training.step import EagerEngine
 
 from .adam import StackedAdam, along
+from .member_step import Batch, bare, record, run_eager, traced_twice, untraceable
 from .members import Member
-from .noise import Draw, Recorder, draw_of, free_draws, is_random, with_draws_as_inputs
+from .noise import Draw, draw_of, free_draws, is_random, with_draws_as_inputs
 from .stack import Stack
 
-Batch = tuple[Tensor, ...]
 Function = Callable[..., list[Tensor]]
-
-
-def traced(member: Member, batch: Batch) -> FlatGraph:
-    """Trace a member's step on a batch, its scheduled numbers as tensors; generators and buffers are as before."""
-    answers: Answers = []
-    step = member.training.step
-    scheduled = member.scheduled_values.traced(step.parameters[0], answers)
-    with replayed(member.buffers, batch[0].device), without_validation(), scheduled:
-        flat = trace(EagerEngine(step).value, step.parameters, batch)
-    flat.answers = answers
-    return flat
-
-
-def traced_twice(member: Member, batch: Batch) -> FlatGraph:
-    """Trace a step from two batches; refuse traces that differ, as a number was frozen in them."""
-    flat = traced(member, batch)
-    if apart := difference(flat, traced(member, tuple(a.flip(0) for a in batch))):
-        raise Untraceable(f"two traces of one step differ: {apart}. A number of the programs' own changes")
-    held = {id(b) for b in member.buffers}
-    if any(id(t) not in held for t in flat.mutated()):
-        raise Untraceable("the programs change a tensor in place that is no buffer of their modules")
-    return flat
-
-
-def untraceable(member: Member) -> str | None:
-    """Give the reason why no trace could hold a member's step; None if one can."""
-    step = member.training.step
-    if EagerEngine(step).loss is None:
-        return f"{type(step.objective).__name__} reads numbers back at each step"
-    hooked = any(torch_private.has_hook(p) for p in step.parameters)
-    return "a parameter has a hook on its gradient" if hooked else None
 
 
 @dataclass(eq=False)
@@ -307,19 +274,6 @@ class Together:
         return [self.tally.loss_sum, self.tally.good_steps, *self.moments[0]]
 
 
-def bare(flat: FlatGraph) -> FlatGraph:
-    """Return a graph without its tensors, which differ from member to member."""
-    return FlatGraph(flat.module, [], reached=flat.reached)
-
-
-def record(flat: FlatGraph, batch: Batch, member: Member) -> Recorder:
-    """Run a member's graph, and remember its draws; generators and buffers are as before."""
-    recorder = Recorder(flat.module)
-    with torch.no_grad(), replayed(member.buffers, batch[0].device):
-        recorder.run(*batch, *flat.state)
-    return recorder
-
-
 def stacked(values: Sequence[Any]) -> Any:
     """Stack what members drew, tensor by tensor."""
     if isinstance(values[0], tuple):
@@ -335,18 +289,6 @@ def vmapped(function: Function, inputs: list[Any]) -> list[Tensor]:
             return function(*inputs)
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         raise Untraceable(f"vmap does not take it: {str(error).strip().splitlines()[0]}") from error
-
-
-def run_eager(member: Member, batch: Batch) -> tuple[Tensor, list[Tensor | None]]:
-    """Compute a member's loss and gradients as its programs run."""
-    step = member.training.step
-    for p in step.parameters:
-        p.grad = None
-    loss = EagerEngine(step)(*batch)
-    gradients = [p.grad for p in step.parameters]
-    for p in step.parameters:
-        p.grad = None
-    return loss, gradients
 
 
 def count(tally: Tally, losses: Tensor, gradients: Sequence[Tensor]) -> Tensor:

@@ -160,7 +160,9 @@ class WholeStepTracer:
             module = flatten(whole, [*inputs, numbers])
             # by their values: torch's batch norm does not tell that it writes
             self.changed = [b for b, old in zip(engine.buffers, old_buffers, strict=True) if not torch.equal(b, old)]
-        return WholeStep(FlatGraph(module, lift(module), answers=answers), groups, draws, self.key, numbers, self.compiled)
+        return WholeStep(
+            FlatGraph(module, lift(module), answers=answers), groups, draws, self.key, numbers, self.compiled
+        )
 
     def groups(self, reached: list[Tensor]) -> list[AdamGroup]:
         optimizer = self.engine.step.optimizer
