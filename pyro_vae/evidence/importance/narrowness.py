@@ -49,10 +49,7 @@ class Walk:
         return POOL + 4 * self.chains * self.gradients
 
 
-# on small programs a call costs as much as thousands of pairs: few calls, of many chains, where the evaluation is short
-SHORT, LONG = Walk(32, 4, 2), Walk(16, 6, 5)
-LONG_FROM = 1_000_000  # runs of a pair in an evaluation
-CALL = 1000  # runs that a call of a short walk counts for
+WALK = Walk(16, 6, 5)  # shorter ones let some narrow guides pass; on small programs it takes up to a seventh of the time
 SHARE = 0.05  # of an evaluation's cost
 ROWS = range(8, 65)  # as many rows are looked at, or none
 TWICE, TYPICAL, MEDIAN, A_QUARTER, MOST = (
@@ -76,9 +73,7 @@ def look(blocks: Sequence[RowBlock], particles: int, proposal: Proposal, problem
         seed: of the evaluation; there is a stream apart.
     """
     total, known = sum(len(b.rows) for b in blocks), torch.cat([b.spread.isfinite() for b in blocks])
-    path = SHORT if total * particles < LONG_FROM else LONG
-    calls = CALL * path.gradients if path is SHORT else 0
-    affordable = int((SHARE * total * particles - calls) / path.cost)
+    affordable = int(SHARE * total * particles / WALK.cost)
     wanted = min(affordable, ROWS.stop - 1, total) - int(known.sum())
     if affordable < ROWS.start or wanted < 1:
         return
@@ -87,7 +82,7 @@ def look(blocks: Sequence[RowBlock], particles: int, proposal: Proposal, problem
     numbers = torch.cat([torch.arange(b.rows.start, b.rows.stop) for b in blocks])[chosen]
     try:
         with problem.quiet(seed, LOOK, 0, 0):
-            found = spreads(problem.over(*(a[numbers.to(problem.device)] for a in problem.args)), proposal, path)
+            found = spreads(problem.over(*(a[numbers.to(problem.device)] for a in problem.args)), proposal, WALK)
     except Exception:  # a second look at a number that is there: whatever a program cannot be asked for, there is none
         return
     for number, value in zip(numbers.tolist(), found.tolist(), strict=True):

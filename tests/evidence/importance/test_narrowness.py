@@ -7,7 +7,7 @@ import torch
 
 from pyro_vae.errors import UnreliableError
 from pyro_vae.evidence.importance import narrowness
-from pyro_vae.evidence.importance.narrowness import CALL, ROWS, SHARE, SHORT, bridge, too_narrow
+from pyro_vae.evidence.importance.narrowness import ROWS, SHARE, WALK, bridge, too_narrow
 from pyro_vae.evidence.importance.proposals import GUIDE, defensive, widened
 from pyro_vae.evidence.importance.result import ROW_FIELDS, Evidence
 from pyro_vae.evidence.importance.storage import load_evidence, save_evidence
@@ -103,7 +103,7 @@ def test_what_goes_on_keeps_what_was_seen():
 
 def test_small_evaluations_are_left_alone():
     """A twentieth of the cost buys fewer than eight rows."""
-    most = int((ROWS.start * SHORT.cost + CALL * SHORT.gradients) / SHARE / 100)
+    most = int(ROWS.start * WALK.cost / SHARE / 100)
     assert run(Gaussian(1, 0.5), num_samples=most - 1)[0].spread is None
     assert run(Gaussian(1, 0.5), num_samples=most + 1)[0].spread is not None
 
