@@ -1,6 +1,6 @@
 """log p(x) of saved MNIST runs by every method: against quadrature where there are two latents, between brackets where not.
 
-    pyro-vae train --run runs/two --data mnist --latent-dim 2 ...       
+    pyro-vae train --run runs/two --data mnist --latent-dim 2 ...
     python examples/mnist_evidence.py --two runs/two --run runs/fifty
 
 With two latents, quadrature knows log p(x) of each row of a trained decoder: what importance sampling and annealing miss of it
