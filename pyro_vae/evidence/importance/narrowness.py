@@ -49,7 +49,9 @@ class Walk:
         return POOL + 4 * self.chains * self.gradients
 
 
-WALK = Walk(16, 6, 5)  # shorter ones let some narrow guides pass; on small programs it takes up to a seventh of the time
+WALK = Walk(
+    16, 6, 5
+)  # shorter ones let some narrow guides pass; on small programs it takes up to a seventh of the time
 SHARE = 0.05  # of an evaluation's cost
 ROWS = range(8, 65)  # as many rows are looked at, or none
 TWICE, TYPICAL, MEDIAN, A_QUARTER, MOST = (
