@@ -1,7 +1,6 @@
 """A transition of chains recorded as one CUDA graph: one launch for a trajectory, however many gradients it takes.
 
-Written against torch's documentation and exercised on the CPU with a recorder that runs the function again; on a device it
-has not been run yet.
+Exercised on the CPU with a recorder that runs the function again, and run on an H200.
 """
 
 from __future__ import annotations

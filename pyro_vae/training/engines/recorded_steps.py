@@ -1,7 +1,6 @@
 """Many whole steps to a replay of one CUDA graph: nothing comes back to the host between them.
 
-Written against torch's documentation and exercised on the CPU with a recorder that runs the function again; on a device it
-has not been run yet.
+Exercised on the CPU with a recorder that runs the function again, and run on an H200.
 """
 
 from __future__ import annotations
