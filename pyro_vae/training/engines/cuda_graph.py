@@ -1,6 +1,7 @@
 """A flat graph as one CUDA graph: a launch for all of its kernels, from buffers that stay where they are.
 
-Exercised on the CPU with a recorder that runs the function again, and run on an H200. Each graph is checked against eager before it is used, as every captured step is.
+Exercised on the CPU with a recorder that runs the function again, and run on an H200. Each graph
+is checked against eager before it is used, as every captured step is.
 """
 
 from __future__ import annotations
