@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 import pyro_vae as pv
+from pyro_vae.common.inductor import compiler
 from pyro_vae.data import load
-from pyro_vae.training.engines.inductor import compiler
 
 ON_CUDA = [("eager", "float32"), ("auto", "float32"), ("auto", "tf32"), ("auto", "bf16")]
 

@@ -13,7 +13,7 @@ from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor, nn
 
 from pyro_vae import MLP, VAE, Bound, Conditional, StandardNormal, adam, bernoulli, iwae, normal, posteriors, priors
-from pyro_vae.training.engines.inductor import as_found, compiler
+from pyro_vae.common.inductor import as_found, compiler
 from pyro_vae.training.precision import precision_of
 from pyro_vae.training.step import Step
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae.training.engines.inductor import as_found, compiler
+from pyro_vae.common.inductor import as_found, compiler
 
 from .by_hand import ByHand
 from .cases import Case

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, grad_and_value
 
-from pyro_vae.training.engines.inductor import as_found
+from pyro_vae.common.inductor import as_found
 
 from .by_hand import ByHand
 from .cases import Case

@@ -195,7 +195,7 @@ def quick(monkeypatch):
 
     monkeypatch.setattr(compile_fx, "compile_fx", lambda module, inputs, decompositions: module)
     monkeypatch.setattr(choose, "compiler", lambda: "g++")
-    monkeypatch.setattr("pyro_vae.training.engines.inductor.compiler", lambda: "g++")
+    monkeypatch.setattr("pyro_vae.common.inductor.compiler", lambda: "g++")
     for name, value in (("WORTH_TRACE", 1), ("WORTH_COMPILE", 1), ("PATIENCE", 0)):
         monkeypatch.setattr(choose, name, value)
     resolve, graph = choose.resolve, ("graph", "asked for")

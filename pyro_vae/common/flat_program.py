@@ -6,7 +6,7 @@ programs see; what would read a number back is refused, by the operation and the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,6 +86,24 @@ class FlatProgram:
         """Return whether operations without a result check others, and stop."""
         return any(is_check(node) for node in self.module.graph.nodes)
 
+    def difference(self, other: Any) -> str | None:
+        """Describe the first difference to another trace of one function; None if they are the same."""
+        here, there = (operations(flat.module.graph) for flat in (self, other))
+        for (op, target, mine), (other_op, other_target, theirs) in zip(here, there, strict=False):
+            if (op, target) != (other_op, other_target):
+                return f"{target} in one, {other_target} in the other"
+            if len(mine) != len(theirs):
+                return f"{target} takes {mine} in one, {theirs} in the other"
+            for x, y in zip(mine, theirs, strict=True):
+                if x != y and not (x != x and y != y):  # NaN is NaN
+                    return f"{target} takes {x!r} in one, {y!r} in the other"
+        if len(here) != len(there):
+            return f"{len(here)} operations in one, {len(there)} in the other"
+        for x, y in zip(self.state, other.state, strict=True):
+            if x is not y and not (x.shape == y.shape and torch.equal(x, y)):
+                return f"a tensor of shape {tuple(x.shape)} is made afresh each time, with other numbers"
+        return None
+
     def mutated(self) -> list[Tensor]:
         """List tensors of the programs that the graph changes in place."""
         inputs = [node for node in self.module.graph.nodes if node.op == "placeholder"]
@@ -162,23 +180,19 @@ def lift(module: fx.GraphModule) -> list[Tensor]:
     return state
 
 
-def first_difference(a: FlatProgram, b: FlatProgram) -> str | None:
-    """Describe the first difference of two traces of one function; None if they are the same."""
-    here, there = (operations(flat.module.graph) for flat in (a, b))
-    for (op, target, mine), (other_op, other_target, theirs) in zip(here, there, strict=False):
-        if (op, target) != (other_op, other_target):
-            return f"{target} in one, {other_target} in the other"
-        if len(mine) != len(theirs):
-            return f"{target} takes {mine} in one, {theirs} in the other"
-        for x, y in zip(mine, theirs, strict=True):
-            if x != y and not (x != x and y != y):  # NaN is NaN
-                return f"{target} takes {x!r} in one, {y!r} in the other"
-    if len(here) != len(there):
-        return f"{len(here)} operations in one, {len(there)} in the other"
-    for x, y in zip(a.state, b.state, strict=True):
-        if x is not y and not (x.shape == y.shape and torch.equal(x, y)):
-            return f"a tensor of shape {tuple(x.shape)} is made afresh each time, with other numbers"
-    return None
+def check_traces(flat: FlatProgram, other: FlatProgram, owned: Iterable[Tensor] = ()) -> None:
+    """Refuse a trace that differs from another of one function, made from other inputs and noise, or that writes elsewhere.
+
+    A number that differs was frozen.
+
+    Raises:
+        Untraceable: they differ, or a tensor of the programs is changed in place that is none of `owned`.
+    """
+    if apart := flat.difference(other):
+        raise Untraceable(f"two traces differ: {apart}. A number of the programs' own changes")
+    known = {id(t) for t in owned}
+    if any(id(t) not in known for t in flat.mutated()):
+        raise Untraceable("the programs change a tensor in place that is no buffer of their modules")
 
 
 def operations(graph: fx.Graph) -> list[tuple[str, str, list[Any]]]:

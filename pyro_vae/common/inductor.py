@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from pyro import settings
-from torch import Tensor, fx
+from torch import Tensor
 
 from . import torch_private
-from .flat_program import Unfinished, Untraceable
+from .flat_program import FlatProgram, Unfinished, Untraceable
 
 VALIDATE = "validate_distributions_torch"
 
@@ -25,20 +25,24 @@ def compiler() -> str | None:
     return shutil.which(os.environ.get("CXX") or "g++") or shutil.which("clang++")
 
 
-def compile_module(module: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Any]:
+def compile_flat(flat: FlatProgram, inputs: Sequence[Tensor]) -> Callable[..., Any]:
     """Compile a graph to machine code, drawing the noise that it draws uncompiled.
 
     Raises:
-        Unfinished: torch has no Inductor, or calls it otherwise.
-        Untraceable: the compiler gave up.
+        Unfinished: torch has no Inductor, or calls it otherwise; or it would leave out a check within the graph.
+        Untraceable: no compiler, or the compiler gave up.
     """
+    if inputs[0].device.type == "cpu" and compiler() is None:
+        raise Untraceable("no C++ compiler (g++ or clang++) was found, which Inductor needs")
+    if flat.checks():
+        raise Unfinished("it factorises matrices, and the compiler would leave out whether that went well")
     if reason := torch_private.lacks(*torch_private.INDUCTOR):
         raise Unfinished(reason)
     config, compile_fx, select_decomp_table = map(torch_private.find, torch_private.INDUCTOR)
     try:
         with as_found(), torch.no_grad(), config.patch(fallback_random=True, compile_threads=1):
             table = {**select_decomp_table(), torch.ops.aten.log1p.default: log1p}
-            run: Any = compile_fx(module, list(inputs), decompositions=table)
+            run: Any = compile_fx(flat.module, [*inputs, *flat.state], decompositions=table)
             return run
     except Exception as error:  # the compiler's own errors are many
         what = str(error).strip().split("\n")[0] or "no message"

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pyro_vae.common import torch_private
 from pyro_vae.programs.pair import without_validation
-from pyro_vae.training.engines.flat_graph import FlatGraph, Untraceable, difference, trace
+from pyro_vae.training.engines.flat_graph import FlatGraph, check_traces, trace
 from pyro_vae.training.engines.scheduled_values import Answers
 from pyro_vae.training.engines.verify import replayed
 from pyro_vae.training.step import EagerEngine
@@ -32,11 +32,7 @@ def traced(member: Member, batch: Batch) -> FlatGraph:
 def traced_twice(member: Member, batch: Batch) -> FlatGraph:
     """Trace a step from two batches; refuse traces that differ, as a number was frozen in them."""
     flat = traced(member, batch)
-    if apart := difference(flat, traced(member, tuple(a.flip(0) for a in batch))):
-        raise Untraceable(f"two traces of one step differ: {apart}. A number of the programs' own changes")
-    held = {id(b) for b in member.buffers}
-    if any(id(t) not in held for t in flat.mutated()):
-        raise Untraceable("the programs change a tensor in place that is no buffer of their modules")
+    check_traces(flat, traced(member, tuple(a.flip(0) for a in batch)), member.buffers)
     return flat
 
 

@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.common import torch_private
-from pyro_vae.training.engines.flat_graph import FlatGraph, Untraceable, difference, lift
-from pyro_vae.training.engines.inductor import compile_flat
+from pyro_vae.common.inductor import compile_flat
+from pyro_vae.training.engines.flat_graph import FlatGraph, Untraceable, flatten, lift
 from pyro_vae.training.engines.scheduled_values import answers_hold
 from pyro_vae.training.engines.verify import close, disagreement, replayed
 
@@ -77,7 +76,7 @@ class Together:
         adam = StackedAdam.of(optimizers, members[0].parameters[0])
         flats = [traced_twice(member, batch) for member, batch in zip(members, batches, strict=True)]
         for member, flat in zip(members[1:], flats[1:], strict=True):
-            if apart := difference(bare(flats[0]), bare(flat)):
+            if apart := bare(flats[0]).difference(bare(flat)):
                 raise Untraceable(f"the step of seed {member.seed} is not that of seed {members[0].seed}: {apart}")
         recorded = record(flats[0], batches[0], members[0])
         drawn = free_draws(flats[0].module.graph)
@@ -159,11 +158,10 @@ class Together:
 
     def flatten(self, batches: Sequence[Batch]) -> Any:
         """Trace the whole step of all members into one flat graph; its inputs are changed in place."""
-        make_fx = torch_private.find(torch_private.MAKE_FX)
         inputs = self.inputs([torch.stack(arrays) for arrays in zip(*batches, strict=True)], self.row_like())
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # vmap's, of operations that it takes one member after the other
-            module = make_fx(self.whole, tracing_mode="real")(*[t.clone() for t in inputs])
+            module = flatten(self.whole, [t.clone() for t in inputs])
         self.constants = lift(module)
         return module
 

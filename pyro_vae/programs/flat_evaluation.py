@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from pyro_vae.common import torch_private
-from pyro_vae.common.flat_program import FlatProgram, Untraceable, first_difference, flattened
+from pyro_vae.common.flat_program import FlatProgram, Untraceable, check_traces, flattened
 from pyro_vae.common.random import seeded
 
 from .doubts import any_of, put_off
@@ -41,10 +41,7 @@ def flat_evaluation(
         with seeded(TRACES, i, device=device):
             traces.append(flattened(flagged, given))
     flat, other = traces
-    if apart := first_difference(flat, other):
-        raise Untraceable(f"two traces differ: {apart}. A number of the programs' own changes")
-    if flat.mutated():
-        raise Untraceable("the programs change a tensor of their own in place")
+    check_traces(flat, other)
     if away := [t for t in flat.state if t.device != device and t.dim()]:
         raise Untraceable(f"the programs hold a tensor of shape {tuple(away[0].shape)} on {away[0].device}")
     return flat

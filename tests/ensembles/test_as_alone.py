@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from pyro_vae import Beta, Bound, adam, binarize, cosine, dreg, fit, fit_ensemble, iwae, warmup
+from pyro_vae.common.inductor import compiler
 from pyro_vae.common.random import seeded
 from pyro_vae.ensembles.lockstep import Lockstep
-from pyro_vae.training.engines.inductor import compiler
 from tests.ensembles.programs import MAKERS, D, vae
 
 pytestmark = pytest.mark.usefixtures("one_thread")

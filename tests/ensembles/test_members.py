@@ -136,7 +136,7 @@ def by_seed(seed):
     ("make", "options", "why"),
     [
         (vae, {"optimizer": unfused}, "the optimizer is SGD"),
-        (with_network(lambda: [Counting()]), {}, "two traces of one step differ"),
+        (with_network(lambda: [Counting()]), {}, "two traces differ"),
         (by_seed, {}, "the step of seed 1 is not that of seed 0"),
         (vae, {"engine": "eager"}, "asked for"),
     ],

@@ -16,13 +16,13 @@ from torch.distributions import constraints
 from pyro_vae import MLP, VAE, Beta, Conditional, StandardNormal, adam, bernoulli, binarize, cosine, normal, warmup
 from pyro_vae import fit as noisy_fit
 from pyro_vae.common.digests import tensor_digest
+from pyro_vae.common.inductor import compiler
 from pyro_vae.errors import CheckpointError, DivergedError, Interrupted, StorageError, Terminated, UsageError
 from pyro_vae.programs.pair import owners
 from pyro_vae.runs.checkpoint import Checkpoints
 from pyro_vae.runs.checkpointer import Checkpointer
 from pyro_vae.training.aggressive_inference import Aggressive
 from pyro_vae.training.engines import choose, traced
-from pyro_vae.training.engines.inductor import compiler
 from pyro_vae.training.serialize import pack, unpack
 from tests.helpers.environment import HEAVY
 from tests.helpers.small import binary, small_vae

@@ -13,13 +13,13 @@ from pyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_EL
 from torch import nn
 
 from pyro_vae import MLP, VAE, Bound, Conditional, StandardNormal, adam, bernoulli, fit, iwae, normal
+from pyro_vae.common.inductor import compiler
 from pyro_vae.errors import DivergedError, UsageError
 from pyro_vae.objectives.pyro_elbos import mean_field, tensor_loss, trace_elbo, unscored
 from pyro_vae.programs.pair import without_validation
 from pyro_vae.programs.parameters import ParametersRegistered, register
 from pyro_vae.training import mkl_threads, precision
 from pyro_vae.training.engines import verify
-from pyro_vae.training.engines.inductor import compiler
 from pyro_vae.training.finite_checks import DeferredFiniteCheck, can_skip
 from pyro_vae.training.fused_adam import take_step
 from pyro_vae.training.mkl_threads import all_threads, mkl

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pyro_vae.common import torch_private
 from pyro_vae.common.flat_program import FlatProgram, Unfinished, Untraceable
-from pyro_vae.common.inductor import compile_module, compiler
+from pyro_vae.common.inductor import compile_flat, compiler
 from pyro_vae.common.random import seeded
 from pyro_vae.errors import ProgramError
 from pyro_vae.programs.determinism import identical
@@ -194,7 +194,7 @@ class WeighingEngine:
         largest = max(1.0, *(w[w.isfinite()].abs().max().item() for w in expected if w.isfinite().any()))
         start = time.perf_counter()
         try:
-            flat.run = compiled(flat, blocks[0])
+            flat.run = compile_flat(flat, blocks[0])
             if apart := self.apart(flat, blocks, expected, largest * DIGITS.get(expected[0].dtype, 1e-9)):
                 raise Untraceable(apart)
         except (Untraceable, Unfinished) as why:
@@ -222,12 +222,3 @@ def difference_of(a: Tensor, b: Tensor) -> float:
         return 0.0
     apart = torch.where(a == b, 0, (a - b).abs())
     return apart.nan_to_num(math.inf).max().item()
-
-
-def compiled(flat: FlatProgram, block: Sequence[Tensor]) -> Callable[..., list[Tensor]]:
-    """Compile a graph; Untraceable where there is no compiler, or it might leave out a check."""
-    if block[0].device.type == "cpu" and compiler() is None:
-        raise Untraceable("no C++ compiler (g++ or clang++) was found")
-    if flat.checks():
-        raise Untraceable("it factorises matrices, and the compiler would leave out whether that went well")
-    return compile_module(flat.module, [*block, *flat.state])

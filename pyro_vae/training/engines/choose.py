@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from pyro_vae.common import torch_private
+from pyro_vae.common.inductor import compiler
 from pyro_vae.errors import UsageError
 from pyro_vae.training.aggressive_inference import AggressiveInference
 from pyro_vae.training.batch_source import Resident, TrainingData
@@ -15,7 +16,6 @@ from pyro_vae.training.step import EagerEngine, Engine, Step
 from pyro_vae.training.training_state import TrainingOptions
 
 from .adam_update import plain_adam
-from .inductor import compiler
 from .scheduled_values import ScheduledValues
 from .traced import ACCELERATORS, TracedEngine
 from .whole_steps import WholeSteps

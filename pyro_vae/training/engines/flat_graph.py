@@ -16,7 +16,7 @@ from pyro_vae.common.flat_program import (
     FlatProgram,
     Unfinished,
     Untraceable,
-    first_difference,
+    check_traces,
     flatten,
     flattened,
     leaves,
@@ -25,7 +25,7 @@ from pyro_vae.common.flat_program import (
 
 from .scheduled_values import Answers
 
-__all__ = ["FlatGraph", "Result", "Unfinished", "Untraceable", "difference", "flatten", "leaves", "lift", "trace"]
+__all__ = ["FlatGraph", "Result", "Unfinished", "Untraceable", "check_traces", "flatten", "leaves", "lift", "trace"]
 
 
 Result = tuple[Tensor, list[Tensor | None]]  # loss, and each parameter's gradient; None where none reaches it
@@ -37,6 +37,10 @@ class FlatGraph(FlatProgram):
 
     reached: list[bool] = field(default_factory=list)  # by a gradient, for each parameter
     answers: Answers = field(default_factory=list)  # to questions of the programs about numbers that change
+
+    def difference(self, other: FlatGraph) -> str | None:
+        """Describe the first difference to another trace of one step; None if they are the same."""
+        return "gradients reach other parameters" if self.reached != other.reached else super().difference(other)
 
     def __call__(self, *batch: Tensor) -> Result:  # type: ignore[override]
         loss, *reached = super().__call__(*batch)
@@ -73,13 +77,3 @@ def like(gradient: Tensor, parameter: Tensor) -> Tensor:
     """Give a gradient memory of its own in the parameter's layout, as fused optimizers need it."""
     plain = gradient.stride() == parameter.stride() and gradient.untyped_storage().nbytes() == gradient.nbytes
     return gradient if plain else torch.empty_like(parameter).copy_(gradient)
-
-
-def difference(a: FlatGraph, b: FlatGraph) -> str | None:
-    """Describe the first difference of two traces of one step; None if they are the same.
-
-    They are made from other rows and other noise, so a number that differs was frozen.
-    """
-    if a.reached != b.reached:
-        return "gradients reach other parameters"
-    return first_difference(a, b)

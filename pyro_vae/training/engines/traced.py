@@ -12,14 +12,14 @@ from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor, nn
 
 from pyro_vae.common import torch_private
+from pyro_vae.common.inductor import compile_flat
 from pyro_vae.programs.pair import without_validation
 from pyro_vae.training.precision import matmul_switches, rounds
 from pyro_vae.training.step import EagerEngine, Engine, Step
 from pyro_vae.training.training_state import PreStepSnapshot, buffers_of
 
 from .cuda_graph import record
-from .flat_graph import FlatGraph, Result, Unfinished, Untraceable, difference, trace
-from .inductor import compile_flat
+from .flat_graph import FlatGraph, Result, Unfinished, Untraceable, check_traces, trace
 from .scheduled_values import Answers, ScheduledValues, answers_hold
 from .verify import close, disagreement, replayed
 
@@ -104,11 +104,7 @@ class TracedEngine(Engine):
         """Trace the step twice, from other rows and noise; refuse traces that differ, as a number was frozen in them."""
         start = time.perf_counter()
         flat = self.traced(batch)
-        if apart := difference(flat, self.traced(tuple(a.flip(0) for a in batch))):
-            raise Untraceable(f"two traces of one step differ: {apart}. A number of the programs' own changes")
-        owned = {id(b) for b in self.buffers}
-        if any(id(t) not in owned for t in flat.mutated()):
-            raise Untraceable("the programs change a tensor in place that is no buffer of their modules")
+        check_traces(flat, self.traced(tuple(a.flip(0) for a in batch)), self.buffers)
         seconds = time.perf_counter() - start
         self.log.append(f"traced {flat.operations} operations in {seconds:.1f} s, for {len(batch[0])} rows")
         return flat

@@ -17,7 +17,7 @@ from pyro_vae.programs.pair import without_validation
 from pyro_vae.training.batch_source import TrainingData
 
 from .adam_update import AdamGroup, adam_groups, by_formula, by_kernel
-from .flat_graph import FlatGraph, Untraceable, difference, flatten, gradients_of, lift
+from .flat_graph import FlatGraph, Untraceable, check_traces, flatten, gradients_of, lift
 from .scheduled_values import Answers
 from .traced import TracedEngine
 from .transform_draws import TransformDraws
@@ -104,11 +104,8 @@ class WholeStepTracer:
         whole = self.once(draws)
         if changed := self.changed:
             whole = self.once(draws, changed)
-        if apart := difference(whole.flat, self.once(draws, changed, backwards=True).flat):
-            raise Untraceable(f"two traces of one step differ: {apart}. A number of the programs' own changes")
-        owned = {id(t) for t in (*buffers, *whole.moved, self.failed)}
-        if any(id(t) not in owned for t in whole.flat.mutated()):
-            raise Untraceable("the programs change a tensor in place that is no buffer of their modules")
+        again = self.once(draws, changed, backwards=True)
+        check_traces(whole.flat, again.flat, [*buffers, *whole.moved, self.failed])
         return whole
 
     def draws(self) -> TransformDraws | None:

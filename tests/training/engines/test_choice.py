@@ -9,8 +9,9 @@ import torch
 from torch.distributions import Distribution
 
 from pyro_vae import fit
+from pyro_vae.common import inductor
 from pyro_vae.errors import UsageError
-from pyro_vae.training.engines import choose, inductor
+from pyro_vae.training.engines import choose
 from pyro_vae.training.engines.choose import resolve
 from pyro_vae.training.engines.flat_graph import Untraceable
 from tests.helpers.engines import plain, runs

@@ -25,6 +25,7 @@ from pyro_vae import (
     warmup,
 )
 from pyro_vae import fit as fit_
+from pyro_vae.common.inductor import compiler
 from pyro_vae.errors import DivergedError
 from pyro_vae.programs.parameters import register
 from pyro_vae.runs.checkpointer import Checkpointer
@@ -33,7 +34,6 @@ from pyro_vae.training.callbacks import TrainingCallback
 from pyro_vae.training.engines import choose, recorded_steps, traced, whole_step, whole_steps
 from pyro_vae.training.engines.adam_update import AdamGroup, by_formula, by_kernel
 from pyro_vae.training.engines.cuda_graph import Recorded
-from pyro_vae.training.engines.inductor import compiler
 from pyro_vae.training.engines.recorded_steps import STEPS
 from pyro_vae.training.engines.whole_steps import WholeSteps
 from pyro_vae.training.finite_checks import DeferredFiniteCheck, ImmediateFiniteCheck, can_skip
