@@ -81,6 +81,7 @@ def draw(rows: list[tuple], num_samples: int):
     ax.set_title(
         "log p(x) (dot; hollow: a loose bound, without error), ± 2 s.e. of its paired difference; and the true ELBO (tick)",
         fontsize=10,
+        loc="right",  # the column of differences has its own words on the right
     )
     ax.spines[["top", "right", "left"]].set_visible(False)
     return fig

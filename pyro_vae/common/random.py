@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from pyro_vae.errors import UsageError
+from pyro_vae.common.given import whole
 
 
 @contextmanager
@@ -57,7 +57,5 @@ def stream(seed: int, *block: int) -> int:
     Raises:
         UsageError: a seed that is no whole number from 0.
     """
-    if not hasattr(seed, "__index__") or isinstance(seed, bool) or seed < 0:
-        raise UsageError(f"seed={seed!r}: a seed is a whole number from 0, so that the same can be drawn again")
-    state = np.random.SeedSequence(entropy=int(seed), spawn_key=block).generate_state(1, np.uint64)[0]
+    state = np.random.SeedSequence(entropy=whole("seed", seed, 0), spawn_key=block).generate_state(1, np.uint64)[0]
     return int(state >> 1)  # manual_seed takes 63 bits without a sign

@@ -11,6 +11,7 @@ from pyro import poutine
 from pyro_vae import decompose, gaps, overfitting
 from pyro_vae.diagnostics import aggregate_posterior
 from pyro_vae.diagnostics import latent_usage as module
+from pyro_vae.diagnostics import mutual_information
 from pyro_vae.diagnostics.latent_usage import latents
 from pyro_vae.errors import ProgramError
 
@@ -113,7 +114,7 @@ def test_information_that_compares_all_rows_is_wrong(monkeypatch):
     """As before: rows without the latent, whose q is 1 there, stand among those that z is compared with."""
     x = data()
     everyone = lambda sites, start, plates: torch.ones(next(iter(sites.values()))["value"].shape[0], ROWS) > 0  # noqa: E731
-    monkeypatch.setattr(module, "same_latents", everyone)
+    monkeypatch.setattr(mutual_information, "same_latents", everyone)
     found = latents(*normals(by_handler), x, batch=ROWS, num_samples=2)
     assert found.mutual_information < 0.1  # of the 0.4 nats and more that there are
 

@@ -84,7 +84,7 @@ BAD = {"fraction": 1.5, "text": "3", "truth value": True, "fraction of numpy": n
 @pytest.mark.parametrize(("call", "name"), NUMBERS, ids=[f"{call}-{name}" for call, name in NUMBERS])
 def test_it_is_refused_by_its_name(call, name, kind):
     function, run = CALLS[call]
-    with pytest.raises(UsageError, match=f"^{name} ?(must be a whole number|=.*a seed is a whole number)"):
+    with pytest.raises(UsageError, match=f"^{name} must be a whole number"):
         run(function, **{name: BAD[kind]})
 
 

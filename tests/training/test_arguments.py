@@ -53,7 +53,7 @@ WRONG = {
     "batch-size-true": ({"batch_size": True}, "batch_size must be a whole number, got True"),
     "patience-true": ({"patience": True}, "patience must be a whole number from 1, got True"),
     "patience-0": ({"patience": 0}, "patience must be at least 1, got 0"),
-    "seed-none": ({"seed": None}, "a seed is a whole number from 0"),
+    "seed-none": ({"seed": None}, "seed must be a whole number from 0"),
     "bad-steps": ({"bad_steps": "many"}, "bad_steps must be a whole number from 1"),
     "aggressive-true": ({"aggressive": True}, r"aggressive=Aggressive\(\), got True"),
     "aggressive-class": ({"aggressive": Aggressive}, "got the class Aggressive"),
