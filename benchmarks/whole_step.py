@@ -85,28 +85,31 @@ def whole_step(
     if x.device.type != "cuda":
         return run
     with torch.no_grad(), as_found(), precision():
-        return captured(step, rows, case.batch, x.device)
+        return Captured(step, rows, x.device)
 
 
-def captured(
-    step: Callable[[Tensor], Tensor], rows: Callable[[int], Tensor], batch: int, device: torch.device
-) -> Callable[[int], int]:
-    """Capture several steps as one CUDA graph, after a warm-up beside it."""
-    numbers, graph, side = rows(STEPS).clone(), torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
-    side.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step(numbers[0])
-    torch.cuda.current_stream(device).wait_stream(side)
-    with torch.cuda.graph(graph):
-        for row in numbers:
-            step(row)
+class Captured:
+    """Several steps as one CUDA graph, captured after a warm-up beside it; ``captured(steps)`` replays it.
 
-    def run(steps: int) -> int:
+    A graph holds addresses and no tensors. The step, and with it parameters and moments, lives as long as its replays, or
+    they would write into memory that somebody else was given.
+    """
+
+    def __init__(self, step: Callable[[Tensor], Tensor], rows: Callable[[int], Tensor], device: torch.device) -> None:
+        self.step, self.rows = step, rows
+        self.numbers, self.graph, side = rows(STEPS).clone(), torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
+        side.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                step(self.numbers[0])
+        torch.cuda.current_stream(device).wait_stream(side)
+        with torch.cuda.graph(self.graph):
+            for row in self.numbers:
+                step(row)
+
+    def __call__(self, steps: int) -> int:
         replays = -(-steps // STEPS)
         for _ in range(replays):
-            numbers.copy_(rows(STEPS))
-            graph.replay()
+            self.numbers.copy_(self.rows(STEPS))
+            self.graph.replay()
         return replays * STEPS
-
-    return run

@@ -35,9 +35,10 @@ class Recorded:
                 "there (x.new_zeros, a buffer), so that nothing is copied at each step"
             )
         self.batch, self.recorder = [a.clone() for a in batch], recorder
+        self.module = flat.module  # a recording holds addresses and no tensors: the module's constants live as long
         self.addresses = [t.data_ptr() for t in flat.state]
         with torch.no_grad():
-            self.results = recorder.record(lambda: list(flat.module.forward(*self.batch, *flat.state)))
+            self.results = recorder.record(lambda: list(self.module.forward(*self.batch, *flat.state)))
 
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
         batch, state = inputs[: len(self.batch)], inputs[len(self.batch) :]
