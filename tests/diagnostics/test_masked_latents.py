@@ -9,9 +9,8 @@ import torch
 from pyro import poutine
 
 from pyro_vae import decompose, gaps, overfitting
-from pyro_vae.diagnostics import aggregate_posterior
+from pyro_vae.diagnostics import aggregate_posterior, mutual_information
 from pyro_vae.diagnostics import latent_usage as module
-from pyro_vae.diagnostics import mutual_information
 from pyro_vae.diagnostics.latent_usage import latents
 from pyro_vae.errors import ProgramError
 

@@ -13,9 +13,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.mark.parametrize("seed", [-1, 1.5, None, "0"])
 def test_a_seed_that_is_none_is_refused(seed):
-    with pytest.raises(UsageError, match="seed must be (a whole number|at least 0)"):
+    with pytest.raises(UsageError, match=r"seed must be (a whole number|at least 0)"):
         fit(small_vae(seed=0), torch.ones(8, 6), epochs=1, seed=seed, verbose=False)
-    with pytest.raises(UsageError, match="seed must be (a whole number|at least 0)"):
+    with pytest.raises(UsageError, match=r"seed must be (a whole number|at least 0)"):
         log_likelihood(model, guide, torch.zeros(3), num_samples=5, seed=seed)
 
 
