@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pyro_vae.common.doubts import is_doubtful
 from pyro_vae.common.given import whole
 from pyro_vae.errors import SupportError, UsageError
 
@@ -41,7 +42,7 @@ def dequantize(levels: int) -> Callable[..., Tensor]:
 
     def transform(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         bad = ~((x >= 0) & (x < levels) & (x == x.round()))
-        if bad.any():
+        if is_doubtful(bad.any()):
             raise SupportError(f"x holds no counts 0 to {levels - 1} in {format_rows(torch.atleast_1d(bad))}")
         return (x + torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device)) / levels
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.common.doubts import is_doubtful
 from pyro_vae.common.widen import HALF, NotWidenedError, in_dtype, to_dtype
 from pyro_vae.errors import NoWeightError
 
-from .doubts import is_doubtful
 from .findings import Finding
 from .sites import Site
 from .wide_scoring import own_dtype, wide_enough, width_of

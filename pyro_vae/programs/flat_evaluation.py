@@ -9,10 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from pyro_vae.common import torch_private
+from pyro_vae.common.doubts import any_of, put_off
 from pyro_vae.common.flat_program import FlatProgram, Untraceable, check_traces, flattened
 from pyro_vae.common.random import seeded
-
-from .doubts import any_of, put_off
 
 TRACES = 0x74726163  # of the random streams that traces draw from: no number that is handed out does
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution")  # which a compiler makes no faster
@@ -23,7 +22,7 @@ def flat_evaluation(
 ) -> FlatProgram:
     """Trace ``function(*inputs)``; the graph's last result is a flag, ``()``: there is something to look at.
 
-    Questions that scoring asks about numbers are put off (:mod:`~pyro_vae.programs.doubts`); where the flag is set the function
+    Questions that scoring asks about numbers are put off (:mod:`~pyro_vae.common.doubts`); where the flag is set the function
     itself is to be run. It is traced twice, on `inputs` and on `others` and on other noise: a number that differs was frozen.
     The global random state stays as it is.
 

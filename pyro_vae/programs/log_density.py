@@ -16,9 +16,9 @@ from pyro.distributions.util import scale_and_mask, sum_rightmost
 from torch import Tensor
 from torch.distributions import Independent, MixtureSameFamily, TransformedDistribution, constraints
 
+from pyro_vae.common.doubts import putting_off
 from pyro_vae.common.pyro_private import mask_of
 
-from .doubts import putting_off
 from .sites import Site
 from .vectorize import ParticleDistribution
 from .wide_scoring import wide_enough

@@ -12,7 +12,8 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from .doubts import putting_off
+from pyro_vae.common.doubts import putting_off
+
 from .log_density import bounded, fixed, inside_density, known_support
 from .plates import Plates, sum_rows
 from .sites import Site

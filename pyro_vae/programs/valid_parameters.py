@@ -17,10 +17,10 @@ from pyro.distributions import MaskedDistribution
 from torch import Tensor
 from torch.distributions import Distribution, Independent, MixtureSameFamily, TransformedDistribution, constraints
 
+from pyro_vae.common.doubts import is_doubtful, putting_off
 from pyro_vae.common.pyro_private import mask_of
 from pyro_vae.errors import ProgramError
 
-from .doubts import is_doubtful, putting_off
 from .log_density import REAL, SIMPLEX, THIN, ends_of, vars_of_class
 from .plates import Plates
 from .site_rows import rows_where

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from pyro_vae.common import torch_private
+from pyro_vae.common.doubts import is_doubtful
 from pyro_vae.common.flat_program import FlatProgram, Unfinished, Untraceable
 from pyro_vae.common.inductor import compile_flat, compiler
 from pyro_vae.common.random import seeded
 from pyro_vae.errors import ProgramError
 from pyro_vae.programs.determinism import identical
-from pyro_vae.programs.doubts import is_doubtful
 from pyro_vae.programs.flat_evaluation import TRACES, Work, flat_evaluation, work_of
 from pyro_vae.programs.problem import Problem
 

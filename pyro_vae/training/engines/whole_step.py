@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.common.doubts import any_of, put_off
 from pyro_vae.programs.pair import without_validation
 from pyro_vae.training.batch_source import TrainingData
 
@@ -113,9 +114,10 @@ class WholeStepTracer:
         draws, rows = TransformDraws(self.data.transform), self.some_rows(False)
         x, *_ = self.data.source.fetch(rows)
         try:
-            draws.look(x, self.generator)
+            with put_off():  # what it would refuse is for the step to say
+                draws.look(x, self.generator)
             flatten(
-                lambda *given: list(batch_of(self.data, draws, given)),
+                lambda *given: list(batch_of(self.data, draws, given)[0]),
                 inputs_of(self.data, draws, rows, self.generator),
             )
         except Untraceable:
@@ -142,11 +144,12 @@ class WholeStepTracer:
 
         def whole(*given: Tensor) -> list[Tensor]:
             before = [b.clone() for b in changed]
-            loss = engine.eager.value(*batch_of(self.data, draws, given[:-1]))
+            batch, doubtful = batch_of(self.data, draws, given[:-1])
+            loss = engine.eager.value(*batch)
             gradients = {p: g for p, g in zip(parameters, gradients_of(loss, parameters), strict=True) if g is not None}
             groups[:] = self.groups(list(gradients))
             with torch.no_grad():
-                skip = self.update(groups, loss, gradients, given[-1])
+                skip = self.update(groups, loss, gradients, given[-1], doubtful)
                 for buffer, old in zip(changed, before, strict=True):
                     buffer.copy_(torch.where(skip > 0, old, buffer))
             return [loss.detach(), skip]  # as a result it is computed once, and not anew for every few elements
@@ -169,11 +172,17 @@ class WholeStepTracer:
         return groups
 
     def update(
-        self, groups: Sequence[AdamGroup], loss: Tensor, gradients: dict[Tensor, Tensor], numbers: Tensor
+        self,
+        groups: Sequence[AdamGroup],
+        loss: Tensor,
+        gradients: dict[Tensor, Tensor],
+        numbers: Tensor,
+        doubtful: Tensor | None,
     ) -> Tensor:
-        """Move what the groups hold, unless this step or one before it is not finite: return 1 then, else 0."""
+        """Move what the groups hold, unless this step or one before it is not finite, or doubtful: return 1 then, else 0."""
         norm = torch.nn.utils.get_total_norm(list(gradients.values()), foreach=not self.compiled)
         finite = loss.detach().isfinite() & norm.isfinite()
+        finite = finite if doubtful is None else finite & ~doubtful
         skip = torch.maximum(self.failed, (~finite).to(self.failed))
         self.failed.copy_(skip)
         make = by_formula if self.compiled else by_kernel
@@ -196,9 +205,16 @@ def inputs_of(
     return [rows, *draws.draw(generator)]
 
 
-def batch_of(data: TrainingData, draws: TransformDraws | None, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Make the batch of a whole step's inputs, within its graph."""
+def batch_of(
+    data: TrainingData, draws: TransformDraws | None, inputs: Sequence[Tensor]
+) -> tuple[Sequence[Tensor], Tensor | None]:
+    """Make the batch of a whole step's inputs, within its graph; and whether the transform asks to be looked at.
+
+    It would refuse some rows, as :func:`~pyro_vae.data.dequantize` does: the step is then made singly, which says why.
+    """
     if draws is None:
-        return inputs
+        return inputs, None
     x, *context = data.source.fetch(inputs[0])
-    return draws.transformed(x, inputs[1:]), *context
+    with put_off() as flags:
+        x = draws.transformed(x, inputs[1:])
+    return (x, *context), any_of(flags, x) if flags else None

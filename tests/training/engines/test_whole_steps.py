@@ -25,8 +25,10 @@ from pyro_vae import (
     warmup,
 )
 from pyro_vae import fit as fit_
+from pyro_vae.common.doubts import is_doubtful
 from pyro_vae.common.inductor import compiler
-from pyro_vae.errors import DivergedError
+from pyro_vae.data import dequantize
+from pyro_vae.errors import DivergedError, SupportError
 from pyro_vae.programs.parameters import register
 from pyro_vae.runs.checkpointer import Checkpointer
 from pyro_vae.training import step
@@ -35,6 +37,7 @@ from pyro_vae.training.engines import choose, recorded_steps, traced, whole_step
 from pyro_vae.training.engines.adam_update import AdamGroup, by_formula, by_kernel
 from pyro_vae.training.engines.cuda_graph import Recorded
 from pyro_vae.training.engines.recorded_steps import STEPS
+from pyro_vae.training.engines.whole_step import WholeStepTracer
 from pyro_vae.training.engines.whole_steps import WholeSteps
 from pyro_vae.training.finite_checks import DeferredFiniteCheck, ImmediateFiniteCheck, can_skip
 from tests.helpers.engines import noisy, plain
@@ -42,6 +45,7 @@ from tests.helpers.recording import Again, NumbersRead
 from tests.helpers.small import small_vae
 
 fit = partial(fit_, verbose=False, epochs=3, batch_size=8, seed=5)
+LUCK = 0.6  # near numbers that are drawn: it is met first in the second epoch
 ROWS = 8 * (2 * STEPS + 5) + 3  # one step alone or checked, two replays, four alone, an uneven one
 
 
@@ -335,6 +339,40 @@ TRANSFORMS = {
 def test_every_transform_draws_what_it_would(name):
     """Those that read numbers, or draw by the rows, outside of the graph."""
     assert "no whole steps" not in check_whole(transform=TRANSFORMS[name])
+
+
+def dequantized(x, generator):
+    return dequantize(2)(x.round(), generator).round()
+
+
+def superstitious(x, generator):
+    """Refuse a batch by what was drawn for it, so that it is one in the midst of training."""
+    u = torch.rand(x.shape, generator=generator, dtype=x.dtype)
+    if is_doubtful((near := (u - LUCK).abs() < 1e-4).any()):
+        raise SupportError(f"{u[near].item():.9f} was drawn")
+    return (x > u).to(x)
+
+
+def test_a_transform_that_asks_of_its_rows_is_in_the_graph(monkeypatch):
+    draws, found = WholeStepTracer.draws, []
+    monkeypatch.setattr(WholeStepTracer, "draws", lambda self: found.append(draws(self)) or found[-1])
+    assert "no whole steps" not in check_whole(transform=dequantized)
+    assert found and all(found)
+
+
+@pytest.mark.parametrize("engine", ["trace", "graph"])
+def test_a_step_that_a_transform_refuses_is_refused_as_by_eager(engine, on_device):
+    """Its error is the one that it raises, and weights and steps are those before it."""
+    ran = []
+    for name in ("eager", engine):
+        if name == "graph":
+            on_device()
+        vae, epochs = small_vae(seed=0).double(), []
+        with pytest.raises(SupportError) as raised:
+            fit(vae, grey(), engine=name, transform=superstitious, on_epoch=epochs.append)
+        ran.append((str(raised.value), [r["step"] for r in epochs], vae))
+    assert ran[0][:2] == ran[1][:2] and len(ran[0][1]) == 1
+    close_states(ran[0][2], ran[1][2], 1e-12)
 
 
 class Listens(TrainingCallback):
