@@ -56,7 +56,7 @@ SHARE = 0.05  # of an evaluation's cost
 ROWS = range(8, 65)  # as many rows are looked at, or none
 TWICE, TYPICAL, MEDIAN, A_QUARTER, MOST = (
     2.0,
-    1.25,
+    1.45,
     1.3,
     0.25,
     4.0,
@@ -175,7 +175,7 @@ def too_narrow(spread: Tensor, ess: Tensor, counts: Tensor, steady: Tensor) -> T
     """Rows of which the posterior's draws say that the Monte Carlo error is twice what the proposal's draws say.
 
     Rows that were not looked at are judged by those that were: all are too narrow where a quarter of these are, or where the
-    ratio of the two errors, which is noisy row by row, is above 1.3 in the median or above 1.25 in the root mean square (each
+    ratio of the two errors, which is noisy row by row, is above 1.3 in the median or above 1.45 in the root mean square (each
     counted up to 4). Errors below 0.005 nats are let pass.
 
     Args:
