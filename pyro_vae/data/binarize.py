@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pyro_vae.common.doubts import is_doubtful
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import SupportError
 
@@ -54,7 +55,7 @@ def static_binarization(x: Tensor, seed: int) -> Tensor:
 def check_grey(x: Tensor, name: str = "x") -> Tensor:
     """Return x if every value lies in [0, 1]; raise a SupportError that names the rows outside (or NaN) otherwise."""
     bad = ~((x >= 0) & (x <= 1))
-    if bad.any():
+    if is_doubtful(bad.any()):
         raise SupportError(
             f"{name} has values outside [0, 1] in {format_rows(torch.atleast_1d(bad))}; its values lie in "
             f"[{x.min().item():g}, {x.max().item():g}]. Binarization takes each value for a probability: "

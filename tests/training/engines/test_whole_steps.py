@@ -1,6 +1,7 @@
 """Whole steps, several to a replay too, with a recorder that runs the function again: the run that single steps make."""
 
 import math
+import sys
 from functools import partial
 
 import pyro
@@ -28,6 +29,7 @@ from pyro_vae import fit as fit_
 from pyro_vae.common.doubts import is_doubtful
 from pyro_vae.common.inductor import compiler
 from pyro_vae.data import dequantize
+from pyro_vae.data.binarize import check_grey
 from pyro_vae.errors import DivergedError, SupportError
 from pyro_vae.programs.parameters import register
 from pyro_vae.runs.checkpointer import Checkpointer
@@ -353,10 +355,16 @@ def superstitious(x, generator):
     return (x > u).to(x)
 
 
-def test_a_transform_that_asks_of_its_rows_is_in_the_graph(monkeypatch):
+def checked(x, generator):
+    return binarize(check_grey(x), generator)
+
+
+@pytest.mark.parametrize("transform", [dequantized, checked, superstitious], ids=lambda transform: transform.__name__)
+def test_a_transform_that_asks_of_its_rows_is_in_the_graph(transform, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "LUCK", math.inf)  # nothing is refused
     draws, found = WholeStepTracer.draws, []
     monkeypatch.setattr(WholeStepTracer, "draws", lambda self: found.append(draws(self)) or found[-1])
-    assert "no whole steps" not in check_whole(transform=dequantized)
+    assert "no whole steps" not in check_whole(transform=transform)
     assert found and all(found)
 
 
