@@ -76,6 +76,7 @@ NARROW = {
     **{f"{d} dims, scale x 0.6, 0.5 off": Gaussian(d, 0.6, 0.5) for d in (1, 3)},
     **{f"counts, scale x {w}": NarrowCounts(w) for w in (0.3, 0.4, 0.5)},
 }
+A_LITTLE = {f"{d} dims, scale x {w}": Gaussian(d, w) for d in (1, 2, 5, 10) for w in (0.8, 0.85)}  # k = 1 - w² < 1/2
 WIDE = {
     "5 dims, exact": Gaussian(5, 1.0),
     "2 dims, scale x 0.9": Gaussian(2, 0.9),

@@ -54,13 +54,9 @@ WALK = Walk(
 )  # shorter ones let some narrow guides pass; on small programs it takes up to a seventh of the time
 SHARE = 0.05  # of an evaluation's cost
 ROWS = range(8, 65)  # as many rows are looked at, or none
-TWICE, TYPICAL, MEDIAN, A_QUARTER, MOST = (
-    2.0,
-    1.45,
-    1.3,
-    0.25,
-    4.0,
-)  # of :func:`too_narrow`; measured on thirty narrow guides, and on wide ones
+# of :func:`too_narrow`; measured on thirty narrow guides, and on wide ones
+TWICE, TYPICAL, MEDIAN, A_QUARTER, MOST = 2.0, 1.45, 1.3, 0.25, 4.0
+TAIL, AS_LARGE = 0.45, 0.75
 LEAST_ERROR = 0.005  # nats
 
 
@@ -171,17 +167,23 @@ class WeightDensity(Densities):
         return self.proposal.log_q(prior, guide)
 
 
-def too_narrow(spread: Tensor, ess: Tensor, counts: Tensor, steady: Tensor) -> Tensor:
+def too_narrow(spread: Tensor, ess: Tensor, counts: Tensor, steady: Tensor, khat: Tensor) -> Tensor:
     """Rows of which the posterior's draws say that the Monte Carlo error is twice what the proposal's draws say.
 
     Rows that were not looked at are judged by those that were: all are too narrow where a quarter of these are, or where the
     ratio of the two errors, which is noisy row by row, is above 1.3 in the median or above 1.45 in the root mean square (each
-    counted up to 4). Errors below 0.005 nats are let pass.
+    counted up to 4). From k = 1/2 on the weights have no variance, and an error made of it covers too seldom: where k̂, of
+    which one row's is noisy, is 0.45 in the mean, a root mean square of 0.75 is enough, which says that the posterior's draws
+    find errors about as large. Errors below 0.005 nats are let pass.
 
     Args:
         spread: E_p(z|x)[w] / p(x), ``(N,)``, NaN for rows that were not looked at.
         ess, counts: effective and whole number of particles.
         steady: rows whose k̂ finds nothing wrong; the others are not asked, where there are any of these.
+        khat: of all rows; the mean is of the steady ones, and a bounded weight counts as 0.
+
+    References:
+        Pareto Smoothed Importance Sampling (Vehtari et al., 2024), https://www.jmlr.org/papers/v25/19-556.html
     """
     ratio = ((spread - 1).clamp_min(0) / (counts / ess - 1).clamp_min(0)).sqrt()
     matters = ((spread - 1).clamp_min(0) / counts).sqrt() > LEAST_ERROR
@@ -191,6 +193,11 @@ def too_narrow(spread: Tensor, ess: Tensor, counts: Tensor, steady: Tensor) -> T
     if not asked.any():
         return narrow
     ratios = torch.where(matters, ratio, 0)[asked]
-    typical = ratios.clamp_max(MOST).square().mean().sqrt() > TYPICAL
-    everywhere = typical or ratios.median() > MEDIAN or narrow[asked].double().mean() >= A_QUARTER
+    typical = ratios.clamp_max(MOST).square().mean().sqrt()
+    heavy = khat[steady].nan_to_num(0).clamp_min(0).mean() > TAIL  # False where no row is steady
+    everywhere = (
+        typical > (AS_LARGE if heavy else TYPICAL)
+        or ratios.median() > MEDIAN
+        or narrow[asked].double().mean() >= A_QUARTER
+    )
     return torch.ones_like(narrow) if everywhere else narrow

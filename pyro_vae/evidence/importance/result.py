@@ -182,9 +182,9 @@ class Evidence(RowEstimates):
     @property
     def too_narrow(self) -> Tensor:
         """Rows whose weights spread further under the posterior than the proposal's draws show, or are taken to by others'."""
-        if self.spread is None:
+        if self.spread is None or self.khat is None:
             return torch.zeros_like(self.log_px, dtype=torch.bool)
-        return too_narrow(self.spread, self.ess, self.counts, self.steady)
+        return too_narrow(self.spread, self.ess, self.counts, self.steady, self.khat)
 
     @property
     def reliable(self) -> Tensor:

@@ -136,20 +136,27 @@ def test_the_bridge_is_log_px():
 
 
 @pytest.mark.parametrize(
-    ("spread", "flags"),
+    ("spread", "khat", "flags"),
     [
-        ([1.5, 1.4, 1.6, float("nan")], [False] * 4),
-        ([9.0, 1.5, 1.4, 1.5], [True] * 4),  # √(8 / 0.5) = 4: one row alone tips the mean of four
-        ([float("nan")] * 4, [False] * 4),
-        ([1.5] * 9 + [4.0], [False] * 9 + [True]),
-        ([2.6] * 4, [True] * 4),
+        ([1.5, 1.4, 1.6, float("nan")], 0.3, [False] * 4),
+        ([9.0, 1.5, 1.4, 1.5], 0.3, [True] * 4),  # √(8 / 0.5) = 4: one row alone tips the mean of four
+        ([float("nan")] * 4, 0.5, [False] * 4),
+        ([1.5] * 9 + [4.0], 0.3, [False] * 9 + [True]),
+        ([2.6] * 4, 0.3, [True] * 4),
+        ([1.5, 1.4, 1.6, float("nan")], 0.5, [True] * 4),
+        ([1.2, 1.1, 1.2, float("nan")], 0.5, [False] * 4),
+        ([1.5, 1.4, 1.6, float("nan")], float("-inf"), [False] * 4),
+        ([1.5, 1.4, 1.6, float("nan")], float("nan"), [False] * 4),
     ],
-    ids=["as the draws say", "one far off", "not looked at", "one of ten", "all a little"],
-)
-def test_the_verdict(spread, flags):
+    ids=[
+        "as the draws say", "one far off", "not looked at", "one of ten", "all a little", "no variance",
+        "no variance and smaller errors", "bounded weights", "no tail known",
+    ],
+)  # fmt: skip
+def test_the_verdict(spread, khat, flags):
     spread = torch.tensor(spread, dtype=torch.float64)
     counts, steady = torch.full_like(spread, 1000), torch.ones_like(spread, dtype=torch.bool)
-    assert too_narrow(spread, counts / 1.5, counts, steady).tolist() == flags
+    assert too_narrow(spread, counts / 1.5, counts, steady, torch.full_like(spread, khat)).tolist() == flags
 
 
 @pytest.mark.parametrize("broken", ["no walk", "no weights"])
