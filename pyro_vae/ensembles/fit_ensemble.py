@@ -62,9 +62,10 @@ def fit_ensemble(
     so that its gradients are those of the lone run to rounding. Noise whose distribution depends on parameters (of a
     gamma, say) is drawn for all members at once, equal in law.
 
-    Before the graph is used, and at each epoch, every member's loss, gradients and batch statistics are checked against its
-    own programs. A pair that cannot be mapped (the reason is in :attr:`FitResult.engine`) is trained one member after the
-    other, with the same seeds and the same result. A member that diverges is frozen and named, and the others go on.
+    Before the graph is used, and in the last epoch, every member's loss, gradients and batch statistics are checked against
+    its own programs; in the other epochs one member's, in turn. A pair that cannot be mapped (the reason is in
+    :attr:`FitResult.engine`) is trained one member after the other, with the same seeds and the same result. A member that
+    diverges is frozen and named, and the others go on.
 
     Args:
         make: makes a new model each time: a :class:`VAE`, any object with ``model`` and ``guide``, or a tuple of programs. It

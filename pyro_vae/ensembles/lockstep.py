@@ -38,6 +38,7 @@ class Lockstep:
     compile_after: int | None = None  # steps; None never
     diverged: dict[int, str] = field(default_factory=dict)  # seed to message
     steps: int = 0
+    settled: bool = False  # how the graph is run from here on
 
     def run(self, report: EnsembleReporter) -> None:
         """Train all epochs, or until nobody is left."""
@@ -81,9 +82,14 @@ class Lockstep:
         what = f"step {self.steps + 1}: batches of {whole} rows for {len(self.members)} members on {self.data.device}"
         with fitting(what, f"Take smaller ones: batch_size={max(1, whole // 2)}."):
             for number, (row, batch) in enumerate(zip(like.new_tensor(table), self.batches(orders), strict=True)):
-                self.step(row, batch, noise, checked=number == 0)
+                self.step(row, batch, noise, checked=self.to_check(epoch) if number == 0 and self.steps else [])
 
-    def step(self, row: Tensor, batch: list[Tensor], noise: list[torch.Generator], checked: bool) -> None:
+    def to_check(self, epoch: int) -> Sequence[int]:
+        """Return the numbers of members whose own step is looked at in an epoch: in turn, and all in the last."""
+        everyone = range(len(self.members))
+        return everyone if epoch == self.options.epochs else [epoch % len(everyone)]
+
+    def step(self, row: Tensor, batch: list[Tensor], noise: list[torch.Generator], checked: Sequence[int] = ()) -> None:
         """Make one step of all members: by the common graph, or member by member on a shorter last batch."""
         together, planned = self.together, self.options.epochs * self.data.steps_per_epoch
         for member in self.members if together.scheduled else ():
@@ -91,8 +97,8 @@ class Lockstep:
         try:
             together.refresh()
             if batch[0].shape[1] == self.data.batch_size:
-                if checked and self.steps:
-                    together.check(split(batch))
+                if checked:
+                    together.check(split(batch), checked)
                 self.accelerate(batch)
                 together.draw(noise)
                 together(batch, row)
@@ -103,14 +109,16 @@ class Lockstep:
         self.steps += 1
 
     def accelerate(self, batch: list[Tensor]) -> None:
-        """Compile the graph once it is time."""
-        if self.compile_after is None or self.steps < self.compile_after:
+        """Compile the graph once it is time; on a GPU record what is run from then on."""
+        if self.settled or (self.compile_after is not None and self.steps < self.compile_after):
             return
-        self.compile_after = None
-        try:
-            self.together.compile(batch)
-        except (Unfinished, Untraceable) as why:
-            self.together.notes.append(f"the trace goes on as it is: {why}")
+        self.settled = True
+        ways = [self.together.compile] if self.compile_after is not None else []
+        for way in ways + [self.together.record] * is_recorded_on(self.data.device):
+            try:
+                way(batch)
+            except (Unfinished, Untraceable) as why:
+                self.together.notes.append(f"the trace goes on as it is: {why}")
 
     def batches(self, orders: list[ShuffledBatches]) -> Iterator[list[Tensor]]:
         """Yield batches ``(M, B, ...)``, each member's rows in its own order, transformed by its own generator."""
@@ -177,6 +185,11 @@ class Lockstep:
         if patience is not None and epoch - max(training.result.best_epoch, training.settled_epoch) >= patience:
             training.result.stopped = f"no better ELBO for {patience} epochs"
             self.retire(member)
+
+
+def is_recorded_on(device: torch.device) -> bool:
+    """Whether a step is worth a recording: where a launch takes longer than what it launches."""
+    return device.type == "cuda"
 
 
 def split(batch: Sequence[Tensor]) -> list[Batch]:

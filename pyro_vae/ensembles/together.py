@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.common.cuda_recorder import CudaRecorder
 from pyro_vae.common.inductor import compile_flat
 from pyro_vae.training.engines.flat_graph import FlatGraph, Untraceable, flatten, lift
 from pyro_vae.training.engines.scheduled_values import answers_hold
 from pyro_vae.training.engines.verify import close, disagreement, replayed
 
 from .adam import StackedAdam, along
-from .member_step import Batch, bare, record, run_eager, traced_twice, untraceable
+from .member_step import Batch, bare, record, run_eager, traced, traced_twice, untraceable
 from .members import Member
 from .noise import Draw, draw_of, free_draws, is_random, with_draws_as_inputs
 from .stack import Stack
@@ -50,6 +51,20 @@ class Tally:
 
 
 @dataclass(eq=False)
+class RecordedStep:
+    """A step of all members on a GPU, from buffers of its own for batch and learning rates."""
+
+    batch: list[Tensor]
+    row: Tensor
+    recorder: CudaRecorder
+
+    def __call__(self, batch: Sequence[Tensor], row: Tensor) -> None:
+        for own, given in zip((*self.batch, self.row), (*batch, row), strict=True):
+            own.copy_(given, non_blocking=True)
+        self.recorder.replay()
+
+
+@dataclass(eq=False)
 class Together:
     """The step of all members on batches ``(M, B, ...)``, checked against each member's own."""
 
@@ -61,6 +76,7 @@ class Together:
     tally: Tally
     notes: list[str] = field(default_factory=list)
     run: Function | None = None  # compiled
+    recorded: RecordedStep | None = None  # of the graph, or of what was compiled, on a GPU
 
     @classmethod
     def of(cls, members: Sequence[Member], batches: Sequence[Batch]) -> Together:
@@ -74,7 +90,9 @@ class Together:
             raise Untraceable(reason)
         optimizers: list[Any] = [member.training.step.optimizer for member in members]
         adam = StackedAdam.of(optimizers, members[0].parameters[0])
-        flats = [traced_twice(member, batch) for member, batch in zip(members, batches, strict=True)]
+        # the first member's two traces show whether a number was frozen, and the others' one whether they differ from it
+        flats = [traced_twice(members[0], batches[0])]
+        flats += [traced(member, batch) for member, batch in zip(members[1:], batches[1:], strict=True)]
         for member, flat in zip(members[1:], flats[1:], strict=True):
             if apart := bare(flats[0]).difference(bare(flat)):
                 raise Untraceable(f"the step of seed {member.seed} is not that of seed {members[0].seed}: {apart}")
@@ -126,25 +144,32 @@ class Together:
         inputs = [node for node in flat.module.graph.nodes if node.op == "placeholder"]
         return inputs[: len(inputs) - len(flat.state)]
 
-    def check(self, batches: Sequence[Batch]) -> None:
-        """Compare all members' losses, gradients and buffers with those that each computes alone, on the same noise.
+    def check(self, batches: Sequence[Batch], which: Sequence[int] | None = None) -> None:
+        """Compare losses, gradients and buffers among all with those that a member computes alone, on the same noise.
+
+        Args:
+            which: of the members, by number; all by default. The others are given the noise of the first of these.
 
         Raises:
             Untraceable: they differ by more than rounding, or vmap does not take the graph.
         """
         device = batches[0][0].device
-        alone, recorded, buffers = [], [], []
-        for member, flat, batch in zip(self.members, self.stack.flats, batches, strict=True):
+        which = range(len(self.members)) if which is None else which
+        alone, recorded, buffers = {}, {}, {}
+        for i in which:
+            member = self.members[i]
             with replayed(member.buffers, device):
-                alone.append(run_eager(member, batch))
-                buffers.append([b.clone() for b in member.buffers])
-            recorded.append(record(flat, batch, member))
-        names = list(recorded[0].drawn)
-        draws = [stacked([r.drawn[name] for r in recorded]) for name in names]
+                alone[i] = run_eager(member, batches[i])
+                buffers[i] = [b.clone() for b in member.buffers]
+            recorded[i] = record(self.stack.flats[i], batches[i], member)
+        everyone = [recorded.get(i, recorded[which[0]]) for i in range(len(self.members))]
+        names = list(everyone[0].drawn)
+        draws = [stacked([r.drawn[name] for r in everyone]) for name in names]
         inputs = [torch.stack(arrays) for arrays in zip(*batches, strict=True)]
         with replayed([b for member in self.members for b in member.buffers], device):
             losses, *gradients = vmapped(self.function_of(names), [*inputs, *draws, *self.stack.tensors])
-            for i, member in enumerate(self.members):
+            for i in which:
+                member = self.members[i]
                 found = [gradient[i] for gradient in gradients]
                 at = iter(found)
                 captured = losses[i], [next(at) if r else None for r in self.stack.flats[0].reached]
@@ -206,6 +231,9 @@ class Together:
 
     def __call__(self, batch: Sequence[Tensor], row: Tensor) -> None:
         """Make one step of all members, on draws that were made before."""
+        if self.recorded is not None:
+            self.recorded(batch, row)
+            return
         with torch.no_grad():
             (self.run or self.module.forward)(*self.inputs(batch, row), *self.constants)
 
@@ -253,18 +281,40 @@ class Together:
         start = time.perf_counter()
         inputs = self.inputs(batch, self.row_like() * 1e-3)
         flat = FlatGraph(self.module, [*inputs[len(batch) :], *self.constants])
-        device = batch[0].device
-        with replayed(inputs, device), torch.no_grad():
-            self.module.forward(*inputs, *self.constants)
-            wanted = [t.clone() for t in self.results]
-        with replayed(inputs, device):
+        with replayed(inputs, batch[0].device):
             run = compile_flat(flat, batch)
-        with replayed(inputs, device), torch.no_grad():
-            run(*inputs, *self.constants)
-            if not same(wanted, self.results):
-                raise Untraceable("the compiled step is not the one that was traced")
+        self.compare(lambda: run(*inputs, *self.constants), inputs, "compiled")
         self.run = run
         self.notes.append(f"compiled in {time.perf_counter() - start:.1f} s")
+
+    def record(self, batch: Sequence[Tensor]) -> None:
+        """Record the step as one CUDA graph, and compare a replay with a step of the graph as it is.
+
+        Raises:
+            Untraceable: the step cannot be recorded, or a replay is another.
+        """
+        own, row = [a.clone() for a in batch], self.row_like() * 1e-3
+        inputs, recorder = self.inputs(own, row), CudaRecorder(batch[0].device)
+        function = self.run or self.module.forward
+        try:
+            with replayed(inputs, batch[0].device), torch.no_grad():  # recording runs it
+                recorder.record(lambda: list(function(*inputs, *self.constants)))
+        except RuntimeError as error:
+            raise Untraceable(f"the CUDA graph could not be captured: {str(error).splitlines()[0]}") from error
+        self.compare(recorder.replay, inputs, "recorded")
+        self.recorded = RecordedStep(own, row, recorder)
+        self.notes.append("one replay a step")
+
+    def compare(self, run: Callable[[], Any], inputs: Sequence[Tensor], how: str) -> None:
+        """Raise Untraceable unless a step on these inputs is that of the graph as it is; all is put back."""
+        with replayed(inputs, inputs[0].device), torch.no_grad():
+            self.module.forward(*inputs, *self.constants)
+            wanted = [t.clone() for t in self.results]
+        with replayed(inputs, inputs[0].device), torch.no_grad():
+            run()
+            found = [t.clone() for t in self.results]
+        if not same(wanted, found):
+            raise Untraceable(f"the {how} step is not the one that was traced")
 
     @property
     def results(self) -> list[Tensor]:

@@ -11,8 +11,10 @@ from torch import nn
 from pyro_vae import Beta, Bound, adam, binarize, cosine, dreg, fit, fit_ensemble, iwae, warmup
 from pyro_vae.common.inductor import compiler
 from pyro_vae.common.random import seeded
+from pyro_vae.ensembles import lockstep, together
 from pyro_vae.ensembles.lockstep import Lockstep
 from tests.ensembles.programs import MAKERS, D, vae
+from tests.helpers.recording import Again
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SEEDS = [0, 3]
@@ -179,3 +181,34 @@ def test_a_wrong_noise_would_be_seen(monkeypatch):
     ensemble = fit_ensemble(vae, x, seeds=SEEDS, engine="trace", verbose=False, **options)
     with pytest.raises(AssertionError):
         assert_same(ensemble, [alone(vae, seed, x, **options) for seed in SEEDS])
+
+
+class Stale(Again):
+    """Makes no step."""
+
+    def replay(self):
+        pass
+
+
+@pytest.mark.parametrize("recorder", [Again, Stale], ids=["again", "stale"])
+def test_a_recorded_step_is_that_of_the_lone_run(monkeypatch, recorder):
+    """What happens on a GPU, by a recorder that runs the function again; one that does not is found out."""
+    monkeypatch.setattr(lockstep, "is_recorded_on", lambda device: True)
+    monkeypatch.setattr(together, "CudaRecorder", lambda device: recorder())
+    x, options = rows(), {"epochs": 3, "batch_size": 10, "transform": binarize}
+    ensemble = fit_ensemble(vae, x, seeds=SEEDS, engine="trace", verbose=False, **options)
+    note = "one replay a step" if recorder is Again else "the recorded step is not the one that was traced"
+    assert note in ensemble.results[0].engine
+    assert_same(ensemble, [alone(vae, seed, x, **options) for seed in SEEDS])
+
+
+def test_an_unsound_member_is_found_in_its_turn(monkeypatch):
+    """In the epochs between, one member's own step is looked at, in turn; in the last that of all."""
+    seen = []
+    monkeypatch.setattr(
+        together.Together, "check", lambda self, batches, which=None, check=together.Together.check: (
+            seen.append(which) or check(self, batches, which)
+        )
+    )  # fmt: skip
+    fit_ensemble(vae, rows(), seeds=SEEDS, engine="trace", verbose=False, epochs=5, batch_size=10)
+    assert [None if which is None else list(which) for which in seen] == [None, [0], [1], [0], [0, 1]]

@@ -226,8 +226,8 @@ class RowBlock:
 
     def move(self, device: torch.device | str) -> None:
         """Move the sums to where particles are computed, or back."""
-        sums, largest = self.weight_sums, self.weight_sums.largest
-        sums.sums, largest.values, largest.cut = (t.to(device) for t in (sums.sums, largest.values, largest.cut))
+        self.weight_sums.sums = self.weight_sums.sums.to(device)
+        self.weight_sums.largest.move(device)
         self.waiting = {block: waiting.to(device) for block, waiting in self.waiting.items()}
         self.pieces = {b: {o: piece.to(device) for o, piece in pieces.items()} for b, pieces in self.pieces.items()}
 

@@ -61,10 +61,10 @@ def importance(
     E[p̂] = p(x): exp(log p̂) is unbiased, so log p̂ is a lower bound in expectation that tightens with K. Streamed: memory
     grows with `chunk_size`, not with K · N. Changes no parameter, no module's mode, no optimizer and no global random state.
 
-    Rows go in blocks of 64 and particles in blocks of 4096 (row, particle) pairs (262,144 on CUDA), each with a stream of its
-    own from the seed: the same numbers to the bit, whatever order, process or resumption runs them. Another `chunk_size` or a
-    compiled engine runs the same particles in other shapes, and gives the same numbers to rounding (of the programs' own
-    dtype).
+    Rows go in blocks of 64 and particles in blocks of 4096 (row, particle) pairs (up to 262,144 on CUDA), each with a stream
+    of its own from the seed: the same numbers to the bit, whatever order, process or resumption runs them. Another
+    `chunk_size` or a compiled engine runs the same particles in other shapes, and gives the same numbers to rounding (of the
+    programs' own dtype).
 
     Args:
         model, guide, x, *context: as for :func:`~pyro_vae.log_likelihood`.
@@ -138,7 +138,7 @@ def importance(
     model, guide, args = on_tensors(model, guide, x, *rest)
     args = rows_of(model, guide, *args, missing=missing, device=None if device is None else resolve_device(device))
     check_device(args[0].device, like_parameters(model, guide))
-    sampler = Sampler(proposal, seed, 0, pairs_on(args[0].device, resume))
+    sampler = Sampler(proposal, seed, 0, pairs_on(args[0].device, num_samples, resume))
     blocks = open_row_blocks(len(args[0]), num_samples, rows, resume, sampler)
     run = [block for block in blocks if rows is None or block.rows.start in rows]
     identify(blocks, RowIds.of(x, *rest))
@@ -172,11 +172,25 @@ def importance(
     return evidence
 
 
-def pairs_on(device: torch.device, resume: Evidence | None) -> int:
+def pairs_on(device: torch.device, num_samples: int, resume: Evidence | None) -> int:
     """Return how many (row, particle) pairs a block has: as many as in `resume`, or as fit the device."""
     if resume is not None and resume.row_blocks:
         return resume.row_blocks[0].pairs
-    return CUDA_PAIRS if device.type == "cuda" else PAIRS
+    return even_pairs(num_samples) if device.type == "cuda" else PAIRS
+
+
+def even_pairs(num_samples: int) -> int:
+    """Return how many pairs a block on a GPU has: K particles are as many whole blocks, where K can be divided so.
+
+    A block that is not whole is weighed by the programs' own Python, which a GPU waits for.
+
+    Example:
+        >>> [even_pairs(k) // 64 for k in (1000, 5000, 10_000, 4099)]  # a prime has a short last block
+        [1000, 2500, 2500, 4096]
+    """
+    fewest = -(-num_samples * ROWS // CUDA_PAIRS)
+    even = (num_samples // n for n in range(fewest, 2 * fewest + 1) if num_samples % n == 0)
+    return ROWS * next(even, CUDA_PAIRS // ROWS)
 
 
 def whole_pieces(blocks: Sequence[RowBlock], particles: range | None) -> int:
