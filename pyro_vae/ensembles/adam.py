@@ -58,17 +58,15 @@ class StackedAdam:
         return rows
 
     def update(self, tensors: tuple[Tensor, Tensor, Tensor], gradient: Tensor, row: Tensor, moves: Tensor) -> None:
-        """Move one stacked parameter and its moments, of the members that `moves` says."""
+        """Move one stacked parameter in place, of the members that `moves` says; the moments of others are of no use."""
         parameter, mean, square = tensors
         gradient = gradient + setting(self.weight_decay, gradient) * parameter if self.decays else gradient
-        new_mean = mean + (gradient - mean) * (1 - setting(self.beta1, mean))
-        beta2 = setting(self.beta2, mean)
-        new_square = square * beta2 + gradient * gradient * (1 - beta2)
-        below = new_square.sqrt() * along(row[1], mean) + setting(self.eps, mean)
-        new = parameter - along(row[0], mean) * new_mean / below
-        where = along(moves, mean)
-        for tensor, value in ((parameter, new), (mean, new_mean), (square, new_square)):
-            tensor.copy_(torch.where(where, value, tensor))
+        gradient = torch.where(along(moves, mean), gradient, 0.0)  # not finite where a member stops
+        beta1, beta2 = setting(self.beta1, mean), setting(self.beta2, mean)
+        mean.lerp_(gradient, 1 - beta1)
+        square.mul_(beta2).add_(gradient.square().mul_(1 - beta2))
+        below = square.sqrt().mul_(along(row[1], mean)).add_(setting(self.eps, mean))
+        parameter.addcdiv_(mean * along(-row[0] * moves, mean), below)
 
     @property
     def decays(self) -> bool:

@@ -18,6 +18,7 @@ from .strata import ONE, Strata
 
 ROWS = 64  # rows in a block; the last may have fewer
 PAIRS = 4096  # (row, particle) pairs in a block, which is drawn from a seed of its own
+COLUMNS = ("log_px", "mc_se", "ess", "elbo", "elbo_se", "khat", "max_share", "jackknife", "samples")
 Piece = tuple[int, int, int]  # block, and first and last + 1 of its particles
 
 
@@ -56,7 +57,7 @@ class WeightSums:
     @property
     def samples(self) -> Tensor:
         """K, row by row."""
-        return torch.full((self.sums.shape[1],), float(self.count), dtype=torch.float64)
+        return torch.full_like(self.sums[0], self.count)
 
     @property
     def log_px(self) -> Tensor:
@@ -162,6 +163,7 @@ class RowBlock:
         self.waiting: dict[int, Tensor] = {}
         self.pieces: dict[int, dict[int, Tensor]] = {}
         self.ids: RowIds | None = None  # which rows of which data they are; None in files of older versions
+        self.known: dict[str, Tensor] = {}  # of :meth:`columns`; empty once they have changed
         self.guide_elbo: Tensor | None = (
             None  # and its error, ``(2, rows)``, where the particles are not the guide's own
         )
@@ -195,6 +197,7 @@ class RowBlock:
 
     def add(self, block: int, offset: int, log_w: Tensor) -> None:
         """Add particles of one block, ``(particles, rows)``, the first of which is number `offset` there."""
+        self.known = {}
         pieces = self.pieces.setdefault(block, {})
         ends = [(o, o + len(p)) for o, p in pieces.items()]
         if self.holds(block) or any(o < offset + len(log_w) and offset < end for o, end in ends):
@@ -226,16 +229,17 @@ class RowBlock:
 
     def move(self, device: torch.device | str) -> None:
         """Move the sums to where particles are computed, or back."""
-        self.weight_sums.sums = self.weight_sums.sums.to(device)
-        self.weight_sums.largest.move(device)
+        sums, largest = self.weight_sums, self.weight_sums.largest
+        sums.sums, largest.values, largest.cut = (t.to(device) for t in (sums.sums, largest.values, largest.cut))
         self.waiting = {block: waiting.to(device) for block, waiting in self.waiting.items()}
         self.pieces = {b: {o: piece.to(device) for o, piece in pieces.items()} for b, pieces in self.pieces.items()}
+        self.known = {name: column.to(device) for name, column in self.known.items()}
 
     def elbo(self, of_guide: bool) -> Tensor:
         """ELBO of the guide and its error, ``(2, rows)``: of these particles, if they are its own; NaN where none are there."""
         if of_guide:
-            sums = self.total()
-            return torch.stack([sums.elbo, sums.elbo_se])
+            columns = self.columns()
+            return torch.stack([columns["elbo"], columns["elbo_se"]])
         unknown = torch.full((2, len(self.rows)), math.nan, dtype=torch.float64)
         return unknown if self.guide_elbo is None else self.guide_elbo
 
@@ -248,9 +252,17 @@ class RowBlock:
         """Raise K to `planned`, if it is lower; a last block that was short is dropped, to be drawn whole."""
         if planned > self.planned:
             if self.planned % self.size:
+                self.known = {}
                 self.pieces.pop(self.planned // self.size, None)
             self.planned = planned
             self.weight_sums.plan(planned)
+
+    def columns(self) -> dict[str, Tensor]:
+        """Compute what the particles that are there say of each row, and remember it: ``(rows,)`` each, by name."""
+        if not self.known:
+            sums = self.total()
+            self.known = {name: getattr(sums, name) for name in COLUMNS}
+        return self.known
 
     def total(self) -> WeightSums:
         """Return the sums of all particles that are there."""
@@ -290,6 +302,7 @@ class RowBlock:
             block = 0 if less.done else twice[0]
             raise UsageError(f"particles from {block * self.size} on are there twice: merge parts that share none.")
         both = copy.deepcopy(more)
+        both.known = {}
         largest, others = both.weight_sums.largest, less.weight_sums.largest
         largest.add(others.values.T)
         largest.cut = torch.maximum(largest.cut, others.cut)

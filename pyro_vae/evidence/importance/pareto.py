@@ -117,11 +117,9 @@ class LargestWeights:
         self.values = torch.empty(num_rows, 0, dtype=torch.float64)  # (N, ≤ 2 keep), in no order
         # the largest of those dropped, below which the values are incomplete
         self.cut = torch.full((num_rows,), -math.inf, dtype=torch.float64)
-        self.known: tuple[int, Tensor] | None = None  # k̂ of so many weights, which :meth:`khat` found last
 
     def add(self, log_w: Tensor) -> None:
         """Add log weights ``(particles, N)``."""
-        self.known = None
         self.values = torch.cat([self.values, log_w.T], 1)
         if self.values.shape[1] > 2 * self.keep:
             self.trim()
@@ -133,20 +131,8 @@ class LargestWeights:
         if ordered.shape[1] > self.keep:
             self.cut = torch.maximum(self.cut, ordered[:, self.keep])
 
-    def move(self, device: torch.device | str) -> None:
-        """Move all that is held."""
-        self.values, self.cut = self.values.to(device), self.cut.to(device)
-        if self.known is not None:
-            self.known = self.known[0], self.known[1].to(device)
-
     def khat(self, count: int) -> Tensor:
         """k̂ of the `count` weights that these are the largest of; NaN where too many of them were dropped to know."""
-        if self.known is None or self.known[0] != count:
-            self.known = count, self.fitted(count)
-        return self.known[1]
-
-    def fitted(self, count: int) -> Tensor:
-        """Fit :meth:`khat`."""
         tail = min(tail_size(count) + 1, count)
         if self.values.shape[1] < tail:
             return torch.full_like(self.cut, math.nan)

@@ -93,14 +93,15 @@ class Evidence(RowEstimates):
         """Sum up the blocks of all rows."""
         if gap := [b.rows.start for a, b in pairwise(row_blocks) if a.rows.stop != b.rows.start]:
             raise UsageError(f"the rows before row {gap[0]} are missing: merge parts that leave none out between them")
-        sums = [block.total() for block in row_blocks]
-        facts |= {field: torch.cat([getattr(s, field) for s in sums]) for field in ROW_FIELDS + DIAGNOSTICS}
+        facts |= {
+            field: torch.cat([block.columns()[field] for block in row_blocks]) for field in ROW_FIELDS + DIAGNOSTICS
+        }
         elbos = [block.elbo(facts.get("proposal", "guide") == "guide") for block in row_blocks]
         facts["elbo"], facts["elbo_se"] = torch.cat(elbos, 1)
         facts["row_ids"] = RowIds.joined([block.ids for block in row_blocks])
         spread = torch.cat([block.spread for block in row_blocks])
         facts[SPREAD] = None if spread.isnan().all() else spread
-        return cls(num_samples=max(s.count for s in sums), row_blocks=tuple(row_blocks), **facts)
+        return cls(num_samples=int(facts["samples"].max()), row_blocks=tuple(row_blocks), **facts)
 
     @classmethod
     def merge(cls, parts: Iterable[Evidence]) -> Evidence:

@@ -53,10 +53,7 @@ class Sampler:
                 log_w = weighing(sums, problem, [block for block, _, _ in pieces])
                 for (block, low, high), part in zip(pieces, log_w, strict=True):
                     sums.add(block, low, part[low:high])
-            if (
-                problem.device.type == "cuda" and sums.done
-            ):  # k̂ where it is fast: a fit of 200 weights at 45 points a row
-                sums.weight_sums.largest.khat(sums.weight_sums.count)
+            sums.columns()  # where the sums are: on a GPU k̂ and the jackknife take a moment
         finally:
             sums.move("cpu")
 
