@@ -26,7 +26,7 @@ from .pair import quiet
 from .plates import WITHOUT_SIZE
 from .proposal_guide import set_up_undone
 from .site_rows import frames_of
-from .sites import Program, Site, observed_sites, proposal_sites
+from .sites import DATA_SETS, Program, Site, observed_sites, proposal_sites
 from .structured import on_tensors
 from .support import MASK, describe, format_support, moves, rows_inside
 from .undeclared import find_undeclared
@@ -187,6 +187,8 @@ def main_plate(*runs: ProgramTrace, rows: int | None = None) -> str | None:
     """The plate called "data", or else the one that holds most sites; one of as many rows as there are, if there is any."""
     frames = [frame for r in runs for site in r.sites.values() for frame in frames_of(site).values()]
     names = [f.name for f in frames if f.size == rows] or [f.name for f in frames]
+    if any(f.name == DATA_SETS for f in frames):
+        return DATA_SETS
     return "data" if any(f.name == "data" for f in frames) else max(names, key=names.count, default=None)
 
 
@@ -209,7 +211,10 @@ def unplated(p: ProgramTrace, q: ProgramTrace, rows: int | None) -> Iterator[Fin
                 "plate", where, what, f"use the same plates (name, size, dim) in both programs{own_rows(stacks, rows)}"
             )
         elif data not in stack:
-            fix = "move it into the plate, or make it a parameter (pyro.param)"
+            fix = (
+                "move it into the plate, or make it a parameter (pyro.param); parameters of the data set are checked as "
+                "whole = WholeDataSet(model, guide): check(whole.model, whole.guide, *whole.rows(x))"
+            )
             yield Finding("plate", where, f"it lies outside the plate {data!r}: it is shared by all rows", fix)
         elif rows is not None and (size := stack[data].size) not in (rows, WITHOUT_SIZE):
             fix = f"pyro.plate({data!r}, len(x))"
