@@ -25,6 +25,7 @@ from .findings import CheckReport, Finding, ProgramTrace, finding_of, run
 from .pair import quiet
 from .plates import WITHOUT_SIZE
 from .proposal_guide import set_up_undone
+from .sampled_weights import weights_inside
 from .site_rows import frames_of
 from .sites import DATA_SETS, Program, Site, observed_sites, proposal_sites
 from .structured import on_tensors
@@ -93,7 +94,7 @@ def diagnose(model: Program, guide: Program, batch: tuple[Any, ...], others: lis
     """All findings, and notes; what would only repeat an earlier one in other words is left out."""
     rows = len(batch[0]) if batch and isinstance(batch[0], Tensor) and batch[0].dim() else None
     p, q = run("model", model, batch), run("guide", guide, batch)
-    findings = [*stopped(p, rows), *stopped(q, rows)]
+    findings = [*weights_inside({**q.sites, **p.sites}, model, guide)] or [*stopped(p, rows), *stopped(q, rows)]
     if not findings:
         findings += [*unpaired(p, q, batch), *unplated(p, q, rows)]
     notes: list[str] = []

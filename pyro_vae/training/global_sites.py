@@ -20,11 +20,13 @@ from pyro_vae.objectives.count_once import CountOnce, WeighShared
 from pyro_vae.objectives.joint_elbo import AsWritten
 from pyro_vae.programs.data_set import PartOfDataSet
 from pyro_vae.programs.determinism import identical
+from pyro_vae.programs.findings import run
 from pyro_vae.programs.pair import quiet
 from pyro_vae.programs.parameter_checks import check_pair_parameters
 from pyro_vae.programs.plates import Plates
 from pyro_vae.programs.problem import Problem, Sites
 from pyro_vae.programs.proposal_guide import RefusedGuide, set_up_undone, without_observed
+from pyro_vae.programs.sampled_weights import weights_inside, weights_of
 from pyro_vae.programs.shared_sites import FEW, shared_sites
 from pyro_vae.programs.site_rows import frames_of
 from pyro_vae.programs.sites import Program, latent_sites, observed_sites, sum_terms, trace_pair
@@ -45,7 +47,7 @@ def counted_once(model: Program, guide: Program, objective: Any, data: TrainingD
     """Return the pair under :class:`~pyro_vae.objectives.count_once.CountOnce`, or as it is where rows share no site.
 
     Raises:
-        ProgramError: shared sites under an objective that weighs rows one by one, or batches as wholes; shared sites whose
+        ProgramError: weights of a layer that are drawn inside the plate; shared sites under an objective that weighs rows one by one, or batches as wholes; shared sites whose
             density, or value, is another for other rows, in batches of some of the rows; a plate of another number of rows.
     """
     if isinstance(objective, TraceEnum_ELBO) or isinstance(model, CountOnce):
@@ -59,6 +61,7 @@ def counted_once(model: Program, guide: Program, objective: Any, data: TrainingD
     store = pyro.get_param_store()
     with set_up_undone(guide), store.scope(store.get_state()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        refuse_weights_inside(model, first(min(rows, FEW)))
         shared = shared_sites(model, guide, first, rows, data.batch_size)
         names = [name for name in shared.names if name in model_sites(model, guide, first(min(rows, FEW)))]
         if not names:
@@ -78,6 +81,15 @@ def model_sites(model: Program, guide: Program, batch: Batch) -> Sites:
             return trace_pair(model, guide, *batch)[1]
     except Exception:  # whatever the programs raise: training meets it, and shows it as it is
         return {}
+
+
+def refuse_weights_inside(model: Program, batch: Batch) -> None:
+    """Refuse weights of a layer that are drawn inside the plate, of which the model may stop before it comes to more."""
+    if any(weights_of(model)):
+        with quiet(model, seed=0, device=batch[0].device):
+            ran = run("model", model, batch)
+        for finding in weights_inside(ran.sites, model):
+            raise ProgramError(finding.line)
 
 
 def refuse_objective(name: str, plate: str, objective: Any) -> None:
