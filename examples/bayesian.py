@@ -26,6 +26,17 @@ from sklearn.datasets import load_breast_cancer, load_diabetes
 from pyro_vae import Bayesian, GlobalGuide, StandardNormal, WholeDataSet, adam, bracket, cosine, fit, predictive_density
 from pyro_vae.plots.figures import BLUE, INK, ORANGE, figure, save
 
+PAGE = """# Bayesian regressions beside NUTS
+
+`python examples/bayesian.py --out results/bayesian`: NUTS with {samples} draws after {samples} / 4 of warm-up (seed 1), guides
+trained from seed 0, one CPU thread, float64.
+
+```
+{text}
+```
+
+![means and sds](bayesian.png)
+"""
 DOUBLE = torch.float64
 TEST = 0.25
 GUIDES = {"AutoNormal": AutoNormal, "AutoMultivariateNormal": AutoMultivariateNormal}
@@ -81,7 +92,13 @@ def by_nuts(model, args, samples: int, warmup: int) -> dict[str, torch.Tensor]:
     ess = effective_sample_size(draws[None]).clamp(4, samples)
     ess_of_square = effective_sample_size((draws - draws.mean(0)).square()[None]).clamp(4, samples)
     sd = draws.std(0)
-    return {"mean": draws.mean(0), "sd": sd, "mean_se": sd / ess.sqrt(), "sd_se": sd / (2 * ess_of_square).sqrt(), "ess": ess}
+    return {
+        "mean": draws.mean(0),
+        "sd": sd,
+        "mean_se": sd / ess.sqrt(),
+        "sd_se": sd / (2 * ess_of_square).sqrt(),
+        "ess": ess,
+    }
 
 
 def of_guide(guide, args, draws: int = 4000) -> dict[str, torch.Tensor]:
@@ -95,7 +112,10 @@ def of_guide(guide, args, draws: int = 4000) -> dict[str, torch.Tensor]:
 def compare(name: str, q: dict, nuts: dict) -> dict:
     """Differences of q from NUTS in sds of the posterior, and how many are within 4 Monte Carlo errors (q's draws counted)."""
     q_se = q["sd"] / 4000**0.5
-    shift, shift_se = (q["mean"] - nuts["mean"]) / nuts["sd"], (nuts["mean_se"].square() + q_se.square()).sqrt() / nuts["sd"]
+    shift, shift_se = (
+        (q["mean"] - nuts["mean"]) / nuts["sd"],
+        (nuts["mean_se"].square() + q_se.square()).sqrt() / nuts["sd"],
+    )
     ratio, ratio_se = q["sd"] / nuts["sd"], (nuts["sd_se"].square() + q_se.square() / 2).sqrt() / nuts["sd"]
     return {
         "guide": name,
@@ -171,7 +191,9 @@ def picture(moments: dict[str, dict], path: Path) -> Path:
             ends = [min(true.min().item(), 0 if key == "sd" else true.min().item()), true.max().item()]
             ax.plot(ends, ends, color=INK, linewidth=0.8)
             for kind, color in zip(GUIDES, (ORANGE, BLUE), strict=True):
-                ax.errorbar(true, found[kind][key], xerr=2 * found["NUTS"][f"{key}_se"], fmt="o", ms=4, color=color, label=kind)
+                ax.errorbar(
+                    true, found[kind][key], xerr=2 * found["NUTS"][f"{key}_se"], fmt="o", ms=4, color=color, label=kind
+                )
             ax.set(xlabel=f"{key} by NUTS (± 2 Monte Carlo errors)", ylabel=f"{key} of q", title=name if j == 0 else "")
             ax.legend(frameon=False, fontsize=8)
     return save(fig, path)
@@ -179,11 +201,13 @@ def picture(moments: dict[str, dict], path: Path) -> Path:
 
 def main(out: Path, rows: int | None = None, epochs: int = 400, samples: int = 4000, temperatures: int = 50) -> None:
     tables, moments = [], {}
+    out.mkdir(parents=True, exist_ok=True)
     for name in ("diabetes", "breast cancer"):
         table, moments[name] = run(name, rows, epochs, samples, temperatures)
         tables += table
     print(f"Picture: {picture(moments, out / 'bayesian.png')}")
     (out / "bayesian.json").write_text(json.dumps(tables, indent=1) + "\n")
+    (out / "table.md").write_text(PAGE.format(samples=samples, text="\n".join(map(format_record, tables))))
 
 
 if __name__ == "__main__":

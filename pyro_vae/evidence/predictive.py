@@ -180,7 +180,9 @@ def row_log_weights(q: Sites, p: Sites, problem: Problem, shared: SharedSites) -
     """log p(x_n, z_kn | θ_k) − log q(z_kn | x_n), ``(K, N)``: the terms of sites in the data plate."""
     of_rows = [{name: site for name, site in sites.items() if shared.plate in frames_of(site)} for sites in (p, q)]
     if not of_rows[0]:
-        raise ProgramError(f"no site of the model lies in a plate over the rows ({shared.plate!r}): they have no density.")
+        raise ProgramError(
+            f"no site of the model lies in a plate over the rows ({shared.plate!r}): they have no density."
+        )
     frame = next(frames_of(site)[shared.plate] for site in of_rows[0].values())
     assert frame.dim is not None
     plates = Plates(shared.plate, frame.dim, problem.plates.nesting)

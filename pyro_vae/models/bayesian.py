@@ -143,8 +143,8 @@ class GlobalGuide(nn.Module):
     Args:
         model: a Pyro program with sites outside the plate.
         auto: makes the guide of a program, such as ``AutoNormal``, ``AutoMultivariateNormal``,
-            ``functools.partial(AutoLowRankMultivariateNormal, rank=3)``. Of a guide that draws all of θ out of one vector
-            (these last two) there is an importance weight where θ is one site.
+            ``functools.partial(AutoLowRankMultivariateNormal, rank=3)``; these have importance weights. One that draws all of
+            θ out of a vector that is not normal (AutoIAFNormal) has, where θ is one site.
         local: draws the latents of rows; by default there are none.
         plate: over the rows.
 
@@ -163,7 +163,9 @@ class GlobalGuide(nn.Module):
         self, model: Program, auto: Callable[[Program], AutoGuide], local: Program = no_latents, plate: str = "data"
     ) -> None:
         super().__init__()
-        self.auto = auto(poutine.block(model, hide_fn=lambda site: site["type"] == "sample" and plate in frames_of(site)))
+        self.auto = auto(
+            poutine.block(model, hide_fn=lambda site: site["type"] == "sample" and plate in frames_of(site))
+        )
         self.local = local
 
     def forward(self, *args: Tensor) -> Any:

@@ -29,5 +29,7 @@ def weights_of(*programs: Program) -> Iterator[str]:
     """Name the sites of the sampled weights of torch's layers among the modules of programs."""
     for owner in owners(*programs):
         for part in owner.modules():
-            if any(kind.__module__.startswith("torch.nn.modules.") and kind is not nn.Module for kind in type(part).__mro__):
+            if any(
+                kind.__module__.startswith("torch.nn.modules.") and kind is not nn.Module for kind in type(part).__mro__
+            ):
                 yield from sampled_attributes(part)

@@ -63,7 +63,8 @@ def counted_once(model: Program, guide: Program, objective: Any, data: TrainingD
         warnings.simplefilter("ignore")
         refuse_weights_inside(model, first(min(rows, FEW)))
         shared = shared_sites(model, guide, first, rows, data.batch_size)
-        names = [name for name in shared.names if name in model_sites(model, guide, first(min(rows, FEW)))]
+        known = model_sites(model, guide, first(min(rows, FEW))) if shared else {}
+        names = [name for name in shared.names if name in known]
         if not names:
             return model, guide
         refuse_objective(names[0], shared.plate, objective)

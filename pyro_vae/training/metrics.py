@@ -264,7 +264,9 @@ class EpochMetrics:
     @cached_property
     def train_sample(self) -> Batch:
         """The training rows that the ELBO is logged on, the same throughout, binarized once."""
-        if self.shared or self.of_data_set is not None:  # of some rows, what all share would count for more than it does in training
+        if (
+            self.shared or self.of_data_set is not None
+        ):  # of some rows, what all share would count for more than it does in training
             return self.fixed_batch(self.data.train)
         every = max(1, len(self.data.train[0]) // LOGGED_ROWS)
         return self.fixed_batch(tuple(a[::every][:LOGGED_ROWS] for a in self.data.train))

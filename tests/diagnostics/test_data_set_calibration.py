@@ -16,7 +16,9 @@ ORACLES = {"normal-mean": NormalMean(), "local-latents": LocalLatents(), "regres
 @pytest.mark.parametrize("kind", ORACLES)
 def test_the_posterior_is_calibrated(kind):
     oracle = ORACLES[kind]
-    found = data_set_calibration(oracle.model, lambda *args: oracle.exact_guide, *oracle.args(6), num_sets=60, num_draws=19)
+    found = data_set_calibration(
+        oracle.model, lambda *args: oracle.exact_guide, *oracle.args(6), num_sets=60, num_draws=19
+    )
     assert found.passed and len(found) == 60
     assert found.names[-1] == "log p(x, z)" and not any(name.startswith("z") for name in found.names)
 

@@ -83,7 +83,9 @@ class Regression:
     def args(self, n, seed=0):
         noise = torch.Generator().manual_seed(seed)
         c = torch.randn(n, self.width, generator=noise, dtype=DOUBLE)
-        return c @ torch.tensor([1.0, -1.0, 0.5]).double() + self.noise * torch.randn(n, generator=noise, dtype=DOUBLE), c
+        return c @ torch.tensor([1.0, -1.0, 0.5]).double() + self.noise * torch.randn(
+            n, generator=noise, dtype=DOUBLE
+        ), c
 
     def log_evidence(self, y, c):
         covariance = c @ c.T + self.noise**2 * torch.eye(len(y), dtype=DOUBLE)

@@ -74,7 +74,9 @@ def test_a_plate_of_another_data_set_is_named():
         with pyro.plate("data", 40, subsample=torch.arange(len(x))):
             pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
 
-    with pytest.raises(ProgramError, match=r"site 'x': its plate 'data' says that the data set has 40 rows, and it has 50"):
+    with pytest.raises(
+        ProgramError, match=r"site 'x': its plate 'data' says that the data set has 40 rows, and it has 50"
+    ):
         CountOnce(model, 50)(torch.zeros(5))
 
 

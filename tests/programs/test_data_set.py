@@ -194,5 +194,7 @@ def test_one_data_set_at_a_time():
 @pytest.mark.parametrize("function", [log_likelihood, ais, bracket, gaps], ids=lambda f: f.__name__)
 def test_functions_of_rows_point_to_those_of_data_sets(function):
     oracle = NormalMean()
-    with pytest.raises(ProgramError, match=r"site 'mu' lies outside the plate 'data'.*WholeDataSet.*predictive_density"):
+    with pytest.raises(
+        ProgramError, match=r"site 'mu' lies outside the plate 'data'.*WholeDataSet.*predictive_density"
+    ):
         function(oracle.model, oracle.guide, *oracle.args(5))

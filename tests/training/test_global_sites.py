@@ -21,7 +21,9 @@ QUICK = {"optimizer": adam(lr=0.05), "schedule": cosine, "verbose": False}
 @pytest.mark.parametrize(("size", "epochs"), [(10, 300), (100, 100), (1000, 40)], ids=["10", "100", "1000"])
 def test_mini_batches_reach_the_evidence_of_the_data_set(size, epochs):
     x, pair = normal_rows(size), LearnedMean(sd=size**-0.5)
-    run = fit(pair, x, epochs=epochs, batch_size=max(4, size // 8), objective=TraceMeanField_ELBO(num_particles=4), **QUICK)
+    run = fit(
+        pair, x, epochs=epochs, batch_size=max(4, size // 8), objective=TraceMeanField_ELBO(num_particles=4), **QUICK
+    )
     exact = NormalMean().log_evidence(x)
     assert exact - pair.elbo(x).item() < 0.02
     loc, sd = NormalMean().posterior(x)
@@ -36,7 +38,15 @@ def test_mini_batches_reach_the_evidence_of_the_data_set(size, epochs):
 def test_the_loss_of_an_epoch_is_that_of_the_data_set():
     x, pair = normal_rows(100), LearnedMean()
     frozen = partial(torch.optim.SGD, lr=0.0)
-    run = fit(pair, x, epochs=1, batch_size=30, objective=TraceMeanField_ELBO(num_particles=500), optimizer=frozen, verbose=False)
+    run = fit(
+        pair,
+        x,
+        epochs=1,
+        batch_size=30,
+        objective=TraceMeanField_ELBO(num_particles=500),
+        optimizer=frozen,
+        verbose=False,
+    )
     assert run.history[-1]["loss"] == pytest.approx(-pair.elbo(x).item() / 100, abs=0.02)
 
 
@@ -45,7 +55,10 @@ def test_validation_rows_have_the_elbo_of_their_own_terms():
     x, new, pair = normal_rows(50), normal_rows(30, seed=1), LearnedMean(loc=0.5, sd=0.1)
     frozen = partial(torch.optim.SGD, lr=0.0)
     run = fit(pair, x, validation=new, epochs=1, optimizer=frozen, verbose=False)
-    record, exact = run.history[-1], dist.Normal(torch.tensor(0.5).double(), 1.0).log_prob(new).mean().item() - 0.1**2 / 2
+    record, exact = (
+        run.history[-1],
+        dist.Normal(torch.tensor(0.5).double(), 1.0).log_prob(new).mean().item() - 0.1**2 / 2,
+    )
     assert record["elbo"] == pytest.approx(exact, abs=4 * 0.1 * 0.5 / 4) and record["kl"] == 0
     assert record["train_elbo"] == pytest.approx(pair.elbo(x).item() / 50, abs=0.1)
 
@@ -93,7 +106,9 @@ def test_an_autoguide_beside_an_amortised_guide():
     record, exact = run.history[-1], oracle.log_evidence(x).item()
     # q(z | x) knows nothing of the draw of μ: the best of that family, by the normal's precision 60 + 1 beside 60 / 2 + 1
     best = exact - 0.5 * torch.tensor(61 / 31).log().item()
-    assert best - 0.1 - 4 * record["elbo_data_set_se"] < record["elbo_data_set"] < exact + 4 * record["elbo_data_set_se"]
+    assert (
+        best - 0.1 - 4 * record["elbo_data_set_se"] < record["elbo_data_set"] < exact + 4 * record["elbo_data_set_se"]
+    )
 
 
 @pytest.mark.parametrize("engine", ["trace", "compile"])
@@ -109,7 +124,9 @@ def test_engines_train_alike(engine):
 
 def test_an_ensemble_trains_as_its_members_alone():
     x = normal_rows(40)
-    ensemble = fit_ensemble(LearnedMean, x, seeds=[0, 1], epochs=4, batch_size=15, optimizer=adam(lr=0.05), verbose=False)
+    ensemble = fit_ensemble(
+        LearnedMean, x, seeds=[0, 1], epochs=4, batch_size=15, optimizer=adam(lr=0.05), verbose=False
+    )
     for member, seed in zip(ensemble, ensemble.seeds, strict=True):
         alone = LearnedMean()
         fit(alone, x, epochs=4, batch_size=15, optimizer=adam(lr=0.05), seed=seed, verbose=False)
