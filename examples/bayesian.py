@@ -163,7 +163,7 @@ def format_record(r: dict) -> str:
     lines = [
         f"{r['data']}, {r['guide']}: ELBO of the data set {r['elbo_data_set']:.2f}"
         + (f" ± {r['elbo_data_set_se']:.2f}" if r["elbo_data_set_se"] else ""),
-        f"  means: off by {r['largest_shift']:.3f} sd of NUTS at most, {r['shifts_within']} of {r['parameters']} within 4 Monte "
+        f"  means: off by {r['largest_shift']:.3f} sd at most, {r['shifts_within']} of {r['parameters']} within 4 Monte "
         f"Carlo errors (of {r['mean_error_of_shift']:.3f} sd)",
         f"  sds: {low:.3f} to {high:.3f} of NUTS's, {mean:.3f} in the mean, {r['ratios_within']} of {r['parameters']} within 4 "
         f"errors (of {r['mean_error_of_ratio']:.3f})",
@@ -174,8 +174,8 @@ def format_record(r: dict) -> str:
         [
             *lines,
             f"  log p(X) between {r['lower']:.2f} ± {r['lower_se']:.2f} and {r['upper']:.2f} ± {r['upper_se']:.2f} nats",
-            f"  ELPD of {r['elpd']['rows']} held-out rows {r['elpd']['elpd']:.2f} ± {r['elpd']['elpd_mc_se']:.2f} (Monte Carlo) ± "
-            f"{r['elpd']['elpd_data_se']:.2f} (data) nats, {r['elpd']['rows_flagged']} flagged",
+            f"  ELPD of {r['elpd']['rows']} new rows {r['elpd']['elpd']:.2f} ± {r['elpd']['elpd_mc_se']:.2f} (Monte Carlo) "
+            f"± {r['elpd']['elpd_data_se']:.2f} (data) nats, {r['elpd']['rows_flagged']} flagged",
         ]
     )
 

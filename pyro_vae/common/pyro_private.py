@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from typing import Any
 
-import torch
 from pyro.distributions import MaskedDistribution
 from pyro.infer import ELBO
 from pyro.poutine import runtime
@@ -112,7 +111,7 @@ def sampled_attributes(module: Any) -> list[str]:
     """Name the sites of a module's attributes that are drawn (``PyroSample``); none where a Pyro keeps them elsewhere.
 
     Example:
-        >>> import pyro.distributions as dist
+        >>> import torch, pyro.distributions as dist
         >>> from pyro.nn import PyroModule, PyroSample
         >>> layer = PyroModule[torch.nn.Linear](2, 1)
         >>> layer.weight = PyroSample(dist.Normal(0.0, 1.0).expand([1, 2]).to_event(2))

@@ -116,10 +116,10 @@ def data_plate(sites: Mapping[str, Site]) -> CondIndepStackFrame:
             'the rows of the data is open. Put all sites of model and guide in one plate of the same name, "data".'
         )
     raise ProgramError(
-        f"site {outside!r} lies outside the plate {widest!r}: it is shared by all rows, so log p(x) does not split into rows. "
-        "For parameters of the data set: whole = WholeDataSet(model, guide) has log p(X), log_likelihood(whole.model, "
-        "whole.guide, *whole.rows(x)), and new rows have predictive_density(model, guide, x_new); fit trains the pair as it is. "
-        "Else move the site into the plate, or make it a parameter (pyro.param)."
+        f"site {outside!r} lies outside the plate {widest!r}: it is shared by all rows, so log p(x) does not split "
+        "into rows. For parameters of the data set: whole = WholeDataSet(model, guide) has log p(X), "
+        "log_likelihood(whole.model, whole.guide, *whole.rows(x)), and new rows have predictive_density(model, guide, x_new); "
+        "fit trains the pair as it is. Else move the site into the plate, or make it a parameter (pyro.param)."
     )
 
 

@@ -15,7 +15,7 @@ from .sites import DATA_SETS, Program, Site
 
 
 def weights_inside(sites: Mapping[str, Site], *programs: Program) -> Iterator[Finding]:
-    """Find weights of torch's layers with a prior (``PyroSample``) that are drawn in a plate, first where the layer runs there."""
+    """Find weights of torch's layers with a prior (``PyroSample``) that are drawn in a plate, and so for each row."""
     drawn = {name for name, site in sites.items() if {*frames_of(site)} - {DATA_SETS}}
     for name in dict.fromkeys(weights_of(*programs)) if drawn else ():
         if name in drawn:

@@ -47,8 +47,9 @@ def counted_once(model: Program, guide: Program, objective: Any, data: TrainingD
     """Return the pair under :class:`~pyro_vae.objectives.count_once.CountOnce`, or as it is where rows share no site.
 
     Raises:
-        ProgramError: weights of a layer that are drawn inside the plate; shared sites under an objective that weighs rows one by one, or batches as wholes; shared sites whose
-            density, or value, is another for other rows, in batches of some of the rows; a plate of another number of rows.
+        ProgramError: weights of a layer that are drawn inside the plate; shared sites under an objective that weighs rows one
+            by one, or batches as wholes; shared sites whose density, or value, is another for other rows, in batches of some
+            of the rows; a plate of another number of rows.
     """
     if isinstance(objective, TraceEnum_ELBO) or isinstance(model, CountOnce):
         return model, guide

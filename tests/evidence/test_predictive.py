@@ -20,10 +20,10 @@ def guide_of(oracle, old):
     """q(θ) fitted to the old rows, beside what a guide draws for each of the rows that come."""
     if not isinstance(oracle, LocalLatents):
         return lambda *new: oracle.exact_guide(*old)
-    return of_old(oracle, old)
+    return OfOld(oracle, old)
 
 
-class of_old(LocalLatents):  # noqa: N801
+class OfOld(LocalLatents):
     def __init__(self, oracle, old):
         self.old = oracle.posterior(*old)
 

@@ -1,7 +1,7 @@
 """Pairs of programs with global parameters whose log p(X), posterior and predictive are known in closed form, in float64.
 
-Each has `model`, `guide` (wider than the posterior on purpose: weights of a finite variance), `exact_guide` (every weight is p(X)),
-`args(n)` (a data set of the model), `log_evidence(*args)` and `log_predictive(new, *old)`.
+Each has `model`, `guide` (wider than the posterior on purpose: weights of a finite variance), `exact_guide` (every weight is
+p(X)), `args(n)` (a data set of the model), `log_evidence(*args)` and `log_predictive(new, *old)`.
 """
 
 import pyro

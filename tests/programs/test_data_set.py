@@ -42,7 +42,7 @@ def test_importance_sampling_is_within_its_errors(kind):
 def test_a_density_without_the_prior_of_the_parameters_is_found_out():
     """Broken on purpose: the terms of the rows alone, as a per-row function would add them up."""
     oracle = NormalMean()
-    pair, rows, exact = whole_of(oracle)
+    _, rows, _ = whole_of(oracle)
 
     def model_without_prior(x):
         with pyro.poutine.mask(mask=False):
@@ -118,7 +118,7 @@ def test_sampled_weights_of_a_layer():
 
 
 def test_the_gap_of_a_data_set_is_split():
-    pair, rows, exact = whole_of(NormalMean())
+    pair, rows, _ = whole_of(NormalMean())
     found = gaps(pair.model, pair.guide, *rows, steps=200, verbose=False)
     kl = (1.3**2 - 1) / 2 - math.log(1.3)  # of the wide guide from the posterior, which its family holds
     assert abs(found.gap.item() - kl) < 4 * found.gap_se.item() < 0.2

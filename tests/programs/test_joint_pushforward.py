@@ -94,5 +94,5 @@ def test_a_vector_that_is_not_normal_is_refused():
     pyro.clear_param_store()
     guide = GlobalGuide(model, AutoIAFNormal)
     pair = WholeDataSet(model, guide)
-    with pytest.raises(ProgramError, match="'w'.*a vector of 9 numbers for more than this latent"):
+    with pytest.raises(ProgramError, match=r"'w'.*a vector of 9 numbers for more than this latent"):
         log_likelihood(pair.model, pair.guide, *pair.rows(X), num_samples=5, verbose=False)
