@@ -3,6 +3,7 @@
 from pyro_vae import errors, likelihoods, posteriors, priors
 from pyro_vae.common.spec import Spec
 from pyro_vae.data import Data, binarize
+from pyro_vae.diagnostics.data_set_calibration import data_set_calibration
 from pyro_vae.diagnostics.elbo_decomposition import ElboDecomposition, decompose
 from pyro_vae.diagnostics.gradient_noise import GradientReport, gradient_report
 from pyro_vae.diagnostics.inference_gaps import Gaps, gaps
@@ -29,8 +30,10 @@ from pyro_vae.evidence.importance.result import Evidence
 from pyro_vae.evidence.importance.storage import load_evidence, save_evidence
 from pyro_vae.evidence.imputation import impute, impute_mean
 from pyro_vae.evidence.log_likelihood import log_likelihood
+from pyro_vae.evidence.predictive import PredictiveDensity, predictive_density
 from pyro_vae.likelihoods.continuous import normal
 from pyro_vae.likelihoods.discrete import bernoulli, binomial
+from pyro_vae.models.bayesian import Bayesian, BayesianVAE, GlobalGuide
 from pyro_vae.models.missing import SkipMissing, WithMask
 from pyro_vae.models.networks import MLP, ConvDecoder, ConvEncoder
 from pyro_vae.models.usage import encode, interpolate, reconstruct, sample
@@ -39,11 +42,13 @@ from pyro_vae.objectives.analytic_kl import analytic_kl
 from pyro_vae.objectives.beta import Beta
 from pyro_vae.objectives.bound_objective import Bound
 from pyro_vae.objectives.bounds import ciwae, elbo, iwae, miwae, piwae, renyi, tvo
+from pyro_vae.objectives.count_once import CountOnce
 from pyro_vae.objectives.gradient_estimators import dreg, gdreg, pathwise, rws, stl, vimco
 from pyro_vae.objectives.jackknife import jackknife
 from pyro_vae.objectives.kl_terms import capacity, free_bits, mmd, total_correlation
 from pyro_vae.priors.simple import StandardNormal
 from pyro_vae.programs.check import check
+from pyro_vae.programs.data_set import WholeDataSet
 from pyro_vae.programs.findings import CheckReport
 from pyro_vae.programs.log_weights import log_weights
 from pyro_vae.programs.simulate import Simulated, simulate
@@ -66,6 +71,9 @@ __all__ = [  # noqa: RUF022 (grouped as in the README)
     "VAE", "Conditional", "MLP", "ConvEncoder", "ConvDecoder",
     "StandardNormal", "bernoulli", "binomial", "normal",
     "priors", "likelihoods", "posteriors",
+    # global parameters: priors on what all rows share, log p(X) of the data set, new rows
+    "Bayesian", "BayesianVAE", "GlobalGuide", "CountOnce", "WholeDataSet", "predictive_density", "PredictiveDensity",
+    "data_set_calibration",
     # missing data
     "SkipMissing", "WithMask", "impute", "impute_mean",
     # training

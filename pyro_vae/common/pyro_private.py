@@ -105,3 +105,19 @@ def as_raised(error: Exception) -> Exception:
     if isinstance(context, ValueError | RuntimeError) and names == ["pyro.poutine.trace_messenger"]:
         return as_raised(context)
     return error
+
+
+def sampled_attributes(module: Any) -> list[str]:
+    """Name the sites of a module's attributes that are drawn (``PyroSample``); none where a Pyro keeps them elsewhere.
+
+    Example:
+        >>> import torch, pyro.distributions as dist
+        >>> from pyro.nn import PyroModule, PyroSample
+        >>> layer = PyroModule[torch.nn.Linear](2, 1)
+        >>> layer.weight = PyroSample(dist.Normal(0.0, 1.0).expand([1, 2]).to_event(2))
+        >>> sampled_attributes(layer)
+        ['weight']
+    """
+    inside = getattr(module, "__dict__", {})
+    prefix = inside.get("_pyro_name", "")
+    return [f"{prefix}.{name}" if prefix else name for name in inside.get("_pyro_samples", ())]

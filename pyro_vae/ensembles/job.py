@@ -24,6 +24,7 @@ from pyro_vae.training.engines.choose import resolve
 from pyro_vae.training.engines.flat_graph import Untraceable
 from pyro_vae.training.engines.verify import replayed
 from pyro_vae.training.fit import FEW, examine, fit, move, parts_of, resolve_batch_size
+from pyro_vae.training.global_sites import counted_once
 from pyro_vae.training.optimizers import MakeOptimizer, name_parameters
 from pyro_vae.training.shuffle import NOISE, SHUFFLE
 from pyro_vae.training.standardize import standardize_model
@@ -77,6 +78,7 @@ class EnsembleJob:
         self.data = TrainingData(train, source, resolve_batch_size(size, len(train[0])), validation, transform, drop)
         for member, make, (model, guide, _) in zip(self.members, self.makers, pairs, strict=True):
             options = replace(self.options, seed=member.seed, scheduled=member.scheduled)
+            model, guide = counted_once(model, guide, self.objective, self.data, member.seed)
             step = Step(model, guide, copy(self.objective), make)  # a Bound remembers one pair
             member.trainer = Trainer(step, list(member.modules.values()), self.data, options)
 

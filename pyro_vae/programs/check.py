@@ -25,8 +25,9 @@ from .findings import CheckReport, Finding, ProgramTrace, finding_of, run
 from .pair import quiet
 from .plates import WITHOUT_SIZE
 from .proposal_guide import set_up_undone
+from .sampled_weights import weights_inside
 from .site_rows import frames_of
-from .sites import Program, Site, observed_sites, proposal_sites
+from .sites import DATA_SETS, Program, Site, observed_sites, proposal_sites
 from .structured import on_tensors
 from .support import MASK, describe, format_support, moves, rows_inside
 from .undeclared import find_undeclared
@@ -93,7 +94,7 @@ def diagnose(model: Program, guide: Program, batch: tuple[Any, ...], others: lis
     """All findings, and notes; what would only repeat an earlier one in other words is left out."""
     rows = len(batch[0]) if batch and isinstance(batch[0], Tensor) and batch[0].dim() else None
     p, q = run("model", model, batch), run("guide", guide, batch)
-    findings = [*stopped(p, rows), *stopped(q, rows)]
+    findings = [*weights_inside({**q.sites, **p.sites}, model, guide)] or [*stopped(p, rows), *stopped(q, rows)]
     if not findings:
         findings += [*unpaired(p, q, batch), *unplated(p, q, rows)]
     notes: list[str] = []
@@ -187,6 +188,8 @@ def main_plate(*runs: ProgramTrace, rows: int | None = None) -> str | None:
     """The plate called "data", or else the one that holds most sites; one of as many rows as there are, if there is any."""
     frames = [frame for r in runs for site in r.sites.values() for frame in frames_of(site).values()]
     names = [f.name for f in frames if f.size == rows] or [f.name for f in frames]
+    if any(f.name == DATA_SETS for f in frames):
+        return DATA_SETS
     return "data" if any(f.name == "data" for f in frames) else max(names, key=names.count, default=None)
 
 
@@ -209,7 +212,10 @@ def unplated(p: ProgramTrace, q: ProgramTrace, rows: int | None) -> Iterator[Fin
                 "plate", where, what, f"use the same plates (name, size, dim) in both programs{own_rows(stacks, rows)}"
             )
         elif data not in stack:
-            fix = "move it into the plate, or make it a parameter (pyro.param)"
+            fix = (
+                "move it into the plate, or make it a parameter (pyro.param); parameters of the data set are checked as "
+                "whole = WholeDataSet(model, guide): check(whole.model, whole.guide, *whole.rows(x))"
+            )
             yield Finding("plate", where, f"it lies outside the plate {data!r}: it is shared by all rows", fix)
         elif rows is not None and (size := stack[data].size) not in (rows, WITHOUT_SIZE):
             fix = f"pyro.plate({data!r}, len(x))"

@@ -117,7 +117,9 @@ def data_plate(sites: Mapping[str, Site]) -> CondIndepStackFrame:
         )
     raise ProgramError(
         f"site {outside!r} lies outside the plate {widest!r}: it is shared by all rows, so log p(x) does not split "
-        "into rows. Move it into the plate, make it a parameter (pyro.param), or score the pair with Pyro's Trace_ELBO."
+        "into rows. For parameters of the data set: whole = WholeDataSet(model, guide) has log p(X), "
+        "log_likelihood(whole.model, whole.guide, *whole.rows(x)), and new rows have predictive_density(model, guide, x_new); "
+        "fit trains the pair as it is. Else move the site into the plate, or make it a parameter (pyro.param)."
     )
 
 

@@ -20,7 +20,7 @@ from .masks import check_same_masks
 from .one_measure import check_measure
 from .pair import owners, unwrapped
 from .plates import WITHOUT_SIZE, OwnRowsError, Plates, plates_of
-from .pushforward import MoveLatents, Pushforward, auxiliary_sites, find_pushforwards
+from .pushforward import Move, MoveLatents, auxiliary_sites, find_pushforwards
 from .site_rows import frames_of
 from .sites import (
     Program,
@@ -45,7 +45,7 @@ class ProposalGuide:
     """
 
     guide: Program
-    moves: Mapping[str, Pushforward]  # by auxiliary site
+    moves: Mapping[str, Move]  # by auxiliary site
     data: str  # the data plate
     own_rows: int | None = None  # how many rows the guide has parameters for, one by one
     observed: bool = False  # the sites that it observes are seen
@@ -138,11 +138,9 @@ def as_proposal(
     return ProposalGuide(guide, moves, plates.data, own_rows), plates
 
 
-def weighable(
-    p: Mapping[str, Site], q: Mapping[str, Site], whole: bool
-) -> tuple[dict[str, Pushforward], ProgramError | None]:
+def weighable(p: Mapping[str, Site], q: Mapping[str, Site], whole: bool) -> tuple[dict[str, Move], ProgramError | None]:
     """Find what the guide's auxiliary sites are made into, and why its draws have no weight, if they have none."""
-    moves: dict[str, Pushforward] = {}
+    moves: dict[str, Move] = {}
     try:
         moves = find_pushforwards(p, q, whole)
         drawn = proposed(p, q, moves)
@@ -153,9 +151,9 @@ def weighable(
     return moves, None
 
 
-def proposed(p: Mapping[str, Site], q: Mapping[str, Site], moves: Mapping[str, Pushforward]) -> dict[str, Site]:
+def proposed(p: Mapping[str, Site], q: Mapping[str, Site], moves: Mapping[str, Move]) -> dict[str, Site]:
     """Return the guide's latents, those of an auxiliary site with the density of both."""
-    moved = {move.latent: move.distribution(q[u]["fn"]) for u, move in moves.items()}
+    moved = {name: fn for u, move in moves.items() for name, fn in move.densities(q[u]["fn"], q[u]["value"]).items()}
     return {name: {**site, "fn": moved.get(name, site["fn"])} for name, site in proposal_sites(q, p).items()}
 
 

@@ -7,7 +7,7 @@ two sites become one, whose density is that sum wherever z lies.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -21,6 +21,7 @@ from torch.distributions.transforms import ReshapeTransform, Transform
 
 from pyro_vae.errors import NoWeightError, ProgramError
 
+from .joint_pushforward import JointPushforward, joint_pushforward
 from .one_measure import NO_DENSITY, declared_support
 from .sites import Site, is_auxiliary, latent_sites
 from .wrapped import bare, last
@@ -50,12 +51,24 @@ class Pushforward:
         """Return whether T changes no value."""
         return isinstance(bare(self.support), type(constraints.real))
 
+    @property
+    def latents(self) -> tuple[str, ...]:
+        """The one latent."""
+        return (self.latent,)
+
+    @property
+    def to_support(self) -> Transform:
+        """T itself."""
+        over = self.event_dim - self.support.event_dim
+        return biject_to(constraints.independent(self.support, over) if over > 0 else self.support)
+
+    def source(self, batch: torch.Size) -> torch.Size:
+        """Return the shape of u that T takes, for a batch shape; bounds may be of each row."""
+        return torch.Size(self.to_support.inverse_shape(batch + self.event_shape)[len(batch) :])
+
     def transforms(self, u: Any) -> list[Transform]:
         """T in steps, for u drawn from a distribution; the last value is kept, so that its inverse is exact."""
-        over = self.event_dim - self.support.event_dim
-        to_support = biject_to(constraints.independent(self.support, over) if over > 0 else self.support)
-        whole = to_support.inverse_shape(u.batch_shape + self.event_shape)  # bounds may be of each row
-        source = torch.Size(whole[len(u.batch_shape) :])
+        to_support, source = self.to_support, self.source(u.batch_shape)
         reshaped = [ReshapeTransform(u.event_shape, source, cache_size=1)] if source != u.event_shape else []
         return [*reshaped, *([] if self.identity else [to_support.with_cache(1)])]
 
@@ -64,11 +77,23 @@ class Pushforward:
         steps = self.transforms(u)
         return dist.TransformedDistribution(u, steps) if steps else u
 
+    def draw(self, u: Any, sample: Callable[[str, Any], Tensor]) -> Tensor:
+        """Draw z by ``sample(name, its distribution)``; return its u."""
+        fn = self.distribution(u)
+        return self.inverse(fn, sample(self.latent, fn))
+
+    def densities(self, u: Any, value: Tensor) -> dict[str, Any]:
+        """Return the distribution of z by its name; it is the same at each value of u."""
+        return {self.latent: self.distribution(u)}
+
     def inverse(self, fn: Any, z: Tensor) -> Tensor:
         """u = T⁻¹(z), for the `fn` that :meth:`distribution` gave."""
         for step in reversed(fn.transforms if isinstance(fn, dist.TransformedDistribution) else []):
             z = step.inv(z)
         return z
+
+
+Move = Pushforward | JointPushforward
 
 
 def auxiliary_sites(p: Sites, q: Sites) -> dict[str, Site]:
@@ -77,14 +102,14 @@ def auxiliary_sites(p: Sites, q: Sites) -> dict[str, Site]:
     return {name: site for name, site in latent_sites(q).items() if is_auxiliary(site) and name not in latent}
 
 
-def find_pushforwards(p: Sites, q: Sites, whole: bool = False) -> dict[str, Pushforward]:
+def find_pushforwards(p: Sites, q: Sites, whole: bool = False) -> dict[str, Move]:
     """Find the auxiliary sites whose latent is a bijection of them, by name; `whole` if no other rows will be asked for.
 
     Raises:
         NoWeightError: an auxiliary site without such a latent, or a latent that is a Delta of none.
     """
     auxiliary = auxiliary_sites(p, q)
-    found: dict[str, Pushforward] = {}
+    found: dict[str, Move] = {}
     points = {name: q[name] for name in latent_sites(p) if name in q and isinstance(q[name]["fn"], dist.Delta)}
     for u_name, u in auxiliary.items():
         for z_name, z in points.items():
@@ -92,6 +117,12 @@ def find_pushforwards(p: Sites, q: Sites, whole: bool = False) -> dict[str, Push
             if move is not None and not same_name(found, z_name) and is_made_of(move, u, z):
                 found[u_name] = move
                 break
+    order = list(q)
+    for u_name, u in auxiliary.items():
+        after = [n for n in order[order.index(u_name) + 1 :] if n in points and not same_name(found, n)]
+        moves = [(pushforward(p[n], whole), q[n]) for n in after if u_name not in found]
+        joint = joint_pushforward(u, [(move, z) for move, z in moves if move is not None])
+        found |= {} if joint is None else {u_name: joint}
     for z_name, z in points.items():
         if auxiliary and not same_name(found, z_name):
             refuse(z_name, z, p[z_name], {n: s for n, s in auxiliary.items() if n not in found})
@@ -104,9 +135,9 @@ def find_pushforwards(p: Sites, q: Sites, whole: bool = False) -> dict[str, Push
     return found
 
 
-def same_name(found: Mapping[str, Pushforward], latent: str) -> bool:
+def same_name(found: Mapping[str, Move], latent: str) -> bool:
     """Return whether a latent has its auxiliary site."""
-    return any(move.latent == latent for move in found.values())
+    return any(latent in move.latents for move in found.values())
 
 
 def pushforward(prior: Site, whole: bool) -> Pushforward | None:
@@ -185,7 +216,7 @@ class MoveLatents(Messenger):
     What the guide observes, and ``pyro.factor``, is hidden from the handlers around it, but where `observed` is set.
     """
 
-    def __init__(self, moves: Mapping[str, Pushforward], observed: bool) -> None:
+    def __init__(self, moves: Mapping[str, Move], observed: bool) -> None:
         super().__init__()
         self.moves, self.observed = moves, observed
         self.drawn: dict[str, Tensor] = {}
@@ -206,16 +237,19 @@ class MoveLatents(Messenger):
         elif name in self.drawn:
             self.answer(msg, self.drawn.pop(name))
 
-    def draw(self, move: Pushforward, u: Any) -> Tensor:
+    def draw(self, move: Move, u: Any) -> Tensor:
         """Draw z under the handlers around, which may put another value in its place; return its u."""
-        fn = move.distribution(u)
         self.drawing = True
         try:
-            z = pyro.sample(move.latent, fn)
+            return move.draw(u, self.sample)
         finally:
             self.drawing = False
-        self.drawn[move.latent] = z
-        return move.inverse(fn, z)
+
+    def sample(self, name: str, fn: Any) -> Tensor:
+        """Draw one latent, for the Delta that comes later."""
+        z: Tensor = pyro.sample(name, fn)
+        self.drawn[name] = z
+        return z
 
     def answer(self, msg: Any, value: Tensor) -> None:
         """Give a site a value, and hide it."""

@@ -22,6 +22,7 @@ from .user_errors import GUIDE, MODEL, explained
 Program = Callable[..., Any]
 Site = dict[str, Any]
 PARTICLES = "particles of pyro_vae"  # a program may have a plate called "particles" of its own
+DATA_SETS = "data sets"  # the plate around the programs of a WholeDataSet, of size 1
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ from .determinism import identical
 from .masks import kept_entries
 from .missing_values import TAKE_NAN, gaps, gaps_explained
 from .pair import owners, quiet
-from .plates import find_plates
+from .plates import Plates, find_plates
 from .proposal_guide import on_fewest_rows
+from .site_rows import frames_of
 from .sites import Program, Site, observed_sites, trace_pair
 from .user_errors import advise_on_shapes
 from .wrapped import base_name
@@ -39,6 +40,7 @@ def check_support(
     chunk_size: int = 2000,
     prepare: Callable[[Batch], Batch] | None = None,
     numbers: Sequence[int] | None = None,
+    plates: Plates | None = None,
 ) -> frozenset[str]:
     """Run the pair once over all rows and check each observed value: its shape, and the support of its distribution.
 
@@ -50,6 +52,7 @@ def check_support(
         chunk_size: rows at a time.
         prepare: the transform of a batch before training (dynamic binarization).
         numbers: the rows' numbers in messages; their position, from 0, by default.
+        plates: of the pair, where sites outside its data plate are allowed; those are not looked at.
 
     Raises:
         ShapeError: an observed value of another shape than its distribution, which would broadcast in silence.
@@ -66,12 +69,12 @@ def check_support(
         # copies, so that a program that writes into x is refused before it reaches x
         find = lambda *some: find_plates(model, guide, *prepare(tuple(a.clone() for a in some)))  # noqa: E731
         with gaps_explained(model, guide, args, numbers):
-            plates, least = on_fewest_rows(find, guide, args)
+            plates, least = (plates, 1) if plates is not None else on_fewest_rows(find, guide, args)
         dim, chunk_size = plates.dim, max(chunk_size, least)
         for start in range(0, len(args[0]), chunk_size):
             batch = prepare(tuple(a[start : start + chunk_size] for a in args))
             with gaps_explained(model, guide, batch, numbers[start : start + chunk_size]):
-                latents, sites = trace_pair(model, guide, *batch)
+                latents, sites = (of_rows(found, plates.data) for found in trace_pair(model, guide, *batch))
             for name, row in nan_latents(batch[0], latents, dim):
                 blind[name].append(int(numbers[row + start]))
             for name, site in observed_sites(sites).items():
@@ -85,6 +88,11 @@ def check_support(
     for name, rows in blind.items():
         raise ProgramError(f"site {name!r}: the guide draws NaN for rows {rows[:5]}, which have missing values. {MASK}")
     return frozenset(spans)
+
+
+def of_rows(sites: dict[str, Site], data: str) -> dict[str, Site]:
+    """Select the sites in the data plate."""
+    return {name: site for name, site in sites.items() if data in frames_of(site)}
 
 
 PROBES = 4  # further draws of the latents, by which a support that moves with them is told from a fixed one

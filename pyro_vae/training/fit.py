@@ -41,6 +41,7 @@ from .arguments import (
 )
 from .batch_source import TrainingData, Transform, choose_batch_source, conversion_device
 from .checkpoint_state import SavedState, restore
+from .global_sites import counted_once
 from .last_batch import check_last_batch
 from .memory_forecast import memory_notes
 from .metrics import Reporter
@@ -94,6 +95,12 @@ def fit(
     After every epoch the true ELBO = E_q[log p(x | z)] − KL(q(z | x) ‖ p(z)) is logged in nats per datum, whatever loss was
     trained, and what the latents carry: active units, I(x; z), the KL of each (see :class:`FitResult`). With validation rows,
     the weights of the best validation ELBO are kept; without, the last.
+
+    Sites outside the data plate, θ, are parameters of the data set: a batch of B of N rows counts them with weight B/N, so
+    that N/B times its loss is an unbiased estimate of the data set's, KL(q(θ) ‖ p(θ)) counted once
+    (:class:`~pyro_vae.objectives.count_once.CountOnce`; objectives that are sums of terms, as Trace_ELBO). Logged is the ELBO
+    of all N rows, over N as ``elbo`` and ``kl``, and whole as ``elbo_data_set`` with its error and ``kl_global``; that of
+    validation rows is E_q(θ) of their own terms alone, a lower bound in expectation on their log p(x | X) under q(θ).
 
     Args:
         vae: a :class:`VAE`, any object with ``model`` and ``guide``, or a tuple ``(model, guide)`` of Pyro programs.
@@ -207,7 +214,9 @@ def fit(
     options = TrainingOptions(epochs, schedule, patience, seed, bad_steps, scheduled, on_step)
     check_callbacks(callbacks)
     immediate = aggressive is not None or bad_steps > 1 or bool(callbacks) or resume is not None
-    step = Step(model, guide, objective_of(objective), optimizer_of(optimizer), immediate, precision_of(precision))
+    objective = objective_of(objective)
+    model, guide = counted_once(model, guide, objective, data, seed)
+    step = Step(model, guide, objective, optimizer_of(optimizer), immediate, precision_of(precision))
     scheduled_values = ScheduledValues(scheduled, on_step is not None)
     planned_steps = epochs * data.steps_per_epoch
     step.engine, step.engine_reason = choose_engine(engine, step, modules, scheduled_values, planned_steps, data.device)
@@ -249,6 +258,9 @@ LOOKED_AT = 500  # rows, by which parameters are judged before training
 def examine(trainer: Trainer) -> list[str]:
     """Raise if the data has no likelihood; return advice on the programs."""
     step, data, metrics = trainer.step, trainer.data, trainer.metrics
+    if metrics.of_data_set is not None:
+        metrics.inside, notes = metrics.of_data_set.examine(data, metrics.first)
+        return advise(trainer, notes)
     summed_over = (ProgramError,) if isinstance(step.objective, TraceEnum_ELBO) else ()  # enumerated: not row by row
     with seeded(trainer.options.seed, FIXED, device=data.device), suppress(*summed_over):
         metrics.inside = check_support(step.model, step.guide, *data.train, prepare=metrics.fixed_batch)
@@ -257,6 +269,12 @@ def examine(trainer: Trainer) -> list[str]:
         check_pair_parameters(step.model, step.guide, *metrics.first(LOOKED_AT))
     notes = check_training(step.model, step.guide, step.objective, metrics.first, data.batch_size)
     metrics.shared.check_batches(len(data.train[0]), data.batch_size)
+    return advise(trainer, notes)
+
+
+def advise(trainer: Trainer, notes: list[str]) -> list[str]:
+    """Raise if the last batch does not run; return the notes with advice on scale, patience and memory."""
+    step, data, metrics = trainer.step, trainer.data, trainer.metrics
     check_last_batch(step, trainer.modules, data, metrics)
     scale = scale_findings(step.model, step.guide, metrics.first(min(ROWS, len(data.train[0]))))
     waiting = patience_note(trainer.options.patience, data.validation is not None)

@@ -19,6 +19,7 @@ from pyro_vae.common.random import seeded, stream
 from pyro_vae.diagnostics.closed_units import without_noise
 from pyro_vae.diagnostics.latent_usage import ACTIVE, Drawn, Units, join, spread, usage
 from pyro_vae.errors import NoWeightError, ProgramError, UsageError
+from pyro_vae.objectives.count_once import CountOnce
 from pyro_vae.objectives.joint_elbo import elbo_per_datum
 from pyro_vae.programs.pair import quiet
 from pyro_vae.programs.parameter_checks import ValidParameters
@@ -30,6 +31,7 @@ from pyro_vae.programs.units import univariate
 from pyro_vae.programs.vectorize_probe import ProbedOnce
 
 from .batch_source import Batch, TrainingData
+from .global_sites import DataSetMetrics
 from .shuffle import ELBO_NOISE, FIXED, LATENTS
 from .step import Step
 
@@ -176,6 +178,8 @@ def collapsed(record: Record) -> str | None:
     I(x; z) is estimated from draws, below 0 at times: it is a sign where two standard errors more are too little, too. The KL
     is the sum of the units', in closed form as a rule, where they are told apart.
     """
+    if "elbo_data_set" in record:  # the KL of global parameters is one for all rows, and little for each
+        return None
     active, information, kl = record.get("active_units"), record.get("mutual_information"), kl_of_units(record)
     error = record.get("mutual_information_se") or 0.0
     known = information is not None and information + ERRORS * error < LEAST_INFORMATION
@@ -220,6 +224,8 @@ class EpochMetrics:
             self.times & (self.times - 1) == 0
         ):  # weights may hide at first what a program does: look again, ever more seldom
             self.probed, self.pair = ProbedOnce(), None
+        if self.of_data_set is not None:
+            return self.data_set_elbo(self.of_data_set, when)
         with self.probed:
             train = terms = self.true_elbo(self.train_sample, when)
             if self.data.validation is not None:
@@ -229,10 +235,20 @@ class EpochMetrics:
 
     def latents(self) -> Record:
         """Estimate active units, I(x; z) and KL per unit; right after :meth:`elbo`, whose pass over the rows it takes up."""
+        if self.of_data_set is not None:  # no row has a posterior of its own, given no global parameters
+            return dict.fromkeys(LATENT_KEYS)
         rows = self.train_sample if self.data.validation is None else self.data.validation
         units, self.units = self.units, None  # of these weights alone
         with self.probed:
             return latent_use(lambda: self.problem(rows), stream(self.seed, LATENTS), units)
+
+    def data_set_elbo(self, metrics: DataSetMetrics, when: str) -> Record:
+        """Estimate the ELBO of all training rows, and of validation rows given the global parameters."""
+        what = f"{when}: the ELBO of the data set on {self.data.device}"
+        with fitting(what, "Validate on fewer rows."), self.probed:
+            train = metrics.record(self.train_sample)
+            held_out = {} if self.data.validation is None else metrics.record(self.data.validation, held_out=True)
+        return train | held_out | {"train_elbo": train["elbo"]}
 
     def problem(self, batch: Batch) -> Problem:
         """Return the pair on some rows; its plates are looked for when they are first asked for, and now and then again."""
@@ -248,10 +264,17 @@ class EpochMetrics:
     @cached_property
     def train_sample(self) -> Batch:
         """The training rows that the ELBO is logged on, the same throughout, binarized once."""
-        if self.shared:  # of some rows, what all share would count for more than it does in training
+        if (
+            self.shared or self.of_data_set is not None
+        ):  # of some rows, what all share would count for more than it does in training
             return self.fixed_batch(self.data.train)
         every = max(1, len(self.data.train[0]) // LOGGED_ROWS)
         return self.fixed_batch(tuple(a[::every][:LOGGED_ROWS] for a in self.data.train))
+
+    @cached_property
+    def of_data_set(self) -> DataSetMetrics | None:
+        """What measures a pair whose shared sites are counted once in the data set; None for any other pair."""
+        return DataSetMetrics(self.step, self.seed) if isinstance(self.step.model, CountOnce) else None
 
     @cached_property
     def shared(self) -> SharedSites:

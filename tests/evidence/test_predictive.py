@@ -1,0 +1,91 @@
+"""log p(x_new | X) and the ELPD against closed forms, with errors that count the draws that all rows share."""
+
+import pytest
+import torch
+
+from pyro_vae import predictive_density
+from pyro_vae.errors import ProgramError, SupportError
+from tests.helpers.bayesian import ORACLES, LocalLatents, NormalMean
+from tests.programs.test_data_set import local, of_local
+
+OLD, NEW = 20, 15
+
+
+def new_rows(oracle):
+    args = oracle.args(OLD + NEW)
+    return tuple(a[:OLD] for a in args), tuple(a[OLD:] for a in args)
+
+
+def guide_of(oracle, old):
+    """q(θ) fitted to the old rows, beside what a guide draws for each of the rows that come."""
+    if not isinstance(oracle, LocalLatents):
+        return lambda *new: oracle.exact_guide(*old)
+    return OfOld(oracle, old)
+
+
+class OfOld(LocalLatents):
+    def __init__(self, oracle, old):
+        self.old = oracle.posterior(*old)
+
+    def posterior(self, x):
+        return self.old
+
+    def __call__(self, x):
+        self.exact_guide(x)
+
+
+@pytest.mark.parametrize("kind", ORACLES)
+def test_the_predictive_density_is_exact_under_the_posterior(kind):
+    oracle = ORACLES[kind]
+    old, new = new_rows(oracle)
+    found = predictive_density(oracle.model, guide_of(oracle, old), *new, num_samples=1000)
+    exact = oracle.log_predictive(new, *old)
+    assert found.log_w.shape == (1000, NEW) and len(found) == NEW
+    assert ((found.log_px - exact).abs() < 4 * found.mc_se + 1e-9).all() and found.mc_se.max() < 0.1
+    assert abs(found.elpd - exact.sum().item()) < 4 * found.elpd_mc_se
+    at_the_mean = oracle.log_predictive(new, *(torch.cat([a] * 50) for a in old))  # broken: a posterior without a width
+    assert (found.log_px - at_the_mean).abs().max() > 4 * found.mc_se.max()
+
+
+def test_the_error_of_the_sum_counts_that_rows_share_the_draws():
+    oracle = NormalMean()
+    old, new = new_rows(oracle)
+    runs = [predictive_density(oracle.model, guide_of(oracle, old), *new, num_samples=100, seed=s) for s in range(60)]
+    spread = torch.tensor([r.elpd for r in runs]).std().item()
+    told = torch.tensor([r.elpd_mc_se for r in runs]).mean().item()
+    independent = runs[0].mc_se.square().sum().sqrt().item()  # broken on purpose: as if each row had draws of its own
+    assert 0.7 < told / spread < 1.4 and independent < 0.7 * spread
+
+
+def test_the_summary_has_both_errors():
+    oracle = NormalMean()
+    old, new = new_rows(oracle)
+    found = predictive_density(oracle.model, guide_of(oracle, old), *new, num_samples=50)
+    summary = found.summary()
+    assert summary["elpd_data_se"] == pytest.approx(found.log_px.std().item() * NEW**0.5)
+    assert "ELPD" in str(found) and summary["measure"] == "continuous" and summary["rows_flagged"] == len(found.flagged)
+
+
+def test_chunks_change_nothing_but_the_draws():
+    oracle = NormalMean()
+    old, new = new_rows(oracle)
+    found = predictive_density(oracle.model, guide_of(oracle, old), *new, num_samples=40, chunk_size=NEW * 7)
+    assert found.log_w.shape == (40, NEW) and found.log_w.unique().numel() == 40 * NEW
+
+
+def test_rows_that_share_nothing_are_refused():
+    with pytest.raises(ProgramError, match="all sites lie in the plate 'data'"):
+        predictive_density(local, of_local, torch.zeros(4))
+
+
+def test_rows_outside_the_support_are_refused():
+    import pyro
+    import pyro.distributions as dist
+
+    def model(x):
+        rate = pyro.sample("rate", dist.Gamma(1.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Poisson(rate), obs=x)
+
+    with pytest.raises(SupportError, match="site 'x'"):
+        predictive_density(model, lambda x: pyro.sample("rate", dist.Gamma(2.0, 1.0)), torch.tensor([1.0, -2.0]))
