@@ -31,8 +31,11 @@ from pyro_vae.evidence.imputation import impute, impute_mean
 from pyro_vae.evidence.log_likelihood import log_likelihood
 from pyro_vae.likelihoods.continuous import normal
 from pyro_vae.likelihoods.discrete import bernoulli, binomial
+from pyro_vae.models.classes import Classes
 from pyro_vae.models.missing import SkipMissing, WithMask
+from pyro_vae.models.mixture import GMVAE
 from pyro_vae.models.networks import MLP, ConvDecoder, ConvEncoder
+from pyro_vae.models.semi_supervised import SemiSupervised
 from pyro_vae.models.usage import encode, interpolate, reconstruct, sample
 from pyro_vae.models.vae import VAE
 from pyro_vae.objectives.analytic_kl import analytic_kl
@@ -42,11 +45,13 @@ from pyro_vae.objectives.bounds import ciwae, elbo, iwae, miwae, piwae, renyi, t
 from pyro_vae.objectives.gradient_estimators import dreg, gdreg, pathwise, rws, stl, vimco
 from pyro_vae.objectives.jackknife import jackknife
 from pyro_vae.objectives.kl_terms import capacity, free_bits, mmd, total_correlation
+from pyro_vae.objectives.supervised import supervised
 from pyro_vae.priors.simple import StandardNormal
 from pyro_vae.programs.check import check
 from pyro_vae.programs.findings import CheckReport
 from pyro_vae.programs.log_weights import log_weights
 from pyro_vae.programs.simulate import Simulated, simulate
+from pyro_vae.programs.summed_out import sum_out
 from pyro_vae.runs.checkpointer import Checkpointer
 from pyro_vae.runs.compare_runs import compare_runs
 from pyro_vae.runs.config import Config
@@ -63,7 +68,7 @@ from pyro_vae.training.training_state import FitResult
 
 __all__ = [  # noqa: RUF022 (grouped as in the README)
     # models and their parts
-    "VAE", "Conditional", "MLP", "ConvEncoder", "ConvDecoder",
+    "VAE", "GMVAE", "SemiSupervised", "Classes", "Conditional", "MLP", "ConvEncoder", "ConvDecoder",
     "StandardNormal", "bernoulli", "binomial", "normal",
     "priors", "likelihoods", "posteriors",
     # missing data
@@ -74,14 +79,14 @@ __all__ = [  # noqa: RUF022 (grouped as in the README)
     # objectives: bounds of log weights, gradient estimators, handlers and added terms
     "log_weights", "Bound", "elbo", "iwae", "miwae", "piwae", "ciwae", "renyi", "tvo", "jackknife",
     "pathwise", "stl", "dreg", "gdreg", "vimco", "rws", "analytic_kl",
-    "Beta", "cyclical", "free_bits", "capacity", "total_correlation", "mmd",
+    "Beta", "cyclical", "free_bits", "capacity", "total_correlation", "mmd", "supervised",
     "gradient_report", "GradientReport",
     # what is wrong
     "check", "CheckReport", "latents", "Latents",
     # how good it is: log p(x), by particles, exactly, or between two ends
     "log_likelihood", "Evidence", "defensive", "widened", "pareto_khat", "convergence", "save_evidence", "load_evidence",
     "linear_gaussian", "enumerate_latents", "quadrature", "Exact",
-    "ais", "Annealed", "bracket", "bdmc", "Bracket", "simulate", "Simulated",
+    "sum_out", "ais", "Annealed", "bracket", "bdmc", "Bracket", "simulate", "Simulated",
     # where the gap comes from, which model is better, whether to believe q(z | x) and p(x)
     "gaps", "Gaps", "overfitting", "Overfitting", "decompose", "ElboDecomposition",
     "compare", "Comparison",

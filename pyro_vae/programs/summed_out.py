@@ -271,10 +271,17 @@ def discrete_sites(model: Program, args: tuple[Any, ...]) -> tuple[list[str], Ma
 
 
 def sites_of(program: Program, args: tuple[Any, ...]) -> Mapping[str, Site]:
-    """Run a program on its first row, on a stream of its own; look at its sites."""
-    device, store = args[0].device if isinstance(args[0], Tensor) else "cpu", pyro.get_param_store()
-    with quiet(program, seed=0, device=device), store.scope(store.get_state()):
-        return sample_sites(poutine.trace(program).get_trace(*first_rows(args, slice(1))))
+    """Look at the sites of a program on its first row, or on all where it runs on no other number; nothing is left changed."""
+    store = pyro.get_param_store()
+    with set_up_undone(program), quiet(program, seed=0, device=device_of(args)), store.scope(store.get_state()):
+        try:
+            return sample_sites(poutine.trace(program).get_trace(*first_rows(args, slice(1))))
+        except (ValueError, RuntimeError, IndexError):
+            return sample_sites(poutine.trace(program).get_trace(*args))
+
+
+def device_of(args: Sequence[Any]) -> torch.device:
+    return args[0].device if isinstance(args[0], Tensor) else torch.device("cpu")
 
 
 def first_rows(args: Sequence[Any], part: slice) -> tuple[Any, ...]:
@@ -284,17 +291,11 @@ def first_rows(args: Sequence[Any], part: slice) -> tuple[Any, ...]:
 
 
 def guide_sites(guide: Program | None, args: tuple[Any, ...]) -> Mapping[str, Site]:
-    """Look at the sites of a guide, on its first row, or on all where it has rows of its own; none if it does not run."""
-    if guide is None:
+    """:func:`sites_of` a guide; none of one that does not run, which whoever runs the pair explains."""
+    try:
+        return {} if guide is None else sites_of(guide, args)
+    except Exception:
         return {}
-    store = pyro.get_param_store()
-    for some in (first_rows(args, slice(1)), args):
-        try:
-            with set_up_undone(guide), quiet(guide, seed=0), store.scope(store.get_state()):
-                return sample_sites(poutine.trace(guide).get_trace(*some))
-        except Exception:  # whoever runs the pair explains it
-            continue
-    return {}
 
 
 def summed(
@@ -339,8 +340,7 @@ def look(program: SummedOut, args: tuple[Any, ...], all_rows: bool) -> None:
                 "log_likelihood with method='importance'."
             )
 
-        device = args[0].device if isinstance(args[0], Tensor) else "cpu"
-        with quiet(program.program, seed=0, device=device), SumOut(program.codes, program.plates, complain):
+        with quiet(program.program, seed=0, device=device_of(args)), SumOut(program.codes, program.plates, complain):
             program.program(*repeated(some, len(program.codes)))
 
 
@@ -377,11 +377,16 @@ class Enumerated:
         return unmarked(self.program)(*args, **kwargs)
 
 
-def as_enumerated(model: Program, guide: Program, *args: Any) -> tuple[Program, Program]:
+def as_enumerated(
+    model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None
+) -> tuple[Program, Program]:
     """The pair as an ELBO is trained by: marked latents of the model alone summed out of it, those of the guide to be summed."""
-    if any(isinstance(layer, Enumerated) for layer in unwrapped(guide)):
+    if kwargs or not args or any(isinstance(layer, Enumerated) for layer in unwrapped(guide)):
         return model, guide
-    names, sites, own = marked(model, guide, args)
+    try:
+        names, sites, own = marked(model, guide, args)
+    except Exception:  # it does not run on its first row: whoever runs it next explains that
+        return model, guide
     if alone := [name for name in names if name not in own]:
         model, _ = summed(model, None, args, alone, sites)
     if not own:
@@ -389,3 +394,8 @@ def as_enumerated(model: Program, guide: Program, *args: Any) -> tuple[Program, 
     frame = data_plate(sites)
     codes = Codes.of(sites, own, Plates(frame.name, frame.dim or -1, 1))
     return unmarked(model), Enumerated(guide, codes)
+
+
+def codes_of(program: Program) -> int:
+    """Count the codes that a program is run under for each of its rows: 1 where nothing is summed out."""
+    return next((len(layer.codes) for layer in unwrapped(program) if isinstance(layer, SummedOut)), 1)

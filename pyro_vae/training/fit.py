@@ -19,12 +19,14 @@ from pyro_vae.common.random import seeded
 from pyro_vae.data.arrays import batch_of, read_once
 from pyro_vae.data.structures import is_structure
 from pyro_vae.errors import ProgramError, UsageError
+from pyro_vae.objectives.bound_objective import Bound
 from pyro_vae.objectives.scheduled import Scheduled
 from pyro_vae.programs.arguments import argument_dtypes
 from pyro_vae.programs.data_scale import ROWS, scale_findings
 from pyro_vae.programs.pair import like_parameters, owners, programs
 from pyro_vae.programs.parameter_checks import check_pair_parameters
 from pyro_vae.programs.structured import on_tensors, refuse_structure, tensors_as
+from pyro_vae.programs.summed_out import as_enumerated
 from pyro_vae.programs.support import check_support, takes_missing
 from pyro_vae.training.engines.choose import choose_engine, choose_whole_steps
 from pyro_vae.training.engines.scheduled_values import ScheduledValues
@@ -207,7 +209,9 @@ def fit(
     options = TrainingOptions(epochs, schedule, patience, seed, bad_steps, scheduled, on_step)
     check_callbacks(callbacks)
     immediate = aggressive is not None or bad_steps > 1 or bool(callbacks) or resume is not None
-    step = Step(model, guide, objective_of(objective), optimizer_of(optimizer), immediate, precision_of(precision))
+    if isinstance(trained := objective_of(objective), Bound):
+        model, guide = as_enumerated(model, guide, train)
+    step = Step(model, guide, trained, optimizer_of(optimizer), immediate, precision_of(precision))
     scheduled_values = ScheduledValues(scheduled, on_step is not None)
     planned_steps = epochs * data.steps_per_epoch
     step.engine, step.engine_reason = choose_engine(engine, step, modules, scheduled_values, planned_steps, data.device)
