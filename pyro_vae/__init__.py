@@ -3,6 +3,7 @@
 from pyro_vae import errors, likelihoods, posteriors, priors
 from pyro_vae.common.spec import Spec
 from pyro_vae.data import Data, binarize
+from pyro_vae.diagnostics.classification import Classification, classification
 from pyro_vae.diagnostics.elbo_decomposition import ElboDecomposition, decompose
 from pyro_vae.diagnostics.gradient_noise import GradientReport, gradient_report
 from pyro_vae.diagnostics.inference_gaps import Gaps, gaps
@@ -16,6 +17,7 @@ from pyro_vae.ensembles.fit_ensemble import fit_ensemble
 from pyro_vae.evidence.annealing.ais import ais
 from pyro_vae.evidence.annealing.bracket import Bracket, bdmc, bracket
 from pyro_vae.evidence.annealing.result import Annealed
+from pyro_vae.evidence.class_posterior import ClassPosterior, class_posterior
 from pyro_vae.evidence.compare import compare
 from pyro_vae.evidence.comparison import Comparison
 from pyro_vae.evidence.exact.enumeration import enumerate_latents
@@ -90,6 +92,7 @@ __all__ = [  # noqa: RUF022 (grouped as in the README)
     # where the gap comes from, which model is better, whether to believe q(z | x) and p(x)
     "gaps", "Gaps", "overfitting", "Overfitting", "decompose", "ElboDecomposition",
     "compare", "Comparison",
+    "class_posterior", "ClassPosterior", "classification", "Classification",
     "simulation_based_calibration", "Calibration",
     "posterior_predictive_check", "prior_predictive_check", "PredictiveCheck",
     # using a model

@@ -99,7 +99,9 @@ class Bound(ELBO):
         super().__init__(num_particles=num_particles, vectorize_particles=vectorize_particles)
         self.bound, self.estimator, self.num_groups, self.terms = bound, estimator, num_groups, tuple(terms)
         self.known: Problem | None = None  # its guide is what the guide proposes
-        self.written: tuple[Program, Program, int] | None = None  # the pair that it was made of, and how many arguments it took
+        self.written: tuple[Program, Program, int] | None = (
+            None  # the pair that it was made of, and how many arguments it took
+        )
 
     def __repr__(self) -> str:
         groups = f", num_groups={self.num_groups}" if self.num_groups else ""

@@ -100,8 +100,8 @@ def refuse_observed(sites: Mapping[str, Site]) -> None:
     """Refuse what a guide observes beside a sum over its codes."""
     if sites:
         raise ProgramError(
-            f"site {next(iter(sites))!r} is observed in a guide that sums over discrete sites (a pyro.factor, a head): how codes "
-            "weigh it is open. Make it a term of the objective, as in Bound(elbo, terms=[supervised(100.0)])."
+            f"site {next(iter(sites))!r} is observed in a guide that sums over discrete sites (a pyro.factor, a head): how "
+            "codes weigh it is open. Make it a term of the objective, as in Bound(elbo, terms=[supervised(100.0)])."
         )
 
 

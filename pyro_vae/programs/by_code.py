@@ -94,7 +94,9 @@ def by_code(fn: Any, grouping: CodesOnTheRight) -> Any:
         return dist.Independent(by_code(fn.base_dist, replace(grouping, taken=grouping.taken + taken)), taken)
     if isinstance(fn, MaskedDistribution):
         base, mask = by_code(fn.base_dist, grouping), mask_of(fn)
-        return MaskedDistribution(base, mask if isinstance(mask, bool) else grouping.split(mask).expand(base.batch_shape))
+        return MaskedDistribution(
+            base, mask if isinstance(mask, bool) else grouping.split(mask).expand(base.batch_shape)
+        )
     if (names := PARAMETERS.get(type(fn))) and all(name in vars(fn) for name in names):
         given = {name: grouping.split(getattr(fn, name), dims) for name, dims in names.items()}
         return type(fn)(**given, validate_args=False)

@@ -95,7 +95,6 @@ class Codes:
     def __len__(self) -> int:
         return len(next(iter(self.values.values())))
 
-
     def count(self, name: str) -> int:
         """Count the codes of one site."""
         return int(self.sizes[name] ** self.elements[name])
@@ -128,7 +127,7 @@ def row_shape(name: str, site: Site, plates: Plates) -> tuple[int, ...]:
     del shape[plates.dim - site["fn"].event_dim]
     if math.prod(shape[: dims - 1]) > 1:
         raise ProgramError(
-            f"site {name!r} is discrete and lies in a plate within a row, of shape {tuple(shape[: dims - 1])}: it is summed out "
-            "of a row as a whole. Declare its entries as one event, .to_event(1), in the place of that plate."
+            f"site {name!r} is discrete and lies in a plate within a row, of shape {tuple(shape[: dims - 1])}: it is summed "
+            "out of a row as a whole. Declare its entries as one event, .to_event(1), in the place of that plate."
         )
     return tuple(shape[dims - 1 :])

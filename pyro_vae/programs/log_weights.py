@@ -36,7 +36,8 @@ def log_weights(
 
     Raises:
         ProgramError: a pair without such a plate, with a latent or an observation outside it, with a latent in one
-            program only, or with sites marked for enumeration and no other latents; invalid parameters of a distribution. The message names the site.
+            program only, or with sites marked for enumeration and no other latents; invalid parameters of a distribution.
+            The message names the site.
 
     References:
         Importance Weighted Autoencoders (Burda, Grosse & Salakhutdinov, 2016), https://arxiv.org/abs/1509.00519

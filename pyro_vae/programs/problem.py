@@ -107,7 +107,9 @@ class Problem:
             return cls.checked(model, guide, *args)
 
     @classmethod
-    def continuous(cls, model: Program, guide: Program, x: Any, *context: Any, seed: int, missing: bool = False) -> Problem:
+    def continuous(
+        cls, model: Program, guide: Program, x: Any, *context: Any, seed: int, missing: bool = False
+    ) -> Problem:
         """As :meth:`of`, its discrete latents summed out, where they can be listed and there are others."""
         problem = cls.of(model, guide, x, *context, seed=seed, missing=missing)
         with problem.quiet(seed):

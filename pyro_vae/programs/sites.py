@@ -128,8 +128,8 @@ def check_sites(p: dict[str, Site], q: dict[str, Site]) -> None:
             if site["infer"].get("enumerate"):
                 raise MarkedError(
                     f"site {name!r} of the {program} is marked for enumeration: it is summed over, not drawn, so it has no "
-                    "importance weight. Train with TraceEnum_ELBO; to score, drop the mark so that the guide draws it, or, where "
-                    "all latents are discrete, use enumerate_latents."
+                    "importance weight. Train with TraceEnum_ELBO; to score, drop the mark so that the guide draws it, or use "
+                    "enumerate_latents, where all latents are discrete."
                 )
     latent = set(latent_sites(p))
     guided = set(proposal_sites(q, p))

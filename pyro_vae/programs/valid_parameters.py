@@ -67,7 +67,10 @@ def parameters_of(fn: Any, right: int = 0, masks: Masks = (), direct: bool = Tru
 
 def of_particles(fn: ParticleDistribution, right: int, masks: Masks, direct: bool) -> Iterator[Parameter]:
     """Yield the parameters of all parts, ``(K, ..., N, ...)``."""
-    grouping, codes = replace(fn.grouping, taken=0), fn.codes_on_the_right  # components of a mixture have one dimension more
+    grouping, codes = (
+        replace(fn.grouping, taken=0),
+        fn.codes_on_the_right,
+    )  # components of a mixture have one dimension more
     for same in zip(*(parameters_of(part, right - codes, masks, direct) for part in fn.parts), strict=True):
         value = join([grouping.split(p.value, p.right) for p in same])
         constraint = split_support(

@@ -187,7 +187,13 @@ def bracket(
     )  # fmt: skip
     annealer = Annealer(problem := Problem.continuous(model, guide, x, *context, seed=seed), settings)
     sampled = importance(
-        problem.model, as_written(problem.guide), *problem.args, num_samples=num_samples, seed=seed, chunk_size=chunk_size, verbose=verbose
+        problem.model,
+        as_written(problem.guide),
+        *problem.args,
+        num_samples=num_samples,
+        seed=seed,
+        chunk_size=chunk_size,
+        verbose=verbose,
     )
     ahead = annealer.forward()
     annealing = replace(ahead.result(settings, problem.measure), row_ids=sampled.row_ids)
