@@ -101,9 +101,9 @@ def train(vae, x, y, transform, alpha: float, epochs: int, seconds: float) -> di
 
 
 def main(
-    data: str = "mnist", each: int = 60, latents: int = 32, width: int = 256, again: int = 10, alpha: float = 10.0,
+    data: str = "mnist", each: int = 60, latents: int = 32, width: int = 256, again: int = 10, alpha: float = 30.0,
     epochs: int = 1000, seconds: float = 420, rows: int = 10_000, bayes: int = 500, num_samples: int = 50,
-    ends: int = 20, temperatures: int = 100, out: Path = Path(),
+    ends: int = 10, temperatures: int = 60, out: Path = Path(),
 ) -> None:  # fmt: skip
     images = load(data, binarization="dynamic" if data == "mnist" else "static", verbose=False)
     x, labels = images.train.x.flatten(1), torch.as_tensor(images.train.y).long()
@@ -130,7 +130,7 @@ def main(
     print(f"log p(x):    {marginal}\nlog p(x, y): {joint}")
     between = bracket(
         vae.model, vae.guide, some[:ends], num_samples=num_samples, num_temperatures=temperatures, num_chains=4,
-        leapfrog_steps=5, verbose=False,
+        leapfrog_steps=4, verbose=False,
     )  # fmt: skip
     print(between)
 
