@@ -101,7 +101,7 @@ def train(vae, x, y, transform, alpha: float, epochs: int, seconds: float) -> di
 
 
 def main(
-    data: str = "mnist", each: int = 60, latents: int = 32, width: int = 256, again: int = 10, alpha: float = 30.0,
+    data: str = "mnist", each: int = 60, latents: int = 32, width: int = 256, again: int = 20, alpha: float = 20.0,
     epochs: int = 1000, seconds: float = 420, rows: int = 10_000, bayes: int = 500, num_samples: int = 50,
     ends: int = 10, temperatures: int = 60, out: Path = Path(),
 ) -> None:  # fmt: skip

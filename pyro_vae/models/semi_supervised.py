@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -16,7 +17,7 @@ from pyro_vae.programs.parameters import register
 
 from .classes import MISSING, one_hot
 
-SUMMED = {"enumerate": "parallel"}  # over the classes, wherever the label is not there
+SUMMED: Any = {"enumerate": "parallel"}  # over the classes, wherever the label is not there
 
 
 class SemiSupervised(FunctionParts):
@@ -77,7 +78,8 @@ class SemiSupervised(FunctionParts):
             if y is None:
                 y = pyro.sample("y", self.classes(), infer=SUMMED)
             else:
-                known, labels = y != MISSING, y.clamp(min=0).where(y == MISSING, y)
+                known: Any = y != MISSING
+                labels = torch.where(known, y, 0)
                 y = pyro.sample("y", self.classes(), obs=labels, obs_mask=known, infer=SUMMED)
             return pyro.sample("x", self.likelihood(z, self.one_hot(y)), obs=x)
 
@@ -88,9 +90,10 @@ class SemiSupervised(FunctionParts):
             if y is None:
                 y = pyro.sample("y", self.classifier(x), infer=SUMMED)
             else:
-                with poutine.mask(mask=y == MISSING):
+                missing: Any = y == MISSING
+                with poutine.mask(mask=missing):
                     drawn = pyro.sample("y_unobserved", self.classifier(x), infer=SUMMED)
-                y = torch.where(y == MISSING, drawn, y)
+                y = torch.where(missing, drawn, y)
             return pyro.sample("z", self.posterior(x, self.one_hot(y)))
 
     def one_hot(self, y: Tensor) -> Tensor:

@@ -46,6 +46,7 @@ class CodeDistribution(ParticleDistribution):
     """A distribution of C · N rows as one of batch shape ``(..., N, C)``, whatever its family."""
 
     codes_on_the_right = 1
+    grouping: CodesOnTheRight
 
     def __init__(self, fn: Any, grouping: CodesOnTheRight) -> None:
         self.parts, self.grouping = (fn,), grouping

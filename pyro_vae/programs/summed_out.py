@@ -35,6 +35,7 @@ from .plates import WITHOUT_SIZE, Plates, data_plate
 from .proposal_guide import set_up_undone
 from .site_rows import frames_of
 from .sites import Program, Site, has_density, latent_sites, sample_sites
+from .user_errors import MODEL, explained
 from .valid_parameters import check_site_parameters
 from .vectorize import Grouping, regroup, repeated
 from .wrapped import base_name
@@ -95,21 +96,24 @@ class SumOut(Messenger):
         rows = fn.batch_shape[dim] if rows == WITHOUT_SIZE else rows
         value = self.codes.values[msg["name"]].repeat_interleave(rows // len(self.codes), 0)
         value = value.reshape(len(value), *[1] * (-dim - 1), *fn.event_shape).expand(fn.shape())
+        if self.complain is not None or not torch.is_grad_enabled():
+            self.check_parameters(msg, value)
         log_prob = scale_and_mask(log_density(fn, value), mask=msg["mask"])
         if (kept := mask_of_site(msg)) is not True:
             log_prob = log_prob - self.left_out(msg["name"], fn, kept, value)
         total = self.by_row(log_prob)
-        if self.complain is not None or not torch.is_grad_enabled():  # nothing outside sees this site
-            mask = (
-                self.left.split(msg["mask"]) if isinstance(msg["mask"], Tensor) and msg["mask"].dim() else msg["mask"]
-            )
-            seen = {**msg, "fn": regroup([fn], self.left), "value": self.left.split(value, fn.event_dim), "mask": mask}
-            check_site_parameters({msg["name"]: seen}, dim, first=self.first, plates=self.plates)
         if self.complain is not None:
             self.look_at_sum(msg["name"], total)
         self.settle()
         self.log_weights = total if self.log_weights is None else self.log_weights + total
         msg["value"], msg["done"], msg["stop"] = value, True, True
+
+    def check_parameters(self, msg: Any, value: Tensor) -> None:
+        """Refuse invalid parameters of a site that nobody outside sees; before it is scored, which may put them right."""
+        fn, mask = msg["fn"], msg["mask"]
+        mask = self.left.split(mask) if isinstance(mask, Tensor) and mask.dim() else mask
+        seen = {**msg, "fn": regroup([fn], self.left), "value": self.left.split(value, fn.event_dim), "mask": mask}
+        check_site_parameters({msg["name"]: seen}, self.plates.dim, first=self.first, plates=self.plates)
 
     def left_out(self, name: str, fn: Any, kept: Any, value: Tensor) -> Tensor:
         """log V for each element that a mask takes out: what is not there has no value, and all of them together weigh 1."""
@@ -289,7 +293,8 @@ def sites_of(program: Program, args: tuple[Any, ...]) -> Mapping[str, Site]:
         try:
             return sample_sites(poutine.trace(program).get_trace(*first_rows(args, slice(1))))
         except (ValueError, RuntimeError, IndexError):
-            return sample_sites(poutine.trace(program).get_trace(*args))
+            with explained(MODEL, *args):
+                return sample_sites(poutine.trace(program).get_trace(*args))
 
 
 def device_of(args: Sequence[Any]) -> torch.device:
