@@ -4,6 +4,7 @@ from pyro_vae import errors, likelihoods, posteriors, priors
 from pyro_vae.common.spec import Spec
 from pyro_vae.data import Data, binarize
 from pyro_vae.diagnostics.data_set_calibration import data_set_calibration
+from pyro_vae.diagnostics.classification import Classification, classification
 from pyro_vae.diagnostics.elbo_decomposition import ElboDecomposition, decompose
 from pyro_vae.diagnostics.gradient_noise import GradientReport, gradient_report
 from pyro_vae.diagnostics.inference_gaps import Gaps, gaps
@@ -17,6 +18,7 @@ from pyro_vae.ensembles.fit_ensemble import fit_ensemble
 from pyro_vae.evidence.annealing.ais import ais
 from pyro_vae.evidence.annealing.bracket import Bracket, bdmc, bracket
 from pyro_vae.evidence.annealing.result import Annealed
+from pyro_vae.evidence.class_posterior import ClassPosterior, class_posterior
 from pyro_vae.evidence.compare import compare
 from pyro_vae.evidence.comparison import Comparison
 from pyro_vae.evidence.exact.enumeration import enumerate_latents
@@ -34,8 +36,11 @@ from pyro_vae.evidence.predictive import PredictiveDensity, predictive_density
 from pyro_vae.likelihoods.continuous import normal
 from pyro_vae.likelihoods.discrete import bernoulli, binomial
 from pyro_vae.models.bayesian import Bayesian, BayesianVAE, GlobalGuide
+from pyro_vae.models.classes import Classes
 from pyro_vae.models.missing import SkipMissing, WithMask
+from pyro_vae.models.mixture import GMVAE
 from pyro_vae.models.networks import MLP, ConvDecoder, ConvEncoder
+from pyro_vae.models.semi_supervised import SemiSupervised
 from pyro_vae.models.usage import encode, interpolate, reconstruct, sample
 from pyro_vae.models.vae import VAE
 from pyro_vae.objectives.analytic_kl import analytic_kl
@@ -46,12 +51,14 @@ from pyro_vae.objectives.count_once import CountOnce
 from pyro_vae.objectives.gradient_estimators import dreg, gdreg, pathwise, rws, stl, vimco
 from pyro_vae.objectives.jackknife import jackknife
 from pyro_vae.objectives.kl_terms import capacity, free_bits, mmd, total_correlation
+from pyro_vae.objectives.supervised import supervised
 from pyro_vae.priors.simple import StandardNormal
 from pyro_vae.programs.check import check
 from pyro_vae.programs.data_set import WholeDataSet
 from pyro_vae.programs.findings import CheckReport
 from pyro_vae.programs.log_weights import log_weights
 from pyro_vae.programs.simulate import Simulated, simulate
+from pyro_vae.programs.summed_out import sum_out
 from pyro_vae.runs.checkpointer import Checkpointer
 from pyro_vae.runs.compare_runs import compare_runs
 from pyro_vae.runs.config import Config
@@ -68,7 +75,7 @@ from pyro_vae.training.training_state import FitResult
 
 __all__ = [  # noqa: RUF022 (grouped as in the README)
     # models and their parts
-    "VAE", "Conditional", "MLP", "ConvEncoder", "ConvDecoder",
+    "VAE", "GMVAE", "SemiSupervised", "Classes", "Conditional", "MLP", "ConvEncoder", "ConvDecoder",
     "StandardNormal", "bernoulli", "binomial", "normal",
     "priors", "likelihoods", "posteriors",
     # global parameters: priors on what all rows share, log p(X) of the data set, new rows
@@ -82,17 +89,18 @@ __all__ = [  # noqa: RUF022 (grouped as in the README)
     # objectives: bounds of log weights, gradient estimators, handlers and added terms
     "log_weights", "Bound", "elbo", "iwae", "miwae", "piwae", "ciwae", "renyi", "tvo", "jackknife",
     "pathwise", "stl", "dreg", "gdreg", "vimco", "rws", "analytic_kl",
-    "Beta", "cyclical", "free_bits", "capacity", "total_correlation", "mmd",
+    "Beta", "cyclical", "free_bits", "capacity", "total_correlation", "mmd", "supervised",
     "gradient_report", "GradientReport",
     # what is wrong
     "check", "CheckReport", "latents", "Latents",
     # how good it is: log p(x), by particles, exactly, or between two ends
     "log_likelihood", "Evidence", "defensive", "widened", "pareto_khat", "convergence", "save_evidence", "load_evidence",
     "linear_gaussian", "enumerate_latents", "quadrature", "Exact",
-    "ais", "Annealed", "bracket", "bdmc", "Bracket", "simulate", "Simulated",
+    "sum_out", "ais", "Annealed", "bracket", "bdmc", "Bracket", "simulate", "Simulated",
     # where the gap comes from, which model is better, whether to believe q(z | x) and p(x)
     "gaps", "Gaps", "overfitting", "Overfitting", "decompose", "ElboDecomposition",
     "compare", "Comparison",
+    "class_posterior", "ClassPosterior", "classification", "Classification",
     "simulation_based_calibration", "Calibration",
     "posterior_predictive_check", "prior_predictive_check", "PredictiveCheck",
     # using a model

@@ -32,6 +32,10 @@ class ProgramError(UsageError):
     """A (model, guide) pair that a function here cannot treat: names the site and the reason."""
 
 
+class MarkedError(ProgramError):
+    """A site that is marked for enumeration, where sites are drawn: its values are summed over, if there are other latents."""
+
+
 class NoWeightError(ProgramError):
     """A pair whose p(x, z) / q(z | x) is no importance weight: a point, a rounded draw, another measure, another mask."""
 

@@ -15,7 +15,7 @@ from pyro_vae.runs.registry import TABLES, names
 MODULES = ("likelihoods", "priors", "posteriors")
 TOLD = {"Evidence", "Latents", "Comparison", "GradientReport"}  # what is returned or listed
 TOLD |= {"Exact", "Annealed", "Bracket", "Simulated", "Gaps", "Overfitting", "ElboDecomposition", "Calibration"}
-TOLD |= {"PredictiveCheck", "PredictiveDensity", "FitResult"}  # returned, too
+TOLD |= {"PredictiveCheck", "PredictiveDensity", "FitResult", "ClassPosterior", "Classification"}  # returned, too
 TOLD |= {"save_evidence"}  # the other half of load_evidence's example
 TOLD |= {
     "load_run",

@@ -219,7 +219,7 @@ def gaps(
             f"0; got {num_samples}, {steps}, {num_particles}, {chunk_size}, {lr}"
         )
     x, *rest = [read_once(a) for a in (x, *context)]
-    problem = Problem.of(model, guide, x, *rest, seed=seed, missing=missing)
+    problem = Problem.continuous(model, guide, x, *rest, seed=seed, missing=missing)
     truth = None if log_px is None else as_truth(log_px, len(problem), RowIds.of(x, *rest))
     how = getattr(log_px, "how", None)
     parts = []

@@ -117,7 +117,8 @@ def fit_ensemble(
     makers = [optimizer_of(given) for given in per_member("optimizer", optimizer, len(members))]
     if transform is not None:
         refuse_structure(x, "fit_ensemble with a transform")
-    job = EnsembleJob(members, makers, objective_of(objective), options, engine, device, missing, standardize)
+    given = None if objective is None else objective_of(objective)
+    job = EnsembleJob(members, makers, given, options, engine, device, missing, standardize)
     job.load((x, *context), validation, batch_size, transform, drop_last)
     with all_threads(), EnsembleReporter(epochs, verbose, on_epoch) as report:
         return job.run(report)

@@ -19,11 +19,12 @@ from pyro_vae.programs.arguments import argument_dtypes
 from pyro_vae.programs.pair import like_parameters, programs
 from pyro_vae.programs.structured import on_tensors, tensors_as
 from pyro_vae.programs.support import takes_missing
+from pyro_vae.training.arguments import objective_of
 from pyro_vae.training.batch_source import TrainingData, Transform, choose_batch_source, conversion_device
 from pyro_vae.training.engines.choose import resolve
 from pyro_vae.training.engines.flat_graph import Untraceable
 from pyro_vae.training.engines.verify import replayed
-from pyro_vae.training.fit import FEW, examine, fit, move, parts_of, resolve_batch_size
+from pyro_vae.training.fit import FEW, examine, fit, move, parts_of, resolve_batch_size, summed_over
 from pyro_vae.training.global_sites import counted_once
 from pyro_vae.training.optimizers import MakeOptimizer, name_parameters
 from pyro_vae.training.shuffle import NOISE, SHUFFLE
@@ -47,7 +48,7 @@ class EnsembleJob:
 
     members: list[Member]
     makers: list[MakeOptimizer]
-    objective: ELBO
+    objective: ELBO | None  # None is the default
     options: TrainingOptions  # the same for all; each has its own seed and scheduled objects beside
     engine: str
     device: torch.device | str | None
@@ -78,8 +79,10 @@ class EnsembleJob:
         self.data = TrainingData(train, source, resolve_batch_size(size, len(train[0])), validation, transform, drop)
         for member, make, (model, guide, _) in zip(self.members, self.makers, pairs, strict=True):
             options = replace(self.options, seed=member.seed, scheduled=member.scheduled)
-            model, guide = counted_once(model, guide, self.objective, self.data, member.seed)
-            step = Step(model, guide, copy(self.objective), make)  # a Bound remembers one pair
+            meant, by_default = objective_of(self.objective), self.objective is None
+            model, guide, objective = summed_over(model, guide, meant, train, by_default)
+            model, guide = counted_once(model, guide, objective, self.data, member.seed)
+            step = Step(model, guide, copy(objective), make)  # a Bound remembers one pair
             member.trainer = Trainer(step, list(member.modules.values()), self.data, options)
 
     def run(self, report: EnsembleReporter) -> Ensemble:

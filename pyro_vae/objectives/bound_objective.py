@@ -12,14 +12,16 @@ from pyro.infer.enum import get_importance_trace
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 
-from pyro_vae.errors import ProgramError, UsageError
+from pyro_vae.errors import MarkedError, ProgramError, UsageError
 from pyro_vae.programs.buffers import buffers_restored
 from pyro_vae.programs.pair import without_validation
 from pyro_vae.programs.problem import Problem
-from pyro_vae.programs.proposal_guide import as_trained, as_written, refuse_unweighed
+from pyro_vae.programs.proposal_guide import as_trained, refuse_unweighed
 from pyro_vae.programs.sites import Program
+from pyro_vae.programs.summed_out import as_enumerated
 
 from .bounds import elbo
+from .enumerated_run import EnumeratedRun, check_enumerable, codes_of
 from .gradient_estimators import BoundFunction, Estimator, guide_bound, pathwise
 from .particles import Draw, ParticleRun, check_inner_plates
 
@@ -31,6 +33,9 @@ class Bound(ELBO):
 
     The bound is of each row by itself; s_n is what a row counts (N / B under a subsampled plate, 1 otherwise), so mini-batch
     losses are unbiased and the bound stays one. Handlers that weigh some sites (β on the latents) change log w.
+
+    Discrete latents that the pair marks for enumeration (``infer={"enumerate": "parallel"}``) are summed over: of the model
+    alone inside p(x, z), under any bound; in the guide too by ``Bound(elbo)``, each code weighed by q(code | x).
 
     What the guide *observes* (a head that is trained along, ``pyro.factor``) is no part of log w. Its log q is added to the
     loss as ``Trace_ELBO`` adds it, Σ log q(y) beside −Σ_n s_n F whatever the bound, a mean over particles, and differentiated
@@ -94,6 +99,9 @@ class Bound(ELBO):
         super().__init__(num_particles=num_particles, vectorize_particles=vectorize_particles)
         self.bound, self.estimator, self.num_groups, self.terms = bound, estimator, num_groups, tuple(terms)
         self.known: Problem | None = None  # its guide is what the guide proposes
+        self.written: tuple[Program, Program, int] | None = (
+            None  # the pair that it was made of, and how many arguments it took
+        )
 
     def __repr__(self) -> str:
         groups = f", num_groups={self.num_groups}" if self.num_groups else ""
@@ -164,6 +172,8 @@ class Bound(ELBO):
         weighable = getattr(self.estimator, "weighable", False) or guide_bound(self.bound) is not self.bound
         total = self.num_particles * (self.num_groups or 1)
         sizes = [total] if self.vectorize_particles else [1] * total
+        if (codes := codes_of(problem.guide)) is not None:
+            return Draw([EnumeratedRun(problem, size, validated=validated, codes=codes) for size in sizes])
         return Draw([ParticleRun(problem, size, detached, weighable, validated) for size in sizes], self.num_groups)
 
     def checked_draw(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Draw:
@@ -195,12 +205,13 @@ class Bound(ELBO):
 
     def problem(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Problem:
         """Find where the pair keeps its rows, and how its particles run, once: on a first batch, whose memory is measured."""
-        if self.known is None or (self.known.model, as_written(self.known.guide)) != (model, guide):
+        if self.known is None or self.written != (model, guide, len(args)):
             # draws of its own would shift those that follow, and batch statistics are those of the steps
             with torch.random.fork_rng(devices=cuda_devices(args)), buffers_restored(model, guide):
-                problem = Problem.unprobed(model, guide, args, kwargs).probed(self.vectorize_particles)
+                problem = problem_of(model, guide, args, kwargs).probed(self.vectorize_particles)
+                check_enumerable(problem.guide, self.bound, self.estimator, self.terms)
                 self.check_memory(replace(problem, guide=as_trained(problem.guide)))
-            self.known = problem.over()  # without the batch
+            self.known, self.written = problem.over(), (model, guide, len(args))  # without the batch
         return self.known
 
     def check_memory(self, problem: Problem) -> None:
@@ -231,6 +242,16 @@ class Bound(ELBO):
 
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:  # Pyro's abstract method
         return get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
+
+
+def problem_of(model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Problem:
+    """Find the pair's plates; what it marks for enumeration is summed over, if there are other latents."""
+    try:
+        return Problem.unprobed(model, guide, args, kwargs)
+    except MarkedError:
+        if (pair := as_enumerated(model, guide, args, kwargs)) == (model, guide):
+            raise
+    return Problem.unprobed(*pair, args, kwargs)
 
 
 def cuda_devices(args: tuple[Any, ...]) -> list[torch.device]:

@@ -144,7 +144,7 @@ def summed(p: ProgramTrace, q: ProgramTrace) -> list[Finding]:
         )
         fix = (
             "train with TraceEnum_ELBO; for log p(x), enumerate_latents sums over it, or have the guide draw it, without "
-            "the mark"
+            "the mark; beside continuous latents nothing is to be done: Bound sums over it, and evaluations sum it out"
         )
         found.append(Finding(f"enumerated {where}", f"site {name!r}", what, fix, "warning"))
     return found

@@ -7,12 +7,14 @@ from typing import Any
 from torch import Tensor
 
 from pyro_vae.common.given import whole
+from pyro_vae.errors import MarkedError
 
 from .pair import without_validation
 from .parameters import ModulesOwnParameters
 from .problem import Problem
 from .sites import Program
 from .structured import on_tensors
+from .summed_out import without_marked
 
 
 def log_weights(
@@ -34,7 +36,8 @@ def log_weights(
 
     Raises:
         ProgramError: a pair without such a plate, with a latent or an observation outside it, with a latent in one
-            program only, or with enumerated sites; invalid parameters of a distribution. The message names the site.
+            program only, or with sites marked for enumeration and no other latents; invalid parameters of a distribution.
+            The message names the site.
 
     References:
         Importance Weighted Autoencoders (Burda, Grosse & Salakhutdinov, 2016), https://arxiv.org/abs/1509.00519
@@ -56,5 +59,15 @@ def log_weights(
     model, guide, args = on_tensors(model, guide, *args)
     # torch's validation names no row, and stops where a density is 0: ours does neither
     with ModulesOwnParameters(), without_validation():
-        problem = Problem.unprobed(model, guide, args, kwargs).probed(vectorize_particles)
+        problem = problem_of(model, guide, args, kwargs).probed(vectorize_particles)
         return problem.log_probs(num_particles).log_w
+
+
+def problem_of(model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Problem:
+    """Find the pair's plates; what it marks for enumeration beside other latents is summed out."""
+    try:
+        return Problem.unprobed(model, guide, args, kwargs)
+    except MarkedError:
+        if kwargs or (pair := without_marked(model, guide, *args)) == (model, guide):
+            raise
+    return Problem.unprobed(*pair, args, kwargs)

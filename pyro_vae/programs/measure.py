@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import MixtureSameFamily, constraints
 
 from .one_measure import UNNORMALISED
 from .proposal_guide import as_written
@@ -54,7 +54,9 @@ def measures_of(name: str, fn: Any) -> list[str]:
     if base_name(fn) in UNNORMALISED:
         return ["score"]
     support = bare(support_of_site(name, fn))
-    if blocks := getattr(elements(fn), "blocks", None):
+    if isinstance(part := elements(fn), MixtureSameFamily):
+        return measures_of(name, part.component_distribution)
+    if blocks := getattr(part, "blocks", None):
         return [kind for block in blocks for kind in measures_of(name, block)]
     if not support.is_discrete:
         return ["continuous"]

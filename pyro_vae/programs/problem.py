@@ -2,11 +2,11 @@ r"""A pair of programs and the rows it is evaluated on: how every evaluator runs
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
-from typing import Any
+from functools import cached_property, partial, wraps
+from typing import Any, Concatenate
 
 import torch
 from pyro import plate, poutine
@@ -14,6 +14,7 @@ from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 
 from pyro_vae.data.arrays import batch_of, read_once
+from pyro_vae.errors import MarkedError
 
 from .arguments import argument_dtypes
 from .digits import refuse_coarse_draws
@@ -22,10 +23,11 @@ from .masks import check_same_masks
 from .measure import measure_of
 from .pair import like_parameters, quiet, unwrapped
 from .plates import Plates, refuse_shared
-from .proposal_guide import RefusedGuide, as_proposal, as_trained, on_fewest_rows, refuse_unweighed
+from .proposal_guide import RefusedGuide, as_proposal, as_trained, as_written, on_fewest_rows, refuse_unweighed
 from .score_sites import score_sites
 from .sites import PARTICLES, LogProbs, Program, Site, check_pair, latent_sites, observed_sites, sample_sites, sum_terms
 from .structured import on_tensors
+from .summed_out import sum_out, without_marked
 from .support import check_support, takes_missing
 from .unconstrained import SubstituteLatents
 from .user_errors import GUIDE, MODEL, explained
@@ -45,6 +47,23 @@ from .vectorize_probe import LOOP, choose_vectorizing
 Sites = dict[str, Site]
 Latents = poutine.Trace | Mapping[str, Tensor]
 PLATE, NO_PLATE = Vectorizing(), nullcontext()
+Build = Callable[Concatenate[type["Problem"], Program, Program, ...], "Problem"]
+
+
+def marks_summed_out(build: Build) -> Build:
+    """Build a problem, of the pair without the sites that it marks for enumeration, if there are such beside others."""
+
+    @wraps(build)
+    def built(cls: type[Problem], model: Program, guide: Program, *args: Any, **kwargs: Any) -> Problem:
+        try:
+            return build(cls, model, guide, *args, **kwargs)
+        except MarkedError:
+            pair = without_marked(model, guide, *args)
+            if pair == (model, guide):
+                raise
+        return build(cls, *pair, *args, **kwargs)
+
+    return built
 
 
 @dataclass(frozen=True)
@@ -88,6 +107,18 @@ class Problem:
             return cls.checked(model, guide, *args)
 
     @classmethod
+    def continuous(
+        cls, model: Program, guide: Program, x: Any, *context: Any, seed: int, missing: bool = False
+    ) -> Problem:
+        """As :meth:`of`, its discrete latents summed out, where they can be listed and there are others."""
+        problem = cls.of(model, guide, x, *context, seed=seed, missing=missing)
+        with problem.quiet(seed):
+            written = as_written(problem.guide)
+            pair = sum_out(problem.model, written, *problem.args)
+            return problem if pair == (problem.model, written) else cls.checked(*pair, *problem.args)  # type: ignore[arg-type]
+
+    @classmethod
+    @marks_summed_out
     def checked(cls, model: Program, guide: Program, *args: Tensor, vectorize: bool = True) -> Problem:
         """Check that all rows lie in the likelihood's support, and masks of latents; find the plates by a run on the first."""
         inside = check_support(model, guide, *args)
@@ -96,6 +127,7 @@ class Problem:
         return problem
 
     @classmethod
+    @marks_summed_out
     def on_first_row(cls, model: Program, guide: Program, *args: Tensor, vectorize: bool = True) -> Problem:
         """Find the plates by a run on the first row, or on all, where the guide has parameters for each of them."""
         (proposal, plates), rows = on_fewest_rows(partial(as_proposal, model, guide), guide, args)
@@ -104,6 +136,7 @@ class Problem:
         return cls(model, proposal, args, plates).probed(vectorize)
 
     @classmethod
+    @marks_summed_out
     def on(cls, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Problem:
         """Find the plates by one run of the pair on just these arguments; no row is checked."""
         return cls.unprobed(model, guide, args, kwargs).probed()

@@ -13,7 +13,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_vae.common.pyro_private import is_deterministic
-from pyro_vae.errors import ProgramError, ShapeError
+from pyro_vae.errors import MarkedError, ProgramError, ShapeError
 
 from .masks import check_same_masks
 from .one_measure import check_measure
@@ -127,9 +127,10 @@ def check_sites(p: dict[str, Site], q: dict[str, Site]) -> None:
     for program, sites in (("model", p), ("guide", q)):
         for name, site in sites.items():
             if site["infer"].get("enumerate"):
-                raise ProgramError(
+                raise MarkedError(
                     f"site {name!r} of the {program} is marked for enumeration: it is summed over, not drawn, so it has no "
-                    "importance weight. Train with TraceEnum_ELBO; to score, drop the mark so that the guide draws it."
+                    "importance weight. Train with TraceEnum_ELBO; to score, drop the mark so that the guide draws it, or use "
+                    "enumerate_latents, where all latents are discrete."
                 )
     latent = set(latent_sites(p))
     guided = set(proposal_sites(q, p))

@@ -104,9 +104,9 @@ def check_continuous(name: str, site: Site) -> None:
         raise ProgramError(f"site {name!r} is a {kind}, {why}")
     if is_discrete(name, fn):
         raise ProgramError(
-            f"site {name!r} is discrete ({kind}): it has no place on the real line, so no grid and no gradient. Sum it out by "
-            "enumeration (enumerate_latents, exact for a few classes), or use importance sampling; a mixture written as one "
-            "distribution (MixtureSameFamily) needs no sum."
+            f"site {name!r} is discrete ({kind}): it has no place on the real line, so no grid and no gradient. Beside "
+            "continuous latents, sites with a list of values are summed out; where all are discrete, enumeration is exact "
+            "(enumerate_latents). Of others use importance sampling."
         )
     try:
         bijection(fn)

@@ -67,14 +67,18 @@ def parameters_of(fn: Any, right: int = 0, masks: Masks = (), direct: bool = Tru
 
 def of_particles(fn: ParticleDistribution, right: int, masks: Masks, direct: bool) -> Iterator[Parameter]:
     """Yield the parameters of all parts, ``(K, ..., N, ...)``."""
-    grouping = replace(fn.grouping, taken=0)
-    for same in zip(*(parameters_of(part, right, masks, direct) for part in fn.parts), strict=True):
+    grouping, codes = (
+        replace(fn.grouping, taken=0),
+        fn.codes_on_the_right,
+    )  # components of a mixture have one dimension more
+    for same in zip(*(parameters_of(part, right - codes, masks, direct) for part in fn.parts), strict=True):
         value = join([grouping.split(p.value, p.right) for p in same])
         constraint = split_support(
             [p.constraint for p in same], grouping, same[0].right
         )  # its bounds may be of rows, too
         of = same[0]
-        yield Parameter(of.owner, of.name, value, constraint, of.right, of.masks, of.logged, plain_ends(constraint))
+        ends = plain_ends(constraint)
+        yield Parameter(of.owner, of.name, value, constraint, of.right + codes, of.masks, of.logged, ends)
 
 
 class Constrained(NamedTuple):

@@ -87,6 +87,9 @@ class ParticleDistribution(TorchDistribution):
     """Distributions of K · N rows each, as one of all their particles: batch shape ``(K, ..., N, ...)``."""
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
+    codes_on_the_right = (
+        0  # dimensions of a batch shape beside the rows' (:class:`~pyro_vae.programs.by_code.CodeDistribution`)
+    )
 
     def __init__(self, parts: Sequence[Any], grouping: Grouping) -> None:
         self.parts, self.grouping = tuple(parts), grouping

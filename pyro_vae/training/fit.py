@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from pyro.infer import ELBO, TraceEnum_ELBO
 from pyro.optim import PyroOptim
+from torch import Tensor
 
 from pyro_vae.common.device import resolve_device
 from pyro_vae.common.given import whole
@@ -19,12 +20,16 @@ from pyro_vae.common.random import seeded
 from pyro_vae.data.arrays import batch_of, read_once
 from pyro_vae.data.structures import is_structure
 from pyro_vae.errors import ProgramError, UsageError
+from pyro_vae.objectives.bound_objective import Bound
+from pyro_vae.objectives.bounds import elbo
 from pyro_vae.objectives.scheduled import Scheduled
 from pyro_vae.programs.arguments import argument_dtypes
 from pyro_vae.programs.data_scale import ROWS, scale_findings
 from pyro_vae.programs.pair import like_parameters, owners, programs
 from pyro_vae.programs.parameter_checks import check_pair_parameters
+from pyro_vae.programs.sites import Program
 from pyro_vae.programs.structured import on_tensors, refuse_structure, tensors_as
+from pyro_vae.programs.summed_out import as_enumerated
 from pyro_vae.programs.support import check_support, takes_missing
 from pyro_vae.training.engines.choose import choose_engine, choose_whole_steps
 from pyro_vae.training.engines.scheduled_values import ScheduledValues
@@ -214,9 +219,9 @@ def fit(
     options = TrainingOptions(epochs, schedule, patience, seed, bad_steps, scheduled, on_step)
     check_callbacks(callbacks)
     immediate = aggressive is not None or bad_steps > 1 or bool(callbacks) or resume is not None
-    objective = objective_of(objective)
-    model, guide = counted_once(model, guide, objective, data, seed)
-    step = Step(model, guide, objective, optimizer_of(optimizer), immediate, precision_of(precision))
+    model, guide, trained = summed_over(model, guide, objective_of(objective), train, by_default=objective is None)
+    model, guide = counted_once(model, guide, trained, data, seed)
+    step = Step(model, guide, trained, optimizer_of(optimizer), immediate, precision_of(precision))
     scheduled_values = ScheduledValues(scheduled, on_step is not None)
     planned_steps = epochs * data.steps_per_epoch
     step.engine, step.engine_reason = choose_engine(engine, step, modules, scheduled_values, planned_steps, data.device)
@@ -230,6 +235,18 @@ def fit(
         if resume is not None:
             restore(trainer, resume, fork)
         return trainer.run(reporter)
+
+
+def summed_over(
+    model: Program, guide: Program, objective: Any, train: tuple[Tensor, ...], by_default: bool
+) -> tuple[Program, Program, Any]:
+    """The pair as a Bound trains it, which sums over what is marked for enumeration beside other latents; and the objective."""
+    if not (by_default or isinstance(objective, Bound)):
+        return model, guide, objective
+    pair = as_enumerated(model, guide, train)
+    if by_default and pair != (model, guide):
+        return *pair, Bound(elbo)
+    return *pair, objective
 
 
 def parts_of(validation: Any, given: int) -> tuple[Any, ...]:

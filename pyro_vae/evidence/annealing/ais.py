@@ -1,4 +1,4 @@
-r"""log p(x) by annealed importance sampling, for any pair whose latents are continuous."""
+r"""log p(x) by annealed importance sampling, for any pair with continuous latents; discrete ones are summed out."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pyro_vae.evidence.estimate import identified
 from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.reach import check_reach
 from pyro_vae.programs.sites import Program
+from pyro_vae.programs.summed_out import codes_of
 
 from .densities import Densities
 from .flat_density import DensityGraphs
@@ -71,7 +72,8 @@ def ais(
         verbose: a progress bar, on a terminal only.
 
     Raises:
-        ProgramError: a pair that cannot be treated row by row, a discrete latent, weights that are NaN; names site or rows.
+        ProgramError: a pair that cannot be treated row by row, discrete latents alone or beyond 10^4
+            codes, weights that are NaN; names site or rows.
         SupportError, ShapeError, DataError: x outside the support of the likelihood, of another shape, not finite.
         UsageError: an option out of range.
 
@@ -101,7 +103,7 @@ def ais(
         schedule=schedule, step_size=step_size, target_acceptance=target_acceptance,
         seed=seed, chunk_size=chunk_size, verbose=verbose,
     )  # fmt: skip
-    annealer = Annealer(Problem.of(model, guide, x, *context, seed=seed), settings)
+    annealer = Annealer(Problem.continuous(model, guide, x, *context, seed=seed), settings)
     return annealer.forward().result(settings, annealer.problem.measure)
 
 
@@ -113,7 +115,7 @@ class Annealer:
         if settings.start == "guide":
             with self.problem.quiet(settings.seed):
                 check_reach(problem)
-        self.step = max(1, settings.chunk_size // settings.num_chains)
+        self.step = max(1, settings.chunk_size // (settings.num_chains * codes_of(problem.model)))
         self.chunks = problem.split(self.step)
         self.graphs = DensityGraphs(settings.transitions * settings.leapfrog_steps)
         if settings.schedule == "adaptive":

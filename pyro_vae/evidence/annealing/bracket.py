@@ -15,6 +15,7 @@ from pyro_vae.evidence.estimate import data_se, format_nats, mean_se
 from pyro_vae.evidence.importance.estimator import importance
 from pyro_vae.evidence.importance.result import Evidence
 from pyro_vae.programs.problem import Problem, rows_of
+from pyro_vae.programs.proposal_guide import as_written
 from pyro_vae.programs.simulate import simulate
 from pyro_vae.programs.sites import Program
 from pyro_vae.programs.structured import on_tensors
@@ -184,9 +185,15 @@ def bracket(
         start=start, num_temperatures=num_temperatures, num_chains=num_chains, leapfrog_steps=leapfrog_steps, schedule=schedule,
         step_size=step_size, target_acceptance=target_acceptance, seed=seed, chunk_size=chunk_size, verbose=verbose,
     )  # fmt: skip
-    annealer = Annealer(problem := Problem.of(model, guide, x, *context, seed=seed), settings)
+    annealer = Annealer(problem := Problem.continuous(model, guide, x, *context, seed=seed), settings)
     sampled = importance(
-        model, guide, *problem.args, num_samples=num_samples, seed=seed, chunk_size=chunk_size, verbose=verbose
+        problem.model,
+        as_written(problem.guide),
+        *problem.args,
+        num_samples=num_samples,
+        seed=seed,
+        chunk_size=chunk_size,
+        verbose=verbose,
     )
     ahead = annealer.forward()
     annealing = replace(ahead.result(settings, problem.measure), row_ids=sampled.row_ids)

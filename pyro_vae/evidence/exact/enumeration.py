@@ -12,10 +12,9 @@ from pyro_vae.common.given import check_whole
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.evidence.estimate import identified
+from pyro_vae.programs.codes import listed
 from pyro_vae.programs.pair import quiet
 from pyro_vae.programs.sites import Program
-from pyro_vae.programs.unconstrained import is_discrete
-from pyro_vae.programs.wrapped import base_name, elements
 
 from .joint import Joint, ReadsRowsError, Shared
 from .result import Exact
@@ -116,20 +115,3 @@ class Codes:
                 "all listed."
             )
         return log_px
-
-
-def listed(name: str, fn: Any) -> Tensor:
-    """List every value of one element of a discrete site, ``(V, *event of the element)``."""
-    fn = elements(fn)
-    if not is_discrete(name, fn):
-        raise ProgramError(
-            f"site {name!r} is continuous ({base_name(fn)}): it cannot be enumerated. Where all latents are continuous and "
-            "few, quadrature integrates over them."
-        )
-    try:
-        if not fn.has_enumerate_support:
-            raise NotImplementedError("infinitely many values")
-        values: Tensor = fn.enumerate_support(expand=False)
-    except NotImplementedError as error:
-        raise ProgramError(f"site {name!r} ({base_name(fn)}) has no list of values: {error}.") from error
-    return values.reshape(len(values), *fn.event_shape)

@@ -22,6 +22,7 @@ from pyro_vae.programs.row_reads import RowReads
 from pyro_vae.programs.score_sites import row_log_density
 from pyro_vae.programs.sites import Program, Site, latent_sites, observed_sites, sum_terms
 from pyro_vae.programs.structured import on_tensors
+from pyro_vae.programs.summed_out import sum_out
 from pyro_vae.programs.unconstrained import SiteLayout, SubstituteLatents
 from pyro_vae.programs.valid_parameters import check_site_parameters
 from pyro_vae.programs.wrapped import base_name, elements
@@ -81,6 +82,8 @@ class Joint:
             self.find(model, guide, x, c, missing)
             if found is not None:
                 found += [dict(vars(self)), torch.get_rng_state()]
+        if unconstrained:
+            self.sum_out()
         plates = self.problem.plates
         self.layouts = [SiteLayout.of(name, site, plates, unconstrained) for name, site in self.latents.items()]
         self.dims = sum(layout.size for layout in self.layouts)
@@ -107,6 +110,16 @@ class Joint:
             )
         if not self.latents:
             raise ProgramError("the model has no latent site: there is nothing to sum or integrate over.")
+
+    def sum_out(self) -> None:
+        """Sum discrete latents out, where there are continuous ones beside."""
+        with self.problem.quiet(0):
+            marginal, _ = sum_out(self.problem.model, None, *self.problem.args)
+            if marginal is self.problem.model:
+                return
+            self.problem = Problem.checked(marginal, prior_of(marginal), *self.problem.args)
+            sites = self.problem.rows(slice(1)).sites(marginal)
+        self.latents, self.observed = latent_sites(sites), observed_sites(sites)
 
     def __len__(self) -> int:
         return len(self.problem)

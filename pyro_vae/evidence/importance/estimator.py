@@ -23,6 +23,7 @@ from pyro_vae.programs.problem import Problem, rows_of
 from pyro_vae.programs.reach import check_reach
 from pyro_vae.programs.sites import Program
 from pyro_vae.programs.structured import on_tensors
+from pyro_vae.programs.summed_out import codes_of
 
 from .accumulator import PAIRS, ROWS, RowBlock
 from .guide_elbo import add_guide_elbo
@@ -153,7 +154,7 @@ def importance(
         # nothing is trained: modules need not declare parameters at each block
         with problem.quiet(), ParametersRegistered():
             weighing = WeighingEngine.of(problem, proposal, sampler.pairs, num_samples)
-            sampler.engine, sampler.chunk = weighing, chunk_size or weighing.chunk()
+            sampler.engine, sampler.chunk = weighing, chunk_size or max(1, weighing.chunk() // codes_of(problem.model))
             weighing.choose(engine, whole_pieces(run, particles), resumed)
             for block in tracked(blocks, "log p(x)", verbose):
                 if rows is None or block.rows.start in rows:

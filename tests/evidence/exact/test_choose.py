@@ -52,6 +52,14 @@ def mixed(x):
         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
 
+def counted(x):
+    """As `mixed`, its discrete site without a list of values."""
+    with pyro.plate("data", len(x)):
+        k = pyro.sample("k", dist.Poisson(1.0))
+        z = pyro.sample("z", dist.Normal(k, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
 def mixed_guide(x):
     with pyro.plate("data", len(x)):
         pyro.sample("k", dist.Bernoulli(0.5 + 0 * x))
@@ -76,7 +84,7 @@ def dependent_values(x):
 @pytest.mark.parametrize(
     ("oracle", "model", "said"),
     [
-        (quadrature, mixed, "'k' is discrete"),
+        (quadrature, counted, "'k' is discrete"),
         (enumerate_latents, mixed, "'z' is continuous"),
         (linear_gaussian, mixed, "'k' is a Bernoulli"),
         (quadrature, factored, "'penalty'"),
@@ -158,8 +166,9 @@ def test_the_first_that_applies_is_taken(lg):
     assert by_an_oracle(lg.model, lg.exact_guide, lg.x).method == "linear-Gaussian closed form"
     assert by_an_oracle(discrete, None, torch.zeros(2, 4)).method == "enumeration"
     assert by_an_oracle(gamma_poisson, None, torch.ones(2)).method == "quadrature in 1 dimensions"
+    assert by_an_oracle(mixed, None, torch.zeros(2)).method == "quadrature in 1 dimensions"
     with pytest.raises(ProgramError) as caught:
-        by_an_oracle(mixed, None, torch.zeros(2))
+        by_an_oracle(counted, None, torch.zeros(2))
     assert all(f"{name}: site" in str(caught.value) for name in ("linear_gaussian", "enumerate_latents", "quadrature"))
 
 
