@@ -31,6 +31,7 @@ from pyro_vae.evidence.imputation import impute, impute_mean
 from pyro_vae.evidence.log_likelihood import log_likelihood
 from pyro_vae.likelihoods.continuous import normal
 from pyro_vae.likelihoods.discrete import bernoulli, binomial
+from pyro_vae.models.hierarchical import BottomUp, HierarchicalVAE, SkipUp, TopDown
 from pyro_vae.models.missing import SkipMissing, WithMask
 from pyro_vae.models.networks import MLP, ConvDecoder, ConvEncoder
 from pyro_vae.models.usage import encode, interpolate, reconstruct, sample
@@ -66,6 +67,8 @@ __all__ = [  # noqa: RUF022 (grouped as in the README)
     "VAE", "Conditional", "MLP", "ConvEncoder", "ConvDecoder",
     "StandardNormal", "bernoulli", "binomial", "normal",
     "priors", "likelihoods", "posteriors",
+    # hierarchies: several levels of latents, and how a guide goes through them
+    "HierarchicalVAE", "BottomUp", "TopDown", "SkipUp",
     # missing data
     "SkipMissing", "WithMask", "impute", "impute_mean",
     # training
