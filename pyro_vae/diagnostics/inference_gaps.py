@@ -193,8 +193,8 @@ def gaps(
     global random state.
 
     Args:
-        model, guide, x, *context, missing: as for :func:`~pyro_vae.log_likelihood`; the model must broadcast over particles, and so
-            must a guide some of whose sites depend on draws of others.
+        model, guide, x, *context, missing: as for :func:`~pyro_vae.log_likelihood`; the model must broadcast over particles,
+            and so must a guide some of whose sites depend on draws of others.
         log_px: log p(x_n), ``(N,)``, exact or from a stronger estimator; or what holds it as ``log_px``, with its error (an
             :class:`~pyro_vae.Evidence`, an annealed estimate, an oracle's).
         steps: of Adam, a row.

@@ -29,11 +29,11 @@ def information(problem: Problem, seed: int) -> tuple[Tensor, float]:
 def information_of_sites(problem: Problem, seed: int) -> dict[str, Tensor]:
     r"""log f(z_i, x_i) − log 1/n_i Σ_j f(z_i, x_j) for each site alone, ``(B,)`` each: in expectation at most I(x; z_l).
 
-    f(z, x_j) = 1/S Σ_s q(z | z'_s, x_j) over S draws z' ~ q(z' | x_j) of the sites that the guide draws before it, S = 1 for the
-    first of them. They know nothing of z_i, so whatever f is the bound holds (Poole et al., 2019); it is the tighter, the
+    f(z, x_j) = 1/S Σ_s q(z | z'_s, x_j) over S draws z' ~ q(z' | x_j) of the sites that the guide draws before it, S = 1 for
+    the first of them. They know nothing of z_i, so whatever f is the bound holds (Poole et al., 2019); it is the tighter, the
     closer f comes to q(z | x_j).
     """
-    found = {}
+    found: dict[str, Tensor] = {}
     for name, value in values_of_rows(problem, seed).items():
         streams = [(seed, 2, s) for s in range(PARENTS if found else 1)]
         found[name], _ = contrasted(problem, {name: value}, streams)
@@ -59,7 +59,10 @@ def contrasted(
     count, terms, limits = len(problem), [], []
     step = max(1, PAIRS // count)
     for start in range(0, count, step):
-        some, particles = {name: value[start : start + step] for name, value in values.items()}, min(step, count - start)
+        some, particles = (
+            {name: value[start : start + step] for name, value in values.items()},
+            min(step, count - start),
+        )
         log_f, alike = [], torch.ones(particles, count, dtype=torch.bool)
         for stream in streams:
             with problem.quiet(*stream):

@@ -88,7 +88,7 @@ def as_drawn(value: Any, fn: Any) -> Any:
 
 
 def family_of(fn: Any, read: Read | None = None) -> PosteriorFamily:
-    """Find the family of a distribution: its class, over all values of its arguments; of one particle, or as they are `read`."""
+    """Find the family of a distribution: its class, over all values of its arguments, which `read` takes from it."""
     if isinstance(fn, Independent):
         base, dims = family_of(fn.base_dist, read), fn.reinterpreted_batch_ndims
         return PosteriorFamily(base.start, lambda free: dist.Independent(base.build(free), dims))
@@ -162,7 +162,9 @@ def check_movable(problem: Problem, name: str, fn: Any) -> None:
     if problem.vectorizing.guide != "plate":
         raise refused(name, fn, "its parameters depend on the draws of other sites, and the guide does not broadcast")
     if getattr(problem.guide, "moves", None):
-        raise refused(name, fn, "its parameters depend on the draws of other sites, some of which are made of auxiliary ones")
+        raise refused(
+            name, fn, "its parameters depend on the draws of other sites, some of which are made of auxiliary ones"
+        )
 
 
 def local_site(name: str, site: Site) -> PosteriorFamily | OffsetFamily:
@@ -234,7 +236,9 @@ def fitted(problem: Problem, sites: Families, free: Free) -> Problem:
     """Give the problem a guide that draws each site from its family at these parameters."""
     if moved_sites(sites):  # what a site is moved from, the guide alone can say
         return replace(problem, guide=MovedGuide(problem.guide, sites, free))
-    return replace(problem, guide=of_parameters(problem, sites, free), vectorizing=replace(problem.vectorizing, guide="plate"))
+    return replace(
+        problem, guide=of_parameters(problem, sites, free), vectorizing=replace(problem.vectorizing, guide="plate")
+    )
 
 
 def of_parameters(problem: Problem, sites: Families, free: Free) -> Program:

@@ -1,5 +1,7 @@
 """Hierarchies against two linear-Gaussian levels, of which everything is known; and every evaluation on them."""
 
+from itertools import pairwise
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -58,7 +60,7 @@ def within(values, truth, se, errors=4):
 def small(posterior="top-down", levels=2):
     """A trainable hierarchy on 6 columns of zeros and ones: 2 latents at the top, 3 below."""
     widths = [3] * (levels - 1) + [2]
-    priors = [Conditional(MLP(w, 2 * v, (8,)), normal) for v, w in zip(widths[:-1], widths[1:], strict=True)]
+    priors = [Conditional(MLP(w, 2 * v, (8,)), normal) for v, w in pairwise(widths)]
     made = {"top-down": top_down, "bottom-up": bottom_up, "skip": skip_up}[posterior](widths)
     return HierarchicalVAE([*priors, StandardNormal(2)], Conditional(MLP(widths[0], 6, (8,)), bernoulli), made)
 
@@ -182,7 +184,16 @@ def test_training_ends_at_the_optimum():
         linear(2, 4),
         TopDown(Conditional(MLP(6, 5, ()), full), Conditional(MLP(4, 5, ()), full)),
     ).double()
-    fit(vae, x.repeat(25, 1), epochs=20, batch_size=60, optimizer=adam(0.05), schedule=cosine, objective=Bound(elbo, num_particles=2, estimator=stl), **QUIET)
+    fit(
+        vae,
+        x.repeat(25, 1),
+        epochs=20,
+        batch_size=60,
+        optimizer=adam(0.05),
+        schedule=cosine,
+        objective=Bound(elbo, num_particles=2, estimator=stl),
+        **QUIET,
+    )
     exact = linear_gaussian(vae.model, None, x).log_px.mean().item()
     found = log_likelihood(vae.model, vae.guide, x, num_samples=2000, **QUIET)
     assert best - 0.02 < exact < best + 1e-6
@@ -331,7 +342,9 @@ def test_missing_values_by_mask():
     vae = HierarchicalVAE(
         [Conditional(MLP(2, 2 * 3, (8,)), normal), StandardNormal(2)],
         SkipMissing(Conditional(MLP(3, 6, (8,)), bernoulli)),
-        TopDown(Conditional(WithMask(MLP(12 + 2, 2 * 3, (8,))), normal), Conditional(WithMask(MLP(12, 4, (8,))), normal)),
+        TopDown(
+            Conditional(WithMask(MLP(12 + 2, 2 * 3, (8,))), normal), Conditional(WithMask(MLP(12, 4, (8,))), normal)
+        ),
     )
     fit(vae, x, epochs=1, **QUIET)
     assert log_likelihood(vae.model, vae.guide, x, num_samples=20, **QUIET).log_px.isfinite().all()
