@@ -209,7 +209,7 @@ def gaps(
         :class:`Gaps`: per row, ``summary()`` for the means; ``converged`` says which rows need more steps.
 
     Raises:
-        ProgramError: a site of the guide that is no family (a flow), or is discrete.
+        ProgramError: a site of the guide that is no family (a flow), is discrete, or is masked by draws of another.
         ShapeError, DataError: another number of log p(x) than rows; log p(x) of other rows, by their digest.
         SupportError, DataError: as :func:`~pyro_vae.log_likelihood`.
 

@@ -41,7 +41,7 @@ Read = Callable[[Any, Any], Any]  # a parameter, or a mask, of a distribution
 
 
 class DependsOnDraws(ValueError):
-    """Parameters or a mask that differ between particles of a row."""
+    """Parameters that differ between particles of a row."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ Families = dict[str, PosteriorFamily | OffsetFamily]
 
 def offsets_of(fn: Any) -> OffsetFamily:
     """Find the parameters of a distribution that differ between particles, and give each an offset for each row."""
-    start = family_of(fn, as_drawn).start
+    start = family_of(fn, as_probed).start
     if not all(t.isfinite().all() for t in start):
         raise ValueError("its parameters are not finite, or on the edge of what they may be, for some rows")
     if any(t.shape[: len(fn.batch_shape)] != fn.batch_shape for t in start):
@@ -85,6 +85,11 @@ def offsets_of(fn: Any) -> OffsetFamily:
 def as_drawn(value: Any, fn: Any) -> Any:
     """Return a parameter or a mask as it is, of every particle."""
     return value
+
+
+def as_probed(value: Any, fn: Any) -> Any:
+    """Return a parameter of every particle, but a mask of the first, if it is that of all: no gradient tells where it jumps."""
+    return of_first(value, fn) if isinstance(value, Tensor) and value.dtype == torch.bool else value
 
 
 def family_of(fn: Any, read: Read | None = None) -> PosteriorFamily:
@@ -138,7 +143,7 @@ def of_first(mask: Any, fn: Any) -> Any:
     if not isinstance(mask, Tensor) or mask.dim() < len(fn.batch_shape):
         return mask
     if not torch.equal(mask, mask[:1].expand_as(mask)):
-        raise DependsOnDraws("its mask depends on the draws of other sites, so a row has no one best distribution")
+        raise ValueError("its mask depends on the draws of other sites, so a row has no one best distribution")
     return mask[:1]
 
 
@@ -187,9 +192,10 @@ def local_site(name: str, site: Site) -> PosteriorFamily | OffsetFamily:
 
 
 def family_of_site(fn: Any, mask: Any) -> PosteriorFamily | OffsetFamily:
-    """Find the family of a site's distribution: with parameters of the row alone, or else with offsets to them."""
+    """Find the family of a site's distribution: with parameters of the row alone, or else offsets to them."""
+    own = of_first(mask, fn)
     try:
-        return replace(family_of(fn), mask=of_first(mask, fn))
+        return replace(family_of(fn), mask=own)
     except DependsOnDraws:
         return offsets_of(fn)
 
