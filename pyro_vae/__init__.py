@@ -37,6 +37,7 @@ from pyro_vae.likelihoods.continuous import normal
 from pyro_vae.likelihoods.discrete import bernoulli, binomial
 from pyro_vae.models.bayesian import Bayesian, BayesianVAE, GlobalGuide
 from pyro_vae.models.classes import Classes
+from pyro_vae.models.hierarchical import BottomUp, HierarchicalVAE, SkipUp, TopDown
 from pyro_vae.models.missing import SkipMissing, WithMask
 from pyro_vae.models.mixture import GMVAE
 from pyro_vae.models.networks import MLP, ConvDecoder, ConvEncoder
@@ -81,6 +82,8 @@ __all__ = [  # noqa: RUF022 (grouped as in the README)
     # global parameters: priors on what all rows share, log p(X) of the data set, new rows
     "Bayesian", "BayesianVAE", "GlobalGuide", "CountOnce", "WholeDataSet", "predictive_density", "PredictiveDensity",
     "data_set_calibration",
+    # hierarchies: several levels of latents, and how a guide goes through them
+    "HierarchicalVAE", "BottomUp", "TopDown", "SkipUp",
     # missing data
     "SkipMissing", "WithMask", "impute", "impute_mean",
     # training

@@ -23,7 +23,7 @@ from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.sites import Program
 
 from .elbo_decomposition import Quantity
-from .per_row_optimum import fitted, local_sites, optimise, start_of
+from .per_row_optimum import fitted, local_sites, moved_sites, optimise, start_of
 
 TOLERANCE = 0.01  # nats: a row that since the middle of the steps gained less has converged
 Number = dict[str, Any]  # the fields of a Quantity, which JSON takes
@@ -47,6 +47,8 @@ class Gaps:
         num_samples: K, draws a row, none of which q* was fitted on.
         measure: that log p(x) and the ELBO are densities with respect to; "score" for one of no distribution.
         how: an oracle computed the given log p(x); None where there was none.
+        moved: sites whose parameters depend on draws of others, to which each row adds an offset of its own: amortisation may
+            then be more than is shown, and approximation as much less. Their sum is the gap, all the same.
     """
 
     log_px: Tensor
@@ -66,6 +68,7 @@ class Gaps:
     seed: int
     measure: str | None = None
     how: str | None = None
+    moved: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.log_px)
@@ -106,6 +109,7 @@ class Gaps:
             "rows": len(self),
             **{name: getattr(self, name) for name in ("steps", "num_samples", "seed", "measure")},
             **({} if self.how is None else {"how": self.how}),
+            **({"moved_sites": list(self.moved)} if self.moved else {}),
             "unit": "nats per row",
         }
 
@@ -116,10 +120,21 @@ class Gaps:
         return (
             f"{gap} = {' + '.join(parts)} nats ({why_errors(s)}) | {len(self)} rows, {unfinished} not converged "
             f"after {self.steps} steps, {s['rows_of_low_ess']} with ESS below {LOW_ESS} of {self.num_samples}"
-            f"{f' | {self.measure}' if self.measure else ''}"
+            f"{why_bounds(self.moved)}{f' | {self.measure}' if self.measure else ''}"
         )
 
     __repr__ = __str__
+
+
+def why_bounds(moved: tuple[str, ...]) -> str:
+    """Say what a split means in which sites were moved by offsets.
+
+    Example:
+        >>> why_bounds(("z1",))
+        ' | z1 given other sites: the best offset a row, so amortisation may be more, and approximation as much less'
+    """
+    given = f"{', '.join(moved)} given other sites: the best offset a row"
+    return f" | {given}, so amortisation may be more, and approximation as much less" if moved else ""
 
 
 def format_part(summary: Number, name: str) -> str:
@@ -167,6 +182,11 @@ def gaps(
     every step. All figures are then taken from K other draws, the same noise for q and q*, so that no fit to noise can
     flatter q*: what it did not find shows as a smaller amortisation and a larger approximation gap, alike.
 
+    Of a hierarchy, a site's parameters depend on draws of another, η(z′, x_n): a row has a function of z′ there, and no one set
+    of parameters. That function stays as the guide has it, and each row adds to it an offset of its own, η(z′, x_n) + δ_n in
+    unconstrained space, from 0. So q* is the best of those: a function of its own might serve a row better, and the split is a
+    bound (amortisation at least, approximation at most, what is shown), which `moved` and every print say.
+
     Where log p(x) is not given it is the importance-sampled bound of q*, too low by about 1/2 (1/ESS − 1/K), and so is the
     approximation gap. Where more than a tenth of the rows is flagged, by k̂ or by what gave log p(x), gap and approximation
     gap are printed as bounds, without errors; amortisation needs no log p(x). Changes no parameter, no module's mode and no
@@ -174,7 +194,7 @@ def gaps(
 
     Args:
         model, guide, x, *context, missing: as for :func:`~pyro_vae.log_likelihood`; the model must broadcast over particles,
-            and the guide may have several latent sites, if the parameters of none depend on draws of another.
+            and so must a guide some of whose sites depend on draws of others.
         log_px: log p(x_n), ``(N,)``, exact or from a stronger estimator; or what holds it as ``log_px``, with its error (an
             :class:`~pyro_vae.Evidence`, an annealed estimate, an oracle's).
         steps: of Adam, a row.
@@ -189,7 +209,7 @@ def gaps(
         :class:`Gaps`: per row, ``summary()`` for the means; ``converged`` says which rows need more steps.
 
     Raises:
-        ProgramError: a site of the guide that is no family (a flow), is discrete, or depends on another site's draws.
+        ProgramError: a site of the guide that is no family (a flow), is discrete, or is masked by draws of another.
         ShapeError, DataError: another number of log p(x) than rows; log p(x) of other rows, by their digest.
         SupportError, DataError: as :func:`~pyro_vae.log_likelihood`.
 
@@ -222,13 +242,14 @@ def gaps(
     problem = Problem.continuous(model, guide, x, *rest, seed=seed, missing=missing)
     truth = None if log_px is None else as_truth(log_px, len(problem), RowIds.of(x, *rest))
     how = getattr(log_px, "how", None)
-    parts = []
+    parts, moved = [], dict[str, None]()
     size = chunk_size // max(num_particles, min(num_samples, 64))
     for i, some in enumerate(tracked(problem.split(size), "gaps", verbose)):
         log_p = None if truth is None else tuple(t[some.first : some.first + len(some)] for t in truth)
         with some.quiet(seed, i, 0):
             sites = local_sites(some)
             half, best = optimise(some, sites, steps, num_particles, lr)
+        moved |= dict.fromkeys(moved_sites(sites))
         q, middle, last = (
             weights(fitted(some, sites, free), num_samples, chunk_size, (seed, i, 1))
             for free in (start_of(sites), half, best)
@@ -236,7 +257,7 @@ def gaps(
         parts.append(figures(q, middle, last, log_p))
     by_row: dict[str, Any] = {field: torch.cat([part[field] for part in parts]) for field in parts[0]}
     facts: dict[str, Any] = {"steps": steps, "num_samples": num_samples, "seed": seed, "measure": problem.measure}
-    return Gaps(**by_row, given=truth is not None, how=how, **facts)
+    return Gaps(**by_row, given=truth is not None, how=how, moved=tuple(moved), **facts)
 
 
 def as_truth(log_px: Tensor | LogPx, rows: int, ids: RowIds) -> tuple[Tensor, Tensor, Tensor]:

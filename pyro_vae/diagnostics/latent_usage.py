@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from pyro_vae.programs.structured import on_tensors
 from pyro_vae.programs.units import by_row, closed_kl, masked, univariate
 from pyro_vae.programs.wide_scoring import wide_log_prob
 
-from .mutual_information import information
+from .mutual_information import information, information_of_sites
 
 ACTIVE = 0.01  # Burda's threshold on Var_x(E[z | x])
 
@@ -64,6 +64,8 @@ class Latents:
             rows that have the same ones.
         batch, rows: B, rows among which it was measured; N, rows that the other figures are means over.
         num_samples: draws of z a row behind them.
+        information: where there are several sites, lower bound on I(x; z_l) of each alone, and its standard error, as above;
+            what two of them know of x may be the same, so they do not add up. Made by :func:`latents` alone.
     """
 
     sites: dict[str, Units]
@@ -73,6 +75,7 @@ class Latents:
     batch: int
     rows: int
     num_samples: int
+    information: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def kl(self) -> float:
@@ -109,10 +112,20 @@ class Latents:
         whole = f"log {self.batch} = {math.log(self.batch):.2f}"
         masked = self.information_limit < math.log(self.batch) - 1e-9
         limit = f"{self.information_limit:.2f}, as masks leave rows with the same latents only" if masked else whole
+        levels = [f"\n  {self.describe_site(name)}" for name in self.information]
         return (
             f"{self.active()} of {self.units} units active (Var_x E[z|x] > {ACTIVE}), KL {self.kl:.3f} nats a row, "
             f"I(x; z) >= {self.mutual_information:.3f} ± {self.mutual_information_se:.3f} nats "
-            f"(at most {limit})"
+            f"(at most {limit}){''.join(levels)}"
+        )
+
+    def describe_site(self, name: str) -> str:
+        """Say of one site of several what the first line says of all."""
+        units, (bound, se) = self.sites[name], self.information[name]
+        activity = units.activity[~units.activity.isnan()]
+        return (
+            f"{name}: {int((activity > ACTIVE).sum())} of {len(activity)} units active, KL {units.kl.sum():.3f} nats a row, "
+            f"I(x; {name}) >= {bound:.3f} ± {se:.3f} nats"
         )
 
 
@@ -139,7 +152,8 @@ def latents(
 
     has expectation ≤ I(x; z) over rows drawn from the data (row i itself is among the j), and is never above log B; with B
     the whole data set it estimates the index-code information of Hoffman & Johnson. From above, without contexts,
-    I(x; z) ≤ KL: both are what a collapsed posterior lacks.
+    I(x; z) ≤ KL: both are what a collapsed posterior lacks. Of several sites each has such a figure of its own, for which
+    q(z_i | x_j) is a mean over 8 draws of the sites that the guide draws before it: a lower bound, too, and a looser one.
 
     Of masked latents (ragged sequences, missing sites) z_i are those that row i has, and the j are the rows that have the
     same ones: the figure bounds I(x; z | mask), a row without latents adds 0 to it, and which latents a row has counts as
@@ -184,7 +198,11 @@ def latents(
     model, guide, args = on_tensors(model, guide, *args)
     with quiet(model, guide, seed=seed, device=args[0].device):
         problem = Problem.on_first_row(model, guide, *args)
-        return usage(problem, problem.over(*(spread(a, batch) for a in args)), num_samples, seed, chunk_size)
+        some = problem.over(*(spread(a, batch) for a in args))
+        found = usage(problem, some, num_samples, seed, chunk_size)
+        if len(found.sites) == 1:
+            return found
+        return replace(found, information={n: mean_and_se(t) for n, t in information_of_sites(some, seed).items()})
 
 
 def usage(
@@ -200,8 +218,12 @@ def usage(
         parts = [measured(part, num_samples) for part in problem.split(chunk_size // num_samples)]
         sites = {name: join([part[name] for part in parts]) for name in parts[0]}
     terms, limit = information(some, seed)
-    se = terms.std().item() / len(terms) ** 0.5 if len(terms) > 1 else math.nan
-    return Latents(sites, terms.mean().item(), se, limit, len(terms), len(problem), num_samples)
+    return Latents(sites, *mean_and_se(terms), limit, len(terms), len(problem), num_samples)
+
+
+def mean_and_se(terms: Tensor) -> tuple[float, float]:
+    """Average over rows, with the standard error; NaN of one row."""
+    return terms.mean().item(), terms.std().item() / len(terms) ** 0.5 if len(terms) > 1 else math.nan
 
 
 def spread(rows: Tensor, count: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from pyro_vae.programs.problem import Problem, Sites
 from pyro_vae.programs.sites import Program, Site
 
 PAIRS = 65_536  # (i, j) at which q(z_i | x_j) is evaluated at a time
+PARENTS = 8  # draws of the other sites, over which the density of one is a mean
 
 
 def information(problem: Problem, seed: int) -> tuple[Tensor, float]:
@@ -21,18 +22,55 @@ def information(problem: Problem, seed: int) -> tuple[Tensor, float]:
 
     j runs over the n_i rows that have the same latents at z_i as row i does: all B where none is masked.
     """
-    count, terms, limits = len(problem), [], []
+    # on one random stream: what the guide draws on the way to its parameters is the same each time
+    return contrasted(problem, values_of_rows(problem, seed), [(seed, 1)])
+
+
+def information_of_sites(problem: Problem, seed: int) -> dict[str, Tensor]:
+    r"""log f(z_i, x_i) − log 1/n_i Σ_j f(z_i, x_j) for each site alone, ``(B,)`` each: in expectation at most I(x; z_l).
+
+    f(z, x_j) = 1/S Σ_s q(z | z'_s, x_j) over S draws z' ~ q(z' | x_j) of the sites that the guide draws before it, S = 1 for
+    the first of them. They know nothing of z_i, so whatever f is the bound holds (Poole et al., 2019); it is the tighter, the
+    closer f comes to q(z | x_j).
+    """
+    found: dict[str, Tensor] = {}
+    for name, value in values_of_rows(problem, seed).items():
+        streams = [(seed, 2, s) for s in range(PARENTS if found else 1)]
+        found[name], _ = contrasted(problem, {name: value}, streams)
+    return found
+
+
+def values_of_rows(problem: Problem, seed: int) -> dict[str, Tensor]:
+    """Draw z_i of every row i, as particles that all rows share."""
     values = {}
     for name, site in seeded_sites(problem, problem.guide, 1, seed).items():
         dim = problem.plates.dim - site["fn"].event_dim
-        values[name] = to_rows(as_particles([site["value"].movedim(dim, 1)], dim), dim, count)
+        values[name] = to_rows(as_particles([site["value"].movedim(dim, 1)], dim), dim, len(problem))
+    return values
+
+
+def contrasted(
+    problem: Problem, values: Mapping[str, Tensor], streams: Sequence[tuple[int, ...]]
+) -> tuple[Tensor, float]:
+    """log f(z_i, x_i) − log 1/n_i Σ_j f(z_i, x_j), and the mean of log n_i; f is the guide's density of these sites, averaged.
+
+    Sites without values are drawn, from one of the streams each time.
+    """
+    count, terms, limits = len(problem), [], []
     step = max(1, PAIRS // count)
     for start in range(0, count, step):
-        some = {name: value[start : start + step] for name, value in values.items()}
-        # on one random stream: what the guide draws on the way to its parameters is the same each time
-        sites = seeded_sites(problem, problem.guide, min(step, count - start), seed, some)
-        log_q, alike = problem.log_prob(sites).to("cpu", torch.float64), same_latents(sites, start, problem.plates)
-        log_n = alike.sum(1).double().log()
+        some, particles = (
+            {name: value[start : start + step] for name, value in values.items()},
+            min(step, count - start),
+        )
+        log_f, alike = [], torch.ones(particles, count, dtype=torch.bool)
+        for stream in streams:
+            with problem.quiet(*stream):
+                every = problem.sites(problem.guide, particles, some)
+            sites = {name: every[name] for name in some}
+            log_f.append(problem.log_prob(sites).to("cpu", torch.float64))
+            alike &= same_latents(sites, start, problem.plates)
+        log_q, log_n = torch.stack(log_f).logsumexp(0) - math.log(len(streams)), alike.sum(1).double().log()
         terms.append(log_q.diagonal(start) - log_q.masked_fill(~alike, -math.inf).logsumexp(1) + log_n)
         limits.append(log_n)
     return torch.cat(terms), torch.cat(limits).mean().item()

@@ -63,7 +63,9 @@ class Overfitting:
     def __str__(self) -> str:
         s = self.summary()
         parts = " + ".join(f"{name} {format_part(s, name)}" for name in ("decoder", "approximation", "encoder"))
-        measure = f" | {self.measure}" if self.measure else ""
+        moved = ", ".join(self.train.moved)
+        measure = f" | {moved} given other sites: the best offset a row, so both gaps are bounds" if moved else ""
+        measure += f" | {self.measure}" if self.measure else ""
         errors = why_errors(s["train"], s["test"])
         return f"ELBO of training rows − of test rows: {s['elbo']:.3f} = {parts} nats ({errors}){measure}"
 

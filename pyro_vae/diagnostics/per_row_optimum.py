@@ -1,4 +1,9 @@
-r"""The best of the guide's own family for each row: q(z | x_n) = q(z; λ_n), every λ_n free, none from an encoder."""
+r"""The best of the guide's own family for each row: q(z | x_n) = q(z; λ_n), every λ_n free, none from an encoder.
+
+Where a site's parameters depend on draws of another, η(z′, x_n), a row has no one set of them: the guide's own map of z′ stays,
+and is moved by an offset of the row, q(z | z′, x_n) = q(z; η(z′, x_n) + δ_n), δ_n free from 0. Such a q* is of the guide's
+family, and as good as the guide at least; with maps of its own a row might find a better one.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +19,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Independent, MixtureSameFamily, transform_to
 
@@ -21,14 +27,21 @@ from pyro_vae.common.pyro_private import mask_of
 from pyro_vae.errors import ProgramError
 from pyro_vae.programs.log_density import fixed, known_support
 from pyro_vae.programs.problem import Problem
-from pyro_vae.programs.sites import Site
+from pyro_vae.programs.sites import Program, Site
+from pyro_vae.programs.vectorize_probe import refuse_random_guide
 from pyro_vae.programs.wrapped import base_name
 
 from .flat_gradient import FlatGradient
 
 PROBES = 4  # particles on which a site's parameters must agree, to be those of the row alone
 SAME = {"probs": "logits", "covariance_matrix": "scale_tril", "precision_matrix": "scale_tril"}  # the latter is free
+UNMOVED = "pyro_vae: as the guide drew it"  # of a site's infer: its distribution before the offset
 Free = dict[str, list[Tensor]]
+Read = Callable[[Any, Any], Any]  # a parameter, or a mask, of a distribution
+
+
+class DependsOnDraws(ValueError):
+    """Parameters that differ between particles of a row."""
 
 
 @dataclass(frozen=True)
@@ -39,26 +52,65 @@ class PosteriorFamily:
     build: Callable[[Sequence[Tensor]], Any]
     mask: Any = None
 
+    def at(self, free: Sequence[Tensor], fn: Any) -> Any:
+        """Make the distribution with these parameters, whatever the guide drew from, `fn`."""
+        return self.build(free)
 
-def family_of(fn: Any) -> PosteriorFamily:
-    """Find the family of a distribution: its class, over all values of its arguments."""
+
+@dataclass(frozen=True)
+class OffsetFamily:
+    """The distributions that a guide draws from given other sites, moved: where the offsets start, ``(1, N, …)`` of 0 each."""
+
+    start: list[Tensor]
+
+    def at(self, free: Sequence[Tensor], fn: Any) -> Any:
+        """Move the unconstrained parameters of what the guide drew from, `fn`, by offsets of the rows."""
+        family = family_of(fn, as_drawn)
+        return family.build([value + offset for value, offset in zip(family.start, free, strict=True)])
+
+
+Families = dict[str, PosteriorFamily | OffsetFamily]
+
+
+def offsets_of(fn: Any) -> OffsetFamily:
+    """Find the parameters of a distribution that differ between particles, and give each an offset for each row."""
+    start = family_of(fn, as_probed).start
+    if not all(t.isfinite().all() for t in start):
+        raise ValueError("its parameters are not finite, or on the edge of what they may be, for some rows")
+    if any(t.shape[: len(fn.batch_shape)] != fn.batch_shape for t in start):
+        raise ValueError("a parameter of it is the same for all rows, so it has no offset of each row")
+    return OffsetFamily([torch.zeros_like(t[:1]) for t in start])
+
+
+def as_drawn(value: Any, fn: Any) -> Any:
+    """Return a parameter or a mask as it is, of every particle."""
+    return value
+
+
+def as_probed(value: Any, fn: Any) -> Any:
+    """Return a parameter of every particle, but a mask of the first, if it is that of all: no gradient tells where it jumps."""
+    return of_first(value, fn) if isinstance(value, Tensor) and value.dtype == torch.bool else value
+
+
+def family_of(fn: Any, read: Read | None = None) -> PosteriorFamily:
+    """Find the family of a distribution: its class, over all values of its arguments, which `read` takes from it."""
     if isinstance(fn, Independent):
-        base, dims = family_of(fn.base_dist), fn.reinterpreted_batch_ndims
+        base, dims = family_of(fn.base_dist, read), fn.reinterpreted_batch_ndims
         return PosteriorFamily(base.start, lambda free: dist.Independent(base.build(free), dims))
     if isinstance(fn, dist.MaskedDistribution):
-        inner, mask = family_of(fn.base_dist), of_first(mask_of(fn), fn.base_dist.batch_shape)
+        inner, mask = family_of(fn.base_dist, read), (read or of_first)(mask_of(fn), fn.base_dist)
         return PosteriorFamily(inner.start, lambda free: inner.build(free).mask(mask))
     if isinstance(fn, MixtureSameFamily):
-        weights, parts = family_of(fn.mixture_distribution), family_of(fn.component_distribution)
+        weights, parts = (family_of(f, read) for f in (fn.mixture_distribution, fn.component_distribution))
         count, kind = len(weights.start), type(fn)
         return PosteriorFamily(
             weights.start + parts.start,
             lambda free: kind(weights.build(free[:count]), parts.build(free[count:]), validate_args=False),
         )
-    return elementary(fn)
+    return elementary(fn, read or one_particle)
 
 
-def elementary(fn: Any) -> PosteriorFamily:
+def elementary(fn: Any, read: Read) -> PosteriorFamily:
     """Find the family of a distribution of tensors: those that have a constraint are free, the others stay."""
     kind, arguments = type(fn), inspect.signature(type(fn).__init__).parameters
     limits = {n: c for n, c in fn.arg_constraints.items() if n in arguments and not c.is_discrete}
@@ -66,9 +118,9 @@ def elementary(fn: Any) -> PosteriorFamily:
     if not limits:
         raise TypeError("it has no parameters of its own")
     needed = [n for n, a in arguments.items() if n != "self" and a.default is a.empty and n not in limits]
-    fixed = {n: one_particle(getattr(fn, n), fn) for n in needed}
+    fixed = {n: read(getattr(fn, n), fn) for n in needed}
     maps = {n: transform_to(c) for n, c in limits.items()}
-    start = [transform.inv(one_particle(getattr(fn, n), fn)).clone() for n, transform in maps.items()]
+    start = [transform.inv(read(getattr(fn, n), fn)).clone() for n, transform in maps.items()]
 
     def build(free: Sequence[Tensor]) -> Any:
         values = {n: transform(v) for (n, transform), v in zip(maps.items(), free, strict=True)}
@@ -82,34 +134,53 @@ def one_particle(value: Any, fn: Any) -> Any:
     if not isinstance(value, Tensor) or value.shape[: len(fn.batch_shape)] != fn.batch_shape:
         return value
     if not torch.equal(value, value[:1].expand_as(value)):
-        raise ValueError("its parameters depend on the draws of other sites, so a row has no one set of them")
+        raise DependsOnDraws("its parameters depend on the draws of other sites, so a row has no one set of them")
     return value[:1].detach()
 
 
-def of_first(mask: Any, batch_shape: torch.Size) -> Any:
+def of_first(mask: Any, fn: Any) -> Any:
     """Return the mask of the first particle, if it is that of all."""
-    if not isinstance(mask, Tensor) or mask.dim() < len(batch_shape):
+    if not isinstance(mask, Tensor) or mask.dim() < len(fn.batch_shape):
         return mask
     if not torch.equal(mask, mask[:1].expand_as(mask)):
         raise ValueError("its mask depends on the draws of other sites, so a row has no one best distribution")
     return mask[:1]
 
 
-def local_sites(problem: Problem) -> dict[str, PosteriorFamily]:
+def local_sites(problem: Problem) -> Families:
     """Find the families of the guide's sites, with parameters of each row's own; a ProgramError for a site that has none."""
     q, _ = problem.draw(PROBES)
-    return {name: local_site(name, site) for name, site in q.items()}
+    sites = {name: local_site(name, site) for name, site in q.items()}
+    if moved := moved_sites(sites):
+        check_movable(problem, moved[0], q[moved[0]]["fn"])
+    return sites
 
 
-def local_site(name: str, site: Site) -> PosteriorFamily:
+def moved_sites(sites: Families) -> list[str]:
+    """Name the sites that have offsets."""
+    return [name for name, site in sites.items() if isinstance(site, OffsetFamily)]
+
+
+def check_movable(problem: Problem, name: str, fn: Any) -> None:
+    """Refuse a guide that cannot be run with another distribution in a site's place, K particles at a time."""
+    refuse_random_guide(problem)
+    if problem.vectorizing.guide != "plate":
+        raise refused(name, fn, "its parameters depend on the draws of other sites, and the guide does not broadcast")
+    if getattr(problem.guide, "moves", None):
+        raise refused(
+            name, fn, "its parameters depend on the draws of other sites, some of which are made of auxiliary ones"
+        )
+
+
+def local_site(name: str, site: Site) -> PosteriorFamily | OffsetFamily:
     fn, mask = site["fn"], site["mask"]
     if not fn.has_rsample:
         raise refused(name, fn, "it has no reparameterised draws (rsample), whose gradient finds the best parameters")
     if not fixed(known_support(fn, latent=True)):
         raise refused(name, fn, "its support moves with its parameters, and may come to leave out what p(x, z) allows")
     try:
-        family = replace(family_of(fn), mask=of_first(mask, fn.batch_shape))
-        again = family.build(family.start).log_prob(site["value"])
+        family = family_of_site(fn, mask)
+        again = family.at(family.start, fn).log_prob(site["value"])
         first = fn.log_prob(site["value"])
     except (NotImplementedError, TypeError, AttributeError, IndexError, RuntimeError, ValueError) as error:
         raise refused(name, fn, str(error) or type(error).__name__) from error
@@ -120,28 +191,77 @@ def local_site(name: str, site: Site) -> PosteriorFamily:
     return family
 
 
+def family_of_site(fn: Any, mask: Any) -> PosteriorFamily | OffsetFamily:
+    """Find the family of a site's distribution: with parameters of the row alone, or else offsets to them."""
+    own = of_first(mask, fn)
+    try:
+        return replace(family_of(fn), mask=own)
+    except DependsOnDraws:
+        return offsets_of(fn)
+
+
 def refused(name: str, fn: Any, why: str) -> ProgramError:
     return ProgramError(
         f"site {name!r}: the best {base_name(fn)} for each row cannot be found: {why}. Gaps are taken of guides whose "
-        "sites are distributions with parameters of x alone (Normal, MultivariateNormal, LogNormal, Gamma, Beta, mixtures "
-        "with rsample …); of others, log p(x) − ELBO is one number: log_likelihood(...).gap."
+        "sites are distributions with parameters (Normal, MultivariateNormal, LogNormal, Gamma, Beta, mixtures with rsample "
+        "…); of others, log p(x) − ELBO is one number: log_likelihood(...).gap."
     )
 
 
-def fitted(problem: Problem, sites: dict[str, PosteriorFamily], free: Free) -> Problem:
+class MoveSites(Messenger):
+    """Draw each site from its family at these parameters, or moved by these offsets, in the place of what the guide says."""
+
+    def __init__(self, sites: Families, free: Free) -> None:
+        super().__init__()
+        self.sites, self.free = sites, free
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if (site := self.sites.get(msg["name"])) is not None:
+            msg["infer"] = {**(msg["infer"] or {}), UNMOVED: msg["fn"]}
+            msg["fn"] = site.at(self.free[msg["name"]], msg["fn"])
+
+
+@dataclass(frozen=True)
+class MovedGuide:
+    """A guide under :class:`MoveSites`."""
+
+    guide: Program
+    sites: Families
+    free: Free
+
+    @property
+    def __wrapped__(self) -> Program:  # how modules behind a program are found
+        return self.guide
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with MoveSites(self.sites, self.free):
+            return self.guide(*args, **kwargs)
+
+
+def fitted(problem: Problem, sites: Families, free: Free) -> Problem:
     """Give the problem a guide that draws each site from its family at these parameters."""
+    if moved_sites(sites):  # what a site is moved from, the guide alone can say
+        return replace(problem, guide=MovedGuide(problem.guide, sites, free))
+    return replace(
+        problem, guide=of_parameters(problem, sites, free), vectorizing=replace(problem.vectorizing, guide="plate")
+    )
+
+
+def of_parameters(problem: Problem, sites: Families, free: Free) -> Program:
+    """Make a guide of parameters alone, which needs no encoder."""
     plates = problem.plates
 
     def guide(*args: Any) -> None:
         with pyro.plate(plates.data, len(args[0]), dim=plates.dim):
             for name, site in sites.items():
-                with nullcontext() if site.mask is None else poutine.mask(mask=site.mask):
-                    pyro.sample(name, site.build(free[name]))
+                mask = getattr(site, "mask", None)
+                with nullcontext() if mask is None else poutine.mask(mask=mask):
+                    pyro.sample(name, site.at(free[name], None))
 
-    return replace(problem, guide=guide, vectorizing=replace(problem.vectorizing, guide="plate"))
+    return guide
 
 
-def start_of(sites: dict[str, PosteriorFamily]) -> Free:
+def start_of(sites: Families) -> Free:
     return {name: site.start for name, site in sites.items()}
 
 
@@ -149,15 +269,15 @@ def copy_of(free: Free) -> Free:
     return {name: [t.detach().clone() for t in tensors] for name, tensors in free.items()}
 
 
-def path_bound(problem: Problem, sites: dict[str, PosteriorFamily], free: Free, particles: int) -> Tensor:
+def path_bound(problem: Problem, sites: Families, free: Free, particles: int) -> Tensor:
     r"""mean_k log p(x, z_k) − log q(z_k; λ fixed), ``(N,)``: its gradient is that of the ELBO, and 0 where q is exact."""
     q, p = fitted(problem, sites, free).draw(particles)
     log_p, fixed = problem.log_prob(p), copy_of(free)  # in this order: it is that in which gradients are added up
-    log_q = problem.log_prob({n: {**q[n], "fn": site.build(fixed[n])} for n, site in sites.items()})
-    return (log_p - log_q).mean(0)
+    again = {n: site.at(fixed[n], (q[n]["infer"] or {}).get(UNMOVED)) for n, site in sites.items()}
+    return (log_p - problem.log_prob({n: {**q[n], "fn": fn} for n, fn in again.items()})).mean(0)
 
 
-def loss_gradient(problem: Problem, sites: dict[str, PosteriorFamily], particles: int, *leaves: Tensor) -> list[Tensor]:
+def loss_gradient(problem: Problem, sites: Families, particles: int, *leaves: Tensor) -> list[Tensor]:
     """Differentiate −:func:`path_bound`, summed over rows, by the free tensors of all sites, one after the other."""
     with torch.enable_grad():
         own = [leaf.detach().requires_grad_() for leaf in leaves]
@@ -167,9 +287,7 @@ def loss_gradient(problem: Problem, sites: dict[str, PosteriorFamily], particles
         return list(torch.autograd.grad(loss, own))
 
 
-def optimise(
-    problem: Problem, sites: dict[str, PosteriorFamily], steps: int, particles: int, lr: float
-) -> tuple[Free, Free]:
+def optimise(problem: Problem, sites: Families, steps: int, particles: int, lr: float) -> tuple[Free, Free]:
     r"""λ_n about half way and after all steps: Adam with fresh draws, its rate from `lr` down to 0 by a cosine.
 
     Half way is the mean over the middle fifth of the steps, so that the jitter of single steps is no lack of convergence.

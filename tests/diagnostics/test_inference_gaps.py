@@ -292,12 +292,6 @@ def test_a_family_starts_where_the_guide_is(name):
 # what is refused
 
 
-def chained(x):
-    with pyro.plate("data", len(x)):
-        a = pyro.sample("a", dist.Normal(x[..., 0], 1.0))
-        pyro.sample("b", dist.Normal(0.5 * a, 1.0))
-
-
 def with_posterior(draw):
     def model(x):
         with pyro.plate("data", len(x)):
@@ -314,10 +308,9 @@ def with_posterior(draw):
 @pytest.mark.parametrize(
     ("pair", "words"),
     [
-        ((two_sites_model, chained), ["'b'", "depend on the draws of other sites"]),
         (with_posterior(posteriors.FlowPosterior(MLP(5, 3), 2, context_features=3).double()), ["'z'", "Flow"]),
     ],
-    ids=["chain", "flow"],
+    ids=["flow"],
 )
 def test_what_is_no_family_is_refused_by_site(pair, words):
     with pytest.raises(ProgramError) as error:
