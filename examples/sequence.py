@@ -1,8 +1,8 @@
 """Months of daily stock returns as ragged sequences: a stochastic volatility model, its log p(x) by two methods, and forecasts.
 
 Data: daily closing prices of one stock, 2004 to 2008, which matplotlib ships (sample_data/goog.npz). A sequence is a calendar
-month of returns, in per cent: 19 to 23 trading days, one more or less each month. The last twelve months, with the crash of 2008
-in them, are held out. The context c of a month is what was known on its eve: log of the mean absolute return of 20 days before.
+month of returns, in per cent: 19 to 23 trading days, a ragged set. The last twelve months, with the crash of 2008 in them,
+are held out. The context c of a month is what was known on its eve: log of the mean absolute return of 20 days before.
 
     z_1 ~ N(a + b c, s),   z_t ~ N(m + φ (z_{t-1} - m), σ),   x_t ~ StudentT(ν, μ, exp(z_t / 2))
 

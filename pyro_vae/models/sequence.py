@@ -33,8 +33,8 @@ class StateSpaceModel(FunctionParts):
             :class:`~pyro_vae.models.recurrent.BackwardGRU` (of x_t, …, x_T), or any function.
         posterior: ``posterior(z, h_t, *c)`` is q(z_t | z_{t−1}, h_t). At t = 1 its z is 0, of the shape of z_1.
 
-    x has shape ``(N, T, *event)``; `lengths`, ``(N,)`` whole numbers from 1 to T, says how many steps each sequence has, and what
-    is beyond is masked, in model and guide alike. Without them all have T. :func:`~pyro_vae.pad_sequences` makes both of
+    x has shape ``(N, T, *event)``; `lengths`, ``(N,)`` whole numbers from 1 to T, says how many steps a sequence has: what is
+    beyond is masked, in model and guide alike. Without them all have T. :func:`~pyro_vae.pad_sequences` makes both of
     sequences in a list, packed, or padded with a mask. A gap within a sequence is NaN: see :class:`~pyro_vae.SkipMissing`.
     Sites are ``"z_1"`` … ``"z_T"`` and ``"x_1"`` … ``"x_T"``, the plate is ``"data"``.
 

@@ -24,7 +24,7 @@ def forecast_fans(
     """Plot a panel a sequence: what was observed, fans of quantiles of the steps after it, and what came in the end.
 
     Args:
-        panels: a name to what was observed ``(T,)``, the quantiles ``(levels, H)``, and what came, up to ``(H,)``; it may be empty.
+        panels: a name to what was observed ``(T,)``, the quantiles ``(levels, H)``, and what came, up to ``(H,)``.
         levels: probabilities of the quantiles, in order and symmetric about 0.5, with it in the middle.
         ylabel, columns: as they say.
     """

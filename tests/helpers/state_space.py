@@ -1,4 +1,4 @@
-"""Sequences whose log p(x) is known: a linear-Gaussian model by the Kalman filter, a hidden Markov model by the forward algorithm.
+"""Sequences whose log p(x) is known: linear-Gaussian by the Kalman filter, hidden Markov by the forward algorithm.
 
 Everything in float64, sequence by sequence, so that lengths and gaps (NaN) are no masks but what is left out of the sums.
 """

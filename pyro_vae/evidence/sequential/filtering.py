@@ -68,7 +68,7 @@ def refuse_bad(log_w: Tensor, there: Tensor, t: int) -> None:
     bad = ((log_w.isnan() | (log_w == math.inf)) & there).any(0)
     if bad.any():
         raise ProgramError(
-            f"weights of particles are NaN or +inf at step {t + 1} in {int(bad.sum())} of {len(bad)} filtered sequences: a role "
+            f"weights of particles are NaN or +inf at step {t + 1} in {int(bad.sum())} of {len(bad)} sequences: a role "
             "puts out non-finite parameters. Look at the weights of its networks, and at x there."
         )
 
@@ -79,7 +79,7 @@ def beside(flags: Tensor, z: Tensor) -> Tensor:
 
 
 def resampled(cloud: Cloud, there: Tensor) -> Cloud:
-    """Resample, systematically, the particles of sequences that go on and whose effective sample size has fallen below K / 2."""
+    """Resample systematically where a sequence goes on and its effective sample size has fallen below K / 2."""
     few = (cloud.ess < RESAMPLE * len(cloud.z)) & there
     if not few.any():
         return cloud

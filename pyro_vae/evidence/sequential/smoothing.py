@@ -58,7 +58,7 @@ def smooth(
     missing: bool = False,
     seed: int = 0,
 ) -> Smoothed:
-    r"""E[z_t | x_1, …, x_T] at each step, with standard deviations: what an encoder is for a sequence, by the model's posterior.
+    r"""E[z_t | x_1, …, x_T] at each step, with standard deviations: of the model's own posterior.
 
     A particle filter runs forward; then each trajectory is drawn backwards, z_t = z_t^k with probability
     ∝ w_t^k p(z_{t+1} | z_t^k). Cost: K · J evaluations of the transition's density a step, beside the filter's.
@@ -98,7 +98,7 @@ def smooth(
     return Smoothed(mean, mean_se, sd, lengths, num_particles, num_runs, num_trajectories, seed)
 
 
-def smoothed_block(pool: Pool, particles: int, trajectories: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def smoothed_block(pool: Pool, particles: int, trajectories: int) -> list[Tensor]:
     """Return mean, its error, standard deviation and lengths of some sequences; runs weigh as their estimates of p(x)."""
     history = list(clouds(pool.steps, particles))
     log_z = torch.stack([cloud.log_increment for cloud in history]).sum(0)
@@ -111,7 +111,7 @@ def smoothed_block(pool: Pool, particles: int, trajectories: int) -> tuple[Tenso
     sd = (square - mean.square()).clamp_min(0).sqrt()
     there = torch.stack([pool.there(t) for t in range(pool.steps.num_steps)], 1)
     absent = ~there.reshape(*there.shape, *[1] * (mean.dim() - 2))
-    return *(m.masked_fill(absent, math.nan) for m in (mean, error, sd)), pool.steps.lengths[: pool.rows]  # type: ignore[return-value]
+    return [*(m.masked_fill(absent, math.nan) for m in (mean, error, sd)), pool.steps.lengths[: pool.rows]]
 
 
 def backwards(steps: Steps, history: list[Cloud], trajectories: int) -> Tensor:
@@ -136,7 +136,7 @@ def log_transition(steps: Steps, particles: Tensor, after: Tensor) -> Tensor:
 
 
 def pick(z: Tensor, log_w: Tensor, num: int) -> Tensor:
-    """Draw `num` particles of each sequence, ``(num, M, ...)``, by log weights ``(J or 1, K, M)``: J each its own, or 1 for all."""
+    """Draw `num` particles of each sequence, ``(num, M, ...)``, by log weights ``(num, K, M)`` or, for all, ``(1, K, M)``."""
     weights = log_w.movedim(1, 2)  # (J, M, K)
     weights = weights.expand(num, *weights.shape[1:]).softmax(-1)
     chosen = torch.multinomial(weights.reshape(-1, weights.shape[-1]), 1).reshape(num, -1)

@@ -19,7 +19,7 @@ from pyro_vae.programs.wide_scoring import wide_log_prob
 class StateSpace(Protocol):
     """A model and a guide over sequences, and the roles that they are made of; sites are ``z_1`` …, ``x_1`` ….
 
-    As :class:`~pyro_vae.StateSpaceModel`, which says what each role takes. That the programs are made of these roles is checked.
+    As :class:`~pyro_vae.StateSpaceModel`, which says what each role takes. That the programs are of these roles is checked.
     """
 
     model: Any
@@ -173,6 +173,6 @@ def check_roles(roles: StateSpace, problem: Problem) -> None:
             bad = ~torch.isclose(own, other, rtol=1e-4, atol=1e-4, equal_nan=True)
             if bad.any():
                 raise ProgramError(
-                    f"site {site!r} of the {program} has another density than the roles say, in rows {problem.numbers(bad)}: the "
-                    "filter would be of another model. Write model and guide by these roles, step by step."
+                    f"site {site!r} of the {program} has another density than the roles say, in rows {problem.numbers(bad)}: "
+                    "the filter would be of another model. Write model and guide by these roles, step by step."
                 )
