@@ -72,7 +72,7 @@ def deep_rows(rows=20, steps=4):
 
 def test_under_the_exact_posterior_every_weight_is_kalmans_p_x():
     model, (x, lengths) = line(5), line_rows()
-    log_w = log_weights(model.model, model.guide, x, lengths, num_particles=3).log_w
+    log_w = log_weights(model.model, model.guide, x, lengths, num_particles=3)
     assert torch.allclose(log_w, LINE.log_px(x, lengths), atol=1e-6)
 
 
@@ -82,15 +82,23 @@ def test_what_is_beyond_a_sequence_counts_for_nothing():
     other = x.clone()
     for row, n in enumerate(lengths.tolist()):
         other[row, n:] = 50.0
-    log_w = log_weights(model.model, model.guide, other, lengths).log_w[0]
+    log_w = log_weights(model.model, model.guide, other, lengths)[0]
     assert torch.allclose(log_w, LINE.log_px(x, lengths), atol=1e-6)
-    longer = log_weights(model.model, model.guide, x, (lengths + 1).clamp_max(5)).log_w[0]
+    longer = log_weights(model.model, model.guide, x, (lengths + 1).clamp_max(5))[0]
     assert ((longer - log_w).abs() > 0.1).sum() == (lengths < 5).sum()
 
 
 def within(estimate, truth, errors=4):
     off = (estimate.log_px - truth).abs()
     return bool((off <= errors * estimate.mc_se + 1e-9).all())
+
+
+@pytest.mark.parametrize("gaps", [(), GAPS], ids=["whole", "with_gaps"])
+def test_the_closed_form_is_kalmans_where_steps_are_masked(gaps):
+    model, (x, lengths) = plane(missing=bool(gaps)), plane_rows(gaps)
+    exact = log_likelihood(*programs(model), x, lengths, method="exact", missing=True)
+    assert exact.method == "linear-Gaussian closed form"
+    assert torch.allclose(exact.log_px, PLANE.log_px(x, lengths), atol=1e-6)
 
 
 @pytest.mark.parametrize("gaps", [(), GAPS], ids=["whole", "with_gaps"])
@@ -107,7 +115,7 @@ def test_annealing_is_kalmans(start):
         model.model, model.guide, x, lengths, start=start, num_temperatures=30, num_chains=32, leapfrog_steps=3,
         verbose=False,
     )  # fmt: skip
-    assert within(annealed, PLANE.log_px(x, lengths)) and (annealed.mc_se < 0.5).all()
+    assert within(annealed, PLANE.log_px(x, lengths)) and (annealed.mc_se < 0.7).all()
 
 
 def test_both_ends_of_a_bracket_hold_kalmans_log_p_x():
@@ -180,10 +188,12 @@ def programs(model):
 def test_a_gap_is_imputed_as_the_smoother_says():
     model, (x, lengths) = plane(missing=True), plane_rows(GAPS)
     filled = impute_mean(model, x, lengths, num_samples=20_000)
-    for n, row in enumerate(exact_rows(PLANE.smoothed, x, lengths)):
-        there = x[n, : len(row[0])]
-        expected = torch.where(there.isnan(), row[0] @ PLANE.c.T, there)
-        assert torch.allclose(filled[n, : len(there)], expected, atol=0.05)  # 0.01 is a standard error
+    ess = log_likelihood(*programs(model), x, lengths, num_samples=20_000, verbose=False).ess
+    for n, (mean, _) in enumerate(exact_rows(PLANE.smoothed, x, lengths)):
+        gap = x[n, : len(mean)].isnan()
+        off = (filled[n, : len(mean)] - mean @ PLANE.c.T)[gap].abs()
+        assert (off < 4 * 1.5 / ess[n].sqrt()).all()  # the means of p(x_t | z_t) have a standard deviation below 1.5
+        assert torch.equal(filled[n, : len(mean)][~gap], x[n, : len(mean)][~gap])
 
 
 def test_latent_usage_and_predictive_checks_take_sequences():
@@ -197,28 +207,28 @@ def test_latent_usage_and_predictive_checks_take_sequences():
 # --- engines --------------------------------------------------------------------------------------------------------------
 
 
-def trained(engine, model=None, steps=3):
-    model = model or deep()
-    run = fit(model, *deep_rows(), epochs=steps, batch_size=8, seed=5, engine=engine, verbose=False)
+def trained(engine, rows):
+    model = deep()
+    run = fit(model, *rows, epochs=2, batch_size=8, seed=5, engine=engine, verbose=False)
     return run, weights(model)
 
 
 def test_training_traces_to_the_same_bits():
-    (eager, held), (traced, other) = trained("eager"), trained("trace")
+    (eager, held), (traced, other) = (trained(engine, deep_rows()) for engine in ("eager", "trace"))
     assert "traced" in traced.engine and "eager from here on" not in traced.engine
     assert all(map(torch.equal, held, other))
     assert [r["elbo"] for r in eager.history] == [r["elbo"] for r in traced.history]
 
 
 def test_training_compiles():
-    (_, held), (compiled, other) = trained("eager"), trained("compile")
+    (_, held), (compiled, other) = (trained(engine, deep_rows(16, 2)) for engine in ("eager", "compile"))
     assert "eager from here on" not in compiled.engine
     for ours, theirs in zip(held, other, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
 
 
 def test_two_seeds_train_as_one_graph():
-    ensemble = fit_ensemble(deep, *deep_rows(), seeds=[0, 1], epochs=2, batch_size=8, engine="trace", verbose=False)
+    ensemble = fit_ensemble(deep, *deep_rows(20, 2), seeds=[0, 1], epochs=1, batch_size=10, engine="trace", verbose=False)
     assert "2 members as one graph" in ensemble.results[0].engine, ensemble.results[0].engine
 
 
