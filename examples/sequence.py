@@ -95,8 +95,16 @@ def trained(train: tuple[Tensor, ...], seed: int, epochs: int) -> pv.StateSpaceM
     torch.manual_seed(seed)
     model = make()
     pv.fit(
-        model, *train, epochs=epochs, batch_size=20, seed=seed, objective=pv.Bound(pv.iwae, 10, estimator=pv.dreg),
-        optimizer=partial(torch.optim.Adam, lr=1e-2), schedule=pv.cosine, engine="eager", verbose=False,
+        model,
+        *train,
+        epochs=epochs,
+        batch_size=20,
+        seed=seed,
+        objective=pv.Bound(pv.iwae, 10, estimator=pv.dreg),
+        optimizer=partial(torch.optim.Adam, lr=1e-2),
+        schedule=pv.cosine,
+        engine="eager",
+        verbose=False,
     )  # fmt: skip (a graph of 23 steps takes longer to compile than these few epochs)
     return model
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pyro
 import torch
@@ -89,7 +90,7 @@ class StateSpaceModel(FunctionParts):
                     z = pyro.sample(f"z_{t + 1}", self.posterior(z, h[:, t], *c))
 
 
-def steps_there(x: Tensor, lengths: Tensor | None) -> list[Tensor | bool]:
+def steps_there(x: Tensor, lengths: Tensor | None) -> list[Any]:
     """Return the mask of each step, ``(N,)``: t ≤ length. Refuses lengths that x does not have."""
     refuse_packed(x)
     steps = x.shape[1]

@@ -19,6 +19,7 @@ from pyro_vae import (
     WithMask,
     ais,
     bracket,
+    encode,
     fit,
     fit_ensemble,
     impute_mean,
@@ -27,10 +28,12 @@ from pyro_vae import (
     log_weights,
     normal,
     posterior_predictive_check,
+    reconstruct,
+    sample,
     simulate,
     simulation_based_calibration,
 )
-from pyro_vae.errors import DataError, ShapeError, UsageError
+from pyro_vae.errors import DataError, ProgramError, ShapeError, UsageError
 from tests.helpers.engines import weights
 from tests.helpers.state_space import LINE, PLANE, exact_rows, forward, hidden_markov, line, plane, ragged
 
@@ -228,7 +231,9 @@ def test_training_compiles():
 
 
 def test_two_seeds_train_as_one_graph():
-    ensemble = fit_ensemble(deep, *deep_rows(20, 2), seeds=[0, 1], epochs=1, batch_size=10, engine="trace", verbose=False)
+    ensemble = fit_ensemble(
+        deep, *deep_rows(20, 2), seeds=[0, 1], epochs=1, batch_size=10, engine="trace", verbose=False
+    )
     assert "2 members as one graph" in ensemble.results[0].engine, ensemble.results[0].engine
 
 
@@ -307,6 +312,14 @@ def test_lengths_that_x_does_not_have_are_refused_by_row(use, wrong):
     lengths[7] = wrong
     with pytest.raises(DataError, match=rf"lengths are outside 1..4 in 1 of \d+ rows: .*{wrong} in row"):
         use(deep(), x, lengths)
+
+
+@pytest.mark.parametrize(
+    "use", [encode, reconstruct, lambda m, x, n: sample(m, 3)], ids=["encode", "reconstruct", "sample"]
+)
+def test_what_a_vae_is_used_by_names_what_sequences_have(use):
+    with pytest.raises(ProgramError, match=r"a StateSpaceModel has no prior\(\.\.\.\).*smooth\(\.\.\.\)"):
+        use(deep(), *deep_rows())
 
 
 def test_as_many_lengths_as_rows():

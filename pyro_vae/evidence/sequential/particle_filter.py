@@ -164,7 +164,7 @@ def particle_filter(
     for i, some in enumerate(problem.split(BLOCK)):
         with some.quiet(seed, i, 2), validated():
             parts.append(pooled(Pool.of(vae, some, num_runs, proposal == "guide"), num_particles))
-    joined = {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
+    joined: dict[str, Any] = {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
     about = f"{'guided' if proposal == 'guide' else 'bootstrap'} particle filter"
     result = Filtered(
         **joined, measure=problem.measure, method=about, num_particles=num_particles, num_runs=num_runs, seed=seed

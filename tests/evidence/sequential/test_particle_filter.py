@@ -88,7 +88,7 @@ def test_the_filter_agrees_with_importance_sampling_by_the_chain_rule():
     e = log_likelihood(model.model, model.guide, x, lengths, num_samples=20_000, verbose=False)
     gap, error = f.difference(e)
     assert abs(gap) < 4 * error < 0.4
-    assert "particle filter" in str(f) and set(compare({"filter": f, "sampled": e}).names) == {"filter", "sampled"}
+    assert "particle filter" in str(f) and "filter" in str(compare({"filter": f, "sampled": e}))
 
 
 def test_a_filter_that_forgets_the_weights_of_the_steps_before_is_seen(monkeypatch):
