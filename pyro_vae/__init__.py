@@ -3,8 +3,9 @@
 from pyro_vae import errors, likelihoods, posteriors, priors
 from pyro_vae.common.spec import Spec
 from pyro_vae.data import Data, binarize
-from pyro_vae.diagnostics.data_set_calibration import data_set_calibration
+from pyro_vae.data.sequences import pad_sequences
 from pyro_vae.diagnostics.classification import Classification, classification
+from pyro_vae.diagnostics.data_set_calibration import data_set_calibration
 from pyro_vae.diagnostics.elbo_decomposition import ElboDecomposition, decompose
 from pyro_vae.diagnostics.gradient_noise import GradientReport, gradient_report
 from pyro_vae.diagnostics.inference_gaps import Gaps, gaps
@@ -33,6 +34,10 @@ from pyro_vae.evidence.importance.storage import load_evidence, save_evidence
 from pyro_vae.evidence.imputation import impute, impute_mean
 from pyro_vae.evidence.log_likelihood import log_likelihood
 from pyro_vae.evidence.predictive import PredictiveDensity, predictive_density
+from pyro_vae.evidence.sequential.forecast import Forecast, forecast
+from pyro_vae.evidence.sequential.particle_filter import Filtered, particle_filter
+from pyro_vae.evidence.sequential.per_step import per_step
+from pyro_vae.evidence.sequential.smoothing import Smoothed, smooth
 from pyro_vae.likelihoods.continuous import normal
 from pyro_vae.likelihoods.discrete import bernoulli, binomial
 from pyro_vae.models.bayesian import Bayesian, BayesianVAE, GlobalGuide
@@ -41,7 +46,9 @@ from pyro_vae.models.hierarchical import BottomUp, HierarchicalVAE, SkipUp, TopD
 from pyro_vae.models.missing import SkipMissing, WithMask
 from pyro_vae.models.mixture import GMVAE
 from pyro_vae.models.networks import MLP, ConvDecoder, ConvEncoder
+from pyro_vae.models.recurrent import BackwardGRU
 from pyro_vae.models.semi_supervised import SemiSupervised
+from pyro_vae.models.sequence import StateSpaceModel
 from pyro_vae.models.usage import encode, interpolate, reconstruct, sample
 from pyro_vae.models.vae import VAE
 from pyro_vae.objectives.analytic_kl import analytic_kl
@@ -86,6 +93,9 @@ __all__ = [  # noqa: RUF022 (grouped as in the README)
     "HierarchicalVAE", "BottomUp", "TopDown", "SkipUp",
     # missing data
     "SkipMissing", "WithMask", "impute", "impute_mean",
+    # sequences
+    "StateSpaceModel", "BackwardGRU", "pad_sequences",
+    "particle_filter", "Filtered", "smooth", "Smoothed", "forecast", "Forecast", "per_step",
     # training
     "fit", "FitResult", "Checkpointer", "Aggressive", "adam", "constant", "cosine", "warmup", "binarize",
     "fit_ensemble", "Ensemble",

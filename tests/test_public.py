@@ -16,6 +16,7 @@ MODULES = ("likelihoods", "priors", "posteriors")
 TOLD = {"Evidence", "Latents", "Comparison", "GradientReport"}  # what is returned or listed
 TOLD |= {"Exact", "Annealed", "Bracket", "Simulated", "Gaps", "Overfitting", "ElboDecomposition", "Calibration"}
 TOLD |= {"PredictiveCheck", "PredictiveDensity", "FitResult", "ClassPosterior", "Classification"}  # returned, too
+TOLD |= {"Filtered", "Smoothed", "Forecast"}  # of sequences
 TOLD |= {"save_evidence"}  # the other half of load_evidence's example
 TOLD |= {
     "load_run",

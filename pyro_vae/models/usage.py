@@ -109,6 +109,7 @@ def sample(vae: HasParts, num_samples: int, *c: Any, seed: int = 0, mean: bool =
     """
     if num_samples < 1:
         raise UsageError(f"num_samples must be at least 1, got {num_samples}")
+    _refuse_without_parts(vae)
     like = like_parameters(vae)
     c = batch_of(*c, like=like) if c else ()
     if c and len(c[0]) != num_samples:
@@ -123,7 +124,17 @@ def _decode(vae: HasParts, z: Tensor, *c: Tensor) -> Tensor:
         return _mean(vae.likelihood(z, *c), "the likelihood p(x | z)")
 
 
+def _refuse_without_parts(vae: Any) -> None:
+    if absent := [part for part in HasParts.__annotations__ if not callable(getattr(vae, part, None))]:
+        raise ProgramError(
+            f"a {type(vae).__name__} has no {absent[0]}(...): encode, reconstruct, sample and interpolate want a VAE's "
+            "prior, likelihood and posterior. Of any program simulate(model, x) draws x; of a StateSpaceModel smooth(...) has "
+            "E[z | x] and forecast(...) what comes next."
+        )
+
+
 def _rows(vae: HasParts, *arrays: Any) -> tuple[Tensor, ...]:
+    _refuse_without_parts(vae)
     missing = takes_missing(vae, vae.prior, vae.likelihood, vae.posterior)
     dtypes = argument_dtypes(vae.model, vae.guide, *arrays) if hasattr(vae, "model") and hasattr(vae, "guide") else None
     return batch_of(*arrays, like=like_parameters(vae), missing=missing, dtypes=dtypes)

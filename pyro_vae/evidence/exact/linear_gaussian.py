@@ -14,7 +14,6 @@ from pyro_vae.common.given import check_whole
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import ProgramError
 from pyro_vae.evidence.estimate import identified
-from pyro_vae.programs.masked_latents import refuse_masked
 from pyro_vae.programs.masks import present
 from pyro_vae.programs.pair import quiet
 from pyro_vae.programs.row_reads import RowReads
@@ -57,7 +56,8 @@ def linear_gaussian(
         seed: of the random z.
 
     Raises:
-        ProgramError: a site that is not Gaussian, whose mean is not affine or whose covariance varies with z; a masked latent.
+        ProgramError: a site that is not Gaussian, whose mean is not affine or whose covariance varies with z; a masked latent
+            whose value is read. One that is not is not there: its density would integrate to 1.
 
     References:
         Probabilistic Principal Component Analysis (Tipping & Bishop, 1999), https://doi.org/10.1111/1467-9868.00196
@@ -77,8 +77,6 @@ def linear_gaussian(
         joint = Joint(model, guide, x, context, missing)
         for name, site in (joint.latents | joint.observed).items():
             gaussian(name, site["fn"])
-        everyone = joint.problem.sites(joint.problem.model, 1)
-        refuse_masked(latent_sites(everyone), joint.problem, f": {WAY_OUT}")
         blocks = joint.everyone.split(len(joint) if one_program(joint) else BLOCK)
         log_px = torch.cat([Gaussian(joint, rows, tol).log_px() for rows in blocks])
     how = f"{joint.dims} latent dimensions"
@@ -154,16 +152,28 @@ class Gaussian:
 
     def observed(self) -> dict[str, Tensor]:
         """Return x of the rows by site, NaN where it is masked: either way it drops out."""
-        data, sites = self.joint.data(self.rows), self.joint.rows(self.rows).sites(self.joint.problem.model)
-        there = {name: present(sites[name] | {"value": value}) for name, value in data.items()}
-        return {n: value if (w := there[n]) is None else value.masked_fill(~w, math.nan) for n, value in data.items()}
+        return self.unmasked(self.joint.data(self.rows))
+
+    def unmasked(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return values by site in the shape of their distributions, NaN where a mask leaves them out."""
+        sites = self.joint.rows(self.rows).sites(self.joint.problem.model)
+        there = {name: present(sites[name] | {"value": value}) for name, value in values.items()}
+        return {n: value if (w := there[n]) is None else value.masked_fill(~w, math.nan) for n, value in values.items()}
+
+    def absent(self) -> Tensor:
+        """Where a mask leaves a latent's coordinate out, ``(R, D)``."""
+        sites = latent_sites(self.joint.rows(self.rows).sites(self.joint.problem.model))
+        kept = self.unmasked({name: torch.zeros(sites[name]["fn"].shape()) for name in self.joint.latents})
+        parts = [by_row(kept[name], self.joint, sites[name]["fn"].event_dim, 0) for name in self.joint.latents]
+        return torch.cat(parts, -1).isnan().to(self.joint.device)
 
     def log_px(self) -> Tensor:
         """log p(x) of the rows; checks their p(x, z) against the program's, where p(z) and where p(z | x) lies."""
         data, sites = self.observed(), self.joint.observed
         x = torch.cat([by_row(data[name], self.joint, sites[name]["fn"].event_dim, 0) for name in sites], -1).double()
+        absent = self.absent()
         for z in torch.cat([self.from_prior(len(x)), self.from_posterior(x)]):
-            closed_form = log_normal(z, self.times(self.into, z) + self.start, self.noise)
+            closed_form = log_normal(z.masked_fill(absent, math.nan), self.times(self.into, z) + self.start, self.noise)
             closed_form = closed_form + log_normal(x, self.times(self.onto, z) + self.shift, self.rest)
             log_p = self.joint.log_prob(z.unsqueeze(0), self.rows)[0]
             if not ((closed_form - log_p).abs() <= self.tol * (1 + log_p.abs())).all():

@@ -269,11 +269,17 @@ def test_linear_gaussian_reads_the_masks_of_single_entries():
     close(linear_gaussian(model, None, x, has), wanted)
 
 
-def test_masked_latents_have_no_linear_gaussian_form():
-    model = positive(masked_by_distribution, dist.Normal(torch.zeros(()).double(), 2.0))
-    with pytest.raises(ProgramError, match=r"site 'z' is masked in rows \[0, 3, 6, 9, 12\]: no closed form"):
-        linear_gaussian(model, None, X, HAS)
-    assert exact(model, None, X, HAS).method.startswith("quadrature")
+@hows
+def test_a_masked_latent_leaves_the_linear_gaussian_form_of_the_others(masked):
+    def model(x, has):
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Normal(torch.zeros_like(x), 1.0))
+            z = masked("z", dist.Normal(0.5 * y, 2.0), has > 0)
+            pyro.sample("x", dist.Normal(y + torch.where(has > 0, z, 0.0), 1.0), obs=x)
+
+    wanted = dist.Normal(0.0, torch.where(HAS, 1.5**2 + 4 + 1, 2.0).double().sqrt()).log_prob(X)
+    close(linear_gaussian(model, None, X, HAS), wanted)
+    assert exact(model, None, X, HAS).method == "linear-Gaussian closed form"
 
 
 def test_without_a_density_in_its_place_a_masked_latent_is_counted_in(monkeypatch):

@@ -1,0 +1,1 @@
+"""Sequences step by step: particle filters, smoothing and forecasts of state-space models."""

@@ -1,0 +1,139 @@
+r"""Forecasts: x_{T+1}, …, x_{T+H} given x_1, …, x_T, by draws."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vae.common.given import whole
+from pyro_vae.common.keywords import suggest_keywords
+from pyro_vae.errors import UsageError
+
+from .filtering import Cloud, clouds
+from .particle_filter import BLOCK, Pool, Proposal, checked_problem, log_mean
+from .steps import StateSpace, Steps, validated
+
+
+@dataclass(frozen=True, eq=False)
+class Forecast:
+    """Draws of the H steps after each of N sequences.
+
+    Attributes:
+        draws: of x, ``(S, N, H, *event)``.
+        latents: of z, ``(S, N, H, *event)``, that they were drawn from.
+        lengths: steps that each sequence had, ``(N,)``.
+        seed: of the draws.
+    """
+
+    draws: Tensor
+    latents: Tensor
+    lengths: Tensor
+    seed: int
+
+    def quantiles(self, levels: Sequence[float] = (0.05, 0.25, 0.5, 0.75, 0.95)) -> Tensor:
+        """Return quantiles of each step and element of x, ``(levels, N, H, *event)``.
+
+        Their Monte Carlo error, in probability, is √(p (1 − p) / S).
+        """
+        if not levels or not all(0 < level < 1 for level in levels):
+            raise UsageError(f"levels of quantiles are probabilities between 0 and 1, got {list(levels)}")
+        draws = self.draws.double()
+        return torch.quantile(draws, torch.tensor(levels, dtype=draws.dtype, device=draws.device), 0)
+
+    def probability_below(self, x: Tensor) -> Tensor:
+        """P(x_{T+h} < x) for each element of what came, ``(N, H, *event)``: uniform on 0..1 if forecasts are calibrated.
+
+        Ties count half.
+        """
+        below, tied = (self.draws < x).double(), (self.draws == x).double()
+        return (below + tied / 2).mean(0)
+
+    def __str__(self) -> str:
+        s, n, h = self.draws.shape[:3]
+        return f"{s} draws of {h} steps after each of {n} sequences"
+
+    __repr__ = __str__
+
+
+@suggest_keywords
+def forecast(
+    vae: StateSpace,
+    x: Any,
+    *c: Any,
+    steps: int,
+    num_samples: int = 1000,
+    num_particles: int = 500,
+    num_runs: int = 16,
+    proposal: Proposal = "guide",
+    missing: bool = False,
+    seed: int = 0,
+) -> Forecast:
+    r"""x_{T+h} ~ p(x_{T+h} | x_1, …, x_T) for h = 1..H: z_T by a particle filter, then the transition and the likelihood.
+
+    Each sequence goes on from its own last step.
+
+    Args:
+        vae, x, *c, num_particles, num_runs, proposal, missing: as for :func:`~pyro_vae.particle_filter`.
+        steps: H, at least 1.
+        num_samples: S, draws of each sequence.
+        seed: of all draws.
+
+    Raises:
+        As :func:`~pyro_vae.particle_filter`.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> from pyro_vae import StateSpaceModel, forecast
+        >>> walk = StateSpaceModel(
+        ...     initial=lambda: dist.Normal(torch.zeros(1), 1.0).to_event(1),
+        ...     transition=lambda z: dist.Normal(z, 0.1).to_event(1),
+        ...     likelihood=lambda z: dist.Normal(z, 0.1).to_event(1),
+        ...     encoder=lambda x, lengths=None: x,
+        ...     posterior=lambda z, h: dist.Normal(h, 0.1).to_event(1),
+        ... )
+        >>> ahead = forecast(walk, torch.full((1, 5, 1), 2.0), steps=3)
+        >>> low, high = ahead.quantiles((0.05, 0.95))[:, 0, :, 0]
+        >>> bool(((low < 2) & (2 < high)).all()), bool((high - low).diff().min() > 0)          # wider, further ahead
+        (True, True)
+    """
+    whole("steps", steps, 1)
+    whole("num_samples", num_samples, 1)
+    problem = checked_problem(vae, x, c, missing, seed, num_particles, num_runs, proposal)
+    parts = []
+    for i, some in enumerate(problem.split(BLOCK)):
+        with some.quiet(seed, i, 4), validated():
+            pool = Pool.of(vae, some, num_runs, proposal == "guide")
+            own = Steps.of(vae, some.args, False)
+            parts.append((*ahead(own, last_states(pool, num_particles, num_samples), steps), own.lengths))
+    draws, latents = (torch.cat([part[i] for part in parts], 1).cpu() for i in (0, 1))
+    return Forecast(draws, latents, torch.cat([part[2] for part in parts]).cpu(), seed)
+
+
+def last_states(pool: Pool, particles: int, num: int) -> Tensor:
+    """Draw z_T given all of each sequence, ``(S, N, *event)``, from R filters, each by its estimate of p(x)."""
+    log_z = torch.zeros(len(pool.steps), dtype=torch.float64, device=pool.steps.x.device)
+    last: Cloud | None = None
+    for last in clouds(pool.steps, particles):
+        log_z = log_z + last.log_increment
+    assert last is not None
+    shares = log_mean(pool.by_run(log_z))[1].log().unsqueeze(1)  # (R, 1, N)
+    k, r, n = particles, pool.runs, pool.rows
+    log_w = shares + last.log_weights.reshape(k, r, n).movedim(1, 0)  # (R, K, N)
+    z = last.z.reshape(k, r, n, *last.z.shape[2:]).movedim(1, 0).flatten(0, 1)
+    chosen = torch.multinomial(log_w.flatten(0, 1).T.softmax(-1), num, replacement=True).T
+    return torch.take_along_dim(z, chosen.reshape(*chosen.shape, *[1] * (z.dim() - 2)), 0)
+
+
+def ahead(steps: Steps, z: Tensor, num: int) -> tuple[Tensor, Tensor]:
+    """Draw x and z of the next steps, ``(S, N, H, *event)`` each."""
+    drawn, states = [], []
+    for _ in range(num):
+        z = steps.prior(z, len(z)).sample().reshape(z.shape)
+        x = steps.likelihood(z).sample()
+        drawn.append(x.reshape(*z.shape[:2], *x.shape[1:]))
+        states.append(z)
+    return torch.stack(drawn, 2), torch.stack(states, 2)

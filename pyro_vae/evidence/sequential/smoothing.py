@@ -1,0 +1,143 @@
+r"""Smoothing: z_t given all of a sequence, by trajectories drawn backwards through a filter's particles."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vae.common.given import whole
+from pyro_vae.common.keywords import suggest_keywords
+from pyro_vae.programs.wide_scoring import wide_log_prob
+
+from .filtering import Cloud, clouds
+from .particle_filter import BLOCK, Pool, Proposal, checked_problem, log_mean
+from .steps import StateSpace, Steps, validated
+
+
+@dataclass(frozen=True, eq=False)
+class Smoothed:
+    """E[z_t | x_1, …, x_T] of N sequences, and its error; NaN where a sequence has no such step.
+
+    Attributes:
+        mean, mean_se: ``(N, T, *event)``, with the Monte Carlo error over R filters.
+        sd: of z_t given x, ``(N, T, *event)``.
+        lengths: ``(N,)``.
+        num_particles, num_runs, num_trajectories, seed: how it was computed.
+    """
+
+    mean: Tensor
+    mean_se: Tensor
+    sd: Tensor
+    lengths: Tensor
+    num_particles: int
+    num_runs: int
+    num_trajectories: int
+    seed: int
+
+    def __str__(self) -> str:
+        how = f"{self.num_runs} runs of {self.num_particles} particles, {self.num_trajectories} trajectories each"
+        worst = self.mean_se.nan_to_num(0).max().item()
+        return f"smoothing means of {len(self.mean)} sequences ({how}; largest Monte Carlo error {worst:.3g})"
+
+    __repr__ = __str__
+
+
+@suggest_keywords
+def smooth(
+    vae: StateSpace,
+    x: Any,
+    *c: Any,
+    num_particles: int = 200,
+    num_trajectories: int = 50,
+    num_runs: int = 16,
+    proposal: Proposal = "guide",
+    missing: bool = False,
+    seed: int = 0,
+) -> Smoothed:
+    r"""E[z_t | x_1, …, x_T] at each step, with standard deviations: of the model's own posterior.
+
+    A particle filter runs forward; then each trajectory is drawn backwards, z_t = z_t^k with probability
+    ∝ w_t^k p(z_{t+1} | z_t^k). Cost: K · J evaluations of the transition's density a step, beside the filter's.
+
+    Args:
+        vae, x, *c, num_particles, num_runs, proposal, missing, seed: as for :func:`~pyro_vae.particle_filter`.
+        num_trajectories: J, of each filter.
+
+    Raises:
+        As :func:`~pyro_vae.particle_filter`.
+
+    References:
+        Monte Carlo Smoothing for Nonlinear Time Series (Godsill, Doucet & West, 2004),
+        https://doi.org/10.1198/016214504000000151
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> from pyro_vae import StateSpaceModel, smooth
+        >>> walk = StateSpaceModel(
+        ...     initial=lambda: dist.Normal(torch.zeros(1), 1.0).to_event(1),
+        ...     transition=lambda z: dist.Normal(z, 0.1).to_event(1),
+        ...     likelihood=lambda z: dist.Normal(z, 1.0).to_event(1),
+        ...     encoder=lambda x, lengths=None: x,
+        ...     posterior=lambda z, h: dist.Normal(z, 0.3).to_event(1),
+        ... )
+        >>> smooth(walk, torch.tensor([[[0.0], [2.0]]]), proposal="prior").mean.shape
+        torch.Size([1, 2, 1])
+    """
+    whole("num_trajectories", num_trajectories, 1)
+    problem = checked_problem(vae, x, c, missing, seed, num_particles, num_runs, proposal)
+    parts = []
+    for i, some in enumerate(problem.split(BLOCK)):
+        with some.quiet(seed, i, 3), validated():
+            pool = Pool.of(vae, some, num_runs, proposal == "guide")
+            parts.append(smoothed_block(pool, num_particles, num_trajectories))
+    mean, mean_se, sd, lengths = (torch.cat(each).cpu() for each in zip(*parts, strict=True))
+    return Smoothed(mean, mean_se, sd, lengths, num_particles, num_runs, num_trajectories, seed)
+
+
+def smoothed_block(pool: Pool, particles: int, trajectories: int) -> list[Tensor]:
+    """Return mean, its error, standard deviation and lengths of some sequences; runs weigh as their estimates of p(x)."""
+    history = list(clouds(pool.steps, particles))
+    log_z = torch.stack([cloud.log_increment for cloud in history]).sum(0)
+    shares = log_mean(pool.by_run(log_z))[1]
+    paths = backwards(pool.steps, history, trajectories).double()  # (J, M, T, *event)
+    first, second = (pool.by_run(m) for m in (paths.mean(0), paths.square().mean(0)))
+    shares = shares.reshape(*shares.shape, *[1] * (first.dim() - 2))
+    mean, square = ((shares * m).mean(0) for m in (first, second))
+    error = pool.error(shares * (first - mean))
+    sd = (square - mean.square()).clamp_min(0).sqrt()
+    there = torch.stack([pool.there(t) for t in range(pool.steps.num_steps)], 1)
+    absent = ~there.reshape(*there.shape, *[1] * (mean.dim() - 2))
+    return [*(m.masked_fill(absent, math.nan) for m in (mean, error, sd)), pool.steps.lengths[: pool.rows]]
+
+
+def backwards(steps: Steps, history: list[Cloud], trajectories: int) -> Tensor:
+    """Draw trajectories z_T, …, z_1 of each sequence, ``(J, M, T, *event)``, from each one's last step."""
+    z = pick(history[-1].z, history[-1].log_weights.unsqueeze(0), trajectories)
+    path = [z]
+    for t in reversed(range(steps.num_steps - 1)):
+        cloud = history[t]
+        onwards = steps.there(t + 1)  # else z_t is the last one still
+        log_w = cloud.log_weights + log_transition(steps, cloud.z, z)
+        z = torch.where(onwards.reshape(1, -1, *[1] * (z.dim() - 2)), pick(cloud.z, log_w, trajectories), z)
+        path.append(z)
+    return torch.stack(path[::-1], 2)
+
+
+def log_transition(steps: Steps, particles: Tensor, after: Tensor) -> Tensor:
+    """log p(z_{t+1}^j | z_t^k), ``(J, K, M)``, of particles ``(K, M, ...)`` and what follows ``(J, M, ...)``."""
+    (k, m), j = particles.shape[:2], len(after)
+    values = after.unsqueeze(1).expand(j, k, *after.shape[1:]).flatten(1, 2)
+    log_prob = wide_log_prob(steps.prior(particles, k), values, True, "z")
+    return log_prob.double().reshape(j, k, m)
+
+
+def pick(z: Tensor, log_w: Tensor, num: int) -> Tensor:
+    """Draw `num` particles of each sequence, ``(num, M, ...)``, by log weights ``(num, K, M)`` or, for all, ``(1, K, M)``."""
+    weights = log_w.movedim(1, 2)  # (J, M, K)
+    weights = weights.expand(num, *weights.shape[1:]).softmax(-1)
+    chosen = torch.multinomial(weights.reshape(-1, weights.shape[-1]), 1).reshape(num, -1)
+    return torch.take_along_dim(z, chosen.reshape(*chosen.shape, *[1] * (z.dim() - 2)), 0)
