@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
+from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import DataError, ShapeError, UsageError
 
 from .arrays import format_rows, real_array
 
 
+@suggest_keywords
 def pad_sequences(x: Any, lengths: Any = None, mask: Any = None) -> tuple[Tensor, Tensor]:
     """Return x padded, ``(N, T, *event)``, and lengths ``(N,)``, of sequences in any form.
 

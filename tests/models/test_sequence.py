@@ -111,11 +111,10 @@ def test_importance_sampling_is_kalmans(gaps):
     assert within(e, PLANE.log_px(x, lengths)) and (e.mc_se < 0.1).all()
 
 
-@pytest.mark.parametrize("start", ["prior", "guide"])
-def test_annealing_is_kalmans(start):
+def test_annealing_from_the_prior_is_kalmans():
     model, (x, lengths) = plane(), plane_rows()
     annealed = ais(
-        model.model, model.guide, x, lengths, start=start, num_temperatures=30, num_chains=32, leapfrog_steps=3,
+        model.model, model.guide, x, lengths, start="prior", num_temperatures=30, num_chains=32, leapfrog_steps=3,
         verbose=False,
     )  # fmt: skip
     assert within(annealed, PLANE.log_px(x, lengths)) and (annealed.mc_se < 0.7).all()
@@ -217,7 +216,7 @@ def trained(engine, rows):
 
 
 def test_training_traces_to_the_same_bits():
-    (eager, held), (traced, other) = (trained(engine, deep_rows()) for engine in ("eager", "trace"))
+    (eager, held), (traced, other) = (trained(engine, deep_rows(16, 2)) for engine in ("eager", "trace"))
     assert "traced" in traced.engine and "eager from here on" not in traced.engine
     assert all(map(torch.equal, held, other))
     assert [r["elbo"] for r in eager.history] == [r["elbo"] for r in traced.history]

@@ -14,7 +14,7 @@ from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import UsageError
 
 from .filtering import Cloud, clouds
-from .particle_filter import BLOCK, Pool, Proposal, checked_problem, log_mean
+from .particle_filter import BLOCK, FilterOptions, Pool, Proposal, checked_problem, log_mean
 from .steps import StateSpace, Steps, validated
 
 
@@ -102,7 +102,7 @@ def forecast(
     """
     whole("steps", steps, 1)
     whole("num_samples", num_samples, 1)
-    problem = checked_problem(vae, x, c, missing, seed, num_particles, num_runs, proposal)
+    problem = checked_problem(vae, x, c, FilterOptions(num_particles, num_runs, proposal, missing, seed))
     parts = []
     for i, some in enumerate(problem.split(BLOCK)):
         with some.quiet(seed, i, 4), validated():

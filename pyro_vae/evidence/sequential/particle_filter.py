@@ -159,7 +159,7 @@ def particle_filter(
         >>> bool((filtered.log_px + 3.5810).abs() < 4 * filtered.mc_se + 1e-4)
         True
     """
-    problem = checked_problem(vae, x, c, missing, seed, num_particles, num_runs, proposal)
+    problem = checked_problem(vae, x, c, FilterOptions(num_particles, num_runs, proposal, missing, seed))
     parts = []
     for i, some in enumerate(problem.split(BLOCK)):
         with some.quiet(seed, i, 2), validated():
@@ -172,21 +172,32 @@ def particle_filter(
     return replace(result, row_ids=RowIds.of(x, *c))
 
 
-def checked_problem(
-    vae: StateSpace, x: Any, c: Sequence[Any], missing: bool, seed: int, particles: int, runs: int, proposal: str
-) -> Problem:
-    """Check the arguments of a filter, its rows, its programs, and that these are the roles'."""
-    whole("num_particles", particles, 1)
-    whole("num_runs", runs, 2)
-    if proposal not in ("guide", "prior"):
-        raise UsageError(f"proposal must be 'guide' or 'prior', got {proposal!r}")
+@dataclass(frozen=True)
+class FilterOptions:
+    """How a filter is run; refuses numbers and proposals that there are not."""
+
+    num_particles: int
+    num_runs: int
+    proposal: str
+    missing: bool
+    seed: int
+
+    def __post_init__(self) -> None:
+        whole("num_particles", self.num_particles, 1)
+        whole("num_runs", self.num_runs, 2)
+        if self.proposal not in ("guide", "prior"):
+            raise UsageError(f"proposal must be 'guide' or 'prior', got {self.proposal!r}")
+
+
+def checked_problem(vae: StateSpace, x: Any, c: Sequence[Any], options: FilterOptions) -> Problem:
+    """Check a filter's rows, its programs, and that these are the roles'."""
     if absent := [role for role in StateSpace.__annotations__ if not callable(getattr(vae, role, None))]:
         raise UsageError(
             f"a {type(vae).__name__} has no {absent[0]}: wanted a StateSpaceModel, or an object with "
             f"{', '.join(StateSpace.__annotations__)}"
         )
-    problem = Problem.of(vae.model, vae.guide, x, *c, seed=seed, missing=missing)
-    with problem.quiet(seed, 0, 1):
+    problem = Problem.of(vae.model, vae.guide, x, *c, seed=options.seed, missing=options.missing)
+    with problem.quiet(options.seed, 0, 1):
         for some in problem.split(BLOCK):
             check_roles(vae, some)
     return problem
