@@ -69,8 +69,10 @@ def encode(vae: HasParts | HasLevels, x: Any, *c: Any) -> Tensor:
     missing = bool(rows[0].isnan().any())
     # torch's validation would stop at a NaN parameter; the message below says more
     with evaluation_mode(vae), without_validation() if missing else nullcontext():
-        levels = isinstance(vae, HasLevels)
-        z = vae.posterior_path(*rows) if levels else _mean(vae.posterior(*rows), "the posterior q(z | x)")
+        if isinstance(vae, HasLevels):
+            z = vae.posterior_path(*rows)
+        else:
+            z = _mean(vae.posterior(*rows), "the posterior q(z | x)")
     if missing and z.isnan().any():
         raise ProgramError(f"the posterior's mean is NaN where x has missing values. {MASK}")
     return z
@@ -138,7 +140,8 @@ def sample(vae: HasParts | HasLevels, num_samples: int, *c: Any, seed: int = 0, 
 
 
 def _draw(prior: Any, num_samples: int) -> Tensor:
-    return prior.expand((num_samples,)).sample()  # type: ignore[no-any-return]
+    draws: Tensor = prior.expand((num_samples,)).sample()
+    return draws
 
 
 def _decode(vae: HasParts | HasLevels, z: Tensor, *c: Tensor) -> Tensor:
