@@ -3,7 +3,8 @@
 One layer is 784-200-200-50; two are 784-200-200-100 and 100-100-100-50 (the networks of Burda, Grosse & Salakhutdinov, 2016,
 tanh both ways), with a guide that goes bottom-up, q(z1 | x) q(z2 | z1), as theirs, or top-down, q(z2 | x) q(z1 | x, z2). Each
 run gets the same seconds of one thread's CPU time, whatever a step costs it: the learning rate follows the time spent, not the
-steps. Scored on the same test rows; differences are paired, row by row, to one layer of the same seed.
+steps. Scored on the same test rows; differences are paired, row by row, to one layer of the same seed. So short a run says
+which model learns faster, not which is the better one in the end.
 
     python examples/hierarchical.py --seconds 40 --seeds 2
 """

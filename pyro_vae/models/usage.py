@@ -1,13 +1,14 @@
 """Use a trained VAE: encode, reconstruct, sample, interpolate.
 
-For anything with ``prior``, ``likelihood`` and ``posterior`` that return distributions; contexts c come last. Nothing here
-changes the model, its mode, or the global random state; only `sample` draws, from a seed of its own.
+For anything with ``prior``, ``likelihood`` and ``posterior`` that return distributions, and for a hierarchy, whose z is then
+z1, the level that the likelihood takes; contexts c come last. Nothing here changes the model, its mode, or the global random
+state; only `sample` draws, from a seed of its own.
 """
 
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
@@ -30,8 +31,25 @@ class HasParts(Protocol):
     posterior: Any
 
 
-def encode(vae: HasParts, x: Any, *c: Any) -> Tensor:
+@runtime_checkable
+class HasLevels(Protocol):
+    """Latents of several levels, above the z1 that the likelihood takes."""
+
+    likelihood: Any
+    posterior: Any
+
+    def draw_prior(self, num_samples: int, *c: Tensor) -> Tensor:
+        """z1 ~ p(z1 | c), by way of the levels above it."""
+
+    def posterior_path(self, x: Tensor, *c: Tensor) -> Tensor:
+        """z1 on the path of means: each level at its mean given the means of those drawn before it."""
+
+
+def encode(vae: HasParts | HasLevels, x: Any, *c: Any) -> Tensor:
     """E[z | x] under q(z | x), ``(N, latent_dim)``: the posterior's mean, never a hidden random draw.
+
+    Of a :class:`~pyro_vae.HierarchicalVAE` it is z1 on the path of means: each level at its mean given the means of the levels
+    that the guide draws before it. Where these means are linear in what they are given, that is E[z1 | x].
 
     Args:
         vae: the model.
@@ -51,13 +69,16 @@ def encode(vae: HasParts, x: Any, *c: Any) -> Tensor:
     missing = bool(rows[0].isnan().any())
     # torch's validation would stop at a NaN parameter; the message below says more
     with evaluation_mode(vae), without_validation() if missing else nullcontext():
-        z = _mean(vae.posterior(*rows), "the posterior q(z | x)")
+        if isinstance(vae, HasLevels):
+            z = vae.posterior_path(*rows)
+        else:
+            z = _mean(vae.posterior(*rows), "the posterior q(z | x)")
     if missing and z.isnan().any():
         raise ProgramError(f"the posterior's mean is NaN where x has missing values. {MASK}")
     return z
 
 
-def reconstruct(vae: HasParts, x: Any, *c: Any) -> Tensor:
+def reconstruct(vae: HasParts | HasLevels, x: Any, *c: Any) -> Tensor:
     """E[x | z] at z = E[z | x]: each row through the encoder's and the decoder's mean, ``(N, *event)``.
 
     Example:
@@ -71,7 +92,7 @@ def reconstruct(vae: HasParts, x: Any, *c: Any) -> Tensor:
 
 
 @suggest_keywords
-def interpolate(vae: HasParts, start: Any, end: Any, *c: Any, steps: int = 10) -> Tensor:
+def interpolate(vae: HasParts | HasLevels, start: Any, end: Any, *c: Any, steps: int = 10) -> Tensor:
     """E[x | z] along the straight line from E[z | start] to E[z | end], row by row, ends included: ``(steps, N, *event)``.
 
     Example:
@@ -91,7 +112,7 @@ def interpolate(vae: HasParts, start: Any, end: Any, *c: Any, steps: int = 10) -
 
 
 @suggest_keywords
-def sample(vae: HasParts, num_samples: int, *c: Any, seed: int = 0, mean: bool = False) -> Tensor:
+def sample(vae: HasParts | HasLevels, num_samples: int, *c: Any, seed: int = 0, mean: bool = False) -> Tensor:
     """x ~ p(x | z) for z ~ p(z), ``(num_samples, *event)``.
 
     Args:
@@ -115,17 +136,23 @@ def sample(vae: HasParts, num_samples: int, *c: Any, seed: int = 0, mean: bool =
     if c and len(c[0]) != num_samples:
         raise UsageError(f"{num_samples} samples need a context of as many rows, got {len(c[0])}")
     with evaluation_mode(vae), seeded(seed, device=like.device if like is not None else "cpu"):
-        z = vae.prior(*c).expand((num_samples,)).sample()
+        z = vae.draw_prior(num_samples, *c) if isinstance(vae, HasLevels) else _draw(vae.prior(*c), num_samples)
         return _decode(vae, z, *c) if mean else vae.likelihood(z, *c).sample()
 
 
-def _decode(vae: HasParts, z: Tensor, *c: Tensor) -> Tensor:
+def _draw(prior: Any, num_samples: int) -> Tensor:
+    draws: Tensor = prior.expand((num_samples,)).sample()
+    return draws
+
+
+def _decode(vae: HasParts | HasLevels, z: Tensor, *c: Tensor) -> Tensor:
     with evaluation_mode(vae):
         return _mean(vae.likelihood(z, *c), "the likelihood p(x | z)")
 
 
 def _refuse_without_parts(vae: Any) -> None:
-    if absent := [part for part in HasParts.__annotations__ if not callable(getattr(vae, part, None))]:
+    parts = ("likelihood", "posterior") if isinstance(vae, HasLevels) else HasParts.__annotations__
+    if absent := [part for part in parts if not callable(getattr(vae, part, None))]:
         raise ProgramError(
             f"a {type(vae).__name__} has no {absent[0]}(...): encode, reconstruct, sample and interpolate want a VAE's "
             "prior, likelihood and posterior. Of any program simulate(model, x) draws x; of a StateSpaceModel smooth(...) has "
@@ -133,9 +160,9 @@ def _refuse_without_parts(vae: Any) -> None:
         )
 
 
-def _rows(vae: HasParts, *arrays: Any) -> tuple[Tensor, ...]:
+def _rows(vae: HasParts | HasLevels, *arrays: Any) -> tuple[Tensor, ...]:
     _refuse_without_parts(vae)
-    missing = takes_missing(vae, vae.prior, vae.likelihood, vae.posterior)
+    missing = takes_missing(vae, getattr(vae, "prior", None), vae.likelihood, vae.posterior)
     dtypes = argument_dtypes(vae.model, vae.guide, *arrays) if hasattr(vae, "model") and hasattr(vae, "guide") else None
     return batch_of(*arrays, like=like_parameters(vae), missing=missing, dtypes=dtypes)
 
