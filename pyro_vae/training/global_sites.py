@@ -65,7 +65,9 @@ def counted_once(model: Program, guide: Program, objective: Any, data: TrainingD
         refuse_weights_inside(model, first(min(rows, FEW)))
         shared = shared_sites(model, guide, first, rows, data.batch_size)
         known = model_sites(model, guide, first(min(rows, FEW))) if shared else {}
-        names = [name for name in shared.names if name in known]
+        names = [name for name in shared.names if name in known and shared.plate not in frames_of(known[name])]
+        if not any(shared.plate in frames_of(site) for site in known.values()):  # no plate over rows: the checks say so
+            names = []
         if not names:
             return model, guide
         refuse_objective(names[0], shared.plate, objective)
