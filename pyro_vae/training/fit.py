@@ -214,9 +214,9 @@ def fit(
     options = TrainingOptions(epochs, schedule, patience, seed, bad_steps, scheduled, on_step)
     check_callbacks(callbacks)
     immediate = aggressive is not None or bad_steps > 1 or bool(callbacks) or resume is not None
-    objective = objective_of(objective)
-    model, guide = counted_once(model, guide, objective, data, seed)
-    step = Step(model, guide, objective, optimizer_of(optimizer), immediate, precision_of(precision))
+    trained = objective_of(objective)
+    model, guide = counted_once(model, guide, trained, data, seed)
+    step = Step(model, guide, trained, optimizer_of(optimizer), immediate, precision_of(precision))
     scheduled_values = ScheduledValues(scheduled, on_step is not None)
     planned_steps = epochs * data.steps_per_epoch
     step.engine, step.engine_reason = choose_engine(engine, step, modules, scheduled_values, planned_steps, data.device)
