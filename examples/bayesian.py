@@ -199,7 +199,7 @@ def picture(moments: dict[str, dict], path: Path) -> Path:
     return save(fig, path)
 
 
-def main(out: Path, rows: int | None = None, epochs: int = 400, samples: int = 4000, temperatures: int = 50) -> None:
+def main(out: Path, rows: int | None = None, epochs: int = 250, samples: int = 1200, temperatures: int = 30) -> None:
     tables, moments = [], {}
     out.mkdir(parents=True, exist_ok=True)
     for name in ("diabetes", "breast cancer"):

@@ -99,7 +99,7 @@ ATTRIBUTES = (
 )
 PATHS = (torch_private.MODE, torch_private.MAKE_FX, *torch_private.INDUCTOR, *torch_private.SHARED)
 HIDDEN = dict.fromkeys(ATTRIBUTES, "getattr") | dict.fromkeys(PATHS, "find")
-KEYS = {"_deterministic"}  # of a site's dictionary
+KEYS = {"_deterministic", "_pyro_name", "_pyro_samples"}  # of the dictionaries of a site, and of a module
 WORDS = {name for name in HIDDEN if is_private(name)} - set(PROTOCOL) | KEYS
 
 

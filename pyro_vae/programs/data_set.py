@@ -13,6 +13,7 @@ from torch import Tensor
 from pyro_vae.errors import ProgramError
 
 from .pair import quiet
+from .plates import refuse_inside
 from .problem import rows_of
 from .site_rows import frames_of
 from .sites import DATA_SETS, Program, Site, has_density, trace_pair
@@ -73,6 +74,8 @@ class WholeDataSet:
         if self.nesting is None:
             with poutine.block(), quiet(*self.programs, seed=0, device=args[0].device):
                 q, p = trace_pair(*self.programs, *args)
+            for name in [name for name in p if name in q]:
+                refuse_inside(name, p[name], q[name])
             self.nesting = nesting_of({**q, **p})
         return self.nesting
 

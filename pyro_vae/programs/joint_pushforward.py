@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import pyro.distributions as dist
 import torch
@@ -16,8 +16,30 @@ from torch.distributions import Independent, LowRankMultivariateNormal, Multivar
 
 from .sites import Site
 
-if TYPE_CHECKING:
-    from .pushforward import Pushforward
+
+class Part(Protocol):
+    """A map z = T(u) of a part of the vector: a :class:`~pyro_vae.programs.pushforward.Pushforward`."""
+
+    @property
+    def latent(self) -> str: ...
+
+    @property
+    def event_shape(self) -> torch.Size: ...
+
+    @property
+    def event_dim(self) -> int: ...
+
+    def source(self, batch: torch.Size) -> torch.Size:
+        """Return the shape of u that T takes."""
+        ...
+
+    def distribution(self, u: Any) -> Any:
+        """T_* of the distribution of u."""
+        ...
+
+    def inverse(self, fn: Any, z: Tensor) -> Tensor:
+        """u = T⁻¹(z)."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -28,7 +50,7 @@ class JointPushforward:
         Automatic Differentiation Variational Inference (Kucukelbir et al., 2017), https://arxiv.org/abs/1603.00788
     """
 
-    parts: tuple[Pushforward, ...]
+    parts: tuple[Part, ...]
     sizes: tuple[int, ...]
 
     @property
@@ -59,7 +81,7 @@ class JointPushforward:
         return fns
 
 
-def moved(part: Pushforward, fn: Any, piece: Tensor) -> Tensor:
+def moved(part: Part, fn: Any, piece: Tensor) -> Tensor:
     """z_i = T_i(u_i), for the `fn` of its part."""
     value = piece if part.event_shape else piece.squeeze(-1)
     for step in fn.transforms if isinstance(fn, dist.TransformedDistribution) else []:
@@ -98,9 +120,9 @@ def conditional(loc: Tensor, tril: Tensor, before: Sequence[Tensor], size: int, 
     return dist.MultivariateNormal(mean, scale_tril=own)
 
 
-def joint_pushforward(u: Site, points: Sequence[tuple[Pushforward, Site]]) -> JointPushforward | None:
+def joint_pushforward(u: Site, points: Sequence[tuple[Part, Site]]) -> JointPushforward | None:
     """Make the map of a normal vector onto the Deltas that take it up from first to last, if that is what they are."""
-    fn, taken, sizes = u["fn"], list[tuple["Pushforward", Site]](), list[int]()
+    fn, taken, sizes = u["fn"], list[tuple[Part, Site]](), list[int]()
     if len(fn.event_shape) != 1:
         return None
     for part, z in points:
@@ -115,7 +137,7 @@ def joint_pushforward(u: Site, points: Sequence[tuple[Pushforward, Site]]) -> Jo
         return None
 
 
-def agrees(move: JointPushforward, u: Site, taken: Sequence[tuple[Pushforward, Site]]) -> bool:
+def agrees(move: JointPushforward, u: Site, taken: Sequence[tuple[Part, Site]]) -> bool:
     """Compare the Deltas with T_i(u_i), and the sum of their log_densities and log q(u) with the conditionals', at the draw."""
     total, joint = u["fn"].log_prob(u["value"]), torch.zeros(())
     pieces = u["value"].split(move.sizes, -1)

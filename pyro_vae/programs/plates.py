@@ -81,6 +81,9 @@ class OwnRowsError(NoWeightError):
 
 def plates_of(p: Mapping[str, Site], q: Mapping[str, Site]) -> Plates:
     """Return the data plate of a pair's sites: what the guide observes, and its auxiliary draws, may lie outside."""
+    for name, site in proposal_sites(q, p).items():
+        if name in p:
+            refuse_inside(name, p[name], site)
     proposals = {f"{name} (guide)": site for name, site in proposal_sites(q, p).items()}
     data = data_plate({**p, **proposals})
     sizes = [{f.name: f.size for site in sites.values() for f in frames_of(site).values()} for sites in (q, p)]
@@ -89,6 +92,19 @@ def plates_of(p: Mapping[str, Site], q: Mapping[str, Site]) -> Plates:
         raise OwnRowsError(data.name, own, came)
     dims = {f.name: f.dim for site in [*p.values(), *q.values()] for f in frames_of(site).values() if f.dim is not None}
     return Plates(data.name, dims[data.name], max(-dim for dim in dims.values()))
+
+
+def refuse_inside(name: str, p: Site, q: Site) -> None:
+    """Refuse a latent that one program draws in a plate, once for each row, and the other outside of any, once for all."""
+    stacks = {"model": frames_of(p), "guide": frames_of(q)}
+    if all(stacks.values()) or not any(stacks.values()):
+        return
+    inner, outer = ("model", "guide") if stacks["model"] else ("guide", "model")
+    raise ProgramError(
+        f"site {name!r} lies inside the plate {min(stacks[inner])!r} in the {inner}, a value for each row, and outside of any "
+        f"plate in the {outer}, one for all rows. Put it inside the plate in both, or outside in both (a parameter that all "
+        "rows share)."
+    )
 
 
 def data_plate(sites: Mapping[str, Site]) -> CondIndepStackFrame:

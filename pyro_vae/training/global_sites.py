@@ -65,7 +65,9 @@ def counted_once(model: Program, guide: Program, objective: Any, data: TrainingD
         refuse_weights_inside(model, first(min(rows, FEW)))
         shared = shared_sites(model, guide, first, rows, data.batch_size)
         known = model_sites(model, guide, first(min(rows, FEW))) if shared else {}
-        names = [name for name in shared.names if name in known]
+        names = [name for name in shared.names if name in known and shared.plate not in frames_of(known[name])]
+        if not any(shared.plate in frames_of(site) for site in known.values()):  # no plate over rows: the checks say so
+            names = []
         if not names:
             return model, guide
         refuse_objective(names[0], shared.plate, objective)
@@ -112,10 +114,11 @@ def refuse_of_batch(model: Program, guide: Program, names: list[str], one: Batch
     for role, k in (("guide", 0), ("model", 1)):
         first, second = runs[0][k], runs[1][k]
         for name in [name for name in names if name in first and name in second]:
-            sites = first[name], second[name]
-            if not identical(sites[0]["value"], sites[1]["value"]):
+            site, again = first[name], second[name]
+            log_p, log_p_again = (s["fn"].log_prob(s["value"]) for s in (site, again))
+            if not identical(site["value"], again["value"]):
                 what = "observes other values"
-            elif not torch.allclose(*(site["fn"].log_prob(site["value"]) for site in sites), rtol=1e-4, atol=1e-6):
+            elif not torch.allclose(log_p, log_p_again, rtol=1e-4, atol=1e-6):
                 what = "has another density"
             else:
                 continue
@@ -138,7 +141,7 @@ class DataSetMetrics:
     @property
     def counted(self) -> CountOnce:
         model: Any = self.step.model
-        return model  # type: ignore[no-any-return]
+        return model
 
     @cached_property
     def pair(self) -> PartOfDataSet:

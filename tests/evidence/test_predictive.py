@@ -44,12 +44,13 @@ def test_the_predictive_density_is_exact_under_the_posterior(kind):
     assert ((found.log_px - exact).abs() < 4 * found.mc_se + 1e-9).all() and found.mc_se.max() < 0.1
     assert abs(found.elpd - exact.sum().item()) < 4 * found.elpd_mc_se
     at_the_mean = oracle.log_predictive(new, *(torch.cat([a] * 50) for a in old))  # broken: a posterior without a width
-    assert (found.log_px - at_the_mean).abs().max() > 4 * found.mc_se.max()
+    assert ((found.log_px - at_the_mean).abs() > 4 * found.mc_se + 1e-9).any()
 
 
 def test_the_error_of_the_sum_counts_that_rows_share_the_draws():
     oracle = NormalMean()
     old, new = new_rows(oracle)
+    new = (new[0] + 2,)  # all on one side of μ, which then moves them together
     runs = [predictive_density(oracle.model, guide_of(oracle, old), *new, num_samples=100, seed=s) for s in range(60)]
     spread = torch.tensor([r.elpd for r in runs]).std().item()
     told = torch.tensor([r.elpd_mc_se for r in runs]).mean().item()

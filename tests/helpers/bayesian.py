@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.distributions import MultivariateNormal
 
+from pyro_vae.programs.parameters import register
+
 DOUBLE = torch.float64
 WIDER = 1.3  # times the posterior's standard deviations
 
@@ -163,7 +165,7 @@ class LearnedMean(nn.Module):
         NormalMean().model(x)
 
     def guide(self, x):
-        pyro.module("learned_mean_of_a_test", self)
+        register(self)
         pyro.sample("mu", dist.Normal(self.loc, self.log_sd.exp()))
 
     def elbo(self, x):

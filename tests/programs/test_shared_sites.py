@@ -175,9 +175,16 @@ def test_mini_batches_are_refused_before_training(objective):
         )
 
 
-def test_mini_batches_are_refused_under_trace_elbo_too():
-    with pytest.raises(ProgramError, match=r"site 'mu'.*outside the plate 'data'"):
-        fit((global_mean, of_mu), torch.randn(200), objective=Trace_ELBO(), epochs=1, batch_size=50, verbose=False)
+def test_mini_batches_are_counted_once_under_trace_elbo():
+    """Of 200 rows in batches of 50, μ has the posterior of 200 rows: each batch counts it by a quarter."""
+    x = torch.randn(200) + 1
+    run = fit(
+        (global_mean, of_conjugate), x, objective=Trace_ELBO(num_particles=5), epochs=200, batch_size=50,
+        optimizer=adam(1e-2), schedule=lambda done: 1 - done, verbose=False,
+    )  # fmt: skip
+    right = 200.01**-0.5
+    assert abs(pyro.param("sd").item() - right) < 0.2 * right
+    assert run.history[-1]["elbo_data_set"] == pytest.approx(200 * run.history[-1]["elbo"])
 
 
 @pytest.mark.parametrize("way", ["all-rows", "plate-of-all-rows"])
