@@ -69,10 +69,8 @@ def encode(vae: HasParts | HasLevels, x: Any, *c: Any) -> Tensor:
     missing = bool(rows[0].isnan().any())
     # torch's validation would stop at a NaN parameter; the message below says more
     with evaluation_mode(vae), without_validation() if missing else nullcontext():
-        if isinstance(vae, HasLevels):
-            z = vae.posterior_path(*rows)
-        else:
-            z = _mean(vae.posterior(*rows), "the posterior q(z | x)")
+        path = vae.posterior_path if isinstance(vae, HasLevels) else None
+        z = path(*rows) if path else _mean(vae.posterior(*rows), "the posterior q(z | x)")
     if missing and z.isnan().any():
         raise ProgramError(f"the posterior's mean is NaN where x has missing values. {MASK}")
     return z
