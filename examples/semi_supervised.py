@@ -122,7 +122,7 @@ def main(
     some, theirs = test[:bayes], truth[:bayes]
     by_class = class_posterior(vae.model, vae.guide, some, num_samples=num_samples, verbose=False)
     rule = classification(by_class.probs, theirs)
-    print(f"p(y | x):  {rule}\nover all classes: {by_class}")
+    print(f"Bayes' rule, K = {num_samples}: {rule}\nover all classes: {by_class}")
     same = classification(vae.classify(some), theirs)
     print(f"q(y | x) on these rows: {same}")
     marginal = log_likelihood(vae.model, vae.guide, some, num_samples=num_samples, verbose=False)
@@ -135,13 +135,15 @@ def main(
     print(between)
 
     out.mkdir(parents=True, exist_ok=True)
-    found = {"q(y | x)": guide.to_dict(), "p(y | x), Bayes' rule": rule.to_dict()}
+    flagged = f"Bayes' rule, {len(by_class.flagged)} of {len(by_class)} rows flagged"
+    found = {"q(y | x)": guide.to_dict(), flagged: rule.to_dict()}
     picture = save(reliability_diagram(found), out / "semi_supervised_reliability.png")
     digits = torch.eye(10).repeat_interleave(10, 0)
     drawn = sample(vae, 100, digits, mean=True).numpy().reshape(10, 10, -1)
     title = "E[x | z, y], z ~ p(z): a class y in each row"
     grid = save(image_grid(list(drawn), [str(c) for c in range(10)], images.shape, title), out / "semi_supervised.png")
     facts = {"q(y | x)": guide.to_dict(), "p(y | x)": rule.to_dict(), "log_px": marginal.summary(), "cost": cost}
+    facts |= {"log_px_y": joint.summary(), "flagged_by_class": len(by_class.flagged)}
     (out / "semi_supervised.json").write_text(json.dumps(facts, indent=1, default=str))
     print(f"Pictures: {picture}, {grid}")
 

@@ -18,7 +18,7 @@ from pyro_vae.common.progress import bar
 from pyro_vae.common.random import seeded, stream
 from pyro_vae.diagnostics.closed_units import without_noise
 from pyro_vae.diagnostics.latent_usage import ACTIVE, Drawn, Units, join, spread, usage
-from pyro_vae.errors import NoWeightError, ProgramError, UsageError
+from pyro_vae.errors import MarkedError, NoWeightError, ProgramError, UsageError
 from pyro_vae.objectives.count_once import CountOnce
 from pyro_vae.objectives.joint_elbo import elbo_per_datum
 from pyro_vae.programs.pair import quiet
@@ -27,6 +27,7 @@ from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.proposal_guide import refuse_unweighed, without_observed
 from pyro_vae.programs.shared_sites import SharedSites, shared_sites
 from pyro_vae.programs.sites import latent_sites
+from pyro_vae.programs.summed_out import codes_of
 from pyro_vae.programs.units import univariate
 from pyro_vae.programs.vectorize_probe import ProbedOnce
 
@@ -63,7 +64,14 @@ def true_elbo(
 def problem_of(step: Step, batch: tuple[Tensor, ...]) -> Problem:
     """Find the pair's plates by a run on the first row, on a random stream of its own: later draws do not depend on it."""
     with quiet(step.model, step.guide, seed=0, device=batch[0].device):
-        return Problem.on_first_row(step.model, step.guide, *batch)
+        return as_trained(step, Problem.on_first_row(step.model, step.guide, *batch))
+
+
+def as_trained(step: Step, problem: Problem) -> Problem:
+    """Refuse a pair with sites summed out under TraceEnum_ELBO, whose own ELBO, of the joint with these sites, is logged."""
+    if isinstance(step.objective, TraceEnum_ELBO) and codes_of(problem.model) > 1:
+        raise MarkedError("sites are marked for enumeration: the ELBO is that of TraceEnum_ELBO")
+    return problem
 
 
 def pass_over(
@@ -114,7 +122,7 @@ def row_elbo(step: Step, batch: tuple[Tensor, ...]) -> Tensor | None:
     """Draw each row's ELBO once; None where the pair has no log weight for each row."""
     try:
         with quiet(step.model, step.guide):
-            return Problem.on(step.model, step.guide, *batch).log_probs().log_w.mean(0)
+            return as_trained(step, Problem.on(step.model, step.guide, *batch)).log_probs().log_w.mean(0)
     except (ProgramError, ValueError):  # a ValueError is torch's, on a covariance of NaN
         return None
 

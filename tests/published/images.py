@@ -158,7 +158,7 @@ def m2_enumerated():
         return config_enumerate(net.guide, "parallel", expand=True)(xs)
 
     return Pair(
-        net.model, guide, bits(N, 6), net=net, proposal=net.guide,
+        net.model, guide, bits(N, 6), net=net, proposal=net.guide, summed=True,
         objective=lambda: TraceEnum_ELBO(max_plate_nesting=1),
     )  # fmt: skip
 

@@ -26,6 +26,9 @@ class Pair:
     exact: Callable[..., Tensor] | None = None  # log p(x_n), by other means than Pyro: (x, *context) to (N,)
     elbo: Callable[..., Tensor] | None = None  # of a guide that is not drawn from (enumerated latents): likewise
     proposal: Program | None = None  # a guide that can be drawn from, for the oracle, where `guide` cannot
+    summed: bool = (
+        False  # a label is summed out: weights are p(x, z) / q(z | x), no plain trace's; log p(x) is what it was
+    )
     shared: str | None = None  # a site that rows share: there is no log p(x_n)
     no_weight: str | None = None  # a site of the guide without a density against the prior's measure
     reads_x: bool = False  # the model reads the values of x beside observing them: it cannot be run to simulate

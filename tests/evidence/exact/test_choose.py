@@ -66,6 +66,12 @@ def mixed_guide(x):
         pyro.sample("z", dist.Normal(x / 2, 1.5))
 
 
+def counted_guide(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("k", dist.Poisson(1.0 + 0 * x))
+        pyro.sample("z", dist.Normal(x / 2, 1.5))
+
+
 def factored(x):
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -177,7 +183,7 @@ def test_auto_is_an_oracle_where_one_applies_and_sampling_where_none_does(monkey
     found = log_likelihood(gamma_poisson, lognormal_guide, x, method="auto", num_samples=50)
     assert isinstance(found, Exact) and "quadrature in 1 dimensions" in str(found)
     close(found.log_px, stats.nbinom.logpmf(x.numpy(), 2.5, 0.7 / 1.7), 1e-5)
-    sampled = log_likelihood(mixed, mixed_guide, torch.zeros(2), method="auto", num_samples=50)
+    sampled = log_likelihood(counted, counted_guide, torch.zeros(2), method="auto", num_samples=50)
     assert isinstance(sampled, Evidence) and sampled.num_samples == 50 and "importance sampling" in str(sampled)
     monkeypatch.setattr(trapezoid.Rule, "rough", lambda self, log_px, error: torch.ones_like(error, dtype=torch.bool))
     with pytest.warns(OracleWarning, match=r"takes importance sampling: quadrature .* 3 of 3 rows \(0, 1, 2; largest"):
@@ -288,7 +294,7 @@ def test_a_method_that_is_none_and_parts_of_what_may_be_exact():
     with pytest.raises(UsageError, match="particles= runs a part"):
         log_likelihood(gamma_poisson, lognormal_guide, x, method="auto", particles=range(64))
     with pytest.raises(ProgramError, match="no oracle applies"):
-        noisy_log_likelihood(mixed, mixed_guide, x, method="exact")
+        noisy_log_likelihood(counted, counted_guide, x, method="exact")
 
 
 def test_a_result_says_what_it_is():
