@@ -280,7 +280,10 @@ def sum_out(model: Program, guide: Program | None, *args: Any) -> tuple[Program,
 
 def discrete_sites(model: Program, args: tuple[Any, ...]) -> tuple[list[str], Mapping[str, Site]] | None:
     """Name the discrete latents of a model that can be listed; None if there are none, or nothing else."""
-    sites = sites_of(model, args)
+    try:
+        sites = sites_of(model, args)
+    except torch.linalg.LinAlgError:  # at a draw of the prior, where nobody may have to go
+        return None
     latent = latent_sites(sites)
     names = [name for name, site in latent.items() if enumerable(name, site["fn"])]
     return (names, sites) if names and len(names) < len(latent) else None
