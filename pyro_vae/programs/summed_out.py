@@ -142,6 +142,7 @@ class SumOut(Messenger):
         """Show a site as a mixture over codes, of N rows; itself, before there are any."""
         name, fn = msg["name"], msg["fn"]
         self.refuse_inner(name, fn)
+        self.look_at_mask(name, msg)
         self.kept[name] = {key: msg[key] for key in ("fn", "mask", "scale", "cond_indep_stack", "infer")}
         self.settle()
         msg["fn"] = of_first_code(fn, self.left) if self.log_weights is None else None
@@ -174,6 +175,18 @@ class SumOut(Messenger):
                     "which is summed out of each row as a whole. Declare what belongs to one row with .to_event(1), in the "
                     "place of that plate."
                 )
+
+    def look_at_mask(self, name: str, msg: Any) -> None:
+        """Complain of a site that is there under one code and not under another: its term is a density of other entries then.
+
+        A latent that is absent (Attend-Infer-Repeat's objects) has density 1 over the whole line, whose sum over codes is no
+        density of z; an observation that is absent is no observation.
+        """
+        if self.complain is None or not isinstance(kept := mask_of_site(msg), Tensor):
+            return
+        each = self.left.split(kept.expand(msg["fn"].shape()), msg["fn"].event_dim)
+        if not all(identical(one, each[0]) for one in each):
+            self.complain(f"site {name!r} has another mask for another value of {', '.join(self.codes.values)}")
 
     def of_rows(self, name: str, values: Tensor, event_dim: int, what: str) -> Tensor:
         """Values ``(..., C N, ..., *event)`` of the first code, which are those of all."""
@@ -329,7 +342,7 @@ def summed(
     codes = Codes.of(sites, names, plates)
     marginal = SummedOut(model, codes, plates)
     drawn = latent_sites(guide_sites(guide, args))
-    look(marginal, args, any(map(of_rows, (sites[name] for name in names))))
+    look(marginal, args, any(map(of_rows, (sites[name] for name in names))) or any(map(is_masked, seen)))
     if guide is None or not (own := [name for name in names if name in drawn]):
         return marginal, guide
     if len(own) == len(drawn):
@@ -338,13 +351,18 @@ def summed(
             "guide a pyro.sample for each of them."
         )
     proposal = SummedOut(guide, codes.only(own), plates)
-    look(proposal, args, any(map(of_rows, (drawn[name] for name in own))))
+    look(proposal, args, any(map(of_rows, (drawn[name] for name in own))) or any(map(is_masked, drawn.values())))
     return marginal, proposal
 
 
 def of_rows(site: Site) -> bool:
     """Return whether the list of a site's values, or a mask of it, may be another one in another row."""
     return base_name(site["fn"]) not in WHOLE or mask_of_site(site) is not True
+
+
+def is_masked(site: Site) -> bool:
+    """Return whether some of a site's entries are left out, which may be others in another row."""
+    return mask_of_site(site) is not True
 
 
 def look(program: SummedOut, args: tuple[Any, ...], all_rows: bool) -> None:

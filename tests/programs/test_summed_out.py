@@ -272,7 +272,43 @@ def invalid(x):
         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
 
+def absent(x):
+    """Attend-Infer-Repeat: an object that is not there has no place, so that its density is 1 over the whole line."""
+    with pyro.plate("data", len(x)):
+        y = pyro.sample("y", dist.Bernoulli(0.5))
+        z = pyro.sample("z", dist.Normal(0.0, 1.0).expand(y.shape).mask(y))
+        pyro.sample("x", dist.Normal(z * y, 1.0), obs=x)
+
+
+def absent_by_handler(x):
+    with pyro.plate("data", len(x)):
+        y = pyro.sample("y", dist.Bernoulli(0.5))
+        with poutine.mask(mask=y > 0):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z * y, 1.0), obs=x)
+
+
+def absent_in_an_event(x):
+    """A later row alone is masked, in one entry of its event."""
+    with pyro.plate("data", len(x)):
+        y = pyro.sample("y", dist.Bernoulli(0.5))
+        there = torch.stack([torch.ones_like(x), ((x < 2.5) | (y > 0)).to(x)], -1) > 0
+        z = pyro.sample("z", dist.Normal(torch.zeros_like(there, dtype=x.dtype), 1.0).mask(there).to_event(1))
+        pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x)
+
+
+def seen_under_one_code(x):
+    with pyro.plate("data", len(x)):
+        y = pyro.sample("y", dist.Bernoulli(0.5))
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0).expand(y.shape).mask(y), obs=x)
+
+
 REFUSED = {
+    "absent-under-a-code": (absent, "'z' has another mask for another value of y"),
+    "absent-by-handler": (absent_by_handler, "'z' has another mask"),
+    "absent-in-an-event": (absent_in_an_event, "'z' has another mask"),
+    "seen-under-one-code": (seen_under_one_code, "'x' has another mask"),
     "too-many-codes": (many, r"10200 codes in all \('y' 200, 'k' 51\).*10000"),
     "observation-by-code": (other_observation, "'x' observes another value"),
     "values-by-row": (other_values, r"'y': the probabilities of its 3 values add up to"),
