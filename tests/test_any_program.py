@@ -328,6 +328,14 @@ GOES = {
 ELSEWHERE = {  # what is no question to a program of one's own with complete data, and where it is tested
     pyro_vae.impute: "evidence/test_imputation.py",
     pyro_vae.impute_mean: "evidence/test_imputation.py",
+    pyro_vae.class_posterior: "models/test_classes.py",
+    pyro_vae.predictive_density: "evidence/test_predictive.py",
+    pyro_vae.data_set_calibration: "diagnostics/test_data_set_calibration.py",
+    pyro_vae.classification: "diagnostics/test_classification.py",
+    pyro_vae.particle_filter: "evidence/sequential/test_particle_filter.py",
+    pyro_vae.smooth: "evidence/sequential/test_particle_filter.py",
+    pyro_vae.forecast: "evidence/sequential/test_particle_filter.py",
+    pyro_vae.per_step: "evidence/sequential/test_particle_filter.py",
 }
 INNER = {
     "importance",

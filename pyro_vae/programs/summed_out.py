@@ -310,7 +310,7 @@ def sites_of(program: Program, args: tuple[Any, ...]) -> Mapping[str, Site]:
             return sample_sites(poutine.trace(program).get_trace(*first_rows(args, slice(1))))
         except (ValueError, RuntimeError, IndexError):
             with explained(MODEL, *args):
-                return sample_sites(poutine.trace(program).get_trace(*args))
+                return sample_sites(poutine.trace(program).get_trace(*first_rows(args, slice(None))))
 
 
 def device_of(args: Sequence[Any]) -> torch.device:
@@ -318,9 +318,10 @@ def device_of(args: Sequence[Any]) -> torch.device:
 
 
 def first_rows(args: Sequence[Any], part: slice) -> tuple[Any, ...]:
-    """Cut the arguments that have rows."""
+    """Copy a part of the arguments that have rows, and other tensors: a program that writes into them is refused later."""
     rows = len(args[0])
-    return tuple(a[part] if isinstance(a, Tensor) and a.dim() and len(a) == rows else a for a in args)
+    cut = (a[part] if isinstance(a, Tensor) and a.dim() and len(a) == rows else a for a in args)
+    return tuple(a.clone() if isinstance(a, Tensor) else a for a in cut)
 
 
 def guide_sites(guide: Program | None, args: tuple[Any, ...]) -> Mapping[str, Site]:

@@ -56,7 +56,7 @@ def counted_once(model: Program, guide: Program, objective: Any, data: TrainingD
     rows = len(data.train[0])
 
     def first(count: int, last: bool = False) -> Batch:
-        some = tuple(a[-count:] if last else a[:count] for a in data.train)
+        some = tuple((a[-count:] if last else a[:count]).clone() for a in data.train)
         return data.fixed_batch(some, stream(seed, FIXED))
 
     store = pyro.get_param_store()

@@ -50,6 +50,25 @@ def coded(x):
         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
 
+def shared(x):
+    mu = pyro.sample("mu", dist.Normal(torch.tensor(0.0), 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+
+
+def shared_guide(x):
+    pyro.sample("mu", dist.Normal(torch.tensor(0.0), 1.0))
+
+
+def chain():
+    def step(z, *_):
+        return dist.Normal(z, 1.0).to_event(1)
+
+    return pyro_vae.StateSpaceModel(
+        pyro_vae.StandardNormal(1), step, step, lambda x, *_: x, lambda z, h: dist.Normal(z + 0 * h, 1.0).to_event(1)
+    )
+
+
 class Pair:
     model, guide = staticmethod(model), staticmethod(guide)
 
@@ -66,6 +85,17 @@ CALLS = {
     "overfitting": (overfitting, lambda f, **n: f(model, guide, X, X, **n)),
     "impute": (impute, lambda f, **n: f(Pair, X, **n)),
     "impute_mean": (impute_mean, lambda f, **n: f(Pair, X, **n)),
+    "class_posterior": (pyro_vae.class_posterior, lambda f, **n: f(coded, model, X, site="z", **n)),
+    "classification": (pyro_vae.classification, lambda f, **n: f(torch.full((2, 2), 0.5), [0, 1], **n)),
+    "predictive_density": (pyro_vae.predictive_density, lambda f, **n: f(shared, shared_guide, X, **n)),
+    "data_set_calibration": (pyro_vae.data_set_calibration, lambda f, **n: f(shared, lambda x: shared_guide, X, **n)),
+    **{
+        f.__name__: (
+            f,
+            lambda f, **n: f(chain(), torch.zeros(2, 3, 1), **({"steps": 1} if f is pyro_vae.forecast else {}) | n),
+        )
+        for f in (pyro_vae.particle_filter, pyro_vae.smooth, pyro_vae.forecast)
+    },
     "gradient_report": (
         gradient_report,
         lambda f, **n: f(small_vae(), torch.ones(2, 9), objectives=[pyro_vae.Bound(iwae, 2)], **n),

@@ -91,7 +91,7 @@ def test_half_a_particle_is_in_the_error():
 def test_an_error_without_the_rounding_fails(monkeypatch):
     rounded = property(lambda self: self.prior_count / max(self.count, 1), lambda *_: None)
     monkeypatch.setattr(WeightSums, "prior_weight", rounded, raising=False)
-    monkeypatch.setattr(WeightSums, "stratified", property(lambda self: len(self.sums) > 4))
+    monkeypatch.setattr(WeightSums, "stratified", property(lambda self: len(self.sums) > 6))
     with pytest.raises(AssertionError):
         check_errors(HALF, 25, FAR)
 
