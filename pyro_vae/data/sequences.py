@@ -60,9 +60,13 @@ def pad_sequences(x: Any, lengths: Any = None, mask: Any = None) -> tuple[Tensor
             raise ShapeError(f"wanted x padded, of shape (N, T, *event), got {tuple(padded.shape)}")
         lengths = read_lengths(padded, lengths, mask)
     lengths = lengths.to(padded.device)
-    there = torch.arange(padded.shape[1], device=padded.device) < lengths.unsqueeze(1)
-    there = there.reshape(*there.shape, *[1] * (padded.dim() - 2))
-    return torch.where(there, padded, padded[:, :1]), lengths
+    return fill_beyond(padded, lengths), lengths
+
+
+def fill_beyond(x: Tensor, lengths: Tensor) -> Tensor:
+    """Repeat a sequence's first step beyond its length, ``(N, T, *event)``: it lies in the likelihood's support."""
+    there = torch.arange(x.shape[1], device=x.device) < lengths.unsqueeze(1)
+    return torch.where(there.reshape(*there.shape, *[1] * (x.dim() - 2)), x, x[:, :1])
 
 
 def as_tensor(x: Any, name: str) -> Tensor:

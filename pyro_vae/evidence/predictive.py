@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.common.flagged import is_loose, why_loose
 from pyro_vae.common.given import whole
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import ProgramError
 from pyro_vae.evidence.estimate import data_se, format_nats, known
-from pyro_vae.evidence.importance.pareto import pareto_khat
+from pyro_vae.evidence.importance.pareto import pareto_khat, steady_rows
 from pyro_vae.programs.data_set import PartOfDataSet
 from pyro_vae.programs.plates import Plates
 from pyro_vae.programs.problem import Problem, Sites
@@ -24,7 +25,6 @@ from pyro_vae.programs.site_rows import frames_of
 from pyro_vae.programs.sites import Program, add
 
 STREAM = 19  # of a seed: apart from importance sampling's and annealing's
-BELIEVED = 0.7  # k̂ up to which an error of a mean of weights is believed
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -59,17 +59,19 @@ class PredictiveDensity:
     @property
     def mc_se(self) -> Tensor:
         """Monte Carlo standard error of each `log_px`, by the delta method, ``(N,)``."""
-        return self.relative.std(0) / len(self.log_w) ** 0.5
+        return spread_of(self.relative) / len(self.log_w) ** 0.5
 
     @property
     def khat(self) -> Tensor:
-        """Pareto k̂ of each row's weights, ``(N,)``: their error is not to be believed above 0.7."""
+        """Pareto k̂ of each row's weights, ``(N,)``; NaN for fewer than 25 draws."""
         return pareto_khat(self.log_w)
 
     @property
     def flagged(self) -> Tensor:
-        """Numbers of the rows whose k̂ is above 0.7."""
-        return (self.khat > BELIEVED).nonzero().flatten()
+        """Numbers of the rows whose error is not to be believed: by k̂, as importance sampling's; all of fewer than 25 draws."""
+        counts = torch.full_like(self.log_px, len(self.log_w))
+        max_share = (self.log_w.amax(0) - self.log_w.logsumexp(0)).exp()
+        return (~steady_rows(self.khat, max_share, counts)).nonzero().flatten()
 
     @property
     def elpd(self) -> float:
@@ -79,7 +81,7 @@ class PredictiveDensity:
     @property
     def elpd_mc_se(self) -> float | None:
         """Monte Carlo error of the sum: sd over k of Σ_n w_kn / w̄_n, over √K, for rows share θ_k; None for one draw."""
-        return known(self.relative.sum(1).std() / len(self.log_w) ** 0.5)
+        return known(spread_of(self.relative.sum(1)) / len(self.log_w) ** 0.5)
 
     @property
     def elpd_data_se(self) -> float | None:
@@ -104,13 +106,20 @@ class PredictiveDensity:
 
     def __str__(self) -> str:
         s = self.summary()
-        return (
-            f"ELPD {s['elpd']:.3f} ± {format_nats(s['elpd_mc_se'])} (Monte Carlo) ± {format_nats(s['elpd_data_se'])} (data) "
-            f"nats of {s['rows']} rows, {s['log_px']:.3f} a row | K = {s['num_samples']} draws of the global parameters | "
-            f"{s['rows_flagged']} rows flagged (k̂ > {BELIEVED}) | {s['measure']}"
+        errors = f"{format_nats(s['elpd_mc_se'])} (Monte Carlo) ± {format_nats(s['elpd_data_se'])} (data)"
+        about = (
+            f"{s['rows']} rows ({s['rows_flagged']} flagged) | K = {s['num_samples']} draws of the global parameters"
         )
+        if is_loose(s):
+            return f"ELPD ≥ {s['elpd']:.2f} nats ({why_loose(s)}), ≥ {s['log_px']:.2f} a row | {about} | {s['measure']}"
+        return f"ELPD {s['elpd']:.3f} ± {errors} nats, {s['log_px']:.3f} a row | {about} | {s['measure']}"
 
     __repr__ = __str__
+
+
+def spread_of(weights: Tensor) -> Tensor:
+    """Standard deviation over draws; NaN of one draw."""
+    return weights.std(0) if len(weights) > 1 else torch.full_like(weights[0], math.nan)
 
 
 @suggest_keywords

@@ -73,7 +73,7 @@ class WholeDataSet:
         """Return how many dimensions the programs' own plates take; look for them by a run that leaves no trace."""
         if self.nesting is None:
             with poutine.block(), quiet(*self.programs, seed=0, device=args[0].device):
-                q, p = trace_pair(*self.programs, *args)
+                q, p = trace_pair(*self.programs, *(a.clone() for a in args))
             for name in [name for name in p if name in q]:
                 refuse_inside(name, p[name], q[name])
             self.nesting = nesting_of({**q, **p})

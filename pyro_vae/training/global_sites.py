@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -136,7 +136,7 @@ class DataSetMetrics:
     step: Step
     seed: int
     inside: frozenset[str] = frozenset()  # observed sites whose data was found in the support
-    vectorized: dict[str, Problem] = field(default_factory=dict)  # the pair as it was probed first
+    probed: Problem | None = None  # the pair, once it is known how its particles run
 
     @property
     def counted(self) -> CountOnce:
@@ -180,9 +180,9 @@ class DataSetMetrics:
 
     def problem(self, args: Batch) -> Problem:
         """Return the pair on a data set; how its particles run is found once."""
-        if "probed" not in self.vectorized:
-            self.vectorized["probed"] = Problem.on(self.pair.model, self.pair.guide, *args)
-        return self.vectorized["probed"].over(*args)
+        if self.probed is None:
+            self.probed = Problem.on(self.pair.model, self.pair.guide, *args)
+        return self.probed.over(*args)
 
     def record_of(self, p: Sites, q: Sites, problem: Problem, rows: int, held_out: bool) -> Record:
         """Add up the terms of a draw."""
@@ -197,7 +197,7 @@ class DataSetMetrics:
         elbo = reconstruction - kl
         record = {name: value.mean().item() / rows for name, value in
                   (("elbo", elbo), ("reconstruction", reconstruction), ("kl", kl))}  # fmt: skip
-        return record | {} if held_out else record | {
+        return record if held_out else record | {
             "elbo_data_set": record["elbo"] * rows,
             "elbo_data_set_se": elbo.std().item() / DRAWS**0.5,
             "kl_global": shared.mean().item(),

@@ -27,7 +27,7 @@ from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.proposal_guide import refuse_unweighed, without_observed
 from pyro_vae.programs.shared_sites import SharedSites, shared_sites
 from pyro_vae.programs.sites import latent_sites
-from pyro_vae.programs.summed_out import codes_of
+from pyro_vae.programs.sum_over_codes import codes_of
 from pyro_vae.programs.units import univariate
 from pyro_vae.programs.vectorize_probe import ProbedOnce
 

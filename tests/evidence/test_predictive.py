@@ -90,3 +90,13 @@ def test_rows_outside_the_support_are_refused():
 
     with pytest.raises(SupportError, match="site 'x'"):
         predictive_density(model, lambda x: pyro.sample("rate", dist.Gamma(2.0, 1.0)), torch.tensor([1.0, -2.0]))
+
+
+@pytest.mark.parametrize("num_samples", [1, 2, 24, 1000])
+def test_few_draws_are_not_believed(num_samples):
+    """Nothing is known of the weights of fewer than 25; no ± stands beside a sum of rows that are flagged."""
+    old, new = new_rows(oracle := NormalMean())
+    found = predictive_density(oracle.model, guide_of(oracle, old), *new, num_samples=num_samples)
+    few = num_samples < 25
+    assert len(found.flagged) == (NEW if few else 0)
+    assert ("ELPD ≥" in str(found)) == ("loose" in str(found)) == ("±" not in str(found)) == few

@@ -9,7 +9,19 @@ import torch
 from pyro.nn import PyroModule, PyroSample
 from torch import nn
 
-from pyro_vae import WholeDataSet, ais, bdmc, bracket, check, gaps, log_likelihood, log_weights, simulate
+from pyro_vae import (
+    WholeDataSet,
+    ais,
+    bdmc,
+    bracket,
+    check,
+    fit,
+    gaps,
+    log_likelihood,
+    log_weights,
+    predictive_density,
+    simulate,
+)  # fmt: skip
 from pyro_vae.errors import ProgramError
 from tests.helpers.bayesian import DOUBLE, ORACLES, LocalLatents, MatrixRegression, NormalMean
 
@@ -209,3 +221,24 @@ def test_functions_of_rows_point_to_those_of_data_sets(function):
         ProgramError, match=r"site 'mu' lies outside the plate 'data'.*WholeDataSet.*predictive_density"
     ):
         function(oracle.model, oracle.guide, *oracle.args(5))
+
+
+@pytest.mark.parametrize("role", ["model", "guide"])
+def test_a_program_that_writes_into_its_rows_is_refused_and_they_are_as_they_were(role):
+    oracle = ORACLES["normal-mean"]
+
+    def writes(x):
+        x.mul_(0.5)
+        return getattr(oracle, role)(x)
+
+    programs = (writes, oracle.guide) if role == "model" else (oracle.model, writes)
+    (x,) = oracle.args(N)
+    before, pair = x.clone(), WholeDataSet(*programs)
+    for use in (
+        lambda: log_likelihood(pair.model, pair.guide, *pair.rows(x), num_samples=10, verbose=False),
+        lambda: predictive_density(*programs, x, num_samples=10),
+        lambda: fit(programs, x, epochs=1, batch_size=5, verbose=False),
+    ):
+        with pytest.raises(ProgramError, match="writes into x in place"):
+            use()
+        assert torch.equal(x, before)

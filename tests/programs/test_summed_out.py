@@ -11,7 +11,7 @@ from pyro import poutine
 from pyro_vae import Bound, ais, bracket, iwae, log_likelihood, log_weights, quadrature, sum_out
 from pyro_vae.errors import ProgramError
 from pyro_vae.programs.problem import Problem
-from pyro_vae.programs.summed_out import SummedOut
+from pyro_vae.programs.sum_over_codes import SummedOut
 from tests.helpers.classes import CENTRES, SIGMA, WEIGHTS, A, log_joint_mixed, rows_mixed
 
 N = 4

@@ -16,7 +16,7 @@ from pyro_vae.evidence.estimate import identified
 from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.reach import check_reach
 from pyro_vae.programs.sites import Program
-from pyro_vae.programs.summed_out import codes_of
+from pyro_vae.programs.sum_over_codes import codes_of
 
 from .densities import Densities
 from .flat_density import DensityGraphs

@@ -23,7 +23,7 @@ from pyro_vae.programs.problem import Problem, rows_of
 from pyro_vae.programs.reach import check_reach
 from pyro_vae.programs.sites import Program
 from pyro_vae.programs.structured import on_tensors
-from pyro_vae.programs.summed_out import codes_of
+from pyro_vae.programs.sum_over_codes import codes_of
 
 from .accumulator import PAIRS, ROWS, RowBlock
 from .guide_elbo import add_guide_elbo

@@ -73,9 +73,9 @@ def refuse_bad(log_w: Tensor, there: Tensor, t: int) -> None:
         )
 
 
-def beside(flags: Tensor, z: Tensor) -> Tensor:
-    """``(M,)`` as it stands beside z, ``(K, M, *event)``."""
-    return flags.reshape(1, -1, *[1] * (z.dim() - 2))
+def beside(values: Tensor, z: Tensor) -> Tensor:
+    """``(M,)``, or ``(K, M)``, as it stands beside z, ``(K, M, *event)``: with dimensions of size 1 for the event."""
+    return values.reshape(*values.shape, *[1] * (z.dim() - 2))
 
 
 def resampled(cloud: Cloud, there: Tensor) -> Cloud:
@@ -85,7 +85,7 @@ def resampled(cloud: Cloud, there: Tensor) -> Cloud:
         return cloud
     chosen = systematic(cloud.log_weights[:, few])
     z, weights = cloud.z.clone(), cloud.log_weights.clone()
-    z[:, few] = torch.take_along_dim(cloud.z[:, few], chosen.reshape(*chosen.shape, *[1] * (z.dim() - 2)), 0)
+    z[:, few] = torch.take_along_dim(cloud.z[:, few], beside(chosen, z), 0)
     weights[:, few] = -math.log(len(z))
     return Cloud(z, weights, cloud.log_increment)
 

@@ -13,7 +13,7 @@ from pyro_vae.common.given import whole
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import UsageError
 
-from .filtering import Cloud, clouds
+from .filtering import Cloud, beside, clouds
 from .particle_filter import BLOCK, FilterOptions, Pool, Proposal, checked_problem, log_mean
 from .steps import StateSpace, Steps, validated
 
@@ -125,7 +125,7 @@ def last_states(pool: Pool, particles: int, num: int) -> Tensor:
     log_w = shares + last.log_weights.reshape(k, r, n).movedim(1, 0)  # (R, K, N)
     z = last.z.reshape(k, r, n, *last.z.shape[2:]).movedim(1, 0).flatten(0, 1)
     chosen = torch.multinomial(log_w.flatten(0, 1).T.softmax(-1), num, replacement=True).T
-    return torch.take_along_dim(z, chosen.reshape(*chosen.shape, *[1] * (z.dim() - 2)), 0)
+    return torch.take_along_dim(z, beside(chosen, z), 0)
 
 
 def ahead(steps: Steps, z: Tensor, num: int) -> tuple[Tensor, Tensor]:

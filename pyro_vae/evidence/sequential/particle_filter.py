@@ -19,7 +19,7 @@ from pyro_vae.evidence.annealing.result import student
 from pyro_vae.evidence.estimate import LogPx, RowEstimates, data_se, digest_of_rows, format_nats, mean_se
 from pyro_vae.programs.problem import Problem
 
-from .filtering import Cloud, clouds
+from .filtering import Cloud, beside, clouds
 from .steps import StateSpace, Steps, check_roles, repeat, validated
 
 BLOCK = 32  # sequences at a time: each has noise of its own block, whatever the others are
@@ -253,7 +253,7 @@ def pooled(pool: Pool, particles: int) -> dict[str, Tensor]:
 def step_estimates(pool: Pool, cloud: Cloud, before: Tensor, after: Tensor) -> dict[str, Tensor]:
     """Pool one step of R filters, whose estimates of log p(x_1, …, x_{t−1}) and log p(x_1, …, x_t) are given, ``(R, N)``."""
     (log_before, share_before), (log_after, share) = log_mean(before), log_mean(after)
-    weights = beside_event(cloud.log_weights.exp(), cloud.z)
+    weights = beside(cloud.log_weights.exp(), cloud.z)
     means = pool.by_run((weights * cloud.z.double()).sum(0))
     shares = share.reshape(*share.shape, *[1] * (means.dim() - 2))
     mean = (shares * means).mean(0)
@@ -270,8 +270,3 @@ def log_mean(log_z: Tensor) -> tuple[Tensor, Tensor]:
     """Return the log of the mean over runs, ``(N,)``, and each run's estimate over that mean, ``(R, N)``."""
     mean = log_z.logsumexp(0) - math.log(len(log_z))
     return mean, (log_z - torch.where(mean.isinf(), 0.0, mean)).exp()
-
-
-def beside_event(weights: Tensor, z: Tensor) -> Tensor:
-    """``(K, M)`` as it stands beside z, ``(K, M, *event)``."""
-    return weights.reshape(*weights.shape, *[1] * (z.dim() - 2))

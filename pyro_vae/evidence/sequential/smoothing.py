@@ -13,7 +13,7 @@ from pyro_vae.common.given import whole
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.programs.wide_scoring import wide_log_prob
 
-from .filtering import Cloud, clouds
+from .filtering import Cloud, beside, clouds
 from .particle_filter import BLOCK, FilterOptions, Pool, Proposal, checked_problem, log_mean
 from .steps import StateSpace, Steps, validated
 
@@ -122,7 +122,7 @@ def backwards(steps: Steps, history: list[Cloud], trajectories: int) -> Tensor:
         cloud = history[t]
         onwards = steps.there(t + 1)  # else z_t is the last one still
         log_w = cloud.log_weights + log_transition(steps, cloud.z, z)
-        z = torch.where(onwards.reshape(1, -1, *[1] * (z.dim() - 2)), pick(cloud.z, log_w, trajectories), z)
+        z = torch.where(beside(onwards, z), pick(cloud.z, log_w, trajectories), z)
         path.append(z)
     return torch.stack(path[::-1], 2)
 
@@ -140,4 +140,4 @@ def pick(z: Tensor, log_w: Tensor, num: int) -> Tensor:
     weights = log_w.movedim(1, 2)  # (J, M, K)
     weights = weights.expand(num, *weights.shape[1:]).softmax(-1)
     chosen = torch.multinomial(weights.reshape(-1, weights.shape[-1]), 1).reshape(num, -1)
-    return torch.take_along_dim(z, chosen.reshape(*chosen.shape, *[1] * (z.dim() - 2)), 0)
+    return torch.take_along_dim(z, beside(chosen, z), 0)

@@ -11,6 +11,7 @@ import pyro
 import torch
 from torch import Tensor
 
+from pyro_vae.data.sequences import fill_beyond
 from pyro_vae.errors import ProgramError, ShapeError
 from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.wide_scoring import wide_log_prob
@@ -55,10 +56,8 @@ class Steps:
         x, *rest = args
         h = roles.encoder(*args) if guided else None
         lengths = rest[0] if rest else torch.full((len(x),), x.shape[1], device=x.device)
-        there = torch.arange(x.shape[1], device=x.device) < lengths.unsqueeze(1)
         # what is beyond the end counts for nothing; a likelihood shall take it all the same
-        x = torch.where(there.reshape(*there.shape, *[1] * (x.dim() - 2)), x, x[:, :1])
-        return cls(roles, x, lengths, tuple(rest[1:]), h)
+        return cls(roles, fill_beyond(x, lengths), lengths, tuple(rest[1:]), h)
 
     def __len__(self) -> int:
         return len(self.x)
