@@ -94,7 +94,7 @@ ATTRIBUTES = (
         "_optimizer_step_pre_hooks",
         "_optimizer_step_post_hooks",
     ),
-    *("_step_supports_amp_scaling", "_version", "_backward_hooks", "_validate_sample", "_schema"),
+    *("_step_supports_amp_scaling", "_version", "_backward_hooks", "_validate_sample", "_schema", "_linear_pointwise"),
     *("_PYRO_STACK", "_get_trace", "_get_traces", "_mask", "_param"),
 )
 PATHS = (torch_private.MODE, torch_private.MAKE_FX, *torch_private.INDUCTOR, *torch_private.SHARED)

@@ -14,6 +14,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from torch import Tensor, fx
+from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 from torch.overrides import TorchFunctionMode
 
 from . import torch_private
@@ -131,6 +132,13 @@ def flatten(function: Callable[..., Any], inputs: Sequence[Tensor]) -> fx.GraphM
     with SiteNamed(), NoReads(), checked, torch_private.shared_fakes():
         module: fx.GraphModule = make_fx(function, tracing_mode="real")(*inputs)
     return module
+
+
+def stand_ins(module: fx.GraphModule, inputs: Sequence[Tensor]) -> dict[fx.Node, Any]:
+    """Find what each operation of a graph returns, by shape, dtype, device and strides; nothing is computed or changed."""
+    with torch.no_grad():
+        FakeTensorProp(module).propagate(*inputs)
+    return {node: node.meta.get("val") for node in module.graph.nodes}
 
 
 def is_check(node: fx.Node) -> bool:

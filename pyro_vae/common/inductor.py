@@ -16,6 +16,7 @@ from torch import Tensor
 
 from . import torch_private
 from .flat_program import FlatProgram, Unfinished, Untraceable
+from .matrix_products import by_onednn
 
 VALIDATE = "validate_distributions_torch"
 
@@ -42,7 +43,8 @@ def compile_flat(flat: FlatProgram, inputs: Sequence[Tensor]) -> Callable[..., A
     try:
         with as_found(), torch.no_grad(), config.patch(fallback_random=True, compile_threads=1):
             table = {**select_decomp_table(), torch.ops.aten.log1p.default: log1p}
-            run: Any = compile_fx(flat.module, [*inputs, *flat.state], decompositions=table)
+            given = [*inputs, *flat.state]
+            run: Any = compile_fx(by_onednn(flat.module, given), given, decompositions=table)
             return run
     except Exception as error:  # the compiler's own errors are many
         what = str(error).strip().split("\n")[0] or "no message"

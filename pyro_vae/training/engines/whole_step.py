@@ -19,6 +19,7 @@ from pyro_vae.training.batch_source import TrainingData
 
 from .adam_update import AdamGroup, adam_groups, by_formula, by_kernel
 from .flat_graph import FlatGraph, Untraceable, check_traces, flatten, gradients_of, lift
+from .gradient_norms import by_factors
 from .scheduled_values import Answers
 from .traced import TracedEngine
 from .transform_draws import TransformDraws
@@ -149,20 +150,20 @@ class WholeStepTracer:
             gradients = {p: g for p, g in zip(parameters, gradients_of(loss, parameters), strict=True) if g is not None}
             groups[:] = self.groups(list(gradients))
             with torch.no_grad():
-                skip = self.update(groups, loss, gradients, given[-1], doubtful)
+                skip, norms = self.update(groups, loss, gradients, given[-1], doubtful)
                 for buffer, old in zip(changed, before, strict=True):
                     buffer.copy_(torch.where(skip > 0, old, buffer))
-            return [loss.detach(), skip]  # as a result it is computed once, and not anew for every few elements
+            return [loss.detach(), skip, *norms]  # as a result it is computed once, and not anew for every few elements
 
         restored = replayed([*engine.buffers, *parameters, *moments_of(optimizer), self.failed], device)
         with restored, without_validation(), engine.scheduled_values.traced(parameters[0], answers):
             old_buffers = [b.clone() for b in engine.buffers]
             module = flatten(whole, [*inputs, numbers])
+            state = lift(module)
+            by_factors(module, [*inputs, numbers, *state], kept=2)
             # by their values: torch's batch norm does not tell that it writes
             self.changed = [b for b, old in zip(engine.buffers, old_buffers, strict=True) if not torch.equal(b, old)]
-        return WholeStep(
-            FlatGraph(module, lift(module), answers=answers), groups, draws, self.key, numbers, self.compiled
-        )
+        return WholeStep(FlatGraph(module, state, answers=answers), groups, draws, self.key, numbers, self.compiled)
 
     def groups(self, reached: list[Tensor]) -> list[AdamGroup]:
         optimizer = self.engine.step.optimizer
@@ -178,9 +179,14 @@ class WholeStepTracer:
         gradients: dict[Tensor, Tensor],
         numbers: Tensor,
         doubtful: Tensor | None,
-    ) -> Tensor:
-        """Move what the groups hold, unless this step or one before it is not finite, or doubtful: return 1 then, else 0."""
-        norm = torch.nn.utils.get_total_norm(list(gradients.values()), foreach=not self.compiled)
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Move what the groups hold, unless this step or one before it is not finite, or doubtful.
+
+        Return 1 then, else 0; and the gradients' norms, where each is an operation of its own.
+        """
+        of_all = list(gradients.values())
+        norms = [torch.linalg.vector_norm(g) for g in of_all] if self.compiled else []
+        norm = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.nn.utils.get_total_norm(of_all)
         finite = loss.detach().isfinite() & norm.isfinite()
         finite = finite if doubtful is None else finite & ~doubtful
         skip = torch.maximum(self.failed, (~finite).to(self.failed))
@@ -188,7 +194,7 @@ class WholeStepTracer:
         make = by_formula if self.compiled else by_kernel
         for group, row in zip(groups, numbers.unbind(), strict=True):
             make(group, [gradients[p] for p in group.parameters], row, skip)
-        return skip
+        return skip, norms
 
 
 def moments_of(optimizer: Any) -> list[Tensor]:
