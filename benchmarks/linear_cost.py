@@ -128,7 +128,9 @@ WHAT = {"step": "ms a step", "first": "s until the first step", "particle": "µs
 def table(title: str, letter: str, found: Costs) -> str:
     """Format the costs of an axis, each with its line."""
     sizes = list(found)
-    head = f"| {title} | {' | '.join(f'{letter} = {size}' for size in sizes)} | a + b {letter} | off by | last doubling |"
+    head = (
+        f"| {title} | {' | '.join(f'{letter} = {size}' for size in sizes)} | a + b {letter} | off by | last doubling |"
+    )
     lines = [head, f"|---|{'--:|' * len(sizes)}---|--:|--:|"]
     for key, what in WHAT.items():
         values = [found[size][key] for size in sizes]
@@ -141,8 +143,8 @@ def table(title: str, letter: str, found: Costs) -> str:
 PAGE = """# Cost by steps and by levels
 
 CPU time, medians of {blocks} blocks that take turns; 64 rows a batch, engine {engine}; `{command}`:
-torch {torch}, {machine}. "Off by" is the largest relative error of the line, "last doubling" the exponent between the last two sizes:
-1 is proportional; what a is of all makes it less, and what grows faster than a line more.
+torch {torch}, {machine}. "Off by" is the largest relative error of the line, "last doubling" the exponent between the last two
+sizes: 1 is proportional; what a is of all makes it less, and what grows faster than a line more.
 
 {tables}
 """

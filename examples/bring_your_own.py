@@ -19,7 +19,25 @@ from sklearn.datasets import load_wine
 from torch import nn
 from torch.distributions import constraints
 
-# --- the program: plain Pyro ---------------------------------------------------------------------------------------------------
+from pyro_vae import (
+    adam,
+    ais,
+    bracket,
+    check,
+    compare,
+    fit,
+    gaps,
+    log_likelihood,
+    quadrature,
+    simulation_based_calibration,
+)
+from pyro_vae.errors import ProgramError
+from pyro_vae.plots.bars import gap_bars
+from pyro_vae.plots.calibration import ecdf_differences
+from pyro_vae.plots.evidence import bracket_ends
+from pyro_vae.plots.figures import save
+
+# --- the program: plain Pyro ---
 
 
 def model(x):
@@ -42,16 +60,7 @@ def guide(x):
         pyro.sample("factors", dist.Normal(loc, log_scale.exp()).to_event(1))
 
 
-# --- the questions -------------------------------------------------------------------------------------------------------------
-
-from pyro_vae import (  # noqa: E402 (from here on it is ours)
-    adam, ais, bracket, check, compare, fit, gaps, log_likelihood, quadrature, simulation_based_calibration,
-)  # fmt: skip
-from pyro_vae.errors import ProgramError  # noqa: E402
-from pyro_vae.plots.bars import gap_bars  # noqa: E402
-from pyro_vae.plots.calibration import ecdf_differences  # noqa: E402
-from pyro_vae.plots.evidence import bracket_ends  # noqa: E402
-from pyro_vae.plots.figures import save  # noqa: E402
+# --- the questions ---
 
 
 def ask(guide, x, batch_size: int, epochs: int, num_samples: int, chains: dict, steps: int, simulated: int) -> dict:
@@ -86,12 +95,17 @@ def main(out: Path, rows: int = 178, epochs: int = 1500, num_samples: int = 1000
     x = torch.as_tensor(load_wine().data, dtype=torch.float32)[:rows]
     x = (x - x.mean(0)) / x.std(0)
     asked = {}
-    for name, (theirs, batch_size) in {"AutoNormal": (AutoNormal(model), len(x)), "encoder": (guide, len(x) // 4)}.items():
+    for name, (theirs, batch_size) in {
+        "AutoNormal": (AutoNormal(model), len(x)),
+        "encoder": (guide, len(x) // 4),
+    }.items():
         print(f"\n--- {name} ---")
         pyro.clear_param_store()  # each guide trains a model of its own
         torch.manual_seed(0)
         asked[name] = ask(theirs, x, batch_size, epochs, num_samples, chains or {}, steps, simulated)
-    print(f"\nWhich guide led to the better model, on the exact log p(x):\n{compare({n: a['exact'] for n, a in asked.items()})}")
+    print(
+        f"\nThe models beside each other, on their exact log p(x):\n{compare({n: a['exact'] for n, a in asked.items()})}"
+    )
     out.mkdir(parents=True, exist_ok=True)
     summaries = {part: {n: a[part].summary() for n, a in asked.items()} for part in ("bracket", "exact", "gaps")}
     for name, picture in {

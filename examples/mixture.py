@@ -63,7 +63,9 @@ def plain_vae(width: int, dims: int) -> VAE:
 
 def mixture_of(vae: VAE, x: torch.Tensor, seed: int) -> GMVAE:
     """The VAE with components in the place of its prior, where a Gaussian mixture of its posterior means has them."""
-    found = GaussianMixture(CLUSTERS, covariance_type="diag", random_state=seed, reg_covar=1e-2).fit(encode(vae, x).numpy())
+    found = GaussianMixture(CLUSTERS, covariance_type="diag", random_state=seed, reg_covar=1e-2).fit(
+        encode(vae, x).numpy()
+    )
     table = nn.Linear(CLUSTERS, 2 * found.means_.shape[1], bias=False)  # y, one-hot, to the mean and scale of p(z | y)
     scale = torch.as_tensor(found.covariances_).sqrt()
     features = torch.cat([torch.as_tensor(found.means_), scale.expm1().log()], 1)  # normal's scale is log(1 + e^s)
@@ -162,7 +164,9 @@ def main(seconds: float, seeds: int, s: dict, out: Path) -> None:
     print(f"{'':24}{'NMI':18}{'accuracy':18}{'clusters used':14}")
     for how, found in agreed.items():
         columns = [[one[key] for one in found] for key in ("nmi", "accuracy", "used")]
-        print(f"{how:24}{mean_and_error(columns[0]):18}{mean_and_error(columns[1]):18}{statistics.fmean(columns[2]):.1f}")
+        print(
+            f"{how:24}{mean_and_error(columns[0]):18}{mean_and_error(columns[1]):18}{statistics.fmean(columns[2]):.1f}"
+        )
     mixed = trained["models"]["GMVAE"]
     print(latents(mixed.model, mixed.guide, x))
     out.mkdir(parents=True, exist_ok=True)
