@@ -260,8 +260,8 @@ def main(labels: list[int], seeds: int, seconds: float, s: dict, out: Path, comm
 
 
 MNIST = {
-    "data": "mnist", "latents": 16, "width": 128, "channels": 16, "alpha": 5.0, "share": 0.1, "lr": 2e-3, "batch": 100,
-    "rows": 10_000, "bayes": 200, "num_samples": 100, "ends": 5, "temperatures": 60, "alone": 1500,
+    "data": "mnist", "latents": 8, "width": 128, "channels": 16, "alpha": 10.0, "share": 0.1, "lr": 2e-3, "batch": 100,
+    "rows": 10_000, "bayes": 200, "num_samples": 100, "ends": 5, "temperatures": 40, "alone": 1500,
 }  # fmt: skip
 QUICK = {
     "data": "digits", "latents": 4, "width": 16, "channels": 2, "alpha": 5.0, "share": 0.1, "lr": 2e-3, "batch": 100,
