@@ -194,6 +194,6 @@ if __name__ == "__main__":
     parser.add_argument("--quick", action="store_true", help="a short form")
     said = parser.parse_args()
     torch.set_num_threads(1)  # CPU time is then the work done
-    full = {"width": 128, "dims": 8, "rows": 180, "num_samples": 5000}
+    full = {"width": 128, "dims": 8, "rows": 180, "num_samples": 2000}
     quick = {"width": 16, "dims": 2, "rows": 10, "num_samples": 20}
     main(0.1, 1, quick, said.out) if said.quick else main(said.seconds, said.seeds, full, said.out)
