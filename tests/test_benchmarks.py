@@ -10,7 +10,7 @@ import pytest
 import torch
 from pyro.infer import TraceMeanField_ELBO
 
-from benchmarks import checkpoints, evidence_by_hand, history
+from benchmarks import checkpoints, evidence_by_hand, history, linear_cost
 from benchmarks.by_hand import ByHand, normal_log_prob
 from benchmarks.cases import KINDS, QUICK, Case, data
 from benchmarks.peers import objective_of, ours, vae_of
@@ -257,3 +257,20 @@ def test_engines_that_agree_are_nought_apart():
     found = main(2, 1, False, None)
     torch.set_num_threads(threads)
     assert found["trace float32"]["each"] == [0.0, 0.0] and found["trace float32"]["said"].startswith("engine trace")
+
+
+def test_a_line_is_told_from_a_square():
+    sizes = [4, 8, 16, 32]
+    a, b, off, exponent = linear_cost.line(sizes, [2.0 + 3.0 * t for t in sizes])
+    assert (a, b) == pytest.approx((2.0, 3.0)) and off < 1e-9 and exponent == pytest.approx(math.log2(98 / 50))
+    *_, off, exponent = linear_cost.line(sizes, [float(t * t) for t in sizes])
+    assert exponent == pytest.approx(2.0) and off > 0.2
+
+
+def test_the_cost_of_levels_is_measured_by_fit_itself():
+    """Fewer rows, two sizes, eager: whether it runs, and prints what it measured."""
+    made = {levels: linear_cost.hierarchies(levels) for levels in (1, 2)}
+    found = linear_cost.costs(made, 1, "eager")
+    assert all(value > 0 for of_size in found.values() for value in of_size.values())
+    printed = linear_cost.table("levels", "L", found)
+    assert f"{found[2]['step']:.3g}" in printed and "L = 2" in printed

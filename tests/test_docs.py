@@ -11,6 +11,7 @@ import pytest
 from tests.helpers.environment import ROOT
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
@@ -24,6 +25,26 @@ def test_example(path, monkeypatch, tmp_path, capsys):
 def test_the_examples_are_those_the_readme_lists():
     listed = set(re.findall(r"\(examples/(\w+)\.py\)", (ROOT / "README.md").read_text()))
     assert {p.stem for p in EXAMPLES} == listed
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.stem)
+def test_the_blocks_of_a_page_run_in_order(path, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    namespace = {}
+    for block in re.findall(r"```python\n(.*?)```", path.read_text(), re.S):
+        exec(compile(block, path.name, "exec"), namespace)
+    assert namespace or path.stem == "README"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.stem)
+def test_a_pages_links_lead_somewhere(path):
+    for name in re.findall(r"\]\(([\w/.]+)", path.read_text()):
+        assert (path.parent / name).exists(), name
+
+
+def test_the_index_has_each_model_page():
+    listed = set(re.findall(r"\((\w+)\.md\)", (ROOT / "docs" / "models" / "README.md").read_text()))
+    assert {p.stem for p in (ROOT / "docs" / "models").glob("*.md")} - {"README"} == listed
 
 
 def test_readme_blocks_run_in_order(monkeypatch, tmp_path, capsys):

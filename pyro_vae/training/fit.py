@@ -16,7 +16,7 @@ from torch import Tensor
 from pyro_vae.common.device import resolve_device
 from pyro_vae.common.given import whole
 from pyro_vae.common.keywords import suggest_keywords
-from pyro_vae.common.random import seeded
+from pyro_vae.common.random import seeded, stream
 from pyro_vae.data.arrays import batch_of, read_once
 from pyro_vae.data.structures import is_structure
 from pyro_vae.errors import ProgramError, UsageError
@@ -219,7 +219,8 @@ def fit(
     options = TrainingOptions(epochs, schedule, patience, seed, bad_steps, scheduled, on_step)
     check_callbacks(callbacks)
     immediate = aggressive is not None or bad_steps > 1 or bool(callbacks) or resume is not None
-    model, guide, trained = summed_over(model, guide, objective_of(objective), train, by_default=objective is None)
+    seen = rows_as_seen(data, seed)
+    model, guide, trained = summed_over(model, guide, objective_of(objective), seen, by_default=objective is None)
     model, guide = counted_once(model, guide, trained, data, seed)
     step = Step(model, guide, trained, optimizer_of(optimizer), immediate, precision_of(precision))
     scheduled_values = ScheduledValues(scheduled, on_step is not None)
@@ -247,6 +248,14 @@ def summed_over(
     if by_default and pair != (model, guide):
         return *pair, Bound(elbo)
     return *pair, objective
+
+
+def rows_as_seen(data: TrainingData, seed: int) -> tuple[Tensor, ...]:
+    """The training rows; transformed, where that makes rows of another shape of them, as the programs are of that shape."""
+    first = data.fixed_batch(tuple(a[:1].clone() for a in data.train), stream(seed, FIXED))
+    if first[0].shape[1:] == data.train[0].shape[1:]:
+        return data.train
+    return data.fixed_batch(data.train, stream(seed, FIXED))
 
 
 def parts_of(validation: Any, given: int) -> tuple[Any, ...]:

@@ -184,6 +184,17 @@ def test_engines_give_what_eager_gives(engine):
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
+def test_a_transform_to_another_shape_is_what_the_sum_over_codes_is_of():
+    """As of M2 on the latents of another model: trained on rows of 6 columns made 3, as on these 3 from the start."""
+    x, y, _ = rows(48)
+    wide = torch.cat([x / 2, x], 1)
+    kept = {"objective": Bound(elbo, terms=[supervised(5.0)]), "epochs": 2, "batch_size": 16, "engine": "trace"}
+    before = fit(trainable(), x, y, **kept, transform=lambda x, g: x.clone(), verbose=False)
+    made = fit(trainable(), wide, y, **kept, transform=lambda x, g: x[:, 3:].clone(), verbose=False)
+    assert [r["loss"] for r in made.history] == [r["loss"] for r in before.history]
+    assert made.history[-1]["elbo"] == before.history[-1]["elbo"]
+
+
 def test_an_ensemble_of_two_trains():
     x, y, _ = rows(64)
     found = fit_ensemble(

@@ -278,8 +278,8 @@ def test_several_latents_a_hierarchical_guide_and_a_context():
 
 
 def test_an_own_program_with_constrained_parameters():
-    own = runpy.run_path(str(ROOT / "examples" / "own_program.py"))
-    x = own["curves"](64, 1)
+    own = runpy.run_path(str(ROOT / "examples" / "bring_your_own.py"))
+    x = torch.randn(64, 13)
     torch.manual_seed(0)
     run = fit((own["model"], own["guide"]), x, objective=Bound(iwae, 4, estimator=dreg), epochs=10, verbose=False)
     assert run.history[-1]["elbo"] > run.history[0]["elbo"]
