@@ -66,7 +66,7 @@ def encode(vae: HasParts | HasLevels, x: Any, *c: Any) -> Tensor:
         torch.Size([5, 2])
     """
     rows = _rows(vae, x, *c)
-    missing = bool(rows[0].isnan().any())
+    missing = any(bool(a.isnan().any()) for a in rows)
     # torch's validation would stop at a NaN parameter; the message below says more
     with evaluation_mode(vae), without_validation() if missing else nullcontext():
         path = vae.posterior_path if isinstance(vae, HasLevels) else None
