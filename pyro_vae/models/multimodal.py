@@ -16,11 +16,12 @@ from torch.distributions import Independent
 from pyro_vae.common.function_parts import FunctionParts
 from pyro_vae.data.arrays import convert, same_rows
 from pyro_vae.distributions.mixtures import MixtureNormal
-from pyro_vae.errors import ProgramError, ShapeError, UsageError
+from pyro_vae.errors import DataError, ProgramError, ShapeError, UsageError
 from pyro_vae.programs.parameters import register
 
 Role = Callable[..., TorchDistributionMixin]
 TAKEN = ("z", "data", "particles")  # the latent site, and plates
+LEFT_OUT = -1e4  # log-weight of an expert that a row has not: its share is 0 in any precision, and finite for optimizers
 MOST = 8  # modalities in a mixture of products, which has 2^M components
 PREFIX = "of_"  # of attributes: a modality may have the name of a module's own method
 
@@ -60,7 +61,7 @@ class Experts(Modalities):
             missing = gone(value)
             # NaN must be gone before the network: where() after it would leave 0 · NaN = NaN in the gradient
             values = value.masked_fill(missing.reshape(-1, *[1] * (value.dim() - 1)), 0)
-            said.append(diagonal(f"expert {name!r}", expert(values), said[0].batch_shape[-1]))
+            said.append(diagonal(f"expert {name!r}", opinion(name, expert, values), said[0].batch_shape[-1]))
             there.append(~missing)
         normals = [q.expand((len(x[0]), q.batch_shape[-1])) for q in said]
         return torch.stack([q.loc for q in normals], 1), torch.stack([q.scale for q in normals], 1), torch.stack(there, 1)
@@ -135,7 +136,7 @@ class MixtureOfExperts(Experts):
         loc, scale, there = self.opinions(*x)
         alone = ~there[:, 1:].any(1, keepdim=True)
         counted = torch.cat([alone, there[:, 1:]], 1)  # the prior is one of them where there is nothing else
-        return mixture_of(loc, scale, torch.zeros_like(loc[..., 0]).masked_fill(~counted, -torch.inf))
+        return mixture_of(loc, scale, torch.zeros_like(loc[..., 0]).masked_fill(~counted, LEFT_OUT))
 
 
 class MixtureOfProducts(Experts):
@@ -290,6 +291,14 @@ def mixture_of(loc: Tensor, scale: Tensor, logits: Tensor) -> MixtureNormal:
     """Σ_k π_k N(loc_k, diag(scale_k²)), of ``(N, E, D)``, with weights softmax(logits), ``(N, E)``."""
     weights = dist.Categorical(logits=logits.log_softmax(-1))
     return MixtureNormal(weights, dist.Normal(loc, scale).to_event(1))
+
+
+def opinion(name: str, expert: Role, values: Tensor) -> TorchDistributionMixin:
+    """Ask an expert; an error of a part of ours says whose it was."""
+    try:
+        return expert(values)
+    except (DataError, UsageError) as error:
+        raise type(error)(f"expert {name!r}, on {tuple(values.shape)}: {error}") from None
 
 
 def gone(value: Tensor) -> Tensor:

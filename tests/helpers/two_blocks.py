@@ -53,11 +53,14 @@ class Expert:
 
 
 class TwoBlocks:
-    """The oracle, with 2 latents and 3 + 2 columns; rows with both, one, the other, some entries, and nothing."""
+    """The oracle, with 2 latents and 3 + 2 columns; rows with both, one, the other, some entries, and nothing.
 
-    def __init__(self, rows=12):
+    `slope` scales what b tells of z.
+    """
+
+    def __init__(self, rows=12, slope=1.0):
         self.a = Block([[1.0, 0.0, -0.7], [0.0, 0.8, 0.0]], [0.3, -0.2, 0.1], [0.5, 0.6, 0.9])
-        self.b = Block([[0.9, 0.0], [0.0, -1.1]], [0.0, 0.4], [0.7, 0.4])
+        self.b = Block([[0.9 * slope, 0.0], [0.0, -1.1 * slope]], [0.0, 0.4], [0.7, 0.4])
         z = draws(rows, 2, seed=1)
         self.x = self.a.likelihood(z).mean + self.a.scale * draws(rows, 3, seed=2)
         self.y = self.b.likelihood(z).mean + self.b.scale * draws(rows, 2, seed=3)

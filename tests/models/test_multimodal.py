@@ -51,6 +51,7 @@ from pyro_vae import (
 )
 from pyro_vae.errors import DataError, ProgramError, ShapeError, SupportError, UsageError
 from pyro_vae.likelihoods import SharedNormal
+from tests.helpers.environment import HEAVY
 from tests.helpers.small import binary
 from tests.helpers.two_blocks import TwoBlocks
 
@@ -143,26 +144,26 @@ def test_importance_sampling(posterior):
 
 @pytest.mark.parametrize("proposal", [defensive(0.2), widened(1.5)], ids=["defensive", "widened"])
 def test_other_proposals(proposal):
-    vae = BLOCKS.vae(BLOCKS.mixture())
+    vae = BLOCKS.vae(BLOCKS.product(0.2) if proposal.weight == 0 else BLOCKS.mixture())
     found = log_likelihood(vae.model, vae.guide, X, Y, num_samples=2000, proposal=proposal, **QUIET)
     within(found.log_px, TRUTH, found.mc_se + 1e-9)
 
 
-@pytest.mark.parametrize("posterior", GUIDED.values(), ids=GUIDED)
-def test_annealing_and_both_ends_of_the_bracket(posterior):
+@pytest.mark.parametrize("posterior", [GUIDED["product"], GUIDED["mixture of products"]], ids=["product", "mixture"])
+def test_annealing(posterior):
     vae = BLOCKS.vae(posterior)
-    annealed = ais(vae.model, vae.guide, X, Y, num_temperatures=10, num_chains=16, leapfrog_steps=3, **QUIET)
-    within(annealed.log_px, TRUTH, annealed.mc_se + 1e-6)
-    options = {"num_samples": 300, "num_temperatures": 10, "num_chains": 8, "leapfrog_steps": 3}
-    ends = bracket(vae.model, vae.guide, X, Y, **options, **QUIET)
-    within(ends.lower, TRUTH, ends.lower_se + 1e-6)
+    found = ais(vae.model, vae.guide, X[:6], Y[:6], num_temperatures=8, num_chains=8, leapfrog_steps=2, **QUIET)
+    within(found.log_px, TRUTH[:6], found.mc_se + 1e-6)
 
 
-def test_both_ends_on_data_of_the_model():
-    vae = BLOCKS.vae(BLOCKS.product(0.1, 1.2))
-    options = {"num_samples": 300, "num_temperatures": 10, "num_chains": 8, "leapfrog_steps": 3}
-    drawn = bdmc(vae.model, vae.guide, BLOCKS.x, BLOCKS.y, num_rows=20, **options, **QUIET)
-    assert drawn.strict and (drawn.upper - drawn.lower).mean() < 0.1
+def test_both_ends_of_the_bracket():
+    vae = BLOCKS.vae(GUIDED["product"])
+    options = {"num_samples": 100, "num_temperatures": 8, "num_chains": 8, "leapfrog_steps": 2}
+    ends = bracket(vae.model, vae.guide, X[:6], Y[:6], **options, **QUIET)
+    within(ends.lower, TRUTH[:6], ends.lower_se + 1e-6)
+    drawn = bdmc(vae.model, vae.guide, BLOCKS.x, BLOCKS.y, num_rows=10, **options, **QUIET)
+    width = drawn.upper - drawn.lower  # of rows that are independent
+    assert drawn.strict and -4 * width.std() / 10**0.5 < width.mean() < 0.2
 
 
 def test_the_gap_is_the_guides_and_a_free_product_closes_it():
@@ -184,7 +185,7 @@ def test_the_gap_of_every_guide_splits(guide):
 
 
 def test_calibration_knows_the_exact_posterior_from_a_shifted_one():
-    options = {"num_rows": 400, "num_draws": 19}
+    options = {"num_rows": 1000, "num_draws": 19}
     exact, off = BLOCKS.vae(), BLOCKS.vae(BLOCKS.product(0.5))
     assert simulation_based_calibration(exact.model, exact.guide, BLOCKS.x, BLOCKS.y, **options).passed
     assert simulation_based_calibration(off.model, off.guide, BLOCKS.x, BLOCKS.y, **options).rejected
@@ -308,8 +309,8 @@ def test_training_ends_at_the_optimum_of_every_subset():
 @EACH
 @pytest.mark.parametrize("engine", ["trace", "compile"])
 def test_engines_take_the_same_steps(guide, engine):
-    if engine == "compile" and guide is not ProductOfExperts:
-        pytest.skip("one guide is enough of the compiler's time")
+    if engine == "compile" and (guide is not ProductOfExperts or not HEAVY):
+        pytest.skip("the compiler takes its time: PYRO_VAE_HEAVY, one guide")
     runs = []
     for name in ("eager", engine):
         torch.manual_seed(1)
@@ -418,7 +419,7 @@ USES = {
 @pytest.mark.parametrize("use", USES)
 def test_a_plain_likelihood_is_refused_by_site_and_row(use):
     vae = small()
-    vae.likelihoods.of_label = lambda z, net=MLP(2, 3): dist.Categorical(logits=net(z))
+    vae.likelihoods.of_label = Conditional(MLP(2, 3), lambda h: dist.Categorical(logits=h), event_dim=0)
     with pytest.raises(SupportError, match=r"site 'label': 1 of 5 rows .* row 3 holds nan.* SkipMissing"):
         USES[use](vae, binary(5), labels(5, [3]))
 
@@ -436,7 +437,7 @@ def test_an_expert_that_does_not_take_single_gaps_is_refused(use):
 
 @pytest.mark.parametrize("use", ["fit", "evidence"])
 def test_a_modality_of_another_shape_is_refused(use):
-    with pytest.raises((ShapeError, ProgramError, RuntimeError), match=r"image|of_image|\(5x"):
+    with pytest.raises(ShapeError, match=r"expert 'image'.* MLP takes 12 features"):
         USES[use](small(), binary(5)[:, :4], labels(5))
     with pytest.raises(ShapeError, match="'label'|rows"):
         USES[use](small(), binary(5), labels(4))
@@ -445,8 +446,12 @@ def test_a_modality_of_another_shape_is_refused(use):
 
 
 def test_labels_out_of_range_are_refused_by_site():
-    with pytest.raises(SupportError, match=r"site 'label': 1 of 5 rows.*row 2 holds"):
-        log_likelihood(small().model, small().guide, binary(5), torch.tensor([0.0, 1, -1, 2, nan]), **QUIET)
+    vae, y = small(), torch.tensor([0.0, 1, -1, 2, nan])
+    with pytest.raises(DataError, match="An index is larger than its table"):  # the user's own embedding, in an expert
+        log_likelihood(vae.model, vae.guide, binary(5), y, **QUIET)
+    vae.posterior.of_label = Conditional(lambda y, net=MLP(1, 4): net(y.unsqueeze(-1)), normal)
+    with pytest.raises(SupportError, match=r"site 'label': 1 of 5 rows.*row 2 holds -1"):
+        log_likelihood(vae.model, vae.guide, binary(5), y, **QUIET)
 
 
 def test_names_that_clash_are_refused():
@@ -516,5 +521,3 @@ def test_a_covariate_that_is_missing_is_refused_and_a_modality_is_not():
     ):
         with pytest.raises(DataError, match=r"context 1 has NaN or infinite values in 2 of 12 rows: 2, 7 .* no site"):
             run()
-    with pytest.raises(DataError, match=r"context 0 has NaN"):
-        log_likelihood(model, guide, BLOCKS.x, Y, torch.zeros(len(X)).double())  # nobody said that NaN may be there
