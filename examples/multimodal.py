@@ -96,7 +96,9 @@ def labelled(guide: type, pixels: int, latents: int, width: int) -> MultimodalVA
 def classes(vae: MultimodalVAE, image: Tensor, truth: Tensor, num_samples: int) -> dict:
     """p(label | image) by Bayes' rule, from log p(image, label) under each label."""
     each = [
-        log_likelihood(vae.model, vae.guide, image, torch.full((len(image),), float(c)), num_samples=num_samples, **QUIET)
+        log_likelihood(
+            vae.model, vae.guide, image, torch.full((len(image),), float(c)), num_samples=num_samples, **QUIET
+        )
         for c in range(10)
     ]
     found = classification(torch.stack([e.log_px for e in each], 1).softmax(1), truth)

@@ -16,7 +16,6 @@ from torch.distributions import Independent, constraints
 
 from pyro_vae.errors import ProgramError
 
-
 HOLDS_ZERO = (type(constraints.boolean), type(constraints.real))
 
 

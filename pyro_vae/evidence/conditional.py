@@ -24,8 +24,8 @@ from pyro_vae.programs.sites import Program
 from pyro_vae.programs.structured import on_tensors
 
 from .estimate import LogPx, RowEstimates, data_se, digest_of_rows, format_nats, identified, mean_se
-from .imputation import check_gaps_are_read_nowhere, check_gaps_left_out, mapped
 from .importance.proposals import GUIDE, Proposal
+from .imputation import check_gaps_are_read_nowhere, check_gaps_left_out, mapped
 from .log_likelihood import log_likelihood
 
 GIVEN = 23  # of a seed: the stream of log p(x_1), apart from that of log p(x_1, x_2)
@@ -186,7 +186,9 @@ def hide(known: DataMap, args: Sequence[Tensor], sites: Sequence[str]) -> tuple[
         a = args[i]
         there |= ((times > 0) & ~a.isnan()).reshape(rows, -1).any(1)
         if (times > 0).any():  # whole numbers have no NaN
-            hidden[i] = (a if a.is_floating_point() else a.to(torch.get_default_dtype())).masked_fill(times > 0, torch.nan)
+            hidden[i] = (a if a.is_floating_point() else a.to(torch.get_default_dtype())).masked_fill(
+                times > 0, torch.nan
+            )
     return tuple(hidden), there
 
 

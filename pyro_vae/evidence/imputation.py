@@ -105,7 +105,9 @@ def impute_mean(
         >>> impute_mean(vae, torch.tensor([[1.0, torch.nan, 0.0]]), num_samples=10).shape
         torch.Size([1, 3])
     """
-    return in_chunks(lambda particles: particles.mean()[None], vae, x, c, site, num_samples, seed, chunk_size).squeeze(0)
+    return in_chunks(lambda particles: particles.mean()[None], vae, x, c, site, num_samples, seed, chunk_size).squeeze(
+        0
+    )
 
 
 def in_chunks(
@@ -175,7 +177,8 @@ def check_gaps_are_read_nowhere(problem: Problem, known: DataMap, run: Unconditi
         return
     drawn = known.fill(run.args, run.values, run.all_entries)
     ours, others = (
-        likelihood_draws(problem, run, tuple(map(torch.where, gaps, other, problem.args))) for other in (run.args, drawn)
+        likelihood_draws(problem, run, tuple(map(torch.where, gaps, other, problem.args)))
+        for other in (run.args, drawn)
     )
     if (name := first_other(ours, others)) is not None:
         raise ProgramError(

@@ -21,7 +21,9 @@ from pyro_vae.programs.parameters import register
 
 Role = Callable[..., TorchDistributionMixin]
 TAKEN = ("z", "data", "particles")  # the latent site, and plates
-LEFT_OUT = -1e4  # log-weight of an expert that a row has not: its share is 0 in any precision, and finite for optimizers
+LEFT_OUT = (
+    -1e4
+)  # log-weight of an expert that a row has not: its share is 0 in any precision, and finite for optimizers
 MOST = 8  # modalities in a mixture of products, which has 2^M components
 PREFIX = "of_"  # of attributes: a modality may have the name of a module's own method
 
@@ -64,7 +66,11 @@ class Experts(Modalities):
             said.append(diagonal(f"expert {name!r}", opinion(name, expert, values), said[0].batch_shape[-1]))
             there.append(~missing)
         normals = [q.expand((len(x[0]), q.batch_shape[-1])) for q in said]
-        return torch.stack([q.loc for q in normals], 1), torch.stack([q.scale for q in normals], 1), torch.stack(there, 1)
+        return (
+            torch.stack([q.loc for q in normals], 1),
+            torch.stack([q.scale for q in normals], 1),
+            torch.stack(there, 1),
+        )
 
 
 class ProductOfExperts(Experts):
@@ -298,7 +304,8 @@ def opinion(name: str, expert: Role, values: Tensor) -> TorchDistributionMixin:
     try:
         return expert(values)
     except (DataError, UsageError) as error:
-        raise type(error)(f"expert {name!r}, on {tuple(values.shape)}: {error}") from None
+        better = type(error)(f"expert {name!r}, on {tuple(values.shape)}: {error}")
+    raise better  # out of the handler: Pyro's trace, which puts another error in its place, would lead to the first one
 
 
 def gone(value: Tensor) -> Tensor:

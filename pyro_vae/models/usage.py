@@ -154,8 +154,8 @@ def _refuse_without_parts(vae: Any, parts: tuple[str, ...] = ()) -> None:
     if absent := [part for part in parts if not callable(getattr(vae, part, None))]:
         raise ProgramError(
             f"a {type(vae).__name__} has no {absent[0]}(...): encode, reconstruct, sample and interpolate want a VAE's "
-            "prior, likelihood and posterior. Of any program simulate(model, x) draws x, and impute(..., site=...) what one site "
-            "observes given the others; of a StateSpaceModel smooth(...) has E[z | x] and forecast(...) what comes next."
+            "prior, likelihood and posterior. Of any program simulate(model, x) draws x, and impute(..., site=...) what one "
+            "site observes given the others; of a StateSpaceModel smooth(...) has E[z | x] and forecast(...) what comes next."
         )
 
 

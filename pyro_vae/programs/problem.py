@@ -312,7 +312,7 @@ def rows_of(
     missing: bool = False,
     device: torch.device | None = None,
 ) -> tuple[Tensor, ...]:
-    """Convert x and contexts to the pair's dtype and device; NaN in what is observed passes if `missing`, or a module says so."""
+    """Convert x and contexts to the pair's dtype and device; NaN where observed passes if `missing`, or a module says so."""
     missing = missing or takes_missing(model, guide)
     args = [read_once(a) for a in (x, *context)]
     dtypes = argument_dtypes(model, guide, *args, device=device)

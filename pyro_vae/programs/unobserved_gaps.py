@@ -1,4 +1,4 @@
-"""Missing values (NaN) of a context: a modality that the model observes may have some, and a covariate that it reads may not."""
+"""Missing values (NaN) of a context: a modality, which the model observes, may have some; a covariate, which it reads, not."""
 
 from __future__ import annotations
 

@@ -95,7 +95,9 @@ def test_two_models_are_compared_by_it():
     }
     assert isinstance(found["right"], ConditionalEvidence)
     assert [m.name for m in compare(found).models] == ["right", "wrong"]
-    other = conditional_log_likelihood(right.model, right.guide, BLOCKS.x + 1, BLOCKS.y, site="b", num_samples=30, **QUIET)
+    other = conditional_log_likelihood(
+        right.model, right.guide, BLOCKS.x + 1, BLOCKS.y, site="b", num_samples=30, **QUIET
+    )
     with pytest.raises(DataError, match="not of the same rows"):
         compare({"right": found["right"], "other": other})
 
@@ -103,7 +105,8 @@ def test_two_models_are_compared_by_it():
 def test_it_is_drawn_from_its_seed_and_nothing_else_moves():
     vae, state = BLOCKS.vae(BLOCKS.product(0.3)), torch.random.get_rng_state()
     runs = [
-        conditional_log_likelihood(vae.model, vae.guide, X, Y, site="b", num_samples=30, seed=s, **QUIET) for s in (0, 0, 1)
+        conditional_log_likelihood(vae.model, vae.guide, X, Y, site="b", num_samples=30, seed=s, **QUIET)
+        for s in (0, 0, 1)
     ]
     assert torch.equal(runs[0].log_px, runs[1].log_px) and not torch.equal(runs[0].log_px, runs[2].log_px)
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -152,7 +155,12 @@ def transformed(z, y):
 @pytest.mark.parametrize(
     ("programs", "site", "error", "message"),
     [
-        (pair(filling), "second", ProgramError, r"site 'second': the model puts numbers in the place of missing values"),
+        (
+            pair(filling),
+            "second",
+            ProgramError,
+            r"site 'second': the model puts numbers in the place of missing values",
+        ),
         (pair(skipping, reads=True), "first", (ProgramError, SupportError), "first|second"),
         (pair(skipping), "third", ProgramError, r"no observed site 'third': it observes 'first', 'second'"),
         (pair(skipping), "z", ProgramError, r"no observed site 'z'"),

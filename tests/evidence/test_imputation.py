@@ -307,7 +307,10 @@ def two_arrays(x, y):
 
 def of_two_arrays(x, y):
     """The exact posterior, of what is there."""
-    slope, noise = torch.cat([torch.ones(D), torch.tensor([2.0, 2.0, 1.0])]), torch.cat([SD, torch.tensor([1.0, 1.0, 0.1])])
+    slope, noise = (
+        torch.cat([torch.ones(D), torch.tensor([2.0, 2.0, 1.0])]),
+        torch.cat([SD, torch.tensor([1.0, 1.0, 0.1])]),
+    )
     rows, shift = torch.cat([x, y], 1), torch.cat([MEAN, torch.zeros(3)])
     weight = (~rows.isnan()).float() * slope / noise**2
     precision = 1 + (weight * slope).sum(1)
@@ -355,5 +358,7 @@ def test_gaps_of_a_context_that_are_scored_are_refused_by_site():
             pyro.sample("z", dist.Normal(0.0, 1.0))
 
     y = torch.tensor([0.0, nan, 1.0])
-    with pytest.raises(ProgramError, match=r"site 'b': the model puts numbers in the place of missing values \(NaN\) in rows \[1"):
+    with pytest.raises(
+        ProgramError, match=r"site 'b': the model puts numbers in the place of missing values \(NaN\) in rows \[1"
+    ):
         impute((filling, prior), torch.tensor([0.0, 1.0, nan]), y, num_samples=3)

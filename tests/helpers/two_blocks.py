@@ -2,8 +2,8 @@
 
     z ~ N(0, I),  a | z ~ N(m_a + z A, diag(s_a²)),  b | z ~ N(m_b + z B, diag(s_b²)).
 
-Each column reads one coordinate of z, so that p(x_m | z) is in z a diagonal Gaussian up to a constant: the product of experts is
-the exact posterior of every subset of the entries.
+Each column reads one coordinate of z, so that p(x_m | z) is in z a diagonal Gaussian up to a constant: the product of experts
+is the exact posterior of every subset of the entries.
 """
 
 import math

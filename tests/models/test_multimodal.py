@@ -439,9 +439,11 @@ def test_an_expert_that_does_not_take_single_gaps_is_refused(use):
 def test_a_modality_of_another_shape_is_refused(use):
     with pytest.raises(ShapeError, match=r"expert 'image'.* MLP takes 12 features"):
         USES[use](small(), binary(5)[:, :4], labels(5))
-    with pytest.raises(ShapeError, match="'label'|rows"):
+    with pytest.raises(ShapeError, match=r"x has 5 rows, context 0 has 4"):
         USES[use](small(), binary(5), labels(4))
-    with pytest.raises(UsageError, match=r"each of the 2 modalities, in the order 'image', 'label'; got 1; 'label' is missing"):
+    with pytest.raises(
+        UsageError, match=r"each of the 2 modalities, in the order 'image', 'label'; got 1; 'label' is missing"
+    ):
         USES[use](small(), binary(5))
 
 
@@ -449,7 +451,8 @@ def test_labels_out_of_range_are_refused_by_site():
     vae, y = small(), torch.tensor([0.0, 1, -1, 2, nan])
     with pytest.raises(DataError, match="An index is larger than its table"):  # the user's own embedding, in an expert
         log_likelihood(vae.model, vae.guide, binary(5), y, **QUIET)
-    vae.posterior.of_label = Conditional(lambda y, net=MLP(1, 4): net(y.unsqueeze(-1)), normal)
+    net = MLP(1, 4)
+    vae.posterior.of_label = Conditional(lambda y: net(y.unsqueeze(-1)), normal)
     with pytest.raises(SupportError, match=r"site 'label': 1 of 5 rows.*row 2 holds -1"):
         log_likelihood(vae.model, vae.guide, binary(5), y, **QUIET)
 
