@@ -161,9 +161,9 @@ def test_both_ends_of_the_bracket():
     options = {"num_samples": 100, "num_temperatures": 8, "num_chains": 8, "leapfrog_steps": 2}
     ends = bracket(vae.model, vae.guide, X[:6], Y[:6], **options, **QUIET)
     within(ends.lower, TRUTH[:6], ends.lower_se + 1e-6)
-    drawn = bdmc(vae.model, vae.guide, BLOCKS.x, BLOCKS.y, num_rows=10, **options, **QUIET)
+    drawn = bdmc(vae.model, vae.guide, BLOCKS.x, BLOCKS.y, num_rows=6, **options, **QUIET)
     width = drawn.upper - drawn.lower  # of rows that are independent
-    assert drawn.strict and -4 * width.std() / 10**0.5 < width.mean() < 0.2
+    assert drawn.strict and -4 * width.std() / 6**0.5 < width.mean() < 0.2
 
 
 def test_the_gap_is_the_guides_and_a_free_product_closes_it():
@@ -309,8 +309,8 @@ def test_training_ends_at_the_optimum_of_every_subset():
 @EACH
 @pytest.mark.parametrize("engine", ["trace", "compile"])
 def test_engines_take_the_same_steps(guide, engine):
-    if engine == "compile" and (guide is not ProductOfExperts or not HEAVY):
-        pytest.skip("the compiler takes its time: PYRO_VAE_HEAVY, one guide")
+    if not HEAVY and (engine == "compile" or guide is MixtureOfExperts):
+        pytest.skip("takes its time: PYRO_VAE_HEAVY")
     runs = []
     for name in ("eager", engine):
         torch.manual_seed(1)
