@@ -22,6 +22,7 @@ from pyro_vae.evidence.annealing.result import Annealed
 from pyro_vae.evidence.class_posterior import ClassPosterior, class_posterior
 from pyro_vae.evidence.compare import compare
 from pyro_vae.evidence.comparison import Comparison
+from pyro_vae.evidence.conditional import ConditionalEvidence, conditional_log_likelihood
 from pyro_vae.evidence.exact.enumeration import enumerate_latents
 from pyro_vae.evidence.exact.linear_gaussian import linear_gaussian
 from pyro_vae.evidence.exact.quadrature import quadrature
@@ -45,6 +46,13 @@ from pyro_vae.models.classes import Classes
 from pyro_vae.models.hierarchical import BottomUp, HierarchicalVAE, SkipUp, TopDown
 from pyro_vae.models.missing import SkipMissing, WithMask
 from pyro_vae.models.mixture import GMVAE
+from pyro_vae.models.multimodal import (
+    MixtureOfExperts,
+    MixtureOfProducts,
+    MultimodalVAE,
+    ProductOfExperts,
+    every_subset,
+)
 from pyro_vae.models.networks import MLP, ConvDecoder, ConvEncoder
 from pyro_vae.models.recurrent import BackwardGRU
 from pyro_vae.models.semi_supervised import SemiSupervised
@@ -91,6 +99,9 @@ __all__ = [  # noqa: RUF022 (grouped as in the README)
     "data_set_calibration",
     # hierarchies: several levels of latents, and how a guide goes through them
     "HierarchicalVAE", "BottomUp", "TopDown", "SkipUp",
+    # several modalities, any of them missing
+    "MultimodalVAE", "ProductOfExperts", "MixtureOfExperts", "MixtureOfProducts", "every_subset",
+    "conditional_log_likelihood", "ConditionalEvidence",
     # missing data
     "SkipMissing", "WithMask", "impute", "impute_mean",
     # sequences

@@ -101,6 +101,7 @@ def test_every_function_is_here():
         "forecast",
         "per_step",
         "class_posterior",
+        "conditional_log_likelihood",
         "predictive_density",
     }  # of other programs
     named = {name.split()[0] for name in FUNCTIONS} - {"importance", "auto"} | {"log_likelihood", "enumerate_latents"}

@@ -329,6 +329,7 @@ ELSEWHERE = {  # what is no question to a program of one's own with complete dat
     pyro_vae.impute: "evidence/test_imputation.py",
     pyro_vae.impute_mean: "evidence/test_imputation.py",
     pyro_vae.class_posterior: "models/test_classes.py",
+    pyro_vae.conditional_log_likelihood: "evidence/test_conditional.py",
     pyro_vae.predictive_density: "evidence/test_predictive.py",
     pyro_vae.data_set_calibration: "diagnostics/test_data_set_calibration.py",
     pyro_vae.classification: "diagnostics/test_classification.py",

@@ -78,7 +78,7 @@ def batch_of(
         name: what messages call x.
         like: a parameter of the programs; None leaves x's dtype and device to x.
         device: where to, in place of `like`'s device; without either, contexts go where x is.
-        missing: x may hold NaN, for what was not observed; contexts may not.
+        missing: x and contexts may hold NaN, for what was not observed.
         dtypes: of x and of each context, in place of those (None: as without), as
             :func:`~pyro_vae.programs.arguments.argument_dtypes` chooses them.
 
@@ -91,7 +91,7 @@ def batch_of(
     parameters = torch.get_default_dtype() if like is None else like.dtype
     floats = rows.dtype if rows.is_floating_point() else parameters
     chosen = [wanted[1 + i] or integer_dtype(c) or floats for i, c in enumerate(context)]
-    contexts = [as_rows(c, f"{name}: context {i}", chosen[i], rows.device) for i, c in enumerate(context)]
+    contexts = [as_rows(c, f"{name}: context {i}", chosen[i], rows.device, missing) for i, c in enumerate(context)]
     same_rows(rows, *contexts)
     return (rows, *contexts)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from pyro_vae.programs.masks import kept_entries
 from pyro_vae.programs.pair import quiet
 from pyro_vae.programs.problem import Problem, rows_of
 from pyro_vae.programs.simulate import draw
-from pyro_vae.programs.sites import Program, observed_sites
+from pyro_vae.programs.sites import Program, Site, observed_sites
 from pyro_vae.programs.structured import refuse_structure
 from pyro_vae.programs.unconditioned import Unconditioned
 from pyro_vae.programs.valid_draws import refuse_nan_draws
@@ -126,6 +127,7 @@ def posterior_predictive_check(
     guide: Program,
     x: Any,
     *context: Any,
+    site: str | None = None,
     statistics: Mapping[str, Statistic] | None = None,
     num_draws: int = 200,
     num_particles: int | None = None,
@@ -152,6 +154,8 @@ def posterior_predictive_check(
     Args:
         model, guide, x, *context: as for :func:`~pyro_vae.log_likelihood`; the model observes each entry of x once, unchanged,
             as for :func:`~pyro_vae.programs.simulate.simulate`. NaN is a gap, where the likelihood leaves it out.
+        site: the observed site whose data is compared, in place of x: T is of what that site observes, ``(rows, *entries)``,
+            and log p(x | z) is its term alone. A modality of a :class:`~pyro_vae.MultimodalVAE`, say.
         statistics: name to function ``(rows, *event) -> (rows,)``; or ``-> ()``, a statistic of all rows together, for which
             all S replications of the data are held in memory. None is mean, standard deviation, share of zeros and max
             of each row (``STATISTICS``).
@@ -195,16 +199,19 @@ def posterior_predictive_check(
     chosen = STATISTICS if statistics is None else statistics
     refuse_structure(x, "a predictive check")
     args = rows_of(model, guide, x, *context, missing=True)
-    observed = {name: evaluated(name, t, args[0]) for name, t in chosen.items()}
+    if site is None:
+        observed = {name: evaluated(name, t, args[0]) for name, t in chosen.items()}
     with quiet(model, guide, seed=seed, device=args[0].device):
         problem = Problem.checked(model, guide, *args)
-    known = mapped(problem, seed, chunk_size, check_replicable)
+    known = mapped(problem, seed, chunk_size, partial(check_replicable, site=site))
+    if site is not None:
+        observed = {name: evaluated(name, t, known.of_site(site, args)) for name, t in chosen.items()}
     by_row = {name: t for name, t in chosen.items() if observed[name].dim() == 1}
     values: dict[str, list[Tensor]] = {name: [] for name in chosen}
     data, log_p = [], []
     for i, some in enumerate(problem.split(chunk_size // max(draws, num_draws))):
         with some.quiet(seed, i):
-            particles = Particles(some, draws, known)
+            particles = Particles(some, draws, known, site)
             again, *terms = replications(particles, num_draws, resample=num_particles is not None)
         for name, t in by_row.items():
             values[name].append(on_replications(name, t, again, of_all=False))
@@ -222,6 +229,7 @@ def prior_predictive_check(
     model: Program,
     x: Any,
     *context: Any,
+    site: str | None = None,
     statistics: Mapping[str, Statistic] | None = None,
     num_draws: int = 200,
     seed: int = 0,
@@ -234,7 +242,7 @@ def prior_predictive_check(
     reconstructs these.
 
     Args:
-        model, x, *context, statistics: as for :func:`posterior_predictive_check`.
+        model, x, *context, site, statistics: as for :func:`posterior_predictive_check`.
         num_draws: S, data sets drawn.
         seed: of all draws.
         chunk_size: rows drawn at a time, N at least.
@@ -258,48 +266,59 @@ def prior_predictive_check(
     chosen = STATISTICS if statistics is None else statistics
     refuse_structure(x, "a predictive check")
     args = rows_of(model, None, x, *context, missing=True)
-    rows, shape, gaps = len(args[0]), args[0].shape, args[0].isnan()
-    observed = {name: evaluated(name, t, args[0]) for name, t in chosen.items()}
-    values: dict[str, list[Tensor]] = {name: [] for name in chosen}
+    rows = len(args[0])
     with quiet(model):
         known = data_map_of_few(model, args, seed)
+        data = args[0] if site is None else known.of_site(site, args)
+        shape, gaps = data.shape, data.isnan()
+        observed = {name: evaluated(name, t, data) for name, t in chosen.items()}
+        values: dict[str, list[Tensor]] = {name: [] for name in chosen}
         for i, start in enumerate(range(0, num_draws, max(1, chunk_size // rows))):
             times = min(max(1, chunk_size // rows), num_draws - start)
             repeated = tuple(a.repeat(times, *[1] * (a.dim() - 1)) for a in args)
-            again = with_gaps(draw(model, repeated, seed, i, known=known).x.reshape(times, *shape), gaps)
+            drawn = draw(model, repeated, seed, i, known=known).args
+            again = (drawn[0] if site is None else known.of_site(site, drawn)).reshape(times, *shape)
+            again = with_gaps(again, gaps)
             for name, t in chosen.items():
                 values[name].append(on_replications(name, t, again, observed[name].dim() == 0))
     checks = {name: Discrepancy(observed[name].reshape(1, -1), torch.cat(values[name])) for name in chosen}
     return PredictiveCheck(checks, "prior", rows, num_draws, seed)
 
 
-def check_replicable(problem: Problem, known: DataMap, run: Unconditioned) -> None:
-    """Refuse, by site, a model that cannot be simulated, and gaps of x that its likelihood does not leave out."""
+def check_replicable(problem: Problem, known: DataMap, run: Unconditioned, site: str | None = None) -> None:
+    """Refuse, by site, a model that cannot be simulated, and gaps that its likelihood does not leave out."""
     known.check_draws(run)
-    check_gaps(problem, known, run)
+    check_gaps(problem, known, run, site)
 
 
 def replications(particles: Particles, draws: int, resample: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Draw x_rep ``(S, n, *event)``, with log p(x | z) and log p(x_rep | z), ``(S, n)``, for z of q or resampled by weight.
 
-    What masks of the model leave out stays in x_rep as it is in x, and so do gaps (NaN).
+    What masks of the model leave out stays in x_rep as it is in x, and so do gaps (NaN). All of one site alone, if the
+    particles are asked for that.
     """
-    problem, known = particles.problem, particles.known
-    log_p = problem.log_prob(observed_sites(particles.sites))
+    problem, known, chosen = particles.problem, particles.known, particles.site
+    log_p = problem.log_prob(of_site(observed_sites(particles.sites), chosen))
     z = {name: site["value"] for name, site in particles.latents.items()}
     if resample:
-        chosen, z = particles.resampled(draws)
-        log_p = log_p.gather(0, chosen)
+        numbers, z = particles.resampled(draws)
+        log_p = log_p.gather(0, numbers)
     drawn = problem.sites(poutine.uncondition(problem.model), draws, z)
     sites = {name: drawn[name] for name in known.sites}
     for name, site in sites.items():
         refuse_nan_draws(name, site, problem.first)
     kept = {name: kept_entries(site) for name, site in sites.items()}
-    again = known.fill(problem.args, {name: site["value"] for name, site in sites.items()}, kept, (draws,))
-    again = (with_gaps(again[0], problem.args[0].isnan()), *again[1:])
+    filled = known.fill(problem.args, {name: site["value"] for name, site in sites.items()}, kept, (draws,))
+    again = tuple(with_gaps(new, old.isnan()) for new, old in zip(filled, problem.args, strict=True))
     for name, site in sites.items():
         site["value"] = known.observation(name, again, (draws,)).reshape(site["value"].shape).to(site["value"])
-    return again[0], log_p, problem.log_prob(sites)
+    data = again[0] if chosen is None else known.of_site(chosen, again, (draws,))
+    return data, log_p, problem.log_prob(of_site(sites, chosen))
+
+
+def of_site(sites: Mapping[str, Site], name: str | None) -> dict[str, Site]:
+    """Return one of the sites, or all for no name."""
+    return dict(sites) if name is None else {name: sites[name]}
 
 
 def with_gaps(x: Tensor, gaps: Tensor) -> Tensor:

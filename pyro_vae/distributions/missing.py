@@ -16,6 +16,8 @@ from torch.distributions import Independent, constraints
 
 from pyro_vae.errors import ProgramError
 
+HOLDS_ZERO = (type(constraints.boolean), type(constraints.real))
+
 
 class OrMissing(constraints.Constraint):
     """The values that the constraint `observed` allows, and NaN."""
@@ -150,6 +152,8 @@ def filler(d: Any) -> Tensor:
 
 def feasible(support: Any) -> Tensor:
     """Return a value that satisfies an elementwise constraint: the least of a discrete one, inside the bounds of others."""
+    if isinstance(support, HOLDS_ZERO):  # nothing is read back: a training step may be traced here
+        return torch.tensor(0.0)
     low, high = (getattr(support, f"{end}_bound", None) for end in ("lower", "upper"))
     if low is None and high is None:
         candidates = (torch.tensor(c) for c in (0.0, 0.5, 1.0))

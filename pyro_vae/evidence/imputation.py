@@ -1,4 +1,4 @@
-r"""Imputation of missing elements of x from the observed ones: x_mis | x_obs, by importance resampling."""
+r"""Imputation of missing elements of x, or of what a site observes, from the observed ones, by importance resampling."""
 
 from __future__ import annotations
 
@@ -18,17 +18,25 @@ from pyro_vae.evidence.importance.sampler import checked
 from pyro_vae.programs.data_map import DataMap, data_map_of_few, refuse_unmapped, where
 from pyro_vae.programs.determinism import first_other
 from pyro_vae.programs.masks import kept_entries
+from pyro_vae.programs.missing_values import without_gaps
 from pyro_vae.programs.pair import programs
 from pyro_vae.programs.problem import Problem, Sites
 from pyro_vae.programs.reach import check_reach
 from pyro_vae.programs.sites import sample_sites
 from pyro_vae.programs.structured import refuse_structure
-from pyro_vae.programs.unconditioned import Unconditioned, run_unconditioned, without_gaps
+from pyro_vae.programs.unconditioned import Unconditioned, run_unconditioned
 
 
 @suggest_keywords
 def impute(
-    vae: Any, x: Any, *c: Any, num_samples: int = 1000, draws: int = 1, seed: int = 0, chunk_size: int = 16384
+    vae: Any,
+    x: Any,
+    *c: Any,
+    site: str | None = None,
+    num_samples: int = 1000,
+    draws: int = 1,
+    seed: int = 0,
+    chunk_size: int = 16384,
 ) -> Tensor:
     r"""x_mis ~ p(x_mis | x_obs), with what was observed unchanged: ``(draws, N, *event)``, row n that of x.
 
@@ -40,7 +48,11 @@ def impute(
     Args:
         vae: a :class:`VAE`, any object with ``model`` and ``guide``, or a tuple of two Pyro programs, whose likelihood and
             encoder take NaN (:class:`~pyro_vae.models.missing.SkipMissing`, :class:`~pyro_vae.models.missing.WithMask`).
-        x, *c: data ``(N, *event)``, where NaN was not observed; contexts with N rows, where the model has them.
+        x, *c: data ``(N, *event)``, where NaN was not observed; contexts with N rows, where the model has them. A context that
+            the model observes, such as another modality, may have gaps (NaN), too: what it has counts, as x does.
+        site: the observed site whose gaps are filled, in place of x: what comes back is what that site observes,
+            ``(draws, N, *entries)``. Of a :class:`~pyro_vae.MultimodalVAE`, a modality: set to NaN, it is drawn given the
+            others.
         num_samples, draws: K particles, and imputations, of each row.
         seed: the same seed draws the same, whatever was drawn before; the global random state is left as it was.
         chunk_size: (row, particle) pairs run at a time, of one row at least.
@@ -48,7 +60,8 @@ def impute(
     Raises:
         SupportError, DataError: values that the likelihood does not take (NaN is one, for a plain likelihood).
         ProgramError: a pair that has no importance weight for each row; a gap that no site of the model observes, or more than
-            one, or that the model fills in and scores; a model that reads x beside observing it.
+            one, or that the model fills in and scores; a model that reads x beside observing it; no such site.
+        DataError: gaps in a context that the model does not observe.
 
     References:
         MIWAE: Deep Generative Modelling and Imputation of Incomplete Data Sets (Mattei & Frellsen, 2019),
@@ -66,11 +79,19 @@ def impute(
         tensor([[1., 0.]])
     """
     whole("draws", draws, 1)
-    return in_chunks(lambda particles: particles.draw(draws), vae, x, c, num_samples, seed, chunk_size)
+    return in_chunks(lambda particles: particles.draw(draws), vae, x, c, site, num_samples, seed, chunk_size)
 
 
 @suggest_keywords
-def impute_mean(vae: Any, x: Any, *c: Any, num_samples: int = 1000, seed: int = 0, chunk_size: int = 16384) -> Tensor:
+def impute_mean(
+    vae: Any,
+    x: Any,
+    *c: Any,
+    site: str | None = None,
+    num_samples: int = 1000,
+    seed: int = 0,
+    chunk_size: int = 16384,
+) -> Tensor:
     r"""E[x_mis | x_obs] ≈ Σ_k w_k E[x | z_k] / Σ_k w_k, with what was observed unchanged: ``(N, *event)``.
 
     Arguments, errors and reference as for :func:`impute`; the likelihood must have a mean in closed form.
@@ -84,11 +105,20 @@ def impute_mean(vae: Any, x: Any, *c: Any, num_samples: int = 1000, seed: int = 
         >>> impute_mean(vae, torch.tensor([[1.0, torch.nan, 0.0]]), num_samples=10).shape
         torch.Size([1, 3])
     """
-    return in_chunks(lambda particles: particles.mean()[None], vae, x, c, num_samples, seed, chunk_size).squeeze(0)
+    return in_chunks(lambda particles: particles.mean()[None], vae, x, c, site, num_samples, seed, chunk_size).squeeze(
+        0
+    )
 
 
 def in_chunks(
-    each: Callable[[Particles], Tensor], vae: Any, x: Any, c: tuple[Any, ...], num: int, seed: int, chunk_size: int
+    each: Callable[[Particles], Tensor],
+    vae: Any,
+    x: Any,
+    c: tuple[Any, ...],
+    site: str | None,
+    num: int,
+    seed: int,
+    chunk_size: int,
 ) -> Tensor:
     """Apply `each` to K weighted particles of each row, in chunks of rows: ``(draws, N, *event)``."""
     num, chunk_size = whole("num_samples", num, 1), whole("chunk_size", chunk_size, 1)
@@ -97,10 +127,10 @@ def in_chunks(
     problem = Problem.of(model, guide, x, *c, seed=seed, missing=True)  # the likelihood says whether it takes NaN
     with problem.quiet(seed):
         check_reach(problem)
-    known, chunks = mapped(problem, seed, chunk_size, check_gaps), []
+    known, chunks = mapped(problem, seed, chunk_size, partial(check_gaps, site=site)), []
     for i, some in enumerate(problem.split(chunk_size // num)):
         with some.quiet(seed, i):
-            chunks.append(each(Particles(some, num, known)))
+            chunks.append(each(Particles(some, num, known, site)))
     return torch.cat(chunks, 1)
 
 
@@ -116,12 +146,17 @@ def mapped(
     return known
 
 
-def check_gaps(problem: Problem, known: DataMap, run: Unconditioned) -> None:
-    """Refuse gaps (NaN) of x that no site observes, or more than one, or that another site's density depends on."""
-    gaps = problem.args[0].isnan()
-    if not gaps.any():
-        return
-    times = known.times_observed(problem.args)[0]
+def check_gaps(problem: Problem, known: DataMap, run: Unconditioned, site: str | None = None) -> None:
+    """Refuse gaps (NaN) that are to be filled and that no site observes, or more than one; and densities that depend on gaps.
+
+    Those to be filled are x's, or of what one `site` observes.
+    """
+    i = 0 if site is None else known.site(site).argument
+    gaps = problem.args[i].isnan()
+    if site is not None:  # what else its argument holds is not filled
+        chosen = DataMap({site: known.sites[site]}, ())
+        gaps &= chosen.times_observed(problem.args)[i] > 0
+    times = known.times_observed(problem.args)[i]
     if (gaps & (times == 0)).any():
         if known.unmapped:
             refuse_unmapped(known.unmapped[0])
@@ -131,10 +166,20 @@ def check_gaps(problem: Problem, known: DataMap, run: Unconditioned) -> None:
             'all of x, pyro.sample("x", likelihood, obs=x).'
         )
     if (gaps & (times > 1)).any():
-        known.refuse_shared(0, gaps & (times > 1))
+        known.refuse_shared(i, gaps & (times > 1))
+    check_gaps_are_read_nowhere(problem, known, run)
+
+
+def check_gaps_are_read_nowhere(problem: Problem, known: DataMap, run: Unconditioned) -> None:
+    """Refuse a model of which one site's density depends on what is missing at another."""
+    gaps = [a.isnan() for a in problem.args]
+    if not any(bool(gap.any()) for gap in gaps):
+        return
     drawn = known.fill(run.args, run.values, run.all_entries)
-    fillings = (torch.where(gaps, other, problem.args[0]) for other in (run.args[0], drawn[0]))
-    ours, others = (likelihood_draws(problem, run, (x, *problem.args[1:])) for x in fillings)
+    ours, others = (
+        likelihood_draws(problem, run, tuple(map(torch.where, gaps, other, problem.args)))
+        for other in (run.args, drawn)
+    )
     if (name := first_other(ours, others)) is not None:
         raise ProgramError(
             f"site {name!r}: its density depends on what is missing (NaN) of x, as the value of one observed site is passed on "
@@ -157,7 +202,7 @@ def check_gaps_left_out(problem: Problem, known: DataMap, sites: Sites) -> None:
     """Refuse a model that fills gaps (NaN) of x in and scores what it filled in: that is no evidence."""
     for name, at in known.sites.items():
         gaps, site = known.observation(name, problem.args).isnan(), sites[name]
-        if at.argument or not gaps.any():
+        if not gaps.any():
             continue
         scored = kept_entries(site).reshape(-1, len(gaps)).any(0) & ~site["value"].reshape(-1, len(gaps)).isnan().any(0)
         if bad := sorted({int(n) // at.width for n in at.numbers(len(problem))[gaps & scored]}):
@@ -171,8 +216,9 @@ def check_gaps_left_out(problem: Problem, known: DataMap, sites: Sites) -> None:
 class Particles:
     """K particles of each row, z_k ~ q(z | x_obs), with their weights w_k / Σ w, ``(K, N)`` in float64."""
 
-    def __init__(self, problem: Problem, num: int, known: DataMap) -> None:
-        self.problem, self.x, self.known = problem, problem.args[0], known
+    def __init__(self, problem: Problem, num: int, known: DataMap, site: str | None = None) -> None:
+        self.problem, self.known, self.site = problem, known, site
+        self.argument = 0 if site is None else known.site(site).argument  # whose gaps are filled
         self.latents, self.sites = problem.draw(num)
         check_gaps_left_out(problem, known, self.sites)
         log_p, log_q = problem.log_prob(self.sites, "model"), problem.log_prob(self.latents, "guide")
@@ -208,16 +254,21 @@ class Particles:
         return self.filled({name: sites[name]["fn"].sample() for name in self.sites_with_gaps()}, (draws,))
 
     def sites_with_gaps(self) -> list[str]:
-        """The sites that observe missing entries of x."""
+        """The sites that observe what is missing and is to be filled: of x, or the one that was asked for."""
         at_x = [name for name, at in self.known.sites.items() if at.argument == 0]
-        return [name for name in at_x if self.known.observation(name, self.problem.args).isnan().any()]
+        chosen = at_x if self.site is None else [self.site]
+        return [name for name in chosen if self.known.observation(name, self.problem.args).isnan().any()]
 
     def filled(self, values: Mapping[str, Tensor], draws: tuple[int, ...] = ()) -> Tensor:
-        """Return x ``(*draws, N, *event)`` with values of sites in its gaps."""
-        x = self.x.expand(*draws, *self.x.shape)
+        """Return x ``(*draws, N, *event)``, or what the site observes of it, with values of sites in its gaps."""
+        args = self.problem.args
+        x = args[self.argument].expand(*draws, *args[self.argument].shape)
         kept = {name: torch.ones_like(value, dtype=torch.bool) for name, value in values.items()}
         part = DataMap({name: self.known.sites[name] for name in values}, ())
-        return torch.where(x.isnan(), part.fill(self.problem.args, values, kept, draws)[0], x) if values else x.clone()
+        whole = torch.where(x.isnan(), part.fill(args, values, kept, draws)[self.argument], x) if values else x.clone()
+        if self.site is None:
+            return whole
+        return self.known.of_site(self.site, (*args[: self.argument], whole, *args[self.argument + 1 :]), draws)
 
     def resampled(self, draws: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Draw particles by weight: their numbers ``(draws, N)``, and their latents."""

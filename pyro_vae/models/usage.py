@@ -65,8 +65,8 @@ def encode(vae: HasParts | HasLevels, x: Any, *c: Any) -> Tensor:
         >>> encode(vae, torch.ones(5, 9)).shape
         torch.Size([5, 2])
     """
-    rows = _rows(vae, x, *c)
-    missing = bool(rows[0].isnan().any())
+    rows = _rows(vae, x, *c, parts=("posterior",))
+    missing = any(bool(a.isnan().any()) for a in rows)
     # torch's validation would stop at a NaN parameter; the message below says more
     with evaluation_mode(vae), without_validation() if missing else nullcontext():
         path = vae.posterior_path if isinstance(vae, HasLevels) else None
@@ -148,19 +148,20 @@ def _decode(vae: HasParts | HasLevels, z: Tensor, *c: Tensor) -> Tensor:
         return _mean(vae.likelihood(z, *c), "the likelihood p(x | z)")
 
 
-def _refuse_without_parts(vae: Any) -> None:
-    parts = ("likelihood", "posterior") if isinstance(vae, HasLevels) else HasParts.__annotations__
+def _refuse_without_parts(vae: Any, parts: tuple[str, ...] = ()) -> None:
+    every = ("likelihood", "posterior") if isinstance(vae, HasLevels) else tuple(HasParts.__annotations__)
+    parts = parts or every
     if absent := [part for part in parts if not callable(getattr(vae, part, None))]:
         raise ProgramError(
             f"a {type(vae).__name__} has no {absent[0]}(...): encode, reconstruct, sample and interpolate want a VAE's "
-            "prior, likelihood and posterior. Of any program simulate(model, x) draws x; of a StateSpaceModel smooth(...) has "
-            "E[z | x] and forecast(...) what comes next."
+            "prior, likelihood and posterior. Of any program simulate(model, x) draws x, and impute(..., site=...) what one "
+            "site observes given the others; of a StateSpaceModel smooth(...) has E[z | x] and forecast(...) what comes next."
         )
 
 
-def _rows(vae: HasParts | HasLevels, *arrays: Any) -> tuple[Tensor, ...]:
-    _refuse_without_parts(vae)
-    missing = takes_missing(vae, getattr(vae, "prior", None), vae.likelihood, vae.posterior)
+def _rows(vae: HasParts | HasLevels, *arrays: Any, parts: tuple[str, ...] = ()) -> tuple[Tensor, ...]:
+    _refuse_without_parts(vae, parts)
+    missing = takes_missing(vae, *(getattr(vae, part, None) for part in HasParts.__annotations__))
     dtypes = argument_dtypes(vae.model, vae.guide, *arrays) if hasattr(vae, "model") and hasattr(vae, "guide") else None
     return batch_of(*arrays, like=like_parameters(vae), missing=missing, dtypes=dtypes)
 

@@ -161,7 +161,7 @@ def as_evaluated(model: Program, guide: Program, batch: tuple[Any, ...]) -> tupl
         rows: tuple[Any, ...] = rows_of(model, guide, *batch, missing=True)
     except PyroVAEError as error:
         return batch, [finding_of(kind_of(error), "x", error)]
-    if takes_missing(model, guide) or not rows[0].is_floating_point() or not rows[0].isnan().any():
+    if takes_missing(model, guide) or not any(bool(a.isnan().any()) for a in rows):
         return rows, []
     try:
         rows_of(model, guide, *batch)

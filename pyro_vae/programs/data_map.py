@@ -14,8 +14,9 @@ from pyro_vae.errors import ProgramError, PyroVAEError
 
 from .determinism import first_other, identical, refuse_hidden_randomness
 from .index_map import ObservedEntries, index_map
+from .missing_values import without_gaps
 from .sites import Program
-from .unconditioned import Batch, Unconditioned, argument, run_unconditioned, without_gaps
+from .unconditioned import Batch, Unconditioned, argument, run_unconditioned
 
 OTHER_DATA = 7  # seed of a data set of noise, to run a model on
 FEW = 100  # rows that show what a model reads: all of them are changed at once, so that what it takes of a batch moves, too
@@ -61,6 +62,21 @@ class DataMap:
         at = self.sites[name]
         a = args[at.argument]
         return a.reshape(*draws, -1)[..., at.numbers(a.numel() // (at.width * max(1, torch.Size(draws).numel())))]
+
+    def of_site(self, name: str, args: Batch, draws: tuple[int, ...] = ()) -> Tensor:
+        """Return what a site observes of arguments ``(*draws, N, *event)``, row by row: ``(*draws, N, *entries)``."""
+        at = self.site(name)
+        return args[at.argument].reshape(*draws, -1, at.width)[..., at.of_row]
+
+    def site(self, name: str) -> ObservedEntries:
+        """Return the entries that a site observes; a ProgramError for a site that observes none as they are."""
+        if name in self.unmapped:
+            refuse_unmapped(name)
+        if name not in self.sites:
+            raise ProgramError(
+                f"the model has no observed site {name!r}: it observes {', '.join(map(repr, self.sites)) or 'nothing'}."
+            )
+        return self.sites[name]
 
     def times_observed(self, args: Batch, kept: Mapping[str, Tensor] | None = None) -> list[Tensor]:
         """At how many sites each entry of each argument is observed (where `kept`), in the arguments' shapes."""

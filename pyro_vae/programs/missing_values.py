@@ -1,4 +1,4 @@
-"""Missing values (NaN in x) that a program does not take: refused by site, before anything is drawn of them."""
+"""Missing values (NaN in x, or in contexts) that a program does not take: refused by site, before anything is drawn of them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Distribution
@@ -19,9 +20,15 @@ from .wrapped import base_name
 TAKE_NAN = "Give it an encoder that takes NaN: WithMask(net), whose net has 2 d inputs where x has d columns."
 
 
-def gaps(x: Any) -> Tensor:
-    """Return which rows of x have missing values, ``(N,)``."""
-    return x.isnan().reshape(len(x), -1).any(1)
+def gaps(*args: Any) -> Tensor:
+    """Return which rows have missing values in x or in a context, ``(N,)``."""
+    missing: Tensor = torch.stack([a.isnan().reshape(len(a), -1).any(1) for a in args]).any(0)
+    return missing
+
+
+def without_gaps(a: Tensor) -> Tensor:
+    """Return a with 0 in the place of NaN."""
+    return torch.nan_to_num(a, nan=0.0) if a.is_floating_point() and a.isnan().any() else a
 
 
 class KnownParameters(Messenger):
@@ -62,7 +69,7 @@ def gaps_explained(model: Program, guide: Program, args: tuple[Any, ...], number
         args: what it is run on, x first.
         numbers: the rows' numbers, for messages.
     """
-    if not args[0].is_floating_point() or not (where := gaps(args[0])).any():
+    if not (where := gaps(*args)).any():
         yield
         return
     rows = [int(numbers[row]) for row in where.nonzero().flatten().tolist()]
@@ -72,7 +79,7 @@ def gaps_explained(model: Program, guide: Program, args: tuple[Any, ...], number
     except PyroVAEError:
         raise
     except Exception as error:
-        if not runs(model, guide, args[0].nan_to_num(), *args[1:]):
+        if not runs(model, guide, *map(without_gaps, args)):
             raise
         raise ProgramError(describe(error, rows)) from error
 

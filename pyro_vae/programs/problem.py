@@ -30,6 +30,7 @@ from .structured import on_tensors
 from .summed_out import sum_out, without_marked
 from .support import check_support, takes_missing
 from .unconstrained import SubstituteLatents
+from .unobserved_gaps import check_context_gaps
 from .user_errors import GUIDE, MODEL, explained
 from .vectorize import (
     MODES,
@@ -311,8 +312,10 @@ def rows_of(
     missing: bool = False,
     device: torch.device | None = None,
 ) -> tuple[Tensor, ...]:
-    """Convert x and contexts to the pair's dtype and device; NaN in x passes if `missing`, or if a module declares so."""
+    """Convert x and contexts to the pair's dtype and device; NaN where observed passes if `missing`, or a module says so."""
     missing = missing or takes_missing(model, guide)
     args = [read_once(a) for a in (x, *context)]
     dtypes = argument_dtypes(model, guide, *args, device=device)
-    return batch_of(*args, like=like_parameters(model, guide), device=device, missing=missing, dtypes=dtypes)
+    rows = batch_of(*args, like=like_parameters(model, guide), device=device, missing=missing, dtypes=dtypes)
+    check_context_gaps(model, rows)
+    return rows

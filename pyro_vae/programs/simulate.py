@@ -10,12 +10,13 @@ from torch import Tensor
 from pyro_vae.common.keywords import suggest_keywords
 
 from .data_map import DataMap, check_alike, data_map_of_few, refuse_unmapped
+from .missing_values import without_gaps
 from .pair import quiet
 from .plates import data_plate, refuse_shared
 from .problem import rows_of
 from .sites import Program
 from .structured import on_tensors
-from .unconditioned import Batch, run_unconditioned, without_gaps
+from .unconditioned import Batch, run_unconditioned
 
 
 @dataclass(frozen=True, eq=False)

@@ -75,7 +75,7 @@ def check_support(
             batch = prepare(tuple(a[start : start + chunk_size] for a in args))
             with gaps_explained(model, guide, batch, numbers[start : start + chunk_size]):
                 latents, sites = (of_rows(found, plates.data) for found in trace_pair(model, guide, *batch))
-            for name, row in nan_latents(batch[0], latents, dim):
+            for name, row in nan_latents(batch, latents, dim):
                 blind[name].append(int(numbers[row + start]))
             for name, site in observed_sites(sites).items():
                 rows = (~rows_inside(name, site, dim)).nonzero().flatten().tolist()
@@ -128,9 +128,9 @@ def same_bound(a: Any, b: Any) -> bool:
     return type(a) is type(b) and bool(a == b)
 
 
-def nan_latents(x: Tensor, sites: dict[str, Site], dim: int) -> list[tuple[str, int]]:
-    """Find sites of the guide and rows of x, where x has missing values and the draw of z is NaN."""
-    missing = gaps(x)
+def nan_latents(args: Batch, sites: dict[str, Site], dim: int) -> list[tuple[str, int]]:
+    """Find sites of the guide and rows, where x or a context has missing values and the draw of z is NaN."""
+    missing = gaps(*args)
     if not missing.any():
         return []
     drawn = {name: site["value"].isnan().movedim(dim - site["fn"].event_dim, 0) for name, site in sites.items()}

@@ -82,8 +82,3 @@ def run_unconditioned(model: Program, args: Batch, seed: int, *block: int, check
 def argument(i: int) -> str:
     """Name an argument of the programs."""
     return "x" if i == 0 else f"context {i - 1}"
-
-
-def without_gaps(a: Tensor) -> Tensor:
-    """Return a with 0 in the place of NaN."""
-    return torch.nan_to_num(a, nan=0.0) if a.is_floating_point() and a.isnan().any() else a

@@ -31,6 +31,7 @@ from pyro_vae.programs.sites import Program
 from pyro_vae.programs.structured import on_tensors, refuse_structure, tensors_as
 from pyro_vae.programs.summed_out import as_enumerated
 from pyro_vae.programs.support import check_support, takes_missing
+from pyro_vae.programs.unobserved_gaps import check_context_gaps
 from pyro_vae.training.engines.choose import choose_engine, choose_whole_steps
 from pyro_vae.training.engines.scheduled_values import ScheduledValues
 
@@ -284,6 +285,8 @@ LOOKED_AT = 500  # rows, by which parameters are judged before training
 def examine(trainer: Trainer) -> list[str]:
     """Raise if the data has no likelihood; return advice on the programs."""
     step, data, metrics = trainer.step, trainer.data, trainer.metrics
+    for rows in (data.train, data.validation or ()):
+        check_context_gaps(step.model, rows)
     if metrics.of_data_set is not None:
         metrics.inside, notes = metrics.of_data_set.examine(data, metrics.first)
         return advise(trainer, notes)

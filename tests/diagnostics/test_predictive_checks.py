@@ -280,3 +280,44 @@ def test_draws_that_are_nan_are_named():
 
     with pytest.raises((ProgramError, DataError), match=r"NaN|nan"):
         posterior_predictive_check(model, far, X)
+
+
+# one observed site
+
+
+def of_two(x, y):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("a", dist.Normal(z, 1.0), obs=x)
+        pyro.sample("b", dist.Normal(torch.zeros(2), 3.0).to_event(1).expand([len(x)]), obs=y[:, 1:])
+        pyro.sample("c", dist.Normal(z, 1.0).mask(False), obs=y[:, 0])
+
+
+def guide_of_two(x, y):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+
+
+def test_p_values_of_one_site_in_closed_form():
+    """b is N(0, 3²) whatever z is: P(b_rep ≥ b) of its first entry, and log p(b) alone, by χ²_2; a as without the site."""
+    y = torch.stack([torch.zeros(5), X, X.flip(0)], 1)
+    first = {"first": lambda b: b[:, 0]}
+    exact, closer = norm.sf(X, 0, 3), chi2.cdf((y[:, 1:] / 3).square().sum(1), 2)
+    for check in (
+        posterior_predictive_check(of_two, guide_of_two, X, y, site="b", statistics=first, num_draws=4000),
+        prior_predictive_check(of_two, X, y, site="b", statistics=first, num_draws=4000),
+    ):
+        check_p(check.statistics["first"].p_rows, exact, 4000)
+        if check.kind == "posterior":
+            check_p(check.statistics["log p(x | z)"].p_rows[[0, 1, 3, 4]], closer[[0, 1, 3, 4]], 4000)
+    a = posterior_predictive_check(of_two, guide_of_two, X, y, site="a", statistics=IDENTITY, num_draws=4000)
+    check_p(a.statistics["x"].p_rows, norm.sf(X, X / 2, 1.5**0.5), 4000)
+    whole = posterior_predictive_check(of_two, guide_of_two, X, y, statistics=IDENTITY, num_draws=4000)
+    with pytest.raises(AssertionError):  # log p of all sites
+        check_p(whole.statistics["log p(x | z)"].p_rows[[0, 1, 3, 4]], closer[[0, 1, 3, 4]], 4000)
+    for run in (
+        lambda: posterior_predictive_check(of_two, guide_of_two, X, y, site="z"),
+        lambda: prior_predictive_check(of_two, X, y, site="z"),
+    ):
+        with pytest.raises(ProgramError, match="no observed site 'z'"):
+            run()

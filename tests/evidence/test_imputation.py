@@ -291,3 +291,74 @@ def test_gaps_scored_as_zeros_would_draw_from_another_conditional(monkeypatch):
     z = posterior(ROW[None])
     with pytest.raises(AssertionError):
         assert abs(drawn.mean() - z.mean - 3) < 4 * ((1 + z.variance) / 2000) ** 0.5
+
+
+# one observed site, given the others
+
+
+def two_arrays(x, y):
+    """z ~ N(0, 1); x and y, an argument each, with the third entry of y under a site of its own."""
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0)).unsqueeze(-1)
+        pyro.sample("a", Observed(dist.Normal(z + MEAN, SD).to_event(1)), obs=x)
+        pyro.sample("b", Observed(dist.Normal(2 * z, 1.0).expand([*z.shape[:-1], 2]).to_event(1)), obs=y[:, :2])
+        pyro.sample("c", Observed(dist.Normal(z.squeeze(-1), 0.1)), obs=y[:, 2])
+
+
+def of_two_arrays(x, y):
+    """The exact posterior, of what is there."""
+    slope, noise = (
+        torch.cat([torch.ones(D), torch.tensor([2.0, 2.0, 1.0])]),
+        torch.cat([SD, torch.tensor([1.0, 1.0, 0.1])]),
+    )
+    rows, shift = torch.cat([x, y], 1), torch.cat([MEAN, torch.zeros(3)])
+    weight = (~rows.isnan()).float() * slope / noise**2
+    precision = 1 + (weight * slope).sum(1)
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal((weight * (rows - shift).nan_to_num()).sum(1) / precision, precision**-0.5))
+
+
+@pytest.mark.parametrize(("site", "entries"), [("a", ()), ("b", (2,)), ("c", ())])
+def test_one_site_of_any_program_is_drawn_given_the_others(site, entries):
+    """Mean and sd of 3,000 draws against N(slope m + shift, noise² + slope² v), z | rest ~ N(m, v): 4 standard errors."""
+    x, y = torch.tensor([1.0, nan, 5.0, 7.0]), torch.tensor([0.5, nan, nan])
+    args = (x.expand(3000, D), y.expand(3000, 3))
+    drawn = impute((two_arrays, of_two_arrays), *args, site=site, num_samples=20, chunk_size=60_000)[0]
+    gap, slope, shift, noise = {"a": (1, 1, MEAN[1], SD[1]), "b": (1, 2, 0, 1), "c": (None, 1, 0, 0.1)}[site]
+    assert drawn.shape == (3000, *{"a": (D,), "b": (2,), "c": ()}[site])
+    q = poutine.trace(of_two_arrays).get_trace(x[None], y[None]).nodes["z"]["fn"]
+    loc, sd = slope * q.loc + shift, (noise**2 + slope**2 * q.variance) ** 0.5
+    values = drawn if gap is None else drawn[:, gap]
+    assert abs(values.mean() - loc) < 4 * sd / 3000**0.5 and abs(values.std() / sd - 1) < 4 / 6000**0.5
+    if gap is not None:
+        assert torch.equal(drawn[:, 0], (x if site == "a" else y)[0].expand(3000))
+    mean = impute_mean((two_arrays, of_two_arrays), *args, site=site, num_samples=200, chunk_size=600_000)
+    mean = mean if gap is None else mean[:, gap]
+    assert abs(mean.mean() - loc) < 4 * (slope**2 * q.variance / 200 / 3000) ** 0.5 + 1e-5
+
+
+def test_a_site_that_is_whole_comes_back_and_one_that_is_none_is_refused():
+    x, y = torch.ones(3, D), torch.ones(3, 3)
+    x[1] = nan
+    assert torch.equal(impute((two_arrays, of_two_arrays), x, y, site="b", num_samples=3), y[None, :, :2])
+    for site, message in (("z", "no observed site 'z': it observes 'a', 'b', 'c'"), ("q", "no observed site 'q'")):
+        with pytest.raises(ProgramError, match=message):
+            impute((two_arrays, of_two_arrays), x, y, site=site, num_samples=3)
+
+
+def test_gaps_of_a_context_that_are_scored_are_refused_by_site():
+    def filling(x, y):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("a", Observed(dist.Normal(z, 1.0)), obs=x)
+            pyro.sample("b", dist.Normal(z, 1.0), obs=y.nan_to_num())
+
+    def prior(x, y):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    y = torch.tensor([0.0, nan, 1.0])
+    with pytest.raises(
+        ProgramError, match=r"site 'b': the model puts numbers in the place of missing values \(NaN\) in rows \[1"
+    ):
+        impute((filling, prior), torch.tensor([0.0, 1.0, nan]), y, num_samples=3)

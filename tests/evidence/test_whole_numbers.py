@@ -86,6 +86,10 @@ CALLS = {
     "impute": (impute, lambda f, **n: f(Pair, X, **n)),
     "impute_mean": (impute_mean, lambda f, **n: f(Pair, X, **n)),
     "class_posterior": (pyro_vae.class_posterior, lambda f, **n: f(coded, model, X, site="z", **n)),
+    "conditional_log_likelihood": (
+        pyro_vae.conditional_log_likelihood,
+        lambda f, **n: f(model, guide, X, site="x", **n),
+    ),
     "classification": (pyro_vae.classification, lambda f, **n: f(torch.full((2, 2), 0.5), [0, 1], **n)),
     "predictive_density": (pyro_vae.predictive_density, lambda f, **n: f(shared, shared_guide, X, **n)),
     "data_set_calibration": (pyro_vae.data_set_calibration, lambda f, **n: f(shared, lambda x: shared_guide, X, **n)),

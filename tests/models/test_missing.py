@@ -151,7 +151,8 @@ def test_rows_and_contexts():
         with pytest.raises(DataError, match="x has NaN or infinite"):
             wrong()
     with pytest.raises(DataError, match="context 0 has NaN or infinite"):
-        batch_of(x, x, missing=True)
+        batch_of(x.nan_to_num(), x)
+    assert batch_of(x, x, missing=True)[1].isnan().any()  # of a modality, which is observed, as x is
 
 
 # training
