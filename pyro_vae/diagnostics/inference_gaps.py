@@ -209,7 +209,8 @@ def gaps(
         :class:`Gaps`: per row, ``summary()`` for the means; ``converged`` says which rows need more steps.
 
     Raises:
-        ProgramError: a site of the guide that is no family (a flow), is discrete, or is masked by draws of another.
+        ProgramError: a site of the guide that is no family, is masked by draws of another, or is a flow of networks that do
+            not broadcast.
         ShapeError, DataError: another number of log p(x) than rows; log p(x) of other rows, by their digest.
         SupportError, DataError: as :func:`~pyro_vae.log_likelihood`.
 
@@ -239,7 +240,7 @@ def gaps(
             f"0; got {num_samples}, {steps}, {num_particles}, {chunk_size}, {lr}"
         )
     x, *rest = [read_once(a) for a in (x, *context)]
-    problem = Problem.continuous(model, guide, x, *rest, seed=seed, missing=missing)
+    problem = Problem.of(model, guide, x, *rest, seed=seed, missing=missing)  # discrete sites, too, as the guide draws them
     truth = None if log_px is None else as_truth(log_px, len(problem), RowIds.of(x, *rest))
     how = getattr(log_px, "how", None)
     parts, moved = [], dict[str, None]()
