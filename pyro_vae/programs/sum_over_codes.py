@@ -70,6 +70,7 @@ class SumOut(Messenger):
         self.unscored: list[tuple[str, Any, Tensor, Any, bool]] = []  # sites that are no part of it yet
         self.kept: dict[str, dict[str, Any]] = {}
         self.absent: Tensor | None = None  # rows in which a mask takes a discrete site out
+        self.shown: dict[str, dict[str, Any]] = {}  # latents as they are seen from outside, N rows each
 
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):
@@ -210,6 +211,8 @@ class SumOut(Messenger):
         value = each.expand(*[len(self.codes) if i == each.dim() + dim - 1 else -1 for i in range(each.dim())])
         value = value.flatten(dim - 1, dim)
         latent = not msg["is_observed"]
+        if latent:
+            self.shown[msg["name"]] = {"value": msg["value"]}
         msg.update(kept, value=value)
         self.unscored.append((msg["name"], fn, value, kept["mask"], latent))
         if self.complain is not None:

@@ -9,6 +9,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
 from pyro_vae.errors import ProgramError
@@ -19,6 +20,7 @@ from .masks import mask_of_site
 from .pair import quiet, unwrapped
 from .plates import Plates, data_plate
 from .proposal_guide import set_up_undone
+from .rows_of_set import AroundRows, check_alone, plate_of_rows
 from .site_rows import frames_of
 from .sites import Program, Site, latent_sites, sample_sites
 from .sum_over_codes import SummedOut, SumOut
@@ -119,14 +121,45 @@ def summed(
     model: Program, guide: Program | None, args: tuple[Any, ...], names: list[str], sites: Mapping[str, Site]
 ) -> tuple[Program, Program | None]:
     """The pair without these sites of the model, as :func:`sum_out`."""
-    frame = data_plate(sites)
+    if isinstance(model, AroundRows):
+        return summed_inside(model, guide, args, names)
+    return summed_in(data_plate(sites), model, guide, args, names, sites)
+
+
+def summed_inside(
+    model: AroundRows, guide: Program | None, args: tuple[Any, ...], names: list[str]
+) -> tuple[Program, Program | None]:
+    """The pair of a data set, these sites summed out of each of its rows."""
+    rows, own = model.rows_inside(args), guide.program if isinstance(guide, AroundRows) else None
+    if own is None and (drawn := [n for n in names if n in latent_sites(guide_sites(guide, args))]):
+        raise ProgramError(
+            f"site {drawn[0]!r} is summed out of the rows of a data set, and the guide that draws it, {type(guide).__name__}, "
+            "is none of a WholeDataSet: pass whole.model and whole.guide."
+        )
+    with quiet(model.program, seed=0, device=device_of(rows)):
+        sites = sample_sites(poutine.trace(model.program).get_trace(*first_rows(rows, slice(None))))
+    frame = plate_of_rows(names, sites, len(rows[0]))
+    one = sites_of(model.program, rows)
+    marginal, proposal = summed_in(frame, model.program, own, rows, names, one, len(rows[0]))
+    with quiet(model.program, seed=0, device=device_of(rows)):
+        check_alone(marginal, rows)  # type: ignore[arg-type]
+    summed_model, summed_guide = model.around(marginal, proposal)
+    return summed_model, guide if own is None else summed_guide
+
+
+def summed_in(
+    frame: CondIndepStackFrame, model: Program, guide: Program | None, args: tuple[Any, ...], names: list[str],
+    sites: Mapping[str, Site], together: int = 0,
+) -> tuple[Program, Program | None]:  # fmt: skip
+    """The pair without these sites, of the rows in a plate; `together`, so many of them run at once."""
     seen = [s for n, s in sites.items() if n not in names]
     dims = [f.dim for site in seen for f in frames_of(site).values() if f.dim is not None]
     plates = Plates(frame.name, frame.dim or -1, max(-dim for dim in dims))
     codes = Codes.of(sites, names, plates)
     marginal = SummedOut(model, codes, plates)
     drawn = latent_sites(guide_sites(guide, args))
-    look(marginal, args, any(map(of_rows, (sites[name] for name in names))) or any(map(is_masked, seen)))
+    all_rows = any(map(of_rows, (sites[name] for name in names))) or any(map(is_masked, seen))
+    look(marginal, args, all_rows, together)
     if guide is None or not (own := [name for name in names if name in drawn]):
         return marginal, guide
     if len(own) == len(drawn):
@@ -135,7 +168,8 @@ def summed(
             "guide a pyro.sample for each of them."
         )
     proposal = SummedOut(guide, codes.only(own), plates)
-    look(proposal, args, any(map(of_rows, (drawn[name] for name in own))) or any(map(is_masked, drawn.values())))
+    all_rows = any(map(of_rows, (drawn[name] for name in own))) or any(map(is_masked, drawn.values()))
+    look(proposal, args, all_rows, together)
     return marginal, proposal
 
 
@@ -149,10 +183,10 @@ def is_masked(site: Site) -> bool:
     return mask_of_site(site) is not True
 
 
-def look(program: SummedOut, args: tuple[Any, ...], all_rows: bool) -> None:
+def look(program: SummedOut, args: tuple[Any, ...], all_rows: bool, together: int = 0) -> None:
     """Run a program on some rows, or on all; refuse what a sum over codes cannot treat, by site and rows."""
     rows = len(args[0])
-    step = max(1, min(ROWS, 64 * ROWS // len(program.codes)))
+    step = together or max(1, min(ROWS, 64 * ROWS // len(program.codes)))
     for start in range(0, rows if all_rows else min(rows, step), step):
         some = first_rows(args, slice(start, start + step))
 

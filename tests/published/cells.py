@@ -259,8 +259,9 @@ def enumerated_fit(pair: Pair, logged: float) -> str:
 
 def run_log_weights(name: str, pair: Pair) -> str:
     if pair.summed:
+        many = 400 if pair.together else 4000
         found, right = (
-            oracle.log_mean(log_weights(pair.model, pair.guide, *pair.args, num_particles=4000).double()),
+            oracle.log_mean(log_weights(pair.model, pair.guide, *pair.args, num_particles=many).double()),
             truth(name),
         )
         return near(found.value, right.value, root(found.se, right.se), "log of the mean weight", least=0.01)
@@ -369,7 +370,11 @@ def run_gaps(name: str, pair: Pair) -> str:
     found = gaps(pair.model, pair.guide, *pair.args, steps=6, num_particles=4, **SAMPLED)
     no_weight(pair)
     right, mean = truth(name), mean_of(draws(name).log_w)
-    line = near(found.elbo, mean.value, root(mean.se, draws(name).log_w.std(0) / 20), "the ELBO")
+    se = root(mean.se, draws(name).log_w.std(0) / 20)
+    if pair.summed:  # an ELBO of fewer latents, and no lower than that of all
+        line = between(mean.value - SE * se, found.elbo, right.value + SE * se, "the ELBO")
+    else:
+        line = near(found.elbo, mean.value, se, "the ELBO")
     between(
         found.elbo - 0.5,
         found.best_elbo,

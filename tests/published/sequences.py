@@ -161,13 +161,18 @@ def hmm_global():
     guide = AutoDelta(poutine.block(model, expose=["probs_x"]), init_loc_fn=lambda site: torch.full((2, 2), 0.5))
     return Pair(
         model, guide, bits(N, T), shared="probs_x", objective=enumerated, x_of=stacked("x"), drawn=drawn_moves,
-        whole_px=moves_integrated,
+        whole_px=moves_integrated, proposal=drawn_moves_and_states, summed=True,
     )  # fmt: skip
 
 
 def drawn_moves(x):
     """A density of the transitions in the place of a point."""
-    pyro.sample("probs_x", dist.Dirichlet(1.2 * torch.eye(2) + 0.3).to_event(1))
+    pyro.sample("probs_x", dist.Dirichlet(0.9 * torch.eye(2) + 0.15).to_event(1))
+
+
+def drawn_moves_and_states(x):
+    drawn_moves(x)
+    drawn_states(x)
 
 
 def moves_integrated(x):

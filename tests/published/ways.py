@@ -83,6 +83,7 @@ def take_whole(pair: Pair) -> Pair | None:
         together=True, x=pair.x[None], context=tuple(c[None] for c in pair.context),
         exact=None if exact is None else lambda *args: torch.atleast_1d(exact(*(a[0] for a in args))),
         x_of=lambda sites: set_of(pair, sites),
+        proposal=None if pair.proposal is None else of_set(pair.proposal),
     )  # fmt: skip
 
 
