@@ -68,10 +68,11 @@ def check_alone(marginal: SummedOut, args: tuple[Any, ...]) -> None:
     handler.settle()
     assert handler.log_weights is not None
     shown = sample_sites(trace)
-    each = handler.left.split(handler.log_weights).reshape(len(codes), -1)
+    each = handler.left.split(handler.log_weights).movedim(plates.dim, -1)  # entries of a plate within a row share its code
+    each = each.reshape(len(codes), -1, len(args[0])).sum(1)
     values = {n: s["value"] for n, s in handler.shown.items()} | shared_values(shown, plates)
     assigned = torch.randint(len(codes), (ASSIGNED, len(args[0])), device=each.device)
-    alone = [of_assigned(marginal, args, values, codes_of_rows) for codes_of_rows in assigned]
+    alone = [of_assigned(marginal, args, values, codes_of_rows, handler.shapes) for codes_of_rows in assigned]
     wanted = [each.gather(0, codes_of_rows.unsqueeze(0)).squeeze(0) for codes_of_rows in assigned]
     same = close(alone[0][0] - alone[1][0], wanted[0] - wanted[1])
     if not same or not all(close(total_of(shown[name]), term) for name, term in alone[0][1].items()):
@@ -96,12 +97,16 @@ def total_of(site: Site) -> Tensor:
 
 
 def of_assigned(
-    marginal: SummedOut, args: tuple[Any, ...], values: Mapping[str, Tensor], codes_of_rows: Tensor
-) -> tuple[Tensor, dict[str, Tensor]]:
+    marginal: SummedOut, args: tuple[Any, ...], values: Mapping[str, Tensor], codes_of_rows: Tensor,
+    shapes: Mapping[str, tuple[int, ...]],
+) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
     """log-probability of each row under a code of its own, ``(N,)``, and of each latent outside of rows."""
-    plates, codes = marginal.plates, marginal.codes.values
-    own = {n: v[codes_of_rows] for n, v in codes.items()}
-    own = {n: v.reshape(len(v), *[1] * (-plates.dim - 1), *v.shape[1:]) for n, v in own.items()}
+    plates, own = marginal.plates, {}
+    for name, value in marginal.codes.values.items():
+        shape = list(shapes[name])
+        shape[plates.dim] = len(codes_of_rows)
+        each = value[codes_of_rows]
+        own[name] = each.reshape(len(each), *[1] * (-plates.dim - 1), *each.shape[1:]).expand(*shape, *each.shape[1:])
     sites = sample_sites(poutine.trace(poutine.condition(marginal.program, data={**values, **own})).get_trace(*args))
     rows = torch.zeros(len(args[0]), device=codes_of_rows.device)
     for site in (s for s in sites.values() if plates.data in frames_of(s)):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions.util import scale_and_mask
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from pyro_vae.errors import ProgramError
 
 from .codes import WHOLE, Codes, enumerable
 from .enumerated import enumerated, unmarked
+from .log_density import log_density
 from .masks import mask_of_site
 from .pair import quiet, unwrapped
 from .plates import Plates, data_plate
@@ -23,7 +25,7 @@ from .proposal_guide import set_up_undone
 from .rows_of_set import AroundRows, check_alone, plate_of_rows
 from .site_rows import frames_of
 from .sites import Program, Site, latent_sites, sample_sites
-from .sum_over_codes import SummedOut, SumOut
+from .sum_over_codes import NEAR, SummedOut, SumOut
 from .user_errors import MODEL, explained
 from .vectorize import repeated
 from .wrapped import base_name
@@ -153,9 +155,9 @@ def summed_in(
 ) -> tuple[Program, Program | None]:  # fmt: skip
     """The pair without these sites, of the rows in a plate; `together`, so many of them run at once."""
     seen = [s for n, s in sites.items() if n not in names]
-    dims = [f.dim for site in seen for f in frames_of(site).values() if f.dim is not None]
+    dims = [f.dim for site in sites.values() for f in frames_of(site).values() if f.dim is not None]
     plates = Plates(frame.name, frame.dim or -1, max(-dim for dim in dims))
-    codes = Codes.of(sites, names, plates)
+    codes = Codes.of(sites, names, plates, apart=True)
     marginal = SummedOut(model, codes, plates)
     drawn = latent_sites(guide_sites(guide, args))
     all_rows = any(map(of_rows, (sites[name] for name in names))) or any(map(is_masked, seen))
@@ -196,11 +198,39 @@ def look(program: SummedOut, args: tuple[Any, ...], all_rows: bool, together: in
                 "log_likelihood with method='importance'."
             )
 
-        with (
-            quiet(program.program, seed=0, device=device_of(args)),
-            SumOut(program.codes, program.plates, complain, start),
-        ):
-            program.program(*repeated(some, len(program.codes)))
+        with quiet(program.program, seed=0, device=device_of(args)):
+            with SumOut(program.codes, program.plates, complain, start) as together:
+                program.program(*repeated(some, len(program.codes)))
+            if program.codes.within:
+                look_apart(program, some, together, complain)
+
+
+def look_apart(
+    program: SummedOut, args: tuple[Any, ...], together: SumOut, complain: Callable[[str], None]
+) -> None:
+    """Complain of entries of a plate whose density depends on other entries' codes: each is summed out by itself.
+
+    All entries share a code in one run, and have one each in another: the same terms must come out, in another order.
+    """
+    codes, plates = program.codes, program.plates
+    shapes = {n: [s // len(codes) if i == len(shape) + plates.dim else s for i, s in enumerate(shape)]
+              for n, shape in together.shapes.items()}  # fmt: skip
+    order = torch.rand(len(codes), *next(iter(shapes.values())), device=together.device).argsort(0)  # (C, ..., N, ...)
+    own = {n: together.left.merge(v[order], v.dim() - 1) for n, v in codes.values.items()}
+    data = {**{n: v for n, v in together.inside.items() if n in together.shown}, **own}
+    trace = poutine.trace(poutine.condition(program.program, data=data)).get_trace(*repeated(args, len(codes)))
+    for name, site in sample_sites(trace).items():
+        if name not in together.terms:
+            continue
+        term = scale_and_mask(log_density(site["fn"], site["value"], name in data), mask=site["mask"])
+        mixed, alike = (together.left.split(t) for t in (together.by_row(term), together.terms[name]))
+        if not together.beside(site):
+            alike = alike.expand(mixed.shape).gather(0, order.expand(mixed.shape))
+        if ((mixed - alike).abs() > 10 * NEAR * (1 + alike.abs())).any():
+            complain(
+                f"site {name!r} depends on the values of {', '.join(codes.values)} in other entries of the plate "
+                f"{', '.join(map(repr, codes.within))}"
+            )
 
 
 def marked(

@@ -300,11 +300,20 @@ def lda():
     )  # fmt: skip
 
 
+def topics_alone(docs):
+    """The same with each word's topic summed out by hand."""
+    with pyro.plate("documents", len(docs)):
+        theta = pyro.sample("theta", dist.Dirichlet(torch.tensor([1.5, 2.0])))
+        with pyro.plate("words", 3, dim=-2):
+            pyro.sample("word", dist.Categorical(theta @ WORDS), obs=docs.T)
+
+
 @recipe("lda-enumerated", "Pyro's LDA example: each word's topic enumerated in the model, topics as parameters")
 def lda_enumerated():
     return Pair(
         config_enumerate(topics_of), lambda docs: topics_guide(docs, True), torch.randint(3, (N, 3)), exact=allocation,
-        proposal=topics_guide, objective=lambda: TraceEnum_ELBO(max_plate_nesting=2),
+        plain=(topics_alone, lambda docs: topics_guide(docs, True)),
+        objective=lambda: TraceEnum_ELBO(max_plate_nesting=2),
         x_of=lambda sites: sites["word"].T,
     )  # fmt: skip
 
@@ -333,7 +342,7 @@ def topics_counted(docs):
     words = docs.numel()
     topic = torch.cartesian_prod(*[torch.tensor([0, 1])] * words)
     of_doc = torch.nn.functional.one_hot(topic.reshape(-1, *docs.shape), 2).sum(-2)  # (assignments, docs, topics)
-    pairs = torch.nn.functional.one_hot(3 * topic + docs.reshape(-1), 6).sum(1).reshape(-1, 2, 3)
+    pairs = torch.nn.functional.one_hot(3 * topic + docs.long().reshape(-1), 6).sum(1).reshape(-1, 2, 3)
     shares = multinomial_dirichlet(of_doc, torch.tensor([1.5, 2.0])).sum(-1)
     return (shares + multinomial_dirichlet(pairs, torch.ones(3)).sum(-1)).logsumexp(0)
 

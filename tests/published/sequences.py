@@ -7,6 +7,7 @@ from pyro import poutine
 from pyro.infer import TraceEnum_ELBO, config_enumerate
 from pyro.infer.autoguide import AutoDelta
 from torch import nn
+from torch.distributions import constraints
 
 from .recipe import N, Pair, bits, cat, halves, mlp, recipe
 
@@ -161,18 +162,22 @@ def hmm_global():
     guide = AutoDelta(poutine.block(model, expose=["probs_x"]), init_loc_fn=lambda site: torch.full((2, 2), 0.5))
     return Pair(
         model, guide, bits(N, T), shared="probs_x", objective=enumerated, x_of=stacked("x"), drawn=drawn_moves,
-        whole_px=moves_integrated, proposal=drawn_moves_and_states, summed=True,
+        whole_px=moves_integrated, collapsed=moves_alone,
     )  # fmt: skip
 
 
 def drawn_moves(x):
     """A density of the transitions in the place of a point."""
-    pyro.sample("probs_x", dist.Dirichlet(0.9 * torch.eye(2) + 0.15).to_event(1))
+    a = pyro.param("moves", 0.9 * torch.eye(2) + 0.15, constraint=constraints.positive)
+    pyro.sample("probs_x", dist.Dirichlet(a).to_event(1))
 
 
-def drawn_moves_and_states(x):
-    drawn_moves(x)
-    drawn_states(x)
+def moves_alone(x):
+    """The model with its states summed out by Pyro's forward algorithm; before the first step, the state is 0."""
+    move = pyro.sample("probs_x", dist.Dirichlet(0.9 * torch.eye(2) + 0.1).to_event(1))
+    with pyro.plate("sequences", len(x)):
+        start = torch.tensor([1.0, 1e-30]).log()
+        pyro.sample("x", dist.DiscreteHMM(start, move.log(), dist.Bernoulli(EMIT), duration=T), obs=x)
 
 
 def moves_integrated(x):

@@ -66,7 +66,9 @@ def drop_marks(pair: Pair) -> Pair | None:
 
 
 def draw_from_density(pair: Pair) -> Pair | None:
-    return None if pair.drawn is None else replace(pair, guide=pair.drawn, drawn=None, no_weight=None)
+    if pair.drawn is None or pair.plain is not None:
+        return None
+    return replace(pair, guide=pair.drawn, drawn=None, no_weight=None)
 
 
 def pass_as_context(pair: Pair) -> Pair | None:
@@ -78,12 +80,12 @@ def take_whole(pair: Pair) -> Pair | None:
     if pair.shared is None or pair.together:
         return None
     whole, exact = WholeDataSet(pair.model, pair.guide), pair.whole_px
+    by_hand = {} if pair.collapsed is None else {"summed": False}
     return replace(
-        pair, model=whole.model, guide=whole.guide, plain=(of_set(pair.model), of_set(pair.guide)), shared=None,
+        pair, model=whole.model, guide=whole.guide, plain=(of_set(pair.collapsed or pair.model), of_set(pair.guide)), shared=None,
         together=True, x=pair.x[None], context=tuple(c[None] for c in pair.context),
         exact=None if exact is None else lambda *args: torch.atleast_1d(exact(*(a[0] for a in args))),
-        x_of=lambda sites: set_of(pair, sites),
-        proposal=None if pair.proposal is None else of_set(pair.proposal),
+        x_of=lambda sites: set_of(pair, sites), **by_hand,
     )  # fmt: skip
 
 
@@ -93,6 +95,9 @@ def of_set(program: Program) -> Program:
 
 
 def set_of(pair: Pair, sites: dict[str, Tensor]) -> Tensor:
+    """x of a run of the data set."""
+    if pair.collapsed is not None:
+        return sites["x"].reshape(1, *pair.x.shape)
     return pair.simulated(sites).reshape(1, *pair.x.shape)
 
 
