@@ -123,9 +123,14 @@ def taken_apart(fn: Any) -> tuple[Any, Rebuild, bool] | None:
     """Return a flow's base, how to make it of another, and whether its transforms are the same for any row; else None."""
     if type(fn) in (TransformedDistribution, dist.TransformedDistribution):
         return fn.base_dist, lambda base: type(fn)(base, fn.transforms, validate_args=False), all(map(plain, fn.transforms))
-    if type(fn) is ZukoToPyro and (own := type(fn.dist)).__name__ == "NormalizingFlow":
-        return fn.dist.base, lambda base: ZukoToPyro(own(fn.dist.transform, base)), False
+    if isinstance(fn, ZukoToPyro) and (own := type(fn.dist)).__name__ == "NormalizingFlow":
+        return as_pyro(fn.dist.base), lambda base: type(fn)(own(fn.dist.transform, base)), False
     return None
+
+
+def as_pyro(base: Any) -> Any:
+    """Return a base of independent normals of zuko's as one of Pyro's, whose class says what its parameters are."""
+    return dist.Independent(base.base, base.reinterpreted) if hasattr(base, "reinterpreted") else base
 
 
 def plain(transform: Any) -> bool:

@@ -41,7 +41,7 @@ def even(x):
 def bits(x):
     with pyro.plate("data", len(x)):
         b = pyro.sample("b", dist.Bernoulli(torch.tensor([0.3, 0.6]).double()).to_event(1))
-        pyro.sample("x", dist.Normal(4 * b[..., 0], 1.0), obs=x)
+        pyro.sample("x", dist.Normal(1.5 * b[..., 0], 1.0), obs=x)
 
 
 def coins(x):
@@ -65,7 +65,7 @@ def of_classes(x):
 
 
 def of_bits(x):
-    each = torch.stack([dist.Normal(4 * b, 1.0).log_prob(x) + math.log(p) for b, p in ((0.0, 0.7), (1.0, 0.3))])
+    each = torch.stack([dist.Normal(1.5 * b, 1.0).log_prob(x) + math.log(p) for b, p in ((0.0, 0.7), (1.0, 0.3))])
     return each.logsumexp(0)
 
 
@@ -85,19 +85,19 @@ HELD = {
 @pytest.mark.parametrize("name", HELD)
 def test_the_best_of_a_family_that_holds_the_posterior_is_exact(name):
     model, guide, exact = HELD[name]
-    found = gaps(model, guide, X, log_px=exact(X), steps=300, lr=0.1, **QUIET)
+    found = gaps(model, guide, X, log_px=exact(X), steps=100, lr=0.2, num_particles=32, **QUIET)
     assert (found.approximation.abs() < 0.02).all() and not above(found, exact(X))
     assert (found.amortisation > 0.02).any()
 
 
 def test_without_the_score_nothing_is_found(monkeypatch):
     monkeypatch.setattr(per_row_optimum, "scored", lambda log_w, log_q: 0 * log_q)
-    found = gaps(classes, even, X, log_px=of_classes(X), steps=300, lr=0.1, **QUIET)
+    found = gaps(classes, even, X, log_px=of_classes(X), steps=20, lr=0.2, **QUIET)
     assert (found.approximation > 0.2).any()
 
 
 def test_the_scores_gradient_is_that_of_the_elbo():
-    """Against the sum over classes: 4 standard errors of 500 gradients."""
+    """Against the sum over classes: 4 standard errors of 200 gradients."""
     logits, log_p = torch.tensor([0.3, -0.2, 0.1]).double(), torch.tensor([0.1, -1.0, -2.0]).double()
 
     def gradient(seed):
@@ -108,11 +108,11 @@ def test_the_scores_gradient_is_that_of_the_elbo():
         log_w = log_p[y] - q.log_prob(y).detach()
         return torch.autograd.grad(per_row_optimum.scored(log_w, q.log_prob(y)).mean(), free)[0]
 
-    drawn = torch.stack([gradient(seed) for seed in range(500)])
+    drawn = torch.stack([gradient(seed) for seed in range(200)])
     free = logits.clone().requires_grad_()
     log_q = free.log_softmax(-1)
     (exact,) = torch.autograd.grad((log_q.exp() * (log_p - log_q)).sum(), free)
-    assert ((drawn.mean(0) - exact).abs() < 4 * drawn.std(0) / 500**0.5).all()
+    assert ((drawn.mean(0) - exact).abs() < 4 * drawn.std(0) / 200**0.5).all()
 
 
 # beside continuous sites
@@ -134,7 +134,7 @@ def both(x):
 def test_a_discrete_site_beside_a_continuous_one():
     """As the guide draws both, and with the discrete one summed out of both: the ELBO by a sum over classes, and no bound above."""
     exact = (WEIGHTS.log() + dist.Normal(CENTRES, 0.74**0.5).log_prob(X.unsqueeze(-1))).logsumexp(-1)
-    found = gaps(mixed, both, X, log_px=exact, steps=200, **QUIET)
+    found = gaps(mixed, both, X, log_px=exact, steps=80, **QUIET)
     given = dist.Normal(0.3 * CENTRES + 0.7 * X.unsqueeze(-1), 0.5)
     mean, var = given.mean, 0.25
     log_p = WEIGHTS.log() + dist.Normal(CENTRES, 0.7).log_prob(mean) - var / 2 / 0.49
@@ -143,7 +143,7 @@ def test_a_discrete_site_beside_a_continuous_one():
     assert ((found.elbo - elbo).abs() < 4 * found.gap_se).all()
     assert (found.amortisation > -4 * found.amortisation_se).all() and found.amortisation.mean() > 0.2
     assert found.moved == ("z",) and not above(found, exact)
-    collapsed = gaps(*sum_out(mixed, both, X), X, log_px=exact, steps=200, **QUIET)
+    collapsed = gaps(*sum_out(mixed, both, X), X, log_px=exact, steps=60, **QUIET)
     assert (collapsed.elbo > found.elbo - 4 * found.gap_se).all() and not above(collapsed, exact)
     assert (collapsed.amortisation > -4 * collapsed.amortisation_se).all() and collapsed.amortisation.mean() > 0.05
 
@@ -153,23 +153,23 @@ def test_a_discrete_site_beside_a_continuous_one():
 
 def linear(x):
     with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Normal(torch.zeros(2).double(), 1.0).to_event(1))
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
         pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x)
 
 
 def autoregressive():
-    flow = T.affine_autoregressive(2, [4]).double()
+    flow = T.affine_autoregressive(2, [4])
     return lambda x: dist.TransformedDistribution(dist.Normal(0.2 * x.unsqueeze(-1).expand(-1, 2), 1.0).to_event(1), [flow])
 
 
 def conditional():
-    flow = T.conditional_affine_coupling(2, 1, [4]).double()
-    base = dist.Normal(torch.zeros(2).double(), 1.0).to_event(1)
+    flow = T.conditional_affine_coupling(2, 1, [4])
+    base = dist.Normal(torch.zeros(2), 1.0).to_event(1)
     return lambda x: dist.TransformedDistribution(base, [flow.condition(x.unsqueeze(-1))])
 
 
 def of_zuko():
-    posterior = FlowPosterior(MLP(1, 3), 2, context_features=3).double()
+    posterior = FlowPosterior(MLP(1, 3), 2, context_features=3)
     return lambda x: posterior(x.unsqueeze(-1))
 
 
@@ -186,8 +186,9 @@ def test_a_flows_base_is_moved(name):
         with pyro.plate("data", len(x)):
             pyro.sample("z", posterior(x))
 
-    exact = dist.Normal(torch.zeros(()).double(), 3**0.5).log_prob(X)
-    found = gaps(linear, guide, X, log_px=exact, steps=150, **QUIET)
+    x = X.float()
+    exact = dist.Normal(0.0, 3**0.5).log_prob(x).double()
+    found = gaps(linear, guide, x, log_px=exact, steps=60, **QUIET)
     assert found.moved == ("z",) and not above(found, exact)
     assert (found.amortisation > -4 * found.amortisation_se).all() and found.amortisation.mean() > 0.05
 

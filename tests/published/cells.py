@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from types import ModuleType
 from typing import Any
 
@@ -330,13 +330,14 @@ def run_oracle(name: str, pair: Pair, function: Any) -> str:
     return oracles(name, pair, function(pair.model, pair.guide, *few(pair, 2)))
 
 
-def steps(pair: Pair) -> dict[str, Any]:
+def steps(pair: Pair, num_chains: int = 24) -> dict[str, Any]:
     """Settings of annealing: a data set has more latents than a row."""
-    return QUICK | {"num_temperatures": 40, "leapfrog_steps": 2} if pair.together else QUICK
+    quick = QUICK | {"num_chains": num_chains}
+    return quick | {"num_temperatures": 25, "num_chains": 50, "leapfrog_steps": 2} if pair.together else quick
 
 
 def run_ais(name: str, pair: Pair, start: str) -> str:
-    found = ais(pair.model, pair.guide, *pair.args, start=start, **(steps(pair) | {"num_chains": 100}))
+    found = ais(pair.model, pair.guide, *pair.args, start=start, **steps(pair, 100))
     no_number(pair)
     right = truth(name)
     unsure = 0.1 + 0.4 * (found.ess < 12)  # of few chains, a standard error is too small
@@ -619,8 +620,8 @@ def run_simulate(name: str, pair: Pair) -> str:
 
 def with_gaps(pair: Pair) -> tuple[Tensor, ...]:
     """The arguments, with something missing in x where it can say so."""
-    if pair.missing is not None:
-        return (pair.missing, *pair.context)
+    if (given := pair.gaps if pair.missing is None else pair.missing) is not None:
+        return (given, *pair.context)
     if not pair.x.is_floating_point():
         return pair.args
     x = pair.x.clone()
@@ -723,7 +724,18 @@ FUNCTIONS: dict[str, Callable[[str, Pair], str]] = {
     "simulate": run_simulate,
 }
 
+def run_simulated(name: str, pair: Pair, function: Callable[..., Any]) -> str:
+    """What bdmc is for, without it: log p(x) of simulated rows."""
+    x = simulate(pair.model, *pair.args, seed=SEED).x
+    found = function(pair.model, pair.guide, x, *pair.context)
+    no_weight(pair)
+    right = judged(lambda: oracle.log_px(pair, (x, *pair.context)))
+    return near(found.log_px, right.value, root(found.mc_se, right.se), "log p(x) of simulated rows")
+
+
 NAMED: dict[str, Callable[[str, Pair], str]] = {  # by refusals, and no column of their own
+    "simulate, then enumerate_latents": of(run_simulated, enumerate_latents),
+    "simulate, then importance": of(run_simulated, partial(log_likelihood, **SAMPLED)),
     "gradient_report-vimco": of(run_gradients, BY_SCORE),
     "data_set_calibration": run_data_sets,
 }
@@ -748,7 +760,7 @@ class EndlessError(Exception):
 
 
 @contextmanager
-def bounded(seconds: float = 20.0) -> Iterator[None]:
+def bounded(seconds: float = 40.0) -> Iterator[None]:
     """Raise an EndlessError after so many seconds of this process's own time (in the main thread, where there are signals)."""
 
     def stop(*_: Any) -> None:

@@ -61,12 +61,15 @@ def dmm():
     x = bits(N, T, 3) * mask.unsqueeze(-1)
     back = torch.stack([torch.cat([row[:n].flip(0), row[n:]]) for row, n in zip(x, lengths.tolist(), strict=True)])
 
+    gaps = x.clone()
+    gaps[0, 1, 1] = torch.nan
+
     def drawn(sites):
         """What is masked stays as it is in the template."""
         drawn = stacked("x")(sites)
         return drawn * mask.unsqueeze(-1).repeat(len(drawn) // N, 1, 1)
 
-    return Pair(net.model, net.guide, x, (back, mask, lengths), net=net, x_of=drawn)
+    return Pair(net.model, net.guide, x, (back, mask, lengths), net=net, x_of=drawn, gaps=gaps)
 
 
 def kalman(x, decay=0.8, step=0.6, gain=1.3, noise=0.5):

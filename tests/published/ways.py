@@ -103,8 +103,10 @@ def set_of(pair: Pair, sites: dict[str, Tensor]) -> Tensor:
 
 EXACT_SUM = dict.fromkeys(
     "importance defensive widened convergence quadrature ais ais-guide bracket".split(), "enumerate_latents"
-)
-SAMPLE = dict.fromkeys("exact quadrature ais ais-guide bracket".split(), "importance")
+) | {"bdmc": "simulate, then enumerate_latents"}
+SAMPLE = dict.fromkeys("exact quadrature ais ais-guide bracket".split(), "importance") | {
+    "bdmc": "simulate, then importance"
+}
 WAYS = {  # in this order
     "data_set_calibration": Way("data_set_calibration", functions={"sbc": "data_set_calibration"}),
     "WholeDataSet": Way(r"whole = WholeDataSet\(model, guide\)", take_whole),
