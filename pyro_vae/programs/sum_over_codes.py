@@ -96,6 +96,7 @@ class SumOut(Messenger):
         if self.complain is not None or not torch.is_grad_enabled():
             self.check_parameters(msg, value)
         log_prob = scale_and_mask(log_density(fn, value), mask=msg["mask"])
+        self.terms[msg["name"]], self.shapes[msg["name"]] = self.by_row(log_prob), tuple(fn.batch_shape)
         if (kept := mask_of_site(msg)) is not True:
             log_prob = log_prob - self.left_out(msg["name"], fn, kept, value)
         total = self.by_row(log_prob)
@@ -103,7 +104,6 @@ class SumOut(Messenger):
             self.look_at_sum(msg["name"], total)
         self.settle()
         self.log_weights = total if self.log_weights is None else self.log_weights + total
-        self.terms[msg["name"]], self.shapes[msg["name"]] = total, tuple(fn.batch_shape)
         msg["value"], msg["done"], msg["stop"] = value, True, True
 
     def check_parameters(self, msg: Any, value: Tensor) -> None:
