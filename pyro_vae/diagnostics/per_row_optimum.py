@@ -122,9 +122,14 @@ def family_of(fn: Any, read: Read | None = None) -> PosteriorFamily:
 def taken_apart(fn: Any) -> tuple[Any, Rebuild, bool] | None:
     """Return a flow's base, how to make it of another, and whether its transforms are the same for any row; else None."""
     if type(fn) in (TransformedDistribution, dist.TransformedDistribution):
-        return fn.base_dist, lambda base: type(fn)(base, fn.transforms, validate_args=False), all(map(plain, fn.transforms))
-    if isinstance(fn, ZukoToPyro) and (own := type(fn.dist)).__name__ == "NormalizingFlow":
-        return as_pyro(fn.dist.base), lambda base: type(fn)(own(fn.dist.transform, base)), False
+        return (
+            fn.base_dist,
+            lambda base: type(fn)(base, fn.transforms, validate_args=False),
+            all(map(plain, fn.transforms)),
+        )
+    if isinstance(fn, ZukoToPyro) and type(flow := fn.dist).__name__ == "NormalizingFlow":
+        zuko: Any = flow  # by name: importing zuko switches torch's validation off
+        return as_pyro(zuko.base), lambda base: type(fn)(type(zuko)(zuko.transform, base)), False
     return None
 
 
@@ -137,7 +142,11 @@ def plain(transform: Any) -> bool:
     """Return whether a transform has no tensors of its own, which might be other ones in another row or particle."""
     parts = transform.parts if isinstance(transform, ComposeTransform) else ()
     parts = [transform.base_transform] if isinstance(transform, IndependentTransform) else parts
-    own = [v for name, v in vars(transform).items() if name != "_inv" and not (parts and name in ("parts", "base_transform"))]
+    own = [
+        v
+        for name, v in vars(transform).items()
+        if name != "_inv" and not (parts and name in ("parts", "base_transform"))
+    ]
     return all(map(plain, parts)) and not any(isinstance(v, Tensor | torch.nn.Module) or callable(v) for v in own)
 
 
@@ -312,7 +321,7 @@ def copy_of(free: Free) -> Free:
 
 
 def path_bound(problem: Problem, sites: Families, free: Free, particles: int) -> Tensor:
-    r"""mean_k log p(x, z_k) − log q(z_k; λ fixed), ``(N,)``: its gradient is that of the ELBO; 0 where q, with paths, is exact."""
+    r"""mean_k log p(x, z_k) − log q(z_k; λ fixed), ``(N,)``: its gradient is that of the ELBO, and 0 where q is exact."""
     q, p = fitted(problem, sites, free).draw(particles)
     log_p, fixed = problem.log_prob(p), copy_of(free)  # in this order: it is that in which gradients are added up
     again = {n: site.at(fixed[n], (q[n]["infer"] or {}).get(UNMOVED)) for n, site in sites.items()}

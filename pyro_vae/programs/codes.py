@@ -71,7 +71,9 @@ class Codes:
     values: Mapping[str, Tensor]  # of one row, by site
     sizes: Mapping[str, int]  # V, of one element of a site
     elements: Mapping[str, int]  # of an event of a site
-    within: Mapping[str, int] = field(default_factory=dict)  # plates within a row, by dim: a code is of one of their entries
+    within: Mapping[str, int] = field(
+        default_factory=dict
+    )  # plates within a row, by dim: a code is of one of their entries
 
     @classmethod
     def of(
@@ -113,8 +115,8 @@ class Codes:
         chosen = list(names)
         rows = [self.values[name].reshape(len(self), -1).double() for name in chosen]
         kept = first_of_each(torch.cat(rows, 1))
-        tables = ({n: table[n] for n in chosen} for table in (self.sizes, self.elements))
-        return Codes({name: self.values[name][kept] for name in chosen}, *tables, self.within)
+        sizes, counts = ({n: table[n] for n in chosen} for table in (self.sizes, self.elements))
+        return Codes({name: self.values[name][kept] for name in chosen}, sizes, counts, self.within)
 
 
 def first_of_each(rows: Tensor) -> Tensor:
@@ -131,7 +133,7 @@ def first_of_each(rows: Tensor) -> Tensor:
 
 
 def plates_within(names: list[str], sites: Mapping[str, Site], plates: Plates) -> dict[str, int]:
-    """Return the plates within a row, by dim, that all of these sites lie in; a ProgramError where they lie in different ones."""
+    """Return the plates within a row, by dim, that all of these sites lie in; a ProgramError where they differ."""
     frames = {name: frames_of(sites[name]).values() for name in names}
     each = {n: {f.name: f.dim for f in fs if f.name != plates.data and f.dim is not None} for n, fs in frames.items()}
     first = each[names[0]]
@@ -146,7 +148,7 @@ def plates_within(names: list[str], sites: Mapping[str, Site], plates: Plates) -
 
 
 def row_shape(name: str, site: Site, plates: Plates, within: Mapping[str, int] | None = None) -> tuple[int, ...]:
-    """Return the shape of a site's value for one row, or for an entry of plates `within` it; a ProgramError for other plates."""
+    """Return the shape of a site's value for one row, or an entry of plates `within` it; a ProgramError for others."""
     shape, dims = list(site["value"].shape), site["value"].dim() - site["fn"].event_dim
     for dim in (within or {}).values():
         if dims >= -dim:

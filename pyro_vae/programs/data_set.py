@@ -126,8 +126,8 @@ class AsOneRow:
         if len(args[0]) != 1:
             raise ProgramError(
                 f"a WholeDataSet takes one data set at a time, of shape (1, N, *event), and got {len(args[0])}: pass "
-                "*whole.rows(x) for x of N rows. What lays rows side by side (quadrature, simulation_based_calibration) takes no "
-                "data set: log_likelihood with method='importance', ais and bracket do, and data_set_calibration simulates."
+                "*whole.rows(x) for x of N rows. What lays rows side by side (quadrature, simulation_based_calibration) takes "
+                "no data set: log_likelihood with method='importance', ais and bracket do; data_set_calibration simulates."
             )
         rows = self.rows_inside(args)
         with InDataSet(self.pair.depth(rows), self.pair.of_all_rows):

@@ -50,7 +50,7 @@ def plate_of_rows(names: Sequence[str], sites: Mapping[str, Site], rows: int) ->
     if len(every) != 1:
         raise ProgramError(
             f"sites {', '.join(map(repr, names))} are discrete, and which plate runs over the {rows} rows of the data set is "
-            f"open: {sorted({name for stack in stacks.values() for name in stack})}. Name that plate \"data\"."
+            f'open: {sorted({name for stack in stacks.values() for name in stack})}. Name that plate "data".'
         )
     return every[0]
 
@@ -68,7 +68,9 @@ def check_alone(marginal: SummedOut, args: tuple[Any, ...]) -> None:
     handler.settle()
     assert handler.log_weights is not None
     shown = sample_sites(trace)
-    each = handler.left.split(handler.log_weights).movedim(plates.dim, -1)  # entries of a plate within a row share its code
+    each = handler.left.split(handler.log_weights).movedim(
+        plates.dim, -1
+    )  # entries of a plate within a row share its code
     each = each.reshape(len(codes), -1, len(args[0])).sum(1)
     values = {n: s["value"] for n, s in handler.shown.items()} | shared_values(shown, plates)
     assigned = torch.randint(len(codes), (ASSIGNED, len(args[0])), device=each.device)

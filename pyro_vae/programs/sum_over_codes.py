@@ -232,7 +232,8 @@ class SumOut(Messenger):
 
     def settle(self) -> None:
         """Weigh the codes by the sites since they were weighed last."""
-        for name, fn, value, mask, latent, beside in self.unscored if self.log_weights is not None or self.complain else ():
+        waiting = self.unscored if self.log_weights is not None or self.complain else ()
+        for name, fn, value, mask, latent, beside in waiting:
             if beside and self.complain is None:
                 continue
             term = self.by_row(scale_and_mask(log_density(fn, value, latent), mask=mask))

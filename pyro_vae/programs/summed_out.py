@@ -39,7 +39,10 @@ def sum_out(model: Program, guide: Program | None, *args: Any) -> tuple[Program,
     Discrete sites of the model that have a finite list of values leave both programs, whether the guide draws them or not;
     a pair without any, or with nothing else, is returned as it is. The codes of a row are all combinations of their values:
     the programs run on as many times N rows. What was one weight p(x, z, y) / q(z, y | x) becomes the collapsed
-    p(x, z) / q(z | x), whose variance is no larger, and whose ELBO is no lower.
+    p(x, z) / q(z | x), whose variance is no larger, and whose ELBO is no lower. Sites in a plate within a row (the topics of a
+    document's words) are summed out entry by entry, so that codes are those of one entry; that entries do not depend on one
+    another's values is checked by a run in which each has a code of its own. Those of the rows of a
+    :class:`~pyro_vae.WholeDataSet` are summed out row by row, likewise.
 
     Args:
         model, guide: Pyro programs with one data plate; the guide may be None.
@@ -48,8 +51,8 @@ def sum_out(model: Program, guide: Program | None, *args: Any) -> tuple[Program,
 
     Raises:
         ProgramError: more than 10,000 codes (by site); an observation, a mask or a latent's support that depends on a
-            discrete value; values whose probabilities do not add up to 1; masked values that are read; a site in a plate
-            within a row.
+            discrete value; values whose probabilities do not add up to 1; masked values that are read; entries of a plate
+            within a row, or rows of a data set, that depend on the values of others; sites in different plates.
 
     References:
         Semi-supervised Learning with Deep Generative Models (Kingma, Rezende, Mohamed & Welling, 2014; the sum over
@@ -199,15 +202,13 @@ def look(program: SummedOut, args: tuple[Any, ...], all_rows: bool, together: in
             )
 
         with quiet(program.program, seed=0, device=device_of(args)):
-            with SumOut(program.codes, program.plates, complain, start) as together:
+            with SumOut(program.codes, program.plates, complain, start) as seen:
                 program.program(*repeated(some, len(program.codes)))
             if program.codes.within:
-                look_apart(program, some, together, complain)
+                look_apart(program, some, seen, complain)
 
 
-def look_apart(
-    program: SummedOut, args: tuple[Any, ...], together: SumOut, complain: Callable[[str], None]
-) -> None:
+def look_apart(program: SummedOut, args: tuple[Any, ...], together: SumOut, complain: Callable[[str], None]) -> None:
     """Complain of entries of a plate whose density depends on other entries' codes: each is summed out by itself.
 
     All entries share a code in one run, and have one each in another: the same terms must come out, in another order.

@@ -45,7 +45,7 @@ def support_of(fn: Any) -> constraints.Constraint:
 
 
 def own_support(fn: Any) -> Any:
-    """The support that a distribution declares; of an angle, one turn; of a flow of zuko, its transform's, if its base is real."""
+    """The support that a distribution declares; one turn of an angle; of a zuko flow with a real base, its transform's."""
     if type(fn).__name__ in CIRCULAR:
         return TURN
     flow = (type(fn).__module__, type(fn).__name__) == ZUKO

@@ -132,7 +132,7 @@ def both(x):
 
 
 def test_a_discrete_site_beside_a_continuous_one():
-    """As the guide draws both, and with the discrete one summed out of both: the ELBO by a sum over classes, and no bound above."""
+    """As the guide draws both, and with the discrete one summed out: the ELBO by a sum over classes, and no bound above."""
     exact = (WEIGHTS.log() + dist.Normal(CENTRES, 0.74**0.5).log_prob(X.unsqueeze(-1))).logsumexp(-1)
     found = gaps(mixed, both, X, log_px=exact, steps=80, **QUIET)
     given = dist.Normal(0.3 * CENTRES + 0.7 * X.unsqueeze(-1), 0.5)
@@ -159,7 +159,9 @@ def linear(x):
 
 def autoregressive():
     flow = T.affine_autoregressive(2, [4])
-    return lambda x: dist.TransformedDistribution(dist.Normal(0.2 * x.unsqueeze(-1).expand(-1, 2), 1.0).to_event(1), [flow])
+    return lambda x: dist.TransformedDistribution(
+        dist.Normal(0.2 * x.unsqueeze(-1).expand(-1, 2), 1.0).to_event(1), [flow]
+    )
 
 
 def conditional():
@@ -195,6 +197,7 @@ def test_a_flows_base_is_moved(name):
 
 def test_auto_guides_of_their_rows_are_split():
     """AutoNormal's rows have parameters of their own: moved from where they start, to those of the posterior's logit."""
+
     def model(x):
         with pyro.plate("data", len(x)):
             p = pyro.sample("p", dist.Beta(2.0 * torch.ones(()).double(), 3.0))
@@ -229,5 +232,5 @@ def test_a_mask_by_another_sites_draw_is_refused_still():
         absent.observes = False
         absent(x)
 
-    with pytest.raises(ProgramError, match="site 'z'.*its mask depends on the draws of other sites"):
+    with pytest.raises(ProgramError, match=r"site 'z'.*its mask depends on the draws of other sites"):
         gaps(model, guide, X, steps=1, **QUIET)

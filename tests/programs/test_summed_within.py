@@ -45,7 +45,7 @@ def two_sites(x):
 def by_chain(x, z):
     each = []
     for y, p in ((0, 0.7), (1, 0.3)):
-        weights = torch.tensor([1.0 + y, 2 - y, 1]).div(4 if not y else 4)
+        weights = torch.tensor([1.0 + y, 2 - y, 1]) / 4
         each += [
             dist.Normal(z.unsqueeze(-1) * y + k, 1.0).log_prob(x) + math.log(p) + w.log() for k, w in enumerate(weights)
         ]
@@ -72,7 +72,9 @@ WITHIN = {"entries": (entries, by_entry), "two-sites": (two_sites, by_chain), "o
 def normal(x):
     shape = (-1,) if normal.right else (-1, 1)
     with pyro.plate("data", len(x), dim=-1 if normal.right else -2):
-        pyro.sample("z", dist.Normal(Z[: len(x)].reshape(shape) if len(x) <= N else torch.zeros(len(x)).reshape(shape), 1e-4))
+        pyro.sample(
+            "z", dist.Normal(Z[: len(x)].reshape(shape) if len(x) <= N else torch.zeros(len(x)).reshape(shape), 1e-4)
+        )
 
 
 @pytest.mark.parametrize("name", WITHIN)
@@ -86,7 +88,9 @@ def test_entries_are_summed_out_one_by_one(name):
     at_mean = -(math.log(1e-4) + 0.5 * math.log(2 * math.pi))
     assert ((log_w - wanted + at_mean).abs() < 6).all()  # q's own (z − loc)² / 2 is left
     grid = (torch.arange(400).double() + 0.5) / 400 * 16 - 8
-    each = torch.stack([by_hand(X.double(), z.expand(N)) for z in grid]) + dist.Normal(0.0, 1.0).log_prob(grid).unsqueeze(-1)
+    each = torch.stack([by_hand(X.double(), z.expand(N)) for z in grid]) + dist.Normal(0.0, 1.0).log_prob(
+        grid
+    ).unsqueeze(-1)
     exact = each.logsumexp(0) + math.log(16 / 400)
     assert (quadrature(program, None, X).log_px - exact).abs().max() < 1e-4
     found = log_likelihood(*sum_out(program, prior(name), X), X, num_samples=500, verbose=False)
@@ -113,11 +117,10 @@ def prior(name):
 
 
 def latent_in_the_entries(x):
-    with pyro.plate("data", len(x), dim=-2):
-        with pyro.plate("entries", M, dim=-1):
-            y = pyro.sample("y", dist.Bernoulli(0.3))
-            z = pyro.sample("z", dist.Normal(3 * y, 1.0))
-            pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+    with pyro.plate("data", len(x), dim=-2), pyro.plate("entries", M, dim=-1):
+        y = pyro.sample("y", dist.Bernoulli(0.3))
+        z = pyro.sample("z", dist.Normal(3 * y, 1.0))
+        pyro.sample("x", dist.Normal(z, 0.5), obs=x)
 
 
 def test_a_latent_of_an_entry_is_a_mixture():

@@ -249,7 +249,9 @@ def test_two_angles_on_a_torus():
         loc, kappa = torch.tensor([0.3, -2.0]).double(), torch.tensor([2.0, 1.5]).double()
         return dist.SineBivariateVonMises(*loc, *kappa, correlation=torch.tensor(0.8).double())
 
-    model, guide = pair(torus, decode=lambda z: z.cos().sum(-1), guide=lambda: dist.VonMises(X.new_zeros(2), 1.0).to_event(1))
+    model, guide = pair(
+        torus, decode=lambda z: z.cos().sum(-1), guide=lambda: dist.VonMises(X.new_zeros(2), 1.0).to_event(1)
+    )
     axis = (torch.arange(300).double() + 0.5) / 300 * 2 * math.pi - math.pi
     grid = torch.cartesian_prod(axis, axis)
     each = torus().log_prob(grid) + dist.Normal(grid.cos().sum(-1), 0.7).log_prob(X.unsqueeze(-1))

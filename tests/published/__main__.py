@@ -18,7 +18,9 @@ from .cells import FUNCTIONS, SEED, Cell, OracleError, run_cell
 from .recipe import RECIPES
 from .ways import ARROW
 
-MARKS = {"right": "✓", "by a way": "→", "no answer": "·", "refused": "–", "unnamed": "?", "WRONG": "✗", "raw": "!", "oracle": "o"}
+MARKS = {
+    "right": "✓", "by a way": "→", "no answer": "·", "refused": "–", "unnamed": "?", "WRONG": "✗", "raw": "!", "oracle": "o",
+}  # fmt: skip
 
 
 def judged_cell(program: str, function: str) -> Cell:
@@ -62,11 +64,13 @@ def refusals(cells: dict[tuple[str, str], Cell]) -> str:
 
 def ways(cells: dict[tuple[str, str], Cell]) -> str:
     """The ways that were followed, and in how many cells."""
-    taken = [(key, *cell.detail.split(": ", 1)[0].rsplit(" × ", 1)) for key, cell in cells.items() if cell.verdict == "by a way"]
-    return tallied(
-        [(key, f"{', then '.join(program.split(ARROW)[1:]) or 'the same programs'} | {instead(key[1], function)}")
-         for key, program, function in taken], "| cells | pair | function | such as |\n|--:|---|---|---|",
-    )  # fmt: skip
+    chosen = {key: cell.detail for key, cell in cells.items() if cell.verdict == "by a way"}
+    followed = {key: detail.split(": ", 1)[0].rsplit(" × ", 1) for key, detail in chosen.items()}
+    said = [
+        (key, f"{', then '.join(program.split(ARROW)[1:]) or 'the same programs'} | {instead(key[1], function)}")
+        for key, (program, function) in followed.items()
+    ]
+    return tallied(said, "| cells | pair | function | such as |\n|--:|---|---|---|")
 
 
 def instead(asked: str, taken: str) -> str:
@@ -98,7 +102,8 @@ def page(cells: dict[tuple[str, str], Cell], programs: list[str], functions: lis
     total = ", ".join(f"{counts[v]} {word}" for v, word in LEGEND.items() if counts[v] or v != "oracle")
     recipes = "\n".join(f"| {p} | {RECIPES[p].after} |" for p in programs)
     kinds = "\n".join(
-        f"| {kind} | {', '.join(names)} | {' | '.join(counted(cells, names))} |" for kind, names in [*KINDS.items(), ALL]
+        f"| {kind} | {', '.join(names)} | {' | '.join(counted(cells, names))} |"
+        for kind, names in [*KINDS.items(), ALL]
     )
     return f"""# Published programs, every public function
 
@@ -151,7 +156,8 @@ KINDS = {
 }  # fmt: skip
 ALL = "all of these", tuple(name for names in KINDS.values() for name in names)
 LEGEND = {
-    "right": "right", "by a way": "right by a way that the refusal names", "no answer": "without an answer", "refused": "refused by name", "unnamed": "refused without a name or a way on", "WRONG": "wrong",
+    "right": "right", "by a way": "right by a way that the refusal names", "no answer": "without an answer",
+    "refused": "refused by name", "unnamed": "refused without a name or a way on", "WRONG": "wrong",
     "raw": "raw exceptions", "oracle": "failures of the oracle",
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Which functions have an answer for a program at all: what a recipe declares, and what a plain trace shows. No refusal is read.
+"""Which functions have an answer for a program at all: by what a recipe declares and a plain trace shows, not by refusals.
 
 A function that has none is to refuse; that counts as "does not apply", not as "refused". Nothing of pyro_vae is used here.
 """

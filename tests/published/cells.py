@@ -454,7 +454,9 @@ def run_decompose(name: str, pair: Pair) -> str:
             what,
             least=0.005,
         )
-    if pair.whole or pair.together or masked_latents(name):  # a guide of row numbers; rows that differ in what their latents are
+    if (
+        pair.whole or pair.together or masked_latents(name)
+    ):  # q of row numbers, or of one; rows that differ in their latents
         return "the KL"
     mi = information(name)
     return near(
@@ -469,7 +471,9 @@ def run_latents(name: str, pair: Pair) -> str:
     mean = mean_of(by.log_q - by.log_prior)
     se = [units.kl_mc_se.sum() for units in found.sites.values()]
     near(found.kl, mean.value.mean(), root(*se, mean.se.square().sum().sqrt() / len(mean.se)), "the KL", least=0.005)
-    if pair.whole or pair.together or masked_latents(name):  # a guide of row numbers; rows that differ in what their latents are
+    if (
+        pair.whole or pair.together or masked_latents(name)
+    ):  # q of row numbers, or of one; rows that differ in their latents
         return "the KL"
     mi = information(name)
     return near(found.mutual_information, mi.value, root(found.mutual_information_se, mi.se), "I(x; z)", least=0.005)
@@ -493,8 +497,11 @@ def run_data_sets(name: str, pair: Pair) -> str:
     )
     joint, units = judged(lambda: ranks(fresh(f"{name}{ARROW}WholeDataSet")))
     line = ranked(found.ranks[:, -1], joint, "log p(X, z)")
-    shared = [n for n in found.names[:-1]]
-    return line if units is None else f"{line}; {ranked(found.ranks[:, :-1], units[:, : len(shared)], 'what rows share')}"
+    return (
+        line
+        if units is None
+        else f"{line}; {ranked(found.ranks[:, :-1], units[:, : len(found.names) - 1], 'what rows share')}"
+    )
 
 
 def ranked(got: Tensor, wanted: Tensor, what: str) -> str:
@@ -723,6 +730,7 @@ FUNCTIONS: dict[str, Callable[[str, Pair], str]] = {
     "impute_mean": of(run_impute, True),
     "simulate": run_simulate,
 }
+
 
 def run_simulated(name: str, pair: Pair, function: Callable[..., Any]) -> str:
     """What bdmc is for, without it: log p(x) of simulated rows."""

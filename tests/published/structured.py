@@ -133,9 +133,7 @@ def gp_across():
         cov = kernel.repeat_interleave(3, 0).repeat_interleave(3, 1) + 0.25 * torch.eye(3 * len(t))
         return float64_normal(torch.zeros(3 * len(t)), cov, x.reshape(-1))
 
-    return Pair(
-        model, guide, torch.randn(N, 3), (torch.arange(float(N)),), shared="f", whole_px=whole_px, linear=True
-    )
+    return Pair(model, guide, torch.randn(N, 3), (torch.arange(float(N)),), shared="f", whole_px=whole_px, linear=True)
 
 
 class Groups(nn.Module):
@@ -421,7 +419,11 @@ def subsampled():
             pyro.sample("z", dist.Normal(x.sum(-1) / 4 + loc.squeeze(-1) / 4, 0.3 + scale.squeeze(-1) / 3))
 
     return Pair(
-        model, guide, torch.randn(N, 3), net=net, exact=lambda x: float64_normal(torch.zeros(3), 1 + torch.eye(3), x),
+        model,
+        guide,
+        torch.randn(N, 3),
+        net=net,
+        exact=lambda x: float64_normal(torch.zeros(3), 1 + torch.eye(3), x),
         linear=True,
     )
 

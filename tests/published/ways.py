@@ -27,7 +27,7 @@ class Way:
 
     says: str  # a regular expression
     pair: Callable[[Pair], Pair | None] = lambda pair: pair
-    functions: dict[str, str] = field(default_factory=dict)  # function refused: function to take; all as they are, if empty
+    functions: dict[str, str] = field(default_factory=dict)  # refused: to take; as they are, if empty
 
     def then(self, program: str, function: str, name: str, refusal: str) -> tuple[str, str] | None:
         """Return the program and function that are named instead; None where the refusal does not say it."""
@@ -82,8 +82,9 @@ def take_whole(pair: Pair) -> Pair | None:
     whole, exact = WholeDataSet(pair.model, pair.guide), pair.whole_px
     by_hand = {} if pair.collapsed is None else {"summed": False}
     return replace(
-        pair, model=whole.model, guide=whole.guide, plain=(of_set(pair.collapsed or pair.model), of_set(pair.guide)), shared=None,
-        together=True, x=pair.x[None], context=tuple(c[None] for c in pair.context),
+        pair, model=whole.model, guide=whole.guide, shared=None, together=True,
+        plain=(of_set(pair.collapsed or pair.model), of_set(pair.guide)), x=pair.x[None],
+        context=tuple(c[None] for c in pair.context),
         exact=None if exact is None else lambda *args: torch.atleast_1d(exact(*(a[0] for a in args))),
         x_of=lambda sites: set_of(pair, sites), **by_hand,
     )  # fmt: skip
@@ -101,17 +102,18 @@ def set_of(pair: Pair, sites: dict[str, Tensor]) -> Tensor:
     return pair.simulated(sites).reshape(1, *pair.x.shape)
 
 
-EXACT_SUM = dict.fromkeys(
-    "importance defensive widened convergence quadrature ais ais-guide bracket".split(), "enumerate_latents"
-) | {"bdmc": "simulate, then enumerate_latents"}
-SAMPLE = dict.fromkeys("exact quadrature ais ais-guide bracket".split(), "importance") | {
-    "bdmc": "simulate, then importance"
-}
+EXACT = ["importance", "defensive", "widened", "convergence", "quadrature", "ais", "ais-guide", "bracket"]
+EXACT_SUM = dict.fromkeys(EXACT, "enumerate_latents") | {"bdmc": "simulate, then enumerate_latents"}
+SAMPLED = ["exact", "quadrature", "ais", "ais-guide", "bracket"]
+SAMPLE = dict.fromkeys(SAMPLED, "importance") | {"bdmc": "simulate, then importance"}
 WAYS = {  # in this order
     "data_set_calibration": Way("data_set_calibration", functions={"sbc": "data_set_calibration"}),
     "WholeDataSet": Way(r"whole = WholeDataSet\(model, guide\)", take_whole),
     "drawn": Way("drop the mark so that the guide draws it", drop_marks),
-    "a density": Way("raw the site from (a density|Bernoulli or OneHotCategorical)|choose a posterior on the prior's support", draw_from_density),
+    "a density": Way(
+        "raw the site from (a density|Bernoulli or OneHotCategorical)|choose a posterior on the prior's support",
+        draw_from_density,
+    ),
     "a context": Way(r"Pass what it reads as a context", pass_as_context),
     "defensive": Way(r"Score with the guide itself, or with defensive", functions={"widened": "defensive"}),
     "vimco": Way("estimator=vimco", functions={"gradient_report": "gradient_report-vimco"}),
