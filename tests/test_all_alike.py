@@ -262,8 +262,8 @@ def test_importance_sampling_of_discrete_latents_is_enumerations():
         assert abs(ratio.mean() - 1) < 4 * ratio.std() / len(x) ** 0.5
 
 
-@pytest.mark.parametrize("name", ["ais", "ais from the guide", "bracket", "bdmc", "quadrature", "gaps"])
+@pytest.mark.parametrize("name", ["ais", "ais from the guide", "bracket", "bdmc", "quadrature"])
 def test_gradients_in_discrete_latents_are_refused_by_site(name):
-    with pytest.raises(ProgramError, match=r"'k( \(guide\))?'.*(discrete|no reparameterised)") as caught:
+    with pytest.raises(ProgramError, match=r"'k( \(guide\))?'.*discrete") as caught:
         run(name, classes, classes_guide, X)
-    assert name == "gaps" or "enumerat" in str(caught.value)
+    assert "enumerat" in str(caught.value)

@@ -187,6 +187,10 @@ def gaps(
     unconstrained space, from 0. So q* is the best of those: a function of its own might serve a row better, and the split is a
     bound (amortisation at least, approximation at most, what is shown), which `moved` and every print say.
 
+    Of a flow the base is moved by such offsets, and its transforms stay. Discrete sites, angles and mixtures, whose draws have
+    no path to their parameters, climb by the score (q's log-density times how much better a draw did than the others of its
+    row, Kool et al. 2019): noisier, so that more particles help.
+
     Where log p(x) is not given it is the importance-sampled bound of q*, too low by about 1/2 (1/ESS − 1/K), and so is the
     approximation gap. Where more than a tenth of the rows is flagged, by k̂ or by what gave log p(x), gap and approximation
     gap are printed as bounds, without errors; amortisation needs no log p(x). Changes no parameter, no module's mode and no
@@ -209,13 +213,16 @@ def gaps(
         :class:`Gaps`: per row, ``summary()`` for the means; ``converged`` says which rows need more steps.
 
     Raises:
-        ProgramError: a site of the guide that is no family (a flow), is discrete, or is masked by draws of another.
+        ProgramError: a site of the guide that is no family, is masked by draws of another, or is a flow of networks that do
+            not broadcast.
         ShapeError, DataError: another number of log p(x) than rows; log p(x) of other rows, by their digest.
         SupportError, DataError: as :func:`~pyro_vae.log_likelihood`.
 
     References:
         Inference Suboptimality in Variational Autoencoders (Cremer, Li & Duvenaud, 2018), https://arxiv.org/abs/1801.03558
         Sticking the Landing (Roeder, Wu & Duvenaud, 2017; the gradient), https://arxiv.org/abs/1703.09194
+        Buy 4 REINFORCE Samples, Get a Baseline for Free! (Kool, van Hoof & Welling, 2019; the score's),
+        https://openreview.net/forum?id=r1lgTGL5DE
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -239,7 +246,9 @@ def gaps(
             f"0; got {num_samples}, {steps}, {num_particles}, {chunk_size}, {lr}"
         )
     x, *rest = [read_once(a) for a in (x, *context)]
-    problem = Problem.continuous(model, guide, x, *rest, seed=seed, missing=missing)
+    problem = Problem.of(
+        model, guide, x, *rest, seed=seed, missing=missing
+    )  # discrete sites, too, as the guide draws them
     truth = None if log_px is None else as_truth(log_px, len(problem), RowIds.of(x, *rest))
     how = getattr(log_px, "how", None)
     parts, moved = [], dict[str, None]()

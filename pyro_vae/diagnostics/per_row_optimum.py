@@ -1,8 +1,12 @@
 r"""The best of the guide's own family for each row: q(z | x_n) = q(z; λ_n), every λ_n free, none from an encoder.
 
 Where a site's parameters depend on draws of another, η(z′, x_n), a row has no one set of them: the guide's own map of z′ stays,
-and is moved by an offset of the row, q(z | z′, x_n) = q(z; η(z′, x_n) + δ_n), δ_n free from 0. Such a q* is of the guide's
-family, and as good as the guide at least; with maps of its own a row might find a better one.
+and is moved by an offset of the row, q(z | z′, x_n) = q(z; η(z′, x_n) + δ_n), δ_n free from 0. So is the base of a flow, whose
+transforms stay. Such a q* is of the guide's family, and as good as the guide at least; with maps of its own a row might find a
+better one.
+
+Sites that are drawn without a path to their parameters (discrete ones, angles, mixtures) climb by the score, q's log-density
+times how much better a draw did than the others of its row.
 """
 
 from __future__ import annotations
@@ -19,9 +23,11 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.contrib.zuko import ZukoToPyro
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import Independent, MixtureSameFamily, transform_to
+from torch.distributions import Independent, MixtureSameFamily, TransformedDistribution, transform_to
+from torch.distributions.transforms import ComposeTransform, IndependentTransform
 
 from pyro_vae.common.pyro_private import mask_of
 from pyro_vae.errors import ProgramError
@@ -38,6 +44,7 @@ SAME = {"probs": "logits", "covariance_matrix": "scale_tril", "precision_matrix"
 UNMOVED = "pyro_vae: as the guide drew it"  # of a site's infer: its distribution before the offset
 Free = dict[str, list[Tensor]]
 Read = Callable[[Any, Any], Any]  # a parameter, or a mask, of a distribution
+Rebuild = Callable[[Any], Any]  # a flow, of its base
 
 
 class DependsOnDraws(ValueError):
@@ -107,7 +114,48 @@ def family_of(fn: Any, read: Read | None = None) -> PosteriorFamily:
             weights.start + parts.start,
             lambda free: kind(weights.build(free[:count]), parts.build(free[count:]), validate_args=False),
         )
+    if (flow := taken_apart(fn)) is not None:
+        return of_base(fn, *flow, read)
     return elementary(fn, read or one_particle)
+
+
+def taken_apart(fn: Any) -> tuple[Any, Rebuild, bool] | None:
+    """Return a flow's base, how to make it of another, and whether its transforms are the same for any row; else None."""
+    if type(fn) in (TransformedDistribution, dist.TransformedDistribution):
+        return (
+            fn.base_dist,
+            lambda base: type(fn)(base, fn.transforms, validate_args=False),
+            all(map(plain, fn.transforms)),
+        )
+    if isinstance(fn, ZukoToPyro) and type(flow := fn.dist).__name__ == "NormalizingFlow":
+        zuko: Any = flow  # by name: importing zuko switches torch's validation off
+        return as_pyro(zuko.base), lambda base: type(fn)(type(zuko)(zuko.transform, base)), False
+    return None
+
+
+def as_pyro(base: Any) -> Any:
+    """Return a base of independent normals of zuko's as one of Pyro's, whose class says what its parameters are."""
+    return dist.Independent(base.base, base.reinterpreted) if hasattr(base, "reinterpreted") else base
+
+
+def plain(transform: Any) -> bool:
+    """Return whether a transform has no tensors of its own, which might be other ones in another row or particle."""
+    parts = transform.parts if isinstance(transform, ComposeTransform) else ()
+    parts = [transform.base_transform] if isinstance(transform, IndependentTransform) else parts
+    own = [
+        v
+        for name, v in vars(transform).items()
+        if name != "_inv" and not (parts and name in ("parts", "base_transform"))
+    ]
+    return all(map(plain, parts)) and not any(isinstance(v, Tensor | torch.nn.Module) or callable(v) for v in own)
+
+
+def of_base(fn: Any, base: Any, rebuild: Rebuild, alike: bool, read: Read | None) -> PosteriorFamily:
+    """Find the family of a flow: its base's, its transforms as they are; of the row alone, where those are of any row."""
+    if read is None and not alike:
+        raise DependsOnDraws("its transforms are networks, and stay as the guide has them")
+    inner = family_of(base.expand((*fn.batch_shape, *base.batch_shape[len(fn.batch_shape) :])), read)
+    return PosteriorFamily(inner.start, lambda free: rebuild(inner.build(free)))
 
 
 def elementary(fn: Any, read: Read) -> PosteriorFamily:
@@ -147,6 +195,11 @@ def of_first(mask: Any, fn: Any) -> Any:
     return mask[:1]
 
 
+def has_paths(problem: Problem) -> bool:
+    """Return whether every site of the guide is drawn by a path to its parameters."""
+    return all(site["fn"].has_rsample for site in problem.draw(1)[0].values())
+
+
 def local_sites(problem: Problem) -> Families:
     """Find the families of the guide's sites, with parameters of each row's own; a ProgramError for a site that has none."""
     q, _ = problem.draw(PROBES)
@@ -174,8 +227,6 @@ def check_movable(problem: Problem, name: str, fn: Any) -> None:
 
 def local_site(name: str, site: Site) -> PosteriorFamily | OffsetFamily:
     fn, mask = site["fn"], site["mask"]
-    if not fn.has_rsample:
-        raise refused(name, fn, "it has no reparameterised draws (rsample), whose gradient finds the best parameters")
     if not fixed(known_support(fn, latent=True)):
         raise refused(name, fn, "its support moves with its parameters, and may come to leave out what p(x, z) allows")
     try:
@@ -203,8 +254,8 @@ def family_of_site(fn: Any, mask: Any) -> PosteriorFamily | OffsetFamily:
 def refused(name: str, fn: Any, why: str) -> ProgramError:
     return ProgramError(
         f"site {name!r}: the best {base_name(fn)} for each row cannot be found: {why}. Gaps are taken of guides whose "
-        "sites are distributions with parameters (Normal, MultivariateNormal, LogNormal, Gamma, Beta, mixtures with rsample "
-        "…); of others, log p(x) − ELBO is one number: log_likelihood(...).gap."
+        "sites are distributions with parameters (Normal, MultivariateNormal, LogNormal, Gamma, Beta, Categorical, mixtures, "
+        "flows of these …); of others, log p(x) − ELBO is one number: log_likelihood(...).gap."
     )
 
 
@@ -274,7 +325,17 @@ def path_bound(problem: Problem, sites: Families, free: Free, particles: int) ->
     q, p = fitted(problem, sites, free).draw(particles)
     log_p, fixed = problem.log_prob(p), copy_of(free)  # in this order: it is that in which gradients are added up
     again = {n: site.at(fixed[n], (q[n]["infer"] or {}).get(UNMOVED)) for n, site in sites.items()}
-    return (log_p - problem.log_prob({n: {**q[n], "fn": fn} for n, fn in again.items()})).mean(0)
+    log_w = log_p - problem.log_prob({n: {**q[n], "fn": fn} for n, fn in again.items()})
+    if pathless := {name: site for name, site in q.items() if not site["fn"].has_rsample}:
+        log_w = log_w + scored(log_w, problem.log_prob(pathless))
+    return log_w.mean(0)
+
+
+def scored(log_w: Tensor, log_q: Tensor) -> Tensor:
+    r"""0, with the gradient (log w_k − mean_{j≠k} log w_j) ∇ log q(z_k), ``(K, N)``: Kool, van Hoof & Welling (2019)."""
+    particles, finite = len(log_w), log_w.detach().nan_to_num(0.0, 0.0, 0.0)
+    better = finite if particles == 1 else (finite - finite.mean(0)) * particles / (particles - 1)
+    return better * (log_q - log_q.detach())
 
 
 def loss_gradient(problem: Problem, sites: Families, particles: int, *leaves: Tensor) -> list[Tensor]:
@@ -298,7 +359,8 @@ def optimise(problem: Problem, sites: Families, steps: int, particles: int, lr: 
     adam, half = torch.optim.Adam(leaves, lr=lr), {name: [0 * t.detach() for t in ts] for name, ts in free.items()}
     halves = [t for tensors in half.values() for t in tensors]
     middle = range(2 * steps // 5, max(3 * steps // 5, 2 * steps // 5 + 1))
-    gradient_of = FlatGradient(partial(loss_gradient, problem, sites, particles), steps)
+    traced = steps if has_paths(problem) else 0  # draws without a path may ask their values how to go on: no one graph
+    gradient_of = FlatGradient(partial(loss_gradient, problem, sites, particles), traced)
     for step in range(steps):
         adam.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2
         for leaf, gradient in zip(leaves, gradient_of(leaves), strict=True):

@@ -19,6 +19,7 @@ from pyro_vae.programs.data_map import DataMap, data_map_of_few
 from pyro_vae.programs.masks import kept_entries
 from pyro_vae.programs.pair import quiet
 from pyro_vae.programs.problem import Problem, rows_of
+from pyro_vae.programs.rows_of_set import AroundRows
 from pyro_vae.programs.simulate import draw
 from pyro_vae.programs.sites import Program, Site, observed_sites
 from pyro_vae.programs.structured import refuse_structure
@@ -273,8 +274,9 @@ def prior_predictive_check(
         shape, gaps = data.shape, data.isnan()
         observed = {name: evaluated(name, t, data) for name, t in chosen.items()}
         values: dict[str, list[Tensor]] = {name: [] for name in chosen}
-        for i, start in enumerate(range(0, num_draws, max(1, chunk_size // rows))):
-            times = min(max(1, chunk_size // rows), num_draws - start)
+        side_by_side = 1 if isinstance(model, AroundRows) else max(1, chunk_size // rows)  # a data set comes alone
+        for i, start in enumerate(range(0, num_draws, side_by_side)):
+            times = min(side_by_side, num_draws - start)
             repeated = tuple(a.repeat(times, *[1] * (a.dim() - 1)) for a in args)
             drawn = draw(model, repeated, seed, i, known=known).args
             again = (drawn[0] if site is None else known.of_site(site, drawn)).reshape(times, *shape)

@@ -234,6 +234,8 @@ class Bound(ELBO):
         """Name the row and the particle of a NaN weight."""
         nan = draw.terms.log_w.isnan()
         if nan.any():
+            if self.known is not None:
+                refuse_unweighed(self.known.guide)  # points and rounded draws train, and have no density: that is why
             particle, row = nan.nonzero()[0].tolist()
             raise ProgramError(
                 f"log w is NaN for row {row} of the batch, particle {particle} ({int(nan.any(0).sum())} of {nan.shape[1]} "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from pyro_vae.errors import ProgramError
 
 from .plates import Plates
+from .site_rows import frames_of
 from .sites import Site
 from .unconstrained import is_discrete
 from .wrapped import base_name, elements
@@ -70,12 +71,22 @@ class Codes:
     values: Mapping[str, Tensor]  # of one row, by site
     sizes: Mapping[str, int]  # V, of one element of a site
     elements: Mapping[str, int]  # of an event of a site
+    within: Mapping[str, int] = field(
+        default_factory=dict
+    )  # plates within a row, by dim: a code is of one of their entries
 
     @classmethod
-    def of(cls, sites: Mapping[str, Site], names: list[str], plates: Plates, most: int = MOST) -> Codes:
-        """List the codes of some sites of a trace without particles; a ProgramError for more than `most`."""
+    def of(
+        cls, sites: Mapping[str, Site], names: list[str], plates: Plates, most: int = MOST, apart: bool = False
+    ) -> Codes:
+        """List the codes of some sites of a trace without particles; a ProgramError for more than `most`.
+
+        Where a site lies in a plate within a row, it is refused; or, if `apart`, codes are those of one entry of that plate,
+        which all of the sites lie in.
+        """
         lists = {name: listed(name, sites[name]["fn"]) for name in names}
-        shapes = {name: row_shape(name, sites[name], plates) for name in names}
+        within = plates_within(names, sites, plates) if apart else {}
+        shapes = {name: row_shape(name, sites[name], plates, within) for name in names}
         elements = {n: math.prod(shapes[n]) // math.prod(v.shape[1:]) for n, v in lists.items()}
         counts = {n: len(v) ** elements[n] for n, v in lists.items()}
         if (total := math.prod(counts.values())) > most:
@@ -90,7 +101,7 @@ class Codes:
             radix = len(support) ** torch.arange(elements[name], device=numbers.device)
             columns[name] = support[numbers.unsqueeze(-1) // radix % len(support)].reshape(total, *shapes[name])
             numbers = numbers // counts[name]
-        return cls(columns, {name: len(support) for name, support in lists.items()}, elements)
+        return cls(columns, {name: len(support) for name, support in lists.items()}, elements, within)
 
     def __len__(self) -> int:
         return len(next(iter(self.values.values())))
@@ -104,8 +115,8 @@ class Codes:
         chosen = list(names)
         rows = [self.values[name].reshape(len(self), -1).double() for name in chosen]
         kept = first_of_each(torch.cat(rows, 1))
-        tables = ({n: table[n] for n in chosen} for table in (self.sizes, self.elements))
-        return Codes({name: self.values[name][kept] for name in chosen}, *tables)
+        sizes, counts = ({n: table[n] for n in chosen} for table in (self.sizes, self.elements))
+        return Codes({name: self.values[name][kept] for name in chosen}, sizes, counts, self.within)
 
 
 def first_of_each(rows: Tensor) -> Tensor:
@@ -121,9 +132,27 @@ def first_of_each(rows: Tensor) -> Tensor:
     return numbers.scatter_reduce(0, which, positions, "amin").sort().values
 
 
-def row_shape(name: str, site: Site, plates: Plates) -> tuple[int, ...]:
-    """Return the shape of a site's value for one row; a ProgramError for a site in a plate within the row."""
+def plates_within(names: list[str], sites: Mapping[str, Site], plates: Plates) -> dict[str, int]:
+    """Return the plates within a row, by dim, that all of these sites lie in; a ProgramError where they differ."""
+    frames = {name: frames_of(sites[name]).values() for name in names}
+    each = {n: {f.name: f.dim for f in fs if f.name != plates.data and f.dim is not None} for n, fs in frames.items()}
+    first = each[names[0]]
+    for name, own in each.items():
+        if own != first:
+            raise ProgramError(
+                f"sites {names[0]!r} and {name!r} are discrete and lie in different plates within a row, "
+                f"{sorted(first) or 'none'} and {sorted(own) or 'none'}: they are not summed out together. Have the guide draw "
+                "them, without marks, and use log_likelihood with method='importance'."
+            )
+    return first
+
+
+def row_shape(name: str, site: Site, plates: Plates, within: Mapping[str, int] | None = None) -> tuple[int, ...]:
+    """Return the shape of a site's value for one row, or an entry of plates `within` it; a ProgramError for others."""
     shape, dims = list(site["value"].shape), site["value"].dim() - site["fn"].event_dim
+    for dim in (within or {}).values():
+        if dims >= -dim:
+            shape[dim - site["fn"].event_dim] = 1
     del shape[plates.dim - site["fn"].event_dim]
     if math.prod(shape[: dims - 1]) > 1:
         raise ProgramError(

@@ -113,13 +113,23 @@ class AsOneRow:
     def __wrapped__(self) -> Program:  # how modules behind a program are found
         return self.program
 
+    def rows_inside(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return the rows of the data set."""
+        return tuple(a[0] for a in args)
+
+    def around(self, model: Program, guide: Program | None) -> tuple[Program, Program | None]:
+        """Return other programs of rows as ones of a data set."""
+        pair = type(self.pair)(model, model if guide is None else guide)
+        return pair.model, None if guide is None else pair.guide
+
     def __call__(self, *args: Tensor, **kwargs: Any) -> Any:
         if len(args[0]) != 1:
             raise ProgramError(
                 f"a WholeDataSet takes one data set at a time, of shape (1, N, *event), and got {len(args[0])}: pass "
-                "*whole.rows(x) for x of N rows."
+                "*whole.rows(x) for x of N rows. What lays rows side by side (quadrature, simulation_based_calibration) takes "
+                "no data set: log_likelihood with method='importance', ais and bracket do; data_set_calibration simulates."
             )
-        rows = tuple(a[0] for a in args)
+        rows = self.rows_inside(args)
         with InDataSet(self.pair.depth(rows), self.pair.of_all_rows):
             return self.program(*rows, **kwargs)
 

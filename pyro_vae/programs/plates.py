@@ -15,6 +15,10 @@ from pyro_vae.errors import NoWeightError, ProgramError
 from .site_rows import frames_of
 from .sites import Program, Site, check_sites, proposal_sites, trace_pair
 
+OF_DATA_SET = (
+    "whole = WholeDataSet(model, guide) has log p(X), log_likelihood(whole.model, whole.guide, *whole.rows(x)), new rows have "
+    "predictive_density(model, guide, x_new), and ranks over simulated data sets data_set_calibration"
+)
 WITHOUT_SIZE = -1  # of ``pyro.plate("data")``: the rows are as many as the values have
 
 
@@ -129,13 +133,13 @@ def data_plate(sites: Mapping[str, Site]) -> CondIndepStackFrame:
     if stacks[outside]:
         raise ProgramError(
             f"site {outside!r} lies in the plate {min(stacks[outside])!r}, others in {widest!r}: which of them runs over "
-            'the rows of the data is open. Put all sites of model and guide in one plate of the same name, "data".'
+            'the rows of the data is open. Put all sites of a row, of model and guide, in one plate of the same name, "data". '
+            f"If {outside!r} is drawn once for all rows: {OF_DATA_SET}."
         )
     raise ProgramError(
         f"site {outside!r} lies outside the plate {widest!r}: it is shared by all rows, so log p(x) does not split "
-        "into rows. For parameters of the data set: whole = WholeDataSet(model, guide) has log p(X), "
-        "log_likelihood(whole.model, whole.guide, *whole.rows(x)), and new rows have predictive_density(model, guide, x_new); "
-        "fit trains the pair as it is. Else move the site into the plate, or make it a parameter (pyro.param)."
+        f"into rows. For parameters of the data set: {OF_DATA_SET}; fit trains the pair as it is. Else move the site into the "
+        "plate, or make it a parameter (pyro.param)."
     )
 
 

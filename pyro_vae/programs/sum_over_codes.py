@@ -67,9 +67,13 @@ class SumOut(Messenger):
         self.codes, self.plates, self.complain, self.first = codes, plates, complain, first
         self.left, self.right = Grouping(plates, len(codes)), CodesOnTheRight(plates, len(codes))
         self.log_weights: Tensor | None = None  # log p(code, the sites so far), of C · N rows; None before any code
-        self.unscored: list[tuple[str, Any, Tensor, Any, bool]] = []  # sites that are no part of it yet
+        self.unscored: list[tuple[str, Any, Tensor, Any, bool, bool]] = []  # sites that are no part of it yet
         self.kept: dict[str, dict[str, Any]] = {}
         self.absent: Tensor | None = None  # rows in which a mask takes a discrete site out
+        self.shown: dict[str, dict[str, Any]] = {}  # latents as they are seen from outside, N rows each
+        self.inside: dict[str, Tensor] = {}  # the same in the program, C · N rows
+        self.terms: dict[str, Tensor] = {}  # log-probabilities by site, while somebody complains
+        self.shapes: dict[str, tuple[int, ...]] = {}  # batch shapes of the discrete sites, of C · N rows
 
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):
@@ -92,6 +96,7 @@ class SumOut(Messenger):
         if self.complain is not None or not torch.is_grad_enabled():
             self.check_parameters(msg, value)
         log_prob = scale_and_mask(log_density(fn, value), mask=msg["mask"])
+        self.terms[msg["name"]], self.shapes[msg["name"]] = self.by_row(log_prob), tuple(fn.batch_shape)
         if (kept := mask_of_site(msg)) is not True:
             log_prob = log_prob - self.left_out(msg["name"], fn, kept, value)
         total = self.by_row(log_prob)
@@ -127,8 +132,9 @@ class SumOut(Messenger):
             )
 
     def by_row(self, values: Tensor) -> Tensor:
-        """Sum the terms of a site over its inner plates, whose dimensions stay, of size 1."""
-        inner = [d for d in range(max(-self.plates.nesting, -values.dim()), 0) if d != self.plates.dim]
+        """Sum the terms of a site over its inner plates, whose dimensions stay, of size 1; not over those that codes are of."""
+        kept = {self.plates.dim, *self.codes.within.values()}
+        inner = [d for d in range(max(-self.plates.nesting, -values.dim()), 0) if d not in kept]
         return values.sum(inner, keepdim=True) if inner else values
 
     def mix(self, msg: Any) -> None:
@@ -138,9 +144,11 @@ class SumOut(Messenger):
         self.look_at_mask(name, msg)
         self.kept[name] = {key: msg[key] for key in ("fn", "mask", "scale", "cond_indep_stack", "infer")}
         self.settle()
-        msg["fn"] = of_first_code(fn, self.left) if self.log_weights is None else None
+        same = self.log_weights is None or self.beside(msg)
+        msg["fn"] = of_first_code(fn, self.left) if same else None
         if msg["fn"] is None:
-            weights = torch.zeros(fn.batch_shape, device=self.device) if self.log_weights is None else self.log_weights
+            weights = torch.zeros(fn.batch_shape, device=self.device) if same else self.log_weights
+            assert weights is not None
             msg["fn"] = mixture_of(self.right.split(weights), fn, self.right)
         if isinstance(msg["value"], Tensor):
             msg["value"] = self.of_rows(name, msg["value"], fn.event_dim, "observes another value")
@@ -154,6 +162,10 @@ class SumOut(Messenger):
             )  # each of N rows stands for as many, however many codes it has
         msg["cond_indep_stack"] = tuple(self.frame(frame) for frame in msg["cond_indep_stack"])
 
+    def beside(self, site: Any) -> bool:
+        """Return whether a site lies outside of the plates that codes are of: no code of one entry is its own."""
+        return not set(self.codes.within) <= set(frames_of(site))
+
     @property
     def device(self) -> torch.device:
         return next(iter(self.codes.values.values())).device
@@ -162,7 +174,7 @@ class SumOut(Messenger):
         """Refuse a site whose entries lie in plates of their own: a code is of a row, and weighs all of them at once."""
         batch = fn.batch_shape
         for dim in range(max(-self.plates.nesting, -len(batch)), 0):
-            if dim != self.plates.dim and batch[dim] > 1:
+            if dim != self.plates.dim and dim not in self.codes.within.values() and batch[dim] > 1:
                 raise ProgramError(
                     f"site {name!r} lies in a plate of size {batch[dim]} within a row, beside {', '.join(self.codes.values)}, "
                     "which is summed out of each row as a whole. Declare what belongs to one row with .to_event(1), in the "
@@ -210,20 +222,38 @@ class SumOut(Messenger):
         value = each.expand(*[len(self.codes) if i == each.dim() + dim - 1 else -1 for i in range(each.dim())])
         value = value.flatten(dim - 1, dim)
         latent = not msg["is_observed"]
+        if latent:
+            self.shown[msg["name"]] = {"value": msg["value"]}
         msg.update(kept, value=value)
-        self.unscored.append((msg["name"], fn, value, kept["mask"], latent))
+        self.inside[msg["name"]] = value
+        self.unscored.append((msg["name"], fn, value, kept["mask"], latent, self.beside(msg)))
         if self.complain is not None:
             self.settle()
 
     def settle(self) -> None:
         """Weigh the codes by the sites since they were weighed last."""
-        for name, fn, value, mask, latent in self.unscored if self.log_weights is not None or self.complain else ():
+        waiting = self.unscored if self.log_weights is not None or self.complain else ()
+        for name, fn, value, mask, latent, beside in waiting:
+            if beside and self.complain is None:
+                continue
             term = self.by_row(scale_and_mask(log_density(fn, value, latent), mask=mask))
             if self.complain is not None:
+                self.terms[name] = term
                 self.look(name, term)
-            if self.log_weights is not None:
+            if beside:
+                self.look_beside(name, term)
+            elif self.log_weights is not None:
                 self.log_weights = self.log_weights + term
         self.unscored.clear()
+
+    def look_beside(self, name: str, term: Tensor) -> None:
+        """Complain of a site outside of the plate that codes are of, whose density depends on them: they do not come apart."""
+        each = self.left.split(term)
+        if self.complain is not None and ((each - each[:1]).abs() > NEAR * (1 + each.abs())).any():
+            self.complain(
+                f"site {name!r} lies outside of the plate {', '.join(map(repr, self.codes.within))} and depends on the value of "
+                f"{', '.join(self.codes.values)} in it: entries are summed out one by one"
+            )
 
     def look(self, name: str, term: Tensor) -> None:
         """Complain of a density that reads a discrete value where a mask takes it out."""

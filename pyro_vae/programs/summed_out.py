@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
 from pyro_vae.errors import ProgramError
 
 from .codes import WHOLE, Codes, enumerable
 from .enumerated import enumerated, unmarked
+from .log_density import log_density
 from .masks import mask_of_site
 from .pair import quiet, unwrapped
 from .plates import Plates, data_plate
 from .proposal_guide import set_up_undone
+from .rows_of_set import AroundRows, check_alone, plate_of_rows
 from .site_rows import frames_of
 from .sites import Program, Site, latent_sites, sample_sites
-from .sum_over_codes import SummedOut, SumOut
+from .sum_over_codes import NEAR, SummedOut, SumOut
 from .user_errors import MODEL, explained
 from .vectorize import repeated
 from .wrapped import base_name
@@ -35,7 +39,10 @@ def sum_out(model: Program, guide: Program | None, *args: Any) -> tuple[Program,
     Discrete sites of the model that have a finite list of values leave both programs, whether the guide draws them or not;
     a pair without any, or with nothing else, is returned as it is. The codes of a row are all combinations of their values:
     the programs run on as many times N rows. What was one weight p(x, z, y) / q(z, y | x) becomes the collapsed
-    p(x, z) / q(z | x), whose variance is no larger, and whose ELBO is no lower.
+    p(x, z) / q(z | x), whose variance is no larger, and whose ELBO is no lower. Sites in a plate within a row (the topics of a
+    document's words) are summed out entry by entry, so that codes are those of one entry; that entries do not depend on one
+    another's values is checked by a run in which each has a code of its own. Those of the rows of a
+    :class:`~pyro_vae.WholeDataSet` are summed out row by row, likewise.
 
     Args:
         model, guide: Pyro programs with one data plate; the guide may be None.
@@ -44,8 +51,8 @@ def sum_out(model: Program, guide: Program | None, *args: Any) -> tuple[Program,
 
     Raises:
         ProgramError: more than 10,000 codes (by site); an observation, a mask or a latent's support that depends on a
-            discrete value; values whose probabilities do not add up to 1; masked values that are read; a site in a plate
-            within a row.
+            discrete value; values whose probabilities do not add up to 1; masked values that are read; entries of a plate
+            within a row, or rows of a data set, that depend on the values of others; sites in different plates.
 
     References:
         Semi-supervised Learning with Deep Generative Models (Kingma, Rezende, Mohamed & Welling, 2014; the sum over
@@ -119,14 +126,45 @@ def summed(
     model: Program, guide: Program | None, args: tuple[Any, ...], names: list[str], sites: Mapping[str, Site]
 ) -> tuple[Program, Program | None]:
     """The pair without these sites of the model, as :func:`sum_out`."""
-    frame = data_plate(sites)
+    if isinstance(model, AroundRows):
+        return summed_inside(model, guide, args, names)
+    return summed_in(data_plate(sites), model, guide, args, names, sites)
+
+
+def summed_inside(
+    model: AroundRows, guide: Program | None, args: tuple[Any, ...], names: list[str]
+) -> tuple[Program, Program | None]:
+    """The pair of a data set, these sites summed out of each of its rows."""
+    rows, own = model.rows_inside(args), guide.program if isinstance(guide, AroundRows) else None
+    if own is None and (drawn := [n for n in names if n in latent_sites(guide_sites(guide, args))]):
+        raise ProgramError(
+            f"site {drawn[0]!r} is summed out of the rows of a data set, and the guide that draws it, {type(guide).__name__}, "
+            "is none of a WholeDataSet: pass whole.model and whole.guide."
+        )
+    with quiet(model.program, seed=0, device=device_of(rows)):
+        sites = sample_sites(poutine.trace(model.program).get_trace(*first_rows(rows, slice(None))))
+    frame = plate_of_rows(names, sites, len(rows[0]))
+    one = sites_of(model.program, rows)
+    marginal, proposal = summed_in(frame, model.program, own, rows, names, one, len(rows[0]))
+    with quiet(model.program, seed=0, device=device_of(rows)):
+        check_alone(marginal, rows)  # type: ignore[arg-type]
+    summed_model, summed_guide = model.around(marginal, proposal)
+    return summed_model, guide if own is None else summed_guide
+
+
+def summed_in(
+    frame: CondIndepStackFrame, model: Program, guide: Program | None, args: tuple[Any, ...], names: list[str],
+    sites: Mapping[str, Site], together: int = 0,
+) -> tuple[Program, Program | None]:  # fmt: skip
+    """The pair without these sites, of the rows in a plate; `together`, so many of them run at once."""
     seen = [s for n, s in sites.items() if n not in names]
-    dims = [f.dim for site in seen for f in frames_of(site).values() if f.dim is not None]
+    dims = [f.dim for site in sites.values() for f in frames_of(site).values() if f.dim is not None]
     plates = Plates(frame.name, frame.dim or -1, max(-dim for dim in dims))
-    codes = Codes.of(sites, names, plates)
+    codes = Codes.of(sites, names, plates, apart=True)
     marginal = SummedOut(model, codes, plates)
     drawn = latent_sites(guide_sites(guide, args))
-    look(marginal, args, any(map(of_rows, (sites[name] for name in names))) or any(map(is_masked, seen)))
+    all_rows = any(map(of_rows, (sites[name] for name in names))) or any(map(is_masked, seen))
+    look(marginal, args, all_rows, together)
     if guide is None or not (own := [name for name in names if name in drawn]):
         return marginal, guide
     if len(own) == len(drawn):
@@ -135,7 +173,8 @@ def summed(
             "guide a pyro.sample for each of them."
         )
     proposal = SummedOut(guide, codes.only(own), plates)
-    look(proposal, args, any(map(of_rows, (drawn[name] for name in own))) or any(map(is_masked, drawn.values())))
+    all_rows = any(map(of_rows, (drawn[name] for name in own))) or any(map(is_masked, drawn.values()))
+    look(proposal, args, all_rows, together)
     return marginal, proposal
 
 
@@ -149,10 +188,10 @@ def is_masked(site: Site) -> bool:
     return mask_of_site(site) is not True
 
 
-def look(program: SummedOut, args: tuple[Any, ...], all_rows: bool) -> None:
+def look(program: SummedOut, args: tuple[Any, ...], all_rows: bool, together: int = 0) -> None:
     """Run a program on some rows, or on all; refuse what a sum over codes cannot treat, by site and rows."""
     rows = len(args[0])
-    step = max(1, min(ROWS, 64 * ROWS // len(program.codes)))
+    step = together or max(1, min(ROWS, 64 * ROWS // len(program.codes)))
     for start in range(0, rows if all_rows else min(rows, step), step):
         some = first_rows(args, slice(start, start + step))
 
@@ -162,11 +201,37 @@ def look(program: SummedOut, args: tuple[Any, ...], all_rows: bool) -> None:
                 "log_likelihood with method='importance'."
             )
 
-        with (
-            quiet(program.program, seed=0, device=device_of(args)),
-            SumOut(program.codes, program.plates, complain, start),
-        ):
-            program.program(*repeated(some, len(program.codes)))
+        with quiet(program.program, seed=0, device=device_of(args)):
+            with SumOut(program.codes, program.plates, complain, start) as seen:
+                program.program(*repeated(some, len(program.codes)))
+            if program.codes.within:
+                look_apart(program, some, seen, complain)
+
+
+def look_apart(program: SummedOut, args: tuple[Any, ...], together: SumOut, complain: Callable[[str], None]) -> None:
+    """Complain of entries of a plate whose density depends on other entries' codes: each is summed out by itself.
+
+    All entries share a code in one run, and have one each in another: the same terms must come out, in another order.
+    """
+    codes, plates = program.codes, program.plates
+    shapes = {n: [s // len(codes) if i == len(shape) + plates.dim else s for i, s in enumerate(shape)]
+              for n, shape in together.shapes.items()}  # fmt: skip
+    order = torch.rand(len(codes), *next(iter(shapes.values())), device=together.device).argsort(0)  # (C, ..., N, ...)
+    own = {n: together.left.merge(v[order], v.dim() - 1) for n, v in codes.values.items()}
+    data = {**{n: v for n, v in together.inside.items() if n in together.shown}, **own}
+    trace = poutine.trace(poutine.condition(program.program, data=data)).get_trace(*repeated(args, len(codes)))
+    for name, site in sample_sites(trace).items():
+        if name not in together.terms:
+            continue
+        term = scale_and_mask(log_density(site["fn"], site["value"], name in data), mask=site["mask"])
+        mixed, alike = (together.left.split(t) for t in (together.by_row(term), together.terms[name]))
+        if not together.beside(site):
+            alike = alike.expand(mixed.shape).gather(0, order.expand(mixed.shape))
+        if ((mixed - alike).abs() > 10 * NEAR * (1 + alike.abs())).any():
+            complain(
+                f"site {name!r} depends on the values of {', '.join(codes.values)} in other entries of the plate "
+                f"{', '.join(map(repr, codes.within))}"
+            )
 
 
 def marked(

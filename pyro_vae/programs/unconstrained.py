@@ -18,6 +18,7 @@ from torch.distributions.transforms import Transform
 
 from pyro_vae.errors import ProgramError
 
+from .log_density import CIRCULAR, TURN
 from .plates import Plates, sum_rows
 from .sites import Site
 from .vectorize import ParticleDistribution
@@ -25,7 +26,6 @@ from .wrapped import WRAPPERS, bare
 
 REFUSED = {
     "Delta": "a single point, which has no density: compute it in the model; a guide needs a spread (Normal, LogNormal).",
-    "VonMises": "an angle: it has a density on one turn only, not on the real line. Use importance sampling.",
 }
 ZUKO = ("zuko.distributions", "NormalizingFlow")  # by name: importing zuko switches torch's validation off
 
@@ -45,7 +45,9 @@ def support_of(fn: Any) -> constraints.Constraint:
 
 
 def own_support(fn: Any) -> Any:
-    """The support that a distribution declares; a flow of zuko declares none: its transform's, if its base is real."""
+    """The support that a distribution declares; one turn of an angle; of a zuko flow with a real base, its transform's."""
+    if type(fn).__name__ in CIRCULAR:
+        return TURN
     flow = (type(fn).__module__, type(fn).__name__) == ZUKO
     if flow and isinstance(bare(support_of(fn.base)), type(constraints.real)):
         return fn.transform.domain

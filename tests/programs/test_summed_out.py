@@ -257,14 +257,6 @@ def pixels(x):
             pyro.sample("x", dist.Normal(z, 1.0), obs=x.unsqueeze(-1).expand(-1, 3))
 
 
-def inside(x):
-    with pyro.plate("data", len(x), dim=-2):
-        z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0))
-        with pyro.plate("words", 3, dim=-1):
-            y = pyro.sample("y", dist.Bernoulli(0.5))
-            pyro.sample("x", dist.Normal(z + y, 1.0), obs=x.unsqueeze(-1).expand(-1, 3))
-
-
 def invalid(x):
     with pyro.plate("data", len(x)):
         y = pyro.sample("y", dist.Bernoulli(0.2 + 0.3 * x.abs(), validate_args=False))
@@ -314,7 +306,6 @@ REFUSED = {
     "values-by-row": (other_values, r"'y': the probabilities of its 3 values add up to"),
     "masked-values-read": (reads_masked, "'z' reads the value of y"),
     "plate-within-a-row": (pixels, r"'x' lies in a plate of size 3 within a row"),
-    "site-within-a-row": (inside, r"'y' is discrete and lies in a plate within a row"),
     "invalid-probabilities": (invalid, r"'y'.*Bernoulli.*\[5\]"),
 }
 

@@ -16,8 +16,11 @@ import torch
 
 from .cells import FUNCTIONS, SEED, Cell, OracleError, run_cell
 from .recipe import RECIPES
+from .ways import ARROW
 
-MARKS = {"right": "✓", "refused": "–", "unnamed": "?", "WRONG": "✗", "raw": "!", "oracle": "o"}
+MARKS = {
+    "right": "✓", "by a way": "→", "no answer": "·", "refused": "–", "unnamed": "?", "WRONG": "✗", "raw": "!", "oracle": "o",
+}  # fmt: skip
 
 
 def judged_cell(program: str, function: str) -> Cell:
@@ -59,25 +62,79 @@ def refusals(cells: dict[tuple[str, str], Cell]) -> str:
     return "\n".join(["| cells | says (names left out) | such as |", "|---|---|---|", *lines])
 
 
+def ways(cells: dict[tuple[str, str], Cell]) -> str:
+    """The ways that were followed, and in how many cells."""
+    chosen = {key: cell.detail for key, cell in cells.items() if cell.verdict == "by a way"}
+    followed = {key: detail.split(": ", 1)[0].rsplit(" × ", 1) for key, detail in chosen.items()}
+    said = [
+        (key, f"{', then '.join(program.split(ARROW)[1:]) or 'the same programs'} | {instead(key[1], function)}")
+        for key, (program, function) in followed.items()
+    ]
+    return tallied(said, "| cells | pair | function | such as |\n|--:|---|---|---|")
+
+
+def instead(asked: str, taken: str) -> str:
+    return "the same" if asked == taken else f"{taken.replace('_', ' ')}"
+
+
+def reasons(cells: dict[tuple[str, str], Cell]) -> str:
+    """Why functions have no answer, and in how many cells."""
+    said = [(key, cell.detail.split("; ", 1)[0]) for key, cell in cells.items() if cell.verdict == "no answer"]
+    return tallied(said, "| cells | why | such as |\n|--:|---|---|")
+
+
+def tallied(said: list[tuple[tuple[str, str], str]], head: str) -> str:
+    """Count what is said, most frequent first, with where it is said first."""
+    count = Counter(words for _, words in said)
+    where = {words: key for key, words in reversed(said)}
+    return "\n".join([head, *(f"| {n} | {words} | {' × '.join(where[words])} |" for words, n in count.most_common())])
+
+
+def counted(cells: dict[tuple[str, str], Cell], names: tuple[str, ...]) -> list[str]:
+    """How many cells of some programs have each verdict."""
+    count = Counter(cell.verdict for (program, _), cell in cells.items() if program in names)
+    return [str(count[verdict]) for verdict in ("right", "by a way", "no answer", "refused")]
+
+
 def page(cells: dict[tuple[str, str], Cell], programs: list[str], functions: list[str]) -> str:
     """The whole page."""
     counts = Counter(cell.verdict for cell in cells.values())
     total = ", ".join(f"{counts[v]} {word}" for v, word in LEGEND.items() if counts[v] or v != "oracle")
     recipes = "\n".join(f"| {p} | {RECIPES[p].after} |" for p in programs)
+    kinds = "\n".join(
+        f"| {kind} | {', '.join(names)} | {' | '.join(counted(cells, names))} |"
+        for kind, names in [*KINDS.items(), ALL]
+    )
     return f"""# Published programs, every public function
 
 {len(programs)} programs, written afresh after public recipes, × {len(functions)} functions: {total}.
 
 Written by `python -m tests.published > results/published.md`: seed {SEED}, torch {torch.__version__.split("+")[0]}, pyro
 {pyro.__version__}, CPU. A number is right where it equals a plain trace of one row at a time, at the same latents, to rounding,
-or lies within 5 standard errors of the closed form, or of importance sampling by plain traces. ✓ right; – refused, naming the
-site and a way on; ? refused in words that do not; ✗ a wrong number; ! an exception from outside the package's errors.
+or lies within 5 standard errors of the closed form, or of importance sampling by plain traces. ✓ right; → refused, and the way
+that the refusal names, followed as a user would follow it, is right by the same oracle; · refused, and there is no answer, by
+what the recipe declares or a plain trace shows, whatever the refusal says; – refused, naming the site and a way on; ? refused in
+words that do not; ✗ a wrong number; ! an exception from outside the package's errors.
 
 {table(cells, programs, functions)}
 
-## What the refusals say
+## Hierarchies, sequences, discrete sites, modalities, global parameters
+
+| kind | programs | ✓ | → | · | – |
+|---|---|--:|--:|--:|--:|
+{kinds}
+
+## What the refusals say that end there
 
 {refusals(cells)}
+
+## The ways that were followed
+
+{ways(cells)}
+
+## Why there is no answer
+
+{reasons(cells)}
 
 ## The programs
 
@@ -87,8 +144,20 @@ site and a way on; ? refused in words that do not; ✗ a wrong number; ! an exce
 """
 
 
+KINDS = {
+    "hierarchies": ("def", "ladder", "nested-plates", "nested-flattened"),
+    "sequences": ("dmm", "lds", "hmm", "hmm-drawn", "packed-rnn", "recurrent-decoder"),
+    "discrete beside continuous": (
+        "scanvi-labelled", "scanvi", "zero-inflated", "lda", "lda-enumerated", "m2-labelled", "m2-drawn", "m2-enumerated",
+        "gmvae", "air", "experts",
+    ),
+    "modalities": ("multimodal", "cevae"),
+    "global parameters": ("def-global", "lda-global", "hmm-global", "gp-across", "bayesian-regression"),
+}  # fmt: skip
+ALL = "all of these", tuple(name for names in KINDS.values() for name in names)
 LEGEND = {
-    "right": "right", "refused": "refused by name", "unnamed": "refused without a name or a way on", "WRONG": "wrong",
+    "right": "right", "by a way": "right by a way that the refusal names", "no answer": "without an answer",
+    "refused": "refused by name", "unnamed": "refused without a name or a way on", "WRONG": "wrong",
     "raw": "raw exceptions", "oracle": "failures of the oracle",
 }  # fmt: skip
 
@@ -105,7 +174,7 @@ def main() -> None:
     faults = [
         f"{c.verdict}\t{p}\t{f}\t{c.detail[:400]!r}"
         for (p, f), c in cells.items()
-        if c.verdict not in ("right", "refused")
+        if c.verdict not in ("right", "by a way", "no answer", "refused")
     ]
     if options.faults:
         with open(options.faults, "w", encoding="utf-8") as out:

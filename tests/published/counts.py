@@ -32,17 +32,17 @@ class Topics(nn.Module):
         self.bn.running_var.uniform_(0.5, 1.5)
         self.beta.weight.data.mul_(2)
 
-    def model(self, docs):
+    def model(self, docs, total=None):
         pyro.module("decoder", self)
         with pyro.plate("documents", docs.shape[0]):
             logtheta_loc, logtheta_scale = docs.new_zeros((docs.shape[0], Z)), docs.new_ones((docs.shape[0], Z))
             logtheta = pyro.sample("logtheta", dist.Normal(logtheta_loc, logtheta_scale).to_event(1))
             theta = nn.functional.softmax(logtheta, -1)
             count_param = nn.functional.softmax(self.bn(self.beta(self.drop(theta))), dim=1)
-            total_count = int(docs.sum(-1).max())
+            total_count = int(docs.sum(-1).max()) if total is None else int(total.max())
             pyro.sample("obs", dist.Multinomial(total_count, count_param), obs=docs)
 
-    def guide(self, docs):
+    def guide(self, docs, total=None):
         with pyro.plate("documents", docs.shape[0]):
             loc, scale = halves(self.encoder(docs / docs.sum(-1, keepdim=True)))
             pyro.sample("logtheta", dist.Normal(self.bn_loc(loc), scale).to_event(1))
@@ -52,7 +52,8 @@ class Topics(nn.Module):
 def prodlda():
     net = Topics()
     docs = torch.tensor([[3.0, 1, 0, 2, 1], [0, 2, 4, 1, 0], [1, 1, 1, 0, 4], [5, 0, 1, 1, 0]])
-    return Pair(net.model, net.guide, docs, net=net, reads_x=True)  # its total count is that of x
+    counted = Pair(net.model, net.guide, docs, (docs.sum(-1),), net=net)
+    return Pair(net.model, net.guide, docs, net=net, reads_x=True, as_context=lambda: counted)  # its count is that of x
 
 
 class SingleCell(nn.Module):
@@ -198,11 +199,23 @@ def deep_exponential_global():
 
     def guide(x):
         rate = pyro.param("rate", torch.ones(2, 4), constraint=constraints.positive)
-        pyro.sample("w", dist.Gamma(rate + 0.5, 1.0).to_event(2))
+        pyro.sample("w", dist.Gamma(0.5 * rate, 0.7).to_event(2))
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Gamma(1.5 + x[..., :2], 1.5).to_event(1))
+            pyro.sample("z", dist.Gamma(1.2 + x[..., :2] / 2, 1.0).to_event(1))
 
-    return Pair(model, guide, counts(N, 4), shared="w")
+    return Pair(model, guide, counts(N, 4), shared="w", whole_px=weights_integrated)
+
+
+def weights_integrated(x, num=400_000):
+    """log p(X) by importance sampling of the weights and each row's factors, without Pyro; log mean weight, and its error."""
+    at_w = torch.distributions.Gamma(torch.full((2, 4), 0.5).double(), 0.7)
+    at_z = torch.distributions.Gamma(1.2 + x[:, :2].double() / 2, 1.0)
+    w, z = at_w.sample((num,)), at_z.sample((num,))
+    prior_w = torch.distributions.Gamma(torch.tensor(0.3).double(), 1.0).log_prob(w).sum((-1, -2))
+    prior_z = torch.distributions.Gamma(torch.tensor(1.2).double(), 1.0).log_prob(z).sum((-1, -2))
+    log_lik = torch.distributions.Poisson(z @ w + 0.01).log_prob(x.double()).sum((-1, -2))
+    log_q = at_w.log_prob(w).sum((-1, -2)) + at_z.log_prob(z).sum((-1, -2))
+    return (log_lik + prior_w + prior_z - log_q).unsqueeze(-1)
 
 
 @recipe("poisson-gamma", "Gamma-Poisson rows of counts, conjugate: negative binomial")
@@ -287,11 +300,20 @@ def lda():
     )  # fmt: skip
 
 
+def topics_alone(docs):
+    """The same with each word's topic summed out by hand."""
+    with pyro.plate("documents", len(docs)):
+        theta = pyro.sample("theta", dist.Dirichlet(torch.tensor([1.5, 2.0])))
+        with pyro.plate("words", 3, dim=-2):
+            pyro.sample("word", dist.Categorical(theta @ WORDS), obs=docs.T)
+
+
 @recipe("lda-enumerated", "Pyro's LDA example: each word's topic enumerated in the model, topics as parameters")
 def lda_enumerated():
     return Pair(
         config_enumerate(topics_of), lambda docs: topics_guide(docs, True), torch.randint(3, (N, 3)), exact=allocation,
-        proposal=topics_guide, objective=lambda: TraceEnum_ELBO(max_plate_nesting=2),
+        plain=(topics_alone, lambda docs: topics_guide(docs, True)),
+        objective=lambda: TraceEnum_ELBO(max_plate_nesting=2),
         x_of=lambda sites: sites["word"].T,
     )  # fmt: skip
 
@@ -308,11 +330,28 @@ def lda_global():
 
     def guide(docs):
         with pyro.plate("topics", 2, dim=-1):
-            pyro.sample("topic_words", dist.Dirichlet(2 * torch.ones(3)))
+            pyro.sample("topic_words", dist.Dirichlet(1.3 * torch.ones(3)))
         with pyro.plate("documents", len(docs), dim=-1):
             pyro.sample("theta", dist.Dirichlet(2 * torch.ones(2)))
 
-    return Pair(model, guide, torch.randint(3, (N, 3)), shared="topic_words")
+    return Pair(model, guide, torch.randint(3, (N, 3)), shared="topic_words", whole_px=topics_counted)
+
+
+def topics_counted(docs):
+    """log p(X): a sum over the topics of all words, shares and topics integrated by counting."""
+    words = docs.numel()
+    topic = torch.cartesian_prod(*[torch.tensor([0, 1])] * words)
+    of_doc = torch.nn.functional.one_hot(topic.reshape(-1, *docs.shape), 2).sum(-2)  # (assignments, docs, topics)
+    pairs = torch.nn.functional.one_hot(3 * topic + docs.long().reshape(-1), 6).sum(1).reshape(-1, 2, 3)
+    shares = multinomial_dirichlet(of_doc, torch.tensor([1.5, 2.0])).sum(-1)
+    return (shares + multinomial_dirichlet(pairs, torch.ones(3)).sum(-1)).logsumexp(0)
+
+
+def multinomial_dirichlet(counts, a):
+    """log of the probability of a sequence with these counts, its probabilities integrated under a Dirichlet."""
+    a, counts = a.double(), counts.double()
+    terms = (a + counts).lgamma() - a.lgamma()
+    return terms.sum(-1) + a.sum(-1).lgamma() - (a + counts).sum(-1).lgamma()
 
 
 class Effects(nn.Module):

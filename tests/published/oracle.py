@@ -89,11 +89,10 @@ def run(
     pair: Pair, args: tuple[Tensor, ...], guide: Any = None, at: Any = None
 ) -> tuple[dict[str, Site], dict[str, Site]]:
     """Sites of the guide, and of the model at its draws (or at those of another trace)."""
-    q = poutine.trace(guide or pair.proposal or pair.guide)
-    q = (q if at is None else poutine.trace(poutine.replay(guide or pair.proposal or pair.guide, trace=at))).get_trace(
-        *args
-    )
-    p = poutine.trace(poutine.replay(pair.model, trace=q)).get_trace(*args)
+    model, own = pair.written
+    proposal = guide or pair.proposal or own
+    q = poutine.trace(proposal if at is None else poutine.replay(proposal, trace=at)).get_trace(*args)
+    p = poutine.trace(poutine.replay(model, trace=q)).get_trace(*args)
     return sample_sites(q), sample_sites(p)
 
 
@@ -164,6 +163,13 @@ def by_row(sites: dict[str, Site], dim: int) -> Tensor:
     return sum(terms[1:], terms[0]) if terms else torch.zeros(1)
 
 
+def terms(pair: Pair, sites: dict[str, Site], *others: dict[str, Site]) -> Tensor:
+    """log-probability of sites for each row, ``(rows,)``; the plate of rows is that of the `others`, too."""
+    if pair.together:
+        return total(sites).reshape(1) if sites else torch.zeros(1).double()
+    return by_row(sites, data_dim(*others))
+
+
 @dataclass
 class Draws:
     """K draws of each row by copies of the rows: terms ``(K, N)`` in float64."""
@@ -184,20 +190,19 @@ def copies(args: tuple[Tensor, ...], num: int) -> tuple[Tensor, ...]:
 
 def drawn(pair: Pair, args: tuple[Tensor, ...], num: int, seed: int, guide: Any = None) -> Draws:
     """Draw from the guide on copies of the rows (of a guide that is of these rows: in so many runs), and score."""
-    if pair.whole and num > 1:
+    if (pair.whole or pair.together) and num > 1:
         runs = [drawn(pair, args, 1, seed + i, guide) for i in range(min(num, 200))]
         return Draws(*(torch.cat([getattr(run, part) for run in runs]) for part in ("log_lik", "log_prior", "log_q")))
     with evaluating(pair), torch.random.fork_rng():
         torch.manual_seed(seed)
         q, p = run(pair, copies(args, num), guide)
         latent = proposed(q, p)
-        dim = data_dim(p)
         parts = (
             {n: s for n, s in p.items() if s["is_observed"]},
             {n: s for n, s in p.items() if not s["is_observed"]},
             latent,
         )
-        return Draws(*(by_row(part, dim).reshape(num, len(args[0])) for part in parts))
+        return Draws(*(terms(pair, part, p).reshape(num, len(args[0])) for part in parts))
 
 
 @dataclass
@@ -224,7 +229,7 @@ def ess(log_w: Tensor) -> Tensor:
 
 def prior_of(pair: Pair) -> Any:
     """A guide that draws from the prior."""
-    return poutine.block(pair.model, hide_fn=lambda msg: msg["type"] == "sample" and msg["is_observed"])
+    return poutine.block(pair.written[0], hide_fn=lambda msg: msg["type"] == "sample" and msg["is_observed"])
 
 
 def log_px(pair: Pair, args: tuple[Tensor, ...], num: int = 4000, seed: int = 7) -> Figure:
@@ -232,7 +237,10 @@ def log_px(pair: Pair, args: tuple[Tensor, ...], num: int = 4000, seed: int = 7)
     try:
         if pair.exact is not None:
             with evaluating(pair):
-                value = pair.exact(*args).double()
+                value = pair.exact(*args)
+            value = value.double()
+            if len(value) > len(pair.x):  # weights of draws
+                return log_mean(value)
             return Figure(value, torch.zeros_like(value))
         choices = [drawn(pair, args, num, seed, guide).log_w for guide in (None, prior_of(pair))]
         return log_mean(max(choices, key=lambda log_w: ess(log_w).min()))
@@ -242,9 +250,13 @@ def log_px(pair: Pair, args: tuple[Tensor, ...], num: int = 4000, seed: int = 7)
 
 def simulated(pair: Pair, num: int, seed: int = 11) -> tuple[Tensor, dict[str, Tensor]]:
     """x and latents of `num` copies of the rows, drawn from the model with its observations undone."""
+    if pair.together and num > 1:
+        runs = [simulated(pair, 1, seed + i) for i in range(num)]
+        x, sites = torch.cat([x for x, _ in runs]), [latent for _, latent in runs]
+        return x, {name: torch.stack([latent[name] for latent in sites]) for name in sites[0]}
     with evaluating(pair), torch.random.fork_rng():
         torch.manual_seed(seed)
-        sites = sample_sites(poutine.trace(poutine.uncondition(pair.model)).get_trace(*copies(pair.args, num)))
+        sites = sample_sites(poutine.trace(poutine.uncondition(pair.written[0])).get_trace(*copies(pair.args, num)))
     observed = redrawn(sites)
     latent = {n: s["value"] for n, s in sites.items() if not s["infer"].get("was_observed")}
     return pair.simulated(observed), latent

@@ -38,6 +38,23 @@ class Pair:
     x_of: Callable[[dict[str, Tensor]], Tensor] | None = None  # x, of the values of the observed sites
     objective: Callable[[], Any] = field(default=lambda: None)  # that it is trained by; None is the default
     missing: Tensor | None = None  # x with NaN, for programs that take it
+    gaps: Tensor | None = None  # x with NaN, for programs that do not take it, where not any entry will do
+    linear: bool = False  # jointly Gaussian, each mean affine in the sites before it
+    whole_px: Callable[..., Any] | None = (
+        None  # log p(X) of all rows, by other means than Pyro: (x, *context) to a number
+    )
+    drawn: Program | None = (
+        None  # the guide with draws from densities, as a refusal of its points or rounded draws asks for
+    )
+    as_context: Callable[[], Pair] | None = None  # the pair with what the model read of x passed beside it, likewise
+    collapsed: Program | None = None  # the model with what it marks for enumeration summed out, by hand
+    plain: tuple[Program, Program] | None = None  # the programs as written, where `model` and `guide` are the package's
+    together: bool = False  # the only row is the data set
+
+    @property
+    def written(self) -> tuple[Program, Program]:
+        """Model and guide as they are written: what the oracle runs."""
+        return self.plain or (self.model, self.guide)
 
     @property
     def args(self) -> tuple[Tensor, ...]:

@@ -7,6 +7,7 @@ from pyro import poutine
 from pyro.infer import TraceEnum_ELBO, config_enumerate
 from pyro.infer.autoguide import AutoDelta
 from torch import nn
+from torch.distributions import constraints
 
 from .recipe import N, Pair, bits, cat, halves, mlp, recipe
 
@@ -59,6 +60,7 @@ def dmm():
     mask = torch.arange(T) < lengths.unsqueeze(-1)
     x = bits(N, T, 3) * mask.unsqueeze(-1)
     back = torch.stack([torch.cat([row[:n].flip(0), row[n:]]) for row, n in zip(x, lengths.tolist(), strict=True)])
+
     gaps = x.clone()
     gaps[0, 1, 1] = torch.nan
 
@@ -67,7 +69,7 @@ def dmm():
         drawn = stacked("x")(sites)
         return drawn * mask.unsqueeze(-1).repeat(len(drawn) // N, 1, 1)
 
-    return Pair(net.model, net.guide, x, (back, mask, lengths), net=net, x_of=drawn, missing=gaps)
+    return Pair(net.model, net.guide, x, (back, mask, lengths), net=net, x_of=drawn, gaps=gaps)
 
 
 def kalman(x, decay=0.8, step=0.6, gain=1.3, noise=0.5):
@@ -102,7 +104,7 @@ def lds():
             for t in range(T):
                 pyro.sample(f"z_{t}", dist.Normal(loc[..., t], 0.7))
 
-    return Pair(model, guide, torch.randn(N, T), net=net, exact=kalman, x_of=stacked("x"))
+    return Pair(model, guide, torch.randn(N, T), net=net, exact=kalman, x_of=stacked("x"), linear=True)
 
 
 START, MOVE, EMIT = torch.tensor([0.6, 0.4]), torch.tensor([[0.8, 0.2], [0.3, 0.7]]), torch.tensor([0.9, 0.25])
@@ -161,7 +163,39 @@ def hmm_global():
                 pyro.sample(f"x_{t}", dist.Bernoulli(EMIT[z]), obs=x[..., t])
 
     guide = AutoDelta(poutine.block(model, expose=["probs_x"]), init_loc_fn=lambda site: torch.full((2, 2), 0.5))
-    return Pair(model, guide, bits(N, T), shared="probs_x", objective=enumerated)
+    return Pair(
+        model, guide, bits(N, T), shared="probs_x", objective=enumerated, x_of=stacked("x"), drawn=drawn_moves,
+        whole_px=moves_integrated, collapsed=moves_alone,
+    )  # fmt: skip
+
+
+def drawn_moves(x):
+    """A density of the transitions in the place of a point."""
+    a = pyro.param("moves", 0.9 * torch.eye(2) + 0.15, constraint=constraints.positive)
+    pyro.sample("probs_x", dist.Dirichlet(a).to_event(1))
+
+
+def moves_alone(x):
+    """The model with its states summed out by Pyro's forward algorithm; before the first step, the state is 0."""
+    move = pyro.sample("probs_x", dist.Dirichlet(0.9 * torch.eye(2) + 0.1).to_event(1))
+    with pyro.plate("sequences", len(x)):
+        start = torch.tensor([1.0, 1e-30]).log()
+        pyro.sample("x", dist.DiscreteHMM(start, move.log(), dist.Bernoulli(EMIT), duration=T), obs=x)
+
+
+def moves_integrated(x):
+    """log p(X): a sum over all paths of all sequences, the rows of the transition matrix integrated by counting moves."""
+    path = torch.cartesian_prod(*[torch.tensor([0, 1])] * T)
+    before = torch.cat([torch.zeros(len(path), 1).long(), path[:, :-1]], 1)
+    moves = torch.nn.functional.one_hot(2 * before + path, 4).sum(1)  # of one sequence, (paths, 4)
+    emit = torch.where(x.unsqueeze(1) > 0, EMIT[path], 1 - EMIT[path]).double().log().sum(-1)  # (N, paths)
+    rows = torch.cartesian_prod(*[torch.arange(len(path))] * len(x))
+    counts = moves[rows].sum(1).reshape(-1, 2, 2)
+    log_lik = emit.gather(1, rows.T).sum(0)
+    a = (0.9 * torch.eye(2) + 0.1).double()
+    integral = (a + counts).lgamma() - a.lgamma()
+    integral = integral.sum(-1) + a.sum(-1).lgamma() - (a + counts).sum(-1).lgamma()
+    return (log_lik + integral.sum(-1)).logsumexp(0)
 
 
 class Packed(nn.Module):

@@ -113,7 +113,7 @@ def gp_within():
     def exact(x):
         return float64_normal(torch.full((2,), 0.2), a[:, None] * kernel * a + noise**2 * torch.eye(2), x)
 
-    return Pair(model, guide, torch.randn(N, 2), exact=exact)
+    return Pair(model, guide, torch.randn(N, 2), exact=exact, linear=True)
 
 
 @recipe("gp-across", "GP prior VAE (Casale et al. 2018): the process runs across rows")
@@ -127,7 +127,13 @@ def gp_across():
     def guide(x, t):
         pyro.sample("f", dist.Normal(x.mean(-1), 0.4).to_event(1))
 
-    return Pair(model, guide, torch.randn(N, 3), (torch.arange(float(N)),), shared="f")
+    def whole_px(x, t):
+        """Each column is normal, of the process beside its noise, which all columns share."""
+        kernel = (-(t[:, None] - t).square() / 2).exp() + 1e-2 * torch.eye(len(t))
+        cov = kernel.repeat_interleave(3, 0).repeat_interleave(3, 1) + 0.25 * torch.eye(3 * len(t))
+        return float64_normal(torch.zeros(3 * len(t)), cov, x.reshape(-1))
+
+    return Pair(model, guide, torch.randn(N, 3), (torch.arange(float(N)),), shared="f", whole_px=whole_px, linear=True)
 
 
 class Groups(nn.Module):
@@ -186,7 +192,7 @@ def transposed():
     def exact(x):
         return float64_normal(torch.zeros(3), torch.outer(w, w) + 0.36 * torch.eye(3), x)
 
-    return Pair(model, guide, torch.randn(N, 3), exact=exact, x_of=lambda sites: sites["x"].T)
+    return Pair(model, guide, torch.randn(N, 3), exact=exact, x_of=lambda sites: sites["x"].T, linear=True)
 
 
 @recipe("masked", "Missing entries by .mask(mask), factor analysis; exact on what was observed")
@@ -211,7 +217,7 @@ def masked():
         return torch.stack(rows)
 
     x, mask = torch.randn(N, 4), torch.tensor([[1, 1, 0, 1], [1, 0, 0, 1], [1, 1, 1, 1], [0, 1, 1, 0]]).bool()
-    return Pair(model, guide, x, (mask,), exact=exact)
+    return Pair(model, guide, x, (mask,), exact=exact, linear=True)
 
 
 @recipe("ppca", "Probabilistic PCA (Tipping & Bishop 1999); exact")
@@ -227,7 +233,10 @@ def ppca():
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(0.3 * (x - mean) @ w.T, 0.7).to_event(1))
 
-    return Pair(model, guide, torch.randn(N, 4), exact=lambda x: float64_normal(mean, w.T @ w + 0.49 * torch.eye(4), x))
+    return Pair(
+        model, guide, torch.randn(N, 4), exact=lambda x: float64_normal(mean, w.T @ w + 0.49 * torch.eye(4), x),
+        linear=True,
+    )  # fmt: skip
 
 
 def coins(x):
@@ -269,9 +278,12 @@ def regression():
 
     def guide(y, x):
         loc = pyro.param("w_loc", torch.zeros(2))
-        pyro.sample("w", dist.Normal(loc, 0.3).to_event(1))
+        pyro.sample("w", dist.Normal(loc, 0.6).to_event(1))
 
-    return Pair(model, guide, torch.randn(N), (torch.randn(N, 2),), shared="w")
+    return Pair(
+        model, guide, torch.randn(N), (torch.randn(N, 2),), shared="w", linear=True,
+        whole_px=lambda y, x: float64_normal(torch.zeros(len(y)), x @ x.T + 0.25 * torch.eye(len(y)), y),
+    )  # fmt: skip
 
 
 class Mixture(nn.Module):
@@ -358,6 +370,10 @@ class Codes(nn.Module):
             logits = self.encoder(x)
             pyro.sample("z", dist.RelaxedOneHotCategoricalStraightThrough(torch.tensor(0.5), logits=logits))
 
+    def hard_guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.OneHotCategorical(logits=self.encoder(x)))
+
     def soft_model(self, x):
         pyro.module("codes", self)
         with pyro.plate("data", len(x)):
@@ -376,7 +392,9 @@ class Codes(nn.Module):
 @recipe("straight-through", "VQ-like codes: RelaxedOneHotCategoricalStraightThrough for a OneHotCategorical")
 def straight_through():
     net = Codes()
-    return Pair(net.hard_model, net.straight_guide, bits(N, 5), net=net, exact=net.exact, no_weight="z")
+    return Pair(
+        net.hard_model, net.straight_guide, bits(N, 5), net=net, exact=net.exact, no_weight="z", drawn=net.hard_guide
+    )
 
 
 @recipe("relaxed", "Concrete VAE (Maddison et al. 2017): relaxed in prior and posterior")
@@ -401,7 +419,12 @@ def subsampled():
             pyro.sample("z", dist.Normal(x.sum(-1) / 4 + loc.squeeze(-1) / 4, 0.3 + scale.squeeze(-1) / 3))
 
     return Pair(
-        model, guide, torch.randn(N, 3), net=net, exact=lambda x: float64_normal(torch.zeros(3), 1 + torch.eye(3), x)
+        model,
+        guide,
+        torch.randn(N, 3),
+        net=net,
+        exact=lambda x: float64_normal(torch.zeros(3), 1 + torch.eye(3), x),
+        linear=True,
     )
 
 
@@ -420,7 +443,13 @@ def delta_guide():
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Delta(net(x)).to_event(1))
 
+    def drawn(x):
+        pyro.module("encoder", net)
+        with pyro.plate("data", len(x)):
+            loc = x @ torch.linalg.solve(w.T @ w + 0.49 * torch.eye(4), w.T)  # the posterior's, for a start
+            pyro.sample("z", dist.Normal(loc + net(x) / 8, 0.6).to_event(1))
+
     return Pair(
-        model, guide, torch.randn(N, 4), net=net, no_weight="z",
+        model, guide, torch.randn(N, 4), net=net, no_weight="z", drawn=drawn, linear=True,
         exact=lambda x: float64_normal(torch.zeros(4), w.T @ w + 0.49 * torch.eye(4), x),
     )  # fmt: skip

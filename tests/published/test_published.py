@@ -13,7 +13,7 @@ from pyro_vae.errors import ProgramError
 from pyro_vae.programs import score_sites
 
 from . import cells, oracle
-from .cells import FUNCTIONS, run_cell
+from .cells import FUNCTIONS, run_cell, run_once
 from .recipe import RECIPES, Pair, bits
 
 PAGE = Path(__file__).parents[2] / "results" / "published.md"
@@ -22,7 +22,7 @@ PAGE = Path(__file__).parents[2] / "results" / "published.md"
 @pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("program", RECIPES)
 def test_right_or_refused_by_name(program, function):
-    cell = run_cell(program, function)
+    cell = run_once(program, function)
     assert cell.verdict in ("right", "refused"), f"{cell.verdict}: {cell.detail}"
 
 

@@ -294,7 +294,6 @@ def program(latent):
     [
         (lambda x: dist.Bernoulli(0 * x + 0.5), "'z'.*discrete.*enumeration"),
         (lambda x: dist.Delta(x), "'z'.*single point"),
-        (lambda x: dist.VonMises(x, 1.0), "'z'.*angle"),
         (lambda x: dist.ProjectedNormal(torch.ones(len(x), 3)), "'z'.*no smooth"),
     ],
 )

@@ -96,7 +96,6 @@ def dependent_values(x):
         (quadrature, factored, "'penalty'"),
         (linear_gaussian, factored, "'penalty'"),
         (quadrature, latent(dist.Normal(torch.zeros(4), 1.0).to_event(1)), "4 dimensions.*'z' 4"),
-        (quadrature, latent(dist.VonMises(0.0, 1.0)), "'z' is a VonMises"),
         (quadrature, latent(dist.Delta(torch.tensor(0.0))), "'z' is a Delta"),
         (enumerate_latents, latent(dist.Poisson(2.0)), "'z'.*Poisson.*no list of values"),
         (enumerate_latents, latent(dist.Bernoulli(torch.full((17,), 0.5)).to_event(1)), "131072 codes.*'z' 131072"),
