@@ -8,13 +8,14 @@ random state; draws have a seed of their own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_vae.common.given import whole
@@ -23,7 +24,7 @@ from pyro_vae.data.arrays import batch_of
 from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.programs.at_means import AtMeans, path_of_means, where_kept
 from pyro_vae.programs.data_set import WholeDataSet
-from pyro_vae.programs.determinism import first_other
+from pyro_vae.programs.determinism import first_other, identical
 from pyro_vae.programs.pair import like_parameters, programs, quiet
 from pyro_vae.programs.problem import rows_of
 from pyro_vae.programs.shared_sites import shared_sites
@@ -117,9 +118,10 @@ def reconstruct(vae: Any, x: Any, *c: Any, site: str | None = None, num_samples:
             return pick(stacked(runs), site, used.data, "observed site of the model")
         codes = values_of(latents_of(path_of_means(guide, args, GUIDE)))
         refuse_gaps(codes, args)
-        check_decoder(model, args, codes)
         sites = decoded(model, args, codes)
-    return means_of(sites, site, used.data)
+        check_decoder(model, args, codes, sites)
+        data = sites_of_x(model, args, codes, sites)
+    return means_of({name: sites[name] for name in data}, site, used.data)
 
 
 @suggest_keywords
@@ -265,10 +267,9 @@ class Used:
 
     def contexts(self, num_samples: int, c: tuple[Any, ...]) -> Batch:
         """Return checked contexts of so many rows."""
-        rows = batch_of(*c, like=like_parameters(self.model)) if c else ()
-        if rows and len(rows[0]) != num_samples:
-            raise UsageError(f"{num_samples} samples need a context of as many rows, got {len(rows[0])}")
-        return rows
+        if other := [len(context) for context in c if len(context) != num_samples]:
+            raise UsageError(f"{num_samples} samples need a context of as many rows, got {other[0]}")
+        return batch_of(torch.zeros(num_samples), *c, like=like_parameters(self.model))[1:] if c else ()
 
     def template(self, like: Any, num_samples: int, c: tuple[Any, ...]) -> Batch:
         """Return rows of which the values do not count, and contexts."""
@@ -342,16 +343,16 @@ def unknown(value: Tensor, x: Tensor) -> bool:
     return bool(value.is_floating_point() and value.isnan().any())
 
 
-def decoded(model: Program, args: Batch, codes: Mapping[str, Tensor], undone: bool = False) -> Sites:
-    """Run a model at values of its latents; return its observed sites, drawn anew if the observations are undone.
+def decoded(model: Program, args: Batch, codes: Mapping[str, Tensor], undone: Collection[str] = ()) -> Sites:
+    """Run a model at values of its latents; return its observed sites, those drawn anew whose observations are `undone`.
 
     Raises:
         ProgramError: a latent that has no value there.
     """
-    program = poutine.condition(poutine.uncondition(model) if undone else model, data=dict(codes))
+    program = poutine.condition(Undone(undone)(model), data=dict(codes))
     with explained(MODEL, *args):
         sites = sample_sites(poutine.trace(program).get_trace(*args))
-    seen = {n: s for n, s in sites.items() if n not in codes and (s["is_observed"] or s["infer"].get("was_observed"))}
+    seen = {n: s for n, s in sites.items() if n not in codes and (s["is_observed"] or n in undone)}
     if left := [name for name in sites if name not in codes and name not in seen]:
         raise ProgramError(
             f"latent site {left[0]!r} is in the model but not in the guide, which draws {sorted(codes)}: x given these alone "
@@ -360,22 +361,56 @@ def decoded(model: Program, args: Batch, codes: Mapping[str, Tensor], undone: bo
     return seen
 
 
+class Undone(Messenger):
+    """Draw some observed sites."""
+
+    def __init__(self, sites: Collection[str]) -> None:
+        super().__init__()
+        self.sites = sites
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.sites:
+            msg.update(is_observed=False, value=None, done=False)
+
+
 def drawn_again(model: Program, guide: Program, args: Batch) -> dict[str, Tensor]:
-    """Draw z of a guide and x of the model given it."""
+    """Draw z of a guide and x of the model given it; labels that are observed beside x stay."""
     codes = values_of(latents_of(run_guide(guide, args)))
+    data = sites_of_x(model, args, codes, decoded(model, args, codes))
     with ValidDraws():
-        return {name: where_kept(site) for name, site in decoded(model, args, codes, undone=True).items()}
+        sites = decoded(model, args, codes, undone=data)
+    return {name: where_kept(sites[name]) for name in data}
 
 
-def check_decoder(model: Program, args: Batch, codes: Mapping[str, Tensor]) -> None:
+def sites_of_x(model: Program, args: Batch, codes: Mapping[str, Tensor], sites: Sites) -> list[str]:
+    """Return the observed sites whose value is another when x is another.
+
+    Raises:
+        ProgramError: there is none.
+    """
+    runs = [again for other in other_rows(args) if (again := run_or_none(model, other, codes)) is not None]
+    data = [
+        name for name, site in sites.items() if any(not identical(site["value"], run[name]["value"]) for run in runs)
+    ]
+    if not data:
+        raise ProgramError('the model observes no part of x: pass it as pyro.sample("x", ..., obs=x).')
+    return data
+
+
+def run_or_none(model: Program, args: Batch, codes: Mapping[str, Tensor]) -> Sites | None:
+    """Run a model on rows that may be no data of it (it looks values up, say): None then."""
+    try:
+        return decoded(model, args, codes)
+    except Exception:
+        return None
+
+
+def check_decoder(model: Program, args: Batch, codes: Mapping[str, Tensor], sites: Sites) -> None:
     """Refuse a model whose p(x | z) depends on x: on its values, or from one observed site to another."""
-    first = likelihood_draws(decoded(model, args, codes))
+    first = likelihood_draws(sites)
     for other in other_rows(args):
-        try:
-            again = likelihood_draws(decoded(model, other, codes, undone=True))
-        except Exception:  # no data of this model, which may look its values up
-            continue
-        if (name := first_other(first, again)) is not None:
+        again = run_or_none(model, other, codes)
+        if again is not None and (name := first_other(first, likelihood_draws(again))) is not None:
             raise ProgramError(
                 f"site {name!r}: its distribution given the latents is another when x is another (the model reads x, or one "
                 "observed site depends on another), so that E[x | z] is no number of its own. Pass what the model reads as a "
@@ -437,7 +472,10 @@ class Line:
         order = list(sites)
         first = min(order.index(name) for name in moving)
         self.fixed = {name: start[name] for name in order[:first] if name in start}
-        check_decoder(model, args, self.codes(0.0))
+        codes = self.codes(0.0)
+        sites = decoded(model, args, codes)
+        check_decoder(model, args, codes, sites)
+        self.data = sites_of_x(model, args, codes, sites)
 
     def codes(self, t: float) -> dict[str, Tensor]:
         """Return the values of latents at a point; those that follow from them are found at their means."""
@@ -455,8 +493,9 @@ class Line:
         return {**known, **values_of(latent_sites(sites))}
 
     def at(self, t: float) -> Sites:
-        """Return the observed sites at a point."""
-        return decoded(self.model, self.args, self.codes(t))
+        """Return the observed sites of x at a point."""
+        sites = decoded(self.model, self.args, self.codes(t))
+        return {name: sites[name] for name in self.data}
 
 
 # --- the model alone ------------------------------------------------------------------------------------------------------
