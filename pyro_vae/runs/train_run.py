@@ -19,7 +19,9 @@ from pyro_vae.errors import DivergedError, Interrupted, SupportError
 from pyro_vae.evidence.log_likelihood import log_likelihood
 from pyro_vae.likelihoods.registry import fitting
 from pyro_vae.models.classes import MISSING
+from pyro_vae.objectives.bound_objective import Bound
 from pyro_vae.plots import figures
+from pyro_vae.programs.summed_out import as_enumerated
 from pyro_vae.programs.support import FITTING, check_support
 from pyro_vae.training.engines.choose import resolve
 from pyro_vae.training.fit import fit
@@ -45,6 +47,7 @@ from .weights import save_model
 CURVE_ROWS, CURVE_SAMPLES = 400, 500  # of the log p(x) that is followed during training
 MINUTES = 5.0  # between checkpoints
 BAD_STEPS = 5  # in a row, before training stops
+FEW = 8  # rows, on which it is seen what is marked
 
 
 @suggest_keywords
@@ -168,9 +171,10 @@ def check_splits(config: Config, vae: Any, data: Data, device: torch.device) -> 
     """Check that every row is inside the likelihood's support; rows are numbered as in the file that they come from."""
     for name in SPLITS[::-1]:
         part = drawn(data, name)
-        args = (a.to(device) for a in training_rows(config, part, data.shape))
+        args = tuple(a.to(device) for a in training_rows(config, part, data.shape))
+        pair = as_trained(config, (vae.model, vae.guide), args)
         try:
-            check_support(vae.model, vae.guide, *args, numbers=part.numbers.tolist())
+            check_support(*pair, *args, numbers=part.numbers.tolist())
         except SupportError as error:
             fit = ", ".join(fitting(torch.cat([drawn(data, name).x for name in SPLITS]))) or "none"
             raise SupportError(
@@ -190,13 +194,22 @@ def training_rows(config: Config, part: Split, shape: tuple[int, ...]) -> Batch:
     return kind_of(config).train_rows(part, shape, config)
 
 
+def as_trained(config: Config, pair: tuple[Any, Any], args: Batch) -> tuple[Any, Any]:
+    """Return the pair as `fit` trains it: what it marks for enumeration is summed over, in a bound of log weights."""
+    if not isinstance(objective_of(config, 1).elbo, Bound):
+        return pair
+    return as_enumerated(*pair, tuple(a[:FEW] for a in args))
+
+
 def check_first(config: Config, vae: Any, data: Data, device: torch.device) -> None:
     """Check what `fit` will check, while no folder is touched yet."""
     size = min(config.batch_size, len(data.train))
     objective = objective_of(config, len(data.train))
     resolve(config.engine, 1, device)
     rows = training_rows(config, drawn(data, "train"), data.shape)
-    check_training(*objective.pair(vae), objective.elbo, lambda n: tuple(a[:n].to(device) for a in rows), size)
+    first = tuple(a[:size].to(device) for a in rows)
+    pair = as_trained(config, objective.pair(vae), first)
+    check_training(*pair, objective.elbo, lambda n: tuple(a[:n] for a in first), size)
 
 
 def train(
