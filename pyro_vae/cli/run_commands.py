@@ -182,7 +182,9 @@ def reconstruct(
     part = part[:rows]
     means = opened.kind.ask("reconstruct", opened.config.model)(opened.vae, *opened.rows(part))
     draw = partial(reconstructions, opened, part, split)
-    save_array(opened, opened.kind.flat(means, opened.shape).numpy(), out, "reconstructed", draw, part[:rows].ids.columns())
+    save_array(
+        opened, opened.kind.flat(means, opened.shape).numpy(), out, "reconstructed", draw, part[:rows].ids.columns()
+    )
 
 
 @app.command

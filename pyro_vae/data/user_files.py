@@ -12,8 +12,8 @@ import numpy as np
 
 from pyro_vae.errors import DataError, UsageError
 
-from .splits import Part, Source, shuffle
 from .sequences import as_tensor, read_lengths
+from .splits import Part, Source, shuffle
 from .table_layout import TableOptions
 from .tables import read_table
 

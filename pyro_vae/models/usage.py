@@ -29,7 +29,7 @@ from pyro_vae.programs.pair import like_parameters, programs, quiet
 from pyro_vae.programs.problem import rows_of
 from pyro_vae.programs.shared_sites import shared_sites
 from pyro_vae.programs.simulate import draw
-from pyro_vae.programs.sites import Program, Site, is_auxiliary, latent_sites, observed_sites, sample_sites
+from pyro_vae.programs.sites import Program, Site, is_auxiliary, latent_sites, sample_sites
 from pyro_vae.programs.structured import on_tensors, refuse_structure
 from pyro_vae.programs.support import MASK
 from pyro_vae.programs.unconditioned import Batch, Unconditioned, run_unconditioned
@@ -38,7 +38,10 @@ from pyro_vae.programs.valid_draws import ValidDraws
 
 Sites = dict[str, Site]
 PARTS = ("prior", "likelihood", "posterior")
-EVERY_SHAPE = ((1,), (2, 3))  # of rows that a model is run on, to see whether it takes more of x than how many rows it has
+EVERY_SHAPE = (
+    (1,),
+    (2, 3),
+)  # of rows that a model is run on, to see whether it takes more of x than how many rows it has
 
 
 @suggest_keywords
@@ -87,7 +90,9 @@ def encode(vae: Any, x: Any, *c: Any, site: str | None = None, num_samples: int 
 
 
 @suggest_keywords
-def reconstruct(vae: Any, x: Any, *c: Any, site: str | None = None, num_samples: int | None = None, seed: int = 0) -> Any:
+def reconstruct(
+    vae: Any, x: Any, *c: Any, site: str | None = None, num_samples: int | None = None, seed: int = 0
+) -> Any:
     """E[x | z] at z = E[z | x]: each row through the encoder's and the decoder's mean, ``(N, *event)``.
 
     Args:
@@ -261,7 +266,9 @@ class Used:
     def rows_of_pair(self, x: Any, *c: Any) -> tuple[Program, Program, Batch]:
         """Return model and guide, on plain tensors, and their checked rows."""
         if self.model is self.guide:
-            raise UsageError("wanted a model and a guide, as (model, guide) or an object with both, and got one program")
+            raise UsageError(
+                "wanted a model and a guide, as (model, guide) or an object with both, and got one program"
+            )
         model, guide, args = on_tensors(self.model, self.guide, x, *c)
         return model, guide, rows_of(model, guide, *args)
 

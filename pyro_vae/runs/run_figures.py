@@ -19,9 +19,7 @@ from .load import Run
 from .pictured import pictured_reconstructions, pictured_samples
 
 
-def draw_figures(
-    opened: Run, data: Data, run: FitResult, points: Sequence[dict[str, Any]], floor_px: float
-) -> None:
+def draw_figures(opened: Run, data: Data, run: FitResult, points: Sequence[dict[str, Any]], floor_px: float) -> None:
     """Draw every figure of a run into figures/."""
     pictures: dict[str, Callable[[], Any]] = {
         "training": lambda: figures.training_curve(run.history, floor_px),

@@ -1,7 +1,5 @@
 """encode, reconstruct, sample, interpolate of any programs, by their sites: closed forms, and plain traces at the same seed."""
 
-import math
-
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -210,8 +208,9 @@ def test_draws_are_those_of_a_plain_trace(model, guide, args):
                           and n not in ("data", "parts")}  # fmt: skip
     for site, values in drawn.items():
         assert torch.equal(values[0].to(plain[site]["value"].dtype), plain[site]["value"])
-    rows, plain = sample(model, len(args[0]), *args[1:], like=args[0], seed=5), trace_of(
-        poutine.uncondition(model), *args, seed=5
+    rows, plain = (
+        sample(model, len(args[0]), *args[1:], like=args[0], seed=5),
+        trace_of(poutine.uncondition(model), *args, seed=5),
     )
     assert {"x", "x_1", "x_2", "y"} & set(rows)
     for site, values in rows.items():
@@ -239,7 +238,7 @@ def test_means_of_samples_are_at_the_same_latents():
 
 
 def test_moments_of_samples_are_the_models():
-    """Means of 4,000 sequences' last steps within 4 standard errors of the Kalman model's; with the first step's they are not."""
+    """Means of 4,000 sequences' last steps, within 4 standard errors of the Kalman model's; those of first steps are not."""
     n = 4000
     drawn = sample(pair_of(plane()), n, like=X[:1], seed=1)
     mean, cov = PLANE.m, PLANE.p
@@ -255,7 +254,9 @@ def test_a_mask_leaves_out_what_is_beyond_the_end():
     there = torch.stack([~drawn[f"x_{t + 1}"].isnan().any(-1) for t in range(5)], 1)
     assert torch.equal(there, torch.arange(5) < LENGTHS[:, None])
     assert torch.equal(drawn["z_2"].isnan().all(-1), LENGTHS < 2)
-    codes = encode(hidden_markov().guide, X[..., 0], LENGTHS, num_samples=2)  # whole numbers, with NaN where there is none
+    codes = encode(
+        hidden_markov().guide, X[..., 0], LENGTHS, num_samples=2
+    )  # whole numbers, with NaN where there is none
     assert torch.equal(codes["z_5"].isnan(), (LENGTHS < 5).expand(2, -1))
 
 
@@ -292,7 +293,7 @@ def test_a_discrete_mean_is_no_value_to_go_on_from():
             s = pyro.sample("s", dist.Bernoulli(torch.sigmoid(x)))
             pyro.sample("z", dist.Normal(2 * s - 1, 1.0))
 
-    with pytest.raises(ProgramError, match="site 's' of the guide.* is discrete.*'z' is drawn after it"):
+    with pytest.raises(ProgramError, match=r"site 's' of the guide.* is discrete.*'z' is drawn after it"):
         encode(guide, torch.zeros(3))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from pyro_vae.distributions.conditional import Conditional
@@ -24,10 +25,7 @@ def make_hierarchical(
         raise UsageError(f"--model.guide is one of {', '.join(GUIDES)}, got {guide!r}")
     widths = widths_of(parts.config.latent_dim, levels, dims)
     likelihood = parts.likelihood(widths[0])
-    priors: list[Any] = [
-        Conditional(parts.network(above, 2 * width), normal)
-        for width, above in zip(widths, widths[1:], strict=False)
-    ]
+    priors: list[Any] = [Conditional(parts.network(above, 2 * width), normal) for width, above in pairwise(widths)]
     posterior = {"top_down": top_down, "bottom_up": bottom_up, "skip_up": skip_up}[guide](parts, widths)
     parts.start(likelihood)
     return HierarchicalVAE([*priors, StandardNormal(widths[-1])], likelihood, posterior)
@@ -57,7 +55,7 @@ def top_down(parts: ModelParts, widths: tuple[int, ...]) -> TopDown:
 def bottom_up(parts: ModelParts, widths: tuple[int, ...]) -> BottomUp:
     """q(z_1 | x), q(z_l | z_{l−1})."""
     first = parts.see(2 * widths[0])
-    rest = [parts.network(below, 2 * w) for below, w in zip(widths, widths[1:], strict=False)]
+    rest = [parts.network(below, 2 * w) for below, w in pairwise(widths)]
     return BottomUp(*(Conditional(network, normal) for network in (first, *rest)))
 
 

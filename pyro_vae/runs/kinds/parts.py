@@ -76,7 +76,9 @@ class ModelParts:
     def see_by(self, network: nn.Module) -> nn.Module:
         """Let a network of one's own, of x and mask where values may be missing, see x as encoders do."""
         masked = network if self.fill is None else WithMask(network, self.filled())
-        self.built.append(masked if self.units is None else OfStandardized(masked, Units(self.units.loc, self.units.scale)))
+        self.built.append(
+            masked if self.units is None else OfStandardized(masked, Units(self.units.loc, self.units.scale))
+        )
         return self.standardized(self.built[-1])
 
     def filled(self) -> Tensor:

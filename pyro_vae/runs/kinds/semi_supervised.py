@@ -32,9 +32,7 @@ def categorical(h: Tensor) -> dist.Categorical:
     return dist.Categorical(logits=h)
 
 
-def make_semi_supervised(
-    parts: ModelParts, classes: int = 0, labelled: int = 0, weight: float = 0.1
-) -> SemiSupervised:
+def make_semi_supervised(parts: ModelParts, classes: int = 0, labelled: int = 0, weight: float = 0.1) -> SemiSupervised:
     """Make M2, of as many classes as the labels have where none are said."""
     if classes < 2:
         raise UsageError(f"--model.classes: wanted 2 or more (by default those of the labels), got {classes}")
@@ -58,7 +56,9 @@ def decide(options: Mapping[str, Any], data: Data) -> dict[str, Any]:
             "them are to be known, or leave it out for all."
         )
     if not known:
-        raise DataError("all labels of the training rows are missing (-1): q(y | x) cannot be trained. Take --model gmvae")
+        raise DataError(
+            "all labels of the training rows are missing (-1): q(y | x) cannot be trained. Take --model gmvae"
+        )
     return {**options, "classes": options["classes"] or found, "labelled": options["labelled"] or known}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -99,7 +98,9 @@ def flat(values: Tensor, shape: Shape) -> Tensor:
 
 def joined(values: dict[str, Tensor], letter: str) -> Tensor:
     """Put the steps of a mapping side by side, ``(*batch, T, D)``."""
-    return torch.stack([values[f"{letter}_{t + 1}"] for t in range(sum(name.startswith(letter) for name in values))], -2)
+    return torch.stack(
+        [values[f"{letter}_{t + 1}"] for t in range(sum(name.startswith(letter) for name in values))], -2
+    )
 
 
 def sample(model: StateSpaceModel, shape: Shape, num_samples: int, seed: int, mean: bool) -> Tensor:
