@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pyro_vae.common.given import whole
 from pyro_vae.common.keywords import suggest, suggest_keywords
+from pyro_vae.common.random import seeded
 from pyro_vae.data.arrays import batch_of
 from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.programs.at_means import AtMeans, path_of_means, where_kept
@@ -85,6 +86,11 @@ def encode(vae: Any, x: Any, *c: Any, site: str | None = None, num_samples: int 
         else:
             runs = [latents_of(run_guide(guide, args)) for _ in range(whole("num_samples", num_samples, 1))]
             values = stacked([{name: where_kept(s) for name, s in run.items()} for run in runs])
+    if not values:
+        raise ProgramError(
+            "the guide draws no latent (those that the model marks for enumeration are summed over): there is no code. Give "
+            "it a pyro.sample of the latents."
+        )
     refuse_gaps(values, args)
     return pick(values, site, used.code, "latent site of the guide")
 
@@ -119,6 +125,7 @@ def reconstruct(
     model, guide, args = used.rows_of_pair(x, *c)
     with quiet(model, guide, seed=seed, device=args[0].device):
         if num_samples is not None:
+            check_redrawn(model, guide, args, seed)
             runs = [drawn_again(model, guide, args) for _ in range(whole("num_samples", num_samples, 1))]
             return pick(stacked(runs), site, used.data, "observed site of the model")
         codes = values_of(latents_of(path_of_means(guide, args, GUIDE)))
@@ -304,7 +311,7 @@ class OfParts:
             pyro.sample("z", self.parts.posterior(x, *c))
 
 
-def pick(values: Mapping[str, Tensor], site: str | None, default: str | None, kind: str) -> Any:
+def pick(values: Mapping[str, Any], site: str | None, default: str | None, kind: str) -> Any:
     """Return the values of the site that is meant; of all where none is."""
     name = site or default
     if name is None:
@@ -389,6 +396,25 @@ def drawn_again(model: Program, guide: Program, args: Batch) -> dict[str, Tensor
     return {name: where_kept(sites[name]) for name in data}
 
 
+def check_redrawn(model: Program, guide: Program, args: Batch, seed: int) -> None:
+    """Refuse a model that draws other data when x is another: it reads x beside observing it."""
+    device = args[0].device
+    with seeded(seed, device=device):
+        codes = values_of(latents_of(run_guide(guide, args)))
+    data = sites_of_x(model, args, codes, decoded(model, args, codes))
+    draws = []
+    for rows in (args, *other_rows(args)):
+        with seeded(seed, device=device):
+            run = run_or_none(model, rows, codes, data)
+        draws += [] if run is None else [{name: run[name]["value"] for name in data}]
+    for again in draws[1:]:
+        if (name := first_other(draws[0], again)) is not None:
+            raise ProgramError(
+                f"site {name!r}: the model draws another value when it is called on another x: it reads x beside observing it, "
+                "so that its draws are none of p(x | z). Pass what it reads as a context."
+            )
+
+
 def sites_of_x(model: Program, args: Batch, codes: Mapping[str, Tensor], sites: Sites) -> list[str]:
     """Return the observed sites whose value is another when x is another.
 
@@ -404,10 +430,12 @@ def sites_of_x(model: Program, args: Batch, codes: Mapping[str, Tensor], sites: 
     return data
 
 
-def run_or_none(model: Program, args: Batch, codes: Mapping[str, Tensor]) -> Sites | None:
+def run_or_none(
+    model: Program, args: Batch, codes: Mapping[str, Tensor], undone: Collection[str] = ()
+) -> Sites | None:
     """Run a model on rows that may be no data of it (it looks values up, say): None then."""
     try:
-        return decoded(model, args, codes)
+        return decoded(model, args, codes, undone)
     except Exception:
         return None
 
@@ -458,7 +486,7 @@ def mean_of_data(name: str, site: Site, strict: bool = True) -> Tensor:
 
 def means_of(sites: Sites, site: str | None, default: str | None) -> Any:
     """Return the means of the site that is meant, or of all."""
-    found = pick({name: name for name in sites}, site, default, "observed site of the model")  # type: ignore[arg-type]
+    found = pick({name: name for name in sites}, site, default, "observed site of the model")
     if isinstance(found, str):
         return mean_of_data(found, sites[found])
     return {name: mean_of_data(name, one) for name, one in sites.items()}
@@ -516,7 +544,7 @@ def run_on_any(model: Program, c: Batch, num_samples: int, seed: int) -> Uncondi
     """
     like = like_parameters(model)
     kind = {"dtype": None if like is None else like.dtype, "device": "cpu" if like is None else like.device}
-    blank = [torch.full((num_samples, *shape), float(i), **kind) for i, shape in enumerate(EVERY_SHAPE)]  # type: ignore[arg-type]
+    blank = [torch.full((num_samples, *shape), float(i), **kind) for i, shape in enumerate(EVERY_SHAPE)]
     why = ("this model takes more of x than how many rows it has. Say what its rows are like: "
            f"sample(model, {num_samples}, like=x), x with a row at least")  # fmt: skip
     first = run_unconditioned(model, (blank[0], *c), seed)

@@ -372,6 +372,11 @@ R = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
 V = R[:, 0]
 WRONG = {
     "reads-x": (lambda: reconstruct((reads_x, half), V), ProgramError, "site 'x': its distribution given the latents"),
+    "draws-of-what-reads-x": (
+        lambda: reconstruct((reads_x, half), V, num_samples=2),
+        ProgramError,
+        "site 'x': the model draws another value",
+    ),
     "autoregressive": (lambda: reconstruct(Recurrent(), R), ProgramError, "site 'x_1': its distribution given the latents"),
     "line-of-what-reads-x": (lambda: interpolate((reads_x, half), V, V + 1), ProgramError, "site 'x': its distribution"),
     "samples-of-what-reads-x": (lambda: sample(reads_x, 4, like=V), ProgramError, "site 'x': the model draws another value"),
