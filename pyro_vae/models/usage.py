@@ -430,9 +430,7 @@ def sites_of_x(model: Program, args: Batch, codes: Mapping[str, Tensor], sites: 
     return data
 
 
-def run_or_none(
-    model: Program, args: Batch, codes: Mapping[str, Tensor], undone: Collection[str] = ()
-) -> Sites | None:
+def run_or_none(model: Program, args: Batch, codes: Mapping[str, Tensor], undone: Collection[str] = ()) -> Sites | None:
     """Run a model on rows that may be no data of it (it looks values up, say): None then."""
     try:
         return decoded(model, args, codes, undone)

@@ -14,7 +14,6 @@ from pyro_vae.common.random import seeded
 from pyro_vae.errors import ProgramError, PyroVAEError
 from pyro_vae.programs import score_sites
 from pyro_vae.programs.sites import observed_sites, sample_sites
-
 from tests.helpers.environment import HEAVY
 
 from . import cells, oracle
@@ -67,7 +66,7 @@ def test_the_printed_table_is_of_these_programs_and_functions():
 
 
 def plainly(pair, use, found):
-    """What a plain trace has at the sites of the guide, of the model with nothing observed, or of that at draws of the guide."""
+    """What a plain trace has at the sites of the guide, of the model with nothing observed, or of it at draws of the guide."""
     model, guide = poutine.uncondition(pair.model), pair.guide
     with oracle.evaluating(pair), pyro.get_param_store().scope(), seeded(3):
         if use == "sample":

@@ -14,6 +14,7 @@ from pyro_vae.priors.simple import StandardNormal
 from .kind import ModelKind
 from .parts import ModelParts
 
+MOST = 32  # levels: a config that is read shall not say how long that takes
 GUIDES = ("top_down", "bottom_up", "skip_up")
 
 
@@ -38,10 +39,10 @@ def widths_of(latent_dim: int, levels: int, dims: tuple[int, ...]) -> tuple[int,
         >>> widths_of(16, 3, ()), widths_of(16, 2, (9, 5))
         ((16, 8, 4), (9, 5))
     """
-    if levels < 1 or (dims and len(dims) != levels) or not all(isinstance(d, int) and d > 0 for d in dims):
+    if not 1 <= levels <= MOST or (dims and len(dims) != levels) or not all(isinstance(d, int) and d > 0 for d in dims):
         raise UsageError(
-            f"--model.levels {levels} with --model.dims {','.join(map(str, dims)) or '(none)'}: wanted a level at least, and "
-            "whole numbers above 0, one for each level, z1 first, as in --model.levels 2 --model.dims 16,8"
+            f"--model.levels {levels} with --model.dims {','.join(map(str, dims)) or '(none)'}: wanted 1 to {MOST} levels, "
+            "and whole numbers above 0, one for each level, z1 first, as in --model.levels 2 --model.dims 16,8"
         )
     return dims or tuple(max(1, latent_dim // 2**level) for level in range(levels))
 

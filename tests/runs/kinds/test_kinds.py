@@ -325,6 +325,7 @@ def test_configs_that_are_of_no_model_are_refused(given, words):
 
 BUILT = {
     "no-levels": ("hierarchical", {"levels": "0"}, {}, r"--model.levels 0"),
+    "too-many-levels": ("hierarchical", {"levels": "1000000000000"}, {}, "wanted 1 to 32 levels"),
     "other-dims": ("hierarchical", {"levels": "2", "dims": "3"}, {}, r"--model.levels 2 with --model.dims 3"),
     "guide": ("hierarchical", {"guide": "ladder"}, {}, "--model.guide is one of top_down"),
     "one-class": ("semi_supervised", {"classes": "1"}, {}, "--model.classes: wanted 2 or more"),
