@@ -541,18 +541,21 @@ def run_on_any(model: Program, c: Batch, num_samples: int, seed: int) -> Uncondi
         UsageError: it takes more.
     """
     like = like_parameters(model)
-    kind = {"dtype": None if like is None else like.dtype, "device": "cpu" if like is None else like.device}
-    blank = [torch.full((num_samples, *shape), float(i), **kind) for i, shape in enumerate(EVERY_SHAPE)]
+    zero = torch.zeros(()) if like is None else like.detach().new_zeros(())
+    blank = [zero.new_full((num_samples, *shape), float(i)) for i, shape in enumerate(EVERY_SHAPE)]
     why = ("this model takes more of x than how many rows it has. Say what its rows are like: "
            f"sample(model, {num_samples}, like=x), x with a row at least")  # fmt: skip
-    first = run_unconditioned(model, (blank[0], *c), seed)
-    try:
-        other = run_unconditioned(model, (blank[1], *c), seed)
-    except Exception as error:
-        raise UsageError(f"{why} ({type(error).__name__}: {error})") from error
-    if (name := first_other(first.values, other.values)) is not None:
+    runs = []
+    for rows in blank:
+        try:
+            runs.append(run_unconditioned(model, (rows, *c), seed))
+        except ProgramError:
+            raise
+        except Exception as error:
+            raise UsageError(f"{why} ({type(error).__name__}: {error})") from error
+    if (name := first_other(runs[0].values, runs[1].values)) is not None:
         raise UsageError(f"site {name!r}: {why}")
-    return first
+    return runs[0]
 
 
 def run_on_rows(model: Program, args: Batch, seed: int) -> Unconditioned:
