@@ -129,7 +129,7 @@ def selftest_command() -> None:
 
 @app.command
 def parts(*, markdown: Annotated[bool, Parameter(negative=())] = False) -> None:
-    """Lists what --prior, --likelihood, --posterior, --objective, --gradient and --kl can name, with options and reference.
+    """Lists what --model, --prior, --likelihood, --posterior, --objective, --gradient and --kl can name, and their options.
 
     Parameters
     ----------

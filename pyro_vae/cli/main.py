@@ -41,7 +41,9 @@ def launch(
     if resumed:
         config = Path(resumed) / "config.json"
         folder.read_config(Path(resumed))
-    words = [re.sub(r"^--(prior|likelihood|posterior|objective|kl)\.", r"--\1-options.", token) for token in tokens]
+    words = [
+        re.sub(r"^--(model|prior|likelihood|posterior|objective|kl)\.", r"--\1-options.", token) for token in tokens
+    ]
     check_words(app, words)
     keys = read_keys(config) if config else {}
     keys = BEFORE | keys if resumed and config else keys

@@ -15,15 +15,13 @@ from rich.console import Console
 from pyro_vae.common.atomic_write import write_atomic
 from pyro_vae.common.csv_columns import write_columns
 from pyro_vae.errors import UsageError
-from pyro_vae.evidence.imputation import impute as imputed
-from pyro_vae.models import usage
 from pyro_vae.plots import images, latents
 from pyro_vae.runs.compare_runs import compare_runs, draw_forest, write
 from pyro_vae.runs.ensemble_run import compare_ensembles, evaluate_ensemble, is_ensemble
 from pyro_vae.runs.evaluate_run import EvaluationOptions, evaluate_opened, rows_of
 from pyro_vae.runs.load import Run, load_run, open_data
 from pyro_vae.runs.replay_divergence import replay_step
-from pyro_vae.runs.run_figures import draw_all, reconstructions, sample_means
+from pyro_vae.runs.run_figures import codes, draw_all, reconstructions, sample_means, samples
 
 from .array_files import EMPTY, array_bytes, check_array_file
 from .commands import DataDir, Device, app
@@ -144,9 +142,9 @@ def sample(run: RunFolder, /, *, num_samples: int = 48, seed: int = 0, mean: boo
         E[x | z] of each z drawn, in place of a draw of x.
     """
     opened = load_run(run)
-    x = usage.sample(opened.vae, num_samples, seed=seed, mean=mean).numpy()
+    x = samples(opened, num_samples, seed, mean).numpy()
     if mean:
-        draw: Callable[[], Any] = lambda: sample_means(opened.vae, num_samples, opened.shape, seed)  # noqa: E731
+        draw: Callable[[], Any] = lambda: sample_means(opened, num_samples, seed)  # noqa: E731
         save_array(opened, x, out, "sample_means", draw)
     else:
         save_array(opened, x, out, "samples", lambda: images.sample_grid(x, opened.shape))
@@ -164,7 +162,7 @@ def encode(
         Only the first so many rows.
     """
     opened, part = open_split(run, split, data_dir)
-    z = usage.encode(opened.vae, part.x[:rows]).numpy()
+    z = codes(opened, part[:rows]).numpy()
     labels = None if part.y is None else part.y[:rows].numpy()
     save_array(opened, z, out, "encoded", lambda: latents.latent_map(z, labels), part[:rows].ids.columns())
 
@@ -181,10 +179,12 @@ def reconstruct(
         The first so many rows.
     """
     opened, part = open_split(run, split, data_dir)
-    x = part.x[:rows]
-    means = usage.reconstruct(opened.vae, x).numpy()
-    draw = partial(reconstructions, opened.vae, x, opened.shape, split)
-    save_array(opened, means, out, "reconstructed", draw, part[:rows].ids.columns())
+    part = part[:rows]
+    means = opened.kind.ask("reconstruct", opened.config.model)(opened.vae, *opened.rows(part))
+    draw = partial(reconstructions, opened, part, split)
+    save_array(
+        opened, opened.kind.flat(means, opened.shape).numpy(), out, "reconstructed", draw, part[:rows].ids.columns()
+    )
 
 
 @app.command
@@ -214,10 +214,10 @@ def impute(
         The same seed draws the same.
     """
     opened, part = open_split(run, split, data_dir)
-    part = part[:rows]
+    part, imputed = part[:rows], opened.kind.ask("impute", opened.config.model)
     if not part.x.isnan().any():
         raise UsageError(f"no value of these {len(part)} {split} rows is missing: there is nothing to impute")
-    x = imputed(opened.vae, part.x, num_samples=num_samples, draws=draws, seed=seed).flatten(0, 1).numpy()
+    x = imputed(opened.vae, *opened.rows(part), num_samples=num_samples, draws=draws, seed=seed).flatten(0, 1).numpy()
     known = {name: draws * column for name, column in part.ids.columns().items()}
     known["draw"] = [str(draw) for draw in range(draws) for _ in range(len(part))]
     save_array(opened, x, out, "imputed", lambda: images.sample_grid(x[: min(len(part), SHOWN)], opened.shape), known)
@@ -250,7 +250,8 @@ def interpolate(
     for row in (start, end):
         if not 0 <= row < len(part):
             raise UsageError(f"row {row} is not in the {split} split, which has rows 0 to {len(part) - 1}")
-    x = usage.interpolate(opened.vae, part.x[start : start + 1], part.x[end : end + 1], steps=steps)[:, 0].numpy()
+    line = opened.kind.ask("interpolate", opened.config.model)
+    x = line(opened.vae, part.x[start : start + 1], part.x[end : end + 1], steps=steps)[:, 0].numpy()
     title = f"from {split} row {start} to {end} (rows {part.numbers[start]} and {part.numbers[end]} of the data)"
     save_array(opened, x, out, "interpolated", lambda: images.sample_grid(x, opened.shape, columns=steps, title=title))
 

@@ -145,7 +145,7 @@ def format_measure(evidence: dict[str, Any]) -> str:
     kind = MEASURES.get(
         dominating(evidence["measure"]), "a log density in some columns of x, a log probability in others"
     )
-    bits = f"{evidence['bits_per_dim']:.4f} bits for each of {evidence['elements']} elements (lower is better)"
+    bits = f"{evidence['bits_per_dim']:.4f} bits for each of {evidence['elements']:g} elements (lower is better)"
     return f"measure: {evidence['measure']}, {kind}; {bits}\nmethod: {evidence['method']}, {format_how(evidence)}"
 
 

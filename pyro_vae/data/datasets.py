@@ -69,6 +69,7 @@ def load(
     seed: int = 0,
     missing: bool = False,
     table: TableOptions | None = None,
+    sequences: bool = False,
     verbose: bool = True,
 ) -> Data:
     """Load a data set by name ("digits", "mnist", "fashion_mnist") or by the path of an .npy, .npz or .csv file.
@@ -87,6 +88,8 @@ def load(
         table: header, index column and labels of a .csv (:class:`~pyro_vae.data.table_layout.TableOptions`); by default the
             first two are found, and told in the notes, and there are no labels.
         missing: NaN, and empty cells of a .csv, stand for what was not observed, and stay as NaN; refused otherwise.
+        sequences: rows are sequences, which may end early, with NaN (empty cells) after their end, or beyond what an array
+            ``lengths`` of an .npz says.
         verbose: tell on standard error what was read as what, rows × columns, header, labels and conversions: the notes.
 
     Raises:
@@ -104,12 +107,13 @@ def load(
         (torch.Size([1437, 64]), (1, 8, 8), 'counts 0..16')
     """
     check_options(binarization, seed, missing)
-    source = find_source(name, data_dir, download, seed, table)
+    source = find_source(name, data_dir, download, seed, table, sequences)
     binary = binarization != "none"
-    prepared = [prepare(part, source, binary, missing) for part in source.parts]
+    gaps = missing or (sequences and not binary)
+    prepared = [prepare(part, source, binary, gaps) for part in source.parts]
     splits, shape = [split for split, _ in prepared], event_shape(source.parts)
     train, validation, test = draw(source.cut(splits), binarization, seed)
-    policy = POLICIES[binarization].format(seed=seed) if binary else source.policy + format_missing(splits)
+    policy = POLICIES[binarization].format(seed=seed) if binary else source.policy + format_missing(splits, sequences)
     notes = tuple(dict.fromkeys([*source.notes, *(note for _, notes in prepared for note in notes)]))
     transform = binarize if binarization == "dynamic" else None
     kind = "" if name in NAMES else kind_of([part.x for part in source.parts])
@@ -141,10 +145,11 @@ def kind_of(arrays: Sequence[np.ndarray]) -> str:
     return "binary" if high <= 1 else "bytes" if eight_bits or high >= 128 else ""
 
 
-def format_missing(splits: list[Split]) -> str:
+def format_missing(splits: list[Split], sequences: bool = False) -> str:
     """Format the share of missing values, to follow the policy; empty where none is missing."""
     missing, cells = (sum(f(s.x) for s in splits) for f in (lambda x: int(x.isnan().sum()), Tensor.numel))
-    return f", {100 * missing / cells:.1f} % of them missing: log p of what is observed" if missing else ""
+    what = "missing, or after the end of a sequence" if sequences else "missing"
+    return f", {100 * missing / cells:.1f} % of them {what}: log p of what is observed" if missing else ""
 
 
 def check_options(binarization: str, seed: int, missing: bool) -> None:
@@ -161,7 +166,12 @@ def check_options(binarization: str, seed: int, missing: bool) -> None:
 
 
 def find_source(
-    name: str | Path, data_dir: str | Path | None, download: bool, seed: int, table: TableOptions | None = None
+    name: str | Path,
+    data_dir: str | Path | None,
+    download: bool,
+    seed: int,
+    table: TableOptions | None = None,
+    sequences: bool = False,
 ) -> Source:
     """Return the source that a name or a path stands for."""
     if name in NAMES and table is not None and table.given:
@@ -176,7 +186,7 @@ def find_source(
             "with --download (download=True) the files are fetched into it. digits needs neither."
         )
     if Path(name).suffix.lower() in ENDINGS:
-        return read_file(Path(name).expanduser(), seed, table)
+        return read_file(Path(name).expanduser(), seed, table, sequences)
     close = difflib.get_close_matches(str(name).lower(), NAMES, n=1)
     raise UsageError(
         f"no data set {str(name)!r}{f' (did you mean {close[0]!r}?)' if close else ''}. "

@@ -12,6 +12,7 @@ import numpy as np
 
 from pyro_vae.errors import DataError, UsageError
 
+from .sequences import as_tensor, read_lengths
 from .splits import Part, Source, shuffle
 from .table_layout import TableOptions
 from .tables import read_table
@@ -24,13 +25,14 @@ UNREADABLE = (  # what np.load raises for damaged files, found by damaging them
 )
 
 
-def read_file(path: Path, seed: int, options: TableOptions | None = None) -> Source:
+def read_file(path: Path, seed: int, options: TableOptions | None = None, sequences: bool = False) -> Source:
     """Read the rows of a file, with labels where it has them.
 
     Args:
         path: ``.npy``: one array. ``.npz``: one array, or ``x`` and perhaps ``y``, or ``x_train``, ``x_validation`` and
             ``x_test``, perhaps each with its ``y_...``. ``.csv``: numbers between commas, perhaps under one line of names.
         seed: of the permutation that splits the rows 80/10/10, where the file does not split them itself.
+        sequences: an .npz may have ``lengths`` beside x: what lies beyond them becomes NaN.
         options: how a .csv is read, and what its labels are called; its `label` is that of an .npz, too, ``y`` by default.
 
     Raises:
@@ -48,6 +50,7 @@ def read_file(path: Path, seed: int, options: TableOptions | None = None) -> Sou
         return Source(path.name, (part,), cut, notes=(*table.notes, split, *layout(part.x)))
     check_numpy_options(path, options)
     arrays, y = read_numpy(path), options.label or "y"
+    arrays = cut_off(arrays, path) if sequences else arrays
     if all(f"x_{split}" in arrays for split in SPLITS):
         parts = tuple(Part(f"x_{s}", arrays[f"x_{s}"], arrays.get(f"{y}_{s}")) for s in SPLITS)
         notes = (*map(describe, parts), "split as the file does", *layout(parts[0].x), *unused(arrays, SPLITS, y=y))
@@ -58,6 +61,24 @@ def read_file(path: Path, seed: int, options: TableOptions | None = None) -> Sou
         raise DataError(f"{path} holds no array {y!r}, which --label names; it has {', '.join(sorted(arrays))}.")
     notes = (describe(part), split, *layout(part.x), *unused(arrays, (), x, y))
     return Source(path.name, (part,), cut, notes=notes)
+
+
+def cut_off(arrays: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
+    """Put NaN beyond the lengths of sequences, and leave the lengths out."""
+    found = dict(arrays)
+    for name in ("", *(f"_{split}" for split in SPLITS)):
+        if (lengths := found.pop(f"lengths{name}", None)) is None:
+            continue
+        if f"x{name}" not in found:
+            raise DataError(f"{path} holds lengths{name} and no x{name}: name the sequences so.")
+        x = as_tensor(found[f"x{name}"], f"x{name}")
+        ends = read_lengths(x, lengths, None).numpy()
+        beyond = np.arange(x.shape[1]) >= ends[:, None]
+        floats = np.result_type(found[f"x{name}"].dtype, np.float32)
+        found[f"x{name}"] = np.where(
+            beyond.reshape(*beyond.shape, *[1] * (x.dim() - 2)), np.nan, found[f"x{name}"]
+        ).astype(floats)
+    return found
 
 
 def check_numpy_options(path: Path, options: TableOptions) -> None:

@@ -47,6 +47,8 @@ class Bayesian(FunctionParts):
         True
     """
 
+    code_site, data_site = "theta", "x"  # what encode and sample are of, where no site is named
+
     def __init__(
         self,
         prior: Callable[..., Distribution],
@@ -99,6 +101,8 @@ class BayesianVAE(FunctionParts):
         >>> run.history[-1]["kl_global"] < 20 * run.history[-1]["kl"]
         True
     """
+
+    code_site, data_site = "z", "x"
 
     def __init__(
         self,

@@ -7,13 +7,11 @@ from typing import Any
 
 import pyro
 from pyro.distributions.torch_distribution import TorchDistributionMixin
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_vae.common.function_parts import FunctionParts
-from pyro_vae.errors import ProgramError, UsageError
+from pyro_vae.errors import UsageError
 from pyro_vae.programs.parameters import register
-from pyro_vae.programs.sites import is_latent
 
 from .standardize import is_standardized, standardize
 
@@ -148,6 +146,8 @@ class HierarchicalVAE(FunctionParts):
         torch.Size([5])
     """
 
+    code_site, data_site = "z1", "x"  # what encode and sample are of, where no site is named
+
     def __init__(self, priors: list[Role] | tuple[Role, ...], likelihood: Role, posterior: Callable[..., Any]) -> None:
         super().__init__()
         self.priors, self.likelihood, self.posterior = Levels(*priors), likelihood, posterior
@@ -168,19 +168,6 @@ class HierarchicalVAE(FunctionParts):
         with pyro.plate("data", len(x)):
             return self.posterior(x, *c)
 
-    def draw_prior(self, num_samples: int, *c: Tensor) -> Tensor:
-        """z_1 ~ p(z_1 | c), by way of the levels above it, ``(num_samples, d_1)``."""
-        above: tuple[Tensor, ...] = ()
-        for _, p in self.priors.downwards():
-            above = (p(*above, *c).expand((num_samples,)).sample(),)
-        return above[0]
-
-    def posterior_path(self, x: Tensor, *c: Tensor) -> Tensor:
-        """z_1 on the path of means: each level at its mean given the means of those that the guide draws before it."""
-        with AtMeans() as path, pyro.plate("data", len(x)):
-            self.posterior(x, *c)
-        return path.means["z1"]
-
     def standardize(self, x: Tensor, *c: Tensor) -> None:
         """Have the networks see x in standard units, and the densities stay those of x (:mod:`pyro_vae.models.standardize`)."""
         standardize(self, x, *c)
@@ -189,26 +176,6 @@ class HierarchicalVAE(FunctionParts):
     def standardized(self) -> bool:
         """Whether that was done."""
         return is_standardized(self)
-
-
-class AtMeans(Messenger):
-    """Put every latent site at its mean, in the place of a draw."""
-
-    def __enter__(self) -> Any:
-        self.means: dict[str, Tensor] = {}
-        return super().__enter__()
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if not is_latent(msg):
-            return
-        try:
-            msg["value"], msg["done"] = msg["fn"].mean, True
-        except NotImplementedError as error:
-            raise ProgramError(
-                f"site {msg['name']!r} of the posterior is a {type(msg['fn']).__name__}, which has no mean in closed form; "
-                "average draws of the guide: poutine.trace(vae.guide).get_trace(x)."
-            ) from error
-        self.means[msg["name"]] = msg["value"]
 
 
 def check_levels(priors: Levels, posterior: Any) -> None:

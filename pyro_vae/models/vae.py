@@ -40,6 +40,8 @@ class VAE(FunctionParts):
         >>> loss = svi.step(torch.ones(5, 9))
     """
 
+    code_site, data_site = "z", "x"  # what encode and sample are of, where no site is named
+
     def __init__(
         self,
         prior: Callable[..., TorchDistributionMixin],

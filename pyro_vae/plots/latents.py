@@ -17,6 +17,7 @@ def latent_map(z: np.ndarray, labels: np.ndarray | None, title: str = "posterior
     """Plot posterior means in two dimensions (the first two principal components where there are more), coloured by label."""
     fig = figure(5.5, 5.0)
     names = ["z1", "z2"]
+    z = z[:, ~np.isnan(z).any(0)]  # steps that some sequence has not are no coordinates of all rows
     if z.shape[1] > 2:
         centred = z - z.mean(0)
         _, spread, directions = np.linalg.svd(centred, full_matrices=False)

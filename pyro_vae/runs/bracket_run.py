@@ -31,7 +31,7 @@ def bracket_run(path: Path | str, *, device: str = "cpu") -> tuple[dict[str, Any
     run = load_run(path, device=device)
     data, start = open_data(run), time.perf_counter()
     ends = bracket(
-        run.vae.model, run.vae.guide, rows_of(data, "test").x,
+        run.vae.model, run.vae.guide, *run.rows(rows_of(data, "test")),
         num_temperatures=TEMPERATURES, num_chains=CHAINS, leapfrog_steps=LEAPFROGS,
     )  # fmt: skip
     options = EvaluationOptions(method="annealing", num_chains=CHAINS, num_temperatures=TEMPERATURES)

@@ -25,20 +25,27 @@ def init_dense(network: nn.Module) -> None:
 
 
 def encoder_of(
-    config: Config, shape: tuple[int, ...], built: list[nn.Module], fill: Tensor | None, units: Units | None = None
+    config: Config,
+    shape: tuple[int, ...],
+    built: list[nn.Module],
+    fill: Tensor | None,
+    units: Units | None = None,
+    inputs: int = 0,
 ) -> Callable[[int], nn.Module]:
     """Return a builder of the encoder, given how many features the posterior asks for; it appends what it builds to `built`.
 
-    With `fill`, what stands for missing values, the network sees values and mask; with `units`, it sees x in these.
+    With `fill`, what stands for missing values, the network sees values and mask; with `units`, it sees x in these. It takes
+    further `inputs` of so many features beside x.
     """
     planes = 1 if fill is None else 2
 
     def encoder(features: int) -> nn.Module:
         if config.network == "mlp":
-            net: nn.Module = MLP(planes * math.prod(shape), features, config.hidden, ACTIVATIONS[config.activation])
+            width = planes * math.prod(shape) + inputs
+            net: nn.Module = MLP(width, features, config.hidden, ACTIVATIONS[config.activation])
         else:
             channels, height, width = image_shape(shape)
-            net = ConvEncoder(features, shape=(planes * channels, height, width))
+            net = ConvEncoder(features, inputs, shape=(planes * channels, height, width))
         if fill is not None:
             net = WithMask(net, fill if units is None else units(fill))
         built.append(net if units is None else OfStandardized(net, Units(units.loc, units.scale)))  # of its own
@@ -47,16 +54,16 @@ def encoder_of(
     return encoder
 
 
-def decoder_of(config: Config, shape: tuple[int, ...], features: int) -> nn.Module:
-    """Build the decoder network, for so many features a row."""
+def decoder_of(config: Config, shape: tuple[int, ...], features: int, inputs: int) -> nn.Module:
+    """Build the decoder network, from so many inputs to so many features a row."""
     if config.network == "mlp":
-        return MLP(config.latent_dim, features, config.hidden[::-1], ACTIVATIONS[config.activation])
+        return MLP(inputs, features, config.hidden[::-1], ACTIVATIONS[config.activation])
     _, height, width = image_shape(shape)
     if features % (height * width):
         raise UsageError(
             f"network conv puts out whole images, not the {features} features of this likelihood: take mlp"
         )
-    return ConvDecoder(config.latent_dim, shape=(features // (height * width), height, width))
+    return ConvDecoder(inputs, shape=(features // (height * width), height, width))
 
 
 def image_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:

@@ -27,7 +27,7 @@ from . import folder
 from .config import Config
 from .evaluations import AGAIN, Evaluation, evaluations, shared
 from .progress import format_unfinished
-from .registry import likelihood_of
+from .registry import kind_of, likelihood_of
 
 NEEDED = ("log_px", "log_px_mc_se", "log_px_data_se", "rows", "method", "measure")
 WHY = {  # what two runs must have in common, in the order in which it is looked at
@@ -187,7 +187,7 @@ def common_of(record: dict[str, Any], components: Mapping[str, Any]) -> dict[str
 
 def kind(config: Config, shape: tuple[int, ...], components: Mapping[str, Any]) -> str:
     """Name the measure that p(x | z) has its density with respect to: counting or Lebesgue, as the family's support says."""
-    elements = math.prod(shape)
+    elements = math.prod(kind_of(config).emission(shape))
     family, features = likelihood_of(config, elements, components)
     discrete = support_of_site("x", family(torch.zeros(1, features))).is_discrete
     return "log probability (counting measure)" if discrete else "log density (Lebesgue measure)"

@@ -44,8 +44,12 @@ class Config:
     normalize
         The encoder alone sees x in such units; no density moves. By default where x is in no standard units by then, but for
         images within 0 to 1.
+    model
+        The graph, by a name that `pyro-vae parts` lists: vae, hierarchical, sequence ...
+    model_options
+        Its options, as in --model hierarchical --model.levels 2.
     prior
-        p(z), by a name that `pyro-vae parts` lists.
+        p(z) of a vae, by a name that `pyro-vae parts` lists.
     prior_options
         Its options, as in --prior vamp --prior.components 500.
     likelihood
@@ -54,7 +58,7 @@ class Config:
     likelihood_options
         As in --likelihood binomial --likelihood.total-count 16.
     posterior
-        q(z given x), by name.
+        q(z given x) of a vae, by name.
     posterior_options
         As in --posterior flow --posterior.transforms 4.
     network
@@ -106,6 +110,8 @@ class Config:
     missing: Annotated[bool, Parameter(negative=())] = False
     standardize: bool | None = None
     normalize: bool | None = None
+    model: str = "vae"
+    model_options: Options = field(default_factory=dict)
     prior: str = "standard_normal"
     prior_options: Options = field(default_factory=dict)
     likelihood: str = "auto"

@@ -16,7 +16,7 @@ from pyro_vae.models.standardize import units_by_shape
 
 from .config import Config
 from .custom_components import NOTHING, Components
-from .registry import LIKELIHOODS, likelihood_of, resolved
+from .registry import LIKELIHOODS, kind_of, likelihood_of, resolved
 
 SPREAD = 0.1  # images within [0, 1] of no less standard deviation are in units that networks start at
 OF_KIND = {"binary": "bernoulli", "bytes": "discretized_logistic"}
@@ -32,12 +32,13 @@ def decided(config: Config, data: Data, components: Components = NOTHING) -> Con
     if config.likelihood == "auto" and config.data not in NAMES and config.resolved().binarization == "none":
         config = dataclasses.replace(config, likelihood=OF_KIND.get(data.kind, "normal"))
     config = resolved(config, components)
+    config = dataclasses.replace(config, model_options=kind_of(config).decide(config.model_options, data))
     standardize, normalize = config.standardize, config.normalize
     if standardize is None:
-        standardize = takes_units(config, math.prod(data.shape))
+        standardize = takes_units(config, math.prod(kind_of(config).emission(data.shape)))
     config = dataclasses.replace(config, standardize=standardize)
     if normalize is None:
-        normalize = not in_scale(seen(config, data, components), data.shape)
+        normalize = not in_scale(seen(config, data, components), kind_of(config).emission(data.shape))
     return dataclasses.replace(config, normalize=normalize)
 
 
@@ -50,12 +51,13 @@ def takes_units(config: Config, elements: int) -> bool:
 
 
 def seen(config: Config, data: Data, components: Components) -> Tensor:
-    """Return training rows as the posterior is given them."""
-    x, elements = data.train.x, math.prod(data.shape)
+    """Return training rows (or steps) as the posterior is given them."""
+    shape = kind_of(config).emission(data.shape)
+    x, elements = kind_of(config).observed(data.train.x, data.shape), math.prod(shape)
     if not config.standardize:
         return x
     family, features = likelihood_of(config, elements, components)
-    loc, scale = units_by_shape(x, real_elements(family(torch.zeros(features))), data.shape)
+    loc, scale = units_by_shape(x, real_elements(family(torch.zeros(features))), shape)
     return (x - loc) / scale
 
 

@@ -33,7 +33,7 @@ from .evaluations import EvaluationName
 from .load import Run, load_run, open_data
 from .lock import locked
 from .registry import build, objective_of
-from .train_run import TrainingJob, describe, prepare
+from .train_run import TrainingJob, describe, prepare, training_rows, validation_of
 from .weights import save_model
 
 LIST = folder.ENSEMBLE
@@ -132,9 +132,9 @@ def trained(jobs: list[TrainingJob]) -> tuple[float, Ensemble]:
     try:
         ensemble = fit_ensemble(
             make,
-            data.train.x,
+            *training_rows(config, data.train, data.shape),
             seeds=[job.config.seed for job in jobs],
-            validation=data.validation.x,
+            validation=validation_of(jobs[0]),
             objective=objective.elbo,
             optimizer=adam(config.learning_rate),
             batch_size=min(config.batch_size, len(data.train)),
@@ -171,7 +171,7 @@ def score(job: TrainingJob, result: FitResult, seconds: float, num_samples: int,
     """Score a trained member on the test rows; the particles of each are under a seed of their own."""
     about = {"best_epoch": result.best_epoch, "epochs": len(result.history), "stopped": result.stopped}
     about |= {"seconds": round(seconds, 1), "engine": result.engine.splitlines()}
-    run = Run(job.path, job.config, {}, job.vae.eval(), job.components)
+    run = Run(job.path, job.config, {"data": {"shape": list(job.data.shape)}}, job.vae.eval(), job.components)
     options = EvaluationOptions(num_samples=num_samples, seed=index)
     evaluate_opened(run, job.data, options, training=about, wait=True)
 

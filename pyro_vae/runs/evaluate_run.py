@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -24,11 +25,11 @@ from pyro_vae.evidence.exact.result import Exact
 from pyro_vae.evidence.importance.result import Evidence
 from pyro_vae.evidence.log_likelihood import log_likelihood
 from pyro_vae.models.standardize import log_scale
-from pyro_vae.models.vae import VAE
 
 from . import evaluations, folder
 from .custom_components import NOTHING, Components
 from .evaluations import PROPOSALS, SPLITS, EvaluationName
+from .kinds.kind import Batch
 from .load import Run, load_run, open_data
 from .lock import locked
 from .marginal_baseline import below_floor, floor, summarize_floor
@@ -157,7 +158,7 @@ def evaluate_opened(
         digests = {"weights": weights, "data": data.digest, "split": options.split}
         file = run.path / f"particles-{name}.safetensors"
         cache = ParticleCache(file, digests, strict=training is None)
-        evidence = placed(log_px_of(run.vae, rows.x, cache, options), rows)
+        evidence = placed(log_px_of(run.vae, run.rows(rows), cache, options), rows)
         keep = options.resume and training is None  # what goes on is kept to go on from again; a training ends here
         if keep and isinstance(evidence, Evidence):
             cache.write(evidence)
@@ -179,11 +180,13 @@ def record_evaluation(
     training: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write evidence of a run's rows into its folder, with what it is of, and its picture. For the holder of its lock."""
-    x = rows_of(data, options.split, options.rows).x
+    part = rows_of(data, options.split, options.rows)
+    x = part.x
+    elements = run.kind.count(x)
     name = name_of(options, len(getattr(data, options.split)))
     result = evidence.summary() | {
-        "bits_per_dim": evidence.bits_per_dim(x[0].numel()).mean().item(),
-        "elements": x[0].numel(),
+        "bits_per_dim": (-evidence.log_px / (elements * math.log(2))).mean().item(),
+        "elements": elements,
         "split": f"{data.name}, {options.split}{f', first {len(x)} rows' if name.rows else ''}",
         "policy": data.policy,
         "floor": floor_of(run, data, x, evidence.log_px),
@@ -192,6 +195,7 @@ def record_evaluation(
         "machine": machine(next(run.vae.parameters()).device),
         "seconds": round(seconds, 1),
         "versions": versions(),
+        **run.kind.report(run.vae, part, data.shape),
     }
     if warning := below_floor(result["floor"], result):
         print(f"warning: {warning}", file=sys.stderr)
@@ -216,7 +220,7 @@ def training_so_far(run: Run) -> dict[str, Any] | None:
     return run.evidence.get("training")
 
 
-def log_px_of(vae: VAE, x: Tensor, cache: ParticleCache, options: EvaluationOptions) -> Estimate:
+def log_px_of(vae: Any, rows: Batch, cache: ParticleCache, options: EvaluationOptions) -> Estimate:
     """Score some rows of a saved run; sums of particles go to `cache` every few seconds and at an interruption.
 
     Raises:
@@ -229,12 +233,12 @@ def log_px_of(vae: VAE, x: Tensor, cache: ParticleCache, options: EvaluationOpti
     if options.proposal not in PROPOSALS:
         raise UsageError(f"no proposal {options.proposal!r}; take one of {', '.join(PROPOSALS)}")
     if options.method == "annealing":
-        return annealed(vae, x, options)
+        return annealed(vae, rows, options)
     if options.method == "exact":
-        return log_likelihood(vae.model, vae.guide, x, method="exact")
+        return log_likelihood(vae.model, vae.guide, *rows, method="exact")
     try:
         return log_likelihood(
-            vae.model, vae.guide, x, method=options.method, proposal=PROPOSALS[options.proposal],
+            vae.model, vae.guide, *rows, method=options.method, proposal=PROPOSALS[options.proposal],
             num_samples=options.num_samples, target_se=options.target_se, max_samples=options.max_samples,
             seed=options.seed, resume=cache.read() if options.resume else None, on_block=cache.update,
         )  # fmt: skip
@@ -247,7 +251,7 @@ def placed(evidence: Estimate, rows: Split) -> Estimate:
     return replace(evidence, row_ids=(evidence.row_ids or RowIds()).at(rows.ids))
 
 
-def annealed(vae: VAE, x: Tensor, options: EvaluationOptions) -> Annealed:
+def annealed(vae: Any, rows: Batch, options: EvaluationOptions) -> Annealed:
     """Anneal from the guide to the posterior of each row."""
     for name in ("proposal", "target_se", "resume"):
         if getattr(options, name) != getattr(EvaluationOptions(), name):
@@ -256,7 +260,7 @@ def annealed(vae: VAE, x: Tensor, options: EvaluationOptions) -> Annealed:
                 f"--method annealing starts chains at the guide and keeps no particles: leave --{flag} out"
             )
     return ais(
-        vae.model, vae.guide, x, start="guide", num_temperatures=options.num_temperatures, num_chains=options.num_chains,
+        vae.model, vae.guide, *rows, start="guide", num_temperatures=options.num_temperatures, num_chains=options.num_chains,
         leapfrog_steps=LEAPFROGS, seed=options.seed,
     )  # fmt: skip
 
@@ -264,6 +268,8 @@ def annealed(vae: VAE, x: Tensor, options: EvaluationOptions) -> Annealed:
 def floor_of(run: Run, data: Data, x: Tensor, log_px: Tensor) -> dict[str, Any]:
     """Summarize the floor on the same rows, and by how much log p(x) clears it; it is exact, so it has no Monte Carlo error."""
     train_rows = data.train.x if data.transform is None else data.train.x.double()  # grey means are the Bernoulli's own
+    kind, shape = run.kind, data.shape
+    train_rows, x = kind.observed(train_rows, shape), kind.emissions(x, shape)
     family, features = likelihood_of(run.config, x.shape[1], run.components)
     jacobian: Any = 0.0
     if run.config.standardize:  # a fit by gradient starts at scale 1, as networks do
@@ -271,6 +277,7 @@ def floor_of(run: Run, data: Data, x: Tensor, log_px: Tensor) -> dict[str, Any]:
         loc, scale = likelihood.units.loc.to(x), likelihood.units.scale.to(x)
         jacobian, train_rows, x = log_scale(x, scale).double(), (train_rows - loc) / scale, (x - loc) / scale
     floor_px = floor(run.config.likelihood, family, features, train_rows, x) - jacobian
+    floor_px = floor_px.reshape(len(log_px), -1).sum(1)
     return summarize_floor(
         f"independent {run.config.likelihood} elements, fitted to the training rows", log_px, floor_px
     )

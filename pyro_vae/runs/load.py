@@ -7,21 +7,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from pyro_vae.common.device import resolve_device
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.random import seeded
 from pyro_vae.common.safe_read import check_seal
-from pyro_vae.data import Data, load
+from pyro_vae.data import Data, Split, load
 from pyro_vae.data.table_layout import TableOptions
 from pyro_vae.errors import DataError, PyroVAEError, RunFolderError, UsageError
-from pyro_vae.models.vae import VAE
 
 from . import folder
 from .build_limits import bounded_build
 from .config import Config
 from .custom_components import NOTHING, Components
 from .evaluations import evaluations
-from .registry import build, check_names, resolved, unregistered
+from .kinds.kind import ModelKind
+from .registry import build, check_names, kind_of, resolved, unregistered
 from .weights import Weights
 
 FAULTS = (PyroVAEError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError, MemoryError)
@@ -34,13 +36,22 @@ class Run:
     path: Path
     config: Config
     record: dict[str, Any]
-    vae: VAE
+    vae: Any
     components: Components = field(default_factory=dict)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of one row."""
         return tuple(self.record["data"]["shape"])
+
+    @property
+    def kind(self) -> ModelKind:
+        """Of the model: what its programs take of a split, and what can be asked of it."""
+        return kind_of(self.config)
+
+    def rows(self, split: Split) -> tuple[Tensor, ...]:
+        """Arguments of the programs that log p(x) of a split is of."""
+        return self.kind.rows(split, self.shape)
 
     @property
     def evidence(self) -> dict[str, Any]:
@@ -131,7 +142,7 @@ def load_data(config: Config, data_dir: Path | None, download: bool = False, dig
 
     def read(table: TableOptions) -> Data:
         return load(
-            config.data, data_dir=data_dir, download=download, table=table,
+            config.data, data_dir=data_dir, download=download, table=table, sequences=kind_of(config).ragged,
             binarization=config.binarization, seed=config.data_seed, missing=config.missing, verbose=False,
         )  # fmt: skip
 

@@ -165,9 +165,16 @@ KLS = table({
 
 
 def make_objective(
-    objective: tuple[str, Mapping[str, Any]], gradient: str, kl: tuple[str, Mapping[str, Any]], dataset_size: int
+    objective: tuple[str, Mapping[str, Any]],
+    gradient: str,
+    kl: tuple[str, Mapping[str, Any]],
+    dataset_size: int,
+    terms: tuple[Term, ...] = (),
 ) -> Objective:
-    """Make an objective from a config's names and options, every option read; refuse what does not go together."""
+    """Make an objective from a config's names and options, every option read; refuse what does not go together.
+
+    Terms that a model brings, such as a classifier's, come first.
+    """
     size = {"dataset_size": dataset_size} if kl[0] == "tc" else {}
     treated = KLS[kl[0]].make(**kl[1], **size)
     if treated.terms and objective[0] not in LINEAR:
@@ -179,7 +186,7 @@ def make_objective(
         raise UsageError(
             f"objective 'jackknife' has no second derivative here, which gradient {gradient!r} needs: take 'pathwise'"
         )
-    elbo = OBJECTIVES[objective[0]].make(GRADIENTS[gradient].make(), treated.terms, **objective[1])
+    elbo = OBJECTIVES[objective[0]].make(GRADIENTS[gradient].make(), (*terms, *treated.terms), **objective[1])
     if gradient == "vimco" and elbo.num_particles < 2:
         raise UsageError("gradient 'vimco' compares particles with one another: --objective.particles 2 or more")
     return Objective(elbo, treated)

@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.common.random import seeded
+from pyro_vae.data import Split
 from pyro_vae.errors import ProgramError
-from pyro_vae.models.usage import encode
-from pyro_vae.models.vae import VAE
-from pyro_vae.programs.pair import evaluation_mode
+
+from .load import Run
 
 CLASSES = " (of classes: the most probable)"
 
@@ -56,15 +55,19 @@ def mode_of(d: Any) -> Tensor | None:
         return None
 
 
-def pictured_reconstructions(vae: VAE, x: Tensor) -> tuple[Tensor, str]:
-    """Return what stands for x at z = E[z | x], ``(N, *event)``, and a word on it."""
-    z = encode(vae, x)
-    with evaluation_mode(vae):
-        return typical(vae.likelihood(z))
+def pictured_reconstructions(run: Run, part: Split) -> tuple[Tensor, str]:
+    """Return what stands for x at the codes of rows, ``(N, elements)``, and a word on it."""
+    device = next(run.vae.parameters()).device
+    shown, word = shown_of(run.kind.likelihood_of_rows(run.vae, *(a.to(device) for a in run.rows(part))))
+    return run.kind.flat(shown, run.shape), word
 
 
-def pictured_samples(vae: VAE, count: int, seed: int = 0) -> tuple[Tensor, str]:
+def pictured_samples(run: Run, count: int, seed: int = 0) -> tuple[Tensor, str]:
     """Return what stands for x at as many z ~ p(z), and a word on it; the z are those of :func:`~pyro_vae.sample`."""
-    device = next(vae.parameters()).device
-    with evaluation_mode(vae), seeded(seed, device=device):
-        return typical(vae.likelihood(vae.prior().expand((count,)).sample()))
+    return shown_of(run.kind.likelihood_of_draws(run.vae, run.shape, count, seed))
+
+
+@torch.no_grad()
+def shown_of(d: Any) -> tuple[Tensor, str]:
+    """Return :func:`typical` of a distribution; means as they are."""
+    return (d, "") if isinstance(d, Tensor) else typical(d)

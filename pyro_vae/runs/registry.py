@@ -8,32 +8,30 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_vae.common.keywords import suggest
 from pyro_vae.common.spec import Spec
-from pyro_vae.distributions.conditional import Conditional, Family
+from pyro_vae.distributions.conditional import Family
 from pyro_vae.distributions.units import real_elements
 from pyro_vae.errors import UsageError
 from pyro_vae.likelihoods.registry import FAMILIES
-from pyro_vae.models.missing import SkipMissing
-from pyro_vae.models.networks import MLP
-from pyro_vae.models.standardize import Units, units_by_shape, wrap_roles
-from pyro_vae.models.vae import VAE
+from pyro_vae.models.standardize import Units, units_by_shape
 from pyro_vae.posteriors.registry import POSTERIORS
 from pyro_vae.priors.registry import PRIORS
 
-from .build_networks import decoder_of, encoder_of, init_dense
 from .config import Config
 from .custom_components import NOTHING, Components, adopt, read_options
-from .marginal_baseline import marginal_features
+from .kinds.kind import ModelKind
+from .kinds.parts import ModelParts
+from .kinds.table import ELSEWHERE, MODELS
 from .objective_registry import GRADIENTS, KLS, OBJECTIVES, SCORED, Objective, make_objective
 from .tabular_spec import COLUMNS
 
 LIKELIHOODS = FAMILIES | {"columns": COLUMNS}
 ROLES: dict[str, Mapping[str, Spec]] = {"prior": PRIORS, "likelihood": LIKELIHOODS, "posterior": POSTERIORS}
 CHOICES: dict[str, Mapping[str, Spec]] = {"objective": OBJECTIVES, "gradient": GRADIENTS, "kl": KLS}
-TABLES = ROLES | CHOICES
+TABLES: dict[str, Mapping[str, Spec]] = {"model": MODELS} | ROLES | CHOICES
 SUPPLIED = ("dim", "initial", "bounds")  # options that the data says, or that no word can
 DIGITS = {"binomial": {"total_count": 16}, "categorical": {"num_classes": 17}, "discretized_logistic": {"levels": 17}}
 DIGITS["discretized_logistic_mixture"] = DIGITS["discretized_logistic"]
@@ -42,6 +40,22 @@ DIGITS["discretized_logistic_mixture"] = DIGITS["discretized_logistic"]
 def names(role: str) -> list[str]:
     """List what a config may call a part of this role, or an objective, a gradient, a treatment of the KL."""
     return list(TABLES[role])
+
+
+def kind_of(config: Config) -> ModelKind:
+    """Find the kind of model that a config names.
+
+    Raises:
+        UsageError: an unknown name, with the nearest known ones.
+    """
+    if config.model in MODELS:
+        return MODELS[config.model]
+    if config.model in ELSEWHERE:
+        raise UsageError(f"model {config.model!r} is not had by a config: {ELSEWHERE[config.model]}")
+    raise UsageError(
+        f"no model {config.model!r}; {suggest(config.model, list(MODELS), 3)} (`pyro-vae parts` lists them; in Python, any "
+        "object with a model and a guide will do)"
+    )
 
 
 def spec_of(role: str, name: str, components: Components = NOTHING) -> Spec:
@@ -92,6 +106,7 @@ def resolved(config: Config, components: Components = NOTHING) -> Config:
     """Decide every "auto" of a config, check every name and read every option: what a run records."""
     check_names(components)
     config = config.resolved()
+    check_kind(config)
     likelihood: dict[str, Any] = dict(config.likelihood_options)
     if config.data == "digits" and config.binarization == "none":
         likelihood = DIGITS.get(config.likelihood, {}) | likelihood
@@ -99,6 +114,7 @@ def resolved(config: Config, components: Components = NOTHING) -> Config:
     check_objective(config, components)
     config = dataclasses.replace(
         config,
+        model_options=all_options("model", config.model, config.model_options),
         prior_options=options_of("prior", config.prior, config.prior_options, components),
         likelihood_options=options_of("likelihood", config.likelihood, likelihood, components),
         posterior_options=options_of("posterior", config.posterior, config.posterior_options, components),
@@ -141,7 +157,26 @@ def objective_of(config: Config, dataset_size: int) -> Objective:
         UsageError: an objective, a gradient and a treatment of the KL that do not go together.
     """
     kl, objective = (config.kl, config.kl_options), (config.objective, config.objective_options)
-    return make_objective(objective, config.gradient, kl, dataset_size)
+    return make_objective(objective, config.gradient, kl, dataset_size, kind_of(config).terms(config, dataset_size))
+
+
+def check_kind(config: Config) -> None:
+    """Refuse parts that a model of this kind has by itself, and objectives that it cannot be trained on."""
+    kind, default = kind_of(config), Config()
+    for role in ("prior", "posterior"):
+        if role in kind.takes:
+            continue
+        if getattr(config, role) != getattr(default, role) or getattr(config, f"{role}_options"):
+            fit = [name for name, other in MODELS.items() if role in other.takes]
+            raise UsageError(
+                f"--{role} {getattr(config, role)} is of model {' or '.join(map(repr, fit))}: model {config.model!r} has a "
+                f"{role} of its own, {kind.formula}. Leave it out."
+            )
+    if kind.objectives and config.objective not in kind.objectives:
+        raise UsageError(
+            f"objective {config.objective!r} is none that model {config.model!r} is trained on: take --objective "
+            f"{' or '.join(kind.objectives)}"
+        )
 
 
 def check_supports(prior: str, posterior: str, components: Components = NOTHING) -> None:
@@ -169,8 +204,8 @@ def likelihood_of(config: Config, elements: int, components: Components = NOTHIN
     return family, sum(family.features)
 
 
-def build(config: Config, shape: tuple[int, ...], x: Tensor | None = None, components: Components = NOTHING) -> VAE:
-    """Build the VAE of a resolved config, for data of that shape.
+def build(config: Config, shape: tuple[int, ...], x: Tensor | None = None, components: Components = NOTHING) -> Any:
+    """Build the model of a resolved config, for data of that shape.
 
     Args:
         config: as :func:`resolved` leaves it.
@@ -183,36 +218,22 @@ def build(config: Config, shape: tuple[int, ...], x: Tensor | None = None, compo
         UsageError: parts that do not go together, or a network that this shape has no use for.
     """
     check_supports(config.prior, config.posterior, components)
+    kind = kind_of(config)
+    rows = None if x is None else kind.observed(x, shape)
+    options: dict[str, Any] = dict(config.model_options)
+    return kind.make(parts_of(config, kind.emission(shape), rows, components), **options)
+
+
+def parts_of(config: Config, shape: tuple[int, ...], x: Tensor | None, components: Components) -> ModelParts:
+    """Gather what a model is made of, for an x of that shape."""
     elements = math.prod(shape)
     family, features = likelihood_of(config, elements, components)
     loc, scale = units_of(config, family, features, shape, x)
     x = x if x is None or not config.standardize else (x - loc) / scale
-    specs = {role: spec_of(role, getattr(config, role), components) for role in ("posterior", "prior")}
-    if "posterior" in specs["prior"].needs and "prior" in specs["posterior"].needs:
-        raise UsageError(
-            f"prior {config.prior!r} is made of its posterior, and posterior {config.posterior!r} of its prior: take another "
-            "of either."
-        )
     fill = None if not config.missing else torch.zeros(elements) if x is None else x.nanmean(0).nan_to_num()
-    decoder = Conditional(decoder_of(config, shape, features), family)
-    parts: dict[str, Any] = {"shape": elements, "encoders": [], "fill": fill, "units": input_units(config, shape, x)}
-    todo = ["posterior", "likelihood", "prior"]
-    while todo:  # the first whose needs are made
-        role = next(r for r in todo if r == "likelihood" or parts.keys() >= set(specs[r].needs))
-        todo.remove(role)
-        if role == "likelihood":
-            parts[role] = SkipMissing(decoder) if config.missing else decoder
-        else:
-            parts[role] = make(role, specs[role], config, shape, parts, x)
-    for network in (decoder.net, *parts["encoders"]):
-        init_dense(network)
-    if x is not None and isinstance(decoder.net, MLP):
-        bias = list(decoder.net.parameters())[-1]
-        bias.data.copy_(marginal_features(config.likelihood, family, features, x))
-    vae = VAE(parts["prior"], parts["likelihood"], parts["posterior"])
-    if config.standardize:
-        wrap_roles(vae, loc, scale)
-    return vae
+    specs = {role: spec_of(role, getattr(config, role), components) for role in ("posterior", "prior")}
+    units = input_units(config, shape, x)
+    return ModelParts(config, shape, family, features, loc, scale, x, fill, units, specs)
 
 
 def input_units(config: Config, shape: tuple[int, ...], x: Tensor | None) -> Units | None:
@@ -240,19 +261,3 @@ def units_of(
         name = config.likelihood
         raise UsageError(f"standardize: the likelihood {name!r} is no density of real numbers; leave it out")
     return (torch.zeros(elements), torch.ones(elements)) if x is None else units_by_shape(x, real, shape)
-
-
-def make(
-    role: str, spec: Spec, config: Config, shape: tuple[int, ...], parts: dict[str, Any], x: Tensor | None
-) -> nn.Module:
-    """Make the prior or the posterior, from the parts made before it."""
-    options: dict[str, Any] = dict(getattr(config, f"{role}_options"))
-    needs = {need: parts[need] for need in spec.needs}
-    if role == "posterior":
-        encoder = encoder_of(config, shape, parts["encoders"], parts["fill"], parts["units"])
-        return spec.make(encoder, config.latent_dim, **needs, **options)
-    if x is not None and "shape" in needs and {"initial", "components"} <= spec.options.keys():
-        count = options.get("components", spec.options["components"])
-        rows = x[torch.arange(count) * len(x) // count]
-        options["initial"] = rows if parts["fill"] is None else torch.where(rows.isnan(), parts["fill"], rows)
-    return spec.make(config.latent_dim, **needs, **options)

@@ -11,28 +11,31 @@ from torch import Tensor
 
 from pyro_vae.data import Data, Split
 from pyro_vae.errors import ProgramError, StorageError
-from pyro_vae.models.usage import encode, sample
-from pyro_vae.models.vae import VAE
 from pyro_vae.plots import figures, images, latents
 from pyro_vae.plots.khat import khat_histogram
 from pyro_vae.training.training_state import FitResult
 
+from .load import Run
 from .pictured import pictured_reconstructions, pictured_samples
 
 
-def draw_figures(
-    path: Path, vae: VAE, data: Data, run: FitResult, points: Sequence[dict[str, Any]], floor_px: float
-) -> None:
+def draw_figures(opened: Run, data: Data, run: FitResult, points: Sequence[dict[str, Any]], floor_px: float) -> None:
     """Draw every figure of a run into figures/."""
     pictures: dict[str, Callable[[], Any]] = {
         "training": lambda: figures.training_curve(run.history, floor_px),
         "evidence": lambda: figures.evidence_curve(points),
-        "samples": lambda: images.sample_grid(sample(vae, 48).cpu().numpy(), data.shape),
-        "sample_means": lambda: sample_means(vae, 48, data.shape),
-        "reconstructions": lambda: reconstructions(vae, data.test.x, data.shape),
-        "latent": lambda: latent(vae, data),
+        "samples": lambda: images.sample_grid(samples(opened, 48).cpu().numpy(), data.shape),
+        "sample_means": lambda: sample_means(opened, 48),
+        "reconstructions": lambda: reconstructions(opened, data.test),
+        "latent": lambda: latent(opened, data),
     }
-    draw_all(path / "figures", pictures)
+    draw_all(opened.path / "figures", pictures)
+
+
+def samples(run: Run, count: int, seed: int = 0, mean: bool = False) -> Tensor:
+    """x ~ p(x), ``(count, elements)``."""
+    drawn: Tensor = run.kind.ask("sample", run.config.model)(run.vae, run.shape, count, seed, mean)
+    return drawn
 
 
 def draw_khat(path: Path, evidence: Any, x: Tensor, shape: tuple[int, ...], name: str = "khat") -> None:
@@ -64,23 +67,31 @@ def draw_all(folder: Path, pictures: Mapping[str, Callable[[], Any]]) -> list[Pa
     return drawn
 
 
-def sample_means(vae: VAE, count: int, shape: tuple[int, ...], seed: int = 0) -> Any:
+def sample_means(run: Run, count: int, seed: int = 0) -> Any:
     """Plot the mean of p(x | z) at draws of z."""
-    x, word = pictured_samples(vae, count, seed)
-    return images.sample_grid(x.cpu().numpy(), shape, title=f"E[x | z], z ~ p(z){word}")
+    x, word = pictured_samples(run, count, seed)
+    return images.sample_grid(x.cpu().numpy(), run.shape, title=f"E[x | z], z ~ p(z){word}")
 
 
-def reconstructions(vae: VAE, x: Tensor, shape: tuple[int, ...], split: str = "test") -> Any:
+def reconstructions(run: Run, part: Split, split: str = "test") -> Any:
     """Plot the first rows beside their reconstructions."""
-    means, word = pictured_reconstructions(vae, x[:12])
+    first = part[:12]
+    means, word = pictured_reconstructions(run, first)
     title = f"{split} rows and their reconstructions{word}"
-    return images.image_grid([x[:12].cpu().numpy(), means.cpu().numpy()], ["x", "E[x | z]"], shape, title)
+    return images.image_grid([first.x.cpu().numpy(), means.cpu().numpy()], ["x", "E[x | z]"], run.shape, title)
 
 
-def latent(vae: VAE, data: Data) -> Any:
+def latent(run: Run, data: Data) -> Any:
     """Plot posterior means of 2,000 rows: of training rows, or of test rows where those are grey."""
     split = "train" if data.transform is None else "test"
     part: Split = getattr(data, split)
     labels = None if part.y is None else part.y.numpy()[:2000]
-    z = encode(vae, part.x[:2000]).cpu().numpy()
+    z = codes(run, part[:2000]).cpu().numpy()
     return latents.latent_map(z, labels, f"E[z | x] of {len(z)} {split} rows")
+
+
+def codes(run: Run, part: Split) -> Tensor:
+    """E[z | x] of rows."""
+    device = next(run.vae.parameters()).device
+    z: Tensor = run.kind.ask("encode", run.config.model)(run.vae, *(a.to(device) for a in run.rows(part)))
+    return z

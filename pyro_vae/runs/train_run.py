@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pyro_vae.common.device import resolve_device
 from pyro_vae.common.digests import digest_of
 from pyro_vae.common.environment import versions
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.random import seeded
-from pyro_vae.data import Data, binarize
+from pyro_vae.data import Data, Split, binarize
 from pyro_vae.errors import DivergedError, Interrupted, SupportError
 from pyro_vae.evidence.log_likelihood import log_likelihood
 from pyro_vae.likelihoods.registry import fitting
-from pyro_vae.models.vae import VAE
+from pyro_vae.models.classes import MISSING
+from pyro_vae.objectives.bound_objective import Bound
 from pyro_vae.plots import figures
+from pyro_vae.programs.summed_out import as_enumerated
 from pyro_vae.programs.support import FITTING, check_support
 from pyro_vae.training.engines.choose import resolve
 from pyro_vae.training.fit import fit
@@ -36,15 +37,17 @@ from .config import Config
 from .custom_components import NOTHING, Components
 from .data_choices import choices_told, decided
 from .evaluate_run import SPLITS, EvaluationOptions, evaluate_opened
+from .kinds.kind import Batch, ModelKind
 from .load import Run, load_data
 from .lock import locked
-from .registry import build, objective_of, resolved
+from .registry import build, kind_of, objective_of, resolved
 from .run_figures import draw_figures
 from .weights import save_model
 
 CURVE_ROWS, CURVE_SAMPLES = 400, 500  # of the log p(x) that is followed during training
 MINUTES = 5.0  # between checkpoints
 BAD_STEPS = 5  # in a row, before training stops
+FEW = 8  # rows, on which it is seen what is marked
 
 
 @suggest_keywords
@@ -92,8 +95,18 @@ class TrainingJob:
     path: Path
     components: Components
     data: Data
-    vae: VAE
+    vae: Any
     place: torch.device
+
+    @property
+    def kind(self) -> ModelKind:
+        """Of the model."""
+        return kind_of(self.config)
+
+    @property
+    def validation(self) -> Batch:
+        """Rows to choose by."""
+        return self.kind.rows(self.data.validation, self.data.shape)
 
     def checkpointer(self, minutes: float, spent: float = 0.0, **more: Any) -> Checkpointer:
         """Of its state, in its folder."""
@@ -123,7 +136,7 @@ def prepare(
         print(f"note: {note}", file=sys.stderr)
     with seeded(config.seed):
         vae = build(config, data.shape, data.train.x, components).to(target)
-        check_splits(vae, data, target)
+        check_splits(config, vae, data, target)
         check_first(config, vae, data, target)
     return TrainingJob(config, path, components, data, vae, target)
 
@@ -133,7 +146,7 @@ def carry_out(
 ) -> dict[str, Any]:
     """Train, or go on; then score and draw. For whoever holds the folder's lock."""
     path, vae = job.path, job.vae
-    curve = Curve(vae, job.data.validation.x, job.config.epochs, path)
+    curve = Curve(vae, job.validation, job.config.epochs, path)
     try:
         with checkpointer.listening():
             run = train(job, curve, checkpointer, resume, fork)
@@ -143,43 +156,60 @@ def carry_out(
     seconds = checkpointer.seconds
     save_model(path, vae)
     points = [{"epoch": r["epoch"], **r["evidence"]} for r in run.history if "evidence" in r]
-    opened = Run(path, job.config, {}, vae.eval(), job.components)
+    opened = Run(path, job.config, {"data": {"shape": list(job.data.shape)}}, vae.eval(), job.components)
     about: dict[str, Any] = {"best_epoch": run.best_epoch, "epochs": len(run.history), "stopped": run.stopped}
     about |= {"seconds": round(seconds, 1), "engine": run.engine.splitlines()}
     if resumed := checkpointer.checkpoints.about.get("resumed"):
         about["resumed"] = resumed | {"exact": resumed["exact"] and run.exact}
     options = EvaluationOptions(num_samples=num_samples, resume=resume is not None)
     evidence = evaluate_opened(opened, job.data, options, training=about, wait=True)
-    draw_figures(path, vae, job.data, run, points, evidence["floor"]["log_px"])
+    draw_figures(opened, job.data, run, points, evidence["floor"]["log_px"])
     return evidence
 
 
-def check_splits(vae: VAE, data: Data, device: torch.device) -> None:
+def check_splits(config: Config, vae: Any, data: Data, device: torch.device) -> None:
     """Check that every row is inside the likelihood's support; rows are numbered as in the file that they come from."""
     for name in SPLITS[::-1]:
-        x, numbers = drawn(data, name).to(device), getattr(data, name).numbers.tolist()
+        part = drawn(data, name)
+        args = tuple(a.to(device) for a in training_rows(config, part, data.shape))
+        pair = as_trained(config, (vae.model, vae.guide), args)
         try:
-            check_support(vae.model, vae.guide, x, numbers=numbers)
+            check_support(*pair, *args, numbers=part.numbers.tolist())
         except SupportError as error:
-            fit = ", ".join(fitting(torch.cat([drawn(data, name) for name in SPLITS]))) or "none"
+            fit = ", ".join(fitting(torch.cat([drawn(data, name).x for name in SPLITS]))) or "none"
             raise SupportError(
                 f"{data.name}, {name} rows: {str(error).removesuffix(FITTING)} Families that fit this data: {fit}."
             ) from None
 
 
-def drawn(data: Data, name: str, rows: int | None = None) -> Tensor:
-    """Return the (first) rows of a split, binarized once where training binarizes them."""
-    x: Tensor = getattr(data, name).x[:rows]
+def drawn(data: Data, name: str) -> Split:
+    """Return the rows of a split, binarized once where training binarizes them."""
+    part: Split = getattr(data, name)
     grey = name == "train" and data.transform is not None
-    return binarize(x, torch.Generator().manual_seed(0)) if grey else x
+    return replace(part, x=binarize(part.x, torch.Generator().manual_seed(0))) if grey else part
 
 
-def check_first(config: Config, vae: VAE, data: Data, device: torch.device) -> None:
+def training_rows(config: Config, part: Split, shape: tuple[int, ...]) -> Batch:
+    """Arguments of the programs that they are trained on, of rows of the training split, or of others as if they were."""
+    return kind_of(config).train_rows(part, shape, config)
+
+
+def as_trained(config: Config, pair: tuple[Any, Any], args: Batch) -> tuple[Any, Any]:
+    """Return the pair as `fit` trains it: what it marks for enumeration is summed over, in a bound of log weights."""
+    if not isinstance(objective_of(config, 1).elbo, Bound):
+        return pair
+    return as_enumerated(*pair, tuple(a[:FEW] for a in args))
+
+
+def check_first(config: Config, vae: Any, data: Data, device: torch.device) -> None:
     """Check what `fit` will check, while no folder is touched yet."""
     size = min(config.batch_size, len(data.train))
     objective = objective_of(config, len(data.train))
     resolve(config.engine, 1, device)
-    check_training(*objective.pair(vae), objective.elbo, lambda n: (drawn(data, "train", n).to(device),), size)
+    rows = training_rows(config, drawn(data, "train"), data.shape)
+    first = tuple(a[:size].to(device) for a in rows)
+    pair = as_trained(config, objective.pair(vae), first)
+    check_training(*pair, objective.elbo, lambda n: tuple(a[:n] for a in first), size)
 
 
 def train(
@@ -193,8 +223,8 @@ def train(
     as_configured = {name: getattr(config, name) for name in names}
     return fit(
         objective.pair(job.vae),
-        data.train.x,
-        validation=data.validation.x,
+        *training_rows(config, data.train, data.shape),
+        validation=validation_of(job),
         objective=objective.elbo,
         optimizer=adam(config.learning_rate),
         batch_size=min(config.batch_size, len(data.train)),
@@ -211,18 +241,26 @@ def train(
     )
 
 
+def validation_of(job: TrainingJob) -> Any:
+    """Return what `fit` validates on: as many arguments as it trains on; the labels of a classifier count as missing."""
+    rows, trained = job.validation, training_rows(job.config, job.data.train, job.data.shape)
+    absent = tuple(torch.full((len(rows[0]),), MISSING) for _ in trained[len(rows) :])
+    together = (*rows, *absent)
+    return together if len(together) > 1 else together[0]
+
+
 class Curve:
     """Called after each epoch: writes its record, and at a few epochs estimates log p(x) on validation rows."""
 
-    def __init__(self, vae: VAE, x: Tensor, epochs: int, path: Path) -> None:
-        self.vae, self.x, self.path = vae, x[:CURVE_ROWS], path
+    def __init__(self, vae: Any, rows: Batch, epochs: int, path: Path) -> None:
+        self.vae, self.rows, self.path = vae, tuple(a[:CURVE_ROWS] for a in rows), path
         self.epochs = set(figures.thin(epochs))
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
         extra = {}
         if record["epoch"] in self.epochs:
             pair = self.vae.model, self.vae.guide
-            evidence = log_likelihood(*pair, self.x, num_samples=CURVE_SAMPLES, verbose=False)
+            evidence = log_likelihood(*pair, *self.rows, num_samples=CURVE_SAMPLES, verbose=False)
             extra = {"evidence": evidence.summary()}
         folder.append_line(self.path / "metrics.jsonl", record | extra)
         return extra

@@ -310,7 +310,7 @@ def test_a_level_without_a_mean_is_refused_by_site():
     vae = HierarchicalVAE(
         [StandardNormal(2)], Conditional(MLP(2, 6), bernoulli), BottomUp(lambda x: flow.expand((len(x),)))
     )
-    with pytest.raises(ProgramError, match=r"site 'z1' of the posterior is a TransformedDistribution"):
+    with pytest.raises(ProgramError, match=r"site 'z1' of the guide, q\(z \| x\) is a TransformedDistribution"):
         encode(vae, binary(3))
 
 

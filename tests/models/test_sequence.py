@@ -33,7 +33,7 @@ from pyro_vae import (
     simulate,
     simulation_based_calibration,
 )
-from pyro_vae.errors import DataError, ProgramError, ShapeError, UsageError
+from pyro_vae.errors import DataError, ShapeError, UsageError
 from tests.helpers.engines import weights
 from tests.helpers.state_space import LINE, PLANE, exact_rows, forward, hidden_markov, line, plane, ragged
 
@@ -313,12 +313,14 @@ def test_lengths_that_x_does_not_have_are_refused_by_row(use, wrong):
         use(deep(), x, lengths)
 
 
-@pytest.mark.parametrize(
-    "use", [encode, reconstruct, lambda m, x, n: sample(m, 3)], ids=["encode", "reconstruct", "sample"]
-)
-def test_what_a_vae_is_used_by_names_what_sequences_have(use):
-    with pytest.raises(ProgramError, match=r"a StateSpaceModel has no prior\(\.\.\.\).*smooth\(\.\.\.\)"):
-        use(deep(), *deep_rows())
+def test_sequences_are_encoded_step_by_step_and_drawn_like_others():
+    model, (x, lengths) = deep(), deep_rows()
+    steps = x.shape[1]
+    assert list(encode(model, x, lengths)) == [f"z_{t + 1}" for t in range(steps)]
+    assert reconstruct(model, x, lengths, site="x_1").shape == x[:, 0].shape
+    assert set(sample(model, 3, like=x)) == {f"{s}_{t + 1}" for t in range(steps) for s in "zx"}
+    with pytest.raises(UsageError, match="like=x"):
+        sample(model, 3)
 
 
 def test_as_many_lengths_as_rows():

@@ -175,7 +175,7 @@ def test_interpolation_ends_at_the_reconstructions():
 def test_a_posterior_without_a_mean_is_refused_by_its_role():
     flow = dist.TransformedDistribution(dist.Normal(torch.zeros(2), 1.0).to_event(1), [dist.transforms.Planar(2)])
     vae = VAE(StandardNormal(2), Conditional(MLP(2, 6), bernoulli), lambda x: flow.expand((len(x),)))
-    with pytest.raises(ProgramError, match=r"the posterior q\(z \| x\) is a TransformedDistribution"):
+    with pytest.raises(ProgramError, match=r"site 'z' of the guide, q\(z \| x\) is a TransformedDistribution"):
         encode(vae, binary(3))
 
 

@@ -7,10 +7,14 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 
 import pyro_vae
-from pyro_vae.errors import ProgramError
+from pyro_vae.common.random import seeded
+from pyro_vae.errors import ProgramError, PyroVAEError
 from pyro_vae.programs import score_sites
+from pyro_vae.programs.sites import observed_sites, sample_sites
+from tests.helpers.environment import HEAVY
 
 from . import cells, oracle
 from .cells import FUNCTIONS, run_cell, run_once
@@ -39,13 +43,9 @@ def test_every_function_of_programs_is_in_the_table():
         "posterior_predictive_check",
         "prior_predictive_check",
     }
-    parts = {
-        "encode",
-        "reconstruct",
-        "sample",
-        "interpolate",
-    }  # of a VAE with prior, likelihood and posterior, not of programs
-    parts |= {"particle_filter", "smooth", "forecast"}  # of a StateSpaceModel
+    used = {"encode", "reconstruct", "sample"}  # by site: below
+    used |= {"interpolate"}  # means between two codes: tests/models/test_usage.py
+    parts = {"particle_filter", "smooth", "forecast"}  # of a StateSpaceModel
     globals_ = {
         "predictive_density",
         "data_set_calibration",
@@ -54,7 +54,7 @@ def test_every_function_of_programs_is_in_the_table():
     of_sites = {
         "conditional_log_likelihood"
     }  # of programs with several observed sites: tests/evidence/test_conditional.py
-    assert takes - covered - parts - classes - globals_ - of_sites == set()
+    assert takes - covered - used - parts - classes - globals_ - of_sites == set()
     assert len(RECIPES) >= 30
 
 
@@ -66,6 +66,50 @@ def test_the_printed_table_is_of_these_programs_and_functions():
     assert [cell.strip().replace(" ", "_") for cell in head[1:]] == list(FUNCTIONS)
     assert programs == list(RECIPES)
     assert not {"✗", "!", "?", "o"} & {cell.strip() for row in rows if len(row) == len(head) for cell in row}
+
+
+def plainly(pair, use, found):
+    """What a plain trace has at the sites of the guide, of the model with nothing observed, or of it at draws of the guide."""
+    model, guide = poutine.uncondition(pair.model), pair.guide
+    with oracle.evaluating(pair), pyro.get_param_store().scope(), seeded(3):
+        if use == "sample":
+            return poutine.trace(model).get_trace(*pair.args)
+        drawn = poutine.trace(guide).get_trace(*pair.args)
+        if use == "encode":
+            return drawn
+        with seeded(0):  # labels beside x stay
+            seen = observed_sites(sample_sites(poutine.trace(poutine.replay(pair.model, drawn)).get_trace(*pair.args)))
+        labels = {name: site["value"] for name, site in seen.items() if name not in found}
+        return poutine.trace(poutine.replay(poutine.condition(model, labels), drawn)).get_trace(*pair.args)
+
+
+USES = {
+    "encode": lambda pair: pyro_vae.encode((pair.model, pair.guide), *pair.args, num_samples=1, seed=3),
+    "sample": lambda pair: pyro_vae.sample(pair.model, len(pair.x), *pair.context, like=pair.x, seed=3),
+    "reconstruct": lambda pair: pyro_vae.reconstruct((pair.model, pair.guide), *pair.args, num_samples=1, seed=3),
+}
+
+
+@pytest.mark.filterwarnings("ignore::pyro_vae.errors.DataConversionWarning")
+@pytest.mark.parametrize("use", USES if HEAVY else ("encode", "sample"))
+@pytest.mark.parametrize("program", RECIPES)
+def test_draws_by_site_are_those_of_a_plain_trace_or_refused_by_name(program, use):
+    pair = RECIPES[program].make()
+    with pyro.get_param_store().scope():
+        try:
+            found = USES[use](pair)
+        except PyroVAEError as error:
+            assert cells.named(error), error
+            return
+        assert not (pair.reads_x and use != "encode")
+        again = USES[use](pair)
+    plain = plainly(RECIPES[program].make(), use, found)
+    assert found and all(torch.equal(found[name].nan_to_num(), again[name].nan_to_num()) for name in found)
+    for name, values in found.items():
+        value = plain.nodes[name]["value"]
+        values = values if use == "sample" else values[0]
+        there = ~values.isnan() if values.is_floating_point() else torch.ones_like(values, dtype=torch.bool)
+        torch.testing.assert_close(values[there].double(), value[there].double(), msg=f"{name}: {values} {value}")
 
 
 def takes_programs(function):

@@ -78,6 +78,6 @@ def test_pictured_samples_are_at_the_z_of_sample(tmp_path):
     np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32))
     options = ["--hidden", "4", "--latent-dim", "2", "--epochs", "1", "--num-samples", "5", "--device", "cpu"]
     assert main(["train", "--run", str(tmp_path / "r"), "--data", str(tmp_path / "x.npy"), *options]) == 0
-    vae = load_run(tmp_path / "r").vae
-    shown, word = pictured_samples(vae, 7, seed=3)
-    assert torch.equal(shown, sample(vae, 7, seed=3, mean=True)) and not word
+    run = load_run(tmp_path / "r")
+    shown, word = pictured_samples(run, 7, seed=3)
+    assert torch.equal(shown, sample(run.vae, 7, seed=3, mean=True)) and not word

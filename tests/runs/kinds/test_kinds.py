@@ -1,0 +1,352 @@
+"""Kinds of models by name: built, trained, scored and asked as a VAE is; what is not had is refused by name."""
+
+import ast
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyro.distributions as dist
+import pytest
+import torch
+
+from pyro_vae import Config, compare_runs, evaluate_run, load_run, log_likelihood, resume_run, train_run
+from pyro_vae.cli.main import main
+from pyro_vae.data import Split, load
+from pyro_vae.errors import DataError, UsageError
+from pyro_vae.runs import train_run as train_run_module
+from pyro_vae.runs.data_choices import decided
+from pyro_vae.runs.ensemble_run import load_ensemble, train_ensemble
+from pyro_vae.runs.kinds.hierarchical import GUIDES, widths_of
+from pyro_vae.runs.kinds.semi_supervised import decide, keep_labels, train_rows
+from pyro_vae.runs.kinds.sequence import count_observed, sequences, steps_of
+from pyro_vae.runs.kinds.sequence import train_rows as sequences_to_train_on
+from pyro_vae.runs.kinds.table import MODELS
+from pyro_vae.runs.load import open_data
+from pyro_vae.runs.registry import build, kind_of, objective_of, resolved
+from tests.helpers.environment import HEAVY
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+NAN = float("nan")
+
+
+def heavy(*names):
+    """These too, where there is time."""
+    return names if HEAVY else ()
+
+
+SMALL = {"hidden": (4,), "latent_dim": 2, "epochs": 1, "batch_size": 20}
+OPTIONS = {"sequence": {"recurrent": "4"}, "gmvae": {"classes": "3"}, "semi_supervised": {"labelled": "20"}}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A table with labels, and ragged sequences of as many rows: with NaN after their ends, and with lengths beside them."""
+    path, g = tmp_path_factory.mktemp("kinds"), np.random.default_rng(0)
+    y = g.integers(0, 3, 60)
+    np.savez(path / "table.npz", x=(g.normal(size=(60, 4)) + y[:, None]).astype("float32"), y=y)
+    x, lengths = g.normal(size=(60, 4, 2)).cumsum(1).astype("float32"), g.integers(1, 5, 60)
+    np.savez(path / "lengths.npz", x=x, lengths=lengths)
+    np.savez(path / "ends.npz", x=np.where((np.arange(4) >= lengths[:, None])[..., None], np.nan, x).astype("float32"))
+    return path
+
+
+def config(files, model, **more):
+    data = str(files / ("ends.npz" if model == "sequence" else "table.npz"))
+    return Config(data=data, model=model, model_options=OPTIONS.get(model, {}), **{**SMALL, **more})
+
+
+@pytest.fixture(scope="module")
+def runs(files, tmp_path_factory):
+    """A small run of each kind, without pictures."""
+    path = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_run_module, "draw_figures", lambda *_: None)
+        for model in MODELS:
+            train_run(config(files, model), path / model, device="cpu", num_samples=20)
+    return path
+
+
+# --- all alike ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_run_is_scored_as_its_programs_are(runs, model):
+    """The folder alone gives the model again; its evidence is that of the programs on the rows that its kind takes."""
+    run = load_run(runs / model)
+    rows = run.rows(open_data(run).test)
+    plain = log_likelihood(run.vae.model, run.vae.guide, *rows, num_samples=20, verbose=False)
+    assert run.evidence["log_px"] == pytest.approx(plain.log_px.mean().item(), abs=1e-6)
+    again = evaluate_run(runs / model, rows=3, num_samples=20, device="cpu")
+    assert again["rows"] == 3 and np.isfinite(again["log_px"]) and np.isfinite(again["floor"]["log_px"])
+    assert (
+        run.config.model == model and json.loads((runs / model / "config.json").read_text())["config"]["model"] == model
+    )
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_run_is_asked_by_the_command_line(runs, model, capsys):
+    """Arrays of whole rows; what is not of a model is refused with a word, and writes nothing."""
+    run = load_run(runs / model)
+    for command, out in (("sample", "samples"), ("encode", "encoded"), ("reconstruct", "reconstructed")):
+        assert main([command, str(runs / model), "--out", str(runs / model / f"{out}.npy")]) == 0
+        array = np.load(runs / model / f"{out}.npy")
+        assert out == "encoded" or array.shape[1] == np.prod(run.shape)
+    refused = isinstance(run.kind.interpolate, str)
+    capsys.readouterr()
+    assert main(["interpolate", str(runs / model)]) == (2 if refused else 0)
+    said = capsys.readouterr().err
+    assert not refused or f"interpolate is not of model {model!r}" in said
+    assert (runs / model / "interpolated.npy").exists() != refused
+
+
+def test_runs_of_two_kinds_are_compared_and_another_kind_of_data_is_not(runs):
+    comparison = compare_runs([runs / m for m in ("vae", "hierarchical", "gmvae", "semi_supervised")])
+    assert {m.name for m in comparison.models} == {"vae", "hierarchical", "gmvae", "semi_supervised"}
+    with pytest.raises(DataError, match="their data differ"):
+        compare_runs([runs / "vae", runs / "sequence"])
+
+
+@pytest.mark.parametrize("model", ["semi_supervised", *heavy("hierarchical", "sequence")])
+def test_a_run_goes_on(runs, files, model, tmp_path, monkeypatch):
+    """Two epochs in one go, and one after the other, come to the same weights."""
+    monkeypatch.setattr(train_run_module, "draw_figures", lambda *_: None)
+    monkeypatch.setattr(train_run_module, "evaluate_opened", lambda *_, **__: {"floor": {"log_px": 0.0}})
+    one = config(files, model, schedule="constant", warmup=0.0)
+    train_run(one, tmp_path / "one", device="cpu")
+    resume_run(tmp_path / "one", replace(one, epochs=2), fork=tmp_path / "two", device="cpu")
+    train_run(replace(one, epochs=2), tmp_path / "whole", device="cpu")
+    two, whole = (load_run(tmp_path / name).vae.state_dict() for name in ("two", "whole"))
+    assert all(torch.equal(two[name], whole[name]) for name in whole)
+
+
+@pytest.mark.parametrize("model", ["hierarchical", *heavy("gmvae", "semi_supervised", "sequence")])
+def test_several_seeds_are_trained_and_loaded(files, model, tmp_path):
+    made = train_ensemble(config(files, model), [0, 1], tmp_path / "e", device="cpu", num_samples=10)
+    ensemble = load_ensemble(tmp_path / "e")
+    assert len(ensemble) == 2 and np.isfinite(made["log_px"]) and type(ensemble[0]).__name__ != "VAE"
+
+
+def test_no_name_of_a_model_is_asked_for_outside_its_table():
+    """No string that names a kind but "vae", the default, stands in the code of runs and command line."""
+    package, names = Path(train_run_module.__file__).parents[1], set(MODELS) - {"vae"}
+    for path in [*(package / "runs").rglob("*.py"), *(package / "cli").rglob("*.py")]:
+        if path.name in ("table.py",):
+            continue
+        strings = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
+        assert not names & strings, path
+
+
+def test_configs_from_before_are_of_a_vae():
+    old = {k: v for k, v in Config().to_dict().items() if not k.startswith("model")}
+    assert Config.of_run(old) == replace(Config(), standardize=None, normalize=None)
+    assert Config.of_run(old).model == "vae"
+
+
+# --- hierarchies ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+@pytest.mark.parametrize("network", ["mlp", "conv"])
+def test_hierarchies_are_built_and_score(guide, network):
+    options = {"levels": "3", "guide": guide}
+    c = resolved(Config(model="hierarchical", model_options=options, latent_dim=4, hidden=(5,), network=network))
+    vae = build(c, (1, 8, 8))
+    x = vae.likelihood(torch.zeros(3, 4)).sample()
+    assert log_likelihood(vae.model, vae.guide, x, num_samples=5, verbose=False).log_px.isfinite().all()
+    assert [p.event_shape[0] for p in (vae.priors.z3(),)] == [1] and widths_of(4, 3, ()) == (4, 2, 1)
+
+
+@pytest.mark.parametrize("model", ["hierarchical", "gmvae", "semi_supervised"])
+def test_units_move_no_density(model):
+    """A model in standard units of x, its output bias at their marginal, is as good at 100 + 10 x as at x, less log 10."""
+    x = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
+    more = {"model_options": {"classes": 3} if model != "hierarchical" else {}, "standardize": True, "data": "x.csv"}
+    c, found = resolved(Config(model=model, hidden=(4,), latent_dim=2, **more)), []
+    for rows in (x, 100 + 10 * x):
+        torch.manual_seed(0)
+        vae = build(c, (3,), rows)
+        found.append(log_likelihood(vae.model, vae.guide, rows[:20], num_samples=50, verbose=False).log_px)
+    torch.testing.assert_close(found[0] - 3 * torch.tensor(10.0).log().double(), found[1], rtol=0, atol=2e-3)
+
+
+# --- labels ---------------------------------------------------------------------------------------------------------------
+
+
+def labels(y, n=None):
+    y = torch.as_tensor(y)
+    return Split(torch.zeros(len(y), 2), y)
+
+
+class Labels:
+    """Data of these training labels."""
+
+    def __init__(self, y, other=(0, 1)):
+        self.train, self.validation, self.test = labels(y), labels(other), labels(other)
+
+
+def test_labels_are_kept_class_by_class():
+    y = torch.tensor([0] * 50 + [1] * 30 + [2] * 4 + [-1] * 10)
+    kept = keep_labels(y, 15, seed=1)
+    assert torch.equal((kept[:, None] == torch.arange(3)).sum(0).sort().values, torch.tensor([4, 5, 6]))
+    assert ((kept == y) | (kept == -1)).all() and torch.equal(kept, keep_labels(y, 15, seed=1))
+    assert not torch.equal(kept, keep_labels(y, 15, seed=2)) and torch.equal(keep_labels(y, 84, seed=1), y)
+
+
+def test_what_labels_leave_open_is_said_by_them_and_the_term_counts_them(files):
+    """α = 0.1 N / (number of labels); rows that it is trained with have as many labels as asked for."""
+    data = load(files / "table.npz", verbose=False)
+    c = decided(config(files, "semi_supervised"), data)
+    assert c.model_options == {"classes": 3, "labelled": 20, "weight": 0.1}
+    (term,) = objective_of(c, len(data.train)).elbo.terms
+    assert term.weight == pytest.approx(0.1 * 48 / 20)
+    x, y = train_rows(data.train, data.shape, c)
+    assert x is data.train.x and int((y >= 0).sum()) == 20
+    assert kind_of(c).rows(data.test, data.shape) == (data.test.x,)  # log p(x), whatever the labels
+
+
+def test_accuracy_stands_beside_the_evidence(runs):
+    run = load_run(runs / "semi_supervised")
+    told, test = run.evidence["classification"], open_data(run).test
+    right = (run.vae.classify(test.x).argmax(-1) == test.y).double()
+    assert told["accuracy"] == pytest.approx(right.mean().item()) and told["rows"] == len(test)
+
+
+DEFAULTS = {"classes": 0, "labelled": 0, "weight": 0.1}
+UNFIT = {
+    "none": (Labels([0, 1]), {}, DataError, "has none: name their column"),
+    "fractions": (Labels([0.5, 1.0]), {}, DataError, "train labels are no classes"),
+    "negative": (Labels([0, -2]), {}, DataError, "train labels are no classes.*from -2 to 0"),
+    "other-split": (Labels([0, 1], [1.5, 2.0]), {}, DataError, "validation labels are no classes"),
+    "all-missing": (Labels([-1, -1]), {}, DataError, "all labels of the training rows are missing"),
+    "too-few-classes": (Labels([0, 3]), {"classes": 2}, UsageError, "--model.classes 2, but the labels go up to 3"),
+    "too-many": (Labels([0, 1, -1]), {"labelled": 3}, UsageError, "--model.labelled 3: 2 of 3 training rows"),
+}
+UNFIT["none"][0].train.__dict__["y"] = None
+
+
+@pytest.mark.parametrize(("data", "options", "error", "words"), UNFIT.values(), ids=UNFIT)
+def test_labels_that_are_none_are_refused(data, options, error, words):
+    with pytest.raises(error, match=words):
+        decide(DEFAULTS | options, data)
+
+
+# --- sequences ------------------------------------------------------------------------------------------------------------
+
+
+def test_ends_by_nan_and_by_lengths_are_the_same_rows(files):
+    one, other = (load(files / name, sequences=True, verbose=False) for name in ("ends.npz", "lengths.npz"))
+    assert torch.equal(one.test.x.nan_to_num(9.0), other.test.x.nan_to_num(9.0)) and one.digest == other.digest
+    x, lengths = sequences(one.test, one.shape)
+    assert x.shape[1:] == (4, 2) and x.isfinite().all()
+    assert torch.equal(lengths, (~one.test.x.isnan()).sum(1) // 2)
+    assert count_observed(one.test.x) == pytest.approx(2 * lengths.double().mean().item())
+
+
+def test_lengths_are_read_for_sequences_alone(files):
+    data = load(files / "lengths.npz", verbose=False)
+    assert not data.train.x.isnan().any() and any("not read: lengths" in note for note in data.notes)
+    with pytest.raises(DataError, match="x has NaN"):
+        load(files / "ends.npz", verbose=False)
+
+
+@pytest.mark.parametrize("missing", [False, True], ids=["refused", "allowed"])
+def test_a_gap_within_a_sequence_is_missing_or_refused_by_row(missing):
+    x = torch.tensor([[1.0, NAN, 2.0, NAN], [1.0, 2.0, NAN, NAN]])
+    c = resolved(Config(data="x.csv", model="sequence", missing=missing))
+    if not missing:
+        with pytest.raises(DataError, match=r"NaN before the end of a sequence in 1 of 2 rows: 0 .*--missing"):
+            sequences_to_train_on(Split(x), (4,), c)
+        return
+    rows, lengths = sequences_to_train_on(Split(x), (4,), c)
+    assert lengths.tolist() == [3, 2] and rows[0, 1].isnan().all() and rows[1].isfinite().all()
+
+
+def test_a_row_without_a_step_is_refused():
+    with pytest.raises(DataError, match=r"no step at all \(only NaN\) in 1 of 2 rows: 1"):
+        sequences(Split(torch.tensor([[1.0, 2.0], [NAN, NAN]])), (2,))
+
+
+def test_lengths_that_x_has_not_are_refused(tmp_path):
+    np.savez(tmp_path / "bad.npz", x=np.zeros((5, 3)), lengths=np.array([1, 2, 3, 4, 0]))
+    with pytest.raises(DataError, match=r"lengths are outside 1..3 in 2 of 5 rows: \[3, 4\]"):
+        load(tmp_path / "bad.npz", sequences=True)
+
+
+def test_the_floor_of_sequences_is_of_independent_steps(runs):
+    """One normal for every step, fitted to all steps of the training rows; what is beyond an end counts for nothing."""
+    run = load_run(runs / "sequence")
+    data = open_data(run)
+    steps = data.train.x.reshape(-1, 2).double()
+    steps = steps[~steps.isnan().any(1)]
+    fitted = dist.Normal(steps.mean(0), steps.std(0, correction=0), validate_args=False)
+    at = fitted.log_prob(data.test.x.reshape(-1, 4, 2).double())
+    exact = at.nan_to_num(0.0).sum((1, 2)).mean().item()
+    assert run.evidence["floor"]["log_px"] == pytest.approx(exact, abs=0.05)
+    assert run.evidence["elements"] == pytest.approx(count_observed(data.test.x))
+    nats = run.evidence["bits_per_dim"] * run.evidence["elements"] * np.log(2)
+    assert nats == pytest.approx(-run.evidence["log_px"])
+
+
+def test_rows_are_steps_in_any_layout():
+    assert steps_of((5,)) == (5, 1) and steps_of((1, 5, 2)) == (5, 2) and steps_of((5, 2)) == (5, 2)
+
+
+# --- refused by name ------------------------------------------------------------------------------------------------------
+
+WRONG = {
+    "typo": ({"model": "hierarchial"}, "no model 'hierarchial'; did you mean 'hierarchical'"),
+    "elsewhere": ({"model": "bayesian"}, "model 'bayesian' is not had by a config.*Bayesian"),
+    "prior": (
+        {"model": "hierarchical", "prior": "vamp"},
+        "--prior vamp is of model 'vae': model 'hierarchical' has a prior",
+    ),
+    "prior-option": ({"model": "gmvae", "prior_options": {"df": 3}}, "--prior standard_normal is of model 'vae'"),
+    "posterior": ({"model": "sequence", "posterior": "flow"}, "--posterior flow is of model 'vae'"),
+    "objective": (
+        {"model": "semi_supervised", "objective": "iwae"},
+        "objective 'iwae' is none that model 'semi_supervised'",
+    ),
+    "enumerated": ({"model": "gmvae", "objective": "trace_enum"}, "objective 'trace_enum' is none that model 'gmvae'"),
+    "option": ({"model": "gmvae", "model_options": {"levels": "2"}}, "model 'gmvae' has no option 'levels'"),
+    "option-of-vae": ({"model_options": {"levels": "2"}}, "model 'vae' has no option 'levels'"),
+    "no-number": (
+        {"model": "hierarchical", "model_options": {"levels": "two"}},
+        "model 'hierarchical': option 'levels'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("given", "words"), WRONG.values(), ids=WRONG)
+def test_configs_that_are_of_no_model_are_refused(given, words):
+    with pytest.raises(UsageError, match=words):
+        resolved(Config(data="x.csv", **given))
+
+
+BUILT = {
+    "no-levels": ("hierarchical", {"levels": "0"}, {}, r"--model.levels 0"),
+    "too-many-levels": ("hierarchical", {"levels": "1000000000000"}, {}, "wanted 1 to 32 levels"),
+    "other-dims": ("hierarchical", {"levels": "2", "dims": "3"}, {}, r"--model.levels 2 with --model.dims 3"),
+    "guide": ("hierarchical", {"guide": "ladder"}, {}, "--model.guide is one of top_down"),
+    "one-class": ("semi_supervised", {"classes": "1"}, {}, "--model.classes: wanted 2 or more"),
+    "no-classes": ("gmvae", {"classes": "0"}, {}, "num_classes must be 1 or more"),
+    "conv": ("sequence", {}, {"network": "conv"}, "--network conv is of images"),
+}
+
+
+@pytest.mark.parametrize(("model", "options", "more", "words"), BUILT.values(), ids=BUILT)
+def test_options_that_make_no_model_are_refused(model, options, more, words):
+    with pytest.raises(UsageError, match=words):
+        build(resolved(Config(data="x.csv", model=model, model_options=options, **more)), (4,))
+
+
+def test_the_command_line_takes_options_of_a_model(tmp_path, files, capsys):
+    words = ["--model", "hierarchical", "--model.levels", "2", "--model.dims", "3,2", "--hidden", "4", "--epochs", "1"]
+    data = ["--data", str(files / "table.npz"), "--num-samples", "10", "--device", "cpu"]
+    assert main(["train", "--run", str(tmp_path / "r"), *words, *data]) == 0
+    assert "no picture" not in capsys.readouterr().err
+    run = load_run(tmp_path / "r")
+    assert run.config.model_options == {"levels": 2, "guide": "top_down", "dims": (3, 2)}
+    again = ["--config", str(tmp_path / "r" / "config.json"), "--data", str(files / "table.npz"), "--epochs", "0"]
+    assert main(["train", "--run", str(tmp_path / "again"), *again]) == 2  # its options were read, and then the epochs
+    assert "epochs must be" in capsys.readouterr().err
