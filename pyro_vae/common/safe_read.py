@@ -29,6 +29,7 @@ JSON_BYTES, HEADER_BYTES, HOLLOW = 64 * MIB, 2 * MIB, 256 * MIB
 LIMIT = 64 * 1024 * MIB  # of any file
 DEPTH, NAME, TENSORS = 64, 512, 20_000
 SEAL = "sha256"
+ABOUT = "about"  # the plain values in a header
 DTYPES = {
     **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "BOOL": torch.bool},
     **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8},
@@ -153,14 +154,30 @@ def is_seal(name: str, record: Mapping[str, Any]) -> bool:
     )
 
 
-def dump(tensors: Mapping[str, Tensor]) -> bytes:
-    """Format tensors as safetensors, sealed; cloned, as those that share memory are refused (a VampPrior's posterior)."""
+def dump(tensors: Mapping[str, Tensor], about: Mapping[str, Any] | None = None) -> bytes:
+    """Format tensors as safetensors, sealed; cloned, as those that share memory are refused (a VampPrior's posterior).
+
+    Plain values `about` them go into the header, under a seal of their own.
+    """
     separate = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
-    return dump_tensors(separate, {SEAL: tensor_digest(separate)})
+    metadata = {SEAL: tensor_digest(separate)}
+    if not about:
+        return dump_tensors(separate, metadata)
+    return with_metadata(dump_tensors(separate), {ABOUT: json.dumps(seal(about)), **metadata})
 
 
-def parse_header(start: bytes, size: int, path: Path) -> tuple[Layout, str | None]:
-    """Read the layout of a safetensors file of `size` bytes, and its seal, from its first bytes."""
+def with_metadata(content: bytes, metadata: Mapping[str, str]) -> bytes:
+    """Put metadata into a safetensors file that has none, in this order: the library's is another in each process."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.dumps(
+        {"__metadata__": metadata, **json.loads(content[8 : 8 + length])}, separators=(",", ":")
+    ).encode()
+    header = header.ljust(-(-len(header) // 8) * 8)
+    return len(header).to_bytes(8, "little") + header + content[8 + length :]
+
+
+def parse_header(start: bytes, size: int, path: Path) -> tuple[Layout, dict[str, Any]]:
+    """Read the layout of a safetensors file of `size` bytes, and its metadata, from its first bytes."""
     length = int.from_bytes(start[:8], "little")
     if len(start) < 8 or not 2 <= length <= min(HEADER_BYTES, size - 8):
         raise damaged(path, "it does not start as a safetensors file does")
@@ -173,7 +190,7 @@ def parse_header(start: bytes, size: int, path: Path) -> tuple[Layout, str | Non
             raise ValueError(
                 f"its header tells of {len(layout):,} tensors of {total:,} bytes in all, not of what it holds"
             )
-        return layout, metadata.get(SEAL)
+        return layout, dict(metadata)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise damaged(path, error if isinstance(error, ValueError) else "its header is malformed") from error
 
@@ -187,8 +204,17 @@ def parse_entry(name: str, entry: dict[str, Any]) -> tuple[tuple[int, ...], torc
     return shape, DTYPES[entry["dtype"]]
 
 
-def read_layout(path: Path) -> Layout:
-    """Read names, shapes and dtypes of a safetensors file, and no more of it than the header.
+def about_of(metadata: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Read the plain values about the tensors of a file; none where it has none."""
+    about = parse_json(str(metadata.get(ABOUT, "{}")).encode(errors="replace"), path)
+    if not isinstance(about, dict):
+        raise damaged(path, "its header is malformed")
+    check_seal(about, path)
+    return about
+
+
+def read_header(path: Path) -> tuple[Layout, dict[str, Any]]:
+    """Read names, shapes and dtypes of a safetensors file, and its metadata: no more of it than the header.
 
     Raises:
         RunFolderError: damaged, or of another kind.
@@ -200,7 +226,12 @@ def read_layout(path: Path) -> Layout:
             start += file.read(min(int.from_bytes(start, "little"), HEADER_BYTES))
     except (OSError, ValueError) as error:
         raise damaged(path, error) from error
-    return parse_header(start, size, path)[0]
+    return parse_header(start, size, path)
+
+
+def read_layout(path: Path) -> Layout:
+    """Read names, shapes and dtypes alone, as :func:`read_header`."""
+    return read_header(path)[0]
 
 
 def parse(content: bytes, path: Path) -> dict[str, Tensor]:
@@ -209,7 +240,7 @@ def parse(content: bytes, path: Path) -> dict[str, Tensor]:
     Raises:
         RunFolderError: damaged, or of another kind.
     """
-    _, digest = parse_header(content, len(content), path)
+    digest = parse_header(content, len(content), path)[1].get(SEAL)
     try:
         tensors = parse_tensors(content)
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:

@@ -11,6 +11,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,12 @@ class Checkpoints:
                 f"no checkpoint of {self.path} can be trusted: {' '.join(wrong)} Train the run again."
             )
         return None
+
+    def manifest(self, number: int) -> dict[str, Any]:
+        """Read what one generation says of itself; nothing where that is damaged, or has just been deleted."""
+        with suppress(RunFolderError):
+            return read_manifest(self.folder / f"{number:06d}")
+        return {}
 
     def read(self, number: int, groups: tuple[str, ...], limit: int, notes: tuple[str, ...] = ()) -> Generation:
         """Read one generation, and check every byte that is read of it."""

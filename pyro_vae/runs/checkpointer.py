@@ -8,15 +8,17 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from pyro_vae.common.atomic_write import publish, storage
+from pyro_vae.common.digests import tensor_digest
 from pyro_vae.common.safe_read import LIMIT, dump, seal
 from pyro_vae.errors import StorageError
 from pyro_vae.training.checkpoint_state import capture
@@ -176,6 +178,7 @@ class Checkpointer(TrainingCallback):
         (head, groups), position = capture(trainer), trainer.state.position
         taken = position.batches_taken.get("order", 0)
         where: dict[str, Any] = {"seconds": self.seconds, "device": trainer.device.type, **marks}
+        where["weights"] = tensor_digest(saved_with(trainer.modules, groups["best"]))  # as of a model.safetensors
         self.checkpoints.save(head, groups, step=trainer.state.step, epoch=position.epoch, position=taken, **where)
         self.failures, self.saved_at = 0, time.monotonic()
 
@@ -190,6 +193,12 @@ class Checkpointer(TrainingCallback):
         if self.signal is not None and number != HANGUP:
             os._exit(128 + number)
         self.signal = number if self.signal is None else self.signal
+
+
+def saved_with(modules: Sequence[nn.Module], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return those of the tensors that the module's own state has: no buffers that are not saved, such as N(0, I)'s."""
+    names = {name for module in modules for name in module.state_dict()}
+    return {name: tensor for name, tensor in tensors.items() if name in names}
 
 
 @contextmanager

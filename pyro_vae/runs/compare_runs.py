@@ -26,6 +26,7 @@ from pyro_vae.programs.support import support_of_site
 from . import folder
 from .config import Config
 from .evaluations import AGAIN, Evaluation, evaluations, shared
+from .load import check_still
 from .progress import format_unfinished
 from .registry import likelihood_of
 
@@ -120,7 +121,9 @@ def scored(path: Path, wanted: Mapping[str, Any]) -> list[Evaluation]:
     """List a run's evaluations, of what is wanted."""
     folder.read_config(path)
     if not (found := evaluations(path)):
-        raise RunFolderError(f"{path} has no evidence.json: it was never scored. Make it: {AGAIN} {path}")
+        there = (path / "evidence.json").exists()
+        why = "is of weights that it has no longer" if there else "is missing: it was never scored"
+        raise RunFolderError(f"the evidence.json of {path} {why}. Make it: {AGAIN} {path}")
     for key, value in wanted.items():
         kept = [e for e in found if value in (None, e.summary["rows"] if key == "rows" else getattr(e.name, key))]
         if not kept:
@@ -154,6 +157,7 @@ def read(path: Path, components: Mapping[str, Any], evaluation: Evaluation) -> S
     except (UsageError, KeyError, TypeError) as error:
         raise RunFolderError(f"{path / 'config.json'} cannot be used: {error}") from error
     check_seal(record, path / "config.json")
+    check_still(path, record)
     return ScoredRun(path, evidence, common, seconds, active_units, str(summary.get("machine")), unfinished)
 
 
@@ -170,6 +174,9 @@ def evidence_of(text: str, summary: dict[str, Any]) -> Evidence | Exact | Anneal
 def training_of(path: Path, summary: dict[str, Any]) -> tuple[float | None, int | None]:
     """Read seconds of training and active units, where the folder has them."""
     training, metrics = summary.get("training") or {}, folder.read_lines(path / "metrics.jsonl")
+    made = folder.metrics_digest(path) if metrics else None
+    if training.get("metrics", made) != made:
+        raise DataError("metrics.jsonl is of another training, or has changed since it ended")
     best = next((line for line in metrics if line["epoch"] == training.get("best_epoch")), {})
     return training.get("seconds"), best.get("active_units")
 

@@ -28,14 +28,15 @@ from pyro_vae.models.vae import VAE
 
 from . import evaluations, folder
 from .custom_components import NOTHING, Components
-from .evaluations import PROPOSALS, SPLITS, EvaluationName
-from .load import Run, load_run, open_data
+from .evaluations import PROPOSALS, SPLITS, EvaluationName, is_stale
+from .load import Run, check_still, load_run, open_data
 from .lock import locked
 from .marginal_baseline import below_floor, floor, summarize_floor
 from .particle_cache import ParticleCache
 from .progress import unfinished
 from .registry import likelihood_of
 from .run_figures import draw_khat
+from .weights import current_weights
 
 Method = Literal["importance", "auto", "exact", "annealing"]
 ProposalName = Literal["guide", "defensive", "widened"]
@@ -146,12 +147,16 @@ def evaluate_opened(
 ) -> dict[str, Any]:
     """Score an opened run, on the data that it was trained on; one process at a time.
 
+    The weights are those that the folder has once it is locked: where training has ended since the run was opened, they are
+    loaded anew. Where they change while they are scored, a note says so, and no reader takes the numbers for the new ones'.
+
     Args:
         training: what evidence.json shall tell of the training; None leaves what it told before.
         wait: for another process that scores the run, in place of an error.
     """
     folder.check_own(run.path)
     with locked(run.path, folder.EVALUATION_LOCK, wait):
+        run = run if training is not None else as_it_is_now(run)
         rows, start = rows_of(data, options.split, options.rows), time.perf_counter()
         name, weights = name_of(options, len(getattr(data, options.split))), tensor_digest(run.vae.state_dict())
         digests = {"weights": weights, "data": data.digest, "split": options.split}
@@ -162,12 +167,40 @@ def evaluate_opened(
         if keep and isinstance(evidence, Evidence):
             cache.write(evidence)
         seconds = time.perf_counter() - start
+        if training is None:
+            check_same_weights(run, weights)
         result = record_evaluation(run, data, options, evidence, seconds, training)
         if not keep and (cache.written or options.resume):
             cache.forget()  # what another evaluation left stays
         if options.strict and isinstance(evidence, Evidence) and len(evidence.flagged):
             raise UnreliableError(evidence.why_flagged(), evidence)
     return result
+
+
+def as_it_is_now(run: Run) -> Run:
+    """Return the run with the weights that its folder holds now. For the holder of the lock.
+
+    Raises:
+        RunFolderError: another run has taken its place.
+    """
+    if is_stale({"weights": tensor_digest(run.vae.state_dict())}, current_weights(run.path)):
+        run = replace(load_run(run.path, run.components, str(next(run.vae.parameters()).device)), record=run.record)
+    check_still(run.path, run.record)
+    return run
+
+
+def check_same_weights(run: Run, weights: str) -> None:
+    """Print a note where training has saved other weights while these were scored.
+
+    Raises:
+        RunFolderError: another run has taken this one's place: nothing is to be written into it.
+    """
+    check_still(run.path, run.record)
+    if is_stale({"weights": weights}, current_weights(run.path)):
+        print(
+            f"note: training went on meanwhile: these numbers are of the weights {run.path} had before.",
+            file=sys.stderr,
+        )
 
 
 def record_evaluation(

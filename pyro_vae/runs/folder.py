@@ -18,18 +18,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pyro_vae.common.atomic_write import PART, storage, write_atomic
+from pyro_vae.common.atomic_write import PART, crash_point, storage, write_atomic
 from pyro_vae.common.digests import sha256
 from pyro_vae.common.safe_read import JSON_BYTES, MIB, SEAL, check_seal, damaged, parse_json, read_bytes, seal
 from pyro_vae.errors import RunFolderError
 
 from .checkpoint import FOLDER as CHECKPOINTS
-from .lock import LOCK
+from .lock import LOCK, locked
 
 SCHEMA = 1
 HISTORY = "evaluations.jsonl"
 ENSEMBLE = "ensemble.json"  # names the seeds of a folder that holds a run for each (:mod:`pyro_vae.runs.ensemble_run`)
-OURS = ("config.json", "metrics.jsonl", "model.safetensors", "evidence.json", "evidence.csv", HISTORY)
+WEIGHTS = "model.safetensors"
+OURS = ("evidence.json", "evidence.csv", HISTORY, "metrics.jsonl")
 OF_EVALUATIONS = ("particles-*.safetensors", "evidence-*.json", "evidence-*.csv")
 EVALUATION_LOCK = ".evaluation.lock"
 DIVERGENCE = "divergence"
@@ -65,12 +66,21 @@ def is_left_over(entry: Path) -> bool:
     return entry.name in LOCKS or entry.name.endswith(PART) or (entry.name == "figures" and not any(entry.iterdir()))
 
 
-def create(path: Path, overwrite: bool = False) -> Path:
-    """Empty a folder for a run, as far as :func:`check_free` allows. For the holder of its lock."""
+def create(path: Path, record: dict[str, Any], overwrite: bool = False) -> Path:
+    """Empty a folder for a run, as far as :func:`check_free` allows, and write its config.json. For the holder of its lock.
+
+    The config of a run before is replaced, last of all: whatever kills this, the folder holds a run that had not begun.
+
+    Raises:
+        BusyError: the run before is being scored.
+    """
     check_free(path, overwrite)
-    clear(path)
-    with storage(f"cannot create {path}"):
-        (path / "figures").mkdir(exist_ok=True)
+    with locked(path, EVALUATION_LOCK):
+        clear(path)
+        crash_point("cleared")
+        with storage(f"cannot create {path}"):
+            (path / "figures").mkdir(exist_ok=True)
+        write_json(path / "config.json", record)
     return path
 
 
@@ -95,13 +105,15 @@ def make(path: Path) -> None:
 
 
 def clear(path: Path) -> None:
-    """Delete what a run wrote, and nothing else."""
+    """Delete what a run wrote but its config.json, what is told of its weights before these, and nothing else."""
     with storage(f"cannot clear {path}"):
-        matching = [path.glob(pattern) for pattern in (*OF_EVALUATIONS, "figures/*.png", f".*{PART}")]
-        for file in [*(path / name for name in OURS), *itertools.chain(*matching)]:
+        pictures = [] if (path / "figures").is_symlink() else path.glob("figures/*.png")
+        matching = itertools.chain(*(path.glob(pattern) for pattern in (*OF_EVALUATIONS, f".*{PART}")), pictures)
+        for file in [*(path / name for name in OURS), *matching]:
             file.unlink(missing_ok=True)
         for name in FOLDERS:
             remove(path / name)
+        (path / WEIGHTS).unlink(missing_ok=True)
 
 
 def remove(folder: Path) -> None:
@@ -142,6 +154,18 @@ def read_sealed(path: Path) -> Any:
     return value
 
 
+def read_summary(path: Path) -> dict[str, Any]:
+    """Read what an evidence.json holds.
+
+    Raises:
+        RunFolderError: missing, damaged, or no object.
+    """
+    summary = read_sealed(path)
+    if not isinstance(summary, dict):
+        raise RunFolderError(f"{path} is no evidence")
+    return summary
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """Read config.json: schema, versions, config, and what is known of the data.
 
@@ -164,9 +188,7 @@ def read_evidence(path: Path, stem: str = "evidence") -> tuple[dict[str, Any], s
             writing them: they are looked at a second time).
     """
     for last in (False, True):
-        table, summary = read_bytes(path / f"{stem}.csv"), read_sealed(path / f"{stem}.json")
-        if not isinstance(summary, dict):
-            raise RunFolderError(f"{path / f'{stem}.json'} is no evidence")
+        table, summary = read_bytes(path / f"{stem}.csv"), read_summary(path / f"{stem}.json")
         if summary.get(CSV, sha256(table)) == sha256(table):
             return summary, table.decode(errors="replace")
         time.sleep(0 if last else 0.2)
@@ -184,6 +206,11 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
 def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
     """Write a .jsonl file of these records."""
     write_atomic(path, "".join(json.dumps(seal(record)) + "\n" for record in records))
+
+
+def metrics_digest(path: Path) -> str:
+    """Return the SHA-256 of a run's metrics.jsonl, which the evidence of its training carries."""
+    return sha256(read_bytes(path / "metrics.jsonl"))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

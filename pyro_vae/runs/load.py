@@ -20,9 +20,9 @@ from . import folder
 from .build_limits import bounded_build
 from .config import Config
 from .custom_components import NOTHING, Components
-from .evaluations import evaluations
+from .evaluations import AGAIN, evaluations, is_stale
 from .registry import build, check_names, resolved, unregistered
-from .weights import Weights
+from .weights import Weights, current_weights
 
 FAULTS = (PyroVAEError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError, MemoryError)
 
@@ -44,10 +44,11 @@ class Run:
 
     @property
     def evidence(self) -> dict[str, Any]:
-        """What evidence.json holds: log p(x) and its errors; nothing before the run is scored.
+        """What evidence.json holds: log p(x) and its errors; nothing before the run is scored with the weights it has now.
 
         Evidence of other rows, or by another method, has files of its own (:mod:`pyro_vae.runs.evaluations`); it is what
-        stands here only where all test rows were not scored by importance sampling.
+        stands here only where all test rows were not scored by importance sampling. Evidence of weights from before (of an
+        interruption, say, and training has gone on) is left out, with a note.
         """
         return previous(self.path)
 
@@ -58,7 +59,8 @@ def load_run(
 ) -> Run:
     """Rebuild the model of a run from its folder alone, and from parts of one's own if it was trained with such.
 
-    Of a run that is still training, or was killed, it is the best model so far, from the newest checkpoint that is whole.
+    Of a run that is still training, or was killed, it is the best model so far, from the newest checkpoint that is whole, or
+    from model.safetensors if that is of as many epochs.
 
     Args:
         path: the folder.
@@ -73,7 +75,7 @@ def load_run(
 
     Raises:
         RunFolderError: the folder, its config or its weights are missing, damaged or of something else, or it needs a part
-            that is neither registered nor among the components.
+            that is neither registered nor among the components; another run took its place while it was read.
         UsageError: a component with the name of a registered part.
     """
     path = Path(path)
@@ -91,7 +93,14 @@ def load_run(
         raise RunFolderError(f"{path / 'config.json'} cannot be used: {' '.join(str(error).split())[:500]}") from error
     source.fill(vae, allow_nonfinite)
     check_seal(record, path / "config.json")
+    check_still(path, record)
     return Run(path, config, record, vae.to(resolve_device(device)).eval(), components)
+
+
+def check_still(path: Path, record: dict[str, Any]) -> None:
+    """Refuse to go on with a folder in which another run has taken the place of the one with this config.json."""
+    if folder.read_config(path) != record:
+        raise RunFolderError(f"{path} has become another run meanwhile (--overwrite): open it again")
 
 
 def format_unknown(unknown: list[tuple[str, str]]) -> str:
@@ -147,8 +156,14 @@ def load_data(config: Config, data_dir: Path | None, download: bool = False, dig
 
 
 def previous(path: Path) -> dict[str, Any]:
-    """Read the evidence that stands in the folder already: evidence.json, or else the first of other evaluations."""
+    """Read the evidence of a folder's weights: evidence.json, or else the first of other evaluations; {} where there is none."""
     if (path / "evidence.json").is_file():
-        return folder.read_sealed(path / "evidence.json")
+        summary = folder.read_summary(path / "evidence.json")
+        if not is_stale(summary, current_weights(path)):
+            return summary
+        note = (
+            "evidence.json is of weights from before, which the run has no longer: it is left out. Score the run again"
+        )
+        print(f"note: {path}: {note}: {AGAIN} {path}", file=sys.stderr)
     found = evaluations(path)
     return found[0].summary if found else {}

@@ -24,7 +24,9 @@ from .config import Config
 from .custom_components import NOTHING, Components
 from .load import previous
 from .lock import locked
+from .run_figures import PICTURES, draw_figures
 from .train_run import MINUTES, TrainingJob, carry_out, describe, prepare
+from .weights import MODEL, Weights
 
 
 @suggest_keywords
@@ -74,9 +76,8 @@ def resume_run(
     folder.check_free(job.path)
     folder.make(job.path)
     with locked(job.path):
-        folder.create(job.path)
         own = describe(job.config, job.data, record.get("made_by", "train")) | {"forked_from": str(path.resolve())}
-        folder.write_json(job.path / "config.json", own)
+        folder.create(job.path, own)
         write_metrics(job.path, saved)
         checkpointer = job.checkpointer(minutes, resumed={"from": str(path), "exact": False})
         return carry_out(job, checkpointer, num_samples=num_samples, resume=saved, fork=True)
@@ -95,6 +96,7 @@ def continue_run(job: TrainingJob, num_samples: int, minutes: float) -> dict[str
         checkpointer = job.checkpointer(minutes)
     elif saved.manifest.get("finished") and (evidence := of_whole_run(path)):
         print(f"note: {path} is a whole run already; its evidence is from before.", file=sys.stderr)
+        draw_what_is_missing(job, saved, evidence)
         return evidence
     else:
         spent = float(saved.manifest.get("seconds", 0.0))
@@ -106,8 +108,19 @@ def continue_run(job: TrainingJob, num_samples: int, minutes: float) -> dict[str
 
 def of_whole_run(path: Path) -> dict[str, Any]:
     """Read the evidence that ended the training; nothing where there is none, or only of weights from before its end."""
-    evidence = previous(path) if (path / "evidence.json").is_file() else {}
-    return {} if "unfinished" in (evidence.get("training") or {}) else evidence
+    evidence = previous(path) if (path / "evidence.json").is_file() and (path / MODEL).is_file() else {}
+    training = evidence.get("training")
+    return evidence if isinstance(training, dict) and "unfinished" not in training else {}
+
+
+def draw_what_is_missing(job: TrainingJob, saved: Generation, evidence: Mapping[str, Any]) -> None:
+    """Draw the figures of a whole run again, where it was killed before all were there."""
+    if all((job.path / "figures" / f"{name}.png").is_file() for name in PICTURES):
+        return
+    Weights.of(job.path).fill(job.vae)
+    history = history_of(saved)
+    points = [{"epoch": r["epoch"], **r["evidence"]} for r in history if "evidence" in r]
+    draw_figures(job.path, job.vae.eval(), job.data, history, points, evidence["floor"]["log_px"])
 
 
 def newest(job: TrainingJob, path: Path) -> Generation | None:
@@ -143,6 +156,19 @@ def check_same(record: Mapping[str, Any], job: TrainingJob) -> None:
 
 def write_metrics(path: Path, saved: Generation | None) -> None:
     """Restore metrics.jsonl as it was at the checkpoint: the epochs that are trained again write their lines again."""
-    history = [] if saved is None else unpack(saved.head["plain"], saved.groups["optimizer"])["fit"]["history"]
+    history = [] if saved is None else history_of(saved)
     if history or (path / "metrics.jsonl").exists():
         folder.write_lines(path / "metrics.jsonl", history)
+
+
+def history_of(saved: Generation) -> list[dict[str, Any]]:
+    """Read the records of the epochs that a checkpoint holds.
+
+    Raises:
+        CheckpointError: it holds none that can be used.
+    """
+    try:
+        history = unpack(saved.head["plain"], saved.groups["optimizer"])["fit"]["history"]
+        return [dict(record) for record in history]
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"the checkpoint's state cannot be used: {error!r}") from error

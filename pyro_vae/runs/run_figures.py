@@ -15,17 +15,23 @@ from pyro_vae.models.usage import encode, sample
 from pyro_vae.models.vae import VAE
 from pyro_vae.plots import figures, images, latents
 from pyro_vae.plots.khat import khat_histogram
-from pyro_vae.training.training_state import FitResult
 
 from .pictured import pictured_reconstructions, pictured_samples
 
+PICTURES = ("training", "evidence", "samples", "sample_means", "reconstructions", "latent")  # that a training ends with
+
 
 def draw_figures(
-    path: Path, vae: VAE, data: Data, run: FitResult, points: Sequence[dict[str, Any]], floor_px: float
+    path: Path,
+    vae: VAE,
+    data: Data,
+    history: Sequence[dict[str, Any]],
+    points: Sequence[dict[str, Any]],
+    floor_px: float,
 ) -> None:
     """Draw every figure of a run into figures/."""
     pictures: dict[str, Callable[[], Any]] = {
-        "training": lambda: figures.training_curve(run.history, floor_px),
+        "training": lambda: figures.training_curve(history, floor_px),
         "evidence": lambda: figures.evidence_curve(points),
         "samples": lambda: images.sample_grid(sample(vae, 48).cpu().numpy(), data.shape),
         "sample_means": lambda: sample_means(vae, 48, data.shape),

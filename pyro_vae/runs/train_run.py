@@ -79,8 +79,7 @@ def train_run(
     folder.check_free(path, overwrite)
     folder.make(path)
     with locked(path):
-        folder.create(path, overwrite)
-        folder.write_json(path / "config.json", describe(job.config, job.data, made_by))
+        folder.create(path, describe(job.config, job.data, made_by), overwrite)
         return carry_out(job, job.checkpointer(minutes), num_samples=num_samples)
 
 
@@ -137,20 +136,20 @@ def carry_out(
     try:
         with checkpointer.listening():
             run = train(job, curve, checkpointer, resume, fork)
-    except (Interrupted, DivergedError):
-        save_model(path, vae)
+    except (Interrupted, DivergedError) as error:
+        save_model(path, vae, len(error.result.history) if isinstance(error.result, FitResult) else None)
         raise
     seconds = checkpointer.seconds
-    save_model(path, vae)
+    save_model(path, vae, len(run.history))
     points = [{"epoch": r["epoch"], **r["evidence"]} for r in run.history if "evidence" in r]
     opened = Run(path, job.config, {}, vae.eval(), job.components)
     about: dict[str, Any] = {"best_epoch": run.best_epoch, "epochs": len(run.history), "stopped": run.stopped}
-    about |= {"seconds": round(seconds, 1), "engine": run.engine.splitlines()}
+    about |= {"seconds": round(seconds, 1), "engine": run.engine.splitlines(), "metrics": folder.metrics_digest(path)}
     if resumed := checkpointer.checkpoints.about.get("resumed"):
         about["resumed"] = resumed | {"exact": resumed["exact"] and run.exact}
     options = EvaluationOptions(num_samples=num_samples, resume=resume is not None)
     evidence = evaluate_opened(opened, job.data, options, training=about, wait=True)
-    draw_figures(path, vae, job.data, run, points, evidence["floor"]["log_px"])
+    draw_figures(path, vae, job.data, run.history, points, evidence["floor"]["log_px"])
     return evidence
 
 

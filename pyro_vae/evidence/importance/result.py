@@ -369,7 +369,7 @@ def data_of(parts: Sequence[Evidence]) -> str | None:
     digests = list(dict.fromkeys(part.data_digest for part in parts if part.data_digest is not None))
     if len(digests) > 1:
         raise UsageError(
-            f"parts of two data sets (digests {digests[0][:12]}… and {digests[1][:12]}…) cannot be merged: rows= runs a part of "
-            "one x. Give each part all rows of the same x and contexts."
+            f"parts of two data sets (digests {digests[0][:12]}… and {digests[1][:12]}…) cannot be merged: rows= runs a part "
+            "of one x. Give each part all rows of the same x and contexts."
         )
     return digests[0] if digests else None
