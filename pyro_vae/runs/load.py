@@ -156,7 +156,7 @@ def load_data(config: Config, data_dir: Path | None, download: bool = False, dig
 
 
 def previous(path: Path) -> dict[str, Any]:
-    """Read the evidence of a folder's weights: evidence.json, or else the first of other evaluations; {} where there is none."""
+    """Read the evidence of a folder's weights: evidence.json, or else the first of other evaluations; {} without any."""
     if (path / "evidence.json").is_file():
         summary = folder.read_summary(path / "evidence.json")
         if not is_stale(summary, current_weights(path)):
