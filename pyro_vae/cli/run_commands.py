@@ -14,6 +14,7 @@ from rich.console import Console
 
 from pyro_vae.common.atomic_write import write_atomic
 from pyro_vae.common.csv_columns import write_columns
+from pyro_vae.common.plain_text import plain
 from pyro_vae.errors import UsageError
 from pyro_vae.evidence.imputation import impute as imputed
 from pyro_vae.models import usage
@@ -98,16 +99,17 @@ def compare(
     if figure and figure.suffix.lower() != ".png":
         raise UsageError(f"--figure {figure}: pictures are PNG; give the file the ending .png")
     if any(map(is_ensemble, runs)):
-        print(compare_ensembles(*two_ensembles(runs, csv, latex, figure), split=split, rows=rows, method=method))
+        compared = compare_ensembles(*two_ensembles(runs, csv, latex, figure), split=split, rows=rows, method=method)
+        print(plain(compared))
         return
     comparison = compare_runs(runs, split=split, rows=rows, method=method)
     Console(width=None if sys.stdout.isatty() else 160).print(comparison.table())
     for note in comparison.notes:
-        print(f"note: {note}")
+        print(f"note: {plain(note)}")
     for path, content in ((csv, comparison.csv), (latex, comparison.latex), (figure, lambda: draw_forest(comparison))):
         if path:
             write(path, content())
-            print(path)
+            print(plain(path))
 
 
 def two_ensembles(runs: tuple[Path, ...], *files: Path | None) -> tuple[Path, Path]:
@@ -127,7 +129,7 @@ def replay(
     run: Annotated[Path, Parameter(help="Run folder with a folder `divergence`.")], /, *, device: Device = "cpu"
 ) -> None:
     """Runs the step again at which a run diverged, from its folder alone: same weights, batch and noise; site by site."""
-    print(replay_step(run, device=device))
+    print(plain(replay_step(run, device=device)))
 
 
 @app.command
@@ -281,7 +283,7 @@ def save_array(
     if known and target.suffix.lower() != ".csv":
         beside = target.with_name(f"{target.stem}_rows.csv")
         write_atomic(beside, write_columns(known))
-        print(f"{beside}  source_row of each")
-    print(f"{target}  {array.shape}")
-    for path in draw_all(run.path / "figures", {DRAWN[name]: draw}):
-        print(path)
+        print(f"{plain(beside)}  source_row of each")
+    print(f"{plain(target)}  {array.shape}")
+    for path in draw_all(run.path, {DRAWN[name]: draw}):
+        print(plain(path))

@@ -23,6 +23,7 @@ from torch import Tensor
 from pyro_vae.errors import RunFolderError
 
 from .digests import digest_of, tensor_digest
+from .plain_text import is_plain
 
 MIB = 2**20
 JSON_BYTES, HEADER_BYTES, HOLLOW = 64 * MIB, 2 * MIB, 256 * MIB
@@ -83,7 +84,9 @@ def read_bytes(path: Path, limit: int = JSON_BYTES) -> bytes:
 
 
 def parse_json(content: bytes, path: Path) -> Any:
-    """Parse JSON as RFC 8259 has it: finite numbers, no name twice, at most 64 levels deep.
+    """Parse JSON as RFC 8259 has it: finite numbers, no name twice, at most 64 levels deep, texts without controls.
+
+    Whole numbers have at most 64 bits, as all that is written here: others are too large for what they would be used in.
 
     Raises:
         RunFolderError: anything else; `path` is what messages call it.
@@ -94,9 +97,13 @@ def parse_json(content: bytes, path: Path) -> Any:
     """
     try:
         value = json.loads(
-            content.decode(), object_pairs_hook=once, parse_constant=no_number, parse_float=finite_number
+            content.decode(),
+            object_pairs_hook=once,
+            parse_constant=no_number,
+            parse_float=finite_number,
+            parse_int=whole_number,
         )
-        check_depth(value)
+        check_values(value)
     except (ValueError, RecursionError) as error:
         raise damaged(path, error if isinstance(error, ValueError) else "nested too deeply") from error
     return value
@@ -118,12 +125,21 @@ def finite_number(word: str) -> float:
     return value
 
 
-def check_depth(value: Any) -> None:
-    """Refuse what is nested deeper than anything that is written here."""
+def whole_number(digits: str) -> int:
+    if len(digits) > 20 or not -(2**63) <= (value := int(digits)) < 2**64:
+        raise ValueError(f"{digits[:20]} of {len(digits)} digits is out of range")
+    return value
+
+
+def check_values(value: Any) -> None:
+    """Refuse what is nested deeper than anything that is written here, and texts that a terminal would obey."""
     level = [value]
     for _ in range(DEPTH):
-        nested = (item for item in level if isinstance(item, dict | list))
-        level = [v for item in nested for v in (item.values() if isinstance(item, dict) else item)]
+        texts = (item for item in level if isinstance(item, str))
+        if not all(map(is_plain, texts)):
+            raise ValueError("a text in it holds control characters")
+        nested = [item for item in level if isinstance(item, dict | list)]
+        level = [v for item in nested for v in ((*item, *item.values()) if isinstance(item, dict) else item)]
     if level:
         raise ValueError(f"nested more than {DEPTH} levels deep")
 
@@ -139,9 +155,16 @@ def check_seal(record: Mapping[str, Any], path: Path) -> None:
     Raises:
         RunFolderError: the digest is of something else.
     """
-    renamed = SEAL not in record and any(is_seal(name, record) for name in record)  # by a bit of its name
+    near = [] if SEAL in record else [name for name in record if one_bit_from(name, SEAL)]
+    renamed = len(near) > 1 or any(is_seal(name, record) for name in near)
     if renamed or (SEAL in record and record[SEAL] != seal(record)[SEAL]):
         raise damaged(path, "its SHA-256 is not that of what it holds: it has changed since it was written")
+
+
+def one_bit_from(name: str, other: str) -> bool:
+    """Return whether a name becomes the other by one flipped bit."""
+    apart = [ord(a) ^ ord(b) for a, b in zip(name, other, strict=False) if a != b]
+    return len(name) == len(other) and len(apart) == 1 and apart[0].bit_count() == 1
 
 
 def is_seal(name: str, record: Mapping[str, Any]) -> bool:

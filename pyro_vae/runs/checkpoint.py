@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_vae.common.atomic_write import crash_point, publish, storage, sweep
+from pyro_vae.common.atomic_write import crash_point, folder_in, publish, storage, sweep
 from pyro_vae.common.digests import sha256
 from pyro_vae.common.safe_read import LIMIT, MIB, SEAL, check_seal, dump, parse, parse_json, read_bytes, seal
 from pyro_vae.errors import CheckpointError, RunFolderError
@@ -90,8 +90,7 @@ class Checkpoints:
         files[MANIFEST] = (json.dumps(manifest, indent=2) + "\n").encode()
         number = next(iter(self.numbers()), 0) + 1
         with storage(f"cannot make {self.folder}"):
-            self.folder.mkdir(exist_ok=True)
-            sweep(self.folder)
+            sweep(folder_in(self.path, FOLDER))
         publish(self.folder / f"{number:06d}", files)
         self.prune()
         return number

@@ -14,6 +14,7 @@ from torch import Tensor
 from pyro_vae.common.digests import tensor_digest
 from pyro_vae.common.environment import machine, versions
 from pyro_vae.common.keywords import suggest_keywords
+from pyro_vae.common.plain_text import plain
 from pyro_vae.data import Data, Split
 from pyro_vae.data.row_ids import RowIds
 from pyro_vae.errors import Interrupted, UnreliableError, UsageError
@@ -217,7 +218,7 @@ def record_evaluation(
     result = evidence.summary() | {
         "bits_per_dim": evidence.bits_per_dim(x[0].numel()).mean().item(),
         "elements": x[0].numel(),
-        "split": f"{data.name}, {options.split}{f', first {len(x)} rows' if name.rows else ''}",
+        "split": f"{plain(data.name)}, {options.split}{f', first {len(x)} rows' if name.rows else ''}",
         "policy": data.policy,
         "floor": floor_of(run, data, x, evidence.log_px),
         "training": training or training_so_far(run),
@@ -227,7 +228,7 @@ def record_evaluation(
         "versions": versions(),
     }
     if warning := below_floor(result["floor"], result):
-        print(f"warning: {warning}", file=sys.stderr)
+        print(f"warning: {plain(warning)}", file=sys.stderr)
     name = replace(name, method="exact", proposal="guide") if isinstance(evidence, Exact) else name
     table = saved.rows_csv(evidence) if isinstance(evidence, Annealed) else evidence.rows_csv()
     stem, result = evaluations.write(run.path, name, result, table, replacing=training is not None)

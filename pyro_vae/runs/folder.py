@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pyro_vae.common.atomic_write import PART, crash_point, storage, write_atomic
+from pyro_vae.common.atomic_write import PART, append, crash_point, folder_in, storage, write_atomic
 from pyro_vae.common.digests import sha256
 from pyro_vae.common.safe_read import JSON_BYTES, MIB, SEAL, check_seal, damaged, parse_json, read_bytes, seal
 from pyro_vae.errors import RunFolderError
@@ -34,6 +34,7 @@ OURS = ("evidence.json", "evidence.csv", HISTORY, "metrics.jsonl")
 OF_EVALUATIONS = ("particles-*.safetensors", "evidence-*.json", "evidence-*.csv")
 EVALUATION_LOCK = ".evaluation.lock"
 DIVERGENCE = "divergence"
+LINES = 200_000  # of a .jsonl file: epochs, evaluations
 CSV = "csv_sha256"  # what evidence.json calls the SHA-256 of evidence.csv
 FOLDERS = (CHECKPOINTS, DIVERGENCE)  # generations of the state; a step that diverged
 LOCKS = tuple(f"{name}{ending}" for name in (LOCK, EVALUATION_LOCK) for ending in ("", ".json"))
@@ -79,21 +80,29 @@ def create(path: Path, record: dict[str, Any], overwrite: bool = False) -> Path:
         clear(path)
         crash_point("cleared")
         with storage(f"cannot create {path}"):
-            (path / "figures").mkdir(exist_ok=True)
+            folder_in(path, "figures")
         write_json(path / "config.json", record)
     return path
 
 
 def check_own(path: Path) -> None:
-    """Check that no entry of the folder is a link, so that what is written into a run stays in it.
+    """Check that what is written into a run stays in it: no entry of the folder is a link, and folders of ours are folders.
+
+    Each writer looks again at what it opens (:func:`~pyro_vae.common.atomic_write.folder_in`); this says so before anything
+    is computed. The folder itself may be reached by a link of the user's.
 
     Raises:
         RunFolderError: one is.
     """
-    if links := sorted(entry.name for entry in path.iterdir() if entry.is_symlink()):
-        raise RunFolderError(
-            f"{path / links[0]} is a link, and links in a run are not followed: put what it leads to there"
-        )
+    try:
+        entries = sorted(path.iterdir())
+    except OSError as error:
+        raise RunFolderError(f"there is no run folder {path}: {error.strerror}") from error
+    for entry in entries:
+        if entry.is_symlink():
+            raise RunFolderError(f"{entry} is a link, and links in a run are not followed: put what it leads to there")
+        if entry.name in ("figures", *FOLDERS) and not entry.is_dir():
+            raise RunFolderError(f"{entry} is no folder, as it is in a run: move it away")
 
 
 def make(path: Path) -> None:
@@ -124,7 +133,16 @@ def remove(folder: Path) -> None:
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
     """Write indented JSON; floats to the last bit, no NaN; with the SHA-256 of all else in it."""
-    write_atomic(path, json.dumps(seal(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_atomic(path, json_bytes(seal(record), indent=2) + b"\n")
+
+
+def json_bytes(record: dict[str, Any], indent: int | None = None) -> bytes:
+    """Format JSON as UTF-8; in ASCII, where it holds a file name that is none."""
+    text = json.dumps(record, indent=indent, ensure_ascii=False, allow_nan=False)
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(record, indent=indent, allow_nan=False).encode()
 
 
 def read_json(path: Path, limit: int = JSON_BYTES) -> Any:
@@ -199,8 +217,7 @@ def read_evidence(path: Path, stem: str = "evidence") -> tuple[dict[str, Any], s
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
     """Append one record to a .jsonl file, with the SHA-256 of all else in it."""
-    with storage(f"cannot write {path}"), path.open("a") as file:
-        file.write(json.dumps(seal(record)) + "\n")
+    append(path, json.dumps(seal(record)) + "\n")
 
 
 def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
@@ -220,6 +237,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         RunFolderError: any other line that is damaged.
     """
     *lines, last = read_bytes(path).split(b"\n") if path.is_file() else [b""]
+    if len(lines) > LINES:
+        raise damaged(path, f"{len(lines):,} lines, and at most {LINES:,} are read")
     records = [parse_line(line, Path(f"{path}, line {number}")) for number, line in enumerate(lines, 1)]
     with suppress(RunFolderError):  # what a kill left of a record, if not one that lacks only the end of its line
         records += [parse_line(last, path)] if last else []

@@ -9,6 +9,7 @@ from typing import Any
 
 from pyro_vae.common.device import resolve_device
 from pyro_vae.common.keywords import suggest_keywords
+from pyro_vae.common.plain_text import plain
 from pyro_vae.common.random import seeded
 from pyro_vae.common.safe_read import check_seal
 from pyro_vae.data import Data, load
@@ -124,7 +125,7 @@ def open_data(run: Run, data_dir: Path | None = None) -> Data:
             f"the data of {run.path} has changed: {run.config.data} had digest {digest[:12]}… when it was "
             f"trained, and has {data.digest[:12]}… now. Restore the data, or train again."
         )
-    print(f"note: {data.notes[0]}", file=sys.stderr)
+    print(f"note: {plain(data.notes[0])}", file=sys.stderr)
     return data
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from pyro_vae.common.atomic_write import storage, write_atomic
-from pyro_vae.common.safe_read import MIB, read_bytes
+from pyro_vae.common.plain_text import plain
+from pyro_vae.common.safe_read import MIB, parse_json, read_bytes
 from pyro_vae.errors import BusyError, RunFolderError
 
 LOCK = ".lock"
@@ -33,6 +34,7 @@ def locked(path: Path, name: str = LOCK, wait: bool = False) -> Iterator[None]:
     Raises:
         BusyError: another process holds it; names its pid, its host and since when.
         StorageError: the folder cannot be written to.
+        RunFolderError: a link stands in the place of the lock.
 
     Example:
         >>> import tempfile
@@ -42,6 +44,8 @@ def locked(path: Path, name: str = LOCK, wait: bool = False) -> Iterator[None]:
         Traceback (most recent call last):
         pyro_vae.errors.BusyError: ... is being written to by process ...
     """
+    if any((path / entry).is_symlink() for entry in (name, f"{name}.json")):
+        raise RunFolderError(f"{path / name} is a link, and links in a run are not followed: delete it")
     lock, owner = FileLock(path / name, timeout=-1 if wait else 0), path / f"{name}.json"
     with storage(f"cannot lock {path}"):
         try:
@@ -65,9 +69,11 @@ def describe_owner(owner: Path) -> str:
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
-            record = json.loads(read_bytes(owner, MIB))
-            return f"process {int(record['pid'])} on {str(record['host'])[:80]} since {str(record['since'])[:40]}"
-        except (RunFolderError, RecursionError, ValueError, KeyError, TypeError):
+            record = parse_json(read_bytes(owner, MIB), owner)
+            return plain(
+                f"process {int(record['pid'])} on {str(record['host'])[:80]} since {str(record['since'])[:40]}"
+            )
+        except (RunFolderError, ArithmeticError, ValueError, KeyError, TypeError):
             if time.monotonic() > deadline:
                 return "another process"
         time.sleep(0.02)

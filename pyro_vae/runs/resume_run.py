@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pyro_vae.common.atomic_write import sweep
+from pyro_vae.common.atomic_write import folder_in, sweep
 from pyro_vae.common.digests import digest_of
 from pyro_vae.common.environment import versions
 from pyro_vae.common.keywords import suggest_keywords
-from pyro_vae.common.safe_read import MIB, check_seal
+from pyro_vae.common.safe_read import MIB, Layout, check_seal
 from pyro_vae.errors import CheckpointError, RunFolderError, UsageError
 from pyro_vae.training.checkpoint_state import format_differences
 from pyro_vae.training.serialize import unpack
 
 from . import folder
-from .checkpoint import Generation
+from .build_limits import bounded_build
+from .checkpoint import Checkpoints, Generation
 from .checkpointer import Checkpointer
 from .config import Config
 from .custom_components import NOTHING, Components
@@ -65,7 +67,8 @@ def resume_run(
     except UsageError as error:
         raise RunFolderError(f"{path / 'config.json'} cannot be used: {error}") from error
     digest = None if fork else record["data"]["digest"]
-    job = prepare(config, path if fork is None else Path(fork), components, data_dir, False, device, digest)
+    limits = partial(bounded_build, layout_on_disk(path))
+    job = prepare(config, path if fork is None else Path(fork), components, data_dir, False, device, digest, limits)
     if fork is None:
         check_same(record, job)
         folder.make(path)
@@ -83,14 +86,20 @@ def resume_run(
         return carry_out(job, checkpointer, num_samples=num_samples, resume=saved, fork=True)
 
 
+def layout_on_disk(path: Path) -> Layout | None:
+    """Return the layout of the weights that a run holds; None of a run that has not begun, and holds none."""
+    held = os.path.lexists(path / MODEL) or Checkpoints(path).numbers()
+    return Weights.of(path).layout if held else None
+
+
 def continue_run(job: TrainingJob, num_samples: int, minutes: float) -> dict[str, Any]:
     """Resume without a fork, under the folder's lock."""
     path = job.path
     sweep(path)
-    (path / "figures").mkdir(exist_ok=True)
+    sweep(folder_in(path, "figures"))
     saved = newest(job, path)
     if saved is None:
-        shutil.rmtree(path / folder.DIVERGENCE, ignore_errors=True)
+        folder.remove(path / folder.DIVERGENCE)
         note = "the run has no checkpoint, so it had not begun: training starts from the beginning."
         print(f"note: {note}", file=sys.stderr)
         checkpointer = job.checkpointer(minutes)

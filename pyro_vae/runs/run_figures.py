@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from pyro_vae.common.atomic_write import folder_in
+from pyro_vae.common.plain_text import plain
 from pyro_vae.data import Data, Split
 from pyro_vae.errors import ProgramError, StorageError
 from pyro_vae.models.usage import encode, sample
@@ -38,7 +40,7 @@ def draw_figures(
         "reconstructions": lambda: reconstructions(vae, data.test.x, data.shape),
         "latent": lambda: latent(vae, data),
     }
-    draw_all(path / "figures", pictures)
+    draw_all(path, pictures)
 
 
 def draw_khat(path: Path, evidence: Any, x: Tensor, shape: tuple[int, ...], name: str = "khat") -> None:
@@ -47,26 +49,31 @@ def draw_khat(path: Path, evidence: Any, x: Tensor, shape: tuple[int, ...], name
         return
     picture = path / "figures" / f"{name}.png"
     if evidence.khat.isnan().all():
-        picture.unlink(missing_ok=True)  # that of the evaluation before is of other numbers
+        if not (path / "figures").is_symlink():
+            picture.unlink(missing_ok=True)  # that of the evaluation before is of other numbers
         return
     khat, flagged = evidence.khat.numpy(), evidence.flagged.tolist()
     draw_all(
-        path / "figures",
+        path,
         {name: lambda: khat_histogram(khat, flagged, evidence.threshold.numpy(), x.cpu().numpy(), shape)},
     )
 
 
-def draw_all(folder: Path, pictures: Mapping[str, Callable[[], Any]]) -> list[Path]:
-    """Draw pictures into a folder, each by itself; return those drawn. One that cannot be is left out, and ends nothing."""
+def draw_all(path: Path, pictures: Mapping[str, Callable[[], Any]]) -> list[Path]:
+    """Draw pictures into the figures/ of a folder, each by itself; return those drawn. One that cannot be is left out.
+
+    Raises:
+        StorageError: they cannot be written there, or a link stands in the place of figures/.
+    """
     drawn = []
     for name, draw in pictures.items():
         try:
-            drawn.append(figures.save(draw(), folder / f"{name}.png"))
+            drawn.append(figures.save(draw(), folder_in(path, "figures") / f"{name}.png"))
         except (StorageError, OSError):  # whoever fills a disk shall hear of it
             raise
         except Exception as error:
             what = str(error) if isinstance(error, ProgramError) else f"{type(error).__name__}: {error}"
-            print(f"note: no picture {name}.png: {what}", file=sys.stderr)
+            print(f"note: no picture {name}.png: {plain(what)}", file=sys.stderr)
     return drawn
 
 

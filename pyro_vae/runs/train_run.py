@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from pyro_vae.common.device import resolve_device
 from pyro_vae.common.digests import digest_of
 from pyro_vae.common.environment import versions
 from pyro_vae.common.keywords import suggest_keywords
+from pyro_vae.common.plain_text import plain
 from pyro_vae.common.random import seeded
 from pyro_vae.data import Data, binarize
 from pyro_vae.errors import DivergedError, Interrupted, SupportError
@@ -110,18 +113,22 @@ def prepare(
     download: bool,
     device: str,
     digest: str | None = None,
+    limits: Callable[[int], AbstractContextManager[None]] = lambda spare: nullcontext(),
 ) -> TrainingJob:
     """Load the data and build the model of a config, and check them; nothing is written.
 
-    With a `digest`, of the data that a run was trained on, a table is read as it was then, if it has that digest so.
+    With a `digest`, of the data that a run was trained on, a table is read as it was then, if it has that digest so. A config
+    of a run's folder is built within `limits`, given the bytes that the data accounts for.
     """
     first, target = resolved(config, components), resolve_device(device)  # what does not go together is refused first
     data = load_data(first, data_dir, download, digest)
     given, config = config, decided(config, data, components)
     for note in (*data.notes, *choices_told(given, config, data)):
-        print(f"note: {note}", file=sys.stderr)
+        print(f"note: {plain(note)}", file=sys.stderr)
     with seeded(config.seed):
-        vae = build(config, data.shape, data.train.x, components).to(target)
+        with limits(8 * data.train.x.nbytes):
+            vae = build(config, data.shape, data.train.x, components)
+        vae = vae.to(target)
         check_splits(vae, data, target)
         check_first(config, vae, data, target)
     return TrainingJob(config, path, components, data, vae, target)
@@ -230,7 +237,12 @@ class Curve:
 def describe(config: Config, data: Data, made_by: str) -> dict[str, Any]:
     """Return what config.json holds."""
     rows = {name: len(getattr(data, name)) for name in SPLITS}
-    about: dict[str, Any] = {"name": data.name, "shape": list(data.shape), "digest": data.digest, "policy": data.policy}
-    about |= {"rows": rows, "notes": list(data.notes)}
+    about: dict[str, Any] = {
+        "name": plain(data.name),
+        "shape": list(data.shape),
+        "digest": data.digest,
+        "policy": data.policy,
+    }
+    about |= {"rows": rows, "notes": list(map(plain, data.notes))}
     head: dict[str, Any] = {"schema": folder.SCHEMA, "made_by": made_by, "versions": versions()}
     return head | {"config": config.to_dict(), "data": about}

@@ -66,7 +66,9 @@ def test_a_rate_that_is_no_finite_number_is_refused_before_the_folder_is_made(tm
 
 
 @pytest.mark.parametrize(
-    "flags", [["--kl", "beta", "--kl.beta", "inf"], ["--prior", "vamp", "--prior.components", "nan"]], ids=["kl", "prior"]
+    "flags",
+    [["--kl", "beta", "--kl.beta", "inf"], ["--prior", "vamp", "--prior.components", "nan"]],
+    ids=["kl", "prior"],
 )
 def test_an_option_of_a_part_that_is_no_finite_number_is_refused_before_the_folder_is_made(
     tmp_path, options, capsys, flags
