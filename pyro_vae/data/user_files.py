@@ -129,8 +129,8 @@ def check_ratio(file: BinaryIO, path: Path) -> None:
         packed = os.fstat(file.fileno()).st_size
         if size > UNPACKED + RATIO * packed:
             raise DataError(
-                f"{path} has {packed:,} bytes and unpacks to {size:,}, which is more than a file may ask for: save it unpacked, "
-                "np.savez(path, x=x), or as .npy"
+                f"{path} has {packed:,} bytes and unpacks to {size:,}, which is more than a file may ask for: save it "
+                "unpacked, np.savez(path, x=x), or as .npy"
             )
     file.seek(0)
 

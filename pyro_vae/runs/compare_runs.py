@@ -121,9 +121,10 @@ def scored(path: Path, wanted: Mapping[str, Any]) -> list[Evaluation]:
     """List a run's evaluations, of what is wanted."""
     folder.read_config(path)
     if not (found := evaluations(path)):
-        there = (path / "evidence.json").exists()
-        why = "is of weights that it has no longer" if there else "is missing: it was never scored"
-        raise RunFolderError(f"the evidence.json of {path} {why}. Make it: {AGAIN} {path}")
+        why = "has no evidence.json: it was never scored"
+        if (path / "evidence.json").exists():
+            why = "has no evidence of the weights it has now: evidence.json is of weights that it has no longer"
+        raise RunFolderError(f"{path} {why}. Make it: {AGAIN} {path}")
     for key, value in wanted.items():
         kept = [e for e in found if value in (None, e.summary["rows"] if key == "rows" else getattr(e.name, key))]
         if not kept:
@@ -172,11 +173,10 @@ def evidence_of(text: str, summary: dict[str, Any]) -> Evidence | Exact | Anneal
 
 
 def training_of(path: Path, summary: dict[str, Any]) -> tuple[float | None, int | None]:
-    """Read seconds of training and active units, where the folder has them."""
+    """Read seconds of training and active units, where the folder has them; none of metrics of another training."""
     training, metrics = summary.get("training") or {}, folder.read_lines(path / "metrics.jsonl")
-    made = folder.metrics_digest(path) if metrics else None
-    if training.get("metrics", made) != made:
-        raise DataError("metrics.jsonl is of another training, or has changed since it ended")
+    if metrics and training.get("metrics", made := folder.metrics_digest(path)) != made:
+        metrics = []
     best = next((line for line in metrics if line["epoch"] == training.get("best_epoch")), {})
     return training.get("seconds"), best.get("active_units")
 

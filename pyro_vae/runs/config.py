@@ -139,7 +139,7 @@ class Config:
             for value in values if isinstance(values, tuple) else (values,):
                 if value is not None and not (value > 0 and is_finite(value)):
                     raise UsageError(f"{name} must be {kind} greater than 0, got {value}")
-        for name in (field.name for field in dataclasses.fields(self) if field.name.endswith("_options")):
+        for name in (name for name in self.__dataclass_fields__ if name.endswith("_options")):
             for option, value in getattr(self, name).items():
                 if isinstance(value, float) and not is_finite(value):
                     raise UsageError(f"--{name.removesuffix('_options')}.{option} must be a finite number, got {value}")
