@@ -17,7 +17,7 @@ from pyro_vae.errors import RunFolderError
 NAMES = "arange empty empty_strided eye full linspace logspace ones rand randint randn randperm tensor zeros"
 FACTORIES = [getattr(torch, name) for name in NAMES.split()]
 SPARE_BYTES, SPARE_CALLS = 64 * 2**20, 5_000
-UNKNOWN_BYTES, UNKNOWN_CALLS = 2 * 2**30, 50_000  # of a run that holds no weights yet, to compare with
+UNKNOWN_BYTES, UNKNOWN_CALLS = 2 * 2**30, 20_000  # of a run that holds no weights yet, to compare with
 
 
 class BoundedBuild:

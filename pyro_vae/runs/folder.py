@@ -25,6 +25,7 @@ from pyro_vae.errors import RunFolderError
 
 from .checkpoint import FOLDER as CHECKPOINTS
 from .lock import LOCK, locked
+from .summary_fields import OF_DATA, check_fields
 
 SCHEMA = 1
 HISTORY = "evaluations.jsonl"
@@ -176,11 +177,12 @@ def read_summary(path: Path) -> dict[str, Any]:
     """Read what an evidence.json holds.
 
     Raises:
-        RunFolderError: missing, damaged, or no object.
+        RunFolderError: missing, damaged, no object, or a field of another kind than it is written as.
     """
     summary = read_sealed(path)
     if not isinstance(summary, dict):
         raise RunFolderError(f"{path} is no evidence")
+    check_fields(summary, path)
     return summary
 
 
@@ -195,6 +197,9 @@ def read_config(path: Path) -> dict[str, Any]:
         raise RunFolderError(f"{path / 'config.json'} is not a run of pyro_vae: it lacks schema, config or data")
     if record["schema"] != SCHEMA:
         raise RunFolderError(f"{path} has schema {record['schema']!r}; this version of pyro_vae reads {SCHEMA}")
+    if not isinstance(record["data"], dict) or not isinstance(record["data"].get("digest"), str):
+        raise RunFolderError(f"{path / 'config.json'} cannot be used: it does not say which data the run was trained on")
+    check_fields(record["data"], path / "config.json", OF_DATA)
     return record
 
 

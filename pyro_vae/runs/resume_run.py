@@ -27,6 +27,7 @@ from .custom_components import NOTHING, Components
 from .load import previous
 from .lock import locked
 from .run_figures import PICTURES, draw_figures
+from .summary_fields import check_printable
 from .train_run import MINUTES, TrainingJob, carry_out, describe, prepare
 from .weights import MODEL, Weights
 
@@ -119,7 +120,10 @@ def of_whole_run(path: Path) -> dict[str, Any]:
     """Read the evidence that ended the training; nothing where there is none, or only of weights from before its end."""
     evidence = previous(path) if (path / "evidence.json").is_file() and (path / MODEL).is_file() else {}
     training = evidence.get("training")
-    return evidence if isinstance(training, dict) and "unfinished" not in training else {}
+    if not isinstance(training, dict) or "unfinished" in training:
+        return {}
+    check_printable(evidence, path / "evidence.json")
+    return evidence
 
 
 def draw_what_is_missing(job: TrainingJob, saved: Generation, evidence: Mapping[str, Any]) -> None:

@@ -65,10 +65,10 @@ def draw_all(path: Path, pictures: Mapping[str, Callable[[], Any]]) -> list[Path
     Raises:
         StorageError: they cannot be written there, or a link stands in the place of figures/.
     """
-    drawn = []
+    drawn, place = [], folder_in(path, "figures")
     for name, draw in pictures.items():
         try:
-            drawn.append(figures.save(draw(), folder_in(path, "figures") / f"{name}.png"))
+            drawn.append(figures.save(draw(), place / f"{name}.png"))
         except (StorageError, OSError):  # whoever fills a disk shall hear of it
             raise
         except Exception as error:
