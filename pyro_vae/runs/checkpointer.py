@@ -27,6 +27,7 @@ from pyro_vae.training.trainer import Trainer, TrainingCallback
 
 from .checkpoint import Checkpoints, Generation
 from .folder import DIVERGENCE, remove
+from .one_writer import OneWriter
 
 HANGUP = getattr(signal, "SIGHUP", None)  # of a terminal that closes; Windows has none
 ENDINGS = tuple(number for number in (signal.SIGTERM, HANGUP) if number is not None)
@@ -53,6 +54,8 @@ LOOK = 0.1  # seconds that somebody who interrupts may wait
 class Checkpointer(TrainingCallback):
     """Save the whole state of a training, to resume it to the same bits:
     ``fit(..., callbacks=[checkpointer], resume=checkpointer.newest())``.
+
+    One training at a time writes into a folder: a second one, in another process or thread, is a BusyError.
 
     Args:
         path: a folder; the state goes into ``checkpoints`` in it (:mod:`pyro_vae.runs.checkpoint`).
@@ -85,7 +88,7 @@ class Checkpointer(TrainingCallback):
         spent: float = 0.0,
     ) -> None:
         self.path, self.minutes, self.epochs, self.how = Path(path), minutes, epochs, how
-        self.checkpoints = Checkpoints(self.path, dict(about or {}))
+        self.checkpoints, self.writer = Checkpoints(self.path, dict(about or {})), OneWriter(self.path)
         self.saved_at = time.monotonic()
         self.start = self.saved_at - spent
         self.signal: int | None = None
@@ -113,9 +116,10 @@ class Checkpointer(TrainingCallback):
         return time.monotonic() - self.start
 
     def before_training(self, trainer: Trainer) -> None:
+        with storage(f"cannot make {self.path}"):
+            self.path.mkdir(parents=True, exist_ok=True)
+        self.writer.take()
         if not self.checkpoints.numbers():
-            with storage(f"cannot make {self.path}"):
-                self.path.mkdir(parents=True, exist_ok=True)
             self.save(trainer)
 
     def after_step(self, trainer: Trainer) -> None:
@@ -132,9 +136,19 @@ class Checkpointer(TrainingCallback):
 
     def after_training(self, trainer: Trainer) -> None:
         self.save(trainer, finished=True)
+        self.writer.release()
 
     def on_error(self, trainer: Trainer, error: BaseException) -> str:
         """Save the state after the last step, if the weights are still its own."""
+        if not self.writer.holds:  # another process does, and this is its error
+            return ""
+        try:
+            return self.save_rest(trainer, error)
+        finally:
+            self.writer.release()
+
+    def save_rest(self, trainer: Trainer, error: BaseException) -> str:
+        """Save what an error leaves; return how to go on."""
         if not isinstance(error, Signalled):  # else it is saved
             if not trainer.between_steps or not trainer.state.step or trainer.state.bad_steps:
                 return f". Go on from the last checkpoint with: {self.how}" if self.checkpoints.numbers() else ""
@@ -159,6 +173,8 @@ class Checkpointer(TrainingCallback):
             publish(self.path / DIVERGENCE, files)
         except StorageError as failure:
             return f" The step could not be saved: {failure}"
+        finally:
+            self.writer.release()
         return f" The step is kept in {self.path / DIVERGENCE}; replay it with: pyro-vae replay {self.path}"
 
     def try_to_save(self, trainer: Trainer) -> None:

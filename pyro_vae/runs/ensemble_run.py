@@ -283,7 +283,9 @@ def read_list(path: Path) -> dict[str, Any]:
     seeds = record.get("seeds") if isinstance(record, dict) else None
     if not isinstance(seeds, list) or not seeds or not all(type(s) is int and s >= 0 for s in seeds):
         raise RunFolderError(f"{path / LIST} lists no seeds: it is no ensemble of pyro_vae")
-    if record.get("schema") != SCHEMA or not isinstance(record.get("diverged"), dict):
+    diverged = record.get("diverged")
+    told = isinstance(diverged, dict) and all(s.isdecimal() and isinstance(why, str) for s, why in diverged.items())
+    if record.get("schema") != SCHEMA or not told:
         raise RunFolderError(
             f"{path / LIST} has schema {record.get('schema')!r}; this version of pyro_vae reads {SCHEMA}"
         )

@@ -198,7 +198,9 @@ def read_config(path: Path) -> dict[str, Any]:
     if record["schema"] != SCHEMA:
         raise RunFolderError(f"{path} has schema {record['schema']!r}; this version of pyro_vae reads {SCHEMA}")
     if not isinstance(record["data"], dict) or not isinstance(record["data"].get("digest"), str):
-        raise RunFolderError(f"{path / 'config.json'} cannot be used: it does not say which data the run was trained on")
+        raise RunFolderError(
+            f"{path / 'config.json'} cannot be used: it does not say which data the run was trained on"
+        )
     check_fields(record["data"], path / "config.json", OF_DATA)
     return record
 

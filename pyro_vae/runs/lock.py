@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +21,7 @@ from pyro_vae.errors import BusyError, RunFolderError
 
 LOCK = ".lock"
 PATIENCE = 1.0  # seconds for the owner to say who it is
+TOLD = 10.0  # seconds between notes on who is waited for
 
 
 @contextmanager
@@ -29,7 +31,7 @@ def locked(path: Path, name: str = LOCK, wait: bool = False) -> Iterator[None]:
     Args:
         path: the folder, which exists.
         name: of the lock's file in it; beside it stands who holds it.
-        wait: until it is free, in place of refusing.
+        wait: until it is free, in place of refusing; notes say for whom.
 
     Raises:
         BusyError: another process holds it; names its pid, its host and since when.
@@ -46,10 +48,10 @@ def locked(path: Path, name: str = LOCK, wait: bool = False) -> Iterator[None]:
     """
     if any((path / entry).is_symlink() for entry in (name, f"{name}.json")):
         raise RunFolderError(f"{path / name} is a link, and links in a run are not followed: delete it")
-    lock, owner = FileLock(path / name, timeout=-1 if wait else 0), path / f"{name}.json"
+    lock, owner = FileLock(path / name, timeout=0), path / f"{name}.json"
     with storage(f"cannot lock {path}"):
         try:
-            lock.acquire()
+            acquire(lock, owner, wait)
         except Timeout:  # an OSError, too
             raise BusyError(
                 f"{path} is being written to by {describe_owner(owner)}. Wait for it, or take another folder."
@@ -62,6 +64,18 @@ def locked(path: Path, name: str = LOCK, wait: bool = False) -> Iterator[None]:
         with suppress(OSError):
             owner.unlink(missing_ok=True)
         lock.release()
+
+
+def acquire(lock: FileLock, owner: Path, wait: bool) -> None:
+    """Take the lock; if it is to be waited for, say now and then who holds it: a process that was stopped never lets go."""
+    while True:
+        try:
+            lock.acquire(timeout=TOLD if wait else 0)
+            return
+        except Timeout:
+            if not wait:
+                raise
+            print(f"note: waiting for {describe_owner(owner)}, which scores {owner.parent}", file=sys.stderr)
 
 
 def describe_owner(owner: Path) -> str:

@@ -17,12 +17,13 @@ TRAINING = {
     **dict.fromkeys(("best_epoch", "epochs"), COUNT),
     **{"seconds": NUMBER, "stopped": TEXT, "metrics": TEXT, "engine": TEXTS, "unfinished": UNFINISHED},
 }
+NUMBERS = ["log_px", "log_px_mc_se", "log_px_data_se", "elbo", "elbo_mc_se", "gap", "ess_median", "ess_min", "seconds"]
+NUMBERS += ["bits_per_dim", "bias", "jackknife", "khat_max", "khat_threshold", "max_share", "target_se"]
+COUNTS = ["rows", "num_samples", "seed", "rows_of_low_ess", "rows_flagged", "rows_too_narrow", "rows_looked_at"]
+COUNTS += ["elements", "num_chains", "num_temperatures"]
+LABELS = ["method", "measure", "proposal", "how", "split", "policy", "unit", "machine", "weights", "csv_sha256", "time"]
 FIELDS: Mapping[str, Any] = {
-    **dict.fromkeys("log_px log_px_mc_se log_px_data_se elbo elbo_mc_se gap ess_median ess_min".split(), NUMBER),
-    **dict.fromkeys("bits_per_dim bias jackknife khat_max khat_threshold max_share target_se seconds".split(), NUMBER),
-    **dict.fromkeys("rows num_samples seed rows_of_low_ess rows_flagged rows_too_narrow rows_looked_at".split(), COUNT),
-    **dict.fromkeys("elements num_chains num_temperatures".split(), COUNT),
-    **dict.fromkeys("method measure proposal how split policy unit machine weights csv_sha256 time".split(), TEXT),
+    **{**dict.fromkeys(NUMBERS, NUMBER), **dict.fromkeys(COUNTS, COUNT), **dict.fromkeys(LABELS, TEXT)},
     **{"floor": FLOOR, "training": TRAINING, "evaluation": EVALUATION, "versions": {}},
 }
 OF_DATA = {"name": TEXT, "digest": TEXT, "policy": TEXT, "notes": TEXTS, "rows": dict.fromkeys(("train",), COUNT)}

@@ -224,7 +224,9 @@ def test_broken_variants_compare_what_they_should_not(kind, monkeypatch):
     """The checks above are red without what they check."""
     if kind == "digest forgotten":
         monkeypatch.setattr(RowBlock, "identify", lambda self, ids: None)
-        monkeypatch.setattr(estimator, "programs_of", lambda parts, ids: ids)  # which sees that the first row is another
+        monkeypatch.setattr(
+            estimator, "programs_of", lambda parts, ids: ids
+        )  # which sees that the first row is another
         assert len(compare({"a": score(x), "b": score(x + 1)})) == 2
         assert len(score(x + 1, num_samples=120, resume=score(x))) == 100
     else:

@@ -1,4 +1,4 @@
-"""Every field of every file of a run, changed to what nobody would write and sealed: refused by name, or used; never a traceback."""
+"""Every field of every file of a run, changed to what nobody would write, and sealed: refused by name, or used."""
 
 import json
 import random
@@ -119,7 +119,9 @@ FOUND = [  # by name, as each gave a traceback, or a wrong line
 
 
 @pytest.mark.parametrize(
-    ("file", "way", "value", "said"), FOUND, ids=[f"{file} {'.'.join(way)} {i}" for i, (file, way, *_) in enumerate(FOUND)]
+    ("file", "way", "value", "said"),
+    FOUND,
+    ids=[f"{file} {'.'.join(way)} {i}" for i, (file, way, *_) in enumerate(FOUND)],
 )
 def test_what_gave_a_traceback_is_refused_by_name(file, way, value, said, here, tmp_path, capsys):
     run = tmp_path / "run"
@@ -152,7 +154,10 @@ def test_files_that_are_no_objects_are_refused(here, tmp_path, capsys):
                 shutil.rmtree(run / "checkpoints" / "000001")
                 (run / "model.safetensors").unlink()
             code = main(COMMANDS[command](run))
-            assert code in (0, 4) and (code == 4 or file in ("evaluations.jsonl", f"{CHECKPOINT}/state.json")), (file, content)
+            assert code in (0, 4) and (code == 4 or file in ("evaluations.jsonl", f"{CHECKPOINT}/state.json")), (
+                file,
+                content,
+            )
             shutil.rmtree(run)
     capsys.readouterr()
 

@@ -192,7 +192,10 @@ def test_metrics_of_another_training_are_not_told_beside_the_evidence(made, tmp_
     assert all(m.active_units is not None for m in compare_runs([run, made[0]]).models)
     records = folder.read_lines(run / "metrics.jsonl")
     folder.write_lines(run / "metrics.jsonl", [record | {"active_units": 0} for record in records])
-    assert {m.name: m.active_units is None for m in compare_runs([run, made[0]]).models} == {"run": True, "whole": False}
+    assert {m.name: m.active_units is None for m in compare_runs([run, made[0]]).models} == {
+        "run": True,
+        "whole": False,
+    }
 
 
 # --overwrite

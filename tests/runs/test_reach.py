@@ -101,7 +101,15 @@ def link(*places, to="file"):
 
 
 FILES = [
-    *("metrics.jsonl", "evaluations.jsonl", "evidence.json", "evidence.csv", "model.safetensors", "config.json", ".lock"),
+    *(
+        "metrics.jsonl",
+        "evaluations.jsonl",
+        "evidence.json",
+        "evidence.csv",
+        "model.safetensors",
+        "config.json",
+        ".lock",
+    ),
     *(".lock.json", ".evaluation.lock", ".evaluation.lock.json", "particles-test.safetensors", "samples.npy"),
     *("figures/sampled.png", "figures/training.png", "figures/khat.png", "encoded.npy", "encoded_rows.csv"),
 ]
