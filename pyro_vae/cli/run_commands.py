@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -55,14 +56,22 @@ SplitName = Annotated[str, Parameter(help="test, validation or train.")]
 
 @app.command
 def evaluate(
-    run: RunFolder, /, *, options: EvaluationOptions = DEFAULTS, data_dir: DataDir = None, device: Device = "auto"
+    run: RunFolder,
+    /,
+    *,
+    options: EvaluationOptions = DEFAULTS,
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    out: Annotated[Path | None, Parameter(help="Folder for what is written; RUN itself by default.")] = None,
 ) -> None:
     """Scores a run (of several seeds, each member): log p(x) by importance sampling or exactly, from its folder alone."""
+    if out is not None and is_ensemble(run):
+        raise UsageError("--out is of a run of one seed: score members one by one")
     if is_ensemble(run):
         report_seeds(evaluate_ensemble(run, options, data_dir, device), run)
         return
     opened = load_run(run, device=device)
-    report(evaluate_opened(opened, open_data(opened, data_dir), options), run)
+    report(evaluate_opened(opened, open_data(opened, data_dir), options, out=out), out or run)
 
 
 @app.command
@@ -273,6 +282,8 @@ def save_array(
 ) -> None:
     """Write an array to `out` and its picture into the run's figures, beside those of its training; print where they are.
 
+    Of a run that is read-only the picture goes into figures/ beside `out`.
+
     What is `known` of its rows says which rows of the file they are, source_row, index, label: columns of a .csv, and a table
     beside an .npy.
     """
@@ -285,5 +296,6 @@ def save_array(
         write_atomic(beside, write_columns(known))
         print(f"{plain(beside)}  source_row of each")
     print(f"{plain(target)}  {array.shape}")
-    for path in draw_all(run.path, {DRAWN[name]: draw}):
+    own = out is None or os.access(run.path, os.W_OK)
+    for path in draw_all(run.path if own else target.parent, {DRAWN[name]: draw}):
         print(plain(path))

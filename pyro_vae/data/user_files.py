@@ -41,7 +41,10 @@ def read_file(path: Path, seed: int, options: TableOptions | None = None) -> Sou
             column as the options name.
     """
     if not path.is_file():
-        raise DataError(f"no file {path}. Check the path; it is taken from the current folder unless it starts with /.")
+        raise DataError(
+            f"no file {path}. Check the path; it is taken from the current folder unless it starts with /. "
+            "Of a run whose data file has moved: --data-dir FOLDER, or the file itself."
+        )
     options = options or TableOptions()
     split = f"split 80/10/10 per cent by a permutation from seed {seed}"
     cut = partial(shuffle, seed=seed)

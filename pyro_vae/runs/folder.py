@@ -114,6 +114,19 @@ def make(path: Path) -> None:
             raise PermissionError(13, "it is read-only")
 
 
+def make_beside(path: Path) -> Path:
+    """Make a folder for what is computed of a run that stays as it is.
+
+    Raises:
+        RunFolderError: it holds a run itself, and would be taken for that one's.
+        StorageError: it cannot be written to.
+    """
+    if (path / "config.json").exists():
+        raise RunFolderError(f"{path} holds a run: give --out a folder of its own")
+    make(path)
+    return path
+
+
 def clear(path: Path) -> None:
     """Delete what a run wrote but its config.json, what is told of its weights before these, and nothing else."""
     with storage(f"cannot clear {path}"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from pyro_vae.common.random import seeded
 from pyro_vae.common.safe_read import check_seal
 from pyro_vae.data import Data, load
 from pyro_vae.data.table_layout import TableOptions
+from pyro_vae.data.user_files import ENDINGS
 from pyro_vae.errors import DataError, PyroVAEError, RunFolderError, UsageError
 from pyro_vae.models.vae import VAE
 
@@ -134,7 +135,8 @@ def load_data(config: Config, data_dir: Path | None, download: bool = False, dig
 
     Args:
         config: any, with its binarization decided.
-        data_dir, download: as for :func:`~pyro_vae.data.load`.
+        data_dir, download: as for :func:`~pyro_vae.data.load`; `data_dir` is also where a file that has moved is looked for,
+            or, renamed, that file itself.
         digest: of the data that a run was trained on: a table that has another is read once more as earlier versions did, and
             that reading is returned if it has this digest.
     """
@@ -145,6 +147,7 @@ def load_data(config: Config, data_dir: Path | None, download: bool = False, dig
             binarization=config.binarization, seed=config.data_seed, missing=config.missing, verbose=False,
         )  # fmt: skip
 
+    config = replace(config, data=located(config.data, data_dir))
     options = TableOptions(config.header, config.index, config.label)
     if digest is None or options.given or not config.data.lower().endswith(".csv"):
         return read(options)
@@ -154,6 +157,14 @@ def load_data(config: Config, data_dir: Path | None, download: bool = False, dig
     except DataError:  # of either: what it was read as then counts
         return read(TableOptions(former=True))
     return former if former.digest == digest else data
+
+
+def located(data: str, data_dir: Path | None) -> str:
+    """Return where a data file is: as the config says, or else of that name in `data_dir`, or `data_dir` itself."""
+    if data_dir is None or not data.lower().endswith(ENDINGS) or Path(data).exists():
+        return data
+    moved = data_dir if data_dir.is_file() else data_dir / Path(data).name
+    return str(moved) if moved.is_file() else data
 
 
 def previous(path: Path) -> dict[str, Any]:
