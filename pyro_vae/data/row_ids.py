@@ -128,10 +128,14 @@ class RowIds:
         try:
             numbers = {n: [signed(int(cell, 16)) for cell in columns[h]] for n, h in DIGESTS.items() if h in columns}
             numbers |= {"source": [int(cell) for cell in columns["source_row"]]} if "source_row" in columns else {}
-            tensors = {name: torch.tensor(values, dtype=torch.int64) for name, values in numbers.items()}
+            tensors: dict[str, Any] = {
+                name: torch.tensor(values, dtype=torch.int64) for name, values in numbers.items()
+            }
         except (ValueError, RuntimeError) as error:
             raise DataError(f"no evidence: a row is not told from others as it should be ({error})") from error
-        texts = {name: tuple(map(with_formula, columns[name])) for name in ("index", "label") if name in columns}
+        texts: dict[str, Any] = {
+            name: tuple(map(with_formula, columns[name])) for name in ("index", "label") if name in columns
+        }
         return cls(**tensors, **texts)
 
     def tensors(self) -> dict[str, Tensor]:

@@ -42,7 +42,7 @@ def save(fig: Figure, path: Path) -> Path:
     content = io.BytesIO()
     with rc_context({"text.usetex": False}):  # of texts that drawing makes, such as those of ticks
         for text in fig.findobj(Text):
-            text.set_usetex(False)  # type: ignore[attr-defined]
+            text.set_usetex(False)
         fig.savefig(content, format="png", metadata={"Software": None})
     with storage(f"cannot write {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -28,8 +28,12 @@ FIELDS: Mapping[str, Any] = {
 }
 OF_DATA = {"name": TEXT, "digest": TEXT, "policy": TEXT, "notes": TEXTS, "rows": dict.fromkeys(("train",), COUNT)}
 NEEDED = ("split", "rows", "policy", "floor", "measure", "method", "bits_per_dim", "elements", "log_px", "log_px_mc_se")
-BESIDE = {"ess_median": ("ess_min", "num_samples|num_chains"), "khat_threshold": ("target_se", "num_samples")}
-BESIDE |= {"elbo": ("gap", "elbo_mc_se"), "num_chains": ("num_temperatures",)}
+BESIDE: dict[str, tuple[str, ...]] = {
+    "ess_median": ("ess_min", "num_samples|num_chains"),
+    "khat_threshold": ("target_se", "num_samples"),
+    "elbo": ("gap", "elbo_mc_se"),
+    "num_chains": ("num_temperatures",),
+}
 
 
 def check_fields(summary: Mapping[str, Any], path: Path, fields: Mapping[str, Any] = FIELDS) -> None:

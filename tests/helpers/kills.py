@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -77,9 +78,8 @@ def seen(path):
     weights = tensor_digest(run.vae.state_dict())
     metrics = folder.read_lines(path / "metrics.jsonl") if (path / "metrics.jsonl").exists() else []
     told = [e.summary["weights"] for e in evaluations(path)]
-    if {*told, evidence.get("weights", weights)} <= {weights} and [r["epoch"] for r in metrics] == [
-        *range(1, len(metrics) + 1)
-    ]:
+    in_order = [r["epoch"] for r in metrics] == [*range(1, len(metrics) + 1)]
+    if {*told, evidence.get("weights", weights)} <= {weights} and in_order:
         return "one generation"
     return f"weights {weights[:8]}, evidence of {evidence.get('weights', '')[:8]}, {told}, epochs {len(metrics)}"
 
@@ -97,7 +97,7 @@ def whole_lives(here, config, kills, engine):
     took = {}
     for name, job in jobs.items():
         begun = time.monotonic()
-        assert child(lambda job=job: job(here / f"{engine} whole")) == 0
+        assert child(partial(job, here / f"{engine} whole")) == 0
         took[name] = time.monotonic() - begun
     whole, draw = left(here / f"{engine} whole"), random.Random(1)
     for number in range(kills):
@@ -107,11 +107,11 @@ def whole_lives(here, config, kills, engine):
             name = name if (path / "config.json").is_file() else "train"
             if name == "export" and seen(path) == "no whole run":
                 continue
-            said["codes"].append(child(lambda name=name: jobs[name](path), after=draw.random() * took[name]))
+            said["codes"].append(child(partial(jobs[name], path), after=draw.random() * took[name]))
             said["seen"].append(seen(path))
         for name in ("resume", "evaluate", "export"):
             name = name if (path / "config.json").is_file() else "train"
-            said["codes"].append(child(lambda name=name: jobs[name](path)))
+            said["codes"].append(child(partial(jobs[name], path)))
         print(json.dumps(said | {"same": left(path) == whole}), flush=True)
 
 

@@ -151,7 +151,12 @@ def importance(
         problem = Problem.checked(model, guide, *args, vectorize=vectorize_particles)
         if not proposal.weight:
             check_reach(problem, proposal.guide(problem.guide))
-    facts = {"seed": seed, "proposal": str(proposal), "measure": problem.measure, "target_se": target_se}
+    facts: dict[str, Any] = {
+        "seed": seed,
+        "proposal": str(proposal),
+        "measure": problem.measure,
+        "target_se": target_se,
+    }
     facts |= {"vectorizing": str(problem.vectorizing), "data_digest": ids.digest, "program_ids": ProgramIds.of(problem)}
     if resume is not None:
         facts["program_ids"] = programs_of([resume], facts["program_ids"])
