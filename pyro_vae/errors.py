@@ -141,3 +141,7 @@ class OracleWarning(UserWarning):
 
 class DataConversionWarning(UserWarning):
     """Data that was converted (a copy; the caller's array is left as it was)."""
+
+
+class UnknownProgramsWarning(UserWarning):
+    """Evidence of an older version, which does not say which programs it is of, was put together with more."""

@@ -35,7 +35,13 @@ DEMO = Config(
     objective="iwae", objective_options={"particles": "8"}, epochs=80, batch_size=64, learning_rate=2e-3,
 )  # fmt: skip
 
-DataDir = Annotated[Path | None, Parameter(help="Folder with MNIST/raw and FashionMNIST/raw; else $PYRO_VAE_DATA.")]
+DataDir = Annotated[
+    Path | None,
+    Parameter(
+        help="Folder with MNIST/raw and FashionMNIST/raw, else $PYRO_VAE_DATA; or with the run's data file, if it has "
+        "moved (or that file)."
+    ),
+]
 Device = Annotated[str, Parameter(help="cpu, cuda, cuda:1, or auto (CUDA where there is one).")]
 Samples = Annotated[int, Parameter(help="K: importance samples a row.")]
 Overwrite = Annotated[bool, Parameter(negative=(), help="Replace the run that the folder holds.")]

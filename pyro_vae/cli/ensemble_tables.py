@@ -8,8 +8,10 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pyro_vae.common.flagged import format_bound, format_share, is_loose, share_flagged
+from pyro_vae.common.plain_text import plain
 from pyro_vae.evidence.over_seeds import format_mean
 
 from .tables import format_number
@@ -18,7 +20,7 @@ from .tables import format_number
 def report_seeds(evidence: dict[str, Any], run: Path) -> None:
     """Print each member's log p(x), and the mean over members with ± seed, ± Monte Carlo and ± data."""
     title = f"{evidence['split']} ({evidence['rows']} rows); nats per row, higher is better"
-    table = Table(title=title, min_width=len(title))
+    table = Table(title=Text(plain(title)), min_width=len(title))
     for heading in ("", "log p(x)", "± Monte Carlo", "± data", "ELBO", "flagged"):
         table.add_column(heading, justify="right" if heading else "left")
     for member in evidence["members"]:
@@ -28,10 +30,10 @@ def report_seeds(evidence: dict[str, Any], run: Path) -> None:
     if not is_loose(evidence) and evidence["log_px_seed_sd"] is not None:
         print(f"from seed to seed: sd {evidence['log_px_seed_sd']:.3f}, the Monte Carlo part taken off")
     for why in evidence["left_out"].values():
-        print(f"left out: {why}")
-    print(f"method: {evidence['method']}; measure: {evidence['measure']}")
+        print(plain(f"left out: {why}"))
+    print(plain(f"method: {evidence['method']}; measure: {evidence['measure']}"))
     first = run / f"seed{evidence['seeds'][0]}"
-    print(f"run folder: {run}, with a run for each member: {first} …")
+    print(plain(f"run folder: {run}, with a run for each member: {first} …"))
 
 
 def cells(member: dict[str, Any]) -> list[str]:

@@ -18,6 +18,7 @@ from cyclopts import Parameter
 
 from pyro_vae.common.atomic_write import storage
 from pyro_vae.common.memory import fitting
+from pyro_vae.common.plain_text import plain
 from pyro_vae.common.safe_read import parse_json, read_bytes
 from pyro_vae.errors import Interrupted, PyroVAEError, RunFolderError, UsageError
 from pyro_vae.runs import folder
@@ -85,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return run_command(argv)
         except PyroVAEError as error:
             with suppress(OSError):  # a terminal that hung up takes no message
-                print(f"error: {error}", file=sys.stderr)
+                print(f"error: {plain(error)}", file=sys.stderr)
             return error.exit_code
         except KeyboardInterrupt as signal:
             with suppress(OSError):
@@ -108,7 +109,7 @@ def run_command(argv: Sequence[str] | None) -> int:
             storage("cannot go on"),
             fitting("what was asked for", "Take fewer rows, smaller batches, or --device cpu."),
         ):
-            warnings.showwarning = lambda message, *_, **__: print(f"note: {message}", file=sys.stderr)
+            warnings.showwarning = lambda message, *_, **__: print(f"note: {plain(message)}", file=sys.stderr)
             app.meta(argv, exit_on_error=False, print_error=True, result_action="return_value")
             sys.stdout.flush()
     except cyclopts.CycloptsError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from pyro_vae.common.atomic_write import write_atomic
 from pyro_vae.common.csv_columns import write_columns
+from pyro_vae.common.plain_text import plain
 from pyro_vae.errors import UsageError
 from pyro_vae.plots import images, latents
 from pyro_vae.runs.compare_runs import compare_runs, draw_forest, write
@@ -52,14 +54,22 @@ SplitName = Annotated[str, Parameter(help="test, validation or train.")]
 
 @app.command
 def evaluate(
-    run: RunFolder, /, *, options: EvaluationOptions = DEFAULTS, data_dir: DataDir = None, device: Device = "auto"
+    run: RunFolder,
+    /,
+    *,
+    options: EvaluationOptions = DEFAULTS,
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    out: Annotated[Path | None, Parameter(help="Folder for what is written; RUN itself by default.")] = None,
 ) -> None:
     """Scores a run (of several seeds, each member): log p(x) by importance sampling or exactly, from its folder alone."""
+    if out is not None and is_ensemble(run):
+        raise UsageError("--out is of a run of one seed: score members one by one")
     if is_ensemble(run):
         report_seeds(evaluate_ensemble(run, options, data_dir, device), run)
         return
     opened = load_run(run, device=device)
-    report(evaluate_opened(opened, open_data(opened, data_dir), options), run)
+    report(evaluate_opened(opened, open_data(opened, data_dir), options, out=out), out or run)
 
 
 @app.command
@@ -96,16 +106,17 @@ def compare(
     if figure and figure.suffix.lower() != ".png":
         raise UsageError(f"--figure {figure}: pictures are PNG; give the file the ending .png")
     if any(map(is_ensemble, runs)):
-        print(compare_ensembles(*two_ensembles(runs, csv, latex, figure), split=split, rows=rows, method=method))
+        compared = compare_ensembles(*two_ensembles(runs, csv, latex, figure), split=split, rows=rows, method=method)
+        print(plain(compared))
         return
     comparison = compare_runs(runs, split=split, rows=rows, method=method)
     Console(width=None if sys.stdout.isatty() else 160).print(comparison.table())
     for note in comparison.notes:
-        print(f"note: {note}")
+        print(f"note: {plain(note)}")
     for path, content in ((csv, comparison.csv), (latex, comparison.latex), (figure, lambda: draw_forest(comparison))):
         if path:
             write(path, content())
-            print(path)
+            print(plain(path))
 
 
 def two_ensembles(runs: tuple[Path, ...], *files: Path | None) -> tuple[Path, Path]:
@@ -125,7 +136,7 @@ def replay(
     run: Annotated[Path, Parameter(help="Run folder with a folder `divergence`.")], /, *, device: Device = "cpu"
 ) -> None:
     """Runs the step again at which a run diverged, from its folder alone: same weights, batch and noise; site by site."""
-    print(replay_step(run, device=device))
+    print(plain(replay_step(run, device=device)))
 
 
 @app.command
@@ -272,6 +283,8 @@ def save_array(
 ) -> None:
     """Write an array to `out` and its picture into the run's figures, beside those of its training; print where they are.
 
+    Of a run that is read-only the picture goes into figures/ beside `out`.
+
     What is `known` of its rows says which rows of the file they are, source_row, index, label: columns of a .csv, and a table
     beside an .npy.
     """
@@ -282,7 +295,8 @@ def save_array(
     if known and target.suffix.lower() != ".csv":
         beside = target.with_name(f"{target.stem}_rows.csv")
         write_atomic(beside, write_columns(known))
-        print(f"{beside}  source_row of each")
-    print(f"{target}  {array.shape}")
-    for path in draw_all(run.path / "figures", {DRAWN[name]: draw}):
-        print(path)
+        print(f"{plain(beside)}  source_row of each")
+    print(f"{plain(target)}  {array.shape}")
+    own = out is None or os.access(run.path, os.W_OK)
+    for path in draw_all(run.path if own else target.parent, {DRAWN[name]: draw}):
+        print(plain(path))

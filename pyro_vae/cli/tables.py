@@ -10,8 +10,10 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pyro_vae.common.flagged import format_bound, format_log_px, is_loose, why_loose
+from pyro_vae.common.plain_text import plain
 from pyro_vae.common.spec import REQUIRED
 from pyro_vae.evidence.importance.pareto import LEAST, LOW_ESS
 from pyro_vae.programs.measure import dominating
@@ -57,18 +59,20 @@ def report(evidence: dict[str, Any], run: Path) -> None:
     """
     title = f"{evidence['split']} ({evidence['rows']} rows); nats per row, higher is better"
     columns = scores(evidence)
-    table = Table(title=title, min_width=len(title))
+    table = Table(title=Text(title), min_width=len(title))  # a Text, as brackets in a name are no markup
     for heading, *_ in columns:
         table.add_column(heading, justify="right" if heading else "left")
     for cells in list(zip(*columns, strict=True))[1:]:
         table.add_row(*cells)
     Console(width=None if sys.stdout.isatty() else 140).print(table)
-    print(f"values: {evidence['policy']}\nfloor: {evidence['floor']['model']}, exact\n{format_measure(evidence)}")
+    print(
+        plain(f"values: {evidence['policy']}\nfloor: {evidence['floor']['model']}, exact\n{format_measure(evidence)}")
+    )
     for line in cautions(evidence):
         print(line)
     if is_loose(evidence):
         print(f"log p(x) {format_log_px(evidence)}\nnext: {next_command(evidence, run)}")
-    print(f"run folder: {run}\npictures:   {run / 'figures'}")
+    print(plain(f"run folder: {run}\npictures:   {run / 'figures'}"))
 
 
 def scores(evidence: dict[str, Any]) -> list[tuple[str, str, str]]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import shutil
 import signal
+import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pyro_vae.errors import StorageError
@@ -19,6 +21,8 @@ WAYS_ON = {
     errno.EFBIG: "Raise the limit on file sizes and go on",
     errno.EROFS: "Write to another folder",
     errno.EACCES: "Get write permission, or take another folder",
+    errno.ELOOP: "Put a folder or a file of its own there",
+    errno.ENOTDIR: "Move it away",
     errno.ENOENT: "The folder is gone: was it moved or deleted? Put it back, or take another one",
 }
 
@@ -49,7 +53,7 @@ def write_atomic(path: Path, content: bytes | str) -> None:
         ['a.txt']
     """
     with renamed_when_whole(path, "renamed") as temporary:
-        write_synced(temporary, content.encode() if isinstance(content, str) else content)
+        write_synced(temporary, content.encode(errors="surrogateescape") if isinstance(content, str) else content)
         crash_point("written")
 
 
@@ -68,10 +72,42 @@ def publish(path: Path, files: Mapping[str, bytes]) -> None:
         crash_point("unpublished")
 
 
+def append(path: Path, line: str) -> None:
+    """Append a line to a regular file; a link in its place is not followed.
+
+    Raises:
+        StorageError: it cannot be written, or is none.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    with storage(f"cannot write {path}"), open(os.open(path, flags, 0o666), "ab") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        file.write(line.encode())
+
+
+def folder_in(path: Path, name: str) -> Path:
+    """Return a folder within a folder, made if it is missing; a link in its place is not followed.
+
+    Raises:
+        StorageError: it cannot be made, or something else stands there.
+    """
+    inner = path / name
+    with storage(f"cannot write into {inner}"):
+        with suppress(FileExistsError):
+            inner.mkdir()
+        status = inner.lstat()
+        if stat.S_ISLNK(status.st_mode):
+            raise OSError(errno.ELOOP, "a link, and links in a run are not followed")
+        if not stat.S_ISDIR(status.st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, "it is no folder")
+    return inner
+
+
 @contextmanager
 def renamed_when_whole(path: Path, done: str) -> Iterator[Path]:
     """Yield another name, which becomes `path` by one rename; on an error what has it is deleted."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{PART}")
+    # a process that was killed may have had the same number, and left its own
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}{PART}")
     with storage(f"cannot write {path}"):
         try:
             yield temporary

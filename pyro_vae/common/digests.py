@@ -23,7 +23,8 @@ def digest_of(value: Any) -> str:
         >>> digest_of({"a": 1, "b": 2}) == digest_of({"b": 2, "a": 1})
         True
     """
-    return sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode())
+    # a file name that is no UTF-8 has lone surrogates
+    return sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode(errors="surrogatepass"))
 
 
 def tensor_digest(tensors: Mapping[str, Tensor]) -> str:

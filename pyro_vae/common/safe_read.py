@@ -23,12 +23,14 @@ from torch import Tensor
 from pyro_vae.errors import RunFolderError
 
 from .digests import digest_of, tensor_digest
+from .plain_text import is_plain
 
 MIB = 2**20
 JSON_BYTES, HEADER_BYTES, HOLLOW = 64 * MIB, 2 * MIB, 256 * MIB
 LIMIT = 64 * 1024 * MIB  # of any file
 DEPTH, NAME, TENSORS = 64, 512, 20_000
 SEAL = "sha256"
+ABOUT = "about"  # the plain values in a header
 DTYPES = {
     **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "BOOL": torch.bool},
     **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8},
@@ -82,7 +84,9 @@ def read_bytes(path: Path, limit: int = JSON_BYTES) -> bytes:
 
 
 def parse_json(content: bytes, path: Path) -> Any:
-    """Parse JSON as RFC 8259 has it: finite numbers, no name twice, at most 64 levels deep.
+    """Parse JSON as RFC 8259 has it: finite numbers, no name twice, at most 64 levels deep, texts without controls.
+
+    Whole numbers have at most 64 bits, as all that is written here: others are too large for what they would be used in.
 
     Raises:
         RunFolderError: anything else; `path` is what messages call it.
@@ -93,9 +97,13 @@ def parse_json(content: bytes, path: Path) -> Any:
     """
     try:
         value = json.loads(
-            content.decode(), object_pairs_hook=once, parse_constant=no_number, parse_float=finite_number
+            content.decode(),
+            object_pairs_hook=once,
+            parse_constant=no_number,
+            parse_float=finite_number,
+            parse_int=whole_number,
         )
-        check_depth(value)
+        check_values(value)
     except (ValueError, RecursionError) as error:
         raise damaged(path, error if isinstance(error, ValueError) else "nested too deeply") from error
     return value
@@ -117,12 +125,21 @@ def finite_number(word: str) -> float:
     return value
 
 
-def check_depth(value: Any) -> None:
-    """Refuse what is nested deeper than anything that is written here."""
+def whole_number(digits: str) -> int:
+    if len(digits) > 20 or not -(2**63) <= (value := int(digits)) < 2**64:
+        raise ValueError(f"{digits[:20]} of {len(digits)} digits is out of range")
+    return value
+
+
+def check_values(value: Any) -> None:
+    """Refuse what is nested deeper than anything that is written here, and texts that a terminal would obey."""
     level = [value]
     for _ in range(DEPTH):
-        nested = (item for item in level if isinstance(item, dict | list))
-        level = [v for item in nested for v in (item.values() if isinstance(item, dict) else item)]
+        texts = (item for item in level if isinstance(item, str))
+        if not all(map(is_plain, texts)):
+            raise ValueError("a text in it holds control characters")
+        nested = [item for item in level if isinstance(item, dict | list)]
+        level = [v for item in nested for v in ((*item, *item.values()) if isinstance(item, dict) else item)]
     if level:
         raise ValueError(f"nested more than {DEPTH} levels deep")
 
@@ -138,9 +155,16 @@ def check_seal(record: Mapping[str, Any], path: Path) -> None:
     Raises:
         RunFolderError: the digest is of something else.
     """
-    renamed = SEAL not in record and any(is_seal(name, record) for name in record)  # by a bit of its name
+    near = [] if SEAL in record else [name for name in record if one_bit_from(name, SEAL)]
+    renamed = len(near) > 1 or any(is_seal(name, record) for name in near)
     if renamed or (SEAL in record and record[SEAL] != seal(record)[SEAL]):
         raise damaged(path, "its SHA-256 is not that of what it holds: it has changed since it was written")
+
+
+def one_bit_from(name: str, other: str) -> bool:
+    """Return whether a name becomes the other by one flipped bit."""
+    apart = [ord(a) ^ ord(b) for a, b in zip(name, other, strict=False) if a != b]
+    return len(name) == len(other) and len(apart) == 1 and apart[0].bit_count() == 1
 
 
 def is_seal(name: str, record: Mapping[str, Any]) -> bool:
@@ -153,14 +177,30 @@ def is_seal(name: str, record: Mapping[str, Any]) -> bool:
     )
 
 
-def dump(tensors: Mapping[str, Tensor]) -> bytes:
-    """Format tensors as safetensors, sealed; cloned, as those that share memory are refused (a VampPrior's posterior)."""
+def dump(tensors: Mapping[str, Tensor], about: Mapping[str, Any] | None = None) -> bytes:
+    """Format tensors as safetensors, sealed; cloned, as those that share memory are refused (a VampPrior's posterior).
+
+    Plain values `about` them go into the header, under a seal of their own.
+    """
     separate = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
-    return dump_tensors(separate, {SEAL: tensor_digest(separate)})
+    metadata = {SEAL: tensor_digest(separate)}
+    if not about:
+        return dump_tensors(separate, metadata)
+    return with_metadata(dump_tensors(separate), {ABOUT: json.dumps(seal(about)), **metadata})
 
 
-def parse_header(start: bytes, size: int, path: Path) -> tuple[Layout, str | None]:
-    """Read the layout of a safetensors file of `size` bytes, and its seal, from its first bytes."""
+def with_metadata(content: bytes, metadata: Mapping[str, str]) -> bytes:
+    """Put metadata into a safetensors file that has none, in this order: the library's is another in each process."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.dumps(
+        {"__metadata__": metadata, **json.loads(content[8 : 8 + length])}, separators=(",", ":")
+    ).encode()
+    header = header.ljust(-(-len(header) // 8) * 8)
+    return len(header).to_bytes(8, "little") + header + content[8 + length :]
+
+
+def parse_header(start: bytes, size: int, path: Path) -> tuple[Layout, dict[str, Any]]:
+    """Read the layout of a safetensors file of `size` bytes, and its metadata, from its first bytes."""
     length = int.from_bytes(start[:8], "little")
     if len(start) < 8 or not 2 <= length <= min(HEADER_BYTES, size - 8):
         raise damaged(path, "it does not start as a safetensors file does")
@@ -173,7 +213,7 @@ def parse_header(start: bytes, size: int, path: Path) -> tuple[Layout, str | Non
             raise ValueError(
                 f"its header tells of {len(layout):,} tensors of {total:,} bytes in all, not of what it holds"
             )
-        return layout, metadata.get(SEAL)
+        return layout, dict(metadata)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise damaged(path, error if isinstance(error, ValueError) else "its header is malformed") from error
 
@@ -187,8 +227,17 @@ def parse_entry(name: str, entry: dict[str, Any]) -> tuple[tuple[int, ...], torc
     return shape, DTYPES[entry["dtype"]]
 
 
-def read_layout(path: Path) -> Layout:
-    """Read names, shapes and dtypes of a safetensors file, and no more of it than the header.
+def about_of(metadata: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Read the plain values about the tensors of a file; none where it has none."""
+    about = parse_json(str(metadata.get(ABOUT, "{}")).encode(errors="replace"), path)
+    if not isinstance(about, dict):
+        raise damaged(path, "its header is malformed")
+    check_seal(about, path)
+    return about
+
+
+def read_header(path: Path) -> tuple[Layout, dict[str, Any]]:
+    """Read names, shapes and dtypes of a safetensors file, and its metadata: no more of it than the header.
 
     Raises:
         RunFolderError: damaged, or of another kind.
@@ -200,7 +249,12 @@ def read_layout(path: Path) -> Layout:
             start += file.read(min(int.from_bytes(start, "little"), HEADER_BYTES))
     except (OSError, ValueError) as error:
         raise damaged(path, error) from error
-    return parse_header(start, size, path)[0]
+    return parse_header(start, size, path)
+
+
+def read_layout(path: Path) -> Layout:
+    """Read names, shapes and dtypes alone, as :func:`read_header`."""
+    return read_header(path)[0]
 
 
 def parse(content: bytes, path: Path) -> dict[str, Tensor]:
@@ -209,7 +263,7 @@ def parse(content: bytes, path: Path) -> dict[str, Tensor]:
     Raises:
         RunFolderError: damaged, or of another kind.
     """
-    _, digest = parse_header(content, len(content), path)
+    digest = parse_header(content, len(content), path)[1].get(SEAL)
     try:
         tensors = parse_tensors(content)
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:

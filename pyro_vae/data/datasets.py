@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.common.plain_text import plain
 from pyro_vae.errors import ShapeError, UsageError
 
 from .arrays import convert
@@ -118,7 +119,7 @@ def load(
     transform = binarize if binarization == "dynamic" else None
     kind = "" if name in NAMES else kind_of([part.x for part in source.parts])
     for note in notes if verbose else ():
-        print(f"note: {source.name}: {note}", file=sys.stderr)
+        print(f"note: {plain(source.name)}: {plain(note)}", file=sys.stderr)
     return Data(source.name, train, validation, test, shape, policy, source.digest(), transform, notes, kind)
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.common.csv_columns import read_lines, with_formula
 from pyro_vae.errors import DataError
 
 from .arrays import read_once, real_array
@@ -121,7 +120,7 @@ class RowIds:
         Raises:
             DataError: a digest or a row number that is none.
         """
-        lines = list(csv.DictReader(io.StringIO(text)))
+        lines = read_lines(text)
         heads = set(lines[0]) & {"source_row", "index", "label", *DIGESTS.values()} if lines else set()
         if not heads:
             return None
@@ -129,10 +128,15 @@ class RowIds:
         try:
             numbers = {n: [signed(int(cell, 16)) for cell in columns[h]] for n, h in DIGESTS.items() if h in columns}
             numbers |= {"source": [int(cell) for cell in columns["source_row"]]} if "source_row" in columns else {}
-            tensors = {name: torch.tensor(values, dtype=torch.int64) for name, values in numbers.items()}
+            tensors: dict[str, Any] = {
+                name: torch.tensor(values, dtype=torch.int64) for name, values in numbers.items()
+            }
         except (ValueError, RuntimeError) as error:
             raise DataError(f"no evidence: a row is not told from others as it should be ({error})") from error
-        return cls(**tensors, index=columns.get("index"), label=columns.get("label"))
+        texts: dict[str, Any] = {
+            name: tuple(map(with_formula, columns[name])) for name in ("index", "label") if name in columns
+        }
+        return cls(**tensors, **texts)
 
     def tensors(self) -> dict[str, Tensor]:
         """Those of its parts that are tensors, by name."""

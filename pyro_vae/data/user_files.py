@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import tokenize
 import zipfile
 import zlib
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -17,6 +19,7 @@ from .splits import Part, Source, shuffle
 from .table_layout import TableOptions
 from .tables import read_table
 
+UNPACKED, RATIO = 256 * 2**20, 100  # of an archive: bytes, and as many times its own size
 ENDINGS = (".npy", ".npz", ".csv")
 SPLITS = ("train", "validation", "test")
 UNREADABLE = (  # what np.load raises for damaged files, found by damaging them
@@ -40,7 +43,10 @@ def read_file(path: Path, seed: int, options: TableOptions | None = None, sequen
             column as the options name.
     """
     if not path.is_file():
-        raise DataError(f"no file {path}. Check the path; it is taken from the current folder unless it starts with /.")
+        raise DataError(
+            f"no file {path}. Check the path; it is taken from the current folder unless it starts with /. "
+            "Of a run whose data file has moved: --data-dir FOLDER, or the file itself."
+        )
     options = options or TableOptions()
     split = f"split 80/10/10 per cent by a permutation from seed {seed}"
     cut = partial(shuffle, seed=seed)
@@ -127,10 +133,30 @@ def read_numpy(path: Path) -> dict[str, np.ndarray]:
     """Read the arrays of an .npy (as x) or .npz file."""
     try:
         with path.open("rb") as file:  # opened here, as numpy leaves a damaged .npz open
+            check_ratio(file, path)
             loaded = np.load(file, allow_pickle=False)
             return {"x": loaded} if isinstance(loaded, np.ndarray) else {key: loaded[key] for key in loaded.files}
     except UNREADABLE as e:
         raise DataError(f"{path}: {explain_error(e)}") from e
+
+
+def check_ratio(file: BinaryIO, path: Path) -> None:
+    """Refuse an archive that asks for far more memory than it fills: 8 MiB of zeros deflate to 8 KiB, 8 GiB to 8 MiB.
+
+    Raises:
+        DataError: it unpacks to more than 256 MiB and a hundred times its size.
+    """
+    if zipfile.is_zipfile(file):
+        file.seek(0)
+        with zipfile.ZipFile(file) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        packed = os.fstat(file.fileno()).st_size
+        if size > UNPACKED + RATIO * packed:
+            raise DataError(
+                f"{path} has {packed:,} bytes and unpacks to {size:,}, which is more than a file may ask for: save it "
+                "unpacked, np.savez(path, x=x), or as .npy"
+            )
+    file.seek(0)
 
 
 def explain_error(e: BaseException) -> str:

@@ -11,7 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pyro_vae.common.csv_columns import no_formula
 from pyro_vae.common.flagged import MOST, format_bound
+from pyro_vae.common.plain_text import plain
 from pyro_vae.evidence.importance.pareto import LOW_ESS
 
 from .estimate import format_nats
@@ -97,8 +99,8 @@ class Comparison:
         head, *lines = self.cells()
         for heading in head:
             table.add_column(heading, justify="right" if heading else "left", no_wrap=bool(heading))
-        for name, *rest in lines:
-            table.add_row(Text(name), *rest)  # a Text, as brackets in a name are no markup
+        for line in lines:
+            table.add_row(*(Text(plain(cell)) for cell in line))  # a Text, as brackets in a name are no markup
         return table
 
     def csv(self) -> str:
@@ -106,7 +108,7 @@ class Comparison:
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow([field.name for field in fields(Compared)])
-        writer.writerows(astuple(model) for model in self.models)
+        writer.writerows(map(no_formula, astuple(model)) for model in self.models)
         return out.getvalue()
 
     def latex(self) -> str:

@@ -31,11 +31,19 @@ def figure(width: float = 7.0, height: float = 4.0) -> Figure:
 def save(fig: Figure, path: Path) -> Path:
     """Write the figure as PNG, whole or not at all (without dates or versions: the same picture is the same file).
 
+    No text is set by TeX, which runs programs, whatever a matplotlibrc in the current folder says.
+
     Raises:
         StorageError: it cannot be written; a file of that name is as it was.
     """
+    from matplotlib import rc_context
+    from matplotlib.text import Text
+
     content = io.BytesIO()
-    fig.savefig(content, format="png", metadata={"Software": None})
+    with rc_context({"text.usetex": False}):  # of texts that drawing makes, such as those of ticks
+        for text in fig.findobj(Text):
+            text.set_usetex(False)
+        fig.savefig(content, format="png", metadata={"Software": None})
     with storage(f"cannot write {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, content.getvalue())

@@ -37,5 +37,5 @@ def bracket_run(path: Path | str, *, device: str = "cpu") -> tuple[dict[str, Any
     options = EvaluationOptions(method="annealing", num_chains=CHAINS, num_temperatures=TEMPERATURES)
     with locked(run.path, folder.EVALUATION_LOCK, True):
         annealed = record_evaluation(run, data, options, ends.annealing, time.perf_counter() - start)
-    draw_all(run.path / "figures", {"bracket": lambda: bracket_ends({"test rows": ends.summary()})})
+    draw_all(run.path, {"bracket": lambda: bracket_ends({"test rows": ends.summary()})})
     return annealed, ends

@@ -17,13 +17,17 @@ from pyro_vae.errors import RunFolderError
 NAMES = "arange empty empty_strided eye full linspace logspace ones rand randint randn randperm tensor zeros"
 FACTORIES = [getattr(torch, name) for name in NAMES.split()]
 SPARE_BYTES, SPARE_CALLS = 64 * 2**20, 5_000
+UNKNOWN_BYTES, UNKNOWN_CALLS = 2 * 2**30, 20_000  # of a run that holds no weights yet, to compare with
 
 
 class BoundedBuild:
     """A limit on factories of tensors (zeros, randn, arange …): refused once they come to more than the weights account for."""
 
-    def __init__(self, layout: Layout) -> None:
-        self.bytes, self.calls = 8 * num_bytes(layout) + SPARE_BYTES, 100 * len(layout) + SPARE_CALLS
+    def __init__(self, layout: Layout | None, spare: int = 0) -> None:
+        self.bytes, self.calls = UNKNOWN_BYTES + spare, UNKNOWN_CALLS
+        if layout is not None:
+            self.bytes, self.calls = 8 * num_bytes(layout) + SPARE_BYTES + spare, 100 * len(layout) + SPARE_CALLS
+        self.than = "a run without weights may" if layout is None else "the weights beside it"
 
     def __call__(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         self.calls -= 1
@@ -31,7 +35,7 @@ class BoundedBuild:
             shaped = func(*args, **{**kwargs, "device": "meta", "pin_memory": False})
             self.bytes -= shaped.numel() * shaped.element_size()
         if self.bytes < 0 or self.calls < 0:
-            raise RunFolderError("config.json asks for a model far larger than the weights beside it")
+            raise RunFolderError(f"config.json asks for a model far larger than {self.than}")
         return func(*args, **kwargs)
 
 
@@ -48,8 +52,10 @@ class FactoryCalls(TorchFunctionMode):
 
 
 @contextmanager
-def bounded_build(layout: Layout) -> Iterator[None]:
-    """Limit what is built inside by the layout of the weights that will fill it.
+def bounded_build(layout: Layout | None, spare: int = 0) -> Iterator[None]:
+    """Limit what is built inside by the layout of the weights that will fill it, and `spare` bytes beside them.
+
+    Without a layout, of a run that holds none yet, the limit is 2 GiB.
 
     Example:
         >>> with bounded_build({"w": ((10, 10), torch.float32)}):
@@ -57,6 +63,6 @@ def bounded_build(layout: Layout) -> Iterator[None]:
         Traceback (most recent call last):
         pyro_vae.errors.RunFolderError: config.json asks for a model far larger than the weights beside it
     """
-    bounds = BoundedBuild(layout)
+    bounds = BoundedBuild(layout, spare)
     with dispatching(bounds) or FactoryCalls(bounds):
         yield

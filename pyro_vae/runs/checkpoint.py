@@ -11,13 +11,14 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from pyro_vae.common.atomic_write import crash_point, publish, storage, sweep
+from pyro_vae.common.atomic_write import crash_point, folder_in, publish, storage, sweep
 from pyro_vae.common.digests import sha256
 from pyro_vae.common.safe_read import LIMIT, MIB, SEAL, check_seal, dump, parse, parse_json, read_bytes, seal
 from pyro_vae.errors import CheckpointError, RunFolderError
@@ -89,8 +90,7 @@ class Checkpoints:
         files[MANIFEST] = (json.dumps(manifest, indent=2) + "\n").encode()
         number = next(iter(self.numbers()), 0) + 1
         with storage(f"cannot make {self.folder}"):
-            self.folder.mkdir(exist_ok=True)
-            sweep(self.folder)
+            sweep(folder_in(self.path, FOLDER))
         publish(self.folder / f"{number:06d}", files)
         self.prune()
         return number
@@ -130,6 +130,12 @@ class Checkpoints:
                 f"no checkpoint of {self.path} can be trusted: {' '.join(wrong)} Train the run again."
             )
         return None
+
+    def manifest(self, number: int) -> dict[str, Any]:
+        """Read what one generation says of itself; nothing where that is damaged, or has just been deleted."""
+        with suppress(RunFolderError):
+            return read_manifest(self.folder / f"{number:06d}")
+        return {}
 
     def read(self, number: int, groups: tuple[str, ...], limit: int, notes: tuple[str, ...] = ()) -> Generation:
         """Read one generation, and check every byte that is read of it."""

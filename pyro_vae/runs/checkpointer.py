@@ -8,15 +8,17 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from pyro_vae.common.atomic_write import publish, storage
+from pyro_vae.common.digests import tensor_digest
 from pyro_vae.common.safe_read import LIMIT, dump, seal
 from pyro_vae.errors import StorageError
 from pyro_vae.training.checkpoint_state import capture
@@ -25,6 +27,7 @@ from pyro_vae.training.trainer import Trainer, TrainingCallback
 
 from .checkpoint import Checkpoints, Generation
 from .folder import DIVERGENCE, remove
+from .one_writer import OneWriter
 
 HANGUP = getattr(signal, "SIGHUP", None)  # of a terminal that closes; Windows has none
 ENDINGS = tuple(number for number in (signal.SIGTERM, HANGUP) if number is not None)
@@ -51,6 +54,8 @@ LOOK = 0.1  # seconds that somebody who interrupts may wait
 class Checkpointer(TrainingCallback):
     """Save the whole state of a training, to resume it to the same bits:
     ``fit(..., callbacks=[checkpointer], resume=checkpointer.newest())``.
+
+    One training at a time writes into a folder: a second one, in another process or thread, is a BusyError.
 
     Args:
         path: a folder; the state goes into ``checkpoints`` in it (:mod:`pyro_vae.runs.checkpoint`).
@@ -83,7 +88,7 @@ class Checkpointer(TrainingCallback):
         spent: float = 0.0,
     ) -> None:
         self.path, self.minutes, self.epochs, self.how = Path(path), minutes, epochs, how
-        self.checkpoints = Checkpoints(self.path, dict(about or {}))
+        self.checkpoints, self.writer = Checkpoints(self.path, dict(about or {})), OneWriter(self.path)
         self.saved_at = time.monotonic()
         self.start = self.saved_at - spent
         self.signal: int | None = None
@@ -111,9 +116,10 @@ class Checkpointer(TrainingCallback):
         return time.monotonic() - self.start
 
     def before_training(self, trainer: Trainer) -> None:
+        with storage(f"cannot make {self.path}"):
+            self.path.mkdir(parents=True, exist_ok=True)
+        self.writer.take()
         if not self.checkpoints.numbers():
-            with storage(f"cannot make {self.path}"):
-                self.path.mkdir(parents=True, exist_ok=True)
             self.save(trainer)
 
     def after_step(self, trainer: Trainer) -> None:
@@ -130,9 +136,19 @@ class Checkpointer(TrainingCallback):
 
     def after_training(self, trainer: Trainer) -> None:
         self.save(trainer, finished=True)
+        self.writer.release()
 
     def on_error(self, trainer: Trainer, error: BaseException) -> str:
         """Save the state after the last step, if the weights are still its own."""
+        if not self.writer.holds:  # another process does, and this is its error
+            return ""
+        try:
+            return self.save_rest(trainer, error)
+        finally:
+            self.writer.release()
+
+    def save_rest(self, trainer: Trainer, error: BaseException) -> str:
+        """Save what an error leaves; return how to go on."""
         if not isinstance(error, Signalled):  # else it is saved
             if not trainer.between_steps or not trainer.state.step or trainer.state.bad_steps:
                 return f". Go on from the last checkpoint with: {self.how}" if self.checkpoints.numbers() else ""
@@ -157,6 +173,8 @@ class Checkpointer(TrainingCallback):
             publish(self.path / DIVERGENCE, files)
         except StorageError as failure:
             return f" The step could not be saved: {failure}"
+        finally:
+            self.writer.release()
         return f" The step is kept in {self.path / DIVERGENCE}; replay it with: pyro-vae replay {self.path}"
 
     def try_to_save(self, trainer: Trainer) -> None:
@@ -176,6 +194,7 @@ class Checkpointer(TrainingCallback):
         (head, groups), position = capture(trainer), trainer.state.position
         taken = position.batches_taken.get("order", 0)
         where: dict[str, Any] = {"seconds": self.seconds, "device": trainer.device.type, **marks}
+        where["weights"] = tensor_digest(saved_with(trainer.modules, groups["best"]))  # as of a model.safetensors
         self.checkpoints.save(head, groups, step=trainer.state.step, epoch=position.epoch, position=taken, **where)
         self.failures, self.saved_at = 0, time.monotonic()
 
@@ -190,6 +209,12 @@ class Checkpointer(TrainingCallback):
         if self.signal is not None and number != HANGUP:
             os._exit(128 + number)
         self.signal = number if self.signal is None else self.signal
+
+
+def saved_with(modules: Sequence[nn.Module], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return those of the tensors that the module's own state has: no buffers that are not saved, such as N(0, I)'s."""
+    names = {name for module in modules for name in module.state_dict()}
+    return {name: tensor for name, tensor in tensors.items() if name in names}
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 import types
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -142,8 +143,12 @@ class Config:
         for name, kind in POSITIVE.items():
             values = getattr(self, name)
             for value in values if isinstance(values, tuple) else (values,):
-                if value is not None and not value > 0:
+                if value is not None and not (value > 0 and is_finite(value)):
                     raise UsageError(f"{name} must be {kind} greater than 0, got {value}")
+        for name in (name for name in self.__dataclass_fields__ if name.endswith("_options")):
+            for option, value in getattr(self, name).items():
+                if isinstance(value, float) and not is_finite(value):
+                    raise UsageError(f"--{name.removesuffix('_options')}.{option} must be a finite number, got {value}")
         if not 0 <= self.warmup < 1:
             raise UsageError(f"warmup is a fraction of training, 0 to 1, got {self.warmup}")
         if self.seed < 0 or self.data_seed < 0:
@@ -185,9 +190,14 @@ class Config:
         return cls(**arguments)
 
 
+def is_finite(number: float) -> bool:
+    """Return whether a number is one that a double can be."""
+    return -sys.float_info.max <= number <= sys.float_info.max
+
+
 BEFORE = {"standardize": False, "normalize": False}  # in configs that lack them
 WHOLE = ("hidden", "latent_dim", "epochs", "batch_size", "patience")
-POSITIVE = dict.fromkeys(WHOLE, "a whole number") | {"learning_rate": "a number"}
+POSITIVE = dict.fromkeys(WHOLE, "a whole number") | {"learning_rate": "a finite number"}
 
 
 @functools.cache

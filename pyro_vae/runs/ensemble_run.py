@@ -86,8 +86,7 @@ def train_ensemble(
         write_list(path, seeds, made_by, {})
         with folders_locked(jobs):
             for job in jobs:
-                folder.create(job.path)
-                folder.write_json(job.path / "config.json", describe(job.config, job.data, made_by))
+                folder.create(job.path, describe(job.config, job.data, made_by))
             seconds, ensemble = trained(jobs)
             write_list(path, seeds, made_by, ensemble.diverged)
             for job, result in zip(jobs, ensemble.results, strict=True):
@@ -284,7 +283,9 @@ def read_list(path: Path) -> dict[str, Any]:
     seeds = record.get("seeds") if isinstance(record, dict) else None
     if not isinstance(seeds, list) or not seeds or not all(type(s) is int and s >= 0 for s in seeds):
         raise RunFolderError(f"{path / LIST} lists no seeds: it is no ensemble of pyro_vae")
-    if record.get("schema") != SCHEMA or not isinstance(record.get("diverged"), dict):
+    diverged = record.get("diverged")
+    told = isinstance(diverged, dict) and all(s.isdecimal() and isinstance(why, str) for s, why in diverged.items())
+    if record.get("schema") != SCHEMA or not told:
         raise RunFolderError(
             f"{path / LIST} has schema {record.get('schema')!r}; this version of pyro_vae reads {SCHEMA}"
         )
@@ -310,15 +311,16 @@ def check_free(path: Path, overwrite: bool) -> None:
 
 
 def clear(path: Path) -> None:
-    """Delete what an ensemble wrote, and nothing else. For the holder of its lock."""
+    """Delete what an ensemble wrote but its list, which is replaced, and nothing else. For the holder of its lock."""
     if not is_ensemble(path):
         return
     for seed in read_list(path)["seeds"]:
         member = path / name_of(seed)
         if member.is_dir() and not member.is_symlink():
             folder.clear(member)
+            (member / "config.json").unlink(missing_ok=True)
             with suppress(OSError):  # somebody else's files stay
                 (member / "figures").rmdir()
     with storage(f"cannot clear {path}"):
-        for file in [path / LIST, *path.glob("seeds*.json"), *path.glob(f".*{PART}")]:
+        for file in [*path.glob("seeds*.json"), *path.glob(f".*{PART}")]:
             file.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 from pyro_vae.common.digests import tensor_digest
 from pyro_vae.common.environment import machine, versions
 from pyro_vae.common.keywords import suggest_keywords
+from pyro_vae.common.plain_text import plain
 from pyro_vae.data import Data, Split
 from pyro_vae.data.row_ids import RowIds
 from pyro_vae.errors import Interrupted, UnreliableError, UsageError
@@ -28,15 +29,16 @@ from pyro_vae.models.standardize import log_scale
 
 from . import evaluations, folder
 from .custom_components import NOTHING, Components
-from .evaluations import PROPOSALS, SPLITS, EvaluationName
+from .evaluations import PROPOSALS, SPLITS, EvaluationName, is_stale
 from .kinds.kind import Batch
-from .load import Run, load_run, open_data
+from .load import Run, check_still, load_run, open_data
 from .lock import locked
 from .marginal_baseline import below_floor, floor, summarize_floor
 from .particle_cache import ParticleCache
 from .progress import unfinished
 from .registry import likelihood_of
 from .run_figures import draw_khat
+from .weights import current_weights
 
 Method = Literal["importance", "auto", "exact", "annealing"]
 ProposalName = Literal["guide", "defensive", "widened"]
@@ -111,6 +113,7 @@ def evaluate_run(
     strict: bool = False,
     data_dir: Path | None = None,
     device: str = "auto",
+    out: Path | str | None = None,
 ) -> dict[str, Any]:
     """Score a run: log p(x) on a split of its data, written into its folder, and returned.
 
@@ -123,11 +126,12 @@ def evaluate_run(
         split, rows, method, proposal, num_samples, target_se, max_samples, num_chains, num_temperatures, seed, resume, strict:
             as for :class:`EvaluationOptions`; what is computed, as for :func:`~pyro_vae.log_likelihood` and
             :func:`~pyro_vae.ais`.
-        data_dir: where image data sets lie.
+        data_dir: where image data sets lie, or the run's own data file, if it has moved.
         device: where to compute.
+        out: a folder for what is written, in place of the run's own, which may then be read-only.
 
     Raises:
-        RunFolderError: the run or its data are not what they were.
+        RunFolderError: the run or its data are not what they were; `out` holds a run.
         BusyError: another process scores the same run.
         StorageError, DeviceMemoryError: the disk is full; a row is too large for the device.
         UnreliableError: under `strict`, rows are flagged.
@@ -139,36 +143,76 @@ def evaluate_run(
         max_samples=max_samples, num_chains=num_chains, num_temperatures=num_temperatures, seed=seed, resume=resume,
         strict=strict,
     )  # fmt: skip
-    return evaluate_opened(run, open_data(run, data_dir), options)
+    return evaluate_opened(run, open_data(run, data_dir), options, out=out)
 
 
 def evaluate_opened(
-    run: Run, data: Data, options: EvaluationOptions, *, training: dict[str, Any] | None = None, wait: bool = False
+    run: Run,
+    data: Data,
+    options: EvaluationOptions,
+    *,
+    training: dict[str, Any] | None = None,
+    wait: bool = False,
+    out: Path | str | None = None,
 ) -> dict[str, Any]:
     """Score an opened run, on the data that it was trained on; one process at a time.
+
+    The weights are those that the folder has once it is locked: where training has ended since the run was opened, they are
+    loaded anew. Where they change while they are scored, a note says so, and no reader takes the numbers for the new ones'.
 
     Args:
         training: what evidence.json shall tell of the training; None leaves what it told before.
         wait: for another process that scores the run, in place of an error.
+        out: a folder for what is written, in place of the run's.
     """
-    folder.check_own(run.path)
-    with locked(run.path, folder.EVALUATION_LOCK, wait):
+    into = run.path if out is None else folder.make_beside(Path(out))
+    folder.check_own(into)
+    with locked(into, folder.EVALUATION_LOCK, wait):
+        run = run if training is not None else as_it_is_now(run)
         rows, start = rows_of(data, options.split, options.rows), time.perf_counter()
         name, weights = name_of(options, len(getattr(data, options.split))), tensor_digest(run.vae.state_dict())
         digests = {"weights": weights, "data": data.digest, "split": options.split}
-        file = run.path / f"particles-{name}.safetensors"
+        file = into / f"particles-{name}.safetensors"
         cache = ParticleCache(file, digests, strict=training is None)
         evidence = placed(log_px_of(run.vae, run.rows(rows), cache, options), rows)
         keep = options.resume and training is None  # what goes on is kept to go on from again; a training ends here
         if keep and isinstance(evidence, Evidence):
             cache.write(evidence)
         seconds = time.perf_counter() - start
-        result = record_evaluation(run, data, options, evidence, seconds, training)
+        if training is None:
+            check_same_weights(run, weights)
+        result = record_evaluation(run, data, options, evidence, seconds, training, into)
         if not keep and (cache.written or options.resume):
             cache.forget()  # what another evaluation left stays
         if options.strict and isinstance(evidence, Evidence) and len(evidence.flagged):
             raise UnreliableError(evidence.why_flagged(), evidence)
     return result
+
+
+def as_it_is_now(run: Run) -> Run:
+    """Return the run with the weights that its folder holds now. For the holder of the lock.
+
+    Raises:
+        RunFolderError: another run has taken its place.
+    """
+    if is_stale({"weights": tensor_digest(run.vae.state_dict())}, current_weights(run.path)):
+        run = replace(load_run(run.path, run.components, str(next(run.vae.parameters()).device)), record=run.record)
+    check_still(run.path, run.record)
+    return run
+
+
+def check_same_weights(run: Run, weights: str) -> None:
+    """Print a note where training has saved other weights while these were scored.
+
+    Raises:
+        RunFolderError: another run has taken this one's place: nothing is to be written into it.
+    """
+    check_still(run.path, run.record)
+    if is_stale({"weights": weights}, current_weights(run.path)):
+        print(
+            f"note: training went on meanwhile: these numbers are of the weights {run.path} had before.",
+            file=sys.stderr,
+        )
 
 
 def record_evaluation(
@@ -178,16 +222,19 @@ def record_evaluation(
     evidence: Estimate,
     seconds: float,
     training: dict[str, Any] | None = None,
+    into: Path | None = None,
 ) -> dict[str, Any]:
-    """Write evidence of a run's rows into its folder, with what it is of, and its picture. For the holder of its lock."""
+    """Write evidence of a run's rows, with what it is of, and its picture, into its folder or another, which is locked."""
+    into = run.path if into is None else into
     part = rows_of(data, options.split, options.rows)
     x = part.x
     elements = run.kind.count(x)
+    called = run.record.get("data", {}).get("name") or plain(data.name)  # its file may have been renamed since
     name = name_of(options, len(getattr(data, options.split)))
     result = evidence.summary() | {
         "bits_per_dim": (-evidence.log_px / (elements * math.log(2))).mean().item(),
         "elements": elements,
-        "split": f"{data.name}, {options.split}{f', first {len(x)} rows' if name.rows else ''}",
+        "split": f"{called}, {options.split}{f', first {len(x)} rows' if name.rows else ''}",
         "policy": data.policy,
         "floor": floor_of(run, data, x, evidence.log_px),
         "training": training or training_so_far(run),
@@ -198,11 +245,11 @@ def record_evaluation(
         **run.kind.report(run.vae, part, data.shape),
     }
     if warning := below_floor(result["floor"], result):
-        print(f"warning: {warning}", file=sys.stderr)
+        print(f"warning: {plain(warning)}", file=sys.stderr)
     name = replace(name, method="exact", proposal="guide") if isinstance(evidence, Exact) else name
     table = saved.rows_csv(evidence) if isinstance(evidence, Annealed) else evidence.rows_csv()
-    stem, result = evaluations.write(run.path, name, result, table, replacing=training is not None)
-    draw_khat(run.path, evidence, x, data.shape, stem.replace("evidence", "khat", 1))
+    stem, result = evaluations.write(into, name, result, table, replacing=training is not None)
+    draw_khat(into, evidence, x, data.shape, stem.replace("evidence", "khat", 1))
     return result
 
 

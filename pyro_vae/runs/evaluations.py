@@ -20,6 +20,7 @@ from pyro_vae.errors import RunFolderError
 from pyro_vae.evidence.importance.proposals import GUIDE, Proposal, defensive, widened
 
 from . import folder
+from .weights import current_weights
 
 PROPOSALS: dict[str, Proposal] = {"guide": GUIDE, "defensive": defensive(), "widened": widened()}
 AGAIN = "pyro-vae evaluate"
@@ -105,7 +106,10 @@ class Evaluation:
 
 
 def evaluations(path: Path) -> list[Evaluation]:
-    """List the evaluations of a run's newest weights, that of all test rows by importance sampling first.
+    """List the evaluations of the weights that a run has now, that of all test rows by importance sampling first.
+
+    Those of other weights (training has gone on since, or was cut off before it scored them) are left out. Where the weights
+    do not say which they are, the ones that were scored last count.
 
     Raises:
         RunFolderError: a file of them is damaged.
@@ -115,8 +119,13 @@ def evaluations(path: Path) -> list[Evaluation]:
         if not (file.stem == "evidence" or file.stem.startswith("evidence-")):
             continue
         found.append(read(file))
-    newest = newest_weights(path) or next((e.summary.get("weights") for e in found), None)
-    return [e for e in found if newest is None or e.summary.get("weights") in (None, newest)]
+    newest = current_weights(path) or newest_weights(path) or next((e.summary.get("weights") for e in found), None)
+    return [e for e in found if not is_stale(e.summary, newest)]
+
+
+def is_stale(summary: Mapping[str, Any], weights: str | None) -> bool:
+    """Return whether an evaluation is of other weights than these; False where either does not say."""
+    return None not in (weights, summary.get("weights")) and summary["weights"] != weights
 
 
 def newest_weights(path: Path) -> str | None:
@@ -133,9 +142,7 @@ def read(file: Path) -> Evaluation:
     Raises:
         RunFolderError: it is damaged, or says nothing of its rows.
     """
-    summary = folder.read_sealed(file)
-    if not isinstance(summary, dict):
-        raise RunFolderError(f"{file} is no evidence")
+    summary = folder.read_summary(file)
     try:
         name, counts = EvaluationName.of(summary), [summary.get(key, 0) for key in ("rows_flagged", "num_samples")]
         known = name.is_known() and (

@@ -18,21 +18,24 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pyro_vae.common.atomic_write import PART, storage, write_atomic
+from pyro_vae.common.atomic_write import PART, append, crash_point, folder_in, storage, write_atomic
 from pyro_vae.common.digests import sha256
 from pyro_vae.common.safe_read import JSON_BYTES, MIB, SEAL, check_seal, damaged, parse_json, read_bytes, seal
 from pyro_vae.errors import RunFolderError
 
 from .checkpoint import FOLDER as CHECKPOINTS
-from .lock import LOCK
+from .lock import LOCK, locked
+from .summary_fields import OF_DATA, check_fields
 
 SCHEMA = 1
 HISTORY = "evaluations.jsonl"
 ENSEMBLE = "ensemble.json"  # names the seeds of a folder that holds a run for each (:mod:`pyro_vae.runs.ensemble_run`)
-OURS = ("config.json", "metrics.jsonl", "model.safetensors", "evidence.json", "evidence.csv", HISTORY)
+WEIGHTS = "model.safetensors"
+OURS = ("evidence.json", "evidence.csv", HISTORY, "metrics.jsonl")
 OF_EVALUATIONS = ("particles-*.safetensors", "evidence-*.json", "evidence-*.csv")
 EVALUATION_LOCK = ".evaluation.lock"
 DIVERGENCE = "divergence"
+LINES = 200_000  # of a .jsonl file: epochs, evaluations
 CSV = "csv_sha256"  # what evidence.json calls the SHA-256 of evidence.csv
 FOLDERS = (CHECKPOINTS, DIVERGENCE)  # generations of the state; a step that diverged
 LOCKS = tuple(f"{name}{ending}" for name in (LOCK, EVALUATION_LOCK) for ending in ("", ".json"))
@@ -65,25 +68,42 @@ def is_left_over(entry: Path) -> bool:
     return entry.name in LOCKS or entry.name.endswith(PART) or (entry.name == "figures" and not any(entry.iterdir()))
 
 
-def create(path: Path, overwrite: bool = False) -> Path:
-    """Empty a folder for a run, as far as :func:`check_free` allows. For the holder of its lock."""
+def create(path: Path, record: dict[str, Any], overwrite: bool = False) -> Path:
+    """Empty a folder for a run, as far as :func:`check_free` allows, and write its config.json. For the holder of its lock.
+
+    The config of a run before is replaced, last of all: whatever kills this, the folder holds a run that had not begun.
+
+    Raises:
+        BusyError: the run before is being scored.
+    """
     check_free(path, overwrite)
-    clear(path)
-    with storage(f"cannot create {path}"):
-        (path / "figures").mkdir(exist_ok=True)
+    with locked(path, EVALUATION_LOCK):
+        clear(path)
+        crash_point("cleared")
+        with storage(f"cannot create {path}"):
+            folder_in(path, "figures")
+        write_json(path / "config.json", record)
     return path
 
 
 def check_own(path: Path) -> None:
-    """Check that no entry of the folder is a link, so that what is written into a run stays in it.
+    """Check that what is written into a run stays in it: no entry of the folder is a link, and folders of ours are folders.
+
+    Each writer looks again at what it opens (:func:`~pyro_vae.common.atomic_write.folder_in`); this says so before anything
+    is computed. The folder itself may be reached by a link of the user's.
 
     Raises:
         RunFolderError: one is.
     """
-    if links := sorted(entry.name for entry in path.iterdir() if entry.is_symlink()):
-        raise RunFolderError(
-            f"{path / links[0]} is a link, and links in a run are not followed: put what it leads to there"
-        )
+    try:
+        entries = sorted(path.iterdir())
+    except OSError as error:
+        raise RunFolderError(f"there is no run folder {path}: {error.strerror}") from error
+    for entry in entries:
+        if entry.is_symlink():
+            raise RunFolderError(f"{entry} is a link, and links in a run are not followed: put what it leads to there")
+        if entry.name in ("figures", *FOLDERS) and not entry.is_dir():
+            raise RunFolderError(f"{entry} is no folder, as it is in a run: move it away")
 
 
 def make(path: Path) -> None:
@@ -94,14 +114,29 @@ def make(path: Path) -> None:
             raise PermissionError(13, "it is read-only")
 
 
+def make_beside(path: Path) -> Path:
+    """Make a folder for what is computed of a run that stays as it is.
+
+    Raises:
+        RunFolderError: it holds a run itself, and would be taken for that one's.
+        StorageError: it cannot be written to.
+    """
+    if (path / "config.json").exists():
+        raise RunFolderError(f"{path} holds a run: give --out a folder of its own")
+    make(path)
+    return path
+
+
 def clear(path: Path) -> None:
-    """Delete what a run wrote, and nothing else."""
+    """Delete what a run wrote but its config.json, what is told of its weights before these, and nothing else."""
     with storage(f"cannot clear {path}"):
-        matching = [path.glob(pattern) for pattern in (*OF_EVALUATIONS, "figures/*.png", f".*{PART}")]
-        for file in [*(path / name for name in OURS), *itertools.chain(*matching)]:
+        pictures = [] if (path / "figures").is_symlink() else path.glob("figures/*.png")
+        matching = itertools.chain(*(path.glob(pattern) for pattern in (*OF_EVALUATIONS, f".*{PART}")), pictures)
+        for file in [*(path / name for name in OURS), *matching]:
             file.unlink(missing_ok=True)
         for name in FOLDERS:
             remove(path / name)
+        (path / WEIGHTS).unlink(missing_ok=True)
 
 
 def remove(folder: Path) -> None:
@@ -112,7 +147,16 @@ def remove(folder: Path) -> None:
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
     """Write indented JSON; floats to the last bit, no NaN; with the SHA-256 of all else in it."""
-    write_atomic(path, json.dumps(seal(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_atomic(path, json_bytes(seal(record), indent=2) + b"\n")
+
+
+def json_bytes(record: dict[str, Any], indent: int | None = None) -> bytes:
+    """Format JSON as UTF-8; in ASCII, where it holds a file name that is none."""
+    text = json.dumps(record, indent=indent, ensure_ascii=False, allow_nan=False)
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(record, indent=indent, allow_nan=False).encode()
 
 
 def read_json(path: Path, limit: int = JSON_BYTES) -> Any:
@@ -142,6 +186,19 @@ def read_sealed(path: Path) -> Any:
     return value
 
 
+def read_summary(path: Path) -> dict[str, Any]:
+    """Read what an evidence.json holds.
+
+    Raises:
+        RunFolderError: missing, damaged, no object, or a field of another kind than it is written as.
+    """
+    summary = read_sealed(path)
+    if not isinstance(summary, dict):
+        raise RunFolderError(f"{path} is no evidence")
+    check_fields(summary, path)
+    return summary
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """Read config.json: schema, versions, config, and what is known of the data.
 
@@ -153,6 +210,11 @@ def read_config(path: Path) -> dict[str, Any]:
         raise RunFolderError(f"{path / 'config.json'} is not a run of pyro_vae: it lacks schema, config or data")
     if record["schema"] != SCHEMA:
         raise RunFolderError(f"{path} has schema {record['schema']!r}; this version of pyro_vae reads {SCHEMA}")
+    if not isinstance(record["data"], dict) or not isinstance(record["data"].get("digest"), str):
+        raise RunFolderError(
+            f"{path / 'config.json'} cannot be used: it does not say which data the run was trained on"
+        )
+    check_fields(record["data"], path / "config.json", OF_DATA)
     return record
 
 
@@ -164,9 +226,7 @@ def read_evidence(path: Path, stem: str = "evidence") -> tuple[dict[str, Any], s
             writing them: they are looked at a second time).
     """
     for last in (False, True):
-        table, summary = read_bytes(path / f"{stem}.csv"), read_sealed(path / f"{stem}.json")
-        if not isinstance(summary, dict):
-            raise RunFolderError(f"{path / f'{stem}.json'} is no evidence")
+        table, summary = read_bytes(path / f"{stem}.csv"), read_summary(path / f"{stem}.json")
         if summary.get(CSV, sha256(table)) == sha256(table):
             return summary, table.decode(errors="replace")
         time.sleep(0 if last else 0.2)
@@ -177,13 +237,17 @@ def read_evidence(path: Path, stem: str = "evidence") -> tuple[dict[str, Any], s
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
     """Append one record to a .jsonl file, with the SHA-256 of all else in it."""
-    with storage(f"cannot write {path}"), path.open("a") as file:
-        file.write(json.dumps(seal(record)) + "\n")
+    append(path, json.dumps(seal(record)) + "\n")
 
 
 def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
     """Write a .jsonl file of these records."""
     write_atomic(path, "".join(json.dumps(seal(record)) + "\n" for record in records))
+
+
+def metrics_digest(path: Path) -> str:
+    """Return the SHA-256 of a run's metrics.jsonl, which the evidence of its training carries."""
+    return sha256(read_bytes(path / "metrics.jsonl"))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -193,6 +257,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         RunFolderError: any other line that is damaged.
     """
     *lines, last = read_bytes(path).split(b"\n") if path.is_file() else [b""]
+    if len(lines) > LINES:
+        raise damaged(path, f"{len(lines):,} lines, and at most {LINES:,} are read")
     records = [parse_line(line, Path(f"{path}, line {number}")) for number, line in enumerate(lines, 1)]
     with suppress(RunFolderError):  # what a kill left of a record, if not one that lacks only the end of its line
         records += [parse_line(last, path)] if last else []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +11,22 @@ from torch import Tensor
 
 from pyro_vae.common.device import resolve_device
 from pyro_vae.common.keywords import suggest_keywords
+from pyro_vae.common.plain_text import plain
 from pyro_vae.common.random import seeded
 from pyro_vae.common.safe_read import check_seal
 from pyro_vae.data import Data, Split, load
 from pyro_vae.data.table_layout import TableOptions
+from pyro_vae.data.user_files import ENDINGS
 from pyro_vae.errors import DataError, PyroVAEError, RunFolderError, UsageError
 
 from . import folder
 from .build_limits import bounded_build
 from .config import Config
 from .custom_components import NOTHING, Components
-from .evaluations import evaluations
+from .evaluations import AGAIN, evaluations, is_stale
 from .kinds.kind import ModelKind
 from .registry import build, check_names, kind_of, resolved, unregistered
-from .weights import Weights
+from .weights import Weights, current_weights
 
 FAULTS = (PyroVAEError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError, MemoryError)
 
@@ -55,10 +57,11 @@ class Run:
 
     @property
     def evidence(self) -> dict[str, Any]:
-        """What evidence.json holds: log p(x) and its errors; nothing before the run is scored.
+        """What evidence.json holds: log p(x) and its errors; nothing before the run is scored with the weights it has now.
 
         Evidence of other rows, or by another method, has files of its own (:mod:`pyro_vae.runs.evaluations`); it is what
-        stands here only where all test rows were not scored by importance sampling.
+        stands here only where all test rows were not scored by importance sampling. Evidence of weights from before (of an
+        interruption, say, and training has gone on) is left out, with a note.
         """
         return previous(self.path)
 
@@ -69,7 +72,8 @@ def load_run(
 ) -> Run:
     """Rebuild the model of a run from its folder alone, and from parts of one's own if it was trained with such.
 
-    Of a run that is still training, or was killed, it is the best model so far, from the newest checkpoint that is whole.
+    Of a run that is still training, or was killed, it is the best model so far, from the newest checkpoint that is whole, or
+    from model.safetensors if that is of as many epochs.
 
     Args:
         path: the folder.
@@ -84,7 +88,7 @@ def load_run(
 
     Raises:
         RunFolderError: the folder, its config or its weights are missing, damaged or of something else, or it needs a part
-            that is neither registered nor among the components.
+            that is neither registered nor among the components; another run took its place while it was read.
         UsageError: a component with the name of a registered part.
     """
     path = Path(path)
@@ -102,7 +106,14 @@ def load_run(
         raise RunFolderError(f"{path / 'config.json'} cannot be used: {' '.join(str(error).split())[:500]}") from error
     source.fill(vae, allow_nonfinite)
     check_seal(record, path / "config.json")
+    check_still(path, record)
     return Run(path, config, record, vae.to(resolve_device(device)).eval(), components)
+
+
+def check_still(path: Path, record: dict[str, Any]) -> None:
+    """Refuse to go on with a folder in which another run has taken the place of the one with this config.json."""
+    if folder.read_config(path) != record:
+        raise RunFolderError(f"{path} has become another run meanwhile (--overwrite): open it again")
 
 
 def format_unknown(unknown: list[tuple[str, str]]) -> str:
@@ -126,7 +137,7 @@ def open_data(run: Run, data_dir: Path | None = None) -> Data:
             f"the data of {run.path} has changed: {run.config.data} had digest {digest[:12]}… when it was "
             f"trained, and has {data.digest[:12]}… now. Restore the data, or train again."
         )
-    print(f"note: {data.notes[0]}", file=sys.stderr)
+    print(f"note: {plain(data.notes[0])}", file=sys.stderr)
     return data
 
 
@@ -135,7 +146,8 @@ def load_data(config: Config, data_dir: Path | None, download: bool = False, dig
 
     Args:
         config: any, with its binarization decided.
-        data_dir, download: as for :func:`~pyro_vae.data.load`.
+        data_dir, download: as for :func:`~pyro_vae.data.load`; `data_dir` is also where a file that has moved is looked for,
+            or, renamed, that file itself.
         digest: of the data that a run was trained on: a table that has another is read once more as earlier versions did, and
             that reading is returned if it has this digest.
     """
@@ -146,6 +158,7 @@ def load_data(config: Config, data_dir: Path | None, download: bool = False, dig
             binarization=config.binarization, seed=config.data_seed, missing=config.missing, verbose=False,
         )  # fmt: skip
 
+    config = replace(config, data=located(config.data, data_dir))
     options = TableOptions(config.header, config.index, config.label)
     if digest is None or options.given or not config.data.lower().endswith(".csv"):
         return read(options)
@@ -157,9 +170,23 @@ def load_data(config: Config, data_dir: Path | None, download: bool = False, dig
     return former if former.digest == digest else data
 
 
+def located(data: str, data_dir: Path | None) -> str:
+    """Return where a data file is: as the config says, or else of that name in `data_dir`, or `data_dir` itself."""
+    if data_dir is None or not data.lower().endswith(ENDINGS) or Path(data).exists():
+        return data
+    moved = data_dir if data_dir.is_file() else data_dir / Path(data).name
+    return str(moved) if moved.is_file() else data
+
+
 def previous(path: Path) -> dict[str, Any]:
-    """Read the evidence that stands in the folder already: evidence.json, or else the first of other evaluations."""
+    """Read the evidence of a folder's weights: evidence.json, or else the first of other evaluations; {} without any."""
     if (path / "evidence.json").is_file():
-        return folder.read_sealed(path / "evidence.json")
+        summary = folder.read_summary(path / "evidence.json")
+        if not is_stale(summary, current_weights(path)):
+            return summary
+        note = (
+            "evidence.json is of weights from before, which the run has no longer: it is left out. Score the run again"
+        )
+        print(f"note: {path}: {note}: {AGAIN} {path}", file=sys.stderr)
     found = evaluations(path)
     return found[0].summary if found else {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,11 +15,13 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from pyro_vae.common.atomic_write import storage, write_atomic
-from pyro_vae.common.safe_read import MIB, read_bytes
+from pyro_vae.common.plain_text import plain
+from pyro_vae.common.safe_read import MIB, parse_json, read_bytes
 from pyro_vae.errors import BusyError, RunFolderError
 
 LOCK = ".lock"
 PATIENCE = 1.0  # seconds for the owner to say who it is
+TOLD = 10.0  # seconds between notes on who is waited for
 
 
 @contextmanager
@@ -28,11 +31,12 @@ def locked(path: Path, name: str = LOCK, wait: bool = False) -> Iterator[None]:
     Args:
         path: the folder, which exists.
         name: of the lock's file in it; beside it stands who holds it.
-        wait: until it is free, in place of refusing.
+        wait: until it is free, in place of refusing; notes say for whom.
 
     Raises:
         BusyError: another process holds it; names its pid, its host and since when.
         StorageError: the folder cannot be written to.
+        RunFolderError: a link stands in the place of the lock.
 
     Example:
         >>> import tempfile
@@ -42,10 +46,12 @@ def locked(path: Path, name: str = LOCK, wait: bool = False) -> Iterator[None]:
         Traceback (most recent call last):
         pyro_vae.errors.BusyError: ... is being written to by process ...
     """
-    lock, owner = FileLock(path / name, timeout=-1 if wait else 0), path / f"{name}.json"
+    if any((path / entry).is_symlink() for entry in (name, f"{name}.json")):
+        raise RunFolderError(f"{path / name} is a link, and links in a run are not followed: delete it")
+    lock, owner = FileLock(path / name, timeout=0), path / f"{name}.json"
     with storage(f"cannot lock {path}"):
         try:
-            lock.acquire()
+            acquire(lock, owner, wait)
         except Timeout:  # an OSError, too
             raise BusyError(
                 f"{path} is being written to by {describe_owner(owner)}. Wait for it, or take another folder."
@@ -60,14 +66,28 @@ def locked(path: Path, name: str = LOCK, wait: bool = False) -> Iterator[None]:
         lock.release()
 
 
+def acquire(lock: FileLock, owner: Path, wait: bool) -> None:
+    """Take the lock; if it is to be waited for, say now and then who holds it: a process that was stopped never lets go."""
+    while True:
+        try:
+            lock.acquire(timeout=TOLD if wait else 0)
+            return
+        except Timeout:
+            if not wait:
+                raise
+            print(f"note: waiting for {describe_owner(owner)}, which scores {owner.parent}", file=sys.stderr)
+
+
 def describe_owner(owner: Path) -> str:
     """Describe the process that holds the lock, once it has written who it is."""
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
-            record = json.loads(read_bytes(owner, MIB))
-            return f"process {int(record['pid'])} on {str(record['host'])[:80]} since {str(record['since'])[:40]}"
-        except (RunFolderError, RecursionError, ValueError, KeyError, TypeError):
+            record = parse_json(read_bytes(owner, MIB), owner)
+            return plain(
+                f"process {int(record['pid'])} on {str(record['host'])[:80]} since {str(record['since'])[:40]}"
+            )
+        except (RunFolderError, ArithmeticError, ValueError, KeyError, TypeError):
             if time.monotonic() > deadline:
                 return "another process"
         time.sleep(0.02)

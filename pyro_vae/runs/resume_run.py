@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pyro_vae.common.atomic_write import sweep
+from pyro_vae.common.atomic_write import folder_in, sweep
 from pyro_vae.common.digests import digest_of
 from pyro_vae.common.environment import versions
 from pyro_vae.common.keywords import suggest_keywords
-from pyro_vae.common.safe_read import MIB, check_seal
+from pyro_vae.common.safe_read import MIB, Layout, check_seal
 from pyro_vae.errors import CheckpointError, RunFolderError, UsageError
 from pyro_vae.training.checkpoint_state import format_differences
 from pyro_vae.training.serialize import unpack
 
 from . import folder
-from .checkpoint import Generation
+from .build_limits import bounded_build
+from .checkpoint import Checkpoints, Generation
 from .checkpointer import Checkpointer
 from .config import Config
 from .custom_components import NOTHING, Components
 from .load import previous
 from .lock import locked
+from .run_figures import PICTURES, draw_figures
+from .summary_fields import check_printable
 from .train_run import MINUTES, TrainingJob, carry_out, describe, prepare
+from .weights import MODEL, Weights
 
 
 @suggest_keywords
@@ -63,7 +68,8 @@ def resume_run(
     except UsageError as error:
         raise RunFolderError(f"{path / 'config.json'} cannot be used: {error}") from error
     digest = None if fork else record["data"]["digest"]
-    job = prepare(config, path if fork is None else Path(fork), components, data_dir, False, device, digest)
+    limits = partial(bounded_build, layout_on_disk(path))
+    job = prepare(config, path if fork is None else Path(fork), components, data_dir, False, device, digest, limits)
     if fork is None:
         check_same(record, job)
         folder.make(path)
@@ -74,27 +80,33 @@ def resume_run(
     folder.check_free(job.path)
     folder.make(job.path)
     with locked(job.path):
-        folder.create(job.path)
         own = describe(job.config, job.data, record.get("made_by", "train")) | {"forked_from": str(path.resolve())}
-        folder.write_json(job.path / "config.json", own)
+        folder.create(job.path, own)
         write_metrics(job.path, saved)
         checkpointer = job.checkpointer(minutes, resumed={"from": str(path), "exact": False})
         return carry_out(job, checkpointer, num_samples=num_samples, resume=saved, fork=True)
+
+
+def layout_on_disk(path: Path) -> Layout | None:
+    """Return the layout of the weights that a run holds; None of a run that has not begun, and holds none."""
+    held = os.path.lexists(path / MODEL) or Checkpoints(path).numbers()
+    return Weights.of(path).layout if held else None
 
 
 def continue_run(job: TrainingJob, num_samples: int, minutes: float) -> dict[str, Any]:
     """Resume without a fork, under the folder's lock."""
     path = job.path
     sweep(path)
-    (path / "figures").mkdir(exist_ok=True)
+    sweep(folder_in(path, "figures"))
     saved = newest(job, path)
     if saved is None:
-        shutil.rmtree(path / folder.DIVERGENCE, ignore_errors=True)
+        folder.remove(path / folder.DIVERGENCE)
         note = "the run has no checkpoint, so it had not begun: training starts from the beginning."
         print(f"note: {note}", file=sys.stderr)
         checkpointer = job.checkpointer(minutes)
     elif saved.manifest.get("finished") and (evidence := of_whole_run(path)):
         print(f"note: {path} is a whole run already; its evidence is from before.", file=sys.stderr)
+        draw_what_is_missing(job, saved, evidence)
         return evidence
     else:
         spent = float(saved.manifest.get("seconds", 0.0))
@@ -106,8 +118,22 @@ def continue_run(job: TrainingJob, num_samples: int, minutes: float) -> dict[str
 
 def of_whole_run(path: Path) -> dict[str, Any]:
     """Read the evidence that ended the training; nothing where there is none, or only of weights from before its end."""
-    evidence = previous(path) if (path / "evidence.json").is_file() else {}
-    return {} if "unfinished" in (evidence.get("training") or {}) else evidence
+    evidence = previous(path) if (path / "evidence.json").is_file() and (path / MODEL).is_file() else {}
+    training = evidence.get("training")
+    if not isinstance(training, dict) or "unfinished" in training:
+        return {}
+    check_printable(evidence, path / "evidence.json")
+    return evidence
+
+
+def draw_what_is_missing(job: TrainingJob, saved: Generation, evidence: Mapping[str, Any]) -> None:
+    """Draw the figures of a whole run again, where it was killed before all were there."""
+    if all((job.path / "figures" / f"{name}.png").is_file() for name in PICTURES):
+        return
+    Weights.of(job.path).fill(job.vae)
+    history = history_of(saved)
+    points = [{"epoch": r["epoch"], **r["evidence"]} for r in history if "evidence" in r]
+    draw_figures(job.opened(), job.data, history, points, evidence["floor"]["log_px"])
 
 
 def newest(job: TrainingJob, path: Path) -> Generation | None:
@@ -143,6 +169,19 @@ def check_same(record: Mapping[str, Any], job: TrainingJob) -> None:
 
 def write_metrics(path: Path, saved: Generation | None) -> None:
     """Restore metrics.jsonl as it was at the checkpoint: the epochs that are trained again write their lines again."""
-    history = [] if saved is None else unpack(saved.head["plain"], saved.groups["optimizer"])["fit"]["history"]
+    history = [] if saved is None else history_of(saved)
     if history or (path / "metrics.jsonl").exists():
         folder.write_lines(path / "metrics.jsonl", history)
+
+
+def history_of(saved: Generation) -> list[dict[str, Any]]:
+    """Read the records of the epochs that a checkpoint holds.
+
+    Raises:
+        CheckpointError: it holds none that can be used.
+    """
+    try:
+        history = unpack(saved.head["plain"], saved.groups["optimizer"])["fit"]["history"]
+        return [dict(record) for record in history]
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"the checkpoint's state cannot be used: {error!r}") from error

@@ -9,27 +9,32 @@ from typing import Any
 
 from torch import Tensor
 
+from pyro_vae.common.atomic_write import folder_in
+from pyro_vae.common.plain_text import plain
 from pyro_vae.data import Data, Split
 from pyro_vae.errors import ProgramError, StorageError
 from pyro_vae.plots import figures, images, latents
 from pyro_vae.plots.khat import khat_histogram
-from pyro_vae.training.training_state import FitResult
 
 from .load import Run
 from .pictured import pictured_reconstructions, pictured_samples
 
+PICTURES = ("training", "evidence", "samples", "sample_means", "reconstructions", "latent")  # that a training ends with
 
-def draw_figures(opened: Run, data: Data, run: FitResult, points: Sequence[dict[str, Any]], floor_px: float) -> None:
+
+def draw_figures(
+    opened: Run, data: Data, history: Sequence[dict[str, Any]], points: Sequence[dict[str, Any]], floor_px: float
+) -> None:
     """Draw every figure of a run into figures/."""
     pictures: dict[str, Callable[[], Any]] = {
-        "training": lambda: figures.training_curve(run.history, floor_px),
+        "training": lambda: figures.training_curve(history, floor_px),
         "evidence": lambda: figures.evidence_curve(points),
         "samples": lambda: images.sample_grid(samples(opened, 48).cpu().numpy(), data.shape),
         "sample_means": lambda: sample_means(opened, 48),
         "reconstructions": lambda: reconstructions(opened, data.test),
         "latent": lambda: latent(opened, data),
     }
-    draw_all(opened.path / "figures", pictures)
+    draw_all(opened.path, pictures)
 
 
 def samples(run: Run, count: int, seed: int = 0, mean: bool = False) -> Tensor:
@@ -44,26 +49,31 @@ def draw_khat(path: Path, evidence: Any, x: Tensor, shape: tuple[int, ...], name
         return
     picture = path / "figures" / f"{name}.png"
     if evidence.khat.isnan().all():
-        picture.unlink(missing_ok=True)  # that of the evaluation before is of other numbers
+        if not (path / "figures").is_symlink():
+            picture.unlink(missing_ok=True)  # that of the evaluation before is of other numbers
         return
     khat, flagged = evidence.khat.numpy(), evidence.flagged.tolist()
     draw_all(
-        path / "figures",
+        path,
         {name: lambda: khat_histogram(khat, flagged, evidence.threshold.numpy(), x.cpu().numpy(), shape)},
     )
 
 
-def draw_all(folder: Path, pictures: Mapping[str, Callable[[], Any]]) -> list[Path]:
-    """Draw pictures into a folder, each by itself; return those drawn. One that cannot be is left out, and ends nothing."""
-    drawn = []
+def draw_all(path: Path, pictures: Mapping[str, Callable[[], Any]]) -> list[Path]:
+    """Draw pictures into the figures/ of a folder, each by itself; return those drawn. One that cannot be is left out.
+
+    Raises:
+        StorageError: they cannot be written there, or a link stands in the place of figures/.
+    """
+    drawn, place = [], folder_in(path, "figures")
     for name, draw in pictures.items():
         try:
-            drawn.append(figures.save(draw(), folder / f"{name}.png"))
+            drawn.append(figures.save(draw(), place / f"{name}.png"))
         except (StorageError, OSError):  # whoever fills a disk shall hear of it
             raise
         except Exception as error:
             what = str(error) if isinstance(error, ProgramError) else f"{type(error).__name__}: {error}"
-            print(f"note: no picture {name}.png: {what}", file=sys.stderr)
+            print(f"note: no picture {name}.png: {plain(what)}", file=sys.stderr)
     return drawn
 
 

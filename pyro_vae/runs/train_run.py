@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from pyro_vae.common.device import resolve_device
 from pyro_vae.common.digests import digest_of
 from pyro_vae.common.environment import versions
 from pyro_vae.common.keywords import suggest_keywords
+from pyro_vae.common.plain_text import plain
 from pyro_vae.common.random import seeded
 from pyro_vae.data import Data, Split, binarize
 from pyro_vae.errors import DivergedError, Interrupted, SupportError
@@ -82,8 +85,7 @@ def train_run(
     folder.check_free(path, overwrite)
     folder.make(path)
     with locked(path):
-        folder.create(path, overwrite)
-        folder.write_json(path / "config.json", describe(job.config, job.data, made_by))
+        folder.create(path, describe(job.config, job.data, made_by), overwrite)
         return carry_out(job, job.checkpointer(minutes), num_samples=num_samples)
 
 
@@ -108,6 +110,10 @@ class TrainingJob:
         """Rows to choose by."""
         return self.kind.rows(self.data.validation, self.data.shape)
 
+    def opened(self) -> Run:
+        """The run as whoever loads it has it, with the weights of now."""
+        return Run(self.path, self.config, {"data": {"shape": list(self.data.shape)}}, self.vae.eval(), self.components)
+
     def checkpointer(self, minutes: float, spent: float = 0.0, **more: Any) -> Checkpointer:
         """Of its state, in its folder."""
         about = {"versions": versions(), "config": digest_of(self.config.to_dict()), "data": self.data.digest, **more}
@@ -124,18 +130,22 @@ def prepare(
     download: bool,
     device: str,
     digest: str | None = None,
+    limits: Callable[[int], AbstractContextManager[None]] = lambda spare: nullcontext(),
 ) -> TrainingJob:
     """Load the data and build the model of a config, and check them; nothing is written.
 
-    With a `digest`, of the data that a run was trained on, a table is read as it was then, if it has that digest so.
+    With a `digest`, of the data that a run was trained on, a table is read as it was then, if it has that digest so. A config
+    of a run's folder is built within `limits`, given the bytes that the data accounts for.
     """
     first, target = resolved(config, components), resolve_device(device)  # what does not go together is refused first
     data = load_data(first, data_dir, download, digest)
     given, config = config, decided(config, data, components)
     for note in (*data.notes, *choices_told(given, config, data)):
-        print(f"note: {note}", file=sys.stderr)
+        print(f"note: {plain(note)}", file=sys.stderr)
     with seeded(config.seed):
-        vae = build(config, data.shape, data.train.x, components).to(target)
+        with limits(8 * data.train.x.nbytes):
+            vae = build(config, data.shape, data.train.x, components)
+        vae = vae.to(target)
         check_splits(config, vae, data, target)
         check_first(config, vae, data, target)
     return TrainingJob(config, path, components, data, vae, target)
@@ -150,20 +160,20 @@ def carry_out(
     try:
         with checkpointer.listening():
             run = train(job, curve, checkpointer, resume, fork)
-    except (Interrupted, DivergedError):
-        save_model(path, vae)
+    except (Interrupted, DivergedError) as error:
+        save_model(path, vae, len(error.result.history) if isinstance(error.result, FitResult) else None)
         raise
     seconds = checkpointer.seconds
-    save_model(path, vae)
+    save_model(path, vae, len(run.history))
     points = [{"epoch": r["epoch"], **r["evidence"]} for r in run.history if "evidence" in r]
-    opened = Run(path, job.config, {"data": {"shape": list(job.data.shape)}}, vae.eval(), job.components)
+    opened = job.opened()
     about: dict[str, Any] = {"best_epoch": run.best_epoch, "epochs": len(run.history), "stopped": run.stopped}
-    about |= {"seconds": round(seconds, 1), "engine": run.engine.splitlines()}
+    about |= {"seconds": round(seconds, 1), "engine": run.engine.splitlines(), "metrics": folder.metrics_digest(path)}
     if resumed := checkpointer.checkpoints.about.get("resumed"):
         about["resumed"] = resumed | {"exact": resumed["exact"] and run.exact}
     options = EvaluationOptions(num_samples=num_samples, resume=resume is not None)
     evidence = evaluate_opened(opened, job.data, options, training=about, wait=True)
-    draw_figures(opened, job.data, run, points, evidence["floor"]["log_px"])
+    draw_figures(opened, job.data, run.history, points, evidence["floor"]["log_px"])
     return evidence
 
 
@@ -269,7 +279,12 @@ class Curve:
 def describe(config: Config, data: Data, made_by: str) -> dict[str, Any]:
     """Return what config.json holds."""
     rows = {name: len(getattr(data, name)) for name in SPLITS}
-    about: dict[str, Any] = {"name": data.name, "shape": list(data.shape), "digest": data.digest, "policy": data.policy}
-    about |= {"rows": rows, "notes": list(data.notes)}
+    about: dict[str, Any] = {
+        "name": plain(data.name),
+        "shape": list(data.shape),
+        "digest": data.digest,
+        "policy": data.policy,
+    }
+    about |= {"rows": rows, "notes": list(map(plain, data.notes))}
     head: dict[str, Any] = {"schema": folder.SCHEMA, "made_by": made_by, "versions": versions()}
     return head | {"config": config.to_dict(), "data": about}

@@ -337,4 +337,5 @@ def format_record(record: Record) -> str:
     """Write a record in a line."""
     terms = "" if record["kl"] is None else f" = {record['reconstruction']:.3f} - KL {record['kl']:.3f}"
     elbo = "none" if record["elbo"] is None else f"{record['elbo']:.3f}"
-    return f"loss {record['loss']:.3f}  ELBO {elbo}{terms}"
+    loss = "none (every step was skipped: not finite)" if record["loss"] is None else f"{record['loss']:.3f}"
+    return f"loss {loss}  ELBO {elbo}{terms}"

@@ -312,6 +312,9 @@ class Trainer:
         if record["elbo"] is not None and not math.isfinite(record["elbo"]):
             stopped = self.diverged(f"the ELBO after epoch {epoch} is {record['elbo']}")
             raise self.report_failed_step(stopped, *self.skipped) if self.skipped else stopped
+        if loss is None and epoch == self.options.epochs and self.skipped:  # with fewer than bad_steps steps an epoch
+            stopped = self.diverged(f"no step of the last epoch, {epoch}, had a finite loss and finite gradients")
+            raise self.report_failed_step(stopped, *self.skipped)
         record |= self.metrics.latents()
         if self.aggressive is not None:
             record |= self.aggressive.end_epoch(record["mutual_information"])

@@ -1,6 +1,7 @@
 """Runs a small training in forked children, kills them, goes on, and prints what each left. For test_survival.py.
 
-usage: kills.py FOLDER KILLS: prints one JSON object a run: how it was killed, and digests of all it left.
+usage: kills.py FOLDER KILLS [ENGINE ...]: prints one JSON object a run: how it was killed, what a reader saw after each kill,
+and digests of all it left. With engines named, trainings, resumptions, evaluations and exports are killed under each.
 """
 
 import json
@@ -9,17 +10,24 @@ import random
 import signal
 import sys
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 import pyro_vae.runs.train_run as workflows
+from pyro_vae.cli.main import main as command
 from pyro_vae.common import atomic_write as atomic
 from pyro_vae.common.digests import sha256, tensor_digest
+from pyro_vae.errors import RunFolderError
 from pyro_vae.runs import folder
 from pyro_vae.runs.checkpoint import Checkpoints
 from pyro_vae.runs.config import Config
+from pyro_vae.runs.evaluate_run import evaluate_run
+from pyro_vae.runs.evaluations import evaluations
+from pyro_vae.runs.load import load_run
 from pyro_vae.runs.resume_run import resume_run
 
 POINTS = ("written", "renamed", "model", "best", "optimizer", "rng", "state", "manifest", "unpublished", "published")
@@ -60,7 +68,57 @@ def left(path):
     }
 
 
-def main(here, kills):
+def seen(path):
+    """What a reader sees of a folder: weights and evidence of one model, or that there is no whole run."""
+    try:
+        run = load_run(path)
+        evidence = run.evidence
+    except RunFolderError:
+        return "no whole run"
+    weights = tensor_digest(run.vae.state_dict())
+    metrics = folder.read_lines(path / "metrics.jsonl") if (path / "metrics.jsonl").exists() else []
+    told = [e.summary["weights"] for e in evaluations(path)]
+    in_order = [r["epoch"] for r in metrics] == [*range(1, len(metrics) + 1)]
+    if {*told, evidence.get("weights", weights)} <= {weights} and in_order:
+        return "one generation"
+    return f"weights {weights[:8]}, evidence of {evidence.get('weights', '')[:8]}, {told}, epochs {len(metrics)}"
+
+
+def whole_lives(here, config, kills, engine):
+    """Kill training, resumption, evaluation and an export, one after another, at random moments; what is seen, and the end."""
+    workflows.draw_figures = real_draw
+    config = replace(config, engine=engine)
+    jobs = {
+        "train": lambda path: workflows.train_run(config, path, num_samples=20, minutes=0, device="cpu"),
+        "resume": lambda path: resume_run(path, num_samples=20, minutes=0, device="cpu"),
+        "evaluate": lambda path: evaluate_run(path, num_samples=30, device="cpu", resume=True),
+        "export": lambda path: command(["sample", str(path), "--num-samples", "4"]),
+    }
+    took = {}
+    for name, job in jobs.items():
+        begun = time.monotonic()
+        assert child(partial(job, here / f"{engine} whole")) == 0
+        took[name] = time.monotonic() - begun
+    whole, draw = left(here / f"{engine} whole"), random.Random(1)
+    for number in range(kills):
+        path = here / f"{engine} {number}"
+        said = {"how": f"{engine} {number}", "codes": [], "seen": []}
+        for name in ("train", "resume", "resume", "evaluate", "export", "evaluate"):
+            name = name if (path / "config.json").is_file() else "train"
+            if name == "export" and seen(path) == "no whole run":
+                continue
+            said["codes"].append(child(partial(jobs[name], path), after=draw.random() * took[name]))
+            said["seen"].append(seen(path))
+        for name in ("resume", "evaluate", "export"):
+            name = name if (path / "config.json").is_file() else "train"
+            said["codes"].append(child(partial(jobs[name], path)))
+        print(json.dumps(said | {"same": left(path) == whole}), flush=True)
+
+
+real_draw = workflows.draw_figures
+
+
+def main(here, kills, engines):
     workflows.draw_figures = lambda *_: None
     torch.set_num_threads(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
@@ -85,11 +143,15 @@ def main(here, kills):
         crash = f"{POINTS[number]}:{draw.randint(1, 5)}" if number < len(POINTS) else ""
         after = None if crash else draw.random() * took
         codes = [child(start(path), crash, after)]
+        looks = [seen(path)]
         while codes[-1] and len(codes) < 4:
             codes.append(child(go_on(path) if (path / "config.json").is_file() else start(path)))
-        said = {"how": crash or f"after {after:.3f} s", "codes": codes}
+            looks.append(seen(path))
+        said = {"how": crash or f"after {after:.3f} s", "codes": codes, "seen": looks}
         print(json.dumps(said | left(path)), flush=True)
+    for engine in engines:
+        whole_lives(here, config, kills, engine)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])

@@ -274,9 +274,13 @@ def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
         assert [p.name for p in tmp_path.iterdir()] == ["a"] and file.read_text() == "first"
 
 
-def test_a_link_at_the_temporary_name_is_not_followed(tmp_path):
+def test_a_link_at_the_temporary_name_is_not_followed(tmp_path, monkeypatch):
+    """Whose name nobody can foretell; and the leftover of a dead process with the same number is in nobody's way."""
     (tmp_path / "victim").write_text("mine")
     (tmp_path / f".a.{os.getpid()}.part").symlink_to(tmp_path / "victim")
+    atomic.write_atomic(tmp_path / "a", "ours")
+    monkeypatch.setattr(atomic.secrets, "token_hex", lambda count: "0" * 2 * count)
+    (tmp_path / f".a.{os.getpid()}.00000000.part").symlink_to(tmp_path / "victim")
     with pytest.raises(StorageError):
         atomic.write_atomic(tmp_path / "a", "theirs")
     assert (tmp_path / "victim").read_text() == "mine"

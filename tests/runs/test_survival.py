@@ -75,16 +75,27 @@ def run(trained, tmp_path):
 
 def test_killed_at_any_moment_a_run_ends_as_it_would_have(tmp_path):
     """kill −9, inside every window of a save and at random times, in processes of their own."""
-    times = 20 if HEAVY else 6
+    times = 20 if HEAVY else 4
     command = [sys.executable, kills.__file__, str(tmp_path), str(times)]
     said = subprocess.run(command, capture_output=True, text=True, env=ENV, check=True).stdout
     whole, *cut = [json.loads(line) for line in said.splitlines()]
     assert len(cut) == times and any(made["codes"][0] == -9 for made in cut)
     for made in cut:
         assert made["codes"][-1] == 0 and whole["half-written"] == []
-        assert {k: v for k, v in made.items() if k not in ("how", "codes")} == {
+        assert set(made["seen"]) <= {"no whole run", "one generation"} and made["seen"][-1] == "one generation"
+        assert {k: v for k, v in made.items() if k not in ("how", "codes", "seen")} == {
             k: whole[k] for k in whole if k != "how"
         }
+
+
+@pytest.mark.skipif(not HEAVY, reason="20 lives under each of three engines, of minutes")
+def test_killed_in_training_resumption_evaluation_and_export_a_reader_sees_one_generation(tmp_path):
+    command = [sys.executable, kills.__file__, str(tmp_path), "20", "eager", "trace", "compile"]
+    said = subprocess.run(command, capture_output=True, text=True, env=ENV, check=True).stdout
+    lives = [made for made in (json.loads(line) for line in said.splitlines() if line[:1] == "{") if "same" in made]
+    assert len(lives) == 60 and sum(code == -9 for made in lives for code in made["codes"]) > 100
+    for made in lives:
+        assert set(made["seen"]) <= {"no whole run", "one generation"} and made["same"], made
 
 
 # going on

@@ -20,6 +20,7 @@ from pyro_vae.errors import DeviceError, Interrupted, UnreliableError, UsageErro
 from pyro_vae.programs.pair import like_parameters, quiet
 from pyro_vae.programs.parameters import ParametersRegistered
 from pyro_vae.programs.problem import Problem, rows_of
+from pyro_vae.programs.program_ids import ProgramIds
 from pyro_vae.programs.reach import check_reach
 from pyro_vae.programs.sites import Program
 from pyro_vae.programs.structured import on_tensors
@@ -29,7 +30,7 @@ from .accumulator import PAIRS, ROWS, RowBlock
 from .guide_elbo import add_guide_elbo
 from .narrowness import look
 from .proposals import GUIDE, Proposal
-from .result import Evidence
+from .result import Evidence, programs_of
 from .sampler import Sampler
 from .target import TargetError
 from .weighing import CUDA_PAIRS, ENGINES, WORTH_FIRST, WeighingEngine
@@ -79,7 +80,8 @@ def importance(
             64, and stops at one or at the end.
         particles: which of the K particles to run, likewise.
         resume: evidence of the same programs, rows and seed: what it holds is not run again, only what `num_samples`,
-            `rows` and `particles` add to it.
+            `rows` and `particles` add to it. Saved by an older version, it does not say of which programs it is: a warning
+            says so, and neither does the result.
         strict: raise where a row is flagged, in place of handing it out with its flag.
         seed: of the particles.
         chunk_size: (row, particle) pairs that the model is run on at a time, by default a block, or less where a GPU has not
@@ -99,7 +101,8 @@ def importance(
         verbose: a progress bar, on a terminal only.
 
     Raises:
-        UsageError: `resume` holds particles of other rows, by their digest, or of another seed or proposal.
+        UsageError: `resume` holds particles of other rows, by their digest, of other programs
+            (:class:`~pyro_vae.programs.program_ids.ProgramIds`), or of another seed or proposal.
         SupportError, ShapeError, DataError: x outside the support of the likelihood, of another shape, not finite.
         ProgramError: a pair that has no importance weight for each row; weights that are NaN (row and site are named); invalid
             parameters of a distribution; a guide that never draws some of what p(x, z) allows, unless the proposal is
@@ -142,13 +145,21 @@ def importance(
     sampler = Sampler(proposal, seed, 0, pairs_on(args[0].device, num_samples, resume))
     blocks = open_row_blocks(len(args[0]), num_samples, rows, resume, sampler)
     run = [block for block in blocks if rows is None or block.rows.start in rows]
-    identify(blocks, RowIds.of(x, *rest))
+    ids = RowIds.of(x, *rest)
+    identify(blocks, ids)
     with quiet(model, guide, seed=seed, device=args[0].device):
         problem = Problem.checked(model, guide, *args, vectorize=vectorize_particles)
         if not proposal.weight:
             check_reach(problem, proposal.guide(problem.guide))
-    facts = {"seed": seed, "proposal": str(proposal), "measure": problem.measure, "target_se": target_se}
-    facts |= {"vectorizing": str(problem.vectorizing)}
+    facts: dict[str, Any] = {
+        "seed": seed,
+        "proposal": str(proposal),
+        "measure": problem.measure,
+        "target_se": target_se,
+    }
+    facts |= {"vectorizing": str(problem.vectorizing), "data_digest": ids.digest, "program_ids": ProgramIds.of(problem)}
+    if resume is not None:
+        facts["program_ids"] = programs_of([resume], facts["program_ids"])
     resumed = None if resume is None else resume.engine
     try:
         # nothing is trained: modules need not declare parameters at each block

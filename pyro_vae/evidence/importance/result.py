@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,7 +16,7 @@ from torch import Tensor
 from pyro_vae.common.csv_columns import read_columns, write_columns
 from pyro_vae.common.given import whole
 from pyro_vae.data.row_ids import RowIds
-from pyro_vae.errors import UsageError
+from pyro_vae.errors import UnknownProgramsWarning, UsageError
 from pyro_vae.evidence.estimate import (
     RowEstimates,
     beside,
@@ -25,6 +26,7 @@ from pyro_vae.evidence.estimate import (
     known,
     mean_se,
 )
+from pyro_vae.programs.program_ids import ProgramIds
 
 from .accumulator import RowBlock
 from .format_evidence import format_evidence
@@ -34,6 +36,10 @@ from .weighing import AND
 
 TOO_NARROW = (
     "the proposal is too narrow: draws of the posterior show larger weights than its own draws, and a larger error"
+)
+UNKNOWN_PROGRAMS = (
+    "this evidence was saved by an older version, and does not say of which model and guide it is: whether they are the same "
+    "is not checked, and what comes of it does not know either. Run it anew to be sure."
 )
 ROW_FIELDS = ("log_px", "mc_se", "ess", "elbo", "elbo_se")
 DIAGNOSTICS = ("khat", "max_share", "jackknife", "samples")  # which evidence of an older version lacks
@@ -64,6 +70,9 @@ class Evidence(RowEstimates):
         engine, engine_note: "eager" or "compiled" arithmetic, which its last digits depend on; what weighed whole blocks, why.
         row_blocks: which particles it holds, block of rows by block of rows, for :meth:`merge` and ``resume=``.
         row_ids: which rows it is of: a digest of each row's x and contexts, and the index of a DataFrame.
+        program_ids: which programs it is of: a digest of their parameters and buffers, and their log-probabilities of a draw;
+            None if not known.
+        data_digest: of all rows that were given, of which `rows=` may have run a part; None if not known.
     """
 
     log_px: Tensor
@@ -86,6 +95,8 @@ class Evidence(RowEstimates):
     engine_note: str = ""
     row_blocks: Sequence[RowBlock] = ()
     row_ids: RowIds | None = None
+    program_ids: ProgramIds | None = None
+    data_digest: str | None = None
     method = "importance sampling"
 
     @classmethod
@@ -108,8 +119,9 @@ class Evidence(RowEstimates):
         """Merge parts of one evaluation, from :func:`~pyro_vae.log_likelihood` with `rows` or `particles`, to the bit.
 
         Raises:
-            UsageError: parts of other rows (by their digest), seeds or proposals, that share particles, leave out rows in
-                between, or hold none.
+            UsageError: parts of other rows or other data (by their digests), of other programs
+                (:class:`~pyro_vae.programs.program_ids.ProgramIds`), seeds or proposals, that share particles, leave out rows
+                in between, or hold none.
 
         Example:
             >>> from pyro_vae import VAE, StandardNormal, Conditional, MLP, bernoulli, normal, log_likelihood
@@ -133,6 +145,8 @@ class Evidence(RowEstimates):
         return cls.of(
             [blocks[start] for start in sorted(blocks)],
             **same,
+            program_ids=programs_of(parts),
+            data_digest=data_of(parts),
             target_se=parts[0].target_se,
             vectorizing=parts[0].vectorizing,
             engine=AND.join(sorted({name for part in parts for name in part.engine.split(AND)})),
@@ -327,3 +341,35 @@ class Evidence(RowEstimates):
 
     def __str__(self) -> str:
         return format_evidence(self)
+
+
+def programs_of(parts: Sequence[Evidence], ids: ProgramIds | None = None) -> ProgramIds | None:
+    """Return which programs all parts (and `ids`, those of now) are of; None, with a warning, where a part does not know.
+
+    Raises:
+        UsageError: their parameters, buffers or log-probabilities differ.
+    """
+    known = [part.program_ids for part in parts if part.program_ids is not None]
+    first = (known[0] if known else None) if ids is None else ids
+    for other in known:
+        if first is not None and (how := first.difference(other)):
+            raise UsageError(
+                f"evidence of two pairs of programs cannot be put together: {how}. Run all of it with the same model and guide "
+                "(load the weights that it was made with), or start anew, without resume"
+            )
+    if len(known) == len(parts):
+        return first
+    if len(parts) > 1 or ids is not None:
+        warnings.warn(UNKNOWN_PROGRAMS, UnknownProgramsWarning, stacklevel=3)
+    return None
+
+
+def data_of(parts: Sequence[Evidence]) -> str | None:
+    """Return the digest of the rows that all parts are of; a UsageError where they differ."""
+    digests = list(dict.fromkeys(part.data_digest for part in parts if part.data_digest is not None))
+    if len(digests) > 1:
+        raise UsageError(
+            f"parts of two data sets (digests {digests[0][:12]}… and {digests[1][:12]}…) cannot be merged: rows= runs a part "
+            "of one x. Give each part all rows of the same x and contexts."
+        )
+    return digests[0] if digests else None

@@ -18,6 +18,7 @@ from pyro_vae.common.digests import digest_of, tensor_digest
 from pyro_vae.common.safe_read import LIMIT, read_regular
 from pyro_vae.data.row_ids import RowIds
 from pyro_vae.errors import DataError
+from pyro_vae.programs.program_ids import ProgramIds
 
 from .accumulator import PAIRS, ROWS, RowBlock
 from .result import Evidence
@@ -27,7 +28,11 @@ SEAL = "sha256"
 FACTS = ("seed", "proposal", "measure", "target_se")
 SUMS, OLDER_SUMS = 6, 4  # rows of sums in a file, and in one of an older version
 OF_PRIOR = 2  # more of a mixture
-LATER = {"vectorizing": "plate", "engine": "eager"}  # facts that files of older versions lack, and what they were
+LATER = {
+    "vectorizing": "plate",
+    "engine": "eager",
+    "data_digest": None,
+}  # facts that files of older versions lack, and what they were
 
 
 def save_evidence(evidence: Evidence, path: str | Path) -> None:
@@ -55,6 +60,7 @@ def evidence_bytes(evidence: Evidence, of: Mapping[str, str] | None = None) -> b
         strata.append([block.strata.weight, block.strata.offset])
     facts = {name: getattr(evidence, name) for name in (*FACTS, *LATER)}
     head: dict[str, Any] = {"said": facts, "ledgers": numbers, "strata": strata, "of": dict(of or {})}  # names on disk
+    head["programs"] = None if evidence.program_ids is None else evidence.program_ids.to_dict()
     head["pairs"] = [block.pairs for block in evidence.row_blocks]
     head["index"] = [block.ids.index if block.ids else None for block in evidence.row_blocks]
     return save(tensors, {"evidence": json.dumps(head | {SEAL: digest_of(head)}), SEAL: tensor_digest(tensors)})
@@ -62,6 +68,9 @@ def evidence_bytes(evidence: Evidence, of: Mapping[str, str] | None = None) -> b
 
 def load_evidence(path: str | Path) -> Evidence:
     """Load evidence from a file of :func:`save_evidence`, ready for ``resume=`` and :meth:`~pyro_vae.Evidence.merge`.
+
+    It knows its rows and its programs, and both refuse others. Files of older versions do not know their programs: such
+    evidence is gone on from with an UnknownProgramsWarning (of pyro_vae.errors).
 
     Raises:
         DataError: a file that is missing, damaged or of another kind; a link, a pipe, a folder.
@@ -102,8 +111,9 @@ def evidence_from(content: bytes, path: str | Path) -> tuple[Evidence, dict[str,
         for i, (block, index) in enumerate(zip(blocks, head.get("index", [None] * len(blocks)), strict=True)):
             block.ids = row_ids_of(tensors, i, len(block.rows), index)
         facts = {name: head["said"][name] for name in FACTS} | {n: head["said"].get(n, was) for n, was in LATER.items()}
+        facts["program_ids"] = ProgramIds.from_dict(head["programs"]) if head.get("programs") else None
         return Evidence.of(blocks, **facts), dict(head.get("of", {}))
-    except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError, RecursionError) as error:
+    except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError, RecursionError, AttributeError) as error:
         raise DataError(f"{path} holds no evidence that can be gone on from ({error!r}): run it again") from error
 
 

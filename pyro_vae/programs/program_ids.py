@@ -1,0 +1,108 @@
+"""What tells a pair of programs from others: a digest of its parameters and buffers, and its log-probabilities of one draw."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import Message
+from torch import Tensor
+
+from pyro_vae.common.digests import digest_of, tensor_digest
+from pyro_vae.errors import ProgramError
+
+from .pair import owners
+from .parameters import unconstrained
+from .problem import Problem
+
+DRAW = 0x69646E74  # seed of the draw that is scored; no particle is drawn from it
+NEAR = 1e-4  # of a log-probability: what rounding by other threads, shapes or versions comes to at most
+
+
+class ParametersRead(Messenger):
+    """A handler that collects the tensors of Pyro's parameter store that the programs inside read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tensors: list[Tensor] = []
+
+    def _pyro_post_param(self, msg: Message) -> None:
+        store, name = pyro.get_param_store(), str(msg["name"])
+        value = unconstrained(store[name]) if name in store else msg["value"]
+        if isinstance(value, Tensor):
+            self.tensors.append(value)
+
+
+@dataclass(frozen=True)
+class ProgramIds:
+    """Identity of a model and a guide: what they hold, and what they compute.
+
+    Attributes:
+        tensors: SHA-256 over all parameters and buffers of the programs' modules, and the parameters that they read from
+            Pyro's store; by values, whatever they are called.
+        device: "cpu" or "cuda": random numbers, and so `terms`, are of a kind of device.
+        terms: log p and log q of each site at one draw of the guide for the first row, under a seed of its own, in nats:
+            where programs of the same parameters differ, in a constant or a family, these do. Empty where the pair has none.
+    """
+
+    tensors: str
+    device: str
+    terms: Mapping[str, float]
+
+    @classmethod
+    def of(cls, problem: Problem) -> ProgramIds:
+        """Take the digest of a problem's programs, and score one draw for its first row."""
+        some = problem if getattr(problem.guide, "own_rows", None) else problem.rows(slice(1))
+        with ParametersRead() as read, problem.quiet(DRAW):
+            try:
+                scored = some.log_probs()
+                parts = {"log p": scored.observed | scored.prior, "log q": scored.posterior}
+                terms = {
+                    f"{what}({site})": float(term[0, 0])
+                    for what, sites in parts.items()
+                    for site, term in sites.items()
+                }
+            except ProgramError:  # a guide that no weight can be taken of; its mixture with the prior may have one
+                terms = {}
+        return cls(digest_of_tensors(problem, read.tensors), some.device.type, terms)
+
+    def difference(self, other: ProgramIds) -> str | None:
+        """Say how these programs differ from others; None where they are the same, as far as one can tell."""
+        if self.tensors != other.tensors:
+            return f"their parameters and buffers have digest {self.tensors[:12]}… and {other.tensors[:12]}…"
+        if self.device != other.device or not (self.terms and other.terms):
+            return None
+        if odd := sorted(self.terms.keys() ^ other.terms.keys()):
+            return f"one of them has no {odd[0]}"
+        apart = (name for name, a in self.terms.items() if not near(a, other.terms[name]))
+        if (name := next(apart, None)) is None:
+            return None
+        return f"at one draw for the first row {name} is {self.terms[name]:.6g} and {other.terms[name]:.6g}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, for JSON; numbers that it has not are words."""
+        return {"tensors": self.tensors, "device": self.device, "terms": {k: repr(v) for k, v in self.terms.items()}}
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> ProgramIds:
+        """Read what :meth:`to_dict` returned; a KeyError, TypeError, ValueError or AttributeError if it is none."""
+        terms = {str(name): float(value) for name, value in saved["terms"].items()}
+        return cls(str(saved["tensors"]), str(saved["device"]), terms)
+
+
+def near(a: float, b: float) -> bool:
+    """Return whether two log-probabilities are the same but for rounding."""
+    return a == b or (math.isnan(a) and math.isnan(b)) or abs(a - b) <= NEAR * (1 + min(abs(a), abs(b)))
+
+
+def digest_of_tensors(problem: Problem, read: list[Tensor]) -> str:
+    """Return the SHA-256 over the tensors of the programs' modules and those that were read, each once, by value."""
+    modules = owners(problem.model, problem.guide)
+    held = [tensor for module in modules for part in (module.parameters(), module.buffers()) for tensor in part]
+    distinct = {id(tensor): tensor for tensor in (*held, *read)}.values()
+    return digest_of(sorted(tensor_digest({"": tensor}) for tensor in distinct if tensor.layout == torch.strided))

@@ -1,0 +1,190 @@
+"""Every field of every file of a run, changed to what nobody would write, and sealed: refused by name, or used."""
+
+import json
+import random
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pyro_vae.cli import run_commands
+from pyro_vae.cli.main import main
+from pyro_vae.common.digests import digest_of, sha256
+from pyro_vae.common.safe_read import seal
+from pyro_vae.errors import DataError, RunFolderError
+from pyro_vae.evidence.importance.result import Evidence
+from pyro_vae.runs import evaluate_run as evaluate_module
+from pyro_vae.runs import folder
+from pyro_vae.runs import resume_run as resume_module
+from pyro_vae.runs import train_run as train_module
+from pyro_vae.runs.config import Config
+from pyro_vae.runs.train_run import train_run
+from tests.helpers import fuzzed
+from tests.helpers.environment import HEAVY
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+CHECKPOINT = "checkpoints/000002"
+READERS = {  # file to the commands that read it; of each so many cases, where not all are run
+    "config.json": (("compare", 8), ("sample", 8), ("evaluate", 2), ("resume", 4)),
+    "evidence.json": (("compare", 16), ("evaluate", 2), ("resume", 8)),
+    "metrics.jsonl": (("compare", 6),),
+    "evaluations.jsonl": (("compare", 6),),
+    f"{CHECKPOINT}/manifest.json": (("half", 8), ("resume", 4)),
+    f"{CHECKPOINT}/state.json": (("resume", 5),),
+}
+COMMANDS = {
+    "compare": lambda run: ["compare", str(run), str(run.parent / "other")],
+    "sample": lambda run: ["sample", str(run), "--num-samples", "2"],
+    "half": lambda run: ["sample", str(run), "--num-samples", "2"],  # of a run without model.safetensors
+    "evaluate": lambda run: ["evaluate", str(run), "--num-samples", "5", "--rows", "2", "--device", "cpu"],
+    "resume": lambda run: ["train", "--resume", str(run), "--device", "cpu", "--num-samples", "5"],
+}
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    """Two runs."""
+    here = tmp_path_factory.mktemp("good")
+    np.save(here / "x.npy", np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32))
+    config = Config(data=str(here / "x.npy"), hidden=(4,), latent_dim=2, epochs=2, batch_size=16)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_module, "draw_figures", lambda *_: None)
+        patch.setattr(evaluate_module, "draw_khat", lambda *_, **__: None)
+        for name in ("good", "other"):
+            train_run(config, here / name, num_samples=5, device="cpu")
+    return here
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    for module in (train_module, resume_module):
+        monkeypatch.setattr(module, "draw_figures", lambda *_: None)
+    monkeypatch.setattr(evaluate_module, "draw_khat", lambda *_, **__: None)
+    monkeypatch.setattr(run_commands, "draw_all", lambda *_: [])
+
+
+def spoil(run, file, way, value):
+    """Change one field of a file, and seal it, with its manifest if it is of a checkpoint."""
+    text = (run / file).read_bytes().split(b"\n")[0] if file.endswith("l") else (run / file).read_bytes()
+    record = fuzzed.changed(json.loads(text), way, value)
+    if not file.startswith("checkpoints"):
+        (run / file).write_bytes(fuzzed.sealed(record) + b"\n")
+        return
+    shutil.rmtree(run / "checkpoints" / "000001")
+    content = json.dumps(record).encode() if file.endswith("state.json") else fuzzed.sealed(record)
+    (run / file).write_bytes(content)
+    if file.endswith("state.json"):
+        manifest = json.loads((run / CHECKPOINT / "manifest.json").read_bytes())
+        manifest["files"]["state.json"] = {"sha256": sha256(content), "bytes": len(content)}
+        manifest.pop("finished")
+        (run / CHECKPOINT / "manifest.json").write_bytes(fuzzed.sealed(manifest))
+
+
+@pytest.mark.parametrize("file", READERS)
+def test_a_field_of_another_kind_is_refused_or_used_by_every_command_that_reads_it(file, here, tmp_path, capsys):
+    text = (here / "good" / file).read_bytes()
+    record = json.loads(text.split(b"\n")[0]) if file.endswith("l") else json.loads(text)
+    cases = [(way, value) for way in fuzzed.fields(record) for value in (*fuzzed.VALUES.values(), ...)]
+    draw = random.Random(0)
+    for command, count in READERS[file]:
+        for way, value in cases if HEAVY else draw.sample(cases, count):
+            run = tmp_path / "run"
+            shutil.copytree(here / "good", run)
+            shutil.copytree(here / "other", tmp_path / "other", dirs_exist_ok=True)
+            if command == "half":
+                (run / "model.safetensors").unlink()
+            spoil(run, file, way, value)
+            code = main(COMMANDS[command](run))  # anything but an error of ours is a failure here
+            said = capsys.readouterr()
+            assert code in (0, 2, 3, 4, 5, 6, 7) and "\x1b" not in said.out + said.err, (command, way, code)
+            shutil.rmtree(run)
+
+
+FOUND = [  # by name, as each gave a traceback, or a wrong line
+    ("evidence.json", ("measure",), True, "'measure' is 'True'; wanted a text or null"),
+    ("evidence.json", ("rows_flagged",), [2, 3], "'rows_flagged' is"),
+    ("evidence.json", ("target_se",), "", "'target_se' is"),
+    ("evidence.json", ("training", "seconds"), "x" * 2**17, "'seconds' is"),
+    ("evidence.json", ("training",), [], "'training' is"),
+    ("evidence.json", ("rows",), 10**400, "401 digits is out of range"),
+    ("evidence.json", ("machine",), "\ud800", "control characters"),
+    ("config.json", ("data", "digest"), ..., "does not say which data"),
+    ("config.json", ("data", "digest"), 7, "does not say which data"),
+    ("evidence.json", ("evaluation", "split"), 1, "'split' is"),
+    ("config.json", ("data",), [1], "does not say which data"),
+    ("config.json", ("config", "learning_rate"), 10**400, "401 digits is out of range"),
+]
+
+
+@pytest.mark.parametrize(
+    ("file", "way", "value", "said"),
+    FOUND,
+    ids=[f"{file} {'.'.join(way)} {i}" for i, (file, way, *_) in enumerate(FOUND)],
+)
+def test_what_gave_a_traceback_is_refused_by_name(file, way, value, said, here, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(here / "good", run)
+    spoil(run, file, way, value)
+    assert main(COMMANDS["resume"](run)) == 4
+    assert said in capsys.readouterr().err
+    with pytest.raises(RunFolderError):
+        folder.read_summary(run / file) if file == "evidence.json" else resume_module.resume_run(run, device="cpu")
+
+
+def test_evidence_that_lacks_what_is_printed_of_it_is_refused_by_name(here, tmp_path, capsys):
+    for name in ("measure", "floor", "ess_min"):
+        run = tmp_path / name
+        shutil.copytree(here / "good", run)
+        spoil(run, "evidence.json", (name,), ...)
+        assert main(COMMANDS["resume"](run)) == 4
+        assert f"it says nothing of '{name}'" in capsys.readouterr().err
+
+
+def test_files_that_are_no_objects_are_refused(here, tmp_path, capsys):
+    for file, commands in READERS.items():
+        for content in (b"[]", b"null", b"[" * 70 + b"]" * 70):
+            run = tmp_path / "run"
+            shutil.copytree(here / "good", run)
+            shutil.copytree(here / "other", tmp_path / "other", dirs_exist_ok=True)
+            (run / file).write_bytes(content + b"\n")
+            command = "compare" if "compare" in dict(commands) else "half"
+            if command == "half":
+                shutil.rmtree(run / "checkpoints" / "000001")
+                (run / "model.safetensors").unlink()
+            code = main(COMMANDS[command](run))
+            assert code in (0, 4) and (code == 4 or file in ("evaluations.jsonl", f"{CHECKPOINT}/state.json")), (
+                file,
+                content,
+            )
+            shutil.rmtree(run)
+    capsys.readouterr()
+
+
+def test_a_record_with_thousands_of_digests_is_read_in_no_time(tmp_path):
+    """Each was taken for a seal under a damaged name: a line of 6 MB held `compare` for a minute."""
+    file = tmp_path / "metrics.jsonl"
+    file.write_text(json.dumps({str(i): digest_of(i) for i in range(20_000)}) + "\n")
+    start = time.process_time()
+    assert len(folder.read_lines(file)[0]) == 20_000
+    assert time.process_time() - start < 2
+    file.write_text(json.dumps({"rha256": "0" * 64, "wha256": "1" * 64}) + "\n")
+    with pytest.raises(RunFolderError, match="SHA-256"):
+        folder.read_lines(file)
+    file.write_bytes(b"{}\n" * (folder.LINES + 1))
+    with pytest.raises(RunFolderError, match="200,001 lines"):
+        folder.read_lines(file)
+    assert json.loads(json.dumps(seal({"a": 1})))["sha256"]
+
+
+def test_a_cell_of_128_kib_is_a_data_error():
+    head = "row,log_px,mc_se,ess,elbo,elbo_se,index\n"
+    with pytest.raises(DataError, match="field larger than"):
+        Evidence.from_csv(f"{head}0,0,0,0,0,0,{'x' * 2**18}\n", num_samples=5, seed=0)
+    for text in (head, f"{head}0,1\n", f"{head}0,0,0,0,0,0,a,b,c\n", "\x00"):
+        try:
+            Evidence.from_csv(text, num_samples=5, seed=0)
+        except DataError:
+            continue
+    assert Path(fuzzed.__file__).is_file()
