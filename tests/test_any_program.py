@@ -339,6 +339,7 @@ ELSEWHERE = {  # what is no question to a program of one's own with complete dat
     pyro_vae.per_step: "evidence/sequential/test_particle_filter.py",
 }
 INNER = {
+    "check_context_gaps",
     "importance",
     "exact",
     "measure_of",
