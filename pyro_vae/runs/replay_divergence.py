@@ -22,6 +22,7 @@ from .config import Config
 from .custom_components import NOTHING, Components
 from .load import FAULTS
 from .registry import build, check_names, objective_of, resolved
+from .train_run import as_trained
 from .weights import check_layout
 
 
@@ -49,7 +50,7 @@ def replay_step(path: Path | str, components: Components = NOTHING, device: str 
         batch = tuple(groups["batch"][str(i)].to(torch_device) for i in range(len(groups["batch"])))
         for moved in objective.scheduled:
             moved.at(float(head["done"]))
-        step = Step(*objective.pair(vae), objective.elbo, adam(0.0))
+        step = Step(*as_trained(config, objective.pair(vae), batch), objective.elbo, adam(0.0))
         return replay(step, batch, groups["rng"], head)
     except FAULTS as error:
         if isinstance(error, RunFolderError):
