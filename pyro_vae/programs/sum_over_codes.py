@@ -251,8 +251,8 @@ class SumOut(Messenger):
         each = self.left.split(term)
         if self.complain is not None and ((each - each[:1]).abs() > NEAR * (1 + each.abs())).any():
             self.complain(
-                f"site {name!r} lies outside of the plate {', '.join(map(repr, self.codes.within))} and depends on the value of "
-                f"{', '.join(self.codes.values)} in it: entries are summed out one by one"
+                f"site {name!r} lies outside of the plate {', '.join(map(repr, self.codes.within))} and depends on the value "
+                f"of {', '.join(self.codes.values)} in it: entries are summed out one by one"
             )
 
     def look(self, name: str, term: Tensor) -> None:
