@@ -496,12 +496,10 @@ def run_data_sets(name: str, pair: Pair) -> str:
         pair.model, lambda *args: pair.guide, *pair.args, num_sets=40, num_draws=RANKS, seed=SEED
     )
     joint, units = judged(lambda: ranks(fresh(f"{name}{ARROW}WholeDataSet")))
-    line = ranked(found.ranks[:, -1], joint, "log p(X, z)")
-    return (
-        line
-        if units is None
-        else f"{line}; {ranked(found.ranks[:, :-1], units[:, : len(found.names) - 1], 'what rows share')}"
-    )
+    line, shared = ranked(found.ranks[:, -1], joint, "log p(X, z)"), len(found.names) - 1
+    if units is None or not shared:  # what has an entry for each row is not ranked
+        return line
+    return f"{line}; {ranked(found.ranks[:, :-1], units[:, :shared], 'what rows share')}"
 
 
 def ranked(got: Tensor, wanted: Tensor, what: str) -> str:

@@ -2,6 +2,7 @@
 
 import inspect
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyro
 import pyro.distributions as dist
@@ -16,7 +17,7 @@ from pyro_vae.programs import score_sites
 from pyro_vae.programs.sites import observed_sites, sample_sites
 from tests.helpers.environment import HEAVY
 
-from . import cells, oracle
+from . import cells, oracle, ways
 from .cells import FUNCTIONS, run_cell, run_once
 from .recipe import RECIPES, Pair, bits
 
@@ -28,6 +29,50 @@ PAGE = Path(__file__).parents[2] / "results" / "published.md"
 def test_right_or_refused_by_name(program, function):
     cell = run_once(program, function)
     assert cell.verdict in ("right", "refused"), f"{cell.verdict}: {cell.detail}"
+
+
+FOLLOWED = [
+    ("bayesian-regression", "importance", "WholeDataSet × importance"),
+    ("gp-across", "log_weights", "WholeDataSet × log_weights"),
+    ("hmm-global", "bound-elbo", "a density → WholeDataSet × bound-elbo"),
+    ("hmm", "latents", "drawn × latents"),
+    ("delta-guide", "gaps", "a density × gaps"),
+    ("straight-through", "bracket", "a density × enumerate_latents"),
+    ("von-mises", "widened", "× defensive"),
+    ("air", "ais", "× importance"),
+    ("hmm-drawn", "bdmc", "× simulate, then enumerate_latents"),
+]
+
+
+@pytest.mark.parametrize(("program", "function", "taken"), FOLLOWED, ids=[f"{p}-{f}" for p, f, _ in FOLLOWED])
+def test_a_way_that_a_refusal_names_is_right(program, function, taken):
+    """A few of those that the printed page follows, all of which take minutes."""
+    cell = run_cell(program, function)
+    assert cell.verdict == "by a way" and taken in cell.detail.split(": ")[0], cell.detail
+
+
+def test_a_number_by_a_way_that_is_off_is_wrong(monkeypatch):
+    monkeypatch.setattr(cells, "log_weights", lambda *args, **kwargs: pyro_vae.log_weights(*args, **kwargs) + 0.01)
+    assert run_cell("gp-across", "log_weights").verdict == "WRONG"
+
+
+def test_a_way_that_refuses_is_a_refusal(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise ProgramError("site 'f' has no number: use something else")
+
+    monkeypatch.setattr(ways, "WholeDataSet", lambda *pair: SimpleNamespace(model=refuse, guide=refuse))
+    assert run_cell("gp-across", "log_weights").verdict == "refused"
+
+
+@pytest.mark.parametrize("program", ["vae", "hmm-drawn"])
+def test_no_answer_is_what_the_program_is_and_not_what_the_refusal_says(program, monkeypatch):
+    """The words of another program's refusal do not excuse one where there is an answer."""
+
+    def refuse(*args, **kwargs):
+        raise ProgramError("site 'z' is continuous (Normal): it cannot be enumerated. Use quadrature.")
+
+    monkeypatch.setitem(FUNCTIONS, "enumerate_latents", refuse)
+    assert run_cell(program, "enumerate_latents").verdict == {"vae": "no answer", "hmm-drawn": "refused"}[program]
 
 
 def test_every_function_of_programs_is_in_the_table():
