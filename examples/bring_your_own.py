@@ -5,7 +5,7 @@ parameters `pyro.param`s. One guide is Pyro's AutoNormal, with a mean and a scal
 encoder, written by hand. Nothing in them knows of this library, and none of its functions is told what they are: `check`,
 `fit`, importance sampling beside the exact log p(x), annealing, brackets, what the guide costs, calibration, and pictures.
 
-    python examples/bring_your_own.py --out results/bring_your_own
+    python examples/bring_your_own.py --out results/bring_your_own > results/bring_your_own/table.txt
 """
 
 import argparse
@@ -109,7 +109,8 @@ def main(out: Path, rows: int = 60, epochs: int = 800, num_samples: int = 1000, 
         f"\nThe models beside each other, on their exact log p(x):\n{compare({n: a['exact'] for n, a in asked.items()})}"
     )
     out.mkdir(parents=True, exist_ok=True)
-    summaries = {part: {n: a[part].summary() for n, a in asked.items()} for part in ("bracket", "exact", "gaps")}
+    parts = ("bracket", "exact", "gaps")
+    summaries = {part: {f"wines, {n}": a[part].summary() for n, a in asked.items()} for part in parts}
     for name, picture in {
         "bracket": bracket_ends(summaries["bracket"], summaries["exact"]),
         "gaps": gap_bars(summaries["gaps"]),
