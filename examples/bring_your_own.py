@@ -109,8 +109,7 @@ def main(out: Path, rows: int = 60, epochs: int = 800, num_samples: int = 1000, 
         f"\nThe models beside each other, on their exact log p(x):\n{compare({n: a['exact'] for n, a in asked.items()})}"
     )
     out.mkdir(parents=True, exist_ok=True)
-    parts = ("bracket", "exact", "gaps")
-    summaries = {part: {f"wines, {n}": a[part].summary() for n, a in asked.items()} for part in parts}
+    summaries = {part: {n: a[part].summary() for n, a in asked.items()} for part in ("bracket", "exact", "gaps")}
     for name, picture in {
         "bracket": bracket_ends(summaries["bracket"], summaries["exact"]),
         "gaps": gap_bars(summaries["gaps"]),
