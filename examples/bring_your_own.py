@@ -5,7 +5,7 @@ parameters `pyro.param`s. One guide is Pyro's AutoNormal, with a mean and a scal
 encoder, written by hand. Nothing in them knows of this library, and none of its functions is told what they are: `check`,
 `fit`, importance sampling beside the exact log p(x), annealing, brackets, what the guide costs, calibration, and pictures.
 
-    python examples/bring_your_own.py --out results/bring_your_own
+    python examples/bring_your_own.py --out results/bring_your_own > results/bring_your_own/table.txt
 """
 
 import argparse
