@@ -79,7 +79,7 @@ def impute(
         tensor([[1., 0.]])
     """
     whole("draws", draws, 1)
-    return in_chunks(lambda particles: particles.draw(draws), vae, x, c, site, num_samples, seed, chunk_size)
+    return in_chunks(lambda particles: particles.draw(draws), vae, x, c, num_samples, seed, chunk_size, site=site)
 
 
 @suggest_keywords
@@ -105,9 +105,9 @@ def impute_mean(
         >>> impute_mean(vae, torch.tensor([[1.0, torch.nan, 0.0]]), num_samples=10).shape
         torch.Size([1, 3])
     """
-    return in_chunks(lambda particles: particles.mean()[None], vae, x, c, site, num_samples, seed, chunk_size).squeeze(
-        0
-    )
+    return in_chunks(
+        lambda particles: particles.mean()[None], vae, x, c, num_samples, seed, chunk_size, site=site
+    ).squeeze(0)
 
 
 def in_chunks(
@@ -115,10 +115,11 @@ def in_chunks(
     vae: Any,
     x: Any,
     c: tuple[Any, ...],
-    site: str | None,
     num: int,
     seed: int,
     chunk_size: int,
+    *,
+    site: str | None,
 ) -> Tensor:
     """Apply `each` to K weighted particles of each row, in chunks of rows: ``(draws, N, *event)``."""
     num, chunk_size = whole("num_samples", num, 1), whole("chunk_size", chunk_size, 1)
