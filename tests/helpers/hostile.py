@@ -103,7 +103,7 @@ def checkpoint(spoil):
 
     def make(run, canary):
         (run / "model.safetensors").unlink()
-        for path in (run / "checkpoints").iterdir():
+        for path in (run / "checkpoints").glob("0*"):
             spoil(path, canary)
 
     return make

@@ -126,7 +126,7 @@ def test_changed_options_are_refused_with_a_table_unless_forked(run, config, tmp
 def test_a_run_is_new_or_gone_on_with(arguments, said, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "b").mkdir()
-    (tmp_path / "b" / "config.json").write_text('{"schema": 1, "config": {}, "data": {}}')
+    (tmp_path / "b" / "config.json").write_text('{"schema": 1, "config": {}, "data": {"digest": "x"}}')
     assert main(["train", *arguments]) == 2
     assert said in capsys.readouterr().err
 
