@@ -20,7 +20,8 @@ from .sites import Program, Site, latent_sites, sample_sites
 from .sum_over_codes import NEAR, SummedOut, SumOut
 from .vectorize import repeated
 
-ASSIGNED = 2  # assignments of codes to rows, whose difference is compared
+ASSIGNED = 2, 16  # assignments of codes to rows at least and, of few rows, at most: their differences are compared
+FEW = 64  # rows
 
 
 @runtime_checkable
@@ -73,11 +74,12 @@ def check_alone(marginal: SummedOut, args: tuple[Any, ...]) -> None:
     )  # entries of a plate within a row share its code
     each = each.reshape(len(codes), -1, len(args[0])).sum(1)
     values = {n: s["value"] for n, s in handler.shown.items()} | shared_values(shown, plates)
-    assigned = torch.randint(len(codes), (ASSIGNED, len(args[0])), device=each.device)
+    times = max(ASSIGNED[0], min(ASSIGNED[1], FEW // len(args[0])))
+    assigned = torch.randint(len(codes), (times, len(args[0])), device=each.device)
     alone = [of_assigned(marginal, args, values, codes_of_rows, handler.shapes) for codes_of_rows in assigned]
     wanted = [each.gather(0, codes_of_rows.unsqueeze(0)).squeeze(0) for codes_of_rows in assigned]
-    same = close(alone[0][0] - alone[1][0], wanted[0] - wanted[1])
-    if not same or not all(close(total_of(shown[name]), term) for name, term in alone[0][1].items()):
+    same = all(close(a[0] - alone[0][0], w - wanted[0]) for a, w in zip(alone[1:], wanted[1:], strict=True))
+    if not same or not all(close(total_of(shown[name]), term) for _, terms in alone for name, term in terms.items()):
         raise ProgramError(
             f"site {names}: a row's density depends on the discrete values of other rows, or on how many rows there are, so "
             "that they cannot be summed out row by row. Have the guide draw them, without marks, and use log_likelihood with "

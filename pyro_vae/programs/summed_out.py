@@ -31,6 +31,7 @@ from .vectorize import repeated
 from .wrapped import base_name
 
 ROWS = 64  # that are looked at together, before anything is computed of them
+LOOKS = 16  # at entries whose codes are dealt out, where rows are few
 
 
 def sum_out(model: Program, guide: Program | None, *args: Any) -> tuple[Program, Program | None]:
@@ -216,7 +217,23 @@ def look_apart(program: SummedOut, args: tuple[Any, ...], together: SumOut, comp
     codes, plates = program.codes, program.plates
     shapes = {n: [s // len(codes) if i == len(shape) + plates.dim else s for i, s in enumerate(shape)]
               for n, shape in together.shapes.items()}  # fmt: skip
-    order = torch.rand(len(codes), *next(iter(shapes.values())), device=together.device).argsort(0)  # (C, ..., N, ...)
+    for _ in range(looks(len(args[0]))):
+        order = torch.rand(len(codes), *next(iter(shapes.values())), device=together.device).argsort(
+            0
+        )  # (C, ..., N, ...)
+        compare_orders(program, args, together, order, complain)
+
+
+def looks(rows: int) -> int:
+    """Return how often codes are dealt out: of few rows again and again, or all entries might happen to have the same."""
+    return max(1, min(LOOKS, ROWS // rows))
+
+
+def compare_orders(
+    program: SummedOut, args: tuple[Any, ...], together: SumOut, order: Tensor, complain: Callable[[str], None]
+) -> None:
+    """Compare the terms of entries that have their codes in an order of their own with those of entries that share one."""
+    codes = program.codes
     own = {n: together.left.merge(v[order], v.dim() - 1) for n, v in codes.values.items()}
     data = {**{n: v for n, v in together.inside.items() if n in together.shown}, **own}
     trace = poutine.trace(poutine.condition(program.program, data=data)).get_trace(*repeated(args, len(codes)))

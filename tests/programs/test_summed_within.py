@@ -1,5 +1,7 @@
 """Discrete sites in plates within a row, and in the rows of a data set, summed out: against sums by hand; what is refused."""
 
+import contextlib
+import itertools
 import math
 
 import pyro
@@ -186,6 +188,37 @@ def test_what_does_not_come_apart_is_refused_by_site(name):
         sum_out(program, None, X)
 
 
+def pair_of(values, entries):
+    """Entries that interact where one has the first and its neighbour the last of so many values, and nowhere else."""
+
+    def model(x):
+        with pyro.plate("data", len(x), dim=-2):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0))
+            with pyro.plate("entries", entries, dim=-1):
+                y = pyro.sample("y", dist.Categorical(torch.ones(len(x), entries, values)))
+                apart = (y == 0) & (y.roll(1, -1) == values - 1)
+                pyro.sample("x", dist.Normal(z + 3.0 * apart, 0.7), obs=x)
+
+    return model
+
+
+@pytest.mark.parametrize("entries", [2, 3])
+@pytest.mark.parametrize("values", [2, 3])
+def test_one_row_is_enough_to_see_that_entries_interact(values, entries):
+    with pytest.raises(ProgramError, match="depends on the values of y in other entries"):
+        sum_out(pair_of(values, entries), None, torch.zeros(1, entries))
+
+
+def test_one_look_at_one_row_would_not_be(monkeypatch):
+    monkeypatch.setattr(summed_out, "LOOKS", 1)
+    through = 0
+    for values, entries in itertools.product((2, 3, 4, 5), (2, 3)):
+        with contextlib.suppress(ProgramError):
+            sum_out(pair_of(values, entries), None, torch.zeros(1, entries))
+            through += 1
+    assert through > 0
+
+
 def test_unchecked_neighbours_would_be_wrong(monkeypatch):
     """What the check is for: without it, a number comes out, and another one than the sum over all eight codes."""
     monkeypatch.setattr(summed_out, "look_apart", lambda *args: None)
@@ -270,6 +303,12 @@ def counted(x):
 def of_the_set(x):
     pyro.sample("c", dist.Bernoulli(0.4), infer={"enumerate": "parallel"})
     mixture(x)
+
+
+def test_two_rows_are_enough_to_see_that_they_interact():
+    whole = WholeDataSet(chained, centre_guide)
+    with pytest.raises(ProgramError, match="depends on the discrete values of other rows"):
+        log_likelihood(whole.model, whole.guide, *whole.rows(ROWS[:2]), num_samples=10, verbose=False)
 
 
 @pytest.mark.parametrize(
