@@ -203,3 +203,28 @@ def test_what_is_let_through_has_the_right_posterior_and_elbo(way):
     covariance = torch.eye(200, dtype=torch.double) + 100.0
     log_px = dist.MultivariateNormal(torch.zeros(200, dtype=torch.double), covariance).log_prob(x.double()).item()
     assert run.history[-1]["elbo"] == pytest.approx(log_px / 200, abs=0.01)  # within 2 nats in all: 5 draws
+
+
+def clusters(x):
+    """Two means that all rows share, and a class of each row that is marked."""
+    means = pyro.sample("means", dist.Normal(torch.zeros(2), 3.0).to_event(1))
+    with pyro.plate("data", len(x)):
+        y = pyro.sample("y", dist.Categorical(torch.ones(2) / 2), infer={"enumerate": "parallel"})
+        pyro.sample("x", dist.Normal(means[y], 0.5), obs=x)
+
+
+def of_clusters(x):
+    loc = pyro.param("loc", torch.tensor([-1.0, 1.0]))
+    sd = pyro.param("sd", torch.full((2,), 0.1), constraint=dist.constraints.positive)
+    pyro.sample("means", dist.Normal(loc, sd).to_event(1))
+
+
+def test_marked_classes_beside_what_is_shared_train_the_way_that_the_refusal_names():
+    x = torch.cat([torch.randn(40) * 0.5 - 3, torch.randn(40) * 0.5 + 3])
+    options = {"epochs": 150, "batch_size": 80, "optimizer": adam(3e-2), "verbose": False}
+    with pytest.raises(
+        ProgramError, match=r"'y' is marked for enumeration beside 'means'.*TraceEnum_ELBO\(max_plate_nesting=1\)"
+    ):
+        fit((clusters, of_clusters), x, **options)
+    fit((clusters, of_clusters), x, objective=TraceEnum_ELBO(max_plate_nesting=1), **options)
+    assert (pyro.param("loc") - torch.stack([x[:40].mean(), x[40:].mean()])).abs().max() < 0.15

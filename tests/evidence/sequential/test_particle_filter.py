@@ -121,6 +121,14 @@ def test_a_seed_draws_the_same_and_the_global_state_stays():
     assert torch.equal(before, torch.get_rng_state())
 
 
+def test_an_encoder_is_called_as_the_guide_calls_it():
+    model, (x, _) = plane(), rows(())
+    seen, encoder = [], model.encoder
+    model.encoder = lambda x, lengths: seen.append(lengths) or encoder(x, lengths)
+    particle_filter(model, x[:2], num_particles=5)
+    assert seen and set(seen) == {None}
+
+
 def test_few_particles_that_count_are_flagged():
     model, (x, lengths) = plane(), rows(())
     f = particle_filter(model, x + 30, lengths, num_particles=50, proposal="prior")
