@@ -63,7 +63,9 @@ def common_form(forms: list[PosteriorForm]) -> PosteriorForm:
 
 
 def spread(problem: Problem, count: int) -> Problem:
-    """Return the problem of up to `count` of the rows, evenly spread: sorted rows differ at their ends."""
+    """Return the problem of up to `count` of the rows, evenly spread: sorted rows differ at their ends; all, if all or none."""
+    if problem.own_rows:
+        return problem
     index = torch.linspace(0, len(problem) - 1, min(count, len(problem)), device=problem.device).round().long()
     return problem.over(*(a[index] for a in problem.args))
 

@@ -202,7 +202,7 @@ def check_left_out(problem: Problem, known: DataMap, seed: int, chunk_size: int 
 
 def measure_of_sites(problem: Problem, sites: Sequence[str]) -> str:
     """Name what p(x_2 | x_1) is a density with respect to, as :func:`~pyro_vae.programs.measure.measure_of` names p(x)'s."""
-    one = problem.rows(slice(1))
+    one = problem.few(1)
     with one.quiet(0):
         found = one.draw(1)[1]
     return " x ".join(sorted({kind for name in sites for kind in measures_of(name, found[name]["fn"])}))

@@ -93,7 +93,7 @@ def invalid(model: Program, guide: Program, batch: tuple[Any, ...]) -> list[Find
 
 def undefined(problem: Problem, seed: int) -> Iterator[Finding]:
     """Score a few draws of a few rows: parameters may be invalid at some, and densities no number."""
-    some = problem if getattr(problem.guide, "own_rows", None) else problem.rows(slice(ROWS))
+    some = problem.few(ROWS)
     with problem.quiet(seed, 1):
         terms = some.log_probs(DRAWS)
     wrong = terms.log_w.isnan() | (terms.log_w == math.inf)

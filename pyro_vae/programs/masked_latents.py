@@ -36,7 +36,7 @@ def check_masks(problem: Problem) -> None:
     if isinstance(problem.guide, RefusedGuide):
         refuse_masked_model(problem)
         return
-    one = problem if getattr(problem.guide, "own_rows", None) else problem.rows(slice(1))
+    one = problem.few(1)
     with problem.quiet(0):  # a stream of its own: what is drawn after it stays the same
         q, p = trace_pair(one.model, one.guide, *one.args, **one.kwargs)
         if any(mask_of_site(site) is not True for sites in (q, p) for site in latent_sites(sites).values()):

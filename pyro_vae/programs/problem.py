@@ -167,8 +167,13 @@ class Problem:
     def measure(self) -> str:
         """The measure that log p(x) is a density of: :func:`~pyro_vae.programs.measure.measure_of`."""
         with self.quiet(0):
-            some = self if getattr(self.guide, "own_rows", None) else self.rows(slice(1))
+            some = self.few(1)
             return measure_of(self.model, self.guide, *some.args)
+
+    @property
+    def own_rows(self) -> int:
+        """How many rows the guide has parameters for, one by one (AutoNormal), so that it runs on all or none; 0: on any."""
+        return getattr(self.guide, "own_rows", None) or 0
 
     def over(self, *args: Any) -> Problem:
         """Return the same pair on other arguments."""
@@ -178,9 +183,13 @@ class Problem:
         """Return the problem of some of the rows."""
         return replace(self, args=tuple(a[part] for a in self.args), first=self.first + (part.start or 0))
 
+    def few(self, rows: int) -> Problem:
+        """Return the problem of the first rows; of all, where the guide runs on all or none."""
+        return self if self.own_rows else self.rows(slice(rows))
+
     def split(self, size: int) -> list[Problem]:
-        """Return the problems of `size` rows each (1 at least), in order; the last one may have fewer."""
-        size = max(1, size)
+        """Return the problems of `size` rows each (1 at least, :attr:`own_rows`), in order; the last one may have fewer."""
+        size = max(1, size, self.own_rows)
         return [self.rows(slice(start, start + size)) for start in range(0, len(self), size)]
 
     def numbers(self, where: Tensor) -> list[int]:

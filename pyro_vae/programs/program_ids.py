@@ -57,7 +57,7 @@ class ProgramIds:
     @classmethod
     def of(cls, problem: Problem) -> ProgramIds:
         """Take the digest of a problem's programs, and score one draw for its first row."""
-        some = problem if getattr(problem.guide, "own_rows", None) else problem.rows(slice(1))
+        some = problem.few(1)
         with ParametersRead() as read, problem.quiet(DRAW):
             try:
                 scored = some.log_probs()

@@ -30,8 +30,7 @@ def check_reach(problem: Problem, guide: Program | None = None) -> None:
         guide: as it proposes, the problem's own by default.
     """
     guide = problem.guide if guide is None else guide
-    whole = getattr(problem.guide, "own_rows", None) is not None
-    one, some = (problem if whole else problem.rows(slice(rows)) for rows in (1, ROWS))
+    one, some = problem.few(1), problem.few(ROWS)
     if any(map(limited, latent_sites(one.sites(guide)).values())):
         probe(some, guide, PRIOR_DRAWS)
 

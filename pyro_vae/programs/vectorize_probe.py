@@ -118,7 +118,7 @@ def probe_few_rows(problem: Any) -> Probe | None:
 def first_rows(problem: Any, rows: int = ROWS) -> Any | None:
     """The problem of the first rows, the first one again where there is one only; None where x is no tensor of rows."""
     x, *_ = problem.args
-    if not isinstance(x, Tensor) or not x.dim() or not len(x) or getattr(problem.guide, "own_rows", None):
+    if not isinstance(x, Tensor) or not x.dim() or not len(x) or problem.own_rows:
         return None
     index = torch.arange(rows, device=x.device).clamp(max=len(x) - 1)
     return problem.over(*(a[index.to(a.device)] if has_rows(a, len(x)) else a for a in problem.args))

@@ -165,7 +165,7 @@ def of_spread_rows(problem: Problem, count: int) -> Problem:
 def elementwise(problem: Problem) -> bool:
     """Return whether log q(z_i | x_j) is cheap for many pairs: one latent site of independent units."""
     with problem.quiet(0):
-        sites = latent_sites(problem.rows(slice(1)).sites(problem.guide))
+        sites = latent_sites(problem.few(1).sites(problem.guide))
     return len(sites) == 1 and all(univariate(site["fn"]) is not None for site in sites.values())
 
 

@@ -143,14 +143,14 @@ def importance(
     args = rows_of(model, guide, *args, missing=missing, device=None if device is None else resolve_device(device))
     check_device(args[0].device, like_parameters(model, guide))
     sampler = Sampler(proposal, seed, 0, pairs_on(args[0].device, num_samples, resume))
-    blocks = open_row_blocks(len(args[0]), num_samples, rows, resume, sampler)
-    run = [block for block in blocks if rows is None or block.rows.start in rows]
-    ids = RowIds.of(x, *rest)
-    identify(blocks, ids)
     with quiet(model, guide, seed=seed, device=args[0].device):
         problem = Problem.checked(model, guide, *args, vectorize=vectorize_particles)
         if not proposal.weight:
             check_reach(problem, proposal.guide(problem.guide))
+    blocks = open_row_blocks(problem, num_samples, rows, resume, sampler)
+    run = [block for block in blocks if rows is None or block.rows.start in rows]
+    ids = RowIds.of(x, *rest)
+    identify(blocks, ids)
     facts: dict[str, Any] = {
         "seed": seed,
         "proposal": str(proposal),
@@ -250,23 +250,24 @@ def interrupted(blocks: Sequence[RowBlock], facts: dict[str, Any], signal: Keybo
 
 
 def open_row_blocks(
-    num_rows: int, num_samples: int, rows: range | None, resume: Evidence | None, sampler: Sampler
+    problem: Problem, num_samples: int, rows: range | None, resume: Evidence | None, sampler: Sampler
 ) -> list[RowBlock]:
-    """Open one for each block of rows, with the particles of `resume`."""
+    """Open one for each block of rows, with the particles of `resume`; one of all, where the guide runs on all or none."""
+    num_rows, size = len(problem), max(ROWS, problem.own_rows)
     rows = range(num_rows) if rows is None else rows
-    if not rows or rows.step != 1 or rows.start % ROWS or not (rows.stop % ROWS == 0 or rows.stop == num_rows):
+    if not rows or rows.step != 1 or rows.start % size or not (rows.stop % size == 0 or rows.stop == num_rows):
         raise UsageError(
-            f"rows={rows} is no run of whole blocks: start at a multiple of {ROWS}, stop at one or at {num_rows}"
+            f"rows={rows} is no run of whole blocks: start at a multiple of {size}, stop at one or at {num_rows}"
         )
     if not 0 <= rows.start < rows.stop <= num_rows:
         raise UsageError(f"rows={rows}, but x has {num_rows} rows")
-    parts = [range(start, min(start + ROWS, num_rows)) for start in range(rows.start, rows.stop, ROWS)]
+    parts = [range(start, min(start + size, num_rows)) for start in range(rows.start, rows.stop, size)]
     blocks = {part: sampler.open(part, num_samples) for part in parts}
     if resume is not None:
         resume.check_same(seed=sampler.seed, proposal=str(sampler.proposal))
         for block in copy.deepcopy(resume.row_blocks):
             start, stop = block.rows.start, block.rows.stop
-            if stop > num_rows or (len(block.rows) < ROWS and stop != num_rows):
+            if stop > num_rows or (len(block.rows) < size and stop != num_rows):
                 raise UsageError(f"resume holds rows {start} to {stop - 1} of other data: x has {num_rows} rows")
             if block.rows in blocks:
                 block.plan(num_samples)

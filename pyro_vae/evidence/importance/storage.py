@@ -145,7 +145,11 @@ def row_block_of(
 ) -> RowBlock:
     """Build block number `i` of a file from its numbers in the head; a ValueError if they do not fit its tensors."""
     start, stop, planned, done, count, keep = numbers
-    if not all(type(n) is int for n in (*numbers, pairs)) or not 0 < stop - start <= ROWS or pairs < 1:
+    if (
+        not all(type(n) is int for n in (*numbers, pairs))
+        or not 0 < stop - start <= (ROWS if start else stop)
+        or pairs < 1
+    ):
         raise ValueError(f"ledger {i} is of no block of rows")
     weight, offset = map(float, strata)
     expected = (SUMS + OF_PRIOR if weight else SUMS, stop - start)

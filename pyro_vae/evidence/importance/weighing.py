@@ -78,7 +78,7 @@ class WeighingEngine:
     @classmethod
     def of(cls, problem: Problem, proposal: Proposal, pairs: int, num_samples: int) -> WeighingEngine:
         """Make the engine of an evaluation, which weighs nothing until it is told its name."""
-        rows = min(ROWS, len(problem))
+        rows = min(max(ROWS, problem.own_rows), len(problem))
         particles = max(1, pairs // rows)
         return cls(proposal, problem, rows, particles, len(problem) // rows * (num_samples // particles))
 

@@ -54,7 +54,7 @@ class Steps:
     def of(cls, roles: StateSpace, args: tuple[Tensor, ...], guided: bool) -> Steps:
         """Lay out a model's arguments: x, lengths where there are any, and contexts."""
         x, *rest = args
-        h = roles.encoder(x, *(rest or [None])) if guided else None  # as the guide calls it
+        h = roles.encoder(*(args if rest else (x, None))) if guided else None  # as the guide calls it
         lengths = rest[0] if rest else torch.full((len(x),), x.shape[1], device=x.device)
         # what is beyond the end counts for nothing; a likelihood shall take it all the same
         return cls(roles, fill_beyond(x, lengths), lengths, tuple(rest[1:]), h)
