@@ -233,6 +233,8 @@ class MultimodalVAE(FunctionParts):
         torch.Size([5])
     """
 
+    code_site = "z"  # what encode is of, where no site is named
+
     def __init__(self, prior: Role, likelihoods: Mapping[str, Role], posterior: Role) -> None:
         super().__init__()
         self.prior, self.likelihoods, self.posterior = prior, Modalities(likelihoods), posterior

@@ -67,7 +67,8 @@ class ProgramIds:
                     for what, sites in parts.items()
                     for site, term in sites.items()
                 }
-            except ProgramError:  # a guide that no weight can be taken of; its mixture with the prior may have one
+            # no weight can be taken of this guide (its mixture with the prior may have one), or no memory, which is said later
+            except (ProgramError, torch.OutOfMemoryError):
                 terms = {}
         return cls(digest_of_tensors(problem, read.tensors), some.device.type, terms)
 

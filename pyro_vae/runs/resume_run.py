@@ -69,7 +69,9 @@ def resume_run(
         raise RunFolderError(f"{path / 'config.json'} cannot be used: {error}") from error
     digest = None if fork else record["data"]["digest"]
     limits = partial(bounded_build, layout_on_disk(path))
-    job = prepare(config, path if fork is None else Path(fork), components, data_dir, False, device, digest, limits)
+    job = prepare(
+        config, path if fork is None else Path(fork), components, data_dir, False, device, digest, limits=limits
+    )
     if fork is None:
         check_same(record, job)
         folder.make(path)

@@ -130,6 +130,7 @@ def prepare(
     download: bool,
     device: str,
     digest: str | None = None,
+    *,
     limits: Callable[[int], AbstractContextManager[None]] = lambda spare: nullcontext(),
 ) -> TrainingJob:
     """Load the data and build the model of a config, and check them; nothing is written.

@@ -26,8 +26,15 @@ def test_a_run_folder_holds_what_it_says(run):
         "manifest.json",
     ]
     kept = {f"checkpoints/{number:06d}/{name}" for number in (1, 2) for name in generation}
-    locks = {".lock", ".evaluation.lock"}
-    assert names == {*folder.OURS, *(f"figures/{name}.png" for name in pictures), *kept, *locks}
+    locks = {".lock", ".evaluation.lock", "checkpoints/.lock"}
+    assert names == {
+        "config.json",
+        "model.safetensors",
+        *folder.OURS,
+        *(f"figures/{name}.png" for name in pictures),
+        *kept,
+        *locks,
+    }
     record = folder.read_config(run)
     assert record["config"]["likelihood"] == "binomial" and record["data"]["policy"] == "counts 0..16"
     metrics = folder.read_lines(run / "metrics.jsonl")

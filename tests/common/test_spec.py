@@ -34,7 +34,7 @@ def test_features_are_a_number_or_follow_from_the_options():
 @pytest.mark.parametrize("role", TABLES)
 def test_every_table_is_names_to_specs_whose_options_their_makers_take(role):
     for name, spec in TABLES[role].items():
-        assert type(spec) is Spec, name
+        assert isinstance(spec, Spec), name
         parameters = inspect.signature(spec.make).parameters
         takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         assert takes_any or {*spec.options, *spec.needs} <= parameters.keys(), name

@@ -125,8 +125,8 @@ def test_a_run_killed_while_it_draws_is_whole_and_draws_again(made, cut, monkeyp
     drawn = []
     monkeypatch.setattr(resume_module, "draw_figures", lambda *given: drawn.append(given))
     assert resume_run(cut, **SAMPLES)["log_px"] == made[2]
-    _, vae, _, history, points, floor = drawn[0]
-    assert same(vae.state_dict(), state(made[0])) and [r["epoch"] for r in history] == [1, 2, 3]
+    run, _, history, points, floor = drawn[0]
+    assert same(run.vae.state_dict(), state(made[0])) and [r["epoch"] for r in history] == [1, 2, 3]
     assert points and floor == load_run(cut).evidence["floor"]["log_px"]
     for name in resume_module.PICTURES:
         (cut / "figures" / f"{name}.png").write_bytes(b"a picture")

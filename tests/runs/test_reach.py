@@ -170,9 +170,9 @@ def test_no_command_writes_through_a_link_in_a_run(command, good, outside, tmp_p
         shutil.rmtree(here)
 
 
-def draw_one(path, *_):
+def draw_one(run, *_):
     """One picture, through the door that all take."""
-    run_figures.draw_all(path, {"training": lambda: None})
+    run_figures.draw_all(run.path, {"training": lambda: None})
 
 
 def test_the_corpus_has_sixty_folders_with_those_of_the_other_hook():

@@ -1,4 +1,4 @@
-"""What a model is made of, for whoever builds one: networks as a config has them, in the units and the shape of the data."""
+"""What a model is made of, for whoever builds one: networks as they were asked for, in the units and the shape of the data."""
 
 from __future__ import annotations
 

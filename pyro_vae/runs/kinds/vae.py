@@ -1,4 +1,4 @@
-"""p(z) p(x | z) with q(z | x): the VAE, whose prior and posterior a config names."""
+"""p(z) p(x | z) with q(z | x): the VAE, whose other parts have names."""
 
 from __future__ import annotations
 

@@ -159,7 +159,7 @@ def test_missing_values():
     )
     x = binary(70)
     x[torch.rand(70, 6, generator=torch.Generator().manual_seed(1)) < 0.2] = torch.nan
-    check_refused("Tensor.__bool__() reads numbers back (after site 'x')", vae.model, vae.guide, x)
+    check_traced(vae.model, vae.guide, x)
 
 
 def test_particles_as_rows():
