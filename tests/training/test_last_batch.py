@@ -127,7 +127,7 @@ OBJECTIVES = {
     "mean-field": TraceMeanField_ELBO,
     "elbo": lambda: Bound(elbo),
     "one-by-one": lambda: Bound(iwae, num_particles=3, vectorize_particles=False),
-    "many": lambda: Bound(elbo, num_particles=64, vectorize_particles=False),
+    "many": lambda: Bound(elbo, num_particles=20, vectorize_particles=False),
 }
 
 
