@@ -271,6 +271,20 @@ def without_marked(model: Program, guide: Program, *args: Any) -> tuple[Program,
     return summed(model, guide, args, names, sites) if names else (model, guide)  # type: ignore[return-value]
 
 
+def refuse_marks_beside_shared(model: Program, guide: Program, args: tuple[Any, ...]) -> None:
+    """Refuse to train marked latents of rows beside what all rows share on an objective that sums codes out of rows alone."""
+    try:
+        names, sites, _ = marked(model, guide, args)
+    except Exception:  # it does not run on its first row: whoever runs it next explains that
+        return
+    if names and (shared := [n for n, s in latent_sites(sites).items() if n not in names and not frames_of(s)]):
+        raise ProgramError(
+            f"site {names[0]!r} is marked for enumeration beside {shared[0]!r}, which all rows share: this objective sums "
+            "codes out of rows alone. Train on objective=TraceEnum_ELBO(max_plate_nesting=1) (of pyro.infer), which sums them "
+            "beside what is shared."
+        )
+
+
 @dataclass(frozen=True)
 class Enumerated:
     """A guide some of whose discrete sites an ELBO sums over, each code weighed by q(code | x); elsewhere they are drawn."""
@@ -296,12 +310,6 @@ def as_enumerated(
         names, sites, own = marked(model, guide, args)
     except Exception:  # it does not run on its first row: whoever runs it next explains that
         return model, guide
-    if names and (shared := [n for n, s in latent_sites(sites).items() if n not in names and not frames_of(s)]):
-        raise ProgramError(
-            f"site {names[0]!r} is marked for enumeration beside {shared[0]!r}, which all rows share: this objective sums "
-            "codes out of rows alone. Train on objective=TraceEnum_ELBO(max_plate_nesting=1) (of pyro.infer), which sums them "
-            "beside what is shared."
-        )
     if alone := [name for name in names if name not in own]:
         model, _ = summed(model, None, args, alone, sites)
     if not own:

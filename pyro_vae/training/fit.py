@@ -29,7 +29,7 @@ from pyro_vae.programs.pair import like_parameters, owners, programs
 from pyro_vae.programs.parameter_checks import check_pair_parameters
 from pyro_vae.programs.sites import Program
 from pyro_vae.programs.structured import on_tensors, refuse_structure, tensors_as
-from pyro_vae.programs.summed_out import as_enumerated
+from pyro_vae.programs.summed_out import as_enumerated, refuse_marks_beside_shared
 from pyro_vae.programs.support import check_support, takes_missing
 from pyro_vae.programs.unobserved_gaps import check_context_gaps
 from pyro_vae.training.engines.choose import choose_engine, choose_whole_steps
@@ -245,6 +245,7 @@ def summed_over(
     """The pair as a Bound trains it, which sums over what is marked for enumeration beside other latents; and the objective."""
     if not (by_default or isinstance(objective, Bound)):
         return model, guide, objective
+    refuse_marks_beside_shared(model, guide, train)
     pair = as_enumerated(model, guide, train)
     if by_default and pair != (model, guide):
         return *pair, Bound(elbo)

@@ -799,6 +799,8 @@ def follow(program: str, function: str, cell: Cell, taken: tuple[str, ...] = ())
         found = run_once(*step)
         if found.verdict == "refused":
             found = follow(*step, found, (*taken, name))
+        if found.verdict == "raw" and found.detail.startswith(EndlessError.__name__):  # the refusal stands
+            found = Cell("refused", found.detail)
         if found.verdict == "right":
             return Cell("by a way", f"{' × '.join(step)}: {found.detail}")
         if found.verdict != "refused":
