@@ -13,6 +13,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 from pyro_vae.common.function_parts import FunctionParts
+from pyro_vae.errors import ShapeError
 from pyro_vae.programs.parameters import register
 
 from .classes import MISSING, one_hot
@@ -58,6 +59,8 @@ class SemiSupervised(FunctionParts):
         torch.Size([4])
     """
 
+    code_site, data_site = "z", "x"  # what encode and sample are of, where no site is named
+
     def __init__(
         self,
         classes: Callable[[], dist.Categorical],
@@ -78,6 +81,7 @@ class SemiSupervised(FunctionParts):
             if y is None:
                 y = pyro.sample("y", self.classes(), infer=SUMMED)
             else:
+                check_labels(y)
                 known: Any = y != MISSING
                 labels = torch.where(known, y, 0)
                 y = pyro.sample("y", self.classes(), obs=labels, obs_mask=known, infer=SUMMED)
@@ -90,6 +94,7 @@ class SemiSupervised(FunctionParts):
             if y is None:
                 y = pyro.sample("y", self.classifier(x), infer=SUMMED)
             else:
+                check_labels(y)
                 missing: Any = y == MISSING
                 with poutine.mask(mask=missing):
                     drawn = pyro.sample("y_unobserved", self.classifier(x), infer=SUMMED)
@@ -104,3 +109,12 @@ class SemiSupervised(FunctionParts):
     def classify(self, x: Tensor) -> Tensor:
         """q(y | x), ``(N, C)``."""
         return self.classifier(x).probs
+
+
+def check_labels(y: Tensor) -> None:
+    """Refuse labels that are no whole number for each row, as one-hot rows are not: they would be broadcast."""
+    if y.dim() != 1:
+        raise ShapeError(
+            f"labels y are whole numbers of shape (N,), -1 where there is none, got shape {tuple(y.shape)}. Of one-hot rows "
+            "pass y.argmax(-1)."
+        )

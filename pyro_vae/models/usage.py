@@ -8,41 +8,36 @@ random state; draws have a seed of their own.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import pyro
 import torch
-from pyro import poutine
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_vae.common.given import whole
-from pyro_vae.common.keywords import suggest, suggest_keywords
-from pyro_vae.common.random import seeded
-from pyro_vae.data.arrays import batch_of
+from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import ProgramError, UsageError
-from pyro_vae.programs.at_means import AtMeans, path_of_means, where_kept
-from pyro_vae.programs.data_set import WholeDataSet
-from pyro_vae.programs.determinism import first_other, identical
-from pyro_vae.programs.pair import like_parameters, programs, quiet
-from pyro_vae.programs.problem import rows_of
-from pyro_vae.programs.shared_sites import shared_sites
-from pyro_vae.programs.simulate import draw
-from pyro_vae.programs.sites import Program, Site, is_auxiliary, latent_sites, sample_sites
-from pyro_vae.programs.structured import on_tensors, refuse_structure
-from pyro_vae.programs.support import MASK
-from pyro_vae.programs.unconditioned import Batch, Unconditioned, run_unconditioned
-from pyro_vae.programs.user_errors import GUIDE, MODEL, explained
-from pyro_vae.programs.valid_draws import ValidDraws
+from pyro_vae.programs.at_means import path_of_means, where_kept
+from pyro_vae.programs.pair import quiet
+from pyro_vae.programs.sites import is_auxiliary
+from pyro_vae.programs.structured import refuse_structure
+from pyro_vae.programs.user_errors import GUIDE
 
-Sites = dict[str, Site]
-PARTS = ("prior", "likelihood", "posterior")
-EVERY_SHAPE = (
-    (1,),
-    (2, 3),
-)  # of rows that a model is run on, to see whether it takes more of x than how many rows it has
+from .blank_rows import run_on_any, run_on_rows
+from .decoding import (
+    check_decoder,
+    check_redrawn,
+    decoded,
+    drawn_again,
+    latents_of,
+    mean_of_data,
+    means_of,
+    refuse_gaps,
+    run_guide,
+    sites_of_x,
+    values_of,
+)
+from .line import Line
+from .used import Used, pick, stacked
 
 
 @suggest_keywords
@@ -82,17 +77,17 @@ def encode(vae: Any, x: Any, *c: Any, site: str | None = None, num_samples: int 
     guide, args = used.rows_of_guide(x, *c)
     with quiet(guide, seed=seed, device=args[0].device):
         if num_samples is None:
-            values = {name: where_kept(s) for name, s in latents_of(path_of_means(guide, args, GUIDE)).items()}
+            runs = [latents_of(path_of_means(guide, args, GUIDE))]
         else:
             runs = [latents_of(run_guide(guide, args)) for _ in range(whole("num_samples", num_samples, 1))]
-            values = stacked([{name: where_kept(s) for name, s in run.items()} for run in runs])
-    if not values:
+    if not runs[0]:
         raise ProgramError(
             "the guide draws no latent (those that the model marks for enumeration are summed over): there is no code. Give "
             "it a pyro.sample of the latents."
         )
-    refuse_gaps(values, args)
-    return pick(values, site, used.code, "latent site of the guide")
+    refuse_gaps(runs[0], args)
+    kept = [{name: where_kept(one) for name, one in run.items()} for run in runs]
+    return pick(kept[0] if num_samples is None else stacked(kept), site, used.code, "latent site of the guide")
 
 
 @suggest_keywords
@@ -128,8 +123,9 @@ def reconstruct(
             check_redrawn(model, guide, args, seed)
             runs = [drawn_again(model, guide, args) for _ in range(whole("num_samples", num_samples, 1))]
             return pick(stacked(runs), site, used.data, "observed site of the model")
-        codes = values_of(latents_of(path_of_means(guide, args, GUIDE)))
-        refuse_gaps(codes, args)
+        latents = latents_of(path_of_means(guide, args, GUIDE))
+        refuse_gaps(latents, args)
+        codes = values_of(latents)
         sites = decoded(model, args, codes)
         check_decoder(model, args, codes, sites)
         data = sites_of_x(model, args, codes, sites)
@@ -168,9 +164,10 @@ def interpolate(vae: Any, start: Any, end: Any, *c: Any, steps: int = 10, site: 
     if len(args[0]) != len(other[0]):
         raise UsageError(f"an interpolation starts and ends at as many rows, got {len(args[0])} and {len(other[0])}")
     with quiet(model, guide, seed=0, device=args[0].device):
-        a, b = (values_of(latents_of(path_of_means(guide, rows, GUIDE))) for rows in (args, other))
-        for codes in (a, b):
-            refuse_gaps(codes, args)
+        ends = [latents_of(path_of_means(guide, rows, GUIDE)) for rows in (args, other)]
+        for codes, rows in zip(ends, (args, other), strict=True):
+            refuse_gaps(codes, rows)
+        a, b = map(values_of, ends)
         named = site or used.code
         moving = list(a) if named is None else [named]
         pick(a, named, None, "latent site of the guide")
@@ -227,343 +224,3 @@ def sample(
         seen = {n: mean_of_data(n, sites[n], strict=n in (site, used.data)) for n in run.observed}
         return pick(latents | seen, site, used.data, "site of the model")
     return pick({name: where_kept(s) for name, s in sites.items()}, site, used.data, "site of the model")
-
-
-# --- what is used ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Used:
-    """A model and a guide, one of them perhaps, and the sites that are meant where none is named."""
-
-    model: Program | None
-    guide: Program | None
-    code: str | None = None
-    data: str | None = None
-
-    @classmethod
-    def of(cls, thing: Any) -> Used:
-        """Take a VAE, an object with its parts, a pair of programs, or one program."""
-        code, data = getattr(thing, "code_site", None), getattr(thing, "data_site", None)
-        if code is None and all(callable(getattr(thing, part, None)) for part in PARTS):
-            thing, code, data = OfParts(thing), "z", "x"
-        pair = isinstance(thing, tuple) or all(callable(getattr(thing, role, None)) for role in ("model", "guide"))
-        if pair:
-            return cls(*programs(thing), code, data)
-        if not callable(thing):
-            raise ProgramError(
-                f"a {type(thing).__name__} is no Pyro program, no pair of them, and has no prior(...), likelihood(...) and "
-                "posterior(...): encode, reconstruct, sample and interpolate want one of these."
-            )
-        return cls(thing, thing)
-
-    def only(self, role: str) -> Program:
-        """Return the program of a role, which may be all there is."""
-        program: Program = getattr(self, role)
-        return program
-
-    def rows_of_guide(self, x: Any, *c: Any) -> tuple[Program, Batch]:
-        """Return the guide, on plain tensors, and its checked rows."""
-        if self.model is self.guide:
-            guide, _, args = on_tensors(self.guide, None, x, *c)
-            return guide, rows_of(guide, None, *args)
-        _, guide, args = self.rows_of_pair(x, *c)
-        return guide, args
-
-    def rows_of_pair(self, x: Any, *c: Any) -> tuple[Program, Program, Batch]:
-        """Return model and guide, on plain tensors, and their checked rows."""
-        if self.model is self.guide:
-            raise UsageError(
-                "wanted a model and a guide, as (model, guide) or an object with both, and got one program"
-            )
-        model, guide, args = on_tensors(self.model, self.guide, x, *c)
-        return model, guide, rows_of(model, guide, *args)
-
-    def contexts(self, num_samples: int, c: tuple[Any, ...]) -> Batch:
-        """Return checked contexts of so many rows."""
-        if other := [len(context) for context in c if len(context) != num_samples]:
-            raise UsageError(f"{num_samples} samples need a context of as many rows, got {other[0]}")
-        return batch_of(torch.zeros(num_samples), *c, like=like_parameters(self.model))[1:] if c else ()
-
-    def template(self, like: Any, num_samples: int, c: tuple[Any, ...]) -> Batch:
-        """Return rows of which the values do not count, and contexts."""
-        rows: Tensor = rows_of(self.only("model"), None, like, missing=True)[0][:1]
-        rows = rows.expand(num_samples, *rows.shape[1:]).contiguous()
-        self.contexts(num_samples, c)
-        return rows_of(self.only("model"), None, rows, *c, missing=True)
-
-
-class OfParts:
-    """Anything with a prior, a likelihood and a posterior, as the two programs of a VAE; its parameters are in no store."""
-
-    def __init__(self, parts: Any) -> None:
-        self.parts = parts
-
-    def model(self, x: Tensor, *c: Tensor) -> None:
-        """z ~ p(z | c), x ~ p(x | z, c), for each row."""
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", self.parts.prior(*c))
-            pyro.sample("x", self.parts.likelihood(z, *c), obs=x)
-
-    def guide(self, x: Tensor, *c: Tensor) -> None:
-        """z ~ q(z | x, c), for each row."""
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", self.parts.posterior(x, *c))
-
-
-def pick(values: Mapping[str, Any], site: str | None, default: str | None, kind: str) -> Any:
-    """Return the values of the site that is meant; of all where none is."""
-    name = site or default
-    if name is None:
-        return dict(values)
-    if name not in values:
-        raise UsageError(f"site {name!r} is no {kind}; {suggest(name, list(values), otherwise='there are')}")
-    return values[name]
-
-
-def stacked(runs: list[Any]) -> dict[str, Tensor]:
-    """Stack the values of several runs, site by site."""
-    return {name: torch.stack([run[name] for run in runs]) for name in runs[0]}
-
-
-# --- guide and model ------------------------------------------------------------------------------------------------------
-
-
-def latents_of(sites: Sites) -> Sites:
-    """Return the sites of a guide that are latents of a model."""
-    return {name: site for name, site in latent_sites(sites).items() if not is_auxiliary(site)}
-
-
-def values_of(sites: Sites) -> dict[str, Tensor]:
-    """Return the value of each site."""
-    return {name: site["value"] for name, site in sites.items()}
-
-
-def run_guide(guide: Program, args: Batch) -> Sites:
-    """Run a guide once; refuse draws that are no numbers."""
-    with explained(GUIDE, *args), ValidDraws():
-        return sample_sites(poutine.trace(guide).get_trace(*args))
-
-
-def refuse_gaps(values: Mapping[str, Tensor], args: Batch) -> None:
-    """Refuse codes that are NaN where x has missing values."""
-    x = args[0]
-    if x.is_floating_point() and x.isnan().any() and any(unknown(value, x) for value in values.values()):
-        raise ProgramError(f"the posterior's mean is NaN where x has missing values. {MASK}")
-
-
-def unknown(value: Tensor, x: Tensor) -> bool:
-    """Return whether values are NaN in a row that has gaps, and in none that has not."""
-    return bool(value.is_floating_point() and value.isnan().any())
-
-
-def decoded(model: Program, args: Batch, codes: Mapping[str, Tensor], undone: Collection[str] = ()) -> Sites:
-    """Run a model at values of its latents; return its observed sites, those drawn anew whose observations are `undone`.
-
-    Raises:
-        ProgramError: a latent that has no value there.
-    """
-    program = poutine.condition(Undone(undone)(model), data=dict(codes))
-    with explained(MODEL, *args):
-        sites = sample_sites(poutine.trace(program).get_trace(*args))
-    seen = {n: s for n, s in sites.items() if n not in codes and (s["is_observed"] or n in undone)}
-    if left := [name for name in sites if name not in codes and name not in seen]:
-        raise ProgramError(
-            f"latent site {left[0]!r} is in the model but not in the guide, which draws {sorted(codes)}: x given these alone "
-            "is no one distribution of the model's. Give it a pyro.sample of that name in the guide, or observe it."
-        )
-    return seen
-
-
-class Undone(Messenger):
-    """Draw some observed sites."""
-
-    def __init__(self, sites: Collection[str]) -> None:
-        super().__init__()
-        self.sites = sites
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self.sites:
-            msg.update(is_observed=False, value=None, done=False)
-
-
-def drawn_again(model: Program, guide: Program, args: Batch) -> dict[str, Tensor]:
-    """Draw z of a guide and x of the model given it; labels that are observed beside x stay."""
-    codes = values_of(latents_of(run_guide(guide, args)))
-    data = sites_of_x(model, args, codes, decoded(model, args, codes))
-    with ValidDraws():
-        sites = decoded(model, args, codes, undone=data)
-    return {name: where_kept(sites[name]) for name in data}
-
-
-def check_redrawn(model: Program, guide: Program, args: Batch, seed: int) -> None:
-    """Refuse a model that draws other data when x is another: it reads x beside observing it."""
-    device = args[0].device
-    with seeded(seed, device=device):
-        codes = values_of(latents_of(run_guide(guide, args)))
-    data = sites_of_x(model, args, codes, decoded(model, args, codes))
-    draws = []
-    for rows in (args, *other_rows(args)):
-        with seeded(seed, device=device):
-            run = run_or_none(model, rows, codes, data)
-        draws += [] if run is None else [{name: run[name]["value"] for name in data}]
-    for again in draws[1:]:
-        if (name := first_other(draws[0], again)) is not None:
-            raise ProgramError(
-                f"site {name!r}: the model draws another value when it is called on another x: it reads x beside observing it, "
-                "so that its draws are none of p(x | z). Pass what it reads as a context."
-            )
-
-
-def sites_of_x(model: Program, args: Batch, codes: Mapping[str, Tensor], sites: Sites) -> list[str]:
-    """Return the observed sites whose value is another when x is another.
-
-    Raises:
-        ProgramError: there is none.
-    """
-    runs = [again for other in other_rows(args) if (again := run_or_none(model, other, codes)) is not None]
-    data = [
-        name for name, site in sites.items() if any(not identical(site["value"], run[name]["value"]) for run in runs)
-    ]
-    if not data:
-        raise ProgramError('the model observes no part of x: pass it as pyro.sample("x", ..., obs=x).')
-    return data
-
-
-def run_or_none(model: Program, args: Batch, codes: Mapping[str, Tensor], undone: Collection[str] = ()) -> Sites | None:
-    """Run a model on rows that may be no data of it (it looks values up, say): None then."""
-    try:
-        return decoded(model, args, codes, undone)
-    except Exception:
-        return None
-
-
-def check_decoder(model: Program, args: Batch, codes: Mapping[str, Tensor], sites: Sites) -> None:
-    """Refuse a model whose p(x | z) depends on x: on its values, or from one observed site to another."""
-    first = likelihood_draws(sites)
-    for other in other_rows(args):
-        again = run_or_none(model, other, codes)
-        if again is not None and (name := first_other(first, likelihood_draws(again))) is not None:
-            raise ProgramError(
-                f"site {name!r}: its distribution given the latents is another when x is another (the model reads x, or one "
-                "observed site depends on another), so that E[x | z] is no number of its own. Pass what the model reads as a "
-                "context, or take draws: num_samples=100."
-            )
-
-
-def other_rows(args: Batch) -> Iterator[Batch]:
-    """Yield the arguments with other values of x."""
-    x = args[0].nan_to_num() if args[0].is_floating_point() else args[0]
-    for change in (x.flip(tuple(range(x.dim()))), torch.zeros_like(x), torch.ones_like(x)):
-        yield (change, *args[1:])
-
-
-def likelihood_draws(sites: Sites) -> dict[str, Tensor]:
-    """Draw from the distribution of each site on noise that is always the same."""
-    drawn = {}
-    with torch.random.fork_rng():
-        for name, site in sites.items():
-            torch.manual_seed(0)
-            drawn[name] = site["fn"].sample()
-    return drawn
-
-
-def mean_of_data(name: str, site: Site, strict: bool = True) -> Tensor:
-    """Return the mean of an observed site; NaN, or a ProgramError if `strict`, where it has none in closed form."""
-    fn = site["fn"]
-    try:
-        return where_kept({**site, "value": fn.mean})
-    except NotImplementedError as error:
-        if not strict:
-            return torch.full_like(site["value"], torch.nan, dtype=torch.get_default_dtype())
-        raise ProgramError(
-            f"site {name!r} of the model, p(x | z), is a {type(fn).__name__}, which has no mean in closed form. Take draws: "
-            "num_samples=100, and their average."
-        ) from error
-
-
-def means_of(sites: Sites, site: str | None, default: str | None) -> Any:
-    """Return the means of the site that is meant, or of all."""
-    found = pick({name: name for name in sites}, site, default, "observed site of the model")
-    if isinstance(found, str):
-        return mean_of_data(found, sites[found])
-    return {name: mean_of_data(name, one) for name, one in sites.items()}
-
-
-class Line:
-    """The model at points between two codes, of the latents that move."""
-
-    def __init__(
-        self, model: Program, args: Batch, start: Mapping[str, Tensor], end: Mapping[str, Tensor], moving: list[str]
-    ) -> None:
-        self.model, self.args, self.start, self.end, self.moving = model, args, start, end, moving
-        with explained(MODEL, *args):
-            sites = latent_sites(sample_sites(poutine.trace(model).get_trace(*args)))
-        if absent := [name for name in moving if name not in sites]:
-            raise ProgramError(f"site {absent[0]!r} is in the guide but is no latent of the model: nothing decodes it")
-        self.support = {name: sites[name]["fn"].support for name in moving}
-        order = list(sites)
-        first = min(order.index(name) for name in moving)
-        self.fixed = {name: start[name] for name in order[:first] if name in start}
-        codes = self.codes(0.0)
-        sites = decoded(model, args, codes)
-        check_decoder(model, args, codes, sites)
-        self.data = sites_of_x(model, args, codes, sites)
-
-    def codes(self, t: float) -> dict[str, Tensor]:
-        """Return the values of latents at a point; those that follow from them are found at their means."""
-        moved = {name: self.start[name] + t * (self.end[name] - self.start[name]) for name in self.moving}
-        for name, value in moved.items():
-            if not self.support[name].check(value).all():
-                raise ProgramError(
-                    f"site {name!r}: the line between the two codes leaves what the latent can be ({self.support[name]}), at "
-                    f"t = {t:.2g}, where the model says nothing of x. Interpolate a latent of real numbers: site=..."
-                )
-        known = {**self.fixed, **moved}
-        program = poutine.condition(self.model, data=known)
-        with AtMeans(MODEL), explained(MODEL, *self.args):
-            sites = sample_sites(poutine.trace(program).get_trace(*self.args))
-        return {**known, **values_of(latent_sites(sites))}
-
-    def at(self, t: float) -> Sites:
-        """Return the observed sites of x at a point."""
-        sites = decoded(self.model, self.args, self.codes(t))
-        return {name: sites[name] for name in self.data}
-
-
-# --- the model alone ------------------------------------------------------------------------------------------------------
-
-
-def run_on_any(model: Program, c: Batch, num_samples: int, seed: int) -> Unconditioned:
-    """Run a model on rows of any shape and values: it takes no more of x than how many rows there are.
-
-    Raises:
-        UsageError: it takes more.
-    """
-    like = like_parameters(model)
-    zero = torch.zeros(()) if like is None else like.detach().new_zeros(())
-    blank = [zero.new_full((num_samples, *shape), float(i)) for i, shape in enumerate(EVERY_SHAPE)]
-    why = ("this model takes more of x than how many rows it has. Say what its rows are like: "
-           f"sample(model, {num_samples}, like=x), x with a row at least")  # fmt: skip
-    runs = []
-    for rows in blank:
-        try:
-            runs.append(run_unconditioned(model, (rows, *c), seed))
-        except ProgramError:
-            raise
-        except Exception as error:
-            raise UsageError(f"{why} ({type(error).__name__}: {error})") from error
-    if (name := first_other(runs[0].values, runs[1].values)) is not None:
-        raise UsageError(f"site {name!r}: {why}")
-    return runs[0]
-
-
-def run_on_rows(model: Program, args: Batch, seed: int) -> Unconditioned:
-    """Run a model on rows whose values do not count: that they do not is checked, as for :func:`~pyro_vae.simulate`."""
-    shared = shared_sites(model, model, lambda n: tuple(a[:n] for a in args), len(args[0]), len(args[0]))
-    if shared:
-        whole_set = WholeDataSet(model, model)
-        draw(whole_set.model, tuple(a.unsqueeze(0) for a in args), seed)
-    else:
-        draw(model, args, seed)
-    return run_unconditioned(model, args, seed)

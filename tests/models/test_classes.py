@@ -36,7 +36,7 @@ from pyro_vae import (
     stl,
     supervised,
 )
-from pyro_vae.errors import ProgramError, SupportError
+from pyro_vae.errors import ProgramError, PyroVAEError, SupportError
 from tests.helpers.classes import labelled, log_joint_labelled, log_joint_mixed, mixed, rows, rows_mixed
 
 X = rows_mixed(6)
@@ -246,7 +246,22 @@ def test_a_guide_that_is_too_narrow_is_miscalibrated():
 def test_use():
     vae, m2 = mixed(), labelled()
     assert encode(vae, X).shape == (6, 2) and reconstruct(vae, X).shape == (6, 3) and sample(vae, 5).shape == (5, 3)
-    assert sample(m2, 3, torch.eye(3)).shape == (3, 3)
+    assert sample(m2, 5).shape == (5, 3) and sample(m2, 3, torch.arange(3)).shape == (3, 3)
+    assert reconstruct(m2, XL, Y.clamp_min(0)).shape == XL.shape
+    with pytest.raises(ProgramError, match=r"'y' of the guide.*has no mean in closed form.*num_samples=100"):
+        encode(m2, XL)
+
+
+@pytest.mark.parametrize("use", ["importance", "training", "draws"])
+def test_one_hot_labels_are_refused(use):
+    vae, rows = labelled(), torch.eye(3)[Y.clamp_min(0)]
+    run = {
+        "importance": lambda: log_likelihood(vae.model, vae.guide, XL, rows, verbose=False),
+        "training": lambda: fit(vae, XL, rows, epochs=1, verbose=False),
+        "draws": lambda: sample(vae, len(rows), rows),
+    }[use]
+    with pytest.raises(PyroVAEError, match=r"labels y are whole numbers of shape \(N,\).*got shape \(.*, 3\)"):
+        run()
 
 
 # --- bad input ---------------------------------------------------------------------------------------------------------------

@@ -300,6 +300,17 @@ def test_a_discrete_mean_is_no_value_to_go_on_from():
 # --- missing values, structures -------------------------------------------------------------------------------------------
 
 
+def test_gaps_beside_ragged_ends_are_no_gaps_of_the_code():
+    x, lengths = ragged(PLANE.draw(3, 4), [4, 4, 2], [(0, 1), (2, 0)])
+    model = plane(missing=True)
+    codes = encode(model, x, lengths)
+    assert [codes[f"z_{t}"].isnan().any(-1).tolist() for t in (1, 2, 3, 4)] == [[False] * 3] * 2 + [
+        [False, False, True]
+    ] * 2
+    draws = encode(model, x, lengths, num_samples=2)
+    assert torch.equal(draws["z_4"].isnan().any(-1), torch.tensor([[False, False, True]] * 2))
+
+
 def test_gaps_are_taken_by_what_takes_them_and_refused_by_others(gappy):
     """E[z | x_obs] in closed form, by the class and by its programs; a guide that makes NaN of NaN has no code."""
     vae = gappy.vae(gappy.exact)

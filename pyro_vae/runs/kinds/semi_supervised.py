@@ -125,7 +125,7 @@ def encode(model: SemiSupervised, x: Tensor) -> Tensor:
 def reconstruct(model: SemiSupervised, x: Tensor) -> Tensor:
     """E[x | z, y] at the most probable class y, and z = E[z | x, y]."""
     with evaluation_mode(model):
-        y = model.one_hot(model.classifier(x).probs.argmax(-1))
+        y = model.classifier(x).probs.argmax(-1)
     means: Tensor = usage.reconstruct(model, x, y)
     return means
 
@@ -146,8 +146,7 @@ def likelihood_of_draws(model: SemiSupervised, shape: Shape, num_samples: int, s
 
 def sample(model: SemiSupervised, shape: Shape, num_samples: int, seed: int, mean: bool) -> Tensor:
     """x ~ p(x | z, y), of z ~ p(z), y ~ p(y)."""
-    pair = model.model, model.guide
-    x: Tensor = usage.sample(pair, num_samples, seed=seed, mean=mean, site="x")
+    x: Tensor = usage.sample(model, num_samples, seed=seed, mean=mean)
     return x
 
 

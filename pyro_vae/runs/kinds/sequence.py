@@ -105,18 +105,18 @@ def joined(values: dict[str, Tensor], letter: str) -> Tensor:
 
 def sample(model: StateSpaceModel, shape: Shape, num_samples: int, seed: int, mean: bool) -> Tensor:
     """Sequences of all T steps, ``(num_samples, T · D)``."""
-    pair, like = (model.model, model.guide), torch.zeros(1, *steps_of(shape), device=next(model.parameters()).device)
-    return flat(joined(usage.sample(pair, num_samples, like=like, seed=seed, mean=mean), "x"), shape)
+    like = torch.zeros(1, *steps_of(shape), device=next(model.parameters()).device)
+    return flat(joined(usage.sample(model, num_samples, like=like, seed=seed, mean=mean), "x"), shape)
 
 
 def encode(model: StateSpaceModel, *rows: Tensor) -> Tensor:
     """z of each step at its mean given the one before, ``(N, T · d)``; NaN beyond the end."""
-    return joined(usage.encode((model.model, model.guide), *rows), "z").flatten(1)
+    return joined(usage.encode(model, *rows), "z").flatten(1)
 
 
 def reconstruct(model: StateSpaceModel, *rows: Tensor) -> Tensor:
     """E[x_t | z_t] at those, ``(N, T, D)``; NaN beyond the end."""
-    return joined(usage.reconstruct((model.model, model.guide), *rows), "x")
+    return joined(usage.reconstruct(model, *rows), "x")
 
 
 def means_of_draws(model: StateSpaceModel, shape: Shape, num_samples: int, seed: int) -> Tensor:
