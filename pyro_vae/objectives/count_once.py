@@ -8,6 +8,7 @@ from pyro.poutine.messenger import Messenger
 
 from pyro_vae.common.given import whole
 from pyro_vae.errors import ProgramError, UsageError
+from pyro_vae.programs.plates import WITHOUT_SIZE
 from pyro_vae.programs.site_rows import frames_of
 from pyro_vae.programs.sites import Program, has_density
 
@@ -71,7 +72,7 @@ class WeighShared(Messenger):
         if frame is None:
             msg["scale"] = msg["scale"] * self.weight
             return
-        if self.batch not in (None, frame.size):  # rows of the program's own: each batch would count all of them
+        if self.batch is not None and frame.size not in (self.batch, WITHOUT_SIZE):  # rows of the program's own
             raise ProgramError(
                 f"site {msg['name']!r}: its plate {self.plate!r} has {frame.size} rows in a batch of {self.batch}, so that "
                 "each batch would count them all. Fix: hand the data in as x, and have the plate follow it, "

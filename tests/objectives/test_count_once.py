@@ -92,6 +92,14 @@ def test_a_plate_of_rows_of_the_programs_own_is_named():
     CountOnce(model, 50)(torch.zeros(50))  # all of them at once
 
 
+def test_a_plate_without_a_size_follows_the_batch():
+    def model(x):
+        with pyro.plate("data"):
+            pyro.sample("x", dist.Normal(torch.zeros(len(x)), 1.0), obs=x)
+
+    assert poutine.trace(CountOnce(model, 50)).get_trace(torch.zeros(5)).nodes["x"]["scale"] == 1.0
+
+
 @pytest.mark.parametrize("rows", [0, -1, 2.5, None], ids=["none", "negative", "fraction", "unknown"])
 def test_the_number_of_rows_is_asked_for(rows):
     with pytest.raises(UsageError, match="num_rows"):
