@@ -6,7 +6,7 @@ of `fit`, by the engine that is named, the seconds until its first step, where a
 of `log_likelihood`. Sizes take turns; medians over blocks. A line a + b T is fitted to each, relative errors weighed alike, and
 what is printed is its largest relative error, and the exponent of the last doubling: 1 is proportional, more is worse.
 
-    python -m benchmarks.linear_cost --out results/benchmarks/linear_cost
+    python -m benchmarks.linear_cost --blocks 3 --out results/benchmarks/linear_cost
 """
 
 from __future__ import annotations

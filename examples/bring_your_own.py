@@ -110,8 +110,9 @@ def main(out: Path, rows: int = 60, epochs: int = 800, num_samples: int = 1000, 
     )
     out.mkdir(parents=True, exist_ok=True)
     summaries = {part: {n: a[part].summary() for n, a in asked.items()} for part in ("bracket", "exact", "gaps")}
+    ends, exact = ({f"rows under {n}": s for n, s in summaries[part].items()} for part in ("bracket", "exact"))
     for name, picture in {
-        "bracket": bracket_ends(summaries["bracket"], summaries["exact"]),
+        "bracket": bracket_ends(ends, exact),
         "gaps": gap_bars(summaries["gaps"]),
         "calibration": ecdf_differences(asked["encoder"]["calibration"].to_dict()),
     }.items():

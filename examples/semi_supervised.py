@@ -1,6 +1,6 @@
 """Semi-supervised MNIST (M2): 600 labels and 59,000 images without, in one model p(y) p(z) p(x | z, y).
 
-    PYRO_VAE_DATA=... python examples/semi_supervised.py --seconds 420 --out results/semi_supervised
+    PYRO_VAE_DATA=... python examples/semi_supervised.py --seconds 150 --out results/semi_supervised
 
 q(y | x) learns from the labels by a term of the objective, and from the other images through Σ_y q(y | x) of their ELBO.
 Printed are its error and calibration beside those of p(y | x), by Bayes' rule from log p(x, y) under each class, and log p(x)

@@ -43,16 +43,11 @@ from pyro_vae.likelihoods.continuous import normal
 from pyro_vae.likelihoods.discrete import bernoulli, binomial
 from pyro_vae.models.bayesian import Bayesian, BayesianVAE, GlobalGuide
 from pyro_vae.models.classes import Classes
+from pyro_vae.models.experts import MixtureOfExperts, MixtureOfProducts, ProductOfExperts
 from pyro_vae.models.hierarchical import BottomUp, HierarchicalVAE, SkipUp, TopDown
 from pyro_vae.models.missing import SkipMissing, WithMask
 from pyro_vae.models.mixture import GMVAE
-from pyro_vae.models.multimodal import (
-    MixtureOfExperts,
-    MixtureOfProducts,
-    MultimodalVAE,
-    ProductOfExperts,
-    every_subset,
-)
+from pyro_vae.models.multimodal import MultimodalVAE, every_subset
 from pyro_vae.models.networks import MLP, ConvDecoder, ConvEncoder
 from pyro_vae.models.recurrent import BackwardGRU
 from pyro_vae.models.semi_supervised import SemiSupervised

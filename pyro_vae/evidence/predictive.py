@@ -17,7 +17,7 @@ from pyro_vae.errors import ProgramError
 from pyro_vae.evidence.estimate import data_se, format_nats, known
 from pyro_vae.evidence.importance.pareto import pareto_khat, steady_rows
 from pyro_vae.programs.data_set import PartOfDataSet
-from pyro_vae.programs.plates import Plates
+from pyro_vae.programs.plates import WITHOUT_SIZE, Plates
 from pyro_vae.programs.problem import Problem, Sites
 from pyro_vae.programs.score_sites import score_sites
 from pyro_vae.programs.shared_sites import SharedSites, shared_sites
@@ -148,7 +148,8 @@ def predictive_density(
         missing: x may hold NaN, for what was not observed.
 
     Raises:
-        ProgramError: a pair without such sites, whose rows have a density of their own; a guide that has no density.
+        ProgramError: a pair without such sites, whose rows have a density of their own; a guide that has no density; a plate
+            of another number of rows.
         SupportError, ShapeError, DataError: rows outside the support, of another shape, or not finite.
 
     References:
@@ -181,18 +182,23 @@ def predictive_density(
     log_w = []
     for i, particles in enumerate(blocks):
         with problem.quiet(seed, STREAM, i):
-            log_w.append(row_log_weights(*problem.draw(particles), problem, shared).cpu())
+            log_w.append(row_log_weights(*problem.draw(particles), problem, shared, rows).cpu())
     return PredictiveDensity(torch.cat(log_w).double(), seed, problem.measure)
 
 
-def row_log_weights(q: Sites, p: Sites, problem: Problem, shared: SharedSites) -> Tensor:
+def row_log_weights(q: Sites, p: Sites, problem: Problem, shared: SharedSites, rows: int) -> Tensor:
     """log p(x_n, z_kn | θ_k) − log q(z_kn | x_n), ``(K, N)``: the terms of sites in the data plate."""
     of_rows = [{name: site for name, site in sites.items() if shared.plate in frames_of(site)} for sites in (p, q)]
     if not of_rows[0]:
         raise ProgramError(
             f"no site of the model lies in a plate over the rows ({shared.plate!r}): they have no density."
         )
-    frame = next(frames_of(site)[shared.plate] for site in of_rows[0].values())
+    name, frame = next((name, frames_of(site)[shared.plate]) for name, site in of_rows[0].items())
+    if frame.size not in (rows, WITHOUT_SIZE):  # rows of the program's own, whose density would pass for that of these
+        raise ProgramError(
+            f"site {name!r}: its plate {shared.plate!r} has size {frame.size}, and there are {rows} new rows. Fix: hand the "
+            f"data in as x, and have the plate follow it, pyro.plate({shared.plate!r}, len(x))."
+        )
     assert frame.dim is not None
     plates = Plates(shared.plate, frame.dim, problem.plates.nesting)
     terms = score_sites(of_rows[0], plates, program="model", checked=problem.inside)

@@ -8,6 +8,7 @@ from pyro.poutine.messenger import Messenger
 
 from pyro_vae.common.given import whole
 from pyro_vae.errors import ProgramError, UsageError
+from pyro_vae.programs.plates import WITHOUT_SIZE
 from pyro_vae.programs.site_rows import frames_of
 from pyro_vae.programs.sites import Program, has_density
 
@@ -27,7 +28,7 @@ class CountOnce:
 
     Raises:
         UsageError: N that is no whole number of 1 or more; by a run, a batch of more than N rows.
-        ProgramError: by a run, a plate that says that there are other than N rows.
+        ProgramError: by a run, a plate that has other rows than the batch, or says that there are other than N.
 
     References:
         Stochastic Variational Inference (Hoffman, Blei, Wang & Paisley, 2013), https://arxiv.org/abs/1206.7051
@@ -53,16 +54,16 @@ class CountOnce:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if (batch := len(args[0])) > self.num_rows:
             raise UsageError(f"a batch of {batch} rows, and num_rows={self.num_rows}: give the rows of the data set")
-        with WeighShared(self.plate, batch / self.num_rows, self.num_rows):
+        with WeighShared(self.plate, batch / self.num_rows, self.num_rows, batch):
             return self.program(*args, **kwargs)
 
 
 class WeighShared(Messenger):
     """Weigh sites outside a plate, and each row of the plate by 1, whatever the plate itself says."""
 
-    def __init__(self, plate: str, weight: float, num_rows: int | None = None) -> None:
+    def __init__(self, plate: str, weight: float, num_rows: int | None = None, batch: int | None = None) -> None:
         super().__init__()
-        self.plate, self.weight, self.num_rows = plate, weight, num_rows
+        self.plate, self.weight, self.num_rows, self.batch = plate, weight, num_rows, batch
 
     def _pyro_sample(self, msg: Any) -> None:
         if not has_density(msg):
@@ -70,7 +71,14 @@ class WeighShared(Messenger):
         frame = frames_of(msg).get(self.plate)
         if frame is None:
             msg["scale"] = msg["scale"] * self.weight
-        elif frame.full_size not in (None, frame.size):
+            return
+        if self.batch is not None and frame.size not in (self.batch, WITHOUT_SIZE):  # rows of the program's own
+            raise ProgramError(
+                f"site {msg['name']!r}: its plate {self.plate!r} has {frame.size} rows in a batch of {self.batch}, so that "
+                "each batch would count them all. Fix: hand the data in as x, and have the plate follow it, "
+                f"pyro.plate({self.plate!r}, len(x))."
+            )
+        if frame.full_size not in (None, frame.size):
             if self.num_rows not in (None, frame.full_size):
                 raise ProgramError(
                     f"site {msg['name']!r}: its plate {self.plate!r} says that the data set has {frame.full_size} rows, and "

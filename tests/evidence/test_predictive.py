@@ -1,5 +1,7 @@
 """log p(x_new | X) and the ELPD against closed forms, with errors that count the draws that all rows share."""
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
@@ -77,6 +79,18 @@ def test_chunks_change_nothing_but_the_draws():
 def test_rows_that_share_nothing_are_refused():
     with pytest.raises(ProgramError, match="all sites lie in the plate 'data'"):
         predictive_density(local, of_local, torch.zeros(4))
+
+
+def test_rows_of_the_programs_own_do_not_pass_for_new_ones():
+    old, new = torch.zeros(OLD), torch.ones(NEW)
+
+    def model(x):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", OLD):
+            pyro.sample("x", dist.Normal(mu, 1.0), obs=old)
+
+    with pytest.raises(ProgramError, match=f"site 'x': its plate 'data' has size {OLD}, and there are {NEW} new rows"):
+        predictive_density(model, lambda x: pyro.sample("mu", dist.Normal(0.0, 0.2)), new, num_samples=30)
 
 
 def test_rows_outside_the_support_are_refused():

@@ -17,7 +17,26 @@ def with_gaps(x, share=0.3, seed=0):
     return x.masked_fill(gaps.to(x.device), nan)
 
 
-class Gappy(LinearGaussian):
+class NormalWithGaps:
+    """Rows of N(mean, cov) of which some entries are missing; `mean` and `cov` are a subclass's."""
+
+    def log_px(self, x):
+        """log N(x_obs; mean_obs, cov_obs), row by row."""
+        rows = []
+        for row in x:
+            o = ~row.isnan()
+            p = dist.MultivariateNormal(self.mean[o], self.cov[o][:, o]) if o.any() else None
+            rows.append(p.log_prob(row[o]) if p else row.new_zeros(()))
+        return torch.stack(rows)
+
+    def conditional(self, row):
+        """Mean and covariance of x_mis | x_obs."""
+        m, o = row.isnan(), ~row.isnan()
+        gain = self.cov[m][:, o] @ self.cov[o][:, o].inverse()
+        return self.mean[m] + gain @ (row[o] - self.mean[o]), self.cov[m][:, m] - gain @ self.cov[o][:, m]
+
+
+class Gappy(NormalWithGaps, LinearGaussian):
     """The linear-Gaussian oracle with missing entries: marginal, posterior and conditional of each row in closed form."""
 
     def __init__(self, device="cpu"):
@@ -43,21 +62,6 @@ class Gappy(LinearGaussian):
     @property
     def cov(self):
         return self.a.T @ self.a + self.noise.diag()
-
-    def log_px(self, x):
-        """log N(x_obs; mean_obs, cov_obs), row by row."""
-        rows = []
-        for row in x:
-            o = ~row.isnan()
-            p = dist.MultivariateNormal(self.mean[o], self.cov[o][:, o]) if o.any() else None
-            rows.append(p.log_prob(row[o]) if p else row.new_zeros(()))
-        return torch.stack(rows)
-
-    def conditional(self, row):
-        """Mean and covariance of x_mis | x_obs."""
-        m, o = row.isnan(), ~row.isnan()
-        gain = self.cov[m][:, o] @ self.cov[o][:, o].inverse()
-        return self.mean[m] + gain @ (row[o] - self.mean[o]), self.cov[m][:, m] - gain @ self.cov[o][:, m]
 
 
 def vae_of(family=bernoulli, width=6, features=1, hidden=(8,)):

@@ -6,14 +6,11 @@ Each column reads one coordinate of z, so that p(x_m | z) is in z a diagonal Gau
 is the exact posterior of every subset of the entries.
 """
 
-import math
-
 import pyro.distributions as dist
 import torch
 
 from pyro_vae import MixtureOfExperts, MixtureOfProducts, MultimodalVAE, ProductOfExperts, SkipMissing
-
-nan = math.nan
+from tests.helpers.missing import NormalWithGaps, nan
 
 
 def draws(*shape, seed=0):
@@ -52,7 +49,7 @@ class Expert:
         return dist.Normal(shifted / precision + self.off, self.wider * precision**-0.5).to_event(1)
 
 
-class TwoBlocks:
+class TwoBlocks(NormalWithGaps):
     """The oracle, with 2 latents and 3 + 2 columns; rows with both, one, the other, some entries, and nothing.
 
     `slope` scales what b tells of z.
@@ -97,15 +94,4 @@ class TwoBlocks:
 
     def log_px(self, x, y):
         """log p of what each row has."""
-        rows = []
-        for row in torch.cat([x, y], 1):
-            o = ~row.isnan()
-            p = dist.MultivariateNormal(self.mean[o], self.cov[o][:, o]) if o.any() else None
-            rows.append(p.log_prob(row[o]) if p else row.new_zeros(()))
-        return torch.stack(rows)
-
-    def conditional(self, row):
-        """Mean and covariance of what a row ``(5,)`` lacks, given what it has."""
-        m, o = row.isnan(), ~row.isnan()
-        gain = self.cov[m][:, o] @ self.cov[o][:, o].inverse()
-        return self.mean[m] + gain @ (row[o] - self.mean[o]), self.cov[m][:, m] - gain @ self.cov[o][:, m]
+        return super().log_px(torch.cat([x, y], 1))

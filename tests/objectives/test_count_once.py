@@ -80,6 +80,26 @@ def test_a_plate_of_another_data_set_is_named():
         CountOnce(model, 50)(torch.zeros(5))
 
 
+def test_a_plate_of_rows_of_the_programs_own_is_named():
+    """Each batch would count all of them, and q(μ) come out as if there were N/B times as many."""
+
+    def model(x):
+        with pyro.plate("data", 50):
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=torch.zeros(50))
+
+    with pytest.raises(ProgramError, match=r"site 'x': its plate 'data' has 50 rows in a batch of 5"):
+        CountOnce(model, 50)(torch.zeros(5))
+    CountOnce(model, 50)(torch.zeros(50))  # all of them at once
+
+
+def test_a_plate_without_a_size_follows_the_batch():
+    def model(x):
+        with pyro.plate("data"):
+            pyro.sample("x", dist.Normal(torch.zeros(len(x)), 1.0), obs=x)
+
+    assert poutine.trace(CountOnce(model, 50)).get_trace(torch.zeros(5)).nodes["x"]["scale"] == 1.0
+
+
 @pytest.mark.parametrize("rows", [0, -1, 2.5, None], ids=["none", "negative", "fraction", "unknown"])
 def test_the_number_of_rows_is_asked_for(rows):
     with pytest.raises(UsageError, match="num_rows"):

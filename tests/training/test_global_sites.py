@@ -159,6 +159,12 @@ def of_another_size(x):
         pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
 
 
+def of_its_own_rows(x):
+    mu, rows = pyro.sample("mu", dist.Normal(x.new_zeros(()), 1.0)), normal_rows(60)
+    with pyro.plate("data", len(rows)):
+        pyro.sample("x", dist.Normal(mu, 1.0), obs=rows)
+
+
 def model_inside(x):
     with pyro.plate("data", len(x)):
         mu = pyro.sample("mu", dist.Normal(x.new_zeros(()), 1.0))
@@ -176,6 +182,7 @@ REFUSED = {
     "posterior-of-the-batch": (global_mean, of_batch, {}, "site 'mu' of the guide.*another density.*batch_size=N"),
     "data-outside-the-plate": (observed_outside, learned, {}, "site 'total' of the model.*observes other values"),
     "another-size": (of_another_size, learned, {}, "site 'x': its plate 'data' says that the data set has 70 rows"),
+    "rows-of-its-own": (of_its_own_rows, learned, {}, "site 'x': its plate 'data' has 60 rows in a batch of 20"),
     "global-inside-the-plate": (model_inside, learned, {}, "site 'mu' lies inside the plate 'data' in the model"),
 }
 
