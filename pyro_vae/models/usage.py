@@ -26,6 +26,7 @@ from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.programs.at_means import AtMeans, path_of_means, where_kept
 from pyro_vae.programs.data_set import WholeDataSet
 from pyro_vae.programs.determinism import first_other, identical
+from pyro_vae.programs.masks import kept_entries
 from pyro_vae.programs.pair import like_parameters, programs, quiet
 from pyro_vae.programs.problem import rows_of
 from pyro_vae.programs.shared_sites import shared_sites
@@ -82,16 +83,18 @@ def encode(vae: Any, x: Any, *c: Any, site: str | None = None, num_samples: int 
     guide, args = used.rows_of_guide(x, *c)
     with quiet(guide, seed=seed, device=args[0].device):
         if num_samples is None:
-            values = {name: where_kept(s) for name, s in latents_of(path_of_means(guide, args, GUIDE)).items()}
+            runs = [latents_of(path_of_means(guide, args, GUIDE))]
         else:
             runs = [latents_of(run_guide(guide, args)) for _ in range(whole("num_samples", num_samples, 1))]
-            values = stacked([{name: where_kept(s) for name, s in run.items()} for run in runs])
+        for run in runs:
+            refuse_gaps(run, args)
+    codes = [{name: where_kept(s) for name, s in run.items()} for run in runs]
+    values = codes[0] if num_samples is None else stacked(codes)
     if not values:
         raise ProgramError(
             "the guide draws no latent (those that the model marks for enumeration are summed over): there is no code. Give "
             "it a pyro.sample of the latents."
         )
-    refuse_gaps(values, args)
     return pick(values, site, used.code, "latent site of the guide")
 
 
@@ -128,8 +131,9 @@ def reconstruct(
             check_redrawn(model, guide, args, seed)
             runs = [drawn_again(model, guide, args) for _ in range(whole("num_samples", num_samples, 1))]
             return pick(stacked(runs), site, used.data, "observed site of the model")
-        codes = values_of(latents_of(path_of_means(guide, args, GUIDE)))
-        refuse_gaps(codes, args)
+        latents = latents_of(path_of_means(guide, args, GUIDE))
+        refuse_gaps(latents, args)
+        codes = values_of(latents)
         sites = decoded(model, args, codes)
         check_decoder(model, args, codes, sites)
         data = sites_of_x(model, args, codes, sites)
@@ -168,9 +172,10 @@ def interpolate(vae: Any, start: Any, end: Any, *c: Any, steps: int = 10, site: 
     if len(args[0]) != len(other[0]):
         raise UsageError(f"an interpolation starts and ends at as many rows, got {len(args[0])} and {len(other[0])}")
     with quiet(model, guide, seed=0, device=args[0].device):
-        a, b = (values_of(latents_of(path_of_means(guide, rows, GUIDE))) for rows in (args, other))
-        for codes in (a, b):
-            refuse_gaps(codes, args)
+        ends = [latents_of(path_of_means(guide, rows, GUIDE)) for rows in (args, other)]
+        for latents, rows in zip(ends, (args, other), strict=True):
+            refuse_gaps(latents, rows)
+        a, b = map(values_of, ends)
         named = site or used.code
         moving = list(a) if named is None else [named]
         pick(a, named, None, "latent site of the guide")
@@ -345,16 +350,16 @@ def run_guide(guide: Program, args: Batch) -> Sites:
         return sample_sites(poutine.trace(guide).get_trace(*args))
 
 
-def refuse_gaps(values: Mapping[str, Tensor], args: Batch) -> None:
+def refuse_gaps(latents: Sites, args: Batch) -> None:
     """Refuse codes that are NaN where x has missing values."""
     x = args[0]
-    if x.is_floating_point() and x.isnan().any() and any(unknown(value, x) for value in values.values()):
+    if x.is_floating_point() and x.isnan().any() and any(map(unknown, latents.values())):
         raise ProgramError(f"the posterior's mean is NaN where x has missing values. {MASK}")
 
 
-def unknown(value: Tensor, x: Tensor) -> bool:
-    """Return whether values are NaN in a row that has gaps, and in none that has not."""
-    return bool(value.is_floating_point() and value.isnan().any())
+def unknown(site: Site) -> bool:
+    """Return whether values of a site are NaN, but for entries that a mask leaves out."""
+    return bool((site["value"].isnan() & kept_entries(site)).any())
 
 
 def decoded(model: Program, args: Batch, codes: Mapping[str, Tensor], undone: Collection[str] = ()) -> Sites:
