@@ -13,7 +13,7 @@ import torch
 from pyro_vae import Config, compare_runs, evaluate_run, load_run, log_likelihood, resume_run, train_run
 from pyro_vae.cli.main import main
 from pyro_vae.data import Split, load
-from pyro_vae.errors import DataError, UsageError
+from pyro_vae.errors import DataError, DivergedError, UsageError
 from pyro_vae.runs import train_run as train_run_module
 from pyro_vae.runs.data_choices import decided
 from pyro_vae.runs.ensemble_run import load_ensemble, train_ensemble
@@ -118,6 +118,14 @@ def test_a_run_goes_on(runs, files, model, tmp_path, monkeypatch):
     train_run(replace(one, epochs=2), tmp_path / "whole", device="cpu")
     two, whole = (load_run(tmp_path / name).vae.state_dict() for name in ("two", "whole"))
     assert all(torch.equal(two[name], whole[name]) for name in whole)
+
+
+def test_a_training_that_diverges_says_so(files, tmp_path):
+    """Classes of NaN cannot be drawn, an error of torch's own, while the rows that did it are looked for."""
+    steep = config(files, "semi_supervised", learning_rate=1e30, batch_size=4)
+    with pytest.raises(DivergedError, match=r"step \d+: the loss is nan on rows \d+"):
+        train_run(steep, tmp_path / "run", device="cpu")
+    assert load_run(tmp_path / "run").config == decided(steep, open_data(load_run(tmp_path / "run")))
 
 
 @pytest.mark.parametrize("model", ["hierarchical", *heavy("gmvae", "semi_supervised", "sequence")])
@@ -259,6 +267,10 @@ def test_a_gap_within_a_sequence_is_missing_or_refused_by_row(missing):
         return
     rows, lengths = sequences_to_train_on(Split(x), (4,), c)
     assert lengths.tolist() == [3, 2] and rows[0, 1].isnan().all() and rows[1].isfinite().all()
+    kind, model = kind_of(c), build(c, (4,))
+    d = c.latent_dim  # a gap within has a code, what is beyond the end none
+    assert kind.encode(model, rows, lengths).isnan().sum(1).tolist() == [d, 2 * d]
+    assert kind.reconstruct(model, rows, lengths).isnan().sum((1, 2)).tolist() == [1, 2]
 
 
 def test_a_row_without_a_step_is_refused():
