@@ -30,7 +30,7 @@ from .config import Config
 from .custom_components import NOTHING, Components
 from .evaluate_run import EvaluationOptions, evaluate_opened
 from .evaluations import EvaluationName
-from .load import Run, load_run, open_data
+from .load import load_run, open_data
 from .lock import locked
 from .registry import build, objective_of
 from .train_run import TrainingJob, describe, prepare, training_rows, validation_of
@@ -170,9 +170,8 @@ def score(job: TrainingJob, result: FitResult, seconds: float, num_samples: int,
     """Score a trained member on the test rows; the particles of each are under a seed of their own."""
     about = {"best_epoch": result.best_epoch, "epochs": len(result.history), "stopped": result.stopped}
     about |= {"seconds": round(seconds, 1), "engine": result.engine.splitlines()}
-    run = Run(job.path, job.config, {"data": {"shape": list(job.data.shape)}}, job.vae.eval(), job.components)
     options = EvaluationOptions(num_samples=num_samples, seed=index)
-    evaluate_opened(run, job.data, options, training=about, wait=True)
+    evaluate_opened(job.opened(), job.data, options, training=about, wait=True)
 
 
 @suggest_keywords
