@@ -310,12 +310,20 @@ def check_free(path: Path, overwrite: bool) -> None:
 
 
 def clear(path: Path) -> None:
-    """Delete what an ensemble wrote but its list, which is replaced, and nothing else. For the holder of its lock."""
+    """Delete what an ensemble wrote but its list, which is replaced, and nothing else. For the holder of its lock.
+
+    Raises:
+        BusyError: a member is being written to, or scored; nothing is deleted.
+    """
     if not is_ensemble(path):
         return
-    for seed in read_list(path)["seeds"]:
-        member = path / name_of(seed)
-        if member.is_dir() and not member.is_symlink():
+    members = [path / name_of(seed) for seed in read_list(path)["seeds"]]
+    members = [member for member in members if member.is_dir() and not member.is_symlink()]
+    with ExitStack() as stack:
+        for member in members:
+            stack.enter_context(locked(member))
+            stack.enter_context(locked(member, folder.EVALUATION_LOCK))
+        for member in members:
             folder.clear(member)
             (member / "config.json").unlink(missing_ok=True)
             with suppress(OSError):  # somebody else's files stay
