@@ -71,8 +71,11 @@ def test_a_run_is_scored_and_drawn_from_without_a_byte_written_into_it(made, tmp
     assert main(["sample", str(run), "--num-samples", "2", "--out", str(out / "s.npy")]) == 0
     assert main(["encode", str(run), "--rows", "2", "--out", str(out / "z.csv")]) == 0
     assert look(run) == before and places == [out, out]
-    with pytest.raises(RunFolderError, match="holds a run: give --out a folder of its own"):
-        evaluate_run(run, num_samples=5, device="cpu", out=made / "run")
+    (tmp_path / "several").mkdir()
+    (tmp_path / "several" / "ensemble.json").write_text("{}")
+    for taken in (made / "run", tmp_path / "several"):
+        with pytest.raises(RunFolderError, match="holds a run: give --out a folder of its own"):
+            evaluate_run(run, num_samples=5, device="cpu", out=taken)
 
 
 @pytest.mark.parametrize("how", ["moved", "renamed"])
