@@ -247,6 +247,7 @@ def test_ends_by_nan_and_by_lengths_are_the_same_rows(files):
     assert torch.equal(one.test.x.nan_to_num(9.0), other.test.x.nan_to_num(9.0)) and one.digest == other.digest
     x, lengths = sequences(one.test, one.shape)
     assert x.shape[1:] == (4, 2) and x.isfinite().all()
+    assert "shape (60, 4, 2) read as (rows, steps, elements)" in one.notes
     assert torch.equal(lengths, (~one.test.x.isnan()).sum(1) // 2)
 
 
