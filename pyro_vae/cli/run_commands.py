@@ -69,7 +69,7 @@ def evaluate(
         report_seeds(evaluate_ensemble(run, options, data_dir, device), run)
         return
     opened = load_run(run, device=device)
-    report(evaluate_opened(opened, open_data(opened, data_dir), options, out=out), out or run)
+    report(evaluate_opened(opened, open_data(opened, data_dir), options, out=out), run, out)
 
 
 @app.command
@@ -193,9 +193,7 @@ def reconstruct(
     part = part[:rows]
     means = opened.kind.ask("reconstruct", opened.config.model)(opened.vae, *opened.rows(part))
     draw = partial(reconstructions, opened, part, split)
-    save_array(
-        opened, opened.kind.flat(means, opened.shape).numpy(), out, "reconstructed", draw, part[:rows].ids.columns()
-    )
+    save_array(opened, opened.kind.flat(means, opened.shape).numpy(), out, "reconstructed", draw, part.ids.columns())
 
 
 @app.command

@@ -52,8 +52,8 @@ def print_parts(role: str) -> None:
     Console(width=None if sys.stdout.isatty() else 160).print(table, markup=False)
 
 
-def report(evidence: dict[str, Any], run: Path) -> None:
-    """Print log p(x) with its errors, measure and health, and where the files of the run are.
+def report(evidence: dict[str, Any], run: Path, out: Path | None = None) -> None:
+    """Print log p(x) with its errors, measure and health, and where the files of the run are, or, beside it, of this evidence.
 
     Where more than a tenth of the rows is flagged there is no ±, but the bound, why it is loose, and what to run next.
     """
@@ -71,8 +71,10 @@ def report(evidence: dict[str, Any], run: Path) -> None:
     for line in cautions(evidence):
         print(line)
     if is_loose(evidence):
-        print(f"log p(x) {format_log_px(evidence)}\nnext: {next_command(evidence, run)}")
-    print(plain(f"run folder: {run}\npictures:   {run / 'figures'}"))
+        print(plain(f"log p(x) {format_log_px(evidence)}\nnext: {next_command(evidence, run, out)}"))
+    print(
+        plain(f"{'run folder' if out is None else 'written to'}: {out or run}\npictures:   {(out or run) / 'figures'}")
+    )
 
 
 def scores(evidence: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -113,12 +115,13 @@ def format_number(source: dict[str, Any], key: str) -> str:
     return "unknown" if source.get(key) is None else f"{source[key]:.3f}"
 
 
-def next_command(evidence: dict[str, Any], run: Path) -> str:
+def next_command(evidence: dict[str, Any], run: Path, out: Path | None = None) -> str:
     """Format the command that may believe more rows: annealing, more of it, or enough samples for a k̂."""
     of = evidence.get("evaluation", {})
     split, rows = of.get("split", "test"), of.get("rows")
     words = ["pyro-vae evaluate", str(run), *(["--split", split] if split != "test" else [])]
     words += ["--rows", str(rows)] if rows else []
+    words += ["--out", str(out)] if out else []
     if "num_chains" in evidence:
         more = f"--num-temperatures {4 * evidence['num_temperatures']} --num-chains {2 * evidence['num_chains']}"
         return " ".join([*words, "--method annealing", more])

@@ -53,19 +53,24 @@ def read_file(path: Path, seed: int, options: TableOptions | None = None, sequen
     if path.suffix.lower() == ".csv":
         table = read_table(path, options)
         part = Part("x", table.x, table.y, table.index, table.classes)
-        return Source(path.name, (part,), cut, notes=(*table.notes, split, *layout(part.x)))
+        return Source(path.name, (part,), cut, notes=(*table.notes, split, *layout(part.x, sequences)))
     check_numpy_options(path, options)
     arrays, y = read_numpy(path), options.label or "y"
     arrays = cut_off(arrays, path) if sequences else arrays
     if all(f"x_{split}" in arrays for split in SPLITS):
         parts = tuple(Part(f"x_{s}", arrays[f"x_{s}"], arrays.get(f"{y}_{s}")) for s in SPLITS)
-        notes = (*map(describe, parts), "split as the file does", *layout(parts[0].x), *unused(arrays, SPLITS, y=y))
+        notes = (
+            *map(describe, parts),
+            "split as the file does",
+            *layout(parts[0].x, sequences),
+            *unused(arrays, SPLITS, y=y),
+        )
         return Source(path.name, parts, tuple, notes=notes)
     x = key_of_x(arrays, path)
     part = Part("x", arrays[x], arrays.get(y))
     if options.label and part.y is None:
         raise DataError(f"{path} holds no array {y!r}, which --label names; it has {', '.join(sorted(arrays))}.")
-    notes = (describe(part), split, *layout(part.x), *unused(arrays, (), x, y))
+    notes = (describe(part), split, *layout(part.x, sequences), *unused(arrays, (), x, y))
     return Source(path.name, (part,), cut, notes=notes)
 
 
@@ -123,9 +128,11 @@ def unused(arrays: dict[str, np.ndarray], splits: tuple[str, ...], x: str = "x",
     return [f"not read: {', '.join(rest)}"] if rest else []
 
 
-def layout(x: np.ndarray) -> list[str]:
+def layout(x: np.ndarray, sequences: bool = False) -> list[str]:
     """Note how the dimensions of x are read, unless they are rows and columns."""
     names = {1: "rows of one value", 3: "(rows, height, width)", 4: "(rows, channels, height, width)"}
+    if sequences:
+        names = {2: "(rows, steps)", 3: "(rows, steps, elements)"}
     return [f"shape {x.shape} read as {names[x.ndim]}"] if x.ndim in names else []
 
 

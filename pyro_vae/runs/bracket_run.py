@@ -10,8 +10,8 @@ from pyro_vae.evidence.annealing.bracket import Bracket, bracket
 from pyro_vae.plots.evidence import bracket_ends
 
 from . import folder
-from .evaluate_run import EvaluationOptions, record_evaluation, rows_of
-from .load import load_run, open_data
+from .evaluate_run import EvaluationOptions, placed, record_evaluation, rows_of
+from .load import check_still, load_run, open_data
 from .lock import locked
 from .run_figures import draw_all
 
@@ -25,17 +25,19 @@ def bracket_run(path: Path | str, *, device: str = "cpu") -> tuple[dict[str, Any
         What ``evidence-test-annealing.json`` holds, and the :class:`~pyro_vae.evidence.annealing.bracket.Bracket`.
 
     Raises:
-        RunFolderError: the run or its data are not what they were.
+        RunFolderError: the run or its data are not what they were, or another run has taken its place meanwhile.
         ProgramError: latents that cannot be annealed.
     """
     run = load_run(path, device=device)
     data, start = open_data(run), time.perf_counter()
+    part = rows_of(data, "test")
     ends = bracket(
-        run.vae.model, run.vae.guide, *run.rows(rows_of(data, "test")),
+        run.vae.model, run.vae.guide, *run.rows(part),
         num_temperatures=TEMPERATURES, num_chains=CHAINS, leapfrog_steps=LEAPFROGS,
     )  # fmt: skip
     options = EvaluationOptions(method="annealing", num_chains=CHAINS, num_temperatures=TEMPERATURES)
     with locked(run.path, folder.EVALUATION_LOCK, True):
-        annealed = record_evaluation(run, data, options, ends.annealing, time.perf_counter() - start)
+        check_still(run.path, run.record)
+        annealed = record_evaluation(run, data, options, placed(ends.annealing, part), time.perf_counter() - start)
     draw_all(run.path, {"bracket": lambda: bracket_ends({"test rows": ends.summary()})})
     return annealed, ends

@@ -30,7 +30,7 @@ from .config import Config
 from .custom_components import NOTHING, Components
 from .evaluate_run import EvaluationOptions, evaluate_opened
 from .evaluations import EvaluationName
-from .load import Run, load_run, open_data
+from .load import load_run, open_data
 from .lock import locked
 from .registry import build, objective_of
 from .train_run import TrainingJob, describe, prepare, training_rows, validation_of
@@ -170,9 +170,8 @@ def score(job: TrainingJob, result: FitResult, seconds: float, num_samples: int,
     """Score a trained member on the test rows; the particles of each are under a seed of their own."""
     about = {"best_epoch": result.best_epoch, "epochs": len(result.history), "stopped": result.stopped}
     about |= {"seconds": round(seconds, 1), "engine": result.engine.splitlines()}
-    run = Run(job.path, job.config, {"data": {"shape": list(job.data.shape)}}, job.vae.eval(), job.components)
     options = EvaluationOptions(num_samples=num_samples, seed=index)
-    evaluate_opened(run, job.data, options, training=about, wait=True)
+    evaluate_opened(job.opened(), job.data, options, training=about, wait=True)
 
 
 @suggest_keywords
@@ -311,12 +310,20 @@ def check_free(path: Path, overwrite: bool) -> None:
 
 
 def clear(path: Path) -> None:
-    """Delete what an ensemble wrote but its list, which is replaced, and nothing else. For the holder of its lock."""
+    """Delete what an ensemble wrote but its list, which is replaced, and nothing else. For the holder of its lock.
+
+    Raises:
+        BusyError: a member is being written to, or scored; nothing is deleted.
+    """
     if not is_ensemble(path):
         return
-    for seed in read_list(path)["seeds"]:
-        member = path / name_of(seed)
-        if member.is_dir() and not member.is_symlink():
+    members = [path / name_of(seed) for seed in read_list(path)["seeds"]]
+    members = [member for member in members if member.is_dir() and not member.is_symlink()]
+    with ExitStack() as stack:
+        for member in members:
+            stack.enter_context(locked(member))
+            stack.enter_context(locked(member, folder.EVALUATION_LOCK))
+        for member in members:
             folder.clear(member)
             (member / "config.json").unlink(missing_ok=True)
             with suppress(OSError):  # somebody else's files stay

@@ -228,12 +228,12 @@ def record_evaluation(
     into = run.path if into is None else into
     part = rows_of(data, options.split, options.rows)
     x = part.x
-    elements = run.kind.count(x)
+    observed = int((~x.isnan()).sum())  # neither missing nor beyond the end of a sequence: what log p(x) is of
     called = run.record.get("data", {}).get("name") or plain(data.name)  # its file may have been renamed since
     name = name_of(options, len(getattr(data, options.split)))
     result = evidence.summary() | {
-        "bits_per_dim": (-evidence.log_px / (elements * math.log(2))).mean().item(),
-        "elements": elements,
+        "bits_per_dim": -evidence.log_px.sum().item() / (max(1, observed) * math.log(2)),
+        "elements": observed / len(x),
         "split": f"{called}, {options.split}{f', first {len(x)} rows' if name.rows else ''}",
         "policy": data.policy,
         "floor": floor_of(run, data, x, evidence.log_px),

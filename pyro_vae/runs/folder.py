@@ -121,7 +121,7 @@ def make_beside(path: Path) -> Path:
         RunFolderError: it holds a run itself, and would be taken for that one's.
         StorageError: it cannot be written to.
     """
-    if (path / "config.json").exists():
+    if any((path / name).exists() for name in ("config.json", ENSEMBLE)):
         raise RunFolderError(f"{path} holds a run: give --out a folder of its own")
     make(path)
     return path

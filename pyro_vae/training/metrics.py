@@ -123,7 +123,7 @@ def row_elbo(step: Step, batch: tuple[Tensor, ...]) -> Tensor | None:
     try:
         with quiet(step.model, step.guide):
             return as_trained(step, Problem.on(step.model, step.guide, *batch)).log_probs().log_w.mean(0)
-    except (ProgramError, ValueError):  # a ValueError is torch's, on a covariance of NaN
+    except (ProgramError, ValueError, RuntimeError, ArithmeticError):  # torch's own, on a covariance or classes of NaN
         return None
 
 

@@ -188,9 +188,11 @@ def test_the_floor_of_a_table_with_gaps_is_that_of_what_is_observed(train, gaps,
     data = load(tmp_path / "gaps.csv", missing=True)
     fitted, rows = data.train.x.double().numpy(), data.test.x.double().numpy()
     exact = np.nansum(norm.logpdf(rows, np.nanmean(fitted, 0), np.nanstd(fitted, 0)), 1)
-    assert folder.read_json(tmp_path / "run" / "evidence.json")["floor"]["log_px"] == pytest.approx(
-        exact.mean(), abs=5e-3
-    )
+    evidence = folder.read_json(tmp_path / "run" / "evidence.json")
+    assert evidence["floor"]["log_px"] == pytest.approx(exact.mean(), abs=5e-3)
+    assert evidence["elements"] * len(rows) == pytest.approx((~np.isnan(rows)).sum())
+    bits = -evidence["log_px"] * len(rows) / (~np.isnan(rows)).sum() / np.log(2)
+    assert evidence["bits_per_dim"] == pytest.approx(bits)
 
 
 def test_missing_goes_with_no_binarization(train, gaps, tmp_path, capsys):

@@ -323,6 +323,9 @@ def test_gaps_are_taken_by_what_takes_them_and_refused_by_others(gappy):
     for use in (encode, reconstruct):
         with pytest.raises(ProgramError, match="where x has missing values"):
             use((vae.model, half), gappy.gaps[:, 0])
+    for swap in (1, -1):  # whichever end has them
+        with pytest.raises(ProgramError, match="where x has missing values"):
+            interpolate((vae.model, half), *(gappy.gaps[:, 0], gappy.gaps[:, 0].nan_to_num(0.0))[::swap])
 
 
 def test_several_arrays_are_encoded():

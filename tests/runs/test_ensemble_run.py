@@ -8,9 +8,10 @@ import torch
 
 from pyro_vae import load_run
 from pyro_vae.cli.main import main
-from pyro_vae.errors import RunFolderError
+from pyro_vae.errors import BusyError, RunFolderError
 from pyro_vae.runs import folder
-from pyro_vae.runs.ensemble_run import load_ensemble
+from pyro_vae.runs.ensemble_run import clear, load_ensemble
+from pyro_vae.runs.lock import locked
 from tests.helpers.command_line import small
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -73,6 +74,9 @@ def test_a_folder_that_holds_something_is_not_overwritten(runs, capsys):
     assert "holds a run of one seed" in capsys.readouterr().err
     assert main(train) == 4  # a run of one seed in the place of an ensemble
     (runs[0] / "seed0" / "mine.txt").write_text("mine")
+    with locked(runs[0] / "seed3", folder.EVALUATION_LOCK), pytest.raises(BusyError):  # it is being scored
+        clear(runs[0])
+    assert all((runs[0] / name / "evidence.json").is_file() for name in ("seed0", "seed3"))
     assert main([*train, "--seeds", "4", "6", "--overwrite"]) == 0
     assert (runs[0] / "seed0" / "mine.txt").exists() and not (runs[0] / "seed0" / "config.json").exists()
     assert folder.read_json(runs[0] / "ensemble.json")["seeds"] == [4, 6]

@@ -6,7 +6,6 @@ import shutil
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from pyro_vae.cli import run_commands
@@ -19,10 +18,9 @@ from pyro_vae.runs import evaluate_run as evaluate_module
 from pyro_vae.runs import folder
 from pyro_vae.runs import resume_run as resume_module
 from pyro_vae.runs import train_run as train_module
-from pyro_vae.runs.config import Config
-from pyro_vae.runs.train_run import train_run
 from tests.helpers import fuzzed
 from tests.helpers.environment import HEAVY
+from tests.helpers.run_folders import train_small
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CHECKPOINT = "checkpoints/000002"
@@ -46,15 +44,7 @@ COMMANDS = {
 @pytest.fixture(scope="module")
 def here(tmp_path_factory):
     """Two runs."""
-    here = tmp_path_factory.mktemp("good")
-    np.save(here / "x.npy", np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32))
-    config = Config(data=str(here / "x.npy"), hidden=(4,), latent_dim=2, epochs=2, batch_size=16)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_module, "draw_figures", lambda *_: None)
-        patch.setattr(evaluate_module, "draw_khat", lambda *_, **__: None)
-        for name in ("good", "other"):
-            train_run(config, here / name, num_samples=5, device="cpu")
-    return here
+    return train_small(tmp_path_factory.mktemp("good"), "good", "other").parent
 
 
 @pytest.fixture(autouse=True)

@@ -20,12 +20,11 @@ from pyro_vae.data.user_files import read_file
 from pyro_vae.errors import DataError, PyroVAEError, UsageError
 from pyro_vae.evidence.importance.storage import load_evidence
 from pyro_vae.runs import folder
-from pyro_vae.runs import train_run as train_run_module
 from pyro_vae.runs.config import Config
 from pyro_vae.runs.load import load_run
-from pyro_vae.runs.train_run import train_run
 from tests.helpers import hostile
 from tests.helpers.environment import ENV, HEAVY
+from tests.helpers.run_folders import train_small
 
 EXAMPLES = 2000 if HEAVY else 60
 fuzz = settings(  # the same examples every time; as many as take seconds
@@ -39,13 +38,7 @@ fuzz = settings(  # the same examples every time; as many as take seconds
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):
-    here = tmp_path_factory.mktemp("good")
-    np.save(here / "x.npy", np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32))
-    config = Config(data=str(here / "x.npy"), hidden=(4,), latent_dim=2, epochs=2, batch_size=16)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_run_module, "draw_figures", lambda *_: None)
-        train_run(config, here / "run", num_samples=20, device="cpu")
-    return here / "run"
+    return train_small(tmp_path_factory.mktemp("good"), "run", num_samples=20)
 
 
 @pytest.fixture(scope="module")

@@ -62,7 +62,8 @@ def test_a_run_is_scored_and_drawn_from_without_a_byte_written_into_it(made, tmp
     monkeypatch.setattr(os, "access", lambda path, mode: not str(path).startswith(str(run)) and real(path, mode))
     out = tmp_path / "out"
     assert main(["evaluate", str(run), "--num-samples", "5", "--device", "cpu", "--out", str(out)]) == 0
-    assert f"run folder: {out}" in capsys.readouterr().out
+    said = capsys.readouterr().out  # five samples are too few to judge by: what to run next is of the run, not of `out`
+    assert f"next: pyro-vae evaluate {run} --out {out} --num-samples 5000\nwritten to: {out}\n" in said
     told = json.loads((out / "evidence.json").read_bytes())
     assert told["weights"] == load_run(run).evidence["weights"] and (out / "evidence.csv").is_file()
     places = []
@@ -70,8 +71,11 @@ def test_a_run_is_scored_and_drawn_from_without_a_byte_written_into_it(made, tmp
     assert main(["sample", str(run), "--num-samples", "2", "--out", str(out / "s.npy")]) == 0
     assert main(["encode", str(run), "--rows", "2", "--out", str(out / "z.csv")]) == 0
     assert look(run) == before and places == [out, out]
-    with pytest.raises(RunFolderError, match="holds a run: give --out a folder of its own"):
-        evaluate_run(run, num_samples=5, device="cpu", out=made / "run")
+    (tmp_path / "several").mkdir()
+    (tmp_path / "several" / "ensemble.json").write_text("{}")
+    for taken in (made / "run", tmp_path / "several"):
+        with pytest.raises(RunFolderError, match="holds a run: give --out a folder of its own"):
+            evaluate_run(run, num_samples=5, device="cpu", out=taken)
 
 
 @pytest.mark.parametrize("how", ["moved", "renamed"])

@@ -22,11 +22,10 @@ from pyro_vae.runs import folder, run_figures
 from pyro_vae.runs import lock as lock_module
 from pyro_vae.runs import train_run as train_module
 from pyro_vae.runs.build_limits import bounded_build
-from pyro_vae.runs.config import Config
 from pyro_vae.runs.lock import locked
-from pyro_vae.runs.train_run import train_run
 from tests.helpers import hostile
 from tests.helpers.environment import HEAVY
+from tests.helpers.run_folders import train_small
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 OPENED, WATCHED = [], []
@@ -61,15 +60,10 @@ def watching():
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):
     """A whole run, with two generations, pictures and a step that diverged."""
-    here = tmp_path_factory.mktemp("good")
-    np.save(here / "x.npy", np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32))
-    config = Config(data=str(here / "x.npy"), hidden=(4,), latent_dim=2, epochs=2, batch_size=16)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_module, "draw_figures", lambda *_: None)
-        train_run(config, here / "run", num_samples=5, device="cpu")
+    run = train_small(tmp_path_factory.mktemp("good"), "run")
     for name in run_figures.PICTURES:
-        (here / "run" / "figures" / f"{name}.png").write_bytes(b"a picture")
-    return here / "run"
+        (run / "figures" / f"{name}.png").write_bytes(b"a picture")
+    return run
 
 
 @pytest.fixture

@@ -47,11 +47,6 @@ def one_row(shape: Shape) -> Shape:
     return shape
 
 
-def count_elements(x: Tensor) -> int:
-    """Count the elements of a row."""
-    return x[0].numel()
-
-
 def sample_rows(model: Any, shape: Shape, num_samples: int, seed: int, mean: bool) -> Tensor:
     """x ~ p(x), ``(num_samples, elements)``."""
     x: Tensor = usage.sample(model, num_samples, seed=seed, mean=mean)
@@ -95,7 +90,6 @@ class ModelKind(Spec):
         train_rows: arguments that it is trained on.
         decide: options that are left to the data.
         terms: what the objective has beside its bound, of so many training rows.
-        count: elements of rows, in all that a row is scored on.
         sample, encode, reconstruct, interpolate, impute: what is asked of it, or why not.
         likelihood_of_rows, likelihood_of_draws: p(x | z), a distribution or its means, at the codes of rows, and at draws: what
             pictures show of it.
@@ -112,7 +106,6 @@ class ModelKind(Spec):
     train_rows: Callable[[Split, Shape, Config], Batch] = rows_to_train_on
     decide: Callable[[Mapping[str, Any], Data], dict[str, Any]] = as_given
     terms: Callable[[Config, int], tuple[Term, ...]] = no_terms
-    count: Callable[[Tensor], float] = count_elements
     sample: Callable[..., Tensor] | str = sample_rows
     encode: Callable[..., Any] | str = usage.encode
     reconstruct: Callable[..., Any] | str = usage.reconstruct

@@ -86,11 +86,6 @@ def train_rows(split: Split, shape: Shape, config: Config) -> Batch:
     return x, lengths
 
 
-def count_observed(x: Tensor) -> float:
-    """Count what there is of the rows, on average."""
-    return (~x.isnan()).sum().item() / len(x)
-
-
 def flat(values: Tensor, shape: Shape) -> Tensor:
     """``(*batch, T, D)`` as rows of a data set."""
     return values.flatten(-2)
@@ -125,7 +120,7 @@ def means_of_draws(model: StateSpaceModel, shape: Shape, num_samples: int, seed:
 
 
 KIND = ModelKind(
-    make=make_sequence, ragged=True, emission=step_shape, rows=sequences, train_rows=train_rows, count=count_observed,
+    make=make_sequence, ragged=True, emission=step_shape, rows=sequences, train_rows=train_rows,
     flat=flat, sample=sample, encode=encode, reconstruct=reconstruct,
     likelihood_of_rows=reconstruct, likelihood_of_draws=means_of_draws,
     interpolate="a code has a z for each step. In Python: interpolate((model.model, model.guide), start, end, lengths)",

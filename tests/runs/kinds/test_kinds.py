@@ -13,13 +13,13 @@ import torch
 from pyro_vae import Config, compare_runs, evaluate_run, load_run, log_likelihood, resume_run, train_run
 from pyro_vae.cli.main import main
 from pyro_vae.data import Split, load
-from pyro_vae.errors import DataError, UsageError
+from pyro_vae.errors import DataError, DivergedError, UsageError
 from pyro_vae.runs import train_run as train_run_module
 from pyro_vae.runs.data_choices import decided
 from pyro_vae.runs.ensemble_run import load_ensemble, train_ensemble
 from pyro_vae.runs.kinds.hierarchical import GUIDES, widths_of
 from pyro_vae.runs.kinds.semi_supervised import decide, keep_labels, train_rows
-from pyro_vae.runs.kinds.sequence import count_observed, sequences, steps_of
+from pyro_vae.runs.kinds.sequence import sequences, steps_of
 from pyro_vae.runs.kinds.sequence import train_rows as sequences_to_train_on
 from pyro_vae.runs.kinds.table import MODELS
 from pyro_vae.runs.load import open_data
@@ -118,6 +118,14 @@ def test_a_run_goes_on(runs, files, model, tmp_path, monkeypatch):
     train_run(replace(one, epochs=2), tmp_path / "whole", device="cpu")
     two, whole = (load_run(tmp_path / name).vae.state_dict() for name in ("two", "whole"))
     assert all(torch.equal(two[name], whole[name]) for name in whole)
+
+
+def test_a_training_that_diverges_says_so(files, tmp_path):
+    """Classes of NaN cannot be drawn, an error of torch's own, while the rows that did it are looked for."""
+    steep = config(files, "semi_supervised", learning_rate=1e30, batch_size=4)
+    with pytest.raises(DivergedError, match=r"step \d+: the loss is nan on rows \d+"):
+        train_run(steep, tmp_path / "run", device="cpu")
+    assert load_run(tmp_path / "run").config == decided(steep, open_data(load_run(tmp_path / "run")))
 
 
 @pytest.mark.parametrize("model", ["hierarchical", *heavy("gmvae", "semi_supervised", "sequence")])
@@ -239,8 +247,8 @@ def test_ends_by_nan_and_by_lengths_are_the_same_rows(files):
     assert torch.equal(one.test.x.nan_to_num(9.0), other.test.x.nan_to_num(9.0)) and one.digest == other.digest
     x, lengths = sequences(one.test, one.shape)
     assert x.shape[1:] == (4, 2) and x.isfinite().all()
+    assert "shape (60, 4, 2) read as (rows, steps, elements)" in one.notes
     assert torch.equal(lengths, (~one.test.x.isnan()).sum(1) // 2)
-    assert count_observed(one.test.x) == pytest.approx(2 * lengths.double().mean().item())
 
 
 def test_lengths_are_read_for_sequences_alone(files):
@@ -260,6 +268,10 @@ def test_a_gap_within_a_sequence_is_missing_or_refused_by_row(missing):
         return
     rows, lengths = sequences_to_train_on(Split(x), (4,), c)
     assert lengths.tolist() == [3, 2] and rows[0, 1].isnan().all() and rows[1].isfinite().all()
+    kind, model = kind_of(c), build(c, (4,))
+    d = c.latent_dim  # a gap within has a code, what is beyond the end none
+    assert kind.encode(model, rows, lengths).isnan().sum(1).tolist() == [d, 2 * d]
+    assert kind.reconstruct(model, rows, lengths).isnan().sum((1, 2)).tolist() == [1, 2]
 
 
 def test_a_row_without_a_step_is_refused():
@@ -283,7 +295,7 @@ def test_the_floor_of_sequences_is_of_independent_steps(runs):
     at = fitted.log_prob(data.test.x.reshape(-1, 4, 2).double())
     exact = at.nan_to_num(0.0).sum((1, 2)).mean().item()
     assert run.evidence["floor"]["log_px"] == pytest.approx(exact, abs=0.05)
-    assert run.evidence["elements"] == pytest.approx(count_observed(data.test.x))
+    assert run.evidence["elements"] == pytest.approx((~data.test.x.isnan()).sum().item() / len(data.test))
     nats = run.evidence["bits_per_dim"] * run.evidence["elements"] * np.log(2)
     assert nats == pytest.approx(-run.evidence["log_px"])
 
