@@ -23,6 +23,7 @@ from .sum_over_codes import codes_of
 
 DRAW = 0x69646E74  # seed of the draw that is scored; no particle is drawn from it
 ROWS, PAIRS = 64, 4096  # that are scored: as many as a block has; (row, code) pairs at most
+TOGETHER = 8  # rows: no more are run at once than any chunk has room for
 NEAR = 1e-4  # of a log-probability: what rounding by other threads, shapes or versions comes to at most
 
 
@@ -60,21 +61,22 @@ class ProgramIds:
     @classmethod
     def of(cls, problem: Problem) -> ProgramIds:
         """Take the digest of a problem's programs, and score one draw for each of its first rows."""
-        some = problem.few(max(1, min(ROWS, PAIRS // codes_of(problem.model))))
+        few = problem.few(max(1, min(ROWS, PAIRS // codes_of(problem.model))))
         terms: dict[str, tuple[float, ...]] = {}
-        with ParametersRead() as read, problem.quiet(DRAW):
+        with ParametersRead() as read:
             try:
-                scored = some.log_probs()
-                parts = {"log p": scored.observed | scored.prior, "log q": scored.posterior}
-                terms = {
-                    f"{what}({site})": tuple(term[0, :ROWS].tolist())
-                    for what, sites in parts.items()
-                    for site, term in sites.items()
-                }
+                for i, some in enumerate(few.split(TOGETHER)):
+                    with problem.quiet(DRAW, i):
+                        scored = some.log_probs()
+                    parts = {"log p": scored.observed | scored.prior, "log q": scored.posterior}
+                    for what, sites in parts.items():
+                        for site, term in sites.items():
+                            name = f"{what}({site})"
+                            terms[name] = (*terms.get(name, ()), *term[0, :ROWS].tolist())
             # no weight can be taken of this guide (its mixture with the prior may have one), or no memory, which is said later
             except (ProgramError, torch.OutOfMemoryError):
-                pass
-        return cls(digest_of_tensors(problem, read.tensors), some.device.type, terms)
+                terms = {}
+        return cls(digest_of_tensors(problem, read.tensors), few.device.type, terms)
 
     def difference(self, other: ProgramIds) -> str | None:
         """Say how these programs differ from others; None where they are the same, as far as one can tell."""
