@@ -47,8 +47,9 @@ class Gaps:
         num_samples: K, draws a row, none of which q* was fitted on.
         measure: that log p(x) and the ELBO are densities with respect to; "score" for one of no distribution.
         how: an oracle computed the given log p(x); None where there was none.
-        moved: sites whose parameters depend on draws of others, to which each row adds an offset of its own: amortisation may
-            then be more than is shown, and approximation as much less. Their sum is the gap, all the same.
+        moved: sites whose parameters depend on draws of others, or that are flows, to which (to whose base) each row adds an
+            offset of its own: amortisation may then be more than is shown, and approximation as much less. Their sum is the
+            gap, all the same.
     """
 
     log_px: Tensor
@@ -126,15 +127,14 @@ class Gaps:
     __repr__ = __str__
 
 
-def why_bounds(moved: tuple[str, ...]) -> str:
+def why_bounds(moved: tuple[str, ...], so: str = "amortisation may be more, and approximation as much less") -> str:
     """Say what a split means in which sites were moved by offsets.
 
     Example:
         >>> why_bounds(("z1",))
-        ' | z1 given other sites: the best offset a row, so amortisation may be more, and approximation as much less'
+        ' | z1 (flow, or given other sites): the best offset a row, so amortisation may be more, and approximation as much less'
     """
-    given = f"{', '.join(moved)} given other sites: the best offset a row"
-    return f" | {given}, so amortisation may be more, and approximation as much less" if moved else ""
+    return f" | {', '.join(moved)} (flow, or given other sites): the best offset a row, so {so}" if moved else ""
 
 
 def format_part(summary: Number, name: str) -> str:

@@ -15,7 +15,7 @@ from pyro_vae.evidence.estimate import LogPx
 from pyro_vae.programs.sites import Program
 
 from .elbo_decomposition import Quantity
-from .inference_gaps import Gaps, Number, gaps, why_errors
+from .inference_gaps import Gaps, Number, gaps, why_bounds, why_errors
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,11 +63,10 @@ class Overfitting:
     def __str__(self) -> str:
         s = self.summary()
         parts = " + ".join(f"{name} {format_part(s, name)}" for name in ("decoder", "approximation", "encoder"))
-        moved = ", ".join(self.train.moved)
-        measure = f" | {moved} given other sites: the best offset a row, so both gaps are bounds" if moved else ""
-        measure += f" | {self.measure}" if self.measure else ""
+        bounds = why_bounds(self.train.moved, "both gaps are bounds")
+        measure = f" | {self.measure}" if self.measure else ""
         errors = why_errors(s["train"], s["test"])
-        return f"ELBO of training rows − of test rows: {s['elbo']:.3f} = {parts} nats ({errors}){measure}"
+        return f"ELBO of training rows − of test rows: {s['elbo']:.3f} = {parts} nats ({errors}){bounds}{measure}"
 
     __repr__ = __str__
 

@@ -272,27 +272,10 @@ class MoveSites(Messenger):
             msg["fn"] = site.at(self.free[msg["name"]], msg["fn"])
 
 
-@dataclass(frozen=True)
-class MovedGuide:
-    """A guide under :class:`MoveSites`."""
-
-    guide: Program
-    sites: Families
-    free: Free
-
-    @property
-    def __wrapped__(self) -> Program:  # how modules behind a program are found
-        return self.guide
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with MoveSites(self.sites, self.free):
-            return self.guide(*args, **kwargs)
-
-
 def fitted(problem: Problem, sites: Families, free: Free) -> Problem:
     """Give the problem a guide that draws each site from its family at these parameters."""
     if moved_sites(sites):  # what a site is moved from, the guide alone can say
-        return replace(problem, guide=MovedGuide(problem.guide, sites, free))
+        return replace(problem, guide=MoveSites(sites, free)(problem.guide))
     return replace(
         problem, guide=of_parameters(problem, sites, free), vectorizing=replace(problem.vectorizing, guide="plate")
     )

@@ -15,12 +15,14 @@ from pyro_vae.common.given import check_whole
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.random import stream
 from pyro_vae.data.row_ids import RowIds
-from pyro_vae.errors import UsageError
+from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.programs.data_map import DataMap
+from pyro_vae.programs.determinism import differing
+from pyro_vae.programs.masks import kept_entries
 from pyro_vae.programs.measure import measures_of
 from pyro_vae.programs.pair import quiet
 from pyro_vae.programs.problem import Problem, rows_of
-from pyro_vae.programs.sites import Program
+from pyro_vae.programs.sites import Program, latent_sites
 from pyro_vae.programs.structured import on_tensors
 
 from .estimate import LogPx, RowEstimates, data_se, digest_of_rows, format_nats, identified, mean_se
@@ -135,8 +137,8 @@ def conditional_log_likelihood(
             ``"exact"`` takes none of the others.
 
     Raises:
-        ProgramError: no such site; a model that reads what the site observes elsewhere, or that puts numbers in the place of
-            NaN and scores them.
+        ProgramError: no such site; a model that reads elsewhere what the site observes, or whether it is there, or that puts
+            numbers in the place of NaN and scores them.
         SupportError, ShapeError, DataError: as :func:`~pyro_vae.log_likelihood`.
 
     Example:
@@ -163,7 +165,8 @@ def conditional_log_likelihood(
         problem = Problem.checked(model, guide, *args)
     known = mapped(problem, seed, len(problem), lambda *_: None)
     hidden, there = hide(known, args, sites)
-    check_left_out(Problem.of(model, guide, *hidden, seed=seed, missing=True), known, seed)
+    rest = Problem.of(model, guide, *hidden, seed=seed, missing=True)
+    check_left_out(problem, rest, known, sites, seed)
     score = partial(log_likelihood, model, guide, method=method, missing=True)
     if method == "exact":
         joint, given = score(*args), score(*hidden)
@@ -192,12 +195,37 @@ def hide(known: DataMap, args: Sequence[Tensor], sites: Sequence[str]) -> tuple[
     return tuple(hidden), there
 
 
-def check_left_out(problem: Problem, known: DataMap, seed: int, chunk_size: int = 8192) -> None:
-    """Refuse a model of which what is missing counts: read elsewhere, or filled in and scored."""
-    mapped(problem, seed, chunk_size, check_gaps_are_read_nowhere)
-    for some in problem.split(chunk_size):
+def check_left_out(
+    problem: Problem, rest: Problem, known: DataMap, sites: Sequence[str], seed: int, chunk_size: int = 8192
+) -> None:
+    """Refuse a model of which what is missing in the `rest` counts: read elsewhere, or filled in and scored."""
+    mapped(rest, seed, chunk_size, check_gaps_are_read_nowhere)
+    for all_there, some in zip(problem.split(chunk_size), rest.split(chunk_size), strict=True):
         with some.quiet(seed):
             check_gaps_left_out(some, known, some.draw(1)[1])
+            check_others_stay(all_there, some, sites)
+
+
+def check_others_stay(problem: Problem, rest: Problem, sites: Sequence[str]) -> None:
+    """Refuse a model whose other sites have another density where these are missing: log p(x_1) is then of another model.
+
+    A latent that a mask takes out with what is missing (of one modality alone) is integrated out either way.
+    """
+    drawn = problem.trace(problem.guide, 1)
+    here, there = (each.sites(each.model, 1, drawn) for each in (problem, rest))
+    both = {n: (here[n], site) for n, site in latent_sites(there).items() if n in here}
+    alone = {name for name, pair in both.items() if not torch.equal(*map(kept_entries, pair))}
+    ours, others = (
+        {n: t.float() for n, t in each.score(found, "model").items() if n not in alone and n not in sites}
+        for each, found in ((problem, here), (rest, there))
+    )
+    if (name := next(differing(ours, others), None)) is not None:
+        raise ProgramError(
+            f"site {name!r} of the model has another density where what {', '.join(map(repr, sites))} observes is missing "
+            "(NaN): it reads what is there (a count of modalities, a prior for each pattern), so that log p(x_1, x_2) and "
+            "log p(x_1) are of two models, and their difference is no log p(x_2 | x_1). Let what is missing change the terms "
+            "of its own site alone."
+        )
 
 
 def measure_of_sites(problem: Problem, sites: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""What tells a pair of programs from others: a digest of its parameters and buffers, and its log-probabilities of one draw."""
+"""What tells a pair of programs from others: a digest of its parameters and buffers, and log-probabilities of a few draws."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ from pyro_vae.errors import ProgramError
 from .pair import owners
 from .parameters import unconstrained
 from .problem import Problem
+from .sum_over_codes import codes_of
 
 DRAW = 0x69646E74  # seed of the draw that is scored; no particle is drawn from it
+ROWS, PAIRS = 64, 4096  # that are scored: as many as a block has; (row, code) pairs at most
+TOGETHER = 8  # rows: no more are run at once than any chunk has room for
 NEAR = 1e-4  # of a log-probability: what rounding by other threads, shapes or versions comes to at most
 
 
@@ -46,31 +49,34 @@ class ProgramIds:
         tensors: SHA-256 over all parameters and buffers of the programs' modules, and the parameters that they read from
             Pyro's store; by values, whatever they are called.
         device: "cpu" or "cuda": random numbers, and so `terms`, are of a kind of device.
-        terms: log p and log q of each site at one draw of the guide for the first row, under a seed of its own, in nats:
-            where programs of the same parameters differ, in a constant or a family, these do. Empty where the pair has none.
+        terms: log p and log q of each site at one draw of the guide for each of the first rows, under a seed of its own, in
+            nats: where programs of the same parameters differ, in a constant, a table of classes or a family, these do. Empty
+            where the pair has none.
     """
 
     tensors: str
     device: str
-    terms: Mapping[str, float]
+    terms: Mapping[str, tuple[float, ...]]
 
     @classmethod
     def of(cls, problem: Problem) -> ProgramIds:
-        """Take the digest of a problem's programs, and score one draw for its first row."""
-        some = problem.few(1)
-        with ParametersRead() as read, problem.quiet(DRAW):
+        """Take the digest of a problem's programs, and score one draw for each of its first rows."""
+        few = problem.few(max(1, min(ROWS, PAIRS // codes_of(problem.model))))
+        terms: dict[str, tuple[float, ...]] = {}
+        with ParametersRead() as read:
             try:
-                scored = some.log_probs()
-                parts = {"log p": scored.observed | scored.prior, "log q": scored.posterior}
-                terms = {
-                    f"{what}({site})": float(term[0, 0])
-                    for what, sites in parts.items()
-                    for site, term in sites.items()
-                }
+                for i, some in enumerate(few.split(TOGETHER)):
+                    with problem.quiet(DRAW, i):
+                        scored = some.log_probs()
+                    parts = {"log p": scored.observed | scored.prior, "log q": scored.posterior}
+                    for what, sites in parts.items():
+                        for site, term in sites.items():
+                            name = f"{what}({site})"
+                            terms[name] = (*terms.get(name, ()), *term[0, :ROWS].tolist())
             # no weight can be taken of this guide (its mixture with the prior may have one), or no memory, which is said later
             except (ProgramError, torch.OutOfMemoryError):
                 terms = {}
-        return cls(digest_of_tensors(problem, read.tensors), some.device.type, terms)
+        return cls(digest_of_tensors(problem, read.tensors), few.device.type, terms)
 
     def difference(self, other: ProgramIds) -> str | None:
         """Say how these programs differ from others; None where they are the same, as far as one can tell."""
@@ -80,19 +86,24 @@ class ProgramIds:
             return None
         if odd := sorted(self.terms.keys() ^ other.terms.keys()):
             return f"one of them has no {odd[0]}"
-        apart = (name for name, a in self.terms.items() if not near(a, other.terms[name]))
-        if (name := next(apart, None)) is None:
-            return None
-        return f"at one draw for the first row {name} is {self.terms[name]:.6g} and {other.terms[name]:.6g}"
+        for name, ours in self.terms.items():
+            for row, (a, b) in enumerate(zip(ours, other.terms[name], strict=False)):
+                if not near(a, b):
+                    return f"at one draw for row {row} {name} is {a:.6g} and {b:.6g}"
+        return None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON; numbers that it has not are words."""
-        return {"tensors": self.tensors, "device": self.device, "terms": {k: repr(v) for k, v in self.terms.items()}}
+        return {
+            "tensors": self.tensors,
+            "device": self.device,
+            "terms": {name: list(map(repr, each)) for name, each in self.terms.items()},
+        }
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> ProgramIds:
         """Read what :meth:`to_dict` returned; a KeyError, TypeError, ValueError or AttributeError if it is none."""
-        terms = {str(name): float(value) for name, value in saved["terms"].items()}
+        terms = {str(name): tuple(map(float, each)) for name, each in saved["terms"].items()}
         return cls(str(saved["tensors"]), str(saved["device"]), terms)
 
 

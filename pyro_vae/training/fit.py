@@ -231,12 +231,17 @@ def fit(
     whole_steps = choose_whole_steps(step.engine, data, options, planned_steps, catch_up)
     trainer = Trainer(step, modules, data, options, callbacks, catch_up, whole_steps)
     notes = remarks(precision, data.device) + examine(trainer)
-    for note in notes[:FEW] if verbose else ():
-        print(f"note: {note}", file=sys.stderr)
+    print_notes(notes if verbose else ())
     with all_threads(), Reporter(epochs, verbose, on_epoch) as reporter:
         if resume is not None:
             restore(trainer, resume, fork)
         return trainer.run(reporter)
+
+
+def print_notes(notes: Sequence[str]) -> None:
+    """Print the first few notes."""
+    for note in notes[:FEW]:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def summed_over(

@@ -31,7 +31,7 @@ def test_offsets_mend_what_is_off_by_offsets(posterior):
     assert split.moved == (("z1",) if posterior == LEVELS.top_down else ("z2",))
     if posterior == LEVELS.top_down:
         within(split.amortisation, LEVELS.kl_of(OFF, NARROW), split.amortisation_se)
-    assert f"{split.moved[0]} given other sites: the best offset a row" in str(split)
+    assert f"{split.moved[0]} (flow, or given other sites): the best offset a row" in str(split)
     assert split.summary()["moved_sites"] == list(split.moved)
 
 
@@ -98,7 +98,7 @@ def test_fitted_through_the_draws_of_other_sites_alone_the_optimum_is_another(mo
 
 def test_overfitting_says_that_its_gaps_are_bounds():
     found = overfitting(chain, sloped(0.2), ROWS, ROWS + 1, steps=5, num_samples=50, **QUIET)
-    assert "z1 given other sites: the best offset a row, so both gaps are bounds" in str(found)
+    assert "z1 (flow, or given other sites): the best offset a row, so both gaps are bounds" in str(found)
 
 
 def test_other_families_given_draws_of_other_sites():

@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 
 from pyro_vae import SkipMissing, compare, conditional_log_likelihood, log_likelihood
 from pyro_vae.errors import DataError, ProgramError, SupportError, UsageError
@@ -173,3 +174,39 @@ def transformed(z, y):
 def test_what_has_no_conditional_is_refused_by_site(programs, site, error, message):
     with pytest.raises(error, match=message):
         conditional_log_likelihood(*programs, draws(7, 2), site=site, num_samples=5, **QUIET)
+
+
+def by_pattern(prior=0.0, own=False):
+    """A prior whose mean is moved by each number that is missing; or a latent of the second site alone."""
+
+    def model(x):
+        gone = x.isnan()
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(prior * gone.sum(-1), 1.0))
+            pyro.sample("first", dist.Normal(z, 1.0), obs=x[:, 0])
+            with poutine.mask(mask=~gone[:, 1]):
+                u = pyro.sample("u", dist.Normal(0.0, 1.0)) if own else 0.0
+                pyro.sample("second", dist.Normal(z + u, 1.0), obs=x[:, 1].nan_to_num())
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+            if own:
+                with poutine.mask(mask=~x[:, 1].isnan()):
+                    pyro.sample("u", dist.Normal(0.0, 1.0))
+
+    return model, guide
+
+
+def test_a_prior_that_reads_what_is_missing_is_refused():
+    with pytest.raises(ProgramError, match="site 'z' of the model has another density where what 'second' observes is"):
+        conditional_log_likelihood(*by_pattern(1.0), draws(7, 2), site="second", num_samples=5, **QUIET)
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["shared latent", "and one of its own"])
+def test_a_latent_that_goes_with_its_site_is_integrated_out(own):
+    x = draws(7, 2)
+    found = conditional_log_likelihood(*by_pattern(own=own), x, site="second", num_samples=2000, **QUIET)
+    joint = dist.MultivariateNormal(torch.zeros(2), torch.tensor([[2.0, 1.0], [1.0, 2.0 + own]]))
+    wanted = joint.log_prob(x) - dist.Normal(0.0, 2**0.5).log_prob(x[:, 0])
+    assert ((found.log_px - wanted).abs() < 4 * found.mc_se).all()

@@ -128,16 +128,8 @@ def importance(
         >>> bool(((evidence.log_px - exact).abs() < 4 * evidence.mc_se).all())
         True
     """
-    check_whole(num_samples=num_samples, max_samples=max_samples, seed=seed, chunk_size=chunk_size)
-    if num_samples < 1 or (chunk_size is not None and chunk_size < 1):
-        raise UsageError(f"num_samples and chunk_size must be at least 1, got {num_samples} and {chunk_size}")
-    if engine not in ENGINES:
-        raise UsageError(f"engine={engine!r}: choose one of {', '.join(ENGINES)}")
-    target = None if target_se is None else TargetError(target_se, num_samples, max_samples)
-    if target is not None and particles is not None:
-        raise UsageError(
-            "target_se asks for as many particles as it takes, particles= for some of them: give one of the two"
-        )
+    check_counts(num_samples, max_samples, seed, chunk_size, engine)
+    target = target_of(target_se, num_samples, max_samples, particles)
     x, *rest = [read_once(a) for a in (x, *context)]
     model, guide, args = on_tensors(model, guide, x, *rest)
     args = rows_of(model, guide, *args, missing=missing, device=None if device is None else resolve_device(device))
@@ -151,15 +143,7 @@ def importance(
     run = [block for block in blocks if rows is None or block.rows.start in rows]
     ids = RowIds.of(x, *rest)
     identify(blocks, ids)
-    facts: dict[str, Any] = {
-        "seed": seed,
-        "proposal": str(proposal),
-        "measure": problem.measure,
-        "target_se": target_se,
-    }
-    facts |= {"vectorizing": str(problem.vectorizing), "data_digest": ids.digest, "program_ids": ProgramIds.of(problem)}
-    if resume is not None:
-        facts["program_ids"] = programs_of([resume], facts["program_ids"])
+    facts = facts_of(problem, sampler, target_se, ids, resume)
     resumed = None if resume is None else resume.engine
     try:
         # nothing is trained: modules need not declare parameters at each block
@@ -182,6 +166,43 @@ def importance(
     if strict and len(evidence.flagged):
         raise UnreliableError(evidence.why_flagged(), evidence)
     return evidence
+
+
+def check_counts(num_samples: int, max_samples: int, seed: int, chunk_size: int | None, engine: str) -> None:
+    """Refuse numbers that are none, or below 1, and engines that there are not."""
+    check_whole(num_samples=num_samples, max_samples=max_samples, seed=seed, chunk_size=chunk_size)
+    if num_samples < 1 or (chunk_size is not None and chunk_size < 1):
+        raise UsageError(f"num_samples and chunk_size must be at least 1, got {num_samples} and {chunk_size}")
+    if engine not in ENGINES:
+        raise UsageError(f"engine={engine!r}: choose one of {', '.join(ENGINES)}")
+
+
+def target_of(
+    target_se: float | None, num_samples: int, max_samples: int, particles: range | None
+) -> TargetError | None:
+    """Return the error that is aimed at; a UsageError where the particles that it takes are given as well."""
+    target = None if target_se is None else TargetError(target_se, num_samples, max_samples)
+    if target is not None and particles is not None:
+        raise UsageError(
+            "target_se asks for as many particles as it takes, particles= for some of them: give one of the two"
+        )
+    return target
+
+
+def facts_of(
+    problem: Problem, sampler: Sampler, target_se: float | None, ids: RowIds, resume: Evidence | None
+) -> dict[str, Any]:
+    """Say of which programs, data and seed the evidence is; a UsageError where `resume` is of other programs."""
+    now = ProgramIds.of(problem)
+    return {
+        "seed": sampler.seed,
+        "proposal": str(sampler.proposal),
+        "measure": problem.measure,
+        "target_se": target_se,
+        "vectorizing": str(problem.vectorizing),
+        "data_digest": ids.digest,
+        "program_ids": now if resume is None else programs_of([resume], now),
+    }
 
 
 def pairs_on(device: torch.device, num_samples: int, resume: Evidence | None) -> int:

@@ -134,7 +134,7 @@ def test_an_interrupted_evaluation_goes_on(neural, calls):
     left = [calls]
 
     def model(x):
-        if len(x) > 2 and not torch.is_grad_enabled():  # not those of the probe
+        if len(x) > 8 and not torch.is_grad_enabled():  # not the probe, nor what tells programs apart
             left[0] -= 1
             if left[0] == 0:
                 raise KeyboardInterrupt

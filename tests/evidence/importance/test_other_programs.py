@@ -105,6 +105,29 @@ def test_programs_that_differ_in_their_code_are_refused_by_site(changes, said):
         score(Functions(**changes), rows, num_samples=40, resume=first)
 
 
+def with_table(table):
+    """Programs of a label, and a number for each in a tensor that they close over."""
+    means = torch.tensor(table)
+
+    def model(x, label):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z + means[label], 1.0), obs=x)
+
+    def guide(x, label):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.5 * (x - means[label]), 0.8))
+
+    return model, guide
+
+
+def test_a_constant_that_the_first_row_does_not_read_counts():
+    rows, label = x[:, 0], torch.arange(70) % 4
+    first = log_likelihood(*with_table([0.0, 1.0, 2.0, 3.0]), rows, label, num_samples=20)
+    with pytest.raises(UsageError, match=f"{OTHER}: at one draw for row 3 log p"):
+        log_likelihood(*with_table([0.0, 1.0, 2.0, 8.0]), rows, label, num_samples=40, resume=first)
+
+
 def test_a_parameter_of_the_store_counts_and_one_that_is_not_read_does_not():
     rows = x[:, 0]
     pyro.clear_param_store()

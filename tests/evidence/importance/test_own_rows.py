@@ -8,6 +8,7 @@ from pyro.infer.autoguide import AutoNormal
 
 from pyro_vae import bracket, decompose, load_evidence, log_likelihood, save_evidence
 from pyro_vae.errors import UsageError
+from pyro_vae.evidence.importance.weighing import WeighingEngine
 
 ROWS = 150
 
@@ -59,3 +60,14 @@ def test_brackets_and_decompositions_take_all_rows_at_once(pair):
     gap = torch.distributions.kl_divergence(dist.Normal(0.0, 0.8), dist.Normal(0.0, 0.5**0.5)).item()
     found = decompose(model, guide, x)
     assert abs(found.elbo - (exact.mean().item() - gap)) < 4 * found.reconstruction.mc_se + 0.02
+
+
+def test_all_rows_are_one_whole_block_which_a_graph_weighs_to_the_bit(pair, monkeypatch):
+    guide, x, _ = pair
+    made = []
+    graph_of = WeighingEngine.made
+    monkeypatch.setattr(WeighingEngine, "made", lambda self, kind: made.append(kind) or graph_of(self, kind))
+    by_graph, alone = (
+        log_likelihood(model, guide, x, num_samples=60, engine=engine, verbose=False) for engine in ("trace", "eager")
+    )
+    assert {kind[0] for kind in made} == {ROWS} and torch.equal(by_graph.log_px, alone.log_px)
