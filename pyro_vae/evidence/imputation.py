@@ -43,7 +43,9 @@ def impute(
     z_k ~ q(z | x_obs) with weights w_k = p(x_obs | z_k) p(z_k) / q(z_k | x_obs); each draw takes one z_k with probability
     w_k / Σ w, and x_mis from p(x | z_k). Exact as K grows; for finite K its error is that of the weights, so look at the
     effective sample size of these rows (``log_likelihood(...).ess``). Draws of one row share its K particles. Of a file,
-    ``load(...).test.ids`` says which of its rows they are; ``pyro-vae impute`` writes that beside them.
+    ``load(...).test.ids`` says which of its rows they are; ``pyro-vae impute`` writes that beside them. A model that reads
+    where x or a context is NaN beyond the sites that observe them (in its prior, say) is taken as it is written: under the
+    gaps that came.
 
     Args:
         vae: a :class:`VAE`, any object with ``model`` and ``guide``, or a tuple of two Pyro programs, whose likelihood and

@@ -14,7 +14,7 @@ from pyro_vae.common.random import seeded
 from pyro_vae.diagnostics import inference_gaps as module
 from pyro_vae.diagnostics.inference_gaps import figures, gaps
 from pyro_vae.diagnostics.overfitting import overfitting
-from pyro_vae.diagnostics.per_row_optimum import family_of
+from pyro_vae.diagnostics.posterior_families import family_of
 from pyro_vae.errors import NoWeightError, ProgramError, ShapeError, UsageError
 from tests.helpers.exact import Gaussian, LinearGaussian
 
