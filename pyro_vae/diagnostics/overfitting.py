@@ -63,7 +63,7 @@ class Overfitting:
     def __str__(self) -> str:
         s = self.summary()
         parts = " + ".join(f"{name} {format_part(s, name)}" for name in ("decoder", "approximation", "encoder"))
-        bounds = why_bounds(self.train.moved, "both gaps are bounds")
+        bounds = why_bounds(self.train.moved, "both gaps are bounds, and encoder and approximation none")
         measure = f" | {self.measure}" if self.measure else ""
         errors = why_errors(s["train"], s["test"])
         return f"ELBO of training rows − of test rows: {s['elbo']:.3f} = {parts} nats ({errors}){bounds}{measure}"
