@@ -138,7 +138,7 @@ def main(
     flagged = f"Bayes' rule, {len(by_class.flagged)} of {len(by_class)} rows flagged"
     found = {"q(y | x)": guide.to_dict(), flagged: rule.to_dict()}
     picture = save(reliability_diagram(found), out / "semi_supervised_reliability.png")
-    digits = torch.eye(10).repeat_interleave(10, 0)
+    digits = torch.arange(10).repeat_interleave(10)
     drawn = sample(vae, 100, digits, mean=True).numpy().reshape(10, 10, -1)
     title = "E[x | z, y], z ~ p(z): a class y in each row"
     grid = save(image_grid(list(drawn), [str(c) for c in range(10)], images.shape, title), out / "semi_supervised.png")
