@@ -16,7 +16,6 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,38 +57,24 @@ def vae(row: str) -> pv.VAE:
 ROWS = ("standard normal prior", "VampPrior", "flow prior", "flow prior, IAF posterior")
 
 
-class Spent(Exception):
-    """The run's time is used up."""
-
-
 def train_and_score(row: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Train one model for its time, and score it."""
     torch.manual_seed(seed)
     data = load(options.data, binarization="dynamic")
     x, test = (part.x.flatten(1)[: 256 if options.quick else None] for part in (data.train, data.test))
-    model, schedule, epochs = vae(row).to(options.device), pv.warmup(pv.cosine), []
-    start = time.perf_counter()
-
-    def spent() -> float:
-        return min(1.0, (time.perf_counter() - start) / (60 * options.minutes))
-
-    def watch(record: dict[str, Any]) -> None:
-        epochs.append(record)
-        if spent() >= 1:
-            raise Spent
-
-    with suppress(Spent):
-        pv.fit(
-            model, x, optimizer=pv.adam(2e-3), epochs=100_000, batch_size=128, transform=data.transform,
-            schedule=lambda done: schedule(spent()), seed=seed, engine=options.engine, device=options.device,
-            on_epoch=watch, verbose=False,
-        )  # fmt: skip
+    model = vae(row).to(options.device)
+    start, budget = time.perf_counter(), pv.TimeBudget(60 * options.minutes, time.perf_counter)
+    result = pv.fit(
+        model, x, optimizer=pv.adam(2e-3), epochs=100_000, batch_size=128, transform=data.transform,
+        schedule=budget.schedule(pv.warmup(pv.cosine)), seed=seed, engine=options.engine, device=options.device,
+        on_epoch=budget, verbose=False,
+    )  # fmt: skip
     trained = time.perf_counter() - start
     evidence = pv.log_likelihood(
         model.model, model.guide, test, num_samples=options.samples, device=options.device, verbose=False
     )
     said = evidence.summary() | {"seconds_of_evaluation": time.perf_counter() - start - trained}
-    return {"row": row, "seed": seed, "epochs": len(epochs), "seconds_of_training": trained, "evidence": said}
+    return {"row": row, "seed": seed, "epochs": len(result.history), "seconds_of_training": trained, "evidence": said}
 
 
 def line(row: str, runs: list[dict[str, Any]], ours: dict[str, list[float]]) -> str:

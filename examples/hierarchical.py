@@ -10,8 +10,6 @@ which model learns faster, not which is the better one in the end.
 """
 
 import argparse
-import time
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -23,6 +21,7 @@ from pyro_vae import (
     Conditional,
     HierarchicalVAE,
     StandardNormal,
+    TimeBudget,
     TopDown,
     adam,
     bernoulli,
@@ -93,28 +92,14 @@ def top_down(x: torch.Tensor, s: dict) -> HierarchicalVAE:
 MODELS = {ONE: one_layer, "two, bottom-up": bottom_up, "two, top-down": top_down}
 
 
-class Spent(Exception):
-    """The run's CPU time is used up."""
-
-
 def train(vae, data, seed: int, seconds: float) -> int:
     """Train for so many seconds of CPU time; return the epochs."""
-    start, schedule, epochs = time.process_time(), warmup(cosine), []
-
-    def spent() -> float:
-        return min(1.0, (time.process_time() - start) / seconds)
-
-    def watch(record: dict) -> None:
-        epochs.append(record["epoch"])
-        if spent() >= 1:
-            raise Spent
-
-    with suppress(Spent):
-        fit(
-            vae, data.train.x, optimizer=adam(3e-3), epochs=100_000, batch_size=500, seed=seed, transform=data.transform,
-            schedule=lambda done: schedule(spent()), on_epoch=watch, verbose=False,
-        )  # fmt: skip
-    return len(epochs)
+    budget = TimeBudget(seconds)
+    result = fit(
+        vae, data.train.x, optimizer=adam(3e-3), epochs=100_000, batch_size=500, seed=seed, transform=data.transform,
+        schedule=budget.schedule(warmup(cosine)), on_epoch=budget, verbose=False,
+    )  # fmt: skip
+    return len(result.history)
 
 
 def scored(name: str, seed: int, seconds: float, data, setting: dict):

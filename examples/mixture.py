@@ -12,9 +12,7 @@ VAE's clusters are k-means' and a Gaussian mixture's, of its posterior means.
 import argparse
 import json
 import statistics
-import time
 from collections import defaultdict
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +31,8 @@ from pyro_vae import (
     Classes,
     Conditional,
     StandardNormal,
+    StopTraining,
+    TimeBudget,
     adam,
     bernoulli,
     compare,
@@ -73,29 +73,18 @@ def mixture_of(vae: VAE, x: torch.Tensor, seed: int) -> GMVAE:
     return GMVAE(Classes(CLUSTERS, learned=True), Conditional(table, normal), vae.likelihood, vae.posterior)
 
 
-class Spent(Exception):
-    """The run's CPU time is used up."""
-
-
-def train(vae, data, seed: int, start: float, until: float, total: float) -> int:
-    """Train until so many seconds of CPU time after `start`, the learning rate following them; return the epochs."""
-    schedule, epochs = warmup(cosine), []
-
-    def spent() -> float:
-        return time.process_time() - start
+def train(vae, data, seed: int, budget: TimeBudget, until: float = 1.0) -> int:
+    """Train until that part of the budget is spent, the learning rate following it; return the epochs."""
 
     def watch(record: dict) -> None:
-        epochs.append(record["epoch"])
-        if spent() >= until:
-            raise Spent
+        if budget.spent() >= until:
+            raise StopTraining(f"{until} of the time is used up")
 
-    with suppress(Spent):
-        fit(
-            vae, data.train.x, objective=Bound(iwae, 8), optimizer=adam(3e-3), epochs=100_000, batch_size=100, seed=seed,
-            transform=data.transform, schedule=lambda done: schedule(min(1.0, spent() / total)), on_epoch=watch,
-            engine="trace", verbose=False,
-        )  # fmt: skip
-    return len(epochs)
+    result = fit(
+        vae, data.train.x, objective=Bound(iwae, 8), optimizer=adam(3e-3), epochs=100_000, batch_size=100, seed=seed,
+        transform=data.transform, schedule=budget.schedule(warmup(cosine)), on_epoch=watch, engine="trace", verbose=False,
+    )  # fmt: skip
+    return len(result.history)
 
 
 def agreement(clusters: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -125,11 +114,11 @@ def one_seed(seed: int, seconds: float, data, rows: torch.Tensor, s: dict) -> di
     vae = plain_vae(s["width"], s["dims"])
     first = plain_vae(s["width"], s["dims"])
     first.load_state_dict(vae.state_dict())  # both start alike
-    epochs = {"VAE": train(vae, data, seed, time.process_time(), seconds, seconds)}
-    start = time.process_time()
-    epochs["GMVAE"] = train(first, data, seed, start, PRETRAINED * seconds, seconds)
+    epochs = {"VAE": train(vae, data, seed, TimeBudget(seconds))}
+    budget = TimeBudget(seconds)
+    epochs["GMVAE"] = train(first, data, seed, budget, PRETRAINED)
     mixed = mixture_of(first, rows, seed)
-    epochs["GMVAE"] += train(mixed, data, seed, start, seconds, seconds)
+    epochs["GMVAE"] += train(mixed, data, seed, budget)
     return {"models": {"VAE": vae, "GMVAE": mixed}, "epochs": epochs}
 
 

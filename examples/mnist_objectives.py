@@ -11,7 +11,6 @@ import argparse
 import json
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -36,10 +35,6 @@ MNIST = {"config": BURDA, "rows": 1000, "num_samples": 5000}
 QUICK = {"config": SMALL, "rows": 50, "num_samples": 50}
 
 
-class Spent(Exception):
-    """The run's CPU time is used up."""
-
-
 def job(name: str, seed: int, seconds: float, setting: dict) -> dict:
     """Trains one model for so many seconds of CPU time, and scores it."""
     torch.set_num_threads(1)  # CPU time is then the work done, however many runs share the machine
@@ -47,26 +42,17 @@ def job(name: str, seed: int, seconds: float, setting: dict) -> dict:
     config = setting["config"].resolved()
     data = load(config.data, binarization="dynamic")
     vae = build(config, data.shape, data.train.x)
-    start, schedule, epochs = time.process_time(), pv.warmup(pv.cosine), []
-
-    def spent() -> float:
-        return min(1.0, (time.process_time() - start) / seconds)
-
-    def watch(record: dict) -> None:
-        epochs.append(time.process_time() - start)
-        if spent() >= 1:
-            raise Spent
-
-    with suppress(Spent):
-        pv.fit(
-            vae, data.train.x, validation=data.validation.x, objective=OBJECTIVES[name](), optimizer=pv.adam(6e-3),
-            epochs=100_000, batch_size=500, schedule=lambda done: schedule(spent()), transform=data.transform, seed=seed,
-            on_epoch=watch, verbose=False,
-        )  # fmt: skip
+    start, budget = time.process_time(), pv.TimeBudget(seconds)
+    result = pv.fit(
+        vae, data.train.x, validation=data.validation.x, objective=OBJECTIVES[name](), optimizer=pv.adam(6e-3),
+        epochs=100_000, batch_size=500, schedule=budget.schedule(pv.warmup(pv.cosine)), transform=data.transform, seed=seed,
+        on_epoch=budget, verbose=False,
+    )  # fmt: skip
+    trained = time.process_time() - start
     x = data.test.x[: setting["rows"]]
     evidence = pv.log_likelihood(vae.model, vae.guide, x, num_samples=setting["num_samples"], verbose=False)
     return {
-        "objective": name, "seed": seed, "epochs": len(epochs), "cpu_seconds": epochs[-1],
+        "objective": name, "seed": seed, "epochs": len(result.history), "cpu_seconds": trained,
         "active_units": latents(vae.model, vae.guide, x[:500]).active(), "log_px": evidence.log_px.tolist(),
     } | {"evidence": evidence.summary()}  # fmt: skip
 

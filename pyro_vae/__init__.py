@@ -82,6 +82,7 @@ from pyro_vae.training.aggressive_inference import Aggressive
 from pyro_vae.training.fit import fit
 from pyro_vae.training.optimizers import adam
 from pyro_vae.training.schedules import constant, cosine, cyclical, warmup
+from pyro_vae.training.time_budget import StopTraining, TimeBudget
 from pyro_vae.training.training_state import FitResult
 
 __all__ = [  # noqa: RUF022 (grouped as in the README)
@@ -103,7 +104,8 @@ __all__ = [  # noqa: RUF022 (grouped as in the README)
     "StateSpaceModel", "BackwardGRU", "pad_sequences",
     "particle_filter", "Filtered", "smooth", "Smoothed", "forecast", "Forecast", "per_step",
     # training
-    "fit", "FitResult", "Checkpointer", "Aggressive", "adam", "constant", "cosine", "warmup", "binarize",
+    "fit", "FitResult", "Checkpointer", "Aggressive", "adam", "constant", "cosine", "warmup", "binarize", "TimeBudget",
+    "StopTraining",
     "fit_ensemble", "Ensemble",
     # objectives: bounds of log weights, gradient estimators, handlers and added terms
     "log_weights", "Bound", "elbo", "iwae", "miwae", "piwae", "ciwae", "renyi", "tvo", "jackknife",

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+from contextlib import suppress
+from functools import cache
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 
@@ -21,3 +24,11 @@ def machine(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"CPU ({platform.machine()}), {cores} cores, {torch.get_num_threads()} threads"
+
+
+@cache
+def is_intel() -> bool:
+    """Return whether the processor is Intel's, as the system tells; False where it does not."""
+    with suppress(OSError):
+        return "GenuineIntel" in Path("/proc/cpuinfo").read_text(errors="replace")
+    return "GenuineIntel" in platform.processor()

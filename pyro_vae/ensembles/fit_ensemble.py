@@ -79,7 +79,8 @@ def fit_ensemble(
         beta: weight of the KL, for all or a list with one for each: a number, or a :class:`~pyro_vae.Beta` with a schedule.
         engine: "trace" runs the common graph as it is, "compile" puts it through Inductor, "auto" chooses by the number of
             steps; "eager" trains one member after the other, as their programs run.
-        on_epoch: called with each member's record of each epoch, which has its ``seed``.
+        on_epoch: called with each member's record of each epoch, which has its ``seed``; a member is done where it raises
+            :class:`~pyro_vae.StopTraining`.
 
     Returns:
         An :class:`Ensemble` of the members, each holding its own best weights.

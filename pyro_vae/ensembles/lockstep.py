@@ -18,6 +18,7 @@ from pyro_vae.training.divergence import suspect_rows
 from pyro_vae.training.engines.flat_graph import Unfinished, Untraceable
 from pyro_vae.training.finite_checks import GRADIENT, LOSS
 from pyro_vae.training.shuffle import NOISE, SHUFFLE, ShuffledBatches
+from pyro_vae.training.time_budget import StopTraining
 from pyro_vae.training.training_state import EpochPosition, TrainingOptions
 
 from .members import Member
@@ -179,8 +180,14 @@ class Lockstep:
         except DivergedError as error:
             self.freeze(member, error)
             return
-        report.member(member.seed, record)
+        try:
+            report.member(member.seed, record)
+        except StopTraining as enough:
+            training.result.stopped = str(enough) or "stopped by on_epoch"
+            self.retire(member)
         training.add_record(record, report.notes_of(member.seed))
+        if training.result.stopped:
+            return
         patience = self.options.patience
         if patience is not None and epoch - max(training.result.best_epoch, training.settled_epoch) >= patience:
             training.result.stopped = f"no better ELBO for {patience} epochs"

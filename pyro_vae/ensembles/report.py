@@ -33,11 +33,11 @@ class EnsembleReporter:
 
     def member(self, seed: int, record: Record) -> None:
         """Take a member's record, and give it to `on_epoch`, its seed beside it."""
+        self.records.append(record)
         more = self.on_epoch(record | {"seed": seed}) if self.on_epoch else None
         if not isinstance(more, dict | None):
             raise UsageError(f"on_epoch returned a {type(more).__name__}; wanted a dict that joins the record, or None")
         record |= more or {}
-        self.records.append(record)
 
     def alone(self, seed: int, record: Record) -> Record:
         """Take the record of a member that is trained by itself; return what joins it."""

@@ -20,6 +20,7 @@ holds for counts and parameters up to 10⁸. One that takes options is a functio
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +85,19 @@ class _Columns(nn.Module):
         if widths != self.widths:
             raise ShapeError(f"{self.__name__}: its blocks make {widths} columns of their features, not {self.widths}")
         return Columns(blocks)
+
+    def part(self, start: int, stop: int) -> tuple[Family, int]:
+        """Return the family of these columns alone, of blocks that begin and end there, and how many features it takes.
+
+        Raises:
+            UsageError: no block begins, or ends, there.
+        """
+        ends = list(accumulate(self.widths, initial=0))
+        if not {start, stop} <= set(ends) or start >= stop:
+            raise UsageError(f"{self.__name__}: its blocks end at columns {ends[1:]}, not at {start} and {stop}")
+        chosen = slice(ends.index(start), ends.index(stop))
+        blocks = list(zip(self.families, self.features, self.widths, strict=True))[chosen]
+        return columns(blocks), sum(self.features[chosen])
 
     def extra_repr(self) -> str:
         return self.__name__

@@ -39,7 +39,11 @@ class Modalities(FunctionParts):
     def beside(self, x: tuple[Tensor, ...]) -> Iterator[tuple[str, Role, Tensor]]:
         """Yield each modality's name, its role and its values."""
         check_number(self.names, x)
-        return ((name, getattr(self, PREFIX + name), value) for name, value in zip(self.names, x, strict=True))
+        return ((name, role, value) for (name, role), value in zip(self.roles(), x, strict=True))
+
+    def roles(self) -> Iterator[tuple[str, Role]]:
+        """Yield each modality's name and its role."""
+        return ((name, getattr(self, PREFIX + name)) for name in self.names)
 
 
 class Experts(Modalities):

@@ -320,8 +320,8 @@ def floor_of(run: Run, data: Data, x: Tensor, log_px: Tensor) -> dict[str, Any]:
     family, features = likelihood_of(run.config, x.shape[1], run.components)
     jacobian: Any = 0.0
     if run.config.standardize:  # a fit by gradient starts at scale 1, as networks do
-        likelihood: Any = run.vae.likelihood
-        loc, scale = likelihood.units.loc.to(x), likelihood.units.scale.to(x)
+        units = kind.units(run.vae)
+        loc, scale = units.loc.to(x), units.scale.to(x)
         jacobian, train_rows, x = log_scale(x, scale).double(), (train_rows - loc) / scale, (x - loc) / scale
     floor_px = floor(run.config.likelihood, family, features, train_rows, x) - jacobian
     floor_px = floor_px.reshape(len(log_px), -1).sum(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -233,7 +234,8 @@ def parts_of(config: Config, shape: tuple[int, ...], x: Tensor | None, component
     fill = None if not config.missing else torch.zeros(elements) if x is None else x.nanmean(0).nan_to_num()
     specs = {role: spec_of(role, getattr(config, role), components) for role in ("posterior", "prior")}
     units = input_units(config, shape, x)
-    return ModelParts(config, shape, family, features, loc, scale, x, fill, units, specs)
+    family_of = partial(likelihood_of, config, components=components)
+    return ModelParts(config, shape, family, features, loc, scale, x, fill, units, family_of, specs)
 
 
 def input_units(config: Config, shape: tuple[int, ...], x: Tensor | None) -> Units | None:

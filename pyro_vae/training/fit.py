@@ -154,7 +154,8 @@ def fit(
             their ``at`` is told the fraction of training done, 0 to 1, before each step, and every engine follows their
             numbers (:class:`~pyro_vae.objectives.scheduled.Scheduled`).
         on_step: called with the same fraction, after them. As it may change any number of the programs, no step is traced.
-        on_epoch: called with each epoch's record; what it returns joins the record.
+        on_epoch: called with each epoch's record; what it returns joins the record. Training ends, as after its last epoch,
+            where it raises :class:`~pyro_vae.StopTraining`, as a :class:`~pyro_vae.TimeBudget` does.
         bad_steps: stop at this many steps in a row whose loss or gradient is not finite; those before are skipped, with the
             weights as they were.
         callbacks: called between steps and epochs, each a :class:`~pyro_vae.training.trainer.TrainingCallback`, such as a

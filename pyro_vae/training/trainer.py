@@ -27,6 +27,7 @@ from .metrics import EpochMetrics, Record, Reporter, collapsed, no_elbo
 from .patience import settled_epoch
 from .shuffle import NOISE, SHUFFLE
 from .step import Step
+from .time_budget import StopTraining
 from .training_state import (
     EpochPosition,
     FitResult,
@@ -92,8 +93,13 @@ class Trainer:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Encountered NaN")  # Pyro's; the DivergedError says more
                 record = self.epoch(epoch)
-            report(record)  # before the weights are copied: an epoch interrupted here is not the best
+            try:
+                report(record)  # before the weights are copied: an epoch interrupted here is not the best
+            except StopTraining as enough:
+                result.stopped = str(enough) or "stopped by on_epoch"
             self.add_record(record, report)
+            if result.stopped:
+                break
             if patience is not None and epoch - max(result.best_epoch, self.settled_epoch) >= patience:
                 result.stopped = f"no better ELBO for {patience} epochs"
                 break

@@ -10,6 +10,12 @@ from pyro_vae.common.matrix_products import ATEN, LEAST, by_onednn, linear
 needs_onednn = pytest.mark.skipif(torch_private.onednn_linear() is None, reason="torch has no oneDNN here")
 
 
+@pytest.fixture(autouse=True)
+def another_processor(monkeypatch):
+    """A processor that is not Intel's, whatever these tests run on."""
+    monkeypatch.setattr(matrix_products, "is_intel", lambda: False)
+
+
 def normal(*shape, dtype=torch.float32):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=dtype)
 
@@ -64,6 +70,12 @@ def test_scaled_additions_stay():
 
 def test_a_torch_without_onednn_keeps_its_own(monkeypatch):
     monkeypatch.setattr(matrix_products, "linear", lambda: None)
+    graph, by = rewritten(torch.mm, *LARGE["weights as they lie"])
+    assert by is graph
+
+
+def test_an_intel_processor_keeps_its_own(monkeypatch):
+    monkeypatch.setattr(matrix_products, "is_intel", lambda: True)
     graph, by = rewritten(torch.mm, *LARGE["weights as they lie"])
     assert by is graph
 

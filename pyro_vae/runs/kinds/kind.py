@@ -14,6 +14,7 @@ from pyro_vae.data import Data, Split
 from pyro_vae.errors import UsageError
 from pyro_vae.evidence.imputation import impute
 from pyro_vae.models import usage
+from pyro_vae.models.standardize import Units
 from pyro_vae.objectives.bound_objective import Term
 from pyro_vae.programs.pair import evaluation_mode
 from pyro_vae.runs.config import Config
@@ -66,6 +67,12 @@ def likelihood_of_draws(model: Any, shape: Shape, num_samples: int, seed: int) -
         return model.likelihood(z)
 
 
+def units_of_likelihood(model: Any) -> Units:
+    """Return the units that p(x | z) stands in, of a model that standardizes."""
+    units: Units = model.likelihood.units
+    return units
+
+
 def flat_rows(values: Tensor, shape: Shape) -> Tensor:
     """Return what the programs make of x as rows of a data set, ``(*batch, elements)``."""
     return values
@@ -94,6 +101,7 @@ class ModelKind(Spec):
         likelihood_of_rows, likelihood_of_draws: p(x | z), a distribution or its means, at the codes of rows, and at draws: what
             pictures show of it.
         flat: x of the programs as rows of a data set.
+        units: of what the likelihood is of, where the config standardizes.
         report: what is told of a split beside log p(x).
     """
 
@@ -114,6 +122,7 @@ class ModelKind(Spec):
     likelihood_of_rows: Callable[..., Any] = likelihood_of_rows
     likelihood_of_draws: Callable[..., Any] = likelihood_of_draws
     flat: Callable[[Tensor, Shape], Tensor] = flat_rows
+    units: Callable[[Any], Units] = units_of_likelihood
     report: Callable[[Any, Split, Shape], dict[str, Any]] = nothing_more
 
     def __post_init__(self) -> None:

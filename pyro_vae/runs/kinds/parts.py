@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ class ModelParts:
         x: training rows in these units, or None.
         fill: what stands for missing values before an encoder; None where none are missing.
         units: units that encoders alone see x in, of x as standardized; None where the config asks for none.
+        family_of: the likelihood's family, and its number of features, of so many elements.
         specs: the rows of the registry for "prior" and "posterior".
         built: networks, in the order in which they were made.
     """
@@ -45,6 +46,7 @@ class ModelParts:
     x: Tensor | None
     fill: Tensor | None
     units: Units | None
+    family_of: Callable[[int], tuple[Family, int]]
     specs: Mapping[str, Spec] = field(default_factory=dict)
     built: list[nn.Module] = field(default_factory=list)
 
@@ -94,6 +96,22 @@ class ModelParts:
         """Make a network from latents to features."""
         self.built.append(MLP(inputs, features, self.config.hidden, ACTIVATIONS[self.config.activation]))
         return self.built[-1]
+
+    def block(self, start: int, stop: int) -> ModelParts:
+        """Gather what a model of these elements alone is made of, networks of its own.
+
+        Raises:
+            UsageError: elements that a likelihood of several families has no boundary at.
+        """
+        part = getattr(self.family, "part", None)
+        family, features = self.family_of(stop - start) if part is None else part(start, stop)
+        return replace(
+            self, shape=(stop - start,), family=family, features=features, loc=self.loc[start:stop],
+            scale=self.scale[start:stop], x=None if self.x is None else self.x[:, start:stop],
+            fill=None if self.fill is None else self.fill[start:stop],
+            units=None if self.units is None else Units(self.units.loc[start:stop], self.units.scale[start:stop]),
+            built=[],
+        )  # fmt: skip
 
     def start(self, decoder: Any) -> None:
         """Initialise what was built, and the decoder's output bias by the training rows: training begins at the floor."""

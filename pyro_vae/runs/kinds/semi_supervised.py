@@ -167,7 +167,6 @@ KIND = ModelKind(
     likelihood_of_rows=likelihood_of_rows, likelihood_of_draws=likelihood_of_draws,
     interpolate="a code is a class and a z, and between two classes there is nothing. Of one class, in Python: "
     "interpolate(vae, start, end, y), y one-hot",
-    impute="it is not known from the command line whether a class is. In Python: impute(vae, x)",
     formula="p(y) p(z) p(x|z,y); q(y|x) q(z|x,y)", support="any x, labels y",
     reference="Kingma, Rezende, Mohamed & Welling, 2014, https://arxiv.org/abs/1406.5298",
 )  # fmt: skip

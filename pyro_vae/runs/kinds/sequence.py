@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from pyro_vae.data.arrays import format_rows
 from pyro_vae.data.sequences import fill_beyond
 from pyro_vae.distributions.conditional import Conditional
 from pyro_vae.errors import DataError, UsageError
+from pyro_vae.evidence.imputation import impute
 from pyro_vae.likelihoods.continuous import normal
 from pyro_vae.models import usage
 from pyro_vae.models.recurrent import BackwardGRU
@@ -114,6 +116,13 @@ def reconstruct(model: StateSpaceModel, *rows: Tensor) -> Tensor:
     return joined(usage.reconstruct(model, *rows), "x")
 
 
+def filled_in(model: StateSpaceModel, x: Tensor, lengths: Tensor, **how: Any) -> Tensor:
+    """Draw what is missing before the end of each sequence, ``(draws, N, T · D)``; NaN beyond it."""
+    drawn: Tensor = impute(model, x, lengths, **how)
+    beyond = torch.arange(x.shape[1], device=x.device) >= lengths.unsqueeze(1)
+    return flat(drawn.masked_fill(beyond.unsqueeze(-1), torch.nan), ())
+
+
 def means_of_draws(model: StateSpaceModel, shape: Shape, num_samples: int, seed: int) -> Tensor:
     """E[x_t | z_t] at draws of z."""
     return sample(model, shape, num_samples, seed, True)
@@ -121,10 +130,9 @@ def means_of_draws(model: StateSpaceModel, shape: Shape, num_samples: int, seed:
 
 KIND = ModelKind(
     make=make_sequence, ragged=True, emission=step_shape, rows=sequences, train_rows=train_rows,
-    flat=flat, sample=sample, encode=encode, reconstruct=reconstruct,
+    flat=flat, sample=sample, encode=encode, reconstruct=reconstruct, impute=filled_in,
     likelihood_of_rows=reconstruct, likelihood_of_draws=means_of_draws,
     interpolate="a code has a z for each step. In Python: interpolate((model.model, model.guide), start, end, lengths)",
-    impute="what is missing of a sequence is smoothed, and what follows it forecast, in Python: smooth, forecast",
     formula="p(z_1) Π p(z_t|z_{t−1}) p(x_t|z_t); Π q(z_t|z_{t−1}, x_t … x_T)", support="sequences",
     reference="Krishnan, Shalit & Sontag, 2017, https://arxiv.org/abs/1609.09869",
 )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from . import hierarchical, mixture, semi_supervised, sequence, vae
+from . import hierarchical, mixture, multimodal, semi_supervised, sequence, vae
 from .kind import ModelKind
 
 MODELS: Mapping[str, ModelKind] = {
@@ -13,6 +13,7 @@ MODELS: Mapping[str, ModelKind] = {
     "sequence": sequence.KIND,
     "gmvae": mixture.KIND,
     "semi_supervised": semi_supervised.KIND,
+    "multimodal": multimodal.KIND,
 }
 ELSEWHERE = {  # models that no config names, and how they are had
     "bayesian": "its parameters belong to the whole data set, so that its rows have no log p(x) of their own to evaluate and "

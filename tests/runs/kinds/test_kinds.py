@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_vae import Config, compare_runs, evaluate_run, load_run, log_likelihood, resume_run, train_run
+from pyro_vae import Config, MultimodalVAE, compare_runs, evaluate_run, load_run, log_likelihood, resume_run, train_run
 from pyro_vae.cli.main import main
 from pyro_vae.data import Split, load
 from pyro_vae.errors import DataError, DivergedError, UsageError
@@ -18,6 +18,7 @@ from pyro_vae.runs import train_run as train_run_module
 from pyro_vae.runs.data_choices import decided
 from pyro_vae.runs.ensemble_run import load_ensemble, train_ensemble
 from pyro_vae.runs.kinds.hierarchical import GUIDES, widths_of
+from pyro_vae.runs.kinds.multimodal import GUIDES as MODALITIES
 from pyro_vae.runs.kinds.semi_supervised import decide, keep_labels, train_rows
 from pyro_vae.runs.kinds.sequence import sequences, steps_of
 from pyro_vae.runs.kinds.sequence import train_rows as sequences_to_train_on
@@ -36,7 +37,12 @@ def heavy(*names):
 
 
 SMALL = {"hidden": (4,), "latent_dim": 2, "epochs": 1, "batch_size": 20}
-OPTIONS = {"sequence": {"recurrent": "4"}, "gmvae": {"classes": "3"}, "semi_supervised": {"labelled": "20"}}
+OPTIONS = {
+    "sequence": {"recurrent": "4"},
+    "gmvae": {"classes": "3"},
+    "semi_supervised": {"labelled": "20"},
+    "multimodal": {"sizes": "1,3"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +104,23 @@ def test_a_run_is_asked_by_the_command_line(runs, model, capsys):
     said = capsys.readouterr().err
     assert not refused or f"interpolate is not of model {model!r}" in said
     assert (runs / model / "interpolated.npy").exists() != refused
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_gaps_are_filled_in_and_the_rest_is_left(model):
+    """Rows as a data set has them, of each draw; what is beyond the end of a sequence is no gap."""
+    options = OPTIONS.get(model, {}) | ({"classes": "3"} if model == "semi_supervised" else {})
+    c = Config(data="x.csv", model=model, model_options=options, missing=True, hidden=(4,), latent_dim=2)
+    torch.manual_seed(0)
+    kind, vae = kind_of(c), build(resolved(c), (4,))
+    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
+    x[0, 1], x[1, 0], x[2, 3] = NAN, NAN, NAN
+    filled = kind.ask("impute", model)(vae, *kind.rows(Split(x), (4,)), num_samples=20, draws=3, seed=0)
+    end = x.isnan() & torch.tensor([[model == "sequence" and t == 3 for t in range(4)]])
+    assert filled.shape == (3, 5, 4) and torch.equal(filled.isnan(), end.expand(3, -1, -1))
+    assert (
+        torch.equal(filled[:, ~x.isnan()], x[~x.isnan()].expand(3, -1)) and (filled[0, 0, 1] != filled[1:, 0, 1]).all()
+    )
 
 
 def test_runs_of_two_kinds_are_compared_and_another_kind_of_data_is_not(runs):
@@ -304,6 +327,63 @@ def test_rows_are_steps_in_any_layout():
     assert steps_of((5,)) == (5, 1) and steps_of((1, 5, 2)) == (5, 2) and steps_of((5, 2)) == (5, 2)
 
 
+# --- modalities -----------------------------------------------------------------------------------------------------------
+
+
+def modalities(guide="product", x=None, **more):
+    """A model of three columns, one of them a modality by itself, and the others another."""
+    options = {"sizes": "1,2", "guide": guide}
+    c = Config(data="x.csv", model="multimodal", model_options=options, hidden=(4,), latent_dim=2, missing=True, **more)
+    torch.manual_seed(0)
+    return build(resolved(c), (3,), x)
+
+
+@pytest.mark.parametrize("guide", MODALITIES)
+def test_blocks_of_a_row_are_modalities(guide):
+    """Blocks side by side are the arrays of a MultimodalVAE with the same parts, gaps and absent blocks included."""
+    x = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    x[1, 2], x[2, 1:], x[3, 0], x[4] = NAN, NAN, NAN, NAN
+    rows = modalities(guide)
+    apart = MultimodalVAE(rows.prior, dict(rows.likelihoods.roles()), rows.posterior)
+    one = log_likelihood(rows.model, rows.guide, x, num_samples=30, verbose=False).log_px
+    two = log_likelihood(apart.model, apart.guide, x[:, :1], x[:, 1:], num_samples=30, verbose=False).log_px
+    torch.testing.assert_close(one, two)
+    assert one[4] == 0  # nothing is there, of probability 1
+
+
+def test_modalities_of_one_row_come_from_one_code():
+    """Draws and imputations of one block go with the other's: both follow z."""
+    vae = modalities()
+    for name, role in vae.likelihoods.roles():
+        net = role.likelihood.net = torch.nn.Linear(2, 2 * (1 if name == "x1" else 2))
+        with torch.no_grad():
+            net.weight.zero_()
+            net.bias.fill_(-4.0)  # of scales
+            net.weight[: len(net.weight) // 2, 0], net.bias[: len(net.weight) // 2] = 3.0, 0.0
+    kind = MODELS["multimodal"]
+    x = kind.sample(vae, (3,), 400, 0, False)
+    assert x.T.corrcoef().min() > 0.99
+    gone = torch.full((1, 3), NAN)
+    drawn = kind.impute(vae, gone, num_samples=400, draws=200)[:, 0]
+    assert drawn.T.corrcoef().min() > 0.99
+    seen = kind.impute(vae, torch.tensor([[2.0, NAN, NAN]]), num_samples=4000, draws=50)[:, 0]
+    assert (seen[:, 0] == 2).all() and (seen[:, 1:].mean(0) - 2).abs().max() < 0.15
+
+
+def test_blocks_keep_the_units_and_families_of_their_columns():
+    """Blocks start at the marginal of their columns in their units; families of several blocks are cut where they end."""
+    x = torch.randn(200, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 10.0, 0.1]) + 5
+    vae = modalities(x=x, standardize=True, likelihood="normal")
+    units = MODELS["multimodal"].units(vae)
+    torch.testing.assert_close(units.loc, x.mean(0), atol=1e-4, rtol=0)
+    torch.testing.assert_close(units.scale, x.std(0, correction=0), atol=1e-4, rtol=0)
+    mixed = {"likelihood": "columns", "likelihood_options": {"blocks": "poisson:1,normal:1,bernoulli:1"}}
+    parts = [role.likelihood(torch.zeros(1, 2)) for _, role in modalities(**mixed).likelihoods.roles()]
+    assert [[type(b.base_dist).__name__ for b in p.blocks] for p in parts] == [["Poisson"], ["Normal", "Bernoulli"]]
+    with pytest.raises(UsageError, match=r"its blocks end at columns \[2, 3\], not at 0 and 1"):
+        modalities(likelihood="columns", likelihood_options={"blocks": "normal:2,bernoulli:1"})
+
+
 # --- refused by name ------------------------------------------------------------------------------------------------------
 
 WRONG = {
@@ -343,6 +423,10 @@ BUILT = {
     "one-class": ("semi_supervised", {"classes": "1"}, {}, "--model.classes: wanted 2 or more"),
     "no-classes": ("gmvae", {"classes": "0"}, {}, "num_classes must be 1 or more"),
     "conv": ("sequence", {}, {"network": "conv"}, "--network conv is of images"),
+    "sizes": ("multimodal", {"sizes": "1,2"}, {}, "--model.sizes 1,2: .*add up to the 4 of a row"),
+    "no-size": ("multimodal", {"sizes": "4,0"}, {}, "--model.sizes 4,0: "),
+    "experts": ("multimodal", {"guide": "sum"}, {}, "--model.guide is one of product, mixture"),
+    "conv-part": ("multimodal", {}, {"network": "conv"}, "--network conv is of whole images"),
 }
 
 
