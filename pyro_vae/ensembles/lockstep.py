@@ -102,7 +102,7 @@ class Lockstep:
                     together.check(split(batch), checked)
                 self.accelerate(batch)
                 together.draw(noise)
-                together(batch, row)
+                together(batch, row, self.steps + 1)
             else:
                 together.one_by_one(split(batch), row, noise)
         except Untraceable as why:

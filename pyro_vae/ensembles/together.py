@@ -19,6 +19,7 @@ from pyro_vae.training.engines.scheduled_values import answers_hold
 from pyro_vae.training.engines.verify import close, disagreement, replayed
 
 from .adam import StackedAdam, along
+from .fused_step import FusedStep
 from .member_step import Batch, bare, record, run_eager, traced, traced_twice, untraceable
 from .members import Member
 from .noise import Draw, draw_of, free_draws, is_random, with_draws_as_inputs
@@ -41,6 +42,7 @@ class Together:
     tally: Tally
     notes: list[str] = field(default_factory=list)
     run: Function | None = None  # compiled
+    fused: FusedStep | None = None  # Adam by torch's kernel behind the graph, until the graph is compiled with its own
     recorded: RecordedStep | None = None  # of the graph, or of what was compiled, on a GPU
 
     @classmethod
@@ -86,7 +88,9 @@ class Together:
         self.moments = [[torch.zeros_like(self.stack.tensors[j]) for j in self.stack.trained] for _ in range(2)]
         self.forward = self.function_of(self.names)
         self.check(batches)
-        self.module = self.flatten(batches)
+        self.fused = FusedStep.of(self.adam, self.parameters, self.moments)
+        inputs = self.inputs([torch.stack(arrays) for arrays in zip(*batches, strict=True)], self.row_like())
+        self.module, self.constants = flattened(self.counted if self.fused else self.whole, inputs)
         flat = self.stack.flats[0]
         seconds = time.perf_counter() - start
         self.notes.append(f"traced {flat.operations} operations of {len(self.members)} members in {seconds:.1f} s")
@@ -146,15 +150,6 @@ class Together:
                         f"the step of seed {member.seed} among all is not the one that it makes alone: {what}"
                     )
 
-    def flatten(self, batches: Sequence[Batch]) -> Any:
-        """Trace the whole step of all members into one flat graph; its inputs are changed in place."""
-        inputs = self.inputs([torch.stack(arrays) for arrays in zip(*batches, strict=True)], self.row_like())
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # vmap's, of operations that it takes one member after the other
-            module = flatten(self.whole, [t.clone() for t in inputs])
-        self.constants = lift(module)
-        return module
-
     def row_like(self) -> Tensor:
         return torch.ones(2, len(self.members), dtype=self.parameters[0].dtype, device=self.parameters[0].device)
 
@@ -179,28 +174,40 @@ class Together:
             *self.moments[1],
         ]
 
-    def whole(self, *inputs: Tensor) -> list[Tensor]:
-        """Make a step of these inputs; the tally, parameters, moments and buffers among them are changed in place."""
-        given, state, trained = len(self.batch_like) + len(self.draws), len(self.stack.tensors), len(self.stack.trained)
-        row, tally = inputs[given], Tally(*inputs[given + 1 : given + 5])
-        tensors = inputs[given + 5 : given + 5 + state]
-        moments = inputs[given + 5 + state :]
+    @property
+    def given(self) -> int:
+        """Count the inputs that are the batch, and draws."""
+        return len(self.batch_like) + len(self.draws)
+
+    def counted(self, *inputs: Tensor) -> list[Tensor]:
+        """Return which members move, and their gradients; tally and buffers among the inputs are changed in place."""
+        tally = Tally(*inputs[self.given + 1 : self.given + 5])
+        tensors = inputs[self.given + 5 : self.given + 5 + len(self.stack.tensors)]
         before = {j: tensors[j].clone() for j in self.stack.changed}
-        losses, *gradients = self.forward(*inputs[:given], *tensors)
+        losses, *gradients = self.forward(*inputs[: self.given], *tensors)
         moves = count(tally, losses, gradients)
         for j, old in before.items():
             tensors[j].copy_(torch.where(along(moves, old), tensors[j], old))
+        return [moves, *gradients]
+
+    def whole(self, *inputs: Tensor) -> list[Tensor]:
+        """Make a step of these inputs; the tally, parameters, moments and buffers among them are changed in place."""
+        row, trained = inputs[self.given], len(self.stack.trained)
+        tensors, moments = inputs[self.given + 5 :], inputs[self.given + 5 + len(self.stack.tensors) :]
+        moves, *gradients = self.counted(*inputs)
         for k, (j, gradient) in enumerate(zip(self.stack.trained, gradients, strict=True)):
             self.adam.update((tensors[j], moments[k], moments[k + trained]), gradient, row, moves)
-        return [losses]
+        return [moves]
 
-    def __call__(self, batch: Sequence[Tensor], row: Tensor) -> None:
-        """Make one step of all members, on draws that were made before."""
+    def __call__(self, batch: Sequence[Tensor], row: Tensor, number: int) -> None:
+        """Make one step of all members, which counts from 1, on draws that were made before."""
         if self.recorded is not None:
             self.recorded(batch, row)
             return
         with torch.no_grad():
-            (self.run or self.module.forward)(*self.inputs(batch, row), *self.constants)
+            moves, *gradients = (self.run or self.module.forward)(*self.inputs(batch, row), *self.constants)
+            if self.fused is not None:
+                self.fused(gradients, row, moves, number)
 
     def draw(self, generators: Sequence[torch.Generator]) -> None:
         """Draw each member's noise of the next step from its generator."""
@@ -245,12 +252,17 @@ class Together:
         """
         start = time.perf_counter()
         inputs = self.inputs(batch, self.row_like() * 1e-3)
-        flat = FlatGraph(self.module, [*inputs[len(batch) :], *self.constants])
+        module, constants = self.with_adam(inputs)
+        flat = FlatGraph(module, [*inputs[len(batch) :], *constants])
         with replayed(inputs, batch[0].device):
             run = compile_flat(flat, batch)
-        self.compare(lambda: run(*inputs, *self.constants), inputs, "compiled")
-        self.run = run
+        self.compare(lambda: run(*inputs, *constants), lambda: module.forward(*inputs, *constants), inputs, "compiled")
+        self.run, self.module, self.constants, self.fused = run, module, constants, None
         self.notes.append(f"compiled in {time.perf_counter() - start:.1f} s")
+
+    def with_adam(self, inputs: Sequence[Tensor]) -> tuple[Any, list[Tensor]]:
+        """Return the graph that has Adam among its own operations, and its constants: what is compiled or recorded."""
+        return (self.module, self.constants) if self.fused is None else flattened(self.whole, inputs)
 
     def record(self, batch: Sequence[Tensor]) -> None:
         """Record the step as one CUDA graph, and compare a replay with a step of the graph as it is.
@@ -260,20 +272,21 @@ class Together:
         """
         own, row = [a.clone() for a in batch], self.row_like() * 1e-3
         inputs, recorder = self.inputs(own, row), CudaRecorder(batch[0].device)
-        function = self.run or self.module.forward
+        module, constants = self.with_adam(inputs)
+        function = self.run or module.forward
         try:
             with replayed(inputs, batch[0].device), torch.no_grad():  # recording runs it
-                recorder.record(lambda: list(function(*inputs, *self.constants)))
+                recorder.record(lambda: list(function(*inputs, *constants)))
         except RuntimeError as error:
             raise Untraceable(f"the CUDA graph could not be captured: {str(error).splitlines()[0]}") from error
-        self.compare(recorder.replay, inputs, "recorded")
+        self.compare(recorder.replay, lambda: module.forward(*inputs, *constants), inputs, "recorded")
         self.recorded = RecordedStep(own, row, recorder)
         self.notes.append("one replay a step")
 
-    def compare(self, run: Callable[[], Any], inputs: Sequence[Tensor], how: str) -> None:
+    def compare(self, run: Callable[[], Any], plain: Callable[[], Any], inputs: Sequence[Tensor], how: str) -> None:
         """Raise Untraceable unless a step on these inputs is that of the graph as it is; all is put back."""
         with replayed(inputs, inputs[0].device), torch.no_grad():
-            self.module.forward(*inputs, *self.constants)
+            plain()
             wanted = [t.clone() for t in self.results]
         with replayed(inputs, inputs[0].device), torch.no_grad():
             run()
@@ -285,6 +298,14 @@ class Together:
     def results(self) -> list[Tensor]:
         """What shows a step's numbers: losses, and gradients in the running means."""
         return [self.tally.loss_sum, self.tally.good_steps, *self.moments[0]]
+
+
+def flattened(function: Function, inputs: Sequence[Tensor]) -> tuple[Any, list[Tensor]]:
+    """Trace a step of all members into one flat graph, whose inputs are changed in place; return its constants, too."""
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # vmap's, of operations that it takes one member after the other
+        module = flatten(function, [t.clone() for t in inputs])
+    return module, lift(module)
 
 
 def stacked(values: Sequence[Any]) -> Any:

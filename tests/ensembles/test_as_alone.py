@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 from pyro_vae import Beta, Bound, adam, binarize, cosine, dreg, fit, fit_ensemble, iwae, warmup
+from pyro_vae.common import torch_private
 from pyro_vae.common.inductor import compiler
 from pyro_vae.common.random import seeded
 from pyro_vae.ensembles import lockstep, together
+from pyro_vae.ensembles.fused_step import FusedStep
 from pyro_vae.ensembles.lockstep import Lockstep
 from tests.ensembles.programs import MAKERS, D, vae
 from tests.helpers.recording import Again
@@ -59,6 +61,20 @@ def test_each_kind_of_step_is_that_of_the_lone_run(name):
     ensemble = fit_ensemble(MAKERS[name], x, seeds=SEEDS, engine="trace", verbose=False, **options)
     assert "2 members as one graph" in ensemble.results[0].engine
     assert_same(ensemble, [alone(MAKERS[name], seed, x, **options) for seed in SEEDS])
+
+
+def test_without_torchs_kernel_adam_is_in_the_graph(monkeypatch):
+    """The same numbers, of operations in the place of the fused kernel; with it, that is what was made."""
+    x, options, made = rows(), {"epochs": 2, "batch_size": 10}, []
+    monkeypatch.setattr(FusedStep, "of", classmethod(lambda cls, *a, of=FusedStep.of: made.append(of(*a)) or made[-1]))
+    fused = fit_ensemble(vae, x, seeds=SEEDS, engine="trace", verbose=False, **options)
+    assert (made[0] is not None) == torch_private.kernel_works()
+    monkeypatch.setattr(torch_private, "kernel_works", lambda: False)
+    plain = fit_ensemble(vae, x, seeds=SEEDS, engine="trace", verbose=False, **options)
+    assert made[1] is None
+    for one, other in zip(fused, plain, strict=True):
+        for ours, theirs in zip(tensors(one), tensors(other), strict=True):
+            torch.testing.assert_close(ours, theirs, **CLOSE)
 
 
 def test_rates_betas_and_weights_of_the_kl_are_each_members_own():
