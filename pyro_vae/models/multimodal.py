@@ -15,7 +15,7 @@ from pyro_vae.data.arrays import convert, same_rows
 from pyro_vae.errors import UsageError
 from pyro_vae.programs.parameters import register
 
-from .experts import Experts, Modalities, Role
+from .experts import Experts, Modalities, Role, gone
 
 
 class MultimodalVAE(FunctionParts):
@@ -89,7 +89,8 @@ class MultimodalVAE(FunctionParts):
 def every_subset(*x: Any) -> tuple[Tensor, ...]:
     """Repeat the rows of M modalities for each subset of these that is not empty, the others NaN: ``((2^M − 1) N, *event)``.
 
-    Training on these is training on Σ_S log p(x_S), the sum of Wu & Goodman's ELBOs: the guide meets every subset.
+    Training on these is training on Σ_S log p(x_S), the sum of Wu & Goodman's ELBOs: the guide meets every subset. Rows that
+    lack modalities are repeated for the subsets of those that they have, and rows that have none are left out.
 
     Args:
         *x: the modalities, N rows each; whole numbers become floats, which have NaN.
@@ -109,9 +110,16 @@ def every_subset(*x: Any) -> tuple[Tensor, ...]:
     if not rows:
         raise UsageError("every_subset takes the arrays of the modalities, one at least")
     same_rows(*rows)
-    kept = [subset for subset in product((True, False), repeat=len(rows)) if any(subset)]
+    there = torch.stack([~gone(part) for part in rows])
+    chosen = [torch.tensor(subset) for subset in product((True, False), repeat=len(rows)) if any(subset)]
+    having = [there[subset.to(there.device)].all(0) for subset in chosen]  # rows that have all of a subset
     return tuple(
-        torch.cat([part if subset[i] else torch.full_like(part, torch.nan) for subset in kept])
+        torch.cat(
+            [
+                part[has] if subset[i] else torch.full_like(part[has], torch.nan)
+                for subset, has in zip(chosen, having, strict=True)
+            ]
+        )
         for i, part in enumerate(rows)
     )
 

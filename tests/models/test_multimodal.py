@@ -354,6 +354,9 @@ def test_every_subset_is_trained_on():
         *[(False, False)] * 3, *[(False, True)] * 3, *[(True, False)] * 3
     ]  # fmt: skip
     assert every_subset(*[torch.zeros(2, 1)] * 3)[0].shape == (14, 1)
+    x, y = every_subset([[1.0, 2.0], [nan, nan], [nan, 3.0], [nan, nan]], [7.0, 8.0, nan, nan])
+    told = [[1, 2, 7], [1, 2, nan], [nan, 3, nan], [nan, nan, 7], [nan, nan, 8]]  # each subset of what a row has, once
+    torch.testing.assert_close(torch.cat([x, y[:, None]], 1), torch.tensor(told), equal_nan=True)
     with pytest.raises(ShapeError, match="3 rows"):
         every_subset(torch.zeros(3, 1), torch.zeros(2))
     with pytest.raises(UsageError, match="one at least"):
