@@ -150,11 +150,13 @@ sizes: 1 is proportional; what a is of all makes it less, and what grows faster 
 """
 
 
-def main(blocks: int, engine: str, few: int | None, out: Path | None) -> dict[str, Costs]:
+def main(blocks: int, engine: str, few: int | None, out: Path | None, only: str = "") -> dict[str, Costs]:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     found, tables = {}, []
     for title, (letter, make, sizes) in AXES.items():
+        if only not in title:
+            continue
         found[title] = costs({size: make(size) for size in sizes[:few]}, blocks, engine)
         tables.append(table(title, letter, found[title]))
         print(tables[-1], flush=True)
@@ -162,6 +164,7 @@ def main(blocks: int, engine: str, few: int | None, out: Path | None) -> dict[st
         out.parent.mkdir(parents=True, exist_ok=True)
         out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
         command = f"python -m benchmarks.linear_cost --blocks {blocks} --engine {engine} --out {out}"
+        command += f" --only {only}" if only else ""
         page = PAGE.format(
             blocks=blocks, engine=engine, command=command, torch=torch.__version__.split("+")[0],
             machine=machine(torch.device("cpu")), tables="\n\n".join(tables),
@@ -179,6 +182,7 @@ if __name__ == "__main__":
     parser.add_argument("--blocks", type=int, default=7)
     parser.add_argument("--engine", default="trace")
     parser.add_argument("--few", type=int, help="how many sizes of each, from the smallest")
+    parser.add_argument("--only", default="", help="the axis whose name holds this word: steps, levels")
     parser.add_argument("--out", type=Path, help="name of the page and of the JSON file, without their endings")
     options = parser.parse_args()
-    main(options.blocks, options.engine, options.few, options.out)
+    main(options.blocks, options.engine, options.few, options.out, options.only)
