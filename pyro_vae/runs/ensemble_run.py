@@ -286,12 +286,16 @@ def read_list(path: Path) -> dict[str, Any]:
     seeds = record.get("seeds") if isinstance(record, dict) else None
     if not isinstance(seeds, list) or not seeds or not all(type(s) is int and s >= 0 for s in seeds):
         raise RunFolderError(f"{path / LIST} lists no seeds: it is no ensemble of pyro_vae")
+    if len(set(seeds)) < len(seeds):
+        raise RunFolderError(f"{path / LIST} lists a seed twice, which would count as two members")
+    if record.get("schema") != SCHEMA:
+        schema = f"{record.get('schema')!r}"[:80]
+        raise RunFolderError(f"{path / LIST} has schema {schema}; this version of pyro_vae reads {SCHEMA}")
     diverged = record.get("diverged")
-    told = isinstance(diverged, dict) and all(s.isdecimal() and isinstance(why, str) for s, why in diverged.items())
-    if record.get("schema") != SCHEMA or not told:
-        raise RunFolderError(
-            f"{path / LIST} has schema {record.get('schema')!r}; this version of pyro_vae reads {SCHEMA}"
-        )
+    if not isinstance(diverged, dict) or not all(s in map(str, seeds) for s in diverged):
+        raise RunFolderError(f"{path / LIST} does not say which of its seeds diverged")
+    if not all(isinstance(why, str) for why in diverged.values()):
+        raise RunFolderError(f"{path / LIST} does not say in words why seeds diverged")
     return dict(record)
 
 
