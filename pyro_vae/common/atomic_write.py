@@ -158,6 +158,34 @@ def storage(what: str) -> Iterator[None]:
         ) from error
 
 
+SWAP = 2  # RENAME_EXCHANGE of Linux, RENAME_SWAP of macOS
+HERE = -100  # AT_FDCWD of Linux: names are of the current folder
+
+
+def exchange(first: Path, second: Path) -> bool:
+    """Exchange two folders by one rename; return False, and nothing is done, where the system cannot.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     a, b = Path(folder) / "a", Path(folder) / "b"
+        ...     a.mkdir(), b.mkdir(), (a / "of a").touch()
+        ...     not exchange(a, b) or (b / "of a").exists()
+        (None, None, None)
+        True
+    """
+    import ctypes
+
+    library, names = ctypes.CDLL(None, use_errno=True), (os.fsencode(first), os.fsencode(second))
+    if (linux := getattr(library, "renameat2", None)) is not None:
+        failed = linux(HERE, names[0], HERE, names[1], SWAP)
+    elif (mac := getattr(library, "renamex_np", None)) is not None:
+        failed = mac(*names, SWAP)
+    else:
+        return False
+    return not failed
+
+
 def sweep(path: Path) -> None:
     """Delete what killed writers left half-written in a folder. For the holder of its lock."""
     for left_over in path.glob(f".*{PART}"):

@@ -119,6 +119,7 @@ def flattened(function: Callable[..., Any], inputs: Sequence[Tensor]) -> FlatPro
     return FlatProgram(module, lift(module))
 
 
+@torch_private.without_sources()
 def flatten(function: Callable[..., Any], inputs: Sequence[Tensor]) -> fx.GraphModule:
     """Run a function of tensors, and note the operations that it does; what it does in place is done.
 
@@ -167,6 +168,7 @@ def root_of(node: fx.Node) -> fx.Node:
     return node
 
 
+@torch_private.without_sources()
 def lift(module: fx.GraphModule) -> list[Tensor]:
     """Make the tensors that the graph holds its last inputs, each once; drop operations whose result is not used."""
     graph = module.graph

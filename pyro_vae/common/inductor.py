@@ -26,6 +26,7 @@ def compiler() -> str | None:
     return shutil.which(os.environ.get("CXX") or "g++") or shutil.which("clang++")
 
 
+@torch_private.without_sources()
 def compile_flat(flat: FlatProgram, inputs: Sequence[Tensor]) -> Callable[..., Any]:
     """Compile a graph to machine code, drawing the noise that it draws uncompiled.
 

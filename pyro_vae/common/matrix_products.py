@@ -24,6 +24,7 @@ NARROW = 128  # columns, below which oneDNN's blocks are mostly empty
 ATEN = torch.ops.aten
 
 
+@torch_private.without_sources()
 def by_onednn(module: fx.GraphModule, inputs: Sequence[Tensor]) -> fx.GraphModule:
     """Return a copy of a graph in which large products are oneDNN's; the graph itself where it has none, or MKL is faster."""
     if is_intel() or not any(is_product(node) for node in module.graph.nodes) or (made := linear()) is None:

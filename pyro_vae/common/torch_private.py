@@ -5,10 +5,11 @@ Nothing is looked up on import. Adam's kernel is tried once, on numbers of its o
 
 from __future__ import annotations
 
+import linecache
 import warnings
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -23,6 +24,7 @@ INDUCTOR = (
     "torch._inductor.decomposition.select_decomp_table",
 )
 SHARED = ("torch._subclasses.FakeTensorMode", "torch._guards.TracingContext", "torch._guards.tracing")
+SOURCES = "torch.fx.graph_module._loader"
 MAKE_FX = "torch.fx.experimental.proxy_tensor.make_fx"  # no underscore, but as free to go
 KERNELS = ("_foreach_add_", "_fused_adam_", "_foreach_sub_")  # what a fused step calls
 
@@ -216,6 +218,19 @@ def shared_fakes() -> AbstractContextManager[Any]:
     except Exception:  # one of them missing, or called otherwise
         return nullcontext()
     return shared
+
+
+@contextmanager
+def without_sources() -> Iterator[None]:
+    """Have torch forget the text of each graph that is made inside, which it keeps for tracebacks until the process ends."""
+    texts = getattr(find(SOURCES), "eval_cache", {})
+    before = set(texts)
+    try:
+        yield
+    finally:
+        for name in texts.keys() - before:
+            texts.pop(name, None)
+            linecache.cache.pop(name, None)
 
 
 def dispatching(handle: Callable[[Any, Sequence[Any], dict[str, Any]], Any]) -> AbstractContextManager[Any] | None:

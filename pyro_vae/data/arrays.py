@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import mmap
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.common.mapped_files import check_whole, mapped_files
 from pyro_vae.errors import DataConversionWarning, DataError, ShapeError
 
 AT_ONCE = 2**24  # numbers that are checked at a time
@@ -158,6 +160,7 @@ def real_array(x: Any, name: str) -> np.ndarray:
         if is_items(x):
             x = read_items(x, name)
         array = np.asarray(x.to_numpy() if hasattr(x, "to_numpy") else x)
+        check_mapping(array, name)
     except DataError:
         raise
     except (ValueError, TypeError, RuntimeError) as e:
@@ -208,6 +211,15 @@ def to_tensor(array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.require(array, native, ["C_CONTIGUOUS", "ALIGNED", "WRITEABLE"]))
 
 
+def check_mapping(array: np.ndarray, name: str) -> None:
+    """Refuse an array of a file that is shorter now than when it was mapped: reading it would kill the process."""
+    part: Any = array
+    while isinstance(part, np.ndarray) and not isinstance(part.base, mmap.mmap):
+        part = part.base
+    if isinstance(part, np.memmap) and part.filename is not None:
+        check_whole(Path(part.filename), part.offset + part.nbytes, name)
+
+
 def copy_on_write(array: np.ndarray) -> np.ndarray:
     """Map a whole read-only file anew as copy-on-write, as torch warns of read-only memory; return any other array as it is."""
     file = array if isinstance(array, np.memmap) else array.base
@@ -224,7 +236,14 @@ def check_finite(rows: Tensor, name: str, when: str = "", hint: str = GAPS, miss
         return
     find_bad = torch.isinf if missing else lambda chunk: ~torch.isfinite(chunk)
     chunks = rows.split(max(1, AT_ONCE * len(rows) // rows.numel()))  # a file may be larger than the memory
-    if any(find_bad(chunk).any() for chunk in chunks):
+    files = mapped_files([rows]) if len(chunks) > 1 else ()
+
+    def is_bad(chunk: Tensor) -> bool:
+        for file in files:
+            file.check()
+        return bool(find_bad(chunk).any())
+
+    if any(map(is_bad, chunks)):
         bad = find_bad(rows)
         what = "infinite values" if missing else "NaN or infinite values"
         raise DataError(f"{name} has {what}{when} in {format_rows(bad)}. {hint}")

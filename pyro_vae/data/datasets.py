@@ -112,7 +112,7 @@ def load(
     binary = binarization != "none"
     gaps = missing or (sequences and not binary)
     prepared = [prepare(part, source, binary, gaps) for part in source.parts]
-    splits, shape = [split for split, _ in prepared], event_shape(source.parts)
+    splits, shape = [split for split, _ in prepared], event_shape(source.parts, sequences)
     train, validation, test = draw(source.cut(splits), binarization, seed)
     policy = POLICIES[binarization].format(seed=seed) if binary else source.policy + format_missing(splits, sequences)
     notes = tuple(dict.fromkeys([*source.notes, *(note for _, notes in prepared for note in notes)]))
@@ -224,8 +224,8 @@ def prepare(part: Part, source: Source, binary: bool, missing: bool) -> tuple[Sp
     return split, [*notes, y_note] if y_note and not are_integers else notes
 
 
-def event_shape(parts: tuple[Part, ...]) -> tuple[int, ...]:
-    """Return (channels, height, width) of images or (d,) of tables; it is the same for all parts."""
+def event_shape(parts: tuple[Part, ...], sequences: bool = False) -> tuple[int, ...]:
+    """Return (channels, height, width) of images, (d,) of tables or (1, T, d) of sequences; it is the same for all parts."""
     shapes = {part.name: part.x.shape[1:] for part in parts}
     first = parts[0].x.shape[1:]
     if any(shape != first for shape in shapes.values()):
@@ -234,6 +234,11 @@ def event_shape(parts: tuple[Part, ...]) -> tuple[int, ...]:
         raise ShapeError(
             f"x has shape {parts[0].x.shape}, wanted (N, d), (N, height, width) or (N, channels, height, width). "
             "Flatten what is left into columns."
+        )
+    if sequences and len(first) == 3 and first[0] == 1:
+        raise ShapeError(
+            f"x has shape {parts[0].x.shape}: sequences of one step, or of {first[1]} steps? Give an array (N, steps, "
+            f"elements): x.reshape({len(parts[0].x)}, 1, -1) has one step, x[:, 0] has {first[1]}."
         )
     return {0: (1,), 1: first, 2: (1, *first), 3: first}[len(first)]
 

@@ -67,7 +67,7 @@ def spread(problem: Problem, count: int) -> Problem:
     if problem.own_rows:
         return problem
     index = torch.linspace(0, len(problem) - 1, min(count, len(problem)), device=problem.device).round().long()
-    return problem.over(*(a[index] for a in problem.args))
+    return problem.at(index)
 
 
 def of_sites_drawn(q: Sites, p: Sites, dims: dict[str, int]) -> PosteriorForm:

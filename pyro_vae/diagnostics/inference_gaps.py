@@ -15,14 +15,15 @@ from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.progress import tracked
 from pyro_vae.data.arrays import read_once
 from pyro_vae.data.row_ids import RowIds
-from pyro_vae.errors import DataError, ProgramError, ShapeError, UsageError
-from pyro_vae.evidence.estimate import LogPx, data_se, mean_se, row_difference
+from pyro_vae.errors import ProgramError, UsageError
+from pyro_vae.evidence.estimate import LogPx, data_se, mean_se
 from pyro_vae.evidence.importance.accumulator import WeightSums
 from pyro_vae.evidence.importance.pareto import LOW_ESS, steady_rows
 from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.sites import Program
 
 from .elbo_decomposition import Quantity
+from .given_log_px import as_truth, refuse_other_model
 from .per_row_optimum import fitted, local_sites, moved_sites, optimise, start_of
 
 TOLERANCE = 0.01  # nats: a row that since the middle of the steps gained less has converged
@@ -216,6 +217,7 @@ def gaps(
         ProgramError: a site of the guide that is no family, is masked by draws of another, or is a flow of networks that do
             not broadcast.
         ShapeError, DataError: another number of log p(x) than rows; log p(x) of other rows, by their digest.
+        UsageError: evidence of another model (that of another guide is taken).
         SupportError, DataError: as :func:`~pyro_vae.log_likelihood`.
 
     References:
@@ -250,6 +252,7 @@ def gaps(
         model, guide, x, *rest, seed=seed, missing=missing
     )  # discrete sites, too, as the guide draws them
     truth = None if log_px is None else as_truth(log_px, len(problem), RowIds.of(x, *rest))
+    refuse_other_model(log_px, problem)
     how = getattr(log_px, "how", None)
     parts, moved = [], dict[str, None]()
     size = chunk_size // max(num_particles, min(num_samples, 64))
@@ -267,21 +270,6 @@ def gaps(
     by_row: dict[str, Any] = {field: torch.cat([part[field] for part in parts]) for field in parts[0]}
     facts: dict[str, Any] = {"steps": steps, "num_samples": num_samples, "seed": seed, "measure": problem.measure}
     return Gaps(**by_row, given=truth is not None, how=how, moved=tuple(moved), **facts)
-
-
-def as_truth(log_px: Tensor | LogPx, rows: int, ids: RowIds) -> tuple[Tensor, Tensor, Tensor]:
-    """Read a given log p(x), its error, 0 for bare numbers, and which rows it is believed of, all of these."""
-    values, se = (log_px, None) if isinstance(log_px, Tensor) else (log_px.log_px, log_px.mc_se)
-    values = values.detach().to("cpu", torch.float64)
-    if values.shape != (rows,):
-        raise ShapeError(
-            f"log_px has shape {tuple(values.shape)} where x has {rows} rows: give one number for each row"
-        )
-    if how := row_difference(log_px, ids):
-        raise DataError(f"log_px is of other rows than x: {how}. Score these rows, in this order.")
-    reliable = torch.ones(rows, dtype=torch.bool)
-    reliable[getattr(log_px, "flagged", torch.empty(0, dtype=torch.long))] = False
-    return values, torch.zeros_like(values) if se is None else se.to("cpu", torch.float64), reliable
 
 
 def weights(problem: Problem, num_samples: int, chunk_size: int, block: tuple[int, ...]) -> Tensor:

@@ -125,6 +125,7 @@ class Lockstep:
         """Yield batches ``(M, B, ...)``, each member's rows in its own order, transformed by its own generator."""
         passes, count = [order.one_pass() for order in orders], len(orders)
         for rows in zip(*passes, strict=True):
+            self.data.check_files()
             x, *context = self.data.source.fetch(torch.cat(rows))
             shaped = [a.view(count, len(rows[0]), *a.shape[1:]) for a in (x, *context)]
             if (transform := self.data.transform) is not None:

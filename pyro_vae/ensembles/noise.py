@@ -104,6 +104,7 @@ def draw_of(node: fx.Node, recorded: Recorder) -> Draw:
     return Draw(takes_generator(node), args, kwargs, recorded.drawn[node.name])
 
 
+@torch_private.without_sources()
 def with_draws_as_inputs(module: fx.GraphModule, names: Sequence[str], after: int) -> fx.GraphModule:
     """Copy a graph whose draws of these names are inputs, behind the first `after` inputs (the batch)."""
     graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()

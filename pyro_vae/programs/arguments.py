@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
@@ -14,6 +13,7 @@ from pyro_vae.errors import PyroVAEError
 
 from .determinism import same_terms
 from .pair import like_parameters, quiet
+from .parameters import store_restored
 from .sites import Program, sample_sites
 
 ROWS = 8  # that are tried
@@ -96,9 +96,8 @@ class Trial:
         self, args: tuple[Tensor, ...], at: tuple[poutine.Trace, Terms] | None = None
     ) -> tuple[poutine.Trace, Terms] | None:
         """Score a draw of the pair, or the one of another run; None where it does not run, or draws other sites."""
-        store = pyro.get_param_store()
         try:
-            with quiet(self.model, self.guide, seed=0, device=args[0].device), store.scope(store.get_state()):
+            with quiet(self.model, self.guide, seed=0, device=args[0].device), store_restored():
                 return self.score(args, None if at is None else at[0])
         except Exception:  # whatever a program raises on what it was not written for
             return None

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.poutine.indep_messenger import CondIndepStackFrame
@@ -23,6 +22,7 @@ from .digits import few_digits
 from .enumerated import enumerated
 from .findings import CheckReport, Finding, ProgramTrace, finding_of, run
 from .pair import quiet
+from .parameters import store_restored
 from .plates import WITHOUT_SIZE
 from .proposal_guide import set_up_undone
 from .sampled_weights import weights_inside
@@ -81,8 +81,7 @@ def check(model: Program, guide: Program, *batch: Any, others: Iterable[Any] = (
         return CheckReport(tuple(unfit))
     device = next((a.device for a in batch if isinstance(a, Tensor)), torch.device("cpu"))
     owned = [module for other in others for module in modules(other)]
-    store = pyro.get_param_store()
-    forgotten = store.scope(store.get_state())  # what the programs add to it
+    forgotten = store_restored()  # what the programs add to it
     alone = quiet(model, guide, *owned, seed=seed, device=device)
     with set_up_undone(guide), alone, forgotten, warnings.catch_warnings():
         warnings.simplefilter("ignore")

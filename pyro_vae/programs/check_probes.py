@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import pyro
 from torch import Tensor
 
 from pyro_vae.errors import (
@@ -22,6 +21,7 @@ from pyro_vae.errors import (
 from .enumerated import enumerated, prior_of, unmarked
 from .findings import Finding, ProgramTrace, finding_of
 from .parameter_checks import check_pair_parameters
+from .parameters import store_restored
 from .problem import Problem, rows_of
 from .proposal_guide import RefusedGuide
 from .reach import check_reach
@@ -50,8 +50,7 @@ def probed(model: Program, guide: Program, batch: tuple[Any, ...], *runs: Progra
     if any(enumerated(run.sites) for run in runs):
         model = unmarked(model)
         guide = prior_of(model)
-    store = pyro.get_param_store()
-    with store.scope(store.get_state()):
+    with store_restored():
         return probe(model, guide, batch, seed)
 
 

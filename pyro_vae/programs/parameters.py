@@ -6,7 +6,8 @@ import gc
 import itertools
 import re
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
@@ -109,15 +110,51 @@ _registered: weakref.WeakValueDictionary[int, Tensor] = (
 )  # by id: tensors compare by entries
 
 
+def stored_parameters() -> list[tuple[str, Tensor]]:
+    """List names and unconstrained values in Pyro's store."""
+    while True:
+        try:
+            return list(pyro.get_param_store().named_parameters())
+        except RuntimeError:  # a module that the garbage collector took meanwhile has emptied the store of its own
+            continue
+
+
 def _forget(name: str) -> None:
     """Empty the store of a module that no longer exists."""
-    store = pyro.get_param_store()
-    parameters = list(store.named_parameters())
+    store, parameters = pyro.get_param_store(), stored_parameters()
     for key, tensor in parameters:
         if key.startswith(f"{name}$$$"):
             del store[key]
             shared = {other: t for other, t in parameters if t is tensor and other in store}  # by another module
             store.set_state({"params": shared, "constraints": {}})  # `del` has forgotten whose it is
+
+
+@contextmanager
+def store_restored() -> Iterator[None]:
+    """Run programs on a copy of Pyro's parameter store, and put the store back after.
+
+    A module that the garbage collector takes meanwhile empties the copy alone, so what comes back is looked through.
+    """
+    store = pyro.get_param_store()
+    try:
+        with store.scope(store.get_state()):
+            yield
+    finally:
+        forget_dead()
+
+
+def forget_dead() -> dict[str, dict[str, Tensor]]:
+    """Empty the store of modules that died while another store stood in its place (a scope, of ours or the user's).
+
+    Returns:
+        What else stands there under names of :func:`register` that no live module has, by name.
+    """
+    others = foreign()
+    for name, entries in list(others.items()):
+        if all(_registered.get(id(tensor)) is tensor for tensor in entries.values()):
+            _forget(name)
+            del others[name]
+    return others
 
 
 def register(module: nn.Module) -> None:
@@ -173,9 +210,8 @@ def refuse_foreign(kind: str) -> None:
 
     Those of modules that have died since (a scope of the store came back) are dropped.
     """
-    for name, entries in foreign(kind).items():
-        if all(_registered.get(id(tensor)) is tensor for tensor in entries.values()):
-            _forget(name)
+    for name, entries in forget_dead().items():
+        if name.rpartition(".")[0] != kind:
             continue
         raise ProgramError(
             f"Pyro's parameter store holds parameters of {name} ({', '.join(list(entries)[:3])} …), but no module here has "
@@ -185,11 +221,11 @@ def refuse_foreign(kind: str) -> None:
         )
 
 
-def foreign(kind: str) -> dict[str, dict[str, Tensor]]:
-    """Return the parameters in the store under names of :func:`register` for a class that no live module has."""
-    form, live = re.compile(rf"({re.escape(kind)}\.\d+)\$\$\$(.+)"), set(_names.values())
+def foreign() -> dict[str, dict[str, Tensor]]:
+    """Return the parameters in the store under names of :func:`register` that no live module has."""
+    form, live = re.compile(r"([^$]+\.\d+)\$\$\$(.+)"), set(_names.values())
     found: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in pyro.get_param_store().named_parameters():
+    for key, tensor in stored_parameters():
         if (match := form.fullmatch(key)) and match[1] not in live:
             found.setdefault(match[1], {})[match[2]] = tensor
     return found
@@ -215,7 +251,7 @@ def load_from_store(module: nn.Module, name: str = "") -> None:
     """
     store = pyro.get_param_store()
     wanted = {key: p for key, p in module.named_parameters() if p.requires_grad}
-    entries = {key: t for key, t in store.named_parameters() if not name or key.startswith(f"{name}$$$")}
+    entries = {key: t for key, t in stored_parameters() if not name or key.startswith(f"{name}$$$")}
     loaded = {(key.partition("$$$")[2] if name else attribute(key, module)): t for key, t in entries.items()}
     if {key: p.shape for key, p in wanted.items()} != {key: t.shape for key, t in loaded.items()}:
         raise ProgramError(

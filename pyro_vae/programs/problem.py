@@ -2,7 +2,7 @@ r"""A pair of programs and the rows it is evaluated on: how every evaluator runs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial, wraps
@@ -13,6 +13,7 @@ from pyro import plate, poutine
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 
+from pyro_vae.common.mapped_files import MappedFile, ReadInTurn, mapped_files
 from pyro_vae.data.arrays import batch_of, read_once
 from pyro_vae.errors import MarkedError
 
@@ -91,6 +92,7 @@ class Problem:
     first: int = 0  # the number of the first row, where these rows are a part of others
     vectorizing: Vectorizing = PLATE  # how K particles are run
     inside: frozenset[str] = frozenset()  # observed sites whose data was found in the support
+    files: tuple[MappedFile, ...] = ()  # that the rows are mapped from, and not in memory
 
     @classmethod
     def of(cls, model: Program, guide: Program, x: Any, *context: Any, seed: int, missing: bool = False) -> Problem:
@@ -134,7 +136,7 @@ class Problem:
         (proposal, plates), rows = on_fewest_rows(partial(as_proposal, model, guide), guide, args)
         if rows == len(args[0]) > 1:
             proposal, plates = as_proposal(model, guide, *args, own_rows=rows)
-        return cls(model, proposal, args, plates).probed(vectorize)
+        return cls(model, proposal, args, plates, files=mapped_files(args)).probed(vectorize)
 
     @classmethod
     @marks_summed_out
@@ -180,17 +182,30 @@ class Problem:
         return replace(self, args=args)
 
     def rows(self, part: slice) -> Problem:
-        """Return the problem of some of the rows."""
-        return replace(self, args=tuple(a[part] for a in self.args), first=self.first + (part.start or 0))
+        """Return the problem of some of the rows; of a copy in memory, where they are mapped from a file."""
+        self.check_files()
+        args = tuple(a[part].clone() if self.files else a[part] for a in self.args)
+        return replace(self, args=args, first=self.first + (part.start or 0), files=())
+
+    def at(self, numbers: Tensor) -> Problem:
+        """Return the problem of the rows of these numbers."""
+        self.check_files()
+        return replace(self, args=tuple(a[numbers] for a in self.args), files=())
+
+    def check_files(self) -> None:
+        """Raise a DataError where a file that the rows are mapped from has changed, before it is read on."""
+        for file in self.files:
+            file.check()
 
     def few(self, rows: int) -> Problem:
         """Return the problem of the first rows; of all, where the guide runs on all or none."""
         return self if self.own_rows else self.rows(slice(rows))
 
-    def split(self, size: int) -> list[Problem]:
+    def split(self, size: int) -> Sequence[Problem]:
         """Return the problems of `size` rows each (1 at least, :attr:`own_rows`), in order; the last one may have fewer."""
         size = max(1, size, self.own_rows)
-        return [self.rows(slice(start, start + size)) for start in range(0, len(self), size)]
+        parts = [slice(start, start + size) for start in range(0, len(self), size)]
+        return ReadInTurn(self.rows, parts) if self.files else [self.rows(part) for part in parts]
 
     def numbers(self, where: Tensor) -> list[int]:
         """Number the rows where a mask ``(N,)`` holds, from 0, up to five of them, for messages."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyro
@@ -19,8 +19,10 @@ from pyro_vae.errors import ProgramError
 from .pair import owners
 from .parameters import unconstrained
 from .problem import Problem
+from .sites import LogProbs
 from .sum_over_codes import codes_of
 
+Terms = dict[str, Tensor]  # log-probabilities by name, (1, N)
 DRAW = 0x69646E74  # seed of the draw that is scored; no particle is drawn from it
 ROWS, PAIRS = 64, 4096  # that are scored: as many as a block has; (row, code) pairs at most
 TOGETHER = 8  # rows: no more are run at once than any chunk has room for
@@ -52,31 +54,23 @@ class ProgramIds:
         terms: log p and log q of each site at one draw of the guide for each of the first rows, under a seed of its own, in
             nats: where programs of the same parameters differ, in a constant, a table of classes or a family, these do. Empty
             where the pair has none.
+        model_terms: log p of each site at one draw of the model itself for each of these rows, likewise: what tells the model
+            alone from others, whatever guide is beside it. Empty in files of older versions.
     """
 
     tensors: str
     device: str
     terms: Mapping[str, tuple[float, ...]]
+    model_terms: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, problem: Problem) -> ProgramIds:
         """Take the digest of a problem's programs, and score one draw for each of its first rows."""
         few = problem.few(max(1, min(ROWS, PAIRS // codes_of(problem.model))))
-        terms: dict[str, tuple[float, ...]] = {}
         with ParametersRead() as read:
-            try:
-                for i, some in enumerate(few.split(TOGETHER)):
-                    with problem.quiet(DRAW, i):
-                        scored = some.log_probs()
-                    parts = {"log p": scored.observed | scored.prior, "log q": scored.posterior}
-                    for what, sites in parts.items():
-                        for site, term in sites.items():
-                            name = f"{what}({site})"
-                            terms[name] = (*terms.get(name, ()), *term[0, :ROWS].tolist())
-            # no weight can be taken of this guide (its mixture with the prior may have one), or no memory, which is said later
-            except (ProgramError, torch.OutOfMemoryError):
-                terms = {}
-        return cls(digest_of_tensors(problem, read.tensors), few.device.type, terms)
+            terms = terms_of(few, lambda some: named_terms(some.log_probs()))
+        alone = terms_of(few, lambda some: of_model(some.score(some.sites(some.model, 1), "model")))
+        return cls(digest_of_tensors(problem, read.tensors), few.device.type, terms, alone)
 
     def difference(self, other: ProgramIds) -> str | None:
         """Say how these programs differ from others; None where they are the same, as far as one can tell."""
@@ -84,27 +78,63 @@ class ProgramIds:
             return f"their parameters and buffers have digest {self.tensors[:12]}… and {other.tensors[:12]}…"
         if self.device != other.device or not (self.terms and other.terms):
             return None
-        if odd := sorted(self.terms.keys() ^ other.terms.keys()):
-            return f"one of them has no {odd[0]}"
-        for name, ours in self.terms.items():
-            for row, (a, b) in enumerate(zip(ours, other.terms[name], strict=False)):
-                if not near(a, b):
-                    return f"at one draw for row {row} {name} is {a:.6g} and {b:.6g}"
-        return None
+        return unlike(self.terms, other.terms)
+
+    def model_difference(self, other: ProgramIds) -> str | None:
+        """Say how the model differs from another, its guide aside; None where it is the same, as far as one can tell."""
+        if self.device != other.device or not (self.model_terms and other.model_terms):
+            return self.difference(other)
+        return unlike(self.model_terms, other.model_terms)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON; numbers that it has not are words."""
-        return {
-            "tensors": self.tensors,
-            "device": self.device,
-            "terms": {name: list(map(repr, each)) for name, each in self.terms.items()},
-        }
+        scores = {"terms": self.terms, "model": self.model_terms}
+        told = {what: {name: list(map(repr, each)) for name, each in terms.items()} for what, terms in scores.items()}
+        return {"tensors": self.tensors, "device": self.device, **told}
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> ProgramIds:
         """Read what :meth:`to_dict` returned; a KeyError, TypeError, ValueError or AttributeError if it is none."""
-        terms = {str(name): tuple(map(float, each)) for name, each in saved["terms"].items()}
-        return cls(str(saved["tensors"]), str(saved["device"]), terms)
+        terms, alone = (
+            {str(name): tuple(map(float, each)) for name, each in scores.items()}
+            for scores in (saved["terms"], saved.get("model", {}))
+        )
+        return cls(str(saved["tensors"]), str(saved["device"]), terms, alone)
+
+
+def terms_of(few: Problem, score: Callable[[Problem], Terms]) -> dict[str, tuple[float, ...]]:
+    """Score one draw for each of some rows, under a seed of its own; nothing where the programs have no such scores."""
+    terms: dict[str, tuple[float, ...]] = {}
+    try:
+        for i, some in enumerate(few.split(TOGETHER)):
+            with few.quiet(DRAW, i):
+                scored = score(some)
+            for name, term in scored.items():
+                terms[name] = (*terms.get(name, ()), *term[0, :ROWS].tolist())
+    # no weight can be taken of this guide (its mixture with the prior may have one), or no memory, which is said later
+    except (ProgramError, torch.OutOfMemoryError):
+        return {}
+    return terms
+
+
+def named_terms(scored: LogProbs) -> Terms:
+    """Name what a pair scores by program and site."""
+    return of_model(scored.observed | scored.prior) | {f"log q({site})": t for site, t in scored.posterior.items()}
+
+
+def of_model(scores: Mapping[str, Tensor]) -> Terms:
+    return {f"log p({site})": term for site, term in scores.items()}
+
+
+def unlike(ours: Mapping[str, tuple[float, ...]], theirs: Mapping[str, tuple[float, ...]]) -> str | None:
+    """Say where log-probabilities of the same draws differ by more than rounding; None where they do not."""
+    if odd := sorted(ours.keys() ^ theirs.keys()):
+        return f"one of them has no {odd[0]}"
+    for name, values in ours.items():
+        for row, (a, b) in enumerate(zip(values, theirs[name], strict=False)):
+            if not near(a, b):
+                return f"at one draw for row {row} {name} is {a:.6g} and {b:.6g}"
+    return None
 
 
 def near(a: float, b: float) -> bool:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
@@ -20,6 +19,7 @@ from .enumerated import enumerated, unmarked
 from .log_density import log_density
 from .masks import mask_of_site
 from .pair import quiet, unwrapped
+from .parameters import store_restored
 from .plates import Plates, data_plate
 from .proposal_guide import set_up_undone
 from .rows_of_set import AroundRows, check_alone, plate_of_rows
@@ -95,8 +95,7 @@ def discrete_sites(model: Program, args: tuple[Any, ...]) -> tuple[list[str], Ma
 
 def sites_of(program: Program, args: tuple[Any, ...]) -> Mapping[str, Site]:
     """Look at the sites of a program on its first row, or on all where it runs on no other number; nothing is left changed."""
-    store = pyro.get_param_store()
-    with set_up_undone(program), quiet(program, seed=0, device=device_of(args)), store.scope(store.get_state()):
+    with set_up_undone(program), quiet(program, seed=0, device=device_of(args)), store_restored():
         try:
             return sample_sites(poutine.trace(program).get_trace(*first_rows(args, slice(1))))
         except (ValueError, RuntimeError, IndexError):

@@ -11,6 +11,7 @@ from pyro import poutine
 from pyro.distributions import constraints
 from torch import Tensor
 
+from pyro_vae.common.mapped_files import mapped_files
 from pyro_vae.errors import ProgramError, ShapeError, SupportError
 
 from .determinism import identical
@@ -65,6 +66,7 @@ def check_support(
     blind: dict[str, list[int]] = defaultdict(list)
     examples: dict[str, tuple[Site, int, int]] = {}
     spans: dict[str, Span] = {}
+    files = mapped_files(args) if len(args[0]) > chunk_size else ()
     with quiet(model, guide):
         # copies, so that a program that writes into x is refused before it reaches x
         find = lambda *some: find_plates(model, guide, *prepare(tuple(a.clone() for a in some)))  # noqa: E731
@@ -72,6 +74,8 @@ def check_support(
             plates, least = (plates, 1) if plates is not None else on_fewest_rows(find, guide, args)
         dim, chunk_size = plates.dim, max(chunk_size, least)
         for start in range(0, len(args[0]), chunk_size):
+            for file in files:
+                file.check()
             batch = prepare(tuple(a[start : start + chunk_size] for a in args))
             with gaps_explained(model, guide, batch, numbers[start : start + chunk_size]):
                 latents, sites = (of_rows(found, plates.data) for found in trace_pair(model, guide, *batch))

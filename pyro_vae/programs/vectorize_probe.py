@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
@@ -26,7 +25,7 @@ from pyro_vae.errors import ProgramError
 
 from .determinism import differing, random_density, same_terms
 from .pair import quiet, unwrapped
-from .parameters import ParametersRegistered
+from .parameters import ParametersRegistered, store_restored
 from .plates import sum_rows
 from .proposal_guide import RefusedGuide, as_written
 from .site_rows import frames_of
@@ -92,11 +91,10 @@ class ProbedOnce(Messenger):
 @contextmanager
 def undisturbed(problem: Any) -> Iterator[None]:
     """Run programs out of reach of handlers around, in eval mode, on a random stream and in a parameter store of their own."""
-    store = pyro.get_param_store()
     with (
         poutine.block(),
         ParametersRegistered(),  # our own modules need not declare theirs in a store that is thrown away
-        store.scope(store.get_state()),
+        store_restored(),
         quiet(problem.model, problem.guide, seed=0, device=problem.device),
         warnings.catch_warnings(),
     ):

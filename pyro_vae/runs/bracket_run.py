@@ -6,12 +6,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pyro_vae.common.digests import tensor_digest
 from pyro_vae.evidence.annealing.bracket import Bracket, bracket
 from pyro_vae.plots.evidence import bracket_ends
 
 from . import folder
-from .evaluate_run import EvaluationOptions, placed, record_evaluation, rows_of
-from .load import check_still, load_run, open_data
+from .evaluate_run import EvaluationOptions, as_it_is_now, check_same_weights, placed, record_evaluation, rows_of
+from .load import load_run, open_data
 from .lock import locked
 from .run_figures import draw_all
 
@@ -31,13 +32,15 @@ def bracket_run(path: Path | str, *, device: str = "cpu") -> tuple[dict[str, Any
     run = load_run(path, device=device)
     data, start = open_data(run), time.perf_counter()
     part = rows_of(data, "test")
-    ends = bracket(
-        run.vae.model, run.vae.guide, *run.rows(part),
-        num_temperatures=TEMPERATURES, num_chains=CHAINS, leapfrog_steps=LEAPFROGS,
-    )  # fmt: skip
+    folder.check_own(run.path)
     options = EvaluationOptions(method="annealing", num_chains=CHAINS, num_temperatures=TEMPERATURES)
     with locked(run.path, folder.EVALUATION_LOCK, True):
-        check_still(run.path, run.record)
+        run = as_it_is_now(run)
+        ends = bracket(
+            run.vae.model, run.vae.guide, *run.rows(part),
+            num_temperatures=TEMPERATURES, num_chains=CHAINS, leapfrog_steps=LEAPFROGS,
+        )  # fmt: skip
+        check_same_weights(run, tensor_digest(run.vae.state_dict()))
         annealed = record_evaluation(run, data, options, placed(ends.annealing, part), time.perf_counter() - start)
     draw_all(run.path, {"bracket": lambda: bracket_ends({"test rows": ends.summary()})})
     return annealed, ends

@@ -33,6 +33,7 @@ from .evaluations import EvaluationName
 from .load import load_run, open_data
 from .lock import locked
 from .registry import build, objective_of
+from .replacement import create, replace_run, settle
 from .train_run import TrainingJob, describe, prepare, training_rows, validation_of
 from .weights import save_model
 
@@ -81,12 +82,15 @@ def train_ensemble(
     check_free(path, overwrite)
     folder.make(path)
     with locked(path):
-        clear(path)
         jobs = [member_job(first, seed, path) for seed in seeds]
-        write_list(path, seeds, made_by, {})
+        with members_locked(path):
+            if not (is_ensemble(path) and replace_run(path, lambda new: write_list(new, seeds, made_by, {}))):
+                clear(path)
+                write_list(path, seeds, made_by, {})
         with folders_locked(jobs):
             for job in jobs:
-                folder.create(job.path, describe(job.config, job.data, made_by))
+                create(job.path, describe(job.config, job.data, made_by))
+            settle(path)
             seconds, ensemble = trained(jobs)
             write_list(path, seeds, made_by, ensemble.diverged)
             for job, result in zip(jobs, ensemble.results, strict=True):
@@ -282,12 +286,16 @@ def read_list(path: Path) -> dict[str, Any]:
     seeds = record.get("seeds") if isinstance(record, dict) else None
     if not isinstance(seeds, list) or not seeds or not all(type(s) is int and s >= 0 for s in seeds):
         raise RunFolderError(f"{path / LIST} lists no seeds: it is no ensemble of pyro_vae")
+    if len(set(seeds)) < len(seeds):
+        raise RunFolderError(f"{path / LIST} lists a seed twice, which would count as two members")
+    if record.get("schema") != SCHEMA:
+        schema = f"{record.get('schema')!r}"[:80]
+        raise RunFolderError(f"{path / LIST} has schema {schema}; this version of pyro_vae reads {SCHEMA}")
     diverged = record.get("diverged")
-    told = isinstance(diverged, dict) and all(s.isdecimal() and isinstance(why, str) for s, why in diverged.items())
-    if record.get("schema") != SCHEMA or not told:
-        raise RunFolderError(
-            f"{path / LIST} has schema {record.get('schema')!r}; this version of pyro_vae reads {SCHEMA}"
-        )
+    if not isinstance(diverged, dict) or not all(s in map(str, seeds) for s in diverged):
+        raise RunFolderError(f"{path / LIST} does not say which of its seeds diverged")
+    if not all(isinstance(why, str) for why in diverged.values()):
+        raise RunFolderError(f"{path / LIST} does not say in words why seeds diverged")
     return dict(record)
 
 
@@ -309,25 +317,35 @@ def check_free(path: Path, overwrite: bool) -> None:
     folder.check_free(path)
 
 
-def clear(path: Path) -> None:
-    """Delete what an ensemble wrote but its list, which is replaced, and nothing else. For the holder of its lock.
+def members_of(path: Path) -> list[Path]:
+    """List the folders of the members that an ensemble has; none of what is none."""
+    members = [path / name_of(seed) for seed in read_list(path)["seeds"]] if is_ensemble(path) else []
+    return [member for member in members if member.is_dir() and not member.is_symlink()]
+
+
+@contextmanager
+def members_locked(path: Path) -> Iterator[None]:
+    """Hold the locks of all members that a folder has, and its own for evaluations.
 
     Raises:
-        BusyError: a member is being written to, or scored; nothing is deleted.
+        BusyError: a member is being written to, or it or the whole is being scored.
     """
-    if not is_ensemble(path):
-        return
-    members = [path / name_of(seed) for seed in read_list(path)["seeds"]]
-    members = [member for member in members if member.is_dir() and not member.is_symlink()]
     with ExitStack() as stack:
-        for member in members:
+        if is_ensemble(path):
+            stack.enter_context(locked(path, folder.EVALUATION_LOCK))
+        for member in members_of(path):
             stack.enter_context(locked(member))
             stack.enter_context(locked(member, folder.EVALUATION_LOCK))
-        for member in members:
-            folder.clear(member)
-            (member / "config.json").unlink(missing_ok=True)
-            with suppress(OSError):  # somebody else's files stay
-                (member / "figures").rmdir()
+        yield
+
+
+def clear(path: Path) -> None:
+    """Delete what an ensemble wrote but its list, which is replaced, and nothing else. For the holder of all its locks."""
+    for member in members_of(path):
+        folder.clear(member)
+        (member / "config.json").unlink(missing_ok=True)
+        with suppress(OSError):  # somebody else's files stay
+            (member / "figures").rmdir()
     with storage(f"cannot clear {path}"):
         for file in [*path.glob("seeds*.json"), *path.glob(f".*{PART}")]:
             file.unlink(missing_ok=True)

@@ -131,7 +131,7 @@ def evaluate_run(
         out: a folder for what is written, in place of the run's own, which may then be read-only.
 
     Raises:
-        RunFolderError: the run or its data are not what they were; `out` holds a run.
+        RunFolderError: the run or its data are not what they were; `out` holds a run, or evaluations of another.
         BusyError: another process scores the same run.
         StorageError, DeviceMemoryError: the disk is full; a row is too large for the device.
         UnreliableError: under `strict`, rows are flagged.
@@ -171,6 +171,8 @@ def evaluate_opened(
         run = run if training is not None else as_it_is_now(run)
         rows, start = rows_of(data, options.split, options.rows), time.perf_counter()
         name, weights = name_of(options, len(getattr(data, options.split))), tensor_digest(run.vae.state_dict())
+        if out is not None:
+            folder.claim(into, run.path, run.record, weights)
         digests = {"weights": weights, "data": data.digest, "split": options.split}
         file = into / f"particles-{name}.safetensors"
         cache = ParticleCache(file, digests, strict=training is None)

@@ -18,19 +18,21 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pyro_vae.common.atomic_write import PART, append, crash_point, folder_in, storage, write_atomic
-from pyro_vae.common.digests import sha256
+from pyro_vae.common.atomic_write import PART, append, storage, write_atomic
+from pyro_vae.common.digests import digest_of, sha256
+from pyro_vae.common.plain_text import plain
 from pyro_vae.common.safe_read import JSON_BYTES, MIB, SEAL, check_seal, damaged, parse_json, read_bytes, seal
 from pyro_vae.errors import RunFolderError
 
 from .checkpoint import FOLDER as CHECKPOINTS
-from .lock import LOCK, locked
+from .lock import LOCK
 from .summary_fields import OF_DATA, check_fields
 
 SCHEMA = 1
 HISTORY = "evaluations.jsonl"
 ENSEMBLE = "ensemble.json"  # names the seeds of a folder that holds a run for each (:mod:`pyro_vae.runs.ensemble_run`)
 WEIGHTS = "model.safetensors"
+OF_RUN = "run.json"  # in a folder of evaluations beside a run: which run that is
 OURS = ("evidence.json", "evidence.csv", HISTORY, "metrics.jsonl")
 OF_EVALUATIONS = ("particles-*.safetensors", "evidence-*.json", "evidence-*.csv")
 EVALUATION_LOCK = ".evaluation.lock"
@@ -68,24 +70,6 @@ def is_left_over(entry: Path) -> bool:
     return entry.name in LOCKS or entry.name.endswith(PART) or (entry.name == "figures" and not any(entry.iterdir()))
 
 
-def create(path: Path, record: dict[str, Any], overwrite: bool = False) -> Path:
-    """Empty a folder for a run, as far as :func:`check_free` allows, and write its config.json. For the holder of its lock.
-
-    The config of a run before is replaced, last of all: whatever kills this, the folder holds a run that had not begun.
-
-    Raises:
-        BusyError: the run before is being scored.
-    """
-    check_free(path, overwrite)
-    with locked(path, EVALUATION_LOCK):
-        clear(path)
-        crash_point("cleared")
-        with storage(f"cannot create {path}"):
-            folder_in(path, "figures")
-        write_json(path / "config.json", record)
-    return path
-
-
 def check_own(path: Path) -> None:
     """Check that what is written into a run stays in it: no entry of the folder is a link, and folders of ours are folders.
 
@@ -115,7 +99,7 @@ def make(path: Path) -> None:
 
 
 def make_beside(path: Path) -> Path:
-    """Make a folder for what is computed of a run that stays as it is.
+    """Make a folder for what is computed of a run that stays as it is; :func:`claim` says of which.
 
     Raises:
         RunFolderError: it holds a run itself, and would be taken for that one's.
@@ -125,6 +109,24 @@ def make_beside(path: Path) -> Path:
         raise RunFolderError(f"{path} holds a run: give --out a folder of its own")
     make(path)
     return path
+
+
+def claim(path: Path, run: Path, record: dict[str, Any], weights: str) -> None:
+    """Note in a folder beside a run of which run it holds evaluations. For the holder of its lock.
+
+    Raises:
+        RunFolderError: of another: of another folder or config, unless of the same weights.
+    """
+    mine = {"run": str(run.resolve()), "config": digest_of(record)}
+    theirs = read_sealed(path / OF_RUN) if (path / OF_RUN).is_file() else None
+    theirs = theirs if isinstance(theirs, dict) else {}
+    if all(theirs.get(name) == value for name, value in mine.items()):
+        return
+    stems = [file for file in path.glob("evidence*.json") if not file.is_symlink()]
+    if any(read_summary(file).get("weights") != weights for file in stems):
+        whose = plain(f"of {str(theirs['run'])[:400]}") if "run" in theirs else "of other weights"
+        raise RunFolderError(f"{path} holds evaluations {whose}, not of {run}: give --out a folder of its own")
+    write_json(path / OF_RUN, {"schema": SCHEMA, **mine})
 
 
 def clear(path: Path) -> None:

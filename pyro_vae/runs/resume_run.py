@@ -26,6 +26,7 @@ from .config import Config
 from .custom_components import NOTHING, Components
 from .load import previous
 from .lock import locked
+from .replacement import create, settle
 from .run_figures import PICTURES, draw_figures
 from .summary_fields import check_printable
 from .train_run import MINUTES, TrainingJob, carry_out, describe, prepare
@@ -83,7 +84,7 @@ def resume_run(
     folder.make(job.path)
     with locked(job.path):
         own = describe(job.config, job.data, record.get("made_by", "train")) | {"forked_from": str(path.resolve())}
-        folder.create(job.path, own)
+        create(job.path, own)
         write_metrics(job.path, saved)
         checkpointer = job.checkpointer(minutes, resumed={"from": str(path), "exact": False})
         return carry_out(job, checkpointer, num_samples=num_samples, resume=saved, fork=True)
@@ -98,6 +99,7 @@ def layout_on_disk(path: Path) -> Layout | None:
 def continue_run(job: TrainingJob, num_samples: int, minutes: float) -> dict[str, Any]:
     """Resume without a fork, under the folder's lock."""
     path = job.path
+    settle(path)
     sweep(path)
     sweep(folder_in(path, "figures"))
     saved = newest(job, path)

@@ -44,6 +44,7 @@ from .kinds.kind import Batch, ModelKind
 from .load import Run, load_data
 from .lock import locked
 from .registry import build, kind_of, objective_of, resolved
+from .replacement import create
 from .run_figures import draw_figures
 from .weights import save_model
 
@@ -85,7 +86,7 @@ def train_run(
     folder.check_free(path, overwrite)
     folder.make(path)
     with locked(path):
-        folder.create(path, describe(job.config, job.data, made_by), overwrite)
+        create(path, describe(job.config, job.data, made_by), overwrite)
         return carry_out(job, job.checkpointer(minutes), num_samples=num_samples)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.common.digests import tensor_digest
+from pyro_vae.common.mapped_files import MappedFile, mapped_files
 from pyro_vae.common.random import stream
 
 from .shuffle import FURTHER, SHUFFLE, ShuffledBatches
@@ -148,6 +149,16 @@ class TrainingData:
     def digest(self) -> str:
         """SHA-256 of the training and validation rows."""
         return tensor_digest({f"{i}": a for i, a in enumerate((*self.train, *(self.validation or ())))})
+
+    @cached_property
+    def files(self) -> tuple[MappedFile, ...]:
+        """Files that rows are mapped from."""
+        return mapped_files((*self.train, *(self.validation or ())))
+
+    def check_files(self) -> None:
+        """Raise a DataError where a file that rows are mapped from has changed since training began."""
+        for file in self.files:
+            file.check()
 
     def shuffle(self, seed: int) -> ShuffledBatches:
         """Make a random order of the training rows, another each pass."""

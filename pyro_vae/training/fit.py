@@ -292,6 +292,7 @@ LOOKED_AT = 500  # rows, by which parameters are judged before training
 def examine(trainer: Trainer) -> list[str]:
     """Raise if the data has no likelihood; return advice on the programs."""
     step, data, metrics = trainer.step, trainer.data, trainer.metrics
+    data.check_files()
     for rows in (data.train, data.validation or ()):
         check_context_gaps(step.model, rows)
     if metrics.of_data_set is not None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
@@ -23,6 +22,7 @@ from pyro_vae.programs.determinism import identical
 from pyro_vae.programs.findings import run
 from pyro_vae.programs.pair import quiet
 from pyro_vae.programs.parameter_checks import check_pair_parameters
+from pyro_vae.programs.parameters import store_restored
 from pyro_vae.programs.plates import Plates
 from pyro_vae.programs.problem import Problem, Sites
 from pyro_vae.programs.proposal_guide import RefusedGuide, set_up_undone, without_observed
@@ -59,8 +59,7 @@ def counted_once(model: Program, guide: Program, objective: Any, data: TrainingD
         some = tuple((a[-count:] if last else a[:count]).clone() for a in data.train)
         return data.fixed_batch(some, stream(seed, FIXED))
 
-    store = pyro.get_param_store()
-    with set_up_undone(guide), store.scope(store.get_state()), warnings.catch_warnings():
+    with set_up_undone(guide), store_restored(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         refuse_weights_inside(model, first(min(rows, FEW)))
         shared = shared_sites(model, guide, first, rows, data.batch_size)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +13,7 @@ from pyro_vae.objectives.bound_objective import cuda_devices, free_bytes
 from pyro_vae.objectives.pyro_elbos import tensor_loss
 from pyro_vae.programs.buffers import buffers_restored
 from pyro_vae.programs.pair import without_validation
-from pyro_vae.programs.parameters import ParametersRegistered
+from pyro_vae.programs.parameters import ParametersRegistered, store_restored
 from pyro_vae.programs.proposal_guide import set_up_undone
 
 SMALL = (16, 32)  # rows that are measured
@@ -69,12 +68,11 @@ def kept_bytes(step: Any, loss: Callable[..., Tensor], batch: tuple[Tensor, ...]
             kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    store = pyro.get_param_store()
     with (
         torch.random.fork_rng(devices=cuda_devices(batch)),
         buffers_restored(step.model, step.guide),
         set_up_undone(step.guide),
-        store.scope(store.get_state()),
+        store_restored(),
         without_validation(),
         ParametersRegistered(),
         step.precision(),

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ from pyro_vae.objectives.bound_objective import Bound
 from pyro_vae.objectives.kl_terms import capacity
 from pyro_vae.objectives.pyro_elbos import tensor_loss
 from pyro_vae.programs.pair import owners, without_validation
-from pyro_vae.programs.parameters import ParametersRegistered
+from pyro_vae.programs.parameters import ParametersRegistered, store_restored
 from pyro_vae.programs.plates import find_plates
 from pyro_vae.programs.proposal_guide import set_up_undone
 from pyro_vae.programs.site_rows import frames_of
@@ -142,9 +141,9 @@ def coupled(step: Any, batch: Batch) -> str | None:
         return f"{type(norm).__name__} takes the statistics of the whole batch"
     if len(rows[0]) < ROWS:
         return f"batches of fewer than {ROWS} rows are not parted"
-    store, before = pyro.get_param_store(), PreStepSnapshot(buffers_of(modules), rows[0].device)
+    before = PreStepSnapshot(buffers_of(modules), rows[0].device)
     try:
-        with without_validation(), ParametersRegistered(), store.scope(store.get_state()), set_up_undone(step.guide):
+        with without_validation(), ParametersRegistered(), store_restored(), set_up_undone(step.guide):
             return shared_site(step, rows) or unequal(step, loss, modules, rows, before)
     except UnknownNoise as error:
         return str(error)

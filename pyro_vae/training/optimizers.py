@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
-import pyro
 import torch
 from pyro.optim import PyroOptim
 from pyro.optim.lr_scheduler import PyroLRScheduler
@@ -16,6 +15,7 @@ from pyro_vae.common.given import described
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.torch_private import fused_works
 from pyro_vae.errors import UsageError
+from pyro_vae.programs.parameters import stored_parameters
 
 MakeOptimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 
@@ -122,7 +122,7 @@ class BuiltOptimizer:
 
 def name_parameters(tensors: list[Tensor], most: int = 3) -> str:
     """Name the first few as Pyro's store or their module does; by shape where neither does."""
-    names = {id(tensor): name.rpartition("$$$")[2] for name, tensor in pyro.get_param_store().named_parameters()}
+    names = {id(tensor): name.rpartition("$$$")[2] for name, tensor in stored_parameters()}
     told = [names.get(id(t), f"one of shape {tuple(t.shape)}") for t in tensors[:most]]
     return ", ".join(map(repr, told)) + (", …" if len(tensors) > most else "")
 

@@ -147,6 +147,7 @@ class Trainer:
         position, further, singly = self.state.position, batches.further(), iter(batches)
         size = self.data.batch_size
         while True:
+            self.data.check_files()
             what = f"step {self.state.step + 1}: a batch of {size} rows on {self.device}"
             with fitting(what, f"Take a smaller one: batch_size={max(1, size // 2)}."):
                 loss = self.make_steps(batches, singly, further)
@@ -309,6 +310,7 @@ class Trainer:
 
     def record(self, epoch: int) -> Record:
         """Measure the programs after an epoch."""
+        self.data.check_files()
         position = self.state.position
         seen = self.data.rows_per_epoch - position.skipped_rows
         loss = float(position.loss_sum) / seen if seen else None

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor, nn
 
 from pyro_vae.errors import UsageError
 from pyro_vae.objectives.scheduled import Scheduled
+from pyro_vae.programs.parameters import stored_parameters
 
 from .schedules import Schedule, constant
 
@@ -148,6 +148,6 @@ def named_tensors(modules: list[nn.Module], parameters: Iterable[Tensor]) -> dic
         for named in (module.named_parameters, module.named_buffers):
             tensors |= {prefix + name: tensor for name, tensor in named(remove_duplicate=False)}
     known = {id(tensor) for tensor in tensors.values()}
-    names = {id(tensor): name for name, tensor in pyro.get_param_store().named_parameters()}
+    names = {id(tensor): name for name, tensor in stored_parameters()}
     loose = [p for p in parameters if id(p) not in known]
     return tensors | {f"param/{names.get(id(p), i)}": p for i, p in enumerate(loose)}

@@ -8,10 +8,11 @@ import torch
 
 from pyro_vae import load_run
 from pyro_vae.cli.main import main
-from pyro_vae.errors import BusyError, RunFolderError
+from pyro_vae.errors import RunFolderError
 from pyro_vae.runs import folder
-from pyro_vae.runs.ensemble_run import clear, load_ensemble
+from pyro_vae.runs.ensemble_run import load_ensemble
 from pyro_vae.runs.lock import locked
+from tests.helpers import kills
 from tests.helpers.command_line import small
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -74,12 +75,29 @@ def test_a_folder_that_holds_something_is_not_overwritten(runs, capsys):
     assert "holds a run of one seed" in capsys.readouterr().err
     assert main(train) == 4  # a run of one seed in the place of an ensemble
     (runs[0] / "seed0" / "mine.txt").write_text("mine")
-    with locked(runs[0] / "seed3", folder.EVALUATION_LOCK), pytest.raises(BusyError):  # it is being scored
-        clear(runs[0])
+    with locked(runs[0] / "seed3", folder.EVALUATION_LOCK):  # it is being scored
+        assert main([*train, "--seeds", "4", "6", "--overwrite"]) == 75
     assert all((runs[0] / name / "evidence.json").is_file() for name in ("seed0", "seed3"))
     assert main([*train, "--seeds", "4", "6", "--overwrite"]) == 0
     assert (runs[0] / "seed0" / "mine.txt").exists() and not (runs[0] / "seed0" / "config.json").exists()
     assert folder.read_json(runs[0] / "ensemble.json")["seeds"] == [4, 6]
+
+
+@pytest.mark.parametrize("moment", ["beside", "exchanged", "cleared"])
+def test_killed_inside_overwrite_the_folder_is_one_ensemble_and_is_made_again(runs, moment, tmp_path):
+    (runs[0] / "seed0" / "mine.txt").write_text("mine")
+    options = ["--seeds", "0", "4", "--hidden", "4", "--epochs", "1", "--num-samples", "60", "--overwrite"]
+    train = ["train", "--run", str(runs[0]), "--device", "cpu", *small(*options)]
+    assert kills.child(lambda: main(train), moment) == -9
+    seeds = folder.read_json(runs[0] / "ensemble.json")["seeds"]
+    if moment == "beside":
+        assert seeds == [0, 3] and len(load_ensemble(runs[0])) == 2
+    else:
+        assert seeds == [0, 4] and not (runs[0] / "seeds.json").exists()
+    assert main(train) == 0
+    assert load_ensemble(runs[0]).seeds == (0, 4) and (runs[0] / "seed0" / "mine.txt").exists()
+    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if ".part" in str(p)) == []
+    assert not (runs[0] / "seed3").exists()
 
 
 @pytest.mark.parametrize(

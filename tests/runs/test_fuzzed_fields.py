@@ -7,17 +7,20 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from pyro_vae.cli import run_commands
 from pyro_vae.cli.main import main
 from pyro_vae.common.digests import digest_of, sha256
-from pyro_vae.common.safe_read import seal
-from pyro_vae.errors import DataError, RunFolderError
+from pyro_vae.common.safe_read import dump, parse, seal
+from pyro_vae.errors import DataError, DivergedError, PyroVAEError, RunFolderError
 from pyro_vae.evidence.importance.result import Evidence
+from pyro_vae.runs import ensemble_run, folder
 from pyro_vae.runs import evaluate_run as evaluate_module
-from pyro_vae.runs import folder
 from pyro_vae.runs import resume_run as resume_module
 from pyro_vae.runs import train_run as train_module
+from pyro_vae.runs.config import Config
+from pyro_vae.runs.ensemble_run import load_ensemble
 from tests.helpers import fuzzed
 from tests.helpers.environment import HEAVY
 from tests.helpers.run_folders import train_small
@@ -90,6 +93,74 @@ def test_a_field_of_another_kind_is_refused_or_used_by_every_command_that_reads_
             said = capsys.readouterr()
             assert code in (0, 2, 3, 4, 5, 6, 7) and "\x1b" not in said.out + said.err, (command, way, code)
             shutil.rmtree(run)
+
+
+@pytest.fixture(scope="module")
+def ensembles(here, tmp_path_factory):
+    """Two ensembles of the two runs."""
+    both = tmp_path_factory.mktemp("ensembles")
+    for name in ("a", "b"):
+        for seed, member in enumerate(("good", "other")):
+            shutil.copytree(here / member, both / name / f"seed{seed}")
+        ensemble_run.write_list(both / name, [0, 1], "train", {})
+    return both
+
+
+@pytest.mark.parametrize("command", ["compare", "evaluate", "load", "overwrite"])
+def test_a_field_of_an_ensembles_list_is_refused_or_used_by_every_command(command, ensembles, here, tmp_path, capsys):
+    a, b = (tmp_path / name for name in "ab")
+    run = {
+        "compare": lambda: main(["compare", str(a), str(b)]),
+        "evaluate": lambda: main(["evaluate", str(a), "--num-samples", "5", "--rows", "2", "--device", "cpu"]),
+        "load": lambda: load_ensemble(a) and 0,
+        "overwrite": lambda: main(["train", "--run", str(a), "--data", "/nowhere.npy", "--seeds", "2", "--overwrite"]),
+    }[command]
+    shutil.copytree(ensembles, tmp_path, dirs_exist_ok=True)
+    record = json.loads((a / "ensemble.json").read_bytes())
+    odd = {"9" * 5000: "why"}, {"0": 3}, {"\u0663": "why"}, {"7": "why"}
+    cases = [(way, value) for way in fuzzed.fields(record) for value in (*fuzzed.VALUES.values(), ...)]
+    cases = cases if HEAVY else random.Random(1).sample(cases, 8 if command != "evaluate" else 3)
+    for way, value in [*cases, *((("diverged",), value) for value in odd), (("seeds",), [0, 0])]:
+        (a / "ensemble.json").write_bytes(fuzzed.sealed(fuzzed.changed(record, way, value)))
+        try:
+            code = run()
+        except PyroVAEError as error:
+            code = error.exit_code
+        said = capsys.readouterr()
+        assert code in (0, 2, 3, 4, 5) and "\x1b" not in said.out + said.err, (way, code)
+        assert code or way[0] in ("made_by", "versions") or value in (1, True, [0], {}), (way, value)
+
+
+@pytest.fixture(scope="module")
+def diverged(here):
+    wild = Config(
+        data=str(here / "x.npy"), hidden=(4,), latent_dim=2, epochs=9, batch_size=16, learning_rate=1e20, warmup=0.0,
+        schedule="constant",
+    )  # fmt: skip
+    with pytest.raises(DivergedError):
+        train_module.train_run(wild, here / "diverged", device="cpu")
+    return here / "diverged"
+
+
+def test_a_field_of_a_step_that_diverged_is_refused_or_used_by_replay(diverged, tmp_path, capsys):
+    run = Path(shutil.copytree(diverged, tmp_path / "run"))
+    head, tensors = run / "divergence" / "capsule.json", run / "divergence" / "capsule.safetensors"
+    whole, record = tensors.read_bytes(), json.loads(head.read_bytes())
+    assert main(["replay", str(run)]) == 0 and "reproduced" in capsys.readouterr().out
+    cases = [(way, value) for way in fuzzed.fields(record, depth=1) for value in (*fuzzed.VALUES.values(), ...)]
+    for way, value in cases if HEAVY else random.Random(2).sample(cases, 24):
+        head.write_bytes(fuzzed.sealed(fuzzed.changed(record, way, value)))
+        code = main(["replay", str(run)])
+        said = capsys.readouterr()
+        assert code in (0, 4) and "\x1b" not in said.out + said.err, (way, value)
+    head.write_bytes(fuzzed.sealed(record))
+    held = parse(whole, tensors)
+    for name in list(held)[:: 1 if HEAVY else 3]:
+        for other in (torch.zeros(0), torch.full((2, 3), torch.nan), torch.zeros(3, dtype=torch.int64), None):
+            spoiled = {k: v for k, v in held.items() if k != name} | ({} if other is None else {name: other})
+            tensors.write_bytes(dump(spoiled))
+            assert main(["replay", str(run)]) in (0, 4), name
+    capsys.readouterr()
 
 
 FOUND = [  # by name, as each gave a traceback, or a wrong line

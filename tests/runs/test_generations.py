@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from pyro_vae import compare_runs
 from pyro_vae.common.safe_read import seal
 from pyro_vae.errors import BusyError, Interrupted, RunFolderError
 from pyro_vae.runs import evaluate_run as evaluate_module
-from pyro_vae.runs import folder
+from pyro_vae.runs import folder, replacement
 from pyro_vae.runs import load as load_module
 from pyro_vae.runs import resume_run as resume_module
 from pyro_vae.runs import train_run as train_module
@@ -24,6 +25,7 @@ from pyro_vae.runs.lock import locked
 from pyro_vae.runs.resume_run import resume_run
 from pyro_vae.runs.train_run import train_run
 from pyro_vae.runs.weights import Weights, save_model
+from tests.helpers import kills
 from tests.helpers.bits import same
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -201,17 +203,71 @@ def test_metrics_of_another_training_are_not_told_beside_the_evidence(made, tmp_
 # --overwrite
 
 
-def test_killed_inside_overwrite_the_folder_holds_a_run_that_had_not_begun(made, config, tmp_path, monkeypatch, capsys):
-    for how in ("resume", "overwrite"):
-        run = Path(shutil.copytree(made[0], tmp_path / how))
-        with monkeypatch.context() as patch:
-            patch.setattr(folder, "crash_point", killed)
-            with pytest.raises(Killed):
-                train_run(config, run, overwrite=True, **SAMPLES)
+def left_beside(run):
+    return [entry.name for entry in run.parent.iterdir() if entry.name != run.name]
+
+
+def overwritten_and_killed(run, config, moment):
+    """A process of its own, that is killed, kill -9, at a moment of replacing the run."""
+    assert kills.child(partial(train_run, config, run, overwrite=True, **SAMPLES), moment) == -9
+
+
+@pytest.mark.parametrize("how", ["resume", "overwrite"])
+@pytest.mark.parametrize("moment", ["beside", "exchanged", "cleared"])
+def test_killed_inside_overwrite_the_folder_is_one_whole_run(moment, how, made, config, tmp_path):
+    """The one before, or the new one, which has not begun; entries of somebody else's are there again at the end."""
+    run = Path(shutil.copytree(made[1], tmp_path / "here" / "run"))
+    for mine in (run / "mine.txt", run / "figures" / "mine.txt"):
+        mine.write_text("mine")
+    before = {p.name: p.read_bytes() for p in run.iterdir() if p.is_file() and ".lock" not in p.name}
+    overwritten_and_killed(run, config, moment)
+    if moment == "beside":
+        assert before == {p.name: p.read_bytes() for p in run.iterdir() if p.is_file() and ".lock" not in p.name}
+        assert load_run(run).evidence["log_px"] == made[3]
+    else:
         with pytest.raises(RunFolderError, match="is missing"):
             load_run(run)
-        made_anew = resume_run(run, **SAMPLES) if how == "resume" else train_run(config, run, overwrite=True, **SAMPLES)
-        assert made_anew["log_px"] == made[2] and same(state(run), state(made[0]))
+    if how == "resume" and moment != "beside":
+        anew = resume_run(run, **SAMPLES)
+    else:
+        anew = train_run(config, run, overwrite=True, **SAMPLES)
+    assert anew["log_px"] == made[2] and same(state(run), state(made[0]))
+    assert (run / "mine.txt").read_text() == (run / "figures" / "mine.txt").read_text() == "mine"
+    assert left_beside(run) == [] and not list(run.glob(".*.part"))
+
+
+def test_where_folders_cannot_be_exchanged_the_run_is_emptied_in_place(made, config, tmp_path, monkeypatch):
+    run = Path(shutil.copytree(made[1], tmp_path / "here" / "run"))
+    (run / "mine.txt").write_text("mine")
+    monkeypatch.setattr(replacement, "exchange", lambda *_: False)
+    with monkeypatch.context() as patch:
+        patch.setattr(replacement, "crash_point", lambda name: killed() if name == "emptied" else None)
+        with pytest.raises(Killed):
+            train_run(config, run, overwrite=True, **SAMPLES)
+    assert left_beside(run) == [] and (run / "config.json").is_file()
+    assert train_run(config, run, overwrite=True, **SAMPLES)["log_px"] == made[2]
+    assert (run / "mine.txt").is_file()
+
+
+def test_an_overwritten_run_that_a_link_leads_to_keeps_its_place_and_its_lock(made, config, tmp_path):
+    run = Path(shutil.copytree(made[0], tmp_path / "here" / "run"))
+    (tmp_path / "latest").symlink_to(run)
+    busy = []
+
+    class Asking(train_module.Curve):
+        def __call__(self, record):
+            for path in (run, tmp_path / "latest"):
+                with pytest.raises(BusyError), locked(path):
+                    pass
+                busy.append(path)
+            return super().__call__(record)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_module, "Curve", Asking)
+        assert train_run(config, tmp_path / "latest", overwrite=True, **SAMPLES)["log_px"] == made[2]
+    assert len(busy) == 6 and (tmp_path / "latest").is_symlink() and left_beside(run) == []
+    with locked(run):
+        pass
 
 
 @pytest.mark.parametrize("moment", ["of", "fill"], ids=["before the weights", "before they are read"])

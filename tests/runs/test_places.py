@@ -119,3 +119,23 @@ def test_no_cell_of_a_table_is_a_formula(tmp_path):
         assert not any(cell[:1] in ("+", "-") and cell != "-1.5" for cell in row)
     assert RowIds.from_csv(text).index == tuple(names)
     assert [with_formula(no_formula(name)) for name in names] == names and no_formula(-1.0) == -1.0
+
+
+def test_two_runs_are_not_scored_into_one_folder(made, tmp_path, monkeypatch):
+    """The second took the place of the first, whose numbers then were "of other weights"."""
+    monkeypatch.chdir(made)
+    config = Config(data="x.npy", hidden=(4,), latent_dim=2, epochs=1, batch_size=16, seed=1)
+    train_run(config, tmp_path / "other", num_samples=5, device="cpu")
+    options = {"num_samples": 5, "device": "cpu", "out": tmp_path / "out"}
+    evaluate_run("run", **options)
+    before = look(tmp_path / "out")
+    for more in ({}, {"rows": 3}, {"split": "validation"}):
+        with pytest.raises(RunFolderError, match=f"holds evaluations of {made / 'run'}, not of {tmp_path / 'other'}"):
+            evaluate_run(tmp_path / "other", **options | more)
+    assert look(tmp_path / "out") == before
+    evaluate_run("run", **options | {"rows": 3})
+    copied = Path(shutil.copytree("run", tmp_path / "copied"))
+    evaluate_run(copied, **options)  # the same weights: numbers of one model
+    (tmp_path / "out" / "run.json").unlink()  # as an older version left it
+    with pytest.raises(RunFolderError, match="holds evaluations of other weights"):
+        evaluate_run(tmp_path / "other", **options)

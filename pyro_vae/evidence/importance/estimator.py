@@ -159,6 +159,7 @@ def importance(
                 facts |= weighing.facts(resumed)
                 if on_block is not None:
                     on_block(blocks, facts)
+            problem.check_files()
             look(run, len(particles or range(run[0].planned)), proposal, problem, seed)
     except KeyboardInterrupt as signal:
         raise interrupted(blocks, facts, signal) from None

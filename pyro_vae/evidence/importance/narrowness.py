@@ -80,7 +80,7 @@ def look(blocks: Sequence[RowBlock], particles: int, proposal: Proposal, problem
     numbers = torch.cat([torch.arange(b.rows.start, b.rows.stop) for b in blocks])[chosen]
     try:
         with problem.quiet(seed, LOOK, 0, 0):
-            found = spreads(problem.over(*(a[numbers.to(problem.device)] for a in problem.args)), proposal, WALK)
+            found = spreads(problem.at(numbers.to(problem.device)), proposal, WALK)
     except Exception:  # a second look at a number that is there: whatever a program cannot be asked for, there is none
         return
     for number, value in zip(numbers.tolist(), found.tolist(), strict=True):

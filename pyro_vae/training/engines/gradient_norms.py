@@ -12,11 +12,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx
 
+from pyro_vae.common import torch_private
 from pyro_vae.common.flat_program import stand_ins
 
 ATEN = torch.ops.aten
 
 
+@torch_private.without_sources()
 def by_factors(module: fx.GraphModule, inputs: Sequence[Tensor], kept: int) -> None:
     """Bound the norms that a graph returns after its first `kept` results, and let it return those results alone.
 

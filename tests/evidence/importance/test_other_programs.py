@@ -1,6 +1,7 @@
 """Evidence knows its programs and its data: more of another model, or of other rows, is not put together with it."""
 
 import copy
+from dataclasses import replace
 
 import pyro
 import pyro.distributions as dist
@@ -16,8 +17,10 @@ from pyro_vae import (
     Evidence,
     StandardNormal,
     defensive,
+    gaps,
     load_evidence,
     normal,
+    overfitting,
     save_evidence,
 )
 from pyro_vae.errors import DataError, UnknownProgramsWarning, UsageError
@@ -200,3 +203,46 @@ def test_without_the_digest_another_model_would_be_merged(vae, monkeypatch):
     parts = [score(vae, particles=range(10)), score(other, particles=range(10, 20))]
     monkeypatch.setattr(result, "programs_of", lambda *_: None)
     assert not torch.equal(Evidence.merge(parts).log_px, score(vae).log_px)
+
+
+# gaps
+
+
+SPLITS = {
+    "gaps": lambda pair, rows, evidence: gaps(
+        pair.model, pair.guide, rows, log_px=evidence, steps=1, num_samples=5, verbose=False
+    ),
+    "overfitting": lambda pair, rows, evidence: overfitting(
+        pair.model, pair.guide, rows, rows, log_px=(evidence, evidence), steps=1, num_samples=5, verbose=False
+    ),
+}
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("changes", [{"scale": 1.01}, {"shift": 0.3}, {"family": dist.Laplace}], ids=str)
+def test_gaps_refuse_evidence_of_another_model(split, changes):
+    rows = x[:, 0]
+    SPLITS[split](Functions(), rows, score(Functions(), rows))
+    with pytest.raises(UsageError, match=r"log_px is evidence of another model: at one draw for row \d+ log p"):
+        SPLITS[split](Functions(), rows, score(Functions(**changes), rows))
+
+
+def test_gaps_take_evidence_by_another_guide_and_refuse_that_of_other_weights(vae, tmp_path):
+    evidence, better, other = score(vae), copy.deepcopy(vae), copy.deepcopy(vae)
+    with torch.no_grad():
+        for p in better.posterior.parameters():
+            p.mul_(0.9)
+        for p in other.likelihood.parameters():
+            p.mul_(1.1)
+    for given in (evidence, score(better)):
+        save_evidence(given, tmp_path / "e.safetensors")
+        for again in (given, load_evidence(tmp_path / "e.safetensors")):
+            assert torch.equal(SPLITS["gaps"](vae, x, again).log_px, given.log_px)
+    with pytest.raises(UsageError, match="evidence of another model"):
+        SPLITS["gaps"](vae, x, score(other))
+    older = replace(evidence, program_ids=replace(evidence.program_ids, model_terms={}))
+    SPLITS["gaps"](vae, x, older)  # it says of the pair alone which it is
+    with pytest.raises(UsageError, match=r"pass the numbers: log_px=evidence\.log_px"):
+        SPLITS["gaps"](better, x, older)
+    with pytest.warns(UnknownProgramsWarning):
+        SPLITS["gaps"](vae, x, replace(evidence, program_ids=None))

@@ -13,7 +13,7 @@ import torch
 from pyro_vae import Config, MultimodalVAE, compare_runs, evaluate_run, load_run, log_likelihood, resume_run, train_run
 from pyro_vae.cli.main import main
 from pyro_vae.data import Split, load
-from pyro_vae.errors import DataError, DivergedError, UsageError
+from pyro_vae.errors import DataError, DivergedError, ShapeError, UsageError
 from pyro_vae.runs import train_run as train_run_module
 from pyro_vae.runs.data_choices import decided
 from pyro_vae.runs.ensemble_run import load_ensemble, train_ensemble
@@ -272,6 +272,23 @@ def test_ends_by_nan_and_by_lengths_are_the_same_rows(files):
     assert x.shape[1:] == (4, 2) and x.isfinite().all()
     assert "shape (60, 4, 2) read as (rows, steps, elements)" in one.notes
     assert torch.equal(lengths, (~one.test.x.isnan()).sum(1) // 2)
+
+
+def test_one_plane_of_steps_is_no_sequence_of_one_step(tmp_path):
+    """(N, 1, a, b) was read as a steps of b."""
+    x = np.random.default_rng(0).normal(size=(20, 1, 3, 2)).astype("float32")
+    shapes = {"one": x.reshape(20, 1, -1), "three": x[:, 0], "flat": x.reshape(20, -1), "planes": x.repeat(2, 1)}
+    read = {}
+    for name, of in shapes.items():
+        np.save(tmp_path / f"{name}.npy", of)
+        read[name] = steps_of(load(tmp_path / f"{name}.npy", sequences=True, verbose=False).shape)
+    assert read == {"one": (1, 6), "three": (3, 2), "flat": (6, 1), "planes": (2, 6)}
+    np.save(tmp_path / "x.npy", x)
+    with pytest.raises(
+        ShapeError, match=r"sequences of one step, or of 3 steps\?.*x.reshape\(.*, 1, -1\) has one step"
+    ):
+        load(tmp_path / "x.npy", sequences=True, verbose=False)
+    assert load(tmp_path / "x.npy", verbose=False).shape == (1, 3, 2)  # an image
 
 
 def test_lengths_are_read_for_sequences_alone(files):
