@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_vae.errors import DataError
 
+from .columns import Column
 from .row_ids import RowIds
 
 
@@ -56,13 +57,14 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One array as its file holds it, with labels, names of rows and of classes; `name` is what messages call it."""
+    """One array as its file holds it, with labels, names of rows, classes and columns; `name` is what messages call it."""
 
     name: str
     x: np.ndarray
     y: np.ndarray | None = None
     index: np.ndarray | None = None
     classes: tuple[str, ...] = ()
+    columns: tuple[Column, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
