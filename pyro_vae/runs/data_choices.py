@@ -5,18 +5,22 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_vae.data import Data
 from pyro_vae.data.datasets import NAMES
+from pyro_vae.data.frames import blocks_of
 from pyro_vae.distributions.units import real_elements
+from pyro_vae.errors import UsageError
 from pyro_vae.models.standardize import units_by_shape
 
 from .config import Config
 from .custom_components import NOTHING, Components
 from .registry import LIKELIHOODS, kind_of, likelihood_of, resolved
+from .tabular_spec import block
 
 SPREAD = 0.1  # images within [0, 1] of no less standard deviation are in units that networks start at
 OF_KIND = {"binary": "bernoulli", "bytes": "discretized_logistic"}
@@ -29,6 +33,8 @@ def decided(config: Config, data: Data, components: Components = NOTHING) -> Con
     Densities of real numbers stand in the units of the training rows, unless they are of the caller's own or have a scale that
     is given in those of x; what encoders then still see out of scale is normalized.
     """
+    if config.columns is not None:
+        config = of_columns(config, data)
     if config.likelihood == "auto" and config.data not in NAMES and config.resolved().binarization == "none":
         config = dataclasses.replace(config, likelihood=OF_KIND.get(data.kind, "normal"))
     config = resolved(config, components)
@@ -40,6 +46,25 @@ def decided(config: Config, data: Data, components: Components = NOTHING) -> Con
     if normalize is None:
         normalize = not in_scale(seen(config, data, components), kind_of(config).emission(data.shape))
     return dataclasses.replace(config, normalize=normalize)
+
+
+def of_columns(config: Config, data: Data) -> Config:
+    """Take the likelihoods that were found for the columns of a table, and gaps where it has some.
+
+    Raises:
+        UsageError: a family of a column that is unknown, or of whole rows; names the column.
+    """
+    for column in data.columns:
+        name, _, options = column.family.partition(":")
+        try:
+            block(f"{name}:1:{options}" if options else f"{name}:1")
+        except UsageError as error:
+            raise UsageError(f"--columns: column {column.name!r}: {error}") from error
+    blocks = config.likelihood_options.get("blocks") or blocks_of(data.columns)
+    gaps = any(bool(split.x.isnan().any()) for split in (data.train, data.validation, data.test))
+    options: dict[str, Any] = {"blocks": blocks}
+    missing = config.missing or gaps
+    return dataclasses.replace(config, likelihood="columns", likelihood_options=options, missing=missing)
 
 
 def takes_units(config: Config, elements: int) -> bool:
@@ -73,9 +98,11 @@ def in_scale(x: Tensor, shape: tuple[int, ...]) -> bool:
 
 def choices_told(given: Config, config: Config, data: Data) -> Iterator[str]:
     """Say what was chosen by the data: the likelihood, and units that are others than those of x."""
-    if given.likelihood == "auto" and config.data not in NAMES:
+    if given.likelihood == "auto" and given.columns is None and config.data not in NAMES:
         why = {"binary": ", as x holds zeros and ones alone", "bytes": ", as x holds whole numbers 0 to 255"}
         yield f"likelihood auto: {config.likelihood}{why.get(data.kind, '')}"
+    if config.missing and not given.missing:
+        yield "empty cells are values that were not observed: the likelihood skips them (--missing)"
     seen = "standard units, (x - mean) / std of the training rows"
     if config.standardize and given.standardize is None:
         yield f"networks see x in {seen}; log p(x) is that of x as given (--no-standardize leaves them out)"

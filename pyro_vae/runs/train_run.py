@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -85,7 +86,7 @@ def train_run(
     folder.check_free(path, overwrite)
     folder.make(path)
     with locked(path):
-        folder.create(path, describe(job.config, job.data, made_by), overwrite)
+        folder.create(path, describe(job.config, job.data, made_by, path), overwrite)
         return carry_out(job, job.checkpointer(minutes), num_samples=num_samples)
 
 
@@ -277,7 +278,7 @@ class Curve:
         return extra
 
 
-def describe(config: Config, data: Data, made_by: str) -> dict[str, Any]:
+def describe(config: Config, data: Data, made_by: str, path: Path) -> dict[str, Any]:
     """Return what config.json holds."""
     rows = {name: len(getattr(data, name)) for name in SPLITS}
     about: dict[str, Any] = {
@@ -286,6 +287,7 @@ def describe(config: Config, data: Data, made_by: str) -> dict[str, Any]:
         "digest": data.digest,
         "policy": data.policy,
     }
-    about |= {"rows": rows, "notes": list(map(plain, data.notes))}
+    about |= {"rows": rows, "notes": list(map(plain, data.notes)), "columns": [c.to_dict() for c in data.columns]}
+    about |= {"beside": os.path.relpath(config.data, path)} if Path(config.data).is_file() else {}
     head: dict[str, Any] = {"schema": folder.SCHEMA, "made_by": made_by, "versions": versions()}
     return head | {"config": config.to_dict(), "data": about}
