@@ -9,9 +9,10 @@ import numpy as np
 
 from pyro_vae.errors import DataError
 
-from .columns import BOOLEANS, RawColumn, left_out
+from .columns import BOOLEANS, RawColumn, left_out, too_large
 from .table_layout import is_number
 
+DIGITS = 15  # of whole numbers that float64 surely tells apart
 MISSING = ("", "NA", "N/A", "#N/A", "<NA>", "NaN", "nan", "NULL", "null")  # "None" may be a label
 COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?")
 THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+")
@@ -75,7 +76,11 @@ def numbers_of(raw: RawColumn, where: str = "") -> np.ndarray:
             raise DataError(f"column {raw.name!r}, row {i} (counted from 0): {raw.values[i]!r} is no number{where}.")
     if commas:
         check_commas(raw.name, raw.values, commas)
-    return np.array([np.nan if c is None else float(c.replace(",", ".")) for c in raw.values], dtype=np.float64)
+    values = np.array([np.nan if c is None else float(c.replace(",", ".")) for c in raw.values], dtype=np.float64)
+    whole = {int(c) for c in raw.values if c is not None and c.lstrip("+-").isdecimal() and len(c) > DIGITS}
+    if len({float(n) for n in whole}) < len(whole):
+        raise too_large(raw.name, f"up to {max(whole)}")
+    return values
 
 
 def check_commas(name: str, cells: Sequence[str | None], commas: Sequence[int]) -> None:

@@ -49,11 +49,11 @@ class Column:
         return BOOLEANS if self.kind == "boolean" else self.labels
 
     def text(self, value: float) -> str:
-        """Write a value as its table had it: the label of a code, a number with all its digits, nothing for NaN."""
+        """Write a value as its table had it: the label of a code, a number in single precision, nothing for NaN."""
         if value != value:
             return ""
-        code = int(value) if value == round(value) else -1
-        return self.codes[code] if 0 <= code < len(self.codes) else repr(value)
+        code = int(value) if abs(value) < EXACT and value == round(value) else -1
+        return self.codes[code] if 0 <= code < len(self.codes) else str(np.float32(value))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""

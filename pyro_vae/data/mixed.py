@@ -106,7 +106,7 @@ def by_type(raw: RawColumn) -> tuple[np.ndarray, Column]:
     return values, Column(raw.name, raw.kind)
 
 
-def match_columns(raws: Sequence[RawColumn], columns: Sequence[Column], where: str = "the table") -> Coded:
+def match_columns(raws: Sequence[RawColumn], columns: Sequence[Column]) -> Coded:
     """Take the columns of another table by the names that they are known by, with the same codes.
 
     Raises:
@@ -117,7 +117,7 @@ def match_columns(raws: Sequence[RawColumn], columns: Sequence[Column], where: s
     extra = [name for name in there if name not in names]
     if missing := [name for name in names if name not in there]:
         raise DataError(
-            f"{where} lacks {len(missing)} of {len(names)} columns that the model was trained on: {shown(missing)}; "
+            f"the table lacks {len(missing)} of {len(names)} columns that the model was trained on: {shown(missing)}; "
             f"{suggest(missing[0], extra, 1, 'beside the others it has')}. Name them as they were, or add an empty column "
             "for what was not observed."
         )

@@ -53,7 +53,7 @@ def read_mixed(path: Path, options: TableOptions) -> Table:
 def code(raws: Sequence[RawColumn], options: TableOptions, path: Path) -> Coded:
     """Take columns as the options say; without any, texts are refused."""
     if options.known:
-        return match_columns(raws, options.known, str(path))
+        return match_columns(raws, options.known)
     if options.columns is not None:
         return code_columns(raws, ColumnSpec.read(options.columns))
     coded = code_columns(raws, None)

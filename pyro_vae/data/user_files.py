@@ -22,7 +22,8 @@ from .table_layout import HEAD, TableOptions
 from .tables import read_table
 
 UNPACKED, RATIO = 256 * 2**20, 100  # of an archive: bytes, and as many times its own size
-ENDINGS = (".npy", ".npz", *TEXT, PARQUET)
+TABLES = (*TEXT, PARQUET)
+ENDINGS = (".npy", ".npz", *TABLES)
 LOOKED_AT = 2**16  # bytes, to see what parts the cells of a table
 SPLITS = ("train", "validation", "test")
 UNREADABLE = (  # what np.load raises for damaged files, found by damaging them
@@ -54,7 +55,7 @@ def read_file(path: Path, seed: int, options: TableOptions | None = None, sequen
     options = options or TableOptions()
     split = f"split 80/10/10 per cent by a permutation from seed {seed}"
     cut = partial(shuffle, seed=seed)
-    if path.suffix.lower() in (*TEXT, PARQUET):
+    if path.suffix.lower() in TABLES:
         table = (read_table if is_plain(path, options) else read_mixed)(path, options)
         part = Part("x", table.x, table.y, table.index, table.classes, table.columns)
         return Source(path.name, (part,), cut, notes=(*table.notes, split, *layout(part.x, sequences)))

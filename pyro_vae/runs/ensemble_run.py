@@ -86,7 +86,7 @@ def train_ensemble(
         write_list(path, seeds, made_by, {})
         with folders_locked(jobs):
             for job in jobs:
-                folder.create(job.path, describe(job.config, job.data, made_by))
+                folder.create(job.path, describe(job.config, job.data, made_by, job.path))
             seconds, ensemble = trained(jobs)
             write_list(path, seeds, made_by, ensemble.diverged)
             for job, result in zip(jobs, ensemble.results, strict=True):

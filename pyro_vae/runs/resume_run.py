@@ -82,7 +82,9 @@ def resume_run(
     folder.check_free(job.path)
     folder.make(job.path)
     with locked(job.path):
-        own = describe(job.config, job.data, record.get("made_by", "train")) | {"forked_from": str(path.resolve())}
+        own = describe(job.config, job.data, record.get("made_by", "train"), job.path) | {
+            "forked_from": str(path.resolve())
+        }
         folder.create(job.path, own)
         write_metrics(job.path, saved)
         checkpointer = job.checkpointer(minutes, resumed={"from": str(path), "exact": False})
