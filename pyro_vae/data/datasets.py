@@ -20,6 +20,7 @@ from pyro_vae.errors import DataError, ShapeError, UsageError
 from .arrays import GAPS, convert
 from .binarize import binarize, check_grey
 from .columns import Column
+from .image_folders import read_folder
 from .mnist import CLASSES, read_images
 from .splits import Part, Source, Split, shuffle
 from .table_layout import TableOptions
@@ -77,7 +78,8 @@ def load(
     sequences: bool = False,
     verbose: bool = True,
 ) -> Data:
-    """Load a data set by name ("digits", "mnist", "fashion_mnist") or by the path of a file: .npy, .npz, .csv, .tsv, .parquet.
+    """Load a data set by name ("digits", "mnist", "fashion_mnist") or by the path of a file (.npy, .npz, .csv, .tsv,
+    .parquet) or of a folder of PNGs and JPEGs.
 
     Digits (1,797 rows of counts 0..16, from scikit-learn) are split 1,437 / 180 / 180 by a permutation from numpy's
     ``default_rng(0)``, whatever `seed`; both MNISTs 59,600 / 400 / 10,000 in the order of the files (Burda et al.);
@@ -191,12 +193,16 @@ def find_source(
             f"{name} lies in a folder, and none is named. Name it with --data-dir (data_dir=) or $PYRO_VAE_DATA; "
             "with --download (download=True) the files are fetched into it. digits needs neither."
         )
+    if (folder := Path(name).expanduser()).is_dir():
+        if table is not None and table.given:
+            raise UsageError(f"--{table.given[0]} is of a table, and {name} is a folder of pictures: leave it out")
+        return read_folder(folder, seed)
     if Path(name).suffix.lower() in ENDINGS:
         return read_file(Path(name).expanduser(), seed, table, sequences)
     close = difflib.get_close_matches(str(name).lower(), NAMES, n=1)
     raise UsageError(
         f"no data set {str(name)!r}{f' (did you mean {close[0]!r}?)' if close else ''}. "
-        f"Take one of: {', '.join(NAMES)}, or the path of a file that ends in {', '.join(ENDINGS)}."
+        f"Take one of: {', '.join(NAMES)}, or the path of a file that ends in {', '.join(ENDINGS)}, or of a folder of pictures."
     )
 
 

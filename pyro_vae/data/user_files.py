@@ -24,6 +24,7 @@ from .tables import read_table
 UNPACKED, RATIO = 256 * 2**20, 100  # of an archive: bytes, and as many times its own size
 TABLES = (*TEXT, PARQUET)
 ENDINGS = (".npy", ".npz", *TABLES)
+CHANNELS, SIDE = (1, 3), 4  # of images: how many channels, and pixels a side at least
 LOOKED_AT = 2**16  # bytes, to see what parts the cells of a table
 SPLITS = ("train", "validation", "test")
 UNREADABLE = (  # what np.load raises for damaged files, found by damaging them
@@ -61,7 +62,7 @@ def read_file(path: Path, seed: int, options: TableOptions | None = None, sequen
         return Source(path.name, (part,), cut, notes=(*table.notes, split, *layout(part.x, sequences)))
     check_numpy_options(path, options)
     arrays, y = read_numpy(path), options.label or "y"
-    arrays = cut_off(arrays, path) if sequences else arrays
+    arrays = cut_off(arrays, path) if sequences else {key: channels_first(array) for key, array in arrays.items()}
     if all(f"x_{split}" in arrays for split in SPLITS):
         parts = tuple(Part(f"x_{s}", arrays[f"x_{s}"], arrays.get(f"{y}_{s}")) for s in SPLITS)
         notes = (
@@ -143,6 +144,17 @@ def unused(arrays: dict[str, np.ndarray], splits: tuple[str, ...], x: str = "x",
     """Note the arrays of a file that nothing reads."""
     rest = sorted(set(arrays) - ({f"{v}_{s}" for v in ("x", y) for s in splits} or {x, y}))
     return [f"not read: {', '.join(rest)}"] if rest else []
+
+
+def channels_first(x: np.ndarray) -> np.ndarray:
+    """Return images ``(N, height, width, channels)`` of 1 or 3 channels with these before height and width; others as they are.
+
+    Example:
+        >>> channels_first(np.zeros((9, 32, 32, 3))).shape, channels_first(np.zeros((9, 3, 32, 32))).shape
+        ((9, 3, 32, 32), (9, 3, 32, 32))
+    """
+    last = x.ndim == 4 and x.shape[3] in CHANNELS and x.shape[1] not in CHANNELS and min(x.shape[1:3]) >= SIDE
+    return np.ascontiguousarray(x.transpose(0, 3, 1, 2)) if last else x
 
 
 def layout(x: np.ndarray, sequences: bool = False) -> list[str]:

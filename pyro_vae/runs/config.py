@@ -25,7 +25,7 @@ class Config:
     Parameters
     ----------
     data
-        digits (bundled), mnist, fashion_mnist, or a file: .npy, .npz, .csv, .tsv or .parquet.
+        digits (bundled), mnist, fashion_mnist, a file (.npy, .npz, .csv, .tsv, .parquet) or a folder of PNGs or JPEGs.
     binarization
         none, static (once, seeded) or dynamic (training rows anew each epoch); auto: dynamic for mnist and fashion_mnist
         under a Bernoulli, else none.

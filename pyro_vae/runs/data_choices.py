@@ -62,9 +62,8 @@ def of_columns(config: Config, data: Data) -> Config:
             raise UsageError(f"--columns: column {column.name!r}: {error}") from error
     blocks = config.likelihood_options.get("blocks") or blocks_of(data.columns)
     gaps = any(bool(split.x.isnan().any()) for split in (data.train, data.validation, data.test))
-    options: dict[str, Any] = {"blocks": blocks}
-    missing = config.missing or gaps
-    return dataclasses.replace(config, likelihood="columns", likelihood_options=options, missing=missing)
+    changed: dict[str, Any] = {"likelihood_options": {"blocks": blocks}, "missing": config.missing or gaps}
+    return dataclasses.replace(config, likelihood="columns", **changed)
 
 
 def takes_units(config: Config, elements: int) -> bool:

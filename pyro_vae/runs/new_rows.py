@@ -11,6 +11,7 @@ import torch
 from pyro_vae.common.plain_text import plain
 from pyro_vae.data import Data, Split, TableOptions, binarize
 from pyro_vae.data.datasets import event_shape, format_missing, prepare
+from pyro_vae.data.image_folders import read_folder
 from pyro_vae.data.user_files import ENDINGS, TABLES, read_file
 from pyro_vae.errors import DataError, RunFolderError, ShapeError, UsageError
 
@@ -35,11 +36,15 @@ def open_rows(run: Run, file: Path | None, data_dir: Path | None = None) -> Data
     """
     if file is None:
         return open_data(run, data_dir)
-    if file.suffix.lower() not in ENDINGS:
-        raise UsageError(f"--data {file}: new rows are read from a file that ends in {', '.join(ENDINGS)}")
+    if file.suffix.lower() not in ENDINGS and not file.is_dir():
+        raise UsageError(
+            f"--data {file}: new rows are read from a file that ends in {', '.join(ENDINGS)}, or from a folder of pictures"
+        )
     config, known = run.config, run.columns if file.suffix.lower() in TABLES else ()
     options = TableOptions(config.header, config.index, config.label, known=known) if known else TableOptions()
-    source = read_file(file.expanduser(), config.data_seed, options, run.kind.ragged)
+    file = file.expanduser()
+    seed = config.data_seed
+    source = read_folder(file, seed) if file.is_dir() else read_file(file, seed, options, run.kind.ragged)
     if source.digest() == run.record["data"]["digest"]:
         return open_data(run, file)
     if len(source.parts) > 1:
