@@ -170,7 +170,7 @@ def sample(run: RunFolder, /, *, num_samples: int = 48, seed: int = 0, mean: boo
         draw: Callable[[], Any] = lambda: sample_means(opened, num_samples, seed)  # noqa: E731
         save_array(opened, x, out, "sample_means", draw)
     else:
-        save_array(opened, x, out, "samples", lambda: images.sample_grid(x, opened.shape))
+        save_array(opened, x, out, "samples", lambda: images.sample_grid(x, opened.shape, names=opened.column_names))
 
 
 @app.command
@@ -256,7 +256,14 @@ def impute(
     x = imputed(opened.vae, *opened.rows(part), num_samples=num_samples, draws=draws, seed=seed).flatten(0, 1).numpy()
     known = {name: draws * column for name, column in part.ids.columns().items()}
     known["draw"] = [str(draw) for draw in range(draws) for _ in range(len(part))]
-    save_array(opened, x, out, "imputed", lambda: images.sample_grid(x[: min(len(part), SHOWN)], opened.shape), known)
+    save_array(
+        opened,
+        x,
+        out,
+        "imputed",
+        lambda: images.sample_grid(x[: min(len(part), SHOWN)], opened.shape, names=opened.column_names),
+        known,
+    )
 
 
 @app.command
@@ -289,7 +296,13 @@ def interpolate(
     line = opened.kind.ask("interpolate", opened.config.model)
     x = line(opened.vae, part.x[start : start + 1], part.x[end : end + 1], steps=steps)[:, 0].numpy()
     title = f"from {split} row {start} to {end} (rows {part.numbers[start]} and {part.numbers[end]} of the data)"
-    save_array(opened, x, out, "interpolated", lambda: images.sample_grid(x, opened.shape, columns=steps, title=title))
+    save_array(
+        opened,
+        x,
+        out,
+        "interpolated",
+        lambda: images.sample_grid(x, opened.shape, columns=steps, title=title, names=opened.column_names),
+    )
 
 
 def open_split(run: Path, split: str, data_dir: Path | None, data: Path | None = None) -> tuple[Run, Any]:

@@ -35,7 +35,8 @@ def read_mixed(path: Path, options: TableOptions) -> Table:
         raise DataError(f"{path} is empty: it has no row.")
     known = [column.name for column in options.known]
     label = None if options.label is None else find(options.label, raws, "label", path, optional=bool(known))
-    rest = [raw for raw in raws if raw is not label]
+    split = None if options.split_by is None else find(options.split_by, raws, "split-by", path)
+    rest = [raw for raw in raws if raw is not label and raw is not split]
     index, why = index_of(rest, options, known, path)
     rest = [raw for raw in rest if raw is not index]
     if not rest:
@@ -47,7 +48,19 @@ def read_mixed(path: Path, options: TableOptions) -> Table:
     y, classes = (None, ()) if label is None else labels_of(["" if t is None else t for t in label.texts()])
     names = None if index is None else np.array(["" if t is None else t for t in index.texts()])
     notes = describe(raws, named, coded, label, index, why)
-    return Table(coded.values, y, classes, names, tuple(notes), coded.columns)
+    return Table(coded.values, y, classes, names, tuple(notes), coded.columns, values_of(split, path))
+
+
+def values_of(split: RawColumn | None, path: Path) -> tuple[str, ...]:
+    """Return what each row is split by; refuse a row that does not say."""
+    if split is None:
+        return ()
+    if split.missing.any():
+        raise DataError(
+            f"{path}: column {split.name!r}, row {int(split.missing.argmax())} (counted from 0), which splits the rows, "
+            "is empty: fill it in."
+        )
+    return tuple(str(text) for text in split.texts())
 
 
 def code(raws: Sequence[RawColumn], options: TableOptions, path: Path) -> Coded:

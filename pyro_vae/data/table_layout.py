@@ -37,6 +37,8 @@ class TableOptions:
         former: read as earlier versions did: numbers are never a header, a column called y is the label, no index.
         columns: "auto": texts are categories, gaps are missing, and each column has a likelihood of its own;
             "auto,NAME=FAMILY,OTHER=ignore" corrects those; None: numbers alone.
+        split_by: name of the column that splits the rows, no part of x: its values are train, validation and test, or groups
+            that stay together. None: rows are dealt one by one.
         known: the columns of a model, which are found by name and coded alike.
     """
 
@@ -45,6 +47,7 @@ class TableOptions:
     label: str | None = None
     former: bool = False
     columns: str | None = None
+    split_by: str | None = None
     known: tuple[Column, ...] = ()
 
     def __post_init__(self) -> None:
@@ -54,7 +57,11 @@ class TableOptions:
     @property
     def given(self) -> list[str]:
         """Names of the options that were given."""
-        return [n for n in ("header", "index", "label", "columns") if getattr(self, n) != getattr(TableOptions, n)]
+        return [
+            n
+            for n in ("header", "index", "label", "columns", "split_by")
+            if getattr(self, n) != getattr(TableOptions, n)
+        ]
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ class Table:
     index: np.ndarray | None
     notes: tuple[str, ...]
     columns: tuple[Column, ...] = ()
+    split: tuple[str, ...] = ()
 
 
 def read_table(path: Path, options: TableOptions) -> Table:

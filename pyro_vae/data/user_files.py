@@ -16,7 +16,7 @@ from pyro_vae.errors import DataError, UsageError
 
 from .cells import separator_of
 from .sequences import as_tensor, read_lengths
-from .splits import Part, Source, shuffle
+from .splits import SPLIT_NAMES, Part, Source, shuffle, split_by
 from .table_files import PARQUET, TEXT, read_mixed
 from .table_layout import HEAD, TableOptions
 from .tables import read_table
@@ -59,7 +59,11 @@ def read_file(path: Path, seed: int, options: TableOptions | None = None, sequen
     if path.suffix.lower() in TABLES:
         table = (read_table if is_plain(path, options) else read_mixed)(path, options)
         part = Part("x", table.x, table.y, table.index, table.classes, table.columns)
-        return Source(path.name, (part,), cut, notes=(*table.notes, split, *layout(part.x, sequences)))
+        if table.split:
+            cut = partial(split_by, values=table.split, seed=seed)
+            split = f"split by column {options.split_by!r}: {told_groups(table.split, seed)}"
+        notes = (*table.notes, split, *layout(part.x, sequences))
+        return Source(path.name, (part,), cut, notes=notes, split=table.split)
     check_numpy_options(path, options)
     arrays, y = read_numpy(path), options.label or "y"
     arrays = cut_off(arrays, path) if sequences else {key: channels_first(array) for key, array in arrays.items()}
@@ -80,11 +84,19 @@ def read_file(path: Path, seed: int, options: TableOptions | None = None, sequen
     return Source(path.name, (part,), cut, notes=notes)
 
 
+def told_groups(values: tuple[str, ...], seed: int) -> str:
+    """Say how a column splits the rows."""
+    groups = set(values)
+    if all(group.lower() in SPLIT_NAMES for group in groups):
+        return "train, validation and test, as it says"
+    return f"each of its {len(groups)} groups in one split, about 80/10/10 per cent, dealt from seed {seed}"
+
+
 def is_plain(path: Path, options: TableOptions) -> bool:
     """Return whether a file holds numbers between commas, as it looks and as it is asked for."""
     if options.former:
         return True
-    if path.suffix.lower() != ".csv" or options.columns is not None or options.known:
+    if path.suffix.lower() != ".csv" or options.columns is not None or options.split_by or options.known:
         return False
     with path.open("rb") as file:
         head = file.read(LOOKED_AT).decode("utf-8-sig", errors="replace").splitlines()
@@ -114,8 +126,8 @@ def check_numpy_options(path: Path, options: TableOptions) -> None:
     for name in options.given:
         if name != "label" or path.suffix.lower() == ".npy":
             raise UsageError(
-                f"--{name} is of a table (.csv, .tsv, .parquet){' or an .npz' if name == 'label' else ''}, and {path} is none: "
-                "leave it out"
+                f"--{name.replace('_', '-')} is of a table (.csv, .tsv, .parquet)"
+                f"{' or an .npz' if name == 'label' else ''}, and {path} is none: leave it out"
             )
 
 

@@ -40,6 +40,9 @@ class Config:
         Column of a .csv that only names the rows, by name, and is no part of x; none; auto: an unnamed one, or one called so.
     label
         Column of a .csv (array of an .npz) of labels, by name: no part of x, and shown beside the rows.
+    split_by
+        Column of a table that splits its rows, no part of x: its values are train, validation and test, or groups, such as
+        patients, whose rows stay together.
     missing
         NaN and empty cells are values that were not observed: the likelihood skips them, the encoder sees which they are.
     standardize
@@ -112,6 +115,7 @@ class Config:
     header: Literal["auto", "yes", "no"] = "auto"
     index: str = "auto"
     label: str | None = None
+    split_by: str | None = None
     missing: Annotated[bool, Parameter(negative=())] = False
     standardize: bool | None = None
     normalize: bool | None = None

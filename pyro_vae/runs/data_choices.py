@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.data import Data
+from pyro_vae.data import Data, Split
 from pyro_vae.data.datasets import NAMES
 from pyro_vae.data.frames import blocks_of
 from pyro_vae.distributions.units import real_elements
 from pyro_vae.errors import UsageError
+from pyro_vae.likelihoods.registry import fitting
 from pyro_vae.models.standardize import units_by_shape
 
 from .config import Config
@@ -64,6 +65,27 @@ def of_columns(config: Config, data: Data) -> Config:
     gaps = any(bool(split.x.isnan().any()) for split in (data.train, data.validation, data.test))
     changed: dict[str, Any] = {"likelihood_options": {"blocks": blocks}, "missing": config.missing or gaps}
     return dataclasses.replace(config, likelihood="columns", **changed)
+
+
+def columns_outside(config: Config, data: Data, part: Split) -> str:
+    """Say which columns of a table have values outside the support of their own likelihood; nothing for other data."""
+    if config.likelihood != "columns" or not data.columns or part.x.shape[1] != len(data.columns):
+        return ""
+    family, features = likelihood_of(config, len(data.columns))
+    told, columns, numbers = [], list(data.columns), part.numbers
+    blocks = family(torch.zeros(features)).blocks
+    for block_of, values in zip(blocks, part.x.split(family.widths, -1), strict=True):
+        support: Any = block_of.support
+        inside = getattr(support, "base_constraint", support).check(values.nan_to_num(1.0)) | values.isnan()
+        own, columns = columns[: values.shape[1]], columns[values.shape[1] :]
+        for column, right, cells in zip(own, inside.expand(values.shape).T, values.T, strict=True):
+            if rows := (~right).nonzero().flatten().tolist():
+                told.append(
+                    f"column {column.name!r} has {len(rows)} values outside the support of its likelihood"
+                    f"{f' {column.family}' if column.family else ''}, such as {cells[rows[0]]:g} in row {numbers[rows[0]]}; "
+                    f"families that fit it: {', '.join(fitting(cells[:, None])) or 'none'}"
+                )
+    return f"{'. '.join(told)}. Rows are counted from 0." if told else ""
 
 
 def takes_units(config: Config, elements: int) -> bool:

@@ -59,6 +59,11 @@ class Run:
         except (TypeError, ValueError) as error:
             raise RunFolderError(f"{self.path / 'config.json'} cannot be used: {error}") from error
 
+    @property
+    def column_names(self) -> list[str]:
+        """Of the table that it was trained on."""
+        return [column.name for column in self.columns]
+
     def rows(self, split: Split) -> tuple[Tensor, ...]:
         """Arguments of the programs that log p(x) of a split is of."""
         return self.kind.rows(split, self.shape)
@@ -176,7 +181,9 @@ def load_data(
         )  # fmt: skip
 
     config = replace(config, data=located(config.data, data_dir))
-    options = TableOptions(config.header, config.index, config.label, columns=config.columns, known=known)
+    options = TableOptions(
+        config.header, config.index, config.label, columns=config.columns, split_by=config.split_by, known=known
+    )
     if digest is None or options.given or not config.data.lower().endswith(".csv"):
         return read(options)
     try:

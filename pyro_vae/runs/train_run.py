@@ -39,7 +39,7 @@ from .checkpoint import Generation
 from .checkpointer import Checkpointer
 from .config import Config
 from .custom_components import NOTHING, Components
-from .data_choices import choices_told, decided
+from .data_choices import choices_told, columns_outside, decided
 from .evaluate_run import SPLITS, EvaluationOptions, evaluate_opened
 from .kinds.kind import Batch, ModelKind
 from .load import Run, load_data
@@ -188,6 +188,8 @@ def check_splits(config: Config, vae: Any, data: Data, device: torch.device) -> 
         try:
             check_support(*pair, *args, numbers=part.numbers.tolist())
         except SupportError as error:
+            if named := columns_outside(config, data, part):
+                raise SupportError(f"{data.name}, {name} rows: {named}") from error
             fit = ", ".join(fitting(torch.cat([drawn(data, name).x for name in SPLITS]))) or "none"
             raise SupportError(
                 f"{data.name}, {name} rows: {str(error).removesuffix(FITTING)} Families that fit this data: {fit}."

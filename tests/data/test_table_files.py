@@ -148,3 +148,30 @@ def test_families_follow_type_and_support(tmp_path):
     data = load(tmp_path / "x.csv", table=AUTO, verbose=False)
     assert {c.name: c.family for c in data.columns} == {n: f for n, (_, f) in columns.items() if f}
     assert any("'same' is left out: it is constant (3)" in note for note in data.notes)
+
+
+def test_rows_are_split_as_a_column_says_or_by_whole_groups(tmp_path):
+    names = ["train"] * 5 + ["val"] * 3 + ["Test"] * 2
+    rows = [[str(i / 7), name, f"p{i % 4}"] for i, name in enumerate(names)]
+    path = write_table(tmp_path / "x.csv", rows, ["a", "part", "patient"])
+    data = load(path, table=TableOptions(columns="auto,patient=ignore", split_by="part"), verbose=False)
+    assert [s.numbers.tolist() for s in (data.train, data.validation, data.test)] == [
+        [0, 1, 2, 3, 4],
+        [5, 6, 7],
+        [8, 9],
+    ]
+    assert [c.name for c in data.columns] == ["a"]
+    by_group = load(path, table=TableOptions(columns="auto,part=ignore", split_by="patient"), verbose=False)
+    groups = [{i % 4 for i in s.numbers} for s in (by_group.train, by_group.validation, by_group.test)]
+    assert all(groups) and sum(map(len, groups)) == 4 and set().union(*groups) == {0, 1, 2, 3}
+    assert by_group.digest != data.digest and any("each of its 4 groups" in note for note in by_group.notes)
+
+
+@pytest.mark.parametrize(
+    "values, words", [("ab" * 5, "2 groups are too few"), (["train", "test"] * 5, "no row is of the validation split"),
+                      ([*"abcabcabc", ""], r"column 'part', row 9 .* is empty")], ids=["groups", "split", "gap"]
+)  # fmt: skip
+def test_splits_that_cannot_be_are_refused(tmp_path, values, words):
+    path = write_table(tmp_path / "x.csv", [[str(i / 7), v] for i, v in enumerate(values)], ["a", "part"])
+    with pytest.raises(DataError, match=words):
+        load(path, table=TableOptions(split_by="part"), verbose=False)

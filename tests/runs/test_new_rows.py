@@ -172,3 +172,17 @@ def test_what_is_imputed_has_names_and_labels_and_runs_in_no_spreadsheet(tmp_pat
     first, second = csv.DictReader((tmp_path / "o.csv").read_text().splitlines())
     assert first["x.row"] == "1.25" and first["'=kind"] in ("'=1+1", "b", "'-c") and second["'=kind"] == "'=1+1"
     assert np.isfinite(float(second["x.row"]))
+
+
+def test_a_value_outside_the_support_of_its_column_is_named(tmp_path, capsys):
+    rows = [[f"{i}.5", "xy"[i % 2], str(i % 7), f"{i - 4}.25"] for i in range(30)]
+    path = write_table(tmp_path / "x.csv", rows, ["a", "b", "c", "d"])
+    command = ["train", "--data", str(path), "--run", str(tmp_path / "run"), "--columns", "auto,a=normal,d=gamma"]
+    assert main(command) == 3
+    told = capsys.readouterr().err
+    assert (
+        "column 'd' has" in told and "values outside the support of its likelihood gamma" in told and "'a'" not in told
+    )
+    assert main([*command[:-1], "auto,a=gama"]) == 2 and "column 'a': block" in capsys.readouterr().err
+    assert main([*command[:-1], "auto", "--likelihood", "poisson"]) == 2
+    assert "--columns auto,NAME=poisson" in capsys.readouterr().err
