@@ -20,8 +20,9 @@ from pyro_vae.errors import UsageError
 from pyro_vae.plots import images, latents
 from pyro_vae.runs.compare_runs import compare_runs, draw_forest, write
 from pyro_vae.runs.ensemble_run import compare_ensembles, evaluate_ensemble, is_ensemble
-from pyro_vae.runs.evaluate_run import EvaluationOptions, evaluate_opened, rows_of
-from pyro_vae.runs.load import Run, load_run, open_data
+from pyro_vae.runs.evaluate_run import EvaluationOptions, evaluate_opened, rows_of, split_asked
+from pyro_vae.runs.load import Run, load_run
+from pyro_vae.runs.new_rows import open_rows
 from pyro_vae.runs.replay_divergence import replay_step
 from pyro_vae.runs.run_figures import codes, draw_all, reconstructions, sample_means, samples
 
@@ -39,6 +40,7 @@ DRAWN = {  # pictures of these arrays in a run's figures, beside those of its tr
     "imputed": "imputed",
     "interpolated": "interpolated",
 }
+VALUES = ("samples", "imputed")  # arrays of values of x, whose codes have labels; others hold means
 RunFolder = Annotated[Path, Parameter(help="Run folder.")]
 Out = Annotated[
     Path | None,
@@ -49,6 +51,13 @@ Out = Annotated[
     ),
 ]
 DEFAULTS = EvaluationOptions()
+NewRows = Annotated[
+    Path | None,
+    Parameter(
+        help="File of new rows, in place of the run's own: columns are found by name, categories have the codes of training. "
+        "Or the run's own data file, if it has moved."
+    ),
+]
 SplitName = Annotated[str, Parameter(help="test, validation or train.")]
 
 
@@ -58,6 +67,7 @@ def evaluate(
     /,
     *,
     options: EvaluationOptions = DEFAULTS,
+    data: NewRows = None,
     data_dir: DataDir = None,
     device: Device = "auto",
     out: Annotated[Path | None, Parameter(help="Folder for what is written; RUN itself by default.")] = None,
@@ -65,11 +75,13 @@ def evaluate(
     """Scores a run (of several seeds, each member): log p(x) by importance sampling or exactly, from its folder alone."""
     if out is not None and is_ensemble(run):
         raise UsageError("--out is of a run of one seed: score members one by one")
+    if data is not None and is_ensemble(run):
+        raise UsageError(f"--data is of a run of one seed: score members one by one, such as {run}/seed0")
     if is_ensemble(run):
         report_seeds(evaluate_ensemble(run, options, data_dir, device), run)
         return
     opened = load_run(run, device=device)
-    report(evaluate_opened(opened, open_data(opened, data_dir), options, out=out), run, out)
+    report(evaluate_opened(opened, open_rows(opened, data, data_dir), options, out=out), run, out)
 
 
 @app.command
@@ -158,12 +170,19 @@ def sample(run: RunFolder, /, *, num_samples: int = 48, seed: int = 0, mean: boo
         draw: Callable[[], Any] = lambda: sample_means(opened, num_samples, seed)  # noqa: E731
         save_array(opened, x, out, "sample_means", draw)
     else:
-        save_array(opened, x, out, "samples", lambda: images.sample_grid(x, opened.shape))
+        save_array(opened, x, out, "samples", lambda: images.sample_grid(x, opened.shape, names=opened.column_names))
 
 
 @app.command
 def encode(
-    run: RunFolder, /, *, split: SplitName = "test", rows: int | None = None, data_dir: DataDir = None, out: Out = None
+    run: RunFolder,
+    /,
+    *,
+    split: SplitName = "test",
+    rows: int | None = None,
+    data: NewRows = None,
+    data_dir: DataDir = None,
+    out: Out = None,
 ) -> None:
     """Posterior means E[z | x] of a split: an array (.npy), and a map coloured by label.
 
@@ -172,7 +191,7 @@ def encode(
     rows
         Only the first so many rows.
     """
-    opened, part = open_split(run, split, data_dir)
+    opened, part = open_split(run, split, data_dir, data)
     z = codes(opened, part[:rows]).numpy()
     labels = None if part.y is None else part.y[:rows].numpy()
     save_array(opened, z, out, "encoded", lambda: latents.latent_map(z, labels), part[:rows].ids.columns())
@@ -180,7 +199,14 @@ def encode(
 
 @app.command
 def reconstruct(
-    run: RunFolder, /, *, split: SplitName = "test", rows: int = 12, data_dir: DataDir = None, out: Out = None
+    run: RunFolder,
+    /,
+    *,
+    split: SplitName = "test",
+    rows: int = 12,
+    data: NewRows = None,
+    data_dir: DataDir = None,
+    out: Out = None,
 ) -> None:
     """E[x | z] at z = E[z | x] for rows of a split: an array (.npy), and a picture beside the originals.
 
@@ -189,7 +215,7 @@ def reconstruct(
     rows
         The first so many rows.
     """
-    opened, part = open_split(run, split, data_dir)
+    opened, part = open_split(run, split, data_dir, data)
     part = part[:rows]
     means = opened.kind.ask("reconstruct", opened.config.model)(opened.vae, *opened.rows(part))
     draw = partial(reconstructions, opened, part, split)
@@ -206,6 +232,7 @@ def impute(
     draws: int = 1,
     num_samples: int = 1000,
     seed: int = 0,
+    data: NewRows = None,
     data_dir: DataDir = None,
     out: Out = None,
 ) -> None:
@@ -222,14 +249,21 @@ def impute(
     seed
         The same seed draws the same.
     """
-    opened, part = open_split(run, split, data_dir)
+    opened, part = open_split(run, split, data_dir, data)
     part, imputed = part[:rows], opened.kind.ask("impute", opened.config.model)
     if not part.x.isnan().any():
         raise UsageError(f"no value of these {len(part)} {split} rows is missing: there is nothing to impute")
     x = imputed(opened.vae, *opened.rows(part), num_samples=num_samples, draws=draws, seed=seed).flatten(0, 1).numpy()
     known = {name: draws * column for name, column in part.ids.columns().items()}
     known["draw"] = [str(draw) for draw in range(draws) for _ in range(len(part))]
-    save_array(opened, x, out, "imputed", lambda: images.sample_grid(x[: min(len(part), SHOWN)], opened.shape), known)
+    save_array(
+        opened,
+        x,
+        out,
+        "imputed",
+        lambda: images.sample_grid(x[: min(len(part), SHOWN)], opened.shape, names=opened.column_names),
+        known,
+    )
 
 
 @app.command
@@ -262,13 +296,20 @@ def interpolate(
     line = opened.kind.ask("interpolate", opened.config.model)
     x = line(opened.vae, part.x[start : start + 1], part.x[end : end + 1], steps=steps)[:, 0].numpy()
     title = f"from {split} row {start} to {end} (rows {part.numbers[start]} and {part.numbers[end]} of the data)"
-    save_array(opened, x, out, "interpolated", lambda: images.sample_grid(x, opened.shape, columns=steps, title=title))
+    save_array(
+        opened,
+        x,
+        out,
+        "interpolated",
+        lambda: images.sample_grid(x, opened.shape, columns=steps, title=title, names=opened.column_names),
+    )
 
 
-def open_split(run: Path, split: str, data_dir: Path | None) -> tuple[Run, Any]:
-    """Open a run and the rows of one split of its data."""
+def open_split(run: Path, split: str, data_dir: Path | None, data: Path | None = None) -> tuple[Run, Any]:
+    """Open a run and the rows of one split of its data, or all rows of another file."""
     opened = load_run(run)
-    return opened, rows_of(open_data(opened, data_dir), split)
+    rows = open_rows(opened, data, data_dir)
+    return opened, rows_of(rows, split_asked(opened, rows, split))
 
 
 def save_array(
@@ -287,7 +328,8 @@ def save_array(
     beside an .npy.
     """
     target = out or run.path / f"{name}.npy"
-    content = array_bytes(array, target, "z" if name == "encoded" else "x", known)
+    columns = () if name == "encoded" else run.columns
+    content = array_bytes(array, target, "z" if name == "encoded" else "x", known, columns, drawn=name in VALUES)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(target, content)
     if known and target.suffix.lower() != ".csv":

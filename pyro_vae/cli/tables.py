@@ -120,6 +120,8 @@ def next_command(evidence: dict[str, Any], run: Path, out: Path | None = None) -
     of = evidence.get("evaluation", {})
     split, rows = of.get("split", "test"), of.get("rows")
     words = ["pyro-vae evaluate", str(run), *(["--split", split] if split != "test" else [])]
+    if split.startswith("new-"):
+        words = [*words[:2], "--data", evidence["split"].split(", new rows")[0]]
     words += ["--rows", str(rows)] if rows else []
     words += ["--out", str(out)] if out else []
     if "num_chains" in evidence:

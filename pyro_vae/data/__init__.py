@@ -2,13 +2,17 @@
 
 from .arrays import as_rows, batch_of, same_rows
 from .binarize import binarize, check_grey, static_binarization
+from .columns import Column
 from .datasets import Data, load
 from .dequantize import dequantize
+from .frames import NumericTable, table
 from .splits import Split
 from .table_layout import TableOptions
 
 __all__ = [
+    "Column",
     "Data",
+    "NumericTable",
     "Split",
     "TableOptions",
     "as_rows",
@@ -19,4 +23,5 @@ __all__ = [
     "load",
     "same_rows",
     "static_binarization",
+    "table",
 ]

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from pyro_vae.common.plain_text import plain
-from pyro_vae.errors import ShapeError, UsageError
+from pyro_vae.errors import DataError, ShapeError, UsageError
 
-from .arrays import convert
+from .arrays import GAPS, convert
 from .binarize import binarize, check_grey
+from .columns import Column
+from .image_folders import read_folder
 from .mnist import CLASSES, read_images
 from .splits import Part, Source, Split, shuffle
 from .table_layout import TableOptions
@@ -26,6 +28,7 @@ from .user_files import ENDINGS, describe, read_file
 
 NAMES = ("digits", *CLASSES)
 LOOKED_AT = 4096  # rows at a time
+LISTED = 5  # columns, in a message
 POLICIES = {
     "static": "static binarization, once, seed {seed}",
     "dynamic": "dynamic binarization: train redrawn each epoch, validation and test drawn once with seed {seed}",
@@ -46,6 +49,7 @@ class Data:
         digest: SHA-256 of the arrays as their files hold them, before scaling and binarization, in hexadecimal.
         transform: None, or what draws a training batch anew each time: ``transform(x, generator)``.
         notes: what was converted, and how the rows were split.
+        columns: of a table, in order: names, and what codes stand for; empty where they have no names.
         kind: "binary", zeros and ones alone; "bytes", whole numbers 0 to 255 (of 8 bits, or some of them from 128 on); "".
     """
 
@@ -59,6 +63,7 @@ class Data:
     transform: Callable[[Tensor, torch.Generator | None], Tensor] | None = None
     notes: tuple[str, ...] = ()
     kind: str = ""
+    columns: tuple[Column, ...] = ()
 
 
 def load(
@@ -73,7 +78,8 @@ def load(
     sequences: bool = False,
     verbose: bool = True,
 ) -> Data:
-    """Load a data set by name ("digits", "mnist", "fashion_mnist") or by the path of an .npy, .npz or .csv file.
+    """Load a data set by name ("digits", "mnist", "fashion_mnist") or by the path of a file (.npy, .npz, .csv, .tsv,
+    .parquet) or of a folder of PNGs and JPEGs.
 
     Digits (1,797 rows of counts 0..16, from scikit-learn) are split 1,437 / 180 / 180 by a permutation from numpy's
     ``default_rng(0)``, whatever `seed`; both MNISTs 59,600 / 400 / 10,000 in the order of the files (Burda et al.);
@@ -86,8 +92,8 @@ def load(
         binarization: "none"; "static": all rows drawn once; "dynamic": validation and test drawn once, training rows
             kept grey, with ``transform`` to draw them. Validation and test are the same rows of zeros and ones in both.
         seed: of the draws, and of the split of own files.
-        table: header, index column and labels of a .csv (:class:`~pyro_vae.data.table_layout.TableOptions`); by default the
-            first two are found, and told in the notes, and there are no labels.
+        table: header, index column, labels and columns of a table (:class:`~pyro_vae.data.table_layout.TableOptions`); by
+            default the first two are found, and told in the notes, there are no labels, and columns are of numbers.
         missing: NaN, and empty cells of a .csv, stand for what was not observed, and stay as NaN; refused otherwise.
         sequences: rows are sequences, which may end early, with NaN (empty cells) after their end, or beyond what an array
             ``lengths`` of an .npz says.
@@ -120,7 +126,8 @@ def load(
     kind = "" if name in NAMES else kind_of([part.x for part in source.parts])
     for note in notes if verbose else ():
         print(f"note: {plain(source.name)}: {plain(note)}", file=sys.stderr)
-    return Data(source.name, train, validation, test, shape, policy, source.digest(), transform, notes, kind)
+    columns = source.parts[0].columns
+    return Data(source.name, train, validation, test, shape, policy, source.digest(), transform, notes, kind, columns)
 
 
 def kind_of(arrays: Sequence[np.ndarray]) -> str:
@@ -186,12 +193,16 @@ def find_source(
             f"{name} lies in a folder, and none is named. Name it with --data-dir (data_dir=) or $PYRO_VAE_DATA; "
             "with --download (download=True) the files are fetched into it. digits needs neither."
         )
+    if (folder := Path(name).expanduser()).is_dir():
+        if table is not None and table.given:
+            raise UsageError(f"--{table.given[0]} is of a table, and {name} is a folder of pictures: leave it out")
+        return read_folder(folder, seed)
     if Path(name).suffix.lower() in ENDINGS:
         return read_file(Path(name).expanduser(), seed, table, sequences)
     close = difflib.get_close_matches(str(name).lower(), NAMES, n=1)
     raise UsageError(
         f"no data set {str(name)!r}{f' (did you mean {close[0]!r}?)' if close else ''}. "
-        f"Take one of: {', '.join(NAMES)}, or the path of a file that ends in {', '.join(ENDINGS)}."
+        f"Take one of: {', '.join(NAMES)}, or the path of a file that ends in {', '.join(ENDINGS)}, or of a folder of pictures."
     )
 
 
@@ -207,6 +218,8 @@ def read_digits() -> Source:
 
 def prepare(part: Part, source: Source, binary: bool, missing: bool) -> tuple[Split, list[str]]:
     """Convert one part to flat float32 rows, its labels to int64 if whole or else float32, and note what was converted."""
+    if not missing:
+        check_gaps(part)
     x, note = convert(part.x, part.name, torch.float32, missing=missing)
     if (scale := source.scale * (source.grey if binary else 1.0)) != 1.0:
         x = x / scale
@@ -222,6 +235,22 @@ def prepare(part: Part, source: Source, binary: bool, missing: bool) -> tuple[Sp
         raise ShapeError(f"{part.name} has {len(x)} rows, {name} has {len(y)}. Give each row one label.")
     split = Split(x, y, index=part.index, classes=part.classes)
     return split, [*notes, y_note] if y_note and not are_integers else notes
+
+
+def check_gaps(part: Part) -> None:
+    """Refuse gaps in columns that have names, by name."""
+    if not part.columns:
+        return
+    counts = {c.name: int(n) for c, n in zip(part.columns, np.isnan(part.x).sum(0), strict=True) if n}
+    if counts:
+        told = ", ".join(f"{name!r} ({count})" for name, count in list(counts.items())[:LISTED])
+        rows = int(np.isnan(part.x).any(1).sum())
+        more = f" and {len(counts) - LISTED} more columns" if len(counts) > LISTED else ""
+        first = int(np.isnan(part.x).any(1).argmax())
+        raise DataError(
+            f"{part.name} has NaN or infinite values: {rows} of {len(part.x)} rows lack values of {told}{more}, first row "
+            f"{first} (counted from 0). {GAPS}"
+        )
 
 
 def event_shape(parts: tuple[Part, ...], sequences: bool = False) -> tuple[int, ...]:

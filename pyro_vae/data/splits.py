@@ -12,7 +12,11 @@ from torch import Tensor
 
 from pyro_vae.errors import DataError
 
+from .columns import Column
 from .row_ids import RowIds
+
+SPLIT_NAMES = dict.fromkeys(("train", "training"), "train") | {"test": "test"}
+SPLIT_NAMES |= dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,13 +60,14 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One array as its file holds it, with labels, names of rows and of classes; `name` is what messages call it."""
+    """One array as its file holds it, with labels, names of rows, classes and columns; `name` is what messages call it."""
 
     name: str
     x: np.ndarray
     y: np.ndarray | None = None
     index: np.ndarray | None = None
     classes: tuple[str, ...] = ()
+    columns: tuple[Column, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +82,7 @@ class Source:
         scale: what x is always divided by.
         grey: what x is further divided by before binarization.
         notes: what the reader should know of the reading.
+        split: what the rows are split by, where a column says it; part of the digest.
     """
 
     name: str
@@ -86,6 +92,7 @@ class Source:
     scale: float = 1.0
     grey: float = 1.0
     notes: tuple[str, ...] = ()
+    split: tuple[str, ...] = ()
 
     def digest(self) -> str:
         """Return the SHA-256 over dtype, shape and bytes of each part's x, in hexadecimal."""
@@ -93,6 +100,8 @@ class Source:
         for part in self.parts:
             total.update(f"{part.x.dtype.str}{part.x.shape}".encode())
             total.update(np.ascontiguousarray(part.x).data.cast("B"))
+        if self.split:
+            total.update("\0".join(self.split).encode(errors="surrogatepass"))
         return total.hexdigest()
 
 
@@ -100,6 +109,41 @@ def hold_out(parts: Sequence[Split], rows: int) -> tuple[Split, Split, Split]:
     """Hold out the last `rows` of train for validation: (train, validation, test); 400 of MNIST's in Burda et al. (2016)."""
     train, test = parts
     return train[: len(train) - rows], train[len(train) - rows :], test
+
+
+def split_by(parts: Sequence[Split], values: Sequence[str], seed: int) -> tuple[Split, Split, Split]:
+    """Split one part as its rows say (train, validation, test), or by whole groups, about 80 / 10 / 10 per cent.
+
+    Rows of one value, a patient or a place, are then all in one split: what is known of a group tells nothing of the test rows.
+
+    Raises:
+        DataError: fewer than three groups, or no row of a split.
+    """
+    (rows,) = parts
+    names = {value: SPLIT_NAMES.get(value.lower()) for value in values}
+    if None in names.values():
+        names = groups_of(values, seed)
+    chosen = np.array([names[value] for value in values])
+    train, validation, test = (rows[np.flatnonzero(chosen == name)] for name in ("train", "validation", "test"))
+    for name, split in (("train", train), ("validation", validation), ("test", test)):
+        if not len(split):
+            raise DataError(f"no row is of the {name} split, as its column says: each split needs one at least.")
+    return train, validation, test
+
+
+def groups_of(values: Sequence[str], seed: int) -> dict[str, str | None]:
+    """Deal whole groups to the splits, in an order from the seed: test and validation until they have a tenth of the rows."""
+    groups, counts = np.unique(np.array(values), return_counts=True)
+    if len(groups) < 3:
+        raise DataError(f"{len(groups)} groups are too few: training, validation and test need one each.")
+    dealt: dict[str, str | None] = {}
+    left = list(np.random.default_rng(seed).permutation(len(groups)))
+    for name, keep in (("test", 2), ("validation", 1)):
+        rows = 0
+        while rows < len(values) / 10 and len(left) > keep:
+            group = left.pop()
+            dealt[str(groups[group])], rows = name, rows + int(counts[group])
+    return dealt | {str(groups[group]): "train" for group in left}
 
 
 def shuffle(parts: Sequence[Split], seed: int) -> tuple[Split, Split, Split]:

@@ -10,6 +10,8 @@ from itertools import pairwise
 from pyro_vae.common.keywords import suggest
 from pyro_vae.errors import DataError, UsageError
 
+from .columns import Column
+
 HEAD = 50  # lines that are looked at
 FEW = 4  # rows: what is said of the spread of fewer says little
 MOST = 0.9  # of the columns
@@ -25,7 +27,7 @@ INDEX = re.compile(
 
 @dataclass(frozen=True)
 class TableOptions:
-    """How a .csv is to be read; by default as its first lines look.
+    """How a table's file is to be read; by default as its first lines look, and of numbers alone.
 
     Attributes:
         header: "yes" or "no": the first line holds names, or a row; "auto": names, if it looks so.
@@ -33,12 +35,20 @@ class TableOptions:
             unnamed, is called so, or counts the rows.
         label: name (or number) of the column of labels, which is no part of x; None: there is none.
         former: read as earlier versions did: numbers are never a header, a column called y is the label, no index.
+        columns: "auto": texts are categories, gaps are missing, and each column has a likelihood of its own;
+            "auto,NAME=FAMILY,OTHER=ignore" corrects those; None: numbers alone.
+        split_by: name of the column that splits the rows, no part of x: its values are train, validation and test, or groups
+            that stay together. None: rows are dealt one by one.
+        known: the columns of a model, which are found by name and coded alike.
     """
 
     header: str = "auto"
     index: str = "auto"
     label: str | None = None
     former: bool = False
+    columns: str | None = None
+    split_by: str | None = None
+    known: tuple[Column, ...] = ()
 
     def __post_init__(self) -> None:
         if self.header not in HEADERS:
@@ -47,7 +57,11 @@ class TableOptions:
     @property
     def given(self) -> list[str]:
         """Names of the options that were given."""
-        return [n for n in ("header", "index", "label") if getattr(self, n) != getattr(TableOptions, n)]
+        return [
+            n
+            for n in ("header", "index", "label", "columns", "split_by")
+            if getattr(self, n) != getattr(TableOptions, n)
+        ]
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import numpy as np
 
 from pyro_vae.errors import DataError
 
+from .columns import Column
 from .table_layout import HEAD, TableLayout, TableOptions, is_index_name, is_number, layout_of_table
 
 LINE = 2**26  # characters of a line, at most: some million columns
@@ -27,7 +28,7 @@ Line = tuple[int, list[str]]  # its number in the file, and its cells
 class Table:
     """Columns of a .csv: x ``(N, d)`` in float64, labels and the names of the rows where it has some, and what to say of it.
 
-    Text labels are numbered in alphabetical order; `classes` has their names.
+    Text labels are numbered in alphabetical order; `classes` has their names, and `columns` those of x, where they have names.
     """
 
     x: np.ndarray
@@ -35,6 +36,8 @@ class Table:
     classes: tuple[str, ...]
     index: np.ndarray | None
     notes: tuple[str, ...]
+    columns: tuple[Column, ...] = ()
+    split: tuple[str, ...] = ()
 
 
 def read_table(path: Path, options: TableOptions) -> Table:
@@ -66,7 +69,9 @@ def assemble(table: np.ndarray, texts: dict[int, list[str]], layout: TableLayout
     x = np.delete(table, [c for c in (index, layout.label) if c is not None], axis=1)
     names = None if index is None else np.array(texts.get(index) or [f"{v:.17g}" for v in table[:, index]])
     notes = () if options.former else tuple(describe(x, layout, index, why, classes, y))
-    return Table(x, y, classes, names, notes)
+    kept = [name for i, name in enumerate(layout.names) if i not in (index, layout.label)]
+    columns = tuple(map(Column, kept)) if len(set(kept)) == len(kept) else ()  # told apart by name, or not at all
+    return Table(x, y, classes, names, notes, columns)
 
 
 def describe(
@@ -179,5 +184,6 @@ def parse_number(cell: str, where: str, column: int, layout: TableLayout) -> flo
     name = f" (it is called {layout.names[column]!r}; labels: --label {layout.names[column]})" if layout.names else ""
     raise DataError(
         f"{where}, column {column}: {cell!r} is no number{name}. Cells are numbers between commas; encode text as numbers, "
-        "and leave gaps empty (--missing). Names may stand in the first line only, and there in every column."
+        "and leave gaps empty (--missing); or --columns auto takes texts for categories. Names may stand in the first line "
+        "only, and there in every column."
     )

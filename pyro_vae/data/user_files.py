@@ -1,4 +1,4 @@
-"""Read a user's own file, ``.npy``, ``.npz`` or ``.csv``, as a :class:`Source`. Pickles are never loaded."""
+"""Read a user's own file, an array or a table, as a :class:`Source`. Pickles are never loaded."""
 
 from __future__ import annotations
 
@@ -14,13 +14,18 @@ import numpy as np
 
 from pyro_vae.errors import DataError, UsageError
 
+from .cells import separator_of
 from .sequences import as_tensor, read_lengths
-from .splits import Part, Source, shuffle
-from .table_layout import TableOptions
+from .splits import SPLIT_NAMES, Part, Source, shuffle, split_by
+from .table_files import PARQUET, TEXT, read_mixed
+from .table_layout import HEAD, TableOptions
 from .tables import read_table
 
 UNPACKED, RATIO = 256 * 2**20, 100  # of an archive: bytes, and as many times its own size
-ENDINGS = (".npy", ".npz", ".csv")
+TABLES = (*TEXT, PARQUET)
+ENDINGS = (".npy", ".npz", *TABLES)
+CHANNELS, SIDE = (1, 3), 4  # of images: how many channels, and pixels a side at least
+LOOKED_AT = 2**16  # bytes, to see what parts the cells of a table
 SPLITS = ("train", "validation", "test")
 UNREADABLE = (  # what np.load raises for damaged files, found by damaging them
     *(ValueError, OSError, EOFError, KeyError, MemoryError, RuntimeError),
@@ -33,7 +38,8 @@ def read_file(path: Path, seed: int, options: TableOptions | None = None, sequen
 
     Args:
         path: ``.npy``: one array. ``.npz``: one array, or ``x`` and perhaps ``y``, or ``x_train``, ``x_validation`` and
-            ``x_test``, perhaps each with its ``y_...``. ``.csv``: numbers between commas, perhaps under one line of names.
+            ``x_test``, perhaps each with its ``y_...``. ``.csv``: numbers between commas, perhaps under one line of names;
+            ``.tsv``, ``.parquet``: likewise. Under ``options.columns`` tables may hold texts and gaps, too.
         seed: of the permutation that splits the rows 80/10/10, where the file does not split them itself.
         sequences: an .npz may have ``lengths`` beside x: what lies beyond them becomes NaN.
         options: how a .csv is read, and what its labels are called; its `label` is that of an .npz, too, ``y`` by default.
@@ -50,13 +56,17 @@ def read_file(path: Path, seed: int, options: TableOptions | None = None, sequen
     options = options or TableOptions()
     split = f"split 80/10/10 per cent by a permutation from seed {seed}"
     cut = partial(shuffle, seed=seed)
-    if path.suffix.lower() == ".csv":
-        table = read_table(path, options)
-        part = Part("x", table.x, table.y, table.index, table.classes)
-        return Source(path.name, (part,), cut, notes=(*table.notes, split, *layout(part.x, sequences)))
+    if path.suffix.lower() in TABLES:
+        table = (read_table if is_plain(path, options) else read_mixed)(path, options)
+        part = Part("x", table.x, table.y, table.index, table.classes, table.columns)
+        if table.split:
+            cut = partial(split_by, values=table.split, seed=seed)
+            split = f"split by column {options.split_by!r}: {told_groups(table.split, seed)}"
+        notes = (*table.notes, split, *layout(part.x, sequences))
+        return Source(path.name, (part,), cut, notes=notes, split=table.split)
     check_numpy_options(path, options)
     arrays, y = read_numpy(path), options.label or "y"
-    arrays = cut_off(arrays, path) if sequences else arrays
+    arrays = cut_off(arrays, path) if sequences else {key: channels_first(array) for key, array in arrays.items()}
     if all(f"x_{split}" in arrays for split in SPLITS):
         parts = tuple(Part(f"x_{s}", arrays[f"x_{s}"], arrays.get(f"{y}_{s}")) for s in SPLITS)
         notes = (
@@ -72,6 +82,25 @@ def read_file(path: Path, seed: int, options: TableOptions | None = None, sequen
         raise DataError(f"{path} holds no array {y!r}, which --label names; it has {', '.join(sorted(arrays))}.")
     notes = (describe(part), split, *layout(part.x, sequences), *unused(arrays, (), x, y))
     return Source(path.name, (part,), cut, notes=notes)
+
+
+def told_groups(values: tuple[str, ...], seed: int) -> str:
+    """Say how a column splits the rows."""
+    groups = set(values)
+    if all(group.lower() in SPLIT_NAMES for group in groups):
+        return "train, validation and test, as it says"
+    return f"each of its {len(groups)} groups in one split, about 80/10/10 per cent, dealt from seed {seed}"
+
+
+def is_plain(path: Path, options: TableOptions) -> bool:
+    """Return whether a file holds numbers between commas, as it looks and as it is asked for."""
+    if options.former:
+        return True
+    if path.suffix.lower() != ".csv" or options.columns is not None or options.split_by or options.known:
+        return False
+    with path.open("rb") as file:
+        head = file.read(LOOKED_AT).decode("utf-8-sig", errors="replace").splitlines()
+    return separator_of(head[: max(1, min(HEAD, len(head) - 1))], ".csv") == ","
 
 
 def cut_off(arrays: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
@@ -97,7 +126,8 @@ def check_numpy_options(path: Path, options: TableOptions) -> None:
     for name in options.given:
         if name != "label" or path.suffix.lower() == ".npy":
             raise UsageError(
-                f"--{name} is of a .csv{' or an .npz' if name == 'label' else ''}, and {path} is none: leave it out"
+                f"--{name.replace('_', '-')} is of a table (.csv, .tsv, .parquet)"
+                f"{' or an .npz' if name == 'label' else ''}, and {path} is none: leave it out"
             )
 
 
@@ -126,6 +156,17 @@ def unused(arrays: dict[str, np.ndarray], splits: tuple[str, ...], x: str = "x",
     """Note the arrays of a file that nothing reads."""
     rest = sorted(set(arrays) - ({f"{v}_{s}" for v in ("x", y) for s in splits} or {x, y}))
     return [f"not read: {', '.join(rest)}"] if rest else []
+
+
+def channels_first(x: np.ndarray) -> np.ndarray:
+    """Return images ``(N, height, width, channels)`` of 1 or 3 channels with these before height and width; others as they are.
+
+    Example:
+        >>> channels_first(np.zeros((9, 32, 32, 3))).shape, channels_first(np.zeros((9, 3, 32, 32))).shape
+        ((9, 3, 32, 32), (9, 3, 32, 32))
+    """
+    last = x.ndim == 4 and x.shape[3] in CHANNELS and x.shape[1] not in CHANNELS and min(x.shape[1:3]) >= SIDE
+    return np.ascontiguousarray(x.transpose(0, 3, 1, 2)) if last else x
 
 
 def layout(x: np.ndarray, sequences: bool = False) -> list[str]:

@@ -16,10 +16,13 @@ if TYPE_CHECKING:
 
 NO_VALUE = (0.98, 0.76, 0.54)  # of NaN and infinite values, which a grey or a colour would hide
 COLOURS = 3
+MOST_NAMED = 40  # columns whose names have room
 MOST_NEAREST = 1000  # columns that are drawn one by one; more share pixels, and are averaged
 
 
-def image_grid(rows: Sequence[np.ndarray], labels: Sequence[str], shape: tuple[int, ...], title: str) -> Figure:
+def image_grid(
+    rows: Sequence[np.ndarray], labels: Sequence[str], shape: tuple[int, ...], title: str, names: Sequence[str] = ()
+) -> Figure:
     """Plot rows ``(n, D)``, each with its label: images on one scale, or a table's rows as strips.
 
     Args:
@@ -28,19 +31,24 @@ def image_grid(rows: Sequence[np.ndarray], labels: Sequence[str], shape: tuple[i
         shape: of one row: an image's channels, height and width, or height, width and channels; else it is a table's row,
             and each column has a scale of its own.
         title: of the picture.
+        names: of a table's columns.
     """
     title = plain(title) + ("" if all(np.isfinite(r).all() for r in rows) else "; orange: no finite value")
     if len(shape) == 3:
         return tiled(rows, labels, shape, title)
-    return strips(rows, labels, title)
+    return strips(rows, labels, title, names)
 
 
 def sample_grid(
-    samples: np.ndarray, shape: tuple[int, ...], columns: int = 12, title: str = "x ~ p(x | z), z ~ p(z)"
+    samples: np.ndarray,
+    shape: tuple[int, ...],
+    columns: int = 12,
+    title: str = "x ~ p(x | z), z ~ p(z)",
+    names: Sequence[str] = (),
 ) -> Figure:
     """Plot samples of the model, in rows."""
     rows = [samples[i : i + columns] for i in range(0, len(samples), columns)]
-    return image_grid(rows, [""] * len(rows), shape, title)
+    return image_grid(rows, [""] * len(rows), shape, title, names)
 
 
 def tiled(rows: Sequence[np.ndarray], labels: Sequence[str], shape: tuple[int, ...], title: str) -> Figure:
@@ -56,7 +64,7 @@ def tiled(rows: Sequence[np.ndarray], labels: Sequence[str], shape: tuple[int, .
     return fig
 
 
-def strips(rows: Sequence[np.ndarray], labels: Sequence[str], title: str) -> Figure:
+def strips(rows: Sequence[np.ndarray], labels: Sequence[str], title: str, names: Sequence[str] = ()) -> Figure:
     """Plot the rows of a table below each other, arrays with labels apart; each column from its least to its largest value."""
     apart = any(labels)
     fig = figure(8.0, min(1.2 + 0.14 * sum(map(len, rows)), 10.0))
@@ -68,6 +76,8 @@ def strips(rows: Sequence[np.ndarray], labels: Sequence[str], title: str) -> Fig
     show_rows(ax, np.concatenate(parts[:-1] if apart else parts))
     middles = [(start + end - 1) / 2 + i for i, (start, end) in enumerate(pairwise(ends))]
     ax.set_yticks(middles if apart else [], labels if apart else [], fontsize=9)
+    if 0 < len(names) <= MOST_NAMED:
+        ax.set_xticks(range(len(names)), [plain(name)[:24] for name in names], fontsize=7, rotation=90)
     ax.set_title(title, fontsize=10)
     return fig
 

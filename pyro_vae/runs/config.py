@@ -25,18 +25,24 @@ class Config:
     Parameters
     ----------
     data
-        digits (bundled), mnist, fashion_mnist, or a .npy, .npz or .csv file.
+        digits (bundled), mnist, fashion_mnist, a file (.npy, .npz, .csv, .tsv, .parquet) or a folder of PNGs or JPEGs.
     binarization
         none, static (once, seeded) or dynamic (training rows anew each epoch); auto: dynamic for mnist and fashion_mnist
         under a Bernoulli, else none.
     data_seed
         Of binarization, and of the split of a file of one's own.
+    columns
+        Of a table: auto takes texts for categories and empty cells for missing, and finds a likelihood for each column, which
+        is told; auto,NAME=FAMILY,OTHER=ignore corrects it. Without it, columns are of numbers.
     header
         Of a .csv: yes or no, its first line holds names, or a row; auto: names, if they look so (numbers may, as years do).
     index
         Column of a .csv that only names the rows, by name, and is no part of x; none; auto: an unnamed one, or one called so.
     label
         Column of a .csv (array of an .npz) of labels, by name: no part of x, and shown beside the rows.
+    split_by
+        Column of a table that splits its rows, no part of x: its values are train, validation and test, or groups, such as
+        patients, whose rows stay together.
     missing
         NaN and empty cells are values that were not observed: the likelihood skips them, the encoder sees which they are.
     standardize
@@ -105,9 +111,11 @@ class Config:
     data: str = "digits"
     binarization: Literal["auto", "none", "static", "dynamic"] = "auto"
     data_seed: int = 0
+    columns: str | None = None
     header: Literal["auto", "yes", "no"] = "auto"
     index: str = "auto"
     label: str | None = None
+    split_by: str | None = None
     missing: Annotated[bool, Parameter(negative=())] = False
     standardize: bool | None = None
     normalize: bool | None = None
@@ -149,6 +157,11 @@ class Config:
             for option, value in getattr(self, name).items():
                 if isinstance(value, float) and not is_finite(value):
                     raise UsageError(f"--{name.removesuffix('_options')}.{option} must be a finite number, got {value}")
+        if self.columns is not None and self.likelihood not in ("auto", "columns"):
+            raise UsageError(
+                f"--columns {self.columns} finds a likelihood for each column, and --likelihood {self.likelihood} is one of "
+                f"all: leave out either; one column alone is corrected by --columns auto,NAME={self.likelihood}"
+            )
         if not 0 <= self.warmup < 1:
             raise UsageError(f"warmup is a fraction of training, 0 to 1, got {self.warmup}")
         if self.seed < 0 or self.data_seed < 0:
@@ -158,7 +171,7 @@ class Config:
         """Return the same config with every "auto" decided."""
         images = self.data in ("mnist", "fashion_mnist")
         binary = self.binarization in ("static", "dynamic")
-        likelihood = self.likelihood
+        likelihood = self.likelihood if self.columns is None else "columns"
         if likelihood == "auto":
             likelihood = "bernoulli" if images or binary else "binomial" if self.data == "digits" else "normal"
         binarization = self.binarization

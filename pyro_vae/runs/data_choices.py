@@ -5,18 +5,23 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_vae.data import Data
+from pyro_vae.data import Data, Split
 from pyro_vae.data.datasets import NAMES
+from pyro_vae.data.frames import blocks_of
 from pyro_vae.distributions.units import real_elements
+from pyro_vae.errors import UsageError
+from pyro_vae.likelihoods.registry import fitting
 from pyro_vae.models.standardize import units_by_shape
 
 from .config import Config
 from .custom_components import NOTHING, Components
 from .registry import LIKELIHOODS, kind_of, likelihood_of, resolved
+from .tabular_spec import block
 
 SPREAD = 0.1  # images within [0, 1] of no less standard deviation are in units that networks start at
 OF_KIND = {"binary": "bernoulli", "bytes": "discretized_logistic"}
@@ -29,6 +34,8 @@ def decided(config: Config, data: Data, components: Components = NOTHING) -> Con
     Densities of real numbers stand in the units of the training rows, unless they are of the caller's own or have a scale that
     is given in those of x; what encoders then still see out of scale is normalized.
     """
+    if config.columns is not None:
+        config = of_columns(config, data)
     if config.likelihood == "auto" and config.data not in NAMES and config.resolved().binarization == "none":
         config = dataclasses.replace(config, likelihood=OF_KIND.get(data.kind, "normal"))
     config = resolved(config, components)
@@ -40,6 +47,45 @@ def decided(config: Config, data: Data, components: Components = NOTHING) -> Con
     if normalize is None:
         normalize = not in_scale(seen(config, data, components), kind_of(config).emission(data.shape))
     return dataclasses.replace(config, normalize=normalize)
+
+
+def of_columns(config: Config, data: Data) -> Config:
+    """Take the likelihoods that were found for the columns of a table, and gaps where it has some.
+
+    Raises:
+        UsageError: a family of a column that is unknown, or of whole rows; names the column.
+    """
+    for column in data.columns:
+        name, _, options = column.family.partition(":")
+        try:
+            block(f"{name}:1:{options}" if options else f"{name}:1")
+        except UsageError as error:
+            raise UsageError(f"--columns: column {column.name!r}: {error}") from error
+    blocks = config.likelihood_options.get("blocks") or blocks_of(data.columns)
+    gaps = any(bool(split.x.isnan().any()) for split in (data.train, data.validation, data.test))
+    changed: dict[str, Any] = {"likelihood_options": {"blocks": blocks}, "missing": config.missing or gaps}
+    return dataclasses.replace(config, likelihood="columns", **changed)
+
+
+def columns_outside(config: Config, data: Data, part: Split) -> str:
+    """Say which columns of a table have values outside the support of their own likelihood; nothing for other data."""
+    if config.likelihood != "columns" or not data.columns or part.x.shape[1] != len(data.columns):
+        return ""
+    family, features = likelihood_of(config, len(data.columns))
+    told, columns, numbers = [], list(data.columns), part.numbers
+    blocks = family(torch.zeros(features)).blocks
+    for block_of, values in zip(blocks, part.x.split(family.widths, -1), strict=True):
+        support: Any = block_of.support
+        inside = getattr(support, "base_constraint", support).check(values.nan_to_num(1.0)) | values.isnan()
+        own, columns = columns[: values.shape[1]], columns[values.shape[1] :]
+        for column, right, cells in zip(own, inside.expand(values.shape).T, values.T, strict=True):
+            if rows := (~right).nonzero().flatten().tolist():
+                told.append(
+                    f"column {column.name!r} has {len(rows)} values outside the support of its likelihood"
+                    f"{f' {column.family}' if column.family else ''}, such as {cells[rows[0]]:g} in row {numbers[rows[0]]}; "
+                    f"families that fit it: {', '.join(fitting(cells[:, None])) or 'none'}"
+                )
+    return f"{'. '.join(told)}. Rows are counted from 0." if told else ""
 
 
 def takes_units(config: Config, elements: int) -> bool:
@@ -73,9 +119,11 @@ def in_scale(x: Tensor, shape: tuple[int, ...]) -> bool:
 
 def choices_told(given: Config, config: Config, data: Data) -> Iterator[str]:
     """Say what was chosen by the data: the likelihood, and units that are others than those of x."""
-    if given.likelihood == "auto" and config.data not in NAMES:
+    if given.likelihood == "auto" and given.columns is None and config.data not in NAMES:
         why = {"binary": ", as x holds zeros and ones alone", "bytes": ", as x holds whole numbers 0 to 255"}
         yield f"likelihood auto: {config.likelihood}{why.get(data.kind, '')}"
+    if config.missing and not given.missing:
+        yield "empty cells are values that were not observed: the likelihood skips them (--missing)"
     seen = "standard units, (x - mean) / std of the training rows"
     if config.standardize and given.standardize is None:
         yield f"networks see x in {seen}; log p(x) is that of x as given (--no-standardize leaves them out)"

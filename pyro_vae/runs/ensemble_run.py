@@ -89,7 +89,7 @@ def train_ensemble(
                 write_list(path, seeds, made_by, {})
         with folders_locked(jobs):
             for job in jobs:
-                create(job.path, describe(job.config, job.data, made_by))
+                create(job.path, describe(job.config, job.data, made_by, job.path))
             settle(path)
             seconds, ensemble = trained(jobs)
             write_list(path, seeds, made_by, ensemble.diverged)

@@ -29,11 +29,12 @@ from pyro_vae.models.standardize import log_scale
 
 from . import evaluations, folder
 from .custom_components import NOTHING, Components
-from .evaluations import PROPOSALS, SPLITS, EvaluationName, is_stale
+from .evaluations import PROPOSALS, SPLITS, EvaluationName, is_new, is_stale
 from .kinds.kind import Batch
-from .load import Run, check_still, load_run, open_data
+from .load import Run, check_still, load_run
 from .lock import locked
 from .marginal_baseline import below_floor, floor, summarize_floor
+from .new_rows import new_split, open_rows
 from .particle_cache import ParticleCache
 from .progress import unfinished
 from .registry import likelihood_of
@@ -111,11 +112,12 @@ def evaluate_run(
     seed: int = 0,
     resume: bool = False,
     strict: bool = False,
+    data: Path | str | None = None,
     data_dir: Path | None = None,
     device: str = "auto",
     out: Path | str | None = None,
 ) -> dict[str, Any]:
-    """Score a run: log p(x) on a split of its data, written into its folder, and returned.
+    """Score a run: log p(x) on a split of its data, or of new rows, written into its folder, and returned.
 
     All test rows by importance sampling from the guide are evidence.json and evidence.csv; any other split, rows, method or
     proposal has files of its own (:mod:`pyro_vae.runs.evaluations`), so that a look overwrites nothing.
@@ -126,6 +128,8 @@ def evaluate_run(
         split, rows, method, proposal, num_samples, target_se, max_samples, num_chains, num_temperatures, seed, resume, strict:
             as for :class:`EvaluationOptions`; what is computed, as for :func:`~pyro_vae.log_likelihood` and
             :func:`~pyro_vae.ais`.
+        data: a file of new rows, all of which are scored: columns are found by name, with the codes of training; or the run's
+            own data file, wherever it lies.
         data_dir: where image data sets lie, or the run's own data file, if it has moved.
         device: where to compute.
         out: a folder for what is written, in place of the run's own, which may then be read-only.
@@ -143,7 +147,8 @@ def evaluate_run(
         max_samples=max_samples, num_chains=num_chains, num_temperatures=num_temperatures, seed=seed, resume=resume,
         strict=strict,
     )  # fmt: skip
-    return evaluate_opened(run, open_data(run, data_dir), options, out=out)
+    rows_from = open_rows(run, None if data is None else Path(data), data_dir)
+    return evaluate_opened(run, rows_from, options, out=out)
 
 
 def evaluate_opened(
@@ -165,12 +170,13 @@ def evaluate_opened(
         wait: for another process that scores the run, in place of an error.
         out: a folder for what is written, in place of the run's.
     """
+    options = replace(options, split=split_asked(run, data, options.split))
     into = run.path if out is None else folder.make_beside(Path(out))
     folder.check_own(into)
     with locked(into, folder.EVALUATION_LOCK, wait):
         run = run if training is not None else as_it_is_now(run)
         rows, start = rows_of(data, options.split, options.rows), time.perf_counter()
-        name, weights = name_of(options, len(getattr(data, options.split))), tensor_digest(run.vae.state_dict())
+        name, weights = name_of(options, len(rows_of(data, options.split))), tensor_digest(run.vae.state_dict())
         if out is not None:
             folder.claim(into, run.path, run.record, weights)
         digests = {"weights": weights, "data": data.digest, "split": options.split}
@@ -189,6 +195,15 @@ def evaluate_opened(
         if options.strict and isinstance(evidence, Evidence) and len(evidence.flagged):
             raise UnreliableError(evidence.why_flagged(), evidence)
     return result
+
+
+def split_asked(run: Run, data: Data, split: str) -> str:
+    """Return the split to score: the one asked for, or all rows of data that is not the run's own."""
+    if data.digest == run.record["data"].get("digest", data.digest):
+        return split
+    if split not in ("test", new_split(data)):
+        raise UsageError(f"new rows have no {split} split: all are scored; leave --split out, or take --rows")
+    return new_split(data)
 
 
 def as_it_is_now(run: Run) -> Run:
@@ -232,11 +247,12 @@ def record_evaluation(
     x = part.x
     observed = int((~x.isnan()).sum())  # neither missing nor beyond the end of a sequence: what log p(x) is of
     called = run.record.get("data", {}).get("name") or plain(data.name)  # its file may have been renamed since
-    name = name_of(options, len(getattr(data, options.split)))
+    called = f"{plain(data.name)}, new rows" if is_new(options.split) else f"{called}, {options.split}"
+    name = name_of(options, len(rows_of(data, options.split)))
     result = evidence.summary() | {
         "bits_per_dim": -evidence.log_px.sum().item() / (max(1, observed) * math.log(2)),
         "elements": observed / len(x),
-        "split": f"{called}, {options.split}{f', first {len(x)} rows' if name.rows else ''}",
+        "split": f"{called}{f', first {len(x)} rows' if name.rows else ''}",
         "policy": data.policy,
         "floor": floor_of(run, data, x, evidence.log_px),
         "training": training or training_so_far(run),
@@ -316,6 +332,8 @@ def annealed(vae: Any, rows: Batch, options: EvaluationOptions) -> Annealed:
 
 def floor_of(run: Run, data: Data, x: Tensor, log_px: Tensor) -> dict[str, Any]:
     """Summarize the floor on the same rows, and by how much log p(x) clears it; it is exact, so it has no Monte Carlo error."""
+    if not len(data.train):
+        return {"model": "unknown, as the training rows are not there", "log_px": None, "log_px_data_se": None}
     train_rows = data.train.x if data.transform is None else data.train.x.double()  # grey means are the Bernoulli's own
     kind, shape = run.kind, data.shape
     train_rows, x = kind.observed(train_rows, shape), kind.emissions(x, shape)
@@ -334,13 +352,13 @@ def floor_of(run: Run, data: Data, x: Tensor, log_px: Tensor) -> dict[str, Any]:
 
 def rows_of(data: Data, split: str, rows: int | None = None) -> Split:
     """Return one split, by name, or its first rows."""
-    if split not in SPLITS:
+    if split not in SPLITS and not is_new(split):
         raise UsageError(f"no split {split!r}; take one of {', '.join(SPLITS)}")
     if split == "train" and data.transform is not None:
         raise UsageError(
             "training rows are grey under dynamic binarization and have no likelihood: score test or validation"
         )
-    chosen: Split = getattr(data, split)
+    chosen: Split = data.test if is_new(split) else getattr(data, split)
     if rows is not None and not 1 <= rows <= len(chosen):
         raise UsageError(f"rows={rows}, but the {split} split has 1 to {len(chosen)}")
     return chosen[:rows]

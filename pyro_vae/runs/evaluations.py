@@ -6,6 +6,7 @@ what they are of: ``evidence-test-first-5.json``, ``evidence-test-annealing.json
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -26,6 +27,7 @@ PROPOSALS: dict[str, Proposal] = {"guide": GUIDE, "defensive": defensive(), "wid
 AGAIN = "pyro-vae evaluate"
 METHODS = ("importance", "annealing", "exact")
 SPLITS = ("test", "validation", "train")
+NEW = "new-"  # rows of another file, and the first 8 digits of their digest
 TOLD = ("rows", "num_samples", "num_chains", "seed", "log_px", "log_px_mc_se", "log_px_data_se", "elbo", "rows_flagged")
 
 
@@ -34,7 +36,7 @@ class EvaluationName:
     """What an evaluation is of, and how it was made.
 
     Attributes:
-        split: test, validation or train.
+        split: test, validation or train; or new rows (:func:`is_new`).
         rows: the first so many of it; None for all.
         method: importance, annealing or exact.
         proposal: by its name in PROPOSALS.
@@ -61,7 +63,12 @@ class EvaluationName:
         """Return whether it names what there is; only then is it part of a file's name."""
         counts = [count for count in (self.rows, self.num_samples) if count is not None]
         whole = all(type(count) is int and count > 0 for count in counts)
-        return whole and self.split in SPLITS and self.method in METHODS and self.proposal in PROPOSALS
+        return (
+            whole
+            and (self.split in SPLITS or is_new(self.split))
+            and self.method in METHODS
+            and self.proposal in PROPOSALS
+        )
 
     def named(self, word: str) -> str:
         """Return the name of a file of this evaluation: the word alone for all test rows, by importance sampling.
@@ -146,7 +153,7 @@ def read(file: Path) -> Evaluation:
     try:
         name, counts = EvaluationName.of(summary), [summary.get(key, 0) for key in ("rows_flagged", "num_samples")]
         known = name.is_known() and (
-            name.split in SPLITS and all(type(count) is int for count in (summary["rows"], *counts)) and summary["rows"]
+            all(type(count) is int for count in (summary["rows"], *counts)) and summary["rows"]
         )
     except (KeyError, TypeError, ValueError) as error:
         raise RunFolderError(
@@ -213,7 +220,7 @@ def shared(runs: Mapping[str, Sequence[Evaluation]]) -> dict[str, Evaluation]:
     common = set.intersection(*of_rows)
     if not common:
         return {run: found[0] for run, found in runs.items()}
-    split, rows = min(common, key=lambda key: (SPLITS.index(key[0]), -key[1]))
+    split, rows = min(common, key=lambda key: (rank(key[0]), key[0], -key[1]))
     chosen = {run: [e for e in found if e.rows_of == (split, rows)] for run, found in runs.items()}
     by_method = [{(e.name.method, e.name.proposal) for e in found} for found in chosen.values()]
     best = {run: {how: best_of(found, how) for how in by_method[0]} for run, found in chosen.items()}
@@ -221,6 +228,21 @@ def shared(runs: Mapping[str, Sequence[Evaluation]]) -> dict[str, Evaluation]:
         how = min(sorted(hows), key=lambda how: max(best[run][how].doubt for run in runs))
         return {run: best[run][how] for run in runs}
     return {run: min(found, key=lambda e: e.doubt) for run, found in chosen.items()}
+
+
+def rank(split: str) -> int:
+    """Return which split comes first: test, then the others, then new rows."""
+    return SPLITS.index(split) if split in SPLITS else len(SPLITS)
+
+
+def is_new(split: Any) -> bool:
+    """Return whether a split is of rows that a run was not trained on, as a file of their own has them.
+
+    Example:
+        >>> is_new("new-1a2b3c4d"), is_new("test"), is_new("new-../../a")
+        (True, False, False)
+    """
+    return isinstance(split, str) and re.fullmatch(r"new-[0-9a-f]{8}", split) is not None
 
 
 def best_of(found: Sequence[Evaluation], how: tuple[str, str]) -> Evaluation:

@@ -14,7 +14,7 @@ from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.plain_text import plain
 from pyro_vae.common.random import seeded
 from pyro_vae.common.safe_read import check_seal
-from pyro_vae.data import Data, Split, load
+from pyro_vae.data import Column, Data, Split, load
 from pyro_vae.data.table_layout import TableOptions
 from pyro_vae.data.user_files import ENDINGS
 from pyro_vae.errors import DataError, PyroVAEError, RunFolderError, UsageError
@@ -50,6 +50,19 @@ class Run:
     def kind(self) -> ModelKind:
         """Of the model: what its programs take of a split, and what can be asked of it."""
         return kind_of(self.config)
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """Of the table that it was trained on; none, if its columns have no names."""
+        try:
+            return tuple(map(Column.from_dict, self.record["data"].get("columns", [])))
+        except (TypeError, ValueError) as error:
+            raise RunFolderError(f"{self.path / 'config.json'} cannot be used: {error}") from error
+
+    @property
+    def column_names(self) -> list[str]:
+        """Of the table that it was trained on."""
+        return [column.name for column in self.columns]
 
     def rows(self, split: Split) -> tuple[Tensor, ...]:
         """Arguments of the programs that log p(x) of a split is of."""
@@ -131,7 +144,8 @@ def open_data(run: Run, data_dir: Path | None = None) -> Data:
         RunFolderError: it is no longer the same.
     """
     digest = run.record["data"]["digest"]
-    data = load_data(run.config, data_dir, digest=digest)
+    config = replace(run.config, data=str(located(run.config.data, data_dir, beside(run))))
+    data = load_data(config, data_dir, digest=digest, known=run.columns if run.config.columns is not None else ())
     if data.digest != digest:
         raise RunFolderError(
             f"the data of {run.path} has changed: {run.config.data} had digest {digest[:12]}… when it was "
@@ -141,7 +155,13 @@ def open_data(run: Run, data_dir: Path | None = None) -> Data:
     return data
 
 
-def load_data(config: Config, data_dir: Path | None, download: bool = False, digest: str | None = None) -> Data:
+def load_data(
+    config: Config,
+    data_dir: Path | None,
+    download: bool = False,
+    digest: str | None = None,
+    known: tuple[Column, ...] = (),
+) -> Data:
     """Load the data that a config names, as it says.
 
     Args:
@@ -150,16 +170,20 @@ def load_data(config: Config, data_dir: Path | None, download: bool = False, dig
             or, renamed, that file itself.
         digest: of the data that a run was trained on: a table that has another is read once more as earlier versions did, and
             that reading is returned if it has this digest.
+        known: the columns of a run, which are found again by their names, with the same codes.
     """
+    missing = config.missing or config.columns is not None  # whether some are is seen once it is read
 
     def read(table: TableOptions) -> Data:
         return load(
             config.data, data_dir=data_dir, download=download, table=table, sequences=kind_of(config).ragged,
-            binarization=config.binarization, seed=config.data_seed, missing=config.missing, verbose=False,
+            binarization=config.binarization, seed=config.data_seed, missing=missing, verbose=False,
         )  # fmt: skip
 
     config = replace(config, data=located(config.data, data_dir))
-    options = TableOptions(config.header, config.index, config.label)
+    options = TableOptions(
+        config.header, config.index, config.label, columns=config.columns, split_by=config.split_by, known=known
+    )
     if digest is None or options.given or not config.data.lower().endswith(".csv"):
         return read(options)
     try:
@@ -170,10 +194,18 @@ def load_data(config: Config, data_dir: Path | None, download: bool = False, dig
     return former if former.digest == digest else data
 
 
-def located(data: str, data_dir: Path | None) -> str:
-    """Return where a data file is: as the config says, or else of that name in `data_dir`, or `data_dir` itself."""
-    if data_dir is None or not data.lower().endswith(ENDINGS) or Path(data).exists():
+def beside(run: Run) -> Path | None:
+    """Return where the data file of a run is, as seen from the run's folder: both may have moved together."""
+    told = run.record["data"].get("beside")
+    return run.path / told if isinstance(told, str) else None
+
+
+def located(data: str, data_dir: Path | None, otherwise: Path | None = None) -> str:
+    """Return where a data file is: as the config says, or of that name in `data_dir`, or `data_dir` itself, or `otherwise`."""
+    if not data.lower().endswith(ENDINGS) or Path(data).exists():
         return data
+    if data_dir is None:
+        return str(otherwise) if otherwise is not None and otherwise.is_file() else data
     moved = data_dir if data_dir.is_file() else data_dir / Path(data).name
     return str(moved) if moved.is_file() else data
 

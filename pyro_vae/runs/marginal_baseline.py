@@ -9,12 +9,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import constraints
+from torch.distributions import Categorical, constraints
 
 from pyro_vae.common.flagged import is_loose, why_loose
 from pyro_vae.distributions.features import MIN_SCALE
 from pyro_vae.distributions.missing import Observed
 from pyro_vae.evidence.estimate import data_se, finite, format_nats
+from pyro_vae.likelihoods.continuous import normal
+from pyro_vae.likelihoods.discrete import bernoulli
+from pyro_vae.likelihoods.registry import columns
 from pyro_vae.programs.support import support_of_site
 from pyro_vae.programs.wrapped import bare
 
@@ -29,13 +32,13 @@ def marginal_features(name: str, family: Any, features: int, x: Tensor) -> Tenso
     In closed form for bernoulli, binomial and normal; by gradient, from zero, for every other family, and where values
     are missing.
     """
+    if name == "columns":
+        return fit_columns(family, x)[0]
     if name not in CLOSED_FORM or x.isnan().any():
         return fit_marginal(family, features, x)[0]
     x = x.double()
     if name == "normal":
-        spread = (x.std(0, correction=0) - MIN_SCALE).clamp_min(1e-3)
-        feature = spread + (-torch.expm1(-spread)).log()  # whose softplus is the spread; log(e^s − 1) overflows at 710
-        return torch.cat([x.mean(0), feature]).float()
+        return normal_features(x.mean(0), x.std(0, correction=0)).float()
     trials = 1 if name == "bernoulli" else float(family(torch.zeros(1)).total_count)
     return (
         ((x.sum(0) + 0.5) / (len(x) * trials + 1)).logit().float()
@@ -55,6 +58,40 @@ def fit_marginal(family: Any, features: int, x: Tensor, steps: int = 300, rows: 
     if len(x):
         climb(lambda: of_rows(family(h), x).log_prob(x).mean(), parameters, steps)
     return h.detach(), family
+
+
+def fit_columns(family: Any, x: Tensor) -> tuple[Tensor, Any]:
+    """Fit the blocks of :func:`~pyro_vae.likelihoods.columns` one by one: in closed form, or else by gradient.
+
+    Normal, Bernoulli and categorical columns are fitted to what is observed of them.
+    """
+    fitted, blocks = [], []
+    for block, features, rows in zip(family.families, family.features, x.split(family.widths, -1), strict=True):
+        h = closed_form(block, features, rows)
+        h, own = fit_marginal(block, features, rows) if h is None else (h, block)
+        fitted.append(h.float())
+        blocks.append((own, features, rows.shape[-1]))
+    return torch.cat(fitted), columns(blocks)
+
+
+def closed_form(family: Any, features: int, x: Tensor) -> Tensor | None:
+    """Return the features of a block that fit what is observed of each column; None where no closed form is known."""
+    x = x.double()
+    if family is normal:
+        return normal_features(x.nanmean(0), (x - x.nanmean(0)).square().nanmean(0).sqrt())
+    there = (~x.isnan()).sum(0)
+    if family is bernoulli:
+        return ((x.nansum(0) + 0.5) / (there + 1)).logit()
+    if isinstance(family(torch.zeros(features)), Categorical):
+        codes = torch.arange(features // x.shape[1]).unsqueeze(-1)
+        return ((x.unsqueeze(1) == codes).sum(0) + 0.5).log().flatten()  # half a row of each (Jeffreys' prior)
+    return None
+
+
+def normal_features(loc: Tensor, spread: Tensor) -> Tensor:
+    """Return the features of a normal of this mean and standard deviation, which the family keeps from 0."""
+    spread = (spread - MIN_SCALE).clamp_min(1e-3)
+    return torch.cat([loc, spread + (-torch.expm1(-spread)).log()])  # log(e^s − 1), which overflows at 710
 
 
 def climb(objective: Callable[[], Tensor], parameters: list[Tensor], steps: int) -> None:
@@ -148,7 +185,7 @@ def fitted_floor(name: str, family: Any, features: int, train: Tensor, x: Tensor
     if name in CLOSED_FORM and not train.isnan().any():
         d = family(marginal_features(name, family, features, train).double())
         return of_rows(d, x).log_prob(x)
-    h, fitted = fit_marginal(family, features, train)
+    h, fitted = fit_columns(family, train) if name == "columns" else fit_marginal(family, features, train)
     with torch.no_grad():
         return of_rows(fitted(h), x).log_prob(x).double()
 

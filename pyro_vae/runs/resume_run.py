@@ -83,8 +83,8 @@ def resume_run(
     folder.check_free(job.path)
     folder.make(job.path)
     with locked(job.path):
-        own = describe(job.config, job.data, record.get("made_by", "train")) | {"forked_from": str(path.resolve())}
-        create(job.path, own)
+        own = describe(job.config, job.data, record.get("made_by", "train"), job.path)
+        create(job.path, own | {"forked_from": str(path.resolve())})
         write_metrics(job.path, saved)
         checkpointer = job.checkpointer(minutes, resumed={"from": str(path), "exact": False})
         return carry_out(job, checkpointer, num_samples=num_samples, resume=saved, fork=True)

@@ -29,7 +29,7 @@ def draw_figures(
     pictures: dict[str, Callable[[], Any]] = {
         "training": lambda: figures.training_curve(history, floor_px),
         "evidence": lambda: figures.evidence_curve(points),
-        "samples": lambda: images.sample_grid(samples(opened, 48).cpu().numpy(), data.shape),
+        "samples": lambda: images.sample_grid(samples(opened, 48).cpu().numpy(), data.shape, names=opened.column_names),
         "sample_means": lambda: sample_means(opened, 48),
         "reconstructions": lambda: reconstructions(opened, data.test),
         "latent": lambda: latent(opened, data),
@@ -80,7 +80,7 @@ def draw_all(path: Path, pictures: Mapping[str, Callable[[], Any]]) -> list[Path
 def sample_means(run: Run, count: int, seed: int = 0) -> Any:
     """Plot the mean of p(x | z) at draws of z."""
     x, word = pictured_samples(run, count, seed)
-    return images.sample_grid(x.cpu().numpy(), run.shape, title=f"E[x | z], z ~ p(z){word}")
+    return images.sample_grid(x.cpu().numpy(), run.shape, title=f"E[x | z], z ~ p(z){word}", names=run.column_names)
 
 
 def reconstructions(run: Run, part: Split, split: str = "test") -> Any:
@@ -88,7 +88,8 @@ def reconstructions(run: Run, part: Split, split: str = "test") -> Any:
     first = part[:12]
     means, word = pictured_reconstructions(run, first)
     title = f"{split} rows and their reconstructions{word}"
-    return images.image_grid([first.x.cpu().numpy(), means.cpu().numpy()], ["x", "E[x | z]"], run.shape, title)
+    arrays = [first.x.cpu().numpy(), means.cpu().numpy()]
+    return images.image_grid(arrays, ["x", "E[x | z]"], run.shape, title, run.column_names)
 
 
 def latent(run: Run, data: Data) -> Any:

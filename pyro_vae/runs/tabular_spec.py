@@ -28,6 +28,8 @@ def named_columns(blocks: str = "") -> Family:
         >>> named_columns("normal:3,categorical:1:num-classes=4").__name__
         'columns(normal x 3, categorical(4) x 1)'
     """
+    if not blocks:
+        raise UsageError(f"likelihood 'columns' is of blocks of columns, and there are none: {FORM}; or --columns auto")
     return columns([block(text.strip()) for text in blocks.split(",")])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -38,7 +39,7 @@ from .checkpoint import Generation
 from .checkpointer import Checkpointer
 from .config import Config
 from .custom_components import NOTHING, Components
-from .data_choices import choices_told, decided
+from .data_choices import choices_told, columns_outside, decided
 from .evaluate_run import SPLITS, EvaluationOptions, evaluate_opened
 from .kinds.kind import Batch, ModelKind
 from .load import Run, load_data
@@ -86,7 +87,7 @@ def train_run(
     folder.check_free(path, overwrite)
     folder.make(path)
     with locked(path):
-        create(path, describe(job.config, job.data, made_by), overwrite)
+        create(path, describe(job.config, job.data, made_by, path), overwrite)
         return carry_out(job, job.checkpointer(minutes), num_samples=num_samples)
 
 
@@ -188,6 +189,8 @@ def check_splits(config: Config, vae: Any, data: Data, device: torch.device) -> 
         try:
             check_support(*pair, *args, numbers=part.numbers.tolist())
         except SupportError as error:
+            if named := columns_outside(config, data, part):
+                raise SupportError(f"{data.name}, {name} rows: {named}") from error
             fit = ", ".join(fitting(torch.cat([drawn(data, name).x for name in SPLITS]))) or "none"
             raise SupportError(
                 f"{data.name}, {name} rows: {str(error).removesuffix(FITTING)} Families that fit this data: {fit}."
@@ -278,7 +281,7 @@ class Curve:
         return extra
 
 
-def describe(config: Config, data: Data, made_by: str) -> dict[str, Any]:
+def describe(config: Config, data: Data, made_by: str, path: Path) -> dict[str, Any]:
     """Return what config.json holds."""
     rows = {name: len(getattr(data, name)) for name in SPLITS}
     about: dict[str, Any] = {
@@ -287,6 +290,7 @@ def describe(config: Config, data: Data, made_by: str) -> dict[str, Any]:
         "digest": data.digest,
         "policy": data.policy,
     }
-    about |= {"rows": rows, "notes": list(map(plain, data.notes))}
+    about |= {"rows": rows, "notes": list(map(plain, data.notes)), "columns": [c.to_dict() for c in data.columns]}
+    about |= {"beside": os.path.relpath(config.data, path)} if Path(config.data).is_file() else {}
     head: dict[str, Any] = {"schema": folder.SCHEMA, "made_by": made_by, "versions": versions()}
     return head | {"config": config.to_dict(), "data": about}

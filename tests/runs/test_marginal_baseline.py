@@ -9,6 +9,7 @@ from scipy import stats
 from pyro_vae import likelihoods
 from pyro_vae.runs import marginal_baseline
 from pyro_vae.runs.marginal_baseline import floor, standard_units
+from pyro_vae.runs.tabular_spec import named_columns
 
 nan = math.nan
 CASES = {
@@ -77,3 +78,25 @@ def test_without_standard_units_small_and_large_ones_are_worse(case, monkeypatch
     monkeypatch.setattr(marginal_baseline, "standard_units", lambda *args: (zero, zero + 1))
     with pytest.raises(AssertionError):
         test_a_floor_is_scipys_and_the_same_in_every_unit(case)
+
+
+def test_the_floor_of_columns_is_that_of_each_by_itself():
+    """Normal, binary and categorical in closed form, counts by gradient, of what is observed."""
+    draw = torch.Generator().manual_seed(0)
+    x = torch.stack([
+        4000 + 300 * torch.randn(90, generator=draw),
+        torch.randint(0, 2, (90,), generator=draw).float(),
+        torch.randint(0, 3, (90,), generator=draw).float(),
+        torch.poisson(torch.full((90,), 3.0), generator=draw),
+    ], 1).double()  # fmt: skip
+    x[::7, 0], x[3, 2] = nan, nan
+    family = named_columns("normal:1,bernoulli:1,categorical:1:num-classes=3,poisson:1")
+    found = floor("columns", family, sum(family.features), x, x)
+    mass, flags, kinds, counts = x.T
+    seen = mass[~mass.isnan()]
+    wanted = torch.as_tensor(stats.norm(seen.mean(), seen.std(correction=0)).logpdf(mass)).nan_to_num()
+    p, shares = (flags.sum() + 0.5) / 91, torch.stack([(kinds == k).sum() + 0.5 for k in range(3)]) / (89 + 1.5)
+    wanted += torch.where(flags == 1, p, 1 - p).log()
+    wanted += torch.where(kinds.isnan(), 1.0, shares[kinds.nan_to_num().long()]).log()
+    wanted += torch.as_tensor(stats.poisson(counts.mean()).logpmf(counts))
+    torch.testing.assert_close(found, wanted, atol=2e-3, rtol=0)

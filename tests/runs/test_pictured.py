@@ -68,7 +68,7 @@ def test_classes_are_drawn(tmp_path, likelihood, monkeypatch, capsys):
     assert main(["train", "--run", str(run), "--data", str(tmp_path / "x.npy"), *options, *likelihood]) == 0
     assert "no picture" not in capsys.readouterr().err and len(seen) == 3
     assert all(np.isfinite(rows).all() for arrays, *_ in seen for rows in arrays)
-    assert sum("most probable" in title for *_, title in seen) == 2
+    assert sum("most probable" in title for _, _, _, title, *_ in seen) == 2
     assert main(["sample", str(run), "--mean"]) == 0 and main(["reconstruct", str(run)]) == 0
     assert all(np.isfinite(rows).all() for arrays, *_ in seen for rows in arrays)
     assert json.loads((run / "config.json").read_text())["config"]["likelihood"] == likelihood[1]

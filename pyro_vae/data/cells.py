@@ -1,0 +1,137 @@
+"""Cells of a text file as columns: numbers (with a point or a decimal comma), booleans, labels; dates are refused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from pyro_vae.errors import DataError
+
+from .columns import BOOLEANS, RawColumn, left_out, too_large
+from .table_layout import is_number
+
+DIGITS = 15  # of whole numbers that float64 surely tells apart
+MISSING = ("", "NA", "N/A", "#N/A", "<NA>", "NaN", "nan", "NULL", "null")  # "None" may be a label
+COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?")
+THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+")
+DATE = re.compile(
+    r"\d{4}-\d{1,2}-\d{1,2}([T ]\d{1,2}:\d{2}.*)?|\d{1,2}[./]\d{1,2}[./](\d{4}|\d{2})( \d{1,2}:\d{2}.*)?"
+    r"|\d{4}/\d{1,2}/\d{1,2}.*|\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?"
+)
+DATES = "make numbers of it (days since the first, the month, the hour)"
+
+
+def cells_of(name: str, cells: Sequence[str]) -> RawColumn:
+    """Take cells as a column, untyped: None where nothing stands, or a word for it."""
+    return RawColumn(name, [None if cell in MISSING else cell for cell in cells], "cells")
+
+
+def typed(raw: RawColumn) -> RawColumn:
+    """Find the type of a column's cells: numbers, booleans, or labels.
+
+    Raises:
+        DataError: dates; numbers and texts in one column; names the first row.
+    """
+    if raw.trouble:
+        raise DataError(raw.trouble)
+    if raw.kind != "cells":
+        return raw
+    texts = [text for text in raw.texts() if text is not None]
+    if texts and all(map(DATE.fullmatch, texts)):
+        raise DataError(f"column {raw.name!r} holds dates or times ({texts[0]!r}): {DATES}, or {left_out(raw.name)}.")
+    if texts and {text.lower() for text in texts} <= {*BOOLEANS}:
+        return RawColumn(raw.name, booleans_of(raw), "boolean")
+    numeric = [is_numeric(text) for text in texts]
+    if texts and not any(numeric):
+        return RawColumn(raw.name, raw.values, "category")
+    if all(numeric):
+        return RawColumn(raw.name, numbers_of(raw))
+    few = sum(numeric) * 2 < len(numeric)
+    odd = next(i for i, t in enumerate(raw.texts()) if t is not None and is_numeric(t) is few)
+    raise DataError(
+        f"column {raw.name!r} mixes {sum(numeric)} numbers and {len(numeric) - sum(numeric)} texts: {raw.values[odd]!r} in "
+        f"row {odd} (counted from 0) is {'a number' if few else 'none'}. Mend the cell or leave it empty; where the numbers "
+        f"are labels, too: --columns auto,{raw.name}=categorical."
+    )
+
+
+def is_numeric(cell: str) -> bool:
+    """Return whether a cell is a number, with a point or with a decimal comma."""
+    return is_number(cell) or bool(COMMA.fullmatch(cell)) or bool(THOUSANDS.fullmatch(cell))
+
+
+def numbers_of(raw: RawColumn, where: str = "") -> np.ndarray:
+    """Read a column as numbers, NaN where nothing stands.
+
+    Raises:
+        DataError: a text, two ways of writing fractions, or a comma that may part thousands; names the row.
+    """
+    if isinstance(raw.values, np.ndarray):
+        return raw.values
+    commas = [i for i, cell in enumerate(raw.values) if cell is not None and not is_number(cell)]
+    for i in commas:
+        if not is_numeric(str(raw.values[i])):
+            raise DataError(f"column {raw.name!r}, row {i} (counted from 0): {raw.values[i]!r} is no number{where}.")
+    if commas:
+        check_commas(raw.name, raw.values, commas)
+    values = np.array([np.nan if c is None else float(c.replace(",", ".")) for c in raw.values], dtype=np.float64)
+    whole = {int(c) for c in raw.values if c is not None and c.lstrip("+-").isdecimal() and len(c) > DIGITS}
+    if len({float(n) for n in whole}) < len(whole):
+        raise too_large(raw.name, f"up to {max(whole)}")
+    return values
+
+
+def check_commas(name: str, cells: Sequence[str | None], commas: Sequence[int]) -> None:
+    """Refuse commas that do not say whether they part fractions or thousands, and points beside them."""
+    first = cells[commas[0]]
+    points = [i for i, cell in enumerate(cells) if cell is not None and "." in cell]
+    if points:
+        raise DataError(
+            f"column {name!r} writes fractions with a comma ({first!r}, row {commas[0]}) and with a point "
+            f"({cells[points[0]]!r}, row {points[0]}; counted from 0): write them alike."
+        )
+    if all(THOUSANDS.fullmatch(str(cells[i])) for i in commas) or any(str(cells[i]).count(",") > 1 for i in commas):
+        raise DataError(
+            f"column {name!r}: the comma in {first!r} (row {commas[0]}, counted from 0) may part thousands or a fraction, as "
+            "all have three digits after it. Write numbers without thousands separators, and fractions with a point."
+        )
+
+
+def booleans_of(raw: RawColumn) -> np.ndarray:
+    """Read a column as 0 and 1 of false and true (or 0 and 1), NaN where nothing stands.
+
+    Raises:
+        DataError: anything else; names the row.
+    """
+    values = [None if text is None else text.lower() for text in raw.texts()]
+    codes = {"false": 0.0, "true": 1.0, "0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0, None: np.nan}
+    for row, value in enumerate(values):
+        if value not in codes:
+            raise DataError(
+                f"column {raw.name!r}, row {row} (counted from 0): {raw.texts()[row]!r} is neither true nor false."
+            )
+    return np.array([codes[value] for value in values], dtype=np.float64)
+
+
+def separator_of(lines: Sequence[str], suffix: str) -> str:
+    """Find what parts the cells of a text file: a tab in a .tsv; in a .csv a comma, or the semicolon that each line has alike.
+
+    Example:
+        >>> separator_of(["a;b", "1,5;2", "2,5;3"], ".csv"), separator_of(["a,b", "1,x;y"], ".csv")
+        (';', ',')
+    """
+    if suffix == ".tsv":
+        return "\t"
+    counts = {len(list(outside_quotes(line, ";"))) for line in lines if line.strip()}
+    return ";" if len(counts) == 1 and counts != {0} else ","
+
+
+def outside_quotes(line: str, sign: str) -> Iterator[int]:
+    """Yield where a sign stands outside of quotes."""
+    quoted = False
+    for i, letter in enumerate(line):
+        quoted ^= letter == '"'
+        if letter == sign and not quoted:
+            yield i

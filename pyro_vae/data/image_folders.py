@@ -1,0 +1,136 @@
+"""A folder of pictures, PNG or JPEG of one size, as rows of bytes; folders within it are classes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyro_vae.errors import DataError
+
+from .splits import Part, Source, shuffle
+
+PICTURES = (".png", ".jpg", ".jpeg")
+PIXELS = 2**24  # of one picture: what asks for more of a few bytes is no picture to learn from
+TOTAL = 2**34  # bytes of all of them
+TAKEN = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB"}  # PIL's modes, and what they are read as
+REFUSED = {
+    "CMYK": "inks (CMYK), which stand for no colour without a profile: convert it to RGB",
+    "YCCK": "inks (YCCK), which stand for no colour without a profile: convert it to RGB",
+    "RGBA": "transparent (RGBA): put it on a background, as RGB",
+    "LA": "transparent (LA): put it on a background, as grey",
+    "PA": "transparent (PA): put it on a background, as RGB",
+}
+
+
+def read_folder(path: Path, seed: int) -> Source:
+    """Read the pictures of a folder, in the order of their names, as ``(N, height, width)`` or ``(N, 3, height, width)`` bytes.
+
+    Folders within it are classes, and their names the labels; each row is named after its file.
+
+    Args:
+        path: the folder.
+        seed: of the permutation that splits the rows 80/10/10.
+
+    Raises:
+        DataError: no pictures; one that is damaged, animated, of 16 bits, of inks, transparent, larger than 16 million
+            pixels, or of another size or of other colours than the first; pictures beside folders of them. Names the file.
+    """
+    files = pictures_in(path)
+    first = opened(files[0])
+    shape, mode = first.size, TAKEN[first.mode]
+    size = len(files) * shape[0] * shape[1] * len(mode)
+    if size > TOTAL:
+        raise DataError(
+            f"{path} holds {len(files):,} pictures of {size:,} bytes in all: make them smaller, or take some."
+        )
+    rows = np.stack([pixels(file, files[0], shape, mode) for file in files])
+    names = np.array([file.relative_to(path).as_posix() for file in files])
+    y, classes = None, ()
+    if files[0].parent != path:
+        labels, y = np.unique(np.array([file.parent.name for file in files]), return_inverse=True)
+        y, classes = y.astype(np.int64), tuple(map(str, labels))
+    part = Part("x", rows if mode == "L" else rows.transpose(0, 3, 1, 2), y, names, classes)
+    return Source(path.name, (part,), partial(shuffle, seed=seed), notes=tuple(describe(part, seed)))
+
+
+def pictures_in(path: Path) -> list[Path]:
+    """List the pictures of a folder, or of the folders in it."""
+    here = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURES and file.is_file())
+    below = sorted(file for file in path.glob("*/*") if file.suffix.lower() in PICTURES and file.is_file())
+    if here and below:
+        raise DataError(
+            f"{path} holds {len(here)} pictures and folders of {len(below)} more: either all lie in folders, which are their "
+            "classes, or none."
+        )
+    if not here and not below:
+        raise DataError(
+            f"{path} holds no pictures: it wants files that end in {', '.join(PICTURES)}, or folders of them."
+        )
+    return here or below
+
+
+def opened(file: Path) -> Any:
+    """Open a picture by its header alone; refuse what its pixels would not be numbers of.
+
+    Raises:
+        DataError: names the file.
+    """
+    from PIL import Image
+
+    try:
+        with (
+            warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning),
+            Image.open(file, formats=("PNG", "JPEG")) as picture,
+        ):
+            found = picture.mode, picture.size, getattr(picture, "n_frames", 1), "transparency" in picture.info
+            mode, (width, height), frames, transparent = found
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(f"{file} asks for far more than {PIXELS:,} pixels, a decompression bomb: {error}") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"{file} is damaged or no picture ({error}). Leave it out, or write it again.") from error
+    if width * height > PIXELS:
+        raise DataError(
+            f"{file} unpacks to {width:,} × {height:,} pixels, and {PIXELS:,} are read at most: make it smaller."
+        )
+    if frames > 1:
+        raise DataError(f"{file} is animated ({frames} frames): save each as a picture of its own.")
+    if mode in REFUSED or (transparent and mode == "P"):
+        raise DataError(f"{file} is {REFUSED.get(mode, REFUSED['PA'])}.")
+    if mode not in TAKEN:
+        raise DataError(
+            f"{file} has pixels of more than 8 bits ({mode}): divide them by 256, or save them as one .npy."
+        )
+    return picture
+
+
+def pixels(file: Path, first: Path, size: tuple[int, int], mode: str) -> np.ndarray:
+    """Read the pixels of a picture, which is as the first one is."""
+    from PIL import Image
+
+    header = opened(file)
+    if header.size != size:
+        raise DataError(
+            f"{file} has {header.size[0]} × {header.size[1]} pixels, and {first.name} has {size[0]} × {size[1]}: bring all to "
+            "one size."
+        )
+    if TAKEN[header.mode] != mode:
+        kinds = {"L": "grey", "RGB": "of colours"}
+        raise DataError(f"{file} is {kinds[TAKEN[header.mode]]}, and {first.name} is {kinds[mode]}: make them alike.")
+    try:
+        with Image.open(file, formats=("PNG", "JPEG")) as picture:
+            return np.asarray(picture.convert(mode))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"{file} is damaged or truncated ({error}). Leave it out, or write it again.") from error
+
+
+def describe(part: Part, seed: int) -> Iterator[str]:
+    """Yield what the pictures are read as."""
+    kind = "grey" if part.x.ndim == 3 else "of colours, 3 channels"
+    labels = f"folders: {', '.join(part.classes[:8])}" if part.classes else "none"
+    yield f"{len(part.x)} pictures of {part.x.shape[-1]} × {part.x.shape[-2]} pixels, {kind}, bytes 0 to 255; labels: {labels}"
+    yield f"split 80/10/10 per cent by a permutation from seed {seed}"

@@ -1,0 +1,84 @@
+"""Rows that a run was not trained on, read as its own were: columns by their names, the same codes, the same units."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from pyro_vae.common.plain_text import plain
+from pyro_vae.data import Data, Split, TableOptions, binarize
+from pyro_vae.data.datasets import event_shape, format_missing, prepare
+from pyro_vae.data.image_folders import read_folder
+from pyro_vae.data.user_files import ENDINGS, TABLES, read_file
+from pyro_vae.errors import DataError, RunFolderError, ShapeError, UsageError
+
+from .evaluations import NEW, is_new
+from .load import Run, open_data
+
+
+def open_rows(run: Run, file: Path | None, data_dir: Path | None = None) -> Data:
+    """Load the data of a run; or the rows of another file, all as the split :func:`new_split` of them.
+
+    Args:
+        run: opened.
+        file: None; the run's own data file, wherever it lies now, which keeps its splits; or new rows.
+        data_dir: as for :func:`~pyro_vae.runs.load.open_data`; of new rows the training rows, of which the floor is made,
+            are looked for there, and done without where they are not.
+
+    Raises:
+        DataError: the file lacks a column that the run was trained on, has text where numbers stood, or a category that was
+            never seen; names column and row.
+        ShapeError: an array with rows of another shape.
+        UsageError: a file that is neither a table nor an array.
+    """
+    if file is None:
+        return open_data(run, data_dir)
+    if file.suffix.lower() not in ENDINGS and not file.is_dir():
+        raise UsageError(
+            f"--data {file}: new rows are read from a file that ends in {', '.join(ENDINGS)}, or from a folder of pictures"
+        )
+    config, known = run.config, run.columns if file.suffix.lower() in TABLES else ()
+    options = TableOptions(config.header, config.index, config.label, known=known) if known else TableOptions()
+    file = file.expanduser()
+    seed = config.data_seed
+    source = read_folder(file, seed) if file.is_dir() else read_file(file, seed, options, run.kind.ragged)
+    if source.digest() == run.record["data"]["digest"]:
+        return open_data(run, file)
+    if len(source.parts) > 1:
+        raise DataError(f"{file} holds splits of its own: new rows are one array, x (np.savez(path, x=x, y=y)).")
+    (part,), binary = source.parts, config.binarization != "none"
+    if (shape := event_shape(source.parts)) != run.shape:
+        raise ShapeError(
+            f"{file} has rows of shape {shape}, and the run was trained on rows of shape {run.shape}: give it such."
+        )
+    rows, _ = prepare(part, source, binary, config.missing or run.kind.ragged)
+    if binary:
+        rows = replace(rows, x=binarize(rows.x, torch.Generator().manual_seed(config.data_seed)))
+    for note in (note for note in source.notes if not note.startswith("split ")):
+        print(f"note: {plain(file.name)}: {plain(note)}", file=sys.stderr)
+    none = Split(rows.x[:0])
+    policy = source.policy + format_missing([rows], run.kind.ragged)
+    policy = run.record["data"].get("policy", policy) if binary else policy
+    train = training_rows(run, data_dir)
+    return Data(
+        file.name, none if train is None else train, none, rows, shape, policy, source.digest(), columns=part.columns
+    )
+
+
+def training_rows(run: Run, data_dir: Path | None) -> Split | None:
+    """Return the rows that a run was trained on, where they are still there."""
+    try:
+        data = open_data(run, data_dir)
+    except (DataError, RunFolderError, UsageError):
+        return None
+    return data.train if data.transform is None else data.train[:0]
+
+
+def new_split(data: Data) -> str:
+    """Name new rows by their digest, as evaluations of them are called."""
+    name = f"{NEW}{data.digest[:8]}"
+    assert is_new(name)
+    return name
