@@ -39,5 +39,6 @@ def bracket_run(path: Path | str, *, device: str = "cpu") -> tuple[dict[str, Any
     with locked(run.path, folder.EVALUATION_LOCK, True):
         check_still(run.path, run.record)
         annealed = record_evaluation(run, data, options, placed(ends.annealing, part), time.perf_counter() - start)
+        folder.write_json(run.path / "bracket.json", ends.summary() | {"weights": annealed["weights"]})
     draw_all(run.path, {"bracket": lambda: bracket_ends({"test rows": ends.summary()})})
     return annealed, ends

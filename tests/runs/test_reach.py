@@ -105,7 +105,14 @@ FILES = [
         ".lock",
     ),
     *(".lock.json", ".evaluation.lock", ".evaluation.lock.json", "particles-test.safetensors", "samples.npy"),
-    *("figures/sampled.png", "figures/training.png", "figures/khat.png", "encoded.npy", "encoded_rows.csv"),
+    *(
+        "report.html",
+        "figures/sampled.png",
+        "figures/training.png",
+        "figures/khat.png",
+        "encoded.npy",
+        "encoded_rows.csv",
+    ),
 ]
 FOLDERS = ["figures", "checkpoints", "divergence", "checkpoints/000009"]
 CORPUS = {
@@ -124,6 +131,7 @@ COMMANDS = {
         *("--num-samples", "5", "--device", "cpu"),
     ],
     "compare": lambda run, data: ["compare", run, run.replace("run", "other")],
+    "report": lambda run, data: ["report", run],
     "replay": lambda run, data: ["replay", run],
 }
 
