@@ -26,10 +26,12 @@ class ColumnFit:
     Attributes:
         name: of the column.
         observed, missing: values in the data.
-        mean, sd: of the data.
-        drawn_mean, drawn_sd: of the draws.
+        mean, sd: of the data; of categories the share of the most frequent one, and nothing.
+        drawn_mean, drawn_sd: of the draws, likewise.
         distance: largest difference between the two cumulative distributions, 0 to 1.
         limit: what chance explains, at one per cent for all columns together.
+        place: of the column, from 0.
+        label: the most frequent category, which the means are shares of.
     """
 
     name: str
@@ -41,11 +43,19 @@ class ColumnFit:
     drawn_sd: float
     distance: float
     limit: float
+    place: int = 0
+    label: str = ""
 
     @property
     def wrong(self) -> bool:
         """Whether chance does not explain the distance."""
         return self.distance > self.limit
+
+    def cells(self) -> list[str]:
+        """Format mean of the data and of the draws, and both standard deviations."""
+        if self.label:
+            return [f"{self.label} {self.mean:.0%}", f"{self.drawn_mean:.0%}", "", ""]
+        return [f"{value:.4g}" for value in (self.mean, self.drawn_mean, self.sd, self.drawn_sd)]
 
 
 def is_table(run: Run) -> bool:
@@ -65,17 +75,27 @@ def draws_of(run: Run, seed: int = 0) -> np.ndarray:
     return samples(run, count, seed).cpu().numpy().astype(np.float64)
 
 
-def column_names(data: Any, width: int) -> list[str]:
-    """Name the columns, as the data does, or by their place."""
-    names = [str(name) for name in getattr(data, "columns", None) or ()]
-    return names if len(names) == width else [f"column {i}" for i in range(width)]
+@dataclass(frozen=True)
+class ColumnName:
+    """What a column is called, and the labels of its codes 0, 1, … where it holds categories."""
+
+    name: str
+    codes: tuple[str, ...] = ()
 
 
-def column_fits(values: np.ndarray, draws: np.ndarray, names: Sequence[str]) -> list[ColumnFit]:
+def column_names(data: Any, width: int) -> list[ColumnName]:
+    """Name the columns, as the data does (its `columns`, of a table with a header), or by their place."""
+    known = getattr(data, "columns", None) or ()
+    if len(known) != width:
+        return [ColumnName(f"column {i}") for i in range(width)]
+    return [ColumnName(str(getattr(c, "name", c)), tuple(getattr(c, "codes", ()))) for c in known]
+
+
+def column_fits(values: np.ndarray, draws: np.ndarray, names: Sequence[ColumnName]) -> list[ColumnFit]:
     r"""Measure each column by the Kolmogorov–Smirnov distance D = max_t |F_data(t) − F_model(t)|; the worst first.
 
     The limit is √(−½ log(α/2) · (n + m) / (n m)) with α = 0.01 / columns, conservative for columns with ties, such as counts
-    and categories. Missing values are left out.
+    and categories (in the order of their codes). Missing values are left out.
 
     References:
         On the estimation of the discrepancy between empirical curves of distribution for two independent samples (Smirnov,
@@ -84,31 +104,38 @@ def column_fits(values: np.ndarray, draws: np.ndarray, names: Sequence[str]) -> 
     Example:
         >>> rng = np.random.default_rng(0)
         >>> data = rng.normal(size=(2000, 2))
-        >>> fits = column_fits(data, rng.normal(size=(2000, 2)) * [1.0, 1.5], ["a", "b"])
+        >>> fits = column_fits(data, rng.normal(size=(2000, 2)) * [1.0, 1.5], [ColumnName("a"), ColumnName("b")])
         >>> [(fit.name, fit.wrong) for fit in fits]
         [('b', True), ('a', False)]
     """
-    fits = [fit_of(name, values[:, i], draws[:, i], len(names)) for i, name in enumerate(names)]
+    fits = [fit_of(name, i, values[:, i], draws[:, i], len(names)) for i, name in enumerate(names)]
     return sorted(fits, key=lambda fit: fit.limit - fit.distance if fit.observed else math.inf)
 
 
-def fit_of(name: str, column: np.ndarray, drawn: np.ndarray, columns: int) -> ColumnFit:
+def fit_of(column: ColumnName, place: int, values: np.ndarray, drawn: np.ndarray, columns: int) -> ColumnFit:
     """Compare one column."""
-    x, y = column[np.isfinite(column)], drawn[np.isfinite(drawn)]
-    missing = len(column) - len(x)
+    x, y = values[np.isfinite(values)], drawn[np.isfinite(drawn)]
+    missing = len(values) - len(x)
     if not len(x) or not len(y):
-        return ColumnFit(name, len(x), missing, *[math.nan] * 5, 1.0)
+        return ColumnFit(column.name, len(x), missing, *[math.nan] * 5, 1.0, place)
     at = np.concatenate([x, y])
     ecdf = [np.searchsorted(np.sort(part), at, side="right") / len(part) for part in (x, y)]
     limit = math.sqrt(-0.5 * math.log(LEVEL / columns / 2) * (len(x) + len(y)) / (len(x) * len(y)))
-    moments = x.mean(), x.std(), y.mean(), y.std()
-    return ColumnFit(name, len(x), missing, *map(float, moments), float(np.abs(ecdf[0] - ecdf[1]).max()), limit)
+    moments, label = [x.mean(), x.std(), y.mean(), y.std()], ""
+    if column.codes:
+        codes, counts = np.unique(x, return_counts=True)
+        most = codes[counts.argmax()]
+        label = column.codes[int(most)] if 0 <= most < len(column.codes) else f"{most:g}"
+        moments = [(x == most).mean(), math.nan, (y == most).mean(), math.nan]
+    distance = float(np.abs(ecdf[0] - ecdf[1]).max())
+    return ColumnFit(column.name, len(x), missing, *map(float, moments), distance, limit, place, label)
 
 
-def picture(fits: Sequence[ColumnFit], values: np.ndarray, draws: np.ndarray, names: Sequence[str]) -> Any:
+def picture(fits: Sequence[ColumnFit], values: np.ndarray, draws: np.ndarray, names: Sequence[ColumnName]) -> Any:
     """Plot the columns that differ most."""
     shown = [fit for fit in fits if fit.observed][:SHOWN]
-    at = [list(names).index(fit.name) for fit in shown]
-    words = [f"distance {fit.distance:.2f}, chance {fit.limit:.2f}" for fit in shown]
-    finite = [[part[:, i][np.isfinite(part[:, i])] for i in at] for part in (values, draws)]
-    return marginal_panels([fit.name for fit in shown], finite[0], finite[1], words)
+    words = [f"{fit.distance:.2f} apart, chance {fit.limit:.2f}" for fit in shown]
+    finite = [[part[:, f.place][np.isfinite(part[:, f.place])] for f in shown] for part in (values, draws)]
+    return marginal_panels(
+        [fit.name for fit in shown], finite[0], finite[1], words, [names[fit.place].codes for fit in shown]
+    )

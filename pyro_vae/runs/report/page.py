@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 
 from pyro_vae.common.atomic_write import write_atomic
 from pyro_vae.common.environment import versions
@@ -26,7 +27,7 @@ from pyro_vae.runs.custom_components import NOTHING, Components
 from pyro_vae.runs.load import FAULTS, Run, load_run, open_data
 
 from . import words
-from .columns import column_fits, column_names, draws_of, is_table, picture, values_of
+from .columns import ColumnName, column_fits, column_names, draws_of, is_table, picture, values_of
 from .facts import RunFacts, read_facts
 from .pictures import Picture, pictures_of
 from .rows import picture_of_rows, worst_rows
@@ -34,6 +35,7 @@ from .verdict import judge
 
 NAME = "report.html"
 COLUMNS = 40  # in the table
+MADE_UP = 5, 10  # rows and columns of them
 MOST = 1_000_000  # bytes of a page
 
 
@@ -188,12 +190,29 @@ def columns_of(run: Run, data: Data) -> dict[str, Any]:
         f"distributions of {len(values):,} rows and {len(draws):,} draws of the model, 0 to 1; chance: what it may be where "
         "the model is right (one per cent, for all columns together).",
         "fits": fits[:COLUMNS],
+        "made_up": made_up(draws, names),
         "more": f"and {len(fits) - COLUMNS:,} columns more." if len(fits) > COLUMNS else "",
         "picture": Picture(
             "columns", "Columns: data, and draws of the model", "The columns that differ most.",
             figures.png(picture(fits, values, draws, names)),
         ),
     }  # fmt: skip
+
+
+def made_up(draws: np.ndarray, names: Sequence[ColumnName]) -> list[list[str]]:
+    """Tabulate a few draws of the model, categories by their labels."""
+    shown = range(min(MADE_UP[1], len(names)))
+    more = ["…"] if len(names) > len(shown) else []
+    lines = [["", *(names[i].name for i in shown), *more]]
+    for n, row in enumerate(draws[: MADE_UP[0]], 1):
+        lines.append([str(n), *(format_cell(row[i], names[i].codes) for i in shown), *more])
+    return lines
+
+
+def format_cell(value: float, codes: Sequence[str]) -> str:
+    """Format a number, or the label of a code."""
+    whole = bool(np.isfinite(value)) and value == round(value)
+    return codes[int(value)] if whole and 0 <= value < len(codes) else f"{value:.4g}"
 
 
 def bracket_of(facts: RunFacts) -> list[tuple[str, str]]:

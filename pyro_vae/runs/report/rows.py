@@ -82,8 +82,8 @@ def furthest(part: Split, row: int, data: Data) -> str:
     sd = (train - mean).square().nanmean(0).sqrt()
     z = ((x - mean) / sd.where(sd > 0, 1.0)).numpy()
     names = column_names(data, len(z))
-    order = np.argsort(-np.abs(np.nan_to_num(z)), kind="stable")[:FAR]
-    return ", ".join(f"{names[i]} {x[i]:.4g} ({z[i]:+.1f} sd)" for i in order if abs(z[i]) >= 1)
+    numbers = [i for i in np.argsort(-np.abs(np.nan_to_num(z)), kind="stable") if not names[i].codes]
+    return ", ".join(f"{names[i].name} {x[i]:.4g} ({z[i]:+.1f} sd)" for i in numbers[:FAR] if abs(z[i]) >= 1)
 
 
 def picture_of_rows(facts: RunFacts, data: Data, worst: list[WorstRow]) -> bytes | None:
