@@ -77,6 +77,8 @@ def pictures_of(facts: RunFacts, run: Run | None, data: Data | None) -> dict[str
     made = drawing(facts, run, data)
     found = {}
     for name, (title, words, chart) in TOLD.items():
+        if name == "training" and len(facts.history) < 2:
+            continue  # a curve takes two epochs
         content = from_file(facts.path / "figures" / f"{name}.png") if whole else None
         if content is None and name in made:
             content = drawn(name, made[name])

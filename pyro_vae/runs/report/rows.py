@@ -14,6 +14,7 @@ from pyro_vae.plots.images import tile
 from pyro_vae.runs import folder
 from pyro_vae.runs.compare_runs import evidence_of
 from pyro_vae.runs.evaluate_run import rows_of
+from pyro_vae.runs.registry import kind_of
 
 from .columns import column_names
 from .facts import RunFacts
@@ -59,6 +60,7 @@ def worst_rows(facts: RunFacts, data: Data | None, count: int = SHOWN) -> list[W
     lines, order = read_lines(text), np.argsort(evidence.log_px.numpy(), kind="stable")[:count]
     flagged = getattr(evidence, "flagged", None)
     bad = None if flagged is None else set(flagged.tolist())
+    ragged = kind_of(facts.config).ragged  # elements of sequences are no columns
     part = None if data is None else rows_of(data, facts.main.name.split, facts.main.name.rows)
     return [
         WorstRow(
@@ -67,7 +69,7 @@ def worst_rows(facts: RunFacts, data: Data | None, count: int = SHOWN) -> list[W
             float(evidence.log_px[i]),
             float(evidence.mc_se[i]),
             None if bad is None else int(i) in bad,
-            "" if part is None or data is None else furthest(part, int(i), data),
+            furthest(part, int(i), data) if part is not None and data is not None and not ragged else "",
         )
         for i in order
     ]

@@ -30,8 +30,8 @@ def judge(facts: RunFacts) -> Verdict:
     """Judge the number that heads a report.
 
     Do not use: no number of the weights that are there, a training that has not ended or diverged, a number that is not
-    finite, or a model below the floor of independent elements. Loose bound: more than a tenth of its rows is flagged
-    (:mod:`pyro_vae.common.flagged`). Trusted: all else.
+    finite, or a model below the floor of independent elements (a loose bound is none of those: it says little of the floor).
+    Loose bound: more than a tenth of its rows is flagged (:mod:`pyro_vae.common.flagged`). Trusted: all else.
     """
     run, s = shlex.quote(str(facts.path)), facts.summary
     if facts.diverged:
@@ -47,11 +47,12 @@ def judge(facts: RunFacts) -> Verdict:
         return Verdict(DO_NOT_USE, why, f"{AGAIN} {run}")
     if not math.isfinite(s["log_px"]):
         return Verdict(DO_NOT_USE, "The mean log p(x) is not finite: some row has no probability.", next_of(facts))
-    if below := below_floor(s["floor"], s):
+    below, loose = below_floor(s["floor"], s), is_loose(s)
+    if below and not loose:  # what lies above a loose bound may lie above the floor
         return Verdict(
             DO_NOT_USE, f"{below[:1].upper()}{below[1:]}", f"pyro-vae train --config {run}/config.json --run NEW"
         )
-    if is_loose(s):
+    if loose:
         so = (
             "no bound, as an oracle errs to either side"
             if "how" in s
@@ -69,8 +70,8 @@ def judge(facts: RunFacts) -> Verdict:
 
 
 def next_of(facts: RunFacts) -> str:
-    """Format the command that may believe more rows."""
-    return next_command(facts.summary, facts.path)
+    """Format the command that may believe more rows, without what is said beside it."""
+    return next_command(facts.summary, facts.path).partition("   (")[0]
 
 
 def capital(text: str) -> str:

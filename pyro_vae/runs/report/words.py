@@ -9,6 +9,7 @@ from typing import Any
 
 from pyro_vae.common.flagged import format_bound, is_loose
 from pyro_vae.runs.config import Config
+from pyro_vae.runs.marginal_baseline import below_floor
 from pyro_vae.runs.told import cautions, kind_of_number
 
 from .facts import RunFacts
@@ -90,6 +91,8 @@ def above_floor(s: Mapping[str, Any]) -> str:
     by, se = s["floor"].get("cleared_by"), s["floor"].get("cleared_by_se")
     if by is None:
         return "The floor, of a model that takes each element by itself, is not known."
+    if by < 0 and is_loose(s):
+        return f"The floor, of a model that takes each element by itself, is {-by:.2f} nats above that: it is not cleared yet."
     if by < 0:
         return (
             f"That is {-by:.2f} nats less than by taking each element by itself: the model has learned nothing of use."
@@ -164,6 +167,11 @@ def of_evidence(facts: RunFacts) -> Iterator[tuple[str, str]]:
     )
     for sentence in cautions(dict(s)):
         yield sentence, f"pyro-vae evaluate {run} --method annealing" if "flagged" in sentence else more
+    if below := below_floor(s["floor"], s):
+        yield (
+            below[:1].upper() + below[1:],
+            f"pyro-vae evaluate {run} --method annealing" if is_loose(s) else "as it says",
+        )
     if not is_loose(s):
         if s.get("bias_matters"):
             yield "The bias of importance sampling is more than half of the Monte Carlo error.", more
