@@ -117,18 +117,22 @@ def fit_of(column: ColumnName, place: int, values: np.ndarray, drawn: np.ndarray
     x, y = values[np.isfinite(values)], drawn[np.isfinite(drawn)]
     missing = len(values) - len(x)
     if not len(x) or not len(y):
-        return ColumnFit(column.name, len(x), missing, *[math.nan] * 5, 1.0, place)
+        nothing = math.nan
+        return ColumnFit(column.name, len(x), missing, nothing, nothing, nothing, nothing, nothing, 1.0, place)
     at = np.concatenate([x, y])
     ecdf = [np.searchsorted(np.sort(part), at, side="right") / len(part) for part in (x, y)]
     limit = math.sqrt(-0.5 * math.log(LEVEL / columns / 2) * (len(x) + len(y)) / (len(x) * len(y)))
-    moments, label = [x.mean(), x.std(), y.mean(), y.std()], ""
+    mean, sd, drawn_mean, drawn_sd = (float(moment) for part in (x, y) for moment in (part.mean(), part.std()))
+    label = ""
     if column.codes:
         codes, counts = np.unique(x, return_counts=True)
         most = codes[counts.argmax()]
         label = column.codes[int(most)] if 0 <= most < len(column.codes) else f"{most:g}"
-        moments = [(x == most).mean(), math.nan, (y == most).mean(), math.nan]
+        mean, sd, drawn_mean, drawn_sd = float((x == most).mean()), math.nan, float((y == most).mean()), math.nan
     distance = float(np.abs(ecdf[0] - ecdf[1]).max())
-    return ColumnFit(column.name, len(x), missing, *map(float, moments), distance, limit, place, label)
+    return ColumnFit(
+        column.name, len(x), missing, mean, sd, drawn_mean, drawn_sd, distance, limit, place, label
+    )  # fmt: skip
 
 
 def picture(fits: Sequence[ColumnFit], values: np.ndarray, draws: np.ndarray, names: Sequence[ColumnName]) -> Any:

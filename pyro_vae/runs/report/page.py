@@ -54,7 +54,7 @@ def write_report(
     path = Path(path)
     if out is None:
         folder.check_own(path)
-    facts, trouble = read_facts(path), []
+    facts, trouble = read_facts(path), list[str]()
     run = attempt(lambda: load_run(path, components), "the model cannot be opened", trouble)
     data = None if run is None else attempt(lambda: open_data(run, data_dir), "the data cannot be read", trouble)
     with usable(path):

@@ -62,17 +62,14 @@ def worst_rows(facts: RunFacts, data: Data | None, count: int = SHOWN) -> list[W
     bad = None if flagged is None else set(flagged.tolist())
     ragged = kind_of(facts.config).ragged  # elements of sequences are no columns
     part = None if data is None else rows_of(data, facts.main.name.split, facts.main.name.rows)
-    return [
-        WorstRow(
-            int(i),
-            *(with_formula(lines[i].get(name, "")) for name in ("source_row", "index", "label")),
-            float(evidence.log_px[i]),
-            float(evidence.mc_se[i]),
-            None if bad is None else int(i) in bad,
-            furthest(part, int(i), data) if part is not None and data is not None and not ragged else "",
-        )
-        for i in order
-    ]
+    worst = []
+    for i in map(int, order):
+        source, index, label = (with_formula(lines[i].get(name, "")) for name in ("source_row", "index", "label"))
+        flag = None if bad is None else i in bad
+        far = furthest(part, i, data) if part is not None and data is not None and not ragged else ""
+        log_px, mc_se = float(evidence.log_px[i]), float(evidence.mc_se[i])
+        worst.append(WorstRow(i, source, index, label, log_px, mc_se, flag, far))
+    return worst
 
 
 def furthest(part: Split, row: int, data: Data) -> str:
