@@ -14,6 +14,7 @@ from pyro_vae.common.digests import digest_of, sha256
 from pyro_vae.common.safe_read import seal
 from pyro_vae.errors import DataError, RunFolderError
 from pyro_vae.evidence.importance.result import Evidence
+from pyro_vae.plots import figures
 from pyro_vae.runs import evaluate_run as evaluate_module
 from pyro_vae.runs import folder
 from pyro_vae.runs import resume_run as resume_module
@@ -55,6 +56,7 @@ def no_pictures(monkeypatch):
         monkeypatch.setattr(module, "draw_figures", lambda *_: None)
     monkeypatch.setattr(evaluate_module, "draw_khat", lambda *_, **__: None)
     monkeypatch.setattr(run_commands, "draw_all", lambda *_: [])
+    monkeypatch.setattr(figures, "png", lambda drawn: b"a picture")
 
 
 def spoil(run, file, way, value):

@@ -244,7 +244,11 @@ def health(s: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         listed.append(("ESS", f"{s['ess_median']:.0f}", f"median of {of}; the least is {nats(s.get('ess_min'), 1)}"))
     if s.get("khat_max") is not None:
         listed.append(
-            ("largest k̂", f"{s['khat_max']:.2f}", f"tail of the weights; believed below {s['khat_threshold']:.2f}")
+            (
+                "largest k̂",
+                f"{s['khat_max']:.2f}",
+                f"tail of the weights; believed below {nats(s.get('khat_threshold'), 2)}",
+            )
         )
     if "rows_flagged" in s:
         listed.append(("flagged rows", f"{s['rows_flagged']:,}", f"of {s['rows']:,}; up to a tenth may be"))
