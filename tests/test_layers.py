@@ -20,9 +20,9 @@ ALLOWED = {  # folder or top module -> those it may import from; its own folder 
     "programs": GROUND | {"data"},
     "models": GROUND | PARTS | {"data", "programs"},
     "objectives": GROUND | {"programs"},
-    "evidence": GROUND | {"data", "programs"},
-    "diagnostics": GROUND | {"data", "programs", "objectives", "evidence"},
-    "training": GROUND | {"data", "programs", "objectives", "diagnostics"},  # a log line counts active units
+    "evidence": GROUND | {"data", "programs", "plots"},  # results plot themselves
+    "diagnostics": GROUND | {"data", "programs", "objectives", "evidence", "plots"},
+    "training": GROUND | {"data", "programs", "objectives", "diagnostics", "plots"},  # a log line counts active units
     "ensembles": GROUND | {"data", "programs", "objectives", "evidence", "training"},
     "plots": GROUND,
     "runs": None,  # everything below the command line

@@ -11,12 +11,15 @@ import torch
 from cyclopts import App, Parameter
 
 from pyro_vae.common.flagged import format_log_px
+from pyro_vae.common.plain_text import plain
 from pyro_vae.errors import UsageError
 from pyro_vae.runs import folder
 from pyro_vae.runs.bracket_run import bracket_run
 from pyro_vae.runs.config import Config
 from pyro_vae.runs.ensemble_run import train_ensemble
 from pyro_vae.runs.registry import TABLES
+from pyro_vae.runs.report.page import write_report
+from pyro_vae.runs.report.seeds import write_seeds_report
 from pyro_vae.runs.resume_run import resume_run
 from pyro_vae.runs.train_run import MINUTES, train_run
 
@@ -56,6 +59,7 @@ def demo(*, run: Path = Path("runs/demo"), overwrite: Overwrite = False, num_sam
             DEMO, run, overwrite=overwrite or is_demo, device="cpu", num_samples=num_samples, made_by="demo"
         )
         annealed, ends = bracket_run(run)
+    write_report(run)  # again: with the bracket
     report(evidence, run)
     print(f"annealed: log p(x) {format_log_px(annealed)}; {format_agreement(evidence, annealed)}\n{ends}")
 
@@ -102,6 +106,7 @@ def train(
             )
         told: dict[str, Any] = {"overwrite": overwrite, "data_dir": data_dir, "download": download, "device": device}
         report_seeds(train_ensemble(config, seeds_of(seeds, config.seed), run, num_samples=num_samples, **told), run)
+        print(plain(f"report:     {write_seeds_report(run)}"))
         return
     common: dict[str, Any] = {"data_dir": data_dir, "device": device}
     common |= {"num_samples": num_samples, "minutes": checkpoint_minutes}

@@ -18,12 +18,14 @@ from pyro_vae.common.csv_columns import write_columns
 from pyro_vae.common.plain_text import plain
 from pyro_vae.errors import UsageError
 from pyro_vae.plots import images, latents
-from pyro_vae.runs.compare_runs import compare_runs, draw_forest, write
+from pyro_vae.runs.compare_runs import compare_runs, write
 from pyro_vae.runs.ensemble_run import compare_ensembles, evaluate_ensemble, is_ensemble
 from pyro_vae.runs.evaluate_run import EvaluationOptions, evaluate_opened, rows_of, split_asked
 from pyro_vae.runs.load import Run, load_run
 from pyro_vae.runs.new_rows import open_rows
 from pyro_vae.runs.replay_divergence import replay_step
+from pyro_vae.runs.report.page import write_comparison, write_report
+from pyro_vae.runs.report.seeds import write_seeds_report
 from pyro_vae.runs.run_figures import codes, draw_all, reconstructions, sample_means, samples
 
 from .array_files import EMPTY, array_bytes, check_array_file
@@ -125,7 +127,7 @@ def compare(
     Console(width=None if sys.stdout.isatty() else 160).print(comparison.table())
     for note in comparison.notes:
         print(f"note: {plain(note)}")
-    for path, content in ((csv, comparison.csv), (latex, comparison.latex), (figure, lambda: draw_forest(comparison))):
+    for path, content in ((csv, comparison.csv), (latex, comparison.latex), (figure, comparison.plot)):
         if path:
             write(path, content())
             print(plain(path))
@@ -141,6 +143,34 @@ def two_ensembles(runs: tuple[Path, ...], *files: Path | None) -> tuple[Path, Pa
     if any(files):
         raise UsageError("--csv, --latex and --figure are of runs of one seed: leave them out, or compare members")
     return runs[0], runs[1]
+
+
+@app.command(name="report")
+def report_command(
+    *runs: Path,
+    out: Annotated[Path | None, Parameter(help="File, .html; RUN/report.html by default.")] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Writes the report of a run, one page of HTML without network or script; of several runs, their paired comparison.
+
+    Its numbers are those of the evaluations in the folder: nothing is scored anew.
+
+    Parameters
+    ----------
+    runs
+        Run folders; of several, --out names the page.
+    """
+    if not runs:
+        raise UsageError("say which run: pyro-vae report RUN [RUN ...]")
+    if out is not None and out.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"--out {out}: a report is HTML; give the file the ending .html")
+    if len(runs) > 1:
+        print(plain(write_comparison(runs, out or Path("comparison.html"))))
+        return
+    if is_ensemble(runs[0]):
+        print(plain(write_seeds_report(runs[0], out)))
+        return
+    print(plain(write_report(runs[0], data_dir=data_dir, out=out)))
 
 
 @app.command

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,9 @@ from rich.text import Text
 from pyro_vae.common.flagged import format_bound, format_log_px, is_loose, why_loose
 from pyro_vae.common.plain_text import plain
 from pyro_vae.common.spec import REQUIRED
-from pyro_vae.evidence.importance.pareto import LEAST, LOW_ESS
-from pyro_vae.programs.measure import dominating
-from pyro_vae.runs.progress import format_unfinished
 from pyro_vae.runs.registry import TABLES, names, options_for
+from pyro_vae.runs.told import cautions, format_measure, next_command
 
-MEASURES = {"counting": "a log probability", "Lebesgue": "a log density, which moves with the scale of x"}
 PART_COLUMNS = ("name", "formula", "support", "options", "reference")
 
 
@@ -72,9 +68,12 @@ def report(evidence: dict[str, Any], run: Path, out: Path | None = None) -> None
         print(line)
     if is_loose(evidence):
         print(plain(f"log p(x) {format_log_px(evidence)}\nnext: {next_command(evidence, run, out)}"))
+    page = run / "report.html"
     print(
         plain(f"{'run folder' if out is None else 'written to'}: {out or run}\npictures:   {(out or run) / 'figures'}")
     )
+    if out is None and page.is_file():
+        print(plain(f"report:     {page}"))
 
 
 def scores(evidence: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -115,26 +114,6 @@ def format_number(source: dict[str, Any], key: str) -> str:
     return "unknown" if source.get(key) is None else f"{source[key]:.3f}"
 
 
-def next_command(evidence: dict[str, Any], run: Path, out: Path | None = None) -> str:
-    """Format the command that may believe more rows: annealing, more of it, or enough samples for a k̂."""
-    of = evidence.get("evaluation", {})
-    split, rows = of.get("split", "test"), of.get("rows")
-    words = ["pyro-vae evaluate", str(run), *(["--split", split] if split != "test" else [])]
-    if split.startswith("new-"):
-        words = [*words[:2], "--data", evidence["split"].split(", new rows")[0]]
-    words += ["--rows", str(rows)] if rows else []
-    words += ["--out", str(out)] if out else []
-    if "num_chains" in evidence:
-        more = f"--num-temperatures {4 * evidence['num_temperatures']} --num-chains {2 * evidence['num_chains']}"
-        return " ".join([*words, "--method annealing", more])
-    if evidence.get("num_samples", LEAST) < LEAST:
-        return " ".join([*words, "--num-samples 5000"])
-    return (
-        " ".join([*words, "--method annealing"])
-        + "   (where latents are discrete: --method auto, or --proposal defensive)"
-    )
-
-
 def format_agreement(sampled: dict[str, Any], annealed: dict[str, Any]) -> str:
     """Format whether importance sampling and annealing of the same rows agree within their Monte Carlo errors."""
     difference = annealed["log_px"] - sampled["log_px"]
@@ -147,47 +126,3 @@ def format_agreement(sampled: dict[str, Any], annealed: dict[str, Any]) -> str:
         "they agree" if abs(difference) <= 2 * error else "they differ: both are lower bounds, and the higher is nearer"
     )
     return f"annealing − importance sampling: {difference:+.4f} ± {error:.4f} nats (Monte Carlo): {agree}"
-
-
-def format_measure(evidence: dict[str, Any]) -> str:
-    """Format method and measure, and the number in bits."""
-    kind = MEASURES.get(
-        dominating(evidence["measure"]), "a log density in some columns of x, a log probability in others"
-    )
-    bits = f"{evidence['bits_per_dim']:.4f} bits for each of {evidence['elements']:g} elements (lower is better)"
-    return f"measure: {evidence['measure']}, {kind}; {bits}\nmethod: {evidence['method']}, {format_how(evidence)}"
-
-
-def format_how(evidence: dict[str, Any]) -> str:
-    """Format how the method was used."""
-    if "num_chains" in evidence:
-        return f"{evidence['num_chains']} chains, {evidence['num_temperatures']} temperatures"
-    return evidence["how"] if "how" in evidence else f"from the {evidence['proposal']}"
-
-
-def cautions(evidence: dict[str, Any]) -> Iterator[str]:
-    """Yield a sentence for each reason to doubt the number."""
-    rows = evidence["rows"]
-    if so_far := format_unfinished(evidence.get("training")):
-        yield f"note: {so_far}"
-    if low := evidence.get("rows_of_low_ess"):
-        yield (
-            f"{low} of {rows} rows have an ESS below {LOW_ESS}: their log p(x) is a lower bound that more samples "
-            "would raise, and its Monte Carlo error is not to be believed for them."
-        )
-    if flagged := evidence.get("rows_flagged"):
-        yield f"{flagged} of {rows} rows are flagged, not to be believed: {why_flagged(evidence)}."
-
-
-def why_flagged(evidence: dict[str, Any]) -> str:
-    """Explain why rows are flagged."""
-    if "how" in evidence:
-        return "their error is above what was asked for"
-    if "khat_threshold" not in evidence:
-        return "their chains have too low an effective sample size"
-    few = evidence["num_samples"] < LEAST
-    reason = f"k̂ takes {LEAST} samples" if few else f"k̂ is above {evidence['khat_threshold']:.2f}"
-    if evidence.get("rows_too_narrow"):
-        reason += ", or the proposal too narrow for its own draws to tell"
-    target = evidence["target_se"]
-    return reason if target is None else f"{reason}, or the Monte Carlo error above {target:g}"

@@ -91,6 +91,12 @@ class Classification:
             "reliability": self.reliability(),
         }
 
+    def plot(self) -> Any:
+        """Plot accuracy against confidence (a matplotlib figure)."""
+        from pyro_vae.plots.reliability import reliability_diagram
+
+        return reliability_diagram({"rows": self.to_dict()})
+
     def __str__(self) -> str:
         d = self.to_dict()
         verdict = "no more than chance" if self.ece <= self.ece_limit else "more than chance"

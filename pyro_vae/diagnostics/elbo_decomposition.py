@@ -115,6 +115,12 @@ class ElboDecomposition:
             "unit": "nats per row",
         }
 
+    def plot(self) -> Any:
+        """Plot what KL(q(z | x) ‖ p(z)) is spent on (a matplotlib figure)."""
+        from pyro_vae.plots.bars import decomposition_bars
+
+        return decomposition_bars({"rows": self.to_dict()})
+
     def __str__(self) -> str:
         units = sum(len(u.activity) for u in self.sites.values())
         parts = " + ".join(f"{name} {quantity}" for name, quantity in self.parts().items())

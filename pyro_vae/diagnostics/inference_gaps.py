@@ -115,6 +115,12 @@ class Gaps:
             "unit": "nats per row",
         }
 
+    def plot(self) -> Any:
+        """Plot the gap as approximation and amortisation (a matplotlib figure)."""
+        from pyro_vae.plots.bars import gap_bars
+
+        return gap_bars({"rows": self.summary()})
+
     def __str__(self) -> str:
         s = self.summary()
         gap, *parts = (f"{name} {format_part(s, name)}" for name in ("gap", "approximation", "amortisation"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch.distributions import Categorical
 
 from pyro_vae.common.given import whole
 from pyro_vae.common.keywords import suggest_keywords
+from pyro_vae.errors import UsageError
 from pyro_vae.programs.masked_latents import check_masked
 from pyro_vae.programs.masks import same_mask
 from pyro_vae.programs.pair import quiet
@@ -107,6 +109,18 @@ class Latents:
     def share(self, threshold: float = ACTIVE) -> float:
         """Return the share of units that are active; NaN where no unit can be."""
         return self.active(threshold) / self.units if self.units else math.nan
+
+    def plot(self) -> Any:
+        """Plot the KL of each unit, active ones apart (a matplotlib figure).
+
+        Raises:
+            UsageError: a site that does not factorise has no KL of its units.
+        """
+        from pyro_vae.plots.latents import unit_bars
+
+        if (kl := self.kl_per_unit) is None:
+            raise UsageError("a latent site does not factorise: its units have no KL of their own to plot")
+        return unit_bars(kl.tolist(), self.activity.tolist() if self.units == len(kl) else None)
 
     def __str__(self) -> str:
         whole = f"log {self.batch} = {math.log(self.batch):.2f}"

@@ -60,6 +60,12 @@ class Overfitting:
             "unit": "nats per row",
         }
 
+    def plot(self) -> Any:
+        """Plot the gaps of training rows and of test rows, one below the other (a matplotlib figure)."""
+        from pyro_vae.plots.bars import gap_bars
+
+        return gap_bars({"training rows": self.train.summary(), "test rows": self.test.summary()})
+
     def __str__(self) -> str:
         s = self.summary()
         parts = " + ".join(f"{name} {format_part(s, name)}" for name in ("decoder", "approximation", "encoder"))

@@ -108,6 +108,12 @@ class PredictiveCheck:
         totals = {"rows": self.rows, "num_draws": self.num_draws, "seed": self.seed}
         return {"kind": self.kind, "statistics": statistics} | totals
 
+    def plot(self) -> Any:
+        """Plot each statistic of replications, and of the data (a matplotlib figure)."""
+        from pyro_vae.plots.calibration import predictive_panels
+
+        return predictive_panels(self.to_dict())
+
     def __str__(self) -> str:
         def line(name: str, d: Discrepancy) -> str:
             means = d.replicated.mean(1)

@@ -140,6 +140,12 @@ class Calibration:
             "seed": self.seed,
         }
 
+    def plot(self) -> Any:
+        """Plot the ECDF of the ranks − that of uniform ones, in the band that holds it (a matplotlib figure)."""
+        from pyro_vae.plots.calibration import ecdf_differences
+
+        return ecdf_differences(self.to_dict())
+
     def __str__(self) -> str:
         rejected, rows = self.rejected, f"{len(self)} simulated rows, {self.num_draws} draws each"
         if not rejected:

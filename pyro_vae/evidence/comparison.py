@@ -12,18 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from pyro_vae.common.csv_columns import no_formula
-from pyro_vae.common.flagged import MOST, format_bound
+from pyro_vae.common.flagged import MOST, format_bound, format_share
 from pyro_vae.common.plain_text import plain
+from pyro_vae.common.result_table import ResultTable
 from pyro_vae.evidence.importance.pareto import LOW_ESS
 
 from .estimate import format_nats
-
-LATEX = str.maketrans(
-    {c: f"\\{c}" for c in "&%$#_{}"}
-    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
-    | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
-    | {"≥": r"$\geq$", "≈": r"$\approx$"}
-)
 
 
 @dataclass(frozen=True)
@@ -58,7 +52,7 @@ class Compared:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(ResultTable):
     """Models on the same N rows, the best first; printed as a table, and notes on how far to trust it."""
 
     models: tuple[Compared, ...]
@@ -113,12 +107,28 @@ class Comparison:
 
     def latex(self) -> str:
         """Format a plain tabular, which needs no package."""
-        head, *lines = ([cell.translate(LATEX) for cell in line] for line in self.cells())
-        body = [[name, *(cell.replace("-", "$-$") for cell in cells)] for name, *cells in lines]
-        rows = [" & ".join(line) + r" \\" for line in (head, *body)]
-        rule = r"\hline"
-        begin = rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}"
-        return "\n".join([begin, rule, rows[0], rule, *rows[1:], rule, r"\end{tabular}", ""])
+        return self.to_latex()
+
+    def headline(self) -> list[list[str]]:
+        """Return :meth:`cells`."""
+        return self.cells()
+
+    def columns(self) -> dict[str, Any]:
+        """Return the fields of :class:`Compared`, a value a model, the best first."""
+        return {field.name: [getattr(model, field.name) for model in self.models] for field in fields(Compared)}
+
+    def plot(self) -> Any:
+        """Plot the differences to the best with their paired errors (a matplotlib figure)."""
+        from pyro_vae.plots.bars import forest
+
+        rows = [(m.name, m.difference, m.difference_se, m.verdict) for m in self.models]
+        names, differences, errors, verdicts = zip(*rows, strict=True)
+        samples = ", ".join(map(str, sorted({m.num_samples for m in self.models if m.num_samples})))
+        methods = ", ".join(sorted({m.method for m in self.models}))
+        flagged = max((m.flagged or 0.0 for m in self.models), default=0.0)
+        how = f"{methods}{f', K = {samples}' if samples else ''}, on {self.rows} rows"
+        worst = f"; up to {format_share(flagged)} of rows flagged" if flagged else ""
+        return forest(names, differences, errors, f"{how}{worst}", verdicts)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain names and numbers, for JSON."""

@@ -10,13 +10,18 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from torch import Tensor
 
+from pyro_vae.common.flagged import format_log_px, is_loose
 from pyro_vae.common.given import whole
+from pyro_vae.common.result_table import ResultTable
 from pyro_vae.data.arrays import read_once
 from pyro_vae.data.row_ids import RowIds
 from pyro_vae.errors import UsageError
 
 P = ParamSpec("P")
 R = TypeVar("R")
+OF_A_ROW = (  # of results that have them
+    "log_px", "mc_se", "error", "ess", "elbo", "elbo_se", "khat", "max_share", "jackknife", "samples", "spread", "acceptance"
+)  # fmt: skip
 
 
 class LogPx(Protocol):
@@ -47,13 +52,44 @@ class LogPx(Protocol):
         """Average over rows, with errors; at least log_px, log_px_mc_se, log_px_data_se, rows, method, measure."""
 
 
-class RowEstimates:
+class RowEstimates(ResultTable):
     """Base of results that hold ``log_px``, ``(N,)``, and print as a summary."""
 
     log_px: Tensor
 
     def __len__(self) -> int:
         return len(self.log_px)
+
+    def summary(self) -> dict[str, Any]:
+        """Average over rows."""
+        raise NotImplementedError
+
+    def columns(self) -> dict[str, Any]:
+        """Return numbers of each row: row, log_px, its error and health, flagged, and what is known of the row."""
+        found: dict[str, Any] = {"row": list(range(len(self)))}
+        known_here = {name: getattr(self, name, None) for name in OF_A_ROW}
+        found |= {name: value for name, value in known_here.items() if isinstance(value, Tensor) and value.ndim == 1}
+        if (flagged := getattr(self, "flagged", None)) is not None:
+            rows = set(flagged.tolist())
+            found["flagged"] = [row in rows for row in range(len(self))]
+        return dict(beside(getattr(self, "row_ids", None), found))
+
+    def headline(self) -> list[list[str]]:
+        """Return the mean with its errors, or as a bound where too many rows are flagged, and how well it was computed."""
+        s = self.summary()
+        loose = is_loose(s)
+        lines = [["nats per row, higher is better", ""], ["log p(x)", format_log_px(s)]]
+        if not loose:
+            lines[1][0] = "log p(x) ± Monte Carlo" if "how" not in s else "log p(x) ± numerical"
+            lines.append(["± data", format_nats(s.get("log_px_data_se"))])
+        if s.get("elbo") is not None:
+            lines += [["ELBO", format_nats(s["elbo"])], ["gap", format_nats(s.get("gap"))]]
+        if s.get("ess_median") is not None:
+            lines.append(["ESS, median (least)", f"{s['ess_median']:.0f} ({s['ess_min']:.1f})"])
+        if "rows_flagged" in s:
+            lines.append(["rows flagged", f"{s['rows_flagged']} of {s['rows']}"])
+        told = {"rows": s["rows"], "method": s.get("method"), "measure": s.get("measure")}
+        return lines + [[name, str(value)] for name, value in told.items() if value is not None]
 
     def __repr__(self) -> str:
         return str(self)

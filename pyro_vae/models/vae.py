@@ -9,8 +9,10 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 from pyro_vae.common.function_parts import FunctionParts
+from pyro_vae.common.result_table import html_table
 from pyro_vae.programs.parameters import register
 
+from .describe import densities
 from .standardize import is_standardized, standardize
 
 
@@ -72,3 +74,7 @@ class VAE(FunctionParts):
     def standardized(self) -> bool:
         """Whether that was done."""
         return is_standardized(self)
+
+    def _repr_html_(self) -> str:
+        parts = {"p(z)": self.prior, "p(x | z)": self.likelihood, "q(z | x)": self.posterior}
+        return html_table(densities(parts), f"{type(self).__name__}: p(z) p(x | z), and q(z | x)")

@@ -28,13 +28,10 @@ def figure(width: float = 7.0, height: float = 4.0) -> Figure:
     return Figure(figsize=(width, height), dpi=150, layout="constrained")
 
 
-def save(fig: Figure, path: Path) -> Path:
-    """Write the figure as PNG, whole or not at all (without dates or versions: the same picture is the same file).
+def png(fig: Figure) -> bytes:
+    """Return the figure as PNG, without dates or versions: the same picture is the same bytes.
 
     No text is set by TeX, which runs programs, whatever a matplotlibrc in the current folder says.
-
-    Raises:
-        StorageError: it cannot be written; a file of that name is as it was.
     """
     from matplotlib import rc_context
     from matplotlib.text import Text
@@ -44,9 +41,19 @@ def save(fig: Figure, path: Path) -> Path:
         for text in fig.findobj(Text):
             text.set_usetex(False)
         fig.savefig(content, format="png", metadata={"Software": None})
+    return content.getvalue()
+
+
+def save(fig: Figure, path: Path) -> Path:
+    """Write the figure as :func:`png`, whole or not at all.
+
+    Raises:
+        StorageError: it cannot be written; a file of that name is as it was.
+    """
+    content = png(fig)
     with storage(f"cannot write {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, content.getvalue())
+    write_atomic(path, content)
     return path
 
 

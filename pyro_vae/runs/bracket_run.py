@@ -42,5 +42,6 @@ def bracket_run(path: Path | str, *, device: str = "cpu") -> tuple[dict[str, Any
         )  # fmt: skip
         check_same_weights(run, tensor_digest(run.vae.state_dict()))
         annealed = record_evaluation(run, data, options, placed(ends.annealing, part), time.perf_counter() - start)
+        folder.write_json(run.path / "bracket.json", ends.summary() | {"weights": annealed["weights"]})
     draw_all(run.path, {"bracket": lambda: bracket_ends({"test rows": ends.summary()})})
     return annealed, ends

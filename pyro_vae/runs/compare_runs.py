@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from pyro_vae.common.flagged import format_share
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.safe_read import check_seal
 from pyro_vae.data.datasets import NAMES
@@ -20,7 +19,7 @@ from pyro_vae.evidence.compare import compare
 from pyro_vae.evidence.comparison import Comparison
 from pyro_vae.evidence.exact.result import Exact
 from pyro_vae.evidence.importance.result import Evidence
-from pyro_vae.plots import bars, figures
+from pyro_vae.plots import figures
 from pyro_vae.programs.support import support_of_site
 
 from . import folder
@@ -210,18 +209,6 @@ def check_common(runs: dict[str, ScoredRun]) -> None:
                     f"{first!r} and {name!r} cannot be compared, as their {what} differ: {a.common[what]} and "
                     f"{b.common[what]}. {why}"
                 )
-
-
-def draw_forest(comparison: Comparison) -> Any:
-    """Draw a comparison."""
-    rows = [(m.name, m.difference, m.difference_se, m.verdict) for m in comparison.models]
-    names, differences, errors, verdicts = zip(*rows, strict=True)
-    samples = ", ".join(map(str, sorted({m.num_samples for m in comparison.models if m.num_samples})))
-    methods = ", ".join(sorted({m.method for m in comparison.models}))
-    flagged = max((m.flagged or 0.0 for m in comparison.models), default=0.0)
-    how = f"{methods}{f', K = {samples}' if samples else ''}, on {comparison.rows} rows"
-    worst = f"; up to {format_share(flagged)} of rows flagged" if flagged else ""
-    return bars.forest(names, differences, errors, f"{how}{worst}", verdicts)
 
 
 def write(path: Path, content: Any) -> None:

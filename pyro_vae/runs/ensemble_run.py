@@ -347,5 +347,5 @@ def clear(path: Path) -> None:
         with suppress(OSError):  # somebody else's files stay
             (member / "figures").rmdir()
     with storage(f"cannot clear {path}"):
-        for file in [*path.glob("seeds*.json"), *path.glob(f".*{PART}")]:
+        for file in [*path.glob("seeds*.json"), path / "report.html", *path.glob(f".*{PART}")]:
             file.unlink(missing_ok=True)

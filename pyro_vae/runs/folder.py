@@ -1,4 +1,5 @@
-"""Files of a run folder: config.json, metrics.jsonl, model.safetensors, evidence.json and .csv, figures/, checkpoints/.
+"""Files of a run folder: config.json, metrics.jsonl, model.safetensors, evidence.json and .csv, figures/, checkpoints/,
+report.html.
 
 Evaluations of other rows, or by other methods, have files of their own (:mod:`pyro_vae.runs.evaluations`), and all have a
 line in evaluations.jsonl. One that was interrupted, or is to be gone on with, leaves particles-NAME.safetensors.
@@ -33,7 +34,7 @@ HISTORY = "evaluations.jsonl"
 ENSEMBLE = "ensemble.json"  # names the seeds of a folder that holds a run for each (:mod:`pyro_vae.runs.ensemble_run`)
 WEIGHTS = "model.safetensors"
 OF_RUN = "run.json"  # in a folder of evaluations beside a run: which run that is
-OURS = ("evidence.json", "evidence.csv", HISTORY, "metrics.jsonl")
+OURS = ("evidence.json", "evidence.csv", HISTORY, "metrics.jsonl", "bracket.json", "report.html")
 OF_EVALUATIONS = ("particles-*.safetensors", "evidence-*.json", "evidence-*.csv")
 EVALUATION_LOCK = ".evaluation.lock"
 DIVERGENCE = "divergence"

@@ -24,10 +24,11 @@ from .checkpoint import Checkpoints, Generation
 from .checkpointer import Checkpointer
 from .config import Config
 from .custom_components import NOTHING, Components
+from .end_of_training import draw_figures
 from .load import previous
 from .lock import locked
 from .replacement import create, settle
-from .run_figures import PICTURES, draw_figures
+from .run_figures import PICTURES
 from .summary_fields import check_printable
 from .train_run import MINUTES, TrainingJob, carry_out, describe, prepare
 from .weights import MODEL, Weights

@@ -12,6 +12,7 @@ NUMBER, COUNT, TEXT, TEXTS = "a number or null", "a whole number from 0", "a tex
 COUNTED = "a whole number from 0, or null"
 EVALUATION = {**dict.fromkeys(("split", "method", "proposal"), TEXT), **dict.fromkeys(("rows", "num_samples"), COUNTED)}
 FLOOR = {"log_px": NUMBER, "log_px_data_se": NUMBER, "model": TEXT}
+CLEARED = dict.fromkeys(("cleared_by", "cleared_by_se"), NUMBER)  # which older versions did not write
 UNFINISHED = dict.fromkeys(("epoch", "epochs", "step"), COUNT)
 TRAINING = {
     **dict.fromkeys(("best_epoch", "epochs"), COUNT),
@@ -24,7 +25,7 @@ COUNTS += ["num_chains", "num_temperatures"]
 LABELS = ["method", "measure", "proposal", "how", "split", "policy", "unit", "machine", "weights", "csv_sha256", "time"]
 FIELDS: Mapping[str, Any] = {
     **{**dict.fromkeys(NUMBERS, NUMBER), **dict.fromkeys(COUNTS, COUNT), **dict.fromkeys(LABELS, TEXT)},
-    **{"floor": FLOOR, "training": TRAINING, "evaluation": EVALUATION, "versions": {}},
+    **{"floor": FLOOR | CLEARED, "training": TRAINING, "evaluation": EVALUATION, "versions": {}},
 }
 OF_DATA = {"name": TEXT, "digest": TEXT, "policy": TEXT, "notes": TEXTS, "rows": dict.fromkeys(("train",), COUNT)}
 NEEDED = ("split", "rows", "policy", "floor", "measure", "method", "bits_per_dim", "elements", "log_px", "log_px_mc_se")

@@ -40,13 +40,13 @@ from .checkpointer import Checkpointer
 from .config import Config
 from .custom_components import NOTHING, Components
 from .data_choices import choices_told, columns_outside, decided
+from .end_of_training import draw_figures
 from .evaluate_run import SPLITS, EvaluationOptions, evaluate_opened
 from .kinds.kind import Batch, ModelKind
 from .load import Run, load_data
 from .lock import locked
 from .registry import build, kind_of, objective_of, resolved
 from .replacement import create
-from .run_figures import draw_figures
 from .weights import save_model
 
 CURVE_ROWS, CURVE_SAMPLES = 400, 500  # of the log p(x) that is followed during training

@@ -10,11 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.common.result_table import ResultTable
 from pyro_vae.errors import UsageError
 from pyro_vae.objectives.scheduled import Scheduled
 from pyro_vae.programs.parameters import stored_parameters
 
 from .schedules import Schedule, constant
+
+PLAIN = (int, float, str)
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class TrainingOptions:
 
 
 @dataclass
-class FitResult:
+class FitResult(ResultTable):
     """A training run: its history, and how it ended.
 
     Attributes:
@@ -72,6 +75,31 @@ class FitResult:
     def best(self) -> dict[str, Any]:
         """The record of the best epoch."""
         return next((r for r in self.history if r["epoch"] == self.best_epoch), {})
+
+    def headline(self) -> list[list[str]]:
+        """Return how far the training came, and what its best epoch says."""
+        best = self.best
+        lines = [["training", ""], ["epochs", f"{len(self.history)}, the best {self.best_epoch}"]]
+        for name, key in (
+            ("ELBO, best epoch", "elbo"),
+            ("of training rows", "train_elbo"),
+            ("active units", "active_units"),
+        ):
+            if best.get(key) is not None:
+                lines.append([name, f"{best[key]:.3f}" if isinstance(best[key], float) else str(best[key])])
+        return [*lines, ["ended", self.stopped], *(["warning", warning] for warning in self.warnings)]
+
+    def columns(self) -> dict[str, Any]:
+        """Return the numbers of each epoch; what is no number of its own, such as the KL of each unit, stays in `history`."""
+        plain = {key: None for r in self.history for key, v in r.items() if v is None or isinstance(v, PLAIN)}
+        kept = [key for key in plain if all(isinstance(r.get(key), (*PLAIN, type(None))) for r in self.history)]
+        return {key: [r.get(key) for r in self.history] for key in kept}
+
+    def plot(self) -> Any:
+        """Plot the ELBO of training and validation rows after each epoch (a matplotlib figure)."""
+        from pyro_vae.plots.figures import training_curve
+
+        return training_curve(self.history)
 
 
 @dataclass

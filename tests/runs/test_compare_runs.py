@@ -16,7 +16,6 @@ from pyro_vae.likelihoods import FAMILIES
 from pyro_vae.plots.figures import save
 from pyro_vae.runs import folder
 from pyro_vae.runs.compare_runs import compare_runs, kind
-from pyro_vae.runs.compare_runs import draw_forest as forest_of
 from pyro_vae.runs.config import Config
 from tests.helpers.comparison import by_name
 
@@ -151,7 +150,7 @@ def test_an_exact_run_is_compared_with_a_sampled_one(runs, capsys):
         None,
     )
     assert exact.flagged == 0 and sampled.flagged == 1  # k̂ takes more than 20 particles
-    assert save(forest_of(made), runs[0] / "forest.png").is_file()
+    assert save(made.plot(), runs[0] / "forest.png").is_file()
 
 
 @pytest.mark.parametrize("name", ["evidence.json", "evidence.csv"])

@@ -15,6 +15,7 @@ from pyro_vae.common.digests import digest_of, sha256
 from pyro_vae.common.safe_read import dump, parse, seal
 from pyro_vae.errors import DataError, DivergedError, PyroVAEError, RunFolderError
 from pyro_vae.evidence.importance.result import Evidence
+from pyro_vae.plots import figures
 from pyro_vae.runs import ensemble_run, folder
 from pyro_vae.runs import evaluate_run as evaluate_module
 from pyro_vae.runs import resume_run as resume_module
@@ -28,15 +29,17 @@ from tests.helpers.run_folders import train_small
 pytestmark = pytest.mark.usefixtures("one_thread")
 CHECKPOINT = "checkpoints/000002"
 READERS = {  # file to the commands that read it; of each so many cases, where not all are run
-    "config.json": (("compare", 8), ("sample", 8), ("evaluate", 2), ("resume", 4)),
-    "evidence.json": (("compare", 16), ("evaluate", 2), ("resume", 8)),
-    "metrics.jsonl": (("compare", 6),),
+    "config.json": (("compare", 8), ("sample", 8), ("evaluate", 2), ("resume", 4), ("show", 12), ("report", 4)),
+    "evidence.json": (("compare", 16), ("evaluate", 2), ("resume", 8), ("show", 24), ("report", 8)),
+    "metrics.jsonl": (("compare", 6), ("show", 12), ("report", 4)),
     "evaluations.jsonl": (("compare", 6),),
     f"{CHECKPOINT}/manifest.json": (("half", 8), ("resume", 4)),
     f"{CHECKPOINT}/state.json": (("resume", 5),),
 }
 COMMANDS = {
     "compare": lambda run: ["compare", str(run), str(run.parent / "other")],
+    "show": lambda run: ["show", str(run)],
+    "report": lambda run: ["report", str(run)],
     "sample": lambda run: ["sample", str(run), "--num-samples", "2"],
     "half": lambda run: ["sample", str(run), "--num-samples", "2"],  # of a run without model.safetensors
     "evaluate": lambda run: ["evaluate", str(run), "--num-samples", "5", "--rows", "2", "--device", "cpu"],
@@ -56,6 +59,7 @@ def no_pictures(monkeypatch):
         monkeypatch.setattr(module, "draw_figures", lambda *_: None)
     monkeypatch.setattr(evaluate_module, "draw_khat", lambda *_, **__: None)
     monkeypatch.setattr(run_commands, "draw_all", lambda *_: [])
+    monkeypatch.setattr(figures, "png", lambda drawn: b"a picture")
 
 
 def spoil(run, file, way, value):

@@ -105,7 +105,14 @@ FILES = [
         ".lock",
     ),
     *(".lock.json", ".evaluation.lock", ".evaluation.lock.json", "particles-test.safetensors", "samples.npy"),
-    *("figures/sampled.png", "figures/training.png", "figures/khat.png", "encoded.npy", "encoded_rows.csv"),
+    *(
+        "report.html",
+        "figures/sampled.png",
+        "figures/training.png",
+        "figures/khat.png",
+        "encoded.npy",
+        "encoded_rows.csv",
+    ),
 ]
 FOLDERS = ["figures", "checkpoints", "divergence", "checkpoints/000009"]
 CORPUS = {
@@ -124,6 +131,7 @@ COMMANDS = {
         *("--num-samples", "5", "--device", "cpu"),
     ],
     "compare": lambda run, data: ["compare", run, run.replace("run", "other")],
+    "report": lambda run, data: ["report", run],
     "replay": lambda run, data: ["replay", run],
 }
 
@@ -139,6 +147,7 @@ def test_no_command_writes_through_a_link_in_a_run(command, good, outside, tmp_p
     monkeypatch.setattr(run_figures, "draw_figures", lambda *_: None)
     for module in (train_module, sys.modules["pyro_vae.runs.resume_run"]):
         monkeypatch.setattr(module, "draw_figures", draw_one)
+    monkeypatch.setattr(run_figures.figures, "png", lambda drawn: b"new")
     monkeypatch.setattr(run_figures.figures, "save", lambda drawn, path: atomic.write_atomic(path, b"new") or path)
     for name in ("samples", "sample_grid"):
         monkeypatch.setattr(run_figures.images, name, lambda *_, **__: None, raising=False)

@@ -94,6 +94,12 @@ class Bracket:
             "unit": "nats per row",
         }
 
+    def plot(self) -> Any:
+        """Plot log p(x) between its ends, a mark a method (a matplotlib figure)."""
+        from pyro_vae.plots.evidence import bracket_ends
+
+        return bracket_ends({"rows": self.summary()})
+
     def __str__(self) -> str:
         s, end = self.summary(), "upper end strict in expectation: rows simulated from the model"
         if not self.strict:

@@ -304,6 +304,18 @@ class Evidence(RowEstimates):
             "target_se": self.target_se,
         }
 
+    def plot(self) -> Any:
+        r"""Plot Pareto k̂ of the rows, the flagged ones apart (a matplotlib figure).
+
+        Raises:
+            UsageError: evidence of an older version, without k̂.
+        """
+        from pyro_vae.plots.khat import khat_histogram
+
+        if self.khat is None:
+            raise UsageError("this evidence holds no k̂ to plot: an older version wrote it. Score the rows again")
+        return khat_histogram(self.khat.numpy(), self.flagged.tolist(), self.threshold.numpy())
+
     def rows_csv(self) -> str:
         """Format one line a row: row, log_px, mc_se, ess, … spread, source_row, index, label, digests: what is known."""
         columns = {field: getattr(self, field) for field in (*ROW_FIELDS, *DIAGNOSTICS, SPREAD)}

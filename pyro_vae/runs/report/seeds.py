@@ -1,0 +1,123 @@
+"""The report of a run of several seeds: the mean over members with its three errors, and each member."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pyro_vae.common.flagged import format_both_errors, format_bound, is_loose
+from pyro_vae.evidence.over_seeds import format_mean
+from pyro_vae.runs import folder
+from pyro_vae.runs.ensemble_run import counted, name_of, read_list
+
+from . import words
+from .facts import RunFacts, read_facts
+from .page import NAME, config_of, render, save, usable
+from .verdict import DO_NOT_USE, LOOSE, TRUSTED, Verdict
+
+
+def write_seeds_report(path: Path | str, out: Path | None = None) -> Path:
+    """Write the report of a run of several seeds, ``RUN/report.html`` unless `out` says otherwise; return where it is.
+
+    Raises:
+        RunFolderError: it is none, or is damaged.
+        StorageError: the page cannot be written.
+    """
+    path = Path(path)
+    with usable(path):
+        page = render_seeds(path)
+    return save(page, path / NAME if out is None else out)
+
+
+def render_seeds(path: Path) -> str:
+    """Return the page."""
+    listed, file = read_list(path), path / "seeds.json"
+    s = folder.read_summary(file) if file.is_file() else {}
+    members = {seed: read_facts(path / name_of(seed)) for seed in counted(path)}
+    first = next(iter(members.values()))
+    again = [
+        f"pyro-vae train --config {shlex.quote(str(first.path))}/config.json --seeds {spaced(listed['seeds'])} --run NEW"
+    ]
+    again += [f"pyro-vae evaluate {shlex.quote(str(path))}", f"pyro-vae report {shlex.quote(str(path))}"]
+    return render(
+        "run.html",
+        title=f"{path.resolve().name}: {len(members)} seeds of a model of {first.record['data'].get('name')}",
+        subtitle=f"{s['split']} ({s['rows']:,} rows), by {s['method']} · {path}" if s else str(path),
+        verdict=judge(path, s, members),
+        numbers=numbers(s) if s else [],
+        sentences=sentences(s, members, first),
+        pictures={},
+        bracket=[],
+        warnings=[
+            (f"left out: {why}", f"pyro-vae show {path / name_of(int(seed))}")
+            for seed, why in listed["diverged"].items()
+        ],
+        columns=None,
+        worst=[],
+        worst_picture=None,
+        missing=f"Pictures are of one model: pyro-vae report {shlex.quote(str(first.path))}",
+        members=table(members),
+        evaluations=[],
+        asked=words.asked(first),
+        notes=first.record["data"].get("notes") or [],
+        again=again,
+        versions=words.versions_of(first.config, first.record, s),
+        config=config_of(first),
+    )
+
+
+def spaced(seeds: list[int]) -> str:
+    return " ".join(map(str, seeds))
+
+
+def judge(path: Path, s: Mapping[str, Any], members: Mapping[int, RunFacts]) -> Verdict:
+    """Judge the mean over seeds: loose where a member's is, and none without all members scored."""
+    again = f"pyro-vae evaluate {shlex.quote(str(path))}"
+    behind = [seed for seed, facts in members.items() if facts.main is None]
+    if not s or behind:
+        why = (
+            f"seed {behind[0]} was never scored with the weights it has" if behind else "The members were never scored"
+        )
+        return Verdict(DO_NOT_USE, f"{why}: there is no mean over seeds.", again)
+    if is_loose(s):
+        return Verdict(LOOSE, f"{format_mean(s)}.", f"{again} --method annealing")
+    flagged = f"In no member more than {s.get('rows_flagged', 0)} of {s['rows']} rows are flagged"
+    how = f"{flagged}; the mean is over {len(members)} seeds."
+    return Verdict(TRUSTED, how, f"pyro-vae compare {shlex.quote(str(path))} OTHER")
+
+
+def numbers(s: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """List the mean over seeds with its errors; of a loose one the bound alone."""
+    if is_loose(s):
+        return [("mean log p(x)", format_bound(s), "nats a row; a loose bound, so without an error")]
+    return [
+        ("mean log p(x)", f"{s['log_px']:.3f}", "nats a row, higher is better"),
+        ("± seed", words.nats(s["log_px_seed_se"]), "of the seeds: more members shrink it"),
+        ("± Monte Carlo", words.nats(s["log_px_mc_se"]), "of the computation: more samples shrink it"),
+        ("± data", words.nats(s["log_px_data_se"]), "of the rows: more rows shrink it"),
+        ("from seed to seed", words.nats(s.get("log_px_seed_sd")), "standard deviation of a single run"),
+    ]
+
+
+def sentences(s: Mapping[str, Any], members: Mapping[int, RunFacts], first: RunFacts) -> list[str]:
+    """Say what came of it."""
+    name = first.record["data"].get("name")
+    said = [f"The same model of {name} was fitted {len(members)} times, from different random starts."]
+    if not s:
+        return [*said, "Nobody has measured yet how well they do on rows that they have not seen."]
+    said.append(f"On {s['rows']:,} rows their log p(x) is {format_mean(s)} nats a row.")
+    if (sd := s.get("log_px_seed_sd")) is not None and not is_loose(s):
+        said.append(f"A single run lies about {sd:.2f} nats from that mean, by its random start alone.")
+    return said
+
+
+def table(members: Mapping[int, RunFacts]) -> list[list[str]]:
+    """Tabulate the members."""
+    lines = [["member", "log p(x) ± Monte Carlo ± data", "floor", "epochs"]]
+    for seed, facts in members.items():
+        s = facts.summary
+        floor = words.nats((s.get("floor") or {}).get("log_px"))
+        lines.append([f"seed {seed}", format_both_errors(s) if s else "not scored", floor, str(len(facts.history))])
+    return lines

@@ -1,0 +1,85 @@
+"""What is said of an evaluation beside its number: method and measure, reasons to doubt it, the command to run next."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pyro_vae.evidence.importance.pareto import LEAST, LOW_ESS
+from pyro_vae.programs.measure import dominating
+
+from .progress import format_unfinished
+
+MEASURES = {"counting": "a log probability", "Lebesgue": "a log density, which moves with the scale of x"}
+MIXED = "a log density in some columns of x, a log probability in others"
+
+
+def next_command(evidence: dict[str, Any], run: Path, out: Path | None = None) -> str:
+    """Format the command that may believe more rows: annealing, more of it, or enough samples for a k̂."""
+    of = evidence.get("evaluation", {})
+    split, rows = of.get("split", "test"), of.get("rows")
+    words = ["pyro-vae evaluate", shlex.quote(str(run)), *(["--split", split] if split != "test" else [])]
+    if split.startswith("new-"):
+        words = [*words[:2], "--data", shlex.quote(evidence["split"].split(", new rows")[0])]
+    words += ["--rows", str(rows)] if rows else []
+    words += ["--out", shlex.quote(str(out))] if out else []
+    if "num_chains" in evidence:
+        more = f"--num-temperatures {4 * evidence['num_temperatures']} --num-chains {2 * evidence['num_chains']}"
+        return " ".join([*words, "--method annealing", more])
+    if evidence.get("num_samples", LEAST) < LEAST:
+        return " ".join([*words, "--num-samples 5000"])
+    return (
+        " ".join([*words, "--method annealing"])
+        + "   (where latents are discrete: --method auto, or --proposal defensive)"
+    )
+
+
+def kind_of_number(evidence: dict[str, Any]) -> str:
+    """Say whether log p(x) is a log probability or a log density."""
+    return MEASURES.get(dominating(evidence["measure"]), MIXED)
+
+
+def format_measure(evidence: dict[str, Any]) -> str:
+    """Format method and measure, and the number in bits."""
+    bits = f"{evidence['bits_per_dim']:.4f} bits for each of {evidence['elements']:g} elements (lower is better)"
+    return (
+        f"measure: {evidence['measure']}, {kind_of_number(evidence)}; {bits}\n"
+        f"method: {evidence['method']}, {format_how(evidence)}"
+    )
+
+
+def format_how(evidence: dict[str, Any]) -> str:
+    """Format how the method was used."""
+    if "num_chains" in evidence:
+        return f"{evidence['num_chains']} chains, {evidence['num_temperatures']} temperatures"
+    return evidence["how"] if "how" in evidence else f"from the {evidence['proposal']}"
+
+
+def cautions(evidence: dict[str, Any]) -> Iterator[str]:
+    """Yield a sentence for each reason to doubt the number."""
+    rows = evidence["rows"]
+    if so_far := format_unfinished(evidence.get("training")):
+        yield f"note: {so_far}"
+    if low := evidence.get("rows_of_low_ess"):
+        yield (
+            f"{low} of {rows} rows have an ESS below {LOW_ESS}: their log p(x) is a lower bound that more samples "
+            "would raise, and its Monte Carlo error is not to be believed for them."
+        )
+    if flagged := evidence.get("rows_flagged"):
+        yield f"{flagged} of {rows} rows are flagged, not to be believed: {why_flagged(evidence)}."
+
+
+def why_flagged(evidence: dict[str, Any]) -> str:
+    """Explain why rows are flagged."""
+    if "how" in evidence:
+        return "their error is above what was asked for"
+    if "khat_threshold" not in evidence:
+        return "their chains have too low an effective sample size"
+    few = evidence["num_samples"] < LEAST
+    reason = f"k̂ takes {LEAST} samples" if few else f"k̂ is above {evidence['khat_threshold']:.2f}"
+    if evidence.get("rows_too_narrow"):
+        reason += ", or the proposal too narrow for its own draws to tell"
+    target = evidence["target_se"]
+    return reason if target is None else f"{reason}, or the Monte Carlo error above {target:g}"
