@@ -16,7 +16,7 @@ from pyro_vae.common.progress import tracked
 from pyro_vae.data.arrays import read_once
 from pyro_vae.data.row_ids import RowIds
 from pyro_vae.errors import DataError, ProgramError, ShapeError, UsageError
-from pyro_vae.evidence.estimate import LogPx, data_se, mean_se, row_difference
+from pyro_vae.evidence.estimate import LogPx, apart_se, data_se, mean_se, row_difference
 from pyro_vae.evidence.importance.accumulator import WeightSums
 from pyro_vae.evidence.importance.pareto import LOW_ESS, steady_rows
 from pyro_vae.programs.problem import Problem
@@ -271,7 +271,7 @@ def gaps(
 
 def as_truth(log_px: Tensor | LogPx, rows: int, ids: RowIds) -> tuple[Tensor, Tensor, Tensor]:
     """Read a given log p(x), its error, 0 for bare numbers, and which rows it is believed of, all of these."""
-    values, se = (log_px, None) if isinstance(log_px, Tensor) else (log_px.log_px, log_px.mc_se)
+    values, se = (log_px, None) if isinstance(log_px, Tensor) else (log_px.log_px, apart_se(log_px))
     values = values.detach().to("cpu", torch.float64)
     if values.shape != (rows,):
         raise ShapeError(
