@@ -1,5 +1,7 @@
 """Variational autoencoders as Pyro programs, with log-likelihoods one can trust."""
 
+from typing import TYPE_CHECKING, Any
+
 from pyro_vae import errors, likelihoods, posteriors, priors
 from pyro_vae.common.spec import Spec
 from pyro_vae.data import Data, binarize
@@ -84,6 +86,9 @@ from pyro_vae.training.optimizers import adam
 from pyro_vae.training.schedules import constant, cosine, cyclical, warmup
 from pyro_vae.training.training_state import FitResult
 
+if TYPE_CHECKING:
+    from pyro_vae.estimators.vae_estimator import VAEEstimator
+
 __all__ = [  # noqa: RUF022 (grouped as in the README)
     # models and their parts
     "VAE", "GMVAE", "SemiSupervised", "Classes", "Conditional", "MLP", "ConvEncoder", "ConvDecoder",
@@ -124,7 +129,18 @@ __all__ = [  # noqa: RUF022 (grouped as in the README)
     "posterior_predictive_check", "prior_predictive_check", "PredictiveCheck",
     # using a model
     "encode", "reconstruct", "sample", "interpolate",
+    # in scikit-learn's pipelines and searches
+    "VAEEstimator",
     # runs on disk
     "Config", "Data", "Spec", "train_run", "resume_run", "evaluate_run", "compare_runs", "load_run", "load_ensemble",
     "errors",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs scikit-learn when it is asked for, as few scripts do."""
+    if name == "VAEEstimator":
+        from pyro_vae.estimators.vae_estimator import VAEEstimator
+
+        return VAEEstimator
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -145,3 +145,7 @@ class DataConversionWarning(UserWarning):
 
 class UnknownProgramsWarning(UserWarning):
     """Evidence of an older version, which does not say which programs it is of, was put together with more."""
+
+
+class FlaggedWarning(UserWarning):
+    """Numbers were handed out bare, where their diagnostics say not to believe more than a tenth of them."""
