@@ -25,6 +25,7 @@ from pyro_vae.evidence.class_posterior import ClassPosterior, class_posterior
 from pyro_vae.evidence.compare import compare
 from pyro_vae.evidence.comparison import Comparison
 from pyro_vae.evidence.conditional import ConditionalEvidence, conditional_log_likelihood
+from pyro_vae.evidence.datatree import to_datatree
 from pyro_vae.evidence.exact.enumeration import enumerate_latents
 from pyro_vae.evidence.exact.linear_gaussian import linear_gaussian
 from pyro_vae.evidence.exact.quadrature import quadrature
@@ -36,6 +37,7 @@ from pyro_vae.evidence.importance.result import Evidence
 from pyro_vae.evidence.importance.storage import load_evidence, save_evidence
 from pyro_vae.evidence.imputation import impute, impute_mean
 from pyro_vae.evidence.log_likelihood import log_likelihood
+from pyro_vae.evidence.posterior_draws import PosteriorDraws, posterior_draws
 from pyro_vae.evidence.predictive import PredictiveDensity, predictive_density
 from pyro_vae.evidence.sequential.forecast import Forecast, forecast
 from pyro_vae.evidence.sequential.particle_filter import Filtered, particle_filter
@@ -129,8 +131,8 @@ __all__ = [  # noqa: RUF022 (grouped as in the README)
     "posterior_predictive_check", "prior_predictive_check", "PredictiveCheck",
     # using a model
     "encode", "reconstruct", "sample", "interpolate",
-    # in scikit-learn's pipelines and searches
-    "VAEEstimator",
+    # in scikit-learn's pipelines and searches; in ArviZ
+    "VAEEstimator", "posterior_draws", "PosteriorDraws", "to_datatree",
     # runs on disk
     "Config", "Data", "Spec", "train_run", "resume_run", "evaluate_run", "compare_runs", "load_run", "load_ensemble",
     "errors",

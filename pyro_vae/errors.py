@@ -58,6 +58,10 @@ class SupportError(DataError):
     """Data outside the support of the likelihood: it has no log-likelihood there."""
 
 
+class MissingExtraError(PyroVAEError, ImportError):
+    """A package that an extra brings, and that is not installed: names the extra."""
+
+
 class RunFolderError(PyroVAEError):
     """A run folder that is missing, foreign, damaged, or in the way."""
 

@@ -272,6 +272,12 @@ class Evidence(RowEstimates):
         moved |= {"measure": "counts, dequantised", "row_blocks": (), "row_ids": ids}
         return dataclasses.replace(self, **moved)
 
+    def to_elpd(self) -> Any:
+        """Return log p(x) as an ``ELPDData`` of ArviZ: :func:`~pyro_vae.evidence.elpd.to_elpd`."""
+        from pyro_vae.evidence.elpd import to_elpd
+
+        return to_elpd(self)
+
     def summary(self) -> dict[str, Any]:
         """Average over rows, errors apart: Monte Carlo (more particles shrink it) and data (more rows do); None if unknown."""
         return {
