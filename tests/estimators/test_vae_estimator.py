@@ -1,7 +1,9 @@
 """VAEEstimator: scikit-learn's own checks, its tools around it, and numbers that are those of pyro_vae."""
 
+import json
 import os
 import pickle
+import runpy
 import subprocess
 import sys
 import warnings
@@ -35,6 +37,7 @@ from pyro_vae import (
 from pyro_vae.errors import FlaggedWarning, PyroVAEError, SupportError, UsageError
 from pyro_vae.models.networks import MLP
 from pyro_vae.posteriors import full_normal
+from tests.helpers.environment import ROOT
 from tests.helpers.small import small_vae
 
 TINY = {"hidden": (4,), "epochs": 1, "num_samples": 25, "random_state": 0}
@@ -194,3 +197,10 @@ def test_codes_of_another_width_and_models_that_are_not_fitted(fitted):
 def test_the_package_alone_imports_no_scikit_learn():
     code = "import sys, pyro_vae; assert 'sklearn' not in sys.modules; pyro_vae.VAEEstimator; assert 'sklearn' in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, env=dict(os.environ))
+
+
+def test_the_results_of_the_example_are_those_of_its_json():
+    example, folder = runpy.run_path(str(ROOT / "examples" / "estimator.py")), ROOT / "results" / "estimator"
+    results = json.loads((folder / "results.json").read_text())
+    assert example["table"](results).strip() == (folder / "table.md").read_text().strip()
+    assert results["command"] == example["COMMAND"] and results["plan"] == example["FULL"]
