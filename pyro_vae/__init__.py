@@ -1,5 +1,7 @@
 """Variational autoencoders as Pyro programs, with log-likelihoods one can trust."""
 
+from typing import TYPE_CHECKING, Any
+
 from pyro_vae import errors, likelihoods, posteriors, priors
 from pyro_vae.common.spec import Spec
 from pyro_vae.data import Data, binarize
@@ -23,6 +25,7 @@ from pyro_vae.evidence.class_posterior import ClassPosterior, class_posterior
 from pyro_vae.evidence.compare import compare
 from pyro_vae.evidence.comparison import Comparison
 from pyro_vae.evidence.conditional import ConditionalEvidence, conditional_log_likelihood
+from pyro_vae.evidence.datatree import to_datatree
 from pyro_vae.evidence.exact.enumeration import enumerate_latents
 from pyro_vae.evidence.exact.linear_gaussian import linear_gaussian
 from pyro_vae.evidence.exact.quadrature import quadrature
@@ -34,6 +37,7 @@ from pyro_vae.evidence.importance.result import Evidence
 from pyro_vae.evidence.importance.storage import load_evidence, save_evidence
 from pyro_vae.evidence.imputation import impute, impute_mean
 from pyro_vae.evidence.log_likelihood import log_likelihood
+from pyro_vae.evidence.posterior_draws import PosteriorDraws, posterior_draws
 from pyro_vae.evidence.predictive import PredictiveDensity, predictive_density
 from pyro_vae.evidence.sequential.forecast import Forecast, forecast
 from pyro_vae.evidence.sequential.particle_filter import Filtered, particle_filter
@@ -85,6 +89,9 @@ from pyro_vae.training.schedules import constant, cosine, cyclical, warmup
 from pyro_vae.training.time_budget import StopTraining, TimeBudget
 from pyro_vae.training.training_state import FitResult
 
+if TYPE_CHECKING:
+    from pyro_vae.estimators.vae_estimator import VAEEstimator
+
 __all__ = [  # noqa: RUF022 (grouped as in the README)
     # models and their parts
     "VAE", "GMVAE", "SemiSupervised", "Classes", "Conditional", "MLP", "ConvEncoder", "ConvDecoder",
@@ -126,7 +133,18 @@ __all__ = [  # noqa: RUF022 (grouped as in the README)
     "posterior_predictive_check", "prior_predictive_check", "PredictiveCheck",
     # using a model
     "encode", "reconstruct", "sample", "interpolate",
+    # in scikit-learn's pipelines and searches; in ArviZ
+    "VAEEstimator", "posterior_draws", "PosteriorDraws", "to_datatree",
     # runs on disk
     "Config", "Data", "Spec", "train_run", "resume_run", "evaluate_run", "compare_runs", "load_run", "load_ensemble",
     "errors",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs scikit-learn when it is asked for, as few scripts do."""
+    if name == "VAEEstimator":
+        from pyro_vae.estimators.vae_estimator import VAEEstimator
+
+        return VAEEstimator
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -58,6 +58,10 @@ class SupportError(DataError):
     """Data outside the support of the likelihood: it has no log-likelihood there."""
 
 
+class MissingExtraError(PyroVAEError, ImportError):
+    """A package that an extra brings, and that is not installed: names the extra."""
+
+
 class RunFolderError(PyroVAEError):
     """A run folder that is missing, foreign, damaged, or in the way."""
 
@@ -145,3 +149,7 @@ class DataConversionWarning(UserWarning):
 
 class UnknownProgramsWarning(UserWarning):
     """Evidence of an older version, which does not say which programs it is of, was put together with more."""
+
+
+class FlaggedWarning(UserWarning):
+    """Numbers were handed out bare, where their diagnostics say not to believe more than a tenth of them."""

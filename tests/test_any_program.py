@@ -337,6 +337,8 @@ ELSEWHERE = {  # what is no question to a program of one's own with complete dat
     pyro_vae.smooth: "evidence/sequential/test_particle_filter.py",
     pyro_vae.forecast: "evidence/sequential/test_particle_filter.py",
     pyro_vae.per_step: "evidence/sequential/test_particle_filter.py",
+    pyro_vae.posterior_draws: "evidence/test_arviz.py",
+    pyro_vae.to_datatree: "evidence/test_arviz.py",
 }
 INNER = {
     "check_context_gaps",

@@ -25,6 +25,7 @@ ALLOWED = {  # folder or top module -> those it may import from; its own folder 
     "training": GROUND | {"data", "programs", "objectives", "diagnostics", "plots"},  # a log line counts active units
     "ensembles": GROUND | {"data", "programs", "objectives", "evidence", "training"},
     "plots": GROUND,
+    "estimators": GROUND | PARTS | {"data", "programs", "models", "evidence", "training"},
     "runs": None,  # everything below the command line
     "cli": None,
     "__init__": None,

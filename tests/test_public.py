@@ -17,6 +17,7 @@ TOLD = {"Evidence", "Latents", "Comparison", "GradientReport"}  # what is return
 TOLD |= {"Exact", "Annealed", "Bracket", "Simulated", "Gaps", "Overfitting", "ElboDecomposition", "Calibration"}
 TOLD |= {"PredictiveCheck", "PredictiveDensity", "FitResult", "ClassPosterior", "Classification"}  # returned, too
 TOLD |= {"Filtered", "Smoothed", "Forecast"}  # of sequences
+TOLD |= {"PosteriorDraws"}  # returned by posterior_draws
 TOLD |= {"ConditionalEvidence"}  # returned by conditional_log_likelihood
 TOLD |= {"save_evidence"}  # the other half of load_evidence's example
 TOLD |= {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -12,12 +13,13 @@ from torch import nn
 from pyro_vae.errors import ProgramError
 
 from .closures import held_modules, joined, own_attributes
+from .picklable import Picklable
 
 ENCLOSED = "enclosed"
 HELD = "held_before_copy"
 
 
-class FunctionParts(nn.Module):
+class FunctionParts(Picklable):
     """A module whose parts may be functions: networks that they hold are submodules, under ``enclosed``.
 
     So they are trained, moved, saved and put into eval mode with the rest. Their names in the ``state_dict`` are made of
@@ -25,7 +27,8 @@ class FunctionParts(nn.Module):
     A network that is elsewhere in the module, or in whose method this module is built, is not registered again.
 
     Raises:
-        ProgramError: by ``copy.deepcopy``, which copies no function: the copy would use the original's networks.
+        ProgramError: by ``copy.deepcopy``, which copies no function: the copy would use the original's networks; and as a
+            pickle is loaded that has a function by its name alone, which uses other networks than those that were saved.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -49,20 +52,29 @@ class FunctionParts(nn.Module):
             self.add_module(ENCLOSED, nn.ModuleDict(named))
 
     def __getstate__(self) -> dict[str, Any]:
-        held = frozenset(id(module) for _, module in held_by_functions(self))
-        return {**self.__dict__, HELD: held} if held else dict(self.__dict__)
+        state, held = super().__getstate__(), list(held_by_functions(self))
+        if not held:
+            return state
+        own = {id(part) for part in self.modules()}
+        ids, names = [id(module) for _, module in held], [name for name, module in held if id(module) in own]
+        return {**state, HELD: (os.getpid(), frozenset(ids), frozenset(names))}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        before = state.get(HELD, frozenset())
+        process, ids, names = state.get(HELD, (None, frozenset(), frozenset()))
         super().__setstate__({key: value for key, value in state.items() if key != HELD})
-        own = {id(part) for part in self.modules()} if before else set()
-        for name, module in held_by_functions(self) if before else ():
+        own = {id(part) for part in self.modules()} if ids else set()
+        for name, module in held_by_functions(self) if ids else ():
+            shared = id(module) in ids and process == os.getpid()
             # what holds no weights may be shared
-            if id(module) in before and id(module) not in own and next(module.parameters(), None) is not None:
-                raise ProgramError(
+            if (shared or name in names) and id(module) not in own and next(module.parameters(), None) is not None:
+                why = (
                     f"copy.deepcopy copies no function, so the copy of this {type(self).__name__} would share {name!r} "
-                    f"({type(module).__name__}) with it: build it anew, or let the part be a module that holds the network."
+                    f"({type(module).__name__}) with it"
+                    if shared
+                    else f"a pickle has a function by its name alone, so this {type(self).__name__} would run {name!r} "
+                    f"({type(module).__name__}) as it is here, not as it was saved"
                 )
+                raise ProgramError(f"{why}: build it anew, or let the part be a module that holds the network.")
 
 
 def held_by_functions(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:

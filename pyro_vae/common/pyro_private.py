@@ -11,6 +11,7 @@ from typing import Any
 from pyro.distributions import MaskedDistribution
 from pyro.infer import ELBO
 from pyro.poutine import runtime
+from torch import nn
 
 
 def active_handlers() -> Sequence[Any]:
@@ -121,3 +122,21 @@ def sampled_attributes(module: Any) -> list[str]:
     inside = getattr(module, "__dict__", {})
     prefix = inside.get("_pyro_name", "")
     return [f"{prefix}.{name}" if prefix else name for name in inside.get("_pyro_samples", ())]
+
+
+def forget_store(module: nn.Module) -> None:
+    """Take off a module's parameters the weak references that Pyro's store has left there, which no pickle can hold.
+
+    The store puts them back whenever a parameter is asked for; :class:`pyro.nn.PyroModule` takes them off likewise.
+
+    Example:
+        >>> import pickle, pyro
+        >>> layer = nn.Linear(1, 1)
+        >>> with pyro.get_param_store().scope():
+        ...     _ = pyro.module("layer", layer)
+        ...     forget_store(layer)
+        ...     pickle.loads(pickle.dumps(layer)).in_features
+        1
+    """
+    for parameter in module.parameters():
+        vars(parameter).pop("unconstrained", None)

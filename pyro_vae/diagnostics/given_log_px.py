@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_vae.data.row_ids import RowIds
 from pyro_vae.errors import DataError, ShapeError, UnknownProgramsWarning, UsageError
-from pyro_vae.evidence.estimate import LogPx, row_difference
+from pyro_vae.evidence.estimate import LogPx, apart_se, row_difference
 from pyro_vae.evidence.importance.result import UNKNOWN_PROGRAMS, Evidence
 from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.program_ids import ProgramIds
@@ -36,7 +36,7 @@ def refuse_other_model(log_px: Any, problem: Problem) -> None:
 
 def as_truth(log_px: Tensor | LogPx, rows: int, ids: RowIds) -> tuple[Tensor, Tensor, Tensor]:
     """Read a given log p(x), its error, 0 for bare numbers, and which rows it is believed of, all of these."""
-    values, se = (log_px, None) if isinstance(log_px, Tensor) else (log_px.log_px, log_px.mc_se)
+    values, se = (log_px, None) if isinstance(log_px, Tensor) else (log_px.log_px, apart_se(log_px))
     values = values.detach().to("cpu", torch.float64)
     if values.shape != (rows,):
         raise ShapeError(

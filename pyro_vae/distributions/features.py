@@ -53,10 +53,26 @@ def softclip(h: Tensor) -> Tensor:
     return h / (1 + h.abs() / 10.0)
 
 
-def named(family: Callable[[Tensor], Any], name: str) -> Family:
-    """Give a family made from options the name that messages call it by."""
-    family.__name__ = name
-    return family
+class FamilyOfOptions:
+    """A family that a function made of options: it goes by these in messages, and is pickled as the call that made it."""
+
+    def __init__(self, family: Family, make: Callable[..., Any], options: tuple[Any, ...]) -> None:
+        self.family, self.make, self.options = family, make, options
+        self.__name__ = f"{make.__name__}({', '.join(map(str, options))})"
+
+    def __call__(self, h: Tensor) -> Any:
+        return self.family(h)
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return self.make, self.options
+
+    def __repr__(self) -> str:
+        return self.__name__
+
+
+def made_by(make: Callable[..., Any], options: tuple[Any, ...], family: Family) -> Family:
+    """Return a family that ``make(*options)`` makes, which knows that it does."""
+    return FamilyOfOptions(family, make, options)
 
 
 def widths(h: Tensor, per_dim: int, extra: int, family: str) -> int:

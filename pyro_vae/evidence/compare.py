@@ -17,7 +17,7 @@ from pyro_vae.evidence.importance.pareto import LOW_ESS
 from pyro_vae.programs.measure import dominating
 
 from .comparison import Compared, Comparison
-from .estimate import LogPx, data_se, known, row_difference
+from .estimate import LogPx, apart_se, data_se, known, refuse_two_noises, row_difference
 
 
 @suggest_keywords
@@ -57,7 +57,8 @@ def compare(
         A :class:`Comparison`: the best first, with ``table()``, ``csv()``, ``latex()`` and ``to_dict()``.
 
     Raises:
-        UsageError: fewer than two, a name twice, seconds or active units of a name that is not there.
+        UsageError: fewer than two, a name twice, evidence of noise="row" beside that of blocks, seconds or active units of a
+            name that is not there.
         ShapeError: not as many rows in one as in another.
         DataError: other rows in one than in another, by their digest, or another order of them; a row whose log p̂ is not
             finite, which would decide the comparison alone; or log probabilities beside log densities.
@@ -101,6 +102,7 @@ def check(pairs: list[tuple[str, LogPx]], beside: dict[str, Mapping[str, Any]]) 
     for what, values in beside.items():
         if unknown := [name for name in values if name not in names]:
             raise UsageError(f"{what} of {unknown[0]!r}, which is not compared; the names are {', '.join(names)}")
+    refuse_two_noises(dict(pairs))
     (first, e), *others = pairs
     for name, other in others:
         if len(other) != len(e):
@@ -162,7 +164,7 @@ def paired(e: LogPx, best: LogPx) -> dict[str, Any]:
     if e is best:
         return {"difference": 0.0, "difference_se": 0.0, "difference_mc_se": 0.0}
     d = e.log_px - best.log_px
-    noise = torch.cat([e.mc_se, best.mc_se]).square().sum().sqrt()
+    noise = torch.cat([apart_se(e), apart_se(best)]).square().sum().sqrt()
     return {"difference": d.mean().item(), "difference_se": data_se(d), "difference_mc_se": known(noise / len(d))}
 
 

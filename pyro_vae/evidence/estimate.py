@@ -142,6 +142,28 @@ def identified(function: Callable[Concatenate[Any, Any, Any, P], R]) -> Callable
     return knowing
 
 
+def apart_se(estimate: Any, se: Tensor | None = None) -> Tensor:
+    """Return errors of rows, ``(N,)``, by default `mc_se`, that add up by squares to the error of a sum over rows.
+
+    √m times the errors of m rows that share their particles (:class:`~pyro_vae.Evidence` of noise="row"): they err together.
+    """
+    errors: Tensor = estimate.mc_se if se is None else se
+    repeats = getattr(estimate, "repeats", None)
+    return errors if repeats is None else errors * repeats.sqrt()
+
+
+def refuse_two_noises(named: Mapping[str, Any]) -> None:
+    """Refuse estimates of which some have noise of their rows' own, and others of blocks of rows."""
+    noises = {name: estimate.noise for name, estimate in named.items() if hasattr(estimate, "noise")}
+    for name, noise in noises.items():
+        first, other = next(iter(noises.items()))
+        if noise != other:
+            raise UsageError(
+                f"{first!r} is of noise={other!r} and {name!r} of noise={noise!r}: rows of equal values have the same noise in "
+                "one of them alone. Score both with the same."
+            )
+
+
 def mean_se(se: Tensor) -> float | None:
     """√(Σ_n se_n²) / N, the Monte Carlo error of a mean over rows; None where it is not known."""
     return known(se.square().sum().sqrt() / len(se))

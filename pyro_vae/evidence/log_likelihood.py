@@ -16,6 +16,7 @@ from pyro_vae.evidence.exact.choose import exact
 from pyro_vae.evidence.exact.result import Exact
 from pyro_vae.evidence.importance.accumulator import RowBlock
 from pyro_vae.evidence.importance.estimator import importance
+from pyro_vae.evidence.importance.noise import BLOCK
 from pyro_vae.evidence.importance.proposals import GUIDE, Proposal
 from pyro_vae.evidence.importance.result import Evidence
 from pyro_vae.programs.sites import Program
@@ -32,7 +33,7 @@ OnBlock = Callable[[Sequence[RowBlock], dict[str, Any]], None]
 def log_likelihood(
     model: Program, guide: Program, x: Any, *context: Any, method: Literal["importance"] = ..., num_samples: int = ...,
     proposal: Proposal = ..., target_se: float | None = ..., max_samples: int = ..., rows: range | None = ...,
-    particles: range | None = ..., resume: Evidence | None = ..., strict: bool = ..., seed: int = ...,
+    particles: range | None = ..., resume: Evidence | None = ..., strict: bool = ..., seed: int = ..., noise: str = ...,
     chunk_size: int | None = ..., engine: str = ..., vectorize_particles: bool = ..., missing: bool = ...,
     device: torch.device | str | None = ..., on_block: OnBlock | None = ..., verbose: bool = ...,
 ) -> Evidence: ...
@@ -48,7 +49,7 @@ def log_likelihood(
 def log_likelihood(
     model: Program, guide: Program, x: Any, *context: Any, method: str, num_samples: int = ...,
     proposal: Proposal = ..., target_se: float | None = ..., max_samples: int = ..., rows: range | None = ...,
-    particles: range | None = ..., resume: Evidence | None = ..., strict: bool = ..., seed: int = ...,
+    particles: range | None = ..., resume: Evidence | None = ..., strict: bool = ..., seed: int = ..., noise: str = ...,
     chunk_size: int | None = ..., engine: str = ..., vectorize_particles: bool = ..., missing: bool = ...,
     device: torch.device | str | None = ..., on_block: OnBlock | None = ..., verbose: bool = ...,
 ) -> Evidence | Exact: ...
@@ -71,6 +72,7 @@ def log_likelihood(
     resume: Evidence | None = None,
     strict: bool = False,
     seed: int = 0,
+    noise: str = BLOCK,
     chunk_size: int | None = None,
     engine: str = "auto",
     vectorize_particles: bool = True,
@@ -99,7 +101,7 @@ def log_likelihood(
         *context: what the programs take beside x, each with N rows.
         method: as above.
         missing: x may hold NaN, for what was not observed: the result is log p(x_obs).
-        num_samples, proposal, target_se, max_samples, rows, particles, resume, strict, seed, chunk_size, engine,
+        num_samples, proposal, target_se, max_samples, rows, particles, resume, strict, seed, noise, chunk_size, engine,
             vectorize_particles, device, on_block, verbose: of
             :func:`~pyro_vae.evidence.importance.estimator.importance`, which explains them;
             ``"exact"`` takes none of these.
@@ -131,7 +133,8 @@ def log_likelihood(
         raise UsageError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     options: dict[str, Any] = {
         "num_samples": num_samples, "proposal": proposal, "target_se": target_se, "max_samples": max_samples, "rows": rows,
-        "particles": particles, "resume": resume, "strict": strict, "seed": seed, "chunk_size": chunk_size, "engine": engine,
+        "particles": particles, "resume": resume, "strict": strict, "seed": seed, "noise": noise,
+        "chunk_size": chunk_size, "engine": engine,
         "vectorize_particles": vectorize_particles, "device": device, "on_block": on_block, "verbose": verbose,
     }  # fmt: skip
     given = [name for name, value in options.items() if value != DEFAULTS[name]]

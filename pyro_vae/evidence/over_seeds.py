@@ -14,7 +14,17 @@ from pyro_vae.common.flagged import format_bound, format_share, is_loose, share_
 from pyro_vae.errors import DataError, ShapeError, UsageError
 from pyro_vae.programs.measure import dominating
 
-from .estimate import LogPx, RowEstimates, data_se, format_nats, known, mean_se, row_difference
+from .estimate import (
+    LogPx,
+    RowEstimates,
+    apart_se,
+    data_se,
+    format_nats,
+    known,
+    mean_se,
+    refuse_two_noises,
+    row_difference,
+)
 
 NEEDED = 2  # seeds, from which there is a spread
 
@@ -81,6 +91,11 @@ class SeedEvidence(RowEstimates):
         return torch.stack([e.mc_se for e in self.members]).square().sum(0).sqrt() / len(self.members)
 
     @property
+    def repeats(self) -> Tensor | None:
+        """How many rows share their particles with each, in each member; None where none do."""
+        return getattr(self.members[0], "repeats", None)
+
+    @property
     def method(self) -> str:
         return ", ".join(sorted({e.method for e in self.members}))
 
@@ -106,7 +121,7 @@ class SeedEvidence(RowEstimates):
     @property
     def seed_sd(self) -> float | None:
         """Standard deviation from seed to seed, less the Monte Carlo part; None for one member, or an unknown part."""
-        errors = [mean_se(e.mc_se) for e in self.members]
+        errors = [mean_se(apart_se(e)) for e in self.members]
         if self.variance is None or None in errors:
             return None
         return math.sqrt(max(0.0, self.variance - sum(s**2 for s in errors if s is not None) / len(errors)))
@@ -121,7 +136,7 @@ class SeedEvidence(RowEstimates):
             "log_px": self.means.mean().item(),
             "log_px_seed_se": self.seed_se,
             "log_px_seed_sd": self.seed_sd,
-            "log_px_mc_se": mean_se(self.mc_se),
+            "log_px_mc_se": mean_se(apart_se(self)),
             "log_px_data_se": data_se(self.log_px),
             "seeds": list(self.seeds),
             "left_out": dict(self.left_out),
@@ -143,6 +158,7 @@ def check_same(a: LogPx, b: LogPx, who: str) -> None:
         raise ShapeError(f"{who} have {len(a)} and {len(b)} rows: score all on the same")
     if how := row_difference(b, getattr(a, "row_ids", None)):
         raise DataError(f"{who} are not of the same rows: {how}. Score all on the same rows in the same order.")
+    refuse_two_noises({f"one of {who}": a, f"another of {who}": b})
     if a.measure and b.measure and dominating(a.measure) != dominating(b.measure):
         raise DataError(f"log p(x) of {who} is of measures {a.measure!r} and {b.measure!r}, which have no difference")
 
@@ -227,7 +243,7 @@ def compare_seeds(a: SeedEvidence, b: SeedEvidence, names: Sequence[str] = ("fir
     """
     check_same(a.members[0], b.members[0], f"{names[0]} and {names[1]}")
     d = a.log_px - b.log_px
-    mc = known(torch.cat([a.mc_se, b.mc_se]).square().sum().sqrt() / len(d))
+    mc = known(torch.cat([apart_se(a), apart_se(b)]).square().sum().sqrt() / len(d))
     data = data_se(d)
     seed = None if a.seed_se is None or b.seed_se is None else math.hypot(a.seed_se, b.seed_se)
     se, freedom = together(a, b, seed, data, mc)

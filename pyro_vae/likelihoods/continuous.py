@@ -6,9 +6,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.common.picklable import Picklable
 from pyro_vae.distributions.conditional import Family
 from pyro_vae.distributions.continuous import Beta, ContinuousBernoulli, Gamma
-from pyro_vae.distributions.features import MIN_SCALE, above_zero, at_least, named, parts, positive
+from pyro_vae.distributions.features import MIN_SCALE, above_zero, at_least, made_by, parts, positive
 from pyro_vae.distributions.wide import beyond_half, in_float64, wide_if_half
 from pyro_vae.errors import ShapeError
 
@@ -43,10 +44,10 @@ def normal_fixed(scale: float = 1.0) -> Family:
         tensor(0.1000)
     """
     above_zero(scale, "scale")
-    return named(beyond_half(lambda h: dist.Normal(h, scale)), f"normal_fixed({scale})")
+    return made_by(normal_fixed, (scale,), beyond_half(lambda h: dist.Normal(h, scale)))
 
 
-class SharedNormal(nn.Module):
+class SharedNormal(Picklable):
     r"""N(h, scale²), the scale of each element learned and shared by all rows; d features for d elements, real numbers.
 
     scale = exp(log_scale) + 1e-4, with log_scale a parameter that starts at 0 and counts up to 40.
@@ -112,7 +113,7 @@ def student_t(df: float = 3.0) -> Family:
     """
     above_zero(df, "df")
     name = f"student_t({df})"
-    return named(in_float64(lambda h: dist.StudentT(df, *_loc_and_scale(h, name))), name)
+    return made_by(student_t, (df,), in_float64(lambda h: dist.StudentT(df, *_loc_and_scale(h, name))))
 
 
 @in_float64

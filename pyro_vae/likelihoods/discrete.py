@@ -9,7 +9,7 @@ from torch import Tensor
 from pyro_vae.distributions.bernoulli import Bernoulli
 from pyro_vae.distributions.conditional import Family
 from pyro_vae.distributions.counts import DiscretizedLogistic, Multinomial, ZeroInflated
-from pyro_vae.distributions.features import at_least, named, parts, positive
+from pyro_vae.distributions.features import at_least, made_by, parts, positive
 from pyro_vae.distributions.mixtures import MixtureSameFamily
 from pyro_vae.distributions.wide import beyond_half, in_float64
 
@@ -38,7 +38,7 @@ def binomial(total_count: int) -> Family:
         tensor(8.)
     """
     at_least(1, total_count, "total_count")
-    return named(in_float64(lambda h: dist.Binomial(total_count, logits=h)), f"binomial({total_count})")
+    return made_by(binomial, (total_count,), in_float64(lambda h: dist.Binomial(total_count, logits=h)))
 
 
 def categorical(num_classes: int) -> Family:
@@ -62,7 +62,7 @@ def categorical(num_classes: int) -> Family:
         logits = logits - logits.detach().amax(0)  # the constructor's h − log Σ e^h is rounded as the largest h is
         return dist.Categorical(logits=logits.movedim(0, -1))
 
-    return named(beyond_half(family), name)
+    return made_by(categorical, (num_classes,), beyond_half(family))
 
 
 @in_float64
@@ -152,7 +152,7 @@ def discretized_logistic(levels: int = 256) -> Family:
     """
     at_least(2, levels, "levels")
     name = f"discretized_logistic({levels})"
-    return named(in_float64(lambda h: _discretized(levels, *parts(h, 2, name))), name)
+    return made_by(discretized_logistic, (levels,), in_float64(lambda h: _discretized(levels, *parts(h, 2, name))))
 
 
 def discretized_logistic_mixture(levels: int = 256, components: int = 5) -> Family:
@@ -180,7 +180,7 @@ def discretized_logistic_mixture(levels: int = 256, components: int = 5) -> Fami
         logits, loc, scale = torch.chunk(parts(h, 3 * components, name).movedim(0, -1), 3, -1)
         return MixtureSameFamily(dist.Categorical(logits=logits), _discretized(levels, loc, scale))
 
-    return named(in_float64(family), name)
+    return made_by(discretized_logistic_mixture, (levels, components), in_float64(family))
 
 
 def multinomial(total_count: int) -> Family:
@@ -195,4 +195,4 @@ def multinomial(total_count: int) -> Family:
         (torch.Size([3]), torch.Size([5]))
     """
     at_least(1, total_count, "total_count")
-    return named(in_float64(lambda h: Multinomial(total_count, logits=h)), f"multinomial({total_count})")
+    return made_by(multinomial, (total_count,), in_float64(lambda h: Multinomial(total_count, logits=h)))

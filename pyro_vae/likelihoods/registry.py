@@ -25,6 +25,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.common.picklable import Picklable
 from pyro_vae.common.spec import REQUIRED, Spec
 from pyro_vae.distributions.conditional import Family
 from pyro_vae.distributions.features import at_least
@@ -59,7 +60,7 @@ def columns(spec: Sequence[tuple[Family, int, int]]) -> Family:
     return _Columns(spec)
 
 
-class _Columns(nn.Module):
+class _Columns(Picklable):
     """The family that :func:`columns` returns."""
 
     def __init__(self, spec: Sequence[tuple[Family, int, int]]) -> None:

@@ -9,9 +9,10 @@ import pyro
 from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.infer.autoguide import AutoGuide
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_vae.common.function_parts import FunctionParts
+from pyro_vae.common.picklable import Picklable
 from pyro_vae.programs.parameters import register
 from pyro_vae.programs.site_rows import frames_of
 from pyro_vae.programs.sites import Program
@@ -141,7 +142,7 @@ def no_latents(*args: Any) -> None:
     """Draw nothing: the local guide of a model whose rows have no latents."""
 
 
-class GlobalGuide(nn.Module):
+class GlobalGuide(Picklable):
     r"""q(θ) by one of Pyro's AutoGuides over the sites outside the data plate, beside an amortised q(z | x) of the user's.
 
     Args:

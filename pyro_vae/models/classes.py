@@ -6,12 +6,13 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.common.picklable import Picklable
 from pyro_vae.errors import UsageError
 
 MISSING = -1  # a label that is not there, as scikit-learn has it
 
 
-class Classes(nn.Module):
+class Classes(Picklable):
     r"""p(y = c) = π_c over whole numbers 0 .. C − 1: uniform, or with learned weights.
 
     Example:

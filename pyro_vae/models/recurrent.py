@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.common.picklable import Picklable
+
 from .networks import check_features
 
 
-class BackwardGRU(nn.Module):
+class BackwardGRU(Picklable):
     """h_t = GRU(x_t, h_{t+1}) from the last step of each sequence back to the first: h_t has seen x_t, …, x_T.
 
     That is all of x that p(z_t | z_{t−1}, x) depends on. In plain operations, which trace, compile and are stacked by vmap.

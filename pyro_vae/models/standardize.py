@@ -13,8 +13,9 @@ from typing import Any, Protocol
 
 import torch
 from pyro import poutine
-from torch import Tensor, nn
+from torch import Tensor
 
+from pyro_vae.common.picklable import Picklable
 from pyro_vae.distributions.units import in_units, real_elements
 from pyro_vae.errors import UsageError
 from pyro_vae.programs.pair import like_parameters, quiet
@@ -35,7 +36,7 @@ class Roles(Protocol):
     def guide(self, x: Tensor, *c: Tensor) -> Any: ...
 
 
-class Units(nn.Module):
+class Units(Picklable):
     """loc and scale of each element of x, ``(*event)``."""
 
     loc: Tensor
@@ -51,7 +52,7 @@ class Units(nn.Module):
         return (x - self.loc) / self.scale
 
 
-class InUnits(nn.Module):
+class InUnits(Picklable):
     """p(x | z) in the units of x, of a likelihood of standardized x."""
 
     def __init__(self, likelihood: Callable[..., Any], units: Units) -> None:
@@ -62,7 +63,7 @@ class InUnits(nn.Module):
         return in_units(self.base(*parents), self.units.loc, self.units.scale)
 
 
-class OfStandardized(nn.Module):
+class OfStandardized(Picklable):
     """q(z | x) of a posterior that sees standardized x; or what an encoder, which is no density, makes of it."""
 
     def __init__(self, posterior: Callable[..., Any], units: Units) -> None:

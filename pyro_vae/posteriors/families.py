@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 
 from pyro_vae.distributions.conditional import Family
 from pyro_vae.distributions.correlated_normal import ScaledLowRankNormal, ScaledMultivariateNormal
-from pyro_vae.distributions.features import check_sizes, named, positive, softclip, widths
+from pyro_vae.distributions.features import check_sizes, made_by, positive, softclip, widths
 from pyro_vae.distributions.mixtures import MixtureNormal
 from pyro_vae.distributions.one_hot import LinearOneHot, StraightThroughOneHot
 from pyro_vae.distributions.simplex import SoftmaxNormal
@@ -36,7 +36,7 @@ def low_rank_normal(rank: int) -> Family:
         loc, raw, u = h.split([d, d, d * rank], -1)
         return ScaledLowRankNormal(loc, positive(raw), softclip(u).unflatten(-1, (d, rank)))
 
-    return named(in_float64(family), name)
+    return made_by(low_rank_normal, (rank,), in_float64(family))
 
 
 def full_normal(dim: int) -> Family:
@@ -64,7 +64,7 @@ def full_normal(dim: int) -> Family:
         unit[..., row, column] = softclip(below)
         return ScaledMultivariateNormal(loc, positive(raw), unit)
 
-    return named(in_float64(family), name)
+    return made_by(full_normal, (dim,), in_float64(family))
 
 
 def mixture_normal(components: int) -> Family:
@@ -91,7 +91,7 @@ def mixture_normal(components: int) -> Family:
             dist.Categorical(logits=logits.log_softmax(-1)), dist.Normal(loc, positive(raw)).to_event(1)
         )
 
-    return named(family, name)
+    return made_by(mixture_normal, (components,), family)
 
 
 def one_hot_categorical(h: Tensor) -> LinearOneHot:

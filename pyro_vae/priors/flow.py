@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from pyro_vae.common.picklable import Picklable
 from pyro_vae.distributions.flows import FlowDistribution, make_flow
 
 
-class FlowPrior(nn.Module):
+class FlowPrior(Picklable):
     r"""p(z) = N(f(z); 0, I) |det ∂f/∂z|, f an autoregressive flow; support R^dim, event shape ``(dim,)``.
 
     Any context is ignored. With dim = 1 there is nothing to condition on: each step is a map of one number.

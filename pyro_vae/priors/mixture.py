@@ -8,11 +8,12 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from pyro_vae.common.picklable import Picklable
 from pyro_vae.distributions.features import MIN_SCALE, UNIT, check_sizes
 from pyro_vae.distributions.mixtures import mixture
 
 
-class Mixture(nn.Module):
+class Mixture(Picklable):
     r"""p(z) = Σ_k π_k N(z; loc_k, diag(scale_k²)), all learned. Event shape ``(dim,)``, support R^dim.
 
     Starts with equal weights, scales of 1 and locations drawn from N(0, I) (by torch's global generator).

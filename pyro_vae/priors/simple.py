@@ -11,6 +11,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from pyro_vae.common.picklable import Picklable
 from pyro_vae.distributions.features import MIN_SCALE, UNIT, check_sizes, unsoftplus
 from pyro_vae.distributions.one_hot import LinearOneHot
 from pyro_vae.distributions.sphere import SphereUniform
@@ -26,7 +27,7 @@ def add_tensor(module: nn.Module, name: str, value: Tensor, learned: bool = Fals
         module.register_buffer(name, value, persistent=False)
 
 
-class StandardNormal(nn.Module):
+class StandardNormal(Picklable):
     r"""p(z) = N(0, I) in `dim` dimensions.
 
     Example:
@@ -51,7 +52,7 @@ class StandardNormal(nn.Module):
         return f"dim={self.loc.numel()}"
 
 
-class LocationScale(nn.Module):
+class LocationScale(Picklable):
     """A product of one-dimensional distributions, at 0 with scale 1 unless loc and scale are learned."""
 
     family: Callable[[Tensor, Tensor], TorchDistributionMixin]
@@ -128,7 +129,7 @@ class StudentT(LocationScale):
         return f"{super().extra_repr()}, df={self.df}"
 
 
-class UniformSphere(nn.Module):
+class UniformSphere(Picklable):
     r"""p(z) = Γ(d/2) / (2 π^{d/2}) on the unit sphere in R^d; d = `dim` ≥ 2 is what the decoder sees.
 
     Densities on the sphere are with respect to its area: pair it with a posterior on the sphere (``power_spherical``).
@@ -155,7 +156,7 @@ class UniformSphere(nn.Module):
         return f"dim={self.zero.numel()}"
 
 
-class OneHot(nn.Module):
+class OneHot(Picklable):
     r"""p(z = e_k) = π_k over one-hot vectors e_1..e_K: uniform, or with learned weights.
 
     Event shape ``(categories,)``. Discrete: enumerate it (``infer={"enumerate": "parallel"}`` and TraceEnum_ELBO), or pair
@@ -180,7 +181,7 @@ class OneHot(nn.Module):
         return f"categories={self.logits.numel()}, learned={isinstance(self.logits, nn.Parameter)}"
 
 
-class Dirichlet(nn.Module):
+class Dirichlet(Picklable):
     r"""p(z) = Γ(Σ a_i) Π_i z_i^{a_i − 1} / Γ(a_i) on the simplex of `dim` parts; event shape ``(dim,)``.
 
     The density is with respect to the first dim − 1 coordinates, as that of ``logistic_normal``.

@@ -10,6 +10,7 @@ import torch
 
 import pyro_vae
 from pyro_vae import Evidence, iwae
+from pyro_vae.common.optional import installed
 from pyro_vae.data.dequantize import dequantize
 from pyro_vae.diagnostics.elbo_decomposition import decompose
 from pyro_vae.diagnostics.gradient_noise import gradient_report
@@ -75,7 +76,8 @@ class Pair:
 
 ON_PAIR = [
     log_likelihood, importance, convergence, ais, bracket, bdmc, linear_gaussian, quadrature, gaps, decompose, latents,
-    posterior_predictive_check, simulation_based_calibration,
+    posterior_predictive_check, simulation_based_calibration, pyro_vae.posterior_draws,
+    *([pyro_vae.to_datatree] if installed("xarray") else ()),
 ]  # fmt: skip
 CALLS = {
     **{f.__name__: (f, lambda f, **n: f(model, guide, X, **n)) for f in ON_PAIR},
@@ -128,7 +130,7 @@ def test_all_that_counts_is_looked_at():
     public = {n: f for n in pyro_vae.__all__ if inspect.isfunction(f := getattr(pyro_vae, n))}
     ours = [n for n, f in public.items() if f.__module__.split(".")[1] in ("evidence", "diagnostics")]
     counted = [n for n in ours if any(p.annotation == "int" for p in inspect.signature(public[n]).parameters.values())]
-    assert set(counted) <= set(CALLS)
+    assert set(counted) - {"to_datatree"} <= set(CALLS)  # which is here where xarray is
 
 
 def test_whole_numbers_of_other_kinds_are_taken():

@@ -29,6 +29,7 @@ from pyro_vae.programs.sum_over_codes import codes_of
 from .accumulator import PAIRS, ROWS, RowBlock
 from .guide_elbo import add_guide_elbo
 from .narrowness import look
+from .noise import BLOCK, ROW, check_noise, row_keys
 from .proposals import GUIDE, Proposal
 from .result import Evidence, programs_of
 from .sampler import Sampler
@@ -50,6 +51,7 @@ def importance(
     resume: Evidence | None = None,
     strict: bool = False,
     seed: int = 0,
+    noise: str = BLOCK,
     chunk_size: int | None = None,
     engine: str = "auto",
     vectorize_particles: bool = True,
@@ -84,6 +86,12 @@ def importance(
             says so, and neither does the result.
         strict: raise where a row is flagged, in place of handing it out with its flag.
         seed: of the particles.
+        noise: "block", rows in blocks of 64 share a stream; or "row", each row has a stream of its own, of the seed and a
+            digest of its x and contexts, and is computed by itself: its log p̂, errors, ESS, k̂ and ELBO are the same bits
+            whatever rows stand beside it, in whatever order and batch (on one device; `spread` and the flags that it gives
+            are a judgment over all rows). Equal rows then have equal particles: the errors of means count their noise once
+            for all of them (``repeats``). Programs run once for each row, some five to ten times as long for a small model;
+            `rows=` may start and stop anywhere.
         chunk_size: (row, particle) pairs that the model is run on at a time, by default a block, or less where a GPU has not
             the memory for it; halved where memory does not suffice. The guide runs on whole blocks.
         engine: what weighs whole blocks: "eager", the programs themselves; "trace", a flat graph of their tensor operations,
@@ -129,32 +137,34 @@ def importance(
         True
     """
     check_counts(num_samples, max_samples, seed, chunk_size, engine)
+    check_noise(noise)
     target = target_of(target_se, num_samples, max_samples, particles)
     x, *rest = [read_once(a) for a in (x, *context)]
     model, guide, args = on_tensors(model, guide, x, *rest)
     args = rows_of(model, guide, *args, missing=missing, device=None if device is None else resolve_device(device))
     check_device(args[0].device, like_parameters(model, guide))
-    sampler = Sampler(proposal, seed, 0, pairs_on(args[0].device, num_samples, resume))
+    sampler = Sampler(proposal, seed, 0, pairs_on(args[0].device, num_samples, resume, noise))
     with quiet(model, guide, seed=seed, device=args[0].device):
         problem = Problem.checked(model, guide, *args, vectorize=vectorize_particles)
         if not proposal.weight:
             check_reach(problem, proposal.guide(problem.guide))
+    ids = RowIds.of(x, *rest)
+    sampler.row_keys = row_keys(noise, ids, problem)
     blocks = open_row_blocks(problem, num_samples, rows, resume, sampler)
     run = [block for block in blocks if rows is None or block.rows.start in rows]
-    ids = RowIds.of(x, *rest)
     identify(blocks, ids)
     facts = facts_of(problem, sampler, target_se, ids, resume)
     resumed = None if resume is None else resume.engine
     try:
         # nothing is trained: modules need not declare parameters at each block
         with problem.quiet(), ParametersRegistered():
-            weighing = WeighingEngine.of(problem, proposal, sampler.pairs, num_samples)
+            weighing = WeighingEngine.of(problem, proposal, sampler.pairs, num_samples, sampler.rows)
             sampler.engine, sampler.chunk = weighing, chunk_size or max(1, weighing.chunk() // codes_of(problem.model))
             weighing.choose(engine, whole_pieces(run, particles), resumed)
             for block in tracked(blocks, "log p(x)", verbose):
                 if rows is None or block.rows.start in rows:
                     fill(block, sampler, problem, particles, target)
-                    add_guide_elbo(block, problem.rows(slice(block.rows.start, block.rows.stop)), sampler)
+                    add_guide_elbo(block, sampler.of(problem, block.rows), sampler)
                 block.weight_sums.largest.trim()
                 facts |= weighing.facts(resumed)
                 if on_block is not None:
@@ -198,6 +208,7 @@ def facts_of(
     return {
         "seed": sampler.seed,
         "proposal": str(sampler.proposal),
+        "noise": sampler.by,
         "measure": problem.measure,
         "target_se": target_se,
         "vectorizing": str(problem.vectorizing),
@@ -206,10 +217,12 @@ def facts_of(
     }
 
 
-def pairs_on(device: torch.device, num_samples: int, resume: Evidence | None) -> int:
-    """Return how many (row, particle) pairs a block has: as many as in `resume`, or as fit the device."""
+def pairs_on(device: torch.device, num_samples: int, resume: Evidence | None, noise: str) -> int:
+    """Return how many (row, particle) pairs a block has: as many as in `resume`, or as fit the device; or one row's."""
     if resume is not None and resume.row_blocks:
         return resume.row_blocks[0].pairs
+    if noise == ROW:
+        return even_particles(num_samples)
     return even_pairs(num_samples) if device.type == "cuda" else PAIRS
 
 
@@ -222,9 +235,15 @@ def even_pairs(num_samples: int) -> int:
         >>> [even_pairs(k) // 64 for k in (1000, 5000, 10_000, 4099)]  # a prime has a short last block
         [1000, 2500, 2500, 4096]
     """
-    fewest = -(-num_samples * ROWS // CUDA_PAIRS)
+    return ROWS * even_particles(num_samples)
+
+
+def even_particles(num_samples: int) -> int:
+    """Return how many particles a block has, 4096 at most, for K to be as many whole blocks, where K can be divided so."""
+    most = CUDA_PAIRS // ROWS
+    fewest = -(-num_samples // most)
     even = (num_samples // n for n in range(fewest, 2 * fewest + 1) if num_samples % n == 0)
-    return ROWS * next(even, CUDA_PAIRS // ROWS)
+    return next(even, most)
 
 
 def whole_pieces(blocks: Sequence[RowBlock], particles: range | None) -> int:
@@ -257,7 +276,7 @@ def fill(
 ) -> None:
     """Draw the particles of a block that it lacks, all that it plans, or that a target takes, by default."""
     with fitting(f"the smallest chunk of particles on {problem.device}", SMALLER):
-        some = problem.rows(slice(block.rows.start, block.rows.stop))
+        some = sampler.of(problem, block.rows)
         if target is not None:
             block.plan(target.particles(block.rows, sampler, some))
         sampler.fill(block, some, range(block.planned) if particles is None else particles)
@@ -275,7 +294,7 @@ def open_row_blocks(
     problem: Problem, num_samples: int, rows: range | None, resume: Evidence | None, sampler: Sampler
 ) -> list[RowBlock]:
     """Open one for each block of rows, with the particles of `resume`; one of all, where the guide runs on all or none."""
-    num_rows, size = len(problem), max(ROWS, problem.own_rows)
+    num_rows, size = len(problem), max(sampler.rows, problem.own_rows)
     rows = range(num_rows) if rows is None else rows
     if not rows or rows.step != 1 or rows.start % size or not (rows.stop % size == 0 or rows.stop == num_rows):
         raise UsageError(
@@ -286,7 +305,7 @@ def open_row_blocks(
     parts = [range(start, min(start + size, num_rows)) for start in range(rows.start, rows.stop, size)]
     blocks = {part: sampler.open(part, num_samples) for part in parts}
     if resume is not None:
-        resume.check_same(seed=sampler.seed, proposal=str(sampler.proposal))
+        resume.check_same(seed=sampler.seed, proposal=str(sampler.proposal), noise=sampler.by)
         for block in copy.deepcopy(resume.row_blocks):
             start, stop = block.rows.start, block.rows.stop
             if stop > num_rows or (len(block.rows) < size and stop != num_rows):

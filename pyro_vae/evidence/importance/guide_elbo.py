@@ -2,6 +2,8 @@ r"""The ELBO of the guide itself, E_q[log p(x, z) − log q(z | x)], where the p
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from pyro_vae.common.random import stream
@@ -26,7 +28,8 @@ def add_guide_elbo(block: RowBlock, problem: Problem, sampler: Sampler) -> None:
         return
     own = RowBlock(block.rows, DRAWS, pairs=block.pairs)
     try:
-        Sampler(GUIDE, stream(sampler.seed, OWN), sampler.chunk).fill(own, problem, range(DRAWS))
+        apart = replace(sampler, proposal=GUIDE, seed=stream(sampler.seed, OWN), engine=None)
+        apart.fill(own, problem, range(DRAWS))
     except (
         ProgramError
     ):  # a guide that no weight can be taken of has no ELBO; its mixture with the prior may have a log p̂

@@ -19,6 +19,7 @@ from pyro_vae.data.row_ids import RowIds
 from pyro_vae.errors import UnknownProgramsWarning, UsageError
 from pyro_vae.evidence.estimate import (
     RowEstimates,
+    apart_se,
     beside,
     data_se,
     digest_of_rows,
@@ -31,6 +32,7 @@ from pyro_vae.programs.program_ids import ProgramIds
 from .accumulator import RowBlock
 from .format_evidence import format_evidence
 from .narrowness import too_narrow
+from .noise import BLOCK, repeats_of
 from .pareto import LEAST, LOW_ESS, khat_threshold, steady_rows
 from .weighing import AND
 
@@ -73,6 +75,8 @@ class Evidence(RowEstimates):
         program_ids: which programs it is of: a digest of their parameters and buffers, and their log-probabilities of a draw;
             None if not known.
         data_digest: of all rows that were given, of which `rows=` may have run a part; None if not known.
+        noise: whose streams the particles are of, "block" or "row".
+        repeats: of noise="row", how many rows have the particles of each, as their values are equal; NaN if not known.
     """
 
     log_px: Tensor
@@ -97,6 +101,8 @@ class Evidence(RowEstimates):
     row_ids: RowIds | None = None
     program_ids: ProgramIds | None = None
     data_digest: str | None = None
+    noise: str = BLOCK
+    repeats: Tensor | None = None
     method = "importance sampling"
 
     @classmethod
@@ -109,7 +115,8 @@ class Evidence(RowEstimates):
         }
         elbos = [block.elbo(facts.get("proposal", "guide") == "guide") for block in row_blocks]
         facts["elbo"], facts["elbo_se"] = torch.cat(elbos, 1)
-        facts["row_ids"] = RowIds.joined([block.ids for block in row_blocks])
+        ids = facts["row_ids"] = RowIds.joined([block.ids for block in row_blocks])
+        facts["repeats"] = repeats_of(facts.get("noise", BLOCK), ids, sum(len(block.rows) for block in row_blocks))
         spread = torch.cat([block.spread for block in row_blocks])
         facts[SPREAD] = None if spread.isnan().all() else spread
         return cls(num_samples=int(facts["samples"].max()), row_blocks=tuple(row_blocks), **facts)
@@ -135,7 +142,7 @@ class Evidence(RowEstimates):
         parts = list(parts)
         if not parts:
             raise UsageError("there is nothing to merge: give the parts of one evaluation")
-        same = {name: getattr(parts[0], name) for name in ("seed", "proposal", "measure")}
+        same = {name: getattr(parts[0], name) for name in ("seed", "proposal", "measure", "noise")}
         blocks: dict[int, RowBlock] = {}
         for part in parts:
             part.check_same(**same)
@@ -265,14 +272,20 @@ class Evidence(RowEstimates):
         moved |= {"measure": "counts, dequantised", "row_blocks": (), "row_ids": ids}
         return dataclasses.replace(self, **moved)
 
+    def to_elpd(self) -> Any:
+        """Return log p(x) as an ``ELPDData`` of ArviZ: :func:`~pyro_vae.evidence.elpd.to_elpd`."""
+        from pyro_vae.evidence.elpd import to_elpd
+
+        return to_elpd(self)
+
     def summary(self) -> dict[str, Any]:
         """Average over rows, errors apart: Monte Carlo (more particles shrink it) and data (more rows do); None if unknown."""
         return {
             "log_px": self.log_px.mean().item(),
-            "log_px_mc_se": mean_se(self.mc_se),
+            "log_px_mc_se": mean_se(apart_se(self)),
             "log_px_data_se": data_se(self.log_px),
             "elbo": known(self.elbo.mean()),
-            "elbo_mc_se": mean_se(self.elbo_se),
+            "elbo_mc_se": mean_se(apart_se(self, self.elbo_se)),
             "gap": known(self.gap.mean()),
             "ess_median": self.ess.median().item(),
             "ess_min": self.ess.min().item(),
@@ -282,7 +295,10 @@ class Evidence(RowEstimates):
             "seed": self.seed,
             "unit": "nats per row, higher is better",
             **digest_of_rows(self.row_ids),
-            **{name: getattr(self, name) for name in ("method", "measure", "proposal", "vectorizing", "engine")},
+            **{
+                name: getattr(self, name)
+                for name in ("method", "measure", "proposal", "noise", "vectorizing", "engine")
+            },
             **self.diagnostics(),
         }
 
@@ -290,7 +306,7 @@ class Evidence(RowEstimates):
         """Summarise the weights, for :meth:`summary`; empty for evidence that has none."""
         if self.khat is None or self.max_share is None or self.jackknife is None:
             return {}
-        bias, error = self.bias.mean().abs(), mean_se(self.mc_se)
+        bias, error = self.bias.mean().abs(), mean_se(apart_se(self))
         return {
             "bias": finite(self.bias.mean()),
             "bias_matters": bool(error is not None and bias > error / 2),  # ± Monte Carlo does not hold it
@@ -331,6 +347,7 @@ class Evidence(RowEstimates):
         measure: str | None = None,
         proposal: str = "guide",
         target_se: float | None = None,
+        noise: str = BLOCK,
     ) -> Evidence:
         """Read what `rows_csv` wrote, to the last bit; further columns are left alone, other arguments are the evidence's.
 
@@ -349,6 +366,7 @@ class Evidence(RowEstimates):
         if proposal != "guide" and (ids is None or ids.x is None):  # older versions wrote the ELBO of the proposal
             columns |= {name: torch.full_like(columns[name], math.nan) for name in ("elbo", "elbo_se")}
         facts: dict[str, Any] = {"num_samples": num_samples, "seed": seed, "measure": measure, "proposal": proposal}
+        facts |= {"noise": noise, "repeats": repeats_of(noise, ids, len(columns["log_px"]))}
         return cls(**facts, target_se=target_se, row_ids=ids, **columns)
 
     def __str__(self) -> str:

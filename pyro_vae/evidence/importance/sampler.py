@@ -19,6 +19,7 @@ from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.sites import LogProbs
 
 from .accumulator import PAIRS, ROWS, Piece, RowBlock
+from .noise import BLOCK, ROW, by_itself, key_of
 from .proposals import Draws, Proposal, joined, order_of, propose, terms_at
 from .weighing import WeighingEngine
 
@@ -34,10 +35,30 @@ class Sampler:
     chunk: int
     pairs: int = PAIRS  # in a block of particles that is drawn from a stream of its own
     engine: WeighingEngine | None = None
+    row_keys: Tensor | None = None  # of each row's own stream (:mod:`.noise`); None where blocks of rows have one
+
+    @property
+    def by(self) -> str:
+        """Return whose streams these are, as evidence has it in ``noise``."""
+        return BLOCK if self.row_keys is None else ROW
+
+    @property
+    def rows(self) -> int:
+        """Return how many rows a block has."""
+        return ROWS if self.row_keys is None else 1
+
+    def key(self, rows: range) -> tuple[int, ...]:
+        """Name the stream of a block of rows: by its place, or, of one row, by its values."""
+        return (rows.start // ROWS,) if self.row_keys is None else key_of(self.row_keys[rows.start])
+
+    def of(self, problem: Problem, rows: range) -> Problem:
+        """Return the problem of a block of rows."""
+        some = problem.rows(slice(rows.start, rows.stop))
+        return some if self.row_keys is None else by_itself(some)
 
     def open(self, rows: range, planned: int) -> RowBlock:
         """Return a block of rows without particles."""
-        strata = self.proposal.strata(stream(self.seed, rows.start // ROWS) / 2**63)
+        strata = self.proposal.strata(stream(self.seed, *self.key(rows)) / 2**63)
         return RowBlock(rows, planned, strata, self.pairs)
 
     def fill(self, sums: RowBlock, problem: Problem, particles: range) -> None:
@@ -79,7 +100,7 @@ class Sampler:
 
     def noise(self, sums: RowBlock, problem: Problem, block: int) -> AbstractContextManager[None]:
         """Enter a block's own stream; all else is as the caller has set it, once."""
-        return seeded(self.seed, sums.rows.start // ROWS, block, device=problem.device)
+        return seeded(self.seed, *self.key(sums.rows), block, device=problem.device)
 
     def by_graph(self, sums: RowBlock, problem: Problem, blocks: Sequence[int]) -> list[Tensor]:
         """log w of whole blocks from their graphs; the programs weigh those where there is something to be looked at."""

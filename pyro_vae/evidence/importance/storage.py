@@ -32,6 +32,7 @@ LATER = {
     "vectorizing": "plate",
     "engine": "eager",
     "data_digest": None,
+    "noise": "block",
 }  # facts that files of older versions lack, and what they were
 
 

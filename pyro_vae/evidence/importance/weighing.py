@@ -76,11 +76,16 @@ class WeighingEngine:
     ran: set[str] = field(default_factory=set, init=False)  # arithmetics of whole blocks
 
     @classmethod
-    def of(cls, problem: Problem, proposal: Proposal, pairs: int, num_samples: int) -> WeighingEngine:
-        """Make the engine of an evaluation, which weighs nothing until it is told its name."""
-        rows = min(max(ROWS, problem.own_rows), len(problem))
-        particles = max(1, pairs // rows)
-        return cls(proposal, problem, rows, particles, len(problem) // rows * (num_samples // particles))
+    def of(cls, problem: Problem, proposal: Proposal, pairs: int, num_samples: int, rows: int = ROWS) -> WeighingEngine:
+        """Make the engine of an evaluation in blocks of `rows`, which weighs nothing until it is told its name.
+
+        Blocks of one row are not compiled unless that is asked for: whether it pays depends on how many rows there are, and
+        the bits of a row shall not.
+        """
+        size = min(max(rows, problem.own_rows), len(problem))
+        particles = max(1, pairs // size)
+        whole = len(problem) // size * (num_samples // particles) if rows > 1 else 0
+        return cls(proposal, problem, size, particles, whole)
 
     def chunk(self) -> int:
         """Return how many pairs the model is run on at a time: a block, on a GPU as many as have room."""

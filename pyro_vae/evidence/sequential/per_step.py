@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.errors import ShapeError
-from pyro_vae.evidence.estimate import LogPx, format_nats, known
+from pyro_vae.evidence.estimate import LogPx, apart_se, format_nats, known
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def per_step(estimate: LogPx, lengths: Any) -> PerStep:
     steps, rows = lengths.sum(), len(estimate)
     ratio = estimate.log_px.sum() / steps
     residual = estimate.log_px - lengths * ratio
-    mc_se, data_se = estimate.mc_se.square().sum().sqrt() / steps, residual_error(residual, steps)
+    mc_se, data_se = apart_se(estimate).square().sum().sqrt() / steps, residual_error(residual, steps)
     return PerStep(ratio.item(), known(mc_se), data_se, int(steps), rows)
 
 

@@ -1,0 +1,1 @@
+"""A VAE as scikit-learn has its estimators."""
