@@ -28,7 +28,7 @@ TOLD |= {
     "evaluate_run",
     "Config",
     "Data",
-}  # of runs: in the README
+}  # of runs: in the docs
 
 
 def public():
