@@ -1,17 +1,21 @@
 """The documentation site: `make -C docs`, without a network once the extra `docs` is installed."""
 
+import hashlib
+import os
+import re
 import shutil
 import sys
 from importlib.metadata import distribution
 from pathlib import Path
 
 from sphinx.application import Sphinx
+from sphinx.errors import ExtensionError
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(HERE)]
 
-import pyro_vae  # noqa: E402, F401 (found here, and not elsewhere)
+from docstrings import to_rst  # noqa: E402
 
 project = "pyro_vae"
 author = copyright = "The pyro_vae developers"
@@ -26,6 +30,7 @@ extensions = [
 exclude_patterns = ["_build", "gallery", "**/sg_execution_times.rst", "sg_execution_times.rst"]
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
 default_role = "code"
+suppress_warnings = ["ref.python"]  # names of attributes that several classes have
 
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
@@ -62,40 +67,64 @@ templates_path = []
 
 # --- mathematics: one file of MathJax, from an installed package, at build time ---
 
-MATHJAX = "tex-svg.js"  # MathJax 3, whole: fonts are in it, so that nothing is asked of a network
+MATHJAX = "tex-svg.js"  # of MathJax 3.2.2, whole: fonts are in it, so that nothing is asked of a network
+DIGEST = "d4295dc33744836935c1399feece5159577b34c5c8ffb9f1c6324cd82e03a882"  # of the file in npm's mathjax@3.2.2, too
 mathjax_path = MATHJAX
 mathjax3_config = {"options": {"enableMenu": False}, "svg": {"fontCache": "global"}}
 
 
 def copy_mathjax(app: Sphinx) -> None:
-    """Copy MathJax beside the pages' other static files."""
+    """Copy MathJax beside the pages' other static files, if it is the file that its makers published."""
     if app.builder.format != "html":
         return
     package = distribution("sphinx-mathjax-offline")
     [source] = [f for f in package.files or [] if f.name == MATHJAX]
+    found = Path(str(package.locate_file(source)))
+    if hashlib.sha256(found.read_bytes()).hexdigest() != DIGEST:
+        raise ExtensionError(f"{found} is not MathJax 3.2.2 as published: pip install sphinx-mathjax-offline==0.0.2")
     target = Path(app.outdir) / "_static"
     target.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(package.locate_file(source), target / MATHJAX)
+    shutil.copyfile(found, target / MATHJAX)
 
 
-# --- links that leave this folder: to the pages made of those files, or to the files themselves, as downloads ---
+# --- pages that are files elsewhere, and links that leave this folder ---
 
-ELSEWHERE = {
-    "results/README.md": "results.md",
-    "CHANGELOG.md": "changelog.md",
-    "CONTRIBUTING.md": "contributing.md",
-    "ARCHITECTURE.md": "architecture.md",
+PAGES = {
+    "results/index": "results/README.md",
+    "results/published": "results/published.md",
+    "results/coverage": "results/coverage.md",
+    "results/multimodal": "results/multimodal/README.md",
+    "results/semi_supervised": "results/semi_supervised/README.md",
+    "changelog": "CHANGELOG.md",
+    "contributing": "CONTRIBUTING.md",
+    "architecture": "ARCHITECTURE.md",
 }
+LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:|#)([^)#\s]+)(#[^)]*)?\)")
 
 
-def relink(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Lead a page's links to files that are pages here to those pages."""
-    if not docname.startswith("models/"):
-        return
-    for path, page in ELSEWHERE.items():
-        source[0] = source[0].replace(f"](../../{path}", f"](../{page}")
+def fill(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Put the text of a file elsewhere in the place of a page's, and lead links to where the site has what they name."""
+    folder = HERE / Path(docname).parent
+    text, toc = source[0], ""
+    if docname in PAGES:
+        file = ROOT / PAGES[docname]
+        folder, text = file.parent, file.read_text(encoding="utf-8")
+        toc = "\n".join(re.findall(r"```\{toctree\}.*?```", source[0], re.S))
+    source[0] = LINK.sub(lambda found: lead(found, folder, HERE / Path(docname).parent), text) + "\n" + toc
+
+
+def lead(found: re.Match[str], folder: Path, here: Path) -> str:
+    """Write a link of a file in `folder` as one of a page in `here`: to a page, or to a file that is downloaded."""
+    picture, label, path, anchor = found.groups(default="")
+    target = Path(os.path.normpath(folder / path))
+    page = next((HERE / f"{name}.md" for name, file in PAGES.items() if ROOT / file == target), target)
+    way = os.path.relpath(page, here)
+    if picture or page.is_relative_to(HERE):
+        return f"{picture}[{label}]({way}{anchor})"
+    return f"{{download}}`{label} <{way}>`"
 
 
 def setup(app: Sphinx) -> None:
     app.connect("builder-inited", copy_mathjax)
-    app.connect("source-read", relink)
+    app.connect("source-read", fill)
+    app.connect("autodoc-process-docstring", to_rst, priority=400)  # before napoleon

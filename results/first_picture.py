@@ -37,7 +37,9 @@ def draw(evidence, ends):
     annealed = (ends.annealing.log_px - evidence.log_px)[order].numpy()
     upper = (ends.upper - evidence.log_px)[order].numpy()
     below.axhline(0, color=INK, lw=0.8)
-    below.errorbar(at, annealed, 2 * ends.annealing.mc_se[order].numpy(), fmt="none", ecolor=GREEN, elinewidth=0.5, alpha=0.6)
+    below.errorbar(
+        at, annealed, 2 * ends.annealing.mc_se[order].numpy(), fmt="none", ecolor=GREEN, elinewidth=0.5, alpha=0.6
+    )
     below.plot(at, annealed, "o", color=GREEN, markersize=2.5, label="annealing (± 2 s.e.)")
     below.plot(at, upper, "v", color=INK, markersize=2.5, alpha=0.6, label="upper end, approximate")
     for row in at[doubted]:
@@ -45,7 +47,12 @@ def draw(evidence, ends):
     below.set(ylabel="less importance\nsampling, nats", xlabel="row")
     for ax in (above, below):
         ax.spines[["top", "right"]].set_visible(False)
-        ax.legend(frameon=False, fontsize=8, loc="lower right" if ax is above else "upper right", ncols=1 if ax is above else 2)
+        ax.legend(
+            frameon=False,
+            fontsize=8,
+            loc="lower right" if ax is above else "upper right",
+            ncols=1 if ax is above else 2,
+        )
     return fig
 
 

@@ -156,7 +156,9 @@ with torch.no_grad():
     z = q.sample((4000,))
     log_r = (log_joint(vae, x[:1], z) - history[-1][1][0] - q.log_prob(z)).flatten()
 r = log_r.exp()
-print(f"E[r] = {r.mean():.3f} ± {r.std() / 4000**0.5:.3f}; E[log r] = {log_r.mean():.3f}; −KL = {-history[-1][4][0]:.3f}")
+print(
+    f"E[r] = {r.mean():.3f} ± {r.std() / 4000**0.5:.3f}; E[log r] = {log_r.mean():.3f}; −KL = {-history[-1][4][0]:.3f}"
+)
 
 figure, ax = plt.subplots(figsize=(6, 3.4), layout="constrained")
 line = torch.linspace(0.02, 4, 200)
@@ -199,7 +201,9 @@ with torch.no_grad():
         z = q.mean + grid(5 * q.stddev.max().item(), 121)
         density = log_joint(vae, x[i : i + 1], z)[..., 0]
         plane = z[:, :, 0].permute(2, 0, 1)
-        ax.contourf(*plane, density - density.max(), levels=[-4.5, -2, -0.5, 0.01], colors=["#cfe0ef", "#7fb0d8", "#1f5f99"])
+        ax.contourf(
+            *plane, density - density.max(), levels=[-4.5, -2, -0.5, 0.01], colors=["#cfe0ef", "#7fb0d8", "#1f5f99"]
+        )
         turn = torch.linspace(0, 2 * math.pi, 100)
         for sigmas in (1, 2):
             ring = q.mean + sigmas * q.stddev * torch.stack([turn.cos(), turn.sin()], -1)
@@ -230,7 +234,9 @@ f = vae.likelihood(z).log_prob(x[0])
 path = torch.autograd.grad(f.sum(), z)[0][:, 0]  # ∂f/∂z1 · ∂z1/∂μ1, and the latter is 1
 score = (f * (z[:, 0] - loc[0]) / scale[0] ** 2).detach()  # f · ∂ log q / ∂μ1
 for name, g in {"path": path, "score function": score}.items():
-    print(f"{name:15} mean {g.mean():8.2f} ± {g.std() / 1000**0.5:6.2f}   standard deviation of one draw {g.std():8.2f}")
+    print(
+        f"{name:15} mean {g.mean():8.2f} ± {g.std() / 1000**0.5:6.2f}   standard deviation of one draw {g.std():8.2f}"
+    )
 
 # %%
 # From one draw to many

@@ -101,7 +101,14 @@ def median_of_means(log_w):
 
 
 vae = make()
-run = fit(vae, digits.train.x, transform=digits.transform, objective=Bound(median_of_means, num_particles=8), epochs=2, verbose=False)
+run = fit(
+    vae,
+    digits.train.x,
+    transform=digits.transform,
+    objective=Bound(median_of_means, num_particles=8),
+    epochs=2,
+    verbose=False,
+)
 print({name: round(value, 2) for name, value in run.history[-1].items() if name in ("loss", "elbo", "active_units")})
 
 # %%
@@ -132,7 +139,13 @@ for name, beta in {
 }.items():
     vae = make()
     run = fit(
-        beta.pair(vae), digits.train.x, transform=digits.transform, objective=Bound(elbo), scheduled=[beta], epochs=8, verbose=False
+        beta.pair(vae),
+        digits.train.x,
+        transform=digits.transform,
+        objective=Bound(elbo),
+        scheduled=[beta],
+        epochs=8,
+        verbose=False,
     )
     last = run.history[-1]
     print(f"{name:20} ELBO {last['elbo']:7.2f}   active units {last['active_units']}")

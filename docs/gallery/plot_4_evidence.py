@@ -50,7 +50,14 @@ vae = VAE(
     likelihood=Conditional(MLP(2, 64, hidden=(64,)), bernoulli),
     posterior=Conditional(MLP(64, 2 * 2, hidden=(64,)), normal),
 )
-fit(vae, digits.train.x, validation=digits.validation.x, objective=Bound(iwae, num_particles=8), epochs=30, verbose=False)
+fit(
+    vae,
+    digits.train.x,
+    validation=digits.validation.x,
+    objective=Bound(iwae, num_particles=8),
+    epochs=30,
+    verbose=False,
+)
 pair = (vae.model, vae.guide)
 
 # %%
@@ -98,7 +105,9 @@ convergence_curve([e.summary() for e in convergence(*pair, x, samples=(1, 10, 10
 # see the truth between the ends.
 
 exact = quadrature(*pair, x[:20], tol=1e-3)
-ends = bracket(*pair, x[:20], num_temperatures=30, num_chains=8, leapfrog_steps=5, refresh=5, step_size=0.15, verbose=False)
+ends = bracket(
+    *pair, x[:20], num_temperatures=30, num_chains=8, leapfrog_steps=5, refresh=5, step_size=0.15, verbose=False
+)
 print(ends)
 print(exact)
 bracket_ends({"test rows": ends.summary()}, {"test rows": exact.summary()})
