@@ -124,7 +124,7 @@ print(compare(by_family))
 figure, axes = plt.subplots(len(models), 10, figsize=(8, 0.95 * len(models)), layout="constrained")
 for row, (name, vae) in zip(axes, models.items(), strict=True):
     for ax, image in zip(row, sample(vae, 10, seed=0), strict=True):
-        ax.imshow(image.view(8, 8), cmap="gray_r", vmin=0, vmax=16)
+        ax.imshow(image.view(8, 8).numpy(), cmap="gray_r", vmin=0, vmax=16)
         ax.set(xticks=[], yticks=[])
     row[0].set_title(name, loc="left", fontsize=9)
 

@@ -72,7 +72,7 @@ for name, objective in objectives.items():
         vae, digits.train.x, validation=digits.validation.x, transform=digits.transform, objective=objective, epochs=20,
         verbose=False,
     )  # fmt: skip
-    history[name] = [record["val_elbo"] for record in run.history]
+    history[name] = [record["elbo"] for record in run.history]
     print(f"{name:20}", log_likelihood(vae.model, vae.guide, x, num_samples=1000, verbose=False), sep="\n")
 
 # %%

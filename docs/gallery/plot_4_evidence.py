@@ -77,7 +77,7 @@ print({name: summary[name] for name in ("log_px", "log_px_mc_se", "log_px_data_s
 print("rows not to believe:", evidence.flagged)
 worst = evidence.log_px.argsort()[:3]
 print("least likely rows:", worst.tolist(), evidence.log_px[worst].tolist())
-khat_histogram(evidence.khat.tolist())
+khat_histogram(evidence.khat.numpy(), evidence.flagged.tolist(), evidence.threshold.numpy(), x.numpy(), (1, 8, 8))
 
 # %%
 # In your scripts: `strict=True` raises where rows are flagged, `target_se=0.01` takes as many samples as that takes, and the
