@@ -1,6 +1,8 @@
 """The documentation site: `make -C docs`, without a network once the extra `docs` is installed."""
 
 import hashlib
+import importlib
+import inspect
 import os
 import re
 import shutil
@@ -36,7 +38,7 @@ myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
 myst_links_external_new_tab = False
 
-autosummary_generate = True
+autosummary_generate = False  # the entries stand below their table, a page a group
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "show-inheritance": False}
@@ -49,6 +51,8 @@ sphinx_gallery_conf = {
     "gallery_dirs": ["chapters"],
     "filename_pattern": "/plot_",
     "within_subsection_order": "FileNameSortKey",
+    "image_scrapers": ["pictures.scrape"],
+    "capture_repr": (),
     "write_computation_times": False,
     "show_memory": False,
     "download_all_examples": False,
@@ -110,7 +114,30 @@ def fill(app: Sphinx, docname: str, source: list[str]) -> None:
         file = ROOT / PAGES[docname]
         folder, text = file.parent, file.read_text(encoding="utf-8")
         toc = "\n".join(re.findall(r"```\{toctree\}.*?```", source[0], re.S))
-    source[0] = LINK.sub(lambda found: lead(found, folder, HERE / Path(docname).parent), text) + "\n" + toc
+    text = LINK.sub(lambda found: lead(found, folder, HERE / Path(docname).parent), text)
+    source[0] = f"{NAMES.sub(document, text)}\n{toc}"
+
+
+NAMES = re.compile(r"```\{public\} (\S+)\n(.*?)```", re.S)
+
+
+def document(found: re.Match[str]) -> str:
+    """Write the table and the entries of some public names of a module."""
+    module, names = importlib.import_module(found[1]), found[2].split()
+    lines = [
+        f".. currentmodule:: {found[1]}",
+        "",
+        ".. autosummary::",
+        "   :nosignatures:",
+        "",
+        *(f"   {n}" for n in names),
+        "",
+    ]
+    for name in names:
+        thing = getattr(module, name)
+        kind = "class" if isinstance(thing, type) else "function" if inspect.isroutine(thing) else "data"
+        lines += [f".. auto{kind}:: {name}", ""]
+    return "```{eval-rst}\n" + "\n".join(lines) + "```"
 
 
 def lead(found: re.Match[str], folder: Path, here: Path) -> str:
@@ -124,7 +151,8 @@ def lead(found: re.Match[str], folder: Path, here: Path) -> str:
     return f"{{download}}`{label} <{way}>`"
 
 
-def setup(app: Sphinx) -> None:
+def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("builder-inited", copy_mathjax)
     app.connect("source-read", fill)
     app.connect("autodoc-process-docstring", to_rst, priority=400)  # before napoleon
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -183,6 +183,8 @@ log_px, elbo = ([v.mean().item() for v in vs] for vs in ([h[1] for h in history]
 ax.fill_between(epochs, elbo, log_px, color="#d9822b", alpha=0.35, lw=0, label="gap: KL(q(z|x) ‖ p(z|x))")
 ax.plot(epochs, log_px, color="#1f5f99", marker="o", markersize=3, label="log p(x), by quadrature")
 ax.plot(epochs, elbo, color="#222222", marker="o", markersize=3, label="ELBO")
+for at, low, high in zip(epochs, elbo, log_px, strict=True):
+    ax.annotate(f"{high - low:.1f}", (at, low), (3, -12), textcoords="offset points", color="#b3651c", fontsize=9)
 ax.set(xscale="log", xlabel="epoch", ylabel="nats, mean over 6 test images")
 ax.set_xticks(epochs, epochs)
 ax.minorticks_off()
@@ -198,7 +200,10 @@ order = history[-1][4].argsort()
 with torch.no_grad():
     for ax, i in zip(axes, (order[0], order[len(order) // 2], order[-1]), strict=True):
         q = vae.posterior(x[i : i + 1])
-        z = q.mean + grid(5 * q.stddev.max().item(), 121)
+        coarse = grid(EDGE, 121)
+        peak = coarse.view(-1, 2)[log_joint(vae, x[i : i + 1], coarse).argmax()]  # of the posterior
+        wide = (peak - q.mean).abs().max() / 2 + 4 * q.stddev.max()
+        z = (peak + q.mean) / 2 + grid(wide.item(), 121)
         density = log_joint(vae, x[i : i + 1], z)[..., 0]
         plane = z[:, :, 0].permute(2, 0, 1)
         ax.contourf(

@@ -77,7 +77,9 @@ print({name: summary[name] for name in ("log_px", "log_px_mc_se", "log_px_data_s
 print("rows not to believe:", evidence.flagged)
 worst = evidence.log_px.argsort()[:3]
 print("least likely rows:", worst.tolist(), evidence.log_px[worst].tolist())
-khat_histogram(evidence.khat.numpy(), evidence.flagged.tolist(), evidence.threshold.numpy(), x.numpy(), (1, 8, 8))
+picture = khat_histogram(
+    evidence.khat.numpy(), evidence.flagged.tolist(), evidence.threshold.numpy(), x.numpy(), (1, 8, 8)
+)
 
 # %%
 # In your scripts: `strict=True` raises where rows are flagged, `target_se=0.01` takes as many samples as that takes, and the
@@ -94,7 +96,7 @@ assert (load_evidence(folder / "evidence.json").log_px == evidence.log_px).all()
 # Is K large enough?
 # ------------------
 
-convergence_curve([e.summary() for e in convergence(*pair, x, samples=(1, 10, 100, 1000), verbose=False)])
+picture = convergence_curve([e.summary() for e in convergence(*pair, x, samples=(1, 10, 100, 1000), verbose=False)])
 
 # %%
 # Between two ends
@@ -105,12 +107,10 @@ convergence_curve([e.summary() for e in convergence(*pair, x, samples=(1, 10, 10
 # see the truth between the ends.
 
 exact = quadrature(*pair, x[:20], tol=1e-3)
-ends = bracket(
-    *pair, x[:20], num_temperatures=30, num_chains=8, leapfrog_steps=5, refresh=5, step_size=0.15, verbose=False
-)
+ends = bracket(*pair, x[:20], num_temperatures=60, num_chains=16, leapfrog_steps=3, verbose=False)
 print(ends)
 print(exact)
-bracket_ends({"test rows": ends.summary()}, {"test rows": exact.summary()})
+picture = bracket_ends({"test rows": ends.summary()}, {"test rows": exact.summary()})
 
 # %%
 # Where the gap comes from
@@ -121,7 +121,7 @@ bracket_ends({"test rows": ends.summary()}, {"test rows": exact.summary()})
 
 lost = gaps(*pair, x[:20], log_px=exact, steps=100, verbose=False)
 print(lost)
-gap_bars({"digits, 2 latents": lost.summary()})
+picture = gap_bars({"digits, 2 latents": lost.summary()})
 
 # %%
 # Which is better?
