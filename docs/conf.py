@@ -39,7 +39,8 @@ myst_heading_anchors = 3
 myst_links_external_new_tab = False
 
 autosummary_generate = False  # the entries stand below their table, a page a group
-autodoc_typehints = "signature"
+autodoc_typehints = "none"  # shapes and units are in words
+autodoc_preserve_defaults = True
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "show-inheritance": False}
 napoleon_google_docstring = True
@@ -115,9 +116,12 @@ def fill(app: Sphinx, docname: str, source: list[str]) -> None:
         folder, text = file.parent, file.read_text(encoding="utf-8")
         toc = "\n".join(re.findall(r"```\{toctree\}.*?```", source[0], re.S))
     text = LINK.sub(lambda found: lead(found, folder, HERE / Path(docname).parent), text)
-    source[0] = f"{NAMES.sub(document, text)}\n{toc}"
+    parts = re.split(r"(```.*?```|`[^`\n]*`)", NAMES.sub(document, text), flags=re.S)
+    parts[::2] = [ADDRESS.sub(r"<\1>", part) for part in parts[::2]]
+    source[0] = f"{''.join(parts)}\n{toc}"
 
 
+ADDRESS = re.compile(r"(?<![(<\"'])(https?://[^\s|;,<>)]+)")
 NAMES = re.compile(r"```\{public\} (\S+)\n(.*?)```", re.S)
 
 

@@ -51,6 +51,7 @@ def escaped(line: str) -> str:
 
 def escape_text(text: str) -> str:
     text = LONE_STARS.sub(lambda found: found[1].replace("*", r"\*"), re.sub(r"(?<!\\)\|", r"\|", text))
+    text = re.sub(r"(: [A-Z])\.$", r"\1\\.", text)  # "num_particles: K." is no list
     return LAST_UNDERSCORE.sub(r"\\_", text)
 
 

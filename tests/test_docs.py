@@ -19,7 +19,7 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 CHAPTERS = sorted((DOCS / "gallery").glob("*.py"))
 MADE = ("_build", "chapters")  # by the build of the site
 PAGES = [p for p in sorted(DOCS.rglob("*.md")) if p.relative_to(DOCS).parts[0] not in MADE]
-WORK = r"\b(epochs|num_samples|steps|draws|num_draws|num_temperatures|POINTS)=(\d+)"
+WORK = r"\b(epochs|steps|draws|num_draws|num_temperatures|POINTS)=(\d+)"
 
 
 def name_of(path):
@@ -27,8 +27,8 @@ def name_of(path):
 
 
 def shortened(script):
-    """A chapter with less work to do: no more than two epochs, 60 samples, four steps …"""
-    most = {"epochs": 2, "num_samples": 60, "num_draws": 8, "draws": 8}
+    """A chapter with less work to do: no more than two epochs, eight draws, four steps …"""
+    most = {"epochs": 2, "num_draws": 8, "draws": 8}
     script = re.sub(WORK, lambda m: f"{m[1]}={min(int(m[2]), most.get(m[1], 4))}", script)
     return script.replace("POINTS = 7.0, 241", "POINTS = 7.0, 121").replace(
         "samples=(1, 10, 100, 1000)", "samples=(1, 30)"
@@ -118,6 +118,30 @@ def test_a_built_sites_links_are_checked(tmp_path):
         "no such anchor",
         "no such file",
     ]
+
+
+def test_docstrings_become_pages_without_markup_of_their_own():
+    to_rst = runpy.run_path(str(DOCS / "docstrings.py"))["to_rst"]
+    given = """log p(x | z) of *context, and *emphasis* stays.
+
+    a formula | as it is
+
+    | name | is |
+    |---|---|
+    | ``a|b`` | x |
+
+Args:
+    x, context, validation,
+        seed: as they are."""
+    lines = given.splitlines()
+    to_rst(None, "function", "f", None, None, lines)
+    made = "\n".join(lines)
+    assert r"log p(x \| z) of *context, and *emphasis* stays." in made  # two stars more: its own markup
+    assert "::\n\n    a formula | as it is" in made
+    assert "    x, context, validation, seed: as they are." in made
+    alone = ["of x and *context"]
+    to_rst(None, "function", "f", None, None, alone)
+    assert alone == [r"of x and \*context"]
 
 
 def test_the_index_has_each_model_page():
