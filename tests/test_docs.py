@@ -1,5 +1,6 @@
-"""Every example runs in its short form, and every README block runs."""
+"""Every example and chapter runs in its short form, and every block of README and docs runs."""
 
+import ast
 import json
 import math
 import re
@@ -7,11 +8,31 @@ import runpy
 import sys
 
 import pytest
+from matplotlib import pyplot as plt
 
+import pyro_vae
+from pyro_vae.programs.check_probes import KINDS
 from tests.helpers.environment import ROOT
 
+DOCS = ROOT / "docs"
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-PAGES = sorted((ROOT / "docs").rglob("*.md"))
+CHAPTERS = sorted((DOCS / "gallery").glob("*.py"))
+MADE = ("_build", "chapters")  # by the build of the site
+PAGES = [p for p in sorted(DOCS.rglob("*.md")) if p.relative_to(DOCS).parts[0] not in MADE]
+WORK = r"\b(epochs|steps|draws|num_draws|num_temperatures|POINTS)=(\d+)"
+
+
+def name_of(path):
+    return path.relative_to(DOCS).with_suffix("").as_posix()
+
+
+def shortened(script):
+    """A chapter with less work to do: no more than two epochs, eight draws, four steps …"""
+    most = {"epochs": 2, "num_draws": 8, "draws": 8}
+    script = re.sub(WORK, lambda m: f"{m[1]}={min(int(m[2]), most.get(m[1], 4))}", script)
+    return script.replace("POINTS = 7.0, 241", "POINTS = 7.0, 121").replace(
+        "samples=(1, 10, 100, 1000)", "samples=(1, 30)"
+    )
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
@@ -22,24 +43,105 @@ def test_example(path, monkeypatch, tmp_path, capsys):
     assert capsys.readouterr().out.strip()
 
 
-def test_the_examples_are_those_the_readme_lists():
-    listed = set(re.findall(r"\(examples/(\w+)\.py\)", (ROOT / "README.md").read_text()))
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)
+def test_a_chapter_runs_in_a_short_form(path, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(shortened(path.read_text()), path.name, "exec"), {"__name__": "chapter"})
+    plt.close("all")
+    assert capsys.readouterr().out.strip()
+
+
+def test_the_examples_are_those_their_page_lists():
+    listed = set(re.findall(r"\(\.\./examples/(\w+)\.py\)", (DOCS / "examples.md").read_text()))
     assert {p.stem for p in EXAMPLES} == listed
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
 def test_the_blocks_of_a_page_run_in_order(path, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     namespace = {}
     for block in re.findall(r"```python\n(.*?)```", path.read_text(), re.S):
         exec(compile(block, path.name, "exec"), namespace)
-    assert namespace or path.stem == "README"
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.stem)
-def test_a_pages_links_lead_somewhere(path):
-    for name in re.findall(r"\]\(([\w/.]+)", path.read_text()):
-        assert (path.parent / name).exists(), name
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_a_pages_links_and_pictures_lead_somewhere(path):
+    text = re.sub(r"```.*?```", "", path.read_text(), flags=re.S)
+    for name in re.findall(r"\]\(([\w/.]+)", text):
+        source = re.sub(r"chapters/(\w+)\.rst", r"gallery/\1.py", name)  # the build makes the page of the script
+        assert (path.parent / source).exists(), name
+
+
+def test_every_page_is_in_a_table_of_contents():
+    """As Sphinx would say; a chapter's page is made of its script."""
+    listed = {"index"}
+    for path in PAGES:
+        for toc in re.findall(r"```\{toctree\}\n(.*?)```", path.read_text(), re.S):
+            names = [line for line in toc.splitlines() if line and not line.startswith(":")]
+            listed |= {(path.parent.relative_to(DOCS) / name).as_posix() for name in names}
+    assert listed == {name_of(p) for p in PAGES} | {f"chapters/{p.stem}" for p in CHAPTERS}
+
+
+def test_the_api_pages_list_what_is_public():
+    text = "".join(path.read_text() for path in sorted((DOCS / "api").glob("*.md")))
+    for module in (pyro_vae, pyro_vae.priors, pyro_vae.likelihoods, pyro_vae.posteriors):
+        listed = " ".join(re.findall(rf"```\{{public\}} {re.escape(module.__name__)}\n(.*?)```", text, re.S)).split()
+        elsewhere = {"priors", "likelihoods", "posteriors", "errors", "PRIORS", "FAMILIES", "POSTERIORS"}
+        elsewhere |= set() if module is pyro_vae else set(pyro_vae.__all__)
+        assert sorted(listed) == sorted(set(module.__all__) - elsewhere), module.__name__
+
+
+def test_what_can_go_wrong_has_every_kind_of_finding():
+    """Read off the calls of `Finding` and `finding_of` in the source."""
+    kinds = set()
+    for path in (ROOT / "pyro_vae" / "programs").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("Finding", "finding_of") and node.args:
+                kinds |= {node.args[0].value} if isinstance(node.args[0], ast.Constant) else set()
+    kinds |= {kind for _, kind in KINDS}
+    assert len(kinds) > 20
+    page = (DOCS / "what_can_go_wrong.md").read_text()
+    assert [kind for kind in sorted(kinds) if not re.search(rf"^\| [^|]*`{kind}`", page, re.M)] == []
+
+
+def test_a_built_sites_links_are_checked(tmp_path):
+    problems = runpy.run_path(str(DOCS / "links.py"))["problems"]
+    (tmp_path / "a.html").write_text('<h1 id="top"></h1><a href="b.html#there">b</a><a href="https://x.y">x</a>')
+    (tmp_path / "b.html").write_text('<p id="there"><a href="a.html#top">a</a></p>')
+    assert problems(tmp_path) == []
+    (tmp_path / "b.html").write_text(
+        '<a href="a.html#gone">a</a><a href="c.html">c</a><script src="https://x.y/m.js"></script>'
+    )
+    assert [line.rpartition(": ")[2] for line in problems(tmp_path)] == [
+        "no such anchor",
+        "loads https://x.y/m.js from a network",
+        "no such anchor",
+        "no such file",
+    ]
+
+
+def test_docstrings_become_pages_without_markup_of_their_own():
+    to_rst = runpy.run_path(str(DOCS / "docstrings.py"))["to_rst"]
+    given = """log p(x | z) of *context, and *emphasis* stays.
+
+    a formula | as it is
+
+    | name | is |
+    |---|---|
+    | ``a|b`` | x |
+
+Args:
+    x, context, validation,
+        seed: as they are."""
+    lines = given.splitlines()
+    to_rst(None, "function", "f", None, None, lines)
+    made = "\n".join(lines)
+    assert r"log p(x \| z) of *context, and *emphasis* stays." in made  # two stars more: its own markup
+    assert "::\n\n    a formula | as it is" in made
+    assert "    x, context, validation, seed: as they are." in made
+    alone = ["of x and *context"]
+    to_rst(None, "function", "f", None, None, alone)
+    assert alone == [r"of x and \*context"]
 
 
 def test_the_index_has_each_model_page():
@@ -50,12 +152,19 @@ def test_the_index_has_each_model_page():
 def test_readme_blocks_run_in_order(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    assert len(blocks) >= 4
+    assert len(blocks) >= 3
     namespace = {}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), namespace)
-    assert "log p(x)" in capsys.readouterr().out
-    assert namespace["path"].shape == (7, 1, 64)
+    printed = capsys.readouterr().out
+    assert "log p(x)" in printed and "✓ nothing found" in printed
+
+
+def test_the_readme_is_two_screens_and_begins_with_its_two_commands():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 115
+    first, second = re.findall(r"```sh\n(.*?)```", text, re.S)
+    assert "pyro-vae demo" in first and "pytest" in second
 
 
 def test_the_quickstart_is_the_readmes_script():
@@ -107,10 +216,10 @@ def test_the_readmes_first_number_is_the_demos_and_holds_by_two_methods():
     assert (folder / "figures" / "bracket.png").is_file()
 
 
-def test_the_readmes_table_of_parts_is_that_of_the_registry():
+def test_the_tables_of_parts_are_those_of_the_registry():
     """As `pyro-vae parts --markdown` prints it."""
     from pyro_vae.cli.tables import markdown_table
     from pyro_vae.runs.registry import TABLES
 
-    readme = (ROOT / "README.md").read_text()
-    assert all(markdown_table(role).strip() in readme for role in TABLES)
+    page = (DOCS / "parts.md").read_text()
+    assert all(markdown_table(role).strip() in page for role in TABLES)

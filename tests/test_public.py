@@ -29,7 +29,7 @@ TOLD |= {
     "evaluate_run",
     "Config",
     "Data",
-}  # of runs: in the README
+}  # of runs: in the docs
 
 
 def public():

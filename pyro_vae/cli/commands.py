@@ -145,7 +145,7 @@ def parts(*, markdown: Annotated[bool, Parameter(negative=())] = False) -> None:
     Parameters
     ----------
     markdown
-        As Markdown, the table of the README.
+        As Markdown, the tables of docs/parts.md.
     """
     for role in TABLES:
         print(markdown_table(role)) if markdown else print_parts(role)
