@@ -73,7 +73,8 @@ for name, objective in objectives.items():
         verbose=False,
     )  # fmt: skip
     history[name] = [record["elbo"] for record in run.history]
-    print(f"{name:20}", log_likelihood(vae.model, vae.guide, x, num_samples=1000, verbose=False), sep="\n")
+    evidence = log_likelihood(vae.model, vae.guide, x, num_samples=1000, verbose=False)
+    print(f"{name}:", str(evidence).replace(" | ", "\n    "))
 
 # %%
 # The ELBO of the validation rows, under each objective. IWAE does not maximise it, and need not: look at log p(x) above, which is

@@ -65,7 +65,7 @@ pair = (vae.model, vae.guide)
 # ------------------------------------
 
 evidence = log_likelihood(*pair, x, num_samples=1000, verbose=False)
-print(evidence)
+print(str(evidence).replace(" | ", "\n"))
 
 # %%
 # Two errors, because they have two remedies: the Monte Carlo error shrinks with more samples, the data error with more rows. Each row
@@ -108,8 +108,8 @@ picture = convergence_curve([e.summary() for e in convergence(*pair, x, samples=
 
 exact = quadrature(*pair, x[:20], tol=1e-3)
 ends = bracket(*pair, x[:20], num_temperatures=60, num_chains=16, leapfrog_steps=3, verbose=False)
-print(ends)
-print(exact)
+print(str(ends).replace(" | ", "\n"))
+print(str(exact).replace(" | ", "\n"))
 picture = bracket_ends({"test rows": ends.summary()}, {"test rows": exact.summary()})
 
 # %%
@@ -120,7 +120,7 @@ picture = bracket_ends({"test rows": ends.summary()}, {"test rows": exact.summar
 # the encoder's (another one of the same family would).
 
 lost = gaps(*pair, x[:20], log_px=exact, steps=100, verbose=False)
-print(lost)
+print(str(lost).replace(" | ", "\n"))
 picture = gap_bars({"digits, 2 latents": lost.summary()})
 
 # %%
