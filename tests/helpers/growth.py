@@ -25,6 +25,7 @@ def objects():
 
 def held():
     """Count all else: files, threads, hooks, entries of the store and handlers that are on."""
+    gc.collect()
     hooks = [d for name, d in vars(torch_module).items() if name.startswith("_global_") and isinstance(d, dict)]
     return {
         "files": len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").is_dir() else 0,
