@@ -57,8 +57,9 @@ class Column:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
-        told = {"name": self.name, "kind": self.kind, "labels": list(self.labels), "ordered": self.ordered}
-        return told | {"family": self.family}
+        told: dict[str, Any] = {"name": self.name, "kind": self.kind}
+        more = {"labels": list(self.labels), "ordered": self.ordered, "family": self.family}
+        return told | {key: value for key, value in more.items() if value}
 
     @classmethod
     def from_dict(cls, values: Any) -> Column:

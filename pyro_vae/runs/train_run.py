@@ -39,7 +39,7 @@ from .checkpoint import Generation
 from .checkpointer import Checkpointer
 from .config import Config
 from .custom_components import NOTHING, Components
-from .data_choices import choices_told, columns_outside, decided
+from .data_choices import choices_told, columns_outside, columns_told, decided
 from .evaluate_run import SPLITS, EvaluationOptions, evaluate_opened
 from .kinds.kind import Batch, ModelKind
 from .load import Run, load_data
@@ -141,6 +141,7 @@ def prepare(
     """
     first, target = resolved(config, components), resolve_device(device)  # what does not go together is refused first
     data = load_data(first, data_dir, download, digest)
+    columns_told(data.columns)  # what a run's folder has no room for is refused before it is made
     given, config = config, decided(config, data, components)
     for note in (*data.notes, *choices_told(given, config, data)):
         print(f"note: {plain(note)}", file=sys.stderr)
@@ -289,7 +290,7 @@ def describe(config: Config, data: Data, made_by: str, path: Path) -> dict[str, 
         "digest": data.digest,
         "policy": data.policy,
     }
-    about |= {"rows": rows, "notes": list(map(plain, data.notes)), "columns": [c.to_dict() for c in data.columns]}
+    about |= {"rows": rows, "notes": list(map(plain, data.notes)), "columns": columns_told(data.columns)}
     about |= {"beside": os.path.relpath(config.data, path)} if Path(config.data).is_file() else {}
     head: dict[str, Any] = {"schema": folder.SCHEMA, "made_by": made_by, "versions": versions()}
     return head | {"config": config.to_dict(), "data": about}
