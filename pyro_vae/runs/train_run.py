@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -132,7 +132,7 @@ def prepare(
     device: str,
     digest: str | None = None,
     *,
-    limits: Callable[[int], AbstractContextManager[None]] = lambda spare: nullcontext(),
+    limits: Callable[[int], AbstractContextManager[None]] | None = None,
 ) -> TrainingJob:
     """Load the data and build the model of a config, and check them; nothing is written.
 
@@ -145,10 +145,11 @@ def prepare(
     given, config = config, decided(config, data, components)
     for note in (*data.notes, *choices_told(given, config, data)):
         print(f"note: {plain(note)}", file=sys.stderr)
+    if limits is not None:  # without the rows, as fitting their marginals takes far more steps than a model has parts
+        with seeded(config.seed), limits(8 * data.train.x.nbytes):
+            build(config, data.shape, components=components)
     with seeded(config.seed):
-        with limits(8 * data.train.x.nbytes):
-            vae = build(config, data.shape, data.train.x, components)
-        vae = vae.to(target)
+        vae = build(config, data.shape, data.train.x, components).to(target)
         check_splits(config, vae, data, target)
         check_first(config, vae, data, target)
     return TrainingJob(config, path, components, data, vae, target)
