@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pyro_vae.common.keywords import suggest
+from pyro_vae.common.plain_text import is_plain, plain
 from pyro_vae.errors import DataError
 
 KINDS = ("number", "boolean", "category")
@@ -57,8 +58,9 @@ class Column:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
-        told = {"name": self.name, "kind": self.kind, "labels": list(self.labels), "ordered": self.ordered}
-        return told | {"family": self.family}
+        told: dict[str, Any] = {"name": self.name, "kind": self.kind}
+        more = {"labels": list(self.labels), "ordered": self.ordered, "family": self.family}
+        return told | {key: value for key, value in more.items() if value}
 
     @classmethod
     def from_dict(cls, values: Any) -> Column:
@@ -134,6 +136,10 @@ def check_names(names: Sequence[Any]) -> tuple[str, ...]:
     told = tuple(map(str, names))
     seen: dict[str, int] = {}
     for i, name in enumerate(told):
+        if not is_plain(name):
+            raise DataError(
+                f"column {i} is called {plain(repr(name))}, with control signs: give it a name without any."
+            )
         if name in seen:
             raise DataError(f"columns {seen[name]} and {i} are both called {name!r}: give each a name of its own.")
         seen[name] = i
@@ -186,6 +192,8 @@ def as_category(raw: RawColumn, ordered: bool = False) -> tuple[np.ndarray, Colu
             f"column {raw.name!r} has {len(labels):,} different labels, and a category has {MANY:,} at most: labels so many "
             f"name the rows. Leave the column out ({left_out(raw.name)}), or take coarser ones."
         )
+    if odd := [label for label in labels if not is_plain(label)]:
+        raise DataError(f"column {raw.name!r} has a label with control signs, {odd[0]!r}: take them out of the cells.")
     column = Column(raw.name, "category", labels, ordered or raw.ordered)
     return codes_of(texts, column), column
 

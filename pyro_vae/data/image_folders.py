@@ -50,7 +50,7 @@ def read_folder(path: Path, seed: int) -> Source:
         )
     rows = np.stack([pixels(file, files[0], shape, mode) for file in files])
     names = np.array([file.relative_to(path).as_posix() for file in files])
-    y, classes = None, ()
+    y, classes = None, tuple[str, ...]()
     if files[0].parent != path:
         labels, y = np.unique(np.array([file.parent.name for file in files]), return_inverse=True)
         y, classes = y.astype(np.int64), tuple(map(str, labels))

@@ -164,7 +164,7 @@ def known_label(text: str | None, labels: Sequence[str]) -> str | None:
 def describe_columns(columns: Sequence[Column], values: np.ndarray) -> Iterator[str]:
     """Yield the lines of a table of columns: name, values, gaps, likelihood and why, to be corrected."""
     cells = [
-        (c.name[:28], told_values(c, values[:, i]), gaps(values[:, i]), c.family or "", c.why)
+        (" ".join(c.name.split())[:28], told_values(c, values[:, i]), gaps(values[:, i]), c.family or "", c.why)
         for i, c in enumerate(columns)
     ]
     heads = ("column", "values", "missing", "likelihood", "why")
@@ -178,7 +178,9 @@ def describe_columns(columns: Sequence[Column], values: np.ndarray) -> Iterator[
 def told_values(column: Column, values: np.ndarray) -> str:
     """Tell what values a column has: its labels, or its range."""
     if codes := column.codes:
-        told = ", ".join(codes[:3]) + (f", … ({len(codes)})" if len(codes) > 3 else "")
+        told = ", ".join(" ".join(code.split()) for code in codes[:3]) + (
+            f", … ({len(codes)})" if len(codes) > 3 else ""
+        )
         return told if len(told) <= 32 else f"{told[:31]}…"
     known = values[~np.isnan(values)]
     return f"{known.min():.6g} to {known.max():.6g}" if known.size else "none"

@@ -12,6 +12,7 @@ from typing import IO
 
 import numpy as np
 
+from pyro_vae.common.plain_text import is_plain
 from pyro_vae.errors import DataError
 
 from .columns import Column
@@ -70,7 +71,8 @@ def assemble(table: np.ndarray, texts: dict[int, list[str]], layout: TableLayout
     names = None if index is None else np.array(texts.get(index) or [f"{v:.17g}" for v in table[:, index]])
     notes = () if options.former else tuple(describe(x, layout, index, why, classes, y))
     kept = [name for i, name in enumerate(layout.names) if i not in (index, layout.label)]
-    columns = tuple(map(Column, kept)) if len(set(kept)) == len(kept) else ()  # told apart by name, or not at all
+    told_apart = len(set(kept)) == len(kept) and all(map(is_plain, kept))
+    columns = tuple(map(Column, kept)) if told_apart else ()  # by name, or not at all
     return Table(x, y, classes, names, notes, columns)
 
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_vae.data import Data, Split
+from pyro_vae.data import Column, Data, Split
 from pyro_vae.data.datasets import NAMES
 from pyro_vae.data.frames import blocks_of
 from pyro_vae.distributions.units import real_elements
-from pyro_vae.errors import UsageError
+from pyro_vae.errors import DataError, UsageError
 from pyro_vae.likelihoods.registry import fitting
 from pyro_vae.models.standardize import units_by_shape
 
@@ -23,6 +24,7 @@ from .custom_components import NOTHING, Components
 from .registry import LIKELIHOODS, kind_of, likelihood_of, resolved
 from .tabular_spec import block
 
+ROOM = 2**18  # bytes of a config.json for its columns; one of more than a mebibyte is not read
 SPREAD = 0.1  # images within [0, 1] of no less standard deviation are in units that networks start at
 OF_KIND = {"binary": "bernoulli", "bytes": "discretized_logistic"}
 OWN_UNITS = "normal_fixed"  # whose scale is given in the units of x
@@ -65,6 +67,24 @@ def of_columns(config: Config, data: Data) -> Config:
     gaps = any(bool(split.x.isnan().any()) for split in (data.train, data.validation, data.test))
     changed: dict[str, Any] = {"likelihood_options": {"blocks": blocks}, "missing": config.missing or gaps}
     return dataclasses.replace(config, likelihood="columns", **changed)
+
+
+def columns_told(columns: Sequence[Column]) -> list[dict[str, Any]]:
+    """Return what a run's folder remembers of the columns of its table; nothing of numbers so many that it has no room.
+
+    Raises:
+        DataError: so many labels that it has no room, and without which codes would mean nothing.
+    """
+    told = [column.to_dict() for column in columns]
+    if sum(len(json.dumps(column)) for column in told) <= ROOM:
+        return told
+    if not any(column.codes or column.family for column in columns):
+        return []  # new rows are then matched by their place
+    longest = max(columns, key=lambda column: sum(map(len, column.codes)))
+    raise DataError(
+        f"the names and labels of {len(columns)} columns take more than {ROOM:,} bytes, which a run has no room for; column "
+        f"{longest.name!r} has the most, {len(longest.codes)} labels: leave columns out (--columns auto,NAME=ignore)."
+    )
 
 
 def columns_outside(config: Config, data: Data, part: Split) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from .checkpoint import Generation
 from .checkpointer import Checkpointer
 from .config import Config
 from .custom_components import NOTHING, Components
-from .data_choices import choices_told, columns_outside, decided
+from .data_choices import choices_told, columns_outside, columns_told, decided
 from .end_of_training import draw_figures
 from .evaluate_run import SPLITS, EvaluationOptions, evaluate_opened
 from .kinds.kind import Batch, ModelKind
@@ -133,7 +133,7 @@ def prepare(
     device: str,
     digest: str | None = None,
     *,
-    limits: Callable[[int], AbstractContextManager[None]] = lambda spare: nullcontext(),
+    limits: Callable[[int], AbstractContextManager[None]] | None = None,
 ) -> TrainingJob:
     """Load the data and build the model of a config, and check them; nothing is written.
 
@@ -142,13 +142,15 @@ def prepare(
     """
     first, target = resolved(config, components), resolve_device(device)  # what does not go together is refused first
     data = load_data(first, data_dir, download, digest)
+    columns_told(data.columns)  # what a run's folder has no room for is refused before it is made
     given, config = config, decided(config, data, components)
     for note in (*data.notes, *choices_told(given, config, data)):
         print(f"note: {plain(note)}", file=sys.stderr)
+    if limits is not None:  # without the rows, as fitting their marginals takes far more steps than a model has parts
+        with seeded(config.seed), limits(8 * data.train.x.nbytes):
+            build(config, data.shape, components=components)
     with seeded(config.seed):
-        with limits(8 * data.train.x.nbytes):
-            vae = build(config, data.shape, data.train.x, components)
-        vae = vae.to(target)
+        vae = build(config, data.shape, data.train.x, components).to(target)
         check_splits(config, vae, data, target)
         check_first(config, vae, data, target)
     return TrainingJob(config, path, components, data, vae, target)
@@ -290,7 +292,7 @@ def describe(config: Config, data: Data, made_by: str, path: Path) -> dict[str, 
         "digest": data.digest,
         "policy": data.policy,
     }
-    about |= {"rows": rows, "notes": list(map(plain, data.notes)), "columns": [c.to_dict() for c in data.columns]}
+    about |= {"rows": rows, "notes": list(map(plain, data.notes)), "columns": columns_told(data.columns)}
     about |= {"beside": os.path.relpath(config.data, path)} if Path(config.data).is_file() else {}
     head: dict[str, Any] = {"schema": folder.SCHEMA, "made_by": made_by, "versions": versions()}
     return head | {"config": config.to_dict(), "data": about}

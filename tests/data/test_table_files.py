@@ -104,6 +104,8 @@ REFUSED = {
     "comma and point": ('a,b\n"1,5",x\n2.5,y\n3,x\n', r"with a comma \('1,5', row 0\) and with a point \('2.5', row 1"),
     "short row": ("a,b\n1,x\n2\n3,y\n", r"row 1 .*line 3 of the file\): 1 cells, wanted 2"),
     "many labels": ("a,b\n" + "".join(f"{i % 5}.5,n{i}\n" for i in range(1001)), "'b' has 1,001 different labels"),
+    "control signs": ("a,\x1b[31mb\n1,x\n2,y\n3,x\n", "column 1 is called .* with control signs"),
+    "control signs in labels": ("a,b\n1,x\n2,\x1b[2J\n3,x\n", "'b' has a label with control signs"),
     "nothing": ("", "is empty"),
 }  # fmt: skip
 

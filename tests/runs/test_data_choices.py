@@ -10,15 +10,16 @@ import torch
 from pyro_vae import log_likelihood
 from pyro_vae.common.random import seeded
 from pyro_vae.common.safe_read import SEAL, seal
-from pyro_vae.data import load
+from pyro_vae.data import Column, load
 from pyro_vae.data.datasets import kind_of
 from pyro_vae.data.table_layout import TableOptions
+from pyro_vae.errors import DataError
 from pyro_vae.evidence.exact.quadrature import quadrature
 from pyro_vae.models.standardize import OfStandardized, units_by_shape
 from pyro_vae.posteriors.registry import POSTERIORS
 from pyro_vae.priors.registry import PRIORS
 from pyro_vae.runs.config import BEFORE, Config
-from pyro_vae.runs.data_choices import decided
+from pyro_vae.runs.data_choices import columns_told, decided
 from pyro_vae.runs.load import load_data, load_run, open_data
 from pyro_vae.runs.registry import build, names
 from pyro_vae.runs.train_run import train_run
@@ -193,3 +194,12 @@ def test_units_of_images_are_one_and_of_tables_one_a_column():
     _, scale = units_by_shape(x, torch.tensor(True), (1, 2, 3))
     assert len(scale.unique()) == 1 and torch.allclose(scale[0], (x - x.mean()).square().mean().sqrt())
     assert len(units_by_shape(x, torch.tensor(True), (6,))[1].unique()) == 6
+
+
+def test_columns_that_a_run_has_no_room_for():
+    """Names of numbers are forgotten; labels, without which codes mean nothing, are refused before anything is trained."""
+    many = [Column(f"gene {i}") for i in range(20_000)]
+    assert columns_told(many) == [] and columns_told(many[:3])[1] == {"name": "gene 1", "kind": "number"}
+    labels = tuple(f"{i:0>400}" for i in range(900))
+    with pytest.raises(DataError, match="'long' has the most, 900 labels"):
+        columns_told([*many[:3], Column("long", "category", labels)])

@@ -20,6 +20,7 @@ from pyro_vae.runs.evaluate_run import evaluate_run
 from pyro_vae.runs.load import load_data, load_run, open_data
 from pyro_vae.runs.new_rows import open_rows
 from pyro_vae.runs.registry import build, resolved
+from pyro_vae.runs.resume_run import resume_run
 from pyro_vae.runs.train_run import train_run
 from tests.helpers.tables import HEAD, penguins, write_table
 
@@ -186,3 +187,15 @@ def test_a_value_outside_the_support_of_its_column_is_named(tmp_path, capsys):
     assert main([*command[:-1], "auto,a=gama"]) == 2 and "column 'a': block" in capsys.readouterr().err
     assert main([*command[:-1], "auto", "--likelihood", "poisson"]) == 2
     assert "--columns auto,NAME=poisson" in capsys.readouterr().err
+
+
+def test_a_run_on_counts_goes_on(tmp_path, monkeypatch):
+    """Its marginals are fitted by gradient, which is no part of what a config of a folder may ask for."""
+    monkeypatch.setattr(train_module, "draw_figures", lambda *_: None)
+    monkeypatch.setattr(evaluate_module, "draw_khat", lambda *_, **__: None)
+    counts = np.random.default_rng(0).poisson(3, 40)
+    path = write_table(tmp_path / "x.csv", [[str(n), "ab"[n % 2]] for n in counts], ["n", "kind"])
+    train_run(Config(data=str(path), columns="auto", **SMALL), tmp_path / "run", num_samples=5, device="cpu")
+    before = (tmp_path / "run" / "evidence.json").read_bytes()
+    resume_run(tmp_path / "run", num_samples=5, device="cpu")
+    assert (tmp_path / "run" / "evidence.json").read_bytes() == before
