@@ -90,8 +90,8 @@ def importance(
             digest of its x and contexts, and is computed by itself: its log p̂, errors, ESS, k̂ and ELBO are the same bits
             whatever rows stand beside it, in whatever order and batch (on one device; `spread` and the flags that it gives
             are a judgment over all rows). Equal rows then have equal particles: the errors of means count their noise once
-            for all of them (``repeats``). Programs run once for each row, some five to ten times as long for a small model;
-            `rows=` may start and stop anywhere.
+            for all of them (``repeats``). The programs run once for each row: 5 times the time for a network of 8 units, 1.6
+            times for 784-256 (K = 1,000, CPU). `rows=` may start and stop anywhere.
         chunk_size: (row, particle) pairs that the model is run on at a time, by default a block, or less where a GPU has not
             the memory for it; halved where memory does not suffice. The guide runs on whole blocks.
         engine: what weighs whole blocks: "eager", the programs themselves; "trace", a flat graph of their tensor operations,
