@@ -193,7 +193,7 @@ def find_source(
             f"{name} lies in a folder, and none is named. Name it with --data-dir (data_dir=) or $PYRO_VAE_DATA; "
             "with --download (download=True) the files are fetched into it. digits needs neither."
         )
-    if (folder := Path(name).expanduser()).is_dir():
+    if (folder := Path(name).expanduser()).is_dir() and folder.suffix.lower() not in ENDINGS:
         if table is not None and table.given:
             raise UsageError(f"--{table.given[0]} is of a table, and {name} is a folder of pictures: leave it out")
         return read_folder(folder, seed)
