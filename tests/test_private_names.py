@@ -97,7 +97,13 @@ ATTRIBUTES = (
     *("_step_supports_amp_scaling", "_version", "_backward_hooks", "_validate_sample", "_schema", "_linear_pointwise"),
     *("_PYRO_STACK", "_get_trace", "_get_traces", "_mask", "_param"),
 )
-PATHS = (torch_private.MODE, torch_private.MAKE_FX, torch_private.SOURCES, *torch_private.INDUCTOR, *torch_private.SHARED)
+PATHS = (
+    torch_private.MODE,
+    torch_private.MAKE_FX,
+    torch_private.SOURCES,
+    *torch_private.INDUCTOR,
+    *torch_private.SHARED,
+)
 HIDDEN = dict.fromkeys(ATTRIBUTES, "getattr") | dict.fromkeys(PATHS, "find")
 KEYS = {"_deterministic", "_pyro_name", "_pyro_samples"}  # of the dictionaries of a site, and of a module
 WORDS = {name for name in HIDDEN if is_private(name)} - set(PROTOCOL) | KEYS
