@@ -64,6 +64,7 @@ def judge(facts: RunFacts) -> Verdict:
         "No row is flagged" if not share else f"{s['rows_flagged']} of {rows} rows ({format_share(share)}) are flagged"
     )
     how = "the method is exact" if "how" in s else "the weights of its rows have light tails"
+    how = "enough chains count in its rows" if "num_chains" in s else how
     return Verdict(
         TRUSTED, f"{flagged}: {how}, so the errors beside the number are its errors.", f"pyro-vae sample {run}"
     )
