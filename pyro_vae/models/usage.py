@@ -36,6 +36,7 @@ from .decoding import (
     sites_of_x,
     values_of,
 )
+from .given_contexts import given_contexts
 from .line import Line
 from .used import Used, pick, stacked
 
@@ -185,7 +186,8 @@ def sample(
     Args:
         vae: a :class:`~pyro_vae.VAE`, any pair of programs, or a model alone.
         num_samples: how many rows.
-        *c: contexts with `num_samples` rows, where the model has them.
+        *c: contexts with `num_samples` rows, where the model has them. One that it observes, such as labels, is kept: draws
+            are given it; one that is all NaN is drawn.
         like: rows ``(N, *event)`` as the model takes them, one at least, where it takes more of x than how many rows it has,
             such as how many steps: shape and dtype of the first one count, values do not.
         site: whose values are wanted.
@@ -198,7 +200,8 @@ def sample(
 
     Raises:
         UsageError: a model that needs to be told what its rows are `like`.
-        ProgramError: a model that reads the values of x, or observes what is no entry of it, as for :func:`~pyro_vae.simulate`.
+        ProgramError: a model that reads the values of x, or observes what is no entry of it, as for :func:`~pyro_vae.simulate`;
+            a context that it observes given latents, as another modality: draws given that are :func:`~pyro_vae.impute`'s.
 
     Example:
         >>> from pyro_vae import VAE, StandardNormal, Conditional, MLP, bernoulli, normal, sample
@@ -216,6 +219,7 @@ def sample(
         else:
             refuse_structure(like, "sample")
             run = run_on_rows(model, used.template(like, num_samples, c), seed)
+        run = given_contexts(model, run, seed) if c else run
     sites = {n: s for n, s in run.sites.items() if not is_auxiliary(s)}
     if not run.observed:
         raise ProgramError("the model observes nothing: pass the data as pyro.sample(..., obs=x).")

@@ -75,7 +75,7 @@ class Used:
         """Return checked contexts of so many rows."""
         if other := [len(context) for context in c if len(context) != num_samples]:
             raise UsageError(f"{num_samples} samples need a context of as many rows, got {other[0]}")
-        return batch_of(torch.zeros(num_samples), *c, like=like_parameters(self.model))[1:] if c else ()
+        return batch_of(torch.zeros(num_samples), *c, like=like_parameters(self.model), missing=True)[1:] if c else ()
 
     def template(self, like: Any, num_samples: int, c: tuple[Any, ...]) -> Batch:
         """Return rows of which the values do not count, and contexts."""

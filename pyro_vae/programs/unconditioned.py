@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
 from pyro_vae.common.random import seeded
@@ -60,8 +63,24 @@ def was_observed(site: Site) -> bool:
     return bool(site["infer"].get("was_observed"))
 
 
-def run_unconditioned(model: Program, args: Batch, seed: int, *block: int, checked: bool = True) -> Unconditioned:
+class Undone(UnconditionMessenger):
+    """Undo observations, as ``poutine.uncondition`` does, but for those of some sites."""
+
+    def __init__(self, kept: Collection[str]) -> None:
+        super().__init__()
+        self.kept = kept
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] not in self.kept:
+            super()._pyro_sample(msg)
+
+
+def run_unconditioned(
+    model: Program, args: Batch, seed: int, *block: int, checked: bool = True, kept: Collection[str] = ()
+) -> Unconditioned:
     """Run a model with its observations undone, on the random stream of (seed, *block) and on copies of its arguments.
+
+    Those of `kept` sites stay.
 
     Raises:
         ProgramError: a model that changes an argument in place; if `checked`, parameters that are invalid, and NaN.
@@ -69,7 +88,7 @@ def run_unconditioned(model: Program, args: Batch, seed: int, *block: int, check
     copies = tuple(a.clone() for a in args)
     valid = ValidDraws() if checked else nullcontext()
     with seeded(seed, *block, device=args[0].device), explained(MODEL, *args), valid:
-        trace = poutine.trace(poutine.uncondition(model)).get_trace(*copies)
+        trace = poutine.trace(Undone(kept)(model)).get_trace(*copies)
     for i, (copy, a) in enumerate(zip(copies, args, strict=True)):
         if not identical(copy, a):
             raise ProgramError(

@@ -13,6 +13,7 @@ from pyro_vae import (
     Bound,
     Classes,
     Conditional,
+    SemiSupervised,
     adam,
     ais,
     bracket,
@@ -250,6 +251,52 @@ def test_use():
     assert reconstruct(m2, XL, Y.clamp_min(0)).shape == XL.shape
     with pytest.raises(ProgramError, match=r"'y' of the guide.*has no mean in closed form.*num_samples=100"):
         encode(m2, XL)
+
+
+def test_draws_given_labels_are_of_these_classes():
+    """A decoder that shows the class alone: each draw is of its label's, and of any where the label is missing."""
+    given = labelled()
+
+    def shown(z, y):
+        return dist.Normal(10.0 * y + 0 * z[..., :1], 0.1).to_event(1)
+
+    m2 = SemiSupervised(given.classes, given.prior, shown, given.classifier, given.posterior)
+    y = torch.tensor([0, 1, 2, -1]).repeat(100)
+    drawn = sample(m2, 400, y, seed=1)
+    means = sample(m2, 400, y, seed=1, mean=True)
+    assert torch.equal(drawn.argmax(-1)[y >= 0], y[y >= 0]) and torch.equal(means.argmax(-1)[y >= 0], y[y >= 0])
+    free = drawn.argmax(-1)[y < 0].bincount(minlength=3) / 100
+    assert (free - m2.classes().probs).abs().max() < 4 * 0.05
+    assert torch.equal(sample(m2, 400, y, seed=1, site="y_observed")[y >= 0], y[y >= 0])
+
+
+def test_draws_given_what_depends_on_latents_are_refused():
+    """Another modality, observed given z: running forward would draw x without it."""
+
+    def model(x, y):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(z, 0.1), obs=y)
+            pyro.sample("x", dist.Normal(z, 0.1), obs=x)
+
+    with pytest.raises(ProgramError, match=r"site 'y' observes a context given latents.*NaN"):
+        sample(model, 3, torch.zeros(3), like=torch.zeros(1))
+    drawn = sample(model, 2000, torch.full((2000,), torch.nan), like=torch.zeros(1))
+    assert torch.stack([drawn["x"], drawn["y"]]).corrcoef()[0, 1] > 0.97
+
+
+def test_a_context_that_leads_the_latents_is_given():
+    """y ~ p(y), z | y, x | z: forward from y is x given it."""
+
+    def model(x, y):
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Normal(0.0, 1.0), obs=y)
+            z = pyro.sample("z", dist.Normal(y, 0.1))
+            pyro.sample("x", dist.Normal(z, 0.1), obs=x)
+
+    y = torch.linspace(-5, 5, 50)
+    drawn = sample(model, 50, y, like=torch.zeros(1))
+    assert torch.equal(drawn["y"], y) and (drawn["x"] - y).abs().max() < 1
 
 
 @pytest.mark.parametrize("use", ["importance", "training", "draws"])

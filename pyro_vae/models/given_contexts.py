@@ -1,0 +1,58 @@
+"""Draws given contexts that a model observes, such as labels: they stay what they are, where that is what conditioning is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from pyro_vae.errors import ProgramError
+from pyro_vae.programs.determinism import density_at, identical
+from pyro_vae.programs.sites import Program
+from pyro_vae.programs.unconditioned import Batch, Unconditioned, run_unconditioned
+
+from .decoding import other_rows
+
+OTHER_DRAWS = 1  # the stream of a run that shows what a density depends on
+
+
+def given_contexts(model: Program, run: Unconditioned, seed: int) -> Unconditioned:
+    """Run a model again with its contexts observed, of which a first `run` drew other values; that run, if it observes none.
+
+    Drawing forward with an observation left in place is drawing given it where its density depends on nothing that is drawn
+    before: labels y ~ p(y) of p(y) p(z) p(x | z, y).
+
+    Raises:
+        ProgramError: a context that is observed given latents, whose draws given it are not had by running forward.
+    """
+    kept = sites_of_contexts(model, run, seed)
+    if not kept:
+        return run
+    given, other = (run_unconditioned(model, run.args, seed, *more, kept=kept) for more in ((), (OTHER_DRAWS,)))
+    for name in kept:
+        value = given.sites[name]["value"]
+        if not identical(*(density_at(r.sites[name]["fn"], value) for r in (given, other))):
+            raise ProgramError(
+                f"site {name!r} observes a context given latents: draws given it are of their posterior, and not had by "
+                "running the model. For draws of all sites leave the context out, or fill it with NaN where the model wants "
+                "one; for draws given it, of a model whose sites skip NaN: impute(vae, torch.full_like(x, torch.nan), context)."
+            )
+    return given
+
+
+def sites_of_contexts(model: Program, run: Unconditioned, seed: int) -> list[str]:
+    """List the sites that observe the same whatever x is, something at least of which is not NaN."""
+    same = {name: site["infer"]["obs"] for name, site in run.observed.items()}
+    same = {name: value for name, value in same.items() if not value.isnan().all()}
+    for other in runs_on_other_rows(lambda args: run_unconditioned(model, args, seed), run.args):
+        seen = {name: site["infer"]["obs"] for name, site in other.observed.items()}
+        same = {name: value for name, value in same.items() if name in seen and identical(value, seen[name])}
+    return list(same)
+
+
+def runs_on_other_rows(run: Callable[[Batch], Unconditioned], args: Batch) -> Iterator[Unconditioned]:
+    """Run a model on other values of x, where it runs on them."""
+    for rows in other_rows(args):
+        if not identical(rows[0], args[0]):
+            try:
+                yield run(rows)
+            except Exception:  # no data of the model: a table that it looks up, say
+                continue
