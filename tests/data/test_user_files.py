@@ -193,7 +193,7 @@ def test_a_file_larger_than_what_may_be_copied_trains_from_disk(tmp_path, monkey
     peak = tracemalloc.get_traced_memory()[1]
     copied = as_rows(mapped[1:])  # a part of a file is copied
     tracemalloc.stop()
-    assert peak < held.nbytes / 10 and copied.shape == (19_999, 64)
+    assert peak < held.nbytes / 5 and copied.shape == (19_999, 64)
     assert torch.equal(x, torch.from_numpy(held))
     x[0, 0] = 7.0  # copy-on-write
     assert (tmp_path / "x.npy").read_bytes() == before
