@@ -7,6 +7,7 @@ from typing import Any
 import pyro
 import pytest
 import torch
+from threadpoolctl import threadpool_limits
 
 from tests.helpers.ids import word
 
@@ -21,7 +22,12 @@ def pytest_configure() -> None:
     if workers > 1:
         threads = max(1, (os.cpu_count() or 1) // workers)
         torch.set_num_threads(threads)
-        os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # for the processes that tests start
+        threadpool_limits(threads)  # numpy's own library, whose threads wait by turning round
+        for name in (
+            "OMP_NUM_THREADS",
+            "OPENBLAS_NUM_THREADS",
+        ):  # for what is loaded later, and processes that tests start
+            os.environ.setdefault(name, str(threads))
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:

@@ -75,7 +75,11 @@ def test_runs_compare_by_their_evidence(runs):
         numbers, others = ((m.log_px, m.difference, m.difference_se) for m in (a, b))
         assert a.name == b.name and numbers == pytest.approx(others, rel=1e-13)  # sums in another order of memory
         summary = json.loads((runs[0].parent / a.name / "evidence.json").read_text())
-        assert a.log_px == pytest.approx(summary["log_px"], rel=1e-13) and a.seconds == summary["training"]["seconds"] and a.num_samples == 20
+        assert (
+            a.log_px == pytest.approx(summary["log_px"], rel=1e-13)
+            and a.seconds == summary["training"]["seconds"]
+            and a.num_samples == 20
+        )
     assert made.rows == 180 and any("of training" in note for note in made.notes)
 
 
