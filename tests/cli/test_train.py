@@ -15,6 +15,7 @@ from pyro_vae.cli.main import main
 from pyro_vae.data import load
 from pyro_vae.likelihoods import fitting
 from pyro_vae.runs import folder, marginal_baseline
+from pyro_vae.runs import train_run as train_run_module
 from pyro_vae.runs.load import load_run
 from tests.helpers.command_line import small
 
@@ -122,6 +123,7 @@ def test_data_outside_a_support_comes_with_its_range_and_the_families_that_fit(
     families = fit.strip().rstrip(".").split(", ")
     assert families == fitting(torch.from_numpy(x)) and likelihood not in set(families) - {"categorical"}
     if seed == "0":
+        monkeypatch.setattr(train_run_module, "draw_figures", lambda *_: None)
         count = ["--batch-size", "8", "--epochs", "1"]
         assert train("run", "--data", str(tmp_path / "x.npy"), "--likelihood", families[-1], *count) == 0
 
