@@ -71,9 +71,10 @@ class VAEEstimator(TransformerMixin, DensityMixin, BaseEstimator):
         >>> from pyro_vae import VAEEstimator
         >>> X = np.random.default_rng(0).normal(size=(60, 3))
         >>> estimator = VAEEstimator(hidden=(8,), epochs=3, num_samples=50).fit(X)
-        >>> estimator.transform(X).shape, estimator.score_samples(X).shape, estimator.sample(5).shape
-        ((60, 2), (60,), (5, 3))
-        >>> bool(estimator.score_samples(X)[7] == estimator.score_samples(X[7:8])[0])
+        >>> estimator.transform(X).shape, estimator.sample(5).shape
+        ((60, 2), (5, 3))
+        >>> evidence = estimator.evidence(X)    # what score_samples are of, with their errors and flags
+        >>> bool(evidence.log_px[7] == estimator.evidence(X[7:8]).log_px[0])
         True
     """
 

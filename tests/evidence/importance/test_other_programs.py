@@ -218,8 +218,11 @@ SPLITS = {
 }
 
 
+CHANGES = {"scale": {"scale": 1.01}, "shift": {"shift": 0.3}, "family": {"family": dist.Laplace}}
+
+
 @pytest.mark.parametrize("split", SPLITS)
-@pytest.mark.parametrize("changes", [{"scale": 1.01}, {"shift": 0.3}, {"family": dist.Laplace}], ids=str)
+@pytest.mark.parametrize("changes", CHANGES.values(), ids=CHANGES)
 def test_gaps_refuse_evidence_of_another_model(split, changes):
     rows = x[:, 0]
     SPLITS[split](Functions(), rows, score(Functions(), rows))
