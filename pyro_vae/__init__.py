@@ -86,7 +86,9 @@ from pyro_vae.training.aggressive_inference import Aggressive
 from pyro_vae.training.fit import fit
 from pyro_vae.training.optimizers import adam
 from pyro_vae.training.schedules import constant, cosine, cyclical, warmup
+from pyro_vae.training.tensorboard_tracker import TensorBoardTracker
 from pyro_vae.training.time_budget import StopTraining, TimeBudget
+from pyro_vae.training.tracker import Tracker
 from pyro_vae.training.training_state import FitResult
 
 if TYPE_CHECKING:
@@ -112,7 +114,7 @@ __all__ = [  # noqa: RUF022 (grouped as in the README)
     "particle_filter", "Filtered", "smooth", "Smoothed", "forecast", "Forecast", "per_step",
     # training
     "fit", "FitResult", "Checkpointer", "Aggressive", "adam", "constant", "cosine", "warmup", "binarize", "TimeBudget",
-    "StopTraining",
+    "StopTraining", "Tracker", "TensorBoardTracker",
     "fit_ensemble", "Ensemble",
     # objectives: bounds of log weights, gradient estimators, handlers and added terms
     "log_weights", "Bound", "elbo", "iwae", "miwae", "piwae", "ciwae", "renyi", "tvo", "jackknife",

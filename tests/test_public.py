@@ -19,6 +19,7 @@ TOLD |= {"PredictiveCheck", "PredictiveDensity", "FitResult", "ClassPosterior", 
 TOLD |= {"Filtered", "Smoothed", "Forecast"}  # of sequences
 TOLD |= {"PosteriorDraws"}  # returned by posterior_draws
 TOLD |= {"ConditionalEvidence"}  # returned by conditional_log_likelihood
+TOLD |= {"TensorBoardTracker"}  # of an extra: in tests/runs/test_tracking.py
 TOLD |= {"save_evidence"}  # the other half of load_evidence's example
 TOLD |= {
     "load_run",

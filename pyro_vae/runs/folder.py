@@ -26,6 +26,7 @@ from pyro_vae.common.safe_read import JSON_BYTES, MIB, SEAL, check_seal, damaged
 from pyro_vae.errors import RunFolderError
 
 from .checkpoint import FOLDER as CHECKPOINTS
+from .hub_cache import refuse_cached
 from .lock import LOCK
 from .summary_fields import OF_DATA, check_fields
 
@@ -80,6 +81,7 @@ def check_own(path: Path) -> None:
     Raises:
         RunFolderError: one is.
     """
+    refuse_cached(path)
     try:
         entries = sorted(path.iterdir())
     except OSError as error:
@@ -208,6 +210,7 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         RunFolderError: missing, damaged, of another program or a newer version.
     """
+    refuse_cached(path)
     record = read_json(path / "config.json", MIB)
     if not isinstance(record, dict) or not {"schema", "config", "data"} <= record.keys():
         raise RunFolderError(f"{path / 'config.json'} is not a run of pyro_vae: it lacks schema, config or data")

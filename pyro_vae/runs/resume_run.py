@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from pyro_vae.common.safe_read import MIB, Layout, check_seal
 from pyro_vae.errors import CheckpointError, RunFolderError, UsageError
 from pyro_vae.training.checkpoint_state import format_differences
 from pyro_vae.training.serialize import unpack
+from pyro_vae.training.tracker import Tracker, check_trackers
 
 from . import folder
 from .build_limits import bounded_build
@@ -45,6 +46,7 @@ def resume_run(
     device: str = "auto",
     num_samples: int = 1000,
     minutes: float = MINUTES,
+    trackers: Sequence[Tracker] = (),
 ) -> dict[str, Any]:
     """Continue a run's training from its newest whole checkpoint, score and draw it; return the content of evidence.json.
 
@@ -55,7 +57,7 @@ def resume_run(
         path: the run's folder.
         config: another than the run's own needs a fork.
         fork: a folder for a run of its own, that begins with this one's state, under `config` or on data that has changed.
-        components, data_dir, device, num_samples, minutes: as for :func:`~pyro_vae.runs.train_run.train_run`.
+        components, data_dir, device, num_samples, minutes, trackers: as for :func:`~pyro_vae.runs.train_run.train_run`.
 
     Raises:
         CheckpointError: config or data differ (the message has a table), or no checkpoint can be trusted.
@@ -63,6 +65,7 @@ def resume_run(
         BusyError: another process writes to the folder.
     """
     path = Path(path)
+    check_trackers(trackers)
     record = folder.read_config(path)
     check_seal(record, path / "config.json")
     try:
@@ -79,7 +82,7 @@ def resume_run(
         folder.make(path)
         folder.check_own(path)
         with locked(path):
-            return continue_run(job, num_samples, minutes)
+            return continue_run(job, num_samples, minutes, trackers)
     saved = newest(job, path)
     folder.check_free(job.path)
     folder.make(job.path)
@@ -88,7 +91,7 @@ def resume_run(
         create(job.path, own | {"forked_from": str(path.resolve())})
         write_metrics(job.path, saved)
         checkpointer = job.checkpointer(minutes, resumed={"from": str(path), "exact": False})
-        return carry_out(job, checkpointer, num_samples=num_samples, resume=saved, fork=True)
+        return carry_out(job, checkpointer, num_samples, resume=saved, fork=True, trackers=trackers)
 
 
 def layout_on_disk(path: Path) -> Layout | None:
@@ -97,7 +100,7 @@ def layout_on_disk(path: Path) -> Layout | None:
     return Weights.of(path).layout if held else None
 
 
-def continue_run(job: TrainingJob, num_samples: int, minutes: float) -> dict[str, Any]:
+def continue_run(job: TrainingJob, num_samples: int, minutes: float, trackers: Sequence[Tracker]) -> dict[str, Any]:
     """Resume without a fork, under the folder's lock."""
     path = job.path
     settle(path)
@@ -118,7 +121,7 @@ def continue_run(job: TrainingJob, num_samples: int, minutes: float) -> dict[str
         checkpointer = job.checkpointer(minutes, spent, resumed=resumed(saved.manifest))
         checkpointer.checkpoints.discard(saved.number)
     write_metrics(path, saved)
-    return carry_out(job, checkpointer, num_samples=num_samples, resume=saved)
+    return carry_out(job, checkpointer, num_samples, resume=saved, trackers=trackers)
 
 
 def of_whole_run(path: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +32,7 @@ from pyro_vae.training.fit import fit
 from pyro_vae.training.optimizers import adam
 from pyro_vae.training.preflight import check_training
 from pyro_vae.training.schedules import constant, cosine, warmup
+from pyro_vae.training.tracker import Tracker, Tracking, check_trackers, tracked
 from pyro_vae.training.training_state import FitResult
 
 from . import folder
@@ -67,6 +68,7 @@ def train_run(
     device: str = "auto",
     num_samples: int = 1000,
     minutes: float = MINUTES,
+    trackers: Sequence[Tracker] = (),
     made_by: str = "train",
 ) -> dict[str, Any]:
     """Train, evaluate on the test rows, draw the pictures; return what evidence.json holds.
@@ -76,6 +78,7 @@ def train_run(
 
     `components` are parts of one's own, by the names that the config uses (:mod:`pyro_vae.runs.custom_components`):
     ``train_run(Config(prior="mine"), "runs/a", components={"mine": MyPrior})``; :func:`~pyro_vae.load_run` takes the same.
+    `trackers` are told of the options, of each epoch, and of what came of it (:class:`~pyro_vae.Tracker`).
 
     Raises:
         Interrupted, Terminated, DivergedError: the folder holds the best weights, the metrics and the state so far.
@@ -83,12 +86,13 @@ def train_run(
         StorageError: a folder that cannot be written to; what was saved stays.
     """
     path = Path(path)
+    check_trackers(trackers)
     job = prepare(config, path, components, data_dir, download, device)
     folder.check_free(path, overwrite)
     folder.make(path)
     with locked(path):
         create(path, describe(job.config, job.data, made_by, path), overwrite)
-        return carry_out(job, job.checkpointer(minutes), num_samples=num_samples)
+        return carry_out(job, job.checkpointer(minutes), num_samples, trackers=trackers)
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,26 +161,40 @@ def prepare(
 
 
 def carry_out(
-    job: TrainingJob, checkpointer: Checkpointer, num_samples: int, resume: Generation | None = None, fork: bool = False
+    job: TrainingJob,
+    checkpointer: Checkpointer,
+    num_samples: int,
+    resume: Generation | None = None,
+    fork: bool = False,
+    trackers: Sequence[Tracker] = (),
 ) -> dict[str, Any]:
     """Train, or go on; then score and draw. For whoever holds the folder's lock."""
-    path, vae = job.path, job.vae
-    curve = Curve(vae, job.validation, job.config.epochs, path)
-    try:
-        with checkpointer.listening():
-            run = train(job, curve, checkpointer, resume, fork)
-    except (Interrupted, DivergedError) as error:
-        save_model(path, vae, len(error.result.history) if isinstance(error.result, FitResult) else None)
-        raise
-    seconds = checkpointer.seconds
-    save_model(path, vae, len(run.history))
+    with tracked(trackers, job.config.to_dict()) as tracking:
+        curve = Curve(job.vae, job.validation, job.config.epochs, job.path, tracking)
+        try:
+            with checkpointer.listening():
+                run = train(job, curve, checkpointer, resume, fork)
+        except (Interrupted, DivergedError) as error:
+            save_model(job.path, job.vae, len(error.result.history) if isinstance(error.result, FitResult) else None)
+            raise
+        evidence = finish(job, checkpointer, run, num_samples, resume is not None)
+        tracking.end(evidence, sorted((job.path / "figures").glob("*.png")))
+    return evidence
+
+
+def finish(
+    job: TrainingJob, checkpointer: Checkpointer, run: FitResult, num_samples: int, resumed: bool
+) -> dict[str, Any]:
+    """Save the model of a training that has ended, score and draw it."""
+    path, seconds = job.path, checkpointer.seconds
+    save_model(path, job.vae, len(run.history))
     points = [{"epoch": r["epoch"], **r["evidence"]} for r in run.history if "evidence" in r]
     opened = job.opened()
     about: dict[str, Any] = {"best_epoch": run.best_epoch, "epochs": len(run.history), "stopped": run.stopped}
     about |= {"seconds": round(seconds, 1), "engine": run.engine.splitlines(), "metrics": folder.metrics_digest(path)}
-    if resumed := checkpointer.checkpoints.about.get("resumed"):
-        about["resumed"] = resumed | {"exact": resumed["exact"] and run.exact}
-    options = EvaluationOptions(num_samples=num_samples, resume=resume is not None)
+    if before := checkpointer.checkpoints.about.get("resumed"):
+        about["resumed"] = before | {"exact": before["exact"] and run.exact}
+    options = EvaluationOptions(num_samples=num_samples, resume=resumed)
     evidence = evaluate_opened(opened, job.data, options, training=about, wait=True)
     draw_figures(opened, job.data, run.history, points, evidence["floor"]["log_px"])
     return evidence
@@ -267,20 +285,19 @@ def validation_of(job: TrainingJob) -> Any:
 
 
 class Curve:
-    """Called after each epoch: writes its record, and at a few epochs estimates log p(x) on validation rows."""
+    """Called after each epoch: writes its record, at a few epochs with log p(x) of validation rows, and tells the trackers."""
 
-    def __init__(self, vae: Any, rows: Batch, epochs: int, path: Path) -> None:
-        self.vae, self.rows, self.path = vae, tuple(a[:CURVE_ROWS] for a in rows), path
+    def __init__(self, vae: Any, rows: Batch, epochs: int, path: Path, tracking: Tracking) -> None:
+        self.vae, self.rows, self.path, self.tracking = vae, tuple(a[:CURVE_ROWS] for a in rows), path, tracking
         self.epochs = set(figures.thin(epochs))
 
-    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
-        extra = {}
+    def __call__(self, record: dict[str, Any]) -> None:
         if record["epoch"] in self.epochs:
             pair = self.vae.model, self.vae.guide
             evidence = log_likelihood(*pair, *self.rows, num_samples=CURVE_SAMPLES, verbose=False)
-            extra = {"evidence": evidence.summary()}
-        folder.append_line(self.path / "metrics.jsonl", record | extra)
-        return extra
+            record["evidence"] = evidence.summary()  # in the history, too, where a tracker stops the training here
+        folder.append_line(self.path / "metrics.jsonl", record)
+        self.tracking.epoch(record)
 
 
 def describe(config: Config, data: Data, made_by: str, path: Path) -> dict[str, Any]:
