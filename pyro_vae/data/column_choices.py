@@ -14,12 +14,14 @@ import numpy as np
 from pyro_vae.common.keywords import suggest
 from pyro_vae.errors import DataError, UsageError
 
-from .cells import typed
-from .columns import Column, RawColumn, as_category, check_values
+from .cells import is_numeric, typed
+from .columns import Column, RawColumn, as_category, check_rounding, check_values
 
 IGNORED = "ignore"
 OF_CODES = ("categorical", "discretized_logistic")  # families whose values are codes 0, 1, …
 GRADES, A_GRADE = 10, 10  # values of an ordinal column at most, and rows of each at least
+NAMED = 20  # rows at least, to tell names of rows
+PADDED = re.compile(r"[+-]?0\d")  # 007 is a label
 ONE_VALUE = 0.2  # share of the rows: a density has no such point
 PAIR = re.compile(r"(?P<name>.+)=(?P<family>[A-Za-z_]+(:[a-z_-]+=[^:=]+)*)", re.DOTALL)
 
@@ -83,13 +85,28 @@ def choose(raw: RawColumn, asked: str = "") -> tuple[np.ndarray, Column] | str:
         raise DataError(
             f"column {raw.name!r} has no value in any of its {len(raw)} rows: leave it out, --columns auto,{raw.name}=ignore."
         )
-    raw = raw if name in OF_CODES and raw.kind == "cells" and not options else typed(raw)
+    raw = raw if name in OF_CODES and not options and are_labels(raw) else typed(raw)
     if raw.kind in ("number", "boolean"):
         check_values(raw.name, np.asarray(raw.values))
+        check_rounding(raw.name, np.asarray(raw.values))
     if asked:
         values, column = as_asked(raw, name, options)
-        return values, replace(column, why="as asked")
+        return values, replace(column, why="as asked" + order_of(raw, column))
     return found(raw)
+
+
+def are_labels(raw: RawColumn) -> bool:
+    """Return whether cells are labels, where a family of codes was asked for; numbers go by their value: 1 and 1.0 are one."""
+    if raw.kind != "cells":
+        return False
+    texts = [text for text in raw.texts() if text is not None]
+    return not all(map(is_numeric, texts)) or any(map(PADDED.match, texts))
+
+
+def order_of(raw: RawColumn, column: Column) -> str:
+    """Say that codes whose order matters have the one of the alphabet, as nothing told another."""
+    by_alphabet = column.family.startswith("discretized") and column.labels and raw.labels is None
+    return ", in the order of the alphabet" if by_alphabet and not column.ordered else ""
 
 
 def as_asked(raw: RawColumn, name: str, options: str) -> tuple[np.ndarray, Column]:
@@ -121,6 +138,7 @@ def found(raw: RawColumn) -> tuple[np.ndarray, Column] | str:
     """Choose the family of a column by its type and its support."""
     if raw.kind == "category":
         values, column = as_category(raw)
+        check_shared(values, column)
         return with_labels(values, column, f"{len(column.labels)} labels")
     values = np.asarray(raw.values)
     known = values[~np.isnan(values)]
@@ -131,6 +149,8 @@ def found(raw: RawColumn) -> tuple[np.ndarray, Column] | str:
         why = "false and true" if raw.kind == "boolean" else "zeros and ones"
         return values, Column(raw.name, raw.kind, family="bernoulli", why=why)
     if (known == known.round()).all():
+        if len(alike) == len(known) >= NAMED and alike[-1] - alike[0] == len(alike) - 1:
+            return f"it numbers the rows, {alike[0]:.0f} to {alike[-1]:.0f}, each once ({raw.name}=normal keeps it)"
         if (
             alike[0] >= 0
             and alike[0] <= max(0.0, known.mean() / 10)
@@ -145,6 +165,21 @@ def found(raw: RawColumn) -> tuple[np.ndarray, Column] | str:
         return values, Column(raw.name, family="log_normal", why="positive, over orders of magnitude" + heap(counts))
     why = "positive, far from 0" if alike[0] > 0 else "real numbers"
     return values, Column(raw.name, family="normal", why=why + heap(counts))
+
+
+def check_shared(values: np.ndarray, column: Column) -> None:
+    """Refuse labels most of which stand in one row alone: names, or numbers with a sign beside them.
+
+    Raises:
+        DataError: says how they are taken, or left out.
+    """
+    rows, used = int((~np.isnan(values)).sum()), len(np.unique(values[~np.isnan(values)]))
+    if rows >= NAMED and used > rows / 2:
+        raise DataError(
+            f"column {column.name!r} has {used} labels ({', '.join(map(repr, column.labels[:3]))} …) in {rows} rows: names of "
+            "the rows, or numbers with a sign or unit beside them. Write numbers alone; or --columns "
+            f"auto,{column.name}=ignore, or auto,{column.name}=categorical, which takes them as they are."
+        )
 
 
 def is_graded(alike: np.ndarray, counts: np.ndarray) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,9 @@ BOOLEANS = ("false", "true")  # codes 0 and 1
 MANY = 1000  # categories of one column
 SHOWN = 6  # labels, in a message
 EXACT = 2**24  # float32 holds every whole number up to here
+ROUNDED = 0.01  # of the spread of a column, by which single precision may move its fractions
+
+NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?(e-?[0-9]+)?")  # as a label
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,22 @@ def number_text(value: float) -> str:
     return str(int(value)) if abs(value) < 2**53 and value == round(value) else repr(float(value))
 
 
+def known_labels(texts: Sequence[str | None], labels: Sequence[str]) -> list[str | None]:
+    """Return the labels that texts mean: 2007 and 2007.0 are one where just one label has that number, 007 is another."""
+    numbers: dict[float, list[str]] = {}
+    for label in filter(NUMBER.fullmatch, labels):
+        numbers.setdefault(float(label), []).append(label)
+    meant = {label: label for label in labels}
+
+    def find(text: str | None) -> str | None:
+        if text is None or text in meant or not NUMBER.fullmatch(text):
+            return text
+        alike = numbers.get(float(text), [])
+        return alike[0] if len(alike) == 1 else text
+
+    return [find(text) for text in texts]
+
+
 def check_names(names: Sequence[Any]) -> tuple[str, ...]:
     """Refuse columns that are called alike, or not at all.
 
@@ -146,7 +166,7 @@ def check_names(names: Sequence[Any]) -> tuple[str, ...]:
     return told
 
 
-def check_values(name: str, values: np.ndarray, whole: bool | None = None) -> None:
+def check_values(name: str, values: np.ndarray) -> None:
     """Refuse infinite numbers, and whole numbers so large that single precision takes different ones for one.
 
     Raises:
@@ -157,12 +177,42 @@ def check_values(name: str, values: np.ndarray, whole: bool | None = None) -> No
             f"column {name!r} has infinite values in {len(rows)} rows, first in row {rows[0]} (counted from 0). "
             "Leave these cells empty (missing), or cap them."
         )
-    known = values[~np.isnan(values)]
+    check_whole(name, values)
+
+
+def check_precision(name: str, values: np.ndarray) -> None:
+    """Refuse the numbers of a column that single precision takes for others: too large, or too near to one another.
+
+    Raises:
+        DataError: names the column.
+    """
+    check_whole(name, values)
+    check_rounding(name, values)
+
+
+def check_whole(name: str, values: np.ndarray) -> None:
+    """Refuse whole numbers that single precision takes for one another."""
+    known = values[np.isfinite(values)]
     if not known.size or np.abs(known).max() <= EXACT or (known != known.round()).any():
         return
     alike = np.unique(known)
     if len(np.unique(alike.astype(np.float32))) < len(alike):
         raise too_large(name, f"up to {np.abs(known).max():.0f}")
+
+
+def check_rounding(name: str, values: np.ndarray) -> None:
+    """Refuse fractions that single precision moves by a hundredth of their spread: those of seconds since 1970, say."""
+    known = values[np.isfinite(values)]
+    if not known.size or known.min() == known.max() or not (known != known.round()).any():
+        return
+    with np.errstate(over="ignore"):
+        moved = np.abs(known.astype(np.float32) - known).max()
+    if moved > ROUNDED * known.std():
+        raise DataError(
+            f"column {name!r} holds {known.min():.17g} to {known.max():.17g}, with a standard deviation of {known.std():.3g}, "
+            f"and single precision would move a value by {moved:.3g}: its density would be that of other numbers. Count from "
+            "a nearer zero, or in a larger unit (days instead of seconds), or leave the column out."
+        )
 
 
 def too_large(name: str, largest: str) -> DataError:

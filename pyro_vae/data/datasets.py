@@ -19,7 +19,7 @@ from pyro_vae.errors import DataError, ShapeError, UsageError
 
 from .arrays import GAPS, convert
 from .binarize import binarize, check_grey
-from .columns import Column
+from .columns import Column, check_precision
 from .image_folders import read_folder
 from .mnist import CLASSES, read_images
 from .splits import Part, Source, Split, shuffle
@@ -117,6 +117,8 @@ def load(
     source = find_source(name, data_dir, download, seed, table, sequences)
     binary = binarization != "none"
     gaps = missing or (sequences and not binary)
+    for part in source.parts if name not in NAMES else ():
+        check_columns(part)
     prepared = [prepare(part, source, binary, gaps) for part in source.parts]
     splits, shape = [split for split, _ in prepared], event_shape(source.parts, sequences)
     train, validation, test = draw(source.cut(splits), binarization, seed)
@@ -235,6 +237,13 @@ def prepare(part: Part, source: Source, binary: bool, missing: bool) -> tuple[Sp
         raise ShapeError(f"{part.name} has {len(x)} rows, {name} has {len(y)}. Give each row one label.")
     split = Split(x, y, index=part.index, classes=part.classes)
     return split, [*notes, y_note] if y_note and not are_integers else notes
+
+
+def check_columns(part: Part) -> None:
+    """Refuse columns in double precision that single precision takes for others: identities, seconds since 1970."""
+    if part.x.ndim == 2 and part.x.dtype.kind in "iuf" and part.x.dtype.itemsize > 4:
+        for i, column in enumerate(part.x.T):
+            check_precision(part.columns[i].name if part.columns else f"{part.name}[:, {i}]", column)
 
 
 def check_gaps(part: Part) -> None:

@@ -88,7 +88,7 @@ def table(
     """
     raws = read_frame(frame)
     known = [] if columns is None or isinstance(columns, str) else [column.name for column in columns]
-    index, why = index_among(raws, known)
+    index, why = index_among(raws, known, pandas_index(frame))
     if index is not None and not known:
         left = f"column {raws[index].name!r} {why}: it is left out of x (rename it, or reset the index, to keep it)"
         warnings.warn(left, DataConversionWarning, stacklevel=2)
@@ -150,6 +150,14 @@ def read_frame(frame: Any) -> list[RawColumn]:
     if not isinstance(native, nw.DataFrame) or not len(native) or not native.columns:
         raise DataError(f"the table (a {type(frame).__name__}) is empty: it has no rows or no columns.")
     return list(read_columns(native))
+
+
+def pandas_index(frame: Any) -> tuple[str, ...]:
+    """Name the column of a pyarrow table that was the index of a pandas table; none where it had several levels."""
+    told = None if is_lazy(frame) else getattr(getattr(frame, "schema", None), "pandas_metadata", None)
+    names = told.get("index_columns") if isinstance(told, dict) else None
+    one = isinstance(names, list) and len(names) == 1 and isinstance(names[0], str)
+    return (names[0],) if one and names is not None else ()
 
 
 def is_lazy(frame: Any) -> bool:

@@ -12,8 +12,8 @@ from pyro_vae.errors import DataError
 
 from .cells import booleans_of, is_numeric, numbers_of, typed
 from .column_choices import ColumnSpec, choose
-from .columns import SHOWN, Column, RawColumn, as_category, check_values, codes_of, number_text
-from .table_layout import UNNAMED, is_index_name
+from .columns import SHOWN, Column, RawColumn, as_category, check_rounding, check_values, codes_of, known_labels
+from .table_layout import LEVEL, UNNAMED, is_index_name
 
 COUNTED = 10  # rows: the numbers of fewer may count by chance
 
@@ -27,12 +27,18 @@ class Coded:
     notes: tuple[str, ...]
 
 
-def index_among(raws: Sequence[RawColumn], known: Sequence[str] = ()) -> tuple[int | None, str]:
-    """Find the first column, if it only names the rows, and say why: unnamed, called so, or counting; else None.
+def index_among(
+    raws: Sequence[RawColumn], known: Sequence[str] = (), of_pandas: Sequence[str] = ()
+) -> tuple[int | None, str]:
+    """Find the column that only names the rows, and say why: pandas' index, wherever it stands; or the first, if it is
+    unnamed, called so, or counts; else None.
 
     Columns of a model, whose names are `known`, are none.
     """
     first = raws[0]
+    for i, raw in enumerate(raws):
+        if len(raws) > 1 and raw.name not in known and (raw.name in of_pandas or LEVEL.fullmatch(raw.name)):
+            return i, "was the index of a pandas table"
     if len(raws) < 2 or first.name in known or not len(first) or first.missing.any():
         return None, ""
     unnamed = bool(UNNAMED.fullmatch(first.name))
@@ -72,7 +78,7 @@ def code_columns(raws: Sequence[RawColumn], spec: ColumnSpec | None) -> Coded:
         DataError: what no number can stand for; names column and row.
     """
     for i, raw in enumerate(raws):
-        if UNNAMED.fullmatch(raw.name):
+        if UNNAMED.fullmatch(raw.name) or LEVEL.fullmatch(raw.name):
             raise DataError(
                 f"column {i} has no name{f' ({raw.name!r})' if raw.name else ''}: give it one in the header, or leave it out."
             )
@@ -103,6 +109,7 @@ def by_type(raw: RawColumn) -> tuple[np.ndarray, Column]:
         return as_category(raw)
     values = np.asarray(raw.values)
     check_values(raw.name, values)
+    check_rounding(raw.name, values)
     return values, Column(raw.name, raw.kind)
 
 
@@ -142,23 +149,12 @@ def coded_alike(raw: RawColumn, column: Column) -> np.ndarray:
     if raw.trouble:
         raise DataError(raw.trouble)
     if column.kind == "category":
-        texts = raw.texts()
-        if raw.kind == "cells":  # 2007.0 is the label 2007
-            texts = [known_label(text, column.labels) for text in texts]
-        return codes_of(texts, column)
+        return codes_of(known_labels(raw.texts(), column.labels), column)
     if column.kind == "boolean":
         return booleans_of(raw)
     values = numbers_of(raw, ", and numbers stood there in training")
     check_values(raw.name, values)
     return values
-
-
-def known_label(text: str | None, labels: Sequence[str]) -> str | None:
-    """Return the label that a cell means, if it is a number written otherwise; else the cell."""
-    try:
-        return text if text is None or text in labels else number_text(float(text))
-    except (ValueError, OverflowError):
-        return text
 
 
 def describe_columns(columns: Sequence[Column], values: np.ndarray) -> Iterator[str]:

@@ -14,6 +14,7 @@ from pyro_vae.errors import DataError
 
 from .columns import Column
 from .row_ids import RowIds
+from .table_layout import is_number
 
 SPLIT_NAMES = dict.fromkeys(("train", "training"), "train") | {"test": "test"}
 SPLIT_NAMES |= dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
@@ -122,6 +123,7 @@ def split_by(parts: Sequence[Split], values: Sequence[str], seed: int) -> tuple[
     (rows,) = parts
     names = {value: SPLIT_NAMES.get(value.lower()) for value in values}
     if None in names.values():
+        check_groups(names)
         names = groups_of(values, seed)
     chosen = np.array([names[value] for value in values])
     train, validation, test = (rows[np.flatnonzero(chosen == name)] for name in ("train", "validation", "test"))
@@ -129,6 +131,24 @@ def split_by(parts: Sequence[Split], values: Sequence[str], seed: int) -> tuple[
         if not len(split):
             raise DataError(f"no row is of the {name} split, as its column says: each split needs one at least.")
     return train, validation, test
+
+
+def check_groups(names: dict[str, str | None]) -> None:
+    """Refuse values that are names of splits beside others, and one number written in two ways.
+
+    Raises:
+        DataError: dealt as groups, rows called test might become training rows, and rows of one patient be in two splits.
+    """
+    others = [value for value, name in names.items() if name is None]
+    if called := [value for value, name in names.items() if name]:
+        raise DataError(
+            f"the column that splits the rows has {called[0]!r}, the name of a split, beside {others[0]!r}, which is none: "
+            "write train, validation and test; or groups that are called otherwise."
+        )
+    numbers: dict[float, str] = {}
+    for value in filter(is_number, names):
+        if (other := numbers.setdefault(float(value), value)) != value:
+            raise DataError(f"the column that splits the rows has {other!r} and {value!r}, one number: write it alike.")
 
 
 def groups_of(values: Sequence[str], seed: int) -> dict[str, str | None]:

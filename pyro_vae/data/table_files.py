@@ -15,7 +15,7 @@ from pyro_vae.errors import DataError, UsageError
 from .cells import cells_of, separator_of
 from .column_choices import ColumnSpec
 from .columns import RawColumn, check_names
-from .frames import read_frame
+from .frames import pandas_index, read_frame
 from .mixed import Coded, code_columns, describe_columns, index_among, match_columns
 from .table_layout import HEAD, TableOptions, layout_of_table
 from .tables import SHOWN, Table, labels_of, lines_of, nonblank_lines
@@ -30,14 +30,19 @@ def read_mixed(path: Path, options: TableOptions) -> Table:
         DataError: no table, a row of another length, no such column as the options name, or what no number stands for.
         UsageError: a .parquet, and no pyarrow to read it.
     """
-    raws, named = read_parquet(path) if path.suffix.lower() == PARQUET else read_text(path, options)
+    of_pandas: tuple[str, ...] = ()
+    if path.suffix.lower() == PARQUET:
+        raws, of_pandas = read_parquet(path)
+        named = True
+    else:
+        raws, named = read_text(path, options)
     if not len(raws[0]):
         raise DataError(f"{path} is empty: it has no row.")
     known = [column.name for column in options.known]
     label = None if options.label is None else find(options.label, raws, "label", path, optional=bool(known))
     split = None if options.split_by is None else find(options.split_by, raws, "split-by", path)
     rest = [raw for raw in raws if raw is not label and raw is not split]
-    index, why = index_of(rest, options, known, path)
+    index, why = index_of(rest, options, known, path, of_pandas)
     rest = [raw for raw in rest if raw is not index]
     if not rest:
         raise DataError(f"{path}: no column is left to model beside labels and the names of the rows.")
@@ -92,19 +97,19 @@ def find(wanted: str, raws: Sequence[RawColumn], role: str, path: Path, optional
 
 
 def index_of(
-    raws: Sequence[RawColumn], options: TableOptions, known: Sequence[str], path: Path
+    raws: Sequence[RawColumn], options: TableOptions, known: Sequence[str], path: Path, of_pandas: Sequence[str] = ()
 ) -> tuple[RawColumn | None, str]:
     """Find the column that only names the rows, as asked or by its looks."""
     if not raws or options.index == "none":
         return None, ""
     if options.index != "auto":
         return find(options.index, raws, "index", path, optional=bool(known)), "is the index"
-    at, why = index_among(raws, known)
+    at, why = index_among(raws, known, of_pandas)
     return (None, "") if at is None else (raws[at], why)
 
 
-def read_parquet(path: Path) -> tuple[list[RawColumn], bool]:
-    """Read the columns of a .parquet."""
+def read_parquet(path: Path) -> tuple[list[RawColumn], tuple[str, ...]]:
+    """Read the columns of a .parquet, and name the one that was an index of pandas."""
     try:
         import pyarrow.parquet as parquet
     except ImportError as error:
@@ -114,7 +119,7 @@ def read_parquet(path: Path) -> tuple[list[RawColumn], bool]:
     except Exception as error:  # pyarrow's errors are of many kinds, and all are of the file
         raise DataError(f"{path} cannot be read as Parquet ({type(error).__name__}: {error}).") from error
     try:
-        return read_frame(table), True
+        return read_frame(table), pandas_index(table)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
 

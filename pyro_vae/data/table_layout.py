@@ -18,6 +18,7 @@ MOST = 0.9  # of the columns
 HEADERS = ("auto", "yes", "no")
 WHOLE = re.compile(r"-?\d+")
 UNNAMED = re.compile(r"|unnamed: ?\d+(\.\d+)*", re.IGNORECASE)  # as pandas writes and reads an index without a name
+LEVEL = re.compile(r"__index_level_\d+__")  # as pandas writes one to a .parquet
 INDEX = re.compile(
     r"#|id|idx|index|key|no|nr|(row|obs|case|sample|patient|subject|record)s?[ _]?(id|idx|index|name|no|nr|num|number)s?"
     r"|rownames?",

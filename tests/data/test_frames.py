@@ -130,3 +130,20 @@ def test_an_index_that_pandas_wrote_without_a_name_is_left_out_and_told(rows):
 def test_a_table_tells_its_columns():
     told = repr(table(PANDAS.assign(c=5.0)))
     assert "sp      A, B" in told and "note: column 'c' is constant" in told
+
+
+@pytest.mark.parametrize(
+    "held", [[1.0, 2.0], ["1", "2"], ["1.0", "2.0"], pd.Categorical([1.0, 2.0]), pd.Categorical([1, 2])]
+)
+def test_a_label_that_is_a_number_is_found_however_it_is_written(held):
+    known = table(pd.DataFrame({"a": [0.5, 1.5, 2.5], "c": ["2", "1", "3"]}), None).columns
+    assert table(pd.DataFrame({"a": [0.5, 1.5], "c": held}), known).x[:, 1].tolist() == [0, 1]
+    other = table(pd.DataFrame({"a": [0.5, 1.5], "c": pd.Categorical(["1.0", "2.0"])})).columns
+    assert table(pd.DataFrame({"a": [0.5, 1.5], "c": held}), other).x[:, 1].tolist() == [0, 1]
+    with pytest.raises(DataError, match="'007' is a category that was never seen"):
+        table(pd.DataFrame({"a": [0.5], "c": ["007"]}), table(pd.DataFrame({"a": [0.5, 1], "c": ["7", "8"]})).columns)
+
+
+def test_new_rows_may_be_few_and_near_to_one_another():
+    known = table(pd.DataFrame({"p": [101325.12, 101000.5, 99000.25]})).columns
+    assert len(table(pd.DataFrame({"p": [101325.121, 101325.122]}), known)) == 2
