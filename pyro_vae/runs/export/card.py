@@ -54,9 +54,10 @@ def metrics_of(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
         >>> [metric["type"] for metric in metrics_of(about | {"rows_flagged": 3})]
         ['log_px', 'log_px_mc_se', 'log_px_data_se', 'rows_flagged', 'rows']
     """
-    listed = [{"type": name, "name": name, "value": value} for name, value in evidence_scalars(summary)]
-    if not all(math.isfinite(metric["value"]) for metric in listed):
+    numbers = list(evidence_scalars(summary))
+    if not all(math.isfinite(value) for _, value in numbers):
         return []
+    listed: list[dict[str, Any]] = [{"type": name, "name": name, "value": value} for name, value in numbers]
     listed[0]["name"] = f"log p(x): {in_words(summary)}"
     return listed
 
