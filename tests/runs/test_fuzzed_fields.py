@@ -48,8 +48,8 @@ COMMANDS = {
     "compare": lambda run: ["compare", str(run), str(run.parent / "other")],
     "show": lambda run: ["show", str(run)],
     "report": lambda run: ["report", str(run)],
-    "hub": lambda run: ["export", str(run), f"{run.parent / 'hub'}", "--hub"],
-    "board": lambda run: ["export", str(run), f"{run.parent / 'board'}", "--tensorboard"],
+    "hub": lambda run: ["export", str(run), f"{run / 'hub'}", "--hub"],
+    "board": lambda run: ["export", str(run), f"{run / 'board'}", "--tensorboard"],
     "sample": lambda run: ["sample", str(run), "--num-samples", "2"],
     "half": lambda run: ["sample", str(run), "--num-samples", "2"],  # of a run without model.safetensors
     "evaluate": lambda run: ["evaluate", str(run), "--num-samples", "5", "--rows", "2", "--device", "cpu"],
