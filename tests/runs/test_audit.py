@@ -46,6 +46,7 @@ COMMANDS = {
     "resume": lambda run: ["train", "--resume", run, *FEW],
     "compare": lambda run: ["compare", run, f"{Path(run).parent / 'other'}"],
     "replay": lambda run: ["replay", run],
+    "export": lambda run: ["export", run, f"{Path(run).parent / 'hub'}", "--hub"],
     "config": lambda run: ["train", "--config", f"{run}/config.json", "--run", f"{Path(run).parent / 'new'}", *FEW],
 }
 

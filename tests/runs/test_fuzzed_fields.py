@@ -29,9 +29,17 @@ from tests.helpers.run_folders import train_small
 pytestmark = pytest.mark.usefixtures("one_thread")
 CHECKPOINT = "checkpoints/000002"
 READERS = {  # file to the commands that read it; of each so many cases, where not all are run
-    "config.json": (("compare", 8), ("sample", 8), ("evaluate", 2), ("resume", 4), ("show", 12), ("report", 4)),
-    "evidence.json": (("compare", 16), ("evaluate", 2), ("resume", 8), ("show", 24), ("report", 8)),
-    "metrics.jsonl": (("compare", 6), ("show", 12), ("report", 4)),
+    "config.json": (
+        ("compare", 8),
+        ("sample", 8),
+        ("evaluate", 2),
+        ("resume", 4),
+        ("show", 12),
+        ("report", 4),
+        ("hub", 6),
+    ),
+    "evidence.json": (("compare", 16), ("evaluate", 2), ("resume", 8), ("show", 24), ("report", 8), ("hub", 8)),
+    "metrics.jsonl": (("compare", 6), ("show", 12), ("report", 4), ("board", 8)),
     "evaluations.jsonl": (("compare", 6),),
     f"{CHECKPOINT}/manifest.json": (("half", 8), ("resume", 4)),
     f"{CHECKPOINT}/state.json": (("resume", 5),),
@@ -40,6 +48,8 @@ COMMANDS = {
     "compare": lambda run: ["compare", str(run), str(run.parent / "other")],
     "show": lambda run: ["show", str(run)],
     "report": lambda run: ["report", str(run)],
+    "hub": lambda run: ["export", str(run), f"{run / 'hub'}", "--hub"],
+    "board": lambda run: ["export", str(run), f"{run / 'board'}", "--tensorboard"],
     "sample": lambda run: ["sample", str(run), "--num-samples", "2"],
     "half": lambda run: ["sample", str(run), "--num-samples", "2"],  # of a run without model.safetensors
     "evaluate": lambda run: ["evaluate", str(run), "--num-samples", "5", "--rows", "2", "--device", "cpu"],

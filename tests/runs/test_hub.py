@@ -91,7 +91,7 @@ def test_hostile_names_are_text(run):
     front, text = card(exported(run))
     assert front["model-index"][0]["results"][0]["dataset"]["name"] == " ".join(name.split())
     assert "<script>" not in text and "](java" not in text
-    assert re.search(r"&lt;script&gt;.*\\\[a\\\]\\\(javascript", text)
+    assert re.search(r"&lt;script&gt;.*\\\[a\\\]\\\(javascript\\:b", text)
 
 
 def test_texts_are_written_for_yaml_and_markdown():
@@ -99,6 +99,7 @@ def test_texts_are_written_for_yaml_and_markdown():
     for text in (HOSTILE, "", "yes", "1e3", "\x1b[31m", "\ud800", "- a", "#"):
         assert isinstance(yaml.safe_load(f"a: {as_yaml(text)}")["a"], str)
         assert "\n" not in markdown(text) and "\x1b" not in markdown(text)
+    assert markdown("see https://a.b or www.a.b, 1.5: $x$") == r"see https\://a\.b or www\.a\.b, 1.5: \$x\$"
     for number in (1e-7, 1e20, 3, -0.5, 1.5e-9):
         assert yaml.safe_load(str(as_yaml(number))) == number
 

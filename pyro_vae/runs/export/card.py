@@ -19,7 +19,8 @@ from pyro_vae.runs.report.verdict import judge
 from pyro_vae.training.tensorboard_tracker import evidence_scalars, in_words
 
 CARD = "README.md"
-MARKUP = re.compile(r"([!-/:-@\[-`{-~])")  # all of ASCII's punctuation: any of it may be escaped in Markdown
+# what Markdown would read within a line: marks, HTML, tables, formulas, mentions, and addresses that it makes links of
+MARKUP = re.compile(r"([\\`*_\[\]<>&|~$#@]|(?<=\])\(|\.(?=[^\W\d])|:(?=\S))")
 MOST = 300  # signs of a text
 
 
@@ -54,9 +55,10 @@ def metrics_of(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
         >>> [metric["type"] for metric in metrics_of(about | {"rows_flagged": 3})]
         ['log_px', 'log_px_mc_se', 'log_px_data_se', 'rows_flagged', 'rows']
     """
-    listed = [{"type": name, "name": name, "value": value} for name, value in evidence_scalars(summary)]
-    if not all(math.isfinite(metric["value"]) for metric in listed):
+    numbers = list(evidence_scalars(summary))
+    if not all(math.isfinite(value) for _, value in numbers):
         return []
+    listed: list[dict[str, Any]] = [{"type": name, "name": name, "value": value} for name, value in numbers]
     listed[0]["name"] = f"log p(x): {in_words(summary)}"
     return listed
 
@@ -81,7 +83,7 @@ def markdown(text: str) -> Written:
 
     Example:
         >>> markdown("a_b <script>"), markdown("ok\n---")
-        ('a\\_b &lt;script&gt;', 'ok \\-\\-\\-')
+        ('a\\_b &lt;script&gt;', 'ok ---')
     """
     line = " ".join(plain(text).split())
     line = line if len(line) <= MOST else f"{line[:MOST]}…"

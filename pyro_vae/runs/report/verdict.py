@@ -56,7 +56,7 @@ def judge(facts: RunFacts) -> Verdict:
         so = (
             "no bound, as an oracle errs to either side"
             if "how" in s
-            else "true log p(x) is higher, by an unknown amount"
+            else "a lower bound: true log p(x) is higher, by an unknown amount"
         )
         return Verdict(LOOSE, f"{capital(why_loose(s))}; {why_flagged(s)}. It is {so}.", next_of(facts))
     share, rows = share_flagged(s), s["rows"]
