@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_vae.errors import DataConversionWarning, DataError
 
-from .cells import DATES
+from .cells import DATES, MISSING
 from .column_choices import ColumnSpec
 from .columns import Column, RawColumn, check_names, left_out, too_large
 from .mixed import code_columns, describe_columns, index_among, match_columns
@@ -58,8 +58,9 @@ def table(
     """Take a DataFrame or a table of pandas, polars or pyarrow as rows of numbers.
 
     Nullable and Arrow dtypes, booleans (0 and 1), categories and texts (codes 0, 1, …: in the order that they declare, else by
-    alphabet) are numbers here, and gaps of every kind (NaN, None, NA) are NaN; a lazy frame is collected. A column without a
-    name that counts the rows is their index, and is left out with a warning.
+    alphabet) are numbers here, and gaps of every kind (NaN, None, NA, an empty text and the words for one that a .csv may have)
+    are NaN; a lazy frame is collected. A column without a name that counts the rows is their index, as is one that pandas wrote
+    as such, and is left out with a warning.
 
     Args:
         frame: the table; what narwhals reads.
@@ -183,8 +184,9 @@ def read_series(name: str, series: Any) -> RawColumn:
         raise DataError(f"column {name!r} holds dates or times ({dtype}): {DATES}, or leave it out.")
     if dtype in (nw.Categorical, nw.Enum):
         declared = dtype == nw.Enum or series.implementation.is_pandas_like()  # others list them as they met them
-        labels = tuple(map(str, series.cat.get_categories().to_list())) if declared else None
-        texts = [None if value is None or value != value else str(value) for value in series.to_list()]
+        listed = map(str, series.cat.get_categories().to_list()) if declared else ()
+        labels = tuple(label for label in listed if label.strip() not in MISSING) if declared else None
+        texts = [None if value is None or value != value else known_text(str(value)) for value in series.to_list()]
         ordered = bool(nw.is_ordered_categorical(series))
         return RawColumn(name, texts, "category", labels, ordered)
     if dtype.is_integer():
@@ -242,7 +244,7 @@ def of_objects(name: str, values: list[Any], dtype: str) -> RawColumn:
         raise DataError(f"column {name!r} (dtype {dtype}) mixes {told}, counted from 0: give it one type.")
     (kind,) = several
     if kind == "texts":
-        return RawColumn(name, [None if v is None else str(v) for v in values], "category")
+        return RawColumn(name, [None if v is None else known_text(str(v)) for v in values], "category")
     if kind not in ("numbers", "booleans"):
         raise DataError(
             f"column {name!r} (dtype {dtype}) holds {kind}, which no number stands for: make columns of numbers or labels of "
@@ -250,6 +252,11 @@ def of_objects(name: str, values: list[Any], dtype: str) -> RawColumn:
         )
     numbers = np.array([np.nan if v is None else float(v) for v in values], dtype=np.float64)
     return RawColumn(name, numbers, "boolean" if kind == "booleans" else "number")
+
+
+def known_text(text: str) -> str | None:
+    """Return a text, or None for an empty one and for a word that stands for a gap, as those of a text file do: NA, nan."""
+    return None if text.strip() in MISSING else text
 
 
 def kind_of(value: Any) -> str:

@@ -40,7 +40,7 @@ def read_mixed(path: Path, options: TableOptions) -> Table:
         raise DataError(f"{path} is empty: it has no row.")
     known = [column.name for column in options.known]
     label = None if options.label is None else find(options.label, raws, "label", path, optional=bool(known))
-    split = None if options.split_by is None else find(options.split_by, raws, "split-by", path)
+    split = None if options.split_by is None else find(options.split_by, raws, "split-by", path, optional=bool(known))
     rest = [raw for raw in raws if raw is not label and raw is not split]
     index, why = index_of(rest, options, known, path, of_pandas)
     rest = [raw for raw in rest if raw is not index]
@@ -53,12 +53,12 @@ def read_mixed(path: Path, options: TableOptions) -> Table:
     y, classes = (None, ()) if label is None else labels_of(["" if t is None else t for t in label.texts()])
     names = None if index is None else np.array(["" if t is None else t for t in index.texts()])
     notes = describe(raws, named, coded, label, index, why)
-    return Table(coded.values, y, classes, names, tuple(notes), coded.columns, values_of(split, path))
+    return Table(coded.values, y, classes, names, tuple(notes), coded.columns, values_of(split, path, bool(known)))
 
 
-def values_of(split: RawColumn | None, path: Path) -> tuple[str, ...]:
-    """Return what each row is split by; refuse a row that does not say."""
-    if split is None:
+def values_of(split: RawColumn | None, path: Path, optional: bool = False) -> tuple[str, ...]:
+    """Return what each row is split by; refuse a row that does not say, but of `optional` new rows."""
+    if split is None or (optional and split.missing.any()):
         return ()
     if split.missing.any():
         raise DataError(

@@ -12,6 +12,7 @@ from pyro_vae.common.plain_text import plain
 from pyro_vae.data import Data, Split, TableOptions, binarize
 from pyro_vae.data.datasets import event_shape, format_missing, prepare
 from pyro_vae.data.image_folders import read_folder
+from pyro_vae.data.row_ids import row_digests
 from pyro_vae.data.user_files import ENDINGS, TABLES, read_file
 from pyro_vae.errors import DataError, RunFolderError, ShapeError, UsageError
 
@@ -41,7 +42,9 @@ def open_rows(run: Run, file: Path | None, data_dir: Path | None = None) -> Data
             f"--data {file}: new rows are read from a file that ends in {', '.join(ENDINGS)}, or from a folder of pictures"
         )
     config, known = run.config, run.columns if file.suffix.lower() in TABLES else ()
-    options = TableOptions(config.header, config.index, config.label, known=known) if known else TableOptions()
+    options = TableOptions()
+    if known:
+        options = TableOptions(config.header, config.index, config.label, split_by=config.split_by, known=known)
     file = file.expanduser()
     seed = config.data_seed
     source = read_folder(file, seed) if file.is_dir() else read_file(file, seed, options, run.kind.ragged)
@@ -63,9 +66,20 @@ def open_rows(run: Run, file: Path | None, data_dir: Path | None = None) -> Data
     policy = source.policy + format_missing([rows], run.kind.ragged)
     policy = run.record["data"].get("policy", policy) if binary else policy
     train = training_rows(run, data_dir)
+    if train is not None and (seen := count_seen(rows, train)):
+        print(
+            f"note: {plain(file.name)}: {seen} of {len(rows)} rows equal rows that the run was trained on, and their log p(x) "
+            "is that of rows it has seen",
+            file=sys.stderr,
+        )
     return Data(
         file.name, none if train is None else train, none, rows, shape, policy, source.digest(), columns=part.columns
     )
+
+
+def count_seen(rows: Split, train: Split) -> int:
+    """Count the rows that stand among training rows, too, value for value."""
+    return int(torch.isin(row_digests([rows.x]), row_digests([train.x])).sum()) if len(train) else 0
 
 
 def training_rows(run: Run, data_dir: Path | None) -> Split | None:

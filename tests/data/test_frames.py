@@ -147,3 +147,18 @@ def test_a_label_that_is_a_number_is_found_however_it_is_written(held):
 def test_new_rows_may_be_few_and_near_to_one_another():
     known = table(pd.DataFrame({"p": [101325.12, 101000.5, 99000.25]})).columns
     assert len(table(pd.DataFrame({"p": [101325.121, 101325.122]}), known)) == 2
+
+
+@pytest.mark.parametrize("gap", ["", " ", "NA", "nan"])
+def test_a_text_that_stands_for_a_gap_is_one_as_in_a_text_file(gap):
+    """Else a table is another one once it is written to a .csv, and its empty cells another value."""
+    texts = ["x", gap, "y", gap]
+    for held in (texts, pd.Categorical(texts), pl.Series(texts), pa.array(texts), pa.array(texts).dictionary_encode()):
+        frame = (
+            pa.table({"a": [1.5, 2.5, 3.5, 1.5], "c": held})
+            if isinstance(held, pa.Array | pa.DictionaryArray)
+            else None
+        )
+        kind = pl.DataFrame if isinstance(held, pl.Series) else pd.DataFrame
+        found = table(kind({"a": [1.5, 2.5, 3.5, 1.5], "c": held}) if frame is None else frame)
+        assert found.columns[1].labels == ("x", "y") and found.x[:, 1].nan_to_num(9.0).tolist() == [0, 9, 1, 9]

@@ -199,3 +199,25 @@ def test_a_run_on_counts_goes_on(tmp_path, monkeypatch):
     before = (tmp_path / "run" / "evidence.json").read_bytes()
     resume_run(tmp_path / "run", num_samples=5, device="cpu")
     assert (tmp_path / "run" / "evidence.json").read_bytes() == before
+
+
+def test_the_file_of_a_run_split_by_groups_is_known_again_and_rows_seen_in_training_are_told(
+    tmp_path, capsys, monkeypatch
+):
+    """Else its training rows would be scored with the others, as new ones."""
+    monkeypatch.setattr(train_module, "draw_figures", lambda *_: None)
+    rows = [[str(i % 6), *row] for i, row in enumerate(penguins(60))]
+    path = write_table(tmp_path / "p.csv", rows, ["site", *HEAD])
+    config = Config(data=str(path), columns="auto", split_by="site", **SMALL)
+    train_run(config, tmp_path / "run", num_samples=5, device="cpu")
+    run = load_run(tmp_path / "run")
+    moved = shutil.copy(path, tmp_path / "moved.csv")
+    wanted = open_data(run)
+    assert open_rows(run, moved).digest == wanted.digest and torch.equal(
+        open_rows(run, moved).test.x.nan_to_num(), wanted.test.x.nan_to_num()
+    )
+    capsys.readouterr()
+    some = [rows[i] for i in (wanted.train.numbers[0], wanted.train.numbers[1], wanted.test.numbers[0])]
+    some[0] = ["", *some[0][1:]]  # nothing is split here, so that it need not say
+    assert len(open_rows(run, write_table(tmp_path / "n.csv", some, ["site", *HEAD])).test) == 3
+    assert "2 of 3 rows equal rows that the run was trained on" in capsys.readouterr().err
