@@ -1,4 +1,4 @@
-"""A run as a folder to upload to the Hugging Face hub: its card, weights, config and evidence. Nothing is uploaded here."""
+"""A run as a folder to upload to the Hugging Face hub: its card, weights, settings and evidence. Nothing is uploaded here."""
 
 from __future__ import annotations
 
