@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +35,7 @@ app = App(
     suppress_keyboard_interrupt=False,  # main reports it, with what was kept
 )
 app.meta.suppress_keyboard_interrupt = False
+app.register_install_completion_command(help="Have the shell complete commands and options (bash, zsh, fish).")
 DEMO = Config(
     data="digits", binarization="dynamic", hidden=(128,), latent_dim=8,
     objective="iwae", objective_options={"particles": "8"}, epochs=80, batch_size=64, learning_rate=2e-3,
@@ -47,6 +50,7 @@ DataDir = Annotated[
 ]
 Device = Annotated[str, Parameter(help="cpu, cuda, cuda:1, or auto (CUDA where there is one).")]
 Samples = Annotated[int, Parameter(help="K: importance samples a row.")]
+Json = Annotated[bool, Parameter(name="--json", negative=(), help="As JSON.")]
 Overwrite = Annotated[bool, Parameter(negative=(), help="Replace the run that the folder holds.")]
 
 
@@ -149,6 +153,25 @@ def parts(*, markdown: Annotated[bool, Parameter(negative=())] = False) -> None:
     """
     for role in TABLES:
         print(markdown_table(role)) if markdown else print_parts(role)
+
+
+def print_json(value: Any) -> None:
+    """Print plain names and numbers for another program; null in the place of what is no finite number."""
+    print(json.dumps(finite(value), indent=2, allow_nan=False))
+
+
+def finite(value: Any) -> Any:
+    """Put None in the place of numbers that are not finite, which JSON has not.
+
+    Example:
+        >>> finite({"a": [float("nan"), 1.5], "b": float("inf")})
+        {'a': [None, 1.5], 'b': None}
+    """
+    if isinstance(value, dict):
+        return {name: finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextmanager

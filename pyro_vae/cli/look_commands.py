@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,10 +14,9 @@ from rich.text import Text
 from pyro_vae.common.plain_text import plain
 from pyro_vae.runs.list_runs import list_runs, summary_of
 
-from .commands import app
+from .commands import Json, app, print_json
 
 WIDTH = 80  # of a table that is printed into a file or a pipe
-Json = Annotated[bool, Parameter(name="--json", negative=(), help="As JSON.")]
 
 
 @app.command
@@ -28,7 +26,7 @@ def show(
     """Shows a run: what was asked, log p(x) with its errors, whether to trust it, and what to run next."""
     about = summary_of(run)
     if as_json:
-        print(json.dumps(about, indent=2, allow_nan=False))
+        print_json(about)
         return
     table = Table(show_header=False, box=None, pad_edge=False, title=Text(plain(run)), title_justify="left")
     table.add_column(style="dim", no_wrap=True)
@@ -70,7 +68,7 @@ def runs(
     """Lists the runs in a folder: log p(x) with its errors, whether it is to be trusted, data, model and date."""
     listed = list_runs(folder)
     if as_json:
-        print(json.dumps(listed, indent=2, allow_nan=False))
+        print_json(listed)
         return
     if not listed:
         print(plain(f"there is no run in {folder}"))

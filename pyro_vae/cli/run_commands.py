@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +18,7 @@ from pyro_vae.common.atomic_write import write_atomic
 from pyro_vae.common.csv_columns import write_columns
 from pyro_vae.common.plain_text import plain
 from pyro_vae.errors import UsageError
+from pyro_vae.evidence.comparison import Comparison
 from pyro_vae.plots import images, latents
 from pyro_vae.runs.compare_runs import compare_runs, write
 from pyro_vae.runs.ensemble_run import compare_ensembles, evaluate_ensemble, is_ensemble
@@ -29,7 +31,7 @@ from pyro_vae.runs.report.seeds import write_seeds_report
 from pyro_vae.runs.run_figures import codes, draw_all, reconstructions, sample_means, samples
 
 from .array_files import EMPTY, array_bytes, check_array_file
-from .commands import DataDir, Device, app
+from .commands import DataDir, Device, Json, app, print_json
 from .ensemble_tables import report_seeds
 from .tables import report
 
@@ -73,6 +75,7 @@ def evaluate(
     data_dir: DataDir = None,
     device: Device = "auto",
     out: Annotated[Path | None, Parameter(help="Folder for what is written; RUN itself by default.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Scores a run (of several seeds, each member): log p(x) by importance sampling or exactly, from its folder alone."""
     if out is not None and is_ensemble(run):
@@ -80,10 +83,12 @@ def evaluate(
     if data is not None and is_ensemble(run):
         raise UsageError(f"--data is of a run of one seed: score members one by one, such as {run}/seed0")
     if is_ensemble(run):
-        report_seeds(evaluate_ensemble(run, options, data_dir, device), run)
+        summary = evaluate_ensemble(run, options, data_dir, device)
+        print_json(summary) if as_json else report_seeds(summary, run)
         return
     opened = load_run(run, device=device)
-    report(evaluate_opened(opened, open_rows(opened, data, data_dir), options, out=out), run, out)
+    evidence = evaluate_opened(opened, open_rows(opened, data, data_dir), options, out=out)
+    print_json(evidence) if as_json else report(evidence, run, out)
 
 
 @app.command
@@ -95,6 +100,7 @@ def compare(
     csv: Path | None = None,
     latex: Path | None = None,
     figure: Path | None = None,
+    as_json: Json = False,
 ) -> None:
     """Compares runs on the rows that all were scored on: log p(x), and a verdict on each paired difference to the best.
 
@@ -121,16 +127,21 @@ def compare(
         raise UsageError(f"--figure {figure}: pictures are PNG; give the file the ending .png")
     if any(map(is_ensemble, runs)):
         compared = compare_ensembles(*two_ensembles(runs, csv, latex, figure), split=split, rows=rows, method=method)
-        print(plain(compared))
+        print_json(asdict(compared)) if as_json else print(plain(compared))
         return
     comparison = compare_runs(runs, split=split, rows=rows, method=method)
-    Console(width=None if sys.stdout.isatty() else 160).print(comparison.table())
-    for note in comparison.notes:
-        print(f"note: {plain(note)}")
+    print_json(comparison.to_dict()) if as_json else print_comparison(comparison)
     for path, content in ((csv, comparison.csv), (latex, comparison.latex), (figure, comparison.plot)):
         if path:
             write(path, content())
-            print(plain(path))
+            print(plain(path), file=sys.stderr if as_json else sys.stdout)
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """Print the table and its notes."""
+    Console(width=None if sys.stdout.isatty() else 160).print(comparison.table())
+    for note in comparison.notes:
+        print(f"note: {plain(note)}")
 
 
 def two_ensembles(runs: tuple[Path, ...], *files: Path | None) -> tuple[Path, Path]:
