@@ -19,8 +19,21 @@ from .run_figures import draw_all
 TEMPERATURES, CHAINS, LEAPFROGS = 60, 16, 3  # a few seconds on a small model
 
 
-def bracket_run(path: Path | str, *, device: str = "cpu") -> tuple[dict[str, Any], Bracket]:
+def bracket_run(
+    path: Path | str,
+    *,
+    rows: int | None = None,
+    num_temperatures: int = TEMPERATURES,
+    num_chains: int = CHAINS,
+    device: str = "cpu",
+) -> tuple[dict[str, Any], Bracket]:
     """Bracket log p(x) of a run's test rows; its annealed lower end becomes an evaluation of the folder, with a picture.
+
+    Args:
+        path: the run's folder.
+        rows: of the test split, the first; all by default.
+        num_temperatures, num_chains: of annealing, as :func:`~pyro_vae.bracket` has them.
+        device: where to compute.
 
     Returns:
         What ``evidence-test-annealing.json`` holds, and the :class:`~pyro_vae.evidence.annealing.bracket.Bracket`.
@@ -31,14 +44,14 @@ def bracket_run(path: Path | str, *, device: str = "cpu") -> tuple[dict[str, Any
     """
     run = load_run(path, device=device)
     data, start = open_data(run), time.perf_counter()
-    part = rows_of(data, "test")
+    part = rows_of(data, "test", rows)
     folder.check_own(run.path)
-    options = EvaluationOptions(method="annealing", num_chains=CHAINS, num_temperatures=TEMPERATURES)
+    options = EvaluationOptions(method="annealing", rows=rows, num_chains=num_chains, num_temperatures=num_temperatures)
     with locked(run.path, folder.EVALUATION_LOCK, True):
         run = as_it_is_now(run)
         ends = bracket(
             run.vae.model, run.vae.guide, *run.rows(part),
-            num_temperatures=TEMPERATURES, num_chains=CHAINS, leapfrog_steps=LEAPFROGS,
+            num_temperatures=num_temperatures, num_chains=num_chains, leapfrog_steps=LEAPFROGS,
         )  # fmt: skip
         check_same_weights(run, tensor_digest(run.vae.state_dict()))
         annealed = record_evaluation(run, data, options, placed(ends.annealing, part), time.perf_counter() - start)

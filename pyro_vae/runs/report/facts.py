@@ -12,11 +12,13 @@ from pyro_vae.errors import RunFolderError, UsageError
 from pyro_vae.runs import folder
 from pyro_vae.runs.config import Config
 from pyro_vae.runs.evaluations import Evaluation, evaluations, is_stale, shared
+from pyro_vae.runs.gaps_run import GAPS
 from pyro_vae.runs.progress import unfinished
 from pyro_vae.runs.summary_fields import check_printable
 from pyro_vae.runs.weights import current_weights
 
 BRACKET = "bracket.json"
+PARTS = ("gap", "approximation", "amortisation")  # of gaps.json
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +35,7 @@ class RunFacts:
         unfinished: how far a training is that has not ended.
         diverged: whether the training ended at a step that was not finite.
         bracket: what ``bracket.json`` holds, of these weights; None where it was not run.
+        gaps: what ``gaps.json`` holds, likewise.
     """
 
     path: Path
@@ -45,6 +48,7 @@ class RunFacts:
     unfinished: Mapping[str, int] | None
     diverged: bool
     bracket: dict[str, Any] | None
+    gaps: dict[str, Any] | None
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -94,6 +98,7 @@ def read_facts(path: Path) -> RunFacts:
         unfinished=so_far,
         diverged=(path / folder.DIVERGENCE).is_dir() and not ended,
         bracket=read_bracket(path),
+        gaps=read_gaps(path),
     )  # fmt: skip
     return replace(facts, history=history_of(path, facts.training))
 
@@ -115,11 +120,36 @@ def history_of(path: Path, training: Mapping[str, Any]) -> tuple[dict[str, Any],
 
 def read_bracket(path: Path) -> dict[str, Any] | None:
     """Read what a bracket of the run's weights said; None where there is none of them."""
-    if not (path / BRACKET).is_file():
-        return None
-    ends = folder.read_summary(path / BRACKET)
+    ends = of_these_weights(path, BRACKET)
     numbers = ("lower", "upper", "gap", "importance", "annealing")
-    whole = all(type(ends.get(key)) in (int, float) for key in numbers) and type(ends.get("rows")) is int
-    if not whole or is_stale(ends, current_weights(path)):
+    return ends if ends and all(is_number(ends.get(key)) for key in numbers) else None
+
+
+def read_gaps(path: Path) -> dict[str, Any] | None:
+    """Read what a split of the gap said of the run's weights; None where there is none of them."""
+    found = of_these_weights(path, GAPS)
+    if not found or type(found.get("rows_flagged")) is not int or not isinstance(found.get("of_gap"), dict):
         return None
-    return ends
+    split = found["of_gap"] | {"rows": found["rows"], "rows_flagged": found["rows_flagged"]}
+    parts = [split.get(name) for name in PARTS]
+    whole = all(
+        isinstance(part, dict)
+        and is_number(part.get("value"))
+        and all(part.get(key) is None or is_number(part[key]) for key in ("mc_se", "data_se"))
+        for part in parts
+    )
+    return split if whole else None
+
+
+def of_these_weights(path: Path, name: str) -> dict[str, Any] | None:
+    """Read a file of a run that says which weights it is of, and how many rows; None where it is of others, or not there."""
+    if not (path / name).is_file():
+        return None
+    found = folder.read_summary(path / name)
+    whole = type(found.get("rows")) is int and found["rows"] > 0
+    return found if whole and not is_stale(found, current_weights(path)) else None
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value is a number, and no truth value."""
+    return type(value) in (int, float)

@@ -16,7 +16,7 @@ import numpy as np
 
 from pyro_vae.common.atomic_write import write_atomic
 from pyro_vae.common.environment import versions
-from pyro_vae.common.flagged import format_both_errors, format_share, share_flagged
+from pyro_vae.common.flagged import format_both_errors, format_share, is_loose, share_flagged
 from pyro_vae.common.plain_text import plain
 from pyro_vae.data import Data
 from pyro_vae.errors import PyroVAEError, RunFolderError
@@ -28,7 +28,7 @@ from pyro_vae.runs.load import FAULTS, Run, load_run, open_data
 
 from . import words
 from .columns import ColumnName, column_fits, column_names, draws_of, is_table, picture, values_of
-from .facts import RunFacts, read_facts
+from .facts import PARTS, RunFacts, read_facts
 from .pictures import Picture, pictures_of
 from .rows import picture_of_rows, worst_rows
 from .verdict import judge
@@ -145,6 +145,7 @@ def render_run(facts: RunFacts, run: Run | None, data: Data | None, trouble: Seq
         sentences=words.three_sentences(facts),
         pictures=pictures,
         bracket=bracket_of(facts),
+        gaps=gaps_of(facts),
         warnings=[*words.warnings_of(facts), *((f"{what[:1].upper()}{what[1:]}", fix) for what in trouble)],
         columns=columns,
         worst=worst,
@@ -224,6 +225,27 @@ def bracket_of(facts: RunFacts) -> list[tuple[str, str]]:
     listed += [("importance sampling alone", b["importance"]), ("annealing alone", b["annealing"])]
     said = [(name, f"{value:.3f} nats a row") for name, value in listed]
     return [*said, ("upper end is", str(b.get("upper_is"))), ("rows", f"{b['rows']:,}")]
+
+
+def gaps_of(facts: RunFacts) -> list[tuple[str, str]]:
+    """List log p(x) − ELBO and what of it the family and the network cost; of loose rows without an error."""
+    g = facts.gaps
+    if g is None:
+        return []
+    loose = is_loose(g)
+    names = (
+        "gap, log p(x) − ELBO",
+        "approximation: what the family of q(z | x) costs",
+        "amortisation: what its network costs",
+    )
+    listed = []
+    for name, key in zip(names, PARTS, strict=True):
+        part = g[key]
+        bound = loose and key != "amortisation"  # both of its terms are ELBOs
+        error = "" if bound or part.get("mc_se") is None else f" ± {part['mc_se']:.3f} (Monte Carlo)"
+        listed.append((name, f"{'≥ ' if bound else ''}{part['value']:.3f}{error} nats a row"))
+    flagged = f", {g['rows_flagged']:,} of them flagged" if g["rows_flagged"] else ""
+    return [*listed, ("rows", f"{g['rows']:,}{flagged}")]
 
 
 def missing_from(facts: RunFacts, pictures: Mapping[str, Picture], run: Run | None, data: Data | None) -> str:

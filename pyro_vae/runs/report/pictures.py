@@ -14,6 +14,7 @@ from pyro_vae.common.safe_read import read_bytes
 from pyro_vae.data import Data
 from pyro_vae.errors import PyroVAEError
 from pyro_vae.plots import figures, images
+from pyro_vae.plots.bars import gap_bars
 from pyro_vae.plots.evidence import bracket_ends
 from pyro_vae.runs.load import Run
 from pyro_vae.runs.run_figures import latent, reconstructions, samples
@@ -61,6 +62,11 @@ TOLD = {  # name in figures/: title, words, and whether it is a chart
         "Lower ends by importance sampling and annealing, an upper one in reverse.",
         True,
     ),
+    "gaps": (
+        "Where the gap comes from",
+        "log p(x) − ELBO of test rows: what the family of q(z | x) costs, and what the network that amortises it does.",
+        True,
+    ),
     "reconstructions": ("Rows and their reconstructions", "Rows, and below them E[x | z] at z = E[z | x].", False),
     "samples": ("Samples", "What the model makes up by itself: x ~ p(x | z), z ~ p(z).", False),
     "latent": ("Latent map", "Posterior means of rows in two dimensions; like rows should lie together.", True),
@@ -98,6 +104,9 @@ def drawing(facts: RunFacts, run: Run | None, data: Data | None) -> dict[str, Ca
     if facts.bracket is not None:
         ends = facts.bracket
         made["bracket"] = lambda: bracket_ends({"test rows": ends})
+    if facts.gaps is not None:
+        split = facts.gaps
+        made["gaps"] = lambda: gap_bars({"test rows": split})
     if run is not None:
         opened = run
         made["samples"] = lambda: images.sample_grid(samples(opened, SAMPLES).cpu().numpy(), opened.shape)

@@ -50,6 +50,7 @@ def render_seeds(path: Path) -> str:
         sentences=sentences(s, members, first),
         pictures={},
         bracket=[],
+        gaps=[],
         warnings=[
             (f"left out: {why}", f"pyro-vae show {path / name_of(int(seed))}")
             for seed, why in listed["diverged"].items()

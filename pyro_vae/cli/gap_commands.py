@@ -1,0 +1,70 @@
+"""Commands of `pyro-vae` that look into log p(x) − ELBO of a run: `bracket`, between two ends, and `gaps`, by what costs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from pyro_vae.common.flagged import format_log_px
+from pyro_vae.common.plain_text import plain
+from pyro_vae.errors import UsageError
+from pyro_vae.runs.bracket_run import CHAINS, TEMPERATURES, bracket_run
+from pyro_vae.runs.ensemble_run import is_ensemble
+from pyro_vae.runs.gaps_run import ROWS, STEPS, gaps_run
+from pyro_vae.runs.report.page import write_report
+
+from .commands import Device, app
+
+RunFolder = Annotated[Path, Parameter(help="Run folder.")]
+
+
+@app.command
+def bracket(
+    run: RunFolder,
+    /,
+    *,
+    rows: int | None = None,
+    num_temperatures: int = TEMPERATURES,
+    num_chains: int = CHAINS,
+    device: Device = "cpu",
+) -> None:
+    """Bounds log p(x) of test rows from below, by annealing and importance sampling, and from above, in reverse.
+
+    Parameters
+    ----------
+    rows
+        The first so many test rows; all by default.
+    num_temperatures
+        Between the guide and the posterior: more bring the ends together.
+    num_chains
+        Of each row.
+    """
+    of_one_seed(run, "bracket")
+    annealed, ends = bracket_run(
+        run, rows=rows, num_temperatures=num_temperatures, num_chains=num_chains, device=device
+    )
+    print(plain(f"annealed: log p(x) {format_log_px(annealed)}\n{ends}\nreport: {write_report(run)}"))
+
+
+@app.command
+def gaps(run: RunFolder, /, *, rows: int = ROWS, steps: int = STEPS, device: Device = "cpu") -> None:
+    """Splits log p(x) − ELBO of test rows into what the family of q(z | x) costs and what its network does.
+
+    Parameters
+    ----------
+    rows
+        The first so many test rows, each of which is fitted by itself.
+    steps
+        Of that fit.
+    """
+    of_one_seed(run, "gaps")
+    found = gaps_run(run, rows=rows, steps=steps, device=device)
+    print(plain(f"{found}\nreport: {write_report(run)}"))
+
+
+def of_one_seed(run: Path, command: str) -> None:
+    """Refuse a run of several seeds, whose members are runs."""
+    if is_ensemble(run):
+        raise UsageError(f"{command} is of a run of one seed: take its members one by one, such as {run}/seed0")
