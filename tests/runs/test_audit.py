@@ -35,6 +35,7 @@ CORPUS = {
     **{kind: lambda run, mine, spoil=spoil: spoil(run, str(mine / "canary")) for kind, spoil in hostile.CORPUS.items()},
     **reach.CORPUS,
 }
+TEMPLATES = [ROOT / "pyro_vae" / "runs" / part / "templates" for part in ("report", "export")]
 FEW = ["--device", "cpu", "--num-samples", "5"]
 COMMANDS = {
     "evaluate": lambda run: ["evaluate", run, *FEW],
@@ -46,6 +47,8 @@ COMMANDS = {
     "resume": lambda run: ["train", "--resume", run, *FEW],
     "compare": lambda run: ["compare", run, f"{Path(run).parent / 'other'}"],
     "replay": lambda run: ["replay", run],
+    "gaps": lambda run: ["gaps", run, "--rows", "1", "--steps", "2"],
+    "bracket": lambda run: ["bracket", run, "--rows", "1", "--num-temperatures", "2", "--num-chains", "2"],
     "export": lambda run: ["export", run, f"{Path(run).parent / 'hub'}", "--hub"],
     "config": lambda run: ["train", "--config", f"{run}/config.json", "--run", f"{Path(run).parent / 'new'}", *FEW],
 }
@@ -63,7 +66,8 @@ def hook(event, arguments):
     elif event == "import" and arguments[0] not in sys.modules:
         SEEN.append((event, arguments[0]))
     elif event == "exec" and os.path.isabs(name := getattr(arguments[0], "co_filename", "")):
-        SEEN.append((event, name))  # code of a file; what dataclasses and traces make of text of ours has none
+        if Path(name).parent not in TEMPLATES:  # what jinja makes of templates of ours
+            SEEN.append((event, name))  # code of a file; what dataclasses and traces make of text of ours has none
     elif event.startswith(STARTED):
         SEEN.append((event, arguments))
 

@@ -133,6 +133,7 @@ COMMANDS = {
     "compare": lambda run, data: ["compare", run, run.replace("run", "other")],
     "report": lambda run, data: ["report", run],
     "replay": lambda run, data: ["replay", run],
+    "gaps": lambda run, data: ["gaps", run, "--rows", "1", "--steps", "2"],
     "export": lambda run, data: ["export", run, f"{Path(run).parent / 'hub'}", "--hub"],
 }
 
