@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.poutine.uncondition_messenger import UnconditionMessenger
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_vae.common.random import seeded
@@ -63,7 +63,7 @@ def was_observed(site: Site) -> bool:
     return bool(site["infer"].get("was_observed"))
 
 
-class Undone(UnconditionMessenger):
+class Undone(Messenger):
     """Undo observations, as ``poutine.uncondition`` does, but for those of some sites."""
 
     def __init__(self, kept: Collection[str]) -> None:
@@ -71,8 +71,9 @@ class Undone(UnconditionMessenger):
         self.kept = kept
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] not in self.kept:
-            super()._pyro_sample(msg)
+        if msg["is_observed"] and msg["name"] not in self.kept:
+            infer = {**msg["infer"], "was_observed": True, "obs": msg["value"]}
+            msg.update(is_observed=False, infer=infer, value=None, done=False)
 
 
 def run_unconditioned(

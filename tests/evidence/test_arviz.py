@@ -124,6 +124,7 @@ def evidences():
     }
 
 
+@pytest.mark.filterwarnings("ignore:The inplace keyword")  # pandas 3, of ArviZ's own call
 def test_compare_is_that_of_arviz():
     """But for N and the divisor of a variance: its sums and their errors, and our means and theirs."""
     found = evidences()

@@ -114,12 +114,25 @@ def test_the_printed_table_is_of_these_programs_and_functions():
     assert not {"✗", "!", "?", "o"} & {cell.strip() for row in rows if len(row) == len(head) for cell in row}
 
 
+def given(pair):
+    """Labels that the model observes beside x: what it observes whatever x is."""
+    if not pair.context:
+        return {}
+    with seeded(0):
+        one, other = (
+            observed_sites(sample_sites(poutine.trace(pair.model).get_trace(x, *pair.context)))
+            for x in (pair.x, torch.zeros_like(pair.x))
+        )
+    values = {name: (one[name]["value"], other[name]["value"]) for name in one if name in other}
+    return {name: a for name, (a, b) in values.items() if torch.equal(a, b)}
+
+
 def plainly(pair, use, found):
     """What a plain trace has at the sites of the guide, of the model with nothing observed, or of it at draws of the guide."""
     model, guide = poutine.uncondition(pair.model), pair.guide
     with oracle.evaluating(pair), pyro.get_param_store().scope(), seeded(3):
         if use == "sample":
-            return poutine.trace(model).get_trace(*pair.args)
+            return poutine.trace(poutine.condition(model, given(pair))).get_trace(*pair.args)
         drawn = poutine.trace(guide).get_trace(*pair.args)
         if use == "encode":
             return drawn
