@@ -42,7 +42,19 @@ autosummary_generate = False  # the entries stand below their table, a page a gr
 autodoc_typehints = "none"  # shapes and units are in words
 autodoc_preserve_defaults = True
 autodoc_member_order = "bysource"
-autodoc_default_options = {"members": True, "show-inheritance": False}
+ROUTED = (
+    "fit",
+    "transform",
+    "inverse_transform",
+    "score",
+    "score_samples",
+    "sample",
+)  # methods that scikit-learn gives a
+autodoc_default_options = {  # set_…_request each, of its own documentation's words
+    "members": True,
+    "show-inheritance": False,
+    "exclude-members": ", ".join(f"set_{name}_request" for name in ROUTED),
+}
 napoleon_google_docstring = True
 napoleon_use_rtype = False
 napoleon_use_ivar = True
