@@ -274,7 +274,7 @@ def draw_reliability(found: dict, s: Settings, out: Path) -> None:
 
 
 def draw_digits(vae: SemiSupervised, labels: int, shape: tuple[int, ...], out: Path) -> None:
-    """E[x | z, y] of z ~ p(z): `sample` would undo the labels, as it undoes all that is observed, and draw p(x)."""
+    """E[x | z, y] of z ~ p(z): the same as ``sample(vae, 100, y, mean=True)``, on other draws of z."""
     torch.manual_seed(0)
     with torch.no_grad():
         classes = vae.one_hot(torch.arange(10).repeat_interleave(10))
