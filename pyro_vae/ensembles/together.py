@@ -1,4 +1,4 @@
-"""One step of all members as a flat graph: ``torch.vmap`` over one member's, finiteness, and Adam."""
+"""One step of all members as a flat graph: ``torch.vmap`` over one member's, finiteness, and Adam, or its kernel behind it."""
 
 from __future__ import annotations
 

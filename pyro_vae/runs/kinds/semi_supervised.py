@@ -166,7 +166,7 @@ KIND = ModelKind(
     sample=sample, encode=encode, reconstruct=reconstruct, report=report,
     likelihood_of_rows=likelihood_of_rows, likelihood_of_draws=likelihood_of_draws,
     interpolate="a code is a class and a z, and between two classes there is nothing. Of one class, in Python: "
-    "interpolate(vae, start, end, y), y one-hot",
+    "interpolate(vae, start, end, y), the class of each row in y",
     formula="p(y) p(z) p(x|z,y); q(y|x) q(z|x,y)", support="any x, labels y",
     reference="Kingma, Rezende, Mohamed & Welling, 2014, https://arxiv.org/abs/1406.5298",
 )  # fmt: skip
