@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from pyro_vae.common.atomic_write import storage, write_atomic
+from pyro_vae.common.atomic_write import storage, unlink, write_atomic
 from pyro_vae.common.plain_text import plain
 from pyro_vae.common.safe_read import MIB, parse_json, read_bytes
 from pyro_vae.errors import BusyError, RunFolderError
@@ -62,7 +62,7 @@ def locked(path: Path, name: str = LOCK, wait: bool = False) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):
-            owner.unlink(missing_ok=True)
+            unlink(owner)
         lock.release()
 
 
