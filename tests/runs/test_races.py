@@ -173,6 +173,6 @@ def test_a_member_that_is_a_link_is_neither_scored_nor_read(tmp_path, outside):
     write_list(theirs, [1], "train", {})
     (theirs / "seed1").symlink_to(mine)
     before = look(mine)
-    with pytest.raises(PyroVAEError, match="a link, and links in a run are not followed"):
+    with pytest.raises(PyroVAEError, match="a link, and links are not followed"):
         evaluate_ensemble(theirs, EvaluationOptions(num_samples=5), device="cpu")
     assert look(mine) == before
