@@ -22,7 +22,7 @@ DEPTH = 3  # folders within folders, to look for runs in
 MOST = 1000  # runs
 
 
-def summary_of(path: Path) -> dict[str, Any]:
+def summary_of(path: Path | str) -> dict[str, Any]:
     """Summarize a run, or an ensemble, as plain names and numbers.
 
     `log_px` and its errors are those of the evaluation that a report is headed by; `log_px_text` is how it is to be quoted.
@@ -30,6 +30,7 @@ def summary_of(path: Path) -> dict[str, Any]:
     Raises:
         RunFolderError: it is none, or is damaged.
     """
+    path = Path(path)
     with usable(path), no_links_below(path):
         return ensemble_summary(path) if is_ensemble(path) else run_summary(read_facts(path))
 
@@ -120,10 +121,10 @@ def find_runs(path: Path) -> Iterator[Path]:
             inner.clear()
 
 
-def list_runs(path: Path) -> list[dict[str, Any]]:
+def list_runs(path: Path | str) -> list[dict[str, Any]]:
     """Summarize each run in a folder; one that cannot be read has its `error` in place of numbers."""
     listed = []
-    for run in find_runs(path):
+    for run in find_runs(Path(path)):
         try:
             listed.append(summary_of(run))
         except PyroVAEError as error:

@@ -38,6 +38,7 @@ def export_tensorboard(path: Path | str, to: Path | str) -> Path:
         records = list(records_of(facts))
     target, pictures = check_new(to), path / "figures"
     drawn = sorted(pictures.glob("*.png")) if pictures.is_dir() and not pictures.is_symlink() else []
+    drawn = [picture for picture in drawn if facts.shows(picture.stem)]
     with renamed_when_whole(target, "exported") as (place, name), usable(path), no_links_below(path):
         temporary = place.path / name
         tracker = TensorBoardTracker(temporary)

@@ -78,16 +78,15 @@ def pictures_of(facts: RunFacts, run: Run | None, data: Data | None) -> dict[str
     """Return each picture that a run has, by its name in figures/.
 
     A picture in figures/ counts where the training has ended and was scored with the weights of now, as they were drawn
-    then. Others are drawn anew, which takes the model, and some the data.
+    then. Others are drawn anew, which takes the model, and some the data. What looked into the gap is drawn of its numbers.
     """
-    whole = bool(facts.training) and not facts.unfinished and not facts.diverged
     made = drawing(facts, run, data)
     found = {}
     for name, (title, words, chart) in TOLD.items():
         if name == "training" and len(facts.history) < 2:
             continue  # a curve takes two epochs
         with no_links_below(facts.path):
-            content = from_file(facts.path / "figures" / f"{name}.png") if whole else None
+            content = from_file(facts.path / "figures" / f"{name}.png") if facts.shows(name) else None
         if content is None and name in made:
             content = drawn(name, made[name])
         if content is not None:
