@@ -11,7 +11,7 @@ from pyro_vae.common.flagged import format_log_px
 from pyro_vae.common.plain_text import plain
 from pyro_vae.errors import UsageError
 from pyro_vae.runs.bracket_run import CHAINS, TEMPERATURES, bracket_run
-from pyro_vae.runs.ensemble_run import is_ensemble
+from pyro_vae.runs.ensemble_folder import is_ensemble
 from pyro_vae.runs.gaps_run import ROWS, STEPS, gaps_run
 from pyro_vae.runs.report.page import write_report
 

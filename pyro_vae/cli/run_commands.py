@@ -21,7 +21,8 @@ from pyro_vae.errors import UsageError
 from pyro_vae.evidence.comparison import Comparison
 from pyro_vae.plots import images, latents
 from pyro_vae.runs.compare_runs import compare_runs, write
-from pyro_vae.runs.ensemble_run import compare_ensembles, evaluate_ensemble, is_ensemble
+from pyro_vae.runs.ensemble_folder import is_ensemble
+from pyro_vae.runs.ensemble_run import compare_ensembles, evaluate_ensemble
 from pyro_vae.runs.evaluate_run import EvaluationOptions, evaluate_opened, rows_of, split_asked
 from pyro_vae.runs.load import Run, load_run
 from pyro_vae.runs.new_rows import open_rows

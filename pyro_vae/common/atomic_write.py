@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-import shutil
 import signal
 import stat
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pyro_vae.errors import StorageError
+
+from .held_folder import NONBLOCK, HeldFolder, held
 
 PART = ".part"  # ending of what is not whole yet
 WAYS_ON = {
@@ -52,8 +53,8 @@ def write_atomic(path: Path, content: bytes | str) -> None:
         ...     [p.name for p in Path(folder).iterdir()]
         ['a.txt']
     """
-    with renamed_when_whole(path, "renamed") as temporary:
-        write_synced(temporary, content.encode(errors="surrogateescape") if isinstance(content, str) else content)
+    with renamed_when_whole(path, "renamed") as (place, temporary):
+        place.write_new(temporary, content.encode(errors="surrogateescape") if isinstance(content, str) else content)
         crash_point("written")
 
 
@@ -63,12 +64,13 @@ def publish(path: Path, files: Mapping[str, bytes]) -> None:
     Raises:
         StorageError: as of :func:`write_atomic`.
     """
-    with renamed_when_whole(path, "published") as temporary:
-        temporary.mkdir()
-        for name, content in files.items():
-            write_synced(temporary / name, content)
-            crash_point(name.partition(".")[0])
-        sync_folder(temporary)
+    with renamed_when_whole(path, "published") as (place, temporary):
+        place.mkdir(temporary)
+        with place.inner(temporary) as made:
+            for name, content in files.items():
+                made.write_new(name, content)
+                crash_point(name.partition(".")[0])
+            made.sync()
         crash_point("unpublished")
 
 
@@ -78,8 +80,8 @@ def append(path: Path, line: str) -> None:
     Raises:
         StorageError: it cannot be written, or is none.
     """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    with storage(f"cannot write {path}"), open(os.open(path, flags, 0o666), "ab") as file:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | NONBLOCK
+    with storage(f"cannot write {path}"), held(path.parent) as place, open(place.open(path.name, flags), "ab") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(errno.EINVAL, "not a regular file")
         file.write(line.encode())
@@ -92,55 +94,27 @@ def folder_in(path: Path, name: str) -> Path:
         StorageError: it cannot be made, or something else stands there.
     """
     inner = path / name
-    with storage(f"cannot write into {inner}"):
+    with storage(f"cannot write into {inner}"), held(path) as place:
         with suppress(FileExistsError):
-            inner.mkdir()
-        status = inner.lstat()
-        if stat.S_ISLNK(status.st_mode):
-            raise OSError(errno.ELOOP, "a link, and links in a run are not followed")
-        if not stat.S_ISDIR(status.st_mode):
-            raise NotADirectoryError(errno.ENOTDIR, "it is no folder")
+            place.mkdir(name)
+        place.check_folder(name)
     return inner
 
 
 @contextmanager
-def renamed_when_whole(path: Path, done: str) -> Iterator[Path]:
-    """Yield another name, which becomes `path` by one rename; on an error what has it is deleted."""
+def renamed_when_whole(path: Path, done: str) -> Iterator[tuple[HeldFolder, str]]:
+    """Yield the folder, held, and another name in it, which becomes that of `path` by one rename; deleted on an error."""
     # a process that was killed may have had the same number, and left its own
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}{PART}")
-    with storage(f"cannot write {path}"):
+    temporary = f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}{PART}"
+    with storage(f"cannot write {path}"), held(path.parent) as place:
         try:
-            yield temporary
-            os.replace(temporary, path)
+            yield place, temporary
+            place.rename(temporary, path.name)
             crash_point(done)
         except BaseException:
-            delete(temporary)
+            place.delete(temporary)
             raise
-        sync_folder(path.parent)
-
-
-def write_synced(path: Path, content: bytes) -> None:
-    """Write a file that is not there yet; it is on the disk when this returns."""
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o666)
-    with open(handle, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_folder(path: Path) -> None:
-    """Put a folder's renames on the disk; file systems that sync no folders are left to their own ways."""
-    try:
-        handle = os.open(path, os.O_RDONLY)
-    except PermissionError:  # Windows
-        return
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
-            raise
-    finally:
-        os.close(handle)
+        place.sync()
 
 
 @contextmanager
@@ -188,13 +162,31 @@ def exchange(first: Path, second: Path) -> bool:
 
 def sweep(path: Path) -> None:
     """Delete what killed writers left half-written in a folder. For the holder of its lock."""
-    for left_over in path.glob(f".*{PART}"):
-        delete(left_over)
+    with held(path) as place:
+        for name in place.names():
+            if name.startswith(".") and name.endswith(PART):
+                place.delete(name)
 
 
-def delete(path: Path) -> None:
-    """Delete a file, a link, or a folder with what is in it."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+def sync_folder(path: Path) -> None:
+    """Put a folder's renames on the disk."""
+    with held(path) as place:
+        place.sync()
+
+
+def unlink(path: Path) -> None:
+    """Delete a file or a link, if it is there."""
+    with suppress(FileNotFoundError), held(path.parent) as place:
+        place.unlink(path.name)
+
+
+def rename(path: Path, name: str) -> None:
+    """Give an entry of a folder another name, over what has it."""
+    with held(path.parent) as place:
+        place.rename(path.name, name)
+
+
+def delete(path: Path, quietly: bool = True) -> None:
+    """Delete a file, a link, or a folder with what is in it, if it is there."""
+    with suppress(FileNotFoundError), held(path.parent) as place:
+        place.delete(path.name, quietly)

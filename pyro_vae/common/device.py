@@ -17,7 +17,7 @@ def resolve_device(device: torch.device | str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         resolved = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:  # torch's own words for what is no name are its overloads
         raise DeviceError(f"{device!r} is no device: say cpu, cuda, cuda:1 or auto") from error
     if resolved.type == "cuda" and not torch.cuda.is_available():
         raise DeviceError(f"device {device!r} was asked for, but torch sees no CUDA here. Say device='cpu' or 'auto'.")

@@ -23,6 +23,7 @@ from torch import Tensor
 from pyro_vae.errors import RunFolderError
 
 from .digests import digest_of, tensor_digest
+from .held_folder import NONBLOCK, held
 from .plain_text import is_plain
 
 MIB = 2**20
@@ -49,7 +50,8 @@ def open_regular(path: Path) -> int:
         OSError: it is missing, or another thing.
     """
     try:
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+        with held(path.parent) as place:
+            handle = place.open(path.name, os.O_RDONLY | NONBLOCK)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise OSError("a link, and links are not followed") from error

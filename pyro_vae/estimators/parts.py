@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_vae.common.given import whole
+from pyro_vae.common.given import described, whole
 from pyro_vae.common.keywords import suggest
 from pyro_vae.common.spec import REQUIRED
 from pyro_vae.distributions.conditional import Conditional
@@ -43,6 +44,8 @@ def build(arguments: Arguments, columns: int) -> Any:
             raise UsageError(f"make is called with the number of columns, make(n_features); got {arguments.make!r}")
         return arguments.make(columns)
     latents = whole("latent_dim", arguments.latent_dim, 1)
+    if isinstance(arguments.hidden, str) or not isinstance(arguments.hidden, Iterable):
+        raise UsageError(f"hidden is the widths of the hidden layers, such as (64,); got {described(arguments.hidden)}")
     hidden = [whole("a width of hidden", width, 1) for width in arguments.hidden]
     family, features = family_of(arguments.likelihood)
     return VAE(
@@ -68,8 +71,8 @@ def family_of(likelihood: Any) -> tuple[Any, int]:
             raise UsageError(f"likelihood: of {PROBE} features it makes {columns} columns. Build the model by make=.")
         return likelihood, PROBE // columns
     plain = [name for name, spec in FAMILIES.items() if REQUIRED not in spec.options.values()]
-    if likelihood not in plain:
-        needs = sorted(FAMILIES[likelihood].options) if likelihood in FAMILIES else ()
+    if not isinstance(likelihood, str) or likelihood not in plain:
+        needs = sorted(FAMILIES[str(likelihood)].options) if str(likelihood) in FAMILIES else ()
         why = f"takes options ({', '.join(needs)}): give the family itself, as binomial(16)" if needs else ""
         raise UsageError(f"likelihood {likelihood!r} {why or 'is none; ' + suggest(str(likelihood), plain, 3)}")
     return FAMILIES[likelihood].make(), FAMILIES[likelihood].num_features()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,11 +12,11 @@ import torch
 from pyro.infer import ELBO
 from sklearn.base import BaseEstimator, DensityMixin, TransformerMixin
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from torch import Tensor
 
 from pyro_vae.common.flagged import is_loose
-from pyro_vae.common.given import whole
+from pyro_vae.common.given import described, whole
 from pyro_vae.common.pyro_private import forget_store
 from pyro_vae.common.random import seeded, stream
 from pyro_vae.errors import FlaggedWarning, UsageError
@@ -103,6 +104,9 @@ class VAEEstimator(TransformerMixin, DensityMixin, BaseEstimator):
         """Train on the rows of X, ``(n_samples, n_features)``; y is not looked at."""
         rows = validate_data(self, X, dtype=np.float64)
         whole("num_samples", self.num_samples, 1)
+        check_rate(self.learning_rate)
+        if not isinstance(self.standardize, bool | np.bool_):
+            raise UsageError(f"standardize must be True or False, got {described(self.standardize)}")
         self.seed_ = seed_of(self.random_state)
         x = torch.tensor(rows)
         with seeded(self.seed_):
@@ -131,9 +135,9 @@ class VAEEstimator(TransformerMixin, DensityMixin, BaseEstimator):
     def inverse_transform(self, Z: Any) -> np.ndarray:
         """E[x | z] of each row of codes, ``(n_samples, n_features)``."""
         check_is_fitted(self)
-        codes = torch.tensor(np.asarray(Z, dtype=np.float64)).to(self._row)
+        codes = torch.tensor(check_array(Z, dtype=np.float64, ensure_min_samples=0)).to(self._row)
         width = len(self.get_feature_names_out())
-        if codes.dim() != 2 or codes.shape[1] != width:
+        if codes.shape[1] != width:
             raise UsageError(f"codes of shape {tuple(codes.shape)}: wanted (rows, {width}), as transform has them")
         return decode(self.vae_, codes.reshape(len(codes), *self._code_shape), self._row).numpy()
 
@@ -191,7 +195,23 @@ def seed_of(random_state: Any) -> int:
     """Return a whole number for what scikit-learn takes as a ``random_state``: itself, if it is one."""
     if isinstance(random_state, int | np.integer) and not isinstance(random_state, bool):
         return whole("random_state", int(random_state), 0)
+    if isinstance(random_state, bool | np.bool_):
+        raise UsageError(f"random_state must be a whole number from 0, a RandomState or None, got {random_state!r}")
     return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
+
+
+def check_rate(learning_rate: Any) -> None:
+    """Refuse a learning rate that is no finite number above 0.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if (
+        isinstance(learning_rate, bool)
+        or not isinstance(learning_rate, int | float | np.number)
+        or not 0 < learning_rate < math.inf
+    ):
+        raise UsageError(f"learning_rate must be a finite number above 0, got {described(learning_rate)}")
 
 
 def dtype_of(vae: Any) -> torch.dtype:

@@ -12,6 +12,7 @@ from torch import Tensor
 from pyro_vae.common.flagged import format_bound, is_loose
 from pyro_vae.common.given import check_whole
 from pyro_vae.common.keywords import suggest_keywords
+from pyro_vae.common.random import stream
 from pyro_vae.errors import ProgramError
 from pyro_vae.programs.codes import MOST, enumerable, listed
 from pyro_vae.programs.problem import rows_of
@@ -147,7 +148,8 @@ def class_posterior(
     runs = []
     for c, value in enumerate(values):
         at = AtClass(site, value)
-        run = importance(at(model), at(guide), *args, num_samples=num_samples, seed=seed + c, verbose=verbose)
+        own = stream(seed, c)  # not seed + c, under which the next seed would draw this one's particles
+        run = importance(at(model), at(guide), *args, num_samples=num_samples, seed=own, verbose=verbose)
         runs.append(run)
     log_joint, se = (torch.stack([getattr(run, name) for run in runs], -1) for name in ("log_px", "mc_se"))
     unsure = torch.zeros_like(log_joint, dtype=torch.bool)

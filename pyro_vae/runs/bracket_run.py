@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vae.common.digests import tensor_digest
+from pyro_vae.common.given import check_whole
 from pyro_vae.evidence.annealing.bracket import Bracket, bracket
 from pyro_vae.plots.evidence import bracket_ends
 
@@ -41,7 +42,9 @@ def bracket_run(
     Raises:
         RunFolderError: the run or its data are not what they were, or another run has taken its place meanwhile.
         ProgramError: latents that cannot be annealed.
+        UsageError: rows, temperatures or chains that are no whole numbers.
     """
+    check_whole(rows=rows, num_temperatures=num_temperatures, num_chains=num_chains)
     run = load_run(path, device=device)
     data, start = open_data(run), time.perf_counter()
     part = rows_of(data, "test", rows)

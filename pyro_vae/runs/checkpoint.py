@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,8 +17,9 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_vae.common.atomic_write import crash_point, folder_in, publish, storage, sweep
+from pyro_vae.common.atomic_write import crash_point, delete, folder_in, publish, storage, sweep, unlink
 from pyro_vae.common.digests import sha256
+from pyro_vae.common.held_folder import no_links_below
 from pyro_vae.common.safe_read import LIMIT, MIB, SEAL, check_seal, dump, parse, parse_json, read_bytes, seal
 from pyro_vae.errors import CheckpointError, RunFolderError
 
@@ -89,9 +89,10 @@ class Checkpoints:
         manifest = seal({"schema": SCHEMA, **self.about, **where, "files": listed})
         files[MANIFEST] = (json.dumps(manifest, indent=2) + "\n").encode()
         number = next(iter(self.numbers()), 0) + 1
-        with storage(f"cannot make {self.folder}"):
-            sweep(folder_in(self.path, FOLDER))
-        publish(self.folder / f"{number:06d}", files)
+        with no_links_below(self.path):
+            with storage(f"cannot make {self.folder}"):
+                sweep(folder_in(self.path, FOLDER))
+            publish(self.folder / f"{number:06d}", files)
         self.prune()
         return number
 
@@ -99,16 +100,17 @@ class Checkpoints:
         """Delete all generations but the newest two: their manifest first, so that none is ever half there."""
         for number in self.numbers()[2:]:
             old = self.folder / f"{number:06d}"
-            with storage(f"cannot delete {old}"):
-                (old / MANIFEST).unlink(missing_ok=True)
+            with storage(f"cannot delete {old}"), no_links_below(self.path):
+                unlink(old / MANIFEST)
                 crash_point("forgotten")
-                shutil.rmtree(old, ignore_errors=True)
+                delete(old)
 
     def discard(self, after: int) -> None:
         """Delete the generations after one that was gone back to."""
         for number in self.numbers():
             if number > after:
-                shutil.rmtree(self.folder / f"{number:06d}", ignore_errors=True)
+                with storage(f"cannot delete {self.folder}"), no_links_below(self.path):
+                    delete(self.folder / f"{number:06d}")
 
     def newest(self, groups: tuple[str, ...] = GROUPS, limit: int = LIMIT) -> Generation | None:
         """Read the newest generation that is intact, files of at most `limit` bytes; None where there never was any.
@@ -120,7 +122,8 @@ class Checkpoints:
         wrong: list[str] = []
         for number in numbers:
             try:
-                return self.read(number, groups, limit, tuple(wrong))
+                with no_links_below(self.path):
+                    return self.read(number, groups, limit, tuple(wrong))
             except RunFolderError as error:
                 wrong.append(f"generation {number} is passed over: {error}")
         if self.numbers() != numbers:  # a writer published and deleted in the meantime
@@ -133,7 +136,7 @@ class Checkpoints:
 
     def manifest(self, number: int) -> dict[str, Any]:
         """Read what one generation says of itself; nothing where that is damaged, or has just been deleted."""
-        with suppress(RunFolderError):
+        with suppress(RunFolderError), no_links_below(self.path):
             return read_manifest(self.folder / f"{number:06d}")
         return {}
 

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pyro_vae.common.atomic_write import PART, storage
+from pyro_vae.common.atomic_write import folder_in
 from pyro_vae.common.environment import versions
+from pyro_vae.common.held_folder import no_links_below
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.ensembles.ensemble import Ensemble
 from pyro_vae.ensembles.fit_ensemble import fit_ensemble
 from pyro_vae.ensembles.members import check_seeds
-from pyro_vae.errors import DivergedError, Interrupted, RunFolderError, UsageError
+from pyro_vae.errors import DivergedError, Interrupted, UsageError
 from pyro_vae.evidence.over_seeds import SeedComparison, SeedEvidence, compare_seeds
 from pyro_vae.training.optimizers import adam
 from pyro_vae.training.schedules import constant, cosine, warmup
@@ -28,6 +29,17 @@ from pyro_vae.training.training_state import FitResult
 from . import compare_runs, evaluations, folder
 from .config import Config
 from .custom_components import NOTHING, Components
+from .ensemble_folder import (
+    check_free,
+    clear,
+    counted,
+    digest_of_members,
+    is_ensemble,
+    members_locked,
+    name_of,
+    read_list,
+    write_list,
+)
 from .evaluate_run import EvaluationOptions, evaluate_opened
 from .evaluations import EvaluationName
 from .load import load_run, open_data
@@ -37,15 +49,8 @@ from .replacement import create, replace_run, settle
 from .train_run import TrainingJob, describe, prepare, training_rows, validation_of
 from .weights import save_model
 
-LIST = folder.ENSEMBLE
-SCHEMA = 1
 NAMES = ("epochs", "drop_last", "patience")  # of a config, that fit_ensemble takes as they are
 ENGINES = {"graph": "compile"}  # members trained together are not recorded as CUDA graphs
-
-
-def is_ensemble(path: Path | str) -> bool:
-    """Return whether a folder holds a run of several seeds."""
-    return (Path(path) / LIST).is_file()
 
 
 @suggest_keywords
@@ -81,7 +86,7 @@ def train_ensemble(
     first = prepare(replace(config, seed=seeds[0]), path / name_of(seeds[0]), components, data_dir, download, device)
     check_free(path, overwrite)
     folder.make(path)
-    with locked(path):
+    with no_links_below(path), locked(path):
         jobs = [member_job(first, seed, path) for seed in seeds]
         with members_locked(path):
             if not (is_ensemble(path) and replace_run(path, lambda new: write_list(new, seeds, made_by, {}))):
@@ -100,11 +105,6 @@ def train_ensemble(
         return summarize(path, {seed: EvaluationName() for seed in counted(path)})
 
 
-def name_of(seed: int) -> str:
-    """Name the folder of a member."""
-    return f"seed{seed}"
-
-
 def member_job(first: TrainingJob, seed: int, path: Path) -> TrainingJob:
     """Make the training of another seed, of the same data; its model is built when all are."""
     return replace(first, config=replace(first.config, seed=seed), path=path / name_of(seed))
@@ -112,10 +112,10 @@ def member_job(first: TrainingJob, seed: int, path: Path) -> TrainingJob:
 
 @contextmanager
 def folders_locked(jobs: Sequence[TrainingJob]) -> Iterator[None]:
-    """Make the members' folders, and lock them for one writer."""
+    """Make the members' folders in that of the whole, and lock them for one writer."""
     with ExitStack() as stack:
         for job in jobs:
-            folder.make(job.path)
+            folder_in(job.path.parent, job.path.name)
             stack.enter_context(locked(job.path))
         yield
 
@@ -185,14 +185,17 @@ def load_ensemble(path: Path | str, components: Components = NOTHING, device: st
     Raises:
         RunFolderError: the folder or a member is missing, damaged or of something else.
     """
-    listed = read_list(Path(path))
-    runs = [load_run(Path(path) / name_of(seed), components, device) for seed in listed["seeds"]]
-    results = []
-    for run in runs:
-        training = run.evidence.get("training") or {}
-        history = folder.read_lines(run.path / "metrics.jsonl")
-        engine = "\n".join(training.get("engine", ()))
-        results.append(FitResult(history, training.get("best_epoch", 0), training.get("stopped", ""), engine=engine))
+    path, results = Path(path), []
+    with no_links_below(path):
+        listed = read_list(path)
+        runs = [load_run(path / name_of(seed), components, device) for seed in listed["seeds"]]
+        for run in runs:
+            training = run.evidence.get("training") or {}
+            history = folder.read_lines(run.path / "metrics.jsonl")
+            engine = "\n".join(training.get("engine", ()))
+            results.append(
+                FitResult(history, training.get("best_epoch", 0), training.get("stopped", ""), engine=engine)
+            )
     diverged = {int(seed): why for seed, why in listed["diverged"].items()}
     return Ensemble([run.vae for run in runs], tuple(listed["seeds"]), results, diverged)
 
@@ -208,19 +211,20 @@ def evaluate_ensemble(
     """
     path, names = Path(path), dict[int, EvaluationName]()
     everyone = read_list(path)["seeds"]
-    for seed in counted(path):
-        run = load_run(path / name_of(seed), device=device)
-        own = replace(options, seed=options.seed + everyone.index(seed))
-        result = evaluate_opened(run, open_data(run, data_dir), own)
-        names[seed] = EvaluationName(**result["evaluation"])
-    with locked(path, folder.EVALUATION_LOCK, wait=True):
-        return summarize(path, names)
+    with no_links_below(path):
+        for seed in counted(path):
+            run = load_run(path / name_of(seed), device=device)
+            own = replace(options, seed=options.seed + everyone.index(seed))
+            result = evaluate_opened(run, open_data(run, data_dir), own)
+            names[seed] = EvaluationName(**result["evaluation"])
+        with locked(path, folder.EVALUATION_LOCK, wait=True):
+            return summarize(path, names)
 
 
 def summarize(path: Path, names: dict[int, EvaluationName]) -> dict[str, Any]:
     """Put together one evaluation of each member, and write what all say."""
-    evidence, split = evidence_of(path, names)
-    record = evidence.summary() | {"split": split, "versions": versions()}
+    evidence, split, weights = evidence_of(path, names)
+    record = evidence.summary() | {"split": split, "weights": weights, "versions": versions()}
     record["left_out"] = {str(seed): why for seed, why in record["left_out"].items()}
     folder.write_json(path / f"{next(iter(names.values())).named('seeds')}.json", record)
     return record
@@ -228,16 +232,18 @@ def summarize(path: Path, names: dict[int, EvaluationName]) -> dict[str, Any]:
 
 def evidence_of(
     path: Path, names: dict[int, EvaluationName], components: Components = NOTHING
-) -> tuple[SeedEvidence, str]:
-    """Read an evaluation of each member; return the evidence, and what rows it is of."""
-    scored, splits = [], set()
+) -> tuple[SeedEvidence, str, str]:
+    """Read an evaluation of each member; return the evidence, what rows it is of, and the digest of all weights."""
+    scored, splits, weights = [], set(), dict[int, str | None]()
     for seed, name in names.items():
         file = path / name_of(seed) / f"{name.named('evidence')}.json"
         evaluation = evaluations.read(file)
         scored.append(compare_runs.read(file.parent, components, evaluation).evidence)
         splits.add(str(evaluation.summary["split"]))
+        weights[seed] = evaluation.summary.get("weights")
     left_out = {int(seed): why for seed, why in read_list(path)["diverged"].items()}
-    return SeedEvidence(tuple(scored), tuple(names), left_out), " and ".join(sorted(splits))
+    evidence = SeedEvidence(tuple(scored), tuple(names), left_out)
+    return evidence, " and ".join(sorted(splits)), digest_of_members(weights)
 
 
 def compare_ensembles(
@@ -250,8 +256,9 @@ def compare_ensembles(
     """
     wanted = {"split": split, "rows": rows, "method": method}
     folders = {f"{i}/{seed}": path / name_of(seed) for i, path in enumerate((first, second)) for seed in counted(path)}
-    chosen = evaluations.shared({name: compare_runs.scored(path, wanted) for name, path in folders.items()})
-    runs = {name: compare_runs.read(folders[name], NOTHING, found) for name, found in chosen.items()}
+    with no_links_below(first), no_links_below(second):
+        chosen = evaluations.shared({name: compare_runs.scored(path, wanted) for name, path in folders.items()})
+        runs = {name: compare_runs.read(folders[name], NOTHING, found) for name, found in chosen.items()}
     compare_runs.check_common(runs)
     sides = []
     for i, path in enumerate((first, second)):
@@ -260,92 +267,3 @@ def compare_ensembles(
         sides.append(SeedEvidence(tuple(mine.values()), tuple(map(int, mine)), left_out))
     names = (first.name, second.name) if first.name != second.name else (str(first), str(second))
     return compare_seeds(sides[0], sides[1], names)
-
-
-def counted(path: Path) -> list[int]:
-    """List the seeds whose members count: those that did not diverge."""
-    listed = read_list(path)
-    if not (seeds := [seed for seed in listed["seeds"] if str(seed) not in listed["diverged"]]):
-        raise RunFolderError(f"{path}: every member diverged, so there is nothing to score. Look at {path / LIST}")
-    return seeds
-
-
-def write_list(path: Path, seeds: Sequence[int], made_by: str, diverged: dict[int, str]) -> None:
-    """Write ensemble.json."""
-    record: dict[str, Any] = {"schema": SCHEMA, "made_by": made_by, "versions": versions(), "seeds": list(seeds)}
-    folder.write_json(path / LIST, record | {"diverged": {str(seed): why for seed, why in diverged.items()}})
-
-
-def read_list(path: Path) -> dict[str, Any]:
-    """Read ensemble.json.
-
-    Raises:
-        RunFolderError: missing, damaged, or of a newer version.
-    """
-    record = folder.read_sealed(path / LIST)
-    seeds = record.get("seeds") if isinstance(record, dict) else None
-    if not isinstance(seeds, list) or not seeds or not all(type(s) is int and s >= 0 for s in seeds):
-        raise RunFolderError(f"{path / LIST} lists no seeds: it is no ensemble of pyro_vae")
-    if len(set(seeds)) < len(seeds):
-        raise RunFolderError(f"{path / LIST} lists a seed twice, which would count as two members")
-    if record.get("schema") != SCHEMA:
-        schema = f"{record.get('schema')!r}"[:80]
-        raise RunFolderError(f"{path / LIST} has schema {schema}; this version of pyro_vae reads {SCHEMA}")
-    diverged = record.get("diverged")
-    if not isinstance(diverged, dict) or not all(s in map(str, seeds) for s in diverged):
-        raise RunFolderError(f"{path / LIST} does not say which of its seeds diverged")
-    if not all(isinstance(why, str) for why in diverged.values()):
-        raise RunFolderError(f"{path / LIST} does not say in words why seeds diverged")
-    return dict(record)
-
-
-def check_free(path: Path, overwrite: bool) -> None:
-    """Return if an ensemble may be made in a folder.
-
-    Raises:
-        RunFolderError: it holds an ensemble already (unless `overwrite`), a run of one seed, or what is none of ours.
-    """
-    if is_ensemble(path):
-        read_list(path)
-        if not overwrite:
-            raise RunFolderError(
-                f"{path} holds an ensemble already: choose another folder with --run, or pass --overwrite"
-            )
-        return
-    if (path / "config.json").is_file():
-        raise RunFolderError(f"{path} holds a run of one seed: choose another folder with --run")
-    folder.check_free(path)
-
-
-def members_of(path: Path) -> list[Path]:
-    """List the folders of the members that an ensemble has; none of what is none."""
-    members = [path / name_of(seed) for seed in read_list(path)["seeds"]] if is_ensemble(path) else []
-    return [member for member in members if member.is_dir() and not member.is_symlink()]
-
-
-@contextmanager
-def members_locked(path: Path) -> Iterator[None]:
-    """Hold the locks of all members that a folder has, and its own for evaluations.
-
-    Raises:
-        BusyError: a member is being written to, or it or the whole is being scored.
-    """
-    with ExitStack() as stack:
-        if is_ensemble(path):
-            stack.enter_context(locked(path, folder.EVALUATION_LOCK))
-        for member in members_of(path):
-            stack.enter_context(locked(member))
-            stack.enter_context(locked(member, folder.EVALUATION_LOCK))
-        yield
-
-
-def clear(path: Path) -> None:
-    """Delete what an ensemble wrote but its list, which is replaced, and nothing else. For the holder of all its locks."""
-    for member in members_of(path):
-        folder.clear(member)
-        (member / "config.json").unlink(missing_ok=True)
-        with suppress(OSError):  # somebody else's files stay
-            (member / "figures").rmdir()
-    with storage(f"cannot clear {path}"):
-        for file in [*path.glob("seeds*.json"), path / "report.html", *path.glob(f".*{PART}")]:
-            file.unlink(missing_ok=True)

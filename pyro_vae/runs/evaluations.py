@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pyro_vae.common.atomic_write import storage
+from pyro_vae.common.atomic_write import rename, storage
 from pyro_vae.common.digests import sha256
 from pyro_vae.common.flagged import share_flagged
 from pyro_vae.errors import RunFolderError
@@ -198,7 +198,7 @@ def move(path: Path, evaluation: Evaluation) -> None:
     with storage(f"cannot rename the evidence of {path}"):
         for file in [path / f"{evaluation.stem}{ending}" for ending in (".csv", ".json")]:
             if file.exists():
-                file.replace(path / f"{name.named('evidence')}{file.suffix}")
+                rename(file, f"{name.named('evidence')}{file.suffix}")
 
 
 def stored(path: Path, name: EvaluationName) -> Evaluation | None:

@@ -10,17 +10,17 @@ is executed: names, numbers, tensors.
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
-import shutil
 import time
 from contextlib import suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from pyro_vae.common.atomic_write import PART, append, storage, write_atomic
+from pyro_vae.common.atomic_write import PART, append, delete, storage, sweep, write_atomic
 from pyro_vae.common.digests import digest_of, sha256
+from pyro_vae.common.held_folder import held, no_links_below
 from pyro_vae.common.plain_text import plain
 from pyro_vae.common.safe_read import JSON_BYTES, MIB, SEAL, check_seal, damaged, parse_json, read_bytes, seal
 from pyro_vae.errors import RunFolderError
@@ -134,20 +134,25 @@ def claim(path: Path, run: Path, record: dict[str, Any], weights: str) -> None:
 
 def clear(path: Path) -> None:
     """Delete what a run wrote but its config.json, what is told of its weights before these, and nothing else."""
-    with storage(f"cannot clear {path}"):
-        pictures = [] if (path / "figures").is_symlink() else path.glob("figures/*.png")
-        matching = itertools.chain(*(path.glob(pattern) for pattern in (*OF_EVALUATIONS, f".*{PART}")), pictures)
-        for file in [*(path / name for name in OURS), *matching]:
-            file.unlink(missing_ok=True)
+    with storage(f"cannot clear {path}"), no_links_below(path), held(path) as run:
+        evaluated = [name for name in run.names() if any(fnmatchcase(name, pattern) for pattern in OF_EVALUATIONS)]
+        for name in (*OURS, *evaluated):
+            run.unlink(name)
+        sweep(path)
+        if (path / "figures").is_dir() and not (path / "figures").is_symlink():
+            with run.inner("figures") as figures:
+                for name in figures.names():
+                    if name.endswith(".png"):
+                        figures.unlink(name)
         for name in FOLDERS:
             remove(path / name)
-        (path / WEIGHTS).unlink(missing_ok=True)
+        run.unlink(WEIGHTS)
 
 
 def remove(folder: Path) -> None:
     """Delete a folder of ours, if it is there; never what a link leads to."""
     if folder.is_dir() and not folder.is_symlink():
-        shutil.rmtree(folder)
+        delete(folder, quietly=False)
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:

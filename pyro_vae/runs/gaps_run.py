@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pyro_vae.common.digests import tensor_digest
+from pyro_vae.common.given import whole
 from pyro_vae.diagnostics.inference_gaps import Gaps, gaps
 
 from . import folder
@@ -29,8 +30,9 @@ def gaps_run(path: Path | str, *, rows: int = ROWS, steps: int = STEPS, device: 
     Raises:
         RunFolderError: the run or its data are not what they were, or another run has taken its place meanwhile.
         ProgramError: a guide whose sites cannot be fitted row by row.
-        UsageError: rows or steps that are no number above 0.
+        UsageError: rows or steps that are no whole number above 0.
     """
+    rows, steps = whole("rows", rows, 1), whole("steps", steps, 1)
     run = load_run(path, device=device)
     data = open_data(run)
     part = rows_of(data, "test", min(rows, len(data.test)))

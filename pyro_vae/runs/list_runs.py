@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vae.common.flagged import format_both_errors
+from pyro_vae.common.held_folder import no_links_below
 from pyro_vae.errors import PyroVAEError, RunFolderError
 from pyro_vae.evidence.over_seeds import format_mean
 
-from . import folder
-from .ensemble_run import LIST, is_ensemble, name_of, read_list
+from .ensemble_folder import LIST, is_ensemble, name_of, read_list, read_summary
 from .report import words
 from .report.facts import RunFacts, read_facts
 from .report.page import usable
@@ -22,7 +22,7 @@ DEPTH = 3  # folders within folders, to look for runs in
 MOST = 1000  # runs
 
 
-def summary_of(path: Path) -> dict[str, Any]:
+def summary_of(path: Path | str) -> dict[str, Any]:
     """Summarize a run, or an ensemble, as plain names and numbers.
 
     `log_px` and its errors are those of the evaluation that a report is headed by; `log_px_text` is how it is to be quoted.
@@ -30,7 +30,8 @@ def summary_of(path: Path) -> dict[str, Any]:
     Raises:
         RunFolderError: it is none, or is damaged.
     """
-    with usable(path):
+    path = Path(path)
+    with usable(path), no_links_below(path):
         return ensemble_summary(path) if is_ensemble(path) else run_summary(read_facts(path))
 
 
@@ -63,7 +64,7 @@ def run_summary(facts: RunFacts) -> dict[str, Any]:
 def ensemble_summary(path: Path) -> dict[str, Any]:
     """Summarize a run of several seeds by the evaluation of all members on the test rows, where there is one."""
     listed, file = read_list(path), path / "seeds.json"
-    s = folder.read_summary(file) if file.is_file() else {}
+    s = read_summary(path)
     try:
         text = format_mean(s) if s else "not scored"
     except (KeyError, TypeError) as error:
@@ -120,10 +121,10 @@ def find_runs(path: Path) -> Iterator[Path]:
             inner.clear()
 
 
-def list_runs(path: Path) -> list[dict[str, Any]]:
+def list_runs(path: Path | str) -> list[dict[str, Any]]:
     """Summarize each run in a folder; one that cannot be read has its `error` in place of numbers."""
     listed = []
-    for run in find_runs(path):
+    for run in find_runs(Path(path)):
         try:
             listed.append(summary_of(run))
         except PyroVAEError as error:

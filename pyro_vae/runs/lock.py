@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import stat
 import sys
 import time
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from pyro_vae.common.atomic_write import storage, write_atomic
+from pyro_vae.common.atomic_write import storage, unlink, write_atomic
+from pyro_vae.common.held_folder import held
 from pyro_vae.common.plain_text import plain
 from pyro_vae.common.safe_read import MIB, parse_json, read_bytes
 from pyro_vae.errors import BusyError, RunFolderError
@@ -46,8 +48,7 @@ def locked(path: Path, name: str = LOCK, wait: bool = False) -> Iterator[None]:
         Traceback (most recent call last):
         pyro_vae.errors.BusyError: ... is being written to by process ...
     """
-    if any((path / entry).is_symlink() for entry in (name, f"{name}.json")):
-        raise RunFolderError(f"{path / name} is a link, and links in a run are not followed: delete it")
+    refuse_link(path, name)
     lock, owner = FileLock(path / name, timeout=0), path / f"{name}.json"
     with storage(f"cannot lock {path}"):
         try:
@@ -62,8 +63,21 @@ def locked(path: Path, name: str = LOCK, wait: bool = False) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):
-            owner.unlink(missing_ok=True)
+            unlink(owner)
         lock.release()
+
+
+def refuse_link(path: Path, name: str) -> None:
+    """Refuse a lock in whose place a link stands: it would be opened by name.
+
+    Raises:
+        RunFolderError: one does.
+        StorageError: the folder is gone, or a link itself where links are not followed.
+    """
+    with storage(f"cannot lock {path}"), held(path) as place:
+        found = [status for entry in (name, f"{name}.json") if (status := place.status(entry)) is not None]
+    if any(stat.S_ISLNK(status.st_mode) for status in found):
+        raise RunFolderError(f"{path / name} is a link, and links in a run are not followed: delete it")
 
 
 def acquire(lock: FileLock, owner: Path, wait: bool) -> None:

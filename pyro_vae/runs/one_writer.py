@@ -9,6 +9,7 @@ from pathlib import Path
 from threading import get_ident
 
 from pyro_vae.common.atomic_write import folder_in
+from pyro_vae.common.held_folder import no_links_below
 
 from .checkpoint import FOLDER
 from .lock import locked
@@ -43,14 +44,16 @@ class OneWriter:
         before = _holding.get(key)
         if before is not None and before.holds:
             before.release()
-        self.stack.enter_context(locked(folder_in(self.path, FOLDER)))
+        with no_links_below(self.path):
+            self.stack.enter_context(locked(folder_in(self.path, FOLDER)))
         self.owner = me()
         _holding[key] = self
 
     def release(self) -> None:
         """Let go of it."""
         self.owner = 0, 0
-        self.stack.close()
+        with no_links_below(self.path):
+            self.stack.close()
 
 
 def me() -> tuple[int, int]:

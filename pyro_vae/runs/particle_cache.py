@@ -10,7 +10,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from pyro_vae.common.atomic_write import write_atomic
+from pyro_vae.common.atomic_write import unlink, write_atomic
 from pyro_vae.common.safe_read import LIMIT, parse, read_bytes
 from pyro_vae.errors import CheckpointError, StorageError
 from pyro_vae.evidence.importance.accumulator import RowBlock
@@ -90,4 +90,4 @@ class ParticleCache:
 
     def forget(self) -> None:
         """Delete the file."""
-        self.file.unlink(missing_ok=True)
+        unlink(self.file)

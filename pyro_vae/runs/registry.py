@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.common.given import described
 from pyro_vae.common.keywords import suggest
 from pyro_vae.common.spec import Spec
 from pyro_vae.distributions.conditional import Family
@@ -84,6 +85,8 @@ def unregistered(config: Config, components: Components = NOTHING) -> list[tuple
 
 def check_names(components: Components) -> None:
     """Refuse parts of one's own under names that mean something already."""
+    if not isinstance(components, Mapping):
+        raise UsageError(f"components are parts by name, {{'mine': MyPrior}}; got {described(components)}")
     taken = {"auto", *(name for table in ROLES.values() for name in table)}
     if both := sorted(taken & components.keys()):
         raise UsageError(

@@ -16,7 +16,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pyro_vae.common.atomic_write import PART, crash_point, delete, exchange, folder_in, storage, sync_folder
+from pyro_vae.common.atomic_write import (
+    PART,
+    crash_point,
+    delete,
+    exchange,
+    folder_in,
+    storage,
+    sync_folder,
+    unlink,
+)
+from pyro_vae.common.held_folder import held, no_links_below
 
 from . import folder
 from .lock import locked
@@ -93,7 +103,8 @@ def settle(path: Path) -> None:
     with storage(f"cannot clear {path}"):
         for aside in [entry for entry in real.parent.glob(f".*{PART}") if left.fullmatch(entry.name)]:
             if aside.is_dir() and not aside.is_symlink():
-                empty(aside, real)
+                with no_links_below(aside), no_links_below(real):
+                    empty(aside, real)
 
 
 def empty(aside: Path, run: Path) -> None:
@@ -105,7 +116,7 @@ def empty(aside: Path, run: Path) -> None:
         if not member.is_symlink():
             (empty if (member / "config.json").is_file() else leave)(member, run / member.name)
     for file in [*(aside.glob("seeds*.json") if ensemble else ()), aside / "config.json", aside / folder.ENSEMBLE]:
-        file.unlink(missing_ok=True)
+        unlink(file)
     leave(aside, run)
 
 
@@ -113,17 +124,25 @@ def leave(aside: Path, run: Path) -> None:
     """Move what is somebody else's into a run, and delete the folder."""
     move(aside / "figures", run / "figures")
     for name in folder.LOCKS:
-        (aside / name).unlink(missing_ok=True)
+        unlink(aside / name)
     move(aside, run)
+
+
+def made(path: Path) -> Path:
+    """Make a folder and those above it, as far as they are missing; a link in the place of one is not followed."""
+    return folder_in(path.parent if path.parent.exists() else made(path.parent), path.name)
 
 
 def move(old: Path, new: Path) -> None:
     """Move the entries of a folder that another lacks into that one, and delete it if it is empty then."""
     if not old.is_dir() or old.is_symlink():
         return
-    for entry in sorted(old.iterdir()):
-        if not os.path.lexists(new / entry.name):
-            new.mkdir(parents=True, exist_ok=True)
-            entry.rename(new / entry.name)
-    with suppress(OSError):  # of two entries by one name both stay
-        old.rmdir()
+    with held(old) as source:
+        names = source.names()
+        if names:
+            with held(made(new)) as target:
+                for name in names:
+                    if target.status(name) is None:
+                        source.rename(name, name, target)
+    with suppress(OSError), held(old.parent) as above:  # of two entries by one name both stay
+        above.rmdir(old.name)

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from pyro_vae.common.device import resolve_device
+from pyro_vae.common.held_folder import no_links_below
 from pyro_vae.common.random import seeded
 from pyro_vae.common.safe_read import LIMIT, check_seal, layout_of, parse, parse_json, read_bytes
 from pyro_vae.errors import DivergedError, RunFolderError
@@ -36,7 +37,8 @@ def replay_step(path: Path | str, components: Components = NOTHING, device: str 
     record = folder.read_config(path)
     check_seal(record, path / "config.json")
     check_names(components)
-    head, groups = read_capsule(path / folder.DIVERGENCE)
+    with no_links_below(path):
+        head, groups = read_capsule(path / folder.DIVERGENCE)
     try:
         config = resolved(Config.of_run(record["config"]), components)
         with seeded(0), bounded_build(layout_of(groups["model"])):

@@ -12,6 +12,7 @@ from typing import Any
 from pyro_vae.common.atomic_write import folder_in, sweep
 from pyro_vae.common.digests import digest_of
 from pyro_vae.common.environment import versions
+from pyro_vae.common.held_folder import no_links_below
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.safe_read import MIB, Layout, check_seal
 from pyro_vae.errors import CheckpointError, RunFolderError, UsageError
@@ -104,8 +105,9 @@ def continue_run(job: TrainingJob, num_samples: int, minutes: float, trackers: S
     """Resume without a fork, under the folder's lock."""
     path = job.path
     settle(path)
-    sweep(path)
-    sweep(folder_in(path, "figures"))
+    with no_links_below(path):
+        sweep(path)
+        sweep(folder_in(path, "figures"))
     saved = newest(job, path)
     if saved is None:
         folder.remove(path / folder.DIVERGENCE)

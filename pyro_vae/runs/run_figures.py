@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from pyro_vae.common.atomic_write import folder_in
+from pyro_vae.common.atomic_write import folder_in, unlink
+from pyro_vae.common.held_folder import no_links_below
 from pyro_vae.common.plain_text import plain
 from pyro_vae.data import Data, Split
 from pyro_vae.errors import ProgramError, StorageError
@@ -49,8 +51,8 @@ def draw_khat(path: Path, evidence: Any, x: Tensor, shape: tuple[int, ...], name
         return
     picture = path / "figures" / f"{name}.png"
     if evidence.khat.isnan().all():
-        if not (path / "figures").is_symlink():
-            picture.unlink(missing_ok=True)  # that of the evaluation before is of other numbers
+        with suppress(OSError), no_links_below(path):
+            unlink(picture)  # that of the evaluation before is of other numbers
         return
     khat, flagged = evidence.khat.numpy(), evidence.flagged.tolist()
     draw_all(
@@ -68,7 +70,9 @@ def draw_all(path: Path, pictures: Mapping[str, Callable[[], Any]]) -> list[Path
     drawn, place = [], folder_in(path, "figures")
     for name, draw in pictures.items():
         try:
-            drawn.append(figures.save(draw(), place / f"{name}.png"))
+            picture = draw()
+            with no_links_below(path):
+                drawn.append(figures.save(picture, place / f"{name}.png"))
         except (StorageError, OSError):  # whoever fills a disk shall hear of it
             raise
         except Exception as error:

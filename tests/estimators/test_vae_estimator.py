@@ -179,6 +179,14 @@ def test_what_is_loose_is_said():
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"random_state": "now"}, "cannot be used to seed"),
+        ({"random_state": True}, "random_state must be a whole number"),
+        ({"hidden": 64}, r"hidden is the widths of the hidden layers, such as .64,.; got 64"),
+        ({"hidden": "64"}, "hidden is the widths"),
+        ({"learning_rate": -1.0}, "learning_rate must be a finite number above 0, got -1.0"),
+        ({"learning_rate": True}, "learning_rate must be"),
+        ({"learning_rate": float("nan")}, "learning_rate must be"),
+        ({"standardize": "no"}, "standardize must be True or False, got 'no'"),
+        ({"likelihood": ["normal"]}, "is none"),
     ],
 )
 def test_arguments_that_cannot_be_used_are_named(arguments, words):
@@ -189,6 +197,9 @@ def test_arguments_that_cannot_be_used_are_named(arguments, words):
 def test_codes_of_another_width_and_models_that_are_not_fitted(fitted):
     with pytest.raises(UsageError, match=r"codes of shape \(1, 3\): wanted \(rows, 2\)"):
         fitted.inverse_transform(np.zeros((1, 3)))
+    for codes in (np.full((1, 2), np.nan), np.zeros((1, 2), complex), [["a", "b"]], [0.0, 1.0]):
+        with pytest.raises(ValueError):  # scikit-learn's own, as of an X
+            fitted.inverse_transform(codes)
     for call in (VAEEstimator().sample, VAEEstimator().get_feature_names_out):
         with pytest.raises(NotFittedError):
             call()

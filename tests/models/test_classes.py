@@ -341,6 +341,14 @@ def test_the_classifiers_term_wants_labels():
         Bound(elbo, terms=[supervised(1.0)]).per_row(vae.model, vae.guide, XL)
 
 
+def test_classes_draw_from_streams_of_their_own():
+    """Under seed + c the second class had, under one seed, the particles that the first has under the next."""
+    vae = mixed()
+    here, there = (class_posterior(vae.model, vae.guide, X, num_samples=30, seed=s, verbose=False) for s in (0, 1))
+    seeds = [{run.seed for run in found.by_class} for found in (here, there)]
+    assert seeds[0].isdisjoint(seeds[1]) and len(seeds[0]) == len(here.by_class)
+
+
 def test_class_posterior_names_a_site_that_is_not_there():
     vae = mixed()
     with pytest.raises(ProgramError, match="no latent site 'k'"):

@@ -58,7 +58,7 @@ def hook(event, arguments):
     """Note each file that is opened, by where it really is, and all that is imported, run or connected to."""
     if not WATCHED:
         return
-    if event == "open" and isinstance(arguments[0], str | bytes):
+    if event == "open" and isinstance(arguments[0], str | bytes) and not reach.below_a_descriptor(*arguments):
         WATCHED.clear()  # what the look itself opens
         path, flags = Path(os.fsdecode(arguments[0])).absolute(), arguments[2] or 0
         SEEN.append((event, path.parent.resolve() / path.name if flags & os.O_NOFOLLOW else path.resolve()))

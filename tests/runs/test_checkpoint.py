@@ -262,7 +262,7 @@ def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
     file = tmp_path / "a"
     atomic.write_atomic(file, "first")
 
-    def full(*_):
+    def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     for broken in ("fsync", "replace"):

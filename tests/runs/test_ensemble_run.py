@@ -10,8 +10,11 @@ from pyro_vae import load_run
 from pyro_vae.cli.main import main
 from pyro_vae.errors import RunFolderError
 from pyro_vae.runs import folder
+from pyro_vae.runs.ensemble_folder import read_summary
 from pyro_vae.runs.ensemble_run import load_ensemble
 from pyro_vae.runs.lock import locked
+from pyro_vae.runs.report.seeds import render_seeds
+from pyro_vae.runs.weights import save_model
 from tests.helpers import kills
 from tests.helpers.command_line import small
 
@@ -44,6 +47,17 @@ def test_each_member_is_a_run_of_its_own(runs):
     assert summary["log_px"] == pytest.approx(means.mean().item())
     assert summary["log_px_seed_se"] == pytest.approx((means.std() / 2**0.5).item())
     assert [m["seed"] for m in summary["members"]] == [0, 1]  # of the particles, each member's own
+
+
+def test_a_mean_over_seeds_of_weights_that_a_member_has_no_longer_is_not_told(runs, capsys):
+    a, mean = runs[0], folder.read_json(runs[0] / "seeds.json")["log_px"]
+    assert read_summary(a)["log_px"] == mean
+    other = load_run(a / "seed3")
+    next(other.vae.parameters()).data[0] += 1
+    save_model(a / "seed3", other.vae)
+    assert read_summary(a) == {}
+    assert main(["show", str(a)]) == 0 and f"{mean:.2f}" not in capsys.readouterr().out
+    assert "there is no mean over seeds" in render_seeds(a)
 
 
 def test_an_ensemble_is_loaded_from_its_folder_alone(runs):

@@ -16,7 +16,7 @@ from pyro_vae.common.safe_read import dump, parse, seal
 from pyro_vae.errors import DataError, DivergedError, PyroVAEError, RunFolderError
 from pyro_vae.evidence.importance.result import Evidence
 from pyro_vae.plots import figures
-from pyro_vae.runs import ensemble_run, folder
+from pyro_vae.runs import ensemble_folder, folder
 from pyro_vae.runs import evaluate_run as evaluate_module
 from pyro_vae.runs import resume_run as resume_module
 from pyro_vae.runs import train_run as train_module
@@ -116,7 +116,7 @@ def ensembles(here, tmp_path_factory):
     for name in ("a", "b"):
         for seed, member in enumerate(("good", "other")):
             shutil.copytree(here / member, both / name / f"seed{seed}")
-        ensemble_run.write_list(both / name, [0, 1], "train", {})
+        ensemble_folder.write_list(both / name, [0, 1], "train", {})
     return both
 
 

@@ -171,6 +171,16 @@ def test_evidence_of_other_weights_is_no_number_of_the_run(run, no_model, capsys
     assert main(["show", str(run)]) == 0 and "not scored" in capsys.readouterr().out
 
 
+def test_pictures_of_a_gap_that_other_weights_had_are_not_shown(run, no_model):
+    """An interrupted run was looked into, and trained on: its numbers of then are left out, and so are its pictures."""
+    (run / "figures").mkdir(exist_ok=True)
+    for name in ("gaps", "bracket", "latent"):
+        (run / "figures" / f"{name}.png").write_bytes(b"\x89PNG\r\n\x1a\n of " + name.encode())
+    folder.write_json(run / "gaps.json", {"rows": 3, "rows_flagged": 0, "weights": "0" * 64, "of_gap": {}})
+    shown = pictures_module.pictures_of(read_facts(run), None, None)
+    assert "latent" in shown and not {"gaps", "bracket"} & shown.keys()
+
+
 def test_a_run_without_an_evaluation_says_so_and_how_to_make_one(run, no_model):
     for file in run.glob("evidence*"):
         file.unlink()

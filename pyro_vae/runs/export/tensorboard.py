@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vae.common.atomic_write import renamed_when_whole
+from pyro_vae.common.held_folder import no_links_below
 from pyro_vae.errors import RunFolderError
 from pyro_vae.runs import folder
 from pyro_vae.runs.report.facts import RunFacts, read_facts
@@ -37,7 +38,9 @@ def export_tensorboard(path: Path | str, to: Path | str) -> Path:
         records = list(records_of(facts))
     target, pictures = check_new(to), path / "figures"
     drawn = sorted(pictures.glob("*.png")) if pictures.is_dir() and not pictures.is_symlink() else []
-    with renamed_when_whole(target, "exported") as temporary, usable(path):
+    drawn = [picture for picture in drawn if facts.shows(picture.stem)]
+    with renamed_when_whole(target, "exported") as (place, name), usable(path), no_links_below(path):
+        temporary = place.path / name
         tracker = TensorBoardTracker(temporary)
         temporary.mkdir()
         with tracked([tracker], facts.config.to_dict()) as tracking:  # ends, and closes its file, at an error, too

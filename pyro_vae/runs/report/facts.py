@@ -61,6 +61,15 @@ class RunFacts:
         told = [e.summary.get("training") for e in self.found]
         return next((training for training in told if isinstance(training, dict)), {})
 
+    def shows(self, picture: str) -> bool:
+        """Return whether a picture in figures/, by its name, is of the weights of now.
+
+        Those of a training are, where it has ended and was scored; a bracket's and a gap's are of the numbers beside them.
+        """
+        if not self.training or self.unfinished or self.diverged:
+            return False
+        return getattr(self, picture) is not None if picture in ("bracket", "gaps") else True
+
     @property
     def best(self) -> dict[str, Any]:
         """The record of the epoch whose weights were kept, or the last; empty without any."""

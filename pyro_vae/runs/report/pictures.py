@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pyro_vae.common.held_folder import no_links_below
 from pyro_vae.common.plain_text import plain
 from pyro_vae.common.safe_read import read_bytes
 from pyro_vae.data import Data
@@ -77,15 +78,15 @@ def pictures_of(facts: RunFacts, run: Run | None, data: Data | None) -> dict[str
     """Return each picture that a run has, by its name in figures/.
 
     A picture in figures/ counts where the training has ended and was scored with the weights of now, as they were drawn
-    then. Others are drawn anew, which takes the model, and some the data.
+    then. Others are drawn anew, which takes the model, and some the data. What looked into the gap is drawn of its numbers.
     """
-    whole = bool(facts.training) and not facts.unfinished and not facts.diverged
     made = drawing(facts, run, data)
     found = {}
     for name, (title, words, chart) in TOLD.items():
         if name == "training" and len(facts.history) < 2:
             continue  # a curve takes two epochs
-        content = from_file(facts.path / "figures" / f"{name}.png") if whole else None
+        with no_links_below(facts.path):
+            content = from_file(facts.path / "figures" / f"{name}.png") if facts.shows(name) else None
         if content is None and name in made:
             content = drawn(name, made[name])
         if content is not None:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vae.common.flagged import format_both_errors, format_bound, is_loose
+from pyro_vae.common.held_folder import no_links_below
 from pyro_vae.evidence.over_seeds import format_mean
-from pyro_vae.runs import folder
-from pyro_vae.runs.ensemble_run import counted, name_of, read_list
+from pyro_vae.runs.ensemble_folder import counted, name_of, read_list, read_summary
 
 from . import words
 from .facts import RunFacts, read_facts
@@ -26,15 +26,14 @@ def write_seeds_report(path: Path | str, out: Path | None = None) -> Path:
         StorageError: the page cannot be written.
     """
     path = Path(path)
-    with usable(path):
+    with usable(path), no_links_below(path):
         page = render_seeds(path)
     return save(page, path / NAME if out is None else out)
 
 
 def render_seeds(path: Path) -> str:
     """Return the page."""
-    listed, file = read_list(path), path / "seeds.json"
-    s = folder.read_summary(file) if file.is_file() else {}
+    listed, s = read_list(path), read_summary(path)
     members = {seed: read_facts(path / name_of(seed)) for seed in counted(path)}
     first = next(iter(members.values()))
     again = [

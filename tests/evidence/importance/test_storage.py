@@ -72,7 +72,7 @@ def test_a_full_disk_leaves_the_evidence_that_was_saved_before(neural, saved, li
 def test_what_the_system_refuses_while_evidence_is_saved(saved, monkeypatch, code, call):
     evidence, file = saved
 
-    def refuse(*_):
+    def refuse(*_, **__):
         raise OSError(code, os.strerror(code))
 
     with monkeypatch.context() as patch:
