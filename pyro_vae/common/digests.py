@@ -37,6 +37,8 @@ def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
     total = hashlib.sha256()
     for name in sorted(tensors):
         t = tensors[name].detach().cpu().contiguous()
+        if t.numel() == 1:  # contiguous whatever its stride, which then stands in the way of a view as bytes
+            t = t.clone(memory_format=torch.contiguous_format)
         total.update(f"{name}\0{t.dtype}\0{tuple(t.shape)}\0".encode())
         total.update(t.reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
