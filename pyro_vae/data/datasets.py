@@ -21,12 +21,14 @@ from .arrays import GAPS, convert
 from .binarize import binarize, check_grey
 from .columns import Column, check_precision
 from .image_folders import read_folder
+from .image_sets import SETS, read_image_set
 from .mnist import CLASSES, read_images
 from .splits import Part, Source, Split, shuffle
 from .table_layout import TableOptions
 from .user_files import ENDINGS, describe, read_file
 
-NAMES = ("digits", *CLASSES)
+GREY = ("digits", *CLASSES)  # whose names say what their values are
+NAMES = (*GREY, *SETS)
 LOOKED_AT = 4096  # rows at a time
 LISTED = 5  # columns, in a message
 POLICIES = {
@@ -78,16 +80,17 @@ def load(
     sequences: bool = False,
     verbose: bool = True,
 ) -> Data:
-    """Load a data set by name ("digits", "mnist", "fashion_mnist") or by the path of a file (.npy, .npz, .csv, .tsv,
-    .parquet) or of a folder of PNGs and JPEGs.
+    """Load a data set by name ("digits", "mnist", "fashion_mnist", "kmnist", "omniglot", "svhn", "cifar10", "celeba") or by the
+    path of a file (.npy, .npz, .csv, .tsv, .parquet) or of a folder of PNGs and JPEGs.
 
     Digits (1,797 rows of counts 0..16, from scikit-learn) are split 1,437 / 180 / 180 by a permutation from numpy's
-    ``default_rng(0)``, whatever `seed`; both MNISTs 59,600 / 400 / 10,000 in the order of the files (Burda et al.);
-    own files 80/10/10 per cent by `seed`, unless they hold ``x_train``, ``x_validation`` and ``x_test``.
+    ``default_rng(0)``, whatever `seed`; the MNISTs 59,600 / 400 / 10,000 in the order of the files (Burda et al.); the others
+    that have a name as :mod:`~pyro_vae.data.image_sets` tells; own files 80/10/10 per cent by `seed`, unless they hold
+    ``x_train``, ``x_validation`` and ``x_test``.
 
     Args:
         name: of the data set, or a path.
-        data_dir: the folder that holds ``MNIST/raw``; None takes ``$PYRO_VAE_DATA``.
+        data_dir: the folder that holds ``MNIST/raw`` and the like; None takes ``$PYRO_VAE_DATA``.
         download: lets torchvision fetch what is missing into `data_dir`. Nothing else touches the network.
         binarization: "none"; "static": all rows drawn once; "dynamic": validation and test drawn once, training rows
             kept grey, with ``transform`` to draw them. Validation and test are the same rows of zeros and ones in both.
@@ -125,7 +128,7 @@ def load(
     policy = POLICIES[binarization].format(seed=seed) if binary else source.policy + format_missing(splits, sequences)
     notes = tuple(dict.fromkeys([*source.notes, *(note for _, notes in prepared for note in notes)]))
     transform = binarize if binarization == "dynamic" else None
-    kind = "" if name in NAMES else kind_of([part.x for part in source.parts])
+    kind = "" if name in GREY else kind_of([part.x for part in source.parts])
     for note in notes if verbose else ():
         print(f"note: {plain(source.name)}: {plain(note)}", file=sys.stderr)
     columns = source.parts[0].columns
@@ -188,9 +191,10 @@ def find_source(
         raise UsageError(f"--{table.given[0]} is of a table of one's own, and {name} is none: leave it out")
     if name == "digits":
         return read_digits()
-    if isinstance(name, str) and name in CLASSES:
+    if isinstance(name, str) and name in NAMES:
         if folder := data_dir or os.environ.get("PYRO_VAE_DATA"):
-            return read_images(name, Path(folder).expanduser(), download)
+            read = read_images if name in CLASSES else read_image_set
+            return read(name, Path(folder).expanduser(), download)
         raise UsageError(
             f"{name} lies in a folder, and none is named. Name it with --data-dir (data_dir=) or $PYRO_VAE_DATA; "
             "with --download (download=True) the files are fetched into it. digits needs neither."

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from cyclopts import Parameter
 
 from pyro_vae.common.keywords import suggest
+from pyro_vae.data.mnist import CLASSES
 from pyro_vae.errors import UsageError
 
 Options = dict[str, str]  # from the command line all are strings; the registry reads them by their defaults
@@ -25,10 +26,11 @@ class Config:
     Parameters
     ----------
     data
-        digits (bundled), mnist, fashion_mnist, a file (.npy, .npz, .csv, .tsv, .parquet) or a folder of PNGs or JPEGs.
+        digits (bundled), mnist, fashion_mnist, kmnist, omniglot, svhn, cifar10, celeba, a file (.npy, .npz, .csv, .tsv,
+        .parquet) or a folder of PNGs or JPEGs.
     binarization
-        none, static (once, seeded) or dynamic (training rows anew each epoch); auto: dynamic for mnist and fashion_mnist
-        under a Bernoulli, else none.
+        none, static (once, seeded) or dynamic (training rows anew each epoch); auto: dynamic for mnist, fashion_mnist and
+        kmnist under a Bernoulli, else none.
     data_seed
         Of binarization, and of the split of a file of one's own.
     columns
@@ -69,7 +71,7 @@ class Config:
     posterior_options
         As in --posterior flow --posterior.transforms 4.
     network
-        mlp, or conv for images (28 x 28, or other multiples of 4).
+        mlp, or conv for images of any size.
     hidden
         Widths of the mlp's hidden layers; the decoder mirrors them.
     activation
@@ -169,7 +171,7 @@ class Config:
 
     def resolved(self) -> Config:
         """Return the same config with every "auto" decided."""
-        images = self.data in ("mnist", "fashion_mnist")
+        images = self.data in CLASSES
         binary = self.binarization in ("static", "dynamic")
         likelihood = self.likelihood if self.columns is None else "columns"
         if likelihood == "auto":

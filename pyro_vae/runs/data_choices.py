@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data import Column, Data, Split
-from pyro_vae.data.datasets import NAMES
+from pyro_vae.data.datasets import GREY
 from pyro_vae.data.frames import blocks_of
 from pyro_vae.distributions.units import real_elements
 from pyro_vae.errors import DataError, UsageError
@@ -38,7 +38,7 @@ def decided(config: Config, data: Data, components: Components = NOTHING) -> Con
     """
     if config.columns is not None:
         config = of_columns(config, data)
-    if config.likelihood == "auto" and config.data not in NAMES and config.resolved().binarization == "none":
+    if config.likelihood == "auto" and config.data not in GREY and config.resolved().binarization == "none":
         config = dataclasses.replace(config, likelihood=OF_KIND.get(data.kind, "normal"))
     config = resolved(config, components)
     config = dataclasses.replace(config, model_options=kind_of(config).decide(config.model_options, data))
@@ -139,7 +139,7 @@ def in_scale(x: Tensor, shape: tuple[int, ...]) -> bool:
 
 def choices_told(given: Config, config: Config, data: Data) -> Iterator[str]:
     """Say what was chosen by the data: the likelihood, and units that are others than those of x."""
-    if given.likelihood == "auto" and given.columns is None and config.data not in NAMES:
+    if given.likelihood == "auto" and given.columns is None and config.data not in GREY:
         why = {"binary": ", as x holds zeros and ones alone", "bytes": ", as x holds whole numbers 0 to 255"}
         yield f"likelihood auto: {config.likelihood}{why.get(data.kind, '')}"
     if config.missing and not given.missing:
