@@ -134,6 +134,12 @@ class Stored(LazyRows):
         other.shape = torch.Size((int(self.starts[-1]) - len(rows), *self.shape[1:]))
         return other
 
+    def flat(self) -> Stored:
+        """Return the same rows as vectors ``(N, d)``."""
+        other = copy.copy(self)
+        other.shape = torch.Size((len(self), math.prod(self.shape[1:])))
+        return other
+
     def converted(self, dtype: torch.dtype, device: torch.device | None, missing: bool, name: str) -> Stored:
         other = copy.copy(self)
         other.dtype, other.name = dtype, f"{name} ({self.path.name})"
@@ -192,7 +198,7 @@ class Stored(LazyRows):
         if not self.dtype.is_floating_point and rows.dtype.kind == "f" and (rows != np.round(rows)).any():
             row = start - first + int((rows != np.round(rows)).reshape(len(rows), -1).any(1).argmax())
             raise DataError(f"{file.path}, row {row}: a fraction, where the programs take whole numbers. Round it.")
-        return held
+        return held.reshape(len(held), *self.shape[1:])
 
     def bad_rows(self, values: np.ndarray) -> np.ndarray:
         """Find rows with infinite values, or NaN unless that stands for what is missing."""
@@ -215,7 +221,8 @@ class Stored(LazyRows):
 
     def head(self, rows: int) -> np.ndarray:
         places = self.numbers_in_files(np.arange(min(rows, len(self))))
-        return np.concatenate([self.raw(int(place)) for place in places])
+        rows = np.concatenate([self.raw(int(place)) for place in places])
+        return rows.reshape(len(rows), *self.shape[1:])
 
     def raw(self, place: int) -> np.ndarray:
         """Read one row as it is stored."""
