@@ -24,6 +24,7 @@ from .image_folders import read_folder
 from .image_sets import SETS, read_image_set
 from .mnist import CLASSES, read_images
 from .splits import Part, Source, Split, shuffle
+from .stored_data import is_stored, read_stored
 from .table_layout import TableOptions
 from .user_files import ENDINGS, describe, read_file
 
@@ -52,6 +53,7 @@ class Data:
         transform: None, or what draws a training batch anew each time: ``transform(x, generator)``.
         notes: what was converted, and how the rows were split.
         columns: of a table, in order: names, and what codes stand for; empty where they have no names.
+        part: some training rows in memory, evenly spaced, where they are on disk; None where all are in memory.
         kind: "binary", zeros and ones alone; "bytes", whole numbers 0 to 255 (of 8 bits, or some of them from 128 on); "".
     """
 
@@ -66,6 +68,12 @@ class Data:
     notes: tuple[str, ...] = ()
     kind: str = ""
     columns: tuple[Column, ...] = ()
+    part: Split | None = None
+
+    @property
+    def sample(self) -> Split:
+        """Training rows in memory: all of them, or some, where ``train.x`` is on disk (:class:`~pyro_vae.data.Stored`)."""
+        return self.train if self.part is None else self.part
 
 
 def load(
@@ -78,10 +86,12 @@ def load(
     missing: bool = False,
     table: TableOptions | None = None,
     sequences: bool = False,
+    memory: str | None = None,
     verbose: bool = True,
 ) -> Data:
-    """Load a data set by name ("digits", "mnist", "fashion_mnist", "kmnist", "omniglot", "svhn", "cifar10", "celeba") or by the
-    path of a file (.npy, .npz, .csv, .tsv, .parquet) or of a folder of PNGs and JPEGs.
+    """Load a data set by name ("digits", "mnist", "fashion_mnist", "kmnist", "omniglot", "svhn", "cifar10", "celeba"), by the
+    path of a file (.npy, .npz, .csv, .tsv, .parquet, .h5ad), of a folder of PNGs and JPEGs, or of rows that stay on disk: a
+    folder with a manifest.json, a Zarr array.
 
     Digits (1,797 rows of counts 0..16, from scikit-learn) are split 1,437 / 180 / 180 by a permutation from numpy's
     ``default_rng(0)``, whatever `seed`; the MNISTs 59,600 / 400 / 10,000 in the order of the files (Burda et al.); the others
@@ -100,6 +110,8 @@ def load(
         missing: NaN, and empty cells of a .csv, stand for what was not observed, and stay as NaN; refused otherwise.
         sequences: rows are sequences, which may end early, with NaN (empty cells) after their end, or beyond what an array
             ``lengths`` of an .npz says.
+        memory: leave the training rows on disk, as a :class:`~pyro_vae.data.Stored` of so much memory ("2 GB"); 1 GB, where a
+            folder of shards or chunks is named. Then 10,000 rows at most are held out for validation, and for the test.
         verbose: tell on standard error what was read as what, rows × columns, header, labels and conversions: the notes.
 
     Raises:
@@ -117,6 +129,13 @@ def load(
         (torch.Size([1437, 64]), (1, 8, 8), 'counts 0..16')
     """
     check_options(binarization, seed, missing)
+    if name not in NAMES and is_stored(Path(name).expanduser(), memory):
+        data = load_stored(Path(name).expanduser(), memory, binarization, seed, missing, table, sequences)
+        for note in data.notes if verbose else ():
+            print(f"note: {plain(data.name)}: {plain(note)}", file=sys.stderr)
+        return data
+    if memory is not None:
+        raise UsageError(f"--memory is of rows that stay on disk, and {name} is bundled: leave it out")
     source = find_source(name, data_dir, download, seed, table, sequences)
     binary = binarization != "none"
     gaps = missing or (sequences and not binary)
@@ -133,6 +152,27 @@ def load(
         print(f"note: {plain(source.name)}: {plain(note)}", file=sys.stderr)
     columns = source.parts[0].columns
     return Data(source.name, train, validation, test, shape, policy, source.digest(), transform, notes, kind, columns)
+
+
+def load_stored(
+    path: Path,
+    memory: str | None,
+    binarization: str,
+    seed: int,
+    missing: bool,
+    table: TableOptions | None,
+    sequences: bool,
+) -> Data:
+    """Load rows that stay on disk; refuse what is read of tables and sequences in memory alone."""
+    if sequences or (table is not None and table.given):
+        what = "sequences" if sequences else f"--{table.given[0].replace('_', '-')}"  # type: ignore[union-attr]
+        raise UsageError(f"{path}: rows on disk are plain numbers, and {what} needs all rows in memory: leave it out")
+    found = read_stored(path, memory, seed, missing, binarization)
+    policy = POLICIES[binarization].format(seed=seed) if binarization != "none" else "values as given"
+    transform = binarize if binarization == "dynamic" else None
+    splits = found.train, found.validation, found.test
+    kind = kind_of([found.kind_of])
+    return Data(path.name, *splits, found.shape, policy, found.digest, transform, found.notes, kind, part=found.sample)
 
 
 def kind_of(arrays: Sequence[np.ndarray]) -> str:

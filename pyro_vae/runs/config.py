@@ -27,7 +27,7 @@ class Config:
     ----------
     data
         digits (bundled), mnist, fashion_mnist, kmnist, omniglot, svhn, cifar10, celeba, a file (.npy, .npz, .csv, .tsv,
-        .parquet) or a folder of PNGs or JPEGs.
+        .parquet, .h5ad), a folder of PNGs or JPEGs, of shards with a manifest.json, or of a Zarr array.
     binarization
         none, static (once, seeded) or dynamic (training rows anew each epoch); auto: dynamic for mnist, fashion_mnist and
         kmnist under a Bernoulli, else none.
@@ -45,6 +45,9 @@ class Config:
     split_by
         Column of a table that splits its rows, no part of x: its values are train, validation and test, or groups, such as
         patients, whose rows stay together.
+    memory
+        Leave the training rows on disk, and take so much memory for them, such as '2 GB'; 1 GB where DATA is a folder of
+        shards (pyro-vae manifest) or a Zarr array.
     missing
         NaN and empty cells are values that were not observed: the likelihood skips them, the encoder sees which they are.
     standardize
@@ -118,6 +121,7 @@ class Config:
     index: str = "auto"
     label: str | None = None
     split_by: str | None = None
+    memory: str | None = None
     missing: Annotated[bool, Parameter(negative=())] = False
     standardize: bool | None = None
     normalize: bool | None = None

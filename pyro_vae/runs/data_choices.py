@@ -64,7 +64,7 @@ def of_columns(config: Config, data: Data) -> Config:
         except UsageError as error:
             raise UsageError(f"--columns: column {column.name!r}: {error}") from error
     blocks = config.likelihood_options.get("blocks") or blocks_of(data.columns)
-    gaps = any(bool(split.x.isnan().any()) for split in (data.train, data.validation, data.test))
+    gaps = any(bool(split.x.isnan().any()) for split in (data.sample, data.validation, data.test))
     changed: dict[str, Any] = {"likelihood_options": {"blocks": blocks}, "missing": config.missing or gaps}
     return dataclasses.replace(config, likelihood="columns", **changed)
 
@@ -119,7 +119,7 @@ def takes_units(config: Config, elements: int) -> bool:
 def seen(config: Config, data: Data, components: Components) -> Tensor:
     """Return training rows (or steps) as the posterior is given them."""
     shape = kind_of(config).emission(data.shape)
-    x, elements = kind_of(config).observed(data.train.x, data.shape), math.prod(shape)
+    x, elements = kind_of(config).observed(data.sample.x, data.shape), math.prod(shape)
     if not config.standardize:
         return x
     family, features = likelihood_of(config, elements, components)

@@ -177,7 +177,7 @@ def load_data(
     def read(table: TableOptions) -> Data:
         return load(
             config.data, data_dir=data_dir, download=download, table=table, sequences=kind_of(config).ragged,
-            binarization=config.binarization, seed=config.data_seed, missing=missing, verbose=False,
+            binarization=config.binarization, seed=config.data_seed, missing=missing, memory=config.memory, verbose=False,
         )  # fmt: skip
 
     config = replace(config, data=located(config.data, data_dir))

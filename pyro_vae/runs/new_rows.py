@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 
 from pyro_vae.common.plain_text import plain
-from pyro_vae.data import Data, Split, TableOptions, binarize
+from pyro_vae.data import Data, Split, TableOptions, binarize, load
 from pyro_vae.data.datasets import event_shape, format_missing, prepare
 from pyro_vae.data.image_folders import read_folder
 from pyro_vae.data.row_ids import row_digests
+from pyro_vae.data.stored_data import is_stored
 from pyro_vae.data.user_files import ENDINGS, TABLES, read_file
 from pyro_vae.errors import DataError, RunFolderError, ShapeError, UsageError
 
@@ -46,6 +47,15 @@ def open_rows(run: Run, file: Path | None, data_dir: Path | None = None) -> Data
     if known:
         options = TableOptions(config.header, config.index, config.label, split_by=config.split_by, known=known)
     file = file.expanduser()
+    if is_stored(file, config.memory):
+        if load(file, memory=config.memory, seed=config.data_seed, missing=config.missing, verbose=False).digest == (
+            run.record["data"]["digest"]
+        ):
+            return open_data(run, file)
+        raise UsageError(
+            f"--data {file}: new rows that stay on disk are scored in Python: log_likelihood(vae.model, vae.guide, "
+            f"Stored({str(file)!r}))"
+        )
     seed = config.data_seed
     source = read_folder(file, seed) if file.is_dir() else read_file(file, seed, options, run.kind.ragged)
     if source.digest() == run.record["data"]["digest"]:
@@ -88,7 +98,7 @@ def training_rows(run: Run, data_dir: Path | None) -> Split | None:
         data = open_data(run, data_dir)
     except (DataError, RunFolderError, UsageError):
         return None
-    return data.train if data.transform is None else data.train[:0]
+    return data.sample[:0] if data.part is not None or data.transform is not None else data.train
 
 
 def new_split(data: Data) -> str:

@@ -279,6 +279,14 @@ class EpochMetrics:
         every = max(1, len(self.data.train[0]) // LOGGED_ROWS)
         return self.fixed_batch(tuple(a[::every][:LOGGED_ROWS] for a in self.data.train))
 
+    def refuse_of_all_rows(self) -> None:
+        """Refuse rows on disk for a pair whose ELBO is one of all rows together."""
+        if self.of_data_set is not None or self.shared:
+            raise UsageError(
+                "the programs have sites that all rows share (global parameters), so that the ELBO is one of all rows at once, "
+                "which are on disk: take as many as fit into memory (x[:100_000]), or leave those sites out."
+            )
+
     @cached_property
     def of_data_set(self) -> DataSetMetrics | None:
         """What measures a pair whose shared sites are counted once in the data set; None for any other pair."""
