@@ -15,6 +15,7 @@ from pyro_vae.common.mapped_files import check_whole, mapped_files
 from pyro_vae.errors import DataConversionWarning, DataError, ShapeError
 
 from .lazy_rows import LazyRows
+from .sparse import sparse_or_same
 
 AT_ONCE = 2**24  # numbers that are checked at a time
 Dtypes = tuple[torch.dtype | None, ...]
@@ -108,6 +109,7 @@ def rows_or_stored(
     x: Any, name: str, dtype: torch.dtype | None, device: torch.device | str | None, missing: bool
 ) -> Tensor:
     """Convert as :func:`as_rows`, and leave rows on disk there, to be converted as they are read."""
+    x = sparse_or_same(x, name)
     if not isinstance(x, LazyRows):
         return as_rows(x, name, dtype, device, missing)
     gaps = missing and "context" not in name
@@ -134,7 +136,11 @@ def head_of(x: Any, rows: int) -> Any:
 
 
 def read_once(x: Any, name: str = "x") -> Any:
-    """Read the rows of a data set that hands them out one by one, as an array; return any other x as it is."""
+    """Read the rows of a data set that hands them out one by one, as an array; return any other x as it is.
+
+    A sparse matrix becomes rows that are made dense a batch at a time (:class:`~pyro_vae.data.sparse.SparseRows`).
+    """
+    x = sparse_or_same(x, name)
     return real_array(x, name) if is_items(x) else x
 
 
@@ -179,6 +185,7 @@ def real_array(x: Any, name: str) -> np.ndarray:
         rows = format_rows(torch.from_numpy(np.array(np.ma.getmaskarray(x), ndmin=1)))
         raise DataError(f"{name} has masked entries in {rows}. Drop those rows, or fill them in (x.filled(...)).")
     try:
+        x = sparse_or_same(x, name)
         if isinstance(x, LazyRows):
             x = x.whole(name)
         if is_items(x):
@@ -192,7 +199,7 @@ def real_array(x: Any, name: str) -> np.ndarray:
     if array.dtype.kind not in NUMERIC:
         raise DataError(
             f"{name} (a {type(x).__name__}) has dtype {array.dtype}, wanted real numbers. Encode text or categories as "
-            "numbers, split complex values into real and imaginary part, or make a sparse matrix dense first."
+            "numbers, or split complex values into real and imaginary part."
         )
     return array
 

@@ -23,6 +23,7 @@ from .columns import Column, check_precision
 from .image_folders import read_folder
 from .image_sets import SETS, read_image_set
 from .mnist import CLASSES, read_images
+from .sparse_data import ANNOTATED, is_sparse_file, read_sparse
 from .splits import Part, Source, Split, shuffle
 from .stored_data import is_stored, read_stored
 from .table_layout import TableOptions
@@ -54,7 +55,8 @@ class Data:
         notes: what was converted, and how the rows were split.
         columns: of a table, in order: names, and what codes stand for; empty where they have no names.
         part: some training rows in memory, evenly spaced, where they are on disk; None where all are in memory.
-        kind: "binary", zeros and ones alone; "bytes", whole numbers 0 to 255 (of 8 bits, or some of them from 128 on); "".
+        kind: "binary", zeros and ones alone; "bytes", whole numbers 0 to 255 (of 8 bits, or some of them from 128 on);
+            "counts", whole numbers from 0, of a sparse matrix; "".
     """
 
     name: str
@@ -129,6 +131,11 @@ def load(
         (torch.Size([1437, 64]), (1, 8, 8), 'counts 0..16')
     """
     check_options(binarization, seed, missing)
+    if name not in NAMES and is_sparse_file(Path(name).expanduser()):
+        data = load_sparse(Path(name).expanduser(), memory, binarization, seed, missing, table, sequences)
+        for note in data.notes if verbose else ():
+            print(f"note: {plain(data.name)}: {plain(note)}", file=sys.stderr)
+        return data
     if name not in NAMES and is_stored(Path(name).expanduser(), memory):
         data = load_stored(Path(name).expanduser(), memory, binarization, seed, missing, table, sequences)
         for note in data.notes if verbose else ():
@@ -152,6 +159,30 @@ def load(
         print(f"note: {plain(source.name)}: {plain(note)}", file=sys.stderr)
     columns = source.parts[0].columns
     return Data(source.name, train, validation, test, shape, policy, source.digest(), transform, notes, kind, columns)
+
+
+def load_sparse(
+    path: Path,
+    memory: str | None,
+    binarization: str,
+    seed: int,
+    missing: bool,
+    table: TableOptions | None,
+    sequences: bool,
+) -> Data:
+    """Load a sparse matrix; refuse what is read of dense rows alone."""
+    options = [f"--{o.replace('_', '-')}" for o in (() if table is None else table.given)]
+    refused = [o for o in options if o != "--label" or path.suffix.lower() != ANNOTATED]
+    refused += ["--memory"] * (memory is not None) + ["sequences"] * sequences
+    refused += [f"--binarization {binarization}"] * (binarization != "none")
+    if refused:
+        raise UsageError(f"{path} holds a sparse matrix, of which {refused[0]} is no option: leave it out")
+    found = read_sparse(path, seed, missing, None if table is None else table.label)
+    splits, shape = (found.train, found.validation, found.test), tuple(found.test.x.shape[1:])
+    policy = "values as given" + format_missing([found.sample, found.validation, found.test])
+    return Data(
+        path.name, *splits, shape, policy, found.digest, None, found.notes, found.kind, found.columns, part=found.sample
+    )
 
 
 def load_stored(
@@ -248,7 +279,8 @@ def find_source(
     close = difflib.get_close_matches(str(name).lower(), NAMES, n=1)
     raise UsageError(
         f"no data set {str(name)!r}{f' (did you mean {close[0]!r}?)' if close else ''}. "
-        f"Take one of: {', '.join(NAMES)}, or the path of a file that ends in {', '.join(ENDINGS)}, or of a folder of pictures."
+        f"Take one of: {', '.join(NAMES)}, or the path of a file that ends in {', '.join(ENDINGS)}, {ANNOTATED}, or of a "
+        "folder of pictures."
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -24,6 +24,7 @@ class LazyRows:
     dtype: torch.dtype  # of what is handed out
     device: torch.device  # where that is
     source_dtype: np.dtype[Any]  # of what is stored
+    chunk: int = 2000  # rows that are looked at together, at most
 
     def read(self, numbers: np.ndarray) -> Tensor:
         """Read the rows of these numbers, 0 to N − 1, in their order."""
@@ -86,6 +87,11 @@ class LazyRows:
         raise AttributeError(
             f"a {type(self).__name__} has no {name!r}: its rows are on disk. Take some of them, as a tensor: rows[:1000]"
         )
+
+
+def chunk_of(args: Sequence[Any], most: int) -> int:
+    """Return how many rows are looked at together: `most`, or fewer where the arguments say so."""
+    return min([most, *(a.chunk for a in args if isinstance(a, LazyRows))])
 
 
 def any_lazy(*args: Any) -> bool:

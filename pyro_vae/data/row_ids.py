@@ -157,7 +157,9 @@ def arrays_of(argument: Any) -> list[Any]:
 
 
 def index_of(x: Any) -> tuple[str, ...] | None:
-    """Return the labels of a DataFrame's index."""
+    """Return the labels of a DataFrame's index, or the names of the rows of an AnnData."""
+    if names := getattr(x, "row_names", None):  # of a sparse matrix
+        return tuple(map(str, names))
     index = getattr(x, "index", None)
     return None if index is None or callable(index) or not hasattr(x, "to_numpy") else tuple(map(str, index))
 
@@ -165,8 +167,11 @@ def index_of(x: Any) -> tuple[str, ...] | None:
 def row_digests(arrays: Sequence[Any]) -> Tensor:
     """Return 64 bits of the SHA-256 of each row's values, ``(N,)``: of all arrays, side by side, in single precision."""
     sources = [
-        a.converted(torch.float32, None, True, "x") if isinstance(a, LazyRows)
-        else a.detach().cpu() if isinstance(a, Tensor) else real_array(a, "x")
+        a.converted(torch.float32, None, True, "x")
+        if isinstance(a, LazyRows)
+        else a.detach().cpu()
+        if isinstance(a, Tensor)
+        else real_array(a, "x")
         for a in arrays
     ]
     digests: list[int] = []

@@ -26,7 +26,7 @@ from .tabular_spec import block
 
 ROOM = 2**18  # bytes of a config.json for its columns; one of more than a mebibyte is not read
 SPREAD = 0.1  # images within [0, 1] of no less standard deviation are in units that networks start at
-OF_KIND = {"binary": "bernoulli", "bytes": "discretized_logistic"}
+OF_KIND = {"binary": "bernoulli", "bytes": "discretized_logistic", "counts": "negative_binomial"}
 OWN_UNITS = "normal_fixed"  # whose scale is given in the units of x
 
 
@@ -141,6 +141,7 @@ def choices_told(given: Config, config: Config, data: Data) -> Iterator[str]:
     """Say what was chosen by the data: the likelihood, and units that are others than those of x."""
     if given.likelihood == "auto" and given.columns is None and config.data not in GREY:
         why = {"binary": ", as x holds zeros and ones alone", "bytes": ", as x holds whole numbers 0 to 255"}
+        why |= {"counts": ", as x holds whole numbers from 0"}
         yield f"likelihood auto: {config.likelihood}{why.get(data.kind, '')}"
     if config.missing and not given.missing:
         yield "empty cells are values that were not observed: the likelihood skips them (--missing)"

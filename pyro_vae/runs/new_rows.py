@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from pyro_vae.common.plain_text import plain
@@ -13,6 +14,7 @@ from pyro_vae.data import Data, Split, TableOptions, binarize, load
 from pyro_vae.data.datasets import event_shape, format_missing, prepare
 from pyro_vae.data.image_folders import read_folder
 from pyro_vae.data.row_ids import row_digests
+from pyro_vae.data.sparse_data import ANNOTATED, is_sparse_file, read_rows, with_columns
 from pyro_vae.data.stored_data import is_stored
 from pyro_vae.data.user_files import ENDINGS, TABLES, read_file
 from pyro_vae.errors import DataError, RunFolderError, ShapeError, UsageError
@@ -38,18 +40,22 @@ def open_rows(run: Run, file: Path | None, data_dir: Path | None = None) -> Data
     """
     if file is None:
         return open_data(run, data_dir)
-    if file.suffix.lower() not in ENDINGS and not file.is_dir():
+    if file.suffix.lower() not in (*ENDINGS, ANNOTATED) and not file.is_dir():
         raise UsageError(
-            f"--data {file}: new rows are read from a file that ends in {', '.join(ENDINGS)}, or from a folder of pictures"
+            f"--data {file}: new rows are read from a file that ends in {', '.join(ENDINGS)}, {ANNOTATED}, or from a folder of "
+            "pictures"
         )
+    if is_sparse_file(file.expanduser()):
+        return open_sparse_rows(run, file.expanduser(), data_dir)
     config, known = run.config, run.columns if file.suffix.lower() in TABLES else ()
     options = TableOptions()
     if known:
         options = TableOptions(config.header, config.index, config.label, split_by=config.split_by, known=known)
     file = file.expanduser()
     if is_stored(file, config.memory):
-        if load(file, memory=config.memory, seed=config.data_seed, missing=config.missing, verbose=False).digest == (
-            run.record["data"]["digest"]
+        if (
+            load(file, memory=config.memory, seed=config.data_seed, missing=config.missing, verbose=False).digest
+            == (run.record["data"]["digest"])
         ):
             return open_data(run, file)
         raise UsageError(
@@ -84,6 +90,39 @@ def open_rows(run: Run, file: Path | None, data_dir: Path | None = None) -> Data
         )
     return Data(
         file.name, none if train is None else train, none, rows, shape, policy, source.digest(), columns=part.columns
+    )
+
+
+def open_sparse_rows(run: Run, file: Path, data_dir: Path | None) -> Data:
+    """Load the rows of a sparse matrix, dense: those of the run in their splits, or new ones, all as one split.
+
+    Columns that have names are found by them, in whatever order they stand.
+
+    Raises:
+        DataError: columns that are not there; rows that take more than a GiB of memory, dense.
+        ShapeError: another number of columns.
+    """
+    config = run.config
+    rows, y, classes = read_rows(file, config.label)
+    if rows.digest == run.record["data"]["digest"]:
+        return open_data(run, file)
+    digest, names = rows.digest, [column.name for column in run.columns]
+    if names and rows.column_names:
+        rows = with_columns(rows, names, file)
+    if tuple(rows.shape[1:]) != run.shape:
+        raise ShapeError(
+            f"{file} has rows of shape {tuple(rows.shape[1:])}, and the run was trained on rows of shape {run.shape}: give it "
+            "such."
+        )
+    rows = rows.converted(torch.float32, None, config.missing, "x")
+    x = torch.from_numpy(rows.whole(str(file))).to(torch.float32)
+    labels = None if y is None else torch.from_numpy(y)
+    new = Split(x, labels, index=np.array(rows.row_names) if rows.row_names else None, classes=classes)
+    train = training_rows(run, data_dir)
+    policy = "values as given" + format_missing([new])
+    none = Split(x[:0])
+    return Data(
+        file.name, none if train is None else train, none, new, run.shape, policy, digest, columns=tuple(run.columns)
     )
 
 

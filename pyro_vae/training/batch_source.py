@@ -76,7 +76,8 @@ class Streamed(BatchSource):
         self.data, self.device, self.rows_device = data, device, data[0].device
         self.pool = ThreadPoolExecutor(1, "pyro_vae-rows")
         self.upcoming: tuple[Tensor, Future[Any]] | None = None
-        self.pinned = Pinned(data, device) if device.type == "cuda" else None
+        pinned = device.type == "cuda" and not any_lazy(*data)  # a sparse matrix makes its batches itself
+        self.pinned = Pinned(data, device) if pinned else None
 
     def fetch(self, rows: Tensor, then: Tensor | None = None) -> Batch:
         ahead, future = self.upcoming or (None, None)
@@ -228,7 +229,9 @@ class EpochBatches:
 
 
 def choose_batch_source(data: Batch, device: torch.device) -> tuple[Batch, BatchSource]:
-    """Move the rows to `device` if they fit in half of its free memory; return them, and their source."""
+    """Move the rows to `device` if they fit in half of its free memory, and are dense; return them, and their source."""
+    if any_lazy(*data):
+        return data, Streamed(data, device)
     if all(a.device == device for a in data):
         return data, Resident(data)
     if sum(a.nbytes for a in data) <= SHARE * free_bytes(device):

@@ -246,7 +246,7 @@ def batches_of(
     rows: tuple[Tensor, ...], device: torch.device, aggressive: Aggressive | None
 ) -> tuple[tuple[Tensor, ...], BatchSource]:
     """Return where rows stay, and what makes batches of them: of rows on disk a window at a time."""
-    if not any_lazy(*rows):
+    if not stored_parts(rows):
         return choose_batch_source(rows, device)
     if aggressive is not None:
         raise UsageError(
