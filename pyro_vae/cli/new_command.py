@@ -16,6 +16,7 @@ from rich.prompt import IntPrompt, Prompt
 from pyro_vae.common.atomic_write import write_atomic
 from pyro_vae.common.plain_text import plain
 from pyro_vae.data import Data
+from pyro_vae.data.datasets import NAMES
 from pyro_vae.data.user_files import TABLES
 from pyro_vae.errors import UsageError
 from pyro_vae.runs.config import Config
@@ -58,7 +59,7 @@ def asked(config: Config) -> Config:
     console = Console(stderr=True)
     ask = answers(console)
     if config.data == DEFAULT.data:
-        config = replace(config, data=ask("Data: digits, mnist, fashion_mnist, or a file or folder", config.data))
+        config = replace(config, data=ask(f"Data: {', '.join(NAMES)}, or a file or folder", config.data))
     if config.columns is None and config.likelihood == DEFAULT.likelihood:
         if config.data.lower().endswith(TABLES):
             how = ask(

@@ -5,10 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from pyro_vae.errors import DataError
+
+AT_ONCE = 2**22  # bytes of a file
 
 
 def sha256(content: bytes | memoryview) -> str:
@@ -37,6 +42,24 @@ def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
     total = hashlib.sha256()
     for name in sorted(tensors):
         t = tensors[name].detach().cpu().contiguous()
+        if t.numel() == 1:  # contiguous whatever its stride, which then stands in the way of a view as bytes
+            t = t.clone(memory_format=torch.contiguous_format)
         total.update(f"{name}\0{t.dtype}\0{tuple(t.shape)}\0".encode())
         total.update(t.reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
+
+
+def check_md5(path: Path, md5: str) -> None:
+    """Refuse a file with another digest than the one that is published.
+
+    Raises:
+        DataError: names the file and both digests.
+    """
+    total = hashlib.md5(usedforsecurity=False)
+    with path.open("rb") as file:
+        while block := file.read(AT_ONCE):
+            total.update(block)
+    if (found := total.hexdigest()) != md5:
+        raise DataError(
+            f"{path} is not that file: its MD5 is {found}, and the published one is {md5}. Delete it and fetch it again."
+        )

@@ -91,7 +91,8 @@ def mapped_files(tensors: Iterable[Tensor]) -> tuple[MappedFile, ...]:
         ...     [file.path.name for file in mapped_files([x, x[2:], torch.zeros(3)])]
         ['x.npy']
     """
-    addresses = {t.data_ptr() for t in tensors if t.device.type == "cpu" and t.numel()}
+    mapped = (t for t in tensors if isinstance(t, Tensor))  # rows on disk look at their files themselves, at each read
+    addresses = {t.data_ptr() for t in mapped if t.device.type == "cpu" and t.numel()}
     found = (MappedFile.at(path) for path in paths_at(addresses))
     return tuple(dict.fromkeys(file for file in found if file is not None))
 

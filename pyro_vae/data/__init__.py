@@ -6,7 +6,9 @@ from .columns import Column
 from .datasets import Data, load
 from .dequantize import dequantize
 from .frames import NumericTable, table
+from .manifest import write_manifest, write_shards
 from .splits import Split
+from .stored import Stored
 from .table_layout import TableOptions
 
 __all__ = [
@@ -14,6 +16,7 @@ __all__ = [
     "Data",
     "NumericTable",
     "Split",
+    "Stored",
     "TableOptions",
     "as_rows",
     "batch_of",
@@ -24,4 +27,6 @@ __all__ = [
     "same_rows",
     "static_binarization",
     "table",
+    "write_manifest",
+    "write_shards",
 ]

@@ -14,6 +14,9 @@ from torch import Tensor
 from pyro_vae.common.mapped_files import check_whole, mapped_files
 from pyro_vae.errors import DataConversionWarning, DataError, ShapeError
 
+from .lazy_rows import LazyRows
+from .sparse import sparse_or_same
+
 AT_ONCE = 2**24  # numbers that are checked at a time
 Dtypes = tuple[torch.dtype | None, ...]
 NUMERIC = "biuf"  # numpy's kinds: bool, int, unsigned, float
@@ -71,6 +74,7 @@ def batch_of(
     device: torch.device | str | None = None,
     missing: bool = False,
     dtypes: Dtypes | None = None,
+    on_disk: bool = False,
 ) -> tuple[Tensor, ...]:
     """Convert x and its contexts to what programs take: as many rows each, in the dtype and on the device of `like`.
 
@@ -83,36 +87,60 @@ def batch_of(
         missing: x and contexts may hold NaN, for what was not observed.
         dtypes: of x and of each context, in place of those (None: as without), as
             :func:`~pyro_vae.programs.arguments.argument_dtypes` chooses them.
+        on_disk: leave rows there that are (:class:`~pyro_vae.data.Stored`), for a caller who takes some at a time; others are
+            read as wholes, if they fit. Contexts on disk have no gaps.
 
     Raises:
         DataError, ShapeError: as :func:`as_rows` and :func:`same_rows`.
     """
+    as_given = rows_or_stored if on_disk else as_rows
     device = device if device is not None or like is None else like.device
     wanted: Dtypes = (dtypes or (None,)) + (None,) * len(context)
-    rows = as_rows(x, name, wanted[0] or (None if like is None else like.dtype), device, missing)
+    rows = as_given(x, name, wanted[0] or (None if like is None else like.dtype), device, missing)
     parameters = torch.get_default_dtype() if like is None else like.dtype
     floats = rows.dtype if rows.is_floating_point() else parameters
     chosen = [wanted[1 + i] or integer_dtype(c) or floats for i, c in enumerate(context)]
-    contexts = [as_rows(c, f"{name}: context {i}", chosen[i], rows.device, missing) for i, c in enumerate(context)]
+    contexts = [as_given(c, f"{name}: context {i}", chosen[i], rows.device, missing) for i, c in enumerate(context)]
     same_rows(rows, *contexts)
     return (rows, *contexts)
 
 
+def rows_or_stored(
+    x: Any, name: str, dtype: torch.dtype | None, device: torch.device | str | None, missing: bool
+) -> Tensor:
+    """Convert as :func:`as_rows`, and leave rows on disk there, to be converted as they are read."""
+    x = sparse_or_same(x, name)
+    if not isinstance(x, LazyRows):
+        return as_rows(x, name, dtype, device, missing)
+    gaps = missing and "context" not in name
+    stored: Any = x.converted(dtype or x.dtype, None if device is None else torch.device(device), gaps, name)
+    return stored  # type: ignore[no-any-return]
+
+
 def integer_dtype(x: Any) -> torch.dtype | None:
     """Return the dtype of whole numbers and booleans, which labels keep; None for anything else."""
-    source = x if isinstance(x, Tensor) else torch.from_numpy(np.zeros(0, real_array(x, "context").dtype))
+    if not isinstance(x, Tensor):
+        dtype = x.source_dtype if isinstance(x, LazyRows) else real_array(x, "context").dtype
+        x = torch.from_numpy(np.zeros(0, dtype.newbyteorder("=") if dtype.itemsize <= 8 else np.float64))
+    source: Tensor = x
     return None if source.is_floating_point() or source.is_complex() else source.dtype
 
 
 def head_of(x: Any, rows: int) -> Any:
     """Take the first rows of anything that :func:`as_rows` takes, where that is cheap; else all of it."""
+    if isinstance(x, LazyRows):
+        return x.head(rows)
     if hasattr(x, "iloc"):
         return x.iloc[:rows]
     return x[:rows] if isinstance(x, Tensor | np.ndarray) and x.ndim else x
 
 
 def read_once(x: Any, name: str = "x") -> Any:
-    """Read the rows of a data set that hands them out one by one, as an array; return any other x as it is."""
+    """Read the rows of a data set that hands them out one by one, as an array; return any other x as it is.
+
+    A sparse matrix becomes rows that are made dense a batch at a time (:class:`~pyro_vae.data.sparse.SparseRows`).
+    """
+    x = sparse_or_same(x, name)
     return real_array(x, name) if is_items(x) else x
 
 
@@ -157,6 +185,9 @@ def real_array(x: Any, name: str) -> np.ndarray:
         rows = format_rows(torch.from_numpy(np.array(np.ma.getmaskarray(x), ndmin=1)))
         raise DataError(f"{name} has masked entries in {rows}. Drop those rows, or fill them in (x.filled(...)).")
     try:
+        x = sparse_or_same(x, name)
+        if isinstance(x, LazyRows):
+            x = x.whole(name)
         if is_items(x):
             x = read_items(x, name)
         array = np.asarray(x.to_numpy() if hasattr(x, "to_numpy") else x)
@@ -168,7 +199,7 @@ def real_array(x: Any, name: str) -> np.ndarray:
     if array.dtype.kind not in NUMERIC:
         raise DataError(
             f"{name} (a {type(x).__name__}) has dtype {array.dtype}, wanted real numbers. Encode text or categories as "
-            "numbers, split complex values into real and imaginary part, or make a sparse matrix dense first."
+            "numbers, or split complex values into real and imaginary part."
         )
     return array
 
@@ -260,7 +291,7 @@ def format_rows(bad: Tensor) -> str:
 
 def is_items(x: Any) -> bool:
     """Return whether x has rows to ask for and is no array: a map-style torch Dataset, or a stream without a length."""
-    if isinstance(x, str | bytes | dict | list | tuple) or any(hasattr(x, name) for name in ARRAYS):
+    if isinstance(x, str | bytes | dict | list | tuple | LazyRows) or any(hasattr(x, name) for name in ARRAYS):
         return False
     return hasattr(x, "__iter__") or hasattr(x, "__getitem__")
 

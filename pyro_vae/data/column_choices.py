@@ -1,6 +1,6 @@
 """A likelihood for each column of a table, by its type and support; and what a user says in its place.
 
-auto,year=ignore,mass=log_normal,grade=discretized_logistic:levels=7
+auto,year=ignore,mass=log_normal,grade=CumulativeLogit:num-classes=7
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from .cells import is_numeric, typed
 from .columns import Column, RawColumn, as_category, check_rounding, check_values
 
 IGNORED = "ignore"
-OF_CODES = ("categorical", "discretized_logistic")  # families whose values are codes 0, 1, …
+ORDERED = ("CumulativeLogit", "discretized_logistic")  # families of codes whose order counts
+OF_CODES = ("categorical", *ORDERED)  # families whose values are codes 0, 1, …
 GRADES, A_GRADE = 10, 10  # values of an ordinal column at most, and rows of each at least
 NAMED = 20  # rows at least, to tell names of rows
 PADDED = re.compile(r"[+-]?0\d")  # 007 is a label
@@ -105,7 +106,7 @@ def are_labels(raw: RawColumn) -> bool:
 
 def order_of(raw: RawColumn, column: Column) -> str:
     """Say that codes whose order matters have the one of the alphabet, as nothing told another."""
-    by_alphabet = column.family.startswith("discretized") and column.labels and raw.labels is None
+    by_alphabet = column.family.startswith(ORDERED) and column.labels and raw.labels is None
     return ", in the order of the alphabet" if by_alphabet and not column.ordered else ""
 
 
@@ -119,7 +120,7 @@ def as_asked(raw: RawColumn, name: str, options: str) -> tuple[np.ndarray, Colum
         if name not in (*OF_CODES, "bernoulli") or (name == "bernoulli" and len(column.labels) != 2):
             raise DataError(
                 f"column {raw.name!r} holds {len(column.labels)} labels, which {name!r} has no density of: take categorical, "
-                "discretized_logistic (where their order means something), bernoulli (of two), or ignore."
+                "CumulativeLogit (where their order means something), bernoulli (of two), or ignore."
             )
     else:
         values, column = np.asarray(raw.values), Column(raw.name, raw.kind)
@@ -131,7 +132,7 @@ def as_asked(raw: RawColumn, name: str, options: str) -> tuple[np.ndarray, Colum
 
 def of_codes(name: str, count: int) -> str:
     """Name a family of so many codes."""
-    return f"{name}:{'num-classes' if name == 'categorical' else 'levels'}={max(count, 2)}"
+    return f"{name}:{'levels' if name == 'discretized_logistic' else 'num-classes'}={max(count, 2)}"
 
 
 def found(raw: RawColumn) -> tuple[np.ndarray, Column] | str:
@@ -195,7 +196,7 @@ def with_labels(values: np.ndarray, column: Column, why: str) -> tuple[np.ndarra
         return f"it is constant ({column.labels[code]}), which says nothing of a row"
     if count == 2:
         return values, replace(column, family="bernoulli", why=why)
-    name = "discretized_logistic" if column.ordered else "categorical"
+    name = "CumulativeLogit" if column.ordered else "categorical"
     return values, replace(column, family=of_codes(name, count), why=why + (", in order" if column.ordered else ""))
 
 

@@ -21,12 +21,16 @@ from .arrays import GAPS, convert
 from .binarize import binarize, check_grey
 from .columns import Column, check_precision
 from .image_folders import read_folder
+from .image_sets import SETS, read_image_set
 from .mnist import CLASSES, read_images
+from .sparse_data import ANNOTATED, is_sparse_file, read_sparse
 from .splits import Part, Source, Split, shuffle
+from .stored_data import is_stored, read_stored
 from .table_layout import TableOptions
 from .user_files import ENDINGS, describe, read_file
 
-NAMES = ("digits", *CLASSES)
+GREY = ("digits", *CLASSES)  # whose names say what their values are
+NAMES = (*GREY, *SETS)
 LOOKED_AT = 4096  # rows at a time
 LISTED = 5  # columns, in a message
 POLICIES = {
@@ -50,7 +54,9 @@ class Data:
         transform: None, or what draws a training batch anew each time: ``transform(x, generator)``.
         notes: what was converted, and how the rows were split.
         columns: of a table, in order: names, and what codes stand for; empty where they have no names.
-        kind: "binary", zeros and ones alone; "bytes", whole numbers 0 to 255 (of 8 bits, or some of them from 128 on); "".
+        part: some training rows in memory, evenly spaced, where they are on disk; None where all are in memory.
+        kind: "binary", zeros and ones alone; "bytes", whole numbers 0 to 255 (of 8 bits, or some of them from 128 on);
+            "counts", whole numbers from 0, of a sparse matrix; "".
     """
 
     name: str
@@ -64,6 +70,12 @@ class Data:
     notes: tuple[str, ...] = ()
     kind: str = ""
     columns: tuple[Column, ...] = ()
+    part: Split | None = None
+
+    @property
+    def sample(self) -> Split:
+        """Training rows in memory: all of them, or some, where ``train.x`` is on disk (:class:`~pyro_vae.data.Stored`)."""
+        return self.train if self.part is None else self.part
 
 
 def load(
@@ -76,18 +88,21 @@ def load(
     missing: bool = False,
     table: TableOptions | None = None,
     sequences: bool = False,
+    memory: str | None = None,
     verbose: bool = True,
 ) -> Data:
-    """Load a data set by name ("digits", "mnist", "fashion_mnist") or by the path of a file (.npy, .npz, .csv, .tsv,
-    .parquet) or of a folder of PNGs and JPEGs.
+    """Load a data set by name ("digits", "mnist", "fashion_mnist", "kmnist", "omniglot", "svhn", "cifar10", "celeba"), by the
+    path of a file (.npy, .npz, .csv, .tsv, .parquet, .h5ad), of a folder of PNGs and JPEGs, or of rows that stay on disk: a
+    folder with a manifest.json, a Zarr array.
 
     Digits (1,797 rows of counts 0..16, from scikit-learn) are split 1,437 / 180 / 180 by a permutation from numpy's
-    ``default_rng(0)``, whatever `seed`; both MNISTs 59,600 / 400 / 10,000 in the order of the files (Burda et al.);
-    own files 80/10/10 per cent by `seed`, unless they hold ``x_train``, ``x_validation`` and ``x_test``.
+    ``default_rng(0)``, whatever `seed`; the MNISTs 59,600 / 400 / 10,000 in the order of the files (Burda et al.); the others
+    that have a name as :mod:`~pyro_vae.data.image_sets` tells; own files 80/10/10 per cent by `seed`, unless they hold
+    ``x_train``, ``x_validation`` and ``x_test``.
 
     Args:
         name: of the data set, or a path.
-        data_dir: the folder that holds ``MNIST/raw``; None takes ``$PYRO_VAE_DATA``.
+        data_dir: the folder that holds ``MNIST/raw`` and the like; None takes ``$PYRO_VAE_DATA``.
         download: lets torchvision fetch what is missing into `data_dir`. Nothing else touches the network.
         binarization: "none"; "static": all rows drawn once; "dynamic": validation and test drawn once, training rows
             kept grey, with ``transform`` to draw them. Validation and test are the same rows of zeros and ones in both.
@@ -97,6 +112,8 @@ def load(
         missing: NaN, and empty cells of a .csv, stand for what was not observed, and stay as NaN; refused otherwise.
         sequences: rows are sequences, which may end early, with NaN (empty cells) after their end, or beyond what an array
             ``lengths`` of an .npz says.
+        memory: leave the training rows on disk, as a :class:`~pyro_vae.data.Stored` of so much memory ("2 GB"); 1 GB, where a
+            folder of shards or chunks is named. Then 10,000 rows at most are held out for validation, and for the test.
         verbose: tell on standard error what was read as what, rows × columns, header, labels and conversions: the notes.
 
     Raises:
@@ -114,6 +131,18 @@ def load(
         (torch.Size([1437, 64]), (1, 8, 8), 'counts 0..16')
     """
     check_options(binarization, seed, missing)
+    if name not in NAMES and is_sparse_file(Path(name).expanduser()):
+        data = load_sparse(Path(name).expanduser(), memory, binarization, seed, missing, table, sequences)
+        for note in data.notes if verbose else ():
+            print(f"note: {plain(data.name)}: {plain(note)}", file=sys.stderr)
+        return data
+    if name not in NAMES and is_stored(Path(name).expanduser(), memory):
+        data = load_stored(Path(name).expanduser(), memory, binarization, seed, missing, table, sequences)
+        for note in data.notes if verbose else ():
+            print(f"note: {plain(data.name)}: {plain(note)}", file=sys.stderr)
+        return data
+    if memory is not None:
+        raise UsageError(f"--memory is of rows that stay on disk, and {name} is bundled: leave it out")
     source = find_source(name, data_dir, download, seed, table, sequences)
     binary = binarization != "none"
     gaps = missing or (sequences and not binary)
@@ -125,11 +154,56 @@ def load(
     policy = POLICIES[binarization].format(seed=seed) if binary else source.policy + format_missing(splits, sequences)
     notes = tuple(dict.fromkeys([*source.notes, *(note for _, notes in prepared for note in notes)]))
     transform = binarize if binarization == "dynamic" else None
-    kind = "" if name in NAMES else kind_of([part.x for part in source.parts])
+    kind = "" if name in GREY else kind_of([part.x for part in source.parts])
     for note in notes if verbose else ():
         print(f"note: {plain(source.name)}: {plain(note)}", file=sys.stderr)
     columns = source.parts[0].columns
     return Data(source.name, train, validation, test, shape, policy, source.digest(), transform, notes, kind, columns)
+
+
+def load_sparse(
+    path: Path,
+    memory: str | None,
+    binarization: str,
+    seed: int,
+    missing: bool,
+    table: TableOptions | None,
+    sequences: bool,
+) -> Data:
+    """Load a sparse matrix; refuse what is read of dense rows alone."""
+    options = [f"--{o.replace('_', '-')}" for o in (() if table is None else table.given)]
+    refused = [o for o in options if o != "--label" or path.suffix.lower() != ANNOTATED]
+    refused += ["--memory"] * (memory is not None) + ["sequences"] * sequences
+    refused += [f"--binarization {binarization}"] * (binarization != "none")
+    if refused:
+        raise UsageError(f"{path} holds a sparse matrix, of which {refused[0]} is no option: leave it out")
+    found = read_sparse(path, seed, missing, None if table is None else table.label)
+    splits, shape = (found.train, found.validation, found.test), tuple(found.test.x.shape[1:])
+    policy = "values as given" + format_missing([found.sample, found.validation, found.test])
+    return Data(
+        path.name, *splits, shape, policy, found.digest, None, found.notes, found.kind, found.columns, part=found.sample
+    )
+
+
+def load_stored(
+    path: Path,
+    memory: str | None,
+    binarization: str,
+    seed: int,
+    missing: bool,
+    table: TableOptions | None,
+    sequences: bool,
+) -> Data:
+    """Load rows that stay on disk; refuse what is read of tables and sequences in memory alone."""
+    if sequences or (table is not None and table.given):
+        what = "sequences" if sequences else f"--{table.given[0].replace('_', '-')}"  # type: ignore[union-attr]
+        raise UsageError(f"{path}: rows on disk are plain numbers, and {what} needs all rows in memory: leave it out")
+    found = read_stored(path, memory, seed, missing, binarization)
+    policy = POLICIES[binarization].format(seed=seed) if binarization != "none" else "values as given"
+    transform = binarize if binarization == "dynamic" else None
+    splits = found.train, found.validation, found.test
+    kind = kind_of([found.kind_of])
+    return Data(path.name, *splits, found.shape, policy, found.digest, transform, found.notes, kind, part=found.sample)
 
 
 def kind_of(arrays: Sequence[np.ndarray]) -> str:
@@ -188,9 +262,10 @@ def find_source(
         raise UsageError(f"--{table.given[0]} is of a table of one's own, and {name} is none: leave it out")
     if name == "digits":
         return read_digits()
-    if isinstance(name, str) and name in CLASSES:
+    if isinstance(name, str) and name in NAMES:
         if folder := data_dir or os.environ.get("PYRO_VAE_DATA"):
-            return read_images(name, Path(folder).expanduser(), download)
+            read = read_images if name in CLASSES else read_image_set
+            return read(name, Path(folder).expanduser(), download)
         raise UsageError(
             f"{name} lies in a folder, and none is named. Name it with --data-dir (data_dir=) or $PYRO_VAE_DATA; "
             "with --download (download=True) the files are fetched into it. digits needs neither."
@@ -204,7 +279,8 @@ def find_source(
     close = difflib.get_close_matches(str(name).lower(), NAMES, n=1)
     raise UsageError(
         f"no data set {str(name)!r}{f' (did you mean {close[0]!r}?)' if close else ''}. "
-        f"Take one of: {', '.join(NAMES)}, or the path of a file that ends in {', '.join(ENDINGS)}, or of a folder of pictures."
+        f"Take one of: {', '.join(NAMES)}, or the path of a file that ends in {', '.join(ENDINGS)}, {ANNOTATED}, or of a "
+        "folder of pictures."
     )
 
 

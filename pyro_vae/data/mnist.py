@@ -1,4 +1,4 @@
-"""MNIST and Fashion-MNIST from a folder laid out as torchvision does, plain or ``.gz``; every file is checked."""
+"""MNIST and its kin from a folder laid out as torchvision does, plain or ``.gz``; every file is checked."""
 
 from __future__ import annotations
 
@@ -9,12 +9,25 @@ from pathlib import Path
 
 import numpy as np
 
+from pyro_vae.common.digests import check_md5
 from pyro_vae.errors import DataError
 
 from .splits import Part, Source, hold_out
 from .user_files import describe
 
-CLASSES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}  # torchvision's classes, which name their folders too
+CLASSES = {  # torchvision's classes, which name their folders too
+    "mnist": "MNIST",
+    "fashion_mnist": "FashionMNIST",
+    "kmnist": "KMNIST",
+}
+MD5 = {  # of packed files, which all are alike but for their values
+    "KMNIST": {
+        "train-images-idx3-ubyte.gz": "bdb82020997e1d708af4cf47b453dcf7",
+        "train-labels-idx1-ubyte.gz": "e144d726b3acfaa3e44228e80efcd344",
+        "t10k-images-idx3-ubyte.gz": "5c965bf0a639b31b8f53240b1b52f4d7",
+        "t10k-labels-idx1-ubyte.gz": "7320c461ea6c1c855c0b718fb2a4b134",
+    }
+}
 ROWS = {"train": 60_000, "t10k": 10_000}
 HEADERS = {
     f"{part}-{content}-ubyte": struct.pack(">4I", 2051, n, 28, 28) if "3" in content else struct.pack(">2I", 2049, n)
@@ -27,15 +40,16 @@ def read_images(name: str, data_dir: Path, download: bool = False) -> Source:
     """Read the 60,000 + 10,000 images ``(N, 28, 28)`` of 0..255 and their labels; the last 400 training images validate.
 
     Args:
-        name: "mnist" or "fashion_mnist".
-        data_dir: the folder that holds ``MNIST/raw`` or ``FashionMNIST/raw``.
+        name: "mnist", "fashion_mnist" or "kmnist".
+        data_dir: the folder that holds ``MNIST/raw``, ``FashionMNIST/raw`` or ``KMNIST/raw``.
         download: lets torchvision fetch what is missing.
 
     Raises:
         DataError: files missing, truncated or damaged, or a download that failed.
 
     References:
-        Importance Weighted Autoencoders (Burda, Grosse & Salakhutdinov, 2016), https://arxiv.org/abs/1509.00519
+        Importance Weighted Autoencoders (Burda, Grosse & Salakhutdinov, 2016), https://arxiv.org/abs/1509.00519; Deep Learning
+        for Classical Japanese Literature (Clanuwat et al., 2018), https://arxiv.org/abs/1812.01718
     """
     folder = data_dir / CLASSES[name] / "raw"
     if download and missing_files(folder):
@@ -90,6 +104,8 @@ def read_idx(folder: Path, file: str) -> np.ndarray:
         size, content = path.stat().st_size, read_start(path, expected_size(header))
     else:
         path = folder / f"{file}.gz"
+        if md5 := MD5.get(folder.parent.name, {}).get(path.name):
+            check_md5(path, md5)
         content = gunzip(path, expected_size(header))
         size = len(content)
     check_idx(path, content[: len(header)], header, size)

@@ -15,6 +15,7 @@ from pyro_vae.common.csv_columns import read_lines, with_formula
 from pyro_vae.errors import DataError
 
 from .arrays import read_once, real_array
+from .lazy_rows import LazyRows
 from .structures import is_structure, lay_out
 
 AT_ONCE = 4096  # rows that are converted at a time
@@ -156,14 +157,23 @@ def arrays_of(argument: Any) -> list[Any]:
 
 
 def index_of(x: Any) -> tuple[str, ...] | None:
-    """Return the labels of a DataFrame's index."""
+    """Return the labels of a DataFrame's index, or the names of the rows of an AnnData."""
+    if names := getattr(x, "row_names", None):  # of a sparse matrix
+        return tuple(map(str, names))
     index = getattr(x, "index", None)
     return None if index is None or callable(index) or not hasattr(x, "to_numpy") else tuple(map(str, index))
 
 
 def row_digests(arrays: Sequence[Any]) -> Tensor:
     """Return 64 bits of the SHA-256 of each row's values, ``(N,)``: of all arrays, side by side, in single precision."""
-    sources = [a.detach().cpu() if isinstance(a, Tensor) else real_array(a, "x") for a in arrays]
+    sources = [
+        a.converted(torch.float32, None, True, "x")
+        if isinstance(a, LazyRows)
+        else a.detach().cpu()
+        if isinstance(a, Tensor)
+        else real_array(a, "x")
+        for a in arrays
+    ]
     digests: list[int] = []
     for start in range(0, len(sources[0]), AT_ONCE):
         table = np.concatenate([plain(source[start : start + AT_ONCE]) for source in sources], 1)

@@ -106,9 +106,13 @@ class Source:
         return total.hexdigest()
 
 
-def hold_out(parts: Sequence[Split], rows: int) -> tuple[Split, Split, Split]:
-    """Hold out the last `rows` of train for validation: (train, validation, test); 400 of MNIST's in Burda et al. (2016)."""
+def hold_out(parts: Sequence[Split], rows: int | None = None) -> tuple[Split, Split, Split]:
+    """Hold out the last `rows` of train, a tenth by default, for validation: (train, validation, test).
+
+    Of MNIST 400, as Burda et al. (2016) did.
+    """
     train, test = parts
+    rows = max(1, len(train) // 10) if rows is None else rows
     return train[: len(train) - rows], train[len(train) - rows :], test
 
 
@@ -164,6 +168,12 @@ def groups_of(values: Sequence[str], seed: int) -> dict[str, str | None]:
             group = left.pop()
             dealt[str(groups[group])], rows = name, rows + int(counts[group])
     return dealt | {str(groups[group]): "train" for group in left}
+
+
+def shuffle_train(parts: Sequence[Split], seed: int) -> tuple[Split, Split, Split]:
+    """Hold out a tenth of train for validation, by a permutation from numpy's ``default_rng(seed)``; the test rows stay."""
+    train, test = parts
+    return hold_out((train[np.random.default_rng(seed).permutation(len(train))], test))
 
 
 def shuffle(parts: Sequence[Split], seed: int) -> tuple[Split, Split, Split]:

@@ -23,10 +23,12 @@ from .discrete import (
     zero_inflated_negative_binomial,
     zero_inflated_poisson,
 )
+from .ordinal import CumulativeLogit
 from .registry import FAMILIES, columns, fitting
 
 __all__ = [
     "FAMILIES",
+    "CumulativeLogit",
     "SharedNormal",
     "bernoulli",
     "beta",

@@ -34,6 +34,7 @@ from pyro_vae.errors import ShapeError, UsageError
 
 from . import continuous, discrete
 from .continuous import SharedNormal
+from .ordinal import CumulativeLogit
 
 
 def columns(spec: Sequence[tuple[Family, int, int]]) -> Family:
@@ -108,6 +109,7 @@ _PIXELCNN = "Salimans, Karpathy, Chen & Kingma, 2017, https://arxiv.org/abs/1701
 _CONTINUOUS_BERNOULLI = "Loaiza-Ganem & Cunningham, 2019, https://arxiv.org/abs/1907.06845"
 _CALIBRATED = "Rybkin, Daniilidis & Levine, 2021, https://arxiv.org/abs/2006.13202"
 _LAMBERT = "Lambert, 1992, https://doi.org/10.2307/1269547"
+_ORDINAL = "McCullagh, 1980, https://doi.org/10.1111/j.2517-6161.1980.tb01109.x"
 _SCVI = "Lopez, Regier, Cole, Jordan & Yosef, 2018, https://doi.org/10.1038/s41592-018-0229-2"
 
 FAMILIES: dict[str, Spec] = {  # the closed table that configs name families from
@@ -118,6 +120,10 @@ FAMILIES: dict[str, Spec] = {  # the closed table that configs name families fro
     "categorical": Spec(
         make=discrete.categorical, features=lambda num_classes: num_classes, options={"num_classes": REQUIRED},
         support="classes 0..num_classes - 1", formula="softmax(h)_y"),
+    "CumulativeLogit": Spec(
+        make=CumulativeLogit, features=1, options={"num_classes": REQUIRED, "dim": REQUIRED},
+        support="ordered classes 0..num_classes - 1", formula="s(c_y - h) - s(c_(y - 1) - h), learned cutpoints c an element",
+        reference=_ORDINAL),
     "multinomial": Spec(
         make=discrete.multinomial, features=1, options={"total_count": REQUIRED},
         support="counts that sum to total_count", formula="n! prod softmax(h)_i^y_i / y_i!"),
@@ -193,6 +199,6 @@ def _holds(spec: Spec, x: Tensor, largest: Tensor) -> bool:
     bounds = {"total_count": top, "num_classes": top + 1, "levels": top + 1, "dim": x.shape[1]}
     options = {name: bounds[name] for name in spec.options if name in bounds}
     features = spec.num_features(**options) * x.shape[1]
-    if features > 100_000:  # classes by the million are no classes
+    if max(features, options.get("num_classes", 0) * x.shape[1]) > 100_000:  # classes by the million are no classes
         return False
     return bool(spec.make(**options)(torch.zeros(features)).support.check(x).all())

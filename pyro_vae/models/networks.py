@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from pyro_vae.common.picklable import Picklable
 from pyro_vae.errors import ShapeError
@@ -90,12 +91,14 @@ class ConvEncoder(Picklable):
         out_features: 2 d for a normal posterior over d latents.
         context_features: summed width of the inputs after the image; they join at the dense layer.
         width: channels of the first convolution; the second has twice as many.
-        shape: (channels, height, width) of one image; height and width are multiples of 4.
+        shape: (channels, height, width) of one image; of any size, filled up with zeros to multiples of 4.
 
     Example:
         >>> from pyro_vae import ConvEncoder
         >>> ConvEncoder(2 * 16)(torch.zeros(3, 5, 784)).shape
         torch.Size([3, 5, 32])
+        >>> ConvEncoder(2 * 16, shape=(3, 27, 18))(torch.zeros(5, 3 * 27 * 18)).shape
+        torch.Size([5, 32])
     """
 
     def __init__(
@@ -107,11 +110,19 @@ class ConvEncoder(Picklable):
         self.conv = nn.Sequential(
             nn.Conv2d(channels, width, 4, 2, 1), nn.ReLU(), nn.Conv2d(width, 2 * width, 4, 2, 1), nn.ReLU()
         )
-        self.dense = MLP(2 * width * (h // 4) * (w // 4) + context_features, out_features, hidden=(256,))
+        self.dense = MLP(2 * width * quarter(h) * quarter(w) + context_features, out_features, hidden=(256,))
+        self.filled = (0, -w % 4, 0, -h % 4)  # columns and rows of zeros, right and below
 
     def forward(self, x: Tensor, *context: Tensor) -> Tensor:
         check_features(x, math.prod(self.shape), self)
-        return self.dense(self.conv(x.reshape(-1, *self.shape)).flatten(1).reshape(*x.shape[:-1], -1), *context)
+        images = x.reshape(-1, *self.shape)
+        images = pad(images, self.filled) if any(self.filled) else images
+        return self.dense(self.conv(images).flatten(1).reshape(*x.shape[:-1], -1), *context)
+
+
+def quarter(size: int) -> int:
+    """Return a quarter of a size, rounded up."""
+    return -(-size // 4)
 
 
 class ConvDecoder(Picklable):
@@ -121,7 +132,8 @@ class ConvDecoder(Picklable):
         in_features: the summed width of all inputs (latents and context).
         width: channels before the last transposed convolution; twice as many before that.
         shape: (channels, height, width) of what comes out, flattened on the right: for families of several features
-            an element (a normal has 2) give channels × features, so that ``chunk(2, -1)`` splits whole images.
+            an element (a normal has 2) give channels × features, so that ``chunk(2, -1)`` splits whole images. Of any size;
+            what lies beyond it, up to the next multiples of 4, is cut off.
 
     Example:
         >>> from pyro_vae import ConvDecoder
@@ -132,7 +144,7 @@ class ConvDecoder(Picklable):
     def __init__(self, in_features: int, width: int = 32, shape: tuple[int, int, int] = (1, 28, 28)) -> None:
         super().__init__()
         channels, h, w = shape
-        self.small = (2 * width, h // 4, w // 4)
+        self.shape, self.small = shape, (2 * width, quarter(h), quarter(w))
         self.dense = MLP(in_features, math.prod(self.small), hidden=(256,))
         self.conv = nn.Sequential(
             nn.ReLU(),
@@ -143,4 +155,7 @@ class ConvDecoder(Picklable):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         h = self.dense(*inputs)
-        return self.conv(h.reshape(-1, *self.small)).reshape(*h.shape[:-1], -1)
+        images = self.conv(h.reshape(-1, *self.small))
+        _, height, width = self.shape
+        images = images if images.shape[-2:] == (height, width) else images[..., :height, :width]
+        return images.reshape(*h.shape[:-1], -1)

@@ -8,7 +8,7 @@ reconstructions are in the units of x wherever they are computed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +16,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.common.picklable import Picklable
+from pyro_vae.data.lazy_rows import LazyRows
 from pyro_vae.distributions.units import in_units, real_elements
 from pyro_vae.errors import UsageError
 from pyro_vae.programs.pair import like_parameters, quiet
@@ -83,10 +84,36 @@ def column_units(x: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
         >>> column_units(torch.tensor([[1.0, 5.0], [3.0, 5.0], [torch.nan, 5.0]]), torch.tensor(True))
         (tensor([2., 5.]), tensor([1., 1.]))
     """
-    loc = x.double().nanmean(0).nan_to_num()  # of nothing observed: 0
-    std = (x.double() - loc).square().nanmean(0).nan_to_num().sqrt()
+    if isinstance(x, LazyRows):
+        loc, std = units_in_one_pass(x.chunks())
+    else:
+        loc = x.double().nanmean(0).nan_to_num()  # of nothing observed: 0
+        std = (x.double() - loc).square().nanmean(0).nan_to_num().sqrt()
     varies = real & (std > torch.finfo(x.dtype).eps * loc.abs())
-    return torch.where(real, loc, 0.0).to(x), torch.where(varies, std, 1.0).to(x)
+    return torch.where(real, loc, 0.0).to(x.device, x.dtype), torch.where(varies, std, 1.0).to(x.device, x.dtype)
+
+
+def units_in_one_pass(parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each element over rows that come part by part, in float64.
+
+    The parts' moments are joined as they come, each about its own mean, so that large means take no digits of the deviations.
+
+    References:
+        Algorithms for computing the sample variance (Chan, Golub & LeVeque, 1983), https://doi.org/10.1080/00031305.1983.10483115
+
+    Example:
+        >>> [unit.tolist() for unit in units_in_one_pass(torch.tensor([[1.0], [2.0], [6.0], [torch.nan]]).split(2))]
+        [[3.0], [2.160246899469287]]
+    """
+    count = mean = squares = torch.zeros((), dtype=torch.float64)
+    for part in parts:
+        x = part.double()
+        n = (~x.isnan()).sum(0).double()
+        own = x.nanmean(0).nan_to_num()
+        apart, both = own - mean, (count + n).clamp(min=1)
+        squares = squares + (x - own).square().nansum(0) + apart.square() * count * n / both
+        mean, count = mean + apart * n / both, count + n
+    return mean, (squares / count.clamp(min=1)).sqrt()
 
 
 def units_by_shape(x: Tensor, real: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from pyro_vae.common.given import whole
 from pyro_vae.common.keywords import suggest_keywords
+from pyro_vae.data.arrays import read_once
+from pyro_vae.data.lazy_rows import LazyRows
 from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.programs.at_means import path_of_means, where_kept
 from pyro_vae.programs.pair import quiet
@@ -38,7 +40,7 @@ from .decoding import (
 )
 from .given_contexts import given_contexts
 from .line import Line
-from .used import Used, pick, stacked
+from .used import Used, joined, parts_of, pick, stacked
 
 
 @suggest_keywords
@@ -74,6 +76,10 @@ def encode(vae: Any, x: Any, *c: Any, site: str | None = None, num_samples: int 
         >>> {site: draws.shape for site, draws in encode(vae.guide, torch.ones(5, 9), num_samples=7).items()}
         {'z': torch.Size([7, 5, 2])}
     """
+    if num_samples is None and isinstance(
+        x := read_once(x), LazyRows
+    ):  # means of rows that are not in memory, part by part
+        return joined([encode(vae, x[part], *(a[part] for a in c), site=site) for part in parts_of(x)])
     used = Used.of(vae)
     guide, args = used.rows_of_guide(x, *c)
     with quiet(guide, seed=seed, device=args[0].device):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_vae.common.keywords import suggest
 from pyro_vae.data.arrays import batch_of
+from pyro_vae.data.lazy_rows import LazyRows
 from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.programs.pair import like_parameters, programs
 from pyro_vae.programs.problem import rows_of
@@ -120,3 +121,15 @@ def pick(values: Mapping[str, Any], site: str | None, default: str | None, kind:
 def stacked(runs: list[Any]) -> dict[str, Tensor]:
     """Stack the values of several runs, site by site."""
     return {name: torch.stack([run[name] for run in runs]) for name in runs[0]}
+
+
+def parts_of(x: LazyRows) -> list[slice]:
+    """Cut rows that are not in memory into parts that are."""
+    return [slice(start, start + x.chunk) for start in range(0, len(x), x.chunk)]
+
+
+def joined(parts: list[Any]) -> Any:
+    """Join what came of parts of the rows: values, or values by site."""
+    if isinstance(parts[0], Mapping):
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return torch.cat(parts)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.data.arrays import Dtypes, convert, head_of, integer_dtype, real_array
+from pyro_vae.data.lazy_rows import LazyRows
 from pyro_vae.errors import PyroVAEError
 
 from .determinism import same_terms
@@ -53,6 +55,11 @@ def argument_dtypes(
 
 def holds(x: Any, floats: torch.dtype) -> bool:
     """Return whether a float dtype holds all of these whole numbers."""
+    limit = EXACT.get(floats, 0)
+    if isinstance(x, LazyRows):
+        if x.source_dtype.kind != "b" and np.iinfo(x.source_dtype).max > limit:
+            return all(float(part.abs().max()) <= limit for part in x.converted(torch.float64, None, False, "x").chunks())
+        return True
     numbers = x if isinstance(x, Tensor) else real_array(x, "x")
     if isinstance(numbers, Tensor) and numbers.dtype in (
         torch.uint16,
@@ -60,7 +67,7 @@ def holds(x: Any, floats: torch.dtype) -> bool:
         torch.uint64,
     ):  # torch has no maximum of them
         numbers = numbers.to(torch.int64)
-    return max(abs(int(numbers.max())), abs(int(numbers.min()))) <= EXACT.get(floats, 0)
+    return max(abs(int(numbers.max())), abs(int(numbers.min()))) <= limit
 
 
 class Trial:

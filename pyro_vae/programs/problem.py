@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pyro_vae.common.mapped_files import MappedFile, ReadInTurn, mapped_files
 from pyro_vae.data.arrays import batch_of, read_once
+from pyro_vae.data.lazy_rows import LazyRows, any_lazy
 from pyro_vae.errors import MarkedError
 
 from .arguments import argument_dtypes
@@ -163,7 +164,7 @@ class Problem:
     @property
     def device(self) -> torch.device:
         """Device of x."""
-        return self.args[0].device if isinstance(self.args[0], Tensor) else torch.device("cpu")
+        return self.args[0].device if isinstance(self.args[0], Tensor | LazyRows) else torch.device("cpu")
 
     @cached_property
     def measure(self) -> str:
@@ -205,7 +206,8 @@ class Problem:
         """Return the problems of `size` rows each (1 at least, :attr:`own_rows`), in order; the last one may have fewer."""
         size = max(1, size, self.own_rows)
         parts = [slice(start, start + size) for start in range(0, len(self), size)]
-        return ReadInTurn(self.rows, parts) if self.files else [self.rows(part) for part in parts]
+        in_turn = self.files or any_lazy(*self.args)
+        return ReadInTurn(self.rows, parts) if in_turn else [self.rows(part) for part in parts]
 
     def numbers(self, where: Tensor) -> list[int]:
         """Number the rows where a mask ``(N,)`` holds, from 0, up to five of them, for messages."""
@@ -335,11 +337,16 @@ def rows_of(
     *context: Any,
     missing: bool = False,
     device: torch.device | None = None,
+    on_disk: bool = False,
 ) -> tuple[Tensor, ...]:
-    """Convert x and contexts to the pair's dtype and device; NaN where observed passes if `missing`, or a module says so."""
+    """Convert x and contexts to the pair's dtype and device; NaN where observed passes if `missing`, or a module says so.
+
+    Rows that are `on_disk` stay there, for a caller who takes some at a time.
+    """
     missing = missing or takes_missing(model, guide)
     args = [read_once(a) for a in (x, *context)]
     dtypes = argument_dtypes(model, guide, *args, device=device)
-    rows = batch_of(*args, like=like_parameters(model, guide), device=device, missing=missing, dtypes=dtypes)
+    like = like_parameters(model, guide)
+    rows = batch_of(*args, like=like, device=device, missing=missing, dtypes=dtypes, on_disk=on_disk)
     check_context_gaps(model, rows)
     return rows

@@ -14,6 +14,7 @@ from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pyro_vae.data.lazy_rows import any_lazy
 from pyro_vae.errors import NoWeightError, ProgramError, PyroVAEError
 
 from .masks import check_same_masks
@@ -179,6 +180,8 @@ def on_fewest_rows(run: Callable[..., T], guide: Program, args: Sequence[Tensor]
 
     A guide of Pyro's that makes its parameters in its first run (AutoNormal) makes them for all the rows.
     """
+    if any_lazy(*args):
+        return on_one_row(run, guide, args)
     set_up(guide, args)
     try:
         with PlateSizes() as plates:
@@ -192,6 +195,22 @@ def on_fewest_rows(run: Callable[..., T], guide: Program, args: Sequence[Tensor]
         if (isinstance(error, PyroVAEError) and error.__cause__ is None) or not has_own_rows(guide, args):
             raise
     return run(*args), len(args[0])
+
+
+def on_one_row(run: Callable[..., T], guide: Program, args: Sequence[Tensor]) -> tuple[T, int]:
+    """Run a probe on the first of rows on disk; refuse a guide that has parameters of each of them."""
+    first = tuple(a[:1] for a in args)
+    found: T | None = None
+    if not not_set_up(guide):
+        with suppress(OwnRowsError), PlateSizes() as plates:
+            found = run(*first)
+            plates.check_one(found if isinstance(found, Plates) else found[1])  # type: ignore[index]
+    if found is None or has_own_rows(guide, tuple(a[:2] for a in args)):
+        raise ProgramError(
+            f"the guide has parameters of each row, or makes its own in a run on all of them (as AutoNormal does), and there are "
+            f"{len(args[0]):,} rows on disk: each step would need them all. Give it a network that reads x (amortized inference), or take some rows into memory: x[:10_000]."
+        )
+    return found, 1
 
 
 @contextmanager

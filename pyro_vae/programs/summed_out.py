@@ -12,6 +12,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
+from pyro_vae.data.lazy_rows import LazyRows
 from pyro_vae.errors import ProgramError
 
 from .codes import WHOLE, Codes, enumerable
@@ -110,7 +111,7 @@ def device_of(args: Sequence[Any]) -> torch.device:
 def first_rows(args: Sequence[Any], part: slice) -> tuple[Any, ...]:
     """Copy a part of the arguments that have rows, and other tensors: a program that writes into them is refused later."""
     rows = len(args[0])
-    cut = (a[part] if isinstance(a, Tensor) and a.dim() and len(a) == rows else a for a in args)
+    cut = (a[part] if isinstance(a, Tensor | LazyRows) and a.dim() and len(a) == rows else a for a in args)
     return tuple(a.clone() if isinstance(a, Tensor) else a for a in cut)
 
 

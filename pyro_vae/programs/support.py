@@ -12,6 +12,7 @@ from pyro.distributions import constraints
 from torch import Tensor
 
 from pyro_vae.common.mapped_files import mapped_files
+from pyro_vae.data.lazy_rows import any_lazy, chunk_of
 from pyro_vae.errors import ProgramError, ShapeError, SupportError
 
 from .determinism import identical
@@ -70,9 +71,12 @@ def check_support(
     with quiet(model, guide):
         # copies, so that a program that writes into x is refused before it reaches x
         find = lambda *some: find_plates(model, guide, *prepare(tuple(a.clone() for a in some)))  # noqa: E731
-        with gaps_explained(model, guide, args, numbers):
+        seen = (
+            tuple(a[:1] for a in args) if any_lazy(*args) else args
+        )  # of rows on disk those that the plates are found by
+        with gaps_explained(model, guide, seen, numbers):
             plates, least = (plates, 1) if plates is not None else on_fewest_rows(find, guide, args)
-        dim, chunk_size = plates.dim, max(chunk_size, least)
+        dim, chunk_size = plates.dim, max(chunk_of(args, chunk_size), least)
         for start in range(0, len(args[0]), chunk_size):
             for file in files:
                 file.check()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from pyro_vae.data.arrays import format_rows
+from pyro_vae.data.lazy_rows import any_lazy
 from pyro_vae.errors import DataError
 
 from .data_map import data_map_of_few
@@ -36,8 +37,13 @@ def check_context_gaps(model: Program, args: Sequence[Tensor]) -> None:
         Traceback (most recent call last):
         pyro_vae.errors.DataError: x: context 0 has NaN or infinite values in 1 of 2 rows: 1 (counted from 0; ...
     """
-    if not any(bool(a.isnan().any()) for a in args[1:]):
+    if not any(bool(a.isnan().any()) for a in args[1:] if isinstance(a, Tensor)):  # on disk they have none
         return
+    if any_lazy(*args):
+        raise DataError(
+            "a context beside rows on disk has NaN: whether a site observes it is looked up in all rows at once. Fill its gaps in, "
+            "or take rows into memory (x[:10_000])."
+        )
     try:
         with quiet(model):
             known = data_map_of_few(model, tuple(args))

@@ -21,6 +21,7 @@ from torch import Tensor
 from pyro_vae.common.pyro_private import active_handlers
 from pyro_vae.common.random import seeded
 from pyro_vae.common.widen import at_least_float32
+from pyro_vae.data.lazy_rows import LazyRows, any_lazy
 from pyro_vae.errors import ProgramError
 
 from .determinism import differing, random_density, same_terms
@@ -65,7 +66,7 @@ def choose_vectorizing(problem: Any) -> Vectorizing:
         found = probe_few_rows(problem)
         if found is None:
             try:
-                found = probe(problem)
+                found = probe(problem.few(ROWS) if any_lazy(*problem.args) else problem)
             except NotImplementedError:  # a prior that cannot be drawn from, for a guide that is never run
                 return LOOP
     if found.refusal is not None:
@@ -116,14 +117,14 @@ def probe_few_rows(problem: Any) -> Probe | None:
 def first_rows(problem: Any, rows: int = ROWS) -> Any | None:
     """The problem of the first rows, the first one again where there is one only; None where x is no tensor of rows."""
     x, *_ = problem.args
-    if not isinstance(x, Tensor) or not x.dim() or not len(x) or problem.own_rows:
+    if not isinstance(x, Tensor | LazyRows) or not x.dim() or not len(x) or problem.own_rows:
         return None
     index = torch.arange(rows, device=x.device).clamp(max=len(x) - 1)
     return problem.over(*(a[index.to(a.device)] if has_rows(a, len(x)) else a for a in problem.args))
 
 
 def has_rows(value: Any, rows: int) -> bool:
-    return isinstance(value, Tensor) and value.dim() > 0 and len(value) == rows
+    return isinstance(value, Tensor | LazyRows) and value.dim() > 0 and len(value) == rows
 
 
 def probe(problem: Any) -> Probe:

@@ -67,9 +67,7 @@ def decoder_of(config: Config, shape: tuple[int, ...], features: int, inputs: in
 
 
 def image_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """Return (channels, height, width) if the convolutions divide them."""
-    if len(shape) != 3 or shape[1] % 4 or shape[2] % 4:
-        raise UsageError(
-            f"network conv takes images whose height and width are multiples of 4, not data of shape {shape}"
-        )
+    """Return (channels, height, width), if rows are images."""
+    if len(shape) != 3:
+        raise UsageError(f"network conv takes images, and rows of this data have the shape {shape}: take mlp")
     return shape[0], shape[1], shape[2]

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from cyclopts import Parameter
 
 from pyro_vae.common.keywords import suggest
+from pyro_vae.data.mnist import CLASSES
 from pyro_vae.errors import UsageError
 
 Options = dict[str, str]  # from the command line all are strings; the registry reads them by their defaults
@@ -25,10 +26,11 @@ class Config:
     Parameters
     ----------
     data
-        digits (bundled), mnist, fashion_mnist, a file (.npy, .npz, .csv, .tsv, .parquet) or a folder of PNGs or JPEGs.
+        digits (bundled), mnist, fashion_mnist, kmnist, omniglot, svhn, cifar10, celeba, a file (.npy, .npz, .csv, .tsv,
+        .parquet, .h5ad), a folder of PNGs or JPEGs, of shards with a manifest.json, or of a Zarr array.
     binarization
-        none, static (once, seeded) or dynamic (training rows anew each epoch); auto: dynamic for mnist and fashion_mnist
-        under a Bernoulli, else none.
+        none, static (once, seeded) or dynamic (training rows anew each epoch); auto: dynamic for mnist, fashion_mnist and
+        kmnist under a Bernoulli, else none.
     data_seed
         Of binarization, and of the split of a file of one's own.
     columns
@@ -43,6 +45,9 @@ class Config:
     split_by
         Column of a table that splits its rows, no part of x: its values are train, validation and test, or groups, such as
         patients, whose rows stay together.
+    memory
+        Leave the training rows on disk, and take so much memory for them, such as '2 GB'; 1 GB where DATA is a folder of
+        shards (pyro-vae manifest) or a Zarr array.
     missing
         NaN and empty cells are values that were not observed: the likelihood skips them, the encoder sees which they are.
     standardize
@@ -69,7 +74,7 @@ class Config:
     posterior_options
         As in --posterior flow --posterior.transforms 4.
     network
-        mlp, or conv for images (28 x 28, or other multiples of 4).
+        mlp, or conv for images of any size.
     hidden
         Widths of the mlp's hidden layers; the decoder mirrors them.
     activation
@@ -116,6 +121,7 @@ class Config:
     index: str = "auto"
     label: str | None = None
     split_by: str | None = None
+    memory: str | None = None
     missing: Annotated[bool, Parameter(negative=())] = False
     standardize: bool | None = None
     normalize: bool | None = None
@@ -169,7 +175,7 @@ class Config:
 
     def resolved(self) -> Config:
         """Return the same config with every "auto" decided."""
-        images = self.data in ("mnist", "fashion_mnist")
+        images = self.data in CLASSES
         binary = self.binarization in ("static", "dynamic")
         likelihood = self.likelihood if self.columns is None else "columns"
         if likelihood == "auto":

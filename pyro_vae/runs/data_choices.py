@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data import Column, Data, Split
-from pyro_vae.data.datasets import NAMES
+from pyro_vae.data.datasets import GREY
 from pyro_vae.data.frames import blocks_of
 from pyro_vae.distributions.units import real_elements
 from pyro_vae.errors import DataError, UsageError
@@ -26,7 +26,7 @@ from .tabular_spec import block
 
 ROOM = 2**18  # bytes of a config.json for its columns; one of more than a mebibyte is not read
 SPREAD = 0.1  # images within [0, 1] of no less standard deviation are in units that networks start at
-OF_KIND = {"binary": "bernoulli", "bytes": "discretized_logistic"}
+OF_KIND = {"binary": "bernoulli", "bytes": "discretized_logistic", "counts": "negative_binomial"}
 OWN_UNITS = "normal_fixed"  # whose scale is given in the units of x
 
 
@@ -38,7 +38,7 @@ def decided(config: Config, data: Data, components: Components = NOTHING) -> Con
     """
     if config.columns is not None:
         config = of_columns(config, data)
-    if config.likelihood == "auto" and config.data not in NAMES and config.resolved().binarization == "none":
+    if config.likelihood == "auto" and config.data not in GREY and config.resolved().binarization == "none":
         config = dataclasses.replace(config, likelihood=OF_KIND.get(data.kind, "normal"))
     config = resolved(config, components)
     config = dataclasses.replace(config, model_options=kind_of(config).decide(config.model_options, data))
@@ -64,7 +64,7 @@ def of_columns(config: Config, data: Data) -> Config:
         except UsageError as error:
             raise UsageError(f"--columns: column {column.name!r}: {error}") from error
     blocks = config.likelihood_options.get("blocks") or blocks_of(data.columns)
-    gaps = any(bool(split.x.isnan().any()) for split in (data.train, data.validation, data.test))
+    gaps = any(bool(split.x.isnan().any()) for split in (data.sample, data.validation, data.test))
     changed: dict[str, Any] = {"likelihood_options": {"blocks": blocks}, "missing": config.missing or gaps}
     return dataclasses.replace(config, likelihood="columns", **changed)
 
@@ -119,7 +119,7 @@ def takes_units(config: Config, elements: int) -> bool:
 def seen(config: Config, data: Data, components: Components) -> Tensor:
     """Return training rows (or steps) as the posterior is given them."""
     shape = kind_of(config).emission(data.shape)
-    x, elements = kind_of(config).observed(data.train.x, data.shape), math.prod(shape)
+    x, elements = kind_of(config).observed(data.sample.x, data.shape), math.prod(shape)
     if not config.standardize:
         return x
     family, features = likelihood_of(config, elements, components)
@@ -139,8 +139,9 @@ def in_scale(x: Tensor, shape: tuple[int, ...]) -> bool:
 
 def choices_told(given: Config, config: Config, data: Data) -> Iterator[str]:
     """Say what was chosen by the data: the likelihood, and units that are others than those of x."""
-    if given.likelihood == "auto" and given.columns is None and config.data not in NAMES:
+    if given.likelihood == "auto" and given.columns is None and config.data not in GREY:
         why = {"binary": ", as x holds zeros and ones alone", "bytes": ", as x holds whole numbers 0 to 255"}
+        why |= {"counts": ", as x holds whole numbers from 0"}
         yield f"likelihood auto: {config.likelihood}{why.get(data.kind, '')}"
     if config.missing and not given.missing:
         yield "empty cells are values that were not observed: the likelihood skips them (--missing)"

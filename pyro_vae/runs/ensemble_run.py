@@ -17,6 +17,7 @@ from pyro_vae.common.atomic_write import folder_in
 from pyro_vae.common.environment import versions
 from pyro_vae.common.held_folder import no_links_below
 from pyro_vae.common.keywords import suggest_keywords
+from pyro_vae.data import Data
 from pyro_vae.ensembles.ensemble import Ensemble
 from pyro_vae.ensembles.fit_ensemble import fit_ensemble
 from pyro_vae.ensembles.members import check_seeds
@@ -84,6 +85,7 @@ def train_ensemble(
             f"several seeds are trained in float32: leave precision={config.precision} out, or train one by one"
         )
     first = prepare(replace(config, seed=seeds[0]), path / name_of(seeds[0]), components, data_dir, download, device)
+    refuse_stored(first.data)
     check_free(path, overwrite)
     folder.make(path)
     with no_links_below(path), locked(path):
@@ -118,6 +120,12 @@ def folders_locked(jobs: Sequence[TrainingJob]) -> Iterator[None]:
             folder_in(job.path.parent, job.path.name)
             stack.enter_context(locked(job.path))
         yield
+
+
+def refuse_stored(data: Data) -> None:
+    """Refuse rows on disk, of which each member would read its own windows."""
+    if data.part is not None:
+        raise UsageError("--seeds trains members side by side on rows in memory, and these are on disk: train one seed at a time")
 
 
 def trained(jobs: list[TrainingJob]) -> tuple[float, Ensemble]:

@@ -332,9 +332,9 @@ def annealed(vae: Any, rows: Batch, options: EvaluationOptions) -> Annealed:
 
 def floor_of(run: Run, data: Data, x: Tensor, log_px: Tensor) -> dict[str, Any]:
     """Summarize the floor on the same rows, and by how much log p(x) clears it; it is exact, so it has no Monte Carlo error."""
-    if not len(data.train):
+    if not len(data.sample):
         return {"model": "unknown, as the training rows are not there", "log_px": None, "log_px_data_se": None}
-    train_rows = data.train.x if data.transform is None else data.train.x.double()  # grey means are the Bernoulli's own
+    train_rows = data.sample.x if data.transform is None else data.sample.x.double()  # grey means are the Bernoulli's own
     kind, shape = run.kind, data.shape
     train_rows, x = kind.observed(train_rows, shape), kind.emissions(x, shape)
     family, features = likelihood_of(run.config, x.shape[1], run.components)
@@ -358,7 +358,7 @@ def rows_of(data: Data, split: str, rows: int | None = None) -> Split:
         raise UsageError(
             "training rows are grey under dynamic binarization and have no likelihood: score test or validation"
         )
-    chosen: Split = data.test if is_new(split) else getattr(data, split)
+    chosen: Split = data.test if is_new(split) else data.sample if split == "train" else getattr(data, split)
     if rows is not None and not 1 <= rows <= len(chosen):
         raise UsageError(f"rows={rows}, but the {split} split has 1 to {len(chosen)}")
     return chosen[:rows]

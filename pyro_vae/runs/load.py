@@ -15,6 +15,7 @@ from pyro_vae.common.plain_text import plain
 from pyro_vae.common.random import seeded
 from pyro_vae.common.safe_read import check_seal
 from pyro_vae.data import Column, Data, Split, load
+from pyro_vae.data.sparse_data import ANNOTATED
 from pyro_vae.data.table_layout import TableOptions
 from pyro_vae.data.user_files import ENDINGS
 from pyro_vae.errors import DataError, PyroVAEError, RunFolderError, UsageError
@@ -177,7 +178,7 @@ def load_data(
     def read(table: TableOptions) -> Data:
         return load(
             config.data, data_dir=data_dir, download=download, table=table, sequences=kind_of(config).ragged,
-            binarization=config.binarization, seed=config.data_seed, missing=missing, verbose=False,
+            binarization=config.binarization, seed=config.data_seed, missing=missing, memory=config.memory, verbose=False,
         )  # fmt: skip
 
     config = replace(config, data=located(config.data, data_dir))
@@ -202,7 +203,7 @@ def beside(run: Run) -> Path | None:
 
 def located(data: str, data_dir: Path | None, otherwise: Path | None = None) -> str:
     """Return where a data file is: as the config says, or of that name in `data_dir`, or `data_dir` itself, or `otherwise`."""
-    if not data.lower().endswith(ENDINGS) or Path(data).exists():
+    if not data.lower().endswith((*ENDINGS, ANNOTATED)) or Path(data).exists():
         return data
     if data_dir is None:
         return str(otherwise) if otherwise is not None and otherwise.is_file() else data

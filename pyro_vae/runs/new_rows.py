@@ -6,13 +6,16 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from pyro_vae.common.plain_text import plain
-from pyro_vae.data import Data, Split, TableOptions, binarize
+from pyro_vae.data import Data, Split, TableOptions, binarize, load
 from pyro_vae.data.datasets import event_shape, format_missing, prepare
 from pyro_vae.data.image_folders import read_folder
 from pyro_vae.data.row_ids import row_digests
+from pyro_vae.data.sparse_data import ANNOTATED, is_sparse_file, read_rows, with_columns
+from pyro_vae.data.stored_data import is_stored
 from pyro_vae.data.user_files import ENDINGS, TABLES, read_file
 from pyro_vae.errors import DataError, RunFolderError, ShapeError, UsageError
 
@@ -37,15 +40,28 @@ def open_rows(run: Run, file: Path | None, data_dir: Path | None = None) -> Data
     """
     if file is None:
         return open_data(run, data_dir)
-    if file.suffix.lower() not in ENDINGS and not file.is_dir():
+    if file.suffix.lower() not in (*ENDINGS, ANNOTATED) and not file.is_dir():
         raise UsageError(
-            f"--data {file}: new rows are read from a file that ends in {', '.join(ENDINGS)}, or from a folder of pictures"
+            f"--data {file}: new rows are read from a file that ends in {', '.join(ENDINGS)}, {ANNOTATED}, or from a folder of "
+            "pictures"
         )
+    if is_sparse_file(file.expanduser()):
+        return open_sparse_rows(run, file.expanduser(), data_dir)
     config, known = run.config, run.columns if file.suffix.lower() in TABLES else ()
     options = TableOptions()
     if known:
         options = TableOptions(config.header, config.index, config.label, split_by=config.split_by, known=known)
     file = file.expanduser()
+    if is_stored(file, config.memory):
+        if (
+            load(file, memory=config.memory, seed=config.data_seed, missing=config.missing, verbose=False).digest
+            == (run.record["data"]["digest"])
+        ):
+            return open_data(run, file)
+        raise UsageError(
+            f"--data {file}: new rows that stay on disk are scored in Python: log_likelihood(vae.model, vae.guide, "
+            f"Stored({str(file)!r}))"
+        )
     seed = config.data_seed
     source = read_folder(file, seed) if file.is_dir() else read_file(file, seed, options, run.kind.ragged)
     if source.digest() == run.record["data"]["digest"]:
@@ -77,6 +93,39 @@ def open_rows(run: Run, file: Path | None, data_dir: Path | None = None) -> Data
     )
 
 
+def open_sparse_rows(run: Run, file: Path, data_dir: Path | None) -> Data:
+    """Load the rows of a sparse matrix, dense: those of the run in their splits, or new ones, all as one split.
+
+    Columns that have names are found by them, in whatever order they stand.
+
+    Raises:
+        DataError: columns that are not there; rows that take more than a GiB of memory, dense.
+        ShapeError: another number of columns.
+    """
+    config = run.config
+    rows, y, classes = read_rows(file, config.label)
+    if rows.digest == run.record["data"]["digest"]:
+        return open_data(run, file)
+    digest, names = rows.digest, [column.name for column in run.columns]
+    if names and rows.column_names:
+        rows = with_columns(rows, names, file)
+    if tuple(rows.shape[1:]) != run.shape:
+        raise ShapeError(
+            f"{file} has rows of shape {tuple(rows.shape[1:])}, and the run was trained on rows of shape {run.shape}: give it "
+            "such."
+        )
+    rows = rows.converted(torch.float32, None, config.missing, "x")
+    x = torch.from_numpy(rows.whole(str(file))).to(torch.float32)
+    labels = None if y is None else torch.from_numpy(y)
+    new = Split(x, labels, index=np.array(rows.row_names) if rows.row_names else None, classes=classes)
+    train = training_rows(run, data_dir)
+    policy = "values as given" + format_missing([new])
+    none = Split(x[:0])
+    return Data(
+        file.name, none if train is None else train, none, new, run.shape, policy, digest, columns=tuple(run.columns)
+    )
+
+
 def count_seen(rows: Split, train: Split) -> int:
     """Count the rows that stand among training rows, too, value for value."""
     return int(torch.isin(row_digests([rows.x]), row_digests([train.x])).sum()) if len(train) else 0
@@ -88,7 +137,7 @@ def training_rows(run: Run, data_dir: Path | None) -> Split | None:
         data = open_data(run, data_dir)
     except (DataError, RunFolderError, UsageError):
         return None
-    return data.train if data.transform is None else data.train[:0]
+    return data.sample[:0] if data.part is not None or data.transform is not None else data.train
 
 
 def new_split(data: Data) -> str:

@@ -19,7 +19,7 @@ from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.plain_text import plain
 from pyro_vae.common.random import seeded
 from pyro_vae.data import Data, Split, binarize
-from pyro_vae.errors import DivergedError, Interrupted, SupportError
+from pyro_vae.errors import DivergedError, Interrupted, SupportError, UsageError
 from pyro_vae.evidence.log_likelihood import log_likelihood
 from pyro_vae.likelihoods.registry import fitting
 from pyro_vae.models.classes import MISSING
@@ -146,18 +146,31 @@ def prepare(
     """
     first, target = resolved(config, components), resolve_device(device)  # what does not go together is refused first
     data = load_data(first, data_dir, download, digest)
+    check_stored(first, data)
     columns_told(data.columns)  # what a run's folder has no room for is refused before it is made
     given, config = config, decided(config, data, components)
     for note in (*data.notes, *choices_told(given, config, data)):
         print(f"note: {plain(note)}", file=sys.stderr)
     if limits is not None:  # without the rows, as fitting their marginals takes far more steps than a model has parts
-        with seeded(config.seed), limits(8 * data.train.x.nbytes):
+        with seeded(config.seed), limits(8 * data.sample.x.nbytes):
             build(config, data.shape, components=components)
     with seeded(config.seed):
-        vae = build(config, data.shape, data.train.x, components).to(target)
+        vae = build(config, data.shape, data.sample.x, components).to(target)
         check_splits(config, vae, data, target)
         check_first(config, vae, data, target)
     return TrainingJob(config, path, components, data, vae, target)
+
+
+def check_stored(config: Config, data: Data) -> None:
+    """Refuse rows on disk for a kind of model that takes more of them than x as it is."""
+    if data.part is None:
+        return
+    rows = training_rows(config, data.part, data.shape)
+    if len(rows) != 1 or rows[0].shape != data.part.x.shape:
+        raise UsageError(
+            f"--model {config.model} takes labels or lengths beside x, which rows on disk do not have: train it on a file that "
+            "fits into memory, or in Python, fit(vae, Stored(path), Stored(path, key))."
+        )
 
 
 def carry_out(
@@ -219,7 +232,7 @@ def check_splits(config: Config, vae: Any, data: Data, device: torch.device) -> 
 
 def drawn(data: Data, name: str) -> Split:
     """Return the rows of a split, binarized once where training binarizes them."""
-    part: Split = getattr(data, name)
+    part: Split = data.sample if name == "train" else getattr(data, name)
     grey = name == "train" and data.transform is not None
     return replace(part, x=binarize(part.x, torch.Generator().manual_seed(0))) if grey else part
 

@@ -11,9 +11,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from pyro_vae.common.digests import tensor_digest
+from pyro_vae.common.digests import digest_of, tensor_digest
 from pyro_vae.common.mapped_files import MappedFile, mapped_files
 from pyro_vae.common.random import stream
+from pyro_vae.data.lazy_rows import LazyRows, any_lazy
 
 from .shuffle import FURTHER, SHUFFLE, ShuffledBatches
 from .training_state import EpochPosition, load_noise_states, noise_states
@@ -32,6 +33,14 @@ class BatchSource(Protocol):
 
     def fetch(self, rows: Tensor, then: Tensor | None = None) -> Batch:
         """Return the batch of these rows; `then` are those that will be asked for next."""
+
+    def shuffled(self, rows: int, size: int, seed: int, drop_last: bool) -> ShuffledBatches:
+        """Make a random order of the rows, in batches of `size`."""
+        return ShuffledBatches(rows, size, seed, self.device, self.rows_device, drop_last)
+
+    def follow(self, order: ShuffledBatches) -> None:
+        """Know that rows will be fetched in this order."""
+        return None
 
     def close(self) -> None:
         """Drop whatever is being fetched."""
@@ -67,7 +76,8 @@ class Streamed(BatchSource):
         self.data, self.device, self.rows_device = data, device, data[0].device
         self.pool = ThreadPoolExecutor(1, "pyro_vae-rows")
         self.upcoming: tuple[Tensor, Future[Any]] | None = None
-        self.pinned = Pinned(data, device) if device.type == "cuda" else None
+        pinned = device.type == "cuda" and not any_lazy(*data)  # a sparse matrix makes its batches itself
+        self.pinned = Pinned(data, device) if pinned else None
 
     def fetch(self, rows: Tensor, then: Tensor | None = None) -> Batch:
         ahead, future = self.upcoming or (None, None)
@@ -148,7 +158,12 @@ class TrainingData:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the training and validation rows."""
-        return tensor_digest({f"{i}": a for i, a in enumerate((*self.train, *(self.validation or ())))})
+        parts = {f"{i}": a for i, a in enumerate((*self.train, *(self.validation or ())))}
+        if not any_lazy(*parts.values()):
+            return tensor_digest(parts)
+        return digest_of(
+            {name: a.digest if isinstance(a, LazyRows) else tensor_digest({name: a}) for name, a in parts.items()}
+        )
 
     @cached_property
     def files(self) -> tuple[MappedFile, ...]:
@@ -162,12 +177,12 @@ class TrainingData:
 
     def shuffle(self, seed: int) -> ShuffledBatches:
         """Make a random order of the training rows, another each pass."""
-        rows = len(self.train[0])
-        return ShuffledBatches(rows, self.batch_size, seed, self.device, self.source.rows_device, self.drop_last)
+        return self.source.shuffled(len(self.train[0]), self.batch_size, seed, self.drop_last)
 
     def one_pass(self, order: ShuffledBatches) -> Iterator[tuple[Tensor, Batch]]:
         """Yield the rest of a pass: row numbers, and the batch of them."""
         for rows in order.one_pass():
+            self.source.follow(order)
             yield rows, self.transformed(self.source.fetch(rows, order.next_rows), order.generator)
 
     def fixed_batch(self, batch: Batch, seed: int) -> Batch:
@@ -214,7 +229,9 @@ class EpochBatches:
 
 
 def choose_batch_source(data: Batch, device: torch.device) -> tuple[Batch, BatchSource]:
-    """Move the rows to `device` if they fit in half of its free memory; return them, and their source."""
+    """Move the rows to `device` if they fit in half of its free memory, and are dense; return them, and their source."""
+    if any_lazy(*data):
+        return data, Streamed(data, device)
     if all(a.device == device for a in data):
         return data, Resident(data)
     if sum(a.nbytes for a in data) <= SHARE * free_bytes(device):

@@ -17,6 +17,7 @@ from torch import Tensor
 from pyro_vae.common.random import seeded
 from pyro_vae.errors import CheckpointError, DivergedError
 
+from .block_shuffle import ShuffledBlocks
 from .precision import name_of
 from .serialize import pack, unpack
 from .shuffle import FIXED
@@ -31,6 +32,7 @@ ELSEWHERE = {
     "rows",
     "batch size",
     "drop last",
+    "shuffled in",
     "data (SHA-256)",
     "device",
 }  # where these changed, a position in an epoch is void
@@ -52,7 +54,7 @@ class SavedState(Protocol):
 
 def identity(trainer: Trainer) -> dict[str, Any]:
     """Describe the run that a state goes with: another one cannot go on from it."""
-    return {
+    return windows_of(trainer) | {
         "rows": len(trainer.data.train[0]),
         "batch size": trainer.data.batch_size,
         "drop last": trainer.data.drop_last,
@@ -66,6 +68,14 @@ def identity(trainer: Trainer) -> dict[str, Any]:
         "engine": trainer.step.engine.name,
         "precision": name_of(trainer.step.precision),
     }
+
+
+def windows_of(trainer: Trainer) -> dict[str, Any]:
+    """Describe how rows on disk are shuffled, which their memory decides; nothing of rows in memory."""
+    order = trainer.data.shuffle(0)
+    if not isinstance(order, ShuffledBlocks):
+        return {}
+    return {"shuffled in": f"{len(order.bounds) - 1} blocks, windows of {order.window} rows"}
 
 
 def capture(trainer: Trainer) -> tuple[dict[str, Any], Groups]:

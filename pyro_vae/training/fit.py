@@ -18,6 +18,7 @@ from pyro_vae.common.given import whole
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.random import seeded, stream
 from pyro_vae.data.arrays import batch_of, read_once
+from pyro_vae.data.lazy_rows import any_lazy
 from pyro_vae.data.structures import is_structure
 from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.objectives.bound_objective import Bound
@@ -45,7 +46,7 @@ from .arguments import (
     check_validation,
     objective_of,
 )
-from .batch_source import TrainingData, Transform, choose_batch_source, conversion_device
+from .batch_source import BatchSource, TrainingData, Transform, choose_batch_source, conversion_device
 from .checkpoint_state import SavedState, restore
 from .global_sites import counted_once
 from .last_batch import check_last_batch
@@ -60,6 +61,7 @@ from .schedules import Schedule, constant
 from .shuffle import FIXED
 from .standardize import standardize_model
 from .step import MakeOptimizer, Step
+from .stored_source import StoredSource, stored_parts
 from .trainer import Trainer, TrainingCallback
 from .training_state import FitResult, TrainingOptions
 
@@ -110,7 +112,8 @@ def fit(
 
     Args:
         vae: a :class:`VAE`, any object with ``model`` and ``guide``, or a tuple ``(model, guide)`` of Pyro programs.
-        x: data ``(N, *event)``: a tensor, an array, anything :func:`~pyro_vae.data.as_rows` takes; or several with N rows
+        x: data ``(N, *event)``: a tensor, an array, anything :func:`~pyro_vae.data.as_rows` takes; rows that stay on disk
+            (:class:`~pyro_vae.data.Stored`), shuffled in blocks, a window of them in memory; or several with N rows
             each in a dict, a named tuple or a ``PackedSequence``, which the programs take as such
             (:func:`~pyro_vae.data.structures.is_structure`). Whole numbers stay whole where the programs want them so, as an
             embedding does (:func:`~pyro_vae.programs.arguments.argument_dtypes`).
@@ -209,9 +212,9 @@ def fit(
     missing = missing or takes_missing(vae, model, guide)
     x, *rest = [read_once(a) for a in args]
     dtypes = argument_dtypes(model, guide, x, *rest, device=model_device)
-    convert = partial(batch_of, like=like_parameters(model, guide), missing=missing, dtypes=dtypes)
+    convert = partial(batch_of, like=like_parameters(model, guide), missing=missing, dtypes=dtypes, on_disk=True)
     rows = convert(x, *rest, device=conversion_device(x, model_device))
-    train, source = choose_batch_source(rows, model_device or rows[0].device)
+    train, source = batches_of(rows, model_device or rows[0].device, aggressive)
     if standardize:
         standardize_model(modules, train)
     if validation is not None:
@@ -220,7 +223,7 @@ def fit(
     data = TrainingData(train, source, resolve_batch_size(batch_size, len(train[0])), validation, transform, drop_last)
     options = TrainingOptions(epochs, schedule, patience, seed, bad_steps, scheduled, on_step)
     check_callbacks(callbacks)
-    immediate = aggressive is not None or bad_steps > 1 or bool(callbacks) or resume is not None
+    immediate = aggressive is not None or bad_steps > 1 or bool(callbacks) or resume is not None or any_lazy(*train)
     seen = rows_as_seen(data, seed)
     model, guide, trained = summed_over(model, guide, objective_of(objective), seen, by_default=objective is None)
     model, guide = counted_once(model, guide, trained, data, seed)
@@ -237,6 +240,22 @@ def fit(
         if resume is not None:
             restore(trainer, resume, fork)
         return trainer.run(reporter)
+
+
+def batches_of(
+    rows: tuple[Tensor, ...], device: torch.device, aggressive: Aggressive | None
+) -> tuple[tuple[Tensor, ...], BatchSource]:
+    """Return where rows stay, and what makes batches of them: of rows on disk a window at a time."""
+    if not stored_parts(rows):
+        return choose_batch_source(rows, device)
+    if aggressive is not None:
+        raise UsageError(
+            "aggressive= takes further batches of random rows between two of the order, for which a disk is too slow: leave it "
+            "out with rows on disk, or take rows into memory (x[:10_000])."
+        )
+    if not stored_parts(rows[:1]):
+        raise UsageError("a context is on disk, and x is not: give x as Stored, too, or the context as an array.")
+    return rows, StoredSource(rows, device)
 
 
 def print_notes(notes: Sequence[str]) -> None:
@@ -263,7 +282,8 @@ def rows_as_seen(data: TrainingData, seed: int) -> tuple[Tensor, ...]:
     first = data.fixed_batch(tuple(a[:1].clone() for a in data.train), stream(seed, FIXED))
     if first[0].shape[1:] == data.train[0].shape[1:]:
         return data.train
-    return data.fixed_batch(data.train, stream(seed, FIXED))
+    some = tuple(a[:LOOKED_AT] for a in data.train) if any_lazy(*data.train) else data.train
+    return data.fixed_batch(some, stream(seed, FIXED))
 
 
 def parts_of(validation: Any, given: int) -> tuple[Any, ...]:
@@ -295,6 +315,8 @@ def examine(trainer: Trainer) -> list[str]:
     data.check_files()
     for rows in (data.train, data.validation or ()):
         check_context_gaps(step.model, rows)
+    if any_lazy(*data.train):
+        metrics.refuse_of_all_rows()
     if metrics.of_data_set is not None:
         metrics.inside, notes = metrics.of_data_set.examine(data, metrics.first)
         return advise(trainer, notes)

@@ -16,6 +16,7 @@ from torch import Tensor
 from pyro_vae.common.memory import fitting
 from pyro_vae.common.progress import bar
 from pyro_vae.common.random import seeded, stream
+from pyro_vae.data.lazy_rows import chunk_of
 from pyro_vae.diagnostics.closed_units import without_noise
 from pyro_vae.diagnostics.latent_usage import ACTIVE, Drawn, Units, join, spread, usage
 from pyro_vae.errors import MarkedError, NoWeightError, ProgramError, UsageError
@@ -267,7 +268,8 @@ class EpochMetrics:
     def true_elbo(self, batch: Batch, when: str) -> Pass:
         what = f"{when}: the ELBO of {len(batch[0])} rows on {self.data.device}"
         with seeded(self.seed, ELBO_NOISE, device=self.data.device), fitting(what, "Validate on fewer rows."):
-            return pass_over(self.step, batch, None if self.shared else CHUNK, lambda: self.problem(batch))
+            chunk = None if self.shared else chunk_of(self.data.train, CHUNK)
+            return pass_over(self.step, batch, chunk, lambda: self.problem(batch))
 
     @cached_property
     def train_sample(self) -> Batch:
@@ -278,6 +280,14 @@ class EpochMetrics:
             return self.fixed_batch(self.data.train)
         every = max(1, len(self.data.train[0]) // LOGGED_ROWS)
         return self.fixed_batch(tuple(a[::every][:LOGGED_ROWS] for a in self.data.train))
+
+    def refuse_of_all_rows(self) -> None:
+        """Refuse rows on disk for a pair whose ELBO is one of all rows together."""
+        if self.of_data_set is not None or self.shared:
+            raise UsageError(
+                "the programs have sites that all rows share (global parameters), so that the ELBO is one of all rows at once, "
+                "which are on disk: take as many as fit into memory (x[:100_000]), or leave those sites out."
+            )
 
     @cached_property
     def of_data_set(self) -> DataSetMetrics | None:

@@ -83,7 +83,10 @@ def test_held_out_draws_differ_between_splits():
     "name, close", [("digit", "digits"), ("MNIST", "mnist"), ("fashion-mnist", "fashion_mnist"), ("rows.pkl", "")]
 )
 def test_unknown_names(name, close):
-    with pytest.raises(UsageError, match=f"no data set '{name}'.*{close}.*digits, mnist, fashion_mnist, or the path"):
+    with pytest.raises(
+        UsageError,
+        match=f"no data set '{name}'.*{close}.*digits, mnist, fashion_mnist, kmnist, .*, celeba, or the path",
+    ):
         load(name)
 
 

@@ -16,7 +16,7 @@ CHOSEN = {
     "island": "categorical:num-classes=3",
     **dict.fromkeys(HEAD[2:6], "normal"),
     "sex": "bernoulli",
-    "year": "discretized_logistic:levels=3",
+    "year": "CumulativeLogit:num-classes=3",
 }
 
 
@@ -43,7 +43,7 @@ def test_a_mixed_table_is_coded_and_each_column_has_a_likelihood(tmp_path):
         assert [t.removesuffix(".0") for t in told] == [v.removesuffix(".0").replace("NA", "") for v in values]
     assert "column '' counts the rows" in data.notes[1]
     assert data.train.ids.index[0] == str(data.train.numbers[0])
-    widths = "categorical:2:num-classes=3,normal:4,bernoulli:1,discretized_logistic:1:levels=3"
+    widths = "categorical:2:num-classes=3,normal:4,bernoulli:1,CumulativeLogit:1:num-classes=3"
     assert blocks_of(data.columns) == widths
 
 
@@ -143,7 +143,7 @@ def test_families_follow_type_and_support(tmp_path):
         "count": (draw.poisson(2, 200), "negative_binomial"),
         "binary": (draw.integers(0, 2, 200), "bernoulli"),
         "flag": (draw.choice(["true", "false"], 200), "bernoulli"),
-        "grade": (draw.integers(1, 6, 200), "discretized_logistic:levels=5"),
+        "grade": (draw.integers(1, 6, 200), "CumulativeLogit:num-classes=5"),
         "kind": (draw.choice(list("abcd"), 200), "categorical:num-classes=4"),
         "far": (draw.integers(1000, 2000, 200), "normal"),
         "same": (np.full(200, 3), None),

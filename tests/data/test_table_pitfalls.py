@@ -13,7 +13,7 @@ from .test_table_files import AUTO, joined, read
 def test_labels_that_are_numbers_have_their_order_and_their_value(tmp_path):
     rows = [f"{month}{'.0' * (i % 2)}" for i in range(2) for month in (10, 2, 1, 12)]
     text = "a,m\n" + "".join(f"{i}.5,{m}\n" for i, m in enumerate(rows))
-    for family in ("discretized_logistic", "categorical"):
+    for family in ("discretized_logistic", "CumulativeLogit", "categorical"):
         data = read(tmp_path / "x.csv", text, TableOptions(columns=f"auto,m={family}"))
         assert data.columns[1].labels == ("1", "2", "10", "12")
         assert joined(data)[:, 1].tolist() == [2, 1, 0, 3] * 2

@@ -13,7 +13,7 @@ from torch import nn
 
 from pyro_vae import MLP, Conditional, likelihoods
 from pyro_vae.errors import ShapeError, UsageError
-from pyro_vae.likelihoods import FAMILIES, continuous, discrete, fitting, registry
+from pyro_vae.likelihoods import FAMILIES, continuous, discrete, fitting, ordinal, registry
 
 TABLE = [(likelihoods.normal, 2, 1), (likelihoods.categorical(3), 3, 1), (likelihoods.bernoulli, 1, 1)]
 
@@ -24,6 +24,7 @@ CASES = {
     "bernoulli": ({}, [0, 1], [0, 1]),
     "binomial": ({"total_count": 5}, range(6), [0, 2, 5]),
     "categorical": ({"num_classes": 4}, range(4), [0, 3]),
+    "CumulativeLogit": ({"num_classes": 5, "dim": 2}, range(5), [0, 2, 4]),
     "multinomial": ({"total_count": 3}, None, None),
     "discretized_logistic": ({"levels": 16}, range(16), [0, 1, 7, 15]),
     "discretized_logistic_mixture": ({"levels": 16, "components": 3}, range(16), [0, 1, 7, 15]),
@@ -72,7 +73,7 @@ def in_support(name, d=2):
 def public_families():
     """Public functions and modules of the files that define families."""
     names = set()
-    for module in (likelihoods, continuous, discrete, registry):
+    for module in (likelihoods, continuous, discrete, ordinal, registry):
         for name, o in vars(module).items():
             ours = inspect.getmodule(o) is module and name != "fitting"
             if ours and not name.startswith("_") and (inspect.isfunction(o) or inspect.isclass(o)):
@@ -228,8 +229,8 @@ def goodness(d, support, draws=6000):
 
 @pytest.mark.parametrize("name", ELEMENTWISE)
 def test_samples_follow_the_density(name):
-    if name == "SharedNormal":
-        family, features = likelihoods.SharedNormal(1), 1
+    if "dim" in FAMILIES[name].options:
+        family, features = FAMILIES[name].make(**CASES[name][0] | {"dim": 1}), 1
     else:
         family, features = made(name, d=1)
     h = torch.randn(features, dtype=torch.float64) * 0.7
@@ -410,6 +411,8 @@ def test_a_shared_scale_refuses_other_widths():
         lambda: likelihoods.normal_fixed(math.nan),
         lambda: likelihoods.student_t(-1.0),
         lambda: likelihoods.SharedNormal(0),
+        lambda: likelihoods.CumulativeLogit(1, 2),
+        lambda: likelihoods.CumulativeLogit(4, 0),
         lambda: likelihoods.columns([]),
         lambda: likelihoods.columns([(likelihoods.normal, 2, 0)]),
     ],
@@ -453,7 +456,7 @@ def test_columns_refuse_other_widths():
 
 REAL = {"normal", "normal_fixed", "SharedNormal", "laplace", "student_t"}
 FROM_0 = {"poisson", "negative_binomial", "zero_inflated_poisson", "zero_inflated_negative_binomial"}
-BOUNDED = {"binomial", "categorical", "discretized_logistic", "discretized_logistic_mixture"}
+BOUNDED = {"binomial", "categorical", "CumulativeLogit", "discretized_logistic", "discretized_logistic_mixture"}
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,8 @@ def importance(
     target = target_of(target_se, num_samples, max_samples, particles)
     x, *rest = [read_once(a) for a in (x, *context)]
     model, guide, args = on_tensors(model, guide, x, *rest)
-    args = rows_of(model, guide, *args, missing=missing, device=None if device is None else resolve_device(device))
+    place = None if device is None else resolve_device(device)
+    args = rows_of(model, guide, *args, missing=missing, device=place, on_disk=True)
     check_device(args[0].device, like_parameters(model, guide))
     sampler = Sampler(proposal, seed, 0, pairs_on(args[0].device, num_samples, resume, noise))
     with quiet(model, guide, seed=seed, device=args[0].device):

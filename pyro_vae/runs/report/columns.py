@@ -65,7 +65,7 @@ def is_table(run: Run) -> bool:
 
 def values_of(data: Data) -> np.ndarray:
     """Return the values that the model is to draw: all rows; of grey ones, which are no data of it, the test rows alone."""
-    parts = [data.test] if data.transform is not None else [data.train, data.validation, data.test]
+    parts = [data.test] if data.transform is not None else [data.sample, data.validation, data.test]
     return np.concatenate([part.x.numpy() for part in parts]).astype(np.float64)
 
 

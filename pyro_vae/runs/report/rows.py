@@ -76,7 +76,7 @@ def furthest(part: Split, row: int, data: Data) -> str:
     """Name the columns of a row that lie furthest from the mean of the training rows, of a table."""
     if len(data.shape) != 1 or data.transform is not None:
         return ""
-    train, x = data.train.x.double(), part.x[row].double()
+    train, x = data.sample.x.double(), part.x[row].double()
     mean = train.nanmean(0)
     sd = (train - mean).square().nanmean(0).sqrt()
     z = ((x - mean) / sd.where(sd > 0, 1.0)).numpy()

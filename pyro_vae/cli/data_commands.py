@@ -1,0 +1,53 @@
+"""Commands of `pyro-vae` on data that is larger than one memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from pyro_vae.common.plain_text import plain
+from pyro_vae.data.manifest import MANIFEST, open_manifest, write_manifest, write_shards
+from pyro_vae.data.stored import Stored
+from pyro_vae.errors import UsageError
+
+from .commands import app
+
+
+@app.command
+def manifest(
+    folder: Path,
+    *,
+    of: Path | None = None,
+    key: str | None = None,
+    rows: int | None = None,
+    check: Annotated[bool, Parameter(negative=())] = False,
+) -> None:
+    """Counts the shards of a folder (files, rows, bytes, SHA-256) into its manifest.json, for `train --data FOLDER`.
+
+    Parameters
+    ----------
+    folder
+        Of .npy, .npz or .parquet files with rows that are alike.
+    of
+        A file (.npy, .npz, .parquet, Zarr) to cut into such a folder first, which is made.
+    key
+        The array of an .npz or of a Zarr group, or the column of a .parquet; by default x, or the only one, or all columns.
+    rows
+        Of a shard, with --of; by default as many as 256 MiB hold.
+    check
+        Read every byte again, and compare it with the manifest that is there; nothing is written.
+    """
+    if check and (of is not None or key is not None or rows is not None):
+        raise UsageError("--check reads a folder against its manifest, and takes no other option")
+    if rows is not None and of is None:
+        raise UsageError("--rows is of the shards that --of FILE is cut into: say which")
+    if check:
+        files, found = open_manifest(folder, check=True)
+        print(plain(f"{folder}: {found['rows']:,} rows in {len(files):,} files, as {MANIFEST} has them"))
+        return
+    found = write_manifest(folder, key) if of is None else write_shards(Stored(of, key), folder, rows)
+    shape = " × ".join(map(str, found["row_shape"])) or "1"
+    size = sum(entry["bytes"] for entry in found["files"]) / 1e9
+    print(plain(f"{folder / MANIFEST}: {found['rows']:,} rows × {shape} of {found['dtype']} in {len(found['files']):,} files, {size:.2f} GB"))

@@ -1,0 +1,99 @@
+"""The contract of rows that are not in memory: what looks like a tensor as far as rows are asked for by number."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor
+
+AT_ONCE = 2**22  # numbers that are read at a time, where a pass over all rows is made
+
+
+class LazyRows:
+    """Rows ``(N, *event)`` that are read as they are asked for: ``rows[2:5]``, ``rows[numbers]`` are tensors in memory.
+
+    Whoever can work through rows a part at a time takes these in place of a tensor. What needs them at once asks for
+    :meth:`whole`, which refuses what does not fit.
+    """
+
+    shape: torch.Size
+    dtype: torch.dtype  # of what is handed out
+    device: torch.device  # where that is
+    source_dtype: np.dtype[Any]  # of what is stored
+    chunk: int = 2000  # rows that are looked at together, at most
+
+    def read(self, numbers: np.ndarray) -> Tensor:
+        """Read the rows of these numbers, 0 to N − 1, in their order."""
+        raise NotImplementedError
+
+    def whole(self, name: str) -> np.ndarray:
+        """Read all rows as they are stored; a DataError where they do not fit, with the `name` that messages have."""
+        raise NotImplementedError
+
+    def head(self, rows: int) -> np.ndarray:
+        """Read the first rows as they are stored."""
+        raise NotImplementedError
+
+    def converted(self, dtype: torch.dtype, device: torch.device | None, missing: bool, name: str) -> LazyRows:
+        """Return the same rows, handed out in this dtype, on this device; NaN passes if `missing`."""
+        raise NotImplementedError
+
+    @property
+    def digest(self) -> str:
+        """Of what is stored."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return int(self.shape[0])
+
+    def __getitem__(self, rows: Any) -> Tensor:
+        if isinstance(rows, slice):
+            return self.read(np.arange(*rows.indices(len(self)), dtype=np.int64))
+        if isinstance(rows, int | np.integer):
+            return self.read(np.array([range(len(self))[rows]], dtype=np.int64))[0]
+        return self.read(np.asarray(rows.cpu() if isinstance(rows, Tensor) else rows, dtype=np.int64))
+
+    def index_select(self, dim: int, rows: Tensor) -> Tensor:
+        """As :meth:`torch.Tensor.index_select` along rows."""
+        assert dim == 0
+        return self[rows]
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        """Read parts of `size` rows one after the other."""
+        return (self[start : start + size] for start in range(0, len(self), size))
+
+    def chunks(self) -> Iterator[Tensor]:
+        """Read all rows once, some megabytes at a time."""
+        return self.split(max(1, AT_ONCE // max(1, math.prod(self.shape[1:]))))
+
+    def dim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    def is_floating_point(self) -> bool:
+        return self.dtype.is_floating_point
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(
+            f"a {type(self).__name__} has no {name!r}: its rows are on disk. Take some of them, as a tensor: rows[:1000]"
+        )
+
+
+def chunk_of(args: Sequence[Any], most: int) -> int:
+    """Return how many rows are looked at together: `most`, or fewer where the arguments say so."""
+    return min([most, *(a.chunk for a in args if isinstance(a, LazyRows))])
+
+
+def any_lazy(*args: Any) -> bool:
+    """Return whether some of the arguments are on disk."""
+    return any(isinstance(a, LazyRows) for a in args)

@@ -1,0 +1,172 @@
+"""A file with a sparse matrix, scipy's .npz or an .h5ad, in its split: training rows stay sparse, some are held out dense."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pyro_vae.common.optional import imported
+from pyro_vae.errors import DataError
+
+from .columns import Column, check_names
+from .sparse import SparseRows, sparse_or_same
+from .splits import Split
+from .user_files import UNREADABLE, check_ratio
+
+ANNOTATED = ".h5ad"
+MEMBERS = {"format.npy", "shape.npy", "data.npy", "indices.npy", "indptr.npy"}  # of scipy.sparse.save_npz
+MOST, BYTES = 10_000, 2**28  # of rows that are held out, and that are looked at; dense
+
+
+@dataclass(frozen=True, eq=False)
+class SparseSplits:
+    """Training rows, sparse; some of them, and the rows that are held out, dense; with what to say of them."""
+
+    train: Split
+    sample: Split
+    validation: Split
+    test: Split
+    columns: tuple[Column, ...]
+    digest: str
+    kind: str
+    notes: tuple[str, ...]
+
+
+def is_sparse_file(path: Path) -> bool:
+    """Return whether a file holds a sparse matrix: an .h5ad, or what ``scipy.sparse.save_npz`` wrote."""
+    if path.suffix.lower() == ANNOTATED:
+        return True
+    if path.suffix.lower() != ".npz" or not path.is_file() or not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return set(archive.namelist()) >= MEMBERS
+
+
+def read_sparse(path: Path, seed: int, missing: bool, label: str | None = None) -> SparseSplits:
+    """Read a sparse matrix, and split its rows 80/10/10 by a permutation from numpy's ``default_rng(seed)``.
+
+    At most 10,000 rows, and as many as take 256 MiB dense, are held out for validation, and for the test.
+
+    Args:
+        path: of the file; an .h5ad is read by the package anndata (optional); its rows and columns keep their names.
+        seed: of the permutation.
+        missing: stored values that are NaN stand for what was not observed.
+        label: of an .h5ad, the column of ``obs`` that labels the rows.
+
+    Raises:
+        DataError: a file that is damaged, a matrix without rows, values that are not finite.
+        MissingExtraError: an .h5ad, and no package anndata.
+    """
+    rows, y, classes = read_rows(path, label)
+    rows = rows.converted(torch.float32, None, missing, "x")
+    if len(rows) < 3:
+        raise DataError(f"{path} has {len(rows)} rows: training, validation and test need one each, so at least 3.")
+    tenth = max(1, min(round(len(rows) / 10), MOST, BYTES // (4 * rows.shape[1])))
+    order = np.random.default_rng(seed).permutation(len(rows))
+
+    def split(numbers: np.ndarray, dense: bool = True) -> Split:
+        x: Any = rows[torch.from_numpy(numbers)] if dense else rows.taking(numbers)
+        index = np.array([rows.row_names[n] for n in numbers]) if rows.row_names else None
+        return Split(x, None if y is None else torch.from_numpy(y[numbers]), numbers, index, classes)
+
+    train, validation, test = np.sort(order[: len(rows) - 2 * tenth]), order[-2 * tenth : -tenth], order[-tenth:]
+    some = train[:: max(1, len(train) // tenth)][:tenth]
+    filled = 100 * rows.matrix.nnz / rows.numel()
+    notes = (
+        f"x: {len(rows):,} rows × {rows.shape[1]:,} columns of {rows.source_dtype}, sparse: {filled:.3g} % of them are stored, "
+        f"the others are 0; labels: {'none' if y is None else label}",
+        f"{tenth:,} rows for validation and {tenth:,} for the test, by a permutation from seed {seed}; {len(train):,} to train "
+        "on",
+        f"units, first biases and the floor are of {len(some):,} training rows, evenly spaced",
+    )
+    columns = tuple(map(Column, check_names(rows.column_names))) if rows.column_names else ()
+    return SparseSplits(
+        split(train, dense=False),
+        split(some),
+        split(validation),
+        split(test),
+        columns,
+        rows.digest,
+        kind_of(rows),
+        notes,
+    )
+
+
+def read_rows(path: Path, label: str | None = None) -> tuple[SparseRows, np.ndarray | None, tuple[str, ...]]:
+    """Read the rows of a file, sparse; codes and names of their labels, where it has some and they are asked for."""
+    if not path.is_file():
+        raise DataError(f"no file {path}. Check the path; it is taken from the current folder unless it starts with /.")
+    return read_annotated(path, label) if path.suffix.lower() == ANNOTATED else (read_scipy(path), None, ())
+
+
+def with_columns(rows: SparseRows, names: Sequence[str], path: Path) -> SparseRows:
+    """Return the same rows with these columns, found by their names.
+
+    Raises:
+        DataError: some are not there; named.
+    """
+    places = {name: i for i, name in enumerate(rows.column_names)}
+    if lacking := [name for name in names if name not in places]:
+        raise DataError(
+            f"{path} has no column {', '.join(map(repr, lacking[:5]))}{' …' if len(lacking) > 5 else ''}, which the run was "
+            f"trained on: {len(lacking)} of {len(names)} are not there."
+        )
+    return SparseRows(rows.matrix[:, [places[n] for n in names]], rows.name, rows.row_names, tuple(names))
+
+
+def read_scipy(path: Path) -> SparseRows:
+    """Read what ``scipy.sparse.save_npz`` wrote; nothing in it is unpickled."""
+    from scipy.sparse import load_npz
+
+    try:
+        with path.open("rb") as file:
+            check_ratio(file, path)
+            matrix = load_npz(file)
+    except UNREADABLE as error:
+        raise DataError(
+            f"{path}: damaged, or no sparse matrix ({type(error).__name__}: {' '.join(str(error).split())[:200]}). Write it "
+            "again: scipy.sparse.save_npz(path, x.tocsr())."
+        ) from error
+    found: SparseRows = sparse_or_same(matrix, path.name)
+    return found
+
+
+def read_annotated(path: Path, label: str | None) -> tuple[SparseRows, np.ndarray | None, tuple[str, ...]]:
+    """Read the X of an .h5ad with the names of its rows and columns; codes and names of labels, where they are asked for."""
+    anndata = imported("anndata", "anndata", f"{path.name}: an .h5ad file")
+    try:
+        data = anndata.read_h5ad(path)
+    except Exception as error:  # whatever h5py and anndata raise of damaged files
+        raise DataError(
+            f"{path}: damaged, or no .h5ad ({' '.join(str(error).split())[:200]}). Write it again."
+        ) from error
+    rows = sparse_or_same(data, path.name)
+    if not isinstance(rows, SparseRows):
+        from scipy.sparse import csr_array
+
+        if rows is None:
+            raise DataError(f"{path} has no X. Put the counts there: adata.X = adata.layers['counts'].")
+        dense = np.asarray(rows)
+        rows = SparseRows(csr_array(dense), path.name, tuple(map(str, data.obs_names)), tuple(map(str, data.var_names)))
+    if label is None:
+        return rows, None, ()
+    if label not in data.obs.columns:
+        raise DataError(
+            f"{path}: obs has no column {label!r}, which --label names; it has {', '.join(map(str, data.obs.columns))}."
+        )
+    classes, codes = np.unique(np.array(list(map(str, data.obs[label]))), return_inverse=True)
+    return rows, codes.astype(np.int64), tuple(map(str, classes))
+
+
+def kind_of(rows: SparseRows) -> str:
+    """Return what all values are: "binary", zeros and ones; "counts", whole numbers from 0; "" for anything else."""
+    values = rows.matrix.data[np.isfinite(rows.matrix.data)]
+    if not len(values) or values.min() < 0 or (values != np.round(values)).any():
+        return ""
+    return "binary" if values.max() <= 1 else "counts"

@@ -1,0 +1,66 @@
+"""Training on rows on disk from the command line: a folder of shards, or a file under --memory."""
+
+import json
+
+import numpy as np
+import pytest
+
+from pyro_vae.cli.main import main
+from pyro_vae.data import Stored, load, write_shards
+from pyro_vae.errors import UsageError
+from tests.helpers.command_line import small
+
+X = np.random.default_rng(0).normal(size=(900, 6)).astype(np.float32)
+
+
+def test_shards_are_trained_on_resumed_and_scored_anew(tmp_path, monkeypatch, capsys):
+    np.save(tmp_path / "big.npy", X)
+    folder, run = tmp_path / "rows", tmp_path / "run"
+    assert main(["manifest", str(folder), "--of", str(tmp_path / "big.npy"), "--rows", "200"]) == 0
+    assert main(["manifest", str(folder), "--check"]) == 0
+    assert "900 rows in 5 files" in capsys.readouterr().out
+    options = small("--data", str(folder), "--memory", "10 kB", "--batch-size", "64")
+    assert main(["train", "--run", str(run), *options]) == 0
+    assert "on disk" in capsys.readouterr().err
+    record = json.loads((run / "config.json").read_text())
+    assert record["data"]["rows"] == {"train": 796, "validation": 52, "test": 52}
+    assert record["data"]["digest"] == Stored(folder).digest and record["config"]["memory"] == "10 kB"
+    before = json.loads((run / "evidence.json").read_text())
+    assert before["rows"] == 52 and before["floor"]["log_px"] is not None
+    assert main(["train", "--resume", str(run)]) == 0
+    assert main(["evaluate", str(run), "--num-samples", "30"]) == 0
+    assert main(["evaluate", str(run), "--split", "train", "--num-samples", "5"]) == 0
+    assert main(["report", str(run)]) == 0
+    np.save(folder / "00009.npy", X[:5])
+    assert main(["evaluate", str(run), "--num-samples", "30"]) == 3
+    assert "does not count" in capsys.readouterr().err
+
+
+def test_what_needs_rows_in_memory_is_refused(tmp_path, capsys):
+    folder = tmp_path / "rows"
+    write_shards((X > 0).astype(np.uint8), folder)
+    for options, message in (
+        (["--seeds", "2"], "train one seed at a time"),
+        (["--binarization", "static"], "binarization static"),
+        (["--columns", "auto"], "needs all rows in memory"),
+        (["--model", "sequence"], "needs all rows in memory"),
+        (["--model", "semi_supervised", "--model.labelled", "5"], "label"),
+    ):
+        assert main(["train", "--run", str(tmp_path / "run"), *small("--data", str(folder), *options)]) in (2, 3)
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "run").exists()
+    assert main(["train", "--run", str(tmp_path / "run"), *small("--memory", "1 GB")]) == 2
+    assert "digits is bundled" in capsys.readouterr().err
+
+
+def test_a_file_under_memory_is_split_without_being_read_whole(tmp_path):
+    np.save(tmp_path / "x.npy", (X > 0).astype(np.uint8))
+    data = load(tmp_path / "x.npy", memory="20 kB", verbose=False)
+    assert data.kind == "binary" and isinstance(data.train.x, Stored)
+    assert len(data.train) + len(data.validation) + len(data.test) == 900
+    rows = np.concatenate([data.train.x.numbers_in_files(np.arange(len(data.train))), data.validation.rows, data.test.rows])
+    assert np.array_equal(np.sort(rows), np.arange(900))
+    assert np.array_equal(data.test.x.numpy(), (X > 0)[data.test.rows].astype(np.float32))
+    assert np.array_equal(data.sample.x.numpy(), (X > 0)[data.sample.rows].astype(np.float32))
+    with pytest.raises(UsageError, match="needs all rows in memory"):
+        load(tmp_path / "x.npy", memory="20 kB", sequences=True, verbose=False)
