@@ -98,6 +98,12 @@ class DeviceMemoryError(PyroVAEError, MemoryError):
     exit_code = 7
 
 
+class ProcessesError(PyroVAEError):
+    """Processes of one run that do not meet, or of which one died, left or hangs: names its rank, and where."""
+
+    exit_code = 8
+
+
 class BusyError(PyroVAEError):
     """A run folder that another process is writing to; the message names it."""
 
