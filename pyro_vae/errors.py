@@ -159,3 +159,7 @@ class UnknownProgramsWarning(UserWarning):
 
 class FlaggedWarning(UserWarning):
     """Numbers were handed out bare, where their diagnostics say not to believe more than a tenth of them."""
+
+
+class IdleProcessesWarning(UserWarning):
+    """Processes that had nothing to do, as there was less work than processes."""

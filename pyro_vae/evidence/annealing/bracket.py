@@ -192,6 +192,7 @@ def bracket(
         step_size=step_size, target_acceptance=target_acceptance, seed=seed, chunk_size=chunk_size, verbose=verbose,
     )  # fmt: skip
     annealer = Annealer(problem := Problem.continuous(model, guide, x, *context, seed=seed), settings)
+    ahead = annealer.forward()
     sampled = importance(
         problem.model,
         as_written(problem.guide),
@@ -201,7 +202,6 @@ def bracket(
         chunk_size=chunk_size,
         verbose=verbose,
     )
-    ahead = annealer.forward()
     annealing = replace(ahead.result(settings, problem.measure), row_ids=sampled.row_ids)
     back = reverse(annealer, refresh, latents, ahead)
     chosen = by_annealing(annealing.log_px, sampled.log_px)

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from pyro_vae.common.device import resolve_device
 from pyro_vae.common.given import check_whole
-from pyro_vae.common.memory import SMALLER, fitting
-from pyro_vae.common.progress import tracked
+from pyro_vae.common.spread import sharing
 from pyro_vae.data.arrays import read_once
 from pyro_vae.data.row_ids import RowIds
 from pyro_vae.errors import DeviceError, Interrupted, UnreliableError, UsageError
@@ -27,11 +26,11 @@ from pyro_vae.programs.structured import on_tensors
 from pyro_vae.programs.sum_over_codes import codes_of
 
 from .accumulator import PAIRS, ROWS, RowBlock
-from .guide_elbo import add_guide_elbo
 from .narrowness import look
 from .noise import BLOCK, ROW, check_noise, row_keys
 from .proposals import GUIDE, Proposal
 from .result import Evidence, programs_of
+from .row_block_rounds import Filler, check_alike, run_rounds
 from .sampler import Sampler
 from .target import TargetError
 from .weighing import CUDA_PAIRS, ENGINES, WORTH_FIRST, WeighingEngine
@@ -151,26 +150,37 @@ def importance(
     ids = RowIds.of(x, *rest)
     sampler.row_keys = row_keys(noise, ids, problem)
     blocks = open_row_blocks(problem, num_samples, rows, resume, sampler)
-    run = [block for block in blocks if rows is None or block.rows.start in rows]
+    run = [i for i, block in enumerate(blocks) if rows is None or block.rows.start in rows]
     identify(blocks, ids)
     facts = facts_of(problem, sampler, target_se, ids, resume)
     resumed = None if resume is None else resume.engine
+    here = sharing()
+    if here.world > 1:
+        check_alike(
+            facts,
+            {
+                "num_samples": num_samples,
+                "chunk_size": chunk_size,
+                "engine": engine,
+                "rows": str(rows),
+                "particles": str(particles),
+            },
+        )
     try:
         # nothing is trained: modules need not declare parameters at each block
         with problem.quiet(), ParametersRegistered():
             weighing = WeighingEngine.of(problem, proposal, sampler.pairs, num_samples, sampler.rows)
             sampler.engine, sampler.chunk = weighing, chunk_size or max(1, weighing.chunk() // codes_of(problem.model))
-            weighing.choose(engine, whole_pieces(run, particles), resumed)
-            for block in tracked(blocks, "log p(x)", verbose):
-                if rows is None or block.rows.start in rows:
-                    fill(block, sampler, problem, particles, target)
-                    add_guide_elbo(block, sampler.of(problem, block.rows), sampler)
-                block.weight_sums.largest.trim()
-                facts |= weighing.facts(resumed)
-                if on_block is not None:
+            weighing.choose(engine, whole_pieces([blocks[i] for i in run], particles), resumed)
+            facts |= weighing.facts(resumed)
+            fill = Filler(sampler, problem, particles, target, here)
+            for together in run_rounds(blocks, fill.turns(blocks, run), fill, lambda: weighing.facts(resumed), verbose):
+                facts |= together
+                if on_block is not None and here.leads:
                     on_block(blocks, facts)
             problem.check_files()
-            look(run, len(particles or range(run[0].planned)), proposal, problem, seed)
+            looked_at = [blocks[i] for i in run]
+            look(looked_at, len(particles or range(looked_at[0].planned)), proposal, problem, seed)
     except KeyboardInterrupt as signal:
         raise interrupted(blocks, facts, signal) from None
     evidence = Evidence.of(blocks, **facts)
@@ -271,17 +281,6 @@ def check_device(of_data: torch.device, parameter: Tensor | None) -> None:
         )
 
 
-def fill(
-    block: RowBlock, sampler: Sampler, problem: Problem, particles: range | None, target: TargetError | None
-) -> None:
-    """Draw the particles of a block that it lacks, all that it plans, or that a target takes, by default."""
-    with fitting(f"the smallest chunk of particles on {problem.device}", SMALLER):
-        some = sampler.of(problem, block.rows)
-        if target is not None:
-            block.plan(target.particles(block.rows, sampler, some))
-        sampler.fill(block, some, range(block.planned) if particles is None else particles)
-
-
 def interrupted(blocks: Sequence[RowBlock], facts: dict[str, Any], signal: KeyboardInterrupt) -> Interrupted:
     """Build the exception that holds the evidence so far."""
     begun = list(takewhile(len, blocks))
@@ -312,5 +311,6 @@ def open_row_blocks(
                 raise UsageError(f"resume holds rows {start} to {stop - 1} of other data: x has {num_rows} rows")
             if block.rows in blocks:
                 block.plan(num_samples)
+            block.weight_sums.largest.trim()
             blocks[block.rows] = block
     return sorted(blocks.values(), key=lambda block: block.rows.start)
