@@ -74,6 +74,10 @@ def train_ensemble(
         BusyError: another process writes to the folder.
     """
     path, seeds = Path(path), check_seeds(seeds)
+    if config.shards != 1:
+        raise UsageError(
+            f"several seeds are trained in one process: leave shards={config.shards} out, or train one by one"
+        )
     if config.precision != "float32":
         raise UsageError(
             f"several seeds are trained in float32: leave precision={config.precision} out, or train one by one"

@@ -17,6 +17,7 @@ from pyro_vae.common.digests import digest_of
 from pyro_vae.common.environment import versions
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.plain_text import plain
+from pyro_vae.common.processes import processes
 from pyro_vae.common.random import seeded
 from pyro_vae.data import Data, Split, binarize
 from pyro_vae.errors import DivergedError, Interrupted, SupportError
@@ -32,8 +33,10 @@ from pyro_vae.training.fit import fit
 from pyro_vae.training.optimizers import adam
 from pyro_vae.training.preflight import check_training
 from pyro_vae.training.schedules import constant, cosine, warmup
+from pyro_vae.training.shard_checks import check_shards, resolve_shards
+from pyro_vae.training.step import Step
 from pyro_vae.training.tracker import Tracker, Tracking, check_trackers, tracked
-from pyro_vae.training.training_state import FitResult
+from pyro_vae.training.training_state import FitResult, TrainingOptions
 
 from . import folder
 from .checkpoint import Generation
@@ -45,9 +48,9 @@ from .end_of_training import draw_figures
 from .evaluate_run import SPLITS, EvaluationOptions, evaluate_opened
 from .kinds.kind import Batch, ModelKind
 from .load import Run, load_data
-from .lock import locked
 from .registry import build, kind_of, objective_of, resolved
 from .replacement import create
+from .several_processes import agree_on_run, led
 from .weights import save_model
 
 CURVE_ROWS, CURVE_SAMPLES = 400, 500  # of the log p(x) that is followed during training
@@ -80,6 +83,9 @@ def train_run(
     ``train_run(Config(prior="mine"), "runs/a", components={"mine": MyPrior})``; :func:`~pyro_vae.load_run` takes the same.
     `trackers` are told of the options, of each epoch, and of what came of it (:class:`~pyro_vae.Tracker`).
 
+    Processes that torchrun started, within :func:`~pyro_vae.common.processes.joined`, train one run with ``Config(shards=S)``;
+    rank 0 writes, scores and returns the evidence, the others return an empty dict.
+
     Raises:
         Interrupted, Terminated, DivergedError: the folder holds the best weights, the metrics and the state so far.
         BusyError: another process writes to the folder.
@@ -88,10 +94,11 @@ def train_run(
     path = Path(path)
     check_trackers(trackers)
     job = prepare(config, path, components, data_dir, download, device)
-    folder.check_free(path, overwrite)
-    folder.make(path)
-    with locked(path):
-        create(path, describe(job.config, job.data, made_by, path), overwrite)
+    agree_on_run(job.config, job.data, path)
+    if processes().leads:
+        folder.check_free(path, overwrite)
+        folder.make(path)
+    with led(path, lambda: create(path, describe(job.config, job.data, made_by, path), overwrite)):
         return carry_out(job, job.checkpointer(minutes), num_samples, trackers=trackers)
 
 
@@ -148,7 +155,7 @@ def prepare(
     data = load_data(first, data_dir, download, digest)
     columns_told(data.columns)  # what a run's folder has no room for is refused before it is made
     given, config = config, decided(config, data, components)
-    for note in (*data.notes, *choices_told(given, config, data)):
+    for note in (*data.notes, *choices_told(given, config, data)) if processes().leads else ():
         print(f"note: {plain(note)}", file=sys.stderr)
     if limits is not None:  # without the rows, as fitting their marginals takes far more steps than a model has parts
         with seeded(config.seed), limits(8 * data.train.x.nbytes):
@@ -168,15 +175,21 @@ def carry_out(
     fork: bool = False,
     trackers: Sequence[Tracker] = (),
 ) -> dict[str, Any]:
-    """Train, or go on; then score and draw. For whoever holds the folder's lock."""
-    with tracked(trackers, job.config.to_dict()) as tracking:
+    """Train, or go on; then score and draw. For whoever holds the folder's lock, and those who train with it."""
+    leads = processes().leads
+    with tracked(trackers if leads else (), job.config.to_dict()) as tracking:
         curve = Curve(job.vae, job.validation, job.config.epochs, job.path, tracking)
         try:
             with checkpointer.listening():
                 run = train(job, curve, checkpointer, resume, fork)
         except (Interrupted, DivergedError) as error:
-            save_model(job.path, job.vae, len(error.result.history) if isinstance(error.result, FitResult) else None)
+            if leads:
+                save_model(
+                    job.path, job.vae, len(error.result.history) if isinstance(error.result, FitResult) else None
+                )
             raise
+        if not leads:  # trained, and rank 0 scores
+            return {}
         evidence = finish(job, checkpointer, run, num_samples, resume is not None)
         tracking.end(evidence, sorted((job.path / "figures").glob("*.png")))
     return evidence
@@ -245,6 +258,9 @@ def check_first(config: Config, vae: Any, data: Data, device: torch.device) -> N
     first = tuple(a[:size].to(device) for a in rows)
     pair = as_trained(config, objective.pair(vae), first)
     check_training(*pair, objective.elbo, lambda n: tuple(a[:n] for a in first), size)
+    step = Step(*pair, objective.elbo, adam(config.learning_rate))
+    step.shards = resolve_shards(config.shards, size, config.seed)
+    check_shards(step, first, TrainingOptions(scheduled=objective.scheduled))
 
 
 def train(
@@ -254,7 +270,7 @@ def train(
     config, data = job.config, job.data
     schedule = {"constant": constant, "cosine": cosine}[config.schedule]
     objective = objective_of(config, len(data.train))
-    names = ("epochs", "drop_last", "patience", "seed", "engine", "precision")
+    names = ("epochs", "drop_last", "shards", "patience", "seed", "engine", "precision")
     as_configured = {name: getattr(config, name) for name in names}
     return fit(
         objective.pair(job.vae),
@@ -296,7 +312,8 @@ class Curve:
             pair = self.vae.model, self.vae.guide
             evidence = log_likelihood(*pair, *self.rows, num_samples=CURVE_SAMPLES, verbose=False)
             record["evidence"] = evidence.summary()  # in the history, too, where a tracker stops the training here
-        folder.append_line(self.path / "metrics.jsonl", record)
+        if processes().leads:
+            folder.append_line(self.path / "metrics.jsonl", record)
         self.tracking.epoch(record)
 
 
