@@ -22,6 +22,7 @@ from pyro_vae.evidence.estimate import LogPx, data_se, mean_se
 from pyro_vae.evidence.importance.accumulator import WeightSums
 from pyro_vae.evidence.importance.pareto import LOW_ESS, steady_rows
 from pyro_vae.programs.problem import Problem
+from pyro_vae.programs.same_on_ranks import check_same_on_ranks
 from pyro_vae.programs.sites import Program
 
 from .elbo_decomposition import Quantity
@@ -263,6 +264,8 @@ def gaps(
     truth = None if log_px is None else as_truth(log_px, len(problem), RowIds.of(x, *rest))
     refuse_other_model(log_px, problem)
     how = getattr(log_px, "how", None)
+    same: dict[str, Any] = {"steps": steps, "lr": lr, "num_particles": num_particles, "num_samples": num_samples}
+    check_same_on_ranks(problem, same | {"seed": seed, "chunk_size": chunk_size, "log_px is given": truth is not None})
     chunks = problem.split(chunk_size // max(num_particles, min(num_samples, 64)))
 
     def gaps_of(i: int) -> dict[str, Tensor]:

@@ -4,7 +4,6 @@ import json
 import os
 import time
 import warnings
-from contextlib import contextmanager
 from pathlib import Path
 
 import pyro
@@ -13,9 +12,9 @@ import pytest
 import torch
 
 from pyro_vae import (
+    MLP,
     VAE,
     Conditional,
-    MLP,
     StandardNormal,
     ais,
     bernoulli,
@@ -93,6 +92,7 @@ def cases():
     pair, few = (vae.model, vae.guide), {"num_samples": 150, "verbose": False}
     loc = torch.linspace(-1, 1, 100)
     guide = own_guide(100)
+    annealing = {"num_temperatures": 3, "leapfrog_steps": 1, "chunk_size": 12, "verbose": False}
 
     def of(count, **options):
         return lambda: log_likelihood(*pair, binary(count), **few | options)
@@ -115,14 +115,10 @@ def cases():
         "contexts, masks and names": lambda: log_likelihood(factors, of_factors, *structured(70), **few),
         "guide with parameters of rows": lambda: log_likelihood(shared_scale, guide, loc, **few),
         "exact": lambda: log_likelihood(shared_scale, guide, loc, method="exact"),
-        "annealed": lambda: ais(
-            *pair, binary(20), num_temperatures=4, num_chains=3, chunk_size=12, leapfrog_steps=2, verbose=False
-        ),
-        "annealed adaptively": lambda: ais(
-            *pair, binary(9), schedule="adaptive", num_temperatures=4, num_chains=3, chunk_size=12, verbose=False
-        ),
+        "annealed": lambda: ais(*pair, binary(11), step_size=0.3, num_chains=3, **annealing),
+        "annealed adaptively": lambda: ais(*pair, binary(7), schedule="adaptive", num_chains=3, **annealing),
         "between two ends": lambda: bracket(
-            *pair, binary(9), num_temperatures=4, num_chains=10, chunk_size=40, num_samples=100, verbose=False
+            *pair, binary(3), num_chains=10, step_size=0.3, num_samples=50, **annealing
         ),
         "gaps": lambda: gaps(*pair, binary(5), steps=5, num_samples=20, chunk_size=40, verbose=False),
     }
@@ -132,7 +128,7 @@ def digest(result):
     """All tensors of a result, as their bits, and what else it says."""
     if hasattr(result, "row_blocks"):
         blocks = [digest_of(b) for b in result.row_blocks]
-        return [blocks, result.rows_csv(), result.summary() , result.program_ids.to_dict()]
+        return [blocks, result.rows_csv(), result.summary(), result.program_ids.to_dict()]
     if hasattr(result, "lower"):
         return [digest(result.importance), digest(result.annealing), str(result), *map(bits, vars(result).values())]
     return [*map(bits, vars(result).values()), str(result)]
@@ -152,12 +148,57 @@ def bits(value):
     return sha256(value.detach().numpy().tobytes()) if isinstance(value, torch.Tensor) else None
 
 
-def run_cases(folder):
+def refusals(here):
+    """What ranks do not have alike is named on each; a rank that fails ends the others where they are, and none hangs."""
+    vae, other = small_vae(), small_vae()
+    with torch.no_grad():
+        next(other.parameters()).add_(here.rank)
+    x = binary(130)
+
+    def scored(vae=vae, x=x, **options):
+        log_likelihood(vae.model, vae.guide, x, **{"num_samples": 50, "verbose": False} | options)
+
+    with pytest.raises(UsageError, match=r"the data \(its digest\) must be the same on each rank: rank 1 has"):
+        scored(x=binary(130, seed=here.rank))
+    with pytest.raises(UsageError, match="on ranks 0 and 1 their parameters and buffers have digest"):
+        scored(vae=other)
+    with pytest.raises(UsageError, match="seed must be the same on each rank: rank 1 has 1, and rank 0 has 0"):
+        scored(seed=here.rank)
+    with pytest.raises(UsageError, match="num_samples must be the same"):
+        scored(num_samples=50 + here.rank)
+
+    def wrong_in_row_70(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(torch.where(x == 70, torch.nan, z), 1.0, validate_args=False), obs=x)
+
+    def wide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0 * x, 1.0))
+
+    owner = here.rank == 1  # of rows 64 to 127
+    with pytest.raises(
+        ProgramError if owner else ProcessesError, match="" if owner else "rank 1 ended with ProgramError: "
+    ):
+        log_likelihood(wrong_in_row_70, wide, torch.arange(200.0), num_samples=20, verbose=False)
+
+    def fails(i):
+        return {"number": torch.tensor(1 // (i - 1))}
+
+    with pytest.raises(ZeroDivisionError if owner else ProcessesError):
+        spread(2, fails, "numbers")
+    made = exchange({here.rank: {}}, {}, "what is empty")
+    assert [list(parts) for parts, _ in made] == [[0], [1]]
+    scored()  # the group is as it was
+
+
+def run_cases(folder, *names):
     """Run in each rank: all cases by all ranks, and by each alone; the bits are compared on each."""
     with joined("cpu", timeout=60) as here:
         row_block_rounds.COLLECT = 0.05  # seconds: several exchanges in each
         odd, idle, start = [], [], time.monotonic()
-        for name, case in cases().items():
+        chosen = {name: case for name, case in cases().items() if not names or name in names}
+        for name, case in chosen.items():
             pyro.clear_param_store()
             with warnings.catch_warnings(record=True) as told:
                 warnings.simplefilter("always")
@@ -169,6 +210,8 @@ def run_cases(folder):
             print(f"{time.monotonic() - start:6.1f} s {name}", flush=True)
             odd += [name] if json.dumps(together) != json.dumps(alone) else []
             agree(f"the result of {name}", together)
+        if here.world == 2:
+            refusals(here)
         Path(folder, f"{here.rank}.json").write_text(json.dumps([odd, idle]))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from pyro_vae.common.spread import spread
 from pyro_vae.evidence.estimate import identified
 from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.reach import check_reach
+from pyro_vae.programs.same_on_ranks import check_same_on_ranks
 from pyro_vae.programs.sites import Program
 from pyro_vae.programs.sum_over_codes import codes_of
 
@@ -117,6 +119,7 @@ class Annealer:
         if settings.start == "guide":
             with self.problem.quiet(settings.seed):
                 check_reach(problem)
+        check_same_on_ranks(problem, asdict(settings) | {"verbose": None})
         self.step = max(1, settings.chunk_size // (settings.num_chains * codes_of(problem.model)))
         self.chunks = problem.split(self.step)
         self.graphs = DensityGraphs(settings.transitions * settings.leapfrog_steps)

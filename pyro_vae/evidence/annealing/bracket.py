@@ -16,6 +16,7 @@ from pyro_vae.evidence.importance.estimator import importance
 from pyro_vae.evidence.importance.result import Evidence
 from pyro_vae.programs.problem import Problem, rows_of
 from pyro_vae.programs.proposal_guide import as_written
+from pyro_vae.programs.same_on_ranks import check_same_on_ranks
 from pyro_vae.programs.simulate import simulate
 from pyro_vae.programs.sites import Program
 from pyro_vae.programs.structured import on_tensors
@@ -192,6 +193,7 @@ def bracket(
         step_size=step_size, target_acceptance=target_acceptance, seed=seed, chunk_size=chunk_size, verbose=verbose,
     )  # fmt: skip
     annealer = Annealer(problem := Problem.continuous(model, guide, x, *context, seed=seed), settings)
+    check_same_on_ranks(problem, {"refresh": refresh, "latents": sorted(latents or ()), "num_samples": num_samples})
     ahead = annealer.forward()
     sampled = importance(
         problem.model,

@@ -11,16 +11,18 @@ import torch
 from torch import Tensor
 
 from pyro_vae.common.device import resolve_device
+from pyro_vae.common.digests import tensor_digest
 from pyro_vae.common.given import check_whole
 from pyro_vae.common.spread import sharing
 from pyro_vae.data.arrays import read_once
 from pyro_vae.data.row_ids import RowIds
-from pyro_vae.errors import DeviceError, Interrupted, UnreliableError, UsageError
+from pyro_vae.errors import DeviceError, Interrupted, ProcessesError, UnreliableError, UsageError
 from pyro_vae.programs.pair import like_parameters, quiet
 from pyro_vae.programs.parameters import ParametersRegistered
 from pyro_vae.programs.problem import Problem, rows_of
 from pyro_vae.programs.program_ids import ProgramIds
 from pyro_vae.programs.reach import check_reach
+from pyro_vae.programs.same_on_ranks import check_same_on_ranks
 from pyro_vae.programs.sites import Program
 from pyro_vae.programs.structured import on_tensors
 from pyro_vae.programs.sum_over_codes import codes_of
@@ -30,7 +32,7 @@ from .narrowness import look
 from .noise import BLOCK, ROW, check_noise, row_keys
 from .proposals import GUIDE, Proposal
 from .result import Evidence, programs_of
-from .row_block_rounds import Filler, check_alike, run_rounds
+from .row_block_rounds import Filler, run_rounds
 from .sampler import Sampler
 from .target import TargetError
 from .weighing import CUDA_PAIRS, ENGINES, WORTH_FIRST, WeighingEngine
@@ -63,6 +65,9 @@ def importance(
 
     E[p̂] = p(x): exp(log p̂) is unbiased, so log p̂ is a lower bound in expectation that tightens with K. Streamed: memory
     grows with `chunk_size`, not with K · N. Changes no parameter, no module's mode, no optimizer and no global random state.
+
+    Processes that torchrun started, and that all call this with the same arguments, share the blocks, and the particles of the
+    last ones; each returns all of the evidence.
 
     Rows go in blocks of 64 and particles in blocks of 4096 (row, particle) pairs (up to 262,144 on CUDA), each with a stream
     of its own from the seed: the same numbers to the bit, whatever order, process or resumption runs them. Another
@@ -104,7 +109,8 @@ def importance(
         device: where to compute; None is where the programs' parameters are, or x for programs that no module owns.
             Modules that run are scored in eval mode, and put back after.
         on_block: called after each block of rows with the :class:`~pyro_vae.evidence.importance.accumulator.RowBlock` of
-            every block (those to come are empty) and the evidence's other facts, to save them.
+            every block (those to come are empty) and the evidence's other facts, to save them. Of several processes, that
+            of rank 0 calls it, every few seconds.
         verbose: a progress bar, on a terminal only.
 
     Raises:
@@ -117,6 +123,7 @@ def importance(
         Interrupted: Ctrl-C; its ``result``, if not None, is evidence of what is there so far, to ``resume`` from.
         UnreliableError: `strict`, and a row is flagged; its ``result`` is the evidence.
         DeviceError: a device that is not there.
+        ProcessesError: another process failed, died or did not come; its ``result`` is as that of Interrupted.
 
     References:
         Importance Weighted Autoencoders (Burda, Grosse & Salakhutdinov, 2016), https://arxiv.org/abs/1509.00519
@@ -155,17 +162,9 @@ def importance(
     facts = facts_of(problem, sampler, target_se, ids, resume)
     resumed = None if resume is None else resume.engine
     here = sharing()
-    if here.world > 1:
-        check_alike(
-            facts,
-            {
-                "num_samples": num_samples,
-                "chunk_size": chunk_size,
-                "engine": engine,
-                "rows": str(rows),
-                "particles": str(particles),
-            },
-        )
+    same = {"num_samples": num_samples, "chunk_size": chunk_size, "engine": engine, "max_samples": max_samples}
+    same |= {"rows": str(rows), "particles": str(particles), "resume": resumed_from(resume)}
+    check_same_on_ranks(problem, same | {name: facts[name] for name in ("seed", "proposal", "noise", "target_se")})
     try:
         # nothing is trained: modules need not declare parameters at each block
         with problem.quiet(), ParametersRegistered():
@@ -183,6 +182,9 @@ def importance(
             look(looked_at, len(particles or range(looked_at[0].planned)), proposal, problem, seed)
     except KeyboardInterrupt as signal:
         raise interrupted(blocks, facts, signal) from None
+    except ProcessesError as error:
+        error.result = so_far(blocks, facts)
+        raise
     evidence = Evidence.of(blocks, **facts)
     if strict and len(evidence.flagged):
         raise UnreliableError(evidence.why_flagged(), evidence)
@@ -225,6 +227,11 @@ def facts_of(
         "data_digest": ids.digest,
         "program_ids": now if resume is None else programs_of([resume], now),
     }
+
+
+def resumed_from(resume: Evidence | None) -> str | None:
+    """Return a digest of what is gone on from."""
+    return None if resume is None else tensor_digest({"log_px": resume.log_px, "samples": resume.counts})
 
 
 def pairs_on(device: torch.device, num_samples: int, resume: Evidence | None, noise: str) -> int:
@@ -281,11 +288,16 @@ def check_device(of_data: torch.device, parameter: Tensor | None) -> None:
         )
 
 
+def so_far(blocks: Sequence[RowBlock], facts: dict[str, Any]) -> Evidence | None:
+    """Return the evidence of the first rows, as far as all before have particles; None where the first have none."""
+    begun = list(takewhile(len, blocks))
+    return Evidence.of(begun, **facts) if begun else None
+
+
 def interrupted(blocks: Sequence[RowBlock], facts: dict[str, Any], signal: KeyboardInterrupt) -> Interrupted:
     """Build the exception that holds the evidence so far."""
-    begun = list(takewhile(len, blocks))
-    result = Evidence.of(begun, **facts) if begun else None
-    last = f"the rows before {begun[-1].rows.stop}" if begun else "no row"
+    result = so_far(blocks, facts)
+    last = "no row" if result is None else f"the rows before {result.row_blocks[-1].rows.stop}"
     return Interrupted.kind(signal)(f"interrupted: {last} have particles; go on with resume=error.result", result)
 
 

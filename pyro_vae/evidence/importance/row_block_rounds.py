@@ -7,7 +7,6 @@ missed.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -18,12 +17,10 @@ from typing import Any
 import torch
 
 from pyro_vae.common.memory import SMALLER, fitting
-from pyro_vae.common.processes import Processes, agree, gather_text
+from pyro_vae.common.processes import Processes
 from pyro_vae.common.progress import tracked
 from pyro_vae.common.spread import Part, exchange, own_share, warn_of_idle
-from pyro_vae.errors import UsageError
 from pyro_vae.programs.problem import Problem
-from pyro_vae.programs.program_ids import ProgramIds
 
 from .accumulator import COLUMNS, Piece, RowBlock
 from .guide_elbo import add_guide_elbo
@@ -217,20 +214,3 @@ def pieces_of(block: RowBlock, particles: range, here: Processes) -> list[range]
         else:
             runs.append(range(start, stop))
     return runs
-
-
-def check_alike(facts: Mapping[str, Any], options: Mapping[str, Any]) -> None:
-    """Refuse ranks that would run other data, programs or options, before any of them waits for the others.
-
-    Raises:
-        UsageError: names what differs, and on which ranks.
-    """
-    agree("the data (its digest)", facts["data_digest"])
-    ids: ProgramIds | None = facts["program_ids"]
-    told = gather_text(json.dumps(None if ids is None else ids.to_dict()), "the comparison of the programs")
-    first, *others = [ProgramIds.from_dict(known) if (known := json.loads(text)) else None for text in told]
-    for rank, other in enumerate(others, 1):
-        if first is not None and other is not None and (how := first.difference(other)):
-            raise UsageError(f"the programs must be the same on each rank, and on ranks 0 and {rank} {how}")
-    for name, value in options.items():
-        agree(name, value)
