@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.common.digests import tensor_digest
 from pyro_vae.common.flagged import format_bound, is_loose, why_loose
 from pyro_vae.common.given import check_whole
 from pyro_vae.common.keywords import suggest_keywords
@@ -265,7 +266,9 @@ def gaps(
     refuse_other_model(log_px, problem)
     how = getattr(log_px, "how", None)
     same: dict[str, Any] = {"steps": steps, "lr": lr, "num_particles": num_particles, "num_samples": num_samples}
-    check_same_on_ranks(problem, same | {"seed": seed, "chunk_size": chunk_size, "log_px is given": truth is not None})
+    check_same_on_ranks(
+        problem, same | {"seed": seed, "chunk_size": chunk_size, "log_px": truth and tensor_digest({"": truth[0]})}
+    )
     chunks = problem.split(chunk_size // max(num_particles, min(num_samples, 64)))
 
     def gaps_of(i: int) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Processes that share the work of one evaluation have the same programs, rows and options, or are refused before they begin."""
+"""Processes that share an evaluation have the same programs, rows and options, or are refused before they begin."""
 
 from __future__ import annotations
 

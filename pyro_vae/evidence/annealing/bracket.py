@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.common.digests import tensor_digest
 from pyro_vae.common.flagged import is_loose, why_loose
 from pyro_vae.common.given import check_whole, whole
 from pyro_vae.common.keywords import suggest_keywords
@@ -193,7 +194,9 @@ def bracket(
         step_size=step_size, target_acceptance=target_acceptance, seed=seed, chunk_size=chunk_size, verbose=verbose,
     )  # fmt: skip
     annealer = Annealer(problem := Problem.continuous(model, guide, x, *context, seed=seed), settings)
-    check_same_on_ranks(problem, {"refresh": refresh, "latents": sorted(latents or ()), "num_samples": num_samples})
+    check_same_on_ranks(
+        problem, {"refresh": refresh, "latents": tensor_digest(latents or {}), "num_samples": num_samples}
+    )
     ahead = annealer.forward()
     sampled = importance(
         problem.model,

@@ -164,7 +164,9 @@ def importance(
     here = sharing()
     same = {"num_samples": num_samples, "chunk_size": chunk_size, "engine": engine, "max_samples": max_samples}
     same |= {"rows": str(rows), "particles": str(particles), "resume": resumed_from(resume)}
-    check_same_on_ranks(problem, same | {name: facts[name] for name in ("seed", "proposal", "noise", "target_se")})
+    check_same_on_ranks(
+        problem, same | {name: facts[name] for name in ("seed", "proposal", "noise", "target_se")}, facts["program_ids"]
+    )
     try:
         # nothing is trained: modules need not declare parameters at each block
         with problem.quiet(), ParametersRegistered():
