@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 import warnings
 from pathlib import Path
 
@@ -99,7 +98,7 @@ def cases():
 
     return {
         "three blocks": of(130),
-        "one row": of(1),
+        "one row": of(1, num_samples=9000),
         "one row, of one piece": of(1, num_samples=9),
         "three rows": of(3, num_samples=3000),
         "a chunk less than a block": of(70, chunk_size=1000),
@@ -177,9 +176,8 @@ def refusals(here):
             pyro.sample("z", dist.Normal(0.0 * x, 1.0))
 
     owner = here.rank == 1  # of rows 64 to 127
-    with pytest.raises(
-        ProgramError if owner else ProcessesError, match="" if owner else "rank 1 ended with ProgramError: "
-    ):
+    named = r"NaN or \+inf for rows \[70\]" if owner else r"rank 1 ended with ProgramError: .*rows \[70\]"
+    with pytest.raises(ProgramError if owner else ProcessesError, match=named):
         log_likelihood(wrong_in_row_70, wide, torch.arange(200.0), num_samples=20, verbose=False)
 
     def fails(i):
@@ -196,7 +194,7 @@ def run_cases(folder, *names):
     """Run in each rank: all cases by all ranks, and by each alone; the bits are compared on each."""
     with joined("cpu", timeout=60) as here:
         row_block_rounds.COLLECT = 0.05  # seconds: several exchanges in each
-        odd, idle, start = [], [], time.monotonic()
+        odd, idle = [], []
         chosen = {name: case for name, case in cases().items() if not names or name in names}
         for name, case in chosen.items():
             pyro.clear_param_store()
@@ -207,7 +205,6 @@ def run_cases(folder, *names):
             with by_itself():
                 assert sharing() == Processes()
                 alone = plain(case())
-            print(f"{time.monotonic() - start:6.1f} s {name}", flush=True)
             odd += [name] if json.dumps(together) != json.dumps(alone) else []
             agree(f"the result of {name}", together)
         if here.world == 2:
@@ -222,4 +219,4 @@ def test_evidence_of_several_processes_has_the_bits_of_one(world, tmp_path):
         odd, idle = json.loads((tmp_path / f"{rank}.json").read_text())
         assert odd == []
         if world == 2:
-            assert idle == ([] if rank else ["one row, of one piece"])
+            assert idle == ([] if rank else ["one row, of one piece", "between two ends"])

@@ -107,7 +107,7 @@ def test_files_of_two_processes_are_those_of_one_and_a_killed_evaluation_goes_on
     first, second = wait(ranks)
     assert (first.code, second.code) == (8, -signal.SIGKILL)
     assert re.search(
-        r"rank 0 waited at log p\(x\): rank 1 has died .*; the particles so far of rows 0 to 255", first.err
+        r"rank 0 waited at log p\(x\): rank 1 has died .*; the particles so far of rows 0 to 319", first.err
     )
     assert (runs["left"] / "particles-train.safetensors").exists()
     assert not list(runs["left"].glob("*.lock.json"))
