@@ -106,7 +106,7 @@ def importance(
             Modules that run are scored in eval mode, and put back after.
         on_block: called after each block of rows with the :class:`~pyro_vae.evidence.importance.accumulator.RowBlock` of
             every block (those to come are empty) and the evidence's other facts, to save them.
-        verbose: a progress bar, on a terminal only.
+        verbose: a progress bar on a terminal; elsewhere a line of how long is to go, where that is long.
 
     Raises:
         UsageError: `resume` holds particles of other rows, by their digest, of other programs
