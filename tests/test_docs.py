@@ -6,6 +6,7 @@ import math
 import re
 import runpy
 import sys
+import warnings
 
 import pytest
 from matplotlib import pyplot as plt
@@ -62,6 +63,21 @@ def test_the_blocks_of_a_page_run_in_order(path, monkeypatch, tmp_path):
     namespace = {}
     for block in re.findall(r"```python\n(.*?)```", path.read_text(), re.S):
         exec(compile(block, path.name, "exec"), namespace)
+
+
+@pytest.mark.parametrize("package", ["mlflow", "wandb", "trackio", "optuna"])
+def test_a_recipe_runs_where_its_package_is_installed(package, monkeypatch, tmp_path):
+    pytest.importorskip(package, reason=f"a recipe with {package}, which no extra brings: pip install {package}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    page, namespace = (DOCS / "how_to" / "tracking.md").read_text(), {}
+    (recipe,) = re.findall(rf"```py\n(import {package}\n.*?)```", page, re.S)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # theirs
+        for block in [*re.findall(r"```python\n(.*?)```", page, re.S), recipe]:
+            exec(compile(block, package, "exec"), namespace)
+    if package == "mlflow":
+        assert namespace["logged"]["status"][0] == "FINISHED"
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name_of)

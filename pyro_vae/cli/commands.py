@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from cyclopts import App, Parameter
@@ -20,12 +20,14 @@ from pyro_vae.errors import UsageError
 from pyro_vae.runs import folder
 from pyro_vae.runs.bracket_run import bracket_run
 from pyro_vae.runs.config import Config
-from pyro_vae.runs.ensemble_run import train_ensemble
+from pyro_vae.runs.ensemble_run import name_of, train_ensemble
 from pyro_vae.runs.registry import TABLES
 from pyro_vae.runs.report.page import write_report
 from pyro_vae.runs.report.seeds import write_seeds_report
 from pyro_vae.runs.resume_run import resume_run
 from pyro_vae.runs.train_run import MINUTES, train_run
+from pyro_vae.training.tensorboard_tracker import TensorBoardTracker
+from pyro_vae.training.tracker import Tracker
 
 from .ensemble_tables import report_seeds
 from .tables import format_agreement, markdown_table, print_parts, report
@@ -84,6 +86,7 @@ def train(
     device: Device = "auto",
     num_samples: Samples = 1000,
     checkpoint_minutes: float = MINUTES,
+    tracker: Literal["tensorboard"] | None = None,
 ) -> None:
     """Trains a VAE, scores the test rows and draws the pictures, into a run folder; or goes on with a run.
 
@@ -102,6 +105,8 @@ def train(
         With --resume: folder to make for a run of its own, that begins with that one's state, under other options.
     checkpoint_minutes
         Between saves of the whole state.
+    tracker
+        What follows the training, into RUN/tensorboard (of --seeds into that of each member): `tensorboard --logdir RUN`.
     """
     if (run is None) == (resume is None):
         raise UsageError("say --run FOLDER for a new run, or --resume FOLDER to go on with one (--fork NEW beside it)")
@@ -117,11 +122,13 @@ def train(
                 "--seeds trains a new ensemble: say --run FOLDER; members have no checkpoints to --resume from"
             )
         told: dict[str, Any] = {"overwrite": overwrite, "data_dir": data_dir, "download": download, "device": device}
+        told |= {"trackers": lambda seed: trackers_of(tracker, run / name_of(seed))}
         report_seeds(train_ensemble(config, seeds_of(seeds, config.seed), run, num_samples=num_samples, **told), run)
         print(plain(f"report:     {write_seeds_report(run)}"))
         return
     common: dict[str, Any] = {"data_dir": data_dir, "device": device}
     common |= {"num_samples": num_samples, "minutes": checkpoint_minutes}
+    common |= {"trackers": trackers_of(tracker, fork or resume or run)}
     with joined(device) as here:
         if resume is not None:
             trained, evidence = fork or resume, resume_run(resume, config, fork=fork, **common)
@@ -129,6 +136,11 @@ def train(
             trained, evidence = run, train_run(config, run, overwrite=overwrite, download=download, **common)
         if here.leads:
             report(evidence, trained)
+
+
+def trackers_of(name: str | None, run: Path | None) -> list[Tracker]:
+    """Make the tracker that is asked for by name, of the run in a folder."""
+    return [] if name is None or run is None else [TensorBoardTracker(run / folder.BOARD)]
 
 
 def seeds_of(given: tuple[int, ...], first: int) -> list[int]:

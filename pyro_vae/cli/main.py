@@ -8,13 +8,14 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
 import cyclopts
 from cyclopts import Parameter
+from rich.console import Console
 
 from pyro_vae.common.atomic_write import storage
 from pyro_vae.common.memory import fitting
@@ -39,6 +40,7 @@ def launch(
     config: Annotated[
         Path | None, Parameter(help="JSON of config keys (a run's config.json will do); flags override it.")
     ] = None,
+    quiet: Annotated[bool, Parameter(negative=(), help="Print nothing but errors, and what --json asks for.")] = False,
 ) -> None:
     """Runs a command, with defaults from a config file if one is named."""
     resumed = resumed_run(tokens) if tokens[:1] == ("train",) and config is None else None
@@ -58,7 +60,22 @@ def launch(
         listed = {f: v if isinstance(v, list) else [v] for f, v in options.items() if f not in given}
         words += [f"{f}={','.join(map(str, v))}" for f, v in listed.items()]
     app.config = (cyclopts.config.Dict(keys, use_commands_as_keys=False),) if config else ()
-    app(words, exit_on_error=False, print_error=True, result_action="return_value")
+    if quiet and words[:1] == ["new"]:
+        raise UsageError("new asks questions and says what it has read: it has no --quiet")
+    errors = Console(file=sys.stderr)  # of today: usage errors are told, however quiet
+    with silent(results="--json" in words) if quiet else nullcontext():
+        app(words, exit_on_error=False, print_error=True, error_console=errors, result_action="return_value")
+
+
+@contextmanager
+def silent(results: bool = False) -> Iterator[None]:
+    """Send what is printed nowhere: notes and progress, and the results, unless they are wanted; errors are for the caller."""
+    with ExitStack() as stack:
+        nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+        stack.enter_context(redirect_stderr(nowhere))
+        if not results:
+            stack.enter_context(redirect_stdout(nowhere))
+        yield
 
 
 def resumed_run(tokens: Sequence[str]) -> str | None:
@@ -123,13 +140,6 @@ def shares(words: Sequence[str]) -> bool:
         (True, False)
     """
     return next((word for word in words if word in list(app)), None) in TOGETHER
-
-
-@contextmanager
-def silent() -> Iterator[None]:
-    """Print nothing: rank 0 does. What an error says is printed by whoever catches it."""
-    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-        yield
 
 
 def run_command(argv: Sequence[str] | None) -> int:

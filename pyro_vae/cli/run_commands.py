@@ -30,7 +30,7 @@ from pyro_vae.runs.new_rows import open_rows
 from pyro_vae.runs.replay_divergence import replay_step
 from pyro_vae.runs.report.page import write_comparison, write_report
 from pyro_vae.runs.report.seeds import write_seeds_report
-from pyro_vae.runs.run_figures import codes, draw_all, reconstructions, sample_means, samples
+from pyro_vae.runs.run_figures import codes, draw_all, labels_of, reconstructions, sample_means, samples
 
 from .array_files import EMPTY, array_bytes, check_array_file
 from .commands import DataDir, Device, Json, app, print_json
@@ -242,8 +242,9 @@ def encode(
     """
     opened, part = open_split(run, split, data_dir, data)
     z = codes(opened, part[:rows]).numpy()
-    labels = None if part.y is None else part.y[:rows].numpy()
-    save_array(opened, z, out, "encoded", lambda: latents.latent_map(z, labels), part[:rows].ids.columns())
+    save_array(
+        opened, z, out, "encoded", lambda: latents.latent_map(z, labels_of(part[:rows])), part[:rows].ids.columns()
+    )
 
 
 @app.command

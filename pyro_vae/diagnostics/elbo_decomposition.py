@@ -166,7 +166,7 @@ def decompose(
         num_samples: S, draws of z a row; 2 at least, so that their noise is known.
         seed: of the draws.
         chunk_size: (row, draw) pairs the programs are run on at a time.
-        verbose: a progress bar, on a terminal only.
+        verbose: a progress bar on a terminal; elsewhere a line of how long is to go, where that is long.
 
     Raises:
         ProgramError: a prior that differs between rows (there is no KL(q(z) ‖ p(z))), masked latents, or a pair that cannot be

@@ -219,7 +219,7 @@ def gaps(
         num_samples: K, draws a row for the figures; 2 at least.
         seed: of all noise.
         chunk_size: (row, particle) pairs run at a time. Under torchrun, processes that call this together share the chunks.
-        verbose: a progress bar, on a terminal only.
+        verbose: a progress bar on a terminal; elsewhere a line of how long is to go, where that is long.
 
     Returns:
         :class:`Gaps`: per row, ``summary()`` for the means; ``converged`` says which rows need more steps.

@@ -7,7 +7,7 @@ from statistics import mean, stdev
 from types import TracebackType
 from typing import Any
 
-from pyro_vae.common.progress import bar
+from pyro_vae.common.progress import Pace, bar, format_duration
 from pyro_vae.errors import UsageError
 from pyro_vae.training.training_state import FitResult
 
@@ -22,6 +22,7 @@ class EnsembleReporter:
         self.bar = bar(verbose)
         self.lines = verbose and not self.bar.console.is_terminal
         self.records: list[Record] = []
+        self.pace = Pace(epochs)
 
     def __enter__(self) -> EnsembleReporter:
         self.bar.start()
@@ -57,6 +58,8 @@ class EnsembleReporter:
             print(f"epoch {epoch}/{self.epochs}  {line}", file=self.bar.console.file, flush=True)
         self.bar.update(self.task, advance=1, description=line)
         self.records = []
+        if self.lines and (left := self.pace.left(epoch)) is not None:
+            print(f"training: about {format_duration(left)} to go", file=self.bar.console.file, flush=True)
 
     def note(self, line: str) -> None:
         """Print a line that stays, on standard error."""

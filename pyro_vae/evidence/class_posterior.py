@@ -119,7 +119,7 @@ def class_posterior(
         site: the discrete site.
         num_samples: K, for each class.
         seed: of all draws; classes have streams of their own.
-        verbose: a progress bar, on a terminal only.
+        verbose: a progress bar on a terminal; elsewhere a line of how long is to go, where that is long.
 
     Raises:
         ProgramError: no such latent, one without a list of values, or more than 10,000 of them; and as

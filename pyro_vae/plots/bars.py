@@ -59,7 +59,10 @@ def gap_bars(gaps: Mapping[str, Mapping[str, Any]]) -> Figure:
         loose = is_loose(s)
         bound = {"mc_se": None, "sign": "≈ " if "how" in s else "≥ "} if loose else {}
         parts.append(
-            {"approximation: the family": s["approximation"] | bound, "amortisation: the encoder": s["amortisation"]}
+            {
+                "approximation: the family": s["approximation"] | bound,
+                "amortisation: how q was found": s["amortisation"],
+            }
         )
         names.append(f"{name}, loose:\n{format_share(share_flagged(s))} of rows flagged" if loose else name)
     return stacked(names, parts, "nats per row, ± 2 Monte Carlo s.e.", "log p(x) − ELBO, and where it comes from")

@@ -9,12 +9,17 @@ import numpy as np
 
 from .figures import BLUE, GREY, axes, figure
 
+LONGEST = 24  # signs of a label in a legend
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 def latent_map(z: np.ndarray, labels: np.ndarray | None, title: str = "posterior means") -> Figure:
-    """Plot posterior means in two dimensions (the first two principal components where there are more), coloured by label."""
+    """Plot posterior means in two dimensions (the first two principal components where there are more), coloured by label.
+
+    Labels are whole numbers, or names of which there may be any number.
+    """
     fig = figure(5.5, 5.0)
     names = ["z1", "z2"]
     z = z[:, ~np.isnan(z).any(0)]  # steps that some sequence has not are no coordinates of all rows
@@ -30,11 +35,19 @@ def latent_map(z: np.ndarray, labels: np.ndarray | None, title: str = "posterior
     if labels is None:
         ax.scatter(z[:, 0], z[:, 1], s=6, color=BLUE, alpha=0.6, linewidths=0)
         return fig
-    for label in np.unique(labels):
-        here = z[labels == label]
-        ax.scatter(here[:, 0], here[:, 1], s=8, alpha=0.75, linewidths=0, color=f"C{int(label) % 10}", label=str(label))
+    labels = np.asarray(labels)
+    for i, label in enumerate(np.unique(labels)):
+        here, color = z[labels == label], f"C{(i if labels.dtype.kind in 'UO' else int(label)) % 10}"
+        name = str(label).replace("$", r"\$")  # matplotlib reads formulas between dollars
+        ax.scatter(here[:, 0], here[:, 1], s=8, alpha=0.75, linewidths=0, color=color, label=shown(name))
     ax.legend(frameon=False, markerscale=2, loc="center left", bbox_to_anchor=(1, 0.5), title="label")
     return fig
+
+
+def shown(name: str) -> str:
+    """Return a label as a legend may have it: short, and not hidden for an underscore at its beginning."""
+    name = name if len(name) <= LONGEST else f"{name[:LONGEST]}…"
+    return f"\u200b{name}" if name.startswith("_") else name
 
 
 def unit_bars(kl: Sequence[float], activity: Sequence[float] | None = None, threshold: float = 0.01) -> Figure:

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from pyro_vae.errors import DivergedError, Interrupted, UsageError
 from pyro_vae.evidence.over_seeds import SeedComparison, SeedEvidence, compare_seeds
 from pyro_vae.training.optimizers import adam
 from pyro_vae.training.schedules import constant, cosine, warmup
+from pyro_vae.training.tracker import Tracker, Tracking
 from pyro_vae.training.training_state import FitResult
 
 from . import compare_runs, evaluations, folder
@@ -45,6 +46,7 @@ from .evaluate_run import EvaluationOptions, evaluate_opened
 from .evaluations import EvaluationName
 from .load import load_run, open_data
 from .lock import locked
+from .member_trackers import all_tracked, no_trackers, trackers_of
 from .registry import build, objective_of
 from .replacement import create, replace_run, settle
 from .several_processes import done_by_rank_0, led
@@ -67,6 +69,7 @@ def train_ensemble(
     download: bool = False,
     device: str = "auto",
     num_samples: int = 1000,
+    trackers: Callable[[int], Sequence[Tracker]] = no_trackers,
     made_by: str = "train",
 ) -> dict[str, Any]:
     """Train the model of a config under several seeds at once, score all on the test rows; return what seeds.json holds.
@@ -74,8 +77,11 @@ def train_ensemble(
     Each member's folder is that of ``pyro-vae train --seed``: config, metrics, weights, evidence. There are no checkpoints: an
     interruption leaves each member's best weights. The config's own seed gives way to the member's.
 
+    `trackers` makes those of a member, of its seed: each member is a training of its own to them, as
+    ``trackers=lambda seed: [TensorBoardTracker(f"boards/seed{seed}")]``. A member that diverges ends with nothing.
+
     Raises:
-        UsageError: no seeds, or one twice.
+        UsageError: no seeds, or one twice; trackers that are none.
         RunFolderError: the folder holds something already (an ensemble gives way to `overwrite`).
         Interrupted, Terminated, DivergedError: the folders hold the best weights so far; DivergedError if all members diverged.
         BusyError: another process writes to the folder.
@@ -85,6 +91,7 @@ def train_ensemble(
         raise UsageError(
             f"several seeds are trained in one process: leave shards={config.shards} out, or train one by one"
         )
+    made = {seed: trackers_of(trackers, seed) for seed in seeds}
     if config.precision != "float32":
         raise UsageError(
             f"several seeds are trained in float32: leave precision={config.precision} out, or train one by one"
@@ -103,12 +110,15 @@ def train_ensemble(
             for job in jobs:
                 create(job.path, describe(job.config, job.data, made_by, job.path))
             settle(path)
-            seconds, ensemble = trained(jobs)
-            write_list(path, seeds, made_by, ensemble.diverged)
-            for job, result in zip(jobs, ensemble.results, strict=True):
-                save_model(job.path, job.vae)
-                if job.config.seed not in ensemble.diverged:
-                    score(job, result, seconds / len(jobs), num_samples, jobs.index(job))
+            with all_tracked(jobs, made) as tracking:
+                seconds, ensemble = trained(jobs, tracking)
+                write_list(path, seeds, made_by, ensemble.diverged)
+                for job in jobs:
+                    save_model(job.path, job.vae)
+                for job, result in zip(jobs, ensemble.results, strict=True):
+                    diverged = job.config.seed in ensemble.diverged
+                    about = {} if diverged else score(job, result, seconds / len(jobs), num_samples, jobs.index(job))
+                    tracking[job.config.seed].end(about, ())
         return summarize(path, {seed: EvaluationName() for seed in counted(path)})
 
 
@@ -135,7 +145,7 @@ def refuse_stored(data: Data) -> None:
         )
 
 
-def trained(jobs: list[TrainingJob]) -> tuple[float, Ensemble]:
+def trained(jobs: list[TrainingJob], tracking: Mapping[int, Tracking]) -> tuple[float, Ensemble]:
     """Train all members, their models left in the jobs; return the seconds that it took, and the ensemble."""
     config, data, start = jobs[0].config, jobs[0].data, time.perf_counter()
     objective = objective_of(config, len(data.train))
@@ -160,7 +170,7 @@ def trained(jobs: list[TrainingJob]) -> tuple[float, Ensemble]:
             transform=data.transform,
             device=jobs[0].place,
             scheduled=objective.scheduled,
-            on_epoch=Metrics(jobs),
+            on_epoch=Metrics(jobs, tracking),
             engine=ENGINES.get(config.engine, config.engine),
             **{name: getattr(config, name) for name in NAMES},
         )
@@ -174,23 +184,24 @@ def trained(jobs: list[TrainingJob]) -> tuple[float, Ensemble]:
 
 
 class Metrics:
-    """Called after each epoch of a member: writes its record into its folder."""
+    """Called after each epoch of a member: writes its record into its folder, and tells its trackers."""
 
-    def __init__(self, jobs: Sequence[TrainingJob]) -> None:
-        self.paths = {job.config.seed: job.path for job in jobs}
+    def __init__(self, jobs: Sequence[TrainingJob], tracking: Mapping[int, Tracking]) -> None:
+        self.paths, self.tracking = {job.config.seed: job.path for job in jobs}, tracking
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
         own = {name: value for name, value in record.items() if name != "seed"}
         folder.append_line(self.paths[record["seed"]] / "metrics.jsonl", own)
+        self.tracking[record["seed"]].epoch(own)
         return {}
 
 
-def score(job: TrainingJob, result: FitResult, seconds: float, num_samples: int, index: int) -> None:
+def score(job: TrainingJob, result: FitResult, seconds: float, num_samples: int, index: int) -> dict[str, Any]:
     """Score a trained member on the test rows; the particles of each are under a seed of their own."""
     about = {"best_epoch": result.best_epoch, "epochs": len(result.history), "stopped": result.stopped}
     about |= {"seconds": round(seconds, 1), "engine": result.engine.splitlines()}
     options = EvaluationOptions(num_samples=num_samples, seed=index)
-    evaluate_opened(job.opened(), job.data, options, training=about, wait=True)
+    return evaluate_opened(job.opened(), job.data, options, training=about, wait=True)
 
 
 @suggest_keywords

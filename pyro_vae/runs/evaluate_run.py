@@ -76,6 +76,9 @@ class EvaluationOptions:
         From the guide to the posterior, likewise.
     seed
         Of the importance samples, or chains.
+    noise
+        block: rows share streams in blocks of 64. row: each row has a stream of its own, and its number is the same bits
+        whatever rows are scored beside it; slower.
     resume
         Go on from the samples that an earlier evaluation left in the folder (an interrupted one does), and keep them.
     strict
@@ -92,6 +95,7 @@ class EvaluationOptions:
     num_chains: int = 16
     num_temperatures: int = 100
     seed: int = 0
+    noise: Literal["block", "row"] = "block"
     resume: Annotated[bool, Parameter(negative=())] = False
     strict: Annotated[bool, Parameter(negative=())] = False
 
@@ -111,6 +115,7 @@ def evaluate_run(
     num_chains: int = 16,
     num_temperatures: int = 100,
     seed: int = 0,
+    noise: Literal["block", "row"] = "block",
     resume: bool = False,
     strict: bool = False,
     data: Path | str | None = None,
@@ -126,8 +131,8 @@ def evaluate_run(
     Args:
         path: the run's folder.
         components: parts of the caller's own, as for :func:`~pyro_vae.load_run`.
-        split, rows, method, proposal, num_samples, target_se, max_samples, num_chains, num_temperatures, seed, resume, strict:
-            as for :class:`EvaluationOptions`; what is computed, as for :func:`~pyro_vae.log_likelihood` and
+        split, rows, method, proposal, num_samples, target_se, max_samples, num_chains, num_temperatures, seed, noise, resume,
+            strict: as for :class:`EvaluationOptions`; what is computed, as for :func:`~pyro_vae.log_likelihood` and
             :func:`~pyro_vae.ais`.
         data: a file of new rows, all of which are scored: columns are found by name, with the codes of training; or the run's
             own data file, wherever it lies.
@@ -145,8 +150,8 @@ def evaluate_run(
     run = load_run(path, components, device)
     options = EvaluationOptions(
         split=split, rows=rows, method=method, proposal=proposal, num_samples=num_samples, target_se=target_se,
-        max_samples=max_samples, num_chains=num_chains, num_temperatures=num_temperatures, seed=seed, resume=resume,
-        strict=strict,
+        max_samples=max_samples, num_chains=num_chains, num_temperatures=num_temperatures, seed=seed, noise=noise,
+        resume=resume, strict=strict,
     )  # fmt: skip
     rows_from = open_rows(run, None if data is None else Path(data), data_dir)
     return evaluate_opened(run, rows_from, options, out=out)
@@ -314,7 +319,7 @@ def log_px_of(vae: Any, rows: Batch, cache: ParticleCache, options: EvaluationOp
         return log_likelihood(
             vae.model, vae.guide, *rows, method=options.method, proposal=PROPOSALS[options.proposal],
             num_samples=options.num_samples, target_se=options.target_se, max_samples=options.max_samples,
-            seed=options.seed, resume=cache.read() if options.resume else None, on_block=cache.update,
+            seed=options.seed, noise=options.noise, resume=cache.read() if options.resume else None, on_block=cache.update,
         )  # fmt: skip
     except Interrupted as error:
         raise type(error)(f"interrupted: {cache.save_rest(error.result)}", error.result) from None
@@ -329,7 +334,7 @@ def placed(evidence: Estimate, rows: Split) -> Estimate:
 
 def annealed(vae: Any, rows: Batch, options: EvaluationOptions) -> Annealed:
     """Anneal from the guide to the posterior of each row."""
-    for name in ("proposal", "target_se", "resume"):
+    for name in ("proposal", "target_se", "noise", "resume"):
         if getattr(options, name) != getattr(EvaluationOptions(), name):
             flag = name.replace("_", "-")
             raise UsageError(

@@ -41,7 +41,8 @@ EVALUATION_LOCK = ".evaluation.lock"
 DIVERGENCE = "divergence"
 LINES = 200_000  # of a .jsonl file: epochs, evaluations
 CSV = "csv_sha256"  # what evidence.json calls the SHA-256 of evidence.csv
-FOLDERS = (CHECKPOINTS, DIVERGENCE)  # generations of the state; a step that diverged
+BOARD = "tensorboard"  # what train --tracker tensorboard writes
+FOLDERS = (CHECKPOINTS, DIVERGENCE, BOARD)  # generations of the state; a step that diverged; what TensorBoard shows
 LOCKS = tuple(f"{name}{ending}" for name in (LOCK, EVALUATION_LOCK) for ending in ("", ".json"))
 
 

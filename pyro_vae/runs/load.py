@@ -139,11 +139,18 @@ def format_unknown(unknown: list[tuple[str, str]]) -> str:
 
 
 def open_data(run: Run, data_dir: Path | None = None) -> Data:
-    """Load the data a run was trained on.
+    """Load the data a run was trained on, and tell what it was read as.
 
     Raises:
         RunFolderError: it is no longer the same.
     """
+    data = read_data(run, data_dir)
+    print(f"note: {plain(data.notes[0])}", file=sys.stderr)
+    return data
+
+
+def read_data(run: Run, data_dir: Path | None = None) -> Data:
+    """:func:`open_data`, without a word."""
     digest = run.record["data"]["digest"]
     config = replace(run.config, data=str(located(run.config.data, data_dir, beside(run))))
     data = load_data(config, data_dir, digest=digest, known=run.columns if run.config.columns is not None else ())
@@ -152,7 +159,6 @@ def open_data(run: Run, data_dir: Path | None = None) -> Data:
             f"the data of {run.path} has changed: {run.config.data} had digest {digest[:12]}… when it was "
             f"trained, and has {data.digest[:12]}… now. Restore the data, or train again."
         )
-    print(f"note: {plain(data.notes[0])}", file=sys.stderr)
     return data
 
 

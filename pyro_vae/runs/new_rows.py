@@ -20,7 +20,7 @@ from pyro_vae.data.user_files import ENDINGS, TABLES, read_file
 from pyro_vae.errors import DataError, RunFolderError, ShapeError, UsageError
 
 from .evaluations import NEW, is_new
-from .load import Run, open_data
+from .load import Run, open_data, read_data
 
 
 def open_rows(run: Run, file: Path | None, data_dir: Path | None = None) -> Data:
@@ -134,7 +134,7 @@ def count_seen(rows: Split, train: Split) -> int:
 def training_rows(run: Run, data_dir: Path | None) -> Split | None:
     """Return the rows that a run was trained on, where they are still there."""
     try:
-        data = open_data(run, data_dir)
+        data = read_data(run, data_dir)  # what is told is of the new rows
     except (DataError, RunFolderError, UsageError):
         return None
     return data.sample[:0] if data.part is not None or data.transform is not None else data.train

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from pyro_vae.common.atomic_write import folder_in, unlink
@@ -100,9 +101,17 @@ def latent(run: Run, data: Data) -> Any:
     """Plot posterior means of 2,000 rows: of training rows, or of test rows where those are grey."""
     split = "train" if data.transform is None else "test"
     part: Split = getattr(data, split)
-    labels = None if part.y is None else part.y.numpy()[:2000]
-    z = codes(run, part[:2000]).cpu().numpy()
-    return latents.latent_map(z, labels, f"E[z | x] of {len(z)} {split} rows")
+    part = part[:2000]
+    z = codes(run, part).cpu().numpy()
+    return latents.latent_map(z, labels_of(part), f"E[z | x] of {len(z)} {split} rows")
+
+
+def labels_of(part: Split) -> Any:
+    """Return the labels of rows: their names, where the table has names, else numbers; None without labels."""
+    names = part.ids.columns().get("label")
+    if names is not None:
+        return np.array(list(map(plain, names)), dtype=str)
+    return None if part.y is None else part.y.numpy()
 
 
 def codes(run: Run, part: Split) -> Tensor:

@@ -51,12 +51,12 @@ from .checkpoint_state import SavedState, identity, restore
 from .global_sites import counted_once
 from .last_batch import check_last_batch
 from .memory_forecast import memory_notes
-from .metrics import Reporter
 from .mkl_threads import all_threads
 from .optimizers import optimizer_of
 from .patience import patience_note
 from .precision import precision_of, remarks
 from .preflight import check_training
+from .reporter import Reporter
 from .schedules import Schedule, constant
 from .shard_checks import check_alike, check_resumed, check_shards, leads, resolve_shards
 from .shuffle import FIXED
@@ -173,7 +173,7 @@ def fit(
             were. On another device, number of threads, version of torch, engine or precision, a note says that the bits may
             differ, and :attr:`FitResult.exact` is False.
         fork: accept other arguments and data: weights, optimizer and history are taken over.
-        verbose: a progress bar on a terminal, a line an epoch elsewhere (standard error).
+        verbose: a progress bar on a terminal, elsewhere how long it will take and a line an epoch (standard error).
 
     Returns:
         A :class:`FitResult`; the model itself is trained in place.

@@ -1,4 +1,4 @@
-"""Metrics of each epoch: the true ELBO and latent usage; shown as one line an epoch or a progress bar."""
+"""Metrics of each epoch: the true ELBO and latent usage."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -14,7 +13,6 @@ from pyro.infer import TraceEnum_ELBO
 from torch import Tensor
 
 from pyro_vae.common.memory import fitting
-from pyro_vae.common.progress import bar
 from pyro_vae.common.random import seeded, stream
 from pyro_vae.data.lazy_rows import chunk_of
 from pyro_vae.diagnostics.closed_units import without_noise
@@ -309,43 +307,3 @@ class EpochMetrics:
     def fixed_batch(self, batch: Batch) -> Batch:
         """Transform some rows as training does, the same each time."""
         return self.data.fixed_batch(batch, stream(self.seed, FIXED))
-
-
-class Reporter:
-    """Called with each epoch's record: adds what `on_epoch` returns, then shows it."""
-
-    def __init__(self, epochs: int, verbose: bool, on_epoch: Callable[[Record], Record | None] | None) -> None:
-        self.epochs, self.on_epoch, self.verbose = epochs, on_epoch, verbose
-        self.bar = bar(verbose)
-        self.lines = verbose and not self.bar.console.is_terminal
-
-    def __enter__(self) -> Reporter:
-        self.bar.start()
-        self.task = self.bar.add_task("training", total=self.epochs)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.bar.stop()
-
-    def __call__(self, record: Record) -> None:
-        more = self.on_epoch(record) if self.on_epoch else None
-        if not isinstance(more, dict | None):
-            raise UsageError(f"on_epoch returned a {type(more).__name__}; wanted a dict that joins the record, or None")
-        record |= more or {}
-        if self.lines:
-            line = f"epoch {record['epoch']}/{self.epochs}  {format_record(record)}"
-            print(line, file=self.bar.console.file, flush=True)
-        self.bar.update(self.task, advance=1, description=format_record(record))
-
-    def note(self, line: str) -> None:
-        """Print a line that stays, on standard error."""
-        if self.verbose:
-            self.bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def format_record(record: Record) -> str:
-    """Write a record in a line."""
-    terms = "" if record["kl"] is None else f" = {record['reconstruction']:.3f} - KL {record['kl']:.3f}"
-    elbo = "none" if record["elbo"] is None else f"{record['elbo']:.3f}"
-    loss = "none (every step was skipped: not finite)" if record["loss"] is None else f"{record['loss']:.3f}"
-    return f"loss {loss}  ELBO {elbo}{terms}"

@@ -23,8 +23,9 @@ from .aggressive_inference import AggressiveInference, Numbered
 from .batch_source import Batch, EpochBatches, TrainingData
 from .callbacks import TrainingCallback as TrainingCallback
 from .divergence import FailedStep, first_bad_site, suspect_rows
-from .metrics import EpochMetrics, Record, Reporter, collapsed, no_elbo
+from .metrics import EpochMetrics, Record, collapsed, no_elbo
 from .patience import settled_epoch
+from .reporter import Reporter
 from .shard_checks import share_epoch
 from .shuffle import NOISE, SHUFFLE
 from .step import Step
@@ -58,6 +59,7 @@ class Trainer:
     called: dict[int, float] = field(
         default_factory=dict
     )  # when after_step of each callback was called last, by its id
+    report: Reporter = field(init=False, repr=False)
 
     def run(self, report: Reporter) -> FitResult:
         """Train all epochs; load the best weights and restore the modules' modes, however it ends."""
@@ -90,6 +92,8 @@ class Trainer:
         result.warnings[:0] = [said for said in self.noticed if said not in result.warnings]
         for callback in self.callbacks:
             callback.before_training(self)
+        self.report = report
+        report.expect(self.state.step, self.planned_steps)
         for epoch in range(self.state.position.epoch, self.options.epochs + 1 if not result.stopped else 0):
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Encountered NaN")  # Pyro's; the DivergedError says more
@@ -156,6 +160,7 @@ class Trainer:
             if loss is None:
                 return
             position.loss_sum = position.loss_sum + loss
+            self.report.steps_done(self.state.step)
             if self.callbacks:
                 self.call_between_steps(batches, start)
 

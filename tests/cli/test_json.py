@@ -1,4 +1,4 @@
-"""What commands print for other programs."""
+"""What commands print for other programs, and with --quiet: errors alone."""
 
 import json
 import shutil
@@ -30,3 +30,25 @@ def test_a_comparison_is_printed_and_its_files_are_written(run, tmp_path, capsys
 def test_shells_complete_commands_and_options(shell):
     script = app.generate_completion(shell=shell)
     assert all(word in script for word in ("evaluate", "report", "new", "latent-dim"))
+
+
+def test_a_quiet_command_prints_errors_alone(run, capsys):
+    assert main(["evaluate", str(run), "--rows", "5", "--num-samples", "10", "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert main(["--quiet", "sample", str(run / "nothing")]) == 4
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.startswith("error: ") and len(said.err.splitlines()) == 1
+
+
+def test_what_json_asks_for_is_printed(run, capsys):
+    assert main(["evaluate", str(run), "--rows", "5", "--num-samples", "10", "--quiet", "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["rows"] == 5 and said.err == ""
+
+
+def test_usage_errors_are_told(run, capsys):
+    assert main(["evaluate", str(run), "--quiet", "--num-samplse", "5"]) == 2
+    assert "--num-samples" in capsys.readouterr().err
+    assert main(["evaluate", str(run), "--quiet", "--num-samples", "many"]) == 2
+    assert "--num-samples" in capsys.readouterr().err
+    assert main(["new", "settings.json", "--quiet"]) == 2 and "no --quiet" in capsys.readouterr().err

@@ -82,6 +82,7 @@ DRAWN = {
     "40 units": lambda: latents.unit_bars(np.linspace(0, 2, 40), np.zeros(40)),
     "latent 1": lambda: latents.latent_map(np.arange(5.0)[:, None], None),
     "latent 2": lambda: latents.latent_map(np.eye(2), np.array([0, 1])),
+    "latent names": lambda: latents.latent_map(np.eye(3), np.array(["_a", "$b", "c" * 99])),
     "latent 7": lambda: latents.latent_map(np.random.default_rng(0).normal(size=(30, 7)), np.arange(30) % 10),
     "calibration": lambda: calibration.ecdf_differences(CALIBRATION),
     "one quantity": lambda: calibration.ecdf_differences(CALIBRATION, most=1),
@@ -247,3 +248,8 @@ def test_a_full_disk_leaves_the_picture_that_was_there(tmp_path, monkeypatch):
     assert picture.read_bytes() == before and list(picture.parent.iterdir()) == [picture]
     with pytest.raises(StorageError, match="cannot write"):  # a file in the place of the folder
         figures.save(figures.training_curve(HISTORY), picture / "more.png")
+
+
+def test_a_map_of_codes_has_the_names_of_labels():
+    legend = latents.latent_map(np.eye(3), np.array(["Gentoo", "_Adelie", "Gentoo"])).axes[0].get_legend()
+    assert [text.get_text().strip("\u200b") for text in legend.get_texts()] == ["Gentoo", "_Adelie"]

@@ -8,11 +8,13 @@ import torch
 
 from pyro_vae import load_run
 from pyro_vae.cli.main import main
-from pyro_vae.errors import RunFolderError
+from pyro_vae.common.optional import installed
+from pyro_vae.errors import RunFolderError, UsageError
 from pyro_vae.runs import folder
 from pyro_vae.runs.ensemble_folder import read_summary
 from pyro_vae.runs.ensemble_run import load_ensemble
 from pyro_vae.runs.lock import locked
+from pyro_vae.runs.member_trackers import trackers_of
 from pyro_vae.runs.report.seeds import render_seeds
 from pyro_vae.runs.weights import save_model
 from tests.helpers import kills
@@ -25,7 +27,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def trained(tmp_path_factory):
     path = tmp_path_factory.mktemp("ensembles")
     more = ["--device", "cpu", "--num-samples", "60", "--hidden", "4", "--epochs", "1"]
-    assert main(["train", "--run", str(path / "a"), "--seeds", "0", "3", *small(*more)]) == 0
+    followed = ["--tracker", "tensorboard"] if installed("tensorboard") else []
+    assert main(["train", "--run", str(path / "a"), "--seeds", "0", "3", *followed, *small(*more)]) == 0
     assert main(["train", "--run", str(path / "b"), "--seeds", "2", "--seed", "5", *small(*more)]) == 0
     return path
 
@@ -58,6 +61,28 @@ def test_a_mean_over_seeds_of_weights_that_a_member_has_no_longer_is_not_told(ru
     assert read_summary(a) == {}
     assert main(["show", str(a)]) == 0 and f"{mean:.2f}" not in capsys.readouterr().out
     assert "there is no mean over seeds" in render_seeds(a)
+
+
+@pytest.mark.skipif(not installed("tensorboard"), reason="no tensorboard here")
+def test_each_member_is_a_training_of_its_own_to_a_tracker(trained):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for seed in (0, 3):
+        member = trained / "a" / f"seed{seed}"
+        board = EventAccumulator(str(member / "tensorboard"))
+        board.Reload()
+        (line,) = folder.read_lines(member / "metrics.jsonl")
+        assert board.Scalars("elbo")[0].value == pytest.approx(line["elbo"])
+        assert {"test/log_px", "test/log_px_bound"} & set(board.Tags()["scalars"])
+    assert not (trained / "b" / "seed5" / "tensorboard").exists()
+
+
+def test_trackers_of_members_are_made_of_their_seeds():
+    assert trackers_of(lambda seed: [], 3) == []
+    with pytest.raises(UsageError, match="a function of the seed"):
+        trackers_of([], 3)
+    with pytest.raises(UsageError, match="trackers must be a list"):
+        trackers_of(lambda seed: seed, 3)
 
 
 def test_an_ensemble_is_loaded_from_its_folder_alone(runs):

@@ -107,6 +107,19 @@ def test_new_rows_are_scored_by_name_whatever_their_order(run, tmp_path):
     assert len(list(run.glob("evidence-new-*.json"))) == 1 and (run / "evidence.json").is_file()
 
 
+def test_with_noise_of_its_own_a_row_has_the_same_number_alone(run, tmp_path, capsys):
+    for name, rows in (("many", penguins(9)), ("one", penguins(9)[:1])):
+        path = write_table(tmp_path / f"{name}.csv", rows, index=True)
+        options = ["--noise", "row", "--num-samples", "30", "--device", "cpu", "--out", str(tmp_path / name)]
+        assert main(["evaluate", str(run), "--data", str(path), *options]) == 0
+        said = capsys.readouterr().err
+        assert said.count(" rows × ") == 1 and f"{name}.csv" in said  # of the new rows, not of the training table, too
+    many, one = (next((tmp_path / name).glob("evidence-*.csv")).read_text().splitlines()[1] for name in ("many", "one"))
+    assert many == one
+    assert main(["evaluate", str(run), "--noise", "row", "--method", "annealing", "--device", "cpu"]) == 2
+    assert "leave --noise out" in capsys.readouterr().err
+
+
 def test_one_row_is_scored_without_the_training_data(run, tmp_path):
     (run.parent / "p.csv").unlink()
     opened = load_run(run)

@@ -134,8 +134,10 @@ VERDICTS = {
     "trusted": ({"rows_flagged": 0, "rows": 5}, "trusted", "sample"),
     "a tenth": ({"rows_flagged": 1, "rows": 10}, "trusted", "sample"),
     "more than a tenth": ({"rows_flagged": 2, "rows": 10}, "loose bound", "--method annealing"),
-    "few samples": ({"rows_flagged": 5, "rows": 5, "num_samples": 10}, "loose bound", "--num-samples 5000"),
-    "loose and below": ({"rows_flagged": 5, "rows": 5, "cleared": -3.0}, "loose bound", "--method annealing"),
+    "nine tenths": ({"rows_flagged": 9, "rows": 10}, "loose bound", "--method annealing"),
+    "more than nine tenths": ({"rows_flagged": 10, "rows": 11}, "do not use", "--method annealing"),
+    "few samples": ({"rows_flagged": 5, "rows": 5, "num_samples": 10}, "do not use", "--num-samples 5000"),
+    "loose and below": ({"rows_flagged": 2, "rows": 5, "cleared": -3.0}, "loose bound", "--method annealing"),
     "below the floor": ({"rows_flagged": 0, "rows": 5, "cleared": -3.0}, "do not use", "train"),
 }
 
@@ -150,7 +152,7 @@ def test_the_verdict_follows_the_folder(case, run, no_model):
     verdict = judge(read_facts(run))
     assert verdict.word == word and command in verdict.next and str(run) in verdict.next
     about = summary_of(run)
-    loose = word == "loose bound"
+    loose = fields["rows_flagged"] > fields["rows"] / 10
     assert (
         about["verdict"] == word and ("±" in about["log_px_text"]) != loose and ("≥" in about["log_px_text"]) == loose
     )

@@ -138,6 +138,19 @@ def read_board(tensorboard, path):
     return board
 
 
+def test_the_command_line_follows_into_the_run_and_an_overwrite_begins_anew(tmp_path, tensorboard, monkeypatch):
+    monkeypatch.setattr(train_module, "draw_figures", lambda *_: None)
+    monkeypatch.setattr(evaluate_module, "draw_khat", lambda *_, **__: None)
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32))
+    options = ["--data", str(tmp_path / "x.npy"), "--hidden", "4", "--latent-dim", "2", "--num-samples", "5", "--quiet"]
+    run = ["train", "--run", str(tmp_path / "run"), *options, "--tracker", "tensorboard", "--device", "cpu"]
+    for epochs in (3, 2):
+        assert main([*run, "--epochs", str(epochs), *(["--overwrite"] if epochs == 2 else [])]) == 0
+        board = read_board(tensorboard, tmp_path / "run" / "tensorboard")
+        assert [e.step for e in board.Scalars("elbo")] == list(range(1, epochs + 1))
+    assert main(["train", "--resume", str(tmp_path / "run"), "--tracker", "wandb"]) == 2
+
+
 def texts(board):
     return {
         tag.removesuffix("/text_summary"): event.tensor_proto.string_val[0].decode()

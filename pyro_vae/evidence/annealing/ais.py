@@ -73,7 +73,7 @@ def ais(
         seed: of the chains; the same seed gives the same numbers.
         chunk_size: (row, chain) pairs run at a time. Under torchrun, processes that call this together share the chunks, and
             all have all rows, with the bits of one process.
-        verbose: a progress bar, on a terminal only.
+        verbose: a progress bar on a terminal; elsewhere a line of how long is to go, where that is long.
 
     Raises:
         ProgramError: a pair that cannot be treated row by row, discrete latents alone or beyond 10^4

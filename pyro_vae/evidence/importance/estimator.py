@@ -111,7 +111,7 @@ def importance(
         on_block: called after each block of rows with the :class:`~pyro_vae.evidence.importance.accumulator.RowBlock` of
             every block (those to come are empty) and the evidence's other facts, to save them. Of several processes, that
             of rank 0 calls it, every few seconds.
-        verbose: a progress bar, on a terminal only.
+        verbose: a progress bar on a terminal; elsewhere a line of how long is to go, where that is long.
 
     Raises:
         UsageError: `resume` holds particles of other rows, by their digest, of other programs

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pyro_vae.common.flagged import format_both_errors, format_bound, is_loose
+from pyro_vae.common.flagged import format_both_errors, format_bound, is_loose, share_flagged
 from pyro_vae.common.held_folder import no_links_below
 from pyro_vae.evidence.over_seeds import format_mean
 from pyro_vae.runs.ensemble_folder import counted, name_of, read_list, read_summary
@@ -15,7 +15,7 @@ from pyro_vae.runs.ensemble_folder import counted, name_of, read_list, read_summ
 from . import words
 from .facts import RunFacts, read_facts
 from .page import NAME, config_of, render, save, usable
-from .verdict import DO_NOT_USE, LOOSE, TRUSTED, Verdict
+from .verdict import DO_NOT_USE, HARDLY_ANY, LOOSE, TRUSTED, Verdict
 
 
 def write_seeds_report(path: Path | str, out: Path | None = None) -> Path:
@@ -82,7 +82,8 @@ def judge(path: Path, s: Mapping[str, Any], members: Mapping[int, RunFacts]) -> 
         )
         return Verdict(DO_NOT_USE, f"{why}: there is no mean over seeds.", again)
     if is_loose(s):
-        return Verdict(LOOSE, f"{format_mean(s)}.", f"{again} --method annealing")
+        word = DO_NOT_USE if share_flagged(s) > HARDLY_ANY else LOOSE
+        return Verdict(word, f"{format_mean(s)}.", f"{again} --method annealing")
     flagged = f"In no member more than {s.get('rows_flagged', 0)} of {s['rows']} rows are flagged"
     how = f"{flagged}; the mean is over {len(members)} seeds."
     return Verdict(TRUSTED, how, f"pyro-vae compare {shlex.quote(str(path))} OTHER")

@@ -14,6 +14,7 @@ from pyro_vae.runs.told import next_command, why_flagged
 
 from .facts import RunFacts
 
+HARDLY_ANY = 0.9  # of the rows flagged, and more: fewer than a tenth say anything of log p(x)
 TRUSTED, LOOSE, DO_NOT_USE = "trusted", "loose bound", "do not use"
 
 
@@ -30,8 +31,9 @@ def judge(facts: RunFacts) -> Verdict:
     """Judge the number that heads a report.
 
     Do not use: no number of the weights that are there, a training that has not ended or diverged, a number that is not
-    finite, or a model below the floor of independent elements (a loose bound is none of those: it says little of the floor).
-    Loose bound: more than a tenth of its rows is flagged (:mod:`pyro_vae.common.flagged`). Trusted: all else.
+    finite, a model below the floor of independent elements (a loose bound is none of those: it says little of the floor), or a
+    number of rows of which more than nine tenths are flagged. Loose bound: more than a tenth of its rows is flagged
+    (:mod:`pyro_vae.common.flagged`). Trusted: all else.
     """
     run, s = shlex.quote(str(facts.path)), facts.summary
     if facts.diverged:
@@ -58,7 +60,8 @@ def judge(facts: RunFacts) -> Verdict:
             if "how" in s
             else "a lower bound: true log p(x) is higher, by an unknown amount"
         )
-        return Verdict(LOOSE, f"{capital(why_loose(s))}; {why_flagged(s)}. It is {so}.", next_of(facts))
+        word = DO_NOT_USE if share_flagged(s) > HARDLY_ANY else LOOSE
+        return Verdict(word, f"{capital(why_loose(s))}; {why_flagged(s)}. It is {so}.", next_of(facts))
     share, rows = share_flagged(s), s["rows"]
     flagged = (
         "No row is flagged" if not share else f"{s['rows_flagged']} of {rows} rows ({format_share(share)}) are flagged"

@@ -1,0 +1,225 @@
+"""encode, decode and score of a VAE as functions of tensors alone, for other programs: the noise of a draw is an input.
+
+    encode:  x -> E[z | x]
+    decode:  z -> E[x | z]
+    score:   x, noise -> log_w[k, n] = log p(x_n, z_kn) − log q(z_kn | x_n),  log_px[n] = log 1/K Σ_k exp log_w[k, n]
+
+with z_kn what q(z | x_n) makes of standard normal noise_kn. Outside the support of p(x | z), where the programs refuse rows,
+log_w and log_px are NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from pyro_vae.errors import UsageError
+from pyro_vae.models import usage
+from pyro_vae.models.decoding import decoded, means_of
+from pyro_vae.programs.pair import like_parameters, quiet
+from pyro_vae.runs.load import Run
+
+FEW, FEW_PARTICLES = 5, 3  # of the example at which each program is traced, and compared with the run's own
+ROWS, PARTICLES = "rows", "particles"
+LEADING = {  # dimensions of any size, of what is called so
+    "x": (ROWS,),
+    "z": (ROWS,),
+    "noise": (PARTICLES, ROWS),
+    "log_w": (PARTICLES, ROWS),
+    "log_px": (ROWS,),
+}
+TOLERANCE = 1e-5  # relative to the number, of 1 where it is smaller
+GAP = 3  # every third element is left out of the example of a run with missing values
+NOT_ONE = "draws of its posterior are not made of one standard normal a latent"
+
+
+class NoFormError(UsageError):
+    """A part that cannot be written as a function of tensors: names it."""
+
+
+class GivenNoise(TorchFunctionMode):
+    """Let the one draw of standard normals inside be what is given."""
+
+    def __init__(self, noise: Tensor) -> None:
+        super().__init__()
+        self.noise, self.draws = noise, 0
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.Tensor.normal_:
+            self.draws += 1
+            if args[0].shape != self.noise.shape:
+                raise NoFormError(NOT_ONE)
+            return self.noise
+        return function(*args, **(kwargs or {}))
+
+
+class Encode(nn.Module):
+    """x ``(N, *event)`` -> E[z | x] ``(N, latents)``."""
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean: Tensor = self.vae.posterior(x).mean
+        return mean
+
+
+class Decode(Encode):
+    """z ``(N, latents)`` -> E[x | z] ``(N, *event)``."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        mean: Tensor = self.vae.likelihood(z).mean
+        return mean
+
+
+class Score(Encode):
+    """x ``(N, *event)``, noise ``(K, N, latents)`` -> log_w ``(K, N)``, and log_px ``(N,)`` in float64."""
+
+    def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        z, q = self.draw(x, noise)
+        p = self.vae.likelihood(z)
+        with (
+            torch.enable_grad()
+        ):  # without it a Bernoulli is scored in pieces, whose count would be that of the example
+            log_p = p.log_prob(x)
+        log_w = (self.vae.prior().log_prob(z) + log_p - q.log_prob(z)).detach()
+        log_w = torch.where(p.support.check(x), log_w, math.nan)
+        particles = torch.ones_like(log_w[:, 0], dtype=torch.float64).sum()
+        return log_w, log_w.double().logsumexp(0) - particles.log()
+
+    def draw(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Any]:
+        """Return what q(z | x) makes of the noise, and q."""
+        q = self.vae.posterior(x)
+        with GivenNoise(noise):
+            return q.rsample(noise.shape[:1]), q
+
+
+@dataclass(frozen=True)
+class TensorProgram:
+    """A function of tensors, what it takes and gives by name, and an example of both from the run's own programs.
+
+    Attributes:
+        module: the function.
+        inputs, outputs: of an example, by names of LEADING; an output is what the run's model and guide say.
+    """
+
+    module: nn.Module
+    inputs: Mapping[str, Tensor]
+    outputs: Mapping[str, Tensor]
+
+    def of_rows(self, rows: int) -> TensorProgram:
+        """Return the same with the example's first rows."""
+        first = {name: t[(slice(None),) * LEADING[name].index(ROWS) + (slice(rows),)] for name, t in self.all()}
+        inputs, outputs = ({name: first[name] for name in names} for names in (self.inputs, self.outputs))
+        return replace(self, inputs=inputs, outputs=outputs)
+
+    def all(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield inputs, then outputs."""
+        yield from self.inputs.items()
+        yield from self.outputs.items()
+
+    def check(self, got: Mapping[str, Tensor], where: str) -> None:
+        """Refuse results that are other numbers than the run's programs give.
+
+        Raises:
+            NoFormError: some are; says by how much.
+        """
+        for name, want in self.outputs.items():
+            value, want = got[name].double(), want.double()
+            apart = (value - want).abs() / want.abs().clamp(min=1)
+            same = (value == want) | (value.isnan() & want.isnan()) | (apart <= TOLERANCE)
+            if value.shape != want.shape or not same.all():
+                raise NoFormError(f"{name} is another number {where} than in the run's programs, by {apart.max():.2g}")
+
+
+def tensor_programs(run: Run) -> Iterator[tuple[str, Callable[[], TensorProgram]]]:
+    """Yield encode, decode and score of a run, each by a function that makes it.
+
+    Raises:
+        UsageError: a model of another kind than the VAE.
+        NoFormError: when it is made: a posterior without a mean, or whose draws are not made of one standard normal a latent.
+    """
+    if run.config.model != "vae":
+        raise UsageError(
+            f"model {run.config.model!r} has another graph than p(z) p(x | z), whose encode, decode and score these are: "
+            "export is of model 'vae'"
+        )
+    x = example_rows(run)
+    yield "encode", lambda: make_encode(run.vae, x)
+    yield "decode", lambda: make_decode(run.vae, x)
+    yield "score", lambda: make_score(run.vae, x)
+
+
+def example_rows(run: Run) -> Tensor:
+    """Draw rows of the model, which lie in its support; of a run with missing values, with some."""
+    like = like_parameters(run.vae)
+    x = usage.sample(run.vae, FEW, seed=0).to(torch.float32 if like is None else like.dtype)
+    if run.config.missing:
+        x = x.masked_fill((torch.arange(x.numel()) % GAP == 0).reshape(x.shape), math.nan)
+    return x
+
+
+def make_encode(vae: Any, x: Tensor) -> TensorProgram:
+    """Make encode; its example is what :func:`~pyro_vae.encode` gives."""
+    z = usage.encode(vae, x)
+    return TensorProgram(Encode(vae).eval(), {"x": x}, {"z": z})
+
+
+def make_decode(vae: Any, x: Tensor) -> TensorProgram:
+    """Make decode; its example is of draws of the prior, and what :func:`~pyro_vae.reconstruct` would show of them."""
+    z = usage.sample(vae, FEW, seed=1, site=vae.code_site)
+    with quiet(vae, seed=0):
+        means = means_of(decoded(vae.model, (x,), {vae.code_site: z}), None, vae.data_site)
+    if means.isnan().all():
+        raise NoFormError("its likelihood has no mean: x are classes")
+    return TensorProgram(Decode(vae).eval(), {"z": z}, {"x": means})
+
+
+def make_score(vae: Any, x: Tensor) -> TensorProgram:
+    """Make score; its example is of the pair's own densities, a particle at a time.
+
+    Raises:
+        NoFormError: draws of the posterior are not made of one standard normal a latent.
+    """
+    score = Score(vae).eval()
+    with quiet(vae, seed=0):
+        q = vae.posterior(x)
+        if not q.has_rsample:
+            raise NoFormError("draws of its posterior are no function of noise")
+        noise = torch.randn(FEW_PARTICLES, *q.batch_shape, *q.event_shape, dtype=x.dtype)
+        with GivenNoise(noise) as given:
+            q.rsample(noise.shape[:1])
+        if given.draws != 1:
+            raise NoFormError(NOT_ONE)
+        z = score.draw(x, noise)[0]
+    if not torch.equal(z, drawn_again(score, x, noise)):
+        raise NoFormError("draws of its posterior take more noise than standard normals")
+    log_w = torch.stack([log_weights(vae, x, particle) for particle in z])
+    outputs = {"log_w": log_w, "log_px": log_w.double().logsumexp(0) - math.log(FEW_PARTICLES)}
+    return TensorProgram(score, {"x": x, "noise": noise}, outputs)
+
+
+def drawn_again(score: Score, x: Tensor, noise: Tensor) -> Tensor:
+    """Draw of the same noise once more, from another random stream."""
+    with quiet(score.vae, seed=1):
+        return score.draw(x, noise)[0]
+
+
+def log_weights(vae: Any, x: Tensor, z: Tensor) -> Tensor:
+    """log p(x, z) − log q(z | x) of the model and the guide as they are written, ``(N,)``."""
+    at = {vae.code_site: z}
+    with quiet(vae, seed=0):
+        p, q = (poutine.trace(poutine.condition(program, data=at)).get_trace(x) for program in (vae.model, vae.guide))
+        p.compute_log_prob()
+        q.compute_log_prob()
+    terms = [p.nodes[name]["log_prob"] for name in (vae.code_site, vae.data_site)]
+    total: Tensor = sum(terms) - q.nodes[vae.code_site]["log_prob"]
+    return total

@@ -1,0 +1,150 @@
+"""encode, decode and score outside of Pyro: the numbers of the run's own functions, without a pickle, in torch and in ONNX."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pyro_vae import encode
+from pyro_vae.cli.main import main
+from pyro_vae.common.optional import installed
+from pyro_vae.common.random import seeded
+from pyro_vae.errors import UsageError
+from pyro_vae.runs.config import Config
+from pyro_vae.runs.export.graphs import reason_of, solve_lower
+from pyro_vae.runs.export.tensor_programs import NoFormError, log_weights, make_score, tensor_programs
+from pyro_vae.runs.export.torch_archive import pickles_in
+from pyro_vae.runs.load import Run
+from pyro_vae.runs.registry import build
+
+SHAPE = (4,)
+
+
+def untrained(likelihood="normal", **options):
+    """A run as it is opened from a folder, of a model that was never trained, of four columns."""
+    config = Config(hidden=(5,), latent_dim=3, likelihood=likelihood, **options)
+    with seeded(0):
+        vae = build(config, SHAPE).eval()
+    return Run(Path("run"), config, {"data": {"name": "x", "shape": list(SHAPE)}}, vae)
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """Has the exports open such a run."""
+
+    def open_as(**options):
+        run = untrained(**options)
+        for form in ("onnx", "torch_archive"):
+            monkeypatch.setattr(f"pyro_vae.runs.export.{form}.load_run", lambda *_: run)
+        return run
+
+    return open_as
+
+
+def exported(tmp_path, form):
+    assert main(["export", "run", str(tmp_path / form), f"--{form}"]) == 0
+    return tmp_path / form, json.loads((tmp_path / form / "interface.json").read_text())
+
+
+def draws_of(run, rows=2, particles=4):
+    g = torch.Generator().manual_seed(1)
+    x = torch.poisson(torch.full((rows, *SHAPE), 2.0), generator=g)
+    return x, torch.randn(particles, rows, run.config.latent_dim, generator=g)
+
+
+def expected(run, x, noise):
+    """log w of the pair as it is written, at the z that a normal posterior makes of the noise."""
+    with torch.no_grad():
+        q = run.vae.posterior(x)
+        z = q.mean + q.stddev * noise
+    log_w = torch.stack([log_weights(run.vae, x, one) for one in z])
+    return log_w, log_w.double().logsumexp(0) - math.log(len(noise))
+
+
+def test_archives_of_torch_give_the_runs_numbers_of_any_rows_and_particles_without_a_pickle(opened, tmp_path):
+    run = opened(likelihood="bernoulli")
+    to, about = exported(tmp_path, "torch")
+    assert about["left_out"] == {} and sorted(about["programs"]) == ["decode", "encode", "score"]
+    assert all(not pickles_in((to / one["file"]).read_bytes()) for one in about["programs"].values())
+    assert not any(b"pyro_vae/" in path.read_bytes() for path in to.iterdir())  # no place of this machine
+    score = torch.export.load(to / "score.pt2").module()
+    for rows, particles in ((2, 4), (1, 1), (9, 2)):
+        x, noise = draws_of(run, rows, particles)
+        x = x.clamp(max=1)
+        for got, want in zip(score(x, noise), expected(run, x, noise), strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    assert torch.equal(torch.export.load(to / "encode.pt2").module()(x), encode(run.vae, x))
+    x[0, 0] = 0.5  # a grey value has no log p under a Bernoulli
+    assert score(x, noise)[1].isnan().tolist() == [True] + 8 * [False]
+
+
+def test_onnx_gives_the_runs_numbers_of_counts_too(opened, tmp_path):
+    ort = pytest.importorskip("onnxruntime", reason="needs the extra onnx: pip install 'pyro-vae[onnx]'")
+    run = opened(likelihood="poisson")
+    to, about = exported(tmp_path, "onnx")
+    assert about["left_out"] == {} and (to / "README.md").is_file()
+    assert not any(b"pyro_vae/" in path.read_bytes() for path in to.iterdir())
+    session = ort.InferenceSession(to / "score.onnx")
+    for rows, particles in ((2, 4), (1, 1)):
+        x, noise = draws_of(run, rows, particles)
+        given = session.run(["log_w", "log_px"], {"x": x.numpy(), "noise": noise.numpy()})
+        for got, want in zip(given, expected(run, x, noise), strict=True):
+            np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+    outside = {"x": x.numpy() + 0.5, "noise": noise.numpy()}
+    assert np.isnan(session.run(["log_px"], outside)[0]).all()
+
+
+@pytest.mark.skipif(installed("onnxruntime"), reason="onnxruntime is installed")
+def test_without_the_extra_it_is_named(opened, tmp_path, capsys):
+    opened()
+    assert main(["export", "run", str(tmp_path / "o"), "--onnx"]) == 1
+    assert "pip install 'pyro-vae[onnx]'" in capsys.readouterr().err and not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("posterior", ["low_rank_normal", "mixture_normal"])
+def test_draws_that_are_not_of_one_normal_a_latent_are_refused_by_name(posterior):
+    run = untrained(posterior=posterior)
+    with pytest.raises(NoFormError, match="one standard normal a latent"):
+        dict(tensor_programs(run))["score"]()
+
+
+def test_classes_have_no_mean_to_decode():
+    run = untrained(likelihood="categorical", likelihood_options={"num_classes": 9})
+    with pytest.raises(NoFormError, match="has no mean: x are classes"):
+        dict(tensor_programs(run))["decode"]()
+
+
+def test_other_graphs_are_refused():
+    run = untrained()
+    other = Run(run.path, Config(model="hierarchical", latent_dim=3), run.record, run.vae)
+    with pytest.raises(UsageError, match="'hierarchical' has another graph"):
+        list(tensor_programs(other))
+
+
+def test_another_number_is_never_written():
+    run = untrained()
+    program = make_score(run.vae, torch.randn(5, *SHAPE))
+    log_w, log_px = program.module(*program.inputs.values())
+    program.check({"log_w": log_w, "log_px": log_px}, "here")
+    with pytest.raises(NoFormError, match="log_w is another number here than in the run's programs, by"):
+        program.check({"log_w": log_w * (1 + 1e-4), "log_px": log_px}, "here")
+    with pytest.raises(NoFormError, match="log_px"):
+        program.check({"log_w": log_w, "log_px": log_px.where(log_px > log_px.min(), math.nan)}, "here")
+
+
+def test_a_triangular_system_is_solved_as_torch_solves_it():
+    g = torch.Generator().manual_seed(0)
+    a = torch.randn(2, 4, 4, generator=g, dtype=torch.float64).tril() + 3 * torch.eye(4)
+    b = torch.randn(2, 4, 3, generator=g, dtype=torch.float64)
+    torch.testing.assert_close(solve_lower(a, b, upper=False), torch.linalg.solve_triangular(a, b, upper=False))
+    with pytest.raises(NotImplementedError):
+        solve_lower(a, b, upper=True)
+
+
+def test_a_reason_names_the_operation():
+    error = RuntimeError("long\nreport")
+    error.__cause__ = ValueError("Error when translating node %e : call_function[target=torch.ops.aten.erfinv.default]")
+    assert reason_of(error) == "the operation erfinv has no such form" and reason_of(ValueError("a\nb")) == "a"
