@@ -45,8 +45,8 @@ def led(path: Path, begin: Callable[[], Any]) -> Iterator[Any]:
 
 def check_same_folder(path: Path) -> None:
     """Refuse a folder that is not on a file system that all processes share."""
-    seen = config_seen(path)
-    wanted = share_text(seen, f"the beginning of {path}")
+    wanted = share_text(config_seen(path) if processes().leads else None, f"the beginning of {path}")
+    seen = config_seen(path)  # once rank 0 has written it
     hosts = gather_text("" if seen == wanted else socket.gethostname(), f"the look at {path}")
     if odd := [(rank, host) for rank, host in enumerate(hosts) if host]:
         rank, host = odd[0]
