@@ -170,13 +170,28 @@ def gather_text(text: str, what: str) -> list[str]:
         >>> gather_text("here", "start")
         ['here']
     """
+    return [text] if processes().world == 1 else [text_of(part) for part in gather_parts(bytes_of(text), what)]
+
+
+def gather_bytes(content: bytes, what: str) -> list[bytes]:
+    """Return the bytes of each rank, in order.
+
+    Example:
+        >>> gather_bytes(b"here", "start")
+        [b'here']
+    """
     if processes().world == 1:
-        return [text]
-    content = bytes_of(text)
+        return [content]
+    sent = torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else torch.empty(0, dtype=torch.uint8)
+    return [part.numpy().tobytes() for part in gather_parts(sent, what)]
+
+
+def gather_parts(content: Tensor, what: str) -> list[Tensor]:
+    """Return the tensor of one dimension of each rank, in order, however many elements each has."""
     sizes = [int(size) for size in gather(torch.tensor([len(content)]), what)]
-    padded = torch.zeros(max(1, *sizes), dtype=torch.uint8)
+    padded = content.new_zeros(max(1, *sizes))
     padded[: len(content)] = content
-    return [text_of(part[:size]) for part, size in zip(gather(padded, what), sizes, strict=True)]
+    return [part[:size] for part, size in zip(gather(padded, what), sizes, strict=True)]
 
 
 def share_text(text: str | None, what: str) -> str:

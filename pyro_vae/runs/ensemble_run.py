@@ -34,6 +34,7 @@ from .load import load_run, open_data
 from .lock import locked
 from .registry import build, objective_of
 from .replacement import create, replace_run, settle
+from .several_processes import done_by_rank_0, led
 from .train_run import TrainingJob, describe, prepare, training_rows, validation_of
 from .weights import save_model
 
@@ -217,8 +218,8 @@ def evaluate_ensemble(
         own = replace(options, seed=options.seed + everyone.index(seed))
         result = evaluate_opened(run, open_data(run, data_dir), own)
         names[seed] = EvaluationName(**result["evaluation"])
-    with locked(path, folder.EVALUATION_LOCK, wait=True):
-        return summarize(path, names)
+    with led(path, lambda: None, folder.EVALUATION_LOCK, wait=True):
+        return done_by_rank_0(lambda: summarize(path, names), "the summary of the members")
 
 
 def summarize(path: Path, names: dict[int, EvaluationName]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.plain_text import plain
 from pyro_vae.common.processes import processes
 from pyro_vae.common.random import seeded
+from pyro_vae.common.spread import by_itself
 from pyro_vae.data import Data, Split, binarize
 from pyro_vae.errors import DivergedError, Interrupted, SupportError
 from pyro_vae.evidence.log_likelihood import log_likelihood
@@ -84,7 +85,7 @@ def train_run(
     `trackers` are told of the options, of each epoch, and of what came of it (:class:`~pyro_vae.Tracker`).
 
     Processes that torchrun started, within :func:`~pyro_vae.common.processes.joined`, train one run with ``Config(shards=S)``;
-    rank 0 writes, scores and returns the evidence, the others return an empty dict.
+    all score it, and return the evidence; rank 0 writes.
 
     Raises:
         Interrupted, Terminated, DivergedError: the folder holds the best weights, the metrics and the state so far.
@@ -188,19 +189,19 @@ def carry_out(
                     job.path, job.vae, len(error.result.history) if isinstance(error.result, FitResult) else None
                 )
             raise
-        if not leads:  # trained, and rank 0 scores
-            return {}
         evidence = finish(job, checkpointer, run, num_samples, resume is not None)
-        tracking.end(evidence, sorted((job.path / "figures").glob("*.png")))
+        if leads:
+            tracking.end(evidence, sorted((job.path / "figures").glob("*.png")))
     return evidence
 
 
 def finish(
     job: TrainingJob, checkpointer: Checkpointer, run: FitResult, num_samples: int, resumed: bool
 ) -> dict[str, Any]:
-    """Save the model of a training that has ended, score and draw it."""
+    """Save the model of a training that has ended, score and draw it; of several processes all score, and rank 0 writes."""
     path, seconds = job.path, checkpointer.seconds
-    save_model(path, job.vae, len(run.history))
+    if processes().leads:
+        save_model(path, job.vae, len(run.history))
     points = [{"epoch": r["epoch"], **r["evidence"]} for r in run.history if "evidence" in r]
     opened = job.opened()
     about: dict[str, Any] = {"best_epoch": run.best_epoch, "epochs": len(run.history), "stopped": run.stopped}
@@ -209,7 +210,9 @@ def finish(
         about["resumed"] = before | {"exact": before["exact"] and run.exact}
     options = EvaluationOptions(num_samples=num_samples, resume=resumed)
     evidence = evaluate_opened(opened, job.data, options, training=about, wait=True)
-    draw_figures(opened, job.data, run.history, points, evidence["floor"]["log_px"])
+    if processes().leads:
+        with by_itself():
+            draw_figures(opened, job.data, run.history, points, evidence["floor"]["log_px"])
     return evidence
 
 
