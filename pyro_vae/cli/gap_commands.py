@@ -15,7 +15,7 @@ from pyro_vae.runs.ensemble_folder import is_ensemble
 from pyro_vae.runs.gaps_run import ROWS, STEPS, gaps_run
 from pyro_vae.runs.report.page import write_report
 
-from .commands import Device, app
+from .commands import DataDir, Device, app
 
 RunFolder = Annotated[Path, Parameter(help="Run folder.")]
 
@@ -28,6 +28,7 @@ def bracket(
     rows: int | None = None,
     num_temperatures: int = TEMPERATURES,
     num_chains: int = CHAINS,
+    data_dir: DataDir = None,
     device: Device = "cpu",
 ) -> None:
     """Bounds log p(x) of test rows from below, by annealing and importance sampling, and from above, in reverse.
@@ -43,13 +44,22 @@ def bracket(
     """
     of_one_seed(run, "bracket")
     annealed, ends = bracket_run(
-        run, rows=rows, num_temperatures=num_temperatures, num_chains=num_chains, device=device
+        run,
+        rows=rows,
+        num_temperatures=num_temperatures,
+        num_chains=num_chains,
+        data_dir=data_dir,
+        device=device,
     )
-    print(plain(f"annealed: log p(x) {format_log_px(annealed)}\n{ends}\nreport: {write_report(run)}"))
+    print(
+        plain(f"annealed: log p(x) {format_log_px(annealed)}\n{ends}\nreport: {write_report(run, data_dir=data_dir)}")
+    )
 
 
 @app.command
-def gaps(run: RunFolder, /, *, rows: int = ROWS, steps: int = STEPS, device: Device = "cpu") -> None:
+def gaps(
+    run: RunFolder, /, *, rows: int = ROWS, steps: int = STEPS, data_dir: DataDir = None, device: Device = "cpu"
+) -> None:
     """Splits log p(x) − ELBO of test rows into what the family of q(z | x) costs and what its network does.
 
     Parameters
@@ -60,8 +70,8 @@ def gaps(run: RunFolder, /, *, rows: int = ROWS, steps: int = STEPS, device: Dev
         Of that fit.
     """
     of_one_seed(run, "gaps")
-    found = gaps_run(run, rows=rows, steps=steps, device=device)
-    print(plain(f"{found}\nreport: {write_report(run)}"))
+    found = gaps_run(run, rows=rows, steps=steps, data_dir=data_dir, device=device)
+    print(plain(f"{found}\nreport: {write_report(run, data_dir=data_dir)}"))
 
 
 def of_one_seed(run: Path, command: str) -> None:

@@ -26,6 +26,7 @@ def bracket_run(
     rows: int | None = None,
     num_temperatures: int = TEMPERATURES,
     num_chains: int = CHAINS,
+    data_dir: Path | None = None,
     device: str = "cpu",
 ) -> tuple[dict[str, Any], Bracket]:
     """Bracket log p(x) of a run's test rows; its annealed lower end becomes an evaluation of the folder, with a picture.
@@ -34,6 +35,7 @@ def bracket_run(
         path: the run's folder.
         rows: of the test split, the first; all by default.
         num_temperatures, num_chains: of annealing, as :func:`~pyro_vae.bracket` has them.
+        data_dir: where the data is, if it has moved.
         device: where to compute.
 
     Returns:
@@ -46,7 +48,7 @@ def bracket_run(
     """
     check_whole(rows=rows, num_temperatures=num_temperatures, num_chains=num_chains)
     run = load_run(path, device=device)
-    data, start = open_data(run), time.perf_counter()
+    data, start = open_data(run, data_dir), time.perf_counter()
     part = rows_of(data, "test", rows)
     folder.check_own(run.path)
     options = EvaluationOptions(method="annealing", rows=rows, num_chains=num_chains, num_temperatures=num_temperatures)

@@ -185,6 +185,7 @@ FOUND = [  # by name, as each gave a traceback, or a wrong line
     ("evidence.json", ("training",), [], "'training' is"),
     ("evidence.json", ("rows",), 10**400, "401 digits is out of range"),
     ("evidence.json", ("machine",), "\ud800", "control characters"),
+    (f"{CHECKPOINT}/state.json", ("about",), "x", "'about' does not say what it is of"),
     ("config.json", ("data", "digest"), ..., "does not say which data"),
     ("config.json", ("data", "digest"), 7, "does not say which data"),
     ("evidence.json", ("evaluation", "split"), 1, "'split' is"),
