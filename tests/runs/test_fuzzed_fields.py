@@ -209,6 +209,12 @@ def test_what_gave_a_traceback_is_refused_by_name(file, way, value, said, here, 
         folder.read_summary(run / file) if file == "evidence.json" else resume_module.resume_run(run, device="cpu")
 
 
+def test_evidence_of_a_version_that_did_not_name_its_proposal_is_of_the_guide(here, tmp_path, capsys):
+    run = Path(shutil.copytree(here / "good", tmp_path / "run"))
+    spoil(run, "evidence.json", ("proposal",), ...)
+    assert main(COMMANDS["resume"](run)) == 0 and "from the guide" in capsys.readouterr().out
+
+
 def test_evidence_that_lacks_what_is_printed_of_it_is_refused_by_name(here, tmp_path, capsys):
     for name in ("measure", "floor", "ess_min"):
         run = tmp_path / name
