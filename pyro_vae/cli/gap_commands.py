@@ -17,7 +17,7 @@ from pyro_vae.runs.ensemble_folder import is_ensemble
 from pyro_vae.runs.gaps_run import ROWS, STEPS, gaps_run
 from pyro_vae.runs.report.page import write_report
 
-from .commands import Device, app
+from .commands import DataDir, Device, app
 
 RunFolder = Annotated[Path, Parameter(help="Run folder.")]
 
@@ -30,6 +30,7 @@ def bracket(
     rows: int | None = None,
     num_temperatures: int = TEMPERATURES,
     num_chains: int = CHAINS,
+    data_dir: DataDir = None,
     device: Device = "cpu",
 ) -> None:
     """Bounds log p(x) of test rows from below, by annealing and importance sampling, and from above, in reverse.
@@ -46,16 +47,18 @@ def bracket(
     of_one_seed(run, "bracket")
     with joined(device) as here:
         annealed, ends = bracket_run(
-            run, rows=rows, num_temperatures=num_temperatures, num_chains=num_chains, device=device
+            run, rows=rows, num_temperatures=num_temperatures, num_chains=num_chains, data_dir=data_dir, device=device
         )
         if here.leads:
             with by_itself():
-                page = write_report(run)
+                page = write_report(run, data_dir=data_dir)
             print(plain(f"annealed: log p(x) {format_log_px(annealed)}\n{ends}\nreport: {page}"))
 
 
 @app.command
-def gaps(run: RunFolder, /, *, rows: int = ROWS, steps: int = STEPS, device: Device = "cpu") -> None:
+def gaps(
+    run: RunFolder, /, *, rows: int = ROWS, steps: int = STEPS, data_dir: DataDir = None, device: Device = "cpu"
+) -> None:
     """Splits log p(x) − ELBO of test rows into what the family of q(z | x) costs and what its network does.
 
     Parameters
@@ -67,10 +70,10 @@ def gaps(run: RunFolder, /, *, rows: int = ROWS, steps: int = STEPS, device: Dev
     """
     of_one_seed(run, "gaps")
     with joined(device) as here:
-        found = gaps_run(run, rows=rows, steps=steps, device=device)
+        found = gaps_run(run, rows=rows, steps=steps, data_dir=data_dir, device=device)
         if here.leads:
             with by_itself():
-                page = write_report(run)
+                page = write_report(run, data_dir=data_dir)
             print(plain(f"{found}\nreport: {page}"))
 
 

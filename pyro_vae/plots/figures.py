@@ -79,8 +79,8 @@ def grid(count: int, columns: int, share: bool = False) -> tuple[Figure, list[Ax
 
 
 def plain(name: str) -> str:
-    """Escape a name, so that matplotlib does not read it as mathematics."""
-    return name.replace("$", r"\$")
+    """Escape a name, so that matplotlib does not read it as mathematics, nor meets bytes of a file name that are no text."""
+    return name.replace("$", r"\$").encode(errors="backslashreplace").decode()
 
 
 def training_curve(history: Sequence[dict[str, Any]], floor: float | None = None) -> Figure:

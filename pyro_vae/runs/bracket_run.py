@@ -28,6 +28,7 @@ def bracket_run(
     rows: int | None = None,
     num_temperatures: int = TEMPERATURES,
     num_chains: int = CHAINS,
+    data_dir: Path | None = None,
     device: str = "cpu",
 ) -> tuple[dict[str, Any], Bracket]:
     """Bracket log p(x) of a run's test rows; its annealed lower end becomes an evaluation of the folder, with a picture.
@@ -36,6 +37,7 @@ def bracket_run(
         path: the run's folder.
         rows: of the test split, the first; all by default.
         num_temperatures, num_chains: of annealing, as :func:`~pyro_vae.bracket` has them.
+        data_dir: where the data is, if it has moved.
         device: where to compute.
 
     Returns:
@@ -48,7 +50,7 @@ def bracket_run(
     """
     check_whole(rows=rows, num_temperatures=num_temperatures, num_chains=num_chains)
     run = load_run(path, device=device)
-    data, start = open_data(run), time.perf_counter()
+    data, start = open_data(run, data_dir), time.perf_counter()
     part = rows_of(data, "test", rows)
     options = EvaluationOptions(method="annealing", rows=rows, num_chains=num_chains, num_temperatures=num_temperatures)
     with led(run.path, lambda: folder.check_own(run.path), folder.EVALUATION_LOCK, wait=True):

@@ -18,6 +18,7 @@ from .weights import current_weights
 
 LIST = folder.ENSEMBLE
 SCHEMA = 1
+MOST = 10_000  # seeds, each of which is looked for
 
 
 def is_ensemble(path: Path | str) -> bool:
@@ -74,6 +75,8 @@ def read_list(path: Path) -> dict[str, Any]:
     seeds = record.get("seeds") if isinstance(record, dict) else None
     if not isinstance(seeds, list) or not seeds or not all(type(s) is int and s >= 0 for s in seeds):
         raise RunFolderError(f"{path / LIST} lists no seeds: it is no ensemble of pyro_vae")
+    if len(seeds) > MOST:
+        raise RunFolderError(f"{path / LIST} lists {len(seeds):,} seeds, and at most {MOST:,} are read")
     if len(set(seeds)) < len(seeds):
         raise RunFolderError(f"{path / LIST} lists a seed twice, which would count as two members")
     if record.get("schema") != SCHEMA:

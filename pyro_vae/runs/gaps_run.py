@@ -20,13 +20,16 @@ GAPS = "gaps.json"
 ROWS, STEPS = 32, 300  # fitted each by itself: some seconds on a small model
 
 
-def gaps_run(path: Path | str, *, rows: int = ROWS, steps: int = STEPS, device: str = "cpu") -> Gaps:
+def gaps_run(
+    path: Path | str, *, rows: int = ROWS, steps: int = STEPS, data_dir: Path | None = None, device: str = "cpu"
+) -> Gaps:
     """Split the gap of a run's first test rows; ``gaps.json`` and a picture keep what came of it, for the report.
 
     Args:
         path: the run's folder.
         rows: of the test split, the first; all, where there are fewer.
         steps: of fitting each row's own posterior, as :func:`~pyro_vae.gaps` has them.
+        data_dir: where the data is, if it has moved.
         device: where to compute.
 
     Raises:
@@ -36,7 +39,7 @@ def gaps_run(path: Path | str, *, rows: int = ROWS, steps: int = STEPS, device: 
     """
     rows, steps = whole("rows", rows, 1), whole("steps", steps, 1)
     run = load_run(path, device=device)
-    data = open_data(run)
+    data = open_data(run, data_dir)
     part = rows_of(data, "test", min(rows, len(data.test)))
     with led(run.path, lambda: folder.check_own(run.path), folder.EVALUATION_LOCK, wait=True):
         run = as_it_is_now(run)

@@ -54,7 +54,7 @@ def format_how(evidence: dict[str, Any]) -> str:
     """Format how the method was used."""
     if "num_chains" in evidence:
         return f"{evidence['num_chains']} chains, {evidence['num_temperatures']} temperatures"
-    return evidence["how"] if "how" in evidence else f"from the {evidence['proposal']}"
+    return evidence["how"] if "how" in evidence else f"from the {evidence.get('proposal', 'guide')}"
 
 
 def cautions(evidence: dict[str, Any]) -> Iterator[str]:

@@ -40,6 +40,7 @@ ELSEWHERE = {
 # by disk names
 POSITION = {"epoch": "epoch", "seconds": "seconds", "skipped": "skipped_rows", "places": "batches_taken"}
 EARLIER = {"drop last": False, "shards": 1, "precision": "float32"}  # what states that do not say so were captured with
+LONG = 80  # signs of a value, in a table of differences
 FREE = ("device", "torch", "threads", "engine", "precision")  # may change, but then the bits do, too
 
 
@@ -122,7 +123,10 @@ def restore(trainer: Trainer, saved: SavedState, fork: bool = False) -> None:
     Raises:
         CheckpointError: other settings or data, another model, or a state that was not captured here.
     """
-    then, now = EARLIER | (saved.head.get("about") or {}), identity(trainer)
+    about = saved.head.get("about") or {}
+    if not isinstance(about, dict):
+        raise CheckpointError("the checkpoint's state cannot be used: its 'about' does not say what it is of")
+    then, now = EARLIER | about, identity(trainer)
     changed = {name: (then.get(name), value) for name, value in now.items() if then.get(name) != value}
     if bound := {name: pair for name, pair in changed.items() if name not in FREE and not fork}:
         raise CheckpointError(
@@ -216,6 +220,9 @@ def check_moments(parameters: list[Tensor], moments: dict[str, Any]) -> None:
 
 def format_differences(changed: Differences) -> str:
     """Write differences in lines: name, then, now."""
-    lines = [("", "checkpoint", "now"), *((name, str(then), str(now)) for name, (then, now) in changed.items())]
+    lines = [
+        ("", "checkpoint", "now"),
+        *((name, str(then)[:LONG], str(now)[:LONG]) for name, (then, now) in changed.items()),
+    ]
     widths = [max(len(line[column]) for line in lines) for column in range(2)]
     return "\n".join(f"  {a:<{widths[0]}}  {b:<{widths[1]}}  {c}".rstrip() for a, b, c in lines)

@@ -7,6 +7,7 @@ and digests of all it left. With engines named, trainings, resumptions, evaluati
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -84,15 +85,35 @@ def seen(path):
     return f"weights {weights[:8]}, evidence of {evidence.get('weights', '')[:8]}, {told}, epochs {len(metrics)}"
 
 
+def to_hub(path):
+    """Export a run for the hub, in the place of an export from before."""
+    target = path.with_name(f"{path.name} hub")
+    shutil.rmtree(target, ignore_errors=True)
+    if code := command(["export", str(path), str(target), "--hub"]):
+        os._exit(code)
+
+
+def exported(path):
+    """What a reader sees of an export: nothing, a whole one of the run's weights, or what is wrong with it."""
+    target = path.with_name(f"{path.name} hub")
+    if not target.exists():
+        return "nothing"
+    digest = tensor_digest(load_run(target).vae.state_dict())
+    of_one = load_run(target).evidence.get("weights", digest) == digest
+    whole = {p.name for p in target.iterdir()} >= {"README.md", "config.json", "model.safetensors"}
+    return "whole" if of_one and whole else f"{sorted(p.name for p in target.iterdir())} of {digest[:8]}"
+
+
 def whole_lives(here, config, kills, engine):
-    """Kill training, resumption, evaluation and an export, one after another, at random moments; what is seen, and the end."""
+    """Kill training, resumption, evaluation, a sample and an export, one after another, at random moments; what is seen."""
     workflows.draw_figures = real_draw
     config = replace(config, engine=engine)
     jobs = {
         "train": lambda path: workflows.train_run(config, path, num_samples=20, minutes=0, device="cpu"),
         "resume": lambda path: resume_run(path, num_samples=20, minutes=0, device="cpu"),
         "evaluate": lambda path: evaluate_run(path, num_samples=30, device="cpu", resume=True),
-        "export": lambda path: command(["sample", str(path), "--num-samples", "4"]),
+        "sample": lambda path: command(["sample", str(path), "--num-samples", "4"]),
+        "export": to_hub,
     }
     took = {}
     for name, job in jobs.items():
@@ -102,16 +123,18 @@ def whole_lives(here, config, kills, engine):
     whole, draw = left(here / f"{engine} whole"), random.Random(1)
     for number in range(kills):
         path = here / f"{engine} {number}"
-        said = {"how": f"{engine} {number}", "codes": [], "seen": []}
-        for name in ("train", "resume", "resume", "evaluate", "export", "evaluate"):
+        said = {"how": f"{engine} {number}", "codes": [], "seen": [], "exported": []}
+        for name in ("train", "resume", "resume", "evaluate", "sample", "export", "evaluate"):
             name = name if (path / "config.json").is_file() else "train"
-            if name == "export" and seen(path) == "no whole run":
+            if name in ("sample", "export") and seen(path) == "no whole run":
                 continue
             said["codes"].append(child(partial(jobs[name], path), after=draw.random() * took[name]))
             said["seen"].append(seen(path))
-        for name in ("resume", "evaluate", "export"):
+            said["exported"].append(exported(path))
+        for name in ("resume", "evaluate", "sample", "export"):
             name = name if (path / "config.json").is_file() else "train"
             said["codes"].append(child(partial(jobs[name], path)))
+        said["exported"].append(exported(path))
         print(json.dumps(said | {"same": left(path) == whole}), flush=True)
 
 

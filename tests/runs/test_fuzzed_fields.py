@@ -185,6 +185,7 @@ FOUND = [  # by name, as each gave a traceback, or a wrong line
     ("evidence.json", ("training",), [], "'training' is"),
     ("evidence.json", ("rows",), 10**400, "401 digits is out of range"),
     ("evidence.json", ("machine",), "\ud800", "control characters"),
+    (f"{CHECKPOINT}/state.json", ("about",), "x", "'about' does not say what it is of"),
     ("config.json", ("data", "digest"), ..., "does not say which data"),
     ("config.json", ("data", "digest"), 7, "does not say which data"),
     ("evidence.json", ("evaluation", "split"), 1, "'split' is"),
@@ -206,6 +207,12 @@ def test_what_gave_a_traceback_is_refused_by_name(file, way, value, said, here, 
     assert said in capsys.readouterr().err
     with pytest.raises(RunFolderError):
         folder.read_summary(run / file) if file == "evidence.json" else resume_module.resume_run(run, device="cpu")
+
+
+def test_evidence_of_a_version_that_did_not_name_its_proposal_is_of_the_guide(here, tmp_path, capsys):
+    run = Path(shutil.copytree(here / "good", tmp_path / "run"))
+    spoil(run, "evidence.json", ("proposal",), ...)
+    assert main(COMMANDS["resume"](run)) == 0 and "from the guide" in capsys.readouterr().out
 
 
 def test_evidence_that_lacks_what_is_printed_of_it_is_refused_by_name(here, tmp_path, capsys):

@@ -13,6 +13,7 @@ from pyro_vae import compare_runs
 from pyro_vae.cli import run_commands
 from pyro_vae.cli.main import main
 from pyro_vae.common.csv_columns import no_formula, with_formula, write_columns
+from pyro_vae.common.optional import installed
 from pyro_vae.data.row_ids import RowIds
 from pyro_vae.errors import DataError, RunFolderError
 from pyro_vae.runs import evaluate_run as evaluate_module
@@ -107,6 +108,13 @@ def test_names_that_are_no_utf8_are_trained_on_scored_forked_and_compared(tmp_pa
     assert main(["compare", str(run), str(fork), "--csv", str(table)]) == 0
     assert os.fsencode(ODD) in table.read_bytes() and "[b]y" in capsys.readouterr().out
     assert load_run(run).config.data == str(x)
+    pages = [tmp_path / f"{ODD}{end}" for end in (".html", ".png", " hub", " board")]
+    assert main(["report", str(run), str(fork), "--out", str(pages[0])]) == 0
+    assert main(["compare", str(run), str(fork), "--figure", str(pages[1])]) == 0
+    assert main(["export", str(run), str(pages[2]), "--hub"]) == 0 and main(["show", str(pages[2])]) == 0
+    if installed("tensorboard"):
+        assert main(["export", str(run), str(pages[3]), "--tensorboard"]) == 2
+    assert [page.exists() for page in pages] == [True, True, True, False] and "no UTF-8" in capsys.readouterr().err
 
 
 def test_no_cell_of_a_table_is_a_formula(tmp_path):

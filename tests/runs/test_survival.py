@@ -96,6 +96,7 @@ def test_killed_in_training_resumption_evaluation_and_export_a_reader_sees_one_g
     assert len(lives) == 60 and sum(code == -9 for made in lives for code in made["codes"]) > 100
     for made in lives:
         assert set(made["seen"]) <= {"no whole run", "one generation"} and made["same"], made
+        assert set(made["exported"]) <= {"nothing", "whole"} and made["exported"][-1] == "whole", made
 
 
 # going on

@@ -42,7 +42,7 @@ def export_hub(path: Path | str, to: Path | str, *, components: Components = NOT
             raise RunFolderError(f"{path} changed while it was read: export it once more")
         summary = {key: value for key, value in facts.summary.items() if key != folder.CSV}
         files = {
-            CARD: card_of(facts, to.absolute().name).encode(),
+            CARD: card_of(facts, to.absolute().name).encode(errors="replace"),  # file names may be no UTF-8
             folder.WEIGHTS: dump(state),
             "config.json": sealed_json(without_places(facts.record)),
         }
