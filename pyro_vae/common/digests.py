@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .sharded import to_read
+
 
 def sha256(content: bytes | memoryview) -> str:
     """Return the SHA-256 in hexadecimal digits."""
@@ -36,7 +38,7 @@ def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
     """
     total = hashlib.sha256()
     for name in sorted(tensors):
-        t = tensors[name].detach().cpu().contiguous()
+        t = to_read(tensors[name]).contiguous()
         total.update(f"{name}\0{t.dtype}\0{tuple(t.shape)}\0".encode())
         total.update(t.reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()

@@ -44,6 +44,7 @@ from .arguments import (
     check_pair_of,
     check_schedule,
     check_validation,
+    engine_of_sharded,
     objective_of,
 )
 from .batch_source import BatchSource, TrainingData, Transform, choose_batch_source, conversion_device
@@ -205,6 +206,7 @@ def fit(
     patience = None if patience is None else whole("patience", patience, 1)
     model, guide = programs(vae)
     modules = owners(vae, model, guide)
+    engine = engine_of_sharded(modules, engine, callbacks=callbacks, resume=resume, aggressive=aggressive)
     if transform is not None:
         refuse_structure(x, "fit with a transform")
     model, guide, args = on_tensors(model, guide, x, *context)
