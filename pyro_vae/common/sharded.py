@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from torch import Tensor, nn
 
@@ -45,6 +45,11 @@ def to_read(tensor: Tensor) -> Tensor:
     """Return all of a tensor in memory that numpy may share: torch frees no memory that numpy has seen, and FSDP wants to."""
     tensor = whole(tensor.detach()).cpu()
     return tensor.clone() if "torch.distributed.fsdp" in sys.modules else tensor
+
+
+def any_sharded(modules: Iterable[nn.Module]) -> bool:
+    """Return whether a parameter of some module is sharded."""
+    return any(is_sharded(parameter) for module in modules for parameter in module.parameters())
 
 
 def is_sharded(tensor: Tensor) -> bool:

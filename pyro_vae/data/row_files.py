@@ -240,7 +240,9 @@ def read_header(file: BinaryIO, state: FileState, name: str) -> ArrayFile:
     """Read the header of an array where a file stands."""
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):
-        raise DataError(f"{name} is of version {version} of numpy's format, which plain arrays are not: np.save it anew.")
+        raise DataError(
+            f"{name} is of version {version} of numpy's format, which plain arrays are not: np.save it anew."
+        )
     read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}[version[0]]
     shape, fortran, dtype = read(file)
     if dtype.hasobject:

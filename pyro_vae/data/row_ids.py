@@ -165,8 +165,11 @@ def index_of(x: Any) -> tuple[str, ...] | None:
 def row_digests(arrays: Sequence[Any]) -> Tensor:
     """Return 64 bits of the SHA-256 of each row's values, ``(N,)``: of all arrays, side by side, in single precision."""
     sources = [
-        a.converted(torch.float32, None, True, "x") if isinstance(a, LazyRows)
-        else a.detach().cpu() if isinstance(a, Tensor) else real_array(a, "x")
+        a.converted(torch.float32, None, True, "x")
+        if isinstance(a, LazyRows)
+        else a.detach().cpu()
+        if isinstance(a, Tensor)
+        else real_array(a, "x")
         for a in arrays
     ]
     digests: list[int] = []

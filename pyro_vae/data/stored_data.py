@@ -85,7 +85,14 @@ def read_stored(path: Path, memory: str | None, seed: int, missing: bool, binari
         f"units, first biases and the floor are of {len(sample):,} training rows, evenly spaced",
     )
     return StoredSplits(
-        Split(train), sample, kept[0], kept[1], shape, stored.digest, train.read_held(some), notes  # type: ignore[arg-type]
+        Split(train),
+        sample,
+        kept[0],
+        kept[1],
+        shape,
+        stored.digest,
+        train.read_held(some),
+        notes,  # type: ignore[arg-type]
     )
 
 
@@ -93,7 +100,9 @@ def shape_of(stored: Stored) -> tuple[int, ...]:
     """Return (channels, height, width) of images, (d,) of tables."""
     event = tuple(stored.shape[1:])
     if len(event) > 3:
-        raise ShapeError(f"{stored.path}: rows of shape {event}, wanted (d,), (height, width) or (channels, height, width).")
+        raise ShapeError(
+            f"{stored.path}: rows of shape {event}, wanted (d,), (height, width) or (channels, height, width)."
+        )
     if channels_first(np.zeros((1, *event))).shape[1:] != event:
         raise ShapeError(
             f"{stored.path}: rows of shape {event} look like images with their channels last: write them as (channels, height, "

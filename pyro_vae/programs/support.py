@@ -71,7 +71,9 @@ def check_support(
     with quiet(model, guide):
         # copies, so that a program that writes into x is refused before it reaches x
         find = lambda *some: find_plates(model, guide, *prepare(tuple(a.clone() for a in some)))  # noqa: E731
-        seen = tuple(a[:1] for a in args) if any_lazy(*args) else args  # of rows on disk those that the plates are found by
+        seen = (
+            tuple(a[:1] for a in args) if any_lazy(*args) else args
+        )  # of rows on disk those that the plates are found by
         with gaps_explained(model, guide, seen, numbers):
             plates, least = (plates, 1) if plates is not None else on_fewest_rows(find, guide, args)
         dim, chunk_size = plates.dim, max(chunk_size, least)

@@ -48,8 +48,9 @@ def open_rows(run: Run, file: Path | None, data_dir: Path | None = None) -> Data
         options = TableOptions(config.header, config.index, config.label, split_by=config.split_by, known=known)
     file = file.expanduser()
     if is_stored(file, config.memory):
-        if load(file, memory=config.memory, seed=config.data_seed, missing=config.missing, verbose=False).digest == (
-            run.record["data"]["digest"]
+        if (
+            load(file, memory=config.memory, seed=config.data_seed, missing=config.missing, verbose=False).digest
+            == (run.record["data"]["digest"])
         ):
             return open_data(run, file)
         raise UsageError(

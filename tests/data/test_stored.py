@@ -117,7 +117,9 @@ BROKEN = {
         "no file beside it",
     ),
     "other count": (
-        lambda f: (f / "manifest.json").write_text((f / "manifest.json").read_text().replace('"rows": 1000', '"rows": 1')),
+        lambda f: (f / "manifest.json").write_text(
+            (f / "manifest.json").read_text().replace('"rows": 1000', '"rows": 1')
+        ),
         "counts 1 rows",
     ),
 }
@@ -159,7 +161,11 @@ def kinds(path):
 
 @pytest.mark.parametrize(
     ("write", "message"),
-    [(unlike_shape, r"b.npy holds rows of shape \(3,\)"), (unlike_dtype, "b.npy .* float64"), (kinds, "of several kinds")],
+    [
+        (unlike_shape, r"b.npy holds rows of shape \(3,\)"),
+        (unlike_dtype, "b.npy .* float64"),
+        (kinds, "of several kinds"),
+    ],
     ids=["shape", "dtype", "kinds"],
 )
 def test_shards_are_alike(write, message, tmp_path):

@@ -132,7 +132,9 @@ def test_a_row_that_is_not_finite_is_named_before_training(tmp_path):
 
 def test_a_row_outside_the_support_is_named_before_training(folder):
     torch.manual_seed(0)
-    model = pv.VAE(pv.StandardNormal(2), pv.Conditional(pv.MLP(2, 5), pv.bernoulli), pv.Conditional(pv.MLP(5, 4), pv.normal))
+    model = pv.VAE(
+        pv.StandardNormal(2), pv.Conditional(pv.MLP(2, 5), pv.bernoulli), pv.Conditional(pv.MLP(5, 4), pv.normal)
+    )
     with pytest.raises(SupportError, match="1500 of 1500 rows"):
         train(Stored(folder), model)
 
