@@ -19,7 +19,7 @@ def reshard(module: nn.Module) -> None:
         return
     for part in module.modules():
         if isinstance(part, kind):
-            part.reshard()  # type: ignore[attr-defined]
+            part.reshard()
 
 
 def gathered_parameters(module: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:

@@ -156,8 +156,8 @@ def engine_of_sharded(modules: Sequence[torch.nn.Module], engine: str, **kept: A
         )
     if given := [name for name, value in kept.items() if value]:
         raise UsageError(
-            f"{given[0]}= with parameters that are sharded over processes: each process holds a part of the state. Train without "
-            "it, and gather the weights at the end: torch.distributed.checkpoint.state_dict.get_model_state_dict(vae, "
+            f"{given[0]}= with parameters that are sharded over processes: each process holds a part of the state. Train "
+            "without it, and gather the weights at the end: torch.distributed.checkpoint.state_dict.get_model_state_dict(vae, "
             "options=StateDictOptions(full_state_dict=True))."
         )
     return "eager"

@@ -43,7 +43,7 @@ def hosts():
     if shutil.which("ip") is None:
         pytest.skip("no iproute2, whose ip makes network namespaces")
     try:
-        for i, (name, address) in enumerate(HOSTS.items()):
+        for i, name in enumerate(HOSTS):
             ip("netns", "add", name)
             if i:
                 ip("link", "add", "pvcable0", "type", "veth", "peer", "name", "pvcable1")

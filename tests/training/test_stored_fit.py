@@ -1,6 +1,5 @@
 """Training on rows on disk: the same steps as in memory in the same order, in bounded memory, and exact where it goes on."""
 
-import copy
 import os
 import re
 from pathlib import Path
@@ -17,7 +16,7 @@ from pyro_vae.data import Stored, write_shards
 from pyro_vae.errors import CheckpointError, DataError, Interrupted, ProgramError, SupportError, UsageError
 from pyro_vae.models.standardize import column_units
 from pyro_vae.runs.checkpointer import Checkpointer
-from pyro_vae.training import batch_source, fit as fit_module
+from pyro_vae.training import fit as fit_module
 from pyro_vae.training.stored_source import StoredSource
 
 X = np.random.default_rng(1).normal(size=(1500, 5)).astype(np.float32) * np.float32(2)
