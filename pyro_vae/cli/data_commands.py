@@ -52,6 +52,7 @@ def manifest(
     size = sum(entry["bytes"] for entry in found["files"]) / 1e9
     print(
         plain(
-            f"{folder / MANIFEST}: {found['rows']:,} rows × {shape} of {found['dtype']} in {len(found['files']):,} files, {size:.2f} GB"
+            f"{folder / MANIFEST}: {found['rows']:,} rows × {shape} of {found['dtype']} in {len(found['files']):,} files, "
+            f"{size:.2f} GB"
         )
     )

@@ -208,8 +208,8 @@ def open_manifest(folder: Path, key: str | None = None, check: bool = False) -> 
     listed = {entry["file"] for entry in manifest["files"]}
     if more := [path.name for path in shards_in(folder) if path.name not in listed]:
         raise DataError(
-            f"{folder} holds {more[0]!r}{f' and {len(more) - 1} more files' if len(more) > 1 else ''}, whose rows {MANIFEST} does "
-            f"not count. Move it away, or count it: pyro-vae manifest {folder}"
+            f"{folder} holds {more[0]!r}{f' and {len(more) - 1} more files' if len(more) > 1 else ''}, whose rows {MANIFEST} "
+            f"does not count. Move it away, or count it: pyro-vae manifest {folder}"
         )
     files = []
     for entry in manifest["files"]:

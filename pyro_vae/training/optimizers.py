@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyro_vae.common.given import described
 from pyro_vae.common.keywords import suggest_keywords
+from pyro_vae.common.sharded import is_sharded
 from pyro_vae.common.torch_private import fused_works
 from pyro_vae.errors import UsageError
 from pyro_vae.programs.parameters import stored_parameters
@@ -33,6 +34,9 @@ def adam(lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999)) -> MakeOpt
     """
 
     def make(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+        parameters = list(parameters)
+        if any(map(is_sharded, parameters)):  # no kernel takes these beside parameters that are whole
+            return torch.optim.Adam(parameters, lr=lr, betas=betas, fused=False, foreach=False)
         return torch.optim.Adam(parameters, lr=lr, betas=betas, fused=fused_works() or None)
 
     return make

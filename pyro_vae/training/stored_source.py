@@ -60,8 +60,8 @@ class StoredSource(BatchSource):
         )
         if window < size:
             raise UsageError(
-                f"memory={first.memory:,} holds {window:,} rows of {first.row_bytes:,} bytes at a time, fewer than a batch of {size}: "
-                "allow more memory, or take a smaller batch_size."
+                f"memory={first.memory:,} holds {window:,} rows of {first.row_bytes:,} bytes at a time, fewer than a batch "
+                f"of {size}: allow more memory, or take a smaller batch_size."
             )
         return ShuffledBlocks(first.bounds, window, size, seed, self.device, drop_last)
 

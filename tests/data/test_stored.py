@@ -1,4 +1,4 @@
-"""Rows on disk: read as they were written, whatever holds them; a file that is not what it was, or was counted as, is refused."""
+"""Rows on disk: read as they were written, whatever holds them; a file that is not what was counted is refused."""
 
 import json
 import os
@@ -143,7 +143,7 @@ def test_a_copy_is_read_once_and_known_and_a_check_reads_what_nobody_touched(tmp
     damage(folder / "00001.npy")
     os.utime(folder / "00001.npy", ns=(entry["modified"], entry["modified"]))
     Stored(folder)  # its size and time are those of before
-    with pytest.raises(DataError, match="00001.npy is damaged"):
+    with pytest.raises(DataError, match=r"00001\.npy is damaged"):
         open_manifest(folder, check=True)
 
 
