@@ -11,8 +11,8 @@ import torch
 
 from pyro_vae.common.plain_text import plain
 from pyro_vae.data import Data, Split, TableOptions, binarize, load
-from pyro_vae.data.datasets import event_shape, format_missing, prepare
 from pyro_vae.data.image_folders import read_folder
+from pyro_vae.data.prepare import event_shape, format_missing, prepare
 from pyro_vae.data.row_ids import row_digests
 from pyro_vae.data.sparse_data import ANNOTATED, is_sparse_file, read_rows, with_columns
 from pyro_vae.data.stored_data import is_stored
