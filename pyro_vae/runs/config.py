@@ -54,6 +54,9 @@ class Config:
     memory
         Leave the training rows on disk, and take so much memory for them, such as '2 GB'; 1 GB where DATA is a folder of
         shards (pyro-vae manifest) or a Zarr array.
+    missing_value
+        Of a table: what stands for a value that was not observed, such as -999, beside empty cells (with --missing, or
+        --columns).
     missing
         NaN and empty cells are values that were not observed: the likelihood skips them, the encoder sees which they are.
     standardize
@@ -130,6 +133,7 @@ class Config:
     label: str | None = None
     split_by: str | None = None
     memory: str | None = None
+    missing_value: str | None = None
     missing: Annotated[bool, Parameter(negative=())] = False
     standardize: bool | None = None
     normalize: bool | None = None

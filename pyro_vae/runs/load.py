@@ -184,7 +184,13 @@ def load_data(
 
     config = found_again(config, data_dir)
     options = TableOptions(
-        config.header, config.index, config.label, columns=config.columns, split_by=config.split_by, known=known
+        config.header,
+        config.index,
+        config.label,
+        columns=config.columns,
+        split_by=config.split_by,
+        known=known,
+        missing_value=config.missing_value,
     )
     if digest is None or options.given or not config.data.lower().endswith(".csv"):
         return read(options)

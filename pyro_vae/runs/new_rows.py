@@ -48,9 +48,11 @@ def open_rows(run: Run, file: Path | None, data_dir: Path | None = None) -> Data
     if is_sparse_file(file.expanduser()):
         return open_sparse_rows(run, file.expanduser(), data_dir)
     config, known = run.config, run.columns if file.suffix.lower() in TABLES else ()
-    options = TableOptions()
+    options = TableOptions(missing_value=config.missing_value if file.suffix.lower() in TABLES else None)
     if known:
-        options = TableOptions(config.header, config.index, config.label, split_by=config.split_by, known=known)
+        options = replace(
+            options, header=config.header, index=config.index, label=config.label, split_by=config.split_by, known=known
+        )
     file = file.expanduser()
     if is_stored(file, config.memory):
         if (

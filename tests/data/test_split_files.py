@@ -102,7 +102,7 @@ def test_what_is_no_split_is_refused_by_name(tmp_path):
     with pytest.raises(UsageError, match="--split-by kind beside files"):
         load(files["train"], test=files["test"], table=TableOptions(split_by="kind"))
     np.savez(tmp_path / "split.npz", **{f"x_{name}": rows for name, rows in ROWS.items()})
-    with pytest.raises(DataError, match="split.npz holds splits of its own, and is given as the test split"):
+    with pytest.raises(DataError, match=r"split.npz holds splits of its own, and is given as the test split"):
         load(tmp_path / "rows.npy", test=tmp_path / "split.npz", verbose=False)
     with pytest.raises(DataError, match="no file"):
         load(tmp_path / "rows.npy", test=tmp_path / "nowhere.npy", verbose=False)
