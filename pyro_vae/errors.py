@@ -98,6 +98,15 @@ class DeviceMemoryError(PyroVAEError, MemoryError):
     exit_code = 7
 
 
+class ProcessesError(ErrorWithResult):
+    """Processes of one run that do not meet, or of which one died, left or hangs: names its rank, and where.
+
+    `result` is what an evaluation has so far, if there is any.
+    """
+
+    exit_code = 8
+
+
 class BusyError(PyroVAEError):
     """A run folder that another process is writing to; the message names it."""
 
@@ -153,3 +162,7 @@ class UnknownProgramsWarning(UserWarning):
 
 class FlaggedWarning(UserWarning):
     """Numbers were handed out bare, where their diagnostics say not to believe more than a tenth of them."""
+
+
+class IdleProcessesWarning(UserWarning):
+    """Processes that had nothing to do, as there was less work than processes."""

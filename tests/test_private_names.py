@@ -103,6 +103,7 @@ PATHS = (
     torch_private.MODE,
     torch_private.MAKE_FX,
     torch_private.SOURCES,
+    torch_private.STORE,
     *torch_private.INDUCTOR,
     *torch_private.SHARED,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from cyclopts import App, Parameter
 
 from pyro_vae.common.flagged import format_log_px
 from pyro_vae.common.plain_text import plain
+from pyro_vae.common.processes import asked_of, joined
 from pyro_vae.errors import UsageError
 from pyro_vae.runs import folder
 from pyro_vae.runs.bracket_run import bracket_run
@@ -85,6 +87,8 @@ def train(
 ) -> None:
     """Trains a VAE, scores the test rows and draws the pictures, into a run folder; or goes on with a run.
 
+    On several processes: torchrun --nproc-per-node 2 -m pyro_vae train --shards 8 ..., with the bits of one.
+
     Parameters
     ----------
     run
@@ -103,6 +107,10 @@ def train(
         raise UsageError("say --run FOLDER for a new run, or --resume FOLDER to go on with one (--fork NEW beside it)")
     if fork is not None and resume is None:
         raise UsageError("--fork NEW goes with --resume FOLDER")
+    if seeds and asked_of(os.environ).world > 1:
+        raise UsageError(
+            "--seeds trains its members in one process: without torchrun, or one seed after the other with it"
+        )
     if seeds:
         if run is None:
             raise UsageError(
@@ -114,10 +122,13 @@ def train(
         return
     common: dict[str, Any] = {"data_dir": data_dir, "device": device}
     common |= {"num_samples": num_samples, "minutes": checkpoint_minutes}
-    if resume is not None:
-        report(resume_run(resume, config, fork=fork, **common), fork or resume)
-    elif run is not None:
-        report(train_run(config, run, overwrite=overwrite, download=download, **common), run)
+    with joined(device) as here:
+        if resume is not None:
+            trained, evidence = fork or resume, resume_run(resume, config, fork=fork, **common)
+        elif run is not None:
+            trained, evidence = run, train_run(config, run, overwrite=overwrite, download=download, **common)
+        if here.leads:
+            report(evidence, trained)
 
 
 def seeds_of(given: tuple[int, ...], first: int) -> list[int]:

@@ -9,6 +9,8 @@ from cyclopts import Parameter
 
 from pyro_vae.common.flagged import format_log_px
 from pyro_vae.common.plain_text import plain
+from pyro_vae.common.processes import joined
+from pyro_vae.common.spread import by_itself
 from pyro_vae.errors import UsageError
 from pyro_vae.runs.bracket_run import CHAINS, TEMPERATURES, bracket_run
 from pyro_vae.runs.ensemble_run import is_ensemble
@@ -42,10 +44,14 @@ def bracket(
         Of each row.
     """
     of_one_seed(run, "bracket")
-    annealed, ends = bracket_run(
-        run, rows=rows, num_temperatures=num_temperatures, num_chains=num_chains, device=device
-    )
-    print(plain(f"annealed: log p(x) {format_log_px(annealed)}\n{ends}\nreport: {write_report(run)}"))
+    with joined(device) as here:
+        annealed, ends = bracket_run(
+            run, rows=rows, num_temperatures=num_temperatures, num_chains=num_chains, device=device
+        )
+        if here.leads:
+            with by_itself():
+                page = write_report(run)
+            print(plain(f"annealed: log p(x) {format_log_px(annealed)}\n{ends}\nreport: {page}"))
 
 
 @app.command
@@ -60,8 +66,12 @@ def gaps(run: RunFolder, /, *, rows: int = ROWS, steps: int = STEPS, device: Dev
         Of that fit.
     """
     of_one_seed(run, "gaps")
-    found = gaps_run(run, rows=rows, steps=steps, device=device)
-    print(plain(f"{found}\nreport: {write_report(run)}"))
+    with joined(device) as here:
+        found = gaps_run(run, rows=rows, steps=steps, device=device)
+        if here.leads:
+            with by_itself():
+                page = write_report(run)
+            print(plain(f"{found}\nreport: {page}"))
 
 
 def of_one_seed(run: Path, command: str) -> None:

@@ -8,7 +8,7 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,6 +19,7 @@ from cyclopts import Parameter
 from pyro_vae.common.atomic_write import storage
 from pyro_vae.common.memory import fitting
 from pyro_vae.common.plain_text import plain
+from pyro_vae.common.processes import asked_of
 from pyro_vae.common.safe_read import parse_json, read_bytes
 from pyro_vae.errors import Interrupted, PyroVAEError, RunFolderError, UsageError
 from pyro_vae.runs import folder
@@ -28,6 +29,8 @@ from pyro_vae.runs.config import BEFORE, Config
 from . import data_commands, export_command, gap_commands, look_commands, new_command, run_commands  # noqa: F401 (they add their commands to the app)
 from .commands import app
 from .words import check_words
+
+TOGETHER = ("train", "evaluate", "bracket", "gaps")  # commands whose work the processes of torchrun share
 
 
 @app.meta.default
@@ -79,11 +82,16 @@ def read_keys(path: Path) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code.
 
-    0, 2 usage, 3 data, 4 run folder, 5 diverged, 6 storage, 7 device memory, 75 busy, 129, 130 and 143 interrupted.
+    0, 2 usage, 3 data, 4 run folder, 5 diverged, 6 storage, 7 device memory, 8 processes, 75 busy, 129, 130 and 143
+    interrupted.
     """
     with printable():
         try:
-            return run_command(argv)
+            rank = rank_of_torchrun()
+            if rank and not shares(sys.argv[1:] if argv is None else argv):
+                return 0  # rank 0 does it
+            with silent() if rank else nullcontext():
+                return run_command(argv)
         except PyroVAEError as error:
             with suppress(OSError):  # a terminal that hung up takes no message
                 print(f"error: {plain(error)}", file=sys.stderr)
@@ -98,6 +106,30 @@ def main(argv: Sequence[str] | None = None) -> int:
             with suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
+
+
+def rank_of_torchrun() -> int:
+    """Return this process's place among those of torchrun; 0 where there are none, or what they are is refused later."""
+    with suppress(UsageError):
+        return asked_of(os.environ).rank
+    return 0
+
+
+def shares(words: Sequence[str]) -> bool:
+    """Return whether processes share the work of a command.
+
+    Example:
+        >>> shares(["--config", "a.json", "evaluate", "runs/a"]), shares(["show", "runs/evaluate"])
+        (True, False)
+    """
+    return next((word for word in words if word in list(app)), None) in TOGETHER
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Print nothing: rank 0 does. What an error says is printed by whoever catches it."""
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
 
 
 def run_command(argv: Sequence[str] | None) -> int:

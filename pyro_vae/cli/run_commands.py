@@ -17,6 +17,7 @@ from rich.console import Console
 from pyro_vae.common.atomic_write import write_atomic
 from pyro_vae.common.csv_columns import write_columns
 from pyro_vae.common.plain_text import plain
+from pyro_vae.common.processes import joined
 from pyro_vae.errors import UsageError
 from pyro_vae.evidence.comparison import Comparison
 from pyro_vae.plots import images, latents
@@ -77,18 +78,24 @@ def evaluate(
     out: Annotated[Path | None, Parameter(help="Folder for what is written; RUN itself by default.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Scores a run (of several seeds, each member): log p(x) by importance sampling or exactly, from its folder alone."""
+    """Scores a run (of several seeds, each member): log p(x) by importance sampling or exactly, from its folder alone.
+
+    On several processes: torchrun --nproc-per-node 2 -m pyro_vae evaluate RUN ..., with the bits of one.
+    """
     if out is not None and is_ensemble(run):
         raise UsageError("--out is of a run of one seed: score members one by one")
     if data is not None and is_ensemble(run):
         raise UsageError(f"--data is of a run of one seed: score members one by one, such as {run}/seed0")
-    if is_ensemble(run):
-        summary = evaluate_ensemble(run, options, data_dir, device)
-        print_json(summary) if as_json else report_seeds(summary, run)
-        return
-    opened = load_run(run, device=device)
-    evidence = evaluate_opened(opened, open_rows(opened, data, data_dir), options, out=out)
-    print_json(evidence) if as_json else report(evidence, run, out)
+    with joined(device) as here:
+        if is_ensemble(run):
+            summary = evaluate_ensemble(run, options, data_dir, device)
+            tell: Callable[[], Any] = lambda: report_seeds(summary, run)  # noqa: E731
+        else:
+            opened = load_run(run, device=device)
+            summary = evaluate_opened(opened, open_rows(opened, data, data_dir), options, out=out)
+            tell = lambda: report(summary, run, out)  # noqa: E731
+        if here.leads:
+            print_json(summary) if as_json else tell()
 
 
 @app.command

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from pyro_vae.errors import DataError
 
+from .sharded import to_read
+
 AT_ONCE = 2**22  # bytes of a file
 
 
@@ -41,7 +43,7 @@ def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
     """
     total = hashlib.sha256()
     for name in sorted(tensors):
-        t = tensors[name].detach().cpu().contiguous()
+        t = to_read(tensors[name]).contiguous()
         if t.numel() == 1:  # contiguous whatever its stride, which then stands in the way of a view as bytes
             t = t.clone(memory_format=torch.contiguous_format)
         total.update(f"{name}\0{t.dtype}\0{tuple(t.shape)}\0".encode())

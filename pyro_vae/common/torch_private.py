@@ -26,6 +26,7 @@ INDUCTOR = (
 SHARED = ("torch._subclasses.FakeTensorMode", "torch._guards.TracingContext", "torch._guards.tracing")
 SOURCES = "torch.fx.graph_module._loader"
 MAKE_FX = "torch.fx.experimental.proxy_tensor.make_fx"  # no underscore, but as free to go
+STORE = "torch.distributed.distributed_c10d._get_default_store"
 KERNELS = ("_foreach_add_", "_fused_adam_", "_foreach_sub_")  # what a fused step calls
 
 
@@ -265,3 +266,15 @@ def onednn_linear() -> Callable[[Tensor, Tensor], Tensor] | None:
     except Exception:  # another signature, or none at all
         return None
     return (lambda x, w: operation(x, w, None, "none", [], "")) if right else None
+
+
+# Processes
+
+
+def group_store() -> Any | None:
+    """Return the store that a group of processes met by; None without a group, or where torch does not tell."""
+    store = find(STORE)
+    try:
+        return store() if store is not None else None
+    except (RuntimeError, ValueError):  # no group is open
+        return None

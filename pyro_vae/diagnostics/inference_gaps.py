@@ -2,6 +2,7 @@ r"""Inference gaps: log p(x) − ELBO as what the family of q costs (approximati
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -9,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.common.digests import tensor_digest
 from pyro_vae.common.flagged import format_bound, is_loose, why_loose
 from pyro_vae.common.given import check_whole
 from pyro_vae.common.keywords import suggest_keywords
-from pyro_vae.common.progress import tracked
+from pyro_vae.common.processes import bytes_of, text_of
+from pyro_vae.common.spread import spread
 from pyro_vae.data.arrays import read_once
 from pyro_vae.data.row_ids import RowIds
 from pyro_vae.errors import ProgramError, UsageError
@@ -20,12 +23,14 @@ from pyro_vae.evidence.estimate import LogPx, data_se, mean_se
 from pyro_vae.evidence.importance.accumulator import WeightSums
 from pyro_vae.evidence.importance.pareto import LOW_ESS, steady_rows
 from pyro_vae.programs.problem import Problem
+from pyro_vae.programs.same_on_ranks import check_same_on_ranks
 from pyro_vae.programs.sites import Program
 
 from .elbo_decomposition import Quantity
 from .given_log_px import as_truth, refuse_other_model
 from .per_row_optimum import fitted, local_sites, moved_sites, optimise, start_of
 
+MOVED = "moved sites"  # of a chunk, as JSON
 TOLERANCE = 0.01  # nats: a row that since the middle of the steps gained less has converged
 Number = dict[str, Any]  # the fields of a Quantity, which JSON takes
 
@@ -213,7 +218,7 @@ def gaps(
         num_particles: draws a row and step.
         num_samples: K, draws a row for the figures; 2 at least.
         seed: of all noise.
-        chunk_size: (row, particle) pairs run at a time.
+        chunk_size: (row, particle) pairs run at a time. Under torchrun, processes that call this together share the chunks.
         verbose: a progress bar, on a terminal only.
 
     Returns:
@@ -260,19 +265,27 @@ def gaps(
     truth = None if log_px is None else as_truth(log_px, len(problem), RowIds.of(x, *rest))
     refuse_other_model(log_px, problem)
     how = getattr(log_px, "how", None)
-    parts, moved = [], dict[str, None]()
-    size = chunk_size // max(num_particles, min(num_samples, 64))
-    for i, some in enumerate(tracked(problem.split(size), "gaps", verbose)):
+    same: dict[str, Any] = {"steps": steps, "lr": lr, "num_particles": num_particles, "num_samples": num_samples}
+    check_same_on_ranks(
+        problem, same | {"seed": seed, "chunk_size": chunk_size, "log_px": truth and tensor_digest({"": truth[0]})}
+    )
+    chunks = problem.split(chunk_size // max(num_particles, min(num_samples, 64)))
+
+    def gaps_of(i: int) -> dict[str, Tensor]:
+        """Split the gaps of the rows of chunk i."""
+        some = chunks[i]
         log_p = None if truth is None else tuple(t[some.first : some.first + len(some)] for t in truth)
         with some.quiet(seed, i, 0):
             sites = local_sites(some)
             half, best = optimise(some, sites, steps, num_particles, lr)
-        moved |= dict.fromkeys(moved_sites(sites))
         q, middle, last = (
             weights(fitted(some, sites, free), num_samples, chunk_size, (seed, i, 1))
             for free in (start_of(sites), half, best)
         )
-        parts.append(figures(q, middle, last, log_p))
+        return figures(q, middle, last, log_p) | {MOVED: bytes_of(json.dumps(moved_sites(sites)))}
+
+    parts = spread(len(chunks), gaps_of, "gaps", verbose)
+    moved = dict.fromkeys(name for part in parts for name in json.loads(text_of(part.pop(MOVED))))
     by_row: dict[str, Any] = {field: torch.cat([part[field] for part in parts]) for field in parts[0]}
     facts: dict[str, Any] = {"steps": steps, "num_samples": num_samples, "seed": seed, "measure": problem.measure}
     return Gaps(**by_row, given=truth is not None, how=how, moved=tuple(moved), **facts)

@@ -9,6 +9,8 @@ import torch
 from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
+from pyro_vae.common.sharded import is_sharded
+
 from .findings import Finding, ProgramTrace, run
 from .pair import owners, programs
 from .parameters import overlaps, unconstrained
@@ -67,7 +69,8 @@ def named_parameters(
     """Name each tensor to be trained once: the modules' parameters and those that the programs declare."""
     declared = {n: trained(s) for r in runs for n, s in r.params.items() if n not in ghosts}
     named = labelled(owners(model, guide)) | {n.rpartition("$$$")[2]: t for n, t in declared.items()}
-    once = {id(t): n for n, t in reversed(named.items()) if t.requires_grad}
+    # the gradients of parameters that are sharded over processes come by hooks of torch's, which this does not run
+    once = {id(t): n for n, t in reversed(named.items()) if t.requires_grad and not is_sharded(t)}
     return {n: t for n, t in named.items() if once.get(id(t)) == n}
 
 

@@ -19,6 +19,7 @@ from torch.distributions import constraints
 
 from pyro_vae.common.function_parts import networks
 from pyro_vae.common.pyro_private import active_handlers
+from pyro_vae.common.sharded import reshard
 from pyro_vae.errors import ProgramError
 
 
@@ -174,6 +175,7 @@ def register(module: nn.Module) -> None:
     declared: set[int] = set()
     for held in networks(module):
         name = name_of(held)
+        reshard(held)
         for key, parameter in held.named_parameters():
             if parameter.requires_grad and id(parameter) not in declared:
                 declared.add(id(parameter))

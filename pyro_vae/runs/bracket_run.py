@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pyro_vae.common.digests import tensor_digest
+from pyro_vae.common.spread import sharing
 from pyro_vae.evidence.annealing.bracket import Bracket, bracket
 from pyro_vae.plots.evidence import bracket_ends
 
 from . import folder
 from .evaluate_run import EvaluationOptions, as_it_is_now, check_same_weights, placed, record_evaluation, rows_of
 from .load import load_run, open_data
-from .lock import locked
 from .run_figures import draw_all
+from .several_processes import agree_on_scoring, done_by_rank_0, led
 
 TEMPERATURES, CHAINS, LEAPFROGS = 60, 16, 3  # a few seconds on a small model
 
@@ -45,16 +47,23 @@ def bracket_run(
     run = load_run(path, device=device)
     data, start = open_data(run), time.perf_counter()
     part = rows_of(data, "test", rows)
-    folder.check_own(run.path)
     options = EvaluationOptions(method="annealing", rows=rows, num_chains=num_chains, num_temperatures=num_temperatures)
-    with locked(run.path, folder.EVALUATION_LOCK, True):
+    with led(run.path, lambda: folder.check_own(run.path), folder.EVALUATION_LOCK, wait=True):
         run = as_it_is_now(run)
+        agree_on_scoring(tensor_digest(run.vae.state_dict()), data, asdict(options))
         ends = bracket(
             run.vae.model, run.vae.guide, *run.rows(part),
             num_temperatures=num_temperatures, num_chains=num_chains, leapfrog_steps=LEAPFROGS,
         )  # fmt: skip
-        check_same_weights(run, tensor_digest(run.vae.state_dict()))
-        annealed = record_evaluation(run, data, options, placed(ends.annealing, part), time.perf_counter() - start)
-        folder.write_json(run.path / "bracket.json", ends.summary() | {"weights": annealed["weights"]})
-    draw_all(run.path, {"bracket": lambda: bracket_ends({"test rows": ends.summary()})})
+
+        def record() -> dict[str, Any]:
+            """Write what came of it."""
+            check_same_weights(run, tensor_digest(run.vae.state_dict()))
+            annealed = record_evaluation(run, data, options, placed(ends.annealing, part), time.perf_counter() - start)
+            folder.write_json(run.path / "bracket.json", ends.summary() | {"weights": annealed["weights"]})
+            return annealed
+
+        annealed = done_by_rank_0(record, "the writing of the bracket")
+    if sharing().leads:
+        draw_all(run.path, {"bracket": lambda: bracket_ends({"test rows": ends.summary()})})
     return annealed, ends

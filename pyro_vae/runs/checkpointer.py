@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from pyro_vae.common.atomic_write import publish, storage
 from pyro_vae.common.digests import tensor_digest
+from pyro_vae.common.processes import processes
 from pyro_vae.common.safe_read import LIMIT, dump, seal
 from pyro_vae.errors import StorageError
 from pyro_vae.training.checkpoint_state import capture
@@ -55,7 +56,8 @@ class Checkpointer(TrainingCallback):
     """Save the whole state of a training, to resume it to the same bits:
     ``fit(..., callbacks=[checkpointer], resume=checkpointer.newest())``.
 
-    One training at a time writes into a folder: a second one, in another process or thread, is a BusyError.
+    One training at a time writes into a folder: a second one, in another process or thread, is a BusyError. Of processes
+    that train together (``fit(..., shards=8)``) each has one, and that of rank 0 writes.
 
     Args:
         path: a folder; the state goes into ``checkpoints`` in it (:mod:`pyro_vae.runs.checkpoint`).
@@ -91,8 +93,9 @@ class Checkpointer(TrainingCallback):
         self.checkpoints, self.writer = Checkpoints(self.path, dict(about or {})), OneWriter(self.path)
         self.saved_at = time.monotonic()
         self.start = self.saved_at - spent
-        self.signal: int | None = None
+        self.signal: int | None = None  # that this process has heard
         self.failures = 0
+        self.leads = True
 
     def newest(self, limit: int = LIMIT) -> Generation | None:
         """Read the newest state that can be trusted, with a note on newer ones; None where there is none yet.
@@ -101,7 +104,7 @@ class Checkpointer(TrainingCallback):
             CheckpointError: there are some, and none can be trusted.
         """
         generation = self.checkpoints.newest(limit=limit)
-        for note in generation.notes if generation else ():
+        for note in generation.notes if generation and processes().leads else ():
             print(f"note: {note}", file=sys.stderr)
         return generation
 
@@ -116,6 +119,9 @@ class Checkpointer(TrainingCallback):
         return time.monotonic() - self.start
 
     def before_training(self, trainer: Trainer) -> None:
+        self.leads = processes().leads  # the others write nothing
+        if not self.leads:
+            return
         with storage(f"cannot make {self.path}"):
             self.path.mkdir(parents=True, exist_ok=True)
         self.writer.take()
@@ -123,9 +129,10 @@ class Checkpointer(TrainingCallback):
             self.save(trainer)
 
     def after_step(self, trainer: Trainer) -> None:
-        if self.signal is not None:
+        signal_to_stop = trainer.heard(self.signal)
+        if signal_to_stop is not None:
             self.save(trainer, interrupted=True)
-            raise Signalled(self.signal)
+            raise Signalled(signal_to_stop)
         if time.monotonic() - self.saved_at >= 60 * self.minutes:
             self.try_to_save(trainer)
 
@@ -160,7 +167,9 @@ class Checkpointer(TrainingCallback):
 
     def on_failed_step(self, failed: FailedStep) -> str:
         """Write the folder ``divergence``: the batch, the weights, the random state, as data."""
-        keys = ("step", "epoch", "done", "seed", "rows", "said", "site", "size")
+        if not self.leads:
+            return ""
+        keys = ("step", "epoch", "done", "seed", "rows", "said", "site", "size", "shards")
         facts = {"schema": 1, "torch": str(torch.__version__)}
         facts |= {key: getattr(failed, CAPSULE.get(key, key)) for key in keys} | {"rows": failed.rows.tolist()}
         batch = {f"{i}": a for i, a in enumerate(failed.batch)}
@@ -190,7 +199,9 @@ class Checkpointer(TrainingCallback):
             print(f"note: no checkpoint at step {trainer.state.step}: {error} Training goes on.", file=sys.stderr)
 
     def save(self, trainer: Trainer, **marks: Any) -> None:
-        """Save the state as the newest generation."""
+        """Save the state as the newest generation; of several processes, rank 0 does."""
+        if not self.leads:
+            return
         (head, groups), position = capture(trainer), trainer.state.position
         taken = position.batches_taken.get("order", 0)
         where: dict[str, Any] = {"seconds": self.seconds, "device": trainer.device.type, **marks}

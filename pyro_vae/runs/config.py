@@ -106,6 +106,8 @@ class Config:
         Rows a step.
     drop_last
         Leave out the shorter last batch of each epoch.
+    shards
+        Parts of each batch, a power of two, that 1, 2, ... processes share under torchrun, with the same bits.
     learning_rate
         Of Adam.
     schedule
@@ -157,6 +159,7 @@ class Config:
     epochs: int = 100
     batch_size: int = 128
     drop_last: Annotated[bool, Parameter(negative=())] = False
+    shards: int = 1
     learning_rate: float = 1e-3
     schedule: Literal["constant", "cosine"] = "cosine"
     warmup: float = 0.02
@@ -229,7 +232,7 @@ def is_finite(number: float) -> bool:
 
 
 BEFORE = {"standardize": False, "normalize": False}  # in configs that lack them
-WHOLE = ("hidden", "latent_dim", "epochs", "batch_size", "patience")
+WHOLE = ("hidden", "latent_dim", "epochs", "batch_size", "patience", "shards")
 POSITIVE = dict.fromkeys(WHOLE, "a whole number") | {"learning_rate": "a finite number"}
 
 

@@ -35,6 +35,7 @@ from .load import load_run, open_data
 from .lock import locked
 from .registry import build, objective_of
 from .replacement import create, replace_run, settle
+from .several_processes import done_by_rank_0, led
 from .train_run import TrainingJob, describe, prepare, training_rows, validation_of
 from .weights import save_model
 
@@ -75,6 +76,10 @@ def train_ensemble(
         BusyError: another process writes to the folder.
     """
     path, seeds = Path(path), check_seeds(seeds)
+    if config.shards != 1:
+        raise UsageError(
+            f"several seeds are trained in one process: leave shards={config.shards} out, or train one by one"
+        )
     if config.precision != "float32":
         raise UsageError(
             f"several seeds are trained in float32: leave precision={config.precision} out, or train one by one"
@@ -125,7 +130,7 @@ def folders_locked(jobs: Sequence[TrainingJob]) -> Iterator[None]:
 def refuse_stored(data: Data) -> None:
     """Refuse rows on disk, of which each member would read its own windows."""
     if data.part is not None:
-        raise UsageError("--seeds trains members side by side on rows in memory, and these are on disk: train one seed at a time")
+        raise UsageError("--seeds trains members side by side on rows in memory, and these are on disk, or sparse: train one seed at a time")
 
 
 def trained(jobs: list[TrainingJob]) -> tuple[float, Ensemble]:
@@ -221,8 +226,8 @@ def evaluate_ensemble(
         own = replace(options, seed=options.seed + everyone.index(seed))
         result = evaluate_opened(run, open_data(run, data_dir), own)
         names[seed] = EvaluationName(**result["evaluation"])
-    with locked(path, folder.EVALUATION_LOCK, wait=True):
-        return summarize(path, names)
+    with led(path, lambda: None, folder.EVALUATION_LOCK, wait=True):
+        return done_by_rank_0(lambda: summarize(path, names), "the summary of the members")
 
 
 def summarize(path: Path, names: dict[int, EvaluationName]) -> dict[str, Any]:

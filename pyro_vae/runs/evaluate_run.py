@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,9 +16,10 @@ from pyro_vae.common.digests import tensor_digest
 from pyro_vae.common.environment import machine, versions
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.plain_text import plain
+from pyro_vae.common.spread import sharing
 from pyro_vae.data import Data, Split
 from pyro_vae.data.row_ids import RowIds
-from pyro_vae.errors import Interrupted, UnreliableError, UsageError
+from pyro_vae.errors import Interrupted, ProcessesError, UnreliableError, UsageError
 from pyro_vae.evidence.annealing import saved
 from pyro_vae.evidence.annealing.ais import ais
 from pyro_vae.evidence.annealing.result import Annealed
@@ -32,13 +33,13 @@ from .custom_components import NOTHING, Components
 from .evaluations import PROPOSALS, SPLITS, EvaluationName, is_new, is_stale
 from .kinds.kind import Batch
 from .load import Run, check_still, load_run
-from .lock import locked
 from .marginal_baseline import below_floor, floor, summarize_floor
 from .new_rows import new_split, open_rows
 from .particle_cache import ParticleCache
 from .progress import unfinished
 from .registry import likelihood_of
 from .run_figures import draw_khat
+from .several_processes import agree_on_scoring, done_by_rank_0, led
 from .weights import current_weights
 
 Method = Literal["importance", "auto", "exact", "annealing"]
@@ -160,7 +161,7 @@ def evaluate_opened(
     wait: bool = False,
     out: Path | str | None = None,
 ) -> dict[str, Any]:
-    """Score an opened run, on the data that it was trained on; one process at a time.
+    """Score an opened run, on the data that it was trained on; one process at a time, or several that torchrun started.
 
     The weights are those that the folder has once it is locked: where training has ended since the run was opened, they are
     loaded anew. Where they change while they are scored, a note says so, and no reader takes the numbers for the new ones'.
@@ -171,27 +172,35 @@ def evaluate_opened(
         out: a folder for what is written, in place of the run's.
     """
     options = replace(options, split=split_asked(run, data, options.split))
-    into = run.path if out is None else folder.make_beside(Path(out))
-    folder.check_own(into)
-    with locked(into, folder.EVALUATION_LOCK, wait):
+    into, leads = run.path if out is None else Path(out), sharing().leads
+    if leads:
+        folder.check_own(into if out is None else folder.make_beside(into))
+    with led(into, lambda: None, folder.EVALUATION_LOCK, wait):
         run = run if training is not None else as_it_is_now(run)
         rows, start = rows_of(data, options.split, options.rows), time.perf_counter()
         name, weights = name_of(options, len(rows_of(data, options.split))), tensor_digest(run.vae.state_dict())
-        if out is not None:
+        agree_on_scoring(weights, data, asdict(options))
+        if out is not None and leads:
             folder.claim(into, run.path, run.record, weights)
         digests = {"weights": weights, "data": data.digest, "split": options.split}
         file = into / f"particles-{name}.safetensors"
         cache = ParticleCache(file, digests, strict=training is None)
         evidence = placed(log_px_of(run.vae, run.rows(rows), cache, options), rows)
-        keep = options.resume and training is None  # what goes on is kept to go on from again; a training ends here
-        if keep and isinstance(evidence, Evidence):
-            cache.write(evidence)
-        seconds = time.perf_counter() - start
-        if training is None:
-            check_same_weights(run, weights)
-        result = record_evaluation(run, data, options, evidence, seconds, training, into)
-        if not keep and (cache.written or options.resume):
-            cache.forget()  # what another evaluation left stays
+
+        def record() -> dict[str, Any]:
+            """Write what came of it."""
+            keep = options.resume and training is None  # kept to go on from again; a training ends here
+            if keep and isinstance(evidence, Evidence):
+                cache.write(evidence)
+            seconds = time.perf_counter() - start
+            if training is None:
+                check_same_weights(run, weights)
+            result = record_evaluation(run, data, options, evidence, seconds, training, into)
+            if not keep and (cache.written or options.resume):
+                cache.forget()  # what another evaluation left stays
+            return result
+
+        result = done_by_rank_0(record, "the writing of the evidence")
         if options.strict and isinstance(evidence, Evidence) and len(evidence.flagged):
             raise UnreliableError(evidence.why_flagged(), evidence)
     return result
@@ -309,6 +318,8 @@ def log_px_of(vae: Any, rows: Batch, cache: ParticleCache, options: EvaluationOp
         )  # fmt: skip
     except Interrupted as error:
         raise type(error)(f"interrupted: {cache.save_rest(error.result)}", error.result) from None
+    except ProcessesError as error:
+        raise ProcessesError(f"{error}; {cache.save_rest(error.result)}", error.result) from None
 
 
 def placed(evidence: Estimate, rows: Split) -> Estimate:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pyro_vae.common.digests import tensor_digest
+from pyro_vae.common.spread import sharing
 from pyro_vae.diagnostics.inference_gaps import Gaps, gaps
 
 from . import folder
 from .evaluate_run import as_it_is_now, check_same_weights, rows_of
 from .load import load_run, open_data
-from .lock import locked
 from .run_figures import draw_all
+from .several_processes import agree_on_scoring, done_by_rank_0, led
 
 GAPS = "gaps.json"
 ROWS, STEPS = 32, 300  # fitted each by itself: some seconds on a small model
@@ -34,14 +36,21 @@ def gaps_run(path: Path | str, *, rows: int = ROWS, steps: int = STEPS, device: 
     run = load_run(path, device=device)
     data = open_data(run)
     part = rows_of(data, "test", min(rows, len(data.test)))
-    folder.check_own(run.path)
-    with locked(run.path, folder.EVALUATION_LOCK, True):
+    with led(run.path, lambda: folder.check_own(run.path), folder.EVALUATION_LOCK, wait=True):
         run = as_it_is_now(run)
         weights = tensor_digest(run.vae.state_dict())
+        agree_on_scoring(weights, data, {"rows": rows, "steps": steps})
         found = gaps(run.vae.model, run.vae.guide, *run.rows(part), steps=steps)
-        check_same_weights(run, weights)
-        split = found.summary()
-        about = {"rows": split["rows"], "rows_flagged": split["rows_flagged"], "weights": weights}
-        folder.write_json(run.path / GAPS, about | {"of_gap": split})
-    draw_all(run.path, {"gaps": found.plot})
+
+        def record() -> dict[str, Any]:
+            """Write what came of it."""
+            check_same_weights(run, weights)
+            split = found.summary()
+            about = {"rows": split["rows"], "rows_flagged": split["rows_flagged"], "weights": weights, "of_gap": split}
+            folder.write_json(run.path / GAPS, about)
+            return about
+
+        done_by_rank_0(record, "the writing of the gaps")
+    if sharing().leads:
+        draw_all(run.path, {"gaps": found.plot})
     return found

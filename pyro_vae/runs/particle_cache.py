@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vae.common.atomic_write import write_atomic
+from pyro_vae.common.digests import sha256
+from pyro_vae.common.processes import agree
 from pyro_vae.common.safe_read import LIMIT, parse, read_bytes
+from pyro_vae.common.spread import sharing
 from pyro_vae.errors import CheckpointError, StorageError
 from pyro_vae.evidence.importance.accumulator import RowBlock
 from pyro_vae.evidence.importance.result import Evidence
@@ -35,15 +38,18 @@ class ParticleCache:
         self.at, self.wait = time.monotonic(), SECONDS
 
     def read(self) -> Evidence | None:
-        """Read what there is to go on from; None where there is no file.
+        """Read what there is to go on from; None where there is no file. Of several processes each reads the same.
 
         Raises:
+            UsageError: ranks that read other files, as of folders that they do not share.
             CheckpointError: it is of other weights or other data.
             RunFolderError, DataError: it is damaged.
         """
-        if not os.path.lexists(self.file):
+        content = read_bytes(self.file, LIMIT) if os.path.lexists(self.file) else None
+        if sharing().world > 1:
+            agree(f"what {self.file.name} holds", content and sha256(content))
+        if content is None:
             return None
-        content = read_bytes(self.file, LIMIT)
         parse(content, self.file)  # within limits
         evidence, of = evidence_from(content, self.file)
         if other := [name for name, digest in self.of.items() if of.get(name) != digest]:
@@ -54,7 +60,8 @@ class ParticleCache:
                 "Score it from the start, without --resume."
             )
         counts = f"{len(evidence)} rows have up to {evidence.num_samples} particles"
-        print(f"note: {counts} from before; going on from there.", file=sys.stderr)
+        if sharing().leads:
+            print(f"note: {counts} from before; going on from there.", file=sys.stderr)
         return evidence
 
     def update(self, blocks: Sequence[RowBlock], settings: dict[str, Any]) -> None:
@@ -79,7 +86,9 @@ class ParticleCache:
         self.written = True
 
     def save_rest(self, result: Any) -> str:
-        """Write what an interruption leaves; return a sentence on it."""
+        """Write what an interruption leaves; return a sentence on it. Of several processes rank 0 writes."""
+        if not sharing().leads:
+            return "rank 0 keeps the particles so far"
         if not isinstance(result, Evidence):
             return "no row has particles, and nothing was kept"
         try:

@@ -8,11 +8,13 @@ from typing import Any
 from torch import Tensor
 
 from pyro_vae.common.device import resolve_device
+from pyro_vae.common.processes import Processes
 from pyro_vae.common.random import seeded
 from pyro_vae.common.safe_read import LIMIT, check_seal, layout_of, parse, parse_json, read_bytes
 from pyro_vae.errors import DivergedError, RunFolderError
-from pyro_vae.training.divergence import bad_site
+from pyro_vae.training.divergence import bad_site_of_step
 from pyro_vae.training.optimizers import adam
+from pyro_vae.training.shards import Shards
 from pyro_vae.training.step import Step
 from pyro_vae.training.training_state import load_noise_states
 
@@ -51,6 +53,8 @@ def replay_step(path: Path | str, components: Components = NOTHING, device: str 
         for moved in objective.scheduled:
             moved.at(float(head["done"]))
         step = Step(*as_trained(config, objective.pair(vae), batch), objective.elbo, adam(0.0))
+        if (count := int(head.get("shards", 1))) > 1:
+            step.shards = Shards(count, int(head["seed"]), Processes(), (int(head["epoch"]), int(head["step"]) - 1))
         return replay(step, batch, groups["rng"], head)
     except FAULTS as error:
         if isinstance(error, RunFolderError):
@@ -63,7 +67,7 @@ def replay(step: Step, batch: tuple[Tensor, ...], noise: dict[str, Tensor], head
     device = batch[0].device
     with seeded(0, device=device):
         load_noise_states(noise, device)
-        site = bad_site(step.model, step.guide, batch)
+        site = bad_site_of_step(step, batch)
         load_noise_states(noise, device)  # once more: the search for the site has drawn
         try:
             loss = step.loss_and_grads(*batch)

@@ -13,7 +13,9 @@ from pyro_vae.common.atomic_write import folder_in, sweep
 from pyro_vae.common.digests import digest_of
 from pyro_vae.common.environment import versions
 from pyro_vae.common.keywords import suggest_keywords
+from pyro_vae.common.processes import agree, processes
 from pyro_vae.common.safe_read import MIB, Layout, check_seal
+from pyro_vae.common.spread import by_itself
 from pyro_vae.errors import CheckpointError, RunFolderError, UsageError
 from pyro_vae.training.checkpoint_state import format_differences
 from pyro_vae.training.serialize import unpack
@@ -27,9 +29,9 @@ from .config import Config
 from .custom_components import NOTHING, Components
 from .end_of_training import draw_figures
 from .load import previous
-from .lock import locked
 from .replacement import create, settle
 from .run_figures import PICTURES
+from .several_processes import agree_on_run, led
 from .summary_fields import check_printable
 from .train_run import MINUTES, TrainingJob, carry_out, describe, prepare
 from .weights import MODEL, Weights
@@ -50,8 +52,8 @@ def resume_run(
 ) -> dict[str, Any]:
     """Continue a run's training from its newest whole checkpoint, score and draw it; return the content of evidence.json.
 
-    On the same device and versions, weights, optimizer and metrics are the same to the bit as without the interruption. A
-    run that was trained already is scored, if it was not.
+    On the same device and versions, weights, optimizer and metrics are the same to the bit as without the interruption, on
+    any number of processes that its shards can be shared by. A run that was trained already is scored, if it was not.
 
     Args:
         path: the run's folder.
@@ -77,19 +79,26 @@ def resume_run(
     job = prepare(
         config, path if fork is None else Path(fork), components, data_dir, False, device, digest, limits=limits
     )
+    agree_on_run(job.config, job.data, job.path)
+    leads = processes().leads
     if fork is None:
         check_same(record, job)
-        folder.make(path)
-        folder.check_own(path)
-        with locked(path):
+        if leads:
+            folder.make(path)
+            folder.check_own(path)
+        with led(path, lambda: tidy(path)):
             return continue_run(job, num_samples, minutes, trackers)
     saved = newest(job, path)
-    folder.check_free(job.path)
-    folder.make(job.path)
-    with locked(job.path):
+    if leads:
+        folder.check_free(job.path)
+        folder.make(job.path)
+
+    def begin() -> None:
         own = describe(job.config, job.data, record.get("made_by", "train"), job.path)
         create(job.path, own | {"forked_from": str(path.resolve())})
         write_metrics(job.path, saved)
+
+    with led(job.path, begin):
         checkpointer = job.checkpointer(minutes, resumed={"from": str(path), "exact": False})
         return carry_out(job, checkpointer, num_samples, resume=saved, fork=True, trackers=trackers)
 
@@ -102,26 +111,36 @@ def layout_on_disk(path: Path) -> Layout | None:
 
 def continue_run(job: TrainingJob, num_samples: int, minutes: float, trackers: Sequence[Tracker]) -> dict[str, Any]:
     """Resume without a fork, under the folder's lock."""
-    path = job.path
-    settle(path)
-    sweep(path)
-    sweep(folder_in(path, "figures"))
+    path, leads = job.path, processes().leads
     saved = newest(job, path)
+    agree("the newest checkpoint", None if saved is None else saved.number)  # all have read it: now it may be discarded
     if saved is None:
-        folder.remove(path / folder.DIVERGENCE)
-        note = "the run has no checkpoint, so it had not begun: training starts from the beginning."
-        print(f"note: {note}", file=sys.stderr)
+        if leads:
+            folder.remove(path / folder.DIVERGENCE)
+            note = "the run has no checkpoint, so it had not begun: training starts from the beginning."
+            print(f"note: {note}", file=sys.stderr)
         checkpointer = job.checkpointer(minutes)
     elif saved.manifest.get("finished") and (evidence := of_whole_run(path)):
-        print(f"note: {path} is a whole run already; its evidence is from before.", file=sys.stderr)
-        draw_what_is_missing(job, saved, evidence)
+        if leads:
+            print(f"note: {path} is a whole run already; its evidence is from before.", file=sys.stderr)
+            with by_itself():
+                draw_what_is_missing(job, saved, evidence)
         return evidence
     else:
         spent = float(saved.manifest.get("seconds", 0.0))
         checkpointer = job.checkpointer(minutes, spent, resumed=resumed(saved.manifest))
-        checkpointer.checkpoints.discard(saved.number)
-    write_metrics(path, saved)
+        if leads:
+            checkpointer.checkpoints.discard(saved.number)
+    if leads:
+        write_metrics(path, saved)
     return carry_out(job, checkpointer, num_samples, resume=saved, trackers=trackers)
+
+
+def tidy(path: Path) -> None:
+    """Settle what a kill has left in a run's folder."""
+    settle(path)
+    sweep(path)
+    sweep(folder_in(path, "figures"))
 
 
 def of_whole_run(path: Path) -> dict[str, Any]:
@@ -155,7 +174,7 @@ def resumed(manifest: Mapping[str, Any]) -> dict[str, Any]:
     # training compares torch itself, with device and threads
     now = {k: v for k, v in versions().items() if k != "torch"}
     changed = {k: (then.get(k), v) for k, v in now.items() if then.get(k) != v}
-    if changed:
+    if changed and processes().leads:
         print(f"note: the run goes on, but not bit-exact:\n{format_differences(changed)}", file=sys.stderr)
     before = manifest.get("resumed") or {}
     return {"times": before.get("times", 0) + 1, "exact": before.get("exact", True) and not changed}

@@ -17,7 +17,9 @@ from pyro_vae.common.digests import digest_of
 from pyro_vae.common.environment import versions
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.plain_text import plain
+from pyro_vae.common.processes import processes
 from pyro_vae.common.random import seeded
+from pyro_vae.common.spread import by_itself
 from pyro_vae.data import Data, Split, binarize
 from pyro_vae.errors import DivergedError, Interrupted, SupportError, UsageError
 from pyro_vae.evidence.log_likelihood import log_likelihood
@@ -32,8 +34,10 @@ from pyro_vae.training.fit import fit
 from pyro_vae.training.optimizers import adam
 from pyro_vae.training.preflight import check_training
 from pyro_vae.training.schedules import constant, cosine, warmup
+from pyro_vae.training.shard_checks import check_shards, resolve_shards
+from pyro_vae.training.step import Step
 from pyro_vae.training.tracker import Tracker, Tracking, check_trackers, tracked
-from pyro_vae.training.training_state import FitResult
+from pyro_vae.training.training_state import FitResult, TrainingOptions
 
 from . import folder
 from .checkpoint import Generation
@@ -45,9 +49,9 @@ from .end_of_training import draw_figures
 from .evaluate_run import SPLITS, EvaluationOptions, evaluate_opened
 from .kinds.kind import Batch, ModelKind
 from .load import Run, load_data
-from .lock import locked
 from .registry import build, kind_of, objective_of, resolved
 from .replacement import create
+from .several_processes import agree_on_run, led
 from .weights import save_model
 
 CURVE_ROWS, CURVE_SAMPLES = 400, 500  # of the log p(x) that is followed during training
@@ -80,6 +84,9 @@ def train_run(
     ``train_run(Config(prior="mine"), "runs/a", components={"mine": MyPrior})``; :func:`~pyro_vae.load_run` takes the same.
     `trackers` are told of the options, of each epoch, and of what came of it (:class:`~pyro_vae.Tracker`).
 
+    Processes that torchrun started, within :func:`~pyro_vae.common.processes.joined`, train one run with ``Config(shards=S)``;
+    all score it, and return the evidence; rank 0 writes.
+
     Raises:
         Interrupted, Terminated, DivergedError: the folder holds the best weights, the metrics and the state so far.
         BusyError: another process writes to the folder.
@@ -88,10 +95,11 @@ def train_run(
     path = Path(path)
     check_trackers(trackers)
     job = prepare(config, path, components, data_dir, download, device)
-    folder.check_free(path, overwrite)
-    folder.make(path)
-    with locked(path):
-        create(path, describe(job.config, job.data, made_by, path), overwrite)
+    agree_on_run(job.config, job.data, path)
+    if processes().leads:
+        folder.check_free(path, overwrite)
+        folder.make(path)
+    with led(path, lambda: create(path, describe(job.config, job.data, made_by, path), overwrite)):
         return carry_out(job, job.checkpointer(minutes), num_samples, trackers=trackers)
 
 
@@ -149,7 +157,7 @@ def prepare(
     check_stored(first, data)
     columns_told(data.columns)  # what a run's folder has no room for is refused before it is made
     given, config = config, decided(config, data, components)
-    for note in (*data.notes, *choices_told(given, config, data)):
+    for note in (*data.notes, *choices_told(given, config, data)) if processes().leads else ():
         print(f"note: {plain(note)}", file=sys.stderr)
     if limits is not None:  # without the rows, as fitting their marginals takes far more steps than a model has parts
         with seeded(config.seed), limits(8 * data.sample.x.nbytes):
@@ -181,26 +189,32 @@ def carry_out(
     fork: bool = False,
     trackers: Sequence[Tracker] = (),
 ) -> dict[str, Any]:
-    """Train, or go on; then score and draw. For whoever holds the folder's lock."""
-    with tracked(trackers, job.config.to_dict()) as tracking:
+    """Train, or go on; then score and draw. For whoever holds the folder's lock, and those who train with it."""
+    leads = processes().leads
+    with tracked(trackers if leads else (), job.config.to_dict()) as tracking:
         curve = Curve(job.vae, job.validation, job.config.epochs, job.path, tracking)
         try:
             with checkpointer.listening():
                 run = train(job, curve, checkpointer, resume, fork)
         except (Interrupted, DivergedError) as error:
-            save_model(job.path, job.vae, len(error.result.history) if isinstance(error.result, FitResult) else None)
+            if leads:
+                save_model(
+                    job.path, job.vae, len(error.result.history) if isinstance(error.result, FitResult) else None
+                )
             raise
         evidence = finish(job, checkpointer, run, num_samples, resume is not None)
-        tracking.end(evidence, sorted((job.path / "figures").glob("*.png")))
+        if leads:
+            tracking.end(evidence, sorted((job.path / "figures").glob("*.png")))
     return evidence
 
 
 def finish(
     job: TrainingJob, checkpointer: Checkpointer, run: FitResult, num_samples: int, resumed: bool
 ) -> dict[str, Any]:
-    """Save the model of a training that has ended, score and draw it."""
+    """Save the model of a training that has ended, score and draw it; of several processes all score, and rank 0 writes."""
     path, seconds = job.path, checkpointer.seconds
-    save_model(path, job.vae, len(run.history))
+    if processes().leads:
+        save_model(path, job.vae, len(run.history))
     points = [{"epoch": r["epoch"], **r["evidence"]} for r in run.history if "evidence" in r]
     opened = job.opened()
     about: dict[str, Any] = {"best_epoch": run.best_epoch, "epochs": len(run.history), "stopped": run.stopped}
@@ -209,7 +223,9 @@ def finish(
         about["resumed"] = before | {"exact": before["exact"] and run.exact}
     options = EvaluationOptions(num_samples=num_samples, resume=resumed)
     evidence = evaluate_opened(opened, job.data, options, training=about, wait=True)
-    draw_figures(opened, job.data, run.history, points, evidence["floor"]["log_px"])
+    if processes().leads:
+        with by_itself():
+            draw_figures(opened, job.data, run.history, points, evidence["floor"]["log_px"])
     return evidence
 
 
@@ -258,6 +274,9 @@ def check_first(config: Config, vae: Any, data: Data, device: torch.device) -> N
     first = tuple(a[:size].to(device) for a in rows)
     pair = as_trained(config, objective.pair(vae), first)
     check_training(*pair, objective.elbo, lambda n: tuple(a[:n] for a in first), size)
+    step = Step(*pair, objective.elbo, adam(config.learning_rate))
+    step.shards = resolve_shards(config.shards, size, config.seed)
+    check_shards(step, first, TrainingOptions(scheduled=objective.scheduled))
 
 
 def train(
@@ -267,7 +286,7 @@ def train(
     config, data = job.config, job.data
     schedule = {"constant": constant, "cosine": cosine}[config.schedule]
     objective = objective_of(config, len(data.train))
-    names = ("epochs", "drop_last", "patience", "seed", "engine", "precision")
+    names = ("epochs", "drop_last", "shards", "patience", "seed", "engine", "precision")
     as_configured = {name: getattr(config, name) for name in names}
     return fit(
         objective.pair(job.vae),
@@ -309,7 +328,8 @@ class Curve:
             pair = self.vae.model, self.vae.guide
             evidence = log_likelihood(*pair, *self.rows, num_samples=CURVE_SAMPLES, verbose=False)
             record["evidence"] = evidence.summary()  # in the history, too, where a tracker stops the training here
-        folder.append_line(self.path / "metrics.jsonl", record)
+        if processes().leads:
+            folder.append_line(self.path / "metrics.jsonl", record)
         self.tracking.epoch(record)
 
 

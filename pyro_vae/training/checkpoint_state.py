@@ -20,6 +20,7 @@ from pyro_vae.errors import CheckpointError, DivergedError
 from .block_shuffle import ShuffledBlocks
 from .precision import name_of
 from .serialize import pack, unpack
+from .shard_checks import leads
 from .shuffle import FIXED
 from .trainer import Trainer
 from .training_state import EpochPosition, FitResult, named_tensors
@@ -38,7 +39,7 @@ ELSEWHERE = {
 }  # where these changed, a position in an epoch is void
 # by disk names
 POSITION = {"epoch": "epoch", "seconds": "seconds", "skipped": "skipped_rows", "places": "batches_taken"}
-EARLIER = {"drop last": False, "precision": "float32"}  # what states that do not say so were captured with
+EARLIER = {"drop last": False, "shards": 1, "precision": "float32"}  # what states that do not say so were captured with
 FREE = ("device", "torch", "threads", "engine", "precision")  # may change, but then the bits do, too
 
 
@@ -58,6 +59,7 @@ def identity(trainer: Trainer) -> dict[str, Any]:
         "rows": len(trainer.data.train[0]),
         "batch size": trainer.data.batch_size,
         "drop last": trainer.data.drop_last,
+        "shards": 1 if trainer.step.shards is None else trainer.step.shards.count,
         "epochs": trainer.options.epochs,
         "patience": trainer.options.patience,
         "seed": trainer.options.seed,
@@ -148,7 +150,8 @@ def adapt(trainer: Trainer, changed: Differences) -> None:
         state.result.stopped = ""
     if other := {name: pair for name, pair in changed.items() if name in FREE}:
         state.result.exact = False
-        print(f"note: training goes on, but not bit-exact:\n{format_differences(other)}", file=sys.stderr)
+        if leads(trainer.step.shards):
+            print(f"note: training goes on, but not bit-exact:\n{format_differences(other)}", file=sys.stderr)
 
 
 def load_state(trainer: Trainer, plain: dict[str, Any], saved: SavedState) -> None:

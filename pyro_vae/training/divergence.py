@@ -27,7 +27,8 @@ class FailedStep:
     """A step that diverged, to be saved as data and run again.
 
     `done` is the fraction of training before it; `weights` (parameters and buffers by name) and `noise` (states of the
-    global generators) are those before it; `site` is the first that is not finite, "" where all are.
+    global generators) are those before it; `site` is the first that is not finite, "" where all are. With `shards` the noise is
+    of streams of the seed, epoch and step.
     """
 
     number: int
@@ -41,6 +42,7 @@ class FailedStep:
     noise: dict[str, Tensor]
     message: str
     site: str
+    shards: int = 1
 
 
 def suspect_rows(step: Step, rows: Tensor, batch: tuple[Tensor, ...], seed: int) -> str:
@@ -57,9 +59,20 @@ def first_bad_site(step: Step, before: PreStepSnapshot, batch: tuple[Tensor, ...
     with seeded(0, device=batch[0].device):
         before.restore()
         try:
-            return bad_site(step.model, step.guide, batch)
+            return bad_site_of_step(step, batch)
         finally:
             before.restore_buffers()
+
+
+def bad_site_of_step(step: Step, batch: tuple[Tensor, ...]) -> str:
+    """Name the first bad site of a step with the generators as they are, or under the noise of each of its shards."""
+    if step.shards is None:
+        return bad_site(step.model, step.guide, batch)
+    for number, part in enumerate(step.shards.of(batch)):
+        with step.shards.noise(number, part):
+            if len(part[0]) and (site := bad_site(step.model, step.guide, part)):
+                return site
+    return ""
 
 
 def bad_site(model: Program, guide: Program, batch: tuple[Tensor, ...]) -> str:

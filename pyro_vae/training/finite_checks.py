@@ -8,10 +8,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pyro_vae.common.sharded import is_sharded, whole
 from pyro_vae.common.torch_private import takes_found_inf
 from pyro_vae.errors import DivergedError
 
 LOSS, GRADIENT = "the loss is {}", "a gradient is not finite"
+
+
+def total_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """Return the norm of all gradients together; of those that are sharded over processes, the same number in each."""
+    if not any(map(is_sharded, gradients)):
+        return torch.nn.utils.get_total_norm(gradients)
+    sharded = whole(torch.nn.utils.get_total_norm([g for g in gradients if is_sharded(g)]))
+    own = torch.nn.utils.get_total_norm([g for g in gradients if not is_sharded(g)])
+    return torch.hypot(sharded, own.to(sharded))
 
 
 class ImmediateFiniteCheck:
@@ -26,7 +36,7 @@ class ImmediateFiniteCheck:
 
     def check_gradients(self, gradients: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> None:
         """Do the same of the gradients, before the update that they are for."""
-        if not math.isfinite(torch.nn.utils.get_total_norm(gradients)):
+        if not math.isfinite(total_norm(gradients)):
             raise DivergedError(GRADIENT)
 
     def first_failure(self) -> tuple[int, str] | None:
@@ -51,7 +61,7 @@ class DeferredFiniteCheck(ImmediateFiniteCheck):
         self.value = loss
 
     def check_gradients(self, gradients: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> None:
-        bad_gradients = (~torch.nn.utils.get_total_norm(gradients).isfinite()).to(self.failed.dtype)
+        bad_gradients = (~total_norm(gradients).isfinite()).to(self.failed.dtype)
         was = self.failed.clone()
         torch.maximum(self.failed, torch.maximum(self.bad_loss, bad_gradients), out=self.failed)
         self.good_steps += 1 - self.failed

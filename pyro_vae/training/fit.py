@@ -44,10 +44,11 @@ from .arguments import (
     check_pair_of,
     check_schedule,
     check_validation,
+    engine_of_sharded,
     objective_of,
 )
 from .batch_source import BatchSource, TrainingData, Transform, choose_batch_source, conversion_device
-from .checkpoint_state import SavedState, restore
+from .checkpoint_state import SavedState, identity, restore
 from .global_sites import counted_once
 from .last_batch import check_last_batch
 from .memory_forecast import memory_notes
@@ -58,6 +59,7 @@ from .patience import patience_note
 from .precision import precision_of, remarks
 from .preflight import check_training
 from .schedules import Schedule, constant
+from .shard_checks import check_alike, check_resumed, check_shards, leads, resolve_shards
 from .shuffle import FIXED
 from .standardize import standardize_model
 from .step import MakeOptimizer, Step
@@ -79,6 +81,7 @@ def fit(
     epochs: int = 100,
     batch_size: int | None = None,
     drop_last: bool = False,
+    shards: int = 1,
     schedule: Schedule = constant,
     patience: int | None = None,
     aggressive: Aggressive | None = None,
@@ -128,6 +131,8 @@ def fit(
         batch_size: rows a step, 128 (or N, if smaller) by default; a shorter last batch is used, too.
         drop_last: leave that shorter last batch of each epoch out, other rows each time: for programs that do not run on it,
             such as batch normalisation on one row.
+        shards: parts of each batch, a power of two, whose gradients are added up in one order: the same bits on 1, 2, ...
+            processes that torchrun starts. Each part has noise of its own; 1 is a whole batch, in one process.
         schedule: fraction of training done to a multiple of the learning rate, such as ``warmup(cosine)``.
         patience: stop after this many epochs without a better validation ELBO; None never stops early. Epochs in which what
             `scheduled` moves (β in a warm-up) is not yet what it ends with do not count; the best weights may be theirs.
@@ -205,6 +210,7 @@ def fit(
     patience = None if patience is None else whole("patience", patience, 1)
     model, guide = programs(vae)
     modules = owners(vae, model, guide)
+    engine = engine_of_sharded(modules, engine, callbacks=callbacks, resume=resume, aggressive=aggressive, shards=shards > 1)
     if transform is not None:
         refuse_structure(x, "fit with a transform")
     model, guide, args = on_tensors(model, guide, x, *context)
@@ -223,18 +229,24 @@ def fit(
     data = TrainingData(train, source, resolve_batch_size(batch_size, len(train[0])), validation, transform, drop_last)
     options = TrainingOptions(epochs, schedule, patience, seed, bad_steps, scheduled, on_step)
     check_callbacks(callbacks)
-    immediate = aggressive is not None or bad_steps > 1 or bool(callbacks) or resume is not None or any_lazy(*train)
+    in_shards = resolve_shards(shards, data.batch_size, seed, aggressive)
+    immediate = aggressive is not None or bad_steps > 1 or bool(callbacks) or resume is not None or shards > 1
+    immediate = immediate or any_lazy(*train)  # a deferred check reads batches of the epoch again
     seen = rows_as_seen(data, seed)
     model, guide, trained = summed_over(model, guide, objective_of(objective), seen, by_default=objective is None)
     model, guide = counted_once(model, guide, trained, data, seed)
     step = Step(model, guide, trained, optimizer_of(optimizer), immediate, precision_of(precision))
+    step.shards, verbose = in_shards, verbose and leads(in_shards)
     scheduled_values = ScheduledValues(scheduled, on_step is not None)
     planned_steps = epochs * data.steps_per_epoch
     step.engine, step.engine_reason = choose_engine(engine, step, modules, scheduled_values, planned_steps, data.device)
     catch_up = None if aggressive is None else AggressiveInference(aggressive, step)
     whole_steps = choose_whole_steps(step.engine, data, options, planned_steps, catch_up)
     trainer = Trainer(step, modules, data, options, callbacks, catch_up, whole_steps)
+    check_alike(step, partial(identity, trainer), trainer.named_tensors)
+    check_resumed(in_shards, None if resume is None else resume.head)
     notes = remarks(precision, data.device) + examine(trainer)
+    check_shards(step, trainer.metrics.first(data.batch_size), options)
     print_notes(notes if verbose else ())
     with all_threads(), Reporter(epochs, verbose, on_epoch) as reporter:
         if resume is not None:

@@ -11,6 +11,7 @@ from pyro.optim import PyroOptim
 from pyro.optim.lr_scheduler import PyroLRScheduler
 from torch import Tensor
 
+from pyro_vae.common.sharded import is_sharded
 from pyro_vae.common.given import described
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.torch_private import fused_works
@@ -33,6 +34,9 @@ def adam(lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999)) -> MakeOpt
     """
 
     def make(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+        parameters = list(parameters)
+        if any(map(is_sharded, parameters)):  # no kernel takes these beside parameters that are whole
+            return torch.optim.Adam(parameters, lr=lr, betas=betas, fused=False, foreach=False)
         return torch.optim.Adam(parameters, lr=lr, betas=betas, fused=fused_works() or None)
 
     return make

@@ -25,6 +25,7 @@ from .fused_adam import take_step
 from .micro_batches import MicroBatches
 from .optimizers import MakeOptimizer, make_checked
 from .precision import Context, whole_step
+from .shards import Shards
 
 
 class DeclaredParameters(ModulesOwnParameters):
@@ -137,6 +138,7 @@ class Step:
         # whether an optimizer's update is part of a graph (:mod:`~pyro_vae.training.engines.whole_steps`)
         self.in_graph: Callable[[torch.optim.Optimizer], bool] = lambda optimizer: False
         self.micro_batches = MicroBatches()
+        self.shards: Shards | None = None  # that batches are computed in, by all processes
 
     def __call__(self, *batch: Tensor, rate: float = 1.0) -> Tensor:
         """Make one update at `rate` times the learning rates; return the loss, or update nothing and raise a DivergedError."""
@@ -149,7 +151,7 @@ class Step:
         with whole_step(self.precision):
             for p in self.parameters:
                 p.grad = None
-            loss = self.micro_batches(self, self.compute, *batch)
+            loss = (self.shards or self.micro_batches)(self, self.compute, *batch)
         self.finite_check.check_loss(loss)
         return loss
 
@@ -171,7 +173,7 @@ class Step:
             [
                 f"engine {self.engine.name} ({self.engine_reason or 'the default'})",
                 *self.engine.notes,
-                *self.micro_batches.notes,
+                *(self.shards or self.micro_batches).notes,
             ]
         )
 

@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 
 import torch
@@ -25,6 +25,7 @@ from .callbacks import TrainingCallback as TrainingCallback
 from .divergence import FailedStep, first_bad_site, suspect_rows
 from .metrics import EpochMetrics, Record, Reporter, collapsed, no_elbo
 from .patience import settled_epoch
+from .shard_checks import share_epoch
 from .shuffle import NOISE, SHUFFLE
 from .step import Step
 from .time_budget import StopTraining
@@ -97,6 +98,7 @@ class Trainer:
                 report(record)  # before the weights are copied: an epoch interrupted here is not the best
             except StopTraining as enough:
                 result.stopped = str(enough) or "stopped by on_epoch"
+            record, result.stopped = share_epoch(self.step.shards, record, result.stopped, self.named_tensors)
             self.add_record(record, report)
             if result.stopped:
                 break
@@ -173,6 +175,8 @@ class Trainer:
         """Note the position, as whoever is interrupted now can go on from it, and call the callbacks whose time it is."""
         now = time.perf_counter()
         due = [c for c in self.callbacks if now - self.called.get(id(c), -math.inf) >= getattr(c, "interval", 0.0)]
+        if self.step.shards is not None and self.step.shards.heard:  # by all processes after this step
+            due = list(self.callbacks)
         if due:
             self.settle()
         self.state.position.seconds = now - start
@@ -200,17 +204,32 @@ class Trainer:
         first = self.step.optimizer is None
         guarded = bool(self.callbacks) or self.options.bad_steps > 1
         before = PreStepSnapshot(buffers_of(self.modules), self.device) if guarded else None
+        rate = self.tell_shards()
         try:
             loss = self.step.loss_and_grads(*batch)
             if first:  # the first loss found the parameters
                 self.state.best_tensors += [p.detach().clone() for p in self.step.parameters]
             for parameter in frozen(batch) if frozen else ():
                 parameter.grad = None
-            self.step.update(self.options.schedule((self.state.step + 1) / self.planned_steps))
+            self.step.update(rate())
         except DivergedError as error:
             return self.skip_or_stop(error, rows, batch, before)
         self.state.updates, self.state.bad_steps, self.skipped = self.state.updates + 1, 0, None
         return loss
+
+    def tell_shards(self) -> Callable[[], float]:
+        """Tell shards where training is, and what this process has heard; return what asks for the rate of the update."""
+        schedule, shards = partial(self.options.schedule, (self.state.step + 1) / self.planned_steps), self.step.shards
+        if shards is None:
+            return schedule
+        shards.position, shards.rate = (self.state.position.epoch, self.state.step), schedule()
+        shards.signal = max((getattr(callback, "signal", None) or 0 for callback in self.callbacks), default=0)
+        return lambda: shards.rate  # rank 0's: one that follows a clock is another on each
+
+    def heard(self, signal: int | None) -> int | None:
+        """Return the signal to stop for now: what this process has heard, or what all know since the last step."""
+        shards = self.step.shards
+        return signal if shards is None or shards.here.world == 1 else shards.heard or None
 
     def skip_or_stop(self, error: DivergedError, rows: Tensor, batch: Batch, before: PreStepSnapshot | None) -> Tensor:
         """Skip a step that diverged; raise its error at the last of `bad_steps` in a row."""
@@ -266,6 +285,10 @@ class Trainer:
         return self.data.device
 
     @property
+    def named_tensors(self) -> dict[str, Tensor]:
+        return named_tensors(self.modules, self.step.parameters)
+
+    @property
     def tensors(self) -> list[Tensor]:
         return [*buffers_of(self.modules), *self.step.parameters]
 
@@ -294,10 +317,11 @@ class Trainer:
             batch_size=self.data.batch_size,
             rows=rows,
             batch=batch,
-            weights=named_tensors(self.modules, self.step.parameters),
+            weights=self.named_tensors,
             noise=before.noise,
             message=str(error),
             site=site,
+            shards=1 if self.step.shards is None else self.step.shards.count,
         )
         saved = "".join([callback.on_failed_step(failed) for callback in self.callbacks])
         return DivergedError(f"{error}{f' First bad site: {site}.' if site else ''}{saved}", error.result)

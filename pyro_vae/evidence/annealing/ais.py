@@ -2,8 +2,9 @@ r"""log p(x) by annealed importance sampling, for any pair with continuous laten
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -12,9 +13,11 @@ from torch import Tensor
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.memory import SMALLER, fitting
 from pyro_vae.common.progress import tracked
+from pyro_vae.common.spread import spread
 from pyro_vae.evidence.estimate import identified
 from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.reach import check_reach
+from pyro_vae.programs.same_on_ranks import check_same_on_ranks
 from pyro_vae.programs.sites import Program
 from pyro_vae.programs.sum_over_codes import codes_of
 
@@ -68,7 +71,8 @@ def ais(
         step_size: ε for all rows and temperatures, in place of the pilot run.
         target_acceptance: that the pilot run aims at.
         seed: of the chains; the same seed gives the same numbers.
-        chunk_size: (row, chain) pairs run at a time.
+        chunk_size: (row, chain) pairs run at a time. Under torchrun, processes that call this together share the chunks, and
+            all have all rows, with the bits of one process.
         verbose: a progress bar, on a terminal only.
 
     Raises:
@@ -115,6 +119,7 @@ class Annealer:
         if settings.start == "guide":
             with self.problem.quiet(settings.seed):
                 check_reach(problem)
+        check_same_on_ranks(problem, asdict(settings) | {"verbose": None})
         self.step = max(1, settings.chunk_size // (settings.num_chains * codes_of(problem.model)))
         self.chunks = problem.split(self.step)
         self.graphs = DensityGraphs(settings.transitions * settings.leapfrog_steps)
@@ -123,7 +128,7 @@ class Annealer:
             self.betas = adaptive(first, settings.num_temperatures)
         else:
             self.betas = betas(settings.schedule, settings.num_temperatures)
-        self.paths = [self.tune(i) for i in range(len(self.chunks))]
+        self.paths: dict[int, AnnealingPath] = {}  # of the chunks that this process walks
 
     def densities(self, i: int) -> Densities:
         return Densities(self.chunks[i], self.settings.start, self.graphs)
@@ -140,22 +145,35 @@ class Annealer:
         with self.quiet(kind, i):
             return pilot(self.densities(i), at, self.settings)
 
+    def path(self, i: int) -> AnnealingPath:
+        """Choose step sizes for chunk i, ``(T + 1, N)``, once."""
+        if i not in self.paths:
+            self.paths[i] = self.tune(i)
+        return self.paths[i]
+
     def tune(self, i: int) -> AnnealingPath:
-        """Choose step sizes for chunk i, ``(T + 1, N)``."""
+        """Run a pilot on chunk i, unless its step size is given."""
         if self.settings.step_size is None:
             return self.run_pilot(i, self.betas, PILOT)
         shape = len(self.betas), len(self.chunks[i])
         return AnnealingPath(self.betas, torch.full(shape, self.settings.step_size, dtype=torch.float64))
 
     def forward(self) -> AnnealedRun:
-        """Run from β = 0 to 1 with weights: E[exp(log w)] = p(x)."""
-        runs = []
-        for i, path in enumerate(self.paths):
-            with self.quiet(FORWARD, i):
-                density = self.densities(i)
-                point = density(density.draw(self.settings.num_chains))
-                runs.append(anneal(density, point, path, self.settings, "AIS"))
-        return AnnealedRun.joined(runs)
+        """Run from β = 0 to 1 with weights: E[exp(log w)] = p(x); chunks are shared by processes."""
+        return self.joined(self.forward_chunk, "annealing")
+
+    def forward_chunk(self, i: int) -> AnnealedRun:
+        """Run chunk i."""
+        path = self.path(i)
+        with self.quiet(FORWARD, i):
+            density = self.densities(i)
+            point = density(density.draw(self.settings.num_chains))
+            return anneal(density, point, path, self.settings, "AIS")
+
+    def joined(self, run: Callable[[int], AnnealedRun], what: str) -> AnnealedRun:
+        """Run each chunk on one process, and join what comes of them on all."""
+        parts = spread(len(self.chunks), lambda i: run(i).tensors(), what)
+        return AnnealedRun.joined([AnnealedRun.of_tensors(part) for part in parts])
 
 
 def anneal(density: Density, point: Point, path: AnnealingPath, settings: AISSettings, description: str) -> AnnealedRun:

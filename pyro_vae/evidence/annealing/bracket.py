@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.common.digests import tensor_digest
 from pyro_vae.common.flagged import is_loose, why_loose
 from pyro_vae.common.given import check_whole, whole
 from pyro_vae.common.keywords import suggest_keywords
@@ -16,6 +17,7 @@ from pyro_vae.evidence.importance.estimator import importance
 from pyro_vae.evidence.importance.result import Evidence
 from pyro_vae.programs.problem import Problem, rows_of
 from pyro_vae.programs.proposal_guide import as_written
+from pyro_vae.programs.same_on_ranks import check_same_on_ranks
 from pyro_vae.programs.simulate import simulate
 from pyro_vae.programs.sites import Program
 from pyro_vae.programs.structured import on_tensors
@@ -192,6 +194,10 @@ def bracket(
         step_size=step_size, target_acceptance=target_acceptance, seed=seed, chunk_size=chunk_size, verbose=verbose,
     )  # fmt: skip
     annealer = Annealer(problem := Problem.continuous(model, guide, x, *context, seed=seed), settings)
+    check_same_on_ranks(
+        problem, {"refresh": refresh, "latents": tensor_digest(latents or {}), "num_samples": num_samples}
+    )
+    ahead = annealer.forward()
     sampled = importance(
         problem.model,
         as_written(problem.guide),
@@ -201,7 +207,6 @@ def bracket(
         chunk_size=chunk_size,
         verbose=verbose,
     )
-    ahead = annealer.forward()
     annealing = replace(ahead.result(settings, problem.measure), row_ids=sampled.row_ids)
     back = reverse(annealer, refresh, latents, ahead)
     chosen = by_annealing(annealing.log_px, sampled.log_px)

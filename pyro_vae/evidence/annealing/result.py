@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,7 @@ from .schedule import AISSettings, AnnealingPath
 
 LOW_ESS = 5  # chains that count; with fewer the error is unknown
 FEWEST = 10  # chains for an error
+BY_TEMPERATURE = ("log_z", "ratio", "acceptance")
 MOST = 1.5  # times the delta method's error: the square of a spread that few chains measure may be anything
 
 
@@ -86,6 +88,17 @@ class AnnealedRun:
         self.log_z.append((log_w.logsumexp(0) - math.log(len(log_w))).cpu())
         self.ratio.append(torch.where(w > 0, w * point.ratio, 0).sum(0).cpu())
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Name all that it holds but the spread of its path's pilot, as a process gives it to another."""
+        by_temperature = {name: torch.stack(getattr(self, name)) for name in BY_TEMPERATURE}
+        return {"betas": self.path.betas, "steps": self.path.steps, "u": self.u, "log_w": self.log_w} | by_temperature
+
+    @classmethod
+    def of_tensors(cls, named: Mapping[str, Tensor]) -> AnnealedRun:
+        """Build a run of what :meth:`tensors` named."""
+        path = AnnealingPath(named["betas"], named["steps"])
+        return cls(path, named["u"], named["log_w"], *(list(named[name]) for name in BY_TEMPERATURE))
+
     @classmethod
     def joined(cls, runs: list[AnnealedRun]) -> AnnealedRun:
         """Join runs of chunks of rows; a ProgramError if a weight is neither finite nor zero."""
@@ -98,8 +111,7 @@ class AnnealedRun:
                 "out non-finite log-probabilities on the way. Look at those rows, and at the densities near the start."
             )
         by_temperature = (
-            [torch.cat(rows) for rows in zip(*(getattr(r, name) for r in runs), strict=True)]
-            for name in ("log_z", "ratio", "acceptance")
+            [torch.cat(rows) for rows in zip(*(getattr(r, name) for r in runs), strict=True)] for name in BY_TEMPERATURE
         )
         return cls(AnnealingPath(runs[0].path.betas, steps), u, log_w, *by_temperature)
 

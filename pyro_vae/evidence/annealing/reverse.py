@@ -19,22 +19,25 @@ REVERSE, RESAMPLE = 3, 4  # kinds of streams, after those of annealing
 
 def reverse(annealer: Annealer, refresh: int, latents: Latents | None, ahead: AnnealedRun) -> AnnealedRun:
     """Run from β = 1 to 0 with weights: E[exp(log w)] = 1 / p(x) if it starts at exact draws of p(z | x)."""
-    settings, runs = annealer.settings, []
-    for i, (chunk, path) in enumerate(zip(annealer.chunks, annealer.paths, strict=True)):
-        density, rows = annealer.densities(i), slice(chunk.first, chunk.first + len(chunk))
-        with annealer.quiet(RESAMPLE, i):
-            u = density.draw(settings.num_chains)  # also lays out the sites
-            if latents is None:
-                u = resampled(ahead.u[:, rows], ahead.log_w[:, rows])
-            else:
-                u = density.at(latents_of(latents, rows, len(annealer.problem), density), settings.num_chains)
-        with annealer.quiet(REVERSE, i):
-            point = density(u)
-            for _ in range(refresh):  # leaves the posterior as it is, and takes chains that share a start apart
-                point, _ = transition(density, 1.0, point, path.steps[-1], settings.leapfrog_steps)
-            backwards = AnnealingPath(path.betas.flip(0), path.steps.flip(0))
-            runs.append(anneal(density, point, backwards, settings, "reverse AIS"))
-    return AnnealedRun.joined(runs)
+    return annealer.joined(lambda i: reverse_chunk(annealer, i, refresh, latents, ahead), "reverse annealing")
+
+
+def reverse_chunk(annealer: Annealer, i: int, refresh: int, latents: Latents | None, ahead: AnnealedRun) -> AnnealedRun:
+    """Run chunk i."""
+    settings, chunk, path = annealer.settings, annealer.chunks[i], annealer.path(i)
+    density, rows = annealer.densities(i), slice(chunk.first, chunk.first + len(chunk))
+    with annealer.quiet(RESAMPLE, i):
+        u = density.draw(settings.num_chains)  # also lays out the sites
+        if latents is None:
+            u = resampled(ahead.u[:, rows].to(u.device), ahead.log_w[:, rows].to(u.device))
+        else:
+            u = density.at(latents_of(latents, rows, len(annealer.problem), density), settings.num_chains)
+    with annealer.quiet(REVERSE, i):
+        point = density(u)
+        for _ in range(refresh):  # leaves the posterior as it is, and takes chains that share a start apart
+            point, _ = transition(density, 1.0, point, path.steps[-1], settings.leapfrog_steps)
+        backwards = AnnealingPath(path.betas.flip(0), path.steps.flip(0))
+        return anneal(density, point, backwards, settings, "reverse AIS")
 
 
 def latents_of(latents: Latents, rows: slice, total: int, density: Densities) -> Latents:

@@ -11,27 +11,28 @@ import torch
 from torch import Tensor
 
 from pyro_vae.common.device import resolve_device
+from pyro_vae.common.digests import tensor_digest
 from pyro_vae.common.given import check_whole
-from pyro_vae.common.memory import SMALLER, fitting
-from pyro_vae.common.progress import tracked
+from pyro_vae.common.spread import sharing
 from pyro_vae.data.arrays import read_once
 from pyro_vae.data.row_ids import RowIds
-from pyro_vae.errors import DeviceError, Interrupted, UnreliableError, UsageError
+from pyro_vae.errors import DeviceError, Interrupted, ProcessesError, UnreliableError, UsageError
 from pyro_vae.programs.pair import like_parameters, quiet
 from pyro_vae.programs.parameters import ParametersRegistered
 from pyro_vae.programs.problem import Problem, rows_of
 from pyro_vae.programs.program_ids import ProgramIds
 from pyro_vae.programs.reach import check_reach
+from pyro_vae.programs.same_on_ranks import check_same_on_ranks
 from pyro_vae.programs.sites import Program
 from pyro_vae.programs.structured import on_tensors
 from pyro_vae.programs.sum_over_codes import codes_of
 
 from .accumulator import PAIRS, ROWS, RowBlock
-from .guide_elbo import add_guide_elbo
 from .narrowness import look
 from .noise import BLOCK, ROW, check_noise, row_keys
 from .proposals import GUIDE, Proposal
 from .result import Evidence, programs_of
+from .row_block_rounds import Filler, run_rounds
 from .sampler import Sampler
 from .target import TargetError
 from .weighing import CUDA_PAIRS, ENGINES, WORTH_FIRST, WeighingEngine
@@ -64,6 +65,9 @@ def importance(
 
     E[p̂] = p(x): exp(log p̂) is unbiased, so log p̂ is a lower bound in expectation that tightens with K. Streamed: memory
     grows with `chunk_size`, not with K · N. Changes no parameter, no module's mode, no optimizer and no global random state.
+
+    Processes that torchrun started, and that all call this with the same arguments, share the blocks, and the particles of the
+    last ones; each returns all of the evidence.
 
     Rows go in blocks of 64 and particles in blocks of 4096 (row, particle) pairs (up to 262,144 on CUDA), each with a stream
     of its own from the seed: the same numbers to the bit, whatever order, process or resumption runs them. Another
@@ -105,7 +109,8 @@ def importance(
         device: where to compute; None is where the programs' parameters are, or x for programs that no module owns.
             Modules that run are scored in eval mode, and put back after.
         on_block: called after each block of rows with the :class:`~pyro_vae.evidence.importance.accumulator.RowBlock` of
-            every block (those to come are empty) and the evidence's other facts, to save them.
+            every block (those to come are empty) and the evidence's other facts, to save them. Of several processes, that
+            of rank 0 calls it, every few seconds.
         verbose: a progress bar, on a terminal only.
 
     Raises:
@@ -118,6 +123,7 @@ def importance(
         Interrupted: Ctrl-C; its ``result``, if not None, is evidence of what is there so far, to ``resume`` from.
         UnreliableError: `strict`, and a row is flagged; its ``result`` is the evidence.
         DeviceError: a device that is not there.
+        ProcessesError: another process failed, died or did not come; its ``result`` is as that of Interrupted.
 
     References:
         Importance Weighted Autoencoders (Burda, Grosse & Salakhutdinov, 2016), https://arxiv.org/abs/1509.00519
@@ -152,28 +158,36 @@ def importance(
     ids = RowIds.of(x, *rest)
     sampler.row_keys = row_keys(noise, ids, problem)
     blocks = open_row_blocks(problem, num_samples, rows, resume, sampler)
-    run = [block for block in blocks if rows is None or block.rows.start in rows]
+    run = [i for i, block in enumerate(blocks) if rows is None or block.rows.start in rows]
     identify(blocks, ids)
     facts = facts_of(problem, sampler, target_se, ids, resume)
     resumed = None if resume is None else resume.engine
+    here = sharing()
+    same = {"num_samples": num_samples, "chunk_size": chunk_size, "engine": engine, "max_samples": max_samples}
+    same |= {"rows": str(rows), "particles": str(particles), "resume": resumed_from(resume)}
+    check_same_on_ranks(
+        problem, same | {name: facts[name] for name in ("seed", "proposal", "noise", "target_se")}, facts["program_ids"]
+    )
     try:
         # nothing is trained: modules need not declare parameters at each block
         with problem.quiet(), ParametersRegistered():
             weighing = WeighingEngine.of(problem, proposal, sampler.pairs, num_samples, sampler.rows)
             sampler.engine, sampler.chunk = weighing, chunk_size or max(1, weighing.chunk() // codes_of(problem.model))
-            weighing.choose(engine, whole_pieces(run, particles), resumed)
-            for block in tracked(blocks, "log p(x)", verbose):
-                if rows is None or block.rows.start in rows:
-                    fill(block, sampler, problem, particles, target)
-                    add_guide_elbo(block, sampler.of(problem, block.rows), sampler)
-                block.weight_sums.largest.trim()
-                facts |= weighing.facts(resumed)
-                if on_block is not None:
+            weighing.choose(engine, whole_pieces([blocks[i] for i in run], particles), resumed)
+            facts |= weighing.facts(resumed)
+            fill = Filler(sampler, problem, particles, target, here)
+            for together in run_rounds(blocks, fill.turns(blocks, run), fill, lambda: weighing.facts(resumed), verbose):
+                facts |= together
+                if on_block is not None and here.leads:
                     on_block(blocks, facts)
             problem.check_files()
-            look(run, len(particles or range(run[0].planned)), proposal, problem, seed)
+            looked_at = [blocks[i] for i in run]
+            look(looked_at, len(particles or range(looked_at[0].planned)), proposal, problem, seed)
     except KeyboardInterrupt as signal:
         raise interrupted(blocks, facts, signal) from None
+    except ProcessesError as error:
+        error.result = so_far(blocks, facts)
+        raise
     evidence = Evidence.of(blocks, **facts)
     if strict and len(evidence.flagged):
         raise UnreliableError(evidence.why_flagged(), evidence)
@@ -216,6 +230,11 @@ def facts_of(
         "data_digest": ids.digest,
         "program_ids": now if resume is None else programs_of([resume], now),
     }
+
+
+def resumed_from(resume: Evidence | None) -> str | None:
+    """Return a digest of what is gone on from."""
+    return None if resume is None else tensor_digest({"log_px": resume.log_px, "samples": resume.counts})
 
 
 def pairs_on(device: torch.device, num_samples: int, resume: Evidence | None, noise: str) -> int:
@@ -272,22 +291,16 @@ def check_device(of_data: torch.device, parameter: Tensor | None) -> None:
         )
 
 
-def fill(
-    block: RowBlock, sampler: Sampler, problem: Problem, particles: range | None, target: TargetError | None
-) -> None:
-    """Draw the particles of a block that it lacks, all that it plans, or that a target takes, by default."""
-    with fitting(f"the smallest chunk of particles on {problem.device}", SMALLER):
-        some = sampler.of(problem, block.rows)
-        if target is not None:
-            block.plan(target.particles(block.rows, sampler, some))
-        sampler.fill(block, some, range(block.planned) if particles is None else particles)
+def so_far(blocks: Sequence[RowBlock], facts: dict[str, Any]) -> Evidence | None:
+    """Return the evidence of the first rows, as far as all before have particles; None where the first have none."""
+    begun = list(takewhile(len, blocks))
+    return Evidence.of(begun, **facts) if begun else None
 
 
 def interrupted(blocks: Sequence[RowBlock], facts: dict[str, Any], signal: KeyboardInterrupt) -> Interrupted:
     """Build the exception that holds the evidence so far."""
-    begun = list(takewhile(len, blocks))
-    result = Evidence.of(begun, **facts) if begun else None
-    last = f"the rows before {begun[-1].rows.stop}" if begun else "no row"
+    result = so_far(blocks, facts)
+    last = "no row" if result is None else f"the rows before {result.row_blocks[-1].rows.stop}"
     return Interrupted.kind(signal)(f"interrupted: {last} have particles; go on with resume=error.result", result)
 
 
@@ -313,5 +326,6 @@ def open_row_blocks(
                 raise UsageError(f"resume holds rows {start} to {stop - 1} of other data: x has {num_rows} rows")
             if block.rows in blocks:
                 block.plan(num_samples)
+            block.weight_sums.largest.trim()
             blocks[block.rows] = block
     return sorted(blocks.values(), key=lambda block: block.rows.start)

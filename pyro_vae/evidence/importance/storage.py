@@ -52,17 +52,13 @@ def evidence_bytes(evidence: Evidence, of: Mapping[str, str] | None = None) -> b
     """Serialise evidence with its SHA-256, and with the digests of what it is `of` (the weights, the data)."""
     evidence.check_same()
     tensors: dict[str, Tensor] = {}
-    numbers: list[list[int]] = []
-    strata: list[list[float]] = []
     for i, block in enumerate(evidence.row_blocks):
         tensors |= {f"{i}/{name}": value.contiguous() for name, value in tensors_of(block).items()}
-        sums, rows = block.weight_sums, block.rows
-        numbers.append([rows.start, rows.stop, block.planned, block.done, sums.count, sums.largest.keep])
-        strata.append([block.strata.weight, block.strata.offset])
+    numbers, strata, pairs = (list(each) for each in zip(*map(numbers_of, evidence.row_blocks), strict=True))
     facts = {name: getattr(evidence, name) for name in (*FACTS, *LATER)}
     head: dict[str, Any] = {"said": facts, "ledgers": numbers, "strata": strata, "of": dict(of or {})}  # names on disk
     head["programs"] = None if evidence.program_ids is None else evidence.program_ids.to_dict()
-    head["pairs"] = [block.pairs for block in evidence.row_blocks]
+    head["pairs"] = pairs
     head["index"] = [block.ids.index if block.ids else None for block in evidence.row_blocks]
     return save(tensors, {"evidence": json.dumps(head | {SEAL: digest_of(head)}), SEAL: tensor_digest(tensors)})
 
@@ -116,6 +112,13 @@ def evidence_from(content: bytes, path: str | Path) -> tuple[Evidence, dict[str,
         return Evidence.of(blocks, **facts), dict(head.get("of", {}))
     except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError, RecursionError, AttributeError) as error:
         raise DataError(f"{path} holds no evidence that can be gone on from ({error!r}): run it again") from error
+
+
+def numbers_of(block: RowBlock) -> tuple[list[int], list[float], int]:
+    """Return what :func:`row_block_of` takes beside the tensors of a block."""
+    sums, rows = block.weight_sums, block.rows
+    numbers = [rows.start, rows.stop, block.planned, block.done, sums.count, sums.largest.keep]
+    return numbers, [block.strata.weight, block.strata.offset], block.pairs
 
 
 def tensors_of(block: RowBlock) -> dict[str, Tensor]:

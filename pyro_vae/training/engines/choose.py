@@ -67,7 +67,7 @@ def choose_whole_steps(
     """Make whole steps where steps are traced, of rows that lie on the device, unless somebody moves numbers unseen."""
     if not isinstance(engine, TracedEngine) or not isinstance(data.source, Resident):
         return None
-    if aggressive is not None or options.on_step is not None:
+    if aggressive is not None or options.on_step is not None or engine.step.shards is not None:
         return None
     engine.step.in_graph = lambda optimizer: engine.whole_refused is None and plain_adam(optimizer)
     compiled = engine.name == "compile" or (

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,8 +70,36 @@ class TracedEngine(Engine):
     def __call__(self, *batch: Tensor) -> Tensor:
         if self.eager_reason or (self.step.optimizer is not None and self.step.in_graph(self.step.optimizer)):
             return self.eager(*batch)  # in a graph are whole steps, and this is one of the few beside them
-        key, kind = self.key(batch), kind_of(batch)
+        self.meet(kind_of(batch))
+        return self.compute(*batch)
+
+    def meet(self, kind: str) -> None:
+        """Count a batch of this kind."""
+        self.first_kind = self.first_kind or kind
         self.seen[kind] = self.seen.get(kind, 0) + 1
+
+    @contextmanager
+    def one_step(self, parts: Sequence[Sequence[Tensor]]) -> Iterator[None]:
+        """Take the calls of :meth:`compute` inside for one step of these parts, of which other processes compute some.
+
+        What decides how a step is computed counts all parts, and `patience` steps: so it is the same on every process.
+        """
+        for kind in map(kind_of, parts):
+            self.meet(kind)
+            if kind == self.first_kind or self.seen[kind] >= RARE:
+                self.often.add(kind)
+        patience = self.patience
+        self.patience = len(parts) + 1 if patience > 0 else 0
+        try:
+            yield
+        finally:
+            self.patience = patience - 1
+
+    def compute(self, *batch: Tensor) -> Tensor:
+        """Compute a batch that was counted."""
+        if self.eager_reason:
+            return self.eager(*batch)
+        key, kind = self.key(batch), kind_of(batch)
         self.scheduled_values.refresh()
         flat = next((f for f in self.graphs.get(key, ()) if answers_hold(f.answers)), None)
         try:
@@ -84,7 +113,6 @@ class TracedEngine(Engine):
 
     def trace_kind(self, key: Any, kind: str, batch: tuple[Tensor, ...]) -> Tensor:
         """Make a graph for a batch that has none, unless its kind is rare."""
-        self.first_kind = self.first_kind or kind
         if kind == self.first_kind:
             self.main = self.main or key
         if key != self.main and key not in self.graphs and kind not in self.often and self.seen[kind] < RARE:

@@ -1,0 +1,133 @@
+"""Steps of S shards: a batch in S parts of equal size, each with noise of its own, the same bits on 1, 2, ... S processes.
+
+Shard s of a step draws from ``stream(seed, NOISE, epoch, step, s)``, and the sums over shards are those of one tree
+(:mod:`~pyro_vae.training.gradient_tree`): neither depends on how many processes compute them. Every process has the whole
+data, draws order and binarization of whole batches, computes its contiguous shards, and makes the same update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vae.common.processes import Processes, agree, gather, processes
+from pyro_vae.common.random import seeded
+
+from .gradient_tree import Sums, TreeSum, owned, packed, unpacked
+from .shuffle import NOISE
+
+Batch = tuple[Tensor, ...]
+LEFT = "another process left its graph at this step"
+
+
+@dataclass(eq=False)
+class Shards:
+    """Computes the loss and gradients of a batch as those of its shards, shared by all processes.
+
+    Attributes:
+        count: S, a power of two.
+        seed: of the noise.
+        here: this process; its shards are the next S/W after those of the ranks before it.
+        position: the epoch, and the number of steps before this one.
+        rate: a multiple of the learning rate, for the update that follows; that of rank 0.
+        signal: what this process has heard and the others shall hear of, 0 if nothing.
+        heard: the largest `signal` of any process, as of the last step: all know it at the same step.
+    """
+
+    count: int
+    seed: int
+    here: Processes = field(default_factory=processes)
+    position: tuple[int, int] = (1, 0)
+    rate: float = 1.0
+    signal: int = 0
+    heard: int = 0
+
+    @property
+    def notes(self) -> list[str]:
+        """What was met on the way, a line each."""
+        among = f", of which each of {self.here.world} processes computes {self.count // self.here.world}"
+        return [f"batches in {self.count} shards{among if self.here.world > 1 else ''}"]
+
+    @property
+    def own(self) -> range:
+        """The numbers of this process's shards."""
+        each = self.count // self.here.world
+        return range(self.here.rank * each, (self.here.rank + 1) * each)
+
+    def of(self, batch: Batch) -> list[Batch]:
+        """Cut a batch into all shards, whose sizes differ by a row at most; the last have none where rows are few."""
+        return list(zip(*(a.tensor_split(self.count) for a in batch), strict=True))
+
+    def noise(self, shard: int, batch: Batch) -> AbstractContextManager[None]:
+        """Draw from the stream of a shard of this step inside."""
+        return seeded(self.seed, NOISE, *self.position, shard, device=batch[0].device)
+
+    def __call__(self, step: Any, compute: Callable[..., Tensor], *batch: Tensor) -> Tensor:
+        """Return the loss of a batch, its gradients left on the step's parameters.
+
+        Args:
+            step: the :class:`~pyro_vae.training.step.Step`.
+            compute: ``step.compute``, by which the parameters are declared at the first step.
+
+        Raises:
+            ProcessesError: another process did not come.
+        """
+        shards, engine, tree = self.of(batch), step.engine, TreeSum()
+        first = None
+        if step.optimizer is None:  # on every process by the first shard: what it initialises is the same
+            first = self.leaf(step, compute, 0, shards[0])
+            check_parameters(step, self.here)
+        together = getattr(engine, "one_step", None)
+        with nullcontext() if together is None else together([part for part in shards if len(part[0])]):
+            for number in self.own:
+                declared = first if number == 0 else None
+                tree.add(declared or self.leaf(step, getattr(engine, "compute", engine), number, shards[number]))
+        total = self.summed(step, tree.total)
+        for parameter, gradient in zip(step.parameters, total.gradients, strict=True):
+            parameter.grad = None if gradient is None else laid_out(gradient, parameter)
+        return total.loss
+
+    def leaf(self, step: Any, compute: Callable[..., Tensor], number: int, part: Batch) -> Sums:
+        """Compute a shard; one without rows adds nothing."""
+        if not len(part[0]):
+            return Sums(part[0].new_zeros((), dtype=torch.float64), [None] * len(step.parameters))
+        for parameter in step.parameters:
+            parameter.grad = None
+        with self.noise(number, part):
+            loss = compute(*part).detach().double()
+        return Sums(loss, owned((p.grad for p in step.parameters), step.engine.name == "graph"))
+
+    def summed(self, step: Any, own: Sums) -> Sums:
+        """Exchange the sums of this process's shards with the others, and add up the rest of the tree."""
+        left = getattr(step.engine, "eager_reason", None) is not None
+        control = [float(self.signal), float(left), self.rate]
+        if self.here.world == 1:
+            self.heard = self.signal
+            return own
+        epoch, steps = self.position
+        rows = gather(packed(own, step.parameters, control), f"step {steps + 1}, in epoch {epoch}")
+        read = [unpacked(row, own, step.parameters, len(control)) for row in rows]
+        signals, lefts, rates = zip(*(numbers for numbers, _ in read), strict=True)
+        self.heard, self.rate = int(max(signals)), rates[0]
+        if max(lefts) and not left:
+            step.engine.fall_back(LEFT)  # all or none, as one process would
+        tree = TreeSum()
+        for _, sums in read:
+            tree.add(sums)
+        return tree.total
+
+
+def laid_out(gradient: Tensor, parameter: Tensor) -> Tensor:
+    """Give a gradient the layout of its parameter, as fused optimizers need it."""
+    return gradient if gradient.stride() == parameter.stride() else torch.empty_like(parameter).copy_(gradient)
+
+
+def check_parameters(step: Any, here: Processes) -> None:
+    """Refuse processes whose first step declared other parameters, or other values of them."""
+    if here.world > 1:
+        agree("what the programs declare", [[list(p.shape), str(p.dtype)] for p in step.parameters])

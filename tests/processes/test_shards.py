@@ -1,0 +1,225 @@
+"""Training in shards: the same bits on one process and on several; what takes no shards is refused by name."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import RenyiELBO, Trace_ELBO
+
+from pyro_vae import MLP, VAE, Aggressive, Bound, Conditional, StandardNormal, bernoulli, elbo, fit, normal
+from pyro_vae.common.processes import Processes
+from pyro_vae.common.random import seeded
+from pyro_vae.errors import ProgramError, UsageError
+from pyro_vae.objectives.kl_terms import mmd
+from pyro_vae.training import shard_checks
+from pyro_vae.training.gradient_tree import Sums, TreeSum, packed, unpacked
+from pyro_vae.training.shards import Shards
+from pyro_vae.training.shuffle import NOISE
+from tests.helpers.environment import HEAVY
+
+from . import trained
+from .launch import launch
+
+CASES = [*trained.CASES, *(trained.HEAVY_CASES if HEAVY else ())]
+
+
+@pytest.fixture(scope="module")
+def left(tmp_path_factory):
+    """Files of each case, trained by one process and by two (four)."""
+    worlds = (2, 4) if HEAVY else (2,)
+    folders = {world: tmp_path_factory.mktemp(f"{world}") for world in (1, *worlds)}
+    for world in worlds:
+        launch(world, "tests.processes.trained:leave", folders[world], *CASES, seconds=1500 if HEAVY else 400)
+    for name in CASES:
+        trained.write(folders[1] / f"{name}-0", *trained.train(name))
+    trained.leave_untreed(folders[1] / "untreed-0")
+    return folders
+
+
+def test_sums_in_the_order_of_a_process_have_other_bits(left):
+    """As a plain all_reduce of each process's own sum has."""
+    with pytest.raises(AssertionError):
+        trained.assert_same(left[1] / "untreed-0", left[2] / "untreed-0")
+    trained.assert_same(left[2] / "untreed-0", left[2] / "untreed-1")
+
+
+@pytest.mark.skipif(not HEAVY, reason="four processes")
+@pytest.mark.parametrize("name", CASES)
+def test_four_processes_leave_the_bits_of_one(name, left):
+    for rank in (0, 3):
+        trained.assert_same(left[1] / f"{name}-0", left[4] / f"{name}-{rank}")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_leave_the_bits_of_one(name, left):
+    if name == "stopped":  # by rank 1, of two
+        assert trained.read(left[2] / "stopped-0")[1]["stopped"] == "enough"
+    trained.assert_same(left[1] / f"{name}-0", left[2] / f"{name}-0")
+    trained.assert_same(left[2] / f"{name}-0", left[2] / f"{name}-1")
+
+
+def digits(count):
+    return trained.ROWS[:count].bernoulli(generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("engine", ["eager", "trace"])
+def test_a_shards_noise_is_of_its_own_stream(engine):
+    """One step by hand: the loss of each shard under its stream."""
+    vae, x = trained.small(), digits(24)
+    pair, losses = (vae.model, vae.guide), []
+    for number, part in enumerate(x.tensor_split(4)):
+        with seeded(5, NOISE, 1, 0, number):
+            losses.append(-Trace_ELBO().differentiable_loss(vae.model, vae.guide, part).detach().double())
+    run = fit(pair, x, batch_size=24, epochs=1, shards=4, seed=5, engine=engine, verbose=False)
+    assert run.history[0]["loss"] == pytest.approx(-float(sum(losses)) / 24, rel=1e-6)
+
+
+def test_a_tree_holds_what_is_not_associative():
+    values = torch.randn(16, generator=torch.Generator().manual_seed(0)) * 10.0 ** torch.arange(16)
+    tree, halves = TreeSum(), [TreeSum(), TreeSum()]
+    for i, value in enumerate(values):
+        for t in (tree, halves[i // 8]):
+            t.add(Sums(value, [value.clone(), None if i % 3 else value.clone()]))
+    both = halves[0].total.add(halves[1].total)
+    assert torch.equal(tree.total.loss, both.loss) and not torch.equal(tree.total.loss, sum(values))
+    assert all(map(torch.equal, tree.total.gradients, both.gradients))
+
+
+def test_packed_sums_come_back_with_their_dtypes_and_what_is_missing():
+    parameters = [
+        torch.zeros(3),
+        torch.zeros(2, 2, dtype=torch.float64),
+        torch.zeros(1),
+        torch.zeros((), dtype=torch.bfloat16),
+    ]
+    gradients = [torch.randn(3), torch.randn(2, 2).double(), None, torch.tensor(2.5).bfloat16()]
+    sums = Sums(torch.tensor(1.25, dtype=torch.float64), gradients)
+    row = packed(sums, parameters, [1.0, -2.0])
+    control, back = unpacked(row, sums, parameters, 2)
+    assert control == [1.0, -2.0] and torch.equal(back.loss, sums.loss) and back.gradients[2] is None
+    for i in (0, 1, 3):
+        assert back.gradients[i].dtype == gradients[i].dtype and torch.equal(back.gradients[i], gradients[i])
+
+
+def test_a_gradient_that_two_parameters_have_between_them_is_added_once_to_each():
+    def model(x):
+        a, b = (pyro.param(name, torch.zeros(1)) for name in "ab")
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z + a + b, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    ends = []
+    for engine in ("eager", "trace"):
+        pyro.clear_param_store()
+        fit((model, guide), torch.arange(16.0), batch_size=16, epochs=3, shards=8, engine=engine, verbose=False)
+        a, b = (pyro.param(name).detach() for name in "ab")
+        assert torch.equal(a, b)
+        ends.append(a.clone())
+    assert torch.equal(*ends) and ends[0] > 0
+
+
+def test_batches_of_all_sizes_are_cut_evenly():
+    shards = Shards(8, 0, Processes(1, 4))
+    for rows in range(1, 20):
+        sizes = [len(part[0]) for part in shards.of((torch.arange(rows),))]
+        assert sum(sizes) == rows and max(sizes) - min(sizes) <= 1 and sizes == sorted(sizes, reverse=True)
+    assert list(shards.own) == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("shards", "options", "said"),
+    [
+        (3, {}, "power of two: 2, 4"),
+        (0, {}, "shards"),
+        (64, {}, "shards=64 with batches of 32 rows leaves shards without rows: take shards=32 at most"),
+        (2, {"aggressive": Aggressive()}, "shards=2 with aggressive"),
+    ],
+)
+def test_shards_that_cannot_be_are_refused(shards, options, said):
+    with pytest.raises(UsageError, match=said):
+        fit(trained.small(), digits(64), batch_size=32, epochs=1, shards=shards, verbose=False, **options)
+
+
+@pytest.mark.parametrize(
+    ("shards", "world", "said"), [(1, 2, "take shards=2"), (4, 3, "start 2 or 4"), (2, 8, "take shards=8")]
+)
+def test_processes_that_shards_cannot_be_shared_by_are_refused(shards, world, said, monkeypatch):
+    monkeypatch.setattr(shard_checks, "processes", lambda: Processes(0, world))
+    with pytest.raises(UsageError, match=said):
+        shard_checks.resolve_shards(shards, 32, 0)
+
+
+def with_batch_norm():
+    decoder = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.BatchNorm1d(16), torch.nn.Linear(16, 64))
+    return VAE(StandardNormal(4), Conditional(decoder, bernoulli), Conditional(MLP(64, 8, (16,)), normal)), {}
+
+
+def counting():
+    """A decoder that counts the rows it saw, in a buffer."""
+
+    class Counting(torch.nn.Linear):
+        def __init__(self):
+            super().__init__(4, 64)
+            self.register_buffer("seen", torch.zeros(()))
+
+        def forward(self, z):
+            if self.training:
+                self.seen += len(z)
+            return super().forward(z)
+
+    return VAE(StandardNormal(4), Conditional(Counting(), bernoulli), Conditional(MLP(64, 8, (16,)), normal)), {}
+
+
+def subsampled():
+    """A plate of all rows, of which a batch is a subsample: a shard's rows would be scaled by N over their own number."""
+    vae = trained.small()
+
+    def model(x):
+        pyro.module("vae", vae)
+        with pyro.plate("data", 64, subsample=torch.arange(len(x)), dim=-1):
+            z = pyro.sample("z", vae.prior())
+            pyro.sample("x", vae.likelihood(z), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", 64, subsample=torch.arange(len(x)), dim=-1):
+            pyro.sample("z", vae.posterior(x))
+
+    return (model, guide), {}
+
+
+def with_global():
+    def model(x):
+        theta = pyro.sample("theta", dist.Normal(torch.zeros(64), 1.0).to_event(1))
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("x", dist.Bernoulli(logits=theta).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.sample("theta", dist.Normal(pyro.param("loc", torch.zeros(64)), 1.0).to_event(1))
+
+    return (model, guide), {}
+
+
+def with_term(term):
+    return trained.small(), {"objective": Bound(elbo, terms=[term])}
+
+
+COUPLED = {
+    "batch norm": (with_batch_norm, "BatchNorm1d takes the statistics of the whole batch"),
+    "a buffer": (counting, "buffer"),
+    "a subsampled plate": (subsampled, "its loss or gradient is not the sum of its parts"),
+    "global": (with_global, "theta"),
+    "mmd": (lambda: with_term(mmd(10.0)), "of the whole batch"),
+    "renyi": (lambda: (trained.small(), {"objective": RenyiELBO(num_particles=2)}), "gradients of its own"),
+}
+
+
+@pytest.mark.parametrize("name", COUPLED)
+def test_what_couples_the_rows_of_a_batch_is_refused_by_name(name):
+    make, said = COUPLED[name]
+    pair, options = make()
+    with pytest.raises(ProgramError, match=said):
+        fit(pair, digits(64), batch_size=32, epochs=1, shards=2, verbose=False, **options)
