@@ -77,10 +77,28 @@ def numbers_of(raw: RawColumn, where: str = "") -> np.ndarray:
     if commas:
         check_commas(raw.name, raw.values, commas)
     values = np.array([np.nan if c is None else float(c.replace(",", ".")) for c in raw.values], dtype=np.float64)
-    whole = {int(c) for c in raw.values if c is not None and c.lstrip("+-").isdecimal() and len(c) > DIGITS}
+    whole = {digits for c in raw.values if c is not None and len(c) > DIGITS and (digits := whole_digits(c))}
     if len({float(n) for n in whole}) < len(whole):
-        raise too_large(raw.name, f"up to {max(whole)}")
+        raise too_large(raw.name, f"up to {shortened(max(whole, key=lambda n: (len(n), n)))}")
     return values
+
+
+def whole_digits(cell: str) -> str:
+    """Return a whole number as its digits, without zeros before them; nothing of any other cell.
+
+    Example:
+        >>> whole_digits("+0012"), whole_digits("-7"), whole_digits("1.5")
+        ('12', '-7', '')
+    """
+    digits = cell.lstrip("+-")
+    if not digits.isdecimal():
+        return ""
+    return ("-" if cell.startswith("-") else "") + (digits.lstrip("0") or "0")
+
+
+def shortened(digits: str) -> str:
+    """Write a whole number of so many digits that nobody reads them by its first ones."""
+    return digits if len(digits) <= 40 else f"{digits[:10]}… ({len(digits)} digits)"
 
 
 def check_commas(name: str, cells: Sequence[str | None], commas: Sequence[int]) -> None:

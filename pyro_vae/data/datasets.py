@@ -15,15 +15,16 @@ import torch
 from torch import Tensor
 
 from pyro_vae.common.plain_text import plain
-from pyro_vae.errors import DataError, ShapeError, UsageError
+from pyro_vae.errors import UsageError
 
-from .arrays import GAPS, convert
-from .binarize import binarize, check_grey
-from .columns import Column, check_precision
+from .binarize import binarize
+from .columns import Column
 from .image_folders import read_folder
 from .image_sets import SETS, read_image_set
 from .mnist import CLASSES, read_images
+from .prepare import check_columns, event_shape, format_missing, prepare
 from .sparse_data import ANNOTATED, is_sparse_file, read_sparse
+from .split_files import given_paths, read_splits, shared_rows
 from .splits import Part, Source, Split, shuffle
 from .stored_data import is_stored, read_stored
 from .table_layout import TableOptions
@@ -32,7 +33,6 @@ from .user_files import ENDINGS, describe, read_file
 GREY = ("digits", *CLASSES)  # whose names say what their values are
 NAMES = (*GREY, *SETS)
 LOOKED_AT = 4096  # rows at a time
-LISTED = 5  # columns, in a message
 POLICIES = {
     "static": "static binarization, once, seed {seed}",
     "dynamic": "dynamic binarization: train redrawn each epoch, validation and test drawn once with seed {seed}",
@@ -89,6 +89,8 @@ def load(
     table: TableOptions | None = None,
     sequences: bool = False,
     memory: str | None = None,
+    validation: str | Path | None = None,
+    test: str | Path | None = None,
     verbose: bool = True,
 ) -> Data:
     """Load a data set by name ("digits", "mnist", "fashion_mnist", "kmnist", "omniglot", "svhn", "cifar10", "celeba"), by the
@@ -114,6 +116,9 @@ def load(
             ``lengths`` of an .npz says.
         memory: leave the training rows on disk, as a :class:`~pyro_vae.data.Stored` of so much memory ("2 GB"); 1 GB, where a
             folder of shards or chunks is named. Then 10,000 rows at most are held out for validation, and for the test.
+        validation, test: files of these rows, where `name` is that of the training rows; of tables the same columns, by name.
+            Without `validation`, a tenth of the training rows is held out. A folder that holds ``train.csv``,
+            ``validation.csv`` and ``test.csv``, or folders of pictures called so, is such files, too.
         verbose: tell on standard error what was read as what, rows × columns, header, labels and conversions: the notes.
 
     Raises:
@@ -131,34 +136,48 @@ def load(
         (torch.Size([1437, 64]), (1, 8, 8), 'counts 0..16')
     """
     check_options(binarization, seed, missing)
-    if name not in NAMES and is_sparse_file(Path(name).expanduser()):
+    paths = {} if name in NAMES else given_paths(name, validation, test)
+    if (memory is not None or name in NAMES) and (paths or validation or test):
+        what = f"{name} has splits of its own" if name in NAMES else "--memory leaves rows of one file on disk"
+        raise UsageError(f"{what}, and a file for each split is given, too: leave out either")
+    if name not in NAMES and not paths and is_sparse_file(Path(name).expanduser()):
         data = load_sparse(Path(name).expanduser(), memory, binarization, seed, missing, table, sequences)
         for note in data.notes if verbose else ():
             print(f"note: {plain(data.name)}: {plain(note)}", file=sys.stderr)
         return data
-    if name not in NAMES and is_stored(Path(name).expanduser(), memory):
+    if name not in NAMES and not paths and is_stored(Path(name).expanduser(), memory):
         data = load_stored(Path(name).expanduser(), memory, binarization, seed, missing, table, sequences)
         for note in data.notes if verbose else ():
             print(f"note: {plain(data.name)}: {plain(note)}", file=sys.stderr)
         return data
     if memory is not None:
         raise UsageError(f"--memory is of rows that stay on disk, and {name} is bundled: leave it out")
-    source = find_source(name, data_dir, download, seed, table, sequences)
+    if paths:
+        source = read_splits(paths, seed, table or TableOptions(), sequences)
+    else:
+        source = find_source(name, data_dir, download, seed, table, sequences)
     binary = binarization != "none"
     gaps = missing or (sequences and not binary)
     for part in source.parts if name not in NAMES else ():
         check_columns(part)
     prepared = [prepare(part, source, binary, gaps) for part in source.parts]
-    splits, shape = [split for split, _ in prepared], event_shape(source.parts, sequences)
-    train, validation, test = draw(source.cut(splits), binarization, seed)
-    policy = POLICIES[binarization].format(seed=seed) if binary else source.policy + format_missing(splits, sequences)
+    converted, shape = [split for split, _ in prepared], event_shape(source.parts, sequences)
+    splits = source.cut(converted)
+    train_rows, validation_rows, test_rows = draw(splits, binarization, seed)
+    policy = (
+        POLICIES[binarization].format(seed=seed) if binary else source.policy + format_missing(converted, sequences)
+    )
     notes = tuple(dict.fromkeys([*source.notes, *(note for _, notes in prepared for note in notes)]))
+    notes += tuple(shared_rows(*splits) if paths else ())
     transform = binarize if binarization == "dynamic" else None
     kind = "" if name in GREY else kind_of([part.x for part in source.parts])
     for note in notes if verbose else ():
         print(f"note: {plain(source.name)}: {plain(note)}", file=sys.stderr)
     columns = source.parts[0].columns
-    return Data(source.name, train, validation, test, shape, policy, source.digest(), transform, notes, kind, columns)
+    digest = source.digest()
+    return Data(
+        source.name, train_rows, validation_rows, test_rows, shape, policy, digest, transform, notes, kind, columns
+    )
 
 
 def load_sparse(
@@ -229,13 +248,6 @@ def kind_of(arrays: Sequence[np.ndarray]) -> str:
     return "binary" if high <= 1 else "bytes" if eight_bits or high >= 128 else ""
 
 
-def format_missing(splits: list[Split], sequences: bool = False) -> str:
-    """Format the share of missing values, to follow the policy; empty where none is missing."""
-    missing, cells = (sum(f(s.x) for s in splits) for f in (lambda x: int(x.isnan().sum()), Tensor.numel))
-    what = "missing, or after the end of a sequence" if sequences else "missing"
-    return f", {100 * missing / cells:.1f} % of them {what}: log p of what is observed" if missing else ""
-
-
 def check_options(binarization: str, seed: int, missing: bool) -> None:
     """Refuse an unknown binarization, one of missing values, and seeds that numpy and torch do not both take."""
     if missing and binarization != "none":
@@ -292,69 +304,6 @@ def read_digits() -> Source:
     part = Part("x", digits.images.astype("float32"), digits.target)
     notes = (describe(part), "split 1437/180/180 by a permutation from seed 0, whatever the seed")
     return Source("digits", (part,), partial(shuffle, seed=0), "counts 0..16", grey=16.0, notes=notes)
-
-
-def prepare(part: Part, source: Source, binary: bool, missing: bool) -> tuple[Split, list[str]]:
-    """Convert one part to flat float32 rows, its labels to int64 if whole or else float32, and note what was converted."""
-    if not missing:
-        check_gaps(part)
-    x, note = convert(part.x, part.name, torch.float32, missing=missing)
-    if (scale := source.scale * (source.grey if binary else 1.0)) != 1.0:
-        x = x / scale
-    x = x.reshape(len(x), -1)
-    if binary:
-        check_grey(x, part.name)
-    notes = [note] if note else []
-    if part.y is None:
-        return Split(x, index=part.index), notes
-    are_integers, name = part.y.dtype.kind in "biu", part.name.replace("x", "y", 1)
-    y, y_note = convert(part.y, name, torch.int64 if are_integers else torch.float32)
-    if len(y) != len(x):
-        raise ShapeError(f"{part.name} has {len(x)} rows, {name} has {len(y)}. Give each row one label.")
-    split = Split(x, y, index=part.index, classes=part.classes)
-    return split, [*notes, y_note] if y_note and not are_integers else notes
-
-
-def check_columns(part: Part) -> None:
-    """Refuse columns in double precision that single precision takes for others: identities, seconds since 1970."""
-    if part.x.ndim == 2 and part.x.dtype.kind in "iuf" and part.x.dtype.itemsize > 4:
-        for i, column in enumerate(part.x.T):
-            check_precision(part.columns[i].name if part.columns else f"{part.name}[:, {i}]", column)
-
-
-def check_gaps(part: Part) -> None:
-    """Refuse gaps in columns that have names, by name."""
-    if not part.columns:
-        return
-    counts = {c.name: int(n) for c, n in zip(part.columns, np.isnan(part.x).sum(0), strict=True) if n}
-    if counts:
-        told = ", ".join(f"{name!r} ({count})" for name, count in list(counts.items())[:LISTED])
-        rows = int(np.isnan(part.x).any(1).sum())
-        more = f" and {len(counts) - LISTED} more columns" if len(counts) > LISTED else ""
-        first = int(np.isnan(part.x).any(1).argmax())
-        raise DataError(
-            f"{part.name} has NaN or infinite values: {rows} of {len(part.x)} rows lack values of {told}{more}, first row "
-            f"{first} (counted from 0). {GAPS}"
-        )
-
-
-def event_shape(parts: tuple[Part, ...], sequences: bool = False) -> tuple[int, ...]:
-    """Return (channels, height, width) of images, (d,) of tables or (1, T, d) of sequences; it is the same for all parts."""
-    shapes = {part.name: part.x.shape[1:] for part in parts}
-    first = parts[0].x.shape[1:]
-    if any(shape != first for shape in shapes.values()):
-        raise ShapeError(f"rows differ in shape: {shapes}. Give training, validation and test the same columns.")
-    if len(first) > 3:
-        raise ShapeError(
-            f"x has shape {parts[0].x.shape}, wanted (N, d), (N, height, width) or (N, channels, height, width). "
-            "Flatten what is left into columns."
-        )
-    if sequences and len(first) == 3 and first[0] == 1:
-        raise ShapeError(
-            f"x has shape {parts[0].x.shape}: sequences of one step, or of {first[1]} steps? Give an array (N, steps, "
-            f"elements): x.reshape({len(parts[0].x)}, 1, -1) has one step, x[:, 0] has {first[1]}."
-        )
-    return {0: (1,), 1: first, 2: (1, *first), 3: first}[len(first)]
 
 
 def draw(splits: Sequence[Split], binarization: str, seed: int) -> Sequence[Split]:

@@ -128,6 +128,8 @@ def read_scipy(path: Path) -> SparseRows:
         with path.open("rb") as file:
             check_ratio(file, path)
             matrix = load_npz(file)
+    except DataError:
+        raise
     except UNREADABLE as error:
         raise DataError(
             f"{path}: damaged, or no sparse matrix ({type(error).__name__}: {' '.join(str(error).split())[:200]}). Write it "

@@ -16,6 +16,7 @@ from .cells import cells_of, separator_of
 from .column_choices import ColumnSpec
 from .columns import RawColumn, check_names
 from .frames import pandas_index, read_frame
+from .missing_codes import looks_like_codes, without_code
 from .mixed import Coded, code_columns, describe_columns, index_among, match_columns
 from .table_layout import HEAD, TableOptions, layout_of_table
 from .tables import SHOWN, Table, labels_of, lines_of, nonblank_lines
@@ -38,6 +39,7 @@ def read_mixed(path: Path, options: TableOptions) -> Table:
         raws, named = read_text(path, options)
     if not len(raws[0]):
         raise DataError(f"{path} is empty: it has no row.")
+    raws = [without_code(raw, options.missing_value) for raw in raws]
     known = [column.name for column in options.known]
     label = None if options.label is None else find(options.label, raws, "label", path, optional=bool(known))
     split = None if options.split_by is None else find(options.split_by, raws, "split-by", path, optional=bool(known))
@@ -182,3 +184,4 @@ def describe(
     if any(column.why for column in coded.columns):
         yield "a likelihood for each column; --columns auto,NAME=FAMILY,OTHER=ignore corrects it"
         yield from describe_columns(coded.columns, coded.values)
+    yield from looks_like_codes(coded.values, coded.columns)

@@ -41,6 +41,7 @@ class TableOptions:
         split_by: name of the column that splits the rows, no part of x: its values are train, validation and test, or groups
             that stay together. None: rows are dealt one by one.
         known: the columns of a model, which are found by name and coded alike.
+        missing_value: what stands for a missing value, such as -999, beside empty cells and the words for one.
     """
 
     header: str = "auto"
@@ -50,6 +51,7 @@ class TableOptions:
     columns: str | None = None
     split_by: str | None = None
     known: tuple[Column, ...] = ()
+    missing_value: str | None = None
 
     def __post_init__(self) -> None:
         if self.header not in HEADERS:
@@ -60,7 +62,7 @@ class TableOptions:
         """Names of the options that were given."""
         return [
             n
-            for n in ("header", "index", "label", "columns", "split_by")
+            for n in ("header", "index", "label", "columns", "split_by", "missing_value")
             if getattr(self, n) != getattr(TableOptions, n)
         ]
 

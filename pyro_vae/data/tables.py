@@ -15,7 +15,9 @@ import numpy as np
 from pyro_vae.common.plain_text import is_plain
 from pyro_vae.errors import DataError
 
-from .columns import Column
+from .cells import DIGITS, shortened, whole_digits
+from .columns import Column, too_large
+from .missing_codes import is_code, looks_like_codes
 from .table_layout import HEAD, TableLayout, TableOptions, is_index_name, is_number, layout_of_table
 
 LINE = 2**26  # characters of a line, at most: some million columns
@@ -55,7 +57,7 @@ def read_table(path: Path, options: TableOptions) -> Table:
                 raise DataError(f"{path} is empty: it has no row of numbers.")
             layout = layout_of_table([cells for _, cells in head], options, str(path))
             rows = chain(head[1:] if layout.names else head, lines)
-            values, texts = parse(rows, len(head[0][1]), layout, path)
+            values, texts = parse(rows, len(head[0][1]), layout, path, options)
     except (csv.Error, UnicodeDecodeError, OSError) as e:
         raise DataError(f"{path} cannot be read as comma-separated text in UTF-8 ({e}).") from e
     if not values:
@@ -94,6 +96,8 @@ def describe(
         yield f"column {layout.name(index)} {why}: it names the rows, and is no part of x (--index none keeps it)"
     elif why:
         yield why
+    if layout.names:
+        yield from looks_like_codes(x, [Column(name) for name in kept])
     if layout.label is None and (found := [name for name in kept if name.lower() in LABELS]):
         yield f"column {found[0]!r} is part of x; --label {found[0]} takes it for the label"
 
@@ -157,10 +161,10 @@ def nonblank_lines(reader: Iterator[list[str]]) -> Iterator[Line]:
 
 
 def parse(
-    lines: Iterable[Line], width: int, layout: TableLayout, path: Path
+    lines: Iterable[Line], width: int, layout: TableLayout, path: Path, options: TableOptions
 ) -> tuple[array[float], dict[int, list[str]]]:
     """Parse rows to all values end to end, NaN in the columns of labels and index, whose texts stand beside."""
-    values = array("d")
+    values, large = array("d"), LargeNumbers()
     texts: dict[int, list[str]] = {c: [] for c in (layout.label, layout.index) if c is not None}
     for row, (line, cells) in enumerate(lines):
         where = f"{path}, row {row} (counted from 0; line {line} of the file)"
@@ -171,12 +175,36 @@ def parse(
         for column, kept in texts.items():
             kept.append(cells[column])
             cells[column] = ""
+        if options.missing_value is not None:
+            cells = ["" if is_code(cell, options.missing_value) else cell for cell in cells]
+        if not options.former:
+            large.check(cells, layout)
         values.extend(parse_number(cell, where, column, layout) for column, cell in enumerate(cells))
     numeric = layout.index
     if numeric is not None and all(is_number(cell) for cell in texts[numeric]):  # may yet turn out to be part of x
         for row, cell in enumerate(texts[numeric]):
             values[row * width + numeric] = float(cell)
     return values, texts
+
+
+class LargeNumbers:
+    """Whole numbers of many digits in a table, of which a float may take different ones for one."""
+
+    def __init__(self) -> None:
+        self.texts: dict[tuple[int, float], str] = {}
+
+    def check(self, cells: list[str], layout: TableLayout) -> None:
+        """Refuse a number that a float takes for another of its column.
+
+        Raises:
+            DataError: names the column.
+        """
+        for column, cell in enumerate(cells):
+            if len(cell) > DIGITS and (digits := whole_digits(cell)):
+                other = self.texts.setdefault((column, float(cell)), digits)
+                if other != digits:
+                    name = layout.names[column] if layout.names else str(column)
+                    raise too_large(name, f"such as {shortened(digits)} and {shortened(other)}")
 
 
 def parse_number(cell: str, where: str, column: int, layout: TableLayout) -> float:

@@ -184,6 +184,8 @@ def read_numpy(path: Path) -> dict[str, np.ndarray]:
             check_ratio(file, path)
             loaded = np.load(file, allow_pickle=False)
             return {"x": loaded} if isinstance(loaded, np.ndarray) else {key: loaded[key] for key in loaded.files}
+    except DataError:
+        raise
     except UNREADABLE as e:
         raise DataError(f"{path}: {explain_error(e)}") from e
 

@@ -28,6 +28,12 @@ class Config:
     data
         digits (bundled), mnist, fashion_mnist, kmnist, omniglot, svhn, cifar10, celeba, a file (.npy, .npz, .csv, .tsv,
         .parquet, .h5ad), a folder of PNGs or JPEGs, of shards with a manifest.json, or of a Zarr array.
+    validation
+        File of the rows to choose by, where DATA is a file of training rows; without it, a tenth of those. Of tables the
+        columns of DATA, by name.
+    test
+        File of the rows to report on, likewise. A folder with train.csv, validation.csv and test.csv (or folders of pictures
+        called so) is named as DATA alone.
     binarization
         none, static (once, seeded) or dynamic (training rows anew each epoch); auto: dynamic for mnist, fashion_mnist and
         kmnist under a Bernoulli, else none.
@@ -48,6 +54,9 @@ class Config:
     memory
         Leave the training rows on disk, and take so much memory for them, such as '2 GB'; 1 GB where DATA is a folder of
         shards (pyro-vae manifest) or a Zarr array.
+    missing_value
+        Of a table: what stands for a value that was not observed, such as -999, beside empty cells (with --missing, or
+        --columns).
     missing
         NaN and empty cells are values that were not observed: the likelihood skips them, the encoder sees which they are.
     standardize
@@ -115,7 +124,9 @@ class Config:
         Of weights, order, binarization during training, and noise.
     """
 
-    data: str = "digits"
+    data: Annotated[str, Parameter(name=("--data", "--train"))] = "digits"
+    validation: str | None = None
+    test: str | None = None
     binarization: Literal["auto", "none", "static", "dynamic"] = "auto"
     data_seed: int = 0
     columns: str | None = None
@@ -124,6 +135,7 @@ class Config:
     label: str | None = None
     split_by: str | None = None
     memory: str | None = None
+    missing_value: str | None = None
     missing: Annotated[bool, Parameter(negative=())] = False
     standardize: bool | None = None
     normalize: bool | None = None
@@ -171,6 +183,8 @@ class Config:
                 f"--columns {self.columns} finds a likelihood for each column, and --likelihood {self.likelihood} is one of "
                 f"all: leave out either; one column alone is corrected by --columns auto,NAME={self.likelihood}"
             )
+        if self.validation is not None and self.test is None:
+            raise UsageError("--validation without --test: name a file for the test rows, too; --test alone is enough")
         if not 0 <= self.warmup < 1:
             raise UsageError(f"warmup is a fraction of training, 0 to 1, got {self.warmup}")
         if self.seed < 0 or self.data_seed < 0:

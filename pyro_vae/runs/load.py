@@ -185,11 +185,18 @@ def load_data(
         return load(
             config.data, data_dir=data_dir, download=download, table=table, sequences=kind_of(config).ragged,
             binarization=config.binarization, seed=config.data_seed, missing=missing, memory=config.memory, verbose=False,
+            validation=config.validation, test=config.test,
         )  # fmt: skip
 
-    config = replace(config, data=located(config.data, data_dir))
+    config = found_again(config, data_dir)
     options = TableOptions(
-        config.header, config.index, config.label, columns=config.columns, split_by=config.split_by, known=known
+        config.header,
+        config.index,
+        config.label,
+        columns=config.columns,
+        split_by=config.split_by,
+        known=known,
+        missing_value=config.missing_value,
     )
     if digest is None or options.given or not config.data.lower().endswith(".csv"):
         return read(options)
@@ -205,6 +212,17 @@ def beside(run: Run) -> Path | None:
     """Return where the data file of a run is, as seen from the run's folder: both may have moved together."""
     told = run.record["data"].get("beside")
     return run.path / told if isinstance(told, str) else None
+
+
+def found_again(config: Config, data_dir: Path | None) -> Config:
+    """Say where the files of a config are now: those of other splits that have moved lie beside the training file."""
+    data = located(config.data, data_dir)
+    beside: dict[str, Any] = {
+        split: located(path, data_dir, Path(data).parent / Path(path).name)
+        for split in ("validation", "test")
+        if (path := getattr(config, split)) is not None
+    }
+    return replace(config, data=data, **beside)
 
 
 def located(data: str, data_dir: Path | None, otherwise: Path | None = None) -> str:

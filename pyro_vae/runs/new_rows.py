@@ -11,8 +11,8 @@ import torch
 
 from pyro_vae.common.plain_text import plain
 from pyro_vae.data import Data, Split, TableOptions, binarize, load
-from pyro_vae.data.datasets import event_shape, format_missing, prepare
 from pyro_vae.data.image_folders import read_folder
+from pyro_vae.data.prepare import event_shape, format_missing, prepare
 from pyro_vae.data.row_ids import row_digests
 from pyro_vae.data.sparse_data import ANNOTATED, is_sparse_file, read_rows, with_columns
 from pyro_vae.data.stored_data import is_stored
@@ -48,9 +48,11 @@ def open_rows(run: Run, file: Path | None, data_dir: Path | None = None) -> Data
     if is_sparse_file(file.expanduser()):
         return open_sparse_rows(run, file.expanduser(), data_dir)
     config, known = run.config, run.columns if file.suffix.lower() in TABLES else ()
-    options = TableOptions()
+    options = TableOptions(missing_value=config.missing_value if file.suffix.lower() in TABLES else None)
     if known:
-        options = TableOptions(config.header, config.index, config.label, split_by=config.split_by, known=known)
+        options = replace(
+            options, header=config.header, index=config.index, label=config.label, split_by=config.split_by, known=known
+        )
     file = file.expanduser()
     if is_stored(file, config.memory):
         if (

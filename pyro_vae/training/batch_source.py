@@ -83,12 +83,12 @@ class Streamed(BatchSource):
         batch: Any = None if future is None else future.result()  # waited for even if nobody wants it: one at a time
         batch = batch if ahead is rows else self.gather(rows)
         self.upcoming = None if then is None else (then, self.pool.submit(self.gather, then))
-        return self.pinned.arrived(batch) if self.pinned else batch
+        return self.pinned.arrived(batch) if self.pinned else tuple(a.to(self.device) for a in batch)
 
     def gather(self, rows: Tensor) -> Any:
         if self.pinned is not None:
             return self.pinned.send(rows)
-        return tuple(a.index_select(0, rows).to(self.device) for a in self.data)
+        return tuple(a.index_select(0, rows) for a in self.data)
 
     def close(self) -> None:
         self.pool.shutdown(cancel_futures=True)

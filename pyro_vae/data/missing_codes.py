@@ -1,0 +1,75 @@
+"""Numbers that stand for a missing value, such as -999: taken for one where that is said, and noticed where it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from .columns import Column, RawColumn
+from .table_layout import is_number
+
+CODES = tuple(float(sign + nines) for sign in ("-", "") for nines in ("99", "999", "9999", "99999"))
+FEW, AT_LEAST = 2, 5  # rows that hold the code, and that do not
+FAR = 5  # times the range of the other values
+
+
+def is_code(cell: str, code: str | None) -> bool:
+    """Return whether a cell is the code: the same text, or the same number.
+
+    Example:
+        >>> is_code("-999.0", "-999"), is_code("unknown", "unknown"), is_code("0", None)
+        (True, True, False)
+    """
+    if code is None:
+        return False
+    return cell == code or (is_number(cell) and is_number(code) and float(cell) == float(code))
+
+
+def without_code(raw: RawColumn, code: str | None) -> RawColumn:
+    """Return a column with gaps where the code stands."""
+    if code is None:
+        return raw
+    if isinstance(raw.values, np.ndarray):
+        if not is_number(code):
+            return raw
+        values: np.ndarray | list[str | None] = np.where(raw.values == float(code), np.nan, raw.values)
+    else:
+        values = [None if cell is not None and is_code(cell, code) else cell for cell in raw.values]
+    labels = None if raw.labels is None else tuple(label for label in raw.labels if not is_code(label, code))
+    return RawColumn(raw.name, values, raw.kind, labels, raw.ordered, raw.trouble)
+
+
+def looks_like_codes(values: np.ndarray, columns: Sequence[Column]) -> Iterator[str]:
+    """Yield a note on each column with a value that looks like a code for missing.
+
+    That is one of -99, 99, -999, …, that stands in two rows or more and is the least or the largest value, where the others lie
+    further from it than five times their range; or the only one below 0.
+    """
+    for column, coded in zip(columns, values.T, strict=True):
+        cells = coded
+        if column.codes:
+            if not all(map(is_number, column.codes)):
+                continue
+            known = ~np.isnan(coded)
+            cells = np.full(coded.shape, np.nan)
+            cells[known] = np.array([float(label) for label in column.codes])[coded[known].astype(int)]
+        known_cells = cells[~np.isnan(cells)]
+        if not known_cells.size:
+            continue
+        for code in {float(known_cells.min()), float(known_cells.max())} & {*CODES}:
+            others, count = known_cells[known_cells != code], int((known_cells == code).sum())
+            if count >= FEW and len(others) >= AT_LEAST and stands_apart(code, others):
+                yield (
+                    f"column {column.name!r}: {code:g} stands in {count} rows, far from all others ({others.min():g} to "
+                    f"{others.max():g}), and looks like a code for missing: --missing --missing-value={code:g} takes it for one"
+                )
+
+
+def stands_apart(code: float, others: np.ndarray) -> bool:
+    """Return whether a code lies far outside the other values."""
+    low, high = float(others.min()), float(others.max())
+    if code < 0 <= low:
+        return True
+    gap = low - code if code < low else code - high
+    return gap > FAR * (high - low) > 0

@@ -1,0 +1,98 @@
+"""Files of sparse matrices: split as others are, training rows kept sparse; names by name; damaged files refused."""
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+import torch
+
+from pyro_vae.data import TableOptions, load, user_files
+from pyro_vae.data.sparse import SparseRows
+from pyro_vae.data.sparse_data import read_rows, with_columns
+from pyro_vae.errors import DataError, UsageError
+
+DENSE = np.random.default_rng(0).poisson(0.5, (50, 6)).astype(np.float32)
+CSR = sp.csr_matrix(DENSE)
+GENES, CELLS = [f"g{i}" for i in range(6)], [f"c{i}" for i in range(50)]
+TYPES = ["b", "a"] * 25
+
+
+def written(folder, matrix=CSR):
+    data = anndata.AnnData(matrix, obs=pd.DataFrame({"type": TYPES}, index=CELLS), var=pd.DataFrame(index=GENES))
+    data.write_h5ad(folder / "cells.h5ad")
+    return folder / "cells.h5ad"
+
+
+def test_rows_are_split_and_named_and_training_rows_stay_sparse(tmp_path):
+    sp.save_npz(tmp_path / "cells.npz", CSR)
+    plain = load(tmp_path / "cells.npz", verbose=False)
+    named = load(written(tmp_path), table=TableOptions(label="type"), verbose=False)
+    for data in (plain, named):
+        assert isinstance(data.train.x, SparseRows) and data.kind == "counts" and data.shape == (6,)
+        assert [len(s) for s in (data.train, data.validation, data.test, data.sample)] == [40, 5, 5, 5]
+        for split in (data.train, data.validation, data.test, data.sample):
+            assert (split.x[:].numpy() == DENSE[split.numbers]).all()
+        together = np.concatenate([s.numbers for s in (data.train, data.validation, data.test)])
+        assert sorted(together) == list(range(50))
+    assert plain.digest == named.digest and [c.name for c in named.columns] == GENES
+    for split in (named.train, named.test):
+        assert split.ids.index == tuple(CELLS[n] for n in split.numbers)
+        assert split.ids.label == tuple(TYPES[n] for n in split.numbers)
+
+
+def test_kinds_go_by_what_is_stored(tmp_path):
+    for values, kind in (
+        (DENSE > 0, "binary"),
+        (DENSE - 1, ""),
+        (DENSE + 0.5 * (DENSE == 2), ""),
+        (DENSE * 1000, "counts"),
+    ):
+        sp.save_npz(tmp_path / "x.npz", sp.csr_matrix(values.astype(np.float32)))
+        assert load(tmp_path / "x.npz", verbose=False).kind == kind
+
+
+def test_a_dense_x_of_an_h5ad_is_read_alike(tmp_path):
+    sparse = load(written(tmp_path), verbose=False)
+    dense = load(written(tmp_path, DENSE), verbose=False)
+    assert torch.equal(sparse.train.x[:], dense.train.x[:])
+
+
+def test_columns_of_new_rows_go_by_name(tmp_path):
+    rows, *_ = read_rows(written(tmp_path))
+    turned = with_columns(rows, GENES[::-1], tmp_path)
+    assert (turned[:].numpy() == DENSE[:, ::-1]).all() and turned.column_names == tuple(GENES[::-1])
+    with pytest.raises(DataError, match=r"no column 'g9', which the run was trained on: 1 of 2 are not there"):
+        with_columns(rows, ["g1", "g9"], tmp_path)
+
+
+def test_what_cannot_be_read_or_is_no_option_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "x.npz"
+    whole = {"format": np.array(b"csr"), "shape": np.array([5, 5]), "data": np.ones(2, np.float32)}
+    whole |= {"indices": np.array([0, 10**8], np.int32), "indptr": np.array([0, 1, 2, 2, 2, 2], np.int32)}
+    np.savez(path, **whole)
+    with pytest.raises(DataError, match=r"x\.npz is damaged"):
+        load(path)
+    np.savez(path, **whole | {"data": np.array([object(), 1])})
+    with pytest.raises(DataError, match="damaged, or no sparse matrix"):
+        load(path)
+    monkeypatch.setattr(user_files, "UNPACKED", 10**4)
+    np.savez_compressed(path, **whole | {"data": np.zeros(2**20, np.float32)})
+    with pytest.raises(DataError, match=r"x\.npz has .* bytes and unpacks to"):
+        load(path)
+    sp.save_npz(path, CSR)
+    for options in (
+        {"memory": "1 GB"},
+        {"binarization": "static"},
+        {"table": TableOptions(label="y")},
+        {"sequences": True},
+    ):
+        with pytest.raises(UsageError, match="is no option"):
+            load(path, **options)
+    with pytest.raises(UsageError, match="splits by file are of dense rows"):
+        load(path, test=path)
+    (tmp_path / "x.h5ad").write_bytes(b"no HDF5")
+    with pytest.raises(DataError, match=r"x\.h5ad: damaged, or no \.h5ad"):
+        load(tmp_path / "x.h5ad")
+    with pytest.raises(DataError, match=r"obs has no column 'kind', .*; it has type"):
+        load(written(tmp_path), table=TableOptions(label="kind"))
