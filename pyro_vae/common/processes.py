@@ -228,9 +228,23 @@ def agree(what: str, value: Any) -> None:
     texts = gather_text(json.dumps(value, sort_keys=True), f"the comparison of {what}")
     if odd := [rank for rank, text in enumerate(texts) if text != texts[0]]:
         ranks = f"rank{'s' * (len(odd) > 1)} {', '.join(map(str, odd))}"
-        theirs, ours = (text if len(text) <= SHOWN else f"{text[:SHOWN]}…" for text in (texts[odd[0]], texts[0]))
+        theirs, ours = (shortened(text) for text in apart(texts[odd[0]], texts[0]))
         have = "have" if len(odd) > 1 else "has"
         raise UsageError(f"{what} must be the same on each rank: {ranks} {have} {theirs}, and rank 0 has {ours}")
+
+
+def apart(one: str, other: str) -> tuple[str, str]:
+    """Leave out what two objects of JSON have in common."""
+    first, second = json.loads(one), json.loads(other)
+    if not (isinstance(first, dict) and isinstance(second, dict)):
+        return one, other
+    odd = [name for name in {**second, **first} if first.get(name) != second.get(name)]
+    first, second = ({name: of[name] for name in odd if name in of} for of in (first, second))
+    return json.dumps(first), json.dumps(second)
+
+
+def shortened(text: str) -> str:
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
 def bytes_of(text: str) -> Tensor:

@@ -15,6 +15,7 @@ from pyro_vae.common.environment import versions
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.processes import agree, processes
 from pyro_vae.common.safe_read import MIB, Layout, check_seal
+from pyro_vae.common.spread import by_itself
 from pyro_vae.errors import CheckpointError, RunFolderError, UsageError
 from pyro_vae.training.checkpoint_state import format_differences
 from pyro_vae.training.serialize import unpack
@@ -120,10 +121,10 @@ def continue_run(job: TrainingJob, num_samples: int, minutes: float, trackers: S
             print(f"note: {note}", file=sys.stderr)
         checkpointer = job.checkpointer(minutes)
     elif saved.manifest.get("finished") and (evidence := of_whole_run(path)):
-        if not leads:
-            return {}
-        print(f"note: {path} is a whole run already; its evidence is from before.", file=sys.stderr)
-        draw_what_is_missing(job, saved, evidence)
+        if leads:
+            print(f"note: {path} is a whole run already; its evidence is from before.", file=sys.stderr)
+            with by_itself():
+                draw_what_is_missing(job, saved, evidence)
         return evidence
     else:
         spent = float(saved.manifest.get("seconds", 0.0))

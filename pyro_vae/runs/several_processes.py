@@ -86,8 +86,8 @@ def done_by_rank_0(do: Callable[[], dict[str, Any]], what: str) -> dict[str, Any
 
 def check_same_folder(path: Path) -> None:
     """Refuse a folder that is not on a file system that all processes share."""
-    seen = config_seen(path)
-    wanted = share_text(seen, f"the beginning of {path}")
+    wanted = share_text(config_seen(path) if sharing().leads else None, f"the beginning of {path}")
+    seen = config_seen(path)  # once rank 0 has written it
     hosts = gather_text("" if seen == wanted else socket.gethostname(), f"the look at {path}")
     if odd := [(rank, host) for rank, host in enumerate(hosts) if host]:
         rank, host = odd[0]

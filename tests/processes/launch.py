@@ -51,7 +51,7 @@ def start_function(world, function, *args, **more):
     return start(world, [sys.executable, "-c", CALL, module, name, *map(str, args)], **more)
 
 
-def wait(processes, seconds=120):
+def wait(processes, seconds=400):
     """Wait for each rank; whatever does not end is killed."""
     ended = []
     try:
@@ -62,10 +62,11 @@ def wait(processes, seconds=120):
         for process in processes:
             if process.poll() is None:
                 process.kill()
+                process.communicate()
     return ended
 
 
-def launch(world, function, *args, seconds=120, **more):
+def launch(world, function, *args, seconds=400, **more):
     """Run a function in `world` processes that all end well; return what each printed."""
     ended = wait(start_function(world, function, *args, **more), seconds)
     for rank, process in enumerate(ended):

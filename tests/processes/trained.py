@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import pyro
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
@@ -14,6 +15,7 @@ from pyro_vae import (
     VAE,
     Beta,
     Bound,
+    Checkpointer,
     Conditional,
     StandardNormal,
     StopTraining,
@@ -28,9 +30,12 @@ from pyro_vae import (
     normal,
     warmup,
 )
-from pyro_vae.common.processes import joined, processes
+from pyro_vae.common.processes import agree, joined, processes
+from pyro_vae.errors import ProcessesError, UsageError
 from pyro_vae.priors.vamp import VampPrior
+from pyro_vae.training import shards
 from pyro_vae.training.checkpoint_state import capture
+from pyro_vae.training.gradient_tree import TreeSum
 from pyro_vae.training.trainer import TrainingCallback
 
 ROWS = torch.tensor(load_digits().data, dtype=torch.float32) / 16
@@ -139,6 +144,57 @@ def leave(folder, *names):
     with joined("cpu", timeout=60) as here:
         for name in names:
             write(Path(folder) / f"{name}-{here.rank}", *train(name))
+        leave_untreed(Path(folder) / f"untreed-{here.rank}")
+
+
+class InTurn(TreeSum):
+    """Not what the package does: sums one after the other."""
+
+    def add(self, leaf):
+        self.held = [(1, self.held[0][1].add(leaf) if self.held else leaf)]
+
+
+def leave_untreed(path):
+    """Train with sums in the order of each process."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(shards, "TreeSum", InTurn)
+        write(path, *train("eager"))
+
+
+def differ(folder):
+    """Run in each rank: what ranks must agree on is named on all of them, and the group goes on."""
+    with joined("cpu", timeout=60) as here:
+        common = {"shards": 2, "batch_size": 48, "epochs": 1, "transform": binarize, "verbose": False}
+        x, odd = ROWS[:96], here.rank == 1
+
+        def refused(said, vae, x=x, error=UsageError, **more):
+            with pytest.raises(error, match=said):
+                fit(vae, x, **(common | more))
+
+        refused(r"shards=1 cannot be shared by 2 processes.*take shards=2", small(), shards=1)
+        refused(
+            r"the training must be the same on each rank: rank 1 has .*\"rows\": 95}, and rank 0",
+            small(),
+            x[: 96 - odd],
+        )
+        refused("the training must be the same.*epochs", small(), epochs=1 + odd)
+        other = small()
+        with torch.no_grad():
+            other.likelihood.net[0].bias += float(odd)
+        refused("the weights to begin with .*must be the same on each rank: rank 1", other)
+
+        def move(record):
+            if odd:
+                with torch.no_grad():
+                    moved.likelihood.net[0].bias += 1e-7
+
+        moved = small()
+        refused("after epoch 1 rank 1 has other weights than rank 0", moved, error=ProcessesError, on_epoch=move)
+        checkpointer = Checkpointer(folder)  # rank 0 alone writes
+        run = fit(small(), x, callbacks=[checkpointer], **common)
+        agree("the end", run.best_epoch)
+        refused("the state to resume from", small(), resume=None if odd else checkpointer.newest())
+    print("well")
 
 
 def write(path, result, captured):

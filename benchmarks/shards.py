@@ -1,0 +1,146 @@
+"""What shards cost: a step of S = 8 in one process over one of S = 1, and what two processes spend on exchanging gradients.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.shards                  # a table; --out FILE appends it
+    OMP_NUM_THREADS=1 python -m benchmarks.shards --exchange       # two processes, over gloo on this machine
+
+The first times steps in CPU seconds of the process, which other work on the machine does not use up, in turns: S = 1, S = 8,
+and again; a ratio is the median over turns. The second times steps on the wall, and within them the gathering of gradients
+alone (waiting for the slower process included) and the copying before and after it: on a busy machine it tells little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+CASES = [(400, 512), (400, 1024), (2000, 512), (2000, 1024)]  # hidden units, rows of a batch
+STEPS = 12  # an epoch
+PIXELS, LATENTS = 784, 20
+
+
+def small_vae(hidden: int) -> Any:
+    import pyro
+
+    from pyro_vae import MLP, VAE, Conditional, StandardNormal, bernoulli, normal
+
+    pyro.set_rng_seed(0)
+    likelihood = Conditional(MLP(LATENTS, PIXELS, (hidden,)), bernoulli)
+    return VAE(StandardNormal(LATENTS), likelihood, Conditional(MLP(PIXELS, 2 * LATENTS, (hidden,)), normal))
+
+
+def seconds_a_step(hidden: int, batch: int, shards: int, engine: str, clock: Any, epochs: int = 3) -> float:
+    """Train some epochs; return the time of a step within an epoch, the fastest epoch's, after the first."""
+    import torch
+
+    from pyro_vae import fit
+
+    times: list[float] = []
+
+    def looked_at(done: float) -> float:  # asked once a step
+        times.append(clock())
+        return 1.0
+
+    x = torch.bernoulli(torch.full((batch * STEPS, PIXELS), 0.3), generator=torch.Generator().manual_seed(0))
+    options: dict[str, Any] = {"batch_size": batch, "shards": shards, "engine": engine, "schedule": looked_at}
+    fit(small_vae(hidden), x, validation=x[:10], epochs=epochs, verbose=False, **options)
+    times = times[-epochs * STEPS :]
+    per_epoch = [times[i : i + STEPS] for i in range(0, len(times), STEPS)]
+    return min((of[-1] - of[2]) / (len(of) - 3) for of in per_epoch[1:])  # an epoch's first step is checked
+
+
+def costs(engine: str, turns: int) -> list[str]:
+    """Time every case; return lines of a table."""
+    lines = [f"| network | batch | S = 1, ms | S = 8, ms | ratio ({engine}) |", "|---|---|---|---|---|"]
+    for hidden, batch in CASES:
+        pairs = [
+            [seconds_a_step(hidden, batch, shards, engine, time.process_time) for shards in (1, 8)]
+            for _ in range(turns)
+        ]
+        one, eight = (statistics.median(of) for of in zip(*pairs, strict=True))
+        ratio = statistics.median(b / a for a, b in pairs)
+        lines.append(f"| 784-{hidden}-20 | {batch} | {1e3 * one:.1f} | {1e3 * eight:.1f} | {ratio:.2f} |")
+        print(lines[-1], file=sys.stderr)
+    return lines
+
+
+def exchange_of_rank(hidden: int, batch: int, engine: str) -> None:
+    """Train in this rank, and print what a step took and what of it the exchange did."""
+    from pyro_vae.common.processes import joined
+    from pyro_vae.training import shards
+
+    spent = {"gather": 0.0, "packed": 0.0, "unpacked": 0.0}
+    calls = 0
+
+    def timed(name: str) -> Any:
+        function = getattr(shards, name)
+
+        def run(*args: Any) -> Any:
+            nonlocal calls
+            start = time.perf_counter()
+            result = function(*args)
+            spent[name] += time.perf_counter() - start
+            calls += name == "gather"
+            return result
+
+        return run
+
+    for name in spent:
+        setattr(shards, name, timed(name))
+    with joined("cpu") as here:
+        step = seconds_a_step(hidden, batch, 8, engine, time.perf_counter)
+    if here.leads:
+        parts = ", ".join(f"{name} {1e3 * value / calls:.1f} ms" for name, value in spent.items())
+        share = sum(spent.values()) / calls / step
+        print(
+            f"784-{hidden}-20, batch {batch}, 2 processes: a step {1e3 * step:.1f} ms; {parts}; {100 * share:.0f} % of it"
+        )
+
+
+def exchange(engine: str) -> list[str]:
+    """Start two processes for the largest case; return what rank 0 says."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    command = [sys.executable, "-m", "benchmarks.shards", "--rank", "--engine", engine]
+    ranks = [
+        subprocess.Popen(command, env=common | {"RANK": str(rank)}, stdout=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    return [out for rank in ranks for out in [rank.communicate()[0].strip()] if out]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.shards", description=__doc__)
+    parser.add_argument("--engine", default="trace")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--exchange", action="store_true", help="two processes")
+    parser.add_argument("--rank", action="store_true", help="be one of them")
+    parser.add_argument("--out", type=Path, help="Markdown file that the result is added to")
+    options = parser.parse_args()
+    if options.rank:
+        exchange_of_rank(*CASES[-1], options.engine)
+        return
+    lines = exchange(options.engine) if options.exchange else costs(options.engine, options.turns)
+    import torch
+
+    from pyro_vae.common.environment import machine
+
+    about = f"`python -m benchmarks.shards {' '.join(sys.argv[1:])}`, {machine(torch.device('cpu'))}, torch {torch.__version__}"
+    text = "\n".join([f"{date.today()}: {about}", "", *lines, ""])
+    print(text)
+    if options.out:
+        with options.out.open("a", encoding="utf-8") as file:
+            file.write(f"\n{text}")
+
+
+if __name__ == "__main__":
+    main()

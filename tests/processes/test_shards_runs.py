@@ -1,0 +1,106 @@
+"""Runs that several processes train into one folder: killed, stopped, and gone on with by another number of them."""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+
+import pytest
+from safetensors.torch import load_file
+
+from pyro_vae.errors import UsageError
+from pyro_vae.runs.checkpoint import Checkpoints
+from pyro_vae.runs.config import Config
+from pyro_vae.runs.resume_run import resume_run
+from pyro_vae.runs.train_run import train_run
+from tests.helpers.environment import HEAVY
+
+from .launch import launch, start, wait
+
+CONFIG = Config(
+    data="digits", binarization="dynamic", hidden=(16,), latent_dim=4, epochs=8, batch_size=128, shards=8, seed=3,
+    kl="beta", kl_options={"beta": "2", "schedule": "constant"},
+)  # fmt: skip
+FLAGS = [
+    *("--data", "digits", "--binarization", "dynamic", "--hidden", "16", "--latent-dim", "4", "--epochs", "8"),
+    *("--batch-size", "128", "--shards", "8", "--seed", "3", "--kl", "beta", "--kl.beta", "2", "--kl.schedule", "constant"),
+]  # fmt: skip
+COMMAND = [sys.executable, "-m", "pyro_vae", "train", "--num-samples", "10", "--device", "cpu"]
+OFTEN = ["--checkpoint-minutes", "0.002"]
+
+
+def left(path):
+    """The weights, the last state, and the metrics less seconds, of a run."""
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    state = Checkpoints(path).newest()
+    tensors = {f"{group}/{name}": t for group, named in state.groups.items() for name, t in named.items()}
+    tensors |= load_file(path / "model.safetensors")
+    return {n: t.tolist() for n, t in tensors.items()}, [
+        {k: v for k, v in r.items() if k not in ("seconds", "sha256")} for r in lines
+    ]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """What one process leaves."""
+    path = tmp_path_factory.mktemp("alone") / "run"
+    train_run(CONFIG, path, num_samples=10, device="cpu")
+    return left(path)
+
+
+def until(path, lines, processes):
+    """Wait until the metrics have so many lines."""
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and all(p.poll() is None for p in processes):
+        if (path / "metrics.jsonl").is_file() and len((path / "metrics.jsonl").read_text().splitlines()) >= lines:
+            return
+        time.sleep(0.02)
+    pytest.fail("\n".join(f"{e.out}\n{e.err}" for e in wait(processes, 5)))
+
+
+def test_a_rank_that_dies_ends_the_others_by_name_and_one_process_goes_on_to_the_same_bits(tmp_path, alone):
+    path, moments = tmp_path / "run", random.Random(0)
+    for killed in (0, 1, 1, 0) if HEAVY else (1,):
+        again = ["--resume", str(path)] if path.exists() else ["--run", str(path), *FLAGS]
+        ranks = start(2, [*COMMAND, *again, *OFTEN])
+        until(path, 2, ranks)
+        time.sleep(moments.random() * 0.3)
+        os.kill(ranks[killed].pid, signal.SIGKILL)
+        killed_at = time.monotonic()
+        ended = wait(ranks, 30)
+        assert time.monotonic() - killed_at < 10
+        assert ended[killed].code == -9 and ended[1 - killed].code == 8
+        assert f"rank {killed} has" in ended[1 - killed].err and "step" in ended[1 - killed].err
+    assert len(alone[1]) == 8
+    evidence = resume_run(path, num_samples=10, device="cpu")
+    assert left(path) == alone and evidence["training"]["resumed"]["exact"]
+
+
+def test_a_signal_to_one_rank_stops_all_at_one_step_and_two_processes_go_on(tmp_path, alone):
+    path = tmp_path / "run"
+    ranks = start(2, [*COMMAND, "--run", str(path), *FLAGS])
+    until(path, 2, ranks)
+    ranks[1].send_signal(signal.SIGTERM)
+    ended = wait(ranks, 30)
+    assert [e.code for e in ended] == [143, 143]
+    assert ended[0].err.count("interrupted at step") == 1
+    steps = {
+        line.split("interrupted at step ")[1].split(";")[0] for e in ended for line in [e.err] if "at step" in line
+    }
+    assert len(steps) == 1
+    ended = wait(start(2, [*COMMAND, "--resume", str(path)]))
+    assert [e.code for e in ended] == [0, 0], ended
+    assert left(path) == alone
+    assert "log p(x)" in ended[0].out and ended[1].out == ""
+
+
+def test_what_processes_do_not_agree_on_is_named(tmp_path):
+    assert launch(2, "tests.processes.trained:differ", tmp_path) == ["well\n", "well\n"]
+
+
+def test_shards_of_a_config_are_looked_at_before_a_folder_is_made(tmp_path):
+    with pytest.raises(UsageError, match="power of two"):
+        train_run(Config(data="digits", shards=6), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
