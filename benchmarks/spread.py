@@ -5,9 +5,9 @@
 
 log p(x) of random rows under a 784-400-20 Bernoulli VAE by importance sampling, on W = 1 and 2 processes of one thread each,
 in turns. Importing torch and Pyro is not in it, and neither is a first call on 128 rows. On the wall a process waits for the
-other, and for whatever else the machine does; of CPU seconds it takes those of the process that took more, which hold the uneven
-share of the work and of the exchange, but not the waiting. A ratio is that of W = 2 over half of W = 1 in the same turn; the
-median over turns, with the least and the most.
+other, and for whatever else the machine does; of CPU seconds it takes those of the process that took more, which hold the
+uneven share of the work and of the exchange, but not the waiting. A ratio is that of W = 2 over half of W = 1 in the same turn;
+the median over turns, with the least and the most.
 """
 
 from __future__ import annotations
