@@ -67,9 +67,9 @@ def test_the_blocks_of_a_page_run_in_order(path, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("package", ["mlflow", "wandb", "trackio", "optuna"])
 def test_a_recipe_runs_where_its_package_is_installed(package, monkeypatch, tmp_path):
-    pytest.importorskip(package, reason=f"a recipe with {package}, which no extra brings: pip install {package}")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # which it reads as it is imported
+    pytest.importorskip(package, reason=f"a recipe with {package}, which no extra brings: pip install {package}")
     page, namespace = (DOCS / "how_to" / "tracking.md").read_text(), {}
     (recipe,) = re.findall(rf"```py\n(import {package}\n.*?)```", page, re.S)
     with warnings.catch_warnings():
