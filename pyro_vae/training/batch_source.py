@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_vae.common.mapped_files import MappedFile, mapped_files
 from pyro_vae.common.random import stream
-from pyro_vae.data.lazy_rows import rows_digest
+from pyro_vae.data.lazy_rows import any_lazy, rows_digest
 
 from .shuffle import FURTHER, SHUFFLE, ShuffledBatches
 from .training_state import EpochPosition, load_noise_states, noise_states

@@ -212,7 +212,7 @@ def fit(
     model, guide = programs(vae)
     modules = owners(vae, model, guide)
     engine = engine_of_sharded(
-        modules, engine, callbacks=callbacks, resume=resume, aggressive=aggressive, shards=shards > 1
+        modules, engine, callbacks=callbacks, resume=resume, aggressive=aggressive, shards=shards != 1
     )
     if transform is not None:
         refuse_structure(x, "fit with a transform")

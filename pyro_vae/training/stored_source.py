@@ -46,7 +46,8 @@ class StoredSource(BatchSource):
 
     def __init__(self, data: Batch, device: torch.device) -> None:
         self.data, self.device, self.rows_device = data, device, torch.device("cpu")
-        self.stored = [a for a in data if isinstance(a, Stored)]
+        parts: tuple[Any, ...] = data  # no tensors, where rows are on disk
+        self.stored: list[Stored] = [a for a in parts if isinstance(a, Stored)]
         self.windows: Windows | None = None
         self.loaded: dict[int, Future[Window]] = {}
         self.batches, self.reader = (ThreadPoolExecutor(1, f"pyro_vae-{name}") for name in ("rows", "windows"))
