@@ -78,6 +78,7 @@ def hook(event, arguments):
 
 @pytest.fixture(scope="module", autouse=True)
 def watching():
+    importlib.import_module("zuko")  # of flows, which some configs ask for
     sys.addaudithook(hook)  # for good: it looks only while something is WATCHED
 
 
