@@ -24,3 +24,17 @@ def plain(text: object) -> str:
         'a\\x1b[31mb é'
     """
     return HALVES.sub("?", CONTROLS.sub(lambda sign: sign[0].encode("unicode_escape").decode(), str(text)))
+
+
+def is_utf8(name: str) -> bool:
+    """Return whether a file name is UTF-8: Python writes bytes that are none as surrogates.
+
+    Example:
+        >>> is_utf8("zürich"), is_utf8("\\udcff")
+        (True, False)
+    """
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vae.common.flagged import format_both_errors, is_loose
+from pyro_vae.common.given import described
 from pyro_vae.common.optional import imported
-from pyro_vae.common.plain_text import plain
+from pyro_vae.common.plain_text import is_utf8, plain
 from pyro_vae.common.safe_read import MIB, read_bytes
+from pyro_vae.errors import UsageError
 
 EXTRA = "tensorboard"
 BINS = 30  # of a histogram; a rule of numpy's asks for millions where most units are closed and a few are not
@@ -35,6 +37,7 @@ class TensorBoardTracker:
 
     Raises:
         MissingExtraError: tensorboard is not installed.
+        UsageError: `folder` is no path, or its name is no UTF-8, which TensorBoard wants.
     """
 
     folder: Path | str
@@ -43,6 +46,10 @@ class TensorBoardTracker:
 
     def __post_init__(self) -> None:
         imported("tensorboard", EXTRA, "TensorBoardTracker")
+        if not isinstance(self.folder, str | Path) or not str(self.folder):
+            raise UsageError(f"folder is where the event file goes, such as 'boards/a'; got {described(self.folder)}")
+        if not is_utf8(str(Path(self.folder).absolute())):
+            raise UsageError(f"{self.folder} is no UTF-8, which TensorBoard wants of a folder's name: name another")
 
     def begin(self, config: Mapping[str, Any]) -> None:
         """Open the event file, and write the options into it."""
@@ -51,6 +58,8 @@ class TensorBoardTracker:
 
     def epoch(self, record: Mapping[str, Any]) -> None:
         """Write the numbers of an epoch."""
+        if self.writer is None:
+            raise UsageError("the tracker has not begun, or has ended: call its begin(config) before epoch(record)")
         self.last = record["epoch"]
         for name, value in record.items():
             if name != "epoch" and isinstance(value, int | float):
@@ -63,6 +72,8 @@ class TensorBoardTracker:
 
     def end(self, evidence: Mapping[str, Any], figures: Sequence[Path]) -> None:
         """Write log p(x) and the pictures, if there are some, and close the file."""
+        if self.writer is None:
+            raise UsageError("the tracker has not begun, or has ended: call its begin(config) before end(...)")
         try:
             if evidence:
                 split = (evidence.get("evaluation") or {}).get("split", "test")

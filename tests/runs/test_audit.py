@@ -10,6 +10,7 @@ import pytest
 
 from pyro_vae.cli import run_commands
 from pyro_vae.cli.main import main
+from pyro_vae.plots import figures
 from pyro_vae.runs import evaluate_run as evaluate_module
 from pyro_vae.runs import train_run as train_module
 from tests.helpers import hostile
@@ -50,6 +51,9 @@ COMMANDS = {
     "gaps": lambda run: ["gaps", run, "--rows", "1", "--steps", "2"],
     "bracket": lambda run: ["bracket", run, "--rows", "1", "--num-temperatures", "2", "--num-chains", "2"],
     "export": lambda run: ["export", run, f"{Path(run).parent / 'hub'}", "--hub"],
+    "show": lambda run: ["show", run],
+    "runs": lambda run: ["runs", f"{Path(run).parent}", "--json"],
+    "report": lambda run: ["report", run],
     "config": lambda run: ["train", "--config", f"{run}/config.json", "--run", f"{Path(run).parent / 'new'}", *FEW],
 }
 
@@ -74,6 +78,7 @@ def hook(event, arguments):
 
 @pytest.fixture(scope="module", autouse=True)
 def watching():
+    importlib.import_module("zuko")  # of flows, which some configs ask for
     sys.addaudithook(hook)  # for good: it looks only while something is WATCHED
 
 
@@ -83,6 +88,7 @@ def no_pictures(monkeypatch):
         monkeypatch.setattr(module, "draw_figures", lambda *_: None)
     monkeypatch.setattr(evaluate_module, "draw_khat", lambda *_, **__: None)
     monkeypatch.setattr(run_commands, "draw_all", lambda *_: [])
+    monkeypatch.setattr(figures, "png", lambda drawn: b"a picture")
 
 
 @pytest.fixture(scope="module")

@@ -122,6 +122,20 @@ def test_tensorboard_is_missed_by_the_name_of_its_extra(monkeypatch):
         TensorBoardTracker("boards")
 
 
+@pytest.mark.parametrize("folder", [None, 3, b"x", "", "boards/\udcff"], ids=ascii)
+def test_a_board_goes_into_a_folder_that_is_named_in_utf8(folder, tensorboard):
+    with pytest.raises(UsageError, match=r"folder is where the event file goes|no UTF-8"):
+        TensorBoardTracker(folder)
+
+
+def test_a_board_that_has_not_begun_says_so(tmp_path, tensorboard):
+    tracker = TensorBoardTracker(tmp_path / "board")
+    for call in (lambda: tracker.epoch({"epoch": 1}), lambda: tracker.end({}, [])):
+        with pytest.raises(UsageError, match="call its begin"):
+            call()
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     return train_small(tmp_path_factory.mktemp("small"), "run", num_samples=5)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pyro_vae.common.atomic_write import renamed_when_whole
 from pyro_vae.common.held_folder import no_links_below
+from pyro_vae.common.plain_text import is_utf8
 from pyro_vae.errors import RunFolderError, UsageError
 from pyro_vae.runs import folder
 from pyro_vae.runs.report.facts import RunFacts, read_facts
@@ -35,7 +35,7 @@ def export_tensorboard(path: Path | str, to: Path | str) -> Path:
         StorageError: it cannot be written.
     """
     path, to = Path(path), Path(to)
-    if not is_text(os.fspath(to.absolute())):
+    if not is_utf8(str(to.absolute())):
         raise UsageError(f"{to} is no UTF-8, which TensorBoard wants of a folder's name: name another")
     with usable(path):
         facts = read_facts(path)
@@ -52,15 +52,6 @@ def export_tensorboard(path: Path | str, to: Path | str) -> Path:
                 tracking.epoch(record)
             tracking.end(facts.summary, drawn)
     return to
-
-
-def is_text(name: str) -> bool:
-    """Return whether a file name is UTF-8."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def records_of(facts: RunFacts) -> Iterator[dict[str, Any]]:
