@@ -216,10 +216,10 @@ def test_evidence_of_a_version_that_did_not_name_its_proposal_is_of_the_guide(he
 
 
 def test_evidence_that_lacks_what_is_printed_of_it_is_refused_by_name(here, tmp_path, capsys):
-    for name in ("measure", "floor", "ess_min"):
-        run = tmp_path / name
+    for name, value in (("measure", ...), ("floor", ...), ("ess_min", ...), ("ess_min", None), ("ess_median", None)):
+        run = tmp_path / f"{name} {value}"
         shutil.copytree(here / "good", run)
-        spoil(run, "evidence.json", (name,), ...)
+        spoil(run, "evidence.json", (name,), value)
         assert main(COMMANDS["resume"](run)) == 4
         assert f"it says nothing of '{name}'" in capsys.readouterr().err
 
