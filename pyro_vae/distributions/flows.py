@@ -14,6 +14,7 @@ from torch import Size, Tensor, nn
 from pyro_vae.errors import UsageError
 
 KINDS = ("nsf", "maf", "iaf")
+MOST = 1_000  # transforms
 
 
 class FlowDistribution(ZukoToPyro):
@@ -51,6 +52,8 @@ def make_flow(kind: str, dim: int, context: int, transforms: int, hidden: Sequen
         raise UsageError(f"there is no flow of kind {kind!r}: choose one of {', '.join(KINDS)}")
     if dim < 1 or transforms < 1:
         raise UsageError(f"a flow has at least 1 dimension and 1 transform, got dim={dim}, transforms={transforms}")
+    if transforms > MOST:
+        raise UsageError(f"a flow of {transforms:,} transforms: at most {MOST:,} are built")
     # importing zuko switches torch's (and so Pyro's) validation off for the whole process: the switch is put back
     with settings.context(validate_distributions_torch=settings.get("validate_distributions_torch")):
         import zuko

@@ -23,9 +23,10 @@ from pyro_vae.plots import figures
 from pyro_vae.programs.support import support_of_site
 
 from . import folder
+from .build_limits import bounded_build
 from .config import Config
 from .evaluations import AGAIN, Evaluation, evaluations, shared
-from .load import check_still
+from .load import FAULTS, check_still
 from .progress import format_unfinished
 from .registry import kind_of, likelihood_of
 
@@ -153,8 +154,9 @@ def read(path: Path, components: Mapping[str, Any], evaluation: Evaluation) -> S
     if not of_one:
         raise RunFolderError(f"{stem}.json and {stem}.csv of {path} are of different evaluations. {again}")
     try:
-        common = common_of(record, components) | {"split": split, "rows": len(evidence)}
-    except (UsageError, KeyError, TypeError) as error:
+        with bounded_build(None):  # as many elements as a row has, which a config may say anything of
+            common = common_of(record, components) | {"split": split, "rows": len(evidence)}
+    except FAULTS as error:
         raise RunFolderError(f"{path / 'config.json'} cannot be used: {error}") from error
     check_seal(record, path / "config.json")
     check_still(path, record)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pyro_vae.common.held_folder import no_links_below
 from pyro_vae.errors import RunFolderError
 
 from .checkpoint import Checkpoints, read_manifest
@@ -19,7 +20,8 @@ def unfinished(path: Path, epochs: int) -> dict[str, int] | None:
     checkpoints = Checkpoints(path)
     for number in checkpoints.numbers():
         try:
-            manifest = read_manifest(checkpoints.folder / f"{number:06d}")
+            with no_links_below(path):
+                manifest = read_manifest(checkpoints.folder / f"{number:06d}")
             done, step, epoch = manifest.get("finished"), int(manifest["step"]), int(manifest["epoch"])
         except (RunFolderError, KeyError, TypeError, ValueError):
             continue  # an older generation may be whole

@@ -391,6 +391,8 @@ def test_wrong_flows_are_refused():
         FlowPosterior(encoder(6), 3, "naf", context_features=6)
     with pytest.raises(UsageError, match="context_features"):
         FlowPosterior(encoder(6), 3, context_features=0)
+    with pytest.raises(UsageError, match="1,000,000,000 transforms: at most 1,000 are built"):
+        FlowPosterior(MLP(3, 4), 2, transforms=10**9, context_features=4)
     with pytest.raises(UsageError, match="at least 1 dimension"):
         FlowPosterior(encoder(6), 0, context_features=6)
     with pytest.raises(UsageError, match="rank must be at least 1"):

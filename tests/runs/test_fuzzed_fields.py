@@ -216,12 +216,21 @@ def test_evidence_of_a_version_that_did_not_name_its_proposal_is_of_the_guide(he
 
 
 def test_evidence_that_lacks_what_is_printed_of_it_is_refused_by_name(here, tmp_path, capsys):
-    for name in ("measure", "floor", "ess_min"):
-        run = tmp_path / name
+    for name, value in (("measure", ...), ("floor", ...), ("ess_min", ...), ("ess_min", None), ("ess_median", None)):
+        run = tmp_path / f"{name} {value}"
         shutil.copytree(here / "good", run)
-        spoil(run, "evidence.json", (name,), ...)
+        spoil(run, "evidence.json", (name,), value)
         assert main(COMMANDS["resume"](run)) == 4
         assert f"it says nothing of '{name}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shape", [[-4], [10**12], [2**40, 2**40], "os.system", None], ids=str)
+def test_a_row_of_a_shape_that_is_none_is_refused_where_runs_are_compared(shape, here, tmp_path, capsys):
+    for name in ("good", "other"):
+        shutil.copytree(here / name, tmp_path / name)
+    spoil(tmp_path / "good", "config.json", ("data", "shape"), shape)
+    assert main(["compare", str(tmp_path / "good"), str(tmp_path / "other")]) in (3, 4)
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_files_that_are_no_objects_are_refused(here, tmp_path, capsys):

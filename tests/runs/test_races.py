@@ -1,5 +1,6 @@
 """A link that is put into a run between a look and a write: all that is written, read or deleted stays in the run itself."""
 
+import json
 import os
 import threading
 import time
@@ -11,7 +12,7 @@ import torch
 from pyro_vae.common import atomic_write as atomic
 from pyro_vae.common import held_folder
 from pyro_vae.common.held_folder import held, no_links_below
-from pyro_vae.common.safe_read import read_bytes
+from pyro_vae.common.safe_read import read_bytes, seal
 from pyro_vae.errors import PyroVAEError, RunFolderError, StorageError
 from pyro_vae.plots import figures
 from pyro_vae.runs import folder, replacement
@@ -19,6 +20,7 @@ from pyro_vae.runs.checkpoint import Checkpoints
 from pyro_vae.runs.ensemble_folder import write_list
 from pyro_vae.runs.ensemble_run import evaluate_ensemble
 from pyro_vae.runs.evaluate_run import EvaluationOptions
+from pyro_vae.runs.progress import unfinished
 from pyro_vae.runs.run_figures import draw_all, draw_khat
 from tests.helpers.run_folders import train_small
 from tests.runs.test_reach import look
@@ -151,6 +153,17 @@ def test_links_of_the_users_are_followed_and_none_below_the_outermost_folder(run
     (run / "file").touch()
     with no_links_below(run), pytest.raises(OSError, match="no folder"):
         held(run / "file").__enter__()
+
+
+def test_a_generation_that_is_a_link_is_not_read_for_how_far_a_training_is(run, outside):
+    manifest = {"schema": 1, "files": {}, "step": 7, "epoch": 3}
+    (outside / "000001" / "manifest.json").write_text(json.dumps(seal(manifest)))
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "000001").symlink_to(outside / "000001")
+    assert unfinished(run, 9) is None
+    (run / "checkpoints" / "000001").unlink()
+    (outside / "000001").rename(run / "checkpoints" / "000001")
+    assert unfinished(run, 9) == {"epoch": 3, "epochs": 9, "step": 7}
 
 
 def test_descriptors_are_let_go_of(run):
