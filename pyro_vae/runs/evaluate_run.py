@@ -371,7 +371,12 @@ def rows_of(data: Data, split: str, rows: int | None = None) -> Split:
         raise UsageError(
             "training rows are grey under dynamic binarization and have no likelihood: score test or validation"
         )
-    chosen: Split = data.test if is_new(split) else data.sample if split == "train" else getattr(data, split)
+    if split == "train" and data.part is not None:
+        raise UsageError(
+            f"the {len(data.train):,} training rows are on disk, and a sample of them is not them: score test or validation, "
+            "or in Python as many as you mean, log_likelihood(vae.model, vae.guide, Stored(path)[:10_000])"
+        )
+    chosen: Split = data.test if is_new(split) else getattr(data, split)
     if rows is not None and not 1 <= rows <= len(chosen):
         raise UsageError(f"rows={rows}, but the {split} split has 1 to {len(chosen)}")
     return chosen[:rows]
