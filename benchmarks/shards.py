@@ -4,8 +4,8 @@
     OMP_NUM_THREADS=1 python -m benchmarks.shards --exchange       # two processes, over gloo on this machine
 
 The first times steps in CPU seconds of the process, which other work on the machine does not use up, in turns: S = 1, 2, 4,
-8, and again; a ratio is the median over turns. The second times steps on the wall, and within them the gathering of gradients
-alone (waiting for the slower process included) and the copying before and after it: on a busy machine it tells little.
+8, and again; a ratio is the median over turns. The second times, in CPU seconds of rank 0, too, a step, and within it the
+gathering of the gradients and the copying before and after it; waiting for the other process costs none.
 """
 
 from __future__ import annotations
@@ -87,9 +87,9 @@ def exchange_of_rank(hidden: int, batch: int, engine: str) -> None:
 
         def run(*args: Any) -> Any:
             nonlocal calls
-            start = time.perf_counter()
+            start = time.process_time()
             result = function(*args)
-            spent[name] += time.perf_counter() - start
+            spent[name] += time.process_time() - start
             calls += name == "gather"
             return result
 
@@ -98,12 +98,12 @@ def exchange_of_rank(hidden: int, batch: int, engine: str) -> None:
     for name in spent:
         setattr(shards, name, timed(name))
     with joined("cpu") as here:
-        step = seconds_a_step(hidden, batch, 8, engine, time.perf_counter)
+        step = seconds_a_step(hidden, batch, 8, engine, time.process_time, epochs=2)
     if here.leads:
         parts = ", ".join(f"{name} {1e3 * value / calls:.1f} ms" for name, value in spent.items())
         share = sum(spent.values()) / calls / step
         print(
-            f"784-{hidden}-20, batch {batch}, 2 processes: a step {1e3 * step:.1f} ms; {parts}; {100 * share:.0f} % of it"
+            f"784-{hidden}-20, batch {batch}, 2 processes: a step {1e3 * step:.1f} ms of CPU; {parts}; {100 * share:.0f} % of it"
         )
 
 
