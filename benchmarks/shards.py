@@ -130,9 +130,8 @@ def exchange_of_rank(hidden: int, batch: int, engine: str) -> None:
     if here.leads:
         parts = ", ".join(f"{name} {1e3 * value / calls:.1f} ms" for name, value in spent.items())
         share = sum(spent.values()) / calls / step
-        print(
-            f"784-{hidden}-20, batch {batch}, 2 processes: a step {1e3 * step:.1f} ms of CPU; {parts}; {100 * share:.0f} % of it"
-        )
+        what = f"784-{hidden}-20, batch {batch}, 2 processes: a step {1e3 * step:.1f} ms of CPU"
+        print(f"{what}; {parts}; {100 * share:.0f} % of it")
 
 
 def exchange(engine: str) -> list[str]:
@@ -161,13 +160,10 @@ def main() -> None:
     if options.rank:
         exchange_of_rank(*CASES[-1], options.engine)
         return
-    lines = (
-        by_hand(options.turns)
-        if options.by_hand
-        else exchange(options.engine)
-        if options.exchange
-        else costs(options.engine, options.turns)
-    )
+    if options.by_hand:
+        lines = by_hand(options.turns)
+    else:
+        lines = exchange(options.engine) if options.exchange else costs(options.engine, options.turns)
     import torch
 
     from pyro_vae.common.environment import machine
