@@ -1,11 +1,11 @@
-"""What shards cost: a step of S = 8 in one process over one of S = 1, and what two processes spend on exchanging gradients.
+"""What shards cost: a step of S = 2, 4, 8 in one process over one of S = 1, and what two processes spend on exchange.
 
     OMP_NUM_THREADS=1 python -m benchmarks.shards                  # a table; --out FILE appends it
     OMP_NUM_THREADS=1 python -m benchmarks.shards --exchange       # two processes, over gloo on this machine
 
-The first times steps in CPU seconds of the process, which other work on the machine does not use up, in turns: S = 1, S = 8,
-and again; a ratio is the median over turns. The second times steps on the wall, and within them the gathering of gradients
-alone (waiting for the slower process included) and the copying before and after it: on a busy machine it tells little.
+The first times steps in CPU seconds of the process, which other work on the machine does not use up, in turns: S = 1, 2, 4,
+8, and again; a ratio is the median over turns. The second times, in CPU seconds of rank 0, too, a step, and within it the
+gathering of the gradients and the copying before and after it; waiting for the other process costs none.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 
 CASES = [(400, 512), (400, 1024), (2000, 512), (2000, 1024)]  # hidden units, rows of a batch
 STEPS = 12  # an epoch
+SHARDS = (1, 2, 4, 8)
 PIXELS, LATENTS = 784, 20
 
 
@@ -58,15 +59,17 @@ def seconds_a_step(hidden: int, batch: int, shards: int, engine: str, clock: Any
 
 def costs(engine: str, turns: int) -> list[str]:
     """Time every case; return lines of a table."""
-    lines = [f"| network | batch | S = 1, ms | S = 8, ms | ratio ({engine}) |", "|---|---|---|---|---|"]
+    several = " | ".join(f"S = {shards}" for shards in SHARDS[1:])
+    lines = [f"| network ({engine}) | batch | S = 1, ms | {several} |", "|---|---|---|---|---|---|"]
     for hidden, batch in CASES:
-        pairs = [
-            [seconds_a_step(hidden, batch, shards, engine, time.process_time) for shards in (1, 8)]
+        timed = [
+            [seconds_a_step(hidden, batch, shards, engine, time.process_time) for shards in SHARDS]
             for _ in range(turns)
         ]
-        one, eight = (statistics.median(of) for of in zip(*pairs, strict=True))
-        ratio = statistics.median(b / a for a, b in pairs)
-        lines.append(f"| 784-{hidden}-20 | {batch} | {1e3 * one:.1f} | {1e3 * eight:.1f} | {ratio:.2f} |")
+        one = statistics.median(of[0] for of in timed)
+        ratios = [statistics.median(of[i] / of[0] for of in timed) for i in range(1, len(SHARDS))]
+        cells = " | ".join(f"{ratio:.2f}" for ratio in ratios)
+        lines.append(f"| 784-{hidden}-20 | {batch} | {1e3 * one:.1f} | {cells} |")
         print(lines[-1], file=sys.stderr)
     return lines
 
@@ -84,9 +87,9 @@ def exchange_of_rank(hidden: int, batch: int, engine: str) -> None:
 
         def run(*args: Any) -> Any:
             nonlocal calls
-            start = time.perf_counter()
+            start = time.process_time()
             result = function(*args)
-            spent[name] += time.perf_counter() - start
+            spent[name] += time.process_time() - start
             calls += name == "gather"
             return result
 
@@ -95,12 +98,12 @@ def exchange_of_rank(hidden: int, batch: int, engine: str) -> None:
     for name in spent:
         setattr(shards, name, timed(name))
     with joined("cpu") as here:
-        step = seconds_a_step(hidden, batch, 8, engine, time.perf_counter)
+        step = seconds_a_step(hidden, batch, 8, engine, time.process_time, epochs=2)
     if here.leads:
         parts = ", ".join(f"{name} {1e3 * value / calls:.1f} ms" for name, value in spent.items())
         share = sum(spent.values()) / calls / step
         print(
-            f"784-{hidden}-20, batch {batch}, 2 processes: a step {1e3 * step:.1f} ms; {parts}; {100 * share:.0f} % of it"
+            f"784-{hidden}-20, batch {batch}, 2 processes: a step {1e3 * step:.1f} ms of CPU; {parts}; {100 * share:.0f} % of it"
         )
 
 

@@ -100,7 +100,7 @@ def asked_of(environment: Mapping[str, str]) -> Processes:
     """Read torchrun's variables; (0, 1) where there are none."""
     if "RANK" not in environment and "WORLD_SIZE" not in environment:
         return Processes()
-    how = "start the processes by torchrun --nproc-per-node W -m pyro_vae ..., or one without these variables"
+    how = "start the processes by torchrun --nproc-per-node W -m pyro_vae -- ..., or one without these variables"
     if absent := [name for name in NEEDED if name not in environment]:
         if environment.get("WORLD_SIZE") == "1":
             return Processes()
