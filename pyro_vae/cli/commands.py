@@ -87,7 +87,7 @@ def train(
 ) -> None:
     """Trains a VAE, scores the test rows and draws the pictures, into a run folder; or goes on with a run.
 
-    On several processes: torchrun --nproc-per-node 2 -m pyro_vae train --shards 8 ..., with the bits of one.
+    On several processes: torchrun --nproc-per-node 2 -m pyro_vae -- train --shards 8 ..., with the bits of one.
 
     Parameters
     ----------

@@ -80,7 +80,7 @@ def evaluate(
 ) -> None:
     """Scores a run (of several seeds, each member): log p(x) by importance sampling or exactly, from its folder alone.
 
-    On several processes: torchrun --nproc-per-node 2 -m pyro_vae evaluate RUN ..., with the bits of one.
+    On several processes: torchrun --nproc-per-node 2 -m pyro_vae -- evaluate RUN ..., with the bits of one.
     """
     if out is not None and is_ensemble(run):
         raise UsageError("--out is of a run of one seed: score members one by one")

@@ -100,7 +100,7 @@ def asked_of(environment: Mapping[str, str]) -> Processes:
     """Read torchrun's variables; (0, 1) where there are none."""
     if "RANK" not in environment and "WORLD_SIZE" not in environment:
         return Processes()
-    how = "start the processes by torchrun --nproc-per-node W -m pyro_vae ..., or one without these variables"
+    how = "start the processes by torchrun --nproc-per-node W -m pyro_vae -- ..., or one without these variables"
     if absent := [name for name in NEEDED if name not in environment]:
         if environment.get("WORLD_SIZE") == "1":
             return Processes()
@@ -271,6 +271,11 @@ def collective(call: Callable[[], Any], what: str) -> None:
 
 def explain(what: str, error: RuntimeError) -> NoReturn:
     here = processes()
+    if "No backend type associated with device type" in str(error):  # of a group that another program opened
+        raise UsageError(
+            f"the group of torch.distributed that is open cannot exchange what is on this device ({first_line(error)}): open "
+            'it with backend="cpu:gloo,cuda:nccl", or have each rank work alone, within pyro_vae.common.spread.by_itself()'
+        ) from error
     whom = missing(what, here) or "a rank did not come"
     raise ProcessesError(f"rank {here.rank} waited at {what}: {whom} ({first_line(error)})") from error
 
