@@ -1,11 +1,12 @@
 """What shards cost: a step of S = 2, 4, 8 in one process over one of S = 1, and what two processes spend on exchange.
 
     OMP_NUM_THREADS=1 python -m benchmarks.shards                  # a table; --out FILE appends it
+    OMP_NUM_THREADS=1 python -m benchmarks.shards --by-hand        # the arithmetic alone, the least that shards can cost
     OMP_NUM_THREADS=1 python -m benchmarks.shards --exchange       # two processes, over gloo on this machine
 
 The first times steps in CPU seconds of the process, which other work on the machine does not use up, in turns: S = 1, 2, 4,
-8, and again; a ratio is the median over turns. The second times steps on the wall, and within them the gathering of gradients
-alone (waiting for the slower process included) and the copying before and after it: on a busy machine it tells little.
+8, and again; a ratio is the median over turns. The second times, in CPU seconds of rank 0, too, a step, and within it the
+gathering of the gradients and the copying before and after it; waiting for the other process costs none.
 """
 
 from __future__ import annotations
@@ -74,6 +75,33 @@ def costs(engine: str, turns: int) -> list[str]:
     return lines
 
 
+def by_hand(turns: int) -> list[str]:
+    """Time the arithmetic alone, in plain torch: a batch's gradient, and that of its parts added up."""
+    import torch
+    from torch import nn
+
+    lines = [
+        f"| by hand | batch | S = 1, ms | {' | '.join(f'S = {s}' for s in SHARDS[1:])} |",
+        "|---|---|---|---|---|---|",
+    ]
+    for hidden, batch in (CASES[0], CASES[-1]):
+        encoder = nn.Sequential(nn.Linear(PIXELS, hidden), nn.ReLU(), nn.Linear(hidden, 2 * LATENTS))
+        decoder = nn.Sequential(nn.Linear(LATENTS, hidden), nn.ReLU(), nn.Linear(hidden, PIXELS))
+        parameters, x = [*encoder.parameters(), *decoder.parameters()], torch.rand(batch, PIXELS)
+        best = dict.fromkeys(SHARDS, float("inf"))
+        for shards in SHARDS * (turns + 1):
+            start, total = time.process_time(), None
+            for part in x.tensor_split(shards):
+                logits = decoder(encoder(part)[:, :LATENTS])
+                loss = nn.functional.binary_cross_entropy_with_logits(logits, part, reduction="sum")
+                gradients = torch.autograd.grad(loss, parameters)
+                total = gradients if total is None else [a.add_(b) for a, b in zip(total, gradients, strict=True)]
+            best[shards] = min(best[shards], time.process_time() - start)
+        cells = " | ".join(f"{best[shards] / best[1]:.2f}" for shards in SHARDS[1:])
+        lines.append(f"| 784-{hidden}-20 | {batch} | {1e3 * best[1]:.1f} | {cells} |")
+    return lines
+
+
 def exchange_of_rank(hidden: int, batch: int, engine: str) -> None:
     """Train in this rank, and print what a step took and what of it the exchange did."""
     from pyro_vae.common.processes import joined
@@ -87,9 +115,9 @@ def exchange_of_rank(hidden: int, batch: int, engine: str) -> None:
 
         def run(*args: Any) -> Any:
             nonlocal calls
-            start = time.perf_counter()
+            start = time.process_time()
             result = function(*args)
-            spent[name] += time.perf_counter() - start
+            spent[name] += time.process_time() - start
             calls += name == "gather"
             return result
 
@@ -98,13 +126,12 @@ def exchange_of_rank(hidden: int, batch: int, engine: str) -> None:
     for name in spent:
         setattr(shards, name, timed(name))
     with joined("cpu") as here:
-        step = seconds_a_step(hidden, batch, 8, engine, time.perf_counter)
+        step = seconds_a_step(hidden, batch, 8, engine, time.process_time, epochs=2)
     if here.leads:
         parts = ", ".join(f"{name} {1e3 * value / calls:.1f} ms" for name, value in spent.items())
         share = sum(spent.values()) / calls / step
-        print(
-            f"784-{hidden}-20, batch {batch}, 2 processes: a step {1e3 * step:.1f} ms; {parts}; {100 * share:.0f} % of it"
-        )
+        what = f"784-{hidden}-20, batch {batch}, 2 processes: a step {1e3 * step:.1f} ms of CPU"
+        print(f"{what}; {parts}; {100 * share:.0f} % of it")
 
 
 def exchange(engine: str) -> list[str]:
@@ -126,13 +153,17 @@ def main() -> None:
     parser.add_argument("--engine", default="trace")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--exchange", action="store_true", help="two processes")
+    parser.add_argument("--by-hand", action="store_true", help="the arithmetic alone, in plain torch")
     parser.add_argument("--rank", action="store_true", help="be one of them")
     parser.add_argument("--out", type=Path, help="Markdown file that the result is added to")
     options = parser.parse_args()
     if options.rank:
         exchange_of_rank(*CASES[-1], options.engine)
         return
-    lines = exchange(options.engine) if options.exchange else costs(options.engine, options.turns)
+    if options.by_hand:
+        lines = by_hand(options.turns)
+    else:
+        lines = exchange(options.engine) if options.exchange else costs(options.engine, options.turns)
     import torch
 
     from pyro_vae.common.environment import machine

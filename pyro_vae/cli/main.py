@@ -20,7 +20,7 @@ from rich.console import Console
 from pyro_vae.common.atomic_write import storage
 from pyro_vae.common.memory import fitting
 from pyro_vae.common.plain_text import plain
-from pyro_vae.common.processes import asked_of
+from pyro_vae.common.processes import NEEDED, asked_of
 from pyro_vae.common.safe_read import parse_json, read_bytes
 from pyro_vae.errors import Interrupted, PyroVAEError, RunFolderError, UsageError
 from pyro_vae.runs import folder
@@ -104,10 +104,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     with printable():
         try:
-            rank = rank_of_torchrun()
-            if rank and not shares(sys.argv[1:] if argv is None else argv):
+            rank, together = rank_of_torchrun(), shares(sys.argv[1:] if argv is None else argv)
+            if rank and not together:
                 return 0  # rank 0 does it
-            with silent() if rank else nullcontext():
+            with silent() if rank else nullcontext(), nullcontext() if together else without_torchrun():
                 return run_command(argv)
         except PyroVAEError as error:
             with suppress(OSError):  # a terminal that hung up takes no message
@@ -140,6 +140,16 @@ def shares(words: Sequence[str]) -> bool:
         (True, False)
     """
     return next((word for word in words if word in list(app)), None) in TOGETHER
+
+
+@contextmanager
+def without_torchrun() -> Iterator[None]:
+    """Leave torchrun's variables out, for a command of one process and for what it starts, which would wait for the others."""
+    kept = {name: os.environ.pop(name) for name in NEEDED if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
 
 
 def run_command(argv: Sequence[str] | None) -> int:

@@ -271,6 +271,11 @@ def collective(call: Callable[[], Any], what: str) -> None:
 
 def explain(what: str, error: RuntimeError) -> NoReturn:
     here = processes()
+    if "No backend type associated with device type" in str(error):  # of a group that another program opened
+        raise UsageError(
+            f"the group of torch.distributed that is open cannot exchange what is on this device ({first_line(error)}): open "
+            'it with backend="cpu:gloo,cuda:nccl", or have each rank work alone, within pyro_vae.common.spread.by_itself()'
+        ) from error
     whom = missing(what, here) or "a rank did not come"
     raise ProcessesError(f"rank {here.rank} waited at {what}: {whom} ({first_line(error)})") from error
 

@@ -48,8 +48,9 @@ def to_read(tensor: Tensor) -> Tensor:
 
 
 def any_sharded(modules: Iterable[nn.Module]) -> bool:
-    """Return whether a parameter of some module is sharded."""
-    return any(is_sharded(parameter) for module in modules for parameter in module.parameters())
+    """Return whether some module is sharded, whole as its parameters may be at the moment."""
+    kind = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
+    return kind is not None and any(isinstance(part, kind) for module in modules for part in module.modules())
 
 
 def is_sharded(tensor: Tensor) -> bool:

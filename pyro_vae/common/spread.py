@@ -118,7 +118,9 @@ def contiguous(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
-def warn_of_idle(here: Processes, count: int, what: str, more: str = "a smaller chunk_size makes more of them") -> None:
+def warn_of_idle(
+    here: Processes, count: int, what: str, more: str = "take fewer processes, or a smaller chunk_size"
+) -> None:
     """Say on rank 0 how many processes have nothing to do, and what would give them `more`."""
     if here.leads and count < here.world:
         parts = f"{count} part{'s' * (count != 1)} for {here.world} processes"

@@ -95,6 +95,10 @@ def log_likelihood(
     ``method``, ``measure``, ``bits_per_dim()``, ``summary()``. Changes no parameter, no module's mode, no optimizer and no
     global random state.
 
+    Processes that torchrun started share the work, and each returns all of the evidence, with the bits of one process: wherever
+    a group of torch.distributed is open, all ranks call this together (or one does, within
+    :func:`pyro_vae.common.spread.by_itself`).
+
     Args:
         model, guide: Pyro programs with one data plate, as for :func:`~pyro_vae.log_weights`.
         x: data ``(N, *event)``: a tensor, an array, anything :func:`~pyro_vae.data.as_rows` takes.

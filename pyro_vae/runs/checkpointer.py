@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from pyro_vae.common.atomic_write import publish, storage
 from pyro_vae.common.digests import tensor_digest
-from pyro_vae.common.processes import processes
 from pyro_vae.common.safe_read import LIMIT, dump, seal
+from pyro_vae.common.spread import sharing
 from pyro_vae.errors import StorageError
 from pyro_vae.training.checkpoint_state import capture
 from pyro_vae.training.divergence import FailedStep
@@ -104,7 +104,7 @@ class Checkpointer(TrainingCallback):
             CheckpointError: there are some, and none can be trusted.
         """
         generation = self.checkpoints.newest(limit=limit)
-        for note in generation.notes if generation and processes().leads else ():
+        for note in generation.notes if generation and sharing().leads else ():
             print(f"note: {note}", file=sys.stderr)
         return generation
 
@@ -119,7 +119,7 @@ class Checkpointer(TrainingCallback):
         return time.monotonic() - self.start
 
     def before_training(self, trainer: Trainer) -> None:
-        self.leads = processes().leads  # the others write nothing
+        self.leads = sharing().leads  # the others write nothing
         if not self.leads:
             return
         with storage(f"cannot make {self.path}"):

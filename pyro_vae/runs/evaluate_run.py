@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
-from torch import Tensor
 
 from pyro_vae.common.digests import tensor_digest
 from pyro_vae.common.environment import machine, versions
@@ -26,18 +25,17 @@ from pyro_vae.evidence.annealing.result import Annealed
 from pyro_vae.evidence.exact.result import Exact
 from pyro_vae.evidence.importance.result import Evidence
 from pyro_vae.evidence.log_likelihood import log_likelihood
-from pyro_vae.models.standardize import log_scale
 
 from . import evaluations, folder
 from .custom_components import NOTHING, Components
 from .evaluations import PROPOSALS, SPLITS, EvaluationName, is_new, is_stale
+from .floor_of_run import floor_of
 from .kinds.kind import Batch
 from .load import Run, check_still, load_run
-from .marginal_baseline import below_floor, floor, summarize_floor
+from .marginal_baseline import below_floor
 from .new_rows import new_split, open_rows
 from .particle_cache import ParticleCache
 from .progress import unfinished
-from .registry import likelihood_of
 from .run_figures import draw_khat
 from .several_processes import agree_on_scoring, done_by_rank_0, led
 from .weights import current_weights
@@ -346,28 +344,6 @@ def annealed(vae: Any, rows: Batch, options: EvaluationOptions) -> Annealed:
     )  # fmt: skip
 
 
-def floor_of(run: Run, data: Data, x: Tensor, log_px: Tensor) -> dict[str, Any]:
-    """Summarize the floor on the same rows, and by how much log p(x) clears it; it is exact, so it has no Monte Carlo error."""
-    if not len(data.sample):
-        return {"model": "unknown, as the training rows are not there", "log_px": None, "log_px_data_se": None}
-    train_rows = (
-        data.sample.x if data.transform is None else data.sample.x.double()
-    )  # grey means are the Bernoulli's own
-    kind, shape = run.kind, data.shape
-    train_rows, x = kind.observed(train_rows, shape), kind.emissions(x, shape)
-    family, features = likelihood_of(run.config, x.shape[1], run.components)
-    jacobian: Any = 0.0
-    if run.config.standardize:  # a fit by gradient starts at scale 1, as networks do
-        units = kind.units(run.vae)
-        loc, scale = units.loc.to(x), units.scale.to(x)
-        jacobian, train_rows, x = log_scale(x, scale).double(), (train_rows - loc) / scale, (x - loc) / scale
-    floor_px = floor(run.config.likelihood, family, features, train_rows, x) - jacobian
-    floor_px = floor_px.reshape(len(log_px), -1).sum(1)
-    return summarize_floor(
-        f"independent {run.config.likelihood} elements, fitted to the training rows", log_px, floor_px
-    )
-
-
 def rows_of(data: Data, split: str, rows: int | None = None) -> Split:
     """Return one split, by name, or its first rows."""
     if split not in SPLITS and not is_new(split):
@@ -376,7 +352,12 @@ def rows_of(data: Data, split: str, rows: int | None = None) -> Split:
         raise UsageError(
             "training rows are grey under dynamic binarization and have no likelihood: score test or validation"
         )
-    chosen: Split = data.test if is_new(split) else data.sample if split == "train" else getattr(data, split)
+    if split == "train" and data.part is not None:
+        raise UsageError(
+            f"the {len(data.train):,} training rows are on disk, and a sample of them is not them: score test or validation, "
+            "or in Python as many as you mean, log_likelihood(vae.model, vae.guide, Stored(path)[:10_000])"
+        )
+    chosen: Split = data.test if is_new(split) else getattr(data, split)
     if rows is not None and not 1 <= rows <= len(chosen):
         raise UsageError(f"rows={rows}, but the {split} split has 1 to {len(chosen)}")
     return chosen[:rows]

@@ -14,9 +14,9 @@ from pyro_vae.common.digests import digest_of
 from pyro_vae.common.environment import versions
 from pyro_vae.common.held_folder import no_links_below
 from pyro_vae.common.keywords import suggest_keywords
-from pyro_vae.common.processes import agree, processes
+from pyro_vae.common.processes import agree
 from pyro_vae.common.safe_read import MIB, Layout, check_seal
-from pyro_vae.common.spread import by_itself
+from pyro_vae.common.spread import by_itself, sharing
 from pyro_vae.errors import CheckpointError, RunFolderError, UsageError
 from pyro_vae.training.checkpoint_state import format_differences
 from pyro_vae.training.serialize import unpack
@@ -81,7 +81,7 @@ def resume_run(
         config, path if fork is None else Path(fork), components, data_dir, False, device, digest, limits=limits
     )
     agree_on_run(job.config, job.data, job.path)
-    leads = processes().leads
+    leads = sharing().leads
     if fork is None:
         check_same(record, job)
         if leads:
@@ -112,9 +112,10 @@ def layout_on_disk(path: Path) -> Layout | None:
 
 def continue_run(job: TrainingJob, num_samples: int, minutes: float, trackers: Sequence[Tracker]) -> dict[str, Any]:
     """Resume without a fork, under the folder's lock."""
-    path, leads = job.path, processes().leads
+    path, leads = job.path, sharing().leads
     saved = newest(job, path)
-    agree("the newest checkpoint", None if saved is None else saved.number)  # all have read it: now it may be discarded
+    if sharing().world > 1:  # once all have read it, it may be discarded
+        agree("the newest checkpoint", None if saved is None else saved.number)
     if saved is None:
         if leads:
             folder.remove(path / folder.DIVERGENCE)
@@ -176,7 +177,7 @@ def resumed(manifest: Mapping[str, Any]) -> dict[str, Any]:
     # training compares torch itself, with device and threads
     now = {k: v for k, v in versions().items() if k != "torch"}
     changed = {k: (then.get(k), v) for k, v in now.items() if then.get(k) != v}
-    if changed and processes().leads:
+    if changed and sharing().leads:
         print(f"note: the run goes on, but not bit-exact:\n{format_differences(changed)}", file=sys.stderr)
     before = manifest.get("resumed") or {}
     return {"times": before.get("times", 0) + 1, "exact": before.get("exact", True) and not changed}

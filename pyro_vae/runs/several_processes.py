@@ -26,10 +26,11 @@ def agree_on_run(config: Config, data: Data, path: Path) -> None:
     Raises:
         UsageError: another config, folder, data or versions.
     """
-    agree("the config", config.to_dict())
-    agree("the run's folder", str(path))
-    agree("the data", {"name": data.name, "SHA-256": data.digest})
-    agree("the versions", versions())
+    if sharing().world > 1:
+        agree("the config", config.to_dict())
+        agree("the run's folder", str(path))
+        agree("the data", {"name": data.name, "SHA-256": data.digest})
+        agree("the versions", versions())
 
 
 def agree_on_scoring(weights: str, data: Data, options: Mapping[str, Any]) -> None:

@@ -17,9 +17,8 @@ from pyro_vae.common.digests import digest_of
 from pyro_vae.common.environment import versions
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.plain_text import plain
-from pyro_vae.common.processes import processes
 from pyro_vae.common.random import seeded
-from pyro_vae.common.spread import by_itself
+from pyro_vae.common.spread import by_itself, sharing
 from pyro_vae.data import Data, Split, binarize
 from pyro_vae.errors import DivergedError, Interrupted, SupportError, UsageError
 from pyro_vae.evidence.log_likelihood import log_likelihood
@@ -96,7 +95,7 @@ def train_run(
     check_trackers(trackers)
     job = prepare(config, path, components, data_dir, download, device)
     agree_on_run(job.config, job.data, path)
-    if processes().leads:
+    if sharing().leads:
         folder.check_free(path, overwrite)
         folder.make(path)
     with led(path, lambda: create(path, describe(job.config, job.data, made_by, path), overwrite)):
@@ -157,7 +156,7 @@ def prepare(
     check_stored(first, data)
     columns_told(data.columns)  # what a run's folder has no room for is refused before it is made
     given, config = config, decided(config, data, components)
-    for note in (*data.notes, *choices_told(given, config, data)) if processes().leads else ():
+    for note in (*data.notes, *choices_told(given, config, data)) if sharing().leads else ():
         print(f"note: {plain(note)}", file=sys.stderr)
     if limits is not None:  # without the rows, as fitting their marginals takes far more steps than a model has parts
         with seeded(config.seed), limits(8 * data.sample.x.nbytes):
@@ -190,7 +189,7 @@ def carry_out(
     trackers: Sequence[Tracker] = (),
 ) -> dict[str, Any]:
     """Train, or go on; then score and draw. For whoever holds the folder's lock, and those who train with it."""
-    leads = processes().leads
+    leads = sharing().leads
     with tracked(trackers if leads else (), job.config.to_dict()) as tracking:
         curve = Curve(job.vae, job.validation, job.config.epochs, job.path, tracking)
         try:
@@ -213,7 +212,7 @@ def finish(
 ) -> dict[str, Any]:
     """Save the model of a training that has ended, score and draw it; of several processes all score, and rank 0 writes."""
     path, seconds = job.path, checkpointer.seconds
-    if processes().leads:
+    if sharing().leads:
         save_model(path, job.vae, len(run.history))
     points = [{"epoch": r["epoch"], **r["evidence"]} for r in run.history if "evidence" in r]
     opened = job.opened()
@@ -223,7 +222,7 @@ def finish(
         about["resumed"] = before | {"exact": before["exact"] and run.exact}
     options = EvaluationOptions(num_samples=num_samples, resume=resumed)
     evidence = evaluate_opened(opened, job.data, options, training=about, wait=True)
-    if processes().leads:
+    if sharing().leads:
         with by_itself():
             draw_figures(opened, job.data, run.history, points, evidence["floor"]["log_px"])
     return evidence
@@ -328,7 +327,7 @@ class Curve:
             pair = self.vae.model, self.vae.guide
             evidence = log_likelihood(*pair, *self.rows, num_samples=CURVE_SAMPLES, verbose=False)
             record["evidence"] = evidence.summary()  # in the history, too, where a tracker stops the training here
-        if processes().leads:
+        if sharing().leads:
             folder.append_line(self.path / "metrics.jsonl", record)
         self.tracking.epoch(record)
 

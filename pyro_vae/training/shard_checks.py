@@ -11,7 +11,8 @@ from torch import Tensor, enable_grad
 
 from pyro_vae.common.digests import digest_of, tensor_digest
 from pyro_vae.common.given import whole
-from pyro_vae.common.processes import Processes, agree, gather_text, processes
+from pyro_vae.common.processes import Processes, agree, gather_text
+from pyro_vae.common.spread import sharing
 from pyro_vae.errors import ProcessesError, ProgramError, UsageError
 from pyro_vae.objectives.pyro_elbos import tensor_loss
 from pyro_vae.objectives.scheduled import scheduled_numbers
@@ -36,7 +37,7 @@ def resolve_shards(shards: int, batch_size: int, seed: int, aggressive: Any = No
         UsageError: no power of two, more than rows of a batch, or not a multiple of the number of processes; an aggressive
             encoder.
     """
-    count, here = whole("shards", shards, 1), processes()
+    count, here = whole("shards", shards, 1), sharing()
     if count & (count - 1):
         below = 1 << (count.bit_length() - 1)
         raise UsageError(
@@ -50,7 +51,8 @@ def resolve_shards(shards: int, batch_size: int, seed: int, aggressive: Any = No
         fix = f"take shards={least}, or more" if least == here.world else f"start {least // 2} or {least} processes"
         raise UsageError(
             f"shards={count} cannot be shared by {here.world} processes, which all compute as many: {fix}. A run has the bits "
-            "of its number of shards, whatever the processes: shards=8 runs on 1, 2, 4 or 8."
+            "of its number of shards, whatever the processes: shards=8 runs on 1, 2, 4 or 8. What each process "
+            "trains for itself goes within pyro_vae.common.spread.by_itself()."
         )
     if count > 1 and aggressive is not None:
         raise UsageError(

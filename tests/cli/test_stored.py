@@ -29,7 +29,8 @@ def test_shards_are_trained_on_resumed_and_scored_anew(tmp_path, monkeypatch, ca
     assert before["rows"] == 52 and before["floor"]["log_px"] is not None
     assert main(["train", "--resume", str(run)]) == 0
     assert main(["evaluate", str(run), "--num-samples", "30"]) == 0
-    assert main(["evaluate", str(run), "--split", "train", "--num-samples", "5"]) == 0
+    assert main(["evaluate", str(run), "--split", "train", "--num-samples", "5"]) == 2
+    assert "training rows are on disk" in capsys.readouterr().err
     assert main(["report", str(run)]) == 0
     np.save(folder / "00009.npy", X[:5])
     assert main(["evaluate", str(run), "--num-samples", "30"]) == 3

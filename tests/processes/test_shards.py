@@ -148,7 +148,7 @@ def test_shards_that_cannot_be_are_refused(shards, options, said):
     ("shards", "world", "said"), [(1, 2, "take shards=2"), (4, 3, "start 2 or 4"), (2, 8, "take shards=8")]
 )
 def test_processes_that_shards_cannot_be_shared_by_are_refused(shards, world, said, monkeypatch):
-    monkeypatch.setattr(shard_checks, "processes", lambda: Processes(0, world))
+    monkeypatch.setattr(shard_checks, "sharing", lambda: Processes(0, world))
     with pytest.raises(UsageError, match=said):
         shard_checks.resolve_shards(shards, 32, 0)
 

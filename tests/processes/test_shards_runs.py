@@ -6,13 +6,16 @@ import random
 import signal
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 from safetensors.torch import load_file
 
-from pyro_vae.errors import UsageError
+from pyro_vae.errors import DivergedError, RunFolderError, UsageError
+from pyro_vae.runs import several_processes
 from pyro_vae.runs.checkpoint import Checkpoints
 from pyro_vae.runs.config import Config
+from pyro_vae.runs.replay_divergence import read_capsule, replay_step
 from pyro_vae.runs.resume_run import resume_run
 from pyro_vae.runs.train_run import train_run
 from tests.helpers.environment import HEAVY
@@ -104,3 +107,20 @@ def test_shards_of_a_config_are_looked_at_before_a_folder_is_made(tmp_path):
     with pytest.raises(UsageError, match="power of two"):
         train_run(Config(data="digits", shards=6), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_a_process_does_not_see_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(several_processes, "share_text", lambda text, what: "of rank 0")
+    monkeypatch.setattr(several_processes, "gather_text", lambda text, what: ["", text])
+    with pytest.raises(
+        RunFolderError, match=r"rank 1, on .*does not see .*config.json.*a file system that all processes share"
+    ):
+        several_processes.check_same_folder(tmp_path)
+
+
+def test_a_step_of_shards_that_diverged_is_replayed_from_its_streams(tmp_path):
+    path = tmp_path / "run"
+    with pytest.raises(DivergedError):
+        train_run(replace(CONFIG, epochs=1, learning_rate=1e18), path, num_samples=5, device="cpu")
+    assert read_capsule(path / "divergence")[0]["shards"] == 8
+    assert replay_step(path).endswith("\nreproduced")

@@ -31,7 +31,8 @@ from pyro_vae import (
     warmup,
 )
 from pyro_vae.common.processes import agree, joined, processes
-from pyro_vae.errors import ProcessesError, UsageError
+from pyro_vae.common.spread import by_itself
+from pyro_vae.errors import DivergedError, ProcessesError, UsageError
 from pyro_vae.priors.vamp import VampPrior
 from pyro_vae.training import shards
 from pyro_vae.training.checkpoint_state import capture
@@ -190,6 +191,19 @@ def differ(folder):
 
         moved = small()
         refused("after epoch 1 rank 1 has other weights than rank 0", moved, error=ProcessesError, on_epoch=move)
+
+        epochs = []
+
+        def last_row_bad(x, generator):
+            x = binarize(x, generator)
+            x[-1] += torch.inf if epochs else 0.0  # no step is checked against the support
+            return x
+
+        diverging = {"transform": last_row_bad, "on_epoch": epochs.append, "epochs": 2}  # in the shard of rank 1
+        refused("step 3: the loss is .* on rows", small(), error=DivergedError, **diverging)
+        with by_itself():
+            alone = fit(small(), x, **(common | {"shards": 1, "epochs": 1 + odd}))
+        assert len(alone.history) == 1 + odd
         checkpointer = Checkpointer(folder)  # rank 0 alone writes
         run = fit(small(), x, callbacks=[checkpointer], **common)
         agree("the end", run.best_epoch)

@@ -83,7 +83,7 @@ class Filler:
             for i in work[: self.here.world]
         ]
         if pieces:
-            more = "more rows or samples make more of them"
+            more = "take fewer processes, or more rows or samples"
             warn_of_idle(self.here, max(len(work), *pieces) if shared else len(work), WHAT, more)
         return turns_of(work, self.here, shared)
 
