@@ -50,4 +50,9 @@ def manifest(
     found = write_manifest(folder, key) if of is None else write_shards(Stored(of, key), folder, rows)
     shape = " × ".join(map(str, found["row_shape"])) or "1"
     size = sum(entry["bytes"] for entry in found["files"]) / 1e9
-    print(plain(f"{folder / MANIFEST}: {found['rows']:,} rows × {shape} of {found['dtype']} in {len(found['files']):,} files, {size:.2f} GB"))
+    print(
+        plain(
+            f"{folder / MANIFEST}: {found['rows']:,} rows × {shape} of {found['dtype']} in {len(found['files']):,} files, "
+            f"{size:.2f} GB"
+        )
+    )

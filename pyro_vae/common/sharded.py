@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from torch import Tensor, nn
 
@@ -19,7 +19,7 @@ def reshard(module: nn.Module) -> None:
         return
     for part in module.modules():
         if isinstance(part, kind):
-            part.reshard()  # type: ignore[attr-defined]
+            part.reshard()
 
 
 def gathered_parameters(module: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
@@ -45,6 +45,11 @@ def to_read(tensor: Tensor) -> Tensor:
     """Return all of a tensor in memory that numpy may share: torch frees no memory that numpy has seen, and FSDP wants to."""
     tensor = whole(tensor.detach()).cpu()
     return tensor.clone() if "torch.distributed.fsdp" in sys.modules else tensor
+
+
+def any_sharded(modules: Iterable[nn.Module]) -> bool:
+    """Return whether a parameter of some module is sharded."""
+    return any(is_sharded(parameter) for module in modules for parameter in module.parameters())
 
 
 def is_sharded(tensor: Tensor) -> bool:

@@ -114,7 +114,7 @@ def rows_or_stored(
         return as_rows(x, name, dtype, device, missing)
     gaps = missing and "context" not in name
     stored: Any = x.converted(dtype or x.dtype, None if device is None else torch.device(device), gaps, name)
-    return stored  # type: ignore[no-any-return]
+    return stored
 
 
 def integer_dtype(x: Any) -> torch.dtype | None:

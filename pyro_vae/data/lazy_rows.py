@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from pyro_vae.common.digests import digest_of, tensor_digest
 
 AT_ONCE = 2**22  # numbers that are read at a time, where a pass over all rows is made
 
@@ -92,6 +94,15 @@ class LazyRows:
 def chunk_of(args: Sequence[Any], most: int) -> int:
     """Return how many rows are looked at together: `most`, or fewer where the arguments say so."""
     return min([most, *(a.chunk for a in args if isinstance(a, LazyRows))])
+
+
+def rows_digest(arrays: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of named tensors; of rows on disk their own digest stands for them."""
+    if not any_lazy(*arrays.values()):
+        return tensor_digest(arrays)
+    return digest_of(
+        {name: a.digest if isinstance(a, LazyRows) else tensor_digest({name: a}) for name, a in arrays.items()}
+    )
 
 
 def any_lazy(*args: Any) -> bool:

@@ -87,7 +87,9 @@ def write_shards(x: Any, folder: Path | str, rows: int | None = None) -> dict[st
     """
     folder = Path(folder).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{folder} holds something already: name a new folder, so that no file of it is taken for a shard")
+        raise UsageError(
+            f"{folder} holds something already: name a new folder, so that no file of it is taken for a shard"
+        )
     if rows is not None and rows < 1:
         raise UsageError(f"rows={rows}: a file holds at least one row")
     with storage(f"cannot write {folder}"):
@@ -182,7 +184,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise DataError(f"{path} is no manifest of shards ({error}). {AGAIN}") from error
     strange = [name for name in names if Path(name).name != name or Path(name).suffix.lower() not in ENDINGS]
     if manifest.get("schema") != SCHEMA or not names or len(set(names)) < len(names) or strange or not whole:
-        why = f"{strange[0]!r} is no file beside it" if strange else "its schema or its files are not what is written here"
+        why = (
+            f"{strange[0]!r} is no file beside it"
+            if strange
+            else "its schema or its files are not what is written here"
+        )
         raise DataError(f"{path} is no manifest of shards ({why}). {AGAIN}")
     if counted != manifest.get("rows"):
         raise DataError(f"{path} counts {manifest.get('rows')} rows, and its files have {counted}. {AGAIN}")
@@ -202,8 +208,8 @@ def open_manifest(folder: Path, key: str | None = None, check: bool = False) -> 
     listed = {entry["file"] for entry in manifest["files"]}
     if more := [path.name for path in shards_in(folder) if path.name not in listed]:
         raise DataError(
-            f"{folder} holds {more[0]!r}{f' and {len(more) - 1} more files' if len(more) > 1 else ''}, whose rows {MANIFEST} does "
-            f"not count. Move it away, or count it: pyro-vae manifest {folder}"
+            f"{folder} holds {more[0]!r}{f' and {len(more) - 1} more files' if len(more) > 1 else ''}, whose rows {MANIFEST} "
+            f"does not count. Move it away, or count it: pyro-vae manifest {folder}"
         )
     files = []
     for entry in manifest["files"]:
@@ -223,6 +229,8 @@ def check_entry(path: Path, entry: dict[str, Any], check: bool) -> None:
     except OSError as error:
         raise DataError(f"the shard {path} is missing ({error.strerror}). {AGAIN}") from error
     if status.st_size != entry["bytes"]:
-        raise DataError(f"the shard {path} has {status.st_size:,} bytes, and was counted with {entry['bytes']:,}. {AGAIN}")
+        raise DataError(
+            f"the shard {path} has {status.st_size:,} bytes, and was counted with {entry['bytes']:,}. {AGAIN}"
+        )
     if (check or status.st_mtime_ns != entry["modified"]) and file_digest(path) != entry["sha256"]:
         raise DataError(f"the shard {path} is damaged: its bytes have another SHA-256 than {MANIFEST} has. {AGAIN}")

@@ -42,7 +42,7 @@ class RowFile(Protocol):
         """Read rows ``(stop - start, *row_shape)`` into memory."""
 
     def pieces(self) -> Sequence[int]:
-        """Where what is read as a whole begins (row groups, chunks), counted in rows; ``()`` where any row can be read alone."""
+        """Where row groups or chunks, which are read as wholes, begin; ``()`` where any row can be read alone."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def identity_of(status: os.stat_result) -> tuple[int, int, int, int]:
 
 @dataclass(frozen=True)
 class ArrayFile:
-    """An array of numpy in C order: an .npy, or an uncompressed member of an .npz. Read, not mapped: memory stays what is asked."""
+    """An array of numpy in C order, an .npy or an uncompressed member of an .npz: read, not mapped, so memory is bounded."""
 
     state: FileState
     offset: int  # bytes, to the first row
@@ -100,7 +100,7 @@ class ArrayFile:
             with self.path.open("rb", buffering=0) as file:
                 self.state.check(os.fstat(file.fileno()))
                 file.seek(self.offset + start * row)
-                left = memoryview(found.reshape(-1).view(np.uint8))
+                left = memoryview(found.reshape(-1).view(np.uint8).data)
                 while left and (count := file.readinto(left)):  # one call reads 2 GiB at most
                     left = left[count:]
         except OSError as error:
@@ -240,7 +240,9 @@ def read_header(file: BinaryIO, state: FileState, name: str) -> ArrayFile:
     """Read the header of an array where a file stands."""
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):
-        raise DataError(f"{name} is of version {version} of numpy's format, which plain arrays are not: np.save it anew.")
+        raise DataError(
+            f"{name} is of version {version} of numpy's format, which plain arrays are not: np.save it anew."
+        )
     read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}[version[0]]
     shape, fortran, dtype = read(file)
     if dtype.hasobject:

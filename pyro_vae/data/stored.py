@@ -178,7 +178,7 @@ class Stored(LazyRows):
         return found
 
     def breaks(self, places: np.ndarray) -> np.ndarray:
-        """Find where sorted rows are so far apart that each side is read by itself, or of two files, or too many for one read."""
+        """Find where sorted rows are far apart, of two files or too many, so that each side is read by itself."""
         row = self.source_dtype.itemsize * math.prod(self.shape[1:])
         of_file = np.searchsorted(self.starts, places, side="right")
         of_read = (places - places[0]) * row // BLOCK
@@ -221,8 +221,8 @@ class Stored(LazyRows):
 
     def head(self, rows: int) -> np.ndarray:
         places = self.numbers_in_files(np.arange(min(rows, len(self))))
-        rows = np.concatenate([self.raw(int(place)) for place in places])
-        return rows.reshape(len(rows), *self.shape[1:])
+        found = np.concatenate([self.raw(int(place)) for place in places])
+        return found.reshape(len(found), *self.shape[1:])
 
     def raw(self, place: int) -> np.ndarray:
         """Read one row as it is stored."""

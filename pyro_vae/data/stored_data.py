@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,7 +68,7 @@ def read_stored(path: Path, memory: str | None, seed: int, missing: bool, binari
         raise DataError(f"{path} has {len(flat)} rows: training, validation and test need one each, so at least 3.")
     held_out = np.random.default_rng(seed).choice(len(flat), 2 * most, replace=False)
     validation, test = np.sort(held_out[:most]), np.sort(held_out[most:])
-    train = flat.without(np.sort(held_out))
+    train: Any = flat.without(np.sort(held_out))
     some = np.arange(0, len(train), max(1, len(train) // most), dtype=np.int64)[:most]
     kept = [Split(flat[torch.from_numpy(n)], rows=n) for n in (validation, test)]
     sample = Split(train[torch.from_numpy(some)], rows=train.numbers_in_files(some))
@@ -80,12 +81,19 @@ def read_stored(path: Path, memory: str | None, seed: int, missing: bool, binari
     notes = (
         f"x: {len(stored):,} rows × {' × '.join(map(str, stored.shape[1:])) or 1} columns of {stored.source_dtype} in {files}, "
         f"{stored.numel() * stored.source_dtype.itemsize / 1e9:.2f} GB, on disk; labels: none",
-        f"{most:,} rows for validation and {most:,} for the test, drawn from seed {seed}; {len(train):,} to train on, shuffled in "
-        f"{len(train.bounds) - 1:,} blocks, among {min(train.window, len(train)):,} rows at a time (--memory)",
+        f"{most:,} rows for validation and {most:,} for the test, drawn from seed {seed}; {len(train):,} to train on, shuffled "
+        f"in {len(train.bounds) - 1:,} blocks, among {min(train.window, len(train)):,} rows at a time (--memory)",
         f"units, first biases and the floor are of {len(sample):,} training rows, evenly spaced",
     )
     return StoredSplits(
-        Split(train), sample, kept[0], kept[1], shape, stored.digest, train.read_held(some), notes  # type: ignore[arg-type]
+        Split(train),
+        sample,
+        kept[0],
+        kept[1],
+        shape,
+        stored.digest,
+        train.read_held(some),
+        notes,
     )
 
 
@@ -93,7 +101,9 @@ def shape_of(stored: Stored) -> tuple[int, ...]:
     """Return (channels, height, width) of images, (d,) of tables."""
     event = tuple(stored.shape[1:])
     if len(event) > 3:
-        raise ShapeError(f"{stored.path}: rows of shape {event}, wanted (d,), (height, width) or (channels, height, width).")
+        raise ShapeError(
+            f"{stored.path}: rows of shape {event}, wanted (d,), (height, width) or (channels, height, width)."
+        )
     if channels_first(np.zeros((1, *event))).shape[1:] != event:
         raise ShapeError(
             f"{stored.path}: rows of shape {event} look like images with their channels last: write them as (channels, height, "

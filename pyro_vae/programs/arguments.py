@@ -58,7 +58,9 @@ def holds(x: Any, floats: torch.dtype) -> bool:
     limit = EXACT.get(floats, 0)
     if isinstance(x, LazyRows):
         if x.source_dtype.kind != "b" and np.iinfo(x.source_dtype).max > limit:
-            return all(float(part.abs().max()) <= limit for part in x.converted(torch.float64, None, False, "x").chunks())
+            return all(
+                float(part.abs().max()) <= limit for part in x.converted(torch.float64, None, False, "x").chunks()
+            )
         return True
     numbers = x if isinstance(x, Tensor) else real_array(x, "x")
     if isinstance(numbers, Tensor) and numbers.dtype in (

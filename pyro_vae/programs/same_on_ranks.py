@@ -6,11 +6,13 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from pyro_vae.common.digests import tensor_digest
 from pyro_vae.common.processes import agree, gather_text
+from pyro_vae.common.sharded import any_sharded
 from pyro_vae.common.spread import sharing
+from pyro_vae.data.lazy_rows import rows_digest
 from pyro_vae.errors import UsageError
 
+from .pair import owners
 from .problem import Problem
 from .program_ids import ProgramIds
 
@@ -28,7 +30,13 @@ def check_same_on_ranks(problem: Problem, options: Mapping[str, Any], ids: Progr
     """
     if sharing().world == 1:
         return
-    agree("the data (its digest)", tensor_digest({str(i): a for i, a in enumerate(problem.args)}))
+    if any_sharded(owners(problem.model, problem.guide)):
+        raise UsageError(
+            "processes that share rows run networks each in its own time, and these are sharded over the processes, which run "
+            "them in step: gather the weights into a whole model first (get_model_state_dict(vae, "
+            "options=StateDictOptions(full_state_dict=True)) of torch.distributed.checkpoint.state_dict), and score that."
+        )
+    agree("the data (its digest)", rows_digest({str(i): a for i, a in enumerate(problem.args)}))
     if ids is None:
         with problem.quiet(0):
             ids = ProgramIds.of(problem)

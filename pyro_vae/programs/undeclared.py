@@ -31,7 +31,9 @@ def find_undeclared(model: Program, guide: Program, batch: tuple[Any, ...]) -> l
             return []
         reached = {r.program: leaves(t for site in r.sites.values() for t in tensors_of(site)) for r in (q, p)}
     known = {id(t) for r in (q, p) for s in r.params.values() for t in given(s)} | {id(t) for t in inputs(batch)}
-    known |= {id(whole) for owner in owners(model, guide) for part, whole in gathered_parameters(owner) if id(part) in known}
+    known |= {
+        id(whole) for owner in owners(model, guide) for part, whole in gathered_parameters(owner) if id(part) in known
+    }
     unknown = {id(t): (program, t) for program, ts in reversed(list(reached.items())) for t in ts if id(t) not in known}
     names, found = owners_of_parameters(model, guide), dict[tuple[str, str], list[str]]()
     for identity, (where, key) in names.items():

@@ -41,8 +41,8 @@ def check_context_gaps(model: Program, args: Sequence[Tensor]) -> None:
         return
     if any_lazy(*args):
         raise DataError(
-            "a context beside rows on disk has NaN: whether a site observes it is looked up in all rows at once. Fill its gaps in, "
-            "or take rows into memory (x[:10_000])."
+            "a context beside rows on disk has NaN: whether a site observes it is looked up in all rows at once. Fill its gaps "
+            "in, or take rows into memory (x[:10_000])."
         )
     try:
         with quiet(model):

@@ -130,7 +130,10 @@ def folders_locked(jobs: Sequence[TrainingJob]) -> Iterator[None]:
 def refuse_stored(data: Data) -> None:
     """Refuse rows on disk, of which each member would read its own windows."""
     if data.part is not None:
-        raise UsageError("--seeds trains members side by side on rows in memory, and these are on disk, or sparse: train one seed at a time")
+        raise UsageError(
+            "--seeds trains members side by side on rows in memory, and these are on disk, or sparse: train one "
+            "seed at a time"
+        )
 
 
 def trained(jobs: list[TrainingJob]) -> tuple[float, Ensemble]:

@@ -345,7 +345,9 @@ def floor_of(run: Run, data: Data, x: Tensor, log_px: Tensor) -> dict[str, Any]:
     """Summarize the floor on the same rows, and by how much log p(x) clears it; it is exact, so it has no Monte Carlo error."""
     if not len(data.sample):
         return {"model": "unknown, as the training rows are not there", "log_px": None, "log_px_data_se": None}
-    train_rows = data.sample.x if data.transform is None else data.sample.x.double()  # grey means are the Bernoulli's own
+    train_rows = (
+        data.sample.x if data.transform is None else data.sample.x.double()
+    )  # grey means are the Bernoulli's own
     kind, shape = run.kind, data.shape
     train_rows, x = kind.observed(train_rows, shape), kind.emissions(x, shape)
     family, features = likelihood_of(run.config, x.shape[1], run.components)

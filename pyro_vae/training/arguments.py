@@ -10,7 +10,7 @@ import torch
 from pyro.infer import ELBO, SVI, Trace_ELBO
 
 from pyro_vae.common.given import described
-from pyro_vae.common.sharded import is_sharded
+from pyro_vae.common.sharded import any_sharded
 from pyro_vae.errors import UsageError
 from pyro_vae.objectives.analytic_kl import analytic_kl
 from pyro_vae.objectives.bounds import ciwae, elbo, iwae, miwae, piwae, renyi, tvo
@@ -147,7 +147,7 @@ def engine_of_sharded(modules: Sequence[torch.nn.Module], engine: str, **kept: A
         UsageError: an engine that traces, or what saves or loads the state between two steps: each process decides by its own
             clock when, and each holds a part.
     """
-    if not any(is_sharded(p) for module in modules for p in module.parameters()):
+    if not any_sharded(modules):
         return engine
     if engine not in ("auto", "eager"):
         raise UsageError(
@@ -156,8 +156,8 @@ def engine_of_sharded(modules: Sequence[torch.nn.Module], engine: str, **kept: A
         )
     if given := [name for name, value in kept.items() if value]:
         raise UsageError(
-            f"{given[0]}= with parameters that are sharded over processes: each process holds a part of the state. Train without "
-            "it, and gather the weights at the end: torch.distributed.checkpoint.state_dict.get_model_state_dict(vae, "
+            f"{given[0]}= with parameters that are sharded over processes: each process holds a part of the state. Train "
+            "without it, and gather the weights at the end: torch.distributed.checkpoint.state_dict.get_model_state_dict(vae, "
             "options=StateDictOptions(full_state_dict=True))."
         )
     return "eager"

@@ -11,10 +11,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from pyro_vae.common.digests import digest_of, tensor_digest
 from pyro_vae.common.mapped_files import MappedFile, mapped_files
 from pyro_vae.common.random import stream
-from pyro_vae.data.lazy_rows import LazyRows, any_lazy
+from pyro_vae.data.lazy_rows import any_lazy, rows_digest
 
 from .shuffle import FURTHER, SHUFFLE, ShuffledBatches
 from .training_state import EpochPosition, load_noise_states, noise_states
@@ -158,12 +157,7 @@ class TrainingData:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the training and validation rows."""
-        parts = {f"{i}": a for i, a in enumerate((*self.train, *(self.validation or ())))}
-        if not any_lazy(*parts.values()):
-            return tensor_digest(parts)
-        return digest_of(
-            {name: a.digest if isinstance(a, LazyRows) else tensor_digest({name: a}) for name, a in parts.items()}
-        )
+        return rows_digest({f"{i}": a for i, a in enumerate((*self.train, *(self.validation or ())))})
 
     @cached_property
     def files(self) -> tuple[MappedFile, ...]:

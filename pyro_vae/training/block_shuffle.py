@@ -46,7 +46,9 @@ class Windows:
         sizes = np.diff(bounds)
         order = np.random.default_rng(stream(seed, 0)).permutation(len(sizes))
         begin = np.cumsum(sizes[order]) - sizes[order]
-        cut = np.unique(begin // window, return_inverse=True)[1]  # a window begins with the first block after it is full
+        cut = np.unique(begin // window, return_inverse=True)[
+            1
+        ]  # a window begins with the first block after it is full
         of_block = np.empty(len(sizes), np.int64)
         of_block[order] = cut
         return cls(bounds, of_block, np.cumsum(np.bincount(cut, weights=sizes[order])).astype(np.int64), seed)

@@ -17,6 +17,7 @@ from pyro_vae.common.device import resolve_device
 from pyro_vae.common.given import whole
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.random import seeded, stream
+from pyro_vae.common.sharded import any_sharded
 from pyro_vae.data.arrays import batch_of, read_once
 from pyro_vae.data.lazy_rows import any_lazy
 from pyro_vae.data.structures import is_structure
@@ -211,7 +212,9 @@ def fit(
     patience = None if patience is None else whole("patience", patience, 1)
     model, guide = programs(vae)
     modules = owners(vae, model, guide)
-    engine = engine_of_sharded(modules, engine, callbacks=callbacks, resume=resume, aggressive=aggressive, shards=shards > 1)
+    engine = engine_of_sharded(
+        modules, engine, callbacks=callbacks, resume=resume, aggressive=aggressive, shards=shards > 1
+    )
     if transform is not None:
         refuse_structure(x, "fit with a transform")
     model, guide, args = on_tensors(model, guide, x, *context)
@@ -230,7 +233,8 @@ def fit(
     data = TrainingData(train, source, resolve_batch_size(batch_size, len(train[0])), validation, transform, drop_last)
     options = TrainingOptions(epochs, schedule, patience, seed, bad_steps, scheduled, on_step)
     check_callbacks(callbacks)
-    in_shards = resolve_shards(shards, data.batch_size, seed, aggressive)
+    # of sharded networks every process makes whole steps, in step with the others
+    in_shards = None if any_sharded(modules) else resolve_shards(shards, data.batch_size, seed, aggressive)
     immediate = aggressive is not None or bad_steps > 1 or bool(callbacks) or resume is not None or shards > 1
     immediate = immediate or any_lazy(*train)  # a deferred check reads batches of the epoch again
     seen = rows_as_seen(data, seed)

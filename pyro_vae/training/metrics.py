@@ -286,7 +286,8 @@ class EpochMetrics:
         if self.of_data_set is not None or self.shared:
             raise UsageError(
                 "the programs have sites that all rows share (global parameters), so that the ELBO is one of all rows at once, "
-                "which are on disk, or sparse: take as many as fit into memory (x[:100_000]; of a matrix, .toarray()), or leave those out."
+                "which are on disk, or sparse: take as many as fit into memory (x[:100_000]; of a matrix, .toarray()), or "
+                "leave those sites out."
             )
 
     @cached_property

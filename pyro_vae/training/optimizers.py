@@ -11,9 +11,9 @@ from pyro.optim import PyroOptim
 from pyro.optim.lr_scheduler import PyroLRScheduler
 from torch import Tensor
 
-from pyro_vae.common.sharded import is_sharded
 from pyro_vae.common.given import described
 from pyro_vae.common.keywords import suggest_keywords
+from pyro_vae.common.sharded import is_sharded
 from pyro_vae.common.torch_private import fused_works
 from pyro_vae.errors import UsageError
 from pyro_vae.programs.parameters import stored_parameters

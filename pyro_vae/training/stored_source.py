@@ -55,11 +55,13 @@ class StoredSource(BatchSource):
     def shuffled(self, rows: int, size: int, seed: int, drop_last: bool) -> ShuffledBlocks:
         """Make a random order of the rows, by the blocks and the window of the first array that is on disk."""
         first = self.stored[0]
-        window = min(first.window, *(max(1, s.memory // 3 // sum(t.row_bytes for t in self.stored)) for s in self.stored))
+        window = min(
+            first.window, *(max(1, s.memory // 3 // sum(t.row_bytes for t in self.stored)) for s in self.stored)
+        )
         if window < size:
             raise UsageError(
-                f"memory={first.memory:,} holds {window:,} rows of {first.row_bytes:,} bytes at a time, fewer than a batch of {size}: "
-                "allow more memory, or take a smaller batch_size."
+                f"memory={first.memory:,} holds {window:,} rows of {first.row_bytes:,} bytes at a time, fewer than a batch "
+                f"of {size}: allow more memory, or take a smaller batch_size."
             )
         return ShuffledBlocks(first.bounds, window, size, seed, self.device, drop_last)
 
@@ -77,7 +79,9 @@ class StoredSource(BatchSource):
     def gather(self, rows: Tensor) -> Batch:
         """Make a batch of rows in memory, and of the windows that hold those on disk."""
         numbers = rows.cpu().numpy()
-        read = iter(self.from_windows(numbers) if self.windows is not None else [a.read_held(numbers) for a in self.stored])
+        read = iter(
+            self.from_windows(numbers) if self.windows is not None else [a.read_held(numbers) for a in self.stored]
+        )
         gathered = (a.hand_out(next(read)) if isinstance(a, Stored) else a.index_select(0, rows) for a in self.data)
         return tuple(a.to(self.device) for a in gathered)
 

@@ -58,7 +58,9 @@ def test_a_file_under_memory_is_split_without_being_read_whole(tmp_path):
     data = load(tmp_path / "x.npy", memory="20 kB", verbose=False)
     assert data.kind == "binary" and isinstance(data.train.x, Stored)
     assert len(data.train) + len(data.validation) + len(data.test) == 900
-    rows = np.concatenate([data.train.x.numbers_in_files(np.arange(len(data.train))), data.validation.rows, data.test.rows])
+    rows = np.concatenate(
+        [data.train.x.numbers_in_files(np.arange(len(data.train))), data.validation.rows, data.test.rows]
+    )
     assert np.array_equal(np.sort(rows), np.arange(900))
     assert np.array_equal(data.test.x.numpy(), (X > 0)[data.test.rows].astype(np.float32))
     assert np.array_equal(data.sample.x.numpy(), (X > 0)[data.sample.rows].astype(np.float32))

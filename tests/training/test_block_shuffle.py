@@ -16,7 +16,9 @@ def order(bounds=EVEN, window=200, size=64, seed=3, **options):
     return ShuffledBlocks(bounds, window, size, seed, **options)
 
 
-@pytest.mark.parametrize("bounds", [EVEN, UNEVEN, np.array([0, 5]), np.arange(9)], ids=["even", "uneven", "one", "rows"])
+@pytest.mark.parametrize(
+    "bounds", [EVEN, UNEVEN, np.array([0, 5]), np.arange(9)], ids=["even", "uneven", "one", "rows"]
+)
 @pytest.mark.parametrize("window", [1, 64, 10_000])
 @pytest.mark.parametrize("size", [1, 7, 64])
 def test_a_pass_takes_each_row_once(bounds, window, size):
@@ -81,5 +83,7 @@ def test_a_window_holds_whole_blocks_and_mixes_their_rows():
 def test_batches_of_a_sorted_file_are_as_mixed_as_blocks_of_a_window_allow():
     # the mean of a batch of row numbers, under blocks in a window of 200 of 1,000 rows, is about 500
     means = [float(b.double().mean()) for b in order(size=200).one_pass()]
-    spread = np.std([float(np.mean(EVEN[:-1][np.random.default_rng(s).permutation(50)[:10]] + 9.5)) for s in range(500)])
+    spread = np.std(
+        [float(np.mean(EVEN[:-1][np.random.default_rng(s).permutation(50)[:10]] + 9.5)) for s in range(500)]
+    )
     assert max(abs(m - 499.5) for m in means) < 4 * spread

@@ -1,4 +1,4 @@
-"""A file of 6 GB is trained on by a process that may have 2 GB (PYRO_VAE_HEAVY=1; a sibling of 64 MB is in test_stored_fit.py)."""
+"""A file of 6 GB is trained on by a process that may have 2 GB (PYRO_VAE_HEAVY=1); one of 64 MB is in test_stored_fit.py."""
 
 import os
 import re

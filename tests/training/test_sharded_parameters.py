@@ -1,15 +1,16 @@
 """Networks sharded by ``fully_shard`` train to the weights of whole ones, score the same rows alike, and gather their state."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
 
 import pyro_vae as pv
+from pyro_vae.common.digests import tensor_digest
+from pyro_vae.common.processes import joined
 from pyro_vae.errors import UsageError
 from pyro_vae.runs.checkpointer import Checkpointer
+from tests.processes.launch import launch
 
 distributed = pytest.importorskip("torch.distributed")
 if not distributed.is_available() or not distributed.is_gloo_available():
@@ -35,25 +36,21 @@ def trained(model, **options):
     return pv.fit(model, X, validation=X[:50], epochs=2, verbose=False, **options).history[-1]["elbo"]
 
 
-def compare(what):
-    """Train a sharded model and a whole one; compare what comes of them."""
+def score(model):
+    return pv.log_likelihood(model.model, model.guide, X[:64], num_samples=20, verbose=False).log_px
+
+
+def sharded(what):
+    """Train a model with sharded networks; return it, its ELBO, and its weights gathered (on rank 0)."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    mesh, one, sharded, again = init_device_mesh("cpu", (distributed.get_world_size(),)), vae(), vae(), vae()
-    for part in WHAT[what](sharded):
+    mesh, model = init_device_mesh("cpu", (distributed.get_world_size(),)), vae()
+    for part in WHAT[what](model):
         fully_shard(part, mesh=mesh)
-    assert trained(sharded) == trained(one, engine="eager")
-    scores = [
-        pv.log_likelihood(v.model, v.guide, X[:64], num_samples=20, verbose=False).log_px for v in (sharded, one)
-    ]
-    assert torch.equal(*scores)
-    state = get_model_state_dict(sharded, options=StateDictOptions(full_state_dict=True))
-    if distributed.get_rank() == 0:  # where torch gathers it
-        again.load_state_dict(state)
-        assert all(torch.equal(a, b) for a, b in zip(again.parameters(), one.parameters(), strict=True))
-    return sharded
+    elbo = trained(model)
+    return model, elbo, get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
 
 
 @pytest.fixture
@@ -65,29 +62,31 @@ def process():
 
 @pytest.mark.parametrize("what", WHAT)
 def test_a_sharded_network_trains_as_a_whole_one(what, process, tmp_path):
-    model = compare(what)
+    one, again = vae(), vae()
+    model, elbo, state = sharded(what)
+    assert elbo == trained(one, engine="eager") and torch.equal(score(model), score(one))
+    again.load_state_dict(state)
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), one.parameters(), strict=True))
     with pytest.raises(UsageError, match="no trace"):
         trained(model, engine="trace")
     with pytest.raises(UsageError, match="each process holds a part"):
         trained(model, callbacks=[Checkpointer(tmp_path)])
 
 
-@pytest.mark.skipif(not os.environ.get("PYRO_VAE_HEAVY"), reason="two processes, 10 s: PYRO_VAE_HEAVY=1")
-@pytest.mark.parametrize("what", WHAT)
-def test_on_two_processes(what):
-    code = f"""
-import torch.distributed as distributed
-from tests.training.test_sharded_parameters import compare
-distributed.init_process_group("gloo")
-compare({what!r})
-distributed.destroy_process_group()
-"""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
-    done = subprocess.run(
-        [*command, sys.executable, "-c", code],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+def on_two_processes():
+    """What each of two processes does: rank 0 prints what came of it."""
+    with joined() as here:
+        for what in WHAT:
+            model, elbo, state = sharded(what)
+            with pytest.raises(UsageError, match="sharded over the processes"):
+                score(model)
+            if here.leads:
+                print(what, elbo, tensor_digest(state))
+
+
+@pytest.mark.skipif(not os.environ.get("PYRO_VAE_HEAVY"), reason="two processes, 15 s: PYRO_VAE_HEAVY=1")
+def test_on_two_processes():
+    out, _ = launch(2, "tests.training.test_sharded_parameters:on_two_processes")
+    one = vae()
+    elbo = trained(one, engine="eager")
+    assert out.splitlines() == [f"{what} {elbo} {tensor_digest(one.state_dict())}" for what in WHAT]

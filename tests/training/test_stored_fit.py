@@ -1,6 +1,5 @@
 """Training on rows on disk: the same steps as in memory in the same order, in bounded memory, and exact where it goes on."""
 
-import copy
 import os
 import re
 from pathlib import Path
@@ -17,7 +16,7 @@ from pyro_vae.data import Stored, write_shards
 from pyro_vae.errors import CheckpointError, DataError, Interrupted, ProgramError, SupportError, UsageError
 from pyro_vae.models.standardize import column_units
 from pyro_vae.runs.checkpointer import Checkpointer
-from pyro_vae.training import batch_source, fit as fit_module
+from pyro_vae.training import fit as fit_module
 from pyro_vae.training.stored_source import StoredSource
 
 X = np.random.default_rng(1).normal(size=(1500, 5)).astype(np.float32) * np.float32(2)
@@ -132,7 +131,9 @@ def test_a_row_that_is_not_finite_is_named_before_training(tmp_path):
 
 def test_a_row_outside_the_support_is_named_before_training(folder):
     torch.manual_seed(0)
-    model = pv.VAE(pv.StandardNormal(2), pv.Conditional(pv.MLP(2, 5), pv.bernoulli), pv.Conditional(pv.MLP(5, 4), pv.normal))
+    model = pv.VAE(
+        pv.StandardNormal(2), pv.Conditional(pv.MLP(2, 5), pv.bernoulli), pv.Conditional(pv.MLP(5, 4), pv.normal)
+    )
     with pytest.raises(SupportError, match="1500 of 1500 rows"):
         train(Stored(folder), model)
 
