@@ -208,8 +208,8 @@ def on_one_row(run: Callable[..., T], guide: Program, args: Sequence[Tensor]) ->
     if found is None or has_own_rows(guide, tuple(a[:2] for a in args)):
         raise ProgramError(
             "the guide has parameters of each row, or makes its own in a run on all of them (as AutoNormal does), and there "
-            f"are {len(args[0]):,} rows on disk, or sparse: each step would need them all. Give it a network that reads x (amortized "
-            "inference), or take some rows into memory: x[:10_000] (of a matrix, .toarray())."
+            f"are {len(args[0]):,} rows on disk, or sparse: each step would need them all. Give it a network that reads x "
+            "(amortized inference), or take some rows into memory: x[:10_000] (of a matrix, .toarray())."
         )
     return found, 1
 
