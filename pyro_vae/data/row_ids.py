@@ -15,7 +15,7 @@ from pyro_vae.common.csv_columns import read_lines, with_formula
 from pyro_vae.errors import DataError
 
 from .arrays import read_once, real_array
-from .lazy_rows import LazyRows
+from .lazy_rows import LazyRows, chunk_of
 from .structures import is_structure, lay_out
 
 AT_ONCE = 4096  # rows that are converted at a time
@@ -175,8 +175,9 @@ def row_digests(arrays: Sequence[Any]) -> Tensor:
         for a in arrays
     ]
     digests: list[int] = []
-    for start in range(0, len(sources[0]), AT_ONCE):
-        table = np.concatenate([plain(source[start : start + AT_ONCE]) for source in sources], 1)
+    size = chunk_of(sources, AT_ONCE)
+    for start in range(0, len(sources[0]), size):
+        table = np.concatenate([plain(source[start : start + size]) for source in sources], 1)
         digests += [int.from_bytes(hashlib.sha256(row).digest()[:8], "little", signed=True) for row in table]
     return torch.tensor(digests, dtype=torch.int64)
 

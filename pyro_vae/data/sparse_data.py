@@ -21,7 +21,7 @@ from .user_files import UNREADABLE, check_ratio
 
 ANNOTATED = ".h5ad"
 MEMBERS = {"format.npy", "shape.npy", "data.npy", "indices.npy", "indptr.npy"}  # of scipy.sparse.save_npz
-MOST, BYTES = 10_000, 2**28  # of rows that are held out, and that are looked at; dense
+MOST, BYTES = 10_000, 2**27  # of rows that are held out, and that are looked at; dense
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,7 @@ def is_sparse_file(path: Path) -> bool:
 def read_sparse(path: Path, seed: int, missing: bool, label: str | None = None) -> SparseSplits:
     """Read a sparse matrix, and split its rows 80/10/10 by a permutation from numpy's ``default_rng(seed)``.
 
-    At most 10,000 rows, and as many as take 256 MiB dense, are held out for validation, and for the test.
+    At most 10,000 rows, and as many as take 128 MiB dense, are held out for validation, and for the test.
 
     Args:
         path: of the file; an .h5ad is read by the package anndata (optional); its rows and columns keep their names.

@@ -101,7 +101,8 @@ def log_likelihood(
 
     Args:
         model, guide: Pyro programs with one data plate, as for :func:`~pyro_vae.log_weights`.
-        x: data ``(N, *event)``: a tensor, an array, anything :func:`~pyro_vae.data.as_rows` takes.
+        x: data ``(N, *event)``: a tensor, an array, anything :func:`~pyro_vae.data.as_rows` takes; a sparse matrix or an
+            AnnData, made dense a part at a time.
         *context: what the programs take beside x, each with N rows.
         method: as above.
         missing: x may hold NaN, for what was not observed: the result is log p(x_obs).

@@ -103,8 +103,14 @@ def open_sparse_rows(run: Run, file: Path, data_dir: Path | None) -> Data:
     Raises:
         DataError: columns that are not there; rows that take more than a GiB of memory, dense.
         ShapeError: another number of columns.
+        UsageError: a run of categories, of sequences, or of binarized rows.
     """
     config = run.config
+    if config.binarization != "none" or run.kind.ragged or any(column.codes for column in run.columns):
+        raise UsageError(
+            f"--data {file} is a sparse matrix of plain numbers, and the run reads its rows otherwise (as sequences, "
+            "categories, or binarized): give them in a file such as its own."
+        )
     rows, y, classes = read_rows(file, config.label)
     if rows.digest == run.record["data"]["digest"]:
         return open_data(run, file)

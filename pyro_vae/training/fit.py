@@ -117,7 +117,8 @@ def fit(
     Args:
         vae: a :class:`VAE`, any object with ``model`` and ``guide``, or a tuple ``(model, guide)`` of Pyro programs.
         x: data ``(N, *event)``: a tensor, an array, anything :func:`~pyro_vae.data.as_rows` takes; rows that stay on disk
-            (:class:`~pyro_vae.data.Stored`), shuffled in blocks, a window of them in memory; or several with N rows
+            (:class:`~pyro_vae.data.Stored`), shuffled in blocks, a window of them in memory; a sparse matrix of scipy or an
+            AnnData, made dense a batch at a time (:class:`~pyro_vae.data.sparse.SparseRows`); or several with N rows
             each in a dict, a named tuple or a ``PackedSequence``, which the programs take as such
             (:func:`~pyro_vae.data.structures.is_structure`). Whole numbers stay whole where the programs want them so, as an
             embedding does (:func:`~pyro_vae.programs.arguments.argument_dtypes`).

@@ -1,5 +1,7 @@
 """Files of sparse matrices: split as others are, training rows kept sparse; names by name; damaged files refused."""
 
+from types import SimpleNamespace
+
 import anndata
 import numpy as np
 import pandas as pd
@@ -7,10 +9,12 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from pyro_vae.data import TableOptions, load, user_files
+from pyro_vae.data import Column, TableOptions, load, user_files
 from pyro_vae.data.sparse import SparseRows
 from pyro_vae.data.sparse_data import read_rows, with_columns
-from pyro_vae.errors import DataError, UsageError
+from pyro_vae.errors import DataError, ShapeError, UsageError
+from pyro_vae.runs import new_rows
+from pyro_vae.runs.config import Config
 
 DENSE = np.random.default_rng(0).poisson(0.5, (50, 6)).astype(np.float32)
 CSR = sp.csr_matrix(DENSE)
@@ -64,6 +68,21 @@ def test_columns_of_new_rows_go_by_name(tmp_path):
     assert (turned[:].numpy() == DENSE[:, ::-1]).all() and turned.column_names == tuple(GENES[::-1])
     with pytest.raises(DataError, match=r"no column 'g9', which the run was trained on: 1 of 2 are not there"):
         with_columns(rows, ["g1", "g9"], tmp_path)
+
+
+def test_new_rows_of_a_run_are_found_by_the_names_of_their_columns(tmp_path, monkeypatch):
+    monkeypatch.setattr(new_rows, "training_rows", lambda run, data_dir: None)
+    known = tuple(map(Column, GENES[4:0:-1]))
+    about = {"kind": SimpleNamespace(ragged=False), "shape": (4,), "record": {"data": {"digest": ""}}}
+    run = SimpleNamespace(config=Config().resolved(), columns=known, **about)
+    data = new_rows.open_rows(run, written(tmp_path))
+    assert (data.test.x.numpy() == DENSE[:, 4:0:-1]).all() and data.test.ids.index == tuple(CELLS)
+    sp.save_npz(tmp_path / "x.npz", CSR)
+    with pytest.raises(ShapeError, match=r"rows of shape \(6,\), and the run was trained on rows of shape \(4,\)"):
+        new_rows.open_rows(run, tmp_path / "x.npz")
+    run.columns = (Column("g0", "category", ("a", "b")), *known[1:])
+    with pytest.raises(UsageError, match="the run reads its rows otherwise"):
+        new_rows.open_rows(run, tmp_path / "x.npz")
 
 
 def test_what_cannot_be_read_or_is_no_option_is_refused(tmp_path, monkeypatch):

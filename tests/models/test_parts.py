@@ -192,6 +192,18 @@ def test_convolutions_broadcast_context_and_take_particles():
     torch.testing.assert_close(decoder(z, c)[3], decoder(z[3], c))
 
 
+@pytest.mark.parametrize("shape", [(3, 27, 18), (1, 1, 1), (2, 5, 3), (1, 4, 6), (3, 32, 32)], ids=str)
+def test_convolutions_of_any_size_see_and_paint_every_pixel(shape):
+    size = math.prod(shape)
+    torch.manual_seed(0)
+    x = torch.randn(2, size, requires_grad=True)
+    ConvEncoder(3, width=8, shape=shape)(x).square().sum().backward()
+    assert (x.grad.abs().reshape(2, *shape).sum((0, 1)) > 0).all(), "each pixel reaches the code"
+    z = torch.randn(64, 4)
+    painted = ConvDecoder(4, width=8, shape=shape)(z)
+    assert painted.shape == (64, size) and (painted.std(0) > 0).all(), "the code reaches each pixel"
+
+
 def test_a_mirrored_pair_of_convolutions_keeps_two_features_an_element_apart():
     """(2 channels, h, w) flattened: chunk(2, -1) splits whole images into loc and scale."""
     d = Conditional(ConvDecoder(3, width=3, shape=(2, 8, 8)), normal)(torch.randn(5, 3))
