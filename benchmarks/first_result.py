@@ -67,7 +67,8 @@ def main() -> None:
     for name, found in peers.items():
         walls, cpus, told = zip(*(one[name] for one in rounds), strict=True)
         cpu = f"{statistics.median(cpus):.1f} ({min(cpus):.1f} to {max(cpus):.1f})"
-        print(f"| {name} | {found} | {cpu} | {statistics.median(walls):.1f} | {lines_of(scripts[name])} | {told[-1]} |")
+        number, lines = told[-1].partition(" nats")[0], lines_of(scripts[name])
+        print(f"| {name} | {found} | {cpu} | {statistics.median(walls):.1f} | {lines} | {number} |")
 
 
 if __name__ == "__main__":

@@ -12,4 +12,4 @@ vae = VAE(
     posterior=Conditional(MLP(64, 2 * 8, (64,)), normal),
 )
 fit(vae, train, epochs=20, batch_size=100, verbose=False)
-print("log p(x)", log_likelihood(vae.model, vae.guide, test, num_samples=1000, verbose=False))
+print(log_likelihood(vae.model, vae.guide, test, num_samples=1000, verbose=False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 import torch
@@ -40,14 +41,15 @@ def to_elpd(estimate: LogPx) -> Any:
         )
     khat: Tensor | None = getattr(estimate, "khat", None)
     flagged = len(getattr(estimate, "flagged", ()))
-    kind = getattr(utils, "ELPDDataLOO", None) or utils.ELPDData
+    made_as = getattr(utils, "ELPDDataLOO", None) or utils.ELPDData
+    named = {"kind": "loo"} if "kind" in signature(made_as).parameters else {}  # arviz-stats 1.3 says it by the class
 
     def rows(values: Tensor) -> Any:
         return xarray.DataArray(values.detach().cpu().double().numpy(), dims=("data",))
 
     threshold = getattr(estimate, "threshold", None)
-    return kind(
-        kind="loo",
+    return made_as(
+        **named,
         elpd=log_px.sum().item(),
         se=(len(log_px) * log_px.var(correction=0)).sqrt().item(),
         p=0.0,
