@@ -73,7 +73,8 @@ def test_a_rank_that_dies_ends_the_others_by_name_and_one_process_goes_on_to_the
         os.kill(ranks[killed].pid, signal.SIGKILL)
         killed_at = time.monotonic()
         ended = wait(ranks, 30)
-        assert time.monotonic() - killed_at < 10
+        starved = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))  # processes that wait for each core
+        assert time.monotonic() - killed_at < 10 * starved
         assert ended[killed].code == -9 and ended[1 - killed].code == 8
         assert f"rank {killed} has" in ended[1 - killed].err and "step" in ended[1 - killed].err
     assert len(alone[1]) == 8
