@@ -1,12 +1,13 @@
 """The time from the start of a process to its first log-likelihood or ELBO of test rows, with libraries side by side.
 
-    pip install '.[bench]'
+    pip install '.[bench]'                           # and scvi-tools, multivae, each in an environment of its own
     python -m benchmarks.first_result                # five processes each, in turn; who is not installed is left out
     python -m benchmarks.first_result --repeats 1
 
 Each script of ``benchmarks/first/`` is what its library's own quickstart or example makes of the same task: digits of 8 x 8
 pixels in black and white, one hidden layer of 64 ReLUs, 8 latents, 20 epochs in batches of 100, Adam at 1e-3, then a number for
-360 test rows. Imports, compilation and data are in the time; the first round of all, in which files come from the disk, is
+360 test rows (scvi-tools takes the counts of 0 to 16, MultiVae halves of a digit as modalities, each with networks of its own).
+Imports, compilation and data are in the time; the first round of all, in which files come from the disk, is
 thrown away. Processes have one thread. Lines are those of code that are neither blank nor a docstring. The numbers themselves
 are no contest: an ELBO lies below log p(x).
 """
@@ -25,7 +26,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 SCRIPTS = Path(__file__).parent / "first"
-PEERS = {"pyro_vae": "pyro-vae", "pyro": "pyro-ppl", "numpyro": "numpyro", "pythae": "pythae"}
+PEERS = {
+    "pyro_vae": "pyro-vae",
+    "pyro": "pyro-ppl",
+    "numpyro": "numpyro",
+    "pythae": "pythae",
+    "scvi": "scvi-tools",
+    "multivae": "multivae",
+}
 ONE = {"OMP_NUM_THREADS": "1", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false", "JAX_PLATFORMS": "cpu"}
 
 
