@@ -139,14 +139,28 @@ def shards_in(folder: Path) -> list[Path]:
 
 
 def check_alike(files: list[RowFile]) -> None:
-    """Refuse shards whose rows differ in shape or dtype from those of the first."""
+    """Refuse shards whose rows differ in shape, dtype or columns from those of the first."""
     first = files[0]
     for file in files:
+        if (columns := getattr(file, "columns", [])) != (wanted := getattr(first, "columns", [])):
+            at = next(
+                (i for i, (a, b) in enumerate(zip(columns, wanted, strict=False)) if a != b),
+                min(len(columns), len(wanted)),
+            )
+            raise DataError(
+                f"{file.path} has the columns {told(columns, at)} where {first.path} has {told(wanted, at)}: shards of one "
+                "data set have the same columns in the same order. Write it anew."
+            )
         if (file.row_shape, file.dtype) != (first.row_shape, first.dtype):
             raise DataError(
                 f"{file.path} holds rows of shape {file.row_shape} and dtype {file.dtype}, and {first.path} of shape "
                 f"{first.row_shape} and dtype {first.dtype}: shards of one data set are alike. Write it anew."
             )
+
+
+def told(columns: list[str], at: int) -> str:
+    """Name a column by its place, and how many there are."""
+    return f"{columns[at]!r} (number {at} of {len(columns)})" if at < len(columns) else f"{len(columns)} columns"
 
 
 def entry_of(file: RowFile) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from pyro_vae.errors import DataError
 from .columns import Column, check_names
 from .sparse import SparseRows, sparse_or_same
 from .splits import Split
+from .tables import labels_of
 from .user_files import UNREADABLE, check_ratio
 
 ANNOTATED = ".h5ad"
@@ -162,8 +163,9 @@ def read_annotated(path: Path, label: str | None) -> tuple[SparseRows, np.ndarra
         raise DataError(
             f"{path}: obs has no column {label!r}, which --label names; it has {', '.join(map(str, data.obs.columns))}."
         )
-    classes, codes = np.unique(np.array(list(map(str, data.obs[label]))), return_inverse=True)
-    return rows, codes.astype(np.int64), tuple(map(str, classes))
+    return rows, *labels_of(
+        ["" if gap else str(text) for text, gap in zip(data.obs[label], data.obs[label].isna(), strict=True)]
+    )
 
 
 def kind_of(rows: SparseRows) -> str:

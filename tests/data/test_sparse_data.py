@@ -115,3 +115,12 @@ def test_what_cannot_be_read_or_is_no_option_is_refused(tmp_path, monkeypatch):
         load(tmp_path / "x.h5ad")
     with pytest.raises(DataError, match=r"obs has no column 'kind', .*; it has type"):
         load(written(tmp_path), table=TableOptions(label="kind"))
+
+
+def test_labels_are_read_as_those_of_tables(tmp_path):
+    obs = {"cluster": [i % 12 for i in range(50)], "type": [None if i % 2 else "b" for i in range(50)]}
+    data = anndata.AnnData(CSR, obs=pd.DataFrame(obs, index=CELLS))
+    data.write_h5ad(tmp_path / "c.h5ad")
+    clusters, types = (load(tmp_path / "c.h5ad", table=TableOptions(label=k), verbose=False).train for k in obs)
+    assert clusters.y.tolist() == [n % 12 for n in clusters.numbers] and clusters.classes == ()
+    assert types.y.tolist() == [-(n % 2) for n in types.numbers] and types.classes == ("b",)
