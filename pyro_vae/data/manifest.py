@@ -18,6 +18,7 @@ from pyro_vae.errors import DataError, PyroVAEError, UsageError
 
 from .arrays import real_array
 from .row_files import ENDINGS, RowFile, open_rows
+from .sparse import sparse_or_same
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
@@ -102,12 +103,25 @@ def write_shards(x: Any, folder: Path | str, rows: int | None = None) -> dict[st
 def arrays_of(x: Any) -> Iterator[np.ndarray]:
     """Yield the arrays that rows come in, of about a shard each at most."""
     if isinstance(x, Iterator):
-        yield from (real_array(part, "x") for part in x)
+        first = None
+        for number, part in enumerate(x):
+            array = real_array(part, "x")
+            first = array if first is None else first
+            if not array.ndim or array.shape[1:] != first.shape[1:]:
+                raise DataError(
+                    f"array {number} (counted from 0) has shape {array.shape}, and the first one {first.shape}: wanted arrays "
+                    "of rows, all of one shape but for how many there are."
+                )
+            yield array
         return
-    array = x if hasattr(x, "shape") and hasattr(x, "__getitem__") else real_array(x, "x")
+    x = sparse_or_same(x)
+    array = x if getattr(x, "shape", ()) and hasattr(x, "__getitem__") else real_array(x, "x")
+    if not array.ndim:
+        raise DataError("x is a single number, and holds no rows. Give an array (N, ...).")
     row = max(1, int(np.prod(array.shape[1:])) * 8)
     for start in range(0, len(array), max(1, SHARD // row)):
         part = array[start : start + max(1, SHARD // row)]
+        part = part.float() if getattr(part, "dtype", None) == torch.bfloat16 else part  # which numpy does not have
         yield part.detach().cpu().numpy() if isinstance(part, torch.Tensor) else real_array(part, "x")
 
 

@@ -14,7 +14,7 @@ import torch
 from pyro_vae.common.optional import imported
 from pyro_vae.errors import DataError
 
-from .columns import Column, check_names
+from .columns import EXACT, Column, check_names, check_precision
 from .sparse import SparseRows, sparse_or_same
 from .splits import Split
 from .tables import labels_of
@@ -78,6 +78,7 @@ def read_sparse(path: Path, seed: int, missing: bool, label: str | None = None) 
 
     train, validation, test = np.sort(order[: len(rows) - 2 * tenth]), order[-2 * tenth : -tenth], order[-tenth:]
     some = train[:: max(1, len(train) // tenth)][:tenth]
+    check_columns(rows, some)
     filled = 100 * rows.matrix.nnz / rows.numel()
     notes = (
         f"x: {len(rows):,} rows × {rows.shape[1]:,} columns of {rows.source_dtype}, sparse: {filled:.3g} % of them are stored, "
@@ -97,6 +98,21 @@ def read_sparse(path: Path, seed: int, missing: bool, label: str | None = None) 
         kind_of(rows),
         notes,
     )
+
+
+def check_columns(rows: SparseRows, some: np.ndarray) -> None:
+    """Refuse columns that single precision takes for others, as :func:`.columns.check_precision`, by some of the rows.
+
+    Beside zeros, fractions are as far from one another as they are large; so those columns are looked at that have none.
+    """
+    if rows.source_dtype.itemsize <= 4:
+        return
+    columns = rows.matrix[some].tocsc()
+    largest = abs(columns).max(axis=0).toarray().reshape(-1)
+    for i in np.flatnonzero((np.diff(columns.indptr) == len(some)) | (largest > EXACT)):
+        check_precision(
+            rows.column_names[i] if rows.column_names else f"x[:, {i}]", columns[:, [i]].toarray().reshape(-1)
+        )
 
 
 def read_rows(path: Path, label: str | None = None) -> tuple[SparseRows, np.ndarray | None, tuple[str, ...]]:

@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 
 from pyro_vae.data import Stored, as_rows, write_manifest, write_shards
@@ -299,3 +300,21 @@ def test_empty_places_in_lists_are_nan_or_refused_by_row(tmp_path):
         written(pa.int64(), [1, 2], [3, 4], [5, None])[:]
     with pytest.raises(DataError, match=r"row 1 .*'x' of whole numbers has an empty cell"):
         written(pa.int64(), [1, 2], None)[:]
+
+
+@pytest.mark.parametrize("case", ["sparse", "bfloat16", "numbers", "unlike", "number"])
+def test_shards_are_written_of_rows_or_refused(case, tmp_path):
+    x = {
+        "sparse": sp.csr_matrix(X),
+        "bfloat16": torch.from_numpy(X[:, :2]).bfloat16(),
+        "numbers": iter([1.0, 2.0]),
+        "unlike": iter([X, X[:, :3]]),
+        "number": np.float32(3),
+    }[case]
+    if case in ("sparse", "bfloat16"):
+        wanted = X if case == "sparse" else x.float().numpy()
+        write_shards(x, tmp_path / "f", rows=300)
+        assert np.array_equal(Stored(tmp_path / "f")[:].numpy(), wanted)
+        return
+    with pytest.raises(DataError, match=r"array \d .*has shape|a single number"):
+        write_shards(x, tmp_path / "f")
