@@ -121,8 +121,11 @@ def arrays_of(x: Any) -> Iterator[np.ndarray]:
     row = max(1, int(np.prod(array.shape[1:])) * 8)
     for start in range(0, len(array), max(1, SHARD // row)):
         part = array[start : start + max(1, SHARD // row)]
-        part = part.float() if getattr(part, "dtype", None) == torch.bfloat16 else part  # which numpy does not have
-        yield part.detach().cpu().numpy() if isinstance(part, torch.Tensor) else real_array(part, "x")
+        if isinstance(part, torch.Tensor):
+            part = part.float() if part.dtype == torch.bfloat16 else part  # which numpy does not have
+            yield part.detach().cpu().numpy()
+        else:
+            yield real_array(part, "x")
 
 
 def shards_of(arrays: Iterable[np.ndarray], rows: int | None) -> Iterator[np.ndarray]:

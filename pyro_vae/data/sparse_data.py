@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,13 +127,19 @@ def with_columns(rows: SparseRows, names: Sequence[str], path: Path) -> SparseRo
     """Return the same rows with these columns, found by their names.
 
     Raises:
-        DataError: some are not there; named.
+        DataError: some are not there, or there several times; named.
     """
     places = {name: i for i, name in enumerate(rows.column_names)}
     if lacking := [name for name in names if name not in places]:
         raise DataError(
             f"{path} has no column {', '.join(map(repr, lacking[:5]))}{' …' if len(lacking) > 5 else ''}, which the run was "
             f"trained on: {len(lacking)} of {len(names)} are not there."
+        )
+    counts = Counter(rows.column_names)
+    if twice := [name for name in names if counts[name] > 1]:
+        raise DataError(
+            f"{path} has several columns called {', '.join(map(repr, twice[:5]))}, which the run was trained on: give each "
+            "a name of its own (adata.var_names_make_unique() does), or leave the others out."
         )
     return SparseRows(rows.matrix[:, [places[n] for n in names]], rows.name, rows.row_names, tuple(names))
 

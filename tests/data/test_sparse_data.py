@@ -124,3 +124,11 @@ def test_labels_are_read_as_those_of_tables(tmp_path):
     clusters, types = (load(tmp_path / "c.h5ad", table=TableOptions(label=k), verbose=False).train for k in obs)
     assert clusters.y.tolist() == [n % 12 for n in clusters.numbers] and clusters.classes == ()
     assert types.y.tolist() == [-(n % 2) for n in types.numbers] and types.classes == ("b",)
+
+
+def test_new_rows_with_two_columns_of_one_name_are_refused(tmp_path):
+    rows, *_ = read_rows(written(tmp_path))
+    twice = SparseRows(rows.matrix, "x", (), ("g0", "g1", "g1", "g3", "g4", "g5"))
+    with pytest.raises(DataError, match="several columns called 'g1'"):
+        with_columns(twice, ["g3", "g1"], tmp_path)
+    assert (with_columns(twice, ["g3", "g0"], tmp_path)[:].numpy() == DENSE[:, [3, 0]]).all()
