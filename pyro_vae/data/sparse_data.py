@@ -22,7 +22,8 @@ from .tables import labels_of
 from .user_files import UNREADABLE, check_ratio
 
 ANNOTATED = ".h5ad"
-MEMBERS = {"format.npy", "shape.npy", "data.npy", "indices.npy", "indptr.npy"}  # of scipy.sparse.save_npz
+COMMON = {"format.npy", "shape.npy", "data.npy"}  # of scipy.sparse.save_npz, of any format
+PLACES = ({"indices.npy", "indptr.npy"}, {"row.npy", "col.npy"}, {"coords.npy"}, {"offsets.npy"})
 MOST, BYTES = 10_000, 2**27  # of rows that are held out, and that are looked at; dense
 
 
@@ -47,7 +48,8 @@ def is_sparse_file(path: Path) -> bool:
     if path.suffix.lower() != ".npz" or not path.is_file() or not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
-        return set(archive.namelist()) >= MEMBERS
+        names = set(archive.namelist())
+        return names >= COMMON and any(names >= places for places in PLACES)
 
 
 def read_sparse(path: Path, seed: int, missing: bool, label: str | None = None) -> SparseSplits:

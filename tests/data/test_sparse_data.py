@@ -132,3 +132,12 @@ def test_new_rows_with_two_columns_of_one_name_are_refused(tmp_path):
     with pytest.raises(DataError, match="several columns called 'g1'"):
         with_columns(twice, ["g3", "g1"], tmp_path)
     assert (with_columns(twice, ["g3", "g0"], tmp_path)[:].numpy() == DENSE[:, [3, 0]]).all()
+
+
+@pytest.mark.filterwarnings("ignore:.*is copied, compressed by rows")
+@pytest.mark.parametrize("form", ["csr", "csc", "coo", "bsr", "dia"])
+def test_files_of_any_format_are_read_as_the_matrix(form, tmp_path):
+    for matrix in (CSR.asformat(form), sp.csr_array(CSR).asformat(form)):
+        sp.save_npz(tmp_path / "x.npz", matrix)
+        data = load(tmp_path / "x.npz", verbose=False)
+        assert (data.train.x[:].numpy() == DENSE[data.train.numbers]).all()
