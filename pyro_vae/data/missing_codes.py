@@ -37,14 +37,24 @@ def number_of(code: str) -> float:
     return float(with_point(code)) if is_number(with_point(code)) else np.nan
 
 
+def are_codes(values: np.ndarray, code: str) -> np.ndarray:
+    """Return which numbers are the code, as it is or in single precision.
+
+    Example:
+        >>> are_codes(np.array([-999, 3]), "-999.0"), are_codes(np.array([0.1], np.float32), "0.1")
+        (array([ True, False]), array([ True]))
+    """
+    number = number_of(code)
+    found: np.ndarray = (values == number) | (values == float(np.float32(number)))
+    return found
+
+
 def without_code(raw: RawColumn, code: str | None) -> RawColumn:
     """Return a column with gaps where the code stands; false and true are no numbers, and are no code."""
     if code is None or raw.kind == "boolean":
         return raw
     if isinstance(raw.values, np.ndarray):
-        number = number_of(code)
-        is_gap = (raw.values == number) | (raw.values == float(np.float32(number)))  # of a column in single precision
-        values: np.ndarray | list[str | None] = np.where(is_gap, np.nan, raw.values)
+        values: np.ndarray | list[str | None] = np.where(are_codes(raw.values, code), np.nan, raw.values)
     else:
         values = [None if cell is not None and is_code(cell, code) else cell for cell in raw.values]
     labels = None if raw.labels is None else tuple(label for label in raw.labels if not is_code(label, code))

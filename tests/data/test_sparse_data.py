@@ -1,5 +1,6 @@
 """Files of sparse matrices: split as others are, training rows kept sparse; names by name; damaged files refused."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import anndata
@@ -80,6 +81,9 @@ def test_new_rows_of_a_run_are_found_by_the_names_of_their_columns(tmp_path, mon
     sp.save_npz(tmp_path / "x.npz", CSR)
     with pytest.raises(ShapeError, match=r"rows of shape \(6,\), and the run was trained on rows of shape \(4,\)"):
         new_rows.open_rows(run, tmp_path / "x.npz")
+    run.config = replace(run.config, missing_value="1.0")
+    with pytest.raises(DataError, match=r"holds 1\.0, which stands for a missing value in this run"):
+        new_rows.open_rows(run, written(tmp_path))
     run.columns = (Column("g0", "category", ("a", "b")), *known[1:])
     with pytest.raises(UsageError, match="the run reads its rows otherwise"):
         new_rows.open_rows(run, tmp_path / "x.npz")
