@@ -8,7 +8,7 @@ import pickletools
 import tarfile
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -173,16 +173,20 @@ def of_batches(batches: list[tuple[np.ndarray, np.ndarray]]) -> tuple[Part, ...]
 
 
 def read_omniglot(paths: Paths) -> tuple[Part, ...]:
-    """Read the characters of two archives, ink as 1 and paper as 0; labels number the characters of each."""
+    """Read the characters of two archives, ink as 1 and paper as 0; labels number the characters of both."""
     parts = []
     for path in paths:
         with zipfile.ZipFile(path) as archive:
             names = sorted(name for name in archive.namelist() if name.endswith(".png"))
             x = np.stack([~picture(archive.read(name), "PNG", "1") for name in names]).astype(np.uint8)
-        characters = [name.rsplit("/", 1)[0] for name in names]
-        classes, y = np.unique(np.array(characters), return_inverse=True)
-        parts.append(Part("x", x, y.astype(np.int64), np.array(names), tuple(map(str, classes))))
-    return tuple(parts)
+        parts.append(Part("x", x, index=np.array(names)))
+    characters = [[name.rsplit("/", 1)[0] for name in part.index] for part in parts if part.index is not None]
+    classes = tuple(sorted({str(name) for part in characters for name in part}))
+    codes = {name: code for code, name in enumerate(classes)}
+    return tuple(
+        replace(part, y=np.array([codes[name] for name in names]), classes=classes)
+        for part, names in zip(parts, characters, strict=True)
+    )
 
 
 def read_celeba(paths: Paths) -> tuple[Part, ...]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.common.digests import digest_of, tensor_digest
+from pyro_vae.errors import UsageError
 
 AT_ONCE = 2**22  # numbers that are read at a time, where a pass over all rows is made
 
@@ -55,9 +56,34 @@ class LazyRows:
     def __getitem__(self, rows: Any) -> Tensor:
         if isinstance(rows, slice):
             return self.read(np.arange(*rows.indices(len(self)), dtype=np.int64))
-        if isinstance(rows, int | np.integer):
+        if isinstance(rows, int | np.integer) or (isinstance(rows, Tensor) and not rows.dim()):
+            rows = int(rows)
             return self.read(np.array([range(len(self))[rows]], dtype=np.int64))[0]
-        return self.read(np.asarray(rows.cpu() if isinstance(rows, Tensor) else rows, dtype=np.int64))
+        return self.read(self.numbers_of(rows))
+
+    def numbers_of(self, rows: Any) -> np.ndarray:
+        """Number the rows that numbers, some below 0 perhaps, or a mask of all rows ask for.
+
+        Raises:
+            UsageError: neither of these, such as columns.
+            IndexError: rows that are not there.
+        """
+        unclear = (
+            isinstance(rows, tuple) or getattr(rows, "dtype", None) == torch.uint8
+        )  # to torch a mask, to numpy numbers
+        found = None if unclear else np.asarray(rows.cpu() if isinstance(rows, Tensor) else rows)
+        if found is not None and found.dtype == bool and found.shape == (len(self),):
+            return np.flatnonzero(found)
+        if found is None or found.ndim != 1 or (len(found) and found.dtype.kind not in "iu"):
+            raise UsageError(
+                f"rows of a {type(self).__name__} are asked for by a number, a slice, a list of numbers or a mask of all "
+                f"{len(self):,} rows: take columns of the tensor that comes of it, x[:1000][:, 0]"
+            )
+        numbers = found.astype(np.int64)
+        numbers = np.where(numbers < 0, numbers + len(self), numbers)
+        if (outside := (numbers < 0) | (numbers >= len(self))).any():
+            raise IndexError(f"there are {len(self):,} rows, and row {int(found[outside][0])} was asked for")
+        return numbers
 
     def index_select(self, dim: int, rows: Tensor) -> Tensor:
         """As :meth:`torch.Tensor.index_select` along rows."""

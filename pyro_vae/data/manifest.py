@@ -18,6 +18,7 @@ from pyro_vae.errors import DataError, PyroVAEError, UsageError
 
 from .arrays import real_array
 from .row_files import ENDINGS, RowFile, open_rows
+from .sparse import sparse_or_same
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
@@ -102,13 +103,29 @@ def write_shards(x: Any, folder: Path | str, rows: int | None = None) -> dict[st
 def arrays_of(x: Any) -> Iterator[np.ndarray]:
     """Yield the arrays that rows come in, of about a shard each at most."""
     if isinstance(x, Iterator):
-        yield from (real_array(part, "x") for part in x)
+        first = None
+        for number, part in enumerate(x):
+            array = real_array(part, "x")
+            first = array if first is None else first
+            if not array.ndim or array.shape[1:] != first.shape[1:]:
+                raise DataError(
+                    f"array {number} (counted from 0) has shape {array.shape}, and the first one {first.shape}: wanted arrays "
+                    "of rows, all of one shape but for how many there are."
+                )
+            yield array
         return
-    array = x if hasattr(x, "shape") and hasattr(x, "__getitem__") else real_array(x, "x")
+    x = sparse_or_same(x)
+    array = x if getattr(x, "shape", ()) and hasattr(x, "__getitem__") else real_array(x, "x")
+    if not array.ndim:
+        raise DataError("x is a single number, and holds no rows. Give an array (N, ...).")
     row = max(1, int(np.prod(array.shape[1:])) * 8)
     for start in range(0, len(array), max(1, SHARD // row)):
         part = array[start : start + max(1, SHARD // row)]
-        yield part.detach().cpu().numpy() if isinstance(part, torch.Tensor) else real_array(part, "x")
+        if isinstance(part, torch.Tensor):
+            part = part.float() if part.dtype == torch.bfloat16 else part  # which numpy does not have
+            yield part.detach().cpu().numpy()
+        else:
+            yield real_array(part, "x")
 
 
 def shards_of(arrays: Iterable[np.ndarray], rows: int | None) -> Iterator[np.ndarray]:
@@ -139,14 +156,28 @@ def shards_in(folder: Path) -> list[Path]:
 
 
 def check_alike(files: list[RowFile]) -> None:
-    """Refuse shards whose rows differ in shape or dtype from those of the first."""
+    """Refuse shards whose rows differ in shape, dtype or columns from those of the first."""
     first = files[0]
     for file in files:
+        if (columns := getattr(file, "columns", [])) != (wanted := getattr(first, "columns", [])):
+            at = next(
+                (i for i, (a, b) in enumerate(zip(columns, wanted, strict=False)) if a != b),
+                min(len(columns), len(wanted)),
+            )
+            raise DataError(
+                f"{file.path} has the columns {told(columns, at)} where {first.path} has {told(wanted, at)}: shards of one "
+                "data set have the same columns in the same order. Write it anew."
+            )
         if (file.row_shape, file.dtype) != (first.row_shape, first.dtype):
             raise DataError(
                 f"{file.path} holds rows of shape {file.row_shape} and dtype {file.dtype}, and {first.path} of shape "
                 f"{first.row_shape} and dtype {first.dtype}: shards of one data set are alike. Write it anew."
             )
+
+
+def told(columns: list[str], at: int) -> str:
+    """Name a column by its place, and how many there are."""
+    return f"{columns[at]!r} (number {at} of {len(columns)})" if at < len(columns) else f"{len(columns)} columns"
 
 
 def entry_of(file: RowFile) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from .cells import COMMA
 from .columns import Column, RawColumn
 from .table_layout import is_number
 
@@ -15,25 +16,45 @@ FAR = 5  # times the range of the other values
 
 
 def is_code(cell: str, code: str | None) -> bool:
-    """Return whether a cell is the code: the same text, or the same number.
+    """Return whether a cell is the code: the same text, or the same number, with a point or with a decimal comma.
 
     Example:
-        >>> is_code("-999.0", "-999"), is_code("unknown", "unknown"), is_code("0", None)
-        (True, True, False)
+        >>> is_code("-999.0", "-999"), is_code("-999,0", "-999"), is_code("unknown", "unknown"), is_code("0", None)
+        (True, True, True, False)
     """
     if code is None:
         return False
-    return cell == code or (is_number(cell) and is_number(code) and float(cell) == float(code))
+    return cell == code or (is_number(with_point(cell)) and float(with_point(cell)) == number_of(code))
+
+
+def with_point(cell: str) -> str:
+    """Write a number that has a decimal comma with a point; any other cell stays as it is."""
+    return cell.replace(",", ".") if COMMA.fullmatch(cell) else cell
+
+
+def number_of(code: str) -> float:
+    """Return the number that a code is; NaN, which equals none, of a word."""
+    return float(with_point(code)) if is_number(with_point(code)) else np.nan
+
+
+def are_codes(values: np.ndarray, code: str) -> np.ndarray:
+    """Return which numbers are the code, as it is or in single precision.
+
+    Example:
+        >>> are_codes(np.array([-999, 3]), "-999.0"), are_codes(np.array([0.1], np.float32), "0.1")
+        (array([ True, False]), array([ True]))
+    """
+    number = number_of(code)
+    found: np.ndarray = (values == number) | (values == float(np.float32(number)))
+    return found
 
 
 def without_code(raw: RawColumn, code: str | None) -> RawColumn:
-    """Return a column with gaps where the code stands."""
-    if code is None:
+    """Return a column with gaps where the code stands; false and true are no numbers, and are no code."""
+    if code is None or raw.kind == "boolean":
         return raw
     if isinstance(raw.values, np.ndarray):
-        if not is_number(code):
-            return raw
-        values: np.ndarray | list[str | None] = np.where(raw.values == float(code), np.nan, raw.values)
+        values: np.ndarray | list[str | None] = np.where(are_codes(raw.values, code), np.nan, raw.values)
     else:
         values = [None if cell is not None and is_code(cell, code) else cell for cell in raw.values]
     labels = None if raw.labels is None else tuple(label for label in raw.labels if not is_code(label, code))

@@ -166,12 +166,27 @@ class ParquetRows:
                 )
             cells = column.combine_chunks()
             if hasattr(cells, "flatten") and hasattr(cells.type, "list_size"):
-                found[:] = cells.flatten().to_numpy(zero_copy_only=False).reshape(found.shape)
+                found[:] = self.lists(cells, name, first)
             elif len(self.columns) == 1 and not self.row_shape:
                 found[:] = cells.to_numpy(zero_copy_only=False)
             else:
                 found[:, i] = cells.to_numpy(zero_copy_only=False)
         return found
+
+    def lists(self, cells: Any, name: str, first: int) -> np.ndarray:
+        """Return lists as rows, of NaN where a whole list is empty; refuse empty places among whole numbers."""
+        there, values = cells.is_valid().to_numpy(zero_copy_only=False), cells.flatten()
+        if values.null_count and self.dtype.kind != "f":
+            place = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
+            row = first + int(np.flatnonzero(there)[place // self.row_shape[0]])
+            raise DataError(
+                f"{self.path}, row {row} (counted from 0): a list of whole numbers in column {name!r} has an empty place. Fill "
+                "it, or store lists of floats, where NaN can stand for what is missing."
+            )
+        rows = np.zeros((len(cells), *self.row_shape), self.dtype)
+        rows[~there] = np.nan if self.dtype.kind == "f" else 0
+        rows[there] = values.to_numpy(zero_copy_only=False).reshape(-1, *self.row_shape)
+        return rows
 
     def pieces(self) -> Sequence[int]:
         return self.starts
@@ -304,7 +319,8 @@ def open_parquet(state: FileState, key: str | None) -> ParquetRows:
         sizes = [meta.row_group(i).num_rows for i in range(meta.num_row_groups)]
     except Exception as error:  # pyarrow's errors are of many kinds, and all are of the file
         raise DataError(f"{state.path} cannot be read as Parquet ({type(error).__name__}: {error}).") from error
-    columns = list(schema.names) if key is None else [choose_key(schema.names, key, str(state.path))]
+    names = columns_beside_index(schema)
+    columns = names if key is None else [choose_key(schema.names, key, str(state.path))]
     dtypes, lists = [], []
     for name in columns:
         kind = schema.field(name).type
@@ -320,6 +336,12 @@ def open_parquet(state: FileState, key: str | None) -> ParquetRows:
     starts = [int(n) for n in np.cumsum([0, *sizes])[:-1]]
     check_rows((sum(sizes), *width), np.result_type(*dtypes), str(state.path))
     return ParquetRows(state, file, columns, starts, sum(sizes), width, np.result_type(*dtypes))
+
+
+def columns_beside_index(schema: Any) -> list[str]:
+    """List the columns of a .parquet without those that were the index of a pandas table: they number rows, and are no x."""
+    told = (schema.pandas_metadata or {}).get("index_columns", [])
+    return [name for name in schema.names if name not in [index for index in told if isinstance(index, str)]]
 
 
 ONE_COLUMN = "Name one column of numbers, or of lists of one length: key=...; or write the others as numbers."

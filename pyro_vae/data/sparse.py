@@ -129,7 +129,8 @@ class SparseRows(LazyRows):
         data, what, hint = self.matrix.data, "infinite values" if missing else "NaN or infinite values", GAPS
         bad = np.isinf(data) if missing and self.dtype.is_floating_point else ~np.isfinite(data)
         if self.dtype.is_floating_point and not bad.any() and len(data):
-            largest, limit = max(abs(float(data.max())), abs(float(data.min()))), torch.finfo(self.dtype).max
+            largest = max(abs(float(np.fmax.reduce(data))), abs(float(np.fmin.reduce(data))))  # NaN aside
+            limit = torch.finfo(self.dtype).max
             if largest > limit:
                 bad, what, hint = np.abs(data.astype(np.float64)) > limit, f"values beyond {self.dtype}", "Rescale x."
         elif not self.dtype.is_floating_point and data.dtype.kind == "f":
@@ -198,6 +199,7 @@ def by_rows(matrix: Any, name: str) -> Any:
     except ValueError as error:
         raise DataError(f"{name} is damaged: {error}. Write or build it again.") from error
     if not found.has_canonical_format:
-        found = found.copy()
+        wide = np.int64 if found.dtype.kind in "iu" and found.dtype.itemsize < 8 else found.dtype  # for what adds up
+        found = found.astype(wide, copy=True)
         found.sum_duplicates()
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +15,15 @@ import torch
 from pyro_vae.common.optional import imported
 from pyro_vae.errors import DataError
 
-from .columns import Column, check_names
+from .columns import EXACT, Column, check_names, check_precision
 from .sparse import SparseRows, sparse_or_same
 from .splits import Split
+from .tables import labels_of
 from .user_files import UNREADABLE, check_ratio
 
 ANNOTATED = ".h5ad"
-MEMBERS = {"format.npy", "shape.npy", "data.npy", "indices.npy", "indptr.npy"}  # of scipy.sparse.save_npz
+COMMON = {"format.npy", "shape.npy", "data.npy"}  # of scipy.sparse.save_npz, of any format
+PLACES = ({"indices.npy", "indptr.npy"}, {"row.npy", "col.npy"}, {"coords.npy"}, {"offsets.npy"})
 MOST, BYTES = 10_000, 2**27  # of rows that are held out, and that are looked at; dense
 
 
@@ -45,7 +48,8 @@ def is_sparse_file(path: Path) -> bool:
     if path.suffix.lower() != ".npz" or not path.is_file() or not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
-        return set(archive.namelist()) >= MEMBERS
+        names = set(archive.namelist())
+        return names >= COMMON and any(names >= places for places in PLACES)
 
 
 def read_sparse(path: Path, seed: int, missing: bool, label: str | None = None) -> SparseSplits:
@@ -77,6 +81,7 @@ def read_sparse(path: Path, seed: int, missing: bool, label: str | None = None) 
 
     train, validation, test = np.sort(order[: len(rows) - 2 * tenth]), order[-2 * tenth : -tenth], order[-tenth:]
     some = train[:: max(1, len(train) // tenth)][:tenth]
+    check_columns(rows, some)
     filled = 100 * rows.matrix.nnz / rows.numel()
     notes = (
         f"x: {len(rows):,} rows × {rows.shape[1]:,} columns of {rows.source_dtype}, sparse: {filled:.3g} % of them are stored, "
@@ -98,6 +103,21 @@ def read_sparse(path: Path, seed: int, missing: bool, label: str | None = None) 
     )
 
 
+def check_columns(rows: SparseRows, some: np.ndarray) -> None:
+    """Refuse columns that single precision takes for others, as :func:`.columns.check_precision`, by some of the rows.
+
+    Beside zeros, fractions are as far from one another as they are large; so those columns are looked at that have none.
+    """
+    if rows.source_dtype.itemsize <= 4:
+        return
+    columns = rows.matrix[some].tocsc()
+    largest = abs(columns).max(axis=0).toarray().reshape(-1)
+    for i in np.flatnonzero((np.diff(columns.indptr) == len(some)) | (largest > EXACT)):
+        check_precision(
+            rows.column_names[i] if rows.column_names else f"x[:, {i}]", columns[:, [i]].toarray().reshape(-1)
+        )
+
+
 def read_rows(path: Path, label: str | None = None) -> tuple[SparseRows, np.ndarray | None, tuple[str, ...]]:
     """Read the rows of a file, sparse; codes and names of their labels, where it has some and they are asked for."""
     if not path.is_file():
@@ -109,13 +129,19 @@ def with_columns(rows: SparseRows, names: Sequence[str], path: Path) -> SparseRo
     """Return the same rows with these columns, found by their names.
 
     Raises:
-        DataError: some are not there; named.
+        DataError: some are not there, or there several times; named.
     """
     places = {name: i for i, name in enumerate(rows.column_names)}
     if lacking := [name for name in names if name not in places]:
         raise DataError(
             f"{path} has no column {', '.join(map(repr, lacking[:5]))}{' …' if len(lacking) > 5 else ''}, which the run was "
             f"trained on: {len(lacking)} of {len(names)} are not there."
+        )
+    counts = Counter(rows.column_names)
+    if twice := [name for name in names if counts[name] > 1]:
+        raise DataError(
+            f"{path} has several columns called {', '.join(map(repr, twice[:5]))}, which the run was trained on: give each "
+            "a name of its own (adata.var_names_make_unique() does), or leave the others out."
         )
     return SparseRows(rows.matrix[:, [places[n] for n in names]], rows.name, rows.row_names, tuple(names))
 
@@ -162,8 +188,9 @@ def read_annotated(path: Path, label: str | None) -> tuple[SparseRows, np.ndarra
         raise DataError(
             f"{path}: obs has no column {label!r}, which --label names; it has {', '.join(map(str, data.obs.columns))}."
         )
-    classes, codes = np.unique(np.array(list(map(str, data.obs[label]))), return_inverse=True)
-    return rows, codes.astype(np.int64), tuple(map(str, classes))
+    return rows, *labels_of(
+        ["" if gap else str(text) for text, gap in zip(data.obs[label], data.obs[label].isna(), strict=True)]
+    )
 
 
 def kind_of(rows: SparseRows) -> str:

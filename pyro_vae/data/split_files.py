@@ -132,7 +132,9 @@ def alike(parts: Sequence[Part]) -> Sequence[Part]:
         return parts
     classes = tuple(sorted({name for part in parts for name in part.classes}))
     codes = {name: code for code, name in enumerate(classes)}
-    return [replace(part, y=np.array([codes[n] for n in part.classes])[part.y], classes=classes) for part in parts]
+    return [
+        replace(part, y=np.array([*(codes[n] for n in part.classes), -1])[part.y], classes=classes) for part in parts
+    ]  # -1, which is missing, finds the last
 
 
 def shared_rows(train: Split, validation: Split, test: Split) -> list[str]:

@@ -29,7 +29,7 @@ class Split:
         y: labels with N rows, or None.
         rows: where each row stands in the array that it comes from (a header not counted); None is in order, from 0.
         index: the name of each row, where a table has a column of them.
-        classes: names of the labels 0, 1, …, where they were text.
+        classes: names of the labels 0, 1, …, where they were text; -1 is a label that is missing.
     """
 
     x: Tensor
@@ -54,7 +54,8 @@ class Split:
     def ids(self) -> RowIds:
         """What a reader knows the rows by: where they come from, their names and labels."""
         labels = None if self.y is None else self.y.tolist()
-        names = None if labels is None else tuple(self.classes[n] if self.classes else str(n) for n in labels)
+        called = dict(enumerate(self.classes)) | {-1: ""}  # which is a label that is not there
+        names = None if labels is None else tuple(called[n] if self.classes else str(n) for n in labels)
         index = None if self.index is None else tuple(map(str, self.index))
         return RowIds(source=torch.from_numpy(self.numbers.astype(np.int64)), index=index, label=names)
 

@@ -13,6 +13,7 @@ import torch
 from pyro_vae.errors import DataError, ShapeError, UsageError
 
 from .binarize import binarize, check_grey
+from .columns import check_precision
 from .manifest import MANIFEST
 from .row_files import is_zarr
 from .splits import Split
@@ -50,7 +51,7 @@ def read_stored(path: Path, memory: str | None, seed: int, missing: bool, binari
     file. Fewer are held out where they would take more than an eighth of the memory.
 
     Raises:
-        DataError: as :class:`~pyro_vae.data.Stored`; fewer than 3 rows.
+        DataError: as :class:`~pyro_vae.data.Stored`; fewer than 3 rows; columns that single precision takes for others.
         ShapeError: rows of more than three dimensions, or images with their channels last.
         UsageError: static binarization, which draws each row once for all.
     """
@@ -70,6 +71,10 @@ def read_stored(path: Path, memory: str | None, seed: int, missing: bool, binari
     validation, test = np.sort(held_out[:most]), np.sort(held_out[most:])
     train: Any = flat.without(np.sort(held_out))
     some = np.arange(0, len(train), max(1, len(train) // most), dtype=np.int64)[:most]
+    as_stored = train.converted(torch.float64, None, missing, "x").read_held(some)
+    if len(shape) == 1 and stored.source_dtype.itemsize > 4:
+        for i, column in enumerate(as_stored.T):
+            check_precision(f"x[:, {i}]", column)
     kept = [Split(flat[torch.from_numpy(n)], rows=n) for n in (validation, test)]
     sample = Split(train[torch.from_numpy(some)], rows=train.numbers_in_files(some))
     if binarization == "dynamic":
@@ -92,7 +97,7 @@ def read_stored(path: Path, memory: str | None, seed: int, missing: bool, binari
         kept[1],
         shape,
         stored.digest,
-        train.read_held(some),
+        as_stored,
         notes,
     )
 

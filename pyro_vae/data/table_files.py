@@ -39,13 +39,12 @@ def read_mixed(path: Path, options: TableOptions) -> Table:
         raws, named = read_text(path, options)
     if not len(raws[0]):
         raise DataError(f"{path} is empty: it has no row.")
-    raws = [without_code(raw, options.missing_value) for raw in raws]
     known = [column.name for column in options.known]
     label = None if options.label is None else find(options.label, raws, "label", path, optional=bool(known))
     split = None if options.split_by is None else find(options.split_by, raws, "split-by", path, optional=bool(known))
     rest = [raw for raw in raws if raw is not label and raw is not split]
     index, why = index_of(rest, options, known, path, of_pandas)
-    rest = [raw for raw in rest if raw is not index]
+    rest = [without_code(raw, options.missing_value) for raw in rest if raw is not index]
     if not rest:
         raise DataError(f"{path}: no column is left to model beside labels and the names of the rows.")
     try:

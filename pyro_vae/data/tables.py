@@ -15,7 +15,7 @@ import numpy as np
 from pyro_vae.common.plain_text import is_plain
 from pyro_vae.errors import DataError
 
-from .cells import DIGITS, shortened, whole_digits
+from .cells import DIGITS, MISSING, shortened, whole_digits
 from .columns import Column, too_large
 from .missing_codes import is_code, looks_like_codes
 from .table_layout import HEAD, TableLayout, TableOptions, is_index_name, is_number, layout_of_table
@@ -135,7 +135,24 @@ def index_of_table(
 
 
 def labels_of(cells: list[str]) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Read labels: whole numbers as int64, other numbers as float64, texts as the number of their class."""
+    """Read labels: whole numbers as int64, other numbers as float64, texts as the number of their class.
+
+    What is missing, an empty cell or a word for one, is no class: -1, and NaN among fractions.
+
+    Example:
+        >>> labels_of(["b", "", "a"]), labels_of(["3", "NA"])
+        ((array([ 1, -1,  0]), ('a', 'b')), (array([ 3, -1]), ()))
+    """
+    there = np.array([cell not in MISSING for cell in cells], dtype=bool)
+    known = [cell for cell in cells if cell not in MISSING]
+    found, classes = known_labels(known)
+    y = np.full(len(cells), -1 if found.dtype.kind == "i" else np.nan, found.dtype)
+    y[there] = found
+    return y, classes
+
+
+def known_labels(cells: list[str]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Read labels none of which is missing."""
     if all(is_number(cell) for cell in cells):
         y = np.array([float(cell) for cell in cells])
         # float64 holds every whole number below 2^53, so that labels survive the way through it

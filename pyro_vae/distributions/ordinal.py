@@ -32,6 +32,7 @@ class OrderedLogistic(dist.TorchDistribution):
         1.0
     """
 
+    has_enumerate_support = True
     arg_constraints: ClassVar[dict[str, Any]] = {"loc": constraints.real, "cutpoints": constraints.ordered_vector}
 
     def __init__(self, loc: Tensor, cutpoints: Tensor, validate_args: bool | None = None) -> None:
@@ -75,6 +76,12 @@ class OrderedLogistic(dist.TorchDistribution):
             # the logit of 0 and of 1 is infinite
             u = torch.rand(shape, dtype=self.loc.dtype, device=self.loc.device).clamp(limits.tiny, 1 - limits.eps)
             return ((self.loc + u.logit()).unsqueeze(-1) > self.cutpoints).sum(-1).to(self.loc.dtype)
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        """List the classes, ``(C, *batch)``, or ``(C, 1, …)`` where they are not expanded."""
+        codes = torch.arange(self.num_classes, dtype=self.loc.dtype, device=self.loc.device)
+        codes = codes.reshape(-1, *[1] * len(self.batch_shape))
+        return codes.expand(-1, *self.batch_shape) if expand else codes
 
     def _at_least(self) -> Tensor:
         """Return P(y ≥ k) for k = 1..C − 1, as the last dimension."""

@@ -12,6 +12,7 @@ import torch
 from pyro_vae.common.plain_text import plain
 from pyro_vae.data import Data, Split, TableOptions, binarize, load
 from pyro_vae.data.image_folders import read_folder
+from pyro_vae.data.missing_codes import are_codes
 from pyro_vae.data.prepare import event_shape, format_missing, prepare
 from pyro_vae.data.row_ids import row_digests
 from pyro_vae.data.sparse_data import ANNOTATED, is_sparse_file, read_rows, with_columns
@@ -71,6 +72,9 @@ def open_rows(run: Run, file: Path | None, data_dir: Path | None = None) -> Data
     if len(source.parts) > 1:
         raise DataError(f"{file} holds splits of its own: new rows are one array, x (np.savez(path, x=x, y=y)).")
     (part,), binary = source.parts, config.binarization != "none"
+    code = None if file.suffix.lower() in TABLES else config.missing_value  # which a table's cells are without already
+    if code is not None and (gaps := are_codes(part.x, code)).any():
+        part = replace(part, x=np.where(gaps, np.nan, part.x))
     if (shape := event_shape(source.parts)) != run.shape:
         raise ShapeError(
             f"{file} has rows of shape {shape}, and the run was trained on rows of shape {run.shape}: give it such."
@@ -121,6 +125,11 @@ def open_sparse_rows(run: Run, file: Path, data_dir: Path | None) -> Data:
         raise ShapeError(
             f"{file} has rows of shape {tuple(rows.shape[1:])}, and the run was trained on rows of shape {run.shape}: give it "
             "such."
+        )
+    if config.missing_value is not None and are_codes(rows.matrix.data, config.missing_value).any():
+        raise DataError(
+            f"{file} holds {config.missing_value}, which stands for a missing value in this run: store NaN there, or give the "
+            "rows in a table."
         )
     rows = rows.converted(torch.float32, None, config.missing, "x")
     x = torch.from_numpy(rows.whole(str(file))).to(torch.float32)

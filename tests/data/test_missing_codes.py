@@ -88,3 +88,38 @@ def test_whole_numbers_that_a_float_takes_for_one_are_refused(columns, digits, t
     with pytest.raises(DataError, match=r"column 'b' holds whole numbers .* takes different ones for one") as refused:
         load(path, table=TableOptions(columns=columns), missing=True, verbose=False)
     assert len(str(refused.value)) < 500
+
+
+def gone_in(path, columns, code):
+    data = load(
+        path, table=TableOptions(columns=columns, missing_value=code, index="none"), missing=True, verbose=False
+    )
+    gone = np.concatenate([s.x.isnan().numpy() for s in (data.train, data.validation, data.test)])
+    return {c.name: int(n) for c, n in zip(data.columns, gone.sum(0), strict=True)}
+
+
+@pytest.mark.parametrize("code", ["-999", "-999.0", "-999,0"])
+def test_a_code_is_one_with_a_decimal_comma_too(code, tmp_path):
+    lines = [f"{'-999,0' if i in PLACES else f'{i},5'};{i % 3},25" for i in range(30)]
+    (tmp_path / "t.csv").write_text("\n".join(["a;b", *lines]) + "\n")
+    assert gone_in(tmp_path / "t.csv", None, code) == {"a": 3, "b": 0}
+
+
+def test_a_code_is_found_in_single_precision_and_is_no_false_or_true(tmp_path):
+    single = np.where(np.isin(np.arange(30), PLACES), -999.9, OTHER).astype(np.float32)
+    pd.DataFrame({"a": single, "b": np.arange(30) % 2 == 0}).to_parquet(tmp_path / "t.parquet")
+    assert gone_in(tmp_path / "t.parquet", "auto", "-999.9") == {"a": 3, "b": 0}
+    assert gone_in(tmp_path / "t.parquet", "auto", "0") == {"a": int((single == 0).sum()), "b": 0}
+
+
+@pytest.mark.parametrize("columns", [None, "auto"])
+def test_a_code_is_of_x_and_not_of_labels_or_of_what_splits_rows(columns, tmp_path):
+    pd.DataFrame({"a": with_codes(OTHER, "0"), "y": np.arange(30) % 2, "g": np.arange(30) % 5}).to_csv(
+        tmp_path / "t.csv", index=False
+    )
+    for split_by in (None, "g"):
+        options = TableOptions(columns=columns, missing_value="0", label="y", split_by=split_by)
+        data = load(tmp_path / "t.csv", table=options, missing=True, verbose=False)
+        split = data.train, data.validation, data.test
+        assert sorted(np.concatenate([s.numbers[s.x[:, 0].isnan().numpy()] for s in split])) == PLACES
+        assert all((s.y.numpy() == s.numbers % 2).all() for s in split)

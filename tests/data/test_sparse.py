@@ -157,3 +157,15 @@ def test_batches_and_scores_take_no_memory_of_a_dense_copy():
         optimizer.step()
     data.source.close()
     assert memory("VmHWM") - before < 200e6
+
+
+def test_values_stored_twice_are_added_beyond_their_dtype():
+    twice = sp.csr_matrix((np.array([100, 100, 200], np.uint8), [1, 1, 1], [0, 3, 3]), shape=(2, 3))
+    assert SparseRows(twice)[:].tolist() == [[0.0, 400.0, 0.0], [0.0, 0.0, 0.0]]
+
+
+def test_what_float32_cannot_hold_is_seen_beside_gaps():
+    x = stored(np.nan).astype(np.float64)
+    x[4, 5] = 1e300
+    with pytest.raises(DataError, match=r"beyond torch.float32 in 1 of .* row 4, column 5"):
+        SparseRows(x.tocsr()).converted(torch.float32, None, True, "x")

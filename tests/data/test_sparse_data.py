@@ -1,5 +1,6 @@
 """Files of sparse matrices: split as others are, training rows kept sparse; names by name; damaged files refused."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import anndata
@@ -80,6 +81,9 @@ def test_new_rows_of_a_run_are_found_by_the_names_of_their_columns(tmp_path, mon
     sp.save_npz(tmp_path / "x.npz", CSR)
     with pytest.raises(ShapeError, match=r"rows of shape \(6,\), and the run was trained on rows of shape \(4,\)"):
         new_rows.open_rows(run, tmp_path / "x.npz")
+    run.config = replace(run.config, missing_value="1.0")
+    with pytest.raises(DataError, match=r"holds 1\.0, which stands for a missing value in this run"):
+        new_rows.open_rows(run, written(tmp_path))
     run.columns = (Column("g0", "category", ("a", "b")), *known[1:])
     with pytest.raises(UsageError, match="the run reads its rows otherwise"):
         new_rows.open_rows(run, tmp_path / "x.npz")
@@ -115,3 +119,29 @@ def test_what_cannot_be_read_or_is_no_option_is_refused(tmp_path, monkeypatch):
         load(tmp_path / "x.h5ad")
     with pytest.raises(DataError, match=r"obs has no column 'kind', .*; it has type"):
         load(written(tmp_path), table=TableOptions(label="kind"))
+
+
+def test_labels_are_read_as_those_of_tables(tmp_path):
+    obs = {"cluster": [i % 12 for i in range(50)], "type": [None if i % 2 else "b" for i in range(50)]}
+    data = anndata.AnnData(CSR, obs=pd.DataFrame(obs, index=CELLS))
+    data.write_h5ad(tmp_path / "c.h5ad")
+    clusters, types = (load(tmp_path / "c.h5ad", table=TableOptions(label=k), verbose=False).train for k in obs)
+    assert clusters.y.tolist() == [n % 12 for n in clusters.numbers] and clusters.classes == ()
+    assert types.y.tolist() == [-(n % 2) for n in types.numbers] and types.classes == ("b",)
+
+
+def test_new_rows_with_two_columns_of_one_name_are_refused(tmp_path):
+    rows, *_ = read_rows(written(tmp_path))
+    twice = SparseRows(rows.matrix, "x", (), ("g0", "g1", "g1", "g3", "g4", "g5"))
+    with pytest.raises(DataError, match="several columns called 'g1'"):
+        with_columns(twice, ["g3", "g1"], tmp_path)
+    assert (with_columns(twice, ["g3", "g0"], tmp_path)[:].numpy() == DENSE[:, [3, 0]]).all()
+
+
+@pytest.mark.filterwarnings("ignore:.*is copied, compressed by rows")
+@pytest.mark.parametrize("form", ["csr", "csc", "coo", "bsr", "dia"])
+def test_files_of_any_format_are_read_as_the_matrix(form, tmp_path):
+    for matrix in (CSR.asformat(form), sp.csr_array(CSR).asformat(form)):
+        sp.save_npz(tmp_path / "x.npz", matrix)
+        data = load(tmp_path / "x.npz", verbose=False)
+        assert (data.train.x[:].numpy() == DENSE[data.train.numbers]).all()

@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 
 from pyro_vae.data import Stored, as_rows, write_manifest, write_shards
@@ -266,3 +267,54 @@ def test_shards_are_written_of_a_stream_of_arrays(tmp_path):
 def test_a_memory_that_is_no_amount_is_refused(given):
     with pytest.raises(UsageError, match="no amount"):
         bytes_of(given)
+
+
+def test_shards_have_the_same_columns_in_the_same_order(tmp_path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pq.write_table(pa.table({"a": [1.0, 2.0], "b": [3.0, 4.0]}), tmp_path / "0.parquet")
+    for other in ({"b": [3.0], "a": [1.0]}, {"a": [1.0], "c": [3.0]}):
+        pq.write_table(pa.table(other), tmp_path / "1.parquet")
+        with pytest.raises(DataError, match=r"1\.parquet has the columns '[bc]' \(number . of 2\)"):
+            write_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("name", [None, "patient"])
+def test_the_index_that_pandas_wrote_is_no_column(name, tmp_path):
+    pd = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    index = pd.Index(np.arange(1000)[::-1], name=name)
+    pd.DataFrame(X, index=index, columns=[f"c{i}" for i in range(X.shape[1])]).to_parquet(tmp_path / "x.parquet")
+    assert np.array_equal(Stored(tmp_path / "x.parquet")[:].numpy(), X)
+
+
+def test_empty_places_in_lists_are_nan_or_refused_by_row(tmp_path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+
+    def written(dtype, *rows):
+        pq.write_table(pa.table({"x": pa.array(rows, pa.list_(dtype, 2))}), tmp_path / "x.parquet")
+        return Stored(tmp_path / "x.parquet", missing=True)
+
+    found = written(pa.float32(), [1, 2], None, [None, 3])[:].numpy()
+    assert np.array_equal(found, np.array([[1, 2], [np.nan, np.nan], [np.nan, 3]], np.float32), equal_nan=True)
+    with pytest.raises(DataError, match=r"row 2 .*'x' has an empty place"):
+        written(pa.int64(), [1, 2], [3, 4], [5, None])[:]
+    with pytest.raises(DataError, match=r"row 1 .*'x' of whole numbers has an empty cell"):
+        written(pa.int64(), [1, 2], None)[:]
+
+
+@pytest.mark.parametrize("case", ["sparse", "bfloat16", "numbers", "unlike", "number"])
+def test_shards_are_written_of_rows_or_refused(case, tmp_path):
+    x = {
+        "sparse": sp.csr_matrix(X),
+        "bfloat16": torch.from_numpy(X[:, :2]).bfloat16(),
+        "numbers": iter([1.0, 2.0]),
+        "unlike": iter([X, X[:, :3]]),
+        "number": np.float32(3),
+    }[case]
+    if case in ("sparse", "bfloat16"):
+        wanted = X if case == "sparse" else x.float().numpy()
+        write_shards(x, tmp_path / "f", rows=300)
+        assert np.array_equal(Stored(tmp_path / "f")[:].numpy(), wanted)
+        return
+    with pytest.raises(DataError, match=r"array \d .*has shape|a single number"):
+        write_shards(x, tmp_path / "f")

@@ -180,3 +180,20 @@ def test_splits_that_cannot_be_are_refused(tmp_path, values, words):
     path = write_table(tmp_path / "x.csv", [[str(i / 7), v] for i, v in enumerate(values)], ["a", "part"])
     with pytest.raises(DataError, match=words):
         load(path, table=TableOptions(split_by="part"), verbose=False)
+
+
+@pytest.mark.parametrize("columns", [None, "auto"])
+@pytest.mark.parametrize("names", [("b", "a"), ("7", "10")])
+def test_a_label_that_is_missing_is_no_class(columns, names, tmp_path):
+    texts = [("", *names)[i % 3] for i in range(60)]
+    lines = [f"{i * 0.37 % 1:.3f},{i * 0.11 % 1:.3f},{text}" for i, text in enumerate(texts)]
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.csv").write_text("\n".join(["u,v,kind", *lines]) + "\n")
+    options = TableOptions(columns=columns, label="kind")
+    codes = {"": -1, "b": 1, "a": 0, "7": 7, "10": 10}
+    for path in (tmp_path / "train.csv", tmp_path):  # one file, and one for each split
+        data = load(path, table=options, verbose=False)
+        for split in (data.train, data.validation, data.test):
+            assert split.y.tolist() == [codes[texts[n]] for n in split.numbers]
+            if split.classes:
+                assert split.ids.label == tuple(texts[n] for n in split.numbers)

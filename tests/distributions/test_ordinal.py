@@ -3,12 +3,13 @@
 import itertools
 
 import pandas as pd
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from scipy import stats
 
-from pyro_vae import MLP, VAE, Conditional, StandardNormal, fit, log_likelihood, normal
+from pyro_vae import MLP, VAE, Conditional, StandardNormal, enumerate_latents, fit, log_likelihood, normal
 from pyro_vae.data import table
 from pyro_vae.distributions.ordinal import OrderedLogistic
 from pyro_vae.errors import DataError, ShapeError
@@ -90,3 +91,26 @@ def test_ordered_categories_get_it_and_new_ones_are_refused_by_name():
     assert kind.family == "categorical:num-classes=3" and found.x[:4, 0].tolist() == [0, 1, 2, 3]
     with pytest.raises(DataError, match=r"'size', row 1 .*'XXL' is a category that was never seen; it has S, M, L, XL"):
         table(pd.DataFrame({"size": ["S", "XXL"], "kind": ["a", "b"], "price": [1, 2]}), found.columns)
+
+
+@pytest.mark.parametrize("own", [OrderedLogistic, dist.OrderedLogistic])
+def test_ordered_classes_that_are_latent_are_summed_out(own):
+    cut, loc, x = CUT.float(), torch.tensor(0.3), torch.tensor([0.0, 1.2, -3.0])
+
+    def program(x, marked=False):
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", own(loc.expand(len(x)), cut), infer={"enumerate": "parallel"} if marked else None)
+            pyro.sample("x", dist.Normal(y.float(), 1.0), obs=x)
+
+    p = OrderedLogistic(loc, cut).log_prob(torch.arange(5.0))
+    truth = torch.logsumexp(p[:, None] + dist.Normal(torch.arange(5.0)[:, None], 1.0).log_prob(x), 0)
+    found = enumerate_latents(program, None, x)
+    torch.testing.assert_close(found.log_px.float(), truth)
+    elbo = pyro.infer.TraceEnum_ELBO(max_plate_nesting=1)
+    torch.testing.assert_close(-elbo.loss(lambda x: program(x, True), lambda x: None, x), truth.sum().item())
+
+
+def test_the_list_of_classes_has_the_shape_that_is_asked_for():
+    d = OrderedLogistic(torch.zeros(3, 2), CUT.float())
+    assert d.enumerate_support().shape == (5, 3, 2) and d.enumerate_support(expand=False).shape == (5, 1, 1)
+    assert d.enumerate_support()[:, 2, 1].tolist() == Y.tolist()

@@ -1,6 +1,7 @@
 """A run of a mixed table, and new rows for it: the number is that of the codes, and what does not fit is refused by name."""
 
 import csv
+import dataclasses
 import shutil
 
 import numpy as np
@@ -234,3 +235,15 @@ def test_the_file_of_a_run_split_by_groups_is_known_again_and_rows_seen_in_train
     some[0] = ["", *some[0][1:]]  # nothing is split here, so that it need not say
     assert len(open_rows(run, write_table(tmp_path / "n.csv", some, ["site", *HEAD])).test) == 3
     assert "2 of 3 rows equal rows that the run was trained on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.int32])
+def test_a_code_for_missing_is_one_in_new_rows_that_are_no_table(dtype, trained, tmp_path, monkeypatch):
+    monkeypatch.setattr("pyro_vae.runs.new_rows.training_rows", lambda run, data_dir: None)
+    run = load_run(trained / "run")
+    run = dataclasses.replace(run, config=dataclasses.replace(run.config, missing_value="-999"))
+    x = np.arange(4 * len(HEAD)).reshape(4, -1).astype(dtype)
+    x[2, 3] = -999
+    np.save(tmp_path / "x.npy", x)
+    rows = open_rows(run, tmp_path / "x.npy").test.x.numpy()
+    assert np.isnan(rows[2, 3]) and np.isnan(rows).sum() == 1 and (np.delete(rows, 2, 0) == np.delete(x, 2, 0)).all()
