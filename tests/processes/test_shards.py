@@ -13,7 +13,7 @@ from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.objectives.kl_terms import mmd
 from pyro_vae.training import shard_checks
 from pyro_vae.training.gradient_tree import Sums, TreeSum, packed, unpacked
-from pyro_vae.training.shards import Shards
+from pyro_vae.training.shards import Shards, refuse_other_losses
 from pyro_vae.training.shuffle import NOISE
 from tests.helpers.environment import HEAVY
 
@@ -223,3 +223,25 @@ def test_what_couples_the_rows_of_a_batch_is_refused_by_name(name):
     pair, options = make()
     with pytest.raises(ProgramError, match=said):
         fit(pair, digits(64), batch_size=32, epochs=1, shards=2, verbose=False, **options)
+
+
+@pytest.mark.parametrize("name", ["batch norm", "a buffer"])
+def test_rows_coupled_in_training_mode_alone_are_refused_whatever_mode_the_model_was_left_in(name):
+    make, said = COUPLED[name]
+    vae, options = make()
+    with pytest.raises(ProgramError, match=said):
+        fit(vae.eval(), digits(64), batch_size=32, epochs=1, shards=2, verbose=False, **options)
+    assert not any(module.training for module in vae.modules())
+
+
+def test_rounding_of_products_is_no_coupling():
+    run = fit(trained.small(), digits(64), batch_size=32, epochs=1, shards=2, precision="bf16", verbose=False)
+    whole = fit(trained.small(), digits(64), batch_size=32, epochs=1, precision="bf16", verbose=False)
+    assert run.history[0]["loss"] == pytest.approx(whole.history[0]["loss"], rel=0.05)
+
+
+@pytest.mark.parametrize("loss", [1.001, float("nan"), float("inf")])
+def test_processes_with_other_losses_of_one_shard_are_refused(loss):
+    with pytest.raises(UsageError, match=r"the loss of the first shard must be the same on each rank: rank 2 has"):
+        refuse_other_losses([1.0, 1.0 + 1e-6, loss, 1.0])
+    refuse_other_losses([float("nan"), float("nan")])  # a step that diverges, on all
