@@ -43,6 +43,10 @@ def test_sums_in_the_order_of_a_process_have_other_bits(left):
     trained.assert_same(left[2] / "untreed-0", left[2] / "untreed-1")
 
 
+def test_what_processes_do_not_agree_on_is_named(left):
+    assert sorted(path.name for path in left[2].glob("well-*")) == ["well-0", "well-1"]
+
+
 @pytest.mark.skipif(not HEAVY, reason="four processes")
 @pytest.mark.parametrize("name", CASES)
 def test_four_processes_leave_the_bits_of_one(name, left):
