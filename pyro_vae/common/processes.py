@@ -294,7 +294,7 @@ def missing(what: str, here: Processes) -> str:
     try:
         while True:
             told = "; ".join(filter(None, (state_of(store, rank, what) for rank in others)))
-            if ABSENT not in told or time.monotonic() > until:
+            if (told and ABSENT not in told) or time.monotonic() > until:
                 return told
             time.sleep(0.05)  # a process that was killed closes its connections before it is gone
     except RuntimeError:  # the store was in rank 0's own process
