@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import operator
+from numbers import Real
 from typing import Any
 
 from pyro_vae.errors import UsageError
@@ -21,6 +23,22 @@ def whole(name: str, given: Any, least: int | None = None) -> int:
     if least is not None and number < least:
         raise UsageError(f"{name} must be at least {least}, got {number}")
     return number
+
+
+def positive(name: str, given: Any) -> float:
+    """Return a number above 0 as a float; refuse strings and truth values, NaN and what is not finite.
+
+    Example:
+        >>> positive("target_se", 1)
+        1.0
+        >>> positive("target_se", True)
+        Traceback (most recent call last):
+        ...
+        pyro_vae.errors.UsageError: target_se must be a number above 0, got True
+    """
+    if isinstance(given, bool) or not isinstance(given, Real) or not 0 < float(given) < math.inf:
+        raise UsageError(f"{name} must be a number above 0, got {described(given)}")
+    return float(given)
 
 
 def check_whole(**given: Any) -> None:

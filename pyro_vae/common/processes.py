@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ TIMEOUT = 600.0  # seconds that the others wait for one: longer than a step, an 
 LOOK = 2.0  # seconds to find out who is missing
 NOTE = "pyro_vae/{}/{}"  # notes of a rank in the group's store: process, at, ended
 SHOWN = 200  # characters of a value that ranks do not agree on
+ABSENT = "has not come"
 CPU = torch.device("cpu")
 
 
@@ -287,9 +289,14 @@ def missing(what: str, here: Processes) -> str:
         return ""
     with suppress(RuntimeError):
         store.set_timeout(timedelta(seconds=LOOK))
+    others = [rank for rank in range(here.world) if rank != here.rank]
+    until = time.monotonic() + LOOK
     try:
-        others = [rank for rank in range(here.world) if rank != here.rank]
-        return "; ".join(filter(None, (state_of(store, rank, what) for rank in others)))
+        while True:
+            told = "; ".join(filter(None, (state_of(store, rank, what) for rank in others)))
+            if (told and ABSENT not in told) or time.monotonic() > until:
+                return told
+            time.sleep(0.05)  # a process that was killed closes its connections before it is gone
     except RuntimeError:  # the store was in rank 0's own process
         return "rank 0 has ended, or does not answer"
 
@@ -301,7 +308,7 @@ def state_of(store: Any, rank: int, what: str) -> str:
         return f"rank {rank} ended with {ended}"
     if process and is_gone(process):
         return f"rank {rank} has died (process {process.split()[-1]})" + (f" after it came to {at}" if at else "")
-    return "" if at == what else f"rank {rank} has not come: it was last seen at {at or 'the start'}"
+    return "" if at == what else f"rank {rank} {ABSENT}: it was last seen at {at or 'the start'}"
 
 
 def note(kind: str, text: str) -> None:

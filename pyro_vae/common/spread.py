@@ -66,10 +66,10 @@ def spread(count: int, make: Callable[[int], Part], what: str, verbose: bool = F
     here = sharing()
     if here.world == 1:
         return [make(i) for i in tracked(range(count), what, verbose)]
-    warn_of_idle(here, count, what)
     own: dict[int, Part] = {}
     error = None
     try:
+        warn_of_idle(here, count, what)  # an error to whoever makes errors of warnings, of which the others hear
         for i in tracked(range(here.rank, count, here.world), what, verbose):
             own[i] = make(i)
     except Exception as failed:

@@ -17,6 +17,7 @@ from pyro_vae.common.atomic_write import folder_in
 from pyro_vae.common.environment import versions
 from pyro_vae.common.held_folder import no_links_below
 from pyro_vae.common.keywords import suggest_keywords
+from pyro_vae.common.spread import sharing
 from pyro_vae.data import Data
 from pyro_vae.ensembles.ensemble import Ensemble
 from pyro_vae.ensembles.fit_ensemble import fit_ensemble
@@ -90,6 +91,11 @@ def train_ensemble(
     if config.shards != 1:
         raise UsageError(
             f"several seeds are trained in one process: leave shards={config.shards} out, or train one by one"
+        )
+    if (here := sharing()).world > 1:
+        raise UsageError(
+            f"several seeds are trained in one process, and here are {here.world}: have rank 0 alone do it, within "
+            "pyro_vae.common.spread.by_itself()"
         )
     made = {seed: trackers_of(trackers, seed) for seed in seeds}
     if config.precision != "float32":

@@ -7,12 +7,13 @@ import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from cyclopts import Parameter
 
 from pyro_vae.common.digests import tensor_digest
 from pyro_vae.common.environment import machine, versions
+from pyro_vae.common.given import described, positive, whole
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.plain_text import plain
 from pyro_vae.common.spread import sharing
@@ -23,8 +24,10 @@ from pyro_vae.evidence.annealing import saved
 from pyro_vae.evidence.annealing.ais import ais
 from pyro_vae.evidence.annealing.result import Annealed
 from pyro_vae.evidence.exact.result import Exact
+from pyro_vae.evidence.importance.noise import NOISES
 from pyro_vae.evidence.importance.result import Evidence
 from pyro_vae.evidence.log_likelihood import log_likelihood
+from pyro_vae.training.arguments import check_flags
 
 from . import evaluations, folder
 from .custom_components import NOTHING, Components
@@ -43,13 +46,15 @@ from .weights import current_weights
 Method = Literal["importance", "auto", "exact", "annealing"]
 ProposalName = Literal["guide", "defensive", "widened"]
 Estimate = Evidence | Exact | Annealed
+WHOLE = ("rows", "num_samples", "max_samples", "num_chains", "num_temperatures", "seed")
+NAMED = {"method": get_args(Method), "proposal": tuple(PROPOSALS), "noise": NOISES}
 LEAPFROGS = 5  # of a transition: on trained decoders ten cost twice as much and reach the same value
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class EvaluationOptions:
-    """What is computed in an evaluation, and how.
+    """What is computed in an evaluation, and how; what is of another kind is refused by a UsageError.
 
     Parameters
     ----------
@@ -96,6 +101,19 @@ class EvaluationOptions:
     noise: Literal["block", "row"] = "block"
     resume: Annotated[bool, Parameter(negative=())] = False
     strict: Annotated[bool, Parameter(negative=())] = False
+
+    def __post_init__(self) -> None:
+        for name in WHOLE:
+            if (given := getattr(self, name)) is not None or name != "rows":
+                object.__setattr__(self, name, whole(name, given))  # numpy's whole numbers are none of JSON's
+        if self.target_se is not None:
+            object.__setattr__(self, "target_se", positive("target_se", self.target_se))
+        for name, known in NAMED.items():
+            if (given := getattr(self, name)) not in list(known):
+                raise UsageError(f"no {name} {described(given)}; take one of {', '.join(known)}")
+        if not isinstance(self.split, str):
+            raise UsageError(f"no split {described(self.split)}; take one of {', '.join(SPLITS)}")
+        check_flags(resume=self.resume, strict=self.strict)
 
 
 @suggest_keywords
@@ -145,12 +163,12 @@ def evaluate_run(
         UnreliableError: under `strict`, rows are flagged.
         UsageError, CheckpointError, DataError, Interrupted: as :func:`log_px_of`.
     """
-    run = load_run(path, components, device)
     options = EvaluationOptions(
         split=split, rows=rows, method=method, proposal=proposal, num_samples=num_samples, target_se=target_se,
         max_samples=max_samples, num_chains=num_chains, num_temperatures=num_temperatures, seed=seed, noise=noise,
         resume=resume, strict=strict,
     )  # fmt: skip
+    run = load_run(path, components, device)
     rows_from = open_rows(run, None if data is None else Path(data), data_dir)
     return evaluate_opened(run, rows_from, options, out=out)
 
@@ -301,14 +319,11 @@ def log_px_of(vae: Any, rows: Batch, cache: ParticleCache, options: EvaluationOp
     """Score some rows of a saved run; sums of particles go to `cache` every few seconds and at an interruption.
 
     Raises:
-        UsageError: no such proposal, or one beside a method without any; particles of another seed or proposal, or of other
-            rows, in `cache`.
+        UsageError: a proposal beside a method without any; particles of another seed or proposal, or of other rows, in `cache`.
         CheckpointError: the particles in `cache` are of other weights or data.
         RunFolderError, DataError: `cache` is damaged.
         Interrupted, Terminated: Ctrl-C, SIGTERM.
     """
-    if options.proposal not in PROPOSALS:
-        raise UsageError(f"no proposal {options.proposal!r}; take one of {', '.join(PROPOSALS)}")
     if options.method == "annealing":
         return annealed(vae, rows, options)
     if options.method == "exact":

@@ -22,6 +22,7 @@ from pyro_vae.programs.proposal_guide import set_up_undone
 
 from .batch_source import Batch
 from .constant_noise import constant_noise
+from .last_batch import training_mode
 from .micro_batches import ROWS, coupled
 from .shards import Shards
 from .step import Step
@@ -65,7 +66,8 @@ def resolve_shards(shards: int, batch_size: int, seed: int, aggressive: Any = No
 def check_shards(step: Step, batch: Batch, options: TrainingOptions) -> None:
     """Refuse programs and objectives whose loss of a batch is not the sum of its shards' losses.
 
-    As training begins, and with the numbers that `scheduled` ends with: a weight of zero hides what it weighs.
+    As training begins, and with the numbers that `scheduled` ends with: a weight of zero hides what it weighs. In training
+    mode, whatever mode the modules were left in: batch statistics are of the batch in that mode alone.
 
     Raises:
         ProgramError: names the term, the layer or the site.
@@ -78,7 +80,9 @@ def check_shards(step: Step, batch: Batch, options: TrainingOptions) -> None:
         for done in (0.0, 1.0) if numbers else (0.0,):
             for moved in options.scheduled:
                 moved.at(done)
-            if why := coupled(step, batch) or moved_buffer(step, batch):
+            with training_mode(owners(step.model, step.guide)):
+                why = coupled(step, batch) or moved_buffer(step, batch)
+            if why:
                 what = f"shards={step.shards.count} add up the losses of parts of a batch"
                 raise ProgramError(f"{what}, which are not the batch's: {why}. Train with shards=1, in one process.")
     finally:

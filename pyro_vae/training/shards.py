@@ -7,7 +7,7 @@ data, draws order and binarization of whole batches, computes its contiguous sha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,11 +17,13 @@ from torch import Tensor
 
 from pyro_vae.common.processes import Processes, agree, gather, processes
 from pyro_vae.common.random import seeded
+from pyro_vae.errors import UsageError
 
 from .gradient_tree import Sums, TreeSum, owned, packed, unpacked
 from .shuffle import NOISE
 
 Batch = tuple[Tensor, ...]
+SAME = 1e-4  # relative: machines that round otherwise than another
 LEFT = "another process left its graph at this step"
 
 
@@ -81,7 +83,7 @@ class Shards:
         first = None
         if step.optimizer is None:  # on every process by the first shard: what it initialises is the same
             first = self.leaf(step, compute, 0, shards[0])
-            check_parameters(step, self.here)
+            check_parameters(step, self.here, first)
         together = getattr(engine, "one_step", None)
         with nullcontext() if together is None else together([part for part in shards if len(part[0])]):
             for number in self.own:
@@ -127,7 +129,29 @@ def laid_out(gradient: Tensor, parameter: Tensor) -> Tensor:
     return gradient if gradient.stride() == parameter.stride() else torch.empty_like(parameter).copy_(gradient)
 
 
-def check_parameters(step: Any, here: Processes) -> None:
-    """Refuse processes whose first step declared other parameters, or other values of them."""
-    if here.world > 1:
-        agree("what the programs declare", [[list(p.shape), str(p.dtype)] for p in step.parameters])
+def check_parameters(step: Any, here: Processes, first: Sums) -> None:
+    """Refuse processes whose first step declared other parameters, or had another loss of the first shard.
+
+    All compute that shard, of the same rows, weights and noise: it tells other programs, objectives and options apart.
+    """
+    if here.world == 1:
+        return
+    agree("what the programs declare", [[list(p.shape), str(p.dtype)] for p in step.parameters])
+    refuse_other_losses([float(loss) for loss in gather(first.loss.reshape(1).cpu(), "the first step")])
+
+
+def refuse_other_losses(losses: Sequence[float]) -> None:
+    """Refuse losses of one shard that differ by more than rounding, as other machines round otherwise.
+
+    Raises:
+        UsageError: names the ranks.
+
+    Example:
+        >>> refuse_other_losses([1e3, 1e3 + 1e-3, 1e3])
+    """
+    told = torch.tensor(losses, dtype=torch.float64)
+    if odd := (~torch.isclose(told, told[:1], rtol=SAME, equal_nan=True)).nonzero().flatten().tolist():
+        raise UsageError(
+            f"the loss of the first shard must be the same on each rank: rank {odd[0]} has {losses[odd[0]]:.6g}, and rank 0 "
+            f"has {losses[0]:.6g}, of the same rows, weights and noise. Give each the same programs, objective and options."
+        )

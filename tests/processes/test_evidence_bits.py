@@ -185,6 +185,10 @@ def refusals(here):
 
     with pytest.raises(ZeroDivisionError if owner else ProcessesError):
         spread(2, fails, "numbers")
+    with warnings.catch_warnings(), pytest.raises(IdleProcessesWarning if here.leads else ProcessesError):
+        if here.leads:  # whose warning is an error
+            warnings.simplefilter("error", IdleProcessesWarning)
+        scored(x=x[:1])
     made = exchange({here.rank: {}}, {}, "what is empty")
     assert [list(parts) for parts, _ in made] == [[0], [1]]
     scored()  # the group is as it was

@@ -22,9 +22,14 @@ from pyro_vae.common.processes import (
 )
 from pyro_vae.errors import ProcessesError, UsageError
 
-from .launch import environments, launch, start_function
+from .launch import environments, free_port, start_function, wait
 
 HERE = "tests.processes.test_processes"
+WAYS = {
+    "raises": "rank 1 ended with ValueError: rows are odd",
+    "hangs": "rank 1 has not come: it was last seen at step 1",
+    "dies": "rank 1 has died (process ",
+}
 
 
 def exchange():
@@ -45,45 +50,54 @@ def exchange():
             agree("config", here.rank)
         agree("seed", 3)  # all ranks raised, so the group is as it was
     assert processes() == Processes(0, 1)
-    print("well")
+    print("well", flush=True)
 
 
-def leave(how):
-    """Run in each rank: rank 1 does not come to the second step."""
-    with joined("cpu", timeout=3) as here:
+def leave(how, port):
+    """Run in each rank: rank 1 does not come to the second step; return what rank 0 is told."""
+    with joined("cpu", timeout=3 if how == "hangs" else 40, environment=os.environ | {"MASTER_PORT": port}) as here:
         gather(torch.zeros(1), "step 1")
         if here.rank == 1:
             if how == "raises":
                 raise ValueError("rows are odd\nand more")
             if how == "dies":
                 os.kill(os.getpid(), signal.SIGKILL)
-            os.kill(os.getpid(), signal.SIGSTOP)
+            time.sleep(8.0)  # far longer than the others wait
+            return
         gather(torch.zeros(1), "step 2 of epoch 1")
 
 
-def test_two_ranks_exchange_tensors_and_texts():
-    assert launch(2, f"{HERE}:exchange") == ["well\n", "well\n"]
+def all_ways(*ports):
+    """Run in each rank: all exchanges, and then a group for each way to leave one, with a port of its own."""
+    exchange()
+    for how, port in zip(WAYS, ports, strict=True):
+        start_of_wait = time.monotonic()
+        try:
+            leave(how, port)
+        except (ProcessesError, ValueError) as error:
+            print(f"{how}, {time.monotonic() - start_of_wait:.0f} s: {type(error).__name__}: {error}", flush=True)
 
 
-@pytest.mark.parametrize(
-    ("how", "named"),
-    [
-        ("raises", "rank 1 ended with ValueError: rows are odd"),
-        ("dies", "rank 1 has died (process "),
-        ("hangs", "rank 1 has not come: it was last seen at step 1"),
-    ],
-)
-def test_a_missing_rank_is_named_with_the_step(how, named):
-    ranks = start_function(2, f"{HERE}:leave", how)
-    start_of_wait = time.monotonic()
-    try:
-        _, err = ranks[0].communicate(timeout=60)
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.communicate()
-    assert time.monotonic() - start_of_wait < 40
-    assert "ProcessesError: rank 0 waited at step 2 of epoch 1: " + named in err
+@pytest.fixture(scope="module")
+def told():
+    """What rank 0 printed, line by line, and how rank 1 ended."""
+    first, second = wait(start_function(2, f"{HERE}:all_ways", *(free_port() for _ in WAYS)), 100)
+    assert first.code == 0, first.err
+    return first.out.splitlines(), second
+
+
+def test_two_ranks_exchange_tensors_and_texts(told):
+    lines, second = told
+    assert lines[0] == second.out.splitlines()[0] == "well"
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_a_missing_rank_is_named_with_the_step(how, told):
+    lines, second = told
+    (line,) = (line for line in lines if line.startswith(how))
+    assert f"ProcessesError: rank 0 waited at step 2 of epoch 1: {WAYS[how]}" in line
+    assert int(line.split(", ")[1].split(" s")[0]) < 30
+    assert second.code == -signal.SIGKILL
 
 
 def test_a_port_in_use_is_named():

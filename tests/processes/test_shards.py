@@ -1,5 +1,7 @@
 """Training in shards: the same bits on one process and on several; what takes no shards is refused by name."""
 
+from functools import partial
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -13,8 +15,9 @@ from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.objectives.kl_terms import mmd
 from pyro_vae.training import shard_checks
 from pyro_vae.training.gradient_tree import Sums, TreeSum, packed, unpacked
-from pyro_vae.training.shards import Shards
+from pyro_vae.training.shards import Shards, refuse_other_losses
 from pyro_vae.training.shuffle import NOISE
+from pyro_vae.training.trainer import Trainer
 from tests.helpers.environment import HEAVY
 
 from . import trained
@@ -41,6 +44,10 @@ def test_sums_in_the_order_of_a_process_have_other_bits(left):
     with pytest.raises(AssertionError):
         trained.assert_same(left[1] / "untreed-0", left[2] / "untreed-0")
     trained.assert_same(left[2] / "untreed-0", left[2] / "untreed-1")
+
+
+def test_what_processes_do_not_agree_on_is_named(left):
+    assert sorted(path.name for path in left[2].glob("well-*")) == ["well-0", "well-1"]
 
 
 @pytest.mark.skipif(not HEAVY, reason="four processes")
@@ -223,3 +230,71 @@ def test_what_couples_the_rows_of_a_batch_is_refused_by_name(name):
     pair, options = make()
     with pytest.raises(ProgramError, match=said):
         fit(pair, digits(64), batch_size=32, epochs=1, shards=2, verbose=False, **options)
+
+
+@pytest.mark.parametrize("name", ["batch norm", "a buffer"])
+def test_rows_coupled_in_training_mode_alone_are_refused_whatever_mode_the_model_was_left_in(name):
+    make, said = COUPLED[name]
+    vae, options = make()
+    with pytest.raises(ProgramError, match=said):
+        fit(vae.eval(), digits(64), batch_size=32, epochs=1, shards=2, verbose=False, **options)
+    assert not any(module.training for module in vae.modules())
+
+
+def test_rounding_of_products_is_no_coupling():
+    run = fit(trained.small(), digits(64), batch_size=32, epochs=1, shards=2, precision="bf16", verbose=False)
+    whole = fit(trained.small(), digits(64), batch_size=32, epochs=1, precision="bf16", verbose=False)
+    assert run.history[0]["loss"] == pytest.approx(whole.history[0]["loss"], rel=0.05)
+
+
+@pytest.mark.parametrize("loss", [1.001, float("nan"), float("inf")])
+def test_processes_with_other_losses_of_one_shard_are_refused(loss):
+    with pytest.raises(UsageError, match=r"the loss of the first shard must be the same on each rank: rank 2 has"):
+        refuse_other_losses([1.0, 1.0 + 1e-6, loss, 1.0])
+    refuse_other_losses([float("nan"), float("nan")])  # a step that diverges, on all
+
+
+def test_steps_of_shards_are_those_by_hand_with_contexts_masks_and_a_last_batch_of_fewer_rows_than_shards(monkeypatch):
+    """A dictionary of observations, one of them masked, under AdamW."""
+    made = torch.Generator().manual_seed(1)
+    a, offset = torch.randn(2, 26, generator=made)
+    b, taken, update = torch.poisson(torch.ones(26), generator=made), [], Trainer.update
+
+    def model(x, offset):
+        w = pyro.param("w", torch.tensor(0.3))
+        with pyro.plate("data", len(offset)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("a", dist.Normal(w * z + offset, 1.0), obs=x["a"])
+            pyro.sample("b", dist.Poisson((w * z).exp()).mask(x["b"] < 2), obs=x["b"])
+
+    def guide(x, offset):
+        s = pyro.param("s", torch.tensor(0.7))
+        with pyro.plate("data", len(offset)):
+            pyro.sample("z", dist.Normal(s * (x["a"] - offset), 0.9))
+
+    def noted(trainer, rows, *more):
+        taken.append((trainer.state.position.epoch, trainer.state.step, rows.clone()))
+        return update(trainer, rows, *more)
+
+    monkeypatch.setattr(Trainer, "update", noted)
+    decayed = partial(torch.optim.AdamW, lr=0.05, weight_decay=0.1)
+    pyro.clear_param_store()
+    options = {"batch_size": 8, "epochs": 2, "shards": 4, "seed": 7, "optimizer": decayed, "verbose": False}
+    run = fit((model, guide), {"a": a, "b": b}, offset, **options)
+    w, s = (torch.tensor(start, requires_grad=True) for start in (0.3, 0.7))
+    optimizer, losses = decayed([s, w]), {1: 0.0, 2: 0.0}
+    for epoch, step, rows in taken:
+        optimizer.zero_grad()
+        for number, part in enumerate(rows.tensor_split(4)):
+            with seeded(7, NOISE, epoch, step, number):
+                q = dist.Normal(s * (a[part] - offset[part]), 0.9)
+                z = q.rsample()
+            log_b = torch.where(b[part] < 2, dist.Poisson((w * z).exp()).log_prob(b[part]), 0.0)
+            log_p = dist.Normal(0.0, 1.0).log_prob(z) + dist.Normal(w * z + offset[part], 1.0).log_prob(a[part]) + log_b
+            loss = (q.log_prob(z) - log_p).sum()
+            loss.backward()
+            losses[epoch] += loss.item()
+        optimizer.step()
+    assert [len(rows) for *_, rows in taken] == 2 * [8, 8, 8, 2] and (b >= 2).any()
+    assert [record["loss"] for record in run.history] == pytest.approx([losses[1] / 26, losses[2] / 26], rel=1e-5)
+    assert [pyro.param(name).item() for name in "ws"] == pytest.approx([w.item(), s.item()], rel=1e-5)

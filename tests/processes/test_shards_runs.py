@@ -20,7 +20,7 @@ from pyro_vae.runs.resume_run import resume_run
 from pyro_vae.runs.train_run import train_run
 from tests.helpers.environment import HEAVY
 
-from .launch import launch, start, wait
+from .launch import start, wait
 
 CONFIG = Config(
     data="digits", binarization="dynamic", hidden=(16,), latent_dim=4, epochs=8, batch_size=128, shards=8, seed=3,
@@ -98,10 +98,6 @@ def test_a_signal_to_one_rank_stops_all_at_one_step_and_two_processes_go_on(tmp_
     assert [e.code for e in ended] == [0, 0], ended
     assert left(path) == alone
     assert "log p(x)" in ended[0].out and ended[1].out == ""
-
-
-def test_what_processes_do_not_agree_on_is_named(tmp_path):
-    assert launch(2, "tests.processes.trained:differ", tmp_path) == ["well\n", "well\n"]
 
 
 def test_shards_of_a_config_are_looked_at_before_a_folder_is_made(tmp_path):

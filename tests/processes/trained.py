@@ -25,6 +25,7 @@ from pyro_vae import (
     constant,
     cosine,
     dreg,
+    elbo,
     fit,
     iwae,
     normal,
@@ -146,6 +147,8 @@ def leave(folder, *names):
         for name in names:
             write(Path(folder) / f"{name}-{here.rank}", *train(name))
         leave_untreed(Path(folder) / f"untreed-{here.rank}")
+        if here.world == 2:
+            differ(here, Path(folder) / "run")
 
 
 class InTurn(TreeSum):
@@ -162,53 +165,53 @@ def leave_untreed(path):
         write(path, *train("eager"))
 
 
-def differ(folder):
-    """Run in each rank: what ranks must agree on is named on all of them, and the group goes on."""
-    with joined("cpu", timeout=60) as here:
-        common = {"shards": 2, "batch_size": 48, "epochs": 1, "transform": binarize, "verbose": False}
-        x, odd = ROWS[:96], here.rank == 1
+def differ(here, folder):
+    """What ranks must agree on is named on all of them, and the group goes on."""
+    common = {"shards": 2, "batch_size": 48, "epochs": 1, "transform": binarize, "verbose": False}
+    x, odd = ROWS[:96], here.rank == 1
 
-        def refused(said, vae, x=x, error=UsageError, **more):
-            with pytest.raises(error, match=said):
-                fit(vae, x, **(common | more))
+    def refused(said, vae, x=x, error=UsageError, **more):
+        with pytest.raises(error, match=said):
+            fit(vae, x, **(common | more))
 
-        refused(r"shards=1 cannot be shared by 2 processes.*take shards=2", small(), shards=1)
-        refused(
-            r"the training must be the same on each rank: rank 1 has .*\"rows\": 95}, and rank 0",
-            small(),
-            x[: 96 - odd],
-        )
-        refused("the training must be the same.*epochs", small(), epochs=1 + odd)
-        other = small()
-        with torch.no_grad():
-            other.likelihood.net[0].bias += float(odd)
-        refused("the weights to begin with .*must be the same on each rank: rank 1", other)
+    refused(r"shards=1 cannot be shared by 2 processes.*take shards=2", small(), shards=1)
+    refused(
+        r"the training must be the same on each rank: rank 1 has .*\"rows\": 95}, and rank 0",
+        small(),
+        x[: 96 - odd],
+    )
+    refused("the training must be the same.*epochs", small(), epochs=1 + odd)
+    refused("the loss of the first shard .* rank 1 has", small(), objective=Bound(elbo, num_particles=1 + odd))
+    other = small()
+    with torch.no_grad():
+        other.likelihood.net[0].bias += float(odd)
+    refused("the weights to begin with .*must be the same on each rank: rank 1", other)
 
-        def move(record):
-            if odd:
-                with torch.no_grad():
-                    moved.likelihood.net[0].bias += 1e-7
+    def move(record):
+        if odd:
+            with torch.no_grad():
+                moved.likelihood.net[0].bias += 1e-7
 
-        moved = small()
-        refused("after epoch 1 rank 1 has other weights than rank 0", moved, error=ProcessesError, on_epoch=move)
+    moved = small()
+    refused("after epoch 1 rank 1 has other weights than rank 0", moved, error=ProcessesError, on_epoch=move)
 
-        epochs = []
+    epochs = []
 
-        def last_row_bad(x, generator):
-            x = binarize(x, generator)
-            x[-1] += torch.inf if epochs else 0.0  # no step is checked against the support
-            return x
+    def last_row_bad(x, generator):
+        x = binarize(x, generator)
+        x[-1] += torch.inf if epochs else 0.0  # no step is checked against the support
+        return x
 
-        diverging = {"transform": last_row_bad, "on_epoch": epochs.append, "epochs": 2}  # in the shard of rank 1
-        refused("step 3: the loss is .* on rows", small(), error=DivergedError, **diverging)
-        with by_itself():
-            alone = fit(small(), x, **(common | {"shards": 1, "epochs": 1 + odd}))
-        assert len(alone.history) == 1 + odd
-        checkpointer = Checkpointer(folder)  # rank 0 alone writes
-        run = fit(small(), x, callbacks=[checkpointer], **common)
-        agree("the end", run.best_epoch)
-        refused("the state to resume from", small(), resume=None if odd else checkpointer.newest())
-    print("well")
+    diverging = {"transform": last_row_bad, "on_epoch": epochs.append, "epochs": 2}  # in the shard of rank 1
+    refused("step 3: the loss is .* on rows", small(), error=DivergedError, **diverging)
+    with by_itself():
+        alone = fit(small(), x, **(common | {"shards": 1, "epochs": 1 + odd}))
+    assert len(alone.history) == 1 + odd
+    checkpointer = Checkpointer(folder)  # rank 0 alone writes
+    run = fit(small(), x, callbacks=[checkpointer], **common)
+    agree("the end", run.best_epoch)
+    refused("the state to resume from", small(), resume=None if odd else checkpointer.newest())
+    (folder.parent / f"well-{here.rank}").touch()
 
 
 def write(path, result, captured):

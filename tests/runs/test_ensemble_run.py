@@ -9,8 +9,10 @@ import torch
 from pyro_vae import load_run
 from pyro_vae.cli.main import main
 from pyro_vae.common.optional import installed
+from pyro_vae.common.processes import Processes
 from pyro_vae.errors import RunFolderError, UsageError
-from pyro_vae.runs import folder
+from pyro_vae.runs import ensemble_run, folder
+from pyro_vae.runs.config import Config
 from pyro_vae.runs.ensemble_folder import read_summary
 from pyro_vae.runs.ensemble_run import load_ensemble
 from pyro_vae.runs.lock import locked
@@ -168,3 +170,11 @@ def test_damage_is_named(runs):
         load_ensemble(runs[1])
     with pytest.raises(RunFolderError, match=r"is an ensemble of several seeds: .*seed5"):
         load_run(runs[1])
+
+
+def test_several_processes_do_not_train_one_ensemble(tmp_path, monkeypatch):
+    """Each would, into one folder, and wait for the others as it scores."""
+    monkeypatch.setattr(ensemble_run, "sharing", lambda: Processes(1, 2))
+    with pytest.raises(UsageError, match=r"in one process, and here are 2: .*by_itself"):
+        ensemble_run.train_ensemble(Config(data="digits"), (0, 1), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

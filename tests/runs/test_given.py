@@ -1,10 +1,15 @@
 """What verbs on runs are given that is of another kind: refused by name, before a folder is looked at."""
 
+import json
+from dataclasses import asdict
+
+import numpy as np
 import pytest
 
 from pyro_vae.common.device import resolve_device
 from pyro_vae.errors import DeviceError, RunFolderError, UsageError
 from pyro_vae.runs.bracket_run import bracket_run
+from pyro_vae.runs.evaluate_run import EvaluationOptions, evaluate_run
 from pyro_vae.runs.gaps_run import gaps_run
 from pyro_vae.runs.list_runs import list_runs, summary_of
 from pyro_vae.runs.registry import check_names
@@ -37,3 +42,32 @@ def test_folders_are_named_by_texts_too(tmp_path):
     assert list_runs(str(tmp_path)) == []
     with pytest.raises(RunFolderError, match="no run folder"):
         summary_of(str(tmp_path / "nowhere"))
+
+
+WRONG = {
+    "rows": [True, 1.5, "3", float("nan"), []],
+    "num_samples": [None, True, 1.5, "3"],
+    "seed": [None, True, 0.5, "0"],
+    "num_chains": [None, 2.0],
+    "max_samples": ["many"],
+    "num_temperatures": [[3]],
+    "target_se": [True, "0.1", 0.0, -1, float("nan"), float("inf"), []],
+    "method": [None, 3, ["exact"], "best"],
+    "proposal": [None, {}, "prior"],
+    "noise": [None, "rows"],
+    "split": [None, 3],
+    "resume": [None, "no"],
+    "strict": ["yes", 2],
+}
+
+
+@pytest.mark.parametrize(("name", "given"), [(name, given) for name, some in WRONG.items() for given in some], ids=repr)
+def test_what_an_evaluation_is_given_is_refused_by_name(name, given):
+    with pytest.raises(UsageError, match=name):
+        evaluate_run("nowhere", **{name: given})
+
+
+def test_numbers_of_numpy_are_plain_ones_in_the_options_of_an_evaluation():
+    options = EvaluationOptions(rows=np.int64(3), seed=np.int32(1), target_se=np.float32(0.5))
+    assert json.loads(json.dumps(asdict(options))) == asdict(EvaluationOptions(rows=3, seed=1, target_se=0.5))
+    assert type(options.rows) is int and type(options.target_se) is float

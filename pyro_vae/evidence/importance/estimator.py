@@ -176,7 +176,7 @@ def importance(
             weighing.choose(engine, whole_pieces([blocks[i] for i in run], particles), resumed)
             facts |= weighing.facts(resumed)
             fill = Filler(sampler, problem, particles, target, here)
-            for together in run_rounds(blocks, fill.turns(blocks, run), fill, lambda: weighing.facts(resumed), verbose):
+            for together in run_rounds(blocks, run, fill, lambda: weighing.facts(resumed), verbose):
                 facts |= together
                 if on_block is not None and here.leads:
                     on_block(blocks, facts)

@@ -77,15 +77,22 @@ class Filler:
         if self.here.world == 1:
             return turns_of(run, self.here, shared=False)
         work = [i for i in run if self.lacks(blocks[i])]
-        shared = self.target is None and all(self.one_by_one(blocks[i]) for i in work)
+        return turns_of(work, self.here, self.shared(blocks, work))
+
+    def shared(self, blocks: Sequence[RowBlock], work: Sequence[int]) -> bool:
+        """Whether particles of a block may be run by several processes."""
+        return self.target is None and all(self.one_by_one(blocks[i]) for i in work)
+
+    def tell_idle(self, blocks: Sequence[RowBlock], work: Sequence[int]) -> None:
+        """Warn of processes that have nothing to do, if these blocks lack particles."""
         pieces = [
             len(list(islice(blocks[i].missing(self.wanted(blocks[i])), self.here.world)))
             for i in work[: self.here.world]
         ]
         if pieces:
-            more = "take fewer processes, or more rows or samples"
-            warn_of_idle(self.here, max(len(work), *pieces) if shared else len(work), WHAT, more)
-        return turns_of(work, self.here, shared)
+            more, parts = "take fewer processes, or more rows or samples", len(work)
+            parts = max(parts, *pieces) if self.shared(blocks, work) else parts
+            warn_of_idle(self.here, parts, WHAT, more)
 
     def wanted(self, block: RowBlock) -> range:
         return range(block.planned) if self.particles is None else self.particles
@@ -126,13 +133,13 @@ class Filler:
 
 
 def run_rounds(
-    blocks: list[RowBlock], turns: Sequence[Turn | None], run: Filler, facts: Callable[[], Facts], verbose: bool
+    blocks: list[RowBlock], numbers: Sequence[int], run: Filler, facts: Callable[[], Facts], verbose: bool
 ) -> Iterator[Facts]:
-    """Run the turns; yield the facts of all processes each time that `blocks`, which is changed in place, has more.
+    """Run what blocks lack; yield the facts of all processes each time that `blocks`, which is changed in place, has more.
 
     Args:
         blocks: of all rows, the same on each rank.
-        turns: of this rank.
+        numbers: of the blocks to run.
         run: runs a turn.
         facts: of what has weighed this rank's blocks.
         verbose: a progress bar, on rank 0.
@@ -141,11 +148,14 @@ def run_rounds(
         ProcessesError: another rank failed, died or did not come.
     """
     here, own = run.here, dict[int, RowBlock]()  # since the last exchange
+    lacking, turns = [i for i in numbers if run.lacks(blocks[i])], run.turns(blocks, numbers)
     last, since, start, wait = len(turns) - 1, 0, time.monotonic(), 1  # rounds since the last exchange, and to the next
     error, shared = None, {turn.index for turn in turns if turn is not None and turn.shared}
     for number, turn in enumerate(tracked(turns, WHAT, verbose)):
         if turn is not None and error is None:
             try:
+                if number == 0 and here.world > 1:  # an error to whoever makes errors of warnings
+                    run.tell_idle(blocks, lacking)
                 own[turn.index] = run(blocks[turn.index], turn)
             except Exception as failed:
                 if here.world == 1:

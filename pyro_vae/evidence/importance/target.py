@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from pyro_vae.common.given import positive
 from pyro_vae.common.random import stream
 from pyro_vae.errors import UsageError
 from pyro_vae.programs.problem import Problem
@@ -31,8 +32,7 @@ class TargetError:
     most: int
 
     def __post_init__(self) -> None:
-        if not self.se > 0:
-            raise UsageError(f"target_se must be above 0 nats, got {self.se}")
+        positive("target_se", self.se)
         if self.most < self.start:
             raise UsageError(f"max_samples={self.most} is below num_samples={self.start}, where target_se starts")
 
