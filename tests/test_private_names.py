@@ -103,7 +103,9 @@ PATHS = (
     torch_private.MODE,
     torch_private.MAKE_FX,
     torch_private.SOURCES,
+    torch_private.WRITTEN,
     torch_private.STORE,
+    *torch_private.CACHING,
     *torch_private.INDUCTOR,
     *torch_private.SHARED,
 )

@@ -8,6 +8,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import copy_context
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ def compiler() -> str | None:
     return shutil.which(os.environ.get("CXX") or "g++") or shutil.which("clang++")
 
 
+@torch_private.without_leftovers()
 @torch_private.without_sources()
 def compile_flat(flat: FlatProgram, inputs: Sequence[Tensor]) -> Callable[..., Any]:
     """Compile a graph to machine code, drawing the noise that it draws uncompiled.
@@ -42,10 +44,12 @@ def compile_flat(flat: FlatProgram, inputs: Sequence[Tensor]) -> Callable[..., A
         raise Unfinished(reason)
     config, compile_fx, select_decomp_table = map(torch_private.find, torch_private.INDUCTOR)
     try:
-        with as_found(), torch.no_grad(), config.patch(fallback_random=True, compile_threads=1):
+        with as_found(), torch.no_grad():
             table = {**select_decomp_table(), torch.ops.aten.log1p.default: log1p}
             given = [*inputs, *flat.state]
-            run: Any = compile_fx(by_onednn(flat.module, given), given, decompositions=table)
+            patched = config.patch(fallback_random=True, compile_threads=1)(compile_fx)
+            # in a context of its own: each setting that is changed on the way leaves a variable in it
+            run: Any = copy_context().run(patched, by_onednn(flat.module, given), given, decompositions=table)
             return run
     except Exception as error:  # the compiler's own errors are many
         what = str(error).strip().split("\n")[0] or "no message"

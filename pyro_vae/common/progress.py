@@ -90,6 +90,6 @@ def tracked(items: Sequence[T], description: str, shown: bool = True) -> Iterato
         for done, item in enumerate(items, 1):
             yield item
             progress.advance(task)
-            if shown and progress.disable and (left := pace.left(done)) is not None:
+            if shown and progress.disable and processes().leads and (left := pace.left(done)) is not None:
                 line = f"{description}: about {format_duration(left)} to go ({done} of {len(items)} done)"
                 print(line, file=sys.stderr, flush=True)

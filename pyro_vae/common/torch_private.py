@@ -6,6 +6,7 @@ Nothing is looked up on import. Adam's kernel is tried once, on numbers of its o
 from __future__ import annotations
 
 import linecache
+import sys
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +25,11 @@ INDUCTOR = (
     "torch._inductor.decomposition.select_decomp_table",
 )
 SHARED = ("torch._subclasses.FakeTensorMode", "torch._guards.TracingContext", "torch._guards.tracing")
+CACHING = (
+    "torch.fx.experimental.symbolic_shapes.ShapeEnv",
+    "torch._inductor.codegen.debug_utils.DebugPrinterManager",
+)
+WRITTEN = "torch._inductor.codecache.PyCodeCache"
 SOURCES = "torch.fx.graph_module._loader"
 MAKE_FX = "torch.fx.experimental.proxy_tensor.make_fx"  # no underscore, but as free to go
 STORE = "torch.distributed.distributed_c10d._get_default_store"
@@ -232,6 +238,29 @@ def without_sources() -> Iterator[None]:
         for name in texts.keys() - before:
             texts.pop(name, None)
             linecache.cache.pop(name, None)
+
+
+@contextmanager
+def without_leftovers() -> Iterator[None]:
+    """Have torch forget what it keeps of a compilation inside until the process ends; what was compiled goes on to work.
+
+    That is the module which it wrote around the kernels, and what methods of its classes have cached: of shapes, some without a
+    bound, which torch empties when it comes to another graph's shapes, unless both were changed as often.
+    """
+    written = find(WRITTEN)
+    modules: list[Any] = getattr(written, "modules", [])
+    before = set(map(id, modules))
+    try:
+        yield
+    finally:
+        for method in (m for name in CACHING for m in vars(find(name) or object).values()):
+            if callable(clear := getattr(method, "cache_clear", None)):
+                clear()
+        shared = set(map(id, getattr(written, "modules_no_attr", {}).values()))  # of kernels, which others may use
+        for module in [m for m in modules if id(m) not in before | shared]:
+            modules.remove(module)
+            getattr(written, "linemaps", {}).pop(module.__file__, None)
+            sys.modules.pop(module.__name__, None)
 
 
 def dispatching(handle: Callable[[Any, Sequence[Any], dict[str, Any]], Any]) -> AbstractContextManager[Any] | None:

@@ -3,6 +3,7 @@
 import pytest
 
 from pyro_vae.common import progress
+from pyro_vae.common.processes import Processes
 from pyro_vae.common.progress import Pace, tracked
 
 
@@ -32,3 +33,9 @@ def test_off_a_terminal_a_line_says_it(monkeypatch, capsys):
     assert capsys.readouterr().err == "log p(x): about 2 min to go (1 of 3 done)\n"
     list(tracked("abc", "log p(x)", shown=False))
     assert capsys.readouterr().err == ""
+
+
+def test_of_several_processes_the_first_alone_says_it(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "Pace", lambda total: Pace(total, clock(0, 60, 61, 62)))
+    monkeypatch.setattr(progress, "processes", lambda: Processes(rank=1, world=2))
+    assert list(tracked("abc", "log p(x)")) == ["a", "b", "c"] and capsys.readouterr().err == ""

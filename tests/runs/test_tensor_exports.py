@@ -14,7 +14,7 @@ from pyro_vae.common.optional import installed
 from pyro_vae.common.random import seeded
 from pyro_vae.errors import UsageError
 from pyro_vae.runs.config import Config
-from pyro_vae.runs.export.graphs import reason_of, solve_lower
+from pyro_vae.runs.export.graphs import graph_of, reason_of, solve_lower
 from pyro_vae.runs.export.tensor_programs import NoFormError, log_weights, make_score, tensor_programs
 from pyro_vae.runs.export.torch_archive import pickles_in
 from pyro_vae.runs.load import Run
@@ -115,6 +115,18 @@ def test_classes_have_no_mean_to_decode():
     run = untrained(likelihood="categorical", likelihood_options={"num_classes": 9})
     with pytest.raises(NoFormError, match="has no mean: x are classes"):
         dict(tensor_programs(run))["decode"]()
+
+
+@pytest.mark.parametrize("likelihood", ["categorical", "columns"])
+def test_a_class_that_is_none_makes_its_own_row_nan_and_no_other(likelihood):
+    blocks = {"blocks": "normal:1,poisson:2,categorical:1:num-classes=4"}
+    options = {"num_classes": 4} if likelihood == "categorical" else blocks
+    program = dict(tensor_programs(untrained(likelihood=likelihood, likelihood_options=options)))["score"]()
+    x = torch.tensor([[0.0, 1, 2, 3], [0, 0, 0, 4], [0, 0, 0, -1], [0, 0, 0, 0.5], [0, 0, 0, math.nan], [1, 0, 3, 0]])
+    noise = torch.zeros(2, 6, 3)
+    log_w, log_px = graph_of(program).module()(x, noise)
+    assert log_px.isnan().tolist() == log_w[0].isnan().tolist() == [False, True, True, True, True, False]
+    torch.testing.assert_close(log_w[:, [0, 5]], program.module(x[[0, 5]], noise[:, :2])[0])
 
 
 def test_other_graphs_are_refused():

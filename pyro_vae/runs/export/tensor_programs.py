@@ -81,17 +81,30 @@ class Decode(Encode):
 
 
 class Score(Encode):
-    """x ``(N, *event)``, noise ``(K, N, latents)`` -> log_w ``(K, N)``, and log_px ``(N,)`` in float64."""
+    """x ``(N, *event)``, noise ``(K, N, latents)`` -> log_w ``(K, N)``, and log_px ``(N,)`` in float64.
+
+    `stand_in` ``(*event)`` is a row within the support, scored in the place of those that are not, which are NaN then.
+    """
+
+    stand_in: Tensor
+
+    def __init__(self, vae: Any, stand_in: Tensor) -> None:
+        super().__init__(vae)
+        self.register_buffer("stand_in", stand_in.clone())
 
     def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         z, q = self.draw(x, noise)
-        p = self.vae.likelihood(z)
+        p, log_prior = self.vae.likelihood(z), self.vae.prior().log_prob(z)
+        inside = p.support.check(x)
+        rows = inside.expand(log_prior.shape).all(0)[(..., *(None,) * (x.dim() - 1))]
         with (
             torch.enable_grad()
         ):  # without it a Bernoulli is scored in pieces, whose count would be that of the example
-            log_p = p.log_prob(x)
-        log_w = (self.vae.prior().log_prob(z) + log_p - q.log_prob(z)).detach()
-        log_w = torch.where(p.support.check(x), log_w, math.nan)
+            log_p = p.log_prob(
+                torch.where(rows, x, self.stand_in)
+            )  # a class that is none would be looked up in a table
+        log_w = (log_prior + log_p - q.log_prob(z)).detach()
+        log_w = torch.where(inside, log_w, math.nan)
         particles = torch.ones_like(log_w[:, 0], dtype=torch.float64).sum()
         return log_w, log_w.double().logsumexp(0) - particles.log()
 
@@ -189,7 +202,7 @@ def make_score(vae: Any, x: Tensor) -> TensorProgram:
     Raises:
         NoFormError: draws of the posterior are not made of one standard normal a latent.
     """
-    score = Score(vae).eval()
+    score = Score(vae, x[0]).eval()
     with quiet(vae, seed=0):
         q = vae.posterior(x)
         if not q.has_rsample:
