@@ -115,13 +115,21 @@ def load_run(
             raise UsageError(format_unknown(unknown))
         config = resolved(config, components)
         with seeded(0), bounded_build(source.layout):
-            vae = build(config, tuple(record["data"]["shape"]), components=components)
+            vae = build(config, row_shape(record), components=components)
     except FAULTS as error:
         raise RunFolderError(f"{path / 'config.json'} cannot be used: {' '.join(str(error).split())[:500]}") from error
     source.fill(vae, allow_nonfinite)
     check_seal(record, path / "config.json")
     check_still(path, record)
     return Run(path, config, record, vae.to(resolve_device(device)).eval(), components)
+
+
+def row_shape(record: dict[str, Any]) -> tuple[int, ...]:
+    """Return the shape of a row that a config tells; a ValueError where it has no elements."""
+    shape = tuple(record["data"]["shape"])
+    if not all(type(length) is int and length >= 1 for length in shape):
+        raise ValueError(f"data.shape is {list(shape)}, and a row has lengths from 1")
+    return shape
 
 
 def check_still(path: Path, record: dict[str, Any]) -> None:

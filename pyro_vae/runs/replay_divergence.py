@@ -23,7 +23,7 @@ from . import folder
 from .build_limits import bounded_build
 from .config import Config
 from .custom_components import NOTHING, Components
-from .load import FAULTS
+from .load import FAULTS, row_shape
 from .registry import build, check_names, objective_of, resolved
 from .train_run import as_trained
 from .weights import check_layout
@@ -44,7 +44,7 @@ def replay_step(path: Path | str, components: Components = NOTHING, device: str 
     try:
         config = resolved(Config.of_run(record["config"]), components)
         with seeded(0), bounded_build(layout_of(groups["model"])):
-            vae = build(config, tuple(record["data"]["shape"]), components=components)
+            vae = build(config, row_shape(record), components=components)
         objective = objective_of(config, record["data"]["rows"]["train"])
         tensors = dict(vae.named_parameters(remove_duplicate=False)) | dict(vae.named_buffers(remove_duplicate=False))
         check_layout(layout_of(groups["model"]), layout_of(tensors), path / folder.DIVERGENCE)

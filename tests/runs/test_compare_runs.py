@@ -253,5 +253,5 @@ def test_the_kind_of_log_px_is_that_of_the_familys_support(name):
     spec = FAMILIES[name]
     options = {k: 4 for k, default in spec.options.items() if default is inspect.Parameter.empty and k != "dim"}
     said = kind(Config(likelihood=name, likelihood_options=options), (1, 2, 2), {})
-    whole = spec.support.startswith(("0 or 1", "counts", "classes"))
+    whole = spec.support.startswith(("0 or 1", "counts", "classes", "ordered classes"))
     assert said.startswith("log probability" if whole else "log density")
