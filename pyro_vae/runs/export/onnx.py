@@ -8,19 +8,15 @@ from typing import Any
 
 import torch
 
-from pyro_vae.common.atomic_write import publish
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.optional import imported
 from pyro_vae.runs.custom_components import NOTHING, Components
-from pyro_vae.runs.load import load_run
 
-from .graphs import SUBSTITUTES, forms_of, graph_of
-from .interface import described
-from .new_folder import check_new
+from .graphs import SUBSTITUTES, graph_of
 from .tensor_programs import FEW, TensorProgram
+from .written_graphs import write_graphs
 
 EXTRA, WHO = "onnx", "export --onnx"
-FILE = "{name}.onnx"
 
 
 @suggest_keywords
@@ -44,12 +40,7 @@ def export_onnx(path: Path | str, to: Path | str, *, components: Components = NO
     """
     for package in ("onnx", "onnxscript", "onnxruntime"):
         imported(package, EXTRA, WHO)
-    run, target = load_run(Path(path), components), check_new(Path(to))
-    made, missing = forms_of(run, lambda name, program: (program, onnx_bytes(program)))
-    programs = {name: program for name, (program, _) in made.items()}
-    files = {FILE.format(name=name): content for name, (_, content) in made.items()}
-    publish(target, files | described(run, programs, missing, "onnx"))
-    return Path(to)
+    return write_graphs(Path(path), Path(to), components, onnx_bytes, "onnx")
 
 
 def onnx_bytes(program: TensorProgram) -> bytes:

@@ -9,18 +9,14 @@ from pathlib import Path
 
 import torch
 
-from pyro_vae.common.atomic_write import publish
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.runs.custom_components import NOTHING, Components
-from pyro_vae.runs.load import load_run
 
-from .graphs import forms_of, graph_of
-from .interface import described
-from .new_folder import check_new
+from .graphs import graph_of
 from .tensor_programs import NoFormError, TensorProgram
+from .written_graphs import write_graphs
 
 PICKLES = (b"\x80", b"PK\x03\x04")  # how a pickle, and the archive that torch.save makes of one, begin
-FILE = "{name}.pt2"
 
 
 @suggest_keywords
@@ -41,12 +37,7 @@ def export_torch(path: Path | str, to: Path | str, *, components: Components = N
         RunFolderError: no run, or a damaged one; `to` holds something.
         StorageError: it cannot be written.
     """
-    run, target = load_run(Path(path), components), check_new(Path(to))
-    made, missing = forms_of(run, lambda name, program: (program, archive_bytes(program)))
-    programs = {name: program for name, (program, _) in made.items()}
-    files = {FILE.format(name=name): content for name, (_, content) in made.items()}
-    publish(target, files | described(run, programs, missing, "pt2"))
-    return Path(to)
+    return write_graphs(Path(path), Path(to), components, archive_bytes, "pt2")
 
 
 def archive_bytes(program: TensorProgram) -> bytes:
