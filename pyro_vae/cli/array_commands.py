@@ -16,9 +16,9 @@ from pyro_vae.common.csv_columns import write_columns
 from pyro_vae.common.plain_text import plain
 from pyro_vae.errors import UsageError
 from pyro_vae.plots import images, latents
-from pyro_vae.runs.evaluate_run import rows_of, split_asked
 from pyro_vae.runs.load import Run, load_run
 from pyro_vae.runs.new_rows import open_rows
+from pyro_vae.runs.rows_to_score import rows_of, split_asked
 from pyro_vae.runs.run_figures import codes, draw_all, labels_of, reconstructions, sample_means, samples
 
 from .array_files import EMPTY, array_bytes, check_array_file

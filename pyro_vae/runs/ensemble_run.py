@@ -43,7 +43,8 @@ from .ensemble_folder import (
     read_list,
     write_list,
 )
-from .evaluate_run import EvaluationOptions, evaluate_opened
+from .evaluate_run import evaluate_opened
+from .evaluation_options import EvaluationOptions
 from .evaluations import EvaluationName
 from .load import load_run, open_data
 from .lock import locked

@@ -45,7 +45,9 @@ from .config import Config
 from .custom_components import NOTHING, Components
 from .data_choices import choices_told, columns_outside, columns_told, decided
 from .end_of_training import draw_figures
-from .evaluate_run import SPLITS, EvaluationOptions, evaluate_opened
+from .evaluate_run import evaluate_opened
+from .evaluation_options import EvaluationOptions
+from .evaluations import SPLITS
 from .kinds.kind import Batch, ModelKind
 from .load import Run, load_data
 from .registry import build, kind_of, objective_of, resolved

@@ -13,8 +13,8 @@ from pyro_vae.data import Data, Split
 from pyro_vae.plots.images import tile
 from pyro_vae.runs import folder
 from pyro_vae.runs.compare_runs import evidence_of
-from pyro_vae.runs.evaluate_run import rows_of
 from pyro_vae.runs.registry import kind_of
+from pyro_vae.runs.rows_to_score import rows_of
 
 from .columns import column_names
 from .facts import RunFacts
