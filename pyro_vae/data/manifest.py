@@ -17,7 +17,8 @@ from pyro_vae.common.safe_read import parse_json, read_regular
 from pyro_vae.errors import DataError, PyroVAEError, UsageError
 
 from .arrays import real_array
-from .row_files import ENDINGS, RowFile, open_rows
+from .open_row_file import ENDINGS, open_row_file
+from .row_files import RowFile
 from .sparse import sparse_or_same
 
 MANIFEST = "manifest.json"
@@ -54,7 +55,7 @@ def write_manifest(folder: Path | str, key: str | None = None) -> dict[str, Any]
     """
     folder = Path(folder).expanduser()
     paths = shards_in(folder)
-    files = [open_rows(path, key) for path in paths]
+    files = [open_row_file(path, key) for path in paths]
     check_alike(files)
     entries = [entry_of(file) for file in files]
     manifest = {
@@ -245,7 +246,7 @@ def open_manifest(folder: Path, key: str | None = None, check: bool = False) -> 
     files = []
     for entry in manifest["files"]:
         check_entry(folder / entry["file"], entry, check)
-        file = open_rows(folder / entry["file"], key if key is not None else manifest.get("key"))
+        file = open_row_file(folder / entry["file"], key if key is not None else manifest.get("key"))
         if file.rows != entry["rows"]:
             raise DataError(f"{file.path} has {file.rows} rows, and {MANIFEST} counts {entry['rows']}. {AGAIN}")
         files.append(file)
