@@ -31,8 +31,9 @@ from .accumulator import PAIRS, ROWS, RowBlock
 from .narrowness import look
 from .noise import BLOCK, ROW, check_noise, row_keys
 from .proposals import GUIDE, Proposal
-from .result import Evidence, programs_of
+from .result import Evidence
 from .row_block_rounds import Filler, run_rounds
+from .same_evaluation import programs_of
 from .sampler import Sampler
 from .target import TargetError
 from .weighing import CUDA_PAIRS, ENGINES, WORTH_FIRST, WeighingEngine

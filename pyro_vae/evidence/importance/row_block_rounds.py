@@ -28,7 +28,7 @@ from .proposals import GUIDE
 from .sampler import Sampler
 from .storage import numbers_of, row_block_of, tensors_of
 from .target import TargetError
-from .weighing import AND
+from .weighing import joined_engines
 
 COLLECT = 5.0  # seconds between two exchanges
 WHAT = "log p(x)"
@@ -184,13 +184,7 @@ def collect(
             block.ids = whole.ids
             blocks[i] = whole.joined(block) if i in shared else block
             blocks[i].weight_sums.largest.trim()
-    of_ranks = [told["facts"] for _, told in everyone]
-    names = {name for facts in of_ranks for name in facts["engine"].split(AND)}
-    notes = dict.fromkeys(facts["engine_note"] for facts in of_ranks if facts["engine_note"])
-    return max(told["seconds"] for _, told in everyone), {
-        "engine": AND.join(sorted(names)),
-        "engine_note": "; ".join(notes),
-    }
+    return max(told["seconds"] for _, told in everyone), joined_engines(told["facts"] for _, told in everyone)
 
 
 def packed(block: RowBlock) -> Part:
