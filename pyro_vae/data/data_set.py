@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from pyro_vae.errors import UsageError
+from pyro_vae.errors import DataError, UsageError
 
 from .binarize import binarize
 from .columns import Column
 from .splits import Split
 from .table_layout import TableOptions
 
+MOST = (
+    10_000  # rows that are held out for validation, and for the test, where they are made dense, or come off the disk
+)
 POLICIES = {
     "static": "static binarization, once, seed {seed}",
     "dynamic": "dynamic binarization: train redrawn each epoch, validation and test drawn once with seed {seed}",
@@ -119,3 +123,14 @@ def draw(splits: Sequence[Split], options: DataOptions) -> tuple[Split, Split, S
     if options.transform is None:
         train = replace(train, x=binarize(train.x, generator))
     return train, validation, test
+
+
+def check_enough(path: Path, rows: int) -> None:
+    """Refuse fewer rows than there are splits."""
+    if rows < 3:
+        raise DataError(f"{path} has {rows} rows: training, validation and test need one each, so at least 3.")
+
+
+def format_sample(rows: int) -> str:
+    """Note what is taken of a sample of the training rows, where they are not all in memory and dense."""
+    return f"units, first biases and the floor are of {rows:,} training rows, evenly spaced"

@@ -15,7 +15,7 @@ from pyro_vae.common.optional import imported
 from pyro_vae.errors import DataError, UsageError
 
 from .columns import EXACT, Column, check_names, check_precision
-from .data_set import Data, DataOptions
+from .data_set import MOST, Data, DataOptions, check_enough, format_sample
 from .prepare import format_missing
 from .sparse import SparseRows, sparse_or_same
 from .splits import Split
@@ -26,7 +26,7 @@ from .value_kinds import kind_of_sparse
 ANNOTATED = ".h5ad"
 COMMON = {"format.npy", "shape.npy", "data.npy"}  # of scipy.sparse.save_npz, of any format
 PLACES = ({"indices.npy", "indptr.npy"}, {"row.npy", "col.npy"}, {"coords.npy"}, {"offsets.npy"})
-MOST, BYTES = 10_000, 2**27  # of rows that are held out, and that are looked at; dense
+BYTES = 2**27  # of rows that are held out, and that are looked at; dense
 
 
 def is_sparse_file(path: Path) -> bool:
@@ -59,8 +59,7 @@ def read_sparse(path: Path, options: DataOptions) -> Data:
     label = options.table.label
     rows, y, classes = read_rows(path, label)
     rows = rows.converted(torch.float32, None, options.missing, "x")
-    if len(rows) < 3:
-        raise DataError(f"{path} has {len(rows)} rows: training, validation and test need one each, so at least 3.")
+    check_enough(path, len(rows))
     tenth = max(1, min(round(len(rows) / 10), MOST, BYTES // (4 * rows.shape[1])))
     order = np.random.default_rng(options.seed).permutation(len(rows))
 
@@ -78,7 +77,7 @@ def read_sparse(path: Path, options: DataOptions) -> Data:
         f"the others are 0; labels: {'none' if y is None else label}",
         f"{tenth:,} rows for validation and {tenth:,} for the test, by a permutation from seed {options.seed}; {len(train):,} "
         "to train on",
-        f"units, first biases and the floor are of {len(some):,} training rows, evenly spaced",
+        format_sample(len(some)),
     )
     sample, validation, test = split(some), split(order[-2 * tenth : -tenth]), split(order[-tenth:])
     return Data(

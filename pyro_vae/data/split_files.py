@@ -15,11 +15,10 @@ from pyro_vae.errors import DataError, UsageError
 from .image_folders import PICTURES, read_folder
 from .row_ids import row_digests
 from .sparse_data import is_sparse_file
-from .splits import SPLIT_NAMES, Part, Source, Split, shuffle_train
+from .splits import SPLIT_NAMES, SPLITS, Part, Source, Split, shuffle_train
 from .table_layout import TableOptions
 from .user_files import ENDINGS, TABLES, read_file
 
-SPLITS = ("train", "validation", "test")
 Paths = dict[str, Path]
 
 

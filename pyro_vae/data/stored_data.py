@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from pyro_vae.errors import DataError, ShapeError, UsageError
+from pyro_vae.errors import ShapeError, UsageError
 
 from .binarize import check_grey
 from .columns import check_precision
-from .data_set import Data, DataOptions, draw
+from .data_set import MOST, Data, DataOptions, check_enough, draw, format_sample
 from .manifest import MANIFEST
 from .splits import Split
 from .stored import Stored
@@ -21,7 +21,6 @@ from .user_files import channels_first
 from .value_kinds import kind_of
 from .zarr_rows import is_zarr
 
-MOST = 10_000  # rows that are held out for validation, and for the test, and that are looked at of the training rows
 SHARE = 8  # of the memory, at most, for each of these
 MEMORY = "1 GB"
 
@@ -89,10 +88,7 @@ def refuse_options_in_memory(path: Path, options: DataOptions) -> None:
 
 def held_out(flat: Stored, elements: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Draw the numbers of the rows of `elements` that are held out for validation, and for the test, in order."""
-    if len(flat) < 3:
-        raise DataError(
-            f"{flat.path} has {len(flat)} rows: training, validation and test need one each, so at least 3."
-        )
+    check_enough(flat.path, len(flat))
     most = max(1, min(MOST, len(flat) // 10, flat.memory // SHARE // (4 * elements)))
     numbers = np.random.default_rng(seed).choice(len(flat), 2 * most, replace=False)
     return np.sort(numbers[:most]), np.sort(numbers[most:])
@@ -106,7 +102,7 @@ def notes_of(stored: Stored, train: Stored, most: int, looked_at: int, seed: int
         f"{stored.numel() * stored.source_dtype.itemsize / 1e9:.2f} GB, on disk; labels: none",
         f"{most:,} rows for validation and {most:,} for the test, drawn from seed {seed}; {len(train):,} to train on, shuffled "
         f"in {len(train.bounds) - 1:,} blocks, among {min(train.window, len(train)):,} rows at a time (--memory)",
-        f"units, first biases and the floor are of {looked_at:,} training rows, evenly spaced",
+        format_sample(looked_at),
     )
 
 

@@ -16,7 +16,7 @@ from pyro_vae.errors import DataError, UsageError
 
 from .cells import separator_of
 from .sequences import as_tensor, read_lengths
-from .splits import SPLIT_NAMES, Part, Source, shuffle, split_by
+from .splits import SPLIT_NAMES, SPLITS, Part, Source, shuffle, split_by
 from .table_files import PARQUET, TEXT, read_mixed
 from .table_layout import HEAD, TableOptions
 from .tables import read_table
@@ -26,7 +26,6 @@ TABLES = (*TEXT, PARQUET)
 ENDINGS = (".npy", ".npz", *TABLES)
 CHANNELS, SIDE = (1, 3), 4  # of images: how many channels, and pixels a side at least
 LOOKED_AT = 2**16  # bytes, to see what parts the cells of a table
-SPLITS = ("train", "validation", "test")
 UNREADABLE = (  # what np.load raises for damaged files, found by damaging them
     *(ValueError, OSError, EOFError, KeyError, MemoryError, RuntimeError),
     *(tokenize.TokenError, zipfile.BadZipFile, zlib.error),
