@@ -32,7 +32,7 @@ class RowFile(Protocol):
         """Read rows ``(stop - start, *row_shape)`` into memory."""
 
     def pieces(self) -> Sequence[int]:
-        """Where row groups or chunks, which are read as wholes, begin; ``()`` where any row can be read alone."""
+        """Return where row groups or chunks, which are read as wholes, begin; ``()`` where any row can be read alone."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class FileState:
 
 
 def identity_of(status: os.stat_result) -> tuple[int, int, int, int]:
-    """What tells that a file is still the same."""
+    """Return what tells that a file is still the same."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 

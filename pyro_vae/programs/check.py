@@ -90,7 +90,7 @@ def check(model: Program, guide: Program, *batch: Any, others: Iterable[Any] = (
 
 
 def diagnose(model: Program, guide: Program, batch: tuple[Any, ...], others: list[Any], seed: int) -> Probed:
-    """All findings, and notes; what would only repeat an earlier one in other words is left out."""
+    """Return all findings, and notes; what would only repeat an earlier one in other words is left out."""
     rows = len(batch[0]) if batch and isinstance(batch[0], Tensor) and batch[0].dim() else None
     p, q = run("model", model, batch), run("guide", guide, batch)
     findings = [*weights_inside({**q.sites, **p.sites}, model, guide)] or [*stopped(p, rows), *stopped(q, rows)]
@@ -184,7 +184,7 @@ def unpaired(p: ProgramTrace, q: ProgramTrace, batch: tuple[Any, ...]) -> Iterat
 
 
 def main_plate(*runs: ProgramTrace, rows: int | None = None) -> str | None:
-    """The plate called "data", or else the one that holds most sites; one of as many rows as there are, if there is any."""
+    """Return the plate called "data", or else the one that holds most sites; if there is any, one of as many rows."""
     frames = [frame for r in runs for site in r.sites.values() for frame in frames_of(site).values()]
     names = [f.name for f in frames if f.size == rows] or [f.name for f in frames]
     if any(f.name == DATA_SETS for f in frames):
@@ -238,7 +238,7 @@ def format_plates(stack: dict[str, CondIndepStackFrame]) -> str:
 
 
 def undeclared(where: str, program: str, site: Site) -> Iterator[Finding]:
-    """Batch dimensions beyond the plates, which would be taken for rows or particles."""
+    """Return the batch dimensions beyond the plates, which would be taken for rows or particles."""
     shape, declared = site["fn"].batch_shape, {f.dim for f in frames_of(site).values()}
     extra = [d for d in range(-len(shape), 0) if shape[d] > 1 and d not in declared]
     if declared and extra:

@@ -170,5 +170,5 @@ def as_evaluated(model: Program, guide: Program, batch: tuple[Any, ...]) -> tupl
 
 
 def kind_of(error: Exception) -> str:
-    """The kind of finding that an error is."""
+    """Return the kind of finding that an error is."""
     return next((kind for cls, kind in KINDS if isinstance(error, cls)), "rows")

@@ -80,7 +80,7 @@ class Filler:
         return turns_of(work, self.here, self.shared(blocks, work))
 
     def shared(self, blocks: Sequence[RowBlock], work: Sequence[int]) -> bool:
-        """Whether particles of a block may be run by several processes."""
+        """Return whether particles of a block may be run by several processes."""
         return self.target is None and all(self.one_by_one(blocks[i]) for i in work)
 
     def tell_idle(self, blocks: Sequence[RowBlock], work: Sequence[int]) -> None:
@@ -98,12 +98,12 @@ class Filler:
         return range(block.planned) if self.particles is None else self.particles
 
     def lacks(self, block: RowBlock) -> bool:
-        """Whether there is something to run of a block."""
+        """Return whether there is something to run of a block."""
         elbo = self.sampler.proposal != GUIDE and block.guide_elbo is None
         return elbo or self.target is not None or next(block.missing(self.wanted(block)), None) is not None
 
     def one_by_one(self, block: RowBlock) -> bool:
-        """Whether pieces of a block are weighed each by itself: several at once have other shapes, and so other last digits."""
+        """Return whether pieces of a block are weighed one by one: several at once have other shapes, so other last digits."""
         return self.sampler.chunk // (block.size * len(block.rows)) <= 1
 
     def __call__(self, block: RowBlock, turn: Turn) -> RowBlock:

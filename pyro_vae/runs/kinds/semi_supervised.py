@@ -28,7 +28,7 @@ from .parts import ModelParts
 
 
 def categorical(h: Tensor) -> dist.Categorical:
-    """Classes by logits."""
+    """Return the distribution of classes by their logits."""
     return dist.Categorical(logits=h)
 
 
@@ -145,7 +145,7 @@ def likelihood_of_draws(model: SemiSupervised, shape: Shape, num_samples: int, s
 
 
 def report(model: SemiSupervised, split: Split, shape: Shape) -> dict[str, Any]:
-    """Accuracy and calibration of q(y | x) on rows whose label is known."""
+    """Measure accuracy and calibration of q(y | x) on rows whose label is known."""
     if split.y is None or bool((split.y == MISSING).all()):
         return {}
     device = next(model.parameters()).device
