@@ -103,24 +103,24 @@ def diagnose(model: Program, guide: Program, batch: tuple[Any, ...], others: lis
         replayed = run("model", poutine.replay(model, trace=q.trace), batch)
         findings += stopped(replayed, rows)
         p = replayed if replayed.stopped is None else p
-    if p.stopped is None and q.stopped is None and not findings:
+    ran = p.stopped is None and q.stopped is None
+    if ran and not findings:
         findings += invalid(model, guide, batch)
     if not any(f.kind in ("plate", "event", "parameters") for f in findings):
-        ran = p.stopped is None and q.stopped is None
         for name, site in observed_sites(p.sites).items():
             misfits = list(data_fits(name, site, main_plate(p, q, rows=rows)))
             if misfits and ran and moves(name, site, model, guide, batch):  # it excludes latents, not data
                 misfits = [f for f in misfits if f.kind not in ("support", "density")]
             findings += misfits
             findings += scale_of(name, site, rows or 0, standardizable(model, guide))
-    if p.stopped is None and q.stopped is None and not any(f.level == "error" for f in findings):
+    if ran and not any(f.level == "error" for f in findings):
         found, notes = probed(model, guide, batch, p, q, seed=seed)
         findings += [*found, *few_digits("model", p.sites), *few_digits("guide", q.latents)]
     findings += summed(p, q)
     findings += [f for n, s in q.latents.items() if n not in enumerated(q.latents) for f in pathwise(n, s)]
     ghosts = ghost_training([p, q], model, guide)
     findings += find_undeclared(model, guide, batch)
-    if p.stopped is None and q.stopped is None and not any(f.kind in ("run", "site", "width", "obs") for f in findings):
+    if ran and not any(f.kind in ("run", "site", "width", "obs") for f in findings):
         findings += gradients(model, guide, batch, named_parameters(model, guide, [p, q], ghosts), quiet=bool(findings))
     return [*findings, *ghosts.values(), *shared(model, guide, batch, others)], notes
 
