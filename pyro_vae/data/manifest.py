@@ -166,8 +166,8 @@ def check_alike(files: list[RowFile]) -> None:
                 min(len(columns), len(wanted)),
             )
             raise DataError(
-                f"{file.path} has the columns {told(columns, at)} where {first.path} has {told(wanted, at)}: shards of one "
-                "data set have the same columns in the same order. Write it anew."
+                f"{file.path} has the columns {format_column(columns, at)} where {first.path} has "
+                f"{format_column(wanted, at)}: shards of one data set have the same columns in the same order. Write it anew."
             )
         if (file.row_shape, file.dtype) != (first.row_shape, first.dtype):
             raise DataError(
@@ -176,7 +176,7 @@ def check_alike(files: list[RowFile]) -> None:
             )
 
 
-def told(columns: list[str], at: int) -> str:
+def format_column(columns: list[str], at: int) -> str:
     """Name a column by its place, and how many there are."""
     return f"{columns[at]!r} (number {at} of {len(columns)})" if at < len(columns) else f"{len(columns)} columns"
 

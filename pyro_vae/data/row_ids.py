@@ -104,7 +104,7 @@ class RowIds:
             if torch.equal(a.sort().values, b.sort().values):
                 return "they are the same rows in another order"
             first = int(differ[0])
-            return f"{what} differs in {len(differ)} of {len(a)} rows, first in row {first}{told(first, self, other)}"
+            return f"{what} differs in {len(differ)} of {len(a)} rows, first in row {first}{format_origins(first, self, other)}"
         return None
 
     def columns(self) -> dict[str, list[str]]:
@@ -144,7 +144,7 @@ class RowIds:
         return {n: getattr(self, n) for n in ("x", "context", "source") if getattr(self, n) is not None}
 
 
-def told(row: int, a: RowIds, b: RowIds) -> str:
+def format_origins(row: int, a: RowIds, b: RowIds) -> str:
     """Format where a row of either comes from, where both know."""
     if a.source is None or b.source is None:
         return ""

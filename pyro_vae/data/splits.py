@@ -189,3 +189,8 @@ def shuffle(parts: Sequence[Split], seed: int) -> tuple[Split, Split, Split]:
     order = np.random.default_rng(seed).permutation(len(rows))
     train = len(rows) - 2 * tenth
     return rows[order[:train]], rows[order[train:-tenth]], rows[order[-tenth:]]
+
+
+def format_shuffle(seed: int) -> str:
+    """Say how :func:`shuffle` splits rows that neither their file nor a column splits."""
+    return f"split 80/10/10 per cent by a permutation from seed {seed}"
