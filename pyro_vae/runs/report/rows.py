@@ -47,7 +47,7 @@ class WorstRow:
     far: str = ""
 
 
-def worst_rows(facts: RunFacts, data: Data | None, count: int = SHOWN) -> list[WorstRow]:
+def worst_rows(facts: RunFacts, data: Data | None) -> list[WorstRow]:
     """List the rows of least log p(x) in the main evaluation, the least first.
 
     Raises:
@@ -57,7 +57,7 @@ def worst_rows(facts: RunFacts, data: Data | None, count: int = SHOWN) -> list[W
         return []
     summary, text = folder.read_evidence(facts.path, facts.main.stem)
     evidence = evidence_of(text, summary)
-    lines, order = read_lines(text), np.argsort(evidence.log_px.numpy(), kind="stable")[:count]
+    lines, order = read_lines(text), np.argsort(evidence.log_px.numpy(), kind="stable")[:SHOWN]
     flagged = getattr(evidence, "flagged", None)
     bad = None if flagged is None else set(flagged.tolist())
     ragged = kind_of(facts.config).ragged  # elements of sequences are no columns
