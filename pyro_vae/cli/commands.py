@@ -45,11 +45,19 @@ DEMO = Config(
     objective="iwae", objective_options={"particles": "8"}, epochs=80, batch_size=64, learning_rate=2e-3,
 )  # fmt: skip
 
+RunFolder = Annotated[Path, Parameter(help="Run folder.")]
 DataDir = Annotated[
     Path | None,
     Parameter(
         help="Folder with MNIST/raw and FashionMNIST/raw, else $PYRO_VAE_DATA; or with the run's data file, if it has "
         "moved (or that file)."
+    ),
+]
+NewRows = Annotated[
+    Path | None,
+    Parameter(
+        help="File of new rows, in place of the run's own: columns are found by name, categories have the codes of training. "
+        "Or the run's own data file, if it has moved."
     ),
 ]
 Device = Annotated[str, Parameter(help="cpu, cuda, cuda:1, or auto (CUDA where there is one).")]

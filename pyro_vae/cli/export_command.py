@@ -14,14 +14,14 @@ from pyro_vae.runs.export.onnx import export_onnx
 from pyro_vae.runs.export.tensorboard import export_tensorboard
 from pyro_vae.runs.export.torch_archive import export_torch
 
-from .commands import app
+from .commands import RunFolder, app
 
 FORMS = {"tensorboard": export_tensorboard, "hub": export_hub, "onnx": export_onnx, "torch": export_torch}
 
 
 @app.command
 def export(
-    run: Annotated[Path, Parameter(help="Run folder.")],
+    run: RunFolder,
     to: Annotated[Path, Parameter(help="Folder to make.")],
     /,
     *,

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
-
-from cyclopts import Parameter
 
 from pyro_vae.common.flagged import format_log_px
 from pyro_vae.common.plain_text import plain
@@ -17,9 +14,7 @@ from pyro_vae.runs.ensemble_folder import is_ensemble
 from pyro_vae.runs.gaps_run import ROWS, STEPS, gaps_run
 from pyro_vae.runs.report.page import write_report
 
-from .commands import DataDir, Device, app
-
-RunFolder = Annotated[Path, Parameter(help="Run folder.")]
+from .commands import DataDir, Device, RunFolder, app
 
 
 @app.command

@@ -27,7 +27,7 @@ from pyro_vae.runs import folder
 from pyro_vae.runs.checkpointer import terminable
 from pyro_vae.runs.config import BEFORE, Config
 
-from . import data_commands, export_command, gap_commands, look_commands, new_command, run_commands  # noqa: F401 (they add their commands to the app)
+from . import array_commands, data_commands, export_command, gap_commands, look_commands, new_command, run_commands  # noqa: F401 (they add their commands to the app)
 from .commands import app
 from .words import check_words
 

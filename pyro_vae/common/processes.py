@@ -250,7 +250,7 @@ def shortened(text: str) -> str:
 
 
 def bytes_of(text: str) -> Tensor:
-    """A text as bytes."""
+    """Return a text as bytes."""
     content = text.encode("utf-8", "surrogateescape")
     return torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else torch.empty(0, dtype=torch.uint8)
 
@@ -341,6 +341,6 @@ def is_gone(process: str) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a message, without torch's place in its source."""
+    """Return the first line of a message, without torch's place in its source."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].rpartition("] ")[2] if lines[0].startswith("[") and "] " in lines[0] else lines[0]

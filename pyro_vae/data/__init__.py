@@ -3,7 +3,8 @@
 from .arrays import as_rows, batch_of, same_rows
 from .binarize import binarize, check_grey, static_binarization
 from .columns import Column
-from .datasets import Data, load
+from .data_set import Data
+from .datasets import load
 from .dequantize import dequantize
 from .frames import NumericTable, table
 from .manifest import write_manifest, write_shards

@@ -135,13 +135,13 @@ def head_of(x: Any, rows: int) -> Any:
     return x[:rows] if isinstance(x, Tensor | np.ndarray) and x.ndim else x
 
 
-def read_once(x: Any, name: str = "x") -> Any:
+def read_once(x: Any) -> Any:
     """Read the rows of a data set that hands them out one by one, as an array; return any other x as it is.
 
     A sparse matrix becomes rows that are made dense a batch at a time (:class:`~pyro_vae.data.sparse.SparseRows`).
     """
-    x = sparse_or_same(x, name)
-    return real_array(x, name) if is_items(x) else x
+    x = sparse_or_same(x)
+    return real_array(x, "x") if is_items(x) else x
 
 
 def same_rows(x: Tensor, *context: Tensor) -> None:

@@ -93,7 +93,7 @@ def choose(raw: RawColumn, asked: str = "") -> tuple[np.ndarray, Column] | str:
     if asked:
         values, column = as_asked(raw, name, options)
         return values, replace(column, why="as asked" + order_of(raw, column))
-    return found(raw)
+    return choose_family(raw)
 
 
 def are_labels(raw: RawColumn) -> bool:
@@ -135,7 +135,7 @@ def of_codes(name: str, count: int) -> str:
     return f"{name}:{'levels' if name == 'discretized_logistic' else 'num-classes'}={max(count, 2)}"
 
 
-def found(raw: RawColumn) -> tuple[np.ndarray, Column] | str:
+def choose_family(raw: RawColumn) -> tuple[np.ndarray, Column] | str:
     """Choose the family of a column by its type and its support."""
     if raw.kind == "category":
         values, column = as_category(raw)

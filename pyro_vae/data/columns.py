@@ -223,13 +223,13 @@ def too_large(name: str, largest: str) -> DataError:
     )
 
 
-def as_category(raw: RawColumn, ordered: bool = False) -> tuple[np.ndarray, Column]:
+def as_category(raw: RawColumn) -> tuple[np.ndarray, Column]:
     """Code a column by its labels: those that its table declares, or those there are (numbers by value, texts by alphabet).
 
     Raises:
         DataError: so many that they are names, not categories.
     """
-    texts = raw.texts()
+    texts, ordered = raw.texts(), raw.ordered
     if raw.labels is not None or raw.kind == "boolean":
         labels = raw.labels or BOOLEANS
     elif isinstance(raw.values, np.ndarray):
@@ -244,7 +244,7 @@ def as_category(raw: RawColumn, ordered: bool = False) -> tuple[np.ndarray, Colu
         )
     if odd := [label for label in labels if not is_plain(label)]:
         raise DataError(f"column {raw.name!r} has a label with control signs, {odd[0]!r}: take them out of the cells.")
-    column = Column(raw.name, "category", labels, ordered or raw.ordered)
+    column = Column(raw.name, "category", labels, ordered)
     return codes_of(texts, column), column
 
 

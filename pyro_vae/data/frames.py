@@ -115,17 +115,6 @@ def blocks_of(columns: Sequence[Column]) -> str:
     return ",".join(f"{name}:{width}{colon}{options}" for (name, colon, options), width in parts)
 
 
-def is_frame(x: Any) -> bool:
-    """Return whether x is a table with columns of several types, which :func:`table` takes."""
-    import narwhals.stable.v2 as nw
-
-    try:
-        native = nw.from_native(x, pass_through=True)
-    except TypeError:
-        return False
-    return isinstance(native, nw.DataFrame | nw.LazyFrame)
-
-
 def read_frame(frame: Any) -> list[RawColumn]:
     """Read the columns of a table, as they are.
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from pyro_vae.errors import DataError
 
-from .splits import Part, Source, shuffle
+from .splits import Part, Source, format_shuffle, shuffle
 
 PICTURES = (".png", ".jpg", ".jpeg")
 PIXELS = 2**24  # of one picture: what asks for more of a few bytes is no picture to learn from
@@ -133,4 +133,4 @@ def describe(part: Part, seed: int) -> Iterator[str]:
     kind = "grey" if part.x.ndim == 3 else "of colours, 3 channels"
     labels = f"folders: {', '.join(part.classes[:8])}" if part.classes else "none"
     yield f"{len(part.x)} pictures of {part.x.shape[-1]} × {part.x.shape[-2]} pixels, {kind}, bytes 0 to 255; labels: {labels}"
-    yield f"split 80/10/10 per cent by a permutation from seed {seed}"
+    yield format_shuffle(seed)

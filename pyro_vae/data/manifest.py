@@ -17,7 +17,8 @@ from pyro_vae.common.safe_read import parse_json, read_regular
 from pyro_vae.errors import DataError, PyroVAEError, UsageError
 
 from .arrays import real_array
-from .row_files import ENDINGS, RowFile, open_rows
+from .open_row_file import ENDINGS, open_row_file
+from .row_files import RowFile
 from .sparse import sparse_or_same
 
 MANIFEST = "manifest.json"
@@ -54,7 +55,7 @@ def write_manifest(folder: Path | str, key: str | None = None) -> dict[str, Any]
     """
     folder = Path(folder).expanduser()
     paths = shards_in(folder)
-    files = [open_rows(path, key) for path in paths]
+    files = [open_row_file(path, key) for path in paths]
     check_alike(files)
     entries = [entry_of(file) for file in files]
     manifest = {
@@ -165,8 +166,8 @@ def check_alike(files: list[RowFile]) -> None:
                 min(len(columns), len(wanted)),
             )
             raise DataError(
-                f"{file.path} has the columns {told(columns, at)} where {first.path} has {told(wanted, at)}: shards of one "
-                "data set have the same columns in the same order. Write it anew."
+                f"{file.path} has the columns {format_column(columns, at)} where {first.path} has "
+                f"{format_column(wanted, at)}: shards of one data set have the same columns in the same order. Write it anew."
             )
         if (file.row_shape, file.dtype) != (first.row_shape, first.dtype):
             raise DataError(
@@ -175,7 +176,7 @@ def check_alike(files: list[RowFile]) -> None:
             )
 
 
-def told(columns: list[str], at: int) -> str:
+def format_column(columns: list[str], at: int) -> str:
     """Name a column by its place, and how many there are."""
     return f"{columns[at]!r} (number {at} of {len(columns)})" if at < len(columns) else f"{len(columns)} columns"
 
@@ -245,7 +246,7 @@ def open_manifest(folder: Path, key: str | None = None, check: bool = False) -> 
     files = []
     for entry in manifest["files"]:
         check_entry(folder / entry["file"], entry, check)
-        file = open_rows(folder / entry["file"], key if key is not None else manifest.get("key"))
+        file = open_row_file(folder / entry["file"], key if key is not None else manifest.get("key"))
         if file.rows != entry["rows"]:
             raise DataError(f"{file.path} has {file.rows} rows, and {MANIFEST} counts {entry['rows']}. {AGAIN}")
         files.append(file)

@@ -104,11 +104,11 @@ class RowIds:
             if torch.equal(a.sort().values, b.sort().values):
                 return "they are the same rows in another order"
             first = int(differ[0])
-            return f"{what} differs in {len(differ)} of {len(a)} rows, first in row {first}{told(first, self, other)}"
+            return f"{what} differs in {len(differ)} of {len(a)} rows, first in row {first}{format_origins(first, self, other)}"
         return None
 
     def columns(self) -> dict[str, list[str]]:
-        """Columns of a table: source_row, index, label, and the digests, of those that are known."""
+        """Return the columns of a table: source_row, index, label, and the digests, of those that are known."""
         numbers = None if self.source is None else [str(n) for n in self.source.tolist()]
         found = {"source_row": numbers, "index": self.index, "label": self.label}
         found |= {head: hexadecimal(getattr(self, name)) for name, head in DIGESTS.items()}
@@ -140,11 +140,11 @@ class RowIds:
         return cls(**tensors, **texts)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Those of its parts that are tensors, by name."""
+        """Return those of its parts that are tensors, by name."""
         return {n: getattr(self, n) for n in ("x", "context", "source") if getattr(self, n) is not None}
 
 
-def told(row: int, a: RowIds, b: RowIds) -> str:
+def format_origins(row: int, a: RowIds, b: RowIds) -> str:
     """Format where a row of either comes from, where both know."""
     if a.source is None or b.source is None:
         return ""
@@ -183,7 +183,7 @@ def row_digests(arrays: Sequence[Any]) -> Tensor:
 
 
 def plain(rows: Any) -> np.ndarray:
-    """Rows as ``(N, d)`` in float32, with one NaN and one zero, so that equal values have equal bytes."""
+    """Return rows as ``(N, d)`` in float32, with one NaN and one zero, so that equal values have equal bytes."""
     array = rows.float().numpy() if isinstance(rows, Tensor) else rows
     with np.errstate(over="ignore"):
         table = np.array(array, dtype="<f4").reshape(len(array), -1) + np.float32(0)  # −0 + 0 = 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import zipfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,32 +12,21 @@ import numpy as np
 import torch
 
 from pyro_vae.common.optional import imported
-from pyro_vae.errors import DataError
+from pyro_vae.errors import DataError, UsageError
 
 from .columns import EXACT, Column, check_names, check_precision
+from .data_set import MOST, Data, DataOptions, check_enough, format_sample
+from .prepare import format_missing
 from .sparse import SparseRows, sparse_or_same
 from .splits import Split
 from .tables import labels_of
 from .user_files import UNREADABLE, check_ratio
+from .value_kinds import kind_of_sparse
 
 ANNOTATED = ".h5ad"
 COMMON = {"format.npy", "shape.npy", "data.npy"}  # of scipy.sparse.save_npz, of any format
 PLACES = ({"indices.npy", "indptr.npy"}, {"row.npy", "col.npy"}, {"coords.npy"}, {"offsets.npy"})
-MOST, BYTES = 10_000, 2**27  # of rows that are held out, and that are looked at; dense
-
-
-@dataclass(frozen=True, eq=False)
-class SparseSplits:
-    """Training rows, sparse; some of them, and the rows that are held out, dense; with what to say of them."""
-
-    train: Split
-    sample: Split
-    validation: Split
-    test: Split
-    columns: tuple[Column, ...]
-    digest: str
-    kind: str
-    notes: tuple[str, ...]
+BYTES = 2**27  # of rows that are held out, and that are looked at; dense
 
 
 def is_sparse_file(path: Path) -> bool:
@@ -52,55 +40,69 @@ def is_sparse_file(path: Path) -> bool:
         return names >= COMMON and any(names >= places for places in PLACES)
 
 
-def read_sparse(path: Path, seed: int, missing: bool, label: str | None = None) -> SparseSplits:
+def read_sparse(path: Path, options: DataOptions) -> Data:
     """Read a sparse matrix, and split its rows 80/10/10 by a permutation from numpy's ``default_rng(seed)``.
 
     At most 10,000 rows, and as many as take 128 MiB dense, are held out for validation, and for the test.
 
     Args:
         path: of the file; an .h5ad is read by the package anndata (optional); its rows and columns keep their names.
-        seed: of the permutation.
-        missing: stored values that are NaN stand for what was not observed.
-        label: of an .h5ad, the column of ``obs`` that labels the rows.
+        options: of which sparse matrices take `seed`; `missing`, under which stored values that are NaN stand for what was
+            not observed; and, of an .h5ad, the column of ``obs`` that labels the rows, ``table.label``.
 
     Raises:
+        UsageError: an option of dense rows.
         DataError: a file that is damaged, a matrix without rows, values that are not finite.
         MissingExtraError: an .h5ad, and no package anndata.
     """
+    refuse_dense_options(path, options)
+    label = options.table.label
     rows, y, classes = read_rows(path, label)
-    rows = rows.converted(torch.float32, None, missing, "x")
-    if len(rows) < 3:
-        raise DataError(f"{path} has {len(rows)} rows: training, validation and test need one each, so at least 3.")
+    rows = rows.converted(torch.float32, None, options.missing, "x")
+    check_enough(path, len(rows))
     tenth = max(1, min(round(len(rows) / 10), MOST, BYTES // (4 * rows.shape[1])))
-    order = np.random.default_rng(seed).permutation(len(rows))
+    order = np.random.default_rng(options.seed).permutation(len(rows))
 
     def split(numbers: np.ndarray, dense: bool = True) -> Split:
         x: Any = rows[torch.from_numpy(numbers)] if dense else rows.taking(numbers)
         index = np.array([rows.row_names[n] for n in numbers]) if rows.row_names else None
         return Split(x, None if y is None else torch.from_numpy(y[numbers]), numbers, index, classes)
 
-    train, validation, test = np.sort(order[: len(rows) - 2 * tenth]), order[-2 * tenth : -tenth], order[-tenth:]
+    train = np.sort(order[: len(rows) - 2 * tenth])
     some = train[:: max(1, len(train) // tenth)][:tenth]
     check_columns(rows, some)
     filled = 100 * rows.matrix.nnz / rows.numel()
     notes = (
         f"x: {len(rows):,} rows × {rows.shape[1]:,} columns of {rows.source_dtype}, sparse: {filled:.3g} % of them are stored, "
         f"the others are 0; labels: {'none' if y is None else label}",
-        f"{tenth:,} rows for validation and {tenth:,} for the test, by a permutation from seed {seed}; {len(train):,} to train "
-        "on",
-        f"units, first biases and the floor are of {len(some):,} training rows, evenly spaced",
+        f"{tenth:,} rows for validation and {tenth:,} for the test, by a permutation from seed {options.seed}; {len(train):,} "
+        "to train on",
+        format_sample(len(some)),
     )
-    columns = tuple(map(Column, check_names(rows.column_names))) if rows.column_names else ()
-    return SparseSplits(
+    sample, validation, test = split(some), split(order[-2 * tenth : -tenth]), split(order[-tenth:])
+    return Data(
+        path.name,
         split(train, dense=False),
-        split(some),
-        split(validation),
-        split(test),
-        columns,
-        rows.digest,
-        kind_of(rows),
-        notes,
+        validation,
+        test,
+        shape=(rows.shape[1],),
+        policy="values as given" + format_missing([sample, validation, test]),
+        digest=rows.digest,
+        notes=notes,
+        kind=kind_of_sparse(rows.matrix.data),
+        columns=tuple(map(Column, check_names(rows.column_names))) if rows.column_names else (),
+        part=sample,
     )
+
+
+def refuse_dense_options(path: Path, options: DataOptions) -> None:
+    """Refuse what is asked of dense rows alone."""
+    given = [f"--{name.replace('_', '-')}" for name in options.table.given]
+    refused = [option for option in given if option != "--label" or path.suffix.lower() != ANNOTATED]
+    refused += ["--memory"] * (options.memory is not None) + ["sequences"] * options.sequences
+    refused += [f"--binarization {options.binarization}"] * options.binary
+    if refused:
+        raise UsageError(f"{path} holds a sparse matrix, of which {refused[0]} is no option: leave it out")
 
 
 def check_columns(rows: SparseRows, some: np.ndarray) -> None:
@@ -191,11 +193,3 @@ def read_annotated(path: Path, label: str | None) -> tuple[SparseRows, np.ndarra
     return rows, *labels_of(
         ["" if gap else str(text) for text, gap in zip(data.obs[label], data.obs[label].isna(), strict=True)]
     )
-
-
-def kind_of(rows: SparseRows) -> str:
-    """Return what all values are: "binary", zeros and ones; "counts", whole numbers from 0; "" for anything else."""
-    values = rows.matrix.data[np.isfinite(rows.matrix.data)]
-    if not len(values) or values.min() < 0 or (values != np.round(values)).any():
-        return ""
-    return "binary" if values.max() <= 1 else "counts"

@@ -15,11 +15,10 @@ from pyro_vae.errors import DataError, UsageError
 from .image_folders import PICTURES, read_folder
 from .row_ids import row_digests
 from .sparse_data import is_sparse_file
-from .splits import SPLIT_NAMES, Part, Source, Split, shuffle_train
+from .splits import SPLIT_NAMES, SPLITS, Part, Source, Split, shuffle_train
 from .table_layout import TableOptions
 from .user_files import ENDINGS, TABLES, read_file
 
-SPLITS = ("train", "validation", "test")
 Paths = dict[str, Path]
 
 
@@ -83,7 +82,9 @@ def read_splits(paths: Paths, seed: int, options: TableOptions, sequences: bool 
     parts = [replace(s.parts[0], name=f"x_{split}") for s, split in zip(sources, names, strict=True)]
     parts = list(alike(parts))
     cut: Callable[[Sequence[Split]], Sequence[Split]] = tuple
-    notes = [f"{paths[n].name} ({n}): {note}" for n, s in zip(names, sources, strict=True) for note in told(s)]
+    notes = [
+        f"{paths[n].name} ({n}): {note}" for n, s in zip(names, sources, strict=True) for note in notes_but_split(s)
+    ]
     notes.append(f"split by file: {', '.join(f'{n} {paths[n].name}' for n in names)}")
     if len(parts) < len(SPLITS):
         cut = partial(shuffle_train, seed=seed)
@@ -111,7 +112,7 @@ def read_part(split: str, path: Path, *, seed: int, sequences: bool, options: Ta
     return source
 
 
-def told(source: Source) -> list[str]:
+def notes_but_split(source: Source) -> list[str]:
     """Return what a file says of itself, but for how its rows would be split if they were all."""
     return [note for note in source.notes if not note.startswith("split ")]
 

@@ -16,6 +16,7 @@ from .columns import Column
 from .row_ids import RowIds
 from .table_layout import is_number
 
+SPLITS = ("train", "validation", "test")
 SPLIT_NAMES = dict.fromkeys(("train", "training"), "train") | {"test": "test"}
 SPLIT_NAMES |= dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
 
@@ -131,7 +132,7 @@ def split_by(parts: Sequence[Split], values: Sequence[str], seed: int) -> tuple[
         check_groups(names)
         names = groups_of(values, seed)
     chosen = np.array([names[value] for value in values])
-    train, validation, test = (rows[np.flatnonzero(chosen == name)] for name in ("train", "validation", "test"))
+    train, validation, test = (rows[np.flatnonzero(chosen == name)] for name in SPLITS)
     for name, split in (("train", train), ("validation", validation), ("test", test)):
         if not len(split):
             raise DataError(f"no row is of the {name} split, as its column says: each split needs one at least.")
@@ -188,3 +189,8 @@ def shuffle(parts: Sequence[Split], seed: int) -> tuple[Split, Split, Split]:
     order = np.random.default_rng(seed).permutation(len(rows))
     train = len(rows) - 2 * tenth
     return rows[order[:train]], rows[order[train:-tenth]], rows[order[-tenth:]]
+
+
+def format_shuffle(seed: int) -> str:
+    """Say how :func:`shuffle` splits rows that neither their file nor a column splits."""
+    return f"split 80/10/10 per cent by a permutation from seed {seed}"

@@ -20,7 +20,8 @@ from pyro_vae.errors import DataError, UsageError
 from .arrays import GAPS, to_tensor
 from .lazy_rows import LazyRows
 from .manifest import MANIFEST, open_manifest
-from .row_files import FileState, RowFile, open_rows
+from .open_row_file import open_row_file
+from .row_files import FileState, RowFile
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 BLOCK = 2**22  # bytes of a block, about; less under little memory
@@ -259,7 +260,7 @@ def files_at(path: Path, key: str | None) -> tuple[list[RowFile], dict[str, Any]
     """Open the files that a path stands for, and the manifest that lists them, where there is one."""
     if (path / MANIFEST).is_file():
         return open_manifest(path, key)
-    return [open_rows(path, key)], None
+    return [open_row_file(path, key)], None
 
 
 def merged(pieces: Sequence[int], end: int, wanted: int) -> Iterator[int]:

@@ -3,40 +3,26 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from pyro_vae.errors import DataError, ShapeError, UsageError
+from pyro_vae.errors import ShapeError, UsageError
 
-from .binarize import binarize, check_grey
+from .binarize import check_grey
 from .columns import check_precision
+from .data_set import MOST, Data, DataOptions, check_enough, draw, format_sample
 from .manifest import MANIFEST
-from .row_files import is_zarr
 from .splits import Split
 from .stored import Stored
 from .user_files import channels_first
+from .value_kinds import kind_of
+from .zarr_rows import is_zarr
 
-MOST = 10_000  # rows that are held out for validation, and for the test, and that are looked at of the training rows
 SHARE = 8  # of the memory, at most, for each of these
 MEMORY = "1 GB"
-
-
-@dataclass(frozen=True, eq=False)
-class StoredSplits:
-    """Training rows on disk, a sample of them, and the rows that are held out, all flat; with what to say of them."""
-
-    train: Split
-    sample: Split
-    validation: Split
-    test: Split
-    shape: tuple[int, ...]
-    digest: str
-    kind_of: np.ndarray  # of the sample, as stored
-    notes: tuple[str, ...]
 
 
 def is_stored(path: Path, memory: str | None) -> bool:
@@ -44,7 +30,7 @@ def is_stored(path: Path, memory: str | None) -> bool:
     return memory is not None or (path / MANIFEST).is_file() or is_zarr(path)
 
 
-def read_stored(path: Path, memory: str | None, seed: int, missing: bool, binarization: str) -> StoredSplits:
+def read_stored(path: Path, options: DataOptions) -> Data:
     """Open rows on disk and hold some out: a tenth, 10,000 at most, for validation, and as many for the test.
 
     They are drawn among all rows from numpy's ``default_rng(seed)``, whatever blocks they lie in, and are in the order of the
@@ -53,52 +39,70 @@ def read_stored(path: Path, memory: str | None, seed: int, missing: bool, binari
     Raises:
         DataError: as :class:`~pyro_vae.data.Stored`; fewer than 3 rows; columns that single precision takes for others.
         ShapeError: rows of more than three dimensions, or images with their channels last.
-        UsageError: static binarization, which draws each row once for all.
+        UsageError: static binarization, which draws each row once for all; options of tables and sequences.
     """
-    if binarization == "static":
+    refuse_options_in_memory(path, options)
+    stored = Stored(path, memory=options.memory or MEMORY, missing=options.missing)
+    shape = shape_of(stored)
+    flat = stored.flat()
+    numbers = held_out(flat, math.prod(shape), options.seed)
+    train: Any = flat.without(np.sort(np.concatenate(numbers)))
+    most = len(numbers[0])
+    some = np.arange(0, len(train), max(1, len(train) // most), dtype=np.int64)[:most]
+    as_stored = train.converted(torch.float64, None, options.missing, "x").read_held(some)
+    if len(shape) == 1 and stored.source_dtype.itemsize > 4:
+        for i, column in enumerate(as_stored.T):
+            check_precision(f"x[:, {i}]", column)
+    sample = Split(train[torch.from_numpy(some)], rows=train.numbers_in_files(some))
+    if options.binary:
+        check_grey(sample.x, "x")
+    train_rows, validation, test = draw(
+        [Split(train), *(Split(flat[torch.from_numpy(n)], rows=n) for n in numbers)], options
+    )
+    return Data(
+        path.name,
+        train_rows,
+        validation,
+        test,
+        shape=shape,
+        policy=options.policy or "values as given",
+        digest=stored.digest,
+        transform=options.transform,
+        notes=notes_of(stored, train, most, len(sample), options.seed),
+        kind=kind_of([as_stored]),
+        part=sample,
+    )
+
+
+def refuse_options_in_memory(path: Path, options: DataOptions) -> None:
+    """Refuse what is asked of rows in memory alone."""
+    if options.sequences or options.table.given:
+        what = "sequences" if options.sequences else f"--{options.table.given[0].replace('_', '-')}"
+        raise UsageError(f"{path}: rows on disk are plain numbers, and {what} needs all rows in memory: leave it out")
+    if options.binarization == "static":
         raise UsageError(
             "binarization static draws each training row once, and those of rows on disk are read anew each epoch: take "
             "binarization dynamic, or write a file of zeros and ones."
         )
-    stored = Stored(path, memory=memory or MEMORY, missing=missing)
-    shape = shape_of(stored)
-    flat = stored.flat()
-    row = 4 * math.prod(shape)
-    most = max(1, min(MOST, len(flat) // 10, flat.memory // SHARE // row))
-    if len(flat) < 3:
-        raise DataError(f"{path} has {len(flat)} rows: training, validation and test need one each, so at least 3.")
-    held_out = np.random.default_rng(seed).choice(len(flat), 2 * most, replace=False)
-    validation, test = np.sort(held_out[:most]), np.sort(held_out[most:])
-    train: Any = flat.without(np.sort(held_out))
-    some = np.arange(0, len(train), max(1, len(train) // most), dtype=np.int64)[:most]
-    as_stored = train.converted(torch.float64, None, missing, "x").read_held(some)
-    if len(shape) == 1 and stored.source_dtype.itemsize > 4:
-        for i, column in enumerate(as_stored.T):
-            check_precision(f"x[:, {i}]", column)
-    kept = [Split(flat[torch.from_numpy(n)], rows=n) for n in (validation, test)]
-    sample = Split(train[torch.from_numpy(some)], rows=train.numbers_in_files(some))
-    if binarization == "dynamic":
-        check_grey(sample.x, "x")
-        generator = torch.Generator().manual_seed(seed)
-        drawn = [binarize(kept[i].x, generator) for i in (1, 0)]
-        kept = [Split(x, rows=split.rows) for x, split in zip(drawn[::-1], kept, strict=True)]
+
+
+def held_out(flat: Stored, elements: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw the numbers of the rows of `elements` that are held out for validation, and for the test, in order."""
+    check_enough(flat.path, len(flat))
+    most = max(1, min(MOST, len(flat) // 10, flat.memory // SHARE // (4 * elements)))
+    numbers = np.random.default_rng(seed).choice(len(flat), 2 * most, replace=False)
+    return np.sort(numbers[:most]), np.sort(numbers[most:])
+
+
+def notes_of(stored: Stored, train: Stored, most: int, looked_at: int, seed: int) -> tuple[str, ...]:
+    """Say what was read as what, how it is split, and what is of a sample of the rows."""
     files = f"{len(stored.files):,} file{'s' * (len(stored.files) > 1)}"
-    notes = (
+    return (
         f"x: {len(stored):,} rows × {' × '.join(map(str, stored.shape[1:])) or 1} columns of {stored.source_dtype} in {files}, "
         f"{stored.numel() * stored.source_dtype.itemsize / 1e9:.2f} GB, on disk; labels: none",
         f"{most:,} rows for validation and {most:,} for the test, drawn from seed {seed}; {len(train):,} to train on, shuffled "
         f"in {len(train.bounds) - 1:,} blocks, among {min(train.window, len(train)):,} rows at a time (--memory)",
-        f"units, first biases and the floor are of {len(sample):,} training rows, evenly spaced",
-    )
-    return StoredSplits(
-        Split(train),
-        sample,
-        kept[0],
-        kept[1],
-        shape,
-        stored.digest,
-        as_stored,
-        notes,
+        format_sample(looked_at),
     )
 
 

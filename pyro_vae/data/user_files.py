@@ -16,7 +16,7 @@ from pyro_vae.errors import DataError, UsageError
 
 from .cells import separator_of
 from .sequences import as_tensor, read_lengths
-from .splits import SPLIT_NAMES, Part, Source, shuffle, split_by
+from .splits import SPLIT_NAMES, SPLITS, Part, Source, format_shuffle, shuffle, split_by
 from .table_files import PARQUET, TEXT, read_mixed
 from .table_layout import HEAD, TableOptions
 from .tables import read_table
@@ -26,7 +26,6 @@ TABLES = (*TEXT, PARQUET)
 ENDINGS = (".npy", ".npz", *TABLES)
 CHANNELS, SIDE = (1, 3), 4  # of images: how many channels, and pixels a side at least
 LOOKED_AT = 2**16  # bytes, to see what parts the cells of a table
-SPLITS = ("train", "validation", "test")
 UNREADABLE = (  # what np.load raises for damaged files, found by damaging them
     *(ValueError, OSError, EOFError, KeyError, MemoryError, RuntimeError),
     *(tokenize.TokenError, zipfile.BadZipFile, zlib.error),
@@ -54,16 +53,24 @@ def read_file(path: Path, seed: int, options: TableOptions | None = None, sequen
             "Of a run whose data file has moved: --data-dir FOLDER, or the file itself."
         )
     options = options or TableOptions()
-    split = f"split 80/10/10 per cent by a permutation from seed {seed}"
-    cut = partial(shuffle, seed=seed)
-    if path.suffix.lower() in TABLES:
-        table = (read_table if is_plain(path, options) else read_mixed)(path, options)
-        part = Part("x", table.x, table.y, table.index, table.classes, table.columns)
-        if table.split:
-            cut = partial(split_by, values=table.split, seed=seed)
-            split = f"split by column {options.split_by!r}: {told_groups(table.split, seed)}"
-        notes = (*table.notes, split, *layout(part.x, sequences))
-        return Source(path.name, (part,), cut, notes=notes, split=table.split)
+    read = table_source if path.suffix.lower() in TABLES else array_source
+    return read(path, seed, options, sequences)
+
+
+def table_source(path: Path, seed: int, options: TableOptions, sequences: bool) -> Source:
+    """Read the rows of a table, which a column of it may split."""
+    table = (read_table if is_plain(path, options) else read_mixed)(path, options)
+    part = Part("x", table.x, table.y, table.index, table.classes, table.columns)
+    cut, split = partial(shuffle, seed=seed), format_shuffle(seed)
+    if table.split:
+        cut = partial(split_by, values=table.split, seed=seed)
+        split = f"split by column {options.split_by!r}: {told_groups(table.split, seed)}"
+    notes = (*table.notes, split, *layout(part.x, sequences))
+    return Source(path.name, (part,), cut, notes=notes, split=table.split)
+
+
+def array_source(path: Path, seed: int, options: TableOptions, sequences: bool) -> Source:
+    """Read the rows of an .npy or .npz, which may hold its splits."""
     check_numpy_options(path, options)
     arrays, y = read_numpy(path), options.label or "y"
     arrays = cut_off(arrays, path) if sequences else {key: channels_first(array) for key, array in arrays.items()}
@@ -80,8 +87,8 @@ def read_file(path: Path, seed: int, options: TableOptions | None = None, sequen
     part = Part("x", arrays[x], arrays.get(y))
     if options.label and part.y is None:
         raise DataError(f"{path} holds no array {y!r}, which --label names; it has {', '.join(sorted(arrays))}.")
-    notes = (describe(part), split, *layout(part.x, sequences), *unused(arrays, (), x, y))
-    return Source(path.name, (part,), cut, notes=notes)
+    notes = (describe(part), format_shuffle(seed), *layout(part.x, sequences), *unused(arrays, (), x, y))
+    return Source(path.name, (part,), partial(shuffle, seed=seed), notes=notes)
 
 
 def told_groups(values: tuple[str, ...], seed: int) -> str:

@@ -53,7 +53,7 @@ def block_ranks(problem: Problem, truth: Simulated, num_draws: int, vectorized: 
 
 
 def guide_draws(problem: Problem, sizes: list[int]) -> list[Sites]:
-    """Latent sites of runs of the guide, of these numbers of particles; checked to be the model's latents."""
+    """Return the latent sites of runs of the guide, of these numbers of particles; checked to be the model's latents."""
     problem.draw(1)
     return [latent_sites(problem.sites(problem.guide, size)) for size in sizes]
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from pyro_vae.data.row_ids import RowIds
 from pyro_vae.errors import DataError, ShapeError, UnknownProgramsWarning, UsageError
 from pyro_vae.evidence.estimate import LogPx, apart_se, row_difference
-from pyro_vae.evidence.importance.result import UNKNOWN_PROGRAMS, Evidence
+from pyro_vae.evidence.importance.result import Evidence
+from pyro_vae.evidence.importance.same_evaluation import UNKNOWN_PROGRAMS
 from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.program_ids import ProgramIds
 

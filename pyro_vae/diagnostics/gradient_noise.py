@@ -18,6 +18,7 @@ from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.random import seeded
 from pyro_vae.errors import UsageError
 from pyro_vae.programs.pair import evaluation_mode, programs
+from pyro_vae.programs.reached_parameters import reached
 from pyro_vae.programs.sites import Program, sample_sites
 
 Gradient = dict[str, Tensor]  # "encoder" and "decoder" to all of their coordinates, float64
@@ -210,15 +211,6 @@ def split_parameters(model: Program, guide: Program, args: tuple[Any, ...]) -> d
     of_q, of_p = ([site["fn"].log_prob(site["value"]) for site in sites] for sites in (q_sites, p_sites))
     encoder, either = reached([*of_q, *draws], declared), reached([*of_q, *draws, *of_p], declared)
     return {"encoder": encoder, "decoder": [p for p in either if all(p is not other for other in encoder)]}
-
-
-def reached(terms: list[Tensor], parameters: list[Tensor]) -> list[Tensor]:
-    """Return the parameters that the terms depend on."""
-    linked = [term.sum() for term in terms if term.requires_grad]
-    if not linked:
-        return []
-    grads = torch.autograd.grad(linked, parameters, allow_unused=True, retain_graph=True)
-    return [p for p, grad in zip(parameters, grads, strict=True) if grad is not None]
 
 
 def gradient_of(value: Tensor, parts: Mapping[str, list[Tensor]]) -> Gradient:

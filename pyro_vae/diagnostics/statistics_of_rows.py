@@ -23,19 +23,19 @@ def mean(values: Tensor) -> Tensor:
 
 
 def standard_deviation(x: Tensor) -> Tensor:
-    """The root mean square deviation from the mean, of what is no gap."""
+    """Return the root mean square deviation from the mean, of what is no gap."""
     values = elements(x)
     return mean((values - mean(values).unsqueeze(1)).square()).sqrt()
 
 
 def share_of_zeros(x: Tensor) -> Tensor:
-    """The share of zeros among what is no gap."""
+    """Return the share of zeros among what is no gap."""
     values = elements(x)
     return mean((values == 0).to(x.dtype).masked_fill(values.isnan(), torch.nan))
 
 
 def largest(x: Tensor) -> Tensor:
-    """The largest entry; 0 where all is missing."""
+    """Return the largest entry; 0 where all is missing."""
     values = elements(x)
     return values.nan_to_num(-torch.inf, torch.inf, -torch.inf).amax(1).masked_fill(values.isnan().all(1), 0.0)
 

@@ -40,7 +40,7 @@ class Affine(dist.TransformedDistribution):
 
 
 def in_units(d: Any, loc: Tensor, scale: Tensor) -> Any:
-    r"""The distribution of loc + scale · u, u ~ d, in those elements of u that are real numbers; the others as they are.
+    r"""Return the distribution of loc + scale · u, u ~ d, in those elements of u that are real numbers; the others as they are.
 
     Args:
         d: ``(*batch, *event)``: one family, a table of :class:`~pyro_vae.distributions.tabular.Columns`, either with missing

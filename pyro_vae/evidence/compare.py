@@ -94,7 +94,21 @@ def compare(
 
 def check(pairs: list[tuple[str, LogPx]], beside: dict[str, Mapping[str, Any]]) -> None:
     """Refuse evidence that cannot be compared."""
-    names = [name for name, _ in pairs]
+    check_names([name for name, _ in pairs], beside)
+    refuse_two_noises(dict(pairs))
+    check_same_rows(pairs)
+    check_measures(pairs)
+    for name, e in pairs:
+        if bad := (~e.log_px.isfinite()).nonzero().flatten().tolist():
+            raise DataError(
+                f"log p(x) of {name!r} is not finite in {len(bad)} of {len(e)} rows, the first {bad[:5]}: no mean, and no "
+                "difference, survives it. Look at those rows: a guide that misses the posterior, or a model that excludes "
+                "them."
+            )
+
+
+def check_names(names: list[str], beside: dict[str, Mapping[str, Any]]) -> None:
+    """Refuse fewer than two names, one that stands for two models, and what is of none of them."""
     if len(names) < 2:
         raise UsageError(f"a comparison takes two models or more, got {len(names)}")
     if twice := [name for name, count in Counter(names).items() if count > 1]:
@@ -102,7 +116,10 @@ def check(pairs: list[tuple[str, LogPx]], beside: dict[str, Mapping[str, Any]]) 
     for what, values in beside.items():
         if unknown := [name for name in values if name not in names]:
             raise UsageError(f"{what} of {unknown[0]!r}, which is not compared; the names are {', '.join(names)}")
-    refuse_two_noises(dict(pairs))
+
+
+def check_same_rows(pairs: list[tuple[str, LogPx]]) -> None:
+    """Refuse evidence of other rows than the first's, or in another order, where their digests are known."""
     (first, e), *others = pairs
     for name, other in others:
         if len(other) != len(e):
@@ -115,20 +132,17 @@ def check(pairs: list[tuple[str, LogPx]], beside: dict[str, Mapping[str, Any]]) 
                 f"{first!r} and {name!r} are not of the same rows: {how}. Differences are taken row by row: score both on the "
                 "same rows in the same order."
             )
-    measures = {name: e.measure for name, e in pairs if e.measure}  # evidence without a measure is let pass
+
+
+def check_measures(pairs: list[tuple[str, LogPx]]) -> None:
+    """Refuse probabilities beside densities, and scores beside either; evidence without a measure is let pass."""
+    measures = {name: e.measure for name, e in pairs if e.measure}
     for name, measure in measures.items():
         first, measure_of_first = next(iter(measures.items()))
         if dominating(measure) != dominating(measure_of_first):
             raise DataError(
                 f"log p(x) of {first!r} is of measure {measure_of_first!r} and that of {name!r} is {measure!r}: a log "
                 "probability, a log density and a score have no difference. Give both a likelihood of one kind."
-            )
-    for name, e in pairs:
-        if bad := (~e.log_px.isfinite()).nonzero().flatten().tolist():
-            raise DataError(
-                f"log p(x) of {name!r} is not finite in {len(bad)} of {len(e)} rows, the first {bad[:5]}: no mean, and no "
-                "difference, survives it. Look at those rows: a guide that misses the posterior, or a model that excludes "
-                "them."
             )
 
 

@@ -31,6 +31,7 @@ from .imputation import check_gaps_are_read_nowhere, check_gaps_left_out, mapped
 from .log_likelihood import log_likelihood
 
 GIVEN = 23  # of a seed: the stream of log p(x_1), apart from that of log p(x_1, x_2)
+CHUNK = 8192  # (row, particle) pairs that are run at a time
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -195,12 +196,10 @@ def hide(known: DataMap, args: Sequence[Tensor], sites: Sequence[str]) -> tuple[
     return tuple(hidden), there
 
 
-def check_left_out(
-    problem: Problem, rest: Problem, known: DataMap, sites: Sequence[str], seed: int, chunk_size: int = 8192
-) -> None:
+def check_left_out(problem: Problem, rest: Problem, known: DataMap, sites: Sequence[str], seed: int) -> None:
     """Refuse a model of which what is missing in the `rest` counts: read elsewhere, or filled in and scored."""
-    mapped(rest, seed, chunk_size, check_gaps_are_read_nowhere)
-    for all_there, some in zip(problem.split(chunk_size), rest.split(chunk_size), strict=True):
+    mapped(rest, seed, CHUNK, check_gaps_are_read_nowhere)
+    for all_there, some in zip(problem.split(CHUNK), rest.split(CHUNK), strict=True):
         with some.quiet(seed):
             check_gaps_left_out(some, known, some.draw(1)[1])
             check_others_stay(all_there, some, sites)

@@ -257,7 +257,7 @@ class Particles:
         return self.filled({name: sites[name]["fn"].sample() for name in self.sites_with_gaps()}, (draws,))
 
     def sites_with_gaps(self) -> list[str]:
-        """The sites that observe what is missing and is to be filled: of x, or the one that was asked for."""
+        """Return the sites that observe what is missing and is to be filled: of x, or the one that was asked for."""
         at_x = [name for name, at in self.known.sites.items() if at.argument == 0]
         chosen = at_x if self.site is None else [self.site]
         return [name for name in chosen if self.known.observation(name, self.problem.args).isnan().any()]

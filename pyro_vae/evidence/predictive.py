@@ -90,7 +90,7 @@ class PredictiveDensity:
         return None if error is None else error * len(self)
 
     def summary(self) -> dict[str, Any]:
-        """The sum and its errors apart, the mean a row, and how many rows are flagged."""
+        """Return the sum and its errors apart, the mean a row, and how many rows are flagged."""
         return {
             "elpd": self.elpd,
             "elpd_mc_se": self.elpd_mc_se,
@@ -118,7 +118,7 @@ class PredictiveDensity:
 
 
 def spread_of(weights: Tensor) -> Tensor:
-    """Standard deviation over draws; NaN of one draw."""
+    """Return the standard deviation over draws; NaN of one draw."""
     return weights.std(0) if len(weights) > 1 else torch.full_like(weights[0], math.nan)
 
 

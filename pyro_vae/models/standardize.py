@@ -76,7 +76,7 @@ class OfStandardized(Picklable):
 
 
 def column_units(x: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each element of x over its rows, NaN left out; 0 and 1 where it is not `real`.
+    """Return mean and standard deviation of each element of x over its rows, NaN left out; 0 and 1 where it is not `real`.
 
     Elements that do not vary have scale 1 (a Jacobian of log 0 would be no number).
 
@@ -94,7 +94,7 @@ def column_units(x: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def units_in_one_pass(parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each element over rows that come part by part, in float64.
+    """Return mean and standard deviation of each element over rows that come part by part, in float64.
 
     The parts' moments are joined as they come, each about its own mean, so that large means take no digits of the deviations.
 
@@ -117,7 +117,7 @@ def units_in_one_pass(parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def units_by_shape(x: Tensor, real: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of training rows, ``(elements,)``: of each column of a table, of all pixels of images.
+    """Return mean and standard deviation of training rows, ``(elements,)``: of each column of a table, of all pixels of images.
 
     0 and 1 for elements that are not `real`. A pixel of its own scale, such as one that is hardly ever on, would be blown up.
     """

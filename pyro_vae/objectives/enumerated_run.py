@@ -56,7 +56,7 @@ class EnumeratedRun(ParticleRun):
         self.values = {name: site["value"] for name, site in q.items()}
 
     def tables(self) -> dict[str, Tensor]:
-        """The values of each summed site for all particles, code by code: ``(C K, 1, ..., *event)``."""
+        """Return the values of each summed site for all particles, code by code: ``(C K, 1, ..., *event)``."""
         assert self.codes is not None
         ones = [1] * self.problem.plates.nesting
         each = {n: v.repeat_interleave(self.particles, 0) for n, v in self.codes.values.items()}

@@ -34,7 +34,7 @@ def without_one(bound: BoundFunction, log_w: Tensor) -> Tensor:
 
 
 def replaced(bound: BoundFunction, log_w: Tensor, others: Tensor) -> Tensor:
-    """The bound with one particle after the other replaced by `others`, ``(*K, N)``."""
+    """Return the bound with one particle after the other replaced by `others`, ``(*K, N)``."""
     if bound is elbo:
         return others
     if bound is iwae or bound is miwae:
@@ -61,7 +61,7 @@ def particles_at_once(log_w: Tensor) -> Iterator[Tensor]:
 
 
 def bound_of_copies(bound: BoundFunction, log_w: Tensor, others: Tensor, particles: Tensor) -> Tensor:
-    """The bound of a copy of the weights for each of some particles, that one replaced: ``(particles, N)``."""
+    """Return the bound of a copy of the weights for each of some particles, that one replaced: ``(particles, N)``."""
     *groups, k, rows = log_w.shape
     all_particles = torch.arange(log_w.numel() // rows, device=log_w.device)
     one = (particles.unsqueeze(-1) == all_particles).reshape(-1, *groups, k, 1)

@@ -87,7 +87,7 @@ class ParticleRun:
         self.scales = Scales.of(self.p, self.q, self.problem.plates)
 
     def weighed(self, site: Site) -> Tensor:
-        """The draw as the densities see it: itself, or a copy whose gradient is multiplied by `path`."""
+        """Return the draw as the densities see it: itself, or a copy whose gradient is multiplied by `path`."""
         value: Tensor = site["value"]
         if self.weighable and value.requires_grad:
             value = value.view_as(value)
@@ -95,7 +95,7 @@ class ParticleRun:
         return value
 
     def plain(self) -> ParticleRun:
-        """The same draws, their paths not weighable: the model is run on them once more, if they were."""
+        """Return the same draws, their paths not weighable: the model is run on them once more, if they were."""
         if not self.weighable:
             return self
         plain = copy(self)
@@ -114,7 +114,7 @@ class ParticleRun:
         return LogProbs(observed, prior, self.score("guide", q, self.values))
 
     def score(self, program: str, sites: Sites, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Each site's log-probability at these values (its own by default), with the scale that a handler gave it."""
+        """Return each site's log-probability at these values (its own by default), with the scale that a handler gave it."""
         scale, plates = self.scales.inner, self.problem.plates
         moved = {name: {**site, "value": values.get(name, site["value"])} for name, site in sites.items()}
         if self.validated:
@@ -123,7 +123,7 @@ class ParticleRun:
         return {name: row_log_prob(name, site, plates, scale[program, name]) for name, site in moved.items()}
 
     def guide_at(self, values: Mapping[str, Tensor]) -> Sites:
-        """The guide's sites at other draws: where one latent depends on another, its parameters do, too."""
+        """Return the guide's sites at other draws: where one latent depends on another, its parameters do, too."""
         if len(self.q) == 1:
             return self.q
         return self.problem.sites(self.problem.guide, self.particles, with_values(self.trace, values))
@@ -147,7 +147,7 @@ class ParticleRun:
         return add(terms) / self.particles if terms else None
 
     def by_row(self, weight: Any) -> Any:
-        """A handler's scale as a number, or ``(N,)``."""
+        """Return a handler's scale as a number, or ``(N,)``."""
         plates = self.problem.plates
         if not isinstance(weight, Tensor) or weight.numel() == 1:
             return weight
@@ -204,11 +204,11 @@ class Draw:
         return self.runs[0]
 
     def plain(self) -> Draw:
-        """The same draws with the paths that they were drawn with: what an added term is to be differentiated through."""
+        """Return the same draws with the paths that they were drawn with, which an added term is differentiated through."""
         return Draw([run.plain() for run in self.runs], self.groups)
 
     def without_path(self) -> list[str]:
-        """Latent sites whose draws carry no gradient of φ: no ``rsample``."""
+        """Return the latent sites whose draws carry no gradient of φ: no ``rsample``."""
         return [name for name, site in self.first.q.items() if not getattr(site["fn"], "has_rsample", False)]
 
     def log_q_observed(self) -> Tensor | None:
@@ -217,7 +217,7 @@ class Draw:
         return add(terms) / sum(run.particles for run in self.runs) if terms else None
 
     def split(self, weights: Tensor) -> list[Tensor]:
-        """Weights ``(*K, N)`` as ``(P, N)`` for each run, detached."""
+        """Return weights ``(*K, N)`` as ``(P, N)`` for each run, detached."""
         sizes = [run.particles for run in self.runs]
         return list(weights.detach().reshape(sum(sizes), -1).split(sizes))
 

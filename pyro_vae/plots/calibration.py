@@ -44,7 +44,7 @@ def ecdf_differences(calibration: Mapping[str, Any], most: int = 16) -> Figure:
 
 
 def band_of(calibration: Mapping[str, Any], i: int) -> list[list[float]]:
-    """The band of quantity `i` with its ends: of the rows that it is ranked in, where masks leave it out of some."""
+    """Return the band of quantity `i` with its ends: of the rows that it is ranked in, where masks leave it out of some."""
     own = "lower_by_quantity" in calibration
     return [
         [0.0, *(calibration[f"{end}_by_quantity"][i] if own else calibration[end]), 0.0] for end in ("lower", "upper")

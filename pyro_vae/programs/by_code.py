@@ -89,7 +89,7 @@ def mixture_of(log_weights: Tensor, fn: Any, grouping: CodesOnTheRight) -> CodeM
 
 
 def by_code(fn: Any, grouping: CodesOnTheRight) -> Any:
-    """A distribution of C · N rows as one of ``(..., N, C)``; simple families keep their own class."""
+    """Return a distribution of C · N rows as one of ``(..., N, C)``; simple families keep their own class."""
     if isinstance(fn, Independent):
         taken = fn.reinterpreted_batch_ndims
         return dist.Independent(by_code(fn.base_dist, replace(grouping, taken=grouping.taken + taken)), taken)
@@ -105,7 +105,7 @@ def by_code(fn: Any, grouping: CodesOnTheRight) -> Any:
 
 
 def of_first_code(fn: Any, grouping: Grouping) -> Any | None:
-    """A distribution of C · N rows that are the same for each code, as one of N rows; None where its family is not known."""
+    """Return a distribution of C · N rows, the same for each code, as one of N rows; None where its family is not known."""
     if isinstance(fn, Independent):
         taken = fn.reinterpreted_batch_ndims
         base = of_first_code(fn.base_dist, replace(grouping, taken=grouping.taken + taken))

@@ -90,7 +90,7 @@ def check(model: Program, guide: Program, *batch: Any, others: Iterable[Any] = (
 
 
 def diagnose(model: Program, guide: Program, batch: tuple[Any, ...], others: list[Any], seed: int) -> Probed:
-    """All findings, and notes; what would only repeat an earlier one in other words is left out."""
+    """Return all findings, and notes; what would only repeat an earlier one in other words is left out."""
     rows = len(batch[0]) if batch and isinstance(batch[0], Tensor) and batch[0].dim() else None
     p, q = run("model", model, batch), run("guide", guide, batch)
     findings = [*weights_inside({**q.sites, **p.sites}, model, guide)] or [*stopped(p, rows), *stopped(q, rows)]
@@ -103,24 +103,24 @@ def diagnose(model: Program, guide: Program, batch: tuple[Any, ...], others: lis
         replayed = run("model", poutine.replay(model, trace=q.trace), batch)
         findings += stopped(replayed, rows)
         p = replayed if replayed.stopped is None else p
-    if p.stopped is None and q.stopped is None and not findings:
+    ran = p.stopped is None and q.stopped is None
+    if ran and not findings:
         findings += invalid(model, guide, batch)
     if not any(f.kind in ("plate", "event", "parameters") for f in findings):
-        ran = p.stopped is None and q.stopped is None
         for name, site in observed_sites(p.sites).items():
             misfits = list(data_fits(name, site, main_plate(p, q, rows=rows)))
             if misfits and ran and moves(name, site, model, guide, batch):  # it excludes latents, not data
                 misfits = [f for f in misfits if f.kind not in ("support", "density")]
             findings += misfits
             findings += scale_of(name, site, rows or 0, standardizable(model, guide))
-    if p.stopped is None and q.stopped is None and not any(f.level == "error" for f in findings):
+    if ran and not any(f.level == "error" for f in findings):
         found, notes = probed(model, guide, batch, p, q, seed=seed)
         findings += [*found, *few_digits("model", p.sites), *few_digits("guide", q.latents)]
     findings += summed(p, q)
     findings += [f for n, s in q.latents.items() if n not in enumerated(q.latents) for f in pathwise(n, s)]
     ghosts = ghost_training([p, q], model, guide)
     findings += find_undeclared(model, guide, batch)
-    if p.stopped is None and q.stopped is None and not any(f.kind in ("run", "site", "width", "obs") for f in findings):
+    if ran and not any(f.kind in ("run", "site", "width", "obs") for f in findings):
         findings += gradients(model, guide, batch, named_parameters(model, guide, [p, q], ghosts), quiet=bool(findings))
     return [*findings, *ghosts.values(), *shared(model, guide, batch, others)], notes
 
@@ -184,7 +184,7 @@ def unpaired(p: ProgramTrace, q: ProgramTrace, batch: tuple[Any, ...]) -> Iterat
 
 
 def main_plate(*runs: ProgramTrace, rows: int | None = None) -> str | None:
-    """The plate called "data", or else the one that holds most sites; one of as many rows as there are, if there is any."""
+    """Return the plate called "data", or else the one that holds most sites; if there is any, one of as many rows."""
     frames = [frame for r in runs for site in r.sites.values() for frame in frames_of(site).values()]
     names = [f.name for f in frames if f.size == rows] or [f.name for f in frames]
     if any(f.name == DATA_SETS for f in frames):
@@ -238,7 +238,7 @@ def format_plates(stack: dict[str, CondIndepStackFrame]) -> str:
 
 
 def undeclared(where: str, program: str, site: Site) -> Iterator[Finding]:
-    """Batch dimensions beyond the plates, which would be taken for rows or particles."""
+    """Return the batch dimensions beyond the plates, which would be taken for rows or particles."""
     shape, declared = site["fn"].batch_shape, {f.dim for f in frames_of(site).values()}
     extra = [d for d in range(-len(shape), 0) if shape[d] > 1 and d not in declared]
     if declared and extra:

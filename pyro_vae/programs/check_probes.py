@@ -61,8 +61,8 @@ def probe(model: Program, guide: Program, batch: tuple[Any, ...], seed: int) -> 
     except Exception as error:
         return [refused(error)], []
     if isinstance(problem.guide, RefusedGuide):
-        return [unweighed(problem.guide.error)], told(problem.vectorizing.model)
-    notes = told(str(problem.vectorizing))
+        return [unweighed(problem.guide.error)], note_vectorizing(problem.vectorizing.model)
+    notes = note_vectorizing(str(problem.vectorizing))
     try:
         found = [*undefined(problem, seed)]
     except Exception as error:
@@ -106,7 +106,7 @@ def undefined(problem: Problem, seed: int) -> Iterator[Finding]:
                 yield Finding("undefined", f"site {name!r} of the {program}", what, fix)
 
 
-def told(modes: str) -> list[str]:
+def note_vectorizing(modes: str) -> list[str]:
     """Say how K particles are run, where it is not the fastest way."""
     return [] if modes == "plate" else [f"K particles of a row are run in a way that means the same as one ({modes})"]
 
@@ -170,5 +170,5 @@ def as_evaluated(model: Program, guide: Program, batch: tuple[Any, ...]) -> tupl
 
 
 def kind_of(error: Exception) -> str:
-    """The kind of finding that an error is."""
+    """Return the kind of finding that an error is."""
     return next((kind for cls, kind in KINDS if isinstance(error, cls)), "rows")

@@ -42,7 +42,7 @@ class DataMap:
     def fill(
         self, args: Batch, values: Mapping[str, Tensor], kept: Mapping[str, Tensor], draws: tuple[int, ...] = ()
     ) -> Batch:
-        """The arguments, with sites' values ``(*draws, ..., N, ..., *event)`` in the place of what they observe and keep.
+        """Put sites' values ``(*draws, ..., N, ..., *event)`` into the arguments, in the place of what they observe and keep.
 
         An argument that no site observes stays ``(N, *event)``; the others are ``(*draws, N, *event)``.
         """
@@ -79,7 +79,7 @@ class DataMap:
         return self.sites[name]
 
     def times_observed(self, args: Batch, kept: Mapping[str, Tensor] | None = None) -> list[Tensor]:
-        """At how many sites each entry of each argument is observed (where `kept`), in the arguments' shapes."""
+        """Return at how many sites each entry of each argument is observed (where `kept`), in the arguments' shapes."""
         counts = [torch.zeros(a.numel(), dtype=torch.int64, device=a.device) for a in args]
         for name, at in self.sites.items():
             numbers = at.numbers(len(args[0]))
@@ -131,7 +131,7 @@ def refuse_unmapped(name: str) -> None:
 
 
 def data_map_of_few(model: Program, args: Batch, seed: int = 0) -> DataMap:
-    """The :func:`data_map` of some rows, evenly spaced: it is that of all. Of all, where a model runs on no other number."""
+    """Return the :func:`data_map` of some rows, evenly spaced, which is that of all; of all where a model runs on no others."""
     rows = len(args[0]) if isinstance(args[0], Tensor) and args[0].dim() else 0
     if rows > FEW:
         chosen = torch.linspace(0, rows - 1, FEW).long()

@@ -15,12 +15,12 @@ def enumerated(sites: Mapping[str, Site]) -> list[str]:
 
 
 def unmarked(program: Program) -> Program:
-    """The program without such marks: all of its latents are drawn."""
+    """Return the program without such marks: all of its latents are drawn."""
     drawn: Program = poutine.infer_config(program, config_fn=lambda site: {"enumerate": None})  # type: ignore[typeddict-item]
     return drawn
 
 
 def prior_of(model: Program) -> Program:
-    """The model without its observations: a guide that draws every latent from its prior."""
+    """Return the model without its observations: a guide that draws every latent from its prior."""
     prior: Program = poutine.block(model, hide_fn=lambda site: site["type"] == "sample" and site["is_observed"])
     return prior

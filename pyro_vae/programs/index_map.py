@@ -85,7 +85,7 @@ def numbered(a: Tensor) -> Tensor:
 
 
 def positions(run: Run, args: Batch, i: int, names: list[str]) -> dict[str, Tensor]:
-    """Numbers of the entries of argument `i` that sites observe, by runs on its positions; of no site where none decodes."""
+    """Number the entries of argument `i` that sites observe, by runs on its positions; of no site where none decodes."""
     a = args[i]
     for base, unit in encodings(a.dtype):
         try:
@@ -100,7 +100,7 @@ def positions(run: Run, args: Batch, i: int, names: list[str]) -> dict[str, Tens
 
 
 def encodings(dtype: torch.dtype) -> Iterator[tuple[int, float]]:
-    """Bases and units of digits that a dtype holds exactly: first a great base, then 0 and 1, which most models take."""
+    """Return bases and units of digits that a dtype holds exactly: first a great base, then 0 and 1, which most models take."""
     if dtype.is_floating_point:
         yield round(1 / torch.finfo(dtype).eps), torch.finfo(dtype).eps  # below 1: 0.5 is a digit, and no whole number
     elif dtype != torch.bool:

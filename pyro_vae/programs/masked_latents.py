@@ -52,7 +52,7 @@ def refuse_masked_model(problem: Problem) -> None:
         problem.guide()
 
 
-def check_masked(problem: Problem, q: Sites, seed: int = 0) -> dict[str, Tensor]:
+def check_masked(problem: Problem, q: Sites) -> dict[str, Tensor]:
     """Return where each masked latent of a draw is there, by site; a ProgramError where a density reads a masked value.
 
     Both programs are run twice at latents that differ in what is masked alone (the next particle's stands in its place); no
@@ -61,14 +61,13 @@ def check_masked(problem: Problem, q: Sites, seed: int = 0) -> dict[str, Tensor]
     Args:
         problem: the pair and the rows that were drawn for.
         q: the guide's sites of ``problem.draw(particles)``, which has compared their masks with the model's.
-        seed: of what programs draw beside their latents, the same in each run.
     """
     where = {name: mask for name, site in q.items() if (mask := present(site)) is not None}
     if where:
         values = {name: site["value"] for name, site in q.items()}
         others = {n: torch.where(where[n], v, v.roll(1, 0)) if n in where else v for n, v in values.items()}
         for program, what in ((problem.model, "model"), (problem.guide, "guide")):
-            one, other = (scores(problem, program, at, seed) for at in (values, others))
+            one, other = (scores(problem, program, at, seed=0) for at in (values, others))
             for name in one:
                 refuse_changed(name, what, one[name], other[name], problem, where)
     return where

@@ -78,7 +78,7 @@ def both(a: Mask, b: Mask) -> Mask:
 
 
 def kept_entries(site: Site) -> Tensor:
-    """Whether each entry of a site's value counts in its density, in the shape of the value (or of a mask, if that is wider).
+    """Mark the entries of a site's value that count in its density, in the shape of the value (or of a mask, if that is wider).
 
     Example:
         >>> import pyro, pyro.distributions as dist

@@ -50,7 +50,7 @@ def own_rows(
 
 
 def sizes_of_guide(guide: Program, args: Sequence[Tensor]) -> dict[str, int]:
-    """Sizes of the guide's plates, of what its parameters have where they do not fit in."""
+    """Return the sizes of the guide's plates, of what its parameters have where they do not fit in."""
     try:
         return plate_sizes(guide, args)
     except ValueError as error:
@@ -60,7 +60,7 @@ def sizes_of_guide(guide: Program, args: Sequence[Tensor]) -> dict[str, int]:
 
 
 def plate_sizes(program: Program, args: Sequence[Tensor]) -> dict[str, int]:
-    """Sizes of a program's plates, by name."""
+    """Return the sizes of a program's plates, by name."""
     with torch.no_grad():
         sites = sample_sites(poutine.trace(program).get_trace(*args))
     return {frame.name: frame.size for site in sites.values() for frame in frames_of(site).values()}

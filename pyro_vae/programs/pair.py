@@ -34,7 +34,7 @@ def programs(pair: Any) -> tuple[Program, Program]:
 
 
 def owners(*things: Any) -> list[nn.Module]:
-    """The modules among `things` and behind them: of methods, effect handlers, partials, closures, and globals they name.
+    """Find the modules among `things` and behind them: of methods, effect handlers, partials, closures, and globals they name.
 
     Each once, and none that is a submodule of another; see :mod:`~pyro_vae.common.closures`.
     """
@@ -53,7 +53,7 @@ def named_owners(*things: Any) -> dict[str, nn.Module]:
 
 
 def unwrapped(thing: Any) -> Iterator[Any]:
-    """The thing, and what its effect handlers (``poutine.scale(model, ...)``, ``Beta()(model)``) and partials wrap."""
+    """Return the thing, and what its effect handlers (``poutine.scale(model, ...)``, ``Beta()(model)``) and partials wrap."""
     while thing is not None:
         yield thing
         inner = None
@@ -63,7 +63,7 @@ def unwrapped(thing: Any) -> Iterator[Any]:
 
 
 def like_parameters(*things: Any) -> Tensor | None:
-    """The first floating-point parameter of the programs' modules (its dtype and device are theirs); None without one."""
+    """Return the first floating-point parameter of the programs' modules (dtype and device are theirs); None without one."""
     return next((p for m in owners(*things) for p in m.parameters() if p.is_floating_point()), None)
 
 

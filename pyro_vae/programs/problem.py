@@ -282,7 +282,7 @@ class Problem:
         return joined_traces(traces, handlers)
 
     def mode(self, role: str) -> Mode:
-        """How a program is run for particles: as the model or the guide that it is; else as whichever asks for more."""
+        """Return how a program is run for particles: as the model or the guide that it is; else as whichever asks for more."""
         if role in (MODEL, GUIDE):
             return self.vectorizing.model if role == MODEL else self.vectorizing.guide
         return max(self.vectorizing.model, self.vectorizing.guide, key=MODES.index)

@@ -100,7 +100,7 @@ def refuse_unweighed(program: Program, args: Sequence[Any] | None = None) -> Non
 
 
 def as_trained(guide: Program) -> Program:
-    """The guide as a loss sees it: with the sites that it observes; points and rounded draws are trained, if not scored."""
+    """Return the guide as a loss sees it: with what it observes; points and rounded draws are trained, if not scored."""
     if isinstance(guide, ProposalGuide):
         return replace(guide, observed=True)
     return guide.guide if isinstance(guide, RefusedGuide) and not guide.auxiliary else guide
@@ -233,7 +233,7 @@ def set_up_undone(guide: Program) -> Iterator[None]:
 
 
 def not_set_up(guide: Program) -> list[Any]:
-    """The guides of Pyro's among these modules that have not run yet."""
+    """Return the guides of Pyro's among these modules that have not run yet."""
     return [m for m in owners(guide) if isinstance(m, AutoGuide | EasyGuide) and m.prototype_trace is None]
 
 

@@ -15,7 +15,7 @@ def frames_of(site: Mapping[str, Any]) -> dict[str, CondIndepStackFrame]:
 
 
 def row_dim(site: Mapping[str, Any]) -> int | None:
-    """The dim of the plate that a site's rows lie along, as far as the site alone tells: "data", or its first one."""
+    """Return the dim of the plate that a site's rows lie along, as far as the site alone tells: "data", or its first one."""
     frames = frames_of(site)
     frame = frames.get("data") or next(iter(frames.values()), None)
     return None if frame is None else frame.dim

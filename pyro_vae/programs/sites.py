@@ -106,7 +106,7 @@ def observed_sites(sites: Mapping[str, Site]) -> dict[str, Site]:
 
 
 def proposal_sites(q: Mapping[str, Site], p: Mapping[str, Site]) -> dict[str, Site]:
-    """The sites of a guide that z is drawn at: not what it observes, ``pyro.factor``, or auxiliary draws the model has not."""
+    """Return the sites of a guide that z is drawn at: not what it observes, ``pyro.factor``, or auxiliary draws."""
     return {name: site for name, site in latent_sites(q).items() if name in p or not is_auxiliary(site)}
 
 

@@ -194,14 +194,14 @@ class SumOut(Messenger):
             self.complain(f"site {name!r} has another mask for another value of {', '.join(self.codes.values)}")
 
     def of_rows(self, name: str, values: Tensor, event_dim: int, what: str) -> Tensor:
-        """Values ``(..., C N, ..., *event)`` of the first code, which are those of all."""
+        """Return the values ``(..., C N, ..., *event)`` of the first code, which are those of all."""
         split = self.left.split(values, event_dim)
         if self.complain is not None and not all(identical(one, split[0]) for one in split):
             self.complain(f"site {name!r} {what} for another value of {', '.join(self.codes.values)}")
         return split[0]
 
     def weight_of_rows(self, name: str, weight: Any) -> Any:
-        """A mask, or a scale, of the first code."""
+        """Return a mask, or a scale, of the rows of the first code."""
         if not isinstance(weight, Tensor) or not weight.dim():
             return weight
         return self.of_rows(name, weight, 0, "has another mask or weight")

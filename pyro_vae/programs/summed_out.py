@@ -36,7 +36,7 @@ LOOKS = 16  # at entries whose codes are dealt out, where rows are few
 
 
 def sum_out(model: Program, guide: Program | None, *args: Any) -> tuple[Program, Program | None]:
-    r"""The pair with its discrete latents summed out: log p(x, z) = log Σ_y p(x, z, y), log q(z | x) = log Σ_y q(y, z | x).
+    r"""Sum the discrete latents of a pair out: log p(x, z) = log Σ_y p(x, z, y), log q(z | x) = log Σ_y q(y, z | x).
 
     Discrete sites of the model that have a finite list of values leave both programs, whether the guide draws them or not;
     a pair without any, or with nothing else, is returned as it is. The codes of a row are all combinations of their values:
@@ -126,7 +126,7 @@ def guide_sites(guide: Program | None, args: tuple[Any, ...]) -> Mapping[str, Si
 def summed(
     model: Program, guide: Program | None, args: tuple[Any, ...], names: list[str], sites: Mapping[str, Site]
 ) -> tuple[Program, Program | None]:
-    """The pair without these sites of the model, as :func:`sum_out`."""
+    """Return the pair without these sites of the model, as :func:`sum_out`."""
     if isinstance(model, AroundRows):
         return summed_inside(model, guide, args, names)
     return summed_in(data_plate(sites), model, guide, args, names, sites)
@@ -135,7 +135,7 @@ def summed(
 def summed_inside(
     model: AroundRows, guide: Program | None, args: tuple[Any, ...], names: list[str]
 ) -> tuple[Program, Program | None]:
-    """The pair of a data set, these sites summed out of each of its rows."""
+    """Return the pair of a data set, these sites summed out of each of its rows."""
     rows, own = model.rows_inside(args), guide.program if isinstance(guide, AroundRows) else None
     if own is None and (drawn := [n for n in names if n in latent_sites(guide_sites(guide, args))]):
         raise ProgramError(
@@ -157,7 +157,7 @@ def summed_in(
     frame: CondIndepStackFrame, model: Program, guide: Program | None, args: tuple[Any, ...], names: list[str],
     sites: Mapping[str, Site], together: int = 0,
 ) -> tuple[Program, Program | None]:  # fmt: skip
-    """The pair without these sites, of the rows in a plate; `together`, so many of them run at once."""
+    """Return the pair without these sites, of the rows in a plate; `together`, so many of them run at once."""
     seen = [s for n, s in sites.items() if n not in names]
     dims = [f.dim for site in sites.values() for f in frames_of(site).values() if f.dim is not None]
     plates = Plates(frame.name, frame.dim or -1, max(-dim for dim in dims))
@@ -266,7 +266,7 @@ def marked(
 
 
 def without_marked(model: Program, guide: Program, *args: Any) -> tuple[Program, Program]:
-    """The pair without the latents that it marks for enumeration (``infer={"enumerate": "parallel"}``): :func:`sum_out`."""
+    """Sum out the latents of a pair that it marks for enumeration (``infer={"enumerate": "parallel"}``), as :func:`sum_out`."""
     names, sites, _ = marked(model, guide, args)
     return summed(model, guide, args, names, sites) if names else (model, guide)  # type: ignore[return-value]
 
@@ -303,7 +303,7 @@ class Enumerated:
 def as_enumerated(
     model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None
 ) -> tuple[Program, Program]:
-    """The pair as a bound trains it: marked latents of the model alone summed out of it, those of the guide to be summed."""
+    """Return the pair as a bound trains it: marked latents of the model alone are summed out, the guide's to be summed."""
     if kwargs or not args or any(isinstance(layer, Enumerated) for layer in unwrapped(guide)):
         return model, guide
     try:

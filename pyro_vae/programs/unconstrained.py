@@ -45,7 +45,7 @@ def support_of(fn: Any) -> constraints.Constraint:
 
 
 def own_support(fn: Any) -> Any:
-    """The support that a distribution declares; one turn of an angle; of a zuko flow with a real base, its transform's."""
+    """Return the support that a distribution declares; of an angle one turn; of a zuko flow on a real base, its transform's."""
     if type(fn).__name__ in CIRCULAR:
         return TURN
     flow = (type(fn).__module__, type(fn).__name__) == ZUKO
@@ -133,7 +133,7 @@ class SiteLayout:
 
     @classmethod
     def of(cls, name: str, site: Site, plates: Plates, unconstrained: bool) -> SiteLayout:
-        """The layout of a site of a trace, with or without particles; if `unconstrained`, :func:`check_continuous` first."""
+        """Lay out a site of a trace, with or without particles; if `unconstrained`, after :func:`check_continuous`."""
         fn, value = site["fn"], site["value"]
         if unconstrained:
             check_continuous(name, site)
@@ -186,7 +186,7 @@ class SubstituteLatents(Messenger):
 
     @classmethod
     def at(cls, flat: Tensor, layouts: Sequence[SiteLayout]) -> SubstituteLatents:
-        """Latents whose values, or coordinates on the real line, lie side by side: ``(G, R, D)``."""
+        """Return latents whose values, or coordinates on the real line, lie side by side: ``(G, R, D)``."""
         parts = flat.split([layout.size for layout in layouts], -1)
         return cls({layout.name: layout.arrange(part) for layout, part in zip(layouts, parts, strict=True)}, layouts)
 
@@ -216,7 +216,7 @@ class SubstituteLatents(Messenger):
         return value
 
     def chosen(self, value: Tensor, shape: torch.Size | None) -> Tensor:
-        """The values of all particles, or of this one: of a site of this `shape`, where they may lack dimensions."""
+        """Return the values of all particles, or of this one: of a site of this `shape`, where they may lack dimensions."""
         if self.part is None:
             return value
         k, of = self.part

@@ -156,7 +156,7 @@ def kl_of_parts(q: ParticleDistribution, p: ParticleDistribution) -> Tensor:
 
 
 def as_shaped(value: Tensor, fn: Any) -> Tensor:
-    """A value as the distribution of K · N rows draws it: without the dimensions of plates that it does not lie in."""
+    """Return a value as the distribution of K · N rows draws it: without the dimensions of plates that it does not lie in."""
     shape = fn.shape()
     return value.reshape(shape) if value.numel() == shape.numel() else value
 
@@ -179,7 +179,7 @@ PARAMETERS: dict[type, dict[str, int]] = {  # that make the distribution again, 
 
 
 def regroup(parts: Sequence[Any], grouping: Grouping) -> Any:
-    """One distribution ``(K, ..., N, ...)`` of those of K · N rows; products and simple families keep their own class."""
+    """Make one distribution ``(K, ..., N, ...)`` of those of K · N rows; products and simple families keep their own class."""
     first, kind = parts[0], type(parts[0])
     if isinstance(first, Independent):
         taken = first.reinterpreted_batch_ndims
@@ -296,7 +296,7 @@ def joined_masks(masks: Sequence[Any], dims: int) -> Any:
 
 
 def particle_of(at: Any, k: int, of: int) -> Any:
-    """The latents of particle k of K: of a trace, of values ``(K, ...)`` by site, or of a handler that puts them in."""
+    """Return the latents of particle k of K: of a trace, of values ``(K, ...)`` by site, or of a handler that puts them in."""
 
     def chosen(value: Any) -> Any:
         return value[k : k + 1] if isinstance(value, Tensor) and value.dim() and len(value) == of else value
@@ -314,7 +314,7 @@ def is_draw(site: Any) -> bool:
 
 
 def without_rows(at: Any, plates: Plates) -> Any:
-    """A trace without the row numbers of the data plate, which are others where there are K · N rows; all else as it is."""
+    """Return a trace without the row numbers of the data plate, which are others where there are K · N rows."""
     if not isinstance(at, poutine.Trace) or plates.data not in at.nodes:
         return at
     trace = at.copy()

@@ -115,7 +115,7 @@ def probe_few_rows(problem: Any) -> Probe | None:
 
 
 def first_rows(problem: Any, rows: int = ROWS) -> Any | None:
-    """The problem of the first rows, the first one again where there is one only; None where x is no tensor of rows."""
+    """Return the problem of the first rows, the first one again where there is one only; None where x is no tensor of rows."""
     x, *_ = problem.args
     if not isinstance(x, Tensor | LazyRows) or not x.dim() or not len(x) or problem.own_rows:
         return None

@@ -14,8 +14,11 @@ from pyro_vae.evidence.annealing.bracket import Bracket, bracket
 from pyro_vae.plots.evidence import bracket_ends
 
 from . import folder
-from .evaluate_run import EvaluationOptions, as_it_is_now, check_same_weights, placed, record_evaluation, rows_of
+from .current_run import as_it_is_now, check_same_weights
+from .evaluate_run import placed, record_evaluation
+from .evaluation_options import EvaluationOptions
 from .load import load_run, open_data
+from .rows_to_score import rows_of
 from .run_figures import draw_all
 from .several_processes import agree_on_scoring, done_by_rank_0, led
 

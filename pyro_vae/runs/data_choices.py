@@ -47,7 +47,7 @@ def decided(config: Config, data: Data, components: Components = NOTHING) -> Con
         standardize = takes_units(config, math.prod(kind_of(config).emission(data.shape)))
     config = dataclasses.replace(config, standardize=standardize)
     if normalize is None:
-        normalize = not in_scale(seen(config, data, components), kind_of(config).emission(data.shape))
+        normalize = not in_scale(posterior_inputs(config, data, components), kind_of(config).emission(data.shape))
     return dataclasses.replace(config, normalize=normalize)
 
 
@@ -116,7 +116,7 @@ def takes_units(config: Config, elements: int) -> bool:
     return bool(real_elements(family(torch.zeros(features))).any())
 
 
-def seen(config: Config, data: Data, components: Components) -> Tensor:
+def posterior_inputs(config: Config, data: Data, components: Components) -> Tensor:
     """Return training rows (or steps) as the posterior is given them."""
     shape = kind_of(config).emission(data.shape)
     x, elements = kind_of(config).observed(data.sample.x, data.shape), math.prod(shape)

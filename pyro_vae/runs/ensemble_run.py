@@ -43,7 +43,8 @@ from .ensemble_folder import (
     read_list,
     write_list,
 )
-from .evaluate_run import EvaluationOptions, evaluate_opened
+from .evaluate_run import evaluate_opened
+from .evaluation_options import EvaluationOptions
 from .evaluations import EvaluationName
 from .load import load_run, open_data
 from .lock import locked
@@ -262,15 +263,13 @@ def summarize(path: Path, names: dict[int, EvaluationName]) -> dict[str, Any]:
     return record
 
 
-def evidence_of(
-    path: Path, names: dict[int, EvaluationName], components: Components = NOTHING
-) -> tuple[SeedEvidence, str, str]:
+def evidence_of(path: Path, names: dict[int, EvaluationName]) -> tuple[SeedEvidence, str, str]:
     """Read an evaluation of each member; return the evidence, what rows it is of, and the digest of all weights."""
     scored, splits, weights = [], set(), dict[int, str | None]()
     for seed, name in names.items():
         file = path / name_of(seed) / f"{name.named('evidence')}.json"
         evaluation = evaluations.read(file)
-        scored.append(compare_runs.read(file.parent, components, evaluation).evidence)
+        scored.append(compare_runs.read(file.parent, NOTHING, evaluation).evidence)
         splits.add(str(evaluation.summary["split"]))
         weights[seed] = evaluation.summary.get("weights")
     left_out = {int(seed): why for seed, why in read_list(path)["diverged"].items()}

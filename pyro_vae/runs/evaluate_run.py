@@ -5,15 +5,12 @@ from __future__ import annotations
 import math
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
-
-from cyclopts import Parameter
+from typing import Any, Literal
 
 from pyro_vae.common.digests import tensor_digest
 from pyro_vae.common.environment import machine, versions
-from pyro_vae.common.given import described, positive, whole
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.plain_text import plain
 from pyro_vae.common.spread import sharing
@@ -24,96 +21,27 @@ from pyro_vae.evidence.annealing import saved
 from pyro_vae.evidence.annealing.ais import ais
 from pyro_vae.evidence.annealing.result import Annealed
 from pyro_vae.evidence.exact.result import Exact
-from pyro_vae.evidence.importance.noise import NOISES
 from pyro_vae.evidence.importance.result import Evidence
 from pyro_vae.evidence.log_likelihood import log_likelihood
-from pyro_vae.training.arguments import check_flags
 
 from . import evaluations, folder
+from .current_run import as_it_is_now, check_same_weights
 from .custom_components import NOTHING, Components
-from .evaluations import PROPOSALS, SPLITS, EvaluationName, is_new, is_stale
+from .evaluation_options import EvaluationOptions, Method, ProposalName
+from .evaluations import PROPOSALS, EvaluationName, is_new
 from .floor_of_run import floor_of
 from .kinds.kind import Batch
-from .load import Run, check_still, load_run
+from .load import Run, load_run
 from .marginal_baseline import below_floor
-from .new_rows import new_split, open_rows
+from .new_rows import open_rows
 from .particle_cache import ParticleCache
 from .progress import unfinished
+from .rows_to_score import rows_of, split_asked
 from .run_figures import draw_khat
 from .several_processes import agree_on_scoring, done_by_rank_0, led
-from .weights import current_weights
 
-Method = Literal["importance", "auto", "exact", "annealing"]
-ProposalName = Literal["guide", "defensive", "widened"]
 Estimate = Evidence | Exact | Annealed
-WHOLE = ("rows", "num_samples", "max_samples", "num_chains", "num_temperatures", "seed")
-NAMED = {"method": get_args(Method), "proposal": tuple(PROPOSALS), "noise": NOISES}
 LEAPFROGS = 5  # of a transition: on trained decoders ten cost twice as much and reach the same value
-
-
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
-class EvaluationOptions:
-    """What is computed in an evaluation, and how; what is of another kind is refused by a UsageError.
-
-    Parameters
-    ----------
-    split
-        test, validation or train.
-    rows
-        Score only the first so many rows.
-    method
-        auto: exact where the model allows it (closed form, enumeration, quadrature), else importance sampling. annealing: AIS
-        from the guide, for rows whose weights have too heavy a tail.
-    proposal
-        What the samples are drawn from: the guide, a tenth of them from the prior, or the guide with its scales times 1.5.
-    num_samples
-        K: importance samples a row.
-    target_se
-        Double K, up to --max-samples, as a pilot run says it takes for a Monte Carlo error of at most this in every row (nats).
-    max_samples
-        K at most under --target-se; rows that it does not suffice for are flagged.
-    num_chains
-        Of each row, under --method annealing.
-    num_temperatures
-        From the guide to the posterior, likewise.
-    seed
-        Of the importance samples, or chains.
-    noise
-        block: rows share streams in blocks of 64. row: each row has a stream of its own, and its number is the same bits
-        whatever rows are scored beside it; slower.
-    resume
-        Go on from the samples that an earlier evaluation left in the folder (an interrupted one does), and keep them.
-    strict
-        Exit 5, once all is written, if a row's estimate is not to be believed.
-    """
-
-    split: str = "test"
-    rows: int | None = None
-    method: Method = "importance"
-    proposal: ProposalName = "guide"
-    num_samples: int = 5000
-    target_se: float | None = None
-    max_samples: int = 100_000
-    num_chains: int = 16
-    num_temperatures: int = 100
-    seed: int = 0
-    noise: Literal["block", "row"] = "block"
-    resume: Annotated[bool, Parameter(negative=())] = False
-    strict: Annotated[bool, Parameter(negative=())] = False
-
-    def __post_init__(self) -> None:
-        for name in WHOLE:
-            if (given := getattr(self, name)) is not None or name != "rows":
-                object.__setattr__(self, name, whole(name, given))  # numpy's whole numbers are none of JSON's
-        if self.target_se is not None:
-            object.__setattr__(self, "target_se", positive("target_se", self.target_se))
-        for name, known in NAMED.items():
-            if (given := getattr(self, name)) not in list(known):
-                raise UsageError(f"no {name} {described(given)}; take one of {', '.join(known)}")
-        if not isinstance(self.split, str):
-            raise UsageError(f"no split {described(self.split)}; take one of {', '.join(SPLITS)}")
-        check_flags(resume=self.resume, strict=self.strict)
 
 
 @suggest_keywords
@@ -227,41 +155,6 @@ def evaluate_opened(
     return result
 
 
-def split_asked(run: Run, data: Data, split: str) -> str:
-    """Return the split to score: the one asked for, or all rows of data that is not the run's own."""
-    if data.digest == run.record["data"].get("digest", data.digest):
-        return split
-    if split not in ("test", new_split(data)):
-        raise UsageError(f"new rows have no {split} split: all are scored; leave --split out, or take --rows")
-    return new_split(data)
-
-
-def as_it_is_now(run: Run) -> Run:
-    """Return the run with the weights that its folder holds now. For the holder of the lock.
-
-    Raises:
-        RunFolderError: another run has taken its place.
-    """
-    if is_stale({"weights": tensor_digest(run.vae.state_dict())}, current_weights(run.path)):
-        run = replace(load_run(run.path, run.components, str(next(run.vae.parameters()).device)), record=run.record)
-    check_still(run.path, run.record)
-    return run
-
-
-def check_same_weights(run: Run, weights: str) -> None:
-    """Print a note where training has saved other weights while these were scored.
-
-    Raises:
-        RunFolderError: another run has taken this one's place: nothing is to be written into it.
-    """
-    check_still(run.path, run.record)
-    if is_stale({"weights": weights}, current_weights(run.path)):
-        print(
-            f"note: training went on meanwhile: these numbers are of the weights {run.path} had before.",
-            file=sys.stderr,
-        )
-
-
 def record_evaluation(
     run: Run,
     data: Data,
@@ -357,22 +250,3 @@ def annealed(vae: Any, rows: Batch, options: EvaluationOptions) -> Annealed:
         vae.model, vae.guide, *rows, start="guide", num_temperatures=options.num_temperatures, num_chains=options.num_chains,
         leapfrog_steps=LEAPFROGS, seed=options.seed,
     )  # fmt: skip
-
-
-def rows_of(data: Data, split: str, rows: int | None = None) -> Split:
-    """Return one split, by name, or its first rows."""
-    if split not in SPLITS and not is_new(split):
-        raise UsageError(f"no split {split!r}; take one of {', '.join(SPLITS)}")
-    if split == "train" and data.transform is not None:
-        raise UsageError(
-            "training rows are grey under dynamic binarization and have no likelihood: score test or validation"
-        )
-    if split == "train" and data.part is not None:
-        raise UsageError(
-            f"the {len(data.train):,} training rows are on disk, and a sample of them is not them: score test or validation, "
-            "or in Python as many as you mean, log_likelihood(vae.model, vae.guide, Stored(path)[:10_000])"
-        )
-    chosen: Split = data.test if is_new(split) else getattr(data, split)
-    if rows is not None and not 1 <= rows <= len(chosen):
-        raise UsageError(f"rows={rows}, but the {split} split has 1 to {len(chosen)}")
-    return chosen[:rows]

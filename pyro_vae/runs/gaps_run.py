@@ -11,8 +11,9 @@ from pyro_vae.common.spread import sharing
 from pyro_vae.diagnostics.inference_gaps import Gaps, gaps
 
 from . import folder
-from .evaluate_run import as_it_is_now, check_same_weights, rows_of
+from .current_run import as_it_is_now, check_same_weights
 from .load import load_run, open_data
+from .rows_to_score import rows_of
 from .run_figures import draw_all
 from .several_processes import agree_on_scoring, done_by_rank_0, led
 

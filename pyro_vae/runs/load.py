@@ -66,7 +66,7 @@ class Run:
         return [column.name for column in self.columns]
 
     def rows(self, split: Split) -> tuple[Tensor, ...]:
-        """Arguments of the programs that log p(x) of a split is of."""
+        """Return the arguments of the programs that log p(x) of a split is of."""
         return self.kind.rows(split, self.shape)
 
     @property

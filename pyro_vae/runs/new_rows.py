@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from pyro_vae.common.plain_text import plain
-from pyro_vae.data import Data, Split, TableOptions, binarize, load
+from pyro_vae.data import Column, Data, Split, TableOptions, binarize, load
 from pyro_vae.data.image_folders import read_folder
 from pyro_vae.data.missing_codes import are_codes
 from pyro_vae.data.prepare import event_shape, format_missing, prepare
@@ -46,46 +46,52 @@ def open_rows(run: Run, file: Path | None, data_dir: Path | None = None) -> Data
             f"--data {file}: new rows are read from a file that ends in {', '.join(ENDINGS)}, {ANNOTATED}, or from a folder of "
             "pictures"
         )
-    if is_sparse_file(file.expanduser()):
-        return open_sparse_rows(run, file.expanduser(), data_dir)
-    config, known = run.config, run.columns if file.suffix.lower() in TABLES else ()
-    options = TableOptions(missing_value=config.missing_value if file.suffix.lower() in TABLES else None)
-    if known:
-        options = replace(
-            options, header=config.header, index=config.index, label=config.label, split_by=config.split_by, known=known
-        )
     file = file.expanduser()
-    if is_stored(file, config.memory):
-        if (
-            load(file, memory=config.memory, seed=config.data_seed, missing=config.missing, verbose=False).digest
-            == (run.record["data"]["digest"])
-        ):
-            return open_data(run, file)
-        raise UsageError(
-            f"--data {file}: new rows that stay on disk are scored in Python: log_likelihood(vae.model, vae.guide, "
-            f"Stored({str(file)!r}))"
-        )
-    seed = config.data_seed
-    source = read_folder(file, seed) if file.is_dir() else read_file(file, seed, options, run.kind.ragged)
+    if is_sparse_file(file):
+        return open_sparse_rows(run, file, data_dir)
+    if is_stored(file, run.config.memory):
+        return open_stored_rows(run, file)
+    return open_dense_rows(run, file, data_dir)
+
+
+def open_stored_rows(run: Run, file: Path) -> Data:
+    """Load the data of a run that stays on disk; refuse new rows that do."""
+    config = run.config
+    data = load(file, memory=config.memory, seed=config.data_seed, missing=config.missing, verbose=False)
+    if data.digest == run.record["data"]["digest"]:
+        return open_data(run, file)
+    raise UsageError(
+        f"--data {file}: new rows that stay on disk are scored in Python: log_likelihood(vae.model, vae.guide, "
+        f"Stored({str(file)!r}))"
+    )
+
+
+def open_dense_rows(run: Run, file: Path, data_dir: Path | None) -> Data:
+    """Load the rows of a table, an array or a folder of pictures: the run's own in their splits, or new ones as one split."""
+    config, ragged = run.config, run.kind.ragged
+    source = (
+        read_folder(file, config.data_seed)
+        if file.is_dir()
+        else read_file(file, config.data_seed, table_options(run, file), ragged)
+    )
     if source.digest() == run.record["data"]["digest"]:
         return open_data(run, file)
     if len(source.parts) > 1:
         raise DataError(f"{file} holds splits of its own: new rows are one array, x (np.savez(path, x=x, y=y)).")
     (part,), binary = source.parts, config.binarization != "none"
-    code = None if file.suffix.lower() in TABLES else config.missing_value  # which a table's cells are without already
+    code = None if is_table(file) else config.missing_value  # which a table's cells are without already
     if code is not None and (gaps := are_codes(part.x, code)).any():
         part = replace(part, x=np.where(gaps, np.nan, part.x))
     if (shape := event_shape(source.parts)) != run.shape:
         raise ShapeError(
             f"{file} has rows of shape {shape}, and the run was trained on rows of shape {run.shape}: give it such."
         )
-    rows, _ = prepare(part, source, binary, config.missing or run.kind.ragged)
+    rows, _ = prepare(part, source, binary, config.missing or ragged)
     if binary:
         rows = replace(rows, x=binarize(rows.x, torch.Generator().manual_seed(config.data_seed)))
     for note in (note for note in source.notes if not note.startswith("split ")):
         print(f"note: {plain(file.name)}: {plain(note)}", file=sys.stderr)
-    none = Split(rows.x[:0])
-    policy = source.policy + format_missing([rows], run.kind.ragged)
+    policy = source.policy + format_missing([rows], ragged)
     policy = run.record["data"].get("policy", policy) if binary else policy
     train = training_rows(run, data_dir)
     if train is not None and (seen := count_seen(rows, train)):
@@ -94,8 +100,28 @@ def open_rows(run: Run, file: Path | None, data_dir: Path | None = None) -> Data
             "is that of rows it has seen",
             file=sys.stderr,
         )
-    return Data(
-        file.name, none if train is None else train, none, rows, shape, policy, source.digest(), columns=part.columns
+    return of_one_split(run, rows, train, name=file.name, policy=policy, digest=source.digest(), columns=part.columns)
+
+
+def is_table(file: Path) -> bool:
+    """Return whether a file is a table, by its ending."""
+    return file.suffix.lower() in TABLES
+
+
+def table_options(run: Run, file: Path) -> TableOptions:
+    """Return how the file of new rows is read, if it is a table: with the columns and codes of the run."""
+    config = run.config
+    if not is_table(file):
+        return TableOptions()
+    if not run.columns:
+        return TableOptions(missing_value=config.missing_value)
+    return TableOptions(
+        header=config.header,
+        index=config.index,
+        label=config.label,
+        split_by=config.split_by,
+        known=run.columns,
+        missing_value=config.missing_value,
     )
 
 
@@ -135,12 +161,17 @@ def open_sparse_rows(run: Run, file: Path, data_dir: Path | None) -> Data:
     x = torch.from_numpy(rows.whole(str(file))).to(torch.float32)
     labels = None if y is None else torch.from_numpy(y)
     new = Split(x, labels, index=np.array(rows.row_names) if rows.row_names else None, classes=classes)
-    train = training_rows(run, data_dir)
     policy = "values as given" + format_missing([new])
-    none = Split(x[:0])
-    return Data(
-        file.name, none if train is None else train, none, new, run.shape, policy, digest, columns=tuple(run.columns)
-    )
+    train = training_rows(run, data_dir)
+    return of_one_split(run, new, train, name=file.name, policy=policy, digest=digest, columns=run.columns)
+
+
+def of_one_split(
+    run: Run, rows: Split, train: Split | None, *, name: str, policy: str, digest: str, columns: tuple[Column, ...]
+) -> Data:
+    """Return new rows as all that is scored, beside those that the run was trained on, where these are known."""
+    none = Split(rows.x[:0])
+    return Data(name, none if train is None else train, none, rows, run.shape, policy, digest, columns=columns)
 
 
 def count_seen(rows: Split, train: Split) -> int:

@@ -242,7 +242,7 @@ def parts_of(config: Config, shape: tuple[int, ...], x: Tensor | None, component
 
 
 def input_units(config: Config, shape: tuple[int, ...], x: Tensor | None) -> Units | None:
-    """Units that the encoder sees what the posterior is given in; 0 and 1 without rows, None if the config asks for none."""
+    """Return the units that the encoder sees its input in; 0 and 1 without rows, None if the config asks for none."""
     if not config.normalize:
         return None
     elements = math.prod(shape)
@@ -254,7 +254,7 @@ def input_units(config: Config, shape: tuple[int, ...], x: Tensor | None) -> Uni
 def units_of(
     config: Config, family: Family, features: int, shape: tuple[int, ...], x: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the training rows by element, if the config asks for them; else, or without rows, 0 and 1.
+    """Return mean and standard deviation of the training rows by element; 0 and 1 without rows, or if the config asks for none.
 
     Raises:
         UsageError: they were asked for, and the likelihood is of no real numbers.

@@ -128,9 +128,9 @@ def leave(aside: Path, run: Path) -> None:
     move(aside, run)
 
 
-def made(path: Path) -> Path:
+def make_folder(path: Path) -> Path:
     """Make a folder and those above it, as far as they are missing; a link in the place of one is not followed."""
-    return folder_in(path.parent if path.parent.exists() else made(path.parent), path.name)
+    return folder_in(path.parent if path.parent.exists() else make_folder(path.parent), path.name)
 
 
 def move(old: Path, new: Path) -> None:
@@ -140,7 +140,7 @@ def move(old: Path, new: Path) -> None:
     with held(old) as source:
         names = source.names()
         if names:
-            with held(made(new)) as target:
+            with held(make_folder(new)) as target:
                 for name in names:
                     if target.status(name) is None:
                         source.rename(name, name, target)

@@ -45,7 +45,9 @@ from .config import Config
 from .custom_components import NOTHING, Components
 from .data_choices import choices_told, columns_outside, columns_told, decided
 from .end_of_training import draw_figures
-from .evaluate_run import SPLITS, EvaluationOptions, evaluate_opened
+from .evaluate_run import evaluate_opened
+from .evaluation_options import EvaluationOptions
+from .evaluations import SPLITS
 from .kinds.kind import Batch, ModelKind
 from .load import Run, load_data
 from .registry import build, kind_of, objective_of, resolved
@@ -124,11 +126,11 @@ class TrainingJob:
         return self.kind.rows(self.data.validation, self.data.shape)
 
     def opened(self) -> Run:
-        """The run as whoever loads it has it, with the weights of now."""
+        """Return the run as whoever loads it has it, with the weights of now."""
         return Run(self.path, self.config, {"data": {"shape": list(self.data.shape)}}, self.vae.eval(), self.components)
 
     def checkpointer(self, minutes: float, spent: float = 0.0, **more: Any) -> Checkpointer:
-        """Of its state, in its folder."""
+        """Return what saves its state, in its folder."""
         about = {"versions": versions(), "config": digest_of(self.config.to_dict()), "data": self.data.digest, **more}
         return Checkpointer(
             self.path, minutes=minutes, about=about, how=f"pyro-vae train --resume {self.path}", spent=spent
@@ -253,7 +255,7 @@ def drawn(data: Data, name: str) -> Split:
 
 
 def training_rows(config: Config, part: Split, shape: tuple[int, ...]) -> Batch:
-    """Arguments of the programs that they are trained on, of rows of the training split, or of others as if they were."""
+    """Return what the programs are trained on, of rows of the training split, or of others as if they were."""
     return kind_of(config).train_rows(part, shape, config)
 
 

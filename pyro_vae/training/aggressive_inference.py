@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from pyro_vae.common.random import seeded
 from pyro_vae.errors import UsageError
 from pyro_vae.programs.pair import evaluation_mode, without_validation
+from pyro_vae.programs.reached_parameters import reached
 from pyro_vae.programs.sites import Program, Site, sample_sites
 
 from .batch_source import Batch
@@ -141,18 +142,9 @@ def dependence(
         q = sample_sites(poutine.trace(guide).get_trace(*batch))
         draws = {name: site["value"].detach() for name, site in q.items()}
         p = sample_sites(poutine.trace(poutine.condition(model, draws)).get_trace(*batch))
-        guides = reached([*log_probs(q), *(site["value"] for site in q.values())], parameters)
-        return reached(log_probs(p), parameters), guides
+        guides = set(reached([*log_probs(q), *(site["value"] for site in q.values())], parameters))
+        return set(reached(log_probs(p), parameters)), guides
 
 
 def log_probs(sites: dict[str, Site]) -> list[Tensor]:
     return [site["fn"].log_prob(site["value"]) for site in sites.values()]
-
-
-def reached(terms: Iterable[Tensor], parameters: list[Tensor]) -> set[Tensor]:
-    """Find the parameters that the terms depend on."""
-    linked = [term.sum() for term in terms if term.requires_grad]
-    if not linked:
-        return set()
-    grads = torch.autograd.grad(linked, parameters, allow_unused=True, retain_graph=True)
-    return {p for p, grad in zip(parameters, grads, strict=True) if grad is not None}

@@ -70,7 +70,7 @@ Draw = Callable[[Any, Sequence[Any], dict[str, Any]], Any]
 
 
 def filled(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
-    """A location-scale draw at a constant: the operation runs for the sake of shape, dtype and device."""
+    """Return a location-scale draw at a constant: the operation runs for the sake of shape, dtype and device."""
     out: Tensor = func(*args, **kwargs)
     return out.fill_(CONSTANT)
 

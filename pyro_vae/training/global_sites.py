@@ -212,7 +212,7 @@ class DataSetMetrics:
 
 
 def as_data_set(batch: Batch) -> Batch:
-    """Rows as one data set."""
+    """Return rows as one data set."""
     return tuple(a.unsqueeze(0) for a in batch)
 
 

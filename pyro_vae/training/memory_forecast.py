@@ -28,7 +28,7 @@ class Forecast:
     per_row: float
 
     def of(self, rows: int) -> float:
-        """Bytes of a step on so many rows.
+        """Return the bytes of a step on so many rows.
 
         Example:
             >>> Forecast(fixed=100.0, per_row=8.0).of(10)
@@ -37,7 +37,7 @@ class Forecast:
         return self.fixed + rows * self.per_row
 
     def rows_in(self, free: float) -> int:
-        """The most rows whose step takes no more than so many bytes; 0 for none."""
+        """Return the most rows whose step takes no more than so many bytes; 0 for none."""
         return max(0, int((free - self.fixed) / self.per_row)) if self.per_row > 0 else 0
 
 

@@ -302,7 +302,7 @@ class EpochMetrics:
         return shared_sites(step.model, step.guide, self.first, len(data.train[0]), data.batch_size)
 
     def first(self, rows: int) -> Batch:
-        """The first rows, as training would see them."""
+        """Return the first rows, as training would see them."""
         return self.fixed_batch(tuple(a[:rows] for a in self.data.train))
 
     def fixed_batch(self, batch: Batch) -> Batch:

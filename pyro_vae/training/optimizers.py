@@ -19,6 +19,7 @@ from pyro_vae.errors import UsageError
 from pyro_vae.programs.parameters import stored_parameters
 
 MakeOptimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
+LISTED = 3  # names, in a message
 
 
 @suggest_keywords
@@ -124,11 +125,11 @@ class BuiltOptimizer:
         return self.optimizer
 
 
-def name_parameters(tensors: list[Tensor], most: int = 3) -> str:
+def name_parameters(tensors: list[Tensor]) -> str:
     """Name the first few as Pyro's store or their module does; by shape where neither does."""
     names = {id(tensor): name.rpartition("$$$")[2] for name, tensor in stored_parameters()}
-    told = [names.get(id(t), f"one of shape {tuple(t.shape)}") for t in tensors[:most]]
-    return ", ".join(map(repr, told)) + (", …" if len(tensors) > most else "")
+    told = [names.get(id(t), f"one of shape {tuple(t.shape)}") for t in tensors[:LISTED]]
+    return ", ".join(map(repr, told)) + (", …" if len(tensors) > LISTED else "")
 
 
 def make_checked(make: MakeOptimizer, parameters: list[Tensor]) -> torch.optim.Optimizer:

@@ -32,8 +32,8 @@ def test_whatever_else_does_not_fit_exits_7(monkeypatch, capsys):
     def full(*_, **__):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr("pyro_vae.cli.run_commands.samples", full)
-    monkeypatch.setattr("pyro_vae.cli.run_commands.load_run", lambda *_: argument)
+    monkeypatch.setattr("pyro_vae.cli.array_commands.samples", full)
+    monkeypatch.setattr("pyro_vae.cli.array_commands.load_run", lambda *_: argument)
     argument = type("Run", (), {"vae": None})()
     assert main(["sample", "run"]) == 7
     assert "does not fit into memory" in capsys.readouterr().err

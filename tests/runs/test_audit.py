@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pyro_vae.cli import run_commands
+from pyro_vae.cli import array_commands
 from pyro_vae.cli.main import main
 from pyro_vae.plots import figures
 from pyro_vae.runs import evaluate_run as evaluate_module
@@ -87,7 +87,7 @@ def no_pictures(monkeypatch):
     for module in (train_module, sys.modules["pyro_vae.runs.resume_run"]):
         monkeypatch.setattr(module, "draw_figures", lambda *_: None)
     monkeypatch.setattr(evaluate_module, "draw_khat", lambda *_, **__: None)
-    monkeypatch.setattr(run_commands, "draw_all", lambda *_: [])
+    monkeypatch.setattr(array_commands, "draw_all", lambda *_: [])
     monkeypatch.setattr(figures, "png", lambda drawn: b"a picture")
 
 

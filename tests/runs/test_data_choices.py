@@ -11,8 +11,8 @@ from pyro_vae import log_likelihood
 from pyro_vae.common.random import seeded
 from pyro_vae.common.safe_read import SEAL, seal
 from pyro_vae.data import Column, load
-from pyro_vae.data.datasets import kind_of
 from pyro_vae.data.table_layout import TableOptions
+from pyro_vae.data.value_kinds import kind_of
 from pyro_vae.errors import DataError
 from pyro_vae.evidence.exact.quadrature import quadrature
 from pyro_vae.models.standardize import OfStandardized, units_by_shape

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pyro_vae.cli import run_commands
+from pyro_vae.cli import array_commands
 from pyro_vae.cli.main import main
 from pyro_vae.common.digests import digest_of, sha256
 from pyro_vae.common.safe_read import dump, parse, seal
@@ -68,7 +68,7 @@ def no_pictures(monkeypatch):
     for module in (train_module, resume_module):
         monkeypatch.setattr(module, "draw_figures", lambda *_: None)
     monkeypatch.setattr(evaluate_module, "draw_khat", lambda *_, **__: None)
-    monkeypatch.setattr(run_commands, "draw_all", lambda *_: [])
+    monkeypatch.setattr(array_commands, "draw_all", lambda *_: [])
     monkeypatch.setattr(figures, "png", lambda drawn: b"a picture")
 
 

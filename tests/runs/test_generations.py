@@ -18,7 +18,8 @@ from pyro_vae.runs import load as load_module
 from pyro_vae.runs import resume_run as resume_module
 from pyro_vae.runs import train_run as train_module
 from pyro_vae.runs.config import Config
-from pyro_vae.runs.evaluate_run import EvaluationOptions, evaluate_opened, evaluate_run
+from pyro_vae.runs.evaluate_run import evaluate_opened, evaluate_run
+from pyro_vae.runs.evaluation_options import EvaluationOptions
 from pyro_vae.runs.evaluations import evaluations
 from pyro_vae.runs.load import load_run, open_data
 from pyro_vae.runs.lock import locked

@@ -9,7 +9,8 @@ import pytest
 from pyro_vae.common.device import resolve_device
 from pyro_vae.errors import DeviceError, RunFolderError, UsageError
 from pyro_vae.runs.bracket_run import bracket_run
-from pyro_vae.runs.evaluate_run import EvaluationOptions, evaluate_run
+from pyro_vae.runs.evaluate_run import evaluate_run
+from pyro_vae.runs.evaluation_options import EvaluationOptions
 from pyro_vae.runs.gaps_run import gaps_run
 from pyro_vae.runs.list_runs import list_runs, summary_of
 from pyro_vae.runs.registry import check_names

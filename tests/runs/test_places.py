@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pyro_vae import compare_runs
-from pyro_vae.cli import run_commands
+from pyro_vae.cli import array_commands
 from pyro_vae.cli.main import main
 from pyro_vae.common.csv_columns import no_formula, with_formula, write_columns
 from pyro_vae.common.optional import installed
@@ -34,7 +34,7 @@ def no_pictures(monkeypatch):
     for module in (train_module, resume_module):
         monkeypatch.setattr(module, "draw_figures", lambda *_: None)
     monkeypatch.setattr(evaluate_module, "draw_khat", lambda *_, **__: None)
-    monkeypatch.setattr(run_commands, "draw_all", lambda *_: [])
+    monkeypatch.setattr(array_commands, "draw_all", lambda *_: [])
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_a_run_is_scored_and_drawn_from_without_a_byte_written_into_it(made, tmp
     told = json.loads((out / "evidence.json").read_bytes())
     assert told["weights"] == load_run(run).evidence["weights"] and (out / "evidence.csv").is_file()
     places = []
-    monkeypatch.setattr(run_commands, "draw_all", lambda path, _: places.append(path) or [])
+    monkeypatch.setattr(array_commands, "draw_all", lambda path, _: places.append(path) or [])
     assert main(["sample", str(run), "--num-samples", "2", "--out", str(out / "s.npy")]) == 0
     assert main(["encode", str(run), "--rows", "2", "--out", str(out / "z.csv")]) == 0
     assert look(run) == before and places == [out, out]

@@ -161,7 +161,7 @@ class Gaussian:
         return {n: value if (w := there[n]) is None else value.masked_fill(~w, math.nan) for n, value in values.items()}
 
     def absent(self) -> Tensor:
-        """Where a mask leaves a latent's coordinate out, ``(R, D)``."""
+        """Return where a mask leaves a latent's coordinate out, ``(R, D)``."""
         sites = latent_sites(self.joint.rows(self.rows).sites(self.joint.problem.model))
         kept = self.unmasked({name: torch.zeros(sites[name]["fn"].shape()) for name in self.joint.latents})
         parts = [by_row(kept[name], self.joint, sites[name]["fn"].event_dim, 0) for name in self.joint.latents]

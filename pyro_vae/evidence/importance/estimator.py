@@ -2,7 +2,6 @@ r"""log p(x) by importance sampling, streamed over rows and particles."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from itertools import islice, takewhile
 from typing import Any
@@ -27,15 +26,17 @@ from pyro_vae.programs.sites import Program
 from pyro_vae.programs.structured import on_tensors
 from pyro_vae.programs.sum_over_codes import codes_of
 
-from .accumulator import PAIRS, ROWS, RowBlock
+from .accumulator import RowBlock
+from .block_layout import identify, open_row_blocks, pairs_on
 from .narrowness import look
-from .noise import BLOCK, ROW, check_noise, row_keys
+from .noise import BLOCK, check_noise, row_keys
 from .proposals import GUIDE, Proposal
-from .result import Evidence, programs_of
+from .result import Evidence
 from .row_block_rounds import Filler, run_rounds
+from .same_evaluation import programs_of
 from .sampler import Sampler
 from .target import TargetError
-from .weighing import CUDA_PAIRS, ENGINES, WORTH_FIRST, WeighingEngine
+from .weighing import ENGINES, WORTH_FIRST, WeighingEngine
 
 
 def importance(
@@ -146,17 +147,12 @@ def importance(
     check_noise(noise)
     target = target_of(target_se, num_samples, max_samples, particles)
     x, *rest = [read_once(a) for a in (x, *context)]
-    model, guide, args = on_tensors(model, guide, x, *rest)
-    place = None if device is None else resolve_device(device)
-    args = rows_of(model, guide, *args, missing=missing, device=place, on_disk=True)
-    check_device(args[0].device, like_parameters(model, guide))
-    sampler = Sampler(proposal, seed, 0, pairs_on(args[0].device, num_samples, resume, noise))
-    with quiet(model, guide, seed=seed, device=args[0].device):
-        problem = Problem.checked(model, guide, *args, vectorize=vectorize_particles)
-        if not proposal.weight:
-            check_reach(problem, proposal.guide(problem.guide))
+    problem = checked_problem(
+        model, guide, (x, *rest), proposal, seed=seed, vectorize=vectorize_particles, missing=missing, device=device
+    )
     ids = RowIds.of(x, *rest)
-    sampler.row_keys = row_keys(noise, ids, problem)
+    pairs = pairs_on(problem.device, num_samples, resume, noise)
+    sampler = Sampler(proposal, seed, 0, pairs, row_keys=row_keys(noise, ids, problem))
     blocks = open_row_blocks(problem, num_samples, rows, resume, sampler)
     run = [i for i, block in enumerate(blocks) if rows is None or block.rows.start in rows]
     identify(blocks, ids)
@@ -192,6 +188,29 @@ def importance(
     if strict and len(evidence.flagged):
         raise UnreliableError(evidence.why_flagged(), evidence)
     return evidence
+
+
+def checked_problem(
+    model: Program,
+    guide: Program,
+    args: Sequence[Any],
+    proposal: Proposal,
+    *,
+    seed: int,
+    vectorize: bool,
+    missing: bool,
+    device: torch.device | str | None,
+) -> Problem:
+    """Check a pair, its rows and where both are; and that its guide draws all that p(x, z) allows, or the prior helps it."""
+    model, guide, args = on_tensors(model, guide, *args)
+    place = None if device is None else resolve_device(device)
+    args = rows_of(model, guide, *args, missing=missing, device=place, on_disk=True)
+    check_device(args[0].device, like_parameters(model, guide))
+    with quiet(model, guide, seed=seed, device=args[0].device):
+        problem = Problem.checked(model, guide, *args, vectorize=vectorize)
+        if not proposal.weight:
+            check_reach(problem, proposal.guide(problem.guide))
+    return problem
 
 
 def check_counts(num_samples: int, max_samples: int, seed: int, chunk_size: int | None, engine: str) -> None:
@@ -237,35 +256,6 @@ def resumed_from(resume: Evidence | None) -> str | None:
     return None if resume is None else tensor_digest({"log_px": resume.log_px, "samples": resume.counts})
 
 
-def pairs_on(device: torch.device, num_samples: int, resume: Evidence | None, noise: str) -> int:
-    """Return how many (row, particle) pairs a block has: as many as in `resume`, or as fit the device; or one row's."""
-    if resume is not None and resume.row_blocks:
-        return resume.row_blocks[0].pairs
-    if noise == ROW:
-        return even_particles(num_samples)
-    return even_pairs(num_samples) if device.type == "cuda" else PAIRS
-
-
-def even_pairs(num_samples: int) -> int:
-    """Return how many pairs a block on a GPU has: K particles are as many whole blocks, where K can be divided so.
-
-    A block that is not whole is weighed by the programs' own Python, which a GPU waits for.
-
-    Example:
-        >>> [even_pairs(k) // 64 for k in (1000, 5000, 10_000, 4099)]  # a prime has a short last block
-        [1000, 2500, 2500, 4096]
-    """
-    return ROWS * even_particles(num_samples)
-
-
-def even_particles(num_samples: int) -> int:
-    """Return how many particles a block has, 4096 at most, for K to be as many whole blocks, where K can be divided so."""
-    most = CUDA_PAIRS // ROWS
-    fewest = -(-num_samples // most)
-    even = (num_samples // n for n in range(fewest, 2 * fewest + 1) if num_samples % n == 0)
-    return next(even, most)
-
-
 def whole_pieces(blocks: Sequence[RowBlock], particles: range | None) -> int:
     """Count the whole blocks of particles that are to be run, up to as many as matter."""
     missing = (
@@ -275,12 +265,6 @@ def whole_pieces(blocks: Sequence[RowBlock], particles: range | None) -> int:
         for piece in block.missing(range(block.planned) if particles is None else particles)
     )
     return sum(islice((whole for whole in missing if whole), WORTH_FIRST))
-
-
-def identify(blocks: Sequence[RowBlock], ids: RowIds) -> None:
-    """Say to each block which rows it is of; a UsageError if its particles are of others."""
-    for block in blocks:
-        block.identify(ids[block.rows.start : block.rows.stop])
 
 
 def check_device(of_data: torch.device, parameter: Tensor | None) -> None:
@@ -302,30 +286,3 @@ def interrupted(blocks: Sequence[RowBlock], facts: dict[str, Any], signal: Keybo
     result = so_far(blocks, facts)
     last = "no row" if result is None else f"the rows before {result.row_blocks[-1].rows.stop}"
     return Interrupted.kind(signal)(f"interrupted: {last} have particles; go on with resume=error.result", result)
-
-
-def open_row_blocks(
-    problem: Problem, num_samples: int, rows: range | None, resume: Evidence | None, sampler: Sampler
-) -> list[RowBlock]:
-    """Open one for each block of rows, with the particles of `resume`; one of all, where the guide runs on all or none."""
-    num_rows, size = len(problem), max(sampler.rows, problem.own_rows)
-    rows = range(num_rows) if rows is None else rows
-    if not rows or rows.step != 1 or rows.start % size or not (rows.stop % size == 0 or rows.stop == num_rows):
-        raise UsageError(
-            f"rows={rows} is no run of whole blocks: start at a multiple of {size}, stop at one or at {num_rows}"
-        )
-    if not 0 <= rows.start < rows.stop <= num_rows:
-        raise UsageError(f"rows={rows}, but x has {num_rows} rows")
-    parts = [range(start, min(start + size, num_rows)) for start in range(rows.start, rows.stop, size)]
-    blocks = {part: sampler.open(part, num_samples) for part in parts}
-    if resume is not None:
-        resume.check_same(seed=sampler.seed, proposal=str(sampler.proposal), noise=sampler.by)
-        for block in copy.deepcopy(resume.row_blocks):
-            start, stop = block.rows.start, block.rows.stop
-            if stop > num_rows or (len(block.rows) < size and stop != num_rows):
-                raise UsageError(f"resume holds rows {start} to {stop - 1} of other data: x has {num_rows} rows")
-            if block.rows in blocks:
-                block.plan(num_samples)
-            block.weight_sums.largest.trim()
-            blocks[block.rows] = block
-    return sorted(blocks.values(), key=lambda block: block.rows.start)

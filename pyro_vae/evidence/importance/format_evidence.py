@@ -1,8 +1,10 @@
-"""Evidence in one line: the mean with its errors, or, where too many rows are flagged, as a bound with what to run next."""
+"""Evidence in words: in one line, with errors or, where too many rows are flagged, as a bound; and why rows are flagged."""
 
 from __future__ import annotations
 
 from typing import Any, Protocol
+
+from torch import Tensor
 
 from pyro_vae.common.flagged import format_bound, is_loose, why_loose
 from pyro_vae.evidence.estimate import format_nats
@@ -10,10 +12,13 @@ from pyro_vae.evidence.estimate import format_nats
 from .pareto import LEAST, LOW_ESS
 
 NEXT = "ais(model, guide, x), or log_likelihood(..., proposal=defensive(), target_se=0.1)"  # where too many are flagged
+TOO_NARROW = (
+    "the proposal is too narrow: draws of the posterior show larger weights than its own draws, and a larger error"
+)
 
 
 class Sampled(Protocol):
-    """What is printed of :class:`~pyro_vae.Evidence`."""
+    """What is told of :class:`~pyro_vae.Evidence`."""
 
     @property
     def method(self) -> str: ...
@@ -32,6 +37,23 @@ class Sampled(Protocol):
 
     @property
     def target_se(self) -> float | None: ...
+
+    @property
+    def threshold(self) -> Tensor: ...
+
+    @property
+    def steady(self) -> Tensor: ...
+
+    @property
+    def too_narrow(self) -> Tensor: ...
+
+    @property
+    def hopeless(self) -> Tensor: ...
+
+    @property
+    def unmet(self) -> Tensor: ...
+
+    def __len__(self) -> int: ...
 
     def summary(self) -> dict[str, Any]: ...
 
@@ -81,3 +103,22 @@ def format_flagged(evidence: Sampled, s: dict[str, Any]) -> str:
     bias = f" | bias about {s['bias']:.3f}, which ± leaves out" if s["bias_matters"] else ""
     jackknife = f" | jackknife {format_nats(s['jackknife'])} (no bound)"
     return f", {s['rows_flagged']} flagged ({why}{target}{narrow}){bias}{jackknife}"
+
+
+def explain_flags(evidence: Sampled) -> str:
+    """Explain which rows are flagged, why, and what to do."""
+    few = f"K is below {LEAST}, too few for a k̂"
+    unsteady = few if evidence.num_samples < LEAST else f"k̂ is above {evidence.threshold.max():.2f}, or not known"
+    parts = []
+    for rows, why in (
+        (evidence.hopeless.nonzero(), "no particle explains the row: log p̂ is −∞, and log p(x) may be anything"),
+        ((~evidence.steady & ~evidence.hopeless).nonzero(), unsteady),
+        ((evidence.steady & evidence.too_narrow).nonzero(), TOO_NARROW),
+        (evidence.unmet.nonzero(), f"the Monte Carlo error is above target_se={evidence.target_se}"),
+    ):
+        if len(rows):
+            parts.append(f"in {len(rows)} of {len(evidence)} rows, the first {rows.flatten().tolist()[:5]}, {why}")
+    return (
+        f"log p(x) is not to be believed: {'; '.join(parts)} (K up to {evidence.num_samples}, {evidence.proposal}). Add "
+        "particles (resume=, max_samples=), or take another proposal (defensive(), widened()) or a guide that fits better."
+    )

@@ -100,7 +100,7 @@ def spreads(problem: Problem, proposal: Proposal, path: Walk) -> Tensor:
 
 
 def walk(density: Densities, u: Tensor, sd: Tensor, path: Walk) -> Tensor:
-    """Points of chains that leave the posterior invariant, ``(chains · transitions kept, N, D)``; `sd` is the unit of u."""
+    """Walk by chains that leave the posterior invariant: points ``(chains · moves kept, N, D)``; `sd` is the unit of u."""
 
     def scaled(v: Tensor) -> Point:
         point = density(v * sd)
@@ -168,7 +168,7 @@ class WeightDensity(Densities):
 
 
 def too_narrow(spread: Tensor, ess: Tensor, counts: Tensor, steady: Tensor, khat: Tensor) -> Tensor:
-    """Rows of which the posterior's draws say that the Monte Carlo error is twice what the proposal's draws say.
+    """Mark rows of which the posterior's draws say that the Monte Carlo error is twice what the proposal's draws say.
 
     Rows that were not looked at are judged by those that were: all are too narrow where a quarter of these are, or where the
     ratio of the two errors, which is noisy row by row, is above 1.3 in the median or above 1.45 in the root mean square (each

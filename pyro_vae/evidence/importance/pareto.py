@@ -38,7 +38,7 @@ def khat_threshold(count: int) -> float:
 
 
 def steady_rows(khat: Tensor, max_share: Tensor, counts: Tensor) -> Tensor:
-    """Rows of 25 particles or more (one weight alone is no sign) with k̂ below the threshold or all but equal weights.
+    """Mark rows of 25 particles or more (one weight alone is no sign) with k̂ below the threshold or all but equal weights.
 
     Args:
         khat, max_share, counts: k̂, the largest weight's share of their sum, and K, ``(N,)`` each.

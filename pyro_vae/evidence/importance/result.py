@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,7 +15,7 @@ from torch import Tensor
 from pyro_vae.common.csv_columns import read_columns, write_columns
 from pyro_vae.common.given import whole
 from pyro_vae.data.row_ids import RowIds
-from pyro_vae.errors import UnknownProgramsWarning, UsageError
+from pyro_vae.errors import UsageError
 from pyro_vae.evidence.estimate import (
     RowEstimates,
     apart_se,
@@ -30,19 +29,13 @@ from pyro_vae.evidence.estimate import (
 from pyro_vae.programs.program_ids import ProgramIds
 
 from .accumulator import RowBlock
-from .format_evidence import format_evidence
+from .format_evidence import explain_flags, format_evidence
 from .narrowness import too_narrow
 from .noise import BLOCK, repeats_of
-from .pareto import LEAST, LOW_ESS, khat_threshold, steady_rows
-from .weighing import AND
+from .pareto import LOW_ESS, khat_threshold, steady_rows
+from .same_evaluation import data_of, programs_of
+from .weighing import joined_engines
 
-TOO_NARROW = (
-    "the proposal is too narrow: draws of the posterior show larger weights than its own draws, and a larger error"
-)
-UNKNOWN_PROGRAMS = (
-    "this evidence was saved by an older version, and does not say of which model and guide it is: whether they are the same "
-    "is not checked, and what comes of it does not know either. Run it anew to be sure."
-)
 ROW_FIELDS = ("log_px", "mc_se", "ess", "elbo", "elbo_se")
 DIAGNOSTICS = ("khat", "max_share", "jackknife", "samples")  # which evidence of an older version lacks
 SPREAD = "spread"  # of the rows that were looked at
@@ -156,8 +149,7 @@ class Evidence(RowEstimates):
             data_digest=data_of(parts),
             target_se=parts[0].target_se,
             vectorizing=parts[0].vectorizing,
-            engine=AND.join(sorted({name for part in parts for name in part.engine.split(AND)})),
-            engine_note="; ".join(dict.fromkeys(part.engine_note for part in parts if part.engine_note)),
+            **joined_engines({"engine": part.engine, "engine_note": part.engine_note} for part in parts),
         )
 
     def check_same(self, **expected: Any) -> None:
@@ -230,21 +222,7 @@ class Evidence(RowEstimates):
 
     def why_flagged(self) -> str:
         """Explain which rows are flagged, why, and what to do."""
-        few = f"K is below {LEAST}, too few for a k̂"
-        unsteady = few if self.num_samples < LEAST else f"k̂ is above {self.threshold.max():.2f}, or not known"
-        parts = []
-        for rows, why in (
-            (self.hopeless.nonzero(), "no particle explains the row: log p̂ is −∞, and log p(x) may be anything"),
-            ((~self.steady & ~self.hopeless).nonzero(), unsteady),
-            ((self.steady & self.too_narrow).nonzero(), TOO_NARROW),
-            (self.unmet.nonzero(), f"the Monte Carlo error is above target_se={self.target_se}"),
-        ):
-            if len(rows):
-                parts.append(f"in {len(rows)} of {len(self)} rows, the first {rows.flatten().tolist()[:5]}, {why}")
-        return (
-            f"log p(x) is not to be believed: {'; '.join(parts)} (K up to {self.num_samples}, {self.proposal}). Add particles "
-            "(resume=, max_samples=), or take another proposal (defensive(), widened()) or a guide that fits better."
-        )
+        return explain_flags(self)
 
     def of_counts(self, levels: int, event_size: int) -> Evidence:
         """Convert evidence of dequantised y = (x + u) / levels to that of the counts x: every log less D log levels.
@@ -371,35 +349,3 @@ class Evidence(RowEstimates):
 
     def __str__(self) -> str:
         return format_evidence(self)
-
-
-def programs_of(parts: Sequence[Evidence], ids: ProgramIds | None = None) -> ProgramIds | None:
-    """Return which programs all parts (and `ids`, those of now) are of; None, with a warning, where a part does not know.
-
-    Raises:
-        UsageError: their parameters, buffers or log-probabilities differ.
-    """
-    known = [part.program_ids for part in parts if part.program_ids is not None]
-    first = (known[0] if known else None) if ids is None else ids
-    for other in known:
-        if first is not None and (how := first.difference(other)):
-            raise UsageError(
-                f"evidence of two pairs of programs cannot be put together: {how}. Run all of it with the same model and guide "
-                "(load the weights that it was made with), or start anew, without resume"
-            )
-    if len(known) == len(parts):
-        return first
-    if len(parts) > 1 or ids is not None:
-        warnings.warn(UNKNOWN_PROGRAMS, UnknownProgramsWarning, stacklevel=3)
-    return None
-
-
-def data_of(parts: Sequence[Evidence]) -> str | None:
-    """Return the digest of the rows that all parts are of; a UsageError where they differ."""
-    digests = list(dict.fromkeys(part.data_digest for part in parts if part.data_digest is not None))
-    if len(digests) > 1:
-        raise UsageError(
-            f"parts of two data sets (digests {digests[0][:12]}… and {digests[1][:12]}…) cannot be merged: rows= runs a part "
-            "of one x. Give each part all rows of the same x and contexts."
-        )
-    return digests[0] if digests else None

@@ -28,7 +28,7 @@ from .proposals import GUIDE
 from .sampler import Sampler
 from .storage import numbers_of, row_block_of, tensors_of
 from .target import TargetError
-from .weighing import AND
+from .weighing import joined_engines
 
 COLLECT = 5.0  # seconds between two exchanges
 WHAT = "log p(x)"
@@ -80,7 +80,7 @@ class Filler:
         return turns_of(work, self.here, self.shared(blocks, work))
 
     def shared(self, blocks: Sequence[RowBlock], work: Sequence[int]) -> bool:
-        """Whether particles of a block may be run by several processes."""
+        """Return whether particles of a block may be run by several processes."""
         return self.target is None and all(self.one_by_one(blocks[i]) for i in work)
 
     def tell_idle(self, blocks: Sequence[RowBlock], work: Sequence[int]) -> None:
@@ -98,12 +98,12 @@ class Filler:
         return range(block.planned) if self.particles is None else self.particles
 
     def lacks(self, block: RowBlock) -> bool:
-        """Whether there is something to run of a block."""
+        """Return whether there is something to run of a block."""
         elbo = self.sampler.proposal != GUIDE and block.guide_elbo is None
         return elbo or self.target is not None or next(block.missing(self.wanted(block)), None) is not None
 
     def one_by_one(self, block: RowBlock) -> bool:
-        """Whether pieces of a block are weighed each by itself: several at once have other shapes, and so other last digits."""
+        """Return whether pieces of a block are weighed one by one: several at once have other shapes, so other last digits."""
         return self.sampler.chunk // (block.size * len(block.rows)) <= 1
 
     def __call__(self, block: RowBlock, turn: Turn) -> RowBlock:
@@ -184,13 +184,7 @@ def collect(
             block.ids = whole.ids
             blocks[i] = whole.joined(block) if i in shared else block
             blocks[i].weight_sums.largest.trim()
-    of_ranks = [told["facts"] for _, told in everyone]
-    names = {name for facts in of_ranks for name in facts["engine"].split(AND)}
-    notes = dict.fromkeys(facts["engine_note"] for facts in of_ranks if facts["engine_note"])
-    return max(told["seconds"] for _, told in everyone), {
-        "engine": AND.join(sorted(names)),
-        "engine_note": "; ".join(notes),
-    }
+    return max(told["seconds"] for _, told in everyone), joined_engines(told["facts"] for _, told in everyone)
 
 
 def packed(block: RowBlock) -> Part:

@@ -48,7 +48,7 @@ class TargetError:
             pilot.plan(min(2 * pilot.planned, self.most))
 
     def foretold(self, pilot: RowBlock) -> float:
-        """K at which the error of the worst row, which falls as 1 / √K, is the target; ∞ where nothing is known of it."""
+        """Return the K at which the error of the worst row, which falls as 1 / √K, is the target; ∞ where nothing is known."""
         worst = pilot.total().mc_se.nan_to_num(math.inf).max().item()
         return pilot.planned * (MARGIN * worst / self.se) ** 2
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -227,3 +227,16 @@ def difference_of(a: Tensor, b: Tensor) -> float:
         return 0.0
     apart = torch.where(a == b, 0, (a - b).abs())
     return apart.nan_to_num(math.inf).max().item()
+
+
+def joined_engines(facts: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """Say what weighed parts of one evaluation together, of :meth:`WeighingEngine.facts` of each.
+
+    Example:
+        >>> joined_engines([{"engine": "eager", "engine_note": "why"}, {"engine": "compiled", "engine_note": ""}])
+        {'engine': 'compiled and eager', 'engine_note': 'why'}
+    """
+    facts = list(facts)
+    names = {name for one in facts for name in one["engine"].split(AND)}
+    notes = dict.fromkeys(one["engine_note"] for one in facts if one["engine_note"])
+    return {"engine": AND.join(sorted(names)), "engine_note": "; ".join(notes)}

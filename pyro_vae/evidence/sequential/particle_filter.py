@@ -230,7 +230,7 @@ class Pool:
         return by_run.std(0) / self.runs**0.5 * student(self.runs - 1)
 
     def there(self, t: int) -> Tensor:
-        """Whether each sequence has this step, ``(N,)``."""
+        """Return whether each sequence has this step, ``(N,)``."""
         return self.steps.there(t)[: self.rows]
 
 

@@ -67,7 +67,7 @@ class Steps:
         return self.x.shape[1]
 
     def there(self, t: int) -> Tensor:
-        """Whether each sequence has this step (counted from 0), ``(M,)``."""
+        """Return whether each sequence has this step (counted from 0), ``(M,)``."""
         return self.lengths > t
 
     def context(self, particles: int) -> tuple[Tensor, ...]:

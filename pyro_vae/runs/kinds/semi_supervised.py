@@ -28,7 +28,7 @@ from .parts import ModelParts
 
 
 def categorical(h: Tensor) -> dist.Categorical:
-    """Classes by logits."""
+    """Return the distribution of classes by their logits."""
     return dist.Categorical(logits=h)
 
 
@@ -144,14 +144,8 @@ def likelihood_of_draws(model: SemiSupervised, shape: Shape, num_samples: int, s
         return model.likelihood(drawn["z"], model.one_hot(drawn["y"]))
 
 
-def sample(model: SemiSupervised, shape: Shape, num_samples: int, seed: int, mean: bool) -> Tensor:
-    """x ~ p(x | z, y), of z ~ p(z), y ~ p(y)."""
-    x: Tensor = usage.sample(model, num_samples, seed=seed, mean=mean)
-    return x
-
-
 def report(model: SemiSupervised, split: Split, shape: Shape) -> dict[str, Any]:
-    """Accuracy and calibration of q(y | x) on rows whose label is known."""
+    """Measure accuracy and calibration of q(y | x) on rows whose label is known."""
     if split.y is None or bool((split.y == MISSING).all()):
         return {}
     device = next(model.parameters()).device
@@ -163,7 +157,7 @@ def report(model: SemiSupervised, split: Split, shape: Shape) -> dict[str, Any]:
 
 KIND = ModelKind(
     make=make_semi_supervised, labels=True, objectives=("elbo",), decide=decide, train_rows=train_rows, terms=terms,
-    sample=sample, encode=encode, reconstruct=reconstruct, report=report,
+    encode=encode, reconstruct=reconstruct, report=report,
     likelihood_of_rows=likelihood_of_rows, likelihood_of_draws=likelihood_of_draws,
     interpolate="a code is a class and a z, and between two classes there is nothing. Of one class, in Python: "
     "interpolate(vae, start, end, y), the class of each row in y",

@@ -101,7 +101,7 @@ def joined(values: dict[str, Tensor], letter: str) -> Tensor:
 
 
 def sample(model: StateSpaceModel, shape: Shape, num_samples: int, seed: int, mean: bool) -> Tensor:
-    """Sequences of all T steps, ``(num_samples, T · D)``."""
+    """Draw sequences of all T steps, ``(num_samples, T · D)``."""
     like = torch.zeros(1, *steps_of(shape), device=next(model.parameters()).device)
     return flat(joined(usage.sample(model, num_samples, like=like, seed=seed, mean=mean), "x"), shape)
 

@@ -69,10 +69,10 @@ def values_of(data: Data) -> np.ndarray:
     return np.concatenate([part.x.numpy() for part in parts]).astype(np.float64)
 
 
-def draws_of(run: Run, seed: int = 0) -> np.ndarray:
+def draws_of(run: Run) -> np.ndarray:
     """x ~ p(x), ``(M, D)``."""
     count = max(100, min(DRAWS, ELEMENTS // max(1, run.shape[0])))
-    return samples(run, count, seed).cpu().numpy().astype(np.float64)
+    return samples(run, count, seed=0).cpu().numpy().astype(np.float64)
 
 
 @dataclass(frozen=True)

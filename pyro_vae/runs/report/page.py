@@ -146,7 +146,7 @@ def render_run(facts: RunFacts, run: Run | None, data: Data | None, trouble: Seq
         pictures=pictures,
         bracket=bracket_of(facts),
         gaps=gaps_of(facts),
-        warnings=[*words.warnings_of(facts), *((f"{what[:1].upper()}{what[1:]}", fix) for what in trouble)],
+        warnings=[*words.warnings_of(facts), *((words.capital(what), fix) for what in trouble)],
         columns=columns,
         worst=worst,
         worst_picture=None if content is None else f"data:image/png;base64,{base64.b64encode(content).decode()}",

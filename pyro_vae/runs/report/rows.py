@@ -13,8 +13,8 @@ from pyro_vae.data import Data, Split
 from pyro_vae.plots.images import tile
 from pyro_vae.runs import folder
 from pyro_vae.runs.compare_runs import evidence_of
-from pyro_vae.runs.evaluate_run import rows_of
 from pyro_vae.runs.registry import kind_of
+from pyro_vae.runs.rows_to_score import rows_of
 
 from .columns import column_names
 from .facts import RunFacts
@@ -47,7 +47,7 @@ class WorstRow:
     far: str = ""
 
 
-def worst_rows(facts: RunFacts, data: Data | None, count: int = SHOWN) -> list[WorstRow]:
+def worst_rows(facts: RunFacts, data: Data | None) -> list[WorstRow]:
     """List the rows of least log p(x) in the main evaluation, the least first.
 
     Raises:
@@ -57,7 +57,7 @@ def worst_rows(facts: RunFacts, data: Data | None, count: int = SHOWN) -> list[W
         return []
     summary, text = folder.read_evidence(facts.path, facts.main.stem)
     evidence = evidence_of(text, summary)
-    lines, order = read_lines(text), np.argsort(evidence.log_px.numpy(), kind="stable")[:count]
+    lines, order = read_lines(text), np.argsort(evidence.log_px.numpy(), kind="stable")[:SHOWN]
     flagged = getattr(evidence, "flagged", None)
     bad = None if flagged is None else set(flagged.tolist())
     ragged = kind_of(facts.config).ragged  # elements of sequences are no columns

@@ -13,6 +13,7 @@ from pyro_vae.runs.progress import format_unfinished
 from pyro_vae.runs.told import next_command, why_flagged
 
 from .facts import RunFacts
+from .words import capital
 
 HARDLY_ANY = 0.9  # of the rows flagged, and more: fewer than a tenth say anything of log p(x)
 TRUSTED, LOOSE, DO_NOT_USE = "trusted", "loose bound", "do not use"
@@ -41,7 +42,7 @@ def judge(facts: RunFacts) -> Verdict:
         return Verdict(DO_NOT_USE, why, f"pyro-vae replay {run}")
     if facts.unfinished:
         so_far = format_unfinished({"unfinished": facts.unfinished}) or ""
-        return Verdict(DO_NOT_USE, f"{so_far[:1].upper()}{so_far[1:]}.", f"pyro-vae train --resume {run}")
+        return Verdict(DO_NOT_USE, f"{capital(so_far)}.", f"pyro-vae train --resume {run}")
     if facts.main is None:
         why = "The run was never scored: it has no log p(x)."
         if facts.stale:
@@ -51,9 +52,7 @@ def judge(facts: RunFacts) -> Verdict:
         return Verdict(DO_NOT_USE, "The mean log p(x) is not finite: some row has no probability.", next_of(facts))
     below, loose = below_floor(s["floor"], s), is_loose(s)
     if below and not loose:  # what lies above a loose bound may lie above the floor
-        return Verdict(
-            DO_NOT_USE, f"{below[:1].upper()}{below[1:]}", f"pyro-vae train --config {run}/config.json --run NEW"
-        )
+        return Verdict(DO_NOT_USE, capital(below), f"pyro-vae train --config {run}/config.json --run NEW")
     if loose:
         so = (
             "no bound, as an oracle errs to either side"
@@ -76,7 +75,3 @@ def judge(facts: RunFacts) -> Verdict:
 def next_of(facts: RunFacts) -> str:
     """Format the command that may believe more rows, without what is said beside it."""
     return next_command(facts.summary, facts.path).partition("   (")[0]
-
-
-def capital(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}"

@@ -18,6 +18,16 @@ UNUSED = 0.5  # of the latents, and more: the model says little by them
 BEHIND = 0.05  # of the ELBO, by which training rows are ahead of validation rows
 
 
+def capital(text: str) -> str:
+    """Begin a sentence with a capital letter; formulas within it stay as they are.
+
+    Example:
+        >>> capital("the bound is loose: log p(X)")
+        'The bound is loose: log p(X)'
+    """
+    return f"{text[:1].upper()}{text[1:]}"
+
+
 def part(name: str, options: Mapping[str, Any]) -> str:
     """Format a part of a config with its options.
 
@@ -169,7 +179,7 @@ def of_evidence(facts: RunFacts) -> Iterator[tuple[str, str]]:
         yield sentence, f"pyro-vae evaluate {run} --method annealing" if "flagged" in sentence else more
     if below := below_floor(s["floor"], s):
         yield (
-            below[:1].upper() + below[1:],
+            capital(below),
             f"pyro-vae evaluate {run} --method annealing" if is_loose(s) else "as it says",
         )
     if not is_loose(s):
