@@ -10,8 +10,9 @@ from pyro_vae.common.processes import joined
 from pyro_vae.common.spread import by_itself
 from pyro_vae.errors import UsageError
 from pyro_vae.runs.bracket_run import CHAINS, TEMPERATURES, bracket_run
+from pyro_vae.runs.bracket_run import CHUNK as PAIRS
 from pyro_vae.runs.ensemble_folder import is_ensemble
-from pyro_vae.runs.gaps_run import ROWS, STEPS, gaps_run
+from pyro_vae.runs.gaps_run import CHUNK, ROWS, STEPS, gaps_run
 from pyro_vae.runs.report.page import write_report
 
 from .commands import DataDir, Device, RunFolder, app
@@ -25,6 +26,7 @@ def bracket(
     rows: int | None = None,
     num_temperatures: int = TEMPERATURES,
     num_chains: int = CHAINS,
+    chunk_size: int = PAIRS,
     data_dir: DataDir = None,
     device: Device = "cpu",
 ) -> None:
@@ -38,12 +40,15 @@ def bracket(
         Between the guide and the posterior: more bring the ends together.
     num_chains
         Of each row.
+    chunk_size
+        (row, chain) pairs at a time, on a random stream of their own: what processes share. Fewer than the chains cut these.
     """
     of_one_seed(run, "bracket")
     with joined(device) as here:
         annealed, ends = bracket_run(
-            run, rows=rows, num_temperatures=num_temperatures, num_chains=num_chains, data_dir=data_dir, device=device
-        )
+            run, rows=rows, num_temperatures=num_temperatures, num_chains=num_chains, chunk_size=chunk_size,
+            data_dir=data_dir, device=device,
+        )  # fmt: skip
         if here.leads:
             with by_itself():
                 page = write_report(run, data_dir=data_dir)
@@ -52,7 +57,14 @@ def bracket(
 
 @app.command
 def gaps(
-    run: RunFolder, /, *, rows: int = ROWS, steps: int = STEPS, data_dir: DataDir = None, device: Device = "cpu"
+    run: RunFolder,
+    /,
+    *,
+    rows: int = ROWS,
+    steps: int = STEPS,
+    chunk_size: int = CHUNK,
+    data_dir: DataDir = None,
+    device: Device = "cpu",
 ) -> None:
     """Splits log p(x) − ELBO of test rows into what the family of q(z | x) costs and what its network does.
 
@@ -62,10 +74,12 @@ def gaps(
         The first so many test rows, each of which is fitted by itself.
     steps
         Of that fit.
+    chunk_size
+        64 times the rows that are fitted at a time, on a random stream of their own: what processes share.
     """
     of_one_seed(run, "gaps")
     with joined(device) as here:
-        found = gaps_run(run, rows=rows, steps=steps, data_dir=data_dir, device=device)
+        found = gaps_run(run, rows=rows, steps=steps, chunk_size=chunk_size, data_dir=data_dir, device=device)
         if here.leads:
             with by_itself():
                 page = write_report(run, data_dir=data_dir)

@@ -23,6 +23,7 @@ from .processes import Processes, gather_bytes, processes
 from .progress import tracked
 
 Part = dict[str, Tensor]
+SMALLER_CHUNKS = "take fewer processes, or a smaller chunk_size"
 _by_itself: ContextVar[bool] = ContextVar("pyro_vae: works by itself", default=False)
 
 
@@ -46,7 +47,9 @@ def by_itself() -> Iterator[None]:
         _by_itself.reset(token)
 
 
-def spread(count: int, make: Callable[[int], Part], what: str, verbose: bool = False) -> list[Part]:
+def spread(
+    count: int, make: Callable[[int], Part], what: str, verbose: bool = False, more: str | None = SMALLER_CHUNKS
+) -> list[Part]:
     """Return parts 0 to `count` − 1, each made by one process: part i by rank i modulo the number of ranks.
 
     Args:
@@ -54,6 +57,7 @@ def spread(count: int, make: Callable[[int], Part], what: str, verbose: bool = F
         make: makes a part, tensors by name; what it draws is of a stream of that part.
         what: where in the work that is, for errors and for the progress bar.
         verbose: a progress bar, of the parts of rank 0.
+        more: what gives work to processes that have none, which a warning says; None: nothing is said of them.
 
     Raises:
         ProcessesError: on the other ranks, where `make` failed on one, whose own error it raises there.
@@ -69,7 +73,10 @@ def spread(count: int, make: Callable[[int], Part], what: str, verbose: bool = F
     own: dict[int, Part] = {}
     error = None
     try:
-        warn_of_idle(here, count, what)  # an error to whoever makes errors of warnings, of which the others hear
+        if more is not None:
+            warn_of_idle(
+                here, count, what, more
+            )  # an error to whoever makes errors of warnings, of which the others hear
         for i in tracked(range(here.rank, count, here.world), what, verbose):
             own[i] = make(i)
     except Exception as failed:
@@ -118,9 +125,7 @@ def contiguous(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
-def warn_of_idle(
-    here: Processes, count: int, what: str, more: str = "take fewer processes, or a smaller chunk_size"
-) -> None:
+def warn_of_idle(here: Processes, count: int, what: str, more: str) -> None:
     """Say on rank 0 how many processes have nothing to do, and what would give them `more`."""
     if here.leads and count < here.world:
         parts = f"{count} part{'s' * (count != 1)} for {here.world} processes"

@@ -21,7 +21,8 @@ from pyro_vae.programs.units import univariate
 from pyro_vae.programs.wide_scoring import wide_log_prob
 from pyro_vae.programs.wrapped import base_name
 
-from .latent_usage import Drawn, of_sites
+from .drawn_sites import Drawn
+from .latent_usage import of_sites
 from .mutual_information import as_particles, seeded_sites, to_rows
 
 CELLS = 2**18  # (draw, row, unit) log-probabilities held at a time

@@ -9,7 +9,8 @@ from pyro_vae.programs.problem import Problem, Sites
 from pyro_vae.programs.proposal_guide import as_written
 from pyro_vae.programs.units import by_row, closed_kl, univariate
 
-from .latent_usage import Drawn, posterior_mean
+from .drawn_sites import Drawn
+from .latent_usage import posterior_mean
 
 
 def without_noise(q: Sites, p: Sites, problem: Problem) -> dict[str, Drawn] | None:

@@ -3,8 +3,7 @@ r"""Inference gaps: log p(x) − ELBO as what the family of q costs (approximati
 from __future__ import annotations
 
 import json
-import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -14,23 +13,20 @@ from pyro_vae.common.digests import tensor_digest
 from pyro_vae.common.flagged import format_bound, is_loose, why_loose
 from pyro_vae.common.given import check_whole
 from pyro_vae.common.keywords import suggest_keywords
-from pyro_vae.common.processes import bytes_of, text_of
-from pyro_vae.common.spread import spread
+from pyro_vae.common.processes import text_of
 from pyro_vae.data.arrays import read_once
 from pyro_vae.data.row_ids import RowIds
-from pyro_vae.errors import ProgramError, UsageError
+from pyro_vae.errors import UsageError
 from pyro_vae.evidence.estimate import LogPx, data_se, mean_se
-from pyro_vae.evidence.importance.accumulator import WeightSums
-from pyro_vae.evidence.importance.pareto import LOW_ESS, steady_rows
+from pyro_vae.evidence.importance.pareto import LOW_ESS
 from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.same_on_ranks import check_same_on_ranks
 from pyro_vae.programs.sites import Program
 
 from .elbo_decomposition import Quantity
+from .gaps_of_chunks import MOVED, GapOptions, gaps_of_chunks
 from .given_log_px import as_truth, refuse_other_model
-from .per_row_optimum import fitted, local_sites, moved_sites, optimise, start_of
 
-MOVED = "moved sites"  # of a chunk, as JSON
 TOLERANCE = 0.01  # nats: a row that since the middle of the steps gained less has converged
 Number = dict[str, Any]  # the fields of a Quantity, which JSON takes
 
@@ -218,7 +214,8 @@ def gaps(
         num_particles: draws a row and step.
         num_samples: K, draws a row for the figures; 2 at least.
         seed: of all noise.
-        chunk_size: (row, particle) pairs run at a time. Under torchrun, processes that call this together share the chunks.
+        chunk_size: (row, particle) pairs run at a time. Under torchrun, processes that call this together share the chunks;
+            the fits of the last ones, which are too few for all, are made by one process each, and their draws are shared.
         verbose: a progress bar on a terminal; elsewhere a line of how long is to go, where that is long.
 
     Returns:
@@ -265,70 +262,10 @@ def gaps(
     truth = None if log_px is None else as_truth(log_px, len(problem), RowIds.of(x, *rest))
     refuse_other_model(log_px, problem)
     how = getattr(log_px, "how", None)
-    same: dict[str, Any] = {"steps": steps, "lr": lr, "num_particles": num_particles, "num_samples": num_samples}
-    check_same_on_ranks(
-        problem, same | {"seed": seed, "chunk_size": chunk_size, "log_px": truth and tensor_digest({"": truth[0]})}
-    )
-    chunks = problem.split(chunk_size // max(num_particles, min(num_samples, 64)))
-
-    def gaps_of(i: int) -> dict[str, Tensor]:
-        """Split the gaps of the rows of chunk i."""
-        some = chunks[i]
-        log_p = None if truth is None else tuple(t[some.first : some.first + len(some)] for t in truth)
-        with some.quiet(seed, i, 0):
-            sites = local_sites(some)
-            half, best = optimise(some, sites, steps, num_particles, lr)
-        q, middle, last = (
-            weights(fitted(some, sites, free), num_samples, chunk_size, (seed, i, 1))
-            for free in (start_of(sites), half, best)
-        )
-        return figures(q, middle, last, log_p) | {MOVED: bytes_of(json.dumps(moved_sites(sites)))}
-
-    parts = spread(len(chunks), gaps_of, "gaps", verbose)
+    options = GapOptions(steps, lr, num_particles, num_samples, seed, chunk_size)
+    check_same_on_ranks(problem, asdict(options) | {"log_px": truth and tensor_digest({"": truth[0]})})
+    parts = gaps_of_chunks(problem, options, truth, verbose)
     moved = dict.fromkeys(name for part in parts for name in json.loads(text_of(part.pop(MOVED))))
     by_row: dict[str, Any] = {field: torch.cat([part[field] for part in parts]) for field in parts[0]}
     facts: dict[str, Any] = {"steps": steps, "num_samples": num_samples, "seed": seed, "measure": problem.measure}
     return Gaps(**by_row, given=truth is not None, how=how, moved=tuple(moved), **facts)
-
-
-def weights(problem: Problem, num_samples: int, chunk_size: int, block: tuple[int, ...]) -> Tensor:
-    """log p(x, z) − log q(z) of K draws of a row, ``(K, n)``; the same block of seeds is the same noise."""
-    step = max(1, chunk_size // len(problem))
-    parts = []
-    for j, done in enumerate(range(0, num_samples, step)):
-        with problem.quiet(*block, j):
-            parts.append(problem.log_probs(min(step, num_samples - done)).log_w.to("cpu", torch.float64))
-    log_w = torch.cat(parts)
-    if (bad := log_w.isnan() | (log_w == math.inf)).any():
-        rows = problem.numbers(bad.any(0))
-        raise ProgramError(
-            f"log weights are NaN or +inf for rows {rows}, with the guide's own parameters or on the way to better "
-            "ones. Look at those rows; a smaller lr takes shorter steps."
-        )
-    return log_w
-
-
-def figures(q: Tensor, half: Tensor, best: Tensor, truth: tuple[Tensor, ...] | None) -> dict[str, Tensor]:
-    """Average over draws, with standard errors, from log weights ``(K, n)`` of q, q* half way, and q*."""
-
-    def se(draws: Tensor) -> Tensor:
-        return draws.std(0) / len(draws) ** 0.5
-
-    estimate = best.logsumexp(0) - math.log(len(best))
-    share = (best - estimate).exp()  # of mean 1: what each draw adds to the error of log p̂, by the delta method
-    log_px, own, error = (estimate, share, 0.0) if truth is None else (truth[0], 0.0, truth[1])
-    sums = WeightSums(best.shape[1])
-    sums.add(best)
-    return {
-        "log_px": log_px,
-        "best_elbo": best.mean(0),
-        "elbo": q.mean(0),
-        "approximation_se": (se(own - best).square() + error**2).sqrt(),
-        "amortisation_se": se(best - q),
-        "gap_se": (se(own - q).square() + error**2).sqrt(),
-        "log_px_se": se(share) if truth is None else truth[1],
-        "improvement": (best - half).mean(0),
-        "improvement_se": se(best - half),
-        "ess": len(best) / share.square().mean(0),
-        "reliable": steady_rows(sums.khat, sums.max_share, sums.samples) if truth is None else truth[2],
-    }

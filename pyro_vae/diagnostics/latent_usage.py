@@ -13,6 +13,7 @@ from torch.distributions import Categorical
 
 from pyro_vae.common.given import whole
 from pyro_vae.common.keywords import suggest_keywords
+from pyro_vae.common.parts_of_rows import IN_TURN, PartsOfRows
 from pyro_vae.errors import UsageError
 from pyro_vae.programs.masked_latents import check_masked
 from pyro_vae.programs.masks import same_mask
@@ -24,6 +25,7 @@ from pyro_vae.programs.structured import on_tensors
 from pyro_vae.programs.units import by_row, closed_kl, masked, univariate
 from pyro_vae.programs.wide_scoring import wide_log_prob
 
+from .drawn_sites import Drawn, drawn_of, tensors_of
 from .mutual_information import information, information_of_sites
 
 ACTIVE = 0.01  # Burda's threshold on Var_x(E[z | x])
@@ -226,12 +228,17 @@ def usage(
     seed: int,
     chunk_size: int = 4096,
     sites: dict[str, Units] | None = None,
+    over: PartsOfRows = IN_TURN,
 ) -> Latents:
-    """Measure as :func:`latents` does: units on the rows of a problem, I(x; z) on `some` of them; `sites` if known already."""
+    """Measure as :func:`latents` does: units on the rows of a problem, I(x; z) on `some` of them; `sites` if known already.
+
+    The rows go `over` parts, which processes may share.
+    """
     if sites is None:
-        parts = [measured(part, num_samples) for part in problem.split(chunk_size // num_samples)]
-        sites = {name: join([part[name] for part in parts]) for name in parts[0]}
-    terms, limit = information(some, seed)
+        parts = problem.split(over.size(len(problem), chunk_size // num_samples))
+        made = over(len(parts), lambda i: tensors_of(measured(parts[i], num_samples)), problem.device)
+        sites = joined([drawn_of(part) for part in made])
+    terms, limit = information(some, seed, over)
     return Latents(sites, *mean_and_se(terms), limit, len(terms), len(problem), num_samples)
 
 
@@ -243,18 +250,6 @@ def mean_and_se(terms: Tensor) -> tuple[float, float]:
 def spread(rows: Tensor, count: int) -> Tensor:
     """Return at most `count` of the rows, evenly spaced."""
     return rows[:: max(1, len(rows) // count)][:count]
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """One site on n rows: KLs and posterior means of units, ``(n, units)``, their variances, the rows that have them; flags."""
-
-    kl: Tensor
-    kl_noise: Tensor
-    mean: Tensor
-    mean_noise: Tensor
-    has: Tensor
-    flags: tuple[bool, bool, bool]
 
 
 def measured(problem: Problem, num_samples: int) -> dict[str, Drawn]:
@@ -305,6 +300,11 @@ def posterior_mean(site: Site) -> tuple[Tensor, bool]:
 def moments(draws: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean over S draws, and its variance by chance; exactly 0 for draws that are all the same."""
     return draws.mean(0), (draws - draws[0]).var(0) / len(draws)  # shifted: equal draws leave no rounding
+
+
+def joined(parts: list[dict[str, Drawn]]) -> dict[str, Units]:
+    """Join what parts of the rows showed of each site."""
+    return {name: join([part[name] for part in parts]) for name in parts[0]}
 
 
 def join(parts: list[Drawn]) -> Units:

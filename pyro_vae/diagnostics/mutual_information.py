@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from pyro_vae.common.parts_of_rows import IN_TURN, PartsOfRows
 from pyro_vae.programs.masks import present
 from pyro_vae.programs.plates import Plates
 from pyro_vae.programs.problem import Problem, Sites
@@ -17,13 +18,13 @@ PAIRS = 65_536  # (i, j) at which q(z_i | x_j) is evaluated at a time
 PARENTS = 8  # draws of the other sites, over which the density of one is a mean
 
 
-def information(problem: Problem, seed: int) -> tuple[Tensor, float]:
+def information(problem: Problem, seed: int, over: PartsOfRows = IN_TURN) -> tuple[Tensor, float]:
     """log q(z_i | x_i) − log 1/n_i Σ_j q(z_i | x_j) for each of the B rows, ``(B,)``, float64 on the CPU; mean of log n_i.
 
-    j runs over the n_i rows that have the same latents at z_i as row i does: all B where none is masked.
+    j runs over the n_i rows that have the same latents at z_i as row i does: all B where none is masked; i `over` parts.
     """
     # on one random stream: what the guide draws on the way to its parameters is the same each time
-    return contrasted(problem, values_of_rows(problem, seed), [(seed, 1)])
+    return contrasted(problem, values_of_rows(problem, seed), [(seed, 1)], over)
 
 
 def information_of_sites(problem: Problem, seed: int) -> dict[str, Tensor]:
@@ -50,30 +51,38 @@ def values_of_rows(problem: Problem, seed: int) -> dict[str, Tensor]:
 
 
 def contrasted(
-    problem: Problem, values: Mapping[str, Tensor], streams: Sequence[tuple[int, ...]]
+    problem: Problem, values: Mapping[str, Tensor], streams: Sequence[tuple[int, ...]], over: PartsOfRows = IN_TURN
 ) -> tuple[Tensor, float]:
     """log f(z_i, x_i) − log 1/n_i Σ_j f(z_i, x_j), and the mean of log n_i; f is the guide's density of these sites, averaged.
 
     Sites without values are drawn, from one of the streams each time.
     """
-    count, terms, limits = len(problem), [], []
-    step = max(1, PAIRS // count)
-    for start in range(0, count, step):
-        some, particles = (
-            {name: value[start : start + step] for name, value in values.items()},
-            min(step, count - start),
-        )
-        log_f, alike = [], torch.ones(particles, count, dtype=torch.bool)
-        for stream in streams:
-            with problem.quiet(*stream):
-                every = problem.sites(problem.guide, particles, some)
-            sites = {name: every[name] for name in some}
-            log_f.append(problem.log_prob(sites).to("cpu", torch.float64))
-            alike &= same_latents(sites, start, problem.plates)
-        log_q, log_n = torch.stack(log_f).logsumexp(0) - math.log(len(streams)), alike.sum(1).double().log()
-        terms.append(log_q.diagonal(start) - log_q.masked_fill(~alike, -math.inf).logsumexp(1) + log_n)
-        limits.append(log_n)
-    return torch.cat(terms), torch.cat(limits).mean().item()
+    count = len(problem)
+    step = over.size(count, max(1, PAIRS // count))
+
+    def part(i: int) -> dict[str, Tensor]:
+        some = {name: value[i * step : (i + 1) * step] for name, value in values.items()}
+        return contrasts(problem, some, i * step, min(step, count - i * step), streams)
+
+    parts = over(len(range(0, count, step)), part, problem.device)
+    terms, log_n = (torch.cat([part[name] for part in parts]) for name in ("terms", "log_n"))
+    return terms, log_n.mean().item()
+
+
+def contrasts(
+    problem: Problem, some: Mapping[str, Tensor], start: int, particles: int, streams: Sequence[tuple[int, ...]]
+) -> dict[str, Tensor]:
+    """Contrast the draws of some rows, from `start` on, with all rows: the terms, and log n_i."""
+    log_f, alike = [], torch.ones(particles, len(problem), dtype=torch.bool)
+    for stream in streams:
+        with problem.quiet(*stream):
+            every = problem.sites(problem.guide, particles, some)
+        sites = {name: every[name] for name in some}
+        log_f.append(problem.log_prob(sites).to("cpu", torch.float64))
+        alike &= same_latents(sites, start, problem.plates)
+    log_q, log_n = torch.stack(log_f).logsumexp(0) - math.log(len(streams)), alike.sum(1).double().log()
+    terms = log_q.diagonal(start) - log_q.masked_fill(~alike, -math.inf).logsumexp(1) + log_n
+    return {"terms": terms, "log_n": log_n}
 
 
 def same_latents(sites: Sites, start: int, plates: Plates) -> Tensor:

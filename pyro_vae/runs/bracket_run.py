@@ -23,6 +23,7 @@ from .run_figures import draw_all
 from .several_processes import agree_on_scoring, done_by_rank_0, led
 
 TEMPERATURES, CHAINS, LEAPFROGS = 60, 16, 3  # a few seconds on a small model
+CHUNK = 16_384  # (row, chain) pairs at a time
 
 
 def bracket_run(
@@ -31,6 +32,7 @@ def bracket_run(
     rows: int | None = None,
     num_temperatures: int = TEMPERATURES,
     num_chains: int = CHAINS,
+    chunk_size: int = CHUNK,
     data_dir: Path | None = None,
     device: str = "cpu",
 ) -> tuple[dict[str, Any], Bracket]:
@@ -39,7 +41,7 @@ def bracket_run(
     Args:
         path: the run's folder.
         rows: of the test split, the first; all by default.
-        num_temperatures, num_chains: of annealing, as :func:`~pyro_vae.bracket` has them.
+        num_temperatures, num_chains, chunk_size: of annealing, as :func:`~pyro_vae.bracket` has them.
         data_dir: where the data is, if it has moved.
         device: where to compute.
 
@@ -49,9 +51,9 @@ def bracket_run(
     Raises:
         RunFolderError: the run or its data are not what they were, or another run has taken its place meanwhile.
         ProgramError: latents that cannot be annealed.
-        UsageError: rows, temperatures or chains that are no whole numbers.
+        UsageError: rows, temperatures, chains or pairs that are no whole numbers.
     """
-    check_whole(rows=rows, num_temperatures=num_temperatures, num_chains=num_chains)
+    check_whole(rows=rows, num_temperatures=num_temperatures, num_chains=num_chains, chunk_size=chunk_size)
     run = load_run(path, device=device)
     data, start = open_data(run, data_dir), time.perf_counter()
     part = rows_of(data, "test", rows)
@@ -61,14 +63,15 @@ def bracket_run(
         agree_on_scoring(tensor_digest(run.vae.state_dict()), data, asdict(options))
         ends = bracket(
             run.vae.model, run.vae.guide, *run.rows(part),
-            num_temperatures=num_temperatures, num_chains=num_chains, leapfrog_steps=LEAPFROGS,
+            num_temperatures=num_temperatures, num_chains=num_chains, leapfrog_steps=LEAPFROGS, chunk_size=chunk_size,
         )  # fmt: skip
 
         def record() -> dict[str, Any]:
             """Write what came of it."""
             check_same_weights(run, tensor_digest(run.vae.state_dict()))
+            about = {"chunk_size": chunk_size}  # which the noise depends on
             annealed = record_evaluation(run, data, options, placed(ends.annealing, part), time.perf_counter() - start)
-            folder.write_json(run.path / "bracket.json", ends.summary() | {"weights": annealed["weights"]})
+            folder.write_json(run.path / "bracket.json", ends.summary() | about | {"weights": annealed["weights"]})
             return annealed
 
         annealed = done_by_rank_0(record, "the writing of the bracket")

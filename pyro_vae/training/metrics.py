@@ -13,10 +13,12 @@ from pyro.infer import TraceEnum_ELBO
 from torch import Tensor
 
 from pyro_vae.common.memory import fitting
+from pyro_vae.common.parts_of_rows import IN_TURN, PartsOfRows
 from pyro_vae.common.random import seeded, stream
 from pyro_vae.data.lazy_rows import chunk_of
 from pyro_vae.diagnostics.closed_units import without_noise
-from pyro_vae.diagnostics.latent_usage import ACTIVE, Drawn, Units, join, spread, usage
+from pyro_vae.diagnostics.drawn_sites import SITES, drawn_of, tensors_of
+from pyro_vae.diagnostics.latent_usage import ACTIVE, Units, joined, spread, usage
 from pyro_vae.errors import MarkedError, NoWeightError, ProgramError, UsageError
 from pyro_vae.objectives.count_once import CountOnce
 from pyro_vae.objectives.joint_elbo import elbo_per_datum
@@ -36,6 +38,7 @@ from .shuffle import ELBO_NOISE, FIXED, LATENTS
 from .step import Step
 
 Record = dict[str, Any]
+SUMS = "sums"  # of a part of the rows
 CHUNK = 2000  # rows that the ELBO is logged of at a time
 
 
@@ -74,10 +77,18 @@ def as_trained(step: Step, problem: Problem) -> Problem:
 
 
 def pass_over(
-    step: Step, batch: tuple[Tensor, ...], chunk_size: int | None, problem_of_rows: Callable[[], Problem]
+    step: Step,
+    batch: tuple[Tensor, ...],
+    chunk_size: int | None,
+    problem_of_rows: Callable[[], Problem],
+    over: PartsOfRows = IN_TURN,
 ) -> Pass:
-    """Estimate as :func:`true_elbo` does; measure the latents on the way, if their figures do not depend on the draw."""
+    """Estimate as :func:`true_elbo` does; measure the latents on the way, if their figures do not depend on the draw.
+
+    The rows go `over` parts, which processes may share; in one piece where `chunk_size` is None.
+    """
     rows = len(batch[0])
+    size = over.size(rows, chunk_size) if chunk_size else rows
     with quiet(step.model, step.guide):
         try:
             problem = problem_of_rows()
@@ -85,36 +96,39 @@ def pass_over(
         except ProgramError as error:
             if isinstance(error, NoWeightError) and not isinstance(step.objective, TraceEnum_ELBO):
                 return Pass(dict.fromkeys(("elbo", "reconstruction", "kl")) | {"no_elbo": str(error)})
-            return Pass(joint_elbo(step, batch, chunk_size or rows))
-        parts = [part_of_pass(some) for some in problem.split(chunk_size or rows)]
-    reconstruction, kl = torch.stack([sums for sums, _ in parts]).sum(0).tolist()
+            return Pass(joint_elbo(step, batch, size, over))
+        some = problem.split(size)
+        parts = over(len(some), lambda i: part_of_pass(some[i]), problem.device)
+    reconstruction, kl = torch.stack([part[SUMS] for part in parts]).sum(0).tolist()
     record = {"elbo": (reconstruction - kl) / rows, "reconstruction": reconstruction / rows, "kl": kl / rows}
-    units = [drawn for _, drawn in parts if drawn is not None]
+    units = [drawn_of(part) for part in parts if SITES in part]
     return Pass(record, joined(units) if len(units) == len(parts) else None)
 
 
-def part_of_pass(problem: Problem) -> tuple[Tensor, dict[str, Drawn] | None]:
-    """Draw some rows once: summed reconstruction and KL, ``(2,)`` on their device, and what the draw tells of the latents."""
+def part_of_pass(problem: Problem) -> dict[str, Tensor]:
+    """Draw some rows once: summed reconstruction and KL, ``(2,)``, and what the draw tells of the latents, if it does."""
     q, p = problem.draw(1)
     terms = problem.terms(p, problem.score(q, "guide", fresh=True))
     try:
         drawn = without_noise(q, p, problem)
     except (ValueError, RuntimeError, IndexError):  # a measure of its own says why it has none
         drawn = None
-    return torch.stack([terms.reconstruction.double().sum(), terms.kl.double().sum()]), drawn
+    sums = torch.stack([terms.reconstruction.double().sum(), terms.kl.double().sum()]).cpu()
+    return {SUMS: sums} | ({} if drawn is None else tensors_of(drawn))
 
 
-def joined(parts: list[dict[str, Drawn]]) -> dict[str, Units]:
-    """Join what parts of the rows showed of each site."""
-    return {name: join([part[name] for part in parts]) for name in parts[0]}
+def joint_elbo(step: Step, batch: tuple[Tensor, ...], size: int, over: PartsOfRows = IN_TURN) -> Record:
+    """Take the ELBO of Pyro's own estimator, which has no terms, of parts of so many rows."""
+    guide, rows = without_observed(step.guide), len(batch[0])
 
+    def part(i: int) -> dict[str, Tensor]:
+        some = tuple(a[i * size : (i + 1) * size] for a in batch)
+        elbo = elbo_per_datum(step.objective, step.model, guide, *some)
+        return {SUMS: torch.tensor(len(some[0]) * elbo, dtype=torch.float64)}
 
-def joint_elbo(step: Step, batch: tuple[Tensor, ...], chunk_size: int) -> Record:
-    """Take the ELBO of Pyro's own estimator, which has no terms."""
-    guide, chunks = without_observed(step.guide), zip(*(a.split(chunk_size) for a in batch), strict=True)
     with ValidParameters():
-        parts = [(len(c[0]), elbo_per_datum(step.objective, step.model, guide, *c)) for c in chunks]
-    return {"elbo": sum(n * elbo for n, elbo in parts) / len(batch[0]), "reconstruction": None, "kl": None}
+        parts = over(len(range(0, rows, size)), part, batch[0].device)
+    return {"elbo": sum(part[SUMS].item() for part in parts) / rows, "reconstruction": None, "kl": None}
 
 
 def row_elbo(step: Step, batch: tuple[Tensor, ...]) -> Tensor | None:
@@ -131,13 +145,17 @@ ROWS, PAIRED, DEAR = 500, 200, 32  # for KL and activity, for I(x; z), and for t
 LESS_ACTIVE = 0.001
 JUDGED_FROM = 5  # epochs: before, an encoder has hardly learnt anything
 LEAST_INFORMATION, LEAST_KL = 0.05, 0.1  # nats
+NO_FIGURES = (ValueError, RuntimeError, IndexError)
+IN_PARTS = 3  # of the seed of the latents: streams apart from those of I(x; z), which are 1 and 2
 ERRORS = 2  # standard errors that what is drawn must lie below them by
 LATENT_KEYS = (
     "active_units", f"active_units_{LESS_ACTIVE}", "mutual_information", "mutual_information_se", "kl_per_unit"
 )  # fmt: skip
 
 
-def latent_use(problem: Callable[[], Problem], seed: int, units: dict[str, Units] | None = None) -> Record:
+def latent_use(
+    problem: Callable[[], Problem], seed: int, units: dict[str, Units] | None = None, over: PartsOfRows = IN_TURN
+) -> Record:
     """Estimate active units, I(x; z) and each unit's KL, in nats; None where not defined.
 
     The units' are of all rows where a pass over them has shown them (`units`), else of draws on at most 500 of them.
@@ -147,8 +165,8 @@ def latent_use(problem: Callable[[], Problem], seed: int, units: dict[str, Units
         with quiet(whole.model, whole.guide, seed=seed, device=whole.device):
             some = of_spread_rows(whole, ROWS)
             pairs = PAIRED if units or elementwise(some) else DEAR
-            found = usage(some, of_spread_rows(some, pairs), 2, seed, sites=units)
-    except (ValueError, RuntimeError, IndexError):  # no density a row, or programs that do not broadcast over draws
+            found = usage(some, of_spread_rows(some, pairs), 2, seed, sites=units, over=over)
+    except NO_FIGURES:  # no density a row, or programs that do not broadcast over draws
         return dict.fromkeys(LATENT_KEYS)
     counts = [found.active(threshold) if found.units else None for threshold in (ACTIVE, LESS_ACTIVE)]
     kl = None if found.kl_per_unit is None else [finite(v) for v in found.kl_per_unit.tolist()]
@@ -247,7 +265,9 @@ class EpochMetrics:
         rows = self.train_sample if self.data.validation is None else self.data.validation
         units, self.units = self.units, None  # of these weights alone
         with self.probed:
-            return latent_use(lambda: self.problem(rows), stream(self.seed, LATENTS), units)
+            seed = stream(self.seed, LATENTS)
+            over = PartsOfRows(self.shards, (seed, IN_PARTS), "the latents after an epoch", NO_FIGURES)
+            return latent_use(lambda: self.problem(rows), seed, units, over)
 
     def data_set_elbo(self, metrics: DataSetMetrics, when: str) -> Record:
         """Estimate the ELBO of all training rows, and of validation rows given the global parameters."""
@@ -267,7 +287,13 @@ class EpochMetrics:
         what = f"{when}: the ELBO of {len(batch[0])} rows on {self.data.device}"
         with seeded(self.seed, ELBO_NOISE, device=self.data.device), fitting(what, "Validate on fewer rows."):
             chunk = None if self.shared else chunk_of(self.data.train, CHUNK)
-            return pass_over(self.step, batch, chunk, lambda: self.problem(batch))
+            over = PartsOfRows(self.shards, (self.seed, ELBO_NOISE), f"{when}: the ELBO of {len(batch[0])} rows")
+            return pass_over(self.step, batch, chunk, lambda: self.problem(batch), over)
+
+    @property
+    def shards(self) -> int | None:
+        """Into how many parts rows are cut at least, which processes share; None where batches have no shards."""
+        return None if self.step.shards is None else self.step.shards.count
 
     @cached_property
     def train_sample(self) -> Batch:

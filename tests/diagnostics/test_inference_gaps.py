@@ -11,8 +11,9 @@ from torch.distributions import kl_divergence
 
 from pyro_vae import MLP, VAE, Conditional, Exact, StandardNormal, bernoulli, log_likelihood, normal, posteriors
 from pyro_vae.common.random import seeded
-from pyro_vae.diagnostics import inference_gaps as module
-from pyro_vae.diagnostics.inference_gaps import figures, gaps
+from pyro_vae.diagnostics import gaps_of_chunks as module
+from pyro_vae.diagnostics.gaps_of_chunks import figures
+from pyro_vae.diagnostics.inference_gaps import gaps
 from pyro_vae.diagnostics.overfitting import overfitting
 from pyro_vae.diagnostics.posterior_families import family_of
 from pyro_vae.errors import NoWeightError, ProgramError, ShapeError, UsageError

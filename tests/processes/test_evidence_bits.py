@@ -119,7 +119,15 @@ def cases():
         "between two ends": lambda: bracket(
             *pair, binary(3), num_chains=10, step_size=0.3, num_samples=50, **annealing
         ),
+        "annealed, the chains of a row in parts": lambda: ais(
+            *pair, binary(1), num_chains=7, **annealing | {"chunk_size": 3}
+        ),
+        "between two ends, by chains": lambda: bracket(
+            *pair, binary(1), num_chains=10, step_size=0.3, num_samples=50, **annealing | {"chunk_size": 5}
+        ),
         "gaps": lambda: gaps(*pair, binary(5), steps=5, num_samples=20, chunk_size=40, verbose=False),
+        "gaps of one row": lambda: gaps(*pair, binary(1), steps=5, num_samples=90, chunk_size=40, verbose=False),
+        "gaps of one chunk": lambda: gaps(*pair, binary(3), steps=5, num_samples=90, chunk_size=200, verbose=False),
     }
 
 
@@ -223,4 +231,5 @@ def test_evidence_of_several_processes_has_the_bits_of_one(world, tmp_path):
         odd, idle = json.loads((tmp_path / f"{rank}.json").read_text())
         assert odd == []
         if world == 2:
-            assert idle == ([] if rank else ["one row, of one piece", "between two ends"])
+            bracketed = ["between two ends", "between two ends, by chains"]  # their importance sampling
+            assert idle == ([] if rank else ["one row, of one piece", *bracketed, "gaps of one chunk"])

@@ -25,8 +25,8 @@ COMMANDS = [
     ("evaluate", "RUN", *FEW),
     ("evaluate", "RUN", *FEW, "--split", "validation", "--proposal", "widened", "--seed", "3"),
     ("evaluate", "RUN", *FEW, "--rows", "70", "--out", "OUT"),
-    ("bracket", "RUN", "--rows", "9", "--num-temperatures", "3", "--num-chains", "10"),
-    ("gaps", "RUN", "--rows", "9", "--steps", "5"),
+    ("bracket", "RUN", "--rows", "9", "--num-temperatures", "3", "--num-chains", "10", "--chunk-size", "40"),
+    ("gaps", "RUN", "--rows", "9", "--steps", "5", "--chunk-size", "256"),
     ("show", "RUN"),
     ("sample", "RUN", "--num-samples", "3"),
 ]

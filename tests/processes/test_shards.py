@@ -9,6 +9,7 @@ import torch
 from pyro.infer import RenyiELBO, Trace_ELBO
 
 from pyro_vae import MLP, VAE, Aggressive, Bound, Conditional, StandardNormal, bernoulli, elbo, fit, normal
+from pyro_vae.common.parts_of_rows import PartsOfRows
 from pyro_vae.common.processes import Processes
 from pyro_vae.common.random import seeded
 from pyro_vae.errors import ProgramError, UsageError
@@ -16,7 +17,7 @@ from pyro_vae.objectives.kl_terms import mmd
 from pyro_vae.training import shard_checks
 from pyro_vae.training.gradient_tree import Sums, TreeSum, packed, unpacked
 from pyro_vae.training.shards import Shards, refuse_other_losses
-from pyro_vae.training.shuffle import NOISE
+from pyro_vae.training.shuffle import ELBO_NOISE, NOISE
 from pyro_vae.training.trainer import Trainer
 from tests.helpers.environment import HEAVY
 
@@ -79,6 +80,26 @@ def test_a_shards_noise_is_of_its_own_stream(engine):
             losses.append(-Trace_ELBO().differentiable_loss(vae.model, vae.guide, part).detach().double())
     run = fit(pair, x, batch_size=24, epochs=1, shards=4, seed=5, engine=engine, verbose=False)
     assert run.history[0]["loss"] == pytest.approx(-float(sum(losses)) / 24, rel=1e-6)
+
+
+def test_the_elbo_of_rows_in_parts_is_that_by_hand_each_under_its_stream():
+    vae, rows = trained.small(), digits(30)
+    run = fit(vae, rows, validation=rows[:21], batch_size=30, epochs=1, shards=4, seed=5, verbose=False)
+    vae.eval()
+    for name, some, size in (("elbo", rows[:21], 6), ("train_elbo", rows, 8)):
+        total = 0.0
+        for number, part in enumerate(some.split(size)):
+            with seeded(5, ELBO_NOISE, number), torch.no_grad():
+                q = vae.posterior(part)
+                z = q.rsample()
+                log_w = vae.likelihood(z).log_prob(part) + vae.prior().log_prob(z) - q.log_prob(z)
+            total += log_w.double().sum().item()
+        assert run.history[0][name] == pytest.approx(total / len(some), rel=1e-6)
+
+
+def test_rows_are_cut_by_the_number_of_shards_alone():
+    assert [PartsOfRows(8).size(rows, 2000) for rows in (1, 8, 9, 16_000, 16_001)] == [1, 1, 2, 2000, 2000]
+    assert PartsOfRows().size(9, 2000) == 2000
 
 
 def test_a_tree_holds_what_is_not_associative():

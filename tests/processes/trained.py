@@ -33,9 +33,10 @@ from pyro_vae import (
 )
 from pyro_vae.common.processes import agree, joined, processes
 from pyro_vae.common.spread import by_itself
+from pyro_vae.diagnostics import latent_usage
 from pyro_vae.errors import DivergedError, ProcessesError, UsageError
 from pyro_vae.priors.vamp import VampPrior
-from pyro_vae.training import shards
+from pyro_vae.training import metrics, shards
 from pyro_vae.training.checkpoint_state import capture
 from pyro_vae.training.gradient_tree import TreeSum
 from pyro_vae.training.trainer import TrainingCallback
@@ -202,6 +203,26 @@ def differ(here, folder):
         x[-1] += torch.inf if epochs else 0.0  # no step is checked against the support
         return x
 
+    class Failing:
+        """Raises in the parts of rank 1."""
+
+        def __init__(self, make):
+            self.make = make
+
+        def __call__(self, problem, *more):
+            if odd:
+                raise ValueError("rows are odd")
+            return self.make(problem, *more)
+
+    with pytest.MonkeyPatch.context() as patched:  # as one process would: no figures of the latents, and no ELBO at all
+        patched.setattr(latent_usage, "measured", Failing(latent_usage.measured))
+        figures = fit(with_vamp(), x, **common).history[0]
+        assert [figures[key] for key in metrics.LATENT_KEYS] == [None] * 5 and figures["elbo"] < 0
+        patched.setattr(metrics, "part_of_pass", Failing(metrics.part_of_pass))
+        raised = (
+            (ValueError, "^rows are odd") if odd else (ProcessesError, "the ELBO .* rank 1 ended with ValueError: rows")
+        )
+        refused(raised[1], small(), error=raised[0])
     diverging = {"transform": last_row_bad, "on_epoch": epochs.append, "epochs": 2}  # in the shard of rank 1
     refused("step 3: the loss is .* on rows", small(), error=DivergedError, **diverging)
     with by_itself():

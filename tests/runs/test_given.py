@@ -29,7 +29,7 @@ def test_components_are_parts_by_name(components):
 
 
 @pytest.mark.parametrize("number", [True, 1.5, "3", float("nan"), float("inf"), []], ids=repr)
-@pytest.mark.parametrize("name", ["rows", "steps", "num_temperatures", "num_chains"])
+@pytest.mark.parametrize("name", ["rows", "steps", "num_temperatures", "num_chains", "chunk_size"])
 def test_what_counts_is_a_whole_number(name, number):
     look = bracket_run if name.startswith("num") else gaps_run
     with pytest.raises(UsageError, match=f"{name} must be a whole number"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.memory import SMALLER, fitting
 from pyro_vae.common.progress import tracked
-from pyro_vae.common.spread import spread
+from pyro_vae.common.spread import sharing, spread
 from pyro_vae.evidence.estimate import identified
 from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.reach import check_reach
@@ -28,7 +28,7 @@ from .point import Point
 from .result import Annealed, AnnealedRun
 from .schedule import AISSettings, AnnealingPath, adaptive, betas, pilot
 
-STREAMS = 5  # of a seed: (seed, 5, kind, chunk), apart from importance sampling's (seed, rows, particles)
+STREAMS = 5  # of a seed: (seed, 5, kind, chunk[, block]), apart from importance sampling's (seed, rows, particles)
 SCHEDULE, PILOT, FORWARD = range(3)
 
 
@@ -71,8 +71,9 @@ def ais(
         step_size: ε for all rows and temperatures, in place of the pilot run.
         target_acceptance: that the pilot run aims at.
         seed: of the chains; the same seed gives the same numbers.
-        chunk_size: (row, chain) pairs run at a time. Under torchrun, processes that call this together share the chunks, and
-            all have all rows, with the bits of one process.
+        chunk_size: (row, chain) pairs run at a time; where it is less than C, the chains of a row are run in parts, of which
+            each tunes steps of its own. Under torchrun, processes that call this together share the chunks, and all have all
+            rows, with the bits of one process at this chunk_size.
         verbose: a progress bar on a terminal; elsewhere a line of how long is to go, where that is long.
 
     Raises:
@@ -111,8 +112,24 @@ def ais(
     return annealer.forward().result(settings, annealer.problem.measure)
 
 
+@dataclass(frozen=True)
+class ChainBlock:
+    """What is walked at a time, on random streams of its own: some chains of each row of a chunk."""
+
+    chunk: int
+    chains: int
+    number: int | None = None  # of the block among those of its rows; None: all of their chains
+
+    def stream(self, kind: int) -> tuple[int, ...]:
+        """Name its random stream for one kind of work."""
+        return (STREAMS, kind, self.chunk) + (() if self.number is None else (self.number,))
+
+
 class Annealer:
-    """Annealing of a pair on checked rows, in chunks, each on a path that is tuned before any weight is taken."""
+    """Annealing of a pair on checked rows, in blocks of chains, each on a path that is tuned before any weight is taken.
+
+    A block is of as many rows as `chunk_size` holds with all of their chains; or else of some chains of one row.
+    """
 
     def __init__(self, problem: Problem, settings: AISSettings) -> None:
         self.problem, self.settings = problem, settings
@@ -120,60 +137,84 @@ class Annealer:
             with self.problem.quiet(settings.seed):
                 check_reach(problem)
         check_same_on_ranks(problem, asdict(settings) | {"verbose": None})
-        self.step = max(1, settings.chunk_size // (settings.num_chains * codes_of(problem.model)))
+        codes = codes_of(problem.model)
+        self.step = max(1, settings.chunk_size // (settings.num_chains * codes))
         self.chunks = problem.split(self.step)
+        self.pairs = len(problem) * settings.num_chains * codes
+        self.blocks = blocks_of(len(self.chunks), settings.num_chains, max(1, settings.chunk_size // codes))
         self.graphs = DensityGraphs(settings.transitions * settings.leapfrog_steps)
         if settings.schedule == "adaptive":
-            first = self.run_pilot(0, betas("sigmoid", max(50, settings.num_temperatures)), SCHEDULE)
+            whole = ChainBlock(0, settings.num_chains)
+            first = self.run_pilot(whole, betas("sigmoid", max(50, settings.num_temperatures)), SCHEDULE)
             self.betas = adaptive(first, settings.num_temperatures)
         else:
             self.betas = betas(settings.schedule, settings.num_temperatures)
-        self.paths: dict[int, AnnealingPath] = {}  # of the chunks that this process walks
+        self.paths: dict[ChainBlock, AnnealingPath] = {}  # of the blocks that this process walks
 
-    def densities(self, i: int) -> Densities:
-        return Densities(self.chunks[i], self.settings.start, self.graphs)
+    def densities(self, block: ChainBlock) -> Densities:
+        return Densities(self.chunks[block.chunk], self.settings.start, self.graphs)
 
     @contextmanager
-    def quiet(self, kind: int, i: int) -> Iterator[None]:
-        """Evaluate, on the random stream of one kind of work on chunk i; name what does not fit into memory."""
-        what = f"annealing {self.step} rows with {self.settings.num_chains} chains each on {self.problem.device}"
-        with fitting(what, SMALLER), self.problem.quiet(self.settings.seed, STREAMS, kind, i):
+    def quiet(self, kind: int, block: ChainBlock) -> Iterator[None]:
+        """Evaluate, on the random stream of one kind of work on a block; name what does not fit into memory."""
+        what = f"annealing {self.step} rows with {block.chains} chains each on {self.problem.device}"
+        with fitting(what, SMALLER), self.problem.quiet(self.settings.seed, *block.stream(kind)):
             yield
 
-    def run_pilot(self, i: int, at: Tensor, kind: int) -> AnnealingPath:
-        """Run a pilot on chunk i, along the path `at`."""
-        with self.quiet(kind, i):
-            return pilot(self.densities(i), at, self.settings)
+    def run_pilot(self, block: ChainBlock, at: Tensor, kind: int) -> AnnealingPath:
+        """Run a pilot of a block, along the path `at`."""
+        with self.quiet(kind, block):
+            return pilot(self.densities(block), at, self.settings, block.chains)
 
-    def path(self, i: int) -> AnnealingPath:
-        """Choose step sizes for chunk i, ``(T + 1, N)``, once."""
-        if i not in self.paths:
-            self.paths[i] = self.tune(i)
-        return self.paths[i]
+    def path(self, block: ChainBlock) -> AnnealingPath:
+        """Choose step sizes for a block, ``(T + 1, N)``, once."""
+        if block not in self.paths:
+            self.paths[block] = self.tune(block)
+        return self.paths[block]
 
-    def tune(self, i: int) -> AnnealingPath:
-        """Run a pilot on chunk i, unless its step size is given."""
+    def tune(self, block: ChainBlock) -> AnnealingPath:
+        """Run a pilot of a block, unless its step size is given."""
         if self.settings.step_size is None:
-            return self.run_pilot(i, self.betas, PILOT)
-        shape = len(self.betas), len(self.chunks[i])
+            return self.run_pilot(block, self.betas, PILOT)
+        shape = len(self.betas), len(self.chunks[block.chunk])
         return AnnealingPath(self.betas, torch.full(shape, self.settings.step_size, dtype=torch.float64))
 
     def forward(self) -> AnnealedRun:
-        """Run from β = 0 to 1 with weights: E[exp(log w)] = p(x); chunks are shared by processes."""
-        return self.joined(self.forward_chunk, "annealing")
+        """Run from β = 0 to 1 with weights: E[exp(log w)] = p(x); blocks are shared by processes."""
+        return self.joined(self.forward_block, "annealing")
 
-    def forward_chunk(self, i: int) -> AnnealedRun:
-        """Run chunk i."""
-        path = self.path(i)
-        with self.quiet(FORWARD, i):
-            density = self.densities(i)
-            point = density(density.draw(self.settings.num_chains))
+    def forward_block(self, block: ChainBlock) -> AnnealedRun:
+        """Run a block."""
+        path = self.path(block)
+        with self.quiet(FORWARD, block):
+            density = self.densities(block)
+            point = density(density.draw(block.chains))
             return anneal(density, point, path, self.settings, "AIS")
 
-    def joined(self, run: Callable[[int], AnnealedRun], what: str) -> AnnealedRun:
-        """Run each chunk on one process, and join what comes of them on all."""
-        parts = spread(len(self.chunks), lambda i: run(i).tensors(), what)
-        return AnnealedRun.joined([AnnealedRun.of_tensors(part) for part in parts])
+    def joined(self, run: Callable[[ChainBlock], AnnealedRun], what: str) -> AnnealedRun:
+        """Run each block on one process, and join what comes of them on all."""
+        enough = max(1, self.pairs // sharing().world)
+        more = f"take fewer processes, or chunk_size={enough}, which is other noise"
+        parts = spread(len(self.blocks), lambda i: run(self.blocks[i]).tensors(), what, more=more)
+        runs = [AnnealedRun.of_tensors(part) for part in parts]
+        each = len(runs) // len(self.chunks)
+        return AnnealedRun.joined([AnnealedRun.of_all_chains(runs[i : i + each]) for i in range(0, len(runs), each)])
+
+
+def blocks_of(chunks: int, chains: int, most: int) -> list[ChainBlock]:
+    """List blocks of at most so many chains of each row, whose sizes differ by one at most.
+
+    Example:
+        >>> blocks_of(1, 16, most=16)
+        [ChainBlock(chunk=0, chains=16, number=None)]
+        >>> [block.chains for block in blocks_of(1, 16, most=6)]
+        [6, 5, 5]
+    """
+    count = -(-chains // most)
+    if count == 1:
+        return [ChainBlock(i, chains) for i in range(chunks)]
+    sizes = [chains // count + (b < chains % count) for b in range(count)]
+    return [ChainBlock(i, size, b) for i in range(chunks) for b, size in enumerate(sizes)]
 
 
 def anneal(density: Density, point: Point, path: AnnealingPath, settings: AISSettings, description: str) -> AnnealedRun:

@@ -100,6 +100,27 @@ class AnnealedRun:
         return cls(path, named["u"], named["log_w"], *(list(named[name]) for name in BY_TEMPERATURE))
 
     @classmethod
+    def of_all_chains(cls, runs: list[AnnealedRun]) -> AnnealedRun:
+        """Join runs of some chains each of the same rows; step sizes are their mean."""
+        if len(runs) == 1:
+            return runs[0]
+        u, log_w = torch.cat([r.u for r in runs]), torch.cat([r.log_w for r in runs])
+        part = torch.tensor([len(r.log_w) / len(log_w) for r in runs], dtype=torch.float64).view(-1, 1, 1)
+        log_z, ratio, acceptance = (
+            torch.stack([torch.stack(getattr(r, name)) for r in runs]) for name in BY_TEMPERATURE
+        )
+        steps = torch.stack([r.path.steps for r in runs])
+        log_sums = log_z + part.log()  # of a part's weights, of all chains
+        weight = log_sums.softmax(0)
+        joined = {
+            "log_z": log_sums.logsumexp(0),
+            "ratio": torch.where(weight > 0, weight * ratio, 0.0).sum(0),
+            "acceptance": (part * acceptance).sum(0),
+        }
+        path = AnnealingPath(runs[0].path.betas, (part.to(steps) * steps).sum(0))
+        return cls(path, u, log_w, *(list(joined[name]) for name in BY_TEMPERATURE))
+
+    @classmethod
     def joined(cls, runs: list[AnnealedRun]) -> AnnealedRun:
         """Join runs of chunks of rows; a ProgramError if a weight is neither finite nor zero."""
         steps, u, log_w = (
@@ -151,7 +172,8 @@ class Annealed(RowEstimates):
         ess: effective number of chains of each row, between 1 and C.
         acceptance_by_temperature: mean over chains of each transition, ``(T, N)``.
         log_w: the weights, ``(C, N)``.
-        betas, steps: the path, ``(T + 1,)``, and its step sizes, ``(T + 1, N)``.
+        betas, steps: the path, ``(T + 1,)``, and its step sizes, ``(T + 1, N)`` (their mean, where chains of a row were
+            run in parts).
         log_z: log Ẑ_β of each row at each temperature, ``(T + 1, N)``; the last is `log_px`.
         ratio: E_β[log p(x, z) − log start], ``(T + 1, N)``: with the prior as start, E_β[log p(x | z)].
         settings: that it was run with.

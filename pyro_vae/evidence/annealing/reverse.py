@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pyro_vae.errors import ProgramError, ShapeError
 
-from .ais import Annealer, anneal
+from .ais import Annealer, ChainBlock, anneal
 from .densities import Densities
 from .hmc import transition
 from .result import AnnealedRun
@@ -19,20 +19,22 @@ REVERSE, RESAMPLE = 3, 4  # kinds of streams, after those of annealing
 
 def reverse(annealer: Annealer, refresh: int, latents: Latents | None, ahead: AnnealedRun) -> AnnealedRun:
     """Run from β = 1 to 0 with weights: E[exp(log w)] = 1 / p(x) if it starts at exact draws of p(z | x)."""
-    return annealer.joined(lambda i: reverse_chunk(annealer, i, refresh, latents, ahead), "reverse annealing")
+    return annealer.joined(lambda block: reverse_block(annealer, block, refresh, latents, ahead), "reverse annealing")
 
 
-def reverse_chunk(annealer: Annealer, i: int, refresh: int, latents: Latents | None, ahead: AnnealedRun) -> AnnealedRun:
-    """Run chunk i."""
-    settings, chunk, path = annealer.settings, annealer.chunks[i], annealer.path(i)
-    density, rows = annealer.densities(i), slice(chunk.first, chunk.first + len(chunk))
-    with annealer.quiet(RESAMPLE, i):
-        u = density.draw(settings.num_chains)  # also lays out the sites
+def reverse_block(
+    annealer: Annealer, block: ChainBlock, refresh: int, latents: Latents | None, ahead: AnnealedRun
+) -> AnnealedRun:
+    """Run a block: it starts where any chain of its rows ended."""
+    settings, chunk, path = annealer.settings, annealer.chunks[block.chunk], annealer.path(block)
+    density, rows = annealer.densities(block), slice(chunk.first, chunk.first + len(chunk))
+    with annealer.quiet(RESAMPLE, block):
+        u = density.draw(block.chains)  # also lays out the sites
         if latents is None:
-            u = resampled(ahead.u[:, rows].to(u.device), ahead.log_w[:, rows].to(u.device))
+            u = resampled(ahead.u[:, rows].to(u.device), ahead.log_w[:, rows].to(u.device), block.chains)
         else:
-            u = density.at(latents_of(latents, rows, len(annealer.problem), density), settings.num_chains)
-    with annealer.quiet(REVERSE, i):
+            u = density.at(latents_of(latents, rows, len(annealer.problem), density), block.chains)
+    with annealer.quiet(REVERSE, block):
         point = density(u)
         for _ in range(refresh):  # leaves the posterior as it is, and takes chains that share a start apart
             point, _ = transition(density, 1.0, point, path.steps[-1], settings.leapfrog_steps)
@@ -57,7 +59,7 @@ def latents_of(latents: Latents, rows: slice, total: int, density: Densities) ->
     return chosen
 
 
-def resampled(u: Tensor, log_w: Tensor) -> Tensor:
-    """Draw chains anew by their weights, with replacement, row by row."""
-    chosen = torch.multinomial(log_w.softmax(0).nan_to_num(1).T, len(u), replacement=True).T
+def resampled(u: Tensor, log_w: Tensor, chains: int) -> Tensor:
+    """Draw so many chains by their weights, with replacement, row by row."""
+    chosen = torch.multinomial(log_w.softmax(0).nan_to_num(1).T, chains, replacement=True).T
     return torch.take_along_dim(u, chosen[..., None], 0)

@@ -103,9 +103,9 @@ def adaptive(pilot: AnnealingPath, num_temperatures: int, floor: float = 0.1) ->
     return temperatures
 
 
-def pilot(density: Densities, at: Tensor, settings: AISSettings) -> AnnealingPath:
+def pilot(density: Densities, at: Tensor, settings: AISSettings, chains: int) -> AnnealingPath:
     """Walk the path `at`, and tune the step of each row at each β to the target acceptance; no weights are taken."""
-    point = density(density.draw(settings.num_chains))
+    point = density(density.draw(chains))
     step = torch.full((point.u.shape[1],), 0.5, dtype=torch.float64, device=point.u.device)
     steps, spread = [], []
     for t, beta in enumerate(at.tolist()):
@@ -114,6 +114,6 @@ def pilot(density: Densities, at: Tensor, settings: AISSettings) -> AnnealingPat
             step = hmc.adapt(step, acceptance, settings.target_acceptance).clamp(LEAST, MOST)
         steps.append(step)
         # NaN for one chain; rows with infinite values are left out
-        variance = point.ratio.double().var(0) if settings.num_chains > 1 else step.new_full((1,), math.nan)
+        variance = point.ratio.double().var(0) if chains > 1 else step.new_full((1,), math.nan)
         spread.append(variance[variance.isfinite()].mean().sqrt().cpu())
     return AnnealingPath(at, torch.stack(steps), torch.stack(spread))

@@ -13,6 +13,8 @@ from pyro_vae import MLP, VAE, Conditional, bernoulli, priors
 from pyro_vae import normal as normal_family
 from pyro_vae.errors import ProgramError, SupportError, UsageError
 from pyro_vae.evidence.annealing.densities import Densities
+from pyro_vae.evidence.annealing.point import Point
+from pyro_vae.evidence.annealing.result import AnnealedRun
 from pyro_vae.evidence.annealing.schedule import AISSettings, AnnealingPath, adaptive, betas
 from pyro_vae.priors.flow import FlowPrior
 from pyro_vae.programs.problem import Problem
@@ -238,6 +240,40 @@ def test_chunks_of_rows():
     result = quick(p.model, p.exact_guide, x, start="guide", chunk_size=16)
     torch.testing.assert_close(result.log_w, p.log_px(x).expand(4, 11), rtol=0, atol=1e-9)
     assert result.steps.shape == (5, 11) and result.acceptance.shape == (11,) and len(result) == 11
+
+
+def test_chains_of_a_row_in_parts():
+    p = GammaPoisson()
+    x = drawn(p, 3)
+    exact = quick(p.model, p.exact_guide, x, start="guide", num_chains=5, chunk_size=2)
+    torch.testing.assert_close(exact.log_w, p.log_px(x).expand(5, 3), rtol=0, atol=1e-9)
+    result = ais(p.model, p.guide, x, num_temperatures=4, num_chains=400, leapfrog_steps=3, chunk_size=100)
+    assert ((result.log_px - p.log_px(x)).abs() < 4 * result.mc_se).all() and result.mc_se.max() < 0.1
+    assert len(result.log_w.unique(dim=0)) == 400 and result.steps.shape == (5, 3)
+    torch.testing.assert_close(result.log_z[-1], result.log_px)
+
+
+def test_runs_of_some_chains_are_joined_to_that_of_all():
+    made = torch.Generator().manual_seed(0)
+    log_w, ratio = 3 * torch.randn(2, 4, 7, 2, generator=made).double()  # by temperature, chain and row
+    log_w[0, :3, 1] = -torch.inf  # the first part of a row has no weight
+    acceptance, steps = torch.rand(7, 2, generator=made).double(), torch.ones(2, 2).double()
+
+    def run(chains, step):
+        part = AnnealedRun(AnnealingPath(betas("linear", 1), step * steps), torch.zeros(1), torch.zeros(1))
+        for t in range(2):
+            zeros = torch.zeros_like(ratio[t, chains])
+            point = Point(torch.zeros(*zeros.shape, 1), zeros, ratio[t, chains], zeros, zeros)
+            part.add(point, log_w[t, chains], acceptance[chains] if t else None)
+        return part
+
+    whole = run(slice(None), 1.0)
+    for parts in ([slice(0, 3), slice(3, 7)], [slice(0, 2), slice(2, 5), slice(5, 7)]):
+        joined = AnnealedRun.of_all_chains([run(part, 1.0) for part in parts])
+        assert torch.equal(joined.log_w, whole.log_w) and joined.u.shape == (7, 2, 1)
+        for name in ("log_z", "ratio", "acceptance"):
+            torch.testing.assert_close(torch.stack(getattr(joined, name)), torch.stack(getattr(whole, name)))
+    assert AnnealedRun.of_all_chains([run(slice(0, 3), 1.0), run(slice(3, 7), 8.0)]).path.steps[0, 0] == 5.0
 
 
 def test_the_weighted_run_uses_the_frozen_steps_only(monkeypatch):
