@@ -14,9 +14,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from pyro_vae.common.identical import spoiled
 from pyro_vae.common.processes import collective
 from pyro_vae.common.random import seeded
-from pyro_vae.common.sharded import gathered, is_sharded, part_of
+from pyro_vae.common.sharded import gathered, is_sharded, part_of, whole
 from pyro_vae.errors import CheckpointError, DivergedError
 
 from .block_shuffle import ShuffledBlocks
@@ -247,7 +248,9 @@ def copy_into(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> No
             f"the checkpoint is of another model: {odd[0]!r} is {saved.get(odd[0], 'missing')} there and "
             f"{ours.get(odd[0], 'absent')} in the model ({len(odd)} tensors differ)"
         )
-    if bad := [name for name, value in values.items() if not value.isfinite().all()]:
+    if bad := [
+        name for name, v in values.items() if not v.isfinite().all() and spoiled(v, whole(tensors[name].detach()))
+    ]:
         raise CheckpointError(f"the checkpoint holds non-finite values in {bad[0]!r}")
     with torch.no_grad():
         for name, tensor in tensors.items():

@@ -11,6 +11,7 @@ from torch import Tensor, enable_grad
 
 from pyro_vae.common.digests import digest_of, tensor_digest
 from pyro_vae.common.given import whole
+from pyro_vae.common.identical import identical
 from pyro_vae.common.processes import Processes, agree, gather_text
 from pyro_vae.common.sharded import is_sharded
 from pyro_vae.common.spread import sharing
@@ -107,7 +108,7 @@ def moved_buffer(step: Step, batch: Batch) -> str | None:
             step.precision(),
         ):
             loss(step.model, step.guide, *rows)
-        moved = any(not value.equal(buffer) for buffer, value in before.buffers)
+        moved = any(not identical(value, buffer) for buffer, value in before.buffers)
     finally:
         before.restore()
     return "the programs change a buffer as they run" if moved else None
