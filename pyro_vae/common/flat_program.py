@@ -18,6 +18,7 @@ from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 from torch.overrides import TorchFunctionMode
 
 from . import torch_private
+from .identical import identical
 
 READS = ("item", "tolist", "numpy", "__array__", "__bool__", "__float__", "__int__", "__index__", "__complex__")
 READS_OF = {getattr(Tensor, name): name for name in READS} | {torch.equal: "equal", Tensor.equal: "equal"}
@@ -101,7 +102,7 @@ class FlatProgram:
         if len(here) != len(there):
             return f"{len(here)} operations in one, {len(there)} in the other"
         for x, y in zip(self.state, other.state, strict=True):
-            if x is not y and not (x.shape == y.shape and torch.equal(x, y)):
+            if x is not y and not identical(x, y):
                 return f"a tensor of shape {tuple(x.shape)} is made afresh each time, with other numbers"
         return None
 

@@ -25,6 +25,7 @@ from pyro_vae.errors import RunFolderError
 from .digests import digest_of, tensor_digest
 from .held_folder import NONBLOCK, held
 from .plain_text import is_plain
+from .sharded import held_whole
 
 MIB = 2**20
 JSON_BYTES, HEADER_BYTES, HOLLOW = 64 * MIB, 2 * MIB, 256 * MIB
@@ -182,9 +183,10 @@ def is_seal(name: str, record: Mapping[str, Any]) -> bool:
 def dump(tensors: Mapping[str, Tensor], about: Mapping[str, Any] | None = None) -> bytes:
     """Format tensors as safetensors, sealed; cloned, as those that share memory are refused (a VampPrior's posterior).
 
-    Plain values `about` them go into the header, under a seal of their own.
+    Plain values `about` them go into the header, under a seal of their own. Tensors of which this process has a part are a
+    UsageError.
     """
-    separate = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
+    separate = {name: held_whole(t.detach()).cpu().clone().contiguous() for name, t in tensors.items()}
     metadata = {SEAL: tensor_digest(separate)}
     if not about:
         return dump_tensors(separate, metadata)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from pyro_vae.common.identical import identical
 from pyro_vae.training.engines.flat_graph import FlatGraph, Untraceable
 
 from .members import Member
@@ -56,7 +57,7 @@ class Stack:
             {*owned, *map(id, m.scheduled_values.tensors)} for m, owned in zip(self.members, self.owned, strict=True)
         ]
         loose = all(id(t) not in ids for t, ids in zip(slot, moved, strict=True))
-        return loose and all(t.shape == slot[0].shape and torch.equal(t, slot[0]) for t in slot)
+        return loose and all(identical(t, slot[0]) for t in slot)
 
     def attach(self) -> None:
         """Make the members' own tensors views of the stack."""

@@ -10,6 +10,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_vae.common.identical import identical as identical
 from pyro_vae.common.random import seeded
 from pyro_vae.errors import ProgramError
 
@@ -88,11 +89,6 @@ def same(a: Tensor, b: Tensor) -> bool:
 def same_draws(a: Tensor, b: Tensor) -> bool:
     """Compare what two runs on one random stream drew: nearly all digits are the same."""
     return identical(a, b) or (a.shape == b.shape and torch.allclose(a.double(), b.double(), equal_nan=True))
-
-
-def identical(a: Tensor, b: Tensor) -> bool:
-    """Return whether two tensors hold the same, NaN for NaN."""
-    return a.shape == b.shape and (torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all()))
 
 
 def differing(

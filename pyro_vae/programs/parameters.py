@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_vae.common.function_parts import networks
+from pyro_vae.common.identical import identical
 from pyro_vae.common.pyro_private import active_handlers
 from pyro_vae.common.sharded import reshard
 from pyro_vae.errors import ProgramError
@@ -76,7 +77,7 @@ def refuse_ignored(name: str, parameter: nn.Parameter) -> None:
     store = pyro.get_param_store()
     if name not in store or name in _of_no_module or (stored := unconstrained(store[name])) is parameter:
         return
-    if stored.shape == parameter.shape and torch.equal(stored.to(parameter), parameter):
+    if stored.shape == parameter.shape and identical(stored.to(parameter), parameter):
         return
     user = _in_use.get(id(stored))
     if user is not None and any(p is stored for p in user.parameters(recurse=False)):

@@ -26,7 +26,7 @@ from pyro_vae.training.checkpoint_state import capture
 from pyro_vae.training.divergence import FailedStep
 from pyro_vae.training.trainer import Trainer, TrainingCallback
 
-from .checkpoint import Checkpoints, Generation
+from .checkpoint import Checkpoints, Generation, Groups
 from .folder import DIVERGENCE, remove
 from .one_writer import OneWriter
 
@@ -57,7 +57,8 @@ class Checkpointer(TrainingCallback):
     ``fit(..., callbacks=[checkpointer], resume=checkpointer.newest())``.
 
     One training at a time writes into a folder: a second one, in another process or thread, is a BusyError. Of processes
-    that train together (``fit(..., shards=8)``) each has one, and that of rank 0 writes.
+    that train together (``fit(..., shards=8)``, or networks sharded by ``fully_shard``) each has one, and that of rank 0
+    writes. A checkpoint of sharded networks is that of whole ones: either goes on from it, on any number of processes.
 
     Args:
         path: a folder; the state goes into ``checkpoints`` in it (:mod:`pyro_vae.runs.checkpoint`).
@@ -120,12 +121,11 @@ class Checkpointer(TrainingCallback):
 
     def before_training(self, trainer: Trainer) -> None:
         self.leads = sharing().leads  # the others write nothing
-        if not self.leads:
-            return
-        with storage(f"cannot make {self.path}"):
-            self.path.mkdir(parents=True, exist_ok=True)
-        self.writer.take()
-        if not self.checkpoints.numbers():
+        if self.leads:
+            with storage(f"cannot make {self.path}"):
+                self.path.mkdir(parents=True, exist_ok=True)
+            self.writer.take()
+        if trainer.by_rank_0(self.leads and not self.checkpoints.numbers()):
             self.save(trainer)
 
     def after_step(self, trainer: Trainer) -> None:
@@ -133,11 +133,11 @@ class Checkpointer(TrainingCallback):
         if signal_to_stop is not None:
             self.save(trainer, interrupted=True)
             raise Signalled(signal_to_stop)
-        if time.monotonic() - self.saved_at >= 60 * self.minutes:
+        if trainer.by_rank_0(time.monotonic() - self.saved_at >= 60 * self.minutes):
             self.try_to_save(trainer)
 
     def after_epoch(self, trainer: Trainer) -> None:
-        if self.epochs is not None and (trainer.state.position.epoch - 1) % self.epochs == 0:
+        if trainer.by_rank_0(self.epochs is not None and (trainer.state.position.epoch - 1) % self.epochs == 0):
             self.try_to_save(trainer)
         self.after_step(trainer)
 
@@ -157,7 +157,9 @@ class Checkpointer(TrainingCallback):
     def save_rest(self, trainer: Trainer, error: BaseException) -> str:
         """Save what an error leaves; return how to go on."""
         if not isinstance(error, Signalled):  # else it is saved
-            if not trainer.between_steps or not trainer.state.step or trainer.state.bad_steps:
+            # of sharded networks the other processes have a part of the state, and may not come
+            parted = trainer.step.in_step is not None and trainer.step.here.world > 1
+            if parted or not trainer.between_steps or not trainer.state.step or trainer.state.bad_steps:
                 return f". Go on from the last checkpoint with: {self.how}" if self.checkpoints.numbers() else ""
             try:
                 self.save(trainer, interrupted=True)
@@ -199,10 +201,22 @@ class Checkpointer(TrainingCallback):
             print(f"note: no checkpoint at step {trainer.state.step}: {error} Training goes on.", file=sys.stderr)
 
     def save(self, trainer: Trainer, **marks: Any) -> None:
-        """Save the state as the newest generation; of several processes, rank 0 does."""
-        if not self.leads:
+        """Save the state as the newest generation; of several processes, rank 0 does.
+
+        Of networks that are sharded over them, the others take part in gathering it, and go on when it is written.
+        """
+        if not self.leads and trainer.step.in_step is None:
             return
-        (head, groups), position = capture(trainer), trainer.state.position
+        head, groups = capture(trainer)
+        try:
+            if self.leads:
+                self.write(trainer, head, groups, marks)
+        finally:
+            trainer.by_rank_0(True)
+
+    def write(self, trainer: Trainer, head: Mapping[str, Any], groups: Groups, marks: Mapping[str, Any]) -> None:
+        """Publish a state that was captured."""
+        position = trainer.state.position
         taken = position.batches_taken.get("order", 0)
         where: dict[str, Any] = {"seconds": self.seconds, "device": trainer.device.type, **marks}
         where["weights"] = tensor_digest(saved_with(trainer.modules, groups["best"]))  # as of a model.safetensors

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pyro_vae.common.atomic_write import write_atomic
 from pyro_vae.common.digests import tensor_digest
+from pyro_vae.common.identical import spoiled
 from pyro_vae.common.safe_read import (
     HEADER_BYTES,
     LIMIT,
@@ -107,7 +108,7 @@ class Weights:
         state = {name: tensor for name, tensor in state.items() if name not in derived}
         check_layout(layout_of(state), expected, self.file)
         if not allow_nonfinite:
-            check_finite(state, self.file)
+            check_finite(state, module.state_dict(), self.file)
         module.load_state_dict(state)
 
 
@@ -153,9 +154,9 @@ def check_layout(saved: Layout, expected: Layout, path: Path) -> None:
         )
 
 
-def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Refuse NaN and infinite values."""
-    if bad := [name for name, t in tensors.items() if not t.isfinite().all()]:
+def check_finite(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse NaN and infinite values where the module, as it was built, has none: a mask may be of −∞."""
+    if bad := [name for name, t in tensors.items() if spoiled(t, own[name])]:
         raise RunFolderError(
             f"{path} holds non-finite values in {bad[0]!r} ({len(bad)} tensors). Numbers of such a model mean nothing; "
             "to look at it all the same, in Python: load_run(path, allow_nonfinite=True)."

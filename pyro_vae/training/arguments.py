@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from pyro.infer import ELBO, SVI, Trace_ELBO
 
 from pyro_vae.common.given import described
-from pyro_vae.common.sharded import any_sharded
 from pyro_vae.errors import UsageError
 from pyro_vae.objectives.analytic_kl import analytic_kl
 from pyro_vae.objectives.bounds import ciwae, elbo, iwae, miwae, piwae, renyi, tvo
@@ -138,29 +136,6 @@ def check_choices(engine: Any, precision: Any, device: Any, aggressive: Any, res
         raise UsageError(
             f"resume must be a saved state, as in resume=Checkpointer(folder).newest(), got {described(resume)}"
         )
-
-
-def engine_of_sharded(modules: Sequence[torch.nn.Module], engine: str, **kept: Any) -> str:
-    """Return the engine that networks sharded over processes (``fully_shard``) run in: the programs themselves, or as asked.
-
-    Raises:
-        UsageError: an engine that traces, or what saves or loads the state between two steps: each process decides by its own
-            clock when, and each holds a part.
-    """
-    if not any_sharded(modules):
-        return engine
-    if engine not in ("auto", "eager"):
-        raise UsageError(
-            f"engine={engine!r} with parameters that are sharded over processes: torch gathers them by hooks, which no trace "
-            "holds. Leave engine out (eager)."
-        )
-    if given := [name for name, value in kept.items() if value]:
-        raise UsageError(
-            f"{given[0]}= with parameters that are sharded over processes: each process holds a part of the state. Train "
-            "without it, and gather the weights at the end: torch.distributed.checkpoint.state_dict.get_model_state_dict(vae, "
-            "options=StateDictOptions(full_state_dict=True))."
-        )
-    return "eager"
 
 
 def check_pair_of(vae: Any) -> None:

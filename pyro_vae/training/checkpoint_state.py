@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from pyro_vae.common.identical import spoiled
+from pyro_vae.common.processes import collective
 from pyro_vae.common.random import seeded
+from pyro_vae.common.sharded import gathered, is_sharded, part_of, whole
 from pyro_vae.errors import CheckpointError, DivergedError
 
 from .block_shuffle import ShuffledBlocks
 from .precision import name_of
 from .serialize import pack, unpack
-from .shard_checks import leads
 from .shuffle import FIXED
 from .trainer import Trainer
 from .training_state import EpochPosition, FitResult, named_tensors
@@ -39,9 +41,23 @@ ELSEWHERE = {
 }  # where these changed, a position in an epoch is void
 # by disk names
 POSITION = {"epoch": "epoch", "seconds": "seconds", "skipped": "skipped_rows", "places": "batches_taken"}
-EARLIER = {"drop last": False, "shards": 1, "precision": "float32"}  # what states that do not say so were captured with
+EARLIER = {
+    "drop last": False,
+    "shards": 1,
+    "precision": "float32",
+    "averaged over": 1,
+}  # what states that do not say so were captured with
 LONG = 80  # signs of a value, in a table of differences
-FREE = ("device", "torch", "threads", "engine", "precision")  # may change, but then the bits do, too
+FREE = (
+    "device",
+    "torch",
+    "threads",
+    "engine",
+    "precision",
+    "averaged over",
+    "update",
+)  # if these change, so may the bits
+KERNELS = ("fused", "foreach")  # options of torch's optimizers that decide how a step is computed, and not what it is
 
 
 class SavedState(Protocol):
@@ -70,7 +86,17 @@ def identity(trainer: Trainer) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "engine": trainer.step.engine.name,
         "precision": name_of(trainer.step.precision),
+        "averaged over": rounding_average(trainer),
     }
+
+
+def rounding_average(trainer: Trainer) -> int:
+    """Count the processes over which the gradients of sharded networks are averaged; 1 where that rounds nothing.
+
+    All have the same gradient g, and W g / W is g where W is a power of two.
+    """
+    world = 1 if trainer.step.in_step is None else trainer.step.in_step.here.world
+    return world if world & (world - 1) else 1
 
 
 def windows_of(trainer: Trainer) -> dict[str, Any]:
@@ -82,7 +108,13 @@ def windows_of(trainer: Trainer) -> dict[str, Any]:
 
 
 def capture(trainer: Trainer) -> tuple[dict[str, Any], Groups]:
-    """Capture the state after the last step: plain values, and tensors by group (model, best, optimizer, rng)."""
+    """Capture the state after the last step: plain values, and tensors by group (model, best, optimizer, rng).
+
+    Of networks that are sharded over processes each calls this, and rank 0 gets the tensors, whole.
+
+    Raises:
+        ProcessesError: another process did not come.
+    """
     state, optimizer = trainer.state, trainer.step.optimizer
     tensors = named_tensors(trainer.modules, trainer.step.parameters)
     best = {id(tensor): value for tensor, value in zip(trainer.tensors, state.best_tensors, strict=False)}
@@ -90,7 +122,19 @@ def capture(trainer: Trainer) -> tuple[dict[str, Any], Groups]:
     packed = None if optimizer is None else pack(optimizer.state_dict(), "adam", moments)
     head = {"about": identity(trainer), "plain": pack(plain_state(trainer), "state", moments), "optimizer": packed}
     best_by_name = {name: best.get(id(tensor), tensor) for name, tensor in tensors.items()}
-    return head, {"model": tensors, "best": best_by_name, "optimizer": moments, "rng": state.position.generator_states}
+    groups = {"model": tensors, "best": best_by_name, "optimizer": moments, "rng": state.position.generator_states}
+    return head, groups if trainer.step.in_step is None else in_whole(groups, trainer)
+
+
+def in_whole(groups: Groups, trainer: Trainer) -> Groups:
+    """Gather what is sharded of a state on rank 0, a tensor at a time; the others take part, and get nothing."""
+    kept: dict[str, dict[str, Tensor]] = {}
+
+    def gather() -> None:
+        kept.update({group: gathered(tensors, trainer.step.here.leads) for group, tensors in groups.items()})
+
+    collective(gather, f"the checkpoint of step {trainer.state.step}")
+    return kept
 
 
 def plain_state(trainer: Trainer) -> dict[str, Any]:
@@ -137,6 +181,7 @@ def restore(trainer: Trainer, saved: SavedState, fork: bool = False) -> None:
         load_state(trainer, plain, saved)
         if not changed.keys() & {"engine", *ELSEWHERE}:
             trainer.step.engine.load_state(plain["engine"])
+        changed |= other_kernels(trainer, saved)
     except CheckpointError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
@@ -154,7 +199,7 @@ def adapt(trainer: Trainer, changed: Differences) -> None:
         state.result.stopped = ""
     if other := {name: pair for name, pair in changed.items() if name in FREE}:
         state.result.exact = False
-        if leads(trainer.step.shards):
+        if trainer.step.here.leads:
             print(f"note: training goes on, but not bit-exact:\n{format_differences(other)}", file=sys.stderr)
 
 
@@ -169,10 +214,11 @@ def load_state(trainer: Trainer, plain: dict[str, Any], saved: SavedState) -> No
     copy_into(tensors, saved.groups["model"])
     if step.optimizer is not None:
         moments = unpack(saved.head["optimizer"], saved.groups["optimizer"])
-        check_moments([p for group in step.optimizer.param_groups for p in group["params"]], moments)
-        step.optimizer.load_state_dict(moments)
+        parameters = [p for group in step.optimizer.param_groups for p in group["params"]]
+        check_moments(parameters, moments)
+        step.optimizer.load_state_dict(as_held(moments, step.optimizer, parameters))
     names, best = {id(tensor): name for name, tensor in tensors.items()}, saved.groups["best"]
-    state.best_tensors = [best[names[id(t)]].to(t.device, t.dtype, copy=True) for t in trainer.tensors]
+    state.best_tensors = [part_of(best[names[id(t)]], t).to(t.dtype, copy=True) for t in trainer.tensors]
     if trainer.aggressive and plain["lagging"]:
         trainer.aggressive.load_state(plain["lagging"])
     state.result = FitResult(**{field.name: plain["fit"][field.name] for field in dataclasses.fields(FitResult)})
@@ -202,11 +248,13 @@ def copy_into(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> No
             f"the checkpoint is of another model: {odd[0]!r} is {saved.get(odd[0], 'missing')} there and "
             f"{ours.get(odd[0], 'absent')} in the model ({len(odd)} tensors differ)"
         )
-    if bad := [name for name, value in values.items() if not value.isfinite().all()]:
+    if bad := [
+        name for name, v in values.items() if not v.isfinite().all() and spoiled(v, whole(tensors[name].detach()))
+    ]:
         raise CheckpointError(f"the checkpoint holds non-finite values in {bad[0]!r}")
     with torch.no_grad():
         for name, tensor in tensors.items():
-            tensor.copy_(values[name])
+            tensor.copy_(part_of(values[name], tensor))
 
 
 def check_moments(parameters: list[Tensor], moments: dict[str, Any]) -> None:
@@ -216,6 +264,41 @@ def check_moments(parameters: list[Tensor], moments: dict[str, Any]) -> None:
             if name in state and state[name] is not None and state[name].shape != parameters[index].shape:
                 what = f"the checkpoint's optimizer holds {name!r} of another shape for parameter {index}"
                 raise CheckpointError(what)
+
+
+def as_held(moments: dict[str, Any], optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -> dict[str, Any]:
+    """Return an optimizer's saved state as this process holds it: its part of sharded tensors, and its own kernels."""
+    state = {
+        index: {
+            name: part_of(value, parameters[index])
+            if isinstance(value, Tensor) and is_sharded(parameters[index]) and value.shape == parameters[index].shape
+            else value
+            for name, value in of_one.items()
+        }
+        for index, of_one in moments["state"].items()
+    }
+    ours = [{name: group[name] for name in KERNELS if name in group} for group in optimizer.param_groups]
+    groups = [saved | own for saved, own in zip(moments["param_groups"], ours, strict=True)]
+    return {**moments, "state": state, "param_groups": groups}
+
+
+def other_kernels(trainer: Trainer, saved: SavedState) -> Differences:
+    """Return by what kernels the optimizer's steps were computed, and are now, where these differ."""
+    if saved.head["optimizer"] is None or trainer.step.optimizer is None:
+        return {}
+    then = kernels(unpack(saved.head["optimizer"], saved.groups["optimizer"])["param_groups"], trainer.device)
+    now = kernels(trainer.step.optimizer.param_groups, trainer.device)
+    return {} if then == now else {"update": (then, now)}
+
+
+def kernels(groups: Sequence[Mapping[str, Any]], device: torch.device) -> str:
+    """Name the kernels of an optimizer's groups; torch's own choice, None, is a loop on the CPU, and foreach elsewhere."""
+    names = []
+    for group in groups:
+        foreach = group.get("foreach")
+        foreach = device.type != "cpu" if foreach is None else foreach
+        names.append("fused" if group.get("fused") else "foreach" if foreach else "loop")
+    return ", ".join(dict.fromkeys(names))
 
 
 def format_differences(changed: Differences) -> str:

@@ -17,7 +17,6 @@ from pyro_vae.common.device import resolve_device
 from pyro_vae.common.given import whole
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.random import seeded, stream
-from pyro_vae.common.sharded import any_sharded
 from pyro_vae.data.arrays import batch_of, read_once
 from pyro_vae.data.lazy_rows import any_lazy
 from pyro_vae.data.structures import is_structure
@@ -45,7 +44,6 @@ from .arguments import (
     check_pair_of,
     check_schedule,
     check_validation,
-    engine_of_sharded,
     objective_of,
 )
 from .batch_source import BatchSource, TrainingData, Transform, choose_batch_source, conversion_device
@@ -60,7 +58,8 @@ from .precision import precision_of, remarks
 from .preflight import check_training
 from .reporter import Reporter
 from .schedules import Schedule, constant
-from .shard_checks import check_alike, check_resumed, check_shards, leads, resolve_shards
+from .shard_checks import check_alike, check_resumed, check_shards, resolve_shards
+from .sharded_networks import absence_named, engine_of_sharded, in_step
 from .shuffle import FIXED
 from .standardize import standardize_model
 from .step import MakeOptimizer, Step
@@ -212,9 +211,9 @@ def fit(
     patience = None if patience is None else whole("patience", patience, 1)
     model, guide = programs(vae)
     modules = owners(vae, model, guide)
-    engine = engine_of_sharded(
-        modules, engine, callbacks=callbacks, resume=resume, aggressive=aggressive, shards=shards != 1
-    )
+    check_callbacks(callbacks)
+    engine = engine_of_sharded(modules, engine, aggressive=aggressive, shards=shards != 1)
+    together = in_step(modules, callbacks, resume is not None)
     if transform is not None:
         refuse_structure(x, "fit with a transform")
     model, guide, args = on_tensors(model, guide, x, *context)
@@ -232,16 +231,15 @@ def fit(
         validation = convert(*parts, name="validation x", device=model_device)
     data = TrainingData(train, source, resolve_batch_size(batch_size, len(train[0])), validation, transform, drop_last)
     options = TrainingOptions(epochs, schedule, patience, seed, bad_steps, scheduled, on_step)
-    check_callbacks(callbacks)
-    # of sharded networks every process makes whole steps, in step with the others
-    in_shards = None if any_sharded(modules) else resolve_shards(shards, data.batch_size, seed, aggressive)
+    in_shards = resolve_shards(shards, data.batch_size, seed, aggressive) if together is None else None
     looked_at = bad_steps > 1 or bool(callbacks) or resume is not None  # by others, between two steps
     immediate = looked_at or aggressive is not None or in_shards is not None or any_lazy(*train)
     seen = rows_as_seen(data, seed)
     model, guide, trained = summed_over(model, guide, objective_of(objective), seen, by_default=objective is None)
     model, guide = counted_once(model, guide, trained, data, seed)
     step = Step(model, guide, trained, optimizer_of(optimizer), immediate, precision_of(precision))
-    step.shards, verbose = in_shards, verbose and leads(in_shards)
+    step.shards, step.in_step = in_shards, together
+    verbose = verbose and step.here.leads
     scheduled_values = ScheduledValues(scheduled, on_step is not None)
     planned_steps = epochs * data.steps_per_epoch
     step.engine, step.engine_reason = choose_engine(engine, step, modules, scheduled_values, planned_steps, data.device)
@@ -249,11 +247,11 @@ def fit(
     whole_steps = choose_whole_steps(step.engine, data, options, planned_steps, catch_up)
     trainer = Trainer(step, modules, data, options, callbacks, catch_up, whole_steps)
     check_alike(step, partial(identity, trainer), trainer.named_tensors)
-    check_resumed(in_shards, None if resume is None else resume.head)
+    check_resumed(step.here, resume)
     notes = remarks(precision, data.device) + examine(trainer)
     check_shards(step, trainer.metrics.first(data.batch_size), options)
     print_notes(notes if verbose else ())
-    with all_threads(), Reporter(epochs, verbose, on_epoch) as reporter:
+    with all_threads(), absence_named(step.here), Reporter(epochs, verbose, on_epoch) as reporter:
         if resume is not None:
             restore(trainer, resume, fork)
         return trainer.run(reporter)

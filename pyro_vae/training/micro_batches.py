@@ -15,6 +15,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from pyro_vae.common.identical import identical
 from pyro_vae.common.memory import out_of_memory
 from pyro_vae.errors import ProgramError
 from pyro_vae.objectives.bound_objective import Bound
@@ -198,7 +199,7 @@ def unequal(step: Any, loss: Any, modules: list[nn.Module], rows: Batch, before:
     runs = [run(*part) for part in zip(*(a.split(PARTS) for a in rows), strict=True)]
     if drawn != sum(count for count, _ in runs):
         return "the programs draw noise that rows share"
-    if not all(map(torch.equal, after, buffers_of(modules))):
+    if not all(map(identical, after, buffers_of(modules))):
         return "the programs change a buffer once a batch"
     parts = [torch.stack(tensors).sum(0) for tensors in zip(*(tensors for _, tensors in runs), strict=True)]
     tolerance = CLOSE.get(whole[0].dtype, ROUNDING)

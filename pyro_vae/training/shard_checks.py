@@ -11,7 +11,9 @@ from torch import Tensor, enable_grad
 
 from pyro_vae.common.digests import digest_of, tensor_digest
 from pyro_vae.common.given import whole
+from pyro_vae.common.identical import identical
 from pyro_vae.common.processes import Processes, agree, gather_text
+from pyro_vae.common.sharded import is_sharded
 from pyro_vae.common.spread import sharing
 from pyro_vae.errors import ProcessesError, ProgramError, UsageError
 from pyro_vae.objectives.pyro_elbos import tensor_loss
@@ -106,7 +108,7 @@ def moved_buffer(step: Step, batch: Batch) -> str | None:
             step.precision(),
         ):
             loss(step.model, step.guide, *rows)
-        moved = any(not value.equal(buffer) for buffer, value in before.buffers)
+        moved = any(not identical(value, buffer) for buffer, value in before.buffers)
     finally:
         before.restore()
     return "the programs change a buffer as they run" if moved else None
@@ -118,29 +120,32 @@ def check_alike(step: Step, about: Callable[[], dict[str, Any]], tensors: dict[s
     Raises:
         UsageError: names the ranks, and what differs.
     """
-    if step.shards is not None and step.shards.here.world > 1:
-        agree("the training", about() | {"shards": step.shards.count})
+    if step.here.world > 1:
+        agree("the training", about())
         agree("the weights to begin with (seed them: pyro.set_rng_seed)", tensor_digest(tensors))
 
 
-def check_resumed(shards: Shards | None, head: Any) -> None:
+def check_resumed(here: Processes, saved: Any) -> None:
     """Refuse processes that resume from other states."""
-    if shards is not None and shards.here.world > 1:
-        agree(
-            "the state to resume from", None if head is None else digest_of(json.loads(json.dumps(head, default=str)))
+    if here.world > 1:
+        head = None if saved is None else digest_of(json.loads(json.dumps(saved.head, default=str)))
+        tensors = (
+            {} if saved is None else {f"{g}/{n}": t for g, named in saved.groups.items() for n, t in named.items()}
         )
+        agree("the state to resume from", [head, tensor_digest(tensors)])
 
 
-def share_epoch(shards: Shards | None, record: Record, stopped: str, tensors: dict[str, Tensor]) -> tuple[Record, str]:
+def share_epoch(here: Processes, record: Record, stopped: str, tensors: dict[str, Tensor]) -> tuple[Record, str]:
     """Return rank 0's record of an epoch, and why any of the processes stops, "" where none does.
 
     Raises:
         ProcessesError: their weights are not the same to the bit.
     """
-    if shards is None or shards.here.world == 1:
+    if here.world == 1:
         return record, stopped
+    held = {name: tensor for name, tensor in tensors.items() if not is_sharded(tensor)}  # of others, each has its part
     try:
-        text = json.dumps({"record": record, "stopped": stopped, "weights": tensor_digest(tensors)})
+        text = json.dumps({"record": record, "stopped": stopped, "weights": tensor_digest(held)})
     except TypeError as error:
         raise UsageError(f"on_epoch returned what processes cannot share as JSON: {error}") from error
     everyone = [json.loads(one) for one in gather_text(text, f"the end of epoch {record['epoch']}")]
@@ -149,11 +154,4 @@ def share_epoch(shards: Shards | None, record: Record, stopped: str, tensors: di
             f"after epoch {record['epoch']} rank {odd[0]} has other weights than rank 0: something beside the training moves "
             "them (on_step, on_epoch, a callback), or the processes run on other machines. Give them the same."
         )
-    return (record if shards.here.leads else everyone[0]["record"]), next(
-        (o["stopped"] for o in everyone if o["stopped"]), ""
-    )
-
-
-def leads(shards: Shards | None) -> bool:
-    """Return whether this process prints and writes."""
-    return (Processes() if shards is None else shards.here).leads
+    return (record if here.leads else everyone[0]["record"]), next((o["stopped"] for o in everyone if o["stopped"]), "")

@@ -14,6 +14,7 @@ from pyro.infer import ELBO
 from pyro.poutine.runtime import Message
 from torch import Tensor
 
+from pyro_vae.common.processes import Processes
 from pyro_vae.errors import DivergedError, ProgramError, UsageError
 from pyro_vae.objectives.pyro_elbos import tensor_loss
 from pyro_vae.programs.pair import without_validation
@@ -25,6 +26,7 @@ from .fused_adam import take_step
 from .micro_batches import MicroBatches
 from .optimizers import MakeOptimizer, make_checked
 from .precision import Context, whole_step
+from .sharded_networks import InStep
 from .shards import Shards
 
 
@@ -139,6 +141,7 @@ class Step:
         self.in_graph: Callable[[torch.optim.Optimizer], bool] = lambda optimizer: False
         self.micro_batches = MicroBatches()
         self.shards: Shards | None = None  # that batches are computed in, by all processes
+        self.in_step: InStep | None = None  # of sharded networks, whose steps all processes make
 
     def __call__(self, *batch: Tensor, rate: float = 1.0) -> Tensor:
         """Make one update at `rate` times the learning rates; return the loss, or update nothing and raise a DivergedError."""
@@ -166,6 +169,16 @@ class Step:
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = base * rate
         take_step(self.optimizer)
+
+    @property
+    def together(self) -> Shards | InStep | None:
+        """What this process shares with others that train with it; None where it trains alone."""
+        return self.shards or self.in_step
+
+    @property
+    def here(self) -> Processes:
+        """This process among those that train together."""
+        return Processes() if self.together is None else self.together.here
 
     def explain(self) -> str:
         """Name the engine, why it was chosen, and what it has met on the way, a line each."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pyro_vae.common.memory import fitting
 from pyro_vae.common.random import seeded, stream
+from pyro_vae.common.sharded import gathered, reshard
 from pyro_vae.common.torch_private import version
 from pyro_vae.errors import DivergedError, Interrupted
 from pyro_vae.training.engines.whole_steps import WholeSteps
@@ -27,6 +28,7 @@ from .metrics import EpochMetrics, Record, collapsed, no_elbo
 from .patience import settled_epoch
 from .reporter import Reporter
 from .shard_checks import share_epoch
+from .sharded_networks import heard_by
 from .shuffle import NOISE, SHUFFLE
 from .step import Step
 from .time_budget import StopTraining
@@ -83,6 +85,8 @@ class Trainer:
             with torch.no_grad():
                 for tensor, best in zip(self.tensors, self.state.best_tensors, strict=False):  # no step: buffers only
                     tensor.copy_(best)
+            for module in self.modules:
+                reshard(module)  # else a sharded network would still compute with the last weights
             for module, training in modes:
                 module.training = training
         return self.result
@@ -102,7 +106,7 @@ class Trainer:
                 report(record)  # before the weights are copied: an epoch interrupted here is not the best
             except StopTraining as enough:
                 result.stopped = str(enough) or "stopped by on_epoch"
-            record, result.stopped = share_epoch(self.step.shards, record, result.stopped, self.named_tensors)
+            record, result.stopped = share_epoch(self.step.here, record, result.stopped, self.named_tensors)
             self.add_record(record, report)
             if result.stopped:
                 break
@@ -182,6 +186,8 @@ class Trainer:
         due = [c for c in self.callbacks if now - self.called.get(id(c), -math.inf) >= getattr(c, "interval", 0.0)]
         if self.step.shards is not None and self.step.shards.heard:  # by all processes after this step
             due = list(self.callbacks)
+        if self.step.in_step is not None:
+            due = self.step.in_step.due(self.callbacks, due)
         if due:
             self.settle()
         self.state.position.seconds = now - start
@@ -228,13 +234,17 @@ class Trainer:
         if shards is None:
             return schedule
         shards.position, shards.rate = (self.state.position.epoch, self.state.step), schedule()
-        shards.signal = max((getattr(callback, "signal", None) or 0 for callback in self.callbacks), default=0)
+        shards.signal = heard_by(self.callbacks)
         return lambda: shards.rate  # rank 0's: one that follows a clock is another on each
 
     def heard(self, signal: int | None) -> int | None:
         """Return the signal to stop for now: what this process has heard, or what all know since the last step."""
-        shards = self.step.shards
-        return signal if shards is None or shards.here.world == 1 else shards.heard or None
+        together = self.step.together
+        return signal if together is None or together.here.world == 1 else together.heard or None
+
+    def by_rank_0(self, answer: bool) -> bool:
+        """Return rank 0's answer to what all processes must do, or leave, together (sharded networks); else this one's."""
+        return answer if self.step.in_step is None else self.step.in_step.by_rank_0(answer)
 
     def skip_or_stop(self, error: DivergedError, rows: Tensor, batch: Batch, before: PreStepSnapshot | None) -> Tensor:
         """Skip a step that diverged; raise its error at the last of `bad_steps` in a row."""
@@ -322,7 +332,7 @@ class Trainer:
             batch_size=self.data.batch_size,
             rows=rows,
             batch=batch,
-            weights=self.named_tensors,
+            weights=gathered(self.named_tensors, keep=self.step.in_step is None or self.step.here.leads),
             noise=before.noise,
             message=str(error),
             site=site,

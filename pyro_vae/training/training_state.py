@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.common.result_table import ResultTable
+from pyro_vae.common.sharded import reshard
 from pyro_vae.errors import UsageError
 from pyro_vae.objectives.scheduled import Scheduled
 from pyro_vae.programs.parameters import stored_parameters
@@ -172,6 +173,7 @@ def named_tensors(modules: list[nn.Module], parameters: Iterable[Tensor]) -> dic
     """Name each parameter and buffer of the modules, and parameters of no module as Pyro's parameter store does."""
     tensors: dict[str, Tensor] = {}
     for i, module in enumerate(modules):
+        reshard(module)  # else the parameters of sharded networks may be those of a forward pass
         prefix = f"{i}." if len(modules) > 1 else ""
         for named in (module.named_parameters, module.named_buffers):
             tensors |= {prefix + name: tensor for name, tensor in named(remove_duplicate=False)}

@@ -21,7 +21,7 @@ from pyro_vae.training.shuffle import ELBO_NOISE, NOISE
 from pyro_vae.training.trainer import Trainer
 from tests.helpers.environment import HEAVY
 
-from . import trained
+from . import sharded, trained
 from .launch import launch
 
 CASES = [*trained.CASES, *(trained.HEAVY_CASES if HEAVY else ())]
@@ -32,6 +32,7 @@ def left(tmp_path_factory):
     """Files of each case, trained by one process and by two (four)."""
     worlds = (2, 4) if HEAVY else (2,)
     folders = {world: tmp_path_factory.mktemp(f"{world}") for world in (1, *worlds)}
+    sharded.begun(folders[2] / "whole")
     for world in worlds:
         launch(world, "tests.processes.trained:leave", folders[world], *CASES, seconds=1500 if HEAVY else 400)
     for name in CASES:
@@ -49,6 +50,16 @@ def test_sums_in_the_order_of_a_process_have_other_bits(left):
 
 def test_what_processes_do_not_agree_on_is_named(left):
     assert sorted(path.name for path in left[2].glob("well-*")) == ["well-0", "well-1"]
+
+
+def test_a_checkpoint_of_networks_sharded_over_two_processes_is_that_of_whole_ones(left, tmp_path):
+    """Each told to stop, and gone on with by two processes: one that they began, and one that a whole network began."""
+    sharded.train(sharded.small(), tmp_path)
+    wanted = sharded.tensors_of(tmp_path)
+    for name in ("parted", "whole"):
+        found = sharded.tensors_of(left[2] / name)
+        assert found.keys() == wanted.keys() and [n for n in wanted if not torch.equal(found[n], wanted[n])] == []
+    assert any(name.startswith("optimizer/") for name in wanted)
 
 
 @pytest.mark.skipif(not HEAVY, reason="four processes")

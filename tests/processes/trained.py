@@ -41,6 +41,8 @@ from pyro_vae.training.checkpoint_state import capture
 from pyro_vae.training.gradient_tree import TreeSum
 from pyro_vae.training.trainer import TrainingCallback
 
+from . import sharded
+
 ROWS = torch.tensor(load_digits().data, dtype=torch.float32) / 16
 
 
@@ -150,6 +152,7 @@ def leave(folder, *names):
         leave_untreed(Path(folder) / f"untreed-{here.rank}")
         if here.world == 2:
             differ(here, Path(folder) / "run")
+            sharded.gathered_and_resumed(here, Path(folder))
 
 
 class InTurn(TreeSum):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyro_vae.common.identical import identical
 from pyro_vae.training.training_state import PreStepSnapshot
 
 from .adam_update import AdamGroup
@@ -59,7 +60,10 @@ def relative(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
 
 def close(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
     pairs = zip(a, b, strict=True)
-    return all(torch.allclose(x, y, rtol=1e-4, atol=1e-6) if x.is_floating_point() else x.equal(y) for x, y in pairs)
+    return all(
+        torch.allclose(x, y, rtol=1e-4, atol=1e-6, equal_nan=True) if x.is_floating_point() else x.equal(y)
+        for x, y in pairs
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +94,7 @@ def step_disagreement(
     """
     moved = [tensor for group in groups for tensor in group.tensors]
     if not eager.finite:
-        still = all(torch.equal(a, b) for a, b in zip(before, moved, strict=True))
+        still = all(map(identical, before, moved))
         return (0.0, None) if still else (float("inf"), "it moves parameters though the step is not finite")
     if {id(p) for p in eager.reached} != {id(p) for group in groups for p in group.parameters}:
         return float("inf"), "gradients reach other parameters"

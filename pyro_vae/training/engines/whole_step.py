@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.common.doubts import any_of, put_off
+from pyro_vae.common.identical import identical
 from pyro_vae.programs.pair import without_validation
 from pyro_vae.training.batch_source import TrainingData
 
@@ -162,7 +163,7 @@ class WholeStepTracer:
             state = lift(module)
             by_factors(module, [*inputs, numbers, *state], kept=2)
             # by their values: torch's batch norm does not tell that it writes
-            self.changed = [b for b, old in zip(engine.buffers, old_buffers, strict=True) if not torch.equal(b, old)]
+            self.changed = [b for b, old in zip(engine.buffers, old_buffers, strict=True) if not identical(b, old)]
         return WholeStep(FlatGraph(module, state, answers=answers), groups, draws, self.key, numbers, self.compiled)
 
     def groups(self, reached: list[Tensor]) -> list[AdamGroup]:
