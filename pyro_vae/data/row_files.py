@@ -17,6 +17,7 @@ import numpy as np
 from pyro_vae.common.optional import imported
 from pyro_vae.errors import DataError
 
+from .unwritten_chunks import refuse_missing_chunks
 from .user_files import UNREADABLE, explain_error
 
 NUMERIC = "biuf"  # numpy's kinds: bool, int, unsigned, float
@@ -205,7 +206,11 @@ class ZarrRows:
 
     def read(self, start: int, stop: int) -> np.ndarray:
         try:
-            return np.ascontiguousarray(self.array[start:stop])
+            rows = np.ascontiguousarray(self.array[start:stop])
+            refuse_missing_chunks(self.array, rows, start, self.path)
+            return rows
+        except DataError:
+            raise
         except Exception as error:  # of the store, of a codec
             raise DataError(f"{self.path}: rows {start} to {stop - 1} cannot be read ({error}).") from error
 

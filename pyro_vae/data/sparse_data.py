@@ -19,6 +19,7 @@ from .columns import EXACT, Column, check_names, check_precision
 from .sparse import SparseRows, sparse_or_same
 from .splits import Split
 from .tables import labels_of
+from .unwritten_chunks import refuse_unwritten_datasets
 from .user_files import UNREADABLE, check_ratio
 
 ANNOTATED = ".h5ad"
@@ -169,7 +170,10 @@ def read_annotated(path: Path, label: str | None) -> tuple[SparseRows, np.ndarra
     """Read the X of an .h5ad with the names of its rows and columns; codes and names of labels, where they are asked for."""
     anndata = imported("anndata", "anndata", f"{path.name}: an .h5ad file")
     try:
+        refuse_unwritten_datasets(path, ("X", "obs"))
         data = anndata.read_h5ad(path)
+    except DataError:
+        raise
     except Exception as error:  # whatever h5py and anndata raise of damaged files
         raise DataError(
             f"{path}: damaged, or no .h5ad ({' '.join(str(error).split())[:200]}). Write it again."
