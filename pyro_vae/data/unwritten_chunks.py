@@ -1,4 +1,4 @@
-"""Chunks of Zarr arrays and of HDF5 data sets that nobody has written: both formats read the fill value there, without a word."""
+"""Chunks of Zarr arrays and HDF5 data sets that nobody has written: both formats read the fill value there without a word."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def refuse_missing_chunks(array: Any, rows: np.ndarray, start: int, path: Path) 
         first, last = place[0].start + start, place[0].stop + start
         if (np.asarray(twin[(slice(first, last), *place[1:])]) != fill).any():
             raise DataError(
-                f"{path}: chunk {', '.join(map(str, chunk))} of the array, in rows {first} to {last - 1} (counted from 0), is not "
-                f"stored, and Zarr reads its fill value {fill} there: numbers that nobody has written. Restore the chunk, or "
-                f"write it again. Where they are {fill} indeed, Zarr has left them out: write the array with "
+                f"{path}: chunk {', '.join(map(str, chunk))} of the array, in rows {first} to {last - 1} (counted from 0), is "
+                f"not stored, and Zarr reads its fill value {fill} there: numbers that nobody has written. Restore the chunk, "
+                f"or write it again. Where they are {fill} indeed, Zarr has left them out: write the array with "
                 "config={'write_empty_chunks': True}; where nothing was observed, with fill_value=nan, for missing=True."
             )
 

@@ -17,7 +17,6 @@ from pyro_vae.data.arrays import batch_of, read_once
 from pyro_vae.errors import DivergedError, Interrupted
 from pyro_vae.programs.arguments import argument_dtypes
 from pyro_vae.programs.pair import like_parameters, programs
-from pyro_vae.programs.parameter_kinds import check_values
 from pyro_vae.programs.structured import on_tensors, tensors_as
 from pyro_vae.programs.support import takes_missing
 from pyro_vae.training.arguments import objective_of
@@ -62,8 +61,6 @@ class EnsembleJob:
         self, given: tuple[Any, ...], validation: Any, size: int | None, transform: Transform | None, drop: bool
     ) -> None:
         """Convert the data once, for all; set up each member's training on it, unchecked."""
-        for member in self.members:
-            check_values(*member.modules.values())
         places = [move(list(member.modules.values()), self.device) for member in self.members]
         place = places[0]
         pairs = [on_tensors(*programs(member.trained), *given) for member in self.members]
