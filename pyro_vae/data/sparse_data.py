@@ -15,7 +15,7 @@ import torch
 from pyro_vae.common.optional import imported
 from pyro_vae.errors import DataError
 
-from .columns import EXACT, Column, check_names, check_precision
+from .columns import EXACT, JUDGED_BY, Column, check_names, check_precision
 from .sparse import SparseRows, sparse_or_same
 from .splits import Split
 from .tables import labels_of
@@ -25,6 +25,7 @@ from .user_files import UNREADABLE, check_ratio
 ANNOTATED = ".h5ad"
 COMMON = {"format.npy", "shape.npy", "data.npy"}  # of scipy.sparse.save_npz, of any format
 PLACES = ({"indices.npy", "indptr.npy"}, {"row.npy", "col.npy"}, {"coords.npy"}, {"offsets.npy"})
+JUDGED = 10**7  # stored values, of which all are looked at for their digits
 MOST, BYTES = 10_000, 2**27  # of rows that are held out, and that are looked at; dense
 
 
@@ -82,14 +83,16 @@ def read_sparse(path: Path, seed: int, missing: bool, label: str | None = None) 
 
     train, validation, test = np.sort(order[: len(rows) - 2 * tenth]), order[-2 * tenth : -tenth], order[-tenth:]
     some = train[:: max(1, len(train) // tenth)][:tenth]
-    check_columns(rows, some)
+    judged = np.arange(len(rows)) if rows.matrix.nnz <= JUDGED else some
+    check_columns(rows, judged)
     filled = 100 * rows.matrix.nnz / rows.numel()
     notes = (
         f"x: {len(rows):,} rows × {rows.shape[1]:,} columns of {rows.source_dtype}, sparse: {filled:.3g} % of them are stored, "
         f"the others are 0; labels: {'none' if y is None else label}",
         f"{tenth:,} rows for validation and {tenth:,} for the test, by a permutation from seed {seed}; {len(train):,} to train "
         "on",
-        f"units, first biases and the floor are of {len(some):,} training rows, evenly spaced",
+        f"units, first biases and the floor are of {len(some):,} training rows, evenly spaced"
+        + (JUDGED_BY if len(judged) < len(rows) and rows.source_dtype.itemsize > 4 else ""),
     )
     columns = tuple(map(Column, check_names(rows.column_names))) if rows.column_names else ()
     return SparseSplits(
@@ -105,7 +108,7 @@ def read_sparse(path: Path, seed: int, missing: bool, label: str | None = None) 
 
 
 def check_columns(rows: SparseRows, some: np.ndarray) -> None:
-    """Refuse columns that single precision takes for others, as :func:`.columns.check_precision`, by some of the rows.
+    """Refuse columns that single precision takes for others, as :func:`.columns.check_precision`, by some of the rows, or all.
 
     Beside zeros, fractions are as far from one another as they are large; so those columns are looked at that have none.
     """

@@ -13,7 +13,7 @@ import torch
 from pyro_vae.errors import DataError, ShapeError, UsageError
 
 from .binarize import binarize, check_grey
-from .columns import check_precision
+from .columns import JUDGED_BY, check_precision
 from .manifest import MANIFEST
 from .row_files import is_zarr
 from .splits import Split
@@ -72,7 +72,7 @@ def read_stored(path: Path, memory: str | None, seed: int, missing: bool, binari
     train: Any = flat.without(np.sort(held_out))
     some = np.arange(0, len(train), max(1, len(train) // most), dtype=np.int64)[:most]
     as_stored = train.converted(torch.float64, None, missing, "x").read_held(some)
-    if len(shape) == 1 and stored.source_dtype.itemsize > 4:
+    if judged := len(shape) == 1 and stored.source_dtype.itemsize > 4:
         for i, column in enumerate(as_stored.T):
             check_precision(f"x[:, {i}]", column)
     kept = [Split(flat[torch.from_numpy(n)], rows=n) for n in (validation, test)]
@@ -88,7 +88,7 @@ def read_stored(path: Path, memory: str | None, seed: int, missing: bool, binari
         f"{stored.numel() * stored.source_dtype.itemsize / 1e9:.2f} GB, on disk; labels: none",
         f"{most:,} rows for validation and {most:,} for the test, drawn from seed {seed}; {len(train):,} to train on, shuffled "
         f"in {len(train.bounds) - 1:,} blocks, among {min(train.window, len(train)):,} rows at a time (--memory)",
-        f"units, first biases and the floor are of {len(sample):,} training rows, evenly spaced",
+        f"units, first biases and the floor are of {len(sample):,} training rows, evenly spaced{JUDGED_BY if judged else ''}",
     )
     return StoredSplits(
         Split(train),

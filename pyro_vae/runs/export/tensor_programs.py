@@ -212,8 +212,8 @@ def extreme_rows(run: Run) -> Tensor | None:
     """Make rows at the edges of what the model draws, as far as they lie in the support of its likelihood.
 
     They are the least and the greatest value of each element among 200 draws, a hundred times the greatest, zeros and ones, and
-    the draws with the least and the greatest sum. Of a run with missing values the first of them is there once more, with nothing
-    observed, and with its first element alone.
+    the draws with the least and the greatest sum. Of a run with missing values the first of them is there twice more: with
+    nothing observed, and with its first element alone.
     """
     like = like_parameters(run.vae)
     drawn = usage.sample(run.vae, DRAWS, seed=2).to(torch.float32 if like is None else like.dtype)
