@@ -153,8 +153,8 @@ def other_shape(run: Run, file: Path, shape: tuple[int, ...]) -> ShapeError:
     if not (out and more and file.suffix.lower() in TABLES and not run.columns):
         return ShapeError(f"{text}: give it such.")
     return ShapeError(
-        f"{text}: columns without names are taken by their place, and all of this file's, while the run left {' and '.join(out)} "
-        f"of its own out of x. Write the file without {'it' if len(out) == 1 else 'them'}; or train on a table with a header, "
+        f"{text}: columns without names are taken by their place, and all of this file's, while the run left "
+        f"{' and '.join(out)} of its own out of x. Write the file without {'it' if len(out) == 1 else 'them'}; or train on a table with a header, "
         "whose new rows go by name."
     )
 
