@@ -136,12 +136,14 @@ class Terminated(Interrupted):
     """SIGTERM, where Ctrl-C raises `Interrupted`."""
 
     exit_code = 143
+    terminated = True  # for `kind` of one that is raised on, with more of the result
 
 
 class HungUp(Terminated):
     """SIGHUP: the terminal was closed, or the connection to it lost."""
 
     exit_code = 129
+    hung_up = True
 
 
 class OverBudgetError(ProgramError):

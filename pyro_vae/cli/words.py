@@ -1,4 +1,4 @@
-"""Words of a command line before it is read: fractions where whole numbers are asked for, and options by another name."""
+"""Words of a command line before it is read: fractions where whole numbers are asked for, other names, lists of files."""
 
 from __future__ import annotations
 
@@ -16,8 +16,17 @@ MEANT = {  # what other tools call it
 }  # fmt: skip
 
 
+FILES = {
+    "--data": "--data",
+    "--train": "--data",
+    "--validation": "--validation",
+    "--test": "--test",
+}  # of one file each
+
+
 def check_words(app: Any, words: Sequence[str]) -> None:
-    """Refuse a fraction for a whole number (cyclopts rounds it), and an option by the name that other tools give it.
+    """Refuse a fraction for a whole number (cyclopts rounds it), an option by the name that other tools give it, and several
+    files in the place of one.
 
     Raises:
         UsageError: with the option, and what to write.
@@ -31,6 +40,7 @@ def check_words(app: Any, words: Sequence[str]) -> None:
     if not words or words[0] not in app:
         return
     arguments = {name: a for a in app[words[0]].assemble_argument_collection() for name in a.names}
+    check_files(words[0], list(options(words[1:])))
     for option, values in options(words[1:]):
         if option not in arguments:
             meant = f"--{MEANT.get(option.lstrip('-').replace('_', '-'), '')}"
@@ -38,6 +48,21 @@ def check_words(app: Any, words: Sequence[str]) -> None:
                 raise UsageError(f"there is no option {option}: did you mean {meant}?")
         elif is_whole(hint := arguments[option].hint):
             check_whole(option, values if get_origin(hint) is tuple else values[:1])
+
+
+def check_files(command: str, given: Sequence[tuple[str, list[str]]]) -> None:
+    """Refuse several files of one split, which are read by no option."""
+    files: dict[str, list[str]] = {}
+    for option, values in given if command == "train" else ():
+        if option in FILES:
+            listed = files.setdefault(FILES[option], [])
+            listed += values
+            if len(listed) > 1:
+                raise UsageError(
+                    f"{option} takes one file, got {len(listed)}: {', '.join(listed[:5])}. Join them into one; or, of arrays that "
+                    "are to stay on disk and be split together, put them into a folder, pyro-vae manifest FOLDER, and --data "
+                    "FOLDER."
+                )
 
 
 def options(words: Iterable[str]) -> Iterator[tuple[str, list[str]]]:

@@ -20,6 +20,7 @@ SHOWN = 6  # labels, in a message
 EXACT = 2**24  # float32 holds every whole number up to here
 ROUNDED = 0.01  # of the spread of a column, by which single precision may move its fractions
 
+JUDGED_BY = "; and whether single precision tells the numbers of a column apart is judged by these alone"
 NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?(e-?[0-9]+)?")  # as a label
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from .cells import COMMA
-from .columns import Column, RawColumn
+from .columns import NUMBER, Column, RawColumn, known_labels
 from .table_layout import is_number
 
 CODES = tuple(float(sign + nines) for sign in ("-", "") for nines in ("99", "999", "9999", "99999"))
@@ -49,16 +49,37 @@ def are_codes(values: np.ndarray, code: str) -> np.ndarray:
     return found
 
 
-def without_code(raw: RawColumn, code: str | None) -> RawColumn:
-    """Return a column with gaps where the code stands; false and true are no numbers, and are no code."""
+def is_label_code(label: str, code: str | None) -> bool:
+    """Return whether a label is the code: the same text, or the same number as labels are numbers, of which 0999 is none.
+
+    Example:
+        >>> is_label_code("999", "999"), is_label_code("999.0", "999"), is_label_code("0999", "999")
+        (True, True, False)
+    """
+    return code is not None and known_labels([code], [label]) == [label]
+
+
+def without_code(raw: RawColumn, code: str | None, labels: bool = False) -> RawColumn:
+    """Return a column with gaps where the code stands; false and true are no numbers, and are no code.
+
+    Cells are compared as numbers, and as labels where they are some: where the column is one of categories, is taken for one
+    (`labels`), or has texts beside the code.
+    """
     if code is None or raw.kind == "boolean":
         return raw
+    same = is_label_code if labels or raw.kind == "category" or has_texts(raw, code) else is_code
     if isinstance(raw.values, np.ndarray):
         values: np.ndarray | list[str | None] = np.where(are_codes(raw.values, code), np.nan, raw.values)
     else:
-        values = [None if cell is not None and is_code(cell, code) else cell for cell in raw.values]
-    labels = None if raw.labels is None else tuple(label for label in raw.labels if not is_code(label, code))
-    return RawColumn(raw.name, values, raw.kind, labels, raw.ordered, raw.trouble)
+        values = [None if cell is not None and same(cell, code) else cell for cell in raw.values]
+    declared = None if raw.labels is None else tuple(label for label in raw.labels if not same(label, code))
+    return RawColumn(raw.name, values, raw.kind, declared, raw.ordered, raw.trouble)
+
+
+def has_texts(raw: RawColumn, code: str) -> bool:
+    """Return whether cells, which are not typed yet, hold texts beside the code."""
+    cells = () if isinstance(raw.values, np.ndarray) else raw.values
+    return any(not (cell is None or is_number(with_point(cell)) or is_code(cell, code)) for cell in cells)
 
 
 def looks_like_codes(values: np.ndarray, columns: Sequence[Column]) -> Iterator[str]:
@@ -70,7 +91,7 @@ def looks_like_codes(values: np.ndarray, columns: Sequence[Column]) -> Iterator[
     for column, coded in zip(columns, values.T, strict=True):
         cells = coded
         if column.codes:
-            if not all(map(is_number, column.codes)):
+            if not all(map(NUMBER.fullmatch, column.codes)):  # labels such as 0999 are texts
                 continue
             known = ~np.isnan(coded)
             cells = np.full(coded.shape, np.nan)

@@ -14,18 +14,20 @@ import torch
 from pyro_vae.common.optional import imported
 from pyro_vae.errors import DataError, UsageError
 
-from .columns import EXACT, Column, check_names, check_precision
+from .columns import EXACT, JUDGED_BY, Column, check_names, check_precision
 from .data_set import MOST, Data, DataOptions, check_enough, format_sample
 from .prepare import format_missing
 from .sparse import SparseRows, sparse_or_same
 from .splits import Split
 from .tables import labels_of
+from .unwritten_chunks import refuse_unwritten_datasets
 from .user_files import UNREADABLE, check_ratio
 from .value_kinds import kind_of_sparse
 
 ANNOTATED = ".h5ad"
 COMMON = {"format.npy", "shape.npy", "data.npy"}  # of scipy.sparse.save_npz, of any format
 PLACES = ({"indices.npy", "indptr.npy"}, {"row.npy", "col.npy"}, {"coords.npy"}, {"offsets.npy"})
+JUDGED = 10**7  # stored values, of which all are looked at for their digits
 BYTES = 2**27  # of rows that are held out, and that are looked at; dense
 
 
@@ -70,14 +72,15 @@ def read_sparse(path: Path, options: DataOptions) -> Data:
 
     train = np.sort(order[: len(rows) - 2 * tenth])
     some = train[:: max(1, len(train) // tenth)][:tenth]
-    check_columns(rows, some)
+    judged = np.arange(len(rows)) if rows.matrix.nnz <= JUDGED else some
+    check_columns(rows, judged)
     filled = 100 * rows.matrix.nnz / rows.numel()
     notes = (
         f"x: {len(rows):,} rows × {rows.shape[1]:,} columns of {rows.source_dtype}, sparse: {filled:.3g} % of them are stored, "
         f"the others are 0; labels: {'none' if y is None else label}",
         f"{tenth:,} rows for validation and {tenth:,} for the test, by a permutation from seed {options.seed}; {len(train):,} "
         "to train on",
-        format_sample(len(some)),
+        format_sample(len(some)) + (JUDGED_BY if len(judged) < len(rows) and rows.source_dtype.itemsize > 4 else ""),
     )
     sample, validation, test = split(some), split(order[-2 * tenth : -tenth]), split(order[-tenth:])
     return Data(
@@ -106,7 +109,7 @@ def refuse_dense_options(path: Path, options: DataOptions) -> None:
 
 
 def check_columns(rows: SparseRows, some: np.ndarray) -> None:
-    """Refuse columns that single precision takes for others, as :func:`.columns.check_precision`, by some of the rows.
+    """Refuse columns that single precision takes for others, as :func:`.columns.check_precision`, by some of the rows, or all.
 
     Beside zeros, fractions are as far from one another as they are large; so those columns are looked at that have none.
     """
@@ -171,7 +174,10 @@ def read_annotated(path: Path, label: str | None) -> tuple[SparseRows, np.ndarra
     """Read the X of an .h5ad with the names of its rows and columns; codes and names of labels, where they are asked for."""
     anndata = imported("anndata", "anndata", f"{path.name}: an .h5ad file")
     try:
+        refuse_unwritten_datasets(path, ("X", "obs"))
         data = anndata.read_h5ad(path)
+    except DataError:
+        raise
     except Exception as error:  # whatever h5py and anndata raise of damaged files
         raise DataError(
             f"{path}: damaged, or no .h5ad ({' '.join(str(error).split())[:200]}). Write it again."

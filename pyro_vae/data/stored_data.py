@@ -12,7 +12,7 @@ import torch
 from pyro_vae.errors import ShapeError, UsageError
 
 from .binarize import check_grey
-from .columns import check_precision
+from .columns import JUDGED_BY, check_precision
 from .data_set import MOST, Data, DataOptions, check_enough, draw, format_sample
 from .manifest import MANIFEST
 from .splits import Split
@@ -50,7 +50,7 @@ def read_stored(path: Path, options: DataOptions) -> Data:
     most = len(numbers[0])
     some = np.arange(0, len(train), max(1, len(train) // most), dtype=np.int64)[:most]
     as_stored = train.converted(torch.float64, None, options.missing, "x").read_held(some)
-    if len(shape) == 1 and stored.source_dtype.itemsize > 4:
+    if judged := len(shape) == 1 and stored.source_dtype.itemsize > 4:
         for i, column in enumerate(as_stored.T):
             check_precision(f"x[:, {i}]", column)
     sample = Split(train[torch.from_numpy(some)], rows=train.numbers_in_files(some))
@@ -68,7 +68,7 @@ def read_stored(path: Path, options: DataOptions) -> Data:
         policy=options.policy or "values as given",
         digest=stored.digest,
         transform=options.transform,
-        notes=notes_of(stored, train, most, len(sample), options.seed),
+        notes=notes_of(stored, train, most, format_sample(len(some)) + JUDGED_BY * judged, options.seed),
         kind=kind_of([as_stored]),
         part=sample,
     )
@@ -94,7 +94,7 @@ def held_out(flat: Stored, elements: int, seed: int) -> tuple[np.ndarray, np.nda
     return np.sort(numbers[:most]), np.sort(numbers[most:])
 
 
-def notes_of(stored: Stored, train: Stored, most: int, looked_at: int, seed: int) -> tuple[str, ...]:
+def notes_of(stored: Stored, train: Stored, most: int, sample: str, seed: int) -> tuple[str, ...]:
     """Say what was read as what, how it is split, and what is of a sample of the rows."""
     files = f"{len(stored.files):,} file{'s' * (len(stored.files) > 1)}"
     return (
@@ -102,7 +102,7 @@ def notes_of(stored: Stored, train: Stored, most: int, looked_at: int, seed: int
         f"{stored.numel() * stored.source_dtype.itemsize / 1e9:.2f} GB, on disk; labels: none",
         f"{most:,} rows for validation and {most:,} for the test, drawn from seed {seed}; {len(train):,} to train on, shuffled "
         f"in {len(train.bounds) - 1:,} blocks, among {min(train.window, len(train)):,} rows at a time (--memory)",
-        format_sample(looked_at),
+        sample,
     )
 
 

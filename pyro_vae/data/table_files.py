@@ -13,7 +13,7 @@ from pyro_vae.common.keywords import suggest
 from pyro_vae.errors import DataError, UsageError
 
 from .cells import cells_of, separator_of
-from .column_choices import ColumnSpec
+from .column_choices import OF_CODES, ColumnSpec, are_labels
 from .columns import RawColumn, check_names
 from .frames import pandas_index, read_frame
 from .missing_codes import looks_like_codes, without_code
@@ -44,7 +44,7 @@ def read_mixed(path: Path, options: TableOptions) -> Table:
     split = None if options.split_by is None else find(options.split_by, raws, "split-by", path, optional=bool(known))
     rest = [raw for raw in raws if raw is not label and raw is not split]
     index, why = index_of(rest, options, known, path, of_pandas)
-    rest = [without_code(raw, options.missing_value) for raw in rest if raw is not index]
+    rest = [without_code(raw, options.missing_value, of_labels(raw, options)) for raw in rest if raw is not index]
     if not rest:
         raise DataError(f"{path}: no column is left to model beside labels and the names of the rows.")
     try:
@@ -55,6 +55,14 @@ def read_mixed(path: Path, options: TableOptions) -> Table:
     names = None if index is None else np.array(["" if t is None else t for t in index.texts()])
     notes = describe(raws, named, coded, label, index, why)
     return Table(coded.values, y, classes, names, tuple(notes), coded.columns, values_of(split, path, bool(known)))
+
+
+def of_labels(raw: RawColumn, options: TableOptions) -> bool:
+    """Return whether a column is taken for labels: as a model knows it, or as a family of codes is asked for it."""
+    if options.known:
+        return any(column.name == raw.name and column.kind == "category" for column in options.known)
+    asked = "" if options.columns is None else ColumnSpec.read(options.columns).families.get(raw.name, "")
+    return asked in OF_CODES and are_labels(raw)
 
 
 def values_of(split: RawColumn | None, path: Path, optional: bool = False) -> tuple[str, ...]:

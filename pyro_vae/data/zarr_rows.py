@@ -13,6 +13,7 @@ from pyro_vae.common.optional import imported
 from pyro_vae.errors import DataError
 
 from .row_files import Shape, check_rows, choose_key
+from .unwritten_chunks import refuse_missing_chunks
 
 ZARR = (".zarr", "zarr.json", ".zarray", ".zgroup")  # what a folder is called, or holds
 
@@ -30,7 +31,11 @@ class ZarrRows:
 
     def read(self, start: int, stop: int) -> np.ndarray:
         try:
-            return np.ascontiguousarray(self.array[start:stop])
+            rows = np.ascontiguousarray(self.array[start:stop])
+            refuse_missing_chunks(self.array, rows, start, self.path)
+            return rows
+        except DataError:
+            raise
         except Exception as error:  # of the store, of a codec
             raise DataError(f"{self.path}: rows {start} to {stop - 1} cannot be read ({error}).") from error
 

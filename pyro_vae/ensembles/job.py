@@ -190,6 +190,7 @@ class EnsembleJob:
 
     def in_turn(self, begun: list[Member], name: str, report: EnsembleReporter) -> None:
         """Train one member after the other by `fit`."""
+        report.expect_in_turn(len(begun))
         for member in begun:
             training = member.training
             try:
@@ -216,6 +217,9 @@ class EnsembleJob:
                 result = error.result
                 self.diverged[member.seed] = f"seed {member.seed}: {error}"
                 result.warnings.append(self.diverged[member.seed])
+            except Interrupted as signal:
+                training.state.result = signal.result  # its epochs so far are the ensemble's, too
+                raise
             training.state.result = result
             report.member_done(member.seed, result)
 

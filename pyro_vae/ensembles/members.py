@@ -15,6 +15,7 @@ from pyro_vae.errors import UsageError
 from pyro_vae.objectives.beta import Beta
 from pyro_vae.objectives.scheduled import Scheduled
 from pyro_vae.programs.pair import named_owners, programs
+from pyro_vae.programs.parameter_kinds import check_values
 from pyro_vae.training.arguments import check_pair_of
 from pyro_vae.training.engines.scheduled_values import ScheduledValues
 from pyro_vae.training.trainer import Trainer
@@ -90,7 +91,8 @@ def make_members(
     """Make a member under each seed's own random stream, as ``pyro-vae train --seed`` makes its model.
 
     Raises:
-        UsageError: what is made is no pair, shares parameters with a member before it, or is another architecture.
+        UsageError: what is made is no pair, has parameters without values,
+            shares parameters with a member before it, or is another architecture.
     """
     if not callable(make):
         raise UsageError(f"make must be a function that makes a new model each time, got {described(make)}")
@@ -101,6 +103,8 @@ def make_members(
         check_pair_of(pairs[-1])
     betas = per_member("beta", beta, len(seeds), (int, float, Beta))
     members = [member(*parts, scheduled) for parts in zip(seeds, pairs, betas, strict=True)]
+    for made in members:
+        check_values(*made.modules.values())
     for other in members[1:]:
         check_alike(members[0], other)
     for i, other in enumerate(members):

@@ -40,13 +40,31 @@ class EnsembleReporter:
             raise UsageError(f"on_epoch returned a {type(more).__name__}; wanted a dict that joins the record, or None")
         record |= more or {}
 
+    def expect_in_turn(self, members: int) -> None:
+        """Begin to take the time of members that are trained one after the other: all their epochs are one work."""
+        self.total, self.epochs_done = members * self.epochs, 0
+        self.pace = Pace(self.total)
+        self.bar.update(self.task, total=self.total)
+
     def alone(self, seed: int, record: Record) -> Record:
         """Take the record of a member that is trained by itself; return what joins it."""
         more = self.on_epoch(record | {"seed": seed}) if self.on_epoch else None
+        self.done_in_turn(self.epochs_done + 1)
         return more or {}
+
+    def done_in_turn(self, epochs: int) -> None:
+        """Show that so many epochs are done, of all members together; tell once about how long the others will take."""
+        self.epochs_done = epochs
+        self.bar.update(self.task, completed=epochs)
+        if self.lines and (left := self.pace.left(epochs)) is not None:
+            line = (
+                f"training: about {format_duration(left)} to go ({epochs} of {self.total} epochs of all members done)"
+            )
+            print(line, file=self.bar.console.file, flush=True)
 
     def member_done(self, seed: int, result: FitResult) -> None:
         """Show that a member that is trained by itself has ended."""
+        self.done_in_turn(-(-self.epochs_done // self.epochs) * self.epochs)  # a member that stopped early has no more
         line = f"seed {seed}: {result.stopped or 'diverged'}"
         if self.lines:
             print(f"{line}  {format_records(result.history[-1:])}", file=self.bar.console.file, flush=True)

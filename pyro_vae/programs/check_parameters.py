@@ -94,6 +94,7 @@ def gradients(
 
 def gradient_of(name: str, grad: Tensor | None, quiet: bool) -> Iterator[Finding]:
     where = f"parameter {name!r}"
+    grad = grad if grad is None or grad.layout == torch.strided else grad.to_dense()  # of nn.Embedding(sparse=True)
     if grad is None:
         what = "it gets no gradient: the ELBO of this batch does not depend on it"
         fix = "use it in the model or the guide (without .detach() or no_grad), or freeze it: requires_grad_(False)"

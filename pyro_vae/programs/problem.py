@@ -24,6 +24,7 @@ from .masked_latents import check_masks
 from .masks import check_same_masks
 from .measure import measure_of
 from .pair import like_parameters, quiet, unwrapped
+from .parameter_kinds import check_values
 from .plates import Plates, refuse_shared
 from .proposal_guide import RefusedGuide, as_proposal, as_trained, as_written, on_fewest_rows, refuse_unweighed
 from .score_sites import score_sites
@@ -343,6 +344,7 @@ def rows_of(
 
     Rows that are `on_disk` stay there, for a caller who takes some at a time.
     """
+    check_values(model, guide)
     missing = missing or takes_missing(model, guide)
     args = [read_once(a) for a in (x, *context)]
     dtypes = argument_dtypes(model, guide, *args, device=device)

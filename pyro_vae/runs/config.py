@@ -178,6 +178,11 @@ class Config:
             for option, value in getattr(self, name).items():
                 if isinstance(value, float) and not is_finite(value):
                     raise UsageError(f"--{name.removesuffix('_options')}.{option} must be a finite number, got {value}")
+        if len(self.hidden) > LAYERS:
+            raise UsageError(
+                f"hidden names {len(self.hidden):,} layers, wanted at most {LAYERS:,}: a chain of dense layers learns nothing "
+                "at a tenth of that depth. Give a few widths, such as --hidden 256 256."
+            )
         if self.columns is not None and self.likelihood not in ("auto", "columns"):
             raise UsageError(
                 f"--columns {self.columns} finds a likelihood for each column, and --likelihood {self.likelihood} is one of "
@@ -221,7 +226,7 @@ class Config:
             if key not in known:
                 raise UsageError(f"unknown config key {key!r}; {suggest(key, known, otherwise='known keys:')}")
             if not fits(value, known[key]):
-                raise UsageError(f"config key {key!r}: {value!r} is not {describe_type(known[key])}")
+                raise UsageError(f"config key {key!r}: {shortened(value)} is not {describe_type(known[key])}")
         arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**arguments)
 
@@ -231,6 +236,7 @@ def is_finite(number: float) -> bool:
     return -sys.float_info.max <= number <= sys.float_info.max
 
 
+LAYERS = 1_000  # of the mlp, at most
 BEFORE = {"standardize": False, "normalize": False}  # in configs that lack them
 WHOLE = ("hidden", "latent_dim", "epochs", "batch_size", "patience", "shards")
 POSITIVE = dict.fromkeys(WHOLE, "a whole number") | {"learning_rate": "a finite number"}
@@ -259,6 +265,12 @@ def fits(value: Any, hint: Any) -> bool:
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     return isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool)
+
+
+def shortened(value: Any) -> str:
+    """Write a value of a config, the first of it where it is long."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def describe_type(hint: Any) -> str:

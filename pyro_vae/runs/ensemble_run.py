@@ -22,7 +22,7 @@ from pyro_vae.data import Data
 from pyro_vae.ensembles.ensemble import Ensemble
 from pyro_vae.ensembles.fit_ensemble import fit_ensemble
 from pyro_vae.ensembles.members import check_seeds
-from pyro_vae.errors import DivergedError, Interrupted, UsageError
+from pyro_vae.errors import StorageError, UsageError
 from pyro_vae.evidence.over_seeds import SeedComparison, SeedEvidence, compare_seeds
 from pyro_vae.training.optimizers import adam
 from pyro_vae.training.schedules import constant, cosine, warmup
@@ -48,7 +48,7 @@ from .evaluation_options import EvaluationOptions
 from .evaluations import EvaluationName
 from .load import load_run, open_data
 from .lock import locked
-from .member_trackers import all_tracked, no_trackers, trackers_of
+from .member_trackers import all_tracked, end_all, no_trackers, trackers_of
 from .registry import build, objective_of
 from .replacement import create, replace_run, settle
 from .several_processes import done_by_rank_0, led
@@ -77,7 +77,7 @@ def train_ensemble(
     """Train the model of a config under several seeds at once, score all on the test rows; return what seeds.json holds.
 
     Each member's folder is that of ``pyro-vae train --seed``: config, metrics, weights, evidence. There are no checkpoints: an
-    interruption leaves each member's best weights. The config's own seed gives way to the member's.
+    interruption, or an error of a tracker, leaves each member's best weights. The config's own seed gives way to the member's.
 
     `trackers` makes those of a member, of its seed: each member is a training of its own to them, as
     ``trackers=lambda seed: [TensorBoardTracker(f"boards/seed{seed}")]``. A member that diverges ends with nothing.
@@ -122,11 +122,13 @@ def train_ensemble(
                 write_list(path, seeds, made_by, ensemble.diverged)
                 for job in jobs:
                     save_model(job.path, job.vae)
-                for job, result in zip(jobs, ensemble.results, strict=True):
-                    diverged = job.config.seed in ensemble.diverged
-                    about = {} if diverged else score(job, result, seconds / len(jobs), num_samples, jobs.index(job))
-                    tracking[job.config.seed].end(about, ())
-        return summarize(path, {seed: EvaluationName() for seed in counted(path)})
+                scored = {seed: dict[str, Any]() for seed in seeds}
+                for i, (job, result) in enumerate(zip(jobs, ensemble.results, strict=True)):
+                    if job.config.seed not in ensemble.diverged:
+                        scored[job.config.seed] = score(job, result, seconds / len(jobs), num_samples, i)
+                summary = summarize(path, {seed: EvaluationName() for seed in counted(path)})
+                end_all(tracking, scored)  # when all is saved: an error of a tracker costs no number
+        return summary
 
 
 def member_job(first: TrainingJob, seed: int, path: Path) -> TrainingJob:
@@ -181,13 +183,25 @@ def trained(jobs: list[TrainingJob], tracking: Mapping[int, Tracking]) -> tuple[
             engine=ENGINES.get(config.engine, config.engine),
             **{name: getattr(config, name) for name in NAMES},
         )
-    except (Interrupted, DivergedError):
-        for job in jobs:
-            save_model(job.path, models[job.config.seed])
+    except (Exception, KeyboardInterrupt) as error:  # Ctrl-C, divergence, a tracker's own error, a full disk
+        save_unfinished(jobs, models, error)
         raise
     for i, job in enumerate(jobs):
         jobs[i] = replace(job, vae=models[job.config.seed])
     return time.perf_counter() - start, ensemble
+
+
+def save_unfinished(jobs: Sequence[TrainingJob], models: Mapping[int, Any], error: BaseException) -> None:
+    """Save the best weights so far of all members, if all were made, as an error that is not ours to hide is on its way."""
+    if len(models) < len(jobs):
+        return
+    try:
+        for job in jobs:
+            save_model(job.path, models[job.config.seed])
+    except StorageError as failure:
+        error.add_note(f"the members' weights could not be saved: {failure}")
+    else:
+        error.add_note(f"each member's best weights so far are saved in {jobs[0].path.parent}")
 
 
 class Metrics:

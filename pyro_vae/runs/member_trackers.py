@@ -36,3 +36,15 @@ def all_tracked(jobs: Sequence[TrainingJob], made: Mapping[int, Sequence[Tracker
         yield {
             job.config.seed: stack.enter_context(tracked(made[job.config.seed], job.config.to_dict())) for job in jobs
         }
+
+
+def end_all(tracking: Mapping[int, Tracking], scored: Mapping[int, Mapping[str, Any]]) -> None:
+    """End each member's trackers with its evidence; all are called, whoever raises, and the first error is raised."""
+    first: BaseException | None = None
+    for seed, followed in tracking.items():
+        try:
+            followed.end(scored[seed], ())
+        except BaseException as error:
+            first = first or error
+    if first is not None:
+        raise first

@@ -13,6 +13,7 @@ from pyro_vae.common.plain_text import plain
 from pyro_vae.data import Column, Data, Split, TableOptions, binarize, load
 from pyro_vae.data.image_folders import read_folder
 from pyro_vae.data.missing_codes import are_codes
+from pyro_vae.data.mixed import shown
 from pyro_vae.data.prepare import event_shape, format_missing, prepare
 from pyro_vae.data.row_ids import row_digests
 from pyro_vae.data.sparse_data import ANNOTATED, is_sparse_file, read_rows, with_columns
@@ -83,9 +84,9 @@ def open_dense_rows(run: Run, file: Path, data_dir: Path | None) -> Data:
     if code is not None and (gaps := are_codes(part.x, code)).any():
         part = replace(part, x=np.where(gaps, np.nan, part.x))
     if (shape := event_shape(source.parts)) != run.shape:
-        raise ShapeError(
-            f"{file} has rows of shape {shape}, and the run was trained on rows of shape {run.shape}: give it such."
-        )
+        raise other_shape(run, file, shape)
+    if run.columns and not is_table(file):
+        print(f"note: {plain(file.name)}: {by_place(run)}", file=sys.stderr)
     rows, _ = prepare(part, source, binary, config.missing or ragged)
     if binary:
         rows = replace(rows, x=binarize(rows.x, torch.Generator().manual_seed(config.data_seed)))
@@ -148,10 +149,9 @@ def open_sparse_rows(run: Run, file: Path, data_dir: Path | None) -> Data:
     if names and rows.column_names:
         rows = with_columns(rows, names, file)
     if tuple(rows.shape[1:]) != run.shape:
-        raise ShapeError(
-            f"{file} has rows of shape {tuple(rows.shape[1:])}, and the run was trained on rows of shape {run.shape}: give it "
-            "such."
-        )
+        raise other_shape(run, file, tuple(rows.shape[1:]))
+    if names and not rows.column_names:
+        print(f"note: {plain(file.name)}: {by_place(run)}", file=sys.stderr)
     if config.missing_value is not None and are_codes(rows.matrix.data, config.missing_value).any():
         raise DataError(
             f"{file} holds {config.missing_value}, which stands for a missing value in this run: store NaN there, or give the "
@@ -172,6 +172,30 @@ def of_one_split(
     """Return new rows as all that is scored, beside those that the run was trained on, where these are known."""
     none = Split(rows.x[:0])
     return Data(name, none if train is None else train, none, rows, run.shape, policy, digest, columns=columns)
+
+
+def other_shape(run: Run, file: Path, shape: tuple[int, ...]) -> ShapeError:
+    """Make the error for rows of another shape; of a table without names it says which columns the run had left out."""
+    text = f"{file} has rows of shape {shape}, and the run was trained on rows of shape {run.shape}"
+    config = run.config
+    taken = {"--label": config.label, "--index": None if config.index in ("auto", "none") else config.index}
+    out = [f"column {name} ({option})" for option, name in taken.items() if name is not None]
+    more = len(shape) == 1 == len(run.shape) and shape[0] > run.shape[0]
+    if not (out and more and file.suffix.lower() in TABLES and not run.columns):
+        return ShapeError(f"{text}: give it such.")
+    return ShapeError(
+        f"{text}: columns without names are taken by their place, and all of this file's, while the run left "
+        f"{' and '.join(out)} of its own out of x. Write the file without {'it' if len(out) == 1 else 'them'}; or train on a table with a header, "
+        "whose new rows go by name."
+    )
+
+
+def by_place(run: Run) -> str:
+    """Say that columns without names are taken for the run's, in its order."""
+    return (
+        f"its columns have no names, and are taken for the run's in their order: {shown([c.name for c in run.columns])}. Rows "
+        "in a table with these names go by name"
+    )
 
 
 def count_seen(rows: Split, train: Split) -> int:

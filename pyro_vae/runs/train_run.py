@@ -39,6 +39,7 @@ from pyro_vae.training.tracker import Tracker, Tracking, check_trackers, tracked
 from pyro_vae.training.training_state import FitResult, TrainingOptions
 
 from . import folder
+from .build_limits import within_machine
 from .checkpoint import Generation
 from .checkpointer import Checkpointer
 from .config import Config
@@ -151,7 +152,8 @@ def prepare(
     """Load the data and build the model of a config, and check them; nothing is written.
 
     With a `digest`, of the data that a run was trained on, a table is read as it was then, if it has that digest so. A config
-    of a run's folder is built within `limits`, given the bytes that the data accounts for.
+    of a run's folder is built within `limits`, given the bytes that the data accounts for; one of one's own within what the
+    machine holds, unless `components` make parts of it, by code that would run twice.
     """
     first, target = resolved(config, components), resolve_device(device)  # what does not go together is refused first
     data = load_data(first, data_dir, download, digest)
@@ -160,6 +162,8 @@ def prepare(
     given, config = config, decided(config, data, components)
     for note in (*data.notes, *choices_told(given, config, data)) if sharing().leads else ():
         print(f"note: {plain(note)}", file=sys.stderr)
+    if limits is None and not components:
+        limits = lambda _: within_machine(target)  # noqa: E731
     if limits is not None:  # without the rows, as fitting their marginals takes far more steps than a model has parts
         with seeded(config.seed), limits(8 * data.sample.x.nbytes):
             build(config, data.shape, components=components)

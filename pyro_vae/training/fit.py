@@ -28,6 +28,7 @@ from pyro_vae.programs.arguments import argument_dtypes
 from pyro_vae.programs.data_scale import ROWS, scale_findings
 from pyro_vae.programs.pair import like_parameters, owners, programs
 from pyro_vae.programs.parameter_checks import check_pair_parameters
+from pyro_vae.programs.parameter_kinds import check_values
 from pyro_vae.programs.sites import Program
 from pyro_vae.programs.structured import on_tensors, refuse_structure, tensors_as
 from pyro_vae.programs.summed_out import as_enumerated, refuse_marks_beside_shared
@@ -211,6 +212,7 @@ def fit(
     patience = None if patience is None else whole("patience", patience, 1)
     model, guide = programs(vae)
     modules = owners(vae, model, guide)
+    check_values(*modules)
     check_callbacks(callbacks)
     engine = engine_of_sharded(modules, engine, aggressive=aggressive, shards=shards != 1)
     together = in_step(modules, callbacks, resume is not None)

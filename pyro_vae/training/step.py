@@ -28,6 +28,7 @@ from .optimizers import MakeOptimizer, make_checked
 from .precision import Context, whole_step
 from .sharded_networks import InStep
 from .shards import Shards
+from .trainable import check_trained, no_gradient_lost
 
 
 class DeclaredParameters(ModulesOwnParameters):
@@ -202,7 +203,7 @@ class Step:
 
     def _first(self, *batch: Tensor) -> Tensor:
         try:
-            with DeclaredParameters() as declared:
+            with DeclaredParameters() as declared, no_gradient_lost(self.model, self.guide):
                 loss = stock_loss(self, *batch)
         except ValueError as error:
             if not re.search(r"\b(nan|inf)\b", str(error), re.IGNORECASE):
@@ -215,6 +216,7 @@ class Step:
             raise UsageError(
                 "the programs declare no parameters, so there is nothing to train: use pyro.param, pyro.module or a VAE."
             )
+        check_trained(self.parameters)
         self.optimizer = make_checked(self.make_optimizer, self.parameters)
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         immediate = self.immediate or self.in_graph(self.optimizer)  # steps beside the graph are few

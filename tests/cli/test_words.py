@@ -25,6 +25,12 @@ from pyro_vae.cli.words import MEANT, check_words
         (["train", "--run", "r", "--lr", "0.1"], "no option --lr: did you mean --learning-rate?"),
         (["train", "--run", "r", "--bs=8"], "no option --bs: did you mean --batch-size?"),
         (["train", "--run", "r", "--z_dim", "8"], "no option --z_dim: did you mean --latent-dim?"),
+        (["train", "--train", "a.csv", "b.csv"], "--train takes one file, got 2: a.csv, b.csv. Join them"),
+        (["train", "--data=a.csv", "--train", "b.csv"], "--train takes one file, got 2: a.csv, b.csv"),
+        (
+            ["train", "--train", "a.csv", "--test", "b.csv", "--test", "c.csv"],
+            "--test takes one file, got 2: b.csv, c.csv",
+        ),
         (["encode", "r", "--output", "a.npy"], "no option --output: did you mean --out?"),
     ],
 )
@@ -40,6 +46,7 @@ def test_refused_by_name(words, says, capsys):
         ["train", "--epochs=0x2", "--seed", "-1", "--prior-options.components=2"],
         ["train", "--num-samples", "1_000", "--checkpoint-minutes", "0.5", "--kl-options.beta", "2.5"],
         ["encode", "--rows", "5", "1.5"],  # a folder of that name
+        ["train", "--train", "a.csv", "--validation", "b.csv", "--test", "a.csv"],
         ["nothing", "--lr", "1"],
         [],
     ],

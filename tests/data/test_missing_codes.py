@@ -1,10 +1,14 @@
 """-999 and its like: noticed, without false alarms, and taken for missing where that is said; numbers of very many digits."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from pyro_vae.data import TableOptions, load
+from pyro_vae.data.columns import RawColumn
+from pyro_vae.data.missing_codes import without_code
 from pyro_vae.errors import DataError, UsageError
 
 DRAW = np.random.default_rng(0)
@@ -123,3 +127,29 @@ def test_a_code_is_of_x_and_not_of_labels_or_of_what_splits_rows(columns, tmp_pa
         split = data.train, data.validation, data.test
         assert sorted(np.concatenate([s.numbers[s.x[:, 0].isnan().numpy()] for s in split])) == PLACES
         assert all((s.y.numpy() == s.numbers % 2).all() for s in split)
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_a_padded_label_is_no_code(ending, tmp_path):
+    areas = np.array((["0999", "0123", "4567"] * 10), dtype=object)
+    areas[PLACES] = "999"
+    table = pd.DataFrame({"other": OTHER, "area": areas})
+    path = tmp_path / f"t.{ending}"
+    table.to_csv(path, index=False) if ending == "csv" else table.to_parquet(path)
+    options = TableOptions(columns="auto,area=categorical", missing_value="999")
+    data = load(path, table=options, missing=True, verbose=False)
+    assert data.columns[1].labels == ("0123", "0999", "4567")
+    split = data.train, data.validation, data.test
+    gone = np.concatenate([part.numbers[part.x.isnan().any(1).numpy()] for part in split])
+    assert sorted(gone) == PLACES
+    again = replace(options, known=data.columns)  # as new rows are read
+    data = load(path, table=again, missing=True, verbose=False)
+    assert sum(int(part.x.isnan().sum()) for part in (data.train, data.validation, data.test)) == 3
+
+
+def test_a_number_of_a_column_of_numbers_is_the_code_however_it_is_written():
+    numbers = RawColumn("a", ["0999", "1", "999.0", "2,5"], "cells")
+    assert without_code(numbers, "999").values == [None, "1", None, "2,5"]
+    texts = RawColumn("a", ["0999", "red", "999.0", "unknown"], "cells")
+    assert without_code(texts, "999").values == ["0999", "red", None, "unknown"]
+    assert without_code(texts, "unknown").values == ["0999", "red", "999.0", None]

@@ -10,8 +10,10 @@ from pyro.infer import Trace_ELBO
 from torch import nn
 
 from pyro_vae import adam, fit_ensemble
+from pyro_vae.common.progress import Pace
+from pyro_vae.ensembles import report
 from pyro_vae.ensembles.members import check_seeds
-from pyro_vae.errors import DivergedError, Interrupted, ProgramError, UsageError
+from pyro_vae.errors import DivergedError, Interrupted, ProgramError, Terminated, UsageError
 from pyro_vae.programs.pair import programs
 from tests.ensembles.programs import MAKERS, Gammas, vae, with_network
 from tests.ensembles.test_as_alone import alone, assert_same, rows, tensors
@@ -246,6 +248,27 @@ def test_an_interruption_leaves_each_member_its_best_weights():
     other, _ = alone(vae, 1, x, epochs=1, batch_size=10)
     for ours, theirs in zip(tensors(ensemble[1]), tensors(other), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, Terminated])
+def test_an_interruption_of_members_one_by_one_keeps_their_epochs_and_its_kind(kind):
+    def stop(record):
+        if (record["seed"], record["epoch"]) == (1, 2):
+            raise kind("")
+
+    options = {"batch_size": 10, "engine": "eager", "verbose": False}
+    with pytest.raises(Interrupted) as caught:
+        fit_ensemble(vae, rows(20), seeds=[0, 1, 2], epochs=3, on_epoch=stop, **options)
+    assert type(caught.value) is (Interrupted if kind is KeyboardInterrupt else kind)  # its exit code, too
+    assert [len(r.history) for r in caught.value.result.results] == [3, 1, 0]
+
+
+def test_members_one_by_one_say_how_long_is_to_go(monkeypatch, capsys):
+    seconds = iter(range(0, 1000, 10))  # of ten an epoch
+    monkeypatch.setattr(report, "Pace", lambda total: Pace(total, lambda: next(seconds), long=99))
+    fit_ensemble(vae, rows(20), seeds=[0, 1], epochs=2, batch_size=10, engine="eager")
+    told = [line for line in capsys.readouterr().err.splitlines() if "to go" in line]
+    assert told == ["training: about 20 s to go (2 of 4 epochs of all members done)"]
 
 
 def test_on_epoch_sees_each_members_records_with_its_seed():

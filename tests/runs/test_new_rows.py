@@ -13,12 +13,13 @@ from pyro_vae import log_likelihood
 from pyro_vae.cli.main import main
 from pyro_vae.common.random import seeded
 from pyro_vae.data import load
+from pyro_vae.errors import ShapeError
 from pyro_vae.runs import evaluate_run as evaluate_module
 from pyro_vae.runs import train_run as train_module
 from pyro_vae.runs.config import Config
 from pyro_vae.runs.data_choices import decided
 from pyro_vae.runs.evaluate_run import evaluate_run
-from pyro_vae.runs.load import load_data, load_run, open_data
+from pyro_vae.runs.load import Run, load_data, load_run, open_data
 from pyro_vae.runs.new_rows import open_rows
 from pyro_vae.runs.registry import build, resolved
 from pyro_vae.runs.resume_run import resume_run
@@ -247,3 +248,33 @@ def test_a_code_for_missing_is_one_in_new_rows_that_are_no_table(dtype, trained,
     np.save(tmp_path / "x.npy", x)
     rows = open_rows(run, tmp_path / "x.npy").test.x.numpy()
     assert np.isnan(rows[2, 3]) and np.isnan(rows).sum() == 1 and (np.delete(rows, 2, 0) == np.delete(x, 2, 0)).all()
+
+
+def test_columns_without_names_go_by_place_and_that_is_told(run, tmp_path, capsys):
+    opened = load_run(run)
+    np.save(tmp_path / "new.npy", open_data(opened).test.x[:3].numpy())
+    capsys.readouterr()
+    assert len(open_rows(opened, tmp_path / "new.npy").test) == 3
+    told = capsys.readouterr().err
+    assert f"new.npy: its columns have no names, and are taken for the run's in their order: '{HEAD[0]}', " in told
+    open_rows(opened, write_table(tmp_path / "new.csv", penguins(3), HEAD))
+    assert "in their order" not in capsys.readouterr().err
+
+
+def test_a_column_that_the_run_left_out_is_named_where_new_rows_have_it_still(tmp_path):
+    def opened(**options):
+        config = Config(data="own.csv", label="2", **options)
+        return Run(tmp_path / "run", config, {"data": {"shape": [2], "digest": ""}}, None)
+
+    path, few = tmp_path / "new.csv", tmp_path / "few.csv"
+    path.write_text("1.5,2.5,0\n0.5,1,1\n")
+    few.write_text("1.5\n0.5\n")
+    said = r"shape \(3,\), and .* \(2,\): columns without names .* left column 2 \(--label\) of its own out"
+    with pytest.raises(ShapeError, match=said):
+        open_rows(opened(), path)
+    with pytest.raises(
+        ShapeError, match=r"left column 2 \(--label\) and column 0 \(--index\) of its own out .* without them"
+    ):
+        open_rows(opened(index="0"), path)
+    with pytest.raises(ShapeError, match=r"\(2,\): give it such"):
+        open_rows(opened(), few)

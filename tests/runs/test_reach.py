@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
 from pyro_vae.cli.main import main
@@ -16,12 +18,12 @@ from pyro_vae.common import atomic_write as atomic
 from pyro_vae.common.plain_text import is_plain, plain
 from pyro_vae.common.safe_read import parse_json, seal
 from pyro_vae.data import user_files
-from pyro_vae.errors import BusyError, DataError, RunFolderError, StorageError
+from pyro_vae.errors import BusyError, DataError, RunFolderError, StorageError, UsageError
 from pyro_vae.plots import figures
 from pyro_vae.runs import folder, run_figures
 from pyro_vae.runs import lock as lock_module
 from pyro_vae.runs import train_run as train_module
-from pyro_vae.runs.build_limits import bounded_build
+from pyro_vae.runs.build_limits import bounded_build, within_machine
 from pyro_vae.runs.lock import locked
 from tests.helpers import hostile
 from tests.helpers.environment import HEAVY
@@ -260,6 +262,33 @@ def test_a_config_that_asks_for_far_more_than_its_weights_is_not_resumed(good, t
 def test_a_run_with_no_weights_yet_has_a_limit_of_its_own():
     with pytest.raises(RunFolderError, match="larger than a run without weights may"), bounded_build(None):
         nn.Linear(60_000, 60_000)
+
+
+@pytest.mark.parametrize(
+    ("values", "code", "said"),
+    [
+        ({"hidden": [1] * 10**6}, 2, "hidden names 1,000,000 layers, wanted at most 1,000"),
+        ({"hidden": [10**7, 10**7]}, 7, "takes more than .* MiB for its weights, and cpu has .* MiB free"),
+        ({"latent_dim": 10**12}, 7, "takes more than .* MiB for its weights"),
+        ({"hidden": ["wide"] * 10**5}, 2, r"config key 'hidden': \['wide', .*… is not a list"),
+    ],
+    ids=["10^6 layers", "400 TB", "10^12 latents", "10^5 words"],
+)
+def test_a_config_of_ones_own_that_no_machine_holds_is_refused_and_not_built(tmp_path, capsys, values, code, said):
+    (tmp_path / "c.json").write_text(json.dumps(values))
+    command = ["train", "--run", str(tmp_path / "run"), "--config", str(tmp_path / "c.json"), "--device", "cpu"]
+    assert main(command) == code
+    told = capsys.readouterr().err
+    assert re.search(said, told) and "Traceback" not in told and len(told) < 3_000
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_built_has_a_limit_of_operations_too():
+    with (
+        pytest.raises(UsageError, match="more than 20,000 operations to be built"),
+        within_machine(torch.device("cpu")),
+    ):
+        nn.Sequential(*[nn.Linear(1, 1) for _ in range(20_000)])
 
 
 def test_an_archive_that_unpacks_to_a_thousand_times_its_size_is_refused(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,14 @@ from pyro_vae.common.random import seeded
 from pyro_vae.errors import UsageError
 from pyro_vae.runs.config import Config
 from pyro_vae.runs.export.graphs import graph_of, reason_of, solve_lower
-from pyro_vae.runs.export.tensor_programs import NoFormError, log_weights, make_score, tensor_programs
+from pyro_vae.runs.export.tensor_programs import (
+    Encode,
+    NoFormError,
+    extreme_rows,
+    log_weights,
+    make_score,
+    tensor_programs,
+)
 from pyro_vae.runs.export.torch_archive import pickles_in
 from pyro_vae.runs.load import Run
 from pyro_vae.runs.registry import build
@@ -67,6 +75,10 @@ def test_archives_of_torch_give_the_runs_numbers_of_any_rows_and_particles_witho
     run = opened(likelihood="bernoulli")
     to, about = exported(tmp_path, "torch")
     assert about["left_out"] == {} and sorted(about["programs"]) == ["decode", "encode", "score"]
+    rows = ["5 rows", "2 rows", "1 row", "13 rows"]
+    assert about["programs"]["score"]["checked_on"][:6] == [*rows, "1 particle", "13 particles"]
+    assert about["programs"]["decode"]["checked_on"] == [*rows, "3 extreme rows"]
+    assert "Checked on 5 rows, 2 rows" in (to / "README.md").read_text()
     assert all(not pickles_in((to / one["file"]).read_bytes()) for one in about["programs"].values())
     assert not any(b"pyro_vae/" in path.read_bytes() for path in to.iterdir())  # no place of this machine
     score = torch.export.load(to / "score.pt2").module()
@@ -144,6 +156,45 @@ def test_another_number_is_never_written():
         program.check({"log_w": log_w * (1 + 1e-4), "log_px": log_px}, "here")
     with pytest.raises(NoFormError, match="log_px"):
         program.check({"log_w": log_w, "log_px": log_px.where(log_px > log_px.min(), math.nan)}, "here")
+
+
+class OnFive(Encode):
+    """Right on five rows alone."""
+
+    def forward(self, x):
+        return super().forward(x) * x.shape[0] / 5
+
+
+class OnDraws(Encode):
+    """Right on what is not far out."""
+
+    def forward(self, x):
+        return super().forward(x.clamp(max=8.0))
+
+
+@pytest.mark.parametrize(("wrong", "said"), [(OnFive, "on 2 rows, than"), (OnDraws, r"on \d extreme rows, than")])
+def test_what_is_right_on_the_example_alone_is_never_written(wrong, said):
+    run = untrained(likelihood="poisson")
+    program = dict(tensor_programs(run))["encode"]()
+    assert len(program.inputs["x"]) == 5 and program.extreme.inputs["x"].max() > program.inputs["x"].max()
+    with pytest.raises(NoFormError, match=said):
+        graph_of(replace(program, module=wrong(run.vae).eval()))
+
+
+def test_extreme_rows_lie_in_the_support_and_have_every_gap():
+    rows = extreme_rows(untrained(likelihood="bernoulli"))
+    assert set(rows.unique().tolist()) == {0.0, 1.0}
+    gaps = extreme_rows(untrained(missing=True)).isnan()
+    assert gaps[-2].all() and gaps[-1].tolist() == [False, True, True, True] and not gaps[:-2].any()
+    assert extreme_rows(untrained(likelihood="categorical", likelihood_options={"num_classes": 9})).max() <= 8
+
+
+@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize("likelihood", ["normal", "negative_binomial", "zero_inflated_poisson", "beta"])
+def test_likelihoods_have_graphs_that_hold_at_their_edges(likelihood, missing):
+    run = untrained(likelihood=likelihood, missing=missing)
+    for _, make in tensor_programs(run):
+        graph_of(make())
 
 
 def test_a_triangular_system_is_solved_as_torch_solves_it():

@@ -1,9 +1,11 @@
 """Trackers are told of a training by three calls; one that fails costs no weights; TensorBoard's files hold what runs do."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from pyro_vae import StopTraining, TensorBoardTracker, Tracker, load_run, resume_run, train_run
 from pyro_vae.cli.main import main
@@ -12,6 +14,7 @@ from pyro_vae.runs import evaluate_run as evaluate_module
 from pyro_vae.runs import folder
 from pyro_vae.runs import train_run as train_module
 from pyro_vae.runs.config import Config
+from pyro_vae.runs.ensemble_run import load_ensemble, train_ensemble
 from pyro_vae.training.tracker import check_trackers
 from tests.helpers.run_folders import train_small
 
@@ -44,12 +47,17 @@ class Heard:
 
 
 @pytest.fixture
-def train(tmp_path, monkeypatch):
-    """Trains three small epochs into a folder, told to trackers; without pictures."""
+def config(tmp_path, monkeypatch):
+    """Three small epochs, whose runs draw no pictures."""
     np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32))
     monkeypatch.setattr(train_module, "draw_figures", lambda *_: None)
     monkeypatch.setattr(evaluate_module, "draw_khat", lambda *_, **__: None)
-    config = Config(data=str(tmp_path / "x.npy"), hidden=(4,), latent_dim=2, epochs=3, batch_size=16)
+    return Config(data=str(tmp_path / "x.npy"), hidden=(4,), latent_dim=2, epochs=3, batch_size=16)
+
+
+@pytest.fixture
+def train(tmp_path, config):
+    """Trains into a folder, told to trackers."""
     return lambda name, *trackers: train_run(
         config, tmp_path / name, num_samples=5, device="cpu", trackers=list(trackers)
     )
@@ -91,6 +99,44 @@ def test_an_error_on_the_way_is_not_hidden_by_one_of_ending(train, capsys):
     with pytest.raises(ZeroDivisionError):
         train("run", Heard(("end",)), Heard(("epoch", 1), ZeroDivisionError()))
     assert "note: Heard.end raised ValueError: the user's own" in capsys.readouterr().err
+
+
+@pytest.fixture
+def train_members(tmp_path, config):
+    """Trains two seeds, the second's tracker failing in a call; both trackers are ended whatever happens."""
+
+    def train(name, engine, *call):
+        heard = {0: Heard(), 1: Heard(call or None)}
+        made = {"trackers": lambda seed: [heard[seed]], "num_samples": 5, "device": "cpu"}
+        try:
+            train_ensemble(replace(config, engine=engine, epochs=2), [0, 1], tmp_path / name, **made)
+        finally:
+            assert [h.calls.count("end") for h in heard.values()] == [1, 1]
+        return heard
+
+    return train
+
+
+def test_an_error_leaves_the_weights_of_members_that_are_trained_together(train_members, tmp_path):
+    with pytest.raises(ValueError, match="the user's own") as raised:
+        train_members("run", "trace", "epoch", 2)
+    assert "weights so far are saved in" in raised.value.__notes__[-1]
+    assert all(load_run(tmp_path / "run" / f"seed{seed}").vae is not None for seed in (0, 1))
+
+
+def test_an_error_leaves_the_weights_and_the_scores_of_members_one_by_one(train_members, tmp_path):
+    heard = train_members("whole", "eager")
+    told, written = heard[1].told[-1][1], folder.read_summary(tmp_path / "whole" / "seed1" / "evidence.json")
+    assert told["log_px"] == written["log_px"] and told.items() <= written.items()
+    with pytest.raises(ValueError, match="the user's own"):
+        train_members("epoch", "eager", "epoch", 2)
+    for seed, other in enumerate(load_ensemble(tmp_path / "whole")):
+        member = load_run(tmp_path / "epoch" / f"seed{seed}").vae
+        same = [torch.equal(a, b) for a, b in zip(member.parameters(), other.parameters(), strict=True)]
+        assert all(same) == (seed == 0)  # that was trained already, and is there whole
+    with pytest.raises(ValueError, match="the user's own"):
+        train_members("end", "eager", "end")
+    assert folder.read_json(tmp_path / "end" / "seeds.json")["rows"]  # all is scored and put together before
 
 
 def test_a_tracker_stops_a_training(train, tmp_path):

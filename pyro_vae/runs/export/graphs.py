@@ -33,9 +33,11 @@ def graph_of(program: TensorProgram) -> ExportedProgram:
             for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
                 for place in PLACES:
                     node.meta.pop(place, None)
-        given = graph.module()(*inputs)
-    values = given if isinstance(given, tuple) else (given,)
-    program.check(dict(zip(program.outputs, values, strict=True)), "in its graph")
+        traced = graph.module()
+        for on, case in program.cases():
+            given = traced(*case.inputs.values())
+            values = given if isinstance(given, tuple) else (given,)
+            case.check(dict(zip(case.outputs, values, strict=True)), f"in its graph, on {on},")
     graph.example_inputs = None  # which would be saved as a pickle
     return graph
 

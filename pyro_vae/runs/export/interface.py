@@ -58,7 +58,7 @@ def interface_of(
 
 
 def signature(program: TensorProgram, file: str) -> dict[str, Any]:
-    """Return file, inputs and outputs of a function of tensors."""
+    """Return file, inputs and outputs of a function of tensors, and what it was compared with the run's programs on."""
     takes, gives = (
         [
             {
@@ -71,7 +71,8 @@ def signature(program: TensorProgram, file: str) -> dict[str, Any]:
         ]
         for tensors in (program.inputs, program.outputs)
     )
-    return {"file": file, "inputs": takes, "outputs": gives}
+    checked_on = [on for on, _ in program.cases()]
+    return {"file": file, "inputs": takes, "outputs": gives, "checked_on": checked_on}
 
 
 def shape_of(name: str, shape: tuple[int, ...]) -> list[str | int]:

@@ -27,6 +27,10 @@ from pyro_vae.programs.pair import like_parameters, quiet
 from pyro_vae.runs.load import Run
 
 FEW, FEW_PARTICLES = 5, 3  # of the example at which each program is traced, and compared with the run's own
+MANY = 13  # rows, and particles, of a larger one
+DRAWS = 200  # of the model, among which extreme values are looked for
+BEYOND = 100  # times the greatest of these
+FAR = 5.0  # standard deviations of the prior, or so, at which codes are extreme
 ROWS, PARTICLES = "rows", "particles"
 LEADING = {  # dimensions of any size, of what is called so
     "x": (ROWS,),
@@ -122,16 +126,40 @@ class TensorProgram:
     Attributes:
         module: the function.
         inputs, outputs: of an example, by names of LEADING; an output is what the run's model and guide say.
+        extreme: another example, at the edges of what there may be.
     """
 
     module: nn.Module
     inputs: Mapping[str, Tensor]
     outputs: Mapping[str, Tensor]
+    extreme: TensorProgram | None = None
 
-    def of_rows(self, rows: int) -> TensorProgram:
-        """Return the same with the example's first rows."""
-        first = {name: t[(slice(None),) * LEADING[name].index(ROWS) + (slice(rows),)] for name, t in self.all()}
-        inputs, outputs = ({name: first[name] for name in names} for names in (self.inputs, self.outputs))
+    def cases(self) -> Iterator[tuple[str, TensorProgram]]:
+        """Yield what each form of it is checked on, and how that is called: the example, other sizes of it, and the extreme."""
+        for rows in (FEW, 2, 1, MANY):
+            yield f"{rows} row{'s' * (rows > 1)}", self.of(ROWS, rows)
+        if any(PARTICLES in LEADING[name] for name in self.inputs):
+            for particles in (1, MANY):
+                yield f"{particles} particle{'s' * (particles > 1)}", self.of(PARTICLES, particles)
+        if self.extreme is not None:
+            yield f"{self.extreme.size} extreme rows", self.extreme
+
+    @property
+    def size(self) -> int:
+        """Rows of the example."""
+        name, tensor = next(iter(self.inputs.items()))
+        return tensor.shape[LEADING[name].index(ROWS)]
+
+    def of(self, dimension: str, size: int) -> TensorProgram:
+        """Return the same with an example of so many rows or particles: the first, and all over again where there are more."""
+        taken = dict(self.all())
+        for name, tensor in taken.items():
+            if dimension in LEADING[name]:
+                at = LEADING[name].index(dimension)
+                taken[name] = tensor.index_select(at, torch.arange(size) % tensor.shape[at])
+        if "log_px" in taken:
+            taken["log_px"] = taken["log_w"].double().logsumexp(0) - math.log(len(taken["log_w"]))
+        inputs, outputs = ({name: taken[name] for name in names} for names in (self.inputs, self.outputs))
         return replace(self, inputs=inputs, outputs=outputs)
 
     def all(self) -> Iterator[tuple[str, Tensor]]:
@@ -165,10 +193,10 @@ def tensor_programs(run: Run) -> Iterator[tuple[str, Callable[[], TensorProgram]
             f"model {run.config.model!r} has another graph than p(z) p(x | z), whose encode, decode and score these are: "
             "export is of model 'vae'"
         )
-    x = example_rows(run)
-    yield "encode", lambda: make_encode(run.vae, x)
+    x, extreme = example_rows(run), extreme_rows(run)
+    yield "encode", lambda: make_encode(run.vae, x, extreme)
     yield "decode", lambda: make_decode(run.vae, x)
-    yield "score", lambda: make_score(run.vae, x)
+    yield "score", lambda: make_score(run.vae, x, extreme)
 
 
 def example_rows(run: Run) -> Tensor:
@@ -180,23 +208,62 @@ def example_rows(run: Run) -> Tensor:
     return x
 
 
-def make_encode(vae: Any, x: Tensor) -> TensorProgram:
+def extreme_rows(run: Run) -> Tensor | None:
+    """Make rows at the edges of what the model draws, as far as they lie in the support of its likelihood.
+
+    They are the least and the greatest value of each element among 200 draws, a hundred times the greatest, zeros and ones, and
+    the draws with the least and the greatest sum. Of a run with missing values the first of them is there twice more: with
+    nothing observed, and with its first element alone.
+    """
+    like = like_parameters(run.vae)
+    drawn = usage.sample(run.vae, DRAWS, seed=2).to(torch.float32 if like is None else like.dtype)
+    low, high, sums = drawn.amin(0), drawn.amax(0), drawn.flatten(1).sum(1)
+    edges = [
+        drawn[sums.argmin()],
+        drawn[sums.argmax()],
+        low,
+        high,
+        BEYOND * high,
+        torch.zeros_like(low),
+        torch.ones_like(low),
+    ]
+    rows = torch.stack(edges)
+    with quiet(run.vae, seed=0):
+        z = usage.sample(run.vae, len(rows), seed=3, site=run.vae.code_site)
+        inside = run.vae.likelihood(z).support.check(rows).reshape(len(rows), -1).all(1)
+    rows = rows[inside]
+    if not len(rows):
+        return None
+    if run.config.missing:
+        gaps = torch.full_like(rows[:2], math.nan)
+        gaps[1].view(-1)[0] = rows[0].reshape(-1)[0]
+        rows = torch.cat([rows, gaps])
+    return rows
+
+
+def make_encode(vae: Any, x: Tensor, extreme: Tensor | None = None) -> TensorProgram:
     """Make encode; its example is what :func:`~pyro_vae.encode` gives."""
-    z = usage.encode(vae, x)
-    return TensorProgram(Encode(vae).eval(), {"x": x}, {"z": z})
+    program = TensorProgram(Encode(vae).eval(), {"x": x}, {"z": usage.encode(vae, x)})
+    if extreme is None:
+        return program
+    return replace(program, extreme=replace(program, inputs={"x": extreme}, outputs={"z": usage.encode(vae, extreme)}))
 
 
 def make_decode(vae: Any, x: Tensor) -> TensorProgram:
     """Make decode; its example is of draws of the prior, and what :func:`~pyro_vae.reconstruct` would show of them."""
     z = usage.sample(vae, FEW, seed=1, site=vae.code_site)
-    with quiet(vae, seed=0):
-        means = means_of(decoded(vae.model, (x,), {vae.code_site: z}), None, vae.data_site)
-    if means.isnan().all():
-        raise NoFormError("its likelihood has no mean: x are classes")
-    return TensorProgram(Decode(vae).eval(), {"z": z}, {"x": means})
+    far = torch.stack([torch.full_like(z[0], FAR), torch.full_like(z[0], -FAR), torch.zeros_like(z[0])])
+    module, made = Decode(vae).eval(), []
+    for codes in (z, far):
+        with quiet(vae, seed=0):
+            means = means_of(decoded(vae.model, (x[: len(codes)],), {vae.code_site: codes}), None, vae.data_site)
+        if means.isnan().all():
+            raise NoFormError("its likelihood has no mean: x are classes")
+        made.append(TensorProgram(module, {"z": codes}, {"x": means}))
+    return replace(made[0], extreme=made[1])
 
 
-def make_score(vae: Any, x: Tensor) -> TensorProgram:
+def make_score(vae: Any, x: Tensor, extreme: Tensor | None = None) -> TensorProgram:
     """Make score; its example is of the pair's own densities, a particle at a time.
 
     Raises:
@@ -215,9 +282,20 @@ def make_score(vae: Any, x: Tensor) -> TensorProgram:
         z = score.draw(x, noise)[0]
     if not torch.equal(z, drawn_again(score, x, noise)):
         raise NoFormError("draws of its posterior take more noise than standard normals")
+    program = TensorProgram(score, {"x": x, "noise": noise}, weights_of(vae, x, z))
+    if extreme is None:
+        return program
+    noise = noise.index_select(1, torch.arange(len(extreme)) % len(x))
+    with quiet(vae, seed=0):
+        z = score.draw(extreme, noise)[0]
+    inputs = {"x": extreme, "noise": noise}
+    return replace(program, extreme=replace(program, inputs=inputs, outputs=weights_of(vae, extreme, z)))
+
+
+def weights_of(vae: Any, x: Tensor, z: Tensor) -> dict[str, Tensor]:
+    """Return what score is to give at particles z ``(K, N, latents)``, by the pair's own densities."""
     log_w = torch.stack([log_weights(vae, x, particle) for particle in z])
-    outputs = {"log_w": log_w, "log_px": log_w.double().logsumexp(0) - math.log(FEW_PARTICLES)}
-    return TensorProgram(score, {"x": x, "noise": noise}, outputs)
+    return {"log_w": log_w, "log_px": log_w.double().logsumexp(0) - math.log(len(log_w))}
 
 
 def drawn_again(score: Score, x: Tensor, noise: Tensor) -> Tensor:

@@ -24,8 +24,8 @@ def export_torch(path: Path | str, to: Path | str, *, components: Components = N
     """Write encode.pt2, decode.pt2, score.pt2, and what they take and give, into a new folder; return where it is.
 
     ``torch.export.load(file).module()`` is the function; it needs torch, and neither Pyro nor pyro_vae. Each gave the numbers
-    of the run's own programs, to 1e-5, before it was written. An archive holds a graph as JSON and tensors as bytes; one in
-    which torch would put a pickle is refused.
+    of the run's own programs, to 1e-5, before it was written, on what interface.json lists. An archive holds a graph as JSON
+    and tensors as bytes; one in which torch would put a pickle is refused.
 
     Args:
         path: the run.

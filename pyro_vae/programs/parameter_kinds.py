@@ -1,0 +1,58 @@
+"""Parameters that have no values to compute with: of lazy modules that have not run, on the meta device, or not dense."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+
+from pyro_vae.errors import ProgramError
+
+from .pair import named_owners
+
+DENSE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # floating-point types that torch computes in
+
+
+def check_values(*programs: Any) -> None:
+    """Refuse programs whose modules hold parameters or buffers without values, before torch stops somewhere within.
+
+    Raises:
+        ProgramError: names the first, and how to go on.
+
+    Example:
+        >>> net = nn.LazyLinear(2)
+        >>> check_values(lambda x: net(x))
+        Traceback (most recent call last):
+          ...
+        pyro_vae.errors.ProgramError: net.weight belongs to a lazy module (LazyLinear) that has not run, and has no values ...
+    """
+    for label, owner in named_owners(*programs).items():
+        for prefix, module in owner.named_modules():
+            own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+            for name, tensor in own:
+                if why := valueless(module, tensor):
+                    where = ".".join(filter(None, (label or type(owner).__name__, prefix, name)))
+                    raise ProgramError(f"{where} {why}")
+
+
+def valueless(module: nn.Module, tensor: Tensor) -> str:
+    """Say what a tensor lacks, and how to go on; nothing where it lacks nothing."""
+    if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
+        return (
+            f"belongs to a lazy module ({type(module).__name__}) that has not run, and has no values, nor a shape. Fix: run "
+            "the network on a row of zeros first, network(torch.zeros(1, D)), or give the layer its width (nn.Linear(D, ...))."
+        )
+    if tensor.is_meta:
+        return (
+            "is on the meta device, and has a shape, but no values. Fix: module.to_empty(device='cpu'), then load its weights "
+            "(load_state_dict) or draw them (reset_parameters)."
+        )
+    if not isinstance(tensor, nn.Parameter):
+        return ""  # a sparse buffer, as of a graph's edges, is the user's to multiply by
+    if tensor.layout != torch.strided and not hasattr(tensor, "full_tensor"):
+        return f"is a sparse tensor ({tensor.layout}). Fix: nn.Parameter(p.to_dense()); a mask may hold its zeros."
+    if tensor.is_floating_point() and tensor.dtype not in DENSE:
+        return f"is in {tensor.dtype}, a format to store numbers in. Fix: module.float()."
+    return ""
