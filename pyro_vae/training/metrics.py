@@ -84,13 +84,21 @@ def pass_over(
             refuse_unweighed(problem.guide)
         except ProgramError as error:
             if isinstance(error, NoWeightError) and not isinstance(step.objective, TraceEnum_ELBO):
-                return Pass(dict.fromkeys(("elbo", "reconstruction", "kl")) | {"no_elbo": str(error)})
+                return Pass(without_elbo(error))
             return Pass(joint_elbo(step, batch, chunk_size or rows))
-        parts = [part_of_pass(some) for some in problem.split(chunk_size or rows)]
+        try:
+            parts = [part_of_pass(some) for some in problem.split(chunk_size or rows)]
+        except NoWeightError as error:  # a plate that subsamples within rows shows in a run
+            return Pass(without_elbo(error))
     reconstruction, kl = torch.stack([sums for sums, _ in parts]).sum(0).tolist()
     record = {"elbo": (reconstruction - kl) / rows, "reconstruction": reconstruction / rows, "kl": kl / rows}
     units = [drawn for _, drawn in parts if drawn is not None]
     return Pass(record, joined(units) if len(units) == len(parts) else None)
+
+
+def without_elbo(error: NoWeightError) -> Record:
+    """Make the record of a pair that has no ELBO to log."""
+    return dict.fromkeys(("elbo", "reconstruction", "kl")) | {"no_elbo": str(error)}
 
 
 def part_of_pass(problem: Problem) -> tuple[Tensor, dict[str, Drawn] | None]:
