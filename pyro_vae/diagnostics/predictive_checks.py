@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.common.given import check_whole
@@ -23,7 +22,7 @@ from pyro_vae.programs.rows_of_set import AroundRows
 from pyro_vae.programs.simulate import draw
 from pyro_vae.programs.sites import Program, Site, observed_sites
 from pyro_vae.programs.structured import refuse_structure
-from pyro_vae.programs.unconditioned import Unconditioned
+from pyro_vae.programs.unconditioned import Unconditioned, undone
 from pyro_vae.programs.valid_draws import refuse_nan_draws
 
 from .statistics_of_rows import STATISTICS, Statistic, evaluated, on_replications
@@ -311,7 +310,7 @@ def replications(particles: Particles, draws: int, resample: bool) -> tuple[Tens
     if resample:
         numbers, z = particles.resampled(draws)
         log_p = log_p.gather(0, numbers)
-    drawn = problem.sites(poutine.uncondition(problem.model), draws, z)
+    drawn = problem.sites(undone(problem.model), draws, z)
     sites = {name: drawn[name] for name in known.sites}
     for name, site in sites.items():
         refuse_nan_draws(name, site, problem.first)

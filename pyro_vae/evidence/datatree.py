@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.common.given import whole
@@ -22,7 +21,7 @@ from pyro_vae.programs.at_means import where_kept
 from pyro_vae.programs.data_map import data_map_of_few
 from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.sites import Program, Site
-from pyro_vae.programs.unconditioned import was_observed
+from pyro_vae.programs.unconditioned import undone, was_observed
 
 from .posterior_draws import Latent, by_row, checked_problem, diagnosed, joined, resampled
 
@@ -134,7 +133,7 @@ def prior_groups(problem: Problem, draws: int, block: Sequence[int]) -> Groups:
     """Draw z and x of the model alone, for each row."""
     seed, *rest = block
     with problem.quiet(seed, *rest, PRIOR):
-        sites = problem.sites(poutine.uncondition(problem.model), draws)
+        sites = problem.sites(undone(problem.model), draws)
     values = {name: values_of(problem, site, site["value"]) for name, site in sites.items()}
     ours = {name for name, site in sites.items() if not was_observed(site)}
     return {

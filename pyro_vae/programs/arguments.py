@@ -17,6 +17,7 @@ from .determinism import same_terms
 from .pair import like_parameters, quiet
 from .parameters import store_restored
 from .sites import Program, sample_sites
+from .unconditioned import undone
 
 ROWS = 8  # that are tried
 EXACT = {torch.float64: 2**53, torch.float32: 2**24, torch.float16: 2**11, torch.bfloat16: 2**8}
@@ -97,7 +98,7 @@ class Trial:
     def draws_whole(self, rows: list[Tensor]) -> bool:
         """Return whether the model draws whole numbers where it observes: then a template of them is one of its draws."""
         with quiet(self.model, seed=0, device=rows[0].device):
-            sites = sample_sites(poutine.trace(poutine.uncondition(self.model)).get_trace(*rows))
+            sites = sample_sites(poutine.trace(undone(self.model)).get_trace(*rows))
         values = [site["value"] for site in sites.values() if site["infer"].get("was_observed")]
         return all(torch.equal(value, value.round()) if value.is_floating_point() else True for value in values)
 

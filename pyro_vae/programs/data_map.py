@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.errors import ProgramError, PyroVAEError
@@ -16,7 +15,7 @@ from .determinism import first_other, identical, refuse_hidden_randomness
 from .index_map import ObservedEntries, index_map
 from .missing_values import without_gaps
 from .sites import Program
-from .unconditioned import Batch, Unconditioned, argument, run_unconditioned
+from .unconditioned import Batch, Unconditioned, argument, run_unconditioned, undone
 
 OTHER_DATA = 7  # seed of a data set of noise, to run a model on
 FEW = 100  # rows that show what a model reads: all of them are changed at once, so that what it takes of a batch moves, too
@@ -173,7 +172,7 @@ def data_map(model: Program, args: Batch, seed: int = 0, *block: int) -> tuple[D
     complete = tuple(without_gaps(a) for a in args)
     first = run_unconditioned(model, complete, seed, *block)
     run = partial(rerun, model, seed, block)
-    refuse_hidden_randomness(poutine.uncondition(model), first.trace, complete, seed, *block, device=complete[0].device)
+    refuse_hidden_randomness(undone(model), first.trace, complete, seed, *block, device=complete[0].device)
     found = DataMap(sites := index_map(run, first), tuple(name for name in first.observed if name not in sites))
     drawn = found.fill(complete, first.values, first.all_entries)
     transformed = check_alike(found, first, run_unconditioned(model, drawn, seed, *block))

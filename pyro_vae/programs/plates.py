@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_vae.errors import NoWeightError, ProgramError
 
 from .site_rows import frames_of
-from .sites import Program, Site, check_sites, proposal_sites, trace_pair
+from .sites import DATA_SETS, PARTICLES, Program, Site, check_sites, proposal_sites, trace_pair
 
 OF_DATA_SET = (
     "whole = WholeDataSet(model, guide) has log p(X), log_likelihood(whole.model, whole.guide, *whole.rows(x)), new rows have "
@@ -141,6 +141,18 @@ def data_plate(sites: Mapping[str, Site]) -> CondIndepStackFrame:
         f"into rows. For parameters of the data set: {OF_DATA_SET}; fit trains the pair as it is. Else move the site into the "
         "plate, or make it a parameter (pyro.param)."
     )
+
+
+def refuse_part_of_row(name: str, site: Site, data: str) -> None:
+    """Refuse a site in an inner plate that chooses some of a row's units: its density is of these, not of the row."""
+    for frame in site["cond_indep_stack"]:
+        if frame.name not in (data, PARTICLES, DATA_SETS) and frame.full_size not in (None, frame.size):
+            raise NoWeightError(
+                f"site {name!r} lies in the plate {frame.name!r}, which subsamples {frame.size} of {frame.full_size} within a "
+                "row: the density of some of its units is not that of the row. A loss may be scaled for it (Bound(elbo), "
+                "Trace_ELBO: fit trains the pair as it is). For log p(x) take the whole plate, "
+                f"pyro.plate({frame.name!r}, {frame.full_size}), or an argument that says whether to subsample."
+            )
 
 
 def refuse_shared(name: str, site: Site, data: str, rows: int) -> None:

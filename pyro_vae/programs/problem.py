@@ -25,7 +25,7 @@ from .masks import check_same_masks
 from .measure import measure_of
 from .pair import like_parameters, quiet, unwrapped
 from .parameter_kinds import check_values
-from .plates import Plates, refuse_shared
+from .plates import Plates, refuse_part_of_row, refuse_shared
 from .proposal_guide import RefusedGuide, as_proposal, as_trained, as_written, on_fewest_rows, refuse_unweighed
 from .score_sites import score_sites
 from .sites import PARTICLES, LogProbs, Program, Site, check_pair, latent_sites, observed_sites, sample_sites, sum_terms
@@ -306,8 +306,15 @@ class Problem:
         """log-probabilities by site, ``(K, N)`` in nats: inner plates summed, masked, unscaled; −∞ outside the support.
 
         A ProgramError for invalid parameters; it names the `program` ("model", "guide") if that is given. Values that are
-        `fresh` from their own distributions lie in a fixed support, and are not looked at again.
+        `fresh` from their own distributions lie in a fixed support, and are not looked at again. A NoWeightError for a plate
+        that subsamples within a row.
         """
+        for name, site in sites.items():
+            refuse_part_of_row(name, site, self.plates.data)
+        return self.terms_of(sites, program, fresh)
+
+    def terms_of(self, sites: Mapping[str, Site], program: str = "", fresh: bool = False) -> dict[str, Tensor]:
+        """As :meth:`score`, of the units of a row that a plate has chosen, if it subsamples within rows: not log p(x)."""
         for name, site in sites.items():
             refuse_shared(name, site, self.plates.data, len(self))
         if program == "guide":

@@ -14,7 +14,7 @@ from .missing_values import without_gaps
 from .pair import quiet
 from .plates import data_plate, refuse_shared
 from .problem import rows_of
-from .sites import Program
+from .sites import Program, latent_sites
 from .structured import on_tensors
 from .unconditioned import Batch, run_unconditioned
 
@@ -85,5 +85,5 @@ def draw(model: Program, args: Batch, seed: int, *block: int, known: DataMap | N
         again = run_unconditioned(model, tuple(map(without_gaps, drawn)), seed, *block)
         if transformed := check_alike(data, run, again):
             refuse_unmapped(min(transformed))
-    latents = {name: value for name, value in run.values.items() if name not in run.observed}
+    latents = {name: site["value"] for name, site in latent_sites(run.sites).items() if name not in run.observed}
     return Simulated(latents, drawn)

@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions import Delta
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pyro_vae.common.pyro_private import is_deterministic
 from pyro_vae.common.random import seeded
 from pyro_vae.errors import ProgramError
 
@@ -20,13 +22,14 @@ from .masks import kept_entries
 from .sites import Program, Site, sample_sites
 from .user_errors import MODEL, explained
 from .valid_draws import ValidDraws
+from .wrapped import elements
 
 Batch = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class Unconditioned:
-    """One run of a model under ``poutine.uncondition``."""
+    """One run of a model with its observations undone."""
 
     model: Program
     args: Batch  # copies, so that a program that works on its data in place spoils no other run
@@ -64,16 +67,37 @@ def was_observed(site: Site) -> bool:
 
 
 class Undone(Messenger):
-    """Undo observations, as ``poutine.uncondition`` does, but for those of some sites."""
+    """Undo observations, as ``poutine.uncondition`` does, but for those of some sites, and for values that are no data.
+
+    A ``pyro.deterministic`` takes all dimensions of its value for an event: drawn anew, inside a plate, it would get those of
+    the plate once more.
+    """
 
     def __init__(self, kept: Collection[str]) -> None:
         super().__init__()
         self.kept = kept
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["is_observed"] and msg["name"] not in self.kept:
+        if msg["is_observed"] and msg["name"] not in self.kept and not is_computed(msg):
             infer = {**msg["infer"], "was_observed": True, "obs": msg["value"]}
             msg.update(is_observed=False, infer=infer, value=None, done=False)
+
+
+def is_computed(msg: Any) -> bool:
+    """Return whether a site observes what the program itself computes: ``pyro.deterministic``, or a reparametrized latent."""
+    fn, value = elements(msg["fn"]), msg["value"]
+    return is_deterministic(msg) or (isinstance(fn, Delta) and isinstance(value, Tensor) and same_memory(fn.v, value))
+
+
+def same_memory(a: Tensor, b: Tensor) -> bool:
+    """Return whether two tensors are one, or a view of it that plates have expanded."""
+    return a is b or (a.numel() > 0 and a.data_ptr() == b.data_ptr())
+
+
+def undone(model: Program, kept: Collection[str] = ()) -> Program:
+    """Return the model with its observations undone, but for those of `kept` sites."""
+    program: Program = Undone(kept)(model)
+    return program
 
 
 def run_unconditioned(
@@ -89,7 +113,7 @@ def run_unconditioned(
     copies = tuple(a.clone() for a in args)
     valid = ValidDraws() if checked else nullcontext()
     with seeded(seed, *block, device=args[0].device), explained(MODEL, *args), valid:
-        trace = poutine.trace(Undone(kept)(model)).get_trace(*copies)
+        trace = poutine.trace(undone(model, kept)).get_trace(*copies)
     for i, (copy, a) in enumerate(zip(copies, args, strict=True)):
         if not identical(copy, a):
             raise ProgramError(

@@ -15,12 +15,10 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_vae.common.pyro_private import active_handlers
 from pyro_vae.common.random import seeded
-from pyro_vae.common.widen import at_least_float32
 from pyro_vae.data.lazy_rows import LazyRows, any_lazy
 from pyro_vae.errors import ProgramError
 
@@ -29,14 +27,20 @@ from .pair import quiet, unwrapped
 from .parameters import ParametersRegistered, store_restored
 from .plates import sum_rows
 from .proposal_guide import RefusedGuide, as_written
-from .site_rows import frames_of
-from .sites import Program, latent_sites, sample_sites, with_values
-from .vectorize import MODES, Mode, Vectorizing, particle_of, without_rows
-from .wide_scoring import own_dtype
+from .row_coupling import (
+    LOOP,
+    Scores,
+    has_rows,
+    in_rows,
+    of_rows,
+    why_not_row_by_row,
+    why_rows_are_coupled,
+    with_indices,
+)
+from .sites import Program, latent_sites
+from .vectorize import MODES, Mode, Vectorizing, particle_of
 
 ROWS, PARTICLES = 2, 3  # of the probe: different numbers, so that a dimension taken for the other shows
-Scores = dict[str, Tensor]
-LOOP = Vectorizing("loop", "loop")
 
 
 @dataclass(frozen=True)
@@ -64,13 +68,15 @@ def choose_vectorizing(problem: Any) -> Vectorizing:
         return known
     with undisturbed(problem):
         found = probe_few_rows(problem)
+        few = found is not None
         if found is None:
             try:
                 found = probe(problem.few(ROWS) if any_lazy(*problem.args) else problem)
             except NotImplementedError:  # a prior that cannot be drawn from, for a guide that is never run
                 return LOOP
-    if found.refusal is not None:
-        raise ProgramError(found.refusal)
+        refusal = found.refusal or (why_rows_are_coupled(problem, drawing(problem)) if few else None)
+    if refusal is not None:
+        raise ProgramError(refusal)
     if handler is not None:
         handler.found.append((problem.model, as_written(problem.guide), found.vectorizing))
     return found.vectorizing
@@ -109,7 +115,7 @@ def probe_few_rows(problem: Any) -> Probe | None:
         return None
     try:
         found = probe(few)
-        return found if found.refusal else replace(found, refusal=why_not_row_by_row(few, found))
+        return found if found.refusal else replace(found, refusal=why_not_row_by_row(few, found.draws, found.truth))
     except Exception:
         return None
 
@@ -123,8 +129,11 @@ def first_rows(problem: Any, rows: int = ROWS) -> Any | None:
     return problem.over(*(a[index.to(a.device)] if has_rows(a, len(x)) else a for a in problem.args))
 
 
-def has_rows(value: Any, rows: int) -> bool:
-    return isinstance(value, Tensor | LazyRows) and value.dim() > 0 and len(value) == rows
+def drawing(problem: Any) -> Program:
+    """The program that draws latents: the guide, or the model for a guide that has no weight, which is not run."""
+    refused = any(isinstance(layer, RefusedGuide) for layer in unwrapped(problem.guide))
+    program: Program = problem.model if refused else problem.guide
+    return program
 
 
 def probe(problem: Any) -> Probe:
@@ -133,8 +142,8 @@ def probe(problem: Any) -> Probe:
     A guide that has no weight is not run: the model is scored at draws of its own.
     """
     alone = replace(problem, vectorizing=LOOP)
-    refused = any(isinstance(layer, RefusedGuide) for layer in unwrapped(problem.guide))
-    drawn = alone.trace(problem.model if refused else problem.guide, PARTICLES)
+    refused = drawing(problem) is problem.model
+    drawn = alone.trace(drawing(problem), PARTICLES)
     draws = with_indices(drawn, alone.trace(problem.model, 1, particle_of(drawn, 0, PARTICLES)))
     for name, site in in_rows(problem, drawn).items():
         sum_rows(name, torch.empty(site["fn"].batch_shape), problem.plates)  # refuses dimensions that no plate declares
@@ -161,35 +170,9 @@ def refuse_random_guide(problem: Any) -> None:
         raise ProgramError(random_density("guide", site))
 
 
-def with_indices(draws: poutine.Trace, run: poutine.Trace) -> poutine.Trace:
-    """Add the numbers that plates of the model chose at random, so that they choose the same in each run."""
-    trace = draws.copy()
-    for name, site in run.nodes.items():
-        if site["type"] == "sample" and site_is_subsample(site) and name not in trace.nodes:
-            trace.add_node(name, **site)
-    return trace
-
-
 def scores(problem: Any, program: Program, draws: poutine.Trace) -> Scores:
     """log-probabilities of a program's sites at the draws, ``(K, N)`` by site."""
     return of_rows(problem, program, problem.trace(program, PARTICLES, draws))
-
-
-def of_rows(problem: Any, program: Program, trace: poutine.Trace) -> Scores:
-    """Score the sites that belong to rows; one that all rows share (a factor in a loss) has nothing to do with particles.
-
-    Terms are rounded to the program's own dtype, where it was scored in a wider one: networks have no more digits.
-    """
-    sites = in_rows(problem, trace)
-    by_site: Scores = problem.score(sites, "model" if program is problem.model else "guide")
-    return {
-        name: term.to(at_least_float32(own_dtype(sites[name]["fn"], sites[name]["value"])))
-        for name, term in by_site.items()
-    }
-
-
-def in_rows(problem: Any, trace: poutine.Trace) -> dict[str, Any]:
-    return {name: site for name, site in sample_sites(trace).items() if problem.plates.data in frames_of(site)}
 
 
 def fastest(problem: Any, program: Program, draws: poutine.Trace, truth: Scores) -> Mode:
@@ -220,28 +203,3 @@ def agrees_on_one_stream(problem: Any, draws: poutine.Trace) -> bool:
 def scores_on_one_stream(problem: Any, draws: poutine.Trace, particles: int) -> Scores:
     with seeded(0, device=problem.device):
         return of_rows(problem, problem.guide, problem.trace(problem.guide, particles, draws))
-
-
-def why_not_row_by_row(problem: Any, found: Probe) -> str | None:
-    """Say why a model is refused whose densities of the first row are others without the second row."""
-    few = first_rows(problem, 1)
-    assert few is not None  # of a problem of few rows
-    one, plates = replace(few, vectorizing=LOOP), problem.plates
-    values = {
-        name: site["value"][:1].narrow(plates.dim - site["fn"].event_dim, 0, 1)
-        for name, site in latent_sites(sample_sites(found.draws)).items()
-    }
-    try:
-        at = without_rows(with_values(found.draws, values), plates)
-        alone = of_rows(one, problem.model, one.trace(problem.model, 1, at))
-    except Exception:  # it does not run on one row: that it says itself, where it is asked to
-        return None
-    first = {name: term[:1, :1] for name, term in found.truth.items()}
-    if (site := next(differing(first, alone), None)) is None:
-        return None
-    return (
-        f"site {site!r} of the model has another log-probability for a row when other rows are passed along "
-        f"({first[site].sum().item():.4g} beside a second row, {alone[site].sum().item():.4g} alone): log p(x) does not "
-        "split into rows. Look for a softmax, norm or mean over the rows (dim=0), for a squeeze() that drops a single row, "
-        "or for a number that is read off the whole batch."
-    )

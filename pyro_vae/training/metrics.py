@@ -95,14 +95,22 @@ def pass_over(
             refuse_unweighed(problem.guide)
         except ProgramError as error:
             if isinstance(error, NoWeightError) and not isinstance(step.objective, TraceEnum_ELBO):
-                return Pass(dict.fromkeys(("elbo", "reconstruction", "kl")) | {"no_elbo": str(error)})
+                return Pass(without_elbo(error))
             return Pass(joint_elbo(step, batch, size, over))
         some = problem.split(size)
-        parts = over(len(some), lambda i: part_of_pass(some[i]), problem.device)
+        try:
+            parts = over(len(some), lambda i: part_of_pass(some[i]), problem.device)
+        except NoWeightError as error:  # a plate that subsamples within rows shows in a run
+            return Pass(without_elbo(error))
     reconstruction, kl = torch.stack([part[SUMS] for part in parts]).sum(0).tolist()
     record = {"elbo": (reconstruction - kl) / rows, "reconstruction": reconstruction / rows, "kl": kl / rows}
     units = [drawn_of(part) for part in parts if SITES in part]
     return Pass(record, joined(units) if len(units) == len(parts) else None)
+
+
+def without_elbo(error: NoWeightError) -> Record:
+    """Make the record of a pair that has no ELBO to log."""
+    return dict.fromkeys(("elbo", "reconstruction", "kl")) | {"no_elbo": str(error)}
 
 
 def part_of_pass(problem: Problem) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.infer.reparam import LocScaleReparam
 from torch import nn
 
 from pyro_vae.diagnostics.predictive_checks import prior_predictive_check
@@ -414,3 +415,39 @@ def test_calibration_refuses():
         calibrate(gaussian, lost, ONE, num_rows=50, num_draws=3)
     with pytest.raises(ProgramError, match="latent site 'z' is in the model but not in the guide"):
         calibrate(gaussian, lambda x: None, ONE)
+
+
+def computing(x):
+    """z is 2 e + 1, as ``pyro.deterministic`` in a plate says it: all dimensions of the value are its event."""
+    with pyro.plate("data", len(x)):
+        z = pyro.deterministic("z", 2 * pyro.sample("e", dist.Normal(0.0, 1.0)) + 1)
+        pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+
+def as_an_event(x):
+    with pyro.plate("data", len(x)):
+        e = pyro.sample("e", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(pyro.deterministic("z", 2 * e + 1), 0.5).to_event(1), obs=x)
+
+
+@poutine.reparam(config={"z": LocScaleReparam(0.0)})
+def decentered(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(1.0, 2.0)), 0.5), obs=x)
+
+
+@pytest.mark.parametrize(
+    ("model", "latent", "x"),
+    [
+        (computing, "e", torch.zeros(150)),
+        (as_an_event, "e", torch.zeros(150, 2)),
+        (decentered, "z_decentered", torch.zeros(150)),
+    ],
+    ids=["deterministic", "deterministic-event", "reparam"],
+)
+def test_what_the_model_computes_is_no_observation(model, latent, x):
+    """150 rows: few rows are looked at first. x is drawn about 2 e + 1 to the bit of the noise that follows."""
+    drawn = simulate(model, x)
+    assert set(drawn.latents) == {latent}
+    noise = drawn.x - (2 * drawn.latents[latent] + 1)
+    assert drawn.x.shape == x.shape and abs(noise.std() - 0.5) < 4 * 0.5 / (2 * x.numel()) ** 0.5

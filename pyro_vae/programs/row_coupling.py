@@ -1,0 +1,165 @@
+"""Whether a model's log-probabilities of a row are its own: where they change with the rows beside it, log p(x) has no rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from pyro_vae.common.widen import at_least_float32
+from pyro_vae.data.lazy_rows import LazyRows
+
+from .determinism import differing, same
+from .plates import Plates
+from .site_rows import frames_of
+from .sites import Program, Site, latent_sites, sample_sites, with_values
+from .vectorize import Vectorizing, without_rows
+from .wide_scoring import own_dtype
+
+Scores = dict[str, Tensor]
+LOOP = Vectorizing("loop", "loop")
+LOOKED_AT = 4096  # of the rows at most, for those of the greatest and least values
+CHOSEN = 32  # rows that are run together, and then some of them without the others
+
+
+def of_rows(problem: Any, program: Program, trace: poutine.Trace) -> Scores:
+    """Score the sites that belong to rows; one that all rows share (a factor in a loss) has nothing to do with particles.
+
+    Terms are rounded to the program's own dtype, where it was scored in a wider one: networks have no more digits.
+    """
+    sites = in_rows(problem, trace)
+    by_site: Scores = problem.terms_of(sites, "model" if program is problem.model else "guide")
+    return {
+        name: term.to(at_least_float32(own_dtype(sites[name]["fn"], sites[name]["value"])))
+        for name, term in by_site.items()
+    }
+
+
+def in_rows(problem: Any, trace: poutine.Trace) -> dict[str, Any]:
+    """Return the sites of a trace that lie in the data plate."""
+    return {name: site for name, site in sample_sites(trace).items() if problem.plates.data in frames_of(site)}
+
+
+def with_indices(draws: poutine.Trace, run: poutine.Trace) -> poutine.Trace:
+    """Add the numbers that plates of the model chose at random, so that they choose the same in each run."""
+    trace = draws.copy()
+    for name, site in run.nodes.items():
+        if site["type"] == "sample" and site_is_subsample(site) and name not in trace.nodes:
+            trace.add_node(name, **site)
+    return trace
+
+
+def has_rows(value: Any, rows: int) -> bool:
+    """Return whether an argument has so many rows."""
+    return isinstance(value, Tensor | LazyRows) and value.dim() > 0 and len(value) == rows
+
+
+def why_not_row_by_row(problem: Any, draws: poutine.Trace, truth: Scores) -> str | None:
+    """Say why a model is refused whose densities of the first of two rows are others without the second row.
+
+    Args:
+        problem: of two rows.
+        draws: latents of them, ``(K, ..., 2, ...)``.
+        truth: the model's log-probabilities there, by site.
+    """
+    try:
+        alone = scores_of_part(problem, draws, torch.zeros(1, dtype=torch.int64))
+    except Exception:  # it does not run on one row: that it says itself, where it is asked to
+        return None
+    first = {name: term[:1, :1] for name, term in truth.items()}
+    return next((coupled(name, first[name], alone[name], 0) for name in differing(first, alone)), None)
+
+
+def why_rows_are_coupled(problem: Any, program: Program) -> str | None:
+    """Say why a model is refused whose densities of a row are others where rows of greater or smaller values are left out.
+
+    Two rows do not tell of a total count, a number of classes or a branch that is read off the greatest value of all rows. Run
+    are rows of the greatest and least values and others between them; then parts of these, at the same latents.
+
+    Args:
+        problem: of all rows.
+        program: what draws the latents, the guide or the model.
+    """
+    x, *_ = problem.args
+    if not isinstance(x, Tensor) or x.dim() == 0 or len(x) < 2 or problem.own_rows:
+        return None
+    try:
+        chosen = telling_rows(problem.args)
+        some = replace(rows_at(problem, chosen), vectorizing=LOOP)
+        drawn = some.trace(program, 1)
+        draws = with_indices(drawn, some.trace(some.model, 1, drawn))
+        together = of_rows(some, some.model, some.trace(some.model, 1, draws))
+        for part in parts(some.args):
+            alone = scores_of_part(some, draws, part)
+            for name in dict.fromkeys([*together, *alone]):  # a step that no row of a part reaches has no site there
+                one, other = (terms.get(name, torch.zeros(1, 1)) for terms in (together, alone))
+                one, other = one[:, part] if name in together else one, other.expand(1, len(part))
+                one = one.expand(1, len(part)).to(other)
+                if not same(one, other):
+                    row = int((one - other).abs().nan_to_num(torch.inf).argmax())
+                    return coupled(name, one[:, row], other[:, row], int(chosen[part[row]]))
+    except Exception:  # a plate of fixed size, say: a program that does not run on part of the rows
+        return None
+    return None
+
+
+def telling_rows(args: tuple[Any, ...]) -> Tensor:
+    """Number rows of the greatest and least values of each argument, and others at even distances, `CHOSEN` at most."""
+    rows = min(len(args[0]), LOOKED_AT)
+    ends = [order[[0, -1]] for a in args if has_rows(a, len(args[0])) for order in orders(a[:rows])]
+    between = torch.linspace(0, rows - 1, min(rows, CHOSEN)).long()
+    found = dict.fromkeys([0, *(n for pair in ends for n in pair.tolist()), *between.tolist()])
+    return torch.tensor(sorted(list(found)[:CHOSEN]))
+
+
+def parts(args: tuple[Any, ...]) -> Iterator[Tensor]:
+    """Yield the rows of the lesser half, by their greatest value and by their sum, and of the greater half by their least."""
+    seen = set[tuple[int, ...]]()
+    for a in args:
+        if not has_rows(a, len(args[0])):
+            continue
+        greatest, least, total = orders(a)
+        for part in (greatest[: len(a) // 2], least[-(len(a) // 2) :], total[: len(a) // 2]):
+            if (numbers := tuple(part.sort().values.tolist())) not in seen:
+                seen.add(numbers)
+                yield torch.tensor(numbers)
+
+
+def orders(a: Tensor) -> list[Tensor]:
+    """Sort rows by their greatest value, by their least, and by their sum: three times the numbers of the rows."""
+    flat = a.detach().reshape(len(a), -1).double().nan_to_num().cpu()
+    return [by.argsort(stable=True) for by in (flat.amax(1), flat.amin(1), flat.sum(1))]
+
+
+def rows_at(problem: Any, numbers: Tensor) -> Any:
+    """Return the problem of some rows, those of each argument that has rows."""
+    rows = len(problem.args[0])
+    return problem.over(*(a[numbers.to(a.device)] if has_rows(a, rows) else a for a in problem.args))
+
+
+def scores_of_part(problem: Any, draws: poutine.Trace, part: Tensor) -> Scores:
+    """Score the model on some of the rows alone, at their latents of the first particle of `draws`: ``(1, n)`` by site."""
+    few, plates = replace(rows_at(problem, part), vectorizing=LOOP), problem.plates
+    values = {name: of_part(site, part, plates) for name, site in latent_sites(sample_sites(draws)).items()}
+    return of_rows(few, few.model, few.trace(few.model, 1, without_rows(with_values(draws, values), plates)))
+
+
+def of_part(site: Site, part: Tensor, plates: Plates) -> Tensor:
+    """Return the first particle of a latent, for some of the rows."""
+    value: Tensor = site["value"][:1]
+    return value.index_select(plates.dim - site["fn"].event_dim, part.to(value.device))
+
+
+def coupled(site: str, beside: Tensor, alone: Tensor, row: int) -> str:
+    """Describe a site whose log-probability of a row depends on what other rows are passed along."""
+    return (
+        f"site {site!r} of the model has another log-probability for a row when other rows are passed along "
+        f"({beside.sum().item():.4g} beside others, {alone.sum().item():.4g} without them, row {row}): log p(x) does not "
+        "split into rows. Look for a softmax, norm or mean over the rows (dim=0), for a greatest value or a number of classes "
+        "that is read off all of them (x.max(): give a constant), or for a squeeze() that drops a single row."
+    )

@@ -1,0 +1,112 @@
+"""A number that a model reads off all rows (a greatest value, a number of classes) is found, wherever that value stands."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from scipy import stats
+
+from pyro_vae import Bound, check, iwae, log_likelihood, log_weights, quadrature
+from pyro_vae.errors import ProgramError
+from pyro_vae.programs import row_coupling
+
+COUNTS = torch.tensor([2.0, 9.0, 0.0, 4.0, 1.0, 3.0])
+LABELS = torch.tensor([1, 2, 0, 1, 0, 1])
+SAID = "another log-probability for a row when other rows are passed along"
+
+
+def binomial_of(total):
+    def model(x, y):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Binomial(total(x), pyro.sample("z", dist.Beta(2.0, 3.0))), obs=x)
+
+    return model
+
+
+def of_labels(x, y):
+    classes = int(y.max()) + 1
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Beta(2.0, 3.0))
+        pyro.sample("y", dist.Categorical(torch.ones(classes) / classes), obs=y)
+        pyro.sample("x", dist.Poisson(torch.ones(len(x))), obs=x)
+
+
+def branching(x, y):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Beta(2.0, 3.0))
+        pyro.sample("x", dist.Poisson(z * (5 if (x == 0).any() else 9)), obs=x)
+
+
+def of_sums(x, y):
+    longest = x.cumsum(0)[-1] if len(x) > 2 else torch.tensor(20.0)
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Poisson(pyro.sample("z", dist.Beta(2.0, 3.0)) * longest), obs=x)
+
+
+def guide(x, y):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Beta(2.0 + x, 12.0 - x))
+
+
+COUPLED = {"greatest": binomial_of(torch.max), "classes": of_labels, "least": branching, "sum of three": of_sums}
+
+
+@pytest.mark.parametrize("name", COUPLED)
+@pytest.mark.parametrize("first", range(2))  # the greatest value is in the second row, and in the first
+def test_a_model_that_reads_all_rows_is_refused_wherever_they_stand(name, first):
+    rows = tuple(torch.cat([a[first:], a[:first]]) for a in (COUNTS, LABELS))
+    with pytest.raises(ProgramError, match=SAID):
+        log_weights(COUPLED[name], guide, *rows)
+
+
+def test_each_function_refuses_it():
+    model, rows = COUPLED["greatest"], (COUNTS[[1, 0, 2, 3]], LABELS[:4])
+    for run in (
+        lambda: log_likelihood(model, guide, *rows, num_samples=10, verbose=False),
+        lambda: Bound(iwae, 2).loss(model, guide, *rows),
+        lambda: quadrature(model, None, *rows),
+    ):
+        with pytest.raises(ProgramError, match=SAID):
+            run()
+    assert "rows" in {finding.kind for finding in check(model, guide, *rows).findings}
+
+
+def test_without_the_parts_the_greatest_value_passes(monkeypatch):
+    """As it was: two rows, the greater one first, show nothing, and a row's number depends on the others."""
+    monkeypatch.setattr(row_coupling, "parts", lambda args: ())
+    model, rows = COUPLED["greatest"], (COUNTS[[1, 0, 2]], LABELS[:3])
+    together, alone = (
+        log_likelihood(model, guide, *(a[part] for a in rows), num_samples=10, verbose=False).log_px[-1]
+        for part in (slice(None), slice(1, None))
+    )
+    assert (together - alone).abs() > 0.5
+
+
+def test_a_constant_in_its_place_has_the_closed_form():
+    exact = torch.as_tensor(stats.betabinom.logpmf(COUNTS.numpy(), 9, 2, 3))
+    found = log_weights(binomial_of(lambda x: torch.tensor(9.0)), guide, COUNTS, LABELS)
+    torch.testing.assert_close(found[0].double(), exact, atol=1e-5, rtol=0)
+
+
+def test_steps_up_to_the_longest_row_under_masks_are_of_each_row_alone():
+    """A part of the rows has fewer sites; what the others had there is masked, and counts nothing."""
+    length, x = torch.tensor([1, 3, 2, 1]), torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+
+    def stepping(draw):
+        def program(x, length):
+            with pyro.plate("data", len(x)):
+                for t in range(int(length.max())):
+                    with poutine.mask(mask=t < length):
+                        draw(t, x)
+
+        return program
+
+    def joint(t, x):
+        pyro.sample(f"x{t}", dist.Normal(pyro.sample(f"z{t}", dist.Normal(0.0, 1.0)), 1.0), obs=x[:, t])
+
+    programs = stepping(joint), stepping(lambda t, x: pyro.sample(f"z{t}", dist.Normal(x[:, t] / 2, 0.5**0.5)))
+    there = torch.arange(3) < length[:, None]
+    exact = torch.where(there, torch.distributions.Normal(0.0, 2**0.5).log_prob(x), 0.0).sum(1)
+    found = log_likelihood(*programs, x, length, num_samples=2, verbose=False)
+    torch.testing.assert_close(found.log_px, exact.double(), atol=1e-5, rtol=0)
