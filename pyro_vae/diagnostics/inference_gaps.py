@@ -132,7 +132,8 @@ class Gaps:
         unfinished = len(s["rows_not_converged"])
         return (
             f"{gap} = {' + '.join(parts)} nats ({why_errors(s)}) | {len(self)} rows, {unfinished} not converged "
-            f"after {self.steps} steps, {s['rows_of_low_ess']} with ESS below {LOW_ESS} of {self.num_samples}"
+            f"after {self.steps} steps, {s['rows_of_low_ess']} with ESS below {LOW_ESS} of {self.num_samples}, "
+            f"{s['rows_flagged']} flagged"
             f"{why_bounds(self.moved)}{f' | {self.measure}' if self.measure else ''}"
         )
 

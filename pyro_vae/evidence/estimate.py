@@ -11,6 +11,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 from torch import Tensor
 
 from pyro_vae.common.flagged import format_log_px, is_loose
+from pyro_vae.common.flagged import format_nats as format_nats  # beside the means and errors of rows
 from pyro_vae.common.given import whole
 from pyro_vae.common.result_table import ResultTable
 from pyro_vae.data.arrays import read_once
@@ -182,7 +183,3 @@ def known(value: Tensor) -> float | None:
 def finite(value: Tensor) -> float | None:
     """Return a number, or None where JSON has none."""
     return value.item() if value.isfinite() else None
-
-
-def format_nats(error: float | None) -> str:
-    return "unknown" if error is None else f"{error:.3f}"
