@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pyro_vae.common.flagged import format_bound, format_log_px, format_nats, is_loose, why_loose
+from pyro_vae.common.flagged import format_bound, format_gap, format_log_px, format_nats, is_loose, why_loose
 from pyro_vae.common.plain_text import plain
 from pyro_vae.common.spec import REQUIRED
 from pyro_vae.runs.registry import TABLES, names, options_for
-from pyro_vae.runs.told import cautions, format_gap, format_measure, next_command
+from pyro_vae.runs.told import cautions, format_measure, next_command
 
 PART_COLUMNS = ("name", "formula", "support", "options", "reference")
 

@@ -92,6 +92,17 @@ def format_difference(mean: float, error: float, *summaries: Mapping[str, Any], 
     return f"{mean:+.{digits}f} (loose)" if loose else f"{mean:+.{digits}f} ± {format_nats(error, digits)}"
 
 
+def format_gap(evidence: Mapping[str, Any]) -> str:
+    """Format log p(x) − ELBO; of a loose bound as one (of an oracle "≈").
+
+    Example:
+        >>> format_gap({"gap": 0.1234, "rows": 10}), format_gap({"gap": 0.1234, "rows": 10, "rows_flagged": 2})
+        ('0.123', '≥ 0.123')
+    """
+    sign = "" if evidence.get("gap") is None or not is_loose(evidence) else "≈ " if "how" in evidence else "≥ "
+    return f"{sign}{format_nats(evidence.get('gap'))}"
+
+
 def format_share(share: float) -> str:
     """Format a share in per cent; only 1 is 100 %.
 

@@ -33,6 +33,12 @@ from .user_files import ENDINGS, describe, read_file
 GREY = ("digits", *CLASSES)  # whose names say what their values are
 NAMES = (*GREY, *SETS)
 LOOKED_AT = 4096  # rows at a time
+PACKED, SHEET = "unpack it first", "save the sheet as .csv"
+OTHER_ENDINGS = {  # of files that hold rows, and how they become such that are read
+    **dict.fromkeys((".gz", ".bz2", ".xz", ".zst", ".zip"), PACKED),
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), SHEET),
+    **dict.fromkeys((".txt", ".dat"), "call it .csv, or .tsv where tabs part its columns"),
+}
 POLICIES = {
     "static": "static binarization, once, seed {seed}",
     "dynamic": "dynamic binarization: train redrawn each epoch, validation and test drawn once with seed {seed}",
@@ -288,6 +294,9 @@ def find_source(
         return read_folder(folder, seed)
     if Path(name).suffix.lower() in ENDINGS:
         return read_file(Path(name).expanduser(), seed, table, sequences)
+    if folder.is_file():
+        way = OTHER_ENDINGS.get(folder.suffix.lower(), "save it as one of those")
+        raise UsageError(f"{name}: a file of data ends in {', '.join(ENDINGS)} or {ANNOTATED}: {way}.")
     close = difflib.get_close_matches(str(name).lower(), NAMES, n=1)
     raise UsageError(
         f"no data set {str(name)!r}{f' (did you mean {close[0]!r}?)' if close else ''}. "

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pyro_vae.common.flagged import format_nats, is_loose
+from pyro_vae.common.flagged import is_loose
 from pyro_vae.evidence.importance.pareto import LEAST, LOW_ESS
 from pyro_vae.programs.measure import dominating
 
@@ -61,17 +61,6 @@ def format_bits(evidence: Mapping[str, Any]) -> str:
     if not is_loose(evidence):
         return f"{evidence['bits_per_dim']:.4f}"
     return f"{'≈' if 'how' in evidence else '≤'} {evidence['bits_per_dim']:.2f}"
-
-
-def format_gap(evidence: Mapping[str, Any]) -> str:
-    """Format log p(x) − ELBO; of a loose bound as one (of an oracle "≈").
-
-    Example:
-        >>> format_gap({"gap": 0.1234, "rows": 10}), format_gap({"gap": 0.1234, "rows": 10, "rows_flagged": 2})
-        ('0.123', '≥ 0.123')
-    """
-    sign = "" if evidence.get("gap") is None or not is_loose(evidence) else "≈ " if "how" in evidence else "≥ "
-    return f"{sign}{format_nats(evidence.get('gap'))}"
 
 
 def format_how(evidence: dict[str, Any]) -> str:

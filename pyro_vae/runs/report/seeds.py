@@ -92,9 +92,8 @@ def judge(path: Path, s: Mapping[str, Any], members: Mapping[int, RunFacts | Non
     if is_loose(s):
         word = DO_NOT_USE if share_flagged(s) > HARDLY_ANY else LOOSE
         return Verdict(word, f"{format_mean(s)}.", f"{again} --method annealing")
-    floors = [
-        floor for facts in members.values() if facts and (floor := (facts.summary.get("floor") or {}).get("log_px"))
-    ]
+    known = [facts.summary for facts in members.values() if facts and facts.summary.get("rows") == s["rows"]]
+    floors = [told["floor"]["log_px"] for told in known if (told.get("floor") or {}).get("log_px") is not None]
     if floors and s["log_px"] < sum(floors) / len(floors):
         below = format_nats(sum(floors) / len(floors) - s["log_px"])
         why = f"The mean log p(x) lies {below} nats a row below the floor of independent elements."

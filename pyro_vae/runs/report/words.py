@@ -7,10 +7,10 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pyro_vae.common.flagged import format_bound, format_nats, is_loose
+from pyro_vae.common.flagged import format_bound, format_gap, format_nats, is_loose
 from pyro_vae.runs.config import Config
 from pyro_vae.runs.marginal_baseline import below_floor
-from pyro_vae.runs.told import cautions, format_bits, format_gap, kind_of_number
+from pyro_vae.runs.told import cautions, format_bits, kind_of_number
 
 from .facts import RunFacts
 
