@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pyro_vae.common.flagged import format_bound, format_share, is_loose, share_flagged
+from pyro_vae.common.flagged import format_bound, format_nats, format_share, is_loose, share_flagged
 from pyro_vae.common.plain_text import plain
 from pyro_vae.evidence.over_seeds import format_mean
 
-from .tables import format_number
+from .tables import format_elbo, format_number
 
 
 def report_seeds(evidence: dict[str, Any], run: Path) -> None:
@@ -28,7 +28,7 @@ def report_seeds(evidence: dict[str, Any], run: Path) -> None:
     Console(width=None if sys.stdout.isatty() else 140).print(table)
     print(f"mean over {len(evidence['seeds'])} seeds: log p(x) {format_mean(evidence)}")
     if not is_loose(evidence) and evidence["log_px_seed_sd"] is not None:
-        print(f"from seed to seed: sd {evidence['log_px_seed_sd']:.3f}, the Monte Carlo part taken off")
+        print(f"from seed to seed: sd {format_nats(evidence['log_px_seed_sd'])}, the Monte Carlo part taken off")
     for why in evidence["left_out"].values():
         print(plain(f"left out: {why}"))
     print(plain(f"method: {evidence['method']}; measure: {evidence['measure']}"))
@@ -39,7 +39,7 @@ def report_seeds(evidence: dict[str, Any], run: Path) -> None:
 def cells(member: dict[str, Any]) -> list[str]:
     """Return the line of one member; where more than a tenth of its rows is flagged, a bound without ±."""
     flagged = format_share(share_flagged(member))
-    elbo = format_number(member, "elbo") if "elbo" in member else ""
+    elbo = format_elbo(member) if "elbo" in member else ""
     name = f"seed {member['member_seed']}"
     if is_loose(member):
         return [name, format_bound(member), "loose", "loose", elbo, flagged]

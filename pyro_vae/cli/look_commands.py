@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pyro_vae.common.flagged import format_nats
 from pyro_vae.common.plain_text import plain
 from pyro_vae.runs.list_runs import list_runs, summary_of
 
@@ -39,11 +40,14 @@ def show(
 def lines_of(about: dict[str, Any]) -> list[tuple[str, str]]:
     """List what is shown of a run."""
     lines = [("verdict", f"{about['verdict']}: {about['why']}")] if "verdict" in about else []
-    rows = f" nats, on {about['rows']} rows" if about.get("rows") else ""
+    means = "numerical" if "exact" in str(about.get("evaluation")).split("-") else "Monte Carlo"
+    errors = f" (± {means} ± data)" if about["kind"] == "run" and "±" in about["log_px_text"] else ""
+    rows = f" nats a row{errors}, on {about['rows']} rows" if about.get("rows") else ""
     lines.append(("log p(x)", f"{about['log_px_text']}{rows}"))
     if about.get("floor") is not None:
         lines.append(("floor", f"{about['floor']:.3f}"))
-    lines += [(name, f"{value:.3f}") for name, value in (("ELBO", about.get("elbo")),) if value is not None]
+    if about.get("elbo") is not None:
+        lines.append(("ELBO", f"{about['elbo']:.3f} (Monte Carlo error {format_nats(about.get('elbo_mc_se'))})"))
     others = [
         f"{e['name']}: {e['log_px_text']}" for e in about.get("evaluations", []) if e["name"] != about["evaluation"]
     ]
@@ -73,7 +77,10 @@ def runs(
     if not listed:
         print(plain(f"there is no run in {folder}"))
         return
-    table = Table(title=Text(plain(f"{folder}: log p(x) ± Monte Carlo ± data, nats a row")), title_justify="left")
+    table = Table(
+        title=Text(plain(f"{folder}: log p(x) ± Monte Carlo (of an exact method, numerical) ± data, nats a row")),
+        title_justify="left",
+    )
     for heading in ("run", "log p(x)", "verdict", "data", "date"):
         table.add_column(heading, overflow="fold", no_wrap=heading == "date")
     for about in listed:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pyro_vae.common.flagged import format_bound, format_log_px, is_loose, why_loose
+from pyro_vae.common.flagged import format_bound, format_gap, format_log_px, format_nats, is_loose, why_loose
 from pyro_vae.common.plain_text import plain
 from pyro_vae.common.spec import REQUIRED
 from pyro_vae.runs.registry import TABLES, names, options_for
@@ -81,10 +81,8 @@ def scores(evidence: dict[str, Any]) -> list[tuple[str, str, str]]:
     base = evidence["floor"]
     shown = [("", "VAE", "floor"), *errors(evidence)]
     if "elbo" in evidence:
-        spread = format_number(evidence, "elbo_mc_se")
-        error = f"(s.e. {spread})" if is_loose(evidence) else f"± {spread}"
-        shown.append(("ELBO", f"{format_number(evidence, 'elbo')} {error}", ""))
-        shown.append(("gap", format_number(evidence, "gap"), ""))
+        shown.append(("ELBO", format_elbo(evidence), ""))
+        shown.append(("gap", format_gap(evidence), ""))
     if "ess_median" in evidence:
         of = evidence.get("num_samples", evidence.get("num_chains"))
         digits = 0 if "num_samples" in evidence else 1
@@ -94,6 +92,13 @@ def scores(evidence: dict[str, Any]) -> list[tuple[str, str, str]]:
         (heading, vae, format_number(base, "log_px") if heading == "log p(x)" else floor)
         for heading, vae, floor in shown
     ]
+
+
+def format_elbo(evidence: dict[str, Any]) -> str:
+    """Format the ELBO and its Monte Carlo error, without ± beside a log p(x) that has none."""
+    spread = format_number(evidence, "elbo_mc_se")
+    error = f"(s.e. {spread})" if is_loose(evidence) else f"± {spread}"
+    return f"{format_number(evidence, 'elbo')} {error}"
 
 
 def errors(evidence: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -111,7 +116,7 @@ def errors(evidence: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def format_number(source: dict[str, Any], key: str) -> str:
-    return "unknown" if source.get(key) is None else f"{source[key]:.3f}"
+    return format_nats(source.get(key))
 
 
 def format_agreement(sampled: dict[str, Any], annealed: dict[str, Any]) -> str:
@@ -125,4 +130,4 @@ def format_agreement(sampled: dict[str, Any], annealed: dict[str, Any]) -> str:
     agree = (
         "they agree" if abs(difference) <= 2 * error else "they differ: both are lower bounds, and the higher is nearer"
     )
-    return f"annealing − importance sampling: {difference:+.4f} ± {error:.4f} nats (Monte Carlo): {agree}"
+    return f"annealing − importance sampling: {difference:+.4f} ± {format_nats(error, 4)} nats (Monte Carlo): {agree}"

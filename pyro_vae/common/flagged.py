@@ -27,6 +27,19 @@ def is_loose(summary: Mapping[str, Any]) -> bool:
     return share_flagged(summary) > MOST
 
 
+def format_nats(value: float | None, digits: int = 3) -> str:
+    """Format a number of nats, such as an error: one that is not zero never prints as zero, and None is "unknown".
+
+    Example:
+        >>> format_nats(0.0123), format_nats(0.00004), format_nats(0.0), format_nats(None)
+        ('0.012', '4e-05', '0.000', 'unknown')
+    """
+    if value is None:
+        return "unknown"
+    text = f"{value:.{digits}f}"
+    return f"{value:.0e}" if value and float(text) == 0 else text
+
+
 def format_log_px(summary: Mapping[str, Any], digits: int = 3) -> str:
     """Format the mean log p(x), without unit: "-90.812 ± 0.012", or "≥ -89.07 (loose: 98 % of rows flagged)".
 
@@ -39,8 +52,7 @@ def format_log_px(summary: Mapping[str, Any], digits: int = 3) -> str:
         '-89.074 ± 0.037'
     """
     if not is_loose(summary):
-        error = summary["log_px_mc_se"]
-        return f"{summary['log_px']:.{digits}f} ± {'unknown' if error is None else f'{error:.{digits}f}'}"
+        return f"{summary['log_px']:.{digits}f} ± {format_nats(summary['log_px_mc_se'], digits)}"
     return f"{format_bound(summary)} ({why_loose(summary)})"
 
 
@@ -56,18 +68,17 @@ def why_loose(summary: Mapping[str, Any]) -> str:
     return f"{'not to be believed' if 'how' in summary else 'loose'}: {why}"
 
 
-def format_both_errors(summary: Mapping[str, Any], digits: int = 2) -> str:
+def format_both_errors(summary: Mapping[str, Any], digits: int = 3) -> str:
     """Format the mean, ± Monte Carlo ± data, for a column of a table; or the bound, and how many rows are flagged.
 
     Example:
         >>> about = {"log_px": -87.0, "log_px_mc_se": 0.01, "log_px_data_se": 0.75, "rows": 1000, "rows_flagged": 932}
         >>> format_both_errors(about), format_both_errors(about | {"rows_flagged": 100})
-        ('≥ -87.00 (93 % flagged)', '-87.00 ± 0.01 ± 0.75')
+        ('≥ -87.00 (93 % flagged)', '-87.000 ± 0.010 ± 0.750')
     """
     if is_loose(summary):
         return f"{format_bound(summary)} ({why_loose(summary).split(': ')[1].replace('of rows ', '')})"
-    data_se = summary["log_px_data_se"]
-    return f"{format_log_px(summary, digits)} ± {'unknown' if data_se is None else f'{data_se:.{digits}f}'}"
+    return f"{format_log_px(summary, digits)} ± {format_nats(summary['log_px_data_se'], digits)}"
 
 
 def format_difference(mean: float, error: float, *summaries: Mapping[str, Any], digits: int = 2) -> str:
@@ -78,7 +89,18 @@ def format_difference(mean: float, error: float, *summaries: Mapping[str, Any], 
         '+0.40 (loose)'
     """
     loose = any(is_loose(summary) for summary in summaries)
-    return f"{mean:+.{digits}f} (loose)" if loose else f"{mean:+.{digits}f} ± {error:.{digits}f}"
+    return f"{mean:+.{digits}f} (loose)" if loose else f"{mean:+.{digits}f} ± {format_nats(error, digits)}"
+
+
+def format_gap(evidence: Mapping[str, Any]) -> str:
+    """Format log p(x) − ELBO; of a loose bound as one (of an oracle "≈").
+
+    Example:
+        >>> format_gap({"gap": 0.1234, "rows": 10}), format_gap({"gap": 0.1234, "rows": 10, "rows_flagged": 2})
+        ('0.123', '≥ 0.123')
+    """
+    sign = "" if evidence.get("gap") is None or not is_loose(evidence) else "≈ " if "how" in evidence else "≥ "
+    return f"{sign}{format_nats(evidence.get('gap'))}"
 
 
 def format_share(share: float) -> str:

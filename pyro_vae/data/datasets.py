@@ -27,6 +27,12 @@ from .value_kinds import kind_of
 
 GREY = ("digits", *CLASSES)  # whose names say what their values are
 NAMES = (*GREY, *SETS)
+PACKED, SHEET = "unpack it first", "save the sheet as .csv"
+OTHER_ENDINGS = {  # of files that hold rows, and how they become such that are read
+    **dict.fromkeys((".gz", ".bz2", ".xz", ".zst", ".zip"), PACKED),
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), SHEET),
+    **dict.fromkeys((".txt", ".dat"), "call it .csv, or .tsv where tabs part its columns"),
+}
 
 
 def load(
@@ -174,6 +180,9 @@ def find_source(name: str | Path, data_dir: str | Path | None, download: bool, o
         return read_folder(folder, options.seed)
     if Path(name).suffix.lower() in ENDINGS:
         return read_file(Path(name).expanduser(), options.seed, table, options.sequences)
+    if folder.is_file():
+        way = OTHER_ENDINGS.get(folder.suffix.lower(), "save it as one of those")
+        raise UsageError(f"{name}: a file of data ends in {', '.join(ENDINGS)} or {ANNOTATED}: {way}.")
     close = difflib.get_close_matches(str(name).lower(), NAMES, n=1)
     raise UsageError(
         f"no data set {str(name)!r}{f' (did you mean {close[0]!r}?)' if close else ''}. "

@@ -126,9 +126,10 @@ class Gaps:
         s = self.summary()
         gap, *parts = (f"{name} {format_part(s, name)}" for name in ("gap", "approximation", "amortisation"))
         unfinished = len(s["rows_not_converged"])
+        flagged = f", {s['rows_flagged']} flagged" if s["rows_flagged"] else ""
         return (
             f"{gap} = {' + '.join(parts)} nats ({why_errors(s)}) | {len(self)} rows, {unfinished} not converged "
-            f"after {self.steps} steps, {s['rows_of_low_ess']} with ESS below {LOW_ESS} of {self.num_samples}"
+            f"after {self.steps} steps, {s['rows_of_low_ess']} with ESS below {LOW_ESS} of {self.num_samples}{flagged}"
             f"{why_bounds(self.moved)}{f' | {self.measure}' if self.measure else ''}"
         )
 

@@ -74,8 +74,11 @@ class Comparison(ResultTable):
             ["± paired", *(format_paired(m, best) for m in self.models)],
             ["verdict", *(m.verdict for m in self.models)],
         ]
+        if any(m.gap is not None for m in self.models):
+            table.append(
+                ["gap", *("" if m.gap is None else f"{'≥ ' * m.loose}{format_nats(m.gap)}" for m in self.models)]
+            )
         for heading, values, form in (
-            ("gap", [m.gap for m in self.models], ".3f"),
             (f"ESS < {LOW_ESS}", [m.low_ess for m in self.models], ".1%"),
             ("flagged", [m.flagged for m in self.models], ".1%"),
             ("K", [m.num_samples for m in self.models], "d"),

@@ -10,7 +10,8 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from torch import Tensor
 
-from pyro_vae.common.flagged import format_log_px, is_loose
+from pyro_vae.common.flagged import format_gap, format_log_px, is_loose
+from pyro_vae.common.flagged import format_nats as format_nats  # beside the means and errors of rows
 from pyro_vae.common.given import whole
 from pyro_vae.common.result_table import ResultTable
 from pyro_vae.data.arrays import read_once
@@ -83,7 +84,8 @@ class RowEstimates(ResultTable):
             lines[1][0] = "log p(x) ± Monte Carlo" if "how" not in s else "log p(x) ± numerical"
             lines.append(["± data", format_nats(s.get("log_px_data_se"))])
         if s.get("elbo") is not None:
-            lines += [["ELBO", format_nats(s["elbo"])], ["gap", format_nats(s.get("gap"))]]
+            spread = f"{'s.e.' if loose else '±'} {format_nats(s.get('elbo_mc_se'))}"
+            lines += [["ELBO", f"{format_nats(s['elbo'])} {spread}"], ["gap", format_gap(s)]]
         if s.get("ess_median") is not None:
             lines.append(["ESS, median (least)", f"{s['ess_median']:.0f} ({s['ess_min']:.1f})"])
         if "rows_flagged" in s:
@@ -124,9 +126,21 @@ def row_difference(estimate: Any, ids: RowIds | None) -> str | None:
     return None if own is None or ids is None else own.difference(ids)
 
 
-def beside(ids: RowIds | None, columns: Mapping[str, Tensor]) -> dict[str, Tensor | Sequence[str]]:
+def beside(ids: RowIds | None, columns: Mapping[str, Tensor | Sequence[str]]) -> dict[str, Tensor | Sequence[str]]:
     """Put what is known of the rows beside columns of numbers."""
     return {**columns, **({} if ids is None else ids.columns())}
+
+
+def marked(flagged: Tensor, rows: int) -> list[str]:
+    """Mark the rows not to believe, whose numbers are `flagged`, by "1" and others by "0": a column of a CSV.
+
+    Example:
+        >>> import torch
+        >>> marked(torch.tensor([2]), 4)
+        ['0', '0', '1', '0']
+    """
+    bad = set(flagged.tolist())
+    return ["1" if row in bad else "0" for row in range(rows)]
 
 
 def identified(function: Callable[Concatenate[Any, Any, Any, P], R]) -> Callable[Concatenate[Any, Any, Any, P], R]:
@@ -182,7 +196,3 @@ def known(value: Tensor) -> float | None:
 def finite(value: Tensor) -> float | None:
     """Return a number, or None where JSON has none."""
     return value.item() if value.isfinite() else None
-
-
-def format_nats(error: float | None) -> str:
-    return "unknown" if error is None else f"{error:.3f}"

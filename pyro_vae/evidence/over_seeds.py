@@ -186,7 +186,7 @@ def format_summary(summary: Mapping[str, Any]) -> str:
     count, loose = len(summary["seeds"]), is_loose(summary)
     lines = [f"log p(x) {format_mean(summary)}, nats per row, of {count} seeds on {summary['rows']} rows"]
     if not loose and summary["log_px_seed_sd"] is not None:
-        lines.append(f"from seed to seed: sd {summary['log_px_seed_sd']:.3f} (Monte Carlo taken off)")
+        lines.append(f"from seed to seed: sd {format_nats(summary['log_px_seed_sd'])} (Monte Carlo taken off)")
     for member in summary["members"]:
         name = f"  seed {member['member_seed']}:"
         if is_loose(member):
@@ -219,7 +219,7 @@ class SeedComparison:
         about = f"{self.names[0]} - {self.names[1]}: {self.difference:+.3f}"
         errors = ((self.seed_se, "seed"), (self.mc_se, "Monte Carlo"), (self.data_se, "data, paired"))
         told = "(loose)" if self.loose else " ".join(f"± {format_nats(error)} {word}" for error, word in errors)
-        together = "" if self.loose or self.se is None else f"; ± {self.se:.3f} together"
+        together = "" if self.loose or self.se is None else f"; ± {format_nats(self.se)} together"
         return "\n".join(
             [*lines, f"{about} {told}{together}, nats per row on {self.rows} rows: {self.verdict}", *self.notes]
         )

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyro_vae.common.flagged import format_share, is_loose, share_flagged
+from pyro_vae.common.flagged import format_nats, format_share, is_loose, share_flagged
 
-from .figures import BLUE, GREEN, GREY, INK, ORANGE, axes, figure, plain
+from .figures import BLUE, CAPTION, GREEN, GREY, INK, ORANGE, axes, figure, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,7 +36,7 @@ def stacked(names: Sequence[str], parts: Sequence[Mapping[str, Mapping[str, Any]
                 ax.errorbar(ends[side], lift, xerr=2 * part["mc_se"], color=INK, capsize=2, elinewidth=1, linewidth=0)
         values = [part["value"] for part in bar.values()]
         sign = next((part["sign"] for part in bar.values() if "sign" in part), "")
-        equation = f"{sign}{sum(values):.2f} = {' + '.join(f'{value:.2f}' for value in values)}"
+        equation = f"{sign}{format_nats(sum(values), 2)} = {' + '.join(format_nats(value, 2) for value in values)}"
         equation = equation.replace("+ -", "- ").replace("-", "−")
         ax.annotate(equation, (1.02, y), xycoords=ax.get_yaxis_transform(), va="center", fontsize=8, color=INK)
     for name in labels:
@@ -105,11 +105,11 @@ def forest(
         ax.annotate(text, (1.02, y), xycoords=ax.get_yaxis_transform(), va="center", fontsize=8, color=INK)
     ax.set_yticks(np.arange(len(names)), [plain(name) for name in names])
     ax.set_ylim(len(names) - 0.5, -0.5)
-    fig.supxlabel(caption, fontsize=8, color=GREY)
+    fig.supxlabel(caption, fontsize=8, color=CAPTION)
     return fig
 
 
 def format_difference(difference: float, error: float | None, verdict: str) -> str:
     """Format a difference with its error and its verdict; without an error where it is not to be believed."""
-    printed = "" if verdict == DOUBTED else f" ± {'unknown' if error is None else f'{error:.2f}'}"
+    printed = "" if verdict == DOUBTED else f" ± {format_nats(error, 2)}"
     return f"{difference:.2f}{printed}{verdict and ', '}{verdict}".replace("-", "−")

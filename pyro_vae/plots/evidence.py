@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyro_vae.common.flagged import MOST, format_share, is_loose, share_flagged, why_loose
+from pyro_vae.common.flagged import MOST, format_nats, format_share, is_loose, share_flagged, why_loose
 
 from .figures import BLUE, GREEN, GREY, INK, ORANGE, axes, figure, plain
 
@@ -35,8 +35,8 @@ def bracket_ends(brackets: Mapping[str, Numbers], exact: Mapping[str, Numbers] |
     panels = fig.subplots(len(brackets), 1, squeeze=False).flat
     for ax, (name, s) in zip(panels, brackets.items(), strict=True):
         draw_ends(ax, s, exact.get(name))
-        gap_se = "unknown" if s["gap_se"] is None else f"{s['gap_se']:.3f}"
-        gap = f"{s['gap']:.2f} ({why_loose(s)})" if is_loose(s) else f"{s['gap']:.3f} ± {gap_se} (s.e. over rows)"
+        believed = f"{s['gap']:.3f} ± {format_nats(s['gap_se'])} (s.e. over rows)"
+        gap = f"{s['gap']:.2f} ({why_loose(s)})" if is_loose(s) else believed
         title = f"{s['rows']} {name}: upper − lower end = {gap}"
         ax.set_title(plain(title.replace(" -", " −")), fontsize=9, loc="left")
     ax.set_xlabel("log p(x), nats per row; bars ± 2 Monte Carlo s.e.", fontsize=9)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, BLUE, ORANGE, GREEN, GREY = "#222222", "#2b6cb0", "#dd6b20", "#2f855a", "#999999"
+CAPTION = "#5f5f5f"  # of words in grey, dark enough to read
+STRETCHED = 2.0  # times the height that nineteen twentieths of a curve take: what it may take for all of it
 
 
 def figure(width: float = 7.0, height: float = 4.0) -> Figure:
@@ -88,14 +90,17 @@ def training_curve(history: Sequence[dict[str, Any]], floor: float | None = None
     fig = figure()
     ax = axes(fig, "epoch", "nats per row", "ELBO while training")
     epochs = [r["epoch"] for r in history]
+    best = max(history, key=lambda r: r["elbo"] if math.isfinite(r["elbo"]) else -math.inf)
     ax.plot(epochs, [r["train_elbo"] for r in history], color=GREY, label="training rows")
     ax.plot(epochs, [r["elbo"] for r in history], color=BLUE, label="validation rows")
+    ax.plot(best["epoch"], best["elbo"], "o", color=BLUE, markersize=5, label=f"their highest, epoch {best['epoch']}")
     ax.set_ylim(*robust_limits([v for r in history for v in (r["elbo"], r["train_elbo"])]))
+    ax.locator_params(axis="x", integer=True)
     if floor is not None and floor > ax.get_ylim()[0]:
-        ax.axhline(floor, color=ORANGE, linestyle="--", label="independent elements, exact")
+        ax.axhline(floor, color=ORANGE, linestyle="--", label="independent elements (test rows), exact")
     elif floor is not None:
-        ax.plot([], [], " ", label=f"(independent elements: {floor:.1f}, below)")
-    ax.legend(frameon=False, loc="lower right")
+        ax.plot([], [], " ", label=f"(independent elements, test rows: {floor:.1f}, below)")
+    fig.legend(frameon=False, fontsize=8, ncols=2, loc="outside lower center")
     return fig
 
 
@@ -120,15 +125,31 @@ def evidence_curve(points: Sequence[dict[str, Any]]) -> Figure:
     )  # fmt: skip
     if len(epochs) > 2 and epochs[-1] > 20 * max(epochs[0], 1):
         ax.set_xscale("log")
+        ax.set_xticks(epochs[spread_apart(epochs)], labels=[f"{e}" for e in epochs[spread_apart(epochs)]])
+        ax.minorticks_off()
+    else:
+        ax.locator_params(axis="x", integer=True)
     ax.set_ylim(*robust_limits([*log_px, *elbo]))
     samples, rows = points[-1]["num_samples"], points[-1]["rows"]
     flagged = format_share(share_flagged(points[-1]))
-    ax.set_title(
-        f"K = {samples} importance samples on {rows} validation rows; at the end {flagged} of them flagged",
-        fontsize=8, color=GREY, loc="right", y=0.02,
-    )  # fmt: skip
-    ax.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 0.08))
+    about = f"K = {samples} importance samples on {rows} validation rows; at the end {flagged} of them flagged"
+    legend = fig.legend(frameon=False, fontsize=8, ncols=3, loc="outside lower center", title=about, title_fontsize=8)
+    legend.get_title().set_color(CAPTION)
     return fig
+
+
+def spread_apart(values: np.ndarray, ratio: float = 1.25) -> list[int]:
+    """Return places of rising values that have room for their numbers on a log scale, the last among them.
+
+    Example:
+        >>> spread_apart(np.array([1, 2, 9, 10]))
+        [0, 1, 3]
+    """
+    kept = [len(values) - 1]
+    for place in range(len(values) - 2, -1, -1):
+        if values[place] * ratio <= values[kept[0]]:
+            kept.insert(0, place)
+    return kept
 
 
 def draw_points(ax: Axes, points: Sequence[dict[str, Any]]) -> None:
@@ -147,8 +168,17 @@ def draw_points(ax: Axes, points: Sequence[dict[str, Any]]) -> None:
 
 
 def robust_limits(values: Sequence[float]) -> tuple[float, float]:
-    """Return limits that a few steep first epochs do not stretch."""
-    low, high = np.quantile(values, 0.05), max(values)
+    """Return limits that a few steep first epochs do not stretch; all of them, where they take no more than twice the height.
+
+    Example:
+        >>> [round(v, 2) for v in robust_limits([-1.5, *[-1 + i / 100 for i in range(100)]])]
+        [-1.62, 0.11]
+        >>> robust_limits([-500.0, *[-1 + i / 100 for i in range(100)]])[0] > -2
+        True
+    """
+    high, low = max(values), float(np.quantile(values, 0.05))
+    if high - min(values) <= STRETCHED * (high - low):
+        low = min(values)
     pad = 0.08 * (high - low) + 1e-6
     return float(low - pad), float(high + pad)
 
@@ -183,5 +213,5 @@ def signal_to_noise(reports: Mapping[int, Mapping[str, Any]]) -> Figure:
     panels[0].set_ylabel("|mean| / sd of the gradient,\naverage over coordinates")
     panels[1].legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     draws, rows = (next(iter(reports.values()))[key] for key in ("draws", "rows"))
-    fig.supxlabel(f"{draws} draws of the gradient on {rows} rows", fontsize=8, color=GREY)
+    fig.supxlabel(f"{draws} draws of the gradient on {rows} rows", fontsize=8, color=CAPTION)
     return fig

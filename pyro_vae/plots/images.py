@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 NO_VALUE = (0.98, 0.76, 0.54)  # of NaN and infinite values, which a grey or a colour would hide
 COLOURS = 3
 MOST_NAMED = 40  # columns whose names have room
+LONGEST, ACROSS = 24, 90  # signs of a name, and of all side by side; more stand on end
 MOST_NEAREST = 1000  # columns that are drawn one by one; more share pixels, and are averaged
 
 
@@ -76,8 +77,11 @@ def strips(rows: Sequence[np.ndarray], labels: Sequence[str], title: str, names:
     show_rows(ax, np.concatenate(parts[:-1] if apart else parts))
     middles = [(start + end - 1) / 2 + i for i, (start, end) in enumerate(pairwise(ends))]
     ax.set_yticks(middles if apart else [], labels if apart else [], fontsize=9)
+    ax.set_ylabel("" if apart else f"{len(colours)} rows", fontsize=9)
     if 0 < len(names) <= MOST_NAMED:
-        ax.set_xticks(range(len(names)), [plain(name)[:24] for name in names], fontsize=7, rotation=90)
+        shown = [plain(name[:LONGEST]) for name in names]
+        upright = max(map(len, shown)) * len(shown) <= ACROSS
+        ax.set_xticks(range(len(names)), shown, fontsize=8 if upright else 7, rotation=0 if upright else 90)
     ax.set_title(title, fontsize=10)
     return fig
 
@@ -88,7 +92,7 @@ def show_rows(ax: Axes, colours: np.ndarray) -> None:
     ax.imshow(colours, interpolation=how, aspect="auto")
     ax.spines[:].set_visible(False)
     ax.tick_params(length=2)
-    ax.set_xlabel("element of x, each from its least to its largest value here", fontsize=9)
+    ax.set_xlabel("element of x, each from its least value here (white) to its largest (black)", fontsize=9)
     ax.locator_params(axis="x", integer=True)
 
 

@@ -10,6 +10,9 @@ import numpy as np
 from .figures import BLUE, GREY, axes, figure
 
 LONGEST = 24  # signs of a label in a legend
+MOST_LABELS = 16  # that a legend has room for
+GOLDEN = 0.618034  # steps of it, modulo 1, spread evenly, however many there are
+MARKS = ("os^DvP<X>p", "D>sXo<^Pvp")  # of labels that share a colour, another for the second ten
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,17 +33,31 @@ def latent_map(z: np.ndarray, labels: np.ndarray | None, title: str = "posterior
         names = [f"principal component {i + 1} ({share[i]:.0%} of variance)" for i in (0, 1)]
         z = centred @ directions[:2].T
     elif z.shape[1] == 1:
-        z, names = np.column_stack([z, np.zeros(len(z))]), ["z1", ""]
+        apart = np.arange(len(z)) * GOLDEN % 1
+        z, names = np.column_stack([z, apart]), ["z1", "(no axis: rows are spread, so that all are seen)"]
     ax = axes(fig, names[0], names[1], title)
+    if names[1].startswith("("):
+        ax.set_yticks([])
     if labels is None:
         ax.scatter(z[:, 0], z[:, 1], s=6, color=BLUE, alpha=0.6, linewidths=0)
         return fig
     labels = np.asarray(labels)
-    for i, label in enumerate(np.unique(labels)):
-        here, color = z[labels == label], f"C{(i if labels.dtype.kind in 'UO' else int(label)) % 10}"
-        name = str(label).replace("$", r"\$")  # matplotlib reads formulas between dollars
-        ax.scatter(here[:, 0], here[:, 1], s=8, alpha=0.75, linewidths=0, color=color, label=shown(name))
-    ax.legend(frameon=False, markerscale=2, loc="center left", bbox_to_anchor=(1, 0.5), title="label")
+    values, counts = np.unique(labels, return_counts=True)
+    named = set(values[np.argsort(-counts, kind="stable")[:MOST_LABELS]].tolist())
+    for i, label in enumerate(values):
+        place = i if labels.dtype.kind in "UO" else int(label)
+        here, mark = (
+            z[labels == label],
+            MARKS[place // 10 % 2][place % 10],
+        )  # told apart in grey, and beyond ten colours
+        name = (
+            shown(str(label).replace("$", r"\$")) if label in named else None
+        )  # matplotlib reads formulas between dollars
+        ax.scatter(
+            here[:, 0], here[:, 1], s=14, alpha=0.75, linewidths=0, color=f"C{place % 10}", marker=mark, label=name
+        )
+    title = "label" if len(values) <= MOST_LABELS else f"label, the {MOST_LABELS}\nmost of {len(values)}"
+    ax.legend(frameon=False, markerscale=1.5, loc="center left", bbox_to_anchor=(1, 0.5), title=title)
     return fig
 
 

@@ -46,7 +46,7 @@ from .ensemble_folder import (
 from .evaluate_run import evaluate_opened
 from .evaluation_options import EvaluationOptions
 from .evaluations import EvaluationName
-from .load import load_run, open_data
+from .load import load_run, open_data, read_data
 from .lock import locked
 from .member_trackers import all_tracked, end_all, no_trackers, trackers_of
 from .registry import build, objective_of
@@ -259,10 +259,11 @@ def evaluate_ensemble(
     path, names = Path(path), dict[int, EvaluationName]()
     everyone = read_list(path)["seeds"]
     with no_links_below(path):
-        for seed in counted(path):
+        for place, seed in enumerate(counted(path)):
             run = load_run(path / name_of(seed), device=device)
             own = replace(options, seed=options.seed + everyone.index(seed))
-            result = evaluate_opened(run, open_data(run, data_dir), own)
+            data = read_data(run, data_dir) if place else open_data(run, data_dir)  # what it was read as is told once
+            result = evaluate_opened(run, data, own)
             names[seed] = EvaluationName(**result["evaluation"])
         with led(path, lambda: None, folder.EVALUATION_LOCK, wait=True):
             return done_by_rank_0(lambda: summarize(path, names), "the summary of the members")

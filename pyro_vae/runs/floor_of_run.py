@@ -23,14 +23,14 @@ def floor_of(run: Run, data: Data, x: Tensor, log_px: Tensor) -> dict[str, Any]:
     )  # grey means are the Bernoulli's own
     kind, shape = run.kind, data.shape
     train_rows, x = kind.observed(train_rows, shape), kind.emissions(x, shape)
-    family, features = likelihood_of(run.config, x.shape[1], run.components)
+    own, features = likelihood_of(run.config, x.shape[1], run.components)
     jacobian: Any = 0.0
     if run.config.standardize:  # a fit by gradient starts at scale 1, as networks do
         units = kind.units(run.vae)
         loc, scale = units.loc.to(x), units.scale.to(x)
         jacobian, train_rows, x = log_scale(x, scale).double(), (train_rows - loc) / scale, (x - loc) / scale
-    floor_px = floor(run.config.likelihood, family, features, train_rows, x) - jacobian
+    floor_px = floor(run.config.likelihood, own, features, train_rows, x) - jacobian
     floor_px = floor_px.reshape(len(log_px), -1).sum(1)
-    return summarize_floor(
-        f"independent {run.config.likelihood} elements, fitted to the training rows", log_px, floor_px
-    )
+    family = run.config.likelihood
+    of = "independent columns" if family == "columns" else f"independent {family} elements"
+    return summarize_floor(f"{of}, fitted to the training rows", log_px, floor_px)

@@ -13,7 +13,7 @@ from pyro_vae.errors import PyroVAEError, RunFolderError
 from pyro_vae.evidence.over_seeds import format_mean
 
 from .ensemble_folder import LIST, is_ensemble, name_of, read_list, read_summary
-from .report import words
+from .report import seeds, words
 from .report.facts import RunFacts, read_facts
 from .report.page import usable
 from .report.verdict import judge
@@ -39,7 +39,7 @@ def run_summary(facts: RunFacts) -> dict[str, Any]:
     """Summarize a run of one seed."""
     verdict, s = judge(facts), facts.summary
     of = None if facts.main is None else str(facts.main.name)
-    numbers = ("log_px", "log_px_mc_se", "log_px_data_se", "rows", "rows_flagged", "elbo", "bits_per_dim", "method")
+    numbers = ("log_px", "log_px_mc_se", "log_px_data_se", "rows", "rows_flagged", "elbo", "elbo_mc_se")
     asked = dict(words.asked(facts))
     return {
         "run": str(facts.path),
@@ -48,7 +48,7 @@ def run_summary(facts: RunFacts) -> dict[str, Any]:
         "why": verdict.why,
         "next": verdict.next,
         "log_px_text": format_both_errors(s) if s else "not scored",
-        **{name: s.get(name) for name in numbers},
+        **{name: s.get(name) for name in (*numbers, "bits_per_dim", "method")},
         "floor": (s.get("floor") or {}).get("log_px"),
         "evaluation": of,
         "evaluations": [{"name": str(e.name), "log_px_text": format_both_errors(e.summary)} for e in facts.found],
@@ -70,10 +70,17 @@ def ensemble_summary(path: Path) -> dict[str, Any]:
     except (KeyError, TypeError) as error:
         raise RunFolderError(f"{file} cannot be used: {error!r}. Make it again: pyro-vae evaluate {path}") from error
     members = [str(path / name_of(seed)) for seed in listed["seeds"]]
-    first = next((read_facts(Path(m)) for m in members if (Path(m) / "config.json").is_file()), None)
+    count = [seed for seed in listed["seeds"] if str(seed) not in listed["diverged"]]
+    there = [seed for seed in listed["seeds"] if (path / name_of(seed) / "config.json").is_file()]
+    facts = {seed: read_facts(path / name_of(seed)) for seed in there}
+    first = next(iter(facts.values()), None)
+    verdict = seeds.judge(path, s, {seed: facts.get(seed) for seed in count})
     return {
         "run": str(path),
         "kind": "ensemble",
+        "verdict": verdict.word,
+        "why": verdict.why,
+        "next": verdict.next,
         "log_px_text": text,
         **{
             name: s.get(name)
@@ -84,7 +91,7 @@ def ensemble_summary(path: Path) -> dict[str, Any]:
         "members": members,
         "data": None if first is None else first.record["data"].get("name"),
         "model": None if first is None else first.config.model,
-        "asked": {} if first is None else dict(words.asked(first)),
+        "asked": {} if first is None else dict(seeds.asked(first, listed["seeds"])),
         "date": date_of(path, s),
     }
 

@@ -154,11 +154,15 @@ def below_floor(told: Mapping[str, Any], evidence: Mapping[str, Any]) -> str | N
     if cleared is None or cleared >= 0:
         return None
     below = f"{-cleared:.3f} ± {format_nats(se)} nats a row"
+    better = (
+        "is better" if se is not None and -cleared > 2 * se else "is at least as good, for all that these rows tell"
+    )
     if is_loose(evidence):
         below = f"{'about' if 'how' in evidence else 'at most'} {-cleared:.2f} nats a row ({why_loose(evidence)})"
+        better = "may be better"
     return (
         f"log p(x) lies {below} below the floor ({told['model']}): a model that knows "
-        "each element apart is better. Look at the scale of x (--standardize), the likelihood and its support, fewer epochs "
+        f"each element apart {better}. Look at the scale of x (--standardize), the likelihood and its support, fewer epochs "
         "(--patience) or a smaller --learning-rate."
     )
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pyro_vae.common.flagged import is_loose
 from pyro_vae.evidence.importance.pareto import LEAST, LOW_ESS
 from pyro_vae.programs.measure import dominating
 
@@ -43,11 +44,23 @@ def kind_of_number(evidence: dict[str, Any]) -> str:
 
 def format_measure(evidence: dict[str, Any]) -> str:
     """Format method and measure, and the number in bits."""
-    bits = f"{evidence['bits_per_dim']:.4f} bits for each of {evidence['elements']:g} elements (lower is better)"
+    bits = f"{format_bits(evidence)} bits for each of {evidence['elements']:g} elements (lower is better)"
     return (
         f"measure: {evidence['measure']}, {kind_of_number(evidence)}; {bits}\n"
         f"method: {evidence['method']}, {format_how(evidence)}"
     )
+
+
+def format_bits(evidence: Mapping[str, Any]) -> str:
+    """Format log p(x) in bits an element; of a loose bound as one, from above (of an oracle "≈").
+
+    Example:
+        >>> format_bits({"bits_per_dim": 2.5, "rows": 10}), format_bits({"bits_per_dim": 2.5, "rows": 10, "rows_flagged": 2})
+        ('2.5000', '≤ 2.50')
+    """
+    if not is_loose(evidence):
+        return f"{evidence['bits_per_dim']:.4f}"
+    return f"{'≈' if 'how' in evidence else '≤'} {evidence['bits_per_dim']:.2f}"
 
 
 def format_how(evidence: dict[str, Any]) -> str:
@@ -63,12 +76,14 @@ def cautions(evidence: dict[str, Any]) -> Iterator[str]:
     if so_far := format_unfinished(evidence.get("training")):
         yield f"note: {so_far}"
     if low := evidence.get("rows_of_low_ess"):
+        have = "has" if low == 1 else "have"
         yield (
-            f"{low} of {rows} rows have an ESS below {LOW_ESS}: their log p(x) is a lower bound that more samples "
-            "would raise, and its Monte Carlo error is not to be believed for them."
+            f"{low} of {rows} rows {have} an ESS below {LOW_ESS}: log p(x) is a lower bound there that more samples would "
+            "raise, and its Monte Carlo error is not to be believed."
         )
     if flagged := evidence.get("rows_flagged"):
-        yield f"{flagged} of {rows} rows are flagged, not to be believed: {why_flagged(evidence)}."
+        are = "is" if flagged == 1 else "are"
+        yield f"{flagged} of {rows} rows {are} flagged, not to be believed: {why_flagged(evidence)}."
 
 
 def why_flagged(evidence: dict[str, Any]) -> str:

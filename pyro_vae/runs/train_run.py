@@ -128,7 +128,8 @@ class TrainingJob:
 
     def opened(self) -> Run:
         """Return the run as whoever loads it has it, with the weights of now."""
-        return Run(self.path, self.config, {"data": {"shape": list(self.data.shape)}}, self.vae.eval(), self.components)
+        record = {"data": {"shape": list(self.data.shape), "columns": columns_told(self.data.columns)}}
+        return Run(self.path, self.config, record, self.vae.eval(), self.components)
 
     def checkpointer(self, minutes: float, spent: float = 0.0, **more: Any) -> Checkpointer:
         """Return what saves its state, in its folder."""

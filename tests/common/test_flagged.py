@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pyro_vae import Evidence, Exact
-from pyro_vae.common.flagged import format_log_px, is_loose, share_flagged
+from pyro_vae.common.flagged import format_both_errors, format_difference, format_log_px, is_loose, share_flagged
 
 
 def evidence(rows, flagged, **more):
@@ -59,3 +59,12 @@ def test_annealing_has_flags_only_where_its_summary_does():
     assert format_log_px(about) == "-1.000 ± 0.100"
     assert format_log_px(about | {"rows_flagged": 2}) == "≥ -1.00 (loose: 20 % of rows flagged)"
     assert format_log_px(about | {"log_px_mc_se": None}) == "-1.000 ± unknown"
+
+
+def test_no_error_prints_as_zero():
+    """± 0.000 would say that there is none."""
+    about = {"log_px": -1.0, "log_px_mc_se": 4e-5, "log_px_data_se": 0.0, "rows": 10, "rows_flagged": 0}
+    assert format_log_px(about) == "-1.000 ± 4e-05"
+    assert format_both_errors(about) == "-1.000 ± 4e-05 ± 0.000"  # rows that are all alike have none
+    assert format_difference(0.4, 0.004, about) == "+0.40 ± 4e-03"
+    assert "± 1e-06" not in str(exact(20, 0)) and "± 2.2e-07" in str(exact(20, 0))  # of the mean of 20

@@ -90,6 +90,16 @@ def test_unknown_names(name, close):
         load(name)
 
 
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [("a.csv.gz", "unpack it first"), ("a.xlsx", "as .csv"), ("a.TXT", "call it .csv"), ("a.feather", "one of those")],
+)
+def test_files_of_other_endings_say_how_to_go_on(name, way, tmp_path):
+    (tmp_path / name).write_bytes(b"a,b")
+    with pytest.raises(UsageError, match=rf"{name}: a file of data ends in \.npy, .*: .*{way}"):
+        load(tmp_path / name)
+
+
 def test_unusable_options():
     with pytest.raises(UsageError, match="none, static, dynamic"):
         load("digits", binarization="sometimes")

@@ -103,6 +103,27 @@ def test_evidence_curve_shows_its_numbers():
     assert any("5.33 nats" in text.get_text() for text in ax.texts)
 
 
+@pytest.mark.parametrize("draw", ["evidence", "training"])
+def test_legends_stand_beside_the_curves_and_inside_the_picture(draw):
+    """A legend within the axes lies on a curve sooner or later."""
+    fig = DRAWN[draw]()
+    fig.canvas.draw()
+    (legend,), (ax,) = fig.legends, fig.axes
+    box, whole = legend.get_window_extent(), fig.bbox
+    assert not box.overlaps(ax.get_window_extent()) and not box.overlaps(ax.xaxis.label.get_window_extent())
+    assert whole.x0 <= box.x0 and box.x1 <= whole.x1 and whole.y0 <= box.y0
+
+
+def test_training_curves_mark_the_best_epoch_and_show_an_ordinary_first_one():
+    history = [{"epoch": e, "elbo": -10 - 1 / e + 0.01 * (e > 3), "train_elbo": -10 - 1 / e} for e in range(1, 9)]
+    ax = figures.training_curve(history, -10.5).axes[0]
+    lines = {line.get_label(): line for line in ax.get_lines()}
+    assert "their highest, epoch 8" in lines and "independent elements (test rows), exact" in lines
+    assert ax.get_ylim()[0] < -11
+    history[0]["elbo"] = -1e4
+    assert figures.training_curve(history).axes[0].get_ylim()[0] > -20
+
+
 def test_unit_bars_are_sorted_and_coloured_by_activity():
     """Not by their KL: a unit of little KL can be active, and one of much (a scale that is off) need not be."""
     ax = latents.unit_bars([0.1, 2.0, 0.7], [0.5, 0.9, 0.005]).axes[0]
@@ -253,3 +274,15 @@ def test_a_full_disk_leaves_the_picture_that_was_there(tmp_path, monkeypatch):
 def test_a_map_of_codes_has_the_names_of_labels():
     legend = latents.latent_map(np.eye(3), np.array(["Gentoo", "_Adelie", "Gentoo"])).axes[0].get_legend()
     assert [text.get_text().strip("\u200b") for text in legend.get_texts()] == ["Gentoo", "_Adelie"]
+
+
+def test_a_map_of_many_labels_names_as_many_as_there_is_room_for():
+    fig = latents.latent_map(np.eye(60), np.array([f"name {i % 40}" for i in range(60)]))
+    fig.canvas.draw()
+    box = fig.axes[0].get_legend().get_window_extent()
+    assert fig.bbox.y0 <= box.y0 and box.y1 <= fig.bbox.y1
+    marks = {
+        (tuple(dots.get_facecolor()[0]), dots.get_paths()[0].vertices.tobytes())
+        for dots in latents.latent_map(np.eye(20), np.arange(20)).axes[0].collections
+    }
+    assert len(marks) == 20  # where ten colours come again, the marks are others

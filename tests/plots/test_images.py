@@ -93,3 +93,12 @@ def test_gaps_are_white_and_values_on_one_scale():
 
 def test_a_title_is_no_mathematics():
     assert images.image_grid([np.eye(4)], [""], (1, 2, 2), "a $b$").axes[0].get_title() == r"a \$b\$"
+
+
+def test_columns_have_their_names_and_the_scale_is_said():
+    names = ["Größe (cm)", "$x", "n"]
+    ax = images.sample_grid(np.arange(6.0).reshape(2, 3), (3,), names=names).axes[0]
+    assert [t.get_text().replace("\\$", "$") for t in ax.get_xticklabels()] == names
+    assert "(white)" in ax.get_xlabel() and "(black)" in ax.get_xlabel() and ax.get_ylabel() == "2 rows"
+    long = images.sample_grid(np.zeros((2, 9)), (9,), names=["a name of some length"] * 9).axes[0]
+    assert {t.get_rotation() for t in long.get_xticklabels()} == {90.0}

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,9 +17,10 @@ from pyro_vae.runs import ensemble_run, folder
 from pyro_vae.runs.config import Config
 from pyro_vae.runs.ensemble_folder import read_summary
 from pyro_vae.runs.ensemble_run import load_ensemble
+from pyro_vae.runs.list_runs import summary_of
 from pyro_vae.runs.lock import locked
 from pyro_vae.runs.member_trackers import trackers_of
-from pyro_vae.runs.report.seeds import render_seeds
+from pyro_vae.runs.report.seeds import judge, render_seeds
 from pyro_vae.runs.weights import save_model
 from tests.helpers import kills
 from tests.helpers.command_line import small
@@ -63,6 +66,25 @@ def test_a_mean_over_seeds_of_weights_that_a_member_has_no_longer_is_not_told(ru
     assert read_summary(a) == {}
     assert main(["show", str(a)]) == 0 and f"{mean:.2f}" not in capsys.readouterr().out
     assert "there is no mean over seeds" in render_seeds(a)
+    about = summary_of(a)
+    assert about["verdict"] == "do not use" and "seeds 0, 3" in about["asked"]["training"]
+
+
+FLAGGED = {"none": (0, "trusted"), "some": (2, "loose bound"), "all": (9, "do not use")}
+
+
+@pytest.mark.parametrize("case", [*FLAGGED, "below"])
+def test_the_mean_over_seeds_has_a_verdict_as_a_run_has(case):
+    """The same in a terminal, in a list and on the page; a mean below the floor is not to be used."""
+    flagged, word = FLAGGED.get(case, (0, "do not use"))
+    floor = {"log_px": -8.0 if case == "below" else -11.0}
+    member = SimpleNamespace(main=object(), summary={"rows": 9, "floor": floor})
+    s = {"log_px": -10.0, "rows": 9, "rows_flagged": flagged}
+    s |= {f"log_px_{name}_se": 0.1 for name in ("seed", "mc", "data")}
+    verdict = judge(Path("a"), s, {0: member, 3: member})
+    assert verdict.word == word and verdict.next.startswith("pyro-vae ")
+    assert ("below the floor" in verdict.why) == (case == "below")
+    assert judge(Path("a"), s, {0: member, 3: None}).word == judge(Path("a"), s, {}).word == "do not use"
 
 
 @pytest.mark.skipif(not installed("tensorboard"), reason="no tensorboard here")

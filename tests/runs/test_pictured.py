@@ -12,7 +12,9 @@ from pyro_vae.cli.main import main
 from pyro_vae.distributions.tabular import Columns
 from pyro_vae.errors import ProgramError
 from pyro_vae.plots import images
+from pyro_vae.runs.config import Config
 from pyro_vae.runs.pictured import CLASSES, pictured_samples, typical
+from pyro_vae.runs.train_run import prepare
 
 LOGITS = torch.tensor([[[0.0, 2.0, 1.0], [5.0, 0.0, 0.0]]])
 
@@ -81,3 +83,11 @@ def test_pictured_samples_are_at_the_z_of_sample(tmp_path):
     run = load_run(tmp_path / "r")
     shown, word = pictured_samples(run, 7, seed=3)
     assert torch.equal(shown, sample(run.vae, 7, seed=3, mean=True)) and not word
+
+
+def test_pictures_of_a_training_that_has_just_ended_have_the_names_of_columns(tmp_path):
+    """As those of the same run, opened from its folder, have."""
+    table = tmp_path / "a.csv"
+    table.write_text("high,wide\n" + "\n".join(f"{i / 7},{i % 3}" for i in range(30)))
+    job = prepare(Config(data=str(table), hidden=(2,), latent_dim=1), tmp_path / "run", {}, None, False, "cpu")
+    assert job.opened().column_names == ["high", "wide"]

@@ -253,7 +253,8 @@ def test_a_board_has_both_errors_of_a_number_and_the_pictures(tmp_path, tensorbo
     (image,) = board.Images("figures/a")
     assert (image.width, image.height, image.encoded_image_string) == (3, 2, picture.read_bytes())
     assert (
-        texts(board)["log p(x)"].startswith("-2.00 ± 0.50 ± 0.25 nats a row") and "\x1b" not in texts(board)["config"]
+        texts(board)["log p(x)"].startswith("-2.000 ± 0.500 ± 0.250 nats a row")
+        and "\x1b" not in texts(board)["config"]
     )
 
 

@@ -2,6 +2,7 @@ r"""log p(x) between two ends: the better of two lower bounds, and reverse annea
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,10 +10,10 @@ import torch
 from torch import Tensor
 
 from pyro_vae.common.digests import tensor_digest
-from pyro_vae.common.flagged import is_loose, why_loose
+from pyro_vae.common.flagged import format_log_px, format_nats, is_loose, why_loose
 from pyro_vae.common.given import check_whole, whole
 from pyro_vae.common.keywords import suggest_keywords
-from pyro_vae.evidence.estimate import data_se, format_nats, mean_se
+from pyro_vae.evidence.estimate import data_se, mean_se
 from pyro_vae.evidence.importance.estimator import importance
 from pyro_vae.evidence.importance.result import Evidence
 from pyro_vae.programs.problem import Problem, rows_of
@@ -106,19 +107,34 @@ class Bracket:
         s, end = self.summary(), "upper end strict in expectation: rows simulated from the model"
         if not self.strict:
             end = "upper end APPROXIMATE: chains started where forward annealing ended, it may lie below log p(x)"
-        ends = (
-            f"{s['lower']:.3f} ± {format_nats(s['lower_mc_se'])} and "
-            f"{s['upper']:.3f} ± {format_nats(s['upper_mc_se'])} nats (Monte Carlo) | "
-            f"gap {s['gap']:.3f} ± {format_nats(s['gap_se'])} (over rows)"
+        lower, upper, gap, *lowers = (
+            format_end(s, key) for key in ("lower", "upper", "gap", "importance", "annealing")
         )
+        ends = f"{lower} and {upper} nats (Monte Carlo) | gap {gap} (over rows)"
         if is_loose(s):
-            ends = f"{s['lower']:.2f} ({why_loose(s)}) and {s['upper']:.2f} nats | gap {s['gap']:.2f}"
+            ends = f"{s['lower']:.2f} ({why_loose(s)}) and {upper} nats | gap {gap}"
         return (
-            f"log p(x) between {ends} | {end} | lower end: importance sampling "
-            f"{s['importance']:.3f}, annealing {s['annealing']:.3f}, {s['rows_by_annealing']} of {s['rows']} rows by annealing"
+            f"log p(x) between {ends} | {end} | lower end: importance sampling {lowers[0]}, annealing {lowers[1]}, "
+            f"{s['rows_by_annealing']} of {s['rows']} rows by annealing"
         )
 
     __repr__ = __str__
+
+
+def format_end(summary: Mapping[str, Any], key: str) -> str:
+    """Format a number of :meth:`Bracket.summary` with its error; without one where too many of its rows are flagged.
+
+    Example:
+        >>> s = {"upper": -1.0, "upper_mc_se": 0.1, "importance": -1.2, "importance_mc_se": 0.01, "rows": 9}
+        >>> format_end(s, "upper"), format_end(s | {"importance_flagged": 3}, "importance")
+        ('-1.000 ± 0.100', '≥ -1.20 (loose: 33 % of rows flagged)')
+    """
+    if key in ("upper", "gap"):
+        error = summary.get("gap_se" if key == "gap" else "upper_mc_se")
+        return f"{summary[key]:.2f}" if is_loose(summary) else f"{summary[key]:.3f} ± {format_nats(error)}"
+    flagged = summary.get("rows_flagged" if key == "lower" else f"{key}_flagged", 0)
+    about = {"log_px": summary[key], "log_px_mc_se": summary.get(f"{key}_mc_se")}
+    return format_log_px(about | {"rows": summary["rows"], "rows_flagged": flagged})
 
 
 @suggest_keywords

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_vae.common.csv_columns import read_columns, write_columns
 from pyro_vae.common.flagged import format_log_px
 from pyro_vae.data.row_ids import RowIds
-from pyro_vae.evidence.estimate import RowEstimates, beside
+from pyro_vae.evidence.estimate import RowEstimates, beside, marked
 
 from .result import Annealed
 
@@ -53,9 +53,10 @@ class AnnealedRows(RowEstimates):
 
 
 def rows_csv(annealed: Annealed) -> str:
-    """Format one line a row: row, what is known of it, log_px, mc_se, ess, acceptance; to the last bit."""
-    columns = {name: getattr(annealed, name) for name in FIELDS}
-    return write_columns(beside(annealed.row_ids, columns | {"acceptance": annealed.acceptance.double()}))
+    """Format one line a row: row, what is known of it, log_px, mc_se, ess, acceptance, flagged (1 or 0); to the last bit."""
+    columns: dict[str, Tensor | Sequence[str]] = {name: getattr(annealed, name) for name in FIELDS}
+    columns |= {"acceptance": annealed.acceptance.double(), "flagged": marked(annealed.flagged, len(annealed))}
+    return write_columns(beside(annealed.row_ids, columns))
 
 
 def from_csv(text: str, facts: Mapping[str, Any]) -> AnnealedRows:

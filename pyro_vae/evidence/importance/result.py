@@ -24,6 +24,7 @@ from pyro_vae.evidence.estimate import (
     digest_of_rows,
     finite,
     known,
+    marked,
     mean_se,
 )
 from pyro_vae.programs.program_ids import ProgramIds
@@ -311,9 +312,10 @@ class Evidence(RowEstimates):
         return khat_histogram(self.khat.numpy(), self.flagged.tolist(), self.threshold.numpy())
 
     def rows_csv(self) -> str:
-        """Format one line a row: row, log_px, mc_se, ess, … spread, source_row, index, label, digests: what is known."""
+        """Format one line a row: row, log_px, mc_se, ess, … flagged (1 or 0), source_row, index, label, digests: what is known."""
         columns = {field: getattr(self, field) for field in (*ROW_FIELDS, *DIAGNOSTICS, SPREAD)}
-        return write_columns(beside(self.row_ids, {f: column for f, column in columns.items() if column is not None}))
+        told: dict[str, Tensor | Sequence[str]] = {f: column for f, column in columns.items() if column is not None}
+        return write_columns(beside(self.row_ids, told | {"flagged": marked(self.flagged, len(self))}))
 
     @classmethod
     def from_csv(

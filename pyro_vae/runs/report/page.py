@@ -16,15 +16,16 @@ import numpy as np
 
 from pyro_vae.common.atomic_write import write_atomic
 from pyro_vae.common.environment import versions
-from pyro_vae.common.flagged import format_both_errors, format_share, is_loose, share_flagged
+from pyro_vae.common.flagged import format_both_errors, format_nats, format_share, is_loose, share_flagged
 from pyro_vae.common.plain_text import plain
 from pyro_vae.data import Data
 from pyro_vae.errors import PyroVAEError, RunFolderError
+from pyro_vae.evidence.annealing.bracket import format_end
 from pyro_vae.plots import figures
 from pyro_vae.runs import folder
 from pyro_vae.runs.compare_runs import compare_runs, name_all
 from pyro_vae.runs.custom_components import NOTHING, Components
-from pyro_vae.runs.load import FAULTS, Run, load_run, open_data
+from pyro_vae.runs.load import FAULTS, Run, load_run, read_data
 
 from . import words
 from .columns import ColumnName, column_fits, column_names, draws_of, is_table, picture, values_of
@@ -56,7 +57,7 @@ def write_report(
         folder.check_own(path)
     facts, trouble = read_facts(path), list[str]()
     run = attempt(lambda: load_run(path, components), "the model cannot be opened", trouble)
-    data = None if run is None else attempt(lambda: open_data(run, data_dir), "the data cannot be read", trouble)
+    data = None if run is None else attempt(lambda: read_data(run, data_dir), "the data cannot be read", trouble)
     with usable(path):
         page = render_run(facts, run, data, trouble)
     return save(page, path / NAME if out is None else out)
@@ -221,9 +222,14 @@ def bracket_of(facts: RunFacts) -> list[tuple[str, str]]:
     b = facts.bracket
     if b is None:
         return []
-    listed = [("lower end", b["lower"]), ("upper end", b["upper"]), ("between them", b["gap"])]
-    listed += [("importance sampling alone", b["importance"]), ("annealing alone", b["annealing"])]
-    said = [(name, f"{value:.3f} nats a row") for name, value in listed]
+    names = {
+        "lower end": "lower", "upper end": "upper", "between them": "gap",
+        "importance sampling alone": "importance", "annealing alone": "annealing",
+    }  # fmt: skip
+    said = [
+        (f"{name}, ± {'rows' if key == 'gap' else 'Monte Carlo'}", f"{format_end(b, key)} nats a row")
+        for name, key in names.items()
+    ]
     return [*said, ("upper end is", str(b.get("upper_is"))), ("rows", f"{b['rows']:,}")]
 
 
@@ -242,7 +248,7 @@ def gaps_of(facts: RunFacts) -> list[tuple[str, str]]:
     for name, key in zip(names, PARTS, strict=True):
         part = g[key]
         bound = loose and key != "amortisation"  # both of its terms are ELBOs
-        error = "" if bound or part.get("mc_se") is None else f" ± {part['mc_se']:.3f} (Monte Carlo)"
+        error = "" if bound or part.get("mc_se") is None else f" ± {format_nats(part['mc_se'])} (Monte Carlo)"
         listed.append((name, f"{'≥ ' if bound else ''}{part['value']:.3f}{error} nats a row"))
     flagged = f", {g['rows_flagged']:,} of them flagged" if g["rows_flagged"] else ""
     return [*listed, ("rows", f"{g['rows']:,}{flagged}")]

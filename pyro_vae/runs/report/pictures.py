@@ -110,7 +110,9 @@ def drawing(facts: RunFacts, run: Run | None, data: Data | None) -> dict[str, Ca
         made["gaps"] = lambda: gap_bars({"test rows": split})
     if run is not None:
         opened = run
-        made["samples"] = lambda: images.sample_grid(samples(opened, SAMPLES).cpu().numpy(), opened.shape)
+        made["samples"] = lambda: images.sample_grid(
+            samples(opened, SAMPLES).cpu().numpy(), opened.shape, names=opened.column_names
+        )
         if data is not None:
             rows = data
             made["reconstructions"] = lambda: reconstructions(opened, rows.test)

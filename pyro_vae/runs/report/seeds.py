@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pyro_vae.common.flagged import format_both_errors, format_bound, is_loose, share_flagged
+from pyro_vae.common.flagged import format_both_errors, format_bound, format_nats, is_loose, share_flagged
 from pyro_vae.common.held_folder import no_links_below
 from pyro_vae.evidence.over_seeds import format_mean
 from pyro_vae.runs.ensemble_folder import counted, name_of, read_list, read_summary
@@ -60,7 +60,7 @@ def render_seeds(path: Path) -> str:
         missing=f"Pictures are of one model: pyro-vae report {shlex.quote(str(first.path))}",
         members=table(members),
         evaluations=[],
-        asked=words.asked(first),
+        asked=asked(first, list(members)),
         notes=first.record["data"].get("notes") or [],
         again=again,
         versions=words.versions_of(first.config, first.record, s),
@@ -68,14 +68,22 @@ def render_seeds(path: Path) -> str:
     )
 
 
+def asked(first: RunFacts, seeds: Sequence[int]) -> list[tuple[str, str]]:
+    """List what was asked of all members: that of one, with the seeds of all."""
+    own, every = f", seed {first.config.seed}", f", seeds {', '.join(map(str, seeds))}"
+    return [(name, value.replace(own, every) if name == "training" else value) for name, value in words.asked(first)]
+
+
 def spaced(seeds: list[int]) -> str:
     return " ".join(map(str, seeds))
 
 
-def judge(path: Path, s: Mapping[str, Any], members: Mapping[int, RunFacts]) -> Verdict:
-    """Judge the mean over seeds: loose where a member's is, and none without all members scored."""
+def judge(path: Path, s: Mapping[str, Any], members: Mapping[int, RunFacts | None]) -> Verdict:
+    """Judge the mean over seeds: loose where a member's is, and none without all members (None is not there) scored."""
     again = f"pyro-vae evaluate {shlex.quote(str(path))}"
-    behind = [seed for seed, facts in members.items() if facts.main is None]
+    if not members:
+        return Verdict(DO_NOT_USE, "Every member diverged: there is no mean over seeds.", f"pyro-vae show {path}/seed0")
+    behind = [seed for seed, facts in members.items() if facts is None or facts.main is None]
     if not s or behind:
         why = (
             f"seed {behind[0]} was never scored with the weights it has" if behind else "The members were never scored"
@@ -84,7 +92,16 @@ def judge(path: Path, s: Mapping[str, Any], members: Mapping[int, RunFacts]) -> 
     if is_loose(s):
         word = DO_NOT_USE if share_flagged(s) > HARDLY_ANY else LOOSE
         return Verdict(word, f"{format_mean(s)}.", f"{again} --method annealing")
-    flagged = f"In no member more than {s.get('rows_flagged', 0)} of {s['rows']} rows are flagged"
+    known = [facts.summary for facts in members.values() if facts and facts.summary.get("rows") == s["rows"]]
+    floors = [told["floor"]["log_px"] for told in known if (told.get("floor") or {}).get("log_px") is not None]
+    if floors and s["log_px"] < sum(floors) / len(floors):
+        below = format_nats(sum(floors) / len(floors) - s["log_px"])
+        why = f"The mean log p(x) lies {below} nats a row below the floor of independent elements."
+        return Verdict(DO_NOT_USE, why, f"pyro-vae show {shlex.quote(str(path / name_of(min(members))))}")
+    most = s.get("rows_flagged", 0)
+    flagged = (
+        f"In no member more than {most} of {s['rows']} rows are flagged" if most else "No row of a member is flagged"
+    )
     how = f"{flagged}; the mean is over {len(members)} seeds."
     return Verdict(TRUSTED, how, f"pyro-vae compare {shlex.quote(str(path))} OTHER")
 
@@ -95,10 +112,10 @@ def numbers(s: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         return [("mean log p(x)", format_bound(s), "nats a row; a loose bound, so without an error")]
     return [
         ("mean log p(x)", f"{s['log_px']:.3f}", "nats a row, higher is better"),
-        ("± seed", words.nats(s["log_px_seed_se"]), "of the seeds: more members shrink it"),
-        ("± Monte Carlo", words.nats(s["log_px_mc_se"]), "of the computation: more samples shrink it"),
-        ("± data", words.nats(s["log_px_data_se"]), "of the rows: more rows shrink it"),
-        ("from seed to seed", words.nats(s.get("log_px_seed_sd")), "standard deviation of a single run"),
+        ("± seed", format_nats(s["log_px_seed_se"]), "of the seeds: more members shrink it"),
+        ("± Monte Carlo", format_nats(s["log_px_mc_se"]), "of the computation: more samples shrink it"),
+        ("± data", format_nats(s["log_px_data_se"]), "of the rows: more rows shrink it"),
+        ("from seed to seed", format_nats(s.get("log_px_seed_sd")), "standard deviation of a single run"),
     ]
 
 
@@ -110,7 +127,7 @@ def sentences(s: Mapping[str, Any], members: Mapping[int, RunFacts], first: RunF
         return [*said, "Nobody has measured yet how well they do on rows that they have not seen."]
     said.append(f"On {s['rows']:,} rows their log p(x) is {format_mean(s)} nats a row.")
     if (sd := s.get("log_px_seed_sd")) is not None and not is_loose(s):
-        said.append(f"A single run lies about {sd:.2f} nats from that mean, by its random start alone.")
+        said.append(f"A single run lies about {format_nats(sd, 2)} nats from that mean, by its random start alone.")
     return said
 
 
@@ -119,6 +136,6 @@ def table(members: Mapping[int, RunFacts]) -> list[list[str]]:
     lines = [["member", "log p(x) ± Monte Carlo ± data", "floor", "epochs"]]
     for seed, facts in members.items():
         s = facts.summary
-        floor = words.nats((s.get("floor") or {}).get("log_px"))
+        floor = format_nats((s.get("floor") or {}).get("log_px"))
         lines.append([f"seed {seed}", format_both_errors(s) if s else "not scored", floor, str(len(facts.history))])
     return lines

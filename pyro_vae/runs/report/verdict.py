@@ -63,7 +63,9 @@ def judge(facts: RunFacts) -> Verdict:
         return Verdict(word, f"{capital(why_loose(s))}; {why_flagged(s)}. It is {so}.", next_of(facts))
     share, rows = share_flagged(s), s["rows"]
     flagged = (
-        "No row is flagged" if not share else f"{s['rows_flagged']} of {rows} rows ({format_share(share)}) are flagged"
+        "No row is flagged"
+        if not share
+        else f"{s['rows_flagged']} of {rows} rows ({format_share(share)}) {'is' if s['rows_flagged'] == 1 else 'are'} flagged"
     )
     how = "the method is exact" if "how" in s else "the weights of its rows have light tails"
     how = "enough chains count in its rows" if "num_chains" in s else how

@@ -7,10 +7,10 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pyro_vae.common.flagged import format_bound, is_loose
+from pyro_vae.common.flagged import format_bound, format_gap, format_nats, is_loose
 from pyro_vae.runs.config import Config
 from pyro_vae.runs.marginal_baseline import below_floor
-from pyro_vae.runs.told import cautions, kind_of_number
+from pyro_vae.runs.told import cautions, format_bits, kind_of_number
 
 from .facts import RunFacts
 
@@ -107,7 +107,7 @@ def above_floor(s: Mapping[str, Any]) -> str:
         return (
             f"That is {-by:.2f} nats less than by taking each element by itself: the model has learned nothing of use."
         )
-    sure = "" if se is None or is_loose(s) else f" ± {se:.2f}"
+    sure = "" if se is None or is_loose(s) else f" ± {format_nats(se, 2)}"
     at_least = "at least " if is_loose(s) and "how" not in s else ""
     times = f", which makes it {format_times(by)} times as probable" if by < 2000 else ""
     return f"That is {at_least}{by:.2f}{sure} nats more than by taking each element by itself{times}."
@@ -137,8 +137,8 @@ def how_sure(s: Mapping[str, Any]) -> str:
             f"{s.get('rows_flagged', s['rows']):,} of {s['rows']:,} rows the computation was not good enough to tell."
         )
     mc, data = s["log_px_mc_se"], s["log_px_data_se"]
-    again = "by an unknown amount" if mc is None else f"by about {mc:.3f} nats"
-    rows = "an unknown amount" if data is None else f"about {data:.2f} nats"
+    again = "by an unknown amount" if mc is None else f"by about {format_nats(mc)} nats"
+    rows = "an unknown amount" if data is None else f"about {format_nats(data, 2)} nats"
     return f"Computing it again would move it {again}, and taking other rows of the same kind by {rows}."
 
 
@@ -190,7 +190,7 @@ def of_evidence(facts: RunFacts) -> Iterator[tuple[str, str]]:
         by, se = s["floor"].get("cleared_by"), s["floor"].get("cleared_by_se")
         if by is not None and se is not None and 0 <= by < 2 * se:
             yield (
-                f"The model is above the floor by {by:.3f} ± {se:.3f} nats: not beyond chance.",
+                f"The model is above the floor by {by:.3f} ± {format_nats(se)} nats: not beyond chance.",
                 "more rows or epochs, or another --likelihood",
             )
     if facts.main is not None and facts.main.name.rows:
@@ -233,16 +233,18 @@ def numbers(s: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         error = "± numerical" if exact else "± Monte Carlo"
         listed = [
             ("log p(x)", f"{s['log_px']:.3f}", "nats a row, higher is better"),
-            (error, nats(s["log_px_mc_se"]), "of the computation: more samples shrink it"),
-            ("± data", nats(s["log_px_data_se"]), "of the rows: more rows shrink it"),
+            (error, format_nats(s["log_px_mc_se"]), "of the computation: more samples shrink it"),
+            ("± data", format_nats(s["log_px_data_se"]), "of the rows: more rows shrink it"),
         ]
     floor = s["floor"]
-    listed.append(("floor", nats(floor["log_px"]), f"{floor.get('model') or 'unknown'}, exact: a model must clear it"))
+    listed.append(
+        ("floor", format_nats(floor["log_px"]), f"{floor.get('model') or 'unknown'}, exact: a model must clear it")
+    )
     if s.get("elbo") is not None:
-        listed.append(("ELBO", nats(s["elbo"]), "what training raises: a lower bound"))
-        more = "or more" if is_loose(s) else ""
-        listed.append(("gap", f"{nats(s.get('gap'))} {more}".strip(), "log p(x) − ELBO: KL(q(z | x) ‖ p(z | x))"))
-    listed.append(("bits", f"{s['bits_per_dim']:.4f}", f"for each of {s['elements']:g} elements, lower is better"))
+        error = f"Monte Carlo error {format_nats(s.get('elbo_mc_se'))}"
+        listed.append(("ELBO", format_nats(s["elbo"]), f"what training raises: a lower bound; {error}"))
+        listed.append(("gap", format_gap(s), "log p(x) − ELBO: KL(q(z | x) ‖ p(z | x))"))
+    listed.append(("bits", format_bits(s), f"for each of {s['elements']:g} elements, lower is better"))
     return listed + health(s)
 
 
@@ -251,23 +253,20 @@ def health(s: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     listed = []
     if s.get("ess_median") is not None:
         of = s.get("num_samples", s.get("num_chains"))
-        listed.append(("ESS", f"{s['ess_median']:.0f}", f"median of {of}; the least is {nats(s.get('ess_min'), 1)}"))
+        listed.append(
+            ("ESS", f"{s['ess_median']:.0f}", f"median of {of}; the least is {format_nats(s.get('ess_min'), 1)}")
+        )
     if s.get("khat_max") is not None:
         listed.append(
             (
                 "largest k̂",
                 f"{s['khat_max']:.2f}",
-                f"tail of the weights; believed below {nats(s.get('khat_threshold'), 2)}",
+                f"tail of the weights; believed below {format_nats(s.get('khat_threshold'), 2)}",
             )
         )
     if "rows_flagged" in s:
         listed.append(("flagged rows", f"{s['rows_flagged']:,}", f"of {s['rows']:,}; up to a tenth may be"))
     return listed
-
-
-def nats(value: Any, digits: int = 3) -> str:
-    """Format a number, or that it is not known."""
-    return "unknown" if value is None else f"{value:.{digits}f}"
 
 
 def versions_of(config: Config, record: Mapping[str, Any], s: Mapping[str, Any]) -> list[tuple[str, str]]:
