@@ -26,6 +26,7 @@ from .batch_source import Batch
 from .constant_noise import constant_noise
 from .last_batch import training_mode
 from .micro_batches import ROWS, coupled
+from .sharded_networks import SHARED
 from .shards import Shards
 from .step import Step
 from .training_state import PreStepSnapshot, TrainingOptions, buffers_of
@@ -132,7 +133,7 @@ def check_resumed(here: Processes, saved: Any) -> None:
         tensors = (
             {} if saved is None else {f"{g}/{n}": t for g, named in saved.groups.items() for n, t in named.items()}
         )
-        agree("the state to resume from", [head, tensor_digest(tensors)])
+        agree(f"the state to resume from ({SHARED})", [head, tensor_digest(tensors)])
 
 
 def share_epoch(here: Processes, record: Record, stopped: str, tensors: dict[str, Tensor]) -> tuple[Record, str]:

@@ -19,6 +19,7 @@ from pyro_vae.common.sharded import any_sharded, layout
 from pyro_vae.common.spread import sharing
 from pyro_vae.errors import UsageError
 
+SHARED = "of a folder that all processes see"
 SINGLE = "of networks that are sharded over the processes"
 
 
@@ -80,6 +81,8 @@ class InStep:
         Raises:
             ProcessesError: another process did not come.
         """
+        if self.here.world == 1:  # also within by_itself(), where others have work of their own
+            return answer
         return bool(gather(torch.tensor([answer]), "what rank 0 decides between two steps")[0])
 
 
@@ -108,7 +111,7 @@ def in_step(modules: Sequence[torch.nn.Module], callbacks: Sequence[Any], resume
     if here.world > 1:
         agree("how the networks are sharded", found)
         agree(f"callbacks= {SINGLE}, each of which takes part in a checkpoint,", [type(c).__name__ for c in callbacks])
-        agree(f"whether the training {SINGLE} resumes from a checkpoint (resume=)", resumes)
+        agree(f"whether the training {SINGLE} resumes from a checkpoint (resume=, {SHARED})", resumes)
     return InStep(here)
 
 

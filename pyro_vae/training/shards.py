@@ -24,7 +24,6 @@ from .shuffle import NOISE
 
 Batch = tuple[Tensor, ...]
 SAME = 1e-4  # relative: machines that round otherwise than another
-LEFT = "another process left its graph at this step"
 
 
 @dataclass(eq=False)
@@ -79,20 +78,27 @@ class Shards:
         Raises:
             ProcessesError: another process did not come.
         """
-        shards, engine, tree = self.of(batch), step.engine, TreeSum()
+        shards, engine = self.of(batch), step.engine
         first = None
         if step.optimizer is None:  # on every process by the first shard: what it initialises is the same
             first = self.leaf(step, compute, 0, shards[0])
             check_parameters(step, self.here, first)
         together = getattr(engine, "one_step", None)
         with nullcontext() if together is None else together([part for part in shards if len(part[0])]):
-            for number in self.own:
-                declared = first if number == 0 else None
-                tree.add(declared or self.leaf(step, getattr(engine, "compute", engine), number, shards[number]))
-        total = self.summed(step, tree.total)
+            total, anew = self.all_of(step, shards, first)
+            while anew:  # a graph failed on a shard, of this process or another: all compute the step as one would
+                total, anew = self.all_of(step, shards, first)
         for parameter, gradient in zip(step.parameters, total.gradients, strict=True):
             parameter.grad = None if gradient is None else laid_out(gradient, parameter)
         return total.loss
+
+    def all_of(self, step: Any, shards: list[Batch], first: Sums | None) -> tuple[Sums, bool]:
+        """Compute this process's shards, and add up those of all; return whether all are to be computed anew."""
+        tree, compute = TreeSum(), getattr(step.engine, "compute", step.engine)
+        for number in self.own:
+            declared = first if number == 0 else None
+            tree.add(declared or self.leaf(step, compute, number, shards[number]))
+        return self.summed(step, tree.total)
 
     def leaf(self, step: Any, compute: Callable[..., Tensor], number: int, part: Batch) -> Sums:
         """Compute a shard; one without rows adds nothing."""
@@ -104,24 +110,27 @@ class Shards:
             loss = compute(*part).detach().double()
         return Sums(loss, owned((p.grad for p in step.parameters), step.engine.name == "graph"))
 
-    def summed(self, step: Any, own: Sums) -> Sums:
-        """Exchange the sums of this process's shards with the others, and add up the rest of the tree."""
-        left = getattr(step.engine, "eager_reason", None) is not None
-        control = [float(self.signal), float(left), self.rate]
+    def summed(self, step: Any, own: Sums) -> tuple[Sums, bool]:
+        """Exchange the sums of this process's shards with the others, and add up the rest of the tree.
+
+        With them go the engines' verdicts on their graphs; returns whether the worst has all compute the step anew.
+        """
+        verdict, follow = getattr(step.engine, "verdict", 0), getattr(step.engine, "follow", None)
+        control = [float(self.signal), float(verdict), self.rate]
         if self.here.world == 1:
             self.heard = self.signal
-            return own
+            return own, follow is not None and verdict > 0 and follow(verdict)
         epoch, steps = self.position
         rows = gather(packed(own, step.parameters, control), f"step {steps + 1}, in epoch {epoch}")
         read = [unpacked(row, own, step.parameters, len(control)) for row in rows]
-        signals, lefts, rates = zip(*(numbers for numbers, _ in read), strict=True)
+        signals, verdicts, rates = zip(*(numbers for numbers, _ in read), strict=True)
         self.heard, self.rate = int(max(signals)), rates[0]
-        if max(lefts) and not left:
-            step.engine.fall_back(LEFT)  # all or none, as one process would
+        if max(verdicts) and follow is not None and follow(int(max(verdicts))):
+            return own, True
         tree = TreeSum()
         for _, sums in read:
             tree.add(sums)
-        return tree.total
+        return tree.total, False
 
 
 def laid_out(gradient: Tensor, parameter: Tensor) -> Tensor:

@@ -88,10 +88,10 @@ def gathered_and_resumed(here, folder):
     run = train(parted(), folder / "parted")
     agree("the end", [run.best_epoch, run.exact])
     train(parted(), folder / "whole")  # which a whole network has begun
-    refused(here)
+    refused(here, folder / "parted")
 
 
-def refused(here):
+def refused(here, folder):
     """What ranks must agree on is named on all of them, and the group goes on."""
     odd = here.rank == 1
 
@@ -103,6 +103,12 @@ def refused(here):
         "how the networks are sharded must be the same on each rank", parted(("posterior",) if odd else ("likelihood",))
     )
     fails("callbacks= of networks that are sharded .* rank 1 has .*Told", parted(), callbacks=[Told(None)] * odd)
+    seen = None if odd else Checkpointer(folder).newest()  # as where the hosts share no file system
+    fails(
+        r"resumes from a checkpoint \(resume=, of a folder that all processes see\) must be the same",
+        parted(),
+        resume=seen,
+    )
     vae = parted()
     with pytest.raises(UsageError, match="sharded over 2 processes, and this one has a part of it"):
         dump(vae.state_dict())

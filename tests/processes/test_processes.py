@@ -1,13 +1,16 @@
 """Processes that work together: what they tell each other, and who is named where one is missing."""
 
 import os
+import re
 import signal
 import socket
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
+import pyro_vae
 from pyro_vae.common import torch_private
 from pyro_vae.common.processes import (
     Processes,
@@ -20,7 +23,8 @@ from pyro_vae.common.processes import (
     processes,
     share_text,
 )
-from pyro_vae.errors import ProcessesError, UsageError
+from pyro_vae.data import Stored, write_shards
+from pyro_vae.errors import DataError, ProcessesError, UsageError
 
 from .launch import environments, free_port, start_function, wait
 
@@ -28,6 +32,8 @@ HERE = "tests.processes.test_processes"
 WAYS = {
     "raises": "rank 1 ended with ValueError: rows are odd",
     "hangs": "rank 1 has not come: it was last seen at step 1",
+    "damaged": "rank 1 ended with DataError: the shard ",
+    "missing": "rank 1 ended with DataError: the shard ",
     "dies": "rank 1 has died (process ",
 }
 
@@ -53,13 +59,15 @@ def exchange():
     print("well", flush=True)
 
 
-def leave(how, port):
+def leave(how, port, folder):
     """Run in each rank: rank 1 does not come to the second step; return what rank 0 is told."""
     with joined("cpu", timeout=3 if how == "hangs" else 40, environment=os.environ | {"MASTER_PORT": port}) as here:
         gather(torch.zeros(1), "step 1")
         if here.rank == 1:
             if how == "raises":
                 raise ValueError("rows are odd\nand more")
+            if how in ("damaged", "missing"):  # as this host sees its copy of the data
+                Stored(f"{folder}/{how}")
             if how == "dies":
                 os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(8.0)  # far longer than the others wait
@@ -67,21 +75,27 @@ def leave(how, port):
         gather(torch.zeros(1), "step 2 of epoch 1")
 
 
-def all_ways(*ports):
+def all_ways(folder, *ports):
     """Run in each rank: all exchanges, and then a group for each way to leave one, with a port of its own."""
     exchange()
     for how, port in zip(WAYS, ports, strict=True):
         start_of_wait = time.monotonic()
         try:
-            leave(how, port)
-        except (ProcessesError, ValueError) as error:
+            leave(how, port, folder)
+        except (ProcessesError, DataError, ValueError) as error:
             print(f"{how}, {time.monotonic() - start_of_wait:.0f} s: {type(error).__name__}: {error}", flush=True)
 
 
 @pytest.fixture(scope="module")
-def told():
+def told(tmp_path_factory):
     """What rank 0 printed, line by line, and how rank 1 ended."""
-    first, second = wait(start_function(2, f"{HERE}:all_ways", *(free_port() for _ in WAYS)), 100)
+    folder = tmp_path_factory.mktemp("data")
+    for how in ("damaged", "missing"):
+        write_shards(torch.arange(24.0).reshape(12, 2), folder / how, rows=4)
+    (second,) = (folder / "damaged").glob("*1.npy")
+    second.write_bytes(second.read_bytes()[:-1] + b"x")
+    next((folder / "missing").glob("*1.npy")).unlink()
+    first, second = wait(start_function(2, f"{HERE}:all_ways", folder, *(free_port() for _ in WAYS)), 100)
     assert first.code == 0, first.err
     return first.out.splitlines(), second
 
@@ -96,6 +110,8 @@ def test_a_missing_rank_is_named_with_the_step(how, told):
     lines, second = told
     (line,) = (line for line in lines if line.startswith(how))
     assert f"ProcessesError: rank 0 waited at step 2 of epoch 1: {WAYS[how]}" in line
+    if how in ("damaged", "missing"):
+        assert f"/{how}/" in line and f"1.npy is {how}" in line
     assert int(line.split(", ")[1].split(" s")[0]) < 30
     assert second.code == -signal.SIGKILL
 
@@ -108,6 +124,15 @@ def test_a_port_in_use_is_named():
         said = pytest.raises(ProcessesError, match=r"rank 0 of 2 did not meet the others at .*: the port is in use")
         with said, joined("cpu", timeout=2, environment=env):
             pass
+
+
+def test_no_clock_of_a_host_decides_anything():
+    """Hosts' clocks differ: what waits, waits by a clock of its own process, and dates are for people alone."""
+    shown = {"runs/lock.py", "runs/evaluations.py", "runs/list_runs.py", "runs/report/page.py"}
+    package = Path(pyro_vae.__file__).parent
+    texts = {str(path.relative_to(package)): path.read_text() for path in package.rglob("*.py")}
+    assert {name for name, text in texts.items() if re.search(r"datetime\.(now|fromtimestamp|utcnow)", text)} == shown
+    assert [name for name, text in texts.items() if re.search(r"\btime\.(time|time_ns|localtime|gmtime)\(", text)] == []
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ def left(tmp_path_factory):
     for name in CASES:
         trained.write(folders[1] / f"{name}-0", *trained.train(name))
     trained.leave_untreed(folders[1] / "untreed-0")
+    trained.leave_doubted(folders[1], 0)
     return folders
 
 
@@ -75,6 +76,15 @@ def test_two_processes_leave_the_bits_of_one(name, left):
         assert trained.read(left[2] / "stopped-0")[1]["stopped"] == "enough"
     trained.assert_same(left[1] / f"{name}-0", left[2] / f"{name}-0")
     trained.assert_same(left[2] / f"{name}-0", left[2] / f"{name}-1")
+
+
+def test_a_graph_that_fails_on_one_process_is_traced_anew_and_then_left_by_all_at_the_same_steps(left):
+    for world, rank in ((1, 0), (2, 0), (2, 1)):
+        trained.assert_same(left[1] / "doubted-0", left[world] / f"doubted-{rank}")
+        engine = (left[world] / f"doubted-{rank}.txt").read_text()
+        assert engine.count("traced anew") == engine.count("eager from here on") == 1
+    with pytest.raises(AssertionError):  # without doubts
+        trained.assert_same(left[1] / "doubted-0", left[1] / "trace-0")
 
 
 def digits(count):

@@ -38,6 +38,7 @@ from pyro_vae.errors import DivergedError, ProcessesError, UsageError
 from pyro_vae.priors.vamp import VampPrior
 from pyro_vae.training import metrics, shards
 from pyro_vae.training.checkpoint_state import capture
+from pyro_vae.training.engines import traced
 from pyro_vae.training.gradient_tree import TreeSum
 from pyro_vae.training.trainer import TrainingCallback
 
@@ -150,6 +151,7 @@ def leave(folder, *names):
         for name in names:
             write(Path(folder) / f"{name}-{here.rank}", *train(name))
         leave_untreed(Path(folder) / f"untreed-{here.rank}")
+        leave_doubted(Path(folder), here.rank)
         if here.world == 2:
             differ(here, Path(folder) / "run")
             sharded.gathered_and_resumed(here, Path(folder))
@@ -167,6 +169,40 @@ def leave_untreed(path):
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(shards, "TreeSum", InTurn)
         write(path, *train("eager"))
+
+
+def leave_doubted(folder, rank):
+    """Train by graphs that are found to be wrong on a shard of rank 0 in the second epoch, and of rank 1 in the third."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(traced.TracedEngine, "check", doubting(traced.TracedEngine.check))
+        patched.setattr(traced, "TRIES", 1)
+        patched.setattr(traced.TracedEngine, "assign_gradients", off(traced.TracedEngine.assign_gradients))
+        result, captured = train("trace")
+    write(folder / f"doubted-{rank}", result, captured)
+    (folder / f"doubted-{rank}.txt").write_text(result.engine)
+
+
+def doubting(check):
+    """Fail a check of a graph from an earlier step on a shard of 12 rows with few ones."""
+
+    def doubted(engine, key, flat, batch):
+        few = len(batch[0]) == 12 and batch[0].sum() < 226 and flat not in engine.fresh
+        with pytest.MonkeyPatch.context() as patched:
+            if few:
+                patched.setattr(traced, "disagreement", lambda *_: (1.0, "doubted"))
+            return check(engine, key, flat, batch)
+
+    return doubted
+
+
+def off(assign):
+    """Gradients of graphs, which count their traces, are off by that much: how a step was computed shows in the weights."""
+
+    def assigned(engine, loss, gradients):
+        more = 1.0 + engine.failed_checks / 64
+        return assign(engine, loss, [None if g is None else g * more for g in gradients])
+
+    return assigned
 
 
 def differ(here, folder):

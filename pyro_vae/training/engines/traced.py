@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,8 @@ MADE = {"compile": "compiled", "graph": "recorded as a CUDA graph"}
 RARE = 8  # times in an epoch that a further kind of batch is met before it is traced, too
 MOST = 8  # traces in all
 TRIES = 3  # audits that may fail before the run is eager
+AGREED, ANEW, AS_TRACED, EAGER = range(4)  # what the graphs of a step of several parts came to, the worst the largest
+ELSEWHERE = "another process {} at this step"
 
 
 @dataclass(eq=False)
@@ -63,6 +66,10 @@ class TracedEngine(Engine):
     checks: int = field(default=0, init=False)
     failed_checks: int = field(default=0, init=False)
     largest_difference: float = field(default=0.0, init=False)
+    first_parts: dict[str, tuple[Tensor, ...]] | None = field(default=None, init=False)  # of a step of several, by kind
+    checked: set[Any] = field(default_factory=set, init=False)  # keys, in that step
+    fresh: list[FlatGraph] = field(default_factory=list, init=False)  # traced in that step
+    verdict: int = field(default=AGREED, init=False)  # on that step
 
     def __post_init__(self) -> None:
         self.eager = EagerEngine(self.step)
@@ -82,18 +89,42 @@ class TracedEngine(Engine):
     def one_step(self, parts: Sequence[Sequence[Tensor]]) -> Iterator[None]:
         """Take the calls of :meth:`compute` inside for one step of these parts, of which other processes compute some.
 
-        What decides how a step is computed counts all parts, and `patience` steps: so it is the same on every process.
+        What decides how a step is computed counts all parts, and `patience` steps, a graph is traced from the first part of
+        its kind, and one that is due is checked on every part, whoever has it: so it is the same on every process. What a
+        graph that fails on one of them leads to is `verdict`, which all follow (:meth:`follow`).
         """
-        for kind in map(kind_of, parts):
+        self.first_parts, self.verdict = {}, AGREED
+        for part in parts:
+            kind = kind_of(part)
+            self.first_parts.setdefault(kind, tuple(part))
             self.meet(kind)
             if kind == self.first_kind or self.seen[kind] >= RARE:
                 self.often.add(kind)
         patience = self.patience
-        self.patience = len(parts) + 1 if patience > 0 else 0
+        self.patience = sys.maxsize if patience > 0 else 0
         try:
             yield
         finally:
-            self.patience = patience - 1
+            self.patience, self.first_parts = patience - 1, None
+            self.due -= self.checked
+            self.checked.clear()
+            self.fresh.clear()
+
+    def follow(self, verdict: int) -> bool:
+        """Do what the worst verdict of any process asks for; return whether the step is to be computed anew, by all."""
+        own, self.verdict = self.verdict, AGREED
+        if verdict == EAGER and self.eager_reason is None:
+            self.fall_back(ELSEWHERE.format("left its graph"))
+        if verdict == AS_TRACED and own != AS_TRACED:
+            self.make_faster = None
+            self.log.append(f"the trace goes on as it is: {ELSEWHERE.format('could not make it faster')}")
+        if verdict == ANEW:
+            self.failed_checks += 1
+            self.log.append(
+                f"something changed between epochs, traced anew{'' if own else ', as another process says'}"
+            )
+        self.graphs.clear()
+        return verdict != AGREED
 
     def compute(self, *batch: Tensor) -> Tensor:
         """Compute a batch that was counted."""
@@ -109,6 +140,7 @@ class TracedEngine(Engine):
             return self.check(key, flat, batch) if key in self.due else self.assign_gradients(*flat(*batch))
         except Untraceable as why:
             self.fall_back(str(why))
+            self.verdict = EAGER
             return self.run_eager(batch)[0]
 
     def trace_kind(self, key: Any, kind: str, batch: tuple[Tensor, ...]) -> Tensor:
@@ -121,9 +153,13 @@ class TracedEngine(Engine):
             raise Untraceable(reason)
         if sum(map(len, self.graphs.values())) >= MOST:
             raise Untraceable(f"more than {MOST} kinds of batch or of changing numbers")
-        flat = self.trace_twice(batch)
+        flat = self.trace_twice(batch if self.first_parts is None else self.first_parts[kind])
+        if self.first_parts is not None:
+            self.fresh.append(flat)
         self.accelerate(key, flat, batch)
         loss = self.check(key, flat, batch)
+        if self.first_parts is not None:
+            self.due.add(key)  # on the parts that come
         self.graphs.setdefault(key, []).append(flat)
         self.often.add(kind)
         return loss
@@ -157,6 +193,7 @@ class TracedEngine(Engine):
                 flat.run = self.make_faster(flat, tuple(a.flip(0) for a in batch))  # not the batch of its check
         except Unfinished as why:
             self.make_faster = None
+            self.verdict = max(self.verdict, AS_TRACED)
             self.log.append(f"the trace goes on as it is: {why}")
             return
         self.log.append(f"{MADE[self.name]} in {time.perf_counter() - start:.1f} s")
@@ -164,7 +201,10 @@ class TracedEngine(Engine):
 
     def check(self, key: Any, flat: FlatGraph, batch: tuple[Tensor, ...]) -> Tensor:
         """Run a step of the graph after the same by eager: refuse it if they differ, trace anew if it is an old graph."""
-        self.due.discard(key)
+        if self.first_parts is None:
+            self.due.discard(key)
+        else:
+            self.checked.add(key)
         with replayed(self.buffers, batch[0].device):
             eager = self.run_eager(batch)
             eager_buffers = [b.clone() for b in self.buffers]
@@ -177,8 +217,11 @@ class TracedEngine(Engine):
             self.checks, self.largest_difference = self.checks + 1, max(off, self.largest_difference)
             return self.assign_gradients(*captured)
         before.restore()
-        if flat not in self.graphs.get(key, ()) or self.failed_checks >= TRIES:
+        if flat in self.fresh or flat not in self.graphs.get(key, ()) or self.failed_checks >= TRIES:
             raise Untraceable(f"the captured step is not the eager one: {what}")
+        if self.first_parts is not None:  # all parts of this step, by all processes
+            self.verdict = max(self.verdict, ANEW)
+            return self.assign_gradients(*eager)
         self.failed_checks += 1
         self.log.append(f"{what}: something changed between epochs, traced anew")
         self.graphs.pop(key)
