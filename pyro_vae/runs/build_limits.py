@@ -99,7 +99,7 @@ def within_machine(device: torch.device, free: float | None = None) -> Iterator[
         >>> with within_machine(torch.device("cpu"), free=2**20):
         ...     torch.nn.Linear(1000, 1000)
         Traceback (most recent call last):
-        pyro_vae.errors.DeviceMemoryError: the model that these options ask for takes more than 0.5 MiB for its weights ...
+        pyro_vae.errors.DeviceMemoryError: the model that these options ask for takes more than 0.5 MiB for its ...
     """
     free = free_bytes((torch.empty(0, device=device),)) if free is None else free
     limit = math.inf if free is None else free / 2
