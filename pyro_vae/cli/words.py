@@ -59,9 +59,9 @@ def check_files(command: str, given: Sequence[tuple[str, list[str]]]) -> None:
             listed += values
             if len(listed) > 1:
                 raise UsageError(
-                    f"{option} takes one file, got {len(listed)}: {', '.join(listed[:5])}. Join them into one; or, of arrays that "
-                    "are to stay on disk and be split together, put them into a folder, pyro-vae manifest FOLDER, and --data "
-                    "FOLDER."
+                    f"{option} takes one file, got {len(listed)}: {', '.join(listed[:5])}. Join them into one; or, of arrays "
+                    "that are to stay on disk and be split together, put them into a folder, pyro-vae manifest FOLDER, and "
+                    "--data FOLDER."
                 )
 
 

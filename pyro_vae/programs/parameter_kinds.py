@@ -22,11 +22,10 @@ def check_values(*programs: Any) -> None:
         ProgramError: names the first, and how to go on.
 
     Example:
-        >>> net = nn.LazyLinear(2)
-        >>> check_values(lambda x: net(x))
+        >>> check_values(nn.LazyLinear(2))
         Traceback (most recent call last):
           ...
-        pyro_vae.errors.ProgramError: net.weight belongs to a lazy module (LazyLinear) that has not run, and has no values ...
+        pyro_vae.errors.ProgramError: LazyLinear.weight belongs to a lazy module (LazyLinear) that has not run, and has no ...
     """
     for label, owner in named_owners(*programs).items():
         for prefix, module in owner.named_modules():

@@ -21,6 +21,7 @@ NAMES = "arange empty empty_strided eye full linspace logspace ones rand randint
 FACTORIES = [getattr(torch, name) for name in NAMES.split()]
 SPARE_BYTES, SPARE_CALLS = 64 * 2**20, 5_000
 UNKNOWN_BYTES, UNKNOWN_CALLS = 2 * 2**30, 20_000  # of a run that holds no weights yet, to compare with
+OWN_CALLS = 200_000  # of a config of one's own: some seconds, of tens of thousands of layers
 
 
 @dataclass
@@ -98,7 +99,7 @@ def within_machine(device: torch.device, free: float | None = None) -> Iterator[
         >>> with within_machine(torch.device("cpu"), free=2**20):
         ...     torch.nn.Linear(1000, 1000)
         Traceback (most recent call last):
-        pyro_vae.errors.DeviceMemoryError: the model that these options ask for takes more than 0.5 MiB for its weights ...
+        pyro_vae.errors.DeviceMemoryError: the model that these options ask for takes more than 0.5 MiB for its ...
     """
     free = free_bytes((torch.empty(0, device=device),)) if free is None else free
     limit = math.inf if free is None else free / 2
@@ -111,11 +112,11 @@ def within_machine(device: torch.device, free: float | None = None) -> Iterator[
                 "--hidden, --latent-dim, or options of its parts; or another --device."
             )
         return UsageError(
-            f"the model that these options ask for takes more than {UNKNOWN_CALLS:,} operations to be built, as of "
+            f"the model that these options ask for takes more than {OWN_CALLS:,} operations to be built, as of "
             "thousands of layers: take fewer in --hidden, or smaller options of its parts."
         )
 
-    with bounded(BoundedBuild(limit, UNKNOWN_CALLS, refusal)):
+    with bounded(BoundedBuild(limit, OWN_CALLS, refusal)):
         yield
 
 

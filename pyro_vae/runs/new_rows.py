@@ -158,7 +158,14 @@ def open_sparse_rows(run: Run, file: Path, data_dir: Path | None) -> Data:
             "rows in a table."
         )
     rows = rows.converted(torch.float32, None, config.missing, "x")
-    x = torch.from_numpy(rows.whole(str(file))).to(torch.float32)
+    try:
+        dense = rows.whole(str(file))
+    except DataError as error:
+        raise DataError(
+            f"{error} Write these into a file of their own (scipy.sparse.save_npz, or adata[:1000].write_h5ad); in Python "
+            "log_likelihood and encode take the matrix as it is."
+        ) from error
+    x = torch.from_numpy(dense).to(torch.float32)
     labels = None if y is None else torch.from_numpy(y)
     new = Split(x, labels, index=np.array(rows.row_names) if rows.row_names else None, classes=classes)
     policy = "values as given" + format_missing([new])
@@ -185,8 +192,8 @@ def other_shape(run: Run, file: Path, shape: tuple[int, ...]) -> ShapeError:
         return ShapeError(f"{text}: give it such.")
     return ShapeError(
         f"{text}: columns without names are taken by their place, and all of this file's, while the run left "
-        f"{' and '.join(out)} of its own out of x. Write the file without {'it' if len(out) == 1 else 'them'}; or train on a table with a header, "
-        "whose new rows go by name."
+        f"{' and '.join(out)} of its own out of x. Write the file without {'it' if len(out) == 1 else 'them'}; or train on a "
+        "table with a header, whose new rows go by name."
     )
 
 

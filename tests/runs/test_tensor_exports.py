@@ -189,12 +189,11 @@ def test_extreme_rows_lie_in_the_support_and_have_every_gap():
     assert extreme_rows(untrained(likelihood="categorical", likelihood_options={"num_classes": 9})).max() <= 8
 
 
-@pytest.mark.parametrize("missing", [False, True])
-@pytest.mark.parametrize("likelihood", ["normal", "negative_binomial", "zero_inflated_poisson", "beta"])
-def test_likelihoods_have_graphs_that_hold_at_their_edges(likelihood, missing):
-    run = untrained(likelihood=likelihood, missing=missing)
-    for _, make in tensor_programs(run):
-        graph_of(make())
+def test_a_graph_holds_at_the_edges_of_counts_with_gaps():
+    run = untrained(likelihood="negative_binomial", missing=True)
+    program = dict(tensor_programs(run))["score"]()
+    assert program.extreme.inputs["x"].nan_to_num().max() >= 100 and program.extreme.inputs["x"].isnan().any()
+    graph_of(program)
 
 
 def test_a_triangular_system_is_solved_as_torch_solves_it():
