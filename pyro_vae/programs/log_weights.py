@@ -24,7 +24,8 @@ def log_weights(
 
     Traces the guide, replays the model on its draws, and adds up the sites' log-probabilities, row by row. Sizes of
     subsampled plates and ``poutine.scale`` do not enter (they weigh a loss, not a density); masks do. Outside the support
-    that the model gives a latent, or the data, log w is −∞.
+    that the model gives a latent, or the data, log w is −∞. Modules run in the mode that they are in (dropout and batch
+    statistics act while they train): ``.eval()`` is yours to call where log w is to be a score.
 
     Args:
         model: a Pyro program whose sites all lie in one plate over the rows of the data (inner plates are summed).
@@ -36,8 +37,9 @@ def log_weights(
 
     Raises:
         ProgramError: a pair without such a plate, with a latent or an observation outside it, with a latent in one
-            program only, or with sites marked for enumeration and no other latents; invalid parameters of a distribution.
-            The message names the site.
+            program only, or with sites marked for enumeration and no other latents; invalid parameters of a distribution; a
+            model whose densities of a row change with other rows; a plate that subsamples within a row. The message names
+            the site.
 
     References:
         Importance Weighted Autoencoders (Burda, Grosse & Salakhutdinov, 2016), https://arxiv.org/abs/1509.00519

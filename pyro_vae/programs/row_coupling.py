@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_vae.common.widen import at_least_float32
 from pyro_vae.data.lazy_rows import LazyRows
 
-from .determinism import differing, same
+from .determinism import differing, random_density, same
 from .plates import Plates
 from .site_rows import frames_of
 from .sites import Program, Site, latent_sites, sample_sites, with_values
@@ -23,7 +23,7 @@ from .wide_scoring import own_dtype
 
 Scores = dict[str, Tensor]
 LOOP = Vectorizing("loop", "loop")
-LOOKED_AT = 4096  # of the rows at most, for those of the greatest and least values
+LOOKED_AT, NUMBERS = 4096, 2**22  # rows at most, and numbers in them, for those of the greatest and least values
 CHOSEN = 32  # rows that are run together, and then some of them without the others
 
 
@@ -93,7 +93,9 @@ def why_rows_are_coupled(problem: Any, program: Program) -> str | None:
         some = replace(rows_at(problem, chosen), vectorizing=LOOP)
         drawn = some.trace(program, 1)
         draws = with_indices(drawn, some.trace(some.model, 1, drawn))
-        together = of_rows(some, some.model, some.trace(some.model, 1, draws))
+        together, again = (of_rows(some, some.model, some.trace(some.model, 1, draws)) for _ in range(2))
+        if (site := next(differing(together, again), None)) is not None:  # noise that two rows seldom show
+            return random_density("model", site)
         for part in parts(some.args):
             alone = scores_of_part(some, draws, part)
             for name in dict.fromkeys([*together, *alone]):  # a step that no row of a part reaches has no site there
@@ -110,7 +112,8 @@ def why_rows_are_coupled(problem: Any, program: Program) -> str | None:
 
 def telling_rows(args: tuple[Any, ...]) -> Tensor:
     """Number rows of the greatest and least values of each argument, and others at even distances, `CHOSEN` at most."""
-    rows = min(len(args[0]), LOOKED_AT)
+    width = max(a[:1].numel() for a in args if has_rows(a, len(args[0])))
+    rows = min(len(args[0]), LOOKED_AT, max(CHOSEN, NUMBERS // width))
     ends = [order[[0, -1]] for a in args if has_rows(a, len(args[0])) for order in orders(a[:rows])]
     between = torch.linspace(0, rows - 1, min(rows, CHOSEN)).long()
     found = dict.fromkeys([0, *(n for pair in ends for n in pair.tolist()), *between.tolist()])
@@ -132,8 +135,8 @@ def parts(args: tuple[Any, ...]) -> Iterator[Tensor]:
 
 def orders(a: Tensor) -> list[Tensor]:
     """Sort rows by their greatest value, by their least, and by their sum: three times the numbers of the rows."""
-    flat = a.detach().reshape(len(a), -1).double().nan_to_num().cpu()
-    return [by.argsort(stable=True) for by in (flat.amax(1), flat.amin(1), flat.sum(1))]
+    flat = a.detach().reshape(len(a), -1).nan_to_num()
+    return [by.cpu().argsort(stable=True) for by in (flat.amax(1), flat.amin(1), flat.sum(1, dtype=torch.float64))]
 
 
 def rows_at(problem: Any, numbers: Tensor) -> Any:
