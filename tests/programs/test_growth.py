@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import logging
 import sys
 import threading
 from types import ModuleType, SimpleNamespace
@@ -26,6 +27,12 @@ LAST = (
     "builtins.dict",
 )  # torch keeps those of 64 compilations, a dict in each
 X = binary(20)
+
+
+@pytest.fixture(autouse=True)
+def no_log_kept(monkeypatch):
+    """What torch logs of each compilation; pytest keeps it to the end of a test."""
+    monkeypatch.setattr(logging.getLogger("torch.__trace"), "disabled", True)
 
 
 def fitted(engine):
