@@ -17,11 +17,10 @@ import numpy as np
 from pyro_vae.common.optional import imported
 from pyro_vae.errors import DataError
 
-from .user_files import UNREADABLE, explain_error
+from .user_files import explain_error
 
 NUMERIC = "biuf"  # numpy's kinds: bool, int, unsigned, float
 ENDINGS = (".npy", ".npz", ".parquet")
-ZARR = (".zarr", "zarr.json", ".zarray", ".zgroup")  # what a folder is called, or holds
 LOCAL_HEADER = 30  # bytes of a member of an archive, before its name
 Shape = tuple[int, ...]
 
@@ -192,65 +191,6 @@ class ParquetRows:
         return self.starts
 
 
-@dataclass(frozen=True)
-class ZarrRows:
-    """An array of Zarr, read by chunks. What another process writes into its chunks meanwhile is not noticed."""
-
-    path: Path
-    array: Any
-    rows: int
-    row_shape: Shape
-    dtype: np.dtype[Any]
-    chunk: int
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        try:
-            return np.ascontiguousarray(self.array[start:stop])
-        except Exception as error:  # of the store, of a codec
-            raise DataError(f"{self.path}: rows {start} to {stop - 1} cannot be read ({error}).") from error
-
-    def pieces(self) -> Sequence[int]:
-        return range(0, self.rows, self.chunk)
-
-
-def open_rows(path: Path, key: str | None = None) -> RowFile:
-    """Look at the rows of one file; none is read.
-
-    Args:
-        path: ``.npy``, ``.npz`` (uncompressed), ``.parquet``, or the folder of a Zarr array or group.
-        key: the array of an .npz or of a Zarr group, the column of a .parquet; not of an .npy.
-
-    Raises:
-        DataError: missing, damaged, compressed, pickled, in Fortran order, not of real numbers, or without such a key.
-        MissingExtraError: the package that reads it is not installed.
-    """
-    if is_zarr(path):
-        return open_zarr(path, key)
-    state, ending = FileState.at(path), path.suffix.lower()
-    if ending == ".parquet":
-        return open_parquet(state, key)
-    if ending not in ENDINGS:
-        raise DataError(
-            f"{path}: rows on disk are read from {', '.join(ENDINGS)}, a Zarr array, or a folder with a manifest.json."
-        )
-    try:
-        if ending == ".npy":
-            if key is not None:
-                raise DataError(f"{path} is one array, and has no {key!r}: leave the key out.")
-            with path.open("rb") as file:
-                return read_header(file, state, str(path))
-        return open_member(state, key)
-    except DataError:
-        raise
-    except UNREADABLE as error:
-        raise DataError(f"{path}: {explain_error(error)}") from error
-
-
-def is_zarr(path: Path) -> bool:
-    """Return whether a folder holds a Zarr array, or a group of them."""
-    return path.is_dir() and any(path.name.endswith(name) or (path / name).exists() for name in ZARR)
-
-
 def read_header(file: BinaryIO, state: FileState, name: str) -> ArrayFile:
     """Read the header of an array where a file stands."""
     version = np.lib.format.read_magic(file)
@@ -345,21 +285,3 @@ def columns_beside_index(schema: Any) -> list[str]:
 
 
 ONE_COLUMN = "Name one column of numbers, or of lists of one length: key=...; or write the others as numbers."
-
-
-def open_zarr(path: Path, key: str | None) -> ZarrRows:
-    """Look at an array of Zarr."""
-    zarr = imported("zarr", "zarr", "rows of a Zarr array")
-    try:
-        found = zarr.open(str(path), mode="r")
-        if not hasattr(found, "chunks"):
-            found = found[choose_key(dict(found.arrays()), key, str(path))]
-        elif key is not None:
-            raise DataError(f"{path} is one array, and has no {key!r}: leave the key out.")
-        shape, dtype, chunk = tuple(found.shape), np.dtype(found.dtype), int((found.chunks or (1,))[0])
-    except DataError:
-        raise
-    except Exception as error:  # of zarr's many kinds
-        raise DataError(f"{path} cannot be read as Zarr ({type(error).__name__}: {error}).") from error
-    check_rows(shape, dtype, str(path))
-    return ZarrRows(path, found, shape[0], shape[1:], dtype, chunk)

@@ -15,10 +15,10 @@ from pyro_vae.errors import DataError, ShapeError, UsageError
 from .binarize import binarize, check_grey
 from .columns import check_precision
 from .manifest import MANIFEST
-from .row_files import is_zarr
 from .splits import Split
 from .stored import Stored
 from .user_files import channels_first
+from .zarr_rows import is_zarr
 
 MOST = 10_000  # rows that are held out for validation, and for the test, and that are looked at of the training rows
 SHARE = 8  # of the memory, at most, for each of these
