@@ -22,6 +22,7 @@ def manifest(
     of: Path | None = None,
     key: str | None = None,
     rows: int | None = None,
+    num_rows: int | None = None,
     check: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:
     """Counts the shards of a folder (files, rows, bytes, SHA-256) into its manifest.json, for `train --data FOLDER`.
@@ -36,18 +37,23 @@ def manifest(
         The array of an .npz or of a Zarr group, or the column of a .parquet; by default x, or the only one, or all columns.
     rows
         Of a shard, with --of; by default as many as 256 MiB hold.
+    num_rows
+        Of the file, with --of: another number is refused. It is asked for of a Zarr array with chunks that were never written.
     check
         Read every byte again, and compare it with the manifest that is there; nothing is written.
     """
-    if check and (of is not None or key is not None or rows is not None):
+    if check and any(given is not None for given in (of, key, rows, num_rows)):
         raise UsageError("--check reads a folder against its manifest, and takes no other option")
     if rows is not None and of is None:
         raise UsageError("--rows is of the shards that --of FILE is cut into: say which")
+    if num_rows is not None and of is None:
+        raise UsageError("--num-rows is of the file that --of names: say which")
     if check:
         files, found = open_manifest(folder, check=True)
         print(plain(f"{folder}: {found['rows']:,} rows in {len(files):,} files, as {MANIFEST} has them"))
         return
-    found = write_manifest(folder, key) if of is None else write_shards(Stored(of, key), folder, rows)
+    cut = None if of is None else Stored(of, key, num_rows=num_rows)
+    found = write_manifest(folder, key) if cut is None else write_shards(cut, folder, rows)
     shape = " × ".join(map(str, found["row_shape"])) or "1"
     size = sum(entry["bytes"] for entry in found["files"]) / 1e9
     print(

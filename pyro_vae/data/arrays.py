@@ -316,7 +316,8 @@ def read_items(x: Any, name: str) -> np.ndarray:
     if not (hasattr(x, "__len__") and hasattr(x, "__getitem__")):
         raise DataError(
             f"{name} (a {type(x).__name__}) is a stream, whose rows have no numbers. Read it into one array first: "
-            "torch.stack([row for row in data]); of a DataLoader: torch.cat([batch for batch in loader])."
+            "torch.stack([row for row in data]); of a DataLoader: torch.cat([batch for batch in loader]). More of "
+            "them than the memory holds: pyro_vae.data.write_shards(iter(loader), folder, num_rows=N), and then Stored(folder)."
         )
     rows = [read_item(x, i, name) for i in range(len(x))]
     for i, row in enumerate(rows):

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from pyro_vae.common.atomic_write import storage, write_atomic
+from pyro_vae.common.given import whole
 from pyro_vae.common.safe_read import parse_json, read_regular
 from pyro_vae.errors import DataError, PyroVAEError, UsageError
 
@@ -70,7 +71,7 @@ def write_manifest(folder: Path | str, key: str | None = None) -> dict[str, Any]
     return manifest
 
 
-def write_shards(x: Any, folder: Path | str, rows: int | None = None) -> dict[str, Any]:
+def write_shards(x: Any, folder: Path | str, rows: int | None = None, *, num_rows: int | None = None) -> dict[str, Any]:
     """Cut an array into a folder of .npy files with a manifest.
 
     Args:
@@ -78,12 +79,14 @@ def write_shards(x: Any, folder: Path | str, rows: int | None = None) -> dict[st
             after those of the one before, of which one at a time is in memory.
         folder: a new one, or an empty one.
         rows: of a file; by default as many as 256 MiB hold.
+        num_rows: how many there are in all, where you know: an iterator that ends before, or goes on, is refused then. By
+            default as many as come.
 
     Returns:
         The manifest.
 
     Raises:
-        DataError: no rows of real numbers, or arrays of unlike rows.
+        DataError: no rows of real numbers, arrays of unlike rows, or another number of them; no manifest is written then.
         UsageError: a folder that holds something.
         StorageError: it cannot be written.
     """
@@ -96,7 +99,8 @@ def write_shards(x: Any, folder: Path | str, rows: int | None = None) -> dict[st
         raise UsageError(f"rows={rows}: a file holds at least one row")
     with storage(f"cannot write {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
-        for number, shard in enumerate(shards_of(arrays_of(x), rows)):
+        shards = counted(shards_of(arrays_of(x), rows), num_rows, folder)
+        for number, shard in enumerate(shards):
             np.save(folder / f"{number:05}.npy", shard, allow_pickle=False)
     return write_manifest(folder)
 
@@ -142,6 +146,19 @@ def shards_of(arrays: Iterable[np.ndarray], rows: int | None) -> Iterator[np.nda
             waiting = [joined[size:]] if len(joined) > size else []
     if waiting:
         yield np.concatenate(waiting)
+
+
+def counted(shards: Iterator[np.ndarray], num_rows: int | None, folder: Path) -> Iterator[np.ndarray]:
+    """Pass shards on while they are of `num_rows` rows at most, and of no fewer at the end."""
+    wanted, count = None if num_rows is None else whole("num_rows", num_rows, 1), 0
+    left = f"{folder} has no manifest, and is no data set: delete it, and write all rows."
+    for shard in shards:
+        count += len(shard)
+        if wanted is not None and count > wanted:
+            raise DataError(f"num_rows={wanted:,}, and x goes on: {count:,} rows have come. {left}")
+        yield shard
+    if wanted is not None and count < wanted:
+        raise DataError(f"num_rows={wanted:,}, and x has ended after {count:,} rows. {left}")
 
 
 def shards_in(folder: Path) -> list[Path]:

@@ -14,19 +14,20 @@ from .zarr_rows import is_zarr, open_zarr
 ENDINGS = (".npy", ".npz", ".parquet")
 
 
-def open_row_file(path: Path, key: str | None = None) -> RowFile:
+def open_row_file(path: Path, key: str | None = None, num_rows: int | None = None) -> RowFile:
     """Look at the rows of one file; none is read.
 
     Args:
         path: ``.npy``, ``.npz`` (uncompressed), ``.parquet``, or the folder of a Zarr array or group.
         key: the array of an .npz or of a Zarr group, the column of a .parquet; not of an .npy.
+        num_rows: of a Zarr array that has chunks which were never written; any other file knows its own.
 
     Raises:
         DataError: missing, damaged, compressed, pickled, in Fortran order, not of real numbers, or without such a key.
         MissingExtraError: the package that reads it is not installed.
     """
     if is_zarr(path):
-        return open_zarr(path, key)
+        return open_zarr(path, key, num_rows)
     state, ending = FileState.at(path), path.suffix.lower()
     if ending not in ENDINGS:
         raise DataError(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.common.digests import digest_of
+from pyro_vae.common.given import whole
 from pyro_vae.errors import DataError, UsageError
 
 from .arrays import GAPS, to_tensor
@@ -47,10 +48,13 @@ class Stored(LazyRows):
         memory: what rows may take of it while training, such as ``"2 GB"`` or a number of bytes. The window follows from it,
             and so does the order: another memory is another order.
         missing: NaN stands for what was not observed; refused otherwise.
+        num_rows: how many there are, if you know; files that have another number are refused. Of a Zarr array with chunks that
+            nobody wrote, whose shape says how many it was made for, it is asked for: the first so many rows are taken.
 
     Raises:
         DataError: a file that is missing, damaged, compressed, in Fortran order, a pickle, or not what its manifest says;
-            shards of unlike rows; a row group that is larger than the memory. Of a row that is read: NaN or infinite values,
+            shards of unlike rows, or of another number than `num_rows`; a row group that is larger than the memory; a Zarr
+            array of which chunks were never written, without `num_rows`. Of a row that is read: NaN or infinite values,
             by file and row; a file that has changed.
         UsageError: a memory that is no amount.
 
@@ -67,10 +71,16 @@ class Stored(LazyRows):
     """
 
     def __init__(
-        self, path: Path | str, key: str | None = None, *, memory: str | int = "1 GB", missing: bool = False
+        self,
+        path: Path | str,
+        key: str | None = None,
+        *,
+        memory: str | int = "1 GB",
+        missing: bool = False,
+        num_rows: int | None = None,
     ) -> None:
         self.path, self.key, self.memory = Path(path).expanduser(), key, bytes_of(memory)
-        self.files, self.manifest = files_at(self.path, key)
+        self.files, self.manifest = files_at(self.path, key, num_rows)
         self.starts = np.cumsum([0, *(file.rows for file in self.files)])
         first = self.files[0]
         self.source_dtype, self.name, self.missing = first.dtype, self.path.name, missing
@@ -256,11 +266,17 @@ class Stored(LazyRows):
         return digest_of({**about, "files": files})
 
 
-def files_at(path: Path, key: str | None) -> tuple[list[RowFile], dict[str, Any] | None]:
+def files_at(path: Path, key: str | None, num_rows: int | None = None) -> tuple[list[RowFile], dict[str, Any] | None]:
     """Open the files that a path stands for, and the manifest that lists them, where there is one."""
-    if (path / MANIFEST).is_file():
-        return open_manifest(path, key)
-    return [open_row_file(path, key)], None
+    wanted = None if num_rows is None else whole("num_rows", num_rows, 1)
+    has_manifest = (path / MANIFEST).is_file()
+    files, manifest = open_manifest(path, key) if has_manifest else ([open_row_file(path, key, wanted)], None)
+    if wanted not in (None, found := sum(file.rows for file in files)):
+        raise DataError(
+            f"{path} has {found:,} rows, and num_rows={wanted:,}: it is another file than you mean, or was not written to its "
+            f"end. Look at it, or leave num_rows out; some of its rows are Stored(path)[:{min(found, wanted or 0)}]."
+        )
+    return files, manifest
 
 
 def merged(pieces: Sequence[int], end: int, wanted: int) -> Iterator[int]:

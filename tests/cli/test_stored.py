@@ -16,7 +16,9 @@ X = np.random.default_rng(0).normal(size=(900, 6)).astype(np.float32)
 def test_shards_are_trained_on_resumed_and_scored_anew(tmp_path, monkeypatch, capsys):
     np.save(tmp_path / "big.npy", X)
     folder, run = tmp_path / "rows", tmp_path / "run"
-    assert main(["manifest", str(folder), "--of", str(tmp_path / "big.npy"), "--rows", "200"]) == 0
+    cut = ["manifest", str(folder), "--of", str(tmp_path / "big.npy"), "--rows", "200", "--num-rows"]
+    assert main([*cut, "901"]) == 3 and "has 900 rows, and num_rows=901" in capsys.readouterr().err
+    assert main([*cut, "900"]) == 0
     assert main(["manifest", str(folder), "--check"]) == 0
     assert "900 rows in 5 files" in capsys.readouterr().out
     options = small("--data", str(folder), "--memory", "10 kB", "--batch-size", "64")

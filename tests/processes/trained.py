@@ -31,6 +31,7 @@ from pyro_vae import (
     normal,
     warmup,
 )
+from pyro_vae.common.parts_of_rows import PartsOfRows
 from pyro_vae.common.processes import agree, joined, processes
 from pyro_vae.common.spread import by_itself
 from pyro_vae.diagnostics import latent_usage
@@ -253,6 +254,18 @@ def differ(here, folder):
                 raise ValueError("rows are odd")
             return self.make(problem, *more)
 
+    own = []
+
+    def part(i):
+        own.append(i)
+        return {"number": torch.tensor([i]), "noise": torch.rand(1)}
+
+    shared = PartsOfRows(4, (1,), "numbers")
+    made = shared(5, part)
+    # in the order of the rows: sums of float32 are exact in float64, so that no history would show another
+    assert [int(one["number"]) for one in made] == [0, 1, 2, 3, 4] and own == list(range(here.rank, 5, 2))
+    with by_itself():
+        assert all(map(torch.equal, *([one["noise"] for one in parts] for parts in (made, shared(5, part)))))
     with pytest.MonkeyPatch.context() as patched:  # as one process would: no figures of the latents, and no ELBO at all
         patched.setattr(latent_usage, "measured", Failing(latent_usage.measured))
         figures = fit(with_vamp(), x, **common).history[0]
