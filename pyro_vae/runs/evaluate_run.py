@@ -46,6 +46,7 @@ from .weights import current_weights
 Method = Literal["importance", "auto", "exact", "annealing"]
 ProposalName = Literal["guide", "defensive", "widened"]
 Estimate = Evidence | Exact | Annealed
+LEAST_OF = {"rows": None, "seed": 0}  # rows are told how many there are
 WHOLE = ("rows", "num_samples", "max_samples", "num_chains", "num_temperatures", "seed")
 NAMED = {"method": get_args(Method), "proposal": tuple(PROPOSALS), "noise": NOISES}
 LEAPFROGS = 5  # of a transition: on trained decoders ten cost twice as much and reach the same value
@@ -105,7 +106,9 @@ class EvaluationOptions:
     def __post_init__(self) -> None:
         for name in WHOLE:
             if (given := getattr(self, name)) is not None or name != "rows":
-                object.__setattr__(self, name, whole(name, given))  # numpy's whole numbers are none of JSON's
+                object.__setattr__(
+                    self, name, whole(name, given, LEAST_OF.get(name, 1))
+                )  # numpy's whole numbers are none of JSON's
         if self.target_se is not None:
             object.__setattr__(self, "target_se", positive("target_se", self.target_se))
         for name, known in NAMED.items():
@@ -324,6 +327,7 @@ def log_px_of(vae: Any, rows: Batch, cache: ParticleCache, options: EvaluationOp
         RunFolderError, DataError: `cache` is damaged.
         Interrupted, Terminated: Ctrl-C, SIGTERM.
     """
+    check_used(options)
     if options.method == "annealing":
         return annealed(vae, rows, options)
     if options.method == "exact":
@@ -338,6 +342,23 @@ def log_px_of(vae: Any, rows: Batch, cache: ParticleCache, options: EvaluationOp
         raise type(error)(f"interrupted: {cache.save_rest(error.result)}", error.result) from None
     except ProcessesError as error:
         raise ProcessesError(f"{error}; {cache.save_rest(error.result)}", error.result) from None
+
+
+def check_used(options: EvaluationOptions) -> None:
+    """Refuse options that the method would not look at, so that none is taken for one that counted."""
+    of = {"num_chains": "annealing", "num_temperatures": "annealing"}
+    if options.method == "exact":
+        of |= dict.fromkeys(("proposal", "target_se", "noise", "resume"), "importance")
+    for name, method in of.items():
+        if options.method != method and getattr(options, name) != getattr(EvaluationOptions(), name):
+            flag = name.replace("_", "-")
+            raise UsageError(
+                f"--{flag} is of --method {method}, and the method is {options.method}: leave one of them out"
+            )
+    if options.target_se is None and options.max_samples != EvaluationOptions().max_samples:
+        raise UsageError(
+            "--max-samples is of --target-se, which is not asked for: say --num-samples for so many samples a row"
+        )
 
 
 def placed(evidence: Estimate, rows: Split) -> Estimate:
