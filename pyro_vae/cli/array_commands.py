@@ -13,6 +13,7 @@ from cyclopts import Parameter
 
 from pyro_vae.common.atomic_write import write_atomic
 from pyro_vae.common.csv_columns import write_columns
+from pyro_vae.common.given import whole
 from pyro_vae.common.plain_text import plain
 from pyro_vae.errors import UsageError
 from pyro_vae.plots import images, latents
@@ -85,11 +86,9 @@ def encode(
     rows
         Only the first so many rows.
     """
-    opened, part = open_split(run, split, data_dir, data)
-    z = codes(opened, part[:rows]).numpy()
-    save_array(
-        opened, z, out, "encoded", lambda: latents.latent_map(z, labels_of(part[:rows])), part[:rows].ids.columns()
-    )
+    opened, part = open_split(run, split, data_dir, data, rows)
+    z = codes(opened, part).numpy()
+    save_array(opened, z, out, "encoded", lambda: latents.latent_map(z, labels_of(part)), part.ids.columns())
 
 
 @app.command
@@ -111,7 +110,7 @@ def reconstruct(
         The first so many rows.
     """
     opened, part = open_split(run, split, data_dir, data)
-    part = part[:rows]
+    part = part[: whole("rows", rows, 1)]
     means = opened.kind.ask("reconstruct", opened.config.model)(opened.vae, *opened.rows(part))
     draw = partial(reconstructions, opened, part, split)
     save_array(opened, opened.kind.flat(means, opened.shape).numpy(), out, "reconstructed", draw, part.ids.columns())
@@ -144,8 +143,8 @@ def impute(
     seed
         The same seed draws the same.
     """
-    opened, part = open_split(run, split, data_dir, data)
-    part, imputed = part[:rows], opened.kind.ask("impute", opened.config.model)
+    opened, part = open_split(run, split, data_dir, data, rows)
+    imputed = opened.kind.ask("impute", opened.config.model)
     if not part.x.isnan().any():
         raise UsageError(f"no value of these {len(part)} {split} rows is missing: there is nothing to impute")
     x = imputed(opened.vae, *opened.rows(part), num_samples=num_samples, draws=draws, seed=seed).flatten(0, 1).numpy()
@@ -200,11 +199,13 @@ def interpolate(
     )
 
 
-def open_split(run: Path, split: str, data_dir: Path | None, data: Path | None = None) -> tuple[Run, Any]:
-    """Open a run and the rows of one split of its data, or all rows of another file."""
+def open_split(
+    run: Path, split: str, data_dir: Path | None, data: Path | None = None, first: int | None = None
+) -> tuple[Run, Any]:
+    """Open a run and the rows of one split of its data, or all rows of another file; or the first of these."""
     opened = load_run(run)
     rows = open_rows(opened, data, data_dir)
-    return opened, rows_of(rows, split_asked(opened, rows, split))
+    return opened, rows_of(rows, split_asked(opened, rows, split), first)
 
 
 def save_array(

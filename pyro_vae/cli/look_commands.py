@@ -78,7 +78,7 @@ def runs(
         print(plain(f"there is no run in {folder}"))
         return
     table = Table(
-        title=Text(plain(f"{folder}: log p(x) ± Monte Carlo (of an exact method, numerical) ± data, nats a row")),
+        title=Text(plain(f"{folder}: log p(x) ± Monte Carlo (or numerical) ± data, nats a row")),
         title_justify="left",
     )
     for heading in ("run", "log p(x)", "verdict", "data", "date"):

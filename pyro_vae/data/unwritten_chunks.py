@@ -37,8 +37,9 @@ def refuse_missing_chunks(array: Any, rows: np.ndarray, start: int, path: Path) 
             raise DataError(
                 f"{path}: chunk {', '.join(map(str, chunk))} of the array, in rows {first} to {last - 1} (counted from 0), is "
                 f"not stored, and Zarr reads its fill value {fill} there: numbers that nobody has written. Restore the chunk, "
-                f"or write it again; or say how many rows there are, Stored(path, num_rows=...). Where they are {fill} indeed, Zarr has left them out: write the array with "
-                "config={'write_empty_chunks': True}; where nothing was observed, with fill_value=nan, for missing=True."
+                f"or write it again. Where they are {fill} indeed, Zarr has left them out: say how many rows there are, Stored("
+                "path, num_rows=...), or write the array with config={'write_empty_chunks': True}; where nothing was observed, "
+                "with fill_value=nan, for missing=True."
             )
 
 

@@ -217,7 +217,7 @@ def sample(
         >>> list(sample(vae.model, 10, seed=3))
         ['z', 'x']
     """
-    num_samples, used = whole("num_samples", num_samples, 1), Used.of(vae)
+    num_samples, seed, used = whole("num_samples", num_samples, 1), whole("seed", seed, 0), Used.of(vae)
     model = used.only("model")
     with quiet(model):
         if like is None:

@@ -43,6 +43,8 @@ def forecast_fans(
         ax.axvline(len(observed) + 0.5, color=GREY, linewidth=0.8)
         ax.set_title(plain(name), fontsize=9)
     axes[0].set_ylabel(ylabel, fontsize=9)
+    for ax in axes[-columns:]:
+        ax.set_xlabel("step", fontsize=8)
     handles, labels = axes[0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
     return fig

@@ -12,7 +12,7 @@ from .figures import BLUE, GREY, axes, figure
 LONGEST = 24  # signs of a label in a legend
 MOST_LABELS = 16  # that a legend has room for
 GOLDEN = 0.618034  # steps of it, modulo 1, spread evenly, however many there are
-MARKS = ("os^DvP<X>p", "D>sXo<^Pvp")  # of labels that share a colour, another for the second ten
+MARKS = ("os^DvP<X>p", "D>sXo<^Pv*")  # of labels that share a colour, another for the second ten
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -27,7 +27,7 @@ from pyro_vae.evidence.log_likelihood import log_likelihood
 from . import evaluations, folder
 from .current_run import as_it_is_now, check_same_weights
 from .custom_components import NOTHING, Components
-from .evaluation_options import EvaluationOptions, Method, ProposalName
+from .evaluation_options import EvaluationOptions, Method, ProposalName, check_used
 from .evaluations import PROPOSALS, EvaluationName, is_new
 from .floor_of_run import floor_of
 from .kinds.kind import Batch
@@ -217,6 +217,7 @@ def log_px_of(vae: Any, rows: Batch, cache: ParticleCache, options: EvaluationOp
         RunFolderError, DataError: `cache` is damaged.
         Interrupted, Terminated: Ctrl-C, SIGTERM.
     """
+    check_used(options)
     if options.method == "annealing":
         return annealed(vae, rows, options)
     if options.method == "exact":

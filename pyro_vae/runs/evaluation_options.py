@@ -17,6 +17,7 @@ from .evaluations import PROPOSALS, SPLITS
 Method = Literal["importance", "auto", "exact", "annealing"]
 ProposalName = Literal["guide", "defensive", "widened"]
 WHOLE = ("rows", "num_samples", "max_samples", "num_chains", "num_temperatures", "seed")
+LEAST_OF = {"rows": None, "seed": 0}  # rows are told how many there are
 NAMED = {"method": get_args(Method), "proposal": tuple(PROPOSALS), "noise": NOISES}
 
 
@@ -74,7 +75,8 @@ class EvaluationOptions:
     def __post_init__(self) -> None:
         for name in WHOLE:
             if (given := getattr(self, name)) is not None or name != "rows":
-                object.__setattr__(self, name, whole(name, given))  # numpy's whole numbers are none of JSON's
+                least = LEAST_OF.get(name, 1)
+                object.__setattr__(self, name, whole(name, given, least))  # numpy's whole numbers are none of JSON's
         if self.target_se is not None:
             object.__setattr__(self, "target_se", positive("target_se", self.target_se))
         for name, known in NAMED.items():
@@ -83,3 +85,20 @@ class EvaluationOptions:
         if not isinstance(self.split, str):
             raise UsageError(f"no split {described(self.split)}; take one of {', '.join(SPLITS)}")
         check_flags(resume=self.resume, strict=self.strict)
+
+
+def check_used(options: EvaluationOptions) -> None:
+    """Refuse options that the method would not look at, so that none is taken for one that counted."""
+    of = {"num_chains": "annealing", "num_temperatures": "annealing"}
+    if options.method == "exact":
+        of |= dict.fromkeys(("proposal", "target_se", "noise", "resume"), "importance")
+    for name, method in of.items():
+        if options.method != method and getattr(options, name) != getattr(EvaluationOptions(), name):
+            flag = name.replace("_", "-")
+            raise UsageError(
+                f"--{flag} is of --method {method}, and the method is {options.method}: leave one of them out"
+            )
+    if options.target_se is None and options.max_samples != EvaluationOptions().max_samples:
+        raise UsageError(
+            "--max-samples is of --target-se, which is not asked for: say --num-samples for so many samples a row"
+        )

@@ -185,6 +185,12 @@ def read_json(path: Path, limit: int = JSON_BYTES) -> Any:
             "evaluate and compare, and load_ensemble in Python"
         )
     if not path.is_file():
+        beside = sorted(p.parent for p in path.parent.glob(f"[!.]*/{path.name}"))
+        if beside:
+            raise RunFolderError(
+                f"{path.parent} is no run, but a folder of runs: name one of them, such as {beside[0]}. All of them: pyro-vae "
+                f"runs {path.parent}"
+            )
         raise RunFolderError(f"{path.parent} is no whole run: {path.name} is missing. Train it again.")
     return parse_json(read_bytes(path, limit), path)
 

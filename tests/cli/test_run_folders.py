@@ -117,6 +117,16 @@ def test_arrays_as_csv_are_text_and_other_endings_are_refused(run, tmp_path, cap
         assert ".npy or .csv" in " ".join(capsys.readouterr().err.split()) and not (tmp_path / wrong).exists()
 
 
+@pytest.mark.parametrize("rows", ["0", "-1", "181"])
+@pytest.mark.parametrize("command", ["encode", "reconstruct", "impute"])
+def test_rows_that_are_not_there_are_refused(run, command, rows, capsys):
+    """Minus one is no row from the end."""
+    if (command, rows) == ("reconstruct", "181"):
+        return  # it takes as many as there are
+    assert main([command, str(run), "--rows", rows]) == 2
+    assert "rows" in capsys.readouterr().err and not list(run.glob("*.npy"))
+
+
 def test_an_existing_run_is_refused_unless_overwritten(run, train, capsys):
     before = (run / "model.safetensors").read_bytes()
     assert train("run", "--seed", "1") == 4

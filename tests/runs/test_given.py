@@ -6,11 +6,12 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
+from pyro_vae import MLP, VAE, Conditional, StandardNormal, bernoulli, normal, sample
 from pyro_vae.common.device import resolve_device
 from pyro_vae.errors import DeviceError, RunFolderError, UsageError
 from pyro_vae.runs.bracket_run import bracket_run
 from pyro_vae.runs.evaluate_run import evaluate_run
-from pyro_vae.runs.evaluation_options import EvaluationOptions
+from pyro_vae.runs.evaluation_options import EvaluationOptions, check_used
 from pyro_vae.runs.gaps_run import gaps_run
 from pyro_vae.runs.list_runs import list_runs, summary_of
 from pyro_vae.runs.registry import check_names
@@ -66,6 +67,45 @@ WRONG = {
 def test_what_an_evaluation_is_given_is_refused_by_name(name, given):
     with pytest.raises(UsageError, match=name):
         evaluate_run("nowhere", **{name: given})
+
+
+UNUSED = {
+    "chains": ({"num_chains": 3}, "--num-chains is of --method annealing, and the method is importance"),
+    "temperatures": ({"num_temperatures": 3, "method": "auto"}, "--num-temperatures is of --method annealing"),
+    "most": ({"max_samples": 10}, "--max-samples is of --target-se, which is not asked for"),
+    "exact target": ({"method": "exact", "target_se": 0.1}, "--target-se is of --method importance"),
+    "exact proposal": ({"method": "exact", "proposal": "widened"}, "--proposal is of --method importance"),
+}
+
+
+@pytest.mark.parametrize("case", UNUSED)
+def test_an_option_that_nothing_would_look_at_is_refused(case):
+    """Whoever says --target-se, and is given a number, takes it for one of that error."""
+    given, words = UNUSED[case]
+    with pytest.raises(UsageError, match=words):
+        check_used(EvaluationOptions(**given))
+    check_used(EvaluationOptions())
+    check_used(EvaluationOptions(method="annealing", num_chains=3, num_temperatures=5))
+    check_used(EvaluationOptions(target_se=0.1, max_samples=10))
+
+
+def test_a_folder_of_runs_is_told_from_a_run(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "config.json").write_text("{}")
+    with pytest.raises(
+        RunFolderError, match=r"a folder of runs: name one of them, such as .*a\. All of them: pyro-vae runs"
+    ):
+        summary_of(tmp_path)
+    (tmp_path / "b").mkdir()
+    with pytest.raises(RunFolderError, match="no whole run"):
+        summary_of(tmp_path / "b")
+
+
+def test_a_seed_below_0_is_named_where_samples_are_drawn():
+    """And not taken for a model that wants to see x."""
+    vae = VAE(StandardNormal(1), Conditional(MLP(1, 2), bernoulli), Conditional(MLP(2, 2), normal))
+    with pytest.raises(UsageError, match=r"^seed must be at least 0, got -1$"):
+        sample(vae, 3, seed=-1)
 
 
 def test_numbers_of_numpy_are_plain_ones_in_the_options_of_an_evaluation():

@@ -251,7 +251,7 @@ def test_without_its_data_a_run_still_has_a_report(run, monkeypatch):
     def gone(*_):
         raise DataError("there is no file x.npy")
 
-    monkeypatch.setattr(page_module, "open_data", gone)
+    monkeypatch.setattr(page_module, "read_data", gone)
     monkeypatch.setattr(pictures_module, "drawn", lambda *_: None)
     text = Page(write_report(run).read_text()).text
     assert (

@@ -312,7 +312,7 @@ class Evidence(RowEstimates):
         return khat_histogram(self.khat.numpy(), self.flagged.tolist(), self.threshold.numpy())
 
     def rows_csv(self) -> str:
-        """Format a line a row: row, log_px, mc_se, ess, … flagged (1, 0), source_row, index, label, digests: what is known."""
+        """Format one line a row: row, log_px, mc_se, ess, … flagged (1 or 0), source_row, index, label, digests: if known."""
         columns = {field: getattr(self, field) for field in (*ROW_FIELDS, *DIAGNOSTICS, SPREAD)}
         told: dict[str, Tensor | Sequence[str]] = {f: column for f, column in columns.items() if column is not None}
         return write_columns(beside(self.row_ids, told | {"flagged": marked(self.flagged, len(self))}))

@@ -164,6 +164,7 @@ def test_quantiles_of_forecasts_are_kalmans_each_from_its_own_last_step():
 def test_a_picture_of_forecasts_is_drawn(tmp_path):
     fan = [[0.0, -1.0], [0.5, 0.0], [1.0, 1.0], [1.5, 2.0], [2.0, 3.0]]
     fig = forecast_fans({"a": ([1.0, 2.0], fan, [1.2]), "b": ([1.0], fan, [])}, ylabel="x_t")
+    assert [ax.get_xlabel() for ax in fig.axes] == ["step", "step"]
     assert len(fig.axes) == 2 and fig.axes[0].get_ylabel() == "x_t"
 
 
