@@ -155,6 +155,18 @@ def refuse_part_of_row(name: str, site: Site, data: str) -> None:
             )
 
 
+def refuse_part_of_rows(name: str, site: Site, data: str, x: Any) -> None:
+    """Refuse a data plate that chooses some of the rows it is given: nobody could tell whose densities those are."""
+    frame = frames_of(site).get(data)
+    given = len(x) if isinstance(x, Tensor) and x.dim() else None
+    if frame is not None and frame.full_size == given and frame.size != given:
+        raise NoWeightError(
+            f"site {name!r} lies in the plate {data!r}, which chooses {frame.size} of the {given} rows that are passed: nobody "
+            f"could tell of which these densities are. Leave subsample_size out, pyro.plate({data!r}, len(x)), and pass those "
+            "meant; fit draws batches itself (batch_size=)."
+        )
+
+
 def refuse_shared(name: str, site: Site, data: str, rows: int) -> None:
     """Refuse a latent with one draw for all rows, which a plate without a size lets pass."""
     frame = frames_of(site).get(data)

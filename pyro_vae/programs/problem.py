@@ -25,7 +25,7 @@ from .masks import check_same_masks
 from .measure import measure_of
 from .pair import like_parameters, quiet, unwrapped
 from .parameter_kinds import check_values
-from .plates import Plates, refuse_part_of_row, refuse_shared
+from .plates import Plates, refuse_part_of_row, refuse_part_of_rows, refuse_shared
 from .proposal_guide import RefusedGuide, as_proposal, as_trained, as_written, on_fewest_rows, refuse_unweighed
 from .score_sites import score_sites
 from .sites import PARTICLES, LogProbs, Program, Site, check_pair, latent_sites, observed_sites, sample_sites, sum_terms
@@ -311,6 +311,7 @@ class Problem:
         """
         for name, site in sites.items():
             refuse_part_of_row(name, site, self.plates.data)
+            refuse_part_of_rows(name, site, self.plates.data, self.args[0] if self.args else None)
         return self.terms_of(sites, program, fresh)
 
     def terms_of(self, sites: Mapping[str, Site], program: str = "", fresh: bool = False) -> dict[str, Tensor]:

@@ -210,6 +210,15 @@ def one_plate(said: str, msg: Message | None, args: tuple[Any, ...]) -> str:
     )
 
 
+def whole_batch(said: str, msg: Message | None, args: tuple[Any, ...]) -> str:
+    size = found[1] if (found := re.search(r"(\d+) vs \d+", said)) else "k"
+    return (
+        "A plate of the data that chooses some of the rows it is given is run on one here. fit draws the batches itself, "
+        "and log p(x) is of each row: leave subsample_size out, with pyro.plate(name, len(x)): and obs=x, and say "
+        f"fit(..., batch_size={size})."
+    )
+
+
 def number_in_table(said: str, msg: Message | None, args: tuple[Any, ...]) -> str:
     spans = [f"{int(t.min())} to {int(t.max())}" for a in args for t in tensors_in(a) if not t.is_floating_point()]
     given = f" (whole numbers given go from {', and from '.join(spans)})" if spans else ""
@@ -288,6 +297,7 @@ CAUSES: tuple[tuple[re.Pattern[str], type[PyroVAEError], Advise], ...] = (
         one_dtype,
     ),
     (any_of("Multiple sample sites named", "duplicate plate"), ProgramError, one_plate),
+    (any_of("subsample_size does not match"), ProgramError, whole_batch),
     (any_of("Shape mismatch inside plate"), ShapeError, declare_event),
     (any_of("same number of dimensions"), ShapeError, give_column),
     (

@@ -244,6 +244,32 @@ def test_labels_against_a_column_broadcast_and_are_named():
         log_likelihood(right.model, right.guide, y[:, None], c, verbose=False)
 
 
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda model, guide: fit((model, guide), ROWS, epochs=1, verbose=False),
+        lambda model, guide: log_weights(model, guide, ROWS),
+        lambda model, guide: log_likelihood(model, guide, ROWS, num_samples=4, verbose=False),
+    ],
+    ids=["fit", "log_weights", "log_likelihood"],
+)
+def test_a_plate_that_draws_batches_of_its_own_is_told_who_draws_them(use):
+    """As in Pyro's tutorial of SVI."""
+
+    def model(x):
+        with pyro.plate("data", len(x), subsample_size=2) as rows:
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1))
+            pyro.sample("x", dist.Normal(z[:, None], 1).expand([2, x.shape[1]]).to_event(1), obs=x[rows])
+
+    def guide(x):
+        at = pyro.param("at", torch.tensor(0.0))
+        with pyro.plate("data", len(x), subsample_size=2):
+            pyro.sample("z", dist.Normal(at.expand(2), 1))
+
+    with pytest.raises(ProgramError, match=r"(subsample_size does|Leave subsample_size).*batch_size="):
+        use(model, guide)
+
+
 def test_labels_without_a_column_are_named_where_they_are_joined():
     def model(x, y):
         with pyro.plate("data", len(x)):
