@@ -98,16 +98,31 @@ def why_rows_are_coupled(problem: Any, program: Program) -> str | None:
             return random_density("model", site)
         for part in parts(some.args):
             alone = scores_of_part(some, draws, part)
-            for name in dict.fromkeys([*together, *alone]):  # a step that no row of a part reaches has no site there
-                one, other = (terms.get(name, torch.zeros(1, 1)) for terms in (together, alone))
-                one, other = one[:, part] if name in together else one, other.expand(1, len(part))
-                one = one.expand(1, len(part)).to(other)
-                if not same(one, other):
-                    row = int((one - other).abs().nan_to_num(torch.inf).argmax())
-                    return coupled(name, one[:, row], other[:, row], int(chosen[part[row]]))
+            if (found := first_coupled({name: term[:, part] for name, term in together.items()}, alone)) is not None:
+                name, beside, without, row = found
+                return coupled(name, beside, without, int(chosen[part[row]]))
     except Exception:  # a plate of fixed size, say: a program that does not run on part of the rows
         return None
     return None
+
+
+def first_coupled(beside: Scores, alone: Scores) -> tuple[str, Tensor, Tensor, int] | None:
+    """Find a row whose log p(x, z) is another alone, ``(1, n)`` by site: the site that differs most, its terms, the row.
+
+    What counts is the sum over sites: a model may have a row here or there by its place, under masks that exclude each other,
+    and a step that no row of a part reaches has no site there.
+    """
+    names = [*dict.fromkeys([*beside, *alone])]
+    if not names:
+        return None
+    none = torch.zeros_like((beside or alone)[names[0]])
+    one, other = (torch.stack([terms.get(name, none).double() for name in names]) for terms in (beside, alone))
+    digits = (alone or beside)[names[0]].dtype
+    if same(one.sum(0).to(digits), other.sum(0).to(digits)):
+        return None
+    row = int((one.sum(0) - other.sum(0)).abs().nan_to_num(torch.inf).argmax())
+    most = int((one - other)[:, 0, row].abs().nan_to_num(torch.inf).argmax())
+    return names[most], one[most, :, row], other[most, :, row], row
 
 
 def telling_rows(args: tuple[Any, ...]) -> Tensor:
@@ -164,5 +179,6 @@ def coupled(site: str, beside: Tensor, alone: Tensor, row: int) -> str:
         f"site {site!r} of the model has another log-probability for a row when other rows are passed along "
         f"({beside.sum().item():.4g} beside others, {alone.sum().item():.4g} without them, row {row}): log p(x) does not "
         "split into rows. Look for a softmax, norm or mean over the rows (dim=0), for a greatest value or a number of classes "
-        "that is read off all of them (x.max(): give a constant), or for a squeeze() that drops a single row."
+        "that is read off all of them (x.max(): give a constant), for a layer that is quantized as it runs, or for a squeeze() "
+        "that drops a single row."
     )

@@ -152,7 +152,7 @@ def in_words(summary: Mapping[str, Any]) -> str:
 
     Example:
         >>> in_words({"log_px": -87.0, "log_px_mc_se": 0.01, "log_px_data_se": 0.75, "rows": 9, "rows_flagged": 0})
-        '-87.00 ± 0.01 ± 0.75 nats a row (± Monte Carlo ± data); 0 of 9 rows flagged'
+        '-87.000 ± 0.010 ± 0.750 nats a row (± Monte Carlo ± data); 0 of 9 rows flagged'
     """
     errors = "" if is_loose(summary) else " (± numerical ± data)" if "how" in summary else " (± Monte Carlo ± data)"
     flagged = f"; {summary['rows_flagged']} of {summary['rows']} rows flagged" if "rows_flagged" in summary else ""

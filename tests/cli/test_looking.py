@@ -231,7 +231,8 @@ def interrupted(run, number, before=(), ignored=False):
             if line.startswith("epoch 9"):
                 break
         child.send_signal(signal.SIGTERM)
-    child.stdout.close()
+    for _ in child.stdout:  # to its end: a pipe that closes ends a training as well
+        pass
     return child.wait(timeout=60)
 
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from pyro_vae import MLP, VAE, Conditional, Evidence, StandardNormal, bernoulli, binomial, fit, normal
 from pyro_vae import log_likelihood as noisy_log_likelihood
-from pyro_vae.errors import DataConversionWarning, DeviceError, ProgramError
+from pyro_vae.errors import DataConversionWarning, ProgramError
 from tests.helpers.bits import same
 from tests.helpers.exact import LinearGaussian, counts
 from tests.helpers.small import binary, small_vae
@@ -251,9 +251,9 @@ def test_a_model_of_nan_is_refused():
         log_likelihood(vae.model, vae.guide, binary(7), num_samples=2)
 
 
-def test_data_on_another_device_than_the_model_is_refused():
+def test_a_model_without_values_is_refused_before_its_device_is_asked():
     vae = small_vae().to("meta")
-    with pytest.raises(DeviceError, match="the model is on meta"):
+    with pytest.raises(ProgramError, match="on the meta device, and has a shape, but no values"):
         log_likelihood(vae.model, vae.guide, binary(7), device="cpu")
 
 
