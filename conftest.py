@@ -1,5 +1,6 @@
 """What every test starts from: a seed, an empty parameter store of its own, and settings that must outlive it unchanged."""
 
+import gc
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -28,6 +29,8 @@ def pytest_configure() -> None:
             "OPENBLAS_NUM_THREADS",
         ):  # for what is loaded later, and processes that tests start
             os.environ.setdefault(name, str(threads))
+    gc.collect()
+    gc.freeze()  # what torch and Pyro are made of is not looked at again in each collection
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:

@@ -87,7 +87,7 @@ def refuse_ignored(name: str, parameter: nn.Parameter) -> None:
     if id(parameter) not in users:
         _of_no_module.add(name)
     elif id(stored) in users:
-        _in_use[id(stored)] = users[id(stored)]
+        _in_use.update({id(p): users[id(stored)] for p in users[id(stored)].parameters(recurse=False)})
     else:
         module, _, key = name.rpartition("$$$")
         raise ProgramError(another(module, key, parameter))

@@ -35,6 +35,7 @@ from pyro_vae import (
 )
 from pyro_vae.errors import DataError, ShapeError, UsageError
 from tests.helpers.engines import weights
+from tests.helpers.environment import HEAVY
 from tests.helpers.state_space import LINE, PLANE, exact_rows, forward, hidden_markov, line, plane, ragged
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -222,6 +223,7 @@ def test_training_traces_to_the_same_bits():
     assert [r["elbo"] for r in eager.history] == [r["elbo"] for r in traced.history]
 
 
+@pytest.mark.skipif(not HEAVY, reason="ten seconds of a compiler: PYRO_VAE_HEAVY=1")
 def test_training_compiles():
     (_, held), (compiled, other) = (trained(engine, deep_rows(16, 2)) for engine in ("eager", "compile"))
     assert "eager from here on" not in compiled.engine
