@@ -22,6 +22,10 @@ class Sums:
     loss: Tensor
     gradients: list[Tensor | None]
 
+    def copy(self) -> Sums:
+        """Return the same sums in memory of their own."""
+        return Sums(self.loss.clone(), [None if g is None else g.clone() for g in self.gradients])
+
     def add(self, other: Sums) -> Sums:
         """Add the sums to the right of these, in place; a gradient that only those have is taken over."""
         self.loss = self.loss + other.loss

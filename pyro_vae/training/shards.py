@@ -96,7 +96,7 @@ class Shards:
         """Compute this process's shards, and add up those of all; return whether all are to be computed anew."""
         tree, compute = TreeSum(), getattr(step.engine, "compute", step.engine)
         for number in self.own:
-            declared = first if number == 0 else None
+            declared = first.copy() if number == 0 and first is not None else None  # it is added to, in place
             tree.add(declared or self.leaf(step, compute, number, shards[number]))
         return self.summed(step, tree.total)
 

@@ -257,6 +257,13 @@ def test_what_cannot_be_traced_runs_eager_and_says_why(inside, reason, monkeypat
         check_refused(make, reason)
 
 
+@pytest.mark.parametrize("shards", [2, 4])
+def test_in_shards_a_first_step_that_is_computed_anew_counts_no_shard_twice(shards):
+    """The first shard is computed before the optimizer is made, and the others are added to it in place."""
+    make = spoilt(lambda self, z, x: z * self.likelihood.net[0].bias.tolist()[0])
+    check_refused(make, "Tensor.tolist() reads numbers back", shards=shards)
+
+
 def test_objectives_that_read_numbers_back_run_eager():
     check_refused(plain, "RenyiELBO reads numbers back", objective=partial(RenyiELBO, num_particles=2))
 
