@@ -233,6 +233,7 @@ def interrupted(run, number, before=(), ignored=False):
         child.send_signal(signal.SIGTERM)
     for _ in child.stdout:  # to its end: a pipe that closes ends a training as well
         pass
+    child.stdout.close()
     return child.wait(timeout=60)
 
 
