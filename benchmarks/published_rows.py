@@ -84,7 +84,8 @@ def train_and_score(row: str, seed: int, options: argparse.Namespace) -> dict[st
         "samples": options.samples,
         "threads": options.threads,
     }
-    return asked | {"epochs": len(result.history), "seconds_of_training": trained, "evidence": said}
+    told = {"epochs": len(result.history), "seconds_of_training": trained, "warnings": result.warnings}
+    return asked | told | {"evidence": said}
 
 
 def line(row: str, runs: list[dict[str, Any]], ours: dict[str, list[float]]) -> str:
@@ -112,6 +113,7 @@ def page(runs: list[dict[str, Any]], options: argparse.Namespace, command: str) 
         seeds=",".join(map(str, dict.fromkeys(run["seed"] for run in runs))), torch=torch.__version__.split("+")[0],
         clock="" if options.device.startswith("cuda") else "of CPU time ", machine=machine(torch.device(options.device)),
         pyro=pyro.__version__, rows=runs[0]["evidence"]["rows"],
+        warnings="".join(f"\n{run['row']}, seed {run['seed']}: {w}." for run in runs for w in run.get("warnings", ())),
     )  # fmt: skip
 
 
@@ -125,9 +127,10 @@ torch {torch}, pyro {pyro}, {machine}.
 |---|--:|--:|--:|--:|--:|---|
 {lines}
 
-Published: {paper}, one stochastic layer of gated units, trained until no better for 50 epochs. Where more than a tenth of the
-rows is flagged the number is a lower bound, loose by an amount that nobody knows.
-"""
+Published: {paper},
+one stochastic layer of gated units, trained until no better for 50 epochs. Where more than a tenth of the rows is flagged the
+number is a lower bound, loose by an amount that nobody knows.
+{warnings}"""
 
 
 def main() -> None:
