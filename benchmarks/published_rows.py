@@ -1,12 +1,12 @@
 """Dynamically binarized MNIST beside published figures, at equal time: `python -m benchmarks.published_rows`.
 
-784-300-300-40 with tanh both ways, the widths of Tomczak & Welling (2018); standard normal prior, VampPrior of 500 components,
-flow prior, and that with an IAF posterior. Each run trains for as many minutes, of CPU time on a CPU (other work on the machine
-does not use it up) and on the wall on a GPU, the learning rate following the time spent, and is scored on all test rows with
-K = 5,000. A page of the rows, mean over seeds ± their standard error, and a JSON file of what each run said; runs that the file
-holds are not run again.
+784-300-300-40 with ReLU both ways, the widths of Tomczak & Welling (2018); standard normal prior, VampPrior of 500 components
+that begin at training rows, flow prior, and that with an IAF posterior. Each run trains for as many minutes, of CPU time on a
+CPU (other work on the machine does not use it up) and on the wall on a GPU, the learning rate following the time spent, and is
+scored on all test rows with K = 5,000. A page of the rows, mean over seeds ± their standard error, and a JSON file of what each
+run said; runs that the file holds are not run again.
 
-    python -m benchmarks.published_rows --minutes 8 --threads 1 --out results/published_rows      # on a CPU, three hours
+    python -m benchmarks.published_rows --minutes 5 --threads 1 --out results/published_rows      # on a CPU, three hours
     python -m benchmarks.published_rows --minutes 0.5 --device cuda --out results/published_rows  # on a GPU
 """
 
@@ -22,12 +22,12 @@ from typing import Any
 
 import pyro
 import torch
+from torch import Tensor
 
 import pyro_vae as pv
 from pyro_vae.common.environment import machine
 from pyro_vae.common.flagged import format_both_errors
 from pyro_vae.data import load
-from pyro_vae.models.networks import Tanh
 from pyro_vae.posteriors import FlowPosterior
 from pyro_vae.priors import FlowPrior, VampPrior
 
@@ -37,17 +37,18 @@ PIXELS, WIDTHS, LATENT, COMPONENTS = 784, (300, 300), 40, 500
 
 
 def network(inputs: int, outputs: int) -> pv.MLP:
-    return pv.MLP(inputs, outputs, hidden=WIDTHS, activation=Tanh)
+    """A network of ReLU: under tanh at a rate of 2e-3 the VampPrior fell to KL = 0 in the first epoch, and stayed."""
+    return pv.MLP(inputs, outputs, hidden=WIDTHS)
 
 
-def vae(row: str) -> pv.VAE:
-    """Make the model of a row."""
+def vae(row: str, x: Tensor) -> pv.VAE:
+    """Make the model of a row of the table; x are pixels in [0, 1]."""
     posterior: Any = pv.Conditional(network(PIXELS, 2 * LATENT), pv.normal)
     if row.endswith("IAF posterior"):
         posterior = FlowPosterior(network(PIXELS, 64), LATENT, context_features=64)
     priors: dict[str, Callable[[], Any]] = {
         "standard": lambda: pv.StandardNormal(LATENT),
-        "VampPrior": lambda: VampPrior(posterior, COMPONENTS, PIXELS),
+        "VampPrior": lambda: VampPrior(posterior, COMPONENTS, PIXELS, x[:COMPONENTS].float(), bounds=(0.0, 1.0)),
         "flow": lambda: FlowPrior(LATENT),
     }
     return pv.VAE(
@@ -63,11 +64,11 @@ def train_and_score(row: str, seed: int, options: argparse.Namespace) -> dict[st
     torch.manual_seed(seed)
     data = load(options.data, binarization="dynamic")
     x, test = (part.x.flatten(1)[: 256 if options.quick else None] for part in (data.train, data.test))
-    model = vae(row).to(options.device)
+    model = vae(row, x).to(options.device)
     start, clock = time.perf_counter(), time.perf_counter if options.device.startswith("cuda") else time.process_time
     budget = pv.TimeBudget(60 * options.minutes, clock)
     result = pv.fit(
-        model, x, optimizer=pv.adam(2e-3), epochs=100_000, batch_size=128, transform=data.transform,
+        model, x, optimizer=pv.adam(1e-3), epochs=100_000, batch_size=128, transform=data.transform,
         schedule=budget.schedule(pv.warmup(pv.cosine)), seed=seed, engine=options.engine, device=options.device,
         on_epoch=budget, verbose=False,
     )  # fmt: skip
@@ -83,7 +84,8 @@ def train_and_score(row: str, seed: int, options: argparse.Namespace) -> dict[st
         "samples": options.samples,
         "threads": options.threads,
     }
-    return asked | {"epochs": len(result.history), "seconds_of_training": trained, "evidence": said}
+    told = {"epochs": len(result.history), "seconds_of_training": trained, "warnings": result.warnings}
+    return asked | told | {"evidence": said}
 
 
 def line(row: str, runs: list[dict[str, Any]], ours: dict[str, list[float]]) -> str:
@@ -111,6 +113,7 @@ def page(runs: list[dict[str, Any]], options: argparse.Namespace, command: str) 
         seeds=",".join(map(str, dict.fromkeys(run["seed"] for run in runs))), torch=torch.__version__.split("+")[0],
         clock="" if options.device.startswith("cuda") else "of CPU time ", machine=machine(torch.device(options.device)),
         pyro=pyro.__version__, rows=runs[0]["evidence"]["rows"],
+        warnings="".join(f"\n{run['row']}, seed {run['seed']}: {w}." for run in runs for w in run.get("warnings", ())),
     )  # fmt: skip
 
 
@@ -124,9 +127,10 @@ torch {torch}, pyro {pyro}, {machine}.
 |---|--:|--:|--:|--:|--:|---|
 {lines}
 
-Published: {paper}, one stochastic layer of gated units, trained until no better for 50 epochs. Where more than a tenth of the
-rows is flagged the number is a lower bound, loose by an amount that nobody knows.
-"""
+Published: {paper},
+one stochastic layer of gated units, trained until no better for 50 epochs. Where more than a tenth of the rows is flagged the
+number is a lower bound, loose by an amount that nobody knows.
+{warnings}"""
 
 
 def main() -> None:
@@ -150,6 +154,7 @@ def main() -> None:
     command = f"python -m benchmarks.published_rows {asked}"
     if options.quick:
         options.minutes, options.samples, options.seeds = 0.01, 50, "0"
+        command += " --quick"
     torch.set_num_threads(options.threads)
     kept = options.out.with_suffix(".json") if options.out is not None else None
     runs: list[dict[str, Any]] = json.loads(kept.read_text()) if kept is not None and kept.is_file() else []
