@@ -151,6 +151,7 @@ def main() -> None:
     options = parser.parse_args()
     options.data = "mnist"
     asked = f"--minutes {options.minutes:g} --device {options.device} --threads {options.threads}"
+    asked += f' --seeds {options.seeds} --rows "{options.rows}"'
     command = f"python -m benchmarks.published_rows {asked}"
     if options.quick:
         options.minutes, options.samples, options.seeds = 0.01, 50, "0"
