@@ -99,6 +99,23 @@ def adam_kernel(
         torch._foreach_sub_(steps, [skip] * len(steps))
 
 
+def on_lists(name: str) -> Callable[..., list[Tensor]]:
+    """Return the operation of that name on lists of tensors, element by element: torch's own, or a loop.
+
+    Example:
+        >>> on_lists("add")([torch.zeros(1), torch.ones(2)], 2.0)
+        [tensor([2.]), tensor([3., 3.])]
+    """
+    each = getattr(torch, name)
+
+    def loop(tensors: Sequence[Tensor], *other: Any) -> list[Tensor]:
+        if other and isinstance(other[0], list | tuple):
+            return [each(t, o) for t, o in zip(tensors, other[0], strict=True)]
+        return [each(t, *other) for t in tensors]
+
+    return getattr(torch, f"_foreach_{name}", loop)
+
+
 def adamw_works() -> bool:
     """Return whether there is a kernel for AdamW, too."""
     return getattr(torch, "_fused_adamw_", None) is not None

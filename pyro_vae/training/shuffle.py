@@ -74,12 +74,15 @@ class ShuffledBatches:
         """The batch that comes next in this pass; None after its last."""
         return self.chunks[self.taken] if self.taken < len(self.chunks) else None
 
-    def next_batches(self, count: int) -> Tensor | None:
-        """Look ahead at `count` batches, ``(count, size)``; None if fewer full ones are left in this pass."""
-        chunks = self.chunks[self.taken : self.taken + count]
-        if len(chunks) < count or len(chunks[-1]) < self.size:
-            return None
-        return torch.stack(chunks)
+    @property
+    def full_left(self) -> int:
+        """Count the full batches that are left in this pass."""
+        left = self.chunks[self.taken :]
+        return len(left) - (len(left) > 0 and len(left[-1]) < self.size)
+
+    def next_batches(self, count: int) -> Tensor:
+        """Look ahead at `count` batches, ``(count, size)``, of the full ones that are left."""
+        return torch.stack(self.chunks[self.taken : self.taken + count])
 
     def states(self) -> dict[str, Tensor]:
         """Read what `seek` needs beside the number of batches."""

@@ -172,11 +172,11 @@ class Trainer:
         self, batches: EpochBatches, singly: Iterator[Numbered], further: Iterator[Numbered]
     ) -> Tensor | float | None:
         """Make some steps by graphs, or one as the engine does; return their summed loss, None at the end of the epoch."""
-        if self.whole_steps is not None:
-            loss = self.whole_steps.run(batches.orders["order"], self.state, bool(self.callbacks))
-            if loss is not None:
-                self.state.bad_steps, self.skipped = 0, None
-                return loss
+        if self.whole_steps is not None and self.whole_steps.run(
+            batches.orders["order"], self.state, bool(self.callbacks)
+        ):
+            self.state.bad_steps, self.skipped = 0, None
+            return 0.0  # theirs are added
         following = next(singly, None)
         return None if following is None else self.train_batch(*following, further).double()
 

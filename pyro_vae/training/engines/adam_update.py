@@ -55,7 +55,7 @@ class AdamGroup:
         return rate, rate * corrected[1] / corrected[0], self.eps * corrected[1], kept
 
 
-Update = Callable[[AdamGroup, Sequence[Tensor], Tensor, Tensor], None]  # gradients, numbers (4,), 1 where it is skipped
+Update = Callable[[AdamGroup, Sequence[Tensor], Tensor, Tensor | None], None]  # gradients, numbers (4,), 1 to skip it
 
 
 def plain_adam(optimizer: Any) -> bool:
@@ -88,7 +88,7 @@ def adam_groups(optimizer: torch.optim.Optimizer, reached: Sequence[Tensor]) -> 
     return groups
 
 
-def by_kernel(group: AdamGroup, gradients: Sequence[Tensor], numbers: Tensor, skip: Tensor) -> None:
+def by_kernel(group: AdamGroup, gradients: Sequence[Tensor], numbers: Tensor, skip: Tensor | None) -> None:
     """Update by torch's fused kernel: to the bit what a fused optimizer does."""
     options = {"lr": numbers[0], "betas": group.betas, "eps": group.eps, "weight_decay": group.weight_decay}
     torch_private.adam_kernel(
@@ -109,3 +109,22 @@ def by_formula(group: AdamGroup, gradients: Sequence[Tensor], numbers: Tensor, s
         moved = left - length * (mean / (square.sqrt() + eps))
         for tensor, value in ((p, moved), (m, mean), (v, square)):
             tensor.copy_(torch.where(go_on, value, tensor))
+
+
+def by_lists(group: AdamGroup, gradients: Sequence[Tensor], numbers: Tensor) -> None:
+    """Update by operations on all of a group at once, which a compiler for GPUs puts into one kernel; none is skipped."""
+    if not group.parameters:
+        return
+    beta1, beta2 = group.betas
+    _, length, eps, kept = ([number] * len(group.parameters) for number in numbers.unbind())
+    add, subtract, times, over, root = map(torch_private.on_lists, ("add", "sub", "mul", "div", "sqrt"))
+    parameters, means, squares, whole = group.parameters, group.means, group.squares, list(gradients)
+    if group.weight_decay and not group.decoupled:
+        whole = add(whole, times(parameters, group.weight_decay))
+    new_means = add(means, times(subtract(whole, means), 1 - beta1))
+    new_squares = add(times(squares, beta2), times(times(whole, 1 - beta2), whole))
+    left = times(parameters, kept) if group.weight_decay and group.decoupled else parameters
+    moved = subtract(left, times(over(new_means, add(root(new_squares), eps)), length))
+    counts = add(group.steps, 1.0)
+    for tensor, value in zip(group.tensors, (*moved, *new_means, *new_squares, *counts), strict=True):
+        tensor.copy_(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from pyro_vae.training.batch_source import TrainingData
 from pyro_vae.training.shuffle import ShuffledBatches
-from pyro_vae.training.training_state import TrainingState, noise_states
+from pyro_vae.training.training_state import PreStepSnapshot, TrainingState
 
 from .traced import TracedEngine
 from .verify import EagerStep
@@ -18,13 +19,21 @@ from .whole_step import WholeStep
 
 @dataclass(frozen=True, eq=False)
 class LastLook:
-    """Where training was when its steps were last known to be finite."""
+    """Where training was when its steps were last known to be finite, and what steps that may not be so change."""
 
     taken: int
     step: int
     updates: int
-    noise: dict[str, Tensor]
+    loss_sum: Tensor | float
+    before: PreStepSnapshot
     transform: Tensor  # state of its generator
+
+    def restore(self, order: ShuffledBatches, state: TrainingState) -> None:
+        """Return to it."""
+        self.before.restore()
+        order.generator.set_state(self.transform)
+        order.taken, state.step, state.updates = self.taken, self.step, self.updates
+        state.position.loss_sum = self.loss_sum
 
 
 def eager_step(engine: TracedEngine, data: TrainingData, whole: WholeStep, order: ShuffledBatches) -> EagerStep:
@@ -44,7 +53,7 @@ def eager_step(engine: TracedEngine, data: TrainingData, whole: WholeStep, order
     return EagerStep(loss, finite, reached, *([t.clone() for t in ts] for ts in (whole.moved, engine.buffers)))
 
 
-def look_at(order: ShuffledBatches, state: TrainingState) -> LastLook:
-    """Note where training is."""
-    noise, transform = noise_states(order.generator.device), order.generator.get_state()
-    return LastLook(order.taken, state.step, state.updates, noise, transform)
+def look_at(order: ShuffledBatches, state: TrainingState, changing: Sequence[Tensor]) -> LastLook:
+    """Note where training is, and copy the tensors that the steps to come change."""
+    before, transform = PreStepSnapshot(changing, order.generator.device), order.generator.get_state()
+    return LastLook(order.taken, state.step, state.updates, state.position.loss_sum, before, transform)

@@ -6,6 +6,7 @@ Exercised on the CPU with a recorder that runs the function again, and run on an
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from .traced import TracedEngine
 from .verify import replayed
 from .whole_step import WholeStep, inputs_of
 
-STEPS = 16  # to a replay
+STEPS = 16  # to a replay, at most; what is left of an epoch is made by halves of it, which are recorded as well
 
 
 class NextStep(NamedTuple):
@@ -30,68 +31,89 @@ class NextStep(NamedTuple):
 
 
 class RecordedSteps:
-    """Replays :data:`STEPS` steps of a whole-step graph, from buffers that are written before each replay.
+    """Replays several steps of a whole-step graph, from buffers that are written before each replay.
 
     A transform draws from a generator of its own, which is set to the order's state before and hands it back after, so that
-    every draw is the one that single steps would have made. `failed` is 1 from the first step on that was not finite, and
-    `good` counts those before it.
+    every draw is the one that single steps would have made.
     """
 
-    def __init__(self, engine: TracedEngine, data: TrainingData, failed: Tensor, good: Tensor) -> None:
-        self.engine, self.data, self.failed, self.good = engine, data, failed, good
+    def __init__(self, engine: TracedEngine, data: TrainingData, failed: Tensor) -> None:
+        self.engine, self.data, self.failed = engine, data, failed
         self.generator = torch.Generator(data.device)
         self.whole: WholeStep | None = None  # that was recorded
         self.addresses: list[int] = []  # in memory, that it reads and writes
+        self.recordings: dict[int, Recording] = {}  # by their number of steps
         self.refused = False
 
     def ready(self, whole: WholeStep, following: Sequence[NextStep]) -> bool:
-        """Record the graph, unless that was done and nothing has moved since; False where it cannot be recorded."""
+        """Record so many steps, unless that was done and nothing has moved since; False where they cannot be recorded."""
+        if self.refused:
+            return False
         scheduled = self.engine.scheduled_values.tensors
-        changing = [*self.engine.buffers, *whole.moved, *scheduled, self.failed, self.good]
+        changing = [*self.engine.buffers, *whole.moved, *scheduled, self.failed]
         addresses = [t.data_ptr() for t in (*changing, *whole.flat.state)]
-        if self.refused or (whole is self.whole and addresses == self.addresses):
-            return not self.refused
+        if whole is not self.whole or addresses != self.addresses:
+            self.whole, self.addresses = whole, addresses
+            self.recordings.clear()
+        if len(following) in self.recordings:
+            return True
         try:
             with replayed(changing, self.data.device):  # recording runs the steps
-                self.record(whole, following[0])
+                self.recordings[len(following)] = self.record(whole, following)
         except RuntimeError as error:
             self.refused = True
+            self.recordings.clear()
             self.engine.log.append(f"steps are replayed one by one: {str(error).splitlines()[0]}")
             return False
-        self.whole, self.addresses = whole, addresses
-        self.engine.log.append(f"{STEPS} whole steps to a replay")
+        if len(following) == STEPS:
+            self.engine.log.append(f"{STEPS} whole steps to a replay")
         return True
 
-    def record(self, whole: WholeStep, like: NextStep) -> None:
+    def record(self, whole: WholeStep, following: Sequence[NextStep]) -> Recording:
         """Record the steps, which runs them: the caller restores the state before."""
-        device = self.data.device
-        self.rows = torch.zeros(STEPS, self.data.batch_size, dtype=torch.long, device=device)
-        self.numbers = whole.numbers.new_zeros(STEPS, *whole.numbers.shape)
-        self.scheduled = torch.zeros(STEPS, len(like.scheduled), dtype=torch.float64, device=device)
-        self.total = torch.zeros((), dtype=torch.float64, device=device)
-        self.recorder = CudaRecorder(device, self.generator)
+        device, count = self.data.device, len(following)
+        made = Recording(
+            CudaRecorder(device, self.generator),
+            torch.zeros(count, self.data.batch_size, dtype=torch.long, device=device),
+            whole.numbers.new_zeros(count, *whole.numbers.shape),
+            torch.zeros(count, len(following[0].scheduled), dtype=torch.float64, device=device),
+            torch.zeros((), dtype=torch.float64, device=device),
+        )
 
         def all_steps() -> list[Tensor]:
-            for at in range(STEPS):
-                for tensor, number in zip(self.engine.scheduled_values.tensors, self.scheduled[at], strict=True):
+            losses = []
+            for rows, numbers, scheduled in zip(made.rows, made.numbers, made.scheduled, strict=True):
+                for tensor, number in zip(self.engine.scheduled_values.tensors, scheduled, strict=True):
                     tensor.copy_(number)
-                loss = whole(inputs_of(self.data, whole.draws, self.rows[at], self.generator), self.numbers[at])
-                self.total.add_(torch.where(self.failed > 0, 0.0, loss.double()))
-                self.good.add_(1 - self.failed)
+                losses.append(whole(inputs_of(self.data, whole.draws, rows, self.generator), numbers))
+            made.total.copy_(torch.stack(losses).double().sum())
             return []
 
-        self.recorder.record(all_steps)
+        made.recorder.record(all_steps)
+        return made
 
     def replay(self, rows: Tensor, following: Sequence[NextStep], generator: torch.Generator) -> Tensor:
-        """Make the steps on these rows, ``(STEPS, size)``; return their summed loss, without those that were not finite."""
-        self.rows.copy_(rows)
+        """Make the steps on these rows, ``(steps, size)``; return their summed loss."""
+        recording = self.recordings[len(following)]
+        recording.rows.copy_(rows)
         for table, values in (
-            (self.numbers, [step.numbers for step in following]),
-            (self.scheduled, [step.scheduled for step in following]),
+            (recording.numbers, [step.numbers for step in following]),
+            (recording.scheduled, [step.scheduled for step in following]),
         ):
-            table.copy_(torch.tensor(values, dtype=table.dtype), non_blocking=True)
+            if table.numel():
+                table.copy_(torch.tensor(values, dtype=table.dtype), non_blocking=True)
         self.generator.set_state(generator.get_state())
-        self.total.zero_()
-        self.recorder.replay()
+        recording.recorder.replay()
         generator.set_state(self.generator.get_state())
-        return self.total.clone()
+        return recording.total.clone()
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """Some steps as one graph, and the buffers that it reads and writes."""
+
+    recorder: CudaRecorder
+    rows: Tensor  # (steps, size)
+    numbers: Tensor  # (steps, groups, 4)
+    scheduled: Tensor  # (steps, numbers)
+    total: Tensor  # of the losses

@@ -1,7 +1,8 @@
 """One whole training step as a flat graph: rows, transform, loss, gradients, whether they are finite, and Adam's update.
 
 A function of row numbers, of what the transform draws, and of the numbers of the update; parameters, moments and buffers are
-changed in place, and none of them moves where the loss or a gradient is not finite, or was in a step before.
+changed in place. One that is guarded moves none of them where the loss or a gradient is not finite. One that is not leaves
+that to be found later: moments stay not finite from there on.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pyro_vae.common.identical import identical
 from pyro_vae.programs.pair import without_validation
 from pyro_vae.training.batch_source import TrainingData
 
-from .adam_update import AdamGroup, adam_groups, by_formula, by_kernel
+from .adam_update import AdamGroup, adam_groups, by_formula, by_kernel, by_lists
 from .flat_graph import FlatGraph, Untraceable, check_traces, flatten, gradients_of, lift
 from .gradient_norms import by_factors
 from .scheduled_values import Answers
@@ -41,6 +42,7 @@ class WholeStep:
     draws: TransformDraws | None  # None: of the batch itself
     key: Any  # that it was traced under
     numbers: Tensor  # like those that it takes, a row for each group
+    guarded: bool = True
     compiled: bool = False
 
     def __call__(self, inputs: Sequence[Tensor], numbers: Tensor) -> Tensor:
@@ -83,9 +85,10 @@ class WholeStepTracer:
 
     engine: TracedEngine
     data: TrainingData
-    failed: Tensor
+    failed: Tensor  # 1 from the first step on that was not finite, or, unguarded, whose rows the transform would refuse
     generator: torch.Generator  # of the transform; as it was, once the step is traced
     key: Any
+    guarded: bool
     compiled: bool
     changed: list[Tensor] = field(default_factory=list, init=False)  # buffers, by the last step that was traced
 
@@ -145,12 +148,15 @@ class WholeStepTracer:
         groups: list[AdamGroup] = []
 
         def whole(*given: Tensor) -> list[Tensor]:
-            before = [b.clone() for b in changed]
+            before = [b.clone() for b in changed] if self.guarded else []
             batch, doubtful = batch_of(self.data, draws, given[:-1])
             loss = engine.eager.value(*batch)
             gradients = {p: g for p, g in zip(parameters, gradients_of(loss, parameters), strict=True) if g is not None}
             groups[:] = self.groups(list(gradients))
             with torch.no_grad():
+                if not self.guarded:
+                    self.move(groups, gradients, given[-1], doubtful)
+                    return [loss.detach()]
                 skip, norms = self.update(groups, loss, gradients, given[-1], doubtful)
                 for buffer, old in zip(changed, before, strict=True):
                     buffer.copy_(torch.where(skip > 0, old, buffer))
@@ -161,10 +167,12 @@ class WholeStepTracer:
             old_buffers = [b.clone() for b in engine.buffers]
             module = flatten(whole, [*inputs, numbers])
             state = lift(module)
-            by_factors(module, [*inputs, numbers, *state], kept=2)
+            if self.guarded:
+                by_factors(module, [*inputs, numbers, *state], kept=2)
             # by their values: torch's batch norm does not tell that it writes
             self.changed = [b for b, old in zip(engine.buffers, old_buffers, strict=True) if not identical(b, old)]
-        return WholeStep(FlatGraph(module, state, answers=answers), groups, draws, self.key, numbers, self.compiled)
+        flat = FlatGraph(module, state, answers=answers)
+        return WholeStep(flat, groups, draws, self.key, numbers, self.guarded, self.compiled)
 
     def groups(self, reached: list[Tensor]) -> list[AdamGroup]:
         optimizer = self.engine.step.optimizer
@@ -196,6 +204,19 @@ class WholeStepTracer:
         for group, row in zip(groups, numbers.unbind(), strict=True):
             make(group, [gradients[p] for p in group.parameters], row, skip)
         return skip, norms
+
+    def move(
+        self, groups: Sequence[AdamGroup], gradients: dict[Tensor, Tensor], numbers: Tensor, doubtful: Tensor | None
+    ) -> None:
+        """Move what the groups hold, whatever this step is; remember whether it is doubtful."""
+        if doubtful is not None:
+            self.failed.copy_(torch.maximum(self.failed, doubtful.to(self.failed)))
+        for group, row in zip(groups, numbers.unbind(), strict=True):
+            of_group = [gradients[p] for p in group.parameters]
+            if self.compiled:
+                by_lists(group, of_group, row)
+            else:
+                by_kernel(group, of_group, row, None)
 
 
 def moments_of(optimizer: Any) -> list[Tensor]:

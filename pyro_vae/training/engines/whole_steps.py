@@ -7,6 +7,7 @@ again, singly, by who knows what to say of it.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,12 +20,7 @@ from pyro_vae.training.finite_checks import choose_finite_check
 from pyro_vae.training.precision import whole_step
 from pyro_vae.training.shuffle import ShuffledBatches
 from pyro_vae.training.step import Step
-from pyro_vae.training.training_state import (
-    PreStepSnapshot,
-    TrainingOptions,
-    TrainingState,
-    load_noise_states,
-)
+from pyro_vae.training.training_state import PreStepSnapshot, TrainingOptions, TrainingState
 
 from .eager_reference import LastLook, eager_step, look_at
 from .flat_graph import Unfinished, Untraceable
@@ -32,17 +28,18 @@ from .recorded_steps import STEPS, NextStep, RecordedSteps
 from .scheduled_values import answers_hold
 from .traced import ACCELERATORS, MOST, TRIES, TracedEngine
 from .verify import close, replayed, step_disagreement
-from .whole_step import WholeStep, WholeStepTracer, inputs_of
+from .whole_step import WholeStep, WholeStepTracer, inputs_of, moments_of
 
 SLICE = 0.05  # seconds of steps, after which somebody else has a turn
-Loss = Tensor | float
+ROOM = 8192  # steps without a look whether all of them were finite
 
 
 @dataclass(eq=False)
 class WholeSteps:
     """Makes steps of a run under torch's own Adam or AdamW, wherever the next batch is a whole one.
 
-    What is not finite is noticed after each step, or, where several are made by one replay, by :meth:`settle`.
+    What is not finite is noticed after each step, or, where several are made by one replay, by :meth:`settle`: at the latest
+    after :data:`ROOM` steps, and then, closer and closer, until it is the next step.
     """
 
     engine: TracedEngine
@@ -55,15 +52,14 @@ class WholeSteps:
     due: set[WholeStep] = field(default_factory=set, init=False)  # graphs that are checked when they are next used
     current: WholeStep | None = field(default=None, init=False)  # None: it is asked anew which one is good
     last_look: LastLook | None = field(default=None, init=False)  # None: nothing has been done since
+    room: int = field(default=ROOM, init=False)  # steps until the next look
     singly: bool = field(default=False, init=False)  # the next step is not finite, and for others to make
 
     def __post_init__(self) -> None:
-        zero = torch.zeros((), dtype=torch.float32, device=self.data.device)
-        self.failed = zero  # 1 from the first bad step on
-        self.good = zero.clone()  # steps before it, since the last look
+        self.failed = torch.zeros((), dtype=torch.float32, device=self.data.device)  # 1 from the first bad step on
         self.ahead = 0.0  # Adam's count of steps, less the run's count of updates
         recorded = self.engine.name == "graph"
-        self.several = RecordedSteps(self.engine, self.data, self.failed, self.good) if recorded else None
+        self.several = RecordedSteps(self.engine, self.data, self.failed) if recorded else None
 
     @property
     def step(self) -> Step:
@@ -73,69 +69,71 @@ class WholeSteps:
         """Have each graph checked before it is next used: what ran since the last epoch may have changed the programs."""
         self.due, self.current = set(self.graphs), None
 
-    def run(self, order: ShuffledBatches, state: TrainingState, one: bool = False) -> Loss | None:
-        """Make the next steps, or just `one` (or one replay); return their summed loss.
+    def run(self, order: ShuffledBatches, state: TrainingState, one: bool = False) -> bool:
+        """Make the next steps, or just `one` (or one replay); add their losses to the epoch's.
 
-        None: the next step is for others to make, and all steps so far are known to be finite.
+        False: the next step is for others to make, and all steps so far are known to be finite.
         """
-        total: Loss | None = None
-        try:
-            if not self.singly and self.possible():
-                with torch.no_grad(), whole_step(self.step.precision):
-                    total = self.make_steps(order, state, one)
-        except Untraceable as why:
-            self.settle(order, state)
-            self.refuse(str(why))
-        if total is None:
-            self.settle(order, state)
-            self.singly = False
-        return total
+        while True:
+            made = False
+            try:
+                if not self.singly and self.possible():
+                    with torch.no_grad(), whole_step(self.step.precision):
+                        made = self.make_steps(order, state, one)
+            except Untraceable as why:
+                self.settle(order, state)
+                self.refuse(str(why))
+            if made and self.room == ROOM and self.since_look(state) < ROOM:
+                return True
+            if self.settle(order, state) and not self.singly:
+                continue  # with less room
+            made, self.singly = made and not self.singly, False
+            return made
 
     def possible(self) -> bool:
         """Return whether the optimizer is one that a graph holds, and has begun, and batches fit into memory."""
         optimizer, fit = self.step.optimizer, self.step.micro_batches.rows is None
         return fit and optimizer is not None and self.step.in_graph(optimizer) and any(optimizer.state.values())
 
-    def make_steps(self, order: ShuffledBatches, state: TrainingState, one: bool) -> Loss | None:
-        total: Loss | None = None
-        until = time.perf_counter() + SLICE
+    def make_steps(self, order: ShuffledBatches, state: TrainingState, one: bool) -> bool:
+        """Make steps until it is somebody else's turn; False where none could be made."""
+        made, until = False, time.perf_counter() + SLICE
         order.begin()
         if self.current is None:
             self.settle(order, state)
-        while not self.singly and (rows := order.next_rows) is not None and len(rows) == self.data.batch_size:
+        while not self.singly and order.full_left:
             whole = self.choose(order, state)
-            loss: Loss | None = self.make_replay(whole, order, state)
-            loss = self.make_one(whole, order, state) if loss is None else loss
-            if loss is None:
+            if not self.make_replay(whole, order, state) and not self.make_one(whole, order, state):
                 break
-            total = loss if total is None else total + loss
-            if one or time.perf_counter() > until:
+            made = True
+            if one or time.perf_counter() > until or self.since_look(state) >= self.room:
                 break
-        return total
+        return made
 
-    def make_one(self, whole: WholeStep, order: ShuffledBatches, state: TrainingState) -> Loss | None:
-        """Make one step; return its loss, or None if it is, or one before it was, not finite."""
-        if whole in self.due:
-            self.settle(order, state)
-            if self.singly:
-                return None
-        self.last_look = self.last_look or look_at(order, state)
+    def make_one(self, whole: WholeStep, order: ShuffledBatches, state: TrainingState) -> bool:
+        """Make one step; False if it is not finite, or one before it was not."""
+        if whole in self.due and self.settle(order, state):
+            return not self.singly
+        self.look(order, state)
         rates = self.rates(state.step)
         numbers = whole.rows_of_numbers(rates, state.updates + 1 + self.ahead)
         self.set_rates(rates)
         state.updates += 1  # before: who is interrupted within the step does not take it for complete
         try:
-            make = self.make_checked if whole in self.due else self.compute
-            loss = make(whole, order, numbers)
+            loss = (self.make_checked if whole in self.due else self.compute)(whole, order, numbers)
         except Untraceable:
             state.updates -= 1
             raise
+        if loss is None:
+            state.updates, self.last_look, self.singly = state.updates - 1, None, True
+            return False
         order.taken, state.step = order.taken + 1, state.step + 1
-        if self.several:
-            self.good += 1 - self.failed
-            return torch.where(self.failed > 0, 0.0, loss.double())
-        self.settle(order, state)
-        return None if self.singly else loss.item()
+        if self.several is None:
+            if self.settle(order, state):
+                return False
+            loss = loss.item()  # type: ignore[assignment]
+        state.position.loss_sum = state.position.loss_sum + (loss.double() if isinstance(loss, Tensor) else loss)
+        return True
 
     def compute(self, whole: WholeStep, order: ShuffledBatches, numbers: Sequence[Sequence[float]]) -> Tensor:
         """Run a graph on the next rows."""
@@ -143,25 +141,29 @@ class WholeSteps:
         assert rows is not None
         return whole(inputs_of(self.data, whole.draws, rows, order.generator), whole.numbers.new_tensor(numbers))
 
-    def make_replay(self, whole: WholeStep, order: ShuffledBatches, state: TrainingState) -> Tensor | None:
-        """Make many steps by one replay; None, and nothing done, where they must go one by one."""
+    def make_replay(self, whole: WholeStep, order: ShuffledBatches, state: TrainingState) -> bool:
+        """Make some steps by one replay; False, and nothing done, where they must go one by one."""
         several = self.several
-        rows = order.next_batches(STEPS) if several is not None and whole not in self.due else None
-        following = None if rows is None else self.look_ahead(whole, state)  # moves what is scheduled
-        if several is None or rows is None or following is None or not several.ready(whole, following):
-            return None
-        self.last_look = self.last_look or look_at(order, state)
-        state.updates += STEPS
-        loss = several.replay(rows, following, order.generator)
-        order.taken, state.step = order.taken + STEPS, state.step + STEPS
-        self.engine.patience -= STEPS - 1
+        if several is None or whole in self.due:
+            return False
+        most = min(STEPS, order.full_left, self.room - self.since_look(state))
+        following = self.look_ahead(whole, state, 2 ** (most.bit_length() - 1))  # moves what is scheduled
+        if following is None or not several.ready(whole, following):
+            return False
+        self.look(order, state)
+        count = len(following)
+        state.updates += count
+        loss = several.replay(order.next_batches(count), following, order.generator)
+        order.taken, state.step = order.taken + count, state.step + count
+        state.position.loss_sum = state.position.loss_sum + loss
+        self.engine.patience -= count - 1
         self.set_rates(following[-1].rates)
-        return loss
+        return True
 
-    def look_ahead(self, whole: WholeStep, state: TrainingState) -> list[NextStep] | None:
+    def look_ahead(self, whole: WholeStep, state: TrainingState, count: int) -> list[NextStep] | None:
         """List what each of the next steps takes; None unless one graph is good for all of them."""
         following = []
-        for i in range(STEPS):
+        for i in range(count):
             self.options.tell_progress((state.step + i) / self.planned)
             if not answers_hold(whole.flat.answers):
                 return None
@@ -217,7 +219,8 @@ class WholeSteps:
         if len(self.graphs) >= MOST:
             raise Untraceable(f"more than {MOST} kinds of batch or of changing numbers")
         start, engine, compiles = time.perf_counter(), self.engine, self.compiles
-        tracer = WholeStepTracer(engine, self.data, self.failed, generator, engine.setting(), compiles)
+        guarded = self.several is None
+        tracer = WholeStepTracer(engine, self.data, self.failed, generator, engine.setting(), guarded, compiles)
         with torch.enable_grad():
             whole = tracer.trace()
         seconds = time.perf_counter() - start
@@ -255,14 +258,21 @@ class WholeSteps:
 
     # whether it is right
 
-    def make_checked(self, whole: WholeStep, order: ShuffledBatches, numbers: Sequence[Sequence[float]]) -> Tensor:
-        """Make a step of the graph after the same by eager: refuse it if they differ, trace anew if it is an old graph."""
+    def make_checked(
+        self, whole: WholeStep, order: ShuffledBatches, numbers: Sequence[Sequence[float]]
+    ) -> Tensor | None:
+        """Make a step of the graph after the same by eager: refuse it if they differ, trace anew if it is an old graph.
+
+        None, and all as it was, where eager's step is not finite, and the graph would move all the same.
+        """
         engine, generator = self.engine, order.generator.get_state()
         before = PreStepSnapshot([*whole.moved, *engine.buffers, self.failed], self.data.device)
         moved = [copy for _, copy in before.buffers[: len(whole.moved)]]
         eager = eager_step(engine, self.data, whole, order)
         before.restore()
         order.generator.set_state(generator)
+        if not eager.finite and not whole.guarded:
+            return None
         loss = self.compute(whole, order, numbers)
         off, what = step_disagreement(whole.groups, numbers, moved, eager, loss, engine.rounded)
         if what is None and eager.finite and not close(eager.buffers, engine.buffers):
@@ -291,22 +301,34 @@ class WholeSteps:
 
     # what was not finite
 
-    def settle(self, order: ShuffledBatches, state: TrainingState) -> None:
-        """Look whether all steps were finite; return to the first that was not, which the next step is."""
-        look, self.last_look = self.last_look, None
-        if look is None or not self.failed.item():
-            if self.several is not None:
-                self.good.zero_()
-            return
-        good = int(self.good.item())
-        state.step, state.updates, order.taken = look.step + good, look.updates + good, look.taken
-        load_noise_states(look.noise, self.data.device)
-        order.generator.set_state(look.transform)
-        for _ in range(good):  # which moves nothing, but draws what these steps drew
-            whole = self.current or self.find() or self.make(order.generator)
-            with torch.no_grad():
-                self.compute(whole, order, [[1.0] * 4 for _ in whole.groups])
-            order.taken += 1
+    def look(self, order: ShuffledBatches, state: TrainingState) -> None:
+        """Note where training is, unless something has been done since it was last noted."""
+        if self.last_look is None:
+            held = [*self.engine.buffers, *self.step.parameters, *moments_of(self.step.optimizer), self.failed]
+            self.last_look = look_at(order, state, [] if self.several is None else held)
+
+    def since_look(self, state: TrainingState) -> int:
+        """Count the steps since the last look."""
+        return 0 if self.last_look is None else state.step - self.last_look.step
+
+    def settle(self, order: ShuffledBatches, state: TrainingState) -> bool:
+        """Look whether all steps were finite; else return to the last look, and go on from there with less room."""
+        look, steps = self.last_look, self.since_look(state)
+        self.last_look = None
+        if look is None:
+            return False
+        if self.sound(state):
+            self.room = min(2 * self.room, ROOM)
+            return False
+        look.restore(order, state)
         self.failed.zero_()
-        self.good.zero_()
-        self.singly = True
+        self.room, self.singly = max(1, steps // 2), steps == 1
+        return True
+
+    def sound(self, state: TrainingState) -> bool:
+        """Return whether all steps were finite: a gradient that was not stays in the moments for good, a loss in the sum."""
+        failed = self.failed > 0
+        if self.several is not None:
+            largest = torch.nn.utils.get_total_norm(moments_of(self.step.optimizer), math.inf)
+            failed = failed | ~largest.isfinite() | ~torch.as_tensor(state.position.loss_sum).isfinite()
+        return not failed.item()
