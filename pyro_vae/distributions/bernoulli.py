@@ -8,7 +8,7 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import logsigmoid, pad
 
 from pyro_vae.common.torch_private import validate_sample
 
@@ -32,8 +32,9 @@ class Bernoulli(dist.Bernoulli):
 class Bernoullis(dist.Independent):
     r"""log p(y) = Σ_i [h_i y_i − log(1 + e^{h_i})]: what ``Independent`` gives, some nine times as fast on a CPU.
 
-    With log(1 + e^h) = max(h, 0) − log σ(|h|), and the sum of the last terms one logarithm of a product. Elements that are to
-    be scored one by one, such as those of rows with missing values, are those of ``base_dist``.
+    With log(1 + e^h) = max(h, 0) − log σ(|h|), and the sum of the last terms one logarithm of a product. On a GPU, where memory
+    is what takes the time and logarithms cost nothing, it is Σ_i [(y_i − 1) h_i + log σ(h_i)] by three kernels. Elements that
+    are to be scored one by one, such as those of rows with missing values, are those of ``base_dist``.
     """
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -53,6 +54,8 @@ class LogProb(torch.autograd.Function):
 
     @staticmethod
     def forward(h: Tensor, y: Tensor) -> Tensor:
+        if h.is_cuda:
+            return by_logarithms(h, y)
         # h y − max(h, 0) element by element: two sums of them would cancel, by 1e-3 nats at logits of ±20
         return (h * y).sub_(h.relu()).sum(-1) + log_product(h.abs().sigmoid_())
 
@@ -77,6 +80,11 @@ def in_pieces(h: Tensor, y: Tensor) -> Tensor:
         return LogProb.forward(h, y)
     ys = y.split(count) if y.dim() == h.dim() and len(y) == len(h) else repeat(y)
     return torch.cat([LogProb.forward(h_piece, y_piece) for h_piece, y_piece in zip(h.split(count), ys, strict=False)])
+
+
+def by_logarithms(h: Tensor, y: Tensor) -> Tensor:
+    """Σ_i [(y_i − 1) h_i + log σ(h_i)] over the last dimension."""
+    return torch.addcmul(logsigmoid(h), y - 1, h).sum(-1)
 
 
 def log_product(factors: Tensor) -> Tensor:

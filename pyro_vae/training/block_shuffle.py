@@ -128,10 +128,6 @@ class ShuffledBlocks(ShuffledBatches):
             self.cut[self.taken] = self.rows_between(start, min(start + self.size, self.taken_rows))
         return self.cut[self.taken]
 
-    def next_batches(self, count: int) -> None:
-        """Graphs that hold several steps gather rows on the device, where these are not."""
-        return None
-
     def rows_between(self, start: int, stop: int) -> Tensor:
         """Number the rows of a pass from one place to another."""
         assert self.windows is not None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.training.batch_source import TrainingData
+from pyro_vae.training.fused_adam import take_step
 from pyro_vae.training.shuffle import ShuffledBatches
 from pyro_vae.training.training_state import PreStepSnapshot, TrainingState
 
@@ -36,21 +37,31 @@ class LastLook:
         state.position.loss_sum = self.loss_sum
 
 
-def eager_step(engine: TracedEngine, data: TrainingData, whole: WholeStep, order: ShuffledBatches) -> EagerStep:
-    """Make the next step as the programs and torch's optimizer do."""
-    step, rows = engine.step, order.next_rows
-    assert rows is not None and step.optimizer is not None
-    with torch.enable_grad():
-        batch = data.transformed(data.source.fetch(rows), order.generator)
-        loss, gradients = engine.run_eager(batch)
+def eager_step(
+    engine: TracedEngine, data: TrainingData, whole: WholeStep, order: ShuffledBatches, wait: bool = True
+) -> EagerStep:
+    """Make the next step as the programs and torch's optimizer do; move nothing if it is not finite, unless nobody waits."""
+    step = engine.step
+    loss, gradients = loss_and_gradients(engine, data, order)
     reached = [p for p, g in zip(step.parameters, gradients, strict=True) if g is not None]
     norm = torch.nn.utils.get_total_norm([g for g in gradients if g is not None])
-    finite = bool(loss.isfinite() & norm.isfinite())
-    if finite:
-        step.optimizer.step()
+    finite: Tensor | bool = loss.isfinite() & norm.isfinite()
+    finite = bool(finite) if wait else finite
+    if finite is not False:
+        take_step(step.optimizer)  # type: ignore[arg-type]
     for p in step.parameters:
         p.grad = None
     return EagerStep(loss, finite, reached, *([t.clone() for t in ts] for ts in (whole.moved, engine.buffers)))
+
+
+def loss_and_gradients(
+    engine: TracedEngine, data: TrainingData, order: ShuffledBatches
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Run the programs on the next rows, transformed."""
+    rows = order.next_rows
+    assert rows is not None
+    with torch.enable_grad():
+        return engine.run_eager(data.transformed(data.source.fetch(rows), order.generator))
 
 
 def look_at(order: ShuffledBatches, state: TrainingState, changing: Sequence[Tensor]) -> LastLook:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_vae.common.identical import identical
 from pyro_vae.training.training_state import PreStepSnapshot
 
 from .adam_update import AdamGroup
@@ -71,49 +69,79 @@ class EagerStep:
     """What an eager step left: its loss, whether it and the gradients were finite, the tensors that it moves, and buffers."""
 
     loss: Tensor
-    finite: bool
+    finite: Tensor | bool
     reached: list[Tensor]  # parameters, by gradients
     moved: list[Tensor]
     buffers: list[Tensor]
 
 
-def step_disagreement(
-    groups: Sequence[AdamGroup],
-    numbers: Sequence[Sequence[float]],
-    before: Sequence[Tensor],
-    eager: EagerStep,
-    loss: Tensor,
-    rounded: bool = False,
-) -> tuple[float, str | None]:
-    """Compare a whole step with the eager one from the same state: its loss, the moments, and what became of the parameters.
+@dataclass(eq=False)
+class Comparison:
+    """A whole step beside the eager one from the same state: the loss, the moments, and what became of the parameters.
 
     Moments tell the gradients. A parameter whose gradient is all rounding may go anywhere within a step's length, so that
-    what is compared is each step's update less what its own moments make of it. `groups` hold the state after the whole step,
-    `before` and `eager.moved` are copies of it. Returns the largest relative difference, and describes it; None where it is
-    rounding.
+    what is compared is each step's update less what its own moments make of it. What there is to be seen is one tensor of
+    norms on the device: nothing waits for it until :meth:`verdict` asks.
+
+    Args:
+        groups: of the parameters that the whole step moves, `numbers` those of its update.
+        before, moved: copies of ``whole.moved`` before the step, and what it was after; `eager.moved` is eager's.
+        buffers: as the whole step left them.
+        rounded: layers multiply in bfloat16 or TF32.
     """
-    moved = [tensor for group in groups for tensor in group.tensors]
-    if not eager.finite:
-        still = all(map(identical, before, moved))
-        return (0.0, None) if still else (float("inf"), "it moves parameters though the step is not finite")
-    if {id(p) for p in eager.reached} != {id(p) for group in groups for p in group.parameters}:
-        return float("inf"), "gradients reach other parameters"
-    tolerance = ROUNDED if rounded else TOLERANCE.get(loss.dtype, 2e-2)
-    off_loss, at = relative([eager.loss], [loss]), 0
-    if off_loss > tolerance / 10:
-        return off_loss, f"its loss is {loss.item():.8g}, eager's {eager.loss.item():.8g}"
-    for group, of in zip(groups, numbers, strict=True):
-        size = len(group.tensors)
-        old, theirs, ours = (quarters(tensors[at : at + size]) for tensors in (before, eager.moved, moved))
-        at += size
-        off, what = update_disagreement(group, of, (old, theirs, ours), tolerance)
-        off_loss = max(off, off_loss)
-        if what is not None:
-            return off, what
-    return off_loss, None
+
+    groups: Sequence[AdamGroup]
+    eager: EagerStep
+    loss: Tensor
+    buffers: Sequence[Tensor]
+    norms: list[list[Tensor]]  # by group
+    rounded: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        groups: Sequence[AdamGroup],
+        numbers: Sequence[Sequence[float]],
+        before: Sequence[Tensor],
+        eager: EagerStep,
+        whole: tuple[Tensor, Sequence[Tensor], Sequence[Tensor]],
+        rounded: bool = False,
+    ) -> Comparison:
+        """Measure it; `whole` are its loss, the tensors that it moved, and buffers."""
+        loss, moved, buffers = whole
+        at, norms = 0, []
+        for group, of in zip(groups, numbers, strict=True):
+            size = len(group.tensors)
+            old, theirs, ours = (quarters(tensors[at : at + size]) for tensors in (before, eager.moved, moved))
+            at += size
+            norms.append(norms_of(group, of, (old, theirs, ours)))
+        return cls(groups, eager, loss, buffers, norms, rounded)
+
+    def verdict(self) -> tuple[float, str | None]:
+        """Return the largest relative difference, and describe it; None where it is rounding."""
+        eager, groups = self.eager, self.groups
+        if {id(p) for p in eager.reached} != {id(p) for group in groups for p in group.parameters}:
+            return float("inf"), "gradients reach other parameters"
+        found = torch.stack(
+            [n.double() for n in (eager.loss, self.loss, *(n for of in self.norms for n in of))]
+        ).tolist()
+        theirs, ours, norms = found[0], found[1], [found[i : i + NORMS] for i in range(2, len(found), NORMS)]
+        tolerance = ROUNDED if self.rounded else TOLERANCE.get(self.loss.dtype, 2e-2)
+        off = abs(theirs - ours) / abs(theirs) if theirs else abs(ours)
+        if not off <= tolerance / 10:
+            return off, f"its loss is {ours:.8g}, eager's {theirs:.8g}"
+        for group, of in zip(groups, norms, strict=True):
+            apart, what = update_disagreement(group, of, tolerance)
+            off = max(apart, off)
+            if what is not None:
+                return apart, what
+        if not close(eager.buffers, self.buffers):
+            return float("inf"), "it leaves other buffers (batch statistics)"
+        return off, None
 
 
 Moved = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]  # parameters, means, squares, steps
+NORMS = 10
 
 
 def quarters(tensors: Sequence[Tensor]) -> Moved:
@@ -123,25 +151,40 @@ def quarters(tensors: Sequence[Tensor]) -> Moved:
     return held[:n], held[n : 2 * n], held[2 * n : 3 * n], held[3 * n :]
 
 
-def update_disagreement(
-    group: AdamGroup, numbers: Sequence[float], states: tuple[Moved, Moved, Moved], tolerance: float
-) -> tuple[float, str | None]:
-    """Compare one group's state after two updates, the states being those before, after eager's, and after the graph's."""
+def norms_of(group: AdamGroup, numbers: Sequence[float], states: tuple[Moved, Moved, Moved]) -> list[Tensor]:
+    """Measure one group's state after two updates, the states being those before, after eager's, and after the graph's."""
     (_, m0, *_), (p1, m1, v1, t1), (p2, m2, v2, t2) = states
-    digits = 8 * torch.finfo(group.parameters[0].dtype).eps if group.parameters else 0.0
-    (beta1, beta2), (_, length, eps, _) = group.betas, numbers
-    if any(not torch.equal(a, b) for a, b in zip(t1, t2, strict=True)):
-        return float("inf"), "it counts another number of steps"
+    beta1, (_, length, eps, _) = group.betas[0], numbers
+    like = group.parameters[0] if group.parameters else torch.zeros(())
     gradients = [old + (new - old) / (1 - beta1) for old, new in zip(m0, m1, strict=True)]
-    size, off = norm(gradients), norm(minus(m1, m2)) / (1 - beta1)
-    if off > tolerance * size + digits * norm(m1) / (1 - beta1):
-        return off / (size or 1), f"its gradient is off by {off / (size or 1):.1g} of eager's"
-    largest = max((g.abs().max().item() for g in gradients if g.numel()), default=0.0)
-    if norm(minus(v1, v2)) > 4 * tolerance * (1 - beta2) * largest * size + digits * norm(v1):
-        return float("inf"), "the squares of its gradient are off"
     steps = [[length * m / (v.sqrt() + eps) for m, v in zip(ms, vs, strict=True)] for ms, vs in ((m1, v1), (m2, v2))]
-    moved, wrong = norm(steps[0]), norm([p + u for p, u in zip(minus(p1, p2), minus(*steps), strict=True)])
-    if wrong > tolerance * moved + digits * norm(p1):
+    largest = [g.abs().max() for g in gradients if g.numel()]
+    return [
+        norm(minus(t1, t2), like),
+        norm(gradients, like),
+        norm(minus(m1, m2), like) / (1 - beta1),
+        norm(m1, like),
+        torch.stack(largest).max() if largest else like.new_zeros(()),
+        norm(minus(v1, v2), like),
+        norm(v1, like),
+        norm(steps[0], like),
+        norm([p + u for p, u in zip(minus(p1, p2), minus(*steps), strict=True)], like),
+        norm(p1, like),
+    ]
+
+
+def update_disagreement(group: AdamGroup, norms: Sequence[float], tolerance: float) -> tuple[float, str | None]:
+    """Judge one group's state after two updates."""
+    counts, size, off, mean, largest, square, squares, moved, wrong, parameters = norms
+    digits = 8 * torch.finfo(group.parameters[0].dtype).eps if group.parameters else 0.0
+    beta1, beta2 = group.betas
+    if not counts <= 0:
+        return float("inf"), "it counts another number of steps"
+    if not off <= tolerance * size + digits * mean / (1 - beta1):
+        return off / (size or 1), f"its gradient is off by {off / (size or 1):.1g} of eager's"
+    if not square <= 4 * tolerance * (1 - beta2) * largest * size + digits * squares:
+        return float("inf"), "the squares of its gradient are off"
+    if not wrong <= tolerance * moved + digits * parameters:
         return wrong / (moved or 1), f"its update is off by {wrong / (moved or 1):.1g} of eager's"
     return off / (size or 1), None
 
@@ -150,5 +193,7 @@ def minus(a: Sequence[Tensor], b: Sequence[Tensor]) -> list[Tensor]:
     return [x - y for x, y in zip(a, b, strict=True)]
 
 
-def norm(tensors: Sequence[Tensor]) -> float:
-    return math.hypot(*(torch.linalg.vector_norm(t).item() for t in tensors))
+def norm(tensors: Sequence[Tensor], like: Tensor) -> Tensor:
+    """√Σ t² over all tensors, where `like` is."""
+    each = [torch.linalg.vector_norm(t).to(like.device, torch.float64) for t in tensors]
+    return torch.linalg.vector_norm(torch.stack(each)) if each else like.new_zeros((), dtype=torch.float64)

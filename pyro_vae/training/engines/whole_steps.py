@@ -15,23 +15,27 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from pyro_vae.common.identical import identical
 from pyro_vae.training.batch_source import TrainingData
 from pyro_vae.training.finite_checks import choose_finite_check
+from pyro_vae.training.fused_adam import take_step
 from pyro_vae.training.precision import whole_step
 from pyro_vae.training.shuffle import ShuffledBatches
 from pyro_vae.training.step import Step
 from pyro_vae.training.training_state import PreStepSnapshot, TrainingOptions, TrainingState
 
-from .eager_reference import LastLook, eager_step, look_at
+from .eager_reference import LastLook, eager_step, look_at, loss_and_gradients
 from .flat_graph import Unfinished, Untraceable
 from .recorded_steps import STEPS, NextStep, RecordedSteps
 from .scheduled_values import answers_hold
 from .traced import ACCELERATORS, MOST, TRIES, TracedEngine
-from .verify import close, replayed, step_disagreement
+from .verify import Comparison, replayed
 from .whole_step import WholeStep, WholeStepTracer, inputs_of, moments_of
 
 SLICE = 0.05  # seconds of steps, after which somebody else has a turn
 ROOM = 8192  # steps without a look whether all of them were finite
+MOVES = "it moves parameters though the step is not finite"
+BEHIND = 8 * STEPS  # steps that a GPU is given before it is given the check of the first of them
 
 
 @dataclass(eq=False)
@@ -53,6 +57,10 @@ class WholeSteps:
     current: WholeStep | None = field(default=None, init=False)  # None: it is asked anew which one is good
     last_look: LastLook | None = field(default=None, init=False)  # None: nothing has been done since
     room: int = field(default=ROOM, init=False)  # steps until the next look
+    unchecked: WholeStep | None = field(
+        default=None, init=False
+    )  # whose check is of the first step since the last look
+    comparison: Comparison | None = field(default=None, init=False)  # of that step, made and not waited for yet
     singly: bool = field(default=False, init=False)  # the next step is not finite, and for others to make
 
     def __post_init__(self) -> None:
@@ -103,12 +111,31 @@ class WholeSteps:
             self.settle(order, state)
         while not self.singly and order.full_left:
             whole = self.choose(order, state)
+            self.check_later(whole, order, state)
             if not self.make_replay(whole, order, state) and not self.make_one(whole, order, state):
                 break
             made = True
+            if self.unchecked is not None and self.since_look(state) >= BEHIND:
+                self.check_behind(order, state)
             if one or time.perf_counter() > until or self.since_look(state) >= self.room:
-                break
-        return made
+                return True
+        return self.make_last(order, state) or made
+
+    def make_last(self, order: ShuffledBatches, state: TrainingState) -> bool:
+        """Make the pass's last, smaller step by the programs, behind what a GPU has not made yet; False if it is not next."""
+        rows = order.next_rows
+        if self.several is None or self.last_look is None or order.full_left or rows is None or self.singly:
+            return False
+        self.options.tell_progress(state.step / self.planned)
+        self.set_rates(self.rates(state.step))
+        state.updates += 1
+        loss, _ = loss_and_gradients(self.engine, self.data, order)
+        take_step(self.step.optimizer)  # type: ignore[arg-type]
+        for p in self.step.parameters:
+            p.grad = None
+        order.taken, state.step = order.taken + 1, state.step + 1
+        state.position.loss_sum = state.position.loss_sum + loss.double()
+        return True
 
     def make_one(self, whole: WholeStep, order: ShuffledBatches, state: TrainingState) -> bool:
         """Make one step; False if it is not finite, or one before it was not."""
@@ -274,19 +301,62 @@ class WholeSteps:
         if not eager.finite and not whole.guarded:
             return None
         loss = self.compute(whole, order, numbers)
-        off, what = step_disagreement(whole.groups, numbers, moved, eager, loss, engine.rounded)
-        if what is None and eager.finite and not close(eager.buffers, engine.buffers):
-            what = "it leaves other buffers (batch statistics)"
+        if eager.finite:
+            made = loss, whole.moved, engine.buffers
+            off, what = Comparison.of(whole.groups, numbers, moved, eager, made, engine.rounded).verdict()
+        else:
+            off, what = 0.0, None if all(map(identical, moved, whole.moved)) else MOVES
         if what is None:
-            self.due.discard(whole)
-            self.proven.add(whole)
-            engine.checks, engine.largest_difference = engine.checks + 1, max(off, engine.largest_difference)
+            self.passed(whole, off)
             return loss
         before.restore()
         order.generator.set_state(generator)
         self.give_up(whole, what)
         self.current = self.make(order.generator)
         return self.make_checked(self.current, order, numbers)
+
+    def passed(self, whole: WholeStep, off: float) -> None:
+        """Note that a graph was right."""
+        self.due.discard(whole)
+        self.proven.add(whole)
+        self.engine.checks += 1
+        self.engine.largest_difference = max(off, self.engine.largest_difference)
+
+    def check_later(self, whole: WholeStep, order: ShuffledBatches, state: TrainingState) -> None:
+        """Put off the check of a graph that was right before, so that a GPU has work while the programs run.
+
+        Should the graph be wrong now, all is undone that was made with it (:meth:`settle`).
+        """
+        if self.several is None or self.several.refused or not {whole} <= self.due & self.proven:
+            return
+        if not self.settle(order, state):
+            self.look(order, state)
+            self.due.discard(whole)
+            self.unchecked = whole
+
+    def check_behind(self, order: ShuffledBatches, state: TrainingState) -> None:
+        """Make the first step since the last look anew, by the programs and by the graph, to be compared; all is put back."""
+        look, whole, engine = self.last_look, self.unchecked, self.engine
+        assert look is not None and whole is not None
+        now = look_at(order, state, self.held)
+        try:
+            look.restore(order, state)
+            self.options.tell_progress(state.step / self.planned)
+            engine.scheduled_values.refresh()
+            rates = self.rates(state.step)
+            self.set_rates(rates)
+            before = [t.clone() for t in whole.moved]
+            eager = eager_step(engine, self.data, whole, order, wait=False)
+            look.restore(order, state)
+            numbers = whole.rows_of_numbers(rates, state.updates + 1 + self.ahead)
+            loss = self.compute(whole, order, numbers)
+            made = loss, whole.moved, [b.clone() for b in engine.buffers]
+            self.comparison = Comparison.of(whole.groups, numbers, before, eager, made, engine.rounded)
+        finally:
+            now.restore(order, state)
+            self.options.tell_progress((state.step - 1) / self.planned)
+            engine.scheduled_values.refresh()
+            self.set_rates(self.rates(state.step - 1))
 
     def give_up(self, whole: WholeStep, what: str) -> None:
         """Drop a graph that is not the step any more; raise Untraceable if it never was, or this has happened too often."""
@@ -304,26 +374,54 @@ class WholeSteps:
     def look(self, order: ShuffledBatches, state: TrainingState) -> None:
         """Note where training is, unless something has been done since it was last noted."""
         if self.last_look is None:
-            held = [*self.engine.buffers, *self.step.parameters, *moments_of(self.step.optimizer), self.failed]
-            self.last_look = look_at(order, state, [] if self.several is None else held)
+            self.last_look = look_at(order, state, self.held)
+
+    @property
+    def held(self) -> list[Tensor]:
+        """List what steps change though they are not finite."""
+        if self.several is None:
+            return []
+        return [*self.engine.buffers, *self.step.parameters, *moments_of(self.step.optimizer), self.failed]
 
     def since_look(self, state: TrainingState) -> int:
         """Count the steps since the last look."""
         return 0 if self.last_look is None else state.step - self.last_look.step
 
     def settle(self, order: ShuffledBatches, state: TrainingState) -> bool:
-        """Look whether all steps were finite; else return to the last look, and go on from there with less room."""
-        look, steps = self.last_look, self.since_look(state)
-        self.last_look = None
+        """Look whether all steps were finite, and their graph right; else return to the last look, and go on from there.
+
+        With less room, where a step was not finite; with another graph, where it was another step.
+        """
+        look, steps, whole = self.last_look, self.since_look(state), self.unchecked
+        if whole is not None and steps and self.comparison is None:
+            self.check_behind(order, state)
+        comparison, self.last_look, self.unchecked, self.comparison = self.comparison, None, None, None
         if look is None:
             return False
-        if self.sound(state):
+        sound = self.sound(state)
+        off, what = (0.0, None) if comparison is None or not sound else comparison.verdict()
+        if sound and what is None:
+            if whole is not None:
+                self.passed(whole, off) if comparison is not None else self.due.add(whole)
             self.room = min(2 * self.room, ROOM)
             return False
         look.restore(order, state)
         self.failed.zero_()
-        self.room, self.singly = max(1, steps // 2), steps == 1
+        self.current = None
+        if whole is not None:
+            self.due.add(whole)
+        if sound and whole is not None:
+            self.doubt(whole, str(what))
+        else:
+            self.room, self.singly = max(1, steps // 2), steps == 1
         return True
+
+    def doubt(self, whole: WholeStep, what: str) -> None:
+        """Give up a graph that is not the step any more, or all graphs."""
+        try:
+            self.give_up(whole, what)
+        except Untraceable as why:
+            self.refuse(str(why))
 
     def sound(self, state: TrainingState) -> bool:
         """Return whether all steps were finite: a gradient that was not stays in the moments for good, a loss in the sum."""
