@@ -2,6 +2,7 @@ r"""Particles of a block of rows: drawn from a stream of their own, weighed in c
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -23,6 +24,7 @@ from .noise import BLOCK, ROW, by_itself, key_of
 from .proposals import Draws, Proposal, joined, order_of, propose, terms_at
 from .weighing import WeighingEngine
 
+CHANGING = ("weight_sums", "done", "waiting", "pieces", "known")  # of a block of rows, when particles are added
 FLAGS = 64  # blocks that a graph weighs before their flags are looked at
 
 
@@ -70,13 +72,39 @@ class Sampler:
         sums.move(problem.device if problem.device.type == "cuda" else "cpu")
         try:
             for by_graph, pieces in self.groups(sums, problem, particles):
-                weighing = self.by_graph if by_graph else self.by_programs
-                log_w = weighing(sums, problem, [block for block, _, _ in pieces])
-                for (block, low, high), part in zip(pieces, log_w, strict=True):
-                    sums.add(block, low, part[low:high])
+                (self.add_by_graph if by_graph else self.add_by_programs)(sums, problem, pieces)
             sums.columns()  # where the sums are: on a GPU k̂ and the jackknife take a moment
+            sums.weight_sums.largest.trim()
         finally:
             sums.move("cpu")
+
+    def add_by_programs(self, sums: RowBlock, problem: Problem, pieces: Sequence[Piece]) -> None:
+        """Add pieces that the programs weigh."""
+        log_w = self.by_programs(sums, problem, [block for block, _, _ in pieces])
+        for (block, low, high), part in zip(pieces, log_w, strict=True):
+            sums.add(block, low, part[low:high])
+
+    def add_by_graph(self, sums: RowBlock, problem: Problem, pieces: Sequence[Piece]) -> None:
+        """Add pieces from their graphs; should any be doubtful, undo it, and have the programs weigh those.
+
+        Sums and what is said of them are begun before anybody asks, so that a GPU does not wait for Python between the two.
+        """
+        before = {name: copy.deepcopy(getattr(sums, name)) for name in CHANGING}
+        made = [self.from_graph(sums, problem, block) for block, _, _ in pieces]
+        if all(result is not None for result in made):
+            for (block, low, high), result in zip(pieces, made, strict=True):
+                sums.add(block, low, result[0][low:high])  # type: ignore[index]
+            if problem.device.type == "cuda":
+                sums.columns()
+            if not torch.stack([result[1] for result in made]).any():  # type: ignore[index]
+                return
+            vars(sums).update(before)
+        for piece, result in zip(pieces, made, strict=True):
+            block, low, high = piece
+            if result is None or result[1]:
+                self.add_by_programs(sums, problem, [piece])
+            else:
+                sums.add(block, low, result[0][low:high])
 
     def groups(self, sums: RowBlock, problem: Problem, particles: range) -> Iterator[tuple[bool, list[Piece]]]:
         """Yield the missing pieces, as many at a time as go into a chunk, or wait for one look at a graph's flags."""
@@ -101,16 +129,6 @@ class Sampler:
     def noise(self, sums: RowBlock, problem: Problem, block: int) -> AbstractContextManager[None]:
         """Enter a block's own stream; all else is as the caller has set it, once."""
         return seeded(self.seed, *self.key(sums.rows), block, device=problem.device)
-
-    def by_graph(self, sums: RowBlock, problem: Problem, blocks: Sequence[int]) -> list[Tensor]:
-        """log w of whole blocks from their graphs; the programs weigh those where there is something to be looked at."""
-        made = [self.from_graph(sums, problem, block) for block in blocks]
-        flags = [result[1] for result in made if result is not None]
-        doubtful = iter(torch.stack(flags).tolist() if flags else [])  # the one time that anything is read back
-        return [
-            self.by_programs(sums, problem, [block])[0] if result is None or next(doubtful) else result[0]
-            for block, result in zip(blocks, made, strict=True)
-        ]
 
     def from_graph(self, sums: RowBlock, problem: Problem, block: int) -> list[Tensor] | None:
         """Return log w of a whole block and its flag; None where the graph stops."""
