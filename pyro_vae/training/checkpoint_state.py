@@ -185,7 +185,7 @@ def restore(trainer: Trainer, saved: SavedState, fork: bool = False) -> None:
         load_state(trainer, plain, saved)
         if not changed.keys() & {"engine", *ELSEWHERE}:
             trainer.step.engine.load_state(plain["engine"])
-        changed |= other_kernels(trainer, saved) | kernels_by_timing(then, now)
+        changed |= {**other_kernels(trainer, saved), **kernels_by_timing(then, now)}
     except CheckpointError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
