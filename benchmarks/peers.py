@@ -24,7 +24,7 @@ from .turns import FitInTurns
 from .whole_step import whole_step
 
 Peer = Callable[[Case, Tensor], Run]
-OURS, TF32, LOGGED = "pyro_vae", ", TF32", ", with its log"  # in the names of peers
+OURS, TF32, LOGGED, AUTOTUNED = "pyro_vae", ", TF32", ", with its log", ", autotuned"  # in the names of peers
 
 
 def batches(x: Tensor, size: int) -> Callable[[], Tensor]:
@@ -73,7 +73,9 @@ def objective_of(case: Case) -> Any:
     return Bound(iwae, case.particles) if case.kind == "iwae" else Trace_ELBO()
 
 
-def ours(case: Case, x: Tensor, engine: str, logged: bool = False, precision: str = "float32") -> FitInTurns:
+def ours(
+    case: Case, x: Tensor, engine: str, logged: bool = False, precision: str = "float32", autotune: bool = False
+) -> FitInTurns:
     """The public `fit`, epoch after epoch on resident rows; with what it logs after each, or without."""
     rows = x[: case.steps * case.batch]
     return FitInTurns(
@@ -84,6 +86,7 @@ def ours(case: Case, x: Tensor, engine: str, logged: bool = False, precision: st
         logged,
         engine=engine,
         precision=precision,
+        autotune=autotune,
         optimizer=adam(),
     )
 
@@ -163,5 +166,9 @@ def on_cuda(case: Case) -> dict[str, Peer]:
         hand = partial(whole_step, precision=precision_of(name))
         found |= {f"PyTorch, whole step captured{suffix}": partial(hand, compiled=False)}
         if importlib.util.find_spec("triton"):
+            if plain:
+                found |= {
+                    f"{OURS} auto{AUTOTUNED}{suffix}": partial(ours, engine="auto", precision=name, autotune=True)
+                }
             found |= {f"PyTorch, whole step compiled and captured{suffix}": hand}
     return found | ({f"{OURS} auto{LOGGED}": partial(ours, engine="auto", logged=True)} if plain else {})

@@ -105,6 +105,7 @@ PATHS = (
     torch_private.SOURCES,
     torch_private.WRITTEN,
     torch_private.STORE,
+    torch_private.COUNTERS,
     *torch_private.CACHING,
     *torch_private.INDUCTOR,
     *torch_private.SHARED,

@@ -24,6 +24,7 @@ INDUCTOR = (
     "torch._inductor.compile_fx.compile_fx",
     "torch._inductor.decomposition.select_decomp_table",
 )
+COUNTERS = "torch._dynamo.utils.counters"
 SHARED = ("torch._subclasses.FakeTensorMode", "torch._guards.TracingContext", "torch._guards.tracing")
 CACHING = (
     "torch.fx.experimental.symbolic_shapes.ShapeEnv",
@@ -242,6 +243,31 @@ def shared_fakes() -> AbstractContextManager[Any]:
     except Exception:  # one of them missing, or called otherwise
         return nullcontext()
     return shared
+
+
+def choosing_kernels(backends: str) -> AbstractContextManager[Any] | None:
+    """Have Inductor time kernels for matrix products inside and take the fastest; None where it has no such switch.
+
+    Its times stay in its own cache on disk, from which any later process takes them. It prints no tables.
+
+    Args:
+        backends: whose kernels, by Inductor's names: "ATEN" is the library's, "TRITON" and "CPP" are made by Inductor.
+    """
+    config = find(INDUCTOR[0])
+    asked = {"max_autotune_gemm": True, "max_autotune_gemm_backends": backends}
+    silent = {"autotune_num_choices_displayed": 0, "max_autotune_report_choices_stats": False}
+    if config is None or not all(hasattr(config, name) for name in asked):
+        return None
+    context: AbstractContextManager[Any] = config.patch(
+        asked | {name: value for name, value in silent.items() if hasattr(config, name)}
+    )
+    return context
+
+
+def products_timed() -> int | None:
+    """Count the matrix products whose kernels this process has timed so far; None where torch does not tell."""
+    counters: Any = find(COUNTERS)
+    return None if counters is None else int(counters["inductor"]["select_algorithm_autotune"])
 
 
 @contextmanager

@@ -120,6 +120,8 @@ class Config:
         How a step is computed, with the same results but for rounding: as the programs run, from a trace, compiled.
     precision
         Of products within layers while training; tf32 is for CUDA alone.
+    autotune
+        Have torch's compiler choose kernels of matrix products by timing them, on CUDA; its cache on disk keeps the times.
     seed
         Of weights, order, binarization during training, and noise.
     """
@@ -166,6 +168,7 @@ class Config:
     patience: int | None = None
     engine: Literal["auto", "eager", "trace", "compile", "graph"] = "auto"
     precision: Literal["float32", "tf32", "bf16"] = "float32"
+    autotune: Annotated[bool, Parameter(negative=())] = False
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -103,6 +103,8 @@ def train_ensemble(
         raise UsageError(
             f"several seeds are trained in float32: leave precision={config.precision} out, or train one by one"
         )
+    if config.autotune:
+        raise UsageError("several seeds are trained by the library's kernels: leave autotune out, or train one by one")
     first = prepare(replace(config, seed=seeds[0]), path / name_of(seeds[0]), components, data_dir, download, device)
     refuse_stored(first.data)
     check_free(path, overwrite)

@@ -28,6 +28,7 @@ from pyro_vae.objectives.bound_objective import Bound
 from pyro_vae.plots import figures
 from pyro_vae.programs.summed_out import as_enumerated
 from pyro_vae.programs.support import FITTING, check_support
+from pyro_vae.training.engines.autotune import check_autotune
 from pyro_vae.training.engines.choose import resolve
 from pyro_vae.training.fit import fit
 from pyro_vae.training.optimizers import adam
@@ -276,6 +277,7 @@ def check_first(config: Config, vae: Any, data: Data, device: torch.device) -> N
     size = min(config.batch_size, len(data.train))
     objective = objective_of(config, len(data.train))
     resolve(config.engine, 1, device)
+    check_autotune(config.autotune, config.engine, config.shards, device)
     rows = training_rows(config, drawn(data, "train"), data.shape)
     first = tuple(a[:size].to(device) for a in rows)
     pair = as_trained(config, objective.pair(vae), first)
@@ -292,7 +294,7 @@ def train(
     config, data = job.config, job.data
     schedule = {"constant": constant, "cosine": cosine}[config.schedule]
     objective = objective_of(config, len(data.train))
-    names = ("epochs", "drop_last", "shards", "patience", "seed", "engine", "precision")
+    names = ("epochs", "drop_last", "shards", "patience", "seed", "engine", "precision", "autotune")
     as_configured = {name: getattr(config, name) for name in names}
     return fit(
         objective.pair(job.vae),

@@ -45,6 +45,7 @@ EARLIER = {
     "drop last": False,
     "shards": 1,
     "precision": "float32",
+    "autotune": False,
     "averaged over": 1,
 }  # what states that do not say so were captured with
 LONG = 80  # signs of a value, in a table of differences
@@ -54,6 +55,8 @@ FREE = (
     "threads",
     "engine",
     "precision",
+    "autotune",
+    "kernels",
     "averaged over",
     "update",
 )  # if these change, so may the bits
@@ -86,6 +89,7 @@ def identity(trainer: Trainer) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "engine": trainer.step.engine.name,
         "precision": name_of(trainer.step.precision),
+        "autotune": trainer.options.autotune,
         "averaged over": rounding_average(trainer),
     }
 
@@ -156,8 +160,8 @@ def plain_state(trainer: Trainer) -> dict[str, Any]:
 def restore(trainer: Trainer, saved: SavedState, fork: bool = False) -> None:
     """Load a captured state into a trainer that has not begun.
 
-    Where the device, the version of torch, the threads, the engine or the precision changed, so may the bits: a note says
-    so, and ``trainer.result.exact`` is False.
+    Where the device, the version of torch, the threads, the engine or the precision changed, so may the bits, and where kernels
+    are chosen by timing: a note says so, and ``trainer.result.exact`` is False.
 
     Args:
         trainer: of a model with the same tensors.
@@ -181,7 +185,7 @@ def restore(trainer: Trainer, saved: SavedState, fork: bool = False) -> None:
         load_state(trainer, plain, saved)
         if not changed.keys() & {"engine", *ELSEWHERE}:
             trainer.step.engine.load_state(plain["engine"])
-        changed |= other_kernels(trainer, saved)
+        changed |= {**other_kernels(trainer, saved), **kernels_by_timing(then, now)}
     except CheckpointError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
@@ -289,6 +293,12 @@ def other_kernels(trainer: Trainer, saved: SavedState) -> Differences:
     then = kernels(unpack(saved.head["optimizer"], saved.groups["optimizer"])["param_groups"], trainer.device)
     now = kernels(trainer.step.optimizer.param_groups, trainer.device)
     return {} if then == now else {"update": (then, now)}
+
+
+def kernels_by_timing(then: Mapping[str, Any], now: Mapping[str, Any]) -> Differences:
+    """Return that kernels were chosen by timing and are again, which only torch's cache of the times makes the same choice."""
+    chosen = then.get("autotune") is True and now["autotune"] is True
+    return {"kernels": ("chosen by timing", "the same, if by the same cache")} if chosen else {}
 
 
 def kernels(groups: Sequence[Mapping[str, Any]], device: torch.device) -> str:

@@ -34,6 +34,7 @@ from pyro_vae.programs.structured import on_tensors, refuse_structure, tensors_a
 from pyro_vae.programs.summed_out import as_enumerated, refuse_marks_beside_shared
 from pyro_vae.programs.support import check_support, takes_missing
 from pyro_vae.programs.unobserved_gaps import check_context_gaps
+from pyro_vae.training.engines.autotune import check_autotune, choose_by_timing, never_compiled
 from pyro_vae.training.engines.choose import choose_engine, choose_whole_steps
 from pyro_vae.training.engines.scheduled_values import ScheduledValues
 
@@ -93,6 +94,7 @@ def fit(
     standardize: bool = False,
     engine: str = "auto",
     precision: str = "float32",
+    autotune: bool = False,
     scheduled: Sequence[Scheduled] = (),
     on_step: Callable[[float], Any] | None = None,
     on_epoch: Callable[[dict[str, Any]], dict[str, Any] | None] | None = None,
@@ -160,6 +162,10 @@ def fit(
         precision: "tf32" multiplies matrices with factors of 10 bits while training, on CUDA, where that is several times as
             fast; "bf16" multiplies within linear and convolutional layers in bfloat16, of 8 bits; the rest is float32, and so
             is what is logged and evaluated. A note says where either gains nothing: on a CPU, "tf32" is the same to the bit.
+        autotune: have torch's compiler choose among kernels for matrix products by timing them, on CUDA with triton, in engines
+            that compile ("compile", "graph", "auto"). Its cache on disk keeps the times (in the folder TORCHINDUCTOR_CACHE_DIR,
+            else torchinductor_USER among temporary files): a later run does not time again. Where timing fails, the library's
+            kernels stay, and :attr:`FitResult.engine` says so.
         scheduled: objects that change as training goes on, such as a :class:`~pyro_vae.Beta` or a ``capacity`` with a schedule:
             their ``at`` is told the fraction of training done, 0 to 1, before each step, and every engine follows their
             numbers (:class:`~pyro_vae.objectives.scheduled.Scheduled`).
@@ -174,7 +180,8 @@ def fit(
         resume: a state that was saved (``checkpointer.newest()``): continue there, in the middle of an epoch if need be, to the
             same bits as without the interruption (on CUDA with deterministic algorithms), with all other arguments as they
             were. On another device, number of threads, version of torch, engine or precision, a note says that the bits may
-            differ, and :attr:`FitResult.exact` is False.
+            differ, and :attr:`FitResult.exact` is False. So it is with `autotune`: kernels that are chosen by other times round
+            otherwise, and the bits are the same if torch's cache of the times is.
         fork: accept other arguments and data: weights, optimizer and history are taken over.
         verbose: a progress bar on a terminal, elsewhere how long it will take and a line an epoch (standard error).
 
@@ -203,7 +210,8 @@ def fit(
          'mutual_information_se', 'reconstruction', 'seconds', 'step', 'train_elbo']
     """
     check_pair_of(vae)
-    check_flags(drop_last=drop_last, missing=missing, standardize=standardize, fork=fork, verbose=verbose)
+    flags = {"drop_last": drop_last, "missing": missing, "standardize": standardize, "autotune": autotune, "fork": fork}
+    check_flags(**flags, verbose=verbose)
     check_functions(transform=transform, on_step=on_step, on_epoch=on_epoch)
     check_validation(validation)
     check_schedule(schedule)
@@ -214,7 +222,7 @@ def fit(
     modules = owners(vae, model, guide)
     check_values(*modules)
     check_callbacks(callbacks)
-    engine = engine_of_sharded(modules, engine, aggressive=aggressive, shards=shards != 1)
+    engine = engine_of_sharded(modules, engine, aggressive=aggressive, shards=shards != 1, autotune=autotune)
     together = in_step(modules, callbacks, resume is not None)
     if transform is not None:
         refuse_structure(x, "fit with a transform")
@@ -232,7 +240,8 @@ def fit(
         parts = tensors_as(model, *parts_of(validation, 1 + len(context)))
         validation = convert(*parts, name="validation x", device=model_device)
     data = TrainingData(train, source, resolve_batch_size(batch_size, len(train[0])), validation, transform, drop_last)
-    options = TrainingOptions(epochs, schedule, patience, seed, bad_steps, scheduled, on_step)
+    check_autotune(autotune, engine, shards, data.device)
+    options = TrainingOptions(epochs, schedule, patience, seed, bad_steps, scheduled, on_step, bool(autotune))
     in_shards = resolve_shards(shards, data.batch_size, seed, aggressive) if together is None else None
     looked_at = bad_steps > 1 or bool(callbacks) or resume is not None  # by others, between two steps
     immediate = looked_at or aggressive is not None or in_shards is not None or any_lazy(*train)
@@ -247,10 +256,11 @@ def fit(
     step.engine, step.engine_reason = choose_engine(engine, step, modules, scheduled_values, planned_steps, data.device)
     catch_up = None if aggressive is None else AggressiveInference(aggressive, step)
     whole_steps = choose_whole_steps(step.engine, data, options, planned_steps, catch_up)
+    choose_by_timing(step.engine, options)
     trainer = Trainer(step, modules, data, options, callbacks, catch_up, whole_steps)
     check_alike(step, partial(identity, trainer), trainer.named_tensors)
     check_resumed(step.here, resume)
-    notes = remarks(precision, data.device) + examine(trainer)
+    notes = remarks(precision, data.device) + never_compiled(step, options, whole_steps is None) + examine(trainer)
     check_shards(step, trainer.metrics.first(data.batch_size), options)
     print_notes(notes if verbose else ())
     with all_threads(), absence_named(step.here), Reporter(epochs, verbose, on_epoch) as reporter:

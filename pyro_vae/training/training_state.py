@@ -32,6 +32,7 @@ class TrainingOptions:
     bad_steps: int = 1
     scheduled: Sequence[Scheduled] = ()
     on_step: Callable[[float], Any] | None = None
+    autotune: bool = False
 
     def __post_init__(self) -> None:
         for name in ("epochs", "bad_steps"):

@@ -169,8 +169,9 @@ def test_killed_inside_overwrite_the_folder_is_one_ensemble_and_is_made_again(ru
         (["--seeds", "0"], "at least one member"),
         (["--seeds", "1", "1"], "seeds has 1 more than once"),
         (["--seeds", "2", "--precision", "bf16"], "trained in float32"),
+        (["--seeds", "2", "--autotune"], "by the library's kernels: leave autotune out"),
     ],
-    ids=["none", "twice", "bf16"],
+    ids=["none", "twice", "bf16", "autotune"],
 )
 def test_options_that_make_no_ensemble_are_refused_before_a_folder_is_made(tmp_path, capsys, options, said):
     assert main(["train", "--run", str(tmp_path / "run"), *options, *small()]) == 2

@@ -71,6 +71,6 @@ def choose_whole_steps(
         return None
     engine.step.in_graph = lambda optimizer: engine.whole_refused is None and plain_adam(optimizer)
     compiled = engine.name == "compile" or (
-        engine.name == "graph" and planned >= WORTH_COMPILE and bool(find_spec("triton"))
+        engine.name == "graph" and (options.autotune or planned >= WORTH_COMPILE) and bool(find_spec("triton"))
     )
     return WholeSteps(engine, data, options, planned, compiled)

@@ -22,6 +22,7 @@ from pyro_vae.training.training_state import PreStepSnapshot, buffers_of
 
 from .cuda_graph import record
 from .flat_graph import FlatGraph, Result, Unfinished, Untraceable, check_traces, trace
+from .kernel_choice import KernelChoice
 from .scheduled_values import Answers, ScheduledValues, answers_hold
 from .verify import close, disagreement, replayed
 
@@ -54,6 +55,7 @@ class TracedEngine(Engine):
     make_faster: Accelerate | None = None
     name: str = "trace"
     patience: int = 0
+    kernels: KernelChoice | None = field(default=None, init=False)  # None: the library's
     graphs: dict[Any, list[FlatGraph]] = field(default_factory=dict, init=False)
     seen: dict[str, int] = field(default_factory=dict, init=False)  # kinds of batch, this epoch
     often: set[str] = field(default_factory=set, init=False)  # kinds that were traced though not met first
@@ -199,6 +201,11 @@ class TracedEngine(Engine):
         self.log.append(f"{MADE[self.name]} in {time.perf_counter() - start:.1f} s")
         self.due.add(key)
 
+    def compile(self, flat: FlatGraph, inputs: Sequence[Tensor]) -> Callable[..., Any]:
+        """Put a graph through Inductor, with kernels chosen by timing where that was asked for."""
+        plain = ACCELERATORS["compile"]
+        return plain(flat, inputs) if self.kernels is None else self.kernels.compile(plain, flat, inputs)
+
     def check(self, key: Any, flat: FlatGraph, batch: tuple[Tensor, ...]) -> Tensor:
         """Run a step of the graph after the same by eager: refuse it if they differ, trace anew if it is an old graph."""
         if self.first_parts is None:
@@ -260,8 +267,9 @@ class TracedEngine(Engine):
     @property
     def notes(self) -> list[str]:
         """List what was traced, checked and refused."""
+        choice = [] if self.kernels is None else self.kernels.notes
         checked = f"checked against eager {self.checks} times: off by {self.largest_difference:.1g} at most"
-        return [*self.log, *([checked] if self.checks else [])]
+        return [*self.log, *choice, *([checked] if self.checks else [])]
 
     def key(self, batch: tuple[Tensor, ...]) -> Any:
         """Describe all that a graph is traced under: it is good for batches with the same key."""

@@ -28,7 +28,7 @@ from .eager_reference import LastLook, eager_step, look_at, loss_and_gradients
 from .flat_graph import Unfinished, Untraceable
 from .recorded_steps import STEPS, NextStep, RecordedSteps
 from .scheduled_values import answers_hold
-from .traced import ACCELERATORS, MOST, TRIES, TracedEngine
+from .traced import MOST, TRIES, TracedEngine
 from .verify import Comparison, replayed
 from .whole_step import WholeStep, WholeStepTracer, inputs_of, moments_of
 
@@ -265,7 +265,7 @@ class WholeSteps:
         start = time.perf_counter()
         try:
             with replayed([], self.data.device):
-                whole.flat.run = ACCELERATORS["compile"](whole.flat, [*tracer.example(whole.draws), whole.numbers])
+                whole.flat.run = self.engine.compile(whole.flat, [*tracer.example(whole.draws), whole.numbers])
         except Unfinished as why:
             self.compiler = False
             self.engine.log.append(f"the trace goes on as it is: {why}")
