@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -13,17 +13,18 @@ from torch import Tensor
 from pyro_vae.common.memory import fitting
 from pyro_vae.common.random import seeded, stream
 from pyro_vae.errors import DivergedError, ProgramError
-from pyro_vae.training.batch_source import TrainingData
+from pyro_vae.training.batch_source import Resident, TrainingData
 from pyro_vae.training.divergence import suspect_rows
 from pyro_vae.training.engines.flat_graph import Unfinished, Untraceable
 from pyro_vae.training.finite_checks import GRADIENT, LOSS
-from pyro_vae.training.shuffle import NOISE, SHUFFLE, ShuffledBatches
+from pyro_vae.training.shuffle import NOISE, SHUFFLE
 from pyro_vae.training.time_budget import StopTraining
 from pyro_vae.training.training_state import EpochPosition, TrainingOptions
 
 from .members import Member
+from .recorded_step import STEPS, RecordedSteps
 from .report import EnsembleReporter
-from .together import Batch, Together
+from .together import Batch, Together, batch_of
 
 AWAY = "members trained together cannot follow that: give engine='eager', which trains one after the other"
 
@@ -40,6 +41,7 @@ class Lockstep:
     diverged: dict[int, str] = field(default_factory=dict)  # seed to message
     steps: int = 0
     settled: bool = False  # how the graph is run from here on
+    several: RecordedSteps | None = None  # many steps to a replay, on a GPU
 
     def run(self, report: EnsembleReporter) -> None:
         """Train all epochs, or until nobody is left."""
@@ -82,8 +84,31 @@ class Lockstep:
         table = self.together.adam.table(steps, self.options.epochs * per_epoch, self.options.schedule)
         what = f"step {self.steps + 1}: batches of {whole} rows for {len(self.members)} members on {self.data.device}"
         with fitting(what, f"Take smaller ones: batch_size={max(1, whole // 2)}."):
-            for number, (row, batch) in enumerate(zip(like.new_tensor(table), self.batches(orders), strict=True)):
-                self.step(row, batch, noise, checked=self.to_check(epoch) if number == 0 and self.steps else [])
+            passes = [list(order.one_pass()) for order in orders]
+            rates, number = like.new_tensor(table), 0
+            while number < per_epoch:
+                self.data.check_files()
+                if several := self.next_several(number, passes):
+                    several_steps, rows = several
+                    generators = [*(order.generator for order in orders), *noise]
+                    several_steps(rows, rates[number : number + STEPS], generators)
+                    self.steps, number = self.steps + STEPS, number + STEPS
+                    continue
+                rows = torch.stack([chunks[number] for chunks in passes])
+                batch = batch_of(self.data, rows, [order.generator for order in orders])
+                self.step(
+                    rates[number], batch, noise, checked=self.to_check(epoch) if number == 0 and self.steps else []
+                )
+                number += 1
+
+    def next_several(self, number: int, passes: list[list[Tensor]]) -> tuple[RecordedSteps, Tensor] | None:
+        """Return what makes the steps from that number on by one replay, and their rows; None where they go one by one."""
+        chunks = [of_member[number : number + STEPS] for of_member in passes]
+        if self.several is None or number == 0 or self.together.scheduled or len(chunks[0]) < STEPS:
+            return None
+        if len(chunks[0][-1]) < self.data.batch_size:
+            return None
+        return self.several, torch.stack([torch.stack(of_member) for of_member in chunks], 1)
 
     def to_check(self, epoch: int) -> Sequence[int]:
         """Return the numbers of members whose own step is looked at in an epoch: in turn, and all in the last."""
@@ -115,23 +140,17 @@ class Lockstep:
             return
         self.settled = True
         ways = [self.together.compile] if self.compile_after is not None else []
-        for way in ways + [self.together.record] * is_recorded_on(self.data.device):
+        recorded = is_recorded_on(self.data.device)
+        for way in ways + [self.together.record] * recorded:
             try:
                 way(batch)
             except (Unfinished, Untraceable) as why:
                 self.together.notes.append(f"the trace goes on as it is: {why}")
-
-    def batches(self, orders: list[ShuffledBatches]) -> Iterator[list[Tensor]]:
-        """Yield batches ``(M, B, ...)``, each member's rows in its own order, transformed by its own generator."""
-        passes, count = [order.one_pass() for order in orders], len(orders)
-        for rows in zip(*passes, strict=True):
-            self.data.check_files()
-            x, *context = self.data.source.fetch(torch.cat(rows))
-            shaped = [a.view(count, len(rows[0]), *a.shape[1:]) for a in (x, *context)]
-            if (transform := self.data.transform) is not None:
-                made = [transform(x, order.generator) for x, order in zip(shaped[0], orders, strict=True)]
-                shaped[0] = torch.stack(made)
-            yield shaped
+        if recorded and self.together.recorded is not None and isinstance(self.data.source, Resident):
+            try:
+                self.several = self.together.record_several(self.data)
+            except Untraceable as why:
+                self.together.notes.append(f"steps are replayed one by one: {why}")
 
     def count(self, epoch: int, first_step: int) -> None:
         """Note each member's steps and loss; freeze those that met a loss or gradient that is not finite."""

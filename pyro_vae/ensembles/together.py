@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyro_vae.common.cuda_recorder import CudaRecorder
 from pyro_vae.common.inductor import compile_flat
+from pyro_vae.training.batch_source import TrainingData
 from pyro_vae.training.engines.flat_graph import FlatGraph, Untraceable, flatten, lift
 from pyro_vae.training.engines.scheduled_values import answers_hold
 from pyro_vae.training.engines.verify import close, disagreement, replayed
@@ -23,7 +24,7 @@ from .fused_step import FusedStep
 from .member_step import Batch, bare, record, run_eager, traced, traced_twice, untraceable
 from .members import Member
 from .noise import Draw, draw_of, free_draws, is_random, with_draws_as_inputs
-from .recorded_step import RecordedStep
+from .recorded_step import STEPS, RecordedStep, RecordedSteps
 from .stack import Stack
 from .tally import Tally, count
 
@@ -283,6 +284,51 @@ class Together:
         self.recorded = RecordedStep(own, row, recorder)
         self.notes.append("one replay a step")
 
+    def record_several(self, data: TrainingData) -> RecordedSteps:
+        """Record several steps as one CUDA graph, and compare a replay with the same steps as they are.
+
+        Raises:
+            Untraceable: they cannot be recorded, or a replay is another.
+        """
+        count, device = len(self.members), data.device
+        row = self.row_like() * 1e-3
+        generators = [torch.Generator(device).manual_seed(i) for i in range(2 * count)]
+        states = [generator.get_state() for generator in generators]
+        several = RecordedSteps(
+            torch.zeros(STEPS, count, data.batch_size, dtype=torch.long, device=data.source.rows_device),
+            row.expand(STEPS, *row.shape).clone(),
+            generators,
+            CudaRecorder(device, *generators),
+        )
+        several.rows += torch.arange(data.batch_size, device=several.rows.device)
+        inputs = self.inputs(batch_of(data, several.rows[0], generators[:count]), row)
+        module, constants = self.with_adam(inputs)
+        function, changing = self.run or module.forward, inputs[len(self.batch_like) :]
+
+        def all_steps() -> list[Tensor]:
+            for rows, numbers in zip(several.rows, several.table, strict=True):
+                batch = batch_of(data, rows, generators[:count])
+                self.draw(generators[count:])
+                function(*self.inputs(batch, numbers), *constants)
+            return []
+
+        def from_start(steps: Callable[[], Any]) -> Callable[[], Any]:
+            def run() -> Any:
+                for generator, state in zip(generators, states, strict=True):
+                    generator.set_state(state)
+                return steps()
+
+            return run
+
+        try:
+            with replayed(changing, device), torch.no_grad():  # recording runs it
+                several.recorder.record(all_steps)
+        except RuntimeError as error:
+            raise Untraceable(f"several steps could not be captured: {str(error).splitlines()[0]}") from error
+        self.compare(from_start(several.recorder.replay), from_start(all_steps), changing, "recorded")
+        self.notes.append(f"{STEPS} steps of all members to a replay")
+        return several
+
     def compare(self, run: Callable[[], Any], plain: Callable[[], Any], inputs: Sequence[Tensor], how: str) -> None:
         """Raise Untraceable unless a step on these inputs is that of the graph as it is; all is put back."""
         with replayed(inputs, inputs[0].device), torch.no_grad():
@@ -298,6 +344,16 @@ class Together:
     def results(self) -> list[Tensor]:
         """What shows a step's numbers: losses, and gradients in the running means."""
         return [self.tally.loss_sum, self.tally.good_steps, *self.moments[0]]
+
+
+def batch_of(data: TrainingData, rows: Tensor, generators: Sequence[torch.Generator]) -> list[Tensor]:
+    """Fetch each member's rows, ``(M, B)``, and transform them by its own generator: ``(M, B, ...)`` each."""
+    x, *context = data.source.fetch(rows.flatten())
+    shaped = [a.view(*rows.shape, *a.shape[1:]) for a in (x, *context)]
+    if data.transform is not None:
+        transform = data.transform
+        shaped[0] = torch.stack([transform(x, own) for x, own in zip(shaped[0], generators, strict=True)])
+    return shaped
 
 
 def flattened(function: Function, inputs: Sequence[Tensor]) -> tuple[Any, list[Tensor]]:

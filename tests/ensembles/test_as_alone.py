@@ -210,11 +210,19 @@ class Stale(Again):
 def test_a_recorded_step_is_that_of_the_lone_run(monkeypatch, recorder):
     """What happens on a GPU, by a recorder that runs the function again; one that does not is found out."""
     monkeypatch.setattr(lockstep, "is_recorded_on", lambda device: True)
-    monkeypatch.setattr(together, "CudaRecorder", lambda device: recorder())
-    x, options = rows(), {"epochs": 3, "batch_size": 10, "transform": binarize}
+    made = []
+    monkeypatch.setattr(together, "CudaRecorder", lambda device, *generators: made.append(recorder()) or made[-1])
+    monkeypatch.setattr(lockstep, "STEPS", 2)
+    monkeypatch.setattr(together, "STEPS", 2)
+    x, options = rows(), {"epochs": 3, "batch_size": 5, "transform": binarize}
     ensemble = fit_ensemble(vae, x, seeds=SEEDS, engine="trace", verbose=False, **options)
     note = "one replay a step" if recorder is Again else "the recorded step is not the one that was traced"
     assert note in ensemble.results[0].engine
+    if (
+        recorder is Again
+    ):  # of the first step of an epoch by itself, of the other four in twos; one more to compare each
+        assert [one.replays for one in made] == [1 + 3, 1 + 3 * 2]
+        assert "2 steps of all members to a replay" in ensemble.results[0].engine
     assert_same(ensemble, [alone(vae, seed, x, **options) for seed in SEEDS])
 
 
