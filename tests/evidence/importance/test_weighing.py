@@ -28,6 +28,7 @@ from pyro_vae import (
     widened,
 )
 from pyro_vae.common import flat_program, torch_private
+from pyro_vae.common.doubts import is_doubtful
 from pyro_vae.common.inductor import compiler
 from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.evidence.importance import estimator, sampler, weighing
@@ -478,3 +479,30 @@ def test_larger_blocks_are_part_of_the_evidence(monkeypatch, tmp_path):
     assert same(run(resume=some), whole)  # on a CPU, in the blocks that it began with
     with pytest.raises(UsageError, match="blocks of 16384 and of 4096"):
         Evidence.merge([some, run(particles=range(300, 700))])
+
+
+def test_what_a_graph_doubts_is_weighed_by_the_programs_and_the_rest_counts_once():
+    """Draws that are seldom far out have another density there, which the graph leaves to the programs."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0, 1).expand([2]).to_event(1))
+            scale = torch.where(z[..., :1] > 2.9, 2.0, 1.0) if is_doubtful((z > 2.9).any()) else torch.ones(())
+            pyro.sample("x", dist.Normal(z, scale).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.7).to_event(1))
+
+    x = 0.3 * torch.randn(192, 2, generator=torch.Generator().manual_seed(0))
+    x[100] = 3.0  # neither of the first rows nor of the last, which are looked at before
+    asked = []
+
+    def counted(x):
+        asked.append(len(x))
+        return model(x)
+
+    eager, traced = both(model, guide, x, k=1000)
+    assert "operations traced" in traced.engine_note and same(traced, eager)
+    log_likelihood(counted, guide, x, num_samples=1000, engine="trace")
+    assert asked.count(64) > 3  # some blocks, beside the first looks
