@@ -82,7 +82,7 @@ def has_real_elements(vae: Any, x: Tensor) -> bool:
     """Return whether a VAE has roles that can take units, and real numbers among its columns; it keeps units that it has."""
     if not isinstance(vae, VAE) or is_standardized(vae):
         return False
-    with quiet(vae, seed=0):
+    with quiet(vae, seed=0, device=x.device):
         site: Any = poutine.trace(vae.model).get_trace(x[:1]).nodes["x"]
     return bool(real_elements(site["fn"]).any())
 
@@ -95,7 +95,7 @@ def decode(vae: Any, codes: Tensor, row: Tensor) -> Tensor:
     """
     used = Used.of(vae)
     model, guide, args = used.rows_of_pair(row.expand(len(codes), *row.shape[1:]).contiguous())
-    with quiet(model, guide, seed=0):
+    with quiet(model, guide, seed=0, device=args[0].device):
         at = {used.code or only_latent(guide, args): codes}
         sites = decoded(model, args, at)
         check_decoder(model, args, at, sites)

@@ -67,6 +67,13 @@ def like_parameters(*things: Any) -> Tensor | None:
     return next((p for m in owners(*things) for p in m.parameters() if p.is_floating_point()), None)
 
 
+def device_of(x: Any, *things: Any) -> torch.device:
+    """Return where rows x are run: on the device of the programs' parameters; without any, where they are."""
+    like = like_parameters(*things)
+    where = x if like is None else like
+    return where.device if isinstance(where, Tensor) else torch.device("cpu")
+
+
 @contextmanager
 def evaluation_mode(*things: Any) -> Iterator[None]:
     """No gradients, and the programs' modules in eval mode (dropout off, batch statistics fixed); restored after."""

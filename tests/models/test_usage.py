@@ -429,7 +429,7 @@ def test_draws_of_an_autoregressive_model_are_had():
 
 
 def test_nothing_is_changed(lg):
-    net = nn.Sequential(nn.Linear(5, 2), nn.Dropout()).double().train()
+    net = nn.Sequential(nn.Linear(5, 2), nn.Dropout()).to(lg.x).train()
     state, store = torch.get_rng_state(), len(pyro.get_param_store())
 
     def guide(x):

@@ -42,7 +42,7 @@ class Program(nn.Module):
     def model(self, x):
         pyro.module("program", self)
         with pyro.plate("data", self.plate_size or len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            z = pyro.sample("z", dist.Normal(x.new_zeros(3), 1.0).to_event(1))
             pyro.sample("x", self.likelihood(self.decode(z)), obs=x)
 
     def guide(self, x):
@@ -137,7 +137,7 @@ class Flat(Program):
     def model(self, x):
         pyro.module("program", self)
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            z = pyro.sample("z", dist.Normal(x.new_zeros(3), 1.0).to_event(1))
             means = self.dec(z).reshape(len(x) * 8)
             pyro.sample("x", dist.Normal(means.reshape(len(x), 8), 1.0).to_event(1), obs=x)
 
@@ -148,10 +148,10 @@ class Inner(Program):
     def model(self, x):
         pyro.module("program", self)
         with pyro.plate("data", len(x), dim=-1):
-            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            z = pyro.sample("z", dist.Normal(x.new_zeros(3), 1.0).to_event(1))
             h = F.softmax(self.dec(z).reshape(len(x), 8), dim=1)
             with pyro.plate("inner", 8, dim=-2):
-                w = pyro.sample("w", dist.Normal(0.0, 1.0))
+                w = pyro.sample("w", dist.Normal(x.new_zeros(()), 1.0))
                 pyro.sample("x", dist.Normal(h.t() + w, 1.0), obs=x.t())
 
     def guide(self, x):
@@ -387,7 +387,7 @@ def test_parameters_that_the_probe_makes_are_not_those_of_training(device):
 
     def model(x):
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
     def guide(x):

@@ -13,8 +13,9 @@ from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.evidence.estimate import identified
 from pyro_vae.programs.codes import listed
-from pyro_vae.programs.pair import quiet
+from pyro_vae.programs.pair import device_of, quiet
 from pyro_vae.programs.sites import Program
+from pyro_vae.programs.structured import on_tensors
 
 from .joint import Joint, ReadsRowsError, Shared
 from .result import Exact
@@ -56,8 +57,9 @@ def enumerate_latents(
     check_whole(chunk_size=chunk_size)
     if chunk_size < 1:
         raise UsageError(f"chunk_size must be above 0, got {chunk_size}")
-    with quiet(model, guide, seed=0):
-        joint = Joint(model, guide, x, context, missing)
+    model, guide, args = on_tensors(model, guide, x, *context)
+    with quiet(model, guide, seed=0, device=device_of(args[0], model, guide)):
+        joint = Joint(model, guide, args[0], args[1:], missing)
         codes = Codes(joint)
         some = torch.linspace(0, codes.total - 1, min(codes.total, PROBES), device=joint.device).round().long()
         shared = Shared.of(joint, codes.values(some))

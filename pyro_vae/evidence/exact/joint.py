@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.common.random import random_states, restore_states
 from pyro_vae.errors import ProgramError
 from pyro_vae.programs.enumerated import prior_of, unmarked
 from pyro_vae.programs.log_density import log_density
@@ -77,11 +78,11 @@ class Joint:
         found = FOUND.get()
         if found:
             vars(self).update(found[0])
-            torch.set_rng_state(found[1])  # what an oracle draws does not depend on which were tried before
+            restore_states(self.device, found[1])  # what an oracle draws does not depend on which were tried before
         else:
             self.find(model, guide, x, c, missing)
             if found is not None:
-                found += [dict(vars(self)), torch.get_rng_state()]
+                found += [dict(vars(self)), random_states(self.device)]
         if unconstrained:
             self.sum_out()
         plates = self.problem.plates

@@ -15,9 +15,10 @@ from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import ProgramError
 from pyro_vae.evidence.estimate import identified
 from pyro_vae.programs.masks import present
-from pyro_vae.programs.pair import quiet
+from pyro_vae.programs.pair import device_of, quiet
 from pyro_vae.programs.row_reads import RowReads
 from pyro_vae.programs.sites import Program, Site, latent_sites
+from pyro_vae.programs.structured import on_tensors
 from pyro_vae.programs.wrapped import base_name, elements
 
 from .joint import Joint
@@ -73,8 +74,9 @@ def linear_gaussian(
         (tensor([-2.7280, -2.7142], dtype=torch.float64), tensor([-2.7280, -2.7142]))
     """
     check_whole(seed=seed)
-    with quiet(model, guide, seed=seed):
-        joint = Joint(model, guide, x, context, missing)
+    model, guide, args = on_tensors(model, guide, x, *context)
+    with quiet(model, guide, seed=seed, device=device_of(args[0], model, guide)):
+        joint = Joint(model, guide, args[0], args[1:], missing)
         for name, site in (joint.latents | joint.observed).items():
             gaussian(name, site["fn"])
         blocks = joint.everyone.split(len(joint) if one_program(joint) else BLOCK)

@@ -13,7 +13,7 @@ from pyro_vae.common.given import check_whole
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import OverBudgetError, ProgramError, UsageError
 from pyro_vae.evidence.estimate import identified
-from pyro_vae.programs.pair import quiet
+from pyro_vae.programs.pair import device_of, quiet
 from pyro_vae.programs.sites import Program
 from pyro_vae.programs.structured import on_tensors
 
@@ -131,7 +131,7 @@ def quadrature(
     if not tol > 0 or chunk_size < 1:
         raise UsageError(f"tol and chunk_size must be above 0, got {tol} and {chunk_size}")
     model, guide, args = on_tensors(model, guide, x, *context)
-    with quiet(model, guide, seed=seed):
+    with quiet(model, guide, seed=seed, device=device_of(args[0], model, guide)):
         joint = Joint(model, guide, args[0], args[1:], missing, unconstrained=True)
         dims = joint.dims
         if dims > MAX_DIMS:

@@ -11,8 +11,10 @@ import pytest
 import torch
 from scipy import stats
 
+from pyro_vae.common.random import random_states
 from pyro_vae.errors import ProgramError
 from pyro_vae.evidence.exact import joint, trapezoid
+from pyro_vae.evidence.exact.choose import exact as exact_choice
 from pyro_vae.evidence.exact.enumeration import enumerate_latents
 from pyro_vae.evidence.exact.linear_gaussian import linear_gaussian
 from pyro_vae.evidence.exact.quadrature import quadrature
@@ -48,6 +50,16 @@ def test_quadrature_is_sklearns_on_one_grid_or_many(lg, share):
     found = quadrature(lg.vae().model, lg.vae().guide, lg.x, share=share, tol=1e-9)
     close(found.log_px, lg.log_px(lg.x).cpu())
     assert found.error.max() < 1e-7 and ("one grid" in found.how) == share
+
+
+@pytest.mark.parametrize("oracle", [linear_gaussian, quadrature, exact_choice])
+def test_an_oracle_draws_on_a_stream_of_its_own_wherever_its_rows_lie(oracle, lg):
+    """Neither the host's random state nor the device's moves, and both may stand anywhere before."""
+    before = random_states(lg.x.device)
+    first = oracle(lg.model, None, lg.x).log_px
+    assert all(map(torch.equal, random_states(lg.x.device), before))
+    torch.randn(3), torch.randn(3, device=lg.x.device)
+    assert torch.equal(oracle(lg.model, None, lg.x).log_px, first)
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])

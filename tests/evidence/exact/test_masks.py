@@ -45,7 +45,7 @@ def mixture(masked, read):
 
     def model(x, has):
         with pyro.plate("data", len(x)):
-            z = masked("z", dist.Categorical(PROBS), has > 0).to(x)
+            z = masked("z", dist.Categorical(PROBS.to(x)), has > 0).to(x)
             loc = z if read else torch.where(has > 0, z, -torch.ones_like(x))
             pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
 
@@ -53,11 +53,12 @@ def mixture(masked, read):
 
 
 @hows
-def test_masked_codes_weigh_one_together(masked):
+def test_masked_codes_weigh_one_together(masked, device):
     log_mixture = (PROBS.log() + dist.Normal(torch.arange(3.0).double(), 1.0).log_prob(X[:, None])).logsumexp(1)
     wanted = torch.where(HAS, log_mixture, dist.Normal(-1.0, 1.0).log_prob(X))
-    close(enumerate_latents(mixture(masked, False), None, X, HAS), wanted)
-    close(exact(mixture(masked, False), None, X, HAS), wanted)
+    rows = X.to(device), HAS.to(device)
+    close(enumerate_latents(mixture(masked, False), None, *rows), wanted)
+    close(exact(mixture(masked, False), None, *rows), wanted)
 
 
 @hows
@@ -228,7 +229,7 @@ def test_a_masked_latent_that_is_read_is_refused_before_any_grid(masked):
 
 
 @hows
-def test_a_masked_observation_adds_nothing(masked):
+def test_a_masked_observation_adds_nothing(masked, device):
     def model(x, has):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0))
@@ -242,11 +243,12 @@ def test_a_masked_observation_adds_nothing(masked):
     joint = dist.MultivariateNormal(torch.zeros(2).double(), torch.tensor([[2.0, 1.0], [1.0, 5.0]]).double())
     alone = dist.Normal(0.0, torch.tensor(5.0).double().sqrt()).log_prob(X + 1)
     wanted = torch.where(HAS, joint.log_prob(torch.stack([X, X + 1], 1)), alone)
-    close(linear_gaussian(model, None, X, HAS), wanted)
-    close(quadrature(model, None, X, HAS), wanted, 1e-4)
+    rows = X.to(device), HAS.to(device)
+    close(linear_gaussian(model, None, *rows), wanted)
+    close(quadrature(model, None, *rows), wanted, 1e-4)
 
 
-def test_linear_gaussian_reads_the_masks_of_single_entries():
+def test_linear_gaussian_reads_the_masks_of_single_entries(device):
     """x of 3 columns, any of which a row may lack: what is left is Gaussian with the covariance of its columns."""
     a = torch.tensor([[1.0, 2.0, -1.0], [0.5, 0.0, 1.0]]).double()
     x = torch.randn(N, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -255,7 +257,7 @@ def test_linear_gaussian_reads_the_masks_of_single_entries():
     def model(x, has):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(z @ a, 0.5).mask(has > 0).to_event(1), obs=x)
+            pyro.sample("x", dist.Normal(z @ a.to(x), 0.5).mask(has > 0).to_event(1), obs=x)
 
     cov = a.T @ a + 0.25 * torch.eye(3).double()
     wanted = torch.stack(
@@ -266,11 +268,11 @@ def test_linear_gaussian_reads_the_masks_of_single_entries():
             for row, m in zip(x, has, strict=True)
         ]
     )
-    close(linear_gaussian(model, None, x, has), wanted)
+    close(linear_gaussian(model, None, x.to(device), has.to(device)), wanted)
 
 
 @hows
-def test_a_masked_latent_leaves_the_linear_gaussian_form_of_the_others(masked):
+def test_a_masked_latent_leaves_the_linear_gaussian_form_of_the_others(masked, device):
     def model(x, has):
         with pyro.plate("data", len(x)):
             y = pyro.sample("y", dist.Normal(torch.zeros_like(x), 1.0))
@@ -278,8 +280,9 @@ def test_a_masked_latent_leaves_the_linear_gaussian_form_of_the_others(masked):
             pyro.sample("x", dist.Normal(y + torch.where(has > 0, z, 0.0), 1.0), obs=x)
 
     wanted = dist.Normal(0.0, torch.where(HAS, 1.5**2 + 4 + 1, 2.0).double().sqrt()).log_prob(X)
-    close(linear_gaussian(model, None, X, HAS), wanted)
-    assert exact(model, None, X, HAS).method == "linear-Gaussian closed form"
+    rows = X.to(device), HAS.to(device)
+    close(linear_gaussian(model, None, *rows), wanted)
+    assert exact(model, None, *rows).method == "linear-Gaussian closed form"
 
 
 def test_without_a_density_in_its_place_a_masked_latent_is_counted_in(monkeypatch):

@@ -1,0 +1,61 @@
+"""The engines that a device has, on that device: a CUDA graph on a GPU, a trace on a CPU, beside the programs as they run."""
+
+from functools import partial
+
+import pytest
+import torch
+from pyro.infer import Trace_ELBO
+
+from pyro_vae import Bound, adam, binarize, cosine, fit, fit_ensemble, iwae, log_likelihood, warmup
+from pyro_vae.training.engines.recorded_steps import STEPS
+from tests.ensembles.test_as_alone import SEEDS, alone, assert_same
+from tests.helpers.small import binary, small_vae
+
+
+@pytest.fixture
+def engine(device):
+    return "graph" if device.type == "cuda" else "trace"
+
+
+def trained(engine, x, **options):
+    vae = small_vae(device=x.device, seed=0).double()
+    run = fit(
+        vae, x, engine=engine, epochs=2, batch_size=8, seed=5, schedule=warmup(cosine, 0.3), verbose=False, **options
+    )
+    return vae, run
+
+
+@pytest.mark.parametrize(("objective", "transform"), [(Trace_ELBO, None), (partial(Bound, iwae, 3), binarize)])
+def test_a_run_is_that_of_the_programs(objective, transform, engine, device):
+    steps = 2 * STEPS + 5 if engine == "graph" else 4  # one by one, and in replays of several; and an uneven one
+    grey = torch.rand(8 * steps + 3, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    x = (grey if transform else grey.round()).to(device)
+    options = {"transform": transform, "optimizer": adam(1e-2)}
+    (plain, a), (other, b) = (trained(e, x, objective=objective(), **options) for e in ("eager", engine))
+    assert "eager" in a.engine and "eager" not in b.engine.splitlines()[0], b.engine
+    for old, new in zip(a.history, b.history, strict=True):
+        assert (old["step"], old["lr"]) == (new["step"], new["lr"])
+        assert [new[k] for k in ("loss", "elbo")] == pytest.approx([old[k] for k in ("loss", "elbo")], rel=1e-6)
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(other.state_dict()[name], value, rtol=1e-6, atol=1e-6)
+
+
+def test_members_of_an_ensemble_are_the_lone_runs(device):
+    def make():
+        return small_vae().to(device)
+
+    x, options = binary(15, device), {"epochs": 1, "batch_size": 5}
+    ensemble = fit_ensemble(make, x, seeds=SEEDS, engine="trace", verbose=False, **options)
+    assert "2 members as one graph" in ensemble.results[0].engine
+    assert_same(ensemble, [alone(make, seed, x, **options) for seed in SEEDS])
+
+
+def test_particles_are_weighed_as_by_the_programs(device):
+    """Whole blocks: of 64 rows and 64 particles on a CPU, and 4,096 on a GPU."""
+    particles = 4096 if device.type == "cuda" else 128
+    x, vae = binary(64, device), small_vae(device=device, seed=0)
+    score = partial(log_likelihood, vae.model, vae.guide, x, num_samples=particles, verbose=False)
+    plain, traced = score(engine="eager"), score(engine="trace")
+    assert "operations traced" in traced.engine_note and "programs themselves" not in traced.engine_note
+    torch.testing.assert_close(traced.log_px, plain.log_px, rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(traced.ess, plain.ess, rtol=1e-4, atol=0)
