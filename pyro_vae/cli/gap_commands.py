@@ -10,8 +10,8 @@ from pyro_vae.common.processes import joined
 from pyro_vae.common.spread import by_itself
 from pyro_vae.errors import UsageError
 from pyro_vae.runs.bracket_run import CHAINS, TEMPERATURES, bracket_run
-from pyro_vae.runs.bracket_run import CHUNK as PAIRS
 from pyro_vae.runs.ensemble_folder import is_ensemble
+from pyro_vae.runs.evaluation_options import CHUNK as PAIRS
 from pyro_vae.runs.gaps_run import CHUNK, ROWS, STEPS, gaps_run
 from pyro_vae.runs.report.page import write_report
 

@@ -111,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return run_command(argv)
         except PyroVAEError as error:
             with suppress(OSError):  # a terminal that hung up takes no message
-                print(f"error: {plain(error)}", file=sys.stderr)
+                print("\n".join(map(plain, (f"error: {error}", *getattr(error, "__notes__", ())))), file=sys.stderr)
             return error.exit_code
         except KeyboardInterrupt as signal:
             with suppress(OSError):

@@ -11,8 +11,11 @@ from dataclasses import dataclass
 
 import torch
 
+from .processes import bytes_of, text_of
 from .random import seeded
 from .spread import Part, spread
+
+RAISED, WORDS = "raised", "words"  # in the place of a part: which of `unless` it had, and its message
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,8 @@ class PartsOfRows:
             after the other on the random stream around, by each process alike.
         stream: (seed, \\*block); part i draws from (seed, \\*block, i).
         what: where in the work that is, the same on each rank, for errors.
-        unless: exceptions of which one in any part means, on all processes, that there is no such figure.
+        unless: exceptions of which one in any part is raised on all processes, with the words of the first part that had one:
+            what follows from there being no such figure is the same on each.
     """
 
     shards: int | None = None
@@ -52,7 +56,7 @@ class PartsOfRows:
             device: where it draws.
 
         Raises:
-            ValueError: on each process, where a part of any had an exception of those in `unless`.
+            Exception: on each process the same, where a part of any had one of those in `unless`.
             ProcessesError: on the other ranks, where `make` failed on one in another way, whose error that one raises.
 
         Example:
@@ -65,16 +69,21 @@ class PartsOfRows:
         if self.shards is None:
             return [make(i) for i in range(count)]
 
+        errors: dict[int, Exception] = {}  # of parts of this process
+
         def own(i: int) -> Part:
             with seeded(*self.stream, i, device=device):
                 try:
                     return make(i)
-                except self.unless:
-                    return {}
+                except self.unless as error:
+                    errors[i] = error
+                    number = next(n for n, kind in enumerate(self.unless) if isinstance(error, kind))
+                    return {RAISED: torch.tensor([number]), WORDS: bytes_of(str(error))}
 
         parts = spread(count, own, self.what, more=None)
-        if not all(parts):
-            raise ValueError(f"{self.what}: a part of the rows has no such figure")
+        for i, part in enumerate(parts):
+            if RAISED in part:  # on a process that made no part, too
+                raise self.unless[int(part[RAISED])](text_of(part[WORDS])) from errors.get(i)
         return parts
 
 

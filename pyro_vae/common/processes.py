@@ -23,6 +23,8 @@ from torch import Tensor, distributed
 from pyro_vae.common import torch_private
 from pyro_vae.errors import ProcessesError, UsageError
 
+from .meeting import meet
+
 NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # torchrun sets them
 TIMEOUT = 600.0  # seconds that the others wait for one: longer than a step, an evaluation of a few rows, a checkpoint
 LOOK = 2.0  # seconds to find out who is missing
@@ -132,7 +134,7 @@ def open_group(asked: Processes, device: torch.device | str, timeout: float, env
     try:
         distributed.init_process_group(
             "cpu:gloo,cuda:nccl" if cuda else "gloo",
-            init_method=f"tcp://{address}",
+            store=meet(environment["MASTER_ADDR"], int(environment["MASTER_PORT"]), asked.rank, asked.world, timeout),
             rank=asked.rank,
             world_size=asked.world,
             timeout=timedelta(seconds=timeout),

@@ -69,7 +69,7 @@ class DataOptions:
     """How a data set is to be read: what :func:`~pyro_vae.data.load` is asked for, whatever form the rows have.
 
     Attributes:
-        binarization, seed, missing, table, sequences, memory: as for :func:`~pyro_vae.data.load`.
+        binarization, seed, missing, table, sequences, memory, num_rows: as for :func:`~pyro_vae.data.load`.
 
     Raises:
         UsageError: an unknown binarization, one of missing values, a seed that numpy and torch do not both take.
@@ -81,6 +81,7 @@ class DataOptions:
     table: TableOptions = field(default_factory=TableOptions)
     sequences: bool = False
     memory: str | None = None
+    num_rows: int | None = None
 
     def __post_init__(self) -> None:
         if self.missing and self.binary:

@@ -16,6 +16,7 @@ from .data_set import Data, DataOptions, draw
 from .image_folders import read_folder
 from .image_sets import SETS, read_image_set
 from .mnist import CLASSES, read_images
+from .open_row_file import ENDINGS as ROWS_ON_DISK
 from .prepare import check_columns, event_shape, format_missing, prepare
 from .sparse_data import ANNOTATED, is_sparse_file, read_sparse
 from .split_files import given_paths, read_splits, shared_rows
@@ -46,6 +47,7 @@ def load(
     table: TableOptions | None = None,
     sequences: bool = False,
     memory: str | None = None,
+    num_rows: int | None = None,
     validation: str | Path | None = None,
     test: str | Path | None = None,
     verbose: bool = True,
@@ -73,6 +75,7 @@ def load(
             ``lengths`` of an .npz says.
         memory: leave the training rows on disk, as a :class:`~pyro_vae.data.Stored` of so much memory ("2 GB"); 1 GB, where a
             folder of shards or chunks is named. Then 10,000 rows at most are held out for validation, and for the test.
+        num_rows: how many rows are on disk, where the caller knows; as for :class:`~pyro_vae.data.Stored`.
         validation, test: files of these rows, where `name` is that of the training rows; of tables the same columns, by name.
             Without `validation`, a tenth of the training rows is held out. A folder that holds ``train.csv``,
             ``validation.csv`` and ``test.csv``, or folders of pictures called so, is such files, too.
@@ -92,7 +95,7 @@ def load(
         >>> data.train.x.shape, data.shape, data.policy
         (torch.Size([1437, 64]), (1, 8, 8), 'counts 0..16')
     """
-    options = DataOptions(binarization, seed, missing, table or TableOptions(), sequences, memory)
+    options = DataOptions(binarization, seed, missing, table or TableOptions(), sequences, memory, num_rows)
     data = find_data(name, options, data_dir, download, validation, test)
     for note in data.notes if verbose else ():
         print(f"note: {plain(data.name)}: {plain(note)}", file=sys.stderr)
@@ -109,8 +112,11 @@ def find_data(
 ) -> Data:
     """Read the data set that a name or a path stands for, in the way of its form: on disk, sparse, or in memory."""
     paths = {} if name in NAMES else given_paths(name, validation, test)
-    if (options.memory is not None or name in NAMES) and (paths or validation or test):
-        what = f"{name} has splits of its own" if name in NAMES else "--memory leaves rows of one file on disk"
+    on_disk = on_disk_alone(options)
+    if (on_disk or name in NAMES) and (paths or validation or test):
+        what = (
+            f"{name} has splits of its own" if name in NAMES else f"{on_disk} is of rows of one file that stay on disk"
+        )
         raise UsageError(f"{what}, and a file for each split is given, too: leave out either")
     if name not in NAMES and not paths:
         path = Path(name).expanduser()
@@ -118,8 +124,10 @@ def find_data(
             return read_sparse(path, options)
         if is_stored(path, options.memory):
             return read_stored(path, options)
-    if options.memory is not None:
-        raise UsageError(f"--memory is of rows that stay on disk, and {name} is bundled: leave it out")
+    if on_disk and (name in NAMES or Path(name).expanduser().exists()):  # of no such file there is more to say
+        what = "is bundled" if name in NAMES else "is read into memory"
+        there = ", or leave them there: --memory '2 GB'" if Path(name).suffix.lower() in ROWS_ON_DISK else ""
+        raise UsageError(f"{on_disk} is of rows that stay on disk, and {name} {what}: leave it out{there}")
     source = (
         read_splits(paths, options.seed, options.table, options.sequences)
         if paths
@@ -129,6 +137,12 @@ def find_data(
         check_columns(part)
     data = converted(source, options, by_file=bool(paths))
     return data if name in GREY else replace(data, kind=kind_of([part.x for part in source.parts]))
+
+
+def on_disk_alone(options: DataOptions) -> str | None:
+    """Name the option that is given, and is of rows that stay on disk."""
+    given = {"--memory": options.memory, "--num-rows": options.num_rows}
+    return next((flag for flag, value in given.items() if value is not None), None)
 
 
 def converted(source: Source, options: DataOptions, by_file: bool) -> Data:

@@ -102,7 +102,8 @@ def refuse_dense_options(path: Path, options: DataOptions) -> None:
     """Refuse what is asked of dense rows alone."""
     given = [f"--{name.replace('_', '-')}" for name in options.table.given]
     refused = [option for option in given if option != "--label" or path.suffix.lower() != ANNOTATED]
-    refused += ["--memory"] * (options.memory is not None) + ["sequences"] * options.sequences
+    refused += ["--memory"] * (options.memory is not None) + ["--num-rows"] * (options.num_rows is not None)
+    refused += ["sequences"] * options.sequences
     refused += [f"--binarization {options.binarization}"] * options.binary
     if refused:
         raise UsageError(f"{path} holds a sparse matrix, of which {refused[0]} is no option: leave it out")

@@ -42,7 +42,7 @@ def read_stored(path: Path, options: DataOptions) -> Data:
         UsageError: static binarization, which draws each row once for all; options of tables and sequences.
     """
     refuse_options_in_memory(path, options)
-    stored = Stored(path, memory=options.memory or MEMORY, missing=options.missing)
+    stored = Stored(path, memory=options.memory or MEMORY, missing=options.missing, num_rows=options.num_rows)
     shape = shape_of(stored)
     flat = stored.flat()
     numbers = held_out(flat, math.prod(shape), options.seed)

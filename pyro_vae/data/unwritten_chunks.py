@@ -38,8 +38,8 @@ def refuse_missing_chunks(array: Any, rows: np.ndarray, start: int, path: Path) 
                 f"{path}: chunk {', '.join(map(str, chunk))} of the array, in rows {first} to {last - 1} (counted from 0), is "
                 f"not stored, and Zarr reads its fill value {fill} there: numbers that nobody has written. Restore the chunk, "
                 f"or write it again. Where they are {fill} indeed, Zarr has left them out: say how many rows there are, Stored("
-                "path, num_rows=...), or write the array with config={'write_empty_chunks': True}; where nothing was observed, "
-                "with fill_value=nan, for missing=True."
+                "path, num_rows=...) or --num-rows N, or write it with config={'write_empty_chunks': True}; where nothing was "
+                "observed, with fill_value=nan, for missing=True."
             )
 
 

@@ -76,8 +76,8 @@ def open_zarr(path: Path, key: str | None, num_rows: int | None = None) -> ZarrR
         raise DataError(
             f"{path} was made for {shape[0]:,} rows, and {chunks - written:,} of its {chunks:,} chunks are not there: nobody "
             f"wrote them, they are lost, or they hold {fill} alone. Say how many rows there are, from the first: "
-            "Stored(path, num_rows=...), or in a shell, cut into shards: pyro-vae manifest FOLDER --of ... --num-rows N. Or "
-            "have them in the array: resize it to the rows that were written, or write it with "
+            "Stored(path, num_rows=...), or in a shell --num-rows N, of train and of manifest FOLDER --of ... Or have them in "
+            "the array: resize it to the rows that were written, or write it with "
             "zarr.config.set({'array.write_empty_chunks': True})."
         )
     if num_rows is not None and whole("num_rows", num_rows, 1) > shape[0]:

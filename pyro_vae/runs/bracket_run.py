@@ -16,14 +16,13 @@ from pyro_vae.plots.evidence import bracket_ends
 from . import folder
 from .current_run import as_it_is_now, check_same_weights
 from .evaluate_run import placed, record_evaluation
-from .evaluation_options import EvaluationOptions
+from .evaluation_options import CHUNK, EvaluationOptions
 from .load import load_run, open_data
 from .rows_to_score import rows_of
 from .run_figures import draw_all
 from .several_processes import agree_on_scoring, done_by_rank_0, led
 
 TEMPERATURES, CHAINS, LEAPFROGS = 60, 16, 3  # a few seconds on a small model
-CHUNK = 16_384  # (row, chain) pairs at a time
 
 
 def bracket_run(
@@ -57,7 +56,9 @@ def bracket_run(
     run = load_run(path, device=device)
     data, start = open_data(run, data_dir), time.perf_counter()
     part = rows_of(data, "test", rows)
-    options = EvaluationOptions(method="annealing", rows=rows, num_chains=num_chains, num_temperatures=num_temperatures)
+    options = EvaluationOptions(
+        method="annealing", rows=rows, num_chains=num_chains, num_temperatures=num_temperatures, chunk_size=chunk_size
+    )
     with led(run.path, lambda: folder.check_own(run.path), folder.EVALUATION_LOCK, wait=True):
         run = as_it_is_now(run)
         agree_on_scoring(tensor_digest(run.vae.state_dict()), data, asdict(options))

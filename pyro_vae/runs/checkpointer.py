@@ -146,7 +146,9 @@ class Checkpointer(TrainingCallback):
         self.writer.release()
 
     def on_error(self, trainer: Trainer, error: BaseException) -> str:
-        """Save the state after the last step, if the weights are still its own."""
+        """Save the state after the last step, if the weights are still its own; return how to go on."""
+        if not self.leads:  # rank 0 saves what can be saved
+            return self.from_last() if not isinstance(error, Signalled) else f". Saved; go on with: {self.how}"
         if not self.writer.holds:  # another process does, and this is its error
             return ""
         try:
@@ -160,12 +162,19 @@ class Checkpointer(TrainingCallback):
             # of sharded networks the other processes have a part of the state, and may not come
             parted = trainer.step.in_step is not None and trainer.step.here.world > 1
             if parted or not trainer.between_steps or not trainer.state.step or trainer.state.bad_steps:
-                return f". Go on from the last checkpoint with: {self.how}" if self.checkpoints.numbers() else ""
+                return self.from_last()
             try:
                 self.save(trainer, interrupted=True)
             except StorageError as failure:
                 return f". Its state could not be saved: {failure}"
         return f". Saved; go on with: {self.how}"
+
+    def from_last(self) -> str:
+        """Say how to go on from the newest checkpoint that is there."""
+        for number in self.checkpoints.numbers():
+            if manifest := self.checkpoints.manifest(number):
+                return f". The last checkpoint so far is of step {manifest.get('step')}; go on from it with: {self.how}"
+        return ""
 
     def on_failed_step(self, failed: FailedStep) -> str:
         """Write the folder ``divergence``: the batch, the weights, the random state, as data."""

@@ -54,6 +54,9 @@ class Config:
     memory
         Leave the training rows on disk, and take so much memory for them, such as '2 GB'; 1 GB where DATA is a folder of
         shards (pyro-vae manifest) or a Zarr array.
+    num_rows
+        How many rows are on disk, where you know; another number is refused. It is asked for of a Zarr array with chunks that
+        were never written, whose first so many rows are taken.
     missing_value
         Of a table: what stands for a value that was not observed, such as -999, beside empty cells (with --missing, or
         --columns).
@@ -137,6 +140,7 @@ class Config:
     label: str | None = None
     split_by: str | None = None
     memory: str | None = None
+    num_rows: int | None = None
     missing_value: str | None = None
     missing: Annotated[bool, Parameter(negative=())] = False
     standardize: bool | None = None
@@ -241,7 +245,7 @@ def is_finite(number: float) -> bool:
 
 LAYERS = 1_000  # of the mlp, at most
 BEFORE = {"standardize": False, "normalize": False}  # in configs that lack them
-WHOLE = ("hidden", "latent_dim", "epochs", "batch_size", "patience", "shards")
+WHOLE = ("hidden", "latent_dim", "epochs", "batch_size", "patience", "shards", "num_rows")
 POSITIVE = dict.fromkeys(WHOLE, "a whole number") | {"learning_rate": "a finite number"}
 
 

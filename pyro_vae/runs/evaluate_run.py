@@ -27,7 +27,7 @@ from pyro_vae.evidence.log_likelihood import log_likelihood
 from . import evaluations, folder
 from .current_run import as_it_is_now, check_same_weights
 from .custom_components import NOTHING, Components
-from .evaluation_options import EvaluationOptions, Method, ProposalName, check_used
+from .evaluation_options import CHUNK, EvaluationOptions, Method, ProposalName, check_used
 from .evaluations import PROPOSALS, EvaluationName, is_new
 from .floor_of_run import floor_of
 from .kinds.kind import Batch
@@ -58,6 +58,7 @@ def evaluate_run(
     max_samples: int = 100_000,
     num_chains: int = 16,
     num_temperatures: int = 100,
+    chunk_size: int = CHUNK,
     seed: int = 0,
     noise: Literal["block", "row"] = "block",
     resume: bool = False,
@@ -75,9 +76,9 @@ def evaluate_run(
     Args:
         path: the run's folder.
         components: parts of the caller's own, as for :func:`~pyro_vae.load_run`.
-        split, rows, method, proposal, num_samples, target_se, max_samples, num_chains, num_temperatures, seed, noise, resume,
-            strict: as for :class:`EvaluationOptions`; what is computed, as for :func:`~pyro_vae.log_likelihood` and
-            :func:`~pyro_vae.ais`.
+        split, rows, method, proposal, num_samples, target_se, max_samples, num_chains, num_temperatures, chunk_size, seed,
+            noise, resume, strict: as for :class:`EvaluationOptions`; what is computed, as for
+            :func:`~pyro_vae.log_likelihood` and :func:`~pyro_vae.ais`.
         data: a file of new rows, all of which are scored: columns are found by name, with the codes of training; or the run's
             own data file, wherever it lies.
         data_dir: where image data sets lie, or the run's own data file, if it has moved.
@@ -93,8 +94,8 @@ def evaluate_run(
     """
     options = EvaluationOptions(
         split=split, rows=rows, method=method, proposal=proposal, num_samples=num_samples, target_se=target_se,
-        max_samples=max_samples, num_chains=num_chains, num_temperatures=num_temperatures, seed=seed, noise=noise,
-        resume=resume, strict=strict,
+        max_samples=max_samples, num_chains=num_chains, num_temperatures=num_temperatures, chunk_size=chunk_size, seed=seed,
+        noise=noise, resume=resume, strict=strict,
     )  # fmt: skip
     run = load_run(path, components, device)
     rows_from = open_rows(run, None if data is None else Path(data), data_dir)
@@ -249,5 +250,5 @@ def annealed(vae: Any, rows: Batch, options: EvaluationOptions) -> Annealed:
             )
     return ais(
         vae.model, vae.guide, *rows, start="guide", num_temperatures=options.num_temperatures, num_chains=options.num_chains,
-        leapfrog_steps=LEAPFROGS, seed=options.seed,
+        leapfrog_steps=LEAPFROGS, seed=options.seed, chunk_size=options.chunk_size,
     )  # fmt: skip

@@ -16,7 +16,8 @@ from .evaluations import PROPOSALS, SPLITS
 
 Method = Literal["importance", "auto", "exact", "annealing"]
 ProposalName = Literal["guide", "defensive", "widened"]
-WHOLE = ("rows", "num_samples", "max_samples", "num_chains", "num_temperatures", "seed")
+WHOLE = ("rows", "num_samples", "max_samples", "num_chains", "num_temperatures", "chunk_size", "seed")
+CHUNK = 16_384  # (row, chain) pairs that are annealed at a time
 LEAST_OF = {"rows": None, "seed": 0}  # rows are told how many there are
 NAMED = {"method": get_args(Method), "proposal": tuple(PROPOSALS), "noise": NOISES}
 
@@ -47,6 +48,9 @@ class EvaluationOptions:
         Of each row, under --method annealing.
     num_temperatures
         From the guide to the posterior, likewise.
+    chunk_size
+        Of annealing, (row, chain) pairs at a time, on a random stream of their own: what processes share. Fewer than the
+        chains cut these.
     seed
         Of the importance samples, or chains.
     noise
@@ -67,6 +71,7 @@ class EvaluationOptions:
     max_samples: int = 100_000
     num_chains: int = 16
     num_temperatures: int = 100
+    chunk_size: int = CHUNK
     seed: int = 0
     noise: Literal["block", "row"] = "block"
     resume: Annotated[bool, Parameter(negative=())] = False
@@ -89,7 +94,7 @@ class EvaluationOptions:
 
 def check_used(options: EvaluationOptions) -> None:
     """Refuse options that the method would not look at, so that none is taken for one that counted."""
-    of = {"num_chains": "annealing", "num_temperatures": "annealing"}
+    of = dict.fromkeys(("num_chains", "num_temperatures", "chunk_size"), "annealing")
     if options.method == "exact":
         of |= dict.fromkeys(("proposal", "target_se", "noise", "resume"), "importance")
     for name, method in of.items():

@@ -192,8 +192,8 @@ def load_data(
     def read(table: TableOptions) -> Data:
         return load(
             config.data, data_dir=data_dir, download=download, table=table, sequences=kind_of(config).ragged,
-            binarization=config.binarization, seed=config.data_seed, missing=missing, memory=config.memory, verbose=False,
-            validation=config.validation, test=config.test,
+            binarization=config.binarization, seed=config.data_seed, missing=missing, memory=config.memory,
+            num_rows=config.num_rows, validation=config.validation, test=config.test, verbose=False,
         )  # fmt: skip
 
     config = found_again(config, data_dir)

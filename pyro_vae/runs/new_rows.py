@@ -58,7 +58,14 @@ def open_rows(run: Run, file: Path | None, data_dir: Path | None = None) -> Data
 def open_stored_rows(run: Run, file: Path) -> Data:
     """Load the data of a run that stays on disk; refuse new rows that do."""
     config = run.config
-    data = load(file, memory=config.memory, seed=config.data_seed, missing=config.missing, verbose=False)
+    data = load(
+        file,
+        memory=config.memory,
+        num_rows=config.num_rows,
+        seed=config.data_seed,
+        missing=config.missing,
+        verbose=False,
+    )
     if data.digest == run.record["data"]["digest"]:
         return open_data(run, file)
     raise UsageError(

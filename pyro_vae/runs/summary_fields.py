@@ -21,7 +21,7 @@ TRAINING = {
 NUMBERS = ["log_px", "log_px_mc_se", "log_px_data_se", "elbo", "elbo_mc_se", "gap", "ess_median", "ess_min", "seconds"]
 NUMBERS += ["bits_per_dim", "elements", "bias", "jackknife", "khat_max", "khat_threshold", "max_share", "target_se"]
 COUNTS = ["rows", "num_samples", "seed", "rows_of_low_ess", "rows_flagged", "rows_too_narrow", "rows_looked_at"]
-COUNTS += ["num_chains", "num_temperatures"]
+COUNTS += ["num_chains", "num_temperatures", "chunk_size"]
 LABELS = ["method", "measure", "proposal", "how", "split", "policy", "unit", "machine", "weights", "csv_sha256", "time"]
 FIELDS: Mapping[str, Any] = {
     **{**dict.fromkeys(NUMBERS, NUMBER), **dict.fromkeys(COUNTS, COUNT), **dict.fromkeys(LABELS, TEXT)},

@@ -295,7 +295,8 @@ class EpochMetrics:
         what = f"{when}: the ELBO of {len(batch[0])} rows on {self.data.device}"
         with seeded(self.seed, ELBO_NOISE, device=self.data.device), fitting(what, "Validate on fewer rows."):
             chunk = None if self.shared else chunk_of(self.data.train, CHUNK)
-            over = PartsOfRows(self.shards, (self.seed, ELBO_NOISE), f"{when}: the ELBO of {len(batch[0])} rows")
+            shared = f"{when}: the ELBO of {len(batch[0])} rows"  # the same on each process, whatever its device
+            over = PartsOfRows(self.shards, (self.seed, ELBO_NOISE), shared, (NoWeightError,))
             return pass_over(self.step, batch, chunk, lambda: self.problem(batch), over)
 
     @property

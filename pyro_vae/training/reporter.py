@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from types import TracebackType
 
+from pyro_vae.common.processes import Processes
 from pyro_vae.common.progress import Pace, bar, format_duration
 from pyro_vae.errors import UsageError
 
@@ -62,3 +63,19 @@ def format_record(record: Record) -> str:
     elbo = "none" if record["elbo"] is None else f"{record['elbo']:.3f}"
     loss = "none (every step was skipped: not finite)" if record["loss"] is None else f"{record['loss']:.3f}"
     return f"loss {loss}  ELBO {elbo}{terms}"
+
+
+def note_stop(error: Exception, here: Processes, step: int, saved: str) -> None:
+    """Add to an error, which stays as it is, which process it stopped after which step, and how to go on.
+
+    Example:
+        >>> error = ValueError("mine")
+        >>> note_stop(error, Processes(1, 2), 7, ". Go on with: ...")
+        >>> error.__notes__
+        ['rank 1 of 2 stopped after step 7. Go on with: ... (on any number of processes)']
+    """
+    several = here.world > 1
+    if saved or several:
+        who = f"rank {here.rank} of {here.world}" if several else "training"
+        more = " (on any number of processes)" if saved and several else ""
+        error.add_note(f"{who} stopped after step {step}{saved}{more}")

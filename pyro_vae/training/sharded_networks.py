@@ -17,7 +17,7 @@ import torch
 from pyro_vae.common.processes import Processes, agree, explain, gather
 from pyro_vae.common.sharded import any_sharded, layout
 from pyro_vae.common.spread import sharing
-from pyro_vae.errors import UsageError
+from pyro_vae.errors import PyroVAEError, UsageError
 
 SHARED = "of a folder that all processes see"
 SINGLE = "of networks that are sharded over the processes"
@@ -125,9 +125,14 @@ def absence_named(here: Processes) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if here.world > 1 and of_a_connection(error):
+        if here.world == 1 or not of_a_connection(error):
+            raise
+        try:
             explain("a step", error)
-        raise
+        except PyroVAEError as named:
+            for note in getattr(error, "__notes__", ()):  # where it stopped, and how to go on
+                named.add_note(note)
+            raise
 
 
 def of_a_connection(error: RuntimeError) -> bool:

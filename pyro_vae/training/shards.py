@@ -95,6 +95,9 @@ class Shards:
     def all_of(self, step: Any, shards: list[Batch], first: Sums | None) -> tuple[Sums, bool]:
         """Compute this process's shards, and add up those of all; return whether all are to be computed anew."""
         tree, compute = TreeSum(), getattr(step.engine, "compute", step.engine)
+        untraced = getattr(step.engine, "untraced", None)
+        for number in untraced(self.own) if untraced else ():
+            self.leaf(step, compute, number, shards[number])  # for its graph
         for number in self.own:
             declared = first.copy() if number == 0 and first is not None else None  # it is added to, in place
             tree.add(declared or self.leaf(step, compute, number, shards[number]))

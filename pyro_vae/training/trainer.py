@@ -26,7 +26,7 @@ from .callbacks import TrainingCallback as TrainingCallback
 from .divergence import FailedStep, first_bad_site, suspect_rows
 from .metrics import EpochMetrics, Record, collapsed, no_elbo
 from .patience import settled_epoch
-from .reporter import Reporter
+from .reporter import Reporter, note_stop
 from .shard_checks import share_epoch
 from .sharded_networks import heard_by
 from .shuffle import NOISE, SHUFFLE
@@ -76,7 +76,7 @@ class Trainer:
             raise Interrupted.kind(signal)(what, self.result) from None
         except Exception as error:
             if not isinstance(error, DivergedError):
-                self.report_error(error)
+                note_stop(error, self.step.here, self.state.step, self.report_error(error))
             raise
         finally:
             self.result.engine = self.step.explain()

@@ -6,17 +6,21 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from pyro_vae import load_run
+from pyro_vae import ais, load_run
 from pyro_vae.cli.main import main
 from pyro_vae.common.digests import sha256
 from pyro_vae.plots import figures
 from pyro_vae.runs import folder
+from pyro_vae.runs.evaluate_run import LEAPFROGS
 from pyro_vae.runs.evaluations import EvaluationName, evaluations
+from pyro_vae.runs.load import open_data
+from pyro_vae.runs.report.words import evaluation_command
 from pyro_vae.runs.resume_run import resume_run
 from tests.helpers.command_line import small
 
@@ -140,6 +144,27 @@ def test_annealed_evidence_is_compared(run, tmp_path, capsys):
 def test_annealing_refuses_what_it_does_not_take(run, option, capsys):
     assert main(["evaluate", str(run), "--rows", "2", "--method", "annealing", *option]) == 2
     assert f"leave {option[0]} out" in capsys.readouterr().err
+
+
+def test_chains_are_annealed_in_chunks_of_the_size_that_is_asked_for(run, capsys):
+    """As many (row, chain) pairs as are said, each part with noise of its own, and the evidence and its report say so."""
+    opened = load_run(run)
+    x = open_data(opened).test.x[:2]
+    options = ["--rows", "2", "--method", "annealing", "--num-temperatures", "3", "--num-chains", "5", "--chunk-size"]
+    numbers = {}
+    for size in (16384, 10, 2):  # by default; as small, but one chunk; chains of a row in parts
+        assert main(["evaluate", str(run), *options, str(size), "--device", "cpu"]) == 0
+        found = folder.read_sealed(run / "evidence-test-first-2-annealing.json")
+        own = ais(
+            opened.vae.model, opened.vae.guide, x, start="guide", num_temperatures=3, num_chains=5,
+            leapfrog_steps=LEAPFROGS, chunk_size=size, verbose=False,
+        )  # fmt: skip
+        assert found["log_px"] == own.log_px.mean().item() and found["chunk_size"] == size
+        numbers[size] = found["log_px"]
+    assert numbers[16384] == numbers[10] != numbers[2]
+    main_one = SimpleNamespace(name=EvaluationName(**found["evaluation"]))
+    facts = SimpleNamespace(path=run, summary=found, main=main_one)
+    assert evaluation_command(facts).endswith("--num-chains 5 --num-temperatures 3 --seed 0 --chunk-size 2")
 
 
 # pictures and arrays

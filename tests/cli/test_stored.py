@@ -4,10 +4,11 @@ import json
 
 import numpy as np
 import pytest
+import scipy.sparse
 
 from pyro_vae.cli.main import main
 from pyro_vae.data import Stored, load, write_shards
-from pyro_vae.errors import UsageError
+from pyro_vae.errors import DataError, UsageError
 from tests.helpers.command_line import small
 
 X = np.random.default_rng(0).normal(size=(900, 6)).astype(np.float32)
@@ -69,3 +70,57 @@ def test_a_file_under_memory_is_split_without_being_read_whole(tmp_path):
     assert np.array_equal(data.sample.x.numpy(), (X > 0)[data.sample.rows].astype(np.float32))
     with pytest.raises(UsageError, match="needs all rows in memory"):
         load(tmp_path / "x.npy", memory="20 kB", sequences=True, verbose=False)
+
+
+def test_rows_of_a_zarr_array_are_counted_by_whoever_trains_on_it(tmp_path, capsys):
+    """A run remembers the number: it is gone on with, scored and opened anew by itself."""
+    zarr = pytest.importorskip("zarr")
+    path, run = tmp_path / "x.zarr", tmp_path / "run"
+    array = zarr.create_array(str(path), shape=X.shape, chunks=(64, 6), dtype="f4")
+    array[:640] = X[:640]
+    train = ["train", "--run", str(run), *small("--data", str(path), "--memory", "10 kB", "--batch-size", "64")]
+    for more, code, said in (
+        ([], 3, "in a shell --num-rows N, of train"),
+        (["--num-rows", "901"], 3, "num_rows=901 are more"),
+        (["--num-rows", "0"], 2, "num_rows must be a whole number greater than 0"),
+    ):
+        assert main([*train, *more]) == code and said in capsys.readouterr().err
+        assert not run.exists()
+    assert main([*train, "--num-rows", "640"]) == 0
+    record = json.loads((run / "config.json").read_text())
+    assert sum(record["data"]["rows"].values()) == record["config"]["num_rows"] == 640
+    assert main(["train", "--resume", str(run)]) == 0
+    assert main(["evaluate", str(run), "--num-samples", "5", "--data", str(path)]) == 0
+    assert main(["train", "--resume", str(run), "--num-rows", "600"]) != 0
+    assert "num_rows" in capsys.readouterr().err
+
+
+def in_memory(folder):
+    """Data of every kind that is read into memory, and the command's name for what it is."""
+    np.save(folder / "x.npy", X)
+    (folder / "x.csv").write_text("\n".join(",".join(map(str, row)) for row in X[:9].tolist()))
+    scipy.sparse.save_npz(folder / "sparse.npz", scipy.sparse.csr_array(X))
+    (folder / "pictures").mkdir()
+    (folder / "splits").mkdir()
+    for name in ("train", "validation", "test"):
+        (folder / "splits" / f"{name}.csv").write_text((folder / "x.csv").read_text())
+    return {
+        "digits": "digits is bundled: leave it out$",
+        folder / "x.npy": r"x.npy is read into memory: leave it out, or leave them there: --memory '2 GB'",
+        folder / "x.csv": "x.csv is read into memory: leave it out$",
+        folder / "pictures": "pictures is read into memory: leave it out$",
+        folder / "sparse.npz": "sparse matrix, of which --num-rows is no option",
+        folder
+        / "splits": "--num-rows is of rows of one file that stay on disk, and a file for each split is given, too",
+    }
+
+
+def test_a_number_of_rows_means_nothing_of_data_that_is_read_whole(tmp_path):
+    for name, said in in_memory(tmp_path).items():
+        with pytest.raises(UsageError, match=said):
+            load(name, num_rows=9, verbose=False)
+    with pytest.raises(UsageError, match="no data set"):
+        load("digitz", num_rows=9, verbose=False)
+    with pytest.raises(DataError, match=r"900 rows, and num_rows=9"):
+        load(tmp_path / "x.npy", num_rows=9, memory="1 MB", verbose=False)
+    assert len(load(tmp_path / "x.npy", num_rows=900, memory="1 MB", verbose=False).sample) > 0

@@ -9,7 +9,7 @@ from torch import distributed
 from pyro_vae import MLP, VAE, Checkpointer, Conditional, StandardNormal, fit, normal
 from pyro_vae.common.processes import agree
 from pyro_vae.common.safe_read import dump
-from pyro_vae.errors import UsageError
+from pyro_vae.errors import ProcessesError, UsageError
 from pyro_vae.training.trainer import TrainingCallback
 
 X = torch.randn(96, 5, generator=torch.Generator().manual_seed(1))
@@ -55,6 +55,24 @@ class Stop(TrainingCallback):
     def after_step(self, trainer):
         if trainer.state.step == 2:
             raise ArithmeticError("enough")
+
+
+class Fails(TrainingCallback):
+    """Fails on rank 1 after six steps, two after a checkpoint; rank 0 goes on to the next, and waits there."""
+
+    def after_step(self, trainer):
+        if trainer.state.step == 6 and trainer.step.here.rank == 1:
+            raise ArithmeticError("enough")
+
+
+def stopped_by_an_error(folder):
+    """Train until rank 1 fails, which ends all; note what each is told."""
+    try:
+        train(parted(), callbacks=[Checkpointer(folder, epochs=1), Fails()])
+    except (ArithmeticError, ProcessesError) as error:
+        told = "\n".join([f"{type(error).__name__}: {error}", *error.__notes__])
+        (folder.parent / f"{folder.name}-{distributed.get_rank()}.txt").write_text(told)
+        raise
 
 
 def begun(folder):

@@ -4,14 +4,16 @@ import os
 import re
 import signal
 import socket
+import threading
 import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 import torch
 
 import pyro_vae
-from pyro_vae.common import torch_private
+from pyro_vae.common import meeting, torch_private
 from pyro_vae.common.processes import (
     Processes,
     agree,
@@ -124,6 +126,45 @@ def test_a_port_in_use_is_named():
         said = pytest.raises(ProcessesError, match=r"rank 0 of 2 did not meet the others at .*: the port is in use")
         with said, joined("cpu", timeout=2, environment=env):
             pass
+
+
+@contextmanager
+def answering(reply):
+    """The port of a program that is no store, and what it does with a connection: None, nothing at all."""
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def serve():
+        with suppress(OSError):
+            while True:
+                connection, _ = listening.accept()
+                with connection, suppress(OSError):
+                    connection.sendall(reply)
+
+    if reply is not None:
+        threading.Thread(target=serve, daemon=True).start()
+    with listening:
+        yield listening.getsockname()[1]
+        with suppress(OSError):
+            listening.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize("reply", [None, b"", b"HTTP/1.0 400 Bad\r\n" * 9], ids=["silent", "closes", "http"])
+def test_a_port_of_another_program_is_named_within_the_time(reply, monkeypatch):
+    """torch's own connect waits for one that says nothing without end."""
+    monkeypatch.setattr(meeting, "SILENT", 0.7)
+    said = "what listens there has not answered as a store of rank 0 does for . s: another program has the port. Choose"
+    start = time.monotonic()
+    with answering(reply) as port:
+        told = pytest.raises(ProcessesError, match=rf"rank 1 of 2 did not meet the others at 127.0.0.1:{port}: {said}")
+        with told, joined("cpu", timeout=4, environment=environments(2, port)[1]):
+            pass
+    assert time.monotonic() - start < 60  # under load
+
+
+def test_a_port_that_nobody_listens_at_is_waited_for_and_then_named():
+    told = pytest.raises(ProcessesError, match=r"rank 1 of 2 did not meet the others at .*: The client socket has")
+    with told, joined("cpu", timeout=1, environment=environments(2)[1]):
+        pass
 
 
 def test_no_clock_of_a_host_decides_anything():

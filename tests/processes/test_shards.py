@@ -1,5 +1,6 @@
 """Training in shards: the same bits on one process and on several; what takes no shards is refused by name."""
 
+import re
 from functools import partial
 
 import pyro
@@ -12,7 +13,7 @@ from pyro_vae import MLP, VAE, Aggressive, Bound, Conditional, StandardNormal, b
 from pyro_vae.common.parts_of_rows import PartsOfRows
 from pyro_vae.common.processes import Processes
 from pyro_vae.common.random import seeded
-from pyro_vae.errors import ProgramError, UsageError
+from pyro_vae.errors import NoWeightError, OtherMaskError, ProgramError, UsageError
 from pyro_vae.objectives.kl_terms import mmd
 from pyro_vae.training import shard_checks
 from pyro_vae.training.gradient_tree import Sums, TreeSum, packed, unpacked
@@ -39,6 +40,7 @@ def left(tmp_path_factory):
         trained.write(folders[1] / f"{name}-0", *trained.train(name))
     trained.leave_untreed(folders[1] / "untreed-0")
     trained.leave_doubted(folders[1], 0)
+    trained.leave_at_limit(folders[1], 0)
     return folders
 
 
@@ -50,7 +52,8 @@ def test_sums_in_the_order_of_a_process_have_other_bits(left):
 
 
 def test_what_processes_do_not_agree_on_is_named(left):
-    assert sorted(path.name for path in left[2].glob("well-*")) == ["well-0", "well-1"]
+    for name in ("well", "all"):
+        assert sorted(path.name for path in left[2].glob(f"{name}-*")) == [f"{name}-0", f"{name}-1"]
 
 
 def test_a_checkpoint_of_networks_sharded_over_two_processes_is_that_of_whole_ones(left, tmp_path):
@@ -61,6 +64,25 @@ def test_a_checkpoint_of_networks_sharded_over_two_processes_is_that_of_whole_on
         found = sharded.tensors_of(left[2] / name)
         assert found.keys() == wanted.keys() and [n for n in wanted if not torch.equal(found[n], wanted[n])] == []
     assert any(name.startswith("optimizer/") for name in wanted)
+
+
+def test_an_error_on_one_rank_leaves_the_last_checkpoint_and_says_on_all_how_to_go_on(left, tmp_path):
+    how = r"with: fit\(.*newest\(\)\) \(on any number of processes\)$"
+    for rank, said in enumerate(
+        (
+            r"^ProcessesError: rank 0 waited at .*: rank 1 ended with ArithmeticError: enough",
+            "^ArithmeticError: enough\n",
+        )
+    ):
+        told = (left[2] / f"failed-{rank}.txt").read_text()
+        assert re.search(said, told), told
+        assert re.search(
+            rf"\nrank {rank} of 2 stopped after step 6\. The last checkpoint so far is of step 4; go on .*{how}", told
+        )
+    sharded.train(sharded.small(), tmp_path)
+    sharded.train(sharded.small(), left[2] / "failed")  # one process, and a whole network
+    wanted, found = sharded.tensors_of(tmp_path), sharded.tensors_of(left[2] / "failed")
+    assert [name for name in wanted if not torch.equal(found[name], wanted[name])] == []
 
 
 @pytest.mark.skipif(not HEAVY, reason="four processes")
@@ -85,6 +107,12 @@ def test_a_graph_that_fails_on_one_process_is_traced_anew_and_then_left_by_all_a
         assert engine.count("traced anew") == engine.count("eager from here on") == 1
     with pytest.raises(AssertionError):  # without doubts
         trained.assert_same(left[1] / "doubted-0", left[1] / "trace-0")
+
+
+def test_processes_with_graphs_of_other_kinds_come_to_their_limit_at_the_step_of_one(left):
+    for world, rank in ((1, 0), (2, 0), (2, 1)):
+        trained.assert_same(left[1] / "limit-0", left[world] / f"limit-{rank}")
+        assert "more than 1 kinds of batch" in (left[world] / f"limit-{rank}.txt").read_text()
 
 
 def digits(count):
@@ -121,6 +149,20 @@ def test_the_elbo_of_rows_in_parts_is_that_by_hand_each_under_its_stream():
 def test_rows_are_cut_by_the_number_of_shards_alone():
     assert [PartsOfRows(8).size(rows, 2000) for rows in (1, 8, 9, 16_000, 16_001)] == [1, 1, 2, 2000, 2000]
     assert PartsOfRows().size(9, 2000) == 2000
+
+
+def test_an_error_of_a_part_is_raised_as_the_one_that_it_is_of_the_first_part_that_had_one():
+    def part(i):
+        if i in (2, 3):
+            raise (OtherMaskError if i == 2 else ValueError)(f"in part {i}")
+        return {"number": torch.tensor([i])}
+
+    with pytest.raises(NoWeightError, match=r"^in part 2$") as raised:
+        PartsOfRows(4, (1,), "numbers", (NoWeightError, ValueError))(5, part)
+    assert type(raised.value) is NoWeightError and isinstance(raised.value.__cause__, OtherMaskError)
+    with pytest.raises(ValueError, match=r"^in part 3$"):  # in no word of another's
+        PartsOfRows(4, (1,), "numbers", (OtherMaskError,))(5, lambda i: part(max(3, i)))
+    assert len(PartsOfRows(4, (1,), "numbers", (ValueError,))(2, part)) == 2
 
 
 def test_a_tree_holds_what_is_not_associative():

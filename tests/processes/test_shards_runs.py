@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import sys
 import time
@@ -77,6 +78,8 @@ def test_a_rank_that_dies_ends_the_others_by_name_and_one_process_goes_on_to_the
         assert time.monotonic() - killed_at < 10 * starved
         assert ended[killed].code == -9 and ended[1 - killed].code == 8
         assert f"rank {killed} has" in ended[1 - killed].err and "step" in ended[1 - killed].err
+        how = rf"rank {1 - killed} of 2 stopped after step \d+\. .*go on .*with: pyro-vae train --resume {path} \(on any number"
+        assert re.search(how, ended[1 - killed].err), ended[1 - killed].err
     assert len(alone[1]) == 8
     evidence = resume_run(path, num_samples=10, device="cpu")
     assert left(path) == alone and evidence["training"]["resumed"]["exact"]

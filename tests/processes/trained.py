@@ -1,6 +1,7 @@
 """Trainings in shards, run by each rank of a test: what is left of them goes into files, to be compared to the bit."""
 
 import json
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -35,7 +36,7 @@ from pyro_vae.common.parts_of_rows import PartsOfRows
 from pyro_vae.common.processes import agree, joined, processes
 from pyro_vae.common.spread import by_itself
 from pyro_vae.diagnostics import latent_usage
-from pyro_vae.errors import DivergedError, ProcessesError, UsageError
+from pyro_vae.errors import DivergedError, NoWeightError, OtherMaskError, ProcessesError, UsageError
 from pyro_vae.priors.vamp import VampPrior
 from pyro_vae.training import metrics, shards
 from pyro_vae.training.checkpoint_state import capture
@@ -136,7 +137,7 @@ def train(name, rows=600, **more):
     captured = Captured()
     rows, validation = options.pop("rows", rows), ROWS[1000:1200].bernoulli(generator=torch.Generator().manual_seed(0))
     options.setdefault("transform", binarize)
-    result = fit(pair, ROWS[:rows], validation=validation, callbacks=[captured], verbose=False, **options, **more)
+    result = fit(pair, ROWS[:rows], validation=validation, callbacks=[captured], verbose=False, **(options | more))
     return result, captured
 
 
@@ -148,14 +149,17 @@ HEAVY_CASES = {
 
 def leave(folder, *names):
     """Train cases in this rank, and leave a file of each."""
-    with joined("cpu", timeout=60) as here:
+    with suppress(ArithmeticError, ProcessesError), joined("cpu", timeout=60) as here:
         for name in names:
             write(Path(folder) / f"{name}-{here.rank}", *train(name))
         leave_untreed(Path(folder) / f"untreed-{here.rank}")
         leave_doubted(Path(folder), here.rank)
+        leave_at_limit(Path(folder), here.rank)
         if here.world == 2:
             differ(here, Path(folder) / "run")
             sharded.gathered_and_resumed(here, Path(folder))
+            (Path(folder) / f"all-{here.rank}").touch()
+            sharded.stopped_by_an_error(Path(folder) / "failed")  # at last, as it ends the group
 
 
 class InTurn(TreeSum):
@@ -183,6 +187,16 @@ def leave_doubted(folder, rank):
     (folder / f"doubted-{rank}.txt").write_text(result.engine)
 
 
+def leave_at_limit(folder, rank):
+    """Train by one graph at most, of batches whose shards are of two kinds: 13 rows are rank 0's, and 12 are rank 1's."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(traced, "MOST", 1)
+        patched.setattr(traced.TracedEngine, "assign_gradients", off(traced.TracedEngine.assign_gradients))
+        result, captured = train("trace", rows=400, batch_size=100, epochs=1)
+    write(folder / f"limit-{rank}", result, captured)
+    (folder / f"limit-{rank}.txt").write_text(result.engine)
+
+
 def doubting(check):
     """Fail a check of a graph from an earlier step on a shard of 12 rows with few ones."""
 
@@ -200,7 +214,7 @@ def off(assign):
     """Gradients of graphs, which count their traces, are off by that much: how a step was computed shows in the weights."""
 
     def assigned(engine, loss, gradients):
-        more = 1.0 + engine.failed_checks / 64
+        more = 1.0 + (1 + engine.failed_checks) / 64
         return assign(engine, loss, [None if g is None else g * more for g in gradients])
 
     return assigned
@@ -244,14 +258,14 @@ def differ(here, folder):
         return x
 
     class Failing:
-        """Raises in the parts of rank 1."""
+        """Raises in the parts of a rank, 1 by default."""
 
-        def __init__(self, make):
-            self.make = make
+        def __init__(self, make, error=None, there=odd):
+            self.make, self.error, self.there = make, error or ValueError("rows are odd"), there
 
         def __call__(self, problem, *more):
-            if odd:
-                raise ValueError("rows are odd")
+            if self.there:
+                raise self.error
             return self.make(problem, *more)
 
     own = []
@@ -275,6 +289,15 @@ def differ(here, folder):
             (ValueError, "^rows are odd") if odd else (ProcessesError, "the ELBO .* rank 1 ended with ValueError: rows")
         )
         refused(raised[1], small(), error=raised[0])
+    for there, rows in ((odd, 9), (not odd, 1)):  # of one row rank 1 has no part: it hears of the error all the same
+        with pytest.MonkeyPatch.context() as patched:
+            none = OtherMaskError("site 'z' is masked in the guide alone")
+            patched.setattr(metrics, "part_of_pass", Failing(metrics.part_of_pass, none, there))
+            run = fit(small(), x, validation=x[:rows].round(), **common)
+            agree("what is said of no ELBO", [run.history[0]["no_elbo"], run.warnings])
+            assert run.history[0]["elbo"] is None and run.history[0]["no_elbo"] == str(none)
+        with pytest.raises(NoWeightError, match=r"^site 'z' is masked"):
+            PartsOfRows(4, (1,), "numbers", (ZeroDivisionError, NoWeightError))(rows, Failing(part, none, there))
     diverging = {"transform": last_row_bad, "on_epoch": epochs.append, "epochs": 2}  # in the shard of rank 1
     refused("step 3: the loss is .* on rows", small(), error=DivergedError, **diverging)
     with by_itself():

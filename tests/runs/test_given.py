@@ -53,6 +53,7 @@ WRONG = {
     "num_chains": [None, 2.0],
     "max_samples": ["many"],
     "num_temperatures": [[3]],
+    "chunk_size": [0, True, None, 2.5],
     "target_se": [True, "0.1", 0.0, -1, float("nan"), float("inf"), []],
     "method": [None, 3, ["exact"], "best"],
     "proposal": [None, {}, "prior"],
@@ -72,6 +73,8 @@ def test_what_an_evaluation_is_given_is_refused_by_name(name, given):
 UNUSED = {
     "chains": ({"num_chains": 3}, "--num-chains is of --method annealing, and the method is importance"),
     "temperatures": ({"num_temperatures": 3, "method": "auto"}, "--num-temperatures is of --method annealing"),
+    "chunks": ({"chunk_size": 3}, "--chunk-size is of --method annealing, and the method is importance"),
+    "chunks of an oracle": ({"chunk_size": 3, "method": "exact"}, "--chunk-size is of --method annealing"),
     "most": ({"max_samples": 10}, "--max-samples is of --target-se, which is not asked for"),
     "exact target": ({"method": "exact", "target_se": 0.1}, "--target-se is of --method importance"),
     "exact proposal": ({"method": "exact", "proposal": "widened"}, "--proposal is of --method importance"),

@@ -246,7 +246,7 @@ class Annealed(RowEstimates):
 
     def summary(self) -> dict[str, Any]:
         """Average over rows, errors apart: Monte Carlo (more chains or temperatures shrink it) and data (more rows do)."""
-        names = ("num_chains", "num_temperatures", "leapfrog_steps", "start", "schedule", "seed")
+        names = ("num_chains", "num_temperatures", "leapfrog_steps", "start", "schedule", "chunk_size", "seed")
         return {
             "log_px": self.log_px.mean().item(),
             "log_px_mc_se": mean_error(self.mc_se, len(self.log_w)),

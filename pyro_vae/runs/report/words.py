@@ -9,6 +9,7 @@ from typing import Any
 
 from pyro_vae.common.flagged import format_bound, format_gap, format_nats, is_loose
 from pyro_vae.runs.config import Config
+from pyro_vae.runs.evaluation_options import CHUNK
 from pyro_vae.runs.marginal_baseline import below_floor
 from pyro_vae.runs.told import cautions, format_bits, kind_of_number
 
@@ -221,6 +222,8 @@ def evaluation_command(facts: RunFacts) -> str:
     for key in ("num_samples", "num_chains", "num_temperatures", "target_se", "seed"):
         if s.get(key) is not None and "how" not in s:
             words += [f"--{key.replace('_', '-')}", f"{s[key]}"]
+    if s.get("chunk_size", CHUNK) != CHUNK:
+        words += ["--chunk-size", f"{s['chunk_size']}"]
     return " ".join(words)
 
 

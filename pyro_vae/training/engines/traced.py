@@ -69,6 +69,7 @@ class TracedEngine(Engine):
     failed_checks: int = field(default=0, init=False)
     largest_difference: float = field(default=0.0, init=False)
     first_parts: dict[str, tuple[Tensor, ...]] | None = field(default=None, init=False)  # of a step of several, by kind
+    parts: list[tuple[Tensor, ...]] = field(default_factory=list, init=False)  # all of them, whoever computes them
     checked: set[Any] = field(default_factory=set, init=False)  # keys, in that step
     fresh: list[FlatGraph] = field(default_factory=list, init=False)  # traced in that step
     verdict: int = field(default=AGREED, init=False)  # on that step
@@ -95,10 +96,10 @@ class TracedEngine(Engine):
         its kind, and one that is due is checked on every part, whoever has it: so it is the same on every process. What a
         graph that fails on one of them leads to is `verdict`, which all follow (:meth:`follow`).
         """
-        self.first_parts, self.verdict = {}, AGREED
-        for part in parts:
+        self.first_parts, self.parts, self.verdict = {}, [tuple(part) for part in parts], AGREED
+        for part in self.parts:
             kind = kind_of(part)
-            self.first_parts.setdefault(kind, tuple(part))
+            self.first_parts.setdefault(kind, part)
             self.meet(kind)
             if kind == self.first_kind or self.seen[kind] >= RARE:
                 self.often.add(kind)
@@ -107,10 +108,28 @@ class TracedEngine(Engine):
         try:
             yield
         finally:
-            self.patience, self.first_parts = patience - 1, None
+            self.patience, self.first_parts, self.parts = patience - 1, None, []
             self.due -= self.checked
             self.checked.clear()
             self.fresh.clear()
+
+    def untraced(self, own: range) -> list[int]:
+        """Number parts of this step, one of each kind, that this process does not compute, and has no graph for.
+
+        It traces them all the same: so each process has the graphs that one alone would have, and all come to the limit of
+        their number at the same step.
+        """
+        if self.eager_reason:
+            return []
+        self.scheduled_values.refresh()
+        kinds = list(map(kind_of, self.parts))
+        ours = {kinds[number] for number in own if number < len(kinds)}
+        firsts = [number for number, kind in enumerate(kinds) if kind not in ours and kinds.index(kind) == number]
+        return [number for number in firsts if kinds[number] in self.often and not self.has_graph(self.parts[number])]
+
+    def has_graph(self, batch: tuple[Tensor, ...]) -> bool:
+        """Return whether a graph holds for such a batch as the scheduled numbers are now."""
+        return any(answers_hold(flat.answers) for flat in self.graphs.get(self.key(batch), ()))
 
     def follow(self, verdict: int) -> bool:
         """Do what the worst verdict of any process asks for; return whether the step is to be computed anew, by all."""
