@@ -110,8 +110,9 @@ def explanation(error: Exception, where: str, reached: SitesReached, args: tuple
     if isinstance(error, DataError | UsageError):  # of a part of ours; it lacks only which program it is in
         return type(error)(f"{where}, {rows}: {error}")
     msg = message_at(error)
-    if msg and isinstance(error, NotImplementedError) and (kind := without_density(msg["fn"])) in UNNORMALISED:
-        return NoWeightError(f"site {msg['name']!r} is drawn from {kind}, {NO_DENSITY[kind]}")  # an improper prior
+    improper = without_density(msg["fn"]) if msg and isinstance(error, NotImplementedError) else None
+    if msg and improper in UNNORMALISED:  # it has no draws either
+        return NoWeightError(f"site {msg['name']!r} is drawn from {improper}, {NO_DENSITY[improper]}")
     site = (
         f"at site {msg['name']!r}"
         if msg
