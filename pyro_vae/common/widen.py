@@ -70,10 +70,11 @@ def converted(part: Any, dtype: torch.dtype, done: dict[int, Any]) -> Any:
         return part.in_float64()
     if isinstance(part, Categorical):
         return renormalised(part, dtype)
-    if isinstance(part, LowRankMultivariateNormal) and type(part).__init__ is LowRankMultivariateNormal.__init__:
+    kind: Any = type(part)
+    if isinstance(part, LowRankMultivariateNormal) and kind.__init__ is LowRankMultivariateNormal.__init__:
         # it keeps a factor of its own, which has lost what the difference of squares is about
         given = (to_dtype(t, dtype) for t in (part.loc, part.cov_factor, part.cov_diag))
-        return type(part)(*given, validate_args=False)
+        return kind(*given, validate_args=False)
     if id(part) not in done:
         done[id(part)] = new = copy(part)
         for name in computed_attributes(part):

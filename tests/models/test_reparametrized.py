@@ -1,4 +1,4 @@
-"""A latent that is computed of another one (``poutine.reparam``) has its value in samples, where a mask says nothing is left."""
+"""A latent that is computed of another one (``poutine.reparam``) has its value in samples, though a mask hides its score."""
 
 import pyro
 import pyro.distributions as dist
