@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Categorical, Distribution, Transform
+from torch.distributions import Categorical, Distribution, LowRankMultivariateNormal, Transform
 
 from .torch_private import computed_attributes
 
@@ -70,6 +70,11 @@ def converted(part: Any, dtype: torch.dtype, done: dict[int, Any]) -> Any:
         return part.in_float64()
     if isinstance(part, Categorical):
         return renormalised(part, dtype)
+    kind: Any = type(part)
+    if isinstance(part, LowRankMultivariateNormal) and kind.__init__ is LowRankMultivariateNormal.__init__:
+        # it keeps a factor of its own, which has lost what the difference of squares is about
+        given = (to_dtype(t, dtype) for t in (part.loc, part.cov_factor, part.cov_diag))
+        return kind(*given, validate_args=False)
     if id(part) not in done:
         done[id(part)] = new = copy(part)
         for name in computed_attributes(part):

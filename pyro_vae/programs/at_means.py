@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions import MaskedDistribution
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from pyro_vae.errors import ProgramError
 
 from .masks import kept_entries
 from .sites import Program, Site, is_auxiliary, is_latent, sample_sites
+from .unconditioned import is_computed
 from .user_errors import explained
 
 NEAR = 1e-4  # of the spread that an auxiliary draw gives a site: what is bent less counts as a straight line
@@ -120,8 +122,14 @@ def run_at_means(
 
 
 def where_kept(site: Site) -> Tensor:
-    """Return a site's value, NaN in the entries that a mask leaves out: these are no latents."""
-    value, kept = site["value"], kept_entries(site)
+    """Return a site's value, NaN in the entries that a mask leaves out: these are no latents.
+
+    What a program computes (a reparametrized latent) is a Delta that scores nothing, by a mask that leaves no value out.
+    """
+    fn = site["fn"]
+    while is_computed(site) and isinstance(fn, MaskedDistribution):
+        fn = fn.base_dist
+    value, kept = site["value"], kept_entries({**site, "fn": fn})
     if kept.all():
         return value
     floats = value if value.is_floating_point() else value.to(torch.get_default_dtype())

@@ -1,7 +1,8 @@
-"""Parameters that have no values to compute with: of lazy modules that have not run, on the meta device, or not dense."""
+"""Parameters that nothing can be computed with: of lazy modules, on the meta device, not dense, or spread over two GPUs."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ DENSE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # floatin
 
 
 def check_values(*programs: Any) -> None:
-    """Refuse programs whose modules hold parameters or buffers without values, before torch stops somewhere within.
+    """Refuse programs whose modules hold parameters or buffers without values, or on two GPUs, before torch stops within.
 
     Raises:
         ProgramError: names the first, and how to go on.
@@ -27,13 +28,33 @@ def check_values(*programs: Any) -> None:
           ...
         pyro_vae.errors.ProgramError: LazyLinear.weight belongs to a lazy module (LazyLinear) that has not run, and has no ...
     """
+    found: dict[str, Tensor] = {}
     for label, owner in named_owners(*programs).items():
         for prefix, module in owner.named_modules():
             own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
             for name, tensor in own:
+                where = ".".join(filter(None, (label or type(owner).__name__, prefix, name)))
                 if why := valueless(module, tensor):
-                    where = ".".join(filter(None, (label or type(owner).__name__, prefix, name)))
                     raise ProgramError(f"{where} {why}")
+                found.setdefault(where, tensor)
+    check_one_gpu(found)
+
+
+def check_one_gpu(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse parameters on two GPUs: rows go to one of them, and draws on the other would follow no seed.
+
+    Those on the CPU beside are no matter: a single number there goes with any device, and torch names what does not.
+    """
+    first: dict[torch.device, str] = {}
+    for name, tensor in tensors.items():
+        if tensor.device.type != "cpu":
+            first.setdefault(tensor.device, name)
+    if len(first) > 1:
+        (one, a), (other, b) = list(first.items())[:2]
+        raise ProgramError(
+            f"{a} is on {one}, {b} on {other}: rows and noise go to one device, and draws on another would follow no seed. "
+            f"Fix: move the whole model, module.to({str(one)!r})."
+        )
 
 
 def valueless(module: nn.Module, tensor: Tensor) -> str:

@@ -17,7 +17,9 @@ from pyro_vae.common.memory import out_of_memory
 from pyro_vae.common.pyro_private import as_raised, message_at
 from pyro_vae.common.torch_private import version
 from pyro_vae.data.structures import tensors_in
-from pyro_vae.errors import DataError, ProgramError, PyroVAEError, ShapeError, UsageError
+from pyro_vae.errors import DataError, NoWeightError, ProgramError, PyroVAEError, ShapeError, UsageError
+
+from .one_measure import NO_DENSITY, UNNORMALISED, without_density
 
 Message = Mapping[str, Any]
 GUIDE, MODEL = "the guide, q(z | x)", "the model, p(z) p(x | z)"
@@ -108,6 +110,9 @@ def explanation(error: Exception, where: str, reached: SitesReached, args: tuple
     if isinstance(error, DataError | UsageError):  # of a part of ours; it lacks only which program it is in
         return type(error)(f"{where}, {rows}: {error}")
     msg = message_at(error)
+    improper = without_density(msg["fn"]) if msg and isinstance(error, NotImplementedError) else None
+    if msg and improper in UNNORMALISED:  # it has no draws either
+        return NoWeightError(f"site {msg['name']!r} is drawn from {improper}, {NO_DENSITY[improper]}")
     site = (
         f"at site {msg['name']!r}"
         if msg

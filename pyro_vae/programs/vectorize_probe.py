@@ -23,6 +23,7 @@ from pyro_vae.data.lazy_rows import LazyRows, any_lazy
 from pyro_vae.errors import ProgramError
 
 from .determinism import differing, random_density, same_terms
+from .latent_branches import why_latents_are_coupled
 from .pair import quiet, unwrapped
 from .parameters import ParametersRegistered, store_restored
 from .plates import sum_rows
@@ -115,7 +116,8 @@ def probe_few_rows(problem: Any) -> Probe | None:
         return None
     try:
         found = probe(few)
-        return found if found.refusal else replace(found, refusal=why_not_row_by_row(few, found.draws, found.truth))
+        refusal = found.refusal or why_not_row_by_row(few, found.draws, found.truth)
+        return replace(found, refusal=refusal or why_latents_are_coupled(few, found.draws, PARTICLES))
     except Exception:
         return None
 

@@ -26,9 +26,11 @@ LOG_GAMMAS = (
     "ZeroInflatedNegativeBinomial ZeroInflatedPoisson"
 )
 POWERS = (
-    "ContinuousBernoulli Kumaraswamy LogNormal Pareto ProjectedNormal SkewLogistic VonMises Weibull"  # e^x, x^a, I₀
+    "ContinuousBernoulli Kumaraswamy LogisticNormal LogNormal Pareto ProjectedNormal SineBivariateVonMises SkewLogistic "
+    "VonMises Weibull"  # e^x, x^a, I₀
 )
-NAMES = (LOG_GAMMAS + " " + POWERS).split()
+MATRICES = "LKJCholesky LowRankMultivariateNormal Wishart"  # differences of squares, or of traces and log-gammas
+NAMES = " ".join((LOG_GAMMAS, POWERS, MATRICES)).split()
 CANCELLING = tuple(getattr(of, name) for of in (dist, torch.distributions) for name in NAMES if hasattr(of, name))
 NORMALISED = (torch.distributions.Categorical, torch.distributions.OneHotCategorical)  # h − log Σ e^h, rounded at max h
 

@@ -7,7 +7,21 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_vae import Bound, ais, check, elbo, fit, latents, log_likelihood, log_weights
+from pyro_vae import (
+    Bound,
+    ais,
+    bdmc,
+    check,
+    elbo,
+    fit,
+    gaps,
+    latents,
+    linear_gaussian,
+    log_likelihood,
+    log_weights,
+    quadrature,
+    simulate,
+)
 from pyro_vae.errors import NoWeightError
 from pyro_vae.objectives.particles import ParticleRun
 from pyro_vae.programs.one_measure import latent_measure, one_measure
@@ -100,6 +114,51 @@ RIGHT = {
 def test_what_has_no_weight_is_refused_by_site(prior, posterior, event, words):
     with pytest.raises(NoWeightError, match=rf"'z'.*{words}"):
         log_weights(*pair(prior, posterior, event), X)
+
+
+IMPROPER = {
+    "flat": dist.ImproperUniform(dist.constraints.real, (), ()),
+    "positive": dist.ImproperUniform(dist.constraints.positive, (), ()),
+    "an event": dist.ImproperUniform(dist.constraints.real_vector, (), (3,)),
+    "masked": dist.ImproperUniform(dist.constraints.real, (), ()).mask(True),
+}
+ASKED = {
+    "log_likelihood": lambda model, guide: log_likelihood(model, guide, X, num_samples=5, verbose=False),
+    "gaps": lambda model, guide: gaps(model, guide, X, verbose=False),
+    "ais": lambda model, guide: ais(model, guide, X, num_temperatures=2, verbose=False),
+    "bdmc": lambda model, guide: bdmc(model, guide, X, num_temperatures=2, verbose=False),
+    "simulate": lambda model, guide: simulate(model, X),
+    "quadrature": lambda model, guide: quadrature(model, None, X),
+    "linear_gaussian": lambda model, guide: linear_gaussian(model, None, X),
+}
+
+
+@pytest.mark.parametrize("improper", IMPROPER)
+@pytest.mark.parametrize("function", ASKED)
+def test_an_improper_prior_is_refused_by_site_and_not_by_pyro(function, improper):
+    """It has no density and no draws: each function that draws of the prior ended in Pyro's NotImplementedError."""
+    posterior = NORMALS if improper == "an event" else NORMAL
+    programs = pair(IMPROPER[improper], posterior, int(improper == "an event"))
+    with pytest.raises(NoWeightError, match=r"'z'.*ImproperUniform, which is no normalised density"):
+        ASKED[function](*programs)
+
+
+def test_an_improper_posterior_is_refused_by_site():
+    with pytest.raises(NoWeightError, match=r"'z'.*ImproperUniform, which is no normalised density"):
+        fit(pair(NORMAL, IMPROPER["flat"]), X, epochs=1, verbose=False)
+
+
+def test_a_distribution_of_ones_own_without_draws_says_so_itself():
+    class Silent(dist.Normal):
+        has_rsample = False
+
+        def sample(self, *args):
+            raise NotImplementedError("to be written")
+
+        __call__ = rsample = sample
+
+    with pytest.raises(NotImplementedError, match="to be written"):
+        log_weights(*pair(NORMAL, Silent(0.0, 1.0)), X)
 
 
 @pytest.mark.parametrize(("prior", "posterior", "event"), RIGHT.values(), ids=RIGHT)

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -48,6 +49,27 @@ def n(*tensors):
 
 
 a, b, y, big, share = n(A, B, COUNTS, BIG, SHARES)
+
+
+def of_sticks(shares):
+    """Offsets and logits of stick breaking, u with shares = T(u): two of three shares."""
+    left = 1 - np.concatenate([[0.0], np.cumsum(shares[:-2])])
+    part = shares[:-1] / left
+    return np.log(part) - np.log1p(-part) + np.log(np.arange(len(part), 0, -1))
+
+
+def sticks_log_det(u):
+    """log |∂ shares / ∂ u| = Σ log part (1 − part) left, of stick breaking."""
+    part = 1 / (1 + np.exp(-(u - np.log(np.arange(len(u), 0, -1)))))
+    left = np.concatenate([[1.0], np.cumprod(1 - part)[:-1]])
+    return np.log(part * (1 - part) * left).sum()
+
+
+def lkj_of_two(concentration, r):
+    """r = 2 b − 1, b ~ Beta(η, η), as the Cholesky factor of a correlation of two: its density in r is that of L."""
+    return stats.beta.logpdf((1 + r) / 2, concentration, concentration) - math.log(2)
+
+
 TABLE = {  # the distribution, the value, and what scipy says in float64
     "NegativeBinomial": (dist.NegativeBinomial(A, probs=SHARES), COUNTS, stats.nbinom.logpmf(y, a, 1 - share)),
     "Binomial": (dist.Binomial(BIG, probs=SHARES), COUNTS, stats.binom.logpmf(y, big, share)),
@@ -75,6 +97,24 @@ TABLE = {  # the distribution, the value, and what scipy says in float64
         stats.lognorm.logpdf(n(NEAR)[0], 2**-10, scale=[math.exp(9), math.exp(-9)])),
     "Weibull": (dist.Weibull(SHARES, A), SHARES * 1.00001, stats.weibull_min.logpdf(n(SHARES * 1.00001)[0], a, scale=share)),
     "Pareto": (dist.Pareto(SHARES, A), SHARES * 1.00001, stats.pareto.logpdf(n(SHARES * 1.00001)[0], a, scale=share)),
+}  # fmt: skip
+LINE, THIN = torch.tensor([[1.0, 1.0]]), f32(2**-20, 2**-20)  # draws along (1, 1), 1e-3 off it
+COV = np.ones((2, 2)) + np.diag(n(THIN)[0])
+LOGITS = f32(9.0, 2.0)  # of a logistic normal's edge
+EDGE = dist.transforms.StickBreakingTransform()(LOGITS)[None]
+CORNER = n(EDGE / EDGE.double().sum())[0][0]
+W = f32(900.0, 0.0, 0.0, 1100.0).reshape(2, 2)
+TABLE |= {
+    "LowRankMultivariateNormal": (
+        dist.LowRankMultivariateNormal(torch.zeros(2), torch.ones(2, 1), THIN), LINE + f32(0.0, 2**-10),
+        stats.multivariate_normal.logpdf(n(LINE + f32(0.0, 2**-10))[0], np.zeros(2), COV)),
+    "LogisticNormal": (
+        dist.LogisticNormal(torch.zeros(2), f32(2.0, 8.0)), EDGE,
+        stats.norm.logpdf(back := of_sticks(CORNER), 0, [2, 8]).sum() - sticks_log_det(back)),
+    "LKJCholesky": (
+        dist.LKJCholesky(2, torch.tensor(1e5)), torch.tensor([[[1.0, 0.0], [2**-10, (1 - 2**-20) ** 0.5]]]),
+        lkj_of_two(1e5, 2**-10)),
+    "Wishart": (dist.Wishart(torch.tensor(1e3), torch.eye(2)), W[None], stats.wishart.logpdf(n(W)[0], 1e3, np.eye(2))),
 }  # fmt: skip
 TABLE["whole numbers"] = (dist.Poisson(A), COUNTS.long(), stats.poisson.logpmf(y, a))
 TABLE["torch's own Poisson"] = (torch.distributions.Poisson(A), COUNTS, stats.poisson.logpmf(y, a))

@@ -2,6 +2,7 @@
 
 import copy
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 
 from pyro_vae import MLP, VAE, Conditional, StandardNormal, fit, fit_ensemble, log_likelihood, normal
 from pyro_vae.errors import ProgramError, UsageError
+from pyro_vae.programs.parameter_kinds import check_one_gpu, check_values
 
 X = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
 
@@ -125,3 +127,24 @@ def test_a_quantized_layer_that_sees_the_data_alone_is_trained_behind():
 def test_members_are_refused_as_one_is(part):
     with pytest.raises(UsageError, match=r"lazy module|sparse gradient"):
         fit_ensemble(lambda: of(part()), X, seeds=[0, 1], epochs=1, verbose=False)
+
+
+ON = {name: SimpleNamespace(device=torch.device(name)) for name in ("cpu", "cuda:0", "cuda:1")}
+
+
+def test_parameters_on_two_gpus_are_refused_by_name():
+    """Of stand-ins: noise is seeded on one device, so that draws on the other would be others each time."""
+    with pytest.raises(ProgramError, match=r"enc.weight is on cuda:0, dec.weight on cuda:1.*Fix: "):
+        check_one_gpu({"enc.weight": ON["cuda:0"], "enc.bias": ON["cuda:0"], "dec.weight": ON["cuda:1"]})
+
+
+def test_a_number_on_the_cpu_beside_one_gpu_is_not_refused():
+    check_one_gpu({"scale": ON["cpu"], "enc.weight": ON["cuda:0"], "dec.weight": ON["cuda:0"]})
+
+
+def test_all_parameters_of_both_programs_are_looked_at(monkeypatch):
+    seen = []
+    monkeypatch.setattr("pyro_vae.programs.parameter_kinds.check_one_gpu", seen.append)
+    vae = of(MLP(1, 6))
+    check_values(vae.model, vae.guide)
+    assert len(seen[0]) == len(list(vae.parameters())) + len(list(vae.buffers()))

@@ -57,8 +57,8 @@ def linear_gaussian(
         seed: of the random z.
 
     Raises:
-        ProgramError: a site that is not Gaussian, whose mean is not affine or whose covariance varies with z; a masked latent
-            whose value is read. One that is not is not there: its density would integrate to 1.
+        ProgramError: a site that is not Gaussian, whose mean is not affine or whose covariance varies with z; a singular
+            covariance; a masked latent whose value is read. One that is not is not there: its density would integrate to 1.
 
     References:
         Probabilistic Principal Component Analysis (Tipping & Bishop, 1999), https://doi.org/10.1111/1467-9868.00196
@@ -80,7 +80,10 @@ def linear_gaussian(
         for name, site in (joint.latents | joint.observed).items():
             gaussian(name, site["fn"])
         blocks = joint.everyone.split(len(joint) if one_program(joint) else BLOCK)
-        log_px = torch.cat([Gaussian(joint, rows, tol).log_px() for rows in blocks])
+        try:
+            log_px = torch.cat([Gaussian(joint, rows, tol).log_px() for rows in blocks])
+        except torch.linalg.LinAlgError as error:
+            raise ProgramError(f"a covariance of z or of x is singular, or so in all digits: {WAY_OUT}") from error
     how = f"{joint.dims} latent dimensions"
     return Exact.without_error(log_px, "linear-Gaussian closed form", joint.measure, how)
 
@@ -229,11 +232,20 @@ def moments(name: str, site: Site, joint: Joint) -> tuple[Tensor, Tensor]:
     shape = fn.shape()
     mean = by_row(base.mean.double().expand(shape), joint, fn.event_dim, 1)
     if isinstance(base, td.Normal):
-        variance = by_row(base.variance.double().expand(shape), joint, fn.event_dim, 1)
+        variance = by_row(base.scale.double().square().expand(shape), joint, fn.event_dim, 1)
         return mean, variance[..., None, None]
     m = shape[-1]
-    cov = base.covariance_matrix.double().expand(*shape, m).movedim(joint.problem.plates.dim - fn.event_dim - 1, 1)
+    cov = covariance(base).expand(*shape, m).movedim(joint.problem.plates.dim - fn.event_dim - 1, 1)
     return mean, cov.reshape(*mean.shape[:2], -1, m, m)
+
+
+def covariance(base: Any) -> Tensor:
+    """Return Σ in float64, from the factors that log_prob is computed of: in float32 Σ has half of their digits."""
+    if isinstance(base, td.LowRankMultivariateNormal):
+        factor = base.cov_factor.double()
+        return factor @ factor.mT + torch.diag_embed(base.cov_diag.double())
+    factor = base.scale_tril.double()
+    return factor @ factor.mT
 
 
 def embed(blocks: Tensor) -> Tensor:

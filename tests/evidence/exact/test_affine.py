@@ -5,6 +5,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
+from pyro_vae import log_likelihood
 from pyro_vae.errors import ProgramError
 from pyro_vae.evidence.exact import linear_gaussian as closed_form
 from pyro_vae.evidence.exact.linear_gaussian import linear_gaussian
@@ -50,3 +51,48 @@ def test_probes_that_stay_near_see_no_hinge(monkeypatch):
     monkeypatch.setattr(closed_form, "RADII", (0.1, 1.0))
     found = linear_gaussian(HINGES["at_minus_3"], None, torch.tensor([0.5], dtype=D))
     assert found.method == "linear-Gaussian closed form"
+
+
+def of_correlated(z, scale=0.5):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(pyro.sample("z", z), scale).to_event(1), obs=x)
+
+    return model
+
+
+THIN, ROWS = 0.02, torch.tensor([[0.5, 1.0], [-1.0, 0.25]])
+FACTOR = torch.tensor([[1.0, 0.0], [1.0, THIN]])
+CORRELATED = {
+    "full": (dist.MultivariateNormal(torch.zeros(2), scale_tril=FACTOR), FACTOR.double() @ FACTOR.double().T),
+    "low rank": (
+        dist.LowRankMultivariateNormal(torch.zeros(2), torch.ones(2, 1), torch.full((2,), THIN)),
+        torch.ones(2, 2).double() + THIN * torch.eye(2).double(),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CORRELATED)
+def test_narrow_covariances_keep_their_digits(name):
+    z, cov = CORRELATED[name]
+    exact = torch.distributions.MultivariateNormal(
+        torch.zeros(2).double(), cov + 0.25 * torch.eye(2).double()
+    ).log_prob(ROWS.double())
+    torch.testing.assert_close(linear_gaussian(of_correlated(z), None, ROWS).log_px, exact, atol=1e-6, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore::pyro_vae.errors.OracleWarning")  # that quadrature has no lattice for it, either
+@pytest.mark.parametrize("thin", [1e-3, 1e-4, 1e-6])
+def test_a_covariance_that_is_singular_but_for_rounding_has_no_closed_form(thin):
+    """It ended in torch's error of a Cholesky factor, of method="auto", too, which samples now."""
+    z = dist.MultivariateNormal(torch.zeros(2), scale_tril=torch.tensor([[1.0, 0.0], [1.0, thin]]))
+    model = of_correlated(z)
+    with pytest.raises(ProgramError, match="no closed form"):
+        linear_gaussian(model, None, ROWS)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", z)
+
+    sampled = log_likelihood(model, guide, ROWS, num_samples=500, method="auto", verbose=False)
+    assert sampled.log_px.isfinite().all()

@@ -1,0 +1,119 @@
+"""A model that asks one number of all latents couples rows and particles, however seldom it matters: refused by site."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from pyro_vae import Bound, ais, check, elbo, log_likelihood, log_weights, quadrature
+from pyro_vae.errors import ProgramError
+from pyro_vae.programs import vectorize_probe
+
+X = torch.tensor([[0.3, -0.2], [1.0, 0.4], [-0.5, 0.1]])
+SAID = "when a latent of another row is far away"
+PRIORS = {
+    "normal": (dist.Normal(0.0, 1.0), dist.Normal(0.1, 0.9)),
+    "gamma": (dist.Gamma(2.0, 1.0), dist.Gamma(2.0, 1.1)),
+    "counts": (dist.Poisson(2.0), dist.Poisson(2.1)),
+    "classes": (
+        dist.Categorical(torch.tensor([0.3, 0.3, 0.39, 0.01])),
+        dist.Categorical(torch.tensor([0.3, 0.3, 0.39, 0.01])),
+    ),
+    "bits": (dist.Bernoulli(0.01), dist.Bernoulli(0.02)),
+}
+
+
+def pair(loc, family="normal"):
+    prior, posterior = PRIORS[family]
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", prior)
+            mean = loc(z).float()
+            pyro.sample("x", dist.Normal(mean[..., None], 1.0).expand([*mean.shape, 2]).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", posterior)
+
+    return model, guide
+
+
+def newton(z):
+    """y + y³ = z, for all latents as long as one of them has not converged."""
+    y = torch.zeros_like(z)
+    while ((y + y**3 - z).abs() > 1e-6 * (1 + z.abs())).any():
+        y = y - (y + y**3 - z) / (1 + 3 * y**2)
+    return y
+
+
+def asserted(z):
+    assert (z.abs() < 12).all()
+    return z
+
+
+def series(z):
+    """log(1 + exp z), of another form where one is large: the same numbers."""
+    return torch.where(z > 20, z, torch.log1p(z.clamp(max=20).exp())) if (z > 20).any() else torch.log1p(z.exp())
+
+
+COUPLED = {
+    "a branch above": (lambda z: 2 * z if (z > 3.5).any() else z, "normal"),
+    "a branch below": (lambda z: z + 1 if (z < -5).any() else z, "normal"),
+    "the greatest": (lambda z: z * max(1.0, z.max().item() / 4), "normal"),
+    "a list": (lambda z: z + sum(v > 4 for v in z.flatten().tolist()), "normal"),
+    "numpy": (lambda z: z + float(z.numpy().max() > 4), "normal"),
+    "how many there are": (lambda z: z + len((z > 4).nonzero()), "normal"),
+    "a positive latent": (lambda z: z if (z < 12).all() else z + 1, "gamma"),
+    "a great count": (lambda z: z if (z < 12).all() else z + 1, "counts"),
+    "a rare class": (lambda z: z + 1 if (z == 3).any() else z, "classes"),
+    "a rare bit": (lambda z: z - 1 if z.any() else z, "bits"),
+}
+OF_EACH = {
+    "each by itself": lambda z: torch.where(z > 3, 2 * z, z),
+    "until all converge": newton,
+    "a check": asserted,
+    "a form for large values": series,
+    "a number that is only looked at": lambda z: (float(z.max()), z)[1],
+}
+
+
+@pytest.mark.parametrize("name", COUPLED)
+def test_what_asks_one_number_of_all_latents_is_refused(name):
+    with pytest.raises(ProgramError, match=SAID):
+        log_weights(*pair(*COUPLED[name]), X)
+
+
+def log_px_on_a_grid(loc):
+    """log ∫ N(z; 0, 1) N(x; loc(z), I) dz, by the trapezoidal rule."""
+    z = torch.linspace(-9, 9, 9001, dtype=torch.float64)
+    joint = dist.Normal(0.0, 1.0).log_prob(z) + dist.Normal(loc(z)[:, None, None], 1.0).log_prob(X.double()).sum(-1).T
+    return (joint + (z[1] - z[0]).log()).logsumexp(-1)
+
+
+@pytest.mark.parametrize("name", OF_EACH)
+def test_what_is_of_each_latent_has_the_integral_of_its_row(name):
+    evidence = log_likelihood(*pair(OF_EACH[name]), X, num_samples=2000, verbose=False)
+    assert ((evidence.log_px - log_px_on_a_grid(OF_EACH[name])).abs() < 4 * evidence.mc_se).all()
+
+
+def test_each_function_refuses_it():
+    model, guide = pair(*COUPLED["a branch above"])
+    for run in (
+        lambda: log_likelihood(model, guide, X, num_samples=10, verbose=False),
+        lambda: Bound(elbo, 2).loss(model, guide, X),
+        lambda: ais(model, guide, X, num_temperatures=2, verbose=False),
+        lambda: quadrature(model, None, X),
+    ):
+        with pytest.raises(ProgramError, match=SAID):
+            run()
+    assert "rows" in {finding.kind for finding in check(model, guide, X).findings}
+
+
+def test_unlooked_at_a_row_has_another_number_beside_others(monkeypatch):
+    """As it was: one latent above 3, of any particle of any row, doubled the means of all."""
+    monkeypatch.setattr(vectorize_probe, "why_latents_are_coupled", lambda *args: None)
+    model, guide = pair(lambda z: 2 * z if (z > 3).any() else z)
+    beside = log_likelihood(model, guide, X, num_samples=4000, verbose=False)
+    own = log_px_on_a_grid(OF_EACH["each by itself"])
+    assert ((beside.log_px - own).abs() > 5 * beside.mc_se + 0.1).any()
