@@ -17,11 +17,12 @@ from .column_choices import OF_CODES, ColumnSpec, are_labels
 from .columns import RawColumn, check_names
 from .frames import pandas_index, read_frame
 from .missing_codes import looks_like_codes, without_code
-from .mixed import Coded, code_columns, describe_columns, index_among, match_columns
+from .mixed import Coded, code_columns, describe_columns, describe_groups, index_among, match_columns
 from .table_layout import HEAD, TableOptions, layout_of_table
 from .tables import SHOWN, Table, labels_of, lines_of, nonblank_lines
 
 TEXT, PARQUET = (".csv", ".tsv"), ".parquet"
+MANY = 60  # columns: more are told by groups of one likelihood
 
 
 def read_mixed(path: Path, options: TableOptions) -> Table:
@@ -190,5 +191,6 @@ def describe(
     yield from coded.notes
     if any(column.why for column in coded.columns):
         yield "a likelihood for each column; --columns auto,NAME=FAMILY,OTHER=ignore corrects it"
-        yield from describe_columns(coded.columns, coded.values)
+        told = describe_columns if len(names) <= MANY else describe_groups
+        yield from told(coded.columns, coded.values)
     yield from looks_like_codes(coded.values, coded.columns)

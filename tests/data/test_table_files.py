@@ -90,7 +90,7 @@ def test_parquet_is_the_same_table(tmp_path):
 
 ROWS = "".join(f"{i / 7},{'xy'[i % 2]},{i}\n" for i in range(12))
 REFUSED = {
-    "mixed": ("a,b\n1,x\ntwo,y\n3,x\n", r"column 'a' mixes 2 numbers and 1 texts: 'two' in row 1"),
+    "mixed": ("a,b\n1,x\ntwo,y\n3,x\n", r"column 'a' mixes 2 numbers and 1 text: 'two' in row 1"),
     "dates": ("a,b\n2020-01-02,x\n2021-03-04,y\n,x\n", r"column 'a' holds dates or times \('2020-01-02'\)"),
     "alike": ("a,a\n1,x\n2,y\n3,x\n", "columns 0 and 1 are both called 'a'"),
     "nameless": ("a,,c\n1,x,2\n3,y,4\n5,x,6\n", "column 1 has no name"),
