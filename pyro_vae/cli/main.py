@@ -85,9 +85,16 @@ def resumed_run(tokens: Sequence[str]) -> str | None:
 def read_keys(path: Path) -> dict[str, Any]:
     """Read the config keys of a JSON file, and check them."""
     try:
-        values = parse_json(read_bytes(path), path)
+        content = read_bytes(path)
     except RunFolderError as error:
         raise UsageError(f"--config {path}: {error}") from error
+    try:
+        values = parse_json(content, path)
+    except RunFolderError as error:
+        why = error.__cause__ or error
+        raise UsageError(
+            f"--config {path} is no JSON of config keys, such as a run's config.json or what pyro-vae new writes ({why})"
+        ) from error
     if isinstance(values, dict) and isinstance(values.get("config"), dict):
         values = values["config"]
     Config.from_dict(values)
