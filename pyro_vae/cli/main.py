@@ -15,7 +15,6 @@ from typing import Annotated, Any
 
 import cyclopts
 from cyclopts import Parameter
-from rich.console import Console
 
 from pyro_vae.common.atomic_write import storage
 from pyro_vae.common.memory import fitting
@@ -29,7 +28,7 @@ from pyro_vae.runs.config import BEFORE, Config
 
 from . import array_commands, data_commands, export_command, gap_commands, look_commands, new_command, run_commands  # noqa: F401 (they add their commands to the app)
 from .commands import app
-from .words import check_words
+from .words import check_words, explain
 
 TOGETHER = ("train", "evaluate", "bracket", "gaps")  # commands whose work the processes of torchrun share
 
@@ -62,9 +61,8 @@ def launch(
     app.config = (cyclopts.config.Dict(keys, use_commands_as_keys=False),) if config else ()
     if quiet and words[:1] == ["new"]:
         raise UsageError("new asks questions and says what it has read: it has no --quiet")
-    errors = Console(file=sys.stderr)  # of today: usage errors are told, however quiet
     with silent(results="--json" in words) if quiet else nullcontext():
-        app(words, exit_on_error=False, print_error=True, error_console=errors, result_action="return_value")
+        app(words, exit_on_error=False, print_error=False, result_action="return_value")
 
 
 @contextmanager
@@ -87,9 +85,16 @@ def resumed_run(tokens: Sequence[str]) -> str | None:
 def read_keys(path: Path) -> dict[str, Any]:
     """Read the config keys of a JSON file, and check them."""
     try:
-        values = parse_json(read_bytes(path), path)
+        content = read_bytes(path)
     except RunFolderError as error:
         raise UsageError(f"--config {path}: {error}") from error
+    try:
+        values = parse_json(content, path)
+    except RunFolderError as error:
+        why = error.__cause__ or error
+        raise UsageError(
+            f"--config {path} is no JSON of config keys, such as a run's config.json or what pyro-vae new writes ({why})"
+        ) from error
     if isinstance(values, dict) and isinstance(values.get("config"), dict):
         values = values["config"]
     Config.from_dict(values)
@@ -162,10 +167,10 @@ def run_command(argv: Sequence[str] | None) -> int:
             fitting("what was asked for", "Take fewer rows, smaller batches, or --device cpu."),
         ):
             warnings.showwarning = lambda message, *_, **__: print(f"note: {plain(message)}", file=sys.stderr)
-            app.meta(argv, exit_on_error=False, print_error=True, result_action="return_value")
+            app.meta(argv, exit_on_error=False, print_error=False, result_action="return_value")
             sys.stdout.flush()
-    except cyclopts.CycloptsError:
-        return 2
+    except cyclopts.CycloptsError as error:
+        raise UsageError(explain(app, error)) from error
     return 0
 
 

@@ -1,10 +1,13 @@
-"""Words of a command line before it is read: fractions where whole numbers are asked for, other names, lists of files."""
+"""Words of a command line: what is refused before they are read (fractions, lists of files …), and errors in one line."""
 
 from __future__ import annotations
 
+import difflib
 import types
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Union, get_args, get_origin
+
+import cyclopts
 
 from pyro_vae.errors import UsageError
 
@@ -16,6 +19,7 @@ MEANT = {  # what other tools call it
 }  # fmt: skip
 
 
+OF_ALL = ("--quiet", "--config", "--help")  # options of every command
 FILES = {
     "--data": "--data",
     "--train": "--data",
@@ -93,3 +97,43 @@ def check_whole(option: str, values: Iterable[str]) -> None:
             continue  # no number: cyclopts says so
         if not part.strip().lstrip("+-").replace("_", "").isdigit():
             raise UsageError(f"{option} takes a whole number, got {part}")
+
+
+def explain(app: Any, error: cyclopts.CycloptsError) -> str:
+    """Say in one line what a command line lacks or has too much of, and how to go on.
+
+    Example:
+        >>> from pyro_vae.cli.main import app
+        >>> try:
+        ...     app(["evaluate"], exit_on_error=False, print_error=False)
+        ... except cyclopts.CycloptsError as error:
+        ...     print(explain(app, error))
+        Command "evaluate" parameter RUN requires an argument. pyro-vae evaluate --help tells more
+    """
+    error.verbose = False  # True adds the Python function behind the command
+    command = [word for word in (error.command_chain or ())[:1] if word in app]
+    told = " ".join(str(error).split())
+    text = f"{told}{'' if told.endswith(('.', '?')) else '.'} {' '.join(['pyro-vae', *command])} --help tells more"
+    if isinstance(error, cyclopts.UnknownOptionError):
+        option = (error.token.keyword or error.token.value or "").partition("=")[0]
+        known = [name for a in (app[command[0]] if command else app).assemble_argument_collection() for name in a.names]
+        text = f"there is no option {option}{nearest(option, [*known, *OF_ALL], command)}"
+    elif isinstance(error, cyclopts.UnusedCliTokensError):
+        rest = ", ".join(map(repr, (error.unused_tokens or [])[:5]))
+        text = f"{rest}: nothing takes that; options have names, as in pyro-vae {' '.join(command)} --help"
+    return text
+
+
+def nearest(option: str, known: Sequence[str], command: Sequence[str]) -> str:
+    """Name the option that was meant: one that begins with the word, or is spelled alike; else where all are listed.
+
+    Example:
+        >>> nearest("--num", ["--out", "--num-samples"], ["sample"])
+        ': did you mean --num-samples?'
+        >>> nearest("--frobnicate", ["--out"], ["sample"])
+        '; pyro-vae sample --help lists them'
+    """
+    close = [name for name in known if name.startswith(option)] or difflib.get_close_matches(option, known, 1)
+    if close:
+        return f": did you mean {close[0]}?"
+    return f"; {' '.join(['pyro-vae', *command])} --help lists them"

@@ -93,14 +93,17 @@ def format_difference(mean: float, error: float, *summaries: Mapping[str, Any], 
 
 
 def format_gap(evidence: Mapping[str, Any]) -> str:
-    """Format log p(x) − ELBO; of a loose bound as one (of an oracle "≈").
+    """Format log p(x) − ELBO with its Monte Carlo error, where it is known; of a loose bound as one (of an oracle "≈").
 
     Example:
-        >>> format_gap({"gap": 0.1234, "rows": 10}), format_gap({"gap": 0.1234, "rows": 10, "rows_flagged": 2})
-        ('0.123', '≥ 0.123')
+        >>> believed = {"gap": 0.1234, "gap_mc_se": 0.002, "rows": 10}
+        >>> format_gap(believed), format_gap(believed | {"rows_flagged": 2}), format_gap({"gap": 0.1234, "rows": 10})
+        ('0.123 ± 0.002', '≥ 0.123', '0.123')
     """
-    sign = "" if evidence.get("gap") is None or not is_loose(evidence) else "≈ " if "how" in evidence else "≥ "
-    return f"{sign}{format_nats(evidence.get('gap'))}"
+    gap, error = evidence.get("gap"), evidence.get("gap_mc_se")
+    if gap is None or not is_loose(evidence):
+        return format_nats(gap) + ("" if gap is None or error is None else f" ± {format_nats(error)}")
+    return f"{'≈' if 'how' in evidence else '≥'} {format_nats(gap)}"
 
 
 def format_share(share: float) -> str:

@@ -51,10 +51,21 @@ def typed(raw: RawColumn) -> RawColumn:
     few = sum(numeric) * 2 < len(numeric)
     odd = next(i for i, t in enumerate(raw.texts()) if t is not None and is_numeric(t) is few)
     raise DataError(
-        f"column {raw.name!r} mixes {sum(numeric)} numbers and {len(numeric) - sum(numeric)} texts: {raw.values[odd]!r} in "
-        f"row {odd} (counted from 0) is {'a number' if few else 'none'}. Mend the cell or leave it empty; where the numbers "
-        f"are labels, too: --columns auto,{raw.name}=categorical."
+        f"column {raw.name!r} mixes {counted(sum(numeric), 'number')} and {counted(len(numeric) - sum(numeric), 'text')}: "
+        f"{raw.values[odd]!r} in row {odd} (counted from 0) is {'a number' if few else 'none'}. Mend the cell or leave it "
+        f"empty; where the numbers are labels, too: --columns auto,{raw.name}=categorical; or leave the column out: "
+        f"{left_out(raw.name)}."
     )
+
+
+def counted(count: int, what: str) -> str:
+    """Count things in words.
+
+    Example:
+        >>> counted(1, "number"), counted(399, "text")
+        ('1 number', '399 texts')
+    """
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def is_numeric(cell: str) -> bool:

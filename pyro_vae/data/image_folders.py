@@ -69,7 +69,8 @@ def pictures_in(path: Path) -> list[Path]:
         )
     if not here and not below:
         raise DataError(
-            f"{path} holds no pictures: it wants files that end in {', '.join(PICTURES)}, or folders of them."
+            f"{path} holds no pictures (files that end in {', '.join(PICTURES)}, or folders of them), and no train.csv with a "
+            "test.csv beside it. Of a single table give the file."
         )
     return here or below
 

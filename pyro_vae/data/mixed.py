@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,8 +95,12 @@ def code_columns(raws: Sequence[RawColumn], spec: ColumnSpec | None) -> Coded:
                 notes.append(
                     f"column {raw.name!r} is constant: a density there has no bound, and says nothing of a row"
                 )
+    if not taken and len(raws[0]) == 1:
+        raise DataError(
+            "it has one row: a likelihood is chosen, and a model fitted, by many. Give a table of more rows."
+        )
     if not taken:
-        raise DataError("no column is left: each is constant or left out.")
+        raise DataError(f"no column is left: each is constant or left out. {' '.join(notes[:3])}")
     return Coded(np.column_stack([values for values, _ in taken]), tuple(c for _, c in taken), tuple(notes))
 
 
@@ -163,12 +167,26 @@ def describe_columns(columns: Sequence[Column], values: np.ndarray) -> Iterator[
         (" ".join(c.name.split())[:28], told_values(c, values[:, i]), gaps(values[:, i]), c.family or "", c.why)
         for i, c in enumerate(columns)
     ]
-    heads = ("column", "values", "missing", "likelihood", "why")
-    widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
-    pad: Callable[[Sequence[str]], str] = lambda line: "  ".join(  # noqa: E731
-        cell.ljust(width) for cell, width in zip(line, widths, strict=True)
-    ).rstrip()
-    yield from map(pad, (heads, *cells))
+    yield from aligned(("column", "values", "missing", "likelihood", "why"), *cells)
+
+
+def describe_groups(columns: Sequence[Column], values: np.ndarray) -> Iterator[str]:
+    """Yield the lines of a table of many columns: those of one likelihood, taken for one reason, in one line."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    for i, column in enumerate(columns):
+        groups.setdefault((column.family or "", column.why), []).append(i)
+    cells = [
+        (str(len(at)), shown([" ".join(columns[i].name.split())[:28] for i in at]), gaps(values[:, at]), family, why)
+        for (family, why), at in groups.items()
+    ]
+    yield from aligned(("columns", "names", "missing", "likelihood", "why"), *cells)
+
+
+def aligned(*lines: tuple[str, ...]) -> Iterator[str]:
+    """Yield lines of cells, one column under the other."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
 
 
 def told_values(column: Column, values: np.ndarray) -> str:

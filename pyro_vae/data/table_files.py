@@ -17,11 +17,12 @@ from .column_choices import OF_CODES, ColumnSpec, are_labels
 from .columns import RawColumn, check_names
 from .frames import pandas_index, read_frame
 from .missing_codes import looks_like_codes, without_code
-from .mixed import Coded, code_columns, describe_columns, index_among, match_columns
+from .mixed import Coded, code_columns, describe_columns, describe_groups, index_among, match_columns
 from .table_layout import HEAD, TableOptions, layout_of_table
-from .tables import SHOWN, Table, labels_of, lines_of, nonblank_lines
+from .tables import SHOWN, Table, in_utf8, labels_of, lines_of, nonblank_lines
 
 TEXT, PARQUET = (".csv", ".tsv"), ".parquet"
+MANY = 60  # columns: more are told by groups of one likelihood
 
 
 def read_mixed(path: Path, options: TableOptions) -> Table:
@@ -38,7 +39,7 @@ def read_mixed(path: Path, options: TableOptions) -> Table:
     else:
         raws, named = read_text(path, options)
     if not len(raws[0]):
-        raise DataError(f"{path} is empty: it has no row.")
+        raise DataError(f"{path} is empty: it has no row under its names.")
     known = [column.name for column in options.known]
     label = None if options.label is None else find(options.label, raws, "label", path, optional=bool(known))
     split = None if options.split_by is None else find(options.split_by, raws, "split-by", path, optional=bool(known))
@@ -152,7 +153,7 @@ def read_text(path: Path, options: TableOptions) -> tuple[list[RawColumn], bool]
             width = len(head[0][1])
             rows = list(equally_long(chain(head[1:] if names else head, lines), width, path))
     except (csv.Error, UnicodeDecodeError, OSError) as e:
-        raise DataError(f"{path} cannot be read as text in UTF-8, cells between separators ({e}).") from e
+        raise DataError(f"{path} cannot be read as text in UTF-8, cells between separators ({e}).{in_utf8(e)}") from e
     try:
         called = check_names(names or range(width))
     except DataError as error:
@@ -190,5 +191,6 @@ def describe(
     yield from coded.notes
     if any(column.why for column in coded.columns):
         yield "a likelihood for each column; --columns auto,NAME=FAMILY,OTHER=ignore corrects it"
-        yield from describe_columns(coded.columns, coded.values)
+        told = describe_columns if len(names) <= MANY else describe_groups
+        yield from told(coded.columns, coded.values)
     yield from looks_like_codes(coded.values, coded.columns)

@@ -59,7 +59,7 @@ def read_table(path: Path, options: TableOptions) -> Table:
             rows = chain(head[1:] if layout.names else head, lines)
             values, texts = parse(rows, len(head[0][1]), layout, path, options)
     except (csv.Error, UnicodeDecodeError, OSError) as e:
-        raise DataError(f"{path} cannot be read as comma-separated text in UTF-8 ({e}).") from e
+        raise DataError(f"{path} cannot be read as comma-separated text in UTF-8 ({e}).{in_utf8(e)}") from e
     if not values:
         raise DataError(f"{path} is empty: it has no row of numbers.")
     return assemble(np.frombuffer(values).reshape(-1, len(head[0][1])), texts, layout, options)
@@ -160,6 +160,11 @@ def known_labels(cells: list[str]) -> tuple[np.ndarray, tuple[str, ...]]:
         return (y.astype(np.int64) if are_integers else y), ()
     classes, y = np.unique(np.array(cells), return_inverse=True)
     return y.astype(np.int64), tuple(map(str, classes))
+
+
+def in_utf8(error: Exception) -> str:
+    """Say how to go on after text in another encoding; nothing of another error."""
+    return " Save it as UTF-8 (in a spreadsheet: CSV UTF-8)." if isinstance(error, UnicodeDecodeError) else ""
 
 
 def lines_of(file: IO[str]) -> Iterator[str]:

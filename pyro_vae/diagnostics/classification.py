@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.common.flagged import format_nats
 from pyro_vae.common.given import check_whole, whole
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.random import seeded
@@ -100,7 +101,7 @@ class Classification:
     def __str__(self) -> str:
         d = self.to_dict()
         verdict = "no more than chance" if self.ece <= self.ece_limit else "more than chance"
-        error = "unknown" if d["log_score_se"] is None else f"{d['log_score_se']:.3f}"
+        error = format_nats(d["log_score_se"])
         return (
             f"error {1 - self.accuracy:.2%} ± {self.accuracy_se:.2%} | log score {d['log_score']:.3f} ± {error} nats | "
             f"ECE {self.ece:.4f} ({d['ece_if_calibrated']:.4f} if calibrated, {self.ece_limit:.4f} in 1 of 20: {verdict}) | "

@@ -13,6 +13,7 @@ from pyro import poutine
 from pyro.infer import ELBO
 from torch import Tensor
 
+from pyro_vae.common.flagged import format_nats
 from pyro_vae.common.given import check_whole
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.random import seeded
@@ -106,7 +107,7 @@ def line(name: str, part: str, stats: GradientStats) -> str:
     """Format a row of the table."""
     s = stats.summary()
     numbers = [cell(s["variance"], 11, ".3g"), cell(s["snr_mean"], 10, ".3f"), cell(s["snr_median"], 12, ".3f")]
-    cosine = f"{cell(s['cosine'], 7, '.3f')} ± {cell(s['cosine_se'], 1, '.3f')}"
+    cosine = f"{cell(s['cosine'], 7, '.3f')} ± {'-' if s['cosine_se'] is None else format_nats(s['cosine_se'])}"
     varying = f"{s['varying']}/{s['coordinates']}"
     return f"{name}  {part} {varying:>14}{''.join(numbers)}  {cosine}"
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical
 
+from pyro_vae.common.flagged import format_nats
 from pyro_vae.common.given import whole
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.parts_of_rows import IN_TURN, PartsOfRows
@@ -131,7 +132,7 @@ class Latents:
         levels = [f"\n  {self.describe_site(name)}" for name in self.information]
         return (
             f"{self.active()} of {self.units} units active (Var_x E[z|x] > {ACTIVE}), KL {self.kl:.3f} nats a row, "
-            f"I(x; z) >= {self.mutual_information:.3f} ± {self.mutual_information_se:.3f} nats "
+            f"I(x; z) >= {self.mutual_information:.3f} ± {format_nats(self.mutual_information_se)} nats "
             f"(at most {limit}){''.join(levels)}"
         )
 
@@ -141,7 +142,7 @@ class Latents:
         activity = units.activity[~units.activity.isnan()]
         return (
             f"{name}: {int((activity > ACTIVE).sum())} of {len(activity)} units active, KL {units.kl.sum():.3f} nats a row, "
-            f"I(x; {name}) >= {bound:.3f} ± {se:.3f} nats"
+            f"I(x; {name}) >= {bound:.3f} ± {format_nats(se)} nats"
         )
 
 

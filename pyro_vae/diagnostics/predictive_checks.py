@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.common.flagged import format_nats
 from pyro_vae.common.given import check_whole
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.errors import UsageError
@@ -118,7 +119,8 @@ class PredictiveCheck:
             means = d.replicated.mean(1)
             return (
                 f"  {name}: data {d.observed.mean().item():.4g}, model {means.mean().item():.4g} ± "
-                f"{means.std(correction=0).item():.2g}, p {d.p:.3f} ± {d.mc_se:.3f}, {d.extreme_rows:.0%} of rows extreme"
+                f"{means.std(correction=0).item():.2g}, p {d.p:.3f} ± {format_nats(d.mc_se)}, "
+                f"{d.extreme_rows:.0%} of rows extreme"
             )
 
         head = f"{self.kind} predictive check, {self.rows} rows, {self.num_draws} replications"

@@ -36,7 +36,9 @@ def stacked(names: Sequence[str], parts: Sequence[Mapping[str, Mapping[str, Any]
                 ax.errorbar(ends[side], lift, xerr=2 * part["mc_se"], color=INK, capsize=2, elinewidth=1, linewidth=0)
         values = [part["value"] for part in bar.values()]
         sign = next((part["sign"] for part in bar.values() if "sign" in part), "")
-        equation = f"{sign}{format_nats(sum(values), 2)} = {' + '.join(format_nats(value, 2) for value in values)}"
+        total = sum(values)
+        digits = digits_of(total)
+        equation = f"{sign}{format_nats(total, digits)} = {' + '.join(format_nats(value, digits) for value in values)}"
         equation = equation.replace("+ -", "- ").replace("-", "−")
         ax.annotate(equation, (1.02, y), xycoords=ax.get_yaxis_transform(), va="center", fontsize=8, color=INK)
     for name in labels:
@@ -109,7 +111,13 @@ def forest(
     return fig
 
 
+def digits_of(nats: float) -> int:
+    """Return how many decimals a number is printed with: more where it is less than 1."""
+    return 2 if abs(nats) >= 1 else 3
+
+
 def format_difference(difference: float, error: float | None, verdict: str) -> str:
     """Format a difference with its error and its verdict; without an error where it is not to be believed."""
-    printed = "" if verdict == DOUBTED else f" ± {format_nats(error, 2)}"
-    return f"{difference:.2f}{printed}{verdict and ', '}{verdict}".replace("-", "−")
+    digits = digits_of(difference)
+    printed = "" if verdict == DOUBTED else f" ± {format_nats(error, digits)}"
+    return f"{format_nats(difference, digits)}{printed}{verdict and ', '}{verdict}".replace("-", "−")

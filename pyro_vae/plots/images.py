@@ -34,7 +34,7 @@ def image_grid(
         title: of the picture.
         names: of a table's columns.
     """
-    title = plain(title) + ("" if all(np.isfinite(r).all() for r in rows) else "; orange: no finite value")
+    title = plain(title) + ("" if all(np.isfinite(r).all() for r in rows) else "; orange: missing, or not finite")
     if len(shape) == 3:
         return tiled(rows, labels, shape, title)
     return strips(rows, labels, title, names)

@@ -139,6 +139,8 @@ def in_scale(x: Tensor, shape: tuple[int, ...]) -> bool:
 
 def choices_told(given: Config, config: Config, data: Data) -> Iterator[str]:
     """Say what was chosen by the data: the likelihood, and units that are others than those of x."""
+    if config.data == "digits":
+        yield "data: digits, which come with scikit-learn (--data FILE for your own)"
     if given.likelihood == "auto" and given.columns is None and config.data not in GREY:
         why = {"binary": ", as x holds zeros and ones alone", "bytes": ", as x holds whole numbers 0 to 255"}
         why |= {"counts": ", as x holds whole numbers from 0"}

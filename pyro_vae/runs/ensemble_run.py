@@ -302,6 +302,8 @@ def compare_ensembles(
     Raises:
         RunFolderError, DataError, UsageError: as :func:`~pyro_vae.compare_runs`.
     """
+    if first.resolve() == second.resolve():
+        raise UsageError(f"{second} is named twice: a run has no difference to itself")
     wanted = {"split": split, "rows": rows, "method": method}
     folders = {f"{i}/{seed}": path / name_of(seed) for i, path in enumerate((first, second)) for seed in counted(path)}
     with no_links_below(first), no_links_below(second):

@@ -27,6 +27,7 @@ from pyro_vae.evidence.log_likelihood import log_likelihood
 from . import evaluations, folder
 from .current_run import as_it_is_now, check_same_weights
 from .custom_components import NOTHING, Components
+from .ensemble_folder import is_ensemble
 from .evaluation_options import CHUNK, EvaluationOptions, Method, ProposalName, check_used
 from .evaluations import PROPOSALS, EvaluationName, is_new
 from .floor_of_run import floor_of
@@ -187,7 +188,8 @@ def record_evaluation(
         **run.kind.report(run.vae, part, data.shape),
     }
     if warning := below_floor(result["floor"], result):
-        print(f"warning: {plain(warning)}", file=sys.stderr)
+        member = f"{run.path}: " if is_ensemble(run.path.parent) else ""  # of which several say the same
+        print(f"warning: {plain(member + warning)}", file=sys.stderr)
     name = replace(name, method="exact", proposal="guide") if isinstance(evidence, Exact) else name
     table = saved.rows_csv(evidence) if isinstance(evidence, Annealed) else evidence.rows_csv()
     stem, result = evaluations.write(into, name, result, table, replacing=training is not None)

@@ -10,6 +10,7 @@ is executed: names, numbers, tensors.
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import time
@@ -86,7 +87,9 @@ def check_own(path: Path) -> None:
     try:
         entries = sorted(path.iterdir())
     except OSError as error:
-        raise RunFolderError(f"there is no run folder {path}: {error.strerror}") from error
+        if not path.is_dir():
+            raise no_folder(path) from error
+        raise RunFolderError(f"the run folder {path} cannot be read: {error.strerror}") from error
     for entry in entries:
         if entry.is_symlink():
             raise RunFolderError(f"{entry} is a link, and links in a run are not followed: put what it leads to there")
@@ -170,6 +173,18 @@ def json_bytes(record: dict[str, Any], indent: int | None = None) -> bytes:
         return json.dumps(record, indent=indent, allow_nan=False).encode()
 
 
+def no_folder(path: Path) -> RunFolderError:
+    """Say that there is no folder of this name, and which run was meant: the one that a file lies in, or one spelled alike."""
+    if path.is_file():
+        run = f": name its folder, {path.parent}" if (path.parent / "config.json").is_file() else ""
+        return RunFolderError(f"{path} is a file, and a run is a folder{run}")
+    runs = [run.name for run in path.parent.glob("*/") if (run / "config.json").is_file()]
+    close = difflib.get_close_matches(path.name, runs, 1)
+    return RunFolderError(
+        f"there is no run folder {path}{f': did you mean {path.parent / close[0]}?' if close else ''}"
+    )
+
+
 def read_json(path: Path, limit: int = JSON_BYTES) -> Any:
     """Read a run's JSON file.
 
@@ -177,7 +192,7 @@ def read_json(path: Path, limit: int = JSON_BYTES) -> Any:
         RunFolderError: missing, unreadable or damaged.
     """
     if not path.parent.is_dir():
-        raise RunFolderError(f"there is no run folder {path.parent}")
+        raise no_folder(path.parent)
     if not path.is_file() and (path.parent / ENSEMBLE).is_file():
         member = next(iter(sorted(path.parent.glob("seed*/"))), path.parent / "seed0")
         raise RunFolderError(

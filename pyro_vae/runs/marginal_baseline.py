@@ -140,6 +140,17 @@ def summarize_floor(model: str, log_px: Tensor, floor_px: Tensor) -> dict[str, A
     }
 
 
+def within_chance(told: Mapping[str, Any]) -> bool:
+    """Return whether log p(x) and its floor are known to differ by no more than two standard errors of their difference.
+
+    Example:
+        >>> [within_chance({"cleared_by": by, "cleared_by_se": 0.1}) for by in (-0.02, 0.5)]
+        [True, False]
+    """
+    cleared, se = told.get("cleared_by"), told.get("cleared_by_se")
+    return cleared is not None and se is not None and abs(cleared) <= 2 * se
+
+
 def below_floor(told: Mapping[str, Any], evidence: Mapping[str, Any]) -> str | None:
     """Say that a model lies below its floor, with the standard error of the paired difference; else None.
 
@@ -153,10 +164,9 @@ def below_floor(told: Mapping[str, Any], evidence: Mapping[str, Any]) -> str | N
     cleared, se = told.get("cleared_by"), told.get("cleared_by_se")
     if cleared is None or cleared >= 0:
         return None
-    below = f"{-cleared:.3f} ± {format_nats(se)} nats a row"
-    better = (
-        "is better" if se is not None and -cleared > 2 * se else "is at least as good, for all that these rows tell"
-    )
+    below = f"{format_nats(-cleared)} ± {format_nats(se)} nats a row"
+    decided = se is not None and not within_chance(told)
+    better = "is better" if decided else "is at least as good, for all that these rows tell"
     if is_loose(evidence):
         below = f"{'about' if 'how' in evidence else 'at most'} {-cleared:.2f} nats a row ({why_loose(evidence)})"
         better = "may be better"

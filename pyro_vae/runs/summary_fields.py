@@ -18,7 +18,18 @@ TRAINING = {
     **dict.fromkeys(("best_epoch", "epochs"), COUNT),
     **{"seconds": NUMBER, "stopped": TEXT, "metrics": TEXT, "engine": TEXTS, "unfinished": UNFINISHED},
 }
-NUMBERS = ["log_px", "log_px_mc_se", "log_px_data_se", "elbo", "elbo_mc_se", "gap", "ess_median", "ess_min", "seconds"]
+NUMBERS = [
+    "log_px",
+    "log_px_mc_se",
+    "log_px_data_se",
+    "elbo",
+    "elbo_mc_se",
+    "gap",
+    "gap_mc_se",
+    "ess_median",
+    "ess_min",
+    "seconds",
+]
 NUMBERS += ["bits_per_dim", "elements", "bias", "jackknife", "khat_max", "khat_threshold", "max_share", "target_se"]
 COUNTS = ["rows", "num_samples", "seed", "rows_of_low_ess", "rows_flagged", "rows_too_narrow", "rows_looked_at"]
 COUNTS += ["num_chains", "num_temperatures", "chunk_size"]

@@ -12,6 +12,7 @@ import torch
 from pyro.infer import TraceEnum_ELBO
 from torch import Tensor
 
+from pyro_vae.common.flagged import format_nats
 from pyro_vae.common.memory import fitting
 from pyro_vae.common.parts_of_rows import IN_TURN, PartsOfRows
 from pyro_vae.common.random import seeded, stream
@@ -218,8 +219,8 @@ def collapsed(record: Record) -> str | None:
     known = information is not None and information + ERRORS * error < LEAST_INFORMATION
     signs = [
         active == 0 and f"no unit is active (Var_x E[z|x] <= {ACTIVE})",
-        known and f"I(x; z) is {information:.3f} ± {error:.3f} nats",
-        kl is not None and kl < LEAST_KL and f"the KL is {kl:.3f} nats",
+        known and f"I(x; z) is {information:.3f} ± {format_nats(record.get('mutual_information_se'))} nats",
+        kl is not None and kl < LEAST_KL and f"the KL is {format_nats(kl)} nats",
     ]
     if record["epoch"] < JUDGED_FROM or not any(signs):
         return None

@@ -42,6 +42,11 @@ ONE_HOT = ["--prior", "one_hot", "--posterior", "one_hot_categorical"]
         (["train", "--run", "r", "--data", "mnits"], "mnist"),
         (["train", "--run", "r", "--device", "nonsense"], "no device"),
         (["train"], "--run"),
+        (["train", "r", "x.csv"], "error: 'r', 'x.csv': nothing takes that"),
+        (["train", "--run", "r", "--quite"], "error: there is no option --quite: did you mean --quiet?"),
+        (["sample", "r", "--num", "3"], "error: there is no option --num: did you mean --num-samples?"),
+        (["evaluate"], 'error: Command "evaluate" parameter RUN requires an argument. pyro-vae evaluate --help'),
+        (["evaluate", "r", "--quiet", "--method", "anealing"], 'Did you mean "annealing"?'),
         (["trian"], "train"),
     ],
 )
@@ -49,7 +54,9 @@ def test_usage_errors_exit_2_with_a_suggestion(arguments, hint, capsys, tmp_path
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2
     said = capsys.readouterr()
-    assert hint in said.err + said.out
+    *notes, line = said.err.splitlines()
+    assert hint in said.err and said.out == "" and line.startswith("error: ")
+    assert all(note.startswith("note: ") for note in notes)
     assert not list(tmp_path.iterdir())
 
 

@@ -90,7 +90,7 @@ def test_parquet_is_the_same_table(tmp_path):
 
 ROWS = "".join(f"{i / 7},{'xy'[i % 2]},{i}\n" for i in range(12))
 REFUSED = {
-    "mixed": ("a,b\n1,x\ntwo,y\n3,x\n", r"column 'a' mixes 2 numbers and 1 texts: 'two' in row 1"),
+    "mixed": ("a,b\n1,x\ntwo,y\n3,x\n", r"column 'a' mixes 2 numbers and 1 text: 'two' in row 1"),
     "dates": ("a,b\n2020-01-02,x\n2021-03-04,y\n,x\n", r"column 'a' holds dates or times \('2020-01-02'\)"),
     "alike": ("a,a\n1,x\n2,y\n3,x\n", "columns 0 and 1 are both called 'a'"),
     "nameless": ("a,,c\n1,x,2\n3,y,4\n5,x,6\n", "column 1 has no name"),
@@ -197,3 +197,28 @@ def test_a_label_that_is_missing_is_no_class(columns, names, tmp_path):
             assert split.y.tolist() == [codes[texts[n]] for n in split.numbers]
             if split.classes:
                 assert split.ids.label == tuple(texts[n] for n in split.numbers)
+
+
+def test_many_columns_are_told_by_groups_of_one_likelihood(tmp_path):
+    rng = np.random.default_rng(0)
+    columns = {f"g{i}": rng.normal(size=20) for i in range(70)} | {f"n{i}": rng.poisson(2, 20) for i in range(3)}
+    frame = pd.DataFrame(columns).round(3)
+    frame.loc[:4, "g0"] = np.nan
+    frame.to_csv(tmp_path / "wide.csv", index=False)
+    notes = load(tmp_path / "wide.csv", table=AUTO, missing=True, verbose=False).notes
+    (normal,), (counts,) = (
+        [n.split() for n in notes if f" {family} " in n] for family in ("normal", "negative_binomial")
+    )
+    assert normal[0] == "70" and "64 more" in " ".join(normal) and "5" in normal  # gaps of the group
+    assert counts[:4] == ["3", "'n0',", "'n1',", "'n2'"] and not any(n.startswith("g1 ") for n in notes)
+    frame[["g1", "g2"]].to_csv(tmp_path / "narrow.csv", index=False)
+    assert any(n.startswith("g1 ") for n in load(tmp_path / "narrow.csv", table=AUTO, verbose=False).notes)
+
+
+def test_one_row_and_another_encoding_say_what_to_do(tmp_path):
+    (tmp_path / "latin.csv").write_bytes("größe,b\n1,x\n3,y\n".encode("latin1"))
+    for table in (AUTO, TableOptions()):
+        with pytest.raises(DataError, match=r"in UTF-8.* Save it as UTF-8"):
+            load(tmp_path / "latin.csv", table=table)
+    with pytest.raises(DataError, match=r"it has one row: .* Give a table of more rows"):
+        read(tmp_path / "x.csv", "a,b,c\n1.5,2.5,x\n")

@@ -139,7 +139,7 @@ def test_gap_bars_end_where_the_gap_does():
     ax = bars.gap_bars(GAPS).axes[0]
     ends = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in ax.patches]
     assert np.allclose(ends[:4], [(0, 1.4), (1.4, 2.2), (0, 0.4), (0, -0.05)])
-    assert [text.get_text() for text in ax.texts] == ["2.20 = 1.40 + 0.80", "0.35 = 0.40 − 0.05"]
+    assert [text.get_text() for text in ax.texts] == ["2.20 = 1.40 + 0.80", "0.350 = 0.400 − 0.050"]
     assert len(ax.collections) == 3  # error bars, where an error is known
 
 

@@ -84,6 +84,10 @@ def test_the_mean_over_seeds_has_a_verdict_as_a_run_has(case):
     verdict = judge(Path("a"), s, {0: member, 3: member})
     assert verdict.word == word and verdict.next.startswith("pyro-vae ")
     assert ("below the floor" in verdict.why) == (case == "below")
+    by_chance = SimpleNamespace(main=object(), summary={"rows": 9, "floor": {"log_px": -9.9, "cleared_by_se": 0.3}})
+    if case == "none":
+        verdict = judge(Path("a"), s, {0: by_chance, 3: by_chance})
+        assert verdict.word == "trusted" and "no better than its floor beyond chance" in verdict.why
     assert judge(Path("a"), s, {0: member, 3: None}).word == judge(Path("a"), s, {}).word == "do not use"
 
 

@@ -139,6 +139,9 @@ VERDICTS = {
     "few samples": ({"rows_flagged": 5, "rows": 5, "num_samples": 10}, "do not use", "--num-samples 5000"),
     "loose and below": ({"rows_flagged": 2, "rows": 5, "cleared": -3.0}, "loose bound", "--method annealing"),
     "below the floor": ({"rows_flagged": 0, "rows": 5, "cleared": -3.0}, "do not use", "train"),
+    "below it beyond chance": ({"rows_flagged": 0, "rows": 5, "cleared": -0.201}, "do not use", "train"),
+    "below it by chance": ({"rows_flagged": 0, "rows": 5, "cleared": -0.199}, "trusted", "train"),
+    "above it by chance": ({"rows_flagged": 0, "rows": 5, "cleared": 0.199}, "trusted", "train"),
 }
 
 
@@ -151,6 +154,7 @@ def test_the_verdict_follows_the_folder(case, run, no_model):
     spoil(run / "evidence.json", **fields, floor=s["floor"] | {"cleared_by": cleared, "cleared_by_se": 0.1})
     verdict = judge(read_facts(run))
     assert verdict.word == word and command in verdict.next and str(run) in verdict.next
+    assert ("no better than its floor" in verdict.why) == (abs(cleared) < 0.2)
     about = summary_of(run)
     loose = fields["rows_flagged"] > fields["rows"] / 10
     assert (

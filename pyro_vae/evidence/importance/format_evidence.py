@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from pyro_vae.common.flagged import format_bound, is_loose, why_loose
+from pyro_vae.common.flagged import format_bound, format_gap, is_loose, why_loose
 from pyro_vae.evidence.estimate import format_nats
 
 from .pareto import LEAST, LOW_ESS
@@ -76,7 +76,7 @@ def format_errors(s: dict[str, Any]) -> tuple[str, str, str]:
         f"{s['log_px']:.3f} ± {format_nats(s['log_px_mc_se'])} (Monte Carlo) "
         f"± {format_nats(s['log_px_data_se'])} (data) nats"
     )
-    elbo = f"ELBO {format_nats(s['elbo'])} ± {format_nats(s['elbo_mc_se'])} | gap {format_nats(s['gap'])}"
+    elbo = f"ELBO {format_nats(s['elbo'])} ± {format_nats(s['elbo_mc_se'])} | gap {format_gap(s)}"
     return mean, elbo, ""
 
 

@@ -170,6 +170,15 @@ class Evidence(RowEstimates):
         return self.log_px - self.elbo
 
     @property
+    def gap_se(self) -> Tensor:
+        """√(mc_se² + elbo_se²), which the Monte Carlo error of each `gap` is at most.
+
+        Var(a − b) = Var a + Var b − 2 Cov(a, b). Of the same particles Cov(w, log w) ≥ 0, as one rises with the other; a
+        guide that draws for its ELBO apart has Cov = 0, and this is the error itself.
+        """
+        return (self.mc_se.square() + self.elbo_se.square()).sqrt()
+
+    @property
     def counts(self) -> Tensor:
         """K of each row."""
         return torch.full_like(self.log_px, self.num_samples) if self.samples is None else self.samples
@@ -266,6 +275,7 @@ class Evidence(RowEstimates):
             "elbo": known(self.elbo.mean()),
             "elbo_mc_se": mean_se(apart_se(self, self.elbo_se)),
             "gap": known(self.gap.mean()),
+            "gap_mc_se": mean_se(apart_se(self, self.gap_se)),
             "ess_median": self.ess.median().item(),
             "ess_min": self.ess.min().item(),
             "rows_of_low_ess": int((self.ess < LOW_ESS).sum()),

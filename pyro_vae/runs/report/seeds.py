@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,11 +12,12 @@ from pyro_vae.common.flagged import format_both_errors, format_bound, format_nat
 from pyro_vae.common.held_folder import no_links_below
 from pyro_vae.evidence.over_seeds import format_mean
 from pyro_vae.runs.ensemble_folder import counted, name_of, read_list, read_summary
+from pyro_vae.runs.marginal_baseline import within_chance
 
 from . import words
 from .facts import RunFacts, read_facts
 from .page import NAME, config_of, render, save, usable
-from .verdict import DO_NOT_USE, HARDLY_ANY, LOOSE, TRUSTED, Verdict
+from .verdict import AT_THE_FLOOR, DO_NOT_USE, HARDLY_ANY, LOOSE, TRUSTED, Verdict
 
 
 def write_seeds_report(path: Path | str, out: Path | None = None) -> Path:
@@ -93,17 +95,33 @@ def judge(path: Path, s: Mapping[str, Any], members: Mapping[int, RunFacts | Non
         word = DO_NOT_USE if share_flagged(s) > HARDLY_ANY else LOOSE
         return Verdict(word, f"{format_mean(s)}.", f"{again} --method annealing")
     known = [facts.summary for facts in members.values() if facts and facts.summary.get("rows") == s["rows"]]
-    floors = [told["floor"]["log_px"] for told in known if (told.get("floor") or {}).get("log_px") is not None]
-    if floors and s["log_px"] < sum(floors) / len(floors):
-        below = format_nats(sum(floors) / len(floors) - s["log_px"])
+    above = above_floor(s, known)
+    level = within_chance(above)
+    if above and above["cleared_by"] < 0 and not level:
+        below = f"{format_nats(-above['cleared_by'])} ± {format_nats(above['cleared_by_se'])}"
         why = f"The mean log p(x) lies {below} nats a row below the floor of independent elements."
         return Verdict(DO_NOT_USE, why, f"pyro-vae show {shlex.quote(str(path / name_of(min(members))))}")
     most = s.get("rows_flagged", 0)
     flagged = (
         f"In no member more than {most} of {s['rows']} rows are flagged" if most else "No row of a member is flagged"
     )
-    how = f"{flagged}; the mean is over {len(members)} seeds."
+    how = f"{flagged}; the mean is over {len(members)} seeds.{AT_THE_FLOOR if level else ''}"
     return Verdict(TRUSTED, how, f"pyro-vae compare {shlex.quote(str(path))} OTHER")
+
+
+def above_floor(s: Mapping[str, Any], members: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """Return by how much the mean over seeds is above the members' floors, and its error; {} where no floor is known.
+
+    The error is that of the seeds and of the rows, which are the same for all members: at most the largest of theirs.
+    """
+    floors = [told["floor"] for told in members if (told.get("floor") or {}).get("log_px") is not None]
+    if not floors:
+        return {}
+    errors = [floor.get("cleared_by_se") for floor in floors]
+    known = [error for error in errors if error is not None]
+    se = math.hypot(max(known), s.get("log_px_seed_se") or 0.0) if len(known) == len(floors) else None
+    mean = sum(floor["log_px"] for floor in floors) / len(floors)
+    return {"cleared_by": s["log_px"] - mean, "cleared_by_se": se}
 
 
 def numbers(s: Mapping[str, Any]) -> list[tuple[str, str, str]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pyro_vae.common.flagged import format_share, is_loose, share_flagged, why_loose
 from pyro_vae.runs.evaluations import AGAIN
-from pyro_vae.runs.marginal_baseline import below_floor
+from pyro_vae.runs.marginal_baseline import below_floor, within_chance
 from pyro_vae.runs.progress import format_unfinished
 from pyro_vae.runs.told import next_command, why_flagged
 
@@ -17,6 +17,9 @@ from .words import capital
 
 HARDLY_ANY = 0.9  # of the rows flagged, and more: fewer than a tenth say anything of log p(x)
 TRUSTED, LOOSE, DO_NOT_USE = "trusted", "loose bound", "do not use"
+AT_THE_FLOOR = (
+    " But the model does no better than its floor beyond chance: it has learned nothing that these rows show."
+)
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,10 @@ def judge(facts: RunFacts) -> Verdict:
     """Judge the number that heads a report.
 
     Do not use: no number of the weights that are there, a training that has not ended or diverged, a number that is not
-    finite, a model below the floor of independent elements (a loose bound is none of those: it says little of the floor), or a
-    number of rows of which more than nine tenths are flagged. Loose bound: more than a tenth of its rows is flagged
-    (:mod:`pyro_vae.common.flagged`). Trusted: all else.
+    finite, a model below the floor of independent elements beyond chance (a loose bound is none of those: it says little of the
+    floor), or a number of rows of which more than nine tenths are flagged. Loose bound: more than a tenth of its rows is
+    flagged (:mod:`pyro_vae.common.flagged`). Trusted: all else; a number may be right of a model that has learned nothing, and
+    is told so.
     """
     run, s = shlex.quote(str(facts.path)), facts.summary
     if facts.diverged:
@@ -51,7 +55,8 @@ def judge(facts: RunFacts) -> Verdict:
     if not math.isfinite(s["log_px"]):
         return Verdict(DO_NOT_USE, "The mean log p(x) is not finite: some row has no probability.", next_of(facts))
     below, loose = below_floor(s["floor"], s), is_loose(s)
-    if below and not loose:  # what lies above a loose bound may lie above the floor
+    level = within_chance(s["floor"])
+    if below and not loose and not level:  # what lies above a loose bound may lie above the floor
         return Verdict(DO_NOT_USE, capital(below), f"pyro-vae train --config {run}/config.json --run NEW")
     if loose:
         so = (
@@ -69,9 +74,10 @@ def judge(facts: RunFacts) -> Verdict:
     )
     how = "the method is exact" if "how" in s else "the weights of its rows have light tails"
     how = "enough chains count in its rows" if "num_chains" in s else how
-    return Verdict(
-        TRUSTED, f"{flagged}: {how}, so the errors beside the number are its errors.", f"pyro-vae sample {run}"
-    )
+    why = f"{flagged}: {how}, so the errors beside the number are its errors."
+    if level:
+        return Verdict(TRUSTED, why + AT_THE_FLOOR, f"pyro-vae train --config {run}/config.json --run NEW")
+    return Verdict(TRUSTED, why, f"pyro-vae sample {run}")
 
 
 def next_of(facts: RunFacts) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from pyro_vae.common.flagged import format_bound, format_gap, format_nats, is_loose
 from pyro_vae.runs.config import Config
 from pyro_vae.runs.evaluation_options import CHUNK
-from pyro_vae.runs.marginal_baseline import below_floor
+from pyro_vae.runs.marginal_baseline import below_floor, within_chance
 from pyro_vae.runs.told import cautions, format_bits, kind_of_number
 
 from .facts import RunFacts
@@ -104,6 +104,11 @@ def above_floor(s: Mapping[str, Any]) -> str:
         return "The floor, of a model that takes each element by itself, is not known."
     if by < 0 and is_loose(s):
         return f"The floor, of a model that takes each element by itself, is {-by:.2f} nats above that: it is not cleared yet."
+    if within_chance(s["floor"]) and not is_loose(s):
+        return (
+            f"A model that takes each element by itself does as well, as far as these rows tell: the difference is "
+            f"{format_nats(by)} ± {format_nats(se)} nats."
+        )
     if by < 0:
         return (
             f"That is {-by:.2f} nats less than by taking each element by itself: the model has learned nothing of use."
@@ -181,7 +186,9 @@ def of_evidence(facts: RunFacts) -> Iterator[tuple[str, str]]:
     if below := below_floor(s["floor"], s):
         yield (
             capital(below),
-            f"pyro-vae evaluate {run} --method annealing" if is_loose(s) else "as it says",
+            f"pyro-vae evaluate {run} --method annealing"
+            if is_loose(s)
+            else f"pyro-vae train --config {run}/config.json --run NEW",
         )
     if not is_loose(s):
         if s.get("bias_matters"):
@@ -189,9 +196,9 @@ def of_evidence(facts: RunFacts) -> Iterator[tuple[str, str]]:
         if s["log_px_mc_se"] is None:
             yield "The Monte Carlo error is not known.", more
         by, se = s["floor"].get("cleared_by"), s["floor"].get("cleared_by_se")
-        if by is not None and se is not None and 0 <= by < 2 * se:
+        if by is not None and se is not None and by >= 0 and within_chance(s["floor"]):
             yield (
-                f"The model is above the floor by {by:.3f} ± {format_nats(se)} nats: not beyond chance.",
+                f"The model is above the floor by {format_nats(by)} ± {format_nats(se)} nats: not beyond chance.",
                 "more rows or epochs, or another --likelihood",
             )
     if facts.main is not None and facts.main.name.rows:
@@ -246,7 +253,8 @@ def numbers(s: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     if s.get("elbo") is not None:
         error = f"Monte Carlo error {format_nats(s.get('elbo_mc_se'))}"
         listed.append(("ELBO", format_nats(s["elbo"]), f"what training raises: a lower bound; {error}"))
-        listed.append(("gap", format_gap(s), "log p(x) − ELBO: KL(q(z | x) ‖ p(z | x))"))
+        least = "at least" if is_loose(s) and "how" not in s else "about"
+        listed.append(("gap", format_gap(s), f"log p(x) − ELBO: {least} KL(q(z | x) ‖ p(z | x))"))
     listed.append(("bits", format_bits(s), f"for each of {s['elements']:g} elements, lower is better"))
     return listed + health(s)
 

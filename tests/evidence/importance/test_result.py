@@ -105,3 +105,36 @@ def test_only_counts_are_dequantised():
             dequantize(5)(torch.tensor([[bad]]))
     with pytest.raises(UsageError):
         dequantize(1)
+
+
+def test_the_gap_errs_by_no_more_than_its_error_says():
+    """Of a thousand rows alike, each with weights of its own, the gaps spread by less than gap_se, and by no tenth of it."""
+    log_w = 0.7 * torch.randn(200, 1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = of_weights(log_w)
+    spread, told = found.gap.std(), found.gap_se.mean()
+    assert 0.1 * told < spread < told and told < found.mc_se.mean() + found.elbo_se.mean()
+    s = found.summary()
+    assert s["gap_mc_se"] == pytest.approx(math.hypot(s["log_px_mc_se"], s["elbo_mc_se"]))
+
+
+def test_the_gap_to_an_elbo_of_draws_apart_errs_as_its_error_says():
+    x = torch.full((1000, 1), 0.3, dtype=torch.float64)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x[:, 0])
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x[:, 0] / 2 + 0.2, 0.6))
+
+    found = log_likelihood(model, guide, x, num_samples=200, proposal=widened(), verbose=False)
+    assert found.gap.std() == pytest.approx(
+        found.gap_se.mean().item(), rel=0.1
+    )  # 4 standard errors of a spread of 1,000
+
+
+def test_a_gap_prints_with_its_error():
+    printed = str(of_weights(torch.tensor([[0.0, 0.1], [0.2, -0.1]], dtype=torch.float64).repeat(50, 1)))
+    assert " ± " in printed.split("| gap ")[1].split(" |")[0]
