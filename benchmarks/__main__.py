@@ -45,6 +45,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--sections", default="steps,evidence,growth", help="which of these, by commas")
     parser.add_argument("--only", default="", help="cases whose name holds this")
     parser.add_argument("--peers", default="", help="peers whose name holds one of these, by commas (ours stay)")
+    parser.add_argument("--leave-out", default="", help="whose name holds one of these, by commas (ours, too)")
     return parser.parse_args()
 
 

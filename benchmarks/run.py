@@ -75,6 +75,8 @@ def close(run: Any) -> str | None:
 def chosen(name: str, options: argparse.Namespace) -> bool:
     if options.quick and ("compile" in name or LOGGED in name):
         return False
+    if any(part in name for part in options.leave_out.split(",") if part):
+        return False
     return name.startswith(OURS) or any(part in name for part in options.peers.split(","))
 
 
