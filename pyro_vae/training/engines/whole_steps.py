@@ -115,7 +115,7 @@ class WholeSteps:
             if not self.make_replay(whole, order, state) and not self.make_one(whole, order, state):
                 break
             made = True
-            if self.unchecked is not None and self.since_look(state) >= BEHIND:
+            if self.unchecked is not None and self.comparison is None and self.since_look(state) >= BEHIND:
                 self.check_behind(order, state)
             if one or time.perf_counter() > until or self.since_look(state) >= self.room:
                 return True

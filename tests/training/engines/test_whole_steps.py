@@ -198,6 +198,16 @@ def test_a_program_that_somebody_has_changed_is_followed_though_it_is_looked_at_
     assert b.engine.count("something changed between epochs, traced anew") == 2 and replays() >= REPLAYS
 
 
+@pytest.mark.parametrize("behind", [1, 20, 10_000])
+def test_a_graph_is_checked_once_an_epoch_however_late(behind, on_device, monkeypatch):
+    monkeypatch.setattr(whole_steps, "BEHIND", behind)
+    made, call = [], WholeSteps.check_behind
+    monkeypatch.setattr(WholeSteps, "check_behind", lambda self, *args: made.append(1) or call(self, *args))
+    eager, _, several, b, replays = both(on_device)
+    close_states(eager, several)
+    assert len(made) == 2 and replays == REPLAYS and "checked against eager 3 times" in b.engine
+
+
 def test_who_is_interrupted_in_a_check_finds_all_as_it_was(on_device, monkeypatch):
     """The check runs from copies of where the epoch began."""
     held, call = [], whole_steps.eager_step
