@@ -98,7 +98,8 @@ def why_rows_are_coupled(problem: Any, program: Program) -> str | None:
             return random_density("model", site)
         for part in parts(some.args):
             alone = scores_of_part(some, draws, part)
-            if (found := first_coupled({name: term[:, part] for name, term in together.items()}, alone)) is not None:
+            of_all = {name: selected(term, 1, part) for name, term in together.items()}
+            if (found := first_coupled(of_all, alone)) is not None:
                 name, beside, without, row = found
                 return coupled(name, beside, without, int(chosen[part[row]]))
     except Exception:  # a plate of fixed size, say: a program that does not run on part of the rows
@@ -170,7 +171,14 @@ def scores_of_part(problem: Any, draws: poutine.Trace, part: Tensor) -> Scores:
 def of_part(site: Site, part: Tensor, plates: Plates) -> Tensor:
     """Return the first particle of a latent, for some of the rows."""
     value: Tensor = site["value"][:1]
-    return value.index_select(plates.dim - site["fn"].event_dim, part.to(value.device))
+    return selected(value, plates.dim - site["fn"].event_dim, part)
+
+
+def selected(tensor: Tensor, dim: int, numbers: Tensor) -> Tensor:
+    """Select entries by their numbers, if there are such: on a GPU a number out of range ends all work of the process."""
+    if len(numbers) and int(numbers.max()) >= tensor.shape[dim]:
+        raise IndexError(f"{tensor.shape[dim]} entries, and number {int(numbers.max())} is asked for")
+    return tensor.index_select(dim, numbers.to(tensor.device))
 
 
 def coupled(site: str, beside: Tensor, alone: Tensor, row: int) -> str:

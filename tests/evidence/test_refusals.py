@@ -98,7 +98,7 @@ def test_data_that_would_broadcast_in_silence_is_refused():
         log_likelihood(vae.model, vae.guide, torch.ones(5, 1))
 
 
-def test_a_plate_that_draws_its_own_subsample_is_refused(lg):
+def test_a_plate_that_draws_its_own_subsample_is_refused(lg, monkeypatch):
     def plate(x):
         return pyro.plate("data", len(x), subsample_size=min(len(x), 5))
 
@@ -111,8 +111,16 @@ def test_a_plate_that_draws_its_own_subsample_is_refused(lg):
         with plate(x) as rows:
             pyro.sample("z", lg.normal(lg.exact(x[rows])))
 
+    asked, select = [], torch.Tensor.index_select
+
+    def watched(self, dim, index):
+        asked.append(len(index) == 0 or int(index.max()) < self.shape[dim])
+        return select(self, dim, index)
+
+    monkeypatch.setattr(torch.Tensor, "index_select", watched)
     with pytest.raises(ProgramError, match="chooses 5 of the 40 rows that are passed"):
         log_likelihood(model, guide, lg.x, num_samples=3)
+    assert all(asked)  # a GPU ends all work of the process where one is out of range
 
 
 @pytest.mark.parametrize("wrong", [{"num_samples": 0}, {"chunk_size": 0}])
