@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file
 
 from pyro_vae.errors import DivergedError, RunFolderError, UsageError
-from pyro_vae.runs import several_processes
+from pyro_vae.runs import folder, several_processes
 from pyro_vae.runs.checkpoint import Checkpoints
 from pyro_vae.runs.config import Config
 from pyro_vae.runs.replay_divergence import read_capsule, replay_step
@@ -32,7 +32,7 @@ FLAGS = [
     *("--batch-size", "128", "--shards", "8", "--seed", "3", "--kl", "beta", "--kl.beta", "2", "--kl.schedule", "constant"),
 ]  # fmt: skip
 COMMAND = [sys.executable, "-m", "pyro_vae", "train", "--num-samples", "10", "--device", "cpu"]
-OFTEN = ["--checkpoint-minutes", "0.002"]
+OFTEN = ["--checkpoint-minutes", "0.0005"]
 
 
 def left(path):
@@ -54,23 +54,30 @@ def alone(tmp_path_factory):
     return left(path)
 
 
-def until(path, lines, processes):
-    """Wait until the metrics have so many lines."""
+def until(ready, processes):
+    """Wait until something is so, while all processes work."""
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline and all(p.poll() is None for p in processes):
-        if (path / "metrics.jsonl").is_file() and len((path / "metrics.jsonl").read_text().splitlines()) >= lines:
+        if ready():
             return
-        time.sleep(0.02)
+        time.sleep(0.01)
     pytest.fail("\n".join(f"{e.out}\n{e.err}" for e in wait(processes, 5)))
 
 
+def newest(path):
+    """The number of the newest checkpoint, 0 where there is none."""
+    return max(Checkpoints(path).numbers(), default=0)
+
+
 def test_a_rank_that_dies_ends_the_others_by_name_and_one_process_goes_on_to_the_same_bits(tmp_path, alone):
+    """In its heavy form ten times, each a few steps after the last: before every one a checkpoint more has been made."""
     path, moments = tmp_path / "run", random.Random(0)
-    for killed in (0, 1, 1, 0) if HEAVY else (1,):
+    for killed in [moments.randrange(2) for _ in range(10)] if HEAVY else (1,):
         again = ["--resume", str(path)] if path.exists() else ["--run", str(path), *FLAGS]
+        before = max(1, newest(path))  # the first is made before the first step
         ranks = start(2, [*COMMAND, *again, *OFTEN])
-        until(path, 2, ranks)
-        time.sleep(moments.random() * 0.3)
+        until(lambda before=before: newest(path) > before, ranks)
+        time.sleep(moments.random() * 0.05)
         os.kill(ranks[killed].pid, signal.SIGKILL)
         killed_at = time.monotonic()
         ended = wait(ranks, 30)
@@ -88,7 +95,7 @@ def test_a_rank_that_dies_ends_the_others_by_name_and_one_process_goes_on_to_the
 def test_a_signal_to_one_rank_stops_all_at_one_step_and_two_processes_go_on(tmp_path, alone):
     path = tmp_path / "run"
     ranks = start(2, [*COMMAND, "--run", str(path), *FLAGS])
-    until(path, 2, ranks)
+    until(lambda: (path / "metrics.jsonl").is_file() and len(folder.read_lines(path / "metrics.jsonl")) >= 2, ranks)
     ranks[1].send_signal(signal.SIGTERM)
     ended = wait(ranks, 30)
     assert [e.code for e in ended] == [143, 143]
