@@ -1,8 +1,8 @@
 """A run's steps by whole-step graphs: one after the other on a CPU, many to a replay of a CUDA graph.
 
-Each graph is checked against an eager step when it is made and at each epoch, parameters and moments included. A step that is
-not finite moves nothing, nor does any after it, until somebody looks: then all is as it was before that step, which is made
-again, singly, by who knows what to say of it.
+Each graph is checked against an eager step when it is made and at each epoch, parameters and moments included. On a CPU a step
+that is not finite moves nothing. On a GPU nobody asks until much is done: then all returns to where somebody last looked, and
+is made again in shorter stretches, up to the step that is not finite, which is made singly by who knows what to say of it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from torch import Tensor
 
 from pyro_vae.common.identical import identical
 from pyro_vae.training.batch_source import TrainingData
-from pyro_vae.training.finite_checks import choose_finite_check
 from pyro_vae.training.fused_adam import take_step
 from pyro_vae.training.precision import whole_step
 from pyro_vae.training.shuffle import ShuffledBatches
@@ -25,12 +24,13 @@ from pyro_vae.training.step import Step
 from pyro_vae.training.training_state import PreStepSnapshot, TrainingOptions, TrainingState
 
 from .eager_reference import LastLook, eager_step, look_at, loss_and_gradients
-from .flat_graph import Unfinished, Untraceable
+from .flat_graph import Untraceable
 from .recorded_steps import STEPS, NextStep, RecordedSteps
 from .scheduled_values import answers_hold
-from .traced import MOST, TRIES, TracedEngine
-from .verify import Comparison, replayed
-from .whole_step import WholeStep, WholeStepTracer, inputs_of, moments_of
+from .step_graphs import StepGraphs
+from .traced import TracedEngine
+from .verify import Comparison
+from .whole_step import WholeStep, inputs_of, moments_of
 
 SLICE = 0.05  # seconds of steps, after which somebody else has a turn
 ROOM = 8192  # steps without a look whether all of them were finite
@@ -51,15 +51,10 @@ class WholeSteps:
     options: TrainingOptions
     planned: int  # steps of the run
     compiler: bool = False  # graphs are compiled, once the engine's patience is over
-    graphs: list[WholeStep] = field(default_factory=list, init=False)
-    proven: set[WholeStep] = field(default_factory=set, init=False)  # graphs that were right once
-    due: set[WholeStep] = field(default_factory=set, init=False)  # graphs that are checked when they are next used
     current: WholeStep | None = field(default=None, init=False)  # None: it is asked anew which one is good
     last_look: LastLook | None = field(default=None, init=False)  # None: nothing has been done since
     room: int = field(default=ROOM, init=False)  # steps until the next look
-    unchecked: WholeStep | None = field(
-        default=None, init=False
-    )  # whose check is of the first step since the last look
+    unchecked: WholeStep | None = field(default=None, init=False)  # its check is of the first step since the last look
     comparison: Comparison | None = field(default=None, init=False)  # of that step, made and not waited for yet
     singly: bool = field(default=False, init=False)  # the next step is not finite, and for others to make
 
@@ -68,6 +63,7 @@ class WholeSteps:
         self.ahead = 0.0  # Adam's count of steps, less the run's count of updates
         recorded = self.engine.name == "graph"
         self.several = RecordedSteps(self.engine, self.data, self.failed) if recorded else None
+        self.graphs = StepGraphs(self.engine, self.data, self.failed, not recorded, self.compiler)
 
     @property
     def step(self) -> Step:
@@ -75,7 +71,7 @@ class WholeSteps:
 
     def start_epoch(self) -> None:
         """Have each graph checked before it is next used: what ran since the last epoch may have changed the programs."""
-        self.due, self.current = set(self.graphs), None
+        self.graphs.due, self.current = set(self.graphs.held), None
 
     def run(self, order: ShuffledBatches, state: TrainingState, one: bool = False) -> bool:
         """Make the next steps, or just `one` (or one replay); add their losses to the epoch's.
@@ -90,7 +86,8 @@ class WholeSteps:
                         made = self.make_steps(order, state, one)
             except Untraceable as why:
                 self.settle(order, state)
-                self.refuse(str(why))
+                self.graphs.refuse(str(why))
+                self.current = None
             if made and self.room == ROOM and self.since_look(state) < ROOM:
                 return True
             if self.settle(order, state) and not self.singly:
@@ -126,6 +123,8 @@ class WholeSteps:
         rows = order.next_rows
         if self.several is None or self.last_look is None or order.full_left or rows is None or self.singly:
             return False
+        if self.unchecked is not None and self.comparison is None:
+            self.check_behind(order, state)
         self.options.tell_progress(state.step / self.planned)
         self.set_rates(self.rates(state.step))
         state.updates += 1
@@ -139,7 +138,7 @@ class WholeSteps:
 
     def make_one(self, whole: WholeStep, order: ShuffledBatches, state: TrainingState) -> bool:
         """Make one step; False if it is not finite, or one before it was not."""
-        if whole in self.due and self.settle(order, state):
+        if whole in self.graphs.due and self.settle(order, state):
             return not self.singly
         self.look(order, state)
         rates = self.rates(state.step)
@@ -147,7 +146,7 @@ class WholeSteps:
         self.set_rates(rates)
         state.updates += 1  # before: who is interrupted within the step does not take it for complete
         try:
-            loss = (self.make_checked if whole in self.due else self.compute)(whole, order, numbers)
+            loss = (self.make_checked if whole in self.graphs.due else self.compute)(whole, order, numbers)
         except Untraceable:
             state.updates -= 1
             raise
@@ -171,7 +170,7 @@ class WholeSteps:
     def make_replay(self, whole: WholeStep, order: ShuffledBatches, state: TrainingState) -> bool:
         """Make some steps by one replay; False, and nothing done, where they must go one by one."""
         several = self.several
-        if several is None or whole in self.due:
+        if several is None or whole in self.graphs.due:
             return False
         most = min(STEPS, order.full_left, self.room - self.since_look(state))
         following = self.look_ahead(whole, state, 2 ** (most.bit_length() - 1))  # moves what is scheduled
@@ -218,70 +217,11 @@ class WholeSteps:
         self.engine.scheduled_values.refresh()
         self.engine.patience -= 1
         whole = self.current
-        if whole is None or self.options.scheduled or whole.compiled != self.compiles:
-            whole = self.find() or self.make(order.generator)
+        if whole is None or self.options.scheduled or whole.compiled != self.graphs.compiles:
+            whole = self.graphs.find() or self.graphs.make(order.generator)
             self.current = whole
             self.ahead = whole.count() - state.updates if self.last_look is None else self.ahead
         return whole
-
-    @property
-    def compiles(self) -> bool:
-        """Whether it is time for a compiler."""
-        return self.compiler and self.engine.patience < 0
-
-    def find(self) -> WholeStep | None:
-        """Find the graph that is good as things are; drop those of an optimizer's former memory."""
-        if reason := self.engine.why_untraceable():
-            raise Untraceable(reason)
-        optimizer, key = self.step.optimizer, self.engine.setting()
-        assert optimizer is not None
-        self.graphs = [whole for whole in self.graphs if whole.holds_of(optimizer)]
-        return next(
-            (w for w in self.graphs if (w.key, w.compiled) == (key, self.compiles) and answers_hold(w.flat.answers)),
-            None,
-        )
-
-    def make(self, generator: torch.Generator) -> WholeStep:
-        """Trace the step as things are, and compile it if it is time."""
-        if len(self.graphs) >= MOST:
-            raise Untraceable(f"more than {MOST} kinds of batch or of changing numbers")
-        start, engine, compiles = time.perf_counter(), self.engine, self.compiles
-        guarded = self.several is None
-        tracer = WholeStepTracer(engine, self.data, self.failed, generator, engine.setting(), guarded, compiles)
-        with torch.enable_grad():
-            whole = tracer.trace()
-        seconds = time.perf_counter() - start
-        engine.log.append(
-            f"traced {whole.flat.operations} operations in {seconds:.1f} s, for {self.data.batch_size} rows"
-        )
-        if compiles and not self.compile(whole, tracer):
-            return self.find() or self.make(generator)
-        self.graphs.append(whole)
-        self.due.add(whole)
-        return whole
-
-    def compile(self, whole: WholeStep, tracer: WholeStepTracer) -> bool:
-        """Put a graph through Inductor; False where the step goes on as it was traced."""
-        start = time.perf_counter()
-        try:
-            with replayed([], self.data.device):
-                whole.flat.run = self.engine.compile(whole.flat, [*tracer.example(whole.draws), whole.numbers])
-        except Unfinished as why:
-            self.compiler = False
-            self.engine.log.append(f"the trace goes on as it is: {why}")
-            return False
-        self.engine.log.append(f"compiled in {time.perf_counter() - start:.1f} s")
-        return True
-
-    def refuse(self, why: str) -> None:
-        """Leave all steps to the engine from here on."""
-        self.engine.whole_refused = why
-        self.engine.log.append(f"no whole steps: {why}")
-        self.graphs.clear()
-        self.due.clear()
-        self.current = None
-        if (optimizer := self.step.optimizer) is not None:
-            self.step.finite_check = choose_finite_check(self.data.device, optimizer, self.step.immediate)
 
     # whether it is right
 
@@ -307,31 +247,24 @@ class WholeSteps:
         else:
             off, what = 0.0, None if all(map(identical, moved, whole.moved)) else MOVES
         if what is None:
-            self.passed(whole, off)
+            self.graphs.passed(whole, off)
             return loss
         before.restore()
         order.generator.set_state(generator)
-        self.give_up(whole, what)
-        self.current = self.make(order.generator)
+        self.graphs.give_up(whole, what)
+        self.current = self.graphs.make(order.generator)
         return self.make_checked(self.current, order, numbers)
-
-    def passed(self, whole: WholeStep, off: float) -> None:
-        """Note that a graph was right."""
-        self.due.discard(whole)
-        self.proven.add(whole)
-        self.engine.checks += 1
-        self.engine.largest_difference = max(off, self.engine.largest_difference)
 
     def check_later(self, whole: WholeStep, order: ShuffledBatches, state: TrainingState) -> None:
         """Put off the check of a graph that was right before, so that a GPU has work while the programs run.
 
         Should the graph be wrong now, all is undone that was made with it (:meth:`settle`).
         """
-        if self.several is None or self.several.refused or not {whole} <= self.due & self.proven:
+        if self.several is None or self.several.refused or not {whole} <= self.graphs.due & self.graphs.proven:
             return
         if not self.settle(order, state):
             self.look(order, state)
-            self.due.discard(whole)
+            self.graphs.due.discard(whole)
             self.unchecked = whole
 
     def check_behind(self, order: ShuffledBatches, state: TrainingState) -> None:
@@ -352,22 +285,14 @@ class WholeSteps:
             loss = self.compute(whole, order, numbers)
             made = loss, whole.moved, [b.clone() for b in engine.buffers]
             self.comparison = Comparison.of(whole.groups, numbers, before, eager, made, engine.rounded)
+        except Exception:  # the programs' own: they would have come no further
+            now, self.last_look, self.unchecked = look, None, None
+            raise
         finally:
             now.restore(order, state)
             self.options.tell_progress((state.step - 1) / self.planned)
             engine.scheduled_values.refresh()
             self.set_rates(self.rates(state.step - 1))
-
-    def give_up(self, whole: WholeStep, what: str) -> None:
-        """Drop a graph that is not the step any more; raise Untraceable if it never was, or this has happened too often."""
-        engine, why = self.engine, f"the captured step is not the eager one: {what}"
-        if whole in self.proven and engine.failed_checks >= TRIES:
-            engine.fall_back(why)
-        if whole not in self.proven or engine.eager_reason:
-            raise Untraceable(why)
-        engine.failed_checks += 1
-        engine.log.append(f"{what}: something changed between epochs, traced anew")
-        self.graphs.remove(whole)
 
     # what was not finite
 
@@ -402,14 +327,14 @@ class WholeSteps:
         off, what = (0.0, None) if comparison is None or not sound else comparison.verdict()
         if sound and what is None:
             if whole is not None:
-                self.passed(whole, off) if comparison is not None else self.due.add(whole)
+                self.graphs.passed(whole, off) if comparison is not None else self.graphs.due.add(whole)
             self.room = min(2 * self.room, ROOM)
             return False
         look.restore(order, state)
         self.failed.zero_()
         self.current = None
         if whole is not None:
-            self.due.add(whole)
+            self.graphs.due.add(whole)
         if sound and whole is not None:
             self.doubt(whole, str(what))
         else:
@@ -419,9 +344,9 @@ class WholeSteps:
     def doubt(self, whole: WholeStep, what: str) -> None:
         """Give up a graph that is not the step any more, or all graphs."""
         try:
-            self.give_up(whole, what)
+            self.graphs.give_up(whole, what)
         except Untraceable as why:
-            self.refuse(str(why))
+            self.graphs.refuse(str(why))
 
     def sound(self, state: TrainingState) -> bool:
         """Return whether all steps were finite: a gradient that was not stays in the moments for good, a loss in the sum."""

@@ -198,6 +198,50 @@ def test_a_program_that_somebody_has_changed_is_followed_though_it_is_looked_at_
     assert b.engine.count("something changed between epochs, traced anew") == 2 and replays() >= REPLAYS
 
 
+class Refuses(Turned):
+    """Raises an error of its own once it is told to."""
+
+    def model(self, x):
+        if self.scale > 2:
+            raise KeyError("no such scale")
+        return super().model(x)
+
+
+@pytest.mark.parametrize("behind", [1, 10_000])
+def test_an_error_of_the_programs_own_is_shown_as_eager_shows_it(behind, on_device, monkeypatch):
+    """With weights and steps as they were before the step that it is of."""
+    monkeypatch.setattr(whole_steps, "BEHIND", behind)
+    runs = []
+    for engine in ("eager", "graph"):
+        if engine == "graph":
+            on_device()
+        torch.manual_seed(0)
+        vae = Refuses(
+            StandardNormal(2), Conditional(MLP(2, 12, (8,)), normal), Conditional(MLP(6, 4, (8,)), normal)
+        ).double()
+        seen = Failed()
+
+        def turn(record, vae=vae):
+            vae.scale = 1.0 + (record["epoch"] > 1) * 5
+
+        with pytest.raises(KeyError, match="no such scale") as raised:
+            fit(vae, grey(), engine=engine, on_epoch=turn, callbacks=[seen], transform=binarize)
+        runs.append((vae, seen.step))
+        assert raised.value.__context__ is None
+    close_states(runs[0][0], runs[1][0])
+    assert runs[0][1] == runs[1][1] == 2 * 38
+
+
+class Failed(TrainingCallback):
+    """Notes the step at which training fails."""
+
+    interval = 1e9
+
+    def on_error(self, trainer, error):
+        self.step = trainer.state.step
+        return ""
+
+
 @pytest.mark.parametrize("behind", [1, 20, 10_000])
 def test_a_graph_is_checked_once_an_epoch_however_late(behind, on_device, monkeypatch):
     monkeypatch.setattr(whole_steps, "BEHIND", behind)
