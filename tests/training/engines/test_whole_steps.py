@@ -272,7 +272,7 @@ def test_who_is_interrupted_in_a_check_finds_all_as_it_was(on_device, monkeypatc
         try:
             fit(vae, grey(), engine=engine, transform=binarize, **epochs)
         except Interrupted as error:
-            assert "interrupted at step 114" in str(error) and len(held) == 3, str(error)
+            assert "interrupted at step 113" in str(error) and len(held) == 3, str(error)
         runs.append(vae)
     close_states(*runs)
 
