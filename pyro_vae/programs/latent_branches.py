@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -33,7 +34,10 @@ def why_latents_are_coupled(problem: Any, draws: poutine.Trace, particles: int) 
     """
     one, at = replace(problem, vectorizing=LOOP), particle_of(draws, 0, particles)
     latents = {name: site for name, site in latent_sites(sample_sites(at)).items() if site["value"].dim()}
-    if not asks_latents(one, at, latents):
+    try:
+        if not asks_latents(one, at, latents):
+            return None
+    except Exception:  # a program that does not run while it is watched: it is scored as it runs
         return None
     moved = {name: list(moved_second_row(site, problem.plates.dim)) for name, site in latents.items()}
     for i in range(max(map(len, moved.values()), default=0)):
@@ -51,9 +55,9 @@ def why_latents_are_coupled(problem: Any, draws: poutine.Trace, particles: int) 
 def asks_latents(problem: Any, at: poutine.Trace, latents: dict[str, Site]) -> bool:
     """Return whether a value that the model, or a density in it, computes from latents leaves torch."""
     with RowReads([site["value"] for site in latents.values()]) as reads:
-        sites = sample_sites(problem.trace(problem.model, 1, at))
-        for site in sites.values():
-            site["fn"].log_prob(site["value"])
+        for site in sample_sites(problem.trace(problem.model, 1, at)).values():
+            with suppress(Exception):  # what cannot be scored is named by whoever scores it
+                site["fn"].log_prob(site["value"])
     return reads.left
 
 
@@ -79,7 +83,7 @@ def moved_second_row(site: Site, row_dim: int) -> Iterator[Tensor]:
             pairs = list(zip(codes[1:] + codes[:1], codes, strict=True))
         else:
             pairs = [(value, value + 5), (value, value + 50), (value, torch.zeros_like(value))]
-    except NotImplementedError:  # a support without a map from the real line
+    except (NotImplementedError, RuntimeError, ValueError):  # a support without a map from the real line
         return
     yield from (torch.where(second, other, first) for first, other in pairs)
 
