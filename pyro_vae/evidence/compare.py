@@ -110,7 +110,7 @@ def check(pairs: list[tuple[str, LogPx]], beside: dict[str, Mapping[str, Any]]) 
 def check_names(names: list[str], beside: dict[str, Mapping[str, Any]]) -> None:
     """Refuse fewer than two names, one that stands for two models, and what is of none of them."""
     if len(names) < 2:
-        raise UsageError(f"a comparison takes two models (or runs) or more, got {len(names)}")
+        raise UsageError(f"a comparison takes two models or more, got {len(names)}")
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise UsageError(f"the name {twice[0]!r} stands for {names.count(twice[0])} models: give each one of its own")
     for what, values in beside.items():

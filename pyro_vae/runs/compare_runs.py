@@ -207,7 +207,7 @@ def check_common(runs: dict[str, ScoredRun]) -> None:
         a, b = runs[first], runs[name]
         for what, why in WHY.items():
             if a.common[what] != b.common[what]:
-                one, other = (f"{r.common[what][:12]}…" if what == "data" else r.common[what] for r in (a, b))
+                one, other = (f"{str(r.common[what])[:12]}…" if what == "data" else r.common[what] for r in (a, b))
                 raise DataError(
                     f"{first!r} and {name!r} cannot be compared, as their {what} differ: {one} and {other}. {why}"
                 )
