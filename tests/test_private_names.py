@@ -97,6 +97,7 @@ ATTRIBUTES = (
         "_optimizer_step_post_hooks",
     ),
     *("_step_supports_amp_scaling", "_version", "_backward_hooks", "_validate_sample", "_schema", "_linear_pointwise"),
+    *torch_private.LISTS.values(),
     *("_PYRO_STACK", "_get_trace", "_get_traces", "_mask", "_param"),
 )
 PATHS = (
@@ -229,6 +230,7 @@ MET = [
     (name, engine)
     for i, name in enumerate(HIDDEN)
     for j, engine in enumerate(ENGINES)
+    if name not in torch_private.LISTS.values()  # which a compiled step on a GPU calls alone
     if HEAVY or (i + j) % 2 == 0 or name in (*UNTRACEABLE, *torch_private.INDUCTOR)
 ]
 
@@ -304,6 +306,16 @@ def test_names_that_torch_itself_has_lost(path, monkeypatch):
 
 
 # each name's own way out
+
+
+@pytest.mark.parametrize("name", torch_private.LISTS)
+def test_without_operations_on_lists_there_is_a_loop(name, monkeypatch):
+    lists, other = [torch.rand(3), torch.rand(2, 2)], [torch.rand(3), torch.tensor(0.5)]
+    given = [()] if name == "sqrt" else [(other,), (0.5,)]
+    whole = [torch_private.on_lists(name)(lists, *one) for one in given]
+    hide(torch_private.LISTS[name], monkeypatch)
+    for theirs, one in zip(whole, given, strict=True):
+        assert all(map(torch.equal, theirs, torch_private.on_lists(name)(lists, *one)))
 
 
 def test_without_a_dispatch_mode_a_model_is_still_built_within_bounds(monkeypatch):

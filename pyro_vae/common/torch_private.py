@@ -35,6 +35,13 @@ SOURCES = "torch.fx.graph_module._loader"
 MAKE_FX = "torch.fx.experimental.proxy_tensor.make_fx"  # no underscore, but as free to go
 STORE = "torch.distributed.distributed_c10d._get_default_store"
 KERNELS = ("_foreach_add_", "_fused_adam_", "_foreach_sub_")  # what a fused step calls
+LISTS = {
+    "add": "_foreach_add",
+    "sub": "_foreach_sub",
+    "mul": "_foreach_mul",
+    "div": "_foreach_div",
+    "sqrt": "_foreach_sqrt",
+}
 
 
 def find(path: str) -> Any:
@@ -114,7 +121,7 @@ def on_lists(name: str) -> Callable[..., list[Tensor]]:
             return [each(t, o) for t, o in zip(tensors, other[0], strict=True)]
         return [each(t, *other) for t in tensors]
 
-    return getattr(torch, f"_foreach_{name}", loop)
+    return getattr(torch, LISTS[name], loop)
 
 
 def adamw_works() -> bool:

@@ -109,7 +109,7 @@ def judge(path: Path, s: Mapping[str, Any], members: Mapping[int, RunFacts | Non
     return Verdict(TRUSTED, how, f"pyro-vae compare {shlex.quote(str(path))} OTHER")
 
 
-def above_floor(s: Mapping[str, Any], members: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+def above_floor(s: Mapping[str, Any], members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return by how much the mean over seeds is above the members' floors, and its error; {} where no floor is known.
 
     The error is that of the seeds and of the rows, which are the same for all members: at most the largest of theirs.
