@@ -278,11 +278,12 @@ class WholeSteps:
             engine.scheduled_values.refresh()
             rates = self.rates(state.step)
             self.set_rates(rates)
-            before = [t.clone() for t in whole.moved]
             eager = eager_step(engine, self.data, whole, order, wait=False)
             look.restore(order, state)
             numbers = whole.rows_of_numbers(rates, state.updates + 1 + self.ahead)
             loss = self.compute(whole, order, numbers)
+            copies = {id(tensor): copy for tensor, copy in look.before.buffers}
+            before = [copies[id(t)] for t in whole.moved]
             made = loss, whole.moved, [b.clone() for b in engine.buffers]
             self.comparison = Comparison.of(whole.groups, numbers, before, eager, made, engine.rounded)
         except Exception:  # the programs' own: they would have come no further
