@@ -107,3 +107,19 @@ def test_large_logits_of_the_right_sign_do_not_cancel(size):
     assert ((bernoulli(h).to_event(1).log_prob(y) - exact).abs() <= allowed).all()
     two_sums = (h * y).sum(-1) - h.relu().sum(-1) + h.abs().sigmoid().log().sum(-1)  # broken
     assert size < 10 or ((two_sums - exact).abs() > allowed).any()
+
+
+@pytest.mark.parametrize("size", [1.0, 30.0, 200.0])
+@pytest.mark.parametrize("given", [(784,), (64, 784), (3, 64, 784)])
+def test_what_a_gpu_computes_is_pyros(size, given):
+    """Run here on a CPU: the same operations, with gradients that are written out for both."""
+    h, _ = rows(784, (3, 64))
+    h = size * h
+    y = torch.rand(given, dtype=h.dtype, generator=torch.Generator().manual_seed(0)).round()
+    exact = dist.Bernoulli(logits=h).to_event(1).log_prob(y)
+    torch.testing.assert_close(module.by_logarithms(h, y), exact, rtol=1e-12, atol=1e-10)
+    got = module.by_logarithms(h.float(), y.float())
+    pyros = dist.Bernoulli(logits=h.float()).to_event(1).log_prob(y.float())
+    exact = dist.Bernoulli(logits=h.float().double()).to_event(1).log_prob(y)
+    off = ((got - exact).abs() / (exact.abs() + 1)).max().item()
+    assert off <= max(2 * ((pyros - exact).abs() / (exact.abs() + 1)).max().item(), 1e-6)
