@@ -568,7 +568,18 @@ def counted_twice(group, gradients, numbers, skip):
         count.add_(1)
 
 
-WRONG = {wrong_bias: "update", moments_only: "update", scaled_gradients: "gradient", counted_twice: "it counts another"}
+def not_a_number(group, gradients, numbers, skip):
+    by_kernel(group, gradients, numbers, skip)
+    group.means[0].view(-1)[0] = math.nan
+
+
+WRONG = {
+    not_a_number: "gradient",
+    wrong_bias: "update",
+    moments_only: "update",
+    scaled_gradients: "gradient",
+    counted_twice: "it counts another",
+}
 
 
 @pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: wrong.__name__)
