@@ -107,11 +107,11 @@ def adam_kernel(
         torch._foreach_sub_(steps, [skip] * len(steps))
 
 
-def on_lists(name: str) -> Callable[..., list[Tensor]]:
+def on_lists(name: str) -> Callable[..., Sequence[Tensor]]:
     """Return the operation of that name on lists of tensors, element by element: torch's own, or a loop.
 
     Example:
-        >>> on_lists("add")([torch.zeros(1), torch.ones(2)], 2.0)
+        >>> list(on_lists("add")([torch.zeros(1), torch.ones(2)], 2.0))
         [tensor([2.]), tensor([3., 3.])]
     """
     each = getattr(torch, name)

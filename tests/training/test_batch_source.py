@@ -130,7 +130,8 @@ def test_an_order_knows_what_comes_and_gives_several_at_once():
     assert order.next_rows is None and torch.equal(next(batches), one_by_one[0])
     assert torch.equal(order.next_rows, one_by_one[1])
     assert torch.equal(order.next_batches(3), torch.stack(one_by_one[1:4])) and order.taken == 1
+    assert order.full_left == 4
     order.taken += 3
-    assert order.next_batches(2) is None and order.next_batches(3) is None  # an uneven one; too few
+    assert order.full_left == 1 and len(order.next_batches(1)[0]) == 8  # then an uneven one
     assert [b.tolist() for b in batches] == [b.tolist() for b in one_by_one[4:]]
     assert order.next_rows is None and order.taken == 0
