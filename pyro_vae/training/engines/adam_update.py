@@ -118,7 +118,7 @@ def by_lists(group: AdamGroup, gradients: Sequence[Tensor], numbers: Tensor) -> 
     beta1, beta2 = group.betas
     _, length, eps, kept = ([number] * len(group.parameters) for number in numbers.unbind())
     add, subtract, times, over, root = map(torch_private.on_lists, ("add", "sub", "mul", "div", "sqrt"))
-    parameters, means, squares, whole = group.parameters, group.means, group.squares, list(gradients)
+    parameters, means, squares, whole = group.parameters, group.means, group.squares, gradients
     if group.weight_decay and not group.decoupled:
         whole = add(whole, times(parameters, group.weight_decay))
     new_means = add(means, times(subtract(whole, means), 1 - beta1))
