@@ -19,7 +19,7 @@ from tests.helpers.environment import HEAVY
 from tests.helpers.growth import grown, held, objects, resident
 from tests.helpers.small import binary, small_vae
 
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.timeout(3600 if HEAVY else 600)]
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.timeout(7200 if HEAVY else 600)]
 FITS, STEPS = (2000, 5000) if HEAVY else (6, 40)
 SAMPLES = "rich.progress.ProgressSample"  # of a progress bar, a thousand at most
 LAST = (
