@@ -171,7 +171,7 @@ class Trainer:
     def make_steps(
         self, batches: EpochBatches, singly: Iterator[Numbered], further: Iterator[Numbered]
     ) -> Tensor | float | None:
-        """Make some steps by graphs, or one as the engine does; return their summed loss, None at the end of the epoch."""
+        """Make some steps by graphs, which add their losses, or one as the engine does; return its loss, None at the end."""
         if self.whole_steps is not None and self.whole_steps.run(
             batches.orders["order"], self.state, bool(self.callbacks)
         ):

@@ -114,7 +114,7 @@ class Comparison:
             size = len(group.tensors)
             old, theirs, ours = (quarters(tensors[at : at + size]) for tensors in (before, eager.moved, moved))
             at += size
-            norms.append(norms_of(group, of, (old, theirs, ours)))
+            norms.append(norms_of(group, of, (old, theirs, ours), loss))
         return cls(groups, eager, loss, buffers, norms, rounded)
 
     def verdict(self) -> tuple[float, str | None]:
@@ -151,11 +151,15 @@ def quarters(tensors: Sequence[Tensor]) -> Moved:
     return held[:n], held[n : 2 * n], held[2 * n : 3 * n], held[3 * n :]
 
 
-def norms_of(group: AdamGroup, numbers: Sequence[float], states: tuple[Moved, Moved, Moved]) -> list[Tensor]:
-    """Measure one group's state after two updates, the states being those before, after eager's, and after the graph's."""
+def norms_of(
+    group: AdamGroup, numbers: Sequence[float], states: tuple[Moved, Moved, Moved], like: Tensor
+) -> list[Tensor]:
+    """Measure one group's state after two updates, the states being those before, after eager's, and after the graph's.
+
+    The norms are where `like` is, those of a group that no gradient reaches, too.
+    """
     (_, m0, *_), (p1, m1, v1, t1), (p2, m2, v2, t2) = states
     beta1, (_, length, eps, _) = group.betas[0], numbers
-    like = group.parameters[0] if group.parameters else torch.zeros(())
     gradients = [old + (new - old) / (1 - beta1) for old, new in zip(m0, m1, strict=True)]
     steps = [[length * m / (v.sqrt() + eps) for m, v in zip(ms, vs, strict=True)] for ms, vs in ((m1, v1), (m2, v2))]
     largest = [g.abs().max() for g in gradients if g.numel()]

@@ -39,6 +39,7 @@ from pyro_vae.training.engines import choose, recorded_steps, traced, whole_step
 from pyro_vae.training.engines.adam_update import AdamGroup, by_formula, by_kernel, by_lists
 from pyro_vae.training.engines.cuda_graph import Recorded
 from pyro_vae.training.engines.recorded_steps import STEPS
+from pyro_vae.training.engines.verify import norms_of
 from pyro_vae.training.engines.whole_step import WholeStepTracer
 from pyro_vae.training.engines.whole_steps import WholeSteps
 from pyro_vae.training.finite_checks import DeferredFiniteCheck, ImmediateFiniteCheck, can_skip
@@ -165,6 +166,12 @@ def test_nothing_is_read_back_between_logging_points(on_device, monkeypatch):
     assert counts == [0] * REPLAYS
 
 
+def of_normals(kind):
+    torch.manual_seed(0)
+    posterior = Conditional(MLP(6, 4, (8,)), normal)
+    return kind(StandardNormal(2), Conditional(MLP(2, 12, (8,)), normal), posterior).double()
+
+
 class Turned(VAE):
     """A likelihood whose scale is a plain number, which a trace freezes."""
 
@@ -182,10 +189,7 @@ def test_a_program_that_somebody_has_changed_is_followed_though_it_is_looked_at_
     runs = []
     for engine in ("eager", "graph"):
         replays = on_device() if engine == "graph" else None
-        torch.manual_seed(0)
-        vae = Turned(
-            StandardNormal(2), Conditional(MLP(2, 12, (8,)), normal), Conditional(MLP(6, 4, (8,)), normal)
-        ).double()
+        vae = of_normals(Turned)
 
         def turn(record, vae=vae):
             vae.scale = 1.0 + record["epoch"]
@@ -215,10 +219,7 @@ def test_an_error_of_the_programs_own_is_shown_as_eager_shows_it(behind, on_devi
     for engine in ("eager", "graph"):
         if engine == "graph":
             on_device()
-        torch.manual_seed(0)
-        vae = Refuses(
-            StandardNormal(2), Conditional(MLP(2, 12, (8,)), normal), Conditional(MLP(6, 4, (8,)), normal)
-        ).double()
+        vae = of_normals(Refuses)
         seen = Failed()
 
         def turn(record, vae=vae):
@@ -300,10 +301,7 @@ def test_a_step_that_is_not_finite_is_named_though_it_was_in_the_middle_of_a_rep
     said = []
     for engine in ("eager", "graph"):
         replays = on_device() if engine == "graph" else None
-        torch.manual_seed(0)
-        vae = Trap(
-            StandardNormal(2), Conditional(MLP(2, 12, (8,)), normal), Conditional(MLP(6, 4, (8,)), normal)
-        ).double()
+        vae = of_normals(Trap)
 
         def arm(record, vae=vae):
             vae.armed.fill_(record["epoch"] == 2)
@@ -621,3 +619,9 @@ def test_a_compiled_whole_step_with_batch_norm_is_eagers():
 def test_whoever_waits_for_a_signal_is_asked_often_enough():
     """Within 0.2 s."""
     assert Checkpointer("anywhere").interval + whole_steps.SLICE < 0.2
+
+
+def test_norms_of_a_group_that_no_gradient_reaches_are_where_the_others_are():
+    group, nothing = AdamGroup([], [], [], [], (0.9, 0.99), 1e-8, 0.0, False), ([], [], [], [])
+    found = norms_of(group, (1.0, 1.0, 1.0, 1.0), (nothing, nothing, nothing), torch.zeros((), device="meta"))
+    assert {norm.device.type for norm in found} == {"meta"}
