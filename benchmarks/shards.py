@@ -6,7 +6,7 @@
 
 The first times steps in CPU seconds of the process, which other work on the machine does not use up, in turns: S = 1, 2, 4,
 8, and again; a ratio is the median over turns. The second times, in CPU seconds of rank 0, too, a step, and within it the
-gathering of the gradients and the copying before and after it; waiting for the other process costs none.
+exchange of the gradients, their sums, and the copying before and after; waiting for the other process costs none.
 """
 
 from __future__ import annotations
@@ -105,33 +105,36 @@ def by_hand(turns: int) -> list[str]:
 def exchange_of_rank(hidden: int, batch: int, engine: str) -> None:
     """Train in this rank, and print what a step took and what of it the exchange did."""
     from pyro_vae.common.processes import joined
-    from pyro_vae.training import shards
+    from pyro_vae.training import gradient_tree, shards
 
-    spent = {"gather": 0.0, "packed": 0.0, "unpacked": 0.0}
-    calls = 0
+    parts = {
+        "numbers told": (shards, "gather"),
+        "gradients laid out": (gradient_tree.SumOverProcesses, "lay_out"),
+        "exchanged": (gradient_tree, "exchange"),
+        "added": (gradient_tree, "tree_sum"),
+        "sums told": (gradient_tree, "gather"),
+    }
+    spent: dict[str, list[float]] = {name: [] for name in parts}
 
-    def timed(name: str) -> Any:
-        function = getattr(shards, name)
-
+    def timed(name: str, function: Any) -> Any:
         def run(*args: Any) -> Any:
-            nonlocal calls
             start = time.process_time()
             result = function(*args)
-            spent[name] += time.process_time() - start
-            calls += name == "gather"
+            spent[name].append(time.process_time() - start)
             return result
 
         return run
 
-    for name in spent:
-        setattr(shards, name, timed(name))
+    for name, (place, function) in parts.items():
+        setattr(place, function, timed(name, getattr(place, function)))
     with joined("cpu") as here:
-        step = seconds_a_step(hidden, batch, 8, engine, time.process_time, epochs=2)
+        step = seconds_a_step(hidden, batch, 8, engine, time.process_time, epochs=3)
     if here.leads:
-        parts = ", ".join(f"{name} {1e3 * value / calls:.1f} ms" for name, value in spent.items())
-        share = sum(spent.values()) / calls / step
+        typical = {name: statistics.median(of) for name, of in spent.items()}
+        said = ", ".join(f"{name} {1e3 * value:.1f} ms" for name, value in typical.items())
+        share = sum(typical.values()) / step
         what = f"784-{hidden}-20, batch {batch}, 2 processes: a step {1e3 * step:.1f} ms of CPU"
-        print(f"{what}; {parts}; {100 * share:.0f} % of it")
+        print(f"{what}; {said}; {100 * share:.0f} % of it")
 
 
 def exchange(engine: str) -> list[str]:

@@ -35,7 +35,8 @@ def of_rank(rows: int, samples: int) -> None:
 
     from pyro_vae import MLP, VAE, Conditional, StandardNormal, bernoulli, log_likelihood, normal
     from pyro_vae.common.digests import tensor_digest
-    from pyro_vae.common.processes import agree, joined
+    from pyro_vae.common.exchange import agree
+    from pyro_vae.common.processes import joined
 
     pyro.set_rng_seed(0)
     latents, hidden, pixels = WIDTHS

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .processes import bytes_of, text_of
+from .exchange import bytes_of, text_of
 from .random import seeded
 from .spread import Part, spread
 

@@ -1,12 +1,12 @@
 """Several processes that work on one run, as torchrun starts them: who they are, what they tell each other, who is missing.
 
-Whatever asks is answered without torchrun, too, as by one process. Processes exchange tensors and texts; no object is
-pickled. A process that dies, leaves or hangs ends the others, with its rank and the place where they waited for it.
+Whatever asks is answered without torchrun, too, as by one process. What they exchange is in
+:mod:`~pyro_vae.common.exchange`. A process that dies, leaves or hangs ends the others, with its rank and the place where
+they waited for it.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import time
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, distributed
+from torch import distributed
 
 from pyro_vae.common import torch_private
 from pyro_vae.errors import ProcessesError, UsageError
@@ -29,7 +29,6 @@ NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # torchrun sets t
 TIMEOUT = 600.0  # seconds that the others wait for one: longer than a step, an evaluation of a few rows, a checkpoint
 LOOK = 2.0  # seconds to find out who is missing
 NOTE = "pyro_vae/{}/{}"  # notes of a rank in the group's store: process, at, ended
-SHOWN = 200  # characters of a value that ranks do not agree on
 ABSENT = "has not come"
 CPU = torch.device("cpu")
 
@@ -146,119 +145,6 @@ def open_group(asked: Processes, device: torch.device | str, timeout: float, env
         raise ProcessesError(
             f"rank {asked.rank} of {asked.world} did not meet the others at {address}: {why}"
         ) from error
-
-
-def gather(tensor: Tensor, what: str) -> list[Tensor]:
-    """Return this tensor of each rank, in order; they have one shape and dtype.
-
-    Args:
-        tensor: on the CPU, or on the GPU of this process.
-        what: where in the work that is, such as ``"step 12"``; for the error.
-
-    Raises:
-        ProcessesError: a rank did not come.
-    """
-    here = processes()
-    if here.world == 1:
-        return [tensor]
-    whole = tensor.new_empty(here.world, *tensor.shape)
-    parts = list(whole.unbind(0))
-    collective(lambda: distributed.all_gather(parts, tensor.contiguous()), what)
-    return parts
-
-
-def gather_text(text: str, what: str) -> list[str]:
-    """Return the text of each rank, in order.
-
-    Example:
-        >>> gather_text("here", "start")
-        ['here']
-    """
-    return [text] if processes().world == 1 else [text_of(part) for part in gather_parts(bytes_of(text), what)]
-
-
-def gather_bytes(content: bytes, what: str) -> list[bytes]:
-    """Return the bytes of each rank, in order.
-
-    Example:
-        >>> gather_bytes(b"here", "start")
-        [b'here']
-    """
-    if processes().world == 1:
-        return [content]
-    sent = torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else torch.empty(0, dtype=torch.uint8)
-    return [part.numpy().tobytes() for part in gather_parts(sent, what)]
-
-
-def gather_parts(content: Tensor, what: str) -> list[Tensor]:
-    """Return the tensor of one dimension of each rank, in order, however many elements each has."""
-    sizes = [int(size) for size in gather(torch.tensor([len(content)]), what)]
-    padded = content.new_zeros(max(1, *sizes))
-    padded[: len(content)] = content
-    return [part[:size] for part, size in zip(gather(padded, what), sizes, strict=True)]
-
-
-def share_text(text: str | None, what: str) -> str:
-    """Return rank 0's text on each rank; what others pass is not looked at.
-
-    Example:
-        >>> share_text("here", "start")
-        'here'
-    """
-    here = processes()
-    if here.leads and text is None:
-        raise ValueError("rank 0 shares a text, not None")
-    if here.world == 1:
-        return str(text)
-    content = bytes_of(str(text)) if here.leads else torch.empty(0, dtype=torch.uint8)
-    size = torch.tensor([len(content)])
-    collective(lambda: distributed.broadcast(size, 0), what)
-    if not here.leads:
-        content = torch.empty(int(size), dtype=torch.uint8)
-    if len(content):
-        collective(lambda: distributed.broadcast(content, 0), what)
-    return text_of(content)
-
-
-def agree(what: str, value: Any) -> None:
-    """Raise a UsageError on each rank where ranks do not have the same value, of what JSON can hold.
-
-    Raises:
-        UsageError: names the ranks whose value is not that of rank 0.
-
-    Example:
-        >>> agree("seed", 3)
-    """
-    texts = gather_text(json.dumps(value, sort_keys=True), f"the comparison of {what}")
-    if odd := [rank for rank, text in enumerate(texts) if text != texts[0]]:
-        ranks = f"rank{'s' * (len(odd) > 1)} {', '.join(map(str, odd))}"
-        theirs, ours = (shortened(text) for text in apart(texts[odd[0]], texts[0]))
-        have = "have" if len(odd) > 1 else "has"
-        raise UsageError(f"{what} must be the same on each rank: {ranks} {have} {theirs}, and rank 0 has {ours}")
-
-
-def apart(one: str, other: str) -> tuple[str, str]:
-    """Leave out what two objects of JSON have in common."""
-    first, second = json.loads(one), json.loads(other)
-    if not (isinstance(first, dict) and isinstance(second, dict)):
-        return one, other
-    odd = [name for name in {**second, **first} if first.get(name) != second.get(name)]
-    first, second = ({name: of[name] for name in odd if name in of} for of in (first, second))
-    return json.dumps(first), json.dumps(second)
-
-
-def shortened(text: str) -> str:
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
-
-
-def bytes_of(text: str) -> Tensor:
-    """Return a text as bytes."""
-    content = text.encode("utf-8", "surrogateescape")
-    return torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else torch.empty(0, dtype=torch.uint8)
-
-
-def text_of(content: Tensor) -> str:
-    return content.numpy().tobytes().decode("utf-8", "surrogateescape")
 
 
 # Who is missing

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from pyro_vae.errors import IdleProcessesWarning, ProcessesError
 
-from .processes import Processes, gather_bytes, processes
+from .exchange import gather_bytes
+from .processes import Processes, processes
 from .progress import tracked
 
 Part = dict[str, Tensor]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pyro_vae.common.processes import bytes_of, text_of
+from pyro_vae.common.exchange import bytes_of, text_of
 
 FIELDS = ("kl", "kl_noise", "mean", "mean_noise", "has")
 SITES = "sites"  # names and flags, as JSON

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_vae.common.processes import bytes_of
+from pyro_vae.common.exchange import bytes_of
 from pyro_vae.common.spread import Part, sharing, spread
 from pyro_vae.errors import ProgramError
 from pyro_vae.evidence.importance.accumulator import WeightSums

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from pyro_vae.common.digests import tensor_digest
+from pyro_vae.common.exchange import text_of
 from pyro_vae.common.flagged import format_bound, is_loose, why_loose
 from pyro_vae.common.given import check_whole
 from pyro_vae.common.keywords import suggest_keywords
-from pyro_vae.common.processes import text_of
 from pyro_vae.data.arrays import read_once
 from pyro_vae.data.row_ids import RowIds
 from pyro_vae.errors import UsageError

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from pyro_vae.common.processes import agree, gather_text
+from pyro_vae.common.exchange import agree, gather_text
 from pyro_vae.common.sharded import any_sharded
 from pyro_vae.common.spread import sharing
 from pyro_vae.data.lazy_rows import rows_digest

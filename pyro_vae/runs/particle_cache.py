@@ -12,7 +12,7 @@ from typing import Any
 
 from pyro_vae.common.atomic_write import unlink, write_atomic
 from pyro_vae.common.digests import sha256
-from pyro_vae.common.processes import agree
+from pyro_vae.common.exchange import agree
 from pyro_vae.common.safe_read import LIMIT, parse, read_bytes
 from pyro_vae.common.spread import sharing
 from pyro_vae.errors import CheckpointError, StorageError

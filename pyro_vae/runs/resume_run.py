@@ -12,9 +12,9 @@ from typing import Any
 from pyro_vae.common.atomic_write import folder_in, sweep
 from pyro_vae.common.digests import digest_of
 from pyro_vae.common.environment import versions
+from pyro_vae.common.exchange import agree
 from pyro_vae.common.held_folder import no_links_below
 from pyro_vae.common.keywords import suggest_keywords
-from pyro_vae.common.processes import agree
 from pyro_vae.common.safe_read import MIB, Layout, check_seal
 from pyro_vae.common.spread import by_itself, sharing
 from pyro_vae.errors import CheckpointError, RunFolderError, UsageError

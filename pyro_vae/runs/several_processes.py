@@ -11,7 +11,7 @@ from typing import Any
 
 from pyro_vae.common.digests import sha256
 from pyro_vae.common.environment import versions
-from pyro_vae.common.processes import agree, gather_text, share_text
+from pyro_vae.common.exchange import agree, gather_text, share_text
 from pyro_vae.common.spread import by_itself, sharing
 from pyro_vae.data import Data
 from pyro_vae.errors import ProcessesError, RunFolderError

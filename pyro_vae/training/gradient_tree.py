@@ -1,7 +1,7 @@
 """Losses and gradients of the shards of a batch, added in one order whatever the number of processes: a binary tree.
 
 Floating-point addition is not associative. So the sum of S parts is ((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7)), whoever holds
-them: a process adds up the subtree of its own contiguous parts, all exchange their sums, and each adds the rest of the tree.
+them: a process adds up the subtree of its own contiguous parts, and all together the rest (:class:`SumOverProcesses`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-ALIGNED = 16  # bytes: a view as another dtype begins at a multiple of its size
+from pyro_vae.common.exchange import exchange, gather
+from pyro_vae.common.processes import processes
 
 
 @dataclass(eq=False)
@@ -76,27 +77,70 @@ def owned(gradients: Iterable[Tensor | None], copied: bool) -> list[Tensor | Non
     return given
 
 
-def packed(sums: Sums, parameters: Sequence[Tensor], control: Sequence[float]) -> Tensor:
-    """Put numbers, loss and gradients into one row of bytes; zeros stand for no gradient."""
-    here = [0.0 if g is None else 1.0 for g in sums.gradients]
-    head = torch.tensor([*control, *here], dtype=torch.float64, device=sums.loss.device)
-    gradients = [p.new_zeros(p.shape) if g is None else g for g, p in zip(sums.gradients, parameters, strict=True)]
-    chunks = [t.detach().reshape(-1).view(torch.uint8) for t in (head, sums.loss, *gradients)]
-    return torch.cat([part for chunk in chunks for part in (chunk, chunk.new_zeros(-len(chunk) % ALIGNED))])
+def tree_sum(rows: Tensor) -> Tensor:
+    """Add up a power of two of rows, in place, in the order of :class:`TreeSum`.
+
+    Example:
+        >>> tree_sum(torch.tensor([[1e8], [1.0], [-1e8], [1.0]]))
+        tensor([0.])
+    """
+    while len(rows) > 1:
+        rows = rows[0::2].add_(rows[1::2])
+    return rows[0]
 
 
-def unpacked(row: Tensor, sums: Sums, parameters: Sequence[Tensor], count: int) -> tuple[list[float], Sums]:
-    """Read what :func:`packed` wrote of `count` numbers and of sums such as `sums`."""
-    place = 0
+class SumOverProcesses:
+    """Adds up the gradients of W processes: each adds up a W-th of the numbers of all, and tells the others.
 
-    def read(shape: torch.Size, dtype: torch.dtype, itemsize: int) -> Tensor:
-        nonlocal place
-        size = shape.numel() * itemsize
-        value = row[place : place + size].view(dtype).view(shape)
-        place += size + -size % ALIGNED
-        return value
+    So a process sends 2 (W - 1) / W times its gradients. The memory that this takes is kept: pages that are new at each
+    step would cost as much again. Gradients are views of it, until the next call.
+    """
 
-    head = read(torch.Size([count + len(parameters)]), torch.float64, 8).tolist()
-    loss = read(sums.loss.shape, sums.loss.dtype, sums.loss.element_size())
-    gradients = [read(p.shape, p.dtype, p.element_size()) for p in parameters]
-    return head[:count], Sums(loss, [g if there else None for g, there in zip(gradients, head[count:], strict=True)])
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self.parameters, self.world = parameters, processes().world
+        self.rows: list[Tensor] = []  # gradients of each dtype, a W-th in a row; then their sums
+        self.received: list[Tensor] = []  # of one W-th, a row of each process
+        for dtype, of in by_dtype(parameters, parameters).items():
+            length = -(-sum(p.numel() for p in of) // self.world)
+            for kept in (self.rows, self.received):
+                kept.append(torch.empty(self.world, length, dtype=dtype, device=of[0].device))
+
+    def __call__(self, gradients: Sequence[Tensor | None], anywhere: Sequence[bool], what: str) -> list[Tensor | None]:
+        """Return the sums over processes.
+
+        Args:
+            gradients: of this process, None where none reaches a parameter.
+            anywhere: whether one reaches it on any process.
+            what: where in the work that is, for an error.
+
+        Raises:
+            ProcessesError: a process did not come.
+        """
+        self.lay_out(gradients)
+        for rows, received in zip(self.rows, self.received, strict=True):
+            gather(tree_sum(exchange(rows, what, received)), what, rows)
+        return self.views(anywhere)
+
+    def lay_out(self, gradients: Sequence[Tensor | None]) -> None:
+        """Lay gradients one behind the other, by dtype; -0.0 stands for none, as what it is added to keeps its bits."""
+        given = [torch.full_like(p, -0.0) if g is None else g for g, p in zip(gradients, self.parameters, strict=True)]
+        for rows, of in zip(self.rows, by_dtype(self.parameters, given).values(), strict=True):
+            flat = [g.detach().reshape(-1) for g in of]
+            torch.cat([*flat, flat[0].new_full((rows.numel() - sum(map(len, flat)),), -0.0)], out=rows.view(-1))
+
+    def views(self, anywhere: Sequence[bool]) -> list[Tensor | None]:
+        """Cut the rows into gradients; None where there is none anywhere."""
+        left = {rows.dtype: rows.view(-1) for rows in self.rows}
+        gradients: list[Tensor | None] = []
+        for p, reached in zip(self.parameters, anywhere, strict=True):
+            gradient, left[p.dtype] = left[p.dtype].tensor_split([p.numel()])
+            gradients.append(gradient.view(p.shape) if reached else None)
+        return gradients
+
+
+def by_dtype(parameters: Sequence[Tensor], of: Sequence[Tensor]) -> dict[torch.dtype, list[Tensor]]:
+    """Group what belongs to parameters by their dtypes, in the order in which these are met."""
+    groups: dict[torch.dtype, list[Tensor]] = {}
+    for parameter, each in zip(parameters, of, strict=True):
+        groups.setdefault(parameter.dtype, []).append(each)
+    return groups

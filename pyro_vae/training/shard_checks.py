@@ -10,9 +10,10 @@ from typing import Any
 from torch import Tensor, enable_grad
 
 from pyro_vae.common.digests import digest_of, tensor_digest
+from pyro_vae.common.exchange import agree, gather_text
 from pyro_vae.common.given import whole
 from pyro_vae.common.identical import identical
-from pyro_vae.common.processes import Processes, agree, gather_text
+from pyro_vae.common.processes import Processes
 from pyro_vae.common.sharded import is_sharded
 from pyro_vae.common.spread import sharing
 from pyro_vae.errors import ProcessesError, ProgramError, UsageError

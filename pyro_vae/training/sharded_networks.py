@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from pyro_vae.common.processes import Processes, agree, explain, gather
+from pyro_vae.common.exchange import agree, gather
+from pyro_vae.common.processes import Processes, explain
 from pyro_vae.common.sharded import any_sharded, layout
 from pyro_vae.common.spread import sharing
 from pyro_vae.errors import PyroVAEError, UsageError
@@ -68,7 +69,7 @@ class InStep:
         """
         if self.here.world > 1:
             told = [heard_by(callbacks), *(any(c is mine for mine in own) for c in callbacks)]
-            rows = torch.stack(gather(torch.tensor(told, dtype=torch.int64), "the end of a step"))
+            rows = gather(torch.tensor(told, dtype=torch.int64), "the end of a step")
             self.heard = int(rows[:, 0].max())
             own = [c for c, is_due in zip(callbacks, rows[0, 1:].tolist(), strict=True) if is_due]
         else:

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.common.processes import Processes, agree, gather, processes
+from pyro_vae.common.exchange import agree, gather
+from pyro_vae.common.processes import Processes, processes
 from pyro_vae.common.random import seeded
 from pyro_vae.errors import UsageError
 
-from .gradient_tree import Sums, TreeSum, owned, packed, unpacked
+from .gradient_tree import SumOverProcesses, Sums, TreeSum, owned, tree_sum
 from .shuffle import NOISE
 
 Batch = tuple[Tensor, ...]
@@ -47,6 +48,7 @@ class Shards:
     rate: float = 1.0
     signal: int = 0
     heard: int = 0
+    sum: SumOverProcesses | None = field(default=None, init=False)
 
     @property
     def notes(self) -> list[str]:
@@ -119,21 +121,20 @@ class Shards:
         With them go the engines' verdicts on their graphs; returns whether the worst has all compute the step anew.
         """
         verdict, follow = getattr(step.engine, "verdict", 0), getattr(step.engine, "follow", None)
-        control = [float(self.signal), float(verdict), self.rate]
         if self.here.world == 1:
             self.heard = self.signal
             return own, follow is not None and verdict > 0 and follow(verdict)
         epoch, steps = self.position
-        rows = gather(packed(own, step.parameters, control), f"step {steps + 1}, in epoch {epoch}")
-        read = [unpacked(row, own, step.parameters, len(control)) for row in rows]
-        signals, verdicts, rates = zip(*(numbers for numbers, _ in read), strict=True)
-        self.heard, self.rate = int(max(signals)), rates[0]
-        if max(verdicts) and follow is not None and follow(int(max(verdicts))):
+        what = f"step {steps + 1}, in epoch {epoch}"
+        reached = [g is not None for g in own.gradients]
+        head = torch.tensor([float(self.signal), float(verdict), self.rate, *reached], dtype=torch.float64)
+        told = gather(torch.cat([own.loss.reshape(1), head.to(own.loss.device)]), what)
+        loss, (signal, verdict, *anywhere) = tree_sum(told[:, 0].clone()), told[:, 1:].amax(0).tolist()
+        self.heard, self.rate = int(signal), float(told[0, 3])
+        if verdict and follow is not None and follow(int(verdict)):
             return own, True
-        tree = TreeSum()
-        for _, sums in read:
-            tree.add(sums)
-        return tree.total, False
+        self.sum = self.sum or SumOverProcesses(step.parameters)
+        return Sums(loss, self.sum(own.gradients, [bool(reached) for reached in anywhere[1:]], what)), False
 
 
 def laid_out(gradient: Tensor, parameter: Tensor) -> Tensor:
@@ -149,7 +150,7 @@ def check_parameters(step: Any, here: Processes, first: Sums) -> None:
     if here.world == 1:
         return
     agree("what the programs declare", [[list(p.shape), str(p.dtype)] for p in step.parameters])
-    refuse_other_losses([float(loss) for loss in gather(first.loss.reshape(1).cpu(), "the first step")])
+    refuse_other_losses(gather(first.loss.cpu(), "the first step").tolist())
 
 
 def refuse_other_losses(losses: Sequence[float]) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import distributed
 
 from pyro_vae import MLP, VAE, Checkpointer, Conditional, StandardNormal, fit, normal
-from pyro_vae.common.processes import agree
+from pyro_vae.common.exchange import agree
 from pyro_vae.common.safe_read import dump
 from pyro_vae.errors import ProcessesError, UsageError
 from pyro_vae.training.trainer import TrainingCallback

@@ -24,7 +24,8 @@ from pyro_vae import (
     normal,
 )
 from pyro_vae.common.digests import sha256
-from pyro_vae.common.processes import Processes, agree, joined
+from pyro_vae.common.exchange import agree
+from pyro_vae.common.processes import Processes, joined
 from pyro_vae.common.spread import by_itself, exchange, sharing, spread
 from pyro_vae.errors import IdleProcessesWarning, ProcessesError, ProgramError, UsageError
 from pyro_vae.evidence.importance import row_block_rounds

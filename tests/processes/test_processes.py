@@ -14,17 +14,8 @@ import torch
 
 import pyro_vae
 from pyro_vae.common import meeting, torch_private
-from pyro_vae.common.processes import (
-    Processes,
-    agree,
-    asked_of,
-    explain,
-    gather,
-    gather_text,
-    joined,
-    processes,
-    share_text,
-)
+from pyro_vae.common.exchange import agree, exchange, gather, gather_text, share_text
+from pyro_vae.common.processes import Processes, asked_of, explain, joined, processes
 from pyro_vae.data import Stored, write_shards
 from pyro_vae.errors import DataError, ProcessesError, UsageError
 
@@ -40,7 +31,7 @@ WAYS = {
 }
 
 
-def exchange():
+def everything():
     """Run in each rank: everything that ranks can tell each other."""
     assert processes() == Processes(0, 1)
     with joined("cpu", timeout=20) as here:
@@ -48,7 +39,12 @@ def exchange():
         with joined("cpu") as again:  # inside another: nothing is opened twice
             assert again == here
         parts = gather(torch.arange(3.0).double() + here.rank, "step 1")
-        assert [p.tolist() for p in parts] == [[r, r + 1, r + 2] for r in range(here.world)]
+        assert parts.tolist() == [[r, r + 1, r + 2] for r in range(here.world)]
+        assert gather(torch.tensor(here.leads), "flags").tolist() == [True, False]
+        assert gather(torch.zeros(0), "nothing").shape == (2, 0)
+        sent = torch.arange(2 * 3, dtype=torch.bfloat16).view(3, 2).T + 10 * here.rank  # not contiguous
+        received = exchange(sent, "step 1")
+        assert received.tolist() == [(torch.arange(3) * 2 + here.rank + 10 * r).tolist() for r in range(here.world)]
         assert gather_text("é\n" * here.rank, "texts") == ["", "é\n"]
         assert gather_text("", "nothing") == ["", ""]
         assert share_text("from rank 0" if here.leads else None, "one") == "from rank 0"
@@ -79,7 +75,7 @@ def leave(how, port, folder):
 
 def all_ways(folder, *ports):
     """Run in each rank: all exchanges, and then a group for each way to leave one, with a port of its own."""
-    exchange()
+    everything()
     for how, port in zip(WAYS, ports, strict=True):
         start_of_wait = time.monotonic()
         try:

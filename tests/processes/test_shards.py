@@ -16,7 +16,7 @@ from pyro_vae.common.random import seeded
 from pyro_vae.errors import NoWeightError, OtherMaskError, ProgramError, UsageError
 from pyro_vae.objectives.kl_terms import mmd
 from pyro_vae.training import shard_checks
-from pyro_vae.training.gradient_tree import Sums, TreeSum, packed, unpacked
+from pyro_vae.training.gradient_tree import SumOverProcesses, Sums, TreeSum, tree_sum
 from pyro_vae.training.shards import Shards, refuse_other_losses
 from pyro_vae.training.shuffle import ELBO_NOISE, NOISE
 from pyro_vae.training.trainer import Trainer
@@ -176,20 +176,42 @@ def test_a_tree_holds_what_is_not_associative():
     assert all(map(torch.equal, tree.total.gradients, both.gradients))
 
 
-def test_packed_sums_come_back_with_their_dtypes_and_what_is_missing():
+def test_gradients_laid_out_in_rows_come_back_with_their_dtypes_and_what_is_missing():
     parameters = [
         torch.zeros(3),
         torch.zeros(2, 2, dtype=torch.float64),
         torch.zeros(1),
         torch.zeros((), dtype=torch.bfloat16),
     ]
-    gradients = [torch.randn(3), torch.randn(2, 2).double(), None, torch.tensor(2.5).bfloat16()]
-    sums = Sums(torch.tensor(1.25, dtype=torch.float64), gradients)
-    row = packed(sums, parameters, [1.0, -2.0])
-    control, back = unpacked(row, sums, parameters, 2)
-    assert control == [1.0, -2.0] and torch.equal(back.loss, sums.loss) and back.gradients[2] is None
+    gradients = [torch.randn(3), torch.randn(2, 2).double().T, None, torch.tensor(2.5).bfloat16()]
+    total = SumOverProcesses(parameters)
+    total.lay_out(gradients)
+    assert [(of.dtype, of.numel()) for of in total.rows] == [
+        (torch.float32, 4),
+        (torch.float64, 4),
+        (torch.bfloat16, 1),
+    ]
+    back = total.views([g is not None for g in gradients])
+    assert back[2] is None
     for i in (0, 1, 3):
-        assert back.gradients[i].dtype == gradients[i].dtype and torch.equal(back.gradients[i], gradients[i])
+        assert back[i].dtype == gradients[i].dtype and torch.equal(back[i], gradients[i])
+
+
+def test_what_has_no_gradient_adds_nothing_not_even_a_sign():
+    signed, total = torch.tensor([-0.0, 1.0]), SumOverProcesses([torch.zeros(2)])
+    total.lay_out([None])
+    for some in ([total.rows[0][0], signed], [signed, total.rows[0][0]]):
+        added = tree_sum(torch.stack(some))
+        assert torch.equal(added, signed) and added.signbit().tolist() == [True, False]
+
+
+def test_rows_are_added_as_a_tree_adds_leaves():
+    values = torch.randn(8, 100, generator=torch.Generator().manual_seed(0))
+    tree = TreeSum()
+    for value in values:
+        tree.add(Sums(value[0].double(), [value.clone()]))
+    assert not torch.equal(sum(values), tree.total.gradients[0])
+    assert torch.equal(tree_sum(values.clone()), tree.total.gradients[0])
 
 
 def test_a_gradient_that_two_parameters_have_between_them_is_added_once_to_each():

@@ -32,8 +32,9 @@ from pyro_vae import (
     normal,
     warmup,
 )
+from pyro_vae.common.exchange import agree
 from pyro_vae.common.parts_of_rows import PartsOfRows
-from pyro_vae.common.processes import agree, joined, processes
+from pyro_vae.common.processes import joined, processes
 from pyro_vae.common.spread import by_itself
 from pyro_vae.diagnostics import latent_usage
 from pyro_vae.errors import DivergedError, NoWeightError, OtherMaskError, ProcessesError, UsageError
