@@ -98,6 +98,15 @@ class DeviceMemoryError(PyroVAEError, MemoryError):
     exit_code = 7
 
 
+class DeviceLostError(ErrorWithResult, RuntimeError):
+    """A device that failed while something ran on it: in this process it answers no more. What was saved before is as it was.
+
+    `result` is the training or the evaluation so far, of what had left the device; weights on it cannot be read.
+    """
+
+    exit_code = 9
+
+
 class ProcessesError(ErrorWithResult):
     """Processes of one run that do not meet, or of which one died, left or hangs: names its rank, and where.
 

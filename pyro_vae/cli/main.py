@@ -105,7 +105,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code.
 
     0, 1 errors without a code of their own (a package that is not installed), 2 usage, 3 data, 4 run folder, 5 diverged, or
-    not to be believed (--strict), 6 storage, 7 device memory, 8 processes, 75 busy, 129, 130 and 143 interrupted.
+    not to be believed (--strict), 6 storage, 7 device memory, 8 processes, 9 a device that failed, 75 busy, 129, 130 and 143
+    interrupted.
     """
     with printable():
         try:

@@ -9,6 +9,8 @@ import torch
 
 from pyro_vae.errors import DeviceMemoryError
 
+from .lost_device import is_lost, lost
+
 WORDS = ("can't allocate memory", "not enough memory", "alloc_cpu")  # the host says so in words only
 SMALLER = "Free some of it, take a smaller chunk_size, or device='cpu'."
 
@@ -20,7 +22,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def fitting(what: str, way_on: str) -> Iterator[None]:
-    """Raise one error that names what did not fit, where memory runs out inside.
+    """Raise one error that names what did not fit, where memory runs out inside, or what ran where the device fails.
 
     Args:
         what: starts the message: "a batch of 500 rows on cuda:0".
@@ -28,6 +30,7 @@ def fitting(what: str, way_on: str) -> Iterator[None]:
 
     Raises:
         DeviceMemoryError: it does not fit.
+        DeviceLostError: the device failed.
 
     Example:
         >>> with fitting("a batch of 500 rows", "Take a smaller one: batch_size=250."):
@@ -39,6 +42,8 @@ def fitting(what: str, way_on: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
+        if is_lost(error):
+            raise lost(error, what) from error
         if isinstance(error, DeviceMemoryError) or not out_of_memory(error):
             raise
         reason = (str(error).strip().splitlines() or ["no message"])[0]

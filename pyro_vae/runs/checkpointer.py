@@ -21,7 +21,7 @@ from pyro_vae.common.atomic_write import publish, storage
 from pyro_vae.common.digests import tensor_digest
 from pyro_vae.common.safe_read import LIMIT, dump, seal
 from pyro_vae.common.spread import sharing
-from pyro_vae.errors import StorageError
+from pyro_vae.errors import DeviceLostError, StorageError
 from pyro_vae.training.checkpoint_state import capture
 from pyro_vae.training.divergence import FailedStep
 from pyro_vae.training.trainer import Trainer, TrainingCallback
@@ -161,7 +161,8 @@ class Checkpointer(TrainingCallback):
         if not isinstance(error, Signalled):  # else it is saved
             # of sharded networks the other processes have a part of the state, and may not come
             parted = trainer.step.in_step is not None and trainer.step.here.world > 1
-            if parted or not trainer.between_steps or not trainer.state.step or trainer.state.bad_steps:
+            lost = isinstance(error, DeviceLostError)  # and the state with it
+            if lost or parted or not trainer.between_steps or not trainer.state.step or trainer.state.bad_steps:
                 return self.from_last()
             try:
                 self.save(trainer, interrupted=True)

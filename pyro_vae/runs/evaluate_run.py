@@ -16,7 +16,7 @@ from pyro_vae.common.plain_text import plain
 from pyro_vae.common.spread import sharing
 from pyro_vae.data import Data, Split
 from pyro_vae.data.row_ids import RowIds
-from pyro_vae.errors import Interrupted, ProcessesError, UnreliableError, UsageError
+from pyro_vae.errors import DeviceLostError, Interrupted, ProcessesError, UnreliableError, UsageError
 from pyro_vae.evidence.annealing import saved
 from pyro_vae.evidence.annealing.ais import ais
 from pyro_vae.evidence.annealing.result import Annealed
@@ -233,8 +233,8 @@ def log_px_of(vae: Any, rows: Batch, cache: ParticleCache, options: EvaluationOp
         )  # fmt: skip
     except Interrupted as error:
         raise type(error)(f"interrupted: {cache.save_rest(error.result)}", error.result) from None
-    except ProcessesError as error:
-        raise ProcessesError(f"{error}; {cache.save_rest(error.result)}", error.result) from None
+    except (ProcessesError, DeviceLostError) as error:
+        raise type(error)(f"{error}; {cache.save_rest(error.result)}", error.result) from error
 
 
 def placed(evidence: Estimate, rows: Split) -> Estimate:

@@ -13,11 +13,12 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.common.lost_device import is_lost, lost
 from pyro_vae.common.memory import fitting
 from pyro_vae.common.random import seeded, stream
 from pyro_vae.common.sharded import gathered, reshard
 from pyro_vae.common.torch_private import version
-from pyro_vae.errors import DivergedError, Interrupted
+from pyro_vae.errors import DeviceLostError, DivergedError, Interrupted
 from pyro_vae.training.engines.whole_steps import WholeSteps
 
 from .aggressive_inference import AggressiveInference, Numbered
@@ -75,21 +76,30 @@ class Trainer:
             what = f"interrupted at step {self.state.step}; the model holds {self.best_weights}{saved}"
             raise Interrupted.kind(signal)(what, self.result) from None
         except Exception as error:
-            if not isinstance(error, DivergedError):
-                note_stop(error, self.step.here, self.state.step, self.report_error(error))
-            raise
+            raised = lost(error, f"step {self.state.step + 1} on {self.device}") if is_lost(error) else error
+            if isinstance(raised, DeviceLostError):
+                raised.result, self.state.best_tensors = self.result, []  # they cannot be read
+            if not isinstance(raised, DivergedError):
+                note_stop(raised, self.step.here, self.state.step, self.report_error(raised))
+            if raised is error:
+                raise
+            raise raised from error
         finally:
-            self.result.engine = self.step.explain()
-            self.data.source.close()
-            self.step.restore_rates()
-            with torch.no_grad():
-                for tensor, best in zip(self.tensors, self.state.best_tensors, strict=False):  # no step: buffers only
-                    tensor.copy_(best)
-            for module in self.modules:
-                reshard(module)  # else a sharded network would still compute with the last weights
-            for module, training in modes:
-                module.training = training
+            self.close(modes)
         return self.result
+
+    def close(self, modes: Sequence[tuple[nn.Module, bool]]) -> None:
+        """Load the best weights, and restore the modules' modes and the learning rates."""
+        self.result.engine = self.step.explain()
+        self.data.source.close()
+        self.step.restore_rates()
+        with torch.no_grad():
+            for tensor, best in zip(self.tensors, self.state.best_tensors, strict=False):  # no step: buffers only
+                tensor.copy_(best)
+        for module in self.modules:
+            reshard(module)  # else a sharded network would still compute with the last weights
+        for module, training in modes:
+            module.training = training
 
     def run_epochs(self, report: Reporter) -> None:
         result, patience = self.result, self.options.patience
@@ -308,7 +318,8 @@ class Trainer:
         return [*buffers_of(self.modules), *self.step.parameters]
 
     def report_error(self, error: BaseException) -> str:
-        self.settle()
+        if not isinstance(error, DeviceLostError):
+            self.settle()
         return "".join([callback.on_error(self, error) for callback in self.callbacks])
 
     def diverged(self, what: str) -> DivergedError:

@@ -11,7 +11,8 @@ import torch
 
 from pyro_vae import fit, log_likelihood
 from pyro_vae.cli.main import main
-from pyro_vae.errors import DeviceMemoryError
+from pyro_vae.errors import DeviceLostError, DeviceMemoryError, Interrupted
+from pyro_vae.evidence.importance.sampler import Sampler
 from tests.helpers.faults import guide, in_child, model
 from tests.helpers.small import small_vae
 
@@ -39,6 +40,46 @@ def test_whatever_else_does_not_fit_exits_7(monkeypatch, capsys):
     assert "does not fit into memory" in capsys.readouterr().err
 
 
+def test_a_device_that_fails_leaves_the_evidence_so_far(monkeypatch):
+    weigh, left = Sampler.weigh, [4]
+
+    def some(self, draws, problem):
+        left[0] -= 1
+        if not left[0]:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
+        return weigh(self, draws, problem)
+
+    x = torch.linspace(-1, 1, 256)
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(DeviceLostError, match="CUDA error: an illegal memory") as caught,
+    ):
+        patch.setattr(Sampler, "weigh", some)
+        log_likelihood(model, guide, x, num_samples=64, engine="eager", verbose=False)
+    begun = caught.value.result
+    assert 0 < len(begun) < len(x) and caught.value.exit_code == 9
+    whole = log_likelihood(model, guide, x, num_samples=64, engine="eager", verbose=False)
+    rest = log_likelihood(model, guide, x, num_samples=64, engine="eager", resume=begun, verbose=False)
+    assert torch.equal(rest.log_px, whole.log_px)
+
+
+@pytest.mark.parametrize(
+    "kind", [RuntimeError, *([torch.AcceleratorError] if hasattr(torch, "AcceleratorError") else [])]
+)
+def test_a_device_that_fails_elsewhere_exits_9_and_other_errors_stay_what_they_are(kind, monkeypatch, capsys):
+    def failing(*_, **__):
+        raise kind(*said)
+
+    monkeypatch.setattr("pyro_vae.cli.array_commands.samples", failing)
+    monkeypatch.setattr("pyro_vae.cli.array_commands.load_run", lambda *_: type("Run", (), {"vae": None})())
+    said = ["CUDA error: device-side assert triggered"]
+    assert main(["sample", "run"]) == 9
+    assert "error: what was asked for: the device failed" in capsys.readouterr().err
+    said = ["CUDA error: out of memory"]
+    with pytest.raises(kind, match="out of memory"):
+        main(["sample", "run"])
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="limits on memory are Linux's")
 def test_a_million_particles_take_no_more_memory_than_a_chunk():
     """All at once they would take 8 MB a row and site; 64 rows of them 1.5 GB."""
@@ -62,9 +103,6 @@ def test_a_million_particles_take_no_more_memory_than_a_chunk():
 @pytest.mark.parametrize("number", [2**63, 10**30])
 def test_more_particles_than_fit_a_word_do_not_overflow(number):
     """Some blocks of them, and then Ctrl-C."""
-    from pyro_vae.errors import Interrupted
-    from pyro_vae.evidence.importance.sampler import Sampler
-
     weigh, left = Sampler.weigh, [3]
 
     def some(self, draws, problem):

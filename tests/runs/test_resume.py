@@ -17,13 +17,23 @@ from pyro_vae import MLP, VAE, Beta, Conditional, StandardNormal, adam, bernoull
 from pyro_vae import fit as noisy_fit
 from pyro_vae.common.digests import tensor_digest
 from pyro_vae.common.inductor import compiler
-from pyro_vae.errors import CheckpointError, DivergedError, Interrupted, StorageError, Terminated, UsageError
+from pyro_vae.errors import (
+    CheckpointError,
+    DeviceLostError,
+    DivergedError,
+    Interrupted,
+    StorageError,
+    Terminated,
+    UsageError,
+)
 from pyro_vae.programs.pair import owners
+from pyro_vae.runs import checkpointer as checkpointer_module
 from pyro_vae.runs.checkpoint import Checkpoints
 from pyro_vae.runs.checkpointer import Checkpointer
 from pyro_vae.training.aggressive_inference import Aggressive
 from pyro_vae.training.engines import choose, traced
 from pyro_vae.training.serialize import pack, unpack
+from pyro_vae.training.trainer import Trainer
 from tests.helpers.environment import HEAVY
 from tests.helpers.small import binary, small_vae
 
@@ -481,3 +491,39 @@ def test_a_device_that_does_not_hold_a_batch_is_said_with_a_batch_that_may_fit(m
     with pytest.raises(DeviceMemoryError, match=r"a batch of 8 rows on cpu does not fit .* batch_size=4") as caught:
         fit(with_layers(), binary(20, seed=1), epochs=1, batch_size=8)
     assert caught.value.exit_code == 7
+
+
+class Failing:
+    """A device that fails at a step, after which nothing can be read from it."""
+
+    def __init__(self, monkeypatch, at):
+        self.steps, self.at, self.patch = 0, at, monkeypatch
+
+    def fail(self, *_, **__):
+        raise RuntimeError("CUDA error: unspecified launch failure\nCUDA kernel errors might be reported later")
+
+    def __call__(self, done):
+        self.steps += 1
+        if self.steps == self.at:
+            self.patch.setattr(checkpointer_module, "capture", self.fail)
+            self.patch.setattr(Trainer, "settle", self.fail)
+            self.fail()
+        return 1.0
+
+
+@pytest.mark.parametrize("where", ["in a step", "between steps"])
+def test_a_device_that_fails_in_the_middle_is_said_with_the_checkpoint_to_go_on_from(where, tmp_path, monkeypatch):
+    x, failing = binary(24, seed=1), Failing(monkeypatch, 8)
+    checkpointer, vae = Checkpointer(tmp_path, epochs=1), with_layers()
+    way = {"schedule": failing} if where == "in a step" else {"on_step": failing}
+    with pytest.raises(
+        DeviceLostError, match=r"^step \d.* on cpu.*answers no more \(CUDA error: unspecified"
+    ) as caught:
+        fit(vae, x, epochs=4, batch_size=8, callbacks=[checkpointer], verbose=False, **way)
+    assert caught.value.exit_code == 9 and caught.value.result.history[-1]["epoch"] == 2
+    assert "The last checkpoint so far is of step 6; go on from it with: fit(" in caught.value.__notes__[0]
+    monkeypatch.undo()
+    again, whole = with_layers(), with_layers()
+    fit(again, x, epochs=4, batch_size=8, callbacks=[checkpointer], resume=checkpointer.newest(), verbose=False)
+    fit(whole, x, epochs=4, batch_size=8, verbose=False)
+    assert all(map(torch.equal, again.state_dict().values(), whole.state_dict().values()))

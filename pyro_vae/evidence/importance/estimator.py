@@ -3,6 +3,7 @@ r"""log p(x) by importance sampling, streamed over rows and particles."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import islice, takewhile
 from typing import Any
 
@@ -15,7 +16,7 @@ from pyro_vae.common.given import check_whole
 from pyro_vae.common.spread import sharing
 from pyro_vae.data.arrays import read_once
 from pyro_vae.data.row_ids import RowIds
-from pyro_vae.errors import DeviceError, Interrupted, ProcessesError, UnreliableError, UsageError
+from pyro_vae.errors import DeviceError, DeviceLostError, Interrupted, ProcessesError, UnreliableError, UsageError
 from pyro_vae.programs.pair import like_parameters, quiet
 from pyro_vae.programs.parameters import ParametersRegistered
 from pyro_vae.programs.problem import Problem, rows_of
@@ -124,7 +125,8 @@ def importance(
         Interrupted: Ctrl-C; its ``result``, if not None, is evidence of what is there so far, to ``resume`` from.
         UnreliableError: `strict`, and a row is flagged; its ``result`` is the evidence.
         DeviceError: a device that is not there.
-        ProcessesError: another process failed, died or did not come; its ``result`` is as that of Interrupted.
+        ProcessesError, DeviceLostError: another process failed, died or did not come; the device failed. Its ``result`` is
+            as that of Interrupted.
 
     References:
         Importance Weighted Autoencoders (Burda, Grosse & Salakhutdinov, 2016), https://arxiv.org/abs/1509.00519
@@ -181,8 +183,9 @@ def importance(
             look(looked_at, len(particles or range(looked_at[0].planned)), proposal, problem, seed)
     except KeyboardInterrupt as signal:
         raise interrupted(blocks, facts, signal) from None
-    except ProcessesError as error:
-        error.result = so_far(blocks, facts)
+    except (ProcessesError, DeviceLostError) as error:
+        with suppress(RuntimeError):  # sums that are on a device that failed
+            error.result = so_far(blocks, facts)
         raise
     evidence = Evidence.of(blocks, **facts)
     if strict and len(evidence.flagged):

@@ -1,12 +1,13 @@
 """The engines that a device has, on that device: a CUDA graph on a GPU, a trace on a CPU, beside the programs as they run."""
 
+from contextlib import contextmanager
 from functools import partial
 
 import pytest
 import torch
 from pyro.infer import Trace_ELBO
 
-from pyro_vae import Bound, adam, binarize, cosine, fit, fit_ensemble, iwae, log_likelihood, warmup
+from pyro_vae import Bound, Checkpointer, adam, binarize, cosine, fit, fit_ensemble, iwae, log_likelihood, warmup
 from pyro_vae.training.engines.recorded_steps import STEPS
 from tests.ensembles.test_as_alone import SEEDS, alone, assert_same
 from tests.helpers.small import binary, small_vae
@@ -38,6 +39,50 @@ def test_a_run_is_that_of_the_programs(objective, transform, engine, device):
         assert [new[k] for k in ("loss", "elbo")] == pytest.approx([old[k] for k in ("loss", "elbo")], rel=1e-6)
     for name, value in plain.state_dict().items():
         torch.testing.assert_close(other.state_dict()[name], value, rtol=1e-6, atol=1e-6)
+
+
+@contextmanager
+def deterministic(device, monkeypatch):
+    before = torch.are_deterministic_algorithms_enabled()
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(device.type == "cuda" or before)
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+class Killed(Checkpointer):
+    """Ends a training after so many steps as a kill does: with what is on the disk by then."""
+
+    at = 0
+
+    def after_step(self, trainer):
+        self.save(trainer)
+        if trainer.state.step >= self.at:
+            raise ArithmeticError("killed")
+
+    def on_error(self, trainer, error):
+        self.writer.release()
+        return ""
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.8], ids=["in the first epoch", "between two", "in the second"])
+def test_a_run_that_is_killed_goes_on_to_the_same_bits(share, engine, device, tmp_path, monkeypatch):
+    steps = 2 * STEPS + 5 if engine == "graph" else 5
+    x = binary(8 * steps + 3, device).double()
+    options = {"transform": binarize, "optimizer": adam(1e-2)}
+    with deterministic(device, monkeypatch):
+        whole, run = trained(engine, x, **options)
+        killed = Killed(tmp_path)
+        killed.at = int(share * 2 * (steps + 1))
+        with pytest.raises(ArithmeticError, match=r"^killed$"):
+            trained(engine, x, callbacks=[killed], **options)
+        checkpointer = Checkpointer(tmp_path)
+        again, rest = trained(engine, x, callbacks=[checkpointer], resume=checkpointer.newest(), **options)
+    assert "eager" not in rest.engine.splitlines()[0] and rest.exact
+    for name, value in whole.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+    wanted, found = ([{**of, "seconds": 0} for of in r.history] for r in (run, rest))
+    assert found == wanted
 
 
 def test_members_of_an_ensemble_are_the_lone_runs(device):
