@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyro_vae.common.closures import modules_behind
+from pyro_vae.common.device import resolve_device
 from pyro_vae.common.random import seeded
 from pyro_vae.errors import UsageError
 
@@ -127,3 +128,14 @@ def quiet(
     stream = nullcontext() if seed is None else seeded(seed, *block, device=device)
     with evaluation_mode(*things), without_validation(), stream:
         yield
+
+
+def move(modules: list[torch.nn.Module], device: torch.device | str | None) -> torch.device | None:
+    """Move modules to the device that was asked for, and return it; the one where they are, if none was."""
+    if device is None:
+        like = like_parameters(*modules)
+        return None if like is None else like.device
+    resolved = resolve_device(device)
+    for module in modules:
+        module.to(resolved)
+    return resolved

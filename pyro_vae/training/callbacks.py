@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
+
+from pyro_vae.errors import UsageError
 
 from .divergence import FailedStep
 
@@ -30,3 +33,17 @@ class TrainingCallback(Protocol):
     def on_failed_step(self, failed: FailedStep) -> str:
         """Before training stops at steps that diverged, the last of which this is; return what joins the message."""
         return ""
+
+
+def check_callbacks(callbacks: Sequence[TrainingCallback]) -> None:
+    """Refuse anything but a list of callbacks."""
+    if not isinstance(callbacks, list | tuple):
+        raise UsageError(
+            f"callbacks must be a list, such as callbacks=[checkpointer]; got a {type(callbacks).__name__}"
+        )
+    for i, callback in enumerate(callbacks):
+        if isinstance(callback, type) or not isinstance(callback, TrainingCallback):
+            raise UsageError(
+                f"callbacks[{i}] is {callback!r}, which lacks some of a TrainingCallback's methods: derive its class from "
+                "pyro_vae.training.trainer.TrainingCallback (a function of each epoch's record goes to on_epoch=)"
+            )
