@@ -13,7 +13,7 @@ from pyro.infer import ELBO
 
 from pyro_vae.common.random import seeded, stream
 from pyro_vae.errors import DivergedError, Interrupted
-from pyro_vae.programs.pair import move, programs
+from pyro_vae.programs.pair import modes_restored, move, programs
 from pyro_vae.programs.structured import on_tensors
 from pyro_vae.programs.support import takes_missing
 from pyro_vae.training.before_training import examine, print_notes
@@ -70,7 +70,15 @@ class EnsembleJob:
 
     def run(self, report: EnsembleReporter) -> Ensemble:
         """Check the members, train them, and leave each with its best weights and its modules as they were set."""
-        modes = [(m, m.training) for member in self.members for root in member.modules.values() for m in root.modules()]
+        modules = [module for member in self.members for module in member.modules.values()]
+        with modes_restored(modules):
+            self.check_and_train(report)
+        if len(self.diverged) == len(self.members):
+            raise DivergedError(f"all members diverged. {next(iter(self.diverged.values()))}", self.ensemble())
+        return self.ensemble()
+
+    def check_and_train(self, report: EnsembleReporter) -> None:
+        """Look at data and programs, and train, with what is to be done however that ends."""
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Encountered NaN")  # Pyro's; the message of the member says more
@@ -80,11 +88,6 @@ class EnsembleJob:
             raise self.interrupted(signal) from None
         finally:
             self.data.source.close()
-            for module, training in modes:
-                module.training = training
-        if len(self.diverged) == len(self.members):
-            raise DivergedError(f"all members diverged. {next(iter(self.diverged.values()))}", self.ensemble())
-        return self.ensemble()
 
     def check(self, report: EnsembleReporter) -> None:
         """Look at data and programs before training, as `fit` does for each; print the first member's notes."""
@@ -147,7 +150,7 @@ class EnsembleJob:
         finally:
             for p in training.step.parameters:
                 p.grad = None
-        training.state.best_tensors = [t.detach().clone() for t in training.tensors]
+        training.state.copy_best(training.tensors)
         return True
 
     def check_shared(self, begun: list[Member]) -> None:
@@ -163,9 +166,7 @@ class EnsembleJob:
             lockstep.run(report)
         finally:
             for member in together.members:
-                with torch.no_grad():
-                    for tensor, best in zip(member.training.tensors, member.training.state.best_tensors, strict=True):
-                        tensor.copy_(best)
+                member.training.state.load_best(member.training.tensors)
             together.stack.detach()
             head = f"{len(together.members)} members as one graph ({name}; {why})"
             self.told = "\n".join([head, *together.notes])

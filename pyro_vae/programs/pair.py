@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from threading import get_ident
@@ -78,14 +78,22 @@ def device_of(x: Any, *things: Any) -> torch.device:
 @contextmanager
 def evaluation_mode(*things: Any) -> Iterator[None]:
     """No gradients, and the programs' modules in eval mode (dropout off, batch statistics fixed); restored after."""
-    flags = [(m, m.training) for owner in owners(*things) for m in owner.modules()]
-    try:
-        for module, _ in flags:
+    modules = owners(*things)
+    with modes_restored(modules):
+        for module in (m for owner in modules for m in owner.modules()):
             module.training = False
         with torch.no_grad(), EvaluateWhatRuns(), ModulesOwnParameters():
             yield
+
+
+@contextmanager
+def modes_restored(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Leave each module, and each within it, in the mode that it is in now: training or eval."""
+    modes = [(m, m.training) for module in modules for m in module.modules()]
+    try:
+        yield
     finally:
-        for module, training in flags:
+        for module, training in modes:
             module.training = training
 
 

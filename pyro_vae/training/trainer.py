@@ -18,10 +18,12 @@ from pyro_vae.common.random import seeded, stream
 from pyro_vae.common.sharded import gathered, reshard
 from pyro_vae.common.torch_private import version
 from pyro_vae.errors import DivergedError, Interrupted
+from pyro_vae.programs.pair import modes_restored
 from pyro_vae.training.engines.whole_steps import WholeSteps
 
 from .aggressive_inference import AggressiveInference, Numbered
 from .batch_source import Batch, EpochBatches, TrainingData
+from .callbacks import CallbackTurns
 from .callbacks import TrainingCallback as TrainingCallback
 from .divergence import FailedStep, first_bad_site, suspect_rows
 from .metrics import EpochMetrics, Record, collapsed, no_elbo
@@ -58,15 +60,19 @@ class Trainer:
     batches: EpochBatches | None = None  # of this epoch; None between epochs
     skipped: tuple[PreStepSnapshot, Tensor, Batch] | None = None  # the last step (its row numbers), if it diverged
     noticed: Sequence[str] = ()  # before training, and to be among its warnings
-    called: dict[int, float] = field(
-        default_factory=dict
-    )  # when after_step of each callback was called last, by its id
+    turns: CallbackTurns = field(default_factory=CallbackTurns)
     report: Reporter = field(init=False, repr=False)
 
     def run(self, report: Reporter) -> FitResult:
         """Train all epochs; load the best weights and restore the modules' modes, however it ends."""
-        modes = [(m, m.training) for root in self.modules for m in root.modules()]
-        self.state.best_tensors = self.state.best_tensors or [t.detach().clone() for t in self.tensors]
+        if not self.state.best_tensors:
+            self.state.copy_best(self.tensors)
+        with modes_restored(self.modules):
+            self.run_to_end(report)
+        return self.result
+
+    def run_to_end(self, report: Reporter) -> None:
+        """Train all epochs, tell callbacks how it ends if that is an error, and load the best weights."""
         try:
             self.run_epochs(report)
         except KeyboardInterrupt as signal:
@@ -82,14 +88,9 @@ class Trainer:
             self.result.engine = self.step.explain()
             self.data.source.close()
             self.step.restore_rates()
-            with torch.no_grad():
-                for tensor, best in zip(self.tensors, self.state.best_tensors, strict=False):  # no step: buffers only
-                    tensor.copy_(best)
+            self.state.load_best(self.tensors)
             for module in self.modules:
                 reshard(module)  # else a sharded network would still compute with the last weights
-            for module, training in modes:
-                module.training = training
-        return self.result
 
     def run_epochs(self, report: Reporter) -> None:
         result, patience = self.result, self.options.patience
@@ -128,7 +129,7 @@ class Trainer:
             self.data.validation is None or elbo is None or elbo > state.best_elbo
         ):  # without validation rows: the newest
             state.best_elbo, state.result.best_epoch = state.best_elbo if elbo is None else elbo, record["epoch"]
-            state.best_tensors = [t.detach().clone() for t in self.tensors]
+            state.copy_best(self.tensors)
         if set(state.result.warnings) <= set(self.noticed) and (message := no_elbo(record) or collapsed(record)):
             state.result.warnings.append(message)
             report.note(f"warning: {message}")
@@ -183,7 +184,7 @@ class Trainer:
     def call_between_steps(self, batches: EpochBatches, start: float) -> None:
         """Note the position, as whoever is interrupted now can go on from it, and call the callbacks whose time it is."""
         now = time.perf_counter()
-        due = [c for c in self.callbacks if now - self.called.get(id(c), -math.inf) >= getattr(c, "interval", 0.0)]
+        due = self.turns.due(self.callbacks, now)
         if self.step.shards is not None and self.step.shards.heard:  # by all processes after this step
             due = list(self.callbacks)
         if self.step.in_step is not None:
@@ -193,7 +194,7 @@ class Trainer:
         self.state.position.seconds = now - start
         batches.note(self.versions)
         for callback in due:
-            self.called[id(callback)] = now
+            self.turns.taken(callback, now)
             callback.after_step(self)
 
     def settle(self) -> None:

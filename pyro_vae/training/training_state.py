@@ -133,6 +133,16 @@ class TrainingState:
     position: EpochPosition = field(default_factory=EpochPosition)
     result: FitResult = field(default_factory=FitResult)
 
+    def copy_best(self, tensors: Iterable[Tensor]) -> None:
+        """Take what buffers and parameters are now for the best."""
+        self.best_tensors = [t.detach().clone() for t in tensors]
+
+    @torch.no_grad()
+    def load_best(self, tensors: Iterable[Tensor]) -> None:
+        """Make buffers and parameters what they were at the best; buffers alone, where no step had found the parameters."""
+        for tensor, best in zip(tensors, self.best_tensors, strict=False):
+            tensor.copy_(best)
+
 
 def buffers_of(modules: Iterable[nn.Module]) -> list[Tensor]:
     """List the buffers of modules, in their order."""
