@@ -48,8 +48,7 @@ class Lockstep:
         """Train all epochs, or until nobody is left."""
         self.alive = list(self.members)
         for member in self.members:
-            result = member.training.result
-            result.warnings[:0] = [said for said in member.training.noticed if said not in result.warnings]
+            member.training.warn_of_noticed()
         for epoch in range(1, self.options.epochs + 1):
             self.epoch(epoch, report)
             if not self.alive:
@@ -206,19 +205,15 @@ class Lockstep:
         try:
             report.member(member.seed, record)
         except StopTraining as enough:
-            training.result.stopped = str(enough) or "stopped by on_epoch"
+            training.result.stopped = enough.reason
             self.retire(member)
         training.add_record(record, report.notes_of(member.seed))
-        if training.result.stopped:
-            return
-        patience = self.options.patience
-        if patience is not None and epoch - max(training.result.best_epoch, training.settled_epoch) >= patience:
-            training.result.stopped = f"no better ELBO for {patience} epochs"
+        if not training.result.stopped and training.lost_patience(epoch):
             self.retire(member)
 
 
 def is_recorded_on(device: torch.device) -> bool:
-    """Whether a step is worth a recording: where a launch takes longer than what it launches."""
+    """Return whether a step is worth a recording: where a launch takes longer than what it launches."""
     return device.type == "cuda"
 
 

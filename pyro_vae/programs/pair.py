@@ -77,7 +77,7 @@ def device_of(x: Any, *things: Any) -> torch.device:
 
 @contextmanager
 def evaluation_mode(*things: Any) -> Iterator[None]:
-    """No gradients, and the programs' modules in eval mode (dropout off, batch statistics fixed); restored after."""
+    """Turn gradients off, and the programs' modules to eval mode (dropout off, batch statistics fixed); restored after."""
     modules = owners(*things)
     with modes_restored(modules):
         for module in (m for owner in modules for m in owner.modules()):
@@ -120,7 +120,7 @@ class EvaluateWhatRuns:
 
 
 def without_validation() -> AbstractContextManager[None]:
-    """Pyro's and torch's checks off; each switch is restored by itself (pyro.validation_enabled sets all alike)."""
+    """Turn Pyro's and torch's checks off; each switch is restored by itself (pyro.validation_enabled sets all alike)."""
     switches = ("distributions_pyro", "distributions_torch", "infer", "poutine")
     return settings.context(**{f"validate_{switch}": False for switch in switches})
 

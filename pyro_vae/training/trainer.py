@@ -93,8 +93,9 @@ class Trainer:
                 reshard(module)  # else a sharded network would still compute with the last weights
 
     def run_epochs(self, report: Reporter) -> None:
-        result, patience = self.result, self.options.patience
-        result.warnings[:0] = [said for said in self.noticed if said not in result.warnings]
+        """Make what is left of the epochs, and add the record of each; stop early where that was asked for."""
+        result = self.result
+        self.warn_of_noticed()
         for callback in self.callbacks:
             callback.before_training(self)
         self.report = report
@@ -106,19 +107,29 @@ class Trainer:
             try:
                 report(record)  # before the weights are copied: an epoch interrupted here is not the best
             except StopTraining as enough:
-                result.stopped = str(enough) or "stopped by on_epoch"
+                result.stopped = enough.reason
             record, result.stopped = share_epoch(self.step.here, record, result.stopped, self.named_tensors)
             self.add_record(record, report)
-            if result.stopped:
-                break
-            if patience is not None and epoch - max(result.best_epoch, self.settled_epoch) >= patience:
-                result.stopped = f"no better ELBO for {patience} epochs"
+            if result.stopped or self.lost_patience(epoch):
                 break
             for callback in self.callbacks:
                 callback.after_epoch(self)
         result.stopped = result.stopped or f"{self.options.epochs} epochs done"
         for callback in self.callbacks:
             callback.after_training(self)
+
+    def warn_of_noticed(self) -> None:
+        """Put what was noticed before training first among the warnings."""
+        warned = self.result.warnings
+        warned[:0] = [said for said in self.noticed if said not in warned]
+
+    def lost_patience(self, epoch: int) -> bool:
+        """Return whether `patience` epochs up to this one were no better, and note that training stops for it."""
+        patience = self.options.patience
+        if patience is None or epoch - max(self.result.best_epoch, self.settled_epoch) < patience:
+            return False
+        self.result.stopped = f"no better ELBO for {patience} epochs"
+        return True
 
     def add_record(self, record: Record, report: Reporter) -> None:
         """Close an epoch: add its record to the history, copy its weights if they are the best, warn of a collapse."""
