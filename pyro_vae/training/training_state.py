@@ -133,6 +133,12 @@ class TrainingState:
     position: EpochPosition = field(default_factory=EpochPosition)
     result: FitResult = field(default_factory=FitResult)
 
+    @property
+    def best_weights(self) -> str:
+        """Name the weights that the model is left with, for messages."""
+        epoch = self.result.best_epoch
+        return f"the weights of epoch {epoch}" if epoch else "its starting weights"
+
     def copy_best(self, tensors: Iterable[Tensor]) -> None:
         """Take what buffers and parameters are now for the best."""
         self.best_tensors = [t.detach().clone() for t in tensors]
