@@ -54,7 +54,7 @@ def read_mixed(path: Path, options: TableOptions) -> Table:
         raise DataError(f"{path}: {error}") from error
     y, classes = (None, ()) if label is None else labels_of(["" if t is None else t for t in label.texts()])
     names = None if index is None else np.array(["" if t is None else t for t in index.texts()])
-    notes = describe(raws, named, coded, label, index, why)
+    notes = describe(named, coded, label, index, why)
     return Table(coded.values, y, classes, names, tuple(notes), coded.columns, values_of(split, path, bool(known)))
 
 
@@ -173,7 +173,6 @@ def equally_long(lines: Iterator[tuple[int, list[str]]], width: int, path: Path)
 
 
 def describe(
-    raws: Sequence[RawColumn],
     named: bool,
     coded: Coded,
     label: RawColumn | None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -13,24 +12,22 @@ import torch
 from pyro.infer import ELBO
 
 from pyro_vae.common.random import seeded, stream
-from pyro_vae.data.arrays import batch_of, read_once
 from pyro_vae.errors import DivergedError, Interrupted
-from pyro_vae.programs.arguments import argument_dtypes
-from pyro_vae.programs.pair import like_parameters, programs
-from pyro_vae.programs.structured import on_tensors, tensors_as
+from pyro_vae.programs.pair import modes_restored, move, programs
+from pyro_vae.programs.structured import on_tensors
 from pyro_vae.programs.support import takes_missing
-from pyro_vae.training.arguments import objective_of
-from pyro_vae.training.batch_source import TrainingData, Transform, choose_batch_source, conversion_device
+from pyro_vae.training.before_training import examine, print_notes
 from pyro_vae.training.engines.choose import resolve
 from pyro_vae.training.engines.flat_graph import Untraceable
 from pyro_vae.training.engines.verify import replayed
-from pyro_vae.training.fit import FEW, examine, fit, move, parts_of, resolve_batch_size, summed_over
-from pyro_vae.training.global_sites import counted_once
+from pyro_vae.training.fit import fit
 from pyro_vae.training.optimizers import MakeOptimizer, name_parameters
+from pyro_vae.training.pair_as_trained import pair_as_trained
 from pyro_vae.training.shuffle import NOISE, SHUFFLE
 from pyro_vae.training.standardize import standardize_model
 from pyro_vae.training.step import Step
 from pyro_vae.training.trainer import Trainer
+from pyro_vae.training.training_rows import RowOptions, training_data
 from pyro_vae.training.training_state import TrainingOptions
 
 from .ensemble import Ensemble
@@ -52,42 +49,36 @@ class EnsembleJob:
     options: TrainingOptions  # the same for all; each has its own seed and scheduled objects beside
     engine: str
     device: torch.device | str | None
-    missing: bool
     standardize: bool
     diverged: dict[int, str] = field(default_factory=dict)  # seed to message
     told: str = ""  # how steps were computed
 
-    def load(
-        self, given: tuple[Any, ...], validation: Any, size: int | None, transform: Transform | None, drop: bool
-    ) -> None:
-        """Convert the data once, for all; set up each member's training on it, unchecked."""
+    def load(self, args: tuple[Any, ...], rows: RowOptions) -> None:
+        """Convert x and contexts once, for all; set up each member's training on them, unchecked."""
         places = [move(list(member.modules.values()), self.device) for member in self.members]
-        place = places[0]
-        pairs = [on_tensors(*programs(member.trained), *given) for member in self.members]
-        model, guide, args = pairs[0]
-        x, *rest = [read_once(a) for a in args]
-        missing = self.missing or takes_missing(self.members[0].pair, model, guide)
-        dtypes = argument_dtypes(model, guide, x, *rest, device=place)
-        convert = partial(batch_of, like=like_parameters(model, guide), missing=missing, dtypes=dtypes)
-        rows = convert(x, *rest, device=conversion_device(x, place))
-        train, source = choose_batch_source(rows, place or rows[0].device)
+        pairs = [on_tensors(*programs(member.trained), *args) for member in self.members]
+        model, guide, tensors = pairs[0]
+        rows = replace(rows, missing=rows.missing or takes_missing(self.members[0].pair, model, guide))
+        self.data = training_data(model, guide, tensors, rows, places[0])
         for member in self.members if self.standardize else ():
-            standardize_model(list(member.modules.values()), train)
-        if validation is not None:
-            parts = tensors_as(model, *parts_of(validation, len(given)))
-            validation = convert(*parts, name="validation x", device=place)
-        self.data = TrainingData(train, source, resolve_batch_size(size, len(train[0])), validation, transform, drop)
+            standardize_model(list(member.modules.values()), self.data.train)
         for member, make, (model, guide, _) in zip(self.members, self.makers, pairs, strict=True):
             options = replace(self.options, seed=member.seed, scheduled=member.scheduled)
-            meant, by_default = objective_of(self.objective), self.objective is None
-            model, guide, objective = summed_over(model, guide, meant, train, by_default)
-            model, guide = counted_once(model, guide, objective, self.data, member.seed)
+            model, guide, objective = pair_as_trained(model, guide, self.objective, self.data, member.seed)
             step = Step(model, guide, copy(objective), make)  # a Bound remembers one pair
             member.trainer = Trainer(step, list(member.modules.values()), self.data, options)
 
     def run(self, report: EnsembleReporter) -> Ensemble:
         """Check the members, train them, and leave each with its best weights and its modules as they were set."""
-        modes = [(m, m.training) for member in self.members for root in member.modules.values() for m in root.modules()]
+        modules = [module for member in self.members for module in member.modules.values()]
+        with modes_restored(modules):
+            self.check_and_train(report)
+        if len(self.diverged) == len(self.members):
+            raise DivergedError(f"all members diverged. {next(iter(self.diverged.values()))}", self.ensemble())
+        return self.ensemble()
+
+    def check_and_train(self, report: EnsembleReporter) -> None:
+        """Look at data and programs, and train, with what is to be done however that ends."""
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Encountered NaN")  # Pyro's; the message of the member says more
@@ -97,18 +88,12 @@ class EnsembleJob:
             raise self.interrupted(signal) from None
         finally:
             self.data.source.close()
-            for module, training in modes:
-                module.training = training
-        if len(self.diverged) == len(self.members):
-            raise DivergedError(f"all members diverged. {next(iter(self.diverged.values()))}", self.ensemble())
-        return self.ensemble()
 
     def check(self, report: EnsembleReporter) -> None:
         """Look at data and programs before training, as `fit` does for each; print the first member's notes."""
         for i, member in enumerate(self.members):
             notes = examine(member.training)
-            for note in notes[:FEW] if report.verbose and i == 0 else ():
-                print(f"note: {note}", file=sys.stderr)
+            print_notes(notes if report.verbose and i == 0 else ())
 
     def train(self, report: EnsembleReporter) -> None:
         """Train together, or say why not and train one after the other."""
@@ -165,7 +150,7 @@ class EnsembleJob:
         finally:
             for p in training.step.parameters:
                 p.grad = None
-        training.state.best_tensors = [t.detach().clone() for t in training.tensors]
+        training.state.copy_best(training.tensors)
         return True
 
     def check_shared(self, begun: list[Member]) -> None:
@@ -181,9 +166,7 @@ class EnsembleJob:
             lockstep.run(report)
         finally:
             for member in together.members:
-                with torch.no_grad():
-                    for tensor, best in zip(member.training.tensors, member.training.state.best_tensors, strict=True):
-                        tensor.copy_(best)
+                member.training.state.load_best(member.training.tensors)
             together.stack.detach()
             head = f"{len(together.members)} members as one graph ({name}; {why})"
             self.told = "\n".join([head, *together.notes])

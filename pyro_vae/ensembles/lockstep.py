@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 
 import torch
@@ -22,9 +23,9 @@ from pyro_vae.training.time_budget import StopTraining
 from pyro_vae.training.training_state import EpochPosition, TrainingOptions
 
 from .members import Member
-from .recorded_step import STEPS, RecordedSteps
+from .recorded_step import STEPS, RecordedSteps, batch_of_members, record_step, record_steps
 from .report import EnsembleReporter
-from .together import Batch, Together, batch_of
+from .together import Batch, Together
 
 AWAY = "members trained together cannot follow that: give engine='eager', which trains one after the other"
 
@@ -47,8 +48,7 @@ class Lockstep:
         """Train all epochs, or until nobody is left."""
         self.alive = list(self.members)
         for member in self.members:
-            result = member.training.result
-            result.warnings[:0] = [said for said in member.training.noticed if said not in result.warnings]
+            member.training.warn_of_noticed()
         for epoch in range(1, self.options.epochs + 1):
             self.epoch(epoch, report)
             if not self.alive:
@@ -95,7 +95,7 @@ class Lockstep:
                     self.steps, number = self.steps + STEPS, number + STEPS
                     continue
                 rows = torch.stack([chunks[number] for chunks in passes])
-                batch = batch_of(self.data, rows, [order.generator for order in orders])
+                batch = batch_of_members(self.data, rows, [order.generator for order in orders])
                 self.step(
                     rates[number], batch, noise, checked=self.to_check(epoch) if number == 0 and self.steps else []
                 )
@@ -139,16 +139,18 @@ class Lockstep:
         if self.settled or (self.compile_after is not None and self.steps < self.compile_after):
             return
         self.settled = True
-        ways = [self.together.compile] if self.compile_after is not None else []
+        ways: list[Callable[[Sequence[Tensor]], None]] = []
+        ways += [self.together.compile] if self.compile_after is not None else []
         recorded = is_recorded_on(self.data.device)
-        for way in ways + [self.together.record] * recorded:
+        ways += [partial(record_step, self.together)] if recorded else []
+        for way in ways:
             try:
                 way(batch)
             except (Unfinished, Untraceable) as why:
                 self.together.notes.append(f"the trace goes on as it is: {why}")
         if recorded and self.together.recorded is not None and isinstance(self.data.source, Resident):
             try:
-                self.several = self.together.record_several(self.data)
+                self.several = record_steps(self.together, self.data)
             except Untraceable as why:
                 self.together.notes.append(f"steps are replayed one by one: {why}")
 
@@ -203,19 +205,15 @@ class Lockstep:
         try:
             report.member(member.seed, record)
         except StopTraining as enough:
-            training.result.stopped = str(enough) or "stopped by on_epoch"
+            training.result.stopped = enough.reason
             self.retire(member)
         training.add_record(record, report.notes_of(member.seed))
-        if training.result.stopped:
-            return
-        patience = self.options.patience
-        if patience is not None and epoch - max(training.result.best_epoch, training.settled_epoch) >= patience:
-            training.result.stopped = f"no better ELBO for {patience} epochs"
+        if not training.result.stopped and training.lost_patience(epoch):
             self.retire(member)
 
 
 def is_recorded_on(device: torch.device) -> bool:
-    """Whether a step is worth a recording: where a launch takes longer than what it launches."""
+    """Return whether a step is worth a recording: where a launch takes longer than what it launches."""
     return device.type == "cuda"
 
 

@@ -4,41 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from statistics import mean, stdev
-from types import TracebackType
 from typing import Any
 
-from pyro_vae.common.progress import Pace, bar, format_duration
-from pyro_vae.errors import UsageError
+from pyro_vae.common.progress import Pace, format_duration
+from pyro_vae.training.reporter import TrainingBar
 from pyro_vae.training.training_state import FitResult
 
 Record = dict[str, Any]
 
 
-class EnsembleReporter:
+class EnsembleReporter(TrainingBar):
     """Called with the record of each member after each epoch: adds what `on_epoch` returns, then shows all in a line."""
 
     def __init__(self, epochs: int, verbose: bool, on_epoch: Callable[[Record], Record | None] | None) -> None:
-        self.epochs, self.on_epoch, self.verbose = epochs, on_epoch, verbose
-        self.bar = bar(verbose)
-        self.lines = verbose and not self.bar.console.is_terminal
+        super().__init__(epochs, verbose, on_epoch)
         self.records: list[Record] = []
         self.pace = Pace(epochs)
-
-    def __enter__(self) -> EnsembleReporter:
-        self.bar.start()
-        self.task = self.bar.add_task("training", total=self.epochs)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.bar.stop()
 
     def member(self, seed: int, record: Record) -> None:
         """Take a member's record, and give it to `on_epoch`, its seed beside it."""
         self.records.append(record)
-        more = self.on_epoch(record | {"seed": seed}) if self.on_epoch else None
-        if not isinstance(more, dict | None):
-            raise UsageError(f"on_epoch returned a {type(more).__name__}; wanted a dict that joins the record, or None")
-        record |= more or {}
+        record |= self.joining(record | {"seed": seed})
 
     def expect_in_turn(self, members: int) -> None:
         """Begin to take the time of members that are trained one after the other: all their epochs are one work."""
@@ -48,9 +34,9 @@ class EnsembleReporter:
 
     def alone(self, seed: int, record: Record) -> Record:
         """Take the record of a member that is trained by itself; return what joins it."""
-        more = self.on_epoch(record | {"seed": seed}) if self.on_epoch else None
+        more = self.joining(record | {"seed": seed})
         self.done_in_turn(self.epochs_done + 1)
-        return more or {}
+        return more
 
     def done_in_turn(self, epochs: int) -> None:
         """Show that so many epochs are done, of all members together; tell once about how long the others will take."""
@@ -78,11 +64,6 @@ class EnsembleReporter:
         self.records = []
         if self.lines and (left := self.pace.left(epoch)) is not None:
             print(f"training: about {format_duration(left)} to go", file=self.bar.console.file, flush=True)
-
-    def note(self, line: str) -> None:
-        """Print a line that stays, on standard error."""
-        if self.verbose:
-            self.bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def notes_of(self, seed: int) -> Any:
         """Return what takes the notes on one member."""

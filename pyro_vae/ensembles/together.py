@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_vae.common.cuda_recorder import CudaRecorder
 from pyro_vae.common.inductor import compile_flat
-from pyro_vae.training.batch_source import TrainingData
 from pyro_vae.training.engines.flat_graph import FlatGraph, Untraceable, flatten, lift
 from pyro_vae.training.engines.scheduled_values import answers_hold
 from pyro_vae.training.engines.verify import close, disagreement, replayed
@@ -23,8 +20,7 @@ from .adam import StackedAdam, along
 from .fused_step import FusedStep
 from .member_step import Batch, bare, record, run_eager, traced, traced_twice, untraceable
 from .members import Member
-from .noise import Draw, draw_of, free_draws, is_random, with_draws_as_inputs
-from .recorded_step import STEPS, RecordedStep, RecordedSteps
+from .noise import Draw, draw_of, drawing_from, free_draws, is_random, with_draws_as_inputs
 from .stack import Stack
 from .tally import Tally, count
 
@@ -44,7 +40,7 @@ class Together:
     notes: list[str] = field(default_factory=list)
     run: Function | None = None  # compiled
     fused: FusedStep | None = None  # Adam by torch's kernel behind the graph, until the graph is compiled with its own
-    recorded: RecordedStep | None = None  # of the graph, or of what was compiled, on a GPU
+    recorded: Callable[[Sequence[Tensor], Tensor], None] | None = None  # a replay of either, on a GPU
 
     @classmethod
     def of(cls, members: Sequence[Member], batches: Sequence[Batch]) -> Together:
@@ -265,70 +261,6 @@ class Together:
         """Return the graph that has Adam among its own operations, and its constants: what is compiled or recorded."""
         return (self.module, self.constants) if self.fused is None else flattened(self.whole, inputs)
 
-    def record(self, batch: Sequence[Tensor]) -> None:
-        """Record the step as one CUDA graph, and compare a replay with a step of the graph as it is.
-
-        Raises:
-            Untraceable: the step cannot be recorded, or a replay is another.
-        """
-        own, row = [a.clone() for a in batch], self.row_like() * 1e-3
-        inputs, recorder = self.inputs(own, row), CudaRecorder(batch[0].device)
-        module, constants = self.with_adam(inputs)
-        function = self.run or module.forward
-        try:
-            with replayed(inputs, batch[0].device), torch.no_grad():  # recording runs it
-                recorder.record(lambda: list(function(*inputs, *constants)))
-        except RuntimeError as error:
-            raise Untraceable(f"the CUDA graph could not be captured: {str(error).splitlines()[0]}") from error
-        self.compare(recorder.replay, lambda: module.forward(*inputs, *constants), inputs, "recorded")
-        self.recorded = RecordedStep(own, row, recorder)
-        self.notes.append("one replay a step")
-
-    def record_several(self, data: TrainingData) -> RecordedSteps:
-        """Record several steps as one CUDA graph, and compare a replay with the same steps as they are.
-
-        Raises:
-            Untraceable: they cannot be recorded, or a replay is another.
-        """
-        count, device = len(self.members), data.device
-        row = self.row_like() * 1e-3
-        generators = [torch.Generator(device).manual_seed(i) for i in range(2 * count)]
-        states = [generator.get_state() for generator in generators]
-        several = RecordedSteps(
-            torch.zeros(STEPS, count, data.batch_size, dtype=torch.long, device=data.source.rows_device),
-            row.expand(STEPS, *row.shape).clone(),
-            generators,
-            CudaRecorder(device, *generators),
-        )
-        several.rows += torch.arange(data.batch_size, device=several.rows.device)
-        inputs = self.inputs(batch_of(data, several.rows[0], generators[:count]), row)
-        module, constants = self.with_adam(inputs)
-        function, changing = self.run or module.forward, inputs[len(self.batch_like) :]
-
-        def all_steps() -> list[Tensor]:
-            for rows, numbers in zip(several.rows, several.table, strict=True):
-                batch = batch_of(data, rows, generators[:count])
-                self.draw(generators[count:])
-                function(*self.inputs(batch, numbers), *constants)
-            return []
-
-        def from_start(steps: Callable[[], Any]) -> Callable[[], Any]:
-            def run() -> Any:
-                for generator, state in zip(generators, states, strict=True):
-                    generator.set_state(state)
-                return steps()
-
-            return run
-
-        try:
-            with replayed(changing, device), torch.no_grad():  # recording runs it
-                several.recorder.record(all_steps)
-        except RuntimeError as error:
-            raise Untraceable(f"several steps could not be captured: {str(error).splitlines()[0]}") from error
-        self.compare(from_start(several.recorder.replay), from_start(all_steps), changing, "recorded")
-        self.notes.append(f"{STEPS} steps of all members to a replay")
-        return several
-
     def compare(self, run: Callable[[], Any], plain: Callable[[], Any], inputs: Sequence[Tensor], how: str) -> None:
         """Raise Untraceable unless a step on these inputs is that of the graph as it is; all is put back."""
         with replayed(inputs, inputs[0].device), torch.no_grad():
@@ -344,16 +276,6 @@ class Together:
     def results(self) -> list[Tensor]:
         """What shows a step's numbers: losses, and gradients in the running means."""
         return [self.tally.loss_sum, self.tally.good_steps, *self.moments[0]]
-
-
-def batch_of(data: TrainingData, rows: Tensor, generators: Sequence[torch.Generator]) -> list[Tensor]:
-    """Fetch each member's rows, ``(M, B)``, and transform them by its own generator: ``(M, B, ...)`` each."""
-    x, *context = data.source.fetch(rows.flatten())
-    shaped = [a.view(*rows.shape, *a.shape[1:]) for a in (x, *context)]
-    if data.transform is not None:
-        transform = data.transform
-        shaped[0] = torch.stack([transform(x, own) for x, own in zip(shaped[0], generators, strict=True)])
-    return shaped
 
 
 def flattened(function: Function, inputs: Sequence[Tensor]) -> tuple[Any, list[Tensor]]:
@@ -379,19 +301,6 @@ def vmapped(function: Function, inputs: list[Any]) -> list[Tensor]:
             return function(*inputs)
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         raise Untraceable(f"vmap does not take it: {str(error).strip().splitlines()[0]}") from error
-
-
-@contextmanager
-def drawing_from(generator: torch.Generator, device: torch.device) -> Iterator[None]:
-    """Have the programs draw from this generator, in the place of the device's own."""
-    own = torch.cuda.default_generators[device.index or 0] if device.type == "cuda" else torch.default_generator
-    before = own.get_state()
-    own.set_state(generator.get_state())
-    try:
-        yield
-    finally:
-        generator.set_state(own.get_state())
-        own.set_state(before)
 
 
 def same(a: Sequence[Tensor], b: Sequence[Tensor], tolerance: float = 1e-4) -> bool:

@@ -64,7 +64,7 @@ class CumulativeLogit(Picklable):
 
     @classmethod
     def distribution(cls, h: Tensor, first: Tensor, gaps: Tensor) -> OrderedLogistic:
-        """Of features, and of the parameters in whatever dtype it is scored in."""
+        """Return p(y | h) of features and parameters, both in whatever dtype it is scored in."""
         return OrderedLogistic(h, cls.cutpoints_of(first, gaps))
 
     def extra_repr(self) -> str:

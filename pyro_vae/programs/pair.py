@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from threading import get_ident
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyro_vae.common.closures import modules_behind
+from pyro_vae.common.device import resolve_device
 from pyro_vae.common.random import seeded
 from pyro_vae.errors import UsageError
 
@@ -76,15 +77,23 @@ def device_of(x: Any, *things: Any) -> torch.device:
 
 @contextmanager
 def evaluation_mode(*things: Any) -> Iterator[None]:
-    """No gradients, and the programs' modules in eval mode (dropout off, batch statistics fixed); restored after."""
-    flags = [(m, m.training) for owner in owners(*things) for m in owner.modules()]
-    try:
-        for module, _ in flags:
+    """Turn gradients off, and the programs' modules to eval mode (dropout off, batch statistics fixed); restored after."""
+    modules = owners(*things)
+    with modes_restored(modules):
+        for module in (m for owner in modules for m in owner.modules()):
             module.training = False
         with torch.no_grad(), EvaluateWhatRuns(), ModulesOwnParameters():
             yield
+
+
+@contextmanager
+def modes_restored(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Leave each module, and each within it, in the mode that it is in now: training or eval."""
+    modes = [(m, m.training) for module in modules for m in module.modules()]
+    try:
+        yield
     finally:
-        for module, training in flags:
+        for module, training in modes:
             module.training = training
 
 
@@ -111,7 +120,7 @@ class EvaluateWhatRuns:
 
 
 def without_validation() -> AbstractContextManager[None]:
-    """Pyro's and torch's checks off; each switch is restored by itself (pyro.validation_enabled sets all alike)."""
+    """Turn Pyro's and torch's checks off; each switch is restored by itself (pyro.validation_enabled sets all alike)."""
     switches = ("distributions_pyro", "distributions_torch", "infer", "poutine")
     return settings.context(**{f"validate_{switch}": False for switch in switches})
 
@@ -127,3 +136,14 @@ def quiet(
     stream = nullcontext() if seed is None else seeded(seed, *block, device=device)
     with evaluation_mode(*things), without_validation(), stream:
         yield
+
+
+def move(modules: list[torch.nn.Module], device: torch.device | str | None) -> torch.device | None:
+    """Move modules to the device that was asked for, and return it; the one where they are, if none was."""
+    if device is None:
+        like = like_parameters(*modules)
+        return None if like is None else like.device
+    resolved = resolve_device(device)
+    for module in modules:
+        module.to(resolved)
+    return resolved

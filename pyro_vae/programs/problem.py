@@ -3,14 +3,13 @@ r"""A pair of programs and the rows it is evaluated on: how every evaluator runs
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial, wraps
 from typing import Any, Concatenate
 
 import torch
 from pyro import plate, poutine
-from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 
 from pyro_vae.common.mapped_files import MappedFile, ReadInTurn, mapped_files
@@ -27,6 +26,7 @@ from .pair import like_parameters, quiet, unwrapped
 from .parameter_kinds import check_values
 from .plates import Plates, refuse_part_of_row, refuse_part_of_rows, refuse_shared
 from .proposal_guide import RefusedGuide, as_proposal, as_trained, as_written, on_fewest_rows, refuse_unweighed
+from .run_program import NO_PLATE, Latents, run_program
 from .score_sites import score_sites
 from .sites import PARTICLES, LogProbs, Program, Site, check_pair, latent_sites, observed_sites, sample_sites, sum_terms
 from .structured import on_tensors
@@ -34,7 +34,7 @@ from .summed_out import sum_out, without_marked
 from .support import check_support, takes_missing
 from .unconstrained import SubstituteLatents
 from .unobserved_gaps import check_context_gaps
-from .user_errors import GUIDE, MODEL, explained
+from .user_errors import GUIDE, MODEL
 from .vectorize import (
     MODES,
     Grouping,
@@ -49,8 +49,7 @@ from .vectorize import (
 from .vectorize_probe import LOOP, choose_vectorizing
 
 Sites = dict[str, Site]
-Latents = poutine.Trace | Mapping[str, Tensor]
-PLATE, NO_PLATE = Vectorizing(), nullcontext()
+PLATE = Vectorizing()
 Build = Callable[Concatenate[type["Problem"], Program, Program, ...], "Problem"]
 
 
@@ -218,9 +217,7 @@ class Problem:
         """Enter :func:`~pyro_vae.programs.pair.quiet` on the random stream of (seed, *block)."""
         return quiet(self.model, self.guide, seed=seed, block=block, device=self.device)
 
-    def trace(
-        self, program: Program, particles: int | None = None, at: Latents | SubstituteLatents | None = None
-    ) -> poutine.Trace:
+    def trace(self, program: Program, particles: int | None = None, at: Latents | None = None) -> poutine.Trace:
         """Run a program (the model, the guide, either under a handler) on the rows, K particles of each.
 
         However it is run for that (:attr:`vectorizing`), its sites look as under a plate of particles on the left. Latents
@@ -233,36 +230,15 @@ class Problem:
             refuse_unweighed(program, self.args)
         mode = self.mode(role)
         if particles is None or mode == "plate":
-            plates = nullcontext() if particles is None else plate(PARTICLES, particles, dim=self.plates.particles)
-            return self.run(program, role, self.args, at, plates)
+            plates = NO_PLATE if particles is None else plate(PARTICLES, particles, dim=self.plates.particles)
+            return run_program(program, role, self.args, self.kwargs, at, plates)
         if mode == "rows":
             handler = RowsAsParticles(Grouping(self.plates, particles))
-            trace = self.run(handler(program), role, repeated(self.args, particles), without_rows(at, self.plates))
+            trace = run_program(
+                handler(program), role, repeated(self.args, particles), self.kwargs, without_rows(at, self.plates)
+            )
             return without_rows(trace, self.plates)
         return self.loop(program, role, particles, at)
-
-    def run(
-        self,
-        program: Program,
-        role: str,
-        args: tuple[Any, ...],
-        at: Latents | SubstituteLatents | None,
-        plates: AbstractContextManager[Any] = NO_PLATE,
-    ) -> poutine.Trace:
-        """Trace a program once, latents at their values."""
-        if isinstance(at, Mapping):
-            program = poutine.condition(program, data=dict(at))
-        elif isinstance(at, poutine.Trace):
-            program = poutine.replay(program, trace=at)
-        stepping = (
-            torch.is_grad_enabled() and not is_validation_enabled()
-        )  # a training step but the first, which had its say
-        with (
-            NO_PLATE if stepping else explained(role, *args),
-            at if isinstance(at, SubstituteLatents) else nullcontext(),
-            plates,
-        ):
-            return poutine.trace(program).get_trace(*args, **self.kwargs)
 
     def role(self, program: Program) -> str:
         """Name a program in messages, with or without handlers around it."""
@@ -271,13 +247,13 @@ class Problem:
         wrapped = list(unwrapped(program))
         return MODEL if self.model in wrapped else GUIDE if self.guide in wrapped else "the program"
 
-    def loop(
-        self, program: Program, role: str, particles: int, at: Latents | SubstituteLatents | None
-    ) -> poutine.Trace:
+    def loop(self, program: Program, role: str, particles: int, at: Latents | None) -> poutine.Trace:
         """Trace a program K times, for one particle each; join what comes out."""
         handlers = [RowsAsParticles(Grouping(self.plates, 1)) for _ in range(particles)]
         parts = [particle_of(at, k, particles) for k in range(particles)]
-        traces = [self.run(h(program), role, self.args, part) for h, part in zip(handlers, parts, strict=True)]
+        traces = [
+            run_program(h(program), role, self.args, self.kwargs, part) for h, part in zip(handlers, parts, strict=True)
+        ]
         if isinstance(at, SubstituteLatents):
             at.parts = [(part, sample_sites(t)) for part, t in zip(parts, traces, strict=True)]
         return joined_traces(traces, handlers)
@@ -288,9 +264,7 @@ class Problem:
             return self.vectorizing.model if role == MODEL else self.vectorizing.guide
         return max(self.vectorizing.model, self.vectorizing.guide, key=MODES.index)
 
-    def sites(
-        self, program: Program, particles: int | None = None, at: Latents | SubstituteLatents | None = None
-    ) -> Sites:
+    def sites(self, program: Program, particles: int | None = None, at: Latents | None = None) -> Sites:
         """Return the sites of :meth:`trace` that carry a density."""
         return sample_sites(self.trace(program, particles, at))
 

@@ -132,7 +132,7 @@ def first_rows(problem: Any, rows: int = ROWS) -> Any | None:
 
 
 def drawing(problem: Any) -> Program:
-    """The program that draws latents: the guide, or the model for a guide that has no weight, which is not run."""
+    """Return the program that draws latents: the guide, or the model for a guide that has no weight, which is not run."""
     refused = any(isinstance(layer, RefusedGuide) for layer in unwrapped(problem.guide))
     program: Program = problem.model if refused else problem.guide
     return program

@@ -100,7 +100,7 @@ def in_order(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
 
 
 def of_parameters(make: Callable[..., Tensor]) -> Draw:
-    """Draws as a function of their parameters, element by element."""
+    """Make draws a function of their parameters, element by element."""
     return lambda func, args, kwargs: make(*[a for a in args if isinstance(a, Tensor)])
 
 

@@ -2,38 +2,22 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import torch
-from pyro.infer import ELBO, TraceEnum_ELBO
+from pyro.infer import ELBO
 from pyro.optim import PyroOptim
-from torch import Tensor
 
-from pyro_vae.common.device import resolve_device
 from pyro_vae.common.given import whole
 from pyro_vae.common.keywords import suggest_keywords
-from pyro_vae.common.random import seeded, stream
-from pyro_vae.data.arrays import batch_of, read_once
 from pyro_vae.data.lazy_rows import any_lazy
-from pyro_vae.data.structures import is_structure
-from pyro_vae.errors import ProgramError, UsageError
-from pyro_vae.objectives.bound_objective import Bound
-from pyro_vae.objectives.bounds import elbo
 from pyro_vae.objectives.scheduled import Scheduled
-from pyro_vae.programs.arguments import argument_dtypes
-from pyro_vae.programs.data_scale import ROWS, scale_findings
-from pyro_vae.programs.pair import like_parameters, owners, programs
-from pyro_vae.programs.parameter_checks import check_pair_parameters
+from pyro_vae.programs.pair import move, owners, programs
 from pyro_vae.programs.parameter_kinds import check_values
-from pyro_vae.programs.sites import Program
-from pyro_vae.programs.structured import on_tensors, refuse_structure, tensors_as
-from pyro_vae.programs.summed_out import as_enumerated, refuse_marks_beside_shared
-from pyro_vae.programs.support import check_support, takes_missing
-from pyro_vae.programs.unobserved_gaps import check_context_gaps
+from pyro_vae.programs.structured import on_tensors, refuse_structure
+from pyro_vae.programs.support import takes_missing
 from pyro_vae.training.engines.autotune import check_autotune, choose_by_timing, never_compiled
 from pyro_vae.training.engines.choose import choose_engine, choose_whole_steps
 from pyro_vae.training.engines.scheduled_values import ScheduledValues
@@ -46,30 +30,24 @@ from .arguments import (
     check_pair_of,
     check_schedule,
     check_validation,
-    objective_of,
 )
-from .batch_source import BatchSource, TrainingData, Transform, choose_batch_source, conversion_device
+from .batch_source import Transform
+from .before_training import examine, print_notes
+from .callbacks import TrainingCallback, check_callbacks
 from .checkpoint_state import SavedState, identity, restore
-from .global_sites import counted_once
-from .last_batch import check_last_batch
-from .memory_forecast import memory_notes
 from .mkl_threads import all_threads
 from .optimizers import optimizer_of
-from .patience import patience_note
+from .pair_as_trained import pair_as_trained
 from .precision import precision_of, remarks
-from .preflight import check_training
 from .reporter import Reporter
 from .schedules import Schedule, constant
 from .shard_checks import check_alike, check_resumed, check_shards, resolve_shards
 from .sharded_networks import absence_named, engine_of_sharded, in_step
-from .shuffle import FIXED
 from .standardize import standardize_model
 from .step import MakeOptimizer, Step
-from .stored_source import StoredSource, stored_parts
-from .trainer import Trainer, TrainingCallback
+from .trainer import Trainer
+from .training_rows import RowOptions, training_data
 from .training_state import FitResult, TrainingOptions
-
-FEW = 5  # of the notes that a first check leads to
 
 
 @suggest_keywords
@@ -210,8 +188,8 @@ def fit(
          'mutual_information_se', 'reconstruction', 'seconds', 'step', 'train_elbo']
     """
     check_pair_of(vae)
-    flags = {"drop_last": drop_last, "missing": missing, "standardize": standardize, "autotune": autotune, "fork": fork}
-    check_flags(**flags, verbose=verbose)
+    check_flags(drop_last=drop_last, missing=missing, standardize=standardize, autotune=autotune, fork=fork)
+    check_flags(verbose=verbose)
     check_functions(transform=transform, on_step=on_step, on_epoch=on_epoch)
     check_validation(validation)
     check_schedule(schedule)
@@ -228,26 +206,16 @@ def fit(
         refuse_structure(x, "fit with a transform")
     model, guide, args = on_tensors(model, guide, x, *context)
     model_device = move(modules, device)
-    missing = missing or takes_missing(vae, model, guide)
-    x, *rest = [read_once(a) for a in args]
-    dtypes = argument_dtypes(model, guide, x, *rest, device=model_device)
-    convert = partial(batch_of, like=like_parameters(model, guide), missing=missing, dtypes=dtypes, on_disk=True)
-    rows = convert(x, *rest, device=conversion_device(x, model_device))
-    train, source = batches_of(rows, model_device or rows[0].device, aggressive)
+    given = RowOptions(validation, batch_size, transform, drop_last, missing or takes_missing(vae, model, guide))
+    data = training_data(model, guide, args, given, model_device, aggressive is not None)
     if standardize:
-        standardize_model(modules, train)
-    if validation is not None:
-        parts = tensors_as(model, *parts_of(validation, 1 + len(context)))
-        validation = convert(*parts, name="validation x", device=model_device)
-    data = TrainingData(train, source, resolve_batch_size(batch_size, len(train[0])), validation, transform, drop_last)
+        standardize_model(modules, data.train)
     check_autotune(autotune, engine, shards, data.device)
     options = TrainingOptions(epochs, schedule, patience, seed, bad_steps, scheduled, on_step, bool(autotune))
     in_shards = resolve_shards(shards, data.batch_size, seed, aggressive) if together is None else None
     looked_at = bad_steps > 1 or bool(callbacks) or resume is not None  # by others, between two steps
-    immediate = looked_at or aggressive is not None or in_shards is not None or any_lazy(*train)
-    seen = rows_as_seen(data, seed)
-    model, guide, trained = summed_over(model, guide, objective_of(objective), seen, by_default=objective is None)
-    model, guide = counted_once(model, guide, trained, data, seed)
+    immediate = looked_at or aggressive is not None or in_shards is not None or any_lazy(*data.train)
+    model, guide, trained = pair_as_trained(model, guide, objective, data, seed)
     step = Step(model, guide, trained, optimizer_of(optimizer), immediate, precision_of(precision))
     step.shards, step.in_step = in_shards, together
     verbose = verbose and step.here.leads
@@ -267,124 +235,3 @@ def fit(
         if resume is not None:
             restore(trainer, resume, fork)
         return trainer.run(reporter)
-
-
-def batches_of(
-    rows: tuple[Tensor, ...], device: torch.device, aggressive: Aggressive | None
-) -> tuple[tuple[Tensor, ...], BatchSource]:
-    """Return where rows stay, and what makes batches of them: of rows on disk a window at a time."""
-    if not stored_parts(rows):
-        return choose_batch_source(rows, device)
-    if aggressive is not None:
-        raise UsageError(
-            "aggressive= takes further batches of random rows between two of the order, for which a disk is too slow: leave it "
-            "out with rows on disk, or take rows into memory (x[:10_000])."
-        )
-    if not stored_parts(rows[:1]):
-        raise UsageError("a context is on disk, and x is not: give x as Stored, too, or the context as an array.")
-    return rows, StoredSource(rows, device)
-
-
-def print_notes(notes: Sequence[str]) -> None:
-    """Print the first few notes."""
-    for note in notes[:FEW]:
-        print(f"note: {note}", file=sys.stderr)
-
-
-def summed_over(
-    model: Program, guide: Program, objective: Any, train: tuple[Tensor, ...], by_default: bool
-) -> tuple[Program, Program, Any]:
-    """The pair as a Bound trains it, which sums over what is marked for enumeration beside other latents; and the objective."""
-    if not (by_default or isinstance(objective, Bound)):
-        return model, guide, objective
-    refuse_marks_beside_shared(model, guide, train)
-    pair = as_enumerated(model, guide, train)
-    if by_default and pair != (model, guide):
-        return *pair, Bound(elbo)
-    return *pair, objective
-
-
-def rows_as_seen(data: TrainingData, seed: int) -> tuple[Tensor, ...]:
-    """The training rows; transformed, where that makes rows of another shape of them, as the programs are of that shape."""
-    first = data.fixed_batch(tuple(a[:1].clone() for a in data.train), stream(seed, FIXED))
-    if first[0].shape[1:] == data.train[0].shape[1:]:
-        return data.train
-    some = tuple(a[:LOOKED_AT] for a in data.train) if any_lazy(*data.train) else data.train
-    return data.fixed_batch(some, stream(seed, FIXED))
-
-
-def parts_of(validation: Any, given: int) -> tuple[Any, ...]:
-    """Return x and contexts of validation rows: a tuple, unless it is itself the structure of an x that comes alone."""
-    alone = given == 1 and is_structure(validation)
-    return validation if isinstance(validation, tuple) and not alone else (validation,)
-
-
-def check_callbacks(callbacks: Sequence[TrainingCallback]) -> None:
-    """Refuse anything but a list of callbacks."""
-    if not isinstance(callbacks, list | tuple):
-        raise UsageError(
-            f"callbacks must be a list, such as callbacks=[checkpointer]; got a {type(callbacks).__name__}"
-        )
-    for i, callback in enumerate(callbacks):
-        if isinstance(callback, type) or not isinstance(callback, TrainingCallback):
-            raise UsageError(
-                f"callbacks[{i}] is {callback!r}, which lacks some of a TrainingCallback's methods: derive its class from "
-                "pyro_vae.training.trainer.TrainingCallback (a function of each epoch's record goes to on_epoch=)"
-            )
-
-
-LOOKED_AT = 500  # rows, by which parameters are judged before training
-
-
-def examine(trainer: Trainer) -> list[str]:
-    """Raise if the data has no likelihood; return advice on the programs."""
-    step, data, metrics = trainer.step, trainer.data, trainer.metrics
-    data.check_files()
-    for rows in (data.train, data.validation or ()):
-        check_context_gaps(step.model, rows)
-    if any_lazy(*data.train):
-        metrics.refuse_of_all_rows()
-    if metrics.of_data_set is not None:
-        metrics.inside, notes = metrics.of_data_set.examine(data, metrics.first)
-        return advise(trainer, notes)
-    summed_over = (ProgramError,) if isinstance(step.objective, TraceEnum_ELBO) else ()  # enumerated: not row by row
-    with seeded(trainer.options.seed, FIXED, device=data.device), suppress(*summed_over):
-        metrics.inside = check_support(step.model, step.guide, *data.train, prepare=metrics.fixed_batch)
-        if data.validation is not None:
-            metrics.inside &= check_support(step.model, step.guide, *data.validation)
-        check_pair_parameters(step.model, step.guide, *metrics.first(LOOKED_AT))
-    notes = check_training(step.model, step.guide, step.objective, metrics.first, data.batch_size)
-    metrics.shared.check_batches(len(data.train[0]), data.batch_size)
-    return advise(trainer, notes)
-
-
-def advise(trainer: Trainer, notes: list[str]) -> list[str]:
-    """Raise if the last batch does not run; return the notes with advice on scale, patience and memory."""
-    step, data, metrics = trainer.step, trainer.data, trainer.metrics
-    check_last_batch(step, trainer.modules, data, metrics)
-    scale = scale_findings(step.model, step.guide, metrics.first(min(ROWS, len(data.train[0]))))
-    waiting = patience_note(trainer.options.patience, data.validation is not None)
-    trainer.noticed = [*waiting, *(finding.line for finding in scale)]
-    return [*trainer.noticed, *notes, *memory_notes(step, trainer.modules, metrics.first, data.batch_size)]
-
-
-def move(modules: list[torch.nn.Module], device: torch.device | str | None) -> torch.device | None:
-    """Move modules to the device that was asked for, and return it; the one where they are, if none was."""
-    if device is None:
-        like = like_parameters(*modules)
-        return None if like is None else like.device
-    resolved = resolve_device(device)
-    for module in modules:
-        module.to(resolved)
-    return resolved
-
-
-def resolve_batch_size(batch_size: int | None, rows: int) -> int:
-    """Check the batch size that was asked for against the rows that there are; min(128, N) if none was."""
-    if batch_size is None:
-        return min(128, rows)
-    batch_size = whole("batch_size", batch_size)
-    if not 1 <= batch_size <= rows:
-        what = f"batch_size={batch_size} with {rows} training rows"
-        raise UsageError(f"{what}: choose 1 to {rows} ({rows} is full-batch).")
-    return batch_size

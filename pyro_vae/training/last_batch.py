@@ -12,7 +12,7 @@ from torch import nn
 from pyro_vae.common.random import seeded
 from pyro_vae.errors import UsageError
 from pyro_vae.programs.buffers import buffers_restored
-from pyro_vae.programs.pair import without_validation
+from pyro_vae.programs.pair import modes_restored, without_validation
 from pyro_vae.programs.sites import trace_pair
 
 from .batch_source import Batch, TrainingData
@@ -76,11 +76,7 @@ def failure(step: Step, modules: list[nn.Module], batch: Batch, seed: int) -> st
 @contextmanager
 def training_mode(modules: list[nn.Module]) -> Iterator[None]:
     """Put modules into training mode, as an epoch does, and restore their modes after."""
-    modes = [(m, m.training) for root in modules for m in root.modules()]
-    try:
+    with modes_restored(modules):
         for module in modules:
             module.train()
         yield
-    finally:
-        for module, training in modes:
-            module.training = training

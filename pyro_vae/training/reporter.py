@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from types import TracebackType
+from typing import Self
 
 from pyro_vae.common.processes import Processes
 from pyro_vae.common.progress import Pace, bar, format_duration
@@ -13,15 +14,15 @@ from pyro_vae.errors import UsageError
 from .metrics import Record
 
 
-class Reporter:
-    """Called with each epoch's record: adds what `on_epoch` returns, then shows it."""
+class TrainingBar:
+    """A progress bar on a terminal, lines elsewhere, and `on_epoch`, which is asked what joins a record."""
 
     def __init__(self, epochs: int, verbose: bool, on_epoch: Callable[[Record], Record | None] | None) -> None:
         self.epochs, self.on_epoch, self.verbose = epochs, on_epoch, verbose
         self.bar = bar(verbose)
         self.lines = verbose and not self.bar.console.is_terminal
 
-    def __enter__(self) -> Reporter:
+    def __enter__(self) -> Self:
         self.bar.start()
         self.task = self.bar.add_task("training", total=self.epochs)
         return self
@@ -29,11 +30,24 @@ class Reporter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.bar.stop()
 
-    def __call__(self, record: Record) -> None:
+    def joining(self, record: Record) -> Record:
+        """Ask `on_epoch` what joins a record; a UsageError unless that is a dict, or None."""
         more = self.on_epoch(record) if self.on_epoch else None
         if not isinstance(more, dict | None):
             raise UsageError(f"on_epoch returned a {type(more).__name__}; wanted a dict that joins the record, or None")
-        record |= more or {}
+        return more or {}
+
+    def note(self, line: str) -> None:
+        """Print a line that stays, on standard error."""
+        if self.verbose:
+            self.bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+class Reporter(TrainingBar):
+    """Called with each epoch's record: adds what `on_epoch` returns, then shows it."""
+
+    def __call__(self, record: Record) -> None:
+        record |= self.joining(record)
         if self.lines:
             line = f"epoch {record['epoch']}/{self.epochs}  {format_record(record)}"
             print(line, file=self.bar.console.file, flush=True)
@@ -50,11 +64,6 @@ class Reporter:
             if self.lines:
                 print(line, file=self.bar.console.file, flush=True)
             self.bar.update(self.task, description=line)
-
-    def note(self, line: str) -> None:
-        """Print a line that stays, on standard error."""
-        if self.verbose:
-            self.bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def format_record(record: Record) -> str:

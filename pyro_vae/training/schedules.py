@@ -51,7 +51,7 @@ def warmup(schedule: Schedule, fraction: float = 0.02) -> Schedule:
 
 @suggest_keywords
 def cyclical(cycles: int = 4, rising: float = 0.5) -> Schedule:
-    """From 0 to 1 over the first part `rising` of each of the cycles, then 1 to its end: for β, not for learning rates.
+    """Rise from 0 to 1 in the first part `rising` of each of the cycles, then stay at 1: for β, not for learning rates.
 
     References:
         Cyclical Annealing Schedule: A Simple Approach to Mitigating KL Vanishing (Fu et al., 2019),

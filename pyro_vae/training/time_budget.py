@@ -28,6 +28,11 @@ class StopTraining(Exception):
         (2, 'seen enough')
     """
 
+    @property
+    def reason(self) -> str:
+        """Say what ended the training, for ``result.stopped``."""
+        return str(self) or "stopped by on_epoch"
+
 
 class TimeBudget:
     """So many seconds from now: ends a training, and moves its learning rate by what is spent of them.

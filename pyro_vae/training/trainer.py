@@ -8,29 +8,30 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
 from pyro_vae.common.lost_device import is_lost, lost
 from pyro_vae.common.memory import fitting
-from pyro_vae.common.random import seeded, stream
-from pyro_vae.common.sharded import gathered, reshard
+from pyro_vae.common.random import seeded
+from pyro_vae.common.sharded import reshard
 from pyro_vae.common.torch_private import version
 from pyro_vae.errors import DeviceLostError, DivergedError, Interrupted
+from pyro_vae.programs.pair import modes_restored
 from pyro_vae.training.engines.whole_steps import WholeSteps
 
 from .aggressive_inference import AggressiveInference, Numbered
 from .batch_source import Batch, EpochBatches, TrainingData
+from .callbacks import CallbackTurns
 from .callbacks import TrainingCallback as TrainingCallback
-from .divergence import FailedStep, first_bad_site, suspect_rows
+from .diverged_steps import DivergedSteps
 from .metrics import EpochMetrics, Record, collapsed, no_elbo
 from .patience import settled_epoch
 from .reporter import Reporter, note_stop
 from .shard_checks import share_epoch
 from .sharded_networks import heard_by
-from .shuffle import NOISE, SHUFFLE
+from .shuffle import NOISE
 from .step import Step
 from .time_budget import StopTraining
 from .training_state import (
@@ -57,53 +58,51 @@ class Trainer:
     whole_steps: WholeSteps | None = None  # makes steps by graphs that hold the update, too, wherever it can
     state: TrainingState = field(default_factory=TrainingState)
     batches: EpochBatches | None = None  # of this epoch; None between epochs
-    skipped: tuple[PreStepSnapshot, Tensor, Batch] | None = None  # the last step (its row numbers), if it diverged
     noticed: Sequence[str] = ()  # before training, and to be among its warnings
-    called: dict[int, float] = field(
-        default_factory=dict
-    )  # when after_step of each callback was called last, by its id
+    turns: CallbackTurns = field(default_factory=CallbackTurns)
     report: Reporter = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.diverging = DivergedSteps(self.step, self.modules, self.data, self.options, self.state, self.callbacks)
 
     def run(self, report: Reporter) -> FitResult:
         """Train all epochs; load the best weights and restore the modules' modes, however it ends."""
-        modes = [(m, m.training) for root in self.modules for m in root.modules()]
-        self.state.best_tensors = self.state.best_tensors or [t.detach().clone() for t in self.tensors]
+        if not self.state.best_tensors:
+            self.state.copy_best(self.tensors)
+        with modes_restored(self.modules):
+            self.run_to_end(report)
+        return self.result
+
+    def run_to_end(self, report: Reporter) -> None:
+        """Train all epochs, tell callbacks how it ends if that is an error, and load the best weights."""
         try:
             self.run_epochs(report)
         except KeyboardInterrupt as signal:
             saved = self.report_error(signal)
             self.result.stopped = "interrupted"
-            what = f"interrupted at step {self.state.step}; the model holds {self.best_weights}{saved}"
+            what = f"interrupted at step {self.state.step}; the model holds {self.state.best_weights}{saved}"
             raise Interrupted.kind(signal)(what, self.result) from None
         except Exception as error:
             raised = lost(error, f"step {self.state.step + 1} on {self.device}") if is_lost(error) else error
             if isinstance(raised, DeviceLostError):
-                raised.result, self.state.best_tensors = self.result, []  # they cannot be read
+                raised.result = self.result
             if not isinstance(raised, DivergedError):
                 note_stop(raised, self.step.here, self.state.step, self.report_error(raised))
             if raised is error:
                 raise
             raise raised from error
         finally:
-            self.close(modes)
-        return self.result
-
-    def close(self, modes: Sequence[tuple[nn.Module, bool]]) -> None:
-        """Load the best weights, and restore the modules' modes and the learning rates."""
-        self.result.engine = self.step.explain()
-        self.data.source.close()
-        self.step.restore_rates()
-        with torch.no_grad():
-            for tensor, best in zip(self.tensors, self.state.best_tensors, strict=False):  # no step: buffers only
-                tensor.copy_(best)
-        for module in self.modules:
-            reshard(module)  # else a sharded network would still compute with the last weights
-        for module, training in modes:
-            module.training = training
+            self.result.engine = self.step.explain()
+            self.data.source.close()
+            self.step.restore_rates()
+            self.state.load_best(self.tensors)
+            for module in self.modules:
+                reshard(module)  # else a sharded network would still compute with the last weights
 
     def run_epochs(self, report: Reporter) -> None:
-        result, patience = self.result, self.options.patience
-        result.warnings[:0] = [said for said in self.noticed if said not in result.warnings]
+        """Make what is left of the epochs, and add the record of each; stop early where that was asked for."""
+        result = self.result
+        self.warn_of_noticed()
         for callback in self.callbacks:
             callback.before_training(self)
         self.report = report
@@ -115,19 +114,29 @@ class Trainer:
             try:
                 report(record)  # before the weights are copied: an epoch interrupted here is not the best
             except StopTraining as enough:
-                result.stopped = str(enough) or "stopped by on_epoch"
+                result.stopped = enough.reason
             record, result.stopped = share_epoch(self.step.here, record, result.stopped, self.named_tensors)
             self.add_record(record, report)
-            if result.stopped:
-                break
-            if patience is not None and epoch - max(result.best_epoch, self.settled_epoch) >= patience:
-                result.stopped = f"no better ELBO for {patience} epochs"
+            if result.stopped or self.lost_patience(epoch):
                 break
             for callback in self.callbacks:
                 callback.after_epoch(self)
         result.stopped = result.stopped or f"{self.options.epochs} epochs done"
         for callback in self.callbacks:
             callback.after_training(self)
+
+    def warn_of_noticed(self) -> None:
+        """Put what was noticed before training first among the warnings."""
+        warned = self.result.warnings
+        warned[:0] = [said for said in self.noticed if said not in warned]
+
+    def lost_patience(self, epoch: int) -> bool:
+        """Return whether `patience` epochs up to this one were no better, and note that training stops for it."""
+        patience = self.options.patience
+        if patience is None or epoch - max(self.result.best_epoch, self.settled_epoch) < patience:
+            return False
+        self.result.stopped = f"no better ELBO for {patience} epochs"
+        return True
 
     def add_record(self, record: Record, report: Reporter) -> None:
         """Close an epoch: add its record to the history, copy its weights if they are the best, warn of a collapse."""
@@ -138,7 +147,7 @@ class Trainer:
             self.data.validation is None or elbo is None or elbo > state.best_elbo
         ):  # without validation rows: the newest
             state.best_elbo, state.result.best_epoch = state.best_elbo if elbo is None else elbo, record["epoch"]
-            state.best_tensors = [t.detach().clone() for t in self.tensors]
+            state.copy_best(self.tensors)
         if set(state.result.warnings) <= set(self.noticed) and (message := no_elbo(record) or collapsed(record)):
             state.result.warnings.append(message)
             report.note(f"warning: {message}")
@@ -158,7 +167,7 @@ class Trainer:
             self.batches = EpochBatches(self.data, self.options.seed, position, self.aggressive is not None)
             position.versions = self.versions
             self.run_steps(self.batches, start)
-            self.check_finite(first_step)
+            self.diverging.check_deferred(first_step)
         seconds = time.perf_counter() - start  # of training alone
         return self.record(epoch) | {"seconds": round(seconds, 4)}
 
@@ -185,7 +194,7 @@ class Trainer:
         if self.whole_steps is not None and self.whole_steps.run(
             batches.orders["order"], self.state, bool(self.callbacks)
         ):
-            self.state.bad_steps, self.skipped = 0, None
+            self.diverging.end_row()
             return 0.0  # theirs are added
         following = next(singly, None)
         return None if following is None else self.train_batch(*following, further).double()
@@ -193,7 +202,7 @@ class Trainer:
     def call_between_steps(self, batches: EpochBatches, start: float) -> None:
         """Note the position, as whoever is interrupted now can go on from it, and call the callbacks whose time it is."""
         now = time.perf_counter()
-        due = [c for c in self.callbacks if now - self.called.get(id(c), -math.inf) >= getattr(c, "interval", 0.0)]
+        due = self.turns.due(self.callbacks, now)
         if self.step.shards is not None and self.step.shards.heard:  # by all processes after this step
             due = list(self.callbacks)
         if self.step.in_step is not None:
@@ -203,7 +212,7 @@ class Trainer:
         self.state.position.seconds = now - start
         batches.note(self.versions)
         for callback in due:
-            self.called[id(callback)] = now
+            self.turns.taken(callback, now)
             callback.after_step(self)
 
     def settle(self) -> None:
@@ -234,8 +243,9 @@ class Trainer:
                 parameter.grad = None
             self.step.update(rate())
         except DivergedError as error:
-            return self.skip_or_stop(error, rows, batch, before)
-        self.state.updates, self.state.bad_steps, self.skipped = self.state.updates + 1, 0, None
+            return self.diverging.skip_or_stop(error, rows, batch, before)
+        self.state.updates += 1
+        self.diverging.end_row()
         return loss
 
     def tell_shards(self) -> Callable[[], float]:
@@ -255,28 +265,6 @@ class Trainer:
     def by_rank_0(self, answer: bool) -> bool:
         """Return rank 0's answer to what all processes must do, or leave, together (sharded networks); else this one's."""
         return answer if self.step.in_step is None else self.step.in_step.by_rank_0(answer)
-
-    def skip_or_stop(self, error: DivergedError, rows: Tensor, batch: Batch, before: PreStepSnapshot | None) -> Tensor:
-        """Skip a step that diverged; raise its error at the last of `bad_steps` in a row."""
-        self.state.bad_steps += 1
-        if before is not None:
-            before.restore_buffers()
-        if before is None or self.state.bad_steps >= self.options.bad_steps or self.step.optimizer is None:
-            stopped = self.diverged(f"{error} on rows {suspect_rows(self.step, rows, batch, self.options.seed)}")
-            raise stopped if before is None else self.report_failed_step(stopped, before, rows, batch) from None
-        self.state.position.skipped_rows += len(rows)
-        self.skipped = before, rows, batch
-        return torch.zeros((), device=self.device)
-
-    def check_finite(self, first_step: int) -> None:
-        """Raise the error of the epoch's first step that was not finite, where the check of each was deferred."""
-        if failure := self.step.finite_check.first_failure():
-            good_steps, what = failure
-            self.state.step = first_step + good_steps
-            # checks are deferred without callbacks only, so the epoch began with its first batch: draw the batches again
-            order = self.data.shuffle(stream(self.options.seed, SHUFFLE, self.state.position.epoch))
-            rows, batch = next(islice(self.data.one_pass(order), good_steps, None))
-            raise self.diverged(f"{what} on rows {suspect_rows(self.step, rows, batch, self.options.seed)}")
 
     @property
     def versions(self) -> tuple[int, ...]:
@@ -317,46 +305,14 @@ class Trainer:
     def tensors(self) -> list[Tensor]:
         return [*buffers_of(self.modules), *self.step.parameters]
 
+    def diverged(self, what: str) -> DivergedError:
+        """Return the error that ends a training whose step is not finite."""
+        return self.diverging.error(what)
+
     def report_error(self, error: BaseException) -> str:
         if not isinstance(error, DeviceLostError):
             self.settle()
         return "".join([callback.on_error(self, error) for callback in self.callbacks])
-
-    def diverged(self, what: str) -> DivergedError:
-        self.result.stopped = "diverged"
-        return DivergedError(
-            f"step {self.state.step + 1}: {what}. Training stopped; the model holds {self.best_weights}. Try a smaller "
-            "learning rate or a warm-up (schedule=warmup(cosine)), and look at those rows.",
-            self.result,
-        )
-
-    def report_failed_step(
-        self, error: DivergedError, before: PreStepSnapshot, rows: Tensor, batch: Batch
-    ) -> DivergedError:
-        """Give the step to the callbacks; add its first bad site to the error, and the callbacks' words."""
-        site = first_bad_site(self.step, before, batch)
-        failed = FailedStep(
-            number=self.state.step + 1,
-            epoch=self.state.position.epoch,
-            done=self.state.step / self.planned_steps,
-            seed=self.options.seed,
-            batch_size=self.data.batch_size,
-            rows=rows,
-            batch=batch,
-            weights=gathered(self.named_tensors, keep=self.step.in_step is None or self.step.here.leads),
-            noise=before.noise,
-            message=str(error),
-            site=site,
-            shards=1 if self.step.shards is None else self.step.shards.count,
-        )
-        saved = "".join([callback.on_failed_step(failed) for callback in self.callbacks])
-        return DivergedError(f"{error}{f' First bad site: {site}.' if site else ''}{saved}", error.result)
-
-    @property
-    def best_weights(self) -> str:
-        """Name the weights that the model is left with, for messages."""
-        epoch = self.result.best_epoch
-        return f"the weights of epoch {epoch}" if epoch else "its starting weights"
 
     def record(self, epoch: int) -> Record:
         """Measure the programs after an epoch."""
@@ -368,11 +324,12 @@ class Trainer:
         record |= {"rows_skipped": position.skipped_rows} if position.skipped_rows else {}
         record |= self.metrics.elbo(f"step {self.state.step + 1}")
         if record["elbo"] is not None and not math.isfinite(record["elbo"]):
-            stopped = self.diverged(f"the ELBO after epoch {epoch} is {record['elbo']}")
-            raise self.report_failed_step(stopped, *self.skipped) if self.skipped else stopped
-        if loss is None and epoch == self.options.epochs and self.skipped:  # with fewer than bad_steps steps an epoch
-            stopped = self.diverged(f"no step of the last epoch, {epoch}, had a finite loss and finite gradients")
-            raise self.report_failed_step(stopped, *self.skipped)
+            raise self.diverging.error_after_epoch(f"the ELBO after epoch {epoch} is {record['elbo']}")
+        if (
+            loss is None and epoch == self.options.epochs and self.diverging.skipped
+        ):  # fewer than bad_steps steps an epoch
+            what = f"no step of the last epoch, {epoch}, had a finite loss and finite gradients"
+            raise self.diverging.error_after_epoch(what)
         record |= self.metrics.latents()
         if self.aggressive is not None:
             record |= self.aggressive.end_epoch(record["mutual_information"])

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.common.lost_device import is_lost
 from pyro_vae.common.result_table import ResultTable
 from pyro_vae.common.sharded import reshard
 from pyro_vae.errors import UsageError
@@ -132,6 +133,29 @@ class TrainingState:
     best_tensors: list[Tensor] = field(default_factory=list)  # copies of that epoch's buffers and parameters
     position: EpochPosition = field(default_factory=EpochPosition)
     result: FitResult = field(default_factory=FitResult)
+
+    @property
+    def best_weights(self) -> str:
+        """Name the weights that the model is left with, for messages."""
+        epoch = self.result.best_epoch
+        return f"the weights of epoch {epoch}" if epoch else "its starting weights"
+
+    def copy_best(self, tensors: Iterable[Tensor]) -> None:
+        """Take what buffers and parameters are now for the best."""
+        self.best_tensors = [t.detach().clone() for t in tensors]
+
+    @torch.no_grad()
+    def load_best(self, tensors: Iterable[Tensor]) -> None:
+        """Make buffers and parameters what they were at the best; buffers alone, where no step had found the parameters.
+
+        Nothing is changed on a device that failed: the error that says so goes on.
+        """
+        try:
+            for tensor, best in zip(tensors, self.best_tensors, strict=False):
+                tensor.copy_(best)
+        except RuntimeError as error:
+            if not is_lost(error):
+                raise
 
 
 def buffers_of(modules: Iterable[nn.Module]) -> list[Tensor]:

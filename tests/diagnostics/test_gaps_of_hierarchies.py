@@ -11,15 +11,12 @@ from pyro_vae import HierarchicalVAE, TopDown, gaps, overfitting
 from pyro_vae.diagnostics import per_row_optimum as module
 from pyro_vae.errors import ProgramError
 from tests.helpers.two_levels import TwoLevels
+from tests.helpers.within import within
 
 LEVELS = TwoLevels(8)
 X = LEVELS.x
 OFF, NARROW = 0.2, 0.8
 QUIET = {"verbose": False}
-
-
-def within(values, truth, se, errors=4):
-    assert ((values - truth).abs() <= errors * se).all(), ((values - truth) / se).abs().max()
 
 
 @pytest.mark.parametrize("posterior", [LEVELS.top_down, LEVELS.bottom_up], ids=["top-down", "bottom-up"])

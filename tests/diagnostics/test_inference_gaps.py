@@ -18,6 +18,7 @@ from pyro_vae.diagnostics.overfitting import overfitting
 from pyro_vae.diagnostics.posterior_families import family_of
 from pyro_vae.errors import NoWeightError, ProgramError, ShapeError, UsageError
 from tests.helpers.exact import Gaussian, LinearGaussian
+from tests.helpers.within import within
 
 LG = LinearGaussian()
 X = LG.x[:12]
@@ -38,10 +39,6 @@ def wrong_guide(x):
     q = wrong_mean_field(x)
     with pyro.plate("data", len(x)):
         pyro.sample("z", dist.Normal(q.loc, q.cov.diagonal().sqrt()).to_event(1))
-
-
-def within(values, truth, se, errors=4):
-    assert ((values - truth).abs() <= errors * se).all(), ((values - truth) / se).abs().max()
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from pyro_vae import Beta, Bound, adam, binarize, cosine, dreg, fit, fit_ensembl
 from pyro_vae.common import torch_private
 from pyro_vae.common.inductor import compiler
 from pyro_vae.common.random import seeded
-from pyro_vae.ensembles import lockstep, together
+from pyro_vae.ensembles import lockstep, recorded_step, together
 from pyro_vae.ensembles.fused_step import FusedStep
 from pyro_vae.ensembles.lockstep import Lockstep
 from tests.ensembles.programs import MAKERS, D, vae
@@ -211,9 +211,9 @@ def test_a_recorded_step_is_that_of_the_lone_run(monkeypatch, recorder):
     """What happens on a GPU, by a recorder that runs the function again; one that does not is found out."""
     monkeypatch.setattr(lockstep, "is_recorded_on", lambda device: True)
     made = []
-    monkeypatch.setattr(together, "CudaRecorder", lambda device, *generators: made.append(recorder()) or made[-1])
+    monkeypatch.setattr(recorded_step, "CudaRecorder", lambda device, *generators: made.append(recorder()) or made[-1])
     monkeypatch.setattr(lockstep, "STEPS", 2)
-    monkeypatch.setattr(together, "STEPS", 2)
+    monkeypatch.setattr(recorded_step, "STEPS", 2)
     x, options = rows(), {"epochs": 3, "batch_size": 5, "transform": binarize}
     ensemble = fit_ensemble(vae, x, seeds=SEEDS, engine="trace", verbose=False, **options)
     note = "one replay a step" if recorder is Again else "the recorded step is not the one that was traced"

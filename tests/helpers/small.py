@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 
+import pyro
 import torch
 from torch import Tensor, nn
 
@@ -52,3 +53,18 @@ def state_of(module: nn.Module) -> dict[str, Tensor]:
 
 def encoder(out_features):
     return MLP(6, out_features, (16,), nn.Tanh)
+
+
+class FixedName(VAE):
+    """Broken: both instances under one name, as in Pyro's own example."""
+
+    def model(self, x):
+        pyro.module("vae", self)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", self.prior())
+            pyro.sample("x", self.likelihood(z), obs=x)
+
+    def guide(self, x):
+        pyro.module("vae", self)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", self.posterior(x))

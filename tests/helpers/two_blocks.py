@@ -11,10 +11,7 @@ import torch
 
 from pyro_vae import MixtureOfExperts, MixtureOfProducts, MultimodalVAE, ProductOfExperts, SkipMissing
 from tests.helpers.missing import NormalWithGaps, nan
-
-
-def draws(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+from tests.helpers.oracles import draws
 
 
 def tensor(*values):

@@ -10,10 +10,7 @@ import pyro.distributions as dist
 import torch
 
 from pyro_vae import BottomUp, HierarchicalVAE, TopDown
-
-
-def draws(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+from tests.helpers.oracles import draws
 
 
 class TwoLevels:

@@ -51,14 +51,11 @@ from pyro_vae.models.missing import SkipMissing, WithMask
 from tests.helpers.engines import check_same, runs
 from tests.helpers.small import binary
 from tests.helpers.two_levels import TwoLevels
+from tests.helpers.within import within
 
 LEVELS = TwoLevels()
 X, TRUTH = LEVELS.x, LEVELS.log_px(LEVELS.x)
 QUIET = {"verbose": False}
-
-
-def within(values, truth, se, errors=4):
-    assert ((values - truth).abs() <= errors * se).all(), ((values - truth) / se).abs().max()
 
 
 def small(posterior="top-down", levels=2):

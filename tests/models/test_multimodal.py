@@ -54,16 +54,13 @@ from pyro_vae.likelihoods import SharedNormal
 from tests.helpers.environment import HEAVY
 from tests.helpers.small import binary
 from tests.helpers.two_blocks import TwoBlocks
+from tests.helpers.within import within
 
 BLOCKS = TwoBlocks()
 X, Y = BLOCKS.gaps
 TRUTH = BLOCKS.log_px(X, Y)
 QUIET = {"verbose": False}
 nan = math.nan
-
-
-def within(values, truth, se, errors=4):
-    assert ((values - truth).abs() <= errors * se).all(), ((values - truth) / se).abs().max()
 
 
 def labels(rows=20, missing=(), seed=2):

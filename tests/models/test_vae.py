@@ -30,7 +30,7 @@ from pyro_vae import (
 )
 from pyro_vae.errors import ProgramError, ShapeError, UsageError
 from pyro_vae.programs.parameters import register
-from tests.helpers.small import binary, small_vae
+from tests.helpers.small import FixedName, binary, small_vae
 
 
 def conditional_vae(device="cpu"):
@@ -77,21 +77,6 @@ def test_two_vaes_and_a_deep_copy_train_in_one_process(device):
     check_trains(small_vae(device=device), x)
     check_trains(copy.deepcopy(first), x)
     check_trains(first, x)
-
-
-class FixedName(VAE):
-    """Broken: both instances under one name, as in Pyro's own example."""
-
-    def model(self, x):
-        pyro.module("vae", self)
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", self.prior())
-            pyro.sample("x", self.likelihood(z), obs=x)
-
-    def guide(self, x):
-        pyro.module("vae", self)
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", self.posterior(x))
 
 
 def test_under_a_fixed_name_the_second_vae_is_never_trained():

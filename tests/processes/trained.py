@@ -202,7 +202,7 @@ def doubting(check):
     """Fail a check of a graph from an earlier step on a shard of 12 rows with few ones."""
 
     def doubted(engine, key, flat, batch):
-        few = len(batch[0]) == 12 and batch[0].sum() < 226 and flat not in engine.fresh
+        few = len(batch[0]) == 12 and batch[0].sum() < 226 and flat not in engine.several.fresh
         with pytest.MonkeyPatch.context() as patched:
             if few:
                 patched.setattr(traced, "disagreement", lambda *_: (1.0, "doubted"))

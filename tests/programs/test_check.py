@@ -15,22 +15,7 @@ from pyro_vae import MLP, VAE, CheckReport, Conditional, StandardNormal, bernoul
 from pyro_vae.errors import ProgramError, ShapeError, SupportError
 from pyro_vae.programs.check import check
 from pyro_vae.programs.findings import Finding
-from tests.helpers.small import binary, small_vae
-
-
-class FixedName(VAE):
-    """Broken: every instance under one name."""
-
-    def model(self, x):
-        pyro.module("vae", self)
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", self.prior())
-            pyro.sample("x", self.likelihood(z), obs=x)
-
-    def guide(self, x):
-        pyro.module("vae", self)
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", self.posterior(x))
+from tests.helpers.small import FixedName, binary, small_vae
 
 
 def rows_of(x, name="data", dim=None):

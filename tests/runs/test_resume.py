@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+from contextlib import nullcontext
 from functools import partial
 from itertools import pairwise
 
@@ -34,6 +35,7 @@ from pyro_vae.training.aggressive_inference import Aggressive
 from pyro_vae.training.engines import choose, traced
 from pyro_vae.training.serialize import pack, unpack
 from pyro_vae.training.trainer import Trainer
+from pyro_vae.training.training_state import TrainingState
 from tests.helpers.environment import HEAVY
 from tests.helpers.small import binary, small_vae
 
@@ -527,3 +529,14 @@ def test_a_device_that_fails_in_the_middle_is_said_with_the_checkpoint_to_go_on_
     fit(again, x, epochs=4, batch_size=8, callbacks=[checkpointer], resume=checkpointer.newest(), verbose=False)
     fit(whole, x, epochs=4, batch_size=8, verbose=False)
     assert all(map(torch.equal, again.state_dict().values(), whole.state_dict().values()))
+
+
+@pytest.mark.parametrize(("said", "raised"), [("CUDA error: unspecified launch failure", False), ("other", True)])
+def test_best_weights_on_a_device_that_failed_hide_no_error(said, raised):
+    class Gone:
+        def copy_(self, best):
+            raise RuntimeError(said)
+
+    state = TrainingState(best_tensors=[torch.zeros(1)])
+    with pytest.raises(RuntimeError, match=said) if raised else nullcontext():
+        state.load_best([Gone()])

@@ -22,6 +22,7 @@ from pyro_vae.training.aggressive_inference import Aggressive, AggressiveInferen
 from pyro_vae.training.step import Step
 from tests.helpers.bits import same
 from tests.helpers.small import binary, small_vae, state_of
+from tests.helpers.training import numbers
 
 fit = partial(noisy_fit, verbose=False)
 
@@ -29,10 +30,6 @@ fit = partial(noisy_fit, verbose=False)
 def moved(before, after):
     """Which roles of a VAE changed, bit by bit."""
     return {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
-
-
-def numbers(run):
-    return [{k: v for k, v in record.items() if k != "seconds"} for record in run.history]
 
 
 # whose parameters are whose

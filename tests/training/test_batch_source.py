@@ -32,7 +32,9 @@ def streamed(monkeypatch):
             return super().gather(rows)
 
     monkeypatch.setattr(
-        sys.modules["pyro_vae.training.fit"], "choose_batch_source", lambda data, device: (data, Noted(data, device))
+        sys.modules["pyro_vae.training.training_rows"],
+        "choose_batch_source",
+        lambda data, device: (data, Noted(data, device)),
     )
     return fetched
 

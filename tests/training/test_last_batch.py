@@ -11,7 +11,7 @@ from pyro_vae import Beta, Bound, Conditional, elbo, fit, iwae, normal
 from pyro_vae.diagnostics.gradient_noise import gradient_report
 from pyro_vae.errors import UsageError
 from pyro_vae.objectives import bound_objective
-from pyro_vae.training import fit as fit_module
+from pyro_vae.training import before_training
 from pyro_vae.training.shuffle import ShuffledBatches
 from tests.helpers.small import binary, small_vae, state_of
 from tests.helpers.training import numbers
@@ -161,7 +161,7 @@ def test_a_variant_that_restores_nothing_is_found(monkeypatch):
 
 
 def test_a_variant_that_does_not_look_fails_after_an_epoch(monkeypatch):
-    monkeypatch.setattr(fit_module, "check_last_batch", lambda *a: None)
+    monkeypatch.setattr(before_training, "check_last_batch", lambda *a: None)
     with pytest.raises(ValueError, match="Expected more than 1 value per channel") as caught:
         fit(normed(), binary(33), epochs=1, batch_size=16, verbose=False)
     assert not isinstance(caught.value, UsageError)

@@ -10,7 +10,7 @@ from torch.backends.cuda import matmul
 from pyro_vae import adam
 from pyro_vae import fit as noisy_fit
 from pyro_vae.runs.checkpointer import Checkpointer
-from pyro_vae.training.engines.traced import ambient
+from pyro_vae.training.engines.trace_setting import ambient
 from pyro_vae.training.engines.whole_step import WholeStep
 from pyro_vae.training.precision import TensorFloat32, name_of, precision_of
 from pyro_vae.training.trainer import TrainingCallback

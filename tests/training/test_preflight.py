@@ -134,7 +134,7 @@ def test_the_first_check_leaves_the_training_as_it_was(monkeypatch):
     x, start = binary(100), small_vae()
     checked, unchecked = copy.deepcopy(start), copy.deepcopy(start)
     a = fit(checked, x, epochs=2, transform=binarize)
-    monkeypatch.setattr("pyro_vae.training.fit.check_training", lambda *_: [])
+    monkeypatch.setattr("pyro_vae.training.before_training.check_training", lambda *_: [])
     b = fit(unchecked, x, epochs=2, transform=binarize)
     assert same(state_of(checked), state_of(unchecked)) and numbers(a) == numbers(b)
 

@@ -16,7 +16,7 @@ from pyro_vae.data import Stored, write_shards
 from pyro_vae.errors import CheckpointError, DataError, Interrupted, ProgramError, SupportError, UsageError
 from pyro_vae.models.standardize import column_units
 from pyro_vae.runs.checkpointer import Checkpointer
-from pyro_vae.training import fit as fit_module
+from pyro_vae.training import training_rows
 from pyro_vae.training.stored_source import StoredSource
 
 X = np.random.default_rng(1).normal(size=(1500, 5)).astype(np.float32) * np.float32(2)
@@ -53,7 +53,7 @@ class InMemory(StoredSource):
 
 def test_steps_are_those_of_the_same_rows_in_memory(folder, monkeypatch):
     model, run = train(Stored(folder, memory="9 kB"), validation=Stored(folder))
-    monkeypatch.setattr(fit_module, "StoredSource", InMemory)
+    monkeypatch.setattr(training_rows, "StoredSource", InMemory)
     other, same = train(Stored(folder, memory="9 kB"), validation=torch.from_numpy(X))
     assert torch.equal(weights(model), weights(other))
     keys = ("elbo", "kl", "loss", "active_units", "mutual_information")

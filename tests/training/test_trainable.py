@@ -82,7 +82,7 @@ def test_what_cannot_be_trained_is_refused_by_name_and_can_be_scored(name, monke
     if name == "quantized":  # whose scale is read off all rows, as a check finds
         with pytest.raises(kind, match=r"other rows are passed along .* quantized as it runs"):
             train(vae)
-        monkeypatch.setattr("pyro_vae.training.fit.check_training", lambda *looked_at: [])
+        monkeypatch.setattr("pyro_vae.training.before_training.check_training", lambda *looked_at: [])
     with pytest.raises(kind, match=said) as raised:
         train(vae)
     assert "Fix: " in str(raised.value)

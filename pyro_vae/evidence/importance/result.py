@@ -18,22 +18,17 @@ from pyro_vae.data.row_ids import RowIds
 from pyro_vae.errors import UsageError
 from pyro_vae.evidence.estimate import (
     RowEstimates,
-    apart_se,
     beside,
-    data_se,
-    digest_of_rows,
-    finite,
-    known,
     marked,
-    mean_se,
 )
 from pyro_vae.programs.program_ids import ProgramIds
 
 from .accumulator import RowBlock
+from .evidence_summary import summarize_evidence, summarize_weights
 from .format_evidence import explain_flags, format_evidence
 from .narrowness import too_narrow
 from .noise import BLOCK, repeats_of
-from .pareto import LOW_ESS, khat_threshold, steady_rows
+from .pareto import khat_threshold, steady_rows
 from .same_evaluation import data_of, programs_of
 from .weighing import joined_engines
 
@@ -268,46 +263,11 @@ class Evidence(RowEstimates):
 
     def summary(self) -> dict[str, Any]:
         """Average over rows, errors apart: Monte Carlo (more particles shrink it) and data (more rows do); None if unknown."""
-        return {
-            "log_px": self.log_px.mean().item(),
-            "log_px_mc_se": mean_se(apart_se(self)),
-            "log_px_data_se": data_se(self.log_px),
-            "elbo": known(self.elbo.mean()),
-            "elbo_mc_se": mean_se(apart_se(self, self.elbo_se)),
-            "gap": known(self.gap.mean()),
-            "gap_mc_se": mean_se(apart_se(self, self.gap_se)),
-            "ess_median": self.ess.median().item(),
-            "ess_min": self.ess.min().item(),
-            "rows_of_low_ess": int((self.ess < LOW_ESS).sum()),
-            "rows": len(self),
-            "num_samples": self.num_samples,
-            "seed": self.seed,
-            "unit": "nats per row, higher is better",
-            **digest_of_rows(self.row_ids),
-            **{
-                name: getattr(self, name)
-                for name in ("method", "measure", "proposal", "noise", "vectorizing", "engine")
-            },
-            **self.diagnostics(),
-        }
+        return summarize_evidence(self)
 
     def diagnostics(self) -> dict[str, Any]:
         """Summarise the weights, for :meth:`summary`; empty for evidence that has none."""
-        if self.khat is None or self.max_share is None or self.jackknife is None:
-            return {}
-        bias, error = self.bias.mean().abs(), mean_se(apart_se(self))
-        return {
-            "bias": finite(self.bias.mean()),
-            "bias_matters": bool(error is not None and bias > error / 2),  # ± Monte Carlo does not hold it
-            "jackknife": finite(self.jackknife.mean()),
-            "khat_max": finite(self.khat.max()),
-            "khat_threshold": finite(self.threshold.max()),
-            "max_share": finite(self.max_share.max()),
-            "rows_flagged": len(self.flagged),
-            "rows_too_narrow": int((self.steady & self.too_narrow).sum()),
-            "rows_looked_at": 0 if self.spread is None else int((~self.spread.isnan()).sum()),
-            "target_se": self.target_se,
-        }
+        return summarize_weights(self)
 
     def plot(self) -> Any:
         r"""Plot Pareto k̂ of the rows, the flagged ones apart (a matplotlib figure).

@@ -151,7 +151,7 @@ def render_run(facts: RunFacts, run: Run | None, data: Data | None, trouble: Seq
         columns=columns,
         worst=worst,
         worst_picture=None if content is None else f"data:image/png;base64,{base64.b64encode(content).decode()}",
-        missing=missing_from(facts, pictures, run, data),
+        missing=missing_from(pictures, run, data),
         members=[],
         evaluations=evaluations_of(facts),
         asked=words.asked(facts),
@@ -254,7 +254,7 @@ def gaps_of(facts: RunFacts) -> list[tuple[str, str]]:
     return [*listed, ("rows", f"{g['rows']:,}{flagged}")]
 
 
-def missing_from(facts: RunFacts, pictures: Mapping[str, Picture], run: Run | None, data: Data | None) -> str:
+def missing_from(pictures: Mapping[str, Picture], run: Run | None, data: Data | None) -> str:
     """Say which of the pictures are not there, and why."""
     if {"reconstructions", "latent"} <= pictures.keys():
         return ""

@@ -9,14 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor, nn
 
-from pyro_vae.common import torch_private
 from pyro_vae.common.inductor import compile_flat
 from pyro_vae.programs.pair import without_validation
-from pyro_vae.training.precision import matmul_switches, rounds
+from pyro_vae.training.precision import rounds
 from pyro_vae.training.step import EagerEngine, Engine, Step
 from pyro_vae.training.training_state import PreStepSnapshot, buffers_of
 
@@ -24,6 +21,8 @@ from .cuda_graph import record
 from .flat_graph import FlatGraph, Result, Unfinished, Untraceable, check_traces, trace
 from .kernel_choice import KernelChoice
 from .scheduled_values import Answers, ScheduledValues, answers_hold
+from .step_parts import AGREED, ANEW, AS_TRACED, EAGER, StepParts
+from .trace_setting import kind_of, layout_of, setting_of, why_untraceable
 from .verify import close, disagreement, replayed
 
 Accelerate = Callable[[FlatGraph, Sequence[Tensor]], Callable[..., Any]]
@@ -32,7 +31,6 @@ MADE = {"compile": "compiled", "graph": "recorded as a CUDA graph"}
 RARE = 8  # times in an epoch that a further kind of batch is met before it is traced, too
 MOST = 8  # traces in all
 TRIES = 3  # audits that may fail before the run is eager
-AGREED, ANEW, AS_TRACED, EAGER = range(4)  # what the graphs of a step of several parts came to, the worst the largest
 ELSEWHERE = "another process {} at this step"
 
 
@@ -68,10 +66,7 @@ class TracedEngine(Engine):
     checks: int = field(default=0, init=False)
     failed_checks: int = field(default=0, init=False)
     largest_difference: float = field(default=0.0, init=False)
-    first_parts: dict[str, tuple[Tensor, ...]] | None = field(default=None, init=False)  # of a step of several, by kind
-    parts: list[tuple[Tensor, ...]] = field(default_factory=list, init=False)  # all of them, whoever computes them
-    checked: set[Any] = field(default_factory=set, init=False)  # keys, in that step
-    fresh: list[FlatGraph] = field(default_factory=list, init=False)  # traced in that step
+    several: StepParts | None = field(default=None, init=False)  # the step that is made now, if it is of several parts
     verdict: int = field(default=AGREED, init=False)  # on that step
 
     def __post_init__(self) -> None:
@@ -96,10 +91,9 @@ class TracedEngine(Engine):
         its kind, and one that is due is checked on every part, whoever has it: so it is the same on every process. What a
         graph that fails on one of them leads to is `verdict`, which all follow (:meth:`follow`).
         """
-        self.first_parts, self.parts, self.verdict = {}, [tuple(part) for part in parts], AGREED
-        for part in self.parts:
-            kind = kind_of(part)
-            self.first_parts.setdefault(kind, part)
+        several = self.several = StepParts.of(parts)
+        self.verdict = AGREED
+        for kind in several.kinds:
             self.meet(kind)
             if kind == self.first_kind or self.seen[kind] >= RARE:
                 self.often.add(kind)
@@ -108,10 +102,8 @@ class TracedEngine(Engine):
         try:
             yield
         finally:
-            self.patience, self.first_parts, self.parts = patience - 1, None, []
-            self.due -= self.checked
-            self.checked.clear()
-            self.fresh.clear()
+            self.patience, self.several = patience - 1, None
+            self.due -= several.checked
 
     def untraced(self, own: range) -> list[int]:
         """Number parts of this step, one of each kind, that this process does not compute, and has no graph for.
@@ -119,13 +111,12 @@ class TracedEngine(Engine):
         It traces them all the same: so each process has the graphs that one alone would have, and all come to the limit of
         their number at the same step.
         """
-        if self.eager_reason:
+        several = self.several
+        if self.eager_reason or several is None:
             return []
         self.scheduled_values.refresh()
-        kinds = list(map(kind_of, self.parts))
-        ours = {kinds[number] for number in own if number < len(kinds)}
-        firsts = [number for number, kind in enumerate(kinds) if kind not in ours and kinds.index(kind) == number]
-        return [number for number in firsts if kinds[number] in self.often and not self.has_graph(self.parts[number])]
+        others = [number for number in several.firsts_of_others(own) if several.kinds[number] in self.often]
+        return [number for number in others if not self.has_graph(several.parts[number])]
 
     def has_graph(self, batch: tuple[Tensor, ...]) -> bool:
         """Return whether a graph holds for such a batch as the scheduled numbers are now."""
@@ -174,12 +165,12 @@ class TracedEngine(Engine):
             raise Untraceable(reason)
         if sum(map(len, self.graphs.values())) >= MOST:
             raise Untraceable(f"more than {MOST} kinds of batch or of changing numbers")
-        flat = self.trace_twice(batch if self.first_parts is None else self.first_parts[kind])
-        if self.first_parts is not None:
-            self.fresh.append(flat)
+        flat = self.trace_twice(batch if self.several is None else self.several.first_of(kind))
+        if self.several is not None:
+            self.several.fresh.append(flat)
         self.accelerate(key, flat, batch)
         loss = self.check(key, flat, batch)
-        if self.first_parts is not None:
+        if self.several is not None:
             self.due.add(key)  # on the parts that come
         self.graphs.setdefault(key, []).append(flat)
         self.often.add(kind)
@@ -227,10 +218,11 @@ class TracedEngine(Engine):
 
     def check(self, key: Any, flat: FlatGraph, batch: tuple[Tensor, ...]) -> Tensor:
         """Run a step of the graph after the same by eager: refuse it if they differ, trace anew if it is an old graph."""
-        if self.first_parts is None:
+        several = self.several
+        if several is None:
             self.due.discard(key)
         else:
-            self.checked.add(key)
+            several.checked.add(key)
         with replayed(self.buffers, batch[0].device):
             eager = self.run_eager(batch)
             eager_buffers = [b.clone() for b in self.buffers]
@@ -243,9 +235,10 @@ class TracedEngine(Engine):
             self.checks, self.largest_difference = self.checks + 1, max(off, self.largest_difference)
             return self.assign_gradients(*captured)
         before.restore()
-        if flat in self.fresh or flat not in self.graphs.get(key, ()) or self.failed_checks >= TRIES:
+        fresh = several is not None and flat in several.fresh
+        if fresh or flat not in self.graphs.get(key, ()) or self.failed_checks >= TRIES:
             raise Untraceable(f"the captured step is not the eager one: {what}")
-        if self.first_parts is not None:  # all parts of this step, by all processes
+        if several is not None:  # all parts of this step, by all processes
             self.verdict = max(self.verdict, ANEW)
             return self.assign_gradients(*eager)
         self.failed_checks += 1
@@ -292,13 +285,11 @@ class TracedEngine(Engine):
 
     def key(self, batch: tuple[Tensor, ...]) -> Any:
         """Describe all that a graph is traced under: it is good for batches with the same key."""
-        return tuple((a.shape, a.stride(), a.dtype, a.device) for a in batch), *self.setting()
+        return layout_of(batch), *self.setting()
 
     def setting(self) -> tuple[Any, ...]:
         """Describe what a graph is traced under beside its batch."""
-        modes = tuple(m.training for root in self.modules for m in root.modules())
-        trained = tuple(p.requires_grad for p in self.step.parameters)
-        return modes, trained, options(self.step.objective), ambient()
+        return setting_of(self.step, self.modules)
 
     @property
     def rounded(self) -> bool:
@@ -311,45 +302,10 @@ class TracedEngine(Engine):
 
     def why_untraceable(self) -> str | None:
         """Give the reason why no trace could hold this run; None if one can."""
-        if self.eager.loss is None:
-            name = type(self.step.objective).__name__
-            return f"{name} reads numbers back at each step (Trace_ELBO, TraceMeanField_ELBO and Bound do not)"
-        if self.scheduled_values.unseen:
-            return (
-                "on_step may change any number of the programs, which a trace would freeze (objects that name the numbers "
-                "they move are followed: scheduled=[beta])"
-            )
-        if am_i_wrapped():
-            return "training runs inside other Pyro handlers, which would see only the first steps"
-        hooked = any(torch_private.has_hook(p) for p in self.step.parameters)
-        return "a parameter has a hook on its gradient" if hooked else None
+        return why_untraceable(self.eager, self.scheduled_values)
 
     def fall_back(self, reason: str) -> None:
         """Run eager from here on."""
         self.eager_reason = reason
         self.graphs.clear()
         self.log.append(f"eager from here on: {reason}")
-
-
-def kind_of(batch: Sequence[Tensor]) -> str:
-    """Describe the shapes and dtypes of a batch."""
-    return "; ".join(f"{a.dtype} {tuple(a.shape)}" for a in batch)
-
-
-def options(objective: Any) -> tuple[Any, ...]:
-    """List an objective's options, as far as they can be compared."""
-    plain = (int, float, str, bool, type(None))
-    ignored = ("known", "max_plate_nesting")
-    return tuple((k, v if isinstance(v, plain) else id(v)) for k, v in vars(objective).items() if k not in ignored)
-
-
-def ambient() -> tuple[Any, ...]:
-    """List the global settings of torch that a step depends on."""
-    return (
-        torch.is_autocast_enabled("cpu"),
-        torch.is_autocast_enabled("cuda"),
-        *matmul_switches(),
-        torch.get_default_dtype(),
-        torch.are_deterministic_algorithms_enabled(),
-        torch.get_num_threads(),
-    )

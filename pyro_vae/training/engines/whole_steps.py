@@ -25,9 +25,9 @@ from pyro_vae.training.training_state import PreStepSnapshot, TrainingOptions, T
 
 from .eager_reference import LastLook, eager_step, look_at, loss_and_gradients
 from .flat_graph import Untraceable
-from .recorded_steps import STEPS, NextStep, RecordedSteps
-from .scheduled_values import answers_hold
+from .recorded_steps import STEPS, RecordedSteps
 from .step_graphs import StepGraphs
+from .step_numbers import StepNumbers
 from .traced import TracedEngine
 from .verify import Comparison
 from .whole_step import WholeStep, inputs_of, moments_of
@@ -60,7 +60,7 @@ class WholeSteps:
 
     def __post_init__(self) -> None:
         self.failed = torch.zeros((), dtype=torch.float32, device=self.data.device)  # 1 from the first bad step on
-        self.ahead = 0.0  # Adam's count of steps, less the run's count of updates
+        self.numbers = StepNumbers(self.engine, self.options, self.planned)
         recorded = self.engine.name == "graph"
         self.several = RecordedSteps(self.engine, self.data, self.failed) if recorded else None
         self.graphs = StepGraphs(self.engine, self.data, self.failed, not recorded, self.compiler)
@@ -125,8 +125,8 @@ class WholeSteps:
             return False
         if self.unchecked is not None and self.comparison is None:
             self.check_behind(order, state)
-        self.options.tell_progress(state.step / self.planned)
-        self.set_rates(self.rates(state.step))
+        self.numbers.tell_progress(state.step)
+        self.numbers.set_rates(self.numbers.rates(state.step))
         state.updates += 1
         loss, _ = loss_and_gradients(self.engine, self.data, order)
         take_step(self.step.optimizer)  # type: ignore[arg-type]
@@ -141,9 +141,9 @@ class WholeSteps:
         if whole in self.graphs.due and self.settle(order, state):
             return not self.singly
         self.look(order, state)
-        rates = self.rates(state.step)
-        numbers = whole.rows_of_numbers(rates, state.updates + 1 + self.ahead)
-        self.set_rates(rates)
+        rates = self.numbers.rates(state.step)
+        numbers = self.numbers.of_update(whole, rates, state.updates)
+        self.numbers.set_rates(rates)
         state.updates += 1  # before: who is interrupted within the step does not take it for complete
         try:
             loss = (self.make_checked if whole in self.graphs.due else self.compute)(whole, order, numbers)
@@ -173,7 +173,7 @@ class WholeSteps:
         if several is None or whole in self.graphs.due:
             return False
         most = min(STEPS, order.full_left, self.room - self.since_look(state))
-        following = self.look_ahead(whole, state, 2 ** (most.bit_length() - 1))  # moves what is scheduled
+        following = self.numbers.look_ahead(whole, state, 2 ** (most.bit_length() - 1))  # moves what is scheduled
         if following is None or not several.ready(whole, following):
             return False
         self.look(order, state)
@@ -183,44 +183,22 @@ class WholeSteps:
         order.taken, state.step = order.taken + count, state.step + count
         state.position.loss_sum = state.position.loss_sum + loss
         self.engine.patience -= count - 1
-        self.set_rates(following[-1].rates)
+        self.numbers.set_rates(following[-1].rates)
         return True
-
-    def look_ahead(self, whole: WholeStep, state: TrainingState, count: int) -> list[NextStep] | None:
-        """List what each of the next steps takes; None unless one graph is good for all of them."""
-        following = []
-        for i in range(count):
-            self.options.tell_progress((state.step + i) / self.planned)
-            if not answers_hold(whole.flat.answers):
-                return None
-            rates = self.rates(state.step + i)
-            scheduled = [float(getattr(owner, name)) for owner, name in self.engine.scheduled_values.numbers]
-            numbers = whole.rows_of_numbers(rates, state.updates + 1 + i + self.ahead)
-            following.append(NextStep(numbers, scheduled, rates))
-        return following
-
-    def set_rates(self, rates: Sequence[float]) -> None:
-        """Leave the learning rates where the optimizer has them."""
-        for group, rate in zip(self.step.optimizer.param_groups, rates, strict=True):  # type: ignore[union-attr]
-            group["lr"] = rate
-
-    def rates(self, step: int) -> list[float]:
-        """Return the groups' learning rates in the step after so many."""
-        multiple = self.options.schedule((step + 1) / self.planned)
-        return [base * multiple for base in self.step.base_rates]
 
     # which graph
 
     def choose(self, order: ShuffledBatches, state: TrainingState) -> WholeStep:
         """Move what is scheduled, and choose the graph of the next step, or make it; raise Untraceable where there is none."""
-        self.options.tell_progress(state.step / self.planned)
+        self.numbers.tell_progress(state.step)
         self.engine.scheduled_values.refresh()
         self.engine.patience -= 1
         whole = self.current
         if whole is None or self.options.scheduled or whole.compiled != self.graphs.compiles:
             whole = self.graphs.find() or self.graphs.make(order.generator)
             self.current = whole
-            self.ahead = whole.count() - state.updates if self.last_look is None else self.ahead
+            if self.last_look is None:
+                self.numbers.ahead = whole.count() - state.updates
         return whole
 
     # whether it is right
@@ -274,13 +252,13 @@ class WholeSteps:
         now = look_at(order, state, self.held)
         try:
             look.restore(order, state)
-            self.options.tell_progress(state.step / self.planned)
+            self.numbers.tell_progress(state.step)
             engine.scheduled_values.refresh()
-            rates = self.rates(state.step)
-            self.set_rates(rates)
+            rates = self.numbers.rates(state.step)
+            self.numbers.set_rates(rates)
             eager = eager_step(engine, self.data, whole, order, wait=False)
             look.restore(order, state)
-            numbers = whole.rows_of_numbers(rates, state.updates + 1 + self.ahead)
+            numbers = self.numbers.of_update(whole, rates, state.updates)
             loss = self.compute(whole, order, numbers)
             copies = {id(tensor): copy for tensor, copy in look.before.buffers}
             before = [copies[id(t)] for t in whole.moved]
@@ -291,9 +269,9 @@ class WholeSteps:
             raise
         finally:
             now.restore(order, state)
-            self.options.tell_progress((state.step - 1) / self.planned)
+            self.numbers.tell_progress(state.step - 1)
             engine.scheduled_values.refresh()
-            self.set_rates(self.rates(state.step - 1))
+            self.numbers.set_rates(self.numbers.rates(state.step - 1))
 
     # what was not finite
 

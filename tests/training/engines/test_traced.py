@@ -248,7 +248,7 @@ def taped(self, z, x):
 def test_what_cannot_be_traced_runs_eager_and_says_why(inside, reason, monkeypatch):
     make = spoilt(inside)
     # which a check refuses, where it is no density, or one of all rows
-    monkeypatch.setattr("pyro_vae.training.fit.check_training", lambda *looked_at: [])
+    monkeypatch.setattr("pyro_vae.training.before_training.check_training", lambda *looked_at: [])
     if inside in (counted, taped) or "random" in inside.__code__.co_names:  # whose own state tracing moves on
         torch.manual_seed(1)
         vae, _ = make()
