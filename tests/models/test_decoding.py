@@ -53,11 +53,11 @@ def test_data_of_an_improper_density_are_refused_by_site(mask, num_samples):
         fn = dist.ImproperUniform(constraints.real, z.shape, ())
         return fn if mask is None else fn.mask(mask)
 
-    with pytest.raises(NoWeightError, match="site 'x' .*ImproperUniform, which is no normalised density"):
+    with pytest.raises(NoWeightError, match=r"site 'x' .*ImproperUniform, which is no normalised density"):
         reconstruct(pair(improper), X, num_samples=num_samples)
 
 
 def test_a_density_that_has_a_mean_and_no_draws_is_reconstructed():
     torch.testing.assert_close(reconstruct(pair(WithMean), X)["x"], X / 2)
-    with pytest.raises(ProgramError, match="site 'x' .* no mean in closed form"):
+    with pytest.raises(ProgramError, match=r"site 'x' .* no mean in closed form"):
         reconstruct(pair(OnlyScored), X)
