@@ -11,10 +11,11 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_vae.common.random import seeded
-from pyro_vae.errors import ProgramError
+from pyro_vae.errors import NoWeightError, ProgramError
 from pyro_vae.programs.at_means import where_kept
 from pyro_vae.programs.determinism import first_other, identical
 from pyro_vae.programs.masks import kept_entries
+from pyro_vae.programs.one_measure import NO_DENSITY, UNNORMALISED, without_density
 from pyro_vae.programs.sites import Program, Site, is_auxiliary, latent_sites, sample_sites
 from pyro_vae.programs.support import MASK
 from pyro_vae.programs.unconditioned import Batch
@@ -156,11 +157,20 @@ def other_rows(args: Batch) -> Iterator[Batch]:
 
 
 def likelihood_draws(sites: Sites) -> dict[str, Tensor]:
-    """Draw from the distribution of each site on noise that is always the same."""
+    """Draw from the distribution of each site on noise that is always the same; take the mean of one that has no draws.
+
+    Raises:
+        NoWeightError: a site that is no normalised density (ImproperUniform), and has neither.
+    """
     drawn = {}
     for name, site in sites.items():
         with seeded(0, device=site["value"].device):
-            drawn[name] = site["fn"].sample()
+            try:
+                drawn[name] = site["fn"].sample()
+            except NotImplementedError as error:  # a density of the user's own, say, that is only scored
+                if (kind := without_density(site["fn"])) in UNNORMALISED:
+                    raise NoWeightError(f"site {name!r} of the model is {kind}, {NO_DENSITY[kind]}") from error
+                drawn[name] = mean_of_data(name, site)
     return drawn
 
 

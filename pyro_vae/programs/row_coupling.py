@@ -161,11 +161,12 @@ def rows_at(problem: Any, numbers: Tensor) -> Any:
     return problem.over(*(a[numbers.to(a.device)] if has_rows(a, rows) else a for a in problem.args))
 
 
-def scores_of_part(problem: Any, draws: poutine.Trace, part: Tensor) -> Scores:
-    """Score the model on some of the rows alone, at their latents of the first particle of `draws`: ``(1, n)`` by site."""
+def scores_of_part(problem: Any, draws: poutine.Trace, part: Tensor, program: Program | None = None) -> Scores:
+    """Score a program, the model or another, on some rows alone, at the first particle of `draws`: ``(1, n)`` by site."""
+    program = program or problem.model
     few, plates = replace(rows_at(problem, part), vectorizing=LOOP), problem.plates
     values = {name: of_part(site, part, plates) for name, site in latent_sites(sample_sites(draws)).items()}
-    return of_rows(few, few.model, few.trace(few.model, 1, without_rows(with_values(draws, values), plates)))
+    return of_rows(few, program, few.trace(program, 1, without_rows(with_values(draws, values), plates)))
 
 
 def of_part(site: Site, part: Tensor, plates: Plates) -> Tensor:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+from pyro_vae.common.torch_private import dispatching, schema
 
 
 def words(text: str) -> frozenset[str]:
@@ -35,6 +37,8 @@ class RowReads(TorchFunctionMode):
     A tensor is known by its memory, so that views follow. Whatever leaves torch (``item``, ``if x > 0``, ``numpy``) makes
     all later ones suspect. What is not :meth:`derived` would be the same for other values of those tensors.
 
+    Seen are calls of torch's functions, and below them its operators: what TorchScript and ``vmap`` compute is seen only there.
+
     Example:
         >>> x, z = torch.ones(1), torch.tensor([0.0, 1.0])
         >>> with RowReads([x]) as reads:
@@ -47,8 +51,20 @@ class RowReads(TorchFunctionMode):
         super().__init__()
         self.kept: list[Tensor] = []  # so that their memory goes to no other meanwhile
         self.memory: set[int] = set()
-        self.left = False  # a value left torch
+        self.operators = set[str]()  # that were applied to what was computed from the rows
+        self.below = dispatching(self.operate)
+        self.left = self.below is None  # a value left torch, or may have left it unseen
         self.mark(tensors)
+
+    def __enter__(self) -> Self:
+        if self.below is not None:
+            self.below.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        if self.below is not None:
+            self.below.__exit__(*error)
 
     def mark(self, values: Any) -> None:
         """Count these tensors as computed from the rows."""
@@ -63,16 +79,31 @@ class RowReads(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out, name = func(*args, **kwargs), getattr(func, "__name__", "")
+        written = args[:1] if name in IN_PLACE or (name.endswith("_") and not name.endswith("__")) else ()
+        self.follow(name, args, kwargs, out, written)
+        return out
+
+    def operate(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Run one of torch's operators, and follow what it returns and writes to."""
+        out, name = func(*args, **kwargs), func.overloadpacket.__name__
+        taken = [(a.name, a.alias_info) for a in schema(func).arguments]
+        changed = {name for name, alias in taken if alias is not None and alias.is_write}
+        values = dict(zip([name for name, _ in taken], args, strict=False)) | kwargs
+        if self.follow(name, args, kwargs, out, [values[name] for name in changed if name in values]):
+            self.operators.add(name)
+        return out
+
+    def follow(self, name: str, args: Any, kwargs: Any, out: Any, written: Any) -> bool:
+        """Mark what a call returned, and wrote to, if it was given values that were computed from the rows."""
         taken = args[1:] if name in LIKE else args[:1] if name in AS else args
         if not self.reads(taken, kwargs):
-            return out
-        if name in IN_PLACE or (name.endswith("_") and not name.endswith("__")):
-            self.mark(args[:1])
+            return False
+        self.mark(written)
         own = {memory_of(t) for t in tensors_in((args, {k: v for k, v in kwargs.items() if k != "out"}))}
         own -= self.memory  # a view of what was not computed from rows, beside one that was (broadcast_tensors)
         self.mark([t for t in tensors_in(out) if memory_of(t) not in own])
         self.left |= name not in SHAPES and not any(True for _ in tensors_in(out)) and out is not None
-        return out
+        return True
 
     def reads(self, *values: Any) -> bool:
         return any(memory_of(t) in self.memory for t in tensors_in(values))
@@ -91,4 +122,8 @@ def tensors_in(values: Any) -> Iterator[Tensor]:
 
 
 def memory_of(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+    """Return where a tensor's values lie; 0 for one that stands for others (in ``vmap``), which are followed themselves."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except NotImplementedError:
+        return 0

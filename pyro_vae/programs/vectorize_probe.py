@@ -23,7 +23,7 @@ from pyro_vae.data.lazy_rows import LazyRows, any_lazy
 from pyro_vae.errors import ProgramError
 
 from .determinism import differing, random_density, same_terms
-from .latent_branches import why_latents_are_coupled
+from .latent_coupling import FarLatents, far_latents, why_latents_are_coupled
 from .pair import quiet, unwrapped
 from .parameters import ParametersRegistered, store_restored
 from .plates import sum_rows
@@ -117,9 +117,34 @@ def probe_few_rows(problem: Any) -> Probe | None:
     try:
         found = probe(few)
         refusal = found.refusal or why_not_row_by_row(few, found.draws, found.truth)
-        return replace(found, refusal=refusal or why_latents_are_coupled(few, found.draws, PARTICLES))
+        return replace(found, refusal=refusal) if refusal else at_far_latents(few, found)
     except Exception:
         return None
+
+
+def at_far_latents(few: Any, found: Probe) -> Probe:
+    """Look at a pair where latents are far away: a way of running particles must agree there, too, and rows be their own."""
+    modes: dict[str, Mode] = {"model": found.vectorizing.model, "guide": found.vectorizing.guide}
+    refusal = None
+    for role, program in {"model": few.model, "guide": few.guide}.items():
+        if role == "guide" and (drawing(few) is few.model or found.vectorizing.random_guide):
+            continue
+        far = far_latents(few, found.draws, PARTICLES, program)
+        refusal = refusal or why_latents_are_coupled(far, program, role)
+        if far is not None:
+            modes[role] = next(
+                (m for m in MODES[MODES.index(modes[role]) :] if agrees_far_away(far, program, m)), "loop"
+            )
+    vectorizing = Vectorizing(modes["model"], modes["guide"], found.vectorizing.random_guide)
+    return replace(found, vectorizing=vectorizing, refusal=refusal)
+
+
+def agrees_far_away(far: FarLatents, program: Program, mode: Mode) -> bool:
+    """Return whether a way of running particles gives the log-probabilities of single runs at far latents."""
+    try:
+        return mode == "loop" or same_terms(far.scores(program), far.scores(program, mode))
+    except Exception:  # it does not run in this way
+        return False
 
 
 def first_rows(problem: Any, rows: int = ROWS) -> Any | None:

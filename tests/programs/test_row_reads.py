@@ -6,6 +6,9 @@ import torch
 from pyro_vae.programs.row_reads import RowReads
 
 X, Z, TABLE = torch.ones(1), torch.linspace(-1, 1, 5).unsqueeze(-1), torch.randn(4)
+SCRIPT = torch.jit.CompilationUnit(
+    "def shifted(x):\n    return x + 1\n"
+)  # calls none of torch's functions, but its operators
 
 
 def written():
@@ -30,6 +33,9 @@ def written():
         lambda: torch.broadcast_tensors(Z, X)[1],
         lambda: torch.full((2,), float(X)),
         written,
+        lambda: SCRIPT.shifted(X),
+        lambda: torch.vmap(lambda v: v * 2)(X),
+        lambda: torch.func.grad(lambda v: (v**2).sum())(X),
     ],
     ids=[
         "where",
@@ -44,6 +50,9 @@ def written():
         "broadcast",
         "float",
         "written",
+        "script",
+        "vmap",
+        "gradient",
     ],
 )
 def test_what_reads_the_row(computed):

@@ -90,6 +90,8 @@ def adam_groups(optimizer: torch.optim.Optimizer, reached: Sequence[Tensor]) -> 
 
 def by_kernel(group: AdamGroup, gradients: Sequence[Tensor], numbers: Tensor, skip: Tensor | None) -> None:
     """Update by torch's fused kernel: to the bit what a fused optimizer does."""
+    if not group.parameters:  # no gradient reaches the group, and the kernel takes no empty lists
+        return
     options = {"lr": numbers[0], "betas": group.betas, "eps": group.eps, "weight_decay": group.weight_decay}
     torch_private.adam_kernel(
         group.parameters, gradients, (group.means, group.squares, group.steps), options, group.decoupled, skip

@@ -60,7 +60,7 @@ class WholeStep:
         Raises:
             Untraceable: not the same for all parameters.
         """
-        counts = {count for group in self.groups for count in torch.stack(group.steps).tolist()}
+        counts = {count for group in self.groups if group.steps for count in torch.stack(group.steps).tolist()}
         if len(counts) != 1:
             raise Untraceable("Adam has made more steps of some parameters than of others")
         return float(counts.pop())

@@ -437,6 +437,25 @@ def test_parameters_that_stand_still_and_buffers_are_eagers(make):
     assert "no whole steps" not in check_whole(make=make)
 
 
+@pytest.mark.parametrize("where", [0, -1], ids=["first", "last"])
+@pytest.mark.parametrize(
+    "kind", [torch.optim.Adam, partial(torch.optim.AdamW, weight_decay=0.1)], ids=["adam", "adamw"]
+)
+def test_a_group_that_no_gradient_reaches_keeps_whole_steps(kind, where, monkeypatch):
+    """It ended the run: "stack expects a non-empty TensorList"."""
+    used, make_one = [], WholeSteps.make_one
+    monkeypatch.setattr(WholeSteps, "make_one", lambda self, *a: used.append(1) or make_one(self, *a))
+
+    def in_groups(parameters):
+        idle, others = [p for p in parameters if p.shape == (3,)], [p for p in parameters if p.shape != (3,)]
+        groups = [{"params": others, "lr": 1e-3}]
+        groups.insert(len(groups) if where else 0, {"params": idle, "lr": 1e-2})
+        return kind(groups, fused=True)
+
+    assert "no whole steps" not in check_whole(make=unreached, optimizer=in_groups)
+    assert used
+
+
 def careful(x, generator):
     assert bool((x >= 0).all())
     return binarize(x, generator)

@@ -8,6 +8,7 @@ import torch
 from pyro_vae import Bound, ais, check, elbo, log_likelihood, log_weights, quadrature
 from pyro_vae.errors import ProgramError
 from pyro_vae.programs import vectorize_probe
+from pyro_vae.programs.problem import Problem
 
 X = torch.tensor([[0.3, -0.2], [1.0, 0.4], [-0.5, 0.1]])
 SAID = "when a latent of another row is far away"
@@ -57,6 +58,7 @@ def series(z):
     return torch.where(z > 20, z, torch.log1p(z.clamp(max=20).exp())) if (z > 20).any() else torch.log1p(z.exp())
 
 
+SCRIPT = torch.jit.CompilationUnit("def shifted(z):\n    return z + (z > 4).sum()\n")
 COUPLED = {
     "a branch above": (lambda z: 2 * z if (z > 3.5).any() else z, "normal"),
     "a branch below": (lambda z: z + 1 if (z < -5).any() else z, "normal"),
@@ -67,6 +69,13 @@ COUPLED = {
     "a positive latent": (lambda z: z if (z < 12).all() else z + 1, "gamma"),
     "a great count": (lambda z: z if (z < 12).all() else z + 1, "counts"),
     "a rare class": (lambda z: z + 1 if (z == 3).any() else z, "classes"),
+    "how many are far": (lambda z: z + (z > 4).sum(), "normal"),
+    "any, in torch": (lambda z: torch.where((z > 4).any(), 2 * z, z), "normal"),
+    "all, in torch": (lambda z: z + (z > 2).all(), "normal"),
+    "the greatest, in torch": (lambda z: z + (z.amax() - 5).relu(), "normal"),
+    "steps of a matrix": (lambda z: z + ((z > 4).float() @ torch.ones(len(z), len(z)) - (z > 4).float()), "normal"),
+    "a script": (SCRIPT.shifted, "normal"),
+    "the row before": (lambda z: z + (z.roll(1, -1) > 4), "normal"),
     "a rare bit": (lambda z: z - 1 if z.any() else z, "bits"),
 }
 OF_EACH = {
@@ -74,6 +83,7 @@ OF_EACH = {
     "until all converge": newton,
     "a check": asserted,
     "a form for large values": series,
+    "a number of each": lambda z: z + (z[..., None] > 4).sum(-1),
     "a number that is only looked at": lambda z: (float(z.max()), z)[1],
 }
 
@@ -95,6 +105,58 @@ def log_px_on_a_grid(loc):
 def test_what_is_of_each_latent_has_the_integral_of_its_row(name):
     evidence = log_likelihood(*pair(OF_EACH[name]), X, num_samples=2000, verbose=False)
     assert ((evidence.log_px - log_px_on_a_grid(OF_EACH[name])).abs() < 4 * evidence.mc_se).all()
+
+
+def two_levels(scale):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0))
+            pyro.sample("x", dist.Normal(y[..., None], 1.0).expand([*y.shape, 2]).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(x.mean(-1), scale(z)))
+
+    return model, guide
+
+
+@pytest.mark.parametrize(
+    "scale",
+    [
+        lambda z: 2.0 if (z > 3.3).any() else 0.6,
+        lambda z: 0.6 + (z < -4).sum(),
+        lambda z: max(1.0, z.max().item() / 4),
+        lambda z: torch.where((z.abs() > 4).any(), 2.0, 1.0),
+    ],
+    ids=["a branch", "a sum", "the greatest", "in torch"],
+)
+def test_a_guide_that_asks_one_number_of_all_latents_is_refused(scale):
+    """Its ELBO would be another one for each number of rows and particles that are run together."""
+    with pytest.raises(ProgramError, match=f"of the guide.*{SAID}"):
+        log_weights(*two_levels(scale), X)
+
+
+def test_a_guide_that_decides_for_each_latent_is_taken():
+    evidence = log_likelihood(*two_levels(lambda z: torch.where(z > 1, 2.0, 1.5)), X, num_samples=4000, verbose=False)
+    exact = dist.MultivariateNormal(torch.zeros(2), torch.eye(2) + 2).log_prob(X)
+    assert ((evidence.log_px - exact).abs() < 4 * evidence.mc_se).all()
+
+
+@pytest.mark.parametrize("dim, mode", [(-1, "plate"), (1, "rows")])
+def test_a_step_over_a_dimension_counted_from_the_left_is_not_run_under_a_plate_of_particles(dim, mode):
+    """It agrees there at all draws but those above 4: the rows, not the latents of a row, would be asked."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z + (z > 4).any(dim, keepdim=True), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.8).to_event(1))
+
+    assert Problem.of(model, guide, X, seed=0).vectorizing.model == mode
 
 
 def test_each_function_refuses_it():
