@@ -22,6 +22,7 @@ from pyro_vae.training.training_state import PreStepSnapshot, buffers_of
 
 from .cuda_graph import record
 from .flat_graph import FlatGraph, Result, Unfinished, Untraceable, check_traces, trace
+from .graph_tally import GraphTally, batch_key, graph_name
 from .kernel_choice import KernelChoice
 from .scheduled_values import Answers, ScheduledValues, answers_hold
 from .verify import close, disagreement, replayed
@@ -30,7 +31,6 @@ Accelerate = Callable[[FlatGraph, Sequence[Tensor]], Callable[..., Any]]
 ACCELERATORS: dict[str, Accelerate] = {"compile": compile_flat, "graph": record}
 MADE = {"compile": "compiled", "graph": "recorded as a CUDA graph"}
 RARE = 8  # times in an epoch that a further kind of batch is met before it is traced, too
-MOST = 8  # traces in all
 TRIES = 3  # audits that may fail before the run is eager
 AGREED, ANEW, AS_TRACED, EAGER = range(4)  # what the graphs of a step of several parts came to, the worst the largest
 ELSEWHERE = "another process {} at this step"
@@ -57,6 +57,8 @@ class TracedEngine(Engine):
     patience: int = 0
     kernels: KernelChoice | None = field(default=None, init=False)  # None: the library's
     graphs: dict[Any, list[FlatGraph]] = field(default_factory=dict, init=False)
+    tally: GraphTally = field(default_factory=GraphTally, init=False)  # of these
+    whole_tally: GraphTally = field(default_factory=GraphTally, init=False)  # of graphs of whole steps
     seen: dict[str, int] = field(default_factory=dict, init=False)  # kinds of batch, this epoch
     often: set[str] = field(default_factory=set, init=False)  # kinds that were traced though not met first
     due: set[Any] = field(default_factory=set, init=False)  # keys whose graphs are checked when they are next met
@@ -145,6 +147,7 @@ class TracedEngine(Engine):
                 f"something changed between epochs, traced anew{'' if own else ', as another process says'}"
             )
         self.graphs.clear()
+        self.tally.clear()
         return verdict != AGREED
 
     def compute(self, *batch: Tensor) -> Tensor:
@@ -172,9 +175,10 @@ class TracedEngine(Engine):
             return self.eager(*batch)
         if reason := self.why_untraceable():
             raise Untraceable(reason)
-        if sum(map(len, self.graphs.values())) >= MOST:
-            raise Untraceable(f"more than {MOST} kinds of batch or of changing numbers")
+        self.tally.check_room()
         flat = self.trace_twice(batch if self.first_parts is None else self.first_parts[kind])
+        flat.name = graph_name(batch_key(batch), self.setting(type), answers=flat.answers)
+        self.tally.add(flat.name)
         if self.first_parts is not None:
             self.fresh.append(flat)
         self.accelerate(key, flat, batch)
@@ -250,7 +254,8 @@ class TracedEngine(Engine):
             return self.assign_gradients(*eager)
         self.failed_checks += 1
         self.log.append(f"{what}: something changed between epochs, traced anew")
-        self.graphs.pop(key)
+        for old in self.graphs.pop(key):
+            self.tally.drop(old.name)
         return self.trace_kind(key, kind_of(batch), batch)
 
     def run_eager(self, batch: tuple[Tensor, ...]) -> Result:
@@ -274,12 +279,15 @@ class TracedEngine(Engine):
     def state(self) -> dict[str, Any]:
         """Return which kinds of batch are traced, and what decides when others are, and when the compiler is called."""
         kinds = {"seen": dict(self.seen), "often": sorted(self.often), "first": self.first_kind}
+        kinds |= {"graphs": self.tally.names, "whole graphs": self.whole_tally.names}
         return kinds | {"patience": self.patience, "refused": self.eager_reason, "whole": self.whole_refused}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take over decisions, not traces: these are made anew, and compute the same to the bit."""
         self.seen, self.often, self.first_kind = dict(state["seen"]), set(state["often"]), str(state["first"])
         self.patience, self.whole_refused = int(state["patience"]), state.get("whole")
+        self.tally.load(state.get("graphs", ()))  # an older checkpoint has none
+        self.whole_tally.load(state.get("whole graphs", ()))
         if state["refused"] is not None:
             self.fall_back(str(state["refused"]))
 
@@ -294,11 +302,11 @@ class TracedEngine(Engine):
         """Describe all that a graph is traced under: it is good for batches with the same key."""
         return tuple((a.shape, a.stride(), a.dtype, a.device) for a in batch), *self.setting()
 
-    def setting(self) -> tuple[Any, ...]:
-        """Describe what a graph is traced under beside its batch."""
+    def setting(self, told: Callable[[Any], Any] = id) -> tuple[Any, ...]:
+        """Describe what a graph is traced under beside its batch; objects as `told`, by their type in any process alike."""
         modes = tuple(m.training for root in self.modules for m in root.modules())
         trained = tuple(p.requires_grad for p in self.step.parameters)
-        return modes, trained, options(self.step.objective), ambient()
+        return modes, trained, options(self.step.objective, told), ambient()
 
     @property
     def rounded(self) -> bool:
@@ -328,6 +336,7 @@ class TracedEngine(Engine):
         """Run eager from here on."""
         self.eager_reason = reason
         self.graphs.clear()
+        self.tally.clear()
         self.log.append(f"eager from here on: {reason}")
 
 
@@ -336,11 +345,11 @@ def kind_of(batch: Sequence[Tensor]) -> str:
     return "; ".join(f"{a.dtype} {tuple(a.shape)}" for a in batch)
 
 
-def options(objective: Any) -> tuple[Any, ...]:
+def options(objective: Any, told: Callable[[Any], Any] = id) -> tuple[Any, ...]:
     """List an objective's options, as far as they can be compared."""
     plain = (int, float, str, bool, type(None))
     ignored = ("known", "max_plate_nesting")
-    return tuple((k, v if isinstance(v, plain) else id(v)) for k, v in vars(objective).items() if k not in ignored)
+    return tuple((k, v if isinstance(v, plain) else told(v)) for k, v in vars(objective).items() if k not in ignored)
 
 
 def ambient() -> tuple[Any, ...]:
