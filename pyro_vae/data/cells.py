@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -16,9 +17,15 @@ DIGITS = 15  # of whole numbers that float64 surely tells apart
 MISSING = ("", "NA", "N/A", "#N/A", "<NA>", "NaN", "nan", "NULL", "null")  # "None" may be a label
 COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?")
 THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+")
+MONTHS = "jan(uary)? feb(ruary)? mar(ch)? apr(il)? may june? july? aug(ust)? sept?(ember)? oct(ober)? nov(ember)? dec(ember)?"
+MONTH = rf"({'|'.join(MONTHS.split())})\.?"
+PARTED = r"(, |[ ./-])"
 DATE = re.compile(
     r"\d{4}-\d{1,2}-\d{1,2}([T ]\d{1,2}:\d{2}.*)?|\d{1,2}[./]\d{1,2}[./](\d{4}|\d{2})( \d{1,2}:\d{2}.*)?"
     r"|\d{4}/\d{1,2}/\d{1,2}.*|\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?"
+    rf"|\d{{1,2}}(st|nd|rd|th)?{PARTED}{MONTH}({PARTED}(\d{{4}}|\d{{2}})( \d{{1,2}}:\d{{2}}.*)?)?"
+    rf"|{MONTH}{PARTED}\d{{1,2}}(st|nd|rd|th)?(,? ?\d{{4}}.*)?|{MONTH}{PARTED}\d{{4}}",
+    re.IGNORECASE,
 )
 DATES = "make numbers of it (days since the first, the month, the hour)"
 
@@ -39,8 +46,7 @@ def typed(raw: RawColumn) -> RawColumn:
     if raw.kind != "cells":
         return raw
     texts = [text for text in raw.texts() if text is not None]
-    if texts and all(map(DATE.fullmatch, texts)):
-        raise DataError(f"column {raw.name!r} holds dates or times ({texts[0]!r}): {DATES}, or {left_out(raw.name)}.")
+    refuse_dates(raw.name, texts)
     if texts and {text.lower() for text in texts} <= {*BOOLEANS}:
         return RawColumn(raw.name, booleans_of(raw), "boolean")
     numeric = [is_numeric(text) for text in texts]
@@ -50,12 +56,24 @@ def typed(raw: RawColumn) -> RawColumn:
         return RawColumn(raw.name, numbers_of(raw))
     few = sum(numeric) * 2 < len(numeric)
     odd = next(i for i, t in enumerate(raw.texts()) if t is not None and is_numeric(t) is few)
+    words = {text for text in texts if not is_numeric(text)}
+    code = (
+        f"where it stands for a missing value: --missing-value={shlex.quote(*words)}; "
+        if len(words) == 1 and not few
+        else ""
+    )
     raise DataError(
         f"column {raw.name!r} mixes {counted(sum(numeric), 'number')} and {counted(len(numeric) - sum(numeric), 'text')}: "
         f"{raw.values[odd]!r} in row {odd} (counted from 0) is {'a number' if few else 'none'}. Mend the cell or leave it "
-        f"empty; where the numbers are labels, too: --columns auto,{raw.name}=categorical; or leave the column out: "
+        f"empty; {code}where the numbers are labels, too: --columns auto,{raw.name}=categorical; or leave the column out: "
         f"{left_out(raw.name)}."
     )
+
+
+def refuse_dates(name: str, texts: Sequence[str]) -> None:
+    """Refuse texts all of which are dates or times."""
+    if texts and all(map(DATE.fullmatch, texts)):
+        raise DataError(f"column {name!r} holds dates or times ({texts[0]!r}): {DATES}, or {left_out(name)}.")
 
 
 def counted(count: int, what: str) -> str:

@@ -16,6 +16,7 @@ from pyro_vae.errors import DataError, UsageError
 
 from .cells import is_numeric, typed
 from .columns import Column, RawColumn, as_category, check_rounding, check_values
+from .label_doubts import unit_of
 
 IGNORED = "ignore"
 ORDERED = ("CumulativeLogit", "discretized_logistic")  # families of codes whose order counts
@@ -169,12 +170,18 @@ def choose_family(raw: RawColumn) -> tuple[np.ndarray, Column] | str:
 
 
 def check_shared(values: np.ndarray, column: Column) -> None:
-    """Refuse labels most of which stand in one row alone: names, or numbers with a sign beside them.
+    """Refuse names, which stand in one row alone mostly; and numbers with a sign or unit beside them, where they are many.
 
     Raises:
         DataError: says how they are taken, or left out.
     """
     rows, used = int((~np.isnan(values)).sum()), len(np.unique(values[~np.isnan(values)]))
+    if (unit := unit_of(column.labels)) and used > GRADES:
+        raise DataError(
+            f"column {column.name!r} has {used} labels that are numbers with {unit!r} beside them "
+            f"({', '.join(map(repr, column.labels[:3]))} …): write numbers alone, and the unit into the name; or --columns "
+            f"auto,{column.name}=ignore, or auto,{column.name}=categorical, which takes each for a label without order."
+        )
     if rows >= NAMED and used > rows / 2:
         raise DataError(
             f"column {column.name!r} has {used} labels ({', '.join(map(repr, column.labels[:3]))} …) in {rows} rows: names of "

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_vae.errors import DataConversionWarning, DataError
 
-from .cells import DATES, MISSING
+from .cells import DATES, MISSING, refuse_dates
 from .column_choices import ColumnSpec
 from .columns import Column, RawColumn, check_names, left_out, too_large
 from .mixed import code_columns, describe_columns, index_among, match_columns
@@ -170,7 +170,7 @@ def read_series(name: str, series: Any) -> RawColumn:
 
     dtype = series.dtype
     if dtype.is_temporal():
-        raise DataError(f"column {name!r} holds dates or times ({dtype}): {DATES}, or leave it out.")
+        raise DataError(f"column {name!r} holds dates or times ({dtype}): {DATES}, or {left_out(name)}.")
     if dtype in (nw.Categorical, nw.Enum):
         declared = dtype == nw.Enum or series.implementation.is_pandas_like()  # others list them as they met them
         listed = map(str, series.cat.get_categories().to_list()) if declared else ()
@@ -233,7 +233,9 @@ def of_objects(name: str, values: list[Any], dtype: str) -> RawColumn:
         raise DataError(f"column {name!r} (dtype {dtype}) mixes {told}, counted from 0: give it one type.")
     (kind,) = several
     if kind == "texts":
-        return RawColumn(name, [None if v is None else known_text(str(v)) for v in values], "category")
+        texts = [None if v is None else known_text(str(v)) for v in values]
+        refuse_dates(name, [text for text in texts if text is not None])
+        return RawColumn(name, texts, "category")
     if kind not in ("numbers", "booleans"):
         raise DataError(
             f"column {name!r} (dtype {dtype}) holds {kind}, which no number stands for: make columns of numbers or labels of "

@@ -13,6 +13,7 @@ from pyro_vae.errors import DataError
 from .cells import booleans_of, is_numeric, numbers_of, typed
 from .column_choices import ColumnSpec, choose
 from .columns import SHOWN, Column, RawColumn, as_category, check_rounding, check_values, codes_of, known_labels
+from .label_doubts import doubts_of
 from .table_layout import LEVEL, UNNAMED, is_index_name
 
 COUNTED = 10  # rows: the numbers of fewer may count by chance
@@ -91,6 +92,7 @@ def code_columns(raws: Sequence[RawColumn], spec: ColumnSpec | None) -> Coded:
             notes.append(f"column {raw.name!r} is left out: {chosen}")
         else:
             taken.append(chosen)
+            notes += doubts_of(chosen[1])
             if spec is None and len(np.unique(chosen[0][~np.isnan(chosen[0])])) == 1:
                 notes.append(
                     f"column {raw.name!r} is constant: a density there has no bound, and says nothing of a row"

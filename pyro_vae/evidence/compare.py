@@ -19,6 +19,11 @@ from pyro_vae.programs.measure import dominating
 from .comparison import Compared, Comparison
 from .estimate import LogPx, apart_se, data_se, known, refuse_two_noises, row_difference
 
+MIXED = (
+    "log p(x) is a density of some columns and a probability of others: the numbers compare only where every model has a "
+    "density of the same columns, in the same units, which cannot be seen from them."
+)
+
 
 @suggest_keywords
 def compare(
@@ -89,7 +94,8 @@ def compare(
     ]
     decisive = quantile(len(ranked) - 1, len(best))
     models = (measured[0], *(replace(m, verdict=verdict(m, measured[0], decisive)) for m in measured[1:]))
-    return Comparison(models, len(best), (*cautions(models), *repeats(best)))
+    mixed = [MIXED] if " x " in dominating(best.measure or "") else []
+    return Comparison(models, len(best), (*cautions(models), *mixed, *repeats(best)))
 
 
 def check(pairs: list[tuple[str, LogPx]], beside: dict[str, Mapping[str, Any]]) -> None:

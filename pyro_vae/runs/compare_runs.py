@@ -13,14 +13,16 @@ import torch
 from pyro_vae.common.keywords import suggest_keywords
 from pyro_vae.common.safe_read import check_seal
 from pyro_vae.data.datasets import NAMES
+from pyro_vae.data.mixed import shown
 from pyro_vae.errors import DataError, RunFolderError, UsageError
 from pyro_vae.evidence.annealing.saved import AnnealedRows, from_csv
-from pyro_vae.evidence.compare import compare
+from pyro_vae.evidence.compare import MIXED, compare
 from pyro_vae.evidence.comparison import Comparison
 from pyro_vae.evidence.exact.result import Exact
 from pyro_vae.evidence.importance.result import Evidence
 from pyro_vae.plots import figures
 from pyro_vae.programs.support import support_of_site
+from pyro_vae.programs.wrapped import bare
 
 from . import folder
 from .build_limits import bounded_build
@@ -32,7 +34,8 @@ from .registry import kind_of, likelihood_of
 
 NEEDED = ("log_px", "log_px_mc_se", "log_px_data_se", "rows", "method", "measure")
 WHY = {  # what two runs must have in common, in the order in which it is looked at
-    "data": "Log-likelihoods of different data have no difference. Train both on the same file.",
+    "columns": "log p(x) of more columns, or of others, is of another x. Give both the same --columns.",
+    "data": "Log-likelihoods of different data have no difference. Train both on the same file, with its columns taken alike.",
     "shuffle of the data": "The same file was split by different seeds: the rows differ. Train both with the same --data-seed.",
     "values": "Numbers under one binarization or scaling are not comparable with numbers under another.",
     "kind of log p(x)": "A log probability and a log density differ in units: one is at most 0, the other moves with the "
@@ -94,10 +97,12 @@ def compare_runs(
     notes = [f"{name}: {run.unfinished}." for name, run in runs.items() if run.unfinished]
     notes += other_rows(scores, found)
     notes += [f"next: {AGAIN} {runs[m.name].path} --method annealing" for m in comparison.models if m.loose]
+    # of which columns each has a density is known here
+    of_rows = tuple(note for note in comparison.notes if note != MIXED)
     notes += [f"seconds are of training; scored on {machines}."]
     if any(run.active_units is not None for run in runs.values()):
         notes.append("active units are of the epoch kept, on (at most 500) validation rows: Var_x(E[z | x]) > 0.01.")
-    return replace(comparison, notes=(*comparison.notes, *notes))
+    return replace(comparison, notes=(*of_rows, *notes))
 
 
 def other_rows(scores: Mapping[str, Sequence[Evaluation]], chosen: Mapping[str, Evaluation]) -> list[str]:
@@ -185,20 +190,33 @@ def training_of(path: Path, summary: dict[str, Any]) -> tuple[float | None, int 
 def common_of(record: dict[str, Any], components: Mapping[str, Any]) -> dict[str, Any]:
     """Describe what a run's log p(x) is of, under keys of WHY."""
     config, data = Config.of_run(record["config"]), record["data"]
+    columns = data.get("columns") or []
+    names = [column.get("name", "") for column in columns if isinstance(column, dict)]
     return {
+        "columns": names,
         "data": data["digest"],
         "shuffle of the data": None if config.data in NAMES else config.data_seed,
         "values": data["policy"],
-        "kind of log p(x)": kind(config, tuple(data["shape"]), components),
+        "kind of log p(x)": kind(config, tuple(data["shape"]), components, names),
     }
 
 
-def kind(config: Config, shape: tuple[int, ...], components: Mapping[str, Any]) -> str:
-    """Name the measure that p(x | z) has its density with respect to: counting or Lebesgue, as the family's support says."""
+def kind(config: Config, shape: tuple[int, ...], components: Mapping[str, Any], names: Sequence[str] = ()) -> str:
+    """Name the measure that p(x | z) has its density with respect to: counting or Lebesgue, as the family's support says.
+
+    Of columns of both kinds, the ones with a density are named (by number where they have no names): two models of one table
+    may have a density of other columns each, and their numbers are then as little alike.
+    """
     elements = math.prod(kind_of(config).emission(shape))
     family, features = likelihood_of(config, elements, components)
-    discrete = support_of_site("x", family(torch.zeros(1, features))).is_discrete
-    return "log probability (counting measure)" if discrete else "log density (Lebesgue measure)"
+    support = bare(support_of_site("x", family(torch.zeros(1, features))))
+    blocks = zip(getattr(support, "supports", [support]), getattr(support, "widths", [elements]), strict=True)
+    discrete = [block.is_discrete for block, width in blocks for _ in range(width)]
+    if all(discrete) or not any(discrete):
+        return "log probability (counting measure)" if all(discrete) else "log density (Lebesgue measure)"
+    named = names if len(names) == len(discrete) else range(len(discrete))
+    densities = ", ".join(str(name) for name, counted in zip(named, discrete, strict=True) if not counted)
+    return f"log density in the columns {densities}, log probability in the others"
 
 
 def check_common(runs: dict[str, ScoredRun]) -> None:
@@ -206,11 +224,26 @@ def check_common(runs: dict[str, ScoredRun]) -> None:
     for first, name in zip(runs, list(runs)[1:], strict=False):
         a, b = runs[first], runs[name]
         for what, why in WHY.items():
+            if what == "columns" and not (a.common[what] and b.common[what]):
+                continue  # they have no names, or a former version kept none
             if a.common[what] != b.common[what]:
-                one, other = (f"{str(r.common[what])[:12]}…" if what == "data" else r.common[what] for r in (a, b))
+                one, other = told(what, a.common[what], b.common[what])
                 raise DataError(
                     f"{first!r} and {name!r} cannot be compared, as their {what} differ: {one} and {other}. {why}"
                 )
+
+
+def told(what: str, one: Any, other: Any) -> tuple[str, str]:
+    """Write in which two runs differ: digests by their first signs, columns by those that the other has not."""
+    if what == "data":
+        return f"{one[:12]}…", f"{other[:12]}…"
+    if what != "columns":
+        return str(one), str(other)
+    only = [[name for name in these if name not in those] for these, those in ((one, other), (other, one))]
+    if not any(only):
+        return "the same names", "in another order"
+    first, second = (f"{shown(names)} beside those of both" if names else "no further one" for names in only)
+    return first, second
 
 
 def write(path: Path, content: Any) -> None:

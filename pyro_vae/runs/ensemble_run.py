@@ -46,7 +46,7 @@ from .ensemble_folder import (
 from .evaluate_run import evaluate_opened
 from .evaluation_options import EvaluationOptions
 from .evaluations import EvaluationName
-from .load import load_run, open_data, read_data
+from .load import Run, load_run, open_data
 from .lock import locked
 from .member_trackers import all_tracked, end_all, no_trackers, trackers_of
 from .registry import build, objective_of
@@ -260,15 +260,24 @@ def evaluate_ensemble(
     """
     path, names = Path(path), dict[int, EvaluationName]()
     everyone = read_list(path)["seeds"]
+    read: tuple[Run, Data] | None = None
     with no_links_below(path):
-        for place, seed in enumerate(counted(path)):
+        for seed in counted(path):
             run = load_run(path / name_of(seed), device=device)
             own = replace(options, seed=options.seed + everyone.index(seed))
-            data = read_data(run, data_dir) if place else open_data(run, data_dir)  # what it was read as is told once
+            if read is None or not same_data(read[0], run):
+                read = run, open_data(run, data_dir)
+            data = read[1]
             result = evaluate_opened(run, data, own)
             names[seed] = EvaluationName(**result["evaluation"])
         with led(path, lambda: None, folder.EVALUATION_LOCK, wait=True):
             return done_by_rank_0(lambda: summarize(path, names), "the summary of the members")
+
+
+def same_data(one: Run, other: Run) -> bool:
+    """Return whether two members are of the same data, taken alike, so that it is read once for both."""
+    configs = [replace(run.config, seed=0) for run in (one, other)]
+    return configs[0] == configs[1] and one.record["data"] == other.record["data"]
 
 
 def summarize(path: Path, names: dict[int, EvaluationName]) -> dict[str, Any]:

@@ -157,6 +157,9 @@ def plain_state(trainer: Trainer) -> dict[str, Any]:
     }
 
 
+NO_GRAPHS: dict[str, Any] = {"graphs": [], "whole graphs": []}  # counted: another run makes graphs of its own
+
+
 def restore(trainer: Trainer, saved: SavedState, fork: bool = False) -> None:
     """Load a captured state into a trainer that has not begun.
 
@@ -184,7 +187,7 @@ def restore(trainer: Trainer, saved: SavedState, fork: bool = False) -> None:
         plain = unpack(saved.head["plain"], saved.groups["optimizer"])
         load_state(trainer, plain, saved)
         if not changed.keys() & {"engine", *ELSEWHERE}:
-            trainer.step.engine.load_state(plain["engine"])
+            trainer.step.engine.load_state(plain["engine"] | (NO_GRAPHS if changed else {}))
         changed |= {**other_kernels(trainer, saved), **kernels_by_timing(then, now)}
     except CheckpointError:
         raise

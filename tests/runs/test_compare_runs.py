@@ -255,3 +255,27 @@ def test_the_kind_of_log_px_is_that_of_the_familys_support(name):
     said = kind(Config(likelihood=name, likelihood_options=options), (1, 2, 2), {})
     whole = spec.support.startswith(("0 or 1", "counts", "classes", "ordered classes"))
     assert said.startswith("log probability" if whole else "log density")
+
+
+def of_columns(blocks, names):
+    return kind(Config(likelihood="columns", likelihood_options={"blocks": blocks}), (len(names),), {}, names)
+
+
+def test_a_table_with_a_density_of_other_columns_is_another_kind():
+    """normal and poisson columns either way: each is Lebesgue x counting, and no number of one is one of the other."""
+    names = ["age", "visits"]
+    either, other = of_columns("normal:1,poisson:1", names), of_columns("poisson:1,normal:1", names)
+    assert either == "log density in the columns age, log probability in the others"
+    assert other == "log density in the columns visits, log probability in the others"
+    assert either == of_columns("log_normal:1,negative_binomial:1", names)  # the same measure, other families
+    assert of_columns("normal:2", names) == kind(Config(likelihood="normal"), (2,), {})
+    assert of_columns("poisson:1,bernoulli:1", names).startswith("log probability")
+
+
+def test_runs_of_other_columns_are_told_which(runs):
+    for run, names in zip(runs, (["age", "mass"], ["mass", "age", "site"]), strict=True):
+        edit(run, data__columns=[{"name": name, "kind": "number"} for name in names])
+    with pytest.raises(DataError, match=r"columns differ: no further one and 'site' beside those of both.*--columns"):
+        compare_runs(runs)
+    edit(runs[1], data__columns=None)  # as an older version left them
+    assert len(compare_runs(runs)) == 2

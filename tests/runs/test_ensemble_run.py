@@ -14,6 +14,7 @@ from pyro_vae.common.optional import installed
 from pyro_vae.common.processes import Processes
 from pyro_vae.errors import RunFolderError, UsageError
 from pyro_vae.runs import ensemble_run, folder
+from pyro_vae.runs import load as loading
 from pyro_vae.runs.config import Config
 from pyro_vae.runs.ensemble_folder import read_summary
 from pyro_vae.runs.ensemble_run import load_ensemble
@@ -121,8 +122,11 @@ def test_an_ensemble_is_loaded_from_its_folder_alone(runs):
         assert torch.equal(ours, theirs)
 
 
-def test_evaluate_and_compare_give_the_error_over_seeds(runs, capsys):
+def test_evaluate_and_compare_give_the_error_over_seeds(runs, capsys, monkeypatch):
+    read, load_data = [], loading.load_data
+    monkeypatch.setattr(loading, "load_data", lambda *a, **more: read.append(1) or load_data(*a, **more))
     assert main(["evaluate", str(runs[0]), "--rows", "5", "--num-samples", "40", "--device", "cpu"]) == 0
+    assert len(read) == 1  # for both members
     assert "mean over 2 seeds: log p(x)" in capsys.readouterr().out
     assert folder.read_json(runs[0] / "seeds-test-first-5.json")["rows"] == 5
     assert (runs[0] / "seeds.json").exists()

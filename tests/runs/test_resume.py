@@ -32,7 +32,7 @@ from pyro_vae.runs import checkpointer as checkpointer_module
 from pyro_vae.runs.checkpoint import Checkpoints
 from pyro_vae.runs.checkpointer import Checkpointer
 from pyro_vae.training.aggressive_inference import Aggressive
-from pyro_vae.training.engines import choose, traced
+from pyro_vae.training.engines import choose, graph_tally, traced
 from pyro_vae.training.serialize import pack, unpack
 from pyro_vae.training.trainer import Trainer
 from pyro_vae.training.training_state import TrainingState
@@ -186,6 +186,35 @@ def test_a_traced_run_goes_on_to_the_same_bits(case, tmp_path, monkeypatch):
         run, checkpointer = trained(case, tmp_path / str(step), resume=True, engine="trace")
         assert outcome(run, checkpointer) == outcome(*whole), step
         assert "traced" in run.engine and run.exact and choices(checkpointer) == choices(whole[1])
+
+
+class Asking(VAE):
+    """Asks of a number that changes in which third of training it is: a graph of each."""
+
+    def model(self, x):
+        beta = self.beta.value
+        self.asked = beta > 0.3, beta > 0.7
+        super().model(x)
+
+
+def three_graphs():
+    vae, beta = with_layers(), Beta(1.0, lambda done: done)
+    asking = Asking(vae.prior, vae.likelihood, vae.posterior)
+    asking.beta = beta
+    return (asking.model, asking.guide), {"scheduled": [beta]}
+
+
+def test_a_run_at_the_limit_of_its_graphs_leaves_them_at_the_same_step(tmp_path, monkeypatch):
+    """The third graph is one too many, also for a process that never made the first."""
+    monkeypatch.setattr(graph_tally, "MOST", 2)
+    options = {"engine": "trace", "batch_size": 10}
+    whole = trained(three_graphs, tmp_path / "whole", **options)
+    assert "more than 2 kinds" in whole[0].engine
+    with pytest.raises(Killed):
+        trained(three_graphs, tmp_path / "cut", 3, **options)
+    run, checkpointer = trained(three_graphs, tmp_path / "cut", resume=True, **options)
+    assert "more than 2 kinds" in run.engine
+    assert choices(checkpointer) == choices(whole[1]) and outcome(run, checkpointer) == outcome(*whole)
 
 
 def choices(checkpointer):

@@ -37,6 +37,7 @@ class FlatGraph(FlatProgram):
 
     reached: list[bool] = field(default_factory=list)  # by a gradient, for each parameter
     answers: Answers = field(default_factory=list)  # to questions of the programs about numbers that change
+    name: str = ""  # that it has in any process
 
     def difference(self, other: FlatGraph) -> str | None:
         """Describe the first difference to another trace of one step; None if they are the same."""

@@ -12,8 +12,9 @@ from pyro_vae.training.batch_source import TrainingData
 from pyro_vae.training.finite_checks import choose_finite_check
 
 from .flat_graph import Unfinished, Untraceable
+from .graph_tally import graph_name
 from .scheduled_values import answers_hold
-from .traced import MOST, TRIES, TracedEngine
+from .traced import TRIES, TracedEngine
 from .verify import replayed
 from .whole_step import WholeStep, WholeStepTracer
 
@@ -42,7 +43,8 @@ class StepGraphs:
             raise Untraceable(reason)
         optimizer, key = self.engine.step.optimizer, self.engine.setting()
         assert optimizer is not None
-        self.held = [whole for whole in self.held if whole.holds_of(optimizer)]
+        for whole in [whole for whole in self.held if not whole.holds_of(optimizer)]:
+            self.drop(whole)
         return next(
             (w for w in self.held if (w.key, w.compiled) == (key, self.compiles) and answers_hold(w.flat.answers)),
             None,
@@ -50,8 +52,7 @@ class StepGraphs:
 
     def make(self, generator: torch.Generator) -> WholeStep:
         """Trace the step as things are, and compile it if it is time."""
-        if len(self.held) >= MOST:
-            raise Untraceable(f"more than {MOST} kinds of batch or of changing numbers")
+        self.engine.whole_tally.check_room()
         start, engine, compiles = time.perf_counter(), self.engine, self.compiles
         tracer = WholeStepTracer(engine, self.data, self.failed, generator, engine.setting(), self.guarded, compiles)
         with torch.enable_grad():
@@ -62,9 +63,16 @@ class StepGraphs:
         )
         if compiles and not self.compile(whole, tracer):
             return self.find() or self.make(generator)
+        whole.flat.name = graph_name(compiles, engine.setting(type), answers=whole.flat.answers)
+        engine.whole_tally.add(whole.flat.name)
         self.held.append(whole)
         self.due.add(whole)
         return whole
+
+    def drop(self, whole: WholeStep) -> None:
+        """Hold a graph no longer."""
+        self.held.remove(whole)
+        self.engine.whole_tally.drop(whole.flat.name)
 
     def compile(self, whole: WholeStep, tracer: WholeStepTracer) -> bool:
         """Put a graph through Inductor; False where the step goes on as it was traced."""
@@ -84,6 +92,7 @@ class StepGraphs:
         self.engine.whole_refused = why
         self.engine.log.append(f"no whole steps: {why}")
         self.held.clear()
+        self.engine.whole_tally.clear()
         self.due.clear()
         step = self.engine.step
         if (optimizer := step.optimizer) is not None:
@@ -105,4 +114,4 @@ class StepGraphs:
             raise Untraceable(why)
         engine.failed_checks += 1
         engine.log.append(f"{what}: something changed between epochs, traced anew")
-        self.held.remove(whole)
+        self.drop(whole)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -26,18 +26,21 @@ def layout_of(batch: Sequence[Tensor]) -> tuple[Any, ...]:
     return tuple((a.shape, a.stride(), a.dtype, a.device) for a in batch)
 
 
-def setting_of(step: Step, modules: Sequence[nn.Module]) -> tuple[Any, ...]:
-    """Return modes of the modules, which parameters are trained, the objective's options, and torch's global settings."""
+def setting_of(step: Step, modules: Sequence[nn.Module], told: Callable[[Any], Any] = id) -> tuple[Any, ...]:
+    """Return modes of the modules, which parameters are trained, the objective's options, and torch's global settings.
+
+    `told` stands for an object that cannot be compared: its id in this process, its type in any.
+    """
     modes = tuple(m.training for root in modules for m in root.modules())
     trained = tuple(p.requires_grad for p in step.parameters)
-    return modes, trained, options(step.objective), ambient()
+    return modes, trained, options(step.objective, told), ambient()
 
 
-def options(objective: Any) -> tuple[Any, ...]:
+def options(objective: Any, told: Callable[[Any], Any] = id) -> tuple[Any, ...]:
     """List an objective's options, as far as they can be compared."""
     plain = (int, float, str, bool, type(None))
     ignored = ("known", "max_plate_nesting")
-    return tuple((k, v if isinstance(v, plain) else id(v)) for k, v in vars(objective).items() if k not in ignored)
+    return tuple((k, v if isinstance(v, plain) else told(v)) for k, v in vars(objective).items() if k not in ignored)
 
 
 def ambient() -> tuple[Any, ...]:

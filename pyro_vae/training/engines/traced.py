@@ -19,6 +19,7 @@ from pyro_vae.training.training_state import PreStepSnapshot, buffers_of
 
 from .cuda_graph import record
 from .flat_graph import FlatGraph, Result, Unfinished, Untraceable, check_traces, trace
+from .graph_tally import GraphTally, batch_key, graph_name
 from .kernel_choice import KernelChoice
 from .scheduled_values import Answers, ScheduledValues, answers_hold
 from .step_parts import AGREED, ANEW, AS_TRACED, EAGER, StepParts
@@ -29,7 +30,6 @@ Accelerate = Callable[[FlatGraph, Sequence[Tensor]], Callable[..., Any]]
 ACCELERATORS: dict[str, Accelerate] = {"compile": compile_flat, "graph": record}
 MADE = {"compile": "compiled", "graph": "recorded as a CUDA graph"}
 RARE = 8  # times in an epoch that a further kind of batch is met before it is traced, too
-MOST = 8  # traces in all
 TRIES = 3  # audits that may fail before the run is eager
 ELSEWHERE = "another process {} at this step"
 
@@ -55,6 +55,8 @@ class TracedEngine(Engine):
     patience: int = 0
     kernels: KernelChoice | None = field(default=None, init=False)  # None: the library's
     graphs: dict[Any, list[FlatGraph]] = field(default_factory=dict, init=False)
+    tally: GraphTally = field(default_factory=GraphTally, init=False)  # of these
+    whole_tally: GraphTally = field(default_factory=GraphTally, init=False)  # of graphs of whole steps
     seen: dict[str, int] = field(default_factory=dict, init=False)  # kinds of batch, this epoch
     often: set[str] = field(default_factory=set, init=False)  # kinds that were traced though not met first
     due: set[Any] = field(default_factory=set, init=False)  # keys whose graphs are checked when they are next met
@@ -136,6 +138,7 @@ class TracedEngine(Engine):
                 f"something changed between epochs, traced anew{'' if own else ', as another process says'}"
             )
         self.graphs.clear()
+        self.tally.clear()
         return verdict != AGREED
 
     def compute(self, *batch: Tensor) -> Tensor:
@@ -163,9 +166,10 @@ class TracedEngine(Engine):
             return self.eager(*batch)
         if reason := self.why_untraceable():
             raise Untraceable(reason)
-        if sum(map(len, self.graphs.values())) >= MOST:
-            raise Untraceable(f"more than {MOST} kinds of batch or of changing numbers")
+        self.tally.check_room()
         flat = self.trace_twice(batch if self.several is None else self.several.first_of(kind))
+        flat.name = graph_name(batch_key(batch), self.setting(type), answers=flat.answers)
+        self.tally.add(flat.name)
         if self.several is not None:
             self.several.fresh.append(flat)
         self.accelerate(key, flat, batch)
@@ -243,7 +247,8 @@ class TracedEngine(Engine):
             return self.assign_gradients(*eager)
         self.failed_checks += 1
         self.log.append(f"{what}: something changed between epochs, traced anew")
-        self.graphs.pop(key)
+        for old in self.graphs.pop(key):
+            self.tally.drop(old.name)
         return self.trace_kind(key, kind_of(batch), batch)
 
     def run_eager(self, batch: tuple[Tensor, ...]) -> Result:
@@ -267,12 +272,15 @@ class TracedEngine(Engine):
     def state(self) -> dict[str, Any]:
         """Return which kinds of batch are traced, and what decides when others are, and when the compiler is called."""
         kinds = {"seen": dict(self.seen), "often": sorted(self.often), "first": self.first_kind}
+        kinds |= {"graphs": self.tally.names, "whole graphs": self.whole_tally.names}
         return kinds | {"patience": self.patience, "refused": self.eager_reason, "whole": self.whole_refused}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take over decisions, not traces: these are made anew, and compute the same to the bit."""
         self.seen, self.often, self.first_kind = dict(state["seen"]), set(state["often"]), str(state["first"])
         self.patience, self.whole_refused = int(state["patience"]), state.get("whole")
+        self.tally.load(state.get("graphs", ()))  # an older checkpoint has none
+        self.whole_tally.load(state.get("whole graphs", ()))
         if state["refused"] is not None:
             self.fall_back(str(state["refused"]))
 
@@ -287,9 +295,9 @@ class TracedEngine(Engine):
         """Describe all that a graph is traced under: it is good for batches with the same key."""
         return layout_of(batch), *self.setting()
 
-    def setting(self) -> tuple[Any, ...]:
-        """Describe what a graph is traced under beside its batch."""
-        return setting_of(self.step, self.modules)
+    def setting(self, told: Callable[[Any], Any] = id) -> tuple[Any, ...]:
+        """Describe what a graph is traced under beside its batch; objects as `told`, by their type in any process alike."""
+        return setting_of(self.step, self.modules, told)
 
     @property
     def rounded(self) -> bool:
@@ -308,4 +316,5 @@ class TracedEngine(Engine):
         """Run eager from here on."""
         self.eager_reason = reason
         self.graphs.clear()
+        self.tally.clear()
         self.log.append(f"eager from here on: {reason}")

@@ -1,5 +1,6 @@
 """Engines: the same run as eager, bit by bit where nothing is compiled; and what cannot be traced runs eager, by its reason."""
 
+import json
 import random
 from contextlib import nullcontext
 from functools import partial
@@ -42,7 +43,7 @@ from pyro_vae.common import inductor
 from pyro_vae.errors import UsageError
 from pyro_vae.objectives.analytic_kl import analytic_kl
 from pyro_vae.programs.parameters import register
-from pyro_vae.training.engines import traced
+from pyro_vae.training.engines import graph_tally, traced
 from pyro_vae.training.engines.flat_graph import trace
 from pyro_vae.training.engines.scheduled_values import ScheduledValues
 from pyro_vae.training.engines.traced import TracedEngine
@@ -198,6 +199,35 @@ def test_the_last_uneven_batch_runs_eager_and_a_frequent_one_is_traced():
     assert len(engine.graphs) == 1
     step(binary(20)[:5])
     assert len(engine.graphs) == 2 and engine.eager_reason is None
+
+
+def test_the_number_of_graphs_is_part_of_a_checkpoint(monkeypatch):
+    """Kinds of 8 and 5 rows are traced before the cut, those of 6 after it: one too many, whoever traced the 5."""
+    monkeypatch.setattr(graph_tally, "MOST", 2)
+
+    def engine_of(state=None):
+        vae = small_vae()
+        step = Step(vae.model, vae.guide, Trace_ELBO(), adam())
+        step.engine = engine = TracedEngine(step, [vae], ScheduledValues())
+        step(binary(20))
+        if state is not None:
+            engine.load_state(state)
+        return step, engine
+
+    step, engine = engine_of()
+    for rows in [8] + [5] * traced.RARE:
+        step(binary(20)[:rows])
+    saved = json.loads(json.dumps(engine.state()))
+    assert len(set(saved["graphs"])) == 2
+    resumed = engine_of(saved)
+    for go_on, each in ((step, engine), resumed):
+        for rows in [8] + [6] * traced.RARE:
+            assert each.eager_reason is None
+            go_on(binary(20)[:rows])
+    assert engine.eager_reason == "more than 2 kinds of batch or of changing numbers"
+    assert resumed[1].eager_reason == engine.eager_reason
+    del saved["graphs"], saved["whole graphs"]  # as an older version left it
+    assert engine_of(saved)[1].often == engine.often
 
 
 # what is refused, and why

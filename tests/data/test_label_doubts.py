@@ -1,0 +1,63 @@
+"""Labels that are probably something else: told, or refused, by column."""
+
+import pytest
+
+from pyro_vae.data import TableOptions, load
+from pyro_vae.errors import DataError
+
+AUTO = TableOptions(columns="auto")
+
+
+def loaded(tmp_path, cells, name="k"):
+    path = tmp_path / "a.csv"
+    path.write_text(f"mass,{name}\n" + "".join(f'{i + 0.25 * (i % 7)},"{cell}"\n' for i, cell in enumerate(cells)))
+    return load(path, table=AUTO, verbose=False)
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        (["Yes", "yes", "No"], "'Yes' and 'yes'"),
+        (["caf\u00e9", "cafe\u0301", "tea"], r"'cafe\u0301' and 'caf\xe9'"),
+        (["a b", "a\u00a0b", "c"], r"'a b' and 'a\xa0b'"),
+        (["ﬁn", "fin", "c"], r"'fin' and '\ufb01n'"),
+    ],
+    ids=["case", "normal form", "space", "ligature"],
+)
+def test_labels_that_look_alike_are_told(tmp_path, labels, told):
+    data = loaded(tmp_path, 20 * labels)
+    (note,) = [note for note in data.notes if "differ in case" in note]
+    assert note.startswith("column 'k'") and told in note
+    assert data.columns[1].labels == tuple(sorted(labels))  # and stay as they are written
+    assert not [note for note in loaded(tmp_path, 20 * ["yes", "no", "maybe"]).notes if "differ in case" in note]
+
+
+@pytest.mark.parametrize("form", ["{} kg", "{}%", "${}", "€ {}", "{}.5 °C"])
+def test_numbers_with_a_unit_are_no_labels(tmp_path, form):
+    few = loaded(tmp_path, 20 * [form.format(i) for i in (5, 10, 20)])
+    assert any("beside them, which are labels here" in note for note in few.notes)
+    with pytest.raises(DataError, match=r"column 'k' has 12 labels that are numbers with .*auto,k=ignore"):
+        loaded(tmp_path, 10 * [form.format(i) for i in range(12)])
+
+
+@pytest.mark.parametrize("labels", [["1a", "2b", "3c"], ["q1", "q2"], ["0-9", "10-19"], ["5 kg", "3 lb"]])
+def test_labels_with_digits_are_labels(tmp_path, labels):
+    assert not [note for note in loaded(tmp_path, 20 * labels).notes if "beside them" in note]
+
+
+@pytest.mark.parametrize("form", ["Mar {}, 2024", "{:02}-Mar-2024", "{} September", "March {}th, 2024"])
+def test_dates_with_the_names_of_months_are_dates(tmp_path, form):
+    with pytest.raises(DataError, match="column 'k' holds dates or times"):
+        loaded(tmp_path, 10 * [form.format(i) for i in range(1, 13)])
+
+
+def test_a_marker_is_no_march(tmp_path):
+    assert len(loaded(tmp_path, 20 * ["Marker 1", "Marker 2", "Decoy 3"]).columns[1].labels) == 3
+
+
+def test_a_sign_for_missing_is_offered_as_one(tmp_path):
+    with pytest.raises(DataError, match=r"mixes .* texts: '\?' .*--missing-value='\?'; "):
+        loaded(tmp_path, 20 * ["1.5", "2.5", "?"])
+    with pytest.raises(DataError) as caught:
+        loaded(tmp_path, 20 * ["1.5", "2.5", "3.5", "?", "-"])
+    assert "--missing-value" not in str(caught.value)
