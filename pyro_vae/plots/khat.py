@@ -52,6 +52,8 @@ def khat_histogram(
     draw_bars(ax, np.where(known & ~bad & (khat >= own), -np.inf, khat - own + line), bad, line)
     said = "threshold (by K)" if varies else f"threshold {line:.2f}"
     ax.axvline(line, color=INK, linestyle="--", linewidth=1, label=said)
+    if other := int((known & bad & (khat < own)).sum()):
+        ax.plot([], [], " ", label=f"({other} flagged for another reason)")
     if unknown := int((~known).sum()):
         ax.plot([], [], " ", label=f"({unknown} not known)")
     sides[0].legend(frameon=False, fontsize=8, ncols=4, loc="outside lower center")

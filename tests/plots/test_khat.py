@@ -77,3 +77,10 @@ def test_flagged_rows_of_any_shape_are_shown(shape, tmp_path):
     x = RANDOM.normal(size=(6, 4))
     x[2, 1] = np.nan
     assert save(khat_histogram(np.full(6, 0.9), range(6), 0.7, x, shape), tmp_path / "a.png").stat().st_size > 3000
+
+
+@pytest.mark.parametrize(("flagged", "said"), [([2], None), ([0, 1, 2], "(2 flagged for another reason)")])
+def test_rows_flagged_below_the_threshold_are_explained(flagged, said):
+    ax = khat_histogram(np.array([0.1, 0.3, 0.9, 0.2, np.nan]), flagged, 0.7).axes[0]
+    labels = [label for label in ax.get_legend_handles_labels()[1] if "another reason" in label]
+    assert labels == ([said] if said else [])
