@@ -204,7 +204,7 @@ def pictures(model: pv.StateSpaceModel, data: dict, test: tuple[Tensor, ...], dr
         if n % 2 == 0:  # every second month: a band, and room for its name
             ax.axvspan(start - 0.5, start + days - 0.5, color=GREY, alpha=0.12, lw=0)
         ax.annotate(
-            names[n], (start + days / 2, 1), xycoords=("data", "axes fraction"), fontsize=8, color=INK, ha="center"
+            names[n], (start + days / 2, 1), xycoords=("data", "axes fraction"), fontsize=7, color=INK, ha="center"
         )
         start += days
     ax.set(ylabel="scale of a day's return,\nexp(E[z_t] / 2), per cent", xlabel="trading days of the held-out months")
