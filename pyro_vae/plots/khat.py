@@ -56,7 +56,10 @@ def khat_histogram(
         ax.plot([], [], " ", label=f"({other} flagged for another reason)")
     if unknown := int((~known).sum()):
         ax.plot([], [], " ", label=f"({unknown} not known)")
-    sides[0].legend(frameon=False, fontsize=8, ncols=4, loc="outside lower center")
+    columns = (
+        3 if len(ax.get_legend_handles_labels()[0]) <= 3 else 2
+    )  # four beside one another are wider than the panel
+    sides[0].legend(frameon=False, fontsize=8, ncols=columns, loc="outside lower center")
     if x is not None and worst:
         labels = ["?" if np.isnan(khat[i]) else f"{khat[i]:.2f}".replace("-", "−") for i in worst]
         shown = "" if len(worst) == len(flagged) else f"{len(worst)} of "
