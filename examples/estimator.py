@@ -94,6 +94,7 @@ def draw(first: dict[str, dict]):
             ax.hist(shown, bins=bins, alpha=0.6, color=color, density=True, label=f"{kind} ({len(scores)})")
         ax.set(xlabel="log p(x) at least, nats", title=f"{name}, first split: AUC {found['VAE']:.3f}")
         ax.set_yticks([])
+        ax.set_ylabel("share of rows per nat (area 1 each)", fontsize=8)
         ax.spines[["top", "right", "left"]].set_visible(False)
         ax.axvline(
             np.quantile(found["scores"]["ordinary"], 0.05), color=GREY, lw=1, ls="--", label="5 % of ordinary rows"

@@ -201,11 +201,15 @@ def pictures(model: pv.StateSpaceModel, data: dict, test: tuple[Tensor, ...], dr
         ax.plot(at, x[n, :days, 0].abs(), ".", color=GREY, ms=3, label="|return|" if n == 0 else None)
         ax.plot(at, (filtered.mean[n, :days, 0] / 2).exp(), color=ORANGE, lw=1, label="filtered" if n == 0 else None)
         ax.plot(at, (smoothed.mean[n, :days, 0] / 2).exp(), color=BLUE, lw=1.5, label="smoothed" if n == 0 else None)
-        ax.text(start, 0, f" {names[n]}", fontsize=6, color=INK, va="bottom")
+        if n % 2 == 0:  # every second month: a band, and room for its name
+            ax.axvspan(start - 0.5, start + days - 0.5, color=GREY, alpha=0.12, lw=0)
+        ax.annotate(
+            names[n], (start + days / 2, 1), xycoords=("data", "axes fraction"), fontsize=7, color=INK, ha="center"
+        )
         start += days
     ax.set(ylabel="scale of a day's return,\nexp(E[z_t] / 2), per cent", xlabel="trading days of the held-out months")
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, fontsize=8)
+    fig.legend(frameon=False, fontsize=8, ncols=3, loc="outside lower center")
     save(fig, Path("volatility.png"))
 
 

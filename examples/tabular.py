@@ -46,6 +46,7 @@ FULL = {"rates": (0.0, 0.1, 0.3), "folds": 5, "settings": SETTINGS, "num_samples
 QUICK = {"rates": (0.1,), "folds": 1, "settings": ({"epochs": 1},), "num_samples": 10, "every": 29}
 VAES, PEERS = ("VAE, columns", "VAE, student_t"), ("FactorAnalysis", "GaussianMixture")
 MODELS = (*VAES, *PEERS, "IterativeImputer", "mean")
+MARKS = dict(zip(MODELS, "ovoDsX", strict=True))  # beside the colours, for readers to whom these look alike
 COLORS = dict(zip(MODELS, (BLUE, "#63b3ed", ORANGE, "#9c4221", INK, GREY), strict=True))
 COMMAND = "cd results/tabular && OMP_NUM_THREADS=1 python ../../examples/tabular.py"
 
@@ -319,7 +320,9 @@ def draw(results: dict):
                 for j, (m, s) in enumerate(models.items()):
                     at = i + 0.11 * (j - (len(models) - 1) / 2)
                     bound = key == "difference" and is_loose(cell, s)
-                    bar, look = (None, {"marker": "^", "mfc": "white"}) if bound else (2 * s[error], {"marker": "o"})
+                    bar, look = (
+                        (None, {"marker": "^", "mfc": "white"}) if bound else (2 * s[error], {"marker": MARKS[m]})
+                    )
                     ax.errorbar(at, s[key], bar, color=COLORS[m], ms=5, capsize=3, label=m, **look)
             ax.set_xticks(range(len(here)), [f"{c['missing']:.0%} missing" for c in here])
             ax.spines[["top", "right"]].set_visible(False)

@@ -44,7 +44,9 @@ def draw(evidence, ends):
     below.plot(at, upper, "v", color=INK, markersize=2.5, alpha=0.6, label="upper end, approximate")
     for row in at[doubted]:
         below.axvline(row, color=ORANGE, lw=1.2, alpha=0.8, zorder=0)
-    below.set(ylabel="less importance\nsampling, nats", xlabel="row")
+    below.set(ylabel="difference to\nimportance sampling,\nnats", xlabel="row, from the least log p(x) to the largest")
+    low, high = below.get_ylim()
+    below.set_ylim(low, high + 0.25 * (high - low))  # room for the legend above the bars
     for ax in (above, below):
         ax.spines[["top", "right"]].set_visible(False)
         ax.legend(

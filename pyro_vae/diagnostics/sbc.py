@@ -31,6 +31,9 @@ NOTABLE = 2.576  # standard errors, 1 per cent two-sided: for the words alone, w
 class Calibration:
     """Ranks of the true z among draws of q(z | x), for each latent coordinate and for log p(x, z).
 
+    Made by :func:`simulation_based_calibration` and :func:`data_set_calibration`; uniform ranks speak for q. Printed, it says
+    which quantities' are not, with p-values corrected for their number.
+
     Attributes:
         names: of the Q quantities: ``z[0]`` …, and ``log p(x, z)``.
         ranks: how many of the draws lie below the truth, ``(N, Q)``, whole numbers 0..L, ties broken at random; and

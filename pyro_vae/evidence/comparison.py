@@ -53,7 +53,26 @@ class Compared:
 
 @dataclass(frozen=True)
 class Comparison(ResultTable):
-    """Models on the same N rows, the best first; printed as a table, and notes on how far to trust it."""
+    """Models on the same N rows, the best first, in nats per row: made by :func:`compare`, printed as a table with its notes.
+
+    ``comparison.models[0]`` is the best, and ``len(comparison)`` counts them.
+
+    Attributes:
+        models: each with its name, mean log p(x), errors, gap, health, difference to the best and verdict on it ("decided",
+            "tie" or "not to be believed"); the best has the verdict "best".
+        rows: N.
+        notes: on how far to trust the table, in sentences; empty where nothing speaks against it.
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae import VAE, StandardNormal, Conditional, MLP, bernoulli, compare, log_likelihood, normal
+        >>> def score(units):
+        ...     vae = VAE(StandardNormal(units), Conditional(MLP(units, 3), bernoulli), Conditional(MLP(3, 2 * units), normal))
+        ...     return log_likelihood(vae.model, vae.guide, torch.eye(3), num_samples=100, verbose=False)
+        >>> comparison = compare({"one unit": score(1), "two units": score(2)})
+        >>> comparison.rows, len(comparison), comparison.models[0].verdict
+        (3, 2, 'best')
+    """
 
     models: tuple[Compared, ...]
     rows: int

@@ -23,6 +23,7 @@ def stacked(names: Sequence[str], parts: Sequence[Mapping[str, Mapping[str, Any]
     """Plot a bar a name, its parts end to end, each part's end ± 2 of its own Monte Carlo standard errors, and their sum."""
     labels = list(dict.fromkeys(part for bar in parts for part in bar))
     colors = dict(zip(labels, cycle((BLUE, ORANGE, GREY, GREEN)), strict=False))
+    digits = max((digits_of(sum(part["value"] for part in bar.values())) for bar in parts), default=2)  # alike in all
     fig = figure(7.0, 1.6 + 0.42 * len(names))
     ax = axes(fig, label, "", title)
     for y, bar in enumerate(parts):
@@ -37,7 +38,6 @@ def stacked(names: Sequence[str], parts: Sequence[Mapping[str, Mapping[str, Any]
         values = [part["value"] for part in bar.values()]
         sign = next((part["sign"] for part in bar.values() if "sign" in part), "")
         total = sum(values)
-        digits = digits_of(total)
         equation = f"{sign}{format_nats(total, digits)} = {' + '.join(format_nats(value, digits) for value in values)}"
         equation = equation.replace("+ -", "- ").replace("-", "−")
         ax.annotate(equation, (1.02, y), xycoords=ax.get_yaxis_transform(), va="center", fontsize=8, color=INK)

@@ -99,7 +99,7 @@ def training_curve(history: Sequence[dict[str, Any]], floor: float | None = None
     if floor is not None and floor > ax.get_ylim()[0]:
         ax.axhline(floor, color=ORANGE, linestyle="--", label="independent elements (test rows), exact")
     elif floor is not None:
-        ax.plot([], [], " ", label=f"(independent elements, test rows: {floor:.1f}, below)")
+        ax.plot([], [], " ", label=f"(independent elements, test rows: {floor:.1f}, below)".replace("-", "−"))
     fig.legend(frameon=False, fontsize=8, ncols=2, loc="outside lower center")
     return fig
 
@@ -199,15 +199,18 @@ def signal_to_noise(reports: Mapping[int, Mapping[str, Any]]) -> Figure:
     floor = max(r["snr_floor"] for r in reports.values())
     panels = fig.subplots(1, 2, sharey=True)
     for ax, part in zip(panels, ("encoder", "decoder"), strict=True):
-        for name, style in zip(names, cycle(zip((GREY, BLUE, ORANGE, INK), ("o", "s", "^", "D"), strict=True))):
+        sizes = (11, 8, 5, 3)  # estimators that coincide show as marks within marks
+        styles = cycle(zip((GREY, BLUE, ORANGE, INK), ("o", "s", "^", "D"), sizes, strict=True))
+        for name, (color, marker, size) in zip(names, styles, strict=False):
             of_name = {
                 k: r["objectives"][name][part]["snr_mean"] for k, r in reports.items() if name in r["objectives"]
             }
             ks, snr = zip(*((k, value) for k, value in of_name.items() if value is not None), strict=True)
-            ax.plot(ks, snr, color=style[0], marker=style[1], markersize=5, label=name)
+            ax.plot(ks, snr, color=color, marker=marker, markersize=size, label=name)
         ax.axhline(floor, color=GREY, linestyle=":", linewidth=1, label="no signal at all")
         ax.set(xlabel="K, particles a row", title=part, xscale="log", yscale="log")
         ax.set_xticks(list(reports), [str(k) for k in reports])
+        ax.yaxis.set_major_formatter("{x:g}")
         ax.minorticks_off()
         ax.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("|mean| / sd of the gradient,\naverage over coordinates")

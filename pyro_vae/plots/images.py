@@ -56,7 +56,9 @@ def tiled(rows: Sequence[np.ndarray], labels: Sequence[str], shape: tuple[int, .
     """Plot images, each array in a line of its own."""
     picture = tile(rows, shape)
     height, width = picture.shape[:2]
-    fig = figure(8.0, min(8.0 * height / width, 10.0) + 0.45)
+    beside = 0.2 + 0.075 * max(map(len, labels), default=0)  # inches that labels of 9 points take, about
+    across = min(8.0 - beside, 10.0 * width / height)
+    fig = figure(max(across + beside, 0.085 * len(title)), across * height / width + 0.45)
     ax = fig.add_subplot()
     ax.imshow(picture, interpolation="nearest")
     bare(ax)

@@ -52,9 +52,14 @@ def khat_histogram(
     draw_bars(ax, np.where(known & ~bad & (khat >= own), -np.inf, khat - own + line), bad, line)
     said = "threshold (by K)" if varies else f"threshold {line:.2f}"
     ax.axvline(line, color=INK, linestyle="--", linewidth=1, label=said)
+    if other := int((known & bad & (khat < own)).sum()):
+        ax.plot([], [], " ", label=f"({other} flagged for another reason)")
     if unknown := int((~known).sum()):
         ax.plot([], [], " ", label=f"({unknown} not known)")
-    sides[0].legend(frameon=False, fontsize=8, ncols=4, loc="outside lower center")
+    columns = (
+        3 if len(ax.get_legend_handles_labels()[0]) <= 3 else 2
+    )  # four beside one another are wider than the panel
+    sides[0].legend(frameon=False, fontsize=8, ncols=columns, loc="outside lower center")
     if x is not None and worst:
         labels = ["?" if np.isnan(khat[i]) else f"{khat[i]:.2f}".replace("-", "−") for i in worst]
         shown = "" if len(worst) == len(flagged) else f"{len(worst)} of "

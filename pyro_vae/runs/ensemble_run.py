@@ -231,6 +231,13 @@ def score(job: TrainingJob, result: FitResult, seconds: float, num_samples: int,
 def load_ensemble(path: Path | str, components: Components = NOTHING, device: str = "cpu") -> Ensemble:
     """Rebuild the members of a run of several seeds, from their folders alone; of the results their history is there.
 
+    Args:
+        path: the folder that ``pyro-vae train --seeds`` left.
+        components, device: as for :func:`~pyro_vae.load_run`, of each member.
+
+    Returns:
+        An :class:`~pyro_vae.Ensemble`: a model a seed, in the order of the seeds.
+
     Raises:
         RunFolderError: the folder or a member is missing, damaged or of something else.
     """

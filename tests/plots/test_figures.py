@@ -96,6 +96,23 @@ def test_draws_the_same_picture_twice(name, tmp_path):
     assert a == b and len(a) > 3000
 
 
+def test_gradients_that_coincide_show_as_marks_within_marks_and_ticks_are_plain_numbers():
+    noise = {"encoder": {"snr_mean": 0.5}, "decoder": {"snr_mean": 0.2}}
+    of_k = {
+        "objectives": dict.fromkeys(("pathwise", "stl", "dreg"), noise),
+        "snr_floor": 0.04,
+        "draws": 400,
+        "rows": 32,
+    }
+    fig = figures.signal_to_noise({1: of_k, 64: of_k})
+    figures.png(fig)
+    for ax in fig.axes:
+        sizes = [line.get_markersize() for line in ax.lines[:3]]
+        assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 3
+        assert [line.get_zorder() for line in ax.lines[:3]] == [2, 2, 2]  # the later, smaller one is above
+    assert "0.1" in [tick.get_text() for tick in fig.axes[0].get_yticklabels()]
+
+
 def test_evidence_curve_shows_its_numbers():
     ax = figures.evidence_curve(POINTS).axes[0]
     lines = {line.get_label(): line.get_ydata() for line in ax.get_lines()}
@@ -139,7 +156,7 @@ def test_gap_bars_end_where_the_gap_does():
     ax = bars.gap_bars(GAPS).axes[0]
     ends = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in ax.patches]
     assert np.allclose(ends[:4], [(0, 1.4), (1.4, 2.2), (0, 0.4), (0, -0.05)])
-    assert [text.get_text() for text in ax.texts] == ["2.20 = 1.40 + 0.80", "0.350 = 0.400 − 0.050"]
+    assert [text.get_text() for text in ax.texts] == ["2.200 = 1.400 + 0.800", "0.350 = 0.400 − 0.050"]
     assert len(ax.collections) == 3  # error bars, where an error is known
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pyro_vae.plots import images
-from pyro_vae.plots.figures import save
+from pyro_vae.plots.figures import png, save
 
 WIDE = np.random.default_rng(0).normal(size=(48, 765))
 
@@ -102,3 +102,16 @@ def test_columns_have_their_names_and_the_scale_is_said():
     assert "(white)" in ax.get_xlabel() and "(black)" in ax.get_xlabel() and ax.get_ylabel() == "2 rows"
     long = images.sample_grid(np.zeros((2, 9)), (9,), names=["a name of some length"] * 9).axes[0]
     assert {t.get_rotation() for t in long.get_xticklabels()} == {90.0}
+
+
+@pytest.mark.parametrize(
+    "labels", [["", ""], ["x", "E[x | z]"], ["p(x), two layers, bottom-up", "by z2 alone"]], ids=len
+)
+@pytest.mark.parametrize("columns", [3, 12], ids=["tall", "wide"])
+def test_images_fill_the_picture_whatever_their_labels_take(labels, columns):
+    lines = 2 if columns == 12 else 8
+    rows = [np.eye(64)[:columns]] * lines
+    fig = images.image_grid(rows, (labels * lines)[:lines], (1, 8, 8), "t")
+    png(fig)
+    drawn, (width, height) = fig.axes[0].get_tightbbox(), fig.canvas.get_width_height()
+    assert height - drawn.height < 0.3 * fig.dpi and width - drawn.width < 0.6 * fig.dpi

@@ -77,3 +77,20 @@ def test_flagged_rows_of_any_shape_are_shown(shape, tmp_path):
     x = RANDOM.normal(size=(6, 4))
     x[2, 1] = np.nan
     assert save(khat_histogram(np.full(6, 0.9), range(6), 0.7, x, shape), tmp_path / "a.png").stat().st_size > 3000
+
+
+@pytest.mark.parametrize(("flagged", "said"), [([2], None), ([0, 1, 2], "(2 flagged for another reason)")])
+def test_rows_flagged_below_the_threshold_are_explained(flagged, said):
+    ax = khat_histogram(np.array([0.1, 0.3, 0.9, 0.2, np.nan]), flagged, 0.7).axes[0]
+    labels = [label for label in ax.get_legend_handles_labels()[1] if "another reason" in label]
+    assert labels == ([said] if said else [])
+
+
+@pytest.mark.parametrize("shape", [(), (1, 4, 4)], ids=["bars alone", "beside rows"])
+def test_the_legend_lies_inside_the_picture_whatever_it_says(shape):
+    x = np.eye(60, 16) if shape else None
+    fig = khat_histogram(np.append(np.linspace(0.1, 0.9, 59), np.nan), list(range(60)), 0.7, x, shape)
+    fig.draw_without_rendering()
+    (legend,) = [*fig.legends, *(legend for part in fig.subfigs for legend in part.legends)]
+    box = legend.get_window_extent()
+    assert fig.bbox.x0 <= box.x0 and box.x1 <= fig.bbox.x1 and fig.bbox.y0 <= box.y0

@@ -41,7 +41,7 @@ from pyro_vae.errors import DivergedError, NoWeightError, OtherMaskError, Proces
 from pyro_vae.priors.vamp import VampPrior
 from pyro_vae.training import metrics, shards
 from pyro_vae.training.checkpoint_state import capture
-from pyro_vae.training.engines import traced
+from pyro_vae.training.engines import graph_tally, traced
 from pyro_vae.training.gradient_tree import TreeSum
 from pyro_vae.training.trainer import TrainingCallback
 
@@ -191,7 +191,7 @@ def leave_doubted(folder, rank):
 def leave_at_limit(folder, rank):
     """Train by one graph at most, of batches whose shards are of two kinds: 13 rows are rank 0's, and 12 are rank 1's."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(traced, "MOST", 1)
+        patched.setattr(graph_tally, "MOST", 1)
         patched.setattr(traced.TracedEngine, "assign_gradients", off(traced.TracedEngine.assign_gradients))
         result, captured = train("trace", rows=400, batch_size=100, epochs=1)
     write(folder / f"limit-{rank}", result, captured)
