@@ -326,6 +326,10 @@ def dispatcher(mode: Any) -> Any:
             super().__init__()
             self.handle = handle
 
+        @classmethod
+        def _should_skip_dynamo(cls) -> bool:
+            return False  # else torch imports its compiler, most of a second, for a mode that is never compiled
+
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             return self.handle(func, args, kwargs or {})
 

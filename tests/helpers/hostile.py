@@ -213,6 +213,7 @@ def main(good, here):
     assert opened(good, "load") is None  # whatever our own code imports late is imported now
     build(resolved(Config(data="x.csv", latent_dim=2, prior="flow", posterior="flow")), (6,))
     assert command(["evaluate", str(here / "nowhere")]) == 4
+    torch.broadcast_shapes((1,), (2,))  # and what torch does: modules of its own
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + 2**30
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
