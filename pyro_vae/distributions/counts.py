@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from .continuous import Shape, expanded
+from .logistic_bins import log_prob_of_bin, standard_logistic
 
 
 class DiscretizedLogistic(dist.TorchDistribution):
@@ -52,18 +53,13 @@ class DiscretizedLogistic(dist.TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        below_upper = logsigmoid((value + 0.5 - self.loc) / self.scale)
-        above_lower = logsigmoid(-(value - 0.5 - self.loc) / self.scale)
-        inner = below_upper + above_lower + torch.log(-torch.expm1(-1 / self.scale))
-        return torch.where(value <= 0, below_upper, torch.where(value >= self.levels - 1, above_lower, inner))
+        upper, lower = ((value + side - self.loc) / self.scale for side in (0.5, -0.5))
+        return log_prob_of_bin(upper, lower, 1 / self.scale, first=value <= 0, last=value >= self.levels - 1)
 
     def sample(self, sample_shape: Shape = ()) -> Tensor:
         shape = self._extended_shape(torch.Size(sample_shape))
         with torch.no_grad():
-            limits = torch.finfo(self.loc.dtype)
-            # the logit of 0 and of 1 is infinite
-            u = torch.rand(shape, dtype=self.loc.dtype, device=self.loc.device).clamp(limits.tiny, 1 - limits.eps)
-            return (self.loc + self.scale * u.logit()).round().clamp(0, self.levels - 1)
+            return (self.loc + self.scale * standard_logistic(shape, self.loc)).round().clamp(0, self.levels - 1)
 
     def _at_least(self) -> tuple[Tensor, Tensor]:
         """Return k = 1..levels − 1 and P(y ≥ k), with k as the last dimension."""

@@ -8,9 +8,9 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 from .continuous import Shape, expanded
+from .logistic_bins import log_prob_of_bin, standard_logistic
 
 
 class OrderedLogistic(dist.TorchDistribution):
@@ -65,17 +65,16 @@ class OrderedLogistic(dist.TorchDistribution):
         lower = edges.gather(-1, (code - 1).clamp(0, last - 1)).squeeze(-1)
         first_or_last = (value <= 0) | (value >= last)  # whose bins reach to −∞ and +∞
         width = torch.where(first_or_last, 1.0, upper - lower)
-        below_upper, above_lower = logsigmoid(upper), logsigmoid(-lower)
-        inner = below_upper + above_lower + torch.log(-torch.expm1(-width))
-        return torch.where(value <= 0, below_upper, torch.where(value >= last, above_lower, inner))
+        return log_prob_of_bin(upper, lower, width, first=value <= 0, last=value >= last)
 
     def sample(self, sample_shape: Shape = ()) -> Tensor:
         shape = self._extended_shape(torch.Size(sample_shape))
         with torch.no_grad():
-            limits = torch.finfo(self.loc.dtype)
-            # the logit of 0 and of 1 is infinite
-            u = torch.rand(shape, dtype=self.loc.dtype, device=self.loc.device).clamp(limits.tiny, 1 - limits.eps)
-            return ((self.loc + u.logit()).unsqueeze(-1) > self.cutpoints).sum(-1).to(self.loc.dtype)
+            return (
+                ((self.loc + standard_logistic(shape, self.loc)).unsqueeze(-1) > self.cutpoints)
+                .sum(-1)
+                .to(self.loc.dtype)
+            )
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
         """List the classes, ``(C, *batch)``, or ``(C, 1, …)`` where they are not expanded."""

@@ -51,6 +51,13 @@ class Plates:
         return weights.reshape(shape)
 
 
+def frame_of_rows(frame: CondIndepStackFrame, copies: int) -> CondIndepStackFrame:
+    """Return the data plate over N rows, of one in which each row stands so many times."""
+    rows = frame.size // copies
+    full = rows if frame.full_size == frame.size else frame.full_size
+    return CondIndepStackFrame(frame.name, frame.dim, rows, frame.counter, full)
+
+
 def sum_rows(name: str, log_prob: Tensor, plates: Plates) -> Tensor:
     """Sum a site's terms over its inner plates: ``(K, N)``."""
     if log_prob.dim() != plates.nesting + 1:

@@ -28,7 +28,7 @@ from .determinism import identical
 from .log_density import log_density
 from .masks import mask_of_site
 from .pair import unwrapped
-from .plates import WITHOUT_SIZE, Plates
+from .plates import WITHOUT_SIZE, Plates, frame_of_rows
 from .site_rows import frames_of
 from .sites import Program, has_density
 from .valid_parameters import check_site_parameters
@@ -210,9 +210,7 @@ class SumOut(Messenger):
         """Return the data plate, over N rows."""
         if frame.name != self.plates.data or frame.size == WITHOUT_SIZE:
             return frame
-        rows = frame.size // len(self.codes)
-        full = rows if frame.full_size == frame.size else frame.full_size
-        return CondIndepStackFrame(frame.name, frame.dim, rows, frame.counter, full)
+        return frame_of_rows(frame, len(self.codes))
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if (kept := self.kept.pop(msg["name"], None)) is None:

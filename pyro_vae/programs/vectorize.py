@@ -23,7 +23,7 @@ from torch.distributions import Independent, constraints, kl_divergence, registe
 from pyro_vae.common.pyro_private import mask_of
 from pyro_vae.errors import ProgramError
 
-from .plates import WITHOUT_SIZE, Plates
+from .plates import WITHOUT_SIZE, Plates, frame_of_rows
 from .sites import PARTICLES, has_density, with_values
 
 Mode = Literal["plate", "rows", "loop"]
@@ -249,9 +249,7 @@ class RowsAsParticles(Messenger):
         """Return the data plate, over N rows."""
         if frame is not data or frame.size == WITHOUT_SIZE:
             return frame
-        rows = frame.size // self.grouping.particles
-        full = rows if frame.full_size == frame.size else frame.full_size
-        return CondIndepStackFrame(frame.name, frame.dim, rows, frame.counter, full)
+        return frame_of_rows(frame, self.grouping.particles)
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if kept := self.kept.pop(msg["name"], None):

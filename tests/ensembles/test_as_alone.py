@@ -236,3 +236,33 @@ def test_an_unsound_member_is_found_in_its_turn(monkeypatch):
     )  # fmt: skip
     fit_ensemble(vae, rows(), seeds=SEEDS, engine="trace", verbose=False, epochs=5, batch_size=10)
     assert [None if which is None else list(which) for which in seen] == [None, [0], [1], [0], [0, 1]]
+
+
+class Marked(nn.Module):
+    """A class and a code; the guide marks the class for enumeration. Runs on rows of 4 columns alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.classifier, self.encoder, self.decoder = nn.Linear(4, 3), nn.Linear(4, 1), nn.Linear(1, 4)
+        self.centers = nn.Parameter(torch.randn(3, 4))
+
+    def model(self, x):
+        pyro.module(f"marked{id(self)}", self)
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Categorical(logits=x.new_zeros(3)))
+            z = pyro.sample("z", dist.Normal(x.new_zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.centers[y] + self.decoder(z), 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        pyro.module(f"marked{id(self)}", self)
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Categorical(logits=self.classifier(x)), infer={"enumerate": "parallel"})
+            pyro.sample("z", dist.Normal(self.encoder(x), 0.5).to_event(1))
+
+
+def test_marked_latents_are_summed_over_though_a_transform_makes_rows_of_another_shape():
+    x = torch.randn(20, 6, generator=torch.Generator().manual_seed(1))
+    options = {"epochs": 2, "batch_size": 10, "transform": lambda x, generator: x[:, :4]}
+    ensemble = fit_ensemble(Marked, x, seeds=SEEDS, engine="trace", verbose=False, **options)
+    assert "members as one graph" in ensemble.results[0].engine
+    assert_same(ensemble, [alone(Marked, seed, x, **options) for seed in SEEDS])

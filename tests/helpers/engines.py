@@ -30,11 +30,12 @@ def runs(make, engine, **options):
 
 
 def check_same(make, **options):
-    """Traced and eager, bit by bit; the trace was in use to the end."""
+    """Traced and eager, bit by bit; the trace was in use to the end. Returns what it says of the engine."""
     a, held, _ = runs(make, "eager", **options)
     b, other, said = runs(make, "trace", **options)
     assert "traced" in said and "eager from here on" not in said, said
     assert a == b and all(map(torch.equal, held, other))
+    return said
 
 
 def check_refused(make, reason, **options):

@@ -243,17 +243,19 @@ def carries(slope):
 def test_the_alarm_of_latents_that_carry_a_seventh_of_a_nat_does_not_ring():
     """At 32 rows the estimate's noise alone puts one in seven below the threshold; nothing carried is told each time."""
 
-    def alarms(slope, errors):
-        rung = 0
+    def found(slope):
         for seed in range(60):
             x = torch.randn(32, generator=torch.Generator().manual_seed(seed))
-            found = latents(*carries(slope), x, num_samples=2, seed=seed)
-            record = {"mutual_information": found.mutual_information, "active_units": 1, "epoch": 9}
-            rung += collapsed(record | {"mutual_information_se": errors * found.mutual_information_se}) is not None
-        return rung
+            yield latents(*carries(slope), x, num_samples=2, seed=seed)
 
-    assert alarms(0.5, errors=1) == 0 and alarms(0.0, errors=1) == 60
-    assert alarms(0.5, errors=0) > 3
+    def alarms(found, errors):
+        records = [{"mutual_information": f.mutual_information, "active_units": 1, "epoch": 9} for f in found]
+        ses = [{"mutual_information_se": errors * f.mutual_information_se} for f in found]
+        return sum(collapsed(record | se) is not None for record, se in zip(records, ses, strict=True))
+
+    little, nothing = list(found(0.5)), list(found(0.0))
+    assert alarms(little, errors=1) == 0 and alarms(nothing, errors=1) == 60
+    assert alarms(little, errors=0) > 3
 
 
 def test_the_record_counts_steps_and_rates():
