@@ -45,7 +45,8 @@ def marginal_panels(
             ax.hist(part, edges.tolist(), weights=weights, linewidth=1.6, **style)
         if beyond >= 0.05:
             ax.plot([], [], " ", label=f"{beyond:.0%} of draws beyond")
-            ax.legend(frameon=False, fontsize=7, loc="upper right", handlelength=0)
+            ax.set_ylim(top=1.15 * ax.get_ylim()[1])  # room for these words above the bars
+            ax.legend(frameon=False, fontsize=7, loc="upper right", handlelength=0, borderaxespad=0.0, borderpad=0.1)
         ax.set_title(f"{plain(shortened(name))}\n{word}", fontsize=8, color=INK)
         ax.set_yticks([])
         if 0 < len(labels) <= LABELS:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pyro_vae.errors import StorageError
-from pyro_vae.plots import bars, calibration, evidence, figures, images, latents
+from pyro_vae.plots import bars, calibration, evidence, figures, images, latents, marginals
 from pyro_vae.plots.khat import khat_histogram
 
 POINTS = [
@@ -118,6 +118,16 @@ def test_evidence_curve_shows_its_numbers():
     lines = {line.get_label(): line.get_ydata() for line in ax.get_lines()}
     assert np.allclose(lines["ELBO"], [p["elbo"] for p in POINTS])
     assert any("5.33 nats" in text.get_text() for text in ax.texts)
+
+
+def test_what_is_said_of_draws_beyond_lies_above_every_bar():
+    values, draws = np.repeat(np.arange(7.0), 3), np.concatenate([np.full(10, 6.0), np.full(2, 99.0)])
+    fig = marginals.marginal_panels(["a"], [values], [draws], ["0.5 apart"])
+    fig.draw_without_rendering()
+    (ax,) = fig.axes
+    tops = [patch.get_window_extent().y1 for patch in ax.patches]
+    assert "17% of draws beyond" in ax.get_legend().get_texts()[0].get_text()
+    assert max(tops) <= ax.get_legend().get_texts()[0].get_window_extent().y0
 
 
 @pytest.mark.parametrize("draw", ["evidence", "training"])

@@ -143,7 +143,7 @@ def sentences(s: Mapping[str, Any], members: Mapping[int, RunFacts], first: RunF
     said = [f"The same model of {name} was fitted {len(members)} times, from different random starts."]
     if not s:
         return [*said, "Nobody has measured yet how well they do on rows that they have not seen."]
-    said.append(f"On {s['rows']:,} rows their log p(x) is {format_mean(s)} nats a row.")
+    said.append(f"On {s['rows']:,} rows their log p(x), in nats a row, is {format_mean(s)}.")
     if (sd := s.get("log_px_seed_sd")) is not None and not is_loose(s):
         said.append(f"A single run lies about {format_nats(sd, 2)} nats from that mean, by its random start alone.")
     return said
