@@ -6,13 +6,12 @@ What needs a run's weights (samples, reconstructions, the map of latents, k̂'s 
 """
 
 import json
-import sys
+import runpy
 from pathlib import Path
 
 from pyro_vae.plots.figures import evidence_curve, save, training_curve
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "examples"))
 
 
 def mnist(folder: Path) -> None:
@@ -27,8 +26,7 @@ def mnist(folder: Path) -> None:
 
 def tabular(folder: Path) -> None:
     """The models of two tables beside their peers."""
-    from tabular import draw
-
+    draw = runpy.run_path(str(HERE.parent / "examples" / "tabular.py"))["draw"]
     save(draw(json.loads((folder / "results.json").read_text())), folder / "tabular.png")
 
 

@@ -44,11 +44,24 @@ def kind_of_number(evidence: dict[str, Any]) -> str:
 
 def format_measure(evidence: dict[str, Any]) -> str:
     """Format method and measure, and the number in bits."""
-    bits = f"{format_bits(evidence)} bits for each of {evidence['elements']:g} elements (lower is better)"
+    bits = f"{format_bits(evidence)} bits for each of {format_elements(evidence)} (lower is better)"
     return (
         f"measure: {evidence['measure']}, {kind_of_number(evidence)}; {bits}\n"
         f"method: {evidence['method']}, {format_how(evidence)}"
     )
+
+
+def format_elements(evidence: Mapping[str, Any]) -> str:
+    """Format how many elements a row has; where some are missing, how many are there on average.
+
+    Example:
+        >>> format_elements({"elements": 64.0}), format_elements({"elements": 2.88889})
+        ('64 elements', 'the 2.89 elements of a row that are there on average')
+    """
+    elements = float(evidence["elements"])
+    if elements.is_integer():
+        return f"{elements:g} elements"
+    return f"the {elements:.2f} elements of a row that are there on average"
 
 
 def format_bits(evidence: Mapping[str, Any]) -> str:

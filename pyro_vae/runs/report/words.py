@@ -11,7 +11,7 @@ from pyro_vae.common.flagged import format_bound, format_gap, format_nats, is_lo
 from pyro_vae.runs.config import Config
 from pyro_vae.runs.evaluation_options import CHUNK
 from pyro_vae.runs.marginal_baseline import below_floor, within_chance
-from pyro_vae.runs.told import cautions, format_bits, kind_of_number
+from pyro_vae.runs.told import cautions, format_bits, format_elements, kind_of_number
 
 from .facts import RunFacts
 
@@ -255,7 +255,7 @@ def numbers(s: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         listed.append(("ELBO", format_nats(s["elbo"]), f"what training raises: a lower bound; {error}"))
         least = "at least" if is_loose(s) and "how" not in s else "about"
         listed.append(("gap", format_gap(s), f"log p(x) − ELBO: {least} KL(q(z | x) ‖ p(z | x))"))
-    listed.append(("bits", format_bits(s), f"for each of {s['elements']:g} elements, lower is better"))
+    listed.append(("bits", format_bits(s), f"for each of {format_elements(s)}, lower is better"))
     return listed + health(s)
 
 
