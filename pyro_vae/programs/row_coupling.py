@@ -107,6 +107,43 @@ def why_rows_are_coupled(problem: Any, program: Program) -> str | None:
     return None
 
 
+def why_not_as_among_copies(problem: Any, program: Program) -> str | None:
+    """Say why a model is refused whose densities of its first row are others where all rows are copies of that one.
+
+    For programs that run on all their rows only.
+
+    Args:
+        problem: of all rows.
+        program: what draws the latents, the guide or the model.
+    """
+    x, *_ = problem.args
+    if not isinstance(x, Tensor) or x.dim() == 0 or len(x) < 2:
+        return None
+    try:
+        one, rows = replace(problem, vectorizing=LOOP), torch.zeros(len(x), dtype=torch.int64)
+        drawn = one.trace(program, 1)
+        draws = with_indices(drawn, one.trace(one.model, 1, drawn))
+        copies = rows_at(one, rows)
+        latents = latent_sites(sample_sites(draws))
+        values = {
+            n: of_part(s, rows, problem.plates) if has_data_rows(s, problem) else s["value"] for n, s in latents.items()
+        }
+        beside, again = (of_rows(one, one.model, one.trace(one.model, 1, draws)) for _ in range(2))
+        among = of_rows(copies, copies.model, copies.trace(copies.model, 1, with_values(draws, values)))
+        if next(differing(beside, again), None) is not None:  # noise: that is said elsewhere
+            return None
+        found = first_coupled(*({name: term[:, :1] for name, term in terms.items()} for terms in (beside, among)))
+    except Exception:  # rows that are no data of it: it is scored as it runs
+        return None
+    return coupled(*found) if found else None
+
+
+def has_data_rows(site: Site, problem: Any) -> bool:
+    """Return whether a latent has a value for each row."""
+    dim = problem.plates.dim - site["fn"].event_dim
+    return bool(site["value"].dim() >= -dim and site["value"].shape[dim] > 1)
+
+
 def first_coupled(beside: Scores, alone: Scores) -> tuple[str, Tensor, Tensor, int] | None:
     """Find a row whose log p(x, z) is another alone, ``(1, n)`` by site: the site that differs most, its terms, the row.
 

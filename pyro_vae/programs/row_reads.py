@@ -125,5 +125,5 @@ def memory_of(tensor: Tensor) -> int:
     """Return where a tensor's values lie; 0 for one that stands for others (in ``vmap``), which are followed themselves."""
     try:
         return tensor.untyped_storage().data_ptr()
-    except NotImplementedError:
+    except (NotImplementedError, RuntimeError):
         return 0

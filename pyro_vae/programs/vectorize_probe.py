@@ -34,6 +34,7 @@ from .row_coupling import (
     has_rows,
     in_rows,
     of_rows,
+    why_not_as_among_copies,
     why_not_row_by_row,
     why_rows_are_coupled,
     with_indices,
@@ -75,12 +76,27 @@ def choose_vectorizing(problem: Any) -> Vectorizing:
                 found = probe(problem.few(ROWS) if any_lazy(*problem.args) else problem)
             except NotImplementedError:  # a prior that cannot be drawn from, for a guide that is never run
                 return LOOP
-        refusal = found.refusal or (why_rows_are_coupled(problem, drawing(problem)) if few else None)
+        refusal = found.refusal or (
+            why_rows_are_coupled(problem, drawing(problem)) if few else why_model_is_coupled(problem)
+        )
     if refusal is not None:
         raise ProgramError(refusal)
     if handler is not None:
         handler.found.append((problem.model, as_written(problem.guide), found.vectorizing))
     return found.vectorizing
+
+
+def why_model_is_coupled(problem: Any) -> str | None:
+    """Say why a model is refused whose rows are coupled, where the pair runs on all its rows only.
+
+    A guide may have parameters for each of its rows: the model is then run alone, on part of them, at draws of its own. One
+    that runs on all rows only is run on copies of its first row, too.
+    """
+    alone = replace(problem, guide=RefusedGuide(problem.guide, ProgramError("the model is run alone"), False))
+    few = probe_few_rows(alone)
+    if few is not None and (refusal := few.refusal or why_rows_are_coupled(alone, alone.model)):
+        return refusal
+    return why_not_as_among_copies(problem, drawing(problem))
 
 
 class ProbedOnce(Messenger):

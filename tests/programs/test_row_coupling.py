@@ -110,3 +110,56 @@ def test_steps_up_to_the_longest_row_under_masks_are_of_each_row_alone():
     exact = torch.where(there, torch.distributions.Normal(0.0, 2**0.5).log_prob(x), 0.0).sum(1)
     found = log_likelihood(*programs, x, length, num_samples=2, verbose=False)
     torch.testing.assert_close(found.log_px, exact.double(), atol=1e-5, rtol=0)
+
+
+LEVELS = torch.linspace(-2, 2, 7)
+OF_ROWS = {
+    "a mean of latents": lambda z, x: (z + z.mean(-1, keepdim=True), 1.0),
+    "a sum that seldom acts": lambda z, x: (z + (z > 4).sum(), 1.0),
+    "a scale of all rows": lambda z, x: (z, 1.0 + (x > 1.9).sum()),
+    "of each row": lambda z, x: (z, 1.0),
+}
+
+
+def of_rows(name, size=None):
+    def model(x):
+        with pyro.plate("data", size or len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(*OF_ROWS[name](z, x)), obs=x)
+
+    return model
+
+
+def own_parameters(x):
+    loc = pyro.param("loc", torch.zeros(7))
+    with pyro.plate("data", 7):
+        pyro.sample("z", dist.Normal(loc, 1.2))
+
+
+def amortized(x):
+    with pyro.plate("data", 7):
+        pyro.sample("z", dist.Normal(x / 2, 0.8))
+
+
+@pytest.mark.parametrize("guide_of", ["AutoNormal", "parameters", "fixed plates"])
+@pytest.mark.parametrize("name", OF_ROWS)
+def test_a_pair_that_runs_on_all_its_rows_only_is_looked_at_too(name, guide_of):
+    """A guide with parameters for each row (AutoNormal), or a plate of fixed size, kept a model from such looks."""
+    if guide_of == "fixed plates" and "seldom" in name:
+        pytest.skip("a program of a fixed number of rows is not run at far latents")
+    model = of_rows(name, 7 if guide_of == "fixed plates" else None)
+    guide = {
+        "AutoNormal": pyro.infer.autoguide.AutoNormal(model, init_scale=0.8),
+        "parameters": own_parameters,
+        "fixed plates": amortized,
+    }[guide_of]
+    if name == "of each row":
+        evidence = log_likelihood(model, guide, LEVELS, num_samples=4000, verbose=False)
+        sure = torch.ones(7, dtype=torch.bool)  # AutoNormal starts anywhere
+        sure[evidence.flagged] = False
+        off = (evidence.log_px - dist.Normal(0.0, 2**0.5).log_prob(LEVELS)).abs()
+        assert (off < 5 * evidence.mc_se)[sure].all()
+        assert sure.any() or guide_of == "AutoNormal"
+        return
+    with pytest.raises(ProgramError, match="has another log-probability for a row when"):
+        log_weights(model, guide, LEVELS)
