@@ -63,5 +63,9 @@ def of_table(rows: Tensor, columns: Sequence[Column], taken: set[str], drawn: bo
         name = f"x.{column.name}" if column.name in taken else column.name
         name = name if drawn or not column.codes else f"{name} (mean of codes)"
         coded = column if drawn else Column(column.name)
-        written[name] = [coded.text(value) for value in values.tolist()]
+        texts = [coded.text(value) for value in values.tolist()]
+        whole = drawn and not column.codes and all(text.endswith(".0") for text in texts if text)
+        written[name] = (
+            [text.removesuffix(".0") for text in texts] if whole else texts
+        )  # counts, as their table has them
     return written

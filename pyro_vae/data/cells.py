@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -48,7 +49,7 @@ def typed(raw: RawColumn) -> RawColumn:
     texts = [text for text in raw.texts() if text is not None]
     refuse_dates(raw.name, texts)
     if texts and {text.lower() for text in texts} <= {*BOOLEANS}:
-        return RawColumn(raw.name, booleans_of(raw), "boolean")
+        return RawColumn(raw.name, booleans_of(raw), "boolean", as_spelled(texts))
     numeric = [is_numeric(text) for text in texts]
     if texts and not any(numeric):
         return RawColumn(raw.name, raw.values, "category")
@@ -68,6 +69,20 @@ def typed(raw: RawColumn) -> RawColumn:
         f"empty; {code}where the numbers are labels, too: --columns auto,{raw.name}=categorical; or leave the column out: "
         f"{left_out(raw.name)}."
     )
+
+
+def as_spelled(texts: Sequence[str]) -> tuple[str, ...] | None:
+    """Return false and true as cells spell them, most often; None where that is in small letters, as anywhere else.
+
+    Example:
+        >>> as_spelled(["True", "FALSE", "True"]), as_spelled(["TRUE"]), as_spelled(["true", "false"])
+        (('FALSE', 'True'), ('FALSE', 'TRUE'), None)
+    """
+    spelled = [Counter(text for text in texts if text.lower() == word).most_common(1) for word in BOOLEANS]
+    style = next(found[0][0] for found in spelled if found)
+    like = str.upper if style.isupper() else str.title if style.istitle() else str.lower
+    labels = tuple(found[0][0] if found else like(word) for found, word in zip(spelled, BOOLEANS, strict=True))
+    return None if labels == BOOLEANS else labels
 
 
 def refuse_dates(name: str, texts: Sequence[str]) -> None:

@@ -124,7 +124,7 @@ def as_asked(raw: RawColumn, name: str, options: str) -> tuple[np.ndarray, Colum
                 "CumulativeLogit (where their order means something), bernoulli (of two), or ignore."
             )
     else:
-        values, column = np.asarray(raw.values), Column(raw.name, raw.kind)
+        values, column = np.asarray(raw.values), Column(raw.name, raw.kind, raw.labels or ())
     family = f"{name}:{options}" if options else name
     if name == "binomial" and not options:
         family = f"binomial:total-count={int(np.nanmax(values))}"
@@ -149,7 +149,7 @@ def choose_family(raw: RawColumn) -> tuple[np.ndarray, Column] | str:
         return f"it is constant ({raw.texts()[int((~raw.missing).argmax())]}), which says nothing of a row"
     if raw.kind == "boolean" or (len(alike) == 2 and set(alike) == {0.0, 1.0}):
         why = "false and true" if raw.kind == "boolean" else "zeros and ones"
-        return values, Column(raw.name, raw.kind, family="bernoulli", why=why)
+        return values, Column(raw.name, raw.kind, raw.labels or (), family="bernoulli", why=why)
     if (known == known.round()).all():
         if len(alike) == len(known) >= NAMED and alike[-1] - alike[0] == len(alike) - 1:
             return f"it numbers the rows, {alike[0]:.0f} to {alike[-1]:.0f}, each once ({raw.name}=normal keeps it)"

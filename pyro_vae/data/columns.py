@@ -31,7 +31,7 @@ class Column:
     Attributes:
         name: as in the table.
         kind: "number"; "boolean" (0 false, 1 true); "category" (code k is ``labels[k]``).
-        labels: of a category, by code.
+        labels: of a category, by code; of a boolean as its table spells false and true, where that is otherwise.
         ordered: the order of the labels means something.
         family: of its likelihood, with options, as a block of ``--likelihood columns`` has it; "" where none was chosen.
         why: the family was chosen, for whoever corrects it.
@@ -52,7 +52,7 @@ class Column:
     @property
     def codes(self) -> tuple[str, ...]:
         """Labels of the codes 0, 1, …; none of a number."""
-        return BOOLEANS if self.kind == "boolean" else self.labels
+        return self.labels or BOOLEANS if self.kind == "boolean" else self.labels
 
     def text(self, value: float) -> str:
         """Write a value as its table had it: the label of a code, a number in single precision, nothing for NaN."""
@@ -81,6 +81,8 @@ class Column:
             raise ValueError(f"the labels of column {values['name']!r} are no list of texts")
         if values.get("kind") not in KINDS or not isinstance(family, str):
             raise ValueError(f"column {values['name']!r} has the kind {str(values.get('kind'))[:40]!r}")
+        if values["kind"] == "boolean" and len(labels) not in (0, 2):
+            raise ValueError(f"column {values['name']!r} is a boolean with {len(labels)} labels")
         return cls(values["name"], values["kind"], tuple(labels), values.get("ordered") is True, family)
 
 
@@ -119,7 +121,8 @@ class RawColumn:
         if not isinstance(self.values, np.ndarray):
             return self.values
         if self.kind == "boolean":
-            return [None if v != v else BOOLEANS[int(v)] for v in self.values]
+            spelled = self.labels or BOOLEANS
+            return [None if v != v else spelled[int(v)] for v in self.values]
         return [None if v != v else number_text(v) for v in self.values]
 
 

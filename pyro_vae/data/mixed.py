@@ -116,7 +116,7 @@ def by_type(raw: RawColumn) -> tuple[np.ndarray, Column]:
     values = np.asarray(raw.values)
     check_values(raw.name, values)
     check_rounding(raw.name, values)
-    return values, Column(raw.name, raw.kind)
+    return values, Column(raw.name, raw.kind, raw.labels or ())
 
 
 def match_columns(raws: Sequence[RawColumn], columns: Sequence[Column]) -> Coded:

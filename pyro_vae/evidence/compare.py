@@ -172,6 +172,7 @@ def means(e: LogPx) -> dict[str, Any]:
         "mc_se": s["log_px_mc_se"],
         "data_se": s["log_px_data_se"],
         "gap": s.get("gap"),
+        "gap_mc_se": s.get("gap_mc_se"),
         "low_ess": None if low_ess is None else low_ess / len(e),
         "num_samples": s.get("num_samples"),
         "flagged": share_flagged(s) if has_flags else None,

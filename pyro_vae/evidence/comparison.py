@@ -39,6 +39,7 @@ class Compared:
     flagged: float | None = None  # share of rows that are not to be believed (k̂, or an oracle's error)
     method: str = "importance sampling"
     verdict: str = "best"  # of its difference to the best: decided, tie, not to be believed
+    gap_mc_se: float | None = None  # of the gap, at most
 
     @property
     def loose(self) -> bool:
@@ -94,9 +95,7 @@ class Comparison(ResultTable):
             ["verdict", *(m.verdict for m in self.models)],
         ]
         if any(m.gap is not None for m in self.models):
-            table.append(
-                ["gap", *("" if m.gap is None else f"{'≥ ' * m.loose}{format_nats(m.gap)}" for m in self.models)]
-            )
+            table.append(["gap", *map(format_gap_of, self.models)])
         for heading, values, form in (
             (f"ESS < {LOW_ESS}", [m.low_ess for m in self.models], ".1%"),
             ("flagged", [m.flagged for m in self.models], ".1%"),
@@ -171,6 +170,13 @@ def format_mean(m: Compared) -> str:
     if not m.loose:
         return format_nats(m.log_px)
     return format_bound({"log_px": m.log_px} | ({"how": m.method} if m.log_px_is_no_bound else {}))
+
+
+def format_gap_of(m: Compared) -> str:
+    """Format the gap with its Monte Carlo error, or as a bound where too many rows are flagged."""
+    if m.gap is None or m.loose:
+        return "" if m.gap is None else f"≥ {format_nats(m.gap)}"
+    return format_nats(m.gap) + ("" if m.gap_mc_se is None else f" ± {format_nats(m.gap_mc_se)}")
 
 
 def format_paired(m: Compared, best: Compared) -> str:

@@ -50,6 +50,7 @@ from .end_of_training import draw_figures
 from .evaluate_run import evaluate_opened
 from .evaluation_options import EvaluationOptions
 from .evaluations import SPLITS
+from .few_steps import tell_few_steps
 from .kinds.kind import Batch, ModelKind
 from .load import Run, load_data
 from .registry import build, kind_of, objective_of, resolved
@@ -294,6 +295,7 @@ def train(
     config, data = job.config, job.data
     schedule = {"constant": constant, "cosine": cosine}[config.schedule]
     objective = objective_of(config, len(data.train))
+    tell_few_steps(config, len(data.train))
     names = ("epochs", "drop_last", "shards", "patience", "seed", "engine", "precision", "autotune")
     as_configured = {name: getattr(config, name) for name in names}
     return fit(

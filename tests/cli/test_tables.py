@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_wine
 
+from pyro_vae.cli.array_files import array_bytes
 from pyro_vae.cli.main import main
+from pyro_vae.data import Column
 from pyro_vae.runs import folder
 from pyro_vae.runs.marginal_baseline import below_floor
 
@@ -28,6 +30,16 @@ def wine(tmp_path):
 def table(path):
     with path.open() as file:
         return list(csv.DictReader(file))
+
+
+def test_cells_are_written_as_their_table_has_them(tmp_path):
+    """Counts without a point, true and false as they are spelled; means have their fractions."""
+    columns = Column("visits"), Column("mass"), Column("ill", "boolean", ("False", "True"))
+    rows = np.array([[5.0, 2.0, 1.0], [np.nan, 0.5, 0.0]], dtype=np.float32)
+    written = array_bytes(rows, tmp_path / "a.csv", "x", columns=columns, drawn=True).decode()
+    assert written == "row,visits,mass,ill\n0,5,2.0,True\n1,,0.5,False\n"
+    means = array_bytes(rows, tmp_path / "a.csv", "x", columns=columns).decode()
+    assert means == "row,visits,mass,ill (mean of codes)\n0,5.0,2.0,1.0\n1,,0.5,0.0\n"
 
 
 def test_a_load_says_what_it_read(train, wine, tmp_path, capsys):

@@ -1,8 +1,10 @@
 """Labels that are probably something else: told, or refused, by column."""
 
+from dataclasses import replace
+
 import pytest
 
-from pyro_vae.data import TableOptions, load
+from pyro_vae.data import Column, TableOptions, load
 from pyro_vae.errors import DataError
 
 AUTO = TableOptions(columns="auto")
@@ -61,3 +63,28 @@ def test_a_sign_for_missing_is_offered_as_one(tmp_path):
     with pytest.raises(DataError) as caught:
         loaded(tmp_path, 20 * ["1.5", "2.5", "3.5", "?", "-"])
     assert "--missing-value" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("cells", "codes"),
+    [
+        (["True", "False", ""], ("False", "True")),
+        (["TRUE", "FALSE"], ("FALSE", "TRUE")),
+        (["true", "false"], ("false", "true")),
+        (["True", "False", "true", "False"], ("False", "True")),
+    ],
+    ids=["title", "capitals", "small", "both"],
+)
+def test_false_and_true_keep_their_spelling(tmp_path, cells, codes):
+    path = tmp_path / "a.csv"
+    path.write_text("mass,b\n" + "".join(f"{i + 0.25 * (i % 7)},{cell}\n" for i, cell in enumerate(20 * cells)))
+    data = load(path, table=AUTO, verbose=False, missing=True)
+    assert (data.columns[1].kind, data.columns[1].codes) == ("boolean", codes)
+    assert Column.from_dict(data.columns[1].to_dict()) == replace(data.columns[1], why="")
+    known = load(path, table=TableOptions(columns="auto", known=data.columns), verbose=False, missing=True)
+    assert known.digest == data.digest  # found again, whatever the spelling
+
+
+def test_a_boolean_of_three_labels_is_no_column():
+    with pytest.raises(ValueError, match="boolean with 3 labels"):
+        Column.from_dict({"name": "b", "kind": "boolean", "labels": ["a", "b", "c"]})

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from torch.distributions import MultivariateNormal, kl_divergence
 
 from pyro_vae import Evidence, Exact, ais, log_likelihood
 from pyro_vae.errors import DataError, ShapeError, UsageError
-from pyro_vae.evidence.compare import compare
+from pyro_vae.evidence.compare import MIXED, compare
 from pyro_vae.evidence.comparison import Compared
 from pyro_vae.plots.bars import forest
 from tests.helpers.comparison import by_name
@@ -52,6 +52,14 @@ def test_a_comparison_is_the_hand_calculation():
     assert best.log_px == a.mean() and best.mc_se == pytest.approx(np.sqrt((noise_a**2).sum()) / 4, rel=1e-12)
     assert best.data_se == pytest.approx(a.std(ddof=1) / 2, rel=1e-12)
     assert (best.low_ess, other.low_ess, best.gap, other.gap) == (0.5, 0.0, 1.0, 2.0)
+    assert best.gap_mc_se == pytest.approx(
+        np.sqrt(2 * (noise_a**2).sum()) / 4, rel=1e-12
+    )  # of log p(x), and of the ELBO
+    gap = made.cells()[0].index("gap")
+    assert [line[gap] for line in made.cells()[1:]] == [
+        f"1.000 ± {best.gap_mc_se:.3f}",
+        f"2.000 ± {other.gap_mc_se:.3f}",
+    ]
     assert (best.seconds, other.seconds, best.active_units, other.active_units) == (3.0, None, None, 7)
 
 
@@ -329,3 +337,12 @@ def test_evidence_comes_back_to_the_last_bit():
 def test_a_damaged_csv_is_refused(text, says):
     with pytest.raises(DataError, match=says):
         Evidence.from_csv(text, num_samples=1, seed=0)
+
+
+def test_of_densities_and_probabilities_side_by_side_a_note_says_what_cannot_be_seen():
+    """Which columns have the density is in no measure: the command line looks, and here it is said."""
+    models = {name: evidence([-1.0, -2.0 - shift]) for name, shift in (("a", 0.0), ("b", 1.0))}
+    mixed = {name: replace(e, measure="continuous x counts") for name, e in models.items()}
+    assert MIXED in compare(mixed).notes
+    for measure in ("continuous", "binary x counts", ""):
+        assert MIXED not in compare({name: replace(e, measure=measure) for name, e in models.items()}).notes
