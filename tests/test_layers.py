@@ -1,6 +1,7 @@
 """No import of the package runs up or in a circle: who imports whom, read off the import statements."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,7 @@ def modules() -> dict[str, str]:
     return found
 
 
+@cache  # the package is read once for both rules
 def imports(name: str, source: str) -> set[str]:
     """Modules or names of ours that a module imports, dotted, wherever in the file the statement stands."""
     found = set()

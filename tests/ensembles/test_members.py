@@ -12,7 +12,7 @@ from torch import nn
 from pyro_vae import adam, fit_ensemble
 from pyro_vae.common.progress import Pace
 from pyro_vae.ensembles import report
-from pyro_vae.ensembles.members import check_seeds
+from pyro_vae.ensembles.members import check_seeds, make_members
 from pyro_vae.errors import DivergedError, Interrupted, ProgramError, Terminated, UsageError
 from pyro_vae.programs.pair import programs
 from tests.ensembles.programs import MAKERS, Gammas, vae, with_network
@@ -111,7 +111,7 @@ def test_make_gets_the_seed_only_where_it_asks_for_it():
         return vae(hidden=hidden)
 
     for make in (wants, has_default):
-        fit_ensemble(make, rows(), seeds=[5, 6], epochs=1, engine="eager", verbose=False)
+        make_members(make, [5, 6])
     assert got == [5, 6, 4, 4]
 
 
@@ -154,15 +154,15 @@ def test_what_cannot_be_mapped_is_trained_one_after_the_other(make, options, why
 
 
 def test_noise_that_depends_on_parameters_is_drawn_for_all_at_once_equal_in_law():
-    """A gamma's, at a learning rate of 0 and equal weights: 64 losses of 8 members against 400 of one alone."""
+    """A gamma's, at a learning rate of 0 and equal weights: 64 losses of 4 members against 400 of one alone."""
 
     def make():
         with torch.random.fork_rng():
             torch.manual_seed(0)
             return Gammas()
 
-    x, options = rows(20), {"epochs": 8, "batch_size": 20, "optimizer": adam(0.0), "engine": "trace"}
-    ensemble = fit_ensemble(make, x, seeds=range(8), verbose=False, **options)
+    x, options = rows(20), {"epochs": 16, "batch_size": 20, "optimizer": adam(0.0), "engine": "trace"}
+    ensemble = fit_ensemble(make, x, seeds=range(4), verbose=False, **options)
     assert "noise of _standard_gamma is drawn for all members at once" in ensemble.results[0].engine
     losses = torch.tensor([[record["loss"] for record in result.history] for result in ensemble.results])
     assert len(set(losses.flatten().tolist())) == losses.numel(), "members share their draws"

@@ -309,8 +309,8 @@ def test_log_px_is_that_of_the_same_model_written_to_broadcast(device):
     for evidence in (
         log_likelihood(model, guide, x, **options),
         log_likelihood(model, guide, x, vectorize_particles=False, **options | {"num_samples": 300}),
-        ais(model, guide, x, num_temperatures=20, num_chains=64, verbose=False),
-        ais(model, guide, x, start="guide", num_temperatures=20, num_chains=64, verbose=False),
+        ais(model, guide, x, num_temperatures=10, num_chains=64, verbose=False),
+        ais(model, guide, x, start="guide", num_temperatures=10, num_chains=64, verbose=False),
     ):
         assert ((evidence.log_px.cpu() - exact).abs() < 4 * evidence.mc_se.cpu() + 1e-4).all()
 
