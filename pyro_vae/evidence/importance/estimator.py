@@ -147,6 +147,7 @@ def importance(
     """
     check_counts(num_samples, max_samples, seed, chunk_size, engine)
     check_noise(noise)
+    check_parts(rows=rows, particles=particles)
     target = target_of(target_se, num_samples, max_samples, particles)
     x, *rest = [read_once(a) for a in (x, *context)]
     problem = checked_problem(
@@ -257,6 +258,16 @@ def facts_of(
 def resumed_from(resume: Evidence | None) -> str | None:
     """Return a digest of what is gone on from."""
     return None if resume is None else tensor_digest({"log_px": resume.log_px, "samples": resume.counts})
+
+
+def check_parts(**parts: Any) -> None:
+    """Refuse a number of rows or particles, where some of them are asked for by a range."""
+    for name, part in parts.items():
+        if not isinstance(part, range | None):
+            raise UsageError(
+                f"{name}={part!r}: wanted a range, {name}=range(start, stop), of those to run; how many particles a row has "
+                "is num_samples"
+            )
 
 
 def whole_pieces(blocks: Sequence[RowBlock], particles: range | None) -> int:

@@ -71,3 +71,20 @@ def test_all_rows_are_one_whole_block_which_a_graph_weighs_to_the_bit(pair, monk
         log_likelihood(model, guide, x, num_samples=60, engine=engine, verbose=False) for engine in ("trace", "eager")
     )
     assert {kind[0] for kind in made} == {ROWS} and torch.equal(by_graph.log_px, alone.log_px)
+
+
+@pytest.mark.parametrize("parts", [{"particles": 5}, {"particles": [1, 2]}, {"rows": 2}], ids=["count", "list", "rows"])
+def test_a_number_in_the_place_of_a_range_is_refused_by_name(parts):
+    """It ended in "'int' object has no attribute 'start'"."""
+    x = torch.zeros(3)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(UsageError, match=f"{next(iter(parts))}=.*wanted a range"):
+        log_likelihood(model, guide, x, verbose=False, **parts)
