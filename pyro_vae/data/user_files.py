@@ -153,8 +153,11 @@ def key_of_x(arrays: dict[str, np.ndarray], path: Path) -> str:
         return "x"
     if len(arrays) == 1:
         return next(iter(arrays))
+    splits = ("x_train", "x_validation", "x_test")
+    lacking = [name for name in splits if name not in arrays]
+    which = f" ({' and '.join(lacking)} of its splits is not there)" if 0 < len(lacking) < len(splits) else ""
     raise DataError(
-        f"{path} holds {sorted(arrays) or 'nothing'}, and none of them is x. Save one array, or x (and y), or x_train, "
+        f"{path} holds {sorted(arrays) or 'nothing'}, and none of them is x{which}. Save one array, or x (and y), or x_train, "
         "x_validation and x_test: np.savez(path, x=x, y=y)."
     )
 

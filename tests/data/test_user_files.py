@@ -255,3 +255,10 @@ def test_a_csv_file_of_3_gib_of_zeros_is_not_read_into_memory(tmp_path):
     grown, said = peak_growth(LOADING, tmp_path / "x.csv", tmp_path)
     assert "DataError" in said and "x.csv cannot be read" in said and "a line has more than" in said
     assert grown < 1
+
+
+def test_an_archive_without_one_of_its_splits_is_told_which(tmp_path):
+    rows = np.zeros((4, 2), np.float32)
+    np.savez(tmp_path / "keras.npz", x_train=rows, x_test=rows)
+    with pytest.raises(DataError, match=r"none of them is x \(x_validation of its splits is not there\)"):
+        load(tmp_path / "keras.npz", verbose=False)
