@@ -85,7 +85,11 @@ def check_printable(summary: Mapping[str, Any], path: Path) -> None:
     needed = [*NEEDED, *(n for name, others in BESIDE.items() if name in summary for n in others)]
     missing = [name for name in needed if not any(one in summary for one in name.split("|"))]
     missing += [f"floor.{name}" for name in FLOOR if name not in summary.get("floor", FLOOR)]
-    empty = [name for name in ("split", "measure", "method", "bits_per_dim", "elements", "log_px") if summary.get(name) is None]
+    empty = [
+        name
+        for name in ("split", "measure", "method", "bits_per_dim", "elements", "log_px")
+        if summary.get(name) is None
+    ]
     empty += [name for name in ("ess_median", "ess_min") if name in summary and summary[name] is None]
     empty += ["log_px_mc_se"] if "how" in summary and summary.get("log_px_mc_se") is None else []
     empty += [] if summary.get("rows") else ["rows"]
