@@ -20,7 +20,7 @@ from pyro_vae.training.batch_source import Transform
 from pyro_vae.training.mkl_threads import all_threads
 from pyro_vae.training.optimizers import MakeOptimizer, optimizer_of
 from pyro_vae.training.schedules import Schedule, constant
-from pyro_vae.training.training_rows import RowOptions
+from pyro_vae.training.training_rows import RowOptions, parts_of
 from pyro_vae.training.training_state import TrainingOptions
 
 from .ensemble import Ensemble
@@ -121,6 +121,7 @@ def fit_ensemble(
         refuse_structure(x, "fit_ensemble with a transform")
     given = None if objective is None else objective_of(objective)
     job = EnsembleJob(members, makers, given, options, engine, device, standardize)
-    job.load((x, *context), RowOptions(validation, batch_size, transform, drop_last, missing, on_disk=False))
+    beside = parts_of(validation, 1 + len(context))
+    job.load((x, *context), RowOptions(beside, batch_size, transform, drop_last, missing, on_disk=False))
     with all_threads(), EnsembleReporter(epochs, verbose, on_epoch) as report:
         return job.run(report)

@@ -20,7 +20,7 @@ MIXED = "a log density in some columns of x, a log probability in others"
 def next_command(evidence: dict[str, Any], run: Path, out: Path | None = None) -> str:
     """Format the command that may believe more rows: annealing, more of it, or enough samples for a k̂."""
     of = evidence.get("evaluation", {})
-    split, rows = of.get("split", "test"), of.get("rows")
+    split, rows = of.get("split") or "test", of.get("rows")
     words = ["pyro-vae evaluate", shlex.quote(str(run)), *(["--split", split] if split != "test" else [])]
     if split.startswith("new-"):
         words = [*words[:2], "--data", shlex.quote(evidence["split"].split(", new rows")[0])]

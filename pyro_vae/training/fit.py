@@ -46,7 +46,7 @@ from .sharded_networks import absence_named, engine_of_sharded, in_step
 from .standardize import standardize_model
 from .step import MakeOptimizer, Step
 from .trainer import Trainer
-from .training_rows import RowOptions, training_data
+from .training_rows import RowOptions, parts_of, training_data
 from .training_state import FitResult, TrainingOptions
 
 
@@ -206,8 +206,9 @@ def fit(
         refuse_structure(x, "fit with a transform")
     model, guide, args = on_tensors(model, guide, x, *context)
     model_device = move(modules, device)
-    given = RowOptions(validation, batch_size, transform, drop_last, missing or takes_missing(vae, model, guide))
-    data = training_data(model, guide, args, given, model_device, aggressive is not None)
+    beside = parts_of(validation, 1 + len(context))
+    rows = RowOptions(beside, batch_size, transform, drop_last, missing or takes_missing(vae, model, guide))
+    data = training_data(model, guide, args, rows, model_device, aggressive is not None)
     if standardize:
         standardize_model(modules, data.train)
     check_autotune(autotune, engine, shards, data.device)

@@ -26,7 +26,7 @@ from .stored_source import StoredSource, stored_parts
 class RowOptions:
     """Which rows beside x and contexts, and what batches are made of them: the arguments of `fit` of these names."""
 
-    validation: Any
+    validation: tuple[Any, ...] | None  # as :func:`parts_of` has it
     batch_size: int | None
     transform: Transform | None
     drop_last: bool
@@ -65,7 +65,7 @@ def training_data(
     train, source = batches_of(rows, device or rows[0].device, aggressive)
     validation = None
     if options.validation is not None:
-        parts = tensors_as(model, *parts_of(options.validation, len(args)))
+        parts = tensors_as(model, *options.validation)
         validation = convert(*parts, name="validation x", device=device)
     size = resolve_batch_size(options.batch_size, len(train[0]))
     return TrainingData(train, source, size, validation, options.transform, options.drop_last)
@@ -87,8 +87,15 @@ def batches_of(
     return rows, StoredSource(rows, device)
 
 
-def parts_of(validation: Any, given: int) -> tuple[Any, ...]:
-    """Return x and contexts of validation rows: a tuple, unless it is itself the structure of an x that comes alone."""
+def parts_of(validation: Any, given: int) -> tuple[Any, ...] | None:
+    """Return x and contexts of validation rows: a tuple, unless it is itself the structure of an x that comes alone.
+
+    Args:
+        validation: as it is passed to `fit`, None if there is none.
+        given: the number of x and contexts, each of which may be a structure of several tensors.
+    """
+    if validation is None:
+        return None
     alone = given == 1 and is_structure(validation)
     return validation if isinstance(validation, tuple) and not alone else (validation,)
 

@@ -217,8 +217,23 @@ def test_evidence_of_a_version_that_did_not_name_its_proposal_is_of_the_guide(he
     assert main(COMMANDS["resume"](run)) == 0 and "from the guide" in capsys.readouterr().out
 
 
+def test_evidence_that_does_not_say_which_split_is_of_the_test_rows(here, tmp_path, capsys):
+    run = Path(shutil.copytree(here / "good", tmp_path / "run"))
+    spoil(run, "evidence.json", ("evaluation", "split"), None)
+    assert main(COMMANDS["resume"](run)) == 0
+    assert f"pyro-vae evaluate {run} --" in capsys.readouterr().out.replace("--rows 5 ", "")
+
+
 def test_evidence_that_lacks_what_is_printed_of_it_is_refused_by_name(here, tmp_path, capsys):
-    for name, value in (("measure", ...), ("floor", ...), ("ess_min", ...), ("ess_min", None), ("ess_median", None)):
+    absent = [
+        ("measure", ...),
+        ("floor", ...),
+        ("ess_min", ...),
+        ("ess_min", None),
+        ("ess_median", None),
+        ("elements", None),
+    ]
+    for name, value in absent:
         run = tmp_path / f"{name} {value}"
         shutil.copytree(here / "good", run)
         spoil(run, "evidence.json", (name,), value)

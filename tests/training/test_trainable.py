@@ -80,7 +80,7 @@ def test_what_cannot_be_trained_is_refused_by_name_and_can_be_scored(name, monke
     part, kind, said = UNTRAINED[name]
     vae = of(part())
     if name == "quantized":  # whose scale is read off all rows, as a check finds
-        with pytest.raises(kind, match=r"other rows are passed along .* quantized as it runs"):
+        with pytest.raises(kind, match=r"a latent of another row is far away .* quantized as it runs"):
             train(vae)
         monkeypatch.setattr("pyro_vae.training.before_training.check_training", lambda *looked_at: [])
     with pytest.raises(kind, match=said) as raised:
@@ -90,7 +90,7 @@ def test_what_cannot_be_trained_is_refused_by_name_and_can_be_scored(name, monke
     if name != "quantized":
         assert torch.isfinite(score().log_px).all()
         return
-    with pytest.raises(ProgramError, match="other rows are passed along"):  # its scale is read off all rows
+    with pytest.raises(ProgramError, match="a latent of another row is far away"):  # its scale is read off all rows
         score()
 
 
