@@ -150,5 +150,6 @@ def coupled_by_latents(role: str, site: str, beside: Tensor, alone: Tensor) -> s
         f"site {site!r} of the {role} has another log-probability for a row when a latent of another row is far away "
         f"({beside.sum().item():.4g} beside it, {alone.sum().item():.4g} alone): {density} does not split into rows, and "
         f"particles do not either. The {role} asks one number of all of them (`if (z > 3).any()`, z.max(), (z > 4).sum(), "
-        "a layer that is quantized as it runs). Fix: decide for each by itself, torch.where(z > 3, one, other), and reduce over dimensions of events alone (dim=-1)."
+        "a layer that is quantized as it runs). Fix: decide for each by itself, torch.where(z > 3, one, other), and reduce "
+        "over dimensions of events alone (dim=-1)."
     )
