@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
 from itertools import pairwise
 from pathlib import Path
@@ -58,11 +58,20 @@ def launch(
         options = {f"{flag}.{k.replace('_', '-')}": v for k, v in keys.pop(role).items()}
         listed = {f: v if isinstance(v, list) else [v] for f, v in options.items() if f not in given}
         words += [f"{f}={','.join(map(str, v))}" for f, v in listed.items()]
-    app.config = (cyclopts.config.Dict(keys, use_commands_as_keys=False),) if config else ()
     if quiet and words[:1] == ["new"]:
         raise UsageError("new asks questions and says what it has read: it has no --quiet")
-    with silent(results="--json" in words) if quiet else nullcontext():
+    with silent(results="--json" in words) if quiet else nullcontext(), defaults(keys if config else None):
         app(words, exit_on_error=False, print_error=False, result_action="return_value")
+
+
+@contextmanager
+def defaults(keys: Mapping[str, Any] | None) -> Iterator[None]:
+    """Take values of options that are not given from these keys, for one command."""
+    app.config = () if keys is None else (cyclopts.config.Dict(dict(keys), use_commands_as_keys=False),)
+    try:
+        yield
+    finally:
+        app.config = ()
 
 
 @contextmanager

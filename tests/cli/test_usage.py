@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from pyro_vae.cli.main import main
+from pyro_vae.cli.main import app, main
 from pyro_vae.errors import UsageError
 from pyro_vae.runs import folder
 from pyro_vae.runs.config import Config
@@ -78,6 +78,7 @@ def test_config_files(train, tmp_path, capsys):
     assert main(["train", "--config", str(file), "--run", str(tmp_path / "run"), "--hidden", "8"]) == 0
     config = folder.read_config(tmp_path / "run")["config"]
     assert (config["latent_dim"], config["objective"], config["hidden"]) == (3, "iwae", [8])
+    assert app.config == ()  # other commands in this process have defaults of their own
 
 
 def test_config_round_trip_and_refusals():
