@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-import torch
-
 from pyro_vae.errors import DeviceLostError, PyroVAEError
 
-WORDS = ("CUDA error:", "HIP error:")  # how torch's messages begin; those of libraries of CUDA have other words
-FULL = "out of memory"
+BEGINS = ("CUDA error:", "HIP error:")  # torch's messages
+# those after which a process must end, by CUDA's own list of errors (cudaError); others leave the device as it was
+STICKY = (
+    "unspecified launch failure",
+    "illegal memory access",
+    "illegal instruction",
+    "misaligned address",
+    "address space",
+    "invalid program counter",
+    "hardware stack error",
+    "device-side assert",
+    "launch timed out",
+    "uncorrectable",
+    "peer GPU memory",
+    "busy or unavailable",
+    "unknown error",
+)
 CAUSE = (
     "What failed may have begun earlier, as a GPU runs behind the program: with CUDA_LAUNCH_BLOCKING=1 in the environment the "
     "error is where it begins"
@@ -17,18 +30,22 @@ CAUSE = (
 def is_lost(error: BaseException) -> bool:
     """Return whether a device failed, so that whatever asks it next fails, too.
 
+    References:
+        CUDA Runtime API, error handling (NVIDIA), https://docs.nvidia.com/cuda/cuda-runtime-api/
+
     Example:
+        >>> import torch
         >>> is_lost(RuntimeError("CUDA error: unspecified launch failure"))
         True
-        >>> is_lost(torch.OutOfMemoryError("CUDA error: out of memory")), is_lost(RuntimeError("shapes do not fit"))
+        >>> is_lost(RuntimeError("CUDA error: invalid device ordinal")), is_lost(torch.OutOfMemoryError("CUDA out of memory"))
         (False, False)
     """
     if isinstance(error, DeviceLostError):
         return True
-    if isinstance(error, PyroVAEError) or not isinstance(error, RuntimeError) or FULL in str(error):
+    if isinstance(error, PyroVAEError) or not isinstance(error, RuntimeError):
         return False
-    # torch 2.8 has a class of its own for errors of an accelerator
-    return isinstance(error, getattr(torch, "AcceleratorError", ())) or str(error).lstrip().startswith(WORDS)
+    first = (str(error).strip().splitlines() or [""])[0]
+    return first.startswith(BEGINS) and any(words in first for words in STICKY)
 
 
 def lost(error: Exception, what: str) -> DeviceLostError:
