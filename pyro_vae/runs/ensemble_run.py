@@ -59,6 +59,29 @@ NAMES = ("epochs", "drop_last", "patience")  # of a config, that fit_ensemble ta
 ENGINES = {"graph": "compile"}  # members trained together are not recorded as CUDA graphs
 
 
+def check_for_several(config: Config) -> None:
+    """Refuse what one training alone can do, and several at once cannot.
+
+    Raises:
+        UsageError: names the option.
+    """
+    if config.shards != 1:
+        raise UsageError(
+            f"several seeds are trained in one process: leave shards={config.shards} out, or train one by one"
+        )
+    if (here := sharing()).world > 1:
+        raise UsageError(
+            f"several seeds are trained in one process, and here are {here.world}: have rank 0 alone do it, within "
+            "pyro_vae.common.spread.by_itself()"
+        )
+    if config.precision != "float32":
+        raise UsageError(
+            f"several seeds are trained in float32: leave precision={config.precision} out, or train one by one"
+        )
+    if config.autotune:
+        raise UsageError("several seeds are trained by the library's kernels: leave autotune out, or train one by one")
+
+
 @suggest_keywords
 def train_ensemble(
     config: Config,
@@ -89,22 +112,8 @@ def train_ensemble(
         BusyError: another process writes to the folder.
     """
     path, seeds = Path(path), check_seeds(seeds)
-    if config.shards != 1:
-        raise UsageError(
-            f"several seeds are trained in one process: leave shards={config.shards} out, or train one by one"
-        )
-    if (here := sharing()).world > 1:
-        raise UsageError(
-            f"several seeds are trained in one process, and here are {here.world}: have rank 0 alone do it, within "
-            "pyro_vae.common.spread.by_itself()"
-        )
+    check_for_several(config)
     made = {seed: trackers_of(trackers, seed) for seed in seeds}
-    if config.precision != "float32":
-        raise UsageError(
-            f"several seeds are trained in float32: leave precision={config.precision} out, or train one by one"
-        )
-    if config.autotune:
-        raise UsageError("several seeds are trained by the library's kernels: leave autotune out, or train one by one")
     first = prepare(replace(config, seed=seeds[0]), path / name_of(seeds[0]), components, data_dir, download, device)
     refuse_stored(first.data)
     check_free(path, overwrite)
