@@ -8,12 +8,12 @@ from torch import Tensor
 from pyro_vae.common import torch_private
 from pyro_vae.programs.pair import without_validation
 from pyro_vae.training.engines.flat_graph import FlatGraph, check_traces, trace
+from pyro_vae.training.engines.noise_outside import Recorder
 from pyro_vae.training.engines.scheduled_values import Answers
 from pyro_vae.training.engines.verify import replayed
 from pyro_vae.training.step import EagerEngine
 
 from .members import Member
-from .noise import Recorder
 
 Batch = tuple[Tensor, ...]
 

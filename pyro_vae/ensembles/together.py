@@ -13,6 +13,14 @@ from torch import Tensor
 
 from pyro_vae.common.inductor import compile_flat
 from pyro_vae.training.engines.flat_graph import FlatGraph, Untraceable, flatten, lift
+from pyro_vae.training.engines.noise_outside import (
+    Draw,
+    draw_of,
+    drawing_from,
+    free_draws,
+    is_random,
+    with_draws_as_inputs,
+)
 from pyro_vae.training.engines.scheduled_values import answers_hold
 from pyro_vae.training.engines.verify import close, disagreement, replayed
 
@@ -20,7 +28,6 @@ from .adam import StackedAdam, along
 from .fused_step import FusedStep
 from .member_step import Batch, bare, record, run_eager, traced, traced_twice, untraceable
 from .members import Member
-from .noise import Draw, draw_of, drawing_from, free_draws, is_random, with_draws_as_inputs
 from .stack import Stack
 from .tally import Tally, count
 

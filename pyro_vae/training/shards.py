@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyro_vae.common.exchange import agree, gather
 from pyro_vae.common.processes import Processes, processes
-from pyro_vae.common.random import seeded
+from pyro_vae.common.random import seeded, stream
 from pyro_vae.errors import UsageError
 
 from .gradient_tree import SumOverProcesses, Sums, TreeSum, owned, tree_sum
@@ -66,6 +66,10 @@ class Shards:
         """Cut a batch into all shards, whose sizes differ by a row at most; the last have none where rows are few."""
         return list(zip(*(a.tensor_split(self.count) for a in batch), strict=True))
 
+    def seed_of(self, shard: int) -> int:
+        """Return the seed of the stream of a shard of this step."""
+        return stream(self.seed, NOISE, *self.position, shard)
+
     def noise(self, shard: int, batch: Batch) -> AbstractContextManager[None]:
         """Draw from the stream of a shard of this step inside."""
         return seeded(self.seed, NOISE, *self.position, shard, device=batch[0].device)
@@ -96,13 +100,19 @@ class Shards:
 
     def all_of(self, step: Any, shards: list[Batch], first: Sums | None) -> tuple[Sums, bool]:
         """Compute this process's shards, and add up those of all; return whether all are to be computed anew."""
-        tree, compute = TreeSum(), getattr(step.engine, "compute", step.engine)
-        untraced = getattr(step.engine, "untraced", None)
+        compute, untraced = getattr(step.engine, "compute", step.engine), getattr(step.engine, "untraced", None)
         for number in untraced(self.own) if untraced else ():
             self.leaf(step, compute, number, shards[number])  # for its graph
+        own, seeds = [shards[number] for number in self.own], [self.seed_of(number) for number in self.own]
+        at_once = getattr(step.engine, "at_once", None) if first is None else None
+        if at_once is not None and (sums := at_once(own, seeds)) is not None:
+            return self.summed(step, sums)
+        tree = TreeSum()
         for number in self.own:
             declared = first.copy() if number == 0 and first is not None else None  # it is added to, in place
             tree.add(declared or self.leaf(step, compute, number, shards[number]))
+        if at_once is not None:
+            at_once.prove(own, seeds, tree.total)
         return self.summed(step, tree.total)
 
     def leaf(self, step: Any, compute: Callable[..., Tensor], number: int, part: Batch) -> Sums:

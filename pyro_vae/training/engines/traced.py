@@ -21,6 +21,7 @@ from .cuda_graph import record
 from .flat_graph import FlatGraph, Result, Unfinished, Untraceable, check_traces, trace
 from .graph_tally import GraphTally, batch_key, graph_name
 from .kernel_choice import KernelChoice
+from .parts_at_once import AtOnce
 from .scheduled_values import Answers, ScheduledValues, answers_hold
 from .step_parts import AGREED, ANEW, AS_TRACED, EAGER, StepParts
 from .trace_setting import kind_of, layout_of, setting_of, why_untraceable
@@ -73,6 +74,7 @@ class TracedEngine(Engine):
 
     def __post_init__(self) -> None:
         self.eager = EagerEngine(self.step)
+        self.at_once = AtOnce(self)
 
     def __call__(self, *batch: Tensor) -> Tensor:
         if self.eager_reason or (self.step.optimizer is not None and self.step.in_graph(self.step.optimizer)):
@@ -122,7 +124,20 @@ class TracedEngine(Engine):
 
     def has_graph(self, batch: tuple[Tensor, ...]) -> bool:
         """Return whether a graph holds for such a batch as the scheduled numbers are now."""
-        return any(answers_hold(flat.answers) for flat in self.graphs.get(self.key(batch), ()))
+        return self.graph_of(self.key(batch)) is not None
+
+    def graph_of(self, key: Any) -> FlatGraph | None:
+        """Find the graph that holds for a key as the scheduled numbers are now."""
+        self.scheduled_values.refresh()
+        return next((flat for flat in self.graphs.get(key, ()) if answers_hold(flat.answers)), None)
+
+    def is_due(self, key: Any, flat: FlatGraph) -> bool:
+        """Return whether a graph is to be checked, or made faster, at the next batch of its key."""
+        return key in self.due or (self.is_slow(key, flat) and self.patience <= 0)
+
+    def is_slow(self, key: Any, flat: FlatGraph) -> bool:
+        """Return whether something faster could be made of a graph."""
+        return self.make_faster is not None and flat.run is None and key == self.main
 
     def follow(self, verdict: int) -> bool:
         """Do what the worst verdict of any process asks for; return whether the step is to be computed anew, by all."""
@@ -146,8 +161,7 @@ class TracedEngine(Engine):
         if self.eager_reason:
             return self.eager(*batch)
         key, kind = self.key(batch), kind_of(batch)
-        self.scheduled_values.refresh()
-        flat = next((f for f in self.graphs.get(key, ()) if answers_hold(f.answers)), None)
+        flat = self.graph_of(key)
         try:
             if flat is None:
                 return self.trace_kind(key, kind, batch)
@@ -201,7 +215,7 @@ class TracedEngine(Engine):
     def accelerate(self, key: Any, flat: FlatGraph, batch: tuple[Tensor, ...]) -> None:
         """Make something faster of the main graph, once it is time; it is checked before it is used."""
         self.patience -= 1
-        if self.make_faster is None or flat.run is not None or key != self.main or self.patience >= 0:
+        if self.make_faster is None or not self.is_slow(key, flat) or self.patience >= 0:
             return
         start = time.perf_counter()
         try:
@@ -268,6 +282,7 @@ class TracedEngine(Engine):
         """Have each graph checked before it is next used: what ran since the last epoch may have changed the programs."""
         self.due = set(self.graphs)
         self.seen.clear()
+        self.at_once.start_epoch()
 
     def state(self) -> dict[str, Any]:
         """Return which kinds of batch are traced, and what decides when others are, and when the compiler is called."""
