@@ -6,7 +6,7 @@ there are more rows. So it is tried, for each product of a graph, by an example 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -62,12 +62,12 @@ def added(cs: Sequence[Any], rows: int) -> Tensor | None:
 
 
 @torch_private.without_sources()
-def for_parts(module: fx.GraphModule, shapes: Mapping[fx.Node, Any], count: int) -> None:
+def for_parts(module: fx.GraphModule, shapes: dict[fx.Node, Any], count: int) -> None:
     """Put :func:`times` in the place of a graph's products.
 
     Args:
         module: of one part.
-        shapes: tensors like those that its operations return.
+        shapes: tensors like those that its operations return; what is put there is added.
         count: of the parts.
     """
     for node in [n for n in module.graph.nodes if n.target in PRODUCTS and not n.kwargs]:
@@ -75,6 +75,7 @@ def for_parts(module: fx.GraphModule, shapes: Mapping[fx.Node, Any], count: int)
         at_once = same_bits(None if c is None else shapes[c], shapes[x], shapes[w], count)
         with module.graph.inserting_before(node):
             made = module.graph.call_function(times, (c, x, w, at_once))
+        shapes[made] = shapes[node]
         node.replace_all_uses_with(made)
         module.graph.erase_node(node)
     for node in module.graph.nodes:
@@ -104,7 +105,7 @@ def same_bits(c: Tensor | None, x: Tensor, w: Tensor, count: int) -> bool:
     return torch.equal(at_once, torch.cat([plain(*given, fixed) for given in zip(cs, xs, strict=True)]))
 
 
-def add_within(module: fx.GraphModule, shapes: Mapping[fx.Node, Any]) -> None:
+def add_within(module: fx.GraphModule, shapes: dict[fx.Node, Any]) -> None:
     """Make one operation of x w + c, as Inductor does in the graph of one part.
 
     In that of several it would not see that there is one, for what stands between the two.
@@ -120,6 +121,7 @@ def add_within(module: fx.GraphModule, shapes: Mapping[fx.Node, Any]) -> None:
             ):
                 with module.graph.inserting_before(node):
                     fused = module.graph.call_function(ATEN.addmm.default, (c, *product.args))
+                shapes[fused] = shapes[node]
                 node.replace_all_uses_with(fused)
                 module.graph.erase_node(node)
                 module.graph.erase_node(product)

@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
@@ -20,18 +20,30 @@ from torch import Tensor, fx
 from pyro_vae.common.flat_program import FlatProgram, Unfinished, Untraceable, flattened, stand_ins
 from pyro_vae.common.identical import identical
 from pyro_vae.common.inductor import compile_flat
-from pyro_vae.training.gradient_tree import Sums, owned, tree_sum
+from pyro_vae.training.gradient_tree import Sums, TreeSum, owned, tree_sum
 
 from .flat_graph import FlatGraph
 from .noise_outside import Draw, Recorder, draw_of, free_draws, is_random, with_draws_as_inputs
 from .part_products import add_within, for_parts
 from .product_sums import sum_of_products
 
-if TYPE_CHECKING:
-    from .traced import TracedEngine
-
 ATEN = torch.ops.aten
 Batch = Sequence[Tensor]
+TRIALS = (
+    4  # of a graph that is new, each of all parts: a sum in another order has the same bits by chance every other time
+)
+OTHER_BITS = "by one graph they have other bits"
+
+
+class Graphs(Protocol):
+    """An engine's graphs of one part, of which those of several are made."""
+
+    log: list[str]
+    eager_reason: str | None
+
+    def key(self, batch: tuple[Tensor, ...]) -> Any: ...
+    def graph_of(self, key: Any) -> FlatGraph | None: ...
+    def is_due(self, key: Any, flat: FlatGraph) -> bool: ...
 
 
 @dataclass(eq=False)
@@ -75,13 +87,39 @@ class PartsAtOnce:
 
     def __call__(self, parts: Sequence[Batch], seeds: Sequence[int]) -> Sums:
         """Compute parts, each drawing from a seed."""
+        losses, gradients = self.each(parts, seeds)
+        return Sums(tree_sum(losses.double()), gradients)
+
+    def each(self, parts: Sequence[Batch], seeds: Sequence[int]) -> tuple[Tensor, list[Tensor | None]]:
+        """Return the loss of each part, and the sums of gradients."""
         for i, seed in enumerate(seeds):
             self.generator.manual_seed(seed)
             for draw, buffer in zip(self.draws, self.buffers, strict=True):
                 draw.fill(buffer[i], self.generator)
         losses, *reached = self.program(*stacked(parts), *self.buffers)
         gradients = iter(reached)
-        return Sums(tree_sum(losses.double()), owned([next(gradients) if r else None for r in self.reached], False))
+        return losses, owned([next(gradients) if r else None for r in self.reached], False)
+
+    def agrees(self, flat: FlatGraph, parts: Sequence[Batch]) -> bool:
+        """Return whether this has the bits of part by part, in some trials of other noise."""
+        for trial in range(-(-TRIALS // len(parts))):
+            seeds, tree, losses = range(trial * len(parts), (trial + 1) * len(parts)), TreeSum(), []
+            with torch.random.fork_rng(devices=[]):
+                for seed, part in zip(seeds, parts, strict=True):
+                    torch.random.default_generator.manual_seed(seed)
+                    loss, gradients = flat(*part)
+                    losses.append(loss.clone())
+                    tree.add(Sums(loss.double(), owned(gradients, True)))
+            found, gradients = self.each(parts, seeds)
+            if not torch.equal(found, torch.stack(losses)) or not all_identical(gradients, tree.total.gradients):
+                return False
+        return True
+
+
+def all_identical(these: Sequence[Tensor | None], those: Sequence[Tensor | None]) -> bool:
+    """Return whether all tensors hold the same, None where there is none."""
+    pairs = zip(these, those, strict=True)
+    return all(a is b if a is None or b is None else identical(a, b) for a, b in pairs)
 
 
 @dataclass(eq=False)
@@ -91,7 +129,7 @@ class AtOnce:
     So it changes nothing in a run how many of its parts a process computes.
     """
 
-    engine: TracedEngine
+    engine: Graphs
     made: WeakKeyDictionary[FlatGraph, tuple[Any, PartsAtOnce | None]] = field(default_factory=WeakKeyDictionary)
     proven: WeakSet[FlatGraph] = field(default_factory=WeakSet)
 
@@ -115,12 +153,11 @@ class AtOnce:
         if (at_once := self.made[flat][1]) is None:
             return
         found = at_once(parts, seeds)
-        pairs = zip([found.loss, *found.gradients], [sums.loss, *sums.gradients], strict=True)
-        if all(a is b if a is None or b is None else identical(a, b) for a, b in pairs):
+        if all_identical([found.loss, *found.gradients], [sums.loss, *sums.gradients]):
             self.proven.add(flat)
         else:
             self.made[flat] = flat.run, None
-            self.engine.log.append(f"{len(parts)} parts one after the other: by one graph they have other bits")
+            self.note(parts, OTHER_BITS)
 
     def key(self, parts: Sequence[Batch]) -> Any:
         """Describe what the graph of each of these parts is traced under; None if they are too few, or unlike."""
@@ -136,11 +173,18 @@ class AtOnce:
         try:
             at_once = PartsAtOnce.of(flat, parts)
         except (Untraceable, Unfinished) as why:
-            self.engine.log.append(f"{len(parts)} parts one after the other: {why}")
+            self.note(parts, str(why))
+            return None
+        if not at_once.agrees(flat, parts):
+            self.note(parts, OTHER_BITS)
             return None
         how = "traced" if flat.run is None else "compiled"
         self.engine.log.append(f"{how} {len(parts)} parts as one graph in {time.perf_counter() - start:.1f} s")
         return at_once
+
+    def note(self, parts: Sequence[Batch], why: str) -> None:
+        """Note why parts are computed one after the other."""
+        self.engine.log.append(f"{len(parts)} parts one after the other: {why}")
 
     def start_epoch(self) -> None:
         """Compare anew."""
