@@ -168,6 +168,10 @@ def unpaired(p: ProgramTrace, q: ProgramTrace, batch: tuple[Any, ...]) -> Iterat
     unseen = not observed_sites(p.sites)
     if unseen and not forgotten:
         yield Finding("obs", "model", "it observes nothing", "pass the data as pyro.sample(..., obs=x)")
+    if not p.latents and not q.latents:
+        yield Finding(
+            "site", "model", "it has no latent: there is nothing to infer", "draw the latents in model and guide"
+        )
     for name in [n for n in drawn if n not in q.latents]:
         if name in forgotten and unseen:
             what = "the model draws it, in the shape of the data, and the guide does not: its observation is forgotten"
