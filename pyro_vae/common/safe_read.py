@@ -256,11 +256,6 @@ def read_header(path: Path) -> tuple[Layout, dict[str, Any]]:
     return parse_header(start, size, path)
 
 
-def read_layout(path: Path) -> Layout:
-    """Read names, shapes and dtypes alone, as :func:`read_header`."""
-    return read_header(path)[0]
-
-
 def parse(content: bytes, path: Path) -> dict[str, Tensor]:
     """Read the tensors of a safetensors file, if they are those that were sealed.
 
