@@ -237,6 +237,7 @@ def own_rows(stacks: dict[str, dict[str, CondIndepStackFrame]], rows: int | None
 
 
 def format_plates(stack: dict[str, CondIndepStackFrame]) -> str:
+    """Name the plates that a site lies in, with sizes and dims."""
     sizes = {name: "without a size" if f.size == WITHOUT_SIZE else f"of size {f.size}" for name, f in stack.items()}
     return ", ".join(sorted(f"{f.name!r} {sizes[f.name]} at dim {f.dim}" for f in stack.values())) or "none"
 
