@@ -1,4 +1,4 @@
-"""What trains a run: data and model of a config, built and checked before any folder is touched."""
+"""What trains a run: its data and its model, built and checked before any folder is touched."""
 
 from __future__ import annotations
 
