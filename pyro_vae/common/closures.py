@@ -67,6 +67,7 @@ def own_attributes(module: nn.Module) -> Named:
 
 
 def search(thing: Any, name: str, seen: dict[Any, Any]) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules that a thing leads to, by name, each thing once."""
     stack = [(name, thing)]
     while stack and len(seen) < MOST:
         name, thing = stack.pop()
@@ -117,6 +118,7 @@ def argument_names(bound: partial[Any]) -> list[str]:
 
 
 def entries(container: Any) -> Named:
+    """Yield the entries of a container, named by key or place."""
     if isinstance(container, dict):
         return ((f"[{key!r}]", value) for key, value in container.items())
     return ((f"[{i}]", value) for i, value in enumerate(container))
@@ -136,6 +138,7 @@ def of_object(thing: Any) -> Named:
 
 
 def names_of(slots: str | Iterable[str]) -> Iterable[str]:
+    """Return the names of __slots__, which may be one text."""
     return (slots,) if isinstance(slots, str) else slots
 
 
@@ -145,6 +148,7 @@ def from_library(thing: Any) -> bool:
 
 
 def closed_over(function: FunctionType) -> Named:
+    """Yield the variables of a function's closure that are set."""
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         try:
             yield name, cell.cell_contents
@@ -153,6 +157,7 @@ def closed_over(function: FunctionType) -> Named:
 
 
 def defaults(function: FunctionType) -> Named:
+    """Yield the defaults of a function's arguments."""
     values, code = function.__defaults__ or (), function.__code__
     names = code.co_varnames[code.co_argcount - len(values) : code.co_argcount]
     yield from zip(names, values, strict=True)

@@ -43,6 +43,7 @@ def with_formula(cell: str) -> str:
 
 
 def is_number(cell: str) -> bool:
+    """Return whether a cell reads as a number (nan and inf do)."""
     try:
         float(cell)
     except ValueError:

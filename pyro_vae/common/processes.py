@@ -160,6 +160,7 @@ def collective(call: Callable[[], Any], what: str) -> None:
 
 
 def explain(what: str, error: RuntimeError) -> NoReturn:
+    """Raise, in the place of an error of torch.distributed, one that says which rank did not come, and why if it is known."""
     here = processes()
     if "No backend type associated with device type" in str(error):  # of a group that another program opened
         raise UsageError(
@@ -208,6 +209,7 @@ def note(kind: str, text: str) -> None:
 
 
 def read_note(store: Any, kind: str, rank: int) -> str:
+    """Read what a rank noted; nothing, where it did not."""
     key = NOTE.format(kind, rank)
     return str(store.get(key).decode(errors="replace")) if store.check([key]) else ""
 

@@ -41,6 +41,7 @@ Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]  # name to shape and dty
 
 
 def damaged(path: Path, why: object) -> RunFolderError:
+    """Build the error of a file that is not what was written."""
     return RunFolderError(f"{path} is damaged ({why}). Restore the file, or make the run again.")
 
 
@@ -113,22 +114,26 @@ def parse_json(content: bytes, path: Path) -> Any:
 
 
 def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build an object of JSON, whose names stand once each: parsers take the first of two, or the last."""
     if len(unique := dict(pairs)) < len(pairs):
         raise ValueError("a name stands twice in an object")
     return unique
 
 
 def no_number(word: str) -> NoReturn:
+    """Refuse NaN and Infinity, which Python's parser takes."""
     raise ValueError(f"{word} is no number in JSON")
 
 
 def finite_number(word: str) -> float:
+    """Read a number that a double can be: Python's parser makes 1e999 infinite."""
     if not math.isfinite(value := float(word)):
         raise ValueError(f"{word} is out of range")
     return value
 
 
 def whole_number(digits: str) -> int:
+    """Read a whole number of 64 bits: how long it takes to read digits grows with their square."""
     if len(digits) > 20 or not -(2**63) <= (value := int(digits)) < 2**64:
         raise ValueError(f"{digits[:20]} of {len(digits)} digits is out of range")
     return value
@@ -223,6 +228,7 @@ def parse_header(start: bytes, size: int, path: Path) -> tuple[Layout, dict[str,
 
 
 def parse_entry(name: str, entry: dict[str, Any]) -> tuple[tuple[int, ...], torch.dtype]:
+    """Read shape and dtype of a tensor in a header; a ValueError for what nothing here writes."""
     shape = tuple(entry["shape"])
     if len(name) > NAME or len(shape) > 16 or not all(type(n) is int and 0 <= n < 2**62 for n in shape):
         raise ValueError(f"tensor {name[:80]!r} has a name or a shape that nothing here writes")
@@ -256,11 +262,6 @@ def read_header(path: Path) -> tuple[Layout, dict[str, Any]]:
     return parse_header(start, size, path)
 
 
-def read_layout(path: Path) -> Layout:
-    """Read names, shapes and dtypes alone, as :func:`read_header`."""
-    return read_header(path)[0]
-
-
 def parse(content: bytes, path: Path) -> dict[str, Tensor]:
     """Read the tensors of a safetensors file, if they are those that were sealed.
 
@@ -278,8 +279,10 @@ def parse(content: bytes, path: Path) -> dict[str, Tensor]:
 
 
 def layout_of(tensors: Mapping[str, Tensor]) -> Layout:
+    """Return shape and dtype of tensors, by name."""
     return {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}
 
 
 def num_bytes(layout: Layout) -> int:
+    """Count the bytes of a layout's tensors."""
     return sum(math.prod(shape) * dtype.itemsize for shape, dtype in layout.values())

@@ -28,6 +28,14 @@ class Classification:
         bins: M, of equal width, that confidences (the largest probability of a row) are put in.
         calibrated: what the ECE would be on these rows if labels were drawn from the probabilities, ``(R,)``: above 0, by
             chance.
+
+    Example:
+        >>> probs = torch.tensor([[0.75, 0.25], [0.25, 0.75], [0.5, 0.5], [0.5, 0.5]])
+        >>> found = classification(probs, torch.tensor([0, 1, 1, -1]))           # the last row has no label
+        >>> len(found), found.right.tolist(), found.log_score.exp().tolist()
+        (3, [True, True, False], [0.75, 0.75, 0.5])
+        >>> round(found.ece, 4), found.ece <= found.ece_limit                    # (2 · 0.25 + 0.5) / 3: by chance, of 3 rows
+        (0.3333, True)
     """
 
     probs: Tensor

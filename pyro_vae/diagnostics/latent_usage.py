@@ -71,6 +71,22 @@ class Latents:
         num_samples: draws of z a row behind them.
         information: where there are several sites, lower bound on I(x; z_l) of each alone, and its standard error, as above;
             what two of them know of x may be the same, so they do not add up. Made by :func:`latents` alone.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        ...         pyro.sample("x", dist.Normal(z[..., 0], 1.0), obs=x)
+        >>> def guide(x):   # the second unit is closed: q = p
+        ...     with pyro.plate("data", len(x)):
+        ...         loc = torch.stack([x / 2, torch.zeros_like(x)], -1)
+        ...         pyro.sample("z", dist.Normal(loc, torch.tensor([0.5**0.5, 1.0])).to_event(1))
+        >>> usage = latents(model, guide, torch.linspace(-2, 2, 50))
+        >>> usage.units, (usage.activity > 0.01).tolist(), usage.kl_per_unit[1].item()
+        (2, [True, False], 0.0)
+        >>> usage.mutual_information < usage.information_limit
+        True
     """
 
     sites: dict[str, Units]

@@ -50,6 +50,23 @@ class ClassPosterior:
         site: its name.
         flagged: rows in which a class of more than a thousandth of the probability has weights that are not to be believed.
         by_class: the evidence of each class.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         y = pyro.sample("y", dist.Bernoulli(0.25))
+        ...         z = pyro.sample("z", dist.Normal(4 * y, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):                                            # q(z | x, y) is the posterior
+        ...     with pyro.plate("data", len(x)):
+        ...         y = pyro.sample("y", dist.Bernoulli(0.5))
+        ...         pyro.sample("z", dist.Normal(x / 2 + 2 * y, 0.5**0.5))
+        >>> found = class_posterior(model, guide, torch.tensor([0.5, 5.0, 2.0]), num_samples=30)
+        >>> found.values[found.probs.argmax(-1)], found.flagged      # the most probable class of each row
+        (tensor([0., 1., 0.]), tensor([], dtype=torch.int64))
+        >>> found.log_px.shape, found.by_class[1].log_px.shape       # log p(x), and log p(x, y = 1)
+        (torch.Size([3]), torch.Size([3]))
     """
 
     log_joint: Tensor
@@ -122,8 +139,8 @@ def class_posterior(
         verbose: a progress bar on a terminal; elsewhere a line of how long is to go, where that is long.
 
     Raises:
-        ProgramError: no such latent, one without a list of values, or more than 10,000 of them; and as
-            :func:`~pyro_vae.log_likelihood`.
+        ProgramError: no such latent, one without a list of values, or more than 10,000 of them; a class that is the model's
+            only latent; and as :func:`~pyro_vae.log_likelihood`.
         SupportError, ShapeError, DataError: likewise.
 
     Example:
@@ -168,6 +185,12 @@ def values_of(site: str, model: Program, args: tuple[Tensor, ...]) -> Tensor:
             "by site=, and call the program without labels."
         )
     fn = latent[site]["fn"]
+    if len(latent) == 1:
+        raise ProgramError(
+            f"site {site!r} is the model's only latent, so that p({site} | x) has nothing to sum over: by Bayes' rule it is "
+            f"the softmax over classes of log p({site}) + log p(x | {site}), which the likelihood gives. Classes here are "
+            "those of a model with other latents."
+        )
     values = listed(site, fn)
     if not enumerable(site, fn) or fn.event_shape != values.shape[1:] or len(values) > MOST:
         raise ProgramError(

@@ -48,6 +48,19 @@ class ConditionalEvidence(RowEstimates):
         sites: that observe x_2.
         measure: that p(x_2 | x_1) is a density with respect to.
         row_ids: which rows it is of, as for :class:`~pyro_vae.Evidence`.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> from pyro_vae import MultimodalVAE, ProductOfExperts, SkipMissing, StandardNormal
+        >>> noisy = lambda z: dist.Normal(z, 1.0).to_event(1)
+        >>> prior, roles = StandardNormal(1), {"a": SkipMissing(noisy), "b": SkipMissing(noisy)}
+        >>> vae = MultimodalVAE(prior, roles, ProductOfExperts(prior, {"a": noisy, "b": noisy}))      # exact
+        >>> a, b = torch.tensor([[1.0], [2.0]]), torch.tensor([[0.0], [torch.nan]])
+        >>> found = conditional_log_likelihood(vae.model, vae.guide, a, b, site="b", num_samples=30)
+        >>> found.log_px, found.there                                # the last row has no b: log p(nothing | a)
+        (tensor([-1.2050,  0.0000], dtype=torch.float64), tensor([ True, False]))
+        >>> found.joint.log_px[0] - found.given.log_px[0]            # log p(a, b) - log p(a)
+        tensor(-1.2050, dtype=torch.float64)
     """
 
     joint: LogPx

@@ -43,6 +43,21 @@ class PosteriorDraws:
         log_px, ess, khat: log p̂(x) of the particles, their effective number, and Pareto k̂, ``(N,)`` each.
         reliable: rows whose k̂ is below the threshold for so many particles (or whose weights are all but equal), ``(N,)``.
         num_samples, seed: K, particles a row, of which the draws are; of these.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x / 2, 0.8))
+        >>> found = posterior_draws(model, guide, torch.tensor([0.0, 9.0]), draws=100, num_samples=400)
+        >>> found.values["z"].shape, found.reliable.tolist()
+        (torch.Size([100, 2]), [True, True])
+        >>> bool(((found.values["z"].mean(0) - torch.tensor([0.0, 4.5])).abs() < 4 * 0.005**0.5).all())   # N(x / 2, 1/2)
+        True
     """
 
     values: dict[str, Tensor]

@@ -37,6 +37,11 @@ class PredictiveDensity:
         log_w: log p(x_n, z_kn | θ_k) − log q(z_kn | x_n), ``(K, N)`` in float64; log p(x_n | θ_k) where rows have no latents.
         seed: of the draws.
         measure: that log p(x) is a density with respect to.
+
+    Example:
+        >>> found = PredictiveDensity(torch.tensor([[0.1], [0.3]]).double().log(), 0, "continuous")    # one row, two draws of θ
+        >>> found.log_px.exp(), found.relative.flatten()                       # the mean of 0.1 and 0.3, and both over it
+        (tensor([0.2000], dtype=torch.float64), tensor([0.5000, 1.5000], dtype=torch.float64))
     """
 
     log_w: Tensor

@@ -13,7 +13,7 @@ from pyro_vae.common.function_parts import FunctionParts
 from pyro_vae.errors import UsageError
 from pyro_vae.programs.parameters import register
 
-from .standardize import is_standardized, standardize
+from .standardize import give_units, is_standardized
 
 Role = Callable[..., TorchDistributionMixin]
 
@@ -168,14 +168,8 @@ class HierarchicalVAE(FunctionParts):
         with pyro.plate("data", len(x)):
             return self.posterior(x, *c)
 
-    def standardize(self, x: Tensor, *c: Tensor) -> None:
-        """Have the networks see x in standard units, and the densities stay those of x (:mod:`pyro_vae.models.standardize`)."""
-        standardize(self, x, *c)
-
-    @property
-    def standardized(self) -> bool:
-        """Whether that was done."""
-        return is_standardized(self)
+    standardize = give_units
+    standardized = property(is_standardized)
 
 
 def check_levels(priors: Levels, posterior: Any) -> None:

@@ -144,13 +144,24 @@ def is_standardized(vae: Roles) -> bool:
     return isinstance(vae.likelihood, InUnits) and isinstance(vae.posterior, OfStandardized)
 
 
-def standardize(vae: Roles, x: Tensor, *c: Tensor) -> None:
-    """Set the units of a model to the mean and standard deviation of the elements of x, and check its density there.
+def give_units(vae: Roles, x: Tensor, *c: Tensor) -> None:
+    """Have the networks see (x − mean) / std of each element over these rows, while the densities stay those of x.
 
     Elements whose likelihood is not of real numbers (counts, classes, proportions) stay as they are, and so do contexts.
+    Units that the model had are replaced.
+
+    Args:
+        x, *c: rows, ``(N, *event)``, and contexts, as the model takes them; NaN counts in neither mean nor std.
 
     Raises:
         UsageError: no element of x is a real number, or the model's programs do not use its roles in the way that this needs.
+
+    Example:
+        >>> from pyro_vae import VAE, StandardNormal, Conditional, MLP, normal
+        >>> vae = VAE(StandardNormal(1), Conditional(MLP(1, 2 * 3), normal), Conditional(MLP(3, 2 * 1), normal))
+        >>> vae.standardize(100 + 20 * torch.randn(50, 3))
+        >>> vae.standardized, bool((vae.likelihood(torch.zeros(1)).mean > 50).all())
+        (True, True)
     """
     like = like_parameters(vae)
     device = x.device if like is None else like.device

@@ -13,7 +13,7 @@ from pyro_vae.common.result_table import html_table
 from pyro_vae.programs.parameters import register
 
 from .describe import densities
-from .standardize import is_standardized, standardize
+from .standardize import give_units, is_standardized
 
 
 class VAE(FunctionParts):
@@ -66,14 +66,8 @@ class VAE(FunctionParts):
         with pyro.plate("data", len(x)):
             return pyro.sample("z", self.posterior(x, *c))
 
-    def standardize(self, x: Tensor, *c: Tensor) -> None:
-        """Have the networks see x in standard units, and the densities stay those of x (:mod:`pyro_vae.models.standardize`)."""
-        standardize(self, x, *c)
-
-    @property
-    def standardized(self) -> bool:
-        """Whether that was done."""
-        return is_standardized(self)
+    standardize = give_units
+    standardized = property(is_standardized)
 
     def _repr_html_(self) -> str:
         parts = {"p(z)": self.prior, "p(x | z)": self.likelihood, "q(z | x)": self.posterior}

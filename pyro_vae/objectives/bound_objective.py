@@ -12,10 +12,10 @@ from pyro.infer.enum import get_importance_trace
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 
-from pyro_vae.errors import MarkedError, ProgramError, UsageError
+from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.programs.buffers import buffers_restored
 from pyro_vae.programs.pair import without_validation
-from pyro_vae.programs.problem import Problem
+from pyro_vae.programs.problem import Problem, summing_marks
 from pyro_vae.programs.proposal_guide import as_trained, refuse_unweighed
 from pyro_vae.programs.sites import Program
 from pyro_vae.programs.summed_out import as_enumerated
@@ -208,7 +208,11 @@ class Bound(ELBO):
         if self.known is None or self.written != (model, guide, len(args)):
             # draws of its own would shift those that follow, and batch statistics are those of the steps
             with torch.random.fork_rng(devices=cuda_devices(args)), buffers_restored(model, guide):
-                problem = problem_of(model, guide, args, kwargs).probed(self.vectorize_particles)
+                problem = summing_marks(
+                    lambda p, q: Problem.unprobed(p, q, args, kwargs),
+                    (model, guide),
+                    lambda: as_enumerated(model, guide, args, kwargs),
+                ).probed(self.vectorize_particles)
                 check_enumerable(problem.guide, self.bound, self.estimator, self.terms)
                 self.check_memory(replace(problem, guide=as_trained(problem.guide)))
             self.known, self.written = problem.over(), (model, guide, len(args))  # without the batch
@@ -244,16 +248,6 @@ class Bound(ELBO):
 
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:  # Pyro's abstract method
         return get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
-
-
-def problem_of(model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Problem:
-    """Find the pair's plates; what it marks for enumeration is summed over, if there are other latents."""
-    try:
-        return Problem.unprobed(model, guide, args, kwargs)
-    except MarkedError:
-        if (pair := as_enumerated(model, guide, args, kwargs)) == (model, guide):
-            raise
-    return Problem.unprobed(*pair, args, kwargs)
 
 
 def cuda_devices(args: tuple[Any, ...]) -> list[torch.device]:

@@ -22,6 +22,7 @@ from .particles import Draw, ParticleRun
 
 
 def at_least(name: str, value: float, least: float) -> None:
+    """Refuse an option that is less than it may be, or NaN."""
     if not value >= least:
         raise UsageError(f"{name} must be {least} or more, got {value}")
 

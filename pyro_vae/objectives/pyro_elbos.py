@@ -70,6 +70,7 @@ def unscored(objective: Any, model: Program, guide: Program, batch: tuple[Tensor
 
 
 def trace_pair(model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traces:
+    """Return the traces of the model, replayed on the guide's draws, and of the guide; plates' own indices left out."""
     q = poutine.trace(guide).get_trace(*args, **kwargs)
     p = poutine.trace(poutine.replay(model, trace=q)).get_trace(*args, **kwargs)
     return prune_subsample_sites(p), prune_subsample_sites(q)
@@ -110,6 +111,7 @@ def mean_field(p: poutine.Trace, q: poutine.Trace) -> Tensor:
 
 
 def site_kl(q: Site, p: Site) -> Tensor:
+    """KL(q ‖ p) of a site, scaled and masked; at the draw where torch has no closed form."""
     try:
         kl = torch.distributions.kl_divergence(q["fn"], p["fn"])
     except NotImplementedError:
@@ -118,4 +120,5 @@ def site_kl(q: Site, p: Site) -> Tensor:
 
 
 def log_prob(site: Site) -> Tensor:
+    """Σ log-probability of a site, scaled and masked."""
     return scale_and_mask(site["fn"].log_prob(site["value"]), scale=site["scale"], mask=site["mask"]).sum()

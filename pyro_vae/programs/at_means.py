@@ -86,6 +86,7 @@ def noise_like(mean: Tensor, seed: int) -> Tensor:
 
 
 def refuse_discrete(discrete: str, name: str, program: str) -> None:
+    """Refuse a mean of a discrete site that another is given."""
     raise ProgramError(
         f"site {discrete!r} of {program} is discrete: its mean is no value that it can have, and {name!r} is drawn after it, "
         "given its value. Take draws: num_samples=100."

@@ -168,6 +168,10 @@ def unpaired(p: ProgramTrace, q: ProgramTrace, batch: tuple[Any, ...]) -> Iterat
     unseen = not observed_sites(p.sites)
     if unseen and not forgotten:
         yield Finding("obs", "model", "it observes nothing", "pass the data as pyro.sample(..., obs=x)")
+    if not p.latents and not q.latents:
+        yield Finding(
+            "site", "model", "it has no latent: there is nothing to infer", "draw the latents in model and guide"
+        )
     for name in [n for n in drawn if n not in q.latents]:
         if name in forgotten and unseen:
             what = "the model draws it, in the shape of the data, and the guide does not: its observation is forgotten"
@@ -233,6 +237,7 @@ def own_rows(stacks: dict[str, dict[str, CondIndepStackFrame]], rows: int | None
 
 
 def format_plates(stack: dict[str, CondIndepStackFrame]) -> str:
+    """Name the plates that a site lies in, with sizes and dims."""
     sizes = {name: "without a size" if f.size == WITHOUT_SIZE else f"of size {f.size}" for name, f in stack.items()}
     return ", ".join(sorted(f"{f.name!r} {sizes[f.name]} at dim {f.dim}" for f in stack.values())) or "none"
 

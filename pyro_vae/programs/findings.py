@@ -70,10 +70,12 @@ class CheckReport:
 
     @property
     def errors(self) -> tuple[Finding, ...]:
+        """The findings that keep the pair from being trained or scored."""
         return tuple(f for f in self.findings if f.level == "error")
 
     @property
     def ok(self) -> bool:
+        """Whether there are none of these."""
         return not self.errors
 
     def __str__(self) -> str:
@@ -96,14 +98,17 @@ class ProgramTrace:
 
     @cached_property
     def sites(self) -> dict[str, Site]:
+        """The sites that carry a density."""
         return sample_sites(self.trace)
 
     @property
     def latents(self) -> dict[str, Site]:
+        """The sites that are drawn, auxiliary ones left out."""
         return {n: s for n, s in latent_sites(self.sites).items() if not s["infer"].get("is_auxiliary")}
 
     @property
     def params(self) -> dict[str, Site]:
+        """The parameters that it declared, by name."""
         nodes: dict[str, Any] = dict(self.trace.nodes)
         return {n: s for n, s in nodes.items() if s["type"] == "param"}
 

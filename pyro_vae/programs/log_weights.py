@@ -7,11 +7,10 @@ from typing import Any
 from torch import Tensor
 
 from pyro_vae.common.given import whole
-from pyro_vae.errors import MarkedError
 
 from .pair import without_validation
 from .parameters import ModulesOwnParameters
-from .problem import Problem
+from .problem import Problem, summing_marks
 from .sites import Program
 from .structured import on_tensors
 from .summed_out import without_marked
@@ -61,15 +60,9 @@ def log_weights(
     model, guide, args = on_tensors(model, guide, *args)
     # torch's validation names no row, and stops where a density is 0: ours does neither
     with ModulesOwnParameters(), without_validation():
-        problem = problem_of(model, guide, args, kwargs).probed(vectorize_particles)
-        return problem.log_probs(num_particles).log_w
-
-
-def problem_of(model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Problem:
-    """Find the pair's plates; what it marks for enumeration beside other latents is summed out."""
-    try:
-        return Problem.unprobed(model, guide, args, kwargs)
-    except MarkedError:
-        if kwargs or (pair := without_marked(model, guide, *args)) == (model, guide):
-            raise
-    return Problem.unprobed(*pair, args, kwargs)
+        problem = summing_marks(
+            lambda p, q: Problem.unprobed(p, q, args, kwargs),
+            (model, guide),
+            lambda: (model, guide) if kwargs else without_marked(model, guide, *args),
+        )
+        return problem.probed(vectorize_particles).log_probs(num_particles).log_w

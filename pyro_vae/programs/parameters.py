@@ -276,4 +276,5 @@ def attribute(key: str, module: nn.Module) -> str:
 
 
 def shapes(tensors: Mapping[str, Tensor]) -> str:
+    """List tensors with their shapes, for messages."""
     return ", ".join(f"{key} {tuple(t.shape)}" for key, t in tensors.items())

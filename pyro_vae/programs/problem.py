@@ -58,15 +58,27 @@ def marks_summed_out(build: Build) -> Build:
 
     @wraps(build)
     def built(cls: type[Problem], model: Program, guide: Program, *args: Any, **kwargs: Any) -> Problem:
-        try:
-            return build(cls, model, guide, *args, **kwargs)
-        except MarkedError:
-            pair = without_marked(model, guide, *args)
-            if pair == (model, guide):
-                raise
-        return build(cls, *pair, *args, **kwargs)
+        return summing_marks(
+            lambda *pair: build(cls, *pair, *args, **kwargs),
+            (model, guide),
+            lambda: without_marked(model, guide, *args),
+        )
 
     return built
+
+
+def summing_marks(
+    build: Callable[[Program, Program], Problem],
+    pair: tuple[Program, Program],
+    summed: Callable[[], tuple[Program, Program]],
+) -> Problem:
+    """Build a problem of a pair; where its marks for enumeration refuse that, of the `summed` pair, if it is another one."""
+    try:
+        return build(*pair)
+    except MarkedError:
+        if (other := summed()) == pair:
+            raise
+    return build(*other)
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,7 @@ def named_terms(scored: LogProbs) -> Terms:
 
 
 def of_model(scores: Mapping[str, Tensor]) -> Terms:
+    """Name what a model scores, by site."""
     return {f"log p({site})": term for site, term in scores.items()}
 
 

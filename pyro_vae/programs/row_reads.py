@@ -12,6 +12,7 @@ from pyro_vae.common.torch_private import dispatching, schema
 
 
 def words(text: str) -> frozenset[str]:
+    """Return the words of a text, as names of operations."""
     return frozenset(text.split())
 
 

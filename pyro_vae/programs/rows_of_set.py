@@ -88,6 +88,7 @@ def check_alone(marginal: SummedOut, args: tuple[Any, ...]) -> None:
 
 
 def close(got: Tensor, wanted: Tensor) -> bool:
+    """Return whether sums are the same but for rounding."""
     return bool(((got - wanted).abs() <= 10 * NEAR * (1 + wanted.abs())).all())
 
 
@@ -97,6 +98,7 @@ def shared_values(sites: Mapping[str, Site], plates: Plates) -> dict[str, Tensor
 
 
 def total_of(site: Site) -> Tensor:
+    """Σ log-probability of a site, masked and unscaled."""
     return scale_and_mask(log_density(site["fn"], site["value"]), mask=site["mask"]).sum()
 
 

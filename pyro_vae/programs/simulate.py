@@ -21,7 +21,15 @@ from .unconditioned import Batch, run_unconditioned
 
 @dataclass(frozen=True, eq=False)
 class Simulated:
-    """One draw of (z, x) for each row."""
+    """One draw of (z, x) for each row: made by :func:`simulate`.
+
+    Example:
+        >>> from pyro_vae import VAE, StandardNormal, Conditional, MLP, bernoulli, normal
+        >>> vae = VAE(StandardNormal(2), Conditional(MLP(2, 9), bernoulli), Conditional(MLP(9, 2 * 2), normal))
+        >>> drawn = simulate(vae.model, torch.empty(5, 9))
+        >>> drawn.latents["z"].shape, drawn.x.shape, drawn.x.unique()
+        (torch.Size([5, 2]), torch.Size([5, 9]), tensor([0., 1.]))
+    """
 
     latents: dict[str, Tensor]  # the value of each latent site, as the model drew it (no dimension of particles)
     args: Batch  # of the programs: the arguments given, with draws in the place of what is observed

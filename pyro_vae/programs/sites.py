@@ -123,7 +123,7 @@ def check_pair(p: dict[str, Site], q: dict[str, Site]) -> None:
 
 
 def check_sites(p: dict[str, Site], q: dict[str, Site]) -> None:
-    """Refuse, by site, programs that are no pair: latents of one alone, enumerated, or of two shapes; nothing observed."""
+    """Refuse, by site, programs that are no pair: latents of one alone, enumerated, or of two shapes; nothing seen or drawn."""
     for program, sites in (("model", p), ("guide", q)):
         for name, site in sites.items():
             if site["infer"].get("enumerate"):
@@ -153,3 +153,8 @@ def check_sites(p: dict[str, Site], q: dict[str, Site]) -> None:
             )
     if not observed_sites(p):
         raise ProgramError("the model observes nothing: pass the data as pyro.sample(..., obs=x).")
+    if not latent:
+        raise ProgramError(
+            "the model has no latent site: there is nothing to infer, and log p(x) is the log-probability of what it observes, "
+            "poutine.trace(model).get_trace(x).log_prob_sum(). Draw the latents in model and guide, pyro.sample('z', ...)."
+        )

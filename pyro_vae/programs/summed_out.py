@@ -105,6 +105,7 @@ def sites_of(program: Program, args: tuple[Any, ...]) -> Mapping[str, Site]:
 
 
 def device_of(args: Sequence[Any]) -> torch.device:
+    """Return the device of the rows; the CPU for what is no tensor."""
     return args[0].device if isinstance(args[0], Tensor) else torch.device("cpu")
 
 

@@ -244,5 +244,6 @@ def agrees_on_one_stream(problem: Any, draws: poutine.Trace) -> bool:
 
 
 def scores_on_one_stream(problem: Any, draws: poutine.Trace, particles: int) -> Scores:
+    """Score a guide at given draws, its own noise from a fixed stream."""
     with seeded(0, device=problem.device):
         return of_rows(problem, problem.guide, problem.trace(problem.guide, particles, draws))

@@ -120,6 +120,7 @@ class Checkpointer(TrainingCallback):
         return time.monotonic() - self.start
 
     def before_training(self, trainer: Trainer) -> None:
+        """Make the folder, take it for writing, and save the state before the first step."""
         self.leads = sharing().leads  # the others write nothing
         if self.leads:
             with storage(f"cannot make {self.path}"):
@@ -129,6 +130,7 @@ class Checkpointer(TrainingCallback):
             self.save(trainer)
 
     def after_step(self, trainer: Trainer) -> None:
+        """Save where it is time; save and stop where a signal came."""
         signal_to_stop = trainer.heard(self.signal)
         if signal_to_stop is not None:
             self.save(trainer, interrupted=True)
@@ -137,11 +139,13 @@ class Checkpointer(TrainingCallback):
             self.try_to_save(trainer)
 
     def after_epoch(self, trainer: Trainer) -> None:
+        """Save where it is time, by epochs or minutes."""
         if trainer.by_rank_0(self.epochs is not None and (trainer.state.position.epoch - 1) % self.epochs == 0):
             self.try_to_save(trainer)
         self.after_step(trainer)
 
     def after_training(self, trainer: Trainer) -> None:
+        """Save the state of a training that has ended, and let go of the folder."""
         self.save(trainer, finished=True)
         self.writer.release()
 
@@ -241,6 +245,7 @@ class Checkpointer(TrainingCallback):
         return handlers(dict.fromkeys((signal.SIGINT, *ENDINGS), self.on_signal))
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
+        """Note a signal, for the end of the step that is under way; end the process at a second one."""
         if self.signal is not None and number != HANGUP:
             os._exit(128 + number)
         self.signal = number if self.signal is None else self.signal

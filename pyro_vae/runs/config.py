@@ -127,6 +127,18 @@ class Config:
         Have torch's compiler choose kernels of matrix products by timing them, on CUDA; its cache on disk keeps the times.
     seed
         Of weights, order, binarization during training, and noise.
+
+    Examples
+    --------
+    >>> config = Config(data="mnist", objective="iwae", objective_options={"particles": "8"})
+    >>> config.resolved().likelihood, config.resolved().binarization
+    ('bernoulli', 'dynamic')
+    >>> Config.from_dict(config.to_dict()) == config
+    True
+    >>> Config.from_dict({"epoch": 5})
+    Traceback (most recent call last):
+        ...
+    pyro_vae.errors.UsageError: unknown config key 'epoch'; did you mean 'epochs'?
     """
 
     data: Annotated[str, Parameter(name=("--data", "--train"))] = "digits"

@@ -52,7 +52,8 @@ from .member_trackers import all_tracked, end_all, no_trackers, trackers_of
 from .registry import build, objective_of
 from .replacement import create, replace_run, settle
 from .several_processes import done_by_rank_0, led
-from .train_run import TrainingJob, describe, prepare, training_rows, validation_of
+from .train_run import describe, validation_of
+from .training_job import TrainingJob, prepare, training_rows
 from .weights import save_model
 
 NAMES = ("epochs", "drop_last", "patience")  # of a config, that fit_ensemble takes as they are

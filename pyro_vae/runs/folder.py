@@ -299,6 +299,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def parse_line(line: bytes, where: Path) -> dict[str, Any]:
+    """Read a record, if it is the one that was sealed."""
     record = parse_json(line, where)
     if not isinstance(record, dict):
         raise damaged(where, "no JSON object")

@@ -9,7 +9,7 @@ from typing import Any
 from pyro_vae.errors import UsageError
 from pyro_vae.training.tracker import Tracker, Tracking, check_trackers, tracked
 
-from .train_run import TrainingJob
+from .training_job import TrainingJob
 
 
 def no_trackers(seed: int) -> Sequence[Tracker]:

@@ -42,6 +42,7 @@ class Objective:
 
     @property
     def scheduled(self) -> tuple[Scheduled, ...]:
+        """What training tells how far it is."""
         return self.kl.scheduled
 
 
@@ -137,16 +138,19 @@ def schedule_of(schedule: str, warmup: float, cycles: int) -> Callable[[float], 
 
 
 def with_beta(beta: float = 1.0, schedule: str = "constant", warmup: float = 0.25, cycles: int = 4) -> Kl:
+    """Weigh the KL by β, under a schedule."""
     handler = Beta(beta, schedule_of(schedule, warmup, cycles))
     return Kl(handler, scheduled=(handler,))
 
 
 def with_capacity(nats: float = 25.0, gamma: float = 10.0, warmup: float = 1.0) -> Kl:
+    """Hold the KL to a capacity that rises to so many nats."""
     term = kl_terms.capacity(nats, gamma, schedule_of("linear", warmup, 1))
     return Kl(terms=(term,), scheduled=(term,))
 
 
 def with_total_correlation(dataset_size: int, beta: float = 4.0, stratified: bool = False) -> Kl:
+    """Weigh the total correlation by β."""
     return Kl(terms=(kl_terms.total_correlation(beta, dataset_size, stratified),))
 
 

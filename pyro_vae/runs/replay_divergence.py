@@ -25,7 +25,7 @@ from .config import Config
 from .custom_components import NOTHING, Components
 from .load import FAULTS, row_shape
 from .registry import build, check_names, objective_of, resolved
-from .train_run import as_trained
+from .training_job import as_trained
 from .weights import check_layout
 
 

@@ -34,7 +34,8 @@ from .replacement import create, settle
 from .run_figures import PICTURES
 from .several_processes import agree_on_run, led
 from .summary_fields import check_printable
-from .train_run import MINUTES, TrainingJob, carry_out, describe, prepare
+from .train_run import MINUTES, carry_out, describe
+from .training_job import TrainingJob, prepare
 from .weights import MODEL, Weights
 
 

@@ -46,6 +46,7 @@ class Wrong(Exception):
 
 
 def expect(right: bool, otherwise: str) -> None:
+    """Raise where a check came out wrong."""
     if not right:
         raise Wrong(otherwise)
 
@@ -139,6 +140,7 @@ def full_disk(here: Path) -> str:
 
 
 def groups(size: int) -> dict[str, dict[str, torch.Tensor]]:
+    """Make tensors of a checkpoint, so many to a group."""
     return {group: {"w": torch.arange(float(size))} for group in GROUPS}
 
 

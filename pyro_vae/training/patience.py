@@ -37,6 +37,7 @@ def handlers(program: Any) -> Iterable[Any]:
 
 
 def is_scheduled(thing: Any) -> bool:
+    """Return whether a thing says when its numbers change (:class:`~pyro_vae.objectives.scheduled.Scheduled`)."""
     return callable(getattr(thing, "at", None)) and isinstance(getattr(thing, "scheduled_names", None), tuple)
 
 

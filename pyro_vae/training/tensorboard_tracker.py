@@ -38,6 +38,16 @@ class TensorBoardTracker:
     Raises:
         MissingExtraError: tensorboard is not installed.
         UsageError: `folder` is no path, or its name is no UTF-8, which TensorBoard wants.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:            # with fit: fit(..., on_epoch=tracker.epoch)
+        ...     tracker = TensorBoardTracker(folder)
+        ...     tracker.begin({"latent_dim": 2})
+        ...     tracker.epoch({"epoch": 1, "elbo": -90.0, "kl_per_unit": [1.5, 0.0]})
+        ...     tracker.end({}, [])
+        ...     print([path.name.split(".")[0] for path in Path(folder).iterdir()])
+        ['events']
     """
 
     folder: Path | str

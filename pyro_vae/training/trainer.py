@@ -278,6 +278,7 @@ class Trainer:
 
     @cached_property
     def planned_steps(self) -> int:
+        """Steps of all epochs, if it is not stopped early."""
         return self.options.epochs * self.data.steps_per_epoch
 
     @cached_property
@@ -287,22 +288,27 @@ class Trainer:
 
     @cached_property
     def metrics(self) -> EpochMetrics:
+        """What measures the programs after each epoch."""
         return EpochMetrics(self.step, self.data, self.options.seed)
 
     @property
     def result(self) -> FitResult:
+        """The training so far."""
         return self.state.result
 
     @property
     def device(self) -> torch.device:
+        """Where the rows go."""
         return self.data.device
 
     @property
     def named_tensors(self) -> dict[str, Tensor]:
+        """Parameters and buffers, by names that another process gives them, too."""
         return named_tensors(self.modules, self.step.parameters)
 
     @property
     def tensors(self) -> list[Tensor]:
+        """Buffers and parameters."""
         return [*buffers_of(self.modules), *self.step.parameters]
 
     def diverged(self, what: str) -> DivergedError:
@@ -310,6 +316,7 @@ class Trainer:
         return self.diverging.error(what)
 
     def report_error(self, error: BaseException) -> str:
+        """Settle what is under way, if the device answers, and have the callbacks save; return what they say of going on."""
         if not isinstance(error, DeviceLostError):
             self.settle()
         return "".join([callback.on_error(self, error) for callback in self.callbacks])

@@ -65,6 +65,16 @@ class FitResult(ResultTable):
         warnings: what was noticed on the way: latents that carry nothing (posterior collapse).
         engine: how steps were computed, and why, a line each.
         exact: whether what the bits depend on (device, threads, torch, engine) was the same wherever it was gone on with.
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae import VAE, StandardNormal, Conditional, MLP, normal, fit
+        >>> vae = VAE(StandardNormal(1), Conditional(MLP(1, 2 * 3), normal), Conditional(MLP(3, 2 * 1), normal))
+        >>> result = fit(vae, torch.randn(32, 3), validation=torch.randn(16, 3), epochs=2, verbose=False)
+        >>> result.best["epoch"] == result.best_epoch, result.stopped
+        (True, '2 epochs done')
+        >>> [record["epoch"] for record in result.history], result.best["elbo"] == max(r["elbo"] for r in result.history)
+        ([1, 2], True)
     """
 
     history: list[dict[str, Any]] = field(default_factory=list)

@@ -14,15 +14,10 @@ from pyro_vae.errors import UnknownProgramsWarning
 from pyro_vae.evidence.annealing.ais import ais
 from pyro_vae.plots import bars, evidence
 from tests.helpers.exact import LinearGaussian
+from tests.helpers.gaussian import gaussian
 
 X = torch.linspace(-2, 2, 10, dtype=torch.float64)
 QUIET = {"steps": 5, "verbose": False}
-
-
-def model(x):
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
-        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
 
 def guide(x):
@@ -32,7 +27,7 @@ def guide(x):
 
 def sampled(flagged):
     """Importance sampling whose k̂ flags the first rows."""
-    found = log_likelihood(model, guide, X, num_samples=100, verbose=False)
+    found = log_likelihood(gaussian, guide, X, num_samples=100, verbose=False)
     khat = torch.where(torch.arange(len(X)) < flagged, 0.9, 0.1).double()
     return dataclasses.replace(found, khat=khat, max_share=khat, spread=None)
 
@@ -43,7 +38,7 @@ def oracle(flagged):
 
 
 def annealed(flagged):
-    found = ais(model, guide, X, num_temperatures=3, leapfrog_steps=1, step_size=0.5, verbose=False)
+    found = ais(gaussian, guide, X, num_temperatures=3, leapfrog_steps=1, step_size=0.5, verbose=False)
     ess = torch.where(torch.arange(len(X)) < flagged, 2.0, 12.0).double()
     return dataclasses.replace(found, ess=ess)
 
@@ -55,7 +50,7 @@ GIVEN = {"importance sampling": (sampled, "≥"), "an oracle": (oracle, "≈"), 
 @pytest.mark.parametrize("kind", GIVEN)
 def test_gaps_of_a_given_log_px_are_as_loose_as_it_is(kind, flagged):
     make, sign = GIVEN[kind]
-    found = gaps(model, guide, X, log_px=make(flagged), **QUIET)
+    found = gaps(gaussian, guide, X, log_px=make(flagged), **QUIET)
     said, amortised = str(found), str(found).split("amortisation")[1]
     assert found.summary()["rows_flagged"] == flagged and "±" in amortised
     loose = flagged > 1
@@ -65,14 +60,14 @@ def test_gaps_of_a_given_log_px_are_as_loose_as_it_is(kind, flagged):
 
 
 def test_bare_numbers_are_believed():
-    found = gaps(model, guide, X, log_px=oracle(0).log_px, **QUIET)
+    found = gaps(gaussian, guide, X, log_px=oracle(0).log_px, **QUIET)
     assert found.reliable.all() and "≥" not in str(found) and "flagged" not in str(found)
 
 
 @pytest.mark.parametrize(("num_samples", "loose"), [(24, True), (25, False), (1000, False)])
 def test_its_own_log_px_is_judged_by_khat(num_samples, loose):
     """25 particles at least; q* is nearly the posterior here, so that its weights are nearly equal."""
-    found = gaps(model, guide, X, steps=300, num_samples=num_samples, verbose=False)
+    found = gaps(gaussian, guide, X, steps=300, num_samples=num_samples, verbose=False)
     assert ("gap ≥" in str(found)) == loose and (found.summary()["rows_flagged"] == 10) == loose
 
 
@@ -91,20 +86,20 @@ def test_a_family_that_cannot_hold_the_posterior_is_flagged():
 
 @pytest.mark.parametrize(("train", "test"), [(0, 0), (2, 0), (0, 10)])
 def test_overfitting_of_loose_bounds_has_an_error_for_the_encoder_alone(train, test):
-    found = Overfitting(*(gaps(model, guide, X, log_px=sampled(n), **QUIET) for n in (train, test)))
+    found = Overfitting(*(gaps(gaussian, guide, X, log_px=sampled(n), **QUIET) for n in (train, test)))
     before, encoder = str(found).split("encoder")
     assert ("±" in before) == (train + test == 0) and "±" in encoder
     assert before.count("(loose)") == (0 if train + test == 0 else 2)
 
 
 def test_overfitting_is_judged_by_its_own_draws_too():
-    said = str(overfitting(model, guide, X, X, num_samples=20, **QUIET))
+    said = str(overfitting(gaussian, guide, X, X, num_samples=20, **QUIET))
     assert "decoder" in said and said.count("(loose)") == 2 and "100 % of rows flagged" in said
 
 
 @pytest.mark.parametrize("flagged", [1, 3])
 def test_bars_of_loose_gaps_have_no_error_and_say_so(flagged):
-    summary = gaps(model, guide, X, log_px=sampled(flagged), **QUIET).summary()
+    summary = gaps(gaussian, guide, X, log_px=sampled(flagged), **QUIET).summary()
     ax = bars.gap_bars({"rows": summary}).axes[0]
     loose = flagged > 1
     assert len(ax.collections) == (1 if loose else 2)  # the approximation's error bar is gone
@@ -113,7 +108,7 @@ def test_bars_of_loose_gaps_have_no_error_and_say_so(flagged):
 
 
 def test_an_oracle_that_flags_is_no_bound_in_the_picture():
-    summary = gaps(model, guide, X, log_px=oracle(9), **QUIET).summary()
+    summary = gaps(gaussian, guide, X, log_px=oracle(9), **QUIET).summary()
     assert bars.gap_bars({"rows": summary}).axes[0].texts[0].get_text().startswith("≈ ")
 
 
@@ -129,4 +124,4 @@ def test_evidence_without_khat_is_loose_throughout():
     found = sampled(0)
     old = Evidence(found.log_px, found.mc_se, found.ess, found.elbo, found.elbo_se, num_samples=100, seed=0)
     with pytest.warns(UnknownProgramsWarning):
-        assert "approximation ≥" in str(gaps(model, guide, X, log_px=old, **QUIET))
+        assert "approximation ≥" in str(gaps(gaussian, guide, X, log_px=old, **QUIET))

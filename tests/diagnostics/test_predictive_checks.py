@@ -12,7 +12,8 @@ from pyro_vae.diagnostics.predictive_checks import STATISTICS, posterior_predict
 from pyro_vae.distributions.missing import Observed
 from pyro_vae.errors import DataError, ProgramError, ShapeError, UsageError
 from pyro_vae.programs.simulate import simulate
-from tests.helpers.calibration import counts, counts_exact, counts_lognormal, gaussian, guided, half, prior_guide
+from tests.helpers.calibration import counts, counts_exact, counts_lognormal, guided, half, prior_guide
+from tests.helpers.gaussian import gaussian
 from tests.helpers.observed_parts import COV, MEAN, PARTS, SD, D, guide, inner_guide, posterior
 
 IDENTITY = {"x": lambda x: x}

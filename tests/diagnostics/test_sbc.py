@@ -19,7 +19,8 @@ from pyro_vae.diagnostics.sbc import simulation_based_calibration as calibrate
 from pyro_vae.errors import ProgramError
 from pyro_vae.programs.data_map import DataMap
 from pyro_vae.programs.simulate import simulate
-from tests.helpers.calibration import counts, counts_exact, counts_lognormal, gaussian, guided, prior_guide
+from tests.helpers.calibration import counts, counts_exact, counts_lognormal, guided, prior_guide
+from tests.helpers.gaussian import gaussian
 from tests.helpers.observed_parts import MEAN, PARTS
 
 ONE = torch.zeros(1)

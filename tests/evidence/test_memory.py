@@ -13,7 +13,8 @@ from pyro_vae import fit, log_likelihood
 from pyro_vae.cli.main import main
 from pyro_vae.errors import DeviceLostError, DeviceMemoryError, Interrupted
 from pyro_vae.evidence.importance.sampler import Sampler
-from tests.helpers.faults import guide, in_child, model
+from tests.helpers.faults import guide, in_child
+from tests.helpers.gaussian import gaussian
 from tests.helpers.small import small_vae
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -55,11 +56,11 @@ def test_a_device_that_fails_leaves_the_evidence_so_far(monkeypatch):
         pytest.raises(DeviceLostError, match="CUDA error: an illegal memory") as caught,
     ):
         patch.setattr(Sampler, "weigh", some)
-        log_likelihood(model, guide, x, num_samples=64, engine="eager", verbose=False)
+        log_likelihood(gaussian, guide, x, num_samples=64, engine="eager", verbose=False)
     begun = caught.value.result
     assert 0 < len(begun) < len(x) and caught.value.exit_code == 9
-    whole = log_likelihood(model, guide, x, num_samples=64, engine="eager", verbose=False)
-    rest = log_likelihood(model, guide, x, num_samples=64, engine="eager", resume=begun, verbose=False)
+    whole = log_likelihood(gaussian, guide, x, num_samples=64, engine="eager", verbose=False)
+    rest = log_likelihood(gaussian, guide, x, num_samples=64, engine="eager", resume=begun, verbose=False)
     assert torch.equal(rest.log_px, whole.log_px)
 
 
@@ -93,7 +94,7 @@ def test_a_million_particles_take_no_more_memory_than_a_chunk():
         try:
             torch.zeros(2**27)  # 512 MiB: the limit is one
         except RuntimeError:
-            evidence = log_likelihood(model, guide, x[:2], num_samples=10**6, verbose=False)
+            evidence = log_likelihood(gaussian, guide, x[:2], num_samples=10**6, verbose=False)
             exact = dist.Normal(0.0, math.sqrt(2)).log_prob(x[:2])
             return 0 if ((evidence.log_px - exact).abs() < 5 * evidence.mc_se + 1e-6).all() else 3
         return 2
@@ -114,5 +115,5 @@ def test_more_particles_than_fit_a_word_do_not_overflow(number):
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted) as caught:
         patch.setattr(Sampler, "weigh", some)
-        log_likelihood(model, guide, torch.zeros(64), num_samples=number, engine="eager", verbose=False)
+        log_likelihood(gaussian, guide, torch.zeros(64), num_samples=number, engine="eager", verbose=False)
     assert caught.value.result.samples.max() > 0

@@ -29,15 +29,10 @@ from pyro_vae.evidence.importance.convergence import convergence
 from pyro_vae.evidence.importance.estimator import importance
 from pyro_vae.evidence.imputation import impute, impute_mean
 from pyro_vae.evidence.log_likelihood import log_likelihood
+from tests.helpers.gaussian import gaussian
 from tests.helpers.small import small_vae
 
 X = torch.tensor([0.5, -1.0, 2.0])
-
-
-def model(x):
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
 
 def guide(x):
@@ -71,7 +66,7 @@ def chain():
 
 
 class Pair:
-    model, guide = staticmethod(model), staticmethod(guide)
+    model, guide = staticmethod(gaussian), staticmethod(guide)
 
 
 ON_PAIR = [
@@ -80,17 +75,17 @@ ON_PAIR = [
     *([pyro_vae.to_datatree] if installed("xarray") else ()),
 ]  # fmt: skip
 CALLS = {
-    **{f.__name__: (f, lambda f, **n: f(model, guide, X, **n)) for f in ON_PAIR},
-    "log_likelihood, auto": (log_likelihood, lambda f, **n: f(model, guide, X, method="auto", **n)),
+    **{f.__name__: (f, lambda f, **n: f(gaussian, guide, X, **n)) for f in ON_PAIR},
+    "log_likelihood, auto": (log_likelihood, lambda f, **n: f(gaussian, guide, X, method="auto", **n)),
     "enumerate_latents": (enumerate_latents, lambda f, **n: f(coded, None, X, **n)),
-    "prior_predictive_check": (prior_predictive_check, lambda f, **n: f(model, X, **n)),
-    "overfitting": (overfitting, lambda f, **n: f(model, guide, X, X, **n)),
+    "prior_predictive_check": (prior_predictive_check, lambda f, **n: f(gaussian, X, **n)),
+    "overfitting": (overfitting, lambda f, **n: f(gaussian, guide, X, X, **n)),
     "impute": (impute, lambda f, **n: f(Pair, X, **n)),
     "impute_mean": (impute_mean, lambda f, **n: f(Pair, X, **n)),
-    "class_posterior": (pyro_vae.class_posterior, lambda f, **n: f(coded, model, X, site="z", **n)),
+    "class_posterior": (pyro_vae.class_posterior, lambda f, **n: f(coded, gaussian, X, site="z", **n)),
     "conditional_log_likelihood": (
         pyro_vae.conditional_log_likelihood,
-        lambda f, **n: f(model, guide, X, site="x", **n),
+        lambda f, **n: f(gaussian, guide, X, site="x", **n),
     ),
     "classification": (pyro_vae.classification, lambda f, **n: f(torch.full((2, 2), 0.5), [0, 1], **n)),
     "predictive_density": (pyro_vae.predictive_density, lambda f, **n: f(shared, shared_guide, X, **n)),
@@ -134,14 +129,14 @@ def test_all_that_counts_is_looked_at():
 
 
 def test_whole_numbers_of_other_kinds_are_taken():
-    found = log_likelihood(model, guide, X, num_samples=np.int64(30), chunk_size=torch.tensor(64), verbose=False)
+    found = log_likelihood(gaussian, guide, X, num_samples=np.int64(30), chunk_size=torch.tensor(64), verbose=False)
     assert found.num_samples == 30
 
 
 @pytest.mark.parametrize("k", [1.5, "10"])
 def test_numbers_of_a_curve_are_whole(k):
     with pytest.raises(UsageError, match=r"^samples must be a whole number"):
-        convergence(model, guide, X, samples=(1, k))
+        convergence(gaussian, guide, X, samples=(1, k))
 
 
 def test_numbers_of_results_are_whole():

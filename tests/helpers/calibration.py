@@ -5,15 +5,8 @@ import pyro.distributions as dist
 import torch
 
 
-def gaussian(x):
-    """z ~ N(0, 1), x | z ~ N(z, 1): the posterior is N(x / 2, 1 / 2)."""
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-
 def guided(width=1.0, shift=0.0):
-    """Its posterior: `width` times as wide, and `shift` posterior standard deviations too high."""
+    """The posterior of `gaussian`: `width` times as wide, and `shift` posterior standard deviations too high."""
 
     def guide(x):
         with pyro.plate("data", len(x)):

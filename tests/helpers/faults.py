@@ -7,12 +7,6 @@ import pyro
 import pyro.distributions as dist
 
 
-def model(x):
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
-        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-
 def guide(x):
     with pyro.plate("data", len(x)):
         pyro.sample("z", dist.Normal(x / 2, 0.8))

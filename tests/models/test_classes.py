@@ -357,6 +357,20 @@ def test_class_posterior_names_a_site_that_is_not_there():
         class_posterior(vae.model, vae.guide, X, site="z")
 
 
+def test_a_class_that_is_the_only_latent_is_told_what_it_takes():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Bernoulli(0.25))
+            pyro.sample("x", dist.Normal(8 * y, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Bernoulli(0.5))
+
+    with pytest.raises(ProgramError, match=r"'y' is the model's only latent.*softmax over classes"):
+        class_posterior(model, guide, torch.zeros(3), num_samples=5, verbose=False)
+
+
 def test_the_store_and_the_stream_stay_as_they_were():
     vae, before = mixed(), torch.get_rng_state()
     store = dict(pyro.get_param_store())

@@ -14,7 +14,7 @@ from pyro_vae import fit as noisy_fit
 from pyro_vae.errors import UsageError
 from pyro_vae.likelihoods import categorical, columns, normal_fixed, poisson, student_t
 from pyro_vae.models.missing import SkipMissing, WithMask
-from pyro_vae.models.standardize import column_units, standardize
+from pyro_vae.models.standardize import column_units, give_units
 from pyro_vae.programs.parameters import register
 from tests.helpers.small import binary, small_vae
 
@@ -257,5 +257,5 @@ def test_units_of_columns_that_hold_nothing_are_0_and_1():
 
 def test_the_function_is_what_the_method_calls():
     vae, other = small_vae(likelihood=normal, features=2), small_vae(likelihood=bernoulli)
-    standardize(vae, data())
+    give_units(vae, data())
     assert vae.standardized and not other.standardized

@@ -23,6 +23,7 @@ from pyro_vae.models import usage
 from pyro_vae.programs.at_means import AtMeans
 from tests.helpers.bayesian import LocalLatents, NormalMean, Regression
 from tests.helpers.classes import CENTRES, A, B, exact_parts, labelled, mixed, rows
+from tests.helpers.gaussian import gaussian
 from tests.helpers.state_space import LINE, PLANE, hidden_markov, line, plane, ragged
 from tests.helpers.two_levels import TwoLevels
 
@@ -365,12 +366,6 @@ def half(x):
         pyro.sample("z", dist.Normal(x / 2, 1.0))
 
 
-def plain(x):
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-
 def on_sphere(x):
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.ProjectedNormal(torch.zeros(2)))
@@ -397,8 +392,8 @@ WRONG = {
     "rows-unknown": (lambda: sample(plane().model, 3), UsageError, r"like=x"),
     "rows-read": (lambda: sample(reads_x, 3), UsageError, r"site 'x': this model takes more of x"),
     "no-such-latent": (lambda: encode(half, V, site="y"), UsageError, "site 'y' is no latent site of the guide"),
-    "no-such-data": (lambda: reconstruct((plain, half), V, site="z"), UsageError, "site 'z' is no observed site"),
-    "no-such-site": (lambda: sample(plain, 3, site="w"), UsageError, "site 'w' is no site of the model"),
+    "no-such-data": (lambda: reconstruct((gaussian, half), V, site="z"), UsageError, "site 'z' is no observed site"),
+    "no-such-site": (lambda: sample(gaussian, 3, site="w"), UsageError, "site 'w' is no site of the model"),
     "guide-alone": (lambda: reconstruct(half, V), UsageError, "wanted a model and a guide"),
     "sphere": (lambda: interpolate((on_sphere, to_sphere), V, V + 1), ProgramError, "site 'z': the line .* leaves"),
     "nothing-observed": (lambda: sample(half, 4, like=V), ProgramError, "observe"),
@@ -406,7 +401,7 @@ WRONG = {
     "contexts": (lambda: encode(of_context()[1], V, V[:2]), ShapeError, "x has 4 rows, context 0 has 2"),
     "context-of-samples": (lambda: sample(of_context()[0], 3, V), UsageError, "3 samples need a context of as many rows"),
     "no-draws": (lambda: encode(half, V, num_samples=0), UsageError, "num_samples must be at least 1"),
-    "ends": (lambda: interpolate((plain, half), V, V[:2]), UsageError, "as many rows, got 4 and 2"),
+    "ends": (lambda: interpolate((gaussian, half), V, V[:2]), UsageError, "as many rows, got 4 and 2"),
     "heavy-tails": (
         lambda: encode(lambda x: pyro.sample("z", dist.Cauchy(x, 1.0).to_event(1)), V),
         ProgramError,

@@ -8,14 +8,9 @@ from pyro.infer import Trace_ELBO
 
 from pyro_vae import Bound, dreg, elbo, iwae, stl
 from pyro_vae.common.random import seeded
+from tests.helpers.gaussian import gaussian
 
 X = torch.tensor([0.0, 1.0, 2.0, -1.0], dtype=torch.float64)
-
-
-def model(x):
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
-        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
 
 class Guide(torch.nn.Module):
@@ -45,9 +40,9 @@ class Guide(torch.nn.Module):
 def run(objective, guide):
     guide.zero_grad()
     if isinstance(objective, Bound):
-        objective.problem(model, guide, (X,), {})
+        objective.problem(gaussian, guide, (X,), {})
     with seeded(1):
-        loss = objective.differentiable_loss(model, guide, X)
+        loss = objective.differentiable_loss(gaussian, guide, X)
     loss.backward()
     return loss.detach(), guide.loc.grad.clone(), guide.weight.grad.clone()
 
@@ -73,15 +68,15 @@ def test_every_bound_has_its_mean_over_particles_beside_it(kind, objective):
     """loss = −Σ F + mean_k Σ log q(y); a factor of −α log q(y) in the guide trains q(y), with or without a path."""
     guide, bare = Guide(kind), Guide("none")
     loss, _, slope = run(objective, guide)
-    objective.problem(model, bare, (X,), {})
+    objective.problem(gaussian, bare, (X,), {})
     with seeded(1), torch.no_grad():
-        draw = objective.draw(model, bare, (X,), {})
+        draw = objective.draw(gaussian, bare, (X,), {})
     z = torch.cat([r.q["z"]["value"] for r in draw.runs])
     with seeded(1):
-        without = objective.differentiable_loss(model, bare, X).detach()
+        without = objective.differentiable_loss(gaussian, bare, X).detach()
     observed = guide.log_q(X, z).mean(0).sum()
     assert torch.allclose(loss, without + observed)
     assert torch.allclose(slope, torch.autograd.grad(observed, guide.weight)[0])
     with seeded(1):
-        rows = objective.per_row(model, guide, X)
+        rows = objective.per_row(gaussian, guide, X)
     assert torch.allclose(rows.sum(), -without)

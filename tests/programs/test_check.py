@@ -117,6 +117,11 @@ def nothing_observed(x):
     GUIDE(x)
 
 
+def nothing_drawn(x):
+    with rows_of(x):
+        pyro.sample("x", UNIT, obs=x)
+
+
 def undeclared(width):
     def guide(x):
         with rows_of(x):
@@ -189,6 +194,7 @@ BROKEN = {
     "observation outside": (total_outside, GUIDE, FIVE, "plate", "error", "site 'total': it lies outside"),
     "obs forgotten": (forgotten, forgotten_guide, FIVE, "obs", "error", r"site 'x': .*forgotten.*obs=x\)"),
     "nothing observed": (nothing_observed, GUIDE, FIVE, "obs", "error", "model: it observes nothing"),
+    "nothing drawn": (nothing_drawn, lambda x: None, FIVE, "site", "error", "model: it has no latent"),
     "event undeclared": (MODEL, undeclared(3), FIVE, "event", "error", r"site 'z': .*to_event\(1\)"),
     "event undeclared, square": (MODEL, undeclared(5), FIVE, "event", "error", r"site 'z': .*to_event\(1\)"),
     "event undeclared, one": (MODEL, undeclared(1), FIVE, "event", "error", r"site 'z': .*to_event\(1\)"),

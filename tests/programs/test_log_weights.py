@@ -9,7 +9,7 @@ import torch
 from pyro import poutine
 from pyro.infer import RenyiELBO, Trace_ELBO
 
-from pyro_vae import elbo, iwae, log_weights
+from pyro_vae import Bound, ais, decompose, defensive, elbo, gaps, iwae, log_likelihood, log_weights
 from pyro_vae.errors import ProgramError
 from pyro_vae.programs.plates import find_plates
 from tests.helpers.small import binary, small_vae
@@ -327,6 +327,11 @@ def nothing_observed(x):
         pyro.sample("z", unit(x))
 
 
+def nothing_drawn(x):
+    with data(x):
+        pyro.sample("x", unit(x), obs=x)
+
+
 def two_plates(program, names=("rows", "copies")):
     def inside(x):
         with pyro.plate(names[0], len(x)), pyro.plate(names[1], 1):
@@ -344,6 +349,7 @@ REFUSED = {
     "latent only in the model": (two_latents, plain_guide, "latent site 'y' is in the model but not in the guide"),
     "latent only in the guide": (plain_model, two_guided, "site 'y' is in the guide but is no latent of the model"),
     "nothing observed": (nothing_observed, plain_guide, "observes nothing"),
+    "nothing drawn": (nothing_drawn, lambda x: None, "no latent site: there is nothing to infer"),
     "two plates": (
         two_plates(lambda x: latent_x(x)),
         two_plates(lambda x: pyro.sample("z", unit(x))),
@@ -358,6 +364,23 @@ def test_refused_by_name(why, vectorized):
     model, guide, message = REFUSED[why]
     with pytest.raises(ProgramError, match=message):
         log_weights(model, guide, torch.randn(5), num_particles=3, vectorize_particles=vectorized)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda *pair: log_likelihood(*pair, num_samples=5, proposal=defensive(), verbose=False),
+        lambda *pair: ais(*pair, num_temperatures=2, num_chains=2, verbose=False),
+        lambda *pair: log_likelihood(*pair, method="exact"),
+        lambda *pair: gaps(*pair, steps=1, num_samples=2, verbose=False),
+        decompose,
+        Bound(elbo).per_row,
+    ],
+    ids=["defensive", "ais", "exact", "gaps", "decompose", "bound"],
+)
+def test_a_model_that_draws_nothing_is_refused_alike(ask):
+    with pytest.raises(ProgramError, match="no latent site: there is nothing to infer"):
+        ask(nothing_drawn, lambda x: None, torch.randn(5))
 
 
 def test_of_two_enclosing_plates_the_one_named_data_runs_over_rows():

@@ -28,16 +28,11 @@ from pyro_vae.errors import ProgramError
 from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.proposal_guide import ProposalGuide, as_proposal
 from pyro_vae.training.metrics import row_elbo, true_elbo
+from tests.helpers.gaussian import gaussian
 
 X = torch.tensor([0.0, 1.0, 2.0, -1.0], dtype=torch.float64)
 EXACT = dist.Normal(X.new_zeros(()), 2**0.5).log_prob(X)
 POSTERIOR_SD = 0.5**0.5
-
-
-def model(x):
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
-        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
 
 def plain(x, sd=POSTERIOR_SD):
@@ -98,22 +93,24 @@ EVERY = pytest.mark.parametrize("guide", GUIDES.values(), ids=GUIDES)
 
 @EVERY
 def test_weights_of_the_exact_posterior_are_the_evidence(guide):
-    assert (weights(model, guide, X, num_particles=5) - EXACT).abs().max() < 1e-12
-    assert (log_likelihood(model, guide, X, num_samples=20, verbose=False).log_px - EXACT).abs().max() < 1e-12
-    assert (Bound(elbo).per_row(model, guide, X) - EXACT).abs().max() < 1e-12
-    assert (Bound(iwae, 3).per_row(model, guide, X) - EXACT).abs().max() < 1e-12
+    assert (weights(gaussian, guide, X, num_particles=5) - EXACT).abs().max() < 1e-12
+    assert (log_likelihood(gaussian, guide, X, num_samples=20, verbose=False).log_px - EXACT).abs().max() < 1e-12
+    assert (Bound(elbo).per_row(gaussian, guide, X) - EXACT).abs().max() < 1e-12
+    assert (Bound(iwae, 3).per_row(gaussian, guide, X) - EXACT).abs().max() < 1e-12
 
 
 NUMBERS = {
-    "defensive": lambda g: log_likelihood(model, g, X, num_samples=50, proposal=defensive(0.2), verbose=False).log_px,
-    "widened": lambda g: log_likelihood(model, g, X, num_samples=50, proposal=widened(1.5), verbose=False).log_px,
-    "ais": lambda g: ais(model, g, X, start="guide", num_temperatures=3, num_chains=4, verbose=False).log_px,
-    "bracket": lambda g: bracket(model, g, X, num_temperatures=3, num_chains=4, verbose=False).upper,
-    "gaps": lambda g: gaps(model, g, X, steps=5, verbose=False).best_elbo,
-    "decompose": lambda g: decompose(model, g, X, verbose=False).to_dict()["elbo"],
-    "latents": lambda g: latents(model, g, X).kl_per_unit,
-    "information": lambda g: latents(model, g, X).mutual_information,
-    "sbc": lambda g: simulation_based_calibration(model, g, X, num_rows=20, num_draws=9).ranks,
+    "defensive": lambda g: (
+        log_likelihood(gaussian, g, X, num_samples=50, proposal=defensive(0.2), verbose=False).log_px
+    ),
+    "widened": lambda g: log_likelihood(gaussian, g, X, num_samples=50, proposal=widened(1.5), verbose=False).log_px,
+    "ais": lambda g: ais(gaussian, g, X, start="guide", num_temperatures=3, num_chains=4, verbose=False).log_px,
+    "bracket": lambda g: bracket(gaussian, g, X, num_temperatures=3, num_chains=4, verbose=False).upper,
+    "gaps": lambda g: gaps(gaussian, g, X, steps=5, verbose=False).best_elbo,
+    "decompose": lambda g: decompose(gaussian, g, X, verbose=False).to_dict()["elbo"],
+    "latents": lambda g: latents(gaussian, g, X).kl_per_unit,
+    "information": lambda g: latents(gaussian, g, X).mutual_information,
+    "sbc": lambda g: simulation_based_calibration(gaussian, g, X, num_rows=20, num_draws=9).ranks,
     "logged": lambda g: logged(g)["elbo"],
     "aggressive": lambda g: seeded_rows(g),
 }
@@ -123,7 +120,7 @@ class StepOf:
     """What the metrics read of a step."""
 
     def __init__(self, guide):
-        self.model, self.guide, self.objective = model, guide, Bound()
+        self.model, self.guide, self.objective = gaussian, guide, Bound()
 
 
 def seeded_rows(guide):
@@ -147,26 +144,26 @@ def test_every_number_is_that_of_the_guide_without_its_observed_sites(guide, num
 def test_the_number_with_the_head_would_be_another():
     """What is left out matters: weights that keep log q(head) lie two nats above."""
     q = poutine.trace(head).get_trace(X)
-    p = poutine.trace(poutine.replay(model, trace=q)).get_trace(X)
+    p = poutine.trace(poutine.replay(gaussian, trace=q)).get_trace(X)
     assert p.log_prob_sum() - q.log_prob_sum() > EXACT.sum() + 8
 
 
 def test_a_plain_guide_is_run_as_it_is():
-    guide, plates = as_proposal(model, plain, X)
+    guide, plates = as_proposal(gaussian, plain, X)
     assert guide is plain and (plates.data, plates.dim, plates.nesting) == ("data", -1, 1)
-    wrapped, plates = as_proposal(model, deeper, X)
+    wrapped, plates = as_proposal(gaussian, deeper, X)
     assert isinstance(wrapped, ProposalGuide) and plates.nesting == 2
     nodes = poutine.trace(wrapped).get_trace(X).nodes
     assert "z" in nodes and "view" not in nodes
 
 
 def test_check_finds_nothing():
-    assert str(check(model, head, X)) == str(check(model, outside, X)) == "✓ nothing found"
+    assert str(check(gaussian, head, X)) == str(check(gaussian, outside, X)) == "✓ nothing found"
 
 
 def test_a_latent_that_the_guide_observes_is_missing_from_it():
     with pytest.raises(ProgramError, match=r"'z' is in the model but not in the guide"):
-        weights(model, poutine.condition(plain, data={"z": X}), X)
+        weights(gaussian, poutine.condition(plain, data={"z": X}), X)
 
 
 def test_auxiliary_draws_of_no_latent_are_refused():
@@ -178,7 +175,7 @@ def test_auxiliary_draws_of_no_latent_are_refused():
     with pytest.raises(
         ProgramError, match=r"'a' of the guide is auxiliary: the model does not have it.*Sample it in the model"
     ):
-        weights(model, auxiliary, X)
+        weights(gaussian, auxiliary, X)
 
     def extended(x):  # as in auxiliary deep generative models: p(z) p(x | z) p(a | z, x)
         with pyro.plate("data", len(x)):

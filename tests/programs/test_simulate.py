@@ -16,7 +16,8 @@ from pyro_vae.diagnostics.sbc import simulation_based_calibration as calibrate
 from pyro_vae.errors import ProgramError, ShapeError, UsageError
 from pyro_vae.programs import data_map as data_maps
 from pyro_vae.programs.simulate import simulate
-from tests.helpers.calibration import counts, gaussian, guided, half
+from tests.helpers.calibration import counts, guided, half
+from tests.helpers.gaussian import gaussian
 
 ONE = torch.zeros(1)
 

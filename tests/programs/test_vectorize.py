@@ -16,6 +16,7 @@ from pyro_vae.errors import ProgramError
 from pyro_vae.programs.problem import Problem
 from pyro_vae.programs.unconstrained import SubstituteLatents
 from pyro_vae.programs.vectorize import Grouping, ParticleDistribution, Vectorizing, regroup
+from tests.helpers.gaussian import gaussian
 
 ROWS, PARTICLES = 5, 4
 
@@ -385,18 +386,13 @@ def test_parameters_that_the_probe_makes_are_not_those_of_training(device):
     """Local parameters of as many rows as there are: two rows would make them of another size, for good."""
     pyro.clear_param_store()
 
-    def model(x):
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
     def guide(x):
         loc = pyro.param("loc", lambda: torch.zeros(len(x), device=device))
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(loc, 1.0))
 
     x = torch.randn(ROWS, device=device)
-    assert log_weights(model, guide, x, num_particles=3).shape == (3, ROWS)
+    assert log_weights(gaussian, guide, x, num_particles=3).shape == (3, ROWS)
     assert pyro.param("loc").shape == (ROWS,)
     pyro.clear_param_store()
 

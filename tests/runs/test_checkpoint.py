@@ -198,13 +198,13 @@ def test_many_tensors_and_files_of_holes_are_refused(tmp_path):
     file = tmp_path / "model.safetensors"
     file.write_bytes(tensors({f"{i}": F32 | {"shape": [0], "data_offsets": [0, 0]} for i in range(24_000)}))
     with pytest.raises(RunFolderError, match="24,000 tensors"):
-        safe.read_layout(file)
+        safe.read_header(file)
     head = json.dumps({"w": {"dtype": "F32", "shape": [10**12], "data_offsets": [0, 4 * 10**12]}}).encode()
     with file.open("wb") as hollow:
         hollow.write(len(head).to_bytes(8, "little") + head)
         hollow.truncate(8 + len(head) + 4 * 10**12)
     with pytest.raises(RunFolderError, match="holes"):
-        safe.read_layout(file)
+        safe.read_header(file)
 
 
 @pytest.mark.parametrize(
@@ -463,5 +463,5 @@ def test_reading_a_bomb_takes_no_memory(tmp_path):
     file.write_bytes(BAD_TENSORS["tensor of 10^12 elements on four bytes"])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(RunFolderError):
-        safe.read_layout(file)
+        safe.read_header(file)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # KiB

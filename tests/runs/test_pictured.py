@@ -14,7 +14,7 @@ from pyro_vae.errors import ProgramError
 from pyro_vae.plots import images
 from pyro_vae.runs.config import Config
 from pyro_vae.runs.pictured import CLASSES, pictured_samples, typical
-from pyro_vae.runs.train_run import prepare
+from pyro_vae.runs.training_job import prepare
 
 LOGITS = torch.tensor([[[0.0, 2.0, 1.0], [5.0, 0.0, 0.0]]])
 

@@ -56,8 +56,6 @@ class Densities:
     def flat(self, p: Sites) -> Tensor:
         """Unconstrain the latent sites of the model's trace, side by side: ``(chains, N, D)``."""
         latents, plates = latent_sites(p), self.problem.plates
-        if not latents:
-            raise ProgramError("the model has no latent site: log p(x) is the log-probability of what it observes.")
         self.layouts = [SiteLayout.of(name, site, plates, unconstrained=True) for name, site in latents.items()]
         columns = {layout.name: layout.unconstrain(latents[layout.name]) for layout in self.layouts}
         for name, column in columns.items():

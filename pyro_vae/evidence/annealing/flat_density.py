@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_vae.common import torch_private
 from pyro_vae.common.flat_program import FlatProgram, Untraceable
+from pyro_vae.common.notes import Notes
 from pyro_vae.common.random import random_states, restore_states
 from pyro_vae.programs.determinism import identical
 from pyro_vae.programs.flat_evaluation import flat_evaluation
@@ -48,7 +49,7 @@ class DensityGraphs:
     """
 
     planned: int  # evaluations
-    notes: list[str] = field(default_factory=list)
+    notes: Notes = field(default_factory=Notes)
     graphs: dict[Key, FlatProgram | None] = field(default_factory=dict)
     checks: dict[Key, int] = field(default_factory=dict)
     recorded: dict[tuple[Key, int], Any] = field(
@@ -68,7 +69,7 @@ class DensityGraphs:
             return None if flat is None else self.evaluated(key, flat, density, u)
         except Untraceable as why:
             self.graphs[key] = None
-            self.note(f"evaluated by the programs themselves: {why}")
+            self.notes.add(f"evaluated by the programs themselves: {why}")
             return None
 
     def transition(
@@ -86,7 +87,7 @@ class DensityGraphs:
             made = self.recorded[key, leapfrogs](args, beta, point, Noise.draw(point), step)
         except RuntimeError as error:
             made, self.recorded[key, 0] = None, None
-            self.note(f"transitions are not recorded: {str(error).splitlines()[0]}")
+            self.notes.add(f"transitions are not recorded: {str(error).splitlines()[0]}")
         if made is None:
             restore_states(device, noise_before)
         return made
@@ -95,7 +96,7 @@ class DensityGraphs:
         """Trace values and gradients, at these and at other points and rows."""
         args = density.problem.args
         flat = flat_evaluation(tensors_of(density), (u, *args), (0.9 * u.flip(1), *(a.flip(0) for a in args)))
-        self.note(f"{flat.operations} operations traced, the same to the bit as the programs")
+        self.notes.add(f"{flat.operations} operations traced, the same to the bit as the programs")
         return flat
 
     def evaluated(self, key: Key, flat: FlatProgram, density: Differentiable, u: Tensor) -> Point | None:
@@ -112,11 +113,6 @@ class DensityGraphs:
             if not all(map(identical, tensors, expected)):
                 raise Untraceable("its values are not those of the programs")
         return Point(u.detach(), *tensors)
-
-    def note(self, what: str) -> None:
-        """Note something once."""
-        if what not in self.notes:
-            self.notes.append(what)
 
 
 def key_of(u: Tensor, args: Sequence[Tensor]) -> Key:

@@ -109,8 +109,6 @@ class Joint:
                 f"site {improper[0]!r} (pyro.factor, ImproperUniform) has no normalising constant: the result would be no "
                 "log p(x). Write it as a distribution."
             )
-        if not self.latents:
-            raise ProgramError("the model has no latent site: there is nothing to sum or integrate over.")
 
     def sum_out(self) -> None:
         """Sum discrete latents out, where there are continuous ones beside."""

@@ -68,10 +68,12 @@ class Points:
     values: Tensor
 
     def of(self, which: Tensor) -> Points:
+        """Select some of them."""
         return Points(self.row[which], self.digits[which], self.values[which])
 
     @classmethod
     def joined(cls, parts: list[Points]) -> Points:
+        """Join points of several parts."""
         return cls(*(torch.cat([getattr(p, name) for p in parts]) for name in ("row", "digits", "values")))
 
     def maxima(self, rows: int) -> Tensor:

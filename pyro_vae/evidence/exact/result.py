@@ -30,6 +30,17 @@ class Exact(RowEstimates):
         measure: what log p(x) is a density with respect to (:func:`~pyro_vae.programs.measure.measure_of`).
         method, how: that computed it; grid, codes or sizes, in words.
         row_ids: which rows it is of, as for :class:`~pyro_vae.Evidence`.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyro_vae import log_likelihood
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        ...         pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+        >>> found = log_likelihood(model, model, torch.zeros(3, 2), method="exact")       # no guide is asked
+        >>> found.method, found.log_px, len(found.flagged)
+        ('linear-Gaussian closed form', tensor([-2.5310, -2.5310, -2.5310], dtype=torch.float64), 0)
     """
 
     log_px: Tensor

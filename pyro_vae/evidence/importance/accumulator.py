@@ -179,6 +179,7 @@ class RowBlock:
         return min(self.size, self.planned - block * self.size)
 
     def holds(self, block: int) -> bool:
+        """Return whether all particles of a block are there."""
         return block < self.done or block in self.waiting
 
     def missing(self, particles: range) -> Iterator[Piece]:

@@ -162,11 +162,8 @@ def importance(
     facts = facts_of(problem, sampler, target_se, ids, resume)
     resumed = None if resume is None else resume.engine
     here = sharing()
-    same = {"num_samples": num_samples, "chunk_size": chunk_size, "engine": engine, "max_samples": max_samples}
-    same |= {"rows": str(rows), "particles": str(particles), "resume": resumed_from(resume)}
-    check_same_on_ranks(
-        problem, same | {name: facts[name] for name in ("seed", "proposal", "noise", "target_se")}, facts["program_ids"]
-    )
+    asked = {"num_samples": num_samples, "chunk_size": chunk_size, "engine": engine, "max_samples": max_samples}
+    check_alike(problem, asked | {"rows": str(rows), "particles": str(particles)}, facts, resume)
     try:
         # nothing is trained: modules need not declare parameters at each block
         with problem.quiet(), ParametersRegistered():
@@ -255,9 +252,11 @@ def facts_of(
     }
 
 
-def resumed_from(resume: Evidence | None) -> str | None:
-    """Return a digest of what is gone on from."""
-    return None if resume is None else tensor_digest({"log_px": resume.log_px, "samples": resume.counts})
+def check_alike(problem: Problem, asked: dict[str, Any], facts: dict[str, Any], resume: Evidence | None) -> None:
+    """Refuse processes that do not all ask for the same evidence of the same programs, or go on from other."""
+    begun = None if resume is None else tensor_digest({"log_px": resume.log_px, "samples": resume.counts})
+    of_draws = {name: facts[name] for name in ("seed", "proposal", "noise", "target_se")}
+    check_same_on_ranks(problem, asked | {"resume": begun} | of_draws, facts["program_ids"])
 
 
 def check_parts(**parts: Any) -> None:

@@ -66,6 +66,25 @@ class Evidence(RowEstimates):
         data_digest: of all rows that were given, of which `rows=` may have run a part; None if not known.
         noise: whose streams the particles are of, "block" or "row".
         repeats: of noise="row", how many rows have the particles of each, as their values are equal; NaN if not known.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyro_vae import log_likelihood
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x / 2, 0.8))
+        >>> found = log_likelihood(model, guide, torch.tensor([0.0, 1.0, 2.0]), num_samples=200)
+        >>> found.log_px.shape, bool((found.ess > 100).all()), found.flagged            # row by row
+        (torch.Size([3]), True, tensor([], dtype=torch.int64))
+        >>> [name for name in found.summary() if name.startswith("log_px")]             # and in the mean, errors apart
+        ['log_px', 'log_px_mc_se', 'log_px_data_se']
+        >>> more = log_likelihood(model, guide, torch.tensor([0.0, 1.0, 2.0]), num_samples=400, resume=found)
+        >>> more.num_samples, bool((more.mc_se < found.mc_se).all())
+        (400, True)
     """
 
     log_px: Tensor

@@ -95,6 +95,7 @@ class Filler:
             warn_of_idle(self.here, parts, WHAT, more)
 
     def wanted(self, block: RowBlock) -> range:
+        """Return which particles of a block are asked for."""
         return range(block.planned) if self.particles is None else self.particles
 
     def lacks(self, block: RowBlock) -> bool:
@@ -129,6 +130,7 @@ class Filler:
         return part
 
     def memory(self) -> AbstractContextManager[None]:
+        """Tell, where memory does not suffice, what to make smaller."""
         return fitting(f"the smallest chunk of particles on {self.problem.device}", SMALLER)
 
 

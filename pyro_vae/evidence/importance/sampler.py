@@ -167,7 +167,7 @@ class Sampler:
                 raise
         self.chunk = max(1, min(self.chunk, len(draws) * len(problem)) // 2)
         if self.engine is not None:
-            self.engine.note(f"out of memory: {self.chunk} pairs at a time")
+            self.engine.notes.add(f"out of memory: {self.chunk} pairs at a time")
         return self.weigh(draws, problem)
 
     def weigh_rows(self, draws: Draws, problem: Problem, rows: slice) -> Tensor:

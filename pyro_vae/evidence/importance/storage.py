@@ -44,6 +44,16 @@ def save_evidence(evidence: Evidence, path: str | Path) -> None:
     Raises:
         UsageError: evidence that was read from a table, and holds no particles.
         StorageError: it cannot be written: the disk is full, read-only, or the folder is missing.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from pyro_vae import VAE, StandardNormal, Conditional, MLP, bernoulli, load_evidence, log_likelihood, normal
+        >>> vae = VAE(StandardNormal(2), Conditional(MLP(2, 9), bernoulli), Conditional(MLP(9, 2 * 2), normal))
+        >>> found = log_likelihood(vae.model, vae.guide, torch.ones(5, 9), num_samples=30)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_evidence(found, f"{folder}/evidence.safetensors")
+        ...     torch.equal(load_evidence(f"{folder}/evidence.safetensors").log_px, found.log_px)
+        True
     """
     write_atomic(Path(path), evidence_bytes(evidence))
 

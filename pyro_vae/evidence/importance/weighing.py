@@ -20,6 +20,7 @@ from pyro_vae.common import torch_private
 from pyro_vae.common.doubts import is_doubtful
 from pyro_vae.common.flat_program import FlatProgram, Unfinished, Untraceable
 from pyro_vae.common.inductor import compile_flat, compiler
+from pyro_vae.common.notes import Notes
 from pyro_vae.common.random import seeded
 from pyro_vae.errors import ProgramError
 from pyro_vae.programs.determinism import identical
@@ -71,7 +72,7 @@ class WeighingEngine:
     particles: int  # in a whole block
     whole: int  # whole blocks of so many rows in all, this part of the evaluation or not
     name: str = "eager"  # "eager", "trace" or "compile"
-    notes: list[str] = field(default_factory=list)
+    notes: Notes = field(default_factory=Notes)
     graphs: dict[Kind, FlatProgram | None] = field(default_factory=dict, init=False)
     ran: set[str] = field(default_factory=set, init=False)  # arithmetics of whole blocks
 
@@ -146,7 +147,7 @@ class WeighingEngine:
                 self.graphs[kind] = self.checked(kind)
             except Untraceable as why:
                 self.graphs[kind] = None
-                self.note(f"weighed by the programs themselves: {why}")
+                self.notes.add(f"weighed by the programs themselves: {why}")
         return self.graphs[kind]
 
     def checked(self, kind: Kind) -> FlatProgram:
@@ -163,7 +164,7 @@ class WeighingEngine:
             raise Untraceable(str(error)) from error
         if apart := self.apart(flat, blocks, expected):
             raise Untraceable(apart)
-        self.note(f"{flat.operations} operations traced in {seconds:.1f} s, the same to the bit as the programs")
+        self.notes.add(f"{flat.operations} operations traced in {seconds:.1f} s, the same to the bit as the programs")
         if self.name == "compile":
             self.compile(flat, blocks, expected)
         return flat
@@ -204,19 +205,14 @@ class WeighingEngine:
                 raise Untraceable(apart)
         except (Untraceable, Unfinished) as why:
             flat.run = None
-            self.note(f"not compiled: {why}")
+            self.notes.add(f"not compiled: {why}")
         else:
-            self.note(f"compiled in {time.perf_counter() - start:.0f} s")
+            self.notes.add(f"compiled in {time.perf_counter() - start:.0f} s")
 
     def give_up(self, why: str) -> None:
         """Leave the blocks to come to the programs."""
         self.name = EAGER
-        self.note(f"weighed by the programs from here on: {why}")
-
-    def note(self, what: str) -> None:
-        """Note something once."""
-        if what not in self.notes:
-            self.notes.append(what)
+        self.notes.add(f"weighed by the programs from here on: {why}")
 
 
 def difference_of(a: Tensor, b: Tensor) -> float:

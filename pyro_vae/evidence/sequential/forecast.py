@@ -20,13 +20,21 @@ from .steps import StateSpace, Steps, validated
 
 @dataclass(frozen=True, eq=False)
 class Forecast:
-    """Draws of the H steps after each of N sequences.
+    """Draws of the H steps after each of N sequences: made by :func:`forecast`.
 
     Attributes:
         draws: of x, ``(S, N, H, *event)``.
         latents: of z, ``(S, N, H, *event)``, that they were drawn from.
         lengths: steps that each sequence had, ``(N,)``.
         seed: of the draws.
+
+    Example:
+        >>> draws = torch.arange(5.0).reshape(5, 1, 1)                         # 5 draws of one step of one sequence
+        >>> ahead = Forecast(draws, draws, torch.tensor([9]), 0)
+        >>> ahead.quantiles((0.25, 0.5)).flatten().tolist()
+        [1.0, 2.0]
+        >>> ahead.probability_below(torch.tensor([[3.0]])).item()              # of what came: draws 0, 1, 2 and half of 3
+        0.7
     """
 
     draws: Tensor

@@ -212,6 +212,7 @@ class Pool:
 
     @classmethod
     def of(cls, vae: StateSpace, problem: Problem, runs: int, guided: bool) -> Pool:
+        """Copy the steps of each sequence for so many runs."""
         steps = Steps.of(vae, problem.args, guided)
         copies = [repeat(t, runs) for t in (steps.x, steps.lengths, *steps.c)]
         h = None if steps.h is None else repeat(steps.h, runs)
@@ -219,6 +220,7 @@ class Pool:
 
     @property
     def rows(self) -> int:
+        """N, sequences."""
         return len(self.steps) // self.runs
 
     def by_run(self, values: Tensor) -> Tensor:

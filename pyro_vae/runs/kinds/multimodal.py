@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -112,11 +113,6 @@ def interpolate(model: MultimodalRows, start: Tensor, end: Tensor, steps: int) -
     return beside(usage.interpolate((model.model, model.guide), start, end, steps=steps))
 
 
-def means_of_draws(model: MultimodalRows, shape: Shape, num_samples: int, seed: int) -> Tensor:
-    """E[x | z] at draws of z."""
-    return sample(model, shape, num_samples, seed, True)
-
-
 def blank(model: MultimodalRows, shape: Shape) -> Tensor:
     """Return a row of zeros."""
     return torch.zeros(1, math.prod(shape), device=next(model.parameters()).device)
@@ -130,7 +126,7 @@ def units(model: MultimodalRows) -> Units:
 
 KIND = ModelKind(
     make=make_multimodal, decide=decide, sample=sample, reconstruct=reconstruct, interpolate=interpolate, units=units,
-    likelihood_of_rows=reconstruct, likelihood_of_draws=means_of_draws,
+    likelihood_of_rows=reconstruct, likelihood_of_draws=partial(sample, mean=True),
     formula="p(z) Π p(x_m|z); q(z|x_1, …, x_M)", support="any x, in blocks of columns",
     reference="Wu & Goodman, 2018, https://arxiv.org/abs/1802.05335",
 )  # fmt: skip

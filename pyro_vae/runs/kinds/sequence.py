@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -123,15 +124,10 @@ def filled_in(model: StateSpaceModel, x: Tensor, lengths: Tensor, **how: Any) ->
     return flat(drawn.masked_fill(beyond.unsqueeze(-1), torch.nan), ())
 
 
-def means_of_draws(model: StateSpaceModel, shape: Shape, num_samples: int, seed: int) -> Tensor:
-    """E[x_t | z_t] at draws of z."""
-    return sample(model, shape, num_samples, seed, True)
-
-
 KIND = ModelKind(
     make=make_sequence, ragged=True, emission=step_shape, rows=sequences, train_rows=train_rows,
     flat=flat, sample=sample, encode=encode, reconstruct=reconstruct, impute=filled_in,
-    likelihood_of_rows=reconstruct, likelihood_of_draws=means_of_draws,
+    likelihood_of_rows=reconstruct, likelihood_of_draws=partial(sample, mean=True),
     interpolate="a code has a z for each step. In Python: interpolate((model.model, model.guide), start, end, lengths)",
     formula="p(z_1) Π p(z_t|z_{t−1}) p(x_t|z_t); Π q(z_t|z_{t−1}, x_t … x_T)", support="sequences",
     reference="Krishnan, Shalit & Sontag, 2017, https://arxiv.org/abs/1609.09869",

@@ -279,6 +279,7 @@ def config_of(facts: RunFacts) -> list[tuple[str, str]]:
 
 
 def format_value(value: Any) -> str:
+    """Format a value of a config; a dash for none."""
     if isinstance(value, dict):
         return ", ".join(f"{k} {v}" for k, v in value.items()) or "—"
     return "—" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value)

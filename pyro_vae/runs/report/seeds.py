@@ -77,6 +77,7 @@ def asked(first: RunFacts, seeds: Sequence[int]) -> list[tuple[str, str]]:
 
 
 def spaced(seeds: list[int]) -> str:
+    """List seeds."""
     return " ".join(map(str, seeds))
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pyro_vae import MLP, normal, posteriors
+from pyro_vae.common.notes import Notes
 from pyro_vae.errors import ProgramError
 from pyro_vae.evidence.annealing import flat_density
 from pyro_vae.evidence.annealing.ais import ais
@@ -26,14 +27,16 @@ def notes(monkeypatch):
     """Graphs from the first evaluation on; the list is filled with what they note."""
     found = []
 
-    class Noting(flat_density.DensityGraphs):
-        def note(self, what):
-            super().note(what)
-            found.append(what)
+    class Heard(Notes):
+        def add(self, line):
+            super().add(line)
+            found.append(line)
+
+    graphs = flat_density.DensityGraphs
 
     monkeypatch.setattr(flat_density, "WORTH_TRACE", 0)
     monkeypatch.setattr(flat_density, "WORTH_FIRST", 0)
-    monkeypatch.setattr("pyro_vae.evidence.annealing.ais.DensityGraphs", Noting)
+    monkeypatch.setattr("pyro_vae.evidence.annealing.ais.DensityGraphs", lambda planned: graphs(planned, Heard()))
     return found
 
 

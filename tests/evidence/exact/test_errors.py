@@ -59,8 +59,9 @@ def test_a_first_grid_that_cuts_the_mass_is_grown(monkeypatch):
 
 
 def test_mass_that_is_cut_is_found_out(monkeypatch):
-    """The test above sees it where the grid grows away from it."""
+    """The test above sees it where the grid grows away from it, over all of its steps: two rows are enough."""
     model, x = linear_model(1)
+    x = x[:2]
     exact = linear_gaussian(model, None, x).log_px
     cut_at_the_mode(monkeypatch, x)
     both = trapezoid.Rule.around

@@ -9,21 +9,16 @@ from pyro.infer.autoguide import AutoNormal
 from pyro_vae import bracket, decompose, load_evidence, log_likelihood, save_evidence
 from pyro_vae.errors import UsageError
 from pyro_vae.evidence.importance.weighing import WeighingEngine
+from tests.helpers.gaussian import gaussian
 
 ROWS = 150
-
-
-def model(x):
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
 
 @pytest.fixture
 def pair():
     """The exact posteriors N(x / 2, 1 / 2), a little wide, as AutoNormal has them; the rows; log p(x)."""
     x = torch.randn(ROWS, generator=torch.Generator().manual_seed(0)) * 1.4
-    guide = AutoNormal(model)
+    guide = AutoNormal(gaussian)
     guide(x)
     guide.locs.z.data, guide.scales.z = x / 2, torch.full((ROWS,), 0.8)
     return guide, x, dist.Normal(0.0, 2**0.5).log_prob(x)
@@ -31,34 +26,34 @@ def pair():
 
 def test_log_px_of_more_rows_than_a_block_has(pair):
     guide, x, exact = pair
-    found = log_likelihood(model, guide, x, num_samples=500, verbose=False)
+    found = log_likelihood(gaussian, guide, x, num_samples=500, verbose=False)
     assert ((found.log_px - exact).abs() < 4 * found.mc_se).all() and not len(found.flagged)
 
 
 def test_it_goes_on_and_is_saved(pair, tmp_path):
     guide, x, _ = pair
-    whole = log_likelihood(model, guide, x, num_samples=400, verbose=False)
-    half = log_likelihood(model, guide, x, num_samples=200, verbose=False)
+    whole = log_likelihood(gaussian, guide, x, num_samples=400, verbose=False)
+    half = log_likelihood(gaussian, guide, x, num_samples=200, verbose=False)
     save_evidence(half, tmp_path / "half.safetensors")
     half = load_evidence(tmp_path / "half.safetensors")
-    again = log_likelihood(model, guide, x, num_samples=400, resume=half, verbose=False)
+    again = log_likelihood(gaussian, guide, x, num_samples=400, resume=half, verbose=False)
     assert torch.equal(again.log_px, whole.log_px) and torch.equal(again.mc_se, whole.mc_se)
 
 
 def test_parts_of_the_rows_are_refused_and_other_rows_too(pair):
     guide, x, _ = pair
     with pytest.raises(UsageError, match="start at a multiple of 150"):
-        log_likelihood(model, guide, x, num_samples=10, rows=range(64))
+        log_likelihood(gaussian, guide, x, num_samples=10, rows=range(64))
     with pytest.raises(ValueError, match=r"has 150 rows of its own.* asked for 70"):
-        log_likelihood(model, guide, x[:70], num_samples=10)
+        log_likelihood(gaussian, guide, x[:70], num_samples=10)
 
 
 def test_brackets_and_decompositions_take_all_rows_at_once(pair):
     guide, x, exact = pair
-    ends = bracket(model, guide, x, num_temperatures=4, num_samples=200)
+    ends = bracket(gaussian, guide, x, num_temperatures=4, num_samples=200)
     assert abs(ends.lower.mean() - exact.mean()) < 0.02 and ends.upper.mean() > exact.mean() - 0.02
     gap = torch.distributions.kl_divergence(dist.Normal(0.0, 0.8), dist.Normal(0.0, 0.5**0.5)).item()
-    found = decompose(model, guide, x)
+    found = decompose(gaussian, guide, x)
     assert abs(found.elbo - (exact.mean().item() - gap)) < 4 * found.reconstruction.mc_se + 0.02
 
 
@@ -68,7 +63,8 @@ def test_all_rows_are_one_whole_block_which_a_graph_weighs_to_the_bit(pair, monk
     graph_of = WeighingEngine.made
     monkeypatch.setattr(WeighingEngine, "made", lambda self, kind: made.append(kind) or graph_of(self, kind))
     by_graph, alone = (
-        log_likelihood(model, guide, x, num_samples=60, engine=engine, verbose=False) for engine in ("trace", "eager")
+        log_likelihood(gaussian, guide, x, num_samples=60, engine=engine, verbose=False)
+        for engine in ("trace", "eager")
     )
     assert {kind[0] for kind in made} == {ROWS} and torch.equal(by_graph.log_px, alone.log_px)
 
@@ -87,4 +83,4 @@ def test_a_number_in_the_place_of_a_range_is_refused_by_name(parts):
             pyro.sample("z", dist.Normal(0.0, 1.0))
 
     with pytest.raises(UsageError, match=f"{next(iter(parts))}=.*wanted a range"):
-        log_likelihood(model, guide, x, verbose=False, **parts)
+        log_likelihood(gaussian, guide, x, verbose=False, **parts)

@@ -14,6 +14,7 @@ from pyro_vae import Evidence, compare, defensive, gaps, load_evidence, log_like
 from pyro_vae.errors import ProgramError, UsageError
 from pyro_vae.evidence.importance.noise import repeats_of
 from tests.helpers.bits import same
+from tests.helpers.gaussian import gaussian
 from tests.helpers.importance import Chain, GammaPoisson, check_within_errors
 from tests.helpers.small import binary, small_vae
 
@@ -155,15 +156,10 @@ def test_noises_are_not_mixed(chain):
 
 
 def test_a_guide_with_parameters_of_its_rows_is_refused():
-    def model(x):
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-    guide, x = AutoNormal(model), torch.tensor([0.0, 1.0])
+    guide, x = AutoNormal(gaussian), torch.tensor([0.0, 1.0])
     guide(x)
     with pytest.raises(ProgramError, match="this guide has parameters for each of its 2 rows"):
-        by_row(model, guide, x, num_samples=50)
+        by_row(gaussian, guide, x, num_samples=50)
 
 
 def test_k_particles_as_rows_and_one_by_one():
