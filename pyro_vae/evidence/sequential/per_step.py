@@ -30,7 +30,7 @@ class PerStep:
 
     def __str__(self) -> str:
         of = f"{self.steps} steps of {self.rows} sequences"
-        health = {"rows": self.rows, "rows_flagged": self.rows_flagged, "log_px": self.log_px}
+        health: dict[str, Any] = {"rows": self.rows, "rows_flagged": self.rows_flagged, "log_px": self.log_px}
         health |= {"how": "an oracle"} if self.oracle else {}
         if is_loose(health):
             return f"log p(x) / T {format_bound(health)} nats per step ({why_loose(health)}; {of})"
