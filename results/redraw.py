@@ -7,6 +7,7 @@ What needs a run's weights (samples, reconstructions, the map of latents, k̂'s 
 
 import json
 import runpy
+import sys
 from pathlib import Path
 
 from pyro_vae.plots.figures import evidence_curve, save, training_curve
@@ -30,6 +31,25 @@ def tabular(folder: Path) -> None:
     save(draw(json.loads((folder / "results.json").read_text())), folder / "tabular.png")
 
 
+def semi_supervised(folder: Path) -> None:
+    """How far the classifiers of 600 labels are to be believed."""
+    example = runpy.run_path(str(HERE.parent / "examples" / "semi_supervised.py"))
+    runs = json.loads((folder / "semi_supervised.json").read_text())
+    run = next(run for run in runs if run["labels"] == 600)
+    example["draw_reliability"](run, example["Settings"](**run["settings"]), folder)
+
+
+def benchmarks(folder: Path) -> None:
+    """Times of training steps, by case, and how they grow."""
+    from benchmarks.report import draw
+
+    draw(json.loads((folder / "benchmarks.json").read_text()), folder)
+
+
 if __name__ == "__main__":
     mnist(HERE / "mnist")
     tabular(HERE / "tabular")
+    semi_supervised(HERE / "semi_supervised")
+    sys.path.insert(0, str(HERE.parent))  # benchmarks is no installed package
+    for run in (".", "epyc", "xeon"):
+        benchmarks(HERE / "benchmarks" / run)

@@ -8,6 +8,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 from pyro_vae.common.function_parts import FunctionParts
+from pyro_vae.errors import ProgramError
 
 Family = Callable[[Tensor], TorchDistributionMixin]
 
@@ -21,6 +22,10 @@ class Conditional(FunctionParts):
         net: maps the parents, each of shape ``(*batch, features)``, to the features that `family` takes.
         family: features ``(*batch, features)`` to a distribution over elements (see :mod:`pyro_vae.likelihoods`).
         event_dim: how many rightmost dimensions make up one y (1 for vectors); the rest is batch shape.
+
+    Raises:
+        ProgramError: as it is called, if the network returns no tensor (a tuple of loc and log-variance, say) and the family
+            cannot read that.
 
     Example:
         >>> from pyro_vae import Conditional, MLP, normal
@@ -39,8 +44,25 @@ class Conditional(FunctionParts):
 
     def distribution(self, features: Tensor) -> TorchDistributionMixin:
         """Return the family's distribution, over y of `event_dim` dimensions."""
-        d = self.family(features)
+        try:
+            d = self.family(features)
+        except (AttributeError, TypeError, ValueError) as error:
+            if isinstance(features, Tensor):
+                raise
+            raise ProgramError(self.explain(features)) from error  # a net of plain torch: loc and log-variance apart
         return d.to_event(self.event_dim - d.event_dim)
+
+    def explain(self, features: object) -> str:
+        """Explain what a family cannot read: a network that returns no tensor."""
+        came = type(features).__name__
+        if isinstance(features, (tuple, list)):
+            came = f"a {came} of {len(features)} ({', '.join(type(part).__name__ for part in features)})"
+        name = getattr(self.family, "__name__", type(self.family).__name__)
+        return (
+            f"the network of a Conditional returned {came}, and its family {name} takes one tensor of features. Give a "
+            "function of x as the part instead, as posterior=lambda x: dist.Normal(loc, scale).to_event(1) of what your "
+            "network returns, or a family that takes it."
+        )
 
     def extra_repr(self) -> str:
         family = getattr(self.family, "__name__", type(self.family).__name__)

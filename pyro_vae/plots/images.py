@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 NO_VALUE = (0.98, 0.76, 0.54)  # of NaN and infinite values, which a grey or a colour would hide
 COLOURS = 3
+WIDE, LEAST, MARGIN, HEAD = 8.0, 1.0, 0.06, 0.24  # inches: a picture of images, its panel, around it, its title
+LABEL, TITLE = 9, 10  # points
 MOST_NAMED = 40  # columns whose names have room
 LONGEST, ACROSS = 24, 90  # signs of a name, and of all side by side; more stand on end
 MOST_NEAREST = 1000  # columns that are drawn one by one; more share pixels, and are averaged
@@ -53,18 +55,37 @@ def sample_grid(
 
 
 def tiled(rows: Sequence[np.ndarray], labels: Sequence[str], shape: tuple[int, ...], title: str) -> Figure:
-    """Plot images, each array in a line of its own."""
+    """Plot images, each array in a line of its own.
+
+    The panel is put where it belongs by the sizes of its words: a layout that fits itself cuts labels off beside a panel whose
+    pixels are square.
+    """
     picture = tile(rows, shape)
     height, width = picture.shape[:2]
-    beside = 0.2 + 0.075 * max(map(len, labels), default=0)  # inches that labels of 9 points take, about
-    across = min(8.0 - beside, 10.0 * width / height)
-    fig = figure(max(across + beside, 0.085 * len(title)), across * height / width + 0.45)
-    ax = fig.add_subplot()
+    beside = MARGIN + max((inches(label, LABEL) for label in labels), default=0.0)
+    across = max(min(WIDE - beside - MARGIN, 10.0 * width / height), LEAST)
+    tall, wide = across * height / width, max(beside + across + MARGIN, inches(title, TITLE) + 2 * MARGIN)
+    fig = figure(wide, tall + 2 * MARGIN + HEAD)
+    fig.set_layout_engine("none")
+    left = max(beside, (wide - across) / 2)
+    ax = fig.add_axes((left / wide, MARGIN / fig.get_figheight(), across / wide, tall / fig.get_figheight()))
     ax.imshow(picture, interpolation="nearest")
     bare(ax)
-    ax.set_yticks([(i + 0.5) * (height + 1) / len(rows) - 1 for i in range(len(rows))], labels, fontsize=9)
-    ax.set_title(title, fontsize=10)
+    ax.set_yticks([(i + 0.5) * (height + 1) / len(rows) - 1 for i in range(len(rows))], labels, fontsize=LABEL)
+    ax.set_title(title, fontsize=TITLE, x=(wide / 2 - left) / across)  # in the middle of the picture, not of the panel
     return fig
+
+
+def inches(text: str, size: float) -> float:
+    """Return how wide a text of one line is in print, with room for hinting.
+
+    Example:
+        >>> 0.3 < inches("y = 0", 9) < 0.6, inches("", 9)
+        (True, 0.0)
+    """
+    from matplotlib.textpath import TextPath
+
+    return float(1.03 * TextPath((0, 0), text, size=size).get_extents().x1 / 72 + 0.06) if text.strip() else 0.0
 
 
 def strips(rows: Sequence[np.ndarray], labels: Sequence[str], title: str, names: Sequence[str] = ()) -> Figure:

@@ -115,3 +115,21 @@ def test_images_fill_the_picture_whatever_their_labels_take(labels, columns):
     png(fig)
     drawn, (width, height) = fig.axes[0].get_tightbbox(), fig.canvas.get_width_height()
     assert height - drawn.height < 0.3 * fig.dpi and width - drawn.width < 0.6 * fig.dpi
+
+
+@pytest.mark.parametrize(
+    "title", ["t", "E[x | z] of each component: at its mean, and at nine draws z ~ p(z | y)"], ids=["short", "long"]
+)
+@pytest.mark.parametrize("columns", [1, 10], ids=["one", "ten"])
+@pytest.mark.parametrize(
+    "label", ["y = 0 (10%)", "WWWWWWWWWW", "a $b$ of a rather long name"], ids=["one", "wide", "long"]
+)
+def test_no_word_is_cut_off(label, columns, title):
+    fig = images.image_grid([np.eye(64)[:columns]] * 10, [label] * 10, (1, 8, 8), title)
+    png(fig)
+    ax, (width, height) = fig.axes[0], fig.canvas.get_width_height()
+    for text in (ax.title, *ax.get_yticklabels()):
+        box = text.get_window_extent()
+        assert min(box.x0, box.y0) >= 0 and box.x1 <= width and box.y1 <= height, text
+    across, tall = ax.get_window_extent().size
+    assert abs(across / tall - (9 * columns - 1) / 89) < 0.01  # its pixels are square

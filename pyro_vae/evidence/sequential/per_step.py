@@ -8,23 +8,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.common.flagged import format_bound, is_loose, share_flagged, why_loose
 from pyro_vae.errors import ShapeError
 from pyro_vae.evidence.estimate import LogPx, apart_se, format_nats, known
 
 
 @dataclass(frozen=True)
 class PerStep:
-    """Σ_n log p(x_n) / Σ_n T_n in nats per step, with both errors; None where one is not known."""
+    """Σ_n log p(x_n) / Σ_n T_n in nats per step, with both errors; None where one is not known.
+
+    Where more than a tenth of the sequences is flagged it prints as a bound, without errors (of an oracle as "≈").
+    """
 
     log_px: float
     mc_se: float | None
     data_se: float | None
     steps: int
     rows: int
+    rows_flagged: int = 0
+    oracle: bool = False
 
     def __str__(self) -> str:
+        of = f"{self.steps} steps of {self.rows} sequences"
+        health: dict[str, Any] = {"rows": self.rows, "rows_flagged": self.rows_flagged, "log_px": self.log_px}
+        health |= {"how": "an oracle"} if self.oracle else {}
+        if is_loose(health):
+            return f"log p(x) / T {format_bound(health)} nats per step ({why_loose(health)}; {of})"
         errors = f"± {format_nats(self.mc_se)} (Monte Carlo) ± {format_nats(self.data_se)} (data)"
-        return f"log p(x) / T {self.log_px:.4f} {errors} nats per step ({self.steps} steps of {self.rows} sequences)"
+        return f"log p(x) / T {self.log_px:.4f} {errors} nats per step ({of})"
 
 
 def per_step(estimate: LogPx, lengths: Any) -> PerStep:
@@ -41,10 +52,12 @@ def per_step(estimate: LogPx, lengths: Any) -> PerStep:
 
     Example:
         >>> from pyro_vae import Exact
-        >>> from pyro_vae.evidence.sequential.per_step import per_step
+        >>> from pyro_vae.evidence.sequential.per_step import PerStep, per_step
         >>> known = Exact.without_error(torch.tensor([-4.0, -2.0]).double(), "Kalman", "continuous", "")
         >>> per_step(known, [2, 1])
-        PerStep(log_px=-2.0, mc_se=0.0, data_se=0.0, steps=3, rows=2)
+        PerStep(log_px=-2.0, mc_se=0.0, data_se=0.0, steps=3, rows=2, rows_flagged=0, oracle=True)
+        >>> print(PerStep(-2.0, 0.01, 0.5, steps=3, rows=2, rows_flagged=1))
+        log p(x) / T ≥ -2.00 nats per step (loose: 50 % of rows flagged; 3 steps of 2 sequences)
     """
     lengths = torch.as_tensor(lengths).to(estimate.log_px)
     if lengths.shape != estimate.log_px.shape:
@@ -53,7 +66,9 @@ def per_step(estimate: LogPx, lengths: Any) -> PerStep:
     ratio = estimate.log_px.sum() / steps
     residual = estimate.log_px - lengths * ratio
     mc_se, data_se = apart_se(estimate).square().sum().sqrt() / steps, residual_error(residual, steps)
-    return PerStep(ratio.item(), known(mc_se), data_se, int(steps), rows)
+    summary = estimate.summary()
+    flagged = round(share_flagged(summary) * rows)
+    return PerStep(ratio.item(), known(mc_se), data_se, int(steps), rows, flagged, "how" in summary)
 
 
 def residual_error(residual: Tensor, steps: Tensor) -> float | None:

@@ -6,7 +6,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_vae import compare, forecast, log_likelihood, particle_filter, per_step, smooth
+from pyro_vae import Exact, compare, forecast, log_likelihood, particle_filter, per_step, smooth
 from pyro_vae.errors import ProgramError, ShapeError, UsageError
 from pyro_vae.evidence.sequential import filtering
 from pyro_vae.evidence.sequential.filtering import systematic
@@ -180,6 +180,17 @@ def test_nats_per_step_are_sums_over_sums():
     assert whole.steps == 20 and whole.data_se > 0 and "nats per step" in str(whole)
     with pytest.raises(ShapeError, match="6 lengths"):
         per_step(e, lengths[1:])
+
+
+@pytest.mark.parametrize("flagged", [0, 2, 3, 20], ids=str)
+def test_nats_per_step_carry_the_flags_of_their_sequences(flagged):
+    """Up to a tenth of the rows may be flagged beside an error; beyond there is none, and an oracle is no bound."""
+    values, reliable = torch.full((20,), -5.0).double(), torch.arange(20) >= flagged
+    text = str(per_step(Exact(values, torch.ones(20).double(), reliable, "quadrature", "continuous", ""), [5] * 20))
+    if flagged > 2:
+        assert "±" not in text and "≈ -1.00" in text and f"{5 * flagged} % of rows flagged" in text
+    else:
+        assert "±" in text and "-1.0000" in text and "flagged" not in text
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------------
