@@ -52,6 +52,8 @@ def launch(
     check_words(app, words)
     keys = read_keys(config) if config else {}
     keys = BEFORE | keys if resumed and config else keys
+    if keys.get("columns") and (not resumed or "--columns" in {word.split("=")[0] for word in words}):
+        keys["likelihood_options"] = without_blocks(keys.get("likelihood_options", {}))
     for role in [key for key in keys if key.endswith("_options")]:
         flag = f"--{role.replace('_', '-')}"
         given = {word.split("=")[0] for word in words}
@@ -62,6 +64,11 @@ def launch(
         raise UsageError("new asks questions and says what it has read: it has no --quiet")
     with silent(results="--json" in words) if quiet else nullcontext(), defaults(keys if config else None):
         app(words, exit_on_error=False, print_error=False, result_action="return_value")
+
+
+def without_blocks(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave the blocks of columns out, which were found in a table: of another one, or by other words, they are found anew."""
+    return {name: value for name, value in options.items() if name != "blocks"}
 
 
 @contextmanager

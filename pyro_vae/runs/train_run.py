@@ -45,7 +45,7 @@ from .checkpoint import Generation
 from .checkpointer import Checkpointer
 from .config import Config
 from .custom_components import NOTHING, Components
-from .data_choices import choices_told, columns_outside, columns_told, decided
+from .data_choices import check_blocks, choices_told, columns_outside, columns_told, decided
 from .end_of_training import draw_figures
 from .evaluate_run import evaluate_opened
 from .evaluation_options import EvaluationOptions
@@ -98,10 +98,11 @@ def train_run(
     """
     path = Path(path)
     check_trackers(trackers)
+    if sharing().leads:
+        folder.check_free(path, overwrite)  # before the data is read, which may take long
     job = prepare(config, path, components, data_dir, download, device)
     agree_on_run(job.config, job.data, path)
     if sharing().leads:
-        folder.check_free(path, overwrite)
         folder.make(path)
     with led(path, lambda: create(path, describe(job.config, job.data, made_by, path), overwrite)):
         return carry_out(job, job.checkpointer(minutes), num_samples, trackers=trackers)
@@ -163,6 +164,8 @@ def prepare(
     check_stored(first, data)
     columns_told(data.columns)  # what a run's folder has no room for is refused before it is made
     given, config = config, decided(config, data, components)
+    if digest is None:  # a run that goes on has the blocks that were found then
+        check_blocks(given, data)
     for note in (*data.notes, *choices_told(given, config, data)) if sharing().leads else ():
         print(f"note: {plain(note)}", file=sys.stderr)
     if limits is None and not components:
