@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
 import re
@@ -31,6 +32,20 @@ from .commands import app
 from .words import check_words, explain
 
 TOGETHER = ("train", "evaluate", "bracket", "gaps")  # commands whose work the processes of torchrun share
+
+SPELLED = "pyro_vae.spelled"  # how an encoding's gaps are filled
+SIGNS = {
+    "≥": ">=",
+    "≤": "<=",
+    "±": "+/-",
+    "−": "-",
+    "–": "-",
+    "×": "x",
+    "…": "...",
+    "→": "->",
+    "∞": "inf",
+    "\u0302": "-hat",
+}
 
 
 @app.meta.default
@@ -191,15 +206,29 @@ def run_command(argv: Sequence[str] | None) -> int:
     return 0
 
 
+def spelled(error: UnicodeError) -> tuple[str, int]:
+    """Spell signs that an encoding lacks, where numbers mean something else without them; any other becomes a question mark.
+
+    Example:
+        >>> codecs.register_error(SPELLED, spelled)
+        >>> "log p(x) ≥ −3.2 ± 0.1, naïve".encode("ascii", SPELLED)
+        b'log p(x) >= -3.2 +/- 0.1, na?ve'
+    """
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(SIGNS.get(sign, "?") for sign in error.object[error.start : error.end]), error.end
+
+
 @contextmanager
 def printable() -> Iterator[None]:
-    """Send output that is closed nowhere, and replace signs that it cannot show (an ASCII terminal, ±): no crash."""
+    """Send output that is closed nowhere, and spell signs that it cannot show (an ASCII terminal, ≥ as >=): no crash."""
+    codecs.register_error(SPELLED, spelled)
     before = sys.stdout, sys.stderr
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
         sys.stdout, sys.stderr = (nowhere if stream is None else stream for stream in before)
         reconfigured = [(s, s.errors) for s in (sys.stdout, sys.stderr) if isinstance(s, io.TextIOWrapper)]
         for stream, _ in reconfigured:
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors=SPELLED)
         try:
             yield
         finally:
