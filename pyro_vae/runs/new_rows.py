@@ -24,6 +24,7 @@ from pyro_vae.errors import DataError, RunFolderError, ShapeError, UsageError
 
 from .evaluations import NEW, is_new
 from .load import Run, open_data, read_data
+from .new_labels import labelled_as
 
 WITHOUT_GAPS = (
     "The run was trained on rows without gaps, and has no likelihood of what is left of a row: leave these rows out, or fill "
@@ -113,6 +114,7 @@ def open_dense_rows(run: Run, file: Path, data_dir: Path | None) -> Data:
     policy = source.policy + format_missing([rows], ragged)
     policy = run.record["data"].get("policy", policy) if binary else policy
     train = training_rows(run, data_dir)
+    rows = labelled_as(run, rows, train, file)
     if train is not None and (seen := count_seen(rows, train)):
         print(
             f"note: {plain(file.name)}: {seen} of {len(rows)} rows equal rows that the run was trained on, and their log p(x) "
@@ -188,6 +190,7 @@ def open_sparse_rows(run: Run, file: Path, data_dir: Path | None) -> Data:
     new = Split(x, labels, index=np.array(rows.row_names) if rows.row_names else None, classes=classes)
     policy = "values as given" + format_missing([new])
     train = training_rows(run, data_dir)
+    new = labelled_as(run, new, train, file)
     return of_one_split(run, new, train, name=file.name, policy=policy, digest=digest, columns=run.columns)
 
 
