@@ -75,7 +75,7 @@ FAULTS = {
     "decimal comma": "a_decimal_comma_changes_no_number",
     "output that nobody reads": "output_that_nobody_reads_ends_the_command_quietly",
     "output that is closed": "output_that_is_closed_is_no_crash",
-    "terminal of ASCII": "a_terminal_that_knows_only_ascii_gets_question_marks",
+    "terminal of ASCII": "a_terminal_that_knows_only_ascii_gets_signs_spelled",
     "no terminal": "no_terminal_is_needed",
     "optional import that is missing": None,  # every import is a dependency of the package: extras are for tests and benchmarks
 }

@@ -130,7 +130,7 @@ def impute(
     data_dir: DataDir = None,
     out: Out = None,
 ) -> None:
-    """Draws of what is missing in rows of a split, x_mis ~ p(x_mis | x_obs), the rest unchanged: an array and a picture.
+    """Draws of what is missing in rows of a split, x_mis ~ p(x_mis | x_obs), the rest kept (float32): an array, a picture.
 
     Parameters
     ----------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
 import re
@@ -32,6 +33,20 @@ from .words import check_words, explain
 
 TOGETHER = ("train", "evaluate", "bracket", "gaps")  # commands whose work the processes of torchrun share
 
+SPELLED = "pyro_vae.spelled"  # how an encoding's gaps are filled
+SIGNS = {
+    "≥": ">=",
+    "≤": "<=",
+    "±": "+/-",
+    "−": "-",
+    "–": "-",
+    "×": "x",
+    "…": "...",
+    "→": "->",
+    "∞": "inf",
+    "\u0302": "-hat",
+}
+
 
 @app.meta.default
 def launch(
@@ -52,6 +67,8 @@ def launch(
     check_words(app, words)
     keys = read_keys(config) if config else {}
     keys = BEFORE | keys if resumed and config else keys
+    if keys.get("columns") and (not resumed or "--columns" in {word.split("=")[0] for word in words}):
+        keys["likelihood_options"] = without_blocks(keys.get("likelihood_options", {}))
     for role in [key for key in keys if key.endswith("_options")]:
         flag = f"--{role.replace('_', '-')}"
         given = {word.split("=")[0] for word in words}
@@ -62,6 +79,11 @@ def launch(
         raise UsageError("new asks questions and says what it has read: it has no --quiet")
     with silent(results="--json" in words) if quiet else nullcontext(), defaults(keys if config else None):
         app(words, exit_on_error=False, print_error=False, result_action="return_value")
+
+
+def without_blocks(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave the blocks of columns out, which were found in a table: of another one, or by other words, they are found anew."""
+    return {name: value for name, value in options.items() if name != "blocks"}
 
 
 @contextmanager
@@ -184,15 +206,29 @@ def run_command(argv: Sequence[str] | None) -> int:
     return 0
 
 
+def spelled(error: UnicodeError) -> tuple[str, int]:
+    """Spell signs that an encoding lacks, where numbers mean something else without them; any other becomes a question mark.
+
+    Example:
+        >>> codecs.register_error(SPELLED, spelled)
+        >>> "log p(x) ≥ −3.2 ± 0.1, naïve".encode("ascii", SPELLED)
+        b'log p(x) >= -3.2 +/- 0.1, na?ve'
+    """
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(SIGNS.get(sign, "?") for sign in error.object[error.start : error.end]), error.end
+
+
 @contextmanager
 def printable() -> Iterator[None]:
-    """Send output that is closed nowhere, and replace signs that it cannot show (an ASCII terminal, ±): no crash."""
+    """Send output that is closed nowhere, and spell signs that it cannot show (an ASCII terminal, ≥ as >=): no crash."""
+    codecs.register_error(SPELLED, spelled)
     before = sys.stdout, sys.stderr
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
         sys.stdout, sys.stderr = (nowhere if stream is None else stream for stream in before)
         reconfigured = [(s, s.errors) for s in (sys.stdout, sys.stderr) if isinstance(s, io.TextIOWrapper)]
         for stream, _ in reconfigured:
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors=SPELLED)
         try:
             yield
         finally:

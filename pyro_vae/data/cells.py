@@ -172,22 +172,34 @@ def booleans_of(raw: RawColumn) -> np.ndarray:
     for row, value in enumerate(values):
         if value not in codes:
             raise DataError(
-                f"column {raw.name!r}, row {row} (counted from 0): {raw.texts()[row]!r} is neither true nor false."
+                f"column {raw.name!r}, row {row} (counted from 0): {raw.texts()[row]!r} is neither true nor false. "
+                "Write it so (or 1 and 0), or leave the cell empty (missing)."
             )
     return np.array([codes[value] for value in values], dtype=np.float64)
 
 
 def separator_of(lines: Sequence[str], suffix: str) -> str:
-    """Find what parts the cells of a text file: a tab in a .tsv; in a .csv a comma, or the semicolon that each line has alike.
+    """Find what parts the cells of a text file: a tab in a .tsv; in a .csv a comma, or what each line has alike in its place.
+
+    That is a semicolon, or, where not each line has as many commas, a tab or a bar.
 
     Example:
         >>> separator_of(["a;b", "1,5;2", "2,5;3"], ".csv"), separator_of(["a,b", "1,x;y"], ".csv")
         (';', ',')
+        >>> separator_of(["a|b", "1|2"], ".csv"), separator_of(["a,b", "1|2,3"], ".csv")
+        ('|', ',')
     """
     if suffix == ".tsv":
         return "\t"
-    counts = {len(list(outside_quotes(line, ";"))) for line in lines if line.strip()}
-    return ";" if len(counts) == 1 and counts != {0} else ","
+    written = [line for line in lines if line.strip()]
+    alike = [sign for sign in ";,\t|" if same_count(written, sign)]
+    return alike[0] if alike else ","
+
+
+def same_count(lines: Sequence[str], sign: str) -> bool:
+    """Return whether a sign stands in each line, as often in all, outside of quotes."""
+    counts = {len(list(outside_quotes(line, sign))) for line in lines}
+    return len(counts) == 1 and counts != {0}
 
 
 def outside_quotes(line: str, sign: str) -> Iterator[int]:

@@ -15,8 +15,8 @@ from pyro_vae.common.keywords import suggest
 from pyro_vae.errors import DataError, UsageError
 
 from .cells import is_numeric, typed
-from .columns import Column, RawColumn, as_category, check_rounding, check_values
-from .label_doubts import unit_of
+from .columns import ASKED, Column, RawColumn, as_category, check_rounding, check_values
+from .label_doubts import odd_numbers
 
 IGNORED = "ignore"
 ORDERED = ("CumulativeLogit", "discretized_logistic")  # families of codes whose order counts
@@ -81,7 +81,7 @@ def choose(raw: RawColumn, asked: str = "") -> tuple[np.ndarray, Column] | str:
         DataError: nothing but gaps; types that are mixed, dates, infinite numbers; by column and row.
     """
     if asked == IGNORED:
-        return "as asked"
+        return ASKED
     name, _, options = asked.partition(":")
     if raw.missing.all() and not raw.trouble:
         raise DataError(
@@ -93,7 +93,7 @@ def choose(raw: RawColumn, asked: str = "") -> tuple[np.ndarray, Column] | str:
         check_rounding(raw.name, np.asarray(raw.values))
     if asked:
         values, column = as_asked(raw, name, options)
-        return values, replace(column, why="as asked" + order_of(raw, column))
+        return values, replace(column, why=ASKED + order_of(raw, column))
     return choose_family(raw)
 
 
@@ -176,10 +176,10 @@ def check_shared(values: np.ndarray, column: Column) -> None:
         DataError: says how they are taken, or left out.
     """
     rows, used = int((~np.isnan(values)).sum()), len(np.unique(values[~np.isnan(values)]))
-    if (unit := unit_of(column.labels)) and used > GRADES:
+    if (numbers := odd_numbers(column.labels)) and used > GRADES:
         raise DataError(
-            f"column {column.name!r} has {used} labels that are numbers with {unit!r} beside them "
-            f"({', '.join(map(repr, column.labels[:3]))} …): write numbers alone, and the unit into the name; or --columns "
+            f"column {column.name!r} has {used} labels that are {numbers} "
+            f"({', '.join(map(repr, column.labels[:3]))} …): write numbers alone, with digits and a point; or --columns "
             f"auto,{column.name}=ignore, or auto,{column.name}=categorical, which takes each for a label without order."
         )
     if rows >= NAMED and used > rows / 2:

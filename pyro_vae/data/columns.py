@@ -17,6 +17,7 @@ KINDS = ("number", "boolean", "category")
 BOOLEANS = ("false", "true")  # codes 0 and 1
 MANY = 1000  # categories of one column
 SHOWN = 6  # labels, in a message
+ASKED = "as asked"  # why a family is a column's
 EXACT = 2**24  # float32 holds every whole number up to here
 ROUNDED = 0.01  # of the spread of a column, by which single precision may move its fractions
 
@@ -180,6 +181,13 @@ def check_values(name: str, values: np.ndarray) -> None:
         raise DataError(
             f"column {name!r} has infinite values in {len(rows)} rows, first in row {rows[0]} (counted from 0). "
             "Leave these cells empty (missing), or cap them."
+        )
+    large = np.abs(values) > np.finfo(np.float32).max
+    if large.any():
+        row = int(large.argmax())
+        raise DataError(
+            f"column {name!r}, row {row} (counted from 0): {values[row]:g} is more than single precision holds (3.4e+38). "
+            "Leave the cell empty (missing), or count in a larger unit."
         )
     check_whole(name, values)
 

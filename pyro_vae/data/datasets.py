@@ -17,7 +17,7 @@ from .image_folders import read_folder
 from .image_sets import SETS, read_image_set
 from .mnist import CLASSES, read_images
 from .open_row_file import ENDINGS as ROWS_ON_DISK
-from .prepare import check_columns, event_shape, format_missing, prepare
+from .prepare import check_columns, empty_rows, event_shape, format_missing, prepare
 from .sparse_data import ANNOTATED, is_sparse_file, read_sparse
 from .split_files import given_paths, read_splits, shared_rows
 from .splits import Part, Source, shuffle
@@ -158,7 +158,7 @@ def converted(source: Source, options: DataOptions, by_file: bool) -> Data:
     parts, shape = [split for split, _ in prepared], event_shape(source.parts, options.sequences)
     splits = source.cut(parts)
     train, validation, test = draw(splits, options)
-    notes = dict.fromkeys([*source.notes, *(note for _, notes in prepared for note in notes)])
+    notes = dict.fromkeys([*source.notes, *(note for _, notes in prepared for note in notes), *empty_rows(parts)])
     return Data(
         source.name,
         train,

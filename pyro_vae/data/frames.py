@@ -19,6 +19,8 @@ from .column_choices import ColumnSpec
 from .columns import Column, RawColumn, check_names, left_out, too_large
 from .mixed import code_columns, describe_columns, index_among, match_columns
 
+OF_PANDAS = ("False", "True")  # as it writes booleans
+
 
 @dataclass(frozen=True, eq=False)
 class NumericTable:
@@ -115,8 +117,8 @@ def blocks_of(columns: Sequence[Column]) -> str:
     return ",".join(f"{name}:{width}{colon}{options}" for (name, colon, options), width in parts)
 
 
-def read_frame(frame: Any) -> list[RawColumn]:
-    """Read the columns of a table, as they are.
+def read_frame(frame: Any, pandas: bool = False) -> list[RawColumn]:
+    """Read the columns of a table, as they are; booleans of `pandas` are spelled as it writes them.
 
     Raises:
         DataError: no table, one without rows, or columns that hold what no number stands for.
@@ -139,7 +141,7 @@ def read_frame(frame: Any) -> list[RawColumn]:
         native = native.collect()
     if not isinstance(native, nw.DataFrame) or not len(native) or not native.columns:
         raise DataError(f"the table (a {type(frame).__name__}) is empty: it has no rows or no columns.")
-    return list(read_columns(native))
+    return list(read_columns(native, pandas))
 
 
 def pandas_index(frame: Any) -> tuple[str, ...]:
@@ -155,17 +157,17 @@ def is_lazy(frame: Any) -> bool:
     return hasattr(frame, "collect") and not hasattr(frame, "to_pandas")
 
 
-def read_columns(frame: Any) -> Iterator[RawColumn]:
+def read_columns(frame: Any, pandas: bool = False) -> Iterator[RawColumn]:
     """Yield the columns of an eager frame."""
     for name in frame.columns:
         try:
-            yield read_series(name, frame[name])
+            yield read_series(name, frame[name], pandas)
         except DataError as error:  # of a column that may yet be left out
             yield RawColumn(name, np.full(len(frame), np.nan), trouble=str(error))
 
 
-def read_series(name: str, series: Any) -> RawColumn:
-    """Read one column by its dtype."""
+def read_series(name: str, series: Any, pandas: bool = False) -> RawColumn:
+    """Read one column by its dtype; booleans of `pandas` are spelled as it spells them."""
     import narwhals.stable.v2 as nw
 
     dtype = series.dtype
@@ -183,7 +185,7 @@ def read_series(name: str, series: Any) -> RawColumn:
     if dtype.is_float():
         return RawColumn(name, series.cast(nw.Float64).fill_null(float("nan")).to_numpy().astype(np.float64))
     values = [None if is_gap(value) else value for value in series.to_list()]
-    return of_objects(name, values, str(dtype))
+    return of_objects(name, values, str(dtype), OF_PANDAS if pandas else None)
 
 
 def whole_numbers(name: str, series: Any) -> np.ndarray:
@@ -217,8 +219,8 @@ def is_gap(value: Any) -> bool:
         return type(value).__name__ == "NAType"
 
 
-def of_objects(name: str, values: list[Any], dtype: str) -> RawColumn:
-    """Read a column of objects (texts, booleans, decimals, or a mixture) by what they are.
+def of_objects(name: str, values: list[Any], dtype: str, spelled: tuple[str, ...] | None = None) -> RawColumn:
+    """Read a column of objects (texts, booleans, decimals, or a mixture) by what they are; `spelled`: false and true.
 
     Raises:
         DataError: several types in one column, or one that no number stands for; names the row.
@@ -242,7 +244,9 @@ def of_objects(name: str, values: list[Any], dtype: str) -> RawColumn:
             f"it, or leave it out ({left_out(name)})."
         )
     numbers = np.array([np.nan if v is None else float(v) for v in values], dtype=np.float64)
-    return RawColumn(name, numbers, "boolean" if kind == "booleans" else "number")
+    return RawColumn(
+        name, numbers, "boolean" if kind == "booleans" else "number", spelled if kind == "booleans" else None
+    )
 
 
 def known_text(text: str) -> str | None:

@@ -6,9 +6,32 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 
-from .columns import SHOWN, Column
+from .columns import ASKED, NUMBER, SHOWN, Column
 
 QUANTITY = re.compile(r"(?P<before>[^\w\s.,+-]*)\s*[+-]?(\d+([.,]\d+)*|[.,]\d+)\s*(?P<after>[^\d\s]*)")  # $5, 5 kg, 5%
+
+
+PARTS = r"[_ \u00a0\u2009\u202f'\u2019]"  # of thousands
+NOTATION = (
+    re.compile(  # of numbers, not read as such: 1/2, 0x1F, 71_000, 71 000, 71'000, (71), and minus signs of print
+        rf"[+-]?\d+/\d+|[+-]?0(x[\da-f]+|b[01]+|o[0-7]+)|[+-]?\d{{1,3}}({PARTS}\d{{3}})+([.,]\d+)?"
+        r"|\(\d+([.,]\d+)*\)|[\u2010-\u2015\u2212]\d+([.,]\d+)*",
+        re.IGNORECASE,
+    )
+)
+
+
+def odd_numbers(labels: Sequence[str]) -> str:
+    """Say as what numbers all labels may be meant, which are not read as such; nothing where they are none.
+
+    Example:
+        >>> odd_numbers(["5 kg", "12.5 kg"]), odd_numbers(["1/2", "3/4"]), odd_numbers(["0x1F"]), odd_numbers(["1/2", "half"])
+        ("numbers with 'kg' beside them", "numbers written as '1/2'", "numbers written as '0x1F'", '')
+    """
+    if labels and all(map(NOTATION.fullmatch, labels)):
+        return f"numbers written as {labels[0]!r}"
+    unit = unit_of(labels)
+    return f"numbers with {unit!r} beside them" if unit else ""
 
 
 def unit_of(labels: Sequence[str]) -> str:
@@ -33,8 +56,13 @@ def one_label(label: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", label).casefold()).split())
 
 
-def doubts_of(column: Column) -> Iterator[str]:
-    """Yield what should be known of the labels of a column of categories, which stay as they are written."""
+def doubts_of(column: Column, as_texts: bool = False) -> Iterator[str]:
+    """Yield what should be known of the labels of a column of categories, which stay as they are written.
+
+    Args:
+        column: its labels.
+        as_texts: that its table holds as texts, and declares no categories.
+    """
     if column.kind != "category":
         return
     groups: dict[str, list[str]] = {}
@@ -47,8 +75,10 @@ def doubts_of(column: Column) -> Iterator[str]:
             f"column {column.name!r} has labels that differ in case, spaces or Unicode's forms alone: {told}. Each is a "
             "category of its own; where they are one, write them alike"
         )
-    if unit := unit_of(column.labels):
+    plain = as_texts and all(map(NUMBER.fullmatch, column.labels))
+    numbers = "numbers as texts" if plain else odd_numbers(column.labels)
+    if numbers and not column.why.startswith(ASKED):
         yield (
-            f"column {column.name!r} holds numbers with {unit!r} beside them, which are labels here: write numbers alone to "
-            "have them as numbers"
+            f"column {column.name!r} holds {numbers}, which are labels here: write numbers alone, with digits and a point, to "
+            f"have them as numbers (--columns auto,{column.name}=categorical where labels are meant)"
         )

@@ -92,7 +92,7 @@ def code_columns(raws: Sequence[RawColumn], spec: ColumnSpec | None) -> Coded:
             notes.append(f"column {raw.name!r} is left out: {chosen}")
         else:
             taken.append(chosen)
-            notes += doubts_of(chosen[1])
+            notes += doubts_of(chosen[1], raw.kind == "category" and raw.labels is None)
             if spec is None and len(np.unique(chosen[0][~np.isnan(chosen[0])])) == 1:
                 notes.append(
                     f"column {raw.name!r} is constant: a density there has no bound, and says nothing of a row"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -21,6 +23,19 @@ def format_missing(splits: list[Split], sequences: bool = False) -> str:
     missing, cells = (sum(f(s.x) for s in splits) for f in (lambda x: int(x.isnan().sum()), Tensor.numel))
     what = "missing, or after the end of a sequence" if sequences else "missing"
     return f", {100 * missing / cells:.1f} % of them {what}: log p of what is observed" if missing else ""
+
+
+def empty_rows(splits: Sequence[Split]) -> list[str]:
+    """Note rows of which nothing is there; the first is numbered as in its file."""
+    empty = [(split, split.x.isnan().flatten(1).all(1)) for split in splits if len(split)]
+    count, rows = sum(int(rows.sum()) for _, rows in empty), sum(map(len, splits))
+    if not count:
+        return []
+    first = min(int(split.numbers[rows.numpy()].min()) for split, rows in empty if rows.any())
+    return [
+        f"{count} of {rows} rows {'has' if count == 1 else 'have'} no value at all (first row {first}, counted from 0): log p "
+        "of nothing is 0, whatever the model, and counts in every mean; take such rows out of the file"
+    ]
 
 
 def prepare(part: Part, source: Source, binary: bool, missing: bool) -> tuple[Split, list[str]]:

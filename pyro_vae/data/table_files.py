@@ -129,7 +129,7 @@ def read_parquet(path: Path) -> tuple[list[RawColumn], tuple[str, ...]]:
     except Exception as error:  # pyarrow's errors are of many kinds, and all are of the file
         raise DataError(f"{path} cannot be read as Parquet ({type(error).__name__}: {error}).") from error
     try:
-        return read_frame(table), pandas_index(table)
+        return read_frame(table, bool(table.schema.pandas_metadata)), pandas_index(table)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
 

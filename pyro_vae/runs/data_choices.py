@@ -69,6 +69,44 @@ def of_columns(config: Config, data: Data) -> Config:
     return dataclasses.replace(config, likelihood="columns", **changed)
 
 
+def check_blocks(config: Config, data: Data) -> None:
+    """Refuse blocks beside the likelihoods that were found for the columns of a table, where they are others.
+
+    Raises:
+        UsageError: names the first column; its likelihood would be told as one, and modelled as another.
+    """
+    given = config.likelihood_options.get("blocks")
+    if config.columns is None or not given:
+        return
+    found, asked = column_families(blocks_of(data.columns)), column_families(str(given))
+    if found == asked:
+        return
+    if len(found) != len(asked):
+        what = f"--likelihood.blocks are of {len(asked)} columns, and --columns {config.columns} takes {len(found)}"
+    else:
+        i = next(i for i, pair in enumerate(zip(found, asked, strict=True)) if pair[0] != pair[1])
+        name = data.columns[i].name
+        what = f"column {name!r} is {found[i]} by --columns {config.columns}, and {asked[i]} by --likelihood.blocks"
+    raise UsageError(
+        f"{what}: leave the blocks out, and correct a column by --columns auto,NAME=FAMILY; or leave --columns out"
+    )
+
+
+def column_families(blocks: str) -> list[str]:
+    """List the family of each column of some blocks, options by name.
+
+    Example:
+        >>> column_families("normal:2,categorical:1:num_classes=3")
+        ['normal', 'normal', 'categorical:num-classes=3']
+    """
+    families: list[str] = []
+    for text in blocks.split(","):
+        name, width, *options = text.strip().split(":")
+        named = sorted(f"{key.replace('_', '-')}={value}" for key, _, value in (o.partition("=") for o in options))
+        families += [":".join([name, *named])] * int(width)
+    return families
+
+
 def columns_told(columns: Sequence[Column]) -> list[dict[str, Any]]:
     """Return what a run's folder remembers of the columns of its table; nothing of numbers so many that it has no room.
 

@@ -115,9 +115,9 @@ def train_ensemble(
     path, seeds = Path(path), check_seeds(seeds)
     check_for_several(config)
     made = {seed: trackers_of(trackers, seed) for seed in seeds}
+    check_free(path, overwrite)  # before the data is read, which may take long
     first = prepare(replace(config, seed=seeds[0]), path / name_of(seeds[0]), components, data_dir, download, device)
     refuse_stored(first.data)
-    check_free(path, overwrite)
     folder.make(path)
     with no_links_below(path), locked(path):
         jobs = [member_job(first, seed, path) for seed in seeds]

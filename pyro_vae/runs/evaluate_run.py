@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +18,7 @@ from pyro_vae.common.plain_text import plain
 from pyro_vae.common.spread import sharing
 from pyro_vae.data import Data, Split
 from pyro_vae.data.row_ids import RowIds
-from pyro_vae.errors import DeviceLostError, Interrupted, ProcessesError, UnreliableError, UsageError
+from pyro_vae.errors import DeviceLostError, Interrupted, ProcessesError, SupportError, UnreliableError, UsageError
 from pyro_vae.evidence.annealing import saved
 from pyro_vae.evidence.annealing.ais import ais
 from pyro_vae.evidence.annealing.result import Annealed
@@ -27,6 +29,7 @@ from pyro_vae.evidence.log_likelihood import log_likelihood
 from . import evaluations, folder
 from .current_run import as_it_is_now, check_same_weights
 from .custom_components import NOTHING, Components
+from .data_choices import columns_outside
 from .ensemble_folder import is_ensemble
 from .evaluation_options import CHUNK, EvaluationOptions, Method, ProposalName, check_used
 from .evaluations import PROPOSALS, EvaluationName, is_new
@@ -136,7 +139,8 @@ def evaluate_opened(
         digests = {"weights": weights, "data": data.digest, "split": options.split}
         file = into / f"particles-{name}.safetensors"
         cache = ParticleCache(file, digests, strict=training is None)
-        evidence = placed(log_px_of(run.vae, run.rows(rows), cache, options), rows)
+        with columns_named(run, data, rows):
+            evidence = placed(log_px_of(run.vae, run.rows(rows), cache, options), rows)
 
         def record() -> dict[str, Any]:
             """Write what came of it."""
@@ -155,6 +159,17 @@ def evaluate_opened(
         if options.strict and isinstance(evidence, Evidence) and len(evidence.flagged):
             raise UnreliableError(evidence.why_flagged(), evidence)
     return result
+
+
+@contextmanager
+def columns_named(run: Run, data: Data, rows: Split) -> Iterator[None]:
+    """Name the columns of a table that have values outside the support of their likelihood, in an error of its rows."""
+    try:
+        yield
+    except SupportError as error:
+        if named := columns_outside(run.config, data, rows):
+            raise SupportError(f"{plain(data.name)}: {named}") from error
+        raise
 
 
 def record_evaluation(

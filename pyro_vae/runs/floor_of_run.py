@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pyro_vae.data import Data
+from pyro_vae.distributions.units import real_elements
 from pyro_vae.models.standardize import log_scale
 
 from .load import Run
@@ -27,7 +29,10 @@ def floor_of(run: Run, data: Data, x: Tensor, log_px: Tensor) -> dict[str, Any]:
     jacobian: Any = 0.0
     if run.config.standardize:  # a fit by gradient starts at scale 1, as networks do
         units = kind.units(run.vae)
-        loc, scale = units.loc.to(x), units.scale.to(x)
+        real = real_elements(own(torch.zeros(features))).to(
+            x.device
+        )  # a fork's likelihood may be of fewer than its units
+        loc, scale = torch.where(real, units.loc.to(x), 0.0), torch.where(real, units.scale.to(x), 1.0)
         jacobian, train_rows, x = log_scale(x, scale).double(), (train_rows - loc) / scale, (x - loc) / scale
     floor_px = floor(run.config.likelihood, own, features, train_rows, x) - jacobian
     floor_px = floor_px.reshape(len(log_px), -1).sum(1)

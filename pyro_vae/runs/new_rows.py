@@ -11,10 +11,11 @@ import torch
 
 from pyro_vae.common.plain_text import plain
 from pyro_vae.data import Column, Data, Split, TableOptions, binarize, load
+from pyro_vae.data.arrays import GAPS
 from pyro_vae.data.image_folders import read_folder
 from pyro_vae.data.missing_codes import are_codes
 from pyro_vae.data.mixed import shown
-from pyro_vae.data.prepare import event_shape, format_missing, prepare
+from pyro_vae.data.prepare import empty_rows, event_shape, format_missing, prepare
 from pyro_vae.data.row_ids import row_digests
 from pyro_vae.data.sparse_data import ANNOTATED, is_sparse_file, read_rows, with_columns
 from pyro_vae.data.stored_data import is_stored
@@ -23,6 +24,12 @@ from pyro_vae.errors import DataError, RunFolderError, ShapeError, UsageError
 
 from .evaluations import NEW, is_new
 from .load import Run, open_data, read_data
+from .new_labels import labelled_as
+
+WITHOUT_GAPS = (
+    "The run was trained on rows without gaps, and has no likelihood of what is left of a row: leave these rows out, or fill "
+    "them; or train with --missing, whose runs take them."
+)
 
 
 def open_rows(run: Run, file: Path | None, data_dir: Path | None = None) -> Data:
@@ -94,14 +101,20 @@ def open_dense_rows(run: Run, file: Path, data_dir: Path | None) -> Data:
         raise other_shape(run, file, shape)
     if run.columns and not is_table(file):
         print(f"note: {plain(file.name)}: {by_place(run)}", file=sys.stderr)
-    rows, _ = prepare(part, source, binary, config.missing or ragged)
+    try:
+        rows, _ = prepare(part, source, binary, config.missing or ragged)
+    except DataError as error:
+        if GAPS not in str(error):
+            raise
+        raise DataError(f"{file}: {str(error).replace(GAPS, WITHOUT_GAPS)}") from error
     if binary:
         rows = replace(rows, x=binarize(rows.x, torch.Generator().manual_seed(config.data_seed)))
-    for note in (note for note in source.notes if not note.startswith("split ")):
+    for note in (note for note in (*source.notes, *empty_rows([rows])) if not note.startswith("split ")):
         print(f"note: {plain(file.name)}: {plain(note)}", file=sys.stderr)
     policy = source.policy + format_missing([rows], ragged)
     policy = run.record["data"].get("policy", policy) if binary else policy
     train = training_rows(run, data_dir)
+    rows = labelled_as(run, rows, train, file)
     if train is not None and (seen := count_seen(rows, train)):
         print(
             f"note: {plain(file.name)}: {seen} of {len(rows)} rows equal rows that the run was trained on, and their log p(x) "
@@ -177,6 +190,7 @@ def open_sparse_rows(run: Run, file: Path, data_dir: Path | None) -> Data:
     new = Split(x, labels, index=np.array(rows.row_names) if rows.row_names else None, classes=classes)
     policy = "values as given" + format_missing([new])
     train = training_rows(run, data_dir)
+    new = labelled_as(run, new, train, file)
     return of_one_split(run, new, train, name=file.name, policy=policy, digest=digest, columns=run.columns)
 
 

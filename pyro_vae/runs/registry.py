@@ -264,5 +264,8 @@ def units_of(
         return torch.zeros(elements), torch.ones(elements)
     if not (real := real_elements(family(torch.zeros(features)))).any():
         name = config.likelihood
-        raise UsageError(f"standardize: the likelihood {name!r} is no density of real numbers; leave it out")
+        raise UsageError(
+            f"standardize: the likelihood {name!r} is no density of real numbers; leave it out "
+            "(--no-standardize, where a config file says it)"
+        )
     return (torch.zeros(elements), torch.ones(elements)) if x is None else units_by_shape(x, real, shape)

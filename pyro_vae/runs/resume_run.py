@@ -15,6 +15,7 @@ from pyro_vae.common.environment import versions
 from pyro_vae.common.exchange import agree
 from pyro_vae.common.held_folder import no_links_below
 from pyro_vae.common.keywords import suggest_keywords
+from pyro_vae.common.plain_text import plain
 from pyro_vae.common.safe_read import MIB, Layout, check_seal
 from pyro_vae.common.spread import by_itself, sharing
 from pyro_vae.errors import CheckpointError, RunFolderError, UsageError
@@ -76,6 +77,8 @@ def resume_run(
         config = Config.of_run(record["config"]) if config is None else config
     except UsageError as error:
         raise RunFolderError(f"{path / 'config.json'} cannot be used: {error}") from error
+    if fork is not None and sharing().leads:
+        folder.check_free(Path(fork))  # before the data is read
     digest = None if fork else record["data"]["digest"]
     limits = partial(bounded_build, layout_on_disk(path))
     job = prepare(
@@ -89,8 +92,9 @@ def resume_run(
             folder.make(path)
             folder.check_own(path)
         with led(path, lambda: tidy(path)):
-            return continue_run(job, num_samples, minutes, trackers)
+            return continue_run(job, num_samples, minutes, trackers, record.get("forked_from"))
     saved = newest(job, path)
+    check_fork(job, path, record, saved)
     if leads:
         folder.check_free(job.path)
         folder.make(job.path)
@@ -111,13 +115,46 @@ def layout_on_disk(path: Path) -> Layout | None:
     return Weights.of(path).layout if held else None
 
 
-def continue_run(job: TrainingJob, num_samples: int, minutes: float, trackers: Sequence[Tracker]) -> dict[str, Any]:
+def check_fork(job: TrainingJob, path: Path, record: Mapping[str, Any], saved: Generation | None) -> None:
+    """Refuse a fork that could not begin with the state of its run, or would train nothing, before its folder is made.
+
+    Raises:
+        CheckpointError: no checkpoint, or one of other networks; says which options differ.
+        UsageError: as many epochs as the run has made, or fewer.
+    """
+    if saved is None:
+        raise CheckpointError(
+            f"{path} has no checkpoint that a fork could begin with (members of an ensemble have none): train a new run, "
+            "pyro-vae train --run NEW_FOLDER ..."
+        )
+    then, now = Config.of_run(record["config"]).to_dict(), job.config.to_dict()
+    ours, theirs = job.vae.state_dict(), saved.groups["model"]
+    same = ours.keys() & theirs.keys()
+    if same and (same != ours.keys() or any(ours[name].shape != theirs[name].shape for name in same)):
+        changed = {key: (then.get(key), now.get(key)) for key in then | now if then.get(key) != now.get(key)}
+        raise CheckpointError(
+            f"the networks of {path} are others than those of the fork, which begins with its weights:\n"
+            f"{format_differences(changed)}\nLeave what makes other networks as it was, or train a new run, pyro-vae train "
+            "--run NEW_FOLDER ..."
+        )
+    made = len(history_of(saved))
+    if made >= job.config.epochs:
+        raise UsageError(
+            f"--epochs {job.config.epochs}: {path} has made {made} epochs already, which count, so that nothing would be "
+            f"trained. Say how many it shall be in all, such as --epochs {2 * made}"
+        )
+
+
+def continue_run(
+    job: TrainingJob, num_samples: int, minutes: float, trackers: Sequence[Tracker], forked_from: Any = None
+) -> dict[str, Any]:
     """Resume without a fork, under the folder's lock."""
     path, leads = job.path, sharing().leads
     saved = newest(job, path)
     if sharing().world > 1:  # once all have read it, it may be discarded
         agree("the newest checkpoint", None if saved is None else saved.number)
     if saved is None:
+        check_not_begun(path, forked_from)
         if leads:
             folder.remove(path / folder.DIVERGENCE)
             note = "the run has no checkpoint, so it had not begun: training starts from the beginning."
@@ -137,6 +174,24 @@ def continue_run(job: TrainingJob, num_samples: int, minutes: float, trackers: S
     if leads:
         write_metrics(path, saved)
     return carry_out(job, checkpointer, num_samples, resume=saved, trackers=trackers)
+
+
+def check_not_begun(path: Path, forked_from: Any) -> None:
+    """Refuse to train a run without checkpoints from the beginning, if it was to begin elsewhere, or has weights.
+
+    Raises:
+        CheckpointError: says how to go on.
+    """
+    if isinstance(forked_from, str):
+        raise CheckpointError(
+            f"{path} was to begin with the state of {plain(forked_from)}, and ended before that was saved: remove the folder, "
+            f"and fork again, pyro-vae train --resume {plain(forked_from)} --fork {path} ..."
+        )
+    if os.path.lexists(path / MODEL):
+        raise CheckpointError(
+            f"{path} holds weights, and no checkpoint to go on from (members of an ensemble have none): score it as it is, "
+            f"pyro-vae evaluate {path}, or train it anew, pyro-vae train --run {path} --overwrite ..."
+        )
 
 
 def tidy(path: Path) -> None:

@@ -25,7 +25,8 @@ def rows_of(data: Data, split: str, rows: int | None = None) -> Split:
         )
     chosen: Split = data.test if is_new(split) else getattr(data, split)
     if rows is not None and not 1 <= rows <= len(chosen):
-        raise UsageError(f"rows={rows}, but the {split} split has 1 to {len(chosen)}")
+        there = f"there are {len(chosen)} new rows" if is_new(split) else f"the {split} split has {len(chosen)}"
+        raise UsageError(f"rows={rows}, but {there}: take 1 to {len(chosen)} of them")
     return chosen[:rows]
 
 

@@ -81,10 +81,11 @@ def train_run(
     """
     path = Path(path)
     check_trackers(trackers)
+    if sharing().leads:
+        folder.check_free(path, overwrite)  # before the data is read, which may take long
     job = prepare(config, path, components, data_dir, download, device)
     agree_on_run(job.config, job.data, path)
     if sharing().leads:
-        folder.check_free(path, overwrite)
         folder.make(path)
     with led(path, lambda: create(path, describe(job.config, job.data, made_by, path), overwrite)):
         return carry_out(job, job.checkpointer(minutes), num_samples, trackers=trackers)

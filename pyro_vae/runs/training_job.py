@@ -35,7 +35,7 @@ from .build_limits import within_machine
 from .checkpointer import Checkpointer
 from .config import Config
 from .custom_components import Components
-from .data_choices import choices_told, columns_outside, columns_told, decided
+from .data_choices import check_blocks, choices_told, columns_outside, columns_told, decided
 from .evaluations import SPLITS
 from .kinds.kind import Batch, ModelKind
 from .load import Run, load_data
@@ -100,6 +100,8 @@ def prepare(
     check_stored(first, data)
     columns_told(data.columns)  # what a run's folder has no room for is refused before it is made
     given, config = config, decided(config, data, components)
+    if digest is None:  # a run that goes on has the blocks that were found then
+        check_blocks(given, data)
     for note in (*data.notes, *choices_told(given, config, data)) if sharing().leads else ():
         print(f"note: {plain(note)}", file=sys.stderr)
     if limits is None and not components:

@@ -7,6 +7,7 @@ the history, early stopping and the aggressive encoder. Not in it: what a callab
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -25,7 +26,7 @@ from .precision import name_of
 from .serialize import pack, unpack
 from .shuffle import FIXED
 from .trainer import Trainer
-from .training_state import EpochPosition, FitResult, named_tensors
+from .training_state import EpochPosition, FitResult, TrainingState, named_tensors
 
 Groups = Mapping[str, Mapping[str, Tensor]]
 Differences = Mapping[str, tuple[Any, Any]]  # name to (then, now)
@@ -194,6 +195,27 @@ def restore(trainer: Trainer, saved: SavedState, fork: bool = False) -> None:
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
         raise CheckpointError(f"the checkpoint's state cannot be used: {error!r}") from error
     adapt(trainer, changed)
+    if fork:
+        rescore_best(trainer)
+
+
+def rescore_best(trainer: Trainer) -> None:
+    """Measure the ELBO of the best weights so far anew: of a fork's rows and programs it is another number.
+
+    Else a fork whose ELBO lies lower throughout, on other rows or under another likelihood, would end with the weights that it
+    began from. Where neither changed it is the same number, as validation rows have the same noise each time.
+    """
+    state = trainer.state
+    if trainer.data.validation is None or not state.result.best_epoch:
+        return
+    newest = TrainingState()
+    newest.copy_best(trainer.tensors)
+    try:
+        state.load_best(trainer.tensors)
+        elbo = trainer.metrics.elbo(f"step {state.step + 1}")["elbo"]
+    finally:
+        newest.load_best(trainer.tensors)
+    state.best_elbo = elbo if elbo is not None and math.isfinite(elbo) else -math.inf
 
 
 def adapt(trainer: Trainer, changed: Differences) -> None:

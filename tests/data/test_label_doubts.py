@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from pyro_vae.data import Column, TableOptions, load
+from pyro_vae.data import Column, TableOptions, load, table
 from pyro_vae.errors import DataError
 
 AUTO = TableOptions(columns="auto")
@@ -88,3 +88,36 @@ def test_false_and_true_keep_their_spelling(tmp_path, cells, codes):
 def test_a_boolean_of_three_labels_is_no_column():
     with pytest.raises(ValueError, match="boolean with 3 labels"):
         Column.from_dict({"name": "b", "kind": "boolean", "labels": ["a", "b", "c"]})
+
+
+@pytest.mark.parametrize(
+    "form", ["{}/7", "0x{:X}", "7{}_000", "7{} 000", "7{}\u00a0500", "7{}'000", "({})", "\u2212{}"], ids=ascii
+)
+def test_numbers_in_the_writing_of_others_are_no_labels(tmp_path, form):
+    few = loaded(tmp_path, 20 * [form.format(i) for i in (5, 1, 2)])
+    (note,) = [note for note in few.notes if "which are labels here" in note]
+    assert note.startswith("column 'k' holds numbers written as ") and "auto,k=categorical" in note
+    with pytest.raises(DataError, match=r"column 'k' has 12 labels that are numbers written as .*auto,k=categorical"):
+        loaded(tmp_path, 10 * [form.format(i) for i in range(12)])
+
+
+@pytest.mark.parametrize(
+    "labels", [["1/2", "half"], ["n/a/1", "2/b"], ["12_34", "56_78"], ["0xyz", "0x1g"], ["A(1)", "B(2)"]]
+)
+def test_codes_with_the_signs_of_numbers_are_labels(tmp_path, labels):
+    assert not [note for note in loaded(tmp_path, 20 * labels).notes if "which are labels here" in note]
+
+
+def test_labels_that_are_said_to_be_meant_are_not_doubted(tmp_path):
+    (tmp_path / "a.csv").write_text("mass,k\n" + "".join(f"{i + 0.5},{i % 3}/4\n" for i in range(60)))
+    meant = load(tmp_path / "a.csv", table=replace(AUTO, columns="auto,k=categorical"), verbose=False)
+    assert meant.columns[1].labels == ("0/4", "1/4", "2/4") and not [n for n in meant.notes if "which are labels" in n]
+
+
+def test_numbers_that_a_frame_holds_as_texts_are_told():
+    import pyarrow as pa
+
+    found = table(pa.table({"a": [0.5, 1.5, 2.5] * 10, "k": ["1", "2.5", "-3"] * 10}), "auto")
+    assert [note for note in found.notes if note.startswith("column 'k' holds numbers as texts, which are labels here")]
+    whole = table(pa.table({"a": [0.5, 1.5, 2.5] * 10, "k": [11, 12, 13] * 10}), "auto")  # grades, by their numbers
+    assert whole.columns[1].labels == ("11", "12", "13") and not whole.notes

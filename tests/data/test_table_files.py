@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from pyarrow import parquet
 
 from pyro_vae.data import TableOptions, load
 from pyro_vae.data.frames import blocks_of
@@ -222,3 +223,46 @@ def test_one_row_and_another_encoding_say_what_to_do(tmp_path):
             load(tmp_path / "latin.csv", table=table)
     with pytest.raises(DataError, match=r"it has one row: .* Give a table of more rows"):
         read(tmp_path / "x.csv", "a,b,c\n1.5,2.5,x\n")
+
+
+@pytest.mark.parametrize("sign", [";", "\t", "|"], ids=["semicolon", "tab", "bar"])
+@pytest.mark.parametrize("columns", ["auto", None], ids=["auto", "numbers"])
+def test_other_signs_between_cells_are_the_same_table(tmp_path, sign, columns):
+    rows = [f"{i}.25,{i % 7}" for i in range(20)]
+    (tmp_path / "a.csv").write_text("\n".join(["a,b", *rows]))
+    (tmp_path / "b.csv").write_text("\n".join(["a,b", *rows]).replace(",", sign))
+    (tmp_path / "c.csv").write_text("\n".join(["a,b", *rows]).replace(",", sign).replace(".", ","))  # decimal commas
+    first, *others = (load(tmp_path / f"{n}.csv", table=TableOptions(columns=columns), verbose=False) for n in "abc")
+    assert all(torch.equal(first.train.x, other.train.x) and first.columns == other.columns for other in others)
+
+
+def test_a_bar_within_cells_parts_none(tmp_path):
+    (tmp_path / "a.csv").write_text("a|b,c\n" + "".join(f"{i % 3}|x,{i}.5\n" for i in range(20)))
+    assert [c.name for c in load(tmp_path / "a.csv", table=AUTO, verbose=False).columns] == ["a|b", "c"]
+
+
+def test_booleans_of_pandas_are_spelled_as_it_spells_them(tmp_path):
+    """A .parquet holds no spelling; what wrote it has one."""
+    frame = pd.DataFrame({"a": [0.5, 1.5, None] * 10, "b": [True, False, None] * 10}).astype({"b": "boolean"})
+    frame.to_parquet(tmp_path / "x.parquet")
+    assert load(tmp_path / "x.parquet", table=AUTO, missing=True, verbose=False).columns[1].text(1.0) == "True"
+    table = parquet.read_table(tmp_path / "x.parquet").replace_schema_metadata(None)
+    parquet.write_table(table, tmp_path / "y.parquet")
+    assert load(tmp_path / "y.parquet", table=AUTO, missing=True, verbose=False).columns[1].text(1.0) == "true"
+
+
+def test_rows_of_which_nothing_is_there_are_told(tmp_path):
+    """A spreadsheet's last line of commas: its log p is 0, and lifts the mean of negative ones."""
+    rows = [f"{i}.25,{'x' if i % 2 else 'y'}" for i in range(20)]
+    (tmp_path / "x.csv").write_text("\n".join(["a,b", *rows, ",", ","]))
+    notes = load(tmp_path / "x.csv", table=AUTO, missing=True, verbose=False).notes
+    assert [n for n in notes if n.startswith("2 of 22 rows have no value at all (first row 20, counted from 0)")]
+    (tmp_path / "x.csv").write_text("\n".join(["a,b", *rows, "7,", ",x"]))
+    assert not [n for n in load(tmp_path / "x.csv", table=AUTO, missing=True, verbose=False).notes if "no value" in n]
+
+
+@pytest.mark.parametrize("number", ["1e39", "-4e38"])
+def test_numbers_beyond_single_precision_are_named(tmp_path, number):
+    (tmp_path / "x.csv").write_text("a,b\n" + "".join(f"{i}.5,{number if i == 7 else i}\n" for i in range(20)))
+    with pytest.raises(DataError, match=r"column 'b', row 7 \(counted from 0\): .* more than single precision holds"):
+        load(tmp_path / "x.csv", table=AUTO, verbose=False)

@@ -160,7 +160,7 @@ def test_csv(tmp_path):
         ("1,b\n3,4\n", "row 0 .*line 1 .*column 1: 'b'"),
         ("1,2\n,4\n3,4\n5,6\n", "x has NaN or infinite values in 1 of 4 rows: 1 .*--missing"),
         ("1,2\n1_0,4\n", "'1_0' is no number"),
-        ("1|2\n3|4\n", "'3|4' is no number"),
+        ("1|2,9\n3|4,9\n5|6,9\n", "'1|2' is no number"),
         ("1,2\n3,4,5\n", "row 1 .*line 2 .*: 3 cells, wanted 2"),
         ("a,b\n1,2\n3\n", "row 1 .*line 3 .*: 1 cells, wanted 2"),
         ("1,2\n3,nan\n5,6\n", "NaN or infinite values in 1 of 3 rows: 1 .* column 1"),

@@ -278,3 +278,38 @@ def test_a_column_that_the_run_left_out_is_named_where_new_rows_have_it_still(tm
         open_rows(opened(index="0"), path)
     with pytest.raises(ShapeError, match=r"\(2,\): give it such"):
         open_rows(opened(), few)
+
+
+def test_new_rows_outside_the_support_are_named_by_column(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train_module, "draw_figures", lambda *_: None)
+    monkeypatch.setattr(evaluate_module, "draw_khat", lambda *_, **__: None)
+    lines = [f"{i * i % 7},{i}.5" for i in range(30)]
+    (tmp_path / "x.csv").write_text("\n".join(["count,size", *lines, ",7.25"]))
+    train_run(
+        Config(data=str(tmp_path / "x.csv"), columns="auto", **SMALL), tmp_path / "run", num_samples=5, device="cpu"
+    )
+    (tmp_path / "new.csv").write_text("count,size\n3,1.5\n,2.5\n-1,2.5\n,\n")
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "run"), "--data", str(tmp_path / "new.csv"), "--num-samples", "5"]) == 3
+    said = capsys.readouterr().err
+    assert "new.csv: column 'count' has 1 values outside the support of its likelihood negative_binomial" in said
+    assert "-1 in row 2" in said and "note: new.csv: 1 of 4 rows has no value at all (first row 3" in said
+    assert main(["encode", str(tmp_path / "run"), "--data", str(tmp_path / "new.csv"), "--rows", "5"]) == 2
+    assert "there are 4 new rows: take 1 to 4" in capsys.readouterr().err
+
+
+def test_gaps_in_new_rows_of_a_run_without_any_are_refused_with_a_way_on(tmp_path, monkeypatch, capsys):
+    """--missing is no option of evaluate."""
+    monkeypatch.setattr(train_module, "draw_figures", lambda *_: None)
+    monkeypatch.setattr(evaluate_module, "draw_khat", lambda *_, **__: None)
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(20, 2)))
+    np.save(tmp_path / "new.npy", np.array([[0.5, np.nan], [1.0, 2.0]]))
+    train_run(Config(data=str(tmp_path / "x.npy"), **SMALL), tmp_path / "run", num_samples=5, device="cpu")
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "run"), "--data", str(tmp_path / "new.npy")]) == 3
+    said = capsys.readouterr().err
+    assert (
+        "in 1 of 2 rows: 0" in said
+        and "train with --missing, whose runs take them" in said
+        and "SkipMissing" not in said
+    )
