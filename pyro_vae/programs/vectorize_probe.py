@@ -34,6 +34,7 @@ from .row_coupling import (
     has_rows,
     in_rows,
     of_rows,
+    why_guide_reads_rows,
     why_not_as_among_copies,
     why_not_row_by_row,
     why_rows_are_coupled,
@@ -79,8 +80,10 @@ def choose_vectorizing(problem: Any) -> Vectorizing:
         refusal = found.refusal or (
             why_rows_are_coupled(problem, drawing(problem)) if few else why_model_is_coupled(problem)
         )
+        reads = "" if refusal or not few or drawing(problem) is problem.model else why_guide_reads_rows(problem)
     if refusal is not None:
         raise ProgramError(refusal)
+    found = replace(found, vectorizing=replace(found.vectorizing, guide_reads=reads))
     if handler is not None:
         handler.found.append((problem.model, as_written(problem.guide), found.vectorizing))
     return found.vectorizing
